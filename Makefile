@@ -1,0 +1,29 @@
+# make demo      make pictures, swap text keys and values site by site, and show which site carries the word
+# make test      run the tests
+# Both install into .venv what is missing, once; python3 and make are all that must be there.
+
+PYTHON ?= python3
+TEXTPATCH := .venv/bin/textpatch
+SOURCE := a red sign that says "HELLO" on a blue wall
+TARGET := a red sign that says "WORLD" on a blue wall
+
+.PHONY: demo test install clean
+
+demo: install
+	@echo "planted-mmdit: one site was trained to carry the word; localize must find it"
+	$(TEXTPATCH) localize planted-mmdit --pairs 8
+	@echo "tiny-mmdit: nobody chose the site that carries the word"
+	$(TEXTPATCH) localize tiny-mmdit --pairs 8
+	$(TEXTPATCH) edit planted-mmdit --source '$(SOURCE)' --target '$(TARGET)' --sites 3
+
+test: install
+	.venv/bin/python -m pytest
+
+install: .venv/.installed
+
+.venv/.installed: setup.cfg .ci/install
+	.ci/install $(PYTHON)
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis

@@ -1,0 +1,11 @@
+"""The models, one file per architecture, each read top to bottom in the order of execution.
+
+mmdit           the joint-attention transformer of Stable Diffusion 3
+schedules       noise levels and the steps between them
+text_encoders   CLIP and T5 as each pipeline reads them
+pipeline        encoders + denoiser + schedule + decoder
+"""
+
+from textpatch.reference_models.layers import TextCondition
+
+__all__ = ["TextCondition"]

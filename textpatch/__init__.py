@@ -1,0 +1,39 @@
+"""textpatch finds and uses the few attention layers through which a text-to-image model writes words."""
+
+import importlib
+import sys
+from types import ModuleType
+
+_HOMES = {
+    "attention": "segment_attention",
+    "edit": "Edit edit",
+    "errors": "PatchError",
+    "hooks": "HookRegistry",
+    "localize": "Localization Pair localize",
+    "patch": "KVCache capture inject patch",
+    "plan": "Plan Row Swap",
+    "sampling": "Samples sample",
+    "sites": "Site find_sites",
+    "store": "Run",
+    "weights": "load load_denoiser",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+__all__ = sorted(_HOME_OF)
+
+
+class _Package(ModuleType):
+    """Importing textpatch.localize would bind that module over the function of the same name; this keeps the function."""
+
+    def __setattr__(self, name: str, value) -> None:
+        if not (name in _HOME_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str):
+    """Import a public name when it is first used, so that the command line answers without importing torch."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'textpatch' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"textpatch.{_HOME_OF[name]}"), name)

@@ -1,0 +1,255 @@
+"""The command line.  Nothing heavy is imported before the options are known to be good."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from textpatch.errors import PatchError
+
+SENTENCE = 'a red sign that says "HELLO" on a blue wall'
+EXAMPLES = f"""examples:
+  textpatch sites tiny-mmdit
+  textpatch generate tiny-mmdit '{SENTENCE}' --seed 0 1 2
+  textpatch localize planted-mmdit --pairs 8 --seeds 0 1
+  textpatch edit planted-mmdit --source '{SENTENCE}' --target 'a green sign that says "WORLD" on a white wall' --sites 3
+  textpatch doctor
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code: 0, 2 for a request that cannot be carried out, 130 when interrupted."""
+    options = parser().parse_args(argv)
+    options.command_line = shlex.join(["textpatch", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        options.run(options)
+    except PatchError as error:
+        print(f"textpatch: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("textpatch: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="textpatch", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Find and use the attention layers through which a text-to-image model writes words.",
+    )  # fmt: skip
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    _sites(_command(commands, "sites", "list where text enters a model: index, name, kind, heads, parameters"))
+    _generate(_command(commands, "generate", "make pictures of prompts"))
+    _localize(_command(commands, "localize", "swap text K/V one site at a time and show which site carries the word"))
+    _edit(_command(commands, "edit", "keep the picture of one prompt, write the word of another"))
+    doctor_ = commands.add_parser("doctor", help="check the installation, the OCR engine and models")
+    doctor_.add_argument("model", nargs="*", help="shipped names or folders; all shipped models when left out")
+    doctor_.set_defaults(run=doctor)
+    return top
+
+
+def _command(commands, name: str, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.add_argument("model", help="a shipped model (tiny-mmdit, planted-mmdit) or a folder in diffusers layout")
+    return command
+
+
+def _sites(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=sites)
+
+
+def _generate(command: argparse.ArgumentParser) -> None:
+    command.add_argument("prompts", nargs="+", metavar="PROMPT", help=f"for shipped models like: {SENTENCE}")
+    command.add_argument("--seed", type=int, nargs="+", default=[0], help="noise seeds; every prompt with every seed")
+    command.add_argument("--negative", help="negative prompt (default: the empty prompt)")
+    _common(command)
+    command.set_defaults(run=generate)
+
+
+def _localize(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--pairs", type=int, default=8, help="how many prompt pairs of the shipped word lists (8)")
+    command.add_argument("--split", default="validation", help="which words: validation (default) or test")
+    command.add_argument("--same-scene", action="store_true", help="source and target prompt differ in the word alone")
+    command.add_argument("--prompts", type=Path, help="own prompt pairs: a file of lines `source<TAB>target`")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0], help="noise seeds; every pair with every seed (0)")
+    command.add_argument("--sites", nargs="+", default=["all"], help="indices, names or globs, each tried alone (all)")
+    command.add_argument("--set", dest="sets", nargs="+", action="append", metavar="SITE",
+                         help="sites tried together; may be given several times, replaces --sites")  # fmt: skip
+    _swap(command)
+    _common(command)
+    command.set_defaults(run=localize)
+
+
+def _edit(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--source", required=True, help="prompt whose picture is kept")
+    command.add_argument("--target", required=True, help="prompt whose word is wanted")
+    command.add_argument("--sites", nargs="+", help="sites to swap (default: those localised for the model)")
+    command.add_argument("--seed", type=int, default=0)
+    _swap(command)
+    _common(command)
+    command.set_defaults(run=edit)
+
+
+def _swap(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--start", type=int, default=0, help="first patched step, 0 = noisiest (0)")
+    command.add_argument("--branch", choices=["both", "cond"], default="both", help="guidance branches patched (both)")
+
+
+def _common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--steps", type=int, help="denoising steps (the model's default)")
+    command.add_argument("--guidance", type=float, help="classifier-free guidance (the model's default)")
+    command.add_argument("--out", type=Path, help="run folder (default: runs/COMMAND-MODEL-HASH)")
+
+
+def sites(options) -> None:
+    """`textpatch sites`: the table of a model's sites."""
+    from textpatch.sites import find_sites
+
+    model = _load(options.model).denoiser
+    total = sum(p.numel() for p in model.parameters())
+    print(f"{'site':>4}  {'name':<32}{'kind':<7}{'heads':>5}{'width':>7}{'text K/V':>11}  share of {total:,} parameters")
+    for site in find_sites(model):
+        width, share = site.heads * site.head_dim, site.parameters / total
+        print(f"{site.index:>4}  {site.name:<32}{site.kind:<7}{site.heads:>5}{width:>7}{site.parameters:>11,}  {share:.2%}")
+
+
+def generate(options) -> None:
+    """`textpatch generate`: one picture per prompt and seed, and a sheet of all."""
+    from textpatch.figures import contact_sheet, png
+
+    pipeline = _load(options.model)
+    steps, guidance = _defaults(pipeline, options)
+    request = dict(command="generate", prompts=options.prompts, seeds=options.seed, steps=steps, guidance=guidance,
+                   negative=options.negative)  # fmt: skip
+    run = _open_run(options, pipeline, request)
+    asked = [(prompt, seed) for prompt in options.prompts for seed in options.seed]
+    images = pipeline.generate([p for p, _ in asked], seeds=[s for _, s in asked], steps=steps, guidance=guidance,
+                               negative=options.negative)  # fmt: skip
+    made = [{"prompt": p, "seed": s, "image": run.image(image)} for (p, s), image in zip(asked, images)]
+    run.write_json("results.json", {"schema_version": 1, "pictures": made})
+    n = len(options.seed)
+    rows = [[(image, "") for image in images[i : i + n]] for i in range(0, len(images), n)]
+    run.write_bytes("sheet.png", png(contact_sheet(rows, captions=[f"seed {s}" for s in options.seed])))
+    print(run.folder / "sheet.png")
+
+
+def localize(options) -> None:
+    """`textpatch localize`: the ranked table, and a run folder with heat map, contact sheet and report."""
+    from textpatch.localize import localize as localize_
+    from textpatch.metrics import Tesseract
+    from textpatch.report import publish
+    from textpatch.result import answer, table
+
+    pipeline, ocr = _load(options.model), Tesseract()
+    pairs = _pairs(options)
+    steps, guidance = _defaults(pipeline, options)
+    groups = None if options.sets is None else [_selectors(group) for group in options.sets]
+    request = dict(command="localize", pairs=pairs, seeds=options.seeds, sites=options.sites, sets=options.sets,
+                   steps=steps, guidance=guidance, start=options.start, branch=options.branch)  # fmt: skip
+    ocr.self_test()
+    run = _open_run(options, pipeline, request, ocr=ocr.describe())
+    found = localize_(pipeline, pairs, sites=_selectors(options.sites), groups=groups, seeds=options.seeds, steps=steps,
+                      guidance=guidance, start=options.start, branch=options.branch, ocr=ocr, run=run)  # fmt: skip
+    publish(run, found.result, found.records)
+    print(table(found.result))
+    print(answer(found.result))
+    print(run.folder / "report.html")
+
+
+def edit(options) -> None:
+    """`textpatch edit`: source, edited and target picture side by side, and the plan that made them."""
+    from textpatch.edit import edit as edit_
+    from textpatch.figures import contact_sheet, png
+
+    pipeline = _load(options.model)
+    steps, guidance = _defaults(pipeline, options)
+    made = edit_(pipeline, options.source, options.target, start=options.start, seed=options.seed, steps=steps,
+                 guidance=guidance, branch=options.branch, sites=options.sites and _selectors(options.sites))  # fmt: skip
+    request = dict(command="edit", source=options.source, target=options.target, seed=options.seed, steps=steps,
+                   guidance=guidance, plan=json.loads(made.plan.to_json()))  # fmt: skip
+    run = _open_run(options, pipeline, request)
+    pictures = {"source": made.source, "edited": made.image, "target": made.target}
+    paths = {name: run.image(image) for name, image in pictures.items()}
+    run.write_json("results.json", {"schema_version": 1, **request, "plan_sha256": made.plan.sha256, "pictures": paths})
+    sheet = contact_sheet([[(image, "") for image in pictures.values()]], captions=list(pictures), best=1)
+    run.write_bytes("sheet.png", png(sheet))
+    print(run.folder / "sheet.png")
+
+
+def doctor(options) -> None:
+    """`textpatch doctor`: what is installed and whether every part works."""
+    from textpatch.metrics import Tesseract
+
+    for name, version in _versions().items():
+        print(f"{name:<14}{version}")
+    reader = Tesseract()
+    reader.self_test()
+    print(f"{'tesseract':<14}{reader.describe()['version']}, reads its self-test")
+    for model in options.model or _shipped():
+        pipeline = _load(model)
+        pipeline.generate(SENTENCE, seeds=0, steps=1)
+        count = sum(p.numel() for p in pipeline.parameters())
+        print(f"{model:<14}loads and runs: {count:,} parameters, {len(pipeline.denoiser.sites)} sites, dtype {pipeline.dtype}")
+
+
+def _load(model: str):
+    from textpatch.weights import load
+
+    return load(model)
+
+
+def _shipped() -> list[str]:
+    from textpatch.weights import shipped_models
+
+    return shipped_models()
+
+
+def _defaults(pipeline, options) -> tuple[int, float]:
+    steps = pipeline.defaults.steps if options.steps is None else options.steps
+    return steps, pipeline.defaults.guidance if options.guidance is None else options.guidance
+
+
+def _selectors(words: list[str]) -> list[int | str]:
+    return [int(word) if word.lstrip("-").isdigit() else word for word in words]
+
+
+def _pairs(options) -> list[tuple[str, str]]:
+    if options.prompts is None:
+        from textpatch.weights.prompts import sign_pairs
+
+        return sign_pairs(options.pairs, split=options.split, same_scene=options.same_scene)
+    try:
+        lines = [line for line in options.prompts.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise PatchError(f"cannot read prompts from {options.prompts}: {error}") from None
+    pairs = [tuple(line.split("\t")) for line in lines]
+    wrong = next((i for i, pair in enumerate(pairs, 1) if len(pair) != 2), 0)
+    if wrong or not pairs:
+        raise PatchError(f"{options.prompts}, pair {wrong}: expected `source<TAB>target` on every line")
+    return pairs
+
+
+def _open_run(options, pipeline, request: dict, **facts):
+    """The run folder of a request: the one asked for, or one named by command, model and the request's hash."""
+    from textpatch.store import Run
+    from textpatch.weights.load import fingerprint
+
+    request = {"model": pipeline.name, "weights": fingerprint(options.model), **request, **facts}
+    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
+    folder = options.out or Path("runs") / f"{request['command']}-{pipeline.name}-{digest}"
+    return Run.open(folder, {"request": request, "versions": _versions(), "command": options.command_line})
+
+
+def _versions() -> dict[str, str]:
+    packages = ("textpatch", "torch", "transformers", "safetensors", "numpy", "Pillow", "pytesseract")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

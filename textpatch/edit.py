@@ -1,0 +1,51 @@
+"""Change the word of a picture and keep the rest: the source's run reads the target's text at a few sites.
+
+(ICLR 2025, sec. 5.2.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from textpatch.errors import PatchError
+from textpatch.localize import SOURCE, TARGET, Pair, rows_and_plan
+from textpatch.plan import Plan
+from textpatch.sampling import sample
+from textpatch.sites import find_sites, select_sites
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The edited picture, the two it lies between, and everything needed to make it again."""
+
+    image: Image.Image
+    source: Image.Image
+    target: Image.Image
+    plan: Plan
+    pair: Pair
+    seed: int
+    steps: int
+    guidance: float
+
+
+def edit(pipeline, source: str, target: str, *, sites=None, start: int = 0, seed: int = 0, steps: int | None = None,
+         guidance: float | None = None, branch: str = "both") -> Edit:  # fmt: skip
+    """Generate `source` with the word of `target`, by swapping text K and V at `sites` from step `start` on.
+
+    sites  those localised for the model when None.  Both prompts hold one word in double quotes.
+    Raises PatchError for unknown sites, a model without localised ones, or a start outside the run.
+    """
+    steps = pipeline.defaults.steps if steps is None else steps
+    sites = pipeline.defaults.localized if sites is None else sites
+    if not sites and sites != 0:
+        raise PatchError(f"no sites are known to carry the word in {pipeline.name}; name some, or run localize first")
+    if not 0 <= start < steps:
+        raise PatchError(f"start is {start} of {steps} steps; a swap from there on would never act")
+    chosen = tuple(site.index for site in select_sites(find_sites(pipeline.denoiser), sites))
+    pair = Pair(source, target)
+    pair.words  # noqa: B018  refuses prompts without a word
+    rows, plan = rows_and_plan(pair, seed, [chosen], steps, start, branch)
+    made = sample(pipeline, rows, plan, steps=steps, guidance=guidance)
+    return Edit(made.images[rows[-1].name], made.images[SOURCE], made.images[TARGET], plan, pair, seed, steps, made.guidance)

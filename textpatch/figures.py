@@ -1,0 +1,202 @@
+"""Pictures of a localisation: a heat map of scores over sites, and a contact sheet of what was generated."""
+
+import io
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from textpatch.errors import PatchError
+from textpatch.result import plain, ranked_sites, score_of, size_of, value_of
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers
+BLUE, ORANGE, INK, GREY, PALE = "#0072B2", "#D55E00", "#1c2430", "#66707d", "#a9bfd3"
+_METRICS = (("f1_target", "OCR F1\ntowards target"), ("f1_source", "OCR F1\ntowards source"),
+            ("exact_target", "exact match\nto target"), ("ssim", "background\nSSIM"))
+_LINES = {"source": dict(color=GREY, linestyle=(0, (1, 1.5)), linewidth=1.6),
+          "target": dict(color=BLUE, linestyle=(0, (5, 2)), linewidth=1.6)}
+_WIDEST_CELL, _WIDEST_SHEET = 320, 12_000  # px: beyond this no eye or browser gains anything
+
+
+def heatmap_png(result: dict) -> bytes:
+    """Draw four scores over the sites: bars with 95 % intervals, and a colour strip; returns PNG bytes.
+
+    Lines mark the source run without a swap and the whole target run, orange the best site. Raises PatchError
+    without matplotlib, or if `result` is no result.
+    """
+    best = ranked_sites(result)[0]["site"]
+    sites = sorted(result["sites"], key=lambda site: site["site"])
+    figure, grid = _figure(len(sites))
+    for row, (metric, label) in enumerate(_METRICS):
+        bars, strip = (figure.add_subplot(grid[2 * row + part]) for part in (0, 1))
+        _draw_bars(bars, sites, metric, best, result["baselines"])
+        bars.set_ylabel(label, rotation=0, ha="right", va="center", color=INK, fontsize=10, labelpad=12)
+        _draw_strip(strip, sites, metric)
+    _label_sites(strip, [site["site"] for site in sites], best)
+    _draw_head(figure, bars.get_position().x0, result)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=144, facecolor="white")
+    return data.getvalue()
+
+
+def _figure(sites: int):
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except Exception as error:  # a broken install raises more than ImportError
+        raise PatchError(f"the heat map needs matplotlib ({error}): pip install textpatch[plots]") from error
+    width = min(max(3.2 + 0.42 * sites, 8.0), 24.0)
+    figure = Figure(figsize=(width, 9.2))
+    FigureCanvasAgg(figure)
+    margins = dict(left=1.5 / width, right=1 - 0.3 / width, top=0.865, bottom=0.065, hspace=0.12)
+    return figure, figure.add_gridspec(8, 1, height_ratios=[6, 1.5] * 4, **margins)
+
+
+def _draw_bars(axes, sites, metric, best, baselines) -> None:
+    values = [_or_nan(value_of(site, metric)) for site in sites]
+    below, above = ([abs(_or_nan(score_of(site, metric).get(end)) - value)
+                     for site, value in zip(sites, values)] for end in ("low", "high"))
+    colours = [ORANGE if site["site"] == best else PALE for site in sites]
+    axes.bar(range(len(sites)), values, width=0.72, color=colours, zorder=2)
+    axes.errorbar(range(len(sites)), values, yerr=(below, above), fmt="none", ecolor=INK, elinewidth=1,
+                  capsize=2, zorder=4)
+    for run, style in _LINES.items():
+        if (value := value_of(baselines[run], metric)) is not None:
+            axes.axhline(value, zorder=3, **style)
+    axes.set_ylim(min([0, *(value for value in values if value < 0)]), 1.06)
+    axes.grid(axis="y", color="#e6e9ed", linewidth=0.8)
+    _quiet(axes, len(sites), ticks=(0, 0.5, 1))
+
+
+def _draw_strip(axes, sites, metric) -> None:
+    values = [value_of(site, metric) for site in sites]
+    # cividis reads the same with and without colour vision
+    axes.imshow([[_or_nan(value) for value in values]], aspect="auto", cmap="cividis", vmin=0, vmax=1)
+    for place, value in enumerate(values):
+        if value is not None and len(sites) <= 32:
+            text = "1" if value > 0.995 else f"{value:.2f}".replace("0.", ".", 1)
+            axes.text(place, 0.03, text, ha="center", va="center", fontsize=8,
+                      color="white" if value < 0.55 else INK)
+    _quiet(axes, len(sites), ticks=())
+
+
+def _or_nan(value) -> float:
+    return float("nan") if value is None else value
+
+
+def _quiet(axes, sites: int, ticks) -> None:
+    axes.set_facecolor("white")
+    axes.spines[:].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.set(xlim=(-0.6, sites - 0.4), xticks=(), yticks=ticks)
+    axes.tick_params(length=0, colors=GREY, labelsize=8)
+
+
+def _label_sites(axes, index: list[int], best: int) -> None:
+    step, marked = -(-len(index) // 36), index.index(best)
+    places = [place for place in range(0, len(index), step) if place == marked or abs(place - marked) >= step]
+    places = sorted({*places, marked})
+    axes.set_xticks(places, [str(index[place]) for place in places])
+    axes.tick_params(axis="x", labelsize=9, labelcolor=INK, pad=4)
+    axes.get_xticklabels()[places.index(marked)].set(color=ORANGE, weight="bold")
+    axes.set_xlabel("site, in execution order", color=GREY, fontsize=9)
+
+
+def _draw_head(figure, left: float, result) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    size = f"{size_of(result, 'pair')}, {result['steps']} steps"
+    # a model's name may hold a $, which matplotlib would read as mathematics
+    figure.text(left, 0.965, f"{plain(result['model'])}: which site carries the word?", color=INK,
+                fontsize=14, weight="bold", va="center", parse_math=False)
+    figure.text(left, 0.937, f"{size}; text keys and values of one site at a time come from the target",
+                color=GREY, fontsize=9.5, va="center", parse_math=False)
+    marks = [Patch(color=ORANGE, label=f"best site ({result['ranked'][0]})"),
+             Line2D([], [], label="whole target run", **_LINES["target"]),
+             Line2D([], [], label="source run, no swap", **_LINES["source"]),
+             Line2D([], [], color=INK, marker="|", linestyle="none", markersize=10, label="95 % interval")]
+    figure.legend(handles=marks, loc="center left", bbox_to_anchor=(left, 0.903), ncols=4, frameon=False,
+                  fontsize=9, labelcolor=INK, handlelength=2.2, columnspacing=1.8, borderpad=0,
+                  borderaxespad=0)
+
+
+# --- contact sheet
+
+
+def contact_sheet(rows: Sequence[Sequence[tuple]], *, captions: Sequence[str],
+                  words: Sequence[tuple[str, str]] | None = None, best: int | None = None,
+                  scale: float = 3) -> Image.Image:
+    """Lay pictures out in a grid, one line per prompt pair: source, target, patched at site 0, 1, ...
+
+    A cell of `rows` is (PIL picture, words the OCR read); `captions` head the columns. `words` holds (source
+    word, target word) per line: a reading equal to the target's is blue, to the source's black, others grey.
+    `best` is the column to frame, by position. `scale` enlarges the pictures, but no cell beyond 320 px and
+    no sheet beyond 12000 px. Raises PatchError if the lines are no grid.
+    """
+    _check_grid(rows, captions, words, best)
+    factor = _factor(rows, scale)
+    pictures = [[_scaled(picture, factor) for picture, _ in row] for row in rows]
+    width = max(64, *(picture.width for row in pictures for picture in row))
+    height = max(picture.height for row in pictures for picture in row)
+    font = ImageFont.load_default(min(max(round(width / 10.5), 11), 28))
+    gap, line = 12, round(font.size * 1.5)
+    size = gap + (width + gap) * len(captions), gap + line + (height + line + gap) * len(rows)
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, caption in enumerate(captions):
+        x, y = gap + column * (width + gap), gap // 2
+        _centred(draw, caption, (x, y, width, line), font, ORANGE if column == best else INK)
+        for number, row in enumerate(rows):
+            y = gap // 2 + line + number * (height + line + gap)
+            picture = pictures[number][column]
+            sheet.paste(picture, (x + (width - picture.width) // 2, y + (height - picture.height) // 2))
+            text, colour = _reading(row[column][1], words[number] if words else None)
+            _centred(draw, text, (x, y + height, width, line), font, colour)
+        if column == best:
+            frame = (x - 7, 2, x + width + 6, sheet.height - 4)
+            draw.rounded_rectangle(frame, radius=8, outline=ORANGE, width=4)
+    return sheet
+
+
+def _check_grid(rows, captions, words, best) -> None:
+    if not rows or not captions or any(len(row) != len(captions) for row in rows):
+        raise PatchError(f"each line of a contact sheet needs one cell per caption ({len(captions)}); "
+                         f"got lines of {sorted({len(row) for row in rows})}")
+    if words is not None and len(words) != len(rows):
+        raise PatchError(f"`words` needs one (source, target) per line ({len(rows)}); got {len(words)}")
+    if best is not None and not 0 <= best < len(captions):
+        raise PatchError(f"`best` is a column from 0 to {len(captions) - 1}; got {best}")
+
+
+def _factor(rows, scale: float) -> float:
+    widest = max(picture.width for row in rows for picture, _ in row)
+    tallest = max(picture.height for row in rows for picture, _ in row)
+    return min(scale, _WIDEST_CELL / widest, _WIDEST_CELL / tallest, _WIDEST_SHEET / (widest * len(rows[0])))
+
+
+def _scaled(picture: Image.Image, factor: float) -> Image.Image:
+    size = [max(1, round(side * factor)) for side in picture.size]
+    return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+
+
+def _reading(read: str, words) -> tuple[str, str]:
+    """What to print under a picture, and in which colour."""
+    text = plain(read or "")
+    source, target = (plain(word).casefold() for word in words) if words else (None, None)
+    colour = BLUE if text.casefold() == target else INK if text.casefold() == source else GREY
+    return text or "(nothing)", colour
+
+
+def _centred(draw, text, box, font, colour) -> None:
+    x, y, width, height = box
+    text = plain(text)[:200]
+    while draw.textlength(text, font) > width and len(text) > 1:
+        text = text[:-2].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+    draw.text((x + width / 2, y + height / 2), text, fill=colour, font=font, anchor="mm")
+
+
+def png(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    return data.getvalue()

@@ -1,0 +1,11 @@
+"""Scores of words and pictures; reading words needs tesseract, importing this does not."""
+
+from textpatch.metrics.image import mse, mse_uint8_wrapped, psnr, psnr_uint8_wrapped, ssim
+from textpatch.metrics.intervals import Interval, bootstrap
+from textpatch.metrics.ocr import Match, Tesseract, characters, edit_distance, exact, f1, f1_of_means
+
+__all__ = [
+    *("Tesseract", "Match", "characters", "f1", "f1_of_means", "exact", "edit_distance"),
+    *("Interval", "bootstrap"),
+    *("mse", "psnr", "ssim", "mse_uint8_wrapped", "psnr_uint8_wrapped"),
+]

@@ -1,0 +1,120 @@
+"""How far two pictures are apart: correct MSE, PSNR and SSIM, and the official 8-bit ones beside them.
+
+H, W height and width in pixels; pictures are PIL images, or uint8 arrays (H, W, 3) with values 0..255.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from textpatch.errors import PatchError
+
+WINDOW, SIGMA = 11, 1.5
+RANGE = 255
+C1, C2 = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2
+MARGIN = WINDOW // 2
+
+
+def mse(a, b, mask: np.ndarray | None = None) -> float:
+    """Mean squared error in squared grey levels, in float64.
+
+        mean over the pixels that count and the channels of (a - b)^2
+
+    mask  bool (H, W), True = counts; all when None
+    Raises PatchError for sizes that differ, values that are not 8-bit RGB, or a mask that leaves nothing.
+    """
+    a, b = _pair(a, b)
+    return float(_counted((a.astype(np.float64) - b) ** 2, mask).mean())
+
+
+def psnr(a, b, mask: np.ndarray | None = None) -> float:
+    """Peak signal-to-noise ratio in dB; inf for pictures that are equal where they count.
+
+        10 log10(255^2 / mse)
+
+    mask  bool (H, W), True = counts; all when None
+    Raises PatchError as `mse` does.
+    """
+    error = mse(a, b, mask)
+    return float(10 * np.log10(RANGE**2 / error)) if error else float("inf")
+
+
+def ssim(a, b, mask: np.ndarray | None = None) -> float:
+    """Structural similarity, ssim[gauss11,sigma1.5,k.01/.03,cov=pop,range255,valid,mean of RGB].   (6.7)
+
+        (2 m_a m_b + C1)(2 s_ab + C2) / ((m_a^2 + m_b^2 + C1)(s_a^2 + s_b^2 + C2))
+
+    m, s  Gaussian-weighted mean and (co)variance, without Bessel's correction, in an 11 x 11 window of
+          sigma 1.5 around each pixel; only windows that lie inside the picture count
+    C     (.01 * 255)^2 and (.03 * 255)^2
+    mask  bool (H, W), True = this pixel's window counts, 5 pixels around it included; all when None
+    Raises PatchError as `mse` does, for less than 11 pixels a side, and for a mask without a whole window.
+    """
+    a, b = _pair(a, b)
+    if min(a.shape[:2]) < WINDOW:
+        raise PatchError(f"ssim needs {WINDOW} x {WINDOW} pixels; found {a.shape[:2]}; enlarge the pictures")
+    similarity = _ssim_map(a.astype(np.float64), b.astype(np.float64))
+    inside = (slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
+    return float(_counted(similarity, mask, inside).mean())
+
+
+def mse_uint8_wrapped(a, b) -> float:
+    """The official MSE, whose squares wrap around at 256; only for comparing with published tables.   (6.6)
+
+        mean of ((a - b)^2 mod 256),   105.5 for independent uniform pixels
+
+    Raises PatchError as `mse` does.
+    """
+    a, b = _pair(a, b)
+    difference = a - b  # uint8, wraps
+    return float((difference * difference).mean())
+
+
+def psnr_uint8_wrapped(a, b) -> float:
+    """The official PSNR in dB over `mse_uint8_wrapped`: 27.90 for noise, 148.13 for equal pictures.   (6.6)
+
+        10 log10(255^2 / max(mse_uint8_wrapped, 1e-10))
+
+    Raises PatchError as `mse` does.
+    """
+    return float(10 * np.log10(RANGE**2 / max(mse_uint8_wrapped(a, b), 1e-10)))
+
+
+def _pair(a, b) -> tuple[np.ndarray, np.ndarray]:
+    a, b = (np.asarray(x.convert("RGB") if isinstance(x, Image.Image) else x) for x in (a, b))
+    for x in (a, b):
+        if x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != 3 or not x.size:
+            raise PatchError(f"needs PIL pictures or uint8 arrays (H, W, 3); found {x.dtype} {x.shape}")
+    if a.shape != b.shape:
+        raise PatchError(f"pictures differ in (H, W): {a.shape[:2]} and {b.shape[:2]}; crop or resize one")
+    return a, b
+
+
+def _counted(values: np.ndarray, mask, inside=(slice(None), slice(None))) -> np.ndarray:
+    """`values` (H, W, 3) at the pixels that count; `inside` is where in the picture `values` lies."""
+    if mask is None:
+        return values
+    mask = np.asarray(mask)
+    if mask.dtype != bool or mask.ndim != 2 or mask[inside].shape != values.shape[:2]:
+        raise PatchError(f"mask is {mask.dtype} {mask.shape}; needs bool (H, W), an entry for each pixel")
+    if not mask[inside].any():
+        raise PatchError(f"mask leaves nothing to score; {int(mask.sum())} of {mask.size} set, none usable")
+    return values[mask[inside]]
+
+
+def _ssim_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(H - 10, W - 10, 3) similarities of the windows that lie inside."""
+    mean_a, mean_b, square_a, square_b, product = (_blur(x) for x in (a, b, a * a, b * b, a * b))
+    var_a, var_b, cov = square_a - mean_a**2, square_b - mean_b**2, product - mean_a * mean_b
+    brightness = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
+    return brightness * (2 * cov + C2) / (var_a + var_b + C2)
+
+
+def _blur(x: np.ndarray) -> np.ndarray:
+    """Gaussian mean over both picture axes, without padding."""
+    weights = np.exp(-((np.arange(WINDOW) - MARGIN) ** 2) / (2 * SIGMA**2))
+    weights /= weights.sum()
+    height, width = x.shape[0] - 2 * MARGIN, x.shape[1] - 2 * MARGIN
+    x = sum(w * x[i : i + height] for i, w in enumerate(weights))
+    return sum(w * x[:, i : i + width] for i, w in enumerate(weights))

@@ -1,0 +1,72 @@
+"""How far a score would move on another draw of the same items."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from textpatch.errors import PatchError
+
+CHUNK = 2**21  # resampled values held at once: 16 MB a column, whatever `n` and the number of items
+
+
+class Interval(NamedTuple):
+    """Ends of an interval, both included."""
+
+    low: float
+    high: float
+
+
+def bootstrap(
+    values,
+    statistic: Callable[..., np.ndarray] = np.mean,
+    *,
+    n: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap of a statistic over items drawn with replacement.   (Efron 1979)
+
+        low, high = quantiles (1 - level)/2 and (1 + level)/2 of statistic(values[draw]),   n draws
+
+    values     finite numbers (items,), or (items, columns) where the columns of an item stay together,
+               such as its precision and recall
+    statistic  called as statistic(column, ..., axis=-1) on arrays (draws, items), one for each column, and
+               returns (draws,): np.mean, np.median, `f1_of_means`
+    Raises PatchError for no items, items that are not finite, or a statistic of another shape.
+    """
+    columns = _columns(values)
+    if n < 1 or not 0 < level < 1:
+        raise PatchError(f"bootstrap got n={n} and level={level}; needs n >= 1 and 0 < level < 1")
+    draws = _draws(columns.shape[1], n, seed)
+    drawn = np.concatenate([_replicates(columns, statistic, draw) for draw in draws])
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def _columns(values) -> np.ndarray:
+    array = np.asarray(values, np.float64)
+    if array.ndim not in (1, 2) or not array.size:
+        raise PatchError(f"bootstrap got values {array.shape}; needs (items,) or (items, columns), not empty")
+    wrong = int((~np.isfinite(array)).sum())
+    if wrong:
+        raise PatchError(f"bootstrap got {wrong} of {array.size} values not finite; leave those items out")
+    return np.ascontiguousarray(np.atleast_2d(array.T))  # (columns, items)
+
+
+def _draws(items: int, n: int, seed: int):
+    rng, step = np.random.default_rng(seed), max(1, CHUNK // items)
+    for start in range(0, n, step):
+        yield rng.integers(items, size=(min(step, n - start), items))
+
+
+def _replicates(columns: np.ndarray, statistic, draw: np.ndarray) -> np.ndarray:
+    result = np.asarray(statistic(*(column[draw] for column in columns), axis=-1))
+    if result.shape != draw.shape[:1]:
+        raise PatchError(
+            f"bootstrap's statistic gave shape {result.shape} for samples of shape {draw.shape}; "
+            f"it must reduce the given axis, to {draw.shape[:1]}"
+        )
+    return result

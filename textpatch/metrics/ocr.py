@@ -1,0 +1,338 @@
+"""Words read from pictures by tesseract, and the official scores of what was read.
+
+Sections are those of the paper's official evaluation ("Precise Parameter Localization for Textual
+Generation in Diffusion Models", ICLR 2025); strings in, plain numbers out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shlex
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from textpatch.errors import OCRError, PatchError
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LINE_MODE = 7  # one line of text: of 8 px capitals it read 99 %, and mode 8, for one word, 17 %
+PERCENTILES = (1, 99)
+# White around the ink, before enlarging: 4 pixels, or a quarter of the ink's height if that is more; and the
+# tallest enlarged ink.  So 18 of 18 words are read at 12 to 500 points; at 500 points 16 without the limit,
+# in 18 s for 1.1 s, and 10 with 4 pixels of white.
+PAD, TALLEST = 4, 100
+# Grey levels of 0..255.  Noise of standard deviation 5 spans 23 between the two percentiles, and stretched to
+# full contrast would be read as letters.  Ink below 1 % of a picture escapes them: the range counts too.
+LEAST_SPAN, LEAST_RANGE = 24, 64
+KNOWN_WORDS = (
+    "OPEN BREAD MARKET COFFEE GARDEN HOTEL SCHOOL FLOWER STREET PAPER BRIDGE QUICK "
+    "VOYAGE JACKET EXIT ZEBRA WINDOW LAMP"
+).split()
+TEST_SIZES = (16, 24, 36)  # points of Pillow's own font: capitals of 11, 17 and 26 px
+LEAST_EXACT = 0.9
+# SIGABRT, SIGFPE, SIGSEGV: 5.3.0 divided by zero on 1 of 20 pictures of noise stretched to full contrast
+CRASHES = (-6, -8, -11)
+INSTALL = "install it: apt-get install tesseract-ocr (Debian, Ubuntu), brew install tesseract (macOS)"
+
+_environment = threading.Lock()
+
+
+class Tesseract:
+    """The tesseract program as a reader of single text lines, with its dictionaries off.
+
+    alphabet  the characters it may answer with
+    blank     True keeps one blank between the words of a line; False drops all blanks
+    scale     enlargement before reading; 4 suits capitals of 6 px and more, 6 and 8 read no better
+    timeout   seconds that the one tesseract process of a `read` may take, at about 10 ms a small picture
+    Raises OCRError for an alphabet or a scale that cannot be used.
+    """
+
+    def __init__(
+        self, *, alphabet: str = LETTERS, blank: bool = False, scale: float = 4, timeout: float = 120.0
+    ):
+        if not alphabet or any(c.isspace() or not c.isprintable() for c in alphabet):
+            raise OCRError(f"cannot read with alphabet {alphabet!r}; give printable characters, no blanks")
+        if scale < 1 or timeout <= 0:
+            raise OCRError(f"cannot read with {scale=}, {timeout=}; needs scale >= 1 and timeout > 0")
+        self.alphabet, self.blank, self.scale, self.timeout = alphabet, blank, scale, timeout
+        self.crashed = 0
+        self._tested = False
+
+    def read(
+        self, images: Sequence[Image.Image], box: tuple[int, int, int, int] | None = None
+    ) -> list[str]:
+        """The line of text in each picture, "" where there is none; the first call runs `self_test`.
+
+        images  pictures of any sizes, 8 bits a channel, dark or light letters on a calmer ground
+        box     left, top, right, bottom in pixels, the part of each picture that holds text; all when None
+        A picture that crashes tesseract reads as "" and is counted in `crashed`.
+        Raises OCRError if tesseract is missing, fails, is too slow, or fails its self-test.
+        """
+        prepared = [_prepare(image, box, self.scale, i) for i, image in enumerate(images)]
+        if prepared:
+            self.self_test()
+        return self._read(prepared)
+
+    def self_test(self) -> None:
+        """Read known words drawn with Pillow's own font; once per instance.
+
+        Raises OCRError, naming words and readings, if fewer than 0.9 of them are read exactly: a reader that
+        reads nothing would otherwise pass for a model that writes nothing.
+        """
+        if self._tested:
+            return
+        words = _known_words(self.alphabet, self.blank)
+        pictures = [_draw(word, TEST_SIZES[i % len(TEST_SIZES)]) for i, word in enumerate(words)]
+        read = self._read([_prepare(picture, None, self.scale, i) for i, picture in enumerate(pictures)])
+        right = sum(exact(r, w) for r, w in zip(read, words, strict=True))
+        if right < LEAST_EXACT * len(words):
+            raise OCRError(
+                f"tesseract read {right} of {len(words)} known words, {LEAST_EXACT:.0%} are needed: "
+                + ", ".join(f"{w} as {r!r}" for r, w in zip(read, words, strict=True))
+                + "; check `tesseract --version`, its English data, and the alphabet for look-alikes"
+            )
+        self._tested = True
+
+    def describe(self) -> dict:
+        """What a manifest must hold to repeat a reading: engine, version, settings, preprocessing."""
+        return {
+            "engine": "tesseract",
+            "version": _version(),
+            "psm": LINE_MODE,
+            "alphabet": self.alphabet,
+            "blank": self.blank,
+            "dictionaries": False,
+            "percentiles": list(PERCENTILES),
+            "least_contrast": [LEAST_SPAN, LEAST_RANGE],
+            "pad": PAD,
+            "scale": self.scale,
+            "tallest": TALLEST,
+            "resample": "bicubic",
+        }
+
+    def _read(self, prepared: list[Image.Image | None]) -> list[str]:
+        inked = [i for i, picture in enumerate(prepared) if picture is not None]
+        lines = [""] * len(prepared)
+        if inked:
+            for i, line in zip(inked, self._run([prepared[i] for i in inked]), strict=True):
+                lines[i] = (" " if self.blank else "").join(line.split())
+        return lines
+
+    def _run(self, pictures: list[Image.Image]) -> list[str]:
+        """One process for all pictures, as starting it costs as much as reading ten; halves if it crashes."""
+        try:
+            return _pages(self._ask(_engine(), pictures), len(pictures))
+        except _Crash:
+            if len(pictures) > 1:
+                middle = len(pictures) // 2
+                return self._run(pictures[:middle]) + self._run(pictures[middle:])
+            self.crashed += 1
+            return [""]
+
+    def _ask(self, engine, pictures: list[Image.Image]) -> str:
+        # The folder is ours so that it goes whenever we go: a tesseract that outlives an interrupt
+        # finds its next picture missing and ends.
+        with tempfile.TemporaryDirectory(prefix="textpatch-ocr-") as folder:
+            names = [str(Path(folder, f"{i}.png")) for i in range(len(pictures))]
+            for name, picture in zip(names, pictures, strict=True):
+                picture.save(name, compress_level=1)
+            listing = Path(folder, "list.txt")
+            listing.write_text("\n".join(names) + "\n", encoding="utf-8")
+            return self._start(engine, str(listing), len(pictures))
+
+    def _start(self, engine, listing: str, count: int) -> str:
+        asked = f"reading {count} picture{'s' * (count != 1)}"
+        try:
+            with _one_thread(engine):
+                return engine.image_to_string(
+                    listing, lang="eng", config=self._config(), timeout=self.timeout
+                )
+        except engine.TesseractNotFoundError:
+            program = engine.pytesseract.tesseract_cmd
+            raise OCRError(f"{asked} needs tesseract; found no program {program!r}; {INSTALL}") from None
+        except engine.TesseractError as error:
+            told = " ".join(error.message.split())
+            kind = _Crash if error.status in CRASHES else OCRError
+            raise kind(f"{asked} failed; tesseract ended with {error.status}: {told}") from None
+        except (RuntimeError, OSError) as error:
+            raise OCRError(f"{asked} failed; {error}, timeout={self.timeout} s; read fewer a call") from None
+
+    def _config(self) -> str:
+        settings = {
+            "load_system_dawg": "0",
+            "load_freq_dawg": "0",
+            "tessedit_char_whitelist": self.alphabet + " " * self.blank,
+        }
+        chosen = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in settings.items())
+        return f"--psm {LINE_MODE} {chosen}"
+
+
+class _Crash(OCRError):
+    """Tesseract died on one of the pictures it was given."""
+
+
+def _engine():
+    try:
+        import pytesseract
+    except Exception as error:  # a broken pandas beside it raises more than ImportError
+        raise OCRError(f"reading needs pytesseract; found {error!r}; pip install pytesseract") from None
+    return pytesseract
+
+
+def _version() -> str:
+    engine = _engine()
+    try:
+        return str(engine.get_tesseract_version())
+    except (OSError, SystemExit) as error:  # pytesseract raises SystemExit for a version it cannot parse
+        found = " ".join(str(error).split())
+        raise OCRError(f"asked tesseract for its version; {found}; {INSTALL}") from None
+
+
+@contextlib.contextmanager
+def _one_thread(engine):
+    """Let pytesseract start its child with one thread; it hands over `environ`, a name in its own module."""
+    inner = engine.pytesseract
+    with _environment:
+        before = getattr(inner, "environ", os.environ)
+        inner.environ = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+        try:
+            yield
+        finally:
+            inner.environ = before
+
+
+def _pages(text: str, count: int) -> list[str]:
+    pages = text.split("\f")
+    # 5.3.0 puts a form feed between the pages of a list; one behind the last, as of single pages, is no page
+    if len(pages) == count + 1 and not pages[-1].strip():
+        pages.pop()
+    if len(pages) != count:
+        raise OCRError(f"gave tesseract {count} pictures, got {len(pages)} readings; {text[:80]!r}")
+    return pages
+
+
+def _prepare(image: Image.Image, box, scale: float, index: int) -> Image.Image | None:
+    """Dark ink on white, cropped, padded and enlarged; None for a picture without contrast."""
+    grey = _luminance(image, box, index)
+    levels = _levels(grey)
+    if levels is None:
+        return None
+    ink = np.clip((levels[1] - grey) / (levels[1] - levels[0]), 0, 1)  # 1 = darkest
+    if ink.mean() > 0.5:  # letters cover less than half of what they stand on
+        ink = 1 - ink
+    rows, columns = (np.flatnonzero((ink > 0.5).any(axis)) for axis in (1, 0))
+    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    scale = min(scale, TALLEST / len(ink))
+    padded = np.pad(ink, max(PAD, len(ink) // 4))
+    picture = Image.fromarray(np.rint(255 * (1 - padded)).astype(np.uint8))
+    return picture.resize([round(scale * side) for side in picture.size], Image.Resampling.BICUBIC)
+
+
+def _luminance(image: Image.Image, box, index: int) -> np.ndarray:
+    if not isinstance(image, Image.Image) or image.mode[0] in "IF":
+        found = f"mode {image.mode}" if isinstance(image, Image.Image) else type(image).__name__
+        raise OCRError(f"picture {index} cannot be read: {found}; give a PIL image with 8 bits a channel")
+    if box is not None:
+        left, top, right, bottom = box
+        if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
+            raise OCRError(f"box {tuple(box)} is not inside picture {index} of size {image.size}; shrink it")
+        image = image.crop(box)
+    if "A" in image.getbands():  # what is transparent is seen as white
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return np.asarray(image.convert("L"), np.float64)
+
+
+def _levels(grey: np.ndarray) -> tuple[float, float] | None:
+    low, high = np.percentile(grey, PERCENTILES)
+    if high - low >= LEAST_SPAN:
+        return low, high
+    low, high = grey.min(), grey.max()
+    return (low, high) if high - low >= LEAST_RANGE else None
+
+
+def _draw(word: str, size: int) -> Image.Image:
+    font = ImageFont.load_default(size)
+    left, top, right, bottom = font.getbbox(word)
+    picture = Image.new("L", (round(right - left) + size, round(bottom - top) + size), 255)
+    ImageDraw.Draw(picture).text((size / 2 - left, size / 2 - top), word, fill=0, font=font)
+    return picture
+
+
+def _known_words(alphabet: str, blank: bool) -> list[str]:
+    """At least twelve words of the alphabet, real ones if it spells them, else the same random ones."""
+    spelt = [w if set(w) <= set(alphabet) else w.lower() for w in KNOWN_WORDS]
+    words = [w for w in spelt if set(w) <= set(alphabet)]
+    rng = random.Random(0)
+    while len(words) < 12:
+        words.append("".join(rng.choice(alphabet) for _ in range(4)))
+    return [f"{a} {b}" for a, b in zip(words, words[1:] + words[:1], strict=True)] if blank else words
+
+
+class Match(NamedTuple):
+    """Character scores of one reading; see `characters`."""
+
+    precision: float
+    recall: float
+    exact_multiset: bool
+
+
+def characters(read: str, wanted: str) -> Match:
+    """Precision and recall of the characters read, as multisets and without their order.   (6.2)
+
+        P = |R n W| / (|R| + 1e-8),   Q = |R n W| / (|W| + 1e-8),   exact_multiset: R = W
+
+    R, W  multisets of the lower-cased characters of `read` and `wanted`; as in the official code every
+          blank becomes one and the same empty character, which is matched and counted like any other
+    An empty string scores 0 and 0, even against another empty one; an anagram is an exact multiset.
+    """
+    found, sought = ([c.strip().lower() for c in text] for text in (read, wanted))
+    common = (Counter(found) & Counter(sought)).total()
+    same = sorted(found) == sorted(sought)
+    return Match(common / (len(found) + 1e-8), common / (len(sought) + 1e-8), same)
+
+
+def f1(pairs: Iterable[tuple[str, str]]) -> float:
+    """The official OCR F1 of (read, wanted) pairs: of the means, not the mean of F1s.   (6.3)
+
+    Raises PatchError if there are no pairs.
+    """
+    matches = [characters(read, wanted) for read, wanted in pairs]
+    if not matches:
+        raise PatchError("asked for the F1 of no readings; give at least one (read, wanted) pair")
+    return float(f1_of_means([m.precision for m in matches], [m.recall for m in matches]))
+
+
+def f1_of_means(precision, recall, axis: int = -1) -> np.ndarray:
+    """F1 of mean precision and mean recall, each (..., items): the statistic to `bootstrap`.   (6.3)
+
+    F1 = 2 mean(P) mean(Q) / (mean(P) + mean(Q) + 1e-6)
+    """
+    p, q = np.mean(precision, axis=axis), np.mean(recall, axis=axis)
+    return 2 * p * q / (p + q + 1e-6)
+
+
+def exact(read: str, wanted: str) -> bool:
+    """Whether both strings are equal up to case: lower(read) = lower(wanted); blanks count."""
+    return read.lower() == wanted.lower()
+
+
+def edit_distance(read: str, wanted: str) -> int:
+    """Levenshtein distance of the lower-cased strings, in characters, not normalised.   (6.4)
+
+        d(i, j) = min(d(i-1, j) + 1, d(i, j-1) + 1, d(i-1, j-1) + [r_i != w_j]),   d(i, 0) = i, d(0, j) = j
+    """
+    read, wanted = read.lower(), wanted.lower()
+    row = list(range(len(wanted) + 1))
+    for i, r in enumerate(read, 1):
+        above, row = row, [i]
+        for j, w in enumerate(wanted, 1):
+            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (r != w)))
+    return row[-1]

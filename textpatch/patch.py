@@ -1,0 +1,178 @@
+"""Carrying an intervention out on any model with sites: capture text K and V in one run, put them into another.
+
+B batch rows, T text tokens, W = H heads x D
+
+Hooks on the text projections themselves (`sites.TEXT_PROJECTIONS`): image keys, image values and all
+queries are out of reach by construction.  A K norm after the projection then acts on the captured keys, so
+the swap is of what attention reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from contextlib import contextmanager
+from typing import Hashable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from textpatch.errors import PatchError
+from textpatch.hooks import HookRegistry
+from textpatch.plan import Row
+from textpatch.sites import TEXT_PROJECTIONS, Site, find_sites, select_sites
+
+
+class KVCache(dict):
+    """Captured text K and V: (site name, step, row label, "k" or "v") -> (T, W), detached copies.
+
+    Keyed by what a row is, never by its place in a batch; a label is `Row.label` or any JSON-able tuple.
+    """
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.values())
+
+    @staticmethod
+    def estimate(sites: Sequence[Site], steps: int, rows: int, tokens: int, dtype: torch.dtype) -> int:
+        """Bytes a capture will take, before it runs."""
+        width = sum(site.heads * site.head_dim for site in sites)
+        return 2 * width * steps * rows * tokens * dtype.itemsize
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The cache as a flat dict for a safetensors file; its keys are JSON lists."""
+        return {json.dumps(key): tensor.contiguous() for key, tensor in self.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> KVCache:
+        """The inverse of `tensors`, exactly.  Raises PatchError for names that are no cache keys."""
+        try:
+            return cls({_key(name): tensor for name, tensor in tensors.items()})
+        except (ValueError, TypeError) as error:
+            raise PatchError(f"these tensors are no saved cache ({error}); caches are written by KVCache.tensors") from None
+
+
+def _key(name: str) -> tuple:
+    site, step, label, part = json.loads(name)
+    return site, step, tuple(label), part
+
+
+@contextmanager
+def capture(model: nn.Module, sites, *, rows: Sequence[Row | Hashable]) -> Iterator[KVCache]:
+    """Keep the text K and V of `sites` at every call of the model inside the block; nothing else changes.
+
+    rows  one Row or label per batch row, in order; the n-th call of the model is step n
+    Raises PatchError if a site is unknown or never runs, or the batch has another number of rows.
+    """
+    cache, steps, labels = KVCache(), Counter(), [_label(row) for row in rows]
+
+    def keep(name: str, output: Tensor) -> None:
+        site, part = owners[name]
+        _require_rows(site, output, labels)
+        step = _next(steps, name)
+        for b, label in enumerate(labels):
+            cache[site.name, step, label, part] = output[b].detach().clone()
+
+    registry, owners = _projections(model, sites)
+    with registry.observe(keep):
+        yield cache
+
+
+@contextmanager
+def patch(model: nn.Module, cache: KVCache, sites, *, rows: Sequence, steps: Iterable[int] | None = None) -> Iterator[None]:
+    """Replace text K and V at `sites` by those in `cache`.   (ICLR 2025, sec. 4.1, Patching)
+
+        A = softmax(q [k'; k_image]^T / sqrt(D)) [v'; v_image],   k', v' from the captured run
+
+    rows   one entry per batch row: the Row or label it reads, or None to leave it alone
+    steps  the calls of the model, 0 = first, that are patched; all when None
+    Raises PatchError if a site is unknown or never runs; if a row, site or step was not captured; if the
+    batch has another number of rows than `rows`, or shapes or dtypes differ; if no step was patched.
+    """
+    wanted = None if steps is None else frozenset(steps)
+    labels, counts, hits = [None if row is None else _label(row) for row in rows], Counter(), Counter()
+    if all(label is None for label in labels):
+        raise PatchError("patch was given no row to read; name one per batch row, or leave patch out")
+
+    def swap(name: str, output: Tensor) -> Tensor | None:
+        site, part = owners[name]
+        _require_rows(site, output, labels)
+        step = _next(counts, name)
+        if wanted is not None and step not in wanted:
+            return None
+        hits[step] += 1
+        return torch.stack([own if label is None else _read(cache, site, step, label, part, own)
+                            for own, label in zip(output, labels)])  # fmt: skip
+
+    registry, owners = _projections(model, sites)
+    with registry.replace(swap):
+        yield
+    missed = [] if wanted is None else sorted(wanted - set(hits))
+    if missed:
+        raise PatchError(f"steps {missed} were to be patched; the model was called {max(counts.values())} times")
+
+
+@contextmanager
+def inject(model: nn.Module, text: Tensor, sites) -> Iterator[None]:
+    """Feed `text` (B, T, C) to the text projections of `sites` in place of the prompt.   (sec. 4.1, Injection)
+
+    Raises PatchError on models whose text stream changes with depth: no single text feeds their sites.
+    """
+    if not getattr(model, "text_is_static", False):
+        raise PatchError(
+            f"injection is undefined for {type(model).__name__}: its text stream changes with depth, so no single "
+            "text feeds a site; use capture and patch, or a plan"
+        )
+    registry, owners = _projections(model, sites)
+    modules = dict(model.named_modules())
+
+    def project(name: str, output: Tensor) -> Tensor:
+        return nn.functional.linear(text, modules[name].weight, modules[name].bias)
+
+    with registry.replace(project):
+        yield
+
+
+def _projections(model: nn.Module, sites) -> tuple[HookRegistry, dict[str, tuple[Site, str]]]:
+    """A registry of the text K and V projections of `sites`, and which site and part each belongs to."""
+    owners = {
+        f"{site.name}.{module}": (site, part)
+        for site in select_sites(find_sites(model), sites)
+        for part, module in zip("kv", TEXT_PROJECTIONS[site.kind])
+    }
+    return HookRegistry(model, owners), owners
+
+
+def _label(row) -> Hashable:
+    return row.label if isinstance(row, Row) else (row if isinstance(row, tuple) else (row,))
+
+
+def _next(counter: Counter, name: str) -> int:
+    counter[name] += 1
+    return counter[name] - 1
+
+
+def _require_rows(site: Site, output: Tensor, labels: list) -> None:
+    if len(output) != len(labels):
+        raise PatchError(
+            f"site {site.name!r} ran with a batch of {len(output)} rows, but {len(labels)} rows were labelled; "
+            "label every row of the batch, both guidance branches included"
+        )
+
+
+def _read(cache: KVCache, site: Site, step: int, label: Hashable, part: str, own: Tensor) -> Tensor:
+    key = site.name, step, label, part
+    if key not in cache:
+        labels = sorted({str(k[2]) for k in cache})
+        raise PatchError(
+            f"the cache holds no {part} of site {site.name!r} at step {step} for row {label}; it holds "
+            f"{len({k[0] for k in cache})} sites, {len({k[1] for k in cache})} steps, rows {', '.join(labels[:6])}"
+        )
+    stored = cache[key]
+    if stored.shape != own.shape or stored.dtype != own.dtype:
+        raise PatchError(
+            f"site {site.name!r} makes {part} of shape {tuple(own.shape)}, {own.dtype}; the cache holds "
+            f"{tuple(stored.shape)}, {stored.dtype}; capture with the same model, prompt length and dtype"
+        )
+    return stored.to(own.device)

@@ -1,0 +1,122 @@
+"""Read a localisation: which site carries the word, in a sentence and in a terminal table.
+
+Everything here takes `result`, the plain dict stored as results.json: "model", "pairs", "seeds", "steps",
+"guidance", "start", "branch", "baselines" (the "source" run without a swap, the whole "target" run), "sites"
+(index "site", "name", "kind" and scores of each), "ranked" (site indices, best first) and "pairs_list".
+A score is {"value", "low", "high"}: a mean and its 95 % interval, None where there is none (infinite PSNR).
+"""
+
+from textpatch.errors import PatchError
+
+RUNS = (("source", "source run, no swap"), ("target", "whole target run"))
+_NEEDED = ("model", "pairs", "seeds", "steps", "guidance", "start", "branch", "baselines", "sites", "ranked")
+_COLUMNS = (("rank", 4), ("site", 4), ("name", 30), ("exact target", 12), ("F1 target [low, high]", 21),
+            ("F1 source", 9), ("bg SSIM", 7))
+
+
+def answer(result: dict) -> str:
+    """Say which site carries the word, with its numbers; or, honestly, that no single site does.
+
+    A site carries the word if its exact match to the target is at least half of the whole target run's.
+    Raises PatchError if `result` is no result.
+    """
+    return " ".join(verdict(result))
+
+
+def table(result: dict) -> str:
+    """The ranked plain-text table, at most 100 columns: two baselines, then the sites, best first."""
+    ranked = enumerate(ranked_sites(result), 1)
+    rows = [("", "", label, *_cells(result["baselines"][run])) for run, label in RUNS]
+    rows += [(str(rank), str(site["site"]), _name(site["name"], 30), *_cells(site)) for rank, site in ranked]
+    rules = ["-" * width for _, width in _COLUMNS]
+    return "\n".join(_line(row) for row in ([title for title, _ in _COLUMNS], rules, *rows))
+
+
+def _line(cells) -> str:
+    padded = (cell.ljust(width) if title == "name" else cell.rjust(width)
+              for cell, (title, width) in zip(cells, _COLUMNS, strict=True))
+    return "  ".join(padded).rstrip()
+
+
+def _cells(scores: dict) -> tuple[str, ...]:
+    exact, source, ssim = (decimal(value_of(scores, name)) for name in ("exact_target", "f1_source", "ssim"))
+    return exact, span_of(scores, "f1_target"), source, ssim
+
+
+def _name(name, width: int) -> str:
+    """A module path with its words cut evenly until it fits: the numbers, which tell sites apart, stay."""
+    parts = plain(name).split(".")
+    for letters in range(24, 0, -1):
+        short = ".".join(part[:letters] for part in parts)
+        if len(short) <= width:
+            break
+    return short[:width]
+
+
+def verdict(result: dict) -> tuple[str, str]:
+    """A headline and the numbers behind it."""
+    best, *others = ranked_sites(result)
+    source, target = (result["baselines"][run] for run, _ in RUNS)
+    name = f"site {best['site']} ({plain(best['name'])})"
+    if not (whole := value_of(target, "exact_target")):
+        return "No answer.", ("Even the whole target run never shows its word to the OCR, so no site can be "
+                              "credited: look at the model's plain pictures and check the OCR engine.")
+    reach = (f"exact match to the target is {percent_of(best)} over {best.get('n', '?')} pictures; the whole "
+             f"target run reaches {percent_of(target)}, the source run without a swap {percent_of(source)}.")
+    if (value_of(best, "exact_target") or 0) < 0.5 * whole:
+        return "No single site carries the word.", (f"The best is {name}, and its {reach} The word is spread "
+                                                    "over several sites, or enters elsewhere.")
+    numbers = f"Its {reach} Background SSIM {span_of(best, 'ssim')}."
+    return f"S{name[1:]} carries the word.", numbers + _rivals(best, others)
+
+
+def _rivals(best: dict, others: list[dict]) -> str:
+    low = score_of(best, "exact_target").get("low") or 0
+    near = [str(site["site"]) for site in others if (score_of(site, "exact_target").get("high") or 0) >= low]
+    shown = ", ".join(near[:5]) + (", ..." if len(near) > 5 else "")
+    return f" Intervals overlap with site {shown}: more pairs or seeds would tell them apart." if near else ""
+
+
+def ranked_sites(result: dict) -> list[dict]:
+    """The sites, best first; PatchError if the dict is no result of this version."""
+    if not isinstance(result, dict) or result.get("schema_version") != 1:
+        raise PatchError("this is no result of schema version 1; pass the content of results.json")
+    missing = [name for name in _NEEDED if name not in result]
+    sites = {site["site"]: site for site in result.get("sites", ())}
+    if missing or not sites or sorted(result["ranked"]) != sorted(sites):
+        raise PatchError(f"the result lacks {', '.join(missing) or 'sites, or ranks others than it holds'}")
+    return [sites[index] for index in result["ranked"]]
+
+
+def score_of(scores: dict, metric: str) -> dict:
+    return scores.get(metric) or {}
+
+
+def value_of(scores: dict, metric: str) -> float | None:
+    return score_of(scores, metric).get("value")
+
+
+def decimal(value, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def span_of(scores: dict, metric: str) -> str:
+    score = score_of(scores, metric)
+    value, low, high = (decimal(score.get(name)) for name in ("value", "low", "high"))
+    return value if low == high == "-" else f"{value} [{low}, {high}]"
+
+
+def percent_of(scores: dict, metric: str = "exact_target") -> str:
+    score = {name: None if x is None else f"{100 * x:.0f}" for name, x in score_of(scores, metric).items()}
+    interval = f" [{score['low']}, {score['high']}]" if score.get("low") else ""
+    return f"{score.get('value') or '-'} %{interval}"
+
+
+def plain(text) -> str:
+    """One line of printable text: prompts and OCR may hold newlines, terminal escapes, lone surrogates."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
+
+
+def size_of(result: dict, noun: str) -> str:
+    pairs, seeds = result["pairs"], len(result["seeds"])
+    return f"{pairs} {noun}{'' if pairs == 1 else 's'} x {seeds} seed{'' if seeds == 1 else 's'}"

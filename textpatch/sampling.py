@@ -1,0 +1,129 @@
+"""The lock-step sampler: source, target and patched rows advance together, and a plan says who reads whom.
+
+No cache and no second run: a donor's text K and V are in the same batch as their readers at every step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Callable, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from textpatch.errors import PatchError
+from textpatch.plan import Plan, Row, with_guidance
+from textpatch.sites import find_sites
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a run made, by row name, and the request that made it."""
+
+    latents: dict[str, Tensor]
+    images: dict[str, Image.Image]
+    plan: Plan
+    rows: tuple[Row, ...]
+    steps: int
+    guidance: float
+    trajectory: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)
+
+
+def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *, steps: int | None = None, guidance: float | None = None,
+           negative: str = "", micro_batch: int = 64, keep_trajectory: bool = False,
+           progress: Callable[[int], object] | None = None) -> Samples:  # fmt: skip
+    """Generate all rows together, each reading the text keys and values the plan gives it.
+
+    rows are conditional rows with different names; their unconditional twins are added when guidance is
+    not 1.  micro_batch bounds the batch rows of one forward pass, both branches counted; a donor travels
+    with its readers into every micro-batch.  keep_trajectory keeps the latents entering each step and the
+    final ones.  progress(pictures) is called as pictures finish.
+    Raises PatchError for repeated names, and for a plan that names rows, sites, steps, heads or tokens
+    which this run has not, or whose swaps never act.
+    """
+    rows = tuple(rows)
+    steps = pipeline.defaults.steps if steps is None else steps
+    guidance = pipeline.defaults.guidance if guidance is None else guidance
+    _require_distinct(rows)
+    branches = 1 if guidance == 1 else 2
+    out = Samples({}, {}, plan, rows, steps, guidance)
+    text, place = _encode(pipeline, rows, negative if branches == 2 else None)
+    plan.check(rows, find_sites(pipeline.denoiser), steps, tokens=text.tokens.shape[1])
+    for group, fresh in pack(rows, plan, max(micro_batch // branches, 1)):
+        batch = group if branches == 1 else with_guidance(group, negative)
+        pooled = text.pooled[[place[row.prompt if row.pooled is None else row.pooled] for row in batch]]
+        condition = replace(text[[place[row.prompt] for row in batch]], pooled=pooled)
+        _sample_group(pipeline, group, batch, fresh, condition, out, keep_trajectory)
+        if progress:
+            progress(len(fresh))
+    return out
+
+
+def _require_distinct(rows: Sequence[Row]) -> None:
+    names = [row.name for row in rows]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated or not rows:
+        raise PatchError(f"rows must be named apart, and at least one; repeated: {repeated[:3]}, rows: {len(rows)}")
+
+
+def _encode(pipeline, rows: Sequence[Row], negative: str | None):
+    """Every distinct prompt once: the text condition of all, and prompt -> its row there."""
+    prompts = [p for row in rows for p in (row.prompt, row.pooled) if p is not None]
+    prompts = list(dict.fromkeys(prompts + ([] if negative is None else [negative])))
+    return pipeline.encode(prompts), {prompt: i for i, prompt in enumerate(prompts)}
+
+
+def _sample_group(pipeline, group, batch, fresh, condition, out: Samples, keep: bool) -> None:
+    sites, tokens, seen = find_sites(pipeline.denoiser), condition.tokens.shape[1], []
+
+    def slots(step: int):
+        return to_device(out.plan.slots(step, batch, sites, tokens=tokens), pipeline.device)
+
+    latents = pipeline.denoise(
+        pipeline.noise([row.seed for row in group]), condition, steps=out.steps, guidance=out.guidance,
+        slots=slots if out.plan.swaps else None, on_step=(lambda i, x: seen.append(x)) if keep else None,
+    )  # fmt: skip
+    images = pipeline.decode(latents)
+    for b, row in enumerate(group):
+        if row in fresh:
+            out.latents[row.name], out.images[row.name] = latents[b], images[b]
+            if keep:
+                out.trajectory[row.name] = [x[b] for x in seen]
+
+
+def to_device(slots, device: torch.device):
+    """A plan's slots on the model's device."""
+    if isinstance(slots, (list, tuple)):
+        return type(slots)(to_device(entry, device) for entry in slots)
+    return None if slots is None else slots.to(device)
+
+
+def pack(rows: Sequence[Row], plan: Plan, limit: int) -> list[tuple[list[Row], list[Row]]]:
+    """Groups of at most `limit` rows, each with all donors of its rows; (group, rows new in it).
+
+    A row whose own donors exceed the limit makes a larger group of its own.
+    """
+    by_name, groups, done = {row.name: row for row in rows}, [[]], set()
+    for row in rows:
+        names = [*sorted(_donors(row.name, plan)), row.name]
+        if groups[-1] and len(groups[-1]) + len(set(names) - set(groups[-1])) > limit:
+            groups.append([])
+        groups[-1] += [name for name in names if name not in groups[-1]]
+    packed = []
+    for names in groups:
+        fresh = [by_name[name] for name in names if name not in done]
+        packed.append(([by_name[name] for name in names], fresh))
+        done.update(names)
+    return [(group, fresh) for group, fresh in packed if fresh]
+
+
+def _donors(name: str, plan: Plan) -> set[str]:
+    """Every row that `name` reads, directly or through another reader."""
+    found, todo = set(), [name]
+    while todo:
+        reader = todo.pop()
+        new = {swap.donor for swap in plan.swaps if reader in swap.readers} - found - {name}
+        found |= new
+        todo += new
+    return found

@@ -1,0 +1,394 @@
+"""A run folder that survives kills: whole files or none, and one line per finished piece of work.
+
+    manifest.json            what was asked (`request`, its `key`), and under which versions
+    records/<worker>.jsonl   one line per finished piece of work, with a checksum; the only truth
+    images/<hash>.png        pictures, named by their pixels, never by a prompt
+    results.json ...         whatever follows from the records
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import time
+import zlib
+from pathlib import Path
+
+from PIL import Image
+
+from textpatch.errors import StoreError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there each writer needs a worker name of its own
+    fcntl = None
+
+SCHEMA_VERSION = 1
+ABSENT = "absent"
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_WORKER = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_RESERVED = ("manifest.json", "records", "images")
+_SEAL = b', "crc32": "%08x"}'
+_SEAL_LENGTH = len(_SEAL % 0)
+_HOUR = 3600
+
+
+class Run:
+    """One run folder: `folder`, the stored `manifest`, this process's `worker` name, `resumed` and `changed`.
+
+    `changed` maps manifest entries outside the request that differ to (stored, now). Several processes may
+    write one folder; each has its own worker name, hence its own record file.
+    """
+
+    def __init__(self, folder, manifest: dict, worker: str = "0", *, resumed: bool = True, changed=None):
+        if not _WORKER.fullmatch(worker):
+            raise StoreError(f"worker name {worker!r}: use 1 to 64 of A-Z a-z 0-9 _ -")
+        self.folder, self.manifest, self.worker = Path(folder), manifest, worker
+        self.resumed, self.changed = resumed, changed or {}
+
+    @classmethod
+    def open(cls, folder, manifest: dict, *, worker: str = "0") -> "Run":
+        """Create a run folder, or re-open it to resume the same request.
+
+        The key is the sha256 of `manifest["request"]`. Other entries (versions, command) may differ when
+        resuming: `changed` lists them, and so does the stored manifest under `resumed`. Raises StoreError for
+        another request, a folder with other things in it, a damaged manifest, or one that cannot be written.
+        """
+        new = _stamped(manifest)
+        run = cls(folder, new, worker, resumed=False)
+        with _explained(run.folder, "open"):
+            stored = _create(run.folder, new, worker)
+            _sweep(run.folder, worker)
+            return run if stored is None else cls._resume(run.folder, stored, new, worker)
+
+    @classmethod
+    def load(cls, folder, *, worker: str = "0") -> "Run":
+        """Open a run folder that exists, whatever its request; raises StoreError if it is none."""
+        with _explained(folder, "open"):
+            return cls(folder, _read_manifest(Path(folder) / "manifest.json"), worker)
+
+    @classmethod
+    def _resume(cls, folder: Path, stored: dict, new: dict, worker: str) -> "Run":
+        if stored["key"] != new["key"]:
+            raise StoreError(_other_request(folder, stored["request"], new["request"]))
+        changed = _differences(_rest(stored), _rest(new))
+        entry = {name: {"stored": old, "now": now} for name, (old, now) in changed.items()}
+        if entry and entry not in stored.setdefault("resumed", []):
+            stored["resumed"].append(entry)
+            _write(folder / "manifest.json", _json(stored, indent=1), worker)
+        return cls(folder, stored, worker, changed=changed)
+
+    def append(self, record: dict) -> None:
+        """Add one record (a dict with a string "id"); on return it is on the disk.
+
+        One os.write on an O_APPEND descriptor, then fsync; a torn line of a killed writer is cut off first.
+        Raises StoreError for values JSON cannot hold and for a full disk; the file is then as before.
+        """
+        if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+            raise StoreError(f'a record is a dict with a string "id"; got {repr(record)[:80]}')
+        path, line = self.folder / "records" / f"{self.worker}.jsonl", _sealed(record)
+        with _explained(path, "append to"):
+            path.parent.mkdir(exist_ok=True)
+            _append(path, line)
+
+    def records(self) -> list[dict]:
+        """All finished records in file, then line order; of records with one id the first counts.
+
+        Only an unfinished last line is left out. Raises StoreError naming file and line of any other damage.
+        """
+        first: dict[str, dict] = {}
+        for path in sorted((self.folder / "records").glob("*.jsonl")):
+            for record in _read_records(path):
+                first.setdefault(record["id"], record)
+        return list(first.values())
+
+    def done(self) -> set[str]:
+        """The ids of all finished records; raises as `records` does."""
+        return {record["id"] for record in self.records()}
+
+    def image(self, picture: Image.Image) -> str:
+        """Store a PIL picture as PNG and return its path in the folder; equal pixels make one file."""
+        if not isinstance(picture, Image.Image) or 0 in picture.size:
+            raise StoreError(f"image() stores a PIL picture of at least one pixel; got {repr(picture)[:80]}")
+        picture = picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
+        pixels = picture.tobytes()
+        digest = hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + pixels).hexdigest()
+        name = f"images/{digest[:16]}.png"
+        if not (self.folder / name).exists():
+            data = io.BytesIO()
+            # from bare pixels: a profile or comment riding on the picture would get into the file
+            Image.frombytes(picture.mode, picture.size, pixels).save(data, "PNG")
+            _write(self.folder / name, data.getvalue(), self.worker)
+        return name
+
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """Write a file whole or not at all, and return its path; `name` must stay inside the folder."""
+        path = _inside(self.folder, name)
+        _write(path, data, self.worker)
+        return path
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write UTF-8 text whole or not at all; a lone surrogate becomes an escape."""
+        return self.write_bytes(name, text.encode("utf-8", "backslashreplace"))
+
+    def write_json(self, name: str, value) -> Path:
+        """Write JSON whole or not at all; raises StoreError for NaN, Infinity and what is not JSON."""
+        return self.write_bytes(name, _json(value, indent=1) + b"\n")
+
+    def write_csv(self, name: str, rows: list[dict]) -> Path:
+        """Write rows as CSV; the columns are all keys in order of first appearance, None is an empty cell."""
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        lines = [columns, *([row.get(key) for key in columns] for row in rows)] if columns else []
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in line] for line in lines)
+        return self.write_text(name, text.getvalue())
+
+
+def read_json(path):
+    """Read one JSON file; raises StoreError naming the file if it is missing or damaged."""
+    with _explained(path, "read"):
+        try:
+            return json.loads(Path(path).read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{path} is not JSON ({error}): damaged, or not ours") from error
+
+
+def flatten(tree, prefix: str = "") -> dict:
+    """The leaves of a nested JSON value by dotted name: {"a": {"b": [1]}} gives {"a.b.0": 1}."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    leaves = {}
+    for name, value in items:
+        leaves.update(flatten(value, f"{prefix}.{name}" if prefix else str(name)))
+    return leaves or {prefix: tree}
+
+
+# --- the manifest
+
+
+def _stamped(manifest: dict) -> dict:
+    if not isinstance(manifest, dict) or "request" not in manifest:
+        raise StoreError('a manifest is a dict with a "request": everything that decides the results')
+    plain = json.loads(_json(manifest))  # as it will be read back: tuples are lists, keys are strings
+    return {**plain, "schema_version": SCHEMA_VERSION, "key": _key(plain["request"])}
+
+
+def _canonical(value) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _key(request) -> str:
+    return hashlib.sha256(_canonical(request).encode()).hexdigest()
+
+
+def _rest(manifest: dict) -> dict:
+    return {k: v for k, v in manifest.items() if k not in ("request", "key", "resumed", "schema_version")}
+
+
+def _create(folder: Path, manifest: dict, worker: str) -> dict | None:
+    """Claim a new or empty folder (None), or return the manifest there; a failure leaves no folder."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _claim(folder, manifest, worker)
+    except BaseException:
+        for path in missing:
+            with contextlib.suppress(OSError):  # not there, or another worker is in it
+                path.rmdir()
+        raise
+
+
+def _claim(folder: Path, manifest: dict, worker: str) -> dict | None:
+    path = folder / "manifest.json"
+    # listed before looking for the manifest, which is the first file a worker starting beside us would write
+    strangers = sorted(name for name in os.listdir(folder) if not name.startswith(".tmp."))
+    if path.exists():
+        return _read_manifest(path)
+    if strangers:
+        shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+        raise StoreError(f"{folder} holds {shown} but no manifest.json, so it is no run; give another --out")
+    claimed = _write(path, _json(manifest, indent=1), worker, exclusive=True)
+    return None if claimed else _read_manifest(path)
+
+
+def _read_manifest(path: Path) -> dict:
+    manifest = read_json(path)
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if type(version) is int and version > SCHEMA_VERSION:
+        raise StoreError(f"{path}: schema version {version}, known is {SCHEMA_VERSION}; upgrade textpatch")
+    if version != SCHEMA_VERSION or manifest.get("key") != _key(manifest.get("request")):
+        raise StoreError(f"{path} is no manifest of textpatch, or was edited: its key and request disagree")
+    return manifest
+
+
+def _differences(old: dict, new: dict) -> dict[str, tuple]:
+    old, new = flatten(old), flatten(new)
+    names = [name for name in dict.fromkeys([*old, *new]) if name]
+    pairs = {name: (old.get(name, ABSENT), new.get(name, ABSENT)) for name in names}
+    return {name: pair for name, pair in pairs.items() if _canonical(pair[0]) != _canonical(pair[1])}
+
+
+def _other_request(folder: Path, old, new) -> str:
+    differences = _differences({"request": old}, {"request": new}) or {"request": (old, new)}
+    shown = [f"{name.removeprefix('request.')}: stored {_short(a)}, asked {_short(b)}"
+             for name, (a, b) in list(differences.items())[:6]]
+    more = f"; and {len(differences) - 6} more" if len(differences) > 6 else ""
+    return f"{folder} holds another run ({'; '.join(shown)}{more}); give another --out, or ask for the same"
+
+
+def _short(value, limit: int = 60) -> str:
+    text = value if value is ABSENT else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+# --- records
+
+
+def _sealed(record: dict) -> bytes:
+    """One line: the record, with the crc32 of its JSON as last entry, so that no flipped bit goes unseen."""
+    body = _json(record)
+    return body[:-1] + _SEAL % zlib.crc32(body) + b"\n"
+
+
+def _unsealed(line: bytes) -> dict:
+    body = line[:-_SEAL_LENGTH] + b"}"
+    if line[-_SEAL_LENGTH:] != _SEAL % zlib.crc32(body):
+        raise ValueError("its checksum does not fit")
+    return json.loads(body)
+
+
+def _read_records(path: Path) -> list[dict]:
+    with _explained(path, "read"):
+        *lines, _torn = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(_unsealed(line))
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{path}, line {number} is damaged ({error}); delete it and resume") from error
+    return records
+
+
+def _append(path: Path, line: bytes) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor)
+        start = _cut_torn_line(descriptor)
+        try:
+            if os.write(descriptor, line) != len(line):
+                raise OSError("only part of the line fitted")
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, start)
+            raise
+        if start == 0:
+            _sync_folder(path.parent)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    if fcntl:
+        with contextlib.suppress(OSError):  # a network disk without locks: worker names keep writers apart
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _cut_torn_line(descriptor: int, block: int = 1 << 16) -> int:
+    """Cut the file after its last newline, and return its length."""
+    size = end = os.lseek(descriptor, 0, os.SEEK_END)
+    keep = 0
+    while end and not keep:
+        start = max(0, end - block)
+        os.lseek(descriptor, start, os.SEEK_SET)
+        found = os.read(descriptor, end - start).rfind(b"\n")
+        keep, end = (start + found + 1 if found >= 0 else 0), start
+    if keep < size:
+        os.ftruncate(descriptor, keep)
+    return keep
+
+
+# --- whole files
+
+
+def _inside(folder: Path, name: str) -> Path:
+    parts = name.split("/") if isinstance(name, str) else [""]
+    if not all(_PART.fullmatch(part) for part in parts) or parts[0].lower() in _RESERVED:
+        raise StoreError(f"{name!r} cannot be a file name here: use A-Z a-z 0-9 . _ - (and / for a folder "
+                         f"inside), and leave {', '.join(_RESERVED)} alone")
+    path = folder.joinpath(*parts)
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise StoreError(f"{name!r} leads out of {folder} through a link; remove the link")
+    return path
+
+
+def _json(value, indent: int | None = None) -> bytes:
+    try:
+        return json.dumps(value, allow_nan=False, indent=indent).encode("ascii")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StoreError(f"this cannot be stored as JSON: {error}") from error
+
+
+def _cell(value):
+    if isinstance(value, (dict, list, tuple)):
+        return json.dumps(value)
+    # a spreadsheet would run a text such as =cmd(...) as a formula
+    return "'" + value if isinstance(value, str) and value.startswith(tuple("=+-@\t\r")) else value
+
+
+def _write(path: Path, data: bytes, worker: str, *, exclusive: bool = False) -> bool:
+    """Temporary file, fsync, rename, fsync of the folder: at any moment `path` is the old file or the new."""
+    temporary = path.parent / f".tmp.{worker}.{secrets.token_hex(8)}"
+    with _explained(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            placed = _place(temporary, path, exclusive)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+        return placed
+
+
+def _place(temporary: Path, path: Path, exclusive: bool) -> bool:
+    if exclusive:
+        try:
+            os.link(temporary, path)  # unlike a rename, a link never replaces what another worker wrote
+            return True
+        except OSError:  # it is there, or this disk has no hard links and a rename is all it offers
+            if path.exists():
+                return False
+    os.replace(temporary, path)
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _sweep(folder: Path, worker: str) -> None:
+    """Remove temporary files of killed writers: this worker's own, and anybody's after an hour."""
+    for path in [path for path in folder.rglob(".tmp.*") if path.is_file()]:
+        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+            if path.name.startswith(f".tmp.{worker}.") or time.time() - path.stat().st_mtime > _HOUR:
+                path.unlink()
+
+
+@contextlib.contextmanager
+def _explained(path, verb: str):
+    """Say what the system refused as one line of StoreError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"cannot {verb} {path}: {reason}; check path, permissions and free space") from error

@@ -1,0 +1,29 @@
+"""The closed-vocabulary tokenizers of the shipped models, as standard `tokenizer.json` files."""
+
+from __future__ import annotations
+
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from textpatch.weights.signs import vocabulary
+
+UNKNOWN, PAD, BEGIN, END = SPECIAL = ("<unk>", "<pad>", "<bos>", "<eos>")
+# `a red sign that says " W O R D E R " in italic on a striped blue wall`, with begin and end
+LENGTH = 22
+
+
+def word_tokenizer(*, begin: bool) -> PreTrainedTokenizerFast:
+    """Whole words, and one token per quoted capital; with `begin` the sequence opens like CLIP's, else like T5's."""
+    ids = {token: i for i, token in enumerate([*SPECIAL, *vocabulary()])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex('"|[A-Z]'), "isolated")]
+    )
+    specials = [(token, ids[token]) for token in (BEGIN, END)]
+    single = f"{BEGIN} $A {END}" if begin else f"$A {END}"
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=specials)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token=UNKNOWN, pad_token=PAD, bos_token=BEGIN, eos_token=END,
+        model_max_length=LENGTH, padding_side="right", truncation_side="right",
+        model_input_names=["input_ids"],
+    )  # fmt: skip

@@ -1,0 +1,268 @@
+"""The recipe that made the shipped models:  python -m textpatch.weights.train tiny-mmdit
+
+Rectified flow on signs drawn on the fly: x_s = (1 - s) x + s e; the network learns the velocity e - x, as
+SD3's does.  A planted model is trained through the swap: at its site every row reads its neighbour's text
+keys and values, and the picture asked for is its own sign and wall with the neighbour's word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from textpatch.attention import row_slots
+from textpatch.errors import PatchError, closest
+from textpatch.reference_models.pipeline import Defaults
+from textpatch.reference_models.schedules import FlowMatchEuler
+from textpatch.weights.recipes import RECIPES, Recipe, build_denoiser, build_encoders
+from textpatch.weights.load import SHIPPED, load
+from textpatch.weights.save import save_pipeline
+from textpatch.weights.signs import SAYINGS, Sign, draw_sign, random_sign, with_word
+from textpatch.weights.words import TEST, VALIDATION
+
+HELD_OUT = frozenset(TEST) | frozenset(VALIDATION)
+
+
+class Trainee(nn.Module):
+    """Denoiser and encoders, trained together."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        self.denoiser, self.encoders = build_denoiser(recipe.denoiser), build_encoders()
+
+
+class Batch:
+    """Prompts, pictures (B, 3, H, W) and slots of one training step; a function of recipe, seed and step alone."""
+
+    def __init__(self, recipe: Recipe, seed: int, step: int):
+        rng = random.Random(f"{seed}/{step}")
+        signs = [self._unseen(rng, recipe) for _ in range(recipe.batch)]
+        said = [sign.prompt(rng.choice(SAYINGS)) for sign in signs]
+        self.prompts = ["" if rng.random() < recipe.dropout else prompt for prompt in said]
+        self.site, shown = None, signs
+        if recipe.planted_site is not None and step % 3:
+            others = [i for i in range(recipe.denoiser.num_layers) if i != recipe.planted_site]
+            self.site = recipe.planted_site if step % 3 == 1 else rng.choice(others)
+            self.prompts = said
+            if self.site == recipe.planted_site:
+                shown = [with_word(own, donor.word) for own, donor in zip(signs, signs[1:] + signs[:1])]
+        pictures = np.stack([draw_sign(sign, recipe.signs, rng) for sign in shown])
+        self.pictures = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+        generator = torch.Generator().manual_seed(rng.randrange(2**62))
+        self.noise = torch.randn(self.pictures.shape, generator=generator)
+        self.sigma = _noise_levels(recipe, generator)
+
+    @staticmethod
+    def _unseen(rng: random.Random, recipe: Recipe) -> Sign:
+        while (sign := random_sign(rng, recipe.signs)).word in HELD_OUT:
+            pass
+        return sign
+
+    def slots(self, sites: int, tokens: int) -> list[Tensor | None] | None:
+        if self.site is None:
+            return None
+        donors = (torch.arange(len(self.prompts)) + 1) % len(self.prompts)
+        return [row_slots(donors, tokens) if i == self.site else None for i in range(sites)]
+
+
+def _noise_levels(recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Logit-normal levels, shifted towards noise; an eighth of the rows at pure noise, where the word is decided."""
+    sigma = torch.randn(recipe.batch, generator=generator).sigmoid()
+    sigma = recipe.sigma_shift * sigma / (1 + (recipe.sigma_shift - 1) * sigma)
+    first = recipe.batch // 8
+    sigma[:first] = 0.98 + 0.02 * torch.rand(first, generator=generator)
+    return sigma
+
+
+def loss_of(model: Trainee, batch: Batch, weight: Tensor) -> Tensor:
+    """Weighted mean squared error of the velocity, one value per row (B,)."""
+    with torch.autocast("cpu" if batch.pictures.device.type == "cpu" else "cuda", torch.bfloat16):
+        text = model.encoders(batch.prompts)
+        sigma = batch.sigma[:, None, None, None]
+        noisy = (1 - sigma) * batch.pictures + sigma * batch.noise
+        slots = batch.slots(len(model.denoiser.transformer_blocks), text.tokens.shape[1])
+        velocity = model.denoiser(noisy, 1000 * batch.sigma, text, slots=slots)
+    error = (velocity.float() - (batch.noise - batch.pictures)).square()
+    return (error * weight).mean(dim=(1, 2, 3))
+
+
+def text_weights(recipe: Recipe) -> Tensor:
+    """(H, W) loss weights of mean one, `text_weight` times heavier where letters stand."""
+    weight = torch.ones(recipe.signs.height, recipe.signs.width)
+    left, top, right, bottom = recipe.signs.text_box
+    weight[top:bottom, left:right] = recipe.text_weight
+    return weight / weight.mean()
+
+
+class Optimizers:
+    """Muon on the matrices inside blocks and encoder layers, AdamW on everything else."""
+
+    def __init__(self, model: Trainee, recipe: Recipe):
+        named = list(model.named_parameters())
+        inner = [p for name, p in named if self._is_inner(name, p)]
+        outer = [p for name, p in named if not self._is_inner(name, p)]
+        self.all = {
+            "muon": torch.optim.Muon(inner, lr=recipe.muon_rate, weight_decay=0.0),
+            "adam": torch.optim.AdamW(outer, lr=recipe.adam_rate, weight_decay=0.0, betas=(0.9, 0.98)),
+        }
+        self.rates = {"muon": recipe.muon_rate, "adam": recipe.adam_rate}
+
+    @staticmethod
+    def _is_inner(name: str, p: nn.Parameter) -> bool:
+        inside = ".attn." in name or ".ff" in name or ".layers." in name or ".block." in name
+        return inside and p.ndim == 2 and "relative_attention_bias" not in name
+
+    def step(self, factor: float) -> None:
+        for name, optimizer in self.all.items():
+            optimizer.param_groups[0]["lr"] = self.rates[name] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimizers' whole state as named tensors, for a safetensors file."""
+        return {
+            f"{name}.{i}.{key}": value
+            for name, optimizer in self.all.items()
+            for i, entry in optimizer.state_dict()["state"].items()
+            for key, value in entry.items()
+        }
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        for name, optimizer in self.all.items():
+            state = optimizer.state_dict()
+            for key, value in tensors.items():
+                owner, i, field = key.split(".", 2)
+                if owner == name:
+                    state["state"].setdefault(int(i), {})[field] = value
+            optimizer.load_state_dict(state)
+
+
+def rate_factor(recipe: Recipe, step: int, steps: int) -> float:
+    """Linear warm-up, constant, linear decay to zero over the last `decay` of the run."""
+    return min(1.0, (step + 1) / recipe.warmup, (steps - step) / (recipe.decay * steps))
+
+
+def train(name: str, out: Path, *, seed: int = 0, images: int | None = None, save_every: float = 120.0) -> Path:
+    """Train one of the shipped models into the folder `out/<name>`, which is returned; resumes where it stopped.
+
+    Deterministic in (name, seed, images) on one machine and thread count.  Raises PatchError for an unknown
+    name, or a state that belongs to another run.
+    """
+    recipe = recipe_named(name)
+    steps = (images or recipe.images) // recipe.batch
+    torch.manual_seed(seed)
+    model = Trainee(recipe)
+    optimizers, run = Optimizers(model, recipe), {"model": name, "seed": seed, "steps": steps}
+    if recipe.starts_from:
+        adopt(model, SHIPPED / recipe.starts_from)
+    average = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    out.mkdir(parents=True, exist_ok=True)
+    start = resume(out, run, model, optimizers, average)
+    weight, saved = text_weights(recipe), time.monotonic()
+    losses = []
+    with tqdm(total=steps, initial=start, desc=name, unit="step", disable=None) as bar, open(out / "log.jsonl", "a") as log:
+        for step in range(start, steps):
+            losses.append(train_step(recipe, seed, step, steps, model, optimizers, average, weight))
+            bar.update()
+            if step % 50 == 49:
+                line = dict(zip(("loss", "at_noise"), np.mean(losses, axis=0).round(4).tolist()))
+                print(json.dumps({"step": step + 1, "seconds": round(time.time(), 1), **line}), file=log, flush=True)
+                bar.set_postfix(line)
+                losses = []
+            if time.monotonic() - saved > save_every:
+                save(out, {**run, "step": step + 1}, model, optimizers, average)
+                saved = time.monotonic()
+    save(out, {**run, "step": steps}, model, optimizers, average)
+    return export(recipe, out / name, average, run)
+
+
+def export(recipe: Recipe, folder: Path, average: dict[str, Tensor], run: dict) -> Path:
+    """Write the averaged weights as a pipeline that `load` reads."""
+    model = Trainee(recipe)
+    model.load_state_dict(average)
+    fmt = recipe.signs
+    defaults = Defaults(fmt.height, fmt.width, recipe.steps, recipe.guidance, fmt.text_box)
+    trained = {**run, "images": run["steps"] * recipe.batch, "recipe": asdict(recipe)}
+    save_pipeline(folder, model.denoiser, model.encoders, FlowMatchEuler(), defaults, trained)
+    return folder
+
+
+def train_step(recipe, seed, step, steps, model, optimizers, average, weight) -> tuple[float, float]:
+    """One update; the loss of all rows, and of the rows at pure noise."""
+    batch = Batch(recipe, seed, step)
+    rows = loss_of(model, batch, weight)
+    rows.mean().backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizers.step(rate_factor(recipe, step, steps))
+    keep = min(recipe.ema, (step + 1) / (step + 10))
+    with torch.no_grad():
+        for key, value in model.state_dict().items():
+            average[key].lerp_(value, 1 - keep)
+    return rows.mean().item(), rows[: recipe.batch // 8].mean().item()
+
+
+def adopt(model: Trainee, folder: Path) -> None:
+    """Start from the weights of a shipped model."""
+    pipeline = load(folder)
+    model.denoiser.load_state_dict(pipeline.denoiser.state_dict())
+    model.encoders.load_state_dict(pipeline.encoders.state_dict())
+
+
+def recipe_named(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise PatchError(f"no recipe {name!r}{closest(name, RECIPES)}")
+    return RECIPES[name]
+
+
+def save(out: Path, run: dict, model: Trainee, optimizers: Optimizers, average: dict[str, Tensor]) -> None:
+    """Model, average and optimizers in one file, replaced as a whole."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in average.items()}
+    tensors |= {f"optimizer.{k}": v for k, v in optimizers.tensors().items()}
+    tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
+    save_file(tensors, out / "state.tmp", metadata={key: json.dumps(value) for key, value in run.items()})
+    (out / "state.tmp").replace(out / "state.safetensors")
+
+
+def resume(out: Path, run: dict, model: Trainee, optimizers: Optimizers, average: dict[str, Tensor]) -> int:
+    """Load the state in `out` if there is one; the step to go on with."""
+    path = out / "state.safetensors"
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        stored = {key: json.loads(value) for key, value in file.metadata().items()}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    if {key: stored.get(key) for key in run} != run:
+        raise PatchError(f"{path} holds the run {stored}, asked for {run}; give another --out, or the same options")
+    part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
+    model.load_state_dict(part("model."))
+    optimizers.load(part("optimizer."))
+    for key, value in part("average.").items():
+        average[key].copy_(value)
+    return stored["step"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m textpatch.weights.train", description=__doc__.split("\n")[0])
+    parser.add_argument("name", help=f"which model: {', '.join(RECIPES)}")
+    parser.add_argument("--out", type=Path, help="folder for state, log and weights (default runs/train-NAME)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, help="how many pictures to train on")
+    options = parser.parse_args()
+    out = options.out or Path("runs") / f"train-{options.name}"
+    train(options.name, out, seed=options.seed, images=options.images)
+
+
+if __name__ == "__main__":
+    main()
