@@ -1,0 +1,106 @@
+"""Every figure the README states about the shipped models:  python benchmarks/shipped_models.py [MODEL ...]
+
+Reading accuracy by steps and guidance, sites alone with one and with another scene, and the start step, all
+on held-out test words.  Writes benchmarks/results/MODEL-*.csv, and the picture of the README.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import textpatch
+from textpatch import metrics
+from textpatch.figures import contact_sheet
+from textpatch.weights import evaluate
+from textpatch.weights.prompts import sign_pairs
+from textpatch.weights.signs import SignFormat
+from textpatch.weights.words import TEST
+
+RESULTS = Path(__file__).parent / "results"
+SAMPLING = [(4, 1.0), (8, 1.0), (16, 1.0), (8, 1.5), (8, 2.0), (8, 3.0)]  # steps, guidance
+PAIRS = 48
+SCORES = ("exact_target", "exact_source", "f1_target", "f1_source", "ssim", "psnr")
+
+
+def reading(pipeline, ocr) -> list[dict]:
+    """Exact match on all test words: clean drawings, then the model at each setting."""
+    fmt = SignFormat()
+    signs = evaluate.held_out_signs(len(TEST), fmt)
+    rows = [_accuracy("clean drawings", None, None, evaluate.clean_pictures(signs, fmt), signs, ocr)]
+    for steps, guidance in SAMPLING:
+        made = evaluate.generated_pictures(pipeline, signs, steps=steps, guidance=guidance)
+        rows.append(_accuracy(pipeline.name, steps, guidance, made, signs, ocr))
+    return rows
+
+
+def _accuracy(name, steps, guidance, pictures, signs, ocr) -> dict:
+    right = evaluate.reading_accuracy(pictures, signs, SignFormat(), ocr)
+    low, high = metrics.bootstrap(right)
+    return dict(pictures=name, steps=steps, guidance=guidance, exact=right.mean(), low=low, high=high, n=len(signs))
+
+
+def alone(pipeline, ocr, *, same_scene: bool) -> list[dict]:
+    """Source and target run, and every site alone."""
+    pairs = sign_pairs(PAIRS, split="test", same_scene=same_scene)
+    result = textpatch.localize(pipeline, pairs, ocr=ocr).result
+    rows = [(side, scores) for side, scores in result["baselines"].items()]
+    rows += [(site["name"], site) for site in result["sites"]]
+    return [{"run": name, **_flat(scores)} for name, scores in rows]
+
+
+def start_steps(pipeline, ocr, site: int) -> list[dict]:
+    """The best site patched from step s on, for every s; scene unchanged."""
+    pairs = sign_pairs(PAIRS, split="test", same_scene=True)
+    rows = []
+    for start in range(pipeline.defaults.steps):
+        result = textpatch.localize(pipeline, pairs, sites=[site], start=start, ocr=ocr).result
+        sigma = pipeline.schedule.sigmas(pipeline.defaults.steps)[start].item()
+        rows.append({"site": site, "start": start, "sigma": sigma, **_flat(result["sites"][0])})
+    return rows
+
+
+def _flat(scores: dict) -> dict:
+    cells = {f"{name}{end}": scores[name][key] for name in SCORES for key, end in (("value", ""), ("low", "_low"), ("high", "_high"))}
+    return {**cells, "n": scores["n"]}
+
+
+def picture(pipeline, ocr) -> None:
+    """Four pairs of the other-scene experiment, for the README's first screen."""
+    found = textpatch.localize(pipeline, sign_pairs(4, split="test"), ocr=ocr)
+    names = list(found.records[0]["pictures"])
+    cells = [[(cell["image"], cell["read"]) for cell in record["pictures"].values()] for record in found.records]
+    words = [(pair["word"], pair["target_word"]) for pair in found.result["pairs_list"]]
+    best = 2 + [site["site"] for site in found.result["sites"]].index(found.result["ranked"][0])
+    sheet = contact_sheet(cells, captions=[name.replace("-", " ") for name in names], words=words, best=best, scale=2)
+    sheet.save(RESULTS / f"{pipeline.name}.png", optimize=True)
+
+
+def write(name: str, rows: list[dict]) -> None:
+    print(f"\n{name}")
+    for row in rows:
+        print("  ".join(f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
+                        for key, value in row.items() if not key.endswith(("_low", "_high"))))  # fmt: skip
+    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(models: list[str]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    ocr = metrics.Tesseract()
+    for model in models or ["tiny-mmdit", "planted-mmdit"]:
+        pipeline = textpatch.load(model)
+        write(f"{pipeline.name}-reading", reading(pipeline, ocr))
+        write(f"{pipeline.name}-same-scene", alone(pipeline, ocr, same_scene=True))
+        sites = alone(pipeline, ocr, same_scene=False)
+        write(f"{pipeline.name}-other-scene", sites)
+        best = max(range(2, len(sites)), key=lambda i: sites[i]["f1_target"]) - 2
+        write(f"{pipeline.name}-start", start_steps(pipeline, ocr, best))
+        picture(pipeline, ocr)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
