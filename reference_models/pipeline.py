@@ -34,6 +34,12 @@ def pixels(latents: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in array]
 
 
+def _require_seeds(seeds: Sequence[int]) -> None:
+    wrong = [seed for seed in seeds if not -(2**63) <= seed < 2**63]
+    if wrong:
+        raise PatchError(f"seed {wrong[0]} does not fit the noise generator; give a whole number of at most 63 bits")
+
+
 class Pipeline(nn.Module):
     """Everything between a prompt and a picture.
 
@@ -60,8 +66,16 @@ class Pipeline(nn.Module):
         text = self.encoders(prompts)
         return TextCondition(text.tokens.to(self.dtype), text.pooled.to(self.dtype))
 
+    def check(self, prompts: Sequence[str], *, seeds: Sequence[int], steps: int) -> None:
+        """Raise PatchError for what would stop a run: an unknown word, a seed that is none, less than one step."""
+        self.schedule.sigmas(steps)
+        _require_seeds(seeds)
+        for prompt in dict.fromkeys(prompts):
+            self.encode([prompt])
+
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Starting latents (B, C, H, W): one CPU generator per seed, so that neither batch nor device matters."""
+        _require_seeds(seeds)
         shape = (self.denoiser.config.in_channels, self.defaults.height, self.defaults.width)
         rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(rows).to(self.device, self.dtype)

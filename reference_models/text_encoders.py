@@ -66,7 +66,7 @@ def _refuse_unknown(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], 
     if tokenizer.unk_token_id in (None, tokenizer.eos_token_id) or not (ids == tokenizer.unk_token_id).any():
         return
     prompt = prompts[int((ids == tokenizer.unk_token_id).any(dim=1).nonzero()[0])]
-    pieces = tokenizer.tokenize(prompt)
-    known = tokenizer.get_vocab()
-    word = next((piece for piece in pieces if piece not in known or piece == tokenizer.unk_token), pieces[0])
+    word = next((w for w in prompt.split() if tokenizer.unk_token_id in tokenizer(w).input_ids), prompt)
+    vocabulary = tokenizer.get_vocab()
+    known = [w for w in sorted(vocabulary, key=vocabulary.get) if w not in tokenizer.all_special_tokens]
     raise PromptError(f"the model does not know {word!r} in {prompt!r}{closest(word, known)}")

@@ -38,31 +38,42 @@ def segment_attention(q, k, v, *, slots_k=None, slots_v=None, scale=None, backen
     queries = torch.cat([x for x in q if x is not None], dim=2)
     keys = torch.cat([x for x in (k[0], gather_text(k[1], slots_k)) if x is not None], dim=2)
     values = torch.cat([x for x in (v[0], gather_text(v[1], slots_v)) if x is not None], dim=2)
-    mask = _visible(slots_k, image_keys=keys.shape[2] - (0 if slots_k is None else slots_k.shape[-1]))
+    mask = _visible([slots for slots in (slots_k, slots_v) if slots is not None], keys.shape[2])
     out = BACKENDS[backend](queries, keys, values, mask, scale)
     image, text = out.split([q[0].shape[2], out.shape[2] - q[0].shape[2]], dim=2)
     return image, (None if q[1] is None else text)
 
 
-def _visible(slots: Tensor | None, image_keys: int) -> Tensor | None:
-    """Bool (B, H or 1, 1, N + T), True = visible; None when nothing is hidden, which keeps SDPA's fast path."""
-    if slots is None or not bool((slots < 0).any()):
+def _visible(tables: list[Tensor], keys: int) -> Tensor | None:
+    """Bool (B, H or 1, 1, N + T), True = visible; None when nothing is hidden, which keeps SDPA's fast path.
+
+    A token hidden in either table, of keys or of values, is hidden.
+    """
+    tables = tables[:1] if tables and tables[0] is tables[-1] else tables
+    if not any(bool((slots < 0).any()) for slots in tables):
         return None
-    return F.pad(slots >= 0, (image_keys, 0), value=True)[:, :, None]
+    seen = (tables[0] >= 0) & (tables[-1] >= 0)
+    return F.pad(seen, (keys - seen.shape[-1], 0), value=True)[:, :, None]
 
 
 def attention_reference(q, k, v, mask=None, scale=None):
     """softmax(q k^T * scale) v in q's own dtype, term by term; the definition other backends are held to."""
     scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)  # (B, H, M, N + T)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(-1).nan_to_num(0.0) @ v if mask is not None else scores.softmax(-1) @ v
+    if mask is None:
+        return scores.softmax(-1) @ v
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+    return weights.masked_fill(_blind(mask), 0.0) @ v
 
 
 def attention_sdpa(q, k, v, mask=None, scale=None):
     """The same through `torch.nn.functional.scaled_dot_product_attention`; rows that see nothing give zeros."""
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    return out if mask is None else out.nan_to_num(0.0)
+    return out if mask is None else out.masked_fill(_blind(mask), 0.0)
+
+
+def _blind(mask: Tensor) -> Tensor:
+    """Which rows and heads see no key at all, (B, H or 1, 1, 1); a NaN from anywhere else stays a NaN."""
+    return ~mask.any(-1, keepdim=True)
 
 
 BACKENDS = {"sdpa": attention_sdpa, "reference": attention_reference}

@@ -27,8 +27,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code: 0, 2 for a request that cannot be carried out, 130 when interrupted."""
     options = parser().parse_args(argv)
     options.command_line = shlex.join(["textpatch", *(sys.argv[1:] if argv is None else argv)])
+    return guarded(options.run, options)
+
+
+def guarded(work, *arguments) -> int:
+    """Do the work; a request that cannot be carried out becomes one line on stderr and exit code 2."""
     try:
-        options.run(options)
+        work(*arguments)
     except PatchError as error:
         print(f"textpatch: {error}", file=sys.stderr)
         return 2
@@ -127,6 +132,7 @@ def generate(options) -> None:
     steps, guidance = _defaults(pipeline, options)
     request = dict(command="generate", prompts=options.prompts, seeds=options.seed, steps=steps, guidance=guidance,
                    negative=options.negative)  # fmt: skip
+    pipeline.check([*options.prompts, options.negative or ""], seeds=options.seed, steps=steps)
     run = _open_run(options, pipeline, request)
     asked = [(prompt, seed) for prompt in options.prompts for seed in options.seed]
     images = pipeline.generate([p for p, _ in asked], seeds=[s for _, s in asked], steps=steps, guidance=guidance,
@@ -141,6 +147,7 @@ def generate(options) -> None:
 
 def localize(options) -> None:
     """`textpatch localize`: the ranked table, and a run folder with heat map, contact sheet and report."""
+    from textpatch.localize import check
     from textpatch.localize import localize as localize_
     from textpatch.metrics import Tesseract
     from textpatch.report import publish
@@ -152,10 +159,11 @@ def localize(options) -> None:
     groups = None if options.sets is None else [_selectors(group) for group in options.sets]
     request = dict(command="localize", pairs=pairs, seeds=options.seeds, sites=options.sites, sets=options.sets,
                    steps=steps, guidance=guidance, start=options.start, branch=options.branch)  # fmt: skip
+    asked = dict(sites=_selectors(options.sites), groups=groups, seeds=options.seeds, steps=steps, start=options.start)
+    check(pipeline, pairs, **asked)
     ocr.self_test()
     run = _open_run(options, pipeline, request, ocr=ocr.describe())
-    found = localize_(pipeline, pairs, sites=_selectors(options.sites), groups=groups, seeds=options.seeds, steps=steps,
-                      guidance=guidance, start=options.start, branch=options.branch, ocr=ocr, run=run)  # fmt: skip
+    found = localize_(pipeline, pairs, **asked, guidance=guidance, branch=options.branch, ocr=ocr, run=run)
     publish(run, found.result, found.records)
     print(table(found.result))
     print(answer(found.result))

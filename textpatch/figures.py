@@ -24,7 +24,7 @@ def heatmap_png(result: dict) -> bytes:
     without matplotlib, or if `result` is no result.
     """
     best = ranked_sites(result)[0]["site"]
-    sites = sorted(result["sites"], key=lambda site: site["site"])
+    sites = result["sites"]
     figure, grid = _figure(len(sites))
     for row, (metric, label) in enumerate(_METRICS):
         bars, strip = (figure.add_subplot(grid[2 * row + part]) for part in (0, 1))

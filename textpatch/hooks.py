@@ -60,11 +60,11 @@ class HookRegistry:
         try:
             for name, module in self._modules.items():
                 handles.append(module.register_forward_hook(self._hook(name, fn, block, fired)))
-            token = _open_blocks.set(_open_blocks.get() | {block})
+            _open_blocks.set(_open_blocks.get() | {block})
             try:
                 yield self
             finally:
-                _open_blocks.reset(token)
+                _open_blocks.set(_open_blocks.get() - {block})  # blocks may close in any order
         finally:
             for handle in handles:
                 handle.remove()

@@ -73,15 +73,9 @@ def localize(pipeline, pairs: Sequence, *, sites="all", groups: Sequence[Sequenc
     Scores are means over pairs and seeds with 95 % intervals bootstrapped over pairs.
     Raises PatchError for unknown sites or a start outside the run, OCRError if no text can be read.
     """
-    pairs = [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs]
     steps = pipeline.defaults.steps if steps is None else steps
     guidance = pipeline.defaults.guidance if guidance is None else guidance
-    groups = _groups(pipeline, sites, groups)
-    if not pairs or not seeds or not 0 <= start < steps:
-        raise PatchError(f"{len(pairs)} pairs, {len(seeds)} seeds, start {start} of {steps} steps; "
-                         "needs at least one pair and seed, and a start within the run")  # fmt: skip
-    for pair in pairs:
-        pair.words  # noqa: B018  a prompt without a word is refused before anything runs
+    pairs, groups = check(pipeline, pairs, sites=sites, groups=groups, seeds=seeds, steps=steps, start=start)
     ocr = ocr or metrics.Tesseract()
     ocr.self_test()
     done = {} if run is None else {record["id"]: record for record in run.records()}
@@ -100,6 +94,24 @@ def localize(pipeline, pairs: Sequence, *, sites="all", groups: Sequence[Sequenc
     facts = dict(model=pipeline.name, pairs=len(pairs), seeds=list(seeds), steps=steps, guidance=guidance,
                  start=start, branch=branch, ocr=ocr.describe())  # fmt: skip
     return Localization(summarise(pipeline, pairs, groups, records, facts), records)
+
+
+def check(pipeline, pairs: Sequence, *, sites="all", groups=None, seeds: Sequence[int] = (0,), steps: int, start: int = 0):
+    """The pairs and the groups of sites of a request, once all that can be wrong with it is known to be right.
+
+    Nothing is generated.  Raises as `localize` does.
+    """
+    pairs = [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs]
+    groups = _groups(pipeline, sites, groups)
+    if not pairs or not seeds or not 0 <= start < steps:
+        raise PatchError(f"{len(pairs)} pairs, {len(seeds)} seeds, start {start} of {steps} steps; "
+                         "needs at least one pair and seed, and a start within the run")  # fmt: skip
+    if len(set(groups)) != len(groups):
+        raise PatchError(f"the same set of sites is asked for twice among {', '.join(map(_name, groups))}; name it once")
+    for pair in pairs:
+        pair.words  # noqa: B018  a prompt without a word is refused before anything runs
+    pipeline.check([prompt for pair in pairs for prompt in (pair.source, pair.target)], seeds=seeds, steps=steps)
+    return pairs, groups
 
 
 def _groups(pipeline, sites, groups) -> list[tuple[int, ...]]:
@@ -185,12 +197,13 @@ def summarise(pipeline, pairs, groups, records: list[dict], facts: dict) -> dict
     """Means and intervals of all records, the sites ranked by F1 towards the target."""
     known = find_sites(pipeline.denoiser)
     entries = []
-    for number, group in enumerate(groups):
+    alone = all(len(group) == 1 for group in groups)
+    for group in groups:
         sites = [known[index] for index in group]
-        entry = {"site": group[0] if len(group) == 1 else number, "group": list(group),
+        entry = {"site": group[0] if alone else "+".join(map(str, group)), "group": list(group),
                  "name": " + ".join(site.name for site in sites), "kind": sites[0].kind}  # fmt: skip
         entries.append(entry | scores(records, _name(group)))
-    key = lambda entry: (-entry["f1_target"]["value"], -entry["exact_target"]["value"], entry["site"])  # noqa: E731
+    key = lambda entry: (-entry["f1_target"]["value"], -entry["exact_target"]["value"], entry["group"])  # noqa: E731
     words = [dict(zip(("word", "target_word"), pair.words)) for pair in pairs]
     return {
         "schema_version": SCHEMA_VERSION,

@@ -55,7 +55,14 @@ class KVCache(dict):
 
 def _key(name: str) -> tuple:
     site, step, label, part = json.loads(name)
-    return site, step, tuple(label), part
+    if not (isinstance(site, str) and isinstance(step, int) and isinstance(label, list) and part in ("k", "v")):
+        raise ValueError(f"{name} is no cache key")
+    return site, step, _tuples(label), part
+
+
+def _tuples(value):
+    """JSON lists, at any depth, as the tuples they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 @contextmanager
@@ -63,9 +70,11 @@ def capture(model: nn.Module, sites, *, rows: Sequence[Row | Hashable]) -> Itera
     """Keep the text K and V of `sites` at every call of the model inside the block; nothing else changes.
 
     rows  one Row or label per batch row, in order; the n-th call of the model is step n
-    Raises PatchError if a site is unknown or never runs, or the batch has another number of rows.
+    Raises PatchError if a site is unknown or never runs, if the batch has another number of rows, or if two
+    rows have one label.
     """
     cache, steps, labels = KVCache(), Counter(), [_label(row) for row in rows]
+    _require_distinct(labels)
 
     def keep(name: str, output: Tensor) -> None:
         site, part = owners[name]
@@ -94,6 +103,8 @@ def patch(model: nn.Module, cache: KVCache, sites, *, rows: Sequence, steps: Ite
     labels, counts, hits = [None if row is None else _label(row) for row in rows], Counter(), Counter()
     if all(label is None for label in labels):
         raise PatchError("patch was given no row to read; name one per batch row, or leave patch out")
+    if wanted is not None and not wanted:
+        raise PatchError("patch was given no steps; name one or more, or leave `steps` out to mean all")
 
     def swap(name: str, output: Tensor) -> Tensor | None:
         site, part = owners[name]
@@ -146,6 +157,12 @@ def _projections(model: nn.Module, sites) -> tuple[HookRegistry, dict[str, tuple
 
 def _label(row) -> Hashable:
     return row.label if isinstance(row, Row) else (row if isinstance(row, tuple) else (row,))
+
+
+def _require_distinct(labels: list) -> None:
+    repeated = [label for label, times in Counter(labels).items() if times > 1]
+    if repeated:
+        raise PatchError(f"row {repeated[0]} is labelled more than once; one would overwrite the other in the cache")
 
 
 def _next(counter: Counter, name: str) -> int:

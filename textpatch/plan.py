@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from operator import index
 from typing import Iterable, Sequence
 
 import torch
@@ -78,7 +79,7 @@ class Swap:
         set_(self, "readers", tuple(sorted({self.readers} if isinstance(self.readers, str) else set(self.readers))))
         for name in ("steps", "heads", "tokens"):
             value = getattr(self, name)
-            set_(self, name, None if value is None else tuple(sorted(set(value))))
+            set_(self, name, None if value is None else _integers(name, value))
         if self.part not in ("kv", "k", "v") or self.branch not in ("both", "cond"):
             raise PatchError(f"part is {self.part!r} and branch {self.branch!r}; known: kv, k, v and both, cond")
         if () in (self.sites, self.readers, self.steps, self.heads, self.tokens):
@@ -168,6 +169,13 @@ class Plan:
     def explain(self, sites: Sequence[Site]) -> str:
         """The equation of every swap, its sites by name, and the tensors it touches."""
         return "\n".join(_explain(swap, select_sites(sites, swap.sites)) for swap in self.swaps) or "no swap: identity"
+
+
+def _integers(name: str, values: Iterable) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(index(value)) for value in values}))
+    except TypeError:
+        raise PatchError(f"{name} is {values!r}; give a sequence of integers, or None for all") from None
 
 
 def _in_range(what: str, asked: tuple[int, ...] | None, size: int) -> None:

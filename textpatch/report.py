@@ -74,10 +74,11 @@ def _safe(text) -> str:
 def _asked(result) -> str:
     branch = "both guidance branches" if result["branch"] == "both" else f"the {result['branch']} branch"
     model, start, steps, guidance = (_safe(result[name]) for name in ("model", "start", "steps", "guidance"))
+    guided = "without guidance" if result["guidance"] == 1 else f"at guidance {guidance}, in {_safe(branch)}"
     return (f"<p>Which of the {len(result['sites'])} attention sites of <b>{model}</b> carries the written "
             "word? At one site at a time, the text keys and values of the target prompt replaced those of "
-            f"the source prompt, from step {start} of {steps} on, at guidance {guidance}, "
-            f"in {_safe(branch)}: {size_of(result, 'prompt pair')}.</p>")
+            f"the source prompt, from step {start} of {steps} on, {guided}: "
+            f"{size_of(result, 'prompt pair')}.</p>")
 
 
 def _pairs(result) -> str:

@@ -102,9 +102,10 @@ def to_device(slots, device: torch.device):
 def pack(rows: Sequence[Row], plan: Plan, limit: int) -> list[tuple[list[Row], list[Row]]]:
     """Groups of at most `limit` rows, each with all donors of its rows; (group, rows new in it).
 
-    A row whose own donors exceed the limit makes a larger group of its own.
+    A row whose own donors exceed the limit makes a larger group of its own.  Within a group rows keep their
+    order: a row's place in the batch moves its last bits, and a plan must not.
     """
-    by_name, groups, done = {row.name: row for row in rows}, [[]], set()
+    groups, done = [[]], set()
     for row in rows:
         names = [*sorted(_donors(row.name, plan)), row.name]
         if groups[-1] and len(groups[-1]) + len(set(names) - set(groups[-1])) > limit:
@@ -112,8 +113,8 @@ def pack(rows: Sequence[Row], plan: Plan, limit: int) -> list[tuple[list[Row], l
         groups[-1] += [name for name in names if name not in groups[-1]]
     packed = []
     for names in groups:
-        fresh = [by_name[name] for name in names if name not in done]
-        packed.append(([by_name[name] for name in names], fresh))
+        group = [row for row in rows if row.name in names]
+        packed.append((group, [row for row in group if row.name not in done]))
         done.update(names)
     return [(group, fresh) for group, fresh in packed if fresh]
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import Iterator
 
 import torch
 from torch import nn
@@ -18,7 +20,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from textpatch.errors import WeightsError, closest
+from textpatch.errors import PatchError, WeightsError, closest
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels
 from textpatch.reference_models.schedules import FlowMatchEuler
@@ -54,13 +56,14 @@ def load(where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = N
         raise WeightsError(f"{folder} holds a {index.get('_class_name')}; this version loads StableDiffusion3Pipeline")
     if (folder / "vae").exists():
         raise WeightsError(f"{folder} has a VAE, which this version cannot decode; use load_denoiser for its transformer")
-    defaults = read_config(folder, {f.name for f in fields(Defaults)}, "textpatch.json")
+    with _explained(folder / "textpatch.json"):
+        defaults = Defaults(**read_config(folder, {f.name for f in fields(Defaults)}, "textpatch.json"))
     pipeline = Pipeline(
         _encoders(folder, dtype),
         load_denoiser(folder / "transformer", dtype=dtype),
         _schedule(folder / "scheduler"),
         pixels,
-        Defaults(**defaults),
+        defaults,
         name=folder.name,
     )
     return pipeline.to(device or "cpu").eval().requires_grad_(False)
@@ -77,7 +80,7 @@ def load_denoiser(where: str | os.PathLike, *, device=None, dtype: torch.dtype |
         raise WeightsError(f"{folder} is no SD3Transformer2DModel, the one denoiser this version loads")
     if config.pop("dual_attention_layers", ()):
         raise WeightsError(f"{folder} has dual-attention layers (SD3.5-medium), which this version does not build")
-    with torch.device("meta"):
+    with _explained(folder / "config.json"), torch.device("meta"):
         model = MMDiT(MMDiTConfig(**config))
     model = load_tensors(model, folder, "diffusion_pytorch_model.safetensors", dtype=dtype or torch.float32)
     return model.to(device or "cpu").eval()
@@ -92,10 +95,22 @@ def find_folder(where: str | os.PathLike) -> Path:
     raise WeightsError(f"no model {str(where)!r}: neither a shipped name nor a folder{closest(where, shipped_models())}")
 
 
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Say in one line that a configuration's values build nothing; transformers has many exceptions for it."""
+    try:
+        yield
+    except PatchError:
+        raise
+    except Exception as error:
+        found = " ".join(str(error).split())
+        raise WeightsError(f"{path} describes no model that can be built ({type(error).__name__}: {found})") from None
+
+
 def _encoders(folder: Path, dtype: torch.dtype) -> SD3TextEncoders:
     t5_folder = folder / "text_encoder_3"
-    with torch.device("meta"):
-        clips = [_meta_clip(folder / name) for name in ("text_encoder", "text_encoder_2")]
+    clips = [_meta_clip(folder / name) for name in ("text_encoder", "text_encoder_2")]
+    with _explained(t5_folder / "config.json"), torch.device("meta"):
         t5 = T5EncoderModel(T5Config(**read_config(t5_folder, T5_SIZES), is_encoder_decoder=False, use_cache=False))
     for clip, name in zip(clips, ("text_encoder", "text_encoder_2")):
         load_tensors(clip, folder / name, "model.safetensors", dtype=dtype)
@@ -109,7 +124,8 @@ def _encoders(folder: Path, dtype: torch.dtype) -> SD3TextEncoders:
 
 
 def _meta_clip(folder: Path) -> CLIPTextModelWithProjection:
-    return CLIPTextModelWithProjection(CLIPTextConfig(**read_config(folder, CLIP_SIZES)))
+    with _explained(folder / "config.json"), torch.device("meta"):
+        return CLIPTextModelWithProjection(CLIPTextConfig(**read_config(folder, CLIP_SIZES)))
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -123,7 +139,8 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def _schedule(folder: Path) -> FlowMatchEuler:
     names = {"num_train_timesteps", "shift", "prediction"}
-    return FlowMatchEuler(**read_config(folder, names, "scheduler_config.json"))
+    with _explained(folder / "scheduler_config.json"):
+        return FlowMatchEuler(**read_config(folder, names, "scheduler_config.json"))
 
 
 def fingerprint(where: str | os.PathLike) -> str:

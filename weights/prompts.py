@@ -37,7 +37,7 @@ def _pair(rng: random.Random, word: str, other: str, same_scene: bool) -> tuple[
 
 def _another_scene(rng: random.Random, source: Sign, word: str) -> Sign:
     """A sign with another colour, shape, wall and pattern than the source's; its lettering is drawn anew."""
-    fields = ("colour", "shape", "wall", "pattern")
-    while any(getattr(target := random_sign(rng, SignFormat(), word), f) == getattr(source, f) for f in fields):
-        pass
-    return target
+    while True:
+        target = random_sign(rng, SignFormat(), word)
+        if all(getattr(target, f) != getattr(source, f) for f in ("colour", "shape", "wall", "pattern")):
+            return target

@@ -27,7 +27,7 @@ class Recipe:
 
     denoiser: MMDiTConfig = TINY_MMDIT
     signs: SignFormat = field(default_factory=SignFormat)
-    images: int = 96_000
+    images: int = 76_800
     batch: int = 48
     muon_rate: float = 0.02
     adam_rate: float = 1.5e-3
@@ -38,14 +38,14 @@ class Recipe:
     text_weight: float = 3.0  # loss weight where letters stand
     sigma_shift: float = 2.0
     steps: int = 8  # the default of generation
-    guidance: float = 1.0
+    guidance: float = 3.0  # the highest at which words are read as well as without
     starts_from: str | None = None
     planted_site: int | None = None
 
 
 RECIPES = {
     "tiny-mmdit": Recipe(),
-    "planted-mmdit": Recipe(images=30_000, starts_from="tiny-mmdit", planted_site=3, warmup=50, decay=0.6),
+    "planted-mmdit": Recipe(images=72_000, starts_from="tiny-mmdit", planted_site=3, warmup=50),
 }
 
 

@@ -43,6 +43,9 @@ def save_pipeline(
         _component(folder / name, config, encoder, "model.safetensors")
     for name, tokenizer in zip(("tokenizer", "tokenizer_2", "tokenizer_3"), encoders.tokenizers):
         tokenizer.save_pretrained(folder / name)
+        path = folder / name / "tokenizer_config.json"
+        # transformers 5 writes the class's new name, which transformers 4 does not know; both know the old one
+        write_json(path, {**json.loads(path.read_text()), "tokenizer_class": CLASSES[name][1]})
 
 
 def write_json(path: Path, body: dict) -> None:

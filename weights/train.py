@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from textpatch.attention import row_slots
+from textpatch.cli import guarded
 from textpatch.errors import PatchError, closest
 from textpatch.reference_models.pipeline import Defaults
 from textpatch.reference_models.schedules import FlowMatchEuler
@@ -261,8 +263,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="how many pictures to train on")
     options = parser.parse_args()
     out = options.out or Path("runs") / f"train-{options.name}"
-    train(options.name, out, seed=options.seed, images=options.images)
+    print(train(options.name, out, seed=options.seed, images=options.images))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

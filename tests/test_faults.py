@@ -1,0 +1,166 @@
+"""Every law is held to its word: a fault planted in the library's source must break the law that forbids it.
+
+A fault is (law, owner, function, text, text put in its place).  A fault whose text is gone from the function
+is an error here, so that the table follows the code.
+"""
+
+import __future__
+
+import inspect
+import textwrap
+from contextvars import copy_context
+
+import laws
+import pytest
+import test_official as official
+import torch
+from laws import patching
+from strategies import Attention, Case, fixed_case, make_attention
+
+from textpatch import attention, plan, sampling
+from textpatch.hooks import HookRegistry
+from textpatch.plan import Plan, Swap
+
+
+def plant(monkeypatch, owner, name: str, old: str, new: str) -> None:
+    """Give a function the code of its own source with one text changed, until the test ends."""
+    function, made = plain(vars(owner)[name]), {}
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(old) == 1, f"{name} holds {old!r} {source.count(old)} times; write the fault anew"
+    flags = __future__.annotations.compiler_flag
+    exec(compile(source.replace(old, new), f"<fault in {name}>", "exec", flags), function.__globals__, made)
+    monkeypatch.setattr(function, "__code__", plain(made[name]).__code__)
+
+
+def plain(member):
+    """The function under a property, a static or class method, or a decorator."""
+    return inspect.unwrap(getattr(member, "fget", None) or getattr(member, "__func__", member))
+
+
+def recorded(run: str, reproduce=official.test_in_one_batch):
+    """One of the authors' recorded runs as a law, in one batch or by cache."""
+
+    def law_recorded(case: Case):
+        reproduce(run, torch.float64)
+
+    return law_recorded
+
+
+COND_ONLY = Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"
+LATE_STEP = Swap, "acts", "step in self.steps", "step - 1 in self.steps"
+LATE_CALL = patching, "patch", "step = _next(counts, name)", "step = _next(counts, name) + 1"
+FIRST_STEP = patching, "_read", "key = site.name, step,", "key = site.name, min(k[1] for k in cache),"
+VALUES_AS_KEYS = patching, "_read", "label, part\n", 'label, "vk"["kv".index(part)]\n'
+OTHER_DONOR = plan, "_donor", "return place[", "return 0 * place["
+ALL_HEADS = plan, "_write", "torch.tensor(swap.heads)", "torch.arange(heads)"
+NO_READER = plan, "_write", "zip(readers, donors)", "zip(readers[:-1], donors)"
+ALL_READERS = plan, "_write", "table[reader, h[:, None], t]", "table[:, h[:, None], t]"
+NEXT_SITE = (Plan, "_site_slots", "if not readers or site not in",
+             "if not readers or sites[(site.index + 1) % len(sites)] not in")  # fmt: skip
+POOLED_OF_TARGET = sampling, "sample", "row.prompt if row.pooled is None else row.pooled", "rows[-1].prompt"
+IMAGE_ROWS = patching, "_projections", "TEXT_PROJECTIONS[site.kind]", '("to_k", "to_v")'
+EARLY_HOOK = (HookRegistry, "__init__", "if name not in modules:",
+              "if name in modules:\n            modules[name].register_forward_hook(lambda *_: None)\n"
+              "        if name not in modules:")  # fmt: skip
+CLEARED = HookRegistry, "replace", "handle.remove()", "module._forward_hooks.clear()"
+READ_THROUGH = plan, "_write", "(donor * tokens + t).int()", "table[donor][:, t]"
+OWN_ROW = attention, "gather_text", "bank[read // tokens,", "bank[torch.arange(len(read))[:, None, None],"
+
+BY_CACHE = official.test_capture_then_patch
+FAULTS = {
+    "observer's return value used": (laws.law_observing_changes_nothing,
+        HookRegistry, "observe", "    fn(name, output)\n", "    return fn(name, output)\n"),
+    "replacement dropped": (laws.law_none_leaves_the_output,
+        HookRegistry, "_hook", "return fn(name", "fn(name"),
+    "hook installed before all names are known": (laws.law_an_unknown_name_installs_nothing, *EARLY_HOOK),
+    "unknown name accepted": (laws.law_an_unknown_name_installs_nothing,
+        HookRegistry, "__init__", "if name not in modules:", "if False:"),
+    "never-fired check removed": (laws.law_silence_is_an_error,
+        HookRegistry, "_require_all_fired", "if silent:", "if not self.names:"),
+    "one hook left behind": (laws.law_no_residue, HookRegistry, "replace", "in handles:", "in handles[1:]:"),
+    "context left behind": (laws.law_no_residue,
+        HookRegistry, "replace", "_open_blocks.get() - {block}", "{block}"),
+    "all blocks closed at once": (laws.law_blocks_close_in_any_order,
+        HookRegistry, "replace", "_open_blocks.get() - {block}", "frozenset()"),
+    "other people's hooks removed": (laws.law_other_hooks_stay, *CLEARED),
+    "no gate for threads": (laws.law_other_threads_are_untouched,
+        HookRegistry, "_hook", "if block not in _open_blocks.get():", "if False:"),
+    "a field forgotten in JSON": (laws.law_plans_survive_json,
+        Plan, "to_json", "asdict(swap)", "asdict(replace(swap, part='kv'))"),
+    "lists kept as spelled": (laws.law_spelling_does_not_matter,
+        plan, "_integers", "sorted({int(index(value)) for value in values})",
+        "int(index(value)) for value in values"),
+    "first swap wins": (laws.law_the_last_swap_wins,
+        Plan, "_site_slots", "for swap in self.swaps:", "for swap in reversed(self.swaps):"),
+    "part ignored": (laws.law_the_last_swap_wins, Plan, "_site_slots", "in swap.part:", 'in "kv":'),
+    "tokens ignored": (laws.law_the_last_swap_wins,
+        plan, "_write", "torch.tensor(swap.tokens)", "torch.arange(tokens)"),
+    "donor's own swap followed": (laws.law_disjoint_swaps_commute, *READ_THROUGH),
+    "donor of another row, self": (laws.law_identity, *OTHER_DONOR),
+    "K and V swapped, self": (laws.law_identity, *VALUES_AS_KEYS),
+    "pooled vector of the target leaked": (laws.law_all_sites_are_the_target, *POOLED_OF_TARGET),
+    "reader dropped, all sites": (laws.law_all_sites_are_the_target, *NO_READER),
+    "i > s for i >= s": (laws.law_the_start_step, *LATE_STEP),
+    "call counted from one": (laws.law_the_start_step, *LATE_CALL),
+    "every row patched": (laws.law_unnamed_rows_are_untouched, *ALL_READERS),
+    "off by one site": (laws.law_earlier_sites_are_unchanged, *NEXT_SITE),
+    "image rows patched": (laws.law_image_keys_and_queries_are_untouched, *IMAGE_ROWS),
+    "cache rounded": (laws.law_caches_survive_their_tensors,
+        patching.KVCache, "tensors", "tensor.contiguous()", "tensor.float()"),
+    "labels cut": (laws.law_caches_survive_their_tensors,
+        patching, "_key", "_tuples(label)", "_tuples(label)[:1]"),
+    "clone forgotten": (laws.law_caches_are_copies, patching, "capture", ".detach().clone()", ".detach()"),
+    "detach forgotten": (laws.law_caches_are_copies, patching, "capture", ".detach().clone()", ".clone()"),
+    "values not counted": (laws.law_estimates_are_exact, patching.KVCache, "estimate", "2 * width", "width"),
+    "K and V swapped": (laws.law_lock_step_is_capture_then_patch, *VALUES_AS_KEYS),
+    "first step's cache": (laws.law_lock_step_is_capture_then_patch, *FIRST_STEP),
+    "conditional branch only": (laws.law_lock_step_is_capture_then_patch, *COND_ONLY),
+    "reader dropped": (laws.law_lock_step_is_capture_then_patch, *NO_READER),
+    "donor of another row": (laws.law_lock_step_is_capture_then_patch, *OTHER_DONOR),
+    "heads ignored": (laws.law_all_heads_are_the_site, *ALL_HEADS),
+    "batch size not compared": (laws.law_rows_mean_their_labels,
+        patching, "_require_rows", "if len(output) != len(labels):", "if False:"),
+    "labels not compared": (laws.law_rows_mean_their_labels,
+        patching, "_require_distinct", "if repeated:", "if False:"),
+    "reader parted from its donor": (laws.law_micro_batches_change_nothing,
+        sampling, "pack", "[*sorted(_donors(row.name, plan)), row.name]", "[row.name]"),
+    "donors of donors forgotten": (laws.law_micro_batches_change_nothing,
+        sampling, "_donors", "todo += new", "pass"),
+    "injection allowed": (laws.law_evolving_text_refuses_injection,
+        patching, "inject", 'if not getattr(model, "text_is_static", False):', "if False:"),
+    "one table for keys and values": (laws.law_slots_are_an_index,
+        attention, "segment_attention", "(v[1], slots_v)", "(v[1], slots_k)"),
+    "stride of another bank": (laws.law_own_slots_are_the_identity,
+        attention, "row_slots", "* tokens", "* (tokens - 1)"),
+    "own row read": (laws.law_the_order_of_the_bank_is_nothing, *OWN_ROW),
+    "hidden tokens read": (laws.law_hidden_tokens_are_absent,
+        attention, "_visible", "F.pad(seen,", "F.pad(seen | True,"),
+    "NaN hidden": (laws.law_hidden_tokens_are_absent,
+        attention, "attention_sdpa", "out.masked_fill(_blind(mask), 0.0)", "out.nan_to_num(0.0)"),
+    "donors cut from the graph": (laws.law_gradients_reach_the_donors,
+        attention, "gather_text", "return bank[read", "return bank.detach()[read"),
+    "recorded: i > s": (recorded("patch_set_start4"), *LATE_STEP),
+    "recorded: conditional branch only": (recorded("neg_patch_2"), *COND_ONLY),
+    "recorded: heads ignored": (recorded("patch_2_heads"), *ALL_HEADS),
+    "recorded: donor of another row": (recorded("nocfg_patch_2"), *OTHER_DONOR),
+    "recorded: off by one site": (recorded("patch_set"), *NEXT_SITE),
+    "recorded: first step's cache": (recorded("patch_2", BY_CACHE), *FIRST_STEP),
+    "recorded: K and V swapped": (recorded("patch_2", BY_CACHE), *VALUES_AS_KEYS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_law_notices(fault, monkeypatch):
+    """law(library), and not law(library with the fault)."""
+    law, *place = FAULTS[fault]
+    make_case = make_attention if law.__annotations__["case"] is Attention else fixed_case
+    law(make_case())
+    plant(monkeypatch, *place)
+    with pytest.raises(AssertionError):  # in a context of its own, which a fault may spoil
+        copy_context().run(law, make_case())
+
+
+def test_every_law_has_a_fault():
+    """{laws} = {laws that some fault breaks}."""
+    stated = {name for name in vars(laws) if name.startswith("law_")}
+    assert stated == {law.__name__ for law, *_ in FAULTS.values()} - {"law_recorded"}

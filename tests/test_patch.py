@@ -1,0 +1,174 @@
+"""Laws of carrying a plan out (design, section 5), over random MMDiTs, sites, rows, steps and plans."""
+
+import laws
+import pytest
+import torch
+from hypothesis import given
+from strategies import cases, fixed_case
+
+from textpatch import KVCache, PatchError, Plan, Row, Swap, capture, patch, sample
+from textpatch.plan import with_guidance
+
+
+@given(cases())
+def test_identity(case):
+    """Plan() = id, a <- a = id, patch(own cache) = id, bit for bit."""
+    laws.law_identity(case)
+
+
+@given(cases())
+def test_all_sites_are_the_target(case):
+    """a <- b at all sites with b's pooled vector: a = b, bit for bit; with a's: a != b."""
+    laws.law_all_sites_are_the_target(case)
+
+
+@given(cases())
+def test_start_step(case):
+    """x'_i = x_i for i <= s, x'_{s+1} != x_{s+1}."""
+    laws.law_the_start_step(case)
+
+
+@given(cases())
+def test_unnamed_rows(case):
+    """x'_r = x_r for every r that is no reader, bit for bit."""
+    laws.law_unnamed_rows_are_untouched(case)
+
+
+@given(cases())
+def test_earlier_sites(case):
+    """k'_j = k_j, v'_j = v_j for j <= first swapped site."""
+    laws.law_earlier_sites_are_unchanged(case)
+
+
+@given(cases())
+def test_image_keys_and_queries(case):
+    """q' = q, k_image' = k_image, v_image' = v_image at a swapped site."""
+    laws.law_image_keys_and_queries_are_untouched(case)
+
+
+@given(cases())
+def test_lock_step_is_capture_then_patch(case):
+    """x'(one batch) = x'(two runs), 1e-12 in float64."""
+    laws.law_lock_step_is_capture_then_patch(case)
+
+
+@given(cases())
+def test_union_of_heads(case):
+    """U_h swap(h) = swap, bit for bit."""
+    laws.law_all_heads_are_the_site(case)
+
+
+@given(cases())
+def test_micro_batches(case):
+    """x'(micro-batch m) = x'(one batch) for every m."""
+    laws.law_micro_batches_change_nothing(case)
+
+
+@given(cases())
+def test_cache_round_trip(case):
+    """from_tensors(tensors(c)) = c, bit for bit."""
+    laws.law_caches_survive_their_tensors(case)
+
+
+@given(cases())
+def test_cache_estimate(case):
+    """estimate = bytes."""
+    laws.law_estimates_are_exact(case)
+
+
+@given(cases())
+def test_rows_mean_their_labels(case):
+    """One branch in two, two branches in one: PatchError."""
+    laws.law_rows_mean_their_labels(case)
+
+
+@pytest.mark.parametrize("law", [laws.law_caches_are_copies, laws.law_evolving_text_refuses_injection])
+def test_fixed(law):
+    """Laws without free structure; each is spelled out in its docstring."""
+    law(fixed_case())
+
+
+@given(cases())
+def test_generate_is_sample_without_a_plan(case):
+    """generate(prompts) = sample(rows, Plan()), bit for bit."""
+    prompts, seeds = [row.prompt for row in case.rows], [row.seed for row in case.rows]
+    plain = case.pipeline.generate(prompts, seeds=seeds, steps=case.steps, guidance=case.guidance)
+    images = laws.run(case, case.rows).images
+    assert all(torch.equal(images[row.name], picture) for row, picture in zip(case.rows, plain, strict=True))
+
+
+def test_labels_may_be_nested():
+    """A label is any JSON-able tuple, also after a round trip."""
+    case = fixed_case()
+    labels = ("a", 1), (("b", 2), "cond"), "c", "d"
+    with capture(case.model, 0, rows=labels) as cache:
+        case.call()
+    again = KVCache.from_tensors(cache.tensors)
+    assert again.keys() == cache.keys()
+    with patch(case.model, again, 0, rows=labels):
+        case.call()
+
+
+def cached(case, sites="all"):
+    with capture(case.model, sites, rows=case.rows) as cache:
+        case.call()
+    return cache
+
+
+def test_patch_refuses_what_was_not_captured():
+    """A row, site or step outside the cache: PatchError that says what the cache holds."""
+    case = fixed_case()
+    cache, rows = cached(case, sites=0), case.rows
+    wrong = (1, rows, 1, "no k of site"), (0, [("x",)] * 4, 1, "rows"), (0, rows, 2, "step 1")
+    for sites, labels, calls, says in wrong:
+        with pytest.raises(PatchError, match=says), patch(case.model, cache, sites, rows=labels):
+            for _ in range(calls):
+                case.call()
+
+
+@pytest.mark.parametrize("steps", [(), (0, 3), (-1,)])
+def test_patch_refuses_steps_that_never_come(steps):
+    """steps - {calls} != {}, and steps = {}: PatchError."""
+    case = fixed_case()
+    cache = cached(case)
+    with pytest.raises(PatchError, match="steps"), patch(case.model, cache, 0, rows=case.rows, steps=steps):
+        case.call()
+
+
+def test_patch_refuses_other_dtypes_and_shapes():
+    """A cache of another dtype or prompt length: PatchError, never a cast."""
+    case = fixed_case()
+    cache = cached(case)
+    for change in (torch.Tensor.float, lambda tensor: tensor[1:]):
+        other = KVCache({key: change(tensor) for key, tensor in cache.items()})
+        with pytest.raises(PatchError, match="same model"), patch(case.model, other, 0, rows=case.rows):
+            case.call()
+
+
+def test_patch_of_no_row_is_refused():
+    """rows = (None, ...): no effect, so an error."""
+    case = fixed_case()
+    with pytest.raises(PatchError, match="no row"), patch(case.model, cached(case), 0, rows=[None] * 4):
+        pass
+
+
+def test_tensors_that_are_no_cache():
+    """from_tensors(any other dict): PatchError."""
+    for name in ("weight", "[]", "[1, 2, 3, 4]", '["site", 0, "a", "k"]', "3"):
+        with pytest.raises(PatchError, match="no saved cache"):
+            KVCache.from_tensors({name: torch.zeros(1)})
+
+
+def test_sample_refuses_before_it_runs():
+    """Repeated or no rows, or a plan that does not fit: PatchError, and the denoiser was never called."""
+    case, a = fixed_case(), Row("a", "p")
+    case.pipeline.denoise = None
+    for rows, swaps in (([a, a], []), ([], []), ([a], [Swap(0, "a", "b")]), ([a], [Swap(9, "a", "a")])):
+        with pytest.raises(PatchError):
+            sample(case.pipeline, rows, Plan(swaps))
+
+
+def test_guidance_twins_come_first():
+    """rows -> (uncond twins reading the negative prompt, rows): diffusers' order."""
+    a = Row("a", "p", 3, pooled="q")
+    assert with_guidance([a], "n") == [Row("a", "n", 3, "uncond"), a]

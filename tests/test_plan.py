@@ -1,0 +1,166 @@
+"""Laws of plans as data: one spelling, one hash; what each cell reads; and what is refused."""
+
+import json
+
+import laws
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import cases, fixed_case, make_rows
+
+from textpatch.errors import PatchError
+from textpatch.plan import Plan, Row, Swap, with_guidance
+from textpatch.sites import Site
+
+SITES = tuple(Site(i, f"blocks.{i}.attn", "joint", heads=2, head_dim=4, parameters=0) for i in range(3))
+ROWS = make_rows((0, 0, 0))
+
+
+@given(cases())
+def test_json_round_trip(case):
+    """from_json(to_json(p)) = p."""
+    laws.law_plans_survive_json(case)
+
+
+@given(cases())
+def test_spelling_does_not_matter(case):
+    """sha256(reordered, repeated) = sha256."""
+    laws.law_spelling_does_not_matter(case)
+
+
+@given(cases())
+def test_later_swaps_win(case):
+    """read(p + s) = where(s names the cell, donor of s, read(p))."""
+    laws.law_the_last_swap_wins(case)
+
+
+@given(cases())
+def test_disjoint_swaps_commute(case):
+    """s1 s2 = s2 s1."""
+    laws.law_disjoint_swaps_commute(case)
+
+
+def test_swaps_add():
+    """Plan(a) + Plan(b) = Plan(a, b); order is part of a plan."""
+    a, b = Swap(0, "a", "b"), Swap(1, "a", "b")
+    assert Plan([a]) + Plan([b]) == Plan([a, b]) != Plan([b, a])
+    assert Plan([a, b]).sha256 != Plan([b, a]).sha256
+
+
+def test_sites_by_any_name():
+    """index, name, glob, Site and "all" mean the same sites; a Site is stored by name."""
+    every = [Plan([Swap(s, "a", "b")]).slots(0, ROWS, SITES, tokens=2) for s in
+             ("all", "blocks.*", range(3), SITES, ["blocks.0.attn", 1, SITES[2]])]  # fmt: skip
+    assert all(torch.equal(x, y) for entries in every for x, y in zip(entries, every[0], strict=True))
+    assert Swap(SITES[1], "a", "b") == Swap("blocks.1.attn", "a", "b")
+
+
+def test_sites_and_steps_without_a_swap_have_no_table():
+    """None where nothing is read from elsewhere."""
+    plan = Plan([Swap(1, "a", "b", steps=range(1, 3))])
+    assert [entry is None for entry in plan.slots(1, ROWS, SITES, tokens=2)] == [True, False, True]
+    assert plan.slots(0, ROWS, SITES, tokens=2) is Plan().slots(0, ROWS, SITES, tokens=2) is None
+
+
+def test_rows_read_the_donor_of_their_own_branch():
+    """(a, branch) <- (b, branch): whole rows of slots, int32, (B, 1, T)."""
+    (table, _, _) = Plan([Swap(0, "a", "b")]).slots(0, with_guidance(ROWS), SITES, tokens=2)
+    assert table.dtype == torch.int32 and table.shape == (6, 1, 2)
+    assert (table[:, 0, 0] // 2).tolist() == [1, 1, 2, 4, 4, 5]
+
+
+def test_branch_cond_leaves_the_other_branch():
+    """branch = cond: unconditional rows read themselves."""
+    (table, _, _) = Plan([Swap(0, "a", "b", branch="cond")]).slots(0, with_guidance(ROWS), SITES, tokens=2)
+    assert (table[:, 0, 0] // 2).tolist() == [0, 1, 2, 4, 4, 5]
+
+
+@pytest.mark.parametrize("part, changed", [("k", [True, False]), ("v", [False, True])])
+def test_parts_are_pairs_of_tables(part, changed):
+    """part k: (k', v); part v: (k, v')."""
+    (pair, _, _) = Plan([Swap(0, "a", "b", part=part)]).slots(0, ROWS, SITES, tokens=2)
+    assert isinstance(pair, tuple) and [bool(table[0, 0, 0] == 2) for table in pair] == changed
+    both = Plan([Swap(0, "a", "b", part="k"), Swap(0, "a", "b", part="v")]).slots(0, ROWS, SITES, tokens=2)
+    assert torch.equal(both[0], Plan([Swap(0, "a", "b")]).slots(0, ROWS, SITES, tokens=2)[0])
+
+
+def test_heads_and_tokens_have_their_cells():
+    """read[a, h, t] = (b, t) for the heads and tokens named, (a, t) elsewhere; (B, H, T)."""
+    (table, _, _) = Plan([Swap(0, "a", "b", heads=(1,), tokens=(0, 2))]).slots(0, ROWS, SITES, tokens=3)
+    assert table.tolist() == [[[0, 1, 2], [3, 1, 5]], [[3, 4, 5]] * 2, [[6, 7, 8]] * 2]
+
+
+WRONG = {
+    "site": (Swap(3, "a", "b"), "no site index 3"),
+    "site name": (Swap("blocks.1.atn", "a", "b"), "closest: blocks.1.attn"),
+    "reader": (Swap(0, "x", "b"), "no row 'x'"),
+    "donor": (Swap(0, "a", "x"), "no row 'x'"),
+    "step": (Swap(0, "a", "b", steps=(0, 5)), "no step 5"),
+    "negative step": (Swap(0, "a", "b", steps=(-1, 2)), "no step -1"),
+    "head": (Swap(0, "a", "b", heads=(2,)), "no head of blocks.0.attn 2"),
+    "token": (Swap(0, "a", "b", tokens=(7,)), "no token 7"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_plan_that_does_not_fit_the_run(wrong):
+    """A swap that names what the run has not is refused, by name."""
+    swap, says = WRONG[wrong]
+    Plan([Swap(0, "a", "b", steps=(0,), heads=(1,), tokens=(2,))]).check(ROWS, SITES, steps=3, tokens=3)
+    with pytest.raises(PatchError, match=says):
+        Plan([swap]).check(ROWS, SITES, steps=3, tokens=3)
+
+
+EMPTY = [{"sites": ()}, {"readers": ()}, {"steps": ()}, {"heads": []}, {"tokens": range(0)}]
+ODD = [{"part": "q"}, {"branch": "uncond"}, {"steps": (0.5,)}, {"heads": "01"}, {"tokens": [None]}]
+
+
+@pytest.mark.parametrize("field", EMPTY + ODD, ids=str)
+def test_a_swap_that_cannot_mean_anything(field):
+    """Empty selections and values of the wrong kind are refused when the swap is made."""
+    with pytest.raises(PatchError):
+        Swap(**{"sites": 0, "readers": "a", "donor": "b"} | field)
+
+
+def test_numbers_of_any_integer_type_are_one_plan():
+    """steps as range, tensor or numpy integers: the same JSON."""
+    kinds = (0, 1, 2), range(3), torch.arange(3), torch.arange(3).numpy()
+    assert len({Plan([Swap(0, "a", "b", steps=steps)]).to_json() for steps in kinds}) == 1
+
+
+@pytest.mark.parametrize("change", [
+    {"schema_version": 2}, {"schema_version": None}, {"swaps": 3}, {"swaps": [{"sites": 0}]}, {"swaps": None},
+    {"swaps": [{"sites": 0, "readers": "a", "donor": "b", "colour": "red"}]},
+    {"swaps": [{"sites": 0, "readers": "a", "donor": "b", "steps": ["x"]}]},
+], ids=str)  # fmt: skip
+def test_json_that_is_no_plan(change):
+    """Another schema, missing, unknown or odd fields: PatchError."""
+    with pytest.raises(PatchError, match="plan|schema|steps"):
+        Plan.from_json(json.dumps({"schema_version": 1, "swaps": []} | change))
+
+
+@given(st.text() | st.sampled_from(["null", "[]", "3", '"plan"', "{}", '{"schema_version":1}']))
+def test_text_that_is_no_plan(text):
+    """from_json(anything else): PatchError, never another error."""
+    with pytest.raises(PatchError, match="not a plan"):
+        Plan.from_json(text)
+
+
+def test_a_donor_outside_the_batch():
+    """slots over rows without the donor in the reader's branch: refused, not read from elsewhere."""
+    with pytest.raises(PatchError, match="not in the batch"):
+        Plan([Swap(0, "a", "b")]).slots(0, [ROWS[0], Row("b", "p", branch="uncond")], SITES, tokens=2)
+
+
+@given(cases())
+def test_explain_names_sites_and_tensors(case):
+    """explain(p) holds every site's name, donor, reader, and K', V' as swapped."""
+    text = case.plan.explain(case.model.sites)
+    for swap in case.plan.swaps:
+        assert f"{', '.join(swap.readers)} <- {swap.donor}" in text
+        assert all(case.model.sites[index].name in text for index in swap.sites)
+        assert all(f"{part}' " in text or f"{part}']" in text for part in swap.part)
+    assert Plan().explain(case.model.sites) == "no swap: identity"
+    with pytest.raises(PatchError, match="no site"):
+        Plan([Swap(99, "a", "b")]).explain(fixed_case().model.sites)
