@@ -21,6 +21,10 @@ class TextCondition:
         """The same condition for some rows, in the order given."""
         return TextCondition(*(None if x is None else x[rows] for x in (self.tokens, self.pooled, self.micro)))
 
+    def to(self, *args) -> TextCondition:
+        """Moved or cast as `Tensor.to` does."""
+        return TextCondition(*(None if x is None else x.to(*args) for x in (self.tokens, self.pooled, self.micro)))
+
 
 def timestep_sinusoids(t: Tensor, width: int) -> Tensor:
     """[cos(t w_i), sin(t w_i)], w_i = 10000^(-i / (width/2)): (B,) -> (B, width).

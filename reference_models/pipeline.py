@@ -63,8 +63,7 @@ class Pipeline(nn.Module):
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextCondition:
         """Text of (R, T, C) tokens and (R, P) pooled vectors, in the denoiser's dtype."""
-        text = self.encoders(prompts)
-        return TextCondition(text.tokens.to(self.dtype), text.pooled.to(self.dtype))
+        return self.encoders(prompts).to(self.dtype)
 
     def check(self, prompts: Sequence[str], *, seeds: Sequence[int], steps: int) -> None:
         """Raise PatchError for what would stop a run: an unknown word, a seed that is none, less than one step."""
@@ -81,7 +80,9 @@ class Pipeline(nn.Module):
         return torch.stack(rows).to(self.device, self.dtype)
 
     @torch.no_grad()
-    def denoise(self, x: Tensor, text: TextCondition, *, steps: int, guidance: float, slots=None, on_step=None) -> Tensor:
+    def denoise(
+        self, x: Tensor, text: TextCondition, *, steps: int, guidance: float, slots=None, on_step=None
+    ) -> Tensor:
         """Run the loop from latents x (B, C, H, W) to clean ones.
 
         text holds B rows, or 2 B when guidance is not 1: the unconditional rows first.

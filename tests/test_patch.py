@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from strategies import cases, fixed_case
 
-from textpatch import KVCache, PatchError, Plan, Row, Swap, capture, patch, sample
+from textpatch import HookRegistry, KVCache, PatchError, Plan, Row, Swap, capture, patch, sample
 from textpatch.plan import with_guidance
 
 
@@ -172,3 +172,31 @@ def test_guidance_twins_come_first():
     """rows -> (uncond twins reading the negative prompt, rows): diffusers' order."""
     a = Row("a", "p", 3, pooled="q")
     assert with_guidance([a], "n") == [Row("a", "n", 3, "uncond"), a]
+
+
+@pytest.mark.parametrize("part", ["k", "v"])
+def test_patch_mixes_heads_tokens_and_parts(part):
+    """k'[t, h] = k_donor[t, h] at the named heads and tokens of one part; own entries elsewhere."""
+    case = fixed_case()
+    site, kept = case.model.sites[0], cached(case)
+    projection, other = (f"{site.name}.add_{p}_proj" for p in (part, "kv".replace(part, "")))
+    label, t = case.rows[-1].label, 1
+    seen = {}
+    with patch(case.model, kept, 0, rows=[label] * len(case.rows), heads=[1], tokens=[t], part=part):
+        with HookRegistry(case.model, [projection, other]).observe(lambda n, out: seen.update({n: out.clone()})):
+            case.call()
+    split = (site.heads, -1)
+    for b, row in enumerate(case.rows):
+        own, donor = (kept[site.name, 0, x, part].unflatten(-1, split) for x in (row.label, label))
+        expected = own.clone()
+        expected[t, 1] = donor[t, 1]
+        assert torch.equal(seen[projection][b].unflatten(-1, split), expected)
+    assert torch.equal(seen[other][0], kept[site.name, 0, case.rows[0].label, other[-6]])
+
+
+@pytest.mark.parametrize("wrong", [dict(heads=[9]), dict(tokens=[-1]), dict(heads=[]), dict(part="q")])
+def test_patch_refuses_what_is_not_there(wrong):
+    """A head, token or part the site has not, or none at all: PatchError."""
+    case = fixed_case()
+    with pytest.raises(PatchError), patch(case.model, cached(case), 0, rows=case.rows, **wrong):
+        case.call()

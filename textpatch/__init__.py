@@ -22,7 +22,7 @@ __all__ = sorted(_HOME_OF)
 
 
 class _Package(ModuleType):
-    """Importing textpatch.localize would bind that module over the function of the same name; this keeps the function."""
+    """Importing textpatch.localize would bind that module over the function of that name; this keeps the function."""
 
     def __setattr__(self, name: str, value) -> None:
         if not (name in _HOME_OF and isinstance(value, ModuleType)):

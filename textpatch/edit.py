@@ -48,4 +48,5 @@ def edit(pipeline, source: str, target: str, *, sites=None, start: int = 0, seed
     pair.words  # noqa: B018  refuses prompts without a word
     rows, plan = rows_and_plan(pair, seed, [chosen], steps, start, branch)
     made = sample(pipeline, rows, plan, steps=steps, guidance=guidance)
-    return Edit(made.images[rows[-1].name], made.images[SOURCE], made.images[TARGET], plan, pair, seed, steps, made.guidance)
+    image, before, wanted = (made.images[name] for name in (rows[-1].name, SOURCE, TARGET))
+    return Edit(image, before, wanted, plan, pair, seed, steps, made.guidance)

@@ -190,7 +190,7 @@ def _blackened(image, box):
     return image
 
 
-MEANS = ("exact_target", "exact_source", "edit_target", "edit_source", "ssim", "mse", "mse_uint8_wrapped", "psnr_uint8_wrapped")
+MEANS = ("exact_target exact_source edit_target edit_source ssim mse mse_uint8_wrapped psnr_uint8_wrapped").split()
 
 
 def summarise(pipeline, pairs, groups, records: list[dict], facts: dict) -> dict:

@@ -50,7 +50,7 @@ class KVCache(dict):
         try:
             return cls({_key(name): tensor for name, tensor in tensors.items()})
         except (ValueError, TypeError) as error:
-            raise PatchError(f"these tensors are no saved cache ({error}); caches are written by KVCache.tensors") from None
+            raise PatchError(f"these tensors are no saved cache ({error}); KVCache.tensors writes one") from None
 
 
 def _key(name: str) -> tuple:
@@ -89,37 +89,43 @@ def capture(model: nn.Module, sites, *, rows: Sequence[Row | Hashable]) -> Itera
 
 
 @contextmanager
-def patch(model: nn.Module, cache: KVCache, sites, *, rows: Sequence, steps: Iterable[int] | None = None) -> Iterator[None]:
+def patch(model: nn.Module, cache: KVCache, sites, *, rows: Sequence, steps: Iterable[int] | None = None,
+          heads: Iterable[int] | None = None, tokens: Iterable[int] | None = None, part: str = "kv") -> Iterator[None]:  # fmt: skip
     """Replace text K and V at `sites` by those in `cache`.   (ICLR 2025, sec. 4.1, Patching)
 
         A = softmax(q [k'; k_image]^T / sqrt(D)) [v'; v_image],   k', v' from the captured run
 
     rows   one entry per batch row: the Row or label it reads, or None to leave it alone
-    steps  the calls of the model, 0 = first, that are patched; all when None
+    steps  the calls of the model, 0 = first, that are patched; heads, tokens: those replaced; all when None
+    part   "kv", or only "k" or only "v"
     Raises PatchError if a site is unknown or never runs; if a row, site or step was not captured; if the
-    batch has another number of rows than `rows`, or shapes or dtypes differ; if no step was patched.
+    batch has another number of rows than `rows`, or shapes or dtypes differ; for heads, tokens or steps
+    there are not; if a field names nothing.
     """
-    wanted = None if steps is None else frozenset(steps)
-    labels, counts, hits = [None if row is None else _label(row) for row in rows], Counter(), Counter()
-    if all(label is None for label in labels):
+    labels, counts = [None if row is None else _label(row) for row in rows], Counter()
+    steps, heads, tokens = (None if x is None else sorted(set(x)) for x in (steps, heads, tokens))
+    if not any(labels):
         raise PatchError("patch was given no row to read; name one per batch row, or leave patch out")
-    if wanted is not None and not wanted:
-        raise PatchError("patch was given no steps; name one or more, or leave `steps` out to mean all")
+    if [] in (steps, heads, tokens) or part not in ("kv", "k", "v"):
+        raise PatchError(f"nothing to patch in {steps=}, {heads=}, {tokens=}, {part=}; leave a field out to mean all")
 
     def swap(name: str, output: Tensor) -> Tensor | None:
-        site, part = owners[name]
+        site, which = owners[name]
         _require_rows(site, output, labels)
         step = _next(counts, name)
-        if wanted is not None and step not in wanted:
+        if steps is not None and step not in steps:
             return None
-        hits[step] += 1
-        return torch.stack([own if label is None else _read(cache, site, step, label, part, own)
-                            for own, label in zip(output, labels)])  # fmt: skip
+        new = output.clone()
+        for b, label in enumerate(labels):
+            if label is not None:
+                stored = _read(cache, site, step, label, which, output[b])
+                new[b] = _mixed(output[b], stored, site, heads, tokens)
+        return new
 
-    registry, owners = _projections(model, sites)
+    registry, owners = _projections(model, sites, part)
     with registry.replace(swap):
         yield
-    missed = [] if wanted is None else sorted(wanted - set(hits))
+    missed = [step for step in steps or () if not 0 <= step < max(counts.values())]
     if missed:
         raise PatchError(f"steps {missed} were to be patched; the model was called {max(counts.values())} times")
 
@@ -145,14 +151,29 @@ def inject(model: nn.Module, text: Tensor, sites) -> Iterator[None]:
         yield
 
 
-def _projections(model: nn.Module, sites) -> tuple[HookRegistry, dict[str, tuple[Site, str]]]:
+def _projections(model: nn.Module, sites, parts: str = "kv") -> tuple[HookRegistry, dict[str, tuple[Site, str]]]:
     """A registry of the text K and V projections of `sites`, and which site and part each belongs to."""
     owners = {
         f"{site.name}.{module}": (site, part)
         for site in select_sites(find_sites(model), sites)
         for part, module in zip("kv", TEXT_PROJECTIONS[site.kind])
+        if part in parts
     }
     return HookRegistry(model, owners), owners
+
+
+def _mixed(own: Tensor, stored: Tensor, site: Site, heads: list[int] | None, tokens: list[int] | None) -> Tensor:
+    """A row's own text K or V (T, W), with the given heads of the given tokens taken from `stored`."""
+    if heads is None and tokens is None:
+        return stored
+    for what, asked, size in (("head", heads, site.heads), ("token", tokens, len(own))):
+        if asked is not None and not 0 <= asked[0] <= asked[-1] < size:
+            raise PatchError(f"no {what} {asked[-1]} at site {site.name!r}; there are {size}, numbered 0..{size - 1}")
+    mixed, split = own.clone(), (site.heads, -1)
+    t = torch.arange(len(own)) if tokens is None else torch.tensor(tokens)
+    h = torch.arange(site.heads) if heads is None else torch.tensor(heads)
+    mixed.unflatten(-1, split)[t[:, None], h] = stored.unflatten(-1, split)[t[:, None], h]
+    return mixed
 
 
 def _label(row) -> Hashable:

@@ -5,7 +5,6 @@ from textpatch.metrics.intervals import Interval, bootstrap
 from textpatch.metrics.ocr import Match, Tesseract, characters, edit_distance, exact, f1, f1_of_means
 
 __all__ = [
-    *("Tesseract", "Match", "characters", "f1", "f1_of_means", "exact", "edit_distance"),
-    *("Interval", "bootstrap"),
-    *("mse", "psnr", "ssim", "mse_uint8_wrapped", "psnr_uint8_wrapped"),
-]
+    "Interval", "Match", "Tesseract", "bootstrap", "characters", "edit_distance", "exact", "f1", "f1_of_means",
+    "mse", "mse_uint8_wrapped", "psnr", "psnr_uint8_wrapped", "ssim",
+]  # fmt: skip
