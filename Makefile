@@ -3,6 +3,8 @@
 # Both install into .venv what is missing, once; python3 and make are all that must be there.
 
 PYTHON ?= python3
+# on a busy machine threads that wait for each other cost more than they bring to models this small
+export OMP_NUM_THREADS ?= 1
 TEXTPATCH := .venv/bin/textpatch
 SOURCE := a red sign that says "HELLO" on a blue wall
 TARGET := a red sign that says "WORLD" on a blue wall
@@ -14,7 +16,7 @@ demo: install
 	$(TEXTPATCH) localize planted-mmdit --pairs 8
 	@echo "tiny-mmdit: nobody chose the site that carries the word"
 	$(TEXTPATCH) localize tiny-mmdit --pairs 8
-	$(TEXTPATCH) edit planted-mmdit --source '$(SOURCE)' --target '$(TARGET)' --sites 3
+	$(TEXTPATCH) edit planted-mmdit --source '$(SOURCE)' --target '$(TARGET)'
 
 test: install
 	.venv/bin/python -m pytest

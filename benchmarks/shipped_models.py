@@ -19,7 +19,7 @@ from textpatch.weights.signs import SignFormat
 from textpatch.weights.words import TEST
 
 RESULTS = Path(__file__).parent / "results"
-SAMPLING = [(4, 1.0), (8, 1.0), (16, 1.0), (8, 1.5), (8, 2.0), (8, 3.0)]  # steps, guidance
+SAMPLING = [(4, 1.0), (8, 1.0), (16, 1.0), (8, 2.0), (8, 3.0), (8, 4.0), (8, 5.0)]  # steps, guidance
 PAIRS = 48
 SCORES = ("exact_target", "exact_source", "f1_target", "f1_source", "ssim", "psnr")
 

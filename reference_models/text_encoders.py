@@ -15,6 +15,9 @@ from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase, T
 from textpatch.errors import PromptError, closest
 from textpatch.reference_models.layers import TextCondition
 
+# What the published pipeline feeds each encoder, where the tokenizer itself would take more.
+CLIP_LENGTH, T5_LENGTH = 77, 256
+
 
 class SD3TextEncoders(nn.Module):
     """Two CLIPs and a T5, in the order of Stable Diffusion 3 (arXiv 2403.03206, app. B.3).
@@ -36,11 +39,17 @@ class SD3TextEncoders(nn.Module):
         self.tokenizers = tuple(tokenizers)
 
     def forward(self, prompts: Sequence[str]) -> TextCondition:
-        """TextCondition: tokens (B, T1 + T2, C), pooled (B, P).  Raises PromptError for unknown words."""
-        ids = [self._ids(tokenizer, prompts) for tokenizer in self.tokenizers]
-        first, pooled_first = self._clip(self.text_encoder, ids[0])
-        second, pooled_second = self._clip(self.text_encoder_2, ids[1])
-        t5 = self.text_encoder_3(ids[2]).last_hidden_state  # (B, T2, C)
+        """TextCondition: tokens (B, T1 + T2, C), pooled (B, P).
+
+        Raises PromptError for a word that no tokenizer knows, and for a prompt whose end none would read.
+        """
+        for prompt in prompts:
+            self._require_readable(prompt)
+        ids = [torch.tensor([self._tokens(i, prompt) for prompt in prompts]) for i in range(3)]
+        first, second, third = (x.to(self.text_encoder.device) for x in ids)
+        first, pooled_first = self._clip(self.text_encoder, first)
+        second, pooled_second = self._clip(self.text_encoder_2, second)
+        t5 = self.text_encoder_3(third).last_hidden_state  # (B, T2, C)
         clip = torch.cat([first, second], dim=-1)
         clip = F.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))  # (B, T1, C)
         return TextCondition(torch.cat([clip, t5], dim=1), torch.cat([pooled_first, pooled_second], dim=-1))
@@ -49,24 +58,32 @@ class SD3TextEncoders(nn.Module):
         out = encoder(ids, output_hidden_states=True)
         return out.hidden_states[-2], out.text_embeds
 
-    def _ids(self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Tensor:
-        batch = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
-        _refuse_unknown(tokenizer, prompts, batch.input_ids)
-        return batch.input_ids.to(self.text_encoder.device)
+    def _length(self, i: int) -> int:
+        return min(self.tokenizers[i].model_max_length, T5_LENGTH if i == 2 else CLIP_LENGTH)
 
-    def token_strings(self, prompt: str) -> list[str]:
-        """The text tokens a site reads, in their order, as strings: CLIP's, then T5's."""
-        first, _, third = self.tokenizers
-        rows = [tok([prompt], padding="max_length", truncation=True).input_ids[0] for tok in (first, third)]
-        return [s for tok, row in zip((first, third), rows) for s in tok.convert_ids_to_tokens(row)]
+    def _tokens(self, i: int, prompt: str) -> list[int]:
+        """The ids the i-th encoder reads, padded or cut to its length."""
+        return self.tokenizers[i](prompt, padding="max_length", truncation=True, max_length=self._length(i)).input_ids
+
+    def _require_readable(self, prompt: str) -> None:
+        """What no encoder can read would have no effect, and that is an error; one reader is enough."""
+        whole = [tokenizer(prompt, verbose=False).input_ids for tokenizer in self.tokenizers]
+        if all(_unknown(tokenizer, ids) for tokenizer, ids in zip(self.tokenizers, whole)):
+            raise _unknown_word(self.tokenizers[0], prompt)
+        if all(len(ids) > self._length(i) for i, ids in enumerate(whole)):
+            raise PromptError(
+                f"{prompt!r} is {min(map(len, whole))} tokens long, and the model reads at most "
+                f"{max(map(self._length, range(3)))}; shorten it"
+            )
 
 
-def _refuse_unknown(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], ids: Tensor) -> None:
-    """A word outside a closed vocabulary would have no effect; the byte-level tokenizers of big models know all."""
-    if tokenizer.unk_token_id in (None, tokenizer.eos_token_id) or not (ids == tokenizer.unk_token_id).any():
-        return
-    prompt = prompts[int((ids == tokenizer.unk_token_id).any(dim=1).nonzero()[0])]
-    word = next((w for w in prompt.split() if tokenizer.unk_token_id in tokenizer(w).input_ids), prompt)
+def _unknown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bool:
+    # CLIP's byte-level vocabulary knows every word, and names its end token as the unknown one
+    return tokenizer.unk_token_id not in (None, tokenizer.eos_token_id) and tokenizer.unk_token_id in ids
+
+
+def _unknown_word(tokenizer: PreTrainedTokenizerBase, prompt: str) -> PromptError:
+    word = next((w for w in prompt.split() if _unknown(tokenizer, tokenizer(w).input_ids)), prompt)
     vocabulary = tokenizer.get_vocab()
     known = [w for w in sorted(vocabulary, key=vocabulary.get) if w not in tokenizer.all_special_tokens]
-    raise PromptError(f"the model does not know {word!r} in {prompt!r}{closest(word, known)}")
+    return PromptError(f"the model does not know {word!r} in {prompt!r}{closest(word, known)}")

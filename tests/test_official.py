@@ -1,7 +1,7 @@
 """The authors' recorded SD3 runs, reproduced in one batch by a plan, and by capture then patch."""
 
 import json
-from collections import Counter
+from contextlib import ExitStack
 from functools import cache as remembered
 from itertools import product
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from textpatch import HookRegistry, Plan, Row, Swap, capture, patch, sample
+from textpatch import Plan, Row, Swap, capture, patch, sample
 from textpatch.reference_models import TextCondition
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.pipeline import Defaults, Pipeline
@@ -119,20 +119,13 @@ def test_capture_then_patch(name, dtype):
 @both_dtypes
 @pytest.mark.parametrize("name", [name for name, run in RUNS.items() if run.get("heads")])
 def test_capture_then_patch_heads(name, dtype):
-    """Columns h D .. (h + 1) D of the same cache, put in by hand (`patch` swaps whole sites) = recorded."""
-    run, labels, calls = RUNS[name], [row.label for row in batch(name, "donor")], Counter()
-    kept, split = donor_cache(dtype, name, run["layers"]), (META["sites"][0]["heads"], -1)
-
-    def swap(module, output):
-        site, projection = module.rsplit(".", 1)
-        donors = torch.stack([kept[site, calls[module], label, projection[4]] for label in labels])
-        heads, mixed = run["heads"][site.split(".")[1]], output.clone()
-        mixed.unflatten(-1, split)[:, :, heads] = donors.unflatten(-1, split)[:, :, heads]
-        calls[module] += 1
-        return mixed if calls[module] > run["start"] else None
-
-    names = [f"transformer_blocks.{i}.attn.add_{part}_proj" for i in run["layers"] for part in "kv"]
-    with HookRegistry(pipeline(dtype).denoiser, names).replace(swap):
+    """The named heads of every site, put in from the same cache by nested patches = recorded."""
+    run, rows = RUNS[name], batch(name, "donor")
+    kept, late = donor_cache(dtype, name, run["layers"]), range(run["start"], STEPS)
+    with ExitStack() as stack:
+        for site, heads in run["heads"].items():
+            block = patch(pipeline(dtype).denoiser, kept, int(site), rows=rows, steps=late, heads=heads)
+            stack.enter_context(block)
         made = latents(dtype, batch(name, "source"))
     assert distance(made, RECORDED[f"{name}.latents"]) <= TOLERANCE[dtype]
 

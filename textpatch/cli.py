@@ -18,7 +18,7 @@ EXAMPLES = f"""examples:
   textpatch sites tiny-mmdit
   textpatch generate tiny-mmdit '{SENTENCE}' --seed 0 1 2
   textpatch localize planted-mmdit --pairs 8 --seeds 0 1
-  textpatch edit planted-mmdit --source '{SENTENCE}' --target 'a green sign that says "WORLD" on a white wall' --sites 3
+  textpatch edit planted-mmdit --source '{SENTENCE}' --target 'a red sign that says "WORLD" on a blue wall'
   textpatch doctor
 """
 

@@ -155,13 +155,14 @@ def rate_factor(recipe: Recipe, step: int, steps: int) -> float:
     return min(1.0, (step + 1) / recipe.warmup, (steps - step) / (recipe.decay * steps))
 
 
-def train(name: str, out: Path, *, seed: int = 0, images: int | None = None, save_every: float = 120.0) -> Path:
+def train(name: str, out: Path, *, seed: int | None = None, images: int | None = None, save_every: float = 120.0) -> Path:
     """Train one of the shipped models into the folder `out/<name>`, which is returned; resumes where it stopped.
 
-    Deterministic in (name, seed, images) on one machine and thread count.  Raises PatchError for an unknown
+    seed and images are the recipe's when None.  Deterministic in all three on one machine and thread count.  Raises PatchError for an unknown
     name, or a state that belongs to another run.
     """
     recipe = recipe_named(name)
+    seed = recipe.seed if seed is None else seed
     steps = (images or recipe.images) // recipe.batch
     torch.manual_seed(seed)
     model = Trainee(recipe)
@@ -194,7 +195,8 @@ def export(recipe: Recipe, folder: Path, average: dict[str, Tensor], run: dict) 
     model = Trainee(recipe)
     model.load_state_dict(average)
     fmt = recipe.signs
-    defaults = Defaults(fmt.height, fmt.width, recipe.steps, recipe.guidance, fmt.text_box)
+    localized = recipe.localized if run["seed"] == recipe.seed else ()
+    defaults = Defaults(fmt.height, fmt.width, recipe.steps, recipe.guidance, fmt.text_box, localized)
     trained = {**run, "images": run["steps"] * recipe.batch, "recipe": asdict(recipe)}
     save_pipeline(folder, model.denoiser, model.encoders, FlowMatchEuler(), defaults, trained)
     return folder
@@ -259,7 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m textpatch.weights.train", description=__doc__.split("\n")[0])
     parser.add_argument("name", help=f"which model: {', '.join(RECIPES)}")
     parser.add_argument("--out", type=Path, help="folder for state, log and weights (default runs/train-NAME)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="of weights and data (the recipe's)")
     parser.add_argument("--images", type=int, help="how many pictures to train on")
     options = parser.parse_args()
     out = options.out or Path("runs") / f"train-{options.name}"

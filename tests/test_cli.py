@@ -1,0 +1,280 @@
+"""The command line as people meet it: quick help, one line for a bad request, runs that survive Ctrl-C."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from small import PROMPTS, save_small
+
+from textpatch import cli
+from textpatch.weights.load import find_folder
+
+COMMAND = [sys.executable, "-m", "textpatch.cli"]
+SOURCE, TARGET = PROMPTS[0], 'a green badge that says "WORLD" on a white wall'
+WANTED = ["results.json", "results.csv", "heatmap.png", "contact_sheet.png", "report.html", "manifest.json"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small random model; it writes no words, and the command line must not mind."""
+    return str(save_small(tmp_path_factory.mktemp("cli") / "small"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+HEAVY_AFTER_HELP = """
+import sys
+from textpatch.cli import main
+try:
+    main(["--help"])
+finally:
+    sys.stderr.write(" ".join({*sys.modules} & {"torch", "transformers", "numpy"}))
+"""
+
+
+def run(*arguments, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def refused(capfd, arguments, *says: str) -> None:
+    """In this process: exit code 2, nothing on stdout, one line on stderr that says all of `says`."""
+    capfd.readouterr()
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith("textpatch: ") and err.count("\n") == 1 and err.endswith("\n")
+    assert [word for word in says if word not in err] == [], err
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    """--help answers within a second, without torch, transformers or numpy."""
+    assert subprocess.run([sys.executable, "-c", HEAVY_AFTER_HELP], capture_output=True).stderr == b""
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        told = run("--help")
+        took.append(time.perf_counter() - start)
+    assert told.returncode == 0 and "textpatch localize planted-mmdit" in told.stdout and min(took) < 1
+
+
+@pytest.mark.parametrize("command", ["sites", "generate", "localize", "edit", "doctor"])
+def test_every_command_has_help(command, capsys):
+    """Each command explains itself."""
+    with pytest.raises(SystemExit) as left:
+        cli.main([command, "--help"])
+    assert left.value.code == 0 and capsys.readouterr().out.startswith(f"usage: textpatch {command}")
+
+
+def test_sites_are_listed(model, capsys):
+    """One line per site, in execution order, under one line of headings."""
+    assert cli.main(["sites", model]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split()[:2] == ["site", "name"]
+    assert [line.split()[:3] for line in lines] == [
+        [str(i), f"transformer_blocks.{i}.attn", "joint"] for i in range(2)
+    ]
+
+
+BAD = {
+    "unknown model": (["sites", "tiny-mmdti"], "no model 'tiny-mmdti'", "closest: tiny-mmdit"),
+    "unknown site": (["localize", "MODEL", "--sites", "99"], "no site index 99 among the 2", "indices 0..1"),
+    "unknown site name": (
+        ["edit", "MODEL", "--sites", "transformer_blocks.0.atn"],
+        "no site",
+        "closest: transformer_blocks.0.attn",
+    ),
+    "unknown site in a set": (["localize", "MODEL", "--set", "0", "7"], "no site index 7 among the 2"),
+    "a set twice": (
+        ["localize", "MODEL", "--set", "0", "1", "--set", "1", "0"],
+        "asked for twice",
+        "name it once",
+    ),
+    "start outside": (["localize", "MODEL", "--start", "2"], "start 2 of 2 steps", "start within the run"),
+    "start outside, edit": (["edit", "MODEL", "--sites", "0", "--start", "-1"], "start is -1 of 2 steps"),
+    "no steps": (["generate", "MODEL", SOURCE, "--steps", "0"], "asked for 0 steps"),
+    "too large a seed": (
+        ["generate", "MODEL", SOURCE, "--seed", str(2**63)],
+        "seed 9223372036854775808 does not",
+    ),
+    "no sites known": (["edit", "MODEL"], "no sites are known to carry the word", "run localize first"),
+    "unknown split": (["localize", "MODEL", "--split", "trial"], "no split 'trial'", "validation, test"),
+    "too many pairs": (["localize", "MODEL", "--pairs", "999"], "asked for 999 pairs", "make 1 to"),
+    "no quoted word": (
+        ["edit", "MODEL", "--sites", "0", "--target", "a red sign on a blue wall"],
+        "no quoted word",
+        "in double quotes",
+    ),
+    "unknown word": (
+        ["generate", "MODEL", 'a mauve sign that says "A" on a blue wall'],
+        "does not know 'mauve'",
+    ),
+    "no prompts file": (
+        ["localize", "MODEL", "--prompts", "nowhere.tsv"],
+        "cannot read prompts from nowhere.tsv",
+        "No such file",
+    ),
+    "bad prompts file": (
+        ["localize", "MODEL", "--prompts", "bad.tsv"],
+        "bad.tsv",
+        "pair 2",
+        "`source<TAB>target`",
+    ),
+    "empty prompts file": (
+        ["localize", "MODEL", "--prompts", "empty.tsv"],
+        "empty.tsv",
+        "`source<TAB>target`",
+    ),
+    "prompts without words": (
+        ["localize", "MODEL", "--prompts", "wordless.tsv"],
+        "no quoted word in 'a red sign'",
+    ),
+    "folder below a file": (
+        ["generate", "MODEL", SOURCE, "--out", "bad.tsv/run"],
+        "cannot open bad.tsv/run",
+        "Not a directory",
+    ),
+    "folder of another kind": (
+        ["generate", "MODEL", SOURCE, "--out", "."],
+        "but no manifest.json",
+        "give another --out",
+    ),
+    "truncated weights": (["localize", "TRUNCATED"], "is damaged or no safetensors file", "fetch it again"),
+}
+
+
+def files_below(folder: Path) -> dict[str, bytes | None]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("arguments, says", [(bad[0], bad[1:]) for bad in BAD.values()], ids=BAD)
+def test_a_bad_request_is_one_line_and_leaves_nothing(arguments, says, model, here, tmp_path, capfd):
+    """What was asked, what was found, what to do, in one line; exit code 2; not one file more than before."""
+    (here / "bad.tsv").write_text(f"{SOURCE}\t{TARGET}\n{SOURCE} and {TARGET}\n")
+    (here / "empty.tsv").write_text("\n\n")
+    (here / "wordless.tsv").write_text(f"a red sign\t{TARGET}\n")
+    if "TRUNCATED" in arguments:
+        cut = (
+            Path(shutil.copytree(find_folder("tiny-mmdit"), tmp_path / "cut"))
+            / "text_encoder_3/model.safetensors"
+        )
+        cut.write_bytes(cut.read_bytes()[:-1000])
+    names = {"MODEL": model, "TRUNCATED": tmp_path / "cut"}
+    if arguments[0] == "edit":
+        arguments = [*arguments[:2], "--source", SOURCE, "--target", TARGET, *arguments[2:]]
+    before = files_below(here)
+    refused(capfd, [names.get(argument, argument) for argument in arguments], *says)
+    assert files_below(here) == before
+
+
+@pytest.mark.parametrize("arguments", [["localize", "MODEL"], ["doctor", "MODEL"]])
+def test_without_tesseract_nothing_is_scored(arguments, model, here, monkeypatch, capfd):
+    """No tesseract in PATH: one line saying how to install it, before anything is generated or written."""
+    monkeypatch.setenv("PATH", "")
+    capfd.readouterr()
+    assert cli.main([model if argument == "MODEL" else argument for argument in arguments]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("textpatch: ") and err.count("\n") == 1
+    assert "tesseract" in err and "apt-get install tesseract-ocr" in err
+    assert not list(here.iterdir())
+
+
+def test_the_real_process_says_the_same(here):
+    """The same in a process of its own: exit code 2, empty stdout, exactly one line on stderr."""
+    told = run("generate", "tiny-mmdti", "x", cwd=here)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.startswith("textpatch: no model 'tiny-mmdti'") and told.stderr.count("\n") == 1
+
+
+def test_localize_leaves_a_whole_run_folder(model, here, capfd):
+    """Table and path on stdout, nothing on a stderr that is no terminal, every file in the folder."""
+    assert cli.main(["localize", model, "--pairs", "2", "--out", "run"]) == 0
+    out, err = capfd.readouterr()
+    assert err == "" and out.splitlines()[-1] == "run/report.html" and out.split()[:2] == ["rank", "site"]
+    assert [name for name in WANTED if not (here / "run" / name).is_file()] == []
+    result = json.loads((here / "run/results.json").read_text())
+    assert sorted(result["ranked"]) == [0, 1] and result["pairs"] == 2
+    assert len((here / "run/results.csv").read_text().splitlines()) >= 3
+    assert all(Image.open(here / "run" / name).size[0] > 100 for name in ("heatmap.png", "contact_sheet.png"))
+    page = (here / "run/report.html").read_text()
+    assert 'src="data:image/png;base64,' in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert not [
+        path for path in (here / "run").rglob("*") if "HELLO" in path.name or path.name.startswith(".tmp")
+    ]
+
+
+def test_the_same_command_again_runs_nothing_again(model, here, monkeypatch, capfd):
+    """A finished run is reported from its records; another request for the same folder is refused."""
+    arguments = ["localize", model, "--pairs", "1", "--out", "run"]
+    assert cli.main(arguments) == 0
+    before = (here / "run/results.json").read_bytes()
+    monkeypatch.setattr("textpatch.reference_models.pipeline.Pipeline.denoise", None)
+    assert cli.main(arguments) == 0
+    assert (here / "run/results.json").read_bytes() == before
+    refused(
+        capfd,
+        [*arguments, "--start", "1"],
+        "run holds another run",
+        "start: stored 0, asked 1",
+        "another --out",
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen, lines: int) -> None:
+    """Until the record file has that many lines."""
+    while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < lines):
+        time.sleep(0.02)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(model, here):
+    """SIGINT midway: code 130, one line, records kept; the same command again ends on the same results."""
+    arguments = ["localize", model, "--pairs", "5", "--seeds", "0", "1"]
+    process = subprocess.Popen(
+        [*COMMAND, *arguments, "--out", "a"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(here / "a/records/0.jsonl", process, 2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert err == "textpatch: interrupted; the same command goes on where it stopped\n"
+    kept = (here / "a/records/0.jsonl").read_bytes()
+    assert 2 <= kept.count(b"\n") < 10 and not (here / "a/results.json").exists()
+    assert cli.main([*arguments, "--out", "a"]) == 0 and cli.main([*arguments, "--out", "b"]) == 0
+    assert (here / "a/records/0.jsonl").read_bytes().startswith(kept)
+    for name in ("results.json", "results.csv", "heatmap.png", "contact_sheet.png"):
+        assert (here / "a" / name).read_bytes() == (here / "b" / name).read_bytes(), name
+
+
+def test_generate_and_edit_leave_pictures(model, here, capfd):
+    """generate makes every prompt with every seed; edit makes three pictures; both make a sheet."""
+    assert cli.main(["generate", model, *PROMPTS, "--seed", "0", "1", "2"]) == 0
+    assert cli.main(["edit", model, "--source", SOURCE, "--target", TARGET, "--sites", "0", "*.1.attn"]) == 0
+    generated, edited = map(Path, capfd.readouterr().out.splitlines())
+    assert len(json.loads((generated.parent / "results.json").read_text())["pictures"]) == 6
+    body = json.loads((edited.parent / "results.json").read_text())
+    assert list(body["pictures"]) == ["source", "edited", "target"] and len(body["plan_sha256"]) == 64
+    sizes = {Image.open(edited.parent / path).size for path in body["pictures"].values()}
+    assert sizes == {(96, 32)} and Image.open(generated).size[0] > 288
+    assert generated.parent.parent == edited.parent.parent == Path("runs")
+
+
+def test_doctor_checks_every_part(model, capfd):
+    """Versions, the OCR engine's self-test, and one picture by each model asked for."""
+    assert cli.main(["doctor", model]) == 0
+    out = capfd.readouterr().out
+    assert "torch" in out and "reads its self-test" in out and "loads and runs" in out

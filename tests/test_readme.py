@@ -1,0 +1,58 @@
+"""The README is true: its Python runs from top to bottom, and its commands exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from textpatch import cli
+from textpatch.weights.load import SHIPPED
+
+ROOT = SHIPPED.parent
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PYTHON = [body for language, body in BLOCKS if language == "python"]
+COMMANDS = [
+    line.strip()
+    for language, body in BLOCKS
+    if language in ("", "sh", "console")
+    for line in body.splitlines()
+]
+
+
+def starting(word: str) -> list[list[str]]:
+    """Commands of the README that start with a word, split as a shell would, without comments."""
+    lines = [line.removeprefix("$ ") for line in COMMANDS]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(word + " ")]
+
+
+def test_there_is_something_to_run():
+    """At least one block of Python, and the two commands everybody starts with."""
+    assert PYTHON and {("make", "demo"), ("make", "test")} <= {tuple(words[:2]) for words in starting("make")}
+
+
+def test_the_python_runs(tmp_path, monkeypatch):
+    """All Python blocks, one after the other in one session, as a reader would paste them."""
+    monkeypatch.chdir(tmp_path)
+    session = {}
+    for number, body in enumerate(PYTHON, 1):
+        exec(compile(body, f"README.md, Python block {number}", "exec"), session)
+
+
+@pytest.mark.parametrize("words", starting("textpatch"), ids=" ".join)
+def test_the_commands_exist(words):
+    """Every `textpatch` command of the README is one the command line understands."""
+    cli.parser().parse_args(words[1:])
+
+
+@pytest.mark.parametrize("words", starting("make"), ids=" ".join)
+def test_the_targets_exist(words):
+    """Every `make` target of the README is in the Makefile."""
+    assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_pictures_are_there():
+    """Every local picture or file the README links to is in the repository."""
+    linked = [path for path in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in path]
+    assert [path for path in linked if not Path(ROOT, path).exists()] == []

@@ -1,0 +1,110 @@
+"""The house of the design, held by parsing the sources: who imports whom, and how large things may grow."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import textpatch
+from textpatch.weights.load import SHIPPED
+
+ROOT = Path(textpatch.__file__).parent
+OUTER = {"textpatch.reference_models": SHIPPED.parent / "reference_models", "textpatch.weights": SHIPPED}
+CORE = ["attention", "hooks", "sites", "plan", "patch"]
+NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
+LIBRARY = {f"textpatch.{path.stem}": path for path in ROOT.glob("*.py")}
+LIBRARY |= {f"textpatch.metrics.{path.stem}": path for path in (ROOT / "metrics").glob("*.py")}
+SOURCES = LIBRARY | {
+    f"{package}.{path.stem}": path for package, folder in OUTER.items() for path in folder.glob("*.py")
+}
+
+
+def tree(name: str) -> ast.Module:
+    return ast.parse(SOURCES[name].read_text())
+
+
+def imports(name: str) -> set[str]:
+    """Full names of all modules a source file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = name.split(".")[: -node.level] if node.level else []
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            found |= {
+                module,
+                *(f"{module}.{alias.name}" for alias in node.names if f"{module}.{alias.name}" in SOURCES),
+            }
+    return found
+
+
+def test_all_sources_are_looked_at():
+    """The laws below are about files that exist."""
+    assert (
+        len(SOURCES) > 25
+        and {f"textpatch.{name}" for name in [*CORE, "localize", "edit", "cli"]} <= SOURCES.keys()
+    )
+
+
+@pytest.mark.parametrize("module", [name for name in CORE + ["audit"] if f"textpatch.{name}" in SOURCES])
+def test_the_core_needs_torch_alone(module):
+    """Core modules import torch, the standard library, errors and each other."""
+    allowed = {f"textpatch.{name}" for name in [*CORE, "audit", "errors"]}
+    for name in imports(f"textpatch.{module}"):
+        assert name in allowed or name.split(".")[0] in {"torch", *sys.stdlib_module_names}, name
+
+
+@pytest.mark.parametrize("module", [name for name in LIBRARY if name != "textpatch.cli"])
+def test_applications_take_any_pipeline(module):
+    """Only the command line knows the models and the weights; the rest of the library is given a pipeline."""
+    assert not [name for name in imports(module) if name.startswith(tuple(OUTER))]
+
+
+def test_models_import_down_only():
+    """Models import the core and themselves; nobody imports the CLI but the weights' own commands."""
+    allowed = {f"textpatch.{name}" for name in ["attention", "sites", "errors"]}
+    for module in SOURCES:
+        ours = {name for name in imports(module) if name.startswith("textpatch.")}
+        if module.startswith("textpatch.reference_models"):
+            assert all(name in allowed or name.startswith("textpatch.reference_models") for name in ours), (
+                module
+            )
+        if not module.startswith("textpatch.weights"):
+            assert "textpatch.cli" not in ours, module
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_nobody_imports_what_we_do_without(module):
+    """No diffusers, no torchvision, nothing that unpickles."""
+    assert not {name.split(".")[0] for name in imports(module)} & NEVER
+
+
+SPEAKS = {
+    "textpatch.cli",
+    "textpatch.weights.train",
+    "textpatch.weights.evaluate",
+}  # commands, and the training log
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_the_library_is_quiet_and_says_why(module):
+    """No print outside the commands, no assert, no bare except, no except that only passes."""
+    for node in ast.walk(tree(module)):
+        where = f"{module}:{getattr(node, 'lineno', '')}"
+        assert not isinstance(node, ast.Assert), where
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None and not all(isinstance(line, ast.Pass) for line in node.body), where
+        called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+        assert called != "print" or module in SPEAKS, where
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_nothing_grows_too_large(module):
+    """Functions of at most 40 lines, files of at most 450, a docstring at the top of every file."""
+    assert len(SOURCES[module].read_text().splitlines()) <= 450
+    assert ast.get_docstring(tree(module))
+    for node in ast.walk(tree(module)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < 40, f"{module}.{node.name}"

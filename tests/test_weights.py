@@ -1,0 +1,448 @@
+"""Weights: exact round trips, a one-line refusal of every damage, nothing unpickled, training resumes."""
+
+import ast
+import json
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from small import PROMPTS, save_small, small_pipeline
+
+import textpatch
+from textpatch.errors import PatchError, PromptError, WeightsError
+from textpatch.weights import load, load_denoiser, shipped_models
+from textpatch.weights import signs as signs_module
+from textpatch.weights import train as training
+from textpatch.weights.load import SHIPPED, find_folder, fingerprint
+from textpatch.weights.prompts import sign_pairs
+from textpatch.weights.read import CONFIG_BYTES
+from textpatch.weights.recipes import TINY_MMDIT, Recipe
+from textpatch.weights.signs import (
+    COLOURS,
+    LETTERS,
+    PATTERNS,
+    SAYINGS,
+    SHAPES,
+    STYLES,
+    Sign,
+    SignFormat,
+    draw_sign,
+    parse,
+)
+from textpatch.weights.tokens import LENGTH, word_tokenizer
+from textpatch.weights.words import TEST, VALIDATION
+
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+PACKAGE_FOLDERS = [Path(textpatch.__file__).parent, SHIPPED, SHIPPED.parent / "reference_models"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A small random model on disk; only to be read."""
+    return save_small(tmp_path_factory.mktemp("saved") / "model")
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def test_round_trip_is_exact(tmp_path):
+    """load(save(pipeline)) holds every tensor as it was in float16, and the same defaults and schedule."""
+    made = small_pipeline(3)
+    back = load(save_small(tmp_path / "some-name", made), dtype=torch.float16)
+    before, after = made.half().state_dict(), back.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert (back.defaults, back.schedule, back.name) == (made.defaults, made.schedule, "some-name")
+    assert back.denoiser.config == made.denoiser.config
+    assert not any(p.requires_grad for p in back.parameters()) and not back.training
+
+
+def test_a_loaded_model_makes_the_same_pictures(tmp_path):
+    """Through save and load in 16 bit, a model of 16-bit weights makes the same pictures bit for bit."""
+    made = small_pipeline(3).half().float()
+    back = load(save_small(tmp_path / "model", made))
+    a, b = made.generate(PROMPTS, seeds=5, guidance=2.0), back.generate(PROMPTS, seeds=5, guidance=2.0)
+    assert [x.tobytes() for x in a] == [x.tobytes() for x in b]
+
+
+def test_the_bare_denoiser_is_the_pipelines(saved):
+    """load_denoiser(folder/transformer) = load(folder).denoiser."""
+    whole, bare = load(saved).denoiser.state_dict(), load_denoiser(saved / "transformer").state_dict()
+    assert whole.keys() == bare.keys() and all(torch.equal(whole[name], bare[name]) for name in whole)
+
+
+def test_saved_files_are_read_by_transformers_4_and_5(saved):
+    """Tokenizers name the class both know, which is the one model_index.json announces."""
+    announced = json.loads((saved / "model_index.json").read_text())["tokenizer"][1]
+    for path in [
+        *saved.glob("tokenizer*/tokenizer_config.json"),
+        *SHIPPED.glob("*/tokenizer*/tokenizer_config.json"),
+    ]:
+        assert json.loads(path.read_text())["tokenizer_class"] == announced, path
+
+
+def edit_json(name, **entries):
+    def edit(folder):
+        body = json.loads((folder / name).read_text()) | entries
+        (folder / name).write_text(
+            json.dumps({key: value for key, value in body.items() if value is not ...})
+        )
+
+    return edit
+
+
+def write(name, data: bytes):
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def remove(name):
+    return lambda folder: (
+        shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
+    )
+
+
+def truncate(name, keep: float):
+    return lambda folder: (folder / name).write_bytes(
+        (folder / name).read_bytes()[: int(keep * (folder / name).stat().st_size)]
+    )
+
+
+def link_out(name):
+    def link(folder):
+        outside = folder.parent / "outside"
+        (folder / name).rename(outside)
+        (folder / name).symlink_to(outside)
+
+    return link
+
+
+def wrong_tensors(folder):
+    tensors = load_file(folder / TRANSFORMER)
+    tensors["stranger"] = tensors.pop("proj_out.bias")
+    tensors["proj_out.weight"] = tensors["proj_out.weight"][:-1].contiguous()
+    save_file(tensors, folder / TRANSFORMER)
+
+
+DAMAGES = {
+    "no weights": (
+        remove(TRANSFORMER),
+        "no file 'diffusion_pytorch_model.safetensors' in .*; the folder is incomplete",
+    ),
+    "no encoder": (remove("text_encoder_3"), "no file 'config.json' in .*text_encoder_3"),
+    "no index": (remove("model_index.json"), "no file 'model_index.json'"),
+    "no tokenizer": (remove("tokenizer_2"), "no folder 'tokenizer_2' in .*; the model is incomplete"),
+    "empty tokenizer": (
+        write("tokenizer/tokenizer.json", b""),
+        "tokenizer holds no tokenizer transformers can read",
+    ),
+    "half a tokenizer": (
+        truncate("tokenizer/tokenizer.json", 0.5),
+        "tokenizer holds no tokenizer transformers can read",
+    ),
+    "half a file": (truncate(TRANSFORMER, 0.5), "is damaged or no safetensors file .*; fetch it again"),
+    "empty file": (truncate("text_encoder/model.safetensors", 0), "is damaged or no safetensors file"),
+    "no safetensors": (write(TRANSFORMER, b"\x80\x04pickled" * 99), "is damaged or no safetensors file"),
+    "other tensors": (
+        wrong_tensors,
+        "1 missing: proj_out.bias; 1 unexpected: stranger; 1 of another shape: proj_out.weight",
+    ),
+    "no JSON": (write("transformer/config.json", b"{oops"), "config.json cannot be read as JSON"),
+    "no object": (write("transformer/config.json", b"[]"), "config.json holds no JSON object"),
+    "not text": (write("transformer/config.json", b"\xff\xfe{}"), "config.json cannot be read as JSON"),
+    "huge JSON": (
+        write("transformer/config.json", b" " * (CONFIG_BYTES + 1)),
+        f"at most {CONFIG_BYTES} bytes",
+    ),
+    "linked file": (link_out(TRANSFORMER), "leads out of its folder to .*; copy the file itself"),
+    "other pipeline": (
+        edit_json("model_index.json", _class_name="FluxPipeline"),
+        "holds a FluxPipeline; this version loads",
+    ),
+    "other denoiser": (
+        edit_json("transformer/config.json", _class_name="UNet"),
+        "is no SD3Transformer2DModel",
+    ),
+    "SD3.5 medium": (
+        edit_json("transformer/config.json", dual_attention_layers=[0, 1]),
+        "dual-attention layers",
+    ),
+    "a VAE": (lambda folder: (folder / "vae").mkdir(), "has a VAE, which this version cannot decode"),
+    "nested config": (
+        edit_json("transformer/config.json", num_layers={"a": 1}),
+        "num_layers is {'a': 1}; expected numbers",
+    ),
+    "other sizes": (
+        edit_json("transformer/config.json", num_layers=3),
+        "does not fit its configuration; .* missing",
+    ),
+    "words for numbers": (
+        edit_json("transformer/config.json", num_layers="two"),
+        "transformer/config.json describes no model",
+    ),
+    "words in CLIP": (
+        edit_json("text_encoder/config.json", hidden_size="two"),
+        "text_encoder/config.json describes no.*two",
+    ),
+    "unknown act": (
+        edit_json("text_encoder_3/config.json", feed_forward_proj="gated-nothing"),
+        "text_encoder_3/config.json .*nothing",
+    ),
+    "no height": (
+        edit_json("textpatch.json", height=...),
+        "textpatch.json describes no model that can be built .*height",
+    ),
+    "other prediction": (
+        edit_json("scheduler/scheduler_config.json", prediction="noise"),
+        "prediction is 'noise'",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage, says", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_model_is_refused_in_one_line(folder, damage, says):
+    """Whatever is wrong with a model's files, the answer is one line naming the file and the fault."""
+    damage(folder)
+    with pytest.raises(PatchError, match=says) as refusal:
+        load(folder)
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 1000
+
+
+def test_an_unknown_name_is_answered_with_the_closest():
+    """A name that is neither shipped nor a folder is refused, the closest shipped names first."""
+    with pytest.raises(
+        WeightsError, match="no model 'tiny-mmdti': neither a shipped name nor a folder; closest: tiny-mmdit"
+    ):
+        load("tiny-mmdti")
+
+
+def test_a_fingerprint_tells_files_apart(folder, saved):
+    """The same files have the same fingerprint, one other byte another."""
+    assert fingerprint(folder) == fingerprint(saved)
+    (folder / "textpatch.json").write_bytes((folder / "textpatch.json").read_bytes() + b" ")
+    assert fingerprint(folder) != fingerprint(saved)
+
+
+FORBIDDEN = {
+    "pickle",
+    "marshal",
+    "shelve",
+    "dill",
+    "joblib",
+    "cloudpickle",
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+}
+
+
+def test_nothing_unpickles_or_evaluates():
+    """No source file calls eval, exec or torch.load, or imports anything that unpickles."""
+    for path in [path for folder in PACKAGE_FOLDERS for path in folder.rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = {alias.name.split(".")[0] for alias in node.names} | {
+                    (getattr(node, "module", "") or "").split(".")[0]
+                }
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                names = {node.func.id}
+            else:
+                names = set()
+            assert not names & FORBIDDEN, f"{path}:{node.lineno}"
+            loads = (
+                isinstance(node, ast.Attribute)
+                and node.attr == "load"
+                and getattr(node.value, "id", "") == "torch"
+            )
+            assert not loads, f"{path}:{node.lineno}"
+
+
+def size(name: str) -> int:
+    return sum(path.stat().st_size for path in find_folder(name).rglob("*") if path.is_file())
+
+
+def test_the_shipped_models_are_small_and_16_bit():
+    """All shipped models together take less than 60 MB, the planted one less than 4, in 16-bit numbers."""
+    names = shipped_models()
+    assert {"tiny-mmdit", "planted-mmdit"} <= set(names)
+    assert sum(map(size, names)) < 60e6 and size("planted-mmdit") < 4e6
+    for path in SHIPPED.glob("*/*/*.safetensors"):
+        with safe_open(path, "pt") as file:
+            assert {file.get_slice(key).get_dtype() for key in file.keys()} <= {"F16", "BF16"}, path
+
+
+# training
+
+MINI = Recipe(denoiser=replace(TINY_MMDIT, num_layers=2), images=32, batch=8, warmup=2)
+
+
+@pytest.fixture
+def mini(monkeypatch):
+    """A recipe of four steps; `stop(n)` makes a run end as by Ctrl-C before its step n."""
+    monkeypatch.setitem(training.RECIPES, "mini", MINI)
+
+    def stop(at: int | None) -> None:
+        def step(recipe, seed, number, *rest):
+            if number == at:
+                raise KeyboardInterrupt
+            return train_step(recipe, seed, number, *rest)
+
+        monkeypatch.setattr(training, "train_step", step)
+
+    train_step = training.train_step
+    return stop
+
+
+def test_training_resumes_bit_for_bit(mini, tmp_path):
+    """Four steps = two steps, a kill, and the same command again: every exported tensor is equal."""
+    straight = training.train("mini", tmp_path / "a")
+    mini(2)
+    with pytest.raises(KeyboardInterrupt):
+        training.train("mini", tmp_path / "b", save_every=0.0)
+    mini(None)
+    resumed = training.train("mini", tmp_path / "b")
+    files = sorted(path.relative_to(straight) for path in straight.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(resumed) for path in resumed.rglob("*") if path.is_file())
+    assert [name for name in files if (straight / name).read_bytes() != (resumed / name).read_bytes()] == []
+    assert load(resumed).generate(PROMPTS[0], seeds=0, steps=1)[0].size == (96, 32)
+
+
+def test_another_runs_state_is_refused(mini, tmp_path):
+    """A state of another seed, and an unknown recipe, are PatchErrors."""
+    training.train("mini", tmp_path, images=8)
+    with pytest.raises(
+        PatchError, match="holds the run .*'seed': 0.*asked for .*'seed': 1.*give another --out"
+    ):
+        training.train("mini", tmp_path, images=8, seed=1)
+    with pytest.raises(PatchError, match="no recipe 'minni'; closest: mini"):
+        training.train("minni", tmp_path)
+
+
+def test_held_out_words_are_never_trained_on(monkeypatch):
+    """However often the dice fall on a validation or test word, no training prompt or picture holds one."""
+    rigged = lambda rng, fmt: Sign(rng.choice([*TEST, *VALIDATION, "QXZ"]))  # noqa: E731
+    monkeypatch.setattr(training, "random_sign", rigged)
+    batch = training.Batch(replace(MINI, dropout=0.0), seed=0, step=0)
+    assert {parse(prompt).word for prompt in batch.prompts} == {"QXZ"}
+
+
+def test_a_planted_batch_shows_the_word_it_reads():
+    """At the planted site row b reads the text of row b + 1, and shows that row's word on its own sign."""
+    recipe = replace(MINI, planted_site=1)
+    batch = training.Batch(recipe, seed=0, step=1)
+    table = batch.slots(2, tokens=LENGTH)
+    assert table[0] is None and (table[1][:, 0, 0] // LENGTH).tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
+    said = [parse(prompt) for prompt in batch.prompts]
+    left, top, right, bottom = recipe.signs.text_box
+    for own, donor, picture in zip(said, said[1:] + said[:1], batch.pictures):
+        drawn = draw_sign(replace(own, word=donor.word), recipe.signs, random.Random(0)).transpose(2, 0, 1)
+        if (
+            own.shape == "sign"
+        ):  # its plate hides the wall behind the letters, whose pattern has a phase of its own
+            assert np.array_equal(drawn[:, top:bottom, left:right], picture[:, top:bottom, left:right])
+
+
+# signs
+
+all_signs = st.builds(
+    Sign, st.text(LETTERS, min_size=1, max_size=6), st.sampled_from([*COLOURS]), st.sampled_from(SHAPES),
+    st.sampled_from([*COLOURS]), st.sampled_from(PATTERNS), st.sampled_from([*STYLES]),
+)  # fmt: skip
+
+
+@given(all_signs, st.sampled_from(SAYINGS))
+def test_a_prompt_is_read_back_as_its_sign(sign, saying):
+    """parse(sign.prompt()) = sign, whichever way it is said."""
+    assert parse(sign.prompt(saying)) == sign
+
+
+@given(all_signs, st.sampled_from(SAYINGS))
+def test_every_prompt_is_in_the_vocabulary(sign, saying):
+    """No token of a prompt is unknown, and none is cut off: after the end token there is only padding."""
+    for begin in (True, False):
+        tokenizer = word_tokenizer(begin=begin)
+        ids = tokenizer(sign.prompt(saying)).input_ids
+        assert tokenizer.unk_token_id not in ids and len(ids) <= LENGTH and ids[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("prompt, says", [
+    ("a red sign on a blue wall", "no quoted word"),
+    ('a red sign that says "" on a blue wall', "no quoted word"),
+    ('a red sign that says "A" and "B" on a blue wall', "no quoted word"),
+    ('a rad sign that says "A" on a blue wall', "cannot read .* closest: .*red.*; write it like: a red sign"),
+    ('a red wall that says "A" on a blue wall', "cannot read"),
+])  # fmt: skip
+def test_what_is_no_sign_is_refused(prompt, says):
+    """A sentence that is no sign is a PromptError showing how to write one."""
+    with pytest.raises(PromptError, match=says):
+        parse(prompt)
+
+
+@pytest.mark.parametrize("word", ["", "SEVENTY", "lower", "A B", "Ä"])
+def test_words_that_do_not_fit_are_not_drawn(word):
+    """Signs hold 1 to 6 capitals; anything else is a PatchError."""
+    with pytest.raises(PatchError, match="cannot draw .*: signs hold 1 to 6 capitals A to Z"):
+        draw_sign(Sign(word), SignFormat(), random.Random(0))
+
+
+def test_an_unknown_style_is_named():
+    """A lettering style there is no font for is a PatchError with the closest."""
+    with pytest.raises(PatchError, match="no lettering style 'italics'; closest: italic"):
+        draw_sign(Sign("A", style="italics"), SignFormat(), random.Random(0))
+
+
+def test_without_fonts_drawing_says_what_to_install(monkeypatch):
+    """Without matplotlib, whose fonts the signs use, the answer is one line with the extra to install."""
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    signs_module._letters.cache_clear()
+    with pytest.raises(PatchError, match=r"needs the fonts in matplotlib .*pip install textpatch\[plots\]"):
+        draw_sign(Sign("A"), SignFormat(), random.Random(0))
+
+
+@given(all_signs, st.integers(0, 9))
+def test_a_drawing_is_a_function_of_sign_and_dice(sign, seed):
+    """draw_sign gives finite float32 in -1..1, the same for the same dice."""
+    a, b = (draw_sign(sign, SignFormat(), random.Random(seed)) for _ in range(2))
+    assert a.dtype == np.float32 and a.shape == (32, 96, 3) and np.abs(a).max() <= 1 and np.array_equal(a, b)
+
+
+@given(st.integers(1, 40), st.sampled_from(["validation", "test"]), st.integers(0, 9))
+def test_pairs_use_each_word_once_and_differ_as_asked(n, split, seed):
+    """Words come from the split, none twice; one scene differs in the word alone, two in all four factors."""
+    for same_scene in (True, False):
+        pairs = [
+            (parse(a), parse(b)) for a, b in sign_pairs(n, split=split, seed=seed, same_scene=same_scene)
+        ]
+        words = [sign.word for pair in pairs for sign in pair]
+        assert len(set(words)) == 2 * n and set(words) <= set(VALIDATION if split == "validation" else TEST)
+        for a, b in pairs:
+            changed = {f for f in ("colour", "shape", "wall", "pattern") if getattr(a, f) != getattr(b, f)}
+            assert len(changed) == (0 if same_scene else 4) and (a.style == b.style or not same_scene)
+
+
+def test_pairs_that_cannot_be_made_are_refused():
+    """No pairs, more than the words make, and an unknown split are PatchErrors."""
+    for arguments, says in [
+        ((0,), "asked for 0 pairs"),
+        ((999,), "asked for 999 pairs; the validation words make 1 to"),
+    ]:
+        with pytest.raises(PatchError, match=says):
+            sign_pairs(*arguments)
+    with pytest.raises(PatchError, match="no split 'tests'; closest: test"):
+        sign_pairs(1, split="tests")
+
+
+def test_held_out_words_can_be_drawn():
+    """Both lists hold words of 4 to 6 capitals, and share none."""
+    assert not set(TEST) & set(VALIDATION) and len(TEST) >= 200
+    assert all(4 <= len(word) <= 6 and set(word) <= set(LETTERS) for word in TEST + VALIDATION)

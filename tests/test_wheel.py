@@ -1,0 +1,92 @@
+"""The built wheel carries everything: it runs where its own files are the only textpatch there is."""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from textpatch.weights.load import SHIPPED, shipped_models
+
+ROOT = SHIPPED.parent
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+GENERATE = """
+import textpatch
+prompt = 'a red sign that says "HELLO" on a blue wall'
+picture, = textpatch.load("tiny-mmdit").generate(prompt, seeds=0, steps=1)
+print(picture.size, textpatch.__file__)
+"""
+
+
+def isolated(folder: Path, code: str, *arguments: str) -> list[str]:
+    """A command that runs code with `folder` first in its path, then the environment's packages."""
+    start = "import sys; sys.path = [p for p in sys.path if p and 'packages' not in p]; sys.path[:0] = {!r}\n"
+    paths = [str(folder), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    # -S: no .pth file of the environment is read, so that no editable install can answer for the wheel
+    return [sys.executable, "-I", "-S", "-c", start.format(paths) + code, *arguments]
+
+
+def run(command: list[str], cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of a clean copy of the sources, so that no earlier build's leftovers get in."""
+    work = tmp_path_factory.mktemp("wheel")
+    leave_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("textpatch", "reference_models", "weights"):
+        shutil.copytree(ROOT / name, work / "source" / name, ignore=leave_out)
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, work / "source")
+    run(
+        [*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(work), str(work / "source")],
+        work,
+    )
+    return next(work.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel) -> Path:
+    """The wheel in a folder of its own."""
+    run([*PIP, "install", "--no-deps", "--target", str(wheel.parent / "site"), str(wheel)], wheel.parent)
+    return wheel.parent / "site"
+
+
+def test_the_wheel_holds_every_source_and_every_model(wheel):
+    """All Python files, all files of all shipped models, the licence and the command; nothing else."""
+    held = set(zipfile.ZipFile(wheel).namelist())
+    for package, folder in {
+        "": "textpatch",
+        "reference_models/": "reference_models",
+        "weights/": "weights",
+    }.items():
+        sources = (path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py"))
+        assert {f"textpatch/{package}{path.as_posix()}" for path in sources} <= held
+    models = [path for name in shipped_models() for path in (SHIPPED / name).rglob("*") if path.is_file()]
+    assert len(models) >= 30
+    assert {f"textpatch/weights/{path.relative_to(SHIPPED).as_posix()}" for path in models} <= held
+    others = {name for name in held if not name.startswith("textpatch/")}
+    assert any(name.endswith("/LICENSE") for name in others) and any(
+        name.endswith("entry_points.txt") for name in others
+    )
+    assert all(name.startswith("textpatch-") for name in others)
+
+
+def test_the_wheel_generates(installed, tmp_path):
+    """From another folder, with the wheel's files alone, a shipped model makes a picture."""
+    size, path = run(isolated(installed, GENERATE), tmp_path).rsplit(" ", 1)
+    assert size == "(96, 32)" and Path(path.strip()).is_relative_to(installed)
+
+
+def test_the_wheels_command_line_answers(installed, tmp_path):
+    """Its command line explains itself and lists the sites of a shipped model."""
+    start = "from textpatch.cli import main; sys.exit(main())"
+    assert "textpatch localize" in run(isolated(installed, start, "--help"), tmp_path)
+    assert "transformer_blocks.5.attn" in run(isolated(installed, start, "sites", "tiny-mmdit"), tmp_path)
+    assert (installed / "bin" / "textpatch").is_file()
