@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from textpatch.errors import PatchError, PromptError, closest
+from textpatch.errors import PatchError, closest
 
 COLOURS = {
     "red": (200, 30, 35),
@@ -71,7 +71,7 @@ class SignFormat:
 
 @dataclass(frozen=True)
 class Sign:
-    """What a prompt says; `prompt` and `parse` are each other's inverse up to the saying and the article."""
+    """What a prompt says."""
 
     word: str
     colour: str = "red"
@@ -91,31 +91,6 @@ def vocabulary() -> list[str]:
     plain = '" a on in wall'.split() + " ".join(SAYINGS).split()
     words = [*plain, *COLOURS, *SHAPES, *PATTERNS[1:], *[s for s in STYLES if s != "plain"]]
     return list(dict.fromkeys(words)) + list(LETTERS)
-
-
-def parse(prompt: str) -> Sign:
-    """The sign a prompt asks for.  Raises PromptError where it is none of the sentences of `Sign.prompt`."""
-    before, word, after = split_quoted(prompt)
-    words = before.split() + after.split()
-    unknown = [w for w in words if w not in vocabulary()]
-    nouns = [w for w in before.split() if w in SHAPES]
-    colours = [w for w in words if w in COLOURS]
-    if unknown or len(nouns) != 1 or len(colours) != 2:
-        raise PromptError(
-            f"cannot read {prompt!r} as a sign{closest(unknown[0], vocabulary()) if unknown else ''}; "
-            f'write it like: {Sign("WORD").prompt()}'
-        )
-    pattern = next((w for w in words if w in PATTERNS), "plain")
-    style = next((w for w in words if w in STYLES), "plain")
-    return Sign(word, colours[0], nouns[0], colours[1], pattern, style)
-
-
-def split_quoted(prompt: str) -> tuple[str, str, str]:
-    """Text before, inside and after the double quotes.  Raises PromptError unless there is one quoted word."""
-    parts = prompt.split('"')
-    if len(parts) != 3 or not parts[1].strip():
-        raise PromptError(f"no quoted word in {prompt!r}; write the word to render in double quotes: {Sign('WORD').prompt()}")
-    return parts[0], parts[1], parts[2]
 
 
 def random_sign(rng: random.Random, fmt: SignFormat, word: str | None = None) -> Sign:

@@ -1,0 +1,133 @@
+"""Localising and editing on the shipped models, whose words tesseract reads."""
+
+import json
+import sys
+
+import pytest
+from small import small_pipeline
+
+from textpatch import PatchError, edit, load, localize
+from textpatch.errors import OCRError, PromptError
+from textpatch.metrics import Tesseract
+from textpatch.weights import evaluate
+from textpatch.weights.load import SHIPPED
+from textpatch.weights.prompts import sign_pairs
+from textpatch.weights.signs import SignFormat
+
+localizing = sys.modules["textpatch.localize"]
+PAIR = ('a red sign that says "HOUSE" on a blue wall', 'a green badge that says "TIGER" on a striped yellow wall')
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return load("planted-mmdit")
+
+
+def planted_site() -> int:
+    return json.loads((SHIPPED / "planted-mmdit" / "textpatch.json").read_text())["trained"]["recipe"]["planted_site"]
+
+
+def check_planted_site_is_found(pipeline):
+    """The planted site alone writes the target's word on the source's picture, and no other site writes it."""
+    result = localize(pipeline, sign_pairs(4, split="test")).result
+    exact = {site["site"]: site["exact_target"]["value"] for site in result["sites"]}
+    assert result["ranked"][0] == planted_site()
+    assert exact.pop(planted_site()) >= 0.75 and set(exact.values()) == {0.0}
+    assert result["sites"][planted_site()]["ssim"]["value"] > 0.95
+
+
+def test_the_planted_site_is_found(planted):
+    """Ground truth: argmax = the site of the recipe."""
+    check_planted_site_is_found(planted)
+
+
+def test_a_swap_one_site_off_is_noticed(planted, monkeypatch):
+    """Planted fault: every swap goes to the next site; then the wrong site is found."""
+    honest = localizing.rows_and_plan
+
+    def one_off(pair, seed, groups, *rest):
+        rows, plan = honest(pair, seed, groups, *rest)
+        moved = honest(pair, seed, [(groups[(i + 1) % len(groups)]) for i in range(len(groups))], *rest)[1]
+        return rows, type(plan)(type(a)(b.sites, a.readers, a.donor, a.steps) for a, b in zip(plan.swaps, moved.swaps))
+
+    monkeypatch.setattr(localizing, "rows_and_plan", one_off)
+    with pytest.raises(AssertionError):
+        check_planted_site_is_found(planted)
+
+
+@pytest.mark.parametrize("model", ["tiny-mmdit", "planted-mmdit"])
+def test_held_out_words_are_read_as_well_as_clean_drawings(model):
+    """exact(model) >= 0.95 exact(clean drawings) on 200 held-out words of four letters or more."""
+    fmt, ocr, signs = SignFormat(), Tesseract(), evaluate.held_out_signs(200, SignFormat())
+    assert min(len(sign.word) for sign in signs) >= 4
+    clean = evaluate.reading_accuracy(evaluate.clean_pictures(signs, fmt), signs, fmt, ocr).mean()
+    made = evaluate.reading_accuracy(evaluate.generated_pictures(load(model), signs), signs, fmt, ocr).mean()
+    assert made >= 0.95 * clean > 0.9
+
+
+def test_an_edit_keeps_the_picture_and_writes_the_word(planted):
+    """At the localised site the edit reads as the target, outside the letters it is the source."""
+    made, box = edit(planted, *PAIR, seed=3), planted.defaults.text_box
+    words = Tesseract().read([made.source, made.image, made.target], box=box)
+    kept, other = (localizing.picture_scores(x, made.source, box)["mse"] for x in (made.image, made.target))
+    assert words == ["HOUSE", "TIGER", "TIGER"] and kept < other / 20
+    assert made.plan.swaps[0].sites == planted.defaults.localized == (planted_site(),)
+
+
+def test_an_edit_from_the_last_step_on_changes_less(planted):
+    """The later the start, the nearer to the source."""
+    whole = [edit(planted, *PAIR, start=s) for s in (0, planted.defaults.steps - 1)]
+    early, late = (localizing.metrics.mse(made.image, made.source) for made in whole)
+    assert late < early / 4
+
+
+class Blind:
+    """A reader that reads nothing."""
+
+    def self_test(self):
+        raise OCRError("read 0 of 18 known words")
+
+
+def test_a_blind_reader_is_an_error_before_anything_runs(monkeypatch):
+    """No score is reported by an engine that fails its self-test, and nothing is generated."""
+    monkeypatch.setattr(localizing, "sample", lambda *a, **k: pytest.fail("generated all the same"))
+    with pytest.raises(OCRError, match="0 of 18"):
+        localize(small_pipeline(), [PAIR], ocr=Blind())
+
+
+class Parrot:
+    """A reader that always says HOUSE."""
+
+    def self_test(self):
+        pass
+
+    def read(self, images, box=None):
+        return ["HOUSE"] * len(images)
+
+    def describe(self):
+        return {"engine": "parrot"}
+
+
+def test_scores_are_means_over_pairs_and_seeds():
+    """HOUSE read everywhere, HOUSE source of one pair and target of the other: 1/2, 1/2, and 5 edits on one of two."""
+    result = localize(small_pipeline(), [PAIR, PAIR[::-1]], seeds=(0, 1), ocr=Parrot()).result
+    site = result["sites"][0]
+    assert [site[name]["value"] for name in ("exact_source", "exact_target", "edit_source")] == [0.5, 0.5, 2.5]
+    assert site["n"] == 4 and result["pairs"] == 2 and result["ocr"] == {"engine": "parrot"}
+    assert result["baselines"]["source"]["mse"]["value"] == 0 and result["baselines"]["source"]["psnr"]["value"] is None
+
+
+@pytest.mark.parametrize("options", [dict(start=2), dict(start=-1), dict(sites=[9]), dict(sites="x.*"), dict(steps=0),
+                                     dict(seeds=()), dict(groups=[(0,), (0,)])])  # fmt: skip
+def test_requests_that_cannot_be_carried_out(options):
+    """An unknown site, a start outside the run, no seed, one set twice: PatchError."""
+    with pytest.raises(PatchError):
+        localize(small_pipeline(), [PAIR], ocr=Parrot(), **options)
+
+
+def test_an_edit_needs_sites_and_words():
+    """No sites known and none given, or a prompt without a word: one clear error."""
+    with pytest.raises(PatchError, match="run localize first"):
+        edit(small_pipeline(), *PAIR)
+    with pytest.raises(PromptError, match="no quoted word"):
+        edit(small_pipeline(), "a red sign on a blue wall", PAIR[1], sites=0)
