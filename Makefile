@@ -15,7 +15,7 @@ demo: install
 	@echo "planted-mmdit: one site was trained to carry the word; localize must find it"
 	$(TEXTPATCH) localize planted-mmdit --pairs 8
 	@echo "tiny-mmdit: nobody chose the site that carries the word"
-	$(TEXTPATCH) localize tiny-mmdit --pairs 8
+	$(TEXTPATCH) localize tiny-mmdit --pairs 8 --same-scene
 	$(TEXTPATCH) edit planted-mmdit --source '$(SOURCE)' --target '$(TARGET)'
 
 test: install

@@ -1,7 +1,7 @@
 """Every figure the README states about the shipped models:  python benchmarks/shipped_models.py [MODEL ...]
 
 Reading accuracy by steps and guidance, sites alone with one and with another scene, and the start step, all
-on held-out test words.  Writes benchmarks/results/MODEL-*.csv, and the picture of the README.
+on held-out test words.  Writes benchmarks/results/MODEL-*.csv and the contact sheets of the README.
 """
 
 from __future__ import annotations
@@ -66,15 +66,15 @@ def _flat(scores: dict) -> dict:
     return {**cells, "n": scores["n"]}
 
 
-def picture(pipeline, ocr) -> None:
-    """Four pairs of the other-scene experiment, for the README's first screen."""
-    found = textpatch.localize(pipeline, sign_pairs(4, split="test"), ocr=ocr)
+def picture(pipeline, ocr, *, same_scene: bool) -> None:
+    """The first four pairs as a contact sheet, for the README."""
+    found = textpatch.localize(pipeline, sign_pairs(4, split="test", same_scene=same_scene), ocr=ocr)
     names = list(found.records[0]["pictures"])
     cells = [[(cell["image"], cell["read"]) for cell in record["pictures"].values()] for record in found.records]
     words = [(pair["word"], pair["target_word"]) for pair in found.result["pairs_list"]]
     best = 2 + [site["site"] for site in found.result["sites"]].index(found.result["ranked"][0])
     sheet = contact_sheet(cells, captions=[name.replace("-", " ") for name in names], words=words, best=best, scale=2)
-    sheet.save(RESULTS / f"{pipeline.name}.png", optimize=True)
+    sheet.quantize(256).save(RESULTS / f"{pipeline.name}-{'same' if same_scene else 'other'}-scene.png", optimize=True)
 
 
 def write(name: str, rows: list[dict]) -> None:
@@ -99,7 +99,8 @@ def main(models: list[str]) -> None:
         write(f"{pipeline.name}-other-scene", sites)
         best = max(range(2, len(sites)), key=lambda i: sites[i]["f1_target"]) - 2
         write(f"{pipeline.name}-start", start_steps(pipeline, ocr, best))
-        picture(pipeline, ocr)
+        for same_scene in (True, False):
+            picture(pipeline, ocr, same_scene=same_scene)
 
 
 if __name__ == "__main__":
