@@ -28,7 +28,9 @@ TARGET = 'a green badge that says "TIGER" on a striped yellow wall'
 
 def naive(pipeline, rows, plan, steps: int) -> dict[str, torch.Tensor]:
     """One run at a time, in the official order, through hooks and a cache of every step."""
-    run = lambda row: pipeline.denoise(pipeline.noise([row.seed]), pipeline.encode([row.prompt]), steps=steps, guidance=1)  # noqa: E731
+    run = lambda row: pipeline.denoise(
+        pipeline.noise([row.seed]), pipeline.encode([row.prompt]), steps=steps, guidance=1
+    )  # noqa: E731
     source, target, *patched = rows
     latents = {source.name: run(source)[0]}
     with textpatch.capture(pipeline.denoiser, "all", rows=[target]) as cache:

@@ -38,7 +38,9 @@ def reading(pipeline, ocr) -> list[dict]:
 def _accuracy(name, steps, guidance, pictures, signs, ocr) -> dict:
     right = evaluate.reading_accuracy(pictures, signs, SignFormat(), ocr)
     low, high = metrics.bootstrap(right)
-    return dict(pictures=name, steps=steps, guidance=guidance, exact=right.mean(), low=low, high=high, n=len(signs))
+    return dict(
+        pictures=name, steps=steps, guidance=guidance, exact=right.mean(), low=low, high=high, n=len(signs)
+    )
 
 
 def alone(pipeline, ocr, *, same_scene: bool) -> list[dict]:
@@ -62,7 +64,11 @@ def start_steps(pipeline, ocr, site: int) -> list[dict]:
 
 
 def _flat(scores: dict) -> dict:
-    cells = {f"{name}{end}": scores[name][key] for name in SCORES for key, end in (("value", ""), ("low", "_low"), ("high", "_high"))}
+    cells = {
+        f"{name}{end}": scores[name][key]
+        for name in SCORES
+        for key, end in (("value", ""), ("low", "_low"), ("high", "_high"))
+    }
     return {**cells, "n": scores["n"]}
 
 
@@ -70,11 +76,17 @@ def picture(pipeline, ocr, *, same_scene: bool) -> None:
     """The first four pairs as a contact sheet, for the README."""
     found = textpatch.localize(pipeline, sign_pairs(4, split="test", same_scene=same_scene), ocr=ocr)
     names = list(found.records[0]["pictures"])
-    cells = [[(cell["image"], cell["read"]) for cell in record["pictures"].values()] for record in found.records]
+    cells = [
+        [(cell["image"], cell["read"]) for cell in record["pictures"].values()] for record in found.records
+    ]
     words = [(pair["word"], pair["target_word"]) for pair in found.result["pairs_list"]]
     best = 2 + [site["site"] for site in found.result["sites"]].index(found.result["ranked"][0])
-    sheet = contact_sheet(cells, captions=[name.replace("-", " ") for name in names], words=words, best=best, scale=2)
-    sheet.quantize(256).save(RESULTS / f"{pipeline.name}-{'same' if same_scene else 'other'}-scene.png", optimize=True)
+    sheet = contact_sheet(
+        cells, captions=[name.replace("-", " ") for name in names], words=words, best=best, scale=2
+    )
+    sheet.quantize(256).save(
+        RESULTS / f"{pipeline.name}-{'same' if same_scene else 'other'}-scene.png", optimize=True
+    )
 
 
 def write(name: str, rows: list[dict]) -> None:

@@ -19,11 +19,15 @@ class TextCondition:
 
     def __getitem__(self, rows) -> TextCondition:
         """The same condition for some rows, in the order given."""
-        return TextCondition(*(None if x is None else x[rows] for x in (self.tokens, self.pooled, self.micro)))
+        return TextCondition(
+            *(None if x is None else x[rows] for x in (self.tokens, self.pooled, self.micro))
+        )
 
     def to(self, *args) -> TextCondition:
         """Moved or cast as `Tensor.to` does."""
-        return TextCondition(*(None if x is None else x.to(*args) for x in (self.tokens, self.pooled, self.micro)))
+        return TextCondition(
+            *(None if x is None else x.to(*args) for x in (self.tokens, self.pooled, self.micro))
+        )
 
 
 def timestep_sinusoids(t: Tensor, width: int) -> Tensor:
@@ -31,7 +35,9 @@ def timestep_sinusoids(t: Tensor, width: int) -> Tensor:
 
     Always float32, also in float64 runs, and cast by the caller: so do the published pipelines.
     """
-    frequencies = torch.exp(-math.log(10000.0) * torch.arange(width // 2, device=t.device).float() / (width // 2))
+    frequencies = torch.exp(
+        -math.log(10000.0) * torch.arange(width // 2, device=t.device).float() / (width // 2)
+    )
     angles = t.float()[:, None] * frequencies  # (B, width / 2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 

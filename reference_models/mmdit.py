@@ -45,7 +45,9 @@ class MMDiTConfig:
                 f"{self.attention_head_dim} make a width of {self.width}; both streams share one width"
             )
         if self.qk_norm not in (None, "rms_norm"):
-            raise PatchError(f"qk_norm is {self.qk_norm!r}; this MMDiT knows None (SD3) and 'rms_norm' (SD3.5)")
+            raise PatchError(
+                f"qk_norm is {self.qk_norm!r}; this MMDiT knows None (SD3) and 'rms_norm' (SD3.5)"
+            )
 
     @property
     def width(self) -> int:
@@ -81,7 +83,9 @@ class TimeTextEmbed(nn.Module):
         self.text_embedder = TwoLayer(config.pooled_projection_dim, config.width)
 
     def forward(self, t: Tensor, pooled: Tensor) -> Tensor:
-        return self.timestep_embedder(timestep_sinusoids(t, 256).to(pooled.dtype)) + self.text_embedder(pooled)
+        return self.timestep_embedder(timestep_sinusoids(t, 256).to(pooled.dtype)) + self.text_embedder(
+            pooled
+        )
 
 
 class AdaNorm(nn.Module):
@@ -134,7 +138,10 @@ class JointAttention(nn.Module):
         return rearrange(x, "b n (h d) -> b h n d", h=self.heads)
 
     def forward(self, image: Tensor, text: Tensor, slots) -> tuple[Tensor, Tensor | None]:
-        q_image, k_image = self.norm_q(self.split(self.to_q(image))), self.norm_k(self.split(self.to_k(image)))
+        q_image, k_image = (
+            self.norm_q(self.split(self.to_q(image))),
+            self.norm_k(self.split(self.to_k(image))),
+        )
         q_text = self.norm_added_q(self.split(self.add_q_proj(text)))  # (B, H, T, D)
         k_text = self.norm_added_k(self.split(self.add_k_proj(text)))
         v_image, v_text = self.split(self.to_v(image)), self.split(self.add_v_proj(text))
@@ -165,7 +172,9 @@ class Block(nn.Module):
             # the last block's two chunks come in the other order, as published: scale, then shift
             text_scale, text_shift = self.norm1_context(c)
         else:
-            text_shift, text_scale, text_gate, text_shift_ff, text_scale_ff, text_gate_ff = self.norm1_context(c)
+            text_shift, text_scale, text_gate, text_shift_ff, text_scale_ff, text_gate_ff = (
+                self.norm1_context(c)
+            )
         from_image, from_text = self.attn(
             modulate(image, shift, scale), modulate(text, text_shift, text_scale), slots
         )
@@ -224,5 +233,7 @@ class MMDiT(nn.Module):
         if slots is None:
             return [None] * self.config.num_layers
         if len(slots) != self.config.num_layers:
-            raise PatchError(f"{len(slots)} slots entries for {self.config.num_layers} sites; give one per site or None")
+            raise PatchError(
+                f"{len(slots)} slots entries for {self.config.num_layers} sites; give one per site or None"
+            )
         return slots

@@ -37,7 +37,9 @@ def pixels(latents: Tensor) -> list[Image.Image]:
 def _require_seeds(seeds: Sequence[int]) -> None:
     wrong = [seed for seed in seeds if not -(2**63) <= seed < 2**63]
     if wrong:
-        raise PatchError(f"seed {wrong[0]} does not fit the noise generator; give a whole number of at most 63 bits")
+        raise PatchError(
+            f"seed {wrong[0]} does not fit the noise generator; give a whole number of at most 63 bits"
+        )
 
 
 class Pipeline(nn.Module):
@@ -116,7 +118,9 @@ class Pipeline(nn.Module):
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         seeds = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
         if len(seeds) != len(prompts) or not prompts:
-            raise PatchError(f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed, or one per prompt")
+            raise PatchError(
+                f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed, or one per prompt"
+            )
         steps = self.defaults.steps if steps is None else steps
         guidance = self.defaults.guidance if guidance is None else guidance
         rows = prompts if guidance == 1 else [negative or ""] * len(prompts) + prompts

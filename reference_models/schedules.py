@@ -27,7 +27,9 @@ class FlowMatchEuler:
 
     def __post_init__(self):
         if self.prediction not in ("velocity", "sample"):
-            raise PatchError(f"prediction is {self.prediction!r}; a flow's denoiser predicts 'velocity' or 'sample'")
+            raise PatchError(
+                f"prediction is {self.prediction!r}; a flow's denoiser predicts 'velocity' or 'sample'"
+            )
 
     def sigmas(self, steps: int) -> Tensor:
         """Noise levels (steps + 1,), float32, falling to a final 0.  Raises PatchError for less than one step.

@@ -63,7 +63,9 @@ class SD3TextEncoders(nn.Module):
 
     def _tokens(self, i: int, prompt: str) -> list[int]:
         """The ids the i-th encoder reads, padded or cut to its length."""
-        return self.tokenizers[i](prompt, padding="max_length", truncation=True, max_length=self._length(i)).input_ids
+        return self.tokenizers[i](
+            prompt, padding="max_length", truncation=True, max_length=self._length(i)
+        ).input_ids
 
     def _require_readable(self, prompt: str) -> None:
         """What no encoder can read would have no effect, and that is an error; one reader is enough."""

@@ -49,19 +49,29 @@ def parser() -> argparse.ArgumentParser:
         description="Find and use the attention layers through which a text-to-image model writes words.",
     )  # fmt: skip
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    _sites(_command(commands, "sites", "list where text enters a model: index, name, kind, heads, parameters"))
+    _sites(
+        _command(commands, "sites", "list where text enters a model: index, name, kind, heads, parameters")
+    )
     _generate(_command(commands, "generate", "make pictures of prompts"))
-    _localize(_command(commands, "localize", "swap text K/V one site at a time and show which site carries the word"))
+    _localize(
+        _command(
+            commands, "localize", "swap text K/V one site at a time and show which site carries the word"
+        )
+    )
     _edit(_command(commands, "edit", "keep the picture of one prompt, write the word of another"))
     doctor_ = commands.add_parser("doctor", help="check the installation, the OCR engine and models")
-    doctor_.add_argument("model", nargs="*", help="shipped names or folders; all shipped models when left out")
+    doctor_.add_argument(
+        "model", nargs="*", help="shipped names or folders; all shipped models when left out"
+    )
     doctor_.set_defaults(run=doctor)
     return top
 
 
 def _command(commands, name: str, text: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    command.add_argument("model", help="a shipped model (tiny-mmdit, planted-mmdit) or a folder in diffusers layout")
+    command.add_argument(
+        "model", help="a shipped model (tiny-mmdit, planted-mmdit) or a folder in diffusers layout"
+    )
     return command
 
 
@@ -71,19 +81,29 @@ def _sites(command: argparse.ArgumentParser) -> None:
 
 def _generate(command: argparse.ArgumentParser) -> None:
     command.add_argument("prompts", nargs="+", metavar="PROMPT", help=f"for shipped models like: {SENTENCE}")
-    command.add_argument("--seed", type=int, nargs="+", default=[0], help="noise seeds; every prompt with every seed")
+    command.add_argument(
+        "--seed", type=int, nargs="+", default=[0], help="noise seeds; every prompt with every seed"
+    )
     command.add_argument("--negative", help="negative prompt (default: the empty prompt)")
     _common(command)
     command.set_defaults(run=generate)
 
 
 def _localize(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--pairs", type=int, default=8, help="how many prompt pairs of the shipped word lists (8)")
+    command.add_argument(
+        "--pairs", type=int, default=8, help="how many prompt pairs of the shipped word lists (8)"
+    )
     command.add_argument("--split", default="validation", help="which words: validation (default) or test")
-    command.add_argument("--same-scene", action="store_true", help="source and target prompt differ in the word alone")
+    command.add_argument(
+        "--same-scene", action="store_true", help="source and target prompt differ in the word alone"
+    )
     command.add_argument("--prompts", type=Path, help="own prompt pairs: a file of lines `source<TAB>target`")
-    command.add_argument("--seeds", type=int, nargs="+", default=[0], help="noise seeds; every pair with every seed (0)")
-    command.add_argument("--sites", nargs="+", default=["all"], help="indices, names or globs, each tried alone (all)")
+    command.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="noise seeds; every pair with every seed (0)"
+    )
+    command.add_argument(
+        "--sites", nargs="+", default=["all"], help="indices, names or globs, each tried alone (all)"
+    )
     command.add_argument("--set", dest="sets", nargs="+", action="append", metavar="SITE",
                          help="sites tried together; may be given several times, replaces --sites")  # fmt: skip
     _swap(command)
@@ -103,7 +123,9 @@ def _edit(command: argparse.ArgumentParser) -> None:
 
 def _swap(command: argparse.ArgumentParser) -> None:
     command.add_argument("--start", type=int, default=0, help="first patched step, 0 = noisiest (0)")
-    command.add_argument("--branch", choices=["both", "cond"], default="both", help="guidance branches patched (both)")
+    command.add_argument(
+        "--branch", choices=["both", "cond"], default="both", help="guidance branches patched (both)"
+    )
 
 
 def _common(command: argparse.ArgumentParser) -> None:
@@ -118,10 +140,14 @@ def sites(options) -> None:
 
     model = _load(options.model).denoiser
     total = sum(p.numel() for p in model.parameters())
-    print(f"{'site':>4}  {'name':<32}{'kind':<7}{'heads':>5}{'width':>7}{'text K/V':>11}  share of {total:,} parameters")
+    print(
+        f"{'site':>4}  {'name':<32}{'kind':<7}{'heads':>5}{'width':>7}{'text K/V':>11}  share of {total:,} parameters"
+    )
     for site in find_sites(model):
         width, share = site.heads * site.head_dim, site.parameters / total
-        print(f"{site.index:>4}  {site.name:<32}{site.kind:<7}{site.heads:>5}{width:>7}{site.parameters:>11,}  {share:.2%}")
+        print(
+            f"{site.index:>4}  {site.name:<32}{site.kind:<7}{site.heads:>5}{width:>7}{site.parameters:>11,}  {share:.2%}"
+        )
 
 
 def generate(options) -> None:
@@ -159,7 +185,9 @@ def localize(options) -> None:
     groups = None if options.sets is None else [_selectors(group) for group in options.sets]
     request = dict(command="localize", pairs=pairs, seeds=options.seeds, sites=options.sites, sets=options.sets,
                    steps=steps, guidance=guidance, start=options.start, branch=options.branch)  # fmt: skip
-    asked = dict(sites=_selectors(options.sites), groups=groups, seeds=options.seeds, steps=steps, start=options.start)
+    asked = dict(
+        sites=_selectors(options.sites), groups=groups, seeds=options.seeds, steps=steps, start=options.start
+    )
     check(pipeline, pairs, **asked)
     ocr.self_test()
     run = _open_run(options, pipeline, request, ocr=ocr.describe())
@@ -184,7 +212,9 @@ def edit(options) -> None:
     run = _open_run(options, pipeline, request)
     pictures = {"source": made.source, "edited": made.image, "target": made.target}
     paths = {name: run.image(image) for name, image in pictures.items()}
-    run.write_json("results.json", {"schema_version": 1, **request, "plan_sha256": made.plan.sha256, "pictures": paths})
+    run.write_json(
+        "results.json", {"schema_version": 1, **request, "plan_sha256": made.plan.sha256, "pictures": paths}
+    )
     sheet = contact_sheet([[(image, "") for image in pictures.values()]], captions=list(pictures), best=1)
     run.write_bytes("sheet.png", png(sheet))
     print(run.folder / "sheet.png")
@@ -203,7 +233,10 @@ def doctor(options) -> None:
         pipeline = _load(model)
         pipeline.generate(SENTENCE, seeds=0, steps=1)
         count = sum(p.numel() for p in pipeline.parameters())
-        print(f"{model:<14}loads and runs: {count:,} parameters, {len(pipeline.denoiser.sites)} sites, dtype {pipeline.dtype}")
+        print(
+            f"{model:<14}loads and runs: {count:,} parameters, {len(pipeline.denoiser.sites)} sites, "
+            f"dtype {pipeline.dtype}"
+        )
 
 
 def _load(model: str):

@@ -40,7 +40,9 @@ def edit(pipeline, source: str, target: str, *, sites=None, start: int = 0, seed
     steps = pipeline.defaults.steps if steps is None else steps
     sites = pipeline.defaults.localized if sites is None else sites
     if not sites and sites != 0:
-        raise PatchError(f"no sites are known to carry the word in {pipeline.name}; name some, or run localize first")
+        raise PatchError(
+            f"no sites are known to carry the word in {pipeline.name}; name some, or run localize first"
+        )
     if not 0 <= start < steps:
         raise PatchError(f"start is {start} of {steps} steps; a swap from there on would never act")
     chosen = tuple(site.index for site in select_sites(find_sites(pipeline.denoiser), sites))

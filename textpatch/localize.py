@@ -41,7 +41,9 @@ def quoted(prompt: str) -> str:
     """What stands between the double quotes of a prompt.  Raises PromptError unless it is one stretch of text."""
     parts = prompt.split('"')
     if len(parts) != 3 or not parts[1].strip():
-        raise PromptError(f'no quoted word in {prompt!r}; write the word to render in double quotes: a sign that says "WORD"')
+        raise PromptError(
+            f'no quoted word in {prompt!r}; write the word to render in double quotes: a sign that says "WORD"'
+        )
     return parts[1].strip()
 
 
@@ -96,7 +98,16 @@ def localize(pipeline, pairs: Sequence, *, sites="all", groups: Sequence[Sequenc
     return Localization(summarise(pipeline, pairs, groups, records, facts), records)
 
 
-def check(pipeline, pairs: Sequence, *, sites="all", groups=None, seeds: Sequence[int] = (0,), steps: int, start: int = 0):
+def check(
+    pipeline,
+    pairs: Sequence,
+    *,
+    sites="all",
+    groups=None,
+    seeds: Sequence[int] = (0,),
+    steps: int,
+    start: int = 0,
+):
     """The pairs and the groups of sites of a request, once all that can be wrong with it is known to be right.
 
     Nothing is generated.  Raises as `localize` does.
@@ -107,10 +118,14 @@ def check(pipeline, pairs: Sequence, *, sites="all", groups=None, seeds: Sequenc
         raise PatchError(f"{len(pairs)} pairs, {len(seeds)} seeds, start {start} of {steps} steps; "
                          "needs at least one pair and seed, and a start within the run")  # fmt: skip
     if len(set(groups)) != len(groups):
-        raise PatchError(f"the same set of sites is asked for twice among {', '.join(map(_name, groups))}; name it once")
+        raise PatchError(
+            f"the same set of sites is asked for twice among {', '.join(map(_name, groups))}; name it once"
+        )
     for pair in pairs:
         pair.words  # noqa: B018  a prompt without a word is refused before anything runs
-    pipeline.check([prompt for pair in pairs for prompt in (pair.source, pair.target)], seeds=seeds, steps=steps)
+    pipeline.check(
+        [prompt for pair in pairs for prompt in (pair.source, pair.target)], seeds=seeds, steps=steps
+    )
     return pairs, groups
 
 
@@ -121,14 +136,18 @@ def _groups(pipeline, sites, groups) -> list[tuple[int, ...]]:
     return [tuple(site.index for site in select_sites(known, list(group))) for group in groups]
 
 
-def rows_and_plan(pair: Pair, seed: int, groups, steps: int, start: int, branch: str) -> tuple[list[Row], Plan]:
+def rows_and_plan(
+    pair: Pair, seed: int, groups, steps: int, start: int, branch: str
+) -> tuple[list[Row], Plan]:
     """Source, target and one patched row per group of sites, all from the same noise; and who reads whom.
 
     The patched rows keep the source's pooled vector, as the official code does.
     """
     patched = [Row(_name(group), pair.source, seed) for group in groups]
     window = tuple(range(start, steps))
-    swaps = [Swap(group, row.name, TARGET, steps=window, branch=branch) for group, row in zip(groups, patched)]
+    swaps = [
+        Swap(group, row.name, TARGET, steps=window, branch=branch) for group, row in zip(groups, patched)
+    ]
     return [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed), *patched], Plan(swaps)
 
 
@@ -190,7 +209,9 @@ def _blackened(image, box):
     return image
 
 
-MEANS = ("exact_target exact_source edit_target edit_source ssim mse mse_uint8_wrapped psnr_uint8_wrapped").split()
+MEANS = (
+    "exact_target exact_source edit_target edit_source ssim mse mse_uint8_wrapped psnr_uint8_wrapped"
+).split()
 
 
 def summarise(pipeline, pairs, groups, records: list[dict], facts: dict) -> dict:

@@ -90,7 +90,8 @@ def capture(model: nn.Module, sites, *, rows: Sequence[Row | Hashable]) -> Itera
 
 @contextmanager
 def patch(model: nn.Module, cache: KVCache, sites, *, rows: Sequence, steps: Iterable[int] | None = None,
-          heads: Iterable[int] | None = None, tokens: Iterable[int] | None = None, part: str = "kv") -> Iterator[None]:  # fmt: skip
+          heads: Iterable[int] | None = None, tokens: Iterable[int] | None = None,
+          part: str = "kv") -> Iterator[None]:  # fmt: skip
     """Replace text K and V at `sites` by those in `cache`.   (ICLR 2025, sec. 4.1, Patching)
 
         A = softmax(q [k'; k_image]^T / sqrt(D)) [v'; v_image],   k', v' from the captured run

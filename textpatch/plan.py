@@ -76,12 +76,18 @@ class Swap:
         sites = (sites,) if not isinstance(sites, tuple) else sites
         names = [site.name if isinstance(site, Site) else site for site in sites]
         set_(self, "sites", tuple(sorted(set(names), key=lambda s: (isinstance(s, str), s))))
-        set_(self, "readers", tuple(sorted({self.readers} if isinstance(self.readers, str) else set(self.readers))))
+        set_(
+            self,
+            "readers",
+            tuple(sorted({self.readers} if isinstance(self.readers, str) else set(self.readers))),
+        )
         for name in ("steps", "heads", "tokens"):
             value = getattr(self, name)
             set_(self, name, None if value is None else _integers(name, value))
         if self.part not in ("kv", "k", "v") or self.branch not in ("both", "cond"):
-            raise PatchError(f"part is {self.part!r} and branch {self.branch!r}; known: kv, k, v and both, cond")
+            raise PatchError(
+                f"part is {self.part!r} and branch {self.branch!r}; known: kv, k, v and both, cond"
+            )
         if () in (self.sites, self.readers, self.steps, self.heads, self.tokens):
             raise PatchError(f"{self} names nothing in one of its fields; leave the field out to mean all")
 
@@ -119,7 +125,9 @@ class Plan:
         try:
             body = json.loads(text)
             if body["schema_version"] != SCHEMA_VERSION:
-                raise PatchError(f"plan of schema {body['schema_version']!r}; this version reads {SCHEMA_VERSION}")
+                raise PatchError(
+                    f"plan of schema {body['schema_version']!r}; this version reads {SCHEMA_VERSION}"
+                )
             return cls(Swap(**swap) for swap in body["swaps"])
         except (ValueError, KeyError, TypeError) as error:
             raise PatchError(f"not a plan: {error}; plans are written by Plan.to_json") from None
@@ -160,7 +168,9 @@ class Plan:
             changed = True
             donors = [_donor(place, row, swap.donor) for row in readers]
             for part in swap.part:
-                tables[part] = _write(tables[part], [place[r.label] for r in readers], donors, swap, site.heads)
+                tables[part] = _write(
+                    tables[part], [place[r.label] for r in readers], donors, swap, site.heads
+                )
         if not changed:
             return None
         same = tables["k"].shape == tables["v"].shape and torch.equal(tables["k"], tables["v"])
@@ -168,7 +178,10 @@ class Plan:
 
     def explain(self, sites: Sequence[Site]) -> str:
         """The equation of every swap, its sites by name, and the tensors it touches."""
-        return "\n".join(_explain(swap, select_sites(sites, swap.sites)) for swap in self.swaps) or "no swap: identity"
+        return (
+            "\n".join(_explain(swap, select_sites(sites, swap.sites)) for swap in self.swaps)
+            or "no swap: identity"
+        )
 
 
 def _integers(name: str, values: Iterable) -> tuple[int, ...]:
@@ -186,7 +199,9 @@ def _in_range(what: str, asked: tuple[int, ...] | None, size: int) -> None:
 
 def _donor(place: dict, reader: Row, donor: str) -> int:
     if (donor, reader.branch) not in place:
-        raise PatchError(f"row {reader.name!r} reads {donor!r}, which is not in the batch in branch {reader.branch!r}")
+        raise PatchError(
+            f"row {reader.name!r} reads {donor!r}, which is not in the batch in branch {reader.branch!r}"
+        )
     return place[donor, reader.branch]
 
 

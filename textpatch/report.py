@@ -18,7 +18,11 @@ def publish(run, result: dict, records: list[dict], *, lines: int = 8) -> None:
     """
     heatmap, sheet = heatmap_png(result), png(_sheet_of(run, result, records[:lines]))
     page = report_html(result, heatmap=heatmap, sheet=sheet, manifest=run.manifest)
-    for name, data in (("heatmap.png", heatmap), ("contact_sheet.png", sheet), ("report.html", page.encode())):
+    for name, data in (
+        ("heatmap.png", heatmap),
+        ("contact_sheet.png", sheet),
+        ("report.html", page.encode()),
+    ):
         run.write_bytes(name, data)
     run.write_json("results.json", result)
     run.write_csv("results.csv", [flatten(entry) for entry in _all_rows(result)])
@@ -75,10 +79,12 @@ def _asked(result) -> str:
     branch = "both guidance branches" if result["branch"] == "both" else f"the {result['branch']} branch"
     model, start, steps, guidance = (_safe(result[name]) for name in ("model", "start", "steps", "guidance"))
     guided = "without guidance" if result["guidance"] == 1 else f"at guidance {guidance}, in {_safe(branch)}"
-    return (f"<p>Which of the {len(result['sites'])} attention sites of <b>{model}</b> carries the written "
-            "word? At one site at a time, the text keys and values of the target prompt replaced those of "
-            f"the source prompt, from step {start} of {steps} on, {guided}: "
-            f"{size_of(result, 'prompt pair')}.</p>")
+    return (
+        f"<p>Which of the {len(result['sites'])} attention sites of <b>{model}</b> carries the written "
+        "word? At one site at a time, the text keys and values of the target prompt replaced those of "
+        f"the source prompt, from step {start} of {steps} on, {guided}: "
+        f"{size_of(result, 'prompt pair')}.</p>"
+    )
 
 
 def _pairs(result) -> str:
@@ -90,8 +96,16 @@ def _pairs(result) -> str:
 def _ranking(result) -> str:
     head = ("rank", "site", "name", "kind", "exact target", "F1 target", "F1 source", "bg SSIM", "PSNR", "n")
     rows = [["", "", label, "", *_figures(result["baselines"][run])] for run, label in RUNS]
-    rows += [[rank, _safe(site["site"]), f"<code>{_safe(site['name'])}</code>", _safe(site.get("kind", "")),
-              *_figures(site)] for rank, site in enumerate(ranked_sites(result), 1)]
+    rows += [
+        [
+            rank,
+            _safe(site["site"]),
+            f"<code>{_safe(site['name'])}</code>",
+            _safe(site.get("kind", "")),
+            *_figures(site),
+        ]
+        for rank, site in enumerate(ranked_sites(result), 1)
+    ]
     return _grid(head, rows, "scores") + "<p>Mean [95 % interval]; PSNR in dB.</p>"
 
 

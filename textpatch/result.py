@@ -10,8 +10,15 @@ from textpatch.errors import PatchError
 
 RUNS = (("source", "source run, no swap"), ("target", "whole target run"))
 _NEEDED = ("model", "pairs", "seeds", "steps", "guidance", "start", "branch", "baselines", "sites", "ranked")
-_COLUMNS = (("rank", 4), ("site", 4), ("name", 30), ("exact target", 12), ("F1 target [low, high]", 21),
-            ("F1 source", 9), ("bg SSIM", 7))
+_COLUMNS = (
+    ("rank", 4),
+    ("site", 4),
+    ("name", 30),
+    ("exact target", 12),
+    ("F1 target [low, high]", 21),
+    ("F1 source", 9),
+    ("bg SSIM", 7),
+)
 
 
 def answer(result: dict) -> str:
@@ -33,8 +40,10 @@ def table(result: dict) -> str:
 
 
 def _line(cells) -> str:
-    padded = (cell.ljust(width) if title == "name" else cell.rjust(width)
-              for cell, (title, width) in zip(cells, _COLUMNS, strict=True))
+    padded = (
+        cell.ljust(width) if title == "name" else cell.rjust(width)
+        for cell, (title, width) in zip(cells, _COLUMNS, strict=True)
+    )
     return "  ".join(padded).rstrip()
 
 
@@ -59,13 +68,18 @@ def verdict(result: dict) -> tuple[str, str]:
     source, target = (result["baselines"][run] for run, _ in RUNS)
     name = f"site {best['site']} ({plain(best['name'])})"
     if not (whole := value_of(target, "exact_target")):
-        return "No answer.", ("Even the whole target run never shows its word to the OCR, so no site can be "
-                              "credited: look at the model's plain pictures and check the OCR engine.")
-    reach = (f"exact match to the target is {percent_of(best)} over {best.get('n', '?')} pictures; the whole "
-             f"target run reaches {percent_of(target)}, the source run without a swap {percent_of(source)}.")
+        return "No answer.", (
+            "Even the whole target run never shows its word to the OCR, so no site can be "
+            "credited: look at the model's plain pictures and check the OCR engine."
+        )
+    reach = (
+        f"exact match to the target is {percent_of(best)} over {best.get('n', '?')} pictures; the whole "
+        f"target run reaches {percent_of(target)}, the source run without a swap {percent_of(source)}."
+    )
     if (value_of(best, "exact_target") or 0) < 0.5 * whole:
-        return "No single site carries the word.", (f"The best is {name}, and its {reach} The word is spread "
-                                                    "over several sites, or enters elsewhere.")
+        return "No single site carries the word.", (
+            f"The best is {name}, and its {reach} The word is spread over several sites, or enters elsewhere."
+        )
     numbers = f"Its {reach} Background SSIM {span_of(best, 'ssim')}."
     return f"S{name[1:]} carries the word.", numbers + _rivals(best, others)
 

@@ -6,7 +6,7 @@ No cache and no second run: a donor's text K and V are in the same batch as thei
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Callable, Sequence
+from typing import Sequence
 
 import torch
 from PIL import Image
@@ -30,15 +30,15 @@ class Samples:
     trajectory: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)
 
 
-def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *, steps: int | None = None, guidance: float | None = None,
-           negative: str = "", micro_batch: int = 64, keep_trajectory: bool = False,
-           progress: Callable[[int], object] | None = None) -> Samples:  # fmt: skip
+def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
+           steps: int | None = None, guidance: float | None = None,
+           negative: str = "", micro_batch: int = 64, keep_trajectory: bool = False) -> Samples:  # fmt: skip
     """Generate all rows together, each reading the text keys and values the plan gives it.
 
     rows are conditional rows with different names; their unconditional twins are added when guidance is
     not 1.  micro_batch bounds the batch rows of one forward pass, both branches counted; a donor travels
     with its readers into every micro-batch.  keep_trajectory keeps the latents entering each step and the
-    final ones.  progress(pictures) is called as pictures finish.
+    final ones.
     Raises PatchError for repeated names, and for a plan that names rows, sites, steps, heads or tokens
     which this run has not, or whose swaps never act.
     """
@@ -55,8 +55,6 @@ def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *, steps: int | N
         pooled = text.pooled[[place[row.prompt if row.pooled is None else row.pooled] for row in batch]]
         condition = replace(text[[place[row.prompt] for row in batch]], pooled=pooled)
         _sample_group(pipeline, group, batch, fresh, condition, out, keep_trajectory)
-        if progress:
-            progress(len(fresh))
     return out
 
 
@@ -64,7 +62,9 @@ def _require_distinct(rows: Sequence[Row]) -> None:
     names = [row.name for row in rows]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated or not rows:
-        raise PatchError(f"rows must be named apart, and at least one; repeated: {repeated[:3]}, rows: {len(rows)}")
+        raise PatchError(
+            f"rows must be named apart, and at least one; repeated: {repeated[:3]}, rows: {len(rows)}"
+        )
 
 
 def _encode(pipeline, rows: Sequence[Row], negative: str | None):

@@ -65,7 +65,9 @@ def select_sites(sites: Iterable[Site], wanted) -> tuple[Site, ...]:
     selectors = [wanted] if isinstance(wanted, (int, str, Site)) else list(wanted)
     chosen = {site.index for selector in selectors for site in _match(sites, selector)}
     if not chosen:
-        raise PatchError(f"no site selected by {wanted!r}; give indices 0..{len(sites) - 1}, names, globs or 'all'")
+        raise PatchError(
+            f"no site selected by {wanted!r}; give indices 0..{len(sites) - 1}, names, globs or 'all'"
+        )
     return tuple(site for site in sites if site.index in chosen)
 
 

@@ -1,9 +1,9 @@
 """A run folder that survives kills: whole files or none, and one line per finished piece of work.
 
-    manifest.json            what was asked (`request`, its `key`), and under which versions
-    records/<worker>.jsonl   one line per finished piece of work, with a checksum; the only truth
-    images/<hash>.png        pictures, named by their pixels, never by a prompt
-    results.json ...         whatever follows from the records
+manifest.json            what was asked (`request`, its `key`), and under which versions
+records/<worker>.jsonl   one line per finished piece of work, with a checksum; the only truth
+images/<hash>.png        pictures, named by their pixels, never by a prompt
+results.json ...         whatever follows from the records
 """
 
 import contextlib
@@ -233,8 +233,10 @@ def _differences(old: dict, new: dict) -> dict[str, tuple]:
 
 def _other_request(folder: Path, old, new) -> str:
     differences = _differences({"request": old}, {"request": new}) or {"request": (old, new)}
-    shown = [f"{name.removeprefix('request.')}: stored {_short(a)}, asked {_short(b)}"
-             for name, (a, b) in list(differences.items())[:6]]
+    shown = [
+        f"{name.removeprefix('request.')}: stored {_short(a)}, asked {_short(b)}"
+        for name, (a, b) in list(differences.items())[:6]
+    ]
     more = f"; and {len(differences) - 6} more" if len(differences) > 6 else ""
     return f"{folder} holds another run ({'; '.join(shown)}{more}); give another --out, or ask for the same"
 
@@ -316,8 +318,10 @@ def _cut_torn_line(descriptor: int, block: int = 1 << 16) -> int:
 def _inside(folder: Path, name: str) -> Path:
     parts = name.split("/") if isinstance(name, str) else [""]
     if not all(_PART.fullmatch(part) for part in parts) or parts[0].lower() in _RESERVED:
-        raise StoreError(f"{name!r} cannot be a file name here: use A-Z a-z 0-9 . _ - (and / for a folder "
-                         f"inside), and leave {', '.join(_RESERVED)} alone")
+        raise StoreError(
+            f"{name!r} cannot be a file name here: use A-Z a-z 0-9 . _ - (and / for a folder "
+            f"inside), and leave {', '.join(_RESERVED)} alone"
+        )
     path = folder.joinpath(*parts)
     if not path.parent.resolve().is_relative_to(folder.resolve()):
         raise StoreError(f"{name!r} leads out of {folder} through a link; remove the link")

@@ -39,7 +39,9 @@ def clean_pictures(signs: Sequence[Sign], fmt: SignFormat) -> list[Image.Image]:
     return [Image.fromarray(picture.clip(0, 255).round().astype(np.uint8)) for picture in pictures]
 
 
-def generated_pictures(pipeline, signs: Sequence[Sign], *, steps=None, guidance=None, batch: int = 32) -> list[Image.Image]:
+def generated_pictures(
+    pipeline, signs: Sequence[Sign], *, steps=None, guidance=None, batch: int = 32
+) -> list[Image.Image]:
     """What the model makes of their prompts, the i-th with seed i."""
     pictures = []
     for first in tqdm(range(0, len(signs), batch), desc=pipeline.name, disable=None):
@@ -49,14 +51,18 @@ def generated_pictures(pipeline, signs: Sequence[Sign], *, steps=None, guidance=
     return pictures
 
 
-def reading_accuracy(pictures: Sequence[Image.Image], signs: Sequence[Sign], fmt: SignFormat, ocr) -> np.ndarray:
+def reading_accuracy(
+    pictures: Sequence[Image.Image], signs: Sequence[Sign], fmt: SignFormat, ocr
+) -> np.ndarray:
     """Whether each word was read exactly, (n,) of 0 and 1."""
     readings = ocr.read(pictures, box=fmt.text_box)
     return np.array([float(metrics.exact(read, sign.word)) for read, sign in zip(readings, signs)])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m textpatch.weights.evaluate", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m textpatch.weights.evaluate", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("model", help="a shipped model or a folder")
     parser.add_argument("--words", type=int, default=len(TEST), help=f"how many test words (all {len(TEST)})")
     parser.add_argument("--steps", type=int)

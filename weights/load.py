@@ -53,9 +53,13 @@ def load(where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = N
     folder = find_folder(where)
     index, dtype = read_json(folder, "model_index.json"), dtype or torch.float32
     if index.get("_class_name") != "StableDiffusion3Pipeline":
-        raise WeightsError(f"{folder} holds a {index.get('_class_name')}; this version loads StableDiffusion3Pipeline")
+        raise WeightsError(
+            f"{folder} holds a {index.get('_class_name')}; this version loads StableDiffusion3Pipeline"
+        )
     if (folder / "vae").exists():
-        raise WeightsError(f"{folder} has a VAE, which this version cannot decode; use load_denoiser for its transformer")
+        raise WeightsError(
+            f"{folder} has a VAE, which this version cannot decode; use load_denoiser for its transformer"
+        )
     with _explained(folder / "textpatch.json"):
         defaults = Defaults(**read_config(folder, {f.name for f in fields(Defaults)}, "textpatch.json"))
     pipeline = Pipeline(
@@ -75,11 +79,15 @@ def load_denoiser(where: str | os.PathLike, *, device=None, dtype: torch.dtype |
     Raises WeightsError as `load` does.
     """
     folder = Path(where)
-    config = read_config(folder, {f.name for f in fields(MMDiTConfig)} | {"_class_name", "dual_attention_layers"})
+    config = read_config(
+        folder, {f.name for f in fields(MMDiTConfig)} | {"_class_name", "dual_attention_layers"}
+    )
     if config.pop("_class_name", None) != "SD3Transformer2DModel":
         raise WeightsError(f"{folder} is no SD3Transformer2DModel, the one denoiser this version loads")
     if config.pop("dual_attention_layers", ()):
-        raise WeightsError(f"{folder} has dual-attention layers (SD3.5-medium), which this version does not build")
+        raise WeightsError(
+            f"{folder} has dual-attention layers (SD3.5-medium), which this version does not build"
+        )
     with _explained(folder / "config.json"), torch.device("meta"):
         model = MMDiT(MMDiTConfig(**config))
     model = load_tensors(model, folder, "diffusion_pytorch_model.safetensors", dtype=dtype or torch.float32)
@@ -92,7 +100,9 @@ def find_folder(where: str | os.PathLike) -> Path:
         return SHIPPED / str(where)
     if Path(where).is_dir():
         return Path(where)
-    raise WeightsError(f"no model {str(where)!r}: neither a shipped name nor a folder{closest(where, shipped_models())}")
+    raise WeightsError(
+        f"no model {str(where)!r}: neither a shipped name nor a folder{closest(where, shipped_models())}"
+    )
 
 
 @contextmanager
@@ -104,14 +114,18 @@ def _explained(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         found = " ".join(str(error).split())
-        raise WeightsError(f"{path} describes no model that can be built ({type(error).__name__}: {found})") from None
+        raise WeightsError(
+            f"{path} describes no model that can be built ({type(error).__name__}: {found})"
+        ) from None
 
 
 def _encoders(folder: Path, dtype: torch.dtype) -> SD3TextEncoders:
     t5_folder = folder / "text_encoder_3"
     clips = [_meta_clip(folder / name) for name in ("text_encoder", "text_encoder_2")]
     with _explained(t5_folder / "config.json"), torch.device("meta"):
-        t5 = T5EncoderModel(T5Config(**read_config(t5_folder, T5_SIZES), is_encoder_decoder=False, use_cache=False))
+        t5 = T5EncoderModel(
+            T5Config(**read_config(t5_folder, T5_SIZES), is_encoder_decoder=False, use_cache=False)
+        )
     for clip, name in zip(clips, ("text_encoder", "text_encoder_2")):
         load_tensors(clip, folder / name, "model.safetensors", dtype=dtype)
         # not in the file: made by the class itself, and so left without data on the meta device

@@ -12,7 +12,9 @@ from textpatch.weights.words import TEST, VALIDATION
 SPLITS = {"validation": VALIDATION, "test": TEST}
 
 
-def sign_pairs(n: int, *, split: str = "validation", seed: int = 0, same_scene: bool = False) -> list[tuple[str, str]]:
+def sign_pairs(
+    n: int, *, split: str = "validation", seed: int = 0, same_scene: bool = False
+) -> list[tuple[str, str]]:
     """n (source, target) prompts, the same ones for the same arguments.
 
     Words of a pair differ and no word is used twice.  With `same_scene` only the word differs, as in the

@@ -44,11 +44,15 @@ def read_config(folder: Path, allowed: Iterable[str], name: str = "config.json")
     for key, value in chosen.items():
         items = value if isinstance(value, tuple) else (value,)
         if not all(item is None or isinstance(item, (int, float, str, bool)) for item in items):
-            raise WeightsError(f"{folder / name}: {key} is {value!r}; expected numbers, strings or lists of numbers")
+            raise WeightsError(
+                f"{folder / name}: {key} is {value!r}; expected numbers, strings or lists of numbers"
+            )
     return chosen
 
 
-def load_tensors(model: nn.Module, folder: Path, name: str, *, tied: Iterable[str] = (), dtype: torch.dtype) -> nn.Module:
+def load_tensors(
+    model: nn.Module, folder: Path, name: str, *, tied: Iterable[str] = (), dtype: torch.dtype
+) -> nn.Module:
     """Put a file's tensors into a model made on the meta device, each parameter and buffer exactly once.
 
     tied: names the file leaves out because they are another name of a tensor it holds.
@@ -73,8 +77,12 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _require_same(path: Path, wanted: dict, found: dict) -> None:
     missing, unexpected = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    shapes = [f"{k} {found[k]} for {wanted[k]}" for k in sorted(set(wanted) & set(found)) if wanted[k] != found[k]]
+    shapes = [
+        f"{k} {found[k]} for {wanted[k]}" for k in sorted(set(wanted) & set(found)) if wanted[k] != found[k]
+    ]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    said = [f"{len(v)} {k}: {', '.join(v[:10])}{', ...' if len(v) > 10 else ''}" for k, v in problems.items() if v]
+    said = [
+        f"{len(v)} {k}: {', '.join(v[:10])}{', ...' if len(v) > 10 else ''}" for k, v in problems.items() if v
+    ]
     if said:
         raise WeightsError(f"{path} does not fit its configuration; {'; '.join(said)}")

@@ -29,15 +29,27 @@ CLASSES = {
 
 
 def save_pipeline(
-    folder: Path, denoiser: MMDiT, encoders: SD3TextEncoders, schedule: FlowMatchEuler, defaults: Defaults, trained: dict
+    folder: Path,
+    denoiser: MMDiT,
+    encoders: SD3TextEncoders,
+    schedule: FlowMatchEuler,
+    defaults: Defaults,
+    trained: dict,
 ) -> None:
     """Write a whole pipeline; `trained` says how it was made and is kept beside the defaults."""
     write_json(folder / "model_index.json", {"_class_name": "StableDiffusion3Pipeline", **CLASSES})
     write_json(folder / "textpatch.json", {**asdict(defaults), "trained": trained})
     config = {"_class_name": "SD3Transformer2DModel", **asdict(denoiser.config)}
     _component(folder / "transformer", config, denoiser, "diffusion_pytorch_model.safetensors")
-    write_json(folder / "scheduler/scheduler_config.json", {"_class_name": CLASSES["scheduler"][1], **asdict(schedule)})
-    for name, sizes in (("text_encoder", CLIP_SIZES), ("text_encoder_2", CLIP_SIZES), ("text_encoder_3", T5_SIZES)):
+    write_json(
+        folder / "scheduler/scheduler_config.json",
+        {"_class_name": CLASSES["scheduler"][1], **asdict(schedule)},
+    )
+    for name, sizes in (
+        ("text_encoder", CLIP_SIZES),
+        ("text_encoder_2", CLIP_SIZES),
+        ("text_encoder_3", T5_SIZES),
+    ):
         encoder = getattr(encoders, name)
         config = {"architectures": [CLASSES[name][1]], **{key: getattr(encoder.config, key) for key in sizes}}
         _component(folder / name, config, encoder, "model.safetensors")
@@ -55,5 +67,9 @@ def write_json(path: Path, body: dict) -> None:
 
 def _component(folder: Path, config: dict, module: nn.Module, name: str) -> None:
     write_json(folder / "config.json", config)
-    tensors = {k: v.detach().to(torch.float16).contiguous() for k, v in module.state_dict().items() if k not in TIED_T5}
+    tensors = {
+        k: v.detach().to(torch.float16).contiguous()
+        for k, v in module.state_dict().items()
+        if k not in TIED_T5
+    }
     save_file(tensors, folder / name, metadata={"format": "pt"})

@@ -126,13 +126,17 @@ def _font_folder() -> Path:
     try:
         import matplotlib
     except Exception as error:
-        raise PatchError(f"drawing signs needs the fonts in matplotlib ({error}); pip install textpatch[plots]") from None
+        raise PatchError(
+            f"drawing signs needs the fonts in matplotlib ({error}); pip install textpatch[plots]"
+        ) from None
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
 def _letter(letter: str, font, cap: int, pitch: int, big: int) -> np.ndarray:
     left, _, right, _ = font.getbbox(letter, anchor="ls")
-    picture = Image.new("L", (right - left, (cap + 4) * big))  # baseline at cap + 1, so that J and Q fit below
+    picture = Image.new(
+        "L", (right - left, (cap + 4) * big)
+    )  # baseline at cap + 1, so that J and Q fit below
     ImageDraw.Draw(picture).text((-left, (cap + 1) * big), letter, fill=255, font=font, anchor="ls")
     width = min(max(round((right - left) / big * SQUEEZE), 1), pitch)
     mask = np.zeros((cap + 4, pitch), np.float32)
@@ -155,7 +159,9 @@ def _plate(shape: str, fmt: SignFormat) -> np.ndarray:
         draw.rounded_rectangle(box, radius=(bottom - top) * big // 2, fill=255)
     else:
         middle, nose = (box[1] + box[3]) // 2, box[2] - (bottom - top) * big // 2
-        draw.polygon([(box[0], box[1]), (nose, box[1]), (box[2], middle), (nose, box[3]), (box[0], box[3])], fill=255)
+        draw.polygon(
+            [(box[0], box[1]), (nose, box[1]), (box[2], middle), (nose, box[3]), (box[0], box[3])], fill=255
+        )
     return np.asarray(picture.resize((fmt.width, fmt.height), Image.Resampling.BOX), np.float32) / 255
 
 

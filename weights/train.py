@@ -155,11 +155,12 @@ def rate_factor(recipe: Recipe, step: int, steps: int) -> float:
     return min(1.0, (step + 1) / recipe.warmup, (steps - step) / (recipe.decay * steps))
 
 
-def train(name: str, out: Path, *, seed: int | None = None, images: int | None = None, save_every: float = 120.0) -> Path:
+def train(name: str, out: Path, *, seed: int | None = None, images: int | None = None,
+          save_every: float = 120.0) -> Path:  # fmt: skip
     """Train one of the shipped models into the folder `out/<name>`, which is returned; resumes where it stopped.
 
-    seed and images are the recipe's when None.  Deterministic in all three on one machine and thread count.  Raises PatchError for an unknown
-    name, or a state that belongs to another run.
+    seed and images are the recipe's when None.  Deterministic in all three on one machine and thread count.
+    Raises PatchError for an unknown name, or a state that belongs to another run.
     """
     recipe = recipe_named(name)
     seed = recipe.seed if seed is None else seed
@@ -173,8 +174,8 @@ def train(name: str, out: Path, *, seed: int | None = None, images: int | None =
     out.mkdir(parents=True, exist_ok=True)
     start = resume(out, run, model, optimizers, average)
     weight, saved = text_weights(recipe), time.monotonic()
-    losses = []
-    with tqdm(total=steps, initial=start, desc=name, unit="step", disable=None) as bar, open(out / "log.jsonl", "a") as log:
+    losses, bar = [], tqdm(total=steps, initial=start, desc=name, unit="step", disable=None)
+    with bar, open(out / "log.jsonl", "a") as log:
         for step in range(start, steps):
             losses.append(train_step(recipe, seed, step, steps, model, optimizers, average, weight))
             bar.update()

@@ -66,9 +66,7 @@ class Tesseract:
         self.crashed = 0
         self._tested = False
 
-    def read(
-        self, images: Sequence[Image.Image], box: tuple[int, int, int, int] | None = None
-    ) -> list[str]:
+    def read(self, images: Sequence[Image.Image], box: tuple[int, int, int, int] | None = None) -> list[str]:
         """The line of text in each picture, "" where there is none; the first call runs `self_test`.
 
         images  pictures of any sizes, 8 bits a channel, dark or light letters on a calmer ground
@@ -327,7 +325,7 @@ def exact(read: str, wanted: str) -> bool:
 def edit_distance(read: str, wanted: str) -> int:
     """Levenshtein distance of the lower-cased strings, in characters, not normalised.   (6.4)
 
-        d(i, j) = min(d(i-1, j) + 1, d(i, j-1) + 1, d(i-1, j-1) + [r_i != w_j]),   d(i, 0) = i, d(0, j) = j
+    d(i, j) = min(d(i-1, j) + 1, d(i, j-1) + 1, d(i-1, j-1) + [r_i != w_j]),   d(i, 0) = i, d(0, j) = j
     """
     read, wanted = read.lower(), wanted.lower()
     row = list(range(len(wanted) + 1))
