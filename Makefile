@@ -7,7 +7,7 @@ PYTHON ?= python3
 export OMP_NUM_THREADS ?= 1
 TEXTPATCH := .venv/bin/textpatch
 SOURCE := a red sign that says "HELLO" on a blue wall
-TARGET := a red sign that says "WORLD" on a blue wall
+TARGET := a green badge that says "WORLD" on a striped yellow wall
 
 .PHONY: demo test install clean
 

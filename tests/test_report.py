@@ -250,6 +250,7 @@ def test_readings_are_coloured_by_what_they_say():
     assert figures._reading("shop", ("Open", "SHOP")) == ("shop", figures.BLUE)
     assert figures._reading("OPEN", ("Open", "SHOP")) == ("OPEN", figures.INK)
     assert figures._reading("", ("Open", "SHOP")) == ("(nothing)", figures.GREY)
+    assert figures._reading(None, None)[0] == ""
 
 
 def test_seventy_large_pictures_stay_bounded():

@@ -166,7 +166,7 @@ def generate(options) -> None:
     made = [{"prompt": p, "seed": s, "image": run.image(image)} for (p, s), image in zip(asked, images)]
     run.write_json("results.json", {"schema_version": 1, "pictures": made})
     n = len(options.seed)
-    rows = [[(image, "") for image in images[i : i + n]] for i in range(0, len(images), n)]
+    rows = [[(image, None) for image in images[i : i + n]] for i in range(0, len(images), n)]
     run.write_bytes("sheet.png", png(contact_sheet(rows, captions=[f"seed {s}" for s in options.seed])))
     print(run.folder / "sheet.png")
 
@@ -215,7 +215,7 @@ def edit(options) -> None:
     run.write_json(
         "results.json", {"schema_version": 1, **request, "plan_sha256": made.plan.sha256, "pictures": paths}
     )
-    sheet = contact_sheet([[(image, "") for image in pictures.values()]], captions=list(pictures), best=1)
+    sheet = contact_sheet([[(image, None) for image in pictures.values()]], captions=list(pictures), best=1)
     run.write_bytes("sheet.png", png(sheet))
     print(run.folder / "sheet.png")
 

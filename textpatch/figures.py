@@ -128,8 +128,9 @@ def contact_sheet(rows: Sequence[Sequence[tuple]], *, captions: Sequence[str],
                   scale: float = 3) -> Image.Image:
     """Lay pictures out in a grid, one line per prompt pair: source, target, patched at site 0, 1, ...
 
-    A cell of `rows` is (PIL picture, words the OCR read); `captions` head the columns. `words` holds (source
-    word, target word) per line: a reading equal to the target's is blue, to the source's black, others grey.
+    A cell of `rows` is (PIL picture, words the OCR read, or None if it was not asked); `captions` head the
+    columns. `words` holds (source word, target word) per line: a reading equal to the target's is blue, to
+    the source's black, others grey.
     `best` is the column to frame, by position. `scale` enlarges the pictures, but no cell beyond 320 px and
     no sheet beyond 12000 px. Raises PatchError if the lines are no grid.
     """
@@ -179,9 +180,11 @@ def _scaled(picture: Image.Image, factor: float) -> Image.Image:
     return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
-def _reading(read: str, words) -> tuple[str, str]:
-    """What to print under a picture, and in which colour."""
-    text = plain(read or "")
+def _reading(read: str | None, words) -> tuple[str, str]:
+    """What to print under a picture, and in which colour; nothing where nobody read."""
+    if read is None:
+        return "", GREY
+    text = plain(read)
     source, target = (plain(word).casefold() for word in words) if words else (None, None)
     colour = BLUE if text.casefold() == target else INK if text.casefold() == source else GREY
     return text or "(nothing)", colour
