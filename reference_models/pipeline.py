@@ -123,6 +123,8 @@ class Pipeline(nn.Module):
             )
         steps = self.defaults.steps if steps is None else steps
         guidance = self.defaults.guidance if guidance is None else guidance
+        if negative and guidance == 1:
+            raise PatchError(f"negative prompt {negative!r} has no effect at guidance 1; leave one of them out")
         rows = prompts if guidance == 1 else [negative or ""] * len(prompts) + prompts
         latents = self.denoise(self.noise(seeds), self.encode(rows), steps=steps, guidance=guidance)
         return self.decode(latents)

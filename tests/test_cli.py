@@ -274,3 +274,12 @@ def test_doctor_checks_every_part(model, capfd):
     assert cli.main(["doctor", model]) == 0
     out = capfd.readouterr().out
     assert "torch" in out and "reads its self-test" in out and "loads and runs" in out
+
+
+def test_options_that_would_be_ignored_are_refused(model, here, capfd):
+    """--sites beside --set, and our word lists beside --prompts: errors, nothing written."""
+    (here / "pairs.tsv").write_text(f"{SOURCE}\t{TARGET}\n")
+    refused(capfd, ["localize", model, "--sites", "0", "--set", "0", "1"], "both given", "give one")
+    refused(capfd, ["localize", model, "--prompts", "pairs.tsv", "--pairs", "2"], "--prompts", "leave them out")
+    refused(capfd, ["localize", model, "--prompts", "pairs.tsv", "--same-scene"], "--prompts", "leave them out")
+    refused(capfd, ["generate", model, SOURCE, "--negative", TARGET, "--guidance", "1"], "no effect", "leave one")

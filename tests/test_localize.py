@@ -6,7 +6,7 @@ import sys
 import pytest
 from small import small_pipeline
 
-from textpatch import PatchError, edit, load, localize
+from textpatch import PatchError, Row, edit, load, localize, sample
 from textpatch.errors import OCRError, PromptError
 from textpatch.metrics import Tesseract
 from textpatch.weights import evaluate
@@ -131,3 +131,12 @@ def test_an_edit_needs_sites_and_words():
         edit(small_pipeline(), *PAIR)
     with pytest.raises(PromptError, match="no quoted word"):
         edit(small_pipeline(), "a red sign on a blue wall", PAIR[1], sites=0)
+
+
+def test_a_negative_prompt_without_guidance_is_refused():
+    """At guidance 1 no row reads the negative prompt: a PatchError, in plain and in lock-step generation."""
+    pipeline = small_pipeline()
+    with pytest.raises(PatchError, match="no effect at guidance 1"):
+        pipeline.generate(PAIR[0], seeds=0, guidance=1, negative=PAIR[1])
+    with pytest.raises(PatchError, match="no effect at guidance 1"):
+        sample(pipeline, [Row("a", PAIR[0])], guidance=1, negative=PAIR[1])

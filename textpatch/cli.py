@@ -91,9 +91,9 @@ def _generate(command: argparse.ArgumentParser) -> None:
 
 def _localize(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--pairs", type=int, default=8, help="how many prompt pairs of the shipped word lists (8)"
+        "--pairs", type=int, help="how many prompt pairs of the shipped word lists (8)"
     )
-    command.add_argument("--split", default="validation", help="which words: validation (default) or test")
+    command.add_argument("--split", help="which words: validation (default) or test")
     command.add_argument(
         "--same-scene", action="store_true", help="source and target prompt differ in the word alone"
     )
@@ -102,7 +102,7 @@ def _localize(command: argparse.ArgumentParser) -> None:
         "--seeds", type=int, nargs="+", default=[0], help="noise seeds; every pair with every seed (0)"
     )
     command.add_argument(
-        "--sites", nargs="+", default=["all"], help="indices, names or globs, each tried alone (all)"
+        "--sites", nargs="+", help="indices, names or globs, each tried alone (all)"
     )
     command.add_argument("--set", dest="sets", nargs="+", action="append", metavar="SITE",
                          help="sites tried together; may be given several times, replaces --sites")  # fmt: skip
@@ -179,14 +179,16 @@ def localize(options) -> None:
     from textpatch.report import publish
     from textpatch.result import answer, table
 
+    if options.sets and options.sites:
+        raise PatchError("--sites and --set were both given, and --set replaces --sites; give one of them")
+    pairs, sites_ = _pairs(options), options.sites or ["all"]
     pipeline, ocr = _load(options.model), Tesseract()
-    pairs = _pairs(options)
     steps, guidance = _defaults(pipeline, options)
     groups = None if options.sets is None else [_selectors(group) for group in options.sets]
-    request = dict(command="localize", pairs=pairs, seeds=options.seeds, sites=options.sites, sets=options.sets,
+    request = dict(command="localize", pairs=pairs, seeds=options.seeds, sites=sites_, sets=options.sets,
                    steps=steps, guidance=guidance, start=options.start, branch=options.branch)  # fmt: skip
     asked = dict(
-        sites=_selectors(options.sites), groups=groups, seeds=options.seeds, steps=steps, start=options.start
+        sites=_selectors(sites_), groups=groups, seeds=options.seeds, steps=steps, start=options.start
     )
     check(pipeline, pairs, **asked)
     ocr.self_test()
@@ -264,7 +266,10 @@ def _pairs(options) -> list[tuple[str, str]]:
     if options.prompts is None:
         from textpatch.weights.prompts import sign_pairs
 
-        return sign_pairs(options.pairs, split=options.split, same_scene=options.same_scene)
+        n = 8 if options.pairs is None else options.pairs
+        return sign_pairs(n, split=options.split or "validation", same_scene=options.same_scene)
+    if options.pairs is not None or options.split or options.same_scene:
+        raise PatchError("--pairs, --split and --same-scene choose among our word lists; with --prompts leave them out")
     try:
         lines = [line for line in options.prompts.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:

@@ -47,6 +47,8 @@ def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
     guidance = pipeline.defaults.guidance if guidance is None else guidance
     _require_distinct(rows)
     branches = 1 if guidance == 1 else 2
+    if negative and branches == 1:
+        raise PatchError(f"negative prompt {negative!r} has no effect at guidance 1; leave one of them out")
     out = Samples({}, {}, plan, rows, steps, guidance)
     text, place = _encode(pipeline, rows, negative if branches == 2 else None)
     plan.check(rows, find_sites(pipeline.denoiser), steps, tokens=text.tokens.shape[1])
