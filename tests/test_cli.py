@@ -283,3 +283,4 @@ def test_options_that_would_be_ignored_are_refused(model, here, capfd):
     refused(capfd, ["localize", model, "--prompts", "pairs.tsv", "--pairs", "2"], "--prompts", "leave them out")
     refused(capfd, ["localize", model, "--prompts", "pairs.tsv", "--same-scene"], "--prompts", "leave them out")
     refused(capfd, ["generate", model, SOURCE, "--negative", TARGET, "--guidance", "1"], "no effect", "leave one")
+    assert [path.name for path in here.iterdir() if path.name != "pairs.tsv"] == []

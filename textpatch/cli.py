@@ -158,11 +158,10 @@ def generate(options) -> None:
     steps, guidance = _defaults(pipeline, options)
     request = dict(command="generate", prompts=options.prompts, seeds=options.seed, steps=steps, guidance=guidance,
                    negative=options.negative)  # fmt: skip
-    pipeline.check([*options.prompts, options.negative or ""], seeds=options.seed, steps=steps)
-    run = _open_run(options, pipeline, request)
     asked = [(prompt, seed) for prompt in options.prompts for seed in options.seed]
     images = pipeline.generate([p for p, _ in asked], seeds=[s for _, s in asked], steps=steps, guidance=guidance,
                                negative=options.negative)  # fmt: skip
+    run = _open_run(options, pipeline, request)  # only now: a refused request leaves no folder
     made = [{"prompt": p, "seed": s, "image": run.image(image)} for (p, s), image in zip(asked, images)]
     run.write_json("results.json", {"schema_version": 1, "pictures": made})
     n = len(options.seed)
