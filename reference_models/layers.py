@@ -1,17 +1,24 @@
-"""What more than one architecture shares: the text condition, timestep sinusoids, normalised modulation."""
+"""What more than one architecture shares: the text condition, what each site reads, timestep sinusoids."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from textpatch.errors import PatchError
 
 
 @dataclass(frozen=True)
 class TextCondition:
-    """The text a denoiser reads: tokens (R, T, C), pooled (B, P) or None, micro (B, 6) or None (SDXL's sizes)."""
+    """The text a denoiser reads: tokens (R, T, C), pooled (B, P) or None, micro (B, 6) or None (SDXL's sizes).
+
+    In place of tokens, models with static text also take the bank that their `text_kv` makes of them.
+    """
 
     tokens: Tensor
     pooled: Tensor | None = None
@@ -42,13 +49,34 @@ def timestep_sinusoids(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class TwoLayer(nn.Module):
-    """Linear, SiLU, Linear, under the names `linear_1` and `linear_2` of the checkpoints."""
+def slots_per_site(slots, sites: int) -> list:
+    """One entry per site, all None (identity) if slots is None.  Raises PatchError for another number."""
+    if slots is None:
+        return [None] * sites
+    if len(slots) != sites:
+        raise PatchError(f"{len(slots)} slots entries for {sites} sites; give one per site or None")
+    return list(slots)
 
-    def __init__(self, width_in: int, width: int):
+
+def site_reads(tokens, slots, sites: int) -> Iterator[tuple]:
+    """(tokens, slots) of each site, in execution order; a bank gives each site its own (k, v) for tokens.
+
+    Raises PatchError for a bank or slots of another number of sites.
+    """
+    bank = isinstance(tokens, tuple)
+    if bank and len(tokens) != sites:
+        raise PatchError(f"a bank of {len(tokens)} sites for a model of {sites}; make it with its own text_kv")
+    return iter(list(zip(tokens if bank else [tokens] * sites, slots_per_site(slots, sites))))
+
+
+class TwoLayer(nn.Module):
+    """Linear, activation, Linear, under the names `linear_1` and `linear_2` of the checkpoints."""
+
+    def __init__(self, width_in: int, width: int, activation: Callable[[Tensor], Tensor] = F.silu):
         super().__init__()
         self.linear_1 = nn.Linear(width_in, width)
         self.linear_2 = nn.Linear(width, width)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(nn.functional.silu(self.linear_1(x)))
+        return self.linear_2(self.activation(self.linear_1(x)))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from textpatch.attention import segment_attention
 from textpatch.errors import PatchError
-from textpatch.reference_models.layers import TextCondition, TwoLayer, timestep_sinusoids
+from textpatch.reference_models.layers import TextCondition, TwoLayer, slots_per_site, timestep_sinusoids
 from textpatch.sites import Site, make_site
 
 
@@ -219,21 +219,11 @@ class MMDiT(nn.Module):
         p, (height, width) = self.config.patch_size, x.shape[-2:]
         if height % p or width % p:
             raise PatchError(f"latents of {height}x{width} do not divide into patches of {p}x{p}")
-        slots = self._per_site(slots)
         t = torch.as_tensor(t, device=x.device).expand(x.shape[0])
         c = self.time_text_embed(t, text.pooled)  # (B, W)
         image, tokens = self.pos_embed(x), self.context_embedder(text.tokens)  # (B, N, W), (B, T, W)
-        for block, block_slots in zip(self.transformer_blocks, slots):
+        for block, block_slots in zip(self.transformer_blocks, slots_per_site(slots, self.config.num_layers)):
             image, tokens = block(image, tokens, c, block_slots)
         scale, shift = self.norm_out(c)  # this order, as published
         image = self.proj_out(modulate(image, shift, scale))  # (B, N, p * p * C)
         return rearrange(image, "b (h w) (p q c) -> b c (h p) (w q)", h=height // p, p=p, q=p)
-
-    def _per_site(self, slots):
-        if slots is None:
-            return [None] * self.config.num_layers
-        if len(slots) != self.config.num_layers:
-            raise PatchError(
-                f"{len(slots)} slots entries for {self.config.num_layers} sites; give one per site or None"
-            )
-        return slots
