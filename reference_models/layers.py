@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Iterator
 
 import torch
@@ -26,15 +26,18 @@ class TextCondition:
 
     def __getitem__(self, rows) -> TextCondition:
         """The same condition for some rows, in the order given."""
-        return TextCondition(
-            *(None if x is None else x[rows] for x in (self.tokens, self.pooled, self.micro))
-        )
+        return self._changed(lambda x: x[rows])
 
     def to(self, *args) -> TextCondition:
-        """Moved or cast as `Tensor.to` does."""
-        return TextCondition(
-            *(None if x is None else x.to(*args) for x in (self.tokens, self.pooled, self.micro))
-        )
+        """Moved or cast as `Tensor.to` does; micro is only moved, for not every size is a bfloat16."""
+        made = self._changed(lambda x: x.to(*args))
+        return made if self.micro is None else replace(made, micro=self.micro.to(made.micro.device))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> TextCondition:
+        pooled, micro = (None if x is None else change(x) for x in (self.pooled, self.micro))
+        if isinstance(self.tokens, tuple):
+            return TextCondition(tuple((change(k), change(v)) for k, v in self.tokens), pooled, micro)
+        return TextCondition(change(self.tokens), pooled, micro)
 
 
 def timestep_sinusoids(t: Tensor, width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""MMDiT, the denoiser of Stable Diffusion 3: two token streams, image and text, joined in every attention.
+"""MMDiT, the denoiser of Stable Diffusion 3 and 3.5: streams of image and text, joined in every attention.
 
 Esser et al., "Scaling Rectified Flow Transformers", 2024 (arXiv 2403.03206), fig. 2.
 Module names are the diffusers layout's; the defaults of `MMDiTConfig` are SD3-medium.
@@ -23,7 +23,10 @@ from textpatch.sites import Site, make_site
 
 @dataclass(frozen=True)
 class MMDiTConfig:
-    """Sizes of an MMDiT; names and defaults are SD3-medium's published configuration."""
+    """Sizes of an MMDiT; names and defaults are SD3-medium's published configuration.
+
+    Raises PatchError for sizes that do not fit each other and for what no SD3 has.
+    """
 
     sample_size: int = 128  # latent height and width the model was trained at
     patch_size: int = 2
@@ -37,6 +40,7 @@ class MMDiTConfig:
     caption_projection_dim: int = 1536  # must be the width: the text stream starts there
     pos_embed_max_size: int = 192  # side, in patches, of the stored position table
     qk_norm: str | None = None  # "rms_norm" from SD3.5 on
+    dual_attention_layers: tuple[int, ...] = ()  # with image-only attention too; 0..12 in SD3.5-medium
 
     def __post_init__(self):
         if self.caption_projection_dim != self.width:
@@ -47,6 +51,11 @@ class MMDiTConfig:
         if self.qk_norm not in (None, "rms_norm"):
             raise PatchError(
                 f"qk_norm is {self.qk_norm!r}; this MMDiT knows None (SD3) and 'rms_norm' (SD3.5)"
+            )
+        missing = sorted(set(self.dual_attention_layers) - set(range(self.num_layers)))
+        if missing:
+            raise PatchError(
+                f"dual_attention_layers has {missing[0]}; the blocks of this MMDiT are 0..{self.num_layers - 1}"
             )
 
     @property
@@ -71,7 +80,8 @@ class PatchEmbed(nn.Module):
             raise PatchError(f"picture of {h}x{w} patches; the position table holds {self.side}x{self.side}")
         top, left = (self.side - h) // 2, (self.side - w) // 2
         table = self.pos_embed.unflatten(1, (self.side, self.side))[:, top : top + h, left : left + w]
-        return x.flatten(2).mT + table.flatten(1, 2).to(x.dtype)  # (B, N, W)
+        # contiguous, or the whole image stream keeps the convolution's layout: 3 % slower on a CPU
+        return x.flatten(2).mT.contiguous() + table.flatten(1, 2).to(x.dtype)  # (B, N, W)
 
 
 class TimeTextEmbed(nn.Module):
@@ -117,6 +127,11 @@ class FeedForward(nn.Module):
         return self.net[2](F.gelu(self.net[0].proj(x), approximate="tanh"))
 
 
+def head_norm(config: MMDiTConfig) -> nn.Module:
+    """What normalises the queries or keys of every head, if anything does."""
+    return nn.RMSNorm(config.attention_head_dim, eps=1e-6) if config.qk_norm else nn.Identity()
+
+
 class JointAttention(nn.Module):
     """Queries of both streams attend to keys of both; the text keys and values are a site.
 
@@ -131,8 +146,7 @@ class JointAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
         self.to_add_out = None if context_pre_only else nn.Linear(width, width)
         for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
-            norm = nn.RMSNorm(config.attention_head_dim, eps=1e-6) if config.qk_norm else nn.Identity()
-            setattr(self, name, norm)
+            setattr(self, name, head_norm(config))
 
     def split(self, x: Tensor) -> Tensor:
         return rearrange(x, "b n (h d) -> b h n d", h=self.heads)
@@ -155,19 +169,43 @@ class JointAttention(nn.Module):
         return image, self.to_add_out(rearrange(text, "b h n d -> b n (h d)"))
 
 
-class Block(nn.Module):
-    """Joint attention and one feed-forward per stream; the last block gives no text (`context_pre_only`)."""
+class ImageAttention(nn.Module):
+    """Image tokens attend to each other, beside the joint attention; no text enters, so this is no site."""
 
-    def __init__(self, config: MMDiTConfig, context_pre_only: bool):
+    def __init__(self, config: MMDiTConfig):
         super().__init__()
-        self.norm1 = AdaNorm(config.width, 6)
+        width, self.heads = config.width, config.num_attention_heads
+        for name in ("to_q", "to_k", "to_v"):
+            setattr(self, name, nn.Linear(width, width))
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.norm_q, self.norm_k = head_norm(config), head_norm(config)
+
+    def forward(self, image: Tensor) -> Tensor:
+        q, k, v = (
+            rearrange(project(image), "b n (h d) -> b h n d", h=self.heads)
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        out = F.scaled_dot_product_attention(self.norm_q(q), self.norm_k(k), v)  # (B, H, N, D)
+        return self.to_out[0](rearrange(out, "b h n d -> b n (h d)"))
+
+
+class Block(nn.Module):
+    """Joint attention and one feed-forward per stream; the last block gives no text (`context_pre_only`).
+
+    A `dual` block adds to the image what an attention of its own reads in the same image.
+    """
+
+    def __init__(self, config: MMDiTConfig, context_pre_only: bool, dual: bool):
+        super().__init__()
+        self.norm1 = AdaNorm(config.width, 9 if dual else 6)
         self.norm1_context = AdaNorm(config.width, 2 if context_pre_only else 6)
         self.attn = JointAttention(config, context_pre_only)
+        self.attn2 = ImageAttention(config) if dual else None
         self.ff = FeedForward(config.width)
         self.ff_context = None if context_pre_only else FeedForward(config.width)
 
     def forward(self, image: Tensor, text: Tensor, c: Tensor, slots) -> tuple[Tensor, Tensor | None]:
-        shift, scale, gate, shift_ff, scale_ff, gate_ff = self.norm1(c)
+        shift, scale, gate, shift_ff, scale_ff, gate_ff, *dual = self.norm1(c)
         if self.ff_context is None:
             # the last block's two chunks come in the other order, as published: scale, then shift
             text_scale, text_shift = self.norm1_context(c)
@@ -178,8 +216,11 @@ class Block(nn.Module):
         from_image, from_text = self.attn(
             modulate(image, shift, scale), modulate(text, text_shift, text_scale), slots
         )
-        image = image + gate * from_image
-        image = image + gate_ff * self.ff(modulate(image, shift_ff, scale_ff))
+        attended = image + gate * from_image
+        if self.attn2 is not None:
+            shift_2, scale_2, gate_2 = dual
+            attended = attended + gate_2 * self.attn2(modulate(image, shift_2, scale_2))
+        image = attended + gate_ff * self.ff(modulate(attended, shift_ff, scale_ff))
         if self.ff_context is None:
             return image, None
         text = text + text_gate * from_text
@@ -191,7 +232,8 @@ class MMDiT(nn.Module):
 
     x (B, C, H, W) latents; t scalar or (B,) in 0..1000; text tokens (B, T, joint_attention_dim), pooled (B, P).
     slots: None, or one entry per site: None, int (B, H or 1, T), or a pair of these for keys and values.
-    Returns (B, out_channels, H, W), x's dtype.  Raises PatchError for sizes the patches do not divide.
+    Returns (B, out_channels, H, W), x's dtype.  Raises PatchError for sizes that patches do not divide or
+    positions do not reach, and for channels, widths and rows of x and text that do not fit.
     """
 
     text_is_static = False  # the text stream changes with depth, so K and V differ between blocks and steps
@@ -203,7 +245,9 @@ class MMDiT(nn.Module):
         self.time_text_embed = TimeTextEmbed(config)
         self.context_embedder = nn.Linear(config.joint_attention_dim, config.width)
         last = config.num_layers - 1
-        self.transformer_blocks = nn.ModuleList(Block(config, i == last) for i in range(config.num_layers))
+        self.transformer_blocks = nn.ModuleList(
+            Block(config, i == last, i in config.dual_attention_layers) for i in range(config.num_layers)
+        )
         self.norm_out = AdaNorm(config.width, 2)
         self.proj_out = nn.Linear(config.width, config.patch_size**2 * config.out_channels)
 
@@ -216,9 +260,8 @@ class MMDiT(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor, text: TextCondition, *, slots=None) -> Tensor:
-        p, (height, width) = self.config.patch_size, x.shape[-2:]
-        if height % p or width % p:
-            raise PatchError(f"latents of {height}x{width} do not divide into patches of {p}x{p}")
+        self._require(x, text)
+        p, height = self.config.patch_size, x.shape[-2]
         t = torch.as_tensor(t, device=x.device).expand(x.shape[0])
         c = self.time_text_embed(t, text.pooled)  # (B, W)
         image, tokens = self.pos_embed(x), self.context_embedder(text.tokens)  # (B, N, W), (B, T, W)
@@ -227,3 +270,19 @@ class MMDiT(nn.Module):
         scale, shift = self.norm_out(c)  # this order, as published
         image = self.proj_out(modulate(image, shift, scale))  # (B, N, p * p * C)
         return rearrange(image, "b (h w) (p q c) -> b c (h p) (w q)", h=height // p, p=p, q=p)
+
+    def _require(self, x: Tensor, text: TextCondition) -> None:
+        p, (height, width) = self.config.patch_size, x.shape[-2:]
+        if height % p or width % p:
+            raise PatchError(f"latents of {height}x{width} do not divide into patches of {p}x{p}")
+        if text.pooled is None:
+            raise PatchError("text.pooled is None; an MMDiT reads a pooled vector for each row of x")
+        for what, found, expected in [
+            ("channels of x", x.shape[1], self.config.in_channels),
+            ("width of text.tokens", text.tokens.shape[-1], self.config.joint_attention_dim),
+            ("width of text.pooled", text.pooled.shape[-1], self.config.pooled_projection_dim),
+            ("rows of text.tokens", len(text.tokens), len(x)),
+            ("rows of text.pooled", len(text.pooled), len(x)),
+        ]:
+            if found != expected:
+                raise PatchError(f"{what}: {found}, but must be {expected} here")

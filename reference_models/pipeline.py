@@ -5,10 +5,11 @@ B rows, C channels, H x W latent size
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Callable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -26,12 +27,25 @@ class Defaults:
     guidance: float
     text_box: tuple[int, int, int, int] | None = None  # left, top, right, bottom of the lettering, if fixed
     localized: tuple[int, ...] = ()  # sites measured to carry the word
+    micro: tuple[int, ...] | None = None  # SDXL's six: original height and width, crop top and left, target height and width
 
 
 def pixels(latents: Tensor) -> list[Image.Image]:
     """The decoder of pixel-space models: (B, 3, H, W) in -1..1 to pictures."""
     array = (latents.float().clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(picture) for picture in array]
+
+
+class LatentPixels(nn.Module):
+    """The decoder of latent-space models: (B, C, H, W) latents through a VAE to pictures."""
+
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> list[Image.Image]:
+        # in the VAE's own dtype: SDXL's overflows in float16, whatever the denoiser runs in
+        return pixels(self.vae.decode(latents.to(next(self.vae.parameters()).dtype)))
 
 
 def _require_seeds(seeds: Sequence[int]) -> None:
@@ -45,7 +59,7 @@ def _require_seeds(seeds: Sequence[int]) -> None:
 class Pipeline(nn.Module):
     """Everything between a prompt and a picture.
 
-    encoders(prompts) -> TextCondition; denoiser(x, t, text, slots=) -> Tensor; schedule gives noise levels
+    encoders(prompts) -> TextCondition; denoiser(x, t, text, slots=) -> Tensor; schedule gives timesteps
     and steps; decoder(latents) -> pictures.  `name` says which weights these are.
     """
 
@@ -63,48 +77,77 @@ class Pipeline(nn.Module):
         return next(self.denoiser.parameters()).dtype
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> TextCondition:
-        """Text of (R, T, C) tokens and (R, P) pooled vectors, in the denoiser's dtype."""
-        return self.encoders(prompts).to(self.dtype)
+    def encode(self, prompts: Sequence[str | None]) -> TextCondition:
+        """Text of (R, T, C) tokens and (R, P) pooled vectors, in the denoiser's dtype; None is "no prompt".
+
+        Encoders that give no pooled vector leave the pooling to the denoiser (DeepFloyd IF).
+        """
+        text = self.encoders(prompts).to(self.dtype)
+        if text.pooled is None:
+            text = replace(text, pooled=self.denoiser.pool(text.tokens))
+        if self.defaults.micro is not None:
+            micro = torch.tensor(self.defaults.micro, device=self.device, dtype=torch.float32)
+            text = replace(text, micro=micro.expand(len(prompts), -1))
+        return text
 
     def check(self, prompts: Sequence[str], *, seeds: Sequence[int], steps: int) -> None:
         """Raise PatchError for what would stop a run: an unknown word, a seed that is none, less than one step."""
-        self.schedule.sigmas(steps)
+        self.schedule.timesteps(steps)
         _require_seeds(seeds)
         for prompt in dict.fromkeys(prompts):
             self.encode([prompt])
 
-    def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Starting latents (B, C, H, W): one CPU generator per seed, so that neither batch nor device matters."""
+    def noises(self, seeds: Sequence[int]) -> Iterator[Tensor]:
+        """Standard normal draws (B, C, H, W) without end: the starting one, then one per step that asks for noise.
+
+        One CPU generator per seed, so that neither the batch nor the device matters.  C is the latents', which
+        stage II's denoiser reads beside as many of the low-resolution picture.
+        """
         _require_seeds(seeds)
-        shape = (self.denoiser.config.in_channels, self.defaults.height, self.defaults.width)
-        rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(rows).to(self.device, self.dtype)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        shape = self.latent_channels, self.defaults.height, self.defaults.width
+        while True:
+            rows = [torch.randn(shape, generator=generator) for generator in generators]
+            yield torch.stack(rows).to(self.device, self.dtype)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of what is denoised."""
+        return getattr(self.denoiser.config, "latent_channels", self.denoiser.config.in_channels)
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Starting noise (B, C, H, W): the first of `noises`."""
+        _require_seeds(seeds)
+        return next(self.noises(seeds))
 
     @torch.no_grad()
-    def denoise(
-        self, x: Tensor, text: TextCondition, *, steps: int, guidance: float, slots=None, on_step=None
-    ) -> Tensor:
-        """Run the loop from latents x (B, C, H, W) to clean ones.
+    def denoise(self, x: Tensor, text: TextCondition, *, steps: int, guidance: float, slots=None,
+                on_step=None, noises: Iterator[Tensor] | None = None, **beside: Tensor) -> Tensor:  # fmt: skip
+        """Run the loop from starting noise x (B, C, H, W) to clean latents.
 
         text holds B rows, or 2 B when guidance is not 1: the unconditional rows first.
-        velocity = u + guidance (c - u).   slots(step) gives the denoiser's slots of a step;
-        on_step(step, latents entering it) is called before each step, and once more after the last.
+        slots(step) gives the denoiser's slots of a step; on_step(step, latents entering it) is called before
+        each step, and once more after the last.  noises: what a stochastic schedule adds, `noises(seeds)`
+        after its first draw.  beside: further arguments of the denoiser, one row per row of x.
         """
-        sigmas = self.schedule.sigmas(steps).to(x.device)
-        for i in range(steps):
+        x = self.schedule.start(x, steps)
+        for i, t in enumerate(self.schedule.timesteps(steps).to(x.device)):
             if on_step:
                 on_step(i, x)
-            rows = x if guidance == 1 else torch.cat([x, x])
-            t = self.schedule.timestep(sigmas[i])
-            output = self.denoiser(rows, t, text, slots=slots(i) if slots else None)
-            if guidance != 1:
-                unconditional, conditional = output.chunk(2)
-                output = unconditional + guidance * (conditional - unconditional)
-            x = self.schedule.step(x, output, sigmas[i], sigmas[i + 1])
+            inputs = self.schedule.model_input(x, i, steps)
+            output = self._predict(inputs, t, text, guidance, slots(i) if slots else None, beside)
+            noise = next(noises) if noises and self.schedule.stochastic and i < steps - 1 else None
+            x = self.schedule.step(x, output, i, steps, noise)
         if on_step:
             on_step(steps, x)
         return x
+
+    def _predict(self, x, t, text, guidance: float, slots, beside: dict[str, Tensor]) -> Tensor:
+        if guidance == 1:
+            return self.denoiser(x, t, text, slots=slots, **beside)
+        twice = {name: torch.cat([value, value]) for name, value in beside.items()}
+        output = self.denoiser(torch.cat([x, x]), t, text, slots=slots, **twice)
+        return guided(*output.chunk(2), guidance, x.shape[1])
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
         return self.decoder(latents)
@@ -113,7 +156,8 @@ class Pipeline(nn.Module):
         """Plain generation: one picture per (prompt, seed) pair.
 
         prompts: a string or a sequence; seeds: an int for all, or one per prompt; the rest is the model's
-        default when None.  Raises PatchError if the numbers of prompts and seeds differ.
+        default when None.  negative None is "no prompt", which SDXL reads as zeros and the others as "".
+        Raises PatchError if the numbers of prompts and seeds differ.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         seeds = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
@@ -125,6 +169,35 @@ class Pipeline(nn.Module):
         guidance = self.defaults.guidance if guidance is None else guidance
         if negative and guidance == 1:
             raise PatchError(f"negative prompt {negative!r} has no effect at guidance 1; leave one of them out")
-        rows = prompts if guidance == 1 else [negative or ""] * len(prompts) + prompts
-        latents = self.denoise(self.noise(seeds), self.encode(rows), steps=steps, guidance=guidance)
-        return self.decode(latents)
+        text = self.encode(prompts if guidance == 1 else [negative] * len(prompts) + prompts)
+        noises = self.noises(seeds)
+        return self.decode(self.denoise(next(noises), text, steps=steps, guidance=guidance, noises=noises))
+
+
+def guided(unconditional: Tensor, conditional: Tensor, guidance: float, channels: int) -> Tensor:
+    """u + guidance (c - u) in the first `channels`; what follows, a learned variance, is the conditional branch's."""
+    u, c = unconditional[:, :channels], conditional[:, :channels]
+    out = u + guidance * (c - u)
+    return out if channels == conditional.shape[1] else torch.cat([out, conditional[:, channels:]], dim=1)
+
+
+@torch.no_grad()
+def upscale(pipeline: Pipeline, pictures: Tensor, prompts: Sequence[str], *, seeds: Sequence[int],
+            steps=None, guidance=None, negative=None, level: int = 250) -> Tensor:  # fmt: skip
+    """Stage II of DeepFloyd IF: pictures (B, 3, h, w) in -1..1 drawn again at the pipeline's size, (B, 3, H, W).
+
+    The denoiser reads beside its own picture the enlarged low one, noised up to timestep `level` (0..999)
+    with the second draw of each seed.  Raises PatchError if the numbers of pictures, prompts and seeds differ.
+    """
+    if not len(pictures) == len(prompts) == len(seeds):
+        raise PatchError(f"{len(pictures)} pictures, {len(prompts)} prompts, {len(seeds)} seeds; give one each")
+    guidance = pipeline.defaults.guidance if guidance is None else guidance
+    text = pipeline.encode(prompts if guidance == 1 else [negative] * len(prompts) + list(prompts))
+    noises = pipeline.noises(seeds)
+    x, size = next(noises), (pipeline.defaults.height, pipeline.defaults.width)
+    low = F.interpolate(pictures.to(x), size, mode="bilinear", align_corners=True)
+    low = pipeline.schedule.add_noise(low, next(noises), level)
+    return pipeline.denoise(
+        x, text, steps=steps or pipeline.defaults.steps, guidance=guidance, noises=noises,
+        low=low, level=torch.full((len(x),), level, device=x.device),
+    )  # fmt: skip

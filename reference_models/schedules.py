@@ -1,29 +1,71 @@
-"""Noise levels and the steps between them.
+"""Noise levels, and the steps from each to the next.
 
-sigma is the share of noise, 1 at the start and 0 at the end of a rectified flow  x_s = (1 - s) x + s e.
+Two families.  A diffusion mixes  x_t = sqrt(abar_t) x + sqrt(1 - abar_t) e  at whole timesteps t; its
+denoiser predicts the noise e.  A rectified flow mixes  x_s = (1 - s) x + s e  at shares of noise s; its
+denoiser predicts the velocity e - x.  Tables and coefficients are float32, as in the published pipelines, and
+join the arithmetic of the latents: float64 is never rounded, half precision is computed in float32 and
+rounded once per step.
+
+B rows, C channels, H x W latent size, N trained timesteps
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from textpatch.errors import PatchError
 
+# noise levels stay where the timesteps are
+IN_PLACE = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+
+
+class Schedule:
+    """What the denoising loop asks of a schedule; fields are named as in the published configurations.
+
+    timesteps(steps) -> (steps,) float32, what the denoiser is told, 0..N;  sigmas(steps) -> (steps + 1,)
+    float32, noise levels from the first to the one the last step lands on;  step(x, output, step, steps,
+    noise) -> x one step further, where `step` 0 is the noisiest and only stochastic schedules read `noise`.
+    FIXED: what a published configuration must say besides the fields, because nothing else is implemented.
+    """
+
+    FIXED: ClassVar[dict[str, object]]
+    stochastic: ClassVar[bool] = False
+
+    def start(self, noise: Tensor, steps: int) -> Tensor:
+        """Standard normal noise (B, C, H, W) to the latents entering step 0."""
+        return noise
+
+    def model_input(self, x: Tensor, step: int, steps: int) -> Tensor:
+        """Latents (B, C, H, W) to what the denoiser receives."""
+        return x
+
 
 @dataclass(frozen=True)
-class FlowMatchEuler:
+class FlowMatchEuler(Schedule):
     """Euler steps along a rectified flow with shifted noise levels (Stable Diffusion 3, arXiv 2403.03206).
 
     sigma' = shift sigma / (1 + (shift - 1) sigma);  x <- x + (sigma_next - sigma) velocity.
     `prediction` says what the denoiser's output is: the `velocity` e - x, or the `sample` x itself.
+    Raises PatchError for another prediction.
     """
 
     num_train_timesteps: int = 1000
     shift: float = 3.0
     prediction: str = "velocity"
+
+    FIXED: ClassVar[dict[str, object]] = IN_PLACE | {
+        "use_dynamic_shifting": False,
+        "shift_terminal": None,
+        "stochastic_sampling": False,
+        "invert_sigmas": False,
+    }
 
     def __post_init__(self):
         if self.prediction not in ("velocity", "sample"):
@@ -31,27 +73,250 @@ class FlowMatchEuler:
                 f"prediction is {self.prediction!r}; a flow's denoiser predicts 'velocity' or 'sample'"
             )
 
+    def timesteps(self, steps: int) -> Tensor:
+        """N sigma.  Raises PatchError for less than one step or more than N."""
+        return self.sigmas(steps)[:-1] * self.num_train_timesteps
+
     def sigmas(self, steps: int) -> Tensor:
-        """Noise levels (steps + 1,), float32, falling to a final 0.  Raises PatchError for less than one step.
+        """Shares of noise, falling from 1 to a final 0.  Raises PatchError as `timesteps` does.
 
         The ends of the shifted training table are spaced evenly and shifted once more, as the published
         pipeline does: 28 steps at shift 3 end on 0.00893, not on 0.00299.
         """
-        if steps < 1:
-            raise PatchError(f"asked for {steps} steps; a run has at least 1")
         n = self.num_train_timesteps
-        first, last = self._shift(torch.tensor(1.0)), self._shift(torch.tensor(1.0 / n))
-        even = torch.linspace(first.item() * n, last.item() * n, steps, dtype=torch.float64) / n
-        return torch.cat([self._shift(even), torch.zeros(1)]).float()
+        _require_steps(steps, n)
+        first, last = self._shift(torch.tensor([1.0, 1.0 / n], dtype=torch.float32)).tolist()
+        even = torch.linspace(first * n, last * n, steps, dtype=torch.float64) / n
+        return F.pad(self._shift(even).float(), (0, 1))
 
-    def timestep(self, sigma: Tensor) -> Tensor:
-        """A noise level in the denoiser's unit, 0..1000."""
-        return sigma * self.num_train_timesteps
-
-    def step(self, x: Tensor, output: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """x one noise level further down; x and output (B, C, H, W), levels scalar, arithmetic in x's dtype."""
-        velocity = output if self.prediction == "velocity" else (x - output) / sigma.to(x.dtype)
-        return x + (sigma_next - sigma).to(x.dtype) * velocity
+    def step(self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W) one noise level further down."""
+        now, after = self.sigmas(steps)[step : step + 2]
+        wide, output = _widened(x, output)
+        velocity = output if self.prediction == "velocity" else (wide - output) / now
+        return (wide + (after - now) * velocity).to(x.dtype)
 
     def _shift(self, sigma: Tensor) -> Tensor:
         return self.shift * sigma / (1 + (self.shift - 1) * sigma)
+
+
+class Diffusion(Schedule):
+    """Whole timesteps, N // steps apart and ending on `steps_offset` ("leading"), and abar at each."""
+
+    FIXED: ClassVar[dict[str, object]] = {
+        "trained_betas": None,
+        "rescale_betas_zero_snr": False,
+        "prediction_type": "epsilon",
+        "timestep_spacing": "leading",
+    }
+    num_train_timesteps: int
+    steps_offset: int
+
+    def timesteps(self, steps: int) -> Tensor:
+        """Whole numbers.  Raises PatchError for less than one step, or so many that one exceeds N - 1."""
+        return torch.tensor(self._whole(steps), dtype=torch.float32)
+
+    def sigmas(self, steps: int) -> Tensor:
+        """sqrt((1 - abar) / abar).  Raises PatchError as `timesteps` does."""
+        abars = self.abars(steps)
+        return ((1 - abars) / abars).sqrt()
+
+    def abars(self, steps: int) -> Tensor:
+        """abar at each step's timestep, and the clean picture's 1: (steps + 1,) float32."""
+        return F.pad(trained_abars(self)[self._whole(steps)], (0, 1), value=1.0)
+
+    def _whole(self, steps: int) -> list[int]:
+        _require_steps(steps, self.num_train_timesteps - self.steps_offset)
+        return [i * (self.num_train_timesteps // steps) + self.steps_offset for i in reversed(range(steps))]
+
+
+@dataclass(frozen=True)
+class ScaledLinear(Diffusion):
+    """The noise levels Stable Diffusion and SDXL were trained on: sqrt(beta) rises linearly.
+
+    Raises PatchError for betas outside 0..1 and for a steps_offset that is neither 0 nor 1.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    steps_offset: int = 1
+
+    FIXED: ClassVar[dict[str, object]] = Diffusion.FIXED | {"beta_schedule": "scaled_linear"}
+
+    def __post_init__(self):
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise PatchError(
+                f"betas from {self.beta_start} to {self.beta_end}; they must rise and lie between 0 and 1"
+            )
+        if self.steps_offset not in (0, 1):
+            raise PatchError(f"steps_offset is {self.steps_offset}; the last step's timestep must be 0 or 1")
+
+    def betas(self) -> Tensor:
+        """Of every trained timestep: (N,) float32."""
+        ends = self.beta_start**0.5, self.beta_end**0.5
+        return torch.linspace(*ends, self.num_train_timesteps, dtype=torch.float32, device="cpu") ** 2
+
+
+@dataclass(frozen=True)
+class Euler(ScaledLinear):
+    """Euler steps of SDXL's probability flow in  x / sqrt(abar)  (arXiv 2206.00364, algorithm 1
+    without its second-order correction).
+
+    x <- x + (sigma_next - sigma) e;  the denoiser receives  x / sqrt(sigma^2 + 1).
+    """
+
+    FIXED: ClassVar[dict[str, object]] = ScaledLinear.FIXED | IN_PLACE | {
+        "timestep_type": "discrete",
+        "interpolation_type": "linear",
+        "final_sigmas_type": "zero",
+    }  # fmt: skip
+
+    def start(self, noise: Tensor, steps: int) -> Tensor:
+        return noise * self._scale(0, steps)
+
+    def model_input(self, x: Tensor, step: int, steps: int) -> Tensor:
+        return x / self._scale(step, steps)
+
+    def step(self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W) one noise level further down."""
+        now, after = self.sigmas(steps)[step : step + 2]
+        wide, output = _widened(x, output)
+        return (wide + (after - now) * output).to(x.dtype)
+
+    def _scale(self, step: int, steps: int) -> Tensor:
+        return (self.sigmas(steps)[step] ** 2 + 1).sqrt()
+
+
+@dataclass(frozen=True)
+class DDIM(ScaledLinear):
+    """Deterministic steps between noise levels, and back (arXiv 2010.02502, eq. 12 with eta 0)."""
+
+    FIXED: ClassVar[dict[str, object]] = ScaledLinear.FIXED | {
+        "set_alpha_to_one": False,
+        "clip_sample": False,
+        "thresholding": False,
+    }
+
+    def abars(self, steps: int) -> Tensor:
+        """abar at each step's timestep, and at timestep 0, where the last lands: (steps + 1,) float32."""
+        return trained_abars(self)[[*self._whole(steps), 0]]
+
+    def step(self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W) one noise level further down."""
+        now, after = self.abars(steps)[step : step + 2]
+        return _ddim(x, output, now, after)
+
+    def invert_step(self, x: Tensor, output: Tensor, step: int, steps: int) -> Tensor:
+        """The x (B, C, H, W) that `step` takes to this one, given the same output.
+
+        A picture is inverted from step steps - 1 up to 0.  Its output there is the denoiser's for it at the
+        timestep of the step undone, the noisier end.
+        """
+        now, after = self.abars(steps)[step : step + 2]
+        return _ddim(x, output, after, now)
+
+
+@dataclass(frozen=True)
+class DDPM(Diffusion):
+    """Stochastic steps with learned variance and dynamic thresholding (DeepFloyd IF).
+
+    q(x_prev | x_t, x_0) of arXiv 2006.11239, eq. 7;  the variance of arXiv 2102.09672, eq. 15, with the beta
+    between the timesteps that are taken;  x_0 pushed into -1..1 as in arXiv 2205.11487, section 2.3.
+    Raises PatchError for a threshold that is no quantile or below 1.
+    """
+
+    num_train_timesteps: int = 1000
+    dynamic_thresholding_ratio: float = 0.95
+    sample_max_value: float = 1.5  # 1.0 in stage II
+
+    FIXED: ClassVar[dict[str, object]] = Diffusion.FIXED | {
+        "beta_schedule": "squaredcos_cap_v2",
+        "steps_offset": 0,
+        "variance_type": "learned_range",
+        "thresholding": True,
+    }
+    steps_offset: ClassVar[int] = 0
+    stochastic: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if not 0 <= self.dynamic_thresholding_ratio <= 1 <= self.sample_max_value:
+            raise PatchError(
+                f"threshold at quantile {self.dynamic_thresholding_ratio} of at most {self.sample_max_value}; "
+                "the quantile lies in 0..1 and the most is at least 1"
+            )
+
+    def betas(self) -> Tensor:
+        """Of every trained timestep, those of a squared cosine (arXiv 2102.09672, eq. 17): (N,) float32."""
+        n = self.num_train_timesteps
+        level = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
+        betas = [min(1 - after / now, 0.999) for now, after in zip(level, level[1:])]
+        return torch.tensor(betas, dtype=torch.float32, device="cpu")
+
+    def step(self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W) one noise level further down; output (B, 2 C, H, W): the noise, then the variance.
+
+        noise: standard normal, x's shape; the last step adds none.  Raises PatchError if it is missing and
+        for an output without variance.
+        """
+        if output.shape[1] != 2 * x.shape[1]:
+            raise PatchError(
+                f"{output.shape[1]} channels predicted for {x.shape[1]}; with a learned variance they are "
+                f"{2 * x.shape[1]}"
+            )
+        last = step == steps - 1
+        if noise is None and not last:
+            raise PatchError(f"step {step} of {steps} adds noise and was given none; draw it per row and step")
+        now, after = self.abars(steps)[step : step + 2]
+        wide, output = _widened(x, output)
+        epsilon, share = output.chunk(2, dim=1)
+        mean = self._mean(wide, epsilon, now, after)
+        return (mean if last else mean + _deviation(share, now, after) * noise).to(x.dtype)
+
+    def _mean(self, x: Tensor, epsilon: Tensor, now: Tensor, after: Tensor) -> Tensor:
+        alpha = now / after  # of this step, not of a trained one
+        clean = self.threshold((x - (1 - now).sqrt() * epsilon) / now.sqrt())
+        return after.sqrt() * (1 - alpha) / (1 - now) * clean + alpha.sqrt() * (1 - after) / (1 - now) * x
+
+    def threshold(self, x: Tensor) -> Tensor:
+        """Each picture of x (B, C, H, W) clipped to -s..s over s, s its quantile of |x| kept in 1..most."""
+        s = x.abs().flatten(1).quantile(self.dynamic_thresholding_ratio, dim=1)
+        s = s.clamp(1, self.sample_max_value)[:, None, None, None]  # (B, 1, 1, 1)
+        return x.clamp(-s, s) / s
+
+    def add_noise(self, x: Tensor, noise: Tensor, t: int) -> Tensor:
+        """x (B, C, H, W) at timestep t.  Raises PatchError for a timestep outside 0..N - 1."""
+        if not 0 <= t < self.num_train_timesteps:
+            raise PatchError(f"timestep {t}; the model was trained on 0..{self.num_train_timesteps - 1}")
+        wide, noise = _widened(x, noise)
+        abar = trained_abars(self)[t].to(wide)
+        return (abar.sqrt() * wide + (1 - abar).sqrt() * noise).to(x.dtype)
+
+
+@lru_cache
+def trained_abars(schedule: Diffusion) -> Tensor:
+    """abar_t = prod over s <= t of (1 - beta_s): (N,) float32, computed once per schedule, never written to."""
+    return torch.cumprod(1 - schedule.betas(), dim=0)
+
+
+def _ddim(x: Tensor, epsilon: Tensor, abar: Tensor, to_abar: Tensor) -> Tensor:
+    wide, epsilon = _widened(x, epsilon)
+    clean = (wide - (1 - abar).sqrt() * epsilon) / abar.sqrt()
+    return (to_abar.sqrt() * clean + (1 - to_abar).sqrt() * epsilon).to(x.dtype)
+
+
+def _deviation(share: Tensor, now: Tensor, after: Tensor) -> Tensor:
+    """Standard deviation of a learned variance; share: where its logarithm is between its bounds, in -1..1."""
+    most = 1 - now / after
+    least = (1 - after) / (1 - now) * most
+    share = (share + 1) / 2
+    return (0.5 * (share * most.log() + (1 - share) * least.log())).exp()
+
+
+def _widened(*tensors: Tensor) -> Iterator[Tensor]:
+    return (x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors)
+
+
+def _require_steps(steps: int, most: int) -> None:
+    if not 1 <= steps <= most:
+        raise PatchError(f"asked for {steps} steps; this schedule has 1 to {most}")

@@ -1,6 +1,8 @@
-"""Prompts to text conditions: transformers' CLIP and T5 classes, built from local files, read as SD3 reads them.
+"""Prompts to text conditions: transformers' CLIP and T5 classes, from local files, read as each model does.
 
-B prompts, T1 CLIP tokens, T2 T5 tokens, C width of the text tokens, P width of the pooled vector
+A prompt may be None, "no prompt", which reads as the empty one except where a model has zeros for it (SDXL).
+
+B prompts, T tokens, C width of the text tokens, P width of the pooled vector
 """
 
 from __future__ import annotations
@@ -10,13 +12,50 @@ from typing import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase, T5EncoderModel
+from transformers import (
+    BatchEncoding,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerBase,
+    T5EncoderModel,
+)
+from transformers.utils import ModelOutput
 
-from textpatch.errors import PromptError, closest
+from textpatch.errors import PatchError, PromptError, closest
 from textpatch.reference_models.layers import TextCondition
 
-# What the published pipeline feeds each encoder, where the tokenizer itself would take more.
-CLIP_LENGTH, T5_LENGTH = 77, 256
+# What the published pipelines feed each encoder, where the tokenizer itself would take more.
+CLIP_LENGTH, T5_LENGTH, IF_LENGTH = 77, 256, 77
+
+
+class SDXLTextEncoders(nn.Module):
+    """Two CLIPs, in the order of Stable Diffusion XL (arXiv 2307.01952, section 2.1).
+
+    Tokens: both last-but-one hidden states, side by side on channels.  Pooled: the second's projected end
+    token.  zeros_for_none: "no prompt" is all zeros (published as `force_zeros_for_empty_prompt`); "" is read.
+    """
+
+    def __init__(
+        self,
+        clip: CLIPTextModel,
+        clip_2: CLIPTextModelWithProjection,
+        tokenizers: Sequence[PreTrainedTokenizerBase],
+        zeros_for_none: bool = True,
+    ):
+        super().__init__()
+        self.text_encoder, self.text_encoder_2 = clip, clip_2
+        self.tokenizers, self.zeros_for_none = tuple(tokenizers), zeros_for_none
+
+    def forward(self, prompts: Sequence[str | None]) -> TextCondition:
+        """TextCondition: tokens (B, T, C), pooled (B, P).  Raises PromptError as `tokenize` does."""
+        first, second = tokenize(prompts, self.tokenizers, (CLIP_LENGTH,) * 2)
+        first, second = _read_clip(self.text_encoder, first), _read_clip(self.text_encoder_2, second)
+        tokens, pooled = _side_by_side(first, second), second.text_embeds
+        if self.zeros_for_none:
+            none = torch.tensor([prompt is None for prompt in prompts], device=tokens.device)
+            tokens = tokens.masked_fill(none[:, None, None], 0)
+            pooled = pooled.masked_fill(none[:, None], 0)
+        return TextCondition(tokens, pooled)
 
 
 class SD3TextEncoders(nn.Module):
@@ -25,58 +64,108 @@ class SD3TextEncoders(nn.Module):
     Tokens: both CLIPs' last-but-one hidden states, side by side on channels and padded with zeros to T5's
     width, then T5's states after them on the token axis.  Pooled: both CLIPs' projected end tokens, side by
     side.  No attention mask anywhere: padding is read as text, as the published model was trained.
+    t5 None: zeros stand where its states would, `width` wide.  Raises PatchError if the CLIPs are wider.
     """
 
     def __init__(
         self,
         clip: CLIPTextModelWithProjection,
         clip_2: CLIPTextModelWithProjection,
-        t5: T5EncoderModel,
+        t5: T5EncoderModel | None,
         tokenizers: Sequence[PreTrainedTokenizerBase],
+        width: int = 4096,
     ):
         super().__init__()
         self.text_encoder, self.text_encoder_2, self.text_encoder_3 = clip, clip_2, t5
         self.tokenizers = tuple(tokenizers)
-
-    def forward(self, prompts: Sequence[str]) -> TextCondition:
-        """TextCondition: tokens (B, T1 + T2, C), pooled (B, P).
-
-        Raises PromptError for a word that no tokenizer knows, and for a prompt whose end none would read.
-        """
-        for prompt in prompts:
-            self._require_readable(prompt)
-        ids = [torch.tensor([self._tokens(i, prompt) for prompt in prompts]) for i in range(3)]
-        first, second, third = (x.to(self.text_encoder.device) for x in ids)
-        first, pooled_first = self._clip(self.text_encoder, first)
-        second, pooled_second = self._clip(self.text_encoder_2, second)
-        t5 = self.text_encoder_3(third).last_hidden_state  # (B, T2, C)
-        clip = torch.cat([first, second], dim=-1)
-        clip = F.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))  # (B, T1, C)
-        return TextCondition(torch.cat([clip, t5], dim=1), torch.cat([pooled_first, pooled_second], dim=-1))
-
-    def _clip(self, encoder: CLIPTextModelWithProjection, ids: Tensor) -> tuple[Tensor, Tensor]:
-        out = encoder(ids, output_hidden_states=True)
-        return out.hidden_states[-2], out.text_embeds
-
-    def _length(self, i: int) -> int:
-        return min(self.tokenizers[i].model_max_length, T5_LENGTH if i == 2 else CLIP_LENGTH)
-
-    def _tokens(self, i: int, prompt: str) -> list[int]:
-        """The ids the i-th encoder reads, padded or cut to its length."""
-        return self.tokenizers[i](
-            prompt, padding="max_length", truncation=True, max_length=self._length(i)
-        ).input_ids
-
-    def _require_readable(self, prompt: str) -> None:
-        """What no encoder can read would have no effect, and that is an error; one reader is enough."""
-        whole = [tokenizer(prompt, verbose=False).input_ids for tokenizer in self.tokenizers]
-        if all(_unknown(tokenizer, ids) for tokenizer, ids in zip(self.tokenizers, whole)):
-            raise _unknown_word(self.tokenizers[0], prompt)
-        if all(len(ids) > self._length(i) for i, ids in enumerate(whole)):
-            raise PromptError(
-                f"{prompt!r} is {min(map(len, whole))} tokens long, and the model reads at most "
-                f"{max(map(self._length, range(3)))}; shorten it"
+        self.width = width if t5 is None else t5.config.d_model
+        clips = clip.config.hidden_size + clip_2.config.hidden_size
+        if clips > self.width:
+            raise PatchError(
+                f"the CLIPs are {clips} wide together, the text tokens {self.width}; give the denoiser's width"
             )
+
+    def forward(self, prompts: Sequence[str | None]) -> TextCondition:
+        """TextCondition: tokens (B, T, C), CLIP's before T5's, pooled (B, P).
+
+        Raises PromptError as `tokenize` does.
+        """
+        limits = (CLIP_LENGTH,) * 2 + (T5_LENGTH,) * (self.text_encoder_3 is not None)
+        first, second, *third = tokenize(prompts, self.tokenizers, limits)
+        first, second = _read_clip(self.text_encoder, first), _read_clip(self.text_encoder_2, second)
+        clips = _side_by_side(first, second)
+        clips = F.pad(clips, (0, self.width - clips.shape[-1]))  # (B, CLIP's T, C)
+        if third:
+            ids = third[0].input_ids.to(self.text_encoder_3.device)
+            t5 = self.text_encoder_3(ids).last_hidden_state  # (B, T5's T, C)
+        else:
+            t5 = clips.new_zeros(len(prompts), T5_LENGTH, self.width)
+        pooled = torch.cat([first.text_embeds, second.text_embeds], dim=-1)
+        return TextCondition(torch.cat([clips, t5], dim=1), pooled)
+
+
+class IFTextEncoder(nn.Module):
+    """The T5 of DeepFloyd IF: 77 tokens, of which it attends to those that are no padding.
+
+    Prompts are lower-cased and stripped, as by the published pipeline where its cleaning of captions is off or
+    cannot be had; that cleaning (HTML, addresses, file names) is not done.
+    Tokens: all 77 states, padding too, which the denoiser reads as text.  No pooled vector: IF's denoiser
+    pools the tokens itself.
+    """
+
+    def __init__(self, t5: T5EncoderModel, tokenizer: PreTrainedTokenizerBase):
+        super().__init__()
+        self.text_encoder, self.tokenizers = t5, (tokenizer,)
+
+    def forward(self, prompts: Sequence[str | None]) -> TextCondition:
+        """TextCondition: tokens (B, T, C).  Raises PromptError as `tokenize` does."""
+        plain = [(prompt or "").lower().strip() for prompt in prompts]
+        (tokens,) = tokenize(plain, self.tokenizers, (IF_LENGTH,))
+        tokens = tokens.to(self.text_encoder.device)
+        states = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
+        return TextCondition(states.last_hidden_state)
+
+
+def tokenize(
+    prompts: Sequence[str | None], tokenizers: Sequence[PreTrainedTokenizerBase], limits: Sequence[int]
+) -> list[BatchEncoding]:
+    """What each encoder reads: ids and attention mask (B, T), padded or cut to its length; None reads as "".
+
+    limits: the most tokens of each encoder, where its tokenizer would take more.
+    Raises PromptError for a word that no tokenizer knows, and for a prompt whose end none would read: it would
+    have no effect, and one reader is enough.  Raises PatchError unless there is a tokenizer per encoder.
+    """
+    if len(tokenizers) != len(limits):
+        raise PatchError(f"{len(tokenizers)} tokenizers for {len(limits)} text encoders; give one each")
+    prompts = [prompt or "" for prompt in prompts]
+    lengths = [min(tokenizer.model_max_length, limit) for tokenizer, limit in zip(tokenizers, limits)]
+    for prompt in prompts:
+        _require_readable(prompt, tokenizers, lengths)
+    return [
+        tokenizer(prompts, padding="max_length", truncation=True, max_length=length,
+                  return_attention_mask=True, return_tensors="pt")
+        for tokenizer, length in zip(tokenizers, lengths)
+    ]  # fmt: skip
+
+
+def _read_clip(clip: CLIPTextModel | CLIPTextModelWithProjection, tokens: BatchEncoding) -> ModelOutput:
+    return clip(tokens.input_ids.to(clip.device), output_hidden_states=True)
+
+
+def _side_by_side(first: ModelOutput, second: ModelOutput) -> Tensor:
+    """Both CLIPs' last-but-one hidden states, (B, T, C)."""
+    return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+
+
+def _require_readable(prompt: str, tokenizers: Sequence[PreTrainedTokenizerBase], lengths: list[int]) -> None:
+    whole = [tokenizer(prompt, verbose=False).input_ids for tokenizer in tokenizers]
+    if all(_unknown(tokenizer, ids) for tokenizer, ids in zip(tokenizers, whole)):
+        raise _unknown_word(tokenizers[0], prompt)
+    if all(len(ids) > length for ids, length in zip(whole, lengths)):
+        raise PromptError(
+            f"{prompt!r} is {min(map(len, whole))} tokens long, and the model reads at most {max(lengths)}; "
+            "shorten it"
+        )
 
 
 def _unknown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bool:

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, and how hard hypothesis searches (HYPOTHESIS_PROFILE=ci or deep)."""
+"""Shared by all tests: one thread, and how hard they search (--long; HYPOTHESIS_PROFILE=ci or deep)."""
 
 import os
 
@@ -12,6 +12,16 @@ settings.register_profile("ci", common, derandomize=True, max_examples=25)
 settings.register_profile("deep", common, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="the long forms: more interrupts, mutants and examples")
+
+
+@pytest.fixture
+def long(request) -> bool:
+    """Whether the long form was asked for."""
+    return request.config.getoption("--long")
 
 
 @pytest.fixture(autouse=True)

@@ -78,8 +78,8 @@ def randomize(model: nn.Module, seed: int) -> nn.Module:
 def fake_encoders(tokens: int):
     """Prompt -> random tokens and pooled vector, a function of the prompt alone."""
 
-    def row(prompt: str) -> Tensor:
-        seed = int.from_bytes(sha256(prompt.encode()).digest()[:7], "big")
+    def row(prompt: str | None) -> Tensor:
+        seed = int.from_bytes(sha256((prompt or "").encode()).digest()[:7], "big")
         return torch.randn(tokens * TEXT_WIDTH + POOLED, generator=torch.Generator().manual_seed(seed))
 
     def encode(prompts) -> TextCondition:

@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 from PIL import Image
 from small import PROMPTS, save_small
 
 from textpatch import cli
-from textpatch.weights.load import find_folder
+from textpatch.weights.load import find
 
 COMMAND = [sys.executable, "-m", "textpatch.cli"]
 SOURCE, TARGET = PROMPTS[0], 'a green badge that says "WORLD" on a white wall'
@@ -74,14 +75,41 @@ def test_every_command_has_help(command, capsys):
     assert left.value.code == 0 and capsys.readouterr().out.startswith(f"usage: textpatch {command}")
 
 
+def listed(capsys, *arguments: str) -> tuple[str, list[list[str]], list[str]]:
+    """What `sites` prints: its first line, the table's cells, and what stands under it."""
+    assert cli.main(["sites", *arguments]) == 0
+    first, heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["site", "name", "kind", "heads", "width", "text", "K/V", "share", "paper"]
+    rows = [line.split() for line in lines if "%" in line.split()[-1] and "together" not in line]
+    return first, rows, lines[len(rows) :]
+
+
 def test_sites_are_listed(model, capsys):
-    """One line per site, in execution order, under one line of headings."""
-    assert cli.main(["sites", model]) == 0
-    heading, *lines = capsys.readouterr().out.splitlines()
-    assert heading.split()[:2] == ["site", "name"]
-    assert [line.split()[:3] for line in lines] == [
-        [str(i), f"transformer_blocks.{i}.attn", "joint"] for i in range(2)
-    ]
+    """One line per site, in execution order; PATH may be spelled --model PATH."""
+    assert listed(capsys, model) == (found := listed(capsys, "--model", model))
+    first, rows, _ = found
+    assert first.startswith("300,976 parameters, 2 sites")
+    assert [row[:3] for row in rows] == [[str(i), f"transformer_blocks.{i}.attn", "joint"] for i in range(2)]
+
+
+@pytest.mark.parametrize("name, count, marked, shares", [
+    ("sdxl-base-1.0", 70, {"*55", "*56", "*57"}, "together 0.61% of the parameters, 0.61% in its"),
+    ("if-i-xl", 22, {"*17"}, "together 0.28% of the parameters, 0.21% in its"),
+    ("sd3-medium", 24, {"*10"}, "together 0.23% of the parameters, 0.23% in its"),
+])  # fmt: skip
+def test_the_papers_sites_are_marked(name, count, marked, shares, capsys):
+    """Of the published sizes: the paper's sites and shares, in its convention beside the true one."""
+    _, rows, below = listed(capsys, name)
+    assert len(rows) == count and {row[0] for row in rows if row[0].startswith("*")} == marked
+    assert any(shares in line for line in below)
+    assert any("to_k and to_v are the image's" in line for line in below) == (name == "if-i-xl")
+
+
+def test_sites_wants_one_model(model, capsys):
+    """Neither none nor two."""
+    for arguments in ([], [model, "--model", model]):
+        assert cli.main(["sites", *arguments]) == 2
+        assert "name one model" in capsys.readouterr().err
 
 
 BAD = {
@@ -166,7 +194,7 @@ def test_a_bad_request_is_one_line_and_leaves_nothing(arguments, says, model, he
     (here / "wordless.tsv").write_text(f"a red sign\t{TARGET}\n")
     if "TRUNCATED" in arguments:
         cut = (
-            Path(shutil.copytree(find_folder("tiny-mmdit"), tmp_path / "cut"))
+            Path(shutil.copytree(find("tiny-mmdit"), tmp_path / "cut"))
             / "text_encoder_3/model.safetensors"
         )
         cut.write_bytes(cut.read_bytes()[:-1000])
@@ -284,3 +312,20 @@ def test_options_that_would_be_ignored_are_refused(model, here, capfd):
     refused(capfd, ["localize", model, "--prompts", "pairs.tsv", "--same-scene"], "--prompts", "leave them out")
     refused(capfd, ["generate", model, SOURCE, "--negative", TARGET, "--guidance", "1"], "no effect", "leave one")
     assert [path.name for path in here.iterdir() if path.name != "pairs.tsv"] == []
+
+
+def test_doctor_says_what_files_are(tmp_path, capsys):
+    """A file, a component's folder and a pipeline's: what each is, how it differs, and which numbers are none."""
+    from test_load import small  # the same small SDXL
+
+    state = small("SDXL").state_dict()
+    state["conv_in.bias"][3] = float("nan")
+    folder = tmp_path / "unet"
+    folder.mkdir()
+    save_file(state, folder / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"\x80\x04pickled")
+    assert cli.main(["doctor", str(folder), str(tmp_path / "broken.safetensors"), "--scan"]) == 0
+    told = capsys.readouterr().out
+    assert "closest to sdxl-base-1.0.unet.diffusers; missing" in told and "of another shape" in told
+    assert "'conv_in.bias': 1 of 64 values are not finite" in told and "1 with numbers that are none" in told
+    assert "unusable: " in told and "pickle" in told

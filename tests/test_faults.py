@@ -17,9 +17,12 @@ import torch
 from laws import patching
 from strategies import Attention, Case, fixed_case, make_attention
 
-from textpatch import attention, plan, sampling
-from textpatch.hooks import HookRegistry
+from textpatch import attention, hooks, plan, sampling
+from textpatch.hooks import Hook, HookRegistry
 from textpatch.plan import Plan, Swap
+from textpatch.reference_models.deepfloyd_if import DeepFloydIF
+from textpatch.reference_models.pipeline import Pipeline as denoising
+from textpatch.reference_models.schedules import DDPM, Euler
 
 
 def plant(monkeypatch, owner, name: str, old: str, new: str) -> None:
@@ -37,18 +40,18 @@ def plain(member):
     return inspect.unwrap(getattr(member, "fget", None) or getattr(member, "__func__", member))
 
 
-def recorded(run: str, reproduce=official.test_in_one_batch):
-    """One of the authors' recorded runs as a law, in one batch or by cache."""
+def recorded(family: str, run: str, reproduce=official.test_in_one_batch):
+    """One of the authors' recorded runs as a law, in one batch, by cache or by injection."""
 
     def law_recorded(case: Case):
-        reproduce(run, torch.float64)
+        reproduce(family, run, torch.float64)
 
     return law_recorded
 
 
 COND_ONLY = Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"
 LATE_STEP = Swap, "acts", "step in self.steps", "step - 1 in self.steps"
-LATE_CALL = patching, "patch", "step = _next(counts, name)", "step = _next(counts, name) + 1"
+LATE_CALL = patching, "_at_text", "_next(calls, name), None", "_next(calls, name) + 1, None"
 FIRST_STEP = patching, "_read", "key = site.name, step,", "key = site.name, min(k[1] for k in cache),"
 VALUES_AS_KEYS = patching, "_read", "label, part\n", 'label, "vk"["kv".index(part)]\n'
 OTHER_DONOR = plan, "_donor", "return place[", "return 0 * place["
@@ -57,12 +60,12 @@ NO_READER = plan, "_write", "zip(readers, donors)", "zip(readers[:-1], donors)"
 ALL_READERS = plan, "_write", "table[reader, h[:, None], t]", "table[:, h[:, None], t]"
 NEXT_SITE = (Plan, "_site_slots", "if not readers or site not in",
              "if not readers or sites[(site.index + 1) % len(sites)] not in")  # fmt: skip
-POOLED_OF_TARGET = sampling, "sample", "row.prompt if row.pooled is None else row.pooled", "rows[-1].prompt"
-IMAGE_ROWS = patching, "_projections", "TEXT_PROJECTIONS[site.kind]", '("to_k", "to_v")'
+POOLED_OF_TARGET = sampling, "sample", "place[row.pooled_prompt]", "place[rows[-1].prompt]"
+IMAGE_ROWS = patching, "_at_text", "taps[tap.module] +=", 'taps[f"{site.name}.to_{part}"] +='
 EARLY_HOOK = (HookRegistry, "__init__", "if name not in modules:",
               "if name in modules:\n            modules[name].register_forward_hook(lambda *_: None)\n"
               "        if name not in modules:")  # fmt: skip
-CLEARED = HookRegistry, "replace", "handle.remove()", "module._forward_hooks.clear()"
+CLEARED = hooks, "_close", "table.pop(key, None)", "table.clear()"
 READ_THROUGH = plan, "_write", "(donor * tokens + t).int()", "table[donor][:, t]"
 OWN_ROW = attention, "gather_text", "bank[read // tokens,", "bank[torch.arange(len(read))[:, None, None],"
 
@@ -71,20 +74,20 @@ FAULTS = {
     "observer's return value used": (laws.law_observing_changes_nothing,
         HookRegistry, "observe", "    fn(name, output)\n", "    return fn(name, output)\n"),
     "replacement dropped": (laws.law_none_leaves_the_output,
-        HookRegistry, "_hook", "return fn(name", "fn(name"),
+        Hook, "__call__", "return self.act(self.name", "self.act(self.name"),
     "hook installed before all names are known": (laws.law_an_unknown_name_installs_nothing, *EARLY_HOOK),
     "unknown name accepted": (laws.law_an_unknown_name_installs_nothing,
         HookRegistry, "__init__", "if name not in modules:", "if False:"),
     "never-fired check removed": (laws.law_silence_is_an_error,
         HookRegistry, "_require_all_fired", "if silent:", "if not self.names:"),
-    "one hook left behind": (laws.law_no_residue, HookRegistry, "replace", "in handles:", "in handles[1:]:"),
+    "one hook left behind": (laws.law_no_residue, hooks, "_close", "in hooks:", "in hooks[1:]:"),
     "context left behind": (laws.law_no_residue,
-        HookRegistry, "replace", "_open_blocks.get() - {block}", "{block}"),
+        hooks, "_close", "_open_blocks.get() - {block}", "{block}"),
     "all blocks closed at once": (laws.law_blocks_close_in_any_order,
-        HookRegistry, "replace", "_open_blocks.get() - {block}", "frozenset()"),
+        hooks, "_close", "_open_blocks.get() - {block}", "frozenset()"),
     "other people's hooks removed": (laws.law_other_hooks_stay, *CLEARED),
     "no gate for threads": (laws.law_other_threads_are_untouched,
-        HookRegistry, "_hook", "if block not in _open_blocks.get():", "if False:"),
+        Hook, "__call__", "if self.block not in _open_blocks.get():", "if False:"),
     "a field forgotten in JSON": (laws.law_plans_survive_json,
         Plan, "to_json", "asdict(swap)", "asdict(replace(swap, part='kv'))"),
     "lists kept as spelled": (laws.law_spelling_does_not_matter,
@@ -127,7 +130,7 @@ FAULTS = {
     "donors of donors forgotten": (laws.law_micro_batches_change_nothing,
         sampling, "_donors", "todo += new", "pass"),
     "injection allowed": (laws.law_evolving_text_refuses_injection,
-        patching, "inject", 'if not getattr(model, "text_is_static", False):', "if False:"),
+        patching, "inject", "if not all(site.text_is_static for site in chosen):", "if False:"),
     "one table for keys and values": (laws.law_slots_are_an_index,
         attention, "segment_attention", "(v[1], slots_v)", "(v[1], slots_k)"),
     "stride of another bank": (laws.law_own_slots_are_the_identity,
@@ -139,13 +142,22 @@ FAULTS = {
         attention, "attention_sdpa", "out.masked_fill(_blind(mask), 0.0)", "out.nan_to_num(0.0)"),
     "donors cut from the graph": (laws.law_gradients_reach_the_donors,
         attention, "gather_text", "return bank[read", "return bank.detach()[read"),
-    "recorded: i > s": (recorded("patch_set_start4"), *LATE_STEP),
-    "recorded: conditional branch only": (recorded("neg_patch_2"), *COND_ONLY),
-    "recorded: heads ignored": (recorded("patch_2_heads"), *ALL_HEADS),
-    "recorded: donor of another row": (recorded("nocfg_patch_2"), *OTHER_DONOR),
-    "recorded: off by one site": (recorded("patch_set"), *NEXT_SITE),
-    "recorded: first step's cache": (recorded("patch_2", BY_CACHE), *FIRST_STEP),
-    "recorded: K and V swapped": (recorded("patch_2", BY_CACHE), *VALUES_AS_KEYS),
+    "recorded: i > s": (recorded("sd3", "patch_set_start4"), *LATE_STEP),
+    "recorded: conditional branch only": (recorded("sd3", "neg_patch_2"), *COND_ONLY),
+    "recorded: heads ignored": (recorded("if", "patch_7_heads"), *ALL_HEADS),
+    "recorded: donor of another row": (recorded("sdxl", "nocfg_patch_13"), *OTHER_DONOR),
+    "recorded: off by one site": (recorded("sdxl", "patch_set"), *NEXT_SITE),
+    "recorded: first step's cache": (recorded("sd3", "patch_2", BY_CACHE), *FIRST_STEP),
+    "recorded: K and V swapped": (recorded("sd3", "patch_2", BY_CACHE), *VALUES_AS_KEYS),
+    "recorded: K and V injected the other way round": (recorded("sdxl", "inject_13", official.test_injection),
+        patching, "_own_bank", 'zip("kv", pair)', 'zip("vk", pair)'),
+    "recorded: pooled vector of another row": (recorded("if", "patch_set"),
+        DeepFloydIF, "_pooled", "else text.pooled", "else text.pooled.roll(1, 0)"),
+    "recorded: noise of another step": (recorded("if", "A"),
+        DDPM, "step", "_deviation(share, now, after) * noise", "_deviation(share, after, now) * noise"),
+    "recorded: variance guided, too": (recorded("if", "B"),
+        denoising, "_predict", "guidance, x.shape[1])", "guidance, output.shape[1])"),
+    "recorded: input not scaled": (recorded("sdxl", "A"), Euler, "model_input", "x / self._scale(step, steps)", "x"),
 }  # fmt: skip
 
 

@@ -13,11 +13,16 @@ ROOT = Path(textpatch.__file__).parent
 OUTER = {"textpatch.reference_models": SHIPPED.parent / "reference_models", "textpatch.weights": SHIPPED}
 CORE = ["attention", "hooks", "sites", "plan", "patch"]
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
-LIBRARY = {f"textpatch.{path.stem}": path for path in ROOT.glob("*.py")}
-LIBRARY |= {f"textpatch.metrics.{path.stem}": path for path in (ROOT / "metrics").glob("*.py")}
-SOURCES = LIBRARY | {
-    f"{package}.{path.stem}": path for package, folder in OUTER.items() for path in folder.glob("*.py")
-}
+
+
+def modules(package: str, folder: Path) -> dict[str, Path]:
+    """Full name -> file of all modules below a package."""
+    paths = {path.relative_to(folder).with_suffix("").parts: path for path in folder.rglob("*.py")}
+    return {".".join([package, *parts]).removesuffix(".__init__"): path for parts, path in paths.items()}
+
+
+LIBRARY = modules("textpatch", ROOT)
+SOURCES = LIBRARY | {name: path for outer in OUTER.items() for name, path in modules(*outer).items()}
 
 
 def tree(name: str) -> ast.Module:

@@ -13,8 +13,9 @@ _HOMES = {
     "patch": "KVCache capture inject patch",
     "plan": "Plan Row Swap",
     "sampling": "Samples sample",
-    "sites": "Site find_sites",
+    "sites": "Site SiteSpec Span find_sites",
     "store": "Run",
+    "testing": "check_port",
     "weights": "load load_denoiser",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

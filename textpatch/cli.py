@@ -14,12 +14,16 @@ from pathlib import Path
 from textpatch.errors import PatchError
 
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
+MODEL_HELP = ("a shipped model (tiny-mmdit, planted-mmdit), a folder in diffusers layout, an original single "
+              ".safetensors file, a sharded index, or org/name in the Hugging Face cache")  # fmt: skip
 EXAMPLES = f"""examples:
   textpatch sites tiny-mmdit
+  textpatch sites --model /models/stable-diffusion-xl-base-1.0
   textpatch generate tiny-mmdit '{SENTENCE}' --seed 0 1 2
   textpatch localize planted-mmdit --pairs 8 --seeds 0 1
   textpatch edit planted-mmdit --source '{SENTENCE}' --target 'a red sign that says "WORLD" on a blue wall'
   textpatch doctor
+  textpatch doctor /models/sd_xl_base_1.0.safetensors
 """
 
 
@@ -59,37 +63,40 @@ def parser() -> argparse.ArgumentParser:
         )
     )
     _edit(_command(commands, "edit", "keep the picture of one prompt, write the word of another"))
-    doctor_ = commands.add_parser("doctor", help="check the installation, the OCR engine and models")
-    doctor_.add_argument(
-        "model", nargs="*", help="shipped names or folders; all shipped models when left out"
-    )
-    doctor_.set_defaults(run=doctor)
+    _doctor(_command(commands, "doctor", "check the installation, the OCR engine, and what is in weight files"))
     return top
 
 
 def _command(commands, name: str, text: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    command.add_argument(
-        "model", help="a shipped model (tiny-mmdit, planted-mmdit) or a folder in diffusers layout"
-    )
-    return command
+    return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
 
 
 def _sites(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", nargs="?", help=f"{MODEL_HELP}; or a published name, such as sdxl-base-1.0")
+    command.add_argument("--model", dest="path", metavar="PATH", help="the same, spelled out")
     command.set_defaults(run=sites)
 
 
+def _doctor(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", nargs="*", metavar="PATH",
+                         help=f"{MODEL_HELP}; all shipped models when left out")  # fmt: skip
+    command.add_argument("--scan", action="store_true", help="read every number, too, and name those that are none (NaN, Inf)")
+    command.set_defaults(run=doctor)
+
+
 def _generate(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", help=MODEL_HELP)
     command.add_argument("prompts", nargs="+", metavar="PROMPT", help=f"for shipped models like: {SENTENCE}")
     command.add_argument(
         "--seed", type=int, nargs="+", default=[0], help="noise seeds; every prompt with every seed"
     )
-    command.add_argument("--negative", help="negative prompt (default: the empty prompt)")
+    command.add_argument("--negative", help="negative prompt (default: none, which SDXL reads as zeros and the others as the empty prompt)")
     _common(command)
     command.set_defaults(run=generate)
 
 
 def _localize(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", help=MODEL_HELP)
     command.add_argument(
         "--pairs", type=int, help="how many prompt pairs of the shipped word lists (8)"
     )
@@ -112,6 +119,7 @@ def _localize(command: argparse.ArgumentParser) -> None:
 
 
 def _edit(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", help=MODEL_HELP)
     command.add_argument("--source", required=True, help="prompt whose picture is kept")
     command.add_argument("--target", required=True, help="prompt whose word is wanted")
     command.add_argument("--sites", nargs="+", help="sites to swap (default: those localised for the model)")
@@ -132,29 +140,51 @@ def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, help="denoising steps (the model's default)")
     command.add_argument("--guidance", type=float, help="classifier-free guidance (the model's default)")
     command.add_argument("--out", type=Path, help="run folder (default: runs/COMMAND-MODEL-HASH)")
+    command.add_argument("--device", default="cpu", help="where the model runs, as torch spells it (cpu)")
+    command.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32",
+                         help="numbers the model computes in (float32)")  # fmt: skip
 
 
 def sites(options) -> None:
-    """`textpatch sites`: the table of a model's sites."""
+    """`textpatch sites`: the table of a model's sites, from its configuration or its file's header alone."""
     from textpatch.sites import find_sites
+    from textpatch.weights.load import outline
+    from textpatch.weights.published import COUNTED, counted_parameters, localized_sites
 
-    model = _load(options.model).denoiser
-    total = sum(p.numel() for p in model.parameters())
-    print(
-        f"{'site':>4}  {'name':<32}{'kind':<7}{'heads':>5}{'width':>7}{'text K/V':>11}  share of {total:,} parameters"
-    )
-    for site in find_sites(model):
-        width, share = site.heads * site.head_dim, site.parameters / total
-        print(
-            f"{site.index:>4}  {site.name:<32}{site.kind:<7}{site.heads:>5}{width:>7}{site.parameters:>11,}  {share:.2%}"
-        )
+    model = outline(_one_model(options))
+    found, total = find_sites(model), sum(p.numel() for p in model.parameters())
+    marked, width = localized_sites(model), max(len(site.name) for site in found)
+    print(f"{total:,} parameters, {len(found)} sites in execution order")
+    print(f"{'site':>5}  {'name':<{width}}  {'kind':<6}{'heads':>5}{'width':>7}{'text K/V':>12}{'share':>9}{'paper':>9}")
+    for site in found:
+        shares = site.parameters / total, counted_parameters(model, site) / total
+        index = f"{'*' if site.index in marked else ''}{site.index}"
+        print(f"{index:>5}  {site.name:<{width}}  {site.kind:<6}{site.heads:>5}"
+              f"{site.heads * site.head_dim:>7}{site.parameters:>12,}{shares[0]:>9.4%}{shares[1]:>9.4%}")  # fmt: skip
+    print("share: parameters of the text's own key and value projections; "
+          f"paper: those of {' and '.join(COUNTED[found[0].kind])}, the paper's convention")  # fmt: skip
+    if marked:
+        chosen = [site for site in found if site.index in marked]
+        text, paper = (sum(counts) / total for counts in (
+            [site.parameters for site in chosen], [counted_parameters(model, site) for site in chosen]))  # fmt: skip
+        print(f"* the paper's sites (ICLR 2025): together {text:.2%} of the parameters, {paper:.2%} in its convention")
+    if found[0].kind == "added":
+        print("they differ: in this model to_k and to_v are the image's; the text's, which a swap changes, "
+              "are add_k_proj and add_v_proj")  # fmt: skip
+
+
+def _one_model(options) -> str:
+    """The model named by its place or by --model; naming none or two is an error."""
+    if (options.model is None) == (options.path is None):
+        raise PatchError("name one model: textpatch sites MODEL, or textpatch sites --model PATH")
+    return options.model or options.path
 
 
 def generate(options) -> None:
     """`textpatch generate`: one picture per prompt and seed, and a sheet of all."""
     from textpatch.figures import contact_sheet, png
 
-    pipeline = _load(options.model)
+    pipeline = _load(options)
     steps, guidance = _defaults(pipeline, options)
     request = dict(command="generate", prompts=options.prompts, seeds=options.seed, steps=steps, guidance=guidance,
                    negative=options.negative)  # fmt: skip
@@ -181,7 +211,7 @@ def localize(options) -> None:
     if options.sets and options.sites:
         raise PatchError("--sites and --set were both given, and --set replaces --sites; give one of them")
     pairs, sites_ = _pairs(options), options.sites or ["all"]
-    pipeline, ocr = _load(options.model), Tesseract()
+    pipeline, ocr = _load(options), Tesseract()
     steps, guidance = _defaults(pipeline, options)
     groups = None if options.sets is None else [_selectors(group) for group in options.sets]
     request = dict(command="localize", pairs=pairs, seeds=options.seeds, sites=sites_, sets=options.sets,
@@ -204,7 +234,7 @@ def edit(options) -> None:
     from textpatch.edit import edit as edit_
     from textpatch.figures import contact_sheet, png
 
-    pipeline = _load(options.model)
+    pipeline = _load(options)
     steps, guidance = _defaults(pipeline, options)
     made = edit_(pipeline, options.source, options.target, start=options.start, seed=options.seed, steps=steps,
                  guidance=guidance, branch=options.branch, sites=options.sites and _selectors(options.sites))  # fmt: skip
@@ -224,6 +254,7 @@ def edit(options) -> None:
 def doctor(options) -> None:
     """`textpatch doctor`: what is installed and whether every part works."""
     from textpatch.metrics import Tesseract
+    from textpatch.weights.doctor import examine
 
     for name, version in _versions().items():
         print(f"{name:<14}{version}")
@@ -231,19 +262,21 @@ def doctor(options) -> None:
     reader.self_test()
     print(f"{'tesseract':<14}{reader.describe()['version']}, reads its self-test")
     for model in options.model or _shipped():
-        pipeline = _load(model)
-        pipeline.generate(SENTENCE, seeds=0, steps=1)
-        count = sum(p.numel() for p in pipeline.parameters())
-        print(
-            f"{model:<14}loads and runs: {count:,} parameters, {len(pipeline.denoiser.sites)} sites, "
-            f"dtype {pipeline.dtype}"
-        )
+        for line in examine(model, numbers=options.scan):
+            print(line)
 
 
-def _load(model: str):
+def _load(options):
+    import torch
+
     from textpatch.weights import load
 
-    return load(model)
+    try:
+        device = torch.device(options.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PatchError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return load(options.model, device=device, dtype=getattr(torch, options.dtype))
 
 
 def _shipped() -> list[str]:
@@ -285,7 +318,7 @@ def _open_run(options, pipeline, request: dict, **facts):
     from textpatch.store import Run
     from textpatch.weights.load import fingerprint
 
-    request = {"model": pipeline.name, "weights": fingerprint(options.model), **request, **facts}
+    request = {"model": pipeline.name, "weights": fingerprint(options.model), "dtype": options.dtype, **request, **facts}
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
     folder = options.out or Path("runs") / f"{request['command']}-{pipeline.name}-{digest}"
     return Run.open(folder, {"request": request, "versions": _versions(), "command": options.command_line})

@@ -8,7 +8,11 @@ class PatchError(RuntimeError):
 
 
 class WeightsError(PatchError):
-    """A weights folder or file is missing, damaged, or is not what was asked for."""
+    """A weights folder or file is missing, damaged, or is not what was asked for; code, if any, names the fault."""
+
+    def __init__(self, message: str, code: str = ""):
+        super().__init__(message)
+        self.code = code
 
 
 class PromptError(PatchError):

@@ -6,9 +6,11 @@ task that opened it, and a module that was asked for and never ran is an error, 
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Callable, Iterable, Iterator
 
 from torch import nn
@@ -48,38 +50,38 @@ class HookRegistry:
         with self.replace(watch):
             yield self
 
-    @contextmanager
-    def replace(self, fn: Callable[[str, object], object]) -> Iterator[HookRegistry]:
+    def replace(self, fn: Callable[[str, object], object]) -> AbstractContextManager[HookRegistry]:
         """Make fn(name, output) the output of each named module; None leaves it as it is, as in torch.
 
         Raises PatchError on leaving if a named module never ran: the model was not called, was called
         through `.forward`, or was compiled before the block was entered.
         """
+        return self._block(nn.Module.register_forward_hook, lambda name, module, args, output: fn(name, output))
+
+    def observe_inputs(self, fn: Callable[[str, inspect.BoundArguments], object]) -> AbstractContextManager:
+        """Call fn(name, inputs) before each named module, with what its forward gets, by name.  Raises as `replace`."""
+
+        def before(name: str, module: nn.Module, args, kwargs) -> None:
+            fn(name, inspect.signature(module.forward).bind(*args, **kwargs))
+
+        return self._block(partial(nn.Module.register_forward_pre_hook, with_kwargs=True), before)
+
+    @contextmanager
+    def _block(self, register, act) -> Iterator[HookRegistry]:
         block, fired = object(), Counter()
-        handles = []
+        hooks = [(module, Hook(name, act, block, fired)) for name, module in self._modules.items()]
         try:
-            for name, module in self._modules.items():
-                handles.append(module.register_forward_hook(self._hook(name, fn, block, fired)))
+            for module, hook in hooks:
+                register(module, hook)
             _open_blocks.set(_open_blocks.get() | {block})
-            try:
-                yield self
-            finally:
-                _open_blocks.set(_open_blocks.get() - {block})  # blocks may close in any order
+            yield self
         finally:
-            for handle in handles:
-                handle.remove()
+            try:
+                _close(block, hooks)
+            finally:
+                _close(block, hooks)  # once more: an interrupt may have cut the first short
             self.calls.update(fired)
         self._require_all_fired(fired)
-
-    @staticmethod
-    def _hook(name: str, fn, block: object, fired: Counter):
-        def hook(module, args, output):
-            if block not in _open_blocks.get():
-                return None
-            fired[name] += 1
-            return fn(name, output)
-
-        return hook
 
     def _require_all_fired(self, fired: Counter) -> None:
         silent = [name for name in self.names if not fired[name]]
@@ -89,3 +91,37 @@ class HookRegistry:
                 f"{len(silent)} of {len(self.names)} modules never ran inside the block ({shown}); call the model "
                 "itself, not `.forward`, inside the block, and compile it only after entering"
             )
+
+
+class Hook:
+    """One module's hook of one open block; calls from threads and tasks that did not open it pass by."""
+
+    def __init__(self, name: str, act: Callable, block: object, fired: Counter):
+        self.name, self.act, self.block, self.fired = name, act, block, fired
+
+    def __call__(self, module: nn.Module, args: tuple, rest: object) -> object:
+        """rest: the output, or before it is there, the named arguments."""
+        if self.block not in _open_blocks.get():
+            return None
+        self.fired[self.name] += 1
+        return self.act(self.name, module, args, rest)
+
+    def __reduce_ex__(self, protocol):
+        """torch copies and pickles a module's hooks with it, and nobody would ever remove the copy's."""
+        raise PatchError(
+            f"the model is copied or pickled while module {self.name!r} is watched or patched; "
+            "do it before the block or after"
+        )
+
+
+def _close(block: object, hooks: list[tuple[nn.Module, Hook]]) -> None:
+    """Shut the block and remove its hooks, whether or not they were put on; blocks may close in any order.
+
+    Hooks are found by what they are, not by the handles torch returns: an interrupt can come in between.
+    """
+    _open_blocks.set(_open_blocks.get() - {block})
+    for module, hook in hooks:
+        for table in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, other in table.items() if other is hook]:
+                table.pop(key, None)
+                module._forward_pre_hooks_with_kwargs.pop(key, None)

@@ -1,18 +1,20 @@
 """Carrying an intervention out on any model with sites: capture text K and V in one run, put them into another.
 
-B batch rows, T text tokens, W = H heads x D
+B batch rows, T text tokens, W = H heads x D, where H counts the heads of K and V
 
-Hooks on the text projections themselves (`sites.TEXT_PROJECTIONS`): image keys, image values and all
-queries are out of reach by construction.  A K norm after the projection then acts on the captured keys, so
-the swap is of what attention reads.
+Hooks on the taps of the sites, of which text tokens and text channels alone are read and written: image keys,
+image values and all queries are out of reach by construction.  A norm or rotation after a tap acts on the keys
+put there, at the reader's own positions.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from contextlib import contextmanager
-from typing import Hashable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from contextlib import contextmanager, nullcontext
+from contextvars import Context
+from inspect import BoundArguments
+from typing import Callable, Hashable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
 from textpatch.plan import Row
-from textpatch.sites import TEXT_PROJECTIONS, Site, find_sites, select_sites
+from textpatch.sites import Site, Span, find_sites, select_sites
 
 
 class KVCache(dict):
@@ -36,7 +38,7 @@ class KVCache(dict):
     @staticmethod
     def estimate(sites: Sequence[Site], steps: int, rows: int, tokens: int, dtype: torch.dtype) -> int:
         """Bytes a capture will take, before it runs."""
-        width = sum(site.heads * site.head_dim for site in sites)
+        width = sum(site.text_heads * site.head_dim for site in sites)
         return 2 * width * steps * rows * tokens * dtype.itemsize
 
     @property
@@ -69,22 +71,20 @@ def _tuples(value):
 def capture(model: nn.Module, sites, *, rows: Sequence[Row | Hashable]) -> Iterator[KVCache]:
     """Keep the text K and V of `sites` at every call of the model inside the block; nothing else changes.
 
-    rows  one Row or label per batch row, in order; the n-th call of the model is step n
+    sites  what `select_sites` understands, or Sites that `find_sites` made by a table of one's own
+    rows   one Row or label per batch row, in order; the n-th call of the model is step n
     Raises PatchError if a site is unknown or never runs, if the batch has another number of rows, or if two
     rows have one label.
     """
-    cache, steps, labels = KVCache(), Counter(), [_label(row) for row in rows]
+    cache, labels = KVCache(), [_label(row) for row in rows]
     _require_distinct(labels)
 
-    def keep(name: str, output: Tensor) -> None:
-        site, part = owners[name]
-        _require_rows(site, output, labels)
-        step = _next(steps, name)
+    def keep(site: Site, part: str, step: int, own: Tensor) -> None:
+        _require_rows(site, own, labels)
         for b, label in enumerate(labels):
-            cache[site.name, step, label, part] = output[b].detach().clone()
+            cache[site.name, step, label, part] = own[b].detach().clone()
 
-    registry, owners = _projections(model, sites)
-    with registry.observe(keep):
+    with _at_text(model, _chosen(model, sites), keep):
         yield cache
 
 
@@ -96,6 +96,7 @@ def patch(model: nn.Module, cache: KVCache, sites, *, rows: Sequence, steps: Ite
 
         A = softmax(q [k'; k_image]^T / sqrt(D)) [v'; v_image],   k', v' from the captured run
 
+    sites  as for `capture`
     rows   one entry per batch row: the Row or label it reads, or None to leave it alone
     steps  the calls of the model, 0 = first, that are patched; heads, tokens: those replaced; all when None
     part   "kv", or only "k" or only "v"
@@ -103,76 +104,156 @@ def patch(model: nn.Module, cache: KVCache, sites, *, rows: Sequence, steps: Ite
     batch has another number of rows than `rows`, or shapes or dtypes differ; for heads, tokens or steps
     there are not; if a field names nothing.
     """
-    labels, counts = [None if row is None else _label(row) for row in rows], Counter()
+    labels = [None if row is None else _label(row) for row in rows]
     steps, heads, tokens = (None if x is None else sorted(set(x)) for x in (steps, heads, tokens))
     if not any(labels):
         raise PatchError("patch was given no row to read; name one per batch row, or leave patch out")
     if [] in (steps, heads, tokens) or part not in ("kv", "k", "v"):
         raise PatchError(f"nothing to patch in {steps=}, {heads=}, {tokens=}, {part=}; leave a field out to mean all")
 
-    def swap(name: str, output: Tensor) -> Tensor | None:
-        site, which = owners[name]
-        _require_rows(site, output, labels)
-        step = _next(counts, name)
+    def swap(site: Site, which: str, step: int, own: Tensor) -> Tensor | None:
+        _require_rows(site, own, labels)
         if steps is not None and step not in steps:
             return None
-        new = output.clone()
+        new = own.clone()
         for b, label in enumerate(labels):
             if label is not None:
-                stored = _read(cache, site, step, label, which, output[b])
-                new[b] = _mixed(output[b], stored, site, heads, tokens)
+                stored = _read(cache, site, step, label, which, own[b])
+                new[b] = _mixed(own[b], stored, site, heads, tokens)
         return new
 
-    registry, owners = _projections(model, sites, part)
-    with registry.replace(swap):
+    with _at_text(model, _chosen(model, sites), swap, part) as calls:
         yield
-    missed = [step for step in steps or () if not 0 <= step < max(counts.values())]
+    missed = [step for step in steps or () if not 0 <= step < max(calls.values())]
     if missed:
-        raise PatchError(f"steps {missed} were to be patched; the model was called {max(counts.values())} times")
+        raise PatchError(f"steps {missed} were to be patched; the model was called {max(calls.values())} times")
 
 
 @contextmanager
-def inject(model: nn.Module, text: Tensor, sites) -> Iterator[None]:
-    """Feed `text` (B, T, C) to the text projections of `sites` in place of the prompt.   (sec. 4.1, Injection)
+def inject(model: nn.Module, text, sites) -> Iterator[None]:
+    """Let `sites` read the keys and values of `text` in place of the prompt's.   (sec. 4.1, Injection)
 
-    Raises PatchError on models whose text stream changes with depth: no single text feeds their sites.
+    text: as the model takes it, of as many rows as the batch, the TextCondition of our own models; only its
+    tokens are read, so the pooled vector stays the prompt's.  A foreign model makes the keys and values in one
+    call more, before its first.  Raises PatchError on models whose text stream changes with depth: no single
+    text feeds their sites; and for another number of rows or tokens than the batch has.
     """
-    if not getattr(model, "text_is_static", False):
+    chosen = _chosen(model, sites)
+    if not all(site.text_is_static for site in chosen):
         raise PatchError(
             f"injection is undefined for {type(model).__name__}: its text stream changes with depth, so no single "
             "text feeds a site; use capture and patch, or a plan"
         )
-    registry, owners = _projections(model, sites)
-    modules = dict(model.named_modules())
+    knows = hasattr(model, "text_kv")
+    bank = _own_bank(model, text) if knows else {}
 
-    def project(name: str, output: Tensor) -> Tensor:
-        return nn.functional.linear(text, modules[name].weight, modules[name].bias)
+    def injected(site: Site, part: str, step: int, own: Tensor) -> Tensor:
+        new = bank[site.index, part]
+        if new.shape != own.shape:
+            raise PatchError(
+                f"site {site.name!r} makes {part} of shape {tuple(own.shape)} for this batch; the injected text "
+                f"makes {tuple(new.shape)}; give one row of equal length per batch row, both guidance branches included"
+            )
+        return new
 
-    with registry.replace(project):
-        yield
+    with nullcontext() if knows else _fill_at_first_call(bank, model, text, chosen):
+        with _at_text(model, chosen, injected):
+            yield
 
 
-def _projections(model: nn.Module, sites, parts: str = "kv") -> tuple[HookRegistry, dict[str, tuple[Site, str]]]:
-    """A registry of the text K and V projections of `sites`, and which site and part each belongs to."""
-    owners = {
-        f"{site.name}.{module}": (site, part)
-        for site in select_sites(find_sites(model), sites)
-        for part, module in zip("kv", TEXT_PROJECTIONS[site.kind])
-        if part in parts
-    }
-    return HookRegistry(model, owners), owners
+def _own_bank(model: nn.Module, text) -> dict[tuple[int, str], Tensor]:
+    """(site index, part) -> (B, T, W), from the model's own `text_kv`."""
+    pairs = enumerate(model.text_kv(text))
+    return {(i, part): x.transpose(1, 2).flatten(2) for i, pair in pairs for part, x in zip("kv", pair)}
+
+
+def _fill_at_first_call(bank: dict, model: nn.Module, text, sites: tuple[Site, ...]):
+    """A block in which the model's first call is preceded by one with `text`, which fills `bank`."""
+    span, inputs_read = sites[0].span, sorted({site.span.text for site in sites})
+    if len(inputs_read) > 1:
+        raise PatchError(f"these sites read {inputs_read}, and one text was given; inject at sites that read one")
+
+    def keep(site: Site, part: str, step: int, own: Tensor) -> None:
+        bank[site.index, part] = own
+
+    def run(inputs: BoundArguments) -> None:
+        with _at_text(model, sites, keep):
+            model(*inputs.args, **inputs.kwargs)
+
+    def fill(name: str, inputs: BoundArguments) -> None:
+        if bank:
+            return
+        _require_alike(span, text, inputs.arguments.get(span.text))
+        inputs.arguments[span.text] = text
+        Context().run(run, inputs)  # in no open block: none counts or changes this call
+
+    return HookRegistry(model, [""]).observe_inputs(fill)
+
+
+def _require_alike(span: Span, text, own) -> None:
+    """Raise PatchError unless an injected text has the rows and tokens of the batch's own."""
+    shapes = [(span.length(x), len(x)) for x in (own, text)]
+    if shapes[0] != shapes[1]:
+        raise PatchError(
+            f"{span.text!r} of this batch holds {shapes[0][1]} rows of {shapes[0][0]} tokens, the injected text "
+            f"{shapes[1][1]} of {shapes[1][0]}; give one row of equal length per batch row"
+        )
+
+
+def _chosen(model: nn.Module, sites) -> tuple[Site, ...]:
+    """Sites are taken as they are, whoever found them; anything else selects among those of the model."""
+    given = [sites] if isinstance(sites, (Site, str, int)) else list(sites)
+    ready = given and all(isinstance(site, Site) for site in given)
+    return select_sites(given if ready else find_sites(model), given)
+
+
+@contextmanager
+def _at_text(model: nn.Module, sites: tuple[Site, ...], fn: Callable, parts: str = "kv") -> Iterator[Counter]:
+    """Call fn(site, part, step, own) with the text K or V (B, T, W) of `sites` wherever they are made.
+
+    What it returns takes their place, None leaves them.  Yields how often each tapped module was called.
+    """
+    calls, lengths, taps = Counter(), {}, defaultdict(list)
+    for site in sites:
+        for part, tap in zip("kv", site.taps):
+            taps[tap.module] += [(site, part, tap.channels)] if part in parts else []
+
+    def at(name: str, output: Tensor) -> Tensor | None:
+        step, new = _next(calls, name), None
+        for site, part, channels in taps[name]:
+            text = site.span.tokens(output.shape[1], lengths.get(site.span))
+            where = slice(None), text, slice(*channels or (None,))
+            read = fn(site, part, step, output[where])
+            if read is not None:
+                new = output.clone() if new is None else new
+                new[where] = read
+        return new
+
+    with _text_lengths(model, sites, lengths):
+        with HookRegistry(model, [name for name in taps if taps[name]]).replace(at):
+            yield calls
+
+
+def _text_lengths(model: nn.Module, sites: tuple[Site, ...], lengths: dict[Span, int]):
+    """A block in which `lengths` holds how many text tokens the model was called with, where sites ask for it."""
+    spans = {site.span for site in sites if site.span.place != "all"}
+
+    def note(name: str, inputs: BoundArguments) -> None:
+        lengths.update({span: span.length(inputs.arguments.get(span.text)) for span in spans})
+
+    return HookRegistry(model, [""]).observe_inputs(note) if spans else nullcontext()
 
 
 def _mixed(own: Tensor, stored: Tensor, site: Site, heads: list[int] | None, tokens: list[int] | None) -> Tensor:
     """A row's own text K or V (T, W), with the given heads of the given tokens taken from `stored`."""
     if heads is None and tokens is None:
         return stored
-    for what, asked, size in (("head", heads, site.heads), ("token", tokens, len(own))):
+    for what, asked, size in (("head", heads, site.text_heads), ("token", tokens, len(own))):
         if asked is not None and not 0 <= asked[0] <= asked[-1] < size:
             raise PatchError(f"no {what} {asked[-1]} at site {site.name!r}; there are {size}, numbered 0..{size - 1}")
-    mixed, split = own.clone(), (site.heads, -1)
+    mixed, split = own.clone(), (site.text_heads, -1)
     t = torch.arange(len(own)) if tokens is None else torch.tensor(tokens)
-    h = torch.arange(site.heads) if heads is None else torch.tensor(heads)
+    h = torch.arange(site.text_heads) if heads is None else torch.tensor(heads)
     mixed.unflatten(-1, split)[t[:, None], h] = stored.unflatten(-1, split)[t[:, None], h]
     return mixed
 

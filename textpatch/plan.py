@@ -26,13 +26,13 @@ CONDITIONAL = "cond"
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled batch row: a prompt, a noise seed, a guidance branch.
+    """One labelled batch row: a prompt (None: no prompt at all), a noise seed, a guidance branch.
 
     pooled is the prompt whose pooled vector modulates this row; its own when None.
     """
 
     name: str
-    prompt: str
+    prompt: str | None
     seed: int = 0
     branch: str = CONDITIONAL
     pooled: str | None = None
@@ -41,8 +41,12 @@ class Row:
     def label(self) -> tuple[str, str]:
         return self.name, self.branch
 
+    @property
+    def pooled_prompt(self) -> str | None:
+        return self.prompt if self.pooled is None else self.pooled
 
-def with_guidance(rows: Sequence[Row], negative: str = "") -> list[Row]:
+
+def with_guidance(rows: Sequence[Row], negative: str | None = None) -> list[Row]:
     """Unconditional twins of all rows, reading `negative`, then the rows themselves: diffusers' batch order."""
     return [replace(row, prompt=negative, pooled=None, branch=UNCONDITIONAL) for row in rows] + list(rows)
 
@@ -147,7 +151,7 @@ class Plan:
             _in_range("step", swap.steps, steps)
             _in_range("token", swap.tokens, tokens)
             for site in chosen:
-                _in_range(f"head of {site.name}", swap.heads, site.heads)
+                _in_range(f"head of {site.name}", swap.heads, site.text_heads)
 
     def slots(self, step: int, rows: Sequence[Row], sites: Sequence[Site], *, tokens: int) -> list | None:
         """One entry per site for a denoiser's `slots`: None, int32 (B, H or 1, T), or a pair for K and V.
@@ -169,7 +173,7 @@ class Plan:
             donors = [_donor(place, row, swap.donor) for row in readers]
             for part in swap.part:
                 tables[part] = _write(
-                    tables[part], [place[r.label] for r in readers], donors, swap, site.heads
+                    tables[part], [place[r.label] for r in readers], donors, swap, site.text_heads
                 )
         if not changed:
             return None

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from textpatch.errors import PatchError
+from textpatch.ledger import Ledger, Recorder
 from textpatch.plan import Plan, Row, with_guidance
 from textpatch.sites import find_sites
 
@@ -28,11 +29,12 @@ class Samples:
     steps: int
     guidance: float
     trajectory: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)
+    ledger: Ledger = field(default=Ledger(), repr=False)
 
 
 def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
            steps: int | None = None, guidance: float | None = None,
-           negative: str = "", micro_batch: int = 64, keep_trajectory: bool = False) -> Samples:  # fmt: skip
+           negative: str | None = None, micro_batch: int = 64, keep_trajectory: bool = False) -> Samples:  # fmt: skip
     """Generate all rows together, each reading the text keys and values the plan gives it.
 
     rows are conditional rows with different names; their unconditional twins are added when guidance is
@@ -47,17 +49,18 @@ def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
     guidance = pipeline.defaults.guidance if guidance is None else guidance
     _require_distinct(rows)
     branches = 1 if guidance == 1 else 2
-    if negative and branches == 1:
+    if negative is not None and branches == 1:
         raise PatchError(f"negative prompt {negative!r} has no effect at guidance 1; leave one of them out")
     out = Samples({}, {}, plan, rows, steps, guidance)
-    text, place = _encode(pipeline, rows, negative if branches == 2 else None)
+    text, place = _encode(pipeline, rows if branches == 1 else with_guidance(rows, negative))
     plan.check(rows, find_sites(pipeline.denoiser), steps, tokens=text.tokens.shape[1])
+    recorder = Recorder(pipeline, rows, plan, steps)
     for group, fresh in pack(rows, plan, max(micro_batch // branches, 1)):
         batch = group if branches == 1 else with_guidance(group, negative)
-        pooled = text.pooled[[place[row.prompt if row.pooled is None else row.pooled] for row in batch]]
+        pooled = text.pooled[[place[row.pooled_prompt] for row in batch]]
         condition = replace(text[[place[row.prompt] for row in batch]], pooled=pooled)
-        _sample_group(pipeline, group, batch, fresh, condition, out, keep_trajectory)
-    return out
+        _sample_group(pipeline, group, batch, fresh, condition, out, keep_trajectory, recorder)
+    return replace(out, ledger=recorder.ledger())
 
 
 def _require_distinct(rows: Sequence[Row]) -> None:
@@ -69,23 +72,27 @@ def _require_distinct(rows: Sequence[Row]) -> None:
         )
 
 
-def _encode(pipeline, rows: Sequence[Row], negative: str | None):
+def _encode(pipeline, rows: Sequence[Row]):
     """Every distinct prompt once: the text condition of all, and prompt -> its row there."""
-    prompts = [p for row in rows for p in (row.prompt, row.pooled) if p is not None]
-    prompts = list(dict.fromkeys(prompts + ([] if negative is None else [negative])))
+    prompts = [prompt for row in rows for prompt in (row.prompt, row.pooled_prompt)]
+    prompts = list(dict.fromkeys(prompts))
     return pipeline.encode(prompts), {prompt: i for i, prompt in enumerate(prompts)}
 
 
-def _sample_group(pipeline, group, batch, fresh, condition, out: Samples, keep: bool) -> None:
+def _sample_group(pipeline, group, batch, fresh, condition, out: Samples, keep: bool, recorder: Recorder) -> None:
     sites, tokens, seen = find_sites(pipeline.denoiser), condition.tokens.shape[1], []
 
     def slots(step: int):
-        return to_device(out.plan.slots(step, batch, sites, tokens=tokens), pipeline.device)
+        tables = out.plan.slots(step, batch, sites, tokens=tokens)
+        recorder.enter(step, tables)
+        return to_device(tables, pipeline.device)
 
-    latents = pipeline.denoise(
-        pipeline.noise([row.seed for row in group]), condition, steps=out.steps, guidance=out.guidance,
-        slots=slots if out.plan.swaps else None, on_step=(lambda i, x: seen.append(x)) if keep else None,
-    )  # fmt: skip
+    noises = pipeline.noises([row.seed for row in group])
+    with recorder.watching(batch, fresh):
+        latents = pipeline.denoise(
+            next(noises), condition, steps=out.steps, guidance=out.guidance, noises=noises,
+            slots=slots if out.plan.swaps else None, on_step=(lambda i, x: seen.append(x)) if keep else None,
+        )  # fmt: skip
     images = pipeline.decode(latents)
     for b, row in enumerate(group):
         if row in fresh:

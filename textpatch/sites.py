@@ -1,14 +1,82 @@
-"""Where text enters: the sites of a model, in execution order, and which modules make their keys and values."""
+"""Where text enters a model: its sites, in execution order, and where their text keys and values can be had.
+
+B rows, T text tokens, S tokens of a sequence, W = text heads x D
+
+    k, v = output[:, span, channels]     (B, S, ...) -> (B, T, W), of one module each: the site's taps
+
+A model says so itself (`model.sites`), or a table of `SiteSpec`s says it for a class of models: a port.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Iterable
+from importlib import import_module
+from typing import Iterable, Sequence
 
 from torch import nn
 
 from textpatch.errors import PatchError, closest
+
+# Names, below the attention module, of the projections whose outputs are the text keys and values.
+TEXT_PROJECTIONS = {
+    "cross": ("to_k", "to_v"),
+    "added": ("add_k_proj", "add_v_proj"),
+    "joint": ("add_k_proj", "add_v_proj"),
+    "single": ("to_k", "to_v"),
+}
+
+
+def _require_known(what: str, value, known: Iterable) -> None:
+    if value not in known:
+        raise PatchError(f"{what} is {value!r}; known here: {', '.join(map(repr, known))}")
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where the text K or V of a site is made: some channels of a module's output, all when None."""
+
+    module: str
+    channels: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """Which tokens of a tap's output are text: `all`, or the `first` or `last` T of text and image tokens.
+
+    T is the length of what the model's forward gets as `text`, rounded up to a multiple of `pad_to`: of a
+    tensor (B, T, ...), or of a list with one tensor (T, ...) per row.  Raises PatchError for another place.
+    """
+
+    place: str = "all"
+    text: str = "encoder_hidden_states"
+    pad_to: int = 1
+
+    def __post_init__(self):
+        _require_known("span", self.place, ("all", "first", "last"))
+
+    def length(self, text) -> int:
+        """T.  Raises PatchError if rows differ in it, or if there is no text."""
+        rows = [] if text is None else text
+        lengths = {-(-len(row) // self.pad_to) * self.pad_to for row in rows}
+        if len(lengths) != 1:
+            raise PatchError(
+                f"the rows of {self.text!r} hold {sorted(lengths) or 'no'} text tokens; sites that read the "
+                f"{self.place} tokens need one number for the whole batch, so give texts of equal length"
+            )
+        return lengths.pop()
+
+    def tokens(self, total: int, length: int | None) -> slice:
+        """The text among `total` tokens.  Raises PatchError if there are fewer than `length`."""
+        if self.place == "all":
+            return slice(0, total)
+        if length is None or length > total:
+            raise PatchError(
+                f"a sequence of {total} tokens, and {length or 'no known number of'} text tokens in {self.text!r}; "
+                "call the model itself, with its text, and see that the table's span names that argument"
+            )
+        return slice(0, length) if self.place == "first" else slice(total - length, total)
 
 
 @dataclass(frozen=True)
@@ -17,7 +85,8 @@ class Site:
 
     index is its place in execution order (down, mid, up), the numbering of the paper (ICLR 2025, sec. 4);
     name the module path; kind is `cross | added | joint | single`; parameters counts the text K and V
-    projections alone, with biases.
+    projections alone, with biases; kv_heads is the number of K and V heads where queries share them.
+    taps are K's and V's, by default what `TEXT_PROJECTIONS` names; span says which of their tokens are text.
     """
 
     index: int
@@ -28,32 +97,153 @@ class Site:
     parameters: int
     kv_heads: int | None = None
     text_input: str = "text"
+    taps: tuple[Tap, Tap] | None = field(default=None, repr=False)
+    span: Span = Span()
+
+    def __post_init__(self):
+        _require_known("kind", self.kind, TEXT_PROJECTIONS)
+        if self.taps is None:
+            taps = tuple(Tap(f"{self.name}.{path}") for path in TEXT_PROJECTIONS[self.kind])
+            object.__setattr__(self, "taps", taps)
+
+    @property
+    def text_heads(self) -> int:
+        """How many heads the text K and V have, which `heads` of a swap count."""
+        return self.kv_heads or self.heads
+
+    @property
+    def text_is_static(self) -> bool:
+        """Whether its K and V depend on the text alone, and on no step and no picture."""
+        return self.kind in ("cross", "added")
 
 
-# Names, below the attention module, of the projections whose outputs are the text keys and values.
-TEXT_PROJECTIONS = {
-    "cross": ("to_k", "to_v"),
-    "added": ("add_k_proj", "add_v_proj"),
-    "joint": ("add_k_proj", "add_v_proj"),
-}
+@dataclass(frozen=True)
+class SiteSpec:
+    """One row of a port: attention modules of one make, and where in each the text K and V are made.
+
+    modules      their paths; `*` stands for one name between dots.  Of several patterns some may match nothing.
+                 Rows, in a row its patterns, for a pattern the model's own order must give execution order
+    kind         `cross | added | joint | single`
+    projections  the modules that put out K and V, below the attention module; `TEXT_PROJECTIONS` when None
+    fused        (i, j, n): K and V are the i-th and j-th, from 0, of n equal parts of the projections' output
+    span         which tokens of that output are text
+    order        of the concatenated keys, `text first` or `image first`; None if the text stands alone, or if
+                 the span says it
+    heads, kv_heads  attribute of the attention module, or the number itself
+    norm, rotary     what is between these K and attention: a norm below the attention module, turned by position
+    Raises PatchError for values that contradict each other.
+    """
+
+    modules: str | tuple[str, ...]
+    kind: str
+    projections: tuple[str, str] | None = None
+    fused: tuple[int, int, int] | None = None
+    span: Span = Span()
+    order: str | None = None
+    heads: str | int = "heads"
+    kv_heads: str | int | None = None
+    norm: str | None = None
+    rotary: bool = False
+    text_input: str = "text"
+
+    def __post_init__(self):
+        _require_known("kind", self.kind, TEXT_PROJECTIONS)
+        alone = self.kind == "cross" or self.span.place != "all"
+        _require_known("order", self.order, (None,) if alone else ("text first", "image first"))
+        if self.kind == "single" and self.span.place == "all":
+            raise PatchError(f"{self.modules!r} is of kind 'single' and spans 'all'; image tokens pass there too")
+        if self.fused and not all(0 <= part < self.fused[2] for part in self.fused[:2]):
+            last = self.fused[2] - 1
+            raise PatchError(f"fused is {self.fused}; parts are numbered 0..{last}; give K's, V's and how many")
+
+    @property
+    def text_place(self) -> str:
+        """`all`, `first` or `last`: where the text is among the keys that attention gets."""
+        return {None: self.span.place, "text first": "first", "image first": "last"}[self.order]
 
 
 def make_site(index: int, name: str, kind: str, module: nn.Module, heads: int, head_dim: int) -> Site:
     """A Site whose parameter count is read off the module's own text projections."""
     projections = [module.get_submodule(path) for path in TEXT_PROJECTIONS[kind]]
-    count = sum(p.numel() for projection in projections for p in projection.parameters())
-    return Site(index, name, kind, heads, head_dim, count)
+    return Site(index, name, kind, heads, head_dim, sum(map(_count, projections)))
 
 
-def find_sites(model: nn.Module) -> tuple[Site, ...]:
-    """All sites of a model, in execution order.  Raises PatchError if the model does not say where they are."""
-    sites = getattr(model, "sites", None)
-    if not sites:
+def _count(projection: nn.Module) -> int:
+    return sum(p.numel() for p in projection.parameters())
+
+
+def find_sites(model: nn.Module, spec: Sequence[SiteSpec] | None = None) -> tuple[Site, ...]:
+    """All sites of a model, in execution order: by `spec`, else its own `sites`, else the shipped tables.
+
+    Raises PatchError if none of these is there, or if the table does not fit the model.
+    """
+    if spec is None and getattr(model, "sites", None):
+        return tuple(model.sites)
+    return tuple(site for site, _ in match_sites(model, shipped_table(model) if spec is None else spec))
+
+
+def match_sites(model: nn.Module, table: Sequence[SiteSpec]) -> list[tuple[Site, SiteSpec]]:
+    """The sites a table finds in a model, each with its row.  Raises PatchError if a row does not fit."""
+    modules, found = dict(model.named_modules()), []
+    for spec in table:
+        patterns = (spec.modules,) if isinstance(spec.modules, str) else spec.modules
+        paths = [re.compile(re.escape(pattern).replace(r"\*", "[^.]+")) for pattern in patterns]
+        names = [name for path in paths for name in modules if path.fullmatch(name)]
+        if not names:
+            near = closest(spec.modules, modules)
+            raise PatchError(f"no module {spec.modules!r} in {type(model).__name__}{near}")
+        found += [(name, spec) for name in names]
+    return [(_read_site(i, name, spec, modules), spec) for i, (name, spec) in enumerate(found)]
+
+
+def shipped_table(model: nn.Module) -> tuple[SiteSpec, ...]:
+    """The first of the tables in `textpatch.ports` for a model's class, or one it inherits, that fits it.
+
+    Raises PatchError if there is none.
+    """
+    ports, reasons = import_module("textpatch.ports").TABLES, []
+    for table in (table for kind in type(model).__mro__ for table in ports.get(kind.__name__, ())):
+        try:
+            match_sites(model, table)
+        except PatchError as reason:
+            reasons.append(str(reason))
+        else:
+            return table
+    raise PatchError(
+        f"no sites known for {type(model).__name__}: it has no `sites`, and "
+        + (f"no shipped table fits ({'; '.join(reasons)})" if reasons else "no table is shipped for its class")
+        + "; give find_sites a table of SiteSpecs"
+    )
+
+
+def _read_site(index: int, name: str, spec: SiteSpec, modules: dict[str, nn.Module]) -> Site:
+    """A site as its row says, with its sizes read off the modules."""
+    taps = [f"{name}.{path}" for path in spec.projections or TEXT_PROJECTIONS[spec.kind]]
+    for path in [*taps, *([f"{name}.{spec.norm}"] if spec.norm else [])]:
+        if path not in modules:
+            raise PatchError(f"site {name!r} has no module {path!r}{closest(path, modules)}")
+    heads, kv_heads = (_number(modules[name], name, x) for x in (spec.heads, spec.kv_heads))
+    first, second, parts = spec.fused or (0, 0, 1)
+    out = _number(modules[taps[0]], taps[0], "out_features")
+    width, rest = divmod(out, parts)
+    if rest or width % (kv_heads or heads):
         raise PatchError(
-            f"no sites known for {type(model).__name__}: it has no `sites`; "
-            "give the model a tuple of textpatch.sites.Site in execution order"
+            f"{out} channels of {taps[0]!r} do not divide into {parts} parts of {kv_heads or heads} heads; "
+            "see `heads`, `kv_heads` and `fused` of the table"
         )
-    return tuple(sites)
+    count = sum(_count(modules[tap]) for tap in taps) // parts
+    channels = [(part * width, (part + 1) * width) if spec.fused else None for part in (first, second)]
+    return Site(index, name, spec.kind, heads, width // (kv_heads or heads), count, kv_heads, spec.text_input,
+                tuple(map(Tap, taps, channels)), spec.span)  # fmt: skip
+
+
+def _number(module: nn.Module, name: str, asked: str | int | None) -> int | None:
+    """The number itself, or the module's attribute of that name."""
+    if asked is None or isinstance(asked, int):
+        return asked
+    if not isinstance(getattr(module, asked, None), int):
+        raise PatchError(f"{name!r} has no number {asked!r}{closest(asked, vars(module))}")
+    return getattr(module, asked)
 
 
 def select_sites(sites: Iterable[Site], wanted) -> tuple[Site, ...]:

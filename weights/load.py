@@ -1,34 +1,35 @@
-"""From a name or a folder to a pipeline: the diffusers layout, read without diffusers."""
+"""From a name, a folder, a file or a cached repository to a pipeline or a bare denoiser, without diffusers."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Iterator
 
 import torch
 from torch import nn
 from transformers import (
     AutoTokenizer,
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     PreTrainedTokenizerBase,
     T5Config,
     T5EncoderModel,
 )
 
-from textpatch.errors import PatchError, WeightsError, closest
-from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
-from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels
-from textpatch.reference_models.schedules import FlowMatchEuler
-from textpatch.reference_models.text_encoders import SD3TextEncoders
-from textpatch.weights.read import load_tensors, read_config, read_json
+from textpatch.errors import WeightsError, closest
+from textpatch.reference_models.pipeline import Defaults, LatentPixels, Pipeline, pixels
+from textpatch.reference_models.text_encoders import IFTextEncoder, SD3TextEncoders, SDXLTextEncoders
+from textpatch.reference_models.vae import VAE
+from textpatch.weights.files import cached_snapshot, read_config
+from textpatch.weights.fill import Part, fill
+from textpatch.weights.layouts import CLIP, T5
+from textpatch.weights.published import DENOISERS, localized_sites
+from textpatch.weights.sources import File, Folder, denoiser_file, denoiser_folder, explained
 
 SHIPPED = Path(__file__).parent
-TIED_T5 = ["encoder.embed_tokens.weight"]  # another name of `shared.weight`, left out of published files
 CLIP_SIZES = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads projection_dim "
     "max_position_embeddings hidden_act layer_norm_eps bos_token_id eos_token_id pad_token_id"
@@ -37,6 +38,7 @@ T5_SIZES = (
     "vocab_size d_model d_kv d_ff num_layers num_heads relative_attention_num_buckets "
     "relative_attention_max_distance layer_norm_epsilon feed_forward_proj pad_token_id eos_token_id"
 ).split()
+TIED_T5 = ["encoder.embed_tokens.weight"]  # another name of `shared.weight`, left out of published files
 
 
 def shipped_models() -> list[str]:
@@ -45,121 +47,183 @@ def shipped_models() -> list[str]:
 
 
 def load(where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = None) -> Pipeline:
-    """A shipped model by name, or a folder in diffusers layout, as a ready Pipeline.
+    """A ready Pipeline.  where: a shipped model's name, a folder in diffusers layout, an original single file
+    or its sharded index, or `org/name` in the local Hugging Face cache.
 
     dtype is float32 when None; device is the CPU when None.  Raises WeightsError for an unknown name, a
     missing or damaged file, or tensors that do not fit their configuration.
     """
-    folder = find_folder(where)
-    index, dtype = read_json(folder, "model_index.json"), dtype or torch.float32
-    if index.get("_class_name") != "StableDiffusion3Pipeline":
-        raise WeightsError(
-            f"{folder} holds a {index.get('_class_name')}; this version loads StableDiffusion3Pipeline"
-        )
-    if (folder / "vae").exists():
-        raise WeightsError(
-            f"{folder} has a VAE, which this version cannot decode; use load_denoiser for its transformer"
-        )
-    with _explained(folder / "textpatch.json"):
-        defaults = Defaults(**read_config(folder, {f.name for f in fields(Defaults)}, "textpatch.json"))
-    pipeline = Pipeline(
-        _encoders(folder, dtype),
-        load_denoiser(folder / "transformer", dtype=dtype),
-        _schedule(folder / "scheduler"),
-        pixels,
-        defaults,
-        name=folder.name,
-    )
-    return pipeline.to(device or "cpu").eval().requires_grad_(False)
+    path = find(where)
+    source = Folder(path) if path.is_dir() else File(path)
+    if source.pipeline not in PIPELINES:
+        raise WeightsError(f"{path} holds a {source.pipeline}; known: {', '.join(PIPELINES)}")
+    build = Builder(source, torch.device(device or "cpu"), dtype or torch.float32)
+    encoders, denoiser = PIPELINES[source.pipeline](build)
+    parts = encoders, denoiser, source.schedule(), build.decoder()
+    defaults = _written_defaults(path) or _published_defaults(source.pipeline, denoiser, parts[-1])
+    return Pipeline(*parts, defaults, name=source.name).eval().requires_grad_(False)
 
 
 def load_denoiser(where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = None) -> nn.Module:
-    """The bare denoiser of a diffusers-layout component folder: config.json and one safetensors file.
+    """The bare denoiser of whatever `load` takes, and of a component's own folder, file or sharded index.
 
     Raises WeightsError as `load` does.
     """
-    folder = Path(where)
-    config = read_config(
-        folder, {f.name for f in fields(MMDiTConfig)} | {"_class_name", "dual_attention_layers"}
-    )
-    if config.pop("_class_name", None) != "SD3Transformer2DModel":
-        raise WeightsError(f"{folder} is no SD3Transformer2DModel, the one denoiser this version loads")
-    if config.pop("dual_attention_layers", ()):
-        raise WeightsError(
-            f"{folder} has dual-attention layers (SD3.5-medium), which this version does not build"
-        )
-    with _explained(folder / "config.json"), torch.device("meta"):
-        model = MMDiT(MMDiTConfig(**config))
-    model = load_tensors(model, folder, "diffusion_pytorch_model.safetensors", dtype=dtype or torch.float32)
-    return model.to(device or "cpu").eval()
+    model, part = _outlined(find(where))
+    return fill(model, part, dtype=dtype or torch.float32, device=device or "cpu").eval()
 
 
-def find_folder(where: str | os.PathLike) -> Path:
-    """The folder of a shipped model's name or of a path.  Raises WeightsError with the closest names."""
+def outline(where: str | os.PathLike) -> nn.Module:
+    """The same denoiser on the meta device: names, shapes and sites, no data read; of a published name, no file either.
+
+    Raises WeightsError as `load` does.
+    """
+    if str(where) in DENOISERS:
+        model, config = DENOISERS[str(where)]
+        with torch.device("meta"):
+            return model(config)
+    return _outlined(find(where))[0]
+
+
+def _outlined(path: Path) -> tuple[nn.Module, Part]:
+    if (path / "model_index.json").is_file():
+        folder = Folder(path)
+        return _on_meta(path, *folder.denoiser("transformer" if folder.has("transformer") else "unet"))
+    return _on_meta(path, *(denoiser_folder(path) if path.is_dir() else denoiser_file(path)))
+
+
+def _on_meta(where: Path, model: type[nn.Module], config, part: Part) -> tuple[nn.Module, Part]:
+    with explained(where), torch.device("meta"):
+        return model(config), part
+
+
+def find(where: str | os.PathLike) -> Path:
+    """The folder or file of a shipped name, a path, or a cached repository.  Raises WeightsError with what is close."""
     if str(where) in shipped_models():
         return SHIPPED / str(where)
-    if Path(where).is_dir():
+    if Path(where).exists():
         return Path(where)
+    if str(where).count("/") == 1 and not str(where).startswith(("/", ".", "~")):
+        return cached_snapshot(str(where))
     raise WeightsError(
-        f"no model {str(where)!r}: neither a shipped name nor a folder{closest(where, shipped_models())}"
+        f"no model {str(where)!r}: neither a shipped name, nor a folder or file, nor org/name of the Hugging Face "
+        f"cache{closest(where, shipped_models())}"
     )
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Say in one line that a configuration's values build nothing; transformers has many exceptions for it."""
-    try:
-        yield
-    except PatchError:
-        raise
-    except Exception as error:
-        found = " ".join(str(error).split())
-        raise WeightsError(
-            f"{path} describes no model that can be built ({type(error).__name__}: {found})"
-        ) from None
+class Builder:
+    """Makes the components of a source, each on the meta device first and then filled from its file."""
 
+    def __init__(self, source: Folder | File, device: torch.device, dtype: torch.dtype):
+        self.source, self.device, self.dtype = source, device, dtype
 
-def _encoders(folder: Path, dtype: torch.dtype) -> SD3TextEncoders:
-    t5_folder = folder / "text_encoder_3"
-    clips = [_meta_clip(folder / name) for name in ("text_encoder", "text_encoder_2")]
-    with _explained(t5_folder / "config.json"), torch.device("meta"):
-        t5 = T5EncoderModel(
-            T5Config(**read_config(t5_folder, T5_SIZES), is_encoder_decoder=False, use_cache=False)
-        )
-    for clip, name in zip(clips, ("text_encoder", "text_encoder_2")):
-        load_tensors(clip, folder / name, "model.safetensors", dtype=dtype)
+    def denoiser(self, component: str) -> nn.Module:
+        made, part = _on_meta(self.source.path / component, *self.source.denoiser(component))
+        return fill(made, part, dtype=self.dtype, device=self.device)
+
+    def decoder(self):
+        if not self.source.has("vae"):
+            return pixels
+        config, part = self.source.vae()
+        made, part = _on_meta(self.source.path / "vae", VAE, config, part)
+        # published VAEs say so themselves: SDXL's overflows in float16
+        dtype = torch.float32 if config.force_upcast else self.dtype
+        return LatentPixels(fill(made, part, dtype=dtype, device=self.device))
+
+    def clip(self, component: str, kind=CLIPTextModelWithProjection) -> nn.Module:
+        sizes, part = self.source.encoder(component, CLIP, CLIP_SIZES)
+        with explained(self.source.path / component / "config.json"), torch.device("meta"):
+            clip = kind(CLIPTextConfig(**sizes))
+        names = {CLIP.targets(name)[0][0]: name for name in clip.state_dict() if CLIP.targets(name)}
+        fill(clip, part, dtype=self.dtype, device=self.device, names=names)
         # not in the file: made by the class itself, and so left without data on the meta device
-        embeddings = clip.text_model.embeddings
-        embeddings.position_ids = torch.arange(clip.config.max_position_embeddings)[None]
-    load_tensors(t5, t5_folder, "model.safetensors", tied=TIED_T5, dtype=dtype)
-    t5.encoder.embed_tokens.weight = t5.shared.weight
-    tokenizers = [_tokenizer(folder / name) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
-    return SD3TextEncoders(*clips, t5, tokenizers)
+        positions = torch.arange(clip.config.max_position_embeddings, device=self.device)[None]
+        next(m for m in clip.modules() if hasattr(m, "position_ids")).position_ids = positions
+        return clip
+
+    def t5(self, component: str) -> T5EncoderModel:
+        sizes, part = self.source.encoder(component, T5, T5_SIZES)
+        with explained(self.source.path / component / "config.json"), torch.device("meta"):
+            t5 = T5EncoderModel(T5Config(**sizes, is_encoder_decoder=False, use_cache=False))
+        names = {name: name for name in t5.state_dict() if name not in TIED_T5}
+        # float16 overflows in `wo`, so it stays float32, as transformers keeps it
+        exact = ("wo.weight",) if self.dtype == torch.float16 else ()
+        fill(t5, part, dtype=self.dtype, device=self.device, names=names, exact=exact)
+        t5.encoder.embed_tokens.weight = t5.shared.weight
+        return t5
+
+    def tokenizer(self, component: str) -> PreTrainedTokenizerBase:
+        folder = self.source.tokenizer(component)
+        if not folder.is_dir():
+            raise WeightsError(f"no folder {folder.name!r} in {folder.parent}; the model is incomplete")
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise WeightsError(f"{folder} holds no tokenizer transformers can read: {error}") from None
 
 
-def _meta_clip(folder: Path) -> CLIPTextModelWithProjection:
-    with _explained(folder / "config.json"), torch.device("meta"):
-        return CLIPTextModelWithProjection(CLIPTextConfig(**read_config(folder, CLIP_SIZES)))
+def _sdxl(build: Builder):
+    tokenizers = build.tokenizer("tokenizer"), build.tokenizer("tokenizer_2")
+    clips = build.clip("text_encoder", CLIPTextModel), build.clip("text_encoder_2")
+    zeros = getattr(build.source, "index", {}).get("force_zeros_for_empty_prompt", True)
+    return SDXLTextEncoders(*clips, tokenizers, zeros), build.denoiser("unet")
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    if not folder.is_dir():
-        raise WeightsError(f"no folder {folder.name!r} in {folder.parent}; the model is incomplete")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{folder} holds no tokenizer transformers can read: {error}") from None
+def _sd3(build: Builder):
+    names = ["", "_2"] + ["_3"] * build.source.has("text_encoder_3")
+    tokenizers = [build.tokenizer(f"tokenizer{name}") for name in names]
+    clips = build.clip("text_encoder"), build.clip("text_encoder_2")
+    t5, denoiser = build.t5("text_encoder_3") if "_3" in names else None, build.denoiser("transformer")
+    return SD3TextEncoders(*clips, t5, tokenizers, denoiser.config.joint_attention_dim), denoiser
 
 
-def _schedule(folder: Path) -> FlowMatchEuler:
-    names = {"num_train_timesteps", "shift", "prediction"}
-    with _explained(folder / "scheduler_config.json"):
-        return FlowMatchEuler(**read_config(folder, names, "scheduler_config.json"))
+def _deepfloyd_if(build: Builder):
+    return IFTextEncoder(build.t5("text_encoder"), build.tokenizer("tokenizer")), build.denoiser("unet")
+
+
+PIPELINES = {
+    "StableDiffusionXLPipeline": _sdxl,
+    "StableDiffusion3Pipeline": _sd3,
+    "IFPipeline": _deepfloyd_if,
+    "IFSuperResolutionPipeline": _deepfloyd_if,
+}
+# Steps and guidance of the published pipelines.
+USUAL = {
+    "StableDiffusionXLPipeline": (50, 5.0),
+    "StableDiffusion3Pipeline": (28, 7.0),
+    "IFPipeline": (100, 7.0),
+    "IFSuperResolutionPipeline": (50, 4.0),
+}
+
+
+def _written_defaults(path: Path) -> Defaults | None:
+    if not (path / "textpatch.json").exists():
+        return None
+    body = read_config(path, {f.name for f in fields(Defaults)}, "textpatch.json")
+    with explained(path / "textpatch.json"):
+        return Defaults(**body)
+
+
+def _published_defaults(pipeline: str, denoiser: nn.Module, decoder) -> Defaults:
+    side = denoiser.config.sample_size
+    micro = None
+    if pipeline == "StableDiffusionXLPipeline":
+        pixels_per_side = side * decoder.vae.config.downsampling
+        micro = (pixels_per_side, pixels_per_side, 0, 0, pixels_per_side, pixels_per_side)
+    return Defaults(side, side, *USUAL[pipeline], localized=localized_sites(denoiser), micro=micro)
 
 
 def fingerprint(where: str | os.PathLike) -> str:
     """sha256 over the names and contents of a model's files, for manifests."""
-    folder, digest = find_folder(where), hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        digest.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    path, digest = find(where), hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        digest.update(f"{file.relative_to(path)}\0".encode() + _digest(file))
     return digest.hexdigest()
+
+
+def _digest(file: Path) -> bytes:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    return digest.digest()

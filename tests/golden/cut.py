@@ -1,4 +1,4 @@
-"""Cut tests/golden/sd3 out of the full set of runs:  python cut.py <full set>/sd3 tests/golden/sd3"""
+"""Cut one family out of the full set of runs:  python cut.py <full set>/sdxl tests/golden/sdxl"""
 
 import shutil
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-SITE = "2"  # the one site of which captured keys and values are kept
+SITES = {"sdxl": "13", "if": "7", "sd3": "2"}  # the one site of which captured keys and values are kept
 
 source, target = map(Path, sys.argv[1:])
 target.mkdir(parents=True, exist_ok=True)
@@ -16,5 +16,5 @@ for name in ("config.json", "scheduler_config.json", "runs.json", "inputs.safete
 runs = load_file(source / "runs_float64.safetensors")
 kept = {name: tensor for name, tensor in runs.items() if name.endswith(".latents")}
 cache = load_file(source / "cache_float64.safetensors")
-kept |= {f"cache.{name}": tensor for name, tensor in cache.items() if name.split(".")[-1] == SITE}
+kept |= {f"cache.{name}": tensor for name, tensor in cache.items() if name.split(".")[-1] == SITES[source.name]}
 save_file(kept, target / "runs_float64.safetensors")

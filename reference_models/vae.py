@@ -1,0 +1,234 @@
+"""The VAE between pictures and the latents that SDXL, SD3 and FLUX denoise.
+
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022, arXiv 2112.10752.
+Module names are the diffusers layout's; the defaults of `VAEConfig` are SDXL's.
+
+B rows, H x W pixels, h x w places at a depth, and of the latents, C latent channels, W width at a depth
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from textpatch.errors import PatchError
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Sizes of a VAE; names and defaults are SDXL's published configuration.
+
+    Raises PatchError for widths that the groups of the norms do not divide, and for depths without layers.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2  # of the encoder; the decoder has one more
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.13025  # makes the variance of the denoiser's latents about one
+    shift_factor: float | None = 0.0  # mean of the latents before scaling; None in published files is 0
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    force_upcast: bool = True  # for whoever chooses the dtype: SDXL's overflows in float16
+    mid_block_add_attention: bool = True
+
+    def __post_init__(self):
+        if self.layers_per_block < 1:
+            raise PatchError(f"layers_per_block is {self.layers_per_block}; each depth needs at least one")
+        for width in self.block_out_channels:
+            if width % self.norm_num_groups:
+                raise PatchError(
+                    f"block_out_channels has {width}, no multiple of norm_num_groups, {self.norm_num_groups}"
+                )
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels along either side of a picture for one latent."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+def group_norm(config: VAEConfig, width: int) -> nn.GroupNorm:
+    return nn.GroupNorm(config.norm_num_groups, width, eps=1e-6)
+
+
+class ResNet(nn.Module):
+    """shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))))))."""
+
+    def __init__(self, config: VAEConfig, width_in: int, width: int):
+        super().__init__()
+        self.norm1 = group_norm(config, width_in)
+        self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
+        self.norm2 = group_norm(config, width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_shortcut = nn.Identity() if width_in == width else nn.Conv2d(width_in, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class Attention(nn.Module):
+    """x + out(softmax(q k^T / sqrt(W)) v): every place attends to every other, with one head."""
+
+    def __init__(self, config: VAEConfig, width: int):
+        super().__init__()
+        self.group_norm = group_norm(config, width)
+        for name in ("to_q", "to_k", "to_v"):
+            setattr(self, name, nn.Linear(width, width))
+        self.to_out = nn.Sequential(nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = rearrange(self.group_norm(x), "b c h w -> b 1 (h w) c")  # (B, 1, h w, W)
+        out = F.scaled_dot_product_attention(self.to_q(places), self.to_k(places), self.to_v(places))
+        return x + self.to_out(out).mT.reshape(x.shape)
+
+
+class MidBlock(nn.Module):
+    """ResNet, attention, ResNet at the smallest size."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        width = config.block_out_channels[-1]
+        self.resnets = nn.ModuleList(ResNet(config, width, width) for _ in range(2))
+        attentions = [Attention(config, width)] if config.mid_block_add_attention else []
+        self.attentions = nn.Sequential(*attentions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resnets[1](self.attentions(self.resnets[0](x)))
+
+
+class Downsample(nn.Module):
+    """Half the size; the padding is right and below only, so that place i is made of places 2i to 2i + 2."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the size: each place four times, then a convolution."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class DownBlock(nn.Module):
+    """The ResNets of one depth of the encoder, then half the size except at the last depth."""
+
+    def __init__(self, config: VAEConfig, depth: int):
+        super().__init__()
+        widths, layers = config.block_out_channels, config.layers_per_block
+        width, above = widths[depth], widths[max(depth - 1, 0)]
+        widths_in = [above] + [width] * (layers - 1)
+        self.resnets = nn.Sequential(*(ResNet(config, width_in, width) for width_in in widths_in))
+        self.downsamplers = nn.Sequential(*([Downsample(width)] if depth < len(widths) - 1 else []))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.downsamplers(self.resnets(x))
+
+
+class UpBlock(nn.Module):
+    """The ResNets of one depth of the decoder, then double the size except at depth 0."""
+
+    def __init__(self, config: VAEConfig, depth: int):
+        super().__init__()
+        widths, layers = config.block_out_channels, config.layers_per_block
+        width, below = widths[depth], widths[min(depth + 1, len(widths) - 1)]
+        widths_in = [below] + [width] * layers
+        self.resnets = nn.Sequential(*(ResNet(config, width_in, width) for width_in in widths_in))
+        self.upsamplers = nn.Sequential(*([Upsample(width)] if depth > 0 else []))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.upsamplers(self.resnets(x))
+
+
+class Encoder(nn.Module):
+    """Pictures (B, 3, H, W) to the moments (B, 2 C, h, w) of the posterior: mean, then log variance."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths = config.block_out_channels
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.Sequential(*(DownBlock(config, depth) for depth in range(len(widths))))
+        self.mid_block = MidBlock(config)
+        self.conv_norm_out = group_norm(config, widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        x = self.mid_block(self.down_blocks(self.conv_in(pictures)))
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Decoder(nn.Module):
+    """Latents (B, C, h, w) to pictures (B, 3, H, W)."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        widths = config.block_out_channels
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.mid_block = MidBlock(config)
+        self.up_blocks = nn.Sequential(*(UpBlock(config, depth) for depth in reversed(range(len(widths)))))
+        self.conv_norm_out = group_norm(config, widths[0])
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.up_blocks(self.mid_block(self.conv_in(latents)))
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class VAE(nn.Module):
+    """encode: pictures to latents, decode: latents to pictures; see the module docstring.
+
+    The latents are the denoiser's, (z - shift) * scale of the z between encoder and decoder.
+    """
+
+    def __init__(self, config: VAEConfig = VAEConfig()):
+        super().__init__()
+        self.config, self.shift, self.scale = config, config.shift_factor or 0.0, config.scaling_factor
+        latents, moments = config.latent_channels, 2 * config.latent_channels
+        self.encoder = Encoder(config)
+        self.quant_conv = nn.Conv2d(moments, moments, 1) if config.use_quant_conv else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(latents, latents, 1) if config.use_post_quant_conv else nn.Identity()
+        self.decoder = Decoder(config)
+
+    def encode(self, pictures: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """The posterior's mean, or mean + std * noise, in the denoiser's space.
+
+        pictures (B, in_channels, H, W) in -1..1; noise (B, C, h, w), standard normal.  Returns (B, C, h, w).
+        Raises PatchError for sides that do not halve, other channels, and noise of another shape.
+        """
+        self._require_channels("pictures", pictures, self.config.in_channels)
+        (height, width), multiple = pictures.shape[-2:], self.config.downsampling
+        if height % multiple or width % multiple:
+            raise PatchError(f"pictures of {height}x{width}; both sides must be multiples of {multiple}")
+        z, log_variance = self.quant_conv(self.encoder(pictures)).chunk(2, dim=1)  # each (B, C, h, w)
+        if noise is not None:
+            if noise.shape != z.shape:
+                raise PatchError(f"noise is {tuple(noise.shape)}; the latents are {tuple(z.shape)}")
+            z = z + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
+        return (z - self.shift) * self.scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) of the denoiser's space to pictures (B, out_channels, H, W), about -1..1.
+
+        Raises PatchError for other channels.
+        """
+        self._require_channels("latents", latents, self.config.latent_channels)
+        return self.decoder(self.post_quant_conv(latents / self.scale + self.shift))
+
+    def _require_channels(self, what: str, given: Tensor, channels: int) -> None:
+        if given.dim() != 4 or given.shape[1] != channels:
+            raise PatchError(f"{what} are {tuple(given.shape)}; this VAE takes (B, {channels}, H, W)")

@@ -1,0 +1,248 @@
+"""The registry under stress: interrupted at every step, from many threads and tasks, copied, compiled, recomputed."""
+
+import asyncio
+import copy
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from textpatch.errors import PatchError
+from textpatch.hooks import HookRegistry, _open_blocks
+
+SITES = 70  # as many as SDXL has
+NAMES = [str(i) for i in range(SITES)]
+
+
+def model(sites: int = SITES) -> nn.Sequential:
+    return nn.Sequential(*(nn.Identity() for _ in range(sites)))
+
+
+def residue(of: nn.Module) -> int:
+    """Hooks left on any module, and blocks left open here."""
+    return sum(len(module._forward_hooks) for module in of.modules()) + len(_open_blocks.get())
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["instead of it", "right after it"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_no_residue_at_any_partial_registration(monkeypatch, error, before):
+    """Registration ends by an error at the k-th of 70 modules, before or after torch took the hook: 0 hooks left."""
+    register = nn.Module.register_forward_hook
+    for k in range(SITES):
+        watched, count = model(), iter(range(SITES))
+
+        def failing(module, hook, count=count, k=k):
+            last = next(count) == k
+            if not (last and before):
+                register(module, hook)
+            if last:
+                raise error
+
+        with monkeypatch.context() as patched, pytest.raises(error):
+            patched.setattr(nn.Module, "register_forward_hook", failing)
+            with HookRegistry(watched, NAMES).observe(lambda name, output: None):
+                raise AssertionError("entered although registration failed")
+        assert residue(watched) == 0
+
+
+def test_no_residue_when_closing_is_interrupted(monkeypatch):
+    """An interrupt at the k-th line that runs while a block closes: 0 hooks left, for every k."""
+    for k in range(1, 200):
+        watched, lines = model(3), iter(range(10**6))
+
+        def trace(frame, event, _, lines=lines, k=k):
+            if event == "line" and next(lines) == k:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        def tracing(frame, event, argument, trace=trace):
+            return trace if frame.f_code.co_name == "_close" else None
+
+        interrupted = False
+        try:
+            with HookRegistry(watched, "012").observe(lambda name, output: None):
+                watched(torch.ones(1))
+                sys.settrace(tracing)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(None)
+        assert residue(watched) == 0
+        if not interrupted:
+            break
+    assert 10 < k < 199  # many lines were tried, and then all of them had been
+
+
+INTERRUPTED = """
+    import sys, torch
+    from torch import nn
+    from textpatch.hooks import HookRegistry, _open_blocks
+
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)))
+    x, names = torch.ones(2, 4), [str(i) for i in range(6)]
+    plain = model(x).clone()
+
+    def forwards():
+        while True:
+            with HookRegistry(model, names).replace(lambda name, output: output + 1):
+                model(x)
+
+    for n in range(int(sys.argv[1])):
+        try:
+            print("ready", flush=True)
+            forwards()
+        except KeyboardInterrupt:
+            pass
+        left = sum(len(m._forward_hooks) for m in model.modules()) + len(_open_blocks.get())
+        clean = left == 0 and torch.equal(model(x), plain)
+        print("clean" if clean else f"{left} left", flush=True)
+"""
+
+
+def test_interrupts_by_signal(long):
+    """SIGINT at 200 moments of patched forwards (2,000 in the long form): after each, no hook and the plain output."""
+    times = 2_000 if long else 200
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(times)], stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    with child:
+        said = []
+        for n in range(times):
+            assert child.stdout.readline() == "ready\n"
+            signal_after(child, 0.0005 + 0.00001 * (n * 37 % 100))
+            said.append(child.stdout.readline())
+    assert said == ["clean\n"] * times
+
+
+def signal_after(child: subprocess.Popen, seconds: float) -> None:
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        child.send_signal(signal.SIGINT)
+
+
+def patched_pass(shared: nn.Module, shift: float) -> bool:
+    """One pass under a block of one's own gives one's own result."""
+    with HookRegistry(shared, ["0"]).replace(lambda name, output: output + shift):
+        return bool((shared(torch.zeros(3)) == shift).all())
+
+
+def test_threads_do_not_meet():
+    """Eight reused threads, 500 passes each, of one model under different patches: 0 of 4,000 are contaminated."""
+    shared = model(1)
+    with ThreadPoolExecutor(8) as pool:
+        right = list(pool.map(lambda n: patched_pass(shared, float(n)), range(4_000)))
+    assert sum(right) == 4_000 and residue(shared) == 0
+
+
+def test_tasks_do_not_meet():
+    """Forty asyncio tasks that give way inside their blocks: each sees its own patch alone."""
+    shared = model(1)
+
+    async def task(shift):
+        with HookRegistry(shared, ["0"]).replace(lambda name, output: output + shift):
+            seen = []
+            for _ in range(5):
+                await asyncio.sleep(0)
+                seen.append(shared(torch.zeros(1)).item())
+        return seen == [shift] * 5
+
+    async def all_tasks():
+        return await asyncio.gather(*(task(float(n)) for n in range(40)))
+
+    assert all(asyncio.run(all_tasks())) and residue(shared) == 0
+
+
+@pytest.mark.parametrize("take", [copy.deepcopy, pickle.dumps], ids=["deepcopy", "pickle"])
+def test_a_watched_model_is_not_copied(take):
+    """deepcopy and pickle would carry the hooks along: refused inside the block, as ever outside."""
+    watched = model(2)
+    with HookRegistry(watched, ["1"]).observe(lambda name, output: None):
+        with pytest.raises(PatchError, match="copied or pickled while module '1'"):
+            take(watched)
+        watched.state_dict(), watched.to(torch.float64), watched(torch.ones(1))
+    take(watched)
+    assert residue(watched) == 0
+
+
+class Dead(nn.Module):
+    """A module inside that somebody uses without calling it."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.inner, self.use = nn.Linear(2, 2), use
+
+    def forward(self, x):
+        return self.use(self.inner, x)
+
+
+USES = {
+    "never used": lambda inner, x: x,
+    "through .forward": lambda inner, x: inner.forward(x),
+    "its weight alone": lambda inner, x: nn.functional.linear(x, inner.weight, inner.bias),
+    "fused with others": lambda inner, x: x @ torch.cat([inner.weight, inner.weight]).T,
+    "in a thread of its own, as DataParallel": lambda inner, x: ThreadPoolExecutor(1).submit(inner, x).result(),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_dead_module_is_reported(use):
+    """A module that is there and never fires is an error on leaving, not silence."""
+    dead = Dead(use)
+    with pytest.raises(PatchError, match="1 of 1 modules never ran inside the block"):
+        with HookRegistry(dead, ["inner"]).observe(lambda name, output: None):
+            dead(torch.ones(1, 2))
+    assert residue(dead) == 0
+
+
+@pytest.fixture
+def fresh_compiler():
+    """No graph of another test is left to be reused, nor one of this."""
+    torch._dynamo.reset()
+    yield partial(torch.compile, backend="eager")
+    torch._dynamo.reset()
+
+
+def test_compiled_before_is_reported(fresh_compiler):
+    """A graph made before the block does not hold the hook, and torch does not say so: an error on leaving."""
+    net, x = nn.Sequential(nn.Linear(2, 2)), torch.ones(1, 2)
+    compiled = fresh_compiler(net)
+    compiled(x)
+    with pytest.raises(PatchError, match="compile it only after entering"):
+        with HookRegistry(net, ["0"]).replace(lambda name, output: output * 0):
+            compiled(x)
+
+
+def test_compiled_inside_acts_inside(fresh_compiler):
+    """A graph made inside the block runs the hook (and breaks there: contextvars are not traced); after it, not."""
+    net, x = nn.Sequential(nn.Linear(2, 2)), torch.ones(1, 2)
+    with HookRegistry(net, ["0"]).replace(lambda name, output: output * 0):
+        compiled = fresh_compiler(net)
+        assert not compiled(x).any()
+    assert torch.equal(compiled(x), net(x)) and compiled(x).any() and residue(net) == 0
+
+
+def test_checkpointed_blocks_recompute_under_the_patch():
+    """Gradients with and without checkpointing agree (1e-6) when the backward pass runs inside the block."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)), torch.randn(4, 3)
+    donor = torch.randn(4, 3)
+    gradients = []
+    for run in (net, lambda x: checkpoint(net, x, use_reentrant=False)):
+        net.zero_grad()
+        with HookRegistry(net, ["0"]).replace(lambda name, output: torch.cat([output[:2], donor[2:]])) as registry:
+            run(x).square().sum().backward()
+        gradients.append([p.grad.clone() for p in net.parameters()])
+    assert registry.calls["0"] == 2  # forward, and once more for the gradient
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(*gradients)) and gradients[0][2].any()

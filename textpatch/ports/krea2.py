@@ -1,0 +1,8 @@
+"""Krea 2: single stream, several query heads to one of K and V; text_fusion sees the text alone: no sites."""
+
+from textpatch.sites import SiteSpec, Span
+
+KREA2 = (
+    SiteSpec("transformer_blocks.*.attn", "single", span=Span("first"), heads="num_heads",
+             kv_heads="num_kv_heads", norm="norm_k", rotary=True),
+)  # fmt: skip

@@ -1,0 +1,5 @@
+"""PixArt-alpha and PixArt-sigma: cross-attention; attn1 sees the image alone."""
+
+from textpatch.sites import SiteSpec
+
+PIXART = (SiteSpec("transformer_blocks.*.attn2", "cross"),)

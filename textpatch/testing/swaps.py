@@ -1,0 +1,267 @@
+"""Checks of capture, patch and inject by a table: do they what they say?"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+
+import torch
+from torch import Tensor, nn
+
+from textpatch.errors import PatchError
+from textpatch.patch import KVCache, capture, inject, patch
+from textpatch.testing.port import Findings, Port, check
+
+
+@check
+def captures_are_what_hooks_see(port: Port) -> Findings:
+    """What is captured is what a plain hook sees, cut by the table."""
+    for site, spec in port.matched:
+        for part, made in zip("kv", port.text_kv(port.plain, site, spec)):
+            captured = [port.cache[site.name, 0, (row,), part] for row in port.rows]
+            if not torch.equal(torch.stack(captured), made):
+                yield f"not {part} at {site.name!r}"
+
+
+@check
+def capture_changes_nothing(port: Port) -> Findings:
+    """A call under capture gives the bits of one without."""
+    with capture(port.model, port.sites, rows=port.rows):
+        if not torch.equal(port.listen().output, port.plain.output):
+            yield "it does not"
+
+
+@check
+def dtypes_are_kept(port: Port) -> Findings:
+    """What is captured has its tap's dtype, and a patched call the plain call's."""
+    for site in port.sites:
+        kept = [port.cache[site.name, 0, (0,), part].dtype for part in "kv"]
+        if kept != [port.plain.made(tap.module).dtype for tap in site.taps]:
+            yield site
+    if port.reading().output.dtype != port.plain.output.dtype:
+        yield "a patched call has another"
+
+
+@check
+def own_text_is_the_identity(port: Port) -> Findings:
+    """Patching every row with its own K and V at all sites gives the plain bits."""
+    with patch(port.model, port.cache, port.sites, rows=port.rows):
+        if not torch.equal(port.listen().output, port.plain.output):
+            yield "it does not"
+
+
+@check
+def a_swap_changes_its_row(port: Port) -> Findings:
+    """Another row's K and V, at one site alone, change the output of the row that reads them."""
+    yield from (s for s, _ in port.samples if torch.equal(port.reading(s).output[0], port.plain.output[0]))
+
+
+@check
+def a_swap_changes_no_other_row(port: Port) -> Findings:
+    """Rows that read their own text keep their bits, whether one site is patched or all are."""
+    for site in (*(site for site, _ in port.samples), None):
+        if not torch.equal(port.reading(site).output[1:], port.plain.output[1:]):
+            yield site or "not with all patched"
+
+
+def _wrongly_attended(port: Port, part="kv", head: int | None = None, token: int | None = None) -> Findings:
+    """Sites at which row 0 under a swap gets other q, k, v than its own with what was swapped from row 1."""
+    heads, tokens = (None if x is None else [x] for x in (head, token))
+    for site, spec in port.samples:
+        place = port.place(site, spec.text_place)
+        heard = port.reading(site, part=part, heads=heads, tokens=tokens).attended(site)
+        for name, own, new in zip("qkv", port.plain.attended(site), heard):
+            expected, group = own.clone(), own.shape[1] // site.text_heads
+            h = slice(None) if head is None else slice(head * group, (head + 1) * group)
+            t = slice(None) if token is None else slice(token, token + 1)
+            if name in part:
+                expected[:, :, place][0, h, t] = own[:, :, place][1, h, t]
+            if not torch.equal(new, expected):
+                yield f"not {name} at {site.name!r}"
+
+
+@check
+def a_swap_is_attended_to(port: Port) -> Findings:
+    """Under a swap attention gets the other row's text K and V, to the bit, and all else as before."""
+    yield from _wrongly_attended(port)
+
+
+@check
+def one_head_is_one_head(port: Port) -> Findings:
+    """A swap of one head is attended to in that head alone, or in those that share it."""
+    yield from _wrongly_attended(port, head=min(site.text_heads for site in port.sites) - 1)
+
+
+@check
+def one_token_is_one_token(port: Port) -> Findings:
+    """A swap of one token is attended to in that token alone."""
+    yield from _wrongly_attended(port, token=1)
+
+
+@check
+def keys_are_keys(port: Port) -> Findings:
+    """A swap of K alone changes the keys attention gets, and no value."""
+    yield from _wrongly_attended(port, "k")
+
+
+@check
+def values_are_values(port: Port) -> Findings:
+    """A swap of V alone changes the values attention gets, and no key."""
+    yield from _wrongly_attended(port, "v")
+
+
+@check
+def keys_and_values_differ(port: Port) -> Findings:
+    """K alone, V alone and both give three outputs."""
+    k, v, both = (port.reading(part=part).output[0] for part in ("k", "v", "kv"))
+    if torch.equal(k, v) or torch.equal(k, both) or torch.equal(v, both):
+        yield "two of them are equal"
+
+
+@check
+def all_heads_are_the_site(port: Port) -> Findings:
+    """All heads, swapped one by one, are the whole site, to the bit."""
+    for site, _ in port.samples:
+        with ExitStack() as stack:
+            for head in range(1, site.text_heads):
+                stack.enter_context(patch(port.model, port.cache, site, rows=port.reads, heads=[head]))
+            union = port.reading(site, heads=[0]).output
+        if not torch.equal(union, port.reading(site).output):
+            yield site
+
+
+@check
+def earlier_sites_are_unchanged(port: Port) -> Findings:
+    """A swap changes no text K and V at sites before it."""
+    for site, _ in port.samples:
+        heard = port.reading(site)
+        changed = [s.name for s, spec in port.matched[: site.index] if not port.same_text(heard, s, spec)]
+        yield from (f"one at {site.name!r} does at {name!r}" for name in changed)
+
+
+@check
+def all_sites_are_attended_to(port: Port) -> Findings:
+    """With all sites patched attention gets the other row's text K and V at each."""
+    heard = port.reading()
+    for site, spec in port.matched:
+        place = port.place(site, spec.text_place)
+        pairs = zip(heard.attended(site)[1:], port.plain.attended(site)[1:])
+        if not all(torch.equal(new[0, :, place], own[1, :, place]) for new, own in pairs):
+            yield site
+
+
+@check
+def text_enters_at_the_sites_alone(port: Port) -> Findings:
+    """Where all sites are of kind cross and all read another row's text, a row's own text changes nothing."""
+    if all(site.kind == "cross" for site in port.sites):
+        own, other = (port.reading(inputs=inputs).output[0] for inputs in (None, port.with_rows(port.text)))
+        if not torch.equal(own, other):
+            yield "it does; the table leaves out sites"
+
+
+@check
+def steps_are_calls(port: Port) -> Findings:
+    """A patch of step 1 leaves the first call as it is and changes the second."""
+    cache = KVCache({(site, 1, *rest): x for (site, _, *rest), x in port.cache.items()})
+    with patch(port.model, cache, port.sites, rows=port.reads, steps=[1]):
+        same = [torch.equal(port.listen().output, port.plain.output) for _ in range(2)]
+    if same != [True, False]:
+        yield f"as it was: {same}"
+
+
+@check
+def injection_is_patching(port: Port) -> Findings:
+    """Injecting a text is patching with what a run of it captures; a text that evolves is refused."""
+    other = port.with_rows(port.text)
+    if not all(site.text_is_static for site in port.sites):
+        with suppress(PatchError), inject(port.model, other[port.text], port.sites):
+            yield "it was injected"
+        return
+    with inject(port.model, other[port.text], port.sites):
+        injected = port.listen().output
+    with patch(port.model, port.captured(other), port.sites, rows=port.rows):
+        if not torch.equal(port.listen().output, injected):
+            yield "it is not"
+
+
+@check
+def other_rows_are_refused(port: Port) -> Findings:
+    """A batch of one row more or less than is labelled is refused, by capture and by patch."""
+    for n in (len(port.rows) - 1, len(port.rows) + 1):
+        with suppress(PatchError), capture(port.model, port.sites, rows=range(n)):
+            port.listen()
+            yield f"a capture of {n} rows was not"
+        with suppress(PatchError), patch(port.model, port.cache, port.sites, rows=[0] * n):
+            port.listen()
+            yield f"a patch of {n} rows was not"
+
+
+@check
+def other_shapes_are_refused(port: Port) -> Findings:
+    """A cache of another number of tokens, of another width or of another dtype is refused."""
+    for change in (lambda x: x[1:], lambda x: x[:, 1:], Tensor.half):
+        cache = KVCache({key: change(x) for key, x in port.cache.items()})
+        with suppress(PatchError), patch(port.model, cache, port.sites, rows=port.rows):
+            port.listen()
+            x = next(iter(cache.values()))
+            yield f"{tuple(x.shape)}, {x.dtype} was not"
+
+
+@check
+def what_is_not_there_is_refused(port: Port) -> Findings:
+    """A head and a token beyond the last are refused."""
+    for site, _ in port.samples:
+        for option in ({"heads": [site.text_heads]}, {"tokens": [port.length(site)]}):
+            with suppress(PatchError):
+                port.reading(site, **option)
+                yield f"{option} was not at {site.name!r}"
+
+
+@check
+def nan_does_not_leak(port: Port) -> Findings:
+    """NaN in a text that a row does not read does not reach it, neither by the batch nor by the cache."""
+    text = port.inputs[port.text]
+    lost = [text[0], *(x * float("nan") for x in text[1:])]
+    heard = port.listen(port.inputs | {port.text: torch.stack(lost) if isinstance(text, Tensor) else lost})
+    if not torch.equal(heard.output[0], port.plain.output[0]):
+        yield "it does by the batch"
+    cache = KVCache({key: x if key[2] == (1,) else x * float("nan") for key, x in port.cache.items()})
+    with patch(port.model, cache, port.sites, rows=port.reads):
+        leaked = port.listen().output
+    if not torch.equal(leaked, port.reading().output):
+        yield "it does by the cache"
+
+
+@check
+def threads_are_untouched(port: Port) -> Findings:
+    """Another thread's call of the model during a patch is as without it."""
+    with patch(port.model, port.cache, port.sites, rows=port.next_rows), ThreadPoolExecutor(1) as pool:
+        port.listen()
+        if not torch.equal(pool.submit(port.listen).result().output, port.plain.output):
+            yield "it is not"
+
+
+class _Interrupt(BaseException):
+    """What comes from outside in the middle of a call, and is no Exception."""
+
+
+@check
+def nothing_is_left_behind(port: Port) -> Findings:
+    """After a capture and a patch, ended or interrupted in the middle of a call, the model is as it was."""
+
+    def interrupt(event: int, out: Tensor) -> Tensor:
+        raise _Interrupt
+
+    before = _anatomy(port.model)
+    for alter in (None, interrupt):
+        with suppress(_Interrupt), capture(port.model, port.sites, rows=port.rows):
+            with patch(port.model, port.cache, port.sites, rows=port.next_rows):
+                port.listen(alter=alter)
+        if _anatomy(port.model) != before:
+            yield "interrupted, it is not" if alter else "ended, it is not"
+
+
+def _anatomy(model: nn.Module) -> list:
+    """All that a hook could leave behind."""
+    tables = [f"_forward_{kind}{more}" for kind in ("hooks", "pre_hooks") for more in ("", "_with_kwargs")]
+    return [(sorted(vars(m)), [list(vars(m)[table].items()) for table in tables]) for m in model.modules()]

@@ -1,0 +1,26 @@
+"""How files spell the tensors of the models: key tables into the diffusers layout, one file per family.
+
+table           Layout, its rows, and conversion
+tensors         what conversion does to a tensor beyond renaming it
+files           which components a single file holds
+sdxl  sd3  deepfloyd_if  flux  vae  text_encoders       the tables
+"""
+
+from textpatch.weights.layouts.files import SINGLE_FILES, SingleFile, recognise, split
+from textpatch.weights.layouts.table import Layout, convert, listed, origins
+from textpatch.weights.layouts.text_encoders import CLIP, T5
+from textpatch.weights.layouts.vae import VAE_DIFFUSERS
+
+__all__ = [
+    "CLIP",
+    "SINGLE_FILES",
+    "T5",
+    "VAE_DIFFUSERS",
+    "Layout",
+    "SingleFile",
+    "convert",
+    "listed",
+    "origins",
+    "recognise",
+    "split",
+]

@@ -1,0 +1,114 @@
+"""Single files: which components each kind holds, under which prefix, in which layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Iterable
+
+from textpatch.errors import WeightsError
+from textpatch.weights.layouts.deepfloyd_if import IF_I, IF_II
+from textpatch.weights.layouts.flux import FLUX
+from textpatch.weights.layouts.sd3 import sd3
+from textpatch.weights.layouts.sdxl import SDXL_UNET
+from textpatch.weights.layouts.table import Layout, listed
+from textpatch.weights.layouts.text_encoders import CLIP, OPENCLIP, T5, TEMPERATURE
+from textpatch.weights.layouts.vae import VAE_ORIGINAL
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component of a single file."""
+
+    component: str  # the folder it has in diffusers layout
+    prefix: str
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class SingleFile:
+    """A kind of single file, recognised by a key; kinds are tried in the order of `SINGLE_FILES`."""
+
+    name: str
+    signature: str
+    parts: tuple[Part, ...]
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    def part(self, key: str) -> Part | None:
+        """The component a key belongs to, None if it belongs to none."""
+        return next((part for part in self.parts if key.startswith(part.prefix)), None)
+
+    def split(self, keys: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Component -> {key: key without the prefix}, in the order of the parts.
+
+        Raises WeightsError for keys that belong to no component and are not dropped by name.
+        """
+        keys = [key for key in keys if key not in self.dropped]
+        stray = [key for key in keys if self.part(key) is None]
+        if stray:
+            raise WeightsError(
+                f"{listed(stray)} of {len(keys)} tensors belong to no component of {self.name} files"
+            )
+        found: dict[str, dict[str, str]] = {part.component: {} for part in self.parts}
+        for key in keys:
+            part = self.part(key)
+            found[part.component][key] = key.removeprefix(part.prefix)
+        return {component: names for component, names in found.items() if names}
+
+    def layout(self, component: str) -> Layout:
+        """The layout of one of the components."""
+        return next(part.layout for part in self.parts if part.component == component)
+
+
+def _sd3(name: str, depth: int) -> SingleFile:
+    clip_l, clip_g, t5xxl = encoders = [f"text_encoders.{name}" for name in ("clip_l", "clip_g", "t5xxl")]
+    return SingleFile(
+        name,
+        f"model.diffusion_model.joint_blocks.{depth - 1}.context_block.attn.qkv.weight",
+        (
+            Part("transformer", "model.diffusion_model.", sd3(depth)),
+            Part("vae", "first_stage_model.", VAE_ORIGINAL),
+            Part("text_encoder", f"{clip_l}.transformer.", CLIP),
+            Part("text_encoder_2", f"{clip_g}.transformer.", CLIP),
+            Part("text_encoder_3", f"{t5xxl}.transformer.", T5),
+        ),
+        {f"{encoder}.logit_scale": TEMPERATURE for encoder in encoders},
+    )
+
+
+SINGLE_FILES = (
+    SingleFile(
+        "SDXL",
+        "model.diffusion_model.label_emb.0.0.weight",
+        (
+            Part("unet", "model.diffusion_model.", SDXL_UNET),
+            Part("vae", "first_stage_model.", VAE_ORIGINAL),
+            Part("text_encoder", "conditioner.embedders.0.transformer.", CLIP),
+            Part("text_encoder_2", "conditioner.embedders.1.model.", OPENCLIP),
+        ),
+    ),
+    _sd3("SD3.5-large", depth=38),
+    _sd3("SD3", depth=24),
+    SingleFile("FLUX.1", "double_blocks.0.img_attn.qkv.weight", (Part("transformer", "", FLUX),)),
+    SingleFile("IF-II", "aug_proj.0.weight", (Part("unet", "", IF_II),)),
+    SingleFile("IF-I", "encoder_pooling.0.weight", (Part("unet", "", IF_I),)),
+    SingleFile("VAE", "decoder.mid.attn_1.q.weight", (Part("vae", "", VAE_ORIGINAL),)),
+)
+
+
+def recognise(keys: Iterable[str]) -> SingleFile | None:
+    """The kind of single file that has these keys, None if it is none we know."""
+    keys = set(keys)
+    return next((kind for kind in SINGLE_FILES if kind.signature in keys), None)
+
+
+def split(keys: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Component -> {key: key without the prefix} of a single file; see `SingleFile.split`.
+
+    Raises WeightsError if it is no kind of file we know.
+    """
+    keys = list(keys)
+    kind = recognise(keys)
+    if kind is None:
+        known = ", ".join(kind.name for kind in SINGLE_FILES)
+        raise WeightsError(f"none of the single files known ({known}) has these {listed(keys)}")
+    return kind.split(keys)

@@ -1,0 +1,50 @@
+"""The published denoisers by name, and what the paper (ICLR 2025) says of three: its sites, and how it counts them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
+from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
+from textpatch.reference_models.sdxl import SDXL, SDXLConfig
+from textpatch.sites import Site
+
+DENOISERS = {
+    "sdxl-base-1.0": (SDXL, SDXLConfig()),
+    "if-i-xl": (DeepFloydIF, IFConfig()),
+    "if-i-l": (DeepFloydIF, IFConfig(block_out_channels=(320, 640, 960, 1280), cross_attention_dim=1280)),
+    "if-i-m": (DeepFloydIF, IFConfig(block_out_channels=(192, 384, 576, 768), cross_attention_dim=768)),
+    "sd3-medium": (MMDiT, MMDiTConfig()),
+    "sd3.5-medium": (
+        MMDiT,
+        MMDiTConfig(pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=tuple(range(13))),
+    ),
+    "sd3.5-large": (
+        MMDiT,
+        MMDiTConfig(num_layers=38, num_attention_heads=38, caption_projection_dim=2432, qk_norm="rms_norm"),
+    ),
+}
+LOCALIZED = {"sdxl-base-1.0": (55, 56, 57), "if-i-xl": (17,), "sd3-medium": (10,)}  # sec. 4.2, execution order
+
+# The projections whose parameters give the paper's percentages: 0.61 % of SDXL, 0.21 % of IF-I-XL, 0.23 % of SD3.
+# In IF `to_k` and `to_v` are the image's own keys and values; the text's, which a swap changes, are
+# `add_k_proj` and `add_v_proj`, 0.28 %.  (Inferred: no count of text projections gives 0.21 %.)
+COUNTED = {"cross": ("to_k", "to_v"), "added": ("to_k", "to_v"), "joint": ("add_k_proj", "add_v_proj")}
+
+
+def localized_sites(model: nn.Module) -> tuple[int, ...]:
+    """The paper's sites if the model has the published sizes of SDXL, IF-I-XL or SD3-medium, else none."""
+    for name, sites in LOCALIZED.items():
+        _, config = DENOISERS[name]
+        if model.config == replace(config, sample_size=getattr(model.config, "sample_size", None)):
+            return sites
+    return ()
+
+
+def counted_parameters(model: nn.Module, site: Site) -> int:
+    """Parameters of a site in the paper's convention; `site.parameters` counts the text projections."""
+    module = model.get_submodule(site.name)
+    projections = [getattr(module, name, None) for name in COUNTED[site.kind]]
+    return sum(p.numel() for projection in projections if projection for p in projection.parameters())

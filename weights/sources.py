@@ -1,0 +1,199 @@
+"""Where a model's components come from: a folder in diffusers layout, or a file that holds one or several."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterable, Iterator
+
+from torch import nn
+
+from textpatch.errors import PatchError, WeightsError
+from textpatch.reference_models.deepfloyd_if import DeepFloydIF
+from textpatch.reference_models.mmdit import MMDiT
+from textpatch.reference_models.schedules import Euler, FlowMatchEuler, Schedule
+from textpatch.reference_models.sdxl import SDXL
+from textpatch.reference_models.vae import VAEConfig
+from textpatch.weights.configs import (
+    denoiser_from_config,
+    if_config,
+    mmdit_config,
+    sdxl_config,
+    vae_config,
+    vae_from_config,
+)
+from textpatch.weights.files import Tensors, cached_snapshot, component_file, open_tensors, read_config, read_json
+from textpatch.weights.fill import Part
+from textpatch.weights.identify import identify
+from textpatch.weights.layouts import VAE_DIFFUSERS, Layout, SingleFile, recognise
+from textpatch.weights.schedulers import schedule_from_config
+
+# What single files leave out: the sizes of their text encoders, their schedules (published values are the
+# defaults), and where their tokenizers are published.
+CLIP_L = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+              num_attention_heads=12, projection_dim=768, hidden_act="quick_gelu")  # fmt: skip
+CLIP_G = dict(vocab_size=49408, hidden_size=1280, intermediate_size=5120, num_hidden_layers=32,
+              num_attention_heads=20, projection_dim=1280, hidden_act="gelu")  # fmt: skip
+T5_XXL = dict(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
+              feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1)  # fmt: skip
+ENCODERS = {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5_XXL}
+PIPELINES = {
+    "SDXL": ("StableDiffusionXLPipeline", Euler(), "stabilityai/stable-diffusion-xl-base-1.0"),
+    "SD3": ("StableDiffusion3Pipeline", FlowMatchEuler(), "stabilityai/stable-diffusion-3-medium-diffusers"),
+    "SD3.5-large": ("StableDiffusion3Pipeline", FlowMatchEuler(), "stabilityai/stable-diffusion-3.5-large"),
+}
+# A tensor that only one denoiser has, that denoiser, and its configuration from the shapes of all.
+SIGNS = {
+    "add_embedding.linear_1.weight": (SDXL, sdxl_config),
+    "add_embedding.pool.positional_embedding": (DeepFloydIF, if_config),
+    "pos_embed.pos_embed": (MMDiT, mmdit_config),
+}
+
+
+class Folder:
+    """A whole pipeline in diffusers layout: a folder per component, each with its configuration."""
+
+    def __init__(self, path: Path):
+        self.path, self.name, self.index = path, path.name, read_json(path, "model_index.json")
+        self.pipeline = self.index.get("_class_name")
+
+    def has(self, component: str) -> bool:
+        """Whether the index names a component (`[null, null]` is none); a folder it does not name counts, too."""
+        return self.index.get(component, []) != [None, None] and (
+            component in self.index or (self.path / component).exists()
+        )
+
+    def denoiser(self, component: str) -> tuple[type[nn.Module], object, Part]:
+        return denoiser_folder(self.path / component)
+
+    def vae(self) -> tuple[VAEConfig, Part]:
+        folder = self.path / "vae"
+        with explained(folder / "config.json"):
+            config = vae_from_config(_config(folder))
+        return config, _part(component_file(folder, "diffusion_pytorch_model"), VAE_DIFFUSERS)
+
+    def encoder(self, component: str, layout: Layout, sizes: Iterable[str]) -> tuple[dict, Part]:
+        folder = self.path / component
+        return read_config(folder, sizes), _part(component_file(folder, "model"), layout)
+
+    def tokenizer(self, component: str) -> Path:
+        return self.path / component
+
+    def schedule(self) -> Schedule:
+        with explained(self.path / "scheduler" / "scheduler_config.json"):
+            return schedule_from_config(_config(self.path / "scheduler", "scheduler_config.json"))
+
+
+class File:
+    """An original single file (or its sharded index): all components that its kind is known to hold."""
+
+    def __init__(self, path: Path):
+        self.path, self.name, self.tensors = path, path.stem, open_tensors(path)
+        self.kind = recognise(self.tensors)
+        if self.kind is None or self.kind.name not in PIPELINES:
+            raise WeightsError(
+                f"{path} holds no whole pipeline: {identified(self.tensors)}; load_denoiser reads a bare denoiser"
+            )
+        self.pipeline, self._schedule, self.home = PIPELINES[self.kind.name]
+        self.parts = _split(self.tensors, self.kind)
+
+    def has(self, component: str) -> bool:
+        return component in self.parts
+
+    def denoiser(self, component: str) -> tuple[type[nn.Module], object, Part]:
+        return *_inferred(self.parts[component]), self.parts[component]
+
+    def vae(self) -> tuple[VAEConfig, Part]:
+        part = self.parts["vae"]
+        return vae_config(part.shapes(), "SDXL" if self.kind.name == "SDXL" else "SD3"), part
+
+    def encoder(self, component: str, layout: Layout, sizes: Iterable[str]) -> tuple[dict, Part]:
+        if component not in self.parts:
+            raise WeightsError(
+                f"{self.path} holds {', '.join(self.parts)} and no {component}; load_denoiser reads its denoiser, "
+                "for pictures load the folder in diffusers layout"
+            )
+        return ENCODERS[component], self.parts[component]
+
+    def tokenizer(self, component: str) -> Path:
+        """Beside the file, or in the Hugging Face cache of the model's home.  Raises WeightsError saying both."""
+        beside = self.path.parent / component
+        if beside.is_dir():
+            return beside
+        try:
+            return cached_snapshot(self.home) / component
+        except WeightsError as error:
+            raise WeightsError(
+                f"{self.path} holds no tokenizer, as no single file does; put the folder {component!r} of {self.home} beside it ({error})"
+            ) from None
+
+    def schedule(self) -> Schedule:
+        return self._schedule
+
+
+def denoiser_folder(folder: Path) -> tuple[type[nn.Module], object, Part]:
+    """Class, configuration and tensors of a denoiser's own folder in diffusers layout."""
+    with explained(folder / "config.json"):
+        made = denoiser_from_config(_config(folder))
+    return *made, _part(component_file(folder, "diffusion_pytorch_model"))
+
+
+def denoiser_file(path: Path) -> tuple[type[nn.Module], object, Part]:
+    """The same of a file or sharded index, original or diffusers layout.
+
+    Its configuration is the `config.json` beside a file in diffusers layout, else it is inferred from the shapes.
+    """
+    tensors = open_tensors(path)
+    kind = recognise(tensors)
+    if kind is not None:
+        parts = _split(tensors, kind)
+        part = parts.get("transformer") or parts.get("unet")
+        if part is None:
+            raise WeightsError(f"{path} holds no denoiser: {identified(tensors)}")
+        return *_inferred(part), part
+    part = _part(path)
+    if (path.parent / "config.json").is_file():
+        with explained(path.parent / "config.json"):
+            return *denoiser_from_config(_config(path.parent)), part
+    return *_inferred(part), part
+
+
+def identified(tensors: Tensors) -> str:
+    """What a file is, in one line."""
+    return identify({name: (tensors[name].dtype, tensors[name].shape) for name in tensors}).report().replace("\n", "; ")
+
+
+def _config(folder: Path, name: str = "config.json") -> dict:
+    """All of a flat configuration: what would change the arithmetic is compared, not passed over."""
+    return read_config(folder, read_json(folder, name), name)
+
+
+def _part(path: Path, layout: Layout | None = None) -> Part:
+    tensors = open_tensors(path)
+    return Part(tensors, {name: name for name in tensors}, layout)
+
+
+def _split(tensors: Tensors, kind: SingleFile) -> dict[str, Part]:
+    return {name: Part(tensors, keys, kind.layout(name)) for name, keys in kind.split(tensors).items()}
+
+
+def _inferred(part: Part) -> tuple[type[nn.Module], object]:
+    shapes = part.shapes()
+    for sign, (model, infer) in SIGNS.items():
+        if sign in shapes:
+            return model, infer(shapes)
+    raise WeightsError(f"{part.tensors.files[0]} holds none of our denoisers: {identified(part.tensors)}")
+
+
+@contextmanager
+def explained(where: object) -> Iterator[None]:
+    """Say in one line that a configuration's values build nothing; transformers has many exceptions for it."""
+    try:
+        yield
+    except PatchError:
+        raise
+    except Exception as error:
+        found = " ".join(str(error).split())
+        raise WeightsError(
+            f"{where} describes no model that can be built ({type(error).__name__}: {found})"
+        ) from None
