@@ -1,6 +1,9 @@
 """The models, one file per architecture, each read top to bottom in the order of execution.
 
-mmdit           the joint-attention transformer of Stable Diffusion 3
+sdxl            the U-Net of Stable Diffusion XL
+deepfloyd_if    the U-Nets of DeepFloyd IF, stages I and II
+mmdit           the joint-attention transformer of Stable Diffusion 3 and 3.5
+vae             pictures to latents and back
 schedules       noise levels and the steps between them
 text_encoders   CLIP and T5 as each pipeline reads them
 pipeline        encoders + denoiser + schedule + decoder

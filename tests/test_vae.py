@@ -143,7 +143,7 @@ def test_a_config_that_fits_nothing_is_refused(sizes, says):
     "pictures of 4x5; both sides must be multiples of 2": lambda vae: vae.encode(torch.zeros(1, 3, 4, 5)),
     "pictures of 3x4; both sides": lambda vae: vae.encode(torch.zeros(1, 3, 3, 4)),
     r"pictures are \(1, 4, 4, 4\); this VAE takes \(B, 3, ": lambda vae: vae.encode(torch.zeros(1, 4, 4, 4)),
-    r"pictures are \(3, 4, 4\)": lambda vae: vae.encode(torch.zeros(3, 4, 4)),
+    r"pictures are \(4, 3, 4\)": lambda vae: vae.encode(torch.zeros(4, 3, 4)),
     r"latents are \(1, 3, 4, 4\); this VAE takes \(B, 2, ": lambda vae: vae.decode(torch.zeros(1, 3, 4, 4)),
     r"noise is \(1, 2, 2, 1\); the latents are \(1, 2, 2, 2\)": lambda vae: vae.encode(
         torch.zeros(1, 3, 4, 4), noise=torch.zeros(1, 2, 2, 1)

@@ -22,7 +22,7 @@ from textpatch.weights.entry import DTYPES, TensorEntry, identity_of, opened
 FIELDS = ["data_offsets", "dtype", "shape"]
 HEADER_BYTES, MAX_TENSORS, MAX_RANK, MAX_NAME = 16 << 20, 20_000, 8, 512  # SDXL: 0.3 MB, 2,515 tensors
 TOO_MANY = 1 << 60  # elements of eight bytes: their number of bytes fits into 63 bits
-PIECE = 1 << 20
+PIECE = 1 << 18
 
 PICKLE = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]|\x93NUMPY")
 CONVERT = (
