@@ -127,6 +127,7 @@ REPLACED = {
     "2^64 elements": (b"[2]", b"[18446744073709551616]", "bad-shape"),
     "wraps to two elements": (b"[2]", b"[9223372036854775809,2]", "bad-shape"),
     "2^62 times zero": (b"[2]", b"[4611686018427387904,4,0]", "bad-shape"),
+    "2^80 times zero": (b'[2],"data_offsets":[0,8]', b'[%d,%d,0],"data_offsets":[0,0]' % (1 << 40, 1 << 40), "bad-shape"),
     "a thousand digits": (b"[2]", b"[%s]" % (b"9" * 900), "bad-shape"),
     "leading zero": (b"[2]", b"[02]", "not-json"),
     "hexadecimal": (b"[2]", b"[0x2]", "not-json"),

@@ -197,7 +197,7 @@ DAMAGES = {
     ),
     "words for numbers": (
         edit_json("transformer/config.json", num_layers="two"),
-        "transformer/config.json describes no model",
+        "transformer/config.json: this SD3Transformer2DModel configuration builds nothing",
     ),
     "words in CLIP": (
         edit_json("text_encoder/config.json", hidden_size="two"),

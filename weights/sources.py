@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 from torch import nn
 
@@ -68,8 +68,7 @@ class Folder:
 
     def vae(self) -> tuple[VAEConfig, Part]:
         folder = self.path / "vae"
-        with explained(folder / "config.json"):
-            config = vae_from_config(_config(folder))
+        config = _built(folder, vae_from_config)
         return config, _part(component_file(folder, "diffusion_pytorch_model"), VAE_DIFFUSERS)
 
     def encoder(self, component: str, layout: Layout, sizes: Iterable[str]) -> tuple[dict, Part]:
@@ -80,8 +79,7 @@ class Folder:
         return self.path / component
 
     def schedule(self) -> Schedule:
-        with explained(self.path / "scheduler" / "scheduler_config.json"):
-            return schedule_from_config(_config(self.path / "scheduler", "scheduler_config.json"))
+        return _built(self.path / "scheduler", schedule_from_config, "scheduler_config.json")
 
 
 class File:
@@ -133,9 +131,7 @@ class File:
 
 def denoiser_folder(folder: Path) -> tuple[type[nn.Module], object, Part]:
     """Class, configuration and tensors of a denoiser's own folder in diffusers layout."""
-    with explained(folder / "config.json"):
-        made = denoiser_from_config(_config(folder))
-    return *made, _part(component_file(folder, "diffusion_pytorch_model"))
+    return *_built(folder, denoiser_from_config), _part(component_file(folder, "diffusion_pytorch_model"))
 
 
 def denoiser_file(path: Path) -> tuple[type[nn.Module], object, Part]:
@@ -153,8 +149,7 @@ def denoiser_file(path: Path) -> tuple[type[nn.Module], object, Part]:
         return *_inferred(part), part
     part = _part(path)
     if (path.parent / "config.json").is_file():
-        with explained(path.parent / "config.json"):
-            return *denoiser_from_config(_config(path.parent)), part
+        return *_built(path.parent, denoiser_from_config), part
     return *_inferred(part), part
 
 
@@ -163,9 +158,11 @@ def identified(tensors: Tensors) -> str:
     return identify({name: (tensors[name].dtype, tensors[name].shape) for name in tensors}).report().replace("\n", "; ")
 
 
-def _config(folder: Path, name: str = "config.json") -> dict:
-    """All of a flat configuration: what would change the arithmetic is compared, not passed over."""
-    return read_config(folder, read_json(folder, name), name)
+def _built(folder: Path, build: Callable[[dict], Any], name: str = "config.json") -> Any:
+    """What a flat configuration describes, all of it read: what would change the arithmetic is compared."""
+    config = read_config(folder, read_json(folder, name), name)
+    with explained(folder / name):
+        return build(config)
 
 
 def _part(path: Path, layout: Layout | None = None) -> Part:
@@ -187,11 +184,11 @@ def _inferred(part: Part) -> tuple[type[nn.Module], object]:
 
 @contextmanager
 def explained(where: object) -> Iterator[None]:
-    """Say in one line that a configuration's values build nothing; transformers has many exceptions for it."""
+    """Say in one line, with the file, that a configuration's values build nothing; transformers has many exceptions for it."""
     try:
         yield
-    except PatchError:
-        raise
+    except PatchError as error:
+        raise WeightsError(f"{where}: {error}") from None
     except Exception as error:
         found = " ".join(str(error).split())
         raise WeightsError(
