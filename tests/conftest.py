@@ -28,3 +28,9 @@ def long(request) -> bool:
 def _the_same_dice():
     """Numbers drawn without a generator are the same in every run of a test."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def diffusers():
+    """The reference; it comes with the extra `reference`, which `make test` installs."""
+    return pytest.importorskip("diffusers")

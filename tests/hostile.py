@@ -86,6 +86,7 @@ REPLACED = {
     "line in a name": (b'"a"', b'"a\nb"', "not-json"),
     "arrays 200,000 deep": (b"[2]", b"[" * 200_000, "not-json"),
     "arrays 450 deep": (b"[2]", b"[" * 450 + b"]" * 450, "bad-shape"),
+    "arrays 960 deep": (b"[2]", b"[" * 960, "not-json"),
     "objects 100,000 deep": (b"[2]", b'{"a":' * 100_000, "not-json"),
     "empty name": (b'"a"', b'""', "bad-name"),
     "escaped zero": (b'"a"', rb'"a\u0000"', "bad-name"),

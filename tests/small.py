@@ -1,5 +1,6 @@
-"""Small random models in SD3's layout, for tests that need weights and no skill."""
+"""Small random models in SD3's layout, for tests that need weights and no skill; and how outputs are compared."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,3 +44,17 @@ def save_small(folder: Path, pipeline: Pipeline | None = None) -> Path:
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """max |a - b| / max |b|."""
     return float((a - b).abs().max() / b.abs().max())
+
+
+@contextmanager
+def outputs(model, *suffixes):
+    """Outputs, in the order made, of all modules whose names end in one of the suffixes: [(name, output)]."""
+    made = []
+    handles = [
+        module.register_forward_hook(lambda module, args, output, name=name: made.append((name, output)))
+        for name, module in model.named_modules()
+        if name.endswith(suffixes)
+    ]
+    yield made
+    for handle in handles:
+        handle.remove()

@@ -16,12 +16,6 @@ from textpatch.sites import SiteSpec, Span, shipped_table
 from textpatch.testing import check_port, facts, swaps
 
 
-@pytest.fixture(scope="module")
-def diffusers():
-    """The reference; it comes with the extra `reference`, which `make test` installs."""
-    return pytest.importorskip("diffusers")
-
-
 @dataclass
 class Bench:
     """A model under test, ready for a fault."""

@@ -1,6 +1,5 @@
 """DeepFloyd IF is the published U-Net, stage I and stage II: sites, counts, diffusers' outputs; and its bank."""
 
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, replace
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import relative
+from small import outputs, relative
 from strategies import randomize
 from torch._dynamo.testing import CompileCounter
 
@@ -41,12 +40,6 @@ SMALL_II = replace(SMALL, **STAGE_II, time_embedding_dim=24)
 
 
 @pytest.fixture(scope="module")
-def diffusers():
-    """The reference; it comes with the extra `reference`, which `make test` installs."""
-    return pytest.importorskip("diffusers")
-
-
-@pytest.fixture(scope="module")
 def xl():
     """IF-I-XL at full size, without memory."""
     with torch.device("meta"):
@@ -64,20 +57,6 @@ def inputs(config: IFConfig, dtype=torch.float64, rows=2, size=(1, 2), tokens=5,
     t, level = 1000 * torch.rand(2, *([rows] if per_row else []))
     text = TextCondition(torch.randn(rows, tokens, config.encoder_hid_dim, dtype=dtype))
     return (x, t, text), dict(low=low, level=level) if config.class_embed_type else {}
-
-
-@contextmanager
-def outputs(model, *suffixes):
-    """Outputs, in the order made, of all modules whose names end in one of the suffixes: [(name, output)]."""
-    made = []
-    handles = [
-        module.register_forward_hook(lambda module, args, output, name=name: made.append((name, output)))
-        for name, module in model.named_modules()
-        if name.endswith(suffixes)
-    ]
-    yield made
-    for handle in handles:
-        handle.remove()
 
 
 PUBLISHED = {704: 4_304_695_110, 320: 935_365_830, 192: 371_605_830}  # XL, L, M: first width, parameters

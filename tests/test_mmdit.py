@@ -33,12 +33,6 @@ SMALL = MMDiTConfig(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def diffusers():
-    """The reference; it comes with the extra `reference`, which `make test` installs."""
-    return pytest.importorskip("diffusers")
-
-
 def on_meta(config: MMDiTConfig) -> MMDiT:
     """A model at full size, without memory."""
     with torch.device("meta"):

@@ -24,12 +24,6 @@ from textpatch.sites import Site, SiteSpec, Span, Tap, shipped_table
 from textpatch.testing import CHECKS, check_port
 
 
-@pytest.fixture(scope="module")
-def diffusers():
-    """The reference; it comes with the extra `reference`, which `make test` installs."""
-    return pytest.importorskip("diffusers")
-
-
 def call(model, inputs, **others):
     """The model's output as one tensor."""
     with torch.no_grad():

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from textpatch.errors import WeightsError
+from textpatch.weights import entry
 from textpatch.weights.entry import CHUNK, DTYPES, read_tensor, scan
 from textpatch.weights.files import open_tensors
 from textpatch.weights.header import read_header
@@ -57,6 +58,12 @@ def test_the_good_files_are_read(path):
     assert [(e.name, e.dtype, e.shape, e.end - e.start) for e in read_header(path).values()] == [
         ("a", "F32", (2,), 8), ("b", "I64", (1,), 8),
     ]  # fmt: skip
+
+
+def test_a_length_may_look_like_a_pickle(path):
+    """A header of 0x0280 bytes begins with the two bytes of a pickle of protocol 2, and is none."""
+    path.write_bytes(framed(GOOD.ljust(0x0280)))
+    assert path.read_bytes()[:2] == b"\x80\x02" and open_tensors(path).read("a").tolist() == [0, 0]
 
 
 BOOL = GOOD.replace(b"F32", b"BOOL").replace(b"[2]", b"[8]")
@@ -275,7 +282,8 @@ def test_an_unknown_tensor_is_answered_with_the_closest(path):
 
 def replaced(path):
     other = path.with_name("other")
-    other.write_bytes(path.read_bytes())
+    other.write_bytes(framed(GOOD, DATA[1:] + b"\1"))
+    os.utime(other, ns=(0, path.stat().st_mtime_ns))
     other.rename(path)
 
 
@@ -302,6 +310,14 @@ def test_a_file_that_changed_is_not_read(path, name):
     CHANGES[name](path)
     error = refusal(found.read, "a")
     assert error.code == "changed" and "'a'" in str(error)
+
+
+def test_a_short_read_is_not_read(path, monkeypatch):
+    """A file that was too short for a moment leaves bytes unread, though it is the same before and after."""
+    path.write_bytes(framed(GOOD))
+    found = open_tensors(path)
+    monkeypatch.setattr(entry, "_filled", lambda buffer, file: False)
+    assert refusal(found.read, "a").code == "changed"
 
 
 @pytest.mark.parametrize("name, code", [("gone", "unreadable"), ("a FIFO", "not-a-file")])

@@ -35,12 +35,6 @@ NAMES = {
 CLOSE = {torch.float32: 5e-6, torch.float64: 1e-10}
 
 
-@pytest.fixture(scope="module")
-def diffusers():
-    """The reference; it comes with the extra `reference`, which `make test` installs."""
-    return pytest.importorskip("diffusers")
-
-
 def reference(diffusers, schedule, steps, name=None):
     """diffusers' scheduler of the same configuration: our fields and what our class holds FIXED."""
     fields = {key: value for key, value in asdict(schedule).items() if key != "prediction"}

@@ -1,6 +1,5 @@
 """SDXL is the published U-Net: sites, diffusers' numbers at small sizes and full width; and its bank."""
 
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, replace
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import relative
+from small import outputs, relative
 from strategies import randomize
 from torch._dynamo.testing import CompileCounter
 
@@ -30,12 +29,6 @@ SMALL = SDXLConfig(
 
 
 @pytest.fixture(scope="module")
-def diffusers():
-    """The reference; it comes with the extra `reference`, which `make test` installs."""
-    return pytest.importorskip("diffusers")
-
-
-@pytest.fixture(scope="module")
 def base():
     """SDXL base 1.0 at full size, without memory."""
     with torch.device("meta"):
@@ -53,20 +46,6 @@ def inputs(config: SDXLConfig, dtype=torch.float64, rows=2, size=(5, 4), tokens=
     pooled = torch.randn(rows, config.pooled_width, dtype=dtype)
     words = torch.randn(rows, tokens, config.cross_attention_dim, dtype=dtype)
     return x, t, TextCondition(words, pooled, torch.randint(0, 2048, (rows, 6)).to(dtype))
-
-
-@contextmanager
-def outputs(model, *suffixes):
-    """Outputs, in the order made, of all modules whose names end in one of the suffixes: [(name, output)]."""
-    made = []
-    handles = [
-        module.register_forward_hook(lambda module, args, output, name=name: made.append((name, output)))
-        for name, module in model.named_modules()
-        if name.endswith(suffixes)
-    ]
-    yield made
-    for handle in handles:
-        handle.remove()
 
 
 SITES = [  # in execution order: where, transformers, blocks in each, width, heads

@@ -23,12 +23,6 @@ PUBLISHED = {
 SMALL = VAEConfig(latent_channels=2, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2)
 
 
-@pytest.fixture(scope="module")
-def diffusers():
-    """The reference; it comes with the extra `reference`, which `make test` installs."""
-    return pytest.importorskip("diffusers")
-
-
 def build(config: VAEConfig, dtype=torch.float64, seed: int = 0) -> VAE:
     return randomize(VAE(config).to(dtype), seed).requires_grad_(False)
 

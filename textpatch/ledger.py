@@ -12,7 +12,7 @@ import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from inspect import signature
-from typing import Iterator, Sequence
+from typing import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from textpatch.attention import segment_attention
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
 from textpatch.plan import Plan, Row, Swap
-from textpatch.sites import TEXT_PROJECTIONS, find_sites, select_sites
+from textpatch.sites import Site, find_sites, select_sites
 
 SCHEMA_VERSION = 1
 LINES = 30
@@ -136,120 +136,119 @@ class _Found:
 
 
 class Recorder:
-    """Makes the ledger of one sampler's run: `watching` around each batch of rows, `enter` at each of its steps.
-
-    Raises PatchError on leaving a batch if a swapped site's projections never ran.
-    """
+    """Makes the ledger of one sampler's run, from `watching` each of its batches."""
 
     def __init__(self, pipeline, rows: Sequence[Row], plan: Plan, steps: int):
-        self.pipeline, self.rows, self.plan, self.steps = pipeline, rows, plan, steps
+        self.pipeline, self.plan, self.steps = pipeline, plan, steps
+        self.texts = {row.name: row.prompt for row in rows}
         sites = find_sites(pipeline.denoiser) if plan.swaps else ()
         self.sites = select_sites(sites, [x for swap in plan.swaps for x in swap.sites]) if sites else ()
-        self.found: dict[tuple, _Found] = {}
+        self.watched = not compiled(pipeline.denoiser)
+        self.found: dict[tuple, _Found] = {}  # (site, step, reader, donor) -> entry
 
     @contextmanager
-    def watching(self, batch: Sequence[Row], readers: Sequence[Row]) -> Iterator[None]:
-        """Watch a run of these batch rows, of which those named like one of `readers` are entered."""
-        self.batch, self.names = batch, {row.name for row in readers}
-        self.step, self.tables, self.cells, self.bank = None, {}, {}, {}
-        owners = {
-            f"{site.name}.{module}": (site.index, part)
-            for site in self.sites
-            for part, module in zip("kv", TEXT_PROJECTIONS[site.kind])
-        }
-        if not owners or compiled(self.pipeline.denoiser):
-            yield
+    def watching(self, batch: Sequence[Row], readers: Sequence[Row]) -> Iterator[Callable[[int, list | None], None]]:
+        """Watch a run of some batch rows; those named like one of `readers` are entered.
+
+        Gives enter(step, slots), to be called before each step with the slots it gets, one entry per site.
+        Raises PatchError on leaving if the text projections of a swapped site never ran.
+        """
+        watch = Watch(self.sites, batch, {row.name for row in readers}, self.found)
+        taps = {tap.module: (site, part) for site in self.sites for part, tap in zip("kv", site.taps)}
+        if not taps or not self.watched:
+            yield watch.enter
             return
-        with HookRegistry(self.pipeline.denoiser, owners).observe(lambda name, kv: self._made(*owners[name], kv)):
-            yield
-
-    def enter(self, step: int, slots: list | None) -> None:
-        """The slots, one entry per site, which the denoiser is about to be given at a step."""
-        self.step = step
-        for site in self.sites:
-            entry = None if slots is None else slots[site.index]
-            for part, table in zip("kv", entry if isinstance(entry, tuple) else (entry, entry)):
-                self._look_up((site.index, part), table)
-                for reader, donor, heads, *_ in self.cells[site.index, part]:
-                    found = self._entry(site.index, reader, donor)
-                    found.branches.add(self.batch[reader].branch)
-                    found.hits[part] += len(heads) * site.heads // table.shape[1]
-        for (site, part), kv in self.bank.items():
-            self._measure(site, part, kv)
-
-    def _look_up(self, key: tuple[int, str], table: Tensor | None) -> None:
-        """Find the cells of a table that read another row; most steps bring the table of the step before."""
-        before = self.tables.get(key)
-        if table is None or before is None or not torch.equal(table, before):
-            self.tables[key] = table
-            self.cells[key] = [] if table is None else cells_read(table, self.batch, self.names)
-
-    def _made(self, site: int, part: str, kv: Tensor) -> None:
-        """Keys or values (B, T, W) that a projection made: in a step, or once for all steps before the first."""
-        if self.step is None:
-            self.bank[site, part] = kv
-        else:
-            self._measure(site, part, kv)
-
-    def _measure(self, site: int, part: str, kv: Tensor) -> None:
-        for reader, donor, heads, tokens, read in self.cells[site, part]:
-            split = kv.detach().unflatten(-1, (self.tables[site, part].shape[1], -1))  # (B, T, H, W / H)
-            change = (split[donor, read, heads].float() - split[reader, tokens, heads].float()).abs().max()
-            self._entry(site, reader, donor).changes[part].append(change)
-
-    def _entry(self, site: int, reader: int, donor: int) -> _Found:
-        key = site, self.step, self.batch[reader].name, self.batch[donor].name
-        return self.found.setdefault(key, _Found())
+        with HookRegistry(self.pipeline.denoiser, taps).observe(lambda name, kv: watch.made(*taps[name], kv)):
+            yield watch.enter
 
     def ledger(self) -> Ledger:
         """All that was seen, in the order of steps and sites."""
         if not self.sites:
             return Ledger()
-        schedule, watched = self.pipeline.schedule, not compiled(self.pipeline.denoiser)
+        schedule, names = self.pipeline.schedule, {site.index: site.name for site in self.sites}
         times, sigmas = schedule.timesteps(self.steps).tolist(), schedule.sigmas(self.steps).tolist()
-        names = {site.index: site.name for site in self.sites}
         dtype = str(self.pipeline.dtype).removeprefix("torch.")
-        entries = [
+        entries = tuple(
             Entry(site, names[site], step, times[step], sigmas[step], reader, donor, tuple(sorted(found.branches)),
-                  found.hits["k"], found.hits["v"], found.change("k", watched), found.change("v", watched),
-                  dtype, BACKEND)
+                  found.hits["k"], found.hits["v"], found.change("k", self.watched),
+                  found.change("v", self.watched), dtype, BACKEND)
             for (site, step, reader, donor), found in sorted(self.found.items(), key=lambda item: item[0][1::-1])
-        ]  # fmt: skip
-        return Ledger(tuple(entries), tuple(self._silent(entries)))
+        )  # fmt: skip
+        return Ledger(entries, tuple(self._silent(entries)))
 
-    def _silent(self, entries: list[Entry]) -> Iterator[Silence]:
-        texts = {row.name: row.prompt for row in self.rows}
+    def _silent(self, entries: Sequence[Entry]) -> Iterator[Silence]:
         for i, swap in enumerate(self.plan.swaps):
             chosen = {site.index for site in select_sites(self.sites, swap.sites)}
-            why = _why_silent(swap, [entry for entry in entries if entry.site in chosen], texts)
+            why = _why_silent(swap, [entry for entry in entries if entry.site in chosen], self.texts)
             if why:
                 sites = ", ".join(map(str, sorted(chosen)))
                 yield Silence(i, f"{', '.join(swap.readers)} <- {swap.donor} at site {sites}", why)
 
 
 def _why_silent(swap: Swap, entries: list[Entry], texts: dict[str, str | None]) -> str | None:
-    """Why a swap changed nothing at its sites; None if it did."""
+    """Why a swap changed nothing at its sites; None if it did, or if nobody could watch."""
     if swap.readers == (swap.donor,):
         return ITSELF
     named = [
         entry for entry in entries
         if entry.reader in swap.readers and entry.donor == swap.donor
-        and (swap.steps is None or entry.step in swap.steps) and any(_hits(entry, part) for part in swap.part)
+        and (swap.steps is None or entry.step in swap.steps)
+        and any(getattr(entry, f"hits_{part}") for part in swap.part)
     ]  # fmt: skip
     if not named:
         return OVERRIDDEN
     apart = [entry for entry in named if texts[entry.reader] != texts[entry.donor]]
-    if any(_change(entry, part) != 0 for entry in apart or named for part in swap.part):
+    if any(getattr(entry, f"change_{part}") != 0 for entry in apart or named for part in swap.part):
         return None
     return NO_EFFECT if apart else SAME_TEXT
 
 
-def _hits(entry: Entry, part: str) -> int:
-    return entry.hits_k if part == "k" else entry.hits_v
+class Watch:
+    """One batch of a run: what its slots read, and how that differs from what its rows would have read."""
 
+    def __init__(self, sites: Sequence[Site], batch: Sequence[Row], names: set[str], found: dict[tuple, _Found]):
+        self.sites, self.batch, self.names, self.found = sites, batch, names, found
+        self.step: int | None = None
+        self.tables: dict[tuple[Site, str], Tensor | None] = {}  # the slots of a site's keys and of its values
+        self.cells: dict[tuple[Site, str], list] = {}  # those of them that read another row
+        self.bank: dict[tuple[Site, str], Tensor] = {}  # keys and values made once for all steps
 
-def _change(entry: Entry, part: str) -> float | None:
-    return entry.change_k if part == "k" else entry.change_v
+    def enter(self, step: int, slots: list | None) -> None:
+        self.step = step
+        for site in self.sites:
+            entry = None if slots is None else slots[site.index]
+            for part, table in zip("kv", entry if isinstance(entry, tuple) else (entry, entry)):
+                self._look_up((site, part), table)
+                for reader, donor, heads, *_ in self.cells[site, part]:
+                    found = self._entry(site, reader, donor)
+                    found.branches.add(self.batch[reader].branch)
+                    found.hits[part] += len(heads) * site.text_heads // table.shape[1]
+        for (site, part), kv in self.bank.items():
+            self._measure(site, part, kv)
+
+    def made(self, site: Site, part: str, kv: Tensor) -> None:
+        """Keys or values (B, T, W) that a projection put out: in a step, or once before the first."""
+        if self.step is None:
+            self.bank[site, part] = kv
+        else:
+            self._measure(site, part, kv)
+
+    def _look_up(self, key: tuple[Site, str], table: Tensor | None) -> None:
+        """Find the cells of a table; most steps bring the table of the step before."""
+        before = self.tables.get(key)
+        if table is None or before is None or not torch.equal(table, before):
+            self.tables[key] = table
+            self.cells[key] = [] if table is None else cells_read(table, self.batch, self.names)
+
+    def _measure(self, site: Site, part: str, kv: Tensor) -> None:
+        for reader, donor, heads, tokens, read in self.cells[site, part]:
+            split = kv.detach().unflatten(-1, (self.tables[site, part].shape[1], -1))  # (B, T, H, W / H)
+            change = (split[donor, read, heads].float() - split[reader, tokens, heads].float()).abs().max()
+            self._entry(site, reader, donor).changes[part].append(change)
+
+    def _entry(self, site: Site, reader: int, donor: int) -> _Found:
+        key = site.index, self.step, self.batch[reader].name, self.batch[donor].name
+        return self.found.setdefault(key, _Found())
 
 
 def cells_read(table: Tensor, batch: Sequence[Row], names: set[str]) -> list[tuple[int, int, Tensor, Tensor, Tensor]]:

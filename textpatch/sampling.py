@@ -84,11 +84,11 @@ def _sample_group(pipeline, group, batch, fresh, condition, out: Samples, keep: 
 
     def slots(step: int):
         tables = out.plan.slots(step, batch, sites, tokens=tokens)
-        recorder.enter(step, tables)
+        enter(step, tables)
         return to_device(tables, pipeline.device)
 
     noises = pipeline.noises([row.seed for row in group])
-    with recorder.watching(batch, fresh):
+    with recorder.watching(batch, fresh) as enter:
         latents = pipeline.denoise(
             next(noises), condition, steps=out.steps, guidance=out.guidance, noises=noises,
             slots=slots if out.plan.swaps else None, on_step=(lambda i, x: seen.append(x)) if keep else None,

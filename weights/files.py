@@ -19,7 +19,7 @@ from textpatch.errors import WeightsError, closest
 from textpatch.weights.entry import TensorEntry, opened, read_tensor
 from textpatch.weights.header import CONVERT, MAX_TENSORS, read_header, unique
 
-CONFIG_BYTES, INDEX_BYTES = 1 << 20, 4 << 20  # FLUX.1's index of 1,160 tensors takes 0.1 MB
+CONFIG_BYTES, INDEX_BYTES = 1 << 20, 4 << 20  # FLUX.1's index: 0.1 MB, 1,160 tensors
 PICKLES = {".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
 
 INDEX = re.compile(r".+\.safetensors\.index(\.\w+)?\.json")
@@ -65,7 +65,7 @@ def read_json(folder: Path, name: str, most: int = CONFIG_BYTES) -> dict:
 
 
 def read_config(folder: Path, allowed: Iterable[str], name: str = "config.json") -> dict:
-    """The allowed entries of a configuration; numbers, strings, flags and lists of numbers only, the rest unread."""
+    """The allowed entries of a configuration, each a number, string, flag or list of these; the rest unread."""
     body, allowed = read_json(folder, name), set(allowed)
     chosen = {key: tuple(v) if isinstance(v, list) else v for key, v in body.items() if key in allowed}
     for key, value in chosen.items():
@@ -77,7 +77,7 @@ def read_config(folder: Path, allowed: Iterable[str], name: str = "config.json")
 
 
 class Tensors(Mapping[str, TensorEntry]):
-    """The tensors of a file, or of the shards under an index: their entries by name, their values one at a time."""
+    """The tensors of a file, or of the shards under an index: entries by name, values read one at a time."""
 
     def __init__(self, entries: dict[str, TensorEntry], files: Iterable[Path]):
         self._entries, self.files = entries, tuple(files)
@@ -106,8 +106,8 @@ class Tensors(Mapping[str, TensorEntry]):
 def open_tensors(where: str | os.PathLike) -> Tensors:
     """The tensors of a .safetensors file, or of the shards that a *.safetensors.index.json names.
 
-    Raises WeightsError for whatever `read_header` refuses, for a pickle, and for an index that is not exactly
-    that of the shards beside it.
+    A file that is itself asked for may be a link; a shard may not lead out of its folder.  Raises WeightsError
+    for what `read_header` refuses, for a pickle, and for an index that does not fit its shards exactly.
     """
     path = Path(where)
     if INDEX.fullmatch(path.name):
@@ -115,7 +115,7 @@ def open_tensors(where: str | os.PathLike) -> Tensors:
     if _is_pickle(path):
         raise WeightsError(f"{path} is a pickle by its name; {CONVERT}", "pickle")
     if path.suffix.lower() != ".safetensors":
-        raise WeightsError(f"{path} is no .safetensors file and no index of some; give one of these", "unknown-file")
+        raise WeightsError(f"{path} is no .safetensors file and no index; give one of these", "unknown-file")
     return Tensors(read_header(path), [path])
 
 
@@ -145,7 +145,7 @@ def _sharded(index: Path) -> Tensors:
     shards = _shards(index, body.get("weight_map"))
     missing = [shard for shard in shards if not os.path.isfile(index.parent / shard)]
     if missing:
-        raise WeightsError(f"{index} names {len(shards)} files, missing are {_few(missing)}; fetch them", "no-shard")
+        raise WeightsError(f"{index} names {len(shards)} files and lacks {_few(missing)}; fetch them", "no-shard")
     for shard, names in shards.items():
         header = read_header(inside(index.parent, shard))
         if header.keys() != names:
@@ -167,7 +167,7 @@ def _shards(index: Path, weight_map) -> dict[str, set[str]]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not SHARD.fullmatch(shard):
             found = f"{index} puts tensor {shown(name)} into {shown(shard)}"
-            raise WeightsError(f"{found}; expected the plain name of a .safetensors file beside it", "bad-shard-name")
+            raise WeightsError(f"{found}; expected the name of a .safetensors file beside it", "bad-shard-name")
         shards.setdefault(shard, set()).add(name)
     return shards
 
@@ -175,7 +175,8 @@ def _shards(index: Path, weight_map) -> dict[str, set[str]]:
 def _require_total(index: Path, metadata, found: int) -> None:
     said = metadata.get("total_size", found) if isinstance(metadata, dict) else metadata
     if said != found:
-        raise WeightsError(f"{index} says {shown(said)} bytes; its files hold {found}; fetch them again", "wrong-total")
+        said = f"{index} says {shown(said)} bytes; its files hold {found}"
+        raise WeightsError(f"{said}; fetch them again", "wrong-total")
 
 
 def _few(names: Iterable[str]) -> str:
@@ -191,7 +192,8 @@ def cached_snapshot(name: str, revision: str = "main") -> Path:
     commit, and snapshots/<commit> is the folder.  Raises WeightsError with the command that fetches it.
     """
     if name.count("/") != 1 or not all(map(PART.fullmatch, [*name.split("/"), *revision.split("/")])):
-        raise WeightsError(f"{name!r} at {revision!r} is no model's name and revision; expected org/name", "bad-repository")
+        found = f"{name!r} at {revision!r} is no model's name and revision"
+        raise WeightsError(f"{found}; expected org/name, and a branch, tag or commit", "bad-repository")
     home = os.environ.get("HF_HOME") or os.path.join("~", ".cache", "huggingface")
     hub = Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")))
     repository = hub / f"models--{name.replace('/', '--')}"

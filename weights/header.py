@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-from json.decoder import scanstring
 from math import prod
 from pathlib import Path
 from typing import Any, Callable
@@ -20,14 +19,14 @@ from textpatch.errors import WeightsError
 from textpatch.weights.entry import DTYPES, TensorEntry, identity_of, opened
 
 FIELDS = ["data_offsets", "dtype", "shape"]
-HEADER_BYTES, MAX_TENSORS, MAX_RANK, MAX_NAME = 16 << 20, 20_000, 8, 512  # SDXL: 0.3 MB, 2,515 tensors
+HEADER_BYTES, MAX_TENSORS, MAX_RANK, MAX_NAME = 16 << 20, 20_000, 8, 512  # SDXL: 0.4 MB, 2,515 tensors
 TOO_MANY = 1 << 60  # elements of eight bytes: their number of bytes fits into 63 bits
 PIECE = 1 << 18
 
 PICKLE = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]|\x93NUMPY")
 CONVERT = (
-    "a pickle can run any code, so none is opened here; fetch the safetensors version, or convert it on a machine "
-    "you can lose: safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')"
+    "a pickle can run any code, so none is opened here; fetch the safetensors version, or convert it on a "
+    "machine you can lose: safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')"
 )
 CHARACTER = rb'[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4}'
 GRAMMAR = {
@@ -113,7 +112,7 @@ def _object(text: bytes, at: int, value: Callable[[str, int], tuple[Any, int]]) 
     at = _token("an object", text, at)
     while text[at] != ord("}"):
         end = _token("a name", text, at)
-        name, _ = scanstring(text[at:end].decode(), 1)
+        name = json.loads(text[at:end].decode())
         _require_new(name, found)
         found[name], at = value(name, _token("a colon", text, end))
         if len(found) > MAX_TENSORS + ("__metadata__" in found):
@@ -162,7 +161,7 @@ def _entry(name: str, fields: dict[str, Any], start: int, *file) -> TensorEntry:
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise WeightsError(f"tensor {name!r} is of dtype {dtype!r}; known: {', '.join(DTYPES)}", "unknown-dtype")
     if not _counts(shape) or len(shape) > MAX_RANK or prod(n or 1 for n in shape) >= TOO_MANY:
-        raise WeightsError(f"tensor {name!r} is of shape {shape}; expected {MAX_RANK} counts at most", "bad-shape")
+        raise WeightsError(f"tensor {name!r} is of shape {shape}; expected at most {MAX_RANK} sizes", "bad-shape")
     if not _counts(offsets) or len(offsets) != 2:
         raise WeightsError(f"tensor {name!r} is at {offsets}; expected two counts of bytes", "bad-offsets")
     wanted, found = prod(shape) * DTYPES[dtype].itemsize, offsets[1] - offsets[0]
