@@ -126,11 +126,15 @@ def main() -> None:
         table.append(row | {"environment": environment})
         print("| {model} | {rows} | {side}x{side} | {difference} | {ours_s:.2f} ({ours_low:.2f} to {ours_high:.2f}) | "
               "{diffusers_s:.2f} ({diffusers_low:.2f} to {diffusers_high:.2f}) | {ratio:.3f} |".format(**row), flush=True)
-    if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(table[0]))
-            writer.writeheader()
-            writer.writerows(table)
+        if options.csv:
+            write(options.csv, table)
+
+
+def write(path: Path, table: list[dict]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from textpatch.errors import WeightsError
-from textpatch.weights import entry
 from textpatch.weights.entry import CHUNK, DTYPES, read_tensor, scan
 from textpatch.weights.files import open_tensors
 from textpatch.weights.header import read_header
@@ -316,7 +315,7 @@ def test_a_short_read_is_not_read(path, monkeypatch):
     """A file that was too short for a moment leaves bytes unread, though it is the same before and after."""
     path.write_bytes(framed(GOOD))
     found = open_tensors(path)
-    monkeypatch.setattr(entry, "_filled", lambda buffer, file: False)
+    monkeypatch.setattr("textpatch.weights.entry._filled", lambda buffer, file: False)
     assert refusal(found.read, "a").code == "changed"
 
 
