@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from PIL import Image
 from small import PROMPTS, save_small
 
-from textpatch import cli
+from textpatch import attention, cli
 from textpatch.weights.load import find
 
 COMMAND = [sys.executable, "-m", "textpatch.cli"]
@@ -67,7 +67,7 @@ def test_help_imports_nothing_heavy():
     assert told.returncode == 0 and "textpatch localize planted-mmdit" in told.stdout
 
 
-@pytest.mark.parametrize("command", ["sites", "generate", "localize", "edit", "doctor"])
+@pytest.mark.parametrize("command", ["sites", "generate", "localize", "edit", "audit", "doctor"])
 def test_every_command_has_help(command, capsys):
     """Each command explains itself."""
     with pytest.raises(SystemExit) as left:
@@ -329,3 +329,37 @@ def test_doctor_says_what_files_are(tmp_path, capsys):
     assert "closest to sdxl-base-1.0.unet.diffusers; missing" in told and "of another shape" in told
     assert "'conv_in.bias': 1 of 64 values are not finite" in told and "1 with numbers that are none" in told
     assert "unusable: " in told and "pickle" in told
+
+
+def run_of(command: str, model: str, folder: Path) -> str:
+    asked = {
+        "generate": ["generate", model, SOURCE],
+        "edit": ["edit", model, "--source", SOURCE, "--target", TARGET, "--sites", "0", "1", "--start", "1"],
+        "localize": ["localize", model, "--pairs", "1", "--sites", "1"],
+    }
+    assert cli.main([*asked[command], "--out", str(folder)]) == 0
+    return str(folder)
+
+
+@pytest.mark.parametrize("command", ["edit", "localize"])
+def test_a_finished_run_is_audited(command, model, tmp_path, capsys, monkeypatch):
+    """Every check of a run passes; with K and V of another row in the attention, exit code 2 and which check."""
+    folder = run_of(command, model, tmp_path / "run")
+    assert cli.main(["audit", folder, "--model", model]) == 0
+    assert "checks passed" in capsys.readouterr().out
+    right = attention.gather_text
+    monkeypatch.setattr(attention, "gather_text", lambda bank, slots: right(bank.roll(1, 0), slots))
+    assert cli.main(["audit", folder, "--model", model]) == 2
+    assert "checks failed, first swap 0 at site" in capsys.readouterr().err
+
+
+def test_an_audit_wants_the_runs_own_model(model, tmp_path, capsys):
+    """Other weights, a run without swaps and a folder that is no run are refused."""
+    for folder, says in [
+        (run_of("edit", model, tmp_path / "edit"), "was made with weights"),
+        (run_of("generate", model, tmp_path / "generate"), "swaps nothing"),
+        (str(tmp_path), "manifest.json"),
+    ]:
+        chosen = "tiny-mmdit" if "weights" in says else model
+        assert cli.main(["audit", folder, "--model", chosen]) == 2
+        assert says in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The audit: every swap of a run computed again in float64, by code that shares nothing with what ran.
+"""The audit: every swap of a run computed again in float64, by code that shares no arithmetic with what ran.
 
 B batch rows, H heads, M queries, N keys, T text tokens, D head width
 
@@ -11,10 +11,11 @@ numbers, because no computation in a dtype can be asked for more than that dtype
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -26,6 +27,8 @@ from textpatch.hooks import HookRegistry
 from textpatch.plan import Plan, Row, Swap, with_guidance
 from textpatch.sites import Site, find_sites, select_sites
 
+SCHEMA_VERSION = 1
+HALF = torch.float16, torch.bfloat16
 # Below a site, per kind: the modules that make queries, keys and values, image first and text last, and those
 # that take the attention's output in.  One that is not there is passed over: DeepFloyd IF's stage II has no image
 # keys, SD3's last block no text output.
@@ -45,9 +48,8 @@ class Check:
                         of torch's scaled_dot_product_attention, over the rows named
     magnitude           largest |replay|;  effect: largest |replay - replay without the plan|
     floor               2 u (1 + max_j |s_j|) sum_j p_j |v_j|, scores s, weights p, u the unit roundoff: the first
-                        order of what rounding scores, weights and output once each can do to A, so that an error
-                        below it is no fault, whatever eager's is.  Without the scores in half precision, where
-                        softmax runs in float32
+                        order of what rounding scores, weights and output once each does to A, so that no error
+                        below is a fault.  Without the scores in half precision, where softmax runs in float32
     """
 
     swap: int | None
@@ -65,18 +67,19 @@ class Check:
 
     @property
     def allowed(self) -> float:
-        """1.1 times the worse of eager and sdpa, in half precision eager and 1.25 sdpa; never less than the floor.
-
-        Not eager alone in single precision: torch's own sdpa on a CPU errs up to 2.5 times as much there, in
-        runs of the shipped models.
-        """
-        half = is_half(getattr(torch, self.dtype))
-        plain = min(self.eager, 1.25 * self.sdpa) if half else 1.1 * max(self.eager, self.sdpa)
-        return max(self.floor, plain)
+        """1.1 times the worse of eager and sdpa, in half precision eager and 1.25 sdpa; never less than the floor."""
+        if getattr(torch, self.dtype) in HALF:
+            return max(self.floor, min(self.eager, 1.25 * self.sdpa))
+        # not 1.1 eager alone: on a CPU torch's own sdpa was measured to err up to 2.5 times as much in float32
+        return max(self.floor, 1.1 * max(self.eager, self.sdpa))
 
     @property
     def passed(self) -> bool:
         return self.error <= self.allowed  # False for NaN
+
+    @property
+    def what(self) -> str:
+        return "rows without a swap" if self.swap is None else f"swap {self.swap}"
 
     @property
     def relative(self) -> float:
@@ -85,7 +88,7 @@ class Check:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """All checks of an audit, in the order of sites, steps and swaps."""
+    """All checks of an audit, in the order of steps, sites and swaps."""
 
     checks: tuple[Check, ...]
 
@@ -96,26 +99,28 @@ class AuditReport:
     def require(self) -> None:
         """Raise PatchError unless every check passed."""
         if self.failed:
-            first = self.failed[0]
+            check = self.failed[0]
             raise PatchError(
-                f"{len(self.failed)} of {len(self.checks)} checks failed, first {_named(first)} at site {first.site} "
-                f"({first.name}), step {first.step}: error {first.error:.3g} against float64, allowed "
-                f"{first.allowed:.3g}; what ran is not what the plan says, so do not use the run"
+                f"{len(self.failed)} of {len(self.checks)} checks failed, first {check.what} at site {check.site} "
+                f"({check.name}), step {check.step}: error {check.error:.3g} against float64, allowed "
+                f"{check.allowed:.3g}; what ran is not what the plan says, so do not use the run"
             )
 
+    def to_json(self) -> str:
+        """Every check with all its figures, and whether it passed."""
+        derived = "relative", "allowed", "passed"
+        checks = [asdict(check) | {name: getattr(check, name) for name in derived} for check in self.checks]
+        return json.dumps({"schema_version": SCHEMA_VERSION, "checks": checks})
+
     def __str__(self) -> str:
-        titles = "site", "step", "what", "error", "relative", "eager", "sdpa", "allowed", "effect", "verdict"
-        lines = [
-            (str(c.site), str(c.step), _named(c), *(f"{x:.2e}" for x in (c.error, c.relative, c.eager, c.sdpa, c.allowed,
-             c.effect)), "passed" if c.passed else "FAILED") for c in self.checks
-        ]  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(titles, *lines)]
-        rows = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in (titles, *lines)]
-        return "\n".join([*rows, f"{len(self.checks) - len(self.failed)} of {len(self.checks)} checks passed"])
-
-
-def _named(check: Check) -> str:
-    return "rows without a swap" if check.swap is None else f"swap {check.swap}"
+        columns = "error", "relative", "eager", "sdpa", "allowed", "effect"
+        lines = [("site", "step", "what", *columns, "verdict")]
+        for check in self.checks:
+            figures = (f"{getattr(check, column):.2e}" for column in columns)
+            lines.append((str(check.site), str(check.step), check.what, *figures, ("FAILED", "passed")[check.passed]))
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        table = ("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
+        return "\n".join([*table, f"{len(self.checks) - len(self.failed)} of {len(self.checks)} checks passed"])
 
 
 def audit(pipeline, rows: Sequence[Row], plan: Plan, *, sample: Callable, steps: int, guidance: float,
@@ -136,11 +141,10 @@ def audit(pipeline, rows: Sequence[Row], plan: Plan, *, sample: Callable, steps:
     at = telling_steps(plan, steps) if at is None else tuple(sorted(set(at)))
     if not at or not 0 <= at[0] <= at[-1] < steps:
         raise PatchError(f"asked to audit steps {list(at)}; this run has steps 0..{steps - 1}")
-    definition = Definition(plan, list(rows) if guidance == 1 else with_guidance(rows, negative), known)
-    checks: list[Check] = []
+    batch = list(rows) if guidance == 1 else with_guidance(rows, negative)
+    definition, checks = Definition(plan, batch, known), []
     with recording(pipeline.denoiser, chosen, at, lambda record: checks.extend(definition.checks(record))):
-        sample(pipeline, rows, plan, steps=steps, guidance=guidance, negative=negative,
-               micro_batch=len(definition.batch))  # fmt: skip
+        sample(pipeline, rows, plan, steps=steps, guidance=guidance, negative=negative, micro_batch=len(batch))
     missing = {(site.index, step) for site in chosen for step in at} - {(c.site, c.step) for c in checks}
     if missing:
         raise PatchError(f"`sample` never came to site and step {sorted(missing)[0]}; it was asked for {steps} steps")
@@ -174,22 +178,24 @@ def recording(model: nn.Module, sites: Sequence[Site], at: Sequence[int],
     """
     modules, latest, calls, records = dict(model.named_modules()), {}, Counter(), {}
     made = {site: [_present(modules, site, table) for table in (QUERIES, KEYS, VALUES)] for site in sites}
+    needed = {site: {name for names in parts for name in names} for site, parts in made.items()}
     exits = {site: _present(modules, site, EXITS) for site in sites}
     owner = {name: site for site, names in exits.items() for name in names}
 
     def leaving(name: str, inputs) -> None:
         site, step = owner[name], calls[name]
         calls[name] += 1
-        if step in at:
-            if site not in records:
-                # text keys and values may be of a bank made before the first step: the latest are those read
-                parts = ([_by_head(latest[part], site) for part in parts] for parts in made[site])
-                records[site] = Record(site, step, *parts, [])
-            records[site].out.append(_by_head(inputs.args[0], site))
-            if len(records[site].out) == len(exits[site]):
-                done(records.pop(site))
+        if step not in at or not needed[site] <= latest.keys():  # what never ran is the registry's to report
+            return
+        if site not in records:
+            # text keys and values may be of a bank made before the first step: the latest are those read
+            parts = ([_by_head(latest[part], site) for part in parts] for parts in made[site])
+            records[site] = Record(site, step, *parts, [])
+        records[site].out.append(_by_head(inputs.args[0], site))
+        if len(records[site].out) == len(exits[site]):
+            done(records.pop(site))
 
-    projections = HookRegistry(model, [name for parts in made.values() for names in parts for name in names])
+    projections = HookRegistry(model, set().union(*needed.values()))
     with projections.observe(lambda name, output: latest.update({name: output})):
         with HookRegistry(model, owner).observe_inputs(leaving):
             yield
@@ -281,7 +287,7 @@ def replay(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         weights = torch.exp(scores - scores.amax(dim=1, keepdim=True))
         weights /= weights.sum(dim=1, keepdim=True)
         made.append(torch.einsum("mn,nd->md", weights, one_v))
-        rounded = 1 if is_half(q.dtype) else 1 + scores.abs().amax(dim=1, keepdim=True)
+        rounded = 1 if q.dtype in HALF else 1 + scores.abs().amax(dim=1, keepdim=True)
         floors.append(2 * unit * rounded * torch.einsum("mn,nd->md", weights, one_v.abs()))
     return tuple(torch.stack(some).unflatten(0, q.shape[:2]) for some in (made, floors))
 
@@ -291,7 +297,3 @@ def eager(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     ones = zip(*(x.flatten(0, 1) for x in (q, k, v)))
     made = [torch.softmax(a @ b.T * a.shape[-1] ** -0.5, dim=-1) @ c for a, b, c in ones]
     return torch.stack(made).unflatten(0, q.shape[:2])
-
-
-def is_half(dtype: torch.dtype) -> bool:
-    return torch.finfo(dtype).bits == 16

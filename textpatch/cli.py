@@ -22,6 +22,7 @@ EXAMPLES = f"""examples:
   textpatch generate tiny-mmdit '{SENTENCE}' --seed 0 1 2
   textpatch localize planted-mmdit --pairs 8 --seeds 0 1
   textpatch edit planted-mmdit --source '{SENTENCE}' --target 'a red sign that says "WORLD" on a blue wall'
+  textpatch audit runs/edit-planted-mmdit-1a2b3c4d
   textpatch doctor
   textpatch doctor /models/sd_xl_base_1.0.safetensors
 """
@@ -63,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         )
     )
     _edit(_command(commands, "edit", "keep the picture of one prompt, write the word of another"))
+    _audit(_command(commands, "audit", "carry a finished run's swaps out again and hold each against float64"))
     _doctor(_command(commands, "doctor", "check the installation, the OCR engine, and what is in weight files"))
     return top
 
@@ -75,6 +77,13 @@ def _sites(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", nargs="?", help=f"{MODEL_HELP}; or a published name, such as sdxl-base-1.0")
     command.add_argument("--model", dest="path", metavar="PATH", help="the same, spelled out")
     command.set_defaults(run=sites)
+
+
+def _audit(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run_folder", type=Path, metavar="RUN", help="run folder of localize or edit; its first pair and seed are audited")
+    command.add_argument("--model", help="where the model is, if not a shipped one; its weights must be those of the run")
+    command.add_argument("--device", default="cpu", help="where the model runs, as torch spells it (cpu)")
+    command.set_defaults(run=audit)
 
 
 def _doctor(command: argparse.ArgumentParser) -> None:
@@ -249,6 +258,44 @@ def edit(options) -> None:
     sheet = contact_sheet([[(image, None) for image in pictures.values()]], captions=list(pictures), best=1)
     run.write_bytes("sheet.png", png(sheet))
     print(run.folder / "sheet.png")
+
+
+def audit(options) -> None:
+    """`textpatch audit`: every swap of a run's first pair at three steps, against float64; exit code 2 if one fails."""
+    from textpatch.audit import audit as audit_
+    from textpatch.sampling import sample
+    from textpatch.store import Run
+    from textpatch.weights.load import fingerprint
+
+    request = Run.load(options.run_folder).manifest["request"]
+    options.model, options.dtype = options.model or request["model"], request["dtype"]
+    if (found := fingerprint(options.model)) != request["weights"]:
+        raise PatchError(
+            f"{options.run_folder} was made with weights {request['weights'][:12]}, {options.model} has {found[:12]}; "
+            "name the run's own model with --model"
+        )
+    pipeline = _load(options)
+    rows, plan = _first_pair(request, pipeline)
+    report = audit_(pipeline, rows, plan, sample=sample, steps=request["steps"], guidance=request["guidance"])
+    print(report)
+    report.require()
+
+
+def _first_pair(request: dict, pipeline):
+    """Rows and plan of the first pair and seed of a stored request."""
+    from textpatch.localize import Pair, rows_and_plan, site_groups
+    from textpatch.plan import Plan
+
+    if request["command"] == "edit":
+        (swap,) = Plan.from_json(json.dumps(request["plan"])).swaps
+        pair, seed, groups = Pair(request["source"], request["target"]), request["seed"], [swap.sites]
+        return rows_and_plan(pair, seed, groups, request["steps"], swap.steps[0], swap.branch)
+    if request["command"] != "localize":
+        raise PatchError(f"a run of `{request['command']}` swaps nothing; audit a run of localize or edit")
+    sets = None if request["sets"] is None else [_selectors(group) for group in request["sets"]]
+    groups = site_groups(pipeline, _selectors(request["sites"]), sets)
+    pair = Pair(*request["pairs"][0])
+    return rows_and_plan(pair, request["seeds"][0], groups, request["steps"], request["start"], request["branch"])
 
 
 def doctor(options) -> None:
