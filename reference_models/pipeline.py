@@ -27,7 +27,8 @@ class Defaults:
     guidance: float
     text_box: tuple[int, int, int, int] | None = None  # left, top, right, bottom of the lettering, if fixed
     localized: tuple[int, ...] = ()  # sites measured to carry the word
-    micro: tuple[int, ...] | None = None  # SDXL's six: original height and width, crop top and left, target height and width
+    # SDXL's six: height and width of the original, top and left of the crop, height and width wanted
+    micro: tuple[int, ...] | None = None
 
 
 def pixels(latents: Tensor) -> list[Image.Image]:

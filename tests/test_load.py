@@ -198,7 +198,7 @@ def test_loading_holds_one_raw_tensor_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files.Tensors, "read", counted)
     load_denoiser(tmp_path / "model.safetensors", dtype=torch.float16)
-    assert len(most) > 100 and max(most) <= 2  # the new one, while the last one's name is still bound
+    assert len(most) > 100 and max(most) == 1
 
 
 def test_an_outline_reads_no_data(tmp_path, monkeypatch):

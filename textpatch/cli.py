@@ -80,8 +80,9 @@ def _sites(command: argparse.ArgumentParser) -> None:
 
 
 def _audit(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run_folder", type=Path, metavar="RUN", help="run folder of localize or edit; its first pair and seed are audited")
-    command.add_argument("--model", help="where the model is, if not a shipped one; its weights must be those of the run")
+    command.add_argument("run_folder", type=Path, metavar="RUN",
+                         help="run folder of localize or edit; its first pair and seed are audited")  # fmt: skip
+    command.add_argument("--model", help="where the model is, if not a shipped one; the run's own weights")
     command.add_argument("--device", default="cpu", help="where the model runs, as torch spells it (cpu)")
     command.set_defaults(run=audit)
 
@@ -89,7 +90,8 @@ def _audit(command: argparse.ArgumentParser) -> None:
 def _doctor(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", nargs="*", metavar="PATH",
                          help=f"{MODEL_HELP}; all shipped models when left out")  # fmt: skip
-    command.add_argument("--scan", action="store_true", help="read every number, too, and name those that are none (NaN, Inf)")
+    command.add_argument("--scan", action="store_true",
+                         help="read every number, too, and name those that are none (NaN, Inf)")  # fmt: skip
     command.set_defaults(run=doctor)
 
 
@@ -99,7 +101,8 @@ def _generate(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--seed", type=int, nargs="+", default=[0], help="noise seeds; every prompt with every seed"
     )
-    command.add_argument("--negative", help="negative prompt (default: none, which SDXL reads as zeros and the others as the empty prompt)")
+    command.add_argument("--negative", help="negative prompt (default: none; SDXL reads zeros then, the others the "
+                                            "empty prompt)")  # fmt: skip
     _common(command)
     command.set_defaults(run=generate)
 
@@ -164,7 +167,8 @@ def sites(options) -> None:
     found, total = find_sites(model), sum(p.numel() for p in model.parameters())
     marked, width = localized_sites(model), max(len(site.name) for site in found)
     print(f"{total:,} parameters, {len(found)} sites in execution order")
-    print(f"{'site':>5}  {'name':<{width}}  {'kind':<6}{'heads':>5}{'width':>7}{'text K/V':>12}{'share':>9}{'paper':>9}")
+    titles = f"{'kind':<6}{'heads':>5}{'width':>7}{'text K/V':>12}{'share':>9}{'paper':>9}"
+    print(f"{'site':>5}  {'name':<{width}}  {titles}")
     for site in found:
         shares = site.parameters / total, counted_parameters(model, site) / total
         index = f"{'*' if site.index in marked else ''}{site.index}"
@@ -365,7 +369,8 @@ def _open_run(options, pipeline, request: dict, **facts):
     from textpatch.store import Run
     from textpatch.weights.load import fingerprint
 
-    request = {"model": pipeline.name, "weights": fingerprint(options.model), "dtype": options.dtype, **request, **facts}
+    made_by = {"model": pipeline.name, "weights": fingerprint(options.model), "dtype": options.dtype}
+    request = {**made_by, **request, **facts}
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
     folder = options.out or Path("runs") / f"{request['command']}-{pipeline.name}-{digest}"
     return Run.open(folder, {"request": request, "versions": _versions(), "command": options.command_line})

@@ -130,7 +130,7 @@ def check(
 
 
 def site_groups(pipeline, sites, groups) -> list[tuple[int, ...]]:
-    """The sets of site indices that are tried: every one of `sites` alone, or `groups` when given.  Raises PatchError."""
+    """The sets of site indices that are tried: each of `sites` alone, or `groups` when given.  Raises PatchError."""
     known = find_sites(pipeline.denoiser)
     if groups is None:
         return [(site.index,) for site in select_sites(known, sites)]

@@ -49,13 +49,17 @@ def fill(module: nn.Module, part: Part, *, dtype: torch.dtype, device=None, name
     require_same(part, {name: tuple(meta[mine].shape) for name, mine in own.items()})
     state = {}
     for key, targets in part.origins().items():
-        tensor = part.tensors.read(key)
-        for name, function in targets:
-            wanted = torch.float32 if name.endswith(tuple(exact)) and exact else dtype
-            value = function(tensor)
+        made = _made(part.tensors.read(key), targets)
+        for name, value in made.items():
+            wanted = torch.float32 if name.endswith(tuple(exact)) else dtype
             state[own[name]] = value.to(device, wanted if value.is_floating_point() else value.dtype).contiguous()
+        del made, value  # so that nothing of this tensor lives on while the next is read
     module.load_state_dict(state, strict=names is None, assign=True)
     return module
+
+
+def _made(tensor: Tensor, targets: list[tuple[str, Callable[[Tensor], Tensor]]]) -> dict[str, Tensor]:
+    return {name: function(tensor) for name, function in targets}
 
 
 def require_same(part: Part, wanted: dict[str, tuple[int, ...]]) -> None:

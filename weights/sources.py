@@ -122,7 +122,8 @@ class File:
             return cached_snapshot(self.home) / component
         except WeightsError as error:
             raise WeightsError(
-                f"{self.path} holds no tokenizer, as no single file does; put the folder {component!r} of {self.home} beside it ({error})"
+                f"{self.path} holds no tokenizer, as no single file does; put the folder {component!r} of {self.home} "
+                f"beside it ({error})"
             ) from None
 
     def schedule(self) -> Schedule:
@@ -184,7 +185,7 @@ def _inferred(part: Part) -> tuple[type[nn.Module], object]:
 
 @contextmanager
 def explained(where: object) -> Iterator[None]:
-    """Say in one line, with the file, that a configuration's values build nothing; transformers has many exceptions for it."""
+    """Say in one line, with the file, that its values build nothing; transformers has many exceptions for that."""
     try:
         yield
     except PatchError as error:
