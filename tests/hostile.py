@@ -128,7 +128,7 @@ REPLACED = {
     "2^64 elements": (b"[2]", b"[18446744073709551616]", "bad-shape"),
     "wraps to two elements": (b"[2]", b"[9223372036854775809,2]", "bad-shape"),
     "2^62 times zero": (b"[2]", b"[4611686018427387904,4,0]", "bad-shape"),
-    "2^80 times zero": (b'[2],"data_offsets":[0,8]', b'[%d,%d,0],"data_offsets":[0,0]' % (1 << 40, 1 << 40), "bad-shape"),
+    "2^80 times zero": (b'2],"data_offsets":[0,8', b'%d,%d,0],"data_offsets":[0,0' % (1 << 40, 1 << 40), "bad-shape"),
     "a thousand digits": (b"[2]", b"[%s]" % (b"9" * 900), "bad-shape"),
     "leading zero": (b"[2]", b"[02]", "not-json"),
     "hexadecimal": (b"[2]", b"[0x2]", "not-json"),
@@ -251,6 +251,22 @@ def _other_bytes(rng: random.Random, body: bytes) -> bytes:
     piece = body[at:end]
     flipped = bytes([piece[0] ^ 1 << rng.randrange(8)]) + piece[1:] if piece else b""
     return body[:at] + rng.choice([rng.choice(BYTES), flipped, b"", piece * 2]) + body[end:]
+
+
+INDEX = "model.safetensors.index.json"
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+# what an index may not give as the file of a tensor
+BAD_NAMES = [
+    "../outside.safetensors", "../model/" + SECOND, "sub/../" + SECOND, "./" + SECOND, "sub/" + SECOND,
+    "/" + SECOND, "//server/share/" + SECOND, "/dev/stdin", "/dev/zero", "/proc/self/environ", "~/" + SECOND,
+    "..\\outside.safetensors", ".\\" + SECOND, "C:" + SECOND, "C:\\" + SECOND, "\\\\?\\C:\\" + SECOND,
+    SECOND + "\0", "\0" + SECOND, SECOND + "\0.safetensors", SECOND + "\n", SECOND + " ", "\u202e" + SECOND,
+    "%2e%2e%2foutside.safetensors", "..%2foutside.safetensors", "..\u2215outside.safetensors",
+    "..\u2044outside.safetensors", "\uff0e\uff0e\uff0foutside.safetensors", "$HOME/" + SECOND,
+    "file:///" + SECOND, "https://localhost/" + SECOND, "", ".", "..", ".safetensors", "-rf.safetensors",
+    INDEX, "model", "pytorch_model.bin", "a" * 5000 + ".safetensors",
+    1, None, True, ["x.safetensors"], {"x": "x.safetensors"}, 1.5,
+]  # fmt: skip
 
 
 class Canary:

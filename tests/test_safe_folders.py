@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import DATA, GOOD, MANY, PICKLES, Canary, framed, refusal
+from hostile import BAD_NAMES, DATA, FIRST, GOOD, INDEX, MANY, PICKLES, SECOND, Canary, framed, refusal
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 
@@ -26,8 +26,6 @@ from textpatch.weights.files import (
     read_json,
 )
 
-INDEX = "model.safetensors.index.json"
-FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 WHERE = {"x": FIRST, "y": FIRST, "z": SECOND}
 VALUES = {"x": torch.arange(6.0).reshape(2, 3), "y": torch.ones(2, dtype=torch.int8), "z": torch.zeros(3, 0)}
 
@@ -145,21 +143,10 @@ def same_tensor_twice(folder):
     save_file({"z": VALUES["z"], "x": VALUES["x"]}, folder / SECOND)
 
 
-def many_shards(folder):
-    whole({f"t{i}": f"{i:05d}.safetensors" for i in range(50)})(folder)
+def many(count, shard=FIRST):
+    return lambda folder: write_index(folder, {f"t{i}": shard.format(i) for i in range(count)}, {})
 
 
-BAD_NAMES = [
-    "../outside.safetensors", "../model/" + SECOND, "sub/../" + SECOND, "./" + SECOND, "sub/" + SECOND,
-    "/" + SECOND, "//server/share/" + SECOND, "/dev/stdin", "/dev/zero", "/proc/self/environ", "~/" + SECOND,
-    "..\\outside.safetensors", ".\\" + SECOND, "C:" + SECOND, "C:\\" + SECOND, "\\\\?\\C:\\" + SECOND,
-    SECOND + "\0", "\0" + SECOND, SECOND + "\0.safetensors", SECOND + "\n", SECOND + " ", "\u202e" + SECOND,
-    "%2e%2e%2foutside.safetensors", "..%2foutside.safetensors", "..\u2215outside.safetensors",
-    "..\u2044outside.safetensors", "\uff0e\uff0e\uff0foutside.safetensors", "$HOME/" + SECOND,
-    "file:///" + SECOND, "https://localhost/" + SECOND, "", ".", "..", ".safetensors", "-rf.safetensors",
-    INDEX, "model", "pytorch_model.bin", "a" * 5000 + ".safetensors",
-    1, None, True, ["x.safetensors"], {"x": "x.safetensors"}, 1.5,
-]  # fmt: skip
 INDEXES = {f"shard {str(name)[:40]!r}": (names(z=name), "bad-shard-name") for name in BAD_NAMES} | {
     "absolute": (absolute(SECOND), "bad-shard-name"),
     "absolute and outside": (absolute("../outside.safetensors"), "bad-shard-name"),
@@ -168,8 +155,8 @@ INDEXES = {f"shard {str(name)[:40]!r}": (names(z=name), "bad-shard-name") for na
     "map a list": (whole(["x"]), "bad-index"),
     "map a string": (whole("x"), "bad-index"),
     "map empty": (whole({}), "bad-index"),
-    "20,001 tensors": (whole({f"t{i}": FIRST for i in range(MANY)}), "bad-index"),
-    "a million tensors": (whole({f"t{i}": FIRST for i in range(1_000_000)}), "no-object"),
+    "20,001 tensors": (many(MANY), "bad-index"),
+    "a million tensors": (many(1_000_000), "no-object"),
     "100,000 deep": (text(b'{"weight_map":' * 100_000), "not-json"),
     "100,000 deep in the metadata": (text(b'{"metadata":' + b"[" * 100_000), "not-json"),
     "400 deep for a shard": (whole({"x": json.loads("[" * 400 + "]" * 400)}), "bad-shard-name"),
@@ -181,7 +168,7 @@ INDEXES = {f"shard {str(name)[:40]!r}": (names(z=name), "bad-shard-name") for na
     "nothing": (text(b""), "not-json"),
     "too large": (text(b" " * INDEX_BYTES + b"{}"), "no-object"),
     "a shard less": (lambda folder: (folder / SECOND).unlink(), "no-shard"),
-    "fifty shards less": (many_shards, "no-shard"),
+    "fifty shards less": (many(50, "{:05d}.safetensors"), "no-shard"),
     "shard a folder": (instead(lambda path: path.mkdir()), "no-shard"),
     "shard a FIFO": (instead(os.mkfifo), "no-shard"),
     "shard a link to itself": (instead(link(SECOND)), "no-shard"),
@@ -226,7 +213,7 @@ def test_there_are_enough_hostile_indexes(folder, opened):
 
 def test_missing_shards_are_counted_and_ten_of_them_named(folder):
     """Of fifty missing shards the message gives the number and the first ten."""
-    many_shards(folder)
+    many(50, "{:05d}.safetensors")(folder)
     said = str(refusal(open_tensors, folder / INDEX))
     assert "50: '00000.safetensors'" in said and "'00009.safetensors', ..." in said and "00010" not in said
 
@@ -262,6 +249,13 @@ def test_a_configuration_that_is_none_is_refused(tmp_path, body, code, says):
     (tmp_path / "config.json").write_bytes(body)
     error = refusal(read_config, tmp_path, ["a"])
     assert error.code == code and says in str(error)
+
+
+def test_a_giant_configuration_is_not_read(tmp_path):
+    """A terabyte of nothing is refused after the first megabyte."""
+    (tmp_path / "config.json").touch()
+    os.truncate(tmp_path / "config.json", 1 << 40)
+    assert refusal(read_config, tmp_path, ["a"]).code == "no-object"
 
 
 def test_a_configuration_is_its_allowed_entries(tmp_path):

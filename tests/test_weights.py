@@ -174,6 +174,8 @@ DAMAGES = {
         f"at most {CONFIG_BYTES} bytes",
     ),
     "linked file": (link_out(TRANSFORMER), "leads out of its folder to .*; copy the file itself"),
+    "linked folder": (link_out("transformer"), "transformer leads out of its folder to .*; copy it"),
+    "linked tokenizer": (link_out("tokenizer_2"), "tokenizer_2 leads out of its folder to .*; copy it"),
     "other pipeline": (
         edit_json("model_index.json", _class_name="FluxPipeline"),
         "holds a FluxPipeline; known: StableDiffusionXLPipeline",

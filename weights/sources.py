@@ -63,23 +63,30 @@ class Folder:
             component in self.index or (self.path / component).exists()
         )
 
+    def folder(self, component: str) -> Path:
+        """A component's folder, which must lie in the model's.  Raises WeightsError for a link that leads out."""
+        found = (self.path / component).resolve()
+        if self.path.resolve() not in found.parents:
+            raise WeightsError(f"{self.path / component} leads out of its folder to {found}; copy it", "leads-out")
+        return self.path / component
+
     def denoiser(self, component: str) -> tuple[type[nn.Module], object, Part]:
-        return denoiser_folder(self.path / component)
+        return denoiser_folder(self.folder(component))
 
     def vae(self) -> tuple[VAEConfig, Part]:
-        folder = self.path / "vae"
+        folder = self.folder("vae")
         config = _built(folder, vae_from_config)
         return config, _part(component_file(folder, "diffusion_pytorch_model"), VAE_DIFFUSERS)
 
     def encoder(self, component: str, layout: Layout, sizes: Iterable[str]) -> tuple[dict, Part]:
-        folder = self.path / component
+        folder = self.folder(component)
         return read_config(folder, sizes), _part(component_file(folder, "model"), layout)
 
     def tokenizer(self, component: str) -> Path:
-        return self.path / component
+        return self.folder(component)
 
     def schedule(self) -> Schedule:
-        return _built(self.path / "scheduler", schedule_from_config, "scheduler_config.json")
+        return _built(self.folder("scheduler"), schedule_from_config, "scheduler_config.json")
 
 
 class File:
