@@ -59,7 +59,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Silence:
-    """A swap of the plan, by its place there, that changed no key and no value; and why."""
+    """A swap of the plan, by its place there, that changed no bit of any key or value; and why."""
 
     swap: int
     what: str
@@ -144,7 +144,7 @@ class Recorder:
         sites = find_sites(pipeline.denoiser) if plan.swaps else ()
         self.sites = select_sites(sites, [x for swap in plan.swaps for x in swap.sites]) if sites else ()
         self.watched = not compiled(pipeline.denoiser)
-        self.found: dict[tuple, _Found] = {}  # (site, step, reader, donor) -> entry
+        self.found: dict[tuple, _Found] = {}  # (step, site, reader, donor) -> entry
 
     @contextmanager
     def watching(self, batch: Sequence[Row], readers: Sequence[Row]) -> Iterator[Callable[[int, list | None], None]]:
@@ -172,7 +172,7 @@ class Recorder:
             Entry(site, names[site], step, times[step], sigmas[step], reader, donor, tuple(sorted(found.branches)),
                   found.hits["k"], found.hits["v"], found.change("k", self.watched),
                   found.change("v", self.watched), dtype, BACKEND)
-            for (site, step, reader, donor), found in sorted(self.found.items(), key=lambda item: item[0][1::-1])
+            for (step, site, reader, donor), found in sorted(self.found.items())
         )  # fmt: skip
         return Ledger(entries, tuple(self._silent(entries)))
 
@@ -243,11 +243,12 @@ class Watch:
     def _measure(self, site: Site, part: str, kv: Tensor) -> None:
         for reader, donor, heads, tokens, read in self.cells[site, part]:
             split = kv.detach().unflatten(-1, (self.tables[site, part].shape[1], -1))  # (B, T, H, W / H)
-            change = (split[donor, read, heads].float() - split[reader, tokens, heads].float()).abs().max()
-            self._entry(site, reader, donor).changes[part].append(change)
+            wide = torch.promote_types(kv.dtype, torch.float32)
+            change = split[donor, read, heads].to(wide) - split[reader, tokens, heads].to(wide)
+            self._entry(site, reader, donor).changes[part].append(change.abs().max())
 
     def _entry(self, site: Site, reader: int, donor: int) -> _Found:
-        key = site.index, self.step, self.batch[reader].name, self.batch[donor].name
+        key = self.step, site.index, self.batch[reader].name, self.batch[donor].name
         return self.found.setdefault(key, _Found())
 
 

@@ -20,7 +20,7 @@ from textpatch.sites import find_sites
 
 @dataclass(frozen=True)
 class Samples:
-    """What a run made, by row name, and the request that made it."""
+    """What a run made, by row name, the request that made it, and the ledger of who read whom."""
 
     latents: dict[str, Tensor]
     images: dict[str, Image.Image]

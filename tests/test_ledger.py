@@ -1,0 +1,212 @@
+"""The ledger says what happened: who read whom, by how much that changed K and V, and why a swap changed nothing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from laws import patching, run, tables
+from strategies import cases, fixed_case, make_rows
+from test_audit import audited, rich_case, unet
+from test_faults import plant
+
+from textpatch import ledger as ledgers
+from textpatch.errors import PatchError
+from textpatch.ledger import ITSELF, LINES, NO_EFFECT, OVERRIDDEN, SAME_TEXT, Ledger, Recorder, Watch
+from textpatch.plan import Plan, Row, Swap
+from textpatch.reference_models.pipeline import Pipeline
+from textpatch.sampling import Samples, sample
+
+
+def expected(case, cache) -> dict:
+    """(step, site, reader, donor) -> branches, hits and changes, by counting and subtracting cell by cell."""
+    batch, found = case.branches(case.rows), {}
+    for step in range(case.steps):
+        own, read = (tables(case, p, step) for p in (Plan(), case.plan))  # (sites, k and v, B, H, T)
+        for site, part, b, h, t in (own != read).nonzero().tolist():
+            reader, donor = batch[b], batch[read[site, part, b, h, t] // case.tokens]
+            kv = [cache[case.model.sites[site].name, step, row.label, "kv"[part]] for row in (reader, donor)]
+            mine, theirs = (x.unflatten(-1, (case.model.sites[site].heads, -1))[t, h] for x in kv)
+            entry = found.setdefault((step, site, reader.name, donor.name), [set(), [0, 0], [0.0, 0.0]])
+            entry[0].add(reader.branch)
+            entry[1][part] += 1
+            entry[2][part] = max(entry[2][part], float((theirs - mine).abs().max()))
+    return found
+
+
+def require_true(case, ledger: Ledger, cache) -> None:
+    """The ledger's entries are the expected ones, in order and bit for bit."""
+    counted = sorted(expected(case, cache).items())
+    times, sigmas = (getattr(case.pipeline.schedule, name)(case.steps) for name in ("timesteps", "sigmas"))
+    assert [(e.step, e.site, e.reader, e.donor) for e in ledger.entries] == [key for key, _ in counted]
+    for entry, (_, (branches, hits, changes)) in zip(ledger.entries, counted):
+        assert (set(entry.branches), [entry.hits_k, entry.hits_v]) == (branches, hits)
+        assert [entry.change_k, entry.change_v] == changes
+        assert (entry.timestep, entry.sigma) == (float(times[entry.step]), float(sigmas[entry.step]))
+        assert (entry.name, entry.dtype, entry.backend) == (case.model.sites[entry.site].name, "float64", "sdpa")
+
+
+def recorded(case) -> tuple[Ledger, dict]:
+    """A run's ledger, and all text keys and values of the same run."""
+    with patching.capture(case.model, "all", rows=case.branches(case.rows)) as cache:
+        return run(case, case.rows, case.plan).ledger, cache
+
+
+@given(cases())
+def test_entries(case):
+    """hits = #{cells that read another row}, change = max |K donor - K own| over them, for every plan."""
+    require_true(case, *recorded(case))
+
+
+@given(cases())
+def test_micro_batches(case):
+    """The ledger of any micro-batch size: equal hits, and changes within 1e-10; no reader is entered twice."""
+    whole = run(case, case.rows, case.plan).ledger
+    for size in range(1, 2 * len(case.rows)):
+        parts = run(case, case.rows, case.plan, micro_batch=size).ledger
+        unchanged = [[replace(e, change_k=0.0, change_v=0.0) for e in x.entries] for x in (whole, parts)]
+        assert unchanged[0] == unchanged[1] and whole.silent == parts.silent
+        for part in ("change_k", "change_v"):
+            a, b = ([getattr(entry, part) for entry in x.entries] for x in (whole, parts))
+            assert a == pytest.approx(b, rel=1e-10)
+
+
+@given(cases())
+def test_json(case):
+    """from_json(to_json(ledger)) = ledger."""
+    ledger = run(case, case.rows, case.plan).ledger
+    assert Ledger.from_json(ledger.to_json()) == ledger
+
+
+FAULTS = {
+    "heads not counted": (Watch, "enter", "* site.text_heads // table.shape[1]", ""),
+    "first step's table kept": (Watch, "_look_up", "not torch.equal(table, before)", "False"),
+    "change of another token": (Watch, "_measure", "split[reader, tokens, heads]", "split[reader, 0, heads]"),
+    "change of the whole row": (Watch, "_measure", "split[donor, read, heads]", "split[donor]"),
+    "reader and donor exchanged": (Watch, "_entry", "self.batch[reader].name, self.batch[donor].name",
+                                   "self.batch[donor].name, self.batch[reader].name"),
+    "one table for keys and values": (Watch, "enter", "entry if isinstance(entry, tuple)",
+                                      "(entry[0],) * 2 if isinstance(entry, tuple)"),
+    "one row alone": (ledgers, "cells_read", "moved.any(-1).any(-1).nonzero()", "moved.any(-1).any(-1).nonzero()[:1]"),
+    "keys entered as values": (Recorder, "watching", 'zip("kv", site.taps)', 'zip("vk", site.taps)'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_test_notices(fault, monkeypatch):
+    """true(ledger), and not true(ledger with the fault)."""
+    require_true(rich_case(), *recorded(rich_case()))
+    plant(monkeypatch, *FAULTS[fault])
+    with pytest.raises((AssertionError, RuntimeError)):
+        require_true(rich_case(), *recorded(rich_case()))
+
+
+def test_a_row_is_entered_once(monkeypatch):
+    """b reads d and is read by a and c, so with three rows at a time it runs twice; its hits are counted once."""
+    case, plan = fixed_case(), Plan([Swap(0, ("a", "c"), "b"), Swap(0, "b", "d")])
+    hits = lambda **options: [e.hits_k for e in run(case, case.rows, plan, **options).ledger.entries]  # noqa: E731
+    assert hits() == hits(micro_batch=6)
+    plant(monkeypatch, ledgers, "cells_read", "if batch[reader].name in names else []", "")
+    assert hits() != hits(micro_batch=6)
+
+
+# --- silence
+
+
+def silent(case, *swaps: Swap, rows=None) -> list:
+    made = sample(case.pipeline, rows or case.rows, Plan(swaps), steps=2, guidance=4.5)
+    return [(s.swap, s.why) for s in made.ledger.silent]
+
+
+def with_dead_site():
+    """A case whose site 1 makes the same keys and values of every text."""
+    case = fixed_case()
+    for tap in case.model.sites[1].taps:
+        case.model.get_submodule(tap.module).weight.zero_()
+    return case
+
+
+def test_silence_with_a_reason():
+    """A swap with itself, one whose entries later swaps take, one between equal texts: named, and no error."""
+    case, kept = fixed_case(), Swap(1, "a", "c")
+    assert silent(case, kept) == []
+    assert silent(case, Swap("all", "a", "a"), kept) == [(0, ITSELF)]
+    assert silent(case, Swap(1, "a", "b"), kept) == [(0, OVERRIDDEN)]
+    assert silent(case, Swap(1, "a", "b", part="k"), Swap(1, "a", "c", part="v")) == []
+    twins = [Row("a", "same"), Row("b", "same", seed=1), Row("c", "other")]
+    assert silent(with_dead_site(), Swap(1, "a", "b"), Swap(2, "a", "b"), rows=twins) == [(0, SAME_TEXT)]
+    made = sample(case.pipeline, case.rows, Plan([kept, Swap(0, "c", "c")]), steps=2, guidance=4.5)
+    made.ledger.require()
+    assert str(made.ledger).splitlines()[-1] == "silent: swap 1 (c <- c at site 0): its readers are its donor"
+
+
+def test_silence_without_one_is_an_error():
+    """A site where all texts make the same keys and values: require names the swap there, and no other."""
+    case, dead, alive = with_dead_site(), Swap(1, "a", "b"), Swap((0, 1), "c", "b")
+    assert silent(case, dead, alive) == [(0, NO_EFFECT)]
+    with pytest.raises(PatchError, match=r"1 of the plan's swaps had no effect, first swap 1 \(a <- b at site 1\)"):
+        sample(case.pipeline, case.rows, Plan([alive, dead]), steps=2, guidance=4.5).ledger.require()
+
+
+def test_no_plan_no_ledger():
+    """A run without swaps: no entry and no silence."""
+    case = fixed_case()
+    assert run(case, case.rows).ledger == Ledger() == Samples({}, {}, Plan(), (), 1, 1.0).ledger
+    assert str(Ledger()).split() == "step site timestep sigma reader <- donor K hits V hits K change V change".split()
+
+
+# --- other ways to run
+
+
+class Banked(Pipeline):
+    """A pipeline that makes the text keys and values once, before the first step."""
+
+    def denoise(self, x, text, **options):
+        return super().denoise(x, replace(text, tokens=self.denoiser.text_kv(text)), **options)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "if"])
+def test_a_bank_is_watched_as_every_step_is(name):
+    """Keys and values made once for all steps: the ledger of making them at every step, and a sound audit."""
+    rows = make_rows((0, 1, 2))
+    plan = Plan([Swap((0, 2), "a", "b", steps=(1, 2)), Swap(1, "c", "a", heads=(1,), part="k")])
+    stepwise, banked = unet(name), unet(name)
+    banked.__class__ = Banked
+    a, b = (sample(pipeline, rows, plan, steps=3, guidance=4.5).ledger for pipeline in (stepwise, banked))
+    assert len(a.entries) == 2 * 2 + 3 and a == b
+    audited(banked, rows, plan, 3, 4.5).require()
+
+
+def test_a_compiled_model_runs_unwatched():
+    """Hooks cannot see into compiled code: the same latents and hits, changes None, and no verdict on silence."""
+    case, plan = fixed_case(), Plan([Swap(1, "a", "b")])
+    plain = sample(case.pipeline, case.rows, plan, steps=2, guidance=4.5)
+    case.model.compile(backend="eager")
+    made = sample(case.pipeline, case.rows, plan, steps=2, guidance=4.5)
+    assert all(torch.equal(made.latents[name], plain.latents[name]) for name in plain.latents)
+    unwatched = [replace(entry, change_k=None, change_v=None) for entry in plain.ledger.entries]
+    assert list(made.ledger.entries) == unwatched and made.ledger.silent == ()
+    assert "unwatched" in str(made.ledger)
+
+
+# --- print and parse
+
+
+def test_a_long_ledger_is_cut():
+    """Titles, LINES entries, the number left out."""
+    case = fixed_case()
+    entry = sample(case.pipeline, case.rows, Plan([Swap(1, "a", "b")]), steps=2, guidance=1).ledger.entries[0]
+    many = tuple(replace(entry, step=step) for step in range(LINES + 5))
+    lines, fitting = str(Ledger(many)).splitlines(), str(Ledger(many[:LINES])).splitlines()
+    assert fitting == lines[: LINES + 1] and lines[LINES + 1 :] == ["... and 5 more"]
+    assert lines[1].split()[:2] == ["0", "1"] and "a <- b" in lines[1]
+
+
+NO_ENTRY = '{"schema_version": 1, "entries": [{}], "silent": []}'
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2}', NO_ENTRY])
+def test_what_is_no_ledger_is_refused(text):
+    """Anything but to_json's output: PatchError."""
+    with pytest.raises(PatchError, match="ledger"):
+        Ledger.from_json(text)
