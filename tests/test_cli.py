@@ -357,7 +357,7 @@ def test_an_audit_wants_the_runs_own_model(model, tmp_path, capsys):
     """Other weights, a run without swaps and a folder that is no run are refused."""
     for folder, says in [
         (run_of("edit", model, tmp_path / "edit"), "was made with weights"),
-        (run_of("generate", model, tmp_path / "generate"), "swaps nothing"),
+        (run_of("generate", model, tmp_path / "generate"), "which has no plan"),
         (str(tmp_path), "manifest.json"),
     ]:
         chosen = "tiny-mmdit" if "weights" in says else model

@@ -266,40 +266,16 @@ def edit(options) -> None:
 
 def audit(options) -> None:
     """`textpatch audit`: every swap of a run's first pair at three steps, against float64; exit code 2 if one fails."""
-    from textpatch.audit import audit as audit_
-    from textpatch.sampling import sample
-    from textpatch.store import Run
+    from textpatch.audit_run import audit_run
     from textpatch.weights.load import fingerprint
 
-    request = Run.load(options.run_folder).manifest["request"]
-    options.model, options.dtype = options.model or request["model"], request["dtype"]
-    if (found := fingerprint(options.model)) != request["weights"]:
-        raise PatchError(
-            f"{options.run_folder} was made with weights {request['weights'][:12]}, {options.model} has {found[:12]}; "
-            "name the run's own model with --model"
-        )
-    pipeline = _load(options)
-    rows, plan = _first_pair(request, pipeline)
-    report = audit_(pipeline, rows, plan, sample=sample, steps=request["steps"], guidance=request["guidance"])
+    def load(name: str, dtype: str):
+        options.model, options.dtype = options.model or name, dtype
+        return _load(options), fingerprint(options.model)
+
+    report = audit_run(options.run_folder, load=load)
     print(report)
     report.require()
-
-
-def _first_pair(request: dict, pipeline):
-    """Rows and plan of the first pair and seed of a stored request."""
-    from textpatch.localize import Pair, rows_and_plan, site_groups
-    from textpatch.plan import Plan
-
-    if request["command"] == "edit":
-        (swap,) = Plan.from_json(json.dumps(request["plan"])).swaps
-        pair, seed, groups = Pair(request["source"], request["target"]), request["seed"], [swap.sites]
-        return rows_and_plan(pair, seed, groups, request["steps"], swap.steps[0], swap.branch)
-    if request["command"] != "localize":
-        raise PatchError(f"a run of `{request['command']}` swaps nothing; audit a run of localize or edit")
-    sets = None if request["sets"] is None else [_selectors(group) for group in request["sets"]]
-    groups = site_groups(pipeline, _selectors(request["sites"]), sets)
-    pair = Pair(*request["pairs"][0])
-    return rows_and_plan(pair, request["seeds"][0], groups, request["steps"], request["start"], request["branch"])
 
 
 def doctor(options) -> None:

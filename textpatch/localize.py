@@ -113,7 +113,7 @@ def check(
     Nothing is generated.  Raises as `localize` does.
     """
     pairs = [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs]
-    groups = site_groups(pipeline, sites, groups)
+    groups = _groups(pipeline, sites, groups)
     if not pairs or not seeds or not 0 <= start < steps:
         raise PatchError(f"{len(pairs)} pairs, {len(seeds)} seeds, start {start} of {steps} steps; "
                          "needs at least one pair and seed, and a start within the run")  # fmt: skip
@@ -129,8 +129,7 @@ def check(
     return pairs, groups
 
 
-def site_groups(pipeline, sites, groups) -> list[tuple[int, ...]]:
-    """The sets of site indices that are tried: each of `sites` alone, or `groups` when given.  Raises PatchError."""
+def _groups(pipeline, sites, groups) -> list[tuple[int, ...]]:
     known = find_sites(pipeline.denoiser)
     if groups is None:
         return [(site.index,) for site in select_sites(known, sites)]
