@@ -78,6 +78,7 @@ def require_sound(report: AuditReport, rows: int) -> None:
         here = [check for check in report.checks if (check.site, check.step) == place]
         rest, named = ({row for c in here if (c.swap is None) == alone for row in c.rows} for alone in (True, False))
         assert len(rest) + len(named) == len(rest | named) == rows
+        assert all(check.magnitude > 0 and (check.effect == 0 or check.swap is not None) for check in here)
 
 
 @given(cases(), st.sampled_from(DTYPES))
@@ -146,6 +147,14 @@ def test_the_audit_fails_every_fault(fault, dtype, monkeypatch):
     assert report.failed and not math.isnan(report.failed[0].error)
     with pytest.raises(PatchError, match=rf"^{len(report.failed)} of {len(report.checks)} checks failed, first"):
         report.require()
+
+
+def test_what_the_audit_cannot_see_is_an_error(monkeypatch):
+    """A module of a site that never ran: PatchError that names it, not an audit of something else."""
+    case = replace(fixed_case(), pipeline=build_pipeline(qk_norm="rms_norm"))
+    plant(monkeypatch, JointAttention, "forward", "self.norm_added_k(", "(")
+    with pytest.raises(PatchError, match=r"3 of \d+ modules never ran .*attn.norm_added_k"):
+        audited(case.pipeline, case.rows, case.plan, case.steps, case.guidance)
 
 
 # --- the replay
@@ -294,13 +303,16 @@ def loading(folder):
 
 
 @pytest.mark.parametrize("command, sites, steps", [("edit", {1}, {0, 1}), ("localize", {0, 1}, {1})])
-def test_a_run_folder_is_audited(command, sites, steps, runs):
-    """Every swapped site of the first pair at its telling steps, with the plan that the run names."""
+@pytest.mark.parametrize("together", [1, 4])
+def test_a_run_folder_is_audited(command, sites, steps, together, runs, monkeypatch):
+    """Every swapped site of the first pair at its telling steps, whether swaps are audited together or alone."""
+    monkeypatch.setattr("textpatch.audit_run.TOGETHER", together)
     report = audit_run(runs / command, load=loading(runs))
     report.require()
     assert {check.site for check in report.checks} == sites and {check.step for check in report.checks} == steps
     assert {check.swap for check in report.checks} == {None, *range(len(sites))}
-    assert all(check.effect > 1e-3 for check in report.checks if check.swap is not None)
+    acting = [check for check in report.checks if check.swap is not None]
+    assert all(check.effect > 1e-3 and check.swap == sorted(sites).index(check.site) for check in acting)
 
 
 def test_run_folders_that_cannot_be_audited(runs, tmp_path):
