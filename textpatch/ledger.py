@@ -109,10 +109,10 @@ class Ledger:
         ]  # fmt: skip
         more = len(self.entries) - len(shown)
         silent = [f"silent: swap {s.swap} ({s.what}): {s.why}" for s in self.silent]
-        return "\n".join(aligned([titles, *shown]) + ([f"... and {more} more"] if more else []) + silent)
+        return "\n".join(_aligned([titles, *shown]) + ([f"... and {more} more"] if more else []) + silent)
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table, its columns flush right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
