@@ -67,7 +67,8 @@ EARLY_HOOK = (HookRegistry, "__init__", "if name not in modules:",
               "        if name not in modules:")  # fmt: skip
 CLEARED = hooks, "_close", "table.pop(key, None)", "table.clear()"
 READ_THROUGH = plan, "_write", "(donor * tokens + t).int()", "table[donor][:, t]"
-OWN_ROW = attention, "gather_text", "bank[read // tokens,", "bank[torch.arange(len(read))[:, None, None],"
+OWN_ROW = (attention, "gather_text", "read = slots.clamp(min=0)",
+           "read = (slots % bank.shape[2] + bank.shape[2] * torch.arange(B)[:, None, None]).clamp(min=0)")  # fmt: skip
 
 BY_CACHE = official.test_capture_then_patch
 FAULTS = {
@@ -132,16 +133,16 @@ FAULTS = {
     "injection allowed": (laws.law_evolving_text_refuses_injection,
         patching, "inject", "if not all(site.text_is_static for site in chosen):", "if False:"),
     "one table for keys and values": (laws.law_slots_are_an_index,
-        attention, "segment_attention", "(v[1], slots_v)", "(v[1], slots_k)"),
+        attention, "_attend", "slots_k if slots_v is None else slots_v", "slots_k"),
     "stride of another bank": (laws.law_own_slots_are_the_identity,
         attention, "row_slots", "* tokens", "* (tokens - 1)"),
     "own row read": (laws.law_the_order_of_the_bank_is_nothing, *OWN_ROW),
     "hidden tokens read": (laws.law_hidden_tokens_are_absent,
-        attention, "_visible", "F.pad(seen,", "F.pad(seen | True,"),
+        attention, "_visible", "F.pad(~hidden,", "F.pad(hidden | True,"),
     "NaN hidden": (laws.law_hidden_tokens_are_absent,
         attention, "attention_sdpa", "out.masked_fill(_blind(mask), 0.0)", "out.nan_to_num(0.0)"),
     "donors cut from the graph": (laws.law_gradients_reach_the_donors,
-        attention, "gather_text", "return bank[read", "return bank.detach()[read"),
+        attention, "gather_text", "bank.transpose(1, 2)", "(bank.detach() + bank).mul(0.5).transpose(1, 2)"),
     "recorded: i > s": (recorded("sd3", "patch_set_start4"), *LATE_STEP),
     "recorded: conditional branch only": (recorded("sd3", "neg_patch_2"), *COND_ONLY),
     "recorded: heads ignored": (recorded("if", "patch_7_heads"), *ALL_HEADS),

@@ -11,49 +11,184 @@ code; the order changes nothing but the last bits.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Callable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from textpatch.errors import PatchError
+
+BACKENDS = "sdpa", "reference"
+_asked: ContextVar[str | None] = ContextVar("the backend asked for", default=None)
+
+
+def segment_attention(q, k, v, *, slots_k=None, slots_v=None, scale=None, return_lse=False, backend=None):
+    """Attend from image and text queries to image keys and gathered text keys.
+
+    q = (image (B, H, M, D), text (B, H, Mt, D) or None); k, v = (image (B, H, N, D) or None, text bank
+    (R, H, S, D)); slots_k, slots_v: int (B, H or 1, T) or None, slots_v defaults to slots_k.
+    scale defaults to D ** -0.5; backend, one of BACKENDS, to what `choose_backend` says.
+    Returns (image (B, H, M, D), text (B, H, Mt, D) or None), q's dtype; with return_lse a third, the log sum exp
+    of each query's scaled scores, (B, H, M + Mt), float32 or float64, which carries no gradient.
+    A query that may read no key at all gets zeros, and a log sum exp of -inf.
+    Raises PatchError for shapes, dtypes and devices that do not fit, and on a CPU for slots outside the bank;
+    on a GPU these give NaN (triton) or torch's own index error, because asking would wait for the device.
+    """
+    slots_v = None if slots_v is slots_k else slots_v
+    tensors = _in_one_dtype(q[0], q[1], k[0], k[1], v[0], v[1])
+    _require_fit(*tensors, slots_k, slots_v)
+    if backend not in (None, *BACKENDS):
+        raise PatchError(f"no backend {backend!r}; known: {', '.join(BACKENDS)}")
+    scale = q[0].shape[-1] ** -0.5 if scale is None else float(scale)
+    image, text, lse = _segment_attention(*tensors, slots_k, slots_v, scale, backend, return_lse)
+    text = None if q[1] is None else text
+    return (image, text, lse) if return_lse else (image, text)
+
+
+# --- which backend
+
+
+def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int, table: bool) -> str:
+    """The backend of one call: the one asked for by `use_backend`, else the one measured fastest, else sdpa.
+
+    table: whether the call reads through slots.  Raises PatchError if the one asked for cannot run here.
+    """
+    return _asked.get() or "sdpa"
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Every segment_attention in this block, and in this thread, runs on one of BACKENDS."""
+    if backend not in BACKENDS:
+        raise PatchError(f"no backend {backend!r}; known: {', '.join(BACKENDS)}")
+    token = _asked.set(backend)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+# --- the op: opaque to torch.compile, so that one graph serves every table
+
+
+@torch.library.custom_op("textpatch::segment_attention", mutates_args=())
+def _segment_attention(
+    q_image: Tensor, q_text: Tensor | None, k_image: Tensor | None, k_text: Tensor, v_image: Tensor | None,
+    v_text: Tensor, slots_k: Tensor | None, slots_v: Tensor | None, scale: float, backend: str | None, lse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Image and text outputs and log sum exp, empty where there is none; slots_v None: that of the keys."""
+    tensors = q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v
+    if backend is None:
+        backend = choose_backend(q_image.device, q_image.dtype, q_image.shape[-1], slots_k is not None)
+    hidden = _hidden([x for x in (slots_k, slots_v) if x is not None], k_text)
+    out, sums = _attend(*tensors, hidden, scale, EAGER[backend], lse)
+    sums = q_image.new_empty(0) if sums is None else sums
+    out = out.transpose(1, 2).contiguous()  # (B, M + Mt, H, D): the projection after it will copy nothing
+    if q_text is None:
+        return out.transpose(1, 2), q_image.new_empty(0), sums
+    # copies, for no output may share memory with another
+    parts = out.tensor_split([q_image.shape[2]], dim=1)
+    image, text = (part.clone(memory_format=torch.contiguous_format) for part in parts)
+    return image.transpose(1, 2), text.transpose(1, 2), sums
+
+
+@_segment_attention.register_fake
+def _shapes(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, scale, backend, lse):
+    B, H, M, D = q_image.shape
+    Mt = 0 if q_text is None else q_text.shape[2]
+    image, text = (q_image.new_empty(B, n, H, D).transpose(1, 2) for n in (M, Mt))
+    sums = q_image.new_empty((B, H, M + Mt) if lse else 0, dtype=_wide(q_image.dtype) if lse else q_image.dtype)
+    return image, q_image.new_empty(0) if q_text is None else text, sums
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.scale, ctx.backend, _ = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.mark_non_differentiable(output[2])
+
+
+def _gradients(ctx, d_image: Tensor, d_text: Tensor, d_lse: Tensor):
+    """By the same attention once more under autograd: a donor's gradient is the sum over its readers."""
+    *tensors, slots_k, slots_v = ctx.saved_tensors
+    wanted = [i for i, x in enumerate(tensors) if x is not None and ctx.needs_input_grad[i]]
+    with torch.enable_grad():
+        tensors = [x.detach().requires_grad_() if i in wanted else x for i, x in enumerate(tensors)]
+        # a mask even if it hides nothing: while a graph is traced nobody can look into the tables
+        tables = [slots for slots in (slots_k, slots_v) if slots is not None]
+        hidden = _below_zero(tables) if tables else None
+        attend = EAGER.get(ctx.backend, attention_sdpa)
+        out, _ = _attend(*tensors, slots_k, slots_v, hidden, ctx.scale, attend, False)
+    d_out = d_image if tensors[1] is None else torch.cat([d_image, d_text], dim=2)
+    gradients = dict(zip(wanted, torch.autograd.grad(out, [tensors[i] for i in wanted], d_out)))
+    return *(gradients.get(i) for i in range(len(tensors))), None, None, None, None, None
+
+
+_segment_attention.register_autograd(once_differentiable(_gradients), setup_context=_save)
+
+
+# --- the definition, and torch's own attention beside it
+
+
+def _attend(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, hidden, scale: float,
+            attend: Callable, lse: bool) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Output (B, H, M + Mt, D) and log sum exp, or None: gather, join, attend."""
+    queries = _joined(q_image, q_text)  # (B, H, M + Mt, D)
+    keys = _joined(k_image, gather_text(k_text, slots_k))  # (B, H, N + T, D)
+    values = _joined(v_image, gather_text(v_text, slots_k if slots_v is None else slots_v))
+    mask = None if hidden is None else _visible(hidden, keys.shape[2])
+    out = attend(queries, keys, values, mask, scale)
+    return out, log_sum_exp(queries, keys, mask, scale) if lse else None
+
+
+def _joined(*parts: Tensor | None) -> Tensor:
+    """Image, then text, along the tokens."""
+    there = [part for part in parts if part is not None]
+    return there[0] if len(there) == 1 else torch.cat(there, dim=2)
 
 
 def gather_text(bank: Tensor, slots: Tensor | None) -> Tensor:
     """Text keys or values as each row reads them: (R, H, S, D) by slots (B, H or 1, T) -> (B, H, T, D)."""
     if slots is None:
         return bank
-    tokens = bank.shape[2]
-    heads = torch.arange(bank.shape[1], device=bank.device)[None, :, None]  # (1, H, 1)
-    read = slots.clamp(min=0).long()
-    return bank[read // tokens, heads, read % tokens]  # (B, H, T, D)
+    (_, H, _, D), (B, apart, T) = bank.shape, slots.shape
+    rows = bank.transpose(1, 2).reshape(-1, H // apart, D)  # (R S apart, H / apart, D)
+    read = slots.clamp(min=0).long() * apart + torch.arange(apart, device=bank.device)[:, None]  # (B, apart, T)
+    return rows.index_select(0, read.transpose(1, 2).flatten()).view(B, T, H, D).transpose(1, 2)
 
 
-def segment_attention(q, k, v, *, slots_k=None, slots_v=None, scale=None, backend="sdpa"):
-    """Attend from image and text queries to image keys and gathered text keys.
+def _hidden(tables: list[Tensor], bank: Tensor) -> Tensor | None:
+    """Bool (B, H or 1, T), tokens hidden in either table; None if none is, which keeps SDPA's fast path.
 
-    q = (image (B, H, M, D), text (B, H, Mt, D) or None); k, v = (image (B, H, N, D) or None, text bank
-    (R, H, S, D)); slots_k, slots_v: int (B, H or 1, T) or None, slots_v defaults to slots_k.
-    scale defaults to D ** -0.5.  Returns (image (B, H, M, D), text (B, H, Mt, D) or None), q's dtype.
-    A query that may read no key at all gets zeros.  `backend` is `sdpa` or `reference`, the definition.
+    A CUDA graph being captured cannot wait to be told that none is.
     """
-    slots_v = slots_k if slots_v is None else slots_v
-    queries = torch.cat([x for x in q if x is not None], dim=2)
-    keys = torch.cat([x for x in (k[0], gather_text(k[1], slots_k)) if x is not None], dim=2)
-    values = torch.cat([x for x in (v[0], gather_text(v[1], slots_v)) if x is not None], dim=2)
-    mask = _visible([slots for slots in (slots_k, slots_v) if slots is not None], keys.shape[2])
-    out = BACKENDS[backend](queries, keys, values, mask, scale)
-    image, text = out.split([q[0].shape[2], out.shape[2] - q[0].shape[2]], dim=2)
-    return image, (None if q[1] is None else text)
-
-
-def _visible(tables: list[Tensor], keys: int) -> Tensor | None:
-    """Bool (B, H or 1, 1, N + T), True = visible; None when nothing is hidden, which keeps SDPA's fast path.
-
-    A token hidden in either table, of keys or of values, is hidden.
-    """
-    tables = tables[:1] if tables and tables[0] is tables[-1] else tables
-    if not any(bool((slots < 0).any()) for slots in tables):
+    captured = bank.is_cuda and torch.cuda.is_current_stream_capturing()
+    # a list, for each of the tables is to be checked
+    if not captured and not any([_hides(slots, bank.shape[0] * bank.shape[2]) for slots in tables]):
         return None
-    seen = (tables[0] >= 0) & (tables[-1] >= 0)
-    return F.pad(seen, (keys - seen.shape[-1], 0), value=True)[:, :, None]
+    return _below_zero(tables)
+
+
+def _below_zero(tables: list[Tensor]) -> Tensor:
+    return (tables[0] < 0) | (tables[-1] < 0)
+
+
+def _hides(slots: Tensor, entries: int) -> bool:
+    """Whether a table hides a token.  Raises PatchError for slots outside a bank of so many entries."""
+    low, high = (int(x) for x in slots.aminmax()) if slots.numel() else (0, -1)
+    if low < -1 or high >= entries:
+        raise PatchError(
+            f"slot {low if low < -1 else high} is outside the bank, whose slots are 0..{entries - 1}, or -1 to hide"
+        )
+    return low < 0
+
+
+def _visible(hidden: Tensor, keys: int) -> Tensor:
+    """Bool (B, H or 1, 1, N + T), True = visible: all of the image, and the text that is not hidden."""
+    return F.pad(~hidden, (keys - hidden.shape[-1], 0), value=True)[:, :, None]
 
 
 def attention_reference(q, k, v, mask=None, scale=None):
@@ -76,7 +211,69 @@ def _blind(mask: Tensor) -> Tensor:
     return ~mask.any(-1, keepdim=True)
 
 
-BACKENDS = {"sdpa": attention_sdpa, "reference": attention_reference}
+EAGER = {"sdpa": attention_sdpa, "reference": attention_reference}
+
+
+def log_sum_exp(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """log sum_j exp(q k_j * scale) over the keys seen, (B, H, M): some queries at a time, for scores are large."""
+    wide, sums = _wide(q.dtype), []
+    for part in q.split(1024, dim=2):
+        scores = part.to(wide) @ k.to(wide).transpose(-2, -1) * scale
+        sums.append((scores if mask is None else scores.masked_fill(~mask, float("-inf"))).logsumexp(-1))
+    return torch.cat(sums, dim=2)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+# --- what fits
+
+
+def _in_one_dtype(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Under autocast all in its dtype, as torch does for its own attention; otherwise as they are."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return list(tensors)
+    return [None if x is None else x.to(torch.get_autocast_dtype(kind)) for x in tensors]
+
+
+def _require_fit(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v) -> None:
+    """Raise PatchError unless all shapes, dtypes and devices fit those of the image queries and the text keys."""
+    if (k_image is None) != (v_image is None):
+        raise PatchError("image keys without image values, or the reverse; give both or neither")
+    (B, H, _, D), (R, _, S, _) = q_image.shape, k_text.shape
+    image = None if k_image is None else (B, H, k_image.shape[2], D)
+    _require_like("text queries", q_text, None if q_text is None else (B, H, q_text.shape[2], D), q_image)
+    _require_like("image keys", k_image, image, q_image)
+    _require_like("image values", v_image, image, q_image)
+    _require_like("text keys", k_text, (R, H, S, D), q_image)
+    _require_like("text values", v_text, (R, H, S, D), q_image)
+    T = S if slots_k is None else slots_k.shape[-1]
+    _require_slots("keys", slots_k, B, H, T, q_image.device)
+    _require_slots("values", slots_v, B, H, T, q_image.device)
+    if slots_k is None and R != B:
+        raise PatchError(f"{R} rows of text for {B} rows of queries; say by slots who reads what")
+
+
+def _require_like(name: str, x: Tensor | None, shape: tuple | None, like: Tensor) -> None:
+    if x is not None and (tuple(x.shape) != shape or x.dtype != like.dtype or x.device != like.device):
+        raise PatchError(
+            f"{name} are {tuple(x.shape)}, {x.dtype}, on {x.device}; the image queries are {tuple(like.shape)}, "
+            f"{like.dtype}, on {like.device}, so {shape} was expected; all must share heads, width, dtype and device"
+        )
+
+
+def _require_slots(name: str, slots: Tensor | None, rows: int, heads: int, tokens: int, device) -> None:
+    if slots is None:
+        return
+    if slots.shape not in ((rows, 1, tokens), (rows, heads, tokens)) or slots.device != device:
+        raise PatchError(
+            f"slots of {name} are {tuple(slots.shape)} on {slots.device}; {rows} rows of {heads} heads that read "
+            f"{tokens} tokens on {device} need ({rows}, 1 or {heads}, {tokens}) there"
+        )
+    if slots.dtype not in (torch.int32, torch.int64):
+        raise PatchError(f"slots of {name} are {slots.dtype}; give int32")
 
 
 def row_slots(donors: Tensor, tokens: int) -> Tensor:
