@@ -207,13 +207,10 @@ class AddedAttention(nn.Module):
 
     def forward(self, x: Tensor, text: Tensor | tuple[Tensor, Tensor], slots) -> Tensor:
         k_text, v_text = text if isinstance(text, tuple) else self.text_kv(text)
-        slots_k, slots_v = slots if isinstance(slots, tuple) else (slots, slots)
-        if slots_k is None and len(k_text) != len(x):
-            raise PatchError(f"{len(k_text)} rows of text for {len(x)} rows of x; say by slots who reads what")
         pixels = self.group_norm(x.flatten(2)).mT  # (B, N, W)
         q, (k_image, v_image) = self.split(self.to_q(pixels)), self.image_kv(pixels)  # (B, H, N, D)
         out, _ = segment_attention(
-            (q, None), (k_image, k_text), (v_image, v_text), slots_k=slots_k, slots_v=slots_v
+            (q, None), (k_image, k_text), (v_image, v_text), slots_k=slots[0], slots_v=slots[1]
         )
         out = self.to_out[0](rearrange(out, "b h n d -> b n (h d)"))
         return x + out.mT.reshape(x.shape)
@@ -291,7 +288,7 @@ class DeepFloydIF(nn.Module):
 
     x (B, 3, H, W) noisy pictures; t scalar or (B,) in 0..1000; text tokens (R, T, encoder_hid_dim) or the bank
     that `text_kv` makes of them, pooled (B, E) or None: then it is `pool` of the tokens.
-    slots: None, or one entry per site: None, int (B, H or 1, T), or a pair of these for keys and values.
+    slots: None, or one entry per site: None, int (B, H or 1, T), or a pair of these, keys' and values'.
     Stage II also reads low (B, 3, H, W), the small pictures brought to x's size, and level, scalar or (B,), the
     timestep of the noise in them.  Returns (B, out_channels, H, W), x's dtype.
     Raises PatchError for sizes that do not halve, rows that do not match, and low or level missing or unread.

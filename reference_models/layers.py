@@ -53,12 +53,22 @@ def timestep_sinusoids(t: Tensor, width: int) -> Tensor:
 
 
 def slots_per_site(slots, sites: int) -> list:
-    """One entry per site, all None (identity) if slots is None.  Raises PatchError for another number."""
+    """A pair for keys and values per site, of None (identity) if slots is None.
+
+    Raises PatchError for another number of entries, and for a table of keys beside None for the values.
+    """
     if slots is None:
-        return [None] * sites
+        return [(None, None)] * sites
     if len(slots) != sites:
         raise PatchError(f"{len(slots)} slots entries for {sites} sites; give one per site or None")
-    return list(slots)
+    pairs = [entry if isinstance(entry, tuple) else (entry, entry) for entry in slots]
+    for site, (k, v) in enumerate(pairs):
+        if k is not None and v is None:  # which segment_attention would take to mean the keys' table for both
+            raise PatchError(
+                f"slots of site {site} are a table for the keys and None for the values; give one table for both, or "
+                "a pair of tables (`attention.row_slots` makes that of rows that read themselves)"
+            )
+    return pairs
 
 
 def site_reads(tokens, slots, sites: int) -> Iterator[tuple]:

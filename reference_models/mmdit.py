@@ -159,9 +159,8 @@ class JointAttention(nn.Module):
         q_text = self.norm_added_q(self.split(self.add_q_proj(text)))  # (B, H, T, D)
         k_text = self.norm_added_k(self.split(self.add_k_proj(text)))
         v_image, v_text = self.split(self.to_v(image)), self.split(self.add_v_proj(text))
-        slots_k, slots_v = slots if isinstance(slots, tuple) else (slots, slots)
         image, text = segment_attention(
-            (q_image, q_text), (k_image, k_text), (v_image, v_text), slots_k=slots_k, slots_v=slots_v
+            (q_image, q_text), (k_image, k_text), (v_image, v_text), slots_k=slots[0], slots_v=slots[1]
         )
         image = self.to_out[0](rearrange(image, "b h n d -> b n (h d)"))
         if self.to_add_out is None:
@@ -231,7 +230,7 @@ class MMDiT(nn.Module):
     """denoiser(x, t, text) -> velocity; see the module docstring.
 
     x (B, C, H, W) latents; t scalar or (B,) in 0..1000; text tokens (B, T, joint_attention_dim), pooled (B, P).
-    slots: None, or one entry per site: None, int (B, H or 1, T), or a pair of these for keys and values.
+    slots: None, or one entry per site: None, int (B, H or 1, T), or a pair of these, keys' and values'.
     Returns (B, out_channels, H, W), x's dtype.  Raises PatchError for sizes that patches do not divide or
     positions do not reach, and for channels, widths and rows of x and text that do not fit.
     """

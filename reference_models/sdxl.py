@@ -159,11 +159,8 @@ class CrossAttention(Attention):
 
     def forward(self, x: Tensor, text: Tensor | tuple[Tensor, Tensor], slots) -> Tensor:
         k, v = text if isinstance(text, tuple) else self.text_kv(text)
-        slots_k, slots_v = slots if isinstance(slots, tuple) else (slots, slots)
-        if slots_k is None and len(k) != len(x):
-            raise PatchError(f"{len(k)} rows of text for {len(x)} rows of x; say by slots who reads what")
         q = self.split(self.to_q(x))  # (B, H, N, D)
-        out, _ = segment_attention((q, None), (None, k), (None, v), slots_k=slots_k, slots_v=slots_v)
+        out, _ = segment_attention((q, None), (None, k), (None, v), slots_k=slots[0], slots_v=slots[1])
         return self.out(out)
 
 
@@ -309,7 +306,7 @@ class SDXL(nn.Module):
     x (B, in_channels, H, W) latents; t scalar or (B,) in 0..1000; text tokens (R, T, cross_attention_dim) or
     the bank that `text_kv` makes of them, pooled (B, P), micro (B, 6): height and width of the original, top
     and left of the crop, height and width wanted, in pixels.
-    slots: None, or one entry per site: None, int (B, H or 1, T), or a pair of these for keys and values.
+    slots: None, or one entry per site: None, int (B, H or 1, T), or a pair of these, keys' and values'.
     Returns (B, out_channels, H, W), x's dtype.
     Raises PatchError for channels, widths and rows that do not fit, and for pooled or micro missing.
     """

@@ -7,8 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from strategies import attentions, make_attention
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from textpatch.attention import attention_reference, gather_text, row_slots, segment_attention
+from textpatch import attention
+from textpatch.attention import attention_reference, gather_text, row_slots, segment_attention, use_backend
+from textpatch.errors import PatchError
 
 
 @given(attentions())
@@ -82,6 +85,141 @@ def test_scale_and_cross_attention():
         inputs = (case.q[0], None), (None, case.k[1]), (None, case.v[1])
         image, text = segment_attention(*inputs, slots_k=case.slots, scale=0.3, backend=backend)
         assert text is None and laws.close(image, attention_reference(case.q[0] * 0.3, k, v, scale=1.0))
+
+
+def inputs(case, text=True, image=True, grad=False):
+    """The six tensors of the op, as it takes them."""
+    pairs = (case.q[0], case.q[1] if text else None), *((x[0] if image else None, x[1]) for x in (case.k, case.v))
+    return [None if x is None else x.clone().requires_grad_(grad) for pair in pairs for x in pair]
+
+
+# (text queries, image keys, log sum exp, a table for the values)
+@pytest.mark.parametrize("text, image, lse, apart", [(1, 1, 1, 0), (0, 1, 0, 1), (0, 0, 1, 0)])
+def test_the_op_is_a_good_citizen(text, image, lse, apart):
+    """torch's own check: schema, fake shapes and strides, autograd, and tracing with dynamic shapes."""
+    case = make_attention(per_head=bool(apart))
+    slots = case.slots, case.slots.flip(-1) if apart else None
+    tensors = inputs(case, text, image, grad=True)
+    made = torch.library.opcheck(attention._segment_attention, (*tensors, *slots, 0.4, None, bool(lse)))
+    assert len(made) == 4 and set(made.values()) == {"SUCCESS"}
+
+
+@given(attentions())
+def test_log_sum_exp(case):
+    """exp(q k_j / sqrt(D) - lse) are the weights of all keys seen, and their sum is 1."""
+    q, width = torch.cat(case.q, dim=2), case.q[0].shape[-1]
+    for slots in (case.slots, case.slots.masked_fill(case.slots % 3 == 0, -1)):
+        *_, lse = segment_attention(case.q, case.k, case.v, slots_k=slots, return_lse=True, backend=case.backend)
+        keys = torch.cat([case.k[0], gather_text(case.k[1], slots)], dim=2)
+        mask = attention._visible(slots < 0, keys.shape[2])
+        eye = torch.eye(keys.shape[2], dtype=torch.float64).expand(*keys.shape[:2], -1, -1)
+        weights = (q @ keys.mT * width**-0.5 - lse[..., None]).exp() * mask
+        assert laws.close(weights, attention_reference(q, keys, eye, mask))
+
+
+def test_log_sum_exp_of_nothing():
+    """All keys hidden: -inf."""
+    case = make_attention()
+    nothing = torch.full_like(case.slots, -1)
+    *_, lse = segment_attention(
+        (case.q[0], None), (None, case.k[1]), (None, case.v[1]), slots_k=nothing, return_lse=True
+    )
+    assert lse.shape == case.q[0].shape[:3] and (lse == float("-inf")).all()
+
+
+def test_log_sum_exp_is_wide_and_without_gradient():
+    """float32 for half precision; asking for its gradient is an error, not zeros."""
+    case = make_attention()
+    q, k, v = ([x.half().requires_grad_() for x in pair] for pair in (case.q, case.k, case.v))
+    image, _, lse = segment_attention(q, k, v, slots_k=case.slots, return_lse=True)
+    assert (image.dtype, lse.dtype) == (torch.float16, torch.float32)
+    assert image.requires_grad and not lse.requires_grad
+
+
+def test_second_derivatives_are_refused():
+    """A second backward pass is an error, not a gradient without the donors' part."""
+    case = make_attention()
+    q, *rest = inputs(case, text=False, grad=True)
+    made, _ = segment_attention((q, None), rest[1:3], rest[3:], slots_k=case.slots)
+    (once,) = torch.autograd.grad(made.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        once.sum().backward()
+
+
+def test_one_graph_for_every_table():
+    """Compiled whole, forward and backward; other tables run the same code: 1 graph, 0 recompilations."""
+    case = make_attention(per_head=True)
+    leaves = inputs(case, grad=True)
+
+    def loss(slots, slots_v):
+        pairs = zip(leaves[::2], leaves[1::2])
+        return sum(x.sin().sum() for x in segment_attention(*pairs, slots_k=slots, slots_v=slots_v))
+
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    fast = torch.compile(loss, backend=counter, fullgraph=True)
+    tables = [case.slots, case.slots.flip(0), case.slots.flip(-1), case.slots.masked_fill(case.slots % 2 == 0, -1)]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for slots, slots_v in zip(tables, reversed(tables)):
+            made = [torch.autograd.grad(f(slots, slots_v), leaves) for f in (fast, loss)]
+            assert all(laws.close(a, b) for a, b in zip(*made))
+    assert counter.frame_count == 1
+
+
+def test_the_backend_asked_for():
+    """use_backend reaches every call of the block; another's name is refused."""
+    case, seen = make_attention(), []
+    plain = attention.EAGER["reference"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(attention.EAGER, "reference", lambda *args: seen.append(1) or plain(*args))
+        with use_backend("reference"):
+            segment_attention(case.q, case.k, case.v, slots_k=case.slots)
+        segment_attention(case.q, case.k, case.v, slots_k=case.slots)
+    assert len(seen) == 1
+    with pytest.raises(PatchError, match="no backend 'flash'; known: sdpa, reference"):
+        segment_attention(case.q, case.k, case.v, slots_k=case.slots, backend="flash")
+    with pytest.raises(PatchError, match="no backend 'flash'"), use_backend("flash"):
+        pass
+
+
+BAD = {
+    "slot 12 is outside the bank, whose slots are 0..11": lambda c: dict(slots_k=torch.full_like(c.slots, 12)),
+    "slot -2 is outside": lambda c: dict(slots_k=torch.full_like(c.slots, -2)),
+    "slot 99 is outside": lambda c: dict(slots_k=c.slots, slots_v=torch.full_like(c.slots, 99)),
+    r"slots of keys are \(3, 2, 3\) on cpu; 2 rows": lambda c: dict(slots_k=c.slots[[0, 0, 1]]),
+    r"slots of keys are \(2, 3, 3\)": lambda c: dict(slots_k=c.slots[:, [0, 1, 1]]),
+    r"slots of values are \(2, 2, 2\)": lambda c: dict(slots_k=c.slots, slots_v=c.slots[..., 1:]),
+    "slots of keys are torch.float64; give int32": lambda c: dict(slots_k=c.slots.double()),
+    r"slots of keys are \(2, 2, 3\) on meta": lambda c: dict(slots_k=c.slots.to("meta")),
+    "3 rows of text for 2 rows": lambda c: dict(),
+    r"text keys are \(3, 1, 4, 4\)": lambda c: dict(slots_k=c.slots, k=(c.k[0], c.k[1][:, :1])),
+    r"text values are \(3, 2, 3, 4\)": lambda c: dict(slots_k=c.slots, v=(c.v[0], c.v[1][:, :, :3])),
+    r"text values are \(3, 2, 4, 3\)": lambda c: dict(slots_k=c.slots, v=(c.v[0], c.v[1][..., :3])),
+    r"image keys are \(1, 2, 5, 4\)": lambda c: dict(slots_k=c.slots, k=(c.k[0][:1], c.k[1])),
+    r"image values are \(2, 2, 4, 4\)": lambda c: dict(slots_k=c.slots, v=(c.v[0][:, :, 1:], c.v[1])),
+    "image keys without image values": lambda c: dict(slots_k=c.slots, v=(None, c.v[1])),
+    r"text queries are \(1, 2, 3, 4\)": lambda c: dict(slots_k=c.slots, q=(c.q[0], c.q[1][:1])),
+    "text values are .*torch.float32": lambda c: dict(slots_k=c.slots, v=(c.v[0], c.v[1].float())),
+    "text keys are .* on meta": lambda c: dict(slots_k=c.slots, k=(c.k[0], c.k[1].to("meta"))),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_what_does_not_fit_is_refused(message):
+    """Shapes, dtypes, devices and slots: a PatchError with both values."""
+    case = make_attention()
+    with pytest.raises(PatchError, match=message):
+        segment_attention(**{"q": case.q, "k": case.k, "v": case.v} | BAD[message](case))
+
+
+def test_autocast():
+    """Under autocast queries and keys of two dtypes meet in autocast's, as in torch's own attention."""
+    case = make_attention()
+    q, k, v = ([x.float() for x in pair] for pair in (case.q, case.k, case.v))
+    with torch.autocast("cpu", torch.bfloat16):
+        image, _ = segment_attention(q, k, [x.bfloat16() for x in v], slots_k=case.slots)
+    exact, _ = segment_attention(*([x.bfloat16() for x in pair] for pair in (q, k, v)), slots_k=case.slots)
+    assert image.dtype == torch.bfloat16 and torch.equal(image, exact)
 
 
 def test_row_slots():

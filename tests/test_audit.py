@@ -124,7 +124,7 @@ FAULTS = {
     "row dropped": (plan, "_write", "zip(readers, donors)", "zip(readers[:-1], donors)"),
     "rows nobody named": (plan, "_write", "table[reader, h[:, None], t]", "table[:, h[:, None], t]"),
     "late by a step": (Swap, "acts", "step in self.steps", "step - 1 in self.steps"),
-    "step of the sampler": (sampling, "_sample_group", "out.plan.slots(step,", "out.plan.slots(max(step - 1, 0),"),
+    "step of the sampler": (sampling, "_reading", "plan.slots(step,", "plan.slots(max(step - 1, 0),"),
     "every branch": (Swap, "acts", 'self.branch == "both" or', "True or"),
     "conditional branch alone": (Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"),
     "wrong site": (Plan, "_site_slots", "site not in select_sites(sites, swap.sites)",

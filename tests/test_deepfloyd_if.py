@@ -211,7 +211,7 @@ def test_attention_at_full_width(xl, reference_xl):
     ours, theirs = full_width(xl, reference_xl, "mid_block.attentions.0")
     x = torch.randn(1, 2816, 3, 2, dtype=torch.float64)
     tokens = torch.randn(1, 77, 2816, dtype=torch.float64)
-    assert relative(ours(x, tokens, None), theirs(x, encoder_hidden_states=tokens)) <= 1e-10
+    assert relative(ours(x, tokens, (None, None)), theirs(x, encoder_hidden_states=tokens)) <= 1e-10
 
 
 def test_resnet_at_full_width(xl, reference_xl):
@@ -328,7 +328,7 @@ REFUSED = {  # changes to x, text (pooled as a number of rows), slots, low and l
     "picture of 3x4; both sides must be multiples of 2": dict(x=(2, 3, 3, 4)),
     "3 pooled vectors for 2 rows of x": dict(pooled=3),
     "text.tokens is a bank, which cannot be pooled; pass pooled": dict(bank=True),
-    "3 rows of text for 2 rows of x; say by slots": dict(tokens=3, pooled=2),
+    "3 rows of text for 2 rows of queries; say by slots": dict(tokens=3, pooled=2),
     "1 slots entries for 4 sites": dict(slots=[None]),
     "stage II reads low and level, stage I neither; this stage I got low": dict(low=(2, 3, 2, 4)),
     "this stage I got level": dict(level=1.0),

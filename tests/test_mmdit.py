@@ -153,7 +153,7 @@ def test_blocks_at_full_width(diffusers, name, last):
     image, text = (torch.randn(1, n, config.width, dtype=torch.float64) for n in (7, 5))
     c = torch.randn(1, config.width, dtype=torch.float64)
     *expected_text, expected_image = in_float64(theirs)(image, text, c)
-    image, text = ours(image, text, c, None)
+    image, text = ours(image, text, c, (None, None))
     assert relative(image, expected_image) <= 1e-10
     assert (text is None and expected_text == [None]) if last else relative(text, expected_text[0]) <= 1e-10
 

@@ -146,7 +146,7 @@ def test_block_at_full_width(base, reference_base, where, width):
     ours, theirs = full_width(base, reference_base, f"{where}.attentions.0.transformer_blocks.0")
     x = torch.randn(1, 6, width, dtype=torch.float64)
     tokens = torch.randn(1, 77, 2048, dtype=torch.float64)
-    made = ours(x, iter([(tokens, None)]))
+    made = ours(x, iter([(tokens, (None, None))]))
     assert relative(made, theirs(x, encoder_hidden_states=tokens)) <= 1e-10
 
 
@@ -255,7 +255,7 @@ REFUSED = {  # changes to x, text and slots
     r"text.pooled is \(4, 7\); 2 rows of x need \(2, 7\)": dict(pooled=(4, 7)),
     r"text.micro is None; 2 rows of x need \(2, 6\)": dict(micro=None),
     r"text.micro is \(2, 5\); 2 rows of x need \(2, 6\)": dict(micro=(2, 5)),
-    "4 rows of text for 2 rows of x; say by slots who reads what": dict(tokens=(4, 5, 10)),
+    "4 rows of text for 2 rows of queries; say by slots who reads what": dict(tokens=(4, 5, 10)),
     "1 slots entries for 8 sites": dict(slots=[None]),
 }
 

@@ -243,11 +243,27 @@ class Definition:
     def _figures(self, record: Record) -> list[Tensor]:
         """Error of the run, of eager torch and of sdpa; the replay, what the plan changed in it, and the floor."""
         q = torch.cat(record.q[: len(record.out)], dim=2)  # text queries whose output nobody takes are left out
-        k, v = self.read("k", record, record.k), self.read("v", record, record.v)
+        own_k, own_v = self.own(record.k), self.own(record.v)
+        k, v = self.read("k", record, own_k), self.read("v", record, own_v)
         expected, floor = replay(q, k, v)
-        plain, _ = replay(q, torch.cat(record.k, dim=2), torch.cat(record.v, dim=2))
+        plain, _ = replay(q, torch.cat(own_k, dim=2), torch.cat(own_v, dim=2))
         made = torch.cat(record.out, dim=2), eager(q, k, v), F.scaled_dot_product_attention(q, k, v)
         return [*(x.double() - expected for x in made), expected, expected - plain, floor]
+
+    def own(self, made: list[Tensor]) -> list[Tensor]:
+        """Keys or values of each batch row, text last.
+
+        A run may make those of its distinct prompts once, in the order of the rows that read them.
+        """
+        *image, text = made
+        prompts = list(dict.fromkeys(row.prompt for row in self.batch))
+        if len(text) not in (len(self.batch), len(prompts)):
+            raise PatchError(
+                f"text of {len(text)} rows for {len(self.batch)} batch rows of {len(prompts)} prompts; a run makes "
+                "text keys and values of each row, or of each prompt"
+            )
+        rows = [prompts.index(row.prompt) for row in self.batch]
+        return [*image, text[rows] if len(text) == len(prompts) else text]
 
     def read(self, part: str, record: Record, made: list[Tensor]) -> Tensor:
         """Keys or values as the plan says they are read: the image's own, then the text's of the rows read."""

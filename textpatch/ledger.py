@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from inspect import signature
 from typing import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from textpatch.attention import segment_attention
+from textpatch.attention import choose_backend
+from textpatch.bank import Texts
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
 from textpatch.plan import Plan, Row, Swap
@@ -29,8 +29,6 @@ ITSELF = "its readers are its donor"
 OVERRIDDEN = "later swaps take all it names"
 SAME_TEXT = "readers and donor have the same text"
 NO_EFFECT = "the texts differ, yet everything read equals the reader's own"
-# no model names a backend, so all run the default
-BACKEND = signature(segment_attention).parameters["backend"].default
 
 
 @dataclass(frozen=True)
@@ -138,12 +136,12 @@ class _Found:
 class Recorder:
     """Makes the ledger of one sampler's run, from `watching` each of its batches."""
 
-    def __init__(self, pipeline, rows: Sequence[Row], plan: Plan, steps: int):
-        self.pipeline, self.plan, self.steps = pipeline, plan, steps
-        self.texts = {row.name: row.prompt for row in rows}
+    def __init__(self, pipeline, rows: Sequence[Row], plan: Plan, steps: int, texts: Texts):
+        self.pipeline, self.plan, self.steps, self.texts = pipeline, plan, steps, texts
+        self.prompts = {row.name: row.prompt for row in rows}
         sites = find_sites(pipeline.denoiser) if plan.swaps else ()
         self.sites = select_sites(sites, [x for swap in plan.swaps for x in swap.sites]) if sites else ()
-        self.watched = not compiled(pipeline.denoiser)
+        self.watched = texts.bank is not None or not compiled(pipeline.denoiser)
         self.found: dict[tuple, _Found] = {}  # (step, site, reader, donor) -> entry
 
     @contextmanager
@@ -154,12 +152,24 @@ class Recorder:
         Raises PatchError on leaving if the text projections of a swapped site never ran.
         """
         watch = Watch(self.sites, batch, {row.name for row in readers}, self.found)
+        if self.texts.bank is not None:
+            for site, part, kv in self._made_once(batch):
+                watch.made(site, part, kv)
+            yield watch.enter
+            return
         taps = {tap.module: (site, part) for site in self.sites for part, tap in zip("kv", site.taps)}
         if not taps or not self.watched:
             yield watch.enter
             return
         with HookRegistry(self.pipeline.denoiser, taps).observe(lambda name, kv: watch.made(*taps[name], kv)):
             yield watch.enter
+
+    def _made_once(self, batch: Sequence[Row]) -> Iterator[tuple[Site, str, Tensor]]:
+        """(site, part, (B, T, W)): the bank as the rows of a batch would read it without a plan."""
+        rows = self.texts.rows(batch)
+        for site in self.sites:
+            for part, kv in zip("kv", self.texts.bank[site.index]):
+                yield site, part, kv.transpose(1, 2).flatten(2)[rows]
 
     def ledger(self) -> Ledger:
         """All that was seen, in the order of steps and sites."""
@@ -168,18 +178,23 @@ class Recorder:
         schedule, names = self.pipeline.schedule, {site.index: site.name for site in self.sites}
         times, sigmas = schedule.timesteps(self.steps).tolist(), schedule.sigmas(self.steps).tolist()
         dtype = str(self.pipeline.dtype).removeprefix("torch.")
+        backends = {site.index: self._backend(site) for site in self.sites}
         entries = tuple(
             Entry(site, names[site], step, times[step], sigmas[step], reader, donor, tuple(sorted(found.branches)),
                   found.hits["k"], found.hits["v"], found.change("k", self.watched),
-                  found.change("v", self.watched), dtype, BACKEND)
+                  found.change("v", self.watched), dtype, backends[site])
             for (step, site, reader, donor), found in sorted(self.found.items())
         )  # fmt: skip
         return Ledger(entries, tuple(self._silent(entries)))
 
+    def _backend(self, site: Site) -> str:
+        """What carries out the swaps of a site; a step without one may run on another."""
+        return choose_backend(self.pipeline.device, self.pipeline.dtype, site.head_dim, table=True)
+
     def _silent(self, entries: Sequence[Entry]) -> Iterator[Silence]:
         for i, swap in enumerate(self.plan.swaps):
             chosen = {site.index for site in select_sites(self.sites, swap.sites)}
-            why = _why_silent(swap, [entry for entry in entries if entry.site in chosen], self.texts)
+            why = _why_silent(swap, [entry for entry in entries if entry.site in chosen], self.prompts)
             if why:
                 sites = ", ".join(map(str, sorted(chosen)))
                 yield Silence(i, f"{', '.join(swap.readers)} <- {swap.donor} at site {sites}", why)

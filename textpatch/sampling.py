@@ -6,14 +6,15 @@ No cache and no second run: a donor's text K and V are in the same batch as thei
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Sequence
+from typing import Callable, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from textpatch.bank import Texts, encode, spelled_out
 from textpatch.errors import PatchError
-from textpatch.ledger import Ledger, Recorder
+from textpatch.ledger import Ledger, Recorder, compiled
 from textpatch.plan import Plan, Row, with_guidance
 from textpatch.sites import find_sites
 
@@ -41,6 +42,7 @@ def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
     not 1.  micro_batch bounds the batch rows of one forward pass, both branches counted; a donor travels
     with its readers into every micro-batch.  keep_trajectory keeps the latents entering each step and the
     final ones.
+    A plan's windows of timesteps or sigmas are taken in the pipeline's schedule.
     Raises PatchError for repeated names, and for a plan that names rows, sites, steps, heads or tokens
     which this run has not, or whose swaps never act.
     """
@@ -51,16 +53,14 @@ def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
     branches = 1 if guidance == 1 else 2
     if negative is not None and branches == 1:
         raise PatchError(f"negative prompt {negative!r} has no effect at guidance 1; leave one of them out")
-    out = Samples({}, {}, plan, rows, steps, guidance)
-    text, place = _encode(pipeline, rows if branches == 1 else with_guidance(rows, negative))
-    plan.check(rows, find_sites(pipeline.denoiser), steps, tokens=text.tokens.shape[1])
-    recorder = Recorder(pipeline, rows, plan, steps)
+    out = Samples({}, {}, plan.at(pipeline.schedule, steps), rows, steps, guidance)
+    texts = encode(pipeline, rows if branches == 1 else with_guidance(rows, negative))
+    out.plan.check(rows, find_sites(pipeline.denoiser), steps, tokens=texts.tokens)
+    recorder = Recorder(pipeline, rows, out.plan, steps, texts)
     for group, fresh in pack(rows, plan, max(micro_batch // branches, 1)):
         batch = group if branches == 1 else with_guidance(group, negative)
-        pooled = text.pooled[[place[row.pooled_prompt] for row in batch]]
-        condition = replace(text[[place[row.prompt] for row in batch]], pooled=pooled)
-        _sample_group(pipeline, group, batch, fresh, condition, out, keep_trajectory, recorder)
-    return replace(out, ledger=recorder.ledger())
+        _sample_group(pipeline, group, batch, fresh, texts, out, keep_trajectory, recorder)
+    return replace(out, plan=plan, ledger=recorder.ledger())
 
 
 def _require_distinct(rows: Sequence[Row]) -> None:
@@ -72,26 +72,13 @@ def _require_distinct(rows: Sequence[Row]) -> None:
         )
 
 
-def _encode(pipeline, rows: Sequence[Row]):
-    """Every distinct prompt once: the text condition of all, and prompt -> its row there."""
-    prompts = [prompt for row in rows for prompt in (row.prompt, row.pooled_prompt)]
-    prompts = list(dict.fromkeys(prompts))
-    return pipeline.encode(prompts), {prompt: i for i, prompt in enumerate(prompts)}
-
-
-def _sample_group(pipeline, group, batch, fresh, condition, out: Samples, keep: bool, recorder: Recorder) -> None:
-    sites, tokens, seen = find_sites(pipeline.denoiser), condition.tokens.shape[1], []
-
-    def slots(step: int):
-        tables = out.plan.slots(step, batch, sites, tokens=tokens)
-        enter(step, tables)
-        return to_device(tables, pipeline.device)
-
-    noises = pipeline.noises([row.seed for row in group])
+def _sample_group(pipeline, group, batch, fresh, texts: Texts, out: Samples, keep: bool, recorder: Recorder) -> None:
+    noises, seen = pipeline.noises([row.seed for row in group]), []
     with recorder.watching(batch, fresh) as enter:
         latents = pipeline.denoise(
-            next(noises), condition, steps=out.steps, guidance=out.guidance, noises=noises,
-            slots=slots if out.plan.swaps else None, on_step=(lambda i, x: seen.append(x)) if keep else None,
+            next(noises), texts.of(batch), steps=out.steps, guidance=out.guidance, noises=noises,
+            slots=_reading(pipeline, out.plan, batch, texts, enter),
+            on_step=(lambda i, x: seen.append(x)) if keep else None,
         )  # fmt: skip
     images = pipeline.decode(latents)
     for b, row in enumerate(group):
@@ -99,6 +86,20 @@ def _sample_group(pipeline, group, batch, fresh, condition, out: Samples, keep: 
             out.latents[row.name], out.images[row.name] = latents[b], images[b]
             if keep:
                 out.trajectory[row.name] = [x[b] for x in seen]
+
+
+def _reading(pipeline, plan: Plan, batch: Sequence[Row], texts: Texts, enter: Callable) -> Callable:
+    """slots(step) of a batch; what the plan says of the step is entered in the ledger."""
+    sites, graph = find_sites(pipeline.denoiser), compiled(pipeline.denoiser)
+
+    def slots(step: int):
+        tables = plan.slots(step, batch, sites, tokens=texts.tokens)
+        enter(step, tables)
+        if graph:
+            tables = spelled_out(tables, len(batch), texts.tokens, sites)
+        return to_device(texts.slots(tables, batch, len(sites)), pipeline.device)
+
+    return slots
 
 
 def to_device(slots, device: torch.device):
