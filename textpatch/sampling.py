@@ -90,14 +90,16 @@ def _sample_group(pipeline, group, batch, fresh, texts: Texts, out: Samples, kee
 
 def _reading(pipeline, plan: Plan, batch: Sequence[Row], texts: Texts, enter: Callable) -> Callable:
     """slots(step) of a batch; what the plan says of the step is entered in the ledger."""
-    sites, graph = find_sites(pipeline.denoiser), compiled(pipeline.denoiser)
+    sites, graph, made = find_sites(pipeline.denoiser), compiled(pipeline.denoiser), {}
 
     def slots(step: int):
-        tables = plan.slots(step, batch, sites, tokens=texts.tokens)
-        enter(step, tables)
-        if graph:
-            tables = spelled_out(tables, len(batch), texts.tokens, sites)
-        return to_device(texts.slots(tables, batch, len(sites)), pipeline.device)
+        acting = tuple(swap.steps is None or step in swap.steps for swap in plan.swaps)
+        if acting not in made:  # most steps are like the one before, and seventy sites take a quarter of a second
+            tables = plan.slots(step, batch, sites, tokens=texts.tokens)
+            whole = spelled_out(tables, len(batch), texts.tokens, sites) if graph else tables
+            made[acting] = tables, to_device(texts.slots(whole, batch, len(sites)), pipeline.device)
+        enter(step, made[acting][0])
+        return made[acting][1]
 
     return slots
 
