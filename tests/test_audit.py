@@ -111,7 +111,7 @@ def rich_case():
 
 
 FAULTS = {
-    "K and V swapped": (attention, "_attend", "gather_text(k_text, slots_k)", "gather_text(v_text, slots_k)"),
+    "K and V swapped": (attention, "_attend", "= gather_text(k_text, slots_k)", "= gather_text(v_text, slots_k)"),
     "values by the keys' table": (attention, "_attend", "slots_k if slots_v is None else slots_v", "slots_k"),
     "scale wrong": (attention, "attention_sdpa", "scale=scale", "scale=0.8 * q.shape[-1] ** -0.5"),
     "no K/V read from others": (attention, "gather_text", "if slots is None:", "if True:"),

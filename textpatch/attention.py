@@ -137,8 +137,10 @@ def _attend(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v,
             attend: Callable, lse: bool) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Output (B, H, M + Mt, D) and log sum exp, or None: gather, join, attend."""
     queries = _joined(q_image, q_text)  # (B, H, M + Mt, D)
-    keys = _joined(k_image, gather_text(k_text, slots_k))  # (B, H, N + T, D)
-    values = _joined(v_image, gather_text(v_text, slots_k if slots_v is None else slots_v))
+    k_text, v_text = gather_text(k_text, slots_k), gather_text(v_text, slots_k if slots_v is None else slots_v)
+    if hidden is not None:  # or a NaN in what is read in their place would come through: 0 x NaN is NaN
+        k_text, v_text = (x.masked_fill(hidden[..., None], 0.0) for x in (k_text, v_text))
+    keys, values = _joined(k_image, k_text), _joined(v_image, v_text)  # (B, H, N + T, D)
     mask = None if hidden is None else _visible(hidden, keys.shape[2])
     out = attend(queries, keys, values, mask, scale)
     return out, log_sum_exp(queries, keys, mask, scale) if lse else None
