@@ -15,6 +15,7 @@ from textpatch.attention import gather_text, row_slots
 from textpatch.bank import encode, spelled_out
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
+from textpatch.patch import capture, patch
 from textpatch.plan import Plan, Row, Swap, with_guidance
 from textpatch.sampling import sample
 
@@ -57,6 +58,24 @@ def test_each_prompt_is_projected_once(name):
     with HookRegistry(pipeline.denoiser, taps).observe(lambda name, kv: calls.update({(name, len(kv)): 1})):
         sample(pipeline, rows, PLANS[2], steps=3, guidance=4.5, micro_batch=2)
     assert calls == {(tap, 4): 1 for tap in taps}
+
+
+@pytest.mark.parametrize("name", ["sdxl", "if"])
+@pytest.mark.parametrize("guidance", [1, 4.5])
+def test_hooks_that_count_steps_see_every_step(name, guidance):
+    """capture and patch around `sample` = the plan that says the same, at one step of three; no bank meanwhile."""
+    pipeline, rows = unet(name), make_rows((0, 1))
+    batch = rows if guidance == 1 else with_guidance(rows)
+    with capture(pipeline.denoiser, [1, 2], rows=batch) as cache:
+        sample(pipeline, rows, steps=3, guidance=guidance)
+    assert len(cache) == 2 * 3 * len(batch) * 2  # sites, steps, rows, K and V
+    reads = [replace(row, name="b") if row.name == "a" else None for row in batch]
+    with patch(pipeline.denoiser, cache, [1, 2], rows=reads, steps=(1,)):
+        hooked = sample(pipeline, rows, steps=3, guidance=guidance).latents["a"]
+    asked = sample(pipeline, rows, Plan([Swap((1, 2), "a", "b", steps=(1,))]), steps=3, guidance=guidance)
+    assert torch.allclose(hooked, asked.latents["a"], rtol=1e-12, atol=1e-12)
+    every = sample(pipeline, rows, Plan([Swap((1, 2), "a", "b")]), steps=3, guidance=guidance)
+    assert not torch.allclose(hooked, every.latents["a"], rtol=1e-6, atol=1e-6)
 
 
 FAULTS = {

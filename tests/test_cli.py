@@ -120,6 +120,7 @@ BAD = {
         "no site",
         "closest: transformer_blocks.0.attn",
     ),
+    "unknown kind": (["edit", "MODEL", "--sites", "kind:cross"], "no site of kind 'cross'", "kinds here: joint"),
     "unknown site in a set": (["localize", "MODEL", "--set", "0", "7"], "no site index 7 among the 2"),
     "a set twice": (
         ["localize", "MODEL", "--set", "0", "1", "--set", "1", "0"],
@@ -295,6 +296,17 @@ def test_generate_and_edit_leave_pictures(model, here, capfd):
     sizes = {Image.open(edited.parent / path).size for path in body["pictures"].values()}
     assert sizes == {(96, 32)} and Image.open(generated).size[0] > 288
     assert generated.parent.parent == edited.parent.parent == Path("runs")
+
+
+def test_sites_by_every_form(model, here, capfd):
+    """--sites 0-1 = kind:joint = group:transformer = 0 1: one plan."""
+    hashes = set()
+    for selectors in (["0-1"], ["kind:joint"], ["group:transformer"], ["1", "0"]):
+        prompts = ["--source", SOURCE, "--target", TARGET]
+        assert cli.main(["edit", model, *prompts, "--steps", "1", "--sites", *selectors]) == 0
+        made = Path(capfd.readouterr().out.strip()).parent
+        hashes.add(json.loads((made / "results.json").read_text())["plan_sha256"])
+    assert len(hashes) == 1
 
 
 def test_doctor_checks_every_part(model, capfd):

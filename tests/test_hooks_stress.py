@@ -2,22 +2,29 @@
 
 import asyncio
 import copy
+import gc
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import MethodType
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
+from textpatch import Site, capture, patch
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry, _open_blocks
+from textpatch.sites import Tap
 
 SITES = 70  # as many as SDXL has
 NAMES = [str(i) for i in range(SITES)]
@@ -233,16 +240,151 @@ def test_compiled_inside_acts_inside(fresh_compiler):
     assert torch.equal(compiled(x), net(x)) and compiled(x).any() and residue(net) == 0
 
 
+def test_no_graph_holds_a_hook(fresh_compiler):
+    """fullgraph=True inside a block: torch refuses to trace the hook, rather than leave it out."""
+    net = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="ContextVar"):
+        with HookRegistry(net, ["0"]).replace(lambda name, output: output * 0):
+            fresh_compiler(net, fullgraph=True)(torch.ones(1, 2))
+    assert residue(net) == 0
+
+
+def test_new_tasks_take_open_blocks_along_and_new_threads_do_not():
+    """A task made inside a block is patched, for it copies the context; a thread made there is not."""
+    net, x = model(1), torch.ones(1)
+
+    async def task():
+        return net(x)
+
+    async def both():
+        with HookRegistry(net, ["0"]).replace(lambda name, output: output + 1):
+            return await asyncio.create_task(task()), ThreadPoolExecutor(1).submit(net, x).result()
+
+    assert asyncio.run(both()) == (2, 1)
+
+
+def replicate(module: nn.Module) -> nn.Module:
+    """A replica as DataParallel makes one, of the same weights: copies of the modules that share their hooks."""
+    replica = module._replicate_for_data_parallel()
+    replica._parameters = dict(module._parameters)
+    replica._modules = {name: replicate(child) for name, child in module._modules.items()}
+    return replica
+
+
+def test_replicas_of_data_parallel_are_not_patched():
+    """In threads of their own, as DataParallel runs them, replicas give plain outputs, and leaving is an error."""
+    net, x = nn.Sequential(nn.Linear(2, 2)), torch.ones(1, 2)
+    with pytest.raises(PatchError, match="never ran inside the block"):
+        with HookRegistry(net, ["0"]).replace(lambda name, output: output * 0):
+            with ThreadPoolExecutor(2) as pool:
+                made = list(pool.map(lambda replica: replica(x), [replicate(net), replicate(net)]))
+    assert all(torch.equal(output, net(x)) for output in made) and residue(net) == 0
+
+
+def test_data_parallel_of_one_device_is_patched():
+    """Without two devices DataParallel calls the module itself."""
+    net, x = nn.DataParallel(nn.Sequential(nn.Linear(2, 2))), torch.ones(1, 2)
+    with HookRegistry(net, ["module.0"]).replace(lambda name, output: output * 0):
+        assert not net(x).any()
+    assert net(x).any() and residue(net) == 0
+
+
+def test_a_sharded_module_is_patched():
+    """FSDP's units (fully_shard; one process) keep their names and call their modules: patched inside, plain after."""
+    net, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), torch.ones(1, 3)
+    plain, without = net(x), net[1](torch.zeros(1, 3))
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        for unit in (net[0], net):
+            fully_shard(unit, mesh=init_device_mesh("cpu", (1,)))
+        with HookRegistry(net, ["0"]).replace(lambda name, output: output * 0):
+            assert torch.equal(net(x), without)
+        assert torch.equal(net(x), plain)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_an_offloaded_module_is_patched():
+    """`forward` replaced on the module, as offloading does to bring weights in and out: hooks act, and it stays."""
+    net, x = nn.Sequential(nn.Linear(3, 3)), torch.ones(1, 3)
+    weight = net[0].weight.data
+
+    def fetched(module, x):
+        module.weight.data = weight
+        output = nn.Linear.forward(module, x)
+        module.weight.data = torch.empty(0)
+        return output
+
+    net[0].forward = offloaded = MethodType(fetched, net[0])
+    with HookRegistry(net, ["0"]).replace(lambda name, output: output * 0):
+        assert not net(x).any()
+    assert net(x).any() and net[0].forward is offloaded and residue(net) == 0
+
+
+def gradients(run, net, backward=lambda loss: loss.backward(), inside=True) -> list:
+    """Gradients of net's parameters under a patch of its first module that takes half its rows from elsewhere."""
+    donor = torch.linspace(-1, 1, 12).view(4, 3)
+    net.zero_grad()
+    with HookRegistry(net, ["0"]).replace(lambda name, output: torch.cat([output[:2], donor[2:]])) as registry:
+        loss = run(torch.linspace(1, -2, 12).view(4, 3)).square().sum()
+        if inside:
+            backward(loss)
+    if not inside:
+        backward(loss)
+    return [registry.calls["0"], *(p.grad.clone() for p in net.parameters())]
+
+
 def test_checkpointed_blocks_recompute_under_the_patch():
-    """Gradients with and without checkpointing agree (1e-6) when the backward pass runs inside the block."""
-    torch.manual_seed(0)
-    net, x = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)), torch.randn(4, 3)
-    donor = torch.randn(4, 3)
-    gradients = []
-    for run in (net, lambda x: checkpoint(net, x, use_reentrant=False)):
-        net.zero_grad()
-        with HookRegistry(net, ["0"]).replace(lambda name, output: torch.cat([output[:2], donor[2:]])) as registry:
-            run(x).square().sum().backward()
-        gradients.append([p.grad.clone() for p in net.parameters()])
-    assert registry.calls["0"] == 2  # forward, and once more for the gradient
-    assert all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(*gradients)) and gradients[0][2].any()
+    """Gradients with and without checkpointing agree (1e-6) if backward runs in the block, by its thread; else not."""
+    net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    again = partial(checkpoint, net, use_reentrant=False)
+    once, *expected = gradients(net, net)
+    twice, *found = gradients(again, net)
+    assert (once, twice) == (1, 2)  # forward, and once more for the gradient
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(expected, found)) and expected[2].any()
+    after = gradients(again, net, inside=False)
+    elsewhere = gradients(again, net, backward=lambda loss: ThreadPoolExecutor(1).submit(loss.backward).result())
+    for calls, *wrong in (after, elsewhere):
+        assert calls == 1 and not torch.allclose(wrong[2], expected[2], rtol=0, atol=1e-6)
+
+
+# --- memory ---
+
+
+def held() -> tuple[int, int]:
+    """Bytes of Python's objects, and of the memory of all tensors that Python can reach."""
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)]  # none of the compiler's
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+    return tracemalloc.get_traced_memory()[0], sum(storages.values())
+
+
+def growth(times: int, keep: list | None = None) -> float:
+    """Megabytes more after so many captured and patched runs; `keep` keeps their caches."""
+    net = nn.ModuleDict({"k": nn.Linear(8, 64), "v": nn.Linear(8, 64)})
+    net.forward = lambda x: net["k"](x) + net["v"](x)
+    site, x = Site(0, "", "cross", 4, 16, 0, taps=(Tap("k"), Tap("v"))), torch.ones(2, 8, 8)
+
+    def runs(times: int):
+        for _ in range(times):
+            with capture(net, site, rows=["a", "b"]) as cache:
+                net(x)
+            with patch(net, cache, site, rows=["b", None]):
+                net(x)
+            if keep is not None:
+                keep.append(cache)
+
+    tracemalloc.start()
+    try:
+        runs(10)
+        before = held()
+        runs(times)
+        return max(after - at_first for after, at_first in zip(held(), before)) / 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_returns_to_the_baseline(long):
+    """1,000 captured and patched runs (10,000 in the long form) hold no megabyte more; kept caches would."""
+    assert abs(growth(10_000 if long else 1_000)) < 1
+    assert growth(300, keep=[]) > 1

@@ -98,7 +98,7 @@ WRONG = {
     "donor": (Swap(0, "a", "x"), "no row 'x'"),
     "step": (Swap(0, "a", "b", steps=(0, 5)), "no step 5"),
     "negative step": (Swap(0, "a", "b", steps=(-1, 2)), "no step -1"),
-    "head": (Swap(0, "a", "b", heads=(2,)), "no head of blocks.0.attn 2"),
+    "head": (Swap(0, "a", "b", heads=(2,)), "no head 2 at site 'blocks.0.attn'"),
     "token": (Swap(0, "a", "b", tokens=(7,)), "no token 7"),
 }
 
@@ -130,7 +130,8 @@ def test_numbers_of_any_integer_type_are_one_plan():
 
 
 @pytest.mark.parametrize("change", [
-    {"schema_version": 2}, {"schema_version": None}, {"swaps": 3}, {"swaps": [{"sites": 0}]}, {"swaps": None},
+    {"schema_version": 3}, {"schema_version": 0}, {"schema_version": None},
+    {"swaps": 3}, {"swaps": [{"sites": 0}]}, {"swaps": None},
     {"swaps": [{"sites": 0, "readers": "a", "donor": "b", "colour": "red"}]},
     {"swaps": [{"sites": 0, "readers": "a", "donor": "b", "steps": ["x"]}]},
 ], ids=str)  # fmt: skip
@@ -145,6 +146,17 @@ def test_text_that_is_no_plan(text):
     """from_json(anything else): PatchError, never another error."""
     with pytest.raises(PatchError, match="not a plan"):
         Plan.from_json(text)
+
+
+@given(cases(), st.randoms())
+def test_the_order_of_fields_is_nothing(case, dice):
+    """sha256(JSON with the fields of every object in another order) = sha256."""
+
+    def shuffled(fields: dict) -> dict:
+        return dict(dice.sample(list(fields.items()), len(fields)))
+
+    text = json.dumps(json.loads(case.plan.to_json(), object_hook=shuffled), indent=1)
+    assert Plan.from_json(text).sha256 == case.plan.sha256
 
 
 def test_a_donor_outside_the_batch():

@@ -11,7 +11,7 @@ _HOMES = {
     "hooks": "HookRegistry",
     "localize": "Localization Pair localize",
     "patch": "KVCache capture inject patch",
-    "plan": "Plan Row Swap",
+    "plan": "Plan Row Swap Window",
     "sampling": "Samples sample",
     "sites": "Site SiteSpec Span find_sites",
     "store": "Run",

@@ -137,6 +137,7 @@ def audit(pipeline, rows: Sequence[Row], plan: Plan, *, sample: Callable, steps:
     known = find_sites(pipeline.denoiser)
     if not plan.swaps:
         raise PatchError("the plan has no swap, so there is nothing to audit; give the plan of the run")
+    plan = plan.at(pipeline.schedule, steps)
     chosen = select_sites(known, [x for swap in plan.swaps for x in swap.sites] if sites is None else sites)
     at = telling_steps(plan, steps) if at is None else tuple(sorted(set(at)))
     if not at or not 0 <= at[0] <= at[-1] < steps:

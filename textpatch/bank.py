@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from textpatch.attention import row_slots
+from textpatch.hooks import Hook
 from textpatch.plan import Row
-from textpatch.sites import Site
+from textpatch.sites import Site, find_sites
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,20 @@ def encode(pipeline, rows: Sequence[Row]) -> Texts:
     read = list(dict.fromkeys(row.prompt for row in rows))
     prompts = list(dict.fromkeys([*read, *(row.pooled_prompt for row in rows)]))
     condition = pipeline.encode(prompts)
-    static = getattr(pipeline.denoiser, "text_is_static", False)
-    bank = pipeline.denoiser.text_kv(condition[list(range(len(read)))]) if static else None
+    model = pipeline.denoiser
+    once = getattr(model, "text_is_static", False) and not _intervened(model)
+    bank = model.text_kv(condition[list(range(len(read)))]) if once else None
     return Texts(condition, {prompt: i for i, prompt in enumerate(prompts)}, bank)
+
+
+def _intervened(model: nn.Module) -> bool:
+    """Whether anybody hooks the text projections to do more than look.
+
+    `capture`, `patch` and hooks of one's own count the steps by the projections' calls, so they must be called.
+    """
+    modules = {tap.module for site in find_sites(model) for tap in site.taps}
+    hooks = [hook for name in modules for hook in model.get_submodule(name)._forward_hooks.values()]
+    return not all(isinstance(hook, Hook) and hook.looks_only for hook in hooks)
 
 
 def _through(entry, places: Tensor, own: Tensor):

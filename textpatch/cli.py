@@ -16,6 +16,8 @@ from textpatch.errors import PatchError
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
 MODEL_HELP = ("a shipped model (tiny-mmdit, planted-mmdit), a folder in diffusers layout, an original single "
               ".safetensors file, a sharded index, or org/name in the Hugging Face cache")  # fmt: skip
+SITES_HELP = ("indices in execution order, as in the paper (57), ranges of them (55-57), names, globs ('up_blocks.*'), "
+              "kind:cross, group:up")  # fmt: skip
 EXAMPLES = f"""examples:
   textpatch sites tiny-mmdit
   textpatch sites --model /models/stable-diffusion-xl-base-1.0
@@ -120,9 +122,7 @@ def _localize(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--seeds", type=int, nargs="+", default=[0], help="noise seeds; every pair with every seed (0)"
     )
-    command.add_argument(
-        "--sites", nargs="+", help="indices, names or globs, each tried alone (all)"
-    )
+    command.add_argument("--sites", nargs="+", help=f"{SITES_HELP}; each tried alone (all)")
     command.add_argument("--set", dest="sets", nargs="+", action="append", metavar="SITE",
                          help="sites tried together; may be given several times, replaces --sites")  # fmt: skip
     _swap(command)
@@ -134,7 +134,8 @@ def _edit(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", help=MODEL_HELP)
     command.add_argument("--source", required=True, help="prompt whose picture is kept")
     command.add_argument("--target", required=True, help="prompt whose word is wanted")
-    command.add_argument("--sites", nargs="+", help="sites to swap (default: those localised for the model)")
+    command.add_argument("--sites", nargs="+",
+                         help=f"{SITES_HELP}; swapped together (those localised for the model)")  # fmt: skip
     command.add_argument("--seed", type=int, default=0)
     _swap(command)
     _common(command)
@@ -226,11 +227,10 @@ def localize(options) -> None:
     pairs, sites_ = _pairs(options), options.sites or ["all"]
     pipeline, ocr = _load(options), Tesseract()
     steps, guidance = _defaults(pipeline, options)
-    groups = None if options.sets is None else [_selectors(group) for group in options.sets]
     request = dict(command="localize", pairs=pairs, seeds=options.seeds, sites=sites_, sets=options.sets,
                    steps=steps, guidance=guidance, start=options.start, branch=options.branch)  # fmt: skip
     asked = dict(
-        sites=_selectors(sites_), groups=groups, seeds=options.seeds, steps=steps, start=options.start
+        sites=sites_, groups=options.sets, seeds=options.seeds, steps=steps, start=options.start
     )
     check(pipeline, pairs, **asked)
     ocr.self_test()
@@ -250,7 +250,7 @@ def edit(options) -> None:
     pipeline = _load(options)
     steps, guidance = _defaults(pipeline, options)
     made = edit_(pipeline, options.source, options.target, start=options.start, seed=options.seed, steps=steps,
-                 guidance=guidance, branch=options.branch, sites=options.sites and _selectors(options.sites))  # fmt: skip
+                 guidance=guidance, branch=options.branch, sites=options.sites)  # fmt: skip
     request = dict(command="edit", source=options.source, target=options.target, seed=options.seed, steps=steps,
                    guidance=guidance, plan=json.loads(made.plan.to_json()))  # fmt: skip
     run = _open_run(options, pipeline, request)
@@ -315,10 +315,6 @@ def _shipped() -> list[str]:
 def _defaults(pipeline, options) -> tuple[int, float]:
     steps = pipeline.defaults.steps if options.steps is None else options.steps
     return steps, pipeline.defaults.guidance if options.guidance is None else options.guidance
-
-
-def _selectors(words: list[str]) -> list[int | str]:
-    return [int(word) if word.lstrip("-").isdigit() else word for word in words]
 
 
 def _pairs(options) -> list[tuple[str, str]]:

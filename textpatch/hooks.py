@@ -2,6 +2,18 @@
 
 Knows nothing of attention.  A hook lives exactly as long as its `with` block, acts only in the thread or
 task that opened it, and a module that was asked for and never ran is an error, not silence.
+
+What else may happen to a model while a block is open (tests/test_hooks_stress.py holds each line but the last):
+
+    torch.compile   inside the block: hooks act and the graph breaks at each, or torch refuses (fullgraph=True).
+                    Before the block: an error on leaving
+    deepcopy        and pickle are refused: nobody would ever remove the copy's hooks.  state_dict and .to are as ever
+    threads, tasks  one sees the blocks it opened; a task also those open where it was made; a new thread none
+    DataParallel    replicas run in threads of their own, with no block open: plain outputs, an error on leaving
+    checkpointing   the forward is run again under the patch if .backward() is called in the block, by its thread.
+                    After the block it is not patched, and the gradients are wrong without a word
+    offloading      and FSDP keep the modules and call them: hooks act
+    CUDA autograd   runs backward in threads of its own: with checkpointing, swap by slots, not by hooks
 """
 
 from __future__ import annotations
@@ -13,7 +25,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Callable, Iterable, Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 from textpatch.errors import PatchError, closest
 
@@ -40,23 +52,32 @@ class HookRegistry:
         self._modules = {name: modules[name] for name in self.names}
         self.calls: Counter[str] = Counter()
 
-    @contextmanager
-    def observe(self, fn: Callable[[str, object], object]) -> Iterator[HookRegistry]:
+    def observe(self, fn: Callable[[str, object], object]) -> AbstractContextManager[HookRegistry]:
         """Call fn(name, output) after each named module; what it returns is ignored.  Raises as `replace`."""
 
-        def watch(name: str, output: object) -> None:
+        def watch(name: str, module: nn.Module, args, output: object) -> None:
             fn(name, output)
 
-        with self.replace(watch):
-            yield self
+        return self._block(nn.Module.register_forward_hook, watch, looks_only=True)
 
     def replace(self, fn: Callable[[str, object], object]) -> AbstractContextManager[HookRegistry]:
         """Make fn(name, output) the output of each named module; None leaves it as it is, as in torch.
 
-        Raises PatchError on leaving if a named module never ran: the model was not called, was called
-        through `.forward`, or was compiled before the block was entered.
+        Raises PatchError if what fn gives differs from the output in kind, shape, dtype or device (its values
+        are not looked at: that would wait for the device).  On leaving, if a named module never ran: the model
+        was not called, was called through `.forward`, or was compiled before the block was entered.
         """
-        return self._block(nn.Module.register_forward_hook, lambda name, module, args, output: fn(name, output))
+
+        def after(name: str, module: nn.Module, args, output: object) -> object:
+            new = fn(name, output)
+            if new is not None and _form(new) != _form(output):
+                raise PatchError(
+                    f"the hook of module {name!r} gave {_form(new)} for {_form(output)}; give the like, or None to "
+                    "leave the output as it is"
+                )
+            return new
+
+        return self._block(nn.Module.register_forward_hook, after)
 
     def observe_inputs(self, fn: Callable[[str, inspect.BoundArguments], object]) -> AbstractContextManager:
         """Call fn(name, inputs) before each named module, with what its forward gets, by name.  Raises as `replace`."""
@@ -67,9 +88,9 @@ class HookRegistry:
         return self._block(partial(nn.Module.register_forward_pre_hook, with_kwargs=True), before)
 
     @contextmanager
-    def _block(self, register, act) -> Iterator[HookRegistry]:
+    def _block(self, register, act, looks_only: bool = False) -> Iterator[HookRegistry]:
         block, fired = object(), Counter()
-        hooks = [(module, Hook(name, act, block, fired)) for name, module in self._modules.items()]
+        hooks = [(module, Hook(name, act, block, fired, looks_only)) for name, module in self._modules.items()]
         try:
             for module, hook in hooks:
                 register(module, hook)
@@ -96,8 +117,8 @@ class HookRegistry:
 class Hook:
     """One module's hook of one open block; calls from threads and tasks that did not open it pass by."""
 
-    def __init__(self, name: str, act: Callable, block: object, fired: Counter):
-        self.name, self.act, self.block, self.fired = name, act, block, fired
+    def __init__(self, name: str, act: Callable, block: object, fired: Counter, looks_only: bool):
+        self.name, self.act, self.block, self.fired, self.looks_only = name, act, block, fired, looks_only
 
     def __call__(self, module: nn.Module, args: tuple, rest: object) -> object:
         """rest: the output, or before it is there, the named arguments."""
@@ -112,6 +133,15 @@ class Hook:
             f"the model is copied or pickled while module {self.name!r} is watched or patched; "
             "do it before the block or after"
         )
+
+
+def _form(value: object) -> str:
+    """What an output and its replacement must have in common."""
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}, {value.dtype} on {value.device}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {', '.join(map(_form, value)) or 'nothing'}"
+    return f"a {type(value).__name__}"
 
 
 def _close(block: object, hooks: list[tuple[nn.Module, Hook]]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
-from textpatch.plan import Row
+from textpatch.plan import Row, integers, require_in_range
 from textpatch.sites import Site, Span, find_sites, select_sites
 
 
@@ -29,6 +29,7 @@ class KVCache(dict):
     """Captured text K and V: (site name, step, row label, "k" or "v") -> (T, W), detached copies.
 
     Keyed by what a row is, never by its place in a batch; a label is `Row.label` or any JSON-able tuple.
+    In a file: safetensors' `save_file(cache.tensors, path)` and `KVCache.from_tensors(load_file(path))`.
     """
 
     @property
@@ -40,6 +41,10 @@ class KVCache(dict):
         """Bytes a capture will take, before it runs."""
         width = sum(site.text_heads * site.head_dim for site in sites)
         return 2 * width * steps * rows * tokens * dtype.itemsize
+
+    def to(self, *args, **kwargs) -> KVCache:
+        """The cache on another device or in another dtype, as `Tensor.to`."""
+        return KVCache({key: tensor.to(*args, **kwargs) for key, tensor in self.items()})
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -98,17 +103,19 @@ def patch(model: nn.Module, cache: KVCache, sites, *, rows: Sequence, steps: Ite
 
     sites  as for `capture`
     rows   one entry per batch row: the Row or label it reads, or None to leave it alone
-    steps  the calls of the model, 0 = first, that are patched; heads, tokens: those replaced; all when None
+    steps  the calls of the model, 0 = first, that are patched; heads, tokens: those replaced; all when None.
+           Those of a Window: `window.among(sigmas)`, the loop's own sigmas or timesteps, one per call
     part   "kv", or only "k" or only "v"
     Raises PatchError if a site is unknown or never runs; if a row, site or step was not captured; if the
-    batch has another number of rows than `rows`, or shapes or dtypes differ; for heads, tokens or steps
-    there are not; if a field names nothing.
+    batch has another number of rows than `rows`, or shapes, dtypes or devices differ; for heads, tokens or
+    steps there are not; if a field names nothing.
     """
-    labels = [None if row is None else _label(row) for row in rows]
-    steps, heads, tokens = (None if x is None else sorted(set(x)) for x in (steps, heads, tokens))
+    labels, chosen = [None if row is None else _label(row) for row in rows], _chosen(model, sites)
+    asked = {"steps": steps, "heads": heads, "tokens": tokens}
+    steps, heads, tokens = (None if x is None else integers(name, x) for name, x in asked.items())
     if not any(labels):
         raise PatchError("patch was given no row to read; name one per batch row, or leave patch out")
-    if [] in (steps, heads, tokens) or part not in ("kv", "k", "v"):
+    if () in (steps, heads, tokens) or part not in ("kv", "k", "v"):
         raise PatchError(f"nothing to patch in {steps=}, {heads=}, {tokens=}, {part=}; leave a field out to mean all")
 
     def swap(site: Site, which: str, step: int, own: Tensor) -> Tensor | None:
@@ -122,11 +129,9 @@ def patch(model: nn.Module, cache: KVCache, sites, *, rows: Sequence, steps: Ite
                 new[b] = _mixed(own[b], stored, site, heads, tokens)
         return new
 
-    with _at_text(model, _chosen(model, sites), swap, part) as calls:
+    with _at_text(model, chosen, swap, part) as calls:
         yield
-    missed = [step for step in steps or () if not 0 <= step < max(calls.values())]
-    if missed:
-        raise PatchError(f"steps {missed} were to be patched; the model was called {max(calls.values())} times")
+    require_in_range("step", steps, max(calls.values()), chosen[0])
 
 
 @contextmanager
@@ -244,13 +249,12 @@ def _text_lengths(model: nn.Module, sites: tuple[Site, ...], lengths: dict[Span,
     return HookRegistry(model, [""]).observe_inputs(note) if spans else nullcontext()
 
 
-def _mixed(own: Tensor, stored: Tensor, site: Site, heads: list[int] | None, tokens: list[int] | None) -> Tensor:
+def _mixed(own: Tensor, stored: Tensor, site: Site, heads: tuple | None, tokens: tuple | None) -> Tensor:
     """A row's own text K or V (T, W), with the given heads of the given tokens taken from `stored`."""
     if heads is None and tokens is None:
         return stored
-    for what, asked, size in (("head", heads, site.text_heads), ("token", tokens, len(own))):
-        if asked is not None and not 0 <= asked[0] <= asked[-1] < size:
-            raise PatchError(f"no {what} {asked[-1]} at site {site.name!r}; there are {size}, numbered 0..{size - 1}")
+    require_in_range("head", heads, site.text_heads, site)
+    require_in_range("token", tokens, len(own), site)
     mixed, split = own.clone(), (site.text_heads, -1)
     t = torch.arange(len(own)) if tokens is None else torch.tensor(tokens)
     h = torch.arange(site.text_heads) if heads is None else torch.tensor(heads)
@@ -284,10 +288,11 @@ def _require_rows(site: Site, output: Tensor, labels: list) -> None:
 def _read(cache: KVCache, site: Site, step: int, label: Hashable, part: str, own: Tensor) -> Tensor:
     key = site.name, step, label, part
     if key not in cache:
-        labels = sorted({str(k[2]) for k in cache})
+        held = [list(dict.fromkeys(key[i] for key in cache)) for i in range(3)]
+        sites, steps, rows = (", ".join(map(str, some[:6])) + ", ..." * (len(some) > 6) for some in held)
         raise PatchError(
-            f"the cache holds no {part} of site {site.name!r} at step {step} for row {label}; it holds "
-            f"{len({k[0] for k in cache})} sites, {len({k[1] for k in cache})} steps, rows {', '.join(labels[:6])}"
+            f"the cache holds no {part} of site {site.name!r} at step {step} for row {label}; it holds sites {sites}, "
+            f"steps {steps}, rows {rows}; capture that one too, or patch only what was captured"
         )
     stored = cache[key]
     if stored.shape != own.shape or stored.dtype != own.dtype:
@@ -295,4 +300,9 @@ def _read(cache: KVCache, site: Site, step: int, label: Hashable, part: str, own
             f"site {site.name!r} makes {part} of shape {tuple(own.shape)}, {own.dtype}; the cache holds "
             f"{tuple(stored.shape)}, {stored.dtype}; capture with the same model, prompt length and dtype"
         )
-    return stored.to(own.device)
+    if stored.device != own.device:
+        raise PatchError(
+            f"site {site.name!r} makes {part} on {own.device}; the cache holds it on {stored.device}; "
+            f"move the cache once, cache.to({str(own.device)!r}), not at every step"
+        )
+    return stored

@@ -3,6 +3,8 @@
     read[b, h, t] = (donor, t) where a swap names the row, site, step, head and token; (b, t) elsewhere
 
 Later swaps win where two overlap.  A plan can be printed, compared, hashed, stored and replayed.
+
+B batch rows, H heads of K and V, T text tokens, D head width
 """
 
 from __future__ import annotations
@@ -10,16 +12,18 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from math import inf, isfinite
+from numbers import Real
 from operator import index
-from typing import Iterable, Sequence
+from typing import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from textpatch.errors import PatchError, closest
-from textpatch.sites import Site, select_sites
+from textpatch.sites import Site, plain_selectors, select_sites
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2 brought windows; what version 1 can say is written in it, so that no stored hash changes
 UNCONDITIONAL = "uncond"
 CONDITIONAL = "cond"
 
@@ -52,13 +56,52 @@ def with_guidance(rows: Sequence[Row], negative: str | None = None) -> list[Row]
 
 
 @dataclass(frozen=True)
+class Window:
+    """The steps whose timestep or sigma lies between low and high, both included; None is an open end.
+
+    unit  "timestep", what the denoiser is told (0..1000), or "sigma", the noise level of what enters the step:
+          the two that a run's ledger prints
+    Raises PatchError for another unit, and for ends that are no finite numbers, out of order, or both open.
+    """
+
+    unit: str
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self):
+        ends = [end for end in (self.low, self.high) if end is not None]
+        numbers = all(isinstance(end, Real) and isfinite(end) for end in ends)
+        if self.unit not in ("timestep", "sigma") or not ends or not numbers or ends[0] > ends[-1]:
+            raise PatchError(
+                f"window of {self.unit!r} from {self.low!r} to {self.high!r}; give 'timestep' or 'sigma', the lower "
+                "end and the higher, None for one that is open; for all steps leave the window out"
+            )
+        for name in ("low", "high"):
+            end = getattr(self, name)
+            object.__setattr__(self, name, None if end is None else float(end) + 0.0)  # -0.0 is written 0.0
+
+    def among(self, values: Sequence[float]) -> tuple[int, ...]:
+        """Indices of the values inside, one value per step of a run.  Raises PatchError if there is none."""
+        low, high = -inf if self.low is None else self.low, inf if self.high is None else self.high
+        inside = tuple(i for i, value in enumerate(values) if low <= value <= high)
+        if not inside:
+            shown = ", ".join(f"{value:.6g}" for value in values)
+            raise PatchError(f"no step of this run lies in {self}: its {len(values)} are at {shown}; widen the window")
+        return inside
+
+    def __str__(self) -> str:
+        ends = [f"{word} {end}" for word, end in (("from", self.low), ("to", self.high)) if end is not None]
+        return " ".join([self.unit, *ends])
+
+
+@dataclass(frozen=True)
 class Swap:
     """`readers` read the text keys and values of `donor` at `sites`.   (ICLR 2025, sec. 4.1, Patching)
 
-    sites    index, name, glob, or several of these; "all"
+    sites    what `select_sites` understands: index, range, name, glob, kind, group, or several of these; "all"
     readers  name of a row, or several
     donor    name of the row whose text K and V are read, at the same step and in the same guidance branch
-    steps    loop indices, 0 = noisiest; all when None.  `range(s, n)` starts at s
+    steps    loop indices, 0 = noisiest, or a Window of timesteps or sigmas; all when None.  `range(s, n)` starts at s
     heads    head indices; all when None
     tokens   text token indices; all when None
     part     "kv", or only "k" or only "v"
@@ -68,7 +111,7 @@ class Swap:
     sites: int | str | tuple
     readers: str | tuple[str, ...]
     donor: str
-    steps: tuple[int, ...] | None = None
+    steps: tuple[int, ...] | Window | None = None
     heads: tuple[int, ...] | None = None
     tokens: tuple[int, ...] | None = None
     part: str = "kv"
@@ -76,10 +119,7 @@ class Swap:
 
     def __post_init__(self):
         set_ = object.__setattr__
-        sites = self.sites if isinstance(self.sites, (int, str, Site)) else tuple(self.sites)
-        sites = (sites,) if not isinstance(sites, tuple) else sites
-        names = [site.name if isinstance(site, Site) else site for site in sites]
-        set_(self, "sites", tuple(sorted(set(names), key=lambda s: (isinstance(s, str), s))))
+        set_(self, "sites", plain_selectors(self.sites))
         set_(
             self,
             "readers",
@@ -87,7 +127,8 @@ class Swap:
         )
         for name in ("steps", "heads", "tokens"):
             value = getattr(self, name)
-            set_(self, name, None if value is None else _integers(name, value))
+            if value is not None and not (name == "steps" and isinstance(value, Window)):
+                set_(self, name, integers(name, value))
         if self.part not in ("kv", "k", "v") or self.branch not in ("both", "cond"):
             raise PatchError(
                 f"part is {self.part!r} and branch {self.branch!r}; known: kv, k, v and both, cond"
@@ -120,7 +161,8 @@ class Plan:
 
     def to_json(self) -> str:
         """Canonical JSON: the same plan is the same string however its lists were ordered."""
-        body = {"schema_version": SCHEMA_VERSION, "swaps": [asdict(swap) for swap in self.swaps]}
+        version = SCHEMA_VERSION if any(isinstance(swap.steps, Window) for swap in self.swaps) else 1
+        body = {"schema_version": version, "swaps": [asdict(swap) for swap in self.swaps]}
         return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -128,11 +170,12 @@ class Plan:
         """Raises PatchError for text that is no plan, a newer schema, or an unknown field."""
         try:
             body = json.loads(text)
-            if body["schema_version"] != SCHEMA_VERSION:
+            if body["schema_version"] not in range(1, SCHEMA_VERSION + 1):
                 raise PatchError(
-                    f"plan of schema {body['schema_version']!r}; this version reads {SCHEMA_VERSION}"
+                    f"plan of schema {body['schema_version']!r}; this version reads 1 to {SCHEMA_VERSION}; "
+                    "read it with the textpatch that wrote it, or a newer one"
                 )
-            return cls(Swap(**swap) for swap in body["swaps"])
+            return cls(_swap(**fields) for fields in body["swaps"])
         except (ValueError, KeyError, TypeError) as error:
             raise PatchError(f"not a plan: {error}; plans are written by Plan.to_json") from None
 
@@ -140,26 +183,47 @@ class Plan:
     def sha256(self) -> str:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
+    def at(self, schedule, steps: int) -> Plan:
+        """This plan in a run of so many steps: loop indices in the place of every window.
+
+        schedule: timesteps(steps) and sigmas(steps), whose i-th entries are step i's; see `Window.among` for a
+        loop with another.  Raises PatchError for a window that holds no step.
+        """
+
+        def indices(window: Window) -> tuple[int, ...]:
+            values = schedule.timesteps(steps) if window.unit == "timestep" else schedule.sigmas(steps)
+            return window.among(values[:steps].tolist())
+
+        return Plan(
+            replace(swap, steps=indices(swap.steps)) if isinstance(swap.steps, Window) else swap for swap in self.swaps
+        )
+
     def check(self, rows: Sequence[Row], sites: Sequence[Site], steps: int, tokens: int) -> None:
-        """Raise PatchError unless every swap names existing rows, sites, steps, heads and tokens."""
+        """Raise PatchError unless every swap names existing rows, sites, steps, heads and tokens, and no window."""
         names = {row.name for row in rows}
+        self._require_indices()
         for swap in self.swaps:
             for name in (*swap.readers, swap.donor):
                 if name not in names:
                     raise PatchError(f"no row {name!r} in this run{closest(name, names)}")
-            chosen = select_sites(sites, swap.sites)
-            _in_range("step", swap.steps, steps)
-            _in_range("token", swap.tokens, tokens)
-            for site in chosen:
-                _in_range(f"head of {site.name}", swap.heads, site.text_heads)
+            for site in select_sites(sites, swap.sites):
+                require_in_range("step", swap.steps, steps, site)
+                require_in_range("token", swap.tokens, tokens, site)
+                require_in_range("head", swap.heads, site.text_heads, site)
 
     def slots(self, step: int, rows: Sequence[Row], sites: Sequence[Site], *, tokens: int) -> list | None:
         """One entry per site for a denoiser's `slots`: None, int32 (B, H or 1, T), or a pair for K and V.
 
-        Raises PatchError if a reader's donor is not among `rows` in the reader's branch.
+        Raises PatchError if a reader's donor is not among `rows` in the reader's branch, and for a window.
         """
+        self._require_indices()
         entries = [self._site_slots(step, rows, sites, site, tokens) for site in sites]
         return None if all(entry is None for entry in entries) else entries
+
+    def _require_indices(self) -> None:
+        for swap in self.swaps:
+            if isinstance(swap.steps, Window):
+                raise PatchError(f"steps are those of {swap.steps}, known in a run alone; take plan.at(schedule, steps)")
 
     def _site_slots(self, step, rows, sites, site: Site, tokens: int):
         place = {row.label: b for b, row in enumerate(rows)}
@@ -180,25 +244,37 @@ class Plan:
         same = tables["k"].shape == tables["v"].shape and torch.equal(tables["k"], tables["v"])
         return tables["k"] if same else (tables["k"], tables["v"])
 
-    def explain(self, sites: Sequence[Site]) -> str:
-        """The equation of every swap, its sites by name, and the tensors it touches."""
-        return (
-            "\n".join(_explain(swap, select_sites(sites, swap.sites)) for swap in self.swaps)
-            or "no swap: identity"
-        )
+    def explain(self, sites: Sequence[Site], *, schedule=None, steps: int | None = None,
+                tokens: int | str = "T") -> str:  # fmt: skip
+        """The equation of every swap, its sites, and every tensor it touches: module, text tokens, channels, shape.
+
+        schedule and steps: the run, as for `at`, whose loop indices stand beside every window; tokens: how many.
+        """
+        run = self if schedule is None else self.at(schedule, steps)
+        said = (_explain(*pair, select_sites(sites, pair[0].sites), tokens) for pair in zip(self.swaps, run.swaps))
+        return "\n".join(said) or "no swap: identity"
 
 
-def _integers(name: str, values: Iterable) -> tuple[int, ...]:
+def _swap(*, steps=None, **fields) -> Swap:
+    """A swap as JSON holds it."""
+    return Swap(steps=Window(**steps) if isinstance(steps, dict) else steps, **fields)
+
+
+def integers(name: str, values: Iterable) -> tuple[int, ...]:
+    """Sorted and each once, of any integer type.  Raises PatchError for anything else."""
     try:
         return tuple(sorted({int(index(value)) for value in values}))
     except TypeError:
         raise PatchError(f"{name} is {values!r}; give a sequence of integers, or None for all") from None
 
 
-def _in_range(what: str, asked: tuple[int, ...] | None, size: int) -> None:
+def require_in_range(what: str, asked: Sequence[int] | None, size: int, site: Site) -> None:
+    """Raise PatchError unless all of the sorted numbers asked for, steps, tokens or heads, are 0..size - 1."""
     if asked and not 0 <= asked[0] <= asked[-1] < size:
         bad = asked[0] if asked[0] < 0 else asked[-1]
-        raise PatchError(f"no {what} {bad}; there are {size}, numbered 0..{size - 1}")
+        raise PatchError(
+            f"no {what} {bad} at site {site.name!r}; there are {size}: give {what}s of 0..{size - 1}, or None for all"
+        )
 
 
 def _donor(place: dict, reader: Row, donor: str) -> int:
@@ -219,13 +295,30 @@ def _write(table: Tensor, readers: list[int], donors: list[int], swap: Swap, hea
     return table
 
 
-def _explain(swap: Swap, sites: tuple[Site, ...]) -> str:
+def _explain(swap: Swap, run: Swap, sites: tuple[Site, ...], tokens: int | str) -> str:
+    """A swap; `run` is the same with the loop indices of a run."""
     say = lambda values: "all" if values is None else ", ".join(map(str, values))  # noqa: E731
-    k = "k'" if "k" in swap.part else "k"
-    v = "v'" if "v" in swap.part else "v"
-    names = "\n".join(f"    {site.index:3d}  {site.name}" for site in sites)
-    return (
-        f"{', '.join(swap.readers)} <- {swap.donor}:  softmax(q [k_image; {k}]^T / sqrt(D)) [v_image; {v}]\n"
-        f"  {', '.join(x for x in (k, v) if x.endswith(chr(39)))} of row {swap.donor}, same step and branch\n"
-        f"  steps {say(swap.steps)}; heads {say(swap.heads)}; tokens {say(swap.tokens)}; branch {swap.branch}\n{names}"
-    )
+    k, v = (part + "'" if part in swap.part else part for part in "kv")
+    alone, beside = f"softmax(q {k}^T / sqrt(D)) {v}", f"softmax(q [k_image; {k}]^T / sqrt(D)) [v_image; {v}]"
+    equations = sorted({alone if site.kind == "cross" else beside for site in sites})
+    steps = "" if isinstance(run.steps, Window) else say(run.steps)
+    window = [f"of {swap.steps}"] if isinstance(swap.steps, Window) else []
+    return "\n".join([
+        f"{', '.join(swap.readers)} <- {swap.donor}:  {', '.join(equations)}",
+        f"  steps {' = '.join([*window, steps] if steps else window)}; heads {say(swap.heads)}; "
+        f"tokens {say(swap.tokens)}; branch {swap.branch}",
+        f"  {', '.join(x for x in (k, v) if len(x) > 1)} of row {swap.donor}, same step and branch; "
+        "readers x heads x tokens x head_dim:",
+        *(line for site in sites for line in _tensors(swap, site, tokens)),
+    ])  # fmt: skip
+
+
+def _tensors(swap: Swap, site: Site, tokens: int | str) -> Iterator[str]:
+    """A site, and each tensor made there of which a swap replaces entries, and how many in each guidance branch."""
+    heads = site.text_heads if swap.heads is None else len(swap.heads)
+    read = tokens if swap.tokens is None else len(swap.tokens)
+    yield f"  {site.index:4d}  {site.name}  ({site.kind})"
+    for part, tap in zip("kv", site.taps):
+        if part in swap.part:
+            place = tap.module + site.span.cut(tokens, tap.channels)
+            yield f"          {part}' {place}  {len(swap.readers)} x {heads} x {read} x {site.head_dim}"

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib import import_module
+from operator import index
 from typing import Iterable, Sequence
 
 from torch import nn
@@ -78,6 +79,12 @@ class Span:
             )
         return slice(0, length) if self.place == "first" else slice(total - length, total)
 
+    def cut(self, length: int | str, channels: tuple[int, int] | None) -> str:
+        """The text among a tap's output, as one would index it in Python; nothing if that is all of it."""
+        where = {"all": ":", "first": f":{length}", "last": f"-{length}:"}[self.place]
+        parts = [":", where] + (["{}:{}".format(*channels)] if channels else [])
+        return "" if parts == [":", ":"] else f"[{', '.join(parts)}]"
+
 
 @dataclass(frozen=True)
 class Site:
@@ -110,6 +117,11 @@ class Site:
     def text_heads(self) -> int:
         """How many heads the text K and V have, which `heads` of a swap count."""
         return self.kv_heads or self.heads
+
+    @property
+    def group(self) -> str:
+        """Which part of the model it is in, by its path's first name: `up` for `up_blocks`, `mid` for `mid_block`."""
+        return re.sub(r"_blocks?$", "", self.name.partition(".")[0])
 
     @property
     def text_is_static(self) -> bool:
@@ -247,13 +259,20 @@ def _number(module: nn.Module, name: str, asked: str | int | None) -> int | None
 
 
 def select_sites(sites: Iterable[Site], wanted) -> tuple[Site, ...]:
-    """The sites meant by an index, a name, a glob, a Site, `"all"`, or a list of these; in execution order.
+    """The sites that one selector means, or several together, in execution order.  A selector is
+
+        57, "57"      an index: `Site.index`, the paper's number (ICLR 2025, sec. 4)
+        "55-57"       the indices 55 to 57
+        "all"         every site
+        "kind:cross"  those of a kind: cross, added, joint, single
+        "group:up"    those in one part of the model, `Site.group`: down, mid, up, transformer, ...
+        "*.0.attn2"   those whose names match, `*`, `?` and `[...]` as in a shell; a full name matches itself
+        a Site        the one of the same name
 
     Raises PatchError for a selector that matches nothing, and for an empty selection.
     """
     sites = tuple(sites)
-    selectors = [wanted] if isinstance(wanted, (int, str, Site)) else list(wanted)
-    chosen = {site.index for selector in selectors for site in _match(sites, selector)}
+    chosen = {site.index for selector in plain_selectors(wanted) for site in _match(sites, selector)}
     if not chosen:
         raise PatchError(
             f"no site selected by {wanted!r}; give indices 0..{len(sites) - 1}, names, globs or 'all'"
@@ -261,17 +280,44 @@ def select_sites(sites: Iterable[Site], wanted) -> tuple[Site, ...]:
     return tuple(site for site in sites if site.index in chosen)
 
 
-def _match(sites: tuple[Site, ...], selector) -> list[Site]:
+def plain_selectors(wanted) -> tuple[int | str, ...]:
+    """Selectors as a plan keeps them: indices, ranges written out, then strings; each once, sorted."""
+    one = isinstance(wanted, (str, Site)) or not isinstance(wanted, Iterable)
+    found = {plain for selector in ([wanted] if one else wanted) for plain in _plain(selector)}
+    return tuple(sorted(found, key=lambda plain: (isinstance(plain, str), plain)))
+
+
+def _plain(selector) -> Iterable[int | str]:
     if isinstance(selector, Site):
-        selector = selector.name
-    if isinstance(selector, int) and not isinstance(selector, bool):
+        return [selector.name]
+    if isinstance(selector, str):
+        ends = re.fullmatch("([0-9]{1,4})(?:-([0-9]{1,4}))?", selector)
+        if ends is None:
+            return [selector]
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if first > last:
+            raise PatchError(f"sites {selector!r} count down from {first} to {last}; write '{last}-{first}'")
+        return range(first, last + 1)
+    if isinstance(selector, bool) or not hasattr(selector, "__index__"):
+        raise PatchError(f"sites hold {selector!r}, which is no index, name or glob; select_sites lists the forms")
+    return [index(selector)]
+
+
+def _match(sites: tuple[Site, ...], selector: int | str) -> list[Site]:
+    field, colon, value = str(selector).partition(":")
+    if isinstance(selector, int):
+        asked, hint = f"index {selector}", ""
         found = [site for site in sites if site.index == selector]
+    elif colon and field in ("kind", "group"):
+        known = dict.fromkeys(getattr(site, field) for site in sites)
+        asked, hint = f"of {field} {value!r}", f"; {field}s here: {', '.join(known)}"
+        found = [site for site in sites if getattr(site, field) == value]
     else:
-        found = [s for s in sites if selector == "all" or fnmatchcase(s.name, str(selector))]
+        asked, hint = repr(selector), closest(selector, [site.name for site in sites])
+        found = [site for site in sites if selector == "all" or fnmatchcase(site.name, selector)]
     if not found:
-        asked = f"index {selector}" if isinstance(selector, int) else repr(selector)
         raise PatchError(
-            f"no site {asked} among the {len(sites)} of this model (indices 0..{len(sites) - 1})"
-            + closest(selector, [site.name for site in sites])
+            f"no site {asked} among the {len(sites)} of this model (indices 0..{len(sites) - 1}){hint}; "
+            "name sites that `find_sites` gives for it"
         )
     return found
