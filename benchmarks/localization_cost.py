@@ -1,90 +1,150 @@
-"""What one localisation costs:  python benchmarks/localization_cost.py [--csv FILE]
+"""What one exhaustive localisation of a prompt pair costs:  python benchmarks/localization_cost.py [MODEL ...]
 
-naive      the official way: source run, target run with a stored cache, then one patched run per site
-lock-step  all of them in one batch, reading each other's text keys and values by index
+  naive                as the official code does it: the source's run, the target's with the text keys and values of
+                       all sites and steps stored, then one run per site that reads them there; each on its own
+  lock-step            textpatch.sample: all of these in one batch, reading each other's by index; nothing is stored,
+                       and where text keys and values depend on the text alone they are made once
+  lock-step, compiled  the same with a compiled denoiser (--compiled)
 
-Both make the same latents; that is checked before anything is timed.
+Both encode the prompts, denoise with the model's guidance and make every picture; reading the pictures is not
+included, as it is the same for both.  All rows' latents are compared before anything is timed.  A generation is one
+picture's way through all steps; `cache_bytes` is what is stored, counted exactly.  tiny-mmdit and planted-mmdit are
+trained; the others have random weights, which changes no cost.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import platform
-import statistics
-import sys
-import time
-from pathlib import Path
+from typing import Callable
 
 import torch
+from measure import (
+    TIMES, Table, arguments, environment, in_turns, megabytes, parsed, require_alike, timed, with_peak,
+)  # fmt: skip
+from random_models import MODELS, apart, pipeline as random_pipeline
+from torch import Tensor
 
 import textpatch
 from textpatch.localize import Pair, rows_and_plan
+from textpatch.plan import Plan, Row, with_guidance
+from textpatch.reference_models.pipeline import Pipeline
+from textpatch.sampling import pack
 from textpatch.sites import find_sites
 
 SOURCE = 'a red sign that says "HOUSE" on a blue wall'
 TARGET = 'a green badge that says "TIGER" on a striped yellow wall'
+SHIPPED = ["tiny-mmdit", "planted-mmdit"]
+# of the largest latent, after all steps: what another batch shape alone does to a run in this precision
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
-def naive(pipeline, rows, plan, steps: int) -> dict[str, torch.Tensor]:
-    """One run at a time, in the official order, through hooks and a cache of every step."""
-    run = lambda row: pipeline.denoise(
-        pipeline.noise([row.seed]), pipeline.encode([row.prompt]), steps=steps, guidance=1
-    )  # noqa: E731
-    source, target, *patched = rows
-    latents = {source.name: run(source)[0]}
-    with textpatch.capture(pipeline.denoiser, "all", rows=[target]) as cache:
-        latents[target.name] = run(target)[0]
-    for row, swap in zip(patched, plan.swaps, strict=True):
-        with textpatch.patch(pipeline.denoiser, cache, swap.sites, rows=[target], steps=swap.steps):
-            latents[row.name] = run(row)[0]
-    return latents
+class Job:
+    """One localisation: a pipeline, its rows and plan, and how far it is carried."""
+
+    def __init__(self, pipeline: Pipeline, steps: int, guidance: float, micro_batch: int):
+        self.pipeline, self.steps, self.guidance, self.micro_batch = pipeline, steps, guidance, micro_batch
+        self.sites = find_sites(pipeline.denoiser)
+        groups = [(site.index,) for site in self.sites]
+        self.rows, self.plan = rows_and_plan(Pair(SOURCE, TARGET), 0, groups, steps, 0, "both")
+
+    def with_guidance(self, row: Row) -> list[Row]:
+        return [row] if self.guidance == 1 else with_guidance([row])
+
+    def batches(self) -> list[list[Row]]:
+        """The rows that run together in lock-step."""
+        limit = self.micro_batch if self.guidance == 1 else self.micro_batch // 2
+        return [group for group, _ in pack(self.rows, self.plan, max(limit, 1))]
 
 
-def lock_step(pipeline, rows, plan, steps: int) -> dict[str, torch.Tensor]:
-    return textpatch.sample(pipeline, rows, plan, steps=steps, guidance=1).latents
+def alone(job: Job, row: Row) -> Tensor:
+    """Latents (C, H, W) of one row's run, from its prompt to its picture."""
+    pipeline, noises = job.pipeline, job.pipeline.noises([row.seed])
+    text = pipeline.encode([each.prompt for each in job.with_guidance(row)])
+    latents = pipeline.denoise(next(noises), text, steps=job.steps, guidance=job.guidance, noises=noises)
+    pipeline.decode(latents)
+    return latents[0]
 
 
-def seconds(work, repeats: int) -> list[float]:
-    work()
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start)
-    return sorted(taken)
+def naive(job: Job) -> tuple[dict[str, Tensor], int]:
+    """One run at a time, in the official order, by hooks and a cache of every step: latents, cache's bytes."""
+    source, target, *patched = job.rows
+    latents, donors = {source.name: alone(job, source)}, job.with_guidance(target)
+    with textpatch.capture(job.pipeline.denoiser, "all", rows=donors) as cache:
+        latents[target.name] = alone(job, target)
+    for row, swap in zip(patched, job.plan.swaps, strict=True):
+        with textpatch.patch(job.pipeline.denoiser, cache, swap.sites, rows=donors, steps=swap.steps):
+            latents[row.name] = alone(job, row)
+    return latents, cache.bytes
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="tiny-mmdit")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--csv", type=Path)
-    options = parser.parse_args()
-    pipeline = textpatch.load(options.model)
-    steps, groups = pipeline.defaults.steps, [(site.index,) for site in find_sites(pipeline.denoiser)]
-    rows, plan = rows_and_plan(Pair(SOURCE, TARGET), 0, groups, steps, 0, "both")
+def lock_step(job: Job) -> tuple[dict[str, Tensor], int]:
+    options = dict(steps=job.steps, guidance=job.guidance, micro_batch=job.micro_batch)
+    return textpatch.sample(job.pipeline, job.rows, job.plan, **options).latents, 0
 
-    one, other = naive(pipeline, rows, plan, steps), lock_step(pipeline, rows, plan, steps)
-    worst = max(((one[n] - other[n]).abs().max() / one[n].abs().max()).item() for n in one)
-    if worst > 1e-4:  # float32, another batch shape; the law is held to 1e-12 in float64 by the tests
-        sys.exit(f"naive and lock-step differ by {worst:.1e}; nothing was timed")
 
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, python {platform.python_version()}, "
-          f"torch {torch.__version__}; {options.model}, {len(groups)} sites, {steps} steps; largest difference {worst:.1e}")  # fmt: skip
-    table = []
-    for name, way in (("naive", naive), ("lock-step", lock_step)):
-        taken = seconds(lambda way=way: way(pipeline, rows, plan, steps), options.repeats)
-        row = dict(way=name, median_s=statistics.median(taken), low_s=taken[0], high_s=taken[-1])
-        table.append(row | {"ratio": table[0]["median_s"] / row["median_s"] if table else 1.0})
-    print("| way | median s | least | most | times faster |\n|---|---|---|---|---|")
-    for row in table:
-        print("| {way} | {median_s:.3f} | {low_s:.3f} | {high_s:.3f} | {ratio:.2f} |".format(**row))
-    if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(table[0]))
-            writer.writeheader()
-            writer.writerows(table)
+def compiled(job: Job) -> Job:
+    """The same job on a compiled denoiser that shares the weights."""
+    old, denoiser = job.pipeline, apart(job.pipeline.denoiser)
+    denoiser.compile(fullgraph=True, dynamic=False)
+    new = Pipeline(old.encoders, denoiser, old.schedule, old.decoder, old.defaults, old.name)
+    return Job(new, job.steps, job.guidance, job.micro_batch)
+
+
+def require_same_latents(name: str, made: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Source and target, which no plan touches, show what another batch shape alone does; swaps may do little more."""
+    floor = TOLERANCE[made["source"].dtype]
+    alike = lambda row, tolerance: require_alike(f"{name}, {row}", made[row], expected[row], tolerance)  # noqa: E731
+    shape_alone = max(alike(row, 8 * floor) for row in ("source", "target"))
+    for row in expected:
+        alike(row, max(floor, 8 * shape_alone))
+
+
+COLUMNS = ["model", "sites", "steps", "guidance", "way", "generations", "calls", "rows_per_call", "cache_bytes",
+           "peak_mb", *TIMES, "times_faster"]  # fmt: skip
+
+
+def measure_job(table: Table, job: Job, *, rounds: int, device: torch.device, with_compiled: bool) -> None:
+    """Check and time the ways of one job, and add them to the table."""
+    jobs = {"naive": job, "lock-step": job} | ({"lock-step, compiled": compiled(job)} if with_compiled else {})
+    ways: dict[str, Callable] = {name: lambda job=job, run=naive if name == "naive" else lock_step: run(job)
+                                 for name, job in jobs.items()}  # fmt: skip
+    first = {name: with_peak(way, device) for name, way in ways.items()}
+    (expected, _), _ = first["naive"]
+    for name, ((latents, _), _) in first.items():
+        require_same_latents(name, latents, expected)
+    taken = in_turns(ways, rounds=rounds, device=device)
+    branches = 1 if job.guidance == 1 else 2
+    for name in ways:
+        batches = [[row] for row in job.rows] if name == "naive" else job.batches()
+        times = timed(taken, name, "naive")
+        table.add(
+            model=job.pipeline.name, sites=len(job.sites), steps=job.steps, guidance=job.guidance, way=name,
+            generations=sum(map(len, batches)), calls=len(batches) * job.steps,
+            rows_per_call=max(map(len, batches)) * branches, cache_bytes=first[name][0][1],
+            peak_mb=megabytes(first[name][1]), **times, times_faster=1 / times["ratio"],
+        )  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = arguments(__doc__, rounds=7)
+    known = [*SHIPPED, *MODELS]
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(known)} (tiny-mmdit)")
+    parser.add_argument("--steps", type=int, help="denoising steps (the model's own)")
+    parser.add_argument("--guidance", type=float, help="guidance scale; 1 is none (the model's own)")
+    parser.add_argument("--micro-batch", type=int, default=64, help="batch rows of one forward at most (64)")
+    parser.add_argument("--compiled", action="store_true", help="compile the denoiser, too; takes a minute or more")
+    options = parsed(parser, argv)
+    if unknown := sorted(set(options.models) - set(known)):
+        parser.error(f"no model {unknown[0]!r}; known: {', '.join(known)}")
+    table = Table(COLUMNS, environment(options.device), options.csv, options.append)
+    for name in options.models or SHIPPED[:1]:
+        if name in SHIPPED:
+            made = textpatch.load(name, device=options.device, dtype=options.dtype)
+        else:
+            made = random_pipeline(name, options.device, options.dtype)
+        steps = made.defaults.steps if options.steps is None else options.steps
+        guidance = made.defaults.guidance if options.guidance is None else options.guidance
+        job = Job(made, steps, guidance, options.micro_batch)
+        measure_job(table, job, rounds=options.rounds, device=options.device, with_compiled=options.compiled)
 
 
 if __name__ == "__main__":

@@ -158,8 +158,10 @@ def gather_text(bank: Tensor, slots: Tensor | None) -> Tensor:
         return bank
     (_, H, _, D), (B, apart, T) = bank.shape, slots.shape
     rows = bank.transpose(1, 2).reshape(-1, H // apart, D)  # (R S apart, H / apart, D)
-    read = slots.clamp(min=0).long() * apart + torch.arange(apart, device=bank.device)[:, None]  # (B, apart, T)
-    return rows.index_select(0, read.transpose(1, 2).flatten()).view(B, T, H, D).transpose(1, 2)
+    read = slots.clamp(min=0)
+    if apart > 1:
+        read = (read.long() * apart + torch.arange(apart, device=bank.device)[:, None]).mT  # (B, T, apart)
+    return rows.index_select(0, read.flatten()).view(B, T, H, D).transpose(1, 2)
 
 
 def _hidden(tables: list[Tensor], bank: Tensor) -> Tensor | None:

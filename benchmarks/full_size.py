@@ -1,0 +1,151 @@
+"""Published denoisers beside diffusers' with the same weights:  python benchmarks/full_size.py --device cuda
+
+Random weights of the published sizes, made on the device: SDXL and SD3-medium for 1024 and 512 pixels, IF-I-XL for
+64.  A block is one model, one number of rows and one mode; its ways run in turns, in one process, on the same tensors:
+
+  textpatch              the model as it is
+  textpatch, one swap    row 0 reads the text keys and values of row 1 at the middle site (from two rows on)
+  diffusers              its model (the extra `reference`; left out where that is not installed)
+
+eager or compiled, which is torch.compile of the whole model with fullgraph=True.  A call is one denoising step of so
+many batch rows, both guidance branches counted; `peak_mb` is what it takes beside weights and inputs.  Outputs are
+compared before anything is timed.
+
+On a lent machine: --resume --csv FILE goes on after the blocks that FILE holds, and --minutes 8 starts none later.
+--localize runs one whole exhaustive localisation in place of blocks, as localization_cost.py does.  --scale small is
+for trying the script out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Callable
+
+import torch
+from localization_cost import COLUMNS as LOCALIZATION, Job, measure_job
+from measure import (
+    TIMES, Table, Unequal, arguments, environment, in_turns, kept, megabytes, parsed, require_alike, timed, with_peak,
+)  # fmt: skip
+from random_models import MODELS, apart, call_twin, denoiser, inputs, pipeline, slots_of, twin
+from torch import Tensor, nn
+
+from textpatch.plan import Row, Swap
+from textpatch.sites import find_sites
+
+SCALES = {
+    "published": ["sdxl-1024px", "sdxl-512px", "sd3-1024px", "sd3-512px", "if-64px"],
+    "small": ["sdxl-small", "mmdit-small", "if-small"],
+}
+# of the largest output: roundings of a whole model in another order
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+BARE, SWAPPED, THEIRS = "textpatch", "textpatch, one swap", "diffusers"
+KEYS = ["model", "rows", "dtype", "mode"]
+COLUMNS = [*KEYS, "way", "difference", *TIMES, "peak_mb", "note"]
+
+
+def made(model: nn.Module, mode: str) -> nn.Module:
+    """The model, or a compiled copy that shares its tensors."""
+    if mode == "eager":
+        return model
+    copied = apart(model)
+    copied.compile(fullgraph=True, dynamic=False)
+    return copied
+
+
+def ways_of(name: str, model: nn.Module, rows: int, mode: str) -> dict[str, Callable[[], Tensor]]:
+    given, called = inputs(name, model, rows), made(model, mode)
+    ways = {BARE: lambda: called(*given)}
+    if rows > 1:
+        labelled = [Row(str(b), str(b)) for b in range(rows)]
+        slots = slots_of([Swap(len(find_sites(model)) // 2, "0", "1")], labelled, model, given[2])
+        ways[SWAPPED] = lambda: called(*given, slots=slots)
+    try:
+        import diffusers
+    except ImportError as reason:
+        print(f"diffusers is left out: {reason}")
+    else:
+        theirs = made(twin(diffusers, name, model), mode)
+        ways[THEIRS] = lambda: call_twin(theirs, *given)
+    return ways
+
+
+def differences(outputs: dict[str, Tensor], expected: Tensor) -> dict[str, float]:
+    """Of each way from our eager model, of the largest output.
+
+    Raises Unequal where that is above TOLERANCE, and if a swap moved another row than row 0, or did not move that.
+    """
+    tolerance, found = TOLERANCE[expected.dtype], {}
+    for way, out in outputs.items():
+        others = slice(1, None) if way == SWAPPED else slice(None)
+        found[way] = require_alike(way, out[others], expected[others], tolerance)
+    if SWAPPED in outputs and torch.equal(outputs[SWAPPED][0], outputs[BARE][0]):
+        raise Unequal(f"{SWAPPED}: row 0 is what it was without")
+    return found
+
+
+@torch.no_grad()
+def measure_block(table: Table, block: dict, model: nn.Module, options) -> None:
+    torch._dynamo.reset()  # torch stops compiling a model past eight shapes
+    ways = ways_of(block["model"], model, block["rows"], block["mode"])
+    expected = model(*inputs(block["model"], model, block["rows"]))
+    for way in ways.values():
+        way()  # compiles; what that takes is not the call's
+    first = {way: with_peak(call, options.device) for way, call in ways.items()}
+    found = differences({way: out for way, (out, _) in first.items()}, expected)
+    peaks = {way: peak for way, (_, peak) in first.items()}
+    del first, expected
+    taken = in_turns(ways, rounds=options.rounds, device=options.device, least=0.05)
+    for way in ways:
+        table.add(**block, way=way, difference=found[way], peak_mb=megabytes(peaks[way]), **timed(taken, way, BARE))
+
+
+def run_blocks(options, until: float) -> None:
+    where = environment(options.device, "diffusers", "triton")
+    names, kind = options.models or SCALES[options.scale], str(options.dtype).removeprefix("torch.")
+    blocks = [dict(zip(KEYS, (name, rows, kind, mode)))
+              for name, mode, rows in itertools.product(names, options.modes, options.rows)]  # fmt: skip
+    there = kept(options.csv, KEYS) if options.resume else set()
+    left = [block for block in blocks if tuple(map(str, block.values())) not in there]
+    table, model, of = Table(COLUMNS, where, options.csv, options.append or options.resume), None, None
+    for i, block in enumerate(left):
+        if time.monotonic() > until:
+            print(f"{len(left) - i} blocks are left; the same command with --resume goes on")
+            return
+        if of != block["model"]:
+            model = None  # its memory first
+            model, of = denoiser(block["model"], options.device, options.dtype), block["model"]
+        try:
+            measure_block(table, block, model, options)
+        except torch.OutOfMemoryError:
+            table.add(**block, note="out of memory")
+        if options.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = arguments(__doc__, rounds=9)
+    parser.add_argument("--models", nargs="+", choices=MODELS, metavar="MODEL", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--scale", choices=SCALES, default="published", help="which models, if none is named")
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 26], help="batch rows of a call (1 8 26)")
+    parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])
+    parser.add_argument("--resume", action="store_true", help="skip the blocks that the CSV file holds")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no block after so many")
+    parser.add_argument("--localize", action="store_true", help="one localisation of each model, in place of blocks")
+    parser.add_argument("--steps", type=int, help="of that localisation (the paper's 28 or 50)")
+    options = parsed(parser, argv)
+    if options.resume and not options.csv:
+        parser.error("--resume needs --csv, the file that holds what was measured")
+    until = time.monotonic() + 60 * options.minutes
+    if not options.localize:
+        run_blocks(options, until)
+        return
+    table = Table(LOCALIZATION, environment(options.device, "triton"), options.csv, options.append or options.resume)
+    for name in options.models or [{"published": "sd3-512px", "small": "mmdit-small"}[options.scale]]:
+        ours = pipeline(name, options.device, options.dtype)
+        job = Job(ours, options.steps or ours.defaults.steps, ours.defaults.guidance, micro_batch=64)
+        measure_job(table, job, rounds=1, device=options.device, with_compiled="compiled" in options.modes)
+
+
+if __name__ == "__main__":
+    main()

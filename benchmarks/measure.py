@@ -1,0 +1,216 @@
+"""Ways of doing one thing, timed in turns, and the table that says what came of it.
+
+Each round runs every way once, in an order drawn anew, so that a machine that slows down slows all alike and nobody
+always follows the same neighbour through its caches.  A ratio is taken within a round, against the way named in the
+table; median and quartiles are those of all rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import os
+import platform
+import random
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TIMES = ["median_ms", "low_ms", "high_ms", "ratio", "ratio_low", "ratio_high"]  # low, high: quartiles
+
+
+class Unequal(Exception):
+    """Two ways of doing one thing came to different results; nothing was timed."""
+
+
+def require_close(what: str, made: Tensor, expected: Tensor, bound: Tensor | float) -> float:
+    """The largest |made - expected|.  Raises Unequal where that is above `bound`, or is no number."""
+    difference = (made - expected).abs()
+    if not bool((difference <= bound).all()):
+        allowed = torch.as_tensor(bound).max().item()
+        raise Unequal(f"{what}: differs by {difference.max().item():.1e}, at most {allowed:.1e} was allowed")
+    return difference.max().item()
+
+
+def require_alike(what: str, made: Tensor, expected: Tensor, tolerance: float) -> float:
+    """max |made - expected| / max |expected|.  Raises Unequal if that is above `tolerance`."""
+    largest = expected.abs().max().item()
+    return require_close(what, made, expected, tolerance * largest) / largest
+
+
+def in_turns(ways: dict[str, Callable[[], object]], *, rounds: int, device: torch.device,
+             least: float = 0.0) -> dict[str, list[float]]:  # fmt: skip
+    """Seconds of one call of each way, one number per round; each is to have been called before, to be checked.
+
+    A way that takes less than `least` seconds is called again and again for that long, and the mean is taken.
+    """
+    calls = {name: max(1, math.ceil(least / _seconds(way, 1, device))) if least else 1 for name, way in ways.items()}
+    taken, order = {name: [] for name in ways}, random.Random(0)
+    for _ in range(rounds):
+        for name in order.sample(list(ways), len(ways)):
+            taken[name].append(_seconds(ways[name], calls[name], device))
+    return taken
+
+
+def _seconds(way: Callable[[], object], calls: int, device: torch.device) -> float:
+    """The mean of some calls in a row."""
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        way()
+    _wait(device)
+    return (time.perf_counter() - start) / calls
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(taken: dict[str, list[float]], name: str, against: str) -> dict:
+    """The columns TIMES of one way: milliseconds, and how many times those of `against` in the same round."""
+    low, median, high = np.percentile(taken[name], [25, 50, 75]) * 1e3
+    quotients = np.divide(taken[name], taken[against])
+    ratios = np.percentile(quotients, [50, 25, 75])
+    return dict(zip(TIMES, map(float, (median, low, high, *ratios))))
+
+
+def with_peak(way: Callable[[], object], device: torch.device) -> tuple[object, int | None]:
+    """What a call gives, and the bytes it takes at most beyond those there before it.
+
+    None on a CPU, where torch keeps no count.
+    """
+    if device.type != "cuda":
+        return way(), None
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    made = way()
+    _wait(device)
+    return made, torch.cuda.max_memory_allocated(device) - before
+
+
+def megabytes(count: int | None) -> float | None:
+    return None if count is None else count / 1e6
+
+
+def replayed(way: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The same work as a CUDA graph, so that what is timed is the GPU's and not that of launching from Python."""
+    side = torch.cuda.Stream(device)
+    with torch.cuda.stream(side):
+        way()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        made = way()
+
+    def again() -> object:
+        graph.replay()
+        return made
+
+    return again
+
+
+class Table:
+    """Rows as they are measured: printed as Markdown, and, with a path, kept as CSV at once."""
+
+    def __init__(self, columns: list[str], environment: str, path: Path | None = None, append: bool = False):
+        self.columns, self.environment, self.path = columns, environment, path
+        if path and not (append and path.exists()):
+            path.write_text(",".join([*columns, "environment"]) + "\n")
+        print(f"{environment}\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
+
+    def add(self, **row) -> None:
+        """A row; what it does not say stays empty.  Raises ValueError for what is no column."""
+        cells = {name: "" if value is None else value for name, value in row.items()}
+        print("| " + " | ".join(_cell(cells.get(name, "")) for name in self.columns) + " |", flush=True)
+        if self.path:
+            with self.path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, [*self.columns, "environment"], restval="")
+                writer.writerow(cells | {"environment": self.environment})
+
+
+def _cell(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def kept(path: Path | None, columns: list[str]) -> set[tuple[str, ...]]:
+    """The cells of some columns in each row of a CSV file; empty if there is none."""
+    if path is None or not path.exists():
+        return set()
+    with path.open(newline="") as file:
+        return {tuple(row[name] for name in columns) for row in csv.DictReader(file)}
+
+
+def environment(device: torch.device, *packages: str) -> str:
+    """The machine's make, the versions and the commit, on one line, without the names of hosts or paths."""
+    if device.type == "cuda":
+        cudnn = torch.backends.cudnn.version()
+        machine = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {cudnn}"
+    else:
+        threads = torch.get_num_threads()
+        machine = f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
+    versions = [f"{name} {found}" for name in ("torch", *packages) if (found := _version(name))]
+    return f"{machine}; {', '.join(versions)}, python {platform.python_version()}; commit {_commit()}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    """The commit checked out, `+` where files differ from it; where git cannot tell, what COMMIT holds."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit, changes = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("COMMIT", "unknown")
+    return commit + ("+" if changes else "")
+
+
+EPILOG = """columns: median_ms, low_ms, high_ms are median and quartiles over the rounds; ratio, ratio_low and ratio_high
+are those of this way's time over that of the way it is against, within a round"""
+
+
+def arguments(description: str, *, rounds: int) -> argparse.ArgumentParser:
+    """The options all benchmarks share; `parsed` reads them."""
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, epilog=EPILOG, formatter_class=shape)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],
+                        help="float32 on a CPU, bfloat16 on a GPU unless given")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"how often every way is timed ({rounds})")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch (what torch chooses)")
+    parser.add_argument("--csv", type=Path, help="file that the table is written to, row by row")
+    parser.add_argument("--append", action="store_true", help="add to that file, where it is there already")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The options, the dtype as torch's, and the threads set."""
+    options = parser.parse_args(argv)
+    options.dtype = getattr(torch, options.dtype or ("bfloat16" if options.device.type == "cuda" else "float32"))
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}; give at least 1")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return options
