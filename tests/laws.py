@@ -2,65 +2,23 @@
 
 Property tests call them on random cases; test_faults.py plants a fault for each and asks that it is noticed.
 Equality is exact wherever arithmetic, batch shape and place in the batch are the same; `close` is for another
-batch, which moves the last bits of float64.
+batch, which moves the last bits of float64.  Laws of a single call are in laws_of_calls.py.
 """
 
 import contextlib
 import threading
-from importlib import import_module
+from dataclasses import replace
 
 import torch
+from runs import (
+    anatomy, by_cache, cells, close, last_module, loop, observed, patching, paths, refused, run, tables, taps,
+)  # fmt: skip
+from safetensors.torch import load, save
 from strategies import Attention, Case
 
-from textpatch import attention, hooks, sampling
-from textpatch.errors import PatchError
+from textpatch import attention, sampling
 from textpatch.hooks import HookRegistry
 from textpatch.plan import Plan, Row, Swap
-
-patching = import_module("textpatch.patch")  # `textpatch.patch` itself is the function of that name
-CLOSE = 1e-12
-
-
-def close(a, b) -> bool:
-    """max |a - b| <= 1e-12 max |b|: two digits above what another batch does to float64."""
-    return bool((a - b).abs().max() <= CLOSE * b.abs().max())
-
-
-@contextlib.contextmanager
-def refused(says: str = ""):
-    """The block must raise a PatchError that says so; success and any other error break the law."""
-    try:
-        yield
-    except PatchError as error:
-        assert says in str(error), f"{says!r} not in {error}"
-    except Exception as error:
-        raise AssertionError("failed with something else than a PatchError") from error
-    else:
-        raise AssertionError("accepted what must be refused")
-
-
-def run(case: Case, rows, plan=Plan(), **options):
-    return sampling.sample(case.pipeline, rows, plan, steps=case.steps, guidance=case.guidance,
-                           keep_trajectory=True, **options)  # fmt: skip
-
-
-def paths(samples) -> dict:
-    """Row name -> (steps + 1, C, H, W): latents entering each step, and the final ones."""
-    return {name: torch.stack(latents) for name, latents in samples.trajectory.items()}
-
-
-def anatomy(model):
-    """All that a hook could leave behind on a model or in this thread."""
-    tables = "_forward_hooks", "_forward_pre_hooks", "_buffers"
-    parts = [(sorted(vars(m)), [list(vars(m)[table].items()) for table in tables]) for m in model.modules()]
-    return parts, hooks._open_blocks.get()
-
-
-def observed(case: Case, names, run_model) -> dict:
-    seen = {}
-    with HookRegistry(case.model, names).observe(lambda name, output: seen.update({name: output.clone()})):
-        run_model()
-    return seen
 
 
 # --- registry ---
@@ -68,8 +26,7 @@ def observed(case: Case, names, run_model) -> dict:
 
 def law_observing_changes_nothing(case: Case):
     """f(x | observe, capture) = f(x), bit for bit, whatever the observer returns."""
-    names = [site.name + ".add_k_proj" for site in case.model.sites]
-    with HookRegistry(case.model, names).observe(lambda name, output: output * 0):
+    with HookRegistry(case.model, taps(*case.model.sites)).observe(lambda name, output: output * 0):
         assert torch.equal(case.call(), plain := _outside(case))
     with patching.capture(case.model, "all", rows=case.rows):
         assert torch.equal(case.call(), plain)
@@ -90,7 +47,7 @@ def _in_thread(work):
 
 def law_none_leaves_the_output(case: Case):
     """replace(None) = identity; replace(0) is not."""
-    plain, names = case.call(), [case.model.sites[0].name + ".add_v_proj"]
+    plain, names = case.call(), taps(case.model.sites[0])[1:]
     with HookRegistry(case.model, names).replace(lambda name, output: None):
         assert torch.equal(case.call(), plain)
     with HookRegistry(case.model, names).replace(lambda name, output: output * 0):
@@ -99,18 +56,20 @@ def law_none_leaves_the_output(case: Case):
 
 def law_an_unknown_name_installs_nothing(case: Case):
     """One bad name of several: refused with the closest one, and the model is as it was."""
-    before = anatomy(case.model)
-    with refused("closest: proj_out"):
-        with HookRegistry(case.model, ["context_embedder", "proj_uot"]).observe(print):
+    before, last = anatomy(case.model), last_module(case)
+    with refused(f"closest: {last}"):
+        with HookRegistry(case.model, [*taps(case.model.sites[0]), last[:-2] + "tu"]).observe(print):
             case.call()
     assert anatomy(case.model) == before
 
 
 def law_silence_is_an_error(case: Case):
     """A named module that never ran: PatchError on leaving."""
-    with refused("never ran"):
-        with HookRegistry(case.model, ["proj_out", "norm_out"]).observe(lambda name, output: None):
-            case.model.proj_out(torch.zeros(1, case.model.config.width, dtype=torch.float64))
+    ran, silent = taps(case.model.sites[0])
+    module = case.model.get_submodule(ran)
+    with refused(f"1 of 2 modules never ran inside the block ({silent})"):
+        with HookRegistry(case.model, [ran, silent]).observe(lambda name, output: None):
+            module(torch.zeros(1, module.in_features, dtype=torch.float64))
 
 
 def law_no_residue(case: Case):
@@ -129,12 +88,12 @@ def law_no_residue(case: Case):
 
 def law_blocks_close_in_any_order(case: Case):
     """Closing the outer of two blocks first stops the outer alone, and both leave nothing."""
-    before, counts = anatomy(case.model), {"outer": 0, "inner": 0}
+    before, counts, last = anatomy(case.model), {"outer": 0, "inner": 0}, last_module(case)
 
     def count(block):
         return lambda name, output: counts.update({block: counts[block] + 1})
 
-    outer, inner = (HookRegistry(case.model, ["proj_out"]).observe(count(block)) for block in counts)
+    outer, inner = (HookRegistry(case.model, [last]).observe(count(block)) for block in counts)
     outer.__enter__(), inner.__enter__(), case.call()
     outer.__exit__(None, None, None), case.call()
     inner.__exit__(None, None, None), case.call()
@@ -143,9 +102,10 @@ def law_blocks_close_in_any_order(case: Case):
 
 def law_other_hooks_stay(case: Case):
     """Somebody else's hook, put on inside or outside the block, fires on and is never removed."""
-    fired, module = [], case.model.proj_out
+    fired, last = [], last_module(case)
+    module = case.model.get_submodule(last)
     outside = module.register_forward_hook(lambda *_: fired.append("outside"))
-    with HookRegistry(case.model, ["proj_out"]).observe(lambda name, output: None):
+    with HookRegistry(case.model, [last]).observe(lambda name, output: None):
         inside = module.register_forward_hook(lambda *_: fired.append("inside"))
         case.call()
     case.call()
@@ -157,7 +117,7 @@ def law_other_hooks_stay(case: Case):
 def law_other_threads_are_untouched(case: Case):
     """A block changes the model in its own thread alone."""
     plain = case.call()
-    with HookRegistry(case.model, ["proj_out"]).replace(lambda name, output: output * 0):
+    with HookRegistry(case.model, [last_module(case)]).replace(lambda name, output: output * 0):
         assert torch.equal(_in_thread(case.call), plain) and not case.call().any()
 
 
@@ -178,32 +138,6 @@ def law_spelling_does_not_matter(case: Case):
     assert Plan(other) == case.plan and Plan(other).sha256 == case.plan.sha256
 
 
-def tables(case: Case, plan: Plan, step: int):
-    """What each cell reads, written out in full: (sites, k and v, B, H, T)."""
-    rows, sites, tokens = case.branches(case.rows), case.model.sites, case.tokens
-    entries = plan.slots(step, rows, sites, tokens=tokens) or [None] * len(sites)
-    own = torch.arange(len(rows) * tokens).view(len(rows), 1, tokens)
-    shape = len(rows), sites[0].heads, tokens
-    pairs = [entry if isinstance(entry, tuple) else (entry, entry) for entry in entries]
-    full = [(own if table is None else table).expand(shape) for pair in pairs for table in pair]
-    return torch.stack(full).unflatten(0, (len(sites), 2))
-
-
-def cells(case: Case, swap: Swap, step: int):
-    """Bool (sites, k and v, B, H, T): the cells a swap names, straight from its docstring."""
-    rows, sites, tokens = case.branches(case.rows), case.model.sites, case.tokens
-    named = torch.zeros(len(sites), 2, len(rows), sites[0].heads, tokens, dtype=torch.bool)
-    if swap.steps is not None and step not in swap.steps:
-        return named
-    branches = ("cond", "uncond") if swap.branch == "both" else ("cond",)
-    for b in (b for b, row in enumerate(rows) if row.name in swap.readers and row.branch in branches):
-        for site in swap.sites:
-            for part in swap.part:
-                for h in swap.heads or range(sites[0].heads):
-                    named[site, "kv".index(part), b, h, list(swap.tokens or range(tokens))] = True
-    return named
-
-
 def law_the_last_swap_wins(case: Case):
     """read(p + s) = donor of s where s names the cell, read(p) elsewhere; so twice = once."""
     labels = [row.label for row in case.branches(case.rows)]
@@ -219,11 +153,14 @@ def law_the_last_swap_wins(case: Case):
 
 def law_disjoint_swaps_commute(case: Case):
     """s1 s2 = s2 s1 if no cell is named by both, at every step."""
-    first, second = Swap(case.sites, "a", "b"), Swap(case.sites, "b", "a")
+    first, last = case.plan.swaps[0], case.plan.swaps[-1]
+    others = tuple(i for i in range(len(case.model.sites)) if i not in first.sites)
+    disjoint = [(Swap(case.sites, "a", "b"), Swap(case.sites, "b", "a"))]
+    disjoint += [(first, replace(last, sites=others))] if others else []
     for step in range(case.steps):
-        assert not (cells(case, first, step) & cells(case, second, step)).any()
-        both = [tables(case, Plan(pair), step) for pair in ((first, second), (second, first))]
-        assert torch.equal(*both)
+        for pair in disjoint:
+            assert not (cells(case, pair[0], step) & cells(case, pair[1], step)).any()
+            assert torch.equal(tables(case, Plan(pair), step), tables(case, Plan(pair[::-1]), step))
 
 
 # --- runs ---
@@ -247,33 +184,33 @@ def law_all_sites_are_the_target(case: Case):
     """
     b = Row("b", "prompt b", seed=5)
     with patching.capture(case.model, "all", rows=case.branches([b])) as cache:
-        target = paths(run(case, [b]))["b"]
+        target = loop(case, [b])["b"]
     for pooled, equal in (("prompt b", True), (None, False)):
         a = Row("a", "prompt a", seed=5, pooled=pooled)
         with patching.patch(case.model, cache, "all", rows=case.branches([b])):
-            assert torch.equal(paths(run(case, [a]))["a"], target) == equal
+            assert torch.equal(loop(case, [a])["a"], target) == equal
         together = paths(run(case, [a, b], Plan([Swap("all", "a", "b")])))
         assert close(together["a"], together["b"]) == equal
 
 
 def law_the_start_step(case: Case):
     """Start s: latents entering steps 0..s are the source's, bit for bit; those leaving s are not."""
-    rows, source = case.rows[:2], case.rows[0].name
-    plain = paths(run(case, rows))[source]
-    for patched in (paths(run(case, rows, Plan([case.swap])))[source], by_cache(case, rows)):
-        assert torch.equal(patched[: case.start + 1], plain[: case.start + 1])
-        assert not close(patched[case.start + 1], plain[case.start + 1])
+    rows, s = case.rows[:2], case.start
+    by_plan = paths(run(case, rows)), paths(run(case, rows, Plan([case.swap])))
+    for plain, patched in (by_plan, captured_then_patched(case, rows)):
+        assert torch.equal(patched["a"][: s + 1], plain["a"][: s + 1])
+        assert not close(patched["a"][s + 1], plain["a"][s + 1])
 
 
-def by_cache(case: Case, rows):
-    """The first row's path through two runs of the same batch: capture, then patch the first row alone."""
+def captured_then_patched(case: Case, rows):
+    """The paths of two runs of the same batch: captured, then patched in the first row alone."""
     batch, (reader, donor) = case.branches(rows), rows
     with patching.capture(case.model, case.sites, rows=batch) as cache:
-        run(case, rows)
+        plain = loop(case, rows)
     patched = [row.name == reader.name and case.acts_in(row) for row in batch]
     reads = [(donor.name, row.branch) if is_patched else None for row, is_patched in zip(batch, patched)]
     with patching.patch(case.model, cache, case.sites, rows=reads, steps=case.swap.steps):
-        return paths(run(case, rows))[reader.name]
+        return plain, loop(case, rows)
 
 
 def law_unnamed_rows_are_untouched(case: Case):
@@ -284,26 +221,21 @@ def law_unnamed_rows_are_untouched(case: Case):
 
 
 def law_earlier_sites_are_unchanged(case: Case):
-    """k_j, v_j as without the swap for j <= first swapped site, in that step; not for the site after it."""
-    captures, first = [], min(case.sites)
-    for plan in (Plan(), Plan([Swap(case.sites, "a", "b")])):
-        with patching.capture(case.model, "all", rows=case.rows) as cache:
-            case.call(plan.slots(0, case.rows, case.model.sites, tokens=case.tokens))
-        captures.append(cache)
-    plain, swapped = captures
-    for site in case.model.sites[: first + 2]:
-        keys = [key for key in plain if key[0] == site.name]
-        assert all(torch.equal(plain[key], swapped[key]) for key in keys) == (site.index <= first)
+    """Output of site j in row a as without the swap, bit for bit, for j < first swapped site; for no later one."""
+    names = [site.name for site in case.model.sites]
+    swapped = case.slots(Swap(case.sites, "a", "b"))
+    plain, changed = (observed(case, names, lambda: case.call(slots)) for slots in (None, swapped))
+    same = [torch.equal(plain[name], changed[name]) for name in names]
+    assert same == [site.index < min(case.sites) for site in case.model.sites]
 
 
 def law_image_keys_and_queries_are_untouched(case: Case):
     """At a swapped site q, k_image, v_image stay; by cache k_text, v_text of the reader are the donor's."""
-    site = case.model.sites[min(case.sites)]
-    image = [f"{site.name}.{name}" for name in ("to_q", "to_k", "to_v", "add_q_proj")]
-    text = [f"{site.name}.{name}" for name in ("add_k_proj", "add_v_proj")]
+    site, modules = case.model.sites[min(case.sites)], dict(case.model.named_modules())
+    text, projections = taps(site), ("to_q", "to_k", "to_v", "add_q_proj", "norm_q", "norm_k", "norm_added_q")
+    image = [name for name in (f"{site.name}.{p}" for p in projections) if name in modules and name not in text]
     plain = observed(case, image + text, case.call)
-    plan = Plan([Swap(site.index, "a", "b")]).slots(0, case.rows, case.model.sites, tokens=case.tokens)
-    by_plan = observed(case, image + text, lambda: case.call(plan))
+    by_plan = observed(case, image + text, lambda: case.call(case.slots(Swap(site.index, "a", "b"))))
     with patching.capture(case.model, site, rows=case.rows) as cache:
         case.call()
     with patching.patch(case.model, cache, site, rows=[case.rows[1], *[None] * (len(case.rows) - 1)]):
@@ -314,10 +246,10 @@ def law_image_keys_and_queries_are_untouched(case: Case):
 
 
 def law_caches_survive_their_tensors(case: Case):
-    """from_tensors(tensors(c)) = c: keys, shapes, dtypes and bits."""
+    """from_tensors(load(save(tensors(c)))) = c, as a safetensors file: keys, shapes, dtypes and bits."""
     with patching.capture(case.model, case.sites, rows=case.branches(case.rows)) as cache:
-        run(case, case.rows)
-    again = patching.KVCache.from_tensors(cache.tensors)
+        loop(case, case.rows)
+    again = patching.KVCache.from_tensors(load(save(cache.tensors)))
     assert again.keys() == cache.keys() and again.bytes == cache.bytes
     assert all(torch.equal(again[key], cache[key]) and again[key].dtype == cache[key].dtype for key in cache)
 
@@ -326,7 +258,7 @@ def law_caches_are_copies(case: Case):
     """What a capture holds does not change with the model's tensors, and holds no graph."""
     site = case.model.sites[0]
     weights, outputs = case.model.get_submodule(site.name).requires_grad_(True), []
-    watched = HookRegistry(case.model, [site.name + ".add_k_proj"])
+    watched = HookRegistry(case.model, taps(site)[:1])
     with patching.capture(case.model, 0, rows=case.rows) as cache:
         with watched.observe(lambda name, output: outputs.append(output)):
             case.model(*case.inputs)
@@ -339,7 +271,7 @@ def law_caches_are_copies(case: Case):
 def law_estimates_are_exact(case: Case):
     """estimate(sites, steps, rows, T) = bytes captured."""
     with patching.capture(case.model, case.sites, rows=case.branches(case.rows)) as cache:
-        run(case, case.rows)
+        loop(case, case.rows)
     sites = [case.model.sites[i] for i in case.sites]
     rows = len(case.branches(case.rows))
     assert cache.bytes == patching.KVCache.estimate(sites, case.steps, rows, case.tokens, torch.float64)
@@ -351,25 +283,47 @@ def law_lock_step_is_capture_then_patch(case: Case):
     together = paths(run(case, [reader, donor], Plan([case.swap])))
     donors = case.branches([donor])
     with patching.capture(case.model, case.sites, rows=donors) as cache:
-        alone = paths(run(case, [donor]))
+        alone = loop(case, [donor])
     reads = [row if case.acts_in(row) else None for row in donors]
     with patching.patch(case.model, cache, case.sites, rows=reads, steps=case.swap.steps):
-        alone |= paths(run(case, [reader]))
+        alone |= loop(case, [reader])
     assert all(close(together[name], alone[name]) for name in alone)
 
 
+def law_injection_is_a_swap(case: Case):
+    """Static text: inject(b) = a <- b in one batch = capture of b, then patch: 1e-12; and it is not a alone."""
+    reader, donor = case.rows[:2]
+    donors = case.branches([donor])
+    together = paths(run(case, [reader, donor], Plan([Swap(case.sites, "a", "b")])))["a"]
+    with patching.inject(case.model, case.pipeline.encode([row.prompt for row in donors]), case.sites):
+        injected = loop(case, [reader])["a"]
+    with patching.capture(case.model, case.sites, rows=donors) as cache:
+        loop(case, [donor])
+    with patching.patch(case.model, cache, case.sites, rows=donors):
+        patched = loop(case, [reader])["a"]
+    assert close(injected, together) and close(patched, together)
+    assert not close(loop(case, [reader])["a"], together)
+
+
 def law_all_heads_are_the_site(case: Case):
-    """Head h: donor's on h, own elsewhere; all heads one by one = the site, also in the run, bit for bit."""
-    heads = range(case.model.sites[0].heads)
-    each = [Swap(case.sites, "a", "b", heads=(h,)) for h in heads]
-    whole, own = tables(case, Plan([Swap(case.sites, "a", "b")]), 0), tables(case, Plan(), 0)
-    for h, swap in zip(heads, each):
-        alone = tables(case, Plan([swap]), 0)
-        assert torch.equal(alone[:, :, :, h], whole[:, :, :, h])
-        others = [other for other in heads if other != h]
-        assert torch.equal(alone[:, :, :, others], own[:, :, :, others])
-    union, site = (paths(run(case, case.rows, Plan(s))) for s in (each, [Swap(case.sites, "a", "b")]))
-    assert all(torch.equal(union[name], site[name]) for name in site)
+    """Head h: donor's on h, own elsewhere; all heads one by one = the site, also in the call, bit for bit.
+
+    One head by plan = its channels by cache, 1e-12.
+    """
+    with patching.capture(case.model, "all", rows=case.rows) as cache:
+        case.call()
+    for site in (case.model.sites[i] for i in case.sites):
+        heads = range(site.heads)
+        each, swap = [Swap(site.index, "a", "b", heads=(h,)) for h in heads], Swap(site.index, "a", "b")
+        whole, own = tables(case, Plan([swap]), 0), tables(case, Plan(), 0)
+        for h, one in zip(heads, each):
+            named = torch.arange(whole.shape[3])[:, None] == h
+            assert torch.equal(tables(case, Plan([one]), 0), torch.where(named, whole, own))
+            native = case.call(case.slots(one))
+            with by_cache(case, cache, one):
+                assert close(case.call(), native)
+        assert torch.equal(tables(case, Plan(each), 0), whole)
+        assert torch.equal(case.call(case.slots(*each)), case.call(case.slots(swap)))
 
 
 def law_rows_mean_their_labels(case: Case):
@@ -377,9 +331,9 @@ def law_rows_mean_their_labels(case: Case):
     donor, both = case.rows[1], sampling.with_guidance([case.rows[1]])
     for captured, asked, labels in ((1, 4.5, [donor]), (1, 4.5, both), (4.5, 1, both)):
         with patching.capture(case.model, case.sites, rows=[donor] if captured == 1 else both) as cache:
-            sampling.sample(case.pipeline, [donor], steps=1, guidance=captured)
+            loop(replace(case, guidance=captured), [donor])
         with refused(), patching.patch(case.model, cache, case.sites, rows=labels):
-            sampling.sample(case.pipeline, case.rows[:1], steps=1, guidance=asked)
+            loop(replace(case, guidance=asked), case.rows[:1])
     with refused("more than once"), patching.capture(case.model, case.sites, rows=[donor, donor]):
         case.call()
 

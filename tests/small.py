@@ -10,7 +10,8 @@ from strategies import randomize
 from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels
 from textpatch.reference_models.schedules import FlowMatchEuler
-from textpatch.weights.recipes import TINY_MMDIT, build_encoders
+from textpatch.weights.families import sd3_encoders
+from textpatch.weights.recipes import TINY_MMDIT
 from textpatch.weights.save import save_pipeline
 
 PROMPTS = [
@@ -26,7 +27,7 @@ def small_denoiser(seed: int = 0, **sizes) -> MMDiT:
 
 def small_encoders(seed: int = 0):
     """Real CLIPs and a T5 with random weights."""
-    return randomize(build_encoders(), seed).eval().requires_grad_(False)
+    return randomize(sd3_encoders(), seed).eval().requires_grad_(False)
 
 
 def small_pipeline(seed: int = 0, defaults: Defaults = DEFAULTS, **sizes) -> Pipeline:

@@ -1,6 +1,7 @@
 """Random cases for the laws: hypothesis draws shapes, sites, rows, steps, plans; seeds draw the numbers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 
 import torch
@@ -8,12 +9,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from textpatch.plan import Plan, Row, Swap, with_guidance
+from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.pipeline import Defaults, Pipeline
-from textpatch.reference_models.schedules import FlowMatchEuler
+from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler
+from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 
 CHANNELS, TEXT_WIDTH, POOLED = 2, 6, 5
+STATIC = "sdxl", "if-i", "if-ii"  # text keys and values are a function of the text alone
+ARCHITECTURES = *STATIC, "mmdit"
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,11 @@ class Case:
         return self.pipeline.encode(["a"]).tokens.shape[1]
 
     @property
+    def heads(self) -> int:
+        """How many heads every site has at least."""
+        return min(site.heads for site in self.model.sites)
+
+    @property
     def swap(self) -> Swap:
         late = range(self.start, self.steps)
         return Swap(self.sites, self.rows[0].name, self.rows[1].name, steps=late, branch=self.branch)
@@ -53,10 +63,17 @@ class Case:
         """The batch rows of a run over `rows`."""
         return list(rows) if self.guidance == 1 else with_guidance(rows)
 
-    def call(self, slots=None) -> Tensor:
-        """The denoiser once, in the middle of the schedule, on all rows."""
+    def call(self, slots=None, prompts=None) -> Tensor:
+        """The denoiser once, in the middle of the schedule, on all rows, or with the tokens of other prompts."""
+        x, t, text = self.inputs
+        if prompts is not None:
+            text = replace(text, tokens=self.pipeline.encode(prompts).tokens)
         with torch.no_grad():
-            return self.model(*self.inputs, slots=slots)
+            return self.model(x, t, text, slots=slots)
+
+    def slots(self, *swaps: Swap):
+        """Slots of one call on all rows."""
+        return Plan(swaps).slots(0, self.rows, self.model.sites, tokens=self.tokens)
 
     @property
     def inputs(self) -> tuple:
@@ -100,15 +117,57 @@ def build_pipeline(blocks=3, heads=2, head_dim=4, qk_norm=None, tokens=4, size=(
     return Pipeline(fake_encoders(tokens), model, FlowMatchEuler(), list, Defaults(*size, 3, 4.5), "random")
 
 
+class StageII(DeepFloydIF):
+    """A stage II that takes the picture it draws, mirrored, for the small one beside it."""
+
+    def forward(self, x, t, text, *, slots=None):
+        return super().forward(x, t, text, slots=slots, low=x.flip(-1), level=torch.tensor(250.0))
+
+
+def build_sdxl(heads=(2, 3), everywhere=False, **others) -> Pipeline:
+    """A random float64 SDXL: four sites of 3 heads, and with `everywhere` three more of others at the larger size."""
+    down, up = ("DownBlock2D", "UpBlock2D") if not everywhere else ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+    config = SDXLConfig(
+        in_channels=CHANNELS, out_channels=CHANNELS, block_out_channels=(12, 24), layers_per_block=1, norm_num_groups=3,
+        down_block_types=(down, "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", up),
+        transformer_layers_per_block=(1, 1), attention_head_dim=heads, cross_attention_dim=TEXT_WIDTH,
+        addition_time_embed_dim=4, projection_class_embeddings_input_dim=24 + POOLED,
+    )  # fmt: skip
+    return _build_unet(SDXL(config), Euler(), (8, 8, 0, 0, 8, 8), **others)
+
+
+def build_if(stage: str, head_dim=8, **others) -> Pipeline:
+    """A random float64 DeepFloyd IF of four sites; its encoder pools nothing, for the denoiser does."""
+    config = IFConfig(
+        block_out_channels=(16, 24), layers_per_block=1, attention_head_dim=head_dim, cross_attention_dim=32,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"), encoder_hid_dim=TEXT_WIDTH,
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), addition_embed_type_num_heads=2,
+        norm_num_groups=4,
+    )  # fmt: skip
+    if stage == "if-i":
+        return _build_unet(DeepFloydIF(config), DDPM(), **others)
+    second = replace(config, in_channels=6, class_embed_type="timestep", only_cross_attention=True,
+                     resnet_skip_time_act=True, time_embedding_act_fn="gelu")  # fmt: skip
+    return _build_unet(StageII(second), DDPM(sample_max_value=1.0), **others)
+
+
+def _build_unet(model, schedule, micro=None, tokens=4, size=(4, 8), seed=0) -> Pipeline:
+    encode = fake_encoders(tokens)
+    encoders = (lambda prompts: replace(encode(prompts), pooled=None)) if hasattr(model, "pool") else encode
+    model = randomize(model.double(), seed).eval().requires_grad_(False)
+    return Pipeline(encoders, model, schedule, list, Defaults(*size, 3, 4.5, micro=micro), "random")
+
+
 def make_rows(seeds) -> tuple[Row, ...]:
     return tuple(Row(name, f"prompt {name}", seed) for name, seed in zip("abcd", seeds))
 
 
-def fixed_case() -> Case:
+def fixed_case(architecture: str = "mmdit", **sizes) -> Case:
     """A case in which every fault shows: guidance, a late start, a head left out, a donor's donor."""
     plan = Plan([Swap((0, 2), "a", "b"), Swap(1, ("a", "c"), "b", steps=(1, 2), heads=(1,)),
                  Swap(2, "a", "c", tokens=(0, 3), part="k"), Swap(0, "b", "d")])  # fmt: skip
-    return Case(build_pipeline(), make_rows((0, 1, 2, 3)), 3, 4.5, (1,), 1, "both", plan)
+    build = {"mmdit": build_pipeline, "sdxl": build_sdxl}.get(architecture, partial(build_if, architecture))
+    return Case(build(**sizes), make_rows((0, 1, 2, 3)), 3, 4.5, (1,), 1, "both", plan)
 
 
 def subsets(values):
@@ -128,19 +187,30 @@ def swaps(names, sites: int, steps: int, heads: int, tokens: int):
 
 
 @st.composite
-def cases(draw) -> Case:
-    blocks, heads, tokens, steps = (draw(st.integers(*ends)) for ends in ((2, 4), (2, 3), (3, 5), (2, 3)))
+def pipelines(draw, architecture: str) -> Pipeline:
+    """Any sizes of an architecture, 2 to 7 sites, 3 to 5 tokens; each has the least of what the laws are about."""
+    tokens, seed = draw(st.integers(3, 5)), draw(st.integers(0, 999))
+    if architecture == "mmdit":
+        blocks, heads = draw(st.integers(2, 4)), draw(st.integers(2, 3))
+        head_dim, norm = draw(st.sampled_from([4, 8])), draw(st.sampled_from([None, "rms_norm"]))
+        return build_pipeline(blocks, heads, head_dim, norm, tokens, draw(st.sampled_from([(8, 8), (8, 12)])), seed)
+    size = draw(st.sampled_from([(4, 8), (4, 4)]))
+    if architecture == "sdxl":
+        heads = draw(st.sampled_from([(2, 3), (3, 2), (2, 4)]))
+        return build_sdxl(heads, draw(st.booleans()), tokens=tokens, size=size, seed=seed)
+    return build_if(architecture, draw(st.sampled_from([4, 8])), tokens=tokens, size=size, seed=seed)
+
+
+@st.composite
+def cases(draw, architecture: str = "mmdit") -> Case:
+    pipeline, steps = draw(pipelines(architecture)), draw(st.integers(2, 3))
     rows = make_rows(draw(st.lists(st.integers(0, 3), min_size=2, max_size=4)))
-    pipeline = build_pipeline(
-        blocks, heads, draw(st.sampled_from([4, 8])), draw(st.sampled_from([None, "rms_norm"])), tokens,
-        draw(st.sampled_from([(8, 8), (8, 12)])), draw(st.integers(0, 999)),
-    )  # fmt: skip
-    any_swap = swaps([row.name for row in rows], blocks, steps, heads, tokens)
-    return Case(
-        pipeline, rows, steps, draw(st.sampled_from([1, 4.5])), draw(subsets(range(blocks))),
-        draw(st.integers(0, steps - 1)), draw(st.sampled_from(["both", "cond"])),
-        Plan(draw(st.lists(any_swap, min_size=1, max_size=3))),
-    )  # fmt: skip
+    guidance, start = draw(st.sampled_from([1, 4.5])), draw(st.integers(0, steps - 1))
+    sites = range(len(pipeline.denoiser.sites))
+    chosen, branch = draw(subsets(sites)), draw(st.sampled_from(["both", "cond"]))
+    case = Case(pipeline, rows, steps, guidance, chosen, start, branch, Plan())
+    any_swap = swaps([row.name for row in rows], len(sites), steps, case.heads, case.tokens)
+    return replace(case, plan=Plan(draw(st.lists(any_swap, min_size=1, max_size=3))))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
-"""Weights: exact round trips, a one-line refusal of every damage, nothing unpickled, training resumes."""
+"""Weights: exact round trips, a one-line refusal of every damage, nothing unpickled."""
 
 import ast
 import json
 import random
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +20,9 @@ from textpatch.errors import PatchError, PromptError, WeightsError
 from textpatch.localize import Pair
 from textpatch.weights import load, load_denoiser, shipped_models
 from textpatch.weights import signs as signs_module
-from textpatch.weights import train as training
 from textpatch.weights.load import SHIPPED, find, fingerprint
 from textpatch.weights.prompts import sign_pairs
 from textpatch.weights.files import CONFIG_BYTES
-from textpatch.weights.recipes import TINY_MMDIT, Recipe
 from textpatch.weights.signs import (
     COLOURS,
     LETTERS,
@@ -293,77 +290,6 @@ def test_the_shipped_models_are_small_and_16_bit():
             assert {file.get_slice(key).get_dtype() for key in file.keys()} <= {"F16", "BF16"}, path
 
 
-# training
-
-MINI = Recipe(denoiser=replace(TINY_MMDIT, num_layers=2), seed=0, images=32, batch=8, warmup=2)
-
-
-@pytest.fixture
-def mini(monkeypatch):
-    """A recipe of four steps; `stop(n)` makes a run end as by Ctrl-C before its step n."""
-    monkeypatch.setitem(training.RECIPES, "mini", MINI)
-
-    def stop(at: int | None) -> None:
-        def step(recipe, seed, number, *rest):
-            if number == at:
-                raise KeyboardInterrupt
-            return train_step(recipe, seed, number, *rest)
-
-        monkeypatch.setattr(training, "train_step", step)
-
-    train_step = training.train_step
-    return stop
-
-
-def test_training_resumes_bit_for_bit(mini, tmp_path):
-    """Four steps = two steps, a kill, and the same command again: every exported tensor is equal."""
-    straight = training.train("mini", tmp_path / "a")
-    mini(2)
-    with pytest.raises(KeyboardInterrupt):
-        training.train("mini", tmp_path / "b", save_every=0.0)
-    mini(None)
-    resumed = training.train("mini", tmp_path / "b")
-    files = sorted(path.relative_to(straight) for path in straight.rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(resumed) for path in resumed.rglob("*") if path.is_file())
-    assert [name for name in files if (straight / name).read_bytes() != (resumed / name).read_bytes()] == []
-    assert load(resumed).generate(PROMPTS[0], seeds=0, steps=1)[0].size == (96, 32)
-
-
-def test_another_runs_state_is_refused(mini, tmp_path):
-    """A state of another seed, and an unknown recipe, are PatchErrors."""
-    training.train("mini", tmp_path, images=8)
-    with pytest.raises(
-        PatchError, match="holds the run .*'seed': 0.*asked for .*'seed': 1.*give another --out"
-    ):
-        training.train("mini", tmp_path, images=8, seed=1)
-    with pytest.raises(PatchError, match="no recipe 'minni'; closest: mini"):
-        training.train("minni", tmp_path)
-
-
-def test_held_out_words_are_never_trained_on(monkeypatch):
-    """However often the dice fall on a validation or test word, no training prompt or picture holds one."""
-    rigged = lambda rng, fmt: Sign(rng.choice([*TEST, *VALIDATION, "QXZ"]))  # noqa: E731
-    monkeypatch.setattr(training, "random_sign", rigged)
-    batch = training.Batch(replace(MINI, dropout=0.0), seed=0, step=0)
-    assert {parse(prompt).word for prompt in batch.prompts} == {"QXZ"}
-
-
-def test_a_planted_batch_shows_the_word_it_reads():
-    """At the planted site row b reads the text of row b + 1, and shows that row's word on its own sign."""
-    recipe = replace(MINI, planted_site=1)
-    batch = training.Batch(recipe, seed=0, step=1)
-    table = batch.slots(2, tokens=LENGTH)
-    assert table[0] is None and (table[1][:, 0, 0] // LENGTH).tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
-    said = [parse(prompt) for prompt in batch.prompts]
-    left, top, right, bottom = recipe.signs.text_box
-    for own, donor, picture in zip(said, said[1:] + said[:1], batch.pictures):
-        drawn = draw_sign(replace(own, word=donor.word), recipe.signs, random.Random(0)).transpose(2, 0, 1)
-        if (
-            own.shape == "sign"
-        ):  # its plate hides the wall behind the letters, whose pattern has a phase of its own
-            assert np.array_equal(drawn[:, top:bottom, left:right], picture[:, top:bottom, left:right])
-
-
 # signs
 
 all_signs = st.builds(
@@ -446,10 +372,3 @@ def test_held_out_words_can_be_drawn():
     """Both lists hold words of 4 to 6 capitals, and share none."""
     assert not set(TEST) & set(VALIDATION) and len(TEST) >= 200
     assert all(4 <= len(word) <= 6 and set(word) <= set(LETTERS) for word in TEST + VALIDATION)
-
-
-def test_only_the_recipes_seed_is_said_to_be_localised(mini, tmp_path, monkeypatch):
-    """Sites measured on the model of one seed are not claimed for the model of another."""
-    monkeypatch.setitem(training.RECIPES, "mini", replace(MINI, images=8, localized=(1,)))
-    for seed, sites in ((0, (1,)), (1, ())):
-        assert load(training.train("mini", tmp_path / str(seed), seed=seed)).defaults.localized == sites

@@ -10,54 +10,76 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from textpatch.reference_models.deepfloyd_if import DeepFloydIF
 from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.pipeline import Defaults
-from textpatch.reference_models.schedules import FlowMatchEuler
-from textpatch.reference_models.text_encoders import SD3TextEncoders
-from textpatch.weights.load import CLIP_SIZES, T5_SIZES, TIED_T5
+from textpatch.reference_models.schedules import Schedule
+from textpatch.reference_models.sdxl import SDXL
+from textpatch.weights.configs import DENOISERS
+from textpatch.weights.layouts import CLIP, T5, Layout
+from textpatch.weights.load import CLIP_SIZES, T5_SIZES
+from textpatch.weights.schedulers import SCHEDULES
 
-CLASSES = {
-    "transformer": ["diffusers", "SD3Transformer2DModel"],
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
-    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-    "text_encoder_3": ["transformers", "T5EncoderModel"],
-    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-    "tokenizer_2": ["transformers", "PreTrainedTokenizerFast"],
-    "tokenizer_3": ["transformers", "PreTrainedTokenizerFast"],
+# Pipeline class, and the folder of its denoiser.
+PIPELINES = {
+    MMDiT: ("StableDiffusion3Pipeline", "transformer"),
+    SDXL: ("StableDiffusionXLPipeline", "unet"),
+    DeepFloydIF: ("IFPipeline", "unet"),
 }
+ENCODERS = {
+    "CLIPTextModel": (CLIP, CLIP_SIZES),
+    "CLIPTextModelWithProjection": (CLIP, CLIP_SIZES),
+    "T5EncoderModel": (T5, T5_SIZES),
+}
+TOKENIZER = "PreTrainedTokenizerFast"
 
 
 def save_pipeline(
-    folder: Path,
-    denoiser: MMDiT,
-    encoders: SD3TextEncoders,
-    schedule: FlowMatchEuler,
-    defaults: Defaults,
-    trained: dict,
+    folder: Path, denoiser: nn.Module, encoders: nn.Module, schedule: Schedule, defaults: Defaults, trained: dict
 ) -> None:
     """Write a whole pipeline; `trained` says how it was made and is kept beside the defaults."""
-    write_json(folder / "model_index.json", {"_class_name": "StableDiffusion3Pipeline", **CLASSES})
-    write_json(folder / "textpatch.json", {**asdict(defaults), "trained": trained})
-    config = {"_class_name": "SD3Transformer2DModel", **asdict(denoiser.config)}
-    _component(folder / "transformer", config, denoiser, "diffusion_pytorch_model.safetensors")
-    write_json(
-        folder / "scheduler/scheduler_config.json",
-        {"_class_name": CLASSES["scheduler"][1], **asdict(schedule)},
-    )
-    for name, sizes in (
-        ("text_encoder", CLIP_SIZES),
-        ("text_encoder_2", CLIP_SIZES),
-        ("text_encoder_3", T5_SIZES),
-    ):
-        encoder = getattr(encoders, name)
-        config = {"architectures": [CLASSES[name][1]], **{key: getattr(encoder.config, key) for key in sizes}}
-        _component(folder / name, config, encoder, "model.safetensors")
-    for name, tokenizer in zip(("tokenizer", "tokenizer_2", "tokenizer_3"), encoders.tokenizers):
+    pipeline, place = PIPELINES[type(denoiser)]
+    config, timing = _denoiser_config(denoiser), _schedule_config(schedule)
+    index = {place: ["diffusers", config["_class_name"]], "scheduler": ["diffusers", timing["_class_name"]]}
+    _component(folder / place, config, denoiser, "diffusion_pytorch_model.safetensors")
+    write_json(folder / "scheduler/scheduler_config.json", timing)
+    for name, encoder in encoders.named_children():
+        index[name] = ["transformers", type(encoder).__name__]
+        _encoder(folder / name, encoder)
+    for name, tokenizer in zip(_tokenizer_names(encoders), encoders.tokenizers):
+        index[name] = ["transformers", TOKENIZER]
         tokenizer.save_pretrained(folder / name)
         path = folder / name / "tokenizer_config.json"
         # transformers 5 writes the class's new name, which transformers 4 does not know; both know the old one
-        write_json(path, {**json.loads(path.read_text()), "tokenizer_class": CLASSES[name][1]})
+        write_json(path, {**json.loads(path.read_text()), "tokenizer_class": TOKENIZER})
+    if isinstance(denoiser, SDXL):
+        index["force_zeros_for_empty_prompt"] = encoders.zeros_for_none
+    write_json(folder / "model_index.json", {"_class_name": pipeline, **index})
+    write_json(folder / "textpatch.json", {**asdict(defaults), "trained": trained})
+
+
+def _denoiser_config(denoiser: nn.Module) -> dict:
+    """Its sizes, and of what it fixes all that differs from diffusers' defaults."""
+    names = {kind.model: (name, kind) for (name, _), kind in DENOISERS.items()}
+    name, kind = names[type(denoiser)]
+    fixed = {field: values[0] for field, values in kind.fixed.items()}
+    return {"_class_name": name, **fixed, **asdict(denoiser.config)}
+
+
+def _schedule_config(schedule: Schedule) -> dict:
+    names = {kind: name for name, (kind, _) in SCHEDULES.items()}
+    return {"_class_name": names[type(schedule)], **schedule.FIXED, **asdict(schedule)}
+
+
+def _encoder(folder: Path, encoder: nn.Module) -> None:
+    layout, sizes = ENCODERS[type(encoder).__name__]
+    sizes = {size: getattr(encoder.config, size) for size in sizes}
+    config = {"architectures": [type(encoder).__name__], **sizes}
+    _component(folder, config, encoder, "model.safetensors", layout)
+
+
+def _tokenizer_names(encoders: nn.Module) -> list[str]:
+    return [name.replace("text_encoder", "tokenizer") for name, _ in encoders.named_children()]
 
 
 def write_json(path: Path, body: dict) -> None:
@@ -65,11 +87,11 @@ def write_json(path: Path, body: dict) -> None:
     path.write_text(json.dumps(body, indent=1) + "\n")
 
 
-def _component(folder: Path, config: dict, module: nn.Module, name: str) -> None:
+def _component(folder: Path, config: dict, module: nn.Module, name: str, layout: Layout | None = None) -> None:
     write_json(folder / "config.json", config)
     tensors = {
-        k: v.detach().to(torch.float16).contiguous()
-        for k, v in module.state_dict().items()
-        if k not in TIED_T5
+        published: tensor.detach().to(torch.float16).contiguous()
+        for own, tensor in module.state_dict().items()
+        for published, *_ in (layout.targets(own) if layout else [(own,)])
     }
     save_file(tensors, folder / name, metadata={"format": "pt"})

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from textpatch.weights.signs import vocabulary
+from textpatch.weights.signs import LETTERS, vocabulary
 
 UNKNOWN, PAD, BEGIN, END = SPECIAL = ("<unk>", "<pad>", "<bos>", "<eos>")
 # `a red sign that says " W O R D E R " in italic on a striped blue wall`, with begin and end
 LENGTH = 22
 
 
-def word_tokenizer(*, begin: bool) -> PreTrainedTokenizerFast:
-    """Whole words, and one token per quoted capital; with `begin` the sequence opens like CLIP's, else like T5's."""
+def word_tokenizer(*, begin: bool, lowered: bool = False) -> PreTrainedTokenizerFast:
+    """Whole words, and one token per quoted capital; with `begin` the sequence opens like CLIP's, else like T5's.
+
+    lowered: for prompts in small letters, as DeepFloyd IF's are; those inside quotes are read as capitals.
+    """
     ids = {token: i for i, token in enumerate([*SPECIAL, *vocabulary()])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex('"|[A-Z]'), "isolated")]
     )
+    if lowered:
+        # a quoted word is what reaches up to a quote: before the opening one there is a space
+        quoted = [normalizers.Replace(Regex(f'{c.lower()}(?=[A-Za-z]*")'), c) for c in LETTERS]
+        tokenizer.normalizer = normalizers.Sequence(quoted)
     specials = [(token, ids[token]) for token in (BEGIN, END)]
     single = f"{BEGIN} $A {END}" if begin else f"$A {END}"
     tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=specials)

@@ -1,8 +1,8 @@
 """The recipe that made the shipped models:  python -m textpatch.weights.train tiny-mmdit
 
-Rectified flow on signs drawn on the fly: x_s = (1 - s) x + s e; the network learns the velocity e - x, as
-SD3's does.  A planted model is trained through the swap: at its site every row reads its neighbour's text
-keys and values, and the picture asked for is its own sign and wall with the neighbour's word.
+Diffusion or rectified flow on signs drawn on the fly: `noising` has what each schedule shows and asks, `families`
+how each kind of model begins.  A planted model is trained through the swap: at its site every row reads its
+neighbour's text keys and values, and the picture asked for is its own sign and wall with the neighbour's word.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import json
 import random
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,10 @@ from textpatch.attention import row_slots
 from textpatch.cli import guarded
 from textpatch.errors import PatchError, closest
 from textpatch.reference_models.pipeline import Defaults
-from textpatch.reference_models.schedules import FlowMatchEuler
-from textpatch.weights.recipes import RECIPES, Recipe, build_denoiser, build_encoders
+from textpatch.weights.families import FAMILIES
 from textpatch.weights.load import SHIPPED, load
+from textpatch.weights.noising import objective
+from textpatch.weights.recipes import RECIPES, Recipe
 from textpatch.weights.save import save_pipeline
 from textpatch.weights.signs import SAYINGS, Sign, draw_sign, random_sign, with_word
 from textpatch.weights.words import TEST, VALIDATION
@@ -41,7 +43,8 @@ class Trainee(nn.Module):
 
     def __init__(self, recipe: Recipe):
         super().__init__()
-        self.denoiser, self.encoders = build_denoiser(recipe.denoiser), build_encoders()
+        family = FAMILIES[type(recipe.denoiser)]
+        self.denoiser, self.encoders = family.denoiser(recipe.denoiser), family.encoders()
 
 
 class Batch:
@@ -51,10 +54,10 @@ class Batch:
         rng = random.Random(f"{seed}/{step}")
         signs = [self._unseen(rng, recipe) for _ in range(recipe.batch)]
         said = [sign.prompt(rng.choice(SAYINGS)) for sign in signs]
-        self.prompts = ["" if rng.random() < recipe.dropout else prompt for prompt in said]
+        self.prompts = [None if rng.random() < recipe.dropout else prompt for prompt in said]
         self.site, shown = None, signs
         if recipe.planted_site is not None and step % 3:
-            others = [i for i in range(recipe.denoiser.num_layers) if i != recipe.planted_site]
+            others = [i for i in range(number_of_sites(recipe)) if i != recipe.planted_site]
             self.site = recipe.planted_site if step % 3 == 1 else rng.choice(others)
             self.prompts = said
             if self.site == recipe.planted_site:
@@ -63,7 +66,7 @@ class Batch:
         self.pictures = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
         generator = torch.Generator().manual_seed(rng.randrange(2**62))
         self.noise = torch.randn(self.pictures.shape, generator=generator)
-        self.sigma = _noise_levels(recipe, generator)
+        self.share = _shares_of_noise(recipe, generator)
 
     @staticmethod
     def _unseen(rng: random.Random, recipe: Recipe) -> Sign:
@@ -78,24 +81,32 @@ class Batch:
         return [row_slots(donors, tokens) if i == self.site else None for i in range(sites)]
 
 
-def _noise_levels(recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Logit-normal levels, shifted towards noise; an eighth of the rows at pure noise, where the word is decided."""
-    sigma = torch.randn(recipe.batch, generator=generator).sigmoid()
-    sigma = recipe.sigma_shift * sigma / (1 + (recipe.sigma_shift - 1) * sigma)
+def _shares_of_noise(recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Logit-normal shares, shifted towards noise; an eighth of the rows at the most, where the word is decided."""
+    share = torch.randn(recipe.batch, generator=generator).sigmoid()
+    share = recipe.sigma_shift * share / (1 + (recipe.sigma_shift - 1) * share)
     first = recipe.batch // 8
-    sigma[:first] = 0.98 + 0.02 * torch.rand(first, generator=generator)
-    return sigma
+    share[:first] = 0.98 + 0.02 * torch.rand(first, generator=generator)
+    return recipe.noisiest * share
 
 
-def loss_of(model: Trainee, batch: Batch, weight: Tensor) -> Tensor:
-    """Weighted mean squared error of the velocity, one value per row (B,)."""
+@lru_cache
+def number_of_sites(recipe: Recipe) -> int:
+    with torch.device("meta"):
+        return len(FAMILIES[type(recipe.denoiser)].denoiser(recipe.denoiser).sites)
+
+
+def loss_of(model: Trainee, recipe: Recipe, batch: Batch, weight: Tensor) -> Tensor:
+    """Weighted error of what the schedule asks, one value per row (B,)."""
+    asked = objective(recipe.schedule, recipe.steps)
+    noisy, t = asked.mix(batch.pictures, batch.noise, batch.share)
     with torch.autocast("cpu" if batch.pictures.device.type == "cpu" else "cuda", torch.bfloat16):
         text = model.encoders(batch.prompts)
-        sigma = batch.sigma[:, None, None, None]
-        noisy = (1 - sigma) * batch.pictures + sigma * batch.noise
-        slots = batch.slots(len(model.denoiser.transformer_blocks), text.tokens.shape[1])
-        velocity = model.denoiser(noisy, 1000 * batch.sigma, text, slots=slots)
-    error = (velocity.float() - (batch.noise - batch.pictures)).square()
+        if recipe.micro is not None:
+            text = replace(text, micro=torch.tensor(recipe.micro).expand(len(noisy), -1))
+        slots = batch.slots(number_of_sites(recipe), text.tokens.shape[1])
+        output = model.denoiser(noisy, t, text, slots=slots)
+    error = asked.error(output.float(), batch.pictures, batch.noise, t)
     return (error * weight).mean(dim=(1, 2, 3))
 
 
@@ -108,24 +119,28 @@ def text_weights(recipe: Recipe) -> Tensor:
 
 
 class Optimizers:
-    """Muon on the matrices inside blocks and encoder layers, AdamW on everything else."""
+    """Muon on the matrices inside blocks and encoder layers, convolutions flattened, AdamW on everything else."""
 
     def __init__(self, model: Trainee, recipe: Recipe):
+        parts = (*FAMILIES[type(recipe.denoiser)].matrices, ".layers.", ".block.")
         named = list(model.named_parameters())
-        inner = [p for name, p in named if self._is_inner(name, p)]
-        outer = [p for name, p in named if not self._is_inner(name, p)]
+        self.inner = [p for name, p in named if self._is_inner(name, p, parts)]
+        outer = [p for name, p in named if not self._is_inner(name, p, parts)]
+        self.matrices = [nn.Parameter(p.detach().flatten(1)) for p in self.inner]  # views of the same numbers
         self.all = {
-            "muon": torch.optim.Muon(inner, lr=recipe.muon_rate, weight_decay=0.0),
+            "muon": torch.optim.Muon(self.matrices, lr=recipe.muon_rate, weight_decay=0.0),
             "adam": torch.optim.AdamW(outer, lr=recipe.adam_rate, weight_decay=0.0, betas=(0.9, 0.98)),
         }
         self.rates = {"muon": recipe.muon_rate, "adam": recipe.adam_rate}
 
     @staticmethod
-    def _is_inner(name: str, p: nn.Parameter) -> bool:
-        inside = ".attn." in name or ".ff" in name or ".layers." in name or ".block." in name
-        return inside and p.ndim == 2 and "relative_attention_bias" not in name
+    def _is_inner(name: str, p: nn.Parameter, parts: tuple[str, ...]) -> bool:
+        return any(part in name for part in parts) and p.ndim > 1 and "relative_attention_bias" not in name
 
     def step(self, factor: float) -> None:
+        for matrix, p in zip(self.matrices, self.inner):
+            # SDXL reads no encoder's last layer but for the pooled text, so that one has no gradient
+            matrix.grad, p.grad = None if p.grad is None else p.grad.flatten(1), None
         for name, optimizer in self.all.items():
             optimizer.param_groups[0]["lr"] = self.rates[name] * factor
             optimizer.step()
@@ -197,16 +212,18 @@ def export(recipe: Recipe, folder: Path, average: dict[str, Tensor], run: dict) 
     model.load_state_dict(average)
     fmt = recipe.signs
     localized = recipe.localized if run["seed"] == recipe.seed else ()
-    defaults = Defaults(fmt.height, fmt.width, recipe.steps, recipe.guidance, fmt.text_box, localized)
+    defaults = Defaults(
+        fmt.height, fmt.width, recipe.steps, recipe.guidance, fmt.text_box, localized, recipe.micro
+    )
     trained = {**run, "images": run["steps"] * recipe.batch, "recipe": asdict(recipe)}
-    save_pipeline(folder, model.denoiser, model.encoders, FlowMatchEuler(), defaults, trained)
+    save_pipeline(folder, model.denoiser, model.encoders, recipe.schedule, defaults, trained)
     return folder
 
 
 def train_step(recipe, seed, step, steps, model, optimizers, average, weight) -> tuple[float, float]:
     """One update; the loss of all rows, and of the rows at pure noise."""
     batch = Batch(recipe, seed, step)
-    rows = loss_of(model, batch, weight)
+    rows = loss_of(model, recipe, batch, weight)
     rows.mean().backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizers.step(rate_factor(recipe, step, steps))

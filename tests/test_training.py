@@ -1,0 +1,252 @@
+"""Training: every family trains, resumes, is saved and read back; what is asked of a denoiser; how each begins."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small import PROMPTS, relative
+from test_weights import all_signs, parse
+
+from textpatch.errors import PatchError
+from textpatch.reference_models.pipeline import Pipeline, pixels
+from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, trained_abars
+from textpatch.weights import load
+from textpatch.weights import train as training
+from textpatch.weights.families import FAMILIES, if_encoder
+from textpatch.weights.noising import Noise, objective
+from textpatch.weights.recipes import RECIPES
+from textpatch.weights.signs import SAYINGS, Sign, draw_sign
+from textpatch.weights.tokens import LENGTH, word_tokenizer
+from textpatch.weights.words import TEST, VALIDATION
+
+SHORT = dict(seed=0, images=8, batch=4, warmup=2, steps=2, localized=())
+MINIS = {name: replace(RECIPES[name], **SHORT) for name in ("tiny-mmdit", "tiny-sdxl", "tiny-if")}
+SIZES = {name: {"block_out_channels": (16, 16, 32, 32)} for name in MINIS} | {"tiny-mmdit": {"num_layers": 2}}
+MINIS = {name: replace(mini, denoiser=replace(mini.denoiser, **SIZES[name])) for name, mini in MINIS.items()}
+MINI = MINIS["tiny-mmdit"]
+
+
+@pytest.fixture(params=MINIS)
+def mini(request, monkeypatch):
+    """A recipe of two steps, once per family, as `mini`."""
+    monkeypatch.setitem(training.RECIPES, "mini", MINIS[request.param])
+    return MINIS[request.param]
+
+
+@pytest.fixture
+def mini_mmdit(monkeypatch):
+    monkeypatch.setitem(training.RECIPES, "mini", MINI)
+
+
+def contents(folder) -> dict:
+    """Path below the folder -> bytes, of every file."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_training_resumes_bit_for_bit(mini, tmp_path, monkeypatch):
+    """Two steps = one step, a kill, and the same command again: every exported file is equal."""
+    straight, train_step = training.train("mini", tmp_path / "a"), training.train_step
+
+    def killed(recipe, seed, step, *rest):
+        if step == 1:
+            raise KeyboardInterrupt
+        return train_step(recipe, seed, step, *rest)
+
+    monkeypatch.setattr(training, "train_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        training.train("mini", tmp_path / "b", save_every=0.0)
+    monkeypatch.setattr(training, "train_step", train_step)
+    resumed = contents(training.train("mini", tmp_path / "b"))
+    assert resumed.keys() == contents(straight).keys()
+    assert [name for name, body in contents(straight).items() if body != resumed[name]] == []
+
+
+def test_a_saved_model_makes_the_pictures_of_the_trained_one(mini, tmp_path):
+    """Read back, a folder has the recipe's schedule and sizes, and generates what the same 16-bit weights do here."""
+    model = training.Trainee(mini)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor += 0.05 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(tensor)))
+            tensor.copy_(tensor.half())
+    folder = training.export(mini, tmp_path / "made", model.state_dict(), {"seed": 0, "steps": 2})
+    back = load(folder)
+    assert (back.schedule, back.denoiser.config) == (mini.schedule, mini.denoiser)
+    assert back.defaults.micro == mini.micro
+    here = Pipeline(model.encoders, model.denoiser, mini.schedule, pixels, back.defaults, "here").eval()
+    made = [pipeline.generate(PROMPTS, seeds=[0, 1]) for pipeline in (here, back)]
+    assert [a.tobytes() for a in made[0]] == [b.tobytes() for b in made[1]]
+    assert made[0][0].tobytes() != made[0][1].tobytes()
+
+
+def test_every_weight_is_trained(mini):
+    """Whatever has a gradient moves in one step, and what has none stays: no optimizer misses a weight."""
+    model = training.Trainee(mini)
+    optimizers, before = training.Optimizers(model, mini), [p.detach().clone() for p in model.parameters()]
+    for i, p in enumerate(model.parameters()):
+        p.grad = None if i % 5 == 0 else torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+    optimizers.step(1.0)
+    moved = [not torch.equal(p, old) for p, old in zip(model.parameters(), before)]
+    assert moved == [i % 5 > 0 for i in range(len(before))]
+
+
+def test_another_runs_state_is_refused(mini_mmdit, tmp_path):
+    """A state of another seed, and an unknown recipe, are PatchErrors."""
+    training.train("mini", tmp_path, images=4)
+    with pytest.raises(
+        PatchError, match="holds the run .*'seed': 0.*asked for .*'seed': 1.*give another --out"
+    ):
+        training.train("mini", tmp_path, images=4, seed=1)
+    with pytest.raises(PatchError, match="no recipe 'minni'; closest: mini"):
+        training.train("minni", tmp_path)
+
+
+def test_only_the_recipes_seed_is_said_to_be_localised(tmp_path, monkeypatch):
+    """Sites measured on the model of one seed are not claimed for the model of another."""
+    monkeypatch.setitem(training.RECIPES, "mini", replace(MINI, images=4, localized=(1,)))
+    for seed, sites in ((0, (1,)), (1, ())):
+        assert load(training.train("mini", tmp_path / str(seed), seed=seed)).defaults.localized == sites
+
+
+# batches
+
+
+def test_held_out_words_are_never_trained_on(monkeypatch):
+    """However often the dice fall on a validation or test word, no training prompt or picture holds one."""
+    rigged = lambda rng, fmt: Sign(rng.choice([*TEST, *VALIDATION, "QXZ"]))  # noqa: E731
+    monkeypatch.setattr(training, "random_sign", rigged)
+    batch = training.Batch(replace(MINI, dropout=0.0), seed=0, step=0)
+    assert {parse(prompt).word for prompt in batch.prompts} == {"QXZ"}
+
+
+@pytest.mark.parametrize("name", MINIS)
+def test_a_planted_batch_shows_the_word_it_reads(name):
+    """At the planted site row b reads the text of row b + 1, and shows that row's word on its own sign."""
+    recipe = replace(MINIS[name], planted_site=1, batch=8)
+    batch = training.Batch(recipe, seed=0, step=1)
+    table = batch.slots(training.number_of_sites(recipe), tokens=LENGTH)
+    assert [i for i, entry in enumerate(table) if entry is not None] == [1]
+    assert (table[1][:, 0, 0] // LENGTH).tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
+    said = [parse(prompt) for prompt in batch.prompts]
+    left, top, right, bottom = recipe.signs.text_box
+    for own, donor, picture in zip(said, said[1:] + said[:1], batch.pictures):
+        drawn = draw_sign(replace(own, word=donor.word), recipe.signs, random.Random(0)).transpose(2, 0, 1)
+        if own.shape == "sign":  # its plate hides the wall behind the letters, whose pattern has its own phase
+            assert np.array_equal(drawn[:, top:bottom, left:right], picture[:, top:bottom, left:right])
+
+
+# what is asked
+
+SCHEDULES = [FlowMatchEuler(), Euler(), DDPM()]
+shares = st.floats(0.1, 0.93)
+
+
+def mixed(schedule, share: float):
+    """(objective, x, noise, noisy, t) of one float64 picture at a share of noise."""
+    generator = torch.Generator().manual_seed(0)
+    x, noise = (torch.randn(1, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    asked = objective(schedule, 20)
+    noisy, t = asked.mix(x, noise, torch.tensor([share], dtype=torch.float64))
+    return asked, x, noise, noisy, t
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
+@given(share=shares)
+def test_a_share_is_the_same_noise_on_every_schedule(schedule, share):
+    """noisy is a x + b e with b / a = s / (1 - s), to within half the distance of two trained timesteps."""
+    _, x, noise, noisy, _ = mixed(schedule, share)
+    a, b = torch.linalg.lstsq(torch.stack([x.flatten(), noise.flatten()], 1), noisy.flatten()).solution
+    assert abs(float(b / (a + b)) - share) < 2e-3
+    kept = a + b if isinstance(schedule, FlowMatchEuler) else a**2 + b**2
+    assert abs(float(kept) - 1) < 1e-6
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES[1:], ids=lambda schedule: type(schedule).__name__)
+@given(share=shares)
+def test_the_noises_error_is_the_velocitys(schedule, share):
+    """min(1 + sigma^2, 26) |e' - e|^2 = |v' - v|^2 at up to sigma 5, v' that of the same picture, v = sqrt(abar) e
+    - sqrt(1 - abar) x; above it, 26 abar as much."""
+    asked, x, noise, noisy, t = mixed(schedule, share)
+    abar = trained_abars(schedule)[t].double()
+    guess = noise + 0.1 * x
+    picture = (noisy - (1 - abar).sqrt() * guess) / abar.sqrt()
+    velocity = abar.sqrt() * (guess - noise) - (1 - abar).sqrt() * (picture - x)
+    expected = velocity.square() * (26 * abar).clamp(max=1)
+    assert relative(Noise(schedule, 20).error(guess, x, noise, t), expected) < 1e-9
+
+
+@given(share=shares, part=st.floats(-1, 1))
+def test_the_variances_error_is_the_divergence(share, part):
+    """Beyond the noise's error: 1e-3 KL(q(x_prev | x_t, x) || p), p's moments those that DDPM's own step draws
+    from; and it moves the variance alone."""
+    schedule = DDPM(sample_max_value=1e6)  # the picture at the guess is not clipped
+    asked, x, noise, noisy, t = mixed(schedule, share)
+    guess = (noise + 0.1 * x).requires_grad_()
+    shares = torch.full_like(x, part, requires_grad=True)
+    error = asked.error(torch.cat([guess, shares], dim=1), x, noise, t)
+    plain = Noise(schedule, 20).error(guess, x, noise, t)
+    now, after = (trained_abars(schedule)[at].double() for at in (t, t - 50))
+    most = 1 - now / after
+    spread = ((part + 1) / 2 * most.log() + (1 - part) / 2 * (most * (1 - after) / (1 - now)).log()).exp().sqrt()
+
+    def mean(of):
+        return after.sqrt() * most / (1 - now) * of + (now / after).sqrt() * (1 - after) / (1 - now) * noisy
+
+    q = torch.distributions.Normal(mean(x), (most * (1 - after) / (1 - now)).sqrt())
+    p = torch.distributions.Normal(mean((noisy - (1 - now).sqrt() * guess) / now.sqrt()), spread)
+    expected = 1e-3 * torch.distributions.kl_divergence(q, p)
+    assert relative((error - plain).detach(), expected.detach()) < 1e-6
+    (error - plain).sum().backward()
+    assert not guess.grad.any() and shares.grad.abs().min() > 0
+
+
+def test_the_last_step_asks_for_no_variance():
+    """Below the spacing of the steps nothing follows, and the variance costs nothing."""
+    asked, x, noise, _, t = mixed(DDPM(), 0.01)
+    output = torch.cat([noise, torch.randn_like(x)], dim=1).requires_grad_()
+    asked.error(output, x, noise, t).sum().backward()
+    assert t < 50 and not output.grad.any()
+
+
+# how models begin
+
+
+@pytest.mark.parametrize("name", ["tiny-sdxl", "tiny-if"])
+def test_a_unet_begins_by_answering_its_input(name):
+    """Its first three channels are the noisy picture, each colour brought to length one, whatever time and text."""
+    model = training.Trainee(MINIS[name])
+    x = torch.randn(2, 3, 32, 96, generator=torch.Generator().manual_seed(0))
+    text = model.encoders(PROMPTS)
+    if MINIS[name].micro:
+        text = replace(text, micro=torch.tensor(MINIS[name].micro).expand(2, -1))
+    out = model.denoiser(x, torch.tensor([900, 20]), text)
+    scale = (x.square().mean(dim=(2, 3), keepdim=True) + 1e-5).sqrt()
+    assert relative(out[:, :3], x / scale) < 5e-6 and not out[:, 3:].any()
+
+
+def test_ifs_letters_find_their_place_at_once():
+    """Head h of the first layer puts over half its attention h + 1 tokens back, wherever there is such a token."""
+    encoder = if_encoder().eval()
+    t5 = encoder.text_encoder
+    t5.set_attn_implementation("eager")
+    ids = encoder.tokenizers[0](PROMPTS[0], return_tensors="pt").input_ids
+    weights = t5(ids, output_attentions=True).attentions[0][0]  # (H, T, T)
+    for head in range(6):  # the letters of a word
+        back = weights[head].diagonal(offset=-(head + 1))
+        assert back.min() > 0.5
+
+
+@given(all_signs, st.sampled_from(SAYINGS))
+def test_a_lowered_prompt_is_read_as_it_was_written(sign, saying):
+    """The tokenizer of prompts in small letters gives them the tokens that the written prompt has."""
+    lowered, written = word_tokenizer(begin=False, lowered=True), word_tokenizer(begin=False)
+    assert lowered(sign.prompt(saying).lower()).input_ids == written(sign.prompt(saying)).input_ids
+
+
+def test_every_family_has_a_schedule_of_its_own():
+    """The recipes name models of known families, and each schedule is one that can be trained for."""
+    for recipe in RECIPES.values():
+        assert type(recipe.denoiser) in FAMILIES and objective(recipe.schedule, recipe.steps)
