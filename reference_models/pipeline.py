@@ -45,8 +45,10 @@ class LatentPixels(nn.Module):
         self.vae = vae
 
     def forward(self, latents: Tensor) -> list[Image.Image]:
-        # in the VAE's own dtype: SDXL's overflows in float16, whatever the denoiser runs in
-        return pixels(self.vae.decode(latents.to(next(self.vae.parameters()).dtype)))
+        # in the VAE's own dtype: SDXL's overflows in float16, whatever the denoiser runs in; and one picture at a
+        # time: the rows of a localisation, which the denoiser takes at once, would not fit at 1024 pixels
+        latents = latents.to(next(self.vae.parameters()).dtype)
+        return [picture for one in latents.split(1) for picture in pixels(self.vae.decode(one))]
 
 
 def _require_seeds(seeds: Sequence[int]) -> None:
@@ -122,17 +124,21 @@ class Pipeline(nn.Module):
         return next(self.noises(seeds))
 
     @torch.no_grad()
-    def denoise(self, x: Tensor, text: TextCondition, *, steps: int, guidance: float, slots=None,
-                on_step=None, noises: Iterator[Tensor] | None = None, **beside: Tensor) -> Tensor:  # fmt: skip
+    def denoise(self, x: Tensor, text: TextCondition, *, steps: int, guidance: float, slots=None, on_step=None,
+                noises: Iterator[Tensor] | None = None, only: range | None = None, **beside: Tensor) -> Tensor:  # fmt: skip
         """Run the loop from starting noise x (B, C, H, W) to clean latents.
 
         text holds B rows, or 2 B when guidance is not 1: the unconditional rows first.
         slots(step) gives the denoiser's slots of a step; on_step(step, latents entering it) is called before
         each step, and once more after the last.  noises: what a stochastic schedule adds, `noises(seeds)`
-        after its first draw.  beside: further arguments of the denoiser, one row per row of x.
+        after its first draw.  only: some consecutive steps of the loop, x being what enters the first of them,
+        which for step 0 is the noise; all when None.  beside: further arguments of the denoiser, one row per row of x.
         """
-        x = self.schedule.start(x, steps)
-        for i, t in enumerate(self.schedule.timesteps(steps).to(x.device)):
+        only = range(steps) if only is None else only
+        x = self.schedule.start(x, steps) if 0 in only else x
+        times = self.schedule.timesteps(steps).to(x.device)
+        for i in only:
+            t = times[i]
             if on_step:
                 on_step(i, x)
             inputs = self.schedule.model_input(x, i, steps)
@@ -140,7 +146,7 @@ class Pipeline(nn.Module):
             noise = next(noises) if noises and self.schedule.stochastic and i < steps - 1 else None
             x = self.schedule.step(x, output, i, steps, noise)
         if on_step:
-            on_step(steps, x)
+            on_step(only.stop, x)
         return x
 
     def _predict(self, x, t, text, guidance: float, slots, beside: dict[str, Tensor]) -> Tensor:
