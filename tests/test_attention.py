@@ -226,6 +226,24 @@ def test_what_does_not_fit_is_refused(message):
         segment_attention(**{"q": case.q, "k": case.k, "v": case.v} | BAD[message](case))
 
 
+def test_a_table_is_looked_into_once(monkeypatch):
+    """Asked again only after a write, for a bank of another size, or of a table whose writes torch does not count."""
+    looks, hides = [], attention._hides
+    monkeypatch.setattr(attention, "_hides", lambda *args: looks.append(args[1]) or hides(*args))
+    table = row_slots(torch.tensor([0, 1]), 3)
+    assert [attention._hides_once(table, 6) for _ in range(3)] == [False] * 3 and looks == [6]
+    with pytest.raises(PatchError, match="slot 5 is outside the bank, whose slots are 0..4"):
+        attention._hides_once(table, 5)
+    table[0, 0, 0] = -1
+    assert attention._hides_once(table, 6) and attention._hides_once(table, 6) and looks == [6, 5, 6]
+    with torch.inference_mode():
+        uncounted = table + 0
+    assert attention._hides_once(uncounted, 6)
+    with torch.inference_mode():
+        uncounted.fill_(0)
+    assert not attention._hides_once(uncounted, 6)
+
+
 def test_autocast():
     """Under autocast queries and keys of two dtypes meet in autocast's, as in torch's own attention."""
     case = make_attention()

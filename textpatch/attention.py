@@ -19,11 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from textpatch.errors import PatchError
 
 BACKENDS = "sdpa", "reference"
 _asked: ContextVar[str | None] = ContextVar("the backend asked for", default=None)
+_answers = WeakTensorKeyDictionary()  # table of slots -> ((its version, entries of the bank), whether it hides)
 
 
 def segment_attention(q, k, v, *, slots_k=None, slots_v=None, scale=None, return_lse=False, backend=None):
@@ -170,8 +172,9 @@ def _hidden(tables: list[Tensor], bank: Tensor) -> Tensor | None:
     A CUDA graph being captured cannot wait to be told that none is.
     """
     captured = bank.is_cuda and torch.cuda.is_current_stream_capturing()
+    look = _hides_once if bank.is_cuda else _hides
     # a list, for each of the tables is to be checked
-    if not captured and not any([_hides(slots, bank.shape[0] * bank.shape[2]) for slots in tables]):
+    if not captured and not any([look(slots, bank.shape[0] * bank.shape[2]) for slots in tables]):
         return None
     return _below_zero(tables)
 
@@ -188,6 +191,16 @@ def _hides(slots: Tensor, entries: int) -> bool:
             f"slot {low if low < -1 else high} is outside the bank, whose slots are 0..{entries - 1}, or -1 to hide"
         )
     return low < 0
+
+
+def _hides_once(slots: Tensor, entries: int) -> bool:
+    """The same, asked again only of a table that was written to: asking a GPU waits for all it has to do."""
+    asked = None if slots.is_inference() else (slots._version, entries)
+    known, hides = _answers.get(slots, (None, False))
+    if asked is None or asked != known:
+        hides = _hides(slots, entries)
+        _answers[slots] = asked, hides
+    return hides
 
 
 def _visible(hidden: Tensor, keys: int) -> Tensor:
