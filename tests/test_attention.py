@@ -1,6 +1,7 @@
 """Laws of segment_attention: an index into a bank, one result on all backends, gradients to the donors."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import laws
 import pytest
@@ -190,10 +191,32 @@ def test_the_backend_asked_for():
             segment_attention(case.q, case.k, case.v, slots_k=case.slots)
         segment_attention(case.q, case.k, case.v, slots_k=case.slots)
     assert len(seen) == 1
-    with pytest.raises(PatchError, match="no backend 'flash'; known: sdpa, reference"):
+    with pytest.raises(PatchError, match="no backend 'flash'; known: sdpa, reference, triton"):
         segment_attention(case.q, case.k, case.v, slots_k=case.slots, backend="flash")
     with pytest.raises(PatchError, match="no backend 'flash'"), use_backend("flash"):
         pass
+
+
+def test_the_backend_chosen(monkeypatch):
+    """sdpa, unless a table is read on a GPU measured faster with the kernels, which must also be able to run."""
+    gpu = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", {gpu.device: "Measured GPU"}.get)
+    monkeypatch.setattr(attention, "available", lambda q: q is gpu)
+    assert attention.choose_backend(gpu, table=True) == "sdpa"  # nothing was measured
+    monkeypatch.setattr(attention, "TRITON_IS_FASTER", frozenset({"Measured GPU"}))
+    assert [attention.choose_backend(gpu, table=table) for table in (True, False)] == ["triton", "sdpa"]
+    assert attention.choose_backend(torch.zeros(1, 1, 1, 8), table=True) == "sdpa"
+    with use_backend("reference"):
+        assert attention.choose_backend(gpu, table=True) == "reference"
+    monkeypatch.setattr(attention, "available", lambda q: False)
+    assert attention.choose_backend(gpu, table=True) == "sdpa"
+
+
+def test_kernels_that_cannot_run_are_refused():
+    """Asked for by name where they cannot run: why, and what to ask for instead."""
+    case = make_attention()
+    with pytest.raises(PatchError, match="'triton' cannot run: the kernels take .* and the queries are torch.float64; ask"):
+        segment_attention(case.q, case.k, case.v, slots_k=case.slots, backend="triton")
 
 
 BAD = {

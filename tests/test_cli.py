@@ -154,7 +154,7 @@ BAD = {
     "bad prompts file": (
         ["localize", "MODEL", "--prompts", "bad.tsv"],
         "bad.tsv",
-        "pair 2",
+        "line 2",
         "`source<TAB>target`",
     ),
     "empty prompts file": (
@@ -314,6 +314,7 @@ def test_doctor_checks_every_part(model, capfd):
     assert cli.main(["doctor", model]) == 0
     out = capfd.readouterr().out
     assert "torch" in out and "reads its self-test" in out and "loads and runs" in out
+    assert "attention     sdpa, through slots sdpa; triton kernels: " in out
 
 
 def test_options_that_would_be_ignored_are_refused(model, here, capfd):

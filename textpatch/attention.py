@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib import import_module
 from typing import Callable, Iterator
 
 import torch
@@ -21,9 +22,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from textpatch.kernels import available, refusal
 from textpatch.errors import PatchError
 
-BACKENDS = "sdpa", "reference"
+BACKENDS = "sdpa", "reference", "triton"
+# Names of GPUs on which benchmarks/attention_op.py found the kernels faster than sdpa wherever a table is read.
+# None was at hand yet, and where nothing was measured sdpa runs.
+TRITON_IS_FASTER: frozenset[str] = frozenset()
 _asked: ContextVar[str | None] = ContextVar("the backend asked for", default=None)
 _answers = WeakTensorKeyDictionary()  # table of slots -> ((its version, entries of the bank), whether it hides)
 
@@ -37,8 +42,8 @@ def segment_attention(q, k, v, *, slots_k=None, slots_v=None, scale=None, return
     Returns (image (B, H, M, D), text (B, H, Mt, D) or None), q's dtype; with return_lse a third, the log sum exp
     of each query's scaled scores, (B, H, M + Mt), float32 or float64, which carries no gradient.
     A query that may read no key at all gets zeros, and a log sum exp of -inf.
-    Raises PatchError for shapes, dtypes and devices that do not fit, and on a CPU for slots outside the bank;
-    on a GPU these give NaN (triton) or torch's own index error, because asking would wait for the device.
+    Raises PatchError for shapes, dtypes and devices that do not fit, for slots outside the bank (in kernels and
+    CUDA graphs, which cannot be asked: NaN, or torch's index error), and for a backend that cannot run here.
     """
     slots_v = None if slots_v is slots_k else slots_v
     tensors = _in_one_dtype(q[0], q[1], k[0], k[1], v[0], v[1])
@@ -54,12 +59,13 @@ def segment_attention(q, k, v, *, slots_k=None, slots_v=None, scale=None, return
 # --- which backend
 
 
-def choose_backend(device: torch.device, dtype: torch.dtype, head_dim: int, table: bool) -> str:
-    """The backend of one call: the one asked for by `use_backend`, else the one measured fastest, else sdpa.
+def choose_backend(q: Tensor, table: bool) -> str:
+    """The backend for queries like q: the one asked for by `use_backend`, else the fastest measured, else sdpa.
 
-    table: whether the call reads through slots.  Raises PatchError if the one asked for cannot run here.
+    table: whether the call reads through slots, which only the kernels do without gathering first.
     """
-    return _asked.get() or "sdpa"
+    faster = table and q.is_cuda and torch.cuda.get_device_name(q.device) in TRITON_IS_FASTER
+    return _asked.get() or ("triton" if faster and available(q) else "sdpa")
 
 
 @contextmanager
@@ -84,8 +90,12 @@ def _segment_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Image and text outputs and log sum exp, empty where there is none; slots_v None: that of the keys."""
     tensors = q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v
-    if backend is None:
-        backend = choose_backend(q_image.device, q_image.dtype, q_image.shape[-1], slots_k is not None)
+    backend = backend or choose_backend(q_image, slots_k is not None)
+    if backend == "triton":
+        _require_kernels(q_image)
+        image, text, sums = _kernel("forward")(*tensors, scale, with_lse=lse)
+        none = [q_image.new_empty(0) for _ in range(2)]
+        return image, none[0] if text is None else text, none[1] if sums is None else sums
     hidden = _hidden([x for x in (slots_k, slots_v) if x is not None], k_text)
     out, sums = _attend(*tensors, hidden, scale, EAGER[backend], lse)
     sums = q_image.new_empty(0) if sums is None else sums
@@ -100,11 +110,16 @@ def _segment_attention(
 
 @_segment_attention.register_fake
 def _shapes(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, scale, backend, lse):
-    B, H, M, D = q_image.shape
+    B, H, M, _ = q_image.shape
     Mt = 0 if q_text is None else q_text.shape[2]
-    image, text = (q_image.new_empty(B, n, H, D).transpose(1, 2) for n in (M, Mt))
+    text = q_image.new_empty(0) if q_text is None else _laid_out(q_text)
     sums = q_image.new_empty((B, H, M + Mt) if lse else 0, dtype=_wide(q_image.dtype) if lse else q_image.dtype)
-    return image, q_image.new_empty(0) if q_text is None else text, sums
+    return _laid_out(q_image), text, sums
+
+
+def _laid_out(like: Tensor) -> Tensor:
+    """An empty (B, H, M, D) laid out [B, M, H, D], so that the projection after it copies nothing."""
+    return torch.empty_like(like.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 def _save(ctx, inputs, output) -> None:
@@ -116,6 +131,10 @@ def _save(ctx, inputs, output) -> None:
 def _gradients(ctx, d_image: Tensor, d_text: Tensor, d_lse: Tensor):
     """By the same attention once more under autograd: a donor's gradient is the sum over its readers."""
     *tensors, slots_k, slots_v = ctx.saved_tensors
+    if (ctx.backend or choose_backend(tensors[0], slots_k is not None)) == "triton":
+        d_text = None if tensors[1] is None else d_text
+        made = _kernel_gradients(d_image, d_text, *ctx.saved_tensors, ctx.scale)
+        return *(None if x is None else d for x, d in zip(tensors, made)), None, None, None, None, None
     wanted = [i for i, x in enumerate(tensors) if x is not None and ctx.needs_input_grad[i]]
     with torch.enable_grad():
         tensors = [x.detach().requires_grad_() if i in wanted else x for i, x in enumerate(tensors)]
@@ -130,6 +149,37 @@ def _gradients(ctx, d_image: Tensor, d_text: Tensor, d_lse: Tensor):
 
 
 _segment_attention.register_autograd(once_differentiable(_gradients), setup_context=_save)
+
+
+# --- the kernels, which no compiler looks into either
+
+
+def _kernel(name: str) -> Callable:
+    return getattr(import_module(f"textpatch.kernels.{name}"), name)
+
+
+def _require_kernels(q: Tensor) -> None:
+    why = refusal(q)
+    if why:
+        raise PatchError(f"backend 'triton' cannot run: {why}; ask for 'sdpa', or for none")
+
+
+@torch.library.custom_op("textpatch::segment_attention_gradients", mutates_args=())
+def _kernel_gradients(
+    d_image: Tensor, d_text: Tensor | None, q_image: Tensor, q_text: Tensor | None, k_image: Tensor | None,
+    k_text: Tensor, v_image: Tensor | None, v_text: Tensor, slots_k: Tensor | None, slots_v: Tensor | None,
+    scale: float,
+) -> list[Tensor]:  # fmt: skip
+    """Those of the six tensors, empty where there is none; the forward runs again, for its log sum exp."""
+    inputs = q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, scale
+    made = _kernel("backward")(d_image, d_text, *inputs, *_kernel("forward")(*inputs))
+    return [d_image.new_empty(0) if x is None else x for x in made]
+
+
+@_kernel_gradients.register_fake
+def _gradient_shapes(d_image, d_text, q_image, q_text, k_image, k_text, v_image, v_text, *rest):
+    tensors = q_image, q_text, k_image, k_text, v_image, v_text
+    return [d_image.new_empty(0) if x is None else _laid_out(x) for x in tensors]
 
 
 # --- the definition, and torch's own attention beside it

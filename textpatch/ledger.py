@@ -189,7 +189,8 @@ class Recorder:
 
     def _backend(self, site: Site) -> str:
         """What carries out the swaps of a site; a step without one may run on another."""
-        return choose_backend(self.pipeline.device, self.pipeline.dtype, site.head_dim, table=True)
+        queries = torch.empty(0, 1, 0, site.head_dim, device=self.pipeline.device, dtype=self.pipeline.dtype)
+        return choose_backend(queries, table=True)
 
     def _silent(self, entries: Sequence[Entry]) -> Iterator[Silence]:
         for i, swap in enumerate(self.plan.swaps):
