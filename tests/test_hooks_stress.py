@@ -91,10 +91,11 @@ def test_no_residue_when_closing_is_interrupted(monkeypatch):
 
 
 INTERRUPTED = """
-    import sys, torch
+    import signal, sys, torch
     from torch import nn
     from textpatch.hooks import HookRegistry, _open_blocks
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would we
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)))
     x, names = torch.ones(2, 4), [str(i) for i in range(6)]
     plain = model(x).clone()

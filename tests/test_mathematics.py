@@ -15,7 +15,7 @@ from small import relative
 from strategies import ARCHITECTURES, STATIC, Case, cases, fixed_case
 
 from textpatch import KVCache, capture, inject, patch
-from textpatch.attention import use_backend
+from textpatch.attention import row_slots, use_backend
 from textpatch.errors import PatchError
 from textpatch.plan import Swap
 
@@ -101,23 +101,64 @@ def test_algebra(law, long):
 # --- what must not matter
 
 
-def test_the_backend_does_not_matter():
-    """rms |f(x | swap) - float64| by the definition is at most 1.1 times that by SDPA, in float32, over 24 SDXLs.
-
-    Together: the error of one model is one draw, and two draws of equal spread differ by a quarter.
-    """
-    swap, errors = Swap("all", "a", "b", heads=(1,), tokens=(0, 3)), []
-    for seed in range(24):
-        case, exact = case_in("sdxl", torch.float32, seed=seed), fixed_case("sdxl")
-        exact.model.load_state_dict(case.model.state_dict())
-        (x, t, text), slots = case.inputs, case.slots(swap)
-        true = exact.model(x.double(), t, text.to(torch.float64), slots=slots)
-        made = [case.model(x, t, text, slots=slots)]
+def by_definition(model):
+    def call(x, t, text, slots):
         with use_backend("reference"):
-            made.append(case.model(x, t, text, slots=slots))
+            return model(x, t, text, slots=slots)
+
+    return call
+
+
+def on_two_threads(model):
+    def call(x, t, text, slots):
+        before = torch.get_num_threads()
+        torch.set_num_threads(3 - min(before, 2))
+        try:
+            return model(x, t, text, slots=slots)
+        finally:
+            torch.set_num_threads(before)
+
+    return call
+
+
+def in_a_larger_batch(model):
+    """Two rows more, which read themselves."""
+
+    def call(x, t, text, slots):
+        rows, tokens = [*range(len(x)), 0, 1], text.tokens.shape[1]
+        own = row_slots(torch.arange(len(x), len(rows)), tokens)
+        grown = [None if one is None else torch.cat([one, own.expand(-1, one.shape[1], -1)]) for one in slots]
+        return model(x[rows], t, text[rows], slots=grown)[: len(x)]
+
+    return call
+
+
+def compiled(model):
+    graph = torch.compile(model, backend="aot_eager", fullgraph=True)
+    return lambda x, t, text, slots: graph(x, t, text, slots=slots)
+
+
+@pytest.mark.parametrize("architecture", ["sdxl", "if-i", "mmdit"])
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("way", [by_definition, on_two_threads, in_a_larger_batch, compiled])
+def test_only_the_error_moves(architecture, dtype, way):
+    """f(x | swap) another way is as near to float64: rms errors over 16 inputs apart by at most 1.1.
+
+    Together, for the error of one input is one draw.  In half precision the definition may be further off than
+    SDPA, which adds up in float32, and SDPA is what is bounded then.
+    """
+    case, exact = case_in(architecture, dtype), fixed_case(architecture)
+    exact.model.load_state_dict(case.model.state_dict())
+    (x, t, text), slots = case.inputs, case.slots(Swap("all", "a", "b", heads=(1,), tokens=(0, 3)))
+    errors, another_way = [], way(case.model)
+    for seed in range(16):
+        x = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+        true = exact.model(x.double(), t, text.to(torch.float64), slots=slots)
+        made = case.model(x, t, text, slots=slots), another_way(x, t, text, slots)
         errors.append([((one.double() - true).square().mean() / true.square().mean()).item() for one in made])
-    sdpa, definition = torch.tensor(errors).mean(0).sqrt()
-    assert 0 < sdpa and definition <= 1.1 * sdpa
+    plain, other = torch.tensor(errors).mean(0).sqrt()
+    assert 0 < plain <= 1.1 * other
+    assert other <= 1.1 * plain or (way is by_definition and dtype != torch.float32)
 
 
 # --- NaN
