@@ -148,7 +148,7 @@ FAULTS = {  # check that must find it, model, fault
     "shapes not compared": (swaps.other_shapes_are_refused, "sd3",
         code(patching, "_read", "if stored.shape != own.shape or stored.dtype != own.dtype:", "if False:")),
     "range not looked at": (swaps.what_is_not_there_is_refused, "krea2",
-        code(patching, "_mixed", "< size:", "<= size:")),
+        code(patching, "_mixed", "site.text_heads, site)", "site.text_heads + 1, site)")),
     "rows that share a NaN": (swaps.nan_does_not_leak, "sd3", module("context_embedder", lambda x: x + 0 * x.sum(0))),
     "no gate for threads": (swaps.threads_are_untouched, "sd3", attribute(hooks, "_open_blocks", Shared())),
     "hooks left behind": (swaps.nothing_is_left_behind, "sd3", attribute(hooks, "_close", lambda *_: None)),

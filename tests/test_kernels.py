@@ -40,7 +40,7 @@ def test_laws(device, part, triton):
     if device == "gpu" and part == "the_law_notices":
         part = "every"  # faults are planted on the CPU alone
     interpreted = {"TRITON_INTERPRET": "1"} if device == "interpreter" else {"TRITON_INTERPRET": "0"}
-    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / "kernels_by_law.py", "-k", part]
+    command = ["-m", "pytest", "-p", "no:cacheprovider", HERE / "kernels_by_law.py", "-k", part]
     assert " passed" in process(*command, **interpreted)
 
 
