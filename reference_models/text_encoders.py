@@ -119,11 +119,15 @@ class IFTextEncoder(nn.Module):
 
     def forward(self, prompts: Sequence[str | None]) -> TextCondition:
         """TextCondition: tokens (B, T, C).  Raises PromptError as `tokenize` does."""
-        plain = [(prompt or "").lower().strip() for prompt in prompts]
+        plain = [self.as_read(prompt or "") for prompt in prompts]
         (tokens,) = tokenize(plain, self.tokenizers, (IF_LENGTH,))
         tokens = tokens.to(self.text_encoder.device)
         states = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
         return TextCondition(states.last_hidden_state)
+
+    def as_read(self, prompt: str) -> str:
+        """What the tokenizer is given of a prompt."""
+        return prompt.lower().strip()
 
 
 def tokenize(

@@ -181,6 +181,17 @@ def test_one_graph_for_every_table():
     assert counter.frame_count == 1
 
 
+def test_one_graph_for_every_size():
+    """Compiled with dynamic shapes: other numbers of rows, tokens and heads of a table are checked and run, too."""
+    torch._dynamo.reset()
+    fast = torch.compile(segment_attention, backend="eager", fullgraph=True, dynamic=True)
+    for rows, image, tokens in ((2, 5, 3), (3, 6, 4), (4, 7, 5)):
+        for per_head in (True, False):
+            case = make_attention(rows=rows, bank=rows, image=image, tokens=tokens, per_head=per_head)
+            made = [f(case.q, case.k, case.v, slots_k=case.slots) for f in (fast, segment_attention)]
+            assert all(torch.equal(a, b) for a, b in zip(*made))
+
+
 def test_the_backend_asked_for():
     """use_backend reaches every call of the block; another's name is refused."""
     case, seen = make_attention(), []

@@ -1,12 +1,11 @@
 """Localising and editing on the shipped models, whose words tesseract reads."""
 
 import json
-import sys
 
 import pytest
 from small import small_pipeline
 
-from textpatch import PatchError, Row, edit, load, localize, sample
+from textpatch import PatchError, Row, edit, load, localize, sample, trials
 from textpatch.errors import OCRError, PromptError
 from textpatch.metrics import Tesseract
 from textpatch.weights import evaluate
@@ -14,7 +13,6 @@ from textpatch.weights.load import SHIPPED
 from textpatch.weights.prompts import sign_pairs
 from textpatch.weights.signs import SignFormat
 
-localizing = sys.modules["textpatch.localize"]
 PAIR = ('a red sign that says "HOUSE" on a blue wall', 'a green badge that says "TIGER" on a striped yellow wall')
 
 
@@ -43,14 +41,14 @@ def test_the_planted_site_is_found(planted):
 
 def test_a_swap_one_site_off_is_noticed(planted, monkeypatch):
     """Planted fault: every swap goes to the next site; then the wrong site is found."""
-    honest = localizing.rows_and_plan
+    honest = trials.rows_and_plan
 
     def one_off(pair, seed, groups, *rest):
         rows, plan = honest(pair, seed, groups, *rest)
         moved = honest(pair, seed, [(groups[(i + 1) % len(groups)]) for i in range(len(groups))], *rest)[1]
         return rows, type(plan)(type(a)(b.sites, a.readers, a.donor, a.steps) for a, b in zip(plan.swaps, moved.swaps))
 
-    monkeypatch.setattr(localizing, "rows_and_plan", one_off)
+    monkeypatch.setattr(trials, "rows_and_plan", one_off)
     with pytest.raises(AssertionError):
         check_planted_site_is_found(planted)
 
@@ -69,7 +67,7 @@ def test_an_edit_keeps_the_picture_and_writes_the_word(planted):
     """At the localised site the edit reads as the target, outside the letters it is the source."""
     made, box = edit(planted, *PAIR, seed=3), planted.defaults.text_box
     words = Tesseract().read([made.source, made.image, made.target], box=box)
-    kept, other = (localizing.picture_scores(x, made.source, box)["mse"] for x in (made.image, made.target))
+    kept, other = (trials.picture_scores(x, made.source, box)["mse"] for x in (made.image, made.target))
     assert words == ["HOUSE", "TIGER", "TIGER"] and kept < other / 20
     assert made.plan.swaps[0].sites == planted.defaults.localized == (planted_site(),)
 
@@ -77,7 +75,7 @@ def test_an_edit_keeps_the_picture_and_writes_the_word(planted):
 def test_an_edit_from_the_last_step_on_changes_less(planted):
     """The later the start, the nearer to the source."""
     whole = [edit(planted, *PAIR, start=s) for s in (0, planted.defaults.steps - 1)]
-    early, late = (localizing.metrics.mse(made.image, made.source) for made in whole)
+    early, late = (trials.metrics.mse(made.image, made.source) for made in whole)
     assert late < early / 4
 
 
@@ -90,7 +88,7 @@ class Blind:
 
 def test_a_blind_reader_is_an_error_before_anything_runs(monkeypatch):
     """No score is reported by an engine that fails its self-test, and nothing is generated."""
-    monkeypatch.setattr(localizing, "sample", lambda *a, **k: pytest.fail("generated all the same"))
+    monkeypatch.setattr(trials, "sample", lambda *a, **k: pytest.fail("generated all the same"))
     with pytest.raises(OCRError, match="0 of 18"):
         localize(small_pipeline(), [PAIR], ocr=Blind())
 

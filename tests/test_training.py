@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small import PROMPTS, relative
+from strategies import randomize
 from test_weights import all_signs, parse
 
 from textpatch.errors import PatchError
@@ -19,7 +20,7 @@ from textpatch.weights import train as training
 from textpatch.weights.families import FAMILIES, if_encoder
 from textpatch.weights.noising import Noise, objective
 from textpatch.weights.recipes import RECIPES
-from textpatch.weights.signs import SAYINGS, Sign, draw_sign
+from textpatch.weights.signs import LETTERS, SAYINGS, Sign, draw_sign
 from textpatch.weights.tokens import LENGTH, word_tokenizer
 from textpatch.weights.words import TEST, VALIDATION
 
@@ -80,6 +81,21 @@ def test_a_saved_model_makes_the_pictures_of_the_trained_one(mini, tmp_path):
     made = [pipeline.generate(PROMPTS, seeds=[0, 1]) for pipeline in (here, back)]
     assert [a.tobytes() for a in made[0]] == [b.tobytes() for b in made[1]]
     assert made[0][0].tobytes() != made[0][1].tobytes()
+
+
+@pytest.mark.parametrize("name", ["tiny-sdxl", "tiny-if"])
+def test_a_saved_unet_is_read_by_diffusers(name, tmp_path):
+    """Its folder holds all that diffusers' class must be told: the same weights answer the same."""
+    diffusers = pytest.importorskip("diffusers")
+    recipe = MINIS[name]
+    average = randomize(training.Trainee(recipe), 0).state_dict()
+    ours = load(training.export(recipe, tmp_path / "made", average, {"seed": 0, "steps": 2}))
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "made" / "unet")
+    x, t, text = ours.noise([0, 1]), torch.tensor([900, 20]), ours.encode(PROMPTS)
+    added = {} if text.micro is None else {"text_embeds": text.pooled, "time_ids": text.micro}
+    with torch.no_grad():
+        expected = theirs(x, t, text.tokens, added_cond_kwargs=added).sample
+    assert relative(ours.denoiser(x, t, text), expected) < 5e-6
 
 
 def test_every_weight_is_trained(mini):
@@ -222,7 +238,8 @@ def test_a_unet_begins_by_answering_its_input(name):
     text = model.encoders(PROMPTS)
     if MINIS[name].micro:
         text = replace(text, micro=torch.tensor(MINIS[name].micro).expand(2, -1))
-    out = model.denoiser(x, torch.tensor([900, 20]), text)
+    with torch.no_grad():
+        out = model.denoiser(x, torch.tensor([900, 20]), text)
     scale = (x.square().mean(dim=(2, 3), keepdim=True) + 1e-5).sqrt()
     assert relative(out[:, :3], x / scale) < 5e-6 and not out[:, 3:].any()
 
@@ -237,6 +254,21 @@ def test_ifs_letters_find_their_place_at_once():
     for head in range(6):  # the letters of a word
         back = weights[head].diagonal(offset=-(head + 1))
         assert back.min() > 0.5
+
+
+def test_ifs_encoder_knows_places_and_keeps_knowing():
+    """Over half of what tells quoted letters' states apart is their place in the word, and training changes none."""
+    recipe, rng = MINIS["tiny-if"], random.Random(0)
+    words = ["".join(rng.choices(LETTERS, k=6)) for _ in range(100)]
+    model = training.Trainee(recipe)
+    before = {name: tensor.clone() for name, tensor in model.encoders.state_dict().items()}
+    optimizers, weight = training.Optimizers(model, recipe), training.text_weights(recipe)
+    training.train_step(recipe, 0, 0, 2, model, optimizers, model.state_dict(), weight)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.encoders.state_dict().items())
+    with torch.no_grad():  # `a red sign that says " W O R D E R " ...`
+        states = model.encoders([Sign(word).prompt() for word in words]).tokens[:, 6:12]
+    places = states.mean(dim=0) - states.mean(dim=(0, 1))
+    assert places.square().sum(-1).mean() > 0.5 * (states - states.mean(dim=(0, 1))).square().sum(-1).mean()
 
 
 @given(all_signs, st.sampled_from(SAYINGS))

@@ -8,14 +8,17 @@ _HOMES = {
     "attention": "segment_attention",
     "edit": "Edit edit",
     "errors": "PatchError",
+    "heads": "head_search",
     "hooks": "HookRegistry",
     "localize": "Localization Pair localize",
     "patch": "KVCache capture inject patch",
     "plan": "Plan Row Swap Window",
     "sampling": "Samples sample",
     "sites": "Site SiteSpec Span find_sites",
+    "starts": "start_curve",
     "store": "Run",
     "testing": "check_port",
+    "trials": "Trials",
     "weights": "load load_denoiser",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -334,7 +334,9 @@ def _require_like(name: str, x: Tensor | None, shape: tuple | None, like: Tensor
 def _require_slots(name: str, slots: Tensor | None, rows: int, heads: int, tokens: int, device) -> None:
     if slots is None:
         return
-    if slots.shape not in ((rows, 1, tokens), (rows, heads, tokens)) or slots.device != device:
+    # number by number: torch.compile with dynamic shapes finds no symbolic shape in a tuple of shapes
+    fits = slots.dim() == 3 and slots.shape[0] == rows and slots.shape[2] == tokens
+    if not fits or not (slots.shape[1] == 1 or slots.shape[1] == heads) or slots.device != device:
         raise PatchError(
             f"slots of {name} are {tuple(slots.shape)} on {slots.device}; {rows} rows of {heads} heads that read "
             f"{tokens} tokens on {device} need ({rows}, 1 or {heads}, {tokens}) there"

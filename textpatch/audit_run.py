@@ -8,10 +8,10 @@ from typing import Callable
 
 from textpatch.audit import AuditReport, audit
 from textpatch.errors import PatchError
-from textpatch.localize import SOURCE, TARGET, Pair, rows_and_plan
 from textpatch.plan import Plan, Row
 from textpatch.sampling import sample
 from textpatch.store import Run, read_json
+from textpatch.trials import SOURCE, TARGET, Pair, row_name, rows_and_plan
 
 TOGETHER = 4  # swaps audited in one batch: all sites of SD3 or SDXL would not fit at once
 
@@ -49,12 +49,13 @@ def _first_plan(run: Run, request: dict) -> tuple[Pair, int, Plan]:
     if request["command"] != "localize":
         raise PatchError(f"{run.folder} is a run of {request['command']}, which has no plan; localize and edit have")
     pair, seed = Pair(*request["pairs"][0]), request["seeds"][0]
-    groups = [entry["group"] for entry in read_json(run.folder / "results.json")["sites"]]
-    plan = rows_and_plan(pair, seed, groups, request["steps"], request["start"], request["branch"])[1]
-    made = {record["id"]: record["plan_sha256"] for record in run.records()}
-    if made.get(f"0-{seed}") != plan.sha256:
+    first = next((record for record in run.records() if record["id"] == f"0-{seed}"), {"pictures": {}})
+    groups = {row_name(entry["group"]): entry["group"] for entry in read_json(run.folder / "results.json")["sites"]}
+    made = [groups[name] for name in first["pictures"] if name in groups]  # a search may begin with some of the sites
+    plan = rows_and_plan(pair, seed, made, request["steps"], request["start"], request["branch"])[1]
+    if first.get("plan_sha256") != plan.sha256:
         raise PatchError(
-            f"{run.folder} says plan {made.get(f'0-{seed}')} made its first record; its request gives {plan.sha256}; "
+            f"{run.folder} says plan {first.get('plan_sha256')} made its first record; its request gives {plan.sha256}; "
             "the run was changed, or made by another version"
         )
     return pair, seed, plan

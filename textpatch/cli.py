@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import platform
 import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
 
-from textpatch.errors import PatchError
+from textpatch.errors import PatchError, Unfinished
 
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
 MODEL_HELP = ("a shipped model (tiny-mmdit, planted-mmdit), a folder in diffusers layout, an original single "
@@ -114,17 +115,28 @@ def _localize(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--pairs", type=int, help="how many prompt pairs of the shipped word lists (8)"
     )
-    command.add_argument("--split", help="which words: validation (default) or test")
+    command.add_argument("--split", help="which words, ours or GlyphControl's: validation (default) or test")
     command.add_argument(
         "--same-scene", action="store_true", help="source and target prompt differ in the word alone"
     )
-    command.add_argument("--prompts", type=Path, help="own prompt pairs: a file of lines `source<TAB>target`")
+    command.add_argument("--prompts", type=Path, help="own prompt pairs: a file of lines `source<TAB>target`, or a "
+                                                       "folder with a copy of GlyphControl-release")  # fmt: skip
+    command.add_argument("--bench", help="GlyphControl's prompts: simple (default), creative, or mixed, creative with "
+                                         "another sentence for the target")  # fmt: skip
+    command.add_argument("--limit", type=int, help="how many of GlyphControl's pairs (all of the split)")
+    command.add_argument("--shard", metavar="I/N", help="do the I-th of N parts, 0/N to N-1/N, into the run folder they "
+                                                        "share (torchrun's RANK and WORLD_SIZE)")  # fmt: skip
     command.add_argument(
         "--seeds", type=int, nargs="+", default=[0], help="noise seeds; every pair with every seed (0)"
     )
     command.add_argument("--sites", nargs="+", help=f"{SITES_HELP}; each tried alone (all)")
     command.add_argument("--set", dest="sets", nargs="+", action="append", metavar="SITE",
                          help="sites tried together; may be given several times, replaces --sites")  # fmt: skip
+    command.add_argument("--mode", choices=["exhaustive", "staged", "contribution"], default="exhaustive",
+                         help="score every site on every pair (exhaustive); or keep some by their scores on a few pairs "
+                              "(staged), or by what they give to the picture (contribution), and score those")  # fmt: skip
+    command.add_argument("--keep", type=int, help="how many sites staged and contribution keep (as many as stand out)")
+    command.add_argument("--first", type=int, help="pairs they begin with, doubled while it is unclear which to keep (8)")
     _swap(command)
     _common(command)
     command.set_defaults(run=localize)
@@ -224,18 +236,26 @@ def localize(options) -> None:
 
     if options.sets and options.sites:
         raise PatchError("--sites and --set were both given, and --set replaces --sites; give one of them")
-    pairs, sites_ = _pairs(options), options.sites or ["all"]
+    pairs, sites_, shard = _pairs(options), options.sites or ["all"], _shard(options)
     pipeline, ocr = _load(options), Tesseract()
     steps, guidance = _defaults(pipeline, options)
     request = dict(command="localize", pairs=pairs, seeds=options.seeds, sites=sites_, sets=options.sets,
                    steps=steps, guidance=guidance, start=options.start, branch=options.branch)  # fmt: skip
+    search = dict(mode=options.mode, keep=options.keep, first=options.first)
+    if options.mode != "exhaustive":  # whose requests, and so whose folders, are as they were without modes
+        request |= search
     asked = dict(
-        sites=sites_, groups=options.sets, seeds=options.seeds, steps=steps, start=options.start
+        sites=sites_, groups=options.sets, seeds=options.seeds, steps=steps, start=options.start, **search
     )
     check(pipeline, pairs, **asked)
     ocr.self_test()
-    run = _open_run(options, pipeline, request, ocr=ocr.describe())
-    found = localize_(pipeline, pairs, **asked, guidance=guidance, branch=options.branch, ocr=ocr, run=run)
+    run = _open_run(options, pipeline, request, worker=str(shard[0] if shard else 0), ocr=ocr.describe())
+    try:
+        found = localize_(pipeline, pairs, **asked, guidance=guidance, branch=options.branch, ocr=ocr, run=run,
+                          shard=shard)  # fmt: skip
+    except Unfinished as told:
+        print(told)
+        return
     publish(run, found.result, found.records)
     print(table(found.result))
     print(answer(found.result))
@@ -285,12 +305,26 @@ def doctor(options) -> None:
 
     for name, version in _versions().items():
         print(f"{name:<14}{version}")
+    print(f"{'attention':<14}{_attention()}")
     reader = Tesseract()
     reader.self_test()
     print(f"{'tesseract':<14}{reader.describe()['version']}, reads its self-test")
     for model in options.model or _shipped():
         for line in examine(model, numbers=options.scan):
             print(line)
+
+
+def _attention() -> str:
+    """Which backend attention runs on here, plain and through slots, and whether the kernels could."""
+    import torch
+
+    from textpatch.attention import choose_backend
+    from textpatch.kernels import refusal
+
+    there = torch.cuda.is_available()
+    q = torch.empty(0, 1, 0, 64, device="cuda" if there else "cpu", dtype=torch.bfloat16 if there else torch.float32)
+    plain, table = (choose_backend(q, table=table) for table in (False, True))
+    return f"{plain}, through slots {table}; triton kernels: {refusal(q) or 'can run'}"
 
 
 def _load(options):
@@ -318,25 +352,39 @@ def _defaults(pipeline, options) -> tuple[int, float]:
 
 
 def _pairs(options) -> list[tuple[str, str]]:
+    """The prompt pairs asked for; an option that would have no effect on them is an error."""
+    from textpatch.prompts import glyphcontrol, read_pairs
+
+    listed = options.prompts is not None and options.prompts.is_dir()
+    if not listed and (options.bench or options.limit is not None):
+        raise PatchError("--bench and --limit choose among GlyphControl's prompts; give its folder with --prompts")
     if options.prompts is None:
         from textpatch.weights.prompts import sign_pairs
 
         n = 8 if options.pairs is None else options.pairs
         return sign_pairs(n, split=options.split or "validation", same_scene=options.same_scene)
-    if options.pairs is not None or options.split or options.same_scene:
+    if options.pairs is not None or options.same_scene or (options.split and not listed):
         raise PatchError("--pairs, --split and --same-scene choose among our word lists; with --prompts leave them out")
-    try:
-        lines = [line for line in options.prompts.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise PatchError(f"cannot read prompts from {options.prompts}: {error}") from None
-    pairs = [tuple(line.split("\t")) for line in lines]
-    wrong = next((i for i, pair in enumerate(pairs, 1) if len(pair) != 2), 0)
-    if wrong or not pairs:
-        raise PatchError(f"{options.prompts}, pair {wrong}: expected `source<TAB>target` on every line")
-    return pairs
+    if not listed:
+        return read_pairs(options.prompts)
+    pairs = glyphcontrol(options.prompts, options.bench or "simple", options.split or "validation", limit=options.limit)
+    return [(pair.source, pair.target) for pair in pairs]
 
 
-def _open_run(options, pipeline, request: dict, **facts):
+def _shard(options) -> tuple[int, int] | None:
+    """(i, n) of --shard I/N, or of torchrun's environment; None for a run that is not divided."""
+    told = options.shard
+    if told is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        told = f"{os.environ.get('RANK')}/{os.environ['WORLD_SIZE']}"
+    if told is None:
+        return None
+    index, _, count = told.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise PatchError(f"no shard {told!r}; give I/N, such as 0/4 to 3/4 for four parts")
+    return int(index), int(count)
+
+
+def _open_run(options, pipeline, request: dict, *, worker: str = "0", **facts):
     """The run folder of a request: the one asked for, or one named by command, model and the request's hash."""
     from textpatch.store import Run
     from textpatch.weights.load import fingerprint
@@ -345,11 +393,12 @@ def _open_run(options, pipeline, request: dict, **facts):
     request = {**made_by, **request, **facts}
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
     folder = options.out or Path("runs") / f"{request['command']}-{pipeline.name}-{digest}"
-    return Run.open(folder, {"request": request, "versions": _versions(), "command": options.command_line})
+    manifest = {"request": request, "versions": _versions(), "command": options.command_line}
+    return Run.open(folder, manifest, worker=worker)
 
 
 def _versions() -> dict[str, str]:
-    packages = ("textpatch", "torch", "transformers", "safetensors", "numpy", "Pillow", "pytesseract")
+    packages = ("textpatch", "torch", "transformers", "safetensors", "numpy", "Pillow")
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
 
 

@@ -27,6 +27,10 @@ class StoreError(PatchError):
     """A run folder cannot be written, or holds another run than the one asked for."""
 
 
+class Unfinished(PatchError):
+    """One part of a divided run is done, and other parts are not: there is no result yet."""
+
+
 def closest(name: str, known, limit: int = 3) -> str:
     """`; closest: a, b` for an error about an unknown name, or `; known: ...` if nothing is near."""
     known = [str(k) for k in known]

@@ -1,50 +1,28 @@
-"""Which site carries the word: swap the text K and V of one site at a time and read the pictures.
+"""Which sites carry the word: swap the target's text K and V into the source's run there, and read the pictures.
 
-    score(site) = OCR F1 of the pictures of  source <- target at that site,  towards the target's word
+    exhaustive    every site alone on every prompt pair (ICLR 2025, sec. 4.2): L + 2 pictures per pair and seed
+    staged        every site alone on a few pairs, those that may carry the word on all
+    contribution  plain generations on a few pairs, read without a swap; the sites they point at on all
 
-(ICLR 2025, sec. 4.2.)  All sites of one prompt pair run in lock-step in one batch: L + 2 pictures per pair
-and seed, no cache, no second run.
+Each ends with the responsible set: the measured sites put together, best first, while the score clearly rises.
 """
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Sequence
 
-import numpy as np
-from tqdm import tqdm
-
-from textpatch import metrics
-from textpatch.errors import PatchError, PromptError
-from textpatch.plan import Plan, Row, Swap
-from textpatch.sampling import sample
+from textpatch.contribution import Contributions
+from textpatch.errors import PatchError, closest
+from textpatch.metrics import f1_of_means
+from textpatch.search import Group, Screening, Step, better_than, grow, interval, ranking, responsible, screen
 from textpatch.sites import find_sites, select_sites
+from textpatch.trials import (  # noqa: F401  edit, audit_run and prompts take some of these names from here
+    SOURCE, TARGET, Pair, Trials, checked_pairs, group_name, quoted, row_name, rows_and_plan, scores,
+)  # fmt: skip
 
 SCHEMA_VERSION = 1
-SOURCE, TARGET = "source", "target"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two prompts, each with one word in double quotes; raises PromptError where there is none."""
-
-    source: str
-    target: str
-
-    @property
-    def words(self) -> tuple[str, str]:
-        return quoted(self.source), quoted(self.target)
-
-
-def quoted(prompt: str) -> str:
-    """What stands between the double quotes of a prompt.  Raises PromptError unless it is one stretch of text."""
-    parts = prompt.split('"')
-    if len(parts) != 3 or not parts[1].strip():
-        raise PromptError(
-            f'no quoted word in {prompt!r}; write the word to render in double quotes: a sign that says "WORD"'
-        )
-    return parts[1].strip()
+FIRST = 8  # pairs that a screening begins with
 
 
 @dataclass(frozen=True)
@@ -62,200 +40,174 @@ class Localization:
         return [groups[site] for site in self.result["ranked"]]
 
 
-def localize(pipeline, pairs: Sequence, *, sites="all", groups: Sequence[Sequence[int]] | None = None,
+def localize(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all",
+             groups: Sequence[Sequence[int]] | None = None, keep: int | None = None, first: int | None = None,
              seeds: Sequence[int] = (0,), steps: int | None = None, guidance: float | None = None, start: int = 0,
-             branch: str = "both", ocr=None, run=None, micro_batch: int = 64) -> Localization:  # fmt: skip
-    """Score every site alone, on every prompt pair and seed.
+             branch: str = "both", ocr=None, run=None, shard: tuple[int, int] | None = None,
+             micro_batch: int = 64) -> Localization:  # fmt: skip
+    """Score every site alone, or screen first and score exactly those kept, on every prompt pair and seed.
 
     pairs   (source, target) prompts, each with one quoted word
+    mode    "exhaustive", "staged" or "contribution", see the module docstring
     sites   which to try, each alone; groups, sets of site indices tried together, replaces it when given
+    keep    how many a screening keeps.  When None, staged keeps those that clearly beat no swap, contribution
+            those with at least half of the largest share
+    first   how many pairs a screening begins with, 8 when None; it doubles them while the gap is unclear
     start   first patched step, 0 = noisiest; branch "both" guidance branches (official) or "cond"
     ocr     a reader with `read(images, box=)` and `describe()`; tesseract when None, self-tested first
-    run     a store.Run: finished pairs are kept there and are not run again
+    run     a store.Run: what is finished is kept there and is not run again
+    shard   (i, n): an exhaustive search's pictures of every n-th pair and seed alone, from the i-th on, into the run
+            that all n share under worker names of their own; the shard that ends last goes on to the result
     Scores are means over pairs and seeds with 95 % intervals bootstrapped over pairs.
-    Raises PatchError for unknown sites or a start outside the run, OCRError if no text can be read.
+    Raises PatchError for unknown sites, a start outside the run or a mode's options where they have no effect,
+    OCRError if no text can be read, Unfinished while other shards are.
     """
-    steps = pipeline.defaults.steps if steps is None else steps
-    guidance = pipeline.defaults.guidance if guidance is None else guidance
-    pairs, groups = check(pipeline, pairs, sites=sites, groups=groups, seeds=seeds, steps=steps, start=start)
-    ocr = ocr or metrics.Tesseract()
-    ocr.self_test()
-    done = {} if run is None else {record["id"]: record for record in run.records()}
-    records = []
-    units = list(itertools.product(range(len(pairs)), seeds))
-    for index, seed in tqdm(units, desc="localize", unit="pair", disable=None):
-        record = done.get(f"{index}-{seed}")
-        if record is None:
-            rows, plan = rows_and_plan(pairs[index], seed, groups, steps, start, branch)
-            samples = sample(pipeline, rows, plan, steps=steps, guidance=guidance, micro_batch=micro_batch)
-            record = _record(pipeline, samples, pairs[index], ocr, run)
-            record |= {"id": f"{index}-{seed}", "pair": index, "seed": seed, "plan_sha256": plan.sha256}
-            if run is not None:
-                run.append(record)
-        records.append(record)
-    facts = dict(model=pipeline.name, pairs=len(pairs), seeds=list(seeds), steps=steps, guidance=guidance,
-                 start=start, branch=branch, ocr=ocr.describe())  # fmt: skip
-    return Localization(summarise(pipeline, pairs, groups, records, facts), records)
-
-
-def check(
-    pipeline,
-    pairs: Sequence,
-    *,
-    sites="all",
-    groups=None,
-    seeds: Sequence[int] = (0,),
-    steps: int,
-    start: int = 0,
-):
-    """The pairs and the groups of sites of a request, once all that can be wrong with it is known to be right.
-
-    Nothing is generated.  Raises as `localize` does.
-    """
-    pairs = [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs]
     groups = _groups(pipeline, sites, groups)
-    if not pairs or not seeds or not 0 <= start < steps:
-        raise PatchError(f"{len(pairs)} pairs, {len(seeds)} seeds, start {start} of {steps} steps; "
-                         "needs at least one pair and seed, and a start within the run")  # fmt: skip
+    _check_search(mode, keep, first, groups, len(pairs))
+    _check_shard(shard, mode, run)
+    trials = Trials(pipeline, pairs, seeds=seeds, steps=steps, guidance=guidance, start=start, branch=branch, ocr=ocr,
+                    run=run, micro_batch=micro_batch)  # fmt: skip
+    if shard is not None:
+        trials.share(groups, shard)
+    screening, beside = MODES[mode](trials, groups, keep, first or FIRST)
+    measured = _best_first(trials, screening.kept)
+    growing = _alone(groups) and len(pairs) > 1  # one pair has no interval to rise beyond
+    grown = grow(trials.score, [site for (site,) in measured], len(pairs), f1_of_means) if growing else None
+    return Localization(summarise(trials, mode, groups, screening, beside, grown), trials.records)
+
+
+def check(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all", groups=None, keep: int | None = None,
+          first: int | None = None, seeds: Sequence[int] = (0,), steps: int, start: int = 0) -> None:  # fmt: skip
+    """Raise what `localize` would raise for a request it cannot carry out.  Nothing is generated."""
+    _check_search(mode, keep, first, _groups(pipeline, sites, groups), len(pairs))
+    checked_pairs(pipeline, pairs, seeds=seeds, steps=steps, start=start)
+
+
+def _check_search(mode: str, keep: int | None, first: int | None, groups: list[Group], pairs: int) -> None:
     if len(set(groups)) != len(groups):
         raise PatchError(
-            f"the same set of sites is asked for twice among {', '.join(map(_name, groups))}; name it once"
+            f"the same set of sites is asked for twice among {', '.join(map(row_name, groups))}; name it once"
         )
-    for pair in pairs:
-        pair.words  # noqa: B018  a prompt without a word is refused before anything runs
-    pipeline.check(
-        [prompt for pair in pairs for prompt in (pair.source, pair.target)], seeds=seeds, steps=steps
-    )
-    return pairs, groups
+    if mode not in MODES:
+        raise PatchError(f"no mode {mode!r}{closest(mode, MODES)}")
+    if mode == "exhaustive" and (keep, first) != (None, None):
+        raise PatchError(f"keep is {keep} and first {first}, and an exhaustive search screens nothing; "
+                         "leave them out, or give mode 'staged' or 'contribution'")  # fmt: skip
+    if mode != "exhaustive" and (pairs < 2 or first is not None and first < 2):
+        raise PatchError(f"{pairs} pairs, screening begins with {first or FIRST}; an interval over pairs needs two")
+    if mode != "exhaustive" and (len(groups) < 2 or keep is not None and not 1 <= keep < len(groups)):
+        raise PatchError(f"keep is {keep} of {len(groups)} sites; keep at least one and fewer than there are")
+    if mode == "contribution" and not _alone(groups):
+        raise PatchError("contribution scores single sites, and sets of them were asked for; use another mode")
 
 
-def _groups(pipeline, sites, groups) -> list[tuple[int, ...]]:
+def _check_shard(shard: tuple[int, int] | None, mode: str, run) -> None:
+    if shard is None:
+        return
+    if not 0 <= shard[0] < shard[1]:
+        raise PatchError(f"no shard {shard[0]}/{shard[1]}; of n shards the first is 0/n, the last n-1/n")
+    if mode != "exhaustive" or run is None:
+        raise PatchError(f"a shard of mode {mode!r}{' without a run' if run is None else ''} was asked for; only an "
+                         "exhaustive search into a run folder can be divided, the others go by what they have seen")  # fmt: skip
+
+
+def _groups(pipeline, sites, groups) -> list[Group]:
     known = find_sites(pipeline.denoiser)
     if groups is None:
         return [(site.index,) for site in select_sites(known, sites)]
     return [tuple(site.index for site in select_sites(known, list(group))) for group in groups]
 
 
-def rows_and_plan(
-    pair: Pair, seed: int, groups, steps: int, start: int, branch: str
-) -> tuple[list[Row], Plan]:
-    """Source, target and one patched row per group of sites, all from the same noise; and who reads whom.
+def _alone(groups: Sequence[Group]) -> bool:
+    return all(len(group) == 1 for group in groups)
 
-    The patched rows keep the source's pooled vector, as the official code does.
+
+# --- the modes: what to score exactly, and what else is known of the groups
+
+
+def _exhaustive(trials: Trials, groups: list[Group], keep, first):
+    trials.measure(groups)
+    return Screening(tuple(groups), tuple(groups), {}, len(trials.pairs)), {}
+
+
+def _staged(trials: Trials, groups: list[Group], keep: int | None, first: int):
+    def beating(values, pairs: int) -> int:
+        return better_than(*trials.score([()], pairs), values, f1_of_means)
+
+    rule = beating if keep is None else lambda values, pairs: keep
+    screening = screen(trials.score, groups, len(trials.pairs), first=first, keep=rule, statistic=f1_of_means)
+    return screening, {}
+
+
+def _contribution(trials: Trials, groups: list[Group], keep: int | None, first: int):
+    def halved(values, pairs: int) -> int:
+        return sum(value.mean() >= values[0].mean() / 2 for value in values)
+
+    rule, read = halved if keep is None else lambda values, pairs: keep, Contributions(trials)
+    screening = screen(read.score, groups, len(trials.pairs), first=first, keep=rule)
+    norms = read.score(groups, screening.pairs, "norm")
+    parts = {group: {"share": screening.scores[group], "norm": interval(x)} for group, x in zip(groups, norms)}
+    return screening, {group: {"contribution": {**part, "pairs": screening.pairs}} for group, part in parts.items()}
+
+
+MODES = {"exhaustive": _exhaustive, "staged": _staged, "contribution": _contribution}
+
+
+# --- the result
+
+
+def _best_first(trials: Trials, groups: Sequence[Group]) -> list[Group]:
+    """Groups by their score on all pairs, which is measured where it has not been."""
+    order = ranking(trials.score(groups, len(trials.pairs)), f1_of_means)
+    return [groups[i] for i in order]
+
+
+def summarise(trials: Trials, mode: str, groups: list[Group], screening: Screening, beside: dict[Group, dict],
+              grown: list[Step] | None) -> dict:  # fmt: skip
+    """Means and intervals of all records, the sites ranked, and how the search came to them.
+
+    Measured sites are ranked by F1 towards the target, those screened out after them by what screened them out.
     """
-    patched = [Row(_name(group), pair.source, seed) for group in groups]
-    window = tuple(range(start, steps))
-    swaps = [
-        Swap(group, row.name, TARGET, steps=window, branch=branch) for group, row in zip(groups, patched)
-    ]
-    return [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed), *patched], Plan(swaps)
-
-
-def _name(group: tuple[int, ...]) -> str:
-    return "site-" + "+".join(map(str, group))
-
-
-def _record(pipeline, samples, pair: Pair, ocr, run) -> dict:
-    """Pictures, readings and scores of one pair and seed, by row name."""
-    names, box = list(samples.images), pipeline.defaults.text_box
-    readings = ocr.read([samples.images[name] for name in names], box=box)
-    source = samples.images[SOURCE]
-    pictures = {}
-    for name, read in zip(names, readings):
-        image = samples.images[name]
-        pictures[name] = {
-            "image": image if run is None else run.image(image),
-            "read": read,
-            **word_scores(read, pair.words),
-            **picture_scores(image, source, box),
-        }
-    return {"pictures": pictures}
-
-
-def word_scores(read: str, words: tuple[str, str]) -> dict[str, float]:
-    """How a reading agrees with the source's and the target's word."""
-    scores = {}
-    for side, word in zip((SOURCE, TARGET), words):
-        match = metrics.characters(read, word)
-        scores |= {
-            f"precision_{side}": match.precision,
-            f"recall_{side}": match.recall,
-            f"exact_{side}": float(metrics.exact(read, word)),
-            f"edit_{side}": metrics.edit_distance(read, word),
-        }
-    return scores
-
-
-def picture_scores(image, source, box) -> dict[str, float]:
-    """Distance from the source's picture: outside the lettering, and the official wrap-around of the whole.
-
-    Both pictures' text boxes are blackened first: masking alone would let SSIM's 11 px windows see letters.
-    """
-    background, kept = _blackened(image, box), _blackened(source, box)
-    inside = 0 if box is None else (box[2] - box[0]) * (box[3] - box[1])
-    area = image.width * image.height
-    return {
-        "ssim": metrics.ssim(background, kept),
-        "mse": metrics.mse(background, kept) * area / (area - inside),
-        "mse_uint8_wrapped": metrics.mse_uint8_wrapped(image, source),
-        "psnr_uint8_wrapped": metrics.psnr_uint8_wrapped(image, source),
-    }
-
-
-def _blackened(image, box):
-    image = image.copy()
-    if box is not None:
-        image.paste((0, 0, 0), tuple(box))
-    return image
-
-
-MEANS = (
-    "exact_target exact_source edit_target edit_source ssim mse mse_uint8_wrapped psnr_uint8_wrapped"
-).split()
-
-
-def summarise(pipeline, pairs, groups, records: list[dict], facts: dict) -> dict:
-    """Means and intervals of all records, the sites ranked by F1 towards the target."""
-    known = find_sites(pipeline.denoiser)
+    records, pairs = trials.records, trials.pairs
+    measured = [group for group in groups if all(row_name(group) in record["pictures"] for record in records)]
+    out = [group for group in screening.ranked if group not in measured]
+    label = lambda group: group[0] if _alone(groups) else group_name(group)  # noqa: E731
     entries = []
-    alone = all(len(group) == 1 for group in groups)
     for group in groups:
-        sites = [known[index] for index in group]
-        entry = {"site": group[0] if alone else "+".join(map(str, group)), "group": list(group),
-                 "name": " + ".join(site.name for site in sites), "kind": sites[0].kind}  # fmt: skip
-        entries.append(entry | scores(records, _name(group)))
-    key = lambda entry: (-entry["f1_target"]["value"], -entry["exact_target"]["value"], entry["group"])  # noqa: E731
+        status = {"state": "measured", "pairs": len(pairs)}
+        if group in out:
+            status = {"state": "screened out", "by": mode, "pairs": screening.pairs, **screening.scores[group]}
+        sites = [find_sites(trials.pipeline.denoiser)[index] for index in group]
+        named = {"site": label(group), "group": list(group), "name": " + ".join(site.name for site in sites)}
+        entries.append({**named, "kind": sites[0].kind, **scores(records, row_name(group)), "status": status,
+                        **beside.get(group, {})})  # fmt: skip
     words = [dict(zip(("word", "target_word"), pair.words)) for pair in pairs]
     return {
         "schema_version": SCHEMA_VERSION,
-        **facts,
+        **_facts(trials),
+        "mode": mode,
         "baselines": {side: scores(records, side) for side in (SOURCE, TARGET)},
         "sites": entries,
-        "ranked": [entry["site"] for entry in sorted(entries, key=key)],
+        "ranked": [label(group) for group in [*_best_first(trials, measured), *out]],
+        "set": None if grown is None else _set(grown),
+        "gaps": [{**gap, "kept": label(gap["kept"]), "next": label(gap["next"])} for gap in screening.gaps],
+        "generations": _generations(trials, len(groups)),
         "pairs_list": [{"source": p.source, "target": p.target, **w} for p, w in zip(pairs, words)],
     }
 
 
-def scores(records: list[dict], name: str) -> dict:
-    """Every score of one row name over all records, with its 95 % interval over prompt pairs."""
-    table: dict[int, list[dict]] = {}
-    for record in records:
-        table.setdefault(record["pair"], []).append(record["pictures"][name])
-    column = lambda key: np.array([np.mean([cell[key] for cell in cells]) for cells in table.values()])  # noqa: E731
-    out = {key: _score(column(key)) for key in MEANS}
-    for side in (SOURCE, TARGET):
-        columns = np.stack([column(f"precision_{side}"), column(f"recall_{side}")], axis=1)
-        out[f"f1_{side}"] = _score(columns, metrics.f1_of_means)
-    return out | {"psnr": _decibels(out["mse"]), "n": len(records)}
+def _facts(trials: Trials) -> dict:
+    return dict(model=trials.pipeline.name, pairs=len(trials.pairs), seeds=list(trials.seeds), steps=trials.steps,
+                guidance=trials.guidance, start=trials.start, branch=trials.branch,
+                ocr=trials.ocr.describe())  # fmt: skip
 
 
-def _score(values: np.ndarray, statistic=np.mean) -> dict:
-    columns = np.atleast_2d(values.T)
-    low, high = metrics.bootstrap(values, statistic)
-    return {"value": float(statistic(*columns, axis=-1)), "low": low, "high": high}
+def _set(grown: list[Step]) -> dict:
+    """The responsible set, and every step towards it: the site added, the score with it, and its gain."""
+    return {"sites": list(responsible(grown)), "steps": [{**asdict(step), "group": list(step.group)} for step in grown]}
 
 
-def _decibels(mse: dict) -> dict:
-    """PSNR of the mean squared error and of its interval; None where it is infinite."""
-    turn = lambda x: None if x == 0 else float(10 * np.log10(255**2 / x))  # noqa: E731
-    return {"value": turn(mse["value"]), "low": turn(mse["high"]), "high": turn(mse["low"])}
+def _generations(trials: Trials, groups: int) -> dict:
+    """Rows generated, each pair and seed counted; and what one run for the target and one per site come to."""
+    one_by_one = (1 + groups) * len(trials.pairs) * len(trials.seeds)
+    return {"made": trials.generations, "one_by_one": one_by_one}

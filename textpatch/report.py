@@ -6,7 +6,9 @@ import html
 from PIL import Image
 
 from textpatch.figures import contact_sheet, heatmap_png, png
-from textpatch.result import RUNS, decimal, plain, ranked_sites, size_of, span_of, value_of, verdict
+from textpatch.result import (
+    RUNS, decimal, is_out, plain, ranked_sites, search, signed, size_of, span_of, value_of, verdict,
+)  # fmt: skip
 from textpatch.store import flatten
 
 
@@ -33,10 +35,10 @@ def _all_rows(result: dict) -> list[dict]:
 
 
 def _sheet_of(run, result: dict, records: list[dict]) -> Image.Image:
-    names = list(records[0]["pictures"])
+    names = [name for name in records[0]["pictures"] if all(name in record["pictures"] for record in records)]
     words = [(pair["word"], pair["target_word"]) for pair in result["pairs_list"]]
     cells = [[_cell(run, record["pictures"][name]) for name in names] for record in records]
-    best = [entry["site"] for entry in result["sites"]].index(result["ranked"][0]) + len(RUNS)
+    best = names.index(f"site-{result['ranked'][0]}")
     captions = [name.replace("-", " ") for name in names]
     return contact_sheet(cells, captions=captions, words=[words[r["pair"]] for r in records], best=best)
 
@@ -65,6 +67,7 @@ def report_html(result: dict, *, heatmap: bytes, sheet: bytes, manifest: dict) -
         "The pictures": _picture(sheet, "Contact sheet: source, target, and each site patched") + _LEGEND,
         "Scores by site": _picture(heatmap, "Heat map: four scores over all sites"),
         "All sites, best first": _ranking(result),
+        "How the search went": _search(result),
         "How it was made": _making(result, manifest),
     }
     body = "".join(f"<section><h2>{title}</h2>{content}</section>\n" for title, content in sections.items())
@@ -94,8 +97,8 @@ def _pairs(result) -> str:
 
 
 def _ranking(result) -> str:
-    head = ("rank", "site", "name", "kind", "exact target", "F1 target", "F1 source", "bg SSIM", "PSNR", "n")
-    rows = [["", "", label, "", *_figures(result["baselines"][run])] for run, label in RUNS]
+    head = "rank", "site", "name", "kind", "exact target", "F1 target", "F1 source", "bg SSIM", "PSNR", "n", "status"
+    rows = [["", "", label, "", *_figures(result["baselines"][run]), ""] for run, label in RUNS]
     rows += [
         [
             rank,
@@ -103,6 +106,7 @@ def _ranking(result) -> str:
             f"<code>{_safe(site['name'])}</code>",
             _safe(site.get("kind", "")),
             *_figures(site),
+            _status(site),
         ]
         for rank, site in enumerate(ranked_sites(result), 1)
     ]
@@ -113,6 +117,26 @@ def _figures(scores) -> list[str]:
     psnr = "\N{INFINITY}" if value_of(scores, "mse") == 0 else decimal(value_of(scores, "psnr"), 1)
     spans = [span_of(scores, metric) for metric in ("exact_target", "f1_target", "f1_source", "ssim")]
     return [*spans, psnr, _safe(scores.get("n", "-"))]
+
+
+def _status(site: dict) -> str:
+    if not is_out(site):
+        return "measured"
+    status = site["status"]
+    return _safe(f"screened out by {status['by']}: {span_of({'score': status}, 'score')} on {status['pairs']} pairs")
+
+
+def _search(result) -> str:
+    """The sentences, and every step of growing the set."""
+    said = "".join(f"<p>{_safe(sentence)}</p>" for sentence in search(result)) or "<p>Every site alone.</p>"
+    steps = (result.get("set") or {}).get("steps", ())
+    rows = [
+        [_safe(step["added"]), _safe(", ".join(map(str, step["group"]))), span_of(step, "score"), signed(step["gain"]),
+         "yes" if step["kept"] else "no"]
+        for step in steps
+    ]  # fmt: skip
+    head = "site added", "together", "F1 target", "gain", "clear gain"
+    return said + (_grid(head, rows) if rows else "")
 
 
 def _making(result, manifest) -> str:

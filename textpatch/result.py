@@ -2,8 +2,9 @@
 
 Everything here takes `result`, the plain dict stored as results.json: "model", "pairs", "seeds", "steps",
 "guidance", "start", "branch", "baselines" (the "source" run without a swap, the whole "target" run), "sites"
-(index "site", "name", "kind" and scores of each), "ranked" (site indices, best first) and "pairs_list".
+(index "site", "name", "kind", "status" and scores of each), "ranked" (site indices, best first) and "pairs_list".
 A score is {"value", "low", "high"}: a mean and its 95 % interval, None where there is none (infinite PSNR).
+Of the search: "mode", "set" (its "sites", and the "steps" of growing it), "gaps" and "generations".
 """
 
 from textpatch.errors import PatchError
@@ -27,14 +28,17 @@ def answer(result: dict) -> str:
     A site carries the word if its exact match to the target is at least half of the whole target run's.
     Raises PatchError if `result` is no result.
     """
-    return " ".join(verdict(result))
+    return " ".join([*verdict(result), *search(result)])
 
 
 def table(result: dict) -> str:
     """The ranked plain-text table, at most 100 columns: two baselines, then the sites, best first."""
     ranked = enumerate(ranked_sites(result), 1)
     rows = [("", "", label, *_cells(result["baselines"][run])) for run, label in RUNS]
-    rows += [(str(rank), str(site["site"]), _name(site["name"], 30), *_cells(site)) for rank, site in ranked]
+    rows += [
+        ("out" if is_out(site) else str(rank), str(site["site"]), _name(site["name"], 30), *_cells(site))
+        for rank, site in ranked
+    ]
     rules = ["-" * width for _, width in _COLUMNS]
     return "\n".join(_line(row) for row in ([title for title, _ in _COLUMNS], rules, *rows))
 
@@ -86,9 +90,48 @@ def verdict(result: dict) -> tuple[str, str]:
 
 def _rivals(best: dict, others: list[dict]) -> str:
     low = score_of(best, "exact_target").get("low") or 0
-    near = [str(site["site"]) for site in others if (score_of(site, "exact_target").get("high") or 0) >= low]
+    measured = [site for site in others if not is_out(site)]
+    near = [str(site["site"]) for site in measured if (score_of(site, "exact_target").get("high") or 0) >= low]
     shown = ", ".join(near[:5]) + (", ..." if len(near) > 5 else "")
     return f" Intervals overlap with site {shown}: more pairs or seeds would tell them apart." if near else ""
+
+
+def search(result: dict) -> list[str]:
+    """How the search went, a sentence each: the responsible set, what was screened out and why, what it cost."""
+    said = []
+    if result.get("set"):
+        chosen, steps = listed(result["set"]["sites"]), result["set"]["steps"]
+        found = f"The responsible set is {chosen}." if chosen else "No site clearly beats no swap: the set is empty."
+        said.append(found)
+        if not steps[-1]["kept"] and chosen:
+            said.append(f"Site {steps[-1]['added']} with it is no clear gain: F1 {signed(steps[-1]['gain'])}.")
+    out = [site["site"] for site in result["sites"] if is_out(site)]
+    if out:
+        status = next(site["status"] for site in result["sites"] if is_out(site))
+        by = {"contribution": "their contribution"}.get(status["by"], "their scores")
+        said.append(f"Screened out by {by} on {status['pairs']} pairs: {listed(out)}.")
+    if result.get("gaps"):
+        gap = result["gaps"][-1]
+        clear = "" if gap["low"] > 0 else "; no gap is clear of zero on all pairs, so none was left out"
+        said.append(f"The gap from site {gap['kept']} to site {gap['next']} is {signed(gap)}{clear}.")
+    if result.get("generations"):
+        made, all_ = result["generations"]["made"], result["generations"]["one_by_one"]
+        said.append(f"It took {made} generations; 1 + {len(result['sites'])} for each pair and seed would be {all_}.")
+    return said
+
+
+def is_out(site: dict) -> bool:
+    """Whether a site was screened out: scored on some pairs alone, or not at all."""
+    return site.get("status", {}).get("state") == "screened out"
+
+
+def listed(sites) -> str:
+    names = ", ".join(map(str, sites))
+    return names and f"site{'s' if len(sites) > 1 else ''} {names}"
+
+
+def signed(score: dict) -> str:
+    return f"{score['value']:+.2f} [{score['low']:.2f}, {score['high']:.2f}]"
 
 
 def ranked_sites(result: dict) -> list[dict]:

@@ -344,7 +344,7 @@ def _cell(value):
 
 def _write(path: Path, data: bytes, worker: str, *, exclusive: bool = False) -> bool:
     """Temporary file, fsync, rename, fsync of the folder: at any moment `path` is the old file or the new."""
-    temporary = path.parent / f".tmp.{worker}.{secrets.token_hex(8)}"
+    temporary = path.parent / f".tmp.{worker}.{os.getpid()}.{secrets.token_hex(8)}"
     with _explained(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -384,8 +384,23 @@ def _sweep(folder: Path, worker: str) -> None:
     """Remove temporary files of killed writers: this worker's own, and anybody's after an hour."""
     for path in [path for path in folder.rglob(".tmp.*") if path.is_file()]:
         with contextlib.suppress(FileNotFoundError):  # its writer has just finished
-            if path.name.startswith(f".tmp.{worker}.") or time.time() - path.stat().st_mtime > _HOUR:
+            ours = path.name.startswith(f".tmp.{worker}.") and not _is_being_written(path)
+            if ours or time.time() - path.stat().st_mtime > _HOUR:
                 path.unlink()
+
+
+def _is_being_written(path: Path) -> bool:
+    """Whether the process in a temporary file's name runs: the same command may have been started twice."""
+    writer = path.name.split(".")[3]
+    if os.name != "posix" or not writer.isdecimal():  # elsewhere this question would end the process
+        return False
+    try:
+        os.kill(int(writer), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 @contextlib.contextmanager

@@ -6,12 +6,8 @@ Generation in Diffusion Models", ICLR 2025); strings in, plain numbers out.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
-import shlex
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from textpatch.errors import OCRError, PatchError
+from textpatch.metrics.ocr_process import Crash, tesseract, version
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LINE_MODE = 7  # one line of text: of 8 px capitals it read 99 %, and mode 8, for one word, 17 %
@@ -38,11 +35,8 @@ KNOWN_WORDS = (
 ).split()
 TEST_SIZES = (16, 24, 36)  # points of Pillow's own font: capitals of 11, 17 and 26 px
 LEAST_EXACT = 0.9
-# SIGABRT, SIGFPE, SIGSEGV: 5.3.0 divided by zero on 1 of 20 pictures of noise stretched to full contrast
-CRASHES = (-6, -8, -11)
-INSTALL = "install it: apt-get install tesseract-ocr (Debian, Ubuntu), brew install tesseract (macOS)"
-
-_environment = threading.Lock()
+# Pictures a process: what a timeout is for, and the most that is read on for a reader that was killed
+A_CALL = 64
 
 
 class Tesseract:
@@ -51,7 +45,7 @@ class Tesseract:
     alphabet  the characters it may answer with
     blank     True keeps one blank between the words of a line; False drops all blanks
     scale     enlargement before reading; 4 suits capitals of 6 px and more, 6 and 8 read no better
-    timeout   seconds that the one tesseract process of a `read` may take, at about 10 ms a small picture
+    timeout   seconds that a tesseract process may take, for 64 pictures at about 10 ms a small one
     Raises OCRError for an alphabet or a scale that cannot be used.
     """
 
@@ -103,7 +97,7 @@ class Tesseract:
         """What a manifest must hold to repeat a reading: engine, version, settings, preprocessing."""
         return {
             "engine": "tesseract",
-            "version": _version(),
+            "version": version(),
             "psm": LINE_MODE,
             "alphabet": self.alphabet,
             "blank": self.blank,
@@ -119,92 +113,41 @@ class Tesseract:
     def _read(self, prepared: list[Image.Image | None]) -> list[str]:
         inked = [i for i, picture in enumerate(prepared) if picture is not None]
         lines = [""] * len(prepared)
-        if inked:
-            for i, line in zip(inked, self._run([prepared[i] for i in inked]), strict=True):
+        for first in range(0, len(inked), A_CALL):
+            places = inked[first : first + A_CALL]
+            for i, line in zip(places, self._run([prepared[i] for i in places]), strict=True):
                 lines[i] = (" " if self.blank else "").join(line.split())
         return lines
 
     def _run(self, pictures: list[Image.Image]) -> list[str]:
         """One process for all pictures, as starting it costs as much as reading ten; halves if it crashes."""
         try:
-            return _pages(self._ask(_engine(), pictures), len(pictures))
-        except _Crash:
+            return _pages(self._ask(pictures), len(pictures))
+        except Crash:
             if len(pictures) > 1:
                 middle = len(pictures) // 2
                 return self._run(pictures[:middle]) + self._run(pictures[middle:])
             self.crashed += 1
             return [""]
 
-    def _ask(self, engine, pictures: list[Image.Image]) -> str:
-        # The folder is ours so that it goes whenever we go: a tesseract that outlives an interrupt
-        # finds its next picture missing and ends.
+    def _ask(self, pictures: list[Image.Image]) -> str:
         with tempfile.TemporaryDirectory(prefix="textpatch-ocr-") as folder:
             names = [str(Path(folder, f"{i}.png")) for i in range(len(pictures))]
             for name, picture in zip(names, pictures, strict=True):
                 picture.save(name, compress_level=1)
             listing = Path(folder, "list.txt")
             listing.write_text("\n".join(names) + "\n", encoding="utf-8")
-            return self._start(engine, str(listing), len(pictures))
+            asked = f"reading {len(pictures)} picture{'s' * (len(pictures) != 1)}"
+            return tesseract([str(listing), "stdout", *self._settings()], timeout=self.timeout, asked=asked)
 
-    def _start(self, engine, listing: str, count: int) -> str:
-        asked = f"reading {count} picture{'s' * (count != 1)}"
-        try:
-            with _one_thread(engine):
-                return engine.image_to_string(
-                    listing, lang="eng", config=self._config(), timeout=self.timeout
-                )
-        except engine.TesseractNotFoundError:
-            program = engine.pytesseract.tesseract_cmd
-            raise OCRError(f"{asked} needs tesseract; found no program {program!r}; {INSTALL}") from None
-        except engine.TesseractError as error:
-            told = " ".join(error.message.split())
-            kind = _Crash if error.status in CRASHES else OCRError
-            raise kind(f"{asked} failed; tesseract ended with {error.status}: {told}") from None
-        except (RuntimeError, OSError) as error:
-            raise OCRError(f"{asked} failed; {error}, timeout={self.timeout} s; read fewer a call") from None
-
-    def _config(self) -> str:
+    def _settings(self) -> list[str]:
         settings = {
             "load_system_dawg": "0",
             "load_freq_dawg": "0",
             "tessedit_char_whitelist": self.alphabet + " " * self.blank,
         }
-        chosen = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in settings.items())
-        return f"--psm {LINE_MODE} {chosen}"
-
-
-class _Crash(OCRError):
-    """Tesseract died on one of the pictures it was given."""
-
-
-def _engine():
-    try:
-        import pytesseract
-    except Exception as error:  # a broken pandas beside it raises more than ImportError
-        raise OCRError(f"reading needs pytesseract; found {error!r}; pip install pytesseract") from None
-    return pytesseract
-
-
-def _version() -> str:
-    engine = _engine()
-    try:
-        return str(engine.get_tesseract_version())
-    except (OSError, SystemExit) as error:  # pytesseract raises SystemExit for a version it cannot parse
-        found = " ".join(str(error).split())
-        raise OCRError(f"asked tesseract for its version; {found}; {INSTALL}") from None
-
-
-@contextlib.contextmanager
-def _one_thread(engine):
-    """Let pytesseract start its child with one thread; it hands over `environ`, a name in its own module."""
-    inner = engine.pytesseract
-    with _environment:
-        before = getattr(inner, "environ", os.environ)
-        inner.environ = {**os.environ, "OMP_THREAD_LIMIT": "1"}
-        try:
-            yield
-        finally:
-            inner.environ = before
+        chosen = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        return ["-l", "eng", "--psm", str(LINE_MODE), *chosen]
 
 
 def _pages(text: str, count: int) -> list[str]:

@@ -1,0 +1,101 @@
+"""The tests of the searches are held to their word: a fault planted in a search's source must fail one of them.
+
+A fault is (check, owner, function, text, text put in its place); see test_faults.py.
+"""
+
+from functools import partial
+
+import pytest
+import test_contribution as reading
+import test_modes as modes
+import test_search as searching
+from strategies import fixed_case
+from test_faults import plant
+
+from textpatch import contribution, search, starts, trials
+
+
+def raw(test, *args, **options):
+    """A test with arguments of its own in the place of hypothesis'."""
+    return partial(test.hypothesis.inner_test if hasattr(test, "hypothesis") else test, *args, **options)
+
+
+class Drawn:
+    """What a test draws, said beforehand."""
+
+    def __init__(self, *values):
+        self.values = list(values)
+
+    def draw(self, _):
+        return self.values.pop(0)
+
+
+PARTS = {0: 0.2, 1: 0.0, 2: 0.11, 3: 0.24, 4: 0.0}
+pair_by_pair = raw(searching.test_a_gain_is_taken_pair_by_pair, 0, 0.5)
+all_that_carry = raw(searching.test_the_set_is_all_that_carry_and_nothing_else, PARTS, 0)
+goes_on = raw(searching.test_a_screening_goes_on_while_the_gap_is_unclear, 0, 2, 2)
+keeps = raw(searching.test_a_screening_keeps_the_carriers, PARTS, 0, 6)
+heads = raw(searching.test_the_heads_taken_away_are_those_needed, PARTS, 0)
+last_start = raw(searching.test_the_last_start_that_loses_nothing, 3, 0)
+lost = raw(reading.test_it_is_what_is_lost_without_the_tokens_values, "mmdit", seed=1, tokens=[0, 2])
+all_heads = raw(modes.test_all_heads_of_sites_are_the_sites, "sdxl")
+
+FAULTS = {
+    "both sides draw their own pairs": (
+        pair_by_pair, search, "gain", "statistic(*drawn[half:]", "statistic(*(np.roll(x, 1, 0) for x in drawn[half:])"),
+    "any gain will do": (
+        searching.test_chance_rarely_adds_a_site, search, "grow", 'gained["low"] > 0', 'gained["value"] > 0'),
+    "every site against no swap": (all_that_carry, search, "grow", "group, before = larger, values", "group = larger"),
+    "a set of the last site alone": (all_that_carry, search, "grow", "(*group, unit)", "(unit,)"),
+    "any gap will do": (goes_on, search, "screen", 'len(groups) and gap["low"] > 0', 'len(groups) and gap["value"] > 0'),
+    "the gap to the worst": (goes_on, search, "screen", "values[order[k]]", "values[order[-1]]"),
+    "all pairs at once": (goes_on, search, "screen", "min(2 * n, pairs)", "pairs"),
+    "one site fewer kept": (keeps, search, "screen", "ranked[:k]", "ranked[:k - 1]"),
+    "the unclear left out": (
+        searching.test_sites_alike_are_all_kept, search, "screen", "            k += 1\n", "            break\n"),
+    "clearly worse counts as better": (keeps, search, "better_than", "gain(value, least", "gain(least, value"),
+    "the least needed head first": (heads, search, "take_away", "worst = min(", "worst = max("),
+    "heads enough too early": (heads, search, "take_away", 'missing["value"] <= 0', 'missing["value"] <= 0.2'),
+    "the first start": (last_start, search, "latest_start", "max(s for", "min(s for"),
+    "scores not scaled": (lost, contribution, "norms", "key.mT * scale", "key.mT"),
+    "the values of all tokens": (lost, contribution, "norms", "keys[-1][:, :, tokens]", "keys[-1][:, :, [0, 1]]"),
+    "keys of the image": (lost, contribution, "norms", "torch.cat(keys, dim=2)", "keys[-1]"),
+    "the other guidance branch": (
+        partial(reading.test_guidance_is_looked_through, "mmdit"), contribution, "norms",
+        "record.q[0][-1:]", "record.q[0][:1] * 1.5"),
+    "T5's tokens among CLIP's": (
+        reading.test_the_word_is_found_among_the_tokens, contribution, "word_tokens", "[0, 0, min(", "[0, 0, 0 * min("),
+    "a fork of the target": (
+        raw(modes.test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2])),
+        starts, "forked", "x[:1].expand(len(new)", "x[1:2].expand(len(new)"),
+    "noise of its own": (
+        raw(modes.test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2])),
+        starts, "_for_all", "for noise in noises", "for noise in map(torch.flip, noises, [(-1,)] * 9)"),
+    "heads forgotten": (all_heads, trials, "rows_and_plan", "heads=heads", "heads=None"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_noticed(fault, monkeypatch):
+    """The check holds, and with the fault in place it does not."""
+    check, owner, function, old, new = FAULTS[fault]
+    plant(monkeypatch, owner, function, old, new)
+    with pytest.raises((AssertionError, IndexError)):
+        check()
+
+
+@pytest.mark.parametrize("mode", ["exhaustive", "contribution"])
+@pytest.mark.parametrize("old, new", [('"generations": len(rows)', '"generations": len(plan.swaps)'),
+                                      ("rows[1:] if before else rows", "rows")])  # fmt: skip
+def test_generations_not_counted_or_made_in_vain_are_noticed(mode, old, new, monkeypatch):
+    """Fault: swaps are counted for rows; the source is made again with every batch."""
+    plant(monkeypatch, trials.Trials, "_batch", old, new)
+    with pytest.raises(AssertionError):
+        modes.test_every_generation_is_counted(mode, monkeypatch)
+
+
+def test_a_record_under_the_wrong_name_is_noticed(tmp_path, monkeypatch):
+    """Fault: every batch of a pair and seed is looked up under the name of the first."""
+    plant(monkeypatch, trials.Trials, "_batch", "if number > 1", "if number > 9")
+    with pytest.raises(trials.StoreError, match="was made by plan"):
+        modes.test_a_killed_search_ends_as_if_it_had_not_been("exhaustive", tmp_path, monkeypatch)

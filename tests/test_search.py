@@ -1,0 +1,171 @@
+"""The searches against simulated truths: which sites carry the word is known, and pairs are easy or hard."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from textpatch.metrics import f1_of_means
+from textpatch.search import better_than, gain, grow, interval, latest_start, responsible, screen, take_away
+
+PAIRS = 24
+
+
+class Truth:
+    """A model of known effects: a unit adds its effect to the score of every pair, as far as 1.
+
+    hard   how much lower each pair scores, whatever is swapped; noise: drawn anew for each group
+    asked  (group, pairs) in the order in which a search asked
+    """
+
+    def __init__(self, effects: dict, noise: float = 0, seed: int = 0):
+        self.effects, self.noise, self.seed, self.asked = effects, noise, seed, []
+        self.hard = np.random.default_rng(seed).uniform(0, 0.3, PAIRS)
+
+    def __call__(self, groups, pairs: int) -> list[np.ndarray]:
+        self.asked += [(group, pairs) for group in groups]
+        return [self.value(group)[:pairs] for group in groups]
+
+    def value(self, group) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, *(1 + unit for unit in sorted(group))])
+        total = min(1.0, sum(self.effects[unit] for unit in group))
+        return total - self.hard + self.noise * rng.normal(size=PAIRS)
+
+
+def effects(sites: int = 9, most: int = 4):
+    """Sites of which one to four have an effect of at least 0.1 each, 1 together at most."""
+    parts = st.dictionaries(st.integers(0, sites - 1), st.integers(10, 24), min_size=1, max_size=most)
+    return parts.map(lambda some: {site: some.get(site, 0) / 100 for site in range(sites)})
+
+
+def carriers(truth: Truth) -> tuple:
+    return tuple(site for site, effect in truth.effects.items() if effect)
+
+
+def alone(truth: Truth) -> list:
+    return [(site,) for site in truth.effects]
+
+
+# --- gains
+
+
+@given(st.integers(0, 99), st.floats(-1, 1))
+def test_a_gain_is_taken_pair_by_pair(seed, shift):
+    """gain(x + c, x) = c with an interval of no width, however far the pairs lie apart."""
+    values = np.random.default_rng(seed).normal(size=PAIRS)
+    found = gain(values + shift, values)
+    assert np.allclose([found[end] for end in ("value", "low", "high")], shift, rtol=0, atol=1e-12)
+
+
+@given(st.integers(0, 99))
+def test_a_gain_of_f1_is_that_of_its_means(seed):
+    """With columns of precision and recall: gain = F1(a) - F1(b), inside its interval; its negative the other way."""
+    a, b = np.random.default_rng(seed).uniform(size=(2, PAIRS, 2))
+    found, back = gain(a, b, f1_of_means), gain(b, a, f1_of_means)
+    assert found["value"] == f1_of_means(*a.T) - f1_of_means(*b.T) == -back["value"]
+    assert found["low"] <= found["value"] <= found["high"] == pytest.approx(-back["low"], abs=1e-12)
+
+
+# --- the responsible set
+
+
+@given(effects(), st.integers(0, 99))
+def test_the_set_is_all_that_carry_and_nothing_else(parts, seed):
+    """Grown in the order of the single scores, the set is {site: effect > 0}; each gain is the site's own effect."""
+    truth = Truth(parts, seed=seed)
+    ranked = sorted(parts, key=lambda site: (-parts[site], site))
+    steps = grow(truth, ranked, PAIRS)
+    assert responsible(steps) == carriers(truth)
+    assert [step.gain["value"] for step in steps] == pytest.approx([parts[step.added] for step in steps], abs=1e-12)
+    assert [step.kept for step in steps] == [True] * len(carriers(truth)) + [False] * (len(steps) - len(carriers(truth)))
+    assert {pairs for _, pairs in truth.asked} == {PAIRS}
+
+
+def test_nothing_carries_nothing():
+    """No effect anywhere: the set is empty after one step, and no second site is tried."""
+    truth = Truth(dict.fromkeys(range(5), 0.0))
+    steps = grow(truth, range(5), PAIRS)
+    assert responsible(steps) == () and len(steps) == 1 and not steps[0].kept
+
+
+def test_redundant_sites_are_not_both_needed():
+    """Two sites of which each alone does all there is: one is the set."""
+    assert responsible(grow(Truth({0: 1.0, 1: 1.0, 2: 0.0}), [0, 1, 2], PAIRS)) == (0,)
+
+
+def test_chance_rarely_adds_a_site():
+    """Scores of pure noise: at most 6 % of 400 searches end with a site too many (2.5 % were exact intervals exact)."""
+    wrong = [responsible(grow(Truth({0: 0.5, 1: 0.0}, noise=0.2, seed=seed), [0, 1], PAIRS)) for seed in range(400)]
+    assert set(wrong) <= {(0,), (0, 1)} and wrong.count((0, 1)) <= 24
+
+
+# --- screening
+
+
+@given(effects(), st.integers(0, 99), st.integers(2, PAIRS))
+def test_a_screening_keeps_the_carriers(parts, seed, first):
+    """Those that beat no swap are kept, whichever number of pairs it begins with; without noise the first suffices."""
+    truth = Truth(parts, seed=seed)
+    rule = lambda values, pairs: better_than(truth([()], pairs)[0], values)  # noqa: E731
+    found = screen(truth, alone(truth), PAIRS, first=first, keep=rule)
+    assert sorted(found.kept) == [(site,) for site in carriers(truth)] and found.pairs == first
+    assert [gap["low"] > 0 for gap in found.gaps] == [True]
+    assert found.scores == {group: interval(truth.value(group)[:first]) for group in alone(truth)}
+
+
+@given(st.integers(0, 99), st.integers(2, 6), st.integers(1, 4))
+def test_a_screening_goes_on_while_the_gap_is_unclear(seed, first, keep):
+    """Pairs double, n' = min(2 n, all), until the k-th and the (k+1)-th are clearly apart; k grows if they never are."""
+    truth = Truth({site: 0.1 * site for site in range(6)}, noise=0.4, seed=seed)
+    found = screen(truth, alone(truth), PAIRS, first=first, keep=lambda values, pairs: keep)
+    pairs = list(dict.fromkeys(gap["pairs"] for gap in found.gaps))
+    assert pairs[0] == first and all(b == min(2 * a, PAIRS) for a, b in zip(pairs, pairs[1:]))
+    *unclear, last = found.gaps
+    assert all(gap["low"] <= 0 for gap in unclear) and (last["low"] > 0 or len(found.kept) == 6)
+    assert len(found.kept) == keep if found.pairs < PAIRS else len(found.kept) >= keep
+    means = {group: truth.value(group)[: found.pairs].mean() for group in alone(truth)}
+    assert list(found.ranked) == sorted(means, key=lambda group: -means[group])
+    if last["low"] > 0:
+        one, other = found.ranked[len(found.kept) - 1 : len(found.kept) + 1]
+        assert last["value"] == pytest.approx(means[one] - means[other], abs=1e-12)
+
+
+def test_sites_alike_are_all_kept():
+    """No gap anywhere: the screening takes all pairs, and leaves nobody out."""
+    truth = Truth(dict.fromkeys(range(4), 0.3))
+    found = screen(truth, alone(truth), PAIRS, first=3, keep=lambda values, pairs: 2)
+    assert found.pairs == PAIRS and {gap["low"] for gap in found.gaps} == {0} and len(found.kept) == 4
+
+
+# --- heads
+
+
+@given(effects(sites=6), st.integers(0, 99))
+def test_the_heads_taken_away_are_those_needed(parts, seed):
+    """Greedy from all heads: taken in the order of their effects, and as many as reach the score of all."""
+    truth = Truth(parts, seed=seed)
+    steps = take_away(truth, list(parts), PAIRS)
+    order = sorted(carriers(truth), key=lambda head: (-parts[head], head))
+    assert [step.unit for step in steps] == order and steps[-1].group == carriers(truth)
+    assert steps[-1].missing["value"] == pytest.approx(0, abs=1e-12)
+    assert all(step.missing["value"] > 0 for step in steps[:-1])
+
+
+def test_all_heads_are_taken_where_only_all_do():
+    """All of three needed together: the search ends with all, whatever their order."""
+
+    def score(groups, pairs):
+        return [np.full(pairs, float(len(group) == 3)) for group in groups]
+
+    assert take_away(score, [0, 1, 2], 4)[-1].group == (0, 1, 2)
+
+
+# --- the start step
+
+
+@given(st.integers(0, 7), st.integers(0, 99))
+def test_the_last_start_that_loses_nothing(last, seed):
+    """Scores equal up to step s and 0.2 lower after it: s; with all equal the last of all."""
+    hard = np.random.default_rng(seed).uniform(0, 0.5, PAIRS)
+    values = [1 - hard - 0.2 * (step > last) for step in range(8)]
+    assert latest_start(values) == last and latest_start([1 - hard] * 8) == 7

@@ -1,0 +1,305 @@
+"""A localisation divided among processes, interrupted or resumed is the same localisation."""
+
+import hashlib
+import itertools
+import json
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+from small import PROMPTS, save_small, small_pipeline
+from sweeps import fork, waited
+from test_prompts import write
+
+from textpatch import cli, localize
+from textpatch.errors import PatchError, Unfinished
+from textpatch.interrupts import finishing
+from textpatch.metrics import Tesseract
+from textpatch.store import Run, read_json
+from textpatch.weights.prompts import sign_pairs
+
+PAIRS = sign_pairs(3)
+REQUEST = {"request": "three pairs"}
+WRITTEN = ["results.json", "results.csv", "heatmap.png", "contact_sheet.png"]
+
+
+class PixelReader:
+    """Reads a word made from a hash of all pixels, so that no other pixel goes unseen."""
+
+    def self_test(self):
+        pass
+
+    def read(self, images, box=None):
+        digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
+        return ["".join(chr(65 + byte % 26) for byte in digest[:5]) for digest in digests]
+
+    def describe(self):
+        return {"engine": "pixels"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_pipeline()
+
+
+def localized(model, folder, pairs=PAIRS, shard=None, seeds=(0, 1), ocr=None, **options):
+    run = Run.open(folder, REQUEST, worker=str(shard[0] if shard else 0))
+    return localize(model, pairs, seeds=seeds, ocr=ocr or PixelReader(), run=run, shard=shard, **options)
+
+
+def plain(found) -> str:
+    """The result and all records."""
+    return json.dumps([found.result, found.records], sort_keys=True)
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    """The undivided localisation."""
+    return plain(localized(model, tmp_path_factory.mktemp("whole") / "run"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_any_division_gives_the_same_result(model, whole, tmp_path, count):
+    """For n shards, in order and backwards: all but the last are Unfinished, the last has the undivided result."""
+    for order in (range(count), reversed(range(count))):
+        folder, left = tmp_path / f"{order}", []
+        *early, last = order
+        for index in early:
+            try:
+                done = localized(model, folder, shard=(index, count))
+            except Unfinished as told:
+                left.append(str(told))
+            else:
+                assert count == 7 and plain(done) == whole  # six units: one shard of seven has none
+        assert len(left) >= count - 2 and all("are not: the shard that ends last writes" in told for told in left)
+        assert plain(localized(model, folder, shard=(last, count))) == whole
+        assert plain(localized(model, folder)) == whole
+
+
+def test_a_shard_makes_its_own_units_alone(model, tmp_path):
+    """Shard 1 of 3 makes units 1 and 4 of 6 and no other; the three files hold every unit once."""
+    for index in range(3):
+        try:
+            localized(model, tmp_path, shard=(index, 3))
+        except Unfinished:
+            made = [record["id"] for record in Run.load(tmp_path).records()]
+            assert len(made) == 2 * (index + 1)
+        lines = (tmp_path / f"records/{index}.jsonl").read_text().splitlines()
+        ids = [json.loads(line)["id"] for line in lines][:2]
+        units = [f"{pair}-{seed}" for pair, seed in itertools.product(range(3), range(2))]
+        assert ids == units[index::3]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_batch_size_moves_a_pixel_by_one_level_at_most(model, size):
+    """Rows one by one or three at a time: of the 8-bit values at most 1 in 1000 differs, and by one level.
+
+    Another batch shape sums in another order, relatively 5e-6 at most in float32, that is 6e-4 of a level; so
+    many values, and no more, cross the middle between two levels.
+    """
+    differences = []
+    for one, other in zip(*(localize(model, PAIRS, ocr=PixelReader(), micro_batch=n).records for n in (64, size))):
+        for name, picture in one["pictures"].items():
+            pixels = (np.asarray(row["image"], int) for row in (picture, other["pictures"][name]))
+            differences.append(np.abs(np.subtract(*pixels)))
+    assert np.max(differences) <= 1 and np.mean(differences) <= 1e-3
+
+
+def test_the_order_of_pairs_and_seeds_does_not_matter(model, tmp_path):
+    """Each picture of a pair and seed is the same wherever that pair and seed stand in the request."""
+    orders = [(PAIRS, (0, 1)), (PAIRS[::-1], (1, 0))]
+    found = [localized(model, tmp_path / f"{i}", pairs, seeds=seeds) for i, (pairs, seeds) in enumerate(orders)]
+    tables = [
+        {(pairs[record["pair"]], record["seed"]): record["pictures"] for record in one.records}
+        for one, (pairs, _) in zip(found, orders)
+    ]
+    shared = [{key: {name: row for name, row in rows.items() if "+" not in name} for key, rows in table.items()} for table in tables]
+    assert shared[0] == shared[1] and len(shared[0]) == 6
+
+
+@pytest.mark.parametrize("shard, options", [
+    ((2, 2), {}), ((-1, 2), {}), ((0, 0), {}), ((0, 2), dict(run=None)), ((0, 2), dict(mode="staged"))])  # fmt: skip
+def test_shards_that_make_no_sense(model, tmp_path, shard, options):
+    """A shard past the last, one without a run folder, one of a search that goes by what it has seen: PatchError."""
+    with pytest.raises(PatchError, match="shard"):
+        localize(model, PAIRS, ocr=PixelReader(), shard=shard, **{"run": Run.open(tmp_path / "r", REQUEST), **options})
+
+
+def test_planted_a_shard_that_takes_its_neighbours_unit_is_noticed(model, tmp_path, monkeypatch):
+    """Fault: shards that all begin at unit 0. Then units are lacking when the last shard is done."""
+    from textpatch.trials import Trials
+
+    measure = Trials.measure
+    monkeypatch.setattr(Trials, "measure", lambda self, groups, pairs=None, part=slice(None): measure(
+        self, groups, pairs, slice(None, None, part.step)))  # fmt: skip
+    for index in range(2):
+        with pytest.raises(Unfinished, match="3 of 6"):
+            localized(model, tmp_path, shard=(index, 2))
+
+
+# --- Ctrl-C
+
+
+class Interrupting(PixelReader):
+    """Sends SIGINT to this process while it reads its second unit, once or twice."""
+
+    def __init__(self, times):
+        self.times, self.reads = times, 0
+
+    def read(self, images, box=None):
+        self.reads += 1
+        for _ in range(self.times if self.reads == 2 else 0):
+            signal.raise_signal(signal.SIGINT)
+        return super().read(images, box)
+
+
+@pytest.mark.parametrize("times, kept", [(1, 2), (2, 1)])
+def test_a_first_interrupt_finishes_the_record(model, whole, tmp_path, times, kept):
+    """Ctrl-C once: the record begun is kept; twice: it is not.  Resuming gives the undivided result either way."""
+    with pytest.raises(KeyboardInterrupt):
+        localized(model, tmp_path, ocr=Interrupting(times))
+    assert len(Run.load(tmp_path).records()) == kept
+    assert plain(localized(model, tmp_path)) == whole
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_waits_for_the_block_and_no_longer():
+    """KeyboardInterrupt comes behind the block, also where it fails by itself; the handler is as before."""
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        with finishing():
+            signal.raise_signal(signal.SIGINT)
+            done.append("whole block")
+    assert done == ["whole block"]
+    with pytest.raises(ZeroDivisionError), finishing():
+        1 / 0
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_other_handlers_and_threads_are_left_alone():
+    """A handler of somebody else's stays in place; outside the main thread nothing is installed."""
+    before, seen = signal.getsignal(signal.SIGINT), []
+    try:
+        signal.signal(signal.SIGINT, mine := lambda *_: seen.append("mine"))
+        with finishing():
+            signal.raise_signal(signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is mine
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    def elsewhere():
+        with finishing():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == ["mine", before]
+
+
+# --- the command line
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return str(save_small(tmp_path_factory.mktemp("weights") / "small"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    return tmp_path
+
+
+def test_shards_of_the_command_line(weights, here, monkeypatch, capfd):
+    """--shard 0/2, then RANK 1 of WORLD_SIZE 2: one default folder, one record file each, the undivided files."""
+    command = ["localize", weights, "--pairs", "3"]
+    assert cli.main([*command, "--shard", "0/2"]) == 0
+    told = capfd.readouterr().out
+    assert told.startswith("shard 0/2 is done, 1 of 3 pairs and seeds are not") and told.count("\n") == 1
+    monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("RANK", "1")
+    assert cli.main(command) == 0
+    folder = here / capfd.readouterr().out.splitlines()[-1].removesuffix("/report.html")
+    assert sorted(path.name for path in (folder / "records").iterdir()) == ["0.jsonl", "1.jsonl"]
+    monkeypatch.delenv("WORLD_SIZE")
+    assert cli.main([*command, "--out", "undivided"]) == 0
+    for name in WRITTEN:
+        assert (folder / name).read_bytes() == (here / "undivided" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("told", ["2/2", "1", "a/b", "-1/2", "1/0", "1/2/3", ""])
+def test_a_shard_must_be_one(weights, here, told, capfd):
+    """Anything but I/N with I < N is one line and exit code 2, before a model is loaded."""
+    assert cli.main(["localize", "no-such-model", f"--shard={told}"]) == 2
+    assert "such as 0/4 to 3/4" in capfd.readouterr().err and not list(here.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="forks")
+def test_two_processes_at_once(weights, here):
+    """Both shards at the same time: whoever ends last writes the files of the undivided run, at times both do."""
+    command = ["localize", weights, "--pairs", "3", "--out"]
+
+    def shard(index):
+        if cli.main([*command, "both", "--shard", f"{index}/2"]):
+            raise SystemExit("failed")
+
+    assert [waited(child) for child in [fork(lambda i=i: shard(i)) for i in range(2)]] == [0, 0]
+    assert cli.main([*command, "undivided"]) == 0
+    for name in WRITTEN:
+        assert (here / "both" / name).read_bytes() == (here / "undivided" / name).read_bytes(), name
+
+
+GLYPH = ['a red sign that says "" on a blue wall', 'a green arrow with text "" in mono on a dotted pink wall']
+
+
+def test_glyphcontrols_prompts_from_the_command_line(weights, here, capfd):
+    """--prompts FOLDER --bench --split --limit: the first pairs of that split, in results.json as they were asked."""
+    buckets = write(here / "glyph", sentences=GLYPH).glob("text_prompts/raw/SimpleBench/*.txt")
+    for path in buckets:
+        path.write_text(path.read_text().upper())
+    command = ["localize", weights, "--prompts", "glyph", "--bench", "mixed", "--split", "test", "--limit", "2"]
+    assert cli.main([*command, "--out", "run"]) == 0
+    pairs = read_json(here / "run/results.json")["pairs_list"]
+    assert len(pairs) == 2 and {pair["word"][0] for pair in pairs} <= set("DFG")
+    assert all(pair["source"].split('"')[0] != pair["target"].split('"')[0] for pair in pairs)
+    for bad, says in ((["--pairs", "2"], "leave them out"), (["--split", "train"], "known: validation, test"),
+                      (["--limit", "99"], "make 1 to 21")):  # fmt: skip
+        assert cli.main([*command, *bad]) == 2 and says in capfd.readouterr().err
+    for alone in (["--bench", "simple"], ["--limit", "3"]):
+        assert cli.main(["localize", weights, *alone]) == 2 and "with --prompts" in capfd.readouterr().err
+    assert cli.main(["localize", weights, "--prompts", "glyph"]) == 2  # A sign that says "balo".
+    assert "does not know" in capfd.readouterr().err
+
+
+CHANGES = {
+    "start": ["--start", "1"], "steps": ["--steps", "1"], "guidance": ["--guidance", "2"], "seeds.0": ["--seeds", "1"],
+    "pairs.1.0": ["--pairs", "2"], "pairs.0.0": ["--split", "test"], "pairs.0.1": ["--same-scene"],
+    "sites.0": ["--sites", "0"], "branch": ["--branch", "cond"], "dtype": ["--dtype", "bfloat16"],
+    "sets.0.0": ["--set", "1"],
+}  # fmt: skip
+
+
+def test_a_resume_shows_what_is_different(weights, here, monkeypatch, capfd):
+    """Any other setting, other weights, another OCR: exit code 2, the field with both values, the folder as before."""
+    command = ["localize", weights, "--pairs", "1", "--out", "run"]
+    assert cli.main(command) == 0
+    before = {path: path.read_bytes() for path in (here / "run").rglob("*") if path.is_file()}
+
+    def refused(field, arguments):
+        capfd.readouterr()
+        assert cli.main(arguments) == 2
+        err = capfd.readouterr().err
+        assert "run holds another run" in err and f"{field}: stored " in err and ", asked " in err, err
+
+    for field, change in CHANGES.items():
+        refused(field, [*command, *change])
+    other = str(save_small(here / "small", small_pipeline(seed=1)))
+    refused("weights", ["localize", other, *command[2:]])
+    describe = Tesseract.describe
+    monkeypatch.setattr(Tesseract, "describe", lambda self: {**describe(self), "version": "6.0.0"})
+    refused("ocr.version", command)
+    assert before == {path: path.read_bytes() for path in (here / "run").rglob("*") if path.is_file()}

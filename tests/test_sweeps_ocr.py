@@ -1,0 +1,125 @@
+"""Reading in a process of its own: it ends with whoever began it, and every picture reads as it would alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from textpatch.errors import OCRError
+from textpatch.metrics import Tesseract, ocr, ocr_process
+
+pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
+GONE = 2  # seconds
+# 500 pictures are 8 processes one after the other
+READS = """
+import sys
+from textpatch.metrics import ocr
+engine = ocr.Tesseract(timeout=float(sys.argv[1]))
+engine._tested = True
+engine.read([ocr._draw("COFFEE", 24)] * 500)
+"""
+
+
+def readers(folder: Path) -> list[str]:
+    """The running programs that were given a file in the folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = entry.read_bytes()
+        except OSError:  # it has just ended
+            continue
+        found += [entry.parent.name] if os.fsencode(folder) in command else []
+    return found
+
+
+def wait_until(condition, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def reading(folder: Path, timeout: float = 60, **options) -> subprocess.Popen:
+    """A Python that reads 500 pictures with its temporary files in the folder."""
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    return subprocess.Popen([sys.executable, "-c", READS, str(timeout)], env=environment, **options)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_program_outlives_its_reader(tmp_path, how):
+    """SIGINT, SIGTERM, SIGKILL amid a reading: no tesseract is left after two seconds; after SIGINT no file either."""
+    python = reading(tmp_path, stderr=subprocess.DEVNULL)
+    assert wait_until(lambda: readers(tmp_path), 60)
+    python.send_signal(how)
+    assert python.wait(20) != 0
+    assert wait_until(lambda: not readers(tmp_path), GONE)
+    assert how != signal.SIGINT or not list(tmp_path.iterdir())
+
+
+def test_a_timeout_ends_the_program(tmp_path):
+    """A reading that takes too long is an OCRError; its program is gone, its files too."""
+    python = reading(tmp_path, timeout=0.05, stderr=subprocess.PIPE, text=True)
+    told = python.communicate(timeout=60)[1]
+    assert "OCRError: reading 64 pictures took longer than timeout=0.05 s" in told
+    assert not readers(tmp_path) and not list(tmp_path.iterdir())
+
+
+def test_a_program_with_children_is_ended_with_them(tmp_path, monkeypatch):
+    """Whatever stands in for tesseract, a shell script say, ends with its whole group at the timeout."""
+    script = tmp_path / "slow"
+    script.write_text(f"#!/bin/sh\nsh -c 'sleep 600; true {tmp_path}' &\nwait\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(ocr_process, "PROGRAM", str(script))
+    with pytest.raises(OCRError, match="took longer"):
+        ocr_process.tesseract([], timeout=0.5, asked="waiting")
+    assert wait_until(lambda: not readers(tmp_path), GONE)
+
+
+def test_a_reading_begun_survives_the_terminals_interrupt(monkeypatch):
+    """Ctrl-C goes to the terminal's process group; tesseract is in another, so the record begun can be finished."""
+    groups, start = [], subprocess.Popen
+
+    def spy(*arguments, **options):
+        process = start(*arguments, **options)
+        groups.append(os.getpgid(process.pid))
+        return process
+
+    monkeypatch.setattr(ocr_process.subprocess, "Popen", spy)
+    assert Tesseract().read([ocr._draw("COFFEE", 24)]) == ["COFFEE"]
+    assert groups and os.getpgrp() not in groups
+
+
+def test_each_picture_reads_as_it_would_alone():
+    """70 pictures of words and of noise, in two processes: the same readings alone, together and backwards."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("ABCDEFGHIJKLMNOPRSTUVWXYZ"), 5)) for _ in range(60)]
+    noise = [Image.fromarray(rng.integers(0, 256, (24, 90), dtype=np.uint8)) for _ in range(10)]
+    pictures = [ocr._draw(word, 16 + i % 20) for i, word in enumerate(words)] + noise
+    engine = Tesseract()
+    together = engine.read(pictures)
+    assert together == engine.read(pictures[::-1])[::-1]
+    assert together[::5] == [engine.read([picture])[0] for picture in pictures[::5]]
+    assert len(set(together)) > 40
+
+
+HOSTILE = ["A;touch x", "$(touch x)", "`touch x`", "A|cat", "A&", "-l", "--psm", "A\\", "'\"", "../../x", "A>x", "*", "~"]
+
+
+@pytest.mark.parametrize("alphabet", [text.replace(" ", "") for text in HOSTILE])
+def test_no_shell_sees_the_alphabet(alphabet, tmp_path, monkeypatch):
+    """Whatever the alphabet, tesseract alone is started, with the alphabet as one argument of a list."""
+    monkeypatch.chdir(tmp_path)
+    commands, start = [], subprocess.Popen
+    monkeypatch.setattr(ocr_process.subprocess, "Popen", lambda c, **k: (commands.append((c, k.get("shell"))), start(c, **k))[1])
+    engine = Tesseract(alphabet=alphabet)
+    engine._tested = True
+    engine.read([ocr._draw("COFFEE", 24)])
+    ((command, shell),) = commands
+    assert command[0] == "tesseract" and not shell and f"tessedit_char_whitelist={alphabet}" in command
+    assert not list(tmp_path.iterdir())

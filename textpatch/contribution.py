@@ -1,0 +1,140 @@
+"""What the word's tokens give to the picture at each site: read in plain generations, without a single swap.
+
+    c(site) = mean over image tokens i of || W_o [a_1(i); ...; a_H(i)] ||
+    a_h(i) = sum over word tokens j of p_h(i, j) v_h(j),   p_h(i, j) = exp(q_h(i) k_h(j) / sqrt(D) - L_h(i))
+    L the log sum exp of the query's scores over all keys
+
+"norm" is its mean over steps; "share" the same over the norm of all that attention gives the image there, as norms
+alone grow with depth.  (Zarei et al., 2025, arXiv 2505.18832; their score takes the norm token by token)
+
+It says where the word is read, not that swapping it there changes the picture: only an exact check says that.
+
+B batch rows, H heads, M image tokens, N keys, T text tokens, W word tokens, D head width
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from textpatch.attention import log_sum_exp
+from textpatch.audit import Definition, Record, recording
+from textpatch.errors import PatchError, PromptError
+from textpatch.plan import Plan, Row, with_guidance
+from textpatch.sampling import sample
+from textpatch.search import Group
+from textpatch.sites import Site, find_sites
+from textpatch.trials import SOURCE, Trials, quoted
+
+
+def contribution(pipeline, prompt: str, *, seed: int = 0, steps: int | None = None, guidance: float | None = None,
+                 tokens: Sequence[int] | None = None) -> tuple[dict[int, dict[str, float]], Image.Image]:  # fmt: skip
+    """{site index: {"norm", "share"}} of one plain generation of a prompt, in its conditional branch; and its picture.
+
+    tokens  which text tokens spell the word; those of `word_tokens` when None
+    Raises PatchError for sites of a kind whose modules are not known to the audit, and as `word_tokens` does.
+    """
+    steps = pipeline.defaults.steps if steps is None else steps
+    guidance = pipeline.defaults.guidance if guidance is None else guidance
+    tokens = list(word_tokens(pipeline, prompt) if tokens is None else tokens)
+    row, sites = Row(SOURCE, prompt, seed), find_sites(pipeline.denoiser)
+    definition = Definition(Plan(), [row] if guidance == 1 else with_guidance([row]), sites)
+    found: dict[Site, list[tuple[float, float]]] = {site: [] for site in sites}
+
+    def add(record: Record) -> None:
+        weight = pipeline.denoiser.get_submodule(f"{record.site.name}.to_out.0").weight
+        found[record.site].append(norms(record, definition, weight, tokens))
+
+    with torch.no_grad(), recording(pipeline.denoiser, sites, range(steps), add):
+        samples = sample(pipeline, [row], steps=steps, guidance=guidance)
+    means = {site.index: np.mean(values, axis=0).tolist() for site, values in found.items()}
+    scores = {index: {"norm": word, "share": word / whole} for index, (word, whole) in means.items()}
+    return scores, samples.images[SOURCE]
+
+
+def norms(record: Record, definition: Definition, weight: Tensor, tokens: Sequence[int]) -> tuple[float, float]:
+    """Mean norms over image tokens of what the word's tokens, and what all keys, give them: the last batch row's.
+
+    weight  W_o, (C, H D)
+    """
+    q, scale = record.q[0][-1:], record.q[0].shape[-1] ** -0.5  # (1, H, M, D)
+    keys, values = ([x[-1:] for x in definition.own(made)] for made in (record.k, record.v))
+    lse = log_sum_exp(q, torch.cat(keys, dim=2), None, scale).to(q.dtype)  # (1, H, M)
+    key, value = keys[-1][:, :, tokens], values[-1][:, :, tokens]  # (1, H, W, D), of the text
+    p = torch.exp(q @ key.mT * scale - lse[..., None])  # (1, H, M, W)
+    word, whole = (F.linear(x.transpose(1, 2).flatten(2), weight) for x in (p @ value, record.out[0][-1:]))
+    return float(word.norm(dim=-1).mean()), float(whole.norm(dim=-1).mean())
+
+
+def word_tokens(pipeline, prompt: str) -> tuple[int, ...]:
+    """The text tokens that change with the quoted word of a prompt: what all tokenizers put between its quotes.
+
+    Tokens stand as the encoders of the published models lay them: two CLIPs side by side, a T5 after them.
+    Raises PatchError for encoders without tokenizers, PromptError for a word no encoder reads.
+    """
+    tokenizers = getattr(pipeline.encoders, "tokenizers", None)
+    if not tokenizers:
+        raise PatchError(
+            f"the encoders of {pipeline.name} have no `tokenizers` to find the word with; give `tokens` instead"
+        )
+    total, read = pipeline.encode([prompt]).tokens.shape[1], getattr(pipeline.encoders, "as_read", str)
+    offsets = [0, 0, min(tokenizers[0].model_max_length, total)]
+    places = {
+        offset + i
+        for offset, tokenizer in zip(offsets, tokenizers)
+        for i in _between(tokenizer, prompt, read)
+        if i < tokenizer.model_max_length and offset + i < total
+    }
+    if not places:
+        raise PromptError(f"no token of {prompt!r} is the word's; the prompt is too long, or the word unknown")
+    return tuple(sorted(places))
+
+
+def _between(tokenizer, prompt: str, read: Callable[[str], str]) -> range:
+    """Places of the tokens that are not there without the word."""
+    quoted(prompt)
+    before, _, after = prompt.split('"')
+    whole, empty = (tokenizer(read(text)).input_ids for text in (prompt, f'{before}""{after}'))
+    alike = lambda a, b: next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), len(b))  # noqa: E731
+    return range(alike(whole, empty), len(whole) - alike(whole[::-1], empty[::-1]))
+
+
+class Contributions:
+    """What the word gives to the source pictures of some trials, as a score of single sites.
+
+    The sources' pictures stay with the trials, which need them anyway: the reading costs no generation.
+    """
+
+    def __init__(self, trials: Trials):
+        self.trials = trials
+        self.found: dict[tuple[int, int], dict] = {}
+
+    def score(self, groups: Sequence[Group], pairs: int, what: str = "share") -> list[np.ndarray]:
+        """(pairs,) per group of one site: the mean over seeds."""
+        units = self.trials.units(pairs)
+        for unit in tqdm([unit for unit in units if unit not in self.found], desc="screen", unit="pair", disable=None):
+            record = self._record(unit)
+            self.trials.join(record)
+            self.found[unit] = record["contribution"]
+        values = np.array([[self.found[unit][str(site)][what] for unit in units] for (site,) in groups])
+        return list(values.reshape(len(groups), pairs, -1).mean(axis=2))
+
+    def _record(self, unit: tuple[int, int]) -> dict:
+        trials, (index, seed) = self.trials, unit
+
+        def make() -> dict:
+            found, image = contribution(trials.pipeline, trials.pairs[index].source, seed=seed, steps=trials.steps,
+                                        guidance=trials.guidance)  # fmt: skip
+            return {
+                "generations": 1,
+                "contribution": {str(site): values for site, values in found.items()},
+                "pictures": trials.scored({SOURCE: image}, index),
+            }
+
+        return trials.once(f"contribution-{index}-{seed}", unit, make)

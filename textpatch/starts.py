@@ -1,0 +1,102 @@
+"""From which step on the swap is needed: one run per start step, sharing with the source all that comes before.
+
+    x_s(t) = x_source(t) for t <= s,   the latents entering step t of the row whose swap starts at step s
+
+So the row of start s joins the lock-step batch at step s, as a copy of the source's latents: S starts cost
+S (S + 1) / 2 row-steps and not S^2.  (ICLR 2025, app. A.2)
+
+B rows, C channels, H x W latent size
+"""
+
+from __future__ import annotations
+
+from typing import Iterator, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from textpatch.bank import encode
+from textpatch.errors import PatchError
+from textpatch.metrics import f1_of_means
+from textpatch.plan import Plan, Row, Swap, with_guidance
+from textpatch.sampling import to_device
+from textpatch.search import latest_start
+from textpatch.sites import find_sites, select_sites
+from textpatch.trials import SOURCE, TARGET, Trials, scores, values
+
+
+def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> dict:
+    """The scores of one set of sites for every start step, on all pairs and seeds of the trials.
+
+    sites   what `select_sites` understands, swapped together; starts: which start steps, all when None
+    Returns {"sites", "curve", "chosen", "generations"}: a list of {"start", "timestep", "sigma", scores}, and the
+    last start whose F1 towards the target is not clearly below the best one's.  One generation is a row through all
+    steps.  Raises PatchError for unknown sites and for starts outside the run.
+    """
+    known, steps = find_sites(trials.pipeline.denoiser), trials.steps
+    group = tuple(site.index for site in select_sites(known, sites))
+    starts = list(range(steps)) if starts is None else sorted(set(starts))
+    if not starts or not 0 <= starts[0] <= starts[-1] < steps:
+        raise PatchError(f"start steps {starts}; this run has steps 0..{steps - 1}")
+    records = trials.each("starts", lambda index, seed: _record(trials, index, seed, group, starts))
+    names = [_name(start) for start in starts]
+    times, sigmas = (trials.pipeline.schedule.timesteps(steps), trials.pipeline.schedule.sigmas(steps))
+    curve = [
+        {"start": start, "timestep": float(times[start]), "sigma": float(sigmas[start]), **scores(records, name)}
+        for start, name in zip(starts, names)
+    ]
+    last = latest_start([values(records, name) for name in names], f1_of_means)
+    generations = sum(record["generations"] for record in records)
+    return {"sites": list(group), "curve": curve, "chosen": starts[last], "generations": generations}
+
+
+def _name(start: int) -> str:
+    return f"start-{start}"
+
+
+def _record(trials: Trials, index: int, seed: int, group: tuple[int, ...], starts: list[int]) -> dict:
+    pair, steps = trials.pairs[index], trials.steps
+    rows = [Row(_name(start), pair.source, seed) for start in starts]
+    plan = Plan(
+        Swap(group, row.name, TARGET, steps=range(start, steps), branch=trials.branch)
+        for start, row in zip(starts, rows)
+    )
+    joins = dict(zip(rows, starts))
+    ends = [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed)]
+    images = forked(trials.pipeline, ends, joins, plan, steps=steps, guidance=trials.guidance)
+    row_steps = len(ends) * steps + sum(steps - start for start in starts)
+    return {
+        "plan_sha256": plan.sha256,
+        "generations": row_steps / steps,
+        "pictures": trials.scored(images, index),
+    }
+
+
+@torch.no_grad()
+def forked(pipeline, rows: Sequence[Row], joins: dict[Row, int], plan: Plan, *, steps: int,
+           guidance: float) -> dict[str, Image.Image]:  # fmt: skip
+    """Pictures by row name of a lock-step run in which rows join at a step with the latents of the first of `rows`.
+
+    joins   row -> the step it joins at, before which no swap of the plan may name it.  All have one seed
+    Raises PatchError as `sample` does.
+    """
+    everyone, seed, sites = [*rows, *joins], rows[0].seed, find_sites(pipeline.denoiser)
+    texts = encode(pipeline, everyone if guidance == 1 else with_guidance(everyone))
+    plan.check(everyone, sites, steps, tokens=texts.tokens)
+    noises = pipeline.noises([seed])
+    active, x = list(rows), next(noises).expand(len(rows), -1, -1, -1)
+    for step in range(steps):
+        new = [row for row, joined in joins.items() if joined == step]
+        active, x = active + new, torch.cat([x, x[:1].expand(len(new), -1, -1, -1)])
+        batch = active if guidance == 1 else with_guidance(active)
+        tables = texts.slots(plan.slots(step, batch, sites, tokens=texts.tokens), batch, len(sites))
+        slots = to_device(tables, pipeline.device)
+        x = pipeline.denoise(x, texts.of(batch), steps=steps, guidance=guidance, slots=lambda _, slots=slots: slots,
+                             noises=_for_all(noises, len(active)), only=range(step, step + 1))  # fmt: skip
+    return dict(zip([row.name for row in active], pipeline.decode(x)))
+
+
+def _for_all(noises: Iterator[Tensor], rows: int) -> Iterator[Tensor]:
+    """One row's draws, the same for every row: their seeds are."""
+    return (noise.expand(rows, -1, -1, -1) for noise in noises)

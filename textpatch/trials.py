@@ -1,0 +1,315 @@
+"""Pictures of prompt pairs with the target's text swapped in at some sites, read and scored, each made once.
+
+    score(group) = OCR F1 of the pictures of  source <- target at the group's sites,  towards the target's word
+
+(ICLR 2025, sec. 4.2.)  All groups of one prompt pair and seed run in lock-step in one batch with their source and
+target.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass
+from typing import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from textpatch import metrics
+from textpatch.errors import PatchError, PromptError, StoreError, Unfinished
+from textpatch.interrupts import finishing
+from textpatch.plan import Plan, Row, Swap
+from textpatch.sampling import sample
+from textpatch.search import Group, interval
+
+SOURCE, TARGET = "source", "target"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two prompts, each with one word in double quotes; raises PromptError where there is none."""
+
+    source: str
+    target: str
+
+    @property
+    def words(self) -> tuple[str, str]:
+        return quoted(self.source), quoted(self.target)
+
+
+def quoted(prompt: str) -> str:
+    """What stands between the double quotes of a prompt.  Raises PromptError unless it is one stretch of text."""
+    parts = prompt.split('"')
+    if len(parts) != 3 or not parts[1].strip():
+        raise PromptError(
+            f'no quoted word in {prompt!r}; write the word to render in double quotes: a sign that says "WORD"'
+        )
+    return parts[1].strip()
+
+
+def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int, start: int = 0) -> list[Pair]:
+    """Prompt pairs, once all that can be wrong with a run of them is known to be right; nothing is generated."""
+    pairs = [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs]
+    if not pairs or not seeds or not 0 <= start < steps:
+        raise PatchError(f"{len(pairs)} pairs, {len(seeds)} seeds, start {start} of {steps} steps; "
+                         "needs at least one pair and seed, and a start within the run")  # fmt: skip
+    for pair in pairs:
+        pair.words  # noqa: B018  a prompt without a word is refused before anything runs
+    pipeline.check(
+        [prompt for pair in pairs for prompt in (pair.source, pair.target)], seeds=seeds, steps=steps
+    )
+    return pairs
+
+
+# --- what is run
+
+
+def rows_and_plan(
+    pair: Pair, seed: int, groups: Sequence[Group], steps: int, start: int, branch: str
+) -> tuple[list[Row], Plan]:
+    """Source, target and one patched row per group, all from the same noise; and who reads whom.
+
+    A group holds site indices, or (site, head) for single heads.  The patched rows keep the source's pooled
+    vector, as the official code does.
+    """
+    patched = [Row(row_name(group), pair.source, seed) for group in groups]
+    window = tuple(range(start, steps))
+    swaps = [
+        Swap(sites, row.name, TARGET, steps=window, heads=heads, branch=branch)
+        for group, row in zip(groups, patched)
+        for sites, heads in _parts(group)
+    ]
+    return [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed), *patched], Plan(swaps)
+
+
+def _parts(group: Group) -> list[tuple[tuple[int, ...], tuple[int, ...] | None]]:
+    """(sites, heads) of each swap that carries a group out: whole sites together, heads site by site."""
+    whole = tuple(unit for unit in group if not isinstance(unit, tuple))
+    heads: dict[int, list[int]] = {}
+    for site, head in (unit for unit in group if isinstance(unit, tuple)):
+        heads.setdefault(site, []).append(head)
+    return ([(whole, None)] if whole else []) + [((site,), tuple(some)) for site, some in heads.items()]
+
+
+def row_name(group: Group) -> str:
+    """site-1+2 of sites 1 and 2 together, site-1.0 of the first head of site 1, source of no swap."""
+    return "site-" + group_name(group) if group else SOURCE
+
+
+def group_name(group: Group) -> str:
+    return "+".join(".".join(map(str, unit)) if isinstance(unit, tuple) else str(unit) for unit in group)
+
+
+class Trials:
+    """The pictures of some prompt pairs and seeds, made when first asked for, or found in a run folder.
+
+    pairs       (source, target) prompts, each with one quoted word
+    ocr         a reader with `read(images, box=)` and `describe()`; tesseract when None, self-tested first
+    run         a store.Run: what is made is kept there as a record, and is not made again
+    records     one dict per pair and seed touched, with all its pictures by row name
+    generations how many rows were generated for them: a donor that travels with a later batch counts again
+    Raises PatchError for a start outside the run and for no pairs or seeds, OCRError if no text can be read.
+    """
+
+    def __init__(self, pipeline, pairs: Sequence, *, seeds: Sequence[int] = (0,), steps: int | None = None,
+                 guidance: float | None = None, start: int = 0, branch: str = "both", ocr=None, run=None,
+                 micro_batch: int = 64):  # fmt: skip
+        self.pipeline, self.seeds, self.start, self.branch = pipeline, seeds, start, branch
+        self.steps = pipeline.defaults.steps if steps is None else steps
+        self.guidance = pipeline.defaults.guidance if guidance is None else guidance
+        self.pairs = checked_pairs(pipeline, pairs, seeds=seeds, steps=self.steps, start=start)
+        self.ocr, self.run, self.micro_batch = ocr or metrics.Tesseract(), run, micro_batch
+        self.ocr.self_test()
+        self.generations = 0
+        self._done = {} if run is None else {record["id"]: record for record in run.records()}
+        self._found: dict[tuple[int, int], dict] = {}
+        self._batches: Counter[tuple[int, int]] = Counter()
+
+    @property
+    def records(self) -> list[dict]:
+        return [self._found[unit] for unit in self.units(len(self.pairs)) if unit in self._found]
+
+    def units(self, pairs: int) -> list[tuple[int, int]]:
+        """(pair, seed) of the first so many pairs."""
+        return list(itertools.product(range(pairs), self.seeds))
+
+    def score(self, groups: Sequence[Group], pairs: int) -> list[np.ndarray]:
+        """(pairs, 2) per group: precision and recall of the target's characters, the mean over seeds."""
+        self.measure(groups, pairs)
+        records = [self._found[unit] for unit in self.units(pairs)]
+        return [values(records, row_name(group)) for group in groups]
+
+    def measure(self, groups: Sequence[Group], pairs: int | None = None, part: slice = slice(None)) -> None:
+        """Make what is not there yet of the groups' pictures, on the first so many pairs (all when None) or part of them."""
+        names = {row_name(group) for group in groups}
+        units = self.units(len(self.pairs) if pairs is None else pairs)[part]
+        lacking = [unit for unit in units if not names <= self._pictures(unit).keys()]
+        for unit in tqdm(lacking, desc="localize", unit="pair", disable=None):
+            self._batch(unit, [group for group in groups if row_name(group) not in self._pictures(unit)])
+
+    def share(self, groups: Sequence[Group], shard: tuple[int, int]) -> None:
+        """Make the groups' pictures of every n-th pair and seed, of shard (i, n) from the i-th on.
+
+        Raises Unfinished unless the run folder then holds those of all pairs and seeds.
+        """
+        (index, count), units = shard, self.units(len(self.pairs))
+        self.measure(groups, part=slice(index, None, count))
+        self._done = {record["id"]: record for record in self.run.records()}
+        left = sum(f"{pair}-{seed}" not in self._done for pair, seed in units)
+        if left:
+            raise Unfinished(f"shard {index}/{count} is done, {left} of {len(units)} pairs and seeds are not: the shard "
+                             f"that ends last writes the results to {self.run.folder}")  # fmt: skip
+
+    def _pictures(self, unit: tuple[int, int]) -> dict:
+        return self._found.get(unit, {}).get("pictures", {})
+
+    def _batch(self, unit: tuple[int, int], groups: Sequence[Group]) -> None:
+        """One lock-step run of the groups, with the target they read, and the source unless it is there already."""
+        (index, seed), before = unit, self._pictures(unit)
+        self._batches[unit] += 1
+        number = self._batches[unit]
+        swapped = [group for group in groups if group]
+        rows, plan = rows_and_plan(self.pairs[index], seed, swapped, self.steps, self.start, self.branch)
+        rows = rows[1:] if before else rows
+
+        def make() -> dict:
+            samples = sample(self.pipeline, rows, plan, steps=self.steps, guidance=self.guidance,
+                             micro_batch=self.micro_batch)  # fmt: skip
+            pictures = {name: image for name, image in samples.images.items() if name not in before}
+            return {
+                "plan_sha256": plan.sha256,
+                "generations": len(rows),
+                "pictures": self.scored(pictures, index, before.get(SOURCE)),
+            }
+
+        record = self.once(f"{index}-{seed}" + (f"-{number}" if number > 1 else ""), unit, make)
+        if record["plan_sha256"] != plan.sha256:
+            raise StoreError(
+                f"record {record['id']} of {self.run.folder} was made by plan {record['plan_sha256'][:16]}..., this "
+                f"request comes to {plan.sha256[:16]}...; the run was made by another version: give another --out"
+            )
+        self.join(record)
+
+    def once(self, id: str, unit: tuple[int, int], make: Callable[[], dict]) -> dict:
+        """The record of that id: the run folder's, or made now and kept there.  Its generations are counted."""
+        record = self._done.get(id)
+        if record is None:
+            with finishing():
+                record = {"id": id, "pair": unit[0], "seed": unit[1], **make()}
+                if self.run is not None:
+                    self.run.append(record)
+        self.generations += record["generations"]
+        return record
+
+    def join(self, record: dict) -> None:
+        """Let a record's pictures be those of its pair and seed."""
+        unit = record["pair"], record["seed"]
+        empty = {"id": "{}-{}".format(*unit), "pair": unit[0], "seed": unit[1], "pictures": {}}
+        self._found.setdefault(unit, empty)["pictures"] |= record["pictures"]
+
+    def each(self, what: str, make: Callable[[int, int], dict]) -> list[dict]:
+        """A record for every pair and seed: make(pair, seed), kept in the run folder under that name."""
+        units = tqdm(self.units(len(self.pairs)), desc=what, unit="pair", disable=None)
+        return [self.once(f"{what}-{unit[0]}-{unit[1]}", unit, lambda unit=unit: make(*unit)) for unit in units]
+
+    def scored(self, images: dict[str, Image.Image], index: int, source: dict | None = None) -> dict[str, dict]:
+        """Pictures, readings and scores by row name; source: that picture's entry, if not among the images."""
+        box = self.pipeline.defaults.text_box
+        readings = self.ocr.read(list(images.values()), box=box)
+        kept = images[SOURCE] if source is None else opened(source["image"], self.run)
+        return {
+            name: {
+                "image": image if self.run is None else self.run.image(image),
+                "read": read,
+                **word_scores(read, self.pairs[index].words),
+                **picture_scores(image, kept, box),
+            }
+            for (name, image), read in zip(images.items(), readings)
+        }
+
+
+def opened(image: Image.Image | str, run) -> Image.Image:
+    """A record's picture, which is one, or a path in the run's folder."""
+    if isinstance(image, Image.Image):
+        return image
+    with Image.open(run.folder / image) as file:
+        return file.convert("RGB")
+
+
+# --- what comes of it
+
+
+def word_scores(read: str, words: tuple[str, str]) -> dict[str, float]:
+    """How a reading agrees with the source's and the target's word."""
+    scores = {}
+    for side, word in zip((SOURCE, TARGET), words):
+        match = metrics.characters(read, word)
+        scores |= {
+            f"precision_{side}": match.precision,
+            f"recall_{side}": match.recall,
+            f"exact_{side}": float(metrics.exact(read, word)),
+            f"edit_{side}": metrics.edit_distance(read, word),
+        }
+    return scores
+
+
+def picture_scores(image, source, box) -> dict[str, float]:
+    """Distance from the source's picture: outside the lettering, and the official wrap-around of the whole.
+
+    Both pictures' text boxes are blackened first: masking alone would let SSIM's 11 px windows see letters.
+    """
+    background, kept = _blackened(image, box), _blackened(source, box)
+    inside = 0 if box is None else (box[2] - box[0]) * (box[3] - box[1])
+    area = image.width * image.height
+    return {
+        "ssim": metrics.ssim(background, kept),
+        "mse": metrics.mse(background, kept) * area / (area - inside),
+        "mse_uint8_wrapped": metrics.mse_uint8_wrapped(image, source),
+        "psnr_uint8_wrapped": metrics.psnr_uint8_wrapped(image, source),
+    }
+
+
+def _blackened(image, box):
+    image = image.copy()
+    if box is not None:
+        image.paste((0, 0, 0), tuple(box))
+    return image
+
+
+MEANS = (
+    "exact_target exact_source edit_target edit_source ssim mse mse_uint8_wrapped psnr_uint8_wrapped"
+).split()
+
+
+def column(records: Sequence[dict], name: str, key: str) -> np.ndarray:
+    """One score of one row name, (pairs,): the mean over each pair's seeds."""
+    table: dict[int, list[float]] = {}
+    for record in records:
+        table.setdefault(record["pair"], []).append(record["pictures"][name][key])
+    return np.array([np.mean(cells) for cells in table.values()])
+
+
+def values(records: Sequence[dict], name: str) -> np.ndarray:
+    """Precision and recall of the target's characters, (pairs, 2): what a search decides by."""
+    columns = [column(records, name, key) for key in ("precision_target", "recall_target")]
+    return np.stack(columns, axis=1)
+
+
+def scores(records: Sequence[dict], name: str) -> dict:
+    """Every score of one row name over the records that have it, with its 95 % interval over prompt pairs."""
+    records = [record for record in records if name in record["pictures"]]
+    if not records:
+        return {}
+    out = {key: interval(column(records, name, key)) for key in MEANS}
+    for side in (SOURCE, TARGET):
+        columns = [column(records, name, f"{part}_{side}") for part in ("precision", "recall")]
+        out[f"f1_{side}"] = interval(np.stack(columns, axis=1), metrics.f1_of_means)
+    return out | {"psnr": _decibels(out["mse"]), "n": len(records)}
+
+
+def _decibels(mse: dict) -> dict:
+    """PSNR of the mean squared error and of its interval; None where it is infinite."""
+    turn = lambda x: None if x == 0 else float(10 * np.log10(255**2 / x))  # noqa: E731
+    return {"value": turn(mse["value"]), "low": turn(mse["high"]), "high": turn(mse["low"])}
