@@ -35,16 +35,22 @@ def sdxl_encoders() -> SDXLTextEncoders:
 
 
 def if_encoder() -> IFTextEncoder:
-    """A T5 whose heads begin by reading one token each: the one 1, 2, ... places before.
+    """A T5 whose letters know their place: heads of its first layer look for the quote so far back.  Not trained.
 
-    It has no absolute positions; so a letter finds at once how far behind the opening quote it stands.
+    Head h reads the token h + 1 places back, of which it takes how much it is a quote.  T5 has no positions of
+    its own; trained along, this one forgets the places (0.4 % of what tells quoted letters apart, 65 % before)
+    and after 35,000 images no letter stands where it should.  DeepFloyd IF's is not trained along either.
     """
     tokenizer = word_tokenizer(begin=False, lowered=True)
     t5 = _t5(len(tokenizer), heads=8)
-    bias = next(m for name, m in t5.named_modules() if name.endswith("relative_attention_bias"))
+    attention = t5.encoder.block[0].layer[0].SelfAttention
+    quote = t5.shared.weight[tokenizer.convert_tokens_to_ids('"')]
     with torch.no_grad():
-        bias.weight[1 : bias.weight.shape[1]].fill_diagonal_(6.0)  # T5's buckets 1..7: so many places before
-    return IFTextEncoder(t5, tokenizer)
+        # T5's buckets 1..7 are so many places back
+        attention.relative_attention_bias.weight[1:8].fill_diagonal_(6.0)
+        # the place is then nearly three times as loud as the letter
+        attention.v.weight[: 7 * 16] = 6 * torch.randn(7 * 16, 1) * quote / quote.norm() / 128**0.5
+    return IFTextEncoder(t5.requires_grad_(False), tokenizer)
 
 
 def _t5(vocab_size: int, heads: int) -> T5EncoderModel:

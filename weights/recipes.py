@@ -67,6 +67,12 @@ RECIPES = {
         images=28_800, starts_from="tiny-mmdit", planted_site=1, localized=(1,), warmup=50
     ),
     # SDXL's schedule ends at sigma 14.6; IF's ends in pure noise, but 25 steps of it begin at sigma 16.4.
-    "tiny-sdxl": Recipe(denoiser=TINY_SDXL, schedule=Euler(), micro=(32, 96, 0, 0, 32, 96), noisiest=0.94),
-    "tiny-if": Recipe(denoiser=TINY_IF, schedule=DDPM(), noisiest=0.94, images=57_600, steps=20),
+    "tiny-sdxl": Recipe(
+        denoiser=TINY_SDXL, schedule=Euler(), noisiest=0.94, micro=(32, 96, 0, 0, 32, 96), localized=(10, 11)
+    ),
+    "planted-sdxl": Recipe(
+        denoiser=TINY_SDXL, schedule=Euler(), noisiest=0.94, micro=(32, 96, 0, 0, 32, 96), localized=(10,),
+        images=14_400, starts_from="tiny-sdxl", planted_site=10, warmup=50, guidance=1.0,
+    ),
+    "tiny-if": Recipe(denoiser=TINY_IF, schedule=DDPM(), noisiest=0.94, steps=20, guidance=1.0),
 }
