@@ -15,7 +15,7 @@ from pathlib import Path
 from textpatch.errors import PatchError, Unfinished
 
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
-MODEL_HELP = ("a shipped model (tiny-mmdit, planted-mmdit), a folder in diffusers layout, an original single "
+MODEL_HELP = ("a shipped model (tiny-mmdit, tiny-sdxl, planted-mmdit, planted-sdxl), a folder in diffusers layout, an original single "
               ".safetensors file, a sharded index, or org/name in the Hugging Face cache")  # fmt: skip
 SITES_HELP = ("indices in execution order, as in the paper (57), ranges of them (55-57), names, globs ('up_blocks.*'), "
               "kind:cross, group:up")  # fmt: skip
