@@ -19,7 +19,7 @@ demo: install
 	$(TEXTPATCH) edit planted-mmdit --source '$(SOURCE)' --target '$(TARGET)'
 
 test: install
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 install: .venv/.installed
 

@@ -9,9 +9,10 @@ from textpatch import PatchError, Row, edit, load, localize, sample, trials
 from textpatch.errors import OCRError, PromptError
 from textpatch.metrics import Tesseract
 from textpatch.weights import evaluate
-from textpatch.weights.load import SHIPPED
+from textpatch.weights.load import SHIPPED, shipped_models
 from textpatch.weights.prompts import sign_pairs
 from textpatch.weights.signs import SignFormat
+from textpatch.weights.words import TEST
 
 PAIR = ('a red sign that says "HOUSE" on a blue wall', 'a green badge that says "TIGER" on a striped yellow wall')
 
@@ -53,10 +54,11 @@ def test_a_swap_one_site_off_is_noticed(planted, monkeypatch):
         check_planted_site_is_found(planted)
 
 
-@pytest.mark.parametrize("model", ["tiny-mmdit", "planted-mmdit"])
-def test_held_out_words_are_read_as_well_as_clean_drawings(model):
-    """exact(model) >= 0.95 exact(clean drawings) on 200 held-out words of four letters or more."""
-    fmt, ocr, signs = SignFormat(), Tesseract(), evaluate.held_out_signs(200, SignFormat())
+@pytest.mark.parametrize("model", shipped_models())
+def test_held_out_words_are_read_as_well_as_clean_drawings(model, long):
+    """exact(model) >= 0.95 exact(clean drawings) on 80 held-out words of four letters or more, --long all 283."""
+    fmt, ocr = SignFormat(), Tesseract()
+    signs = evaluate.held_out_signs(len(TEST) if long else 80, fmt)
     assert min(len(sign.word) for sign in signs) >= 4
     clean = evaluate.reading_accuracy(evaluate.clean_pictures(signs, fmt), signs, fmt, ocr).mean()
     made = evaluate.reading_accuracy(evaluate.generated_pictures(load(model), signs), signs, fmt, ocr).mean()

@@ -139,7 +139,7 @@ def compiled(model):
 
 
 @pytest.mark.parametrize("architecture", ["sdxl", "if-i", "mmdit"])
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("way", [by_definition, on_two_threads, in_a_larger_batch, compiled])
 def test_only_the_error_moves(architecture, dtype, way):
     """f(x | swap) another way is as near to float64: rms errors over 16 inputs apart by at most 1.1.

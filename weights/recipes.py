@@ -74,5 +74,7 @@ RECIPES = {
         denoiser=TINY_SDXL, schedule=Euler(), noisiest=0.94, micro=(32, 96, 0, 0, 32, 96), localized=(10,),
         images=14_400, starts_from="tiny-sdxl", planted_site=10, warmup=50, guidance=1.0,
     ),
-    "tiny-if": Recipe(denoiser=TINY_IF, schedule=DDPM(), noisiest=0.94, steps=20, guidance=1.0),
+    "tiny-if": Recipe(
+        denoiser=TINY_IF, schedule=DDPM(), noisiest=0.94, steps=20, guidance=1.0, images=96_000,
+    ),
 }
