@@ -25,7 +25,7 @@ from torch import Tensor
 
 import textpatch
 from textpatch.localize import Pair, rows_and_plan
-from textpatch.plan import Plan, Row, with_guidance
+from textpatch.plan import Row, with_guidance
 from textpatch.reference_models.pipeline import Pipeline
 from textpatch.sampling import pack
 from textpatch.sites import find_sites

@@ -18,7 +18,7 @@ from textpatch import attention, cli, load, plan, sampling
 from textpatch.audit import AuditReport, Check, Definition, audit, recording, replay, telling_steps
 from textpatch.audit_run import audit_run
 from textpatch.errors import PatchError
-from textpatch.plan import Plan, Row, Swap, with_guidance
+from textpatch.plan import Plan, Swap, with_guidance
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.mmdit import JointAttention
 from textpatch.reference_models.pipeline import Defaults, Pipeline

@@ -1,39 +1,16 @@
-"""Laws of the registry: what it installs it removes, what was named must run, all else is left alone."""
+"""The registry: firings, nesting, exit stacks, any sequence of blocks and interventions; its laws are in test_laws.py."""
 
 import contextlib
 
 import laws
 import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
-from strategies import cases, fixed_case
 from torch import nn
 
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry, _open_blocks
-
-
-@given(cases())
-def test_observing_changes_nothing(case):
-    """f(x | observe) = f(x)."""
-    laws.law_observing_changes_nothing(case)
-
-
-@given(cases())
-def test_any_exit_leaves_zero_residue(case):
-    """state(model) after = state(model) before, after an end, an error, an interrupt."""
-    laws.law_no_residue(case)
-
-
-@pytest.mark.parametrize("law", [
-    laws.law_none_leaves_the_output, laws.law_an_unknown_name_installs_nothing, laws.law_silence_is_an_error,
-    laws.law_blocks_close_in_any_order, laws.law_other_hooks_stay, laws.law_other_threads_are_untouched,
-], ids=lambda law: law.__name__)  # fmt: skip
-def test_registry(law):
-    """The registry's guarantees, one by one; each is spelled out in its law."""
-    law(fixed_case())
 
 
 def test_a_registry_of_nothing_is_refused():

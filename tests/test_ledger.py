@@ -14,7 +14,6 @@ from textpatch import ledger as ledgers
 from textpatch.errors import PatchError
 from textpatch.ledger import ITSELF, LINES, NO_EFFECT, OVERRIDDEN, SAME_TEXT, Ledger, Recorder, Watch
 from textpatch.plan import Plan, Row, Swap
-from textpatch.reference_models.pipeline import Pipeline
 from textpatch.sampling import Samples, sample
 
 

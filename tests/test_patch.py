@@ -1,4 +1,4 @@
-"""Laws of carrying a plan out (design, section 5), over random MMDiTs, sites, rows, steps and plans."""
+"""Carrying a plan out: labels, caches, what is refused and what is mixed; its laws are in test_laws.py."""
 
 import laws
 import pytest
@@ -8,84 +8,6 @@ from strategies import cases, fixed_case
 
 from textpatch import HookRegistry, KVCache, PatchError, Plan, Row, Swap, capture, patch, sample
 from textpatch.plan import with_guidance
-
-
-@given(cases())
-def test_identity(case):
-    """Plan() = id, a <- a = id, patch(own cache) = id, bit for bit."""
-    laws.law_identity(case)
-
-
-@given(cases())
-def test_all_sites_are_the_target(case):
-    """a <- b at all sites with b's pooled vector: a = b, bit for bit; with a's: a != b."""
-    laws.law_all_sites_are_the_target(case)
-
-
-@given(cases())
-def test_start_step(case):
-    """x'_i = x_i for i <= s, x'_{s+1} != x_{s+1}."""
-    laws.law_the_start_step(case)
-
-
-@given(cases())
-def test_unnamed_rows(case):
-    """x'_r = x_r for every r that is no reader, bit for bit."""
-    laws.law_unnamed_rows_are_untouched(case)
-
-
-@given(cases())
-def test_earlier_sites(case):
-    """k'_j = k_j, v'_j = v_j for j <= first swapped site."""
-    laws.law_earlier_sites_are_unchanged(case)
-
-
-@given(cases())
-def test_image_keys_and_queries(case):
-    """q' = q, k_image' = k_image, v_image' = v_image at a swapped site."""
-    laws.law_image_keys_and_queries_are_untouched(case)
-
-
-@given(cases())
-def test_lock_step_is_capture_then_patch(case):
-    """x'(one batch) = x'(two runs), 1e-12 in float64."""
-    laws.law_lock_step_is_capture_then_patch(case)
-
-
-@given(cases())
-def test_union_of_heads(case):
-    """U_h swap(h) = swap, bit for bit."""
-    laws.law_all_heads_are_the_site(case)
-
-
-@given(cases())
-def test_micro_batches(case):
-    """x'(micro-batch m) = x'(one batch) for every m."""
-    laws.law_micro_batches_change_nothing(case)
-
-
-@given(cases())
-def test_cache_round_trip(case):
-    """from_tensors(tensors(c)) = c, bit for bit."""
-    laws.law_caches_survive_their_tensors(case)
-
-
-@given(cases())
-def test_cache_estimate(case):
-    """estimate = bytes."""
-    laws.law_estimates_are_exact(case)
-
-
-@given(cases())
-def test_rows_mean_their_labels(case):
-    """One branch in two, two branches in one: PatchError."""
-    laws.law_rows_mean_their_labels(case)
-
-
-@pytest.mark.parametrize("law", [laws.law_caches_are_copies, laws.law_evolving_text_refuses_injection])
-def test_fixed(law):
-    """Laws without free structure; each is spelled out in its docstring."""
-    law(fixed_case())
 
 
 @given(cases())

@@ -1,8 +1,7 @@
-"""Laws of plans as data: one spelling, one hash; what each cell reads; and what is refused."""
+"""Plans as data: what each cell reads and what is refused; their laws are in test_laws.py and test_mathematics.py."""
 
 import json
 
-import laws
 import pytest
 import torch
 from hypothesis import given
@@ -15,30 +14,6 @@ from textpatch.sites import Site
 
 SITES = tuple(Site(i, f"blocks.{i}.attn", "joint", heads=2, head_dim=4, parameters=0) for i in range(3))
 ROWS = make_rows((0, 0, 0))
-
-
-@given(cases())
-def test_json_round_trip(case):
-    """from_json(to_json(p)) = p."""
-    laws.law_plans_survive_json(case)
-
-
-@given(cases())
-def test_spelling_does_not_matter(case):
-    """sha256(reordered, repeated) = sha256."""
-    laws.law_spelling_does_not_matter(case)
-
-
-@given(cases())
-def test_later_swaps_win(case):
-    """read(p + s) = where(s names the cell, donor of s, read(p))."""
-    laws.law_the_last_swap_wins(case)
-
-
-@given(cases())
-def test_disjoint_swaps_commute(case):
-    """s1 s2 = s2 s1."""
-    laws.law_disjoint_swaps_commute(case)
 
 
 def test_swaps_add():

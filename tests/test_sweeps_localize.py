@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from small import PROMPTS, save_small, small_pipeline
+from small import save_small, small_pipeline
 from sweeps import fork, waited
 from test_prompts import write
 
