@@ -1,7 +1,8 @@
 """What the three ways of localising find, and what they cost:  python benchmarks/search.py [MODEL ...]
 
-The responsible set by every mode of `textpatch.localize` on disjoint sets of prompt pairs.  The exhaustive search's set
-is the truth.  A generation is one picture's way through all steps.
+The responsible set by every mode of `textpatch.localize` on disjoint sets of prompt pairs of the test words, which may
+come again in other pairs and scenes.  The exhaustive search's set is the truth.  A generation is one picture's way
+through all steps.  With --runs the same command goes on where it stopped; `seconds` are then of the last go alone.
 
   same_set       on how many of the sets of pairs the mode's set is the exhaustive one
   recall         how much of the exhaustive set the mode's holds, the mean over sets of pairs
@@ -10,45 +11,65 @@ is the truth.  A generation is one picture's way through all steps.
   generations    of all sets of pairs together
   fewer          how many times as many 1 + sites for each pair would be
   fewer_than_exhaustive  how many times as many the exhaustive search made, its set and the source's pictures included
+  bound          what `fewer` could be at most: one site verified on every pair, with the target's run where that is needed
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from measure import Table, arguments, environment, parsed
 
 import textpatch
+from textpatch.bank import prompt_settles_text
+from textpatch.errors import PatchError
 from textpatch.localize import FIRST, MODES
 from textpatch.metrics import Tesseract
+from textpatch.store import Run
 from textpatch.weights import shipped_models
 from textpatch.weights.prompts import sign_pairs
 
 COLUMNS = ["model", "scene", "mode", "sets", "pairs", "same_set", "recall", "best_kept", "measured", "generations",
-           "fewer", "fewer_than_exhaustive", "seconds", "found"]  # fmt: skip
+           "fewer", "fewer_than_exhaustive", "bound", "seconds", "found"]  # fmt: skip
 
 
-def searches(pipeline, mode: str, sets: list[list], first: int, steps: int | None, ocr) -> tuple[list[dict], float]:
+def searches(pipeline, mode: str, sets: list[list], first: int, runs: Path | None, **options) -> tuple[list[dict], float]:
     """The result of a mode on each set of pairs, and the seconds of all."""
-    began = time.perf_counter()
-    options = dict(mode=mode, steps=steps, ocr=ocr, first=None if mode == "exhaustive" else first)
-    return [textpatch.localize(pipeline, pairs, **options).result for pairs in sets], time.perf_counter() - began
+    began, results = time.perf_counter(), []
+    options |= dict(mode=mode, first=None if mode == "exhaustive" else first)
+    for pairs in sets:
+        asked = {"model": pipeline.name, "pairs": pairs, **{name: x for name, x in options.items() if name != "ocr"}}
+        name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+        run = None if runs is None else Run.open(runs / name, {"request": asked})
+        results.append(textpatch.localize(pipeline, pairs, run=run, **options).result)
+    return results, time.perf_counter() - began
 
 
-def compared(results: list[dict], truth: list[dict]) -> dict:
-    """A mode's columns, against the exhaustive results on the same pairs."""
+def disjoint(sets: int, pairs: int, same_scene: bool) -> list[list]:
+    """Sets of test pairs, no pair of prompts in two of them."""
+    made = [sign_pairs(pairs, split="test", seed=seed, same_scene=same_scene) for seed in range(sets)]
+    if len({pair for some in made for pair in some}) < sets * pairs:
+        raise PatchError(f"{sets} sets of {pairs} pairs repeat a pair; ask for fewer")
+    return made
+
+
+def compared(results: list[dict], truth: list[dict], static: bool) -> dict:
+    """A mode's columns, against the exhaustive results on the same pairs; static: the model's text is."""
     both = [(set(found["set"]["sites"]), set(wanted["set"]["sites"])) for found, wanted in zip(results, truth)]
     measured = [[site["site"] for site in r["sites"] if site["status"]["state"] == "measured"] for r in results]
     made, all_made = (sum(result["generations"]["made"] for result in some) for some in (results, truth))
-    one_by_one = sum(result["generations"]["one_by_one"] for result in results)
+    one_by_one, pairs = (sum(some) for some in zip(*((r["generations"]["one_by_one"], r["pairs"]) for r in results)))
     return dict(
         same_set=f"{sum(found == wanted for found, wanted in both)} of {len(both)}",
         recall=float(np.mean([len(found & wanted) / len(wanted) if wanted else 1 for found, wanted in both])),
         best_kept=f"{sum(wanted['ranked'][0] in sites for wanted, sites in zip(truth, measured))} of {len(both)}",
         measured=float(np.mean([len(sites) for sites in measured])), generations=made, fewer=one_by_one / made,
-        fewer_than_exhaustive=all_made / made,
+        fewer_than_exhaustive=all_made / made, bound=one_by_one / pairs / (1 if static else 2),
         found="; ".join(" ".join(map(str, sorted(found))) or "none" for found, _ in both),
     )  # fmt: skip
 
@@ -57,25 +78,27 @@ def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=1)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="shipped models (all)")
     parser.add_argument("--sets", type=int, default=5, help="disjoint sets of test pairs (5)")
-    parser.add_argument("--pairs", type=int, default=24, help="pairs in each (24)")
+    parser.add_argument("--pairs", type=int, default=48, help="pairs in each (48)")
     parser.add_argument("--first", type=int, default=FIRST, help=f"pairs that a screening begins with ({FIRST})")
     parser.add_argument("--scenes", nargs="+", choices=["same", "other"], default=["same", "other"],
                         help="whether the target differs in its word alone (both)")  # fmt: skip
     parser.add_argument("--steps", type=int, help="denoising steps (the model's own)")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance (the model's own)")
+    parser.add_argument("--runs", type=Path, help="folder that keeps what is made, for the same command to go on from")
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(torch.device("cpu")), options.csv, options.append)
     ocr = Tesseract()
-    for name in options.models or shipped_models():
+    for name in options.models or [name for name in shipped_models() if not name.endswith("-ii")]:
         pipeline = textpatch.load(name, device=options.device, dtype=options.dtype)
         for scene in options.scenes:
-            pairs = sign_pairs(options.sets * options.pairs, split="test", same_scene=scene == "same")
-            sets = [pairs[i : i + options.pairs] for i in range(0, len(pairs), options.pairs)]
-            truth = None
+            sets, truth = disjoint(options.sets, options.pairs, scene == "same"), None
             for mode in MODES:
-                results, seconds = searches(pipeline, mode, sets, options.first, options.steps, ocr)
+                results, seconds = searches(pipeline, mode, sets, options.first, options.runs, steps=options.steps,
+                                            guidance=options.guidance, ocr=ocr)  # fmt: skip
                 truth = truth or results
+                static = prompt_settles_text(pipeline.denoiser)
                 table.add(model=name, scene=scene, mode=mode, sets=len(sets), pairs=options.pairs,
-                          **compared(results, truth), seconds=seconds)  # fmt: skip
+                          **compared(results, truth, static), seconds=seconds)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ B rows, C channels, H x W latent size
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -29,6 +31,7 @@ class Defaults:
     localized: tuple[int, ...] = ()  # sites measured to carry the word
     # SDXL's six: height and width of the original, top and left of the crop, height and width wanted
     micro: tuple[int, ...] | None = None
+    level: int = 250  # timestep of the noise given to the small pictures of a stage II
 
 
 def pixels(latents: Tensor) -> list[Image.Image]:
@@ -78,6 +81,22 @@ class Pipeline(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.denoiser.parameters()).dtype
+
+    def at(self, height: int, width: int) -> Pipeline:
+        """The same model, weights shared, for latents of another size; the sizes that SDXL is told grow along.
+
+        Where letters stand is then unknown, so `text_box` is None.  Raises PatchError for a size of no pixels; the
+        denoiser refuses what it cannot take when it runs (MMDiT: no whole patches, or more than its position table).
+        """
+        if min(height, width) < 1:
+            raise PatchError(f"latents of {height}x{width} asked for; give a height and a width of 1 or more")
+        now, micro = self.defaults, self.defaults.micro
+        if micro is not None:
+            up, across = height / now.height, width / now.width
+            micro = tuple(round(side * by) for side, by in zip(micro, (up, across) * 3))
+        other = copy.copy(self)
+        other.defaults = replace(now, height=height, width=width, micro=micro, text_box=None)
+        return other
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str | None]) -> TextCondition:
@@ -159,6 +178,11 @@ class Pipeline(nn.Module):
     def decode(self, latents: Tensor) -> list[Image.Image]:
         return self.decoder(latents)
 
+    @property
+    def upscales(self) -> bool:
+        """Whether this is a stage II, which draws small pictures larger."""
+        return getattr(self.denoiser.config, "class_embed_type", None) is not None
+
     def generate(self, prompts, *, seeds, steps=None, guidance=None, negative=None) -> list[Image.Image]:
         """Plain generation: one picture per (prompt, seed) pair.
 
@@ -172,13 +196,50 @@ class Pipeline(nn.Module):
             raise PatchError(
                 f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed, or one per prompt"
             )
+        if self.upscales:
+            raise PatchError(f"{self.name} draws small pictures larger; give it some: upscale(pictures, prompts, ...)")
+        noises = self.noises(seeds)
+        return self.decode(self._run(next(noises), noises, prompts, steps, guidance, negative))
+
+    def upscale(self, pictures: Sequence[Image.Image], prompts: Sequence[str], *, seeds: Sequence[int], steps=None,
+                guidance=None, negative=None, level: int | None = None) -> list[Image.Image]:  # fmt: skip
+        """The pictures drawn again at this pipeline's size, which is a stage II's; see `enlarge`.
+
+        Raises PatchError as `enlarge` does, and for pictures of several sizes.
+        """
+        if len(sizes := {picture.size for picture in pictures}) > 1:
+            raise PatchError(f"pictures of sizes {sorted(sizes)}; give those of one size together")
+        arrays = [np.asarray(picture.convert("RGB"), np.float32) for picture in pictures]
+        small = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1  # (B, 3, h, w)
+        options = dict(steps=steps, guidance=guidance, negative=negative, level=level)
+        return self.decode(self.enlarge(small, prompts, seeds=seeds, **options))
+
+    @torch.no_grad()
+    def enlarge(self, small: Tensor, prompts: Sequence[str], *, seeds: Sequence[int], steps=None, guidance=None,
+                negative=None, level: int | None = None) -> Tensor:  # fmt: skip
+        """Stage II of DeepFloyd IF: small (B, 3, h, w) in -1..1 drawn again at the pipeline's size, (B, 3, H, W).
+
+        A function of picture, prompt and seed; the denoiser reads beside its own picture the enlarged small one,
+        noised up to timestep `level` (0..999, the model's default when None) with the second draw of each seed.
+        Raises PatchError if this is no stage II, and if the numbers of pictures, prompts and seeds differ.
+        """
+        if not self.upscales:
+            raise PatchError(f"{self.name} draws pictures from noise alone; a stage II is needed to draw them larger")
+        if not 0 < len(small) == len(prompts) == len(seeds):
+            raise PatchError(f"{len(small)} pictures, {len(prompts)} prompts, {len(seeds)} seeds; give one each")
+        noises = self.noises(seeds)
+        x, level = next(noises), self.defaults.level if level is None else level
+        beside = read_beside(self.schedule, small.to(x), next(noises), level)
+        return self._run(x, noises, list(prompts), steps, guidance, negative, **beside)
+
+    def _run(self, x, noises, prompts: list[str], steps, guidance, negative, **beside: Tensor) -> Tensor:
+        """`denoise` with what the model is run with when nothing else is asked for."""
         steps = self.defaults.steps if steps is None else steps
         guidance = self.defaults.guidance if guidance is None else guidance
         if negative and guidance == 1:
             raise PatchError(f"negative prompt {negative!r} has no effect at guidance 1; leave one of them out")
         text = self.encode(prompts if guidance == 1 else [negative] * len(prompts) + prompts)
-        noises = self.noises(seeds)
-        return self.decode(self.denoise(next(noises), text, steps=steps, guidance=guidance, noises=noises))
+        return self.denoise(x, text, steps=steps, guidance=guidance, noises=noises, **beside)
 
 
 def guided(unconditional: Tensor, conditional: Tensor, guidance: float, channels: int) -> Tensor:
@@ -188,23 +249,12 @@ def guided(unconditional: Tensor, conditional: Tensor, guidance: float, channels
     return out if channels == conditional.shape[1] else torch.cat([out, conditional[:, channels:]], dim=1)
 
 
-@torch.no_grad()
-def upscale(pipeline: Pipeline, pictures: Tensor, prompts: Sequence[str], *, seeds: Sequence[int],
-            steps=None, guidance=None, negative=None, level: int = 250) -> Tensor:  # fmt: skip
-    """Stage II of DeepFloyd IF: pictures (B, 3, h, w) in -1..1 drawn again at the pipeline's size, (B, 3, H, W).
+def read_beside(schedule, small: Tensor, noise: Tensor, level: int) -> dict[str, Tensor]:
+    """What stage II of DeepFloyd IF reads beside its own picture: the small ones, enlarged and noised, and how noisy.
 
-    The denoiser reads beside its own picture the enlarged low one, noised up to timestep `level` (0..999)
-    with the second draw of each seed.  Raises PatchError if the numbers of pictures, prompts and seeds differ.
+    small (B, 3, h, w) in -1..1 is brought to the size of noise (B, 3, H, W) and to timestep `level`, 0..999.
+    Raises PatchError for another level.
     """
-    if not len(pictures) == len(prompts) == len(seeds):
-        raise PatchError(f"{len(pictures)} pictures, {len(prompts)} prompts, {len(seeds)} seeds; give one each")
-    guidance = pipeline.defaults.guidance if guidance is None else guidance
-    text = pipeline.encode(prompts if guidance == 1 else [negative] * len(prompts) + list(prompts))
-    noises = pipeline.noises(seeds)
-    x, size = next(noises), (pipeline.defaults.height, pipeline.defaults.width)
-    low = F.interpolate(pictures.to(x), size, mode="bilinear", align_corners=True)
-    low = pipeline.schedule.add_noise(low, next(noises), level)
-    return pipeline.denoise(
-        x, text, steps=steps or pipeline.defaults.steps, guidance=guidance, noises=noises,
-        low=low, level=torch.full((len(x),), level, device=x.device),
-    )  # fmt: skip
+    low = F.interpolate(small, noise.shape[-2:], mode="bilinear", align_corners=True)
+    levels = torch.full((len(low),), level, device=low.device)
+    return {"low": schedule.add_noise(low, noise, level), "level": levels}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass, replace
+from tempfile import NamedTemporaryFile
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +105,32 @@ def scatter(x: Tensor) -> Tensor:
     return x.new_empty(d, 2 * b, h + 1, 3 * n)[:, ::2, 1:, ::3].permute(1, 2, 3, 0).copy_(x)
 
 
+STRIDE = 2**30 + 2**16  # fits into 32 bits, and twice of it does not
+
+
+def far_apart(x: Inputs, dim: int) -> Inputs:
+    """The same numbers with STRIDE from one to the next along dim: on a CPU in a sparse file, which takes no memory.
+
+    As many lie before them, so that an offset cut to 32 bits finds zeros there and no foreign memory.
+    """
+    size, like = 2**32 + 2**18, x.q_image
+    if like.device.type == "cpu":
+        with NamedTemporaryFile() as file:
+            memory = torch.from_file(file.name, shared=True, size=size, dtype=like.dtype)
+            taken = 512 * os.fstat(file.fileno()).st_blocks
+            assert taken < 2**20, f"an empty file takes {taken} bytes: the temporary folder knows no sparse files"
+    else:
+        memory = like.new_zeros(size)
+    places = iter(range(2**31, 2**32, 2**12))
+
+    def move(t: Tensor) -> Tensor:
+        strides = list(t.contiguous().stride())
+        strides[dim] = STRIDE
+        return memory.as_strided(t.shape, strides, next(places)).copy_(t)
+
+    return x.map(move)
+
+
 def read(bank: Tensor, slots: Tensor | None, group: int) -> Tensor:
     """The bank (R, G, S, D) as the rows and query heads read it, (B, H, T, D)."""
     heads, tokens = bank.repeat_interleave(group, 1), bank.shape[2]
@@ -163,7 +191,7 @@ def run(kernels, x: Inputs) -> tuple[Tensor, Tensor]:
 
 def gradients(kernels, x: Inputs, grad: Tensor) -> dict[str, Tensor]:
     """The kernels' gradients by name, for the gradient of both segments' results."""
-    image, text, lse = kernels.forward.forward(*x.arguments)
+    image, text, lse = kernels.forward.forward(*x.arguments, wide=True)
     first, second = grad.split([image.shape[2], grad.shape[2] - image.shape[2]], 2)
     of_text = None if text is None else second
     found = kernels.backward.backward(first, of_text, *x.arguments, image, text, lse)
@@ -208,17 +236,17 @@ def floor(reference: Tensor, dtype: torch.dtype) -> float:
     return 2 * float((x + 0.3 - 0.3 - x).abs().max())
 
 
-def cancellation(x: Inputs, grad: Tensor, dtype: torch.dtype) -> dict[str, float]:
+def cancellation(x: Inputs, grad: Tensor) -> dict[str, float]:
     """What rounding can do to the gradients of queries and keys where dS = P (dP - delta) cancels.
 
-    dP is rounded once in float32, and delta = rowsum(dO O) takes O as it was rounded to dtype.  One key seen: dS
-    is zero, and eager finds just that.  |dS| <= P (2^-23 |dO| |V|^T + u rowsum(|dO| |O|)) is carried to Q and K
-    by autograd through the sum of that bound times |Q| |K|^T.
+    dP and delta = rowsum(dO O) are sums of D products in float32, O one of N.  One key seen: dS is zero, and eager
+    finds just that.  |dS| <= P 2^-23 (|dO| |V|^T + rowsum(|dO| |O|)) is carried to Q and K by autograd through the
+    sum of that bound times |Q| |K|^T.
     """
     q, k, v, seen = joint(x)
     weights = (q @ k.mT * x.scale).masked_fill(~seen, float("-inf")).softmax(-1).nan_to_num(0.0)
-    of_delta = torch.finfo(dtype).eps / 2 * (grad * (weights @ v)).abs().sum(-1, keepdim=True)
-    fixed = weights * (2.0**-23 * grad.abs() @ v.abs().mT + of_delta)
+    of_delta = (grad * (weights @ v)).abs().sum(-1, keepdim=True)
+    fixed = 2.0**-23 * weights * (grad.abs() @ v.abs().mT + of_delta)
     leaves = x.map(lambda t: t.detach().abs().requires_grad_())
     q, k, _, _ = joint(leaves)
     of = {name: leaf for name, leaf in leaves.tensors.items() if name[0] != "v"}

@@ -1,5 +1,6 @@
 """Laws of segment_attention: an index into a bank, one result on all backends, gradients to the donors."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given
 from strategies import attentions, make_attention
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from textpatch import attention
 from textpatch.attention import attention_reference, gather_text, row_slots, segment_attention, use_backend
@@ -151,6 +153,24 @@ def test_log_sum_exp_is_wide_and_without_gradient():
     assert image.requires_grad and not lse.requires_grad
 
 
+def test_the_op_is_left_out_where_nobody_watches(monkeypatch):
+    """No gradient, no compiler, no fake tensor: not dispatched, the same bits; otherwise dispatched."""
+    case, called, op = make_attention(), [], attention._segment_attention
+    monkeypatch.setattr(attention, "_segment_attention", lambda *args: called.append(1) or op(*args))
+
+    def attend(q_text):
+        with FakeTensorMode(allow_non_fake_inputs=True) if q_text is None else nullcontext():
+            return segment_attention((case.q[0], q_text), case.k, case.v, slots_k=case.slots, return_lse=True)
+
+    plain, watched = attend(case.q[1]), attend(case.q[1].clone().requires_grad_())
+    assert all(torch.equal(a, b) for a, b in zip(plain, watched)) and len(called) == 1
+    with torch.no_grad():
+        attend(case.q[1].clone().requires_grad_())
+    assert len(called) == 1
+    fake, _, sums = attend(None)
+    assert len(called) == 2 and fake.shape == plain[0].shape and sums.shape == fake.shape[:3]
+
+
 def test_second_derivatives_are_refused():
     """A second backward pass is an error, not a gradient without the donors' part."""
     case = make_attention()
@@ -262,20 +282,20 @@ def test_what_does_not_fit_is_refused(message):
 
 def test_a_table_is_looked_into_once(monkeypatch):
     """Asked again only after a write, for a bank of another size, or of a table whose writes torch does not count."""
-    looks, hides = [], attention._hides
-    monkeypatch.setattr(attention, "_hides", lambda *args: looks.append(args[1]) or hides(*args))
+    looks, look = [], attention._look
+    monkeypatch.setattr(attention, "_look", lambda *args: looks.append(args[1]) or look(*args))
     table = row_slots(torch.tensor([0, 1]), 3)
-    assert [attention._hides_once(table, 6) for _ in range(3)] == [False] * 3 and looks == [6]
+    assert [attention._look_once(table, 6) for _ in range(3)] == [(False, False)] * 3 and looks == [6]
     with pytest.raises(PatchError, match="slot 5 is outside the bank, whose slots are 0..4"):
-        attention._hides_once(table, 5)
+        attention._look_once(table, 5)
     table[0, 0, 0] = -1
-    assert attention._hides_once(table, 6) and attention._hides_once(table, 6) and looks == [6, 5, 6]
+    assert [attention._look_once(table, 6) for _ in range(2)] == [(True, False)] * 2 and looks == [6, 5, 6]
     with torch.inference_mode():
         uncounted = table + 0
-    assert attention._hides_once(uncounted, 6)
+    assert attention._look_once(uncounted, 6) == (True, False)
     with torch.inference_mode():
-        uncounted.fill_(0)
-    assert not attention._hides_once(uncounted, 6)
+        uncounted.fill_(-1)
+    assert attention._look_once(uncounted, 6) == (True, True)
 
 
 def test_autocast():

@@ -10,12 +10,13 @@ from test_audit import unet
 from test_faults import plant
 from torch._dynamo.testing import CompileCounter
 
-from textpatch import bank
+from textpatch import bank, sampling
 from textpatch.attention import gather_text, row_slots
+from textpatch.audit import audit
 from textpatch.bank import encode, spelled_out
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
-from textpatch.patch import capture, patch
+from textpatch.patch import capture, inject, patch
 from textpatch.plan import Plan, Row, Swap, with_guidance
 from textpatch.sampling import sample
 
@@ -76,6 +77,109 @@ def test_hooks_that_count_steps_see_every_step(name, guidance):
     assert torch.allclose(hooked, asked.latents["a"], rtol=1e-12, atol=1e-12)
     every = sample(pipeline, rows, Plan([Swap((1, 2), "a", "b")]), steps=3, guidance=guidance)
     assert not torch.allclose(hooked, every.latents["a"], rtol=1e-6, atol=1e-6)
+
+
+# --- donors that are only read
+
+
+def only_read(rows: list[Row], name: str) -> list[Row]:
+    """The same rows, one of them not sampled, and first: its place in the batch is nobody's."""
+    return sorted((replace(row, sampled=row.name != name) for row in rows), key=lambda row: row.sampled)
+
+
+def apart(name: str, plan: Plan, micro_batch: int = 64) -> float:
+    """How far a run whose donor b is only read is from the run in which b is sampled, in the latents of the others."""
+    pipeline, rows, options = unet(name), repeated_rows(), dict(steps=3, guidance=4.5, micro_batch=micro_batch)
+    whole = sample(pipeline, rows, plan, **options).latents
+    read = sample(pipeline, only_read(rows, "b"), plan, **options).latents
+    assert read.keys() == whole.keys() - {"b"}
+    return max(float((x - whole[row]).abs().max() / whole[row].abs().max()) for row, x in read.items())
+
+
+READ_B = [
+    Plan([Swap("all", "a", "b")]),
+    Plan([Swap((0, 2), ("a", "c"), "b", steps=(1, 2))]),
+    Plan([Swap(1, "a", "b", heads=(1,)), Swap(1, "c", "b", part="v", tokens=(0, 2), branch="cond")]),
+]
+
+
+@pytest.mark.parametrize("name", ["sdxl", "if"])
+@pytest.mark.parametrize("plan", READ_B)
+@pytest.mark.parametrize("micro_batch", [2, 64])
+def test_a_donor_need_not_be_sampled(name, plan, micro_batch):
+    """Where text is static, its readers end where they end with the donor beside them: 1e-12, in every micro-batch."""
+    assert apart(name, plan, micro_batch) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["sdxl", "if"])
+def test_a_run_with_an_unsampled_donor_is_an_injection(name):
+    """a <- b at sites 1, 2 with b only read = inject(b's text) in a run of a alone: bit for bit, the batch being the same."""
+    pipeline, (a, b) = unet(name), make_rows((0, 1))
+    made = sample(pipeline, [a, replace(b, sampled=False)], Plan([Swap((1, 2), "a", "b")]), steps=3, guidance=4.5)
+    batch = with_guidance([a])
+    with inject(pipeline.denoiser, pipeline.encode([row.prompt and b.prompt for row in batch]), (1, 2)):
+        injected = sample(pipeline, [a], steps=3, guidance=4.5)
+    assert torch.equal(made.latents["a"], injected.latents["a"])
+    assert not torch.equal(made.latents["a"], sample(pipeline, [a], steps=3, guidance=4.5).latents["a"])
+
+
+def test_rows_that_are_only_read_cost_no_call():
+    """Batches of at most 2 sampled rows, donors not counted: 3 steps of (a, c) and d, both branches, and nothing for b."""
+    pipeline, sizes = unet("sdxl"), []
+    with HookRegistry(pipeline.denoiser, ["conv_in"]).observe(lambda name, x: sizes.append(len(x))):
+        sample(pipeline, only_read(repeated_rows(), "b"), READ_B[1], steps=3, guidance=4.5, micro_batch=4)
+    assert sizes == [4] * 3 + [2] * 3
+
+
+def test_the_ledger_and_the_audit_see_donors_that_are_only_read():
+    """Entries are those of the run in which the donor is sampled; the audit passes, and checks its own reading, too."""
+    pipeline, rows, options = unet("sdxl"), repeated_rows(), dict(steps=2, guidance=4.5)
+    read, whole = (sample(pipeline, some, READ_B[0], **options).ledger for some in (only_read(rows, "b"), rows))
+    assert [(e.site, e.step, e.reader, e.donor, e.hits_k) for e in read.entries] == [
+        (e.site, e.step, e.reader, e.donor, e.hits_k) for e in whole.entries] != []  # fmt: skip
+    report = audit(pipeline, only_read(rows, "b"), READ_B[0], sample=sample, **options)
+    assert report.checks and not report.failed
+
+
+@pytest.mark.parametrize("name, plan, says", [
+    ("mmdit", READ_B[0], "its prompt alone does not settle its keys and values"),
+    ("sdxl", Plan([Swap(1, "a", "c")]), "never reads it"),
+    ("sdxl", Plan([Swap(1, "b", "a"), Swap(1, "a", "b")]), "lets it read"),
+])  # fmt: skip
+def test_rows_that_cannot_be_left_unsampled(name, plan, says):
+    """Text that evolves, a row nobody reads, a row that reads: PatchError says which row, and what to do."""
+    with pytest.raises(PatchError, match=f"row 'b' is not sampled.*{says}.*sample it"):
+        sample(make_pipeline(name), only_read(repeated_rows(), "b"), plan, steps=2, guidance=4.5)
+
+
+def test_hooked_projections_want_every_donor_sampled():
+    """A hook that changes keys sees the rows of a batch, and the donor is in none: PatchError."""
+    pipeline, rows = unet("sdxl"), only_read(repeated_rows(), "b")
+    tap = pipeline.denoiser.sites[0].taps[0].module
+    with HookRegistry(pipeline.denoiser, [tap]).replace(lambda name, k: 2 * k):
+        sample(pipeline, repeated_rows(), READ_B[0], steps=1, guidance=4.5)
+        with pytest.raises(PatchError, match="hooks change its projections; sample it"):
+            sample(pipeline, rows, READ_B[0], steps=1, guidance=4.5)
+
+
+READ_FAULTS = {
+    "the places of all rows": (bank.Texts, "slots", "torch.equal(places[drawn]", "torch.equal(places"),
+    "slots of the first rows": (bank, "_through", "[drawn]", "[: int(drawn.sum())]"),
+    "tokens of all rows": (bank.Texts, "of", "if row.sampled", ""),
+    "noise of all rows": (sampling, "_sample_group", "if row.sampled", ""),
+    "donors fill the batch": (sampling, "pack", "row.name for row in rows if row.sampled", "row.name for row in rows"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", READ_FAULTS)
+def test_every_fault_of_unsampled_donors_is_seen(fault, monkeypatch):
+    """With the fault some run is off, fails, or takes more calls; steps before the swap are among them."""
+    plant(monkeypatch, *READ_FAULTS[fault])
+    with pytest.raises((AssertionError, PatchError, RuntimeError, IndexError)):
+        assert apart("sdxl", READ_B[1]) <= 1e-12
+        two = replace(make_rows((0, 1))[0], prompt=None), replace(make_rows((0, 1))[1], sampled=False)
+        sample(unet("sdxl"), two, Plan([Swap(1, "a", "b", steps=(1,))]), steps=2, guidance=1)
+        test_rows_that_are_only_read_cost_no_call()
 
 
 FAULTS = {

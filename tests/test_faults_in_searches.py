@@ -33,7 +33,10 @@ class Drawn:
 PARTS = {0: 0.2, 1: 0.0, 2: 0.11, 3: 0.24, 4: 0.0}
 pair_by_pair = raw(searching.test_a_gain_is_taken_pair_by_pair, 0, 0.5)
 all_that_carry = raw(searching.test_the_set_is_all_that_carry_and_nothing_else, PARTS, 0)
-goes_on = raw(searching.test_a_screening_goes_on_while_the_gap_is_unclear, 0, 2, 2)
+goes_on = raw(searching.test_a_screening_goes_on_with_those_in_doubt, 0, 2, 2)
+joins = raw(searching.test_a_site_that_does_nothing_alone_joins, {1, 4, 5, 9, 17, 20})
+not_tried = raw(searching.test_nothing_is_tried_where_nothing_could_gain, {3, 8})
+few_pairs = raw(searching.test_no_swap_is_asked_for_on_few_pairs, 0, 2)
 keeps = raw(searching.test_a_screening_keeps_the_carriers, PARTS, 0, 6)
 heads = raw(searching.test_the_heads_taken_away_are_those_needed, PARTS, 0)
 last_start = raw(searching.test_the_last_start_that_loses_nothing, 3, 0)
@@ -45,14 +48,23 @@ FAULTS = {
         pair_by_pair, search, "gain", "statistic(*drawn[half:]", "statistic(*(np.roll(x, 1, 0) for x in drawn[half:])"),
     "any gain will do": (
         searching.test_chance_rarely_adds_a_site, search, "grow", 'gained["low"] > 0', 'gained["value"] > 0'),
-    "every site against no swap": (all_that_carry, search, "grow", "group, before = larger, values", "group = larger"),
+    "every site against no swap": (all_that_carry, search, "grow", "before = larger, values", "before = larger, score([()], pairs)[0]"),
     "a set of the last site alone": (all_that_carry, search, "grow", "(*group, unit)", "(unit,)"),
-    "any gap will do": (goes_on, search, "screen", 'len(groups) and gap["low"] > 0', 'len(groups) and gap["value"] > 0'),
-    "the gap to the worst": (goes_on, search, "screen", "values[order[k]]", "values[order[-1]]"),
+    "any gap will do": (goes_on, search, "screen", 'if gap["low"] > 0', 'if gap["value"] > 0'),
+    "the gap to the worst": (goes_on, search, "screen", "below[:1]", "below[-1:]"),
     "all pairs at once": (goes_on, search, "screen", "min(2 * n, pairs)", "pairs"),
-    "one site fewer kept": (keeps, search, "screen", "ranked[:k]", "ranked[:k - 1]"),
+    "who is out is scored again": (
+        goes_on, search, "screen", "score(running, n)", "score([*running, *out], n)[: len(running)]"),
+    "a race of one round": (goes_on, search, "screen", "len(running) == k", "True"),
     "the unclear left out": (
-        searching.test_sites_alike_are_all_kept, search, "screen", "            k += 1\n", "            break\n"),
+        searching.test_sites_alike_are_all_kept, search, "screen", "Screening(tuple(running),", "Screening(tuple(running[:k]),"),
+    "the least instead of the most": (all_that_carry, search, "joining", "ranking(seen, statistic)", "ranking(seen, statistic)[::-1]"),
+    "tried on all pairs": (joins, search, "joining", "min(first, len(failed))", "len(failed)"),
+    "tried on pairs that do not fail": (joins, search, "joining", "if means[i] < PERFECT", "if means[i] >= PERFECT"),
+    "perfect is not perfect": (not_tried, search, "joining", "< PERFECT", "< 1"),
+    "tried in vain": (not_tried, search, "joining", "values[:0], statistic)", "values[:0], statistic) or True"),
+    "no swap on all pairs": (few_pairs, search, "grow", "none or pairs", "pairs"),
+    "no swap on few pairs, come what may": (few_pairs, search, "_over_none", 'gained["low"] > 0 or', 'True or'),
     "clearly worse counts as better": (keeps, search, "better_than", "gain(value, least", "gain(least, value"),
     "the least needed head first": (heads, search, "take_away", "worst = min(", "worst = max("),
     "heads enough too early": (heads, search, "take_away", 'missing["value"] <= 0', 'missing["value"] <= 0.2'),
@@ -85,13 +97,22 @@ def test_a_fault_is_noticed(fault, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["exhaustive", "contribution"])
-@pytest.mark.parametrize("old, new", [('"generations": len(rows)', '"generations": len(plan.swaps)'),
-                                      ("rows[1:] if before else rows", "rows")])  # fmt: skip
-def test_generations_not_counted_or_made_in_vain_are_noticed(mode, old, new, monkeypatch):
+@pytest.mark.parametrize("function, old, new", [
+    ("_batch", '"generations": sum(row.sampled for row in rows)', '"generations": len(plan.swaps)'),
+    ("_needed", "[source] * (SOURCE in names)", "[source]"),
+])  # fmt: skip
+def test_generations_not_counted_or_made_in_vain_are_noticed(mode, function, old, new, monkeypatch):
     """Fault: swaps are counted for rows; the source is made again with every batch."""
-    plant(monkeypatch, trials.Trials, "_batch", old, new)
+    plant(monkeypatch, trials.Trials, function, old, new)
     with pytest.raises(AssertionError):
         modes.test_every_generation_is_counted(mode, monkeypatch)
+
+
+def test_a_target_that_runs_in_vain_is_noticed(monkeypatch):
+    """Fault: where text is static, the target is made on every pair all the same."""
+    plant(monkeypatch, trials.Trials, "_needed", "not prompt_settles_text(", "(lambda _: True)(")
+    with pytest.raises(AssertionError):
+        modes.test_where_text_is_static_the_target_does_not_run()
 
 
 def test_a_record_under_the_wrong_name_is_noticed(tmp_path, monkeypatch):

@@ -33,14 +33,18 @@ def process(*command, **environment) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("part", ["forward", "backward", "property or every", "the_law_notices"])
+@pytest.mark.parametrize("part", ["forward or backward", "property or every", "the_law_notices"])
 @pytest.mark.parametrize("device", DEVICES)
-def test_laws(device, part, triton):
-    """The laws hold by Triton's interpreter, and on a GPU where there is one; each planted fault breaks its law."""
+def test_laws(device, part, triton, long):
+    """The laws hold by Triton's interpreter, and on a GPU where there is one; each planted fault breaks its law.
+
+    The short form holds the errors against those of eager in 10 random cases of 25.
+    """
     if device == "gpu" and part == "the_law_notices":
         part = "every"  # faults are planted on the CPU alone
     interpreted = {"TRITON_INTERPRET": "1"} if device == "interpreter" else {"TRITON_INTERPRET": "0"}
     command = ["-m", "pytest", "-p", "no:cacheprovider", HERE / "kernels_by_law.py", "-k", part]
+    command += ["--long"] if long else []
     assert " passed" in process(*command, **interpreted)
 
 
@@ -55,7 +59,7 @@ def test_the_kernels_compile(triton, long, tmp_path):
     lines = process(HERE / "compile_kernels.py", *wanted, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
     found = [json.loads(line) for line in lines.splitlines()]
     names = [kernel["name"] for kernel in found]
-    assert len(found) == 6 * len(wanted) and set(names) == {"_forward", "_queries", "_keys", "_donors"}
+    assert len(found) == 7 * len(wanted) and set(names) == {"_forward", "_queries", "_keys", "_donors"}
     for kernel in found:
         assert kernel["shared"] <= SHARED[kernel["target"]] and kernel["spilled"] <= 128, kernel
         attends = kernel["name"] != "_donors" and kernel["dtype"] != "float32"

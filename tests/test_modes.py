@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import relative, save_small, small_pipeline
-from strategies import ARCHITECTURES, cases, fixed_case
+from strategies import ARCHITECTURES, STATIC, cases, fixed_case
 from test_localize import PAIR, Parrot
 
 from textpatch import PatchError, cli, load, localize, report, sample
@@ -69,11 +70,11 @@ def test_all_modes_find_the_planted_site(answers):
 
 
 def test_the_set_shows_what_each_site_gains(answers):
-    """Site 1 gains over no swap; the site tried with it does not, and is refused."""
-    first, second = answers["exhaustive"]["set"]["steps"]
+    """Site 1 gains over no swap, and what it fails on is too little for another site to be tried with it."""
+    (first,) = answers["exhaustive"]["set"]["steps"]
     source = answers["exhaustive"]["baselines"]["source"]["f1_target"]["value"]
     assert first["gain"]["value"] == pytest.approx(first["score"]["value"] - source) and first["gain"]["low"] > 0
-    assert (first["kept"], second["kept"]) == (True, False) and second["group"] == sorted([1, second["added"]])
+    assert (first["kept"], first["group"]) == (True, [1])
 
 
 def test_every_site_says_what_became_of_it(answers):
@@ -84,7 +85,8 @@ def test_every_site_says_what_became_of_it(answers):
         measured, out = [], []
         for site in result["sites"]:
             (out if site["status"]["state"] == "screened out" else measured).append(site)
-        assert [site["site"] for site in measured] == [1] and {site["status"]["by"] for site in out} == {mode}
+        by = {"staged": "swap"}.get(mode, mode)
+        assert [site["site"] for site in measured] == [1] and {site["status"]["by"] for site in out} == {by}
         assert {site["status"]["pairs"] for site in out} == {3} and result["gaps"][-1]["low"] > 0
         assert [site.get("n") for site in out] == [3 if mode == "staged" else None] * 5
         assert all(site["status"]["low"] <= site["status"]["value"] <= site["status"]["high"] for site in out)
@@ -93,14 +95,31 @@ def test_every_site_says_what_became_of_it(answers):
 
 
 def test_what_a_mode_costs(answers):
-    """L = 6, P = 6 pairs, 3 of them first.  exhaustive (L + 2) P + 2 P for the set's second step; staged (L + 2) 3 + 3 x 3;
-    contribution P sources, P targets, P pictures of the one site kept; 1 + L each is the paper's."""
+    """L = 6, P = 6 pairs, n = 3 of them first.  exhaustive (L + 2) P; staged (L + 2) n + 2 (P - n), one site and the target;
+    contribution n sources, P targets, P pictures of the one site kept; 1 + L each is the paper's."""
     made = {mode: result["generations"] for mode, result in answers.items()}
     assert made == {
-        "exhaustive": {"made": 8 * 6 + 2 * 6, "one_by_one": 42},
-        "staged": {"made": 8 * 3 + 3 * 3, "one_by_one": 42},
-        "contribution": {"made": 3 * 6, "one_by_one": 42},
+        "exhaustive": {"made": 8 * 6, "one_by_one": 42},
+        "staged": {"made": 8 * 3 + 2 * 3, "one_by_one": 42},
+        "contribution": {"made": 3 + 2 * 6, "one_by_one": 42},
     }
+
+
+def test_pictures_that_no_score_needs_are_few(answers):
+    """Screened: the source's own picture on the n first pairs alone, and with it the background; exhaustive: on all."""
+    for mode, n in (("exhaustive", 6), ("staged", 3), ("contribution", 3)):
+        source, site = answers[mode]["baselines"]["source"], answers[mode]["sites"][1]
+        assert (source["n"], site["n"], site["n_background"]) == (n, 6, n) and 0 < site["ssim"]["value"] <= 1
+
+
+def test_where_text_is_static_the_target_does_not_run():
+    """planted-sdxl, L = 14, P = 4 pairs, n = 2 first: (L + 2) n + P - n pictures staged, 3 n + P - n by contribution, where
+    the target's own picture is made on the n pairs alone; the set is the planted {10}."""
+    pipeline, pairs = load("planted-sdxl"), sign_pairs(4, split="test", same_scene=True)
+    for mode, made in (("staged", 16 * 2 + 2), ("contribution", 3 * 2 + 2)):
+        result = localize(pipeline, pairs, mode=mode, steps=4, first=2).result
+        assert result["set"]["sites"] == [10] and result["baselines"]["target"]["n"] == 2
+        assert result["generations"] == {"made": made, "one_by_one": 15 * 4}
 
 
 def test_the_report_shows_the_search(answers, tmp_path):
@@ -120,7 +139,7 @@ def test_every_generation_is_counted(mode, monkeypatch):
     names, honest = [], sample
 
     def counted(pipeline, rows, *args, **options):
-        names.extend((row.name, row.prompt, row.seed) for row in rows)
+        names.extend((row.name, row.prompt, row.seed) for row in rows if row.sampled)
         return honest(pipeline, rows, *args, **options)
 
     for module in ("trials", "contribution"):
@@ -209,6 +228,10 @@ def test_a_forked_run_is_all_runs_from_the_start(architecture, data):
     made = forked(case.pipeline, rows, joins, plan, **options)
     assert made.keys() == whole.keys()
     assert all(relative(made[name], whole[name]) < 1e-10 for name in whole)
+    if architecture in STATIC:
+        read = forked(case.pipeline, [rows[0], replace(rows[1], sampled=False)], joins, plan, **options)
+        assert read.keys() == whole.keys() - {"target"}
+        assert all(relative(read[name], whole[name]) < 1e-10 for name in read)
 
 
 def test_the_start_curve_on_the_planted_site(tmp_path, monkeypatch):
@@ -223,6 +246,21 @@ def test_the_start_curve_on_the_planted_site(tmp_path, monkeypatch):
     assert exact[0] > 0.5 and exact[-1] == 0 and 0 <= found["chosen"] < 3 and ssim[0] < ssim[-1]
     monkeypatch.setattr("textpatch.starts.forked", None)
     assert start_curve(Trials(pipeline, pairs, steps=4, run=run), 1) == found
+
+
+def test_the_command_line_looks_further(tmp_path, monkeypatch):
+    """--starts and --heads put the start curve and the heads of the set into results.json; a second call makes nothing."""
+    monkeypatch.chdir(tmp_path)
+    search = ["localize", "planted-mmdit", "--mode", "contribution", "--pairs", "3", "--first", "2", "--steps", "2",
+              "--same-scene", "--starts", "--heads", "--out", "run"]  # fmt: skip
+    assert cli.main(search) == 0
+    result = json.loads((tmp_path / "run/results.json").read_text())
+    assert result["set"]["sites"] == result["start_curve"]["sites"] == result["head_search"]["sites"] == [1]
+    assert [point["start"] for point in result["start_curve"]["curve"]] == [0, 1] and result["head_search"]["heads"]
+    stored = (tmp_path / "run/results.json").read_bytes()
+    for module in ("trials.sample", "contribution.sample", "starts.forked"):
+        monkeypatch.setattr(f"textpatch.{module}", lambda *a, **k: pytest.fail("made again"))
+    assert cli.main(search) == 0 and (tmp_path / "run/results.json").read_bytes() == stored
 
 
 # --- requests

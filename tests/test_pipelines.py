@@ -8,7 +8,6 @@ from small import relative, small_pipeline
 
 from textpatch import load
 from textpatch.errors import PatchError
-from textpatch.reference_models.pipeline import upscale
 
 PROMPTS = ["a red sign on a blue wall", "a green badge on a striped yellow wall"]  # lower case: IF lowers its prompts
 SEEDS = [5, 11]
@@ -96,7 +95,7 @@ def test_stage_ii_equals_diffusers(saved, guidance, level):
     low = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     expected = theirs(PROMPTS, image=low, num_inference_steps=3, guidance_scale=guidance, noise_level=level,
                       generator=generators(), output_type="pt", clean_caption=False).images  # fmt: skip
-    made = upscale(ours, low, PROMPTS, seeds=SEEDS, steps=3, guidance=guidance, level=level)
+    made = ours.enlarge(low, PROMPTS, seeds=SEEDS, steps=3, guidance=guidance, level=level)
     assert relative(made, expected) <= tolerance(3, guidance)
 
 
@@ -125,7 +124,7 @@ def test_upscaling_asks_for_matching_numbers(saved):
     """As many pictures as prompts and seeds."""
     _, ours = saved("deepfloyd_if_ii")
     with pytest.raises(PatchError, match="2 pictures, 2 prompts, 1 seeds"):
-        upscale(ours, torch.zeros(2, 3, 8, 8), PROMPTS, seeds=[0])
+        ours.enlarge(torch.zeros(2, 3, 8, 8), PROMPTS, seeds=[0])
 
 
 def test_generation_asks_for_matching_numbers():

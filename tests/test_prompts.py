@@ -12,7 +12,7 @@ from small import small_encoders, small_pipeline
 from textpatch import localize
 from textpatch.errors import PromptError
 from textpatch.localize import Pair, quoted
-from textpatch.prompts import BENCHES, RAW, SPLITS, TEMPLATES, bare, glyphcontrol, mix, with_words
+from textpatch.prompts import BENCHES, RAW, SPLITS, TEMPLATES, bare, differing, glyphcontrol, mix, with_words
 from textpatch.reference_models.text_encoders import tokenize
 
 BUCKETS = [name for names in SPLITS.values() for name in names]
@@ -188,12 +188,12 @@ def test_what_makes_no_prompt_is_refused(template, words):
 
 PARSED = {
     'a sign that says "HELLO"': "HELLO", '"HELLO"': "HELLO", '"HELLO" on a wall': "HELLO", '" HELLO "': "HELLO",
-    'says "two words" here': "two words", '"a\tb"': "a\tb", '"\n x \n"': "x", '"é"': "é", '"日本"': "日本",
+    'says "two words" here': "two words", '"a\tb"': "a b", '"\n x \n"': "x", '"é"': "é", '"日本"': "日本",
     '"😀"': "😀", '"\u202eabc"': "\u202eabc", '"it\'s"': "it's", '"a`b"': "a`b", '"-rf"': "-rf", '"../x"': "../x",
     '"<b>"': "<b>", '"=1+1"': "=1+1", '"\x1b[31m"': "\x1b[31m", '"\0"': "\0", '"“A”"': "“A”", '"A“"': "A“",
     'x"A"x': "A", '"%s{0}"': "%s{0}", '"0"': "0", f'"{"A" * 1000}"': "A" * 1000, '"a\u0301"': "a\u0301",
     "": None, " ": None, "no quotes": None, '"': None, '""': None, '" "': None, '"\n"': None, '"\u3000"': None,
-    'a "b': None, 'b" a': None, '"A" and "B"': None, '"A""B"': None, '"A" "': None, '"""': None, '""""': None,
+    'a "b': None, 'b" a': None, '"A" "': None, '"""': None, '""""': None,
     '""A""': None, '"A" says "': None, 'size 5" and "A"': None, "'HELLO'": None, "`HELLO`": None,
     "″HELLO″": None, "＂HELLO＂": None, "''HELLO''": None, "&quot;HELLO&quot;": None,
 }  # fmt: skip
@@ -209,6 +209,26 @@ def test_the_quoted_text_is_found_or_refused(prompt, text):
         quoted(prompt)
     with pytest.raises(PromptError):
         localize(small_pipeline(), [(prompt, PROMPT)])
+
+
+@pytest.mark.parametrize("prompt", ['"A" and "B"', '"A""B"', '"A" "B" "C"'])
+def test_several_texts_are_not_one(prompt):
+    """`quoted` says how many there are and what could be written; a pair is of all of them."""
+    with pytest.raises(PromptError, match=r'[23] quoted texts in .*; write "A B'):
+        quoted(prompt)
+    assert Pair(prompt, PROMPT).words[0].startswith("A B")
+
+
+ALIKE = [('a sign "A" here', 'a sign "B C" here'), ('"A"', '"B"'), ('a  sign "A"', 'a sign "B"'), ('"A" on "B"', '"C" on "D"')]
+OTHER = [('a sign "A"', 'a map "B"'), ('a sign "A"', 'a sign "B".'), ('A sign "A"', 'a sign "B"'), ('"A" "B"', '"A B"'),
+         ('a "A" sign', 'a sign "A"')]  # fmt: skip
+
+
+def test_what_differs_in_more_than_the_text():
+    """The pairs with another word, mark, letter case, order or number of texts outside the quotes, in their order."""
+    assert differing([*ALIKE, *OTHER]) == OTHER and differing([]) == []
+    for _, target in ALIKE:
+        assert differing([(target.replace('"', '"X', 1), target)]) == []
 
 
 PROMPT = 'a red sign that says "HOUSE"'

@@ -5,18 +5,19 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pages import Page, parsed, picture
 from PIL import Image
+from test_faults import plant
 
-from textpatch import figures, report
+from textpatch import curves, figures, markup, report
 from textpatch import result as result_
 from textpatch.errors import PatchError
 
-HOSTILE = ('</td><script>alert("x")</script><img src=//evil/x.png onerror=alert(1)>'
+HOSTILE = ('</td></style><script>alert("x")</script><img src=//evil/x.png onerror=alert(1)>'
            "\x1b[31m\u202e\ud800 $\\frac{")
 METRICS = ("f1_target", "f1_source", "exact_target", "exact_source", "edit_target", "ssim", "mse", "psnr",
            "mse_uint8_wrapped", "psnr_uint8_wrapped")
@@ -51,86 +52,174 @@ def png(picture) -> bytes:
 PIXEL = png(Image.new("RGB", (300, 200)))
 
 
-class Page(HTMLParser):
-    """What a browser would make of the page: tags, attributes, and whether all tags are closed in order."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags, self.open, self.words = [], [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
+def records_of(result, read="TEA") -> list[dict]:
+    """A record per pair: source, target and every site, each a picture and what was read in it."""
+    names = ["source", "target", *(f"site-{site['site']}" for site in result["sites"])]
+    scored = {"precision_target": 0.5, "recall_target": 0.5, "exact_target": 0.0, "exact_source": 1.0, "ssim": 0.5}
+    picture = {"image": Image.new("RGB", (6, 4), "navy"), "read": read, **scored}
+    return [{"pair": n, "seed": 0, "pictures": dict.fromkeys(names, picture)} for n in range(len(result["pairs_list"]))]
 
 
-def page_of(result, manifest=None) -> Page:
+def html_of(result, manifest=None, **shown) -> str:
     manifest = manifest or {"command": "textpatch localize", "ocr": {"engine": "tesseract 5.3.0"}}
-    return Page(report.report_html(result, heatmap=PIXEL, sheet=PIXEL, manifest=manifest))
+    return report.report_html(result, heatmap=PIXEL, manifest=manifest, **shown)
 
 
-def loads_or_runs(page: Page) -> list:
-    """Everything in a page that could run or reach out of the file."""
-    fetching = ("src", "href", "srcset", "data", "action", "poster", "background")
-    return [(tag, attributes) for tag, attributes in page.tags
-            if tag in ("script", "iframe", "object", "embed", "link", "base", "form", "svg")
-            or any(name.startswith("on") for name in attributes)
-            or any(not (attributes[name] or "").startswith("data:image/png;base64,")
-                   for name in fetching if name in attributes)]
+def words_of(result, manifest=None) -> list[str]:
+    """The texts of a page, element by element."""
+    nodes = Page(html_of(result, manifest)).root.all()
+    return [child for node in nodes for child in node.children if isinstance(child, str)]
+
+
+def tags_of(text: str) -> list[str]:
+    return [node.tag for node in Page(text).root.all()]
+
+
+def quiet(text: str) -> bool:
+    """Whether a page asks for nothing and runs nothing, and has its pictures."""
+    facts = parsed(text, None)
+    return not facts["outside"] and not facts["runs"] and bool(facts["images"]) and min(facts["images"]) > 0
 
 
 def test_hostile_prompts_stay_text():
-    """Prompts, model, site names and manifest reach the page as text: nothing runs, nothing is loaded."""
-    manifest = {"command": HOSTILE, HOSTILE: [HOSTILE], "request": {"p": HOSTILE}}
-    page = page_of(a_result(text=HOSTILE), manifest)
-    assert not page.open and loads_or_runs(page) == []
-    assert 'alert("x")' in "".join(page.words) and "\x1b" not in "".join(page.words)
-    assert [tag for tag, _ in page.tags].count("img") == 2
+    """Prompts, readings, model, site names and manifest reach the page as text: nothing runs, nothing is loaded."""
+    manifest, result = {"command": HOSTILE, HOSTILE: [HOSTILE], "request": {"p": HOSTILE}}, a_result(text=HOSTILE)
+    page = html_of(result, manifest, sheet=records_of(result, HOSTILE))
+    words = Page(page).root.text
+    assert quiet(page) and words.count('alert("x")') > 20 and "\x1b" not in words
+    assert tags_of(page).count("img") == 1 + 2 + 4
 
 
 def test_planted_a_page_that_does_not_escape_is_caught(monkeypatch):
     """Fault: no escaping. The check above must see it."""
-    monkeypatch.setattr(report, "_safe", str)
+    plant(monkeypatch, markup, "safe", "html.escape(plain(text))", "plain(text)")
     with pytest.raises(AssertionError):
-        assert loads_or_runs(page_of(a_result(text=HOSTILE))) == []
+        assert quiet(html_of(a_result(text=HOSTILE)))
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.text(st.characters()) | st.text(st.sampled_from("<>&\"'=/ script")))
 def test_any_text_gives_the_same_page(text):
-    """Whatever the prompts say, the page has the tags and attributes it has for a harmless prompt."""
-    manifest = {"command": "x" + text, "key": text}
-    tags = [[tag for tag, _ in page_of(a_result(text=t), m).tags]
-            for t, m in ((text, manifest), ("tiny", {"command": "x", "key": "k"}))]
+    """Whatever prompts and readings say, the page has the tags and attributes it has for harmless ones."""
+    tags = []
+    for said, manifest in ((text, {"command": "x" + text, "key": text}), ("tiny", {"command": "x", "key": "k"})):
+        result = a_result(text=said)
+        nodes = Page(html_of(result, manifest, sheet=records_of(result, said))).root.all()
+        tags.append([(node.tag, sorted(node.attributes)) for node in nodes])
     assert tags[0] == tags[1]
 
 
 def test_the_page_is_one_file_without_addresses():
     """Self-contained: no address, no script, and a policy that forbids them; it is valid UTF-8."""
     manifest = {"versions": {"torch": "2.13"}}
-    text = report.report_html(a_result(), heatmap=PIXEL, sheet=PIXEL, manifest=manifest)
+    text = html_of(a_result(), manifest, sheet=records_of(a_result()))
     bare = re.sub(r"base64,[^\"]*", "", text)  # "http" may occur in base64 by chance
     assert not re.search(r"http|://|url\(|@import|<script|<link", bare)
     assert "Content-Security-Policy" in bare and "prefers-color-scheme: dark" in bare and "viewport" in bare
-    assert report.report_html(a_result(text=HOSTILE), heatmap=b"", sheet=b"", manifest={}).encode()
+    assert html_of(a_result(text=HOSTILE), sheet=records_of(a_result(text=HOSTILE), HOSTILE)).encode()
 
 
 def test_the_page_tells_how_it_was_made():
     """Command, OCR engine, versions, seeds and the request are all in the page."""
     manifest = {"command": "textpatch localize --seeds 2", "ocr": {"engine": "tesseract 5.3.0"},
                 "versions": {"torch": "2.13.0"}, "request": {"pairs": [{"source": "a sign"}]}}
-    words = " ".join(page_of(a_result(), manifest).words)
+    words = " ".join(words_of(a_result(), manifest))
     for part in ("textpatch localize --seeds 2", "ocr.engine", "tesseract 5.3.0", "2.13.0", "0, 1", "a sign",
                  "8 prompt pairs x 2 seeds", "guidance 4.5", "both guidance branches", "blocks.2.attn"):
         assert part in words
+
+
+def test_the_layers_found_and_their_share():
+    """The responsible set with each site's share of the parameters and what they come to; else the best site alone."""
+    result = a_result() | {"parameters": 4000, "set": {"sites": [1, 2], "steps": growth()}}
+    for site in result["sites"]:
+        site["parameters"] = 10 * (1 + site["site"])
+    rows = [line.text for line in section(result, "The layers found").of("tr")]
+    assert rows[1].startswith("2blocks.2.attn tinytiny0.75%") and rows[2].startswith("1blocks.1.attn tinytiny0.50%")
+    assert rows[3] == "together1.25%" and len(rows) == 4
+    assert "best single site" in section(a_result(), "The layers found").text
+
+
+def growth() -> list[dict]:
+    """The steps of a set: 2, then 1 with it, then 0, which is refused."""
+    gain = {"value": 0.2, "low": 0.1, "high": 0.3}
+    return [{"added": added, "group": group, "score": {"value": value, "low": value - 0.1, "high": value}, "gain": gain,
+             "kept": added > 0} for added, group, value in ((2, [2], 0.5), (1, [1, 2], 1.0), (0, [0, 1, 2], 0.25))]  # fmt: skip
+
+
+def section(result, title: str):
+    """The section of a page under that title."""
+    return next(part for part in Page(html_of(result)).root.of("section") if part.of("h2")[0].text == title)
+
+
+def heights(node) -> list[float]:
+    return [float(dot.attributes["cy"]) for dot in node.of("circle")]
+
+
+def test_the_growth_is_drawn():
+    """A dot per step from no swap on, as high as its score; 0 and 1 are the lines at the ends."""
+    drawn = section(a_result() | {"set": {"sites": [1, 2], "steps": growth()}}, "How the search went")
+    dots = heights(drawn)
+    assert [(dots[0] - dot) / (dots[0] - dots[2]) for dot in dots] == pytest.approx([0, 0.5, 1, 0.25])
+    assert "+ site 0 (refused)" in drawn.text and "no swap" in drawn.text and "0.25 [0.15, 0.25]" in drawn.text
+
+
+def test_what_was_screened_out_and_by_what():
+    """Every site left out, with the score that did it, its interval and on how many pairs; and the gap."""
+    result = a_result() | {"mode": "contribution", "gaps": [
+        {"by": "contribution", "pairs": 4, "kept": 2, "next": 1, "value": 0.5, "low": 0.4, "high": 0.6}]}  # fmt: skip
+    for site, by in ((0, "swap"), (1, "contribution")):
+        score = {"value": 0.1, "low": 0.0, "high": 0.2}
+        result["sites"][site]["status"] = {"state": "screened out", "by": by, "pairs": 4, **score}
+    left, gaps = section(result, "How the search went").of("table")
+    assert sorted(line.text for line in left.of("tr"))[:2] == [
+        "0blocks.0.attn tinyF1 towards the target0.10 [0.00, 0.20]4",
+        "1blocks.1.attn tinyshare of what attention gives0.10 [0.00, 0.20]4",
+    ]
+    assert gaps.of("tr")[1].text == "share of what attention gives421+0.50 [0.40, 0.60]"
+
+
+def test_a_start_curve_and_a_head_search_are_shown():
+    """Put beside the results, they get a section with a curve each, the start chosen marked; else there are none."""
+    point = {"value": 0.5, "low": 0.4, "high": 0.6}
+    starts = {"sites": [2], "chosen": 3, "curve": [{"start": s, "f1_target": point, "ssim": point} for s in range(5)]}
+    steps = [{"unit": [2, head], "left": point, "alone": point} for head in (1, 0)]
+    searched = {"sites": [2], "heads": [[2, 0], [2, 1]], "steps": steps}
+    result = a_result() | {"start_curve": starts, "head_search": searched}
+    drawn, heads = section(result, "From which step on"), section(result, "Which heads")
+    assert "Step 3 is the last that loses nothing" in drawn.text and len(heights(drawn)) == 10
+    (marked,) = (node for node in drawn.of("path") if "stroke-dasharray" in node.attributes)
+    assert marked.attributes["d"].split()[0] == f"M{float(drawn.of('circle')[3].attributes['cx']):.1f}"
+    assert "2.0, 2.1, swapped alone, score as all heads of site 2 do." in heads.text and len(heights(heads)) == 4
+    titles = {part.of("h2")[0].text for part in Page(html_of(a_result())).root.of("section")}
+    assert "The layers found" in titles and not titles & {"From which step on", "Which heads"}
+
+
+@given(st.lists(st.floats(-2, 2), min_size=1, max_size=80))
+def test_a_curve_stays_on_its_plane(values):
+    """Any scores, negative SSIM too: every dot between the lines of 0 and 1, at most 16 labels."""
+    scores = [{"value": value, "low": value, "high": value} for value in values]
+    drawn = Page(curves.curve([f"n{n}" for n in range(len(values))], {"F1": scores}, "steps")).root
+    dots = heights(drawn)
+    assert all(curves._TOP <= y <= curves._TOP + curves._HIGH for y in dots) and len(dots) == len(values)
+    assert 1 <= sum(label.text[0] == "n" for label in drawn.of("text")) <= 16
+
+
+def test_a_large_picture_becomes_a_small_one():
+    """A picture of 1024 px is shown as a JPEG of 320, a small one as the very pixels it has."""
+    large, small = (Image.effect_noise((side, side), 50) for side in (1024, 64))
+    tags = [Page(markup.picture(image, "x")).root.of("img")[0].attributes["src"] for image in (large, small)]
+    assert [source[:16] for source in tags] == ["data:image/jpeg;", "data:image/png;b"]
+    assert picture(tags[0]).size == (320, 320) and picture(tags[1]).tobytes() == small.convert("RGB").tobytes()
+
+
+def test_the_equation_is_the_architecture_s():
+    """Where text is read by itself its keys stand alone, elsewhere beside the image's."""
+    alone = a_result()
+    for site in alone["sites"]:
+        site["kind"] = "cross"
+    equations = [section(result, "What is swapped").of("equation")[0].text for result in (alone, a_result())]
+    assert ["image" in equation for equation in equations] == [False, True]
 
 
 def test_the_answer_names_the_site_and_its_numbers():
@@ -145,7 +234,7 @@ def test_the_answer_is_honest_when_no_site_carries_the_word():
     """Below half of the target run's exact match no site is credited, in the sentence and on the page."""
     result = a_result((0.2, 0.44, 0.1))
     assert result_.answer(result).startswith("No single site carries the word. The best is site 1")
-    assert "No single site carries the word." in page_of(result).words
+    assert "No single site carries the word." in words_of(result)
     assert result_.answer(a_result((0.0, 0.0), target=0.0)).startswith("No answer.")
 
 
@@ -276,7 +365,7 @@ def test_a_sheet_that_is_no_grid_is_refused(change):
 def test_what_is_no_result_is_refused(change):
     """Every view refuses a dict that is no result, and names what is wrong."""
     bad = {**a_result(), **change}
-    for view in (result_.answer, result_.table, figures.heatmap_png, page_of):
+    for view in (result_.answer, result_.table, figures.heatmap_png, html_of):
         with pytest.raises(PatchError, match="result"):
             view(bad)
     with pytest.raises(PatchError, match="lacks seeds"):

@@ -15,16 +15,17 @@ class Truth:
     """A model of known effects: a unit adds its effect to the score of every pair, as far as 1.
 
     hard   how much lower each pair scores, whatever is swapped; noise: drawn anew for each group
-    asked  (group, pairs) in the order in which a search asked
+    asked  (group, places of pairs) in the order in which a search asked
     """
 
     def __init__(self, effects: dict, noise: float = 0, seed: int = 0):
         self.effects, self.noise, self.seed, self.asked = effects, noise, seed, []
         self.hard = np.random.default_rng(seed).uniform(0, 0.3, PAIRS)
 
-    def __call__(self, groups, pairs: int) -> list[np.ndarray]:
-        self.asked += [(group, pairs) for group in groups]
-        return [self.value(group)[:pairs] for group in groups]
+    def __call__(self, groups, pairs) -> list[np.ndarray]:
+        places = list(range(pairs) if isinstance(pairs, int) else pairs)
+        self.asked += [(group, tuple(places)) for group in groups]
+        return [self.value(group)[places] for group in groups]
 
     def value(self, group) -> np.ndarray:
         rng = np.random.default_rng([self.seed, *(1 + unit for unit in sorted(group))])
@@ -71,31 +72,77 @@ def test_a_gain_of_f1_is_that_of_its_means(seed):
 
 @given(effects(), st.integers(0, 99))
 def test_the_set_is_all_that_carry_and_nothing_else(parts, seed):
-    """Grown in the order of the single scores, the set is {site: effect > 0}; each gain is the site's own effect."""
+    """The set is {site: effect > 0}, grown by the largest effect next; each gain is the site's own, over all pairs."""
     truth = Truth(parts, seed=seed)
     ranked = sorted(parts, key=lambda site: (-parts[site], site))
-    steps = grow(truth, ranked, PAIRS)
+    steps = grow(truth, ranked, PAIRS, first=4)
+    assert [step.added for step in steps] == ranked[: len(carriers(truth))] and all(step.kept for step in steps)
     assert responsible(steps) == carriers(truth)
     assert [step.gain["value"] for step in steps] == pytest.approx([parts[step.added] for step in steps], abs=1e-12)
-    assert [step.kept for step in steps] == [True] * len(carriers(truth)) + [False] * (len(steps) - len(carriers(truth)))
-    assert {pairs for _, pairs in truth.asked} == {PAIRS}
+    assert {(step.group, tuple(range(PAIRS))) for step in steps} <= set(truth.asked)
 
 
 def test_nothing_carries_nothing():
     """No effect anywhere: the set is empty after one step, and no second site is tried."""
     truth = Truth(dict.fromkeys(range(5), 0.0))
-    steps = grow(truth, range(5), PAIRS)
+    steps = grow(truth, range(5), PAIRS, first=4)
     assert responsible(steps) == () and len(steps) == 1 and not steps[0].kept
+    assert {group for group, _ in truth.asked} == {(), (0,)}
 
 
 def test_redundant_sites_are_not_both_needed():
     """Two sites of which each alone does all there is: one is the set."""
-    assert responsible(grow(Truth({0: 1.0, 1: 1.0, 2: 0.0}), [0, 1, 2], PAIRS)) == (0,)
+    assert responsible(grow(Truth({0: 1.0, 1: 1.0, 2: 0.0}), [0, 1, 2], PAIRS, first=4)) == (0,)
+
+
+class Failing(Truth):
+    """Site 0 is perfect on all pairs but those of `failed`, where site 1 with it is; nothing else does anything."""
+
+    def __init__(self, failed):
+        super().__init__(dict.fromkeys(range(4), 0.0))
+        self.failed = list(failed)
+
+    def value(self, group) -> np.ndarray:
+        values = np.full(PAIRS, 0.2 + 0.8 * (0 in group) * (1 - 1e-9))  # of a perfect reading n / (n + 1e-8)
+        values[self.failed] = 1.0 if {0, 1} <= set(group) else 0.2
+        return values
+
+
+@given(st.sets(st.integers(0, PAIRS - 1), min_size=6, max_size=PAIRS - 6))
+def test_a_site_that_does_nothing_alone_joins(failed):
+    """Site 1 alone scores as no swap does, and the set is (0, 1): the others are tried on 4 of the failed pairs, no more."""
+    truth = Failing(failed)
+    assert np.array_equal(truth.value((1,)), truth.value(()))
+    assert responsible(grow(truth, range(4), PAIRS, first=4)) == (0, 1)
+    tried = {group: places for group, places in truth.asked if group in ((0, 2), (0, 3))}
+    assert {len(places) for places in tried.values()} == {4} and all(set(places) <= failed for places in tried.values())
+
+
+@given(st.sets(st.integers(0, PAIRS - 1), max_size=3))
+def test_nothing_is_tried_where_nothing_could_gain(failed):
+    """At most 3 of 24 pairs fail: (21/24)^24 > 2.5 % of draws hold none of them, so that no site, were it perfect, could
+    be a clear gain; none is tried."""
+    truth = Failing(failed)
+    assert responsible(grow(truth, range(4), PAIRS, first=4)) == (0,)
+    assert {group for group, _ in truth.asked} == {(), (0,)}
+
+
+@given(st.integers(0, 99), st.integers(2, 8))
+def test_no_swap_is_asked_for_on_few_pairs(seed, none):
+    """The first step's gain is that of the first n pairs, n = none, 2 none, ... until it lies above zero."""
+    truth = Truth({0: 0.25, 1: 0.0}, noise=0.3, seed=seed)
+    (step, *_) = grow(truth, [0, 1], PAIRS, first=4, none=none)
+    asked = [len(places) for group, places in truth.asked if group == ()]
+    assert asked[0] == none and all(b == min(2 * a, PAIRS) for a, b in zip(asked, asked[1:]))
+    gains = [gain(truth.value((0,))[:n], truth.value(())[:n]) for n in asked]
+    assert all(one["low"] <= 0 for one in gains[:-1]) and step.gain == gains[-1]
+    assert step.kept or asked[-1] == PAIRS
 
 
 def test_chance_rarely_adds_a_site():
     """Scores of pure noise: at most 6 % of 400 searches end with a site too many (2.5 % were exact intervals exact)."""
-    wrong = [responsible(grow(Truth({0: 0.5, 1: 0.0}, noise=0.2, seed=seed), [0, 1], PAIRS)) for seed in range(400)]
+    truths = [Truth({0: 0.5, 1: 0.0}, noise=0.2, seed=seed) for seed in range(400)]
+    wrong = [responsible(grow(truth, [0, 1], PAIRS, first=4)) for truth in truths]
     assert set(wrong) <= {(0,), (0, 1)} and wrong.count((0, 1)) <= 24
 
 
@@ -107,33 +154,38 @@ def test_a_screening_keeps_the_carriers(parts, seed, first):
     """Those that beat no swap are kept, whichever number of pairs it begins with; without noise the first suffices."""
     truth = Truth(parts, seed=seed)
     rule = lambda values, pairs: better_than(truth([()], pairs)[0], values)  # noqa: E731
-    found = screen(truth, alone(truth), PAIRS, first=first, keep=rule)
+    found = screen(truth, alone(truth), PAIRS, first=first, by="swap", keep=rule)
     assert sorted(found.kept) == [(site,) for site in carriers(truth)] and found.pairs == first
     assert [gap["low"] > 0 for gap in found.gaps] == [True]
-    assert found.scores == {group: interval(truth.value(group)[:first]) for group in alone(truth)}
+    seen = {group: interval(truth.value(group)[:first]) for group in alone(truth)}
+    assert found.seen == {group: {"by": "swap", "pairs": first, **value} for group, value in seen.items()}
 
 
 @given(st.integers(0, 99), st.integers(2, 6), st.integers(1, 4))
-def test_a_screening_goes_on_while_the_gap_is_unclear(seed, first, keep):
-    """Pairs double, n' = min(2 n, all), until the k-th and the (k+1)-th are clearly apart; k grows if they never are."""
+def test_a_screening_goes_on_with_those_in_doubt(seed, first, keep):
+    """Pairs double, n' = min(2 n, all), while more than k are left; out are those clearly below the k-th best, and they
+    are scored no more."""
     truth = Truth({site: 0.1 * site for site in range(6)}, noise=0.4, seed=seed)
-    found = screen(truth, alone(truth), PAIRS, first=first, keep=lambda values, pairs: keep)
-    pairs = list(dict.fromkeys(gap["pairs"] for gap in found.gaps))
-    assert pairs[0] == first and all(b == min(2 * a, PAIRS) for a, b in zip(pairs, pairs[1:]))
-    *unclear, last = found.gaps
-    assert all(gap["low"] <= 0 for gap in unclear) and (last["low"] > 0 or len(found.kept) == 6)
-    assert len(found.kept) == keep if found.pairs < PAIRS else len(found.kept) >= keep
-    means = {group: truth.value(group)[: found.pairs].mean() for group in alone(truth)}
-    assert list(found.ranked) == sorted(means, key=lambda group: -means[group])
-    if last["low"] > 0:
-        one, other = found.ranked[len(found.kept) - 1 : len(found.kept) + 1]
-        assert last["value"] == pytest.approx(means[one] - means[other], abs=1e-12)
+    found = screen(truth, alone(truth), PAIRS, first=first, by="swap", keep=lambda values, pairs: keep)
+    rounds = list(dict.fromkeys(len(places) for _, places in truth.asked))
+    assert rounds[0] == first and all(b == min(2 * a, PAIRS) for a, b in zip(rounds, rounds[1:]))
+    running = set(alone(truth))
+    for n in rounds:
+        assert {group for group, places in truth.asked if len(places) == n} == running and len(running) > keep
+        values = {group: truth.value(group)[:n] for group in running}
+        worst, following = sorted(running, key=lambda group: -values[group].mean())[keep - 1 : keep + 1]
+        below = {group for group in running if gain(values[worst], values[group])["low"] > 0}
+        assert {"by": "swap", "pairs": n, "kept": worst, "next": following, **gain(values[worst], values[following])} in found.gaps
+        assert all(found.seen[group] == {"by": "swap", "pairs": n, **interval(values[group])} for group in below)
+        running -= below
+    assert set(found.kept) == running and (len(running) == keep or rounds[-1] == PAIRS)
+    assert set(found.ranked) == set(alone(truth)) and found.ranked[: len(running)] == found.kept
 
 
 def test_sites_alike_are_all_kept():
     """No gap anywhere: the screening takes all pairs, and leaves nobody out."""
     truth = Truth(dict.fromkeys(range(4), 0.3))
-    found = screen(truth, alone(truth), PAIRS, first=3, keep=lambda values, pairs: 2)
+    found = screen(truth, alone(truth), PAIRS, first=3, by="swap", keep=lambda values, pairs: 2)
     assert found.pairs == PAIRS and {gap["low"] for gap in found.gaps} == {0} and len(found.kept) == 4
 
 

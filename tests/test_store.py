@@ -321,7 +321,7 @@ def test_a_full_disk_keeps_the_records_before(run):
             "run.append({'id': 'a'}); resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200));"
             "run.append({'id': 'b', 'x': 'y' * 500})")
     died = subprocess.run([sys.executable, "-c", code, run.folder], capture_output=True, text=True)
-    assert "StoreError: cannot append to" in died.stderr
+    assert "DiskError: cannot append to" in died.stderr
     assert run.done() == {"a"} and lines_of(run).read_bytes().endswith(b"\n")
 
 

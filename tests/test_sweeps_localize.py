@@ -4,12 +4,13 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import threading
 
 import numpy as np
 import pytest
-from small import save_small, small_pipeline
+from small import PROMPTS, save_small, small_pipeline
 from sweeps import fork, waited
 from test_prompts import write
 
@@ -132,8 +133,8 @@ def test_planted_a_shard_that_takes_its_neighbours_unit_is_noticed(model, tmp_pa
     from textpatch.trials import Trials
 
     measure = Trials.measure
-    monkeypatch.setattr(Trials, "measure", lambda self, groups, pairs=None, part=slice(None): measure(
-        self, groups, pairs, slice(None, None, part.step)))  # fmt: skip
+    monkeypatch.setattr(Trials, "measure", lambda self, groups, pairs=None, part=slice(None), **options: measure(
+        self, groups, pairs, slice(None, None, part.step), **options))  # fmt: skip
     for index in range(2):
         with pytest.raises(Unfinished, match="3 of 6"):
             localized(model, tmp_path, shard=(index, 2))
@@ -253,6 +254,25 @@ def test_two_processes_at_once(weights, here):
         assert (here / "both" / name).read_bytes() == (here / "undivided" / name).read_bytes(), name
 
 
+@pytest.mark.skipif(os.name != "posix", reason="forks")
+@pytest.mark.parametrize("mode", ["exhaustive", "staged"])
+def test_one_command_started_twice(weights, here, mode):
+    """No leases: two processes that both claim all work, under one name, lose nothing; the files are those of one.
+
+    A unit belongs to a shard by its number, and only the same command started twice does a unit twice.
+    """
+    command = ["localize", weights, "--pairs", "2", "--steps", "1", "--mode", mode, "--out"]
+
+    def again():
+        if cli.main([*command, "both"]):
+            raise SystemExit("failed")
+
+    assert [waited(child) for child in [fork(again) for _ in range(2)]] == [0, 0]
+    assert cli.main([*command, "once"]) == 0
+    for name in WRITTEN:
+        assert (here / "both" / name).read_bytes() == (here / "once" / name).read_bytes(), name
+
+
 GLYPH = ['a red sign that says "" on a blue wall', 'a green arrow with text "" in mono on a dotted pink wall']
 
 
@@ -294,6 +314,7 @@ def test_a_resume_shows_what_is_different(weights, here, monkeypatch, capfd):
         assert cli.main(arguments) == 2
         err = capfd.readouterr().err
         assert "run holds another run" in err and f"{field}: stored " in err and ", asked " in err, err
+        assert "name what may differ with --allow" in err and err.count("\n") == 1
 
     for field, change in CHANGES.items():
         refused(field, [*command, *change])
@@ -303,3 +324,50 @@ def test_a_resume_shows_what_is_different(weights, here, monkeypatch, capfd):
     monkeypatch.setattr(Tesseract, "describe", lambda self: {**describe(self), "version": "6.0.0"})
     refused("ocr.version", command)
     assert before == {path: path.read_bytes() for path in (here / "run").rglob("*") if path.is_file()}
+
+
+def test_what_is_allowed_may_differ(weights, here, monkeypatch, capfd, long):
+    """--allow NAME overrides each refusal (--long: all 13): the run goes on as if it were the same, and its manifest tells both values.
+
+    Only where swaps are others than the stored pictures' no word helps: those pictures are of another plan.
+    """
+    cli.main(["localize", weights, "--pairs", "1", "--out", "run"])
+    other = str(save_small(here / "small", small_pipeline(seed=1)))
+    describe = Tesseract.describe
+    changes = {**CHANGES, "weights": [], "ocr.version": []}
+    if not long:
+        changes = {field: changes[field] for field in ("steps", "seeds.0", "weights", "ocr.version")}
+    for number, (field, change) in enumerate(changes.items()):
+        shutil.copytree(here / "run", here / f"{number}")
+        command = ["localize", other if field == "weights" else weights, "--pairs", "1", "--out", f"{number}", *change]
+        with monkeypatch.context() as newer:
+            if field == "ocr.version":
+                newer.setattr(Tesseract, "describe", lambda self: {**describe(self), "version": "6.0.0"})
+            assert cli.main([*command, "--allow", "model"]) == 2
+            names = {part.partition(": stored")[0].split()[-1].lstrip("(") for part in capfd.readouterr().err.split("; ")
+                     if ": stored" in part}
+            code = cli.main([*command, "--allow", *(name.split(".")[0] for name in names)])
+        told = read_json(here / f"{number}/manifest.json")["resumed"][-1]
+        assert f"request.{field}" in told and told[f"request.{field}"].keys() == {"stored", "now"}
+        refused = code == 2 and "was made by plan" in capfd.readouterr().err
+        assert refused if field in OTHER_PLAN else code == 0, field
+
+
+OTHER_PLAN = {"start", "steps", "branch", "sites.0", "sets.0.0"}
+
+
+def test_pairs_that_differ_in_more_than_their_text(weights, here, capfd):
+    """Of a prompts file they are warned of, once, with numbers; --strict refuses them before anything is made."""
+    write_pairs = (here / "pairs.tsv").write_text
+    write_pairs("\n".join(f"{s}\t{t}" for s, t in [(PROMPTS[0], PROMPTS[0].replace("HELLO", "ZEN")), PROMPTS[:2]]))
+    command = ["localize", weights, "--prompts", "pairs.tsv", "--steps", "1"]
+    assert cli.main([*command, "--strict"]) == 2 and sorted(os.listdir(here)) == ["pairs.tsv"]
+    err = capfd.readouterr().err
+    assert "1 of 2 pairs differ in more than the quoted text" in err and "give both prompts one sentence" in err
+    assert cli.main(command) == 0
+    warned = capfd.readouterr().err
+    assert warned.count("\n") == 1 and "warning: 1 of 2 pairs" in warned and "--strict refuses them" in warned
+    write_pairs(f"{PROMPTS[0]}\t{PROMPTS[0].replace('HELLO', 'ZEN')}\n")
+    assert cli.main([*command, "--strict"]) == 0 and capfd.readouterr().err == ""
+    assert cli.main(["localize", weights, "--strict"]) == 2 and "pairs differ" in capfd.readouterr().err
+    assert cli.main(["localize", weights, "--strict", "--same-scene", "--pairs", "1", "--steps", "1"]) == 0

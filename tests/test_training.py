@@ -6,14 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from small import PROMPTS, relative
 from strategies import randomize
 from test_weights import all_signs, parse
 
 from textpatch.errors import PatchError
-from textpatch.reference_models.pipeline import Pipeline, pixels
+from textpatch.reference_models.pipeline import Pipeline, pixels, read_beside
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, trained_abars
 from textpatch.weights import load
 from textpatch.weights import train as training
@@ -25,15 +27,17 @@ from textpatch.weights.tokens import LENGTH, word_tokenizer
 from textpatch.weights.words import TEST, VALIDATION
 
 SHORT = dict(seed=0, images=8, batch=4, warmup=2, steps=2, localized=())
-MINIS = {name: replace(RECIPES[name], **SHORT) for name in ("tiny-mmdit", "tiny-sdxl", "tiny-if")}
-SIZES = {name: {"block_out_channels": (16, 16, 32, 32)} for name in MINIS} | {"tiny-mmdit": {"num_layers": 2}}
+MINIS = {name: replace(RECIPES[name], **SHORT) for name in ("tiny-mmdit", "tiny-sdxl", "tiny-if", "tiny-if-ii")}
+SIZES = {name: {"block_out_channels": (16, 16, 32, 32)} for name in MINIS} | {
+    "tiny-mmdit": {"num_layers": 2}, "tiny-if-ii": {"block_out_channels": (16, 16, 32)},
+}  # fmt: skip
 MINIS = {name: replace(mini, denoiser=replace(mini.denoiser, **SIZES[name])) for name, mini in MINIS.items()}
 MINI = MINIS["tiny-mmdit"]
 
 
 @pytest.fixture(params=MINIS)
 def mini(request, monkeypatch):
-    """A recipe of two steps, once per family, as `mini`."""
+    """A recipe of two steps, once per family, and of IF's both stages, as `mini`."""
     monkeypatch.setitem(training.RECIPES, "mini", MINIS[request.param])
     return MINIS[request.param]
 
@@ -46,6 +50,14 @@ def mini_mmdit(monkeypatch):
 def contents(folder) -> dict:
     """Path below the folder -> bytes, of every file."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def pictures(pipeline) -> list[Image.Image]:
+    """Two pictures of a pipeline; a stage II is given two to draw larger."""
+    if not pipeline.upscales:
+        return pipeline.generate(PROMPTS, seeds=[0, 1])
+    small = [Image.new("RGB", (96, 32), colour) for colour in ("red", "green")]
+    return pipeline.upscale(small, PROMPTS, seeds=[0, 1])
 
 
 def test_training_resumes_bit_for_bit(mini, tmp_path, monkeypatch):
@@ -76,14 +88,14 @@ def test_a_saved_model_makes_the_pictures_of_the_trained_one(mini, tmp_path):
     folder = training.export(mini, tmp_path / "made", model.state_dict(), {"seed": 0, "steps": 2})
     back = load(folder)
     assert (back.schedule, back.denoiser.config) == (mini.schedule, mini.denoiser)
-    assert back.defaults.micro == mini.micro
+    assert (back.defaults.micro, back.defaults.level) == (mini.micro, mini.level)
     here = Pipeline(model.encoders, model.denoiser, mini.schedule, pixels, back.defaults, "here").eval()
-    made = [pipeline.generate(PROMPTS, seeds=[0, 1]) for pipeline in (here, back)]
+    made = [pictures(pipeline) for pipeline in (here, back)]
     assert [a.tobytes() for a in made[0]] == [b.tobytes() for b in made[1]]
     assert made[0][0].tobytes() != made[0][1].tobytes()
 
 
-@pytest.mark.parametrize("name", ["tiny-sdxl", "tiny-if"])
+@pytest.mark.parametrize("name", ["tiny-sdxl", "tiny-if", "tiny-if-ii"])
 def test_a_saved_unet_is_read_by_diffusers(name, tmp_path):
     """Its folder holds all that diffusers' class must be told: the same weights answer the same."""
     diffusers = pytest.importorskip("diffusers")
@@ -93,9 +105,26 @@ def test_a_saved_unet_is_read_by_diffusers(name, tmp_path):
     theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "made" / "unet")
     x, t, text = ours.noise([0, 1]), torch.tensor([900, 20]), ours.encode(PROMPTS)
     added = {} if text.micro is None else {"text_embeds": text.pooled, "time_ids": text.micro}
+    beside = read_beside(ours.schedule, x[:, :, ::2, ::2], x.flip(-1), 250) if ours.upscales else {}
+    both = torch.cat([x, beside["low"]], dim=1) if beside else x
     with torch.no_grad():
-        expected = theirs(x, t, text.tokens, added_cond_kwargs=added).sample
-    assert relative(ours.denoiser(x, t, text), expected) < 5e-6
+        expected = theirs(both, t, text.tokens, beside.get("level"), added_cond_kwargs=added).sample
+    assert relative(ours.denoiser(x, t, text, **beside), expected) < 5e-6
+
+
+@pytest.mark.parametrize("name, kind", [("tiny-if", "IFPipeline"), ("tiny-if-ii", "IFSuperResolutionPipeline")])
+def test_a_saved_if_is_a_pipeline_of_diffusers(name, kind, tmp_path):
+    """diffusers makes of each stage's folder that stage's pipeline, and stage II's noises small pictures as ours does."""
+    diffusers = pytest.importorskip("diffusers")
+    average = training.Trainee(MINIS[name]).state_dict()
+    theirs = diffusers.DiffusionPipeline.from_pretrained(
+        training.export(MINIS[name], tmp_path / "made", average, {"seed": 0, "steps": 2})
+    )
+    assert type(theirs).__name__ == kind
+    x, noise = torch.randn(2, 1, 3, 4, 4)
+    schedule = getattr(theirs, "image_noising_scheduler", theirs.scheduler)
+    expected = schedule.add_noise(x, noise, torch.tensor([250]))
+    assert relative(MINIS[name].schedule.add_noise(x, noise, 250), expected) < 5e-6
 
 
 def test_every_weight_is_trained(mini):
@@ -152,6 +181,26 @@ def test_a_planted_batch_shows_the_word_it_reads(name):
         drawn = draw_sign(replace(own, word=donor.word), recipe.signs, random.Random(0)).transpose(2, 0, 1)
         if own.shape == "sign":  # its plate hides the wall behind the letters, whose pattern has its own phase
             assert np.array_equal(drawn[:, top:bottom, left:right], picture[:, top:bottom, left:right])
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_stage_ii_is_shown_its_picture_at_half_the_size(step):
+    """Beside are the large pictures reduced and enlarged again, noised to one level; at every other step the word asked
+    for is the neighbour's, and never the one that stands there."""
+    recipe = replace(MINIS["tiny-if-ii"], dropout=0.0)
+    batch = training.Batch(recipe, seed=0, step=step)
+    level = int(batch.beside["level"][0])
+    assert (batch.beside["level"] == level).all() and 0 <= level < recipe.low_noise
+    low = F.interpolate(F.avg_pool2d(batch.pictures, 2), (64, 192), mode="bilinear", align_corners=True)
+    abar = trained_abars(recipe.schedule)[level]
+    noise = (batch.beside["low"] - abar.sqrt() * low) / (1 - abar).sqrt()
+    assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
+    assert abs((noise * batch.noise).mean()) < 0.01  # another draw than the noise of the picture itself
+    left, top, right, bottom = recipe.signs.text_box
+    for prompt, picture in zip(batch.prompts, batch.pictures):
+        drawn = torch.from_numpy(draw_sign(parse(prompt), recipe.signs, random.Random(0))).permute(2, 0, 1)
+        same = torch.equal(drawn[:, top:bottom, left:-60], picture[:, top:bottom, left:-60])
+        assert same == (step == 0)
 
 
 # what is asked
@@ -230,16 +279,18 @@ def test_the_last_step_asks_for_no_variance():
 # how models begin
 
 
-@pytest.mark.parametrize("name", ["tiny-sdxl", "tiny-if"])
+@pytest.mark.parametrize("name", ["tiny-sdxl", "tiny-if", "tiny-if-ii"])
 def test_a_unet_begins_by_answering_its_input(name):
-    """Its first three channels are the noisy picture, each colour brought to length one, whatever time and text."""
+    """Its first three channels are the noisy picture, each colour brought to length one, whatever time and text, and
+    in stage II the small picture beside."""
     model = training.Trainee(MINIS[name])
     x = torch.randn(2, 3, 32, 96, generator=torch.Generator().manual_seed(0))
+    beside = read_beside(DDPM(), x[:, :, ::2, ::2], x.flip(-1), 250) if name == "tiny-if-ii" else {}
     text = model.encoders(PROMPTS)
     if MINIS[name].micro:
         text = replace(text, micro=torch.tensor(MINIS[name].micro).expand(2, -1))
     with torch.no_grad():
-        out = model.denoiser(x, torch.tensor([900, 20]), text)
+        out = model.denoiser(x, torch.tensor([900, 20]), text, **beside)
     scale = (x.square().mean(dim=(2, 3), keepdim=True) + 1e-5).sqrt()
     assert relative(out[:, :3], x / scale) < 5e-6 and not out[:, 3:].any()
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from textpatch.kernels import available, refusal
@@ -30,7 +31,7 @@ BACKENDS = "sdpa", "reference", "triton"
 # None was at hand yet, and where nothing was measured sdpa runs.
 TRITON_IS_FASTER: frozenset[str] = frozenset()
 _asked: ContextVar[str | None] = ContextVar("the backend asked for", default=None)
-_answers = WeakTensorKeyDictionary()  # table of slots -> ((its version, entries of the bank), whether it hides)
+_answers = WeakTensorKeyDictionary()  # table of slots -> ((its version, entries of the bank), what `_look` found)
 
 
 def segment_attention(q, k, v, *, slots_k=None, slots_v=None, scale=None, return_lse=False, backend=None):
@@ -51,9 +52,18 @@ def segment_attention(q, k, v, *, slots_k=None, slots_v=None, scale=None, return
     if backend not in (None, *BACKENDS):
         raise PatchError(f"no backend {backend!r}; known: {', '.join(BACKENDS)}")
     scale = q[0].shape[-1] ** -0.5 if scale is None else float(scale)
-    image, text, lse = _segment_attention(*tensors, slots_k, slots_v, scale, backend, return_lse)
+    attend = _segment_attention if _is_watched(tensors) else _forward
+    image, text, lse = attend(*tensors, slots_k, slots_v, scale, backend, return_lse)
     text = None if q[1] is None else text
     return (image, text, lse) if return_lse else (image, text)
+
+
+def _is_watched(tensors: list[Tensor | None]) -> bool:
+    """Whether somebody traces or differentiates the call; an op that nobody watches is 10 us of dispatch for nothing."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return True
+    there = [x for x in tensors if x is not None]
+    return any(type(x) is not Tensor for x in there) or torch.is_grad_enabled() and any(x.requires_grad for x in there)
 
 
 # --- which backend
@@ -88,24 +98,28 @@ def _segment_attention(
     q_image: Tensor, q_text: Tensor | None, k_image: Tensor | None, k_text: Tensor, v_image: Tensor | None,
     v_text: Tensor, slots_k: Tensor | None, slots_v: Tensor | None, scale: float, backend: str | None, lse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Image and text outputs and log sum exp, empty where there is none; slots_v None: that of the keys."""
-    tensors = q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v
+    """`_forward`, as an op has it: empty where there is none, and no output shares memory with another."""
+    inputs = q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, scale, backend, lse
+    image, text, sums = _forward(*inputs)
+    if text is not None and image.untyped_storage().data_ptr() == text.untyped_storage().data_ptr():
+        image, text = (_laid_out(part).copy_(part) for part in (image, text))
+    return image, *(q_image.new_empty(0) if x is None else x for x in (text, sums))
+
+
+def _forward(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, scale: float, backend: str | None,
+             lse: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """Image and text outputs and log sum exp, or None; slots_v None: that of the keys."""
+    tensors = q_image, q_text, k_image, k_text, v_image, v_text
     backend = backend or choose_backend(q_image, slots_k is not None)
     if backend == "triton":
         _require_kernels(q_image)
-        image, text, sums = _kernel("forward")(*tensors, scale, with_lse=lse)
-        none = [q_image.new_empty(0) for _ in range(2)]
-        return image, none[0] if text is None else text, none[1] if sums is None else sums
-    hidden = _hidden([x for x in (slots_k, slots_v) if x is not None], k_text)
-    out, sums = _attend(*tensors, hidden, scale, EAGER[backend], lse)
-    sums = q_image.new_empty(0) if sums is None else sums
-    out = out.transpose(1, 2).contiguous()  # (B, M + Mt, H, D): the projection after it will copy nothing
-    if q_text is None:
-        return out.transpose(1, 2), q_image.new_empty(0), sums
-    # copies, for no output may share memory with another
-    parts = out.tensor_split([q_image.shape[2]], dim=1)
-    image, text = (part.clone(memory_format=torch.contiguous_format) for part in parts)
-    return image.transpose(1, 2), text.transpose(1, 2), sums
+        return _kernel("forward")(*tensors, slots_k, slots_v, scale, with_lse=lse)
+    hidden, blind = _hidden(slots_k, slots_v, k_text)
+    out, sums = _attend(*tensors, slots_k, slots_v, hidden, blind, scale, EAGER[backend], lse)
+    parts = [out] if q_text is None else out.tensor_split([q_image.shape[2]], dim=2)
+    # each lies as (B, N, H, D): a projection copies any other layout, and rounds its sums otherwise than a compiled one
+    image, *text = (part.transpose(1, 2).contiguous().transpose(1, 2) for part in parts)
+    return image, *(text or [None]), sums
 
 
 @_segment_attention.register_fake
@@ -142,7 +156,7 @@ def _gradients(ctx, d_image: Tensor, d_text: Tensor, d_lse: Tensor):
         tables = [slots for slots in (slots_k, slots_v) if slots is not None]
         hidden = _below_zero(tables) if tables else None
         attend = EAGER.get(ctx.backend, attention_sdpa)
-        out, _ = _attend(*tensors, slots_k, slots_v, hidden, ctx.scale, attend, False)
+        out, _ = _attend(*tensors, slots_k, slots_v, hidden, True, ctx.scale, attend, False)
     d_out = d_image if tensors[1] is None else torch.cat([d_image, d_text], dim=2)
     gradients = dict(zip(wanted, torch.autograd.grad(out, [tensors[i] for i in wanted], d_out)))
     return *(gradients.get(i) for i in range(len(tensors))), None, None, None, None, None
@@ -170,9 +184,9 @@ def _kernel_gradients(
     k_text: Tensor, v_image: Tensor | None, v_text: Tensor, slots_k: Tensor | None, slots_v: Tensor | None,
     scale: float,
 ) -> list[Tensor]:  # fmt: skip
-    """Those of the six tensors, empty where there is none; the forward runs again, for its log sum exp."""
+    """Those of the six tensors, empty where there is none; the forward runs again, for what it had not rounded."""
     inputs = q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, scale
-    made = _kernel("backward")(d_image, d_text, *inputs, *_kernel("forward")(*inputs))
+    made = _kernel("backward")(d_image, d_text, *inputs, *_kernel("forward")(*inputs, wide=True))
     return [d_image.new_empty(0) if x is None else x for x in made]
 
 
@@ -185,16 +199,22 @@ def _gradient_shapes(d_image, d_text, q_image, q_text, k_image, k_text, v_image,
 # --- the definition, and torch's own attention beside it
 
 
-def _attend(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, hidden, scale: float,
+def _attend(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, hidden, blind: bool, scale: float,
             attend: Callable, lse: bool) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Output (B, H, M + Mt, D) and log sum exp, or None: gather, join, attend."""
+    """Output (B, H, M + Mt, D) and log sum exp, or None: gather, join, attend.
+
+    hidden, blind: as `_hidden` says.  A NaN in what is read in place of a hidden token would come through, for 0 x NaN
+    is NaN: so a token is read there that the row sees anyway, and where there may be none, zeros.
+    """
     queries = _joined(q_image, q_text)  # (B, H, M + Mt, D)
+    if hidden is not None and not blind:
+        slots_k = torch.where(hidden, slots_k.amax(-1, keepdim=True), slots_k)
     k_text, v_text = gather_text(k_text, slots_k), gather_text(v_text, slots_k if slots_v is None else slots_v)
-    if hidden is not None:  # or a NaN in what is read in their place would come through: 0 x NaN is NaN
+    if hidden is not None and blind:
         k_text, v_text = (x.masked_fill(hidden[..., None], 0.0) for x in (k_text, v_text))
     keys, values = _joined(k_image, k_text), _joined(v_image, v_text)  # (B, H, N + T, D)
     mask = None if hidden is None else _visible(hidden, keys.shape[2])
-    out = attend(queries, keys, values, mask, scale)
+    out = attend(queries, keys, values, mask, scale, blind and keys.shape[2] == k_text.shape[2])
     return out, log_sum_exp(queries, keys, mask, scale) if lse else None
 
 
@@ -216,41 +236,48 @@ def gather_text(bank: Tensor, slots: Tensor | None) -> Tensor:
     return rows.index_select(0, read.flatten()).view(B, T, H, D).transpose(1, 2)
 
 
-def _hidden(tables: list[Tensor], bank: Tensor) -> Tensor | None:
+def _hidden(slots_k: Tensor | None, slots_v: Tensor | None, bank: Tensor) -> tuple[Tensor | None, bool]:
     """Bool (B, H or 1, T), tokens hidden in either table; None if none is, which keeps SDPA's fast path.
 
-    A CUDA graph being captured cannot wait to be told that none is.
+    And whether a row may see no text: looked up in one table, assumed where there are two.
+    A CUDA graph being captured cannot wait for an answer, and assumes both.
     """
-    captured = bank.is_cuda and torch.cuda.is_current_stream_capturing()
-    look = _hides_once if bank.is_cuda else _hides
+    tables = [slots for slots in (slots_k, slots_v) if slots is not None]
+    if tables and bank.is_cuda and torch.cuda.is_current_stream_capturing():
+        return _below_zero(tables), True
+    look = _look_once if bank.is_cuda else _look
     # a list, for each of the tables is to be checked
-    if not captured and not any([look(slots, bank.shape[0] * bank.shape[2]) for slots in tables]):
-        return None
-    return _below_zero(tables)
+    found = [look(slots, bank.shape[0] * bank.shape[2]) for slots in tables]
+    if not any(hides for hides, _ in found):
+        return None, False
+    return _below_zero(tables), slots_v is not None or found[0][1]
 
 
 def _below_zero(tables: list[Tensor]) -> Tensor:
-    return (tables[0] < 0) | (tables[-1] < 0)
+    return tables[0] < 0 if len(tables) == 1 else (tables[0] < 0) | (tables[1] < 0)
 
 
-def _hides(slots: Tensor, entries: int) -> bool:
-    """Whether a table hides a token.  Raises PatchError for slots outside a bank of so many entries."""
+def _look(slots: Tensor, entries: int) -> tuple[bool, bool]:
+    """Whether a table hides a token, and whether it hides all of some row's.
+
+    Raises PatchError for slots outside a bank of so many entries.
+    """
     low, high = (int(x) for x in slots.aminmax()) if slots.numel() else (0, -1)
     if low < -1 or high >= entries:
         raise PatchError(
             f"slot {low if low < -1 else high} is outside the bank, whose slots are 0..{entries - 1}, or -1 to hide"
         )
-    return low < 0
+    return low < 0, low < 0 and bool((slots.amax(-1) < 0).any())
 
 
-def _hides_once(slots: Tensor, entries: int) -> bool:
+def _look_once(slots: Tensor, entries: int) -> tuple[bool, bool]:
     """The same, asked again only of a table that was written to: asking a GPU waits for all it has to do."""
     asked = None if slots.is_inference() else (slots._version, entries)
-    known, hides = _answers.get(slots, (None, False))
+    known, found = _answers.get(slots, (None, None))
     if asked is None or asked != known:
-        hides = _hides(slots, entries)
-        _answers[slots] = asked, hides
-    return hides
+        found = _look(slots, entries)
+        _answers[slots] = asked, found
+    return found
 
 
 def _visible(hidden: Tensor, keys: int) -> Tensor:
@@ -258,19 +285,22 @@ def _visible(hidden: Tensor, keys: int) -> Tensor:
     return F.pad(~hidden, (keys - hidden.shape[-1], 0), value=True)[:, :, None]
 
 
-def attention_reference(q, k, v, mask=None, scale=None):
-    """softmax(q k^T * scale) v in q's own dtype, term by term; the definition other backends are held to."""
+def attention_reference(q, k, v, mask=None, scale=None, blind=True):
+    """softmax(q k^T * scale) v in q's own dtype, term by term; the definition other backends are held to.
+
+    blind: whether a row may see no key at all, which gives zeros.
+    """
     scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)  # (B, H, M, N + T)
     if mask is None:
         return scores.softmax(-1) @ v
     weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
-    return weights.masked_fill(_blind(mask), 0.0) @ v
+    return (weights.masked_fill(_blind(mask), 0.0) if blind else weights) @ v
 
 
-def attention_sdpa(q, k, v, mask=None, scale=None):
-    """The same through `torch.nn.functional.scaled_dot_product_attention`; rows that see nothing give zeros."""
+def attention_sdpa(q, k, v, mask=None, scale=None, blind=True):
+    """The same through `torch.nn.functional.scaled_dot_product_attention`."""
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    return out if mask is None else out.masked_fill(_blind(mask), 0.0)
+    return out if mask is None or not blind else out.masked_fill(_blind(mask), 0.0)
 
 
 def _blind(mask: Tensor) -> Tensor:

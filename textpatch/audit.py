@@ -15,7 +15,7 @@ import json
 import math
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -142,7 +142,8 @@ def audit(pipeline, rows: Sequence[Row], plan: Plan, *, sample: Callable, steps:
     at = telling_steps(plan, steps) if at is None else tuple(sorted(set(at)))
     if not at or not 0 <= at[0] <= at[-1] < steps:
         raise PatchError(f"asked to audit steps {list(at)}; this run has steps 0..{steps - 1}")
-    batch = list(rows) if guidance == 1 else with_guidance(rows, negative)
+    rows = [replace(row, sampled=True) for row in rows]  # a donor is audited, too, and reads what it read unsampled
+    batch = rows if guidance == 1 else with_guidance(rows, negative)
     definition, checks = Definition(plan, batch, known), []
     with recording(pipeline.denoiser, chosen, at, lambda record: checks.extend(definition.checks(record))):
         sample(pipeline, rows, plan, steps=steps, guidance=guidance, negative=negative, micro_batch=len(batch))

@@ -6,6 +6,8 @@ On SDXL and DeepFloyd IF the text's keys and values depend on the prompt alone. 
 and distinct prompt, and every row at every step reads them through slots: row b its own prompt's bank row p(b),
 
     slots[b, h, t] = p(donor) T + donor token,   from the plan's   donor T + donor token
+
+So a donor need not be in the batch: a row that is not sampled has its prompt in the bank, and nothing else.
 """
 
 from __future__ import annotations
@@ -44,18 +46,19 @@ class Texts:
         return [self.place[row.prompt] for row in batch]
 
     def of(self, batch: Sequence[Row]):
-        """The TextCondition of batch rows: their own tokens, or the whole bank; pooled of each row's owner."""
-        pooled = self.condition.pooled[[self.place[row.pooled_prompt] for row in batch]]
-        own = replace(self.condition[self.rows(batch)], pooled=pooled)
+        """The TextCondition of the sampled rows: their own tokens, or the whole bank; pooled of each row's owner."""
+        drawn = [row for row in batch if row.sampled]
+        pooled = self.condition.pooled[[self.place[row.pooled_prompt] for row in drawn]]
+        own = replace(self.condition[self.rows(drawn)], pooled=pooled)
         return own if self.bank is None else replace(own, tokens=self.bank)
 
     def slots(self, tables: Sequence | None, batch: Sequence[Row], sites: int):
-        """A plan's slots of one step as the denoiser takes them: through the bank, if there is one."""
-        places = torch.tensor(self.rows(batch))
-        if self.bank is None or (tables is None and torch.equal(places, torch.arange(len(self.bank[0][0])))):
+        """A plan's slots of one step as the denoiser takes them: sampled rows alone, and through the bank, if there is one."""
+        places, drawn = torch.tensor(self.rows(batch)), torch.tensor([row.sampled for row in batch])
+        if self.bank is None or (tables is None and torch.equal(places[drawn], torch.arange(len(self.bank[0][0])))):
             return tables
         own = row_slots(places, self.tokens)
-        return [_through(entry, places, own) for entry in tables or [None] * sites]
+        return [_through(entry, places, own, drawn) for entry in tables or [None] * sites]
 
 
 @torch.no_grad()
@@ -63,11 +66,14 @@ def encode(pipeline, rows: Sequence[Row]) -> Texts:
     """The texts of all rows of a run, unconditional rows first as in a batch."""
     read = list(dict.fromkeys(row.prompt for row in rows))
     prompts = list(dict.fromkeys([*read, *(row.pooled_prompt for row in rows)]))
-    condition = pipeline.encode(prompts)
-    model = pipeline.denoiser
-    once = getattr(model, "text_is_static", False) and not _intervened(model)
-    bank = model.text_kv(condition[list(range(len(read)))]) if once else None
+    condition, model = pipeline.encode(prompts), pipeline.denoiser
+    bank = model.text_kv(condition[list(range(len(read)))]) if prompt_settles_text(model) else None
     return Texts(condition, {prompt: i for i, prompt in enumerate(prompts)}, bank)
+
+
+def prompt_settles_text(model: nn.Module) -> bool:
+    """Whether the keys and values of a text are known without a run: static, and the model's own."""
+    return getattr(model, "text_is_static", False) and not _intervened(model)
 
 
 def _intervened(model: nn.Module) -> bool:
@@ -80,11 +86,11 @@ def _intervened(model: nn.Module) -> bool:
     return not all(isinstance(hook, Hook) and hook.looks_only for hook in hooks)
 
 
-def _through(entry, places: Tensor, own: Tensor):
+def _through(entry, places: Tensor, own: Tensor, drawn: Tensor):
     if isinstance(entry, tuple):
-        return tuple(_through(table, places, own) for table in entry)
+        return tuple(_through(table, places, own, drawn) for table in entry)
     tokens = own.shape[-1]
-    return own if entry is None else (places[entry // tokens] * tokens + entry % tokens).int()
+    return (own if entry is None else (places[entry // tokens] * tokens + entry % tokens).int())[drawn]
 
 
 def spelled_out(tables: Sequence | None, rows: int, tokens: int, sites: Sequence[Site]) -> list[tuple[Tensor, Tensor]]:

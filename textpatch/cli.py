@@ -12,10 +12,11 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from textpatch.errors import PatchError, Unfinished
+from textpatch.errors import PatchError, PromptError, Unfinished
+from textpatch.exits import guarded, printable
 
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
-MODEL_HELP = ("a shipped model (tiny-mmdit, tiny-sdxl, planted-mmdit, planted-sdxl), a folder in diffusers layout, an original single "
+MODEL_HELP = ("a shipped model (tiny-mmdit, tiny-sdxl, tiny-if, planted-mmdit, planted-sdxl), a folder in diffusers layout, an original single "
               ".safetensors file, a sharded index, or org/name in the Hugging Face cache")  # fmt: skip
 SITES_HELP = ("indices in execution order, as in the paper (57), ranges of them (55-57), names, globs ('up_blocks.*'), "
               "kind:cross, group:up")  # fmt: skip
@@ -32,23 +33,10 @@ EXAMPLES = f"""examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 2 for a request that cannot be carried out, 130 when interrupted."""
+    """Run one command; its exit code is that of `guarded`."""
     options = parser().parse_args(argv)
     options.command_line = shlex.join(["textpatch", *(sys.argv[1:] if argv is None else argv)])
-    return guarded(options.run, options)
-
-
-def guarded(work, *arguments) -> int:
-    """Do the work; a request that cannot be carried out becomes one line on stderr and exit code 2."""
-    try:
-        work(*arguments)
-    except PatchError as error:
-        print(f"textpatch: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("textpatch: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
+    return guarded(options.run, options, debug=options.debug)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _command(commands, name: str, text: str) -> argparse.ArgumentParser:
-    return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    return command
 
 
 def _sites(command: argparse.ArgumentParser) -> None:
@@ -106,6 +96,7 @@ def _generate(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--negative", help="negative prompt (default: none; SDXL reads zeros then, the others the "
                                             "empty prompt)")  # fmt: skip
+    _upscale(command)
     _common(command)
     command.set_defaults(run=generate)
 
@@ -124,6 +115,8 @@ def _localize(command: argparse.ArgumentParser) -> None:
     command.add_argument("--bench", help="GlyphControl's prompts: simple (default), creative, or mixed, creative with "
                                          "another sentence for the target")  # fmt: skip
     command.add_argument("--limit", type=int, help="how many of GlyphControl's pairs (all of the split)")
+    command.add_argument("--strict", action="store_true",
+                         help="refuse pairs that differ in more than the quoted text; of --prompts FILE they are warned of")  # fmt: skip
     command.add_argument("--shard", metavar="I/N", help="do the I-th of N parts, 0/N to N-1/N, into the run folder they "
                                                         "share (torchrun's RANK and WORLD_SIZE)")  # fmt: skip
     command.add_argument(
@@ -136,7 +129,9 @@ def _localize(command: argparse.ArgumentParser) -> None:
                          help="score every site on every pair (exhaustive); or keep some by their scores on a few pairs "
                               "(staged), or by what they give to the picture (contribution), and score those")  # fmt: skip
     command.add_argument("--keep", type=int, help="how many sites staged and contribution keep (as many as stand out)")
-    command.add_argument("--first", type=int, help="pairs they begin with, doubled while it is unclear which to keep (8)")
+    command.add_argument("--first", type=int, help="pairs they begin with, doubled for sites still in doubt (4)")
+    command.add_argument("--starts", action="store_true", help="also the curve over start steps of the sites found")
+    command.add_argument("--heads", action="store_true", help="also which heads of these sites do their work")
     _swap(command)
     _common(command)
     command.set_defaults(run=localize)
@@ -150,6 +145,7 @@ def _edit(command: argparse.ArgumentParser) -> None:
                          help=f"{SITES_HELP}; swapped together (those localised for the model)")  # fmt: skip
     command.add_argument("--seed", type=int, default=0)
     _swap(command)
+    _upscale(command)
     _common(command)
     command.set_defaults(run=edit)
 
@@ -161,10 +157,18 @@ def _swap(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _upscale(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--upscale", metavar="MODEL", help="a stage II that draws the pictures larger; "
+                                                            "of an edit it reads the source prompt and no swap")  # fmt: skip
+
+
 def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, help="denoising steps (the model's default)")
     command.add_argument("--guidance", type=float, help="classifier-free guidance (the model's default)")
     command.add_argument("--out", type=Path, help="run folder (default: runs/COMMAND-MODEL-HASH)")
+    command.add_argument("--allow", nargs="+", default=[], metavar="NAME",
+                         help="go on in --out although these entries of its request differ, such as weights or "
+                              "ocr.version; what is there stays, the manifest tells both values")  # fmt: skip
     command.add_argument("--device", default="cpu", help="where the model runs, as torch spells it (cpu)")
     command.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32",
                          help="numbers the model computes in (float32)")  # fmt: skip
@@ -214,9 +218,12 @@ def generate(options) -> None:
     steps, guidance = _defaults(pipeline, options)
     request = dict(command="generate", prompts=options.prompts, seeds=options.seed, steps=steps, guidance=guidance,
                    negative=options.negative)  # fmt: skip
+    upscaler = _upscaler(options, request)
     asked = [(prompt, seed) for prompt in options.prompts for seed in options.seed]
     images = pipeline.generate([p for p, _ in asked], seeds=[s for _, s in asked], steps=steps, guidance=guidance,
                                negative=options.negative)  # fmt: skip
+    if upscaler:
+        images = upscaler.upscale(images, [p for p, _ in asked], seeds=[s for _, s in asked])
     run = _open_run(options, pipeline, request)  # only now: a refused request leaves no folder
     made = [{"prompt": p, "seed": s, "image": run.image(image)} for (p, s), image in zip(asked, images)]
     run.write_json("results.json", {"schema_version": 1, "pictures": made})
@@ -244,15 +251,18 @@ def localize(options) -> None:
     search = dict(mode=options.mode, keep=options.keep, first=options.first)
     if options.mode != "exhaustive":  # whose requests, and so whose folders, are as they were without modes
         request |= search
+    more = {name: True for name in ("starts", "heads") if getattr(options, name)}
+    request |= more
     asked = dict(
         sites=sites_, groups=options.sets, seeds=options.seeds, steps=steps, start=options.start, **search
     )
     check(pipeline, pairs, **asked)
+    _warn_of_scenes(options, pairs)
     ocr.self_test()
     run = _open_run(options, pipeline, request, worker=str(shard[0] if shard else 0), ocr=ocr.describe())
     try:
         found = localize_(pipeline, pairs, **asked, guidance=guidance, branch=options.branch, ocr=ocr, run=run,
-                          shard=shard)  # fmt: skip
+                          shard=shard, **more)  # fmt: skip
     except Unfinished as told:
         print(told)
         return
@@ -265,14 +275,17 @@ def localize(options) -> None:
 def edit(options) -> None:
     """`textpatch edit`: source, edited and target picture side by side, and the plan that made them."""
     from textpatch.edit import edit as edit_
+    from textpatch.edit import upscaled
     from textpatch.figures import contact_sheet, png
 
     pipeline = _load(options)
     steps, guidance = _defaults(pipeline, options)
+    upscaler = _upscaler(options, said := {})
     made = edit_(pipeline, options.source, options.target, start=options.start, seed=options.seed, steps=steps,
                  guidance=guidance, branch=options.branch, sites=options.sites)  # fmt: skip
     request = dict(command="edit", source=options.source, target=options.target, seed=options.seed, steps=steps,
-                   guidance=guidance, plan=json.loads(made.plan.to_json()))  # fmt: skip
+                   guidance=guidance, plan=json.loads(made.plan.to_json()), **said)  # fmt: skip
+    made = upscaled(made, upscaler) if upscaler else made
     run = _open_run(options, pipeline, request)
     pictures = {"source": made.source, "edited": made.image, "target": made.target}
     paths = {name: run.image(image) for name, image in pictures.items()}
@@ -301,10 +314,14 @@ def audit(options) -> None:
 def doctor(options) -> None:
     """`textpatch doctor`: what is installed and whether every part works."""
     from textpatch.metrics import Tesseract
-    from textpatch.weights.doctor import examine
+    from textpatch.optional import broken
 
     for name, version in _versions().items():
         print(f"{name:<14}{version}")
+    for name, fault in broken().items():
+        print(f"{name:<14}installed and broken: {printable(fault)}; install it anew or remove it")
+    from textpatch.weights.doctor import examine  # transformers, which some of these would break
+
     print(f"{'attention':<14}{_attention()}")
     reader = Tesseract()
     reader.self_test()
@@ -327,7 +344,20 @@ def _attention() -> str:
     return f"{plain}, through slots {table}; triton kernels: {refusal(q) or 'can run'}"
 
 
-def _load(options):
+def _upscaler(options, request: dict):
+    """The stage II of --upscale, which joins the request; None, and the request as it was, without the option."""
+    from textpatch.weights.load import fingerprint
+
+    if options.upscale is None:
+        return None
+    upscaler = _load(options, options.upscale)
+    if not upscaler.upscales:
+        raise PatchError(f"--upscale {options.upscale}: that model draws pictures from noise alone; give a stage II")
+    request |= {"upscale": upscaler.name, "upscale_weights": fingerprint(options.upscale)}
+    return upscaler
+
+
+def _load(options, model: str | None = None):
     import torch
 
     from textpatch.weights import load
@@ -337,7 +367,7 @@ def _load(options):
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise PatchError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return load(options.model, device=device, dtype=getattr(torch, options.dtype))
+    return load(model or options.model, device=device, dtype=getattr(torch, options.dtype))
 
 
 def _shipped() -> list[str]:
@@ -371,6 +401,19 @@ def _pairs(options) -> list[tuple[str, str]]:
     return [(pair.source, pair.target) for pair in pairs]
 
 
+def _warn_of_scenes(options, pairs: list[tuple[str, str]]) -> None:
+    """That the user's own pairs differ in more than the quoted text is a warning; with --strict, of any, an error."""
+    from textpatch.prompts import require_one_scene
+
+    try:
+        require_one_scene(pairs)
+    except PromptError as error:
+        if options.strict:
+            raise
+        if options.prompts is not None and not options.prompts.is_dir():
+            sys.stderr.write(f"textpatch: warning: {printable(str(error))}; --strict refuses them\n")
+
+
 def _shard(options) -> tuple[int, int] | None:
     """(i, n) of --shard I/N, or of torchrun's environment; None for a run that is not divided."""
     told = options.shard
@@ -394,7 +437,7 @@ def _open_run(options, pipeline, request: dict, *, worker: str = "0", **facts):
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
     folder = options.out or Path("runs") / f"{request['command']}-{pipeline.name}-{digest}"
     manifest = {"request": request, "versions": _versions(), "command": options.command_line}
-    return Run.open(folder, manifest, worker=worker)
+    return Run.open(folder, manifest, worker=worker, allow=options.allow)
 
 
 def _versions() -> dict[str, str]:

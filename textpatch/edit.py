@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
 from textpatch.errors import PatchError
 from textpatch.localize import SOURCE, TARGET, Pair, rows_and_plan
+from textpatch.markup import figure, fragment, safe
 from textpatch.plan import Plan
 from textpatch.sampling import sample
 from textpatch.sites import find_sites, select_sites
@@ -28,6 +29,12 @@ class Edit:
     seed: int
     steps: int
     guidance: float
+
+    def _repr_html_(self) -> str:
+        asked, wanted = map(safe, self.pair.words)
+        pictures = {"source": (self.source, asked), "edited": (self.image, wanted), "target": (self.target, wanted)}
+        figures = [figure(image, name, f"asked for <b>{word}</b>") for name, (image, word) in pictures.items()]
+        return fragment(f'<div class="gallery">{"".join(figures)}</div>{self.plan._repr_html_()}')
 
 
 def edit(pipeline, source: str, target: str, *, sites=None, start: int = 0, seed: int = 0, steps: int | None = None,
@@ -52,3 +59,14 @@ def edit(pipeline, source: str, target: str, *, sites=None, start: int = 0, seed
     made = sample(pipeline, rows, plan, steps=steps, guidance=guidance)
     image, before, wanted = (made.images[name] for name in (rows[-1].name, SOURCE, TARGET))
     return Edit(image, before, wanted, plan, pair, seed, steps, made.guidance)
+
+
+def upscaled(made: Edit, upscaler) -> Edit:
+    """The edit's three pictures drawn larger by a stage II, a pipeline that `upscales`.
+
+    It reads the source's prompt and the noise of the edit's seed for all three, and no swap, as in the official code:
+    what differs between them then was in the small pictures.  Raises PatchError if the pipeline is no stage II.
+    """
+    small = [made.image, made.source, made.target]
+    large = upscaler.upscale(small, [made.pair.source] * len(small), seeds=[made.seed] * len(small))
+    return replace(made, **dict(zip(("image", "source", "target"), large)))

@@ -27,6 +27,10 @@ class StoreError(PatchError):
     """A run folder cannot be written, or holds another run than the one asked for."""
 
 
+class DiskError(StoreError):
+    """A disk that is full or fails; what was written before is whole, and the same request goes on from there."""
+
+
 class Unfinished(PatchError):
     """One part of a divided run is done, and other parts are not: there is no result yet."""
 

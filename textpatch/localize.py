@@ -2,27 +2,33 @@
 
     exhaustive    every site alone on every prompt pair (ICLR 2025, sec. 4.2): L + 2 pictures per pair and seed
     staged        every site alone on a few pairs, those that may carry the word on all
-    contribution  plain generations on a few pairs, read without a swap; the sites they point at on all
+    contribution  plain generations on a few pairs, read without a swap; the sites they point at as in staged
 
-Each ends with the responsible set: the measured sites put together, best first, while the score clearly rises.
+Each ends with the responsible set: the best site, and with it what adds most, while the score clearly rises.
+The last two make the source's and the target's own pictures on the few pairs alone: a score needs neither.  The
+target still runs on every pair where its text evolves with its picture; elsewhere its prompt is enough.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Sequence
 
 from textpatch.contribution import Contributions
 from textpatch.errors import PatchError, closest
+from textpatch.heads import head_search
 from textpatch.metrics import f1_of_means
+from textpatch.report import summary_html
 from textpatch.search import Group, Screening, Step, better_than, grow, interval, ranking, responsible, screen
 from textpatch.sites import find_sites, select_sites
+from textpatch.starts import start_curve
 from textpatch.trials import (  # noqa: F401  edit, audit_run and prompts take some of these names from here
     SOURCE, TARGET, Pair, Trials, checked_pairs, group_name, quoted, row_name, rows_and_plan, scores,
 )  # fmt: skip
 
 SCHEMA_VERSION = 1
-FIRST = 8  # pairs that a screening begins with
+FIRST = 4  # pairs that a screening begins with
 
 
 @dataclass(frozen=True)
@@ -39,25 +45,30 @@ class Localization:
         groups = {entry["site"]: tuple(entry["group"]) for entry in self.result["sites"]}
         return [groups[site] for site in self.result["ranked"]]
 
+    def _repr_html_(self) -> str:
+        return summary_html(self.result, self.records)
+
 
 def localize(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all",
              groups: Sequence[Sequence[int]] | None = None, keep: int | None = None, first: int | None = None,
              seeds: Sequence[int] = (0,), steps: int | None = None, guidance: float | None = None, start: int = 0,
-             branch: str = "both", ocr=None, run=None, shard: tuple[int, int] | None = None,
-             micro_batch: int = 64) -> Localization:  # fmt: skip
+             branch: str = "both", ocr=None, run=None, shard: tuple[int, int] | None = None, micro_batch: int = 64,
+             starts: bool = False, heads: bool = False) -> Localization:  # fmt: skip
     """Score every site alone, or screen first and score exactly those kept, on every prompt pair and seed.
 
-    pairs   (source, target) prompts, each with one quoted word
+    pairs   (source, target) prompts, each with quoted text; or Pairs, whose `scored` says how readings agree
     mode    "exhaustive", "staged" or "contribution", see the module docstring
     sites   which to try, each alone; groups, sets of site indices tried together, replaces it when given
     keep    how many a screening keeps.  When None, staged keeps those that clearly beat no swap, contribution
             those with at least half of the largest share
-    first   how many pairs a screening begins with, 8 when None; it doubles them while the gap is unclear
+    first   how many pairs a screening begins with, 4 when None; for sites still in doubt it doubles them
     start   first patched step, 0 = noisiest; branch "both" guidance branches (official) or "cond"
     ocr     a reader with `read(images, box=)` and `describe()`; tesseract when None, self-tested first
     run     a store.Run: what is finished is kept there and is not run again
     shard   (i, n): an exhaustive search's pictures of every n-th pair and seed alone, from the i-th on, into the run
             that all n share under worker names of their own; the shard that ends last goes on to the result
+    starts  the result's "start_curve" is that of the responsible set, of the best group where no set was grown;
+            heads: its "head_search", the heads of these sites that do their work.  Neither is among its generations
     Scores are means over pairs and seeds with 95 % intervals bootstrapped over pairs.
     Raises PatchError for unknown sites, a start outside the run or a mode's options where they have no effect,
     OCRError if no text can be read, Unfinished while other shards are.
@@ -70,10 +81,12 @@ def localize(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all"
     if shard is not None:
         trials.share(groups, shard)
     screening, beside = MODES[mode](trials, groups, keep, first or FIRST)
-    measured = _best_first(trials, screening.kept)
-    growing = _alone(groups) and len(pairs) > 1  # one pair has no interval to rise beyond
-    grown = grow(trials.score, [site for (site,) in measured], len(pairs), f1_of_means) if growing else None
-    return Localization(summarise(trials, mode, groups, screening, beside, grown), trials.records)
+    grown = _grown(trials, screening, first or FIRST) if _alone(groups) and len(pairs) > 1 else None
+    result = summarise(trials, mode, groups, screening, beside, grown)
+    found = Localization(result, trials.records)
+    best = (responsible(grown) if grown else ()) or found.ranked[0]
+    result |= _further(trials, best, starts, heads)
+    return found
 
 
 def check(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all", groups=None, keep: int | None = None,
@@ -126,7 +139,7 @@ def _alone(groups: Sequence[Group]) -> bool:
 
 
 def _exhaustive(trials: Trials, groups: list[Group], keep, first):
-    trials.measure(groups)
+    trials.measure(groups, own=True)
     return Screening(tuple(groups), tuple(groups), {}, len(trials.pairs)), {}
 
 
@@ -134,26 +147,49 @@ def _staged(trials: Trials, groups: list[Group], keep: int | None, first: int):
     def beating(values, pairs: int) -> int:
         return better_than(*trials.score([()], pairs), values, f1_of_means)
 
-    rule = beating if keep is None else lambda values, pairs: keep
-    screening = screen(trials.score, groups, len(trials.pairs), first=first, keep=rule, statistic=f1_of_means)
-    return screening, {}
+    score, rule = partial(trials.score, own=True), beating if keep is None else lambda values, pairs: keep
+    pairs = len(trials.pairs)
+    return screen(score, groups, pairs, first=first, by=SWAP, keep=rule, statistic=f1_of_means), {}
 
 
 def _contribution(trials: Trials, groups: list[Group], keep: int | None, first: int):
+    if any(quoted(pair.source) != pair.words[0] for pair in trials.pairs):
+        raise PatchError(f"contribution reads what a quoted word gives, and {trials.pairs[0].words[0]!r} is not quoted; "
+                         "use another mode")  # fmt: skip
+
     def halved(values, pairs: int) -> int:
         return sum(value.mean() >= values[0].mean() / 2 for value in values)
 
     rule, read = halved if keep is None else lambda values, pairs: keep, Contributions(trials)
-    screening = screen(read.score, groups, len(trials.pairs), first=first, keep=rule)
-    norms = read.score(groups, screening.pairs, "norm")
-    parts = {group: {"share": screening.scores[group], "norm": interval(x)} for group, x in zip(groups, norms)}
-    return screening, {group: {"contribution": {**part, "pairs": screening.pairs}} for group, part in parts.items()}
+    screening = screen(read.score, groups, len(trials.pairs), first=first, by="contribution", keep=rule)
+    raced, _ = _staged(trials, list(screening.kept), keep, first)
+    out, parts = screening.ranked[len(screening.kept) :], (read.score(groups, screening.pairs, x) for x in SHOWN)
+    beside = {
+        group: {"contribution": {**dict(zip(SHOWN, map(interval, found))), "pairs": screening.pairs}}
+        for group, *found in zip(groups, *parts)
+    }
+    seen, gaps = screening.seen | raced.seen, screening.gaps + raced.gaps
+    return Screening(raced.kept, raced.ranked + out, seen, raced.pairs, gaps), beside
 
 
+SWAP, SHOWN = "swap", ("share", "norm")  # what is called a score; what contribution says of a site
 MODES = {"exhaustive": _exhaustive, "staged": _staged, "contribution": _contribution}
 
 
 # --- the result
+
+
+def _further(trials: Trials, sites: Group, starts: bool, heads: bool) -> dict:
+    curve = {"start_curve": start_curve(trials, sites)} if starts else {}
+    return curve | ({"head_search": head_search(trials, sites)} if heads else {})
+
+
+def _grown(trials: Trials, screening: Screening, first: int) -> list[Step]:
+    """The growth of the responsible set: from the best site measured, by all that were not ruled out unswapped."""
+    measured = _best_first(trials, screening.kept)
+    swapped = [g for g in screening.ranked if g not in measured and screening.seen[g]["by"] == SWAP]
+    ranked = [site for (site,) in [*measured, *swapped]]
+    return grow(trials.score, ranked, len(trials.pairs), f1_of_means, first=first, none=screening.pairs)
 
 
 def _best_first(trials: Trials, groups: Sequence[Group]) -> list[Group]:
@@ -167,6 +203,7 @@ def summarise(trials: Trials, mode: str, groups: list[Group], screening: Screeni
     """Means and intervals of all records, the sites ranked, and how the search came to them.
 
     Measured sites are ranked by F1 towards the target, those screened out after them by what screened them out.
+    One of these may have joined the set all the same: alone it does little, with the others it was measured on all pairs.
     """
     records, pairs = trials.records, trials.pairs
     measured = [group for group in groups if all(row_name(group) in record["pictures"] for record in records)]
@@ -176,9 +213,11 @@ def summarise(trials: Trials, mode: str, groups: list[Group], screening: Screeni
     for group in groups:
         status = {"state": "measured", "pairs": len(pairs)}
         if group in out:
-            status = {"state": "screened out", "by": mode, "pairs": screening.pairs, **screening.scores[group]}
+            joined = _alone(groups) and grown is not None and group[0] in responsible(grown)
+            status = {"state": "joined" if joined else "screened out", **screening.seen[group]}
         sites = [find_sites(trials.pipeline.denoiser)[index] for index in group]
-        named = {"site": label(group), "group": list(group), "name": " + ".join(site.name for site in sites)}
+        named = {"site": label(group), "group": list(group), "name": " + ".join(site.name for site in sites),
+                 "parameters": sum(site.parameters for site in sites)}  # fmt: skip
         entries.append({**named, "kind": sites[0].kind, **scores(records, row_name(group)), "status": status,
                         **beside.get(group, {})})  # fmt: skip
     words = [dict(zip(("word", "target_word"), pair.words)) for pair in pairs]
@@ -197,8 +236,9 @@ def summarise(trials: Trials, mode: str, groups: list[Group], screening: Screeni
 
 
 def _facts(trials: Trials) -> dict:
-    return dict(model=trials.pipeline.name, pairs=len(trials.pairs), seeds=list(trials.seeds), steps=trials.steps,
-                guidance=trials.guidance, start=trials.start, branch=trials.branch,
+    parameters = sum(p.numel() for p in trials.pipeline.denoiser.parameters())
+    return dict(model=trials.pipeline.name, parameters=parameters, pairs=len(trials.pairs), seeds=list(trials.seeds),
+                steps=trials.steps, guidance=trials.guidance, start=trials.start, branch=trials.branch,
                 ocr=trials.ocr.describe())  # fmt: skip
 
 

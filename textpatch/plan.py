@@ -10,6 +10,7 @@ B batch rows, H heads of K and V, T text tokens, D head width
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 from dataclasses import asdict, dataclass, replace
 from math import inf, isfinite
@@ -32,7 +33,8 @@ CONDITIONAL = "cond"
 class Row:
     """One labelled batch row: a prompt (None: no prompt at all), a noise seed, a guidance branch.
 
-    pooled is the prompt whose pooled vector modulates this row; its own when None.
+    pooled is the prompt whose pooled vector modulates this row; its own when None.  A row that is not `sampled` is
+    only read: a donor of which no picture is made, where its prompt alone settles its keys and values.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Row:
     seed: int = 0
     branch: str = CONDITIONAL
     pooled: str | None = None
+    sampled: bool = True
 
     @property
     def label(self) -> tuple[str, str]:
@@ -158,6 +161,22 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"Plan({list(self.swaps)})"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: the equation and every swap; `explain` says it of a model's sites, tensor by tensor."""
+        say = lambda values: ", ".join(map(str, values)) if isinstance(values, tuple) else str(values or "all")  # noqa: E731
+        head = "readers read", "of row", "at sites", "steps", "heads", "tokens", "branch"
+        rows = [
+            (f"{say(swap.readers)}: {', '.join(swap.part)}", swap.donor,
+             *map(say, (swap.sites, swap.steps, swap.heads, swap.tokens, swap.branch)))
+            for swap in self.swaps
+        ]  # fmt: skip
+        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+        lines = "".join(f"<tr>{line}</tr>" for line in ["".join(f"<th>{name}</th>" for name in head), *cells])
+        told = "softmax(q [k_image; k']<sup>T</sup> / &radic;D) [v_image; v'], k' and v' read from another row's text"
+        return f"<p>{told if rows else 'no swap: identity'}</p><table>{lines if rows else ''}</table>".encode(
+            errors="replace"
+        ).decode()
 
     def to_json(self) -> str:
         """Canonical JSON: the same plan is the same string however its lists were ordered."""

@@ -9,6 +9,7 @@ Layers and start steps are chosen on the most frequent words (validation) and re
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Sequence
 
@@ -19,6 +20,7 @@ RAW = Path("text_prompts", "raw")
 TEMPLATES = RAW / "CreativeBench" / "GlyphDraw_origin_remove_render_words.txt"
 LAYOUT = f"a copy of GlyphControl-release with {RAW}/SimpleBench and {RAW}/CreativeBench in it"
 SIMPLE = 'A sign that says "".'
+_QUOTED = re.compile('"[^"]*"')
 BENCHES = ("simple", "creative", "mixed")
 SPLITS = {
     "validation": ("all_unigram_top_1000_100",),
@@ -65,6 +67,22 @@ def read_pairs(path) -> list[tuple[str, str]]:
     if not lines:
         raise PromptError(f"{path}: expected lines `source<TAB>target`, found none")
     return [tuple(line.split("\t")) for _, line in lines]
+
+
+def differing(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs whose prompts differ in more than what stands between their quotes; blanks are blanks."""
+    scene = lambda prompt: " ".join(_QUOTED.sub('""', prompt).split())  # noqa: E731
+    return [(source, target) for source, target in pairs if scene(source) != scene(target)]
+
+
+def require_one_scene(pairs: Sequence[tuple[str, str]]) -> None:
+    """Raise PromptError if prompts of a pair differ in more than the quoted text: a swap would move more than a word."""
+    found = differing(pairs)
+    if found:
+        raise PromptError(
+            f"{len(found)} of {len(pairs)} pairs differ in more than the quoted text, first {found[0][0]!r} and "
+            f"{found[0][1]!r}: their scores are of word and scene together; give both prompts one sentence"
+        )
 
 
 def with_words(template: str, *words: str) -> str:

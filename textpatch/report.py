@@ -1,15 +1,20 @@
 """One self-contained HTML page about a localisation, and the files of a run folder."""
 
-import base64
-import html
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
+from textpatch.curves import curve
 from textpatch.figures import contact_sheet, heatmap_png, png
+from textpatch.gallery import ENDS, columns, gallery, heat_map
+from textpatch.markup import data_uri, fragment, page, safe, table
+from textpatch.pictures import open_picture
 from textpatch.result import (
-    RUNS, decimal, is_out, plain, ranked_sites, search, signed, size_of, span_of, value_of, verdict,
+    RUNS, decimal, is_out, listed, ranked_sites, search, share_of, signed, size_of, span_of, value_of, verdict,
 )  # fmt: skip
 from textpatch.store import flatten
+
+SHOWN = 600  # pictures in a page, of whole pairs and seeds; of the others it names the files
 
 
 def publish(run, result: dict, records: list[dict], *, lines: int = 8) -> None:
@@ -19,11 +24,12 @@ def publish(run, result: dict, records: list[dict], *, lines: int = 8) -> None:
     folder cannot be written.
     """
     heatmap, sheet = heatmap_png(result), png(_sheet_of(run, result, records[:lines]))
-    page = report_html(result, heatmap=heatmap, sheet=sheet, manifest=run.manifest)
+    shown = _within(result, records, lambda picture: _cell(run, picture)[0])
+    text = report_html(result, heatmap=heatmap, sheet=shown, manifest=run.manifest)
     for name, data in (
         ("heatmap.png", heatmap),
         ("contact_sheet.png", sheet),
-        ("report.html", page.encode()),
+        ("report.html", text.encode()),
     ):
         run.write_bytes(name, data)
     run.write_json("results.json", result)
@@ -46,174 +52,274 @@ def _sheet_of(run, result: dict, records: list[dict]) -> Image.Image:
 def _cell(run, picture: dict) -> tuple[Image.Image, str]:
     image = picture["image"]
     if not isinstance(image, Image.Image):
-        with Image.open(run.folder / image) as file:
-            image = file.convert("RGB")
+        image = open_picture(run.folder / image)
     return image, picture["read"]
+
+
+def _within(result: dict, records: Sequence[dict], open_: Callable[[dict], object]) -> list[dict]:
+    """The records with the pictures a page speaks of, opened as long as it can hold them; then their paths are kept."""
+    shown, left, names = [], SHOWN, [*ENDS, *columns(result)]
+    for record in records:
+        pictures = {name: record["pictures"][name] for name in names if name in record["pictures"]}
+        left -= len(pictures)
+        images = {name: open_(picture) if left >= 0 else _path(picture["image"]) for name, picture in pictures.items()}
+        shown.append({**record, "pictures": {n: {**p, "image": images[n]} for n, p in pictures.items()}})
+    return shown
+
+
+def _path(image) -> str | None:
+    return image if isinstance(image, str) else None
 
 
 # --- HTML
 
 
-def report_html(result: dict, *, heatmap: bytes, sheet: bytes, manifest: dict) -> str:
-    """One self-contained page: question, answer, pictures, heat map, ranked table, how it was made.
+def report_html(result: dict, *, heatmap: bytes, sheet: Sequence[dict] = (), manifest: dict) -> str:
+    """One self-contained page: the answer, what was asked and how, the layers found, the evidence, how it was made.
 
-    `heatmap` and `sheet` are PNG bytes, `manifest` the run's. Prompts are escaped, there is no script, and
-    nothing is loaded. Raises PatchError if `result` is no result.
+    `heatmap` is the bytes of a PNG, `sheet` the records whose pictures are shown (see gallery.py), `manifest` the run's.
+    Prompts are escaped, there is no script, and nothing is loaded. Raises PatchError if `result` is no result.
     """
-    headline, numbers = verdict(result)
+    first = [record for record in sheet if record["pair"] == sheet[0]["pair"]]
     sections = {
-        "What was asked": _asked(result) + _pairs(result),
-        "The answer": f'<p class="answer"><b>{_safe(headline)}</b> {_safe(numbers)}</p>',
-        "The pictures": _picture(sheet, "Contact sheet: source, target, and each site patched") + _LEGEND,
-        "Scores by site": _picture(heatmap, "Heat map: four scores over all sites"),
-        "All sites, best first": _ranking(result),
+        "For example": _LEGEND + gallery(result, first) if first else "",
+        "What was asked": _asked(result, manifest),
+        "What is swapped": _equation(result),
+        "The layers found": _layers(result),
+        "The evidence: every pair at every site": _map(result, sheet),
+        "The other pictures": gallery(result, sheet[len(first):]),
+        "The evidence: all sites": _drawing(heatmap) + _ranking(result),
         "How the search went": _search(result),
+        "From which step on": _starts(result.get("start_curve")),
+        "Which heads": _heads(result.get("head_search")),
         "How it was made": _making(result, manifest),
     }
-    body = "".join(f"<section><h2>{title}</h2>{content}</section>\n" for title, content in sections.items())
-    return _PAGE.format(title=f"textpatch: {_safe(result['model'])}", style=_STYLE, body=body)
+    body = "".join(f"<section><h2>{title}</h2>{content}</section>\n" for title, content in sections.items() if content)
+    return page(f"textpatch: {result['model']}", _answer(result) + body)
 
 
-def _safe(text) -> str:
-    return html.escape(plain(text))
+def summary_html(result: dict, records: Sequence[dict]) -> str:
+    """The answer, the layers found, heat map, table and pictures, for a notebook's cell."""
+    shown = _within(result, records, lambda picture: picture["image"])
+    return fragment(_answer(result) + _layers(result) + _map(result, shown) + _ranking(result) + gallery(result, shown))
 
 
-def _asked(result) -> str:
+def _answer(result) -> str:
+    headline, numbers = verdict(result)
+    over = f"textpatch: which layers of {safe(result['model'])} write the words?"
+    return f'<header><p class="over">{over}</p><h1>{safe(headline)}</h1><p class="lead">{safe(numbers)}</p></header>'
+
+
+def _asked(result, manifest) -> str:
     branch = "both guidance branches" if result["branch"] == "both" else f"the {result['branch']} branch"
-    model, start, steps, guidance = (_safe(result[name]) for name in ("model", "start", "steps", "guidance"))
-    guided = "without guidance" if result["guidance"] == 1 else f"at guidance {guidance}, in {_safe(branch)}"
-    return (
-        f"<p>Which of the {len(result['sites'])} attention sites of <b>{model}</b> carries the written "
-        "word? At one site at a time, the text keys and values of the target prompt replaced those of "
-        f"the source prompt, from step {start} of {steps} on, {guided}: "
-        f"{size_of(result, 'prompt pair')}.</p>"
-    )
+    ocr = result.get("ocr") or {}
+    facts = {
+        "model": f"<b>{safe(result['model'])}</b>",
+        "sites tried": f"{len(result['sites'])}, {_MODES.get(result.get('mode'), 'each on every pair')}",
+        "pictures": f"{size_of(result, 'prompt pair')} (seed {safe(', '.join(map(str, result['seeds'])))})",
+        "steps": f"{safe(result['steps'])}; swapped from step {safe(result['start'])} on, step 0 being pure noise",
+        "guidance": "none" if result["guidance"] == 1 else safe(f"guidance {result['guidance']}; swapped in {branch}"),
+        "words read by": safe(f"{ocr.get('engine', '-')} {ocr.get('version', '')}"),
+        "command": f"<pre>{safe(manifest['command'])}</pre>" if manifest.get("command") else "-",
+    }
+    return _QUESTION + "<dl>" + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items()) + "</dl>" + _pairs(result)
 
 
 def _pairs(result) -> str:
     runs = ("source", "target")
-    rows = [[_safe(pair.get(run)) for run in runs] for pair in result.get("pairs_list") or ()]
-    return f"<details><summary>The prompts</summary>{_grid(runs, rows)}</details>" if rows else ""
+    rows = [[safe(pair.get(run)) for run in runs] for pair in result.get("pairs_list") or ()]
+    return f"<details><summary>The prompts</summary>{table(runs, rows)}</details>" if rows else ""
+
+
+def _equation(result) -> str:
+    alone = all(site.get("kind") == "cross" for site in result["sites"])
+    return (_ALONE if alone else _BESIDE) + _SYMBOLS
+
+
+def _layers(result) -> str:
+    """The responsible set, or the best site where there is none."""
+    found, ranked = result.get("set"), ranked_sites(result)
+    chosen = [site for site in ranked if found and site["site"] in found["sites"]]
+    sites = chosen or ranked[:1]
+    rows = [
+        [safe(site["site"]), f"<code>{safe(site['name'])}</code>", safe(site.get("kind", "")), share_of(result, [site]),
+         span_of(site, "f1_target"), span_of(site, "ssim")]
+        for site in sites
+    ]  # fmt: skip
+    if len(sites) > 1:
+        rows.append(["together", "", "", share_of(result, sites), "", ""])
+    head = "site", "name", "kind", "share of parameters", "F1 target, alone", "bg SSIM, alone"
+    told = _CHOSEN if chosen else _EMPTY if found else _BEST
+    return table(head, rows) + f'<p class="note">{told} {_COUNTED}</p>'
+
+
+def _map(result, records) -> str:
+    return _RAMP + heat_map(result, records) if records else ""
 
 
 def _ranking(result) -> str:
-    head = "rank", "site", "name", "kind", "exact target", "F1 target", "F1 source", "bg SSIM", "PSNR", "n", "status"
+    head = "rank", "site", "name", "share", "exact target", "F1 target", "F1 source", "bg SSIM", "PSNR", "n", "status"
     rows = [["", "", label, "", *_figures(result["baselines"][run]), ""] for run, label in RUNS]
     rows += [
         [
             rank,
-            _safe(site["site"]),
-            f"<code>{_safe(site['name'])}</code>",
-            _safe(site.get("kind", "")),
+            safe(site["site"]),
+            f"<code>{safe(site['name'])}</code>",
+            share_of(result, [site]),
             *_figures(site),
             _status(site),
         ]
         for rank, site in enumerate(ranked_sites(result), 1)
     ]
-    return _grid(head, rows, "scores") + "<p>Mean [95 % interval]; PSNR in dB.</p>"
+    return table(head, rows, "scores") + _COLUMNS
 
 
 def _figures(scores) -> list[str]:
     psnr = "\N{INFINITY}" if value_of(scores, "mse") == 0 else decimal(value_of(scores, "psnr"), 1)
     spans = [span_of(scores, metric) for metric in ("exact_target", "f1_target", "f1_source", "ssim")]
-    return [*spans, psnr, _safe(scores.get("n", "-"))]
+    return [*spans, psnr, safe(scores.get("n", "-"))]
 
 
 def _status(site: dict) -> str:
+    status = site.get("status", {})
     if not is_out(site):
-        return "measured"
-    status = site["status"]
-    return _safe(f"screened out by {status['by']}: {span_of({'score': status}, 'score')} on {status['pairs']} pairs")
+        return {"joined": "joined the set"}.get(status.get("state"), "measured")
+    return safe(f"screened out by {status['by']}: {span_of({'score': status}, 'score')} on {status['pairs']} pairs")
 
 
 def _search(result) -> str:
-    """The sentences, and every step of growing the set."""
-    said = "".join(f"<p>{_safe(sentence)}</p>" for sentence in search(result)) or "<p>Every site alone.</p>"
+    """The sentences, what they mean, the gaps seen, and every step of growing the set."""
+    said = "".join(f"<p>{safe(sentence)}</p>" for sentence in search(result)) or "<p>Every site alone.</p>"
+    said += _left_out(result)
+    gaps = [
+        [_SCORES.get(gap.get("by"), "-"), safe(gap["pairs"]), safe(gap["kept"]), safe(gap["next"]), signed(gap)]
+        for gap in result.get("gaps") or ()
+    ]
+    said += table(("score", "pairs", "last site to keep", "next site", "gap between them"), gaps) if gaps else ""
     steps = (result.get("set") or {}).get("steps", ())
     rows = [
-        [_safe(step["added"]), _safe(", ".join(map(str, step["group"]))), span_of(step, "score"), signed(step["gain"]),
+        [safe(step["added"]), safe(", ".join(map(str, step["group"]))), span_of(step, "score"), signed(step["gain"]),
          "yes" if step["kept"] else "no"]
         for step in steps
     ]  # fmt: skip
     head = "site added", "together", "F1 target", "gain", "clear gain"
-    return said + (_grid(head, rows) if rows else "")
+    return said + (_growth(result, steps) + table(head, rows) if rows else "")
+
+
+def _left_out(result) -> str:
+    out = [site for site in ranked_sites(result) if is_out(site)]
+    rows = [
+        [safe(site["site"]), f"<code>{safe(site['name'])}</code>", _SCORES.get(site["status"]["by"], "-"),
+         span_of(site, "status"), safe(site["status"]["pairs"])]
+        for site in out
+    ]  # fmt: skip
+    why = "".join(told for by, told in _SCREENED.items() if by in {site["status"]["by"] for site in out})
+    return why + table(("site left out", "name", "by its", "value", "pairs"), rows) if out else ""
+
+
+def _growth(result, steps) -> str:
+    before = result["baselines"]["source"]["f1_target"]
+    labels = ["no swap", *(f"+ site {step['added']}" + ("" if step["kept"] else " (refused)") for step in steps)]
+    scores = [before, *(step["score"] for step in steps)]
+    return curve(labels, {"F1 towards the target": scores}, "sites swapped together")
+
+
+def _starts(found) -> str:
+    if not found:
+        return ""
+    points, chosen = found["curve"], found["chosen"]
+    series = {name: [point[metric] for point in points] for name, metric in _STARTS.items()}
+    labels, starts = [str(point["start"]) for point in points], [point["start"] for point in points]
+    told = f"The swap at {listed(found['sites'])}, begun at a later and later step."
+    told += f" Step {chosen} is the last that loses nothing clearly."
+    return f"<p>{safe(told)}</p>" + curve(labels, series, "first swapped step, 0 = noisiest", marked=starts.index(chosen))
+
+
+def _heads(found) -> str:
+    if not found:
+        return ""
+    named = [f"{site}.{head}" for site, head in found["heads"]]
+    steps = found["steps"]
+    told = f"Heads (site.head) {', '.join(named)}, swapped alone, score as all heads of {listed(found['sites'])} do."
+    labels = [".".join(map(str, step["unit"])) for step in steps]
+    series = {name: [step[part] for step in steps] for name, part in _HEADS.items()}
+    return f"<p>{safe(told)}</p>" + curve(labels, series, "head taken, most needed first")
 
 
 def _making(result, manifest) -> str:
     rest = {name: value for name, value in manifest.items() if name not in ("command", "request")}
-    command = f"<pre>{_safe(manifest['command'])}</pre>" if manifest.get("command") else ""
     facts = {"seeds": ", ".join(map(str, result["seeds"])), **flatten(rest)}
     request = _entries(flatten(manifest.get("request", {})))
-    return f"{command}{_entries(facts)}<details><summary>The whole request</summary>{request}</details>"
+    return f"{_entries(facts)}<details><summary>The whole request</summary>{request}</details>"
 
 
 def _entries(facts: dict) -> str:
     texts = {name: str(value) for name, value in facts.items()}
     cut = {name: text if len(text) <= 500 else f"{text[:500]} ..." for name, text in texts.items()}
-    rows = [[_safe(name), f"<code>{_safe(text)}</code>"] for name, text in cut.items()]
-    return _grid(("entry", "value"), rows)
+    rows = [[safe(name), f"<code>{safe(text)}</code>"] for name, text in cut.items()]
+    return table(("entry", "value"), rows)
 
 
-def _grid(head, rows, kind: str = "text") -> str:
-    """A table of cells that are HTML already."""
-    top = "".join(f"<th>{cell}</th>" for cell in head)
-    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in rows)
-    body = f"<thead><tr>{top}</tr></thead><tbody>{lines}</tbody>"
-    return f'<div class="wide"><table class="{kind}">{body}</table></div>'
-
-
-def _picture(png: bytes, words: str) -> str:
-    """An inline picture that fits the page, but is scrolled rather than shrunk beyond reading."""
-    width = int.from_bytes(png[16:20], "big")
+def _drawing(heatmap: bytes) -> str:
+    """The drawing of scores by site, which fits the page, but is scrolled rather than shrunk beyond reading."""
+    width = int.from_bytes(heatmap[16:20], "big")
     style = f"width: 100%; max-width: {0.67 * width:.0f}px; min-width: {0.4 * width:.0f}px"
-    data = base64.b64encode(png).decode()
-    return f'<div class="wide"><img alt="{words}" style="{style}" src="data:image/png;base64,{data}"></div>'
+    words = "Heat map: four scores over all sites"
+    return f'<div class="wide"><img alt="{words}" style="{style}" src="{data_uri(heatmap)}"></div>'
 
 
-_LEGEND = """<p>One line per prompt pair. Under each picture: the words the OCR read, blue where they are the
-target's, black where they are the source's, grey otherwise. The best site is framed.</p>"""
+# --- what the page says of every run
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6673; --line: #dfe4ea; --page: #fff;
-  --lift: #f4f7f9; --mark: #0072B2 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eaef; --soft: #9aa6b3; --line: #313a45;
-  --page: #14181d; --lift: #1d232a; --mark: #56B4E9 } }
-body { margin: 0 auto; max-width: 1240px; padding: 1.5rem 1rem 4rem; background: var(--page);
-  color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0; overflow-wrap: anywhere }
-h2 { font-size: 1.1rem; margin: 2.4rem 0 .6rem; color: var(--mark) }
-p { margin: .6rem 0; max-width: 46rem; overflow-wrap: anywhere }
-.answer { font-size: 1.15rem; border-left: 4px solid var(--mark); padding: .2rem 0 .2rem 1rem }
-.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; margin: .8rem 0;
-  width: fit-content; max-width: 100% }
-img { display: block; background: #fff }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .35rem .8rem; border-top: 1px solid var(--line); vertical-align: top;
-  unicode-bidi: isolate }
-th { color: var(--soft); font-weight: 600; border: 0; background: var(--lift) }
-.scores :is(th, td) { white-space: nowrap }
-.scores tbody tr:nth-child(-n+2) { color: var(--soft) }
-.scores tbody tr:nth-child(3) { font-weight: 600; background: var(--lift) }
-.text td { overflow-wrap: anywhere; min-width: 8rem }
-code, pre { font: .84rem/1.5 ui-monospace, monospace }
-pre { background: var(--lift); border-radius: 8px; padding: .7rem 1rem; white-space: pre-wrap;
-  overflow-wrap: anywhere }
-summary { cursor: pointer; color: var(--soft) }
-"""
+_MODES = {
+    "staged": "first on a few pairs, those that may carry the word on all",
+    "contribution": "first by what they give to the picture without a swap, those that stand out by swaps",
+}
 
-# the policy in the head: even if escaping failed, no script could run and nothing could be loaded
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta HTTP-EQUIV="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}</body>
-</html>
-"""
+_SCORES = {"swap": "F1 towards the target", "contribution": "share of what attention gives"}
+
+_SCREENED = {
+    "swap": """<p>A site left out by its F1 towards the target was swapped on the first pairs alone, and its score there lay
+clearly below those kept.</p>""",
+    "contribution": """<p>A site left out by its share was not swapped. In the source's own run the word's tokens gave clearly
+less to the picture there than at the sites kept: their share of all that attention gives the picture.</p>""",
+}
+
+_QUESTION = """<p>A text-to-image model reads its prompt through many attention layers, here called <b>sites</b>. Which of
+them tell it the word to write?</p>
+<p>A <b>source</b> prompt makes a picture with one word in it. Then the same picture is made again, but at one site the
+model reads a <b>target</b> prompt, which asks for another word. If the target's word appears and all else stays as
+it was, the word passes through that site. A program reads the words off the pictures; nobody judges by eye.</p>"""
+
+_ALONE = """<div class="equation">picture &larr; softmax( Q <b>K&prime;</b><sup>&#8868;</sup> / &radic;D ) <b>V&prime;</b><br>
+<b>K&prime;, V&prime;</b> = keys and values of the <b>target</b>'s text, in place of the source's own</div>"""
+
+_BESIDE = """<div class="equation">picture &larr; softmax( Q [ K<sub>image</sub> ; <b>K&prime;<sub>text</sub></b> ]<sup>&#8868;</sup>
+/ &radic;D ) [ V<sub>image</sub> ; <b>V&prime;<sub>text</sub></b> ]<br>
+<b>K&prime;<sub>text</sub>, V&prime;<sub>text</sub></b> = keys and values of the <b>target</b>'s text, in place of the source's
+own</div>"""
+
+_SYMBOLS = """<p class="note">At a site every part of the picture asks (queries Q), the text answers (keys K say where, values V
+what), and D is the width of an attention head. <b class="swap">Orange</b> is what the swap exchanges, from the
+target's own run at the same step; queries, image and all other sites stay the source's.</p>"""
+
+_CHOSEN = "The responsible set: put together best first, for as long as each site is a clear gain."
+_EMPTY = "No site clearly beats no swap; this is the best of them."
+_BEST = "The best single site; a set is grown from single sites on two prompt pairs or more."
+_COUNTED = """Sites are numbered in the order they run, as in the paper; the share counts the projections that make
+the text's keys and values."""
+
+_RAMP = """<p>How much of the target's word was read off the picture, swapping at one site alone (OCR F1, the mean over
+seeds). <b>Click a number</b> for the pictures and readings behind it. Words that share letters score above 0 without any
+swap: compare with the first column.</p>
+<p class="note">0, no letter<span class="ramp"></span>1, all letters</p>"""
+
+_COLUMNS = """<p class="note">Mean [95 % interval over prompt pairs]. Exact target: the share of pictures that read
+exactly as the target's word. F1: letters read against the target's, or the source's, word. bg SSIM and PSNR (dB): how alike
+the background is to the source's, 1 and infinity for equal. n: pictures.</p>"""
+
+_LEGEND = """<p>Under each picture what the OCR read: <span class="read target">blue</span> where it is the target's word,
+<span class="read">plain</span> where it is the source's, <span class="read other">grey</span> otherwise. The best site
+is framed, and the others follow in the order they run.</p>"""
+
+_STARTS = {"F1 towards the target": "f1_target", "background as in the source (SSIM)": "ssim"}
+_HEADS = {"F1 of the heads taken, alone": "alone", "F1 of the heads left": "left"}

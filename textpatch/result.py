@@ -5,6 +5,8 @@ Everything here takes `result`, the plain dict stored as results.json: "model", 
 (index "site", "name", "kind", "status" and scores of each), "ranked" (site indices, best first) and "pairs_list".
 A score is {"value", "low", "high"}: a mean and its 95 % interval, None where there is none (infinite PSNR).
 Of the search: "mode", "set" (its "sites", and the "steps" of growing it), "gaps" and "generations".
+"parameters" counts the denoiser's, and of each site its text key and value projections'.  What `start_curve` and
+`head_search` return may be put beside them, as "start_curve" and "head_search"; the report then shows it.
 """
 
 from textpatch.errors import PatchError
@@ -105,11 +107,7 @@ def search(result: dict) -> list[str]:
         said.append(found)
         if not steps[-1]["kept"] and chosen:
             said.append(f"Site {steps[-1]['added']} with it is no clear gain: F1 {signed(steps[-1]['gain'])}.")
-    out = [site["site"] for site in result["sites"] if is_out(site)]
-    if out:
-        status = next(site["status"] for site in result["sites"] if is_out(site))
-        by = {"contribution": "their contribution"}.get(status["by"], "their scores")
-        said.append(f"Screened out by {by} on {status['pairs']} pairs: {listed(out)}.")
+    said += _screened(result)
     if result.get("gaps"):
         gap = result["gaps"][-1]
         clear = "" if gap["low"] > 0 else "; no gap is clear of zero on all pairs, so none was left out"
@@ -118,6 +116,16 @@ def search(result: dict) -> list[str]:
         made, all_ = result["generations"]["made"], result["generations"]["one_by_one"]
         said.append(f"It took {made} generations; 1 + {len(result['sites'])} for each pair and seed would be {all_}.")
     return said
+
+
+def _screened(result: dict) -> list[str]:
+    """By what, and on how many pairs, which sites were screened out."""
+    out: dict[tuple, list] = {}
+    for site in filter(is_out, result["sites"]):
+        out.setdefault((site["status"]["by"], site["status"]["pairs"]), []).append(site["site"])
+    by = {"contribution": "their contribution"}
+    return [f"Screened out by {by.get(what, 'their scores')} on {pairs} pairs: {listed(sites)}."
+            for (what, pairs), sites in out.items()]  # fmt: skip
 
 
 def is_out(site: dict) -> bool:
@@ -172,6 +180,12 @@ def percent_of(scores: dict, metric: str = "exact_target") -> str:
 def plain(text) -> str:
     """One line of printable text: prompts and OCR may hold newlines, terminal escapes, lone surrogates."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
+
+
+def share_of(result: dict, sites: list[dict]) -> str:
+    """Text key and value projections of some sites as a share of the denoiser's parameters; - where not counted."""
+    whole, own = result.get("parameters"), [site.get("parameters") for site in sites]
+    return "-" if not whole or None in own else f"{sum(own) / whole:.2%}"
 
 
 def size_of(result: dict, noun: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from textpatch.bank import Texts, encode, spelled_out
 from textpatch.errors import PatchError
 from textpatch.ledger import Ledger, Recorder, compiled
+from textpatch.markup import figure, fragment, safe
 from textpatch.plan import Plan, Row, with_guidance
 from textpatch.sites import find_sites
 
@@ -32,6 +33,11 @@ class Samples:
     trajectory: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)
     ledger: Ledger = field(default=Ledger(), repr=False)
 
+    def _repr_html_(self) -> str:
+        shown = [(row, self.images[row.name]) for row in self.rows if row.name in self.images]
+        figures = [figure(image, row.name, safe(f"{row.prompt or ''} (seed {row.seed})")) for row, image in shown]
+        return fragment(f'<div class="gallery">{"".join(figures)}</div>{self.plan._repr_html_()}')
+
 
 def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
            steps: int | None = None, guidance: float | None = None,
@@ -42,9 +48,11 @@ def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
     not 1.  micro_batch bounds the batch rows of one forward pass, both branches counted; a donor travels
     with its readers into every micro-batch.  keep_trajectory keeps the latents entering each step and the
     final ones.
-    A plan's windows of timesteps or sigmas are taken in the pipeline's schedule.
-    Raises PatchError for repeated names, and for a plan that names rows, sites, steps, heads or tokens
-    which this run has not, or whose swaps never act.
+    A plan's windows of timesteps or sigmas are taken in the pipeline's schedule.  A row that is not sampled costs no
+    generation: its readers find its text in the bank.
+    Raises PatchError for repeated names, for a plan that names rows, sites, steps, heads or tokens which this run
+    has not, or whose swaps never act; and for a row not sampled that reads, that nobody reads, or whose keys and
+    values its prompt does not settle: where the text evolves with the picture, or others hook its projections.
     """
     rows = tuple(rows)
     steps = pipeline.defaults.steps if steps is None else steps
@@ -56,6 +64,7 @@ def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
     out = Samples({}, {}, plan.at(pipeline.schedule, steps), rows, steps, guidance)
     texts = encode(pipeline, rows if branches == 1 else with_guidance(rows, negative))
     out.plan.check(rows, find_sites(pipeline.denoiser), steps, tokens=texts.tokens)
+    require_readable(rows, plan, texts)
     recorder = Recorder(pipeline, rows, out.plan, steps, texts)
     for group, fresh in pack(rows, plan, max(micro_batch // branches, 1)):
         batch = group if branches == 1 else with_guidance(group, negative)
@@ -72,8 +81,26 @@ def _require_distinct(rows: Sequence[Row]) -> None:
         )
 
 
+def require_readable(rows: Sequence[Row], plan: Plan, texts: Texts) -> None:
+    """Raise PatchError unless the rows that are not sampled are donors alone, and their keys and values known."""
+    unsampled = {row.name for row in rows if not row.sampled}
+    read, reading = {swap.donor for swap in plan.swaps}, {name for swap in plan.swaps for name in swap.readers}
+    wrong = sorted(unsampled - read | unsampled & reading)
+    if wrong:
+        raise PatchError(
+            f"row {wrong[0]!r} is not sampled, and the plan {'lets it read' if wrong[0] in reading else 'never reads it'}"
+            "; a row that is not sampled can be a donor and nothing else: sample it, or leave it out"
+        )
+    if unsampled and texts.bank is None:
+        raise PatchError(
+            f"row {min(unsampled)!r} is not sampled, and its prompt alone does not settle its keys and values: this "
+            "model's text evolves with the picture, or hooks change its projections; sample it"
+        )
+
+
 def _sample_group(pipeline, group, batch, fresh, texts: Texts, out: Samples, keep: bool, recorder: Recorder) -> None:
-    noises, seen = pipeline.noises([row.seed for row in group]), []
+    drawn = [row for row in group if row.sampled]
+    noises, seen = pipeline.noises([row.seed for row in drawn]), []
     with recorder.watching(batch, fresh) as enter:
         latents = pipeline.denoise(
             next(noises), texts.of(batch), steps=out.steps, guidance=out.guidance, noises=noises,
@@ -81,7 +108,7 @@ def _sample_group(pipeline, group, batch, fresh, texts: Texts, out: Samples, kee
             on_step=(lambda i, x: seen.append(x)) if keep else None,
         )  # fmt: skip
     images = pipeline.decode(latents)
-    for b, row in enumerate(group):
+    for b, row in enumerate(drawn):
         if row in fresh:
             out.latents[row.name], out.images[row.name] = latents[b], images[b]
             if keep:
@@ -112,21 +139,23 @@ def to_device(slots, device: torch.device):
 
 
 def pack(rows: Sequence[Row], plan: Plan, limit: int) -> list[tuple[list[Row], list[Row]]]:
-    """Groups of at most `limit` rows, each with all donors of its rows; (group, rows new in it).
+    """Groups of at most `limit` sampled rows, each with all donors of its rows; (group, rows new in it).
 
     A row whose own donors exceed the limit makes a larger group of its own.  Within a group rows keep their
     order: a row's place in the batch moves its last bits, and a plan must not.
     """
-    groups, done = [[]], set()
+    groups, done, sampled = [[]], set(), {row.name for row in rows if row.sampled}
     for row in rows:
+        if not row.sampled:
+            continue
         names = [*sorted(_donors(row.name, plan)), row.name]
-        if groups[-1] and len(groups[-1]) + len(set(names) - set(groups[-1])) > limit:
+        if groups[-1] and len(sampled.intersection(groups[-1] + names)) > limit:
             groups.append([])
         groups[-1] += [name for name in names if name not in groups[-1]]
     packed = []
     for names in groups:
         group = [row for row in rows if row.name in names]
-        packed.append((group, [row for row in group if row.name not in done]))
+        packed.append((group, [row for row in group if row.sampled and row.name not in done]))
         done.update(names)
     return [(group, fresh) for group, fresh in packed if fresh]
 

@@ -2,7 +2,8 @@
 
 A unit is what can be swapped alone, a site or a head; a group is a tuple of units swapped together, () is no swap.
 
-    score(groups, n) -> values of each group on the first n prompt pairs, (n,) or (n, columns)
+    score(groups, n) -> values of each group on the first n prompt pairs, (n,) or (n, columns), at most 1; or on the
+                        pairs of some places, in their order
     gain(a, b) = s(values of a) - s(values of b),   s the statistic over pairs, the same pairs on both sides
 
 Intervals are 95 %, bootstrapped over pairs; a gain counts where its interval lies above zero.
@@ -17,8 +18,9 @@ import numpy as np
 
 from textpatch.metrics import bootstrap
 
+PERFECT = 1 - 1e-6  # the official precision of a perfect reading is n / (n + 1e-8)
 Group = tuple
-Score = Callable[[Sequence[Group], int], list[np.ndarray]]
+Score = Callable[[Sequence[Group], "int | Sequence[int]"], list[np.ndarray]]
 Statistic = Callable[..., np.ndarray]
 
 
@@ -54,44 +56,43 @@ def _of(values: np.ndarray, statistic: Statistic) -> float:
 
 @dataclass(frozen=True)
 class Screening:
-    """What a screening kept, all groups best first, each with its score on so many pairs, and the gaps it saw.
+    """What a screening by some score kept, all groups best first, and the gaps it saw on up to so many pairs.
 
-    A gap is {"pairs", "kept", "next", "value", "low", "high"}: by how much, on so many pairs, the worst group kept
-    was better than the best one not kept.
+    seen    group -> {"by", "pairs", "value", "low", "high"}: its score when it was last looked at
+    gaps    {"by", "pairs", "kept", "next", "value", "low", "high"}: by how much the worst group to keep was better
+            than the next one
     """
 
     kept: tuple[Group, ...]
     ranked: tuple[Group, ...]
-    scores: dict[Group, dict[str, float]]
+    seen: dict[Group, dict]
     pairs: int
     gaps: tuple[dict, ...] = ()
 
 
-def screen(score: Score, groups: Sequence[Group], pairs: int, *, first: int,
+def screen(score: Score, groups: Sequence[Group], pairs: int, *, first: int, by: str,
            keep: Callable[[Sequence[np.ndarray], int], int], statistic: Statistic = np.mean) -> Screening:  # fmt: skip
-    """Score all groups on the first few pairs and keep the best; twice the pairs while it is unclear which.
+    """A race: all groups on the first few pairs, then those still in it on twice the pairs, until it is clear who stays.
 
-    first  pairs to begin with; keep(values best first, n) says how many groups to keep, at least one is
-    Ends as soon as the gap between the last group kept and the next lies above zero.  If it does not on all pairs,
-    those that cannot be told apart from the last group kept are kept, too.
+    first  pairs to begin with; by: what the score is called; keep(values best first, n) says how many groups to
+           keep, at least one is
+    A group is out as soon as the gap from the last group to keep down to it lies above zero.  Those that cannot be
+    told apart from the last group to keep on all pairs are kept, too.
     """
-    n, gaps = min(first, pairs), []
+    n, running, out, seen, gaps = min(first, pairs), list(groups), [], {}, []
     while True:
-        values = score(groups, n)
+        values = score(running, n)
         order = ranking(values, statistic)
-        k = max(1, keep([values[i] for i in order], n))
-        while k < len(groups):
-            gap = gain(values[order[k - 1]], values[order[k]], statistic)
-            gaps.append({"pairs": n, "kept": groups[order[k - 1]], "next": groups[order[k]], **gap})
-            if gap["low"] > 0 or n < pairs:
-                break
-            k += 1
-        if n == pairs or (k < len(groups) and gap["low"] > 0):
-            break
+        running, values = ([some[i] for i in order] for some in (running, values))
+        k = max(1, keep(values, n))
+        seen |= {group: {"by": by, "pairs": n, **interval(x, statistic)} for group, x in zip(running, values)}
+        below = [gain(values[k - 1], value, statistic) for value in values[k:]]
+        gaps += [{"by": by, "pairs": n, "kept": running[k - 1], "next": running[k], **gap} for gap in below[:1]]
+        out = [group for group, gap in zip(running[k:], below) if gap["low"] > 0] + out
+        running = [group for group in running if group not in out]
+        if n == pairs or len(running) == k:
+            return Screening(tuple(running), (*running, *out), seen, n, tuple(gaps))
         n = min(2 * n, pairs)
-    ranked = tuple(groups[i] for i in order)
-    scores = {group: interval(value, statistic) for group, value in zip(groups, values)}
-    return Screening(ranked[:k], ranked, scores, n, tuple(gaps))
 
 
 def better_than(least: np.ndarray, values: Sequence[np.ndarray], statistic: Statistic = np.mean) -> int:
@@ -113,23 +114,75 @@ class Step:
     kept: bool
 
 
-def grow(score: Score, ranked: Sequence, pairs: int, statistic: Statistic = np.mean) -> list[Step]:
-    """Put the units together, best first, for as long as each is a clear gain.   (ICLR 2025, Algorithm 1)
+def grow(score: Score, ranked: Sequence, pairs: int, statistic: Statistic = np.mean, *, first: int,
+         none: int | None = None) -> list[Step]:  # fmt: skip
+    """Put units together, the one that adds most next, for as long as each is a clear gain.   (ICLR 2025, Algorithm 1)
 
+    ranked  the units, best first by their scores alone: the first begins, all others may join
+    first   how many pairs each choice of the next unit begins with, see `joining`
+    none    on how many pairs the first unit is held against no swap, twice as many while that is unclear; all when None
     The paper's algorithm is known from its results and its author's talk alone; that a unit must gain more than
-    its interval is ours.  The first unit has to gain over no swap.  The last step may be the one that was refused.
+    its interval, and that units that do nothing alone may join, is ours.  Every step is measured on all pairs, and the
+    last may be the one that was refused.
     """
-    group, steps = (), []
-    (before,) = score([()], pairs)
-    for unit in ranked:
+    group, steps, unit, left = (), [], ranked[0], list(ranked[1:])
+    while unit is not None:
         larger = tuple(sorted((*group, unit)))
         (values,) = score([larger], pairs)
-        gained = gain(values, before, statistic)
+        gained = gain(values, before, statistic) if steps else _over_none(score, values, none or pairs, statistic)
         steps.append(Step(unit, larger, interval(values, statistic), gained, gained["low"] > 0))
         if not steps[-1].kept:
             break
         group, before = larger, values
+        unit = joining(score, group, values, left, first=first, statistic=statistic)
+        left = [one for one in left if one != unit]
     return steps
+
+
+def joining(score: Score, group: Group, values: np.ndarray, units: Sequence, *, first: int,
+            statistic: Statistic = np.mean):  # fmt: skip
+    """The unit that adds most to a group, or None where nothing could be a clear gain: a race over what it fails.
+
+    values  the group's on all pairs, 1 at most each, so that no other pair can gain
+    Units join the group on those pairs, the worst first, on twice as many while several are left.  A unit is out as
+    soon as it is clearly below the best, does not raise the score there, or could not be a clear gain on all pairs
+    if it were perfect on those not looked at.
+    """
+    means = values.reshape(len(values), -1).mean(axis=1)
+    failed = [int(i) for i in np.argsort(means, kind="stable") if means[i] < PERFECT]
+    units, n = list(units) if _within_reach(values, failed, values[:0], statistic) else [], min(first, len(failed))
+    while units:
+        seen = score([tuple(sorted((*group, unit))) for unit in units], failed[:n])
+        order = ranking(seen, statistic)
+        best, own = seen[order[0]], values[failed[:n]]
+        units = [
+            units[i] for i in order
+            if gain(best, seen[i], statistic)["low"] <= 0 < gain(seen[i], own, statistic)["value"]
+            and _within_reach(values, failed, seen[i], statistic)
+        ]  # fmt: skip
+        if n == len(failed) or len(units) == 1:
+            break
+        n = min(2 * n, len(failed))
+    return next(iter(units), None)
+
+
+def _within_reach(values: np.ndarray, failed: list[int], seen: np.ndarray, statistic: Statistic) -> bool:
+    """Whether values that are `seen` on the first of the failed pairs and perfect on the others were a clear gain."""
+    hoped = values.copy()
+    hoped[failed] = 1
+    hoped[failed[: len(seen)]] = seen
+    return gain(hoped, values, statistic)["low"] > 0
+
+
+def _over_none(score: Score, values: np.ndarray, n: int, statistic: Statistic) -> dict[str, float]:
+    """The gain over no swap on the first n pairs, on twice as many while it does not lie above zero."""
+    while True:
+        n = min(n, len(values))
+        (none,) = score([()], n)
+        gained = gain(values[:n], none, statistic)
+        if gained["low"] > 0 or n == len(values):
+            return gained
+        n *= 2
 
 
 def responsible(steps: Sequence[Step]) -> Group:

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from textpatch.bank import encode
+from textpatch.bank import encode, prompt_settles_text
 from textpatch.errors import PatchError
 from textpatch.metrics import f1_of_means
 from textpatch.plan import Plan, Row, Swap, with_guidance
-from textpatch.sampling import to_device
+from textpatch.sampling import require_readable, to_device
 from textpatch.search import latest_start
 from textpatch.sites import find_sites, select_sites
 from textpatch.trials import SOURCE, TARGET, Trials, scores, values
@@ -63,9 +63,10 @@ def _record(trials: Trials, index: int, seed: int, group: tuple[int, ...], start
         for start, row in zip(starts, rows)
     )
     joins = dict(zip(rows, starts))
-    ends = [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed)]
+    runs = not prompt_settles_text(trials.pipeline.denoiser)
+    ends = [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed, sampled=runs)]
     images = forked(trials.pipeline, ends, joins, plan, steps=steps, guidance=trials.guidance)
-    row_steps = len(ends) * steps + sum(steps - start for start in starts)
+    row_steps = (1 + runs) * steps + sum(steps - start for start in starts)
     return {
         "plan_sha256": plan.sha256,
         "generations": row_steps / steps,
@@ -78,14 +79,16 @@ def forked(pipeline, rows: Sequence[Row], joins: dict[Row, int], plan: Plan, *, 
            guidance: float) -> dict[str, Image.Image]:  # fmt: skip
     """Pictures by row name of a lock-step run in which rows join at a step with the latents of the first of `rows`.
 
+    rows    the first is sampled, others may be only read
     joins   row -> the step it joins at, before which no swap of the plan may name it.  All have one seed
     Raises PatchError as `sample` does.
     """
     everyone, seed, sites = [*rows, *joins], rows[0].seed, find_sites(pipeline.denoiser)
     texts = encode(pipeline, everyone if guidance == 1 else with_guidance(everyone))
     plan.check(everyone, sites, steps, tokens=texts.tokens)
+    require_readable(everyone, plan, texts)
     noises = pipeline.noises([seed])
-    active, x = list(rows), next(noises).expand(len(rows), -1, -1, -1)
+    active, x = list(rows), next(noises).expand(sum(row.sampled for row in rows), -1, -1, -1)
     for step in range(steps):
         new = [row for row, joined in joins.items() if joined == step]
         active, x = active + new, torch.cat([x, x[:1].expand(len(new), -1, -1, -1)])
@@ -93,8 +96,8 @@ def forked(pipeline, rows: Sequence[Row], joins: dict[Row, int], plan: Plan, *, 
         tables = texts.slots(plan.slots(step, batch, sites, tokens=texts.tokens), batch, len(sites))
         slots = to_device(tables, pipeline.device)
         x = pipeline.denoise(x, texts.of(batch), steps=steps, guidance=guidance, slots=lambda _, slots=slots: slots,
-                             noises=_for_all(noises, len(active)), only=range(step, step + 1))  # fmt: skip
-    return dict(zip([row.name for row in active], pipeline.decode(x)))
+                             noises=_for_all(noises, len(x)), only=range(step, step + 1))  # fmt: skip
+    return dict(zip([row.name for row in active if row.sampled], pipeline.decode(x)))
 
 
 def _for_all(noises: Iterator[Tensor], rows: int) -> Iterator[Tensor]:

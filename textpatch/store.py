@@ -8,19 +8,22 @@ results.json ...         whatever follows from the records
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
 import re
 import secrets
+import shutil
 import time
 import zlib
 from pathlib import Path
+from typing import Sequence
 
 from PIL import Image
 
-from textpatch.errors import StoreError
+from textpatch.errors import DiskError, StoreError
 
 try:
     import fcntl
@@ -35,13 +38,14 @@ _RESERVED = ("manifest.json", "records", "images")
 _SEAL = b', "crc32": "%08x"}'
 _SEAL_LENGTH = len(_SEAL % 0)
 _HOUR = 3600
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 class Run:
     """One run folder: `folder`, the stored `manifest`, this process's `worker` name, `resumed` and `changed`.
 
-    `changed` maps manifest entries outside the request that differ to (stored, now). Several processes may
-    write one folder; each has its own worker name, hence its own record file.
+    `changed` maps manifest entries that differ to (stored, now). Several processes may write one folder; each has
+    its own worker name, hence its own record file.
     """
 
     def __init__(self, folder, manifest: dict, worker: str = "0", *, resumed: bool = True, changed=None):
@@ -51,19 +55,20 @@ class Run:
         self.resumed, self.changed = resumed, changed or {}
 
     @classmethod
-    def open(cls, folder, manifest: dict, *, worker: str = "0") -> "Run":
+    def open(cls, folder, manifest: dict, *, worker: str = "0", allow: Sequence[str] = ()) -> "Run":
         """Create a run folder, or re-open it to resume the same request.
 
         The key is the sha256 of `manifest["request"]`. Other entries (versions, command) may differ when
-        resuming: `changed` lists them, and so does the stored manifest under `resumed`. Raises StoreError for
-        another request, a folder with other things in it, a damaged manifest, or one that cannot be written.
+        resuming: `changed` lists them, and so does the stored manifest under `resumed`. Of the request only
+        entries named in `allow` may: "weights", or "ocr" for all below it. Raises StoreError for another request,
+        a folder with other things in it, a damaged manifest, or one that cannot be written.
         """
         new = _stamped(manifest)
         run = cls(folder, new, worker, resumed=False)
         with _explained(run.folder, "open"):
             stored = _create(run.folder, new, worker)
             _sweep(run.folder, worker)
-            return run if stored is None else cls._resume(run.folder, stored, new, worker)
+            return run if stored is None else cls._resume(run.folder, stored, new, worker, allow)
 
     @classmethod
     def load(cls, folder, *, worker: str = "0") -> "Run":
@@ -72,10 +77,11 @@ class Run:
             return cls(folder, _read_manifest(Path(folder) / "manifest.json"), worker)
 
     @classmethod
-    def _resume(cls, folder: Path, stored: dict, new: dict, worker: str) -> "Run":
-        if stored["key"] != new["key"]:
-            raise StoreError(_other_request(folder, stored["request"], new["request"]))
-        changed = _differences(_rest(stored), _rest(new))
+    def _resume(cls, folder: Path, stored: dict, new: dict, worker: str, allow: Sequence[str]) -> "Run":
+        asked = _asked_otherwise(stored, new)
+        if not all(_covered(name, allow) for name in asked):
+            raise StoreError(_other_request(folder, asked))
+        changed = _differences(_rest(stored), _rest(new)) | asked
         entry = {name: {"stored": old, "now": now} for name, (old, now) in changed.items()}
         if entry and entry not in stored.setdefault("resumed", []):
             stored["resumed"].append(entry)
@@ -231,14 +237,27 @@ def _differences(old: dict, new: dict) -> dict[str, tuple]:
     return {name: pair for name, pair in pairs.items() if _canonical(pair[0]) != _canonical(pair[1])}
 
 
-def _other_request(folder: Path, old, new) -> str:
-    differences = _differences({"request": old}, {"request": new}) or {"request": (old, new)}
+def _asked_otherwise(stored: dict, new: dict) -> dict:
+    if stored["key"] == new["key"]:
+        return {}
+    old, now = stored["request"], new["request"]
+    return _differences({"request": old}, {"request": now}) or {"request": (old, now)}
+
+
+def _covered(name: str, allow: Sequence[str]) -> bool:
+    return any(f"{name}.".startswith(f"request.{entry}.") for entry in allow)
+
+
+def _other_request(folder: Path, differences: dict) -> str:
     shown = [
         f"{name.removeprefix('request.')}: stored {_short(a)}, asked {_short(b)}"
         for name, (a, b) in list(differences.items())[:6]
     ]
     more = f"; and {len(differences) - 6} more" if len(differences) > 6 else ""
-    return f"{folder} holds another run ({'; '.join(shown)}{more}); give another --out, or ask for the same"
+    return (
+        f"{folder} holds another run ({'; '.join(shown)}{more}); give another --out, ask for the same, or name "
+        "what may differ with --allow"
+    )
 
 
 def _short(value, limit: int = 60) -> str:
@@ -281,7 +300,7 @@ def _append(path: Path, line: bytes) -> None:
         start = _cut_torn_line(descriptor)
         try:
             if os.write(descriptor, line) != len(line):
-                raise OSError("only part of the line fitted")
+                raise OSError(errno.ENOSPC, "only part of the line fitted")
             os.fsync(descriptor)
         except OSError:
             os.ftruncate(descriptor, start)
@@ -405,9 +424,20 @@ def _is_being_written(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _explained(path, verb: str):
-    """Say what the system refused as one line of StoreError."""
+    """Say what the system refused as one line of StoreError, or of DiskError if asking again may help."""
     try:
         yield
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise StoreError(f"cannot {verb} {path}: {reason}; check path, permissions and free space") from error
+        kind = DiskError if getattr(error, "errno", None) in _OF_THE_DISK else StoreError
+        raise kind(
+            f"cannot {verb} {path}: {reason}; check path, permissions and free space ({_free(path)} there)"
+        ) from error
+
+
+def _free(path) -> str:
+    """How much the disk of a path has left, or of the nearest folder above it that exists."""
+    for folder in (Path(path), *Path(path).parents):
+        with contextlib.suppress(OSError, ValueError):
+            return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB"
+    return "unknown"

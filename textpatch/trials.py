@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Sequence
 
 import numpy as np
@@ -18,8 +18,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from textpatch import metrics
+from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError, PromptError, StoreError, Unfinished
 from textpatch.interrupts import finishing
+from textpatch.pictures import open_picture
 from textpatch.plan import Plan, Row, Swap
 from textpatch.sampling import sample
 from textpatch.search import Group, interval
@@ -29,24 +31,41 @@ SOURCE, TARGET = "source", "target"
 
 @dataclass(frozen=True)
 class Pair:
-    """Two prompts, each with one word in double quotes; raises PromptError where there is none."""
+    """Two prompts with text in double quotes; `words` raises PromptError where there is none.
+
+    Several texts of a prompt are one of several words: `"ON" "AIR"` is scored as `"ON AIR"` is.
+    """
 
     source: str
     target: str
 
     @property
     def words(self) -> tuple[str, str]:
-        return quoted(self.source), quoted(self.target)
+        return " ".join(quoted_texts(self.source)), " ".join(quoted_texts(self.target))
+
+    def scored(self, read: str, *, blanks: bool = True) -> dict:
+        """What was read in a picture and how it agrees with both sides; without blanks if the reader drops them."""
+        words = self.words if blanks else tuple(word.replace(" ", "") for word in self.words)
+        return {"read": read, **word_scores(read, words)}
 
 
-def quoted(prompt: str) -> str:
-    """What stands between the double quotes of a prompt.  Raises PromptError unless it is one stretch of text."""
-    parts = prompt.split('"')
-    if len(parts) != 3 or not parts[1].strip():
+def quoted_texts(prompt: str) -> list[str]:
+    """What stands between the double quotes of a prompt.  Raises PromptError for no text, or a quote left open."""
+    _, *parts = prompt.split('"')
+    texts = [" ".join(part.split()) for part in parts[::2]]
+    if not all(texts) or not texts or len(parts) % 2:
         raise PromptError(
             f'no quoted word in {prompt!r}; write the word to render in double quotes: a sign that says "WORD"'
         )
-    return parts[1].strip()
+    return texts
+
+
+def quoted(prompt: str) -> str:
+    """The one quoted text of a prompt.  Raises PromptError for none, and for several."""
+    texts = quoted_texts(prompt)
+    if len(texts) > 1:
+        raise PromptError(f"{len(texts)} quoted texts in {prompt!r}, and here there can be one; write \"{' '.join(texts)}\"")
+    return texts[0]
 
 
 def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int, start: int = 0) -> list[Pair]:
@@ -105,7 +124,7 @@ def group_name(group: Group) -> str:
 class Trials:
     """The pictures of some prompt pairs and seeds, made when first asked for, or found in a run folder.
 
-    pairs       (source, target) prompts, each with one quoted word
+    pairs       (source, target) prompts, each with quoted text; or Pairs, whose `scored` says how readings agree
     ocr         a reader with `read(images, box=)` and `describe()`; tesseract when None, self-tested first
     run         a store.Run: what is made is kept there as a record, and is not made again
     records     one dict per pair and seed touched, with all its pictures by row name
@@ -122,6 +141,7 @@ class Trials:
         self.pairs = checked_pairs(pipeline, pairs, seeds=seeds, steps=self.steps, start=start)
         self.ocr, self.run, self.micro_batch = ocr or metrics.Tesseract(), run, micro_batch
         self.ocr.self_test()
+        self.blanks = self.ocr.describe().get("blank", True)
         self.generations = 0
         self._done = {} if run is None else {record["id"]: record for record in run.records()}
         self._found: dict[tuple[int, int], dict] = {}
@@ -131,23 +151,28 @@ class Trials:
     def records(self) -> list[dict]:
         return [self._found[unit] for unit in self.units(len(self.pairs)) if unit in self._found]
 
-    def units(self, pairs: int) -> list[tuple[int, int]]:
-        """(pair, seed) of the first so many pairs."""
-        return list(itertools.product(range(pairs), self.seeds))
+    def units(self, pairs: int | Sequence[int]) -> list[tuple[int, int]]:
+        """(pair, seed) of the first so many pairs, or of the pairs of these places."""
+        return list(itertools.product(range(pairs) if isinstance(pairs, int) else pairs, self.seeds))
 
-    def score(self, groups: Sequence[Group], pairs: int) -> list[np.ndarray]:
-        """(pairs, 2) per group: precision and recall of the target's characters, the mean over seeds."""
-        self.measure(groups, pairs)
+    def score(self, groups: Sequence[Group], pairs: int | Sequence[int], *, own: bool = False) -> list[np.ndarray]:
+        """(pairs, 2) per group, pairs as in `units`: precision and recall of the target's characters, the mean over seeds."""
+        self.measure(groups, pairs, own=own)
         records = [self._found[unit] for unit in self.units(pairs)]
         return [values(records, row_name(group)) for group in groups]
 
-    def measure(self, groups: Sequence[Group], pairs: int | None = None, part: slice = slice(None)) -> None:
-        """Make what is not there yet of the groups' pictures, on the first so many pairs (all when None) or part of them."""
-        names = {row_name(group) for group in groups}
+    def measure(self, groups: Sequence[Group], pairs: int | Sequence[int] | None = None, part: slice = slice(None), *,
+                own: bool = False) -> None:  # fmt: skip
+        """Make what is not there yet of the groups' pictures, on all pairs or those of `units`, or part of them.
+
+        own  the source's and the target's own pictures, too.  Without the source's, which no score of a word needs,
+             nothing is known of the background kept; the target runs anyway where its run alone has its text.
+        """
+        names = {row_name(group) for group in groups} | ({SOURCE, TARGET} if own else set())
         units = self.units(len(self.pairs) if pairs is None else pairs)[part]
         lacking = [unit for unit in units if not names <= self._pictures(unit).keys()]
         for unit in tqdm(lacking, desc="localize", unit="pair", disable=None):
-            self._batch(unit, [group for group in groups if row_name(group) not in self._pictures(unit)])
+            self._batch(unit, names - self._pictures(unit).keys(), groups)
 
     def share(self, groups: Sequence[Group], shard: tuple[int, int]) -> None:
         """Make the groups' pictures of every n-th pair and seed, of shard (i, n) from the i-th on.
@@ -155,7 +180,7 @@ class Trials:
         Raises Unfinished unless the run folder then holds those of all pairs and seeds.
         """
         (index, count), units = shard, self.units(len(self.pairs))
-        self.measure(groups, part=slice(index, None, count))
+        self.measure(groups, part=slice(index, None, count), own=True)
         self._done = {record["id"]: record for record in self.run.records()}
         left = sum(f"{pair}-{seed}" not in self._done for pair, seed in units)
         if left:
@@ -165,14 +190,14 @@ class Trials:
     def _pictures(self, unit: tuple[int, int]) -> dict:
         return self._found.get(unit, {}).get("pictures", {})
 
-    def _batch(self, unit: tuple[int, int], groups: Sequence[Group]) -> None:
-        """One lock-step run of the groups, with the target they read, and the source unless it is there already."""
+    def _batch(self, unit: tuple[int, int], names: set[str], groups: Sequence[Group]) -> None:
+        """One lock-step run of the rows of these names, those of groups among them, and of the target they read."""
         (index, seed), before = unit, self._pictures(unit)
         self._batches[unit] += 1
         number = self._batches[unit]
-        swapped = [group for group in groups if group]
+        swapped = [group for group in groups if group and row_name(group) in names]
         rows, plan = rows_and_plan(self.pairs[index], seed, swapped, self.steps, self.start, self.branch)
-        rows = rows[1:] if before else rows
+        rows = self._needed(names, *rows)
 
         def make() -> dict:
             samples = sample(self.pipeline, rows, plan, steps=self.steps, guidance=self.guidance,
@@ -180,7 +205,7 @@ class Trials:
             pictures = {name: image for name, image in samples.images.items() if name not in before}
             return {
                 "plan_sha256": plan.sha256,
-                "generations": len(rows),
+                "generations": sum(row.sampled for row in rows),
                 "pictures": self.scored(pictures, index, before.get(SOURCE)),
             }
 
@@ -191,6 +216,11 @@ class Trials:
                 f"request comes to {plan.sha256[:16]}...; the run was made by another version: give another --out"
             )
         self.join(record)
+
+    def _needed(self, names: set[str], source: Row, target: Row, *patched: Row) -> list[Row]:
+        """The rows to run: source and target where they are asked for, or where the target's text is in its run alone."""
+        target = replace(target, sampled=TARGET in names or not prompt_settles_text(self.pipeline.denoiser))
+        return [source] * (SOURCE in names) + [target] * (TARGET in names or bool(patched)) + list(patched)
 
     def once(self, id: str, unit: tuple[int, int], make: Callable[[], dict]) -> dict:
         """The record of that id: the run folder's, or made now and kept there.  Its generations are counted."""
@@ -215,16 +245,15 @@ class Trials:
         return [self.once(f"{what}-{unit[0]}-{unit[1]}", unit, lambda unit=unit: make(*unit)) for unit in units]
 
     def scored(self, images: dict[str, Image.Image], index: int, source: dict | None = None) -> dict[str, dict]:
-        """Pictures, readings and scores by row name; source: that picture's entry, if not among the images."""
+        """Pictures, readings and scores by row name; source: that picture's entry, if there and not among the images."""
         box = self.pipeline.defaults.text_box
         readings = self.ocr.read(list(images.values()), box=box)
-        kept = images[SOURCE] if source is None else opened(source["image"], self.run)
+        kept = images.get(SOURCE) if source is None else opened(source["image"], self.run)
         return {
             name: {
                 "image": image if self.run is None else self.run.image(image),
-                "read": read,
-                **word_scores(read, self.pairs[index].words),
-                **picture_scores(image, kept, box),
+                **self.pairs[index].scored(read, blanks=self.blanks),
+                **({} if kept is None else picture_scores(image, kept, box)),
             }
             for (name, image), read in zip(images.items(), readings)
         }
@@ -234,8 +263,7 @@ def opened(image: Image.Image | str, run) -> Image.Image:
     """A record's picture, which is one, or a path in the run's folder."""
     if isinstance(image, Image.Image):
         return image
-    with Image.open(run.folder / image) as file:
-        return file.convert("RGB")
+    return open_picture(run.folder / image)
 
 
 # --- what comes of it
@@ -278,9 +306,8 @@ def _blackened(image, box):
     return image
 
 
-MEANS = (
-    "exact_target exact_source edit_target edit_source ssim mse mse_uint8_wrapped psnr_uint8_wrapped"
-).split()
+READING = ("exact_target", "exact_source", "edit_target", "edit_source")
+BACKGROUND = ("ssim", "mse", "mse_uint8_wrapped", "psnr_uint8_wrapped")
 
 
 def column(records: Sequence[dict], name: str, key: str) -> np.ndarray:
@@ -298,15 +325,22 @@ def values(records: Sequence[dict], name: str) -> np.ndarray:
 
 
 def scores(records: Sequence[dict], name: str) -> dict:
-    """Every score of one row name over the records that have it, with its 95 % interval over prompt pairs."""
+    """Every score of one row name over the n records that have it, with its 95 % interval over prompt pairs.
+
+    Of the background, over those n_background of them that have the source's own picture.
+    """
     records = [record for record in records if name in record["pictures"]]
     if not records:
         return {}
-    out = {key: interval(column(records, name, key)) for key in MEANS}
+    out = {key: interval(column(records, name, key)) for key in READING}
     for side in (SOURCE, TARGET):
         columns = [column(records, name, f"{part}_{side}") for part in ("precision", "recall")]
         out[f"f1_{side}"] = interval(np.stack(columns, axis=1), metrics.f1_of_means)
-    return out | {"psnr": _decibels(out["mse"]), "n": len(records)}
+    beside = [record for record in records if BACKGROUND[0] in record["pictures"][name]]
+    if beside:
+        out |= {key: interval(column(beside, name, key)) for key in BACKGROUND}
+        out["psnr"] = _decibels(out["mse"])
+    return out | {"n": len(records), "n_background": len(beside)}
 
 
 def _decibels(mse: dict) -> dict:

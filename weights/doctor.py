@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Iterator
 
+from PIL import Image
 from tqdm import tqdm
 
 from textpatch.errors import PatchError
@@ -31,7 +32,10 @@ def examine(where: str, *, numbers: bool = False) -> Iterator[str]:
 
 def _run(name: str) -> str:
     pipeline = load(name)
-    pipeline.generate(SENTENCE, seeds=0, steps=1)
+    if pipeline.upscales:
+        pipeline.upscale([Image.new("RGB", (96, 32))], [SENTENCE], seeds=[0], steps=1)
+    else:
+        pipeline.generate(SENTENCE, seeds=0, steps=1)
     count = sum(p.numel() for p in pipeline.parameters())
     return f"{name:<14}loads and runs: {count:,} parameters, {len(pipeline.denoiser.sites)} sites"
 

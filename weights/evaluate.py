@@ -1,7 +1,8 @@
 """How well a shipped model's words are read:  python -m textpatch.weights.evaluate tiny-mmdit
 
 Held-out test words on random signs, read by tesseract from the model's pictures and from clean drawings of
-the same signs; the second number is the reader's own ceiling.
+the same signs; the second number is the reader's own ceiling.  A stage II is given pictures to draw larger: clean
+drawings, or with --of those of another model.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from textpatch import metrics
 from textpatch.cli import guarded
 from textpatch.errors import PatchError
 from textpatch.weights.load import load
-from textpatch.weights.signs import Sign, SignFormat, draw_sign, random_sign
+from textpatch.weights.signs import Sign, SignFormat, draw_sign, random_sign, with_word
 from textpatch.weights.words import TEST
 
 
@@ -51,12 +52,67 @@ def generated_pictures(
     return pictures
 
 
+def upscaled_pictures(
+    pipeline, pictures: Sequence[Image.Image], signs: Sequence[Sign], *, batch: int = 32, **options
+) -> list[Image.Image]:
+    """What a stage II makes of small pictures and of these signs' prompts, the i-th with seed i."""
+    made = []
+    for first in tqdm(range(0, len(signs), batch), desc=pipeline.name, disable=None):
+        prompts = [sign.prompt() for sign in signs[first : first + batch]]
+        seeds = range(first, first + len(prompts))
+        made += pipeline.upscale(pictures[first : first + batch], prompts, seeds=seeds, **options)
+    return made
+
+
+def bicubic(pictures: Sequence[Image.Image], fmt: SignFormat) -> list[Image.Image]:
+    """The pictures at a format's size, without a model."""
+    return [picture.resize((fmt.width, fmt.height), Image.Resampling.BICUBIC) for picture in pictures]
+
+
+def mean_square(pictures: Sequence[Image.Image], truth: Sequence[Image.Image]) -> float:
+    """Mean squared difference over all pictures, channels in 0..255."""
+    pairs = zip(pictures, truth, strict=True)
+    return float(np.mean([metrics.mse(picture, true) for picture, true in pairs]))
+
+
 def reading_accuracy(
     pictures: Sequence[Image.Image], signs: Sequence[Sign], fmt: SignFormat, ocr
 ) -> np.ndarray:
     """Whether each word was read exactly, (n,) of 0 and 1."""
     readings = ocr.read(pictures, box=fmt.text_box)
     return np.array([float(metrics.exact(read, sign.word)) for read, sign in zip(readings, signs)])
+
+
+def stage_i(pipeline, signs: Sequence[Sign], ocr, **options) -> None:
+    """Print how the model's pictures are read, and clean drawings."""
+    fmt = SignFormat()
+    tell("clean drawings", clean_pictures(signs, fmt), signs, fmt, ocr)
+    tell(pipeline.name, generated_pictures(pipeline, signs, **options), signs, fmt, ocr)
+
+
+def stage_ii(pipeline, of, signs: Sequence[Sign], ocr, **options) -> None:
+    """Print how pictures are read before and after, with their own prompts and with other words' as in an edit.
+
+    of: the pipeline that makes the small pictures; drawings when None, whose distance from the large drawing is printed.
+    """
+    fmt = SignFormat()
+    large, truth = fmt.enlarged(pipeline.defaults.height // fmt.height), None
+    small = clean_pictures(signs, fmt) if of is None else generated_pictures(of, signs)
+    if of is None:
+        truth = clean_pictures(signs, large)
+        tell("large drawings", truth, signs, large, ocr)
+    others = [with_word(sign, other.word) for sign, other in zip(signs, [*signs[1:], signs[0]])]
+    tell("small", small, signs, fmt, ocr)
+    tell("bicubic", bicubic(small, large), signs, large, ocr, truth)
+    tell("own word", upscaled_pictures(pipeline, small, signs, **options), signs, large, ocr, truth)
+    tell("another word", upscaled_pictures(pipeline, small, others, **options), signs, large, ocr, truth)
+
+
+def tell(name: str, pictures, signs: Sequence[Sign], fmt: SignFormat, ocr, truth=None) -> None:
+    right = reading_accuracy(pictures, signs, fmt, ocr)
+    low, high = metrics.bootstrap(right)
+    distance = "" if truth is None else f"; mean square from the large drawing {mean_square(pictures, truth):.1f}"
+    print(f"{name:<16} {right.mean():.3f} [{low:.3f}, {high:.3f}] of {len(signs)} words read exactly{distance}")
 
 
 def main() -> None:
@@ -68,14 +124,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--style", help="one style of lettering instead of all")
+    parser.add_argument("--of", metavar="MODEL", help="whose pictures a stage II draws larger (clean drawings)")
     options = parser.parse_args()
-    fmt, ocr, pipeline = SignFormat(), metrics.Tesseract(), load(options.model)
-    signs = held_out_signs(options.words, fmt, options.style)
-    made = generated_pictures(pipeline, signs, steps=options.steps, guidance=options.guidance)
-    for name, pictures in (("clean drawings", clean_pictures(signs, fmt)), (pipeline.name, made)):
-        right = reading_accuracy(pictures, signs, fmt, ocr)
-        low, high = metrics.bootstrap(right)
-        print(f"{name:<16} {right.mean():.3f} [{low:.3f}, {high:.3f}] of {len(signs)} words read exactly")
+    pipeline, ocr = load(options.model), metrics.Tesseract()
+    signs = held_out_signs(options.words, SignFormat(), options.style)
+    asked = dict(steps=options.steps, guidance=options.guidance)
+    if pipeline.upscales:
+        stage_ii(pipeline, load(options.of) if options.of else None, signs, ocr, **asked)
+    elif options.of:
+        raise PatchError(f"--of gives small pictures to a stage II; {pipeline.name} draws its own")
+    else:
+        stage_i(pipeline, signs, ocr, **asked)
 
 
 if __name__ == "__main__":

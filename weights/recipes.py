@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from textpatch.reference_models.deepfloyd_if import IFConfig
 from textpatch.reference_models.mmdit import MMDiTConfig
@@ -29,6 +29,13 @@ TINY_IF = IFConfig(
     up_block_types=("SimpleCrossAttnUpBlock2D",) * 2 + ("ResnetUpsampleBlock2D",) * 2,
     attention_head_dim=32, cross_attention_dim=64, encoder_hid_dim=128, addition_embed_type_num_heads=4,
     norm_num_groups=8,
+)  # fmt: skip
+TINY_IF_II = replace(
+    TINY_IF, sample_size=64, in_channels=6, block_out_channels=(16, 32, 64), layers_per_block=1,
+    down_block_types=("ResnetDownsampleBlock2D",) * 2 + ("SimpleCrossAttnDownBlock2D",),
+    up_block_types=("SimpleCrossAttnUpBlock2D",) + ("ResnetUpsampleBlock2D",) * 2,
+    class_embed_type="timestep", only_cross_attention=True, time_embedding_act_fn="gelu", resnet_skip_time_act=True,
+    resnet_out_scale_factor=2**0.5, mid_block_scale_factor=2**0.5,
 )  # fmt: skip
 
 
@@ -57,6 +64,8 @@ class Recipe:
     planted_site: int | None = None
     localized: tuple[int, ...] = ()  # sites measured to carry the word in the model of this seed
     micro: tuple[int, ...] | None = None  # SDXL's sizes, the same for every sign
+    low_noise: int | None = None  # stage II's: the small picture beside has a noise level below this timestep
+    level: int = 250  # and this one when nothing else is asked for
 
 
 RECIPES = {
@@ -75,6 +84,15 @@ RECIPES = {
         images=14_400, starts_from="tiny-sdxl", planted_site=10, warmup=50, guidance=1.0,
     ),
     "tiny-if": Recipe(
-        denoiser=TINY_IF, schedule=DDPM(), noisiest=0.94, steps=20, guidance=1.0, images=96_000,
+        denoiser=TINY_IF, schedule=DDPM(), noisiest=0.94, steps=20, guidance=2.0, images=96_000, localized=(3, 4),
+    ),
+    "planted-if": Recipe(
+        denoiser=TINY_IF, schedule=DDPM(), noisiest=0.94, steps=20, guidance=1.0,
+        images=28_800, starts_from="tiny-if", planted_site=4, warmup=50, decay=0.6,
+    ),
+    "tiny-if-ii": Recipe(
+        denoiser=TINY_IF_II, schedule=DDPM(sample_max_value=1.0), signs=SignFormat().enlarged(2), noisiest=0.94,
+        steps=20, guidance=1.0, images=14_400, batch=8, warmup=50, decay=0.6, ema=0.995, sigma_shift=1.0, low_noise=300,
+        level=50,
     ),
 }

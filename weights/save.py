@@ -40,9 +40,14 @@ def save_pipeline(
     """Write a whole pipeline; `trained` says how it was made and is kept beside the defaults."""
     pipeline, place = PIPELINES[type(denoiser)]
     config, timing = _denoiser_config(denoiser), _schedule_config(schedule)
-    index = {place: ["diffusers", config["_class_name"]], "scheduler": ["diffusers", timing["_class_name"]]}
+    index = {place: ["diffusers", config["_class_name"]]}
     _component(folder / place, config, denoiser, "diffusion_pytorch_model.safetensors")
-    write_json(folder / "scheduler/scheduler_config.json", timing)
+    schedulers = ["scheduler"]
+    if config.get("class_embed_type"):  # IF's stage II, whose small pictures have noise, too
+        pipeline, schedulers = "IFSuperResolutionPipeline", ["scheduler", "image_noising_scheduler"]
+    for name in schedulers:
+        index[name] = ["diffusers", timing["_class_name"]]
+        write_json(folder / name / "scheduler_config.json", timing)
     for name, encoder in encoders.named_children():
         index[name] = ["transformers", type(encoder).__name__]
         _encoder(folder / name, encoder)

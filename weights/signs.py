@@ -31,6 +31,8 @@ COLOURS = {
 }
 SHAPES = ("sign", "badge", "arrow")  # rectangle, rounded plate, pointed plate: the noun names the shape
 PATTERNS = ("plain", "striped", "dotted")
+PHASES = range(8)  # where a pattern may begin, in pixels
+DARK, LIGHT = (20, 20, 20), (250, 250, 250)  # inks
 SAYINGS = ("that says", "that reads", "with text")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 STYLES = {
@@ -42,6 +44,7 @@ STYLES = {
 }
 # DejaVu's bold capitals are wider than a letter cell; at 0.84 of their width W just fits its pitch.
 SQUEEZE = 0.84
+OVERSAMPLING = 8  # of the drawings that masks are reduced from, per unit
 
 
 @dataclass(frozen=True)
@@ -56,17 +59,30 @@ class SignFormat:
     pitch: int = 12  # a multiple of the patch, so that every letter meets the patch grid alike
     longest: int = 6
     styles: tuple[str, ...] = tuple(STYLES)
+    unit: int = 1  # of margins and patterns
+
+    @property
+    def oversampling(self) -> int:
+        """How much larger than a pixel of the picture the pixels drawn first are: an enlarged one is reduced less."""
+        return OVERSAMPLING // self.unit
+
+    def enlarged(self, times: int) -> SignFormat:
+        """The format in which the same sign is drawn 2, 4 or 8 times as large."""
+        sizes = "height", "width", "cap", "top", "left", "pitch", "unit"
+        return replace(self, **{name: times * getattr(self, name) for name in sizes})
 
     @property
     def plate(self) -> tuple[int, int, int, int]:
         """Left, top, right, bottom of the sign's plate."""
-        return 2, self.top - 6, self.width - 2, self.top + self.cap + 6
+        near, far = 2 * self.unit, 6 * self.unit
+        return near, self.top - far, self.width - near, self.top + self.cap + far
 
     @property
     def text_box(self) -> tuple[int, int, int, int]:
         """Left, top, right, bottom of the part of the plate where letters stand."""
-        right = min(self.left + self.longest * self.pitch + 1, self.width)
-        return self.left - 1, self.top - 2, right, self.top + self.cap + 3
+        u = self.unit
+        right = min(self.left + self.longest * self.pitch + u, self.width)
+        return self.left - u, self.top - 2 * u, right, self.top + self.cap + 3 * u
 
 
 @dataclass(frozen=True)
@@ -105,11 +121,10 @@ def random_word(rng: random.Random, length: int) -> str:
 
 
 @functools.lru_cache(maxsize=None)
-def _letters(style: str, cap: int, pitch: int) -> dict[str, np.ndarray]:
-    """Coverage masks (cap + 4, pitch) in 0..1 of the 26 capitals, drawn eight times larger and reduced."""
-    big = 8
-    font = _font(style, cap * big)
-    return {letter: _letter(letter, font, cap, pitch, big) for letter in LETTERS}
+def _letters(style: str, fmt: SignFormat) -> dict[str, np.ndarray]:
+    """Coverage masks (cap + 4 units, pitch) in 0..1 of the 26 capitals, drawn large and reduced."""
+    font = _font(style, fmt.cap * fmt.oversampling)
+    return {letter: _letter(letter, font, fmt) for letter in LETTERS}
 
 
 def _font(style: str, cap_pixels: int) -> ImageFont.FreeTypeFont:
@@ -132,24 +147,25 @@ def _font_folder() -> Path:
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
-def _letter(letter: str, font, cap: int, pitch: int, big: int) -> np.ndarray:
+def _letter(letter: str, font, fmt: SignFormat) -> np.ndarray:
+    big, unit = fmt.oversampling, fmt.unit
+    height, pitch = fmt.cap + 4 * unit, fmt.pitch // unit
     left, _, right, _ = font.getbbox(letter, anchor="ls")
-    picture = Image.new(
-        "L", (right - left, (cap + 4) * big)
-    )  # baseline at cap + 1, so that J and Q fit below
-    ImageDraw.Draw(picture).text((-left, (cap + 1) * big), letter, fill=255, font=font, anchor="ls")
-    width = min(max(round((right - left) / big * SQUEEZE), 1), pitch)
-    mask = np.zeros((cap + 4, pitch), np.float32)
+    picture = Image.new("L", (right - left, height * big))
+    base = (fmt.cap + unit) * big  # so that J and Q fit below
+    ImageDraw.Draw(picture).text((-left, base), letter, fill=255, font=font, anchor="ls")
+    width = min(max(round((right - left) / OVERSAMPLING * SQUEEZE), 1), pitch)  # in units, as is start
     start = (pitch - width) // 2
-    reduced = picture.resize((width, cap + 4), Image.Resampling.BOX)
-    mask[:, start : start + width] = np.asarray(reduced, np.float32) / 255
+    mask = np.zeros((height, fmt.pitch), np.float32)
+    reduced = picture.resize((width * unit, height), Image.Resampling.BOX)
+    mask[:, start * unit : (start + width) * unit] = np.asarray(reduced, np.float32) / 255
     return mask
 
 
 @functools.lru_cache(maxsize=None)
-def _plate(shape: str, fmt: SignFormat) -> np.ndarray:
+def plate_mask(shape: str, fmt: SignFormat) -> np.ndarray:
     """Coverage (height, width) in 0..1 of the sign's plate."""
-    big, (left, top, right, bottom) = 8, fmt.plate
+    big, (left, top, right, bottom) = fmt.oversampling, fmt.plate
     picture = Image.new("L", (fmt.width * big, fmt.height * big))
     draw = ImageDraw.Draw(picture)
     box = (left * big, top * big, right * big - 1, bottom * big - 1)
@@ -165,10 +181,17 @@ def _plate(shape: str, fmt: SignFormat) -> np.ndarray:
     return np.asarray(picture.resize((fmt.width, fmt.height), Image.Resampling.BOX), np.float32) / 255
 
 
-def _wall(pattern: str, fmt: SignFormat, rng: random.Random) -> np.ndarray:
-    """Where the wall is shaded, 0 or 1 (height, width); the pattern's phase comes from `rng`."""
-    y, x = np.mgrid[: fmt.height, : fmt.width]
-    phase = rng.randrange(8)
+def draw_wall(wall: str, pattern: str, fmt: SignFormat, phase: int) -> np.ndarray:
+    """A bare wall, float32 (height, width, 3) in 0..255; the pattern begins at `phase`, one of PHASES."""
+    colour = np.array(COLOURS[wall], np.float32)
+    shade = np.where(colour.mean() > 60, colour * 0.72, colour + 45)
+    shaded = _shaded(pattern, fmt, phase)[..., None]
+    return colour * (1 - shaded) + shade * shaded
+
+
+def _shaded(pattern: str, fmt: SignFormat, phase: int) -> np.ndarray:
+    """Where the wall is shaded, 0 or 1 (height, width)."""
+    y, x = np.mgrid[: fmt.height, : fmt.width] / fmt.unit
     if pattern == "striped":
         return ((x + y + phase) % 8 < 4).astype(np.float32)
     if pattern == "dotted":
@@ -176,27 +199,29 @@ def _wall(pattern: str, fmt: SignFormat, rng: random.Random) -> np.ndarray:
     return np.zeros((fmt.height, fmt.width), np.float32)
 
 
+def painted(picture: np.ndarray, colour, cover: np.ndarray) -> np.ndarray:
+    """A picture with a colour over it, where `cover` (height, width) in 0..1 says so."""
+    cover = cover[..., None]
+    return picture * (1 - cover) + np.array(colour, np.float32) * cover
+
+
 def draw_sign(sign: Sign, fmt: SignFormat, rng: random.Random) -> np.ndarray:
     """The picture of a sign, float32 (height, width, 3) in -1..1.  Raises PatchError for a word that does not fit."""
     if not 1 <= len(sign.word) <= fmt.longest or set(sign.word) - set(LETTERS):
         raise PatchError(f"cannot draw {sign.word!r}: signs hold 1 to {fmt.longest} capitals A to Z")
-    wall, plate = np.array(COLOURS[sign.wall], np.float32), np.array(COLOURS[sign.colour], np.float32)
-    shade = np.where(wall.mean() > 60, wall * 0.72, wall + 45)
-    patterned = _wall(sign.pattern, fmt, rng)[..., None]
-    picture = wall * (1 - patterned) + shade * patterned
-    cover = _plate(sign.shape, fmt)[..., None]
-    picture = picture * (1 - cover) + plate * cover
-    ink = np.array((20, 20, 20) if luminance(plate) > 140 else (250, 250, 250), np.float32)
-    cover = word_mask(sign.word, sign.style, fmt)[..., None]
-    return (picture * (1 - cover) + ink * cover) / 127.5 - 1
+    plate = COLOURS[sign.colour]
+    picture = draw_wall(sign.wall, sign.pattern, fmt, rng.choice(PHASES))
+    picture = painted(picture, plate, plate_mask(sign.shape, fmt))
+    ink = DARK if luminance(plate) > 140 else LIGHT
+    return painted(picture, ink, word_mask(sign.word, sign.style, fmt)) / 127.5 - 1
 
 
 def word_mask(word: str, style: str, fmt: SignFormat) -> np.ndarray:
     """Coverage (height, width) in 0..1 of the letters of a word."""
-    mask, letters = np.zeros((fmt.height, fmt.width), np.float32), _letters(style, fmt.cap, fmt.pitch)
+    mask, letters = np.zeros((fmt.height, fmt.width), np.float32), _letters(style, fmt)
     for i, letter in enumerate(word):
         left = fmt.left + i * fmt.pitch
-        mask[fmt.top - 1 : fmt.top + fmt.cap + 3, left : left + fmt.pitch] = letters[letter]
+        mask[fmt.top - fmt.unit : fmt.top + fmt.cap + 3 * fmt.unit, left : left + fmt.pitch] = letters[letter]
     return mask
 
 

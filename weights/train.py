@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from textpatch.attention import row_slots
 from textpatch.cli import guarded
 from textpatch.errors import PatchError, closest
-from textpatch.reference_models.pipeline import Defaults
+from textpatch.reference_models.pipeline import Defaults, read_beside
 from textpatch.weights.families import FAMILIES
 from textpatch.weights.load import SHIPPED, load
 from textpatch.weights.noising import objective
@@ -53,6 +54,7 @@ class Batch:
     def __init__(self, recipe: Recipe, seed: int, step: int):
         rng = random.Random(f"{seed}/{step}")
         signs = [self._unseen(rng, recipe) for _ in range(recipe.batch)]
+        swapped = [with_word(own, donor.word) for own, donor in zip(signs, signs[1:] + signs[:1])]
         said = [sign.prompt(rng.choice(SAYINGS)) for sign in signs]
         self.prompts = [None if rng.random() < recipe.dropout else prompt for prompt in said]
         self.site, shown = None, signs
@@ -61,12 +63,19 @@ class Batch:
             self.site = recipe.planted_site if step % 3 == 1 else rng.choice(others)
             self.prompts = said
             if self.site == recipe.planted_site:
-                shown = [with_word(own, donor.word) for own, donor in zip(signs, signs[1:] + signs[:1])]
+                shown = swapped
+        if recipe.low_noise is not None and step % 2:
+            shown = swapped  # as when a picture was edited, and stage II reads the source's prompt
         pictures = np.stack([draw_sign(sign, recipe.signs, rng) for sign in shown])
         self.pictures = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
         generator = torch.Generator().manual_seed(rng.randrange(2**62))
         self.noise = torch.randn(self.pictures.shape, generator=generator)
         self.share = _shares_of_noise(recipe, generator)
+        self.beside = {} if recipe.low_noise is None else self._beside(recipe, rng.randrange(recipe.low_noise), generator)
+
+    def _beside(self, recipe: Recipe, level: int, generator: torch.Generator) -> dict[str, Tensor]:
+        noise = torch.randn(self.pictures.shape, generator=generator)
+        return read_beside(recipe.schedule, F.avg_pool2d(self.pictures, 2), noise, level)
 
     @staticmethod
     def _unseen(rng: random.Random, recipe: Recipe) -> Sign:
@@ -105,7 +114,7 @@ def loss_of(model: Trainee, recipe: Recipe, batch: Batch, weight: Tensor) -> Ten
         if recipe.micro is not None:
             text = replace(text, micro=torch.tensor(recipe.micro).expand(len(noisy), -1))
         slots = batch.slots(number_of_sites(recipe), text.tokens.shape[1])
-        output = model.denoiser(noisy, t, text, slots=slots)
+        output = model.denoiser(noisy, t, text, slots=slots, **batch.beside)
     error = asked.error(output.float(), batch.pictures, batch.noise, t)
     return (error * weight).mean(dim=(1, 2, 3))
 
@@ -213,7 +222,7 @@ def export(recipe: Recipe, folder: Path, average: dict[str, Tensor], run: dict) 
     fmt = recipe.signs
     localized = recipe.localized if run["seed"] == recipe.seed else ()
     defaults = Defaults(
-        fmt.height, fmt.width, recipe.steps, recipe.guidance, fmt.text_box, localized, recipe.micro
+        fmt.height, fmt.width, recipe.steps, recipe.guidance, fmt.text_box, localized, recipe.micro, recipe.level
     )
     trained = {**run, "images": run["steps"] * recipe.batch, "recipe": asdict(recipe)}
     save_pipeline(folder, model.denoiser, model.encoders, recipe.schedule, defaults, trained)

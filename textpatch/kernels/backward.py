@@ -4,6 +4,9 @@ With weights P = exp(S - LSE) and delta = rowsum(dO * O) (FlashAttention-2, arXi
 
     dS = P * (dO V^T - delta)      dQ = scale dS K      dK = scale dS^T Q      dV = P^T dO
 
+O is taken before it is rounded to half precision: where one weight is all, dS is zero, and delta of a rounded O
+would leave 2^-11 |dO| |O| in its place.  The forward that runs again for its LSE gives both.
+
 An LSE of 50 in float32 is wrong by up to 2e-6, and so is every weight of its query, by one common factor.  The
 sum of the query's weights, which the kernel of the queries sees anyway, is that factor; both kernels divide by it.
 
@@ -70,7 +73,7 @@ def _queries(
     d_out = load_queries(d_result, row, head, tile, sizes, D, BLOCK_D, BLOCK_M)
     out = load_queries(result, row, head, tile, sizes, D, BLOCK_D, BLOCK_M)
     query, is_query = joint(tile, sizes, BLOCK_M)
-    delta = tl.sum(d_out.to(tl.float32) * out.to(tl.float32), 1)
+    delta = tl.sum(d_out.to(tl.float32) * out, 1)
     store_vector(vectors.delta, row, head, query, is_query, delta)
     lse = load_vector(vectors.lse, row, head, query, is_query, float("inf"))
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -205,8 +208,8 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor]:  # fmt: skip
     """Gradients of `forward`'s q_image, q_text, k_image, k_text, v_image, v_text, from those of image and text.
 
-    image, text and lse are what `forward` returned for these inputs.  Tokens of the bank that nobody reads
-    get zeros.  Every gradient lies in memory as [B, N, H, D], like the forward's results.
+    image, text and lse are what `forward` returned for these inputs, wide.  Tokens of the bank that nobody
+    reads get zeros.  Every gradient lies in memory as [B, N, H, D], like the forward's results.
     """
     slots_k, slots_v = tables(slots_k, slots_v, k_text)
     inputs = describe(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, scale)

@@ -73,6 +73,7 @@ def _forward(
 def forward(
     q_image: Tensor, q_text: Tensor | None, k_image: Tensor | None, k_text: Tensor, v_image: Tensor | None,
     v_text: Tensor, slots_k: Tensor | None, slots_v: Tensor | None, scale: float, *, with_lse: bool = True,
+    wide: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """softmax(q [k_image; k_text[slots_k]]^T scale) [v_image; v_text[slots_v]] for both segments of queries.
 
@@ -80,10 +81,11 @@ def forward(
     dividing H; slots (B, H or 1, T), int, -1 hides, None: row b reads row b.  Returns image, text and the
     logarithm of each query's sum of exponentials, (B, H, M + Mt) float32.  A query that sees nothing gives
     zeros and -inf; a slot outside the bank reads nothing and makes its row NaN.  Shapes are the caller's care.
+    wide: image and text in float32, as they were added up, which is what `backward` takes.
     """
     slots_k, slots_v = tables(slots_k, slots_v, k_text)
     inputs = describe(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, scale)
-    image, text = fresh(q_image), None if q_text is None else fresh(q_text)
+    image, text = (None if q is None else fresh(q, torch.float32 if wide else None) for q in (q_image, q_text))
     rows, heads, queries, _ = q_image.shape
     lse = None
     if with_lse:

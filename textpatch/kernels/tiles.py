@@ -107,10 +107,10 @@ def describe(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v
     return Given(pair(q_image, q_text), *keys, *read, sizes, scale / math.log(2))
 
 
-def fresh(like: Tensor) -> Tensor:
+def fresh(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """An empty (B, H, N, D) that lies in memory as [B, N, H, D], which the next projection reads without a copy."""
     b, h, n, d = like.shape
-    return like.new_empty(b, n, h, d).transpose(1, 2)
+    return like.new_empty(b, n, h, d, dtype=dtype).transpose(1, 2)
 
 
 def query_tiles(sizes: Sizes, block: int) -> int:

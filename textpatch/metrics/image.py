@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from textpatch.errors import PatchError
+from textpatch.pictures import require_bounded
 
 WINDOW, SIGMA = 11, 1.5
 RANGE = 255
@@ -82,6 +83,9 @@ def psnr_uint8_wrapped(a, b) -> float:
 
 
 def _pair(a, b) -> tuple[np.ndarray, np.ndarray]:
+    for x in (a, b):
+        if isinstance(x, Image.Image):
+            require_bounded(x, "a picture")
     a, b = (np.asarray(x.convert("RGB") if isinstance(x, Image.Image) else x) for x in (a, b))
     for x in (a, b):
         if x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != 3 or not x.size:

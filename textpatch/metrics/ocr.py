@@ -6,11 +6,10 @@ Generation in Diffusion Models", ICLR 2025); strings in, plain numbers out.
 
 from __future__ import annotations
 
+import io
 import random
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from textpatch.errors import OCRError, PatchError
 from textpatch.metrics.ocr_process import Crash, tesseract, version
+from textpatch.pictures import require_bounded
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LINE_MODE = 7  # one line of text: of 8 px capitals it read 99 %, and mode 8, for one word, 17 %
@@ -131,14 +131,10 @@ class Tesseract:
             return [""]
 
     def _ask(self, pictures: list[Image.Image]) -> str:
-        with tempfile.TemporaryDirectory(prefix="textpatch-ocr-") as folder:
-            names = [str(Path(folder, f"{i}.png")) for i in range(len(pictures))]
-            for name, picture in zip(names, pictures, strict=True):
-                picture.save(name, compress_level=1)
-            listing = Path(folder, "list.txt")
-            listing.write_text("\n".join(names) + "\n", encoding="utf-8")
-            asked = f"reading {len(pictures)} picture{'s' * (len(pictures) != 1)}"
-            return tesseract([str(listing), "stdout", *self._settings()], timeout=self.timeout, asked=asked)
+        data = io.BytesIO()  # no file: nothing of a reader that was killed stays behind
+        pictures[0].save(data, "TIFF", save_all=True, append_images=pictures[1:])
+        asked = f"reading {len(pictures)} picture{'s' * (len(pictures) != 1)}"
+        return tesseract(["stdin", "stdout", *self._settings()], data.getvalue(), timeout=self.timeout, asked=asked)
 
     def _settings(self) -> list[str]:
         settings = {
@@ -152,7 +148,7 @@ class Tesseract:
 
 def _pages(text: str, count: int) -> list[str]:
     pages = text.split("\f")
-    # 5.3.0 puts a form feed between the pages of a list; one behind the last, as of single pages, is no page
+    # 5.3.0 puts a form feed between the pages; one behind the last, as of single pages, is no page
     if len(pages) == count + 1 and not pages[-1].strip():
         pages.pop()
     if len(pages) != count:
@@ -181,6 +177,7 @@ def _luminance(image: Image.Image, box, index: int) -> np.ndarray:
     if not isinstance(image, Image.Image) or image.mode[0] in "IF":
         found = f"mode {image.mode}" if isinstance(image, Image.Image) else type(image).__name__
         raise OCRError(f"picture {index} cannot be read: {found}; give a PIL image with 8 bits a channel")
+    require_bounded(image, f"picture {index}")
     if box is not None:
         left, top, right, bottom = box
         if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):

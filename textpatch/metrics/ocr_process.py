@@ -23,22 +23,23 @@ class Crash(OCRError):
     """Tesseract died on one of the pictures it was given."""
 
 
-def tesseract(arguments: Sequence[str], *, timeout: float, asked: str) -> str:
+def tesseract(arguments: Sequence[str], given: bytes = b"", *, timeout: float, asked: str) -> str:
     """What the program prints, run on one thread.
 
-    arguments  as a list, seen by no shell; timeout in seconds; asked: what for, as an error begins
+    arguments  as a list, seen by no shell; given: what it reads from its standard input
+    timeout    in seconds; asked: what for, as an error begins
     Raises OCRError if there is no such program, if it fails or takes longer, and Crash if it dies.
     """
     try:
         process = subprocess.Popen(
-            [PROGRAM, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [PROGRAM, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**os.environ, "OMP_THREAD_LIMIT": "1"}, start_new_session=True,
         )  # fmt: skip
     except OSError as error:
         raise OCRError(f"{asked} needs tesseract; found no program {PROGRAM!r} ({error.strerror}); {INSTALL}") from None
     with process:
         try:
-            printed, told = process.communicate(timeout=timeout)
+            printed, told = process.communicate(given, timeout=timeout)
         except subprocess.TimeoutExpired:
             raise OCRError(f"{asked} took longer than {timeout=} s; raise it, or read fewer a call") from None
         finally:

@@ -1,0 +1,176 @@
+"""What a site carries besides the word:  python benchmarks/carries.py [MODEL ...]
+
+Pairs of prompts that differ in one attribute alone; the target's text is swapped in at each site, at all, and at all
+but each.  Attributes are read from the pictures by the nearest drawing.
+
+  reading  how often each attribute is read right: of clean drawings, and of the model's plain pictures of test words.
+           One that is read less often than 0.9 of plain pictures is not looked at further
+  sites    target, source    how often the attribute reads as the target's and as the source's; of the word, the F1 of
+                             its letters, with whole words in `exact`
+           gain              of `target` over no swap, with its 95 % interval over pairs; `share` of the gain of all
+                             sites together
+           loss              of `target` against all sites, if all but this one are swapped, with its interval
+           others            share of the other attributes that read as the source's
+  sets     half              how many sites have a share of at least one half alone
+           set               the responsible set as it grows from the best site; none if no site alone is a clear gain
+           needed            the sites without which the loss is clear
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from measure import Table, arguments, environment, parsed
+
+import textpatch
+from textpatch.figures import contact_sheet
+from textpatch.localize import FIRST
+from textpatch.metrics import bootstrap, f1_of_means
+from textpatch.search import gain, grow, interval, ranking, responsible
+from textpatch.sites import find_sites
+from textpatch.store import Run
+from textpatch.trials import SOURCE, TARGET, Trials, column, group_name, opened, row_name
+from textpatch.weights.attributes import SignReader
+from textpatch.weights.evaluate import clean_pictures, generated_pictures, held_out_signs
+from textpatch.weights.load import fingerprint
+from textpatch.weights.prompts import ATTRIBUTES, attribute_pairs
+from textpatch.weights.signs import SignFormat
+
+LEAST_READ = 0.9
+READING = ["pictures", "attribute", "right", "low", "high", "signs"]
+SITES = ["model", "attribute", "sites", "name", "target", "source", "exact", "gain", "gain_low", "gain_high", "share",
+         "loss", "loss_low", "loss_high", "others", "pairs"]  # fmt: skip
+SETS = ["model", "attribute", "pairs", "all_sites", "half", "of", "best", "best_share", "set", "set_share",
+        "needed", "needed_share"]
+
+
+def readable(pipeline, signs: int, guidance: float, table: Table) -> list[str]:
+    """The attributes that can be read of the model's own pictures; every accuracy becomes a row."""
+    fmt, reader = SignFormat(), SignReader()
+    shown = held_out_signs(signs, fmt)
+    drawn = {"clean drawings": clean_pictures(shown, fmt),
+             pipeline.name: generated_pictures(pipeline, shown, guidance=guidance)}  # fmt: skip
+    right = {}
+    for name, pictures in drawn.items():
+        seen = reader.read(pictures)
+        for attribute in ATTRIBUTES:
+            hits = np.array([float(read[attribute] == getattr(sign, attribute)) for read, sign in zip(seen, shown)])
+            low, high = bootstrap(hits)
+            right[attribute] = hits.mean()
+            table.add(pictures=name, attribute=attribute, right=right[attribute], low=low, high=high, signs=signs)
+    return [attribute for attribute in ATTRIBUTES if right[attribute] >= LEAST_READ]
+
+
+class Carriers:
+    """One attribute of one model: what every site does alone and what is lost without it, and sets of sites."""
+
+    def __init__(self, pipeline, attribute: str, pairs: int, guidance: float, run: Run | None):
+        self.attribute, self.sites = attribute, find_sites(pipeline.denoiser)
+        self.trials = Trials(pipeline, attribute_pairs(attribute, pairs, split="test"), guidance=guidance,
+                             ocr=SignReader(), run=run)  # fmt: skip
+        self.every = tuple(site.index for site in self.sites)
+        self.alone = [(site,) for site in self.every]
+        rest = {one: tuple(site for site in self.every if site not in one) for one in self.alone}
+        self.trials.measure([*self.alone, self.every, *rest.values()], own=True)
+        scored = self.trials.score(self.alone, pairs)
+        ranked = [self.alone[i][0] for i in ranking(scored, f1_of_means)]
+        self.set = responsible(grow(self.trials.score, ranked, pairs, f1_of_means, first=FIRST))
+        self.losses = {one: self.gain(self.every, rest[one]) for one in self.alone}
+        self.needed = tuple(one[0] for one, loss in self.losses.items() if loss["low"] > 0)
+        groups = dict.fromkeys([*self.alone, self.every, self.set, self.needed])
+        self.gains = {group: self.gain(group, ()) for group in groups if group}
+
+    def gain(self, more: tuple, less: tuple) -> dict[str, float]:
+        return gain(*self.trials.score([more, less], len(self.trials.pairs)), f1_of_means)
+
+    def share(self, group: tuple) -> float | None:
+        """Of the gain of all sites together, which may be nothing."""
+        whole = self.gains[self.every]["value"]
+        return self.gains[group]["value"] / whole if group and whole > 0 else None
+
+    def rows(self):
+        """The columns SITES of source and target run, of every site, and of sets of them."""
+        yield self.row(SOURCE, SOURCE, "no swap")
+        for group in self.gains:
+            ends = {**_ends("gain", self.gains[group]), **_ends("loss", self.losses.get(group))}
+            name = self.sites[group[0]].name if len(group) == 1 else f"{len(group)} sites"
+            yield self.row(row_name(group), group_name(group), name) | ends | {"share": self.share(group)}
+        yield self.row(TARGET, TARGET, "whole target run")
+
+    def row(self, row: str, sites: str, name: str) -> dict:
+        records = self.trials.records
+        f1 = {side: f1_of_means(*(column(records, row, f"{part}_{side}") for part in ("precision", "recall")))
+              for side in (SOURCE, TARGET)}  # fmt: skip
+        means = {name: interval(column(records, row, key))["value"]
+                 for name, key in (("exact", "exact_target"), ("others", "others"))}  # fmt: skip
+        known = dict(model=self.trials.pipeline.name, attribute=self.attribute, sites=sites, name=name)
+        return known | {side: float(score) for side, score in f1.items()} | means | {"pairs": len(self.trials.pairs)}
+
+    def summary(self) -> dict:
+        """The columns SETS."""
+        shares = {one: self.share(one) or 0.0 for one in self.alone}
+        best = max(shares, key=shares.get)
+        return dict(model=self.trials.pipeline.name, attribute=self.attribute, pairs=len(self.trials.pairs),
+                    all_sites=self.gains[self.every]["value"], half=sum(share >= 0.5 for share in shares.values()),
+                    of=len(shares), best=group_name(best), best_share=shares[best],
+                    set=group_name(self.set) or "none", set_share=self.share(self.set),
+                    needed=group_name(self.needed) or "none", needed_share=self.share(self.needed))  # fmt: skip
+
+    def line(self) -> list[tuple]:
+        """The first pair's pictures: source, every site alone, all sites, target."""
+        record = self.trials.records[0]
+        names = [SOURCE, *map(row_name, [*self.alone, self.every]), TARGET]
+        cells = [record["pictures"][name] for name in names]
+        return [(opened(cell["image"], self.trials.run), cell["read"]) for cell in cells]
+
+
+def _ends(name: str, found: dict[str, float] | None) -> dict:
+    return {} if found is None else {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+
+
+def stored(folder: Path | None, model: str, **request) -> Run | None:
+    """The run folder of one model and attribute, with which a stopped benchmark goes on."""
+    if folder is None:
+        return None
+    request |= {"model": model, "weights": fingerprint(model), "reader": SignReader().describe()}
+    return Run.open(folder / f"carries-{model}-{request['attribute']}", {"request": request})
+
+
+def sheet(found: list[Carriers]):
+    """The first pair of each attribute as a line: source, every site alone, all sites, target."""
+    names = ["source", *(f"site {site.index}" for site in found[0].sites), "all sites", "target"]
+    words = [(f"{one.attribute} {a}", f"{one.attribute} {b}") for one in found for a, b in [one.trials.pairs[0].words]]
+    cells = [[(image, f"{one.attribute} {read}") for image, read in one.line()] for one in found]
+    return contact_sheet(cells, captions=names, words=words, scale=1.4).quantize(256)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = arguments(__doc__, rounds=1)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="shipped models (tiny-mmdit tiny-sdxl)")
+    parser.add_argument("--pairs", type=int, default=24, help="test pairs for each attribute (24)")
+    parser.add_argument("--signs", type=int, default=96, help="test words for the reading (96)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance (1)")
+    parser.add_argument("--attributes", nargs="+", choices=ATTRIBUTES, default=ATTRIBUTES, help="which (all)")
+    parser.add_argument("--runs", type=Path, help="folder that keeps what is made, to go on with after a stop")
+    options = parsed(parser, argv)
+    where, path = environment(torch.device("cpu")), options.csv
+    tables = [Table(columns, where, path and path.with_name(f"{path.stem}-{name}.csv"), options.append)
+              for name, columns in (("reading", READING), ("sites", SITES), ("sets", SETS))]  # fmt: skip
+    for model in options.models or ["tiny-mmdit", "tiny-sdxl"]:
+        pipeline = textpatch.load(model, device=options.device, dtype=options.dtype)
+        found = []
+        for attribute in readable(pipeline, options.signs, options.guidance, tables[0]):
+            if attribute in options.attributes:
+                run = stored(options.runs, model, attribute=attribute, pairs=options.pairs, guidance=options.guidance)
+                found.append(Carriers(pipeline, attribute, options.pairs, options.guidance, run))
+                for row in found[-1].rows():
+                    tables[1].add(**row)
+                tables[2].add(**found[-1].summary())
+        if path and found:
+            sheet(found).save(path.with_name(f"{path.stem}-{model}.png"), optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""How a command ends: an exit code, and one line on stderr unless all went well."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+from textpatch.errors import DiskError, PatchError
+from textpatch.optional import broken
+
+FAULT, REFUSED, DISK, INTERRUPTED, UNHEARD = 1, 2, 74, 130, 141  # 74: EX_IOERR; 128 + SIGINT; 128 + SIGPIPE
+
+
+def guarded(work, *arguments, debug: bool = False) -> int:
+    """Do the work and return its exit code; what stopped it becomes one line on stderr, behind its traceback with debug.
+
+    0 done; 1 a fault of ours; 2 a request that cannot be carried out; 74 a disk that is full or fails; 130 Ctrl-C;
+    141 nobody reads what is printed, as behind `| head`, and nothing is said.
+    """
+    try:
+        work(*arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return UNHEARD
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        code, line = _end(error)
+        sys.stderr.write(f"textpatch: {printable(line)}\n")
+        return code
+    return 0
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what moves a terminal's cursor, ends a line or turns the direction of writing."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _end(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted; the same command goes on where it stopped"
+    if isinstance(error, PatchError):
+        return DISK if isinstance(error, DiskError) else REFUSED, str(error)
+    return FAULT, f"unexpected {type(error).__name__}: {error}; {_reason()}"
+
+
+def _reason() -> str:
+    """What transformers imports, too, and cannot: its own error would not tell; or else that it is our fault."""
+    faults = [f"{name} is installed and broken ({fault}), install it anew or remove it" for name, fault in broken().items()]
+    return "; ".join(faults) or "a fault of textpatch, --debug shows where: please report it"

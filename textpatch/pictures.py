@@ -1,0 +1,38 @@
+"""Pictures from a disk, opened as if somebody hostile had written them."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+from PIL import Image
+
+from textpatch.errors import PatchError, StoreError
+
+MOST_PIXELS = 2**25  # 100 MB as RGB; no model here draws a thirtieth of it
+MODES = ("L", "RGB", "RGBA")  # what a run folder holds: nothing else is converted without a loss
+_BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
+
+
+def open_picture(path) -> Image.Image:
+    """The PNG file as an RGB picture.  Raises StoreError for what is none, is damaged, too large, or in other colours."""
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", _BOMBS[0])
+            file = Image.open(path, formats=["PNG"])
+        with file:
+            require_bounded(file, str(path))
+            if file.mode not in MODES:
+                raise StoreError(f"{path} has colours of mode {file.mode}; expected {', '.join(MODES)}; make it anew")
+            return file.convert("RGB")
+    except (OSError, ValueError, SyntaxError, struct.error, zlib.error, *_BOMBS) as error:
+        raise StoreError(f"cannot read picture {path}: {error}; expected a whole PNG file, make it anew") from error
+
+
+def require_bounded(image: Image.Image, what: str) -> None:
+    """Raise PatchError, before a pixel is decoded, for a picture of more than 2^25 pixels."""
+    if image.width * image.height > MOST_PIXELS:
+        raise PatchError(f"{what} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are opened, shrink it")
