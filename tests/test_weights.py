@@ -17,7 +17,7 @@ from small import PROMPTS, save_small, small_pipeline
 
 import textpatch
 from textpatch.errors import PatchError, PromptError, WeightsError
-from textpatch.localize import Pair
+from textpatch.trials import Pair
 from textpatch.weights import load, load_denoiser, shipped_models
 from textpatch.weights import signs as signs_module
 from textpatch.weights.load import SHIPPED, find, fingerprint

@@ -23,9 +23,7 @@ from textpatch.report import summary_html
 from textpatch.search import Group, Screening, Step, better_than, grow, interval, ranking, responsible, screen
 from textpatch.sites import find_sites, select_sites
 from textpatch.starts import start_curve
-from textpatch.trials import (  # noqa: F401  edit, audit_run and prompts take some of these names from here
-    SOURCE, TARGET, Pair, Trials, checked_pairs, group_name, quoted, row_name, rows_and_plan, scores,
-)  # fmt: skip
+from textpatch.trials import SOURCE, TARGET, Trials, checked_pairs, group_name, quoted, row_name, scores
 
 SCHEMA_VERSION = 1
 FIRST = 4  # pairs that a screening begins with

@@ -125,7 +125,7 @@ def grow(score: Score, ranked: Sequence, pairs: int, statistic: Statistic = np.m
     its interval, and that units that do nothing alone may join, is ours.  Every step is measured on all pairs, and the
     last may be the one that was refused.
     """
-    group, steps, unit, left = (), [], ranked[0], list(ranked[1:])
+    group, steps, unit, left, before = (), [], ranked[0], list(ranked[1:]), None
     while unit is not None:
         larger = tuple(sorted((*group, unit)))
         (values,) = score([larger], pairs)
