@@ -10,7 +10,7 @@ _HOMES = {
     "errors": "PatchError",
     "heads": "head_search",
     "hooks": "HookRegistry",
-    "localize": "Localization Pair localize",
+    "localize": "Localization localize",
     "patch": "KVCache capture inject patch",
     "plan": "Plan Row Swap Window",
     "sampling": "Samples sample",
@@ -18,7 +18,7 @@ _HOMES = {
     "starts": "start_curve",
     "store": "Run",
     "testing": "check_port",
-    "trials": "Trials",
+    "trials": "Pair Trials",
     "weights": "load load_denoiser",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -8,9 +8,11 @@ target.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Callable, Sequence
 
 import numpy as np
@@ -198,24 +200,31 @@ class Trials:
         swapped = [group for group in groups if group and row_name(group) in names]
         rows, plan = rows_and_plan(self.pairs[index], seed, swapped, self.steps, self.start, self.branch)
         rows = self._needed(names, *rows)
+        maker = {"plan_sha256": plan.sha256, "rows_sha256": _sha256(rows)}
 
         def make() -> dict:
             samples = sample(self.pipeline, rows, plan, steps=self.steps, guidance=self.guidance,
                              micro_batch=self.micro_batch)  # fmt: skip
             pictures = {name: image for name, image in samples.images.items() if name not in before}
             return {
-                "plan_sha256": plan.sha256,
+                **maker,
                 "generations": sum(row.sampled for row in rows),
                 "pictures": self.scored(pictures, index, before.get(SOURCE)),
             }
 
         record = self.once(f"{index}-{seed}" + (f"-{number}" if number > 1 else ""), unit, make)
-        if record["plan_sha256"] != plan.sha256:
-            raise StoreError(
-                f"record {record['id']} of {self.run.folder} was made by plan {record['plan_sha256'][:16]}..., this "
-                f"request comes to {plan.sha256[:16]}...; the run was made by another version: give another --out"
-            )
+        self._require_made_by(maker, record)
         self.join(record)
+
+    def _require_made_by(self, maker: dict[str, str], record: dict) -> None:
+        """Raise StoreError for a record of another plan or of other rows, which --allow does not make the same."""
+        for name, asked in maker.items():
+            if record.get(name) != asked:
+                raise StoreError(
+                    f"record {record['id']} of {self.run.folder} was made by {name.partition('_')[0]} "
+                    f"{str(record.get(name))[:16]}..., this request comes to {asked[:16]}...; other prompts or another "
+                    "version made the run: give another --out"
+                )
 
     def _needed(self, names: set[str], source: Row, target: Row, *patched: Row) -> list[Row]:
         """The rows to run: source and target where they are asked for, or where the target's text is in its run alone."""
@@ -257,6 +266,11 @@ class Trials:
             }
             for (name, image), read in zip(images.items(), readings)
         }
+
+
+def _sha256(rows: Sequence[Row]) -> str:
+    """Of names, prompts, seeds and what else makes a row."""
+    return hashlib.sha256(json.dumps([asdict(row) for row in rows]).encode()).hexdigest()
 
 
 def opened(image: Image.Image | str, run) -> Image.Image:
