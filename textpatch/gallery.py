@@ -15,6 +15,7 @@ import json
 from collections.abc import Sequence
 
 from textpatch.markup import figure, safe
+from textpatch.metrics import f1_of_means
 from textpatch.result import decimal, plain, ranked_sites
 
 ENDS = {"source": "source, no swap", "target": "target"}
@@ -80,10 +81,8 @@ def heat_map(result: dict, records: Sequence[dict]) -> str:
 
 
 def _f1(pictures: Sequence[tuple[int, dict]]) -> float:
-    """2 P R / (P + R) of the means over seeds of precision and recall."""
-    keys = "precision_target", "recall_target"
-    precision, recall = (sum(picture[key] for _, picture in pictures) / len(pictures) for key in keys)
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    """The score of `localize`, here over seeds."""
+    return float(f1_of_means(*([p[f"{part}_target"] for _, p in pictures] for part in ("precision", "recall"))))
 
 
 def _shade(f1: float) -> str:

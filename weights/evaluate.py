@@ -17,8 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from textpatch import metrics
-from textpatch.cli import guarded
 from textpatch.errors import PatchError
+from textpatch.exits import guarded
 from textpatch.weights.load import load
 from textpatch.weights.signs import Sign, SignFormat, draw_sign, random_sign, with_word
 from textpatch.weights.words import TEST

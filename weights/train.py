@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from textpatch.attention import row_slots
-from textpatch.cli import guarded
 from textpatch.errors import PatchError, closest
+from textpatch.exits import guarded
 from textpatch.reference_models.pipeline import Defaults, read_beside
 from textpatch.weights.families import FAMILIES
 from textpatch.weights.load import SHIPPED, load
