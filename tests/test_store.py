@@ -185,6 +185,14 @@ def test_resuming_finds_the_work_done(run):
     assert Run.load(run.folder).manifest == stored and stored["schema_version"] == 1
 
 
+def test_allowing_what_the_request_has_not_is_an_error(run):
+    """A misspelled name in `allow` would do nothing: StoreError with the closest; an entry that is there may be named."""
+    name = next(iter(REQUEST["request"]))
+    assert Run.open(run.folder, REQUEST, allow=[name]).resumed
+    with pytest.raises(StoreError, match=f"closest: {name}"):
+        Run.open(run.folder, REQUEST, allow=[f"{name}x"])
+
+
 def test_another_request_is_refused_with_both_values(run):
     """A folder is never continued with another request; the message names each field with both values."""
     before = (run.folder / "manifest.json").read_bytes()

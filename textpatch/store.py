@@ -23,7 +23,7 @@ from typing import Sequence
 
 from PIL import Image
 
-from textpatch.errors import DiskError, StoreError
+from textpatch.errors import DiskError, StoreError, closest
 
 try:
     import fcntl
@@ -78,6 +78,7 @@ class Run:
 
     @classmethod
     def _resume(cls, folder: Path, stored: dict, new: dict, worker: str, allow: Sequence[str]) -> "Run":
+        _require_entries(allow, stored["request"], new["request"])
         asked = _asked_otherwise(stored, new)
         if not all(_covered(name, allow) for name in asked):
             raise StoreError(_other_request(folder, asked))
@@ -232,8 +233,7 @@ def _read_manifest(path: Path) -> dict:
 
 def _differences(old: dict, new: dict) -> dict[str, tuple]:
     old, new = flatten(old), flatten(new)
-    names = [name for name in dict.fromkeys([*old, *new]) if name]
-    pairs = {name: (old.get(name, ABSENT), new.get(name, ABSENT)) for name in names}
+    pairs = {name: (old.get(name, ABSENT), new.get(name, ABSENT)) for name in dict.fromkeys([*old, *new]) if name}
     return {name: pair for name, pair in pairs.items() if _canonical(pair[0]) != _canonical(pair[1])}
 
 
@@ -246,6 +246,14 @@ def _asked_otherwise(stored: dict, new: dict) -> dict:
 
 def _covered(name: str, allow: Sequence[str]) -> bool:
     return any(f"{name}.".startswith(f"request.{entry}.") for entry in allow)
+
+
+def _require_entries(allow: Sequence[str], *requests: dict) -> None:
+    """Raise StoreError for a name in `allow` that is no entry of either request."""
+    names = {part for request in requests for name in flatten(request) for part in (name, name.partition(".")[0])}
+    for entry in allow:
+        if not any(_covered(f"request.{name}", [entry]) for name in names):
+            raise StoreError(f"{entry!r} may not differ, for the request has no such entry{closest(entry, names)}")
 
 
 def _other_request(folder: Path, differences: dict) -> str:
@@ -430,9 +438,8 @@ def _explained(path, verb: str):
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         kind = DiskError if getattr(error, "errno", None) in _OF_THE_DISK else StoreError
-        raise kind(
-            f"cannot {verb} {path}: {reason}; check path, permissions and free space ({_free(path)} there)"
-        ) from error
+        what_to_do = f"check path, permissions and free space ({_free(path)} there)"
+        raise kind(f"cannot {verb} {path}: {reason}; {what_to_do}") from error
 
 
 def _free(path) -> str:
