@@ -168,13 +168,14 @@ def test_held_out_words_are_never_trained_on(monkeypatch):
 
 
 @pytest.mark.parametrize("name", MINIS)
-def test_a_planted_batch_shows_the_word_it_reads(name):
-    """At the planted site row b reads the text of row b + 1, and shows that row's word on its own sign."""
-    recipe = replace(MINIS[name], planted_site=1, batch=8)
+@pytest.mark.parametrize("sites", [(1,), (0, 2)])
+def test_a_planted_batch_shows_the_word_it_reads(name, sites):
+    """At the planted sites row b reads the text of row b + 1, and shows that row's word on its own sign."""
+    recipe = replace(MINIS[name], planted=sites, batch=8)
     batch = training.Batch(recipe, seed=0, step=1)
     table = batch.slots(training.number_of_sites(recipe), tokens=LENGTH)
-    assert [i for i, entry in enumerate(table) if entry is not None] == [1]
-    assert (table[1][:, 0, 0] // LENGTH).tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
+    assert tuple(i for i, entry in enumerate(table) if entry is not None) == sites
+    assert (table[sites[0]][:, 0, 0] // LENGTH).tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
     said = [parse(prompt) for prompt in batch.prompts]
     left, top, right, bottom = recipe.signs.text_box
     for own, donor, picture in zip(said, said[1:] + said[:1], batch.pictures):

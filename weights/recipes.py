@@ -61,7 +61,8 @@ class Recipe:
     steps: int = 8  # the default of generation
     guidance: float = 3.0  # the highest at which words are read as well as without
     starts_from: str | None = None
-    planted_site: int | None = None
+    planted: tuple[int, ...] = ()  # sites through which together, and no other alone, the word enters
+    matrices: str = "float16"  # how tensors of more than one axis are stored
     localized: tuple[int, ...] = ()  # sites measured to carry the word in the model of this seed
     micro: tuple[int, ...] | None = None  # SDXL's sizes, the same for every sign
     low_noise: int | None = None  # stage II's: the small picture beside has a noise level below this timestep
@@ -73,7 +74,7 @@ RECIPES = {
     # Site 1 is where the word already is in tiny-mmdit.  Planting it at site 3 instead failed: after 36,000
     # images site 0 of a model of seed 0 still carried most of it (F1 towards target .48, site 3 .18; 6 validation pairs, guidance 1).
     "planted-mmdit": Recipe(
-        images=28_800, starts_from="tiny-mmdit", planted_site=1, localized=(1,), warmup=50
+        images=28_800, starts_from="tiny-mmdit", planted=(1,), localized=(1,), warmup=50
     ),
     # SDXL's schedule ends at sigma 14.6; IF's ends in pure noise, but 25 steps of it begin at sigma 16.4.
     "tiny-sdxl": Recipe(
@@ -81,18 +82,20 @@ RECIPES = {
     ),
     "planted-sdxl": Recipe(
         denoiser=TINY_SDXL, schedule=Euler(), noisiest=0.94, micro=(32, 96, 0, 0, 32, 96), localized=(10,),
-        images=14_400, starts_from="tiny-sdxl", planted_site=10, warmup=50, guidance=1.0,
+        images=14_400, starts_from="tiny-sdxl", planted=(10,), warmup=50, guidance=1.0,
+        matrices="float8_e4m3fn",
     ),
     "tiny-if": Recipe(
         denoiser=TINY_IF, schedule=DDPM(), noisiest=0.94, steps=20, guidance=2.0, images=96_000, localized=(3, 4),
     ),
     "planted-if": Recipe(
         denoiser=TINY_IF, schedule=DDPM(), noisiest=0.94, steps=20, guidance=1.0,
-        images=28_800, starts_from="tiny-if", planted_site=4, warmup=50, decay=0.6,
+        images=14_400, starts_from="tiny-if", planted=(3, 4), localized=(3, 4), warmup=50, decay=0.6,
+        matrices="float8_e4m3fn",
     ),
     "tiny-if-ii": Recipe(
         denoiser=TINY_IF_II, schedule=DDPM(sample_max_value=1.0), signs=SignFormat().enlarged(2), noisiest=0.94,
-        steps=20, guidance=1.0, images=14_400, batch=8, warmup=50, decay=0.6, ema=0.995, sigma_shift=1.0, low_noise=300,
+        steps=20, guidance=1.0, images=38_400, batch=8, warmup=50, decay=0.6, ema=0.995, sigma_shift=1.0, low_noise=300,
         level=50,
     ),
 }

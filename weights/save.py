@@ -1,4 +1,4 @@
-"""A trained model as a folder in diffusers layout, 16-bit, that `load` and other tools read."""
+"""A trained model as a folder in diffusers layout, in 16 bits or fewer, that `load` and other tools read."""
 
 from __future__ import annotations
 
@@ -34,14 +34,16 @@ ENCODERS = {
 TOKENIZER = "PreTrainedTokenizerFast"
 
 
-def save_pipeline(
-    folder: Path, denoiser: nn.Module, encoders: nn.Module, schedule: Schedule, defaults: Defaults, trained: dict
-) -> None:
-    """Write a whole pipeline; `trained` says how it was made and is kept beside the defaults."""
+def save_pipeline(folder: Path, denoiser: nn.Module, encoders: nn.Module, schedule: Schedule, defaults: Defaults,
+                  trained: dict, *, matrices: torch.dtype = torch.float16) -> None:  # fmt: skip
+    """Write a whole pipeline; `trained` says how it was made and is kept beside the defaults.
+
+    matrices: the dtype of tensors of more than one axis; those of one are float16.
+    """
     pipeline, place = PIPELINES[type(denoiser)]
     config, timing = _denoiser_config(denoiser), _schedule_config(schedule)
     index = {place: ["diffusers", config["_class_name"]]}
-    _component(folder / place, config, denoiser, "diffusion_pytorch_model.safetensors")
+    _component(folder / place, config, denoiser, "diffusion_pytorch_model.safetensors", matrices)
     schedulers = ["scheduler"]
     if config.get("class_embed_type"):  # IF's stage II, whose small pictures have noise, too
         pipeline, schedulers = "IFSuperResolutionPipeline", ["scheduler", "image_noising_scheduler"]
@@ -50,7 +52,7 @@ def save_pipeline(
         write_json(folder / name / "scheduler_config.json", timing)
     for name, encoder in encoders.named_children():
         index[name] = ["transformers", type(encoder).__name__]
-        _encoder(folder / name, encoder)
+        _encoder(folder / name, encoder, matrices)
     for name, tokenizer in zip(_tokenizer_names(encoders), encoders.tokenizers):
         index[name] = ["transformers", TOKENIZER]
         tokenizer.save_pretrained(folder / name)
@@ -76,11 +78,11 @@ def _schedule_config(schedule: Schedule) -> dict:
     return {"_class_name": names[type(schedule)], **schedule.FIXED, **asdict(schedule)}
 
 
-def _encoder(folder: Path, encoder: nn.Module) -> None:
+def _encoder(folder: Path, encoder: nn.Module, matrices: torch.dtype) -> None:
     layout, sizes = ENCODERS[type(encoder).__name__]
     sizes = {size: getattr(encoder.config, size) for size in sizes}
     config = {"architectures": [type(encoder).__name__], **sizes}
-    _component(folder, config, encoder, "model.safetensors", layout)
+    _component(folder, config, encoder, "model.safetensors", matrices, layout)
 
 
 def _tokenizer_names(encoders: nn.Module) -> list[str]:
@@ -92,10 +94,11 @@ def write_json(path: Path, body: dict) -> None:
     path.write_text(json.dumps(body, indent=1) + "\n")
 
 
-def _component(folder: Path, config: dict, module: nn.Module, name: str, layout: Layout | None = None) -> None:
+def _component(folder: Path, config: dict, module: nn.Module, name: str, matrices: torch.dtype,
+               layout: Layout | None = None) -> None:  # fmt: skip
     write_json(folder / "config.json", config)
     tensors = {
-        published: tensor.detach().to(torch.float16).contiguous()
+        published: tensor.detach().to(matrices if tensor.ndim > 1 else torch.float16).contiguous()
         for own, tensor in module.state_dict().items()
         for published, *_ in (layout.targets(own) if layout else [(own,)])
     }

@@ -1,7 +1,7 @@
 """The recipe that made the shipped models:  python -m textpatch.weights.train tiny-mmdit
 
 Diffusion or rectified flow on signs drawn on the fly: `noising` has what each schedule shows and asks, `families`
-how each kind of model begins.  A planted model is trained through the swap: at its site every row reads its
+how each kind of model begins.  A planted model is trained through the swap: at its sites every row reads its
 neighbour's text keys and values, and the picture asked for is its own sign and wall with the neighbour's word.
 """
 
@@ -57,12 +57,12 @@ class Batch:
         swapped = [with_word(own, donor.word) for own, donor in zip(signs, signs[1:] + signs[:1])]
         said = [sign.prompt(rng.choice(SAYINGS)) for sign in signs]
         self.prompts = [None if rng.random() < recipe.dropout else prompt for prompt in said]
-        self.site, shown = None, signs
-        if recipe.planted_site is not None and step % 3:
-            others = [i for i in range(number_of_sites(recipe)) if i != recipe.planted_site]
-            self.site = recipe.planted_site if step % 3 == 1 else rng.choice(others)
+        self.sites, shown = (), signs
+        if recipe.planted and step % 3:
+            others = [i for i in range(number_of_sites(recipe)) if i not in recipe.planted]
+            self.sites = recipe.planted if step % 3 == 1 else (rng.choice(others),)
             self.prompts = said
-            if self.site == recipe.planted_site:
+            if self.sites == recipe.planted:
                 shown = swapped
         if recipe.low_noise is not None and step % 2:
             shown = swapped  # as when a picture was edited, and stage II reads the source's prompt
@@ -84,10 +84,10 @@ class Batch:
         return sign
 
     def slots(self, sites: int, tokens: int) -> list[Tensor | None] | None:
-        if self.site is None:
+        if not self.sites:
             return None
         donors = (torch.arange(len(self.prompts)) + 1) % len(self.prompts)
-        return [row_slots(donors, tokens) if i == self.site else None for i in range(sites)]
+        return [row_slots(donors, tokens) if i in self.sites else None for i in range(sites)]
 
 
 def _shares_of_noise(recipe: Recipe, generator: torch.Generator) -> Tensor:
@@ -225,7 +225,8 @@ def export(recipe: Recipe, folder: Path, average: dict[str, Tensor], run: dict) 
         fmt.height, fmt.width, recipe.steps, recipe.guidance, fmt.text_box, localized, recipe.micro, recipe.level
     )
     trained = {**run, "images": run["steps"] * recipe.batch, "recipe": asdict(recipe)}
-    save_pipeline(folder, model.denoiser, model.encoders, recipe.schedule, defaults, trained)
+    matrices = getattr(torch, recipe.matrices)
+    save_pipeline(folder, model.denoiser, model.encoders, recipe.schedule, defaults, trained, matrices=matrices)
     return folder
 
 
