@@ -28,10 +28,11 @@ import textpatch
 from textpatch.figures import contact_sheet
 from textpatch.localize import FIRST
 from textpatch.metrics import bootstrap, f1_of_means
+from textpatch.pairs import SOURCE, TARGET
 from textpatch.search import gain, grow, interval, ranking, responsible
 from textpatch.sites import find_sites
 from textpatch.store import Run
-from textpatch.trials import SOURCE, TARGET, Trials, column, group_name, opened, row_name
+from textpatch.trials import Trials, column, group_name, opened, row_name
 from textpatch.weights.attributes import SignReader
 from textpatch.weights.evaluate import clean_pictures, generated_pictures, held_out_signs
 from textpatch.weights.load import fingerprint

@@ -15,8 +15,9 @@ from small import DEFAULTS, small_pipeline
 
 from textpatch import localize, trials
 from textpatch.errors import OCRError, PatchError, PromptError
+from textpatch.pairs import Pair, quoted, quoted_texts
 from textpatch.sampling import Samples
-from textpatch.trials import Pair, Trials, quoted, quoted_texts
+from textpatch.trials import Trials
 from textpatch.weights import attributes
 from textpatch.weights.attributes import SignReader, read_sign
 from textpatch.weights.evaluate import clean_pictures

@@ -14,11 +14,12 @@ from test_localize import PAIR, Parrot
 
 from textpatch import PatchError, cli, load, localize, report, sample
 from textpatch.heads import head_search
+from textpatch.pairs import Pair
 from textpatch.plan import Plan, Row, Swap
 from textpatch.result import answer, table
 from textpatch.starts import forked, start_curve
 from textpatch.store import Run
-from textpatch.trials import Pair, Trials, row_name, rows_and_plan
+from textpatch.trials import Trials, row_name, rows_and_plan
 from textpatch.weights.prompts import sign_pairs
 
 MODES = "exhaustive", "staged", "contribution"

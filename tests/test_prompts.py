@@ -11,9 +11,9 @@ from small import small_encoders, small_pipeline
 
 from textpatch import localize
 from textpatch.errors import PromptError
+from textpatch.pairs import Pair, quoted
 from textpatch.prompts import BENCHES, RAW, SPLITS, TEMPLATES, bare, differing, glyphcontrol, mix, with_words
 from textpatch.reference_models.text_encoders import tokenize
-from textpatch.trials import Pair, quoted
 
 BUCKETS = [name for names in SPLITS.values() for name in names]
 WORDS = {name: [first + vowel + "lo" for vowel in "aeiouyz"] for first, name in zip("bdfg", BUCKETS)}

@@ -49,7 +49,7 @@ def test_all_sources_are_looked_at():
     """The laws below are about files that exist."""
     assert (
         len(SOURCES) > 25
-        and {f"textpatch.{name}" for name in [*CORE, "localize", "edit", "cli"]} <= SOURCES.keys()
+        and {f"textpatch.{name}" for name in [*CORE, "localize", "edit", "cli", "commands"]} <= SOURCES.keys()
     )
 
 
@@ -61,14 +61,14 @@ def test_the_core_needs_torch_alone(module):
         assert name in allowed or name.split(".")[0] in {"torch", *sys.stdlib_module_names}, name
 
 
-@pytest.mark.parametrize("module", [name for name in LIBRARY if name != "textpatch.cli"])
+@pytest.mark.parametrize("module", [name for name in LIBRARY if name != "textpatch.commands"])
 def test_applications_take_any_pipeline(module):
     """Only the command line knows the models and the weights; the rest of the library is given a pipeline."""
     assert not [name for name in imports(module) if name.startswith(tuple(OUTER))]
 
 
 def test_models_import_down_only():
-    """Models import the core and themselves; nobody imports the CLI but the weights' own commands."""
+    """Models import the core and themselves; nobody imports the CLI but the weights' own commands, nor its commands but the CLI."""
     allowed = {f"textpatch.{name}" for name in ["attention", "sites", "errors"]}
     for module in SOURCES:
         ours = {name for name in imports(module) if name.startswith("textpatch.")}
@@ -78,6 +78,18 @@ def test_models_import_down_only():
             )
         if not module.startswith("textpatch.weights"):
             assert "textpatch.cli" not in ours, module
+        assert "textpatch.commands" not in ours or module == "textpatch.cli", module
+
+
+APPLICATIONS = "trials localize edit heads starts contribution attribution report store commands cli".split()
+
+
+def test_weights_need_no_application():
+    """Weights, recipes and the shipped models' prompts stand below what is done with a pipeline."""
+    applications = {f"textpatch.{name}" for name in APPLICATIONS}
+    for module in SOURCES:
+        if module.startswith("textpatch.weights"):
+            assert not imports(module) & applications, module
 
 
 @pytest.mark.parametrize("module", SOURCES)
@@ -87,7 +99,7 @@ def test_nobody_imports_what_we_do_without(module):
 
 
 SPEAKS = {
-    "textpatch.cli",
+    "textpatch.commands",
     "textpatch.weights.train",
     "textpatch.weights.evaluate",
 }  # commands, and the training log

@@ -17,12 +17,12 @@ from small import PROMPTS, save_small, small_pipeline
 
 import textpatch
 from textpatch.errors import PatchError, PromptError, WeightsError
-from textpatch.trials import Pair
+from textpatch.pairs import Pair
 from textpatch.weights import load, load_denoiser, shipped_models
 from textpatch.weights import signs as signs_module
+from textpatch.weights.files import CONFIG_BYTES
 from textpatch.weights.load import SHIPPED, find, fingerprint
 from textpatch.weights.prompts import sign_pairs
-from textpatch.weights.files import CONFIG_BYTES
 from textpatch.weights.signs import (
     COLOURS,
     LETTERS,

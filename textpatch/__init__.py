@@ -11,6 +11,7 @@ _HOMES = {
     "heads": "head_search",
     "hooks": "HookRegistry",
     "localize": "Localization localize",
+    "pairs": "Pair",
     "patch": "KVCache capture inject patch",
     "plan": "Plan Row Swap Window",
     "sampling": "Samples sample",
@@ -18,7 +19,7 @@ _HOMES = {
     "starts": "start_curve",
     "store": "Run",
     "testing": "check_port",
-    "trials": "Pair Trials",
+    "trials": "Trials",
     "weights": "load load_denoiser",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

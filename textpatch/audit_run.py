@@ -8,10 +8,12 @@ from typing import Callable
 
 from textpatch.audit import AuditReport, audit
 from textpatch.errors import PatchError
+from textpatch.pairs import SOURCE, TARGET, Pair
 from textpatch.plan import Plan, Row
 from textpatch.sampling import sample
+from textpatch.sizes import sized
 from textpatch.store import Run, read_json
-from textpatch.trials import SOURCE, TARGET, Pair, row_name, rows_and_plan
+from textpatch.trials import row_name, rows_and_plan
 
 TOGETHER = 4  # swaps audited in one batch: all sites of SD3 or SDXL would not fit at once
 
@@ -33,6 +35,7 @@ def audit_run(folder, *, load: Callable[[str, str], tuple]) -> AuditReport:
             f"{folder} was made with weights {request['weights'][:16]}..., those loaded are {str(weights)[:16]}...; "
             f"load the {request['model']} of that run"
         )
+    pipeline = sized(pipeline, request.get("height"), request.get("width"))
     checks = []
     for first in range(0, len(plan.swaps), TOGETHER):
         part = Plan(plan.swaps[first : first + TOGETHER])

@@ -26,11 +26,12 @@ from tqdm import tqdm
 from textpatch.attention import log_sum_exp
 from textpatch.audit import Definition, Record, recording
 from textpatch.errors import PatchError, PromptError
+from textpatch.pairs import SOURCE, quoted
 from textpatch.plan import Plan, Row, with_guidance
 from textpatch.sampling import sample
 from textpatch.search import Group
 from textpatch.sites import Site, find_sites
-from textpatch.trials import SOURCE, Trials, quoted
+from textpatch.trials import Trials
 
 
 def contribution(pipeline, prompt: str, *, seed: int = 0, steps: int | None = None, guidance: float | None = None,

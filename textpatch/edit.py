@@ -11,10 +11,11 @@ from PIL import Image
 
 from textpatch.errors import PatchError
 from textpatch.markup import figure, fragment, safe
+from textpatch.pairs import SOURCE, TARGET, Pair
 from textpatch.plan import Plan
 from textpatch.sampling import sample
 from textpatch.sites import find_sites, select_sites
-from textpatch.trials import SOURCE, TARGET, Pair, rows_and_plan
+from textpatch.trials import rows_and_plan
 
 
 @dataclass(frozen=True)

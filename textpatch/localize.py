@@ -19,11 +19,12 @@ from textpatch.contribution import Contributions
 from textpatch.errors import PatchError, closest
 from textpatch.heads import head_search
 from textpatch.metrics import f1_of_means
+from textpatch.pairs import SOURCE, TARGET, quoted
 from textpatch.report import summary_html
 from textpatch.search import Group, Screening, Step, better_than, grow, interval, ranking, responsible, screen
 from textpatch.sites import find_sites, select_sites
 from textpatch.starts import start_curve
-from textpatch.trials import SOURCE, TARGET, Trials, checked_pairs, group_name, quoted, row_name, scores
+from textpatch.trials import Trials, checked_pairs, group_name, row_name, scores
 
 SCHEMA_VERSION = 1
 FIRST = 4  # pairs that a screening begins with

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Sequence
 
 from textpatch.errors import PromptError, closest
-from textpatch.trials import SOURCE, TARGET, Pair, quoted
+from textpatch.pairs import SOURCE, TARGET, Pair, quoted
 
 RAW = Path("text_prompts", "raw")
 TEMPLATES = RAW / "CreativeBench" / "GlyphDraw_origin_remove_render_words.txt"

@@ -19,11 +19,12 @@ from torch import Tensor
 from textpatch.bank import encode, prompt_settles_text
 from textpatch.errors import PatchError
 from textpatch.metrics import f1_of_means
+from textpatch.pairs import SOURCE, TARGET
 from textpatch.plan import Plan, Row, Swap, with_guidance
 from textpatch.sampling import require_readable, to_device
 from textpatch.search import latest_start
 from textpatch.sites import find_sites, select_sites
-from textpatch.trials import SOURCE, TARGET, Trials, scores, values
+from textpatch.trials import Trials, scores, values
 
 
 def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> dict:

@@ -1,0 +1,63 @@
+"""Prompt pairs: what is written in the source's picture, what the target would have there, and how a reading agrees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textpatch import metrics
+from textpatch.errors import PromptError
+
+SOURCE, TARGET = "source", "target"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two prompts with text in double quotes; `words` raises PromptError where there is none.
+
+    Several texts of a prompt are one of several words: `"ON" "AIR"` is scored as `"ON AIR"` is.
+    """
+
+    source: str
+    target: str
+
+    @property
+    def words(self) -> tuple[str, str]:
+        return " ".join(quoted_texts(self.source)), " ".join(quoted_texts(self.target))
+
+    def scored(self, read: str, *, blanks: bool = True) -> dict:
+        """What was read in a picture and how it agrees with both sides; without blanks if the reader drops them."""
+        words = self.words if blanks else tuple(word.replace(" ", "") for word in self.words)
+        return {"read": read, **word_scores(read, words)}
+
+
+def quoted_texts(prompt: str) -> list[str]:
+    """What stands between the double quotes of a prompt.  Raises PromptError for no text, or a quote left open."""
+    _, *parts = prompt.split('"')
+    texts = [" ".join(part.split()) for part in parts[::2]]
+    if not all(texts) or not texts or len(parts) % 2:
+        raise PromptError(
+            f'no quoted word in {prompt!r}; write the word to render in double quotes: a sign that says "WORD"'
+        )
+    return texts
+
+
+def quoted(prompt: str) -> str:
+    """The one quoted text of a prompt.  Raises PromptError for none, and for several."""
+    texts = quoted_texts(prompt)
+    if len(texts) > 1:
+        raise PromptError(f"{len(texts)} quoted texts in {prompt!r}, and here there can be one; write \"{' '.join(texts)}\"")
+    return texts[0]
+
+
+def word_scores(read: str, words: tuple[str, str]) -> dict[str, float]:
+    """How a reading agrees with the source's and the target's word."""
+    scores = {}
+    for side, word in zip((SOURCE, TARGET), words):
+        match = metrics.characters(read, word)
+        scores |= {
+            f"precision_{side}": match.precision,
+            f"recall_{side}": match.recall,
+            f"exact_{side}": float(metrics.exact(read, word)),
+            f"edit_{side}": metrics.edit_distance(read, word),
+        }
+    return scores
