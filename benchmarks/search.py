@@ -1,4 +1,4 @@
-"""What the three ways of localising find, and what they cost:  python benchmarks/search.py [MODEL ...]
+"""What the ways of localising find, and what they cost:  python benchmarks/search.py [MODEL ...]
 
 The responsible set by every mode of `textpatch.localize` on disjoint sets of prompt pairs of the test words, which may
 come again in other pairs and scenes.  The exhaustive search's set is the truth.  A generation is one picture's way
@@ -34,7 +34,7 @@ from textpatch.store import Run
 from textpatch.weights import shipped_models
 from textpatch.weights.prompts import sign_pairs
 
-COLUMNS = ["model", "scene", "mode", "sets", "pairs", "same_set", "recall", "best_kept", "measured", "generations",
+COLUMNS = ["model", "steps", "guidance", "scene", "mode", "sets", "pairs", "same_set", "recall", "best_kept", "measured", "generations",
            "fewer", "fewer_than_exhaustive", "bound", "seconds", "found"]  # fmt: skip
 
 
@@ -65,6 +65,7 @@ def compared(results: list[dict], truth: list[dict], static: bool) -> dict:
     made, all_made = (sum(result["generations"]["made"] for result in some) for some in (results, truth))
     one_by_one, pairs = (sum(some) for some in zip(*((r["generations"]["one_by_one"], r["pairs"]) for r in results)))
     return dict(
+        steps=results[0]["steps"], guidance=results[0]["guidance"],
         same_set=f"{sum(found == wanted for found, wanted in both)} of {len(both)}",
         recall=float(np.mean([len(found & wanted) / len(wanted) if wanted else 1 for found, wanted in both])),
         best_kept=f"{sum(wanted['ranked'][0] in sites for wanted, sites in zip(truth, measured))} of {len(both)}",

@@ -181,8 +181,8 @@ def recording(model: nn.Module, sites: Sequence[Site], at: Sequence[int],
     modules, latest, calls, records = dict(model.named_modules()), {}, Counter(), {}
     made = {site: [_present(modules, site, table) for table in (QUERIES, KEYS, VALUES)] for site in sites}
     needed = {site: {name for names in parts for name in names} for site, parts in made.items()}
-    exits = {site: _present(modules, site, EXITS) for site in sites}
-    owner = {name: site for site, names in exits.items() for name in names}
+    outputs = exits(model, sites)
+    owner = {name: site for site, names in outputs.items() for name in names}
 
     def leaving(name: str, inputs) -> None:
         site, step = owner[name], calls[name]
@@ -194,13 +194,19 @@ def recording(model: nn.Module, sites: Sequence[Site], at: Sequence[int],
             parts = ([_by_head(latest[part], site) for part in parts] for parts in made[site])
             records[site] = Record(site, step, *parts, [])
         records[site].out.append(_by_head(inputs.args[0], site))
-        if len(records[site].out) == len(exits[site]):
+        if len(records[site].out) == len(outputs[site]):
             done(records.pop(site))
 
     projections = HookRegistry(model, set().union(*needed.values()))
     with projections.observe(lambda name, output: latest.update({name: output})):
         with HookRegistry(model, owner).observe_inputs(leaving):
             yield
+
+
+def exits(model: nn.Module, sites: Sequence[Site]) -> dict[Site, list[str]]:
+    """The modules that take in each site's attention output, the image's first.  Raises PatchError as `recording`."""
+    modules = dict(model.named_modules())
+    return {site: _present(modules, site, EXITS) for site in sites}
 
 
 def _present(modules: dict[str, nn.Module], site: Site, table: dict[str, tuple[str, ...]]) -> list[str]:

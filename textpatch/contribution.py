@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from textpatch.attention import log_sum_exp
 from textpatch.audit import Definition, Record, recording
@@ -29,9 +28,7 @@ from textpatch.errors import PatchError, PromptError
 from textpatch.pairs import SOURCE, quoted
 from textpatch.plan import Plan, Row, with_guidance
 from textpatch.sampling import sample
-from textpatch.search import Group
 from textpatch.sites import Site, find_sites
-from textpatch.trials import Trials
 
 
 def contribution(pipeline, prompt: str, *, seed: int = 0, steps: int | None = None, guidance: float | None = None,
@@ -104,38 +101,3 @@ def _between(tokenizer, prompt: str, read: Callable[[str], str]) -> range:
     whole, empty = (tokenizer(read(text)).input_ids for text in (prompt, f'{before}""{after}'))
     alike = lambda a, b: next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), len(b))  # noqa: E731
     return range(alike(whole, empty), len(whole) - alike(whole[::-1], empty[::-1]))
-
-
-class Contributions:
-    """What the word gives to the source pictures of some trials, as a score of single sites.
-
-    The sources' pictures stay with the trials, which need them anyway: the reading costs no generation.
-    """
-
-    def __init__(self, trials: Trials):
-        self.trials = trials
-        self.found: dict[tuple[int, int], dict] = {}
-
-    def score(self, groups: Sequence[Group], pairs: int, what: str = "share") -> list[np.ndarray]:
-        """(pairs,) per group of one site: the mean over seeds."""
-        units = self.trials.units(pairs)
-        for unit in tqdm([unit for unit in units if unit not in self.found], desc="screen", unit="pair", disable=None):
-            record = self._record(unit)
-            self.trials.join(record)
-            self.found[unit] = record["contribution"]
-        values = np.array([[self.found[unit][str(site)][what] for unit in units] for (site,) in groups])
-        return list(values.reshape(len(groups), pairs, -1).mean(axis=2))
-
-    def _record(self, unit: tuple[int, int]) -> dict:
-        trials, (index, seed) = self.trials, unit
-
-        def make() -> dict:
-            found, image = contribution(trials.pipeline, trials.pairs[index].source, seed=seed, steps=trials.steps,
-                                        guidance=trials.guidance)  # fmt: skip
-            return {
-                "generations": 1,
-                "contribution": {str(site): values for site, values in found.items()},
-                "pictures": trials.scored({SOURCE: image}, index),
-            }
-
-        return trials.once(f"contribution-{index}-{seed}", unit, make)

@@ -3,9 +3,10 @@
     exhaustive    every site alone on every prompt pair (ICLR 2025, sec. 4.2): L + 2 pictures per pair and seed
     staged        every site alone on a few pairs, those that may carry the word on all
     contribution  plain generations on a few pairs, read without a swap; the sites they point at as in staged
+    attribution   the same, read by a backward pass at every step
 
 Each ends with the responsible set: the best site, and with it what adds most, while the score clearly rises.
-The last two make the source's and the target's own pictures on the few pairs alone: a score needs neither.  The
+The last three make the source's and the target's own pictures on the few pairs alone: a score needs neither.  The
 target still runs on every pair where its text evolves with its picture; elsewhere its prompt is enough.
 """
 
@@ -15,11 +16,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Sequence
 
-from textpatch.contribution import Contributions
 from textpatch.errors import PatchError, closest
 from textpatch.heads import head_search
 from textpatch.metrics import f1_of_means
-from textpatch.pairs import SOURCE, TARGET, quoted
+from textpatch.pairs import SOURCE, TARGET
+from textpatch.readings import READINGS, Readings
 from textpatch.report import summary_html
 from textpatch.search import Group, Screening, Step, better_than, grow, interval, ranking, responsible, screen
 from textpatch.sites import find_sites, select_sites
@@ -56,10 +57,10 @@ def localize(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all"
     """Score every site alone, or screen first and score exactly those kept, on every prompt pair and seed.
 
     pairs   (source, target) prompts, each with quoted text; or Pairs, whose `scored` says how readings agree
-    mode    "exhaustive", "staged" or "contribution", see the module docstring
+    mode    "exhaustive", "staged", "contribution" or "attribution", see the module docstring
     sites   which to try, each alone; groups, sets of site indices tried together, replaces it when given
     keep    how many a screening keeps.  When None, staged keeps those that clearly beat no swap, contribution
-            those with at least half of the largest share
+            those with at least half of the largest share, attribution those with a tenth
     first   how many pairs a screening begins with, 4 when None; for sites still in doubt it doubles them
     start   first patched step, 0 = noisiest; branch "both" guidance branches (official) or "cond"
     ocr     a reader with `read(images, box=)` and `describe()`; tesseract when None, self-tested first
@@ -109,8 +110,8 @@ def _check_search(mode: str, keep: int | None, first: int | None, groups: list[G
         raise PatchError(f"{pairs} pairs, screening begins with {first or FIRST}; an interval over pairs needs two")
     if mode != "exhaustive" and (len(groups) < 2 or keep is not None and not 1 <= keep < len(groups)):
         raise PatchError(f"keep is {keep} of {len(groups)} sites; keep at least one and fewer than there are")
-    if mode == "contribution" and not _alone(groups):
-        raise PatchError("contribution scores single sites, and sets of them were asked for; use another mode")
+    if mode in READINGS and not _alone(groups):
+        raise PatchError(f"{mode} scores single sites, and sets of them were asked for; use another mode")
 
 
 def _check_shard(shard: tuple[int, int] | None, mode: str, run) -> None:
@@ -151,28 +152,26 @@ def _staged(trials: Trials, groups: list[Group], keep: int | None, first: int):
     return screen(score, groups, pairs, first=first, by=SWAP, keep=rule, statistic=f1_of_means), {}
 
 
-def _contribution(trials: Trials, groups: list[Group], keep: int | None, first: int):
-    if any(quoted(pair.source) != pair.words[0] for pair in trials.pairs):
-        raise PatchError(f"contribution reads what a quoted word gives, and {trials.pairs[0].words[0]!r} is not quoted; "
-                         "use another mode")  # fmt: skip
+def _read(trials: Trials, groups: list[Group], keep: int | None, first: int, *, by: str):
+    reading = READINGS[by]
 
-    def halved(values, pairs: int) -> int:
-        return sum(value.mean() >= values[0].mean() / 2 for value in values)
+    def standing_out(values, pairs: int) -> int:
+        return sum(value.mean() >= values[0].mean() * reading.least for value in values)
 
-    rule, read = halved if keep is None else lambda values, pairs: keep, Contributions(trials)
-    screening = screen(read.score, groups, len(trials.pairs), first=first, by="contribution", keep=rule)
+    rule, read = standing_out if keep is None else lambda values, pairs: keep, Readings(trials, reading)
+    screening = screen(read.score, groups, len(trials.pairs), first=first, by=by, keep=rule)
     raced, _ = _staged(trials, list(screening.kept), keep, first)
-    out, parts = screening.ranked[len(screening.kept) :], (read.score(groups, screening.pairs, x) for x in SHOWN)
+    out, parts = screening.ranked[len(screening.kept) :], (read.score(groups, screening.pairs, x) for x in reading.shown)
     beside = {
-        group: {"contribution": {**dict(zip(SHOWN, map(interval, found))), "pairs": screening.pairs}}
+        group: {by: {**dict(zip(reading.shown, map(interval, found))), "pairs": screening.pairs}}
         for group, *found in zip(groups, *parts)
     }
     seen, gaps = screening.seen | raced.seen, screening.gaps + raced.gaps
     return Screening(raced.kept, raced.ranked + out, seen, raced.pairs, gaps), beside
 
 
-SWAP, SHOWN = "swap", ("share", "norm")  # what is called a score; what contribution says of a site
-MODES = {"exhaustive": _exhaustive, "staged": _staged, "contribution": _contribution}
+SWAP = "swap"  # what is called a score by swapping
+MODES = {"exhaustive": _exhaustive, "staged": _staged} | {name: partial(_read, by=name) for name in READINGS}
 
 
 # --- the result

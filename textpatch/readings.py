@@ -1,0 +1,106 @@
+"""Scores of single sites read in plain generations of the source, without a swap: for a screening to begin with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from textpatch.attribution import attribution, in_its_words
+from textpatch.contribution import contribution
+from textpatch.errors import PatchError
+from textpatch.pairs import SOURCE, Pair, quoted
+from textpatch.search import Group
+from textpatch.trials import Trials
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way of reading: what it is called, what it says of a site, and what it takes.
+
+    check    (trials) raises PatchError where it cannot read
+    read     (trials, pair, seed) -> {site index: {name: value}} and the source's picture
+    shown    the names, the first of them is what sites are kept by
+    least    a site is kept whose score is at least this part of the largest
+    costs    generations it takes beside the source's own, of the trials
+    """
+
+    name: str
+    check: Callable[[Trials], None]
+    read: Callable
+    shown: tuple[str, ...]
+    least: float
+    costs: Callable[[Trials], int]
+
+
+def _quoted_words(trials: Trials) -> None:
+    if any(quoted(pair.source) != pair.words[0] for pair in trials.pairs):
+        raise PatchError(f"contribution reads what a quoted word gives, and {trials.pairs[0].words[0]!r} is not quoted; "
+                         "use another mode")  # fmt: skip
+
+
+def _prompts_that_differ(trials: Trials) -> None:
+    for pair in trials.pairs:
+        if pair.source == pair.target:
+            raise PatchError(f"attribution reads what tells two prompts apart, and both are {pair.source!r}")
+
+
+def _contribution(trials: Trials, pair: Pair, seed: int):
+    return contribution(trials.pipeline, pair.source, seed=seed, steps=trials.steps, guidance=trials.guidance)
+
+
+def _attribution(trials: Trials, pair: Pair, seed: int):
+    return attribution(trials.pipeline, pair.source, in_its_words(pair), seed=seed, steps=trials.steps,
+                       guidance=trials.guidance, start=trials.start)  # fmt: skip
+
+
+def _backward_passes(trials: Trials) -> int:
+    """Of two rows, with their calls about six times a row's, in generations of one or, guided, two rows."""
+    return 6 if trials.guidance == 1 else 3
+
+
+READINGS = {
+    reading.name: reading
+    for reading in (
+        Reading("contribution", _quoted_words, _contribution, ("share", "norm"), 1 / 2, lambda trials: 0),
+        Reading("attribution", _prompts_that_differ, _attribution, ("share", "drop"), 1 / 10, _backward_passes),
+    )
+}
+
+
+class Readings:
+    """What a reading says of the sites on some trials, as a score of single sites.
+
+    The sources' pictures stay with the trials, which need them anyway.
+    """
+
+    def __init__(self, trials: Trials, reading: Reading):
+        reading.check(trials)
+        self.trials, self.reading = trials, reading
+        self.found: dict[tuple[int, int], dict] = {}
+
+    def score(self, groups: Sequence[Group], pairs: int, what: str | None = None) -> list[np.ndarray]:
+        """(pairs,) per group of one site: the mean over seeds."""
+        units = self.trials.units(pairs)
+        for unit in tqdm([unit for unit in units if unit not in self.found], desc="screen", unit="pair", disable=None):
+            record = self._record(unit)
+            self.trials.join(record)
+            self.found[unit] = record[self.reading.name]
+        name = what or self.reading.shown[0]
+        values = np.array([[self.found[unit][str(site)][name] for unit in units] for (site,) in groups])
+        return list(values.reshape(len(groups), pairs, -1).mean(axis=2))
+
+    def _record(self, unit: tuple[int, int]) -> dict:
+        trials, reading, (index, seed) = self.trials, self.reading, unit
+
+        def make() -> dict:
+            found, image = reading.read(trials, trials.pairs[index], seed)
+            return {
+                "generations": 1 + reading.costs(trials),
+                reading.name: {str(site): values for site, values in found.items()},
+                "pictures": trials.scored({SOURCE: image}, index),
+            }
+
+        return trials.once(f"{reading.name}-{index}-{seed}", unit, make)
