@@ -6,12 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import small_pipeline
 from strategies import ARCHITECTURES, fixed_case
-from test_localize import PAIR, Parrot
+from test_localize import PAIR
 
-from textpatch import PatchError, load, trials
-from textpatch.contribution import Contributions, contribution, word_tokens
+from textpatch import PatchError, load
+from textpatch.contribution import contribution, word_tokens
 from textpatch.hooks import HookRegistry
-from textpatch.trials import Trials
 
 
 def given_to_the_picture(case, site, tokens, silent: bool) -> torch.Tensor:
@@ -82,19 +81,3 @@ def test_the_planted_site_stands_out():
         found, _ = contribution(pipeline, prompt, steps=4)
         shares = {site: values["share"] for site, values in found.items()}
         assert shares.pop(1) > 3 * max(shares.values())
-
-
-def test_reading_costs_the_source_pictures_alone(monkeypatch):
-    """n pairs and m seeds: n m generations for scores of all sites, means over seeds; asked again, none."""
-    made = []
-    honest = trials.sample
-    monkeypatch.setattr("textpatch.contribution.sample", lambda *a, **k: made.append(a) or honest(*a, **k))
-    tried = Trials(small_pipeline(), [PAIR, PAIR[::-1]], seeds=(0, 1), ocr=Parrot())
-    read = Contributions(tried)
-    shares = read.score([(0,), (1,)], 2)
-    assert len(made) == 4 == tried.generations and [list(x.shape) for x in shares] == [[2], [2]]
-    one = [contribution(tried.pipeline, PAIR[0], seed=seed)[0][1]["share"] for seed in (0, 1)]
-    assert shares[1][0] == pytest.approx(sum(one) / 2, rel=1e-12)
-    made.clear()
-    read.score([(0,)], 2, "norm")
-    assert made == [] and [set(record["pictures"]) for record in tried.records] == [{"source"}] * 4

@@ -6,13 +6,14 @@ A fault is (check, owner, function, text, text put in its place); see test_fault
 from functools import partial
 
 import pytest
+import test_attribution as attributing
 import test_contribution as reading
 import test_modes as modes
 import test_search as searching
 from strategies import fixed_case
 from test_faults import plant
 
-from textpatch import contribution, search, starts, trials
+from textpatch import attribution, contribution, search, starts, trials
 
 
 def raw(test, *args, **options):
@@ -41,6 +42,9 @@ keeps = raw(searching.test_a_screening_keeps_the_carriers, PARTS, 0, 6)
 heads = raw(searching.test_the_heads_taken_away_are_those_needed, PARTS, 0)
 last_start = raw(searching.test_the_last_start_that_loses_nothing, 3, 0)
 lost = raw(reading.test_it_is_what_is_lost_without_the_tokens_values, "mmdit", seed=1, tokens=[0, 2])
+slope = raw(attributing.test_it_is_the_slope_towards_the_swap, "mmdit", seed=1)
+of_if = raw(attributing.test_it_is_the_slope_towards_the_swap, "if-i", seed=1)
+along = partial(attributing.test_it_runs_along_the_sources_generation, "sdxl")
 all_heads = raw(modes.test_all_heads_of_sites_are_the_sites, "sdxl")
 
 FAULTS = {
@@ -77,6 +81,14 @@ FAULTS = {
         "record.q[0][-1:]", "record.q[0][:1] * 1.5"),
     "T5's tokens among CLIP's": (
         reading.test_the_word_is_found_among_the_tokens, contribution, "word_tokens", "[0, 0, min(", "[0, 0, 0 * min("),
+    "what a swap would add to L": (slope, attribution, "drops", "-sum(", "sum("),
+    "text that asks nothing": (
+        slope, attribution, "change", "(q[:1] for q in record.q)", "(q[:1] * (q is record.q[0]) for q in record.q)"),
+    "its own text": (slope, attribution, "change", "text[1:]", "text[:1]"),
+    "the target's image": (of_if, attribution, "change", "x[:1] for x in image", "x[1:] for x in image"),
+    "the variance, too": (of_if, attribution, "drops", "[:, : x.shape[1]]", ""),
+    "every step": (along, attribution, "attribution", "range(start, steps)", "range(steps)"),
+    "the first latents at every step": (along, attribution, "attribution", "path[step][None]", "path[0][None]"),
     "a fork of the target": (
         raw(modes.test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2])),
         starts, "forked", "x[:1].expand(len(new)", "x[1:2].expand(len(new)"),

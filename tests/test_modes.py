@@ -14,6 +14,7 @@ from test_localize import PAIR, Parrot
 
 from textpatch import PatchError, cli, load, localize, report, sample
 from textpatch.heads import head_search
+from textpatch.attribution import attribution
 from textpatch.pairs import Pair
 from textpatch.plan import Plan, Row, Swap
 from textpatch.result import answer, table
@@ -22,7 +23,7 @@ from textpatch.store import Run
 from textpatch.trials import Trials, row_name, rows_and_plan
 from textpatch.weights.prompts import sign_pairs
 
-MODES = "exhaustive", "staged", "contribution"
+MODES = "exhaustive", "staged", "contribution", "attribution"
 
 
 PAIRS = [(f'a red sign that says "HOUSE" on a {wall} wall', f'a green badge that says "TIGER" on a striped {wall} wall')
@@ -58,16 +59,16 @@ def options(mode: str) -> dict:
 def answers():
     """planted-mmdit, six pairs, four steps: mode -> result."""
     pipeline, pairs = load("planted-mmdit"), sign_pairs(6, split="test")
-    first = dict(exhaustive={}, staged={"first": 3}, contribution={"first": 3})
-    return {mode: localize(pipeline, pairs, mode=mode, steps=4, **first[mode]).result for mode in MODES}
+    first = {} | {mode: {"first": 3} for mode in MODES[1:]}
+    return {mode: localize(pipeline, pairs, mode=mode, steps=4, **first.get(mode, {})).result for mode in MODES}
 
 
 def test_all_modes_find_the_planted_site(answers):
     """The set is {1} in each; the exact score of site 1 is the same to the last reading."""
     assert {mode: result["set"]["sites"] for mode, result in answers.items()} == dict.fromkeys(MODES, [1])
-    assert [result["ranked"][0] for result in answers.values()] == [1, 1, 1]
+    assert [result["ranked"][0] for result in answers.values()] == [1] * len(MODES)
     exact = [result["sites"][1]["f1_target"] for result in answers.values()]
-    assert exact[0] == exact[1] == exact[2] and exact[0]["value"] > 0.9
+    assert all(score == exact[0] for score in exact) and exact[0]["value"] > 0.9
 
 
 def test_the_set_shows_what_each_site_gains(answers):
@@ -81,7 +82,7 @@ def test_the_set_shows_what_each_site_gains(answers):
 def test_every_site_says_what_became_of_it(answers):
     """Measured on all pairs, or screened out by what, on how many pairs, with which score."""
     assert [site["status"] for site in answers["exhaustive"]["sites"]] == [{"state": "measured", "pairs": 6}] * 6
-    for mode in ("staged", "contribution"):
+    for mode in MODES[1:]:
         result = answers[mode]
         measured, out = [], []
         for site in result["sites"]:
@@ -97,27 +98,29 @@ def test_every_site_says_what_became_of_it(answers):
 
 def test_what_a_mode_costs(answers):
     """L = 6, P = 6 pairs, n = 3 of them first.  exhaustive (L + 2) P; staged (L + 2) n + 2 (P - n), one site and the target;
-    contribution n sources, P targets, P pictures of the one site kept; 1 + L each is the paper's."""
+    contribution n sources, P targets, P pictures of the one site kept; attribution three more for each source; 1 + L each is
+    the paper's."""
     made = {mode: result["generations"] for mode, result in answers.items()}
     assert made == {
         "exhaustive": {"made": 8 * 6, "one_by_one": 42},
         "staged": {"made": 8 * 3 + 2 * 3, "one_by_one": 42},
         "contribution": {"made": 3 + 2 * 6, "one_by_one": 42},
+        "attribution": {"made": 4 * 3 + 2 * 6, "one_by_one": 42},
     }
 
 
 def test_pictures_that_no_score_needs_are_few(answers):
     """Screened: the source's own picture on the n first pairs alone, and with it the background; exhaustive: on all."""
-    for mode, n in (("exhaustive", 6), ("staged", 3), ("contribution", 3)):
+    for mode, n in zip(MODES, (6, 3, 3, 3)):
         source, site = answers[mode]["baselines"]["source"], answers[mode]["sites"][1]
         assert (source["n"], site["n"], site["n_background"]) == (n, 6, n) and 0 < site["ssim"]["value"] <= 1
 
 
 def test_where_text_is_static_the_target_does_not_run():
-    """planted-sdxl, L = 14, P = 4 pairs, n = 2 first: (L + 2) n + P - n pictures staged, 3 n + P - n by contribution, where
-    the target's own picture is made on the n pairs alone; the set is the planted {10}."""
+    """planted-sdxl, L = 14, P = 4 pairs, n = 2 first: (L + 2) n + P - n pictures staged, 3 n + P - n by contribution and,
+    without guidance, 6 n more by attribution, where the target's own picture is made on the n pairs alone; the set is {10}."""
     pipeline, pairs = load("planted-sdxl"), sign_pairs(4, split="test", same_scene=True)
-    for mode, made in (("staged", 16 * 2 + 2), ("contribution", 3 * 2 + 2)):
+    for mode, made in (("staged", 16 * 2 + 2), ("contribution", 3 * 2 + 2), ("attribution", 9 * 2 + 2)):
         result = localize(pipeline, pairs, mode=mode, steps=4, first=2).result
         assert result["set"]["sites"] == [10] and result["baselines"]["target"]["n"] == 2
         assert result["generations"] == {"made": made, "one_by_one": 15 * 4}
@@ -136,19 +139,26 @@ def test_the_report_shows_the_search(answers, tmp_path):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_generation_is_counted(mode, monkeypatch):
-    """made = the rows that the sampler was given, all calls together; no row is generated twice but donors."""
+    """made = the rows that the sampler was given, all calls together, and what backward passes take; no row is generated
+    twice but donors."""
     names, honest = [], sample
 
     def counted(pipeline, rows, *args, **options):
         names.extend((row.name, row.prompt, row.seed) for row in rows if row.sampled)
         return honest(pipeline, rows, *args, **options)
 
-    for module in ("trials", "contribution"):
+    def passed(*args, **options):
+        names.extend([("backward", *args[1:], n) for n in range(6 if options["guidance"] == 1 else 3)])
+        return attribution(*args, **options)
+
+    for module in ("trials", "contribution", "attribution"):
         monkeypatch.setattr(f"textpatch.{module}.sample", counted)
+    monkeypatch.setattr("textpatch.readings.attribution", passed)
     pipeline = small_pipeline()
     result = localize(pipeline, PAIRS, seeds=(0, 1), ocr=Fortune(pipeline, PAIRS), **options(mode)).result
     assert result["generations"]["made"] == len(names) and result["set"]["sites"]
-    assert set(Counter(name for name in names if name[0] != "target").values()) == {1}
+    once = [name for name in names if name[0] not in ("target", "backward")]
+    assert set(Counter(once).values()) == {1}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -291,7 +301,7 @@ def test_the_command_line_searches(tmp_path, monkeypatch, capfd):
 ])  # fmt: skip
 def test_searches_that_cannot_be_carried_out(wrong, says, monkeypatch):
     """An unknown mode, options without effect, more kept than there are: PatchError, and nothing is generated."""
-    for module in ("trials", "contribution"):
+    for module in ("trials", "contribution", "attribution"):
         monkeypatch.setattr(f"textpatch.{module}.sample", lambda *a, **k: pytest.fail("generated all the same"))
     with pytest.raises(PatchError, match=says):
         localize(small_pipeline(), PAIRS, ocr=Parrot(), **wrong)

@@ -32,21 +32,22 @@ def attribution(pipeline, source: str, target: str, *, seed: int = 0, steps: int
                 guidance: float | None = None, start: int = 0) -> tuple[dict[int, dict[str, float]], Image.Image]:  # fmt: skip
     """{site index: {"drop", "share"}} along one plain generation of the source, from a step on; and its picture.
 
-    Raises PatchError for prompts that are predicted alike, and for sites of a kind whose modules are not known to the
+    Raises PatchError for prompts that the encoders read alike, and for sites of a kind whose modules are not known to the
     audit.
     """
+    text = pipeline.encode([source, target])
+    if torch.equal(*text.tokens):
+        raise PatchError(f"{source!r} and {target!r} are read alike, so no swap does anything; give prompts that differ")
     row = Row(SOURCE, source, seed)
     samples = sample(pipeline, [row], steps=steps, guidance=guidance, keep_trajectory=True)
-    steps, text = samples.steps, pipeline.encode([source, target])
+    steps = samples.steps
     times, path = pipeline.schedule.timesteps(steps), samples.trajectory[SOURCE]
     found = [
         drops(pipeline.denoiser, pipeline.schedule.model_input(path[step][None], step, steps), times[step], text)
         for step in range(start, steps)
     ]
     total = {site.index: sum(drop[site] for drop in found) for site in found[0]}
-    whole = sum(map(abs, total.values()))
-    if not whole:
-        raise PatchError(f"{source!r} and {target!r} are predicted alike at every step; give prompts that differ")
+    whole = sum(map(abs, total.values())) or 1.0
     return {index: {"drop": a, "share": a / whole} for index, a in total.items()}, samples.images[SOURCE]
 
 
