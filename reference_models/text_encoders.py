@@ -21,11 +21,14 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from textpatch.errors import PatchError, PromptError, closest
+from textpatch.errors import PatchError, PromptError, WeightsError, closest
 from textpatch.reference_models.layers import TextCondition
 
 # What the published pipelines feed each encoder, where the tokenizer itself would take more.
 CLIP_LENGTH, T5_LENGTH, IF_LENGTH = 77, 256, 77
+# Characters: 16 for each of T5's tokens.  Tokenizers may take quadratic time, ours of tiny-if .06 s for 4,000
+# letters without a blank and an hour for a million.
+LONGEST = 4096
 
 
 class SDXLTextEncoders(nn.Module):
@@ -96,8 +99,7 @@ class SD3TextEncoders(nn.Module):
         clips = _side_by_side(first, second)
         clips = F.pad(clips, (0, self.width - clips.shape[-1]))  # (B, CLIP's T, C)
         if third:
-            ids = third[0].input_ids.to(self.text_encoder_3.device)
-            t5 = self.text_encoder_3(ids).last_hidden_state  # (B, T5's T, C)
+            t5 = self.text_encoder_3(_ids(third[0], self.text_encoder_3)).last_hidden_state  # (B, T5's T, C)
         else:
             t5 = clips.new_zeros(len(prompts), T5_LENGTH, self.width)
         pooled = torch.cat([first.text_embeds, second.text_embeds], dim=-1)
@@ -121,8 +123,8 @@ class IFTextEncoder(nn.Module):
         """TextCondition: tokens (B, T, C).  Raises PromptError as `tokenize` does."""
         plain = [self.as_read(prompt or "") for prompt in prompts]
         (tokens,) = tokenize(plain, self.tokenizers, (IF_LENGTH,))
-        tokens = tokens.to(self.text_encoder.device)
-        states = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
+        ids = _ids(tokens, self.text_encoder)
+        states = self.text_encoder(ids, attention_mask=tokens.attention_mask.to(ids.device))
         return TextCondition(states.last_hidden_state)
 
     def as_read(self, prompt: str) -> str:
@@ -137,13 +139,15 @@ def tokenize(
 
     limits: the most tokens of each encoder, where its tokenizer would take more.
     Raises PromptError for a word that no tokenizer knows, and for a prompt whose end none would read: it would
-    have no effect, and one reader is enough.  Raises PatchError unless there is a tokenizer per encoder.
+    have no effect, and one reader is enough; for half a character, and for more than LONGEST of them.
+    Raises PatchError unless there is a tokenizer per encoder.
     """
     if len(tokenizers) != len(limits):
         raise PatchError(f"{len(tokenizers)} tokenizers for {len(limits)} text encoders; give one each")
     prompts = [prompt or "" for prompt in prompts]
     lengths = [min(tokenizer.model_max_length, limit) for tokenizer, limit in zip(tokenizers, limits)]
     for prompt in prompts:
+        _require_text(prompt)
         _require_readable(prompt, tokenizers, lengths)
     return [
         tokenizer(prompts, padding="max_length", truncation=True, max_length=length,
@@ -153,12 +157,28 @@ def tokenize(
 
 
 def _read_clip(clip: CLIPTextModel | CLIPTextModelWithProjection, tokens: BatchEncoding) -> ModelOutput:
-    return clip(tokens.input_ids.to(clip.device), output_hidden_states=True)
+    return clip(_ids(tokens, clip), output_hidden_states=True)
+
+
+def _ids(tokens: BatchEncoding, encoder: CLIPTextModel | CLIPTextModelWithProjection | T5EncoderModel) -> Tensor:
+    """The ids (B, T) on the encoder's device.  Raises WeightsError for one that it has no vector for."""
+    highest, known = int(tokens.input_ids.max()), encoder.config.vocab_size
+    if highest >= known:  # here, since on a GPU it is no exception but the end of the process
+        raise WeightsError(f"the tokenizer gave token {highest}, its encoder has 0 to {known - 1}; fetch both again")
+    return tokens.input_ids.to(encoder.device)
 
 
 def _side_by_side(first: ModelOutput, second: ModelOutput) -> Tensor:
     """Both CLIPs' last-but-one hidden states, (B, T, C)."""
     return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+
+
+def _require_text(prompt: str) -> None:
+    if len(prompt) > LONGEST:
+        found = f"{prompt[:40]!r}... is {len(prompt):,} characters long"
+        raise PromptError(f"{found}, and the model reads at most {LONGEST:,}; shorten it")
+    if any("\ud800" <= c <= "\udfff" for c in prompt):
+        raise PromptError(f"{prompt!r} holds half a character (a lone surrogate); give it as UTF-8")
 
 
 def _require_readable(prompt: str, tokenizers: Sequence[PreTrainedTokenizerBase], lengths: list[int]) -> None:

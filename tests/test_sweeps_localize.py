@@ -14,7 +14,7 @@ from small import PROMPTS, save_small, small_pipeline
 from sweeps import fork, waited
 from test_prompts import write
 
-from textpatch import cli, localize
+from textpatch import cli, localize, trials
 from textpatch.errors import PatchError, Unfinished
 from textpatch.interrupts import finishing
 from textpatch.metrics import Tesseract
@@ -143,27 +143,49 @@ def test_planted_a_shard_that_takes_its_neighbours_unit_is_noticed(model, tmp_pa
 # --- Ctrl-C
 
 
-class Interrupting(PixelReader):
-    """Sends SIGINT to this process while it reads its second unit, once or twice."""
+@pytest.mark.parametrize("times, kept", [(1, 2), (2, 0)])
+def test_a_first_interrupt_finishes_the_record(model, whole, tmp_path, monkeypatch, times, kept):
+    """Ctrl-C while the second unit is generated: both are kept; twice: neither the second nor the first, which is read
+    then.  Resuming gives the undivided result either way."""
+    made, honest = [], trials.sample
 
-    def __init__(self, times):
-        self.times, self.reads = times, 0
-
-    def read(self, images, box=None):
-        self.reads += 1
-        for _ in range(self.times if self.reads == 2 else 0):
+    def interrupted(*args, **options):
+        made.append(args)
+        for _ in range(times if len(made) == 2 else 0):
             signal.raise_signal(signal.SIGINT)
-        return super().read(images, box)
+        return honest(*args, **options)
 
-
-@pytest.mark.parametrize("times, kept", [(1, 2), (2, 1)])
-def test_a_first_interrupt_finishes_the_record(model, whole, tmp_path, times, kept):
-    """Ctrl-C once: the record begun is kept; twice: it is not.  Resuming gives the undivided result either way."""
-    with pytest.raises(KeyboardInterrupt):
-        localized(model, tmp_path, ocr=Interrupting(times))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("textpatch.trials.sample", interrupted)
+        localized(model, tmp_path)
     assert len(Run.load(tmp_path).records()) == kept
     assert plain(localized(model, tmp_path)) == whole
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Patient(PixelReader):
+    """Ends its first reading only once `generating` is set, or after a minute, and notes whether it was."""
+
+    def __init__(self):
+        self.generating, self.saw = threading.Event(), []
+
+    def read(self, images, box=None):
+        self.saw = self.saw or [self.generating.wait(60)]
+        return super().read(images, box)
+
+
+def test_pictures_are_read_while_others_are_generated(model, whole, tmp_path, monkeypatch):
+    """The second unit is generated while the first unit's pictures are read; the result is the same."""
+    reader, made, honest = Patient(), [], trials.sample
+
+    def telling(*args, **options):
+        made.append(args)
+        if len(made) == 2:
+            reader.generating.set()
+        return honest(*args, **options)
+
+    monkeypatch.setattr("textpatch.trials.sample", telling)
+    assert plain(localized(model, tmp_path, ocr=reader)) == whole and reader.saw == [True]
 
 
 def test_an_interrupt_waits_for_the_block_and_no_longer():

@@ -10,6 +10,7 @@ from textpatch.errors import DiskError, PatchError
 from textpatch.optional import broken
 
 FAULT, REFUSED, DISK, INTERRUPTED, UNHEARD = 1, 2, 74, 130, 141  # 74: EX_IOERR; 128 + SIGINT; 128 + SIGPIPE
+LONGEST = 2000  # characters of a line, of which a prompt or a file may put in a million
 
 
 def guarded(work, *arguments, debug: bool = False) -> int:
@@ -28,7 +29,7 @@ def guarded(work, *arguments, debug: bool = False) -> int:
         if debug:
             traceback.print_exc()
         code, line = _end(error)
-        sys.stderr.write(f"textpatch: {printable(line)}\n")
+        sys.stderr.write(f"textpatch: {printable(_shortened(line))}\n")
         return code
     return 0
 
@@ -36,6 +37,12 @@ def guarded(work, *arguments, debug: bool = False) -> int:
 def printable(text: str) -> str:
     """The text with escapes for what moves a terminal's cursor, ends a line or turns the direction of writing."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _shortened(line: str) -> str:
+    """The line, or its beginning and its end: what was asked, and what to do."""
+    half = LONGEST // 2
+    return line if len(line) <= LONGEST else f"{line[:half]} [...] {line[-half:]}"
 
 
 def _end(error: BaseException) -> tuple[int, str]:

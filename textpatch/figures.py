@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from textpatch.errors import PatchError
-from textpatch.result import plain, ranked_sites, score_of, size_of, value_of
+from textpatch.result import plain, ranked_sites, score_of, size_of, value_of, what_of
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers
 BLUE, ORANGE, INK, GREY, PALE = "#0072B2", "#D55E00", "#1c2430", "#66707d", "#a9bfd3"
-_METRICS = (("f1_target", "OCR F1\ntowards target"), ("f1_source", "OCR F1\ntowards source"),
+_METRICS = (("f1_target", "F1\ntowards target"), ("f1_source", "F1\ntowards source"),
             ("exact_target", "exact match\nto target"), ("ssim", "background\nSSIM"))
 _LINES = {"source": dict(color=GREY, linestyle=(0, (1, 1.5)), linewidth=1.6),
           "target": dict(color=BLUE, linestyle=(0, (5, 2)), linewidth=1.6)}
@@ -107,7 +107,7 @@ def _draw_head(figure, left: float, result) -> None:
 
     size = f"{size_of(result, 'pair')}, {result['steps']} steps"
     # a model's name may hold a $, which matplotlib would read as mathematics
-    figure.text(left, 0.965, f"{plain(result['model'])}: which site carries the word?", color=INK,
+    figure.text(left, 0.965, f"{plain(result['model'])}: which site carries the {what_of(result)}?", color=INK,
                 fontsize=14, weight="bold", va="center", parse_math=False)
     figure.text(left, 0.937, f"{size}; text keys and values of one site at a time come from the target",
                 color=GREY, fontsize=9.5, va="center", parse_math=False)

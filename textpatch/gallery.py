@@ -144,10 +144,10 @@ def _column(title: str, pictures, words: tuple[str, str], attributes: str) -> st
 
 
 def _caption(picture: dict, words: tuple[str, str]) -> str:
-    """What the OCR read, and in a block that stands alone how that scores."""
+    """What was read, and in a block that stands alone how that scores."""
     read, sides = plain(picture["read"]), ("target", "source")
     side = next((side for side in sides if picture.get(f"exact_{side}")), "other")
     f1, ssim = decimal(_f1([(0, picture)])), decimal(picture.get("ssim"))
-    more = f"letters of {safe(words[1])}: F1 {f1}<br>background SSIM {ssim}"
+    more = f"F1 towards {safe(words[1])}: {f1}<br>background SSIM {ssim}"
     return (f'<span class="what">read</span> <span class="read {side}">{safe(read or "(nothing)")}</span>'
             f'<span class="more">{more}</span>')  # fmt: skip

@@ -12,12 +12,12 @@ import threading
 def finishing():
     """The block ends before a first Ctrl-C does: KeyboardInterrupt comes behind it.  A second one comes at once.
 
-    Acts in the main thread alone, where Python delivers signals, and leaves a handler of somebody else's alone.
+    Yields a function that says whether there has been one, for a block that has something left to put away.  Acts in the main thread alone, where Python delivers signals, and leaves a handler of somebody else's alone.
     """
     if threading.current_thread() is not threading.main_thread() or (
         signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     ):
-        yield
+        yield lambda: False
         return
     asked = False
 
@@ -31,7 +31,7 @@ def finishing():
 
     signal.signal(signal.SIGINT, wait)
     try:
-        yield
+        yield lambda: asked
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if asked:

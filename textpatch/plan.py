@@ -219,7 +219,7 @@ class Plan:
 
     def check(self, rows: Sequence[Row], sites: Sequence[Site], steps: int, tokens: int) -> None:
         """Raise PatchError unless every swap names existing rows, sites, steps, heads and tokens, and no window."""
-        names = {row.name for row in rows}
+        names = [row.name for row in rows]  # in their order, for the message
         self._require_indices()
         for swap in self.swaps:
             for name in (*swap.readers, swap.donor):

@@ -10,7 +10,7 @@ from textpatch.gallery import ENDS, columns, gallery, heat_map
 from textpatch.markup import data_uri, fragment, page, safe, table
 from textpatch.pictures import open_picture
 from textpatch.result import (
-    RUNS, decimal, is_out, listed, ranked_sites, search, share_of, signed, size_of, span_of, value_of, verdict,
+    RUNS, decimal, is_out, listed, ranked_sites, search, share_of, signed, size_of, span_of, value_of, verdict, what_of,
 )  # fmt: skip
 from textpatch.store import flatten
 
@@ -82,7 +82,7 @@ def report_html(result: dict, *, heatmap: bytes, sheet: Sequence[dict] = (), man
     """
     first = [record for record in sheet if record["pair"] == sheet[0]["pair"]]
     sections = {
-        "For example": _LEGEND + gallery(result, first) if first else "",
+        "For example": _told(_LEGEND, result) + gallery(result, first) if first else "",
         "What was asked": _asked(result, manifest),
         "What is swapped": _equation(result),
         "The layers found": _layers(result),
@@ -106,8 +106,13 @@ def summary_html(result: dict, records: Sequence[dict]) -> str:
 
 def _answer(result) -> str:
     headline, numbers = verdict(result)
-    over = f"textpatch: which layers of {safe(result['model'])} write the words?"
+    over = f"textpatch: which layers of {safe(result['model'])} carry the {safe(what_of(result))}?"
     return f'<header><p class="over">{over}</p><h1>{safe(headline)}</h1><p class="lead">{safe(numbers)}</p></header>'
+
+
+def _told(text: str, result) -> str:
+    """What the page says of every run, said of this one."""
+    return text.format(what=safe(what_of(result)))
 
 
 def _asked(result, manifest) -> str:
@@ -119,10 +124,11 @@ def _asked(result, manifest) -> str:
         "pictures": f"{size_of(result, 'prompt pair')} (seed {safe(', '.join(map(str, result['seeds'])))})",
         "steps": f"{safe(result['steps'])}; swapped from step {safe(result['start'])} on, step 0 being pure noise",
         "guidance": "none" if result["guidance"] == 1 else safe(f"guidance {result['guidance']}; swapped in {branch}"),
-        "words read by": safe(f"{ocr.get('engine', '-')} {ocr.get('version', '')}"),
+        f"{safe(what_of(result))}s read by": safe(f"{ocr.get('engine', '-')} {ocr.get('version', '')}"),
         "command": f"<pre>{safe(manifest['command'])}</pre>" if manifest.get("command") else "-",
     }
-    return _QUESTION + "<dl>" + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items()) + "</dl>" + _pairs(result)
+    listing = "".join(f"<dt>{name}</dt><dd>{fact}</dd>" for name, fact in facts.items())
+    return f"{_told(_QUESTION, result)}<dl>{listing}</dl>{_pairs(result)}"
 
 
 def _pairs(result) -> str:
@@ -154,7 +160,7 @@ def _layers(result) -> str:
 
 
 def _map(result, records) -> str:
-    return _RAMP + heat_map(result, records) if records else ""
+    return _told(_RAMP, result) + heat_map(result, records) if records else ""
 
 
 def _ranking(result) -> str:
@@ -171,7 +177,7 @@ def _ranking(result) -> str:
         ]
         for rank, site in enumerate(ranked_sites(result), 1)
     ]
-    return table(head, rows, "scores") + _COLUMNS
+    return table(head, rows, "scores") + _told(_COLUMNS, result)
 
 
 def _figures(scores) -> list[str]:
@@ -273,22 +279,26 @@ def _drawing(heatmap: bytes) -> str:
 _MODES = {
     "staged": "first on a few pairs, those that may carry the word on all",
     "contribution": "first by what they give to the picture without a swap, those that stand out by swaps",
+    "attribution": "first by what a swap would do to each step, to first order, those that stand out by swaps",
 }
 
-_SCORES = {"swap": "F1 towards the target", "contribution": "share of what attention gives"}
+_SCORES = {"swap": "F1 towards the target", "contribution": "share of what attention gives",
+           "attribution": "share of the change that a swap promises"}  # fmt: skip
 
 _SCREENED = {
     "swap": """<p>A site left out by its F1 towards the target was swapped on the first pairs alone, and its score there lay
 clearly below those kept.</p>""",
     "contribution": """<p>A site left out by its share was not swapped. In the source's own run the word's tokens gave clearly
 less to the picture there than at the sites kept: their share of all that attention gives the picture.</p>""",
+    "attribution": """<p>A site left out by its share was not swapped. Along the source's own run a backward pass at each step
+says how far a swap there would move what the model predicts towards the target: clearly less than at the sites kept.</p>""",
 }
 
 _QUESTION = """<p>A text-to-image model reads its prompt through many attention layers, here called <b>sites</b>. Which of
-them tell it the word to write?</p>
-<p>A <b>source</b> prompt makes a picture with one word in it. Then the same picture is made again, but at one site the
-model reads a <b>target</b> prompt, which asks for another word. If the target's word appears and all else stays as
-it was, the word passes through that site. A program reads the words off the pictures; nobody judges by eye.</p>"""
+them carry the {what}?</p>
+<p>A <b>source</b> prompt makes a picture. Then the same picture is made again, but at one site the
+model reads a <b>target</b> prompt, which asks for another {what}. If the target's {what} appears and all else stays as
+it was, the {what} passes through that site. A program reads the {what}s off the pictures; nobody judges by eye.</p>"""
 
 _ALONE = """<div class="equation">picture &larr; softmax( Q <b>K&prime;</b><sup>&#8868;</sup> / &radic;D ) <b>V&prime;</b><br>
 <b>K&prime;, V&prime;</b> = keys and values of the <b>target</b>'s text, in place of the source's own</div>"""
@@ -308,16 +318,17 @@ _BEST = "The best single site; a set is grown from single sites on two prompt pa
 _COUNTED = """Sites are numbered in the order they run, as in the paper; the share counts the projections that make
 the text's keys and values."""
 
-_RAMP = """<p>How much of the target's word was read off the picture, swapping at one site alone (OCR F1, the mean over
+_RAMP = """<p>How much of the target's {what} was read off the picture, swapping at one site alone (F1, the mean over
 seeds). <b>Click a number</b> for the pictures and readings behind it. Words that share letters score above 0 without any
 swap: compare with the first column.</p>
-<p class="note">0, no letter<span class="ramp"></span>1, all letters</p>"""
+<p class="note">0, nothing of it<span class="ramp"></span>1, all of it</p>"""
 
 _COLUMNS = """<p class="note">Mean [95 % interval over prompt pairs]. Exact target: the share of pictures that read
-exactly as the target's word. F1: letters read against the target's, or the source's, word. bg SSIM and PSNR (dB): how alike
+exactly as the target's {what}. F1: what was read against the target's, or the source's, {what}; of
+words, letter by letter. bg SSIM and PSNR (dB): how alike
 the background is to the source's, 1 and infinity for equal. n: pictures.</p>"""
 
-_LEGEND = """<p>Under each picture what the OCR read: <span class="read target">blue</span> where it is the target's word,
+_LEGEND = """<p>Under each picture what was read: <span class="read target">blue</span> where it is the target's {what},
 <span class="read">plain</span> where it is the source's, <span class="read other">grey</span> otherwise. The best site
 is framed, and the others follow in the order they run.</p>"""
 

@@ -1,4 +1,4 @@
-"""Read a localisation: which site carries the word, in a sentence and in a terminal table.
+"""Read a localisation: which site carries the word, or what else was asked about, in a sentence and in a terminal table.
 
 Everything here takes `result`, the plain dict stored as results.json: "model", "pairs", "seeds", "steps",
 "guidance", "start", "branch", "baselines" (the "source" run without a swap, the whole "target" run), "sites"
@@ -6,7 +6,8 @@ Everything here takes `result`, the plain dict stored as results.json: "model", 
 A score is {"value", "low", "high"}: a mean and its 95 % interval, None where there is none (infinite PSNR).
 Of the search: "mode", "set" (its "sites", and the "steps" of growing it), "gaps" and "generations".
 "parameters" counts the denoiser's, and of each site its text key and value projections'.  What `start_curve` and
-`head_search` return may be put beside them, as "start_curve" and "head_search"; the report then shows it.
+`head_search` return may be put beside them, as "start_curve" and "head_search"; the report then shows it.  "what" says
+what the pairs differ in, where it is not the word.
 """
 
 from textpatch.errors import PatchError
@@ -70,24 +71,24 @@ def _name(name, width: int) -> str:
 
 def verdict(result: dict) -> tuple[str, str]:
     """A headline and the numbers behind it."""
-    best, *others = ranked_sites(result)
+    what, (best, *others) = what_of(result), ranked_sites(result)
     source, target = (result["baselines"][run] for run, _ in RUNS)
     name = f"site {best['site']} ({plain(best['name'])})"
     if not (whole := value_of(target, "exact_target")):
         return "No answer.", (
-            "Even the whole target run never shows its word to the OCR, so no site can be "
-            "credited: look at the model's plain pictures and check the OCR engine."
+            f"In the whole target run its {what} is never read, so no site can be credited: look at the model's "
+            "plain pictures and check what reads them."
         )
     reach = (
         f"exact match to the target is {percent_of(best)} over {best.get('n', '?')} pictures; the whole "
         f"target run reaches {percent_of(target)}, the source run without a swap {percent_of(source)}."
     )
     if (value_of(best, "exact_target") or 0) < 0.5 * whole:
-        return "No single site carries the word.", (
-            f"The best is {name}, and its {reach} The word is spread over several sites, or enters elsewhere."
+        return f"No single site carries the {what}.", (
+            f"The best is {name}, and its {reach} The {what} is spread over several sites, or enters elsewhere."
         )
     numbers = f"Its {reach} Background SSIM {span_of(best, 'ssim')}."
-    return f"S{name[1:]} carries the word.", numbers + _rivals(best, others)
+    return f"S{name[1:]} carries the {what}.", numbers + _rivals(best, others)
 
 
 def _rivals(best: dict, others: list[dict]) -> str:
@@ -123,7 +124,7 @@ def _screened(result: dict) -> list[str]:
     out: dict[tuple, list] = {}
     for site in filter(is_out, result["sites"]):
         out.setdefault((site["status"]["by"], site["status"]["pairs"]), []).append(site["site"])
-    by = {"contribution": "their contribution"}
+    by = {"contribution": "their contribution", "attribution": "their attribution"}
     return [f"Screened out by {by.get(what, 'their scores')} on {pairs} pairs: {listed(sites)}."
             for (what, pairs), sites in out.items()]  # fmt: skip
 
@@ -151,6 +152,11 @@ def ranked_sites(result: dict) -> list[dict]:
     if missing or not sites or sorted(result["ranked"]) != sorted(sites):
         raise PatchError(f"the result lacks {', '.join(missing) or 'sites, or ranks others than it holds'}")
     return [sites[index] for index in result["ranked"]]
+
+
+def what_of(result: dict) -> str:
+    """What the pairs differ in: the word, or another attribute of a sign."""
+    return plain(result.get("what", "word"))
 
 
 def score_of(scores: dict, metric: str) -> dict:

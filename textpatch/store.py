@@ -61,11 +61,14 @@ class Run:
         The key is the sha256 of `manifest["request"]`. Other entries (versions, command) may differ when
         resuming: `changed` lists them, and so does the stored manifest under `resumed`. Of the request only
         entries named in `allow` may: "weights", or "ocr" for all below it. Raises StoreError for another request,
-        a folder with other things in it, a damaged manifest, or one that cannot be written.
+        an `allow` without effect, a folder with other things in it, a damaged manifest, or one that cannot be written.
         """
         new = _stamped(manifest)
         run = cls(folder, new, worker, resumed=False)
         with _explained(run.folder, "open"):
+            if allow and not (run.folder / "manifest.json").exists():
+                raise StoreError(f"{', '.join(allow)} may differ, but {run.folder} holds no run yet; leave out --allow, or "
+                                 "give the --out of the run to go on with")  # fmt: skip
             stored = _create(run.folder, new, worker)
             _sweep(run.folder, worker)
             return run if stored is None else cls._resume(run.folder, stored, new, worker, allow)
@@ -257,15 +260,11 @@ def _require_entries(allow: Sequence[str], *requests: dict) -> None:
 
 
 def _other_request(folder: Path, differences: dict) -> str:
-    shown = [
-        f"{name.removeprefix('request.')}: stored {_short(a)}, asked {_short(b)}"
-        for name, (a, b) in list(differences.items())[:6]
-    ]
+    first = list(differences.items())[:6]
+    shown = [f"{name.removeprefix('request.')}: stored {_short(a)}, asked {_short(b)}" for name, (a, b) in first]
     more = f"; and {len(differences) - 6} more" if len(differences) > 6 else ""
-    return (
-        f"{folder} holds another run ({'; '.join(shown)}{more}); give another --out, ask for the same, or name "
-        "what may differ with --allow"
-    )
+    return (f"{folder} holds another run ({'; '.join(shown)}{more}); give another --out, ask for the same, or name "
+            "what may differ with --allow")  # fmt: skip
 
 
 def _short(value, limit: int = 60) -> str:

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Callable, Sequence
 
@@ -132,8 +133,16 @@ class Trials:
         names = {row_name(group) for group in groups} | ({SOURCE, TARGET} if own else set())
         units = self.units(len(self.pairs) if pairs is None else pairs)[part]
         lacking = [unit for unit in units if not names <= self._pictures(unit).keys()]
-        for unit in tqdm(lacking, desc="localize", unit="pair", disable=None):
-            self._batch(unit, names - self._pictures(unit).keys(), groups)
+        keep = lambda: None  # noqa: E731
+        with ThreadPoolExecutor(1, "read") as reader:
+            for unit in tqdm(lacking, desc="localize", unit="pair", disable=None):
+                with finishing() as interrupted:
+                    made = self._made(unit, names - self._pictures(unit).keys(), groups, reader)
+                    keep()
+                    keep = made
+                    if interrupted():
+                        keep()
+            keep()
 
     def share(self, groups: Sequence[Group], shard: tuple[int, int]) -> None:
         """Make the groups' pictures of every n-th pair and seed, of shard (i, n) from the i-th on.
@@ -151,8 +160,11 @@ class Trials:
     def _pictures(self, unit: tuple[int, int]) -> dict:
         return self._found.get(unit, {}).get("pictures", {})
 
-    def _batch(self, unit: tuple[int, int], names: set[str], groups: Sequence[Group]) -> None:
-        """One lock-step run of the rows of these names, those of groups among them, and of the target they read."""
+    def _made(self, unit: tuple[int, int], names: set[str], groups: Sequence[Group], reader: Executor) -> Callable[[], None]:
+        """One lock-step run of the rows of these names, those of groups among them, and of the target they read.
+
+        Its pictures are read while others are generated: what is returned waits for the readings and keeps the record.
+        """
         (index, seed), before = unit, self._pictures(unit)
         self._batches[unit] += 1
         number = self._batches[unit]
@@ -160,20 +172,20 @@ class Trials:
         rows, plan = rows_and_plan(self.pairs[index], seed, swapped, self.steps, self.start, self.branch)
         rows = self._needed(names, *rows)
         maker = {"plan_sha256": plan.sha256, "rows_sha256": _sha256(rows)}
-
-        def make() -> dict:
+        id, scored = f"{index}-{seed}" + (f"-{number}" if number > 1 else ""), None
+        if id not in self._done:
             samples = sample(self.pipeline, rows, plan, steps=self.steps, guidance=self.guidance,
                              micro_batch=self.micro_batch)  # fmt: skip
             pictures = {name: image for name, image in samples.images.items() if name not in before}
-            return {
-                **maker,
-                "generations": sum(row.sampled for row in rows),
-                "pictures": self.scored(pictures, index, before.get(SOURCE)),
-            }
+            scored = reader.submit(self.scored, pictures, index, before.get(SOURCE))
 
-        record = self.once(f"{index}-{seed}" + (f"-{number}" if number > 1 else ""), unit, make)
-        self._require_made_by(maker, record)
-        self.join(record)
+        def keep() -> None:
+            generations = sum(row.sampled for row in rows)
+            record = self.once(id, unit, lambda: {**maker, "generations": generations, "pictures": scored.result()})
+            self._require_made_by(maker, record)
+            self.join(record)
+
+        return keep
 
     def _require_made_by(self, maker: dict[str, str], record: dict) -> None:
         """Raise StoreError for a record of another plan or of other rows, which --allow does not make the same."""

@@ -21,7 +21,9 @@ from transformers import (
 
 from textpatch.errors import WeightsError, closest
 from textpatch.reference_models.pipeline import Defaults, LatentPixels, Pipeline, pixels
-from textpatch.reference_models.text_encoders import IFTextEncoder, SD3TextEncoders, SDXLTextEncoders
+from textpatch.reference_models.text_encoders import (
+    CLIP_LENGTH, IFTextEncoder, SD3TextEncoders, SDXLTextEncoders, tokenize,
+)  # fmt: skip
 from textpatch.reference_models.vae import VAE
 from textpatch.weights.files import cached_snapshot, read_config
 from textpatch.weights.fill import Part, fill
@@ -157,9 +159,16 @@ class Builder:
         if not folder.is_dir():
             raise WeightsError(f"no folder {folder.name!r} in {folder.parent}; the model is incomplete")
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise WeightsError(f"{folder} holds no tokenizer transformers can read: {error}") from None
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenize([""], [tokenizer], [CLIP_LENGTH])  # here, and not in a run, breaks what can be read and not used
+            tokenizer("\uffff")  # a word that nobody knows
+        except BaseException as error:
+            # tokenizers raises bare Exceptions, and Rust's panics, which are none and have no name to import
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise WeightsError(f"{folder} holds no tokenizer transformers can read: {reason}; fetch it again") from None
+        return tokenizer
 
 
 def _sdxl(build: Builder):
