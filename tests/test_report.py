@@ -238,6 +238,15 @@ def test_the_answer_is_honest_when_no_site_carries_the_word():
     assert result_.answer(a_result((0.0, 0.0), target=0.0)).startswith("No answer.")
 
 
+@pytest.mark.parametrize("score, said", [(0.9, "Sites 0, 1 together carry the word. F1 towards the target is +0.90"), (0.3, "No single site")])
+def test_the_answer_names_a_set_that_carries_the_word(score, said):
+    """Where no single site does, the set is credited whose F1 is half of the way to the target run's, and only then."""
+    result, f1 = a_result((0.2, 0.4, 0.1)), {"value": score, "low": score, "high": score}
+    step = {"added": 1, "group": [0, 1], "score": f1, "gain": f1, "kept": True}
+    answer = result_.answer(result | {"set": {"sites": [0, 1], "steps": [step, step | {"kept": False}]}})
+    assert answer.startswith(said) and "he best is site 1" in answer
+
+
 def test_the_answer_admits_a_tie():
     """Sites whose intervals overlap the best one's are named."""
     assert "overlap with site 1, 3:" in result_.answer(a_result((0.0, 0.75, 0.8, 0.72)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -164,9 +165,15 @@ def _upscale(command: argparse.ArgumentParser) -> None:
                                                             "of an edit it reads the source prompt and no swap")  # fmt: skip
 
 
+def number(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise argparse.ArgumentTypeError(f"{text} is no finite number")
+    return value
+
+
 def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, help="denoising steps (the model's default)")
-    command.add_argument("--guidance", type=float, help="classifier-free guidance (the model's default)")
+    command.add_argument("--guidance", type=number, help="classifier-free guidance (the model's default)")
     for side in ("height", "width"):
         command.add_argument(f"--{side}", type=int, metavar="PIXELS", help=f"{side} of the pictures (the model's own)")
     command.add_argument("--out", type=Path, help="run folder (default: runs/COMMAND-MODEL-HASH)")

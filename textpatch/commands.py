@@ -16,7 +16,7 @@ from pathlib import Path
 from textpatch.errors import PatchError, PromptError, Unfinished
 from textpatch.exits import printable
 
-WORD = "word"  # what `localize` asks about unless told otherwise
+WORD = "word"  # Pair.what, which is not imported before it is known that something is to be done
 
 
 def sites(options) -> None:
@@ -101,7 +101,7 @@ def localize(options) -> None:
     more = {name: True for name in ("starts", "heads") if getattr(options, name)}
     request |= more
     asked = dict(sites=sites_, groups=options.sets, seeds=options.seeds, steps=steps, start=options.start, **search)
-    check(pipeline, pairs, **asked)
+    check(pipeline, pairs, **asked, shard=shard)
     _warn_of_scenes(options, prompts)
     ocr.self_test()
     run = _open_run(options, pipeline, request, worker=str(shard[0] if shard else 0), ocr=ocr.describe())
@@ -111,10 +111,9 @@ def localize(options) -> None:
     except Unfinished as told:
         print(told)
         return
-    result = found.result | what
-    publish(run, result, found.records)
-    print(table(result))
-    print(answer(result))
+    publish(run, found.result, found.records)
+    print(table(found.result))
+    print(answer(found.result))
     print(run.folder / "report.html")
 
 

@@ -19,7 +19,7 @@ from typing import Sequence
 from textpatch.errors import PatchError, closest
 from textpatch.heads import head_search
 from textpatch.metrics import f1_of_means
-from textpatch.pairs import SOURCE, TARGET
+from textpatch.pairs import SOURCE, TARGET, Pair
 from textpatch.readings import READINGS, Readings
 from textpatch.report import summary_html
 from textpatch.search import Group, Screening, Step, better_than, grow, interval, ranking, responsible, screen
@@ -75,7 +75,9 @@ def localize(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all"
     """
     groups = _groups(pipeline, sites, groups)
     _check_search(mode, keep, first, groups, len(pairs))
-    _check_shard(shard, mode, run)
+    _check_shard(shard, mode)
+    if shard is not None and run is None:
+        raise PatchError(f"shard {shard[0]}/{shard[1]} of no run was asked for; shards meet in a run folder, give `run`")
     trials = Trials(pipeline, pairs, seeds=seeds, steps=steps, guidance=guidance, start=start, branch=branch, ocr=ocr,
                     run=run, micro_batch=micro_batch)  # fmt: skip
     if shard is not None:
@@ -90,9 +92,11 @@ def localize(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all"
 
 
 def check(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all", groups=None, keep: int | None = None,
-          first: int | None = None, seeds: Sequence[int] = (0,), steps: int, start: int = 0) -> None:  # fmt: skip
+          first: int | None = None, seeds: Sequence[int] = (0,), steps: int, start: int = 0,
+          shard: tuple[int, int] | None = None) -> None:  # fmt: skip
     """Raise what `localize` would raise for a request it cannot carry out.  Nothing is generated."""
     _check_search(mode, keep, first, _groups(pipeline, sites, groups), len(pairs))
+    _check_shard(shard, mode)
     checked_pairs(pipeline, pairs, seeds=seeds, steps=steps, start=start)
 
 
@@ -108,20 +112,22 @@ def _check_search(mode: str, keep: int | None, first: int | None, groups: list[G
                          "leave them out, or give mode 'staged' or 'contribution'")  # fmt: skip
     if mode != "exhaustive" and (pairs < 2 or first is not None and first < 2):
         raise PatchError(f"{pairs} pairs, screening begins with {first or FIRST}; an interval over pairs needs two")
-    if mode != "exhaustive" and (len(groups) < 2 or keep is not None and not 1 <= keep < len(groups)):
-        raise PatchError(f"keep is {keep} of {len(groups)} sites; keep at least one and fewer than there are")
     if mode in READINGS and not _alone(groups):
         raise PatchError(f"{mode} scores single sites, and sets of them were asked for; use another mode")
+    if mode != "exhaustive" and len(groups) < 2:
+        raise PatchError(f"a screening of {len(groups)} sites was asked for; give two or more, or mode 'exhaustive'")
+    if keep is not None and not 1 <= keep < len(groups):
+        raise PatchError(f"keep is {keep} of {len(groups)} sites; keep at least one and fewer than there are")
 
 
-def _check_shard(shard: tuple[int, int] | None, mode: str, run) -> None:
+def _check_shard(shard: tuple[int, int] | None, mode: str) -> None:
     if shard is None:
         return
     if not 0 <= shard[0] < shard[1]:
         raise PatchError(f"no shard {shard[0]}/{shard[1]}; of n shards the first is 0/n, the last n-1/n")
-    if mode != "exhaustive" or run is None:
-        raise PatchError(f"a shard of mode {mode!r}{' without a run' if run is None else ''} was asked for; only an "
-                         "exhaustive search into a run folder can be divided, the others go by what they have seen")  # fmt: skip
+    if mode != "exhaustive":
+        raise PatchError(f"a shard of mode {mode!r} was asked for; only an exhaustive search can be divided, the others "
+                         "go by what they have seen")  # fmt: skip
 
 
 def _groups(pipeline, sites, groups) -> list[Group]:
@@ -222,6 +228,7 @@ def summarise(trials: Trials, mode: str, groups: list[Group], screening: Screeni
     return {
         "schema_version": SCHEMA_VERSION,
         **_facts(trials),
+        **_what(pairs),
         "mode": mode,
         "baselines": {side: scores(records, side) for side in (SOURCE, TARGET)},
         "sites": entries,
@@ -238,6 +245,12 @@ def _facts(trials: Trials) -> dict:
     return dict(model=trials.pipeline.name, parameters=parameters, pairs=len(trials.pairs), seeds=list(trials.seeds),
                 steps=trials.steps, guidance=trials.guidance, start=trials.start, branch=trials.branch,
                 ocr=trials.ocr.describe())  # fmt: skip
+
+
+def _what(pairs: Sequence[Pair]) -> dict:
+    """What the pairs differ in, where it is not the word alone."""
+    differ = sorted({pair.what for pair in pairs})
+    return {} if differ == [Pair.what] else {"what": " or ".join(differ)}
 
 
 def _set(grown: list[Step]) -> dict:

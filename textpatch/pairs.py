@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from textpatch import metrics
 from textpatch.errors import PromptError
@@ -19,6 +20,7 @@ class Pair:
 
     source: str
     target: str
+    what: ClassVar[str] = "word"  # in which they differ, as reports say it
 
     @property
     def words(self) -> tuple[str, str]:

@@ -28,7 +28,8 @@ _COLUMNS = (
 def answer(result: dict) -> str:
     """Say which site carries the word, with its numbers; or, honestly, that no single site does.
 
-    A site carries the word if its exact match to the target is at least half of the whole target run's.
+    A site carries the word if its exact match to the target is at least half of the whole target run's; the sites of a
+    set, if with them the F1 comes half of the way there.
     Raises PatchError if `result` is no result.
     """
     return " ".join([*verdict(result), *search(result)])
@@ -84,11 +85,27 @@ def verdict(result: dict) -> tuple[str, str]:
         f"target run reaches {percent_of(target)}, the source run without a swap {percent_of(source)}."
     )
     if (value_of(best, "exact_target") or 0) < 0.5 * whole:
+        if together := _together(result):
+            return f"S{listed(result['set']['sites'])[1:]} together carry the {what}.", (
+                f"F1 towards the target is {together}. No single site carries it: the best is {name}, and its {reach}"
+            )
         return f"No single site carries the {what}.", (
             f"The best is {name}, and its {reach} The {what} is spread over several sites, or enters elsewhere."
         )
     numbers = f"Its {reach} Background SSIM {span_of(best, 'ssim')}."
     return f"S{name[1:]} carries the {what}.", numbers + _rivals(best, others)
+
+
+def _together(result: dict) -> str:
+    """The F1 of a set of several sites that comes at least half of the way from the source run's to the target run's."""
+    grown = result.get("set") or {"sites": []}
+    if len(grown["sites"]) < 2:
+        return ""
+    score = next(step["score"] for step in reversed(grown["steps"]) if step["kept"])
+    source, target = (value_of(result["baselines"][run], "f1_target") for run, _ in RUNS)
+    if score["value"] - source < 0.5 * (target - source):
+        return ""
+    return f"{signed(score)} with them, {target:.2f} in the whole target run, {source:.2f} without a swap"
 
 
 def _rivals(best: dict, others: list[dict]) -> str:

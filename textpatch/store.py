@@ -362,10 +362,10 @@ def _json(value, indent: int | None = None) -> bytes:
 
 
 def _cell(value):
-    if isinstance(value, (dict, list, tuple)):
-        return json.dumps(value)
-    # a spreadsheet would run a text such as =cmd(...) as a formula
-    return "'" + value if isinstance(value, str) and value.startswith(tuple("=+-@\t\r")) else value
+    if not isinstance(value, str):
+        return json.dumps(value) if isinstance(value, (dict, list, tuple)) else value
+    text = value.replace("\r", "\n")  # which ends a line for some readers, and the writer does not quote
+    return "'" + text if text.startswith(tuple("=+-@\t\n")) else text  # or a spreadsheet would run =cmd(...)
 
 
 def _write(path: Path, data: bytes, worker: str, *, exclusive: bool = False) -> bool:

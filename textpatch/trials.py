@@ -36,6 +36,8 @@ def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int
     if not pairs or not seeds or not 0 <= start < steps:
         raise PatchError(f"{len(pairs)} pairs, {len(seeds)} seeds, start {start} of {steps} steps; "
                          "needs at least one pair and seed, and a start within the run")  # fmt: skip
+    if len(set(seeds)) != len(seeds):
+        raise PatchError(f"seeds {', '.join(map(str, seeds))} were asked for, one of them twice; give each once")
     for pair in pairs:
         pair.words  # noqa: B018  a prompt without a word is refused before anything runs
     pipeline.check(

@@ -64,6 +64,10 @@ class SignPair(Pair):
     signs: tuple[Sign, Sign]
 
     @property
+    def what(self) -> str:
+        return self.attribute
+
+    @property
     def words(self) -> tuple[str, str]:
         """What source and target are told apart by: the values of the attribute."""
         return tuple(getattr(sign, self.attribute) for sign in self.signs)
