@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -163,20 +164,32 @@ def test_a_first_interrupt_finishes_the_record(model, whole, tmp_path, monkeypat
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-class Patient(PixelReader):
-    """Ends its first reading only once `generating` is set, or after a minute, and notes whether it was."""
+class AtOnce(ThreadPoolExecutor):
+    """Does what it is given before anything else."""
 
-    def __init__(self):
-        self.generating, self.saw = threading.Event(), []
+    def submit(self, act, *given):
+        done = super().submit(act, *given)
+        done.exception()
+        return done
+
+
+class Patient(PixelReader):
+    """Ends its first reading only once `generating` is set, or after some seconds, and notes whether it was."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.generating, self.saw = seconds, threading.Event(), []
 
     def read(self, images, box=None):
-        self.saw = self.saw or [self.generating.wait(60)]
+        self.saw = self.saw or [self.generating.wait(self.seconds)]
         return super().read(images, box)
 
 
-def test_pictures_are_read_while_others_are_generated(model, whole, tmp_path, monkeypatch):
-    """The second unit is generated while the first unit's pictures are read; the result is the same."""
-    reader, made, honest = Patient(), [], trials.sample
+@pytest.mark.parametrize("pool, seconds, saw", [(ThreadPoolExecutor, 60, True), (AtOnce, 0.1, False)])
+def test_pictures_are_read_while_others_are_generated(model, whole, tmp_path, monkeypatch, pool, seconds, saw):
+    """The second unit is generated while the first unit's pictures are read; the result is the same.  Fault: a pool that
+    reads at once, which is noticed."""
+    reader, made, honest = Patient(seconds), [], trials.sample
+    monkeypatch.setattr("textpatch.trials.ThreadPoolExecutor", pool)
 
     def telling(*args, **options):
         made.append(args)
@@ -185,7 +198,7 @@ def test_pictures_are_read_while_others_are_generated(model, whole, tmp_path, mo
         return honest(*args, **options)
 
     monkeypatch.setattr("textpatch.trials.sample", telling)
-    assert plain(localized(model, tmp_path, ocr=reader)) == whole and reader.saw == [True]
+    assert plain(localized(model, tmp_path, ocr=reader)) == whole and reader.saw == [saw]
 
 
 def test_an_interrupt_waits_for_the_block_and_no_longer():
