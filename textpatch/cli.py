@@ -12,7 +12,8 @@ from textpatch import commands
 from textpatch.exits import guarded
 
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
-MODEL_HELP = ("a shipped model (tiny-mmdit, tiny-sdxl, tiny-if, planted-mmdit, planted-sdxl, planted-if), a folder in "
+MODEL_HELP = ("a shipped model (tiny-mmdit, tiny-sdxl, tiny-if, planted-mmdit, planted-sdxl, planted-if; tiny-if-ii "
+              "draws their pictures larger), a folder in "
               "diffusers layout, an original single .safetensors file, a sharded index, or org/name in the Hugging Face "
               "cache")  # fmt: skip
 SITES_HELP = ("indices in execution order, as in the paper (57), ranges of them (55-57), names, globs ('up_blocks.*'), "

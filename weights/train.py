@@ -107,7 +107,7 @@ def number_of_sites(recipe: Recipe) -> int:
 
 def loss_of(model: Trainee, recipe: Recipe, batch: Batch, weight: Tensor) -> Tensor:
     """Weighted error of what the schedule asks, one value per row (B,)."""
-    asked = objective(recipe.schedule, recipe.steps)
+    asked = objective(recipe.schedule, recipe.variance_steps or recipe.steps)
     noisy, t = asked.mix(batch.pictures, batch.noise, batch.share)
     with torch.autocast("cpu" if batch.pictures.device.type == "cpu" else "cuda", torch.bfloat16):
         text = model.encoders(batch.prompts)
