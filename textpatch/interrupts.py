@@ -12,7 +12,8 @@ import threading
 def finishing():
     """The block ends before a first Ctrl-C does: KeyboardInterrupt comes behind it.  A second one comes at once.
 
-    Yields a function that says whether there has been one, for a block that has something left to put away.  Acts in the main thread alone, where Python delivers signals, and leaves a handler of somebody else's alone.
+    Yields a function that says whether there has been one, for a block that has something left to put away.
+    Acts in the main thread alone, where Python delivers signals, and leaves a handler of somebody else's alone.
     """
     if threading.current_thread() is not threading.main_thread() or (
         signal.getsignal(signal.SIGINT) is not signal.default_int_handler
