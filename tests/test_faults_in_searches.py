@@ -110,7 +110,7 @@ def test_a_fault_is_noticed(fault, monkeypatch):
 
 @pytest.mark.parametrize("mode", ["exhaustive", "contribution"])
 @pytest.mark.parametrize("function, old, new", [
-    ("_batch", '"generations": sum(row.sampled for row in rows)', '"generations": len(plan.swaps)'),
+    ("_made", "generations = sum(row.sampled for row in rows)", "generations = len(plan.swaps)"),
     ("_needed", "[source] * (SOURCE in names)", "[source]"),
 ])  # fmt: skip
 def test_generations_not_counted_or_made_in_vain_are_noticed(mode, function, old, new, monkeypatch):
@@ -129,6 +129,6 @@ def test_a_target_that_runs_in_vain_is_noticed(monkeypatch):
 
 def test_a_record_under_the_wrong_name_is_noticed(tmp_path, monkeypatch):
     """Fault: every batch of a pair and seed is looked up under the name of the first."""
-    plant(monkeypatch, trials.Trials, "_batch", "if number > 1", "if number > 9")
+    plant(monkeypatch, trials.Trials, "_made", "if number > 1", "if number > 9")
     with pytest.raises(trials.StoreError, match="was made by plan"):
         modes.test_a_killed_search_ends_as_if_it_had_not_been("exhaustive", tmp_path, monkeypatch)
