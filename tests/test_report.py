@@ -238,7 +238,7 @@ def test_the_answer_is_honest_when_no_site_carries_the_word():
     assert result_.answer(a_result((0.0, 0.0), target=0.0)).startswith("No answer.")
 
 
-@pytest.mark.parametrize("score, said", [(0.9, "Sites 0, 1 together carry the word. F1 towards the target is +0.90"), (0.3, "No single site")])
+@pytest.mark.parametrize("score, said", [(0.9, "Sites 0, 1 together carry the word. F1 towards the target is 0.90 [0.90, 0.90] with them"), (0.3, "No single site")])
 def test_the_answer_names_a_set_that_carries_the_word(score, said):
     """Where no single site does, the set is credited whose F1 is half of the way to the target run's, and only then."""
     result, f1 = a_result((0.2, 0.4, 0.1)), {"value": score, "low": score, "high": score}
