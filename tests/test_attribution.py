@@ -8,10 +8,11 @@ from small import small_pipeline
 from strategies import ARCHITECTURES, fixed_case
 from test_localize import PAIR, Parrot
 
-from textpatch import PatchError, Row, load, localize, sample
+from textpatch import PatchError, Row, edit, load, localize, sample
 from textpatch.attention import row_slots
 from textpatch.attribution import attribution, drops, in_its_words
-from textpatch.audit import exits
+from textpatch.audit import exit_modules
+from textpatch.errors import PromptError
 from textpatch.hooks import HookRegistry
 from textpatch.pairs import Pair
 from textpatch.weights.prompts import sign_pairs
@@ -48,7 +49,7 @@ def test_it_is_the_slope_towards_the_swap(architecture, seed):
     found, tokens = drops(model, x, t, text), text.tokens.shape[1]
     largest = max(map(abs, found.values()))
     assert largest > 0
-    for site, names in exits(model, model.sites).items():
+    for site, names in exit_modules(model, model.sites).items():
         swap = [row_slots(torch.tensor([1, 1]), tokens) if other == site else None for other in model.sites]
         own, swapped = (put_out(model, x, t, text, names, slots) for slots in (None, swap))
         moved = lambda e: {name: torch.lerp(own[name], swapped[name], e) for name in names}  # noqa: E731
@@ -102,8 +103,10 @@ def test_only_the_words_are_asked_for(source, target, asked):
     assert in_its_words(Pair(source, target)) == asked
 
 
-def test_pairs_of_one_prompt_are_refused():
-    """attribution tells two prompts apart: PatchError before anything is generated."""
-    pipeline = small_pipeline()
-    with pytest.raises(PatchError, match="both are"):
-        localize(pipeline, [PAIR, (PAIR[0], PAIR[0])], mode="attribution", ocr=Parrot())
+def test_pairs_of_one_prompt_are_refused(monkeypatch):
+    """No swap between them does anything: PromptError from localize and edit, before anything is generated."""
+    pipeline, same = small_pipeline(), (PAIR[0], PAIR[0])
+    monkeypatch.setattr(pipeline, "denoise", lambda *a, **k: pytest.fail("generated all the same"))
+    for work in (lambda: localize(pipeline, [PAIR, same], ocr=Parrot()), lambda: edit(pipeline, *same, sites=0)):
+        with pytest.raises(PromptError, match="source and target are both"):
+            work()

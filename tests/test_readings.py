@@ -1,10 +1,12 @@
 """Readings as scores of a screening: what they cost, what they keep of it, and what they are never asked twice."""
 
+from dataclasses import replace
+
 import pytest
 from small import small_pipeline
 from test_localize import PAIR, Parrot
 
-from textpatch import readings, trials
+from textpatch import localize, trials
 from textpatch.readings import READINGS, Readings
 from textpatch.trials import Trials
 
@@ -25,3 +27,16 @@ def test_reading_costs_the_source_pictures_alone(name, guidance, backward, monke
     made.clear()
     read.score([(0,)], 2, second)
     assert made == [] and [set(record["pictures"]) for record in tried.records] == [{"source"}] * 4
+
+
+@pytest.mark.parametrize("second, left_out", [(0.55, set()), (0.45, {"contribution"}), (0.05, {"contribution", "attribution"})])
+@pytest.mark.parametrize("name", READINGS)
+def test_a_site_is_left_out_below_a_part_of_the_best(name, second, left_out, monkeypatch):
+    """Contribution leaves out what has less than half of the largest share, attribution what has less than a tenth."""
+    reading, pipeline = READINGS[name], small_pipeline()
+    shown = {0: dict.fromkeys(reading.shown, 1.0), 1: dict.fromkeys(reading.shown, second)}
+    picture = pipeline.generate(PAIR[0], seeds=0)[0]
+    monkeypatch.setitem(READINGS, name, replace(reading, read=lambda trials, pair, seed: (shown, picture)))
+    result = localize(pipeline, [PAIR, PAIR[::-1]], mode=name, sites=[0, 1], first=2, ocr=Parrot()).result
+    by = result["sites"][1]["status"].get("by")
+    assert (by == name) is (name in left_out)

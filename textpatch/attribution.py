@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from textpatch.audit import Record, eager, exits, recording
+from textpatch.audit import Record, eager, exit_modules, recording
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
 from textpatch.pairs import SOURCE, Pair
@@ -41,7 +41,8 @@ def attribution(pipeline, source: str, target: str, *, seed: int = 0, steps: int
     row = Row(SOURCE, source, seed)
     samples = sample(pipeline, [row], steps=steps, guidance=guidance, keep_trajectory=True)
     steps = samples.steps
-    times, path = pipeline.schedule.timesteps(steps), samples.trajectory[SOURCE]
+    path = samples.trajectory[SOURCE]
+    times = pipeline.schedule.timesteps(steps).to(path[0].device)
     found = [
         drops(pipeline.denoiser, pipeline.schedule.model_input(path[step][None], step, steps), times[step], text)
         for step in range(start, steps)
@@ -54,7 +55,7 @@ def attribution(pipeline, source: str, target: str, *, seed: int = 0, steps: int
 def drops(model: nn.Module, x: Tensor, t: Tensor, text) -> dict[Site, float]:
     """a of every site at one x_t.   x (1, C, H, W); text as the model takes it, of source and target"""
     sites, records, outputs = find_sites(model), [], {}
-    names = exits(model, sites)
+    names = exit_modules(model, sites)
     both = x.detach().repeat(2, 1, 1, 1).requires_grad_()  # so that there is a graph, whatever the weights ask for
     looking = HookRegistry(model, [name for some in names.values() for name in some])
     with torch.enable_grad(), recording(model, sites, [0], records.append):

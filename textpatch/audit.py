@@ -181,7 +181,7 @@ def recording(model: nn.Module, sites: Sequence[Site], at: Sequence[int],
     modules, latest, calls, records = dict(model.named_modules()), {}, Counter(), {}
     made = {site: [_present(modules, site, table) for table in (QUERIES, KEYS, VALUES)] for site in sites}
     needed = {site: {name for names in parts for name in names} for site, parts in made.items()}
-    outputs = exits(model, sites)
+    outputs = exit_modules(model, sites)
     owner = {name: site for site, names in outputs.items() for name in names}
 
     def leaving(name: str, inputs) -> None:
@@ -203,7 +203,7 @@ def recording(model: nn.Module, sites: Sequence[Site], at: Sequence[int],
             yield
 
 
-def exits(model: nn.Module, sites: Sequence[Site]) -> dict[Site, list[str]]:
+def exit_modules(model: nn.Module, sites: Sequence[Site]) -> dict[Site, list[str]]:
     """The modules that take in each site's attention output, the image's first.  Raises PatchError as `recording`."""
     modules = dict(model.named_modules())
     return {site: _present(modules, site, EXITS) for site in sites}

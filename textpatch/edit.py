@@ -11,7 +11,7 @@ from PIL import Image
 
 from textpatch.errors import PatchError
 from textpatch.markup import figure, fragment, safe
-from textpatch.pairs import SOURCE, TARGET, Pair
+from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.plan import Plan
 from textpatch.sampling import sample
 from textpatch.sites import find_sites, select_sites
@@ -56,6 +56,7 @@ def edit(pipeline, source: str, target: str, *, sites=None, start: int = 0, seed
     chosen = tuple(site.index for site in select_sites(find_sites(pipeline.denoiser), sites))
     pair = Pair(source, target)
     pair.words  # noqa: B018  refuses prompts without a word
+    require_apart(pair)
     rows, plan = rows_and_plan(pair, seed, [chosen], steps, start, branch)
     made = sample(pipeline, rows, plan, steps=steps, guidance=guidance)
     image, before, wanted = (made.images[name] for name in (rows[-1].name, SOURCE, TARGET))

@@ -32,6 +32,12 @@ class Pair:
         return {"read": read, **word_scores(read, words)}
 
 
+def require_apart(pair: Pair) -> None:
+    """Raise PromptError for a source that is its own target: no swap between them does anything."""
+    if pair.source == pair.target:
+        raise PromptError(f"source and target are both {pair.source!r}, so no swap does anything; give prompts that differ")
+
+
 def quoted_texts(prompt: str) -> list[str]:
     """What stands between the double quotes of a prompt.  Raises PromptError for no text, or a quote left open."""
     _, *parts = prompt.split('"')

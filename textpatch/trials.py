@@ -24,11 +24,12 @@ from textpatch import metrics
 from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError, StoreError, Unfinished
 from textpatch.interrupts import finishing
-from textpatch.pairs import SOURCE, TARGET, Pair
+from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.pictures import open_picture
 from textpatch.plan import Plan, Row, Swap
 from textpatch.sampling import sample
 from textpatch.search import Group, interval
+
 
 def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int, start: int = 0) -> list[Pair]:
     """Prompt pairs, once all that can be wrong with a run of them is known to be right; nothing is generated."""
@@ -40,6 +41,7 @@ def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int
         raise PatchError(f"seeds {', '.join(map(str, seeds))} were asked for, one of them twice; give each once")
     for pair in pairs:
         pair.words  # noqa: B018  a prompt without a word is refused before anything runs
+        require_apart(pair)
     pipeline.check(
         [prompt for pair in pairs for prompt in (pair.source, pair.target)], seeds=seeds, steps=steps
     )
