@@ -37,7 +37,8 @@ all_that_carry = raw(searching.test_the_set_is_all_that_carry_and_nothing_else, 
 goes_on = raw(searching.test_a_screening_goes_on_with_those_in_doubt, 0, 2, 2)
 joins = raw(searching.test_a_site_that_does_nothing_alone_joins, {1, 4, 5, 9, 17, 20})
 not_tried = raw(searching.test_nothing_is_tried_where_nothing_could_gain, {3, 8})
-few_pairs = raw(searching.test_no_swap_is_asked_for_on_few_pairs, 0, 2)
+few_pairs = raw(searching.test_a_gain_is_looked_at_on_few_pairs_first, 2, 4)
+on_the_way = searching.test_a_group_on_the_way_is_scored_as_far_as_it_is_needed
 keeps = raw(searching.test_a_screening_keeps_the_carriers, PARTS, 0, 6)
 heads = raw(searching.test_the_heads_taken_away_are_those_needed, PARTS, 0)
 last_start = raw(searching.test_the_last_start_that_loses_nothing, 3, 0)
@@ -51,9 +52,10 @@ FAULTS = {
     "both sides draw their own pairs": (
         pair_by_pair, search, "gain", "statistic(*drawn[half:]", "statistic(*(np.roll(x, 1, 0) for x in drawn[half:])"),
     "any gain will do": (
-        searching.test_chance_rarely_adds_a_site, search, "grow", 'gained["low"] > 0', 'gained["value"] > 0'),
-    "every site against no swap": (all_that_carry, search, "grow", "before = larger, values", "before = larger, score([()], pairs)[0]"),
-    "a set of the last site alone": (all_that_carry, search, "grow", "(*group, unit)", "(unit,)"),
+        partial(searching.test_chance_rarely_adds_a_site, searching.PAIRS, None), search, "_step",
+        'gained["low"] > 0)', 'gained["value"] > 0)'),
+    "every site against no swap": (all_that_carry, search, "_step", "[larger, group]", "[larger, ()]"),
+    "a set of the last site alone": (all_that_carry, search, "_step", "(*group, unit)", "(unit,)"),
     "any gap will do": (goes_on, search, "screen", 'if gap["low"] > 0', 'if gap["value"] > 0'),
     "the gap to the worst": (goes_on, search, "screen", "below[:1]", "below[-1:]"),
     "all pairs at once": (goes_on, search, "screen", "min(2 * n, pairs)", "pairs"),
@@ -67,8 +69,12 @@ FAULTS = {
     "tried on pairs that do not fail": (joins, search, "joining", "if means[i] < PERFECT", "if means[i] >= PERFECT"),
     "perfect is not perfect": (not_tried, search, "joining", "< PERFECT", "< 1"),
     "tried in vain": (not_tried, search, "joining", "values[:0], statistic)", "values[:0], statistic) or True"),
-    "no swap on all pairs": (few_pairs, search, "grow", "none or pairs", "pairs"),
-    "no swap on few pairs, come what may": (few_pairs, search, "_over_none", 'gained["low"] > 0 or', 'True or'),
+    "no swap on all pairs": (few_pairs, search, "grow", "least or pairs", "pairs"),
+    "no swap on few pairs, come what may": (few_pairs, search, "_step", 'early["low"] > 0 or', 'True or'),
+    "later gains on as few": (on_the_way, search, "_step", "max(least, FEW)", "least"),
+    "an early look like the last": (few_pairs, search, "_step", '(0.95, EARLY)', '(0.95, 0.95)'),
+    "a group on the way on all pairs": (on_the_way, search, "grow", "fromkeys((known, pairs))", "fromkeys((pairs,))"),
+    "the last group on few pairs": (on_the_way, search, "grow", "fromkeys((known, pairs))", "fromkeys((known,))"),
     "clearly worse counts as better": (keeps, search, "better_than", "gain(value, least", "gain(least, value"),
     "the least needed head first": (heads, search, "take_away", "worst = min(", "worst = max("),
     "heads enough too early": (heads, search, "take_away", 'missing["value"] <= 0', 'missing["value"] <= 0.2'),

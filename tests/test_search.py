@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textpatch.metrics import f1_of_means
-from textpatch.search import better_than, gain, grow, interval, latest_start, responsible, screen, take_away
+from textpatch.search import EARLY, FEW, better_than, gain, grow, interval, latest_start, responsible, screen, take_away
 
 PAIRS = 24
 
@@ -18,9 +18,9 @@ class Truth:
     asked  (group, places of pairs) in the order in which a search asked
     """
 
-    def __init__(self, effects: dict, noise: float = 0, seed: int = 0):
+    def __init__(self, effects: dict, noise: float = 0, seed: int = 0, pairs: int = PAIRS):
         self.effects, self.noise, self.seed, self.asked = effects, noise, seed, []
-        self.hard = np.random.default_rng(seed).uniform(0, 0.3, PAIRS)
+        self.hard = np.random.default_rng(seed).uniform(0, 0.3, pairs)
 
     def __call__(self, groups, pairs) -> list[np.ndarray]:
         places = list(range(pairs) if isinstance(pairs, int) else pairs)
@@ -30,7 +30,11 @@ class Truth:
     def value(self, group) -> np.ndarray:
         rng = np.random.default_rng([self.seed, *(1 + unit for unit in sorted(group))])
         total = min(1.0, sum(self.effects[unit] for unit in group))
-        return total - self.hard + self.noise * rng.normal(size=PAIRS)
+        return total - self.hard + self.noise * rng.normal(size=len(self.hard))
+
+    def looks(self, group) -> list[int]:
+        """How many pairs were asked for, of the times a group was asked for on the first so many."""
+        return [len(places) for one, places in self.asked if one == group and places == tuple(range(len(places)))]
 
 
 def effects(sites: int = 9, most: int = 4):
@@ -128,21 +132,38 @@ def test_nothing_is_tried_where_nothing_could_gain(failed):
 
 
 @given(st.integers(0, 99), st.integers(2, 8))
-def test_no_swap_is_asked_for_on_few_pairs(seed, none):
-    """The first step's gain is that of the first n pairs, n = none, 2 none, ... until it lies above zero."""
-    truth = Truth({0: 0.25, 1: 0.0}, noise=0.3, seed=seed)
-    (step, *_) = grow(truth, [0, 1], PAIRS, first=4, none=none)
-    asked = [len(places) for group, places in truth.asked if group == ()]
-    assert asked[0] == none and all(b == min(2 * a, PAIRS) for a, b in zip(asked, asked[1:]))
-    gains = [gain(truth.value((0,))[:n], truth.value(())[:n]) for n in asked]
-    assert all(one["low"] <= 0 for one in gains[:-1]) and step.gain == gains[-1]
-    assert step.kept or asked[-1] == PAIRS
+def test_a_gain_is_looked_at_on_few_pairs_first(seed, least):
+    """A step's gain is that of the first n pairs, n = least, later max(least, FEW), twice that ..., until it is above
+    zero at the level EARLY, at last on all pairs at 95 %; first unit and last group are scored on all."""
+    truth = Truth({0: 0.5, 1: 0.2, 2: 0.0}, noise=0.4, seed=seed, pairs=100)
+    before = ()
+    for step in grow(truth, [0, 1, 2], 100, first=4, least=least):
+        looks, begin = sorted(set(truth.looks(step.group)) & set(truth.looks(before))), max(least, FEW) if before else least
+        looks = [n for n in looks if n <= step.pairs]
+        assert looks[0] == begin and looks[-1] == step.pairs
+        assert all(b == min(2 * a, 100) for a, b in zip(looks, looks[1:]))
+        gains = [(truth.value(step.group)[:n], truth.value(before)[:n]) for n in looks]
+        early = [gain(*values, level=EARLY)["low"] > 0 for values in gains]
+        assert not any(early[:-1]) and step.gain == gain(*gains[-1]) and step.kept == (step.gain["low"] > 0)
+        assert early[-1] if step.pairs < 100 else True
+        before = step.group if step.kept else before
+    assert 100 in truth.looks(before) and 100 in truth.looks((0,))
 
 
-def test_chance_rarely_adds_a_site():
+def test_a_group_on_the_way_is_scored_as_far_as_it_is_needed():
+    """Three sites of clear effects: two of them together on FEW pairs, the three on all; what joins is the same."""
+    truths = [Truth({0: 0.5, 1: 0.2, 2: 0.2, 3: 0.0}, pairs=100) for _ in range(2)]
+    early, late = (grow(truth, range(4), 100, first=4, least=least) for truth, least in zip(truths, (4, None)))
+    assert responsible(early) == responsible(late) == (0, 1, 2) and early[1].group == late[1].group
+    assert [step.pairs for step in early[:3]] == [4, FEW, FEW] and {step.pairs for step in late} == {100}
+    assert max(truths[0].looks(early[1].group)) == FEW and max(truths[0].looks((0, 1, 2))) == 100
+
+
+@pytest.mark.parametrize("pairs, least", [(PAIRS, None), (100, 4)])
+def test_chance_rarely_adds_a_site(pairs, least):
     """Scores of pure noise: at most 6 % of 400 searches end with a site too many (2.5 % were exact intervals exact)."""
-    truths = [Truth({0: 0.5, 1: 0.0}, noise=0.2, seed=seed) for seed in range(400)]
-    wrong = [responsible(grow(truth, [0, 1], PAIRS, first=4)) for truth in truths]
+    truths = [Truth({0: 0.5, 1: 0.0}, noise=0.2, seed=seed, pairs=pairs) for seed in range(400)]
+    wrong = [responsible(grow(truth, [0, 1], pairs, first=4, least=least)) for truth in truths]
     assert set(wrong) <= {(0,), (0, 1)} and wrong.count((0, 1)) <= 24
 
 

@@ -193,7 +193,7 @@ def _grown(trials: Trials, screening: Screening, first: int) -> list[Step]:
     measured = _best_first(trials, screening.kept)
     swapped = [g for g in screening.ranked if g not in measured and screening.seen[g]["by"] == SWAP]
     ranked = [site for (site,) in [*measured, *swapped]]
-    return grow(trials.score, ranked, len(trials.pairs), f1_of_means, first=first, none=screening.pairs)
+    return grow(trials.score, ranked, len(trials.pairs), f1_of_means, first=first, least=screening.pairs)
 
 
 def _best_first(trials: Trials, groups: Sequence[Group]) -> list[Group]:
@@ -233,7 +233,7 @@ def summarise(trials: Trials, mode: str, groups: list[Group], screening: Screeni
         "baselines": {side: scores(records, side) for side in (SOURCE, TARGET)},
         "sites": entries,
         "ranked": [label(group) for group in [*_best_first(trials, measured), *out]],
-        "set": None if grown is None else _set(grown),
+        "set": None if grown is None else _set(trials, grown),
         "gaps": [{**gap, "kept": label(gap["kept"]), "next": label(gap["next"])} for gap in screening.gaps],
         "generations": _generations(trials, len(groups)),
         "pairs_list": [{"source": p.source, "target": p.target, **w} for p, w in zip(pairs, words)],
@@ -253,9 +253,11 @@ def _what(pairs: Sequence[Pair]) -> dict:
     return {} if differ == [Pair.what] else {"what": " or ".join(differ)}
 
 
-def _set(grown: list[Step]) -> dict:
-    """The responsible set, and every step towards it: the site added, the score with it, and its gain."""
-    return {"sites": list(responsible(grown)), "steps": [{**asdict(step), "group": list(step.group)} for step in grown]}
+def _set(trials: Trials, grown: list[Step]) -> dict:
+    """The responsible set and its score, of no swap if it is empty; every step towards it, on the pairs that decided it."""
+    sites, steps = responsible(grown), [{**asdict(step), "group": list(step.group)} for step in grown]
+    (values,) = trials.score([sites], len(trials.pairs))
+    return {"sites": list(sites), "score": interval(values, f1_of_means), "steps": steps}
 
 
 def _generations(trials: Trials, groups: int) -> dict:

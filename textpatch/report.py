@@ -204,11 +204,11 @@ def _search(result) -> str:
     said += table(("score", "pairs", "last site to keep", "next site", "gap between them"), gaps) if gaps else ""
     steps = (result.get("set") or {}).get("steps", ())
     rows = [
-        [safe(step["added"]), safe(", ".join(map(str, step["group"]))), span_of(step, "score"), signed(step["gain"]),
-         "yes" if step["kept"] else "no"]
+        [safe(step["added"]), safe(", ".join(map(str, step["group"]))), safe(step["pairs"]), span_of(step, "score"),
+         signed(step["gain"]), "yes" if step["kept"] else "no"]
         for step in steps
     ]  # fmt: skip
-    head = "site added", "together", "F1 target", "gain", "clear gain"
+    head = "site added", "together", "pairs", "F1 target", "gain", "clear gain"
     return said + (_growth(result, steps) + table(head, rows) if rows else "")
 
 

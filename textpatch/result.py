@@ -101,11 +101,10 @@ def _together(result: dict) -> str:
     grown = result.get("set") or {"sites": []}
     if len(grown["sites"]) < 2:
         return ""
-    step = next(step for step in reversed(grown["steps"]) if step["kept"])
     source, target = (value_of(result["baselines"][run], "f1_target") for run, _ in RUNS)
-    if step["score"]["value"] - source < 0.5 * (target - source):
+    if grown["score"]["value"] - source < 0.5 * (target - source):
         return ""
-    return f"{span_of(step, 'score')} with them, {target:.2f} in the whole target run, {source:.2f} without a swap"
+    return f"{span_of(grown, 'score')} with them, {target:.2f} in the whole target run, {source:.2f} without a swap"
 
 
 def _rivals(best: dict, others: list[dict]) -> str:
