@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from textpatch import store
+from textpatch import disk
 from textpatch.store import Run
 
 REQUEST = {"request": {"model": "toy", "pairs": 3}}
@@ -42,7 +42,7 @@ def watch(patch, before) -> None:
 
     for name in CALLS:
         patch.setattr(os, name, wrapped(name, getattr(os, name)))
-    patch.setattr(store, "open", wrapped("open", open), raising=False)
+    patch.setattr(disk, "open", wrapped("open", open), raising=False)
 
 
 def forked(work) -> int:

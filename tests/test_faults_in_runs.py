@@ -63,8 +63,15 @@ def made_by_its_request(tmp_path):
             localized(MODEL, tmp_path / "run", pairs, seeds=(0,), **options)
 
 
-CHECKS = [the_same, another, equal_in_python, allowed, scenes, made_by_its_request]
+def left_out(tmp_path):
+    test_store.test_a_corrupt_middle_line_is_left_out_and_named(Run.open(tmp_path / "run", test_store.REQUEST))
+
+
+CHECKS = [left_out, the_same, another, equal_in_python, allowed, scenes, made_by_its_request]
 FAULTS = {
+    "damage is not counted": (left_out, store, "_read_records", "damaged.append(number)", "pass"),
+    "damage ends a file": (left_out, store, "_read_records", "damaged.append(number)", "damaged.append(number); break"),
+    "a checksum is not looked at": (left_out, store, "_unsealed", "if line[-_SEAL_LENGTH:]", "if False and line[-_SEAL_LENGTH:]"),
     "every request is the stored one": (another, store, "_asked_otherwise", 'stored["key"] == new["key"]', "True"),
     "no request is the stored one": (the_same, store.Run, "_resume", "not all(_covered", "not any(_covered"),
     "values compared as Python does": (equal_in_python, store, "_differences", "_canonical(pair[0]) != _canonical(pair[1])", "pair[0] != pair[1]"),

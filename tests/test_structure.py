@@ -81,7 +81,7 @@ def test_models_import_down_only():
         assert "textpatch.commands" not in ours or module == "textpatch.cli", module
 
 
-APPLICATIONS = "trials localize edit heads starts contribution attribution report store commands cli".split()
+APPLICATIONS = "trials localize edit heads starts contribution attribution report store disk commands cli".split()
 
 
 def test_weights_need_no_application():

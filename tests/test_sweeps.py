@@ -200,7 +200,7 @@ def test_eight_processes_under_one_name_take_turns(tmp_path, whole):
 
 
 def test_every_flipped_bit_of_two_hundred_lines_is_noticed(tmp_path):
-    """Each of 8 bits somewhere in each of 200 lines, its end included, with a line behind it: an error names the line."""
+    """Each of 8 bits somewhere in each of 200 lines, its end included, with a line behind it: it is counted, and not used."""
     run, dice = Run.open(tmp_path, REQUEST), random.Random(0)
     for n in range(201):
         run.append({"id": f"{n}", "f1": n / 7, "read": "WORD"})
@@ -212,8 +212,8 @@ def test_every_flipped_bit_of_two_hundred_lines_is_noticed(tmp_path):
             flipped[dice.randrange(len(line))] ^= 1 << bit
             os.pwrite(file.fileno(), flipped, 0)
             file.truncate(len(flipped))
-            with pytest.raises(StoreError, match=r"0\.jsonl, line 1 is damaged"):
-                run.records()
+            with pytest.warns(match=r"0\.jsonl: 1 of [12] lines are damaged and left out, the first is line 1"):
+                assert [record["id"] for record in run.records()] in ([], [json.loads(after)["id"]])
 
 
 # --- environments

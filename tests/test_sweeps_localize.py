@@ -308,6 +308,23 @@ def test_one_command_started_twice(weights, here, mode):
         assert (here / "both" / name).read_bytes() == (here / "once" / name).read_bytes(), name
 
 
+def test_damaged_records_are_made_again(weights, here, capfd):
+    """Of three records two are damaged on the disk: one line on stderr counts them, and the files are those they were."""
+    command = ["localize", weights, "--pairs", "3", "--steps", "1", "--out", "run"]
+    assert cli.main(command) == 0
+    before = {name: (here / "run" / name).read_bytes() for name in WRITTEN}
+    path = here / "run" / "records" / "0.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(line.replace(b'"seed": 0', b'"seed": 7', n) for n, line in enumerate(lines[:3])) + b"".join(lines[3:]))
+    capfd.readouterr()
+    assert cli.main(command) == 0
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("textpatch:")]
+    assert said == [f"textpatch: warning: run/records/0.jsonl: 2 of {len(lines)} lines are damaged and left out, the first is "
+                    "line 2; resuming makes again what they held"]  # fmt: skip
+    assert len(path.read_bytes().splitlines()) == len(lines) + 2
+    assert before == {name: (here / "run" / name).read_bytes() for name in WRITTEN}
+
+
 GLYPH = ['a red sign that says "" on a blue wall', 'a green arrow with text "" in mono on a dotted pink wall']
 
 

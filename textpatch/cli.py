@@ -6,10 +6,11 @@ import argparse
 import math
 import shlex
 import sys
+import warnings
 from pathlib import Path
 
 from textpatch import commands
-from textpatch.exits import guarded
+from textpatch.exits import guarded, warn
 
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
 MODEL_HELP = ("a shipped model (tiny-mmdit, tiny-sdxl, tiny-if, planted-mmdit, planted-sdxl, planted-if; tiny-if-ii "
@@ -35,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit code is that of `guarded`."""
     options = parser().parse_args(argv)
     options.command_line = shlex.join(["textpatch", *(sys.argv[1:] if argv is None else argv)])
-    return guarded(options.run, options, debug=options.debug)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *where: warn(str(message))
+        return guarded(options.run, options, debug=options.debug)
 
 
 def parser() -> argparse.ArgumentParser:

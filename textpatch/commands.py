@@ -9,12 +9,11 @@ import hashlib
 import json
 import os
 import platform
-import sys
 from importlib import metadata
 from pathlib import Path
 
 from textpatch.errors import PatchError, PromptError, Unfinished
-from textpatch.exits import printable
+from textpatch.exits import printable, warn
 
 WORD = "word"  # Pair.what, which is not imported before it is known that something is to be done
 
@@ -300,7 +299,7 @@ def _warn_of_scenes(options, pairs: list[tuple[str, str]]) -> None:
         if options.strict:
             raise
         if options.prompts is not None and not options.prompts.is_dir():
-            sys.stderr.write(f"textpatch: warning: {printable(str(error))}; --strict refuses them\n")
+            warn(f"{error}; --strict refuses them")
 
 
 def _shard(options) -> tuple[int, int] | None:

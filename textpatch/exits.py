@@ -34,6 +34,11 @@ def guarded(work, *arguments, debug: bool = False) -> int:
     return 0
 
 
+def warn(message: str) -> None:
+    """One line on stderr, and the work goes on."""
+    sys.stderr.write(f"textpatch: warning: {printable(_shortened(message))}\n")
+
+
 def printable(text: str) -> str:
     """The text with escapes for what moves a terminal's cursor, ends a line or turns the direction of writing."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

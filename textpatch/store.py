@@ -14,16 +14,15 @@ import io
 import json
 import os
 import re
-import secrets
-import shutil
-import time
+import warnings
 import zlib
 from pathlib import Path
 from typing import Sequence
 
 from PIL import Image
 
-from textpatch.errors import DiskError, StoreError, closest
+from textpatch.disk import explained, sweep, sync_folder, write
+from textpatch.errors import StoreError, closest
 
 try:
     import fcntl
@@ -37,8 +36,6 @@ _WORKER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _RESERVED = ("manifest.json", "records", "images")
 _SEAL = b', "crc32": "%08x"}'
 _SEAL_LENGTH = len(_SEAL % 0)
-_HOUR = 3600
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 class Run:
@@ -65,18 +62,18 @@ class Run:
         """
         new = _stamped(manifest)
         run = cls(folder, new, worker, resumed=False)
-        with _explained(run.folder, "open"):
+        with explained(run.folder, "open"):
             if allow and not (run.folder / "manifest.json").exists():
                 raise StoreError(f"{', '.join(allow)} may differ, but {run.folder} holds no run yet; leave out --allow, or "
                                  "give the --out of the run to go on with")  # fmt: skip
             stored = _create(run.folder, new, worker)
-            _sweep(run.folder, worker)
+            sweep(run.folder, worker)
             return run if stored is None else cls._resume(run.folder, stored, new, worker, allow)
 
     @classmethod
     def load(cls, folder, *, worker: str = "0") -> "Run":
         """Open a run folder that exists, whatever its request; raises StoreError if it is none."""
-        with _explained(folder, "open"):
+        with explained(folder, "open"):
             return cls(folder, _read_manifest(Path(folder) / "manifest.json"), worker)
 
     @classmethod
@@ -89,7 +86,7 @@ class Run:
         entry = {name: {"stored": old, "now": now} for name, (old, now) in changed.items()}
         if entry and entry not in stored.setdefault("resumed", []):
             stored["resumed"].append(entry)
-            _write(folder / "manifest.json", _json(stored, indent=1), worker)
+            write(folder / "manifest.json", _json(stored, indent=1), worker)
         return cls(folder, stored, worker, changed=changed)
 
     def append(self, record: dict) -> None:
@@ -101,23 +98,28 @@ class Run:
         if not isinstance(record, dict) or not isinstance(record.get("id"), str):
             raise StoreError(f'a record is a dict with a string "id"; got {repr(record)[:80]}')
         path, line = self.folder / "records" / f"{self.worker}.jsonl", _sealed(record)
-        with _explained(path, "append to"):
+        with explained(path, "append to"):
             path.parent.mkdir(exist_ok=True)
             _append(path, line)
 
     def records(self) -> list[dict]:
         """All finished records in file, then line order; of records with one id the first counts.
 
-        Only an unfinished last line is left out. Raises StoreError naming file and line of any other damage.
+        An unfinished last line is left out. So is any other damaged one, with a warning that names file and lines:
+        its piece of work is not finished.
         """
         first: dict[str, dict] = {}
         for path in sorted((self.folder / "records").glob("*.jsonl")):
-            for record in _read_records(path):
+            records, damaged, lines = _read_records(path)
+            if damaged:
+                warnings.warn(f"{path}: {len(damaged)} of {lines} lines are damaged and left out, the first is line "
+                              f"{damaged[0]}; resuming makes again what they held", stacklevel=2)  # fmt: skip
+            for record in records:
                 first.setdefault(record["id"], record)
         return list(first.values())
 
     def done(self) -> set[str]:
-        """The ids of all finished records; raises as `records` does."""
+        """The ids of all finished records; warns as `records` does."""
         return {record["id"] for record in self.records()}
 
     def image(self, picture: Image.Image) -> str:
@@ -132,13 +134,13 @@ class Run:
             data = io.BytesIO()
             # from bare pixels: a profile or comment riding on the picture would get into the file
             Image.frombytes(picture.mode, picture.size, pixels).save(data, "PNG")
-            _write(self.folder / name, data.getvalue(), self.worker)
+            write(self.folder / name, data.getvalue(), self.worker)
         return name
 
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Write a file whole or not at all, and return its path; `name` must stay inside the folder."""
         path = _inside(self.folder, name)
-        _write(path, data, self.worker)
+        write(path, data, self.worker)
         return path
 
     def write_text(self, name: str, text: str) -> Path:
@@ -160,7 +162,7 @@ class Run:
 
 def read_json(path):
     """Read one JSON file; raises StoreError naming the file if it is missing or damaged."""
-    with _explained(path, "read"):
+    with explained(path, "read"):
         try:
             return json.loads(Path(path).read_bytes())
         except (ValueError, RecursionError) as error:
@@ -220,7 +222,7 @@ def _claim(folder: Path, manifest: dict, worker: str) -> dict | None:
     if strangers:
         shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
         raise StoreError(f"{folder} holds {shown} but no manifest.json, so it is no run; give another --out")
-    claimed = _write(path, _json(manifest, indent=1), worker, exclusive=True)
+    claimed = write(path, _json(manifest, indent=1), worker, exclusive=True)
     return None if claimed else _read_manifest(path)
 
 
@@ -288,16 +290,17 @@ def _unsealed(line: bytes) -> dict:
     return json.loads(body)
 
 
-def _read_records(path: Path) -> list[dict]:
-    with _explained(path, "read"):
+def _read_records(path: Path) -> tuple[list[dict], list[int], int]:
+    """The records of a file, the numbers of its damaged lines, and how many lines it has."""
+    with explained(path, "read"):
         *lines, _torn = path.read_bytes().split(b"\n")
-    records = []
+    records, damaged = [], []
     for number, line in enumerate(lines, 1):
         try:
             records.append(_unsealed(line))
-        except (ValueError, RecursionError) as error:
-            raise StoreError(f"{path}, line {number} is damaged ({error}); delete it and resume") from error
-    return records
+        except (ValueError, RecursionError):
+            damaged.append(number)
+    return records, damaged, len(lines)
 
 
 def _append(path: Path, line: bytes) -> None:
@@ -313,7 +316,7 @@ def _append(path: Path, line: bytes) -> None:
             os.ftruncate(descriptor, start)
             raise
         if start == 0:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     finally:
         os.close(descriptor)
 
@@ -338,7 +341,7 @@ def _cut_torn_line(descriptor: int, block: int = 1 << 16) -> int:
     return keep
 
 
-# --- whole files
+# --- what is written
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -366,84 +369,3 @@ def _cell(value):
         return json.dumps(value) if isinstance(value, (dict, list, tuple)) else value
     text = value.replace("\r", "\n")  # which ends a line for some readers, and the writer does not quote
     return "'" + text if text.startswith(tuple("=+-@\t\n")) else text  # or a spreadsheet would run =cmd(...)
-
-
-def _write(path: Path, data: bytes, worker: str, *, exclusive: bool = False) -> bool:
-    """Temporary file, fsync, rename, fsync of the folder: at any moment `path` is the old file or the new."""
-    temporary = path.parent / f".tmp.{worker}.{os.getpid()}.{secrets.token_hex(8)}"
-    with _explained(path, "write"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            placed = _place(temporary, path, exclusive)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-        return placed
-
-
-def _place(temporary: Path, path: Path, exclusive: bool) -> bool:
-    if exclusive:
-        try:
-            os.link(temporary, path)  # unlike a rename, a link never replaces what another worker wrote
-            return True
-        except OSError:  # it is there, or this disk has no hard links and a rename is all it offers
-            if path.exists():
-                return False
-    os.replace(temporary, path)
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _sweep(folder: Path, worker: str) -> None:
-    """Remove temporary files of killed writers: this worker's own, and anybody's after an hour."""
-    for path in [path for path in folder.rglob(".tmp.*") if path.is_file()]:
-        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
-            ours = path.name.startswith(f".tmp.{worker}.") and not _is_being_written(path)
-            if ours or time.time() - path.stat().st_mtime > _HOUR:
-                path.unlink()
-
-
-def _is_being_written(path: Path) -> bool:
-    """Whether the process in a temporary file's name runs: the same command may have been started twice."""
-    writer = path.name.split(".")[3]
-    if os.name != "posix" or not writer.isdecimal():  # elsewhere this question would end the process
-        return False
-    try:
-        os.kill(int(writer), 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
-
-
-@contextlib.contextmanager
-def _explained(path, verb: str):
-    """Say what the system refused as one line of StoreError, or of DiskError if asking again may help."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        kind = DiskError if getattr(error, "errno", None) in _OF_THE_DISK else StoreError
-        what_to_do = f"check path, permissions and free space ({_free(path)} there)"
-        raise kind(f"cannot {verb} {path}: {reason}; {what_to_do}") from error
-
-
-def _free(path) -> str:
-    """How much the disk of a path has left, or of the nearest folder above it that exists."""
-    for folder in (Path(path), *Path(path).parents):
-        with contextlib.suppress(OSError, ValueError):
-            return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB"
-    return "unknown"
