@@ -42,6 +42,7 @@ def shelf(tmp_path_factory):
 TYPED = {
     "no steps at all": ([*MAKE, "--steps", "-1"], "asked for -1 steps", "this schedule has", "1 to 1000"),
     "more steps than there are": ([*MAKE, "--steps", "2000"], "asked for 2000 steps", "this schedule has", "1 to 1000"),
+    "a device without memory": ([*MAKE, "--device", "meta"], "device 'meta'", "cannot be used here", "no data"),
     "a device that is none": ([*MAKE, "--device", "gpu"], "device 'gpu'", "cannot be used here", "Expected one of cpu, cuda"),
     "the folder of the model to write to": (
         [*MAKE, "--out", "small"], "small holds", "model_index.json", "give another --out"),

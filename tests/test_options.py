@@ -158,6 +158,12 @@ def test_sizes_that_a_model_cannot_take(command, size, says, model, here, capfd)
     refused(here, capfd, [command, model, *RUNS.get(command, [SOURCE]), *size], says)
 
 
+def test_pictures_too_small_to_compare(model, here, capfd):
+    """Backgrounds are compared in windows of 11 x 11: what has none is refused before anything is made."""
+    small = ["localize", model, *RUNS["localize"], "--height", "8"]
+    refused(here, capfd, small, "pictures of 8x96 pixels", "windows of 11x11", "ask for 11 at least")
+
+
 def test_a_size_beside_a_second_stage_is_refused(model, here, capfd):
     """--upscale draws at its own size, so that --height would not be that of the pictures."""
     refused(here, capfd, ["generate", model, SOURCE, "--height", "64", "--upscale", model], "--upscale", "--height", "leave one")

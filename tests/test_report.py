@@ -333,6 +333,15 @@ def test_the_contact_sheet_holds_every_picture():
     assert a_sheet(sites=2, scale=1).width < a_sheet(sites=2).width
 
 
+def test_nothing_is_left_blank_where_nobody_read():
+    """Without readings no line is kept for them: shorter by as much per line of pictures."""
+    pictures = [Image.new("RGB", (64, 24))] * 2
+    heights = [[figures.contact_sheet([[(p, read) for p in pictures]] * n, captions="ab").height for n in (1, 2, 3)]
+               for read in ("A", None)]
+    assert [read - none for read, none in zip(*heights)] == [n * (heights[0][0] - heights[1][0]) for n in (1, 2, 3)]
+    assert heights[0][0] > heights[1][0]
+
+
 def test_the_frame_is_round_the_best_column():
     """Only the best column is framed, and no picture is painted over."""
     orange, navy = (0xD5, 0x5E, 0), (0, 0, 128)

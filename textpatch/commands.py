@@ -210,7 +210,7 @@ def _load(options, model: str | None = None):
 
     try:
         device = torch.device(options.device)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).tolist()  # which meta, a device without memory, cannot
     except (RuntimeError, AssertionError) as error:
         raise PatchError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return load(model or options.model, device=device, dtype=getattr(torch, options.dtype))

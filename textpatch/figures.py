@@ -141,14 +141,15 @@ def contact_sheet(rows: Sequence[Sequence[tuple]], *, captions: Sequence[str],
     height = max(picture.height for row in pictures for picture in row)
     font = ImageFont.load_default(min(max(round(width / 10.5), 11), 28))
     gap, line = 12, round(font.size * 1.5)
-    size = gap + (width + gap) * len(captions), gap + line + (height + line + gap) * len(rows)
+    below = line if any(read is not None for row in rows for _, read in row) else 0
+    size = gap + (width + gap) * len(captions), gap + line + (height + below + gap) * len(rows)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for column, caption in enumerate(captions):
         x, y = gap + column * (width + gap), gap // 2
         _centred(draw, caption, (x, y, width, line), font, ORANGE if column == best else INK)
         for number, row in enumerate(rows):
-            y = gap // 2 + line + number * (height + line + gap)
+            y = gap // 2 + line + number * (height + below + gap)
             picture = pictures[number][column]
             sheet.paste(picture, (x + (width - picture.width) // 2, y + (height - picture.height) // 2))
             text, colour = _reading(row[column][1], words[number] if words else None)

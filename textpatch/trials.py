@@ -24,11 +24,13 @@ from textpatch import metrics
 from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError, StoreError, Unfinished
 from textpatch.interrupts import finishing
+from textpatch.metrics.image import WINDOW
 from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.pictures import open_picture
 from textpatch.plan import Plan, Row, Swap
 from textpatch.sampling import sample
 from textpatch.search import Group, interval
+from textpatch.sizes import picture_size
 
 
 def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int, start: int = 0) -> list[Pair]:
@@ -42,6 +44,10 @@ def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int
     for pair in pairs:
         pair.words  # noqa: B018  a prompt without a word is refused before anything runs
         require_apart(pair)
+    height, width = picture_size(pipeline)
+    if min(height, width) < WINDOW:
+        raise PatchError(f"pictures of {height}x{width} pixels (height x width) are compared in windows of {WINDOW}x"
+                         f"{WINDOW} (SSIM); ask for {WINDOW} at least")  # fmt: skip
     pipeline.check(
         [prompt for pair in pairs for prompt in (pair.source, pair.target)], seeds=seeds, steps=steps
     )
