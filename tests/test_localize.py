@@ -23,7 +23,7 @@ def planted():
 
 
 def planted_site() -> int:
-    return json.loads((SHIPPED / "planted-mmdit" / "textpatch.json").read_text())["trained"]["recipe"]["planted_site"]
+    return json.loads((SHIPPED / "planted-mmdit" / "textpatch.json").read_text())["trained"]["recipe"]["planted"][0]
 
 
 def check_planted_site_is_found(pipeline):
