@@ -38,6 +38,7 @@ goes_on = raw(searching.test_a_screening_goes_on_with_those_in_doubt, 0, 2, 2)
 joins = raw(searching.test_a_site_that_does_nothing_alone_joins, {1, 4, 5, 9, 17, 20})
 not_tried = raw(searching.test_nothing_is_tried_where_nothing_could_gain, {3, 8})
 few_pairs = raw(searching.test_a_gain_is_looked_at_on_few_pairs_first, 2, 4)
+together = raw(searching.test_sites_that_do_nothing_alone_begin_together, {1, 3}, range(6))
 on_the_way = searching.test_a_group_on_the_way_is_scored_as_far_as_it_is_needed
 keeps = raw(searching.test_a_screening_keeps_the_carriers, PARTS, 0, 6)
 heads = raw(searching.test_the_heads_taken_away_are_those_needed, PARTS, 0)
@@ -55,7 +56,7 @@ FAULTS = {
         partial(searching.test_chance_rarely_adds_a_site, searching.PAIRS, None), search, "_step",
         'gained["low"] > 0)', 'gained["value"] > 0)'),
     "every site against no swap": (all_that_carry, search, "_step", "[larger, group]", "[larger, ()]"),
-    "a set of the last site alone": (all_that_carry, search, "_step", "(*group, unit)", "(unit,)"),
+    "a set of the last site alone": (all_that_carry, search, "_step", "(*group, *units)", "units"),
     "any gap will do": (goes_on, search, "screen", 'if gap["low"] > 0', 'if gap["value"] > 0'),
     "the gap to the worst": (goes_on, search, "screen", "below[:1]", "below[-1:]"),
     "all pairs at once": (goes_on, search, "screen", "min(2 * n, pairs)", "pairs"),
@@ -71,6 +72,10 @@ FAULTS = {
     "tried in vain": (not_tried, search, "joining", "values[:0], statistic)", "values[:0], statistic) or True"),
     "no swap on all pairs": (few_pairs, search, "grow", "least or pairs", "pairs"),
     "no swap on few pairs, come what may": (few_pairs, search, "_step", 'early["low"] > 0 or', 'True or'),
+    "the first is all there is": (together, search, "grow", "not steps[0].kept and", "False and"),
+    "what all need is what one needs": (together, search, "inseparable", "len(needed) > 1", "len(needed) > 9"),
+    "all together are always tried": (
+        searching.test_nothing_carries_nothing, search, "inseparable", '["low"] <= 0', '["low"] < 0'),
     "later gains on as few": (on_the_way, search, "_step", "max(least, FEW)", "least"),
     "an early look like the last": (few_pairs, search, "_step", '(0.95, EARLY)', '(0.95, 0.95)'),
     "a group on the way on all pairs": (on_the_way, search, "grow", "fromkeys((known, pairs))", "fromkeys((pairs,))"),

@@ -131,7 +131,7 @@ def test_the_report_shows_the_search(answers, tmp_path):
     result = answers["contribution"]
     page = report.report_html(result, heatmap=report.heatmap_png(result), sheet=b"", manifest={})
     assert page.count("screened out by contribution") == 5 and "The responsible set is site 1." in page
-    assert "How the search went" in page and "site added" in page
+    assert "How the search went" in page and "clear gain" in page
 
 
 # --- what is generated

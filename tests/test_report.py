@@ -143,7 +143,7 @@ def test_the_layers_found_and_their_share():
 def growth() -> list[dict]:
     """The steps of a set: 2, then 1 with it, then 0, which is refused."""
     gain = {"value": 0.2, "low": 0.1, "high": 0.3}
-    return [{"added": added, "group": group, "pairs": 8, "score": {"value": value, "low": value - 0.1, "high": value}, "gain": gain,
+    return [{"added": [added], "group": group, "pairs": 8, "score": {"value": value, "low": value - 0.1, "high": value}, "gain": gain,
              "kept": added > 0} for added, group, value in ((2, [2], 0.5), (1, [1, 2], 1.0), (0, [0, 1, 2], 0.25))]  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def test_the_answer_is_honest_when_no_site_carries_the_word():
 def test_the_answer_names_a_set_that_carries_the_word(score, said):
     """Where no single site does, the set is credited whose F1 is half of the way to the target run's, and only then."""
     result, f1 = a_result((0.2, 0.4, 0.1)), {"value": score, "low": score, "high": score}
-    step = {"added": 1, "group": [0, 1], "pairs": 8, "score": {**f1, "value": 0.6}, "gain": f1, "kept": True}
+    step = {"added": [1], "group": [0, 1], "pairs": 8, "score": {**f1, "value": 0.6}, "gain": f1, "kept": True}
     steps = [step, step | {"kept": False}]
     answer = result_.answer(result | {"set": {"sites": [0, 1], "score": f1, "steps": steps}})
     assert answer.startswith(said) and "he best is site 1" in answer

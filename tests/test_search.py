@@ -80,18 +80,39 @@ def test_the_set_is_all_that_carry_and_nothing_else(parts, seed):
     truth = Truth(parts, seed=seed)
     ranked = sorted(parts, key=lambda site: (-parts[site], site))
     steps = grow(truth, ranked, PAIRS, first=4)
-    assert [step.added for step in steps] == ranked[: len(carriers(truth))] and all(step.kept for step in steps)
+    assert [step.added for step in steps] == [(site,) for site in ranked[: len(carriers(truth))]]
+    assert all(step.kept for step in steps)
     assert responsible(steps) == carriers(truth)
-    assert [step.gain["value"] for step in steps] == pytest.approx([parts[step.added] for step in steps], abs=1e-12)
+    assert [step.gain["value"] for step in steps] == pytest.approx([parts[step.added[0]] for step in steps], abs=1e-12)
     assert {(step.group, tuple(range(PAIRS))) for step in steps} <= set(truth.asked)
 
 
 def test_nothing_carries_nothing():
-    """No effect anywhere: the set is empty after one step, and no second site is tried."""
+    """No effect anywhere: the set is empty after one step, and nothing is tried but the first site and all together."""
     truth = Truth(dict.fromkeys(range(5), 0.0))
     steps = grow(truth, range(5), PAIRS, first=4)
     assert responsible(steps) == () and len(steps) == 1 and not steps[0].kept
-    assert {group for group, _ in truth.asked} == {(), (0,)}
+    assert {group for group, _ in truth.asked} == {(), (0,), (0, 1, 2, 3, 4)}
+
+
+class Inseparable(Truth):
+    """Nothing does anything but those of `needed` together."""
+
+    def __init__(self, needed, sites: int = 6):
+        super().__init__(dict.fromkeys(range(sites), 0.0))
+        self.needed = set(needed)
+
+    def value(self, group) -> np.ndarray:
+        return 0.3 + 0.7 * (self.needed <= set(group)) - self.hard
+
+
+@given(st.sets(st.integers(0, 5), min_size=2, max_size=4), st.permutations(range(6)))
+def test_sites_that_do_nothing_alone_begin_together(needed, ranked):
+    """No site is a gain alone, and those of `needed` together are all there is: the set, whichever site ranks first."""
+    steps = grow(Inseparable(needed), ranked, PAIRS, first=4)
+    assert responsible(steps) == tuple(sorted(needed))
+    assert [(step.added, step.kept) for step in steps] == [((ranked[0],), False), (tuple(sorted(needed)), True)]
+    assert steps[1].gain["value"] == pytest.approx(0.7) and steps[1].pairs == PAIRS
 
 
 def test_redundant_sites_are_not_both_needed():

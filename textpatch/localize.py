@@ -255,7 +255,8 @@ def _what(pairs: Sequence[Pair]) -> dict:
 
 def _set(trials: Trials, grown: list[Step]) -> dict:
     """The responsible set and its score, of no swap if it is empty; every step towards it, on the pairs that decided it."""
-    sites, steps = responsible(grown), [{**asdict(step), "group": list(step.group)} for step in grown]
+    sites = responsible(grown)
+    steps = [{**asdict(step), "added": list(step.added), "group": list(step.group)} for step in grown]
     (values,) = trials.score([sites], len(trials.pairs))
     return {"sites": list(sites), "score": interval(values, f1_of_means), "steps": steps}
 

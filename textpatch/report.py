@@ -204,11 +204,11 @@ def _search(result) -> str:
     said += table(("score", "pairs", "last site to keep", "next site", "gap between them"), gaps) if gaps else ""
     steps = (result.get("set") or {}).get("steps", ())
     rows = [
-        [safe(step["added"]), safe(", ".join(map(str, step["group"]))), safe(step["pairs"]), span_of(step, "score"),
+        [safe(", ".join(map(str, step["added"]))), safe(", ".join(map(str, step["group"]))), safe(step["pairs"]), span_of(step, "score"),
          signed(step["gain"]), "yes" if step["kept"] else "no"]
         for step in steps
     ]  # fmt: skip
-    head = "site added", "together", "pairs", "F1 target", "gain", "clear gain"
+    head = "added", "together", "pairs", "F1 target", "gain", "clear gain"
     return said + (_growth(result, steps) + table(head, rows) if rows else "")
 
 
@@ -225,7 +225,7 @@ def _left_out(result) -> str:
 
 def _growth(result, steps) -> str:
     before = result["baselines"]["source"]["f1_target"]
-    labels = ["no swap", *(f"+ site {step['added']}" + ("" if step["kept"] else " (refused)") for step in steps)]
+    labels = ["no swap", *(f"+ {listed(step['added'])}" + ("" if step["kept"] else " (refused)") for step in steps)]
     scores = [before, *(step["score"] for step in steps)]
     return curve(labels, {"F1 towards the target": scores}, "sites swapped together")
 

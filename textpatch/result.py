@@ -123,7 +123,9 @@ def search(result: dict) -> list[str]:
         found = f"The responsible set is {chosen}." if chosen else "No site clearly beats no swap: the set is empty."
         said.append(found)
         if not steps[-1]["kept"] and chosen:
-            said.append(f"Site {steps[-1]['added']} with it is no clear gain: F1 {signed(steps[-1]['gain'])}.")
+            said.append(f"S{listed(steps[-1]['added'])[1:]} with it is no clear gain: F1 {signed(steps[-1]['gain'])}.")
+        if not steps[0]["kept"] and chosen:
+            said.append(f"It begins with {listed(steps[1]['added'])} together, as no site alone is a clear gain.")
     said += _screened(result)
     if result.get("gaps"):
         gap = result["gaps"][-1]

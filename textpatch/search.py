@@ -109,9 +109,12 @@ EARLY = 0.997  # the level on fewer pairs than all: looking early and again at 9
 
 @dataclass(frozen=True)
 class Step:
-    """One unit more in a group: its score and what it gained over the group without it, on the first so many pairs."""
+    """Units more in a group, one but for a beginning of several: its score, and its gain over the group without them.
 
-    added: object
+    pairs  on how many of the first pairs both were looked at
+    """
+
+    added: Group
     group: Group
     pairs: int
     score: dict[str, float]
@@ -127,32 +130,52 @@ def grow(score: Score, ranked: Sequence, pairs: int, statistic: Statistic = np.m
     first   how many pairs each choice of the next unit begins with, see `joining`
     least   on how many pairs a gain is looked at first, of the second unit on at least FEW; all when None
     The paper's algorithm is known from its results and its author's talk alone; that a unit must gain more than
-    its interval, and that units that do nothing alone may join, is ours.  The first unit and the group grown are
-    scored on all pairs, a group on the way as far as its gain is unclear.  The last step may be the one refused.
+    its interval, that units that do nothing alone may join, and that `inseparable` ones begin where the first is no
+    clear gain, is ours.  The first unit and the group grown are scored on all pairs, a group on the way as far as its
+    gain is unclear.  The last step may be the one refused.
     """
+    least = least or pairs
     score([(ranked[0],)], pairs)
-    group, steps, left, unit = (), [], list(ranked), ranked[0]
-    while unit is not None:
-        left.remove(unit)
-        steps.append(_step(score, group, unit, pairs, statistic, least or pairs))
-        if not steps[-1].kept:
-            break
-        known = steps[-1].pairs if group else pairs
+    steps = [_step(score, (), (ranked[0],), pairs, statistic, least)]
+    if not steps[0].kept and (several := inseparable(score, ranked, min(FEW, pairs), statistic)):
+        steps.append(_step(score, (), several, pairs, statistic, least))
+    known = pairs if len(steps) == 1 else steps[-1].pairs
+    while steps[-1].kept:
         group = steps[-1].group
+        left = [unit for unit in ranked if unit not in group]
         found = (joining(score, group, n, left, first=first, statistic=statistic) for n in dict.fromkeys((known, pairs)))
         unit = next((one for one in found if one is not None), None)
+        if unit is None:
+            break
+        steps.append(_step(score, group, (unit,), pairs, statistic, least))
+        known = steps[-1].pairs
     return steps
 
 
-def _step(score: Score, group: Group, unit, pairs: int, statistic: Statistic, least: int) -> Step:
-    """A unit joins a group: its gain on the first pairs, on twice as many until it is clear, at last on all."""
-    larger, n = tuple(sorted((*group, unit))), min(max(least, FEW) if group else least, pairs)
+def _step(score: Score, group: Group, units: Group, pairs: int, statistic: Statistic, least: int) -> Step:
+    """Units join a group: their gain on the first pairs, on twice as many until it is clear, at last on all."""
+    larger, n = tuple(sorted((*group, *units))), min(max(least, FEW) if group else least, pairs)
     while True:
         values, before = score([larger, group], n)
         gained, early = (gain(values, before, statistic, level) for level in (0.95, EARLY))
         if early["low"] > 0 or n == pairs:
-            return Step(unit, larger, n, interval(values, statistic), gained, gained["low"] > 0)
+            return Step(units, larger, n, interval(values, statistic), gained, gained["low"] > 0)
         n = min(2 * n, pairs)
+
+
+def inseparable(score: Score, units: Sequence, pairs: int, statistic: Statistic = np.mean) -> Group:
+    """The units that may do together what none does alone: those without which all others clearly lose.
+
+    () where all together are no clear gain over no swap, or a single one is what all need.  A loss counts at the
+    level EARLY, as it is looked for in every unit.
+    """
+    every = tuple(sorted(units))
+    whole, none = score([every, ()], pairs)
+    if gain(whole, none, statistic)["low"] <= 0:
+        return ()
+    rest = score([tuple(unit for unit in every if unit != one) for one in every], pairs)
+    needed = [unit for unit, values in zip(every, rest) if gain(whole, values, statistic, EARLY)["low"] > 0]
+    return tuple(needed) if len(needed) > 1 else ()
 
 
 def joining(score: Score, group: Group, pairs: int, units: Sequence, *, first: int,
