@@ -12,7 +12,8 @@ but each.  Attributes are read from the pictures by the nearest drawing.
            loss              of `target` against all sites, if all but this one are swapped, with its interval
            others            share of the other attributes that read as the source's
   sets     half              how many sites have a share of at least one half alone
-           set               the responsible set as it grows from the best site; none if no site alone is a clear gain
+           set               the responsible set, grown from the best site, or where none alone is a clear gain from
+                             those without which all clearly lose; none if not even all are a gain
            needed            the sites without which the loss is clear
 """
 
