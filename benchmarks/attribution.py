@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import torch
 from measure import Table, arguments, environment, parsed
 
 import textpatch
@@ -48,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scenes", nargs="+", choices=["same", "other"], default=["same", "other"],
                         help="whether the target differs in its word alone (both)")  # fmt: skip
     options = parsed(parser, argv)
-    table = Table(COLUMNS, environment(torch.device("cpu")), options.csv, options.append)
+    table = Table(COLUMNS, environment(options.device), options.csv, options.append)
     for name in options.models or [name for name in shipped_models() if not name.endswith("-ii")]:
         pipeline = textpatch.load(name, device=options.device, dtype=options.dtype)
         for scene in options.scenes:

@@ -22,7 +22,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from measure import Table, arguments, environment, parsed
 
 import textpatch
@@ -157,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--attributes", nargs="+", choices=ATTRIBUTES, default=ATTRIBUTES, help="which (all)")
     parser.add_argument("--runs", type=Path, help="folder that keeps what is made, to go on with after a stop")
     options = parsed(parser, argv)
-    where, path = environment(torch.device("cpu")), options.csv
+    where, path = environment(options.device), options.csv
     tables = [Table(columns, where, path and path.with_name(f"{path.stem}-{name}.csv"), options.append)
               for name, columns in (("reading", READING), ("sites", SITES), ("sets", SETS))]  # fmt: skip
     for model in options.models or ["tiny-mmdit", "tiny-sdxl"]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import random
 
 import numpy as np
-import torch
 from measure import Table, arguments, environment, parsed
 
 import textpatch
@@ -168,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--words", type=int, default=7, help="pairs of texts, and words of sizes (7)")
     parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance (1)")
     options = parsed(parser, argv)
-    where, path, ocr = environment(torch.device("cpu")), options.csv, Tesseract()
+    where, path, ocr = environment(options.device), options.csv, Tesseract()
     pipelines = [textpatch.load(name, device=options.device, dtype=options.dtype)
                  for name in options.models or ["tiny-mmdit", "tiny-sdxl"]]  # fmt: skip
     measures = {"mixing": (mixing, options.pairs), "words": (several_words, options.words), "sizes": (sizes, options.words)}

@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from measure import Table, arguments, environment, parsed
 
 import textpatch
@@ -87,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--guidance", type=float, help="classifier-free guidance (the model's own)")
     parser.add_argument("--runs", type=Path, help="folder that keeps what is made, for the same command to go on from")
     options = parsed(parser, argv)
-    table = Table(COLUMNS, environment(torch.device("cpu")), options.csv, options.append)
+    table = Table(COLUMNS, environment(options.device), options.csv, options.append)
     ocr = Tesseract()
     for name in options.models or [name for name in shipped_models() if not name.endswith("-ii")]:
         pipeline = textpatch.load(name, device=options.device, dtype=options.dtype)

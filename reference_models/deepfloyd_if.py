@@ -291,7 +291,8 @@ class DeepFloydIF(nn.Module):
     slots: None, or one entry per site: None, int (B, H or 1, T), or a pair of these, keys' and values'.
     Stage II also reads low (B, 3, H, W), the small pictures brought to x's size, and level, scalar or (B,), the
     timestep of the noise in them.  Returns (B, out_channels, H, W), x's dtype.
-    Raises PatchError for sizes that do not halve, rows that do not match, and low or level missing or unread.
+    Raises PatchError for channels and widths of another model, sizes that do not halve, rows that do not match, and low
+    or level missing or unread.
     """
 
     text_is_static = True  # every site reads the same tokens, whatever the depth and the step
@@ -327,12 +328,13 @@ class DeepFloydIF(nn.Module):
 
     def text_kv(self, text: TextCondition) -> tuple[tuple[Tensor, Tensor], ...]:
         """The bank: keys and values of each site, each (R, H, T, D), to stand in place of text.tokens."""
+        self._require_width(text.tokens)
         tokens = self.encoder_hid_proj(text.tokens)
         return tuple(self.get_submodule(name).text_kv(tokens) for name in self.site_names)
 
     def forward(self, x: Tensor, t: Tensor, text: TextCondition, *, slots=None, low: Tensor | None = None,
                 level: Tensor | None = None) -> Tensor:  # fmt: skip
-        self._require(x, low, level)
+        self._require(x, text, low, level)
         c = self._embed(x, t, text, level)  # (B, E)
         tokens = text.tokens if isinstance(text.tokens, tuple) else self.encoder_hid_proj(text.tokens)
         reads = site_reads(tokens, slots, len(self.site_names))  # each site takes the next
@@ -344,7 +346,11 @@ class DeepFloydIF(nn.Module):
             x = block(x, kept, c, reads)
         return self.conv_out(F.gelu(self.conv_norm_out(x)))
 
-    def _require(self, x: Tensor, low: Tensor | None, level: Tensor | None) -> None:
+    def _require(self, x: Tensor, text: TextCondition, low: Tensor | None, level: Tensor | None) -> None:
+        if x.shape[1] != self.config.latent_channels:
+            raise PatchError(f"x has {x.shape[1]} channels; this model takes {self.config.latent_channels}")
+        if not isinstance(text.tokens, tuple):
+            self._require_width(text.tokens)
         (height, width), multiple = x.shape[-2:], 2 ** (len(self.down_blocks) - 1)
         if height % multiple or width % multiple:
             raise PatchError(f"picture of {height}x{width}; both sides must be multiples of {multiple}")
@@ -354,6 +360,10 @@ class DeepFloydIF(nn.Module):
             raise PatchError(f"stage II reads low and level, stage I neither; this stage {stage} got {found}")
         if low is not None and low.shape != x.shape:
             raise PatchError(f"low is {tuple(low.shape)} and x {tuple(x.shape)}; resize low to the size of x")
+
+    def _require_width(self, tokens: Tensor) -> None:
+        if tokens.shape[-1] != self.config.encoder_hid_dim:
+            raise PatchError(f"text.tokens are {tokens.shape[-1]} wide; this model reads {self.config.encoder_hid_dim}")
 
     def _embed(self, x: Tensor, t: Tensor, text: TextCondition, level: Tensor | None) -> Tensor:
         """(B, E): the time, in stage II the level of noise in `low`, and the pooled text."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Callable, Iterator, Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from textpatch.errors import PatchError
 from textpatch.reference_models.layers import TextCondition
@@ -35,7 +37,13 @@ class Defaults:
 
 
 def pixels(latents: Tensor) -> list[Image.Image]:
-    """The decoder of pixel-space models: (B, 3, H, W) in -1..1 to pictures."""
+    """The decoder of pixel-space models: (B, 3, H, W) in -1..1 to pictures.
+
+    Raises PatchError for numbers that are none, which would be black pictures.
+    """
+    if not latents.isfinite().all():
+        raise PatchError(f"{int((~latents.isfinite()).sum())} of {latents.numel()} numbers to make pictures of are not "
+                         f"finite, in {latents.dtype}; run in float32 or bfloat16, or with less guidance")  # fmt: skip
     array = (latents.float().clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(picture) for picture in array]
 
@@ -54,11 +62,24 @@ class LatentPixels(nn.Module):
         return [picture for one in latents.split(1) for picture in pixels(self.vae.decode(one))]
 
 
+def _parts(count: int, at_once: int) -> Iterator[slice]:
+    """So many at once; the bar is there for the command line's many."""
+    if at_once < 1:
+        raise PatchError(f"micro_batch is {at_once}; make at least one picture at once")
+    starts = tqdm(range(0, count, at_once), desc="generate", unit="batch", disable=None if count > at_once else True)
+    return (slice(start, start + at_once) for start in starts)
+
+
+def _require_one_each(pictures, prompts, seeds) -> None:
+    if not 0 < len(pictures) == len(prompts) == len(seeds):
+        raise PatchError(f"{len(pictures)} pictures, {len(prompts)} prompts, {len(seeds)} seeds; give one each")
+
+
 def _require_seeds(seeds: Sequence[int]) -> None:
-    wrong = [seed for seed in seeds if not -(2**63) <= seed < 2**63]
+    wrong = [seed for seed in seeds if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63]
     if wrong:
         raise PatchError(
-            f"seed {wrong[0]} does not fit the noise generator; give a whole number of at most 63 bits"
+            f"seed {wrong[0]!r} does not fit the noise generator; give a whole number of at most 63 bits"
         )
 
 
@@ -126,7 +147,7 @@ class Pipeline(nn.Module):
         stage II's denoiser reads beside as many of the low-resolution picture.
         """
         _require_seeds(seeds)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         shape = self.latent_channels, self.defaults.height, self.defaults.width
         while True:
             rows = [torch.randn(shape, generator=generator) for generator in generators]
@@ -183,36 +204,44 @@ class Pipeline(nn.Module):
         """Whether this is a stage II, which draws small pictures larger."""
         return getattr(self.denoiser.config, "class_embed_type", None) is not None
 
-    def generate(self, prompts, *, seeds, steps=None, guidance=None, negative=None) -> list[Image.Image]:
+    def generate(self, prompts, *, seeds, steps=None, guidance=None, negative=None,
+                 micro_batch: int = 64) -> list[Image.Image]:  # fmt: skip
         """Plain generation: one picture per (prompt, seed) pair.
 
         prompts: a string or a sequence; seeds: an int for all, or one per prompt; the rest is the model's
         default when None.  negative None is "no prompt", which SDXL reads as zeros and the others as "".
+        micro_batch bounds how many pictures are made at once.
         Raises PatchError if the numbers of prompts and seeds differ.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        seeds = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
+        seeds = [seeds] * len(prompts) if isinstance(seeds, Integral) else list(seeds)
         if len(seeds) != len(prompts) or not prompts:
             raise PatchError(
                 f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed, or one per prompt"
             )
         if self.upscales:
             raise PatchError(f"{self.name} draws small pictures larger; give it some: upscale(pictures, prompts, ...)")
-        noises = self.noises(seeds)
-        return self.decode(self._run(next(noises), noises, prompts, steps, guidance, negative))
+        pictures = []
+        for part in _parts(len(prompts), micro_batch):
+            noises = self.noises(seeds[part])
+            pictures += self.decode(self._run(next(noises), noises, prompts[part], steps, guidance, negative))
+        return pictures
 
     def upscale(self, pictures: Sequence[Image.Image], prompts: Sequence[str], *, seeds: Sequence[int], steps=None,
-                guidance=None, negative=None, level: int | None = None) -> list[Image.Image]:  # fmt: skip
-        """The pictures drawn again at this pipeline's size, which is a stage II's; see `enlarge`.
+                guidance=None, negative=None, level: int | None = None, micro_batch: int = 64) -> list[Image.Image]:  # fmt: skip
+        """The pictures drawn again at this pipeline's size, which is a stage II's, so many at once; see `enlarge`.
 
         Raises PatchError as `enlarge` does, and for pictures of several sizes.
         """
+        _require_one_each(pictures, prompts, seeds)
         if len(sizes := {picture.size for picture in pictures}) > 1:
             raise PatchError(f"pictures of sizes {sorted(sizes)}; give those of one size together")
         arrays = [np.asarray(picture.convert("RGB"), np.float32) for picture in pictures]
         small = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1  # (B, 3, h, w)
-        options = dict(steps=steps, guidance=guidance, negative=negative, level=level)
-        return self.decode(self.enlarge(small, prompts, seeds=seeds, **options))
+        options, drawn = dict(steps=steps, guidance=guidance, negative=negative, level=level), []
+        for part in _parts(len(small), micro_batch):
+            drawn += self.decode(self.enlarge(small[part], prompts[part], seeds=seeds[part], **options))
+        return drawn
 
     @torch.no_grad()
     def enlarge(self, small: Tensor, prompts: Sequence[str], *, seeds: Sequence[int], steps=None, guidance=None,
@@ -225,8 +254,7 @@ class Pipeline(nn.Module):
         """
         if not self.upscales:
             raise PatchError(f"{self.name} draws pictures from noise alone; a stage II is needed to draw them larger")
-        if not 0 < len(small) == len(prompts) == len(seeds):
-            raise PatchError(f"{len(small)} pictures, {len(prompts)} prompts, {len(seeds)} seeds; give one each")
+        _require_one_each(small, prompts, seeds)
         noises = self.noises(seeds)
         x, level = next(noises), self.defaults.level if level is None else level
         beside = read_beside(self.schedule, small.to(x), next(noises), level)
@@ -236,7 +264,7 @@ class Pipeline(nn.Module):
         """`denoise` with what the model is run with when nothing else is asked for."""
         steps = self.defaults.steps if steps is None else steps
         guidance = self.defaults.guidance if guidance is None else guidance
-        if negative and guidance == 1:
+        if negative is not None and guidance == 1:
             raise PatchError(f"negative prompt {negative!r} has no effect at guidance 1; leave one of them out")
         text = self.encode(prompts if guidance == 1 else [negative] * len(prompts) + prompts)
         return self.denoise(x, text, steps=steps, guidance=guidance, noises=noises, **beside)

@@ -38,6 +38,8 @@ class SDXLTextEncoders(nn.Module):
     token.  zeros_for_none: "no prompt" is all zeros (published as `force_zeros_for_empty_prompt`); "" is read.
     """
 
+    limits = (CLIP_LENGTH,) * 2  # the most tokens of each encoder, here and below, as `tokenize` takes them
+
     def __init__(
         self,
         clip: CLIPTextModel,
@@ -51,7 +53,7 @@ class SDXLTextEncoders(nn.Module):
 
     def forward(self, prompts: Sequence[str | None]) -> TextCondition:
         """TextCondition: tokens (B, T, C), pooled (B, P).  Raises PromptError as `tokenize` does."""
-        first, second = tokenize(prompts, self.tokenizers, (CLIP_LENGTH,) * 2)
+        first, second = tokenize(prompts, self.tokenizers, self.limits)
         first, second = _read_clip(self.text_encoder, first), _read_clip(self.text_encoder_2, second)
         tokens, pooled = _side_by_side(first, second), second.text_embeds
         if self.zeros_for_none:
@@ -80,7 +82,7 @@ class SD3TextEncoders(nn.Module):
     ):
         super().__init__()
         self.text_encoder, self.text_encoder_2, self.text_encoder_3 = clip, clip_2, t5
-        self.tokenizers = tuple(tokenizers)
+        self.tokenizers, self.limits = tuple(tokenizers), (CLIP_LENGTH,) * 2 + (T5_LENGTH,) * (t5 is not None)
         self.width = width if t5 is None else t5.config.d_model
         clips = clip.config.hidden_size + clip_2.config.hidden_size
         if clips > self.width:
@@ -93,8 +95,7 @@ class SD3TextEncoders(nn.Module):
 
         Raises PromptError as `tokenize` does.
         """
-        limits = (CLIP_LENGTH,) * 2 + (T5_LENGTH,) * (self.text_encoder_3 is not None)
-        first, second, *third = tokenize(prompts, self.tokenizers, limits)
+        first, second, *third = tokenize(prompts, self.tokenizers, self.limits)
         first, second = _read_clip(self.text_encoder, first), _read_clip(self.text_encoder_2, second)
         clips = _side_by_side(first, second)
         clips = F.pad(clips, (0, self.width - clips.shape[-1]))  # (B, CLIP's T, C)
@@ -115,6 +116,8 @@ class IFTextEncoder(nn.Module):
     pools the tokens itself.
     """
 
+    limits = (IF_LENGTH,)
+
     def __init__(self, t5: T5EncoderModel, tokenizer: PreTrainedTokenizerBase):
         super().__init__()
         self.text_encoder, self.tokenizers = t5, (tokenizer,)
@@ -122,7 +125,7 @@ class IFTextEncoder(nn.Module):
     def forward(self, prompts: Sequence[str | None]) -> TextCondition:
         """TextCondition: tokens (B, T, C).  Raises PromptError as `tokenize` does."""
         plain = [self.as_read(prompt or "") for prompt in prompts]
-        (tokens,) = tokenize(plain, self.tokenizers, (IF_LENGTH,))
+        (tokens,) = tokenize(plain, self.tokenizers, self.limits)
         ids = _ids(tokens, self.text_encoder)
         states = self.text_encoder(ids, attention_mask=tokens.attention_mask.to(ids.device))
         return TextCondition(states.last_hidden_state)
@@ -199,6 +202,8 @@ def _unknown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bool:
 
 def _unknown_word(tokenizer: PreTrainedTokenizerBase, prompt: str) -> PromptError:
     word = next((w for w in prompt.split() if _unknown(tokenizer, tokenizer(w).input_ids)), prompt)
+    if '"' in word and word != word.upper() and not _unknown(tokenizer, tokenizer(word.upper()).input_ids):
+        return PromptError(f"the model does not know {word!r} in {prompt!r}; write {word.upper()}")
     vocabulary = tokenizer.get_vocab()
     known = [w for w in sorted(vocabulary, key=vocabulary.get) if w not in tokenizer.all_special_tokens]
     return PromptError(f"the model does not know {word!r} in {prompt!r}{closest(word, known)}")

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from threading import Thread
 from types import SimpleNamespace
 
 import laws
@@ -11,6 +12,7 @@ from hypothesis import given
 from strategies import attentions, make_attention
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import scaled_dot_product_attention
 
 from textpatch import attention
 from textpatch.attention import attention_reference, gather_text, row_slots, segment_attention, use_backend
@@ -228,6 +230,26 @@ def test_the_backend_asked_for():
         pass
 
 
+@pytest.mark.parametrize("asked, backend", [
+    ("reference", None), (None, "reference"), ("sdpa", "reference"), ("reference", "sdpa"),
+])  # fmt: skip
+def test_the_backend_is_kept_for_the_backward(asked, backend, monkeypatch):
+    """Gradients are made by the backend of the forward, also after `use_backend` ends and in a thread that never saw it."""
+    case, seen = make_attention(), []
+    for name, attend in list(attention.EAGER.items()):
+        spy = lambda *args, name=name, attend=attend: seen.append(name) or attend(*args)  # noqa: E731
+        monkeypatch.setitem(attention.EAGER, name, spy)
+    q, *rest = inputs(case, text=False, grad=True)
+    with use_backend(asked) if asked else nullcontext():
+        made, _ = segment_attention((q, None), rest[1:3], rest[3:], slots_k=case.slots, backend=backend)
+        made.sum().backward(retain_graph=True)
+    made.sum().backward(retain_graph=True)
+    thread = Thread(target=made.sum().backward)
+    thread.start()
+    thread.join()
+    assert seen == [backend or asked] * 4
+
+
 def test_the_backend_chosen(monkeypatch):
     """sdpa, unless a table is read on a GPU measured faster with the kernels, which must also be able to run."""
     gpu = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
@@ -267,6 +289,12 @@ BAD = {
     r"image values are \(2, 2, 4, 4\)": lambda c: dict(slots_k=c.slots, v=(c.v[0][:, :, 1:], c.v[1])),
     "image keys without image values": lambda c: dict(slots_k=c.slots, v=(None, c.v[1])),
     r"text queries are \(1, 2, 3, 4\)": lambda c: dict(slots_k=c.slots, q=(c.q[0], c.q[1][:1])),
+    r"image queries are \(2, 2, 6\); give four dimensions": lambda c: dict(q=(c.q[0][..., 0], None)),
+    r"text queries are \(2, 3\); give four": lambda c: dict(q=(c.q[0], c.q[1][0, ..., 0])),
+    r"image keys are \(5, 4\); give four": lambda c: dict(k=(c.k[0][0, 0], c.k[1])),
+    r"image values are \(5, 4\); give four": lambda c: dict(v=(c.v[0][0, 0], c.v[1])),
+    r"text keys are \(3, 4, 4\); give four": lambda c: dict(k=(c.k[0], c.k[1][:, 0])),
+    r"text values are \(1, 3, 2, 4, 4\); give four": lambda c: dict(v=(c.v[0], c.v[1][None])),
     "text values are .*torch.float32": lambda c: dict(slots_k=c.slots, v=(c.v[0], c.v[1].float())),
     "text keys are .* on meta": lambda c: dict(slots_k=c.slots, k=(c.k[0], c.k[1].to("meta"))),
 }
@@ -299,13 +327,27 @@ def test_a_table_is_looked_into_once(monkeypatch):
 
 
 def test_autocast():
-    """Under autocast queries and keys of two dtypes meet in autocast's, as in torch's own attention."""
+    """Under autocast queries and keys of two dtypes meet in autocast's, as in torch's own attention; the log sum exp is wide."""
     case = make_attention()
     q, k, v = ([x.float() for x in pair] for pair in (case.q, case.k, case.v))
     with torch.autocast("cpu", torch.bfloat16):
-        image, _ = segment_attention(q, k, [x.bfloat16() for x in v], slots_k=case.slots)
-    exact, _ = segment_attention(*([x.bfloat16() for x in pair] for pair in (q, k, v)), slots_k=case.slots)
+        image, _, lse = segment_attention(q, k, [x.bfloat16() for x in v], slots_k=case.slots, return_lse=True)
+    halves = ([x.bfloat16() for x in pair] for pair in (q, k, v))
+    exact, _, sums = segment_attention(*halves, slots_k=case.slots, return_lse=True)
     assert image.dtype == torch.bfloat16 and torch.equal(image, exact)
+    assert lse.dtype == torch.float32 and torch.equal(lse, sums)
+
+
+def test_autocast_leaves_float64():
+    """Under autocast float64 stays float64, of the bits it has without, as in torch's scaled_dot_product_attention."""
+    case = make_attention()
+    k, v = (gather_text(x[1], case.slots) for x in (case.k, case.v))
+    text = (case.q[0], None), (None, case.k[1]), (None, case.v[1])
+    alone = segment_attention(*text, slots_k=case.slots)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, torchs = segment_attention(*text, slots_k=case.slots)[0], scaled_dot_product_attention(case.q[0], k, v)
+    assert ours.dtype == torchs.dtype == torch.float64
+    assert torch.equal(ours, alone) and laws.close(ours, torchs)
 
 
 def test_row_slots():

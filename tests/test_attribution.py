@@ -82,6 +82,13 @@ def test_prompts_read_alike_are_refused():
         attribution(fixed_case().pipeline, "a", "a", steps=2)
 
 
+@pytest.mark.parametrize("start", [-1, 3, 9])
+def test_a_start_outside_the_run_is_refused(start):
+    """Steps are 0..n - 1: PatchError before anything is generated."""
+    with pytest.raises(PatchError, match=f"start {start} of 3 steps; .*a start within the run"):
+        attribution(fixed_case().pipeline, "a", "b", steps=3, start=start)
+
+
 @pytest.mark.parametrize("model, sites", [("planted-mmdit", {1}), ("planted-sdxl", {10}), ("planted-if", {3, 4})])
 def test_the_planted_sites_stand_out(model, sites):
     """They have more than .8 of all, in each picture, and where the target is another scene, too."""

@@ -127,10 +127,9 @@ FAULTS = {
     "step of the sampler": (sampling, "_reading", "plan.slots(step,", "plan.slots(max(step - 1, 0),"),
     "every branch": (Swap, "acts", 'self.branch == "both" or', "True or"),
     "conditional branch alone": (Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"),
-    "wrong site": (Plan, "_site_slots", "site not in select_sites(sites, swap.sites)",
-                   "sites[site.index - 1] not in select_sites(sites, swap.sites)"),
-    "first swap wins": (Plan, "_site_slots", "for swap in self.swaps:", "for swap in reversed(self.swaps):"),
-    "part ignored": (Plan, "_site_slots", "in swap.part:", 'in "kv":'),
+    "wrong site": (Plan, "_tables", "tables.setdefault(site,", "tables.setdefault(sites[(site.index + 1) % len(sites)],"),
+    "first swap wins": (Plan, "_tables", "in enumerate(self.swaps):", "in reversed([*enumerate(self.swaps)]):"),
+    "part ignored": (Plan, "_tables", "in swap.part if", 'in "kv" if'),
     "keys scaled after their norm": (JointAttention, "forward", "self.norm_added_k(", "1.5 * self.norm_added_k("),
 }  # fmt: skip
 

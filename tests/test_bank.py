@@ -1,7 +1,9 @@
 """The bank of a run: projected once per prompt, read by index, and one compiled graph for every plan."""
 
 from collections import Counter
+from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,6 +79,41 @@ def test_hooks_that_count_steps_see_every_step(name, guidance):
     assert torch.allclose(hooked, asked.latents["a"], rtol=1e-12, atol=1e-12)
     every = sample(pipeline, rows, Plan([Swap((1, 2), "a", "b")]), steps=3, guidance=guidance)
     assert not torch.allclose(hooked, every.latents["a"], rtol=1e-6, atol=1e-6)
+
+
+def calls_of_a_hooked_tap(name: str, hook) -> list[int]:
+    """The rows of every call of a hooked text projection in a run of four steps."""
+    pipeline, sizes = unet(name), []
+    tap = pipeline.denoiser.sites[1].taps[0].module
+    with hook(pipeline.denoiser, tap, sizes):
+        sample(pipeline, make_rows((0, 1)), PLANS[1], steps=4, guidance=1)
+    return sizes
+
+
+def altered(model, tap: str, sizes: list[int]):
+    """A hook of torch's own, which gives a projection another input: a block, as ours are."""
+    alter = lambda module, args: sizes.append(len(args[0])) or (2 * args[0],)  # noqa: E731
+    return closing(SimpleNamespace(close=model.get_submodule(tap).register_forward_pre_hook(alter).remove))
+
+
+def watched(model, tap: str, sizes: list[int]):
+    return HookRegistry(model, [tap]).observe_inputs(lambda name, inputs: sizes.append(len(inputs.args[0])))
+
+
+def left_alone(model, tap: str, sizes: list[int]):
+    return HookRegistry(model, [tap]).replace(lambda name, output: sizes.append(len(output)))
+
+
+@pytest.mark.parametrize("name", ["sdxl", "if"])
+def test_hooks_see_every_step_if_they_may_alter(name, monkeypatch):
+    """What may alter K and V acts at each of 4 steps, on inputs too; who only watches sees the bank made once."""
+    assert calls_of_a_hooked_tap(name, altered) == calls_of_a_hooked_tap(name, left_alone) == [2] * 4
+    assert calls_of_a_hooked_tap(name, watched) == [2]
+    with monkeypatch.context() as patch:
+        plant(patch, bank, "_intervened", "(x._forward_pre_hooks, x._forward_hooks)", "(x._forward_hooks,)")
+        assert calls_of_a_hooked_tap(name, altered) == [2]
+    plant(monkeypatch, HookRegistry, "observe_inputs", "before, looks_only=True", "before")
+    assert calls_of_a_hooked_tap(name, watched) == [2] * 4
 
 
 # --- donors that are only read

@@ -86,6 +86,21 @@ def test_the_environment_names_no_host_and_no_path(benchmark):
     assert platform.node() not in line and "/" not in line
 
 
+@pytest.mark.parametrize("name", [*NAMES, "attribution", "search", "carries", "other_prompts"])
+def test_the_device_used_is_written_down(name, benchmark, monkeypatch):
+    """The environment in a table is that of --device, whose first word it is asked with."""
+
+    class Asked(Exception):
+        pass
+
+    def asked(device, *packages):
+        raise Asked(device)
+
+    monkeypatch.setattr(benchmark(name), "environment", asked)
+    with pytest.raises(Asked, match="^meta$"):
+        benchmark(name).main(["--device", "meta"])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_help_teaches(name, benchmark, capsys):
     """--help holds the whole of what the file says of itself."""

@@ -8,9 +8,12 @@ from small import small_pipeline
 from strategies import ARCHITECTURES, fixed_case
 from test_localize import PAIR
 
-from textpatch import PatchError, load
-from textpatch.contribution import contribution, word_tokens
+from textpatch import PatchError, Plan, Row, load
+from textpatch.attention import attention_reference
+from textpatch.audit import Definition, Record
+from textpatch.contribution import contribution, norms, word_tokens
 from textpatch.hooks import HookRegistry
+from textpatch.sites import Site
 
 
 def given_to_the_picture(case, site, tokens, silent: bool) -> torch.Tensor:
@@ -64,6 +67,35 @@ def test_the_word_is_found_among_the_tokens():
     ids = [*clip(prompt, padding="max_length").input_ids, *t5(prompt, padding="max_length").input_ids]
     assert pipeline.encode([prompt]).tokens.shape[1] == len(ids)
     assert [clip.decode([ids[i]]) for i in word_tokens(pipeline, prompt)] == list("TIGER") * 2
+
+
+def test_the_word_is_found_where_tokenizers_have_no_length():
+    """As the encoders cut their tokens, so they are counted: model_max_length = 10^30 moves no place."""
+    pipeline, prompt = small_pipeline(), PAIR[1]
+    expected, lengths = word_tokens(pipeline, prompt), [t.model_max_length for t in pipeline.encoders.tokenizers]
+    pipeline.encoders.limits = tuple(lengths)
+    for tokenizer in pipeline.encoders.tokenizers:
+        tokenizer.model_max_length = 10**30
+    assert pipeline.encode([prompt]).tokens.shape[1] == lengths[0] + lengths[2]
+    assert word_tokens(pipeline, prompt) == expected
+
+
+@pytest.mark.parametrize("tokens", [[], [99], [1, -1]])
+def test_tokens_that_are_not_there_are_refused(tokens):
+    """None, beyond the text, below it: PatchError with what there is, not an index error or zeros."""
+    with pytest.raises(PatchError, match=r"tokens \[.*\] asked for; 'a' has 0\.\.3, so give"):
+        contribution(fixed_case().pipeline, "a", steps=1, tokens=tokens)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_all_tokens_together_give_all(dtype):
+    """W_o = 1, all tokens: share = |sum_j p_j v_j| / |out| = 1 up to the rounding u of out, though |s| comes to 30."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (3 * torch.randn(1, 2, n, 64, generator=generator, dtype=torch.float64).to(dtype) for n in (32, 77, 77))
+    out = attention_reference(*(x.double() for x in (q, k, v))).to(dtype)
+    definition = Definition(Plan(), [Row("a", "a")], [site := Site(0, "a", "cross", 2, 64, 0)])
+    word, whole = norms(Record(site, 0, [q], [k], [v], [out]), definition, torch.eye(128, dtype=dtype), range(77))
+    assert abs(word / whole - 1) < torch.finfo(dtype).eps / 2 + 5e-6
 
 
 def test_encoders_without_tokenizers_need_the_tokens():

@@ -325,6 +325,9 @@ def test_only_depths_with_sites_need_whole_heads():
 
 
 REFUSED = {  # changes to x, text (pooled as a number of rows), slots, low and level
+    "x has 4 channels; this model takes 3": dict(x=(2, 4, 2, 4)),
+    "x has 6 channels; this model takes 3": dict(config=SMALL_II, x=(2, 6, 2, 4)),
+    "text.tokens are 13 wide; this model reads 12": dict(width=13),
     "picture of 3x4; both sides must be multiples of 2": dict(x=(2, 3, 3, 4)),
     "3 pooled vectors for 2 rows of x": dict(pooled=3),
     "text.tokens is a bank, which cannot be pooled; pass pooled": dict(bank=True),
@@ -341,9 +344,9 @@ REFUSED = {  # changes to x, text (pooled as a number of rows), slots, low and l
 @pytest.mark.parametrize("says", REFUSED)
 def test_what_does_not_fit_is_refused(says):
     """Sizes, rows, slots, and low or level that do not belong are PatchErrors with both values."""
-    case = dict(config=SMALL, x=(2, 3, 2, 4), tokens=2, pooled=None, bank=False) | REFUSED[says]
+    case = dict(config=SMALL, x=(2, 3, 2, 4), tokens=2, width=12, pooled=None, bank=False) | REFUSED[says]
     model = build(case["config"], torch.float32)
-    text = TextCondition(torch.randn(case["tokens"], 5, 12))
+    text = TextCondition(torch.randn(case["tokens"], 5, case["width"]))
     if case["bank"]:
         text = TextCondition(model.text_kv(text))
     if case["pooled"]:
@@ -351,6 +354,12 @@ def test_what_does_not_fit_is_refused(says):
     low = torch.zeros(case["low"]) if "low" in case else None
     with pytest.raises(PatchError, match=says):
         model(torch.zeros(case["x"]), 1.0, text, slots=case.get("slots"), low=low, level=case.get("level"))
+
+
+def test_a_bank_is_made_of_the_models_own_text():
+    """Tokens of another width are a PatchError with both numbers before any site reads them."""
+    with pytest.raises(PatchError, match="text.tokens are 13 wide; this model reads 12"):
+        build(SMALL).text_kv(TextCondition(torch.zeros(2, 5, 13)))
 
 
 def test_a_bank_of_another_model_is_refused():

@@ -61,8 +61,7 @@ OTHER_DONOR = plan, "_donor", "return place[", "return 0 * place["
 ALL_HEADS = plan, "_write", "torch.tensor(swap.heads)", "torch.arange(heads)"
 NO_READER = plan, "_write", "zip(readers, donors)", "zip(readers[:-1], donors)"
 ALL_READERS = plan, "_write", "table[reader, h[:, None], t]", "table[:, h[:, None], t]"
-NEXT_SITE = (Plan, "_site_slots", "if not readers or site not in",
-             "if not readers or sites[(site.index + 1) % len(sites)] not in")  # fmt: skip
+NEXT_SITE = Plan, "_tables", "tables.setdefault(site,", "tables.setdefault(sites[(site.index - 1) % len(sites)],"
 POOLED_OF_TARGET = bank.Texts, "of", "self.place[row.pooled_prompt]", "self.place[batch[-1].prompt]"
 IMAGE_ROWS = patching, "_at_text", "taps[tap.module] +=", 'taps[f"{site.name}.to_{part}"] +='
 EARLY_HOOK = (HookRegistry, "__init__", "if name not in modules:",
@@ -98,8 +97,8 @@ FAULTS = {
         plan, "integers", "sorted({int(index(value)) for value in values})",
         "int(index(value)) for value in values"),
     "first swap wins": (laws.law_the_last_swap_wins,
-        Plan, "_site_slots", "for swap in self.swaps:", "for swap in reversed(self.swaps):"),
-    "part ignored": (laws.law_the_last_swap_wins, Plan, "_site_slots", "in swap.part:", 'in "kv":'),
+        Plan, "_tables", "in enumerate(self.swaps):", "in reversed([*enumerate(self.swaps)]):"),
+    "part ignored": (laws.law_the_last_swap_wins, Plan, "_tables", "in swap.part if", 'in "kv" if'),
     "tokens ignored": (laws.law_the_last_swap_wins,
         plan, "_write", "torch.tensor(swap.tokens)", "torch.arange(tokens)"),
     "donor's own swap followed": (laws.law_disjoint_swaps_commute, *READ_THROUGH),

@@ -8,12 +8,13 @@ import test_prompts
 import test_store
 from small import small_pipeline
 from test_faults import plant
-from test_sweeps_localize import PAIRS, localized
+from test_sweeps_localize import PAIRS, PixelReader, localized
 
 from textpatch import prompts, store, trials
 from textpatch.errors import OCRError, StoreError
 from textpatch.metrics import Tesseract, ocr
 from textpatch.plan import Plan
+from textpatch.starts import start_curve
 from textpatch.store import Run
 
 MODEL = small_pipeline()
@@ -61,6 +62,14 @@ def made_by_its_request(tmp_path):
     for pairs, options, maker in ((PAIRS[1:2], {}, "rows"), (PAIRS[:1], {"start": 1}, "plan"), (PAIRS[:1], {"sites": [0]}, "plan")):
         with pytest.raises(StoreError, match=f"was made by {maker} "):
             localized(MODEL, tmp_path / "run", pairs, seeds=(0,), **options)
+    start_curve(trials_in(tmp_path / "run"), [0], [0, 1])
+    for sites, starts in (([1], [0, 1]), ([0], [0])):
+        with pytest.raises(StoreError, match="record starts-0-0 of .* was made by plan"):
+            start_curve(trials_in(tmp_path / "run"), sites, starts)
+
+
+def trials_in(folder):
+    return trials.Trials(MODEL, PAIRS[:1], ocr=PixelReader(), run=Run.load(folder))
 
 
 def left_out(tmp_path):
@@ -83,9 +92,9 @@ FAULTS = {
     "scenes with their words": (scenes, prompts, "differing", "_QUOTED.sub('\"\"', prompt)", "prompt"),
     "the first pair alone": (scenes, prompts, "differing", "in pairs if", "in pairs[:1] if"),
     "whose record it is is not asked": (made_by_its_request, trials.Trials, "_require_made_by", "record.get(name) != asked", "False"),
-    "a plan is enough": (made_by_its_request, trials, "_sha256", "asdict(row) for row in rows", ""),
+    "a plan is enough": (made_by_its_request, trials, "made_by", "asdict(row) for row in rows", ""),
     "rows are enough": (made_by_its_request, Plan, "sha256", "self.to_json()", '""'),
-    "of rows their names": (made_by_its_request, trials, "_sha256", "asdict(row)", "row.name"),
+    "of rows their names": (made_by_its_request, trials, "made_by", "[asdict(row)", "[row.name"),
 }  # fmt: skip
 
 

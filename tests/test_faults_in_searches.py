@@ -76,10 +76,12 @@ FAULTS = {
     "what all need is what one needs": (together, search, "inseparable", "len(needed) > 1", "len(needed) > 9"),
     "all together are always tried": (
         searching.test_nothing_carries_nothing, search, "inseparable", '["low"] <= 0', '["low"] < 0'),
+    "a refusal by few pairs' proposal ends it": (
+        searching.test_what_few_pairs_propose_and_all_refuse_is_not_the_end, search, "_tried", "if steps[-1].kept:", "if True:"),
     "later gains on as few": (on_the_way, search, "_step", "max(least, FEW)", "least"),
     "an early look like the last": (few_pairs, search, "_step", '(0.95, EARLY)', '(0.95, 0.95)'),
-    "a group on the way on all pairs": (on_the_way, search, "grow", "fromkeys((known, pairs))", "fromkeys((pairs,))"),
-    "the last group on few pairs": (on_the_way, search, "grow", "fromkeys((known, pairs))", "fromkeys((known,))"),
+    "a group on the way on all pairs": (on_the_way, search, "_tried", "fromkeys((known, pairs))", "fromkeys((pairs,))"),
+    "the last group on few pairs": (on_the_way, search, "_tried", "fromkeys((known, pairs))", "fromkeys((known,))"),
     "clearly worse counts as better": (keeps, search, "better_than", "gain(value, least", "gain(least, value"),
     "the least needed head first": (heads, search, "take_away", "worst = min(", "worst = max("),
     "heads enough too early": (heads, search, "take_away", 'missing["value"] <= 0', 'missing["value"] <= 0.2'),
@@ -89,9 +91,9 @@ FAULTS = {
     "keys of the image": (lost, contribution, "norms", "torch.cat(keys, dim=2)", "keys[-1]"),
     "the other guidance branch": (
         partial(reading.test_guidance_is_looked_through, "mmdit"), contribution, "norms",
-        "record.q[0][-1:]", "record.q[0][:1] * 1.5"),
+        "record.q[0][-1:]", "(record.q[0][:1] * 1.5)"),
     "T5's tokens among CLIP's": (
-        reading.test_the_word_is_found_among_the_tokens, contribution, "word_tokens", "[0, 0, min(", "[0, 0, 0 * min("),
+        reading.test_the_word_is_found_among_the_tokens, contribution, "word_tokens", "lengths[0]]", "0]"),
     "what a swap would add to L": (slope, attribution, "drops", "-sum(", "sum("),
     "text that asks nothing": (
         slope, attribution, "change", "(q[:1] for q in record.q)", "(q[:1] * (q is record.q[0]) for q in record.q)"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from laws import patching, run, tables
+from runs import cells
 from strategies import cases, fixed_case, make_rows
 from test_audit import audited, rich_case, unet
 from test_faults import plant
@@ -17,19 +18,26 @@ from textpatch.plan import Plan, Row, Swap
 from textpatch.sampling import Samples, sample
 
 
+def changes(case, cache, step: int, among=True):
+    """(site, part, reader, donor, |K donor - K own|) of each cell that reads another row, subtracted one by one."""
+    batch = case.branches(case.rows)
+    own, read = (tables(case, p, step) for p in (Plan(), case.plan))  # (sites, k and v, B, H, T)
+    for site, part, b, h, t in ((own != read) & among).nonzero().tolist():
+        reader, donor = batch[b], batch[read[site, part, b, h, t] // case.tokens]
+        kv = [cache[case.model.sites[site].name, step, row.label, "kv"[part]] for row in (reader, donor)]
+        mine, theirs = (x.unflatten(-1, (case.model.sites[site].heads, -1))[t, h] for x in kv)
+        yield site, part, reader, donor, float((theirs - mine).abs().max())
+
+
 def expected(case, cache) -> dict:
-    """(step, site, reader, donor) -> branches, hits and changes, by counting and subtracting cell by cell."""
-    batch, found = case.branches(case.rows), {}
+    """(step, site, reader, donor) -> branches, hits and changes, by counting."""
+    found = {}
     for step in range(case.steps):
-        own, read = (tables(case, p, step) for p in (Plan(), case.plan))  # (sites, k and v, B, H, T)
-        for site, part, b, h, t in (own != read).nonzero().tolist():
-            reader, donor = batch[b], batch[read[site, part, b, h, t] // case.tokens]
-            kv = [cache[case.model.sites[site].name, step, row.label, "kv"[part]] for row in (reader, donor)]
-            mine, theirs = (x.unflatten(-1, (case.model.sites[site].heads, -1))[t, h] for x in kv)
+        for site, part, reader, donor, change in changes(case, cache, step):
             entry = found.setdefault((step, site, reader.name, donor.name), [set(), [0, 0], [0.0, 0.0]])
             entry[0].add(reader.branch)
             entry[1][part] += 1
-            entry[2][part] = max(entry[2][part], float((theirs - mine).abs().max()))
+            entry[2][part] = max(entry[2][part], change)
     return found
 
 
@@ -78,8 +86,8 @@ def test_json(case):
 
 
 FAULTS = {
-    "heads not counted": (Watch, "enter", "* site.text_heads // table.shape[1]", ""),
-    "first step's table kept": (Watch, "_look_up", "not torch.equal(table, before)", "False"),
+    "heads not counted": (Watch, "enter", "* site.text_heads // self._heads(site, part)", ""),
+    "first step's table kept": (Watch, "_look_up", "not all(map(torch.equal, now, before))", "False"),
     "change of another token": (Watch, "_measure", "split[reader, tokens, heads]", "split[reader, 0, heads]"),
     "change of the whole row": (Watch, "_measure", "split[donor, read, heads]", "split[donor]"),
     "reader and donor exchanged": (Watch, "_entry", "self.batch[reader].name, self.batch[donor].name",
@@ -123,6 +131,79 @@ def with_dead_site():
     for tap in case.model.sites[1].taps:
         case.model.get_submodule(tap.module).weight.zero_()
     return case
+
+
+def with_dead_heads(case):
+    """A case of which the first head of every site makes the same keys and values of every text."""
+    for site in case.model.sites:
+        for tap in site.taps:
+            case.model.get_submodule(tap.module).weight[: site.head_dim].zero_()
+    return case
+
+
+def why_silent(case, cache, i: int) -> str | None:
+    """Why swap i changed nothing, from every cell that it names and no later swap does; None if it changed one."""
+    swap, *later = case.plan.swaps[i:]
+    prompts, found = {row.name: row.prompt for row in case.rows}, []
+    for step in range(case.steps):
+        own = cells(case, swap, step)
+        for other in later:
+            own &= ~cells(case, other, step)
+        made = changes(case, cache, step, among=own)
+        found += [(prompts[reader.name] != prompts[donor.name], change) for *_, reader, donor, change in made]
+    if swap.readers == (swap.donor,) or not found:
+        return ITSELF if swap.readers == (swap.donor,) else OVERRIDDEN
+    apart = [change for differ, change in found if differ]
+    if any(apart or [change for _, change in found]):
+        return None
+    return NO_EFFECT if apart else SAME_TEXT
+
+
+def require_silence_told(case) -> None:
+    """The ledger's silent swaps and reasons are those that follow from every swap's own cells."""
+    ledger, cache = recorded(case)
+    reasons = [why_silent(case, cache, i) for i in range(len(case.plan.swaps))]
+    assert [(s.swap, s.why) for s in ledger.silent] == [(i, why) for i, why in enumerate(reasons) if why]
+
+
+@given(cases())
+def test_every_swap_answers_for_itself(case):
+    """silent = {i: no cell that swap i names and no later one does reads other K or V}, for every plan."""
+    require_silence_told(with_dead_heads(case))
+
+
+def side_by_side():
+    """Swaps of one reader, donor and site: a dead one beside one alive, one overridden, two that take turns."""
+    plan = Plan([Swap(0, "a", "b", heads=(0,)), Swap(0, "a", "b", heads=(1,)), Swap(1, "c", "d", tokens=(1,)),
+                 Swap(1, "c", "d"), Swap(2, "a", "b", steps=(0,)), Swap(2, "a", "b", steps=(1, 2))])  # fmt: skip
+    return with_dead_heads(replace(fixed_case(), plan=plan))
+
+
+def test_no_swap_vouches_for_another():
+    """A dead swap is silent, and an error, beside a live one of its reader, donor and site; so is one overridden."""
+    ledger = recorded(side_by_side())[0]
+    assert [(s.swap, s.why) for s in ledger.silent] == [(0, NO_EFFECT), (2, OVERRIDDEN)]
+    with pytest.raises(PatchError, match="1 of the plan's swaps had no effect, first swap 0"):
+        ledger.require()
+
+
+SILENCE_FAULTS = {
+    "one swap vouches for another": (Recorder, "_why_silent", "if j == i", ""),
+    "swaps of another step": (Recorder, "_winners", "step in swap.steps for", "True for"),
+    "swaps of the step before": (Watch, "_look_up", "all(map(torch.equal, now, before))",
+                                 "torch.equal(now[0], before[0])"),
+    "the cells of a pair's other swaps": (ledgers, "cells_read", "(who == pair).all(-1)", "(who[..., 0] == pair[0])"),
+    "off by one swap": (Plan, "winners", "table // tokens - B)", "table // tokens - B - 1)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", SILENCE_FAULTS)
+def test_silence_notices(fault, monkeypatch):
+    """told(ledger), and not told(ledger with the fault)."""
+    require_silence_told(side_by_side())
+    plant(monkeypatch, *SILENCE_FAULTS[fault])
+    with pytest.raises(AssertionError):
+        require_silence_told(side_by_side())
 
 
 def test_silence_with_a_reason():

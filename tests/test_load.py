@@ -1,5 +1,6 @@
 """Loading from every place weights live in: original single files, shards, the Hugging Face cache; and nothing else."""
 
+import hashlib
 import json
 import socket
 import weakref
@@ -21,7 +22,7 @@ from textpatch.weights import files, sources
 from textpatch.weights.fill import Part, fill
 from textpatch.weights.layouts import SINGLE_FILES
 from textpatch.weights.layouts.tensors import HeadRows, Rows, swapped
-from textpatch.weights.load import outline
+from textpatch.weights.load import fingerprint, outline
 from textpatch.weights.tokens import word_tokenizer
 
 SMALL = {
@@ -183,6 +184,35 @@ def test_a_single_file_without_tokenizers_says_where_they_go(sdxl_file, tmp_path
     (tmp_path / "tokenizer").rename(tmp_path / "elsewhere")
     with pytest.raises(WeightsError, match="put the folder 'tokenizer' of stabilityai/.* beside it"):
         load(path)
+
+
+def sha256(*files) -> str:
+    """Of names and contents, each the way manifests have it."""
+    both = (f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest() for name, path in files)
+    return hashlib.sha256(b"".join(both)).hexdigest()
+
+
+def test_the_fingerprint_of_a_file_is_of_all_that_is_read_beside_it(sdxl_file, tmp_path):
+    """fingerprint = sha256 over the file, under ".", and the tokenizers beside it; they decide what a prompt is."""
+    path, _ = sdxl_file
+    read = [f for name in ("tokenizer", "tokenizer_2") for f in sorted((tmp_path / name).iterdir())]
+    assert fingerprint(path) == sha256((".", path), *((f.relative_to(tmp_path), f) for f in read))
+    (tmp_path / "alone").mkdir()
+    alone = path.rename(tmp_path / "alone" / path.name)
+    assert fingerprint(alone) == sha256((".", alone))
+
+
+def test_the_fingerprint_of_an_index_is_of_its_shards(tmp_path):
+    """One other number in any shard is another fingerprint; a file that the index does not name is none."""
+    state = {name: torch.zeros(2) for name in "abc"}
+    write_shards(tmp_path, "model", state)
+    index, found = tmp_path / "model.safetensors.index.json", set()
+    for name in ("", *state):
+        write_shards(tmp_path, "model", state | ({name: torch.ones(2)} if name else {}))
+        found.add(fingerprint(index))
+    assert len(found) == 4
+    (tmp_path / "README.md").write_text("a stranger")
+    assert fingerprint(index) in found
 
 
 def test_loading_holds_one_raw_tensor_at_a_time(tmp_path, monkeypatch):

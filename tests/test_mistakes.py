@@ -5,7 +5,9 @@ cache or a hook in test_refusals.py; here is what is typed wrong in a hurry.
 """
 
 import pytest
+import torch
 from small import PROMPTS, save_small, small_denoiser, small_pipeline
+from test_localize import Parrot
 
 from textpatch import HookRegistry, Plan, Swap, capture, cli, edit, find_sites, load, load_denoiser, localize, sample
 from textpatch.errors import PatchError
@@ -25,7 +27,8 @@ def shelf(tmp_path_factory):
     here = tmp_path_factory.mktemp("mistakes")
     save_small(here / "small")
     files = {"notes.txt": "x", "old.ckpt": "PK\x03\x04", "pickle.safetensors": "\x7fELF", "one.tsv": f"{SOURCE}\t{TARGET}",
-             "words.tsv": "HELLO\tWORLD", "commas.tsv": f"{SOURCE},{TARGET}", "three.tsv": f"{SOURCE}\t{TARGET}\t{TARGET}"}  # fmt: skip
+             "words.tsv": "HELLO\tWORLD", "commas.tsv": f"{SOURCE},{TARGET}", "three.tsv": f"{SOURCE}\t{TARGET}\t{TARGET}",
+             "curly.tsv": f"{SOURCE}\t{TARGET}".replace(' "', " \u201c").replace('"', "\u201d")}  # fmt: skip
     for name, text in files.items():
         (here / name).write_text(text)
     (here / "latin.tsv").write_bytes(f"{SOURCE} é\t{TARGET}".encode("latin-1"))
@@ -42,6 +45,7 @@ def shelf(tmp_path_factory):
 TYPED = {
     "no steps at all": ([*MAKE, "--steps", "-1"], "asked for -1 steps", "this schedule has", "1 to 1000"),
     "more steps than there are": ([*MAKE, "--steps", "2000"], "asked for 2000 steps", "this schedule has", "1 to 1000"),
+    "a stage II, which writes no words": (["localize", "tiny-if-ii", "--pairs", "1"], "tiny-if-ii draws small pictures", "in the model that writes", "give that one"),
     "a device without memory": ([*MAKE, "--device", "meta"], "device 'meta'", "cannot be used here", "no data"),
     "a device that is none": ([*MAKE, "--device", "gpu"], "device 'gpu'", "cannot be used here", "Expected one of cpu, cuda"),
     "the folder of the model to write to": (
@@ -49,7 +53,7 @@ TYPED = {
     "a file to write to": ([*MAKE, "--out", "notes.txt"], "cannot open notes.txt", "File exists", "check path"),
     "a name too long": ([*MAKE, "--out", "x" * 300], "cannot open xxx", "File name too long", "check path"),
     "a name that ends": ([*MAKE, "--out", "a\0b"], r"cannot open a\x00b", "null", "check path"),
-    "another run's folder": ([*MAKE, "--out", "edited"], "edited holds another run", 'stored "edit", asked "generate"', "--allow"),
+    "another run's folder": ([*MAKE, "--out", "edited"], "edited holds another run", 'stored "edit", asked "generate"', "give another --out"),
     "a run with other steps": (
         [*FIND, "--pairs", "1", "--out", "found", "--steps", "2"], "asked 2", "stored 1", "give another --out"),
     "a model of the hub that is not here": (
@@ -77,6 +81,10 @@ TYPED = {
     "a site by a word": ([*EDIT, "--sites", "first"], "no site 'first'", "among the 2", "known: transformer_blocks.0.attn"),
     "a group of another model": ([*EDIT, "--sites", "group:up"], "no site of group 'up'", "groups here: transformer", "find_sites"),
     "a start behind the end": ([*EDIT, "--sites", "0", "--start", "9"], "start is 9", "of 2 steps", "would never act"),
+    "sites with commas": ([*EDIT, "--sites", "0,1"], "no site '0,1'", "indices 0..1", "one by one, without commas"),
+    "quotes of a text editor": ([*FIND, "--prompts", "curly.tsv"], "no quoted word", "its quotes are curly", 'says "WORD"'),
+    "a word in small letters": (
+        [*EDIT[:2], "--source", SOURCE.replace("HELLO", "hello"), "--target", TARGET, "--sites", "0"], "does not know", "'\"hello\"'", 'write "HELLO"'),
     "no pairs": ([*FIND, "--pairs", "0"], "asked for 0 pairs", "the validation words", "make 1 to 48"),
     "words instead of prompts": ([*FIND, "--prompts", "words.tsv"], "no quoted word", "in 'HELLO'", 'says "WORD"'),
     "commas for tabs": ([*FIND, "--prompts", "commas.tsv"], "commas.tsv, line 1", "found 'a red sign", "expected `source<TAB>target`"),
@@ -148,12 +156,28 @@ def test_a_mistake_in_the_options_is_a_usage(name, capfd):
     assert [words for words in says if words not in err.splitlines()[-1]] == []
 
 
+class Short(Parrot):
+    """Reads one picture of many."""
+
+    def read(self, images, box=None):
+        return ["x"]
+
+
 PIPELINE = small_pipeline()
 ROWS = [Row("source", SOURCE), Row("target", TARGET)]
 CALLED = {
     "a misspelt model": (lambda: load("tiny-mmdti"), "no model 'tiny-mmdti'", "neither", "closest: tiny-mmdit"),
     "a denoiser of a pipeline": (lambda: load_denoiser("nowhere"), "no model 'nowhere'", "neither", "known: "),
     "seeds for other prompts": (lambda: PIPELINE.generate([SOURCE, TARGET], seeds=[0, 1, 2]), "2 prompts", "3 seeds", "give one seed"),
+    "a seed that is no whole number": (lambda: PIPELINE.generate(SOURCE, seeds=[1.5]), "seed 1.5", "does not fit", "whole number"),
+    "no picture at once": (lambda: PIPELINE.generate(SOURCE, seeds=0, micro_batch=0), "micro_batch is 0", "at once", "at least one"),
+    "no row at once": (lambda: sample(PIPELINE, ROWS, micro_batch=0), "micro_batch 0", "guidance", "at least"),
+    "a guidance that is no number": (lambda: sample(PIPELINE, ROWS, guidance=float("nan")), "guidance nan", "give a", "finite"),
+    "an unconditional row": (
+        lambda: sample(PIPELINE, [*ROWS, Row("none", None, branch="uncond")]), "row 'none'", "is unconditional", "guidance adds their twins"),
+    "an empty negative prompt that nobody reads": (
+        lambda: PIPELINE.generate(SOURCE, seeds=0, guidance=1, negative=""), "negative prompt ''", "no effect at guidance 1", "leave one"),
+    "numbers that are none": (lambda: PIPELINE.decode(torch.full((1, 3, 4, 4), torch.nan)), "48 of 48 numbers", "not finite", "float32"),
     "a row nobody runs": (
         lambda: sample(PIPELINE, ROWS, Plan([Swap(0, "edited", "target")]), steps=1), "no row 'edited'", "in this run", "known: source, target"),
     "no sites": (lambda: edit(PIPELINE, SOURCE, TARGET), "no sites are known", "to carry the word", "run localize first"),
@@ -161,6 +185,12 @@ CALLED = {
     "a module that is not there": (
         lambda: HookRegistry(PIPELINE.denoiser, ["transformer_blocks.0.atn"]).observe(print), "transformer_blocks.0.atn", "no",
         "transformer_blocks.0.attn"),
+    "a reader that skips a picture": (lambda: localize(PIPELINE, [(SOURCE, TARGET)], ocr=Short()), "pictures were given to Short", "read ['x']", "a text for each"),
+    "a name for a model": (lambda: localize("tiny-mmdit", [(SOURCE, TARGET)]), "'tiny-mmdit' is a name", "is needed", "load('tiny-mmdit')"),
+    "the same of an edit": (lambda: edit("tiny-mmdit", SOURCE, TARGET), "'tiny-mmdit' is a name", "is needed", "load('tiny-mmdit')"),
+    "one pair for a list of them": (lambda: localize(PIPELINE, (SOURCE, TARGET)), "found 'a red sign", "two texts", "a list of pairs"),
+    "one seed for several": (lambda: localize(PIPELINE, [(SOURCE, TARGET)], seeds=0), "seeds is 0", "give", "[0]"),
+    "a path for a run": (lambda: localize(PIPELINE, [(SOURCE, TARGET)], run="runs"), "the path 'runs'", "a store.Run", "Run.open('runs'"),
     "half a plan": (lambda: Plan.from_json('{"swaps": ['), "not a plan", "line 1 column", "written by Plan.to_json"),
     "sites of what has none": (lambda: find_sites(small_denoiser().pos_embed), "PatchEmbed", "no", "SiteSpec"),
     "a reader of nothing": (lambda: Tesseract(alphabet=""), "alphabet ''", "cannot read", "give printable characters"),

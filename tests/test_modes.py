@@ -314,6 +314,23 @@ def test_one_pair_is_not_enough_to_screen():
     assert localize(small_pipeline(), [PAIR], ocr=Parrot()).result["set"] is None
 
 
+def test_sets_that_were_kept_are_measured_on_all_pairs():
+    """A staged search of sets says "measured" of those with a picture for every pair, and screened out of all others."""
+    pipeline, pairs = load("planted-mmdit"), sign_pairs(6, split="test")
+    found = localize(pipeline, pairs, mode="staged", groups=[(0, 1), (3, 4), (5,)], first=3, steps=4)
+    states = {tuple(entry["group"]): (entry["status"]["state"], entry["n"]) for entry in found.result["sites"]}
+    assert states.pop((0, 1)) == ("measured", 6) and {state for state, _ in states.values()} == {"screened out"}
+    assert "measured on" not in answer(found.result) and found.result["set"] is None
+
+
+def test_one_pair_has_no_interval():
+    """The scores of one pair are values without ends, as its seeds are no other pairs."""
+    result = localize(small_pipeline(), [PAIR], seeds=(0, 1), ocr=Parrot(), starts=True).result
+    entries = [*result["sites"], *result["baselines"].values(), *result["start_curve"]["curve"]]
+    ends = [entry[name][end] for entry in entries for name in ("exact_target", "f1_target", "ssim") for end in ("low", "high")]
+    assert set(ends) == {None} and "[" not in table(result).split("low, high]")[1]
+
+
 @pytest.mark.parametrize("starts", [[4], [-1], []])
 def test_start_steps_outside_the_run(starts):
     """PatchError names those asked for and those there are."""

@@ -203,10 +203,23 @@ def test_the_own_size_is_the_model_itself():
 # --- what may differ
 
 
-@pytest.mark.parametrize("command", ["generate", *RUNS])
-def test_allowing_in_a_new_folder_is_refused(command, model, here, capfd):
+@pytest.mark.parametrize("command", ["generate", "edit"])
+def test_what_is_made_anew_is_not_gone_on_with(command, model, here, capfd):
+    """generate and edit make all their pictures each time: another request in a run's folder is refused, --allow is no option."""
+    asked = [command, model, *RUNS.get(command, [SOURCE]), "--out", "run"]
+    assert cli.main(asked) == 0
+    before = {path: path.read_bytes() for path in (here / "run").rglob("*") if path.is_file()}
+    capfd.readouterr()
+    assert cli.main([*asked, "--seed", "1"]) == 2
+    assert capfd.readouterr().err.rstrip().endswith("stored 0, asked 1); give another --out, ask for the same")
+    with pytest.raises(SystemExit):
+        cli.main([*asked, "--allow", "seed"])
+    assert before == {path: path.read_bytes() for path in (here / "run").rglob("*") if path.is_file()}
+
+
+def test_allowing_in_a_new_folder_is_refused(model, here, capfd):
     """--allow has nothing to allow where there is no run: one line says so, and no folder is made."""
-    asked = [command, model, *RUNS.get(command, [SOURCE]), "--allow", "weights", "ocr.version"]
+    asked = ["localize", model, *RUNS["localize"], "--allow", "weights", "ocr.version"]
     refused(here, capfd, [*asked, "--out", "new"], "weights, ocr.version may differ, but new holds no run yet", "leave out --allow")
     refused(here, capfd, asked, "holds no run yet")
 

@@ -1,13 +1,19 @@
 """Carrying a plan out: labels, caches, what is refused and what is mixed; its laws are in test_laws.py."""
 
+from contextlib import ExitStack
+
 import laws
 import pytest
 import torch
 from hypothesis import given
+from laws import patching
 from strategies import cases, fixed_case
+from test_faults import plant
+from torch import nn
 
-from textpatch import HookRegistry, KVCache, PatchError, Plan, Row, Swap, capture, patch, sample
+from textpatch import HookRegistry, KVCache, PatchError, Plan, Row, Swap, capture, inject, patch, sample
 from textpatch.plan import with_guidance
+from textpatch.sites import Site
 
 
 @given(cases())
@@ -122,3 +128,91 @@ def test_patch_refuses_what_is_not_there(wrong):
     case = fixed_case()
     with pytest.raises(PatchError), patch(case.model, cached(case), 0, rows=case.rows, **wrong):
         case.call()
+
+
+# --- injection and other blocks
+
+
+def within(case, *blocks):
+    """One call inside blocks, the outermost first."""
+    with ExitStack() as stack:
+        held = [stack.enter_context(block) for block in blocks]
+        return case.call(), held
+
+
+def texts(case) -> tuple:
+    """Two other texts for all rows of a case, by their prompts."""
+    return tuple(case.pipeline.encode([prompt] * len(case.rows)) for prompt in ("injected", "patched in"))
+
+
+def captured(case, text=None, site=1) -> KVCache:
+    """K and V of one call, of the case's own text or of another."""
+    x, t, own = case.inputs
+    with torch.no_grad(), capture(case.model, site, rows=case.rows) as cache:
+        case.model(x, t, own if text is None else text)
+    return cache
+
+
+def require_same(a: KVCache, b: KVCache) -> None:
+    """The same steps of the same rows, bit for bit."""
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def require_unseen(case) -> None:
+    """An injection at site 2 is no step of a capture or patch at site 1, in either order of the blocks."""
+    (injected, other), rows = texts(case), case.rows
+    there = lambda: inject(case.model, injected, 2)  # noqa: E731
+    for order in (1, -1):
+        kept = within(case, *[capture(case.model, 1, rows=rows), there()][::order])[1][::order][0]
+        require_same(kept, captured(case))
+    cache = captured(case, other)
+    patched = lambda: patch(case.model, cache, 1, rows=rows, steps=[0])  # noqa: E731
+    inner, outer = within(case, there(), patched())[0], within(case, patched(), there())[0]
+    assert torch.equal(inner, outer) and not torch.equal(inner, within(case, there())[0])
+
+
+def require_apart(case) -> None:
+    """At one site the inner block has the last word, and an injected text is what it is, whoever patches there."""
+    (injected, other), rows = texts(case), case.rows
+    there, cache = (lambda: inject(case.model, injected, 1)), captured(case, other)
+    patched = lambda: patch(case.model, cache, 1, rows=rows, steps=[0])  # noqa: E731
+    assert torch.equal(within(case, patched(), there())[0], within(case, there())[0])
+    assert torch.equal(within(case, there(), patched())[0], within(case, patched())[0])
+    for order, text in ((1, None), (-1, injected)):  # whom a capture sees, outside the injection and inside
+        kept = within(case, *[capture(case.model, 1, rows=rows), there()][::order])[1][::order][0]
+        require_same(kept, captured(case, text))
+
+
+@pytest.mark.parametrize("require", [require_unseen, require_apart])
+@pytest.mark.parametrize("architecture", ["sdxl", "if-i"])
+def test_an_injected_text_is_made_in_no_open_block(architecture, require, monkeypatch):
+    """The keys and values of `inject` are nobody's step, on our own models too; and not with the fault."""
+    require(fixed_case(architecture))
+    plant(monkeypatch, patching, "_own_bank", "Context().run(model.text_kv, text)", "model.text_kv(text)")
+    with pytest.raises(AssertionError):
+        require(fixed_case(architecture))
+
+
+class Foreign(nn.Module):
+    """One site, and no `text_kv`."""
+
+    sites = (Site(0, "attn", "cross", heads=1, head_dim=4, parameters=0),)
+
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.ModuleDict({name: nn.Linear(3, 4) for name in ("to_k", "to_v")})
+
+    def forward(self, encoder_hidden_states):
+        return self.attn["to_k"](encoder_hidden_states) + self.attn["to_v"](encoder_hidden_states)
+
+
+def test_an_injected_text_of_another_dtype():
+    """float32 for a model in float64, float64 for a foreign one in float32: PatchError with both."""
+    case = fixed_case("sdxl")
+    with pytest.raises(PatchError, match=r"is torch.float32, and the model reads torch.float64; inject text.to"):
+        with inject(case.model, case.inputs[2].to(torch.float32), 0):
+            pass
+    model, text = Foreign(), torch.zeros(2, 5, 3)
+    with pytest.raises(PatchError, match=r"is torch.float64, and the model reads torch.float32; inject text.to"):
+        with inject(model, text.double(), "all"):
+            model(text)

@@ -1,16 +1,22 @@
 """Plans as data: what each cell reads and what is refused; their laws are in test_laws.py and test_mathematics.py."""
 
 import json
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import cells
 from strategies import cases, fixed_case, make_rows
+from test_faults import plant
 
+from textpatch import plan as plans
 from textpatch.errors import PatchError
-from textpatch.plan import Plan, Row, Swap, with_guidance
-from textpatch.sites import Site
+from textpatch.plan import Plan, Row, Swap, Window, with_guidance
+from textpatch.reference_models.schedules import FlowMatchEuler
+from textpatch.sites import Site, select_sites
 
 SITES = tuple(Site(i, f"blocks.{i}.attn", "joint", heads=2, head_dim=4, parameters=0) for i in range(3))
 ROWS = make_rows((0, 0, 0))
@@ -72,7 +78,6 @@ WRONG = {
     "reader": (Swap(0, "x", "b"), "no row 'x'"),
     "donor": (Swap(0, "a", "x"), "no row 'x'"),
     "step": (Swap(0, "a", "b", steps=(0, 5)), "no step 5"),
-    "negative step": (Swap(0, "a", "b", steps=(-1, 2)), "no step -1"),
     "head": (Swap(0, "a", "b", heads=(2,)), "no head 2 at site 'blocks.0.attn'"),
     "token": (Swap(0, "a", "b", tokens=(7,)), "no token 7"),
 }
@@ -89,13 +94,15 @@ def test_a_plan_that_does_not_fit_the_run(wrong):
 
 EMPTY = [{"sites": ()}, {"readers": ()}, {"steps": ()}, {"heads": []}, {"tokens": range(0)}]
 ODD = [{"part": "q"}, {"branch": "uncond"}, {"steps": (0.5,)}, {"heads": "01"}, {"tokens": [None]}]
+ODD += [{"steps": (-1, 2)}, {"heads": (-1,)}, {"tokens": (-1,)}]
+ODD += [{"readers": None}, {"readers": 3}, {"readers": ("a", None)}, {"donor": None}, {"donor": ["b"]}]
 
 
 @pytest.mark.parametrize("field", EMPTY + ODD, ids=str)
 def test_a_swap_that_cannot_mean_anything(field):
-    """Empty selections and values of the wrong kind are refused when the swap is made."""
+    """Empty selections, values of the wrong kind and negative numbers are refused when the swap is made."""
     with pytest.raises(PatchError):
-        Swap(**{"sites": 0, "readers": "a", "donor": "b"} | field)
+        build(**field)
 
 
 def test_numbers_of_any_integer_type_are_one_plan():
@@ -136,8 +143,73 @@ def test_the_order_of_fields_is_nothing(case, dice):
 
 def test_a_donor_outside_the_batch():
     """slots over rows without the donor in the reader's branch: refused, not read from elsewhere."""
-    with pytest.raises(PatchError, match="not in the batch"):
+    with pytest.raises(PatchError, match="not in the batch in branch 'cond'; known: a$"):
         Plan([Swap(0, "a", "b")]).slots(0, [ROWS[0], Row("b", "p", branch="uncond")], SITES, tokens=2)
+
+
+@pytest.mark.parametrize("wrong", ["site", "site name", "head", "token"])
+@pytest.mark.parametrize("step", [0, 1])
+def test_slots_refuse_what_is_not_there(wrong, step):
+    """Sites, heads and tokens out of range: PatchError as by `check`, at a step where the swap acts and at another."""
+    swap, says = WRONG[wrong]
+    with pytest.raises(PatchError, match=says):
+        Plan([replace(swap, steps=(0,))]).slots(step, ROWS, SITES, tokens=3)
+
+
+def build(**fields) -> Swap:
+    return Swap(**{"sites": 0, "readers": "a", "donor": "b"} | fields)
+
+
+def read(**fields):
+    return Plan([build(**fields)]).slots(0, ROWS, SITES, tokens=3)
+
+
+FAULTS = {
+    "negative numbers": (build, {"tokens": (-1,)}, plans, "_counted", "numbers[0] < 0", "False"),
+    "readers of any kind": (build, {"readers": None}, plans, "_names", "isinstance(name, str) for", "True for"),
+    "heads not looked at": (read, {"heads": (2,)}, Swap, "require_cells", "self.heads,", "None,"),
+    "tokens not looked at": (read, {"tokens": (7,)}, Swap, "require_cells", "self.tokens,", "None,"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_of_what_is_refused_is_seen(fault, monkeypatch):
+    """PatchError, and with the fault none: the swap is taken, or is torch's IndexError."""
+    work, fields, *place = FAULTS[fault]
+    with pytest.raises(PatchError):
+        work(**fields)
+    plant(monkeypatch, *place)
+    with suppress(IndexError):
+        work(**fields)
+
+
+def test_slots_of_a_part_of_the_rows():
+    """A batch without a swap's readers is a part of a run: None, where `check` of all rows knows every name."""
+    plan = Plan([Swap(0, "a", "b")])
+    assert plan.slots(0, ROWS[1:], SITES, tokens=2) is None
+    plan.check(ROWS, SITES, steps=1, tokens=2)
+
+
+def test_sites_are_selected_once_for_each_swap(monkeypatch):
+    """slots of n sites: one selection per swap, not n."""
+    calls = []
+    monkeypatch.setattr(plans, "select_sites", lambda *args: calls.append(args) or select_sites(*args))
+    Plan([Swap("all", "a", "b"), Swap(1, "a", "c")]).slots(0, ROWS, SITES, tokens=2)
+    assert len(calls) == 2
+
+
+@given(cases())
+def test_winners_are_the_last_to_name_a_cell(case):
+    """winners[b, h, t] = max{i: swap i names the cell}, -1 if none does, for keys and for values, at every step."""
+    rows, sites = case.branches(case.rows), case.model.sites
+    for step in range(case.steps):
+        expected = torch.full_like(cells(case, case.plan.swaps[0], step), -1, dtype=torch.int32)
+        for i, swap in enumerate(case.plan.swaps):
+            expected[cells(case, swap, step)] = i
+        found = case.plan.winners(step, rows, sites, tokens=case.tokens)
+        for site in sites:
+            for part, at in zip("kv", expected[site.index]):
+                assert torch.equal(found[site][part].expand_as(at), at) if site in found else (at == -1).all()
 
 
 @given(cases())
@@ -151,3 +223,12 @@ def test_explain_names_sites_and_tensors(case):
     assert Plan().explain(case.model.sites) == "no swap: identity"
     with pytest.raises(PatchError, match="no site"):
         Plan([Swap(99, "a", "b")]).explain(fixed_case().model.sites)
+
+
+@pytest.mark.parametrize("run", [dict(schedule=FlowMatchEuler()), dict(steps=3)], ids=str)
+def test_explain_wants_a_whole_run(run):
+    """A schedule without steps, or steps without a schedule: refused with both, not half used."""
+    plan = Plan([Swap(0, "a", "b", steps=Window("sigma", 0.5, 1))])
+    with pytest.raises(PatchError, match="steps=(None and schedule FlowMatchEuler|3 and schedule None); give both"):
+        plan.explain(SITES, **run)
+    assert "of sigma from 0.5 to 1.0 = 0" in plan.explain(SITES, schedule=FlowMatchEuler(), steps=3)

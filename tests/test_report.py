@@ -32,7 +32,7 @@ def scores(exact: float) -> dict:
 def a_result(exact=(0.0, 0.1, 0.8, 0.0), target=0.9, text="tiny") -> dict:
     sites = [{"site": n, "name": f"blocks.{n}.attn {text}", "kind": text, **scores(x)}
              for n, x in enumerate(exact)]
-    return {"schema_version": 1, "model": text, "pairs": 8, "seeds": [0, 1], "steps": 20, "guidance": 4.5,
+    return {"schema_version": result_.SCHEMA_VERSION, "model": text, "pairs": 8, "seeds": [0, 1], "steps": 20, "guidance": 4.5,
             "start": 0, "branch": "both", "baselines": {"source": scores(0.0), "target": scores(target)},
             "sites": sites, "ranked": sorted(range(len(exact)), key=lambda n: -exact[n]),
             "pairs_list": [{"source": text, "target": text, "word": text, "target_word": text}]}
@@ -131,13 +131,17 @@ def test_the_page_tells_how_it_was_made():
 
 def test_the_layers_found_and_their_share():
     """The responsible set with each site's share of the parameters and what they come to; else the best site alone."""
-    result = a_result() | {"parameters": 4000, "set": {"sites": [1, 2], "steps": growth()}}
+    result = a_result() | {"parameters": 4000, "set": a_set()}
     for site in result["sites"]:
         site["parameters"] = 10 * (1 + site["site"])
     rows = [line.text for line in section(result, "The layers found").of("tr")]
     assert rows[1].startswith("2blocks.2.attn tinytiny0.75%") and rows[2].startswith("1blocks.1.attn tinytiny0.50%")
-    assert rows[3] == "together1.25%" and len(rows) == 4
+    assert rows[3] == "together1.25%1.00 [0.90, 1.00]" and len(rows) == 4
     assert "best single site" in section(a_result(), "The layers found").text
+
+
+def a_set() -> dict:
+    return {"sites": [1, 2], "score": {"value": 1.0, "low": 0.9, "high": 1.0}, "steps": growth()}
 
 
 def growth() -> list[dict]:
@@ -158,7 +162,7 @@ def heights(node) -> list[float]:
 
 def test_the_growth_is_drawn():
     """A dot per step from no swap on, as high as its score; 0 and 1 are the lines at the ends."""
-    drawn = section(a_result() | {"set": {"sites": [1, 2], "steps": growth()}}, "How the search went")
+    drawn = section(a_result() | {"set": a_set()}, "How the search went")
     dots = heights(drawn)
     assert [(dots[0] - dot) / (dots[0] - dots[2]) for dot in dots] == pytest.approx([0, 0.5, 1, 0.25])
     assert "+ site 0 (refused)" in drawn.text and "no swap" in drawn.text and "0.25 [0.15, 0.25]" in drawn.text
@@ -187,7 +191,7 @@ def test_a_start_curve_and_a_head_search_are_shown():
     searched = {"sites": [2], "heads": [[2, 0], [2, 1]], "steps": steps}
     result = a_result() | {"start_curve": starts, "head_search": searched}
     drawn, heads = section(result, "From which step on"), section(result, "Which heads")
-    assert "Step 3 is the last that loses nothing" in drawn.text and len(heights(drawn)) == 10
+    assert "loses nothing clearly up to step 3" in drawn.text and len(heights(drawn)) == 10
     (marked,) = (node for node in drawn.of("path") if "stroke-dasharray" in node.attributes)
     assert marked.attributes["d"].split()[0] == f"M{float(drawn.of('circle')[3].attributes['cx']):.1f}"
     assert "2.0, 2.1, swapped alone, score as all heads of site 2 do." in heads.text and len(heights(heads)) == 4
@@ -246,6 +250,27 @@ def test_the_answer_names_a_set_that_carries_the_word(score, said):
     steps = [step, step | {"kept": False}]
     answer = result_.answer(result | {"set": {"sites": [0, 1], "score": f1, "steps": steps}})
     assert answer.startswith(said) and "he best is site 1" in answer
+    assert result_.credited(result | {"set": {"sites": [0, 1], "score": f1, "steps": steps}}) == ("0+1" if score > 0.5 else "1")
+
+
+def test_one_pair_has_no_interval():
+    """Of one pair nothing is known of its spread: no interval in the answer, none on the page, and no rival by it."""
+    result = a_result((0.0, 0.8))
+    for scored in [*result["sites"], *result["baselines"].values()]:
+        for metric in METRICS:
+            scored[metric] |= {"low": None, "high": None}
+    said = result_.answer(result | {"pairs": 1})
+    assert "80 % over 32 pictures" in said and "One pair has no interval" in said and "overlap" not in said
+    assert "0.80 [" not in words_of(result) and figures.heatmap_png(result)
+    curve = {"sites": [1], "chosen": 0, "curve": [{"start": 0, **result["sites"][1]}]}
+    assert "0.80 [" not in html_of(result | {"start_curve": curve})
+
+
+def test_all_that_cannot_be_told_apart_was_kept():
+    """A last gap not clear of zero is said to keep both its sites, whatever else was screened out."""
+    gap = {"by": "swap", "pairs": 8, "kept": 1, "next": 2, "value": 0.0, "low": 0.0, "high": 0.0}
+    (said,) = [line for line in result_.search(a_result() | {"gaps": [gap]}) if "gap" in line]
+    assert said == "The gap from site 1 to site 2 is +0.00 [0.00, 0.00]; all pairs cannot tell them apart, so both were kept."
 
 
 def test_the_answer_admits_a_tie():
@@ -354,9 +379,10 @@ def test_the_frame_is_round_the_best_column():
 
 
 def test_readings_are_coloured_by_what_they_say():
-    """Blue is the target's word, black the source's, grey anything else; case does not matter."""
+    """Blue is the target's word, black the source's, grey anything else; case and blanks do not matter."""
     assert figures._reading("shop", ("Open", "SHOP")) == ("shop", figures.BLUE)
     assert figures._reading("OPEN", ("Open", "SHOP")) == ("OPEN", figures.INK)
+    assert figures._reading("ONAIR", ("Open", "ON AIR")) == ("ONAIR", figures.BLUE)
     assert figures._reading("", ("Open", "SHOP")) == ("(nothing)", figures.GREY)
     assert figures._reading(None, None)[0] == ""
 
@@ -380,7 +406,7 @@ def test_a_sheet_that_is_no_grid_is_refused(change):
 
 
 @pytest.mark.parametrize("change", [
-    {"schema_version": 2}, {"sites": []}, {"ranked": [0]}, {"ranked": [0, 1, 2, 9]}])
+    {"schema_version": 1}, {"sites": []}, {"ranked": [0]}, {"ranked": [0, 1, 2, 9]}])
 def test_what_is_no_result_is_refused(change):
     """Every view refuses a dict that is no result, and names what is wrong."""
     bad = {**a_result(), **change}

@@ -180,6 +180,29 @@ def test_a_group_on_the_way_is_scored_as_far_as_it_is_needed():
     assert max(truths[0].looks(early[1].group)) == FEW and max(truths[0].looks((0, 1, 2))) == 100
 
 
+class Misleading(Truth):
+    """0 and 3 together leave pairs failing: of the first 32 site 1 mends the worst alone, of the others site 2 mends all."""
+
+    def __init__(self):
+        super().__init__(dict.fromkeys(range(4), 0.0), pairs=100)
+
+    def value(self, group) -> np.ndarray:
+        values = np.full(100, 0.1 + 0.3 * (0 in group) + 0.3 * (3 in group))
+        values[:4] -= 0.05
+        values[96:] -= 0.08
+        values[0] += 0.05 * (1 in group)
+        values[32:] += 0.2 * (2 in group and {0, 3} <= set(group))
+        return values
+
+
+def test_what_few_pairs_propose_and_all_refuse_is_not_the_end():
+    """The pairs that two sites were looked at on propose site 1, which all refuse; all propose site 2, which is kept."""
+    steps = grow(Misleading(), [0, 1, 2, 3], 100, first=4, least=4)
+    assert [(step.added, step.pairs, step.kept) for step in steps[:4]] == [
+        ((0,), 4, True), ((3,), FEW, True), ((1,), 100, False), ((2,), 64, True)]  # fmt: skip
+    assert responsible(steps) == (0, 2, 3)
+
+
 @pytest.mark.parametrize("pairs, least", [(PAIRS, None), (100, 4)])
 def test_chance_rarely_adds_a_site(pairs, least):
     """Scores of pure noise: at most 6 % of 400 searches end with a site too many (2.5 % were exact intervals exact)."""

@@ -1,7 +1,9 @@
 """The house of the design, held by parsing the sources: who imports whom, and how large things may grow."""
 
 import ast
+import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,15 @@ def test_models_import_down_only():
         if not module.startswith("textpatch.weights"):
             assert "textpatch.cli" not in ours, module
         assert "textpatch.commands" not in ours or module == "textpatch.cli", module
+
+
+def test_the_package_shows_its_names_and_version():
+    """A fresh interpreter lists every public name and the version before any is used, and has imported no torch."""
+    code = "import sys, textpatch as t; print(*dir(t)); print(t.__version__); print('torch' in sys.modules)"
+    listed, told, torch = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
+    assert {*textpatch.__all__, "__version__", "__all__"} <= {*listed.split()}
+    assert told == version("textpatch") and torch == "False"
+    assert all(hasattr(textpatch, name) for name in listed.split())
 
 
 APPLICATIONS = "trials localize edit heads starts contribution attribution report store disk commands cli".split()

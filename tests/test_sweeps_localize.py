@@ -164,6 +164,23 @@ def test_a_first_interrupt_finishes_the_record(model, whole, tmp_path, monkeypat
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_failure_keeps_what_was_finished(model, whole, tmp_path, monkeypatch):
+    """The third unit fails: the two before it are kept, the second too, whose pictures were being read."""
+    made, honest = [], trials.sample
+
+    def failing(*args, **options):
+        made.append(args)
+        if len(made) == 3:
+            raise MemoryError
+        return honest(*args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr("textpatch.trials.sample", failing)
+        localized(model, tmp_path)
+    assert len(Run.load(tmp_path).records()) == 2
+    assert plain(localized(model, tmp_path)) == whole
+
+
 class AtOnce(ThreadPoolExecutor):
     """Does what it is given before anything else."""
 

@@ -149,6 +149,14 @@ def test_another_runs_state_is_refused(mini_mmdit, tmp_path):
         training.train("minni", tmp_path)
 
 
+@pytest.mark.parametrize("images", [-4, 0, 3])
+def test_a_run_of_no_step_is_refused(mini_mmdit, tmp_path, images):
+    """Fewer images than a batch of 4, and 0 is not the recipe's 8: PatchError, and nothing is written."""
+    with pytest.raises(PatchError, match=f"^{images} images asked for; one step of mini takes 4, so give that many or more"):
+        training.train("mini", tmp_path / "run", images=images)
+    assert not (tmp_path / "run").exists()
+
+
 def test_only_the_recipes_seed_is_said_to_be_localised(tmp_path, monkeypatch):
     """Sites measured on the model of one seed are not claimed for the model of another."""
     monkeypatch.setitem(training.RECIPES, "mini", replace(MINI, images=4, localized=(1,)))

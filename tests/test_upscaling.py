@@ -93,11 +93,11 @@ def test_the_shipped_stage_ii_draws_what_it_is_given(long):
     pipeline, fmt = load("tiny-if-ii"), SignFormat()
     signs, large = evaluate.held_out_signs(len(TEST) if long else 6, fmt), fmt.enlarged(2)
     small, truth = (evaluate.clean_pictures(signs, size) for size in (fmt, large))
-    made, reader = evaluate.upscaled_pictures(pipeline, small, signs), Tesseract(scale=1)
+    made, reader = evaluate.generated_pictures(pipeline, signs, small), Tesseract(scale=1)
     assert evaluate.reading_accuracy(made, signs, large, reader).mean() >= 0.95
     assert evaluate.mean_square(made, truth) < 0.5 * evaluate.mean_square(evaluate.bicubic(small, large), truth)
     randomize(pipeline.denoiser, 0)
-    noise = evaluate.upscaled_pictures(pipeline, small, signs, steps=2)
+    noise = evaluate.generated_pictures(pipeline, signs, small, steps=2)
     assert evaluate.reading_accuracy(noise, signs, large, reader).mean() == 0
 
 

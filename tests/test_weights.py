@@ -210,6 +210,13 @@ DAMAGES = {
         edit_json("textpatch.json", height=...),
         "textpatch.json describes no model that can be built .*height",
     ),
+    "no VAE": (remove("textpatch.json"), "holds a StableDiffusion3Pipeline without a VAE, and no textpatch.json; fetch"),
+    "no size": (
+        lambda folder: (
+            remove("textpatch.json")(folder), edit_json("transformer/config.json", sample_size=None)(folder)
+        ),
+        "has sample_size None in its denoiser's config.json, and no textpatch.json; write",
+    ),
     "other prediction": (
         edit_json("scheduler/scheduler_config.json", prediction="noise"),
         "prediction is 'noise'",
@@ -232,6 +239,21 @@ def test_an_unknown_name_is_answered_with_the_closest():
         WeightsError, match="no model 'tiny-mmdti': neither a shipped name, .*; closest: tiny-mmdit"
     ):
         load("tiny-mmdti")
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "/" + "a" * 5000, "org/" + "a" * 5000, "a\0b"])
+def test_a_name_that_no_file_can_have_is_refused(name):
+    """Too long for any file system, or with a zero in it: WeightsError with the name, no error of the system's."""
+    with pytest.raises(WeightsError, match="neither a shipped name, nor a folder|is no model's name"):
+        load(name)
+
+
+def test_sdxl_without_its_vae_is_refused(tmp_path):
+    """SDXL is told its picture's size, which is the VAE's times the latents': without either a WeightsError."""
+    folder = Path(shutil.copytree(find("tiny-sdxl"), tmp_path / "model"))
+    (folder / "textpatch.json").unlink()
+    with pytest.raises(WeightsError, match="holds a StableDiffusionXLPipeline without a VAE, and no textpatch.json"):
+        load(folder)
 
 
 def test_a_fingerprint_tells_files_apart(folder, saved):

@@ -38,7 +38,16 @@ sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str):
-    """Import a public name when it is first used, so that the command line answers without importing torch."""
+    """Import what is public when it is first used, so that the command line answers without importing torch."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("textpatch")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'textpatch' has no attribute {name!r}")
     return getattr(importlib.import_module(f"textpatch.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Public names too that nobody has used yet, so that a prompt completes them."""
+    return sorted({*globals(), *__all__, "__version__"})

@@ -137,15 +137,17 @@ def _laid_out(like: Tensor) -> Tensor:
 
 
 def _save(ctx, inputs, output) -> None:
-    *tensors, ctx.scale, ctx.backend, _ = inputs
-    ctx.save_for_backward(*tensors)
+    *tensors, slots_k, slots_v, ctx.scale, backend, _ = inputs
+    # now: the backward may run outside of `use_backend`, and on a GPU runs in another thread
+    ctx.backend = backend or choose_backend(tensors[0], slots_k is not None)
+    ctx.save_for_backward(*tensors, slots_k, slots_v)
     ctx.mark_non_differentiable(output[2])
 
 
 def _gradients(ctx, d_image: Tensor, d_text: Tensor, d_lse: Tensor):
     """By the same attention once more under autograd: a donor's gradient is the sum over its readers."""
     *tensors, slots_k, slots_v = ctx.saved_tensors
-    if (ctx.backend or choose_backend(tensors[0], slots_k is not None)) == "triton":
+    if ctx.backend == "triton":
         d_text = None if tensors[1] is None else d_text
         made = _kernel_gradients(d_image, d_text, *ctx.saved_tensors, ctx.scale)
         return *(None if x is None else d for x, d in zip(tensors, made)), None, None, None, None, None
@@ -155,8 +157,7 @@ def _gradients(ctx, d_image: Tensor, d_text: Tensor, d_lse: Tensor):
         # a mask even if it hides nothing: while a graph is traced nobody can look into the tables
         tables = [slots for slots in (slots_k, slots_v) if slots is not None]
         hidden = _below_zero(tables) if tables else None
-        attend = EAGER.get(ctx.backend, attention_sdpa)
-        out, _ = _attend(*tensors, slots_k, slots_v, hidden, True, ctx.scale, attend, False)
+        out, _ = _attend(*tensors, slots_k, slots_v, hidden, True, ctx.scale, EAGER[ctx.backend], False)
     d_out = d_image if tensors[1] is None else torch.cat([d_image, d_text], dim=2)
     gradients = dict(zip(wanted, torch.autograd.grad(out, [tensors[i] for i in wanted], d_out)))
     return *(gradients.get(i) for i in range(len(tensors))), None, None, None, None, None
@@ -314,9 +315,10 @@ EAGER = {"sdpa": attention_sdpa, "reference": attention_reference}
 def log_sum_exp(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """log sum_j exp(q k_j * scale) over the keys seen, (B, H, M): some queries at a time, for scores are large."""
     wide, sums = _wide(q.dtype), []
-    for part in q.split(1024, dim=2):
-        scores = part.to(wide) @ k.to(wide).transpose(-2, -1) * scale
-        sums.append((scores if mask is None else scores.masked_fill(~mask, float("-inf"))).logsumexp(-1))
+    with torch.autocast(q.device.type, enabled=False):  # which would take the product down again
+        for part in q.split(1024, dim=2):
+            scores = part.to(wide) @ k.to(wide).transpose(-2, -1) * scale
+            sums.append((scores if mask is None else scores.masked_fill(~mask, float("-inf"))).logsumexp(-1))
     return torch.cat(sums, dim=2)
 
 
@@ -326,17 +328,23 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 # --- what fits
 
+NAMES = "image queries", "text queries", "image keys", "text keys", "image values", "text values"
+
 
 def _in_one_dtype(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Under autocast all in its dtype, as torch does for its own attention; otherwise as they are."""
+    """Under autocast all but float64 in its dtype, as torch does for its own attention; otherwise as they are."""
     kind = tensors[0].device.type
     if not torch.is_autocast_enabled(kind):
         return list(tensors)
-    return [None if x is None else x.to(torch.get_autocast_dtype(kind)) for x in tensors]
+    dtype = torch.get_autocast_dtype(kind)
+    return [x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors]
 
 
 def _require_fit(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v) -> None:
     """Raise PatchError unless all shapes, dtypes and devices fit those of the image queries and the text keys."""
+    for name, x in zip(NAMES, (q_image, q_text, k_image, k_text, v_image, v_text)):
+        if x is not None and x.dim() != 4:
+            raise PatchError(f"{name} are {tuple(x.shape)}; give four dimensions: rows, heads, tokens, head width")
     if (k_image is None) != (v_image is None):
         raise PatchError("image keys without image values, or the reverse; give both or neither")
     (B, H, _, D), (R, _, S, _) = q_image.shape, k_text.shape

@@ -32,15 +32,17 @@ def attribution(pipeline, source: str, target: str, *, seed: int = 0, steps: int
                 guidance: float | None = None, start: int = 0) -> tuple[dict[int, dict[str, float]], Image.Image]:  # fmt: skip
     """{site index: {"drop", "share"}} along one plain generation of the source, from a step on; and its picture.
 
-    Raises PatchError for prompts that the encoders read alike, and for sites of a kind whose modules are not known to the
-    audit.
+    Raises PatchError for a start outside the run, for prompts that the encoders read alike, and for sites of a kind whose
+    modules are not known to the audit.
     """
+    steps = pipeline.defaults.steps if steps is None else steps
+    if not 0 <= start < steps:
+        raise PatchError(f"start {start} of {steps} steps; needs a start within the run")
     text = pipeline.encode([source, target])
     if torch.equal(*text.tokens):
         raise PatchError(f"{source!r} and {target!r} are read alike, so no swap does anything; give prompts that differ")
     row = Row(SOURCE, source, seed)
     samples = sample(pipeline, [row], steps=steps, guidance=guidance, keep_trajectory=True)
-    steps = samples.steps
     path = samples.trajectory[SOURCE]
     times = pipeline.schedule.timesteps(steps).to(path[0].device)
     found = [

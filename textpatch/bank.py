@@ -81,8 +81,8 @@ def _intervened(model: nn.Module) -> bool:
 
     `capture`, `patch` and hooks of one's own count the steps by the projections' calls, so they must be called.
     """
-    modules = {tap.module for site in find_sites(model) for tap in site.taps}
-    hooks = [hook for name in modules for hook in model.get_submodule(name)._forward_hooks.values()]
+    modules = [model.get_submodule(tap.module) for site in find_sites(model) for tap in site.taps]
+    hooks = [hook for x in modules for table in (x._forward_pre_hooks, x._forward_hooks) for hook in table.values()]
     return not all(isinstance(hook, Hook) and hook.looks_only for hook in hooks)
 
 

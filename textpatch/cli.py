@@ -105,6 +105,29 @@ def _generate(command: argparse.ArgumentParser) -> None:
 
 def _localize(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", help=MODEL_HELP)
+    _asked(command)
+    command.add_argument("--sites", nargs="+", help=f"{SITES_HELP}; each tried alone (all)")
+    command.add_argument("--set", dest="sets", nargs="+", action="append", metavar="SITE",
+                         help="sites tried together; may be given several times, replaces --sites")  # fmt: skip
+    command.add_argument("--mode", choices=["exhaustive", "staged", "contribution", "attribution"],
+                         default="exhaustive",
+                         help="score every site on every pair (exhaustive); or keep some by their scores on a few pairs "
+                              "(staged), by what they give to the picture (contribution) or by what a backward pass at "
+                              "every step promises of a swap (attribution), and score those")  # fmt: skip
+    command.add_argument("--keep", type=int, help="how many sites a screening mode keeps (as many as stand out)")
+    command.add_argument("--first", type=int, help="pairs it begins with, doubled for sites still in doubt (4)")
+    command.add_argument("--starts", action="store_true", help="also the curve over start steps of the sites found")
+    command.add_argument("--heads", action="store_true", help="also which heads of these sites do their work")
+    command.add_argument("--allow", nargs="+", default=[], metavar="NAME",
+                         help="go on in --out although these entries of its request differ, such as weights or "
+                              "ocr.version; what is there stays, the manifest tells both values")  # fmt: skip
+    _swap(command)
+    _common(command)
+    command.set_defaults(run=commands.localize)
+
+
+def _asked(command: argparse.ArgumentParser) -> None:
+    """Which prompt pairs and seeds."""
     command.add_argument("--what", metavar="ATTRIBUTE", default=commands.WORD,
                          help="what is looked for: the word (default), or the style, colour, shape, wall or pattern of the "
                               "shipped signs, in pairs that differ in nothing else")  # fmt: skip
@@ -127,21 +150,6 @@ def _localize(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--seeds", type=int, nargs="+", default=[0], help="noise seeds; every pair with every seed (0)"
     )
-    command.add_argument("--sites", nargs="+", help=f"{SITES_HELP}; each tried alone (all)")
-    command.add_argument("--set", dest="sets", nargs="+", action="append", metavar="SITE",
-                         help="sites tried together; may be given several times, replaces --sites")  # fmt: skip
-    command.add_argument("--mode", choices=["exhaustive", "staged", "contribution", "attribution"],
-                         default="exhaustive",
-                         help="score every site on every pair (exhaustive); or keep some by their scores on a few pairs "
-                              "(staged), by what they give to the picture (contribution) or by what a backward pass at "
-                              "every step promises of a swap (attribution), and score those")  # fmt: skip
-    command.add_argument("--keep", type=int, help="how many sites a screening mode keeps (as many as stand out)")
-    command.add_argument("--first", type=int, help="pairs it begins with, doubled for sites still in doubt (4)")
-    command.add_argument("--starts", action="store_true", help="also the curve over start steps of the sites found")
-    command.add_argument("--heads", action="store_true", help="also which heads of these sites do their work")
-    _swap(command)
-    _common(command)
-    command.set_defaults(run=commands.localize)
 
 
 def _edit(command: argparse.ArgumentParser) -> None:
@@ -181,9 +189,6 @@ def _common(command: argparse.ArgumentParser) -> None:
     for side in ("height", "width"):
         command.add_argument(f"--{side}", type=int, metavar="PIXELS", help=f"{side} of the pictures (the model's own)")
     command.add_argument("--out", type=Path, help="run folder (default: runs/COMMAND-MODEL-HASH)")
-    command.add_argument("--allow", nargs="+", default=[], metavar="NAME",
-                         help="go on in --out although these entries of its request differ, such as weights or "
-                              "ocr.version; what is there stays, the manifest tells both values")  # fmt: skip
     command.add_argument("--device", default="cpu", help="where the model runs, as torch spells it (cpu)")
     command.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32",
                          help="numbers the model computes in (float32)")  # fmt: skip

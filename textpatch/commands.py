@@ -82,7 +82,6 @@ def localize(options) -> None:
     from textpatch.localize import check
     from textpatch.localize import localize as localize_
     from textpatch.report import publish
-    from textpatch.result import answer, table
 
     if options.sets and options.sites:
         raise PatchError("--sites and --set were both given, and --set replaces --sites; give one of them")
@@ -111,8 +110,7 @@ def localize(options) -> None:
         print(told)
         return
     publish(run, found.result, found.records)
-    print(table(found.result))
-    print(answer(found.result))
+    print(found)
     print(run.folder / "report.html")
 
 
@@ -209,11 +207,16 @@ def _load(options, model: str | None = None):
     from textpatch.weights import load
 
     try:
-        device = torch.device(options.device)
+        device = torch.device(_own_device(options.device))
         torch.zeros(1, device=device).tolist()  # which meta, a device without memory, cannot
     except (RuntimeError, AssertionError) as error:
-        raise PatchError(f"device {options.device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise PatchError(f"device {_own_device(options.device)!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return load(model or options.model, device=device, dtype=getattr(torch, options.dtype))
+
+
+def _own_device(device: str) -> str:
+    """The device asked for; of torchrun's processes each has a GPU of its own."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
 
 
 def _load_sized(options):
@@ -304,9 +307,9 @@ def _warn_of_scenes(options, pairs: list[tuple[str, str]]) -> None:
 
 def _shard(options) -> tuple[int, int] | None:
     """(i, n) of --shard I/N, or of torchrun's environment; None for a run that is not divided."""
-    told = options.shard
-    if told is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        told = f"{os.environ.get('RANK')}/{os.environ['WORLD_SIZE']}"
+    told, ranks = options.shard, os.environ.get("WORLD_SIZE", "1")
+    if told is None and ranks != "1":
+        told = f"{os.environ.get('RANK')}/{ranks}"
     if told is None:
         return None
     index, _, count = told.partition("/")
@@ -327,7 +330,7 @@ def _open_run(options, pipeline, request: dict, *, worker: str = "0", **facts):
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
     folder = options.out or Path("runs") / f"{request['command']}-{pipeline.name}-{digest}"
     manifest = {"request": request, "versions": _versions(), "command": options.command_line}
-    return Run.open(folder, manifest, worker=worker, allow=options.allow)
+    return Run.open(folder, manifest, worker=worker, allow=getattr(options, "allow", None))  # localize alone goes on
 
 
 def _versions() -> dict[str, str]:

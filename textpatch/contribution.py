@@ -36,11 +36,15 @@ def contribution(pipeline, prompt: str, *, seed: int = 0, steps: int | None = No
     """{site index: {"norm", "share"}} of one plain generation of a prompt, in its conditional branch; and its picture.
 
     tokens  which text tokens spell the word; those of `word_tokens` when None
-    Raises PatchError for sites of a kind whose modules are not known to the audit, and as `word_tokens` does.
+    Raises PatchError for tokens that are not there or none, for sites of a kind whose modules are not known to the
+    audit, and as `word_tokens` does.
     """
     steps = pipeline.defaults.steps if steps is None else steps
     guidance = pipeline.defaults.guidance if guidance is None else guidance
     tokens = list(word_tokens(pipeline, prompt) if tokens is None else tokens)
+    total = pipeline.encode([prompt]).tokens.shape[1]
+    if not tokens or not 0 <= min(tokens) <= max(tokens) < total:
+        raise PatchError(f"tokens {tokens} asked for; {prompt!r} has 0..{total - 1}, so give one or more of these")
     row, sites = Row(SOURCE, prompt, seed), find_sites(pipeline.denoiser)
     definition = Definition(Plan(), [row] if guidance == 1 else with_guidance([row]), sites)
     found: dict[Site, list[tuple[float, float]]] = {site: [] for site in sites}
@@ -61,12 +65,15 @@ def norms(record: Record, definition: Definition, weight: Tensor, tokens: Sequen
 
     weight  W_o, (C, H D)
     """
-    q, scale = record.q[0][-1:], record.q[0].shape[-1] ** -0.5  # (1, H, M, D)
-    keys, values = ([x[-1:] for x in definition.own(made)] for made in (record.k, record.v))
-    lse = log_sum_exp(q, torch.cat(keys, dim=2), None, scale).to(q.dtype)  # (1, H, M)
+    # in bfloat16 the rounding of s and L alone takes exp(s - L) off by 1 %
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    q, scale = record.q[0][-1:].to(wide), record.q[0].shape[-1] ** -0.5  # (1, H, M, D)
+    keys, values = ([x[-1:].to(wide) for x in definition.own(made)] for made in (record.k, record.v))
+    lse = log_sum_exp(q, torch.cat(keys, dim=2), None, scale)  # (1, H, M)
     key, value = keys[-1][:, :, tokens], values[-1][:, :, tokens]  # (1, H, W, D), of the text
     p = torch.exp(q @ key.mT * scale - lse[..., None])  # (1, H, M, W)
-    word, whole = (F.linear(x.transpose(1, 2).flatten(2), weight) for x in (p @ value, record.out[0][-1:]))
+    given = p @ value, record.out[0][-1:].to(wide)
+    word, whole = (F.linear(x.transpose(1, 2).flatten(2), weight.to(wide)) for x in given)
     return float(word.norm(dim=-1).mean()), float(whole.norm(dim=-1).mean())
 
 
@@ -82,12 +89,14 @@ def word_tokens(pipeline, prompt: str) -> tuple[int, ...]:
             f"the encoders of {pipeline.name} have no `tokenizers` to find the word with; give `tokens` instead"
         )
     total, read = pipeline.encode([prompt]).tokens.shape[1], getattr(pipeline.encoders, "as_read", str)
-    offsets = [0, 0, min(tokenizers[0].model_max_length, total)]
+    limits = getattr(pipeline.encoders, "limits", [total] * len(tokenizers))
+    lengths = [min(tokenizer.model_max_length, limit) for tokenizer, limit in zip(tokenizers, limits)]
+    offsets = [0, 0, lengths[0]]
     places = {
         offset + i
-        for offset, tokenizer in zip(offsets, tokenizers)
+        for offset, tokenizer, length in zip(offsets, tokenizers, lengths)
         for i in _between(tokenizer, prompt, read)
-        if i < tokenizer.model_max_length and offset + i < total
+        if i < length and offset + i < total
     }
     if not places:
         raise PromptError(f"no token of {prompt!r} is the word's; the prompt is too long, or the word unknown")

@@ -52,8 +52,10 @@ def _line(colour: str, name: str, places, labels, scores) -> str:
     way = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(places, heights))
     parts = [f'<polyline points="{way}" fill="none" stroke="currentColor" stroke-width="2"/>']
     for x, y, label, score in zip(places, heights, labels, scores):
-        low, high = _height(score["low"]), _height(score["high"])
-        told = f"{name}, {label}: {score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
-        parts.append(f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="currentColor" stroke-opacity=".5"/>')
+        told = f"{name}, {label}: {score['value']:.2f}"
+        if score["low"] is not None:
+            low, high = _height(score["low"]), _height(score["high"])
+            told += f" [{score['low']:.2f}, {score['high']:.2f}]"
+            parts.append(f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="currentColor" stroke-opacity=".5"/>')
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="currentColor"><title>{safe(told)}</title></circle>')
     return f'<g class="{colour}">{"".join(parts)}</g>'

@@ -15,7 +15,7 @@ from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.plan import Plan
 from textpatch.sampling import sample
 from textpatch.sites import find_sites, select_sites
-from textpatch.trials import rows_and_plan
+from textpatch.trials import require_pipeline, rows_and_plan
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def edit(pipeline, source: str, target: str, *, sites=None, start: int = 0, seed
     sites  those localised for the model when None.  Both prompts hold one word in double quotes.
     Raises PatchError for unknown sites, a model without localised ones, or a start outside the run.
     """
+    require_pipeline(pipeline)
     steps = pipeline.defaults.steps if steps is None else steps
     sites = pipeline.defaults.localized if sites is None else sites
     if not sites and sites != 0:

@@ -182,12 +182,12 @@ def _scaled(picture: Image.Image, factor: float) -> Image.Image:
 
 
 def _reading(read: str | None, words) -> tuple[str, str]:
-    """What to print under a picture, and in which colour; nothing where nobody read."""
+    """What to print under a picture, and in which colour, case and blanks aside; nothing where nobody read."""
     if read is None:
         return "", GREY
     text = plain(read)
-    source, target = (plain(word).casefold() for word in words) if words else (None, None)
-    colour = BLUE if text.casefold() == target else INK if text.casefold() == source else GREY
+    said, source, target = ("".join(word.split()).casefold() for word in (text, *(words or ("", ""))))
+    colour = GREY if not said else BLUE if said == target else INK if said == source else GREY
     return text or "(nothing)", colour
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from textpatch.markup import figure, safe
 from textpatch.metrics import f1_of_means
-from textpatch.result import decimal, plain, ranked_sites
+from textpatch.result import credited, decimal, plain
 
 ENDS = {"source": "source, no swap", "target": "target"}
 _TO, _BACK, _NONE = " \N{RIGHTWARDS ARROW} ", "\N{LEFTWARDS ARROW} back to the heat map", "\N{MIDDLE DOT}"
@@ -67,7 +67,7 @@ def _words(result: dict, pair: int) -> tuple[str, str]:
 
 def heat_map(result: dict, records: Sequence[dict]) -> str:
     """F1 towards the target of every pair (rows) at every site (columns), seeds averaged; each cell a link."""
-    key, titles, best = _key(result), columns(result), row_name(ranked_sites(result)[0])
+    key, titles, best = _key(result), columns(result), f"site-{credited(result)}"
     head = "".join(f"<th>{safe(title)}</th>" for title in ENDS.values())
     head += "".join(f'<th{" class=best" * (name == best)}>{safe(titles[name])}</th>' for name in titles)
     rows = ""
@@ -110,8 +110,8 @@ def _cell(result, key: str, pair: int, column: int, pictures) -> str:
 
 
 def gallery(result: dict, records: Sequence[dict]) -> str:
-    """A block for every pair: its prompts, then source, target, the best site and all others, seeds below each other."""
-    key, titles, best = _key(result), columns(result), row_name(ranked_sites(result)[0])
+    """A block for every pair: its prompts, then source, target, what is credited and all others, seeds below each other."""
+    key, titles, best = _key(result), columns(result), f"site-{credited(result)}"
     blocks = ""
     for pair, found in _by_pair(records).items():
         words = _words(result, pair)

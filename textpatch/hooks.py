@@ -53,7 +53,12 @@ class HookRegistry:
         self.calls: Counter[str] = Counter()
 
     def observe(self, fn: Callable[[str, object], object]) -> AbstractContextManager[HookRegistry]:
-        """Call fn(name, output) after each named module; what it returns is ignored.  Raises as `replace`."""
+        """Call fn(name, output) after each named module; what it returns is ignored.  Raises as `replace`.
+
+        It sees the calls there are and makes none: `sample` projects static text once per run, so on a text projection
+        it sees one call, a row per distinct prompt, not one per step with the rows of the batch.  `capture` sees every
+        step, and so does `replace` with an fn that gives None.
+        """
 
         def watch(name: str, module: nn.Module, args, output: object) -> None:
             fn(name, output)
@@ -80,12 +85,12 @@ class HookRegistry:
         return self._block(nn.Module.register_forward_hook, after)
 
     def observe_inputs(self, fn: Callable[[str, inspect.BoundArguments], object]) -> AbstractContextManager:
-        """Call fn(name, inputs) before each named module, with what its forward gets, by name.  Raises as `replace`."""
+        """Call fn(name, inputs) before each named module, with what its forward gets, by name.  Else as `observe`."""
 
         def before(name: str, module: nn.Module, args, kwargs) -> None:
             fn(name, inspect.signature(module.forward).bind(*args, **kwargs))
 
-        return self._block(partial(nn.Module.register_forward_pre_hook, with_kwargs=True), before)
+        return self._block(partial(nn.Module.register_forward_pre_hook, with_kwargs=True), before, looks_only=True)
 
     @contextmanager
     def _block(self, register, act, looks_only: bool = False) -> Iterator[HookRegistry]:

@@ -29,6 +29,7 @@ ITSELF = "its readers are its donor"
 OVERRIDDEN = "later swaps take all it names"
 SAME_TEXT = "readers and donor have the same text"
 NO_EFFECT = "the texts differ, yet everything read equals the reader's own"
+NOBODY = dict.fromkeys("kv", torch.full((1, 1, 1), -1))  # the winners at a site that no swap of the plan names
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Silence:
-    """A swap of the plan, by its place there, that changed no bit of any key or value; and why."""
+    """A swap of the plan, by its place, that changed no bit of any key or value it is the last to name; and why."""
 
     swap: int
     what: str
@@ -122,7 +123,7 @@ def _number(value: float | None) -> str:
 
 @dataclass
 class _Found:
-    """An entry in the making."""
+    """What one swap does to an entry in the making."""
 
     branches: set[str] = field(default_factory=set)
     hits: dict[str, int] = field(default_factory=lambda: {"k": 0, "v": 0})
@@ -131,6 +132,14 @@ class _Found:
     def change(self, part: str, watched: bool) -> float | None:
         changes = self.changes[part]
         return (float(torch.stack(changes).max()) if changes else 0.0) if watched else None
+
+    def __add__(self, other: _Found) -> _Found:
+        """What two swaps do to one entry."""
+        return _Found(
+            self.branches | other.branches,
+            {part: self.hits[part] + other.hits[part] for part in "kv"},
+            {part: self.changes[part] + other.changes[part] for part in "kv"},
+        )
 
 
 class Recorder:
@@ -142,7 +151,7 @@ class Recorder:
         sites = find_sites(pipeline.denoiser) if plan.swaps else ()
         self.sites = select_sites(sites, [x for swap in plan.swaps for x in swap.sites]) if sites else ()
         self.watched = texts.bank is not None or not compiled(pipeline.denoiser)
-        self.found: dict[tuple, _Found] = {}  # (step, site, reader, donor) -> entry
+        self.found: dict[tuple, _Found] = {}  # (step, site, reader, donor, swap) -> the swap's part in an entry
 
     @contextmanager
     def watching(self, batch: Sequence[Row], readers: Sequence[Row]) -> Iterator[Callable[[int, list | None], None]]:
@@ -151,7 +160,7 @@ class Recorder:
         Gives enter(step, slots), to be called before each step with the slots it gets, one entry per site.
         Raises PatchError on leaving if the text projections of a swapped site never ran.
         """
-        watch = Watch(self.sites, batch, {row.name for row in readers}, self.found)
+        watch = Watch(self.sites, batch, {row.name for row in readers}, self.found, self._winners(batch))
         if self.texts.bank is not None:
             for site, part, kv in self._made_once(batch):
                 watch.made(site, part, kv)
@@ -163,6 +172,18 @@ class Recorder:
             return
         with HookRegistry(self.pipeline.denoiser, taps).observe(lambda name, kv: watch.made(*taps[name], kv)):
             yield watch.enter
+
+    def _winners(self, batch: Sequence[Row]) -> Callable[[int], dict]:
+        """The plan's `winners` of a batch at a step, made once for all steps with the same swaps."""
+        made = {}
+
+        def winners(step: int) -> dict:
+            acting = tuple(swap.steps is None or step in swap.steps for swap in self.plan.swaps)
+            if acting not in made:
+                made[acting] = self.plan.winners(step, batch, self.sites, tokens=self.texts.tokens)
+            return made[acting]
+
+        return winners
 
     def _made_once(self, batch: Sequence[Row]) -> Iterator[tuple[Site, str, Tensor]]:
         """(site, part, (B, T, W)): the bank as the rows of a batch would read it without a plan."""
@@ -179,66 +200,63 @@ class Recorder:
         times, sigmas = schedule.timesteps(self.steps).tolist(), schedule.sigmas(self.steps).tolist()
         dtype = str(self.pipeline.dtype).removeprefix("torch.")
         backends = {site.index: self._backend(site) for site in self.sites}
+        merged: dict[tuple, _Found] = {}
+        for (*place, _), found in self.found.items():
+            merged[tuple(place)] = merged.get(tuple(place), _Found()) + found
         entries = tuple(
             Entry(site, names[site], step, times[step], sigmas[step], reader, donor, tuple(sorted(found.branches)),
                   found.hits["k"], found.hits["v"], found.change("k", self.watched),
                   found.change("v", self.watched), dtype, backends[site])
-            for (step, site, reader, donor), found in sorted(self.found.items())
+            for (step, site, reader, donor), found in sorted(merged.items())
         )  # fmt: skip
-        return Ledger(entries, tuple(self._silent(entries)))
+        return Ledger(entries, tuple(self._silent()))
 
     def _backend(self, site: Site) -> str:
         """What carries out the swaps of a site; a step without one may run on another."""
         queries = torch.empty(0, 1, 0, site.head_dim, device=self.pipeline.device, dtype=self.pipeline.dtype)
         return choose_backend(queries, table=True)
 
-    def _silent(self, entries: Sequence[Entry]) -> Iterator[Silence]:
+    def _silent(self) -> Iterator[Silence]:
         for i, swap in enumerate(self.plan.swaps):
-            chosen = {site.index for site in select_sites(self.sites, swap.sites)}
-            why = _why_silent(swap, [entry for entry in entries if entry.site in chosen], self.prompts)
+            why = self._why_silent(i, swap)
             if why:
-                sites = ", ".join(map(str, sorted(chosen)))
+                sites = ", ".join(str(site.index) for site in select_sites(self.sites, swap.sites))
                 yield Silence(i, f"{', '.join(swap.readers)} <- {swap.donor} at site {sites}", why)
 
-
-def _why_silent(swap: Swap, entries: list[Entry], texts: dict[str, str | None]) -> str | None:
-    """Why a swap changed nothing at its sites; None if it did, or if nobody could watch."""
-    if swap.readers == (swap.donor,):
-        return ITSELF
-    named = [
-        entry for entry in entries
-        if entry.reader in swap.readers and entry.donor == swap.donor
-        and (swap.steps is None or entry.step in swap.steps)
-        and any(getattr(entry, f"hits_{part}") for part in swap.part)
-    ]  # fmt: skip
-    if not named:
-        return OVERRIDDEN
-    apart = [entry for entry in named if texts[entry.reader] != texts[entry.donor]]
-    if any(getattr(entry, f"change_{part}") != 0 for entry in apart or named for part in swap.part):
-        return None
-    return NO_EFFECT if apart else SAME_TEXT
+    def _why_silent(self, i: int, swap: Swap) -> str | None:
+        """Why the i-th swap changed nothing; None if it did, or if nobody could watch."""
+        if swap.readers == (swap.donor,):
+            return ITSELF
+        own = [(self.prompts[a] != self.prompts[b], found) for (*_, a, b, j), found in self.found.items() if j == i]
+        if not own:
+            return OVERRIDDEN
+        apart = any(differ for differ, _ in own)
+        told = [found for differ, found in own if differ == apart]
+        if any(found.change(part, self.watched) != 0 for found in told for part in swap.part):
+            return None
+        return NO_EFFECT if apart else SAME_TEXT
 
 
 class Watch:
     """One batch of a run: what its slots read, and how that differs from what its rows would have read."""
 
-    def __init__(self, sites: Sequence[Site], batch: Sequence[Row], names: set[str], found: dict[tuple, _Found]):
-        self.sites, self.batch, self.names, self.found = sites, batch, names, found
+    def __init__(self, sites: Sequence[Site], batch: Sequence[Row], names: set[str], found: dict, winners: Callable):
+        self.sites, self.batch, self.names, self.found, self.winners = sites, batch, names, found, winners
         self.step: int | None = None
-        self.tables: dict[tuple[Site, str], Tensor | None] = {}  # the slots of a site's keys and of its values
+        self.tables: dict[tuple[Site, str], tuple | None] = {}  # slots of a site's keys or values, and their winners
         self.cells: dict[tuple[Site, str], list] = {}  # those of them that read another row
         self.bank: dict[tuple[Site, str], Tensor] = {}  # keys and values made once for all steps
 
     def enter(self, step: int, slots: list | None) -> None:
-        self.step = step
+        self.step, winners = step, self.winners(step)
         for site in self.sites:
             entry = None if slots is None else slots[site.index]
             for part, table in zip("kv", entry if isinstance(entry, tuple) else (entry, entry)):
-                self._look_up((site, part), table)
-                for reader, donor, heads, *_ in self.cells[site, part]:
-                    found = self._entry(site, reader, donor)
-                    found.branches.add(self.batch[reader].branch)
-                    found.hits[part] += len(heads) * site.text_heads // table.shape[1]
+                self._look_up((site, part), table, winners.get(site, NOBODY)[part])
+                for *who, heads, _, _ in self.cells[site, part]:
+                    found = self._entry(site, *who)
+                    found.branches.add(self.batch[who[0]].branch)
+                    found.hits[part] += len(heads) * site.text_heads // self._heads(site, part)
         for (site, part), kv in self.bank.items():
             self._measure(site, part, kv)
 
@@ -249,38 +267,42 @@ class Watch:
         else:
             self._measure(site, part, kv)
 
-    def _look_up(self, key: tuple[Site, str], table: Tensor | None) -> None:
-        """Find the cells of a table; most steps bring the table of the step before."""
-        before = self.tables.get(key)
-        if table is None or before is None or not torch.equal(table, before):
-            self.tables[key] = table
-            self.cells[key] = [] if table is None else cells_read(table, self.batch, self.names)
+    def _look_up(self, key: tuple[Site, str], table: Tensor | None, winners: Tensor) -> None:
+        """Find the cells of a table; most steps bring the table of the step before, by the same swaps."""
+        now, before = None if table is None else torch.broadcast_tensors(table, winners), self.tables.get(key)
+        if now is None or before is None or not all(map(torch.equal, now, before)):
+            self.tables[key] = now
+            self.cells[key] = [] if now is None else cells_read(*now, self.batch, self.names)
+
+    def _heads(self, site: Site, part: str) -> int:
+        return self.tables[site, part][0].shape[1]
 
     def _measure(self, site: Site, part: str, kv: Tensor) -> None:
-        for reader, donor, heads, tokens, read in self.cells[site, part]:
-            split = kv.detach().unflatten(-1, (self.tables[site, part].shape[1], -1))  # (B, T, H, W / H)
+        for reader, donor, swap, heads, tokens, read in self.cells[site, part]:
+            split = kv.detach().unflatten(-1, (self._heads(site, part), -1))  # (B, T, H, W / H)
             wide = torch.promote_types(kv.dtype, torch.float32)
             change = split[donor, read, heads].to(wide) - split[reader, tokens, heads].to(wide)
-            self._entry(site, reader, donor).changes[part].append(change.abs().max())
+            self._entry(site, reader, donor, swap).changes[part].append(change.abs().max())
 
-    def _entry(self, site: Site, reader: int, donor: int) -> _Found:
-        key = self.step, site.index, self.batch[reader].name, self.batch[donor].name
+    def _entry(self, site: Site, reader: int, donor: int, swap: int) -> _Found:
+        key = self.step, site.index, self.batch[reader].name, self.batch[donor].name, swap
         return self.found.setdefault(key, _Found())
 
 
-def cells_read(table: Tensor, batch: Sequence[Row], names: set[str]) -> list[tuple[int, int, Tensor, Tensor, Tensor]]:
-    """(reader, donor, heads, tokens, donor's tokens) for each pair of batch rows of which one reads the other.
+def cells_read(table: Tensor, winners: Tensor, batch: Sequence[Row], names: set[str]) -> list[tuple]:
+    """(reader, donor, swap, heads, tokens, donor's tokens): who reads whom by which swap, and where.
 
-    table: slots (B, H, T); the last three are index tensors of one length, one element per entry of the table.
+    table: slots (B, H, T); winners (B, H, T): the swap each is of; the last three are index tensors of one length,
+    one element per entry of the table.
     """
     tokens = table.shape[2]
     moved = table != torch.arange(table.shape[0] * tokens, device=table.device).view(-1, 1, tokens)
     found = []
     for reader in moved.any(-1).any(-1).nonzero().flatten().tolist():
-        donors = table[reader] // tokens  # (H, T)
-        for donor in donors[moved[reader]].unique().tolist() if batch[reader].name in names else []:
-            at = (moved[reader] & (donors == donor)).nonzero(as_tuple=True)
-            found.append((reader, donor, *at, table[reader][at].long() % tokens))
+        who = torch.stack([table[reader] // tokens, winners[reader]], dim=-1)  # (H, T, donor and swap)
+        for pair in who[moved[reader]].unique(dim=0) if batch[reader].name in names else []:
+            at = (moved[reader] & (who == pair).all(-1)).nonzero(as_tuple=True)
+            found.append((reader, *pair.tolist(), *at, table[reader][at].long() % tokens))
     return found
 
 

@@ -22,16 +22,16 @@ from textpatch.metrics import f1_of_means
 from textpatch.pairs import SOURCE, TARGET, Pair
 from textpatch.readings import READINGS, Readings
 from textpatch.report import summary_html
+from textpatch.result import SCHEMA_VERSION, answer, table
 from textpatch.search import Group, Screening, Step, better_than, grow, interval, ranking, responsible, screen
 from textpatch.sites import find_sites, select_sites
 from textpatch.starts import start_curve
-from textpatch.trials import Trials, checked_pairs, group_name, row_name, scores
+from textpatch.trials import Trials, checked_pairs, group_name, require_pipeline, row_name, scores
 
-SCHEMA_VERSION = 1
 FIRST = 4  # pairs that a screening begins with
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Localization:
     """result: the scores as plain data, the content of results.json.  records: one dict per pair and seed;
     their pictures are PIL images, or paths in the run folder if there was one."""
@@ -44,6 +44,9 @@ class Localization:
         """The groups of sites, best first."""
         groups = {entry["site"]: tuple(entry["group"]) for entry in self.result["sites"]}
         return [groups[site] for site in self.result["ranked"]]
+
+    def __repr__(self) -> str:
+        return f"{table(self.result)}\n{answer(self.result)}"
 
     def _repr_html_(self) -> str:
         return summary_html(self.result, self.records)
@@ -63,7 +66,8 @@ def localize(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all"
             those with at least half of the largest share, attribution those with a tenth
     first   how many pairs a screening begins with, 4 when None; for sites still in doubt it doubles them
     start   first patched step, 0 = noisiest; branch "both" guidance branches (official) or "cond"
-    ocr     a reader with `read(images, box=)` and `describe()`; tesseract when None, self-tested first
+    ocr     a reader with `read(images, box=)`, a text each, `describe()`, plain data, and `self_test()`, which raises
+            where it cannot read; tesseract when None
     run     a store.Run: what is finished is kept there and is not run again
     shard   (i, n): an exhaustive search's pictures of every n-th pair and seed alone, from the i-th on, into the run
             that all n share under worker names of their own; the shard that ends last goes on to the result
@@ -83,11 +87,10 @@ def localize(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all"
     if shard is not None:
         trials.share(groups, shard)
     screening, beside = MODES[mode](trials, groups, keep, first or FIRST)
+    trials.measure(screening.kept)
     grown = _grown(trials, screening, first or FIRST) if _alone(groups) and len(pairs) > 1 else None
-    result = summarise(trials, mode, groups, screening, beside, grown)
-    found = Localization(result, trials.records)
-    best = (responsible(grown) if grown else ()) or found.ranked[0]
-    result |= _further(trials, best, starts, heads)
+    found = Localization(summarise(trials, mode, groups, screening, beside, grown), trials.records)
+    found.result.update(_further(trials, found, starts, heads))
     return found
 
 
@@ -109,7 +112,7 @@ def _check_search(mode: str, keep: int | None, first: int | None, groups: list[G
         raise PatchError(f"no mode {mode!r}{closest(mode, MODES)}")
     if mode == "exhaustive" and (keep, first) != (None, None):
         raise PatchError(f"keep is {keep} and first {first}, and an exhaustive search screens nothing; "
-                         "leave them out, or give mode 'staged' or 'contribution'")  # fmt: skip
+                         "leave them out, or give a mode that screens")  # fmt: skip
     if mode != "exhaustive" and (pairs < 2 or first is not None and first < 2):
         raise PatchError(f"{pairs} pairs, screening begins with {first or FIRST}; an interval over pairs needs two")
     if mode in READINGS and not _alone(groups):
@@ -131,6 +134,7 @@ def _check_shard(shard: tuple[int, int] | None, mode: str) -> None:
 
 
 def _groups(pipeline, sites, groups) -> list[Group]:
+    require_pipeline(pipeline)
     known = find_sites(pipeline.denoiser)
     if groups is None:
         return [(site.index,) for site in select_sites(known, sites)]
@@ -183,7 +187,8 @@ MODES = {"exhaustive": _exhaustive, "staged": _staged} | {name: partial(_read, b
 # --- the result
 
 
-def _further(trials: Trials, sites: Group, starts: bool, heads: bool) -> dict:
+def _further(trials: Trials, found: Localization, starts: bool, heads: bool) -> dict:
+    sites = (found.result["set"] or {}).get("sites") or found.ranked[0]
     curve = {"start_curve": start_curve(trials, sites)} if starts else {}
     return curve | ({"head_search": head_search(trials, sites)} if heads else {})
 

@@ -43,8 +43,9 @@ def quoted_texts(prompt: str) -> list[str]:
     _, *parts = prompt.split('"')
     texts = [" ".join(part.split()) for part in parts[::2]]
     if not all(texts) or not texts or len(parts) % 2:
+        curly = "; its quotes are curly, and straight ones are read" if set("\u201c\u201d") & set(prompt) else ""
         raise PromptError(
-            f'no quoted word in {prompt!r}; write the word to render in double quotes: a sign that says "WORD"'
+            f'no quoted word in {prompt!r}{curly}; write the word to render in double quotes: a sign that says "WORD"'
         )
     return texts
 

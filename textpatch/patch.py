@@ -140,8 +140,9 @@ def inject(model: nn.Module, text, sites) -> Iterator[None]:
 
     text: as the model takes it, of as many rows as the batch, the TextCondition of our own models; only its
     tokens are read, so the pooled vector stays the prompt's.  A foreign model makes the keys and values in one
-    call more, before its first.  Raises PatchError on models whose text stream changes with depth: no single
-    text feeds their sites; and for another number of rows or tokens than the batch has.
+    call more, before its first; on any model no open block sees them made.  Raises PatchError on models whose
+    text stream changes with depth: no single text feeds their sites; for another number of rows or tokens than
+    the batch has; and for another dtype.
     """
     chosen = _chosen(model, sites)
     if not all(site.text_is_static for site in chosen):
@@ -167,8 +168,9 @@ def inject(model: nn.Module, text, sites) -> Iterator[None]:
 
 
 def _own_bank(model: nn.Module, text) -> dict[tuple[int, str], Tensor]:
-    """(site index, part) -> (B, T, W), from the model's own `text_kv`."""
-    pairs = enumerate(model.text_kv(text))
+    """(site index, part) -> (B, T, W), from the model's own `text_kv`, in no open block: it is nobody's step."""
+    _require_dtype(text.tokens, next(model.parameters()).dtype)
+    pairs = enumerate(Context().run(model.text_kv, text))
     return {(i, part): x.transpose(1, 2).flatten(2) for i, pair in pairs for part, x in zip("kv", pair)}
 
 
@@ -196,13 +198,19 @@ def _fill_at_first_call(bank: dict, model: nn.Module, text, sites: tuple[Site, .
 
 
 def _require_alike(span: Span, text, own) -> None:
-    """Raise PatchError unless an injected text has the rows and tokens of the batch's own."""
+    """Raise PatchError unless an injected text has the rows, tokens and dtype of the batch's own."""
     shapes = [(span.length(x), len(x)) for x in (own, text)]
     if shapes[0] != shapes[1]:
         raise PatchError(
             f"{span.text!r} of this batch holds {shapes[0][1]} rows of {shapes[0][0]} tokens, the injected text "
             f"{shapes[1][1]} of {shapes[1][0]}; give one row of equal length per batch row"
         )
+    _require_dtype(text[0], own[0].dtype)
+
+
+def _require_dtype(text: Tensor, dtype: torch.dtype) -> None:
+    if text.dtype != dtype:
+        raise PatchError(f"the injected text is {text.dtype}, and the model reads {dtype}; inject text.to({dtype})")
 
 
 def _chosen(model: nn.Module, sites) -> tuple[Site, ...]:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from math import inf, isfinite
 from numbers import Real
 from operator import index
-from typing import Iterable, Iterator, Sequence
+from typing import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -123,15 +123,11 @@ class Swap:
     def __post_init__(self):
         set_ = object.__setattr__
         set_(self, "sites", plain_selectors(self.sites))
-        set_(
-            self,
-            "readers",
-            tuple(sorted({self.readers} if isinstance(self.readers, str) else set(self.readers))),
-        )
+        set_(self, "readers", _names(self.readers, self.donor))
         for name in ("steps", "heads", "tokens"):
             value = getattr(self, name)
             if value is not None and not (name == "steps" and isinstance(value, Window)):
-                set_(self, name, integers(name, value))
+                set_(self, name, _counted(name, value))
         if self.part not in ("kv", "k", "v") or self.branch not in ("both", "cond"):
             raise PatchError(
                 f"part is {self.part!r} and branch {self.branch!r}; known: kv, k, v and both, cond"
@@ -142,6 +138,11 @@ class Swap:
     def acts(self, step: int, row: Row) -> bool:
         in_branch = self.branch == "both" or row.branch == CONDITIONAL
         return in_branch and row.name in self.readers and (self.steps is None or step in self.steps)
+
+    def require_cells(self, site: Site, tokens: int) -> None:
+        """Raise PatchError unless a site and a text of so many tokens have the heads and tokens named."""
+        require_in_range("head", self.heads, site.text_heads, site)
+        require_in_range("token", self.tokens, tokens, site)
 
 
 class Plan:
@@ -227,48 +228,60 @@ class Plan:
                     raise PatchError(f"no row {name!r} in this run{closest(name, names)}")
             for site in select_sites(sites, swap.sites):
                 require_in_range("step", swap.steps, steps, site)
-                require_in_range("token", swap.tokens, tokens, site)
-                require_in_range("head", swap.heads, site.text_heads, site)
+                swap.require_cells(site, tokens)
 
     def slots(self, step: int, rows: Sequence[Row], sites: Sequence[Site], *, tokens: int) -> list | None:
         """One entry per site for a denoiser's `slots`: None, int32 (B, H or 1, T), or a pair for K and V.
 
-        Raises PatchError if a reader's donor is not among `rows` in the reader's branch, and for a window.
+        rows may be a part of a run's: a swap with no reader among them does nothing, and unknown names are for
+        `check` to refuse.  Raises PatchError if a reader's donor is not among `rows` in the reader's branch; for
+        sites, heads and tokens there are not, whether or not the swap acts; and for a window.
         """
-        self._require_indices()
-        entries = [self._site_slots(step, rows, sites, site, tokens) for site in sites]
-        return None if all(entry is None for entry in entries) else entries
+        place = {row.label: b for b, row in enumerate(rows)}
+        tables = self._tables(step, rows, sites, tokens, lambda i, row: _donor(place, row, self.swaps[i].donor))
+        return [_entry(**tables[site]) if site in tables else None for site in sites] if tables else None
+
+    def winners(self, step: int, rows: Sequence[Row], sites: Sequence[Site], *, tokens: int) -> dict:
+        """Site -> "k" or "v" -> which swap, by its place in the plan, is the last to name a cell; -1 where none is.
+
+        int (B, H or 1, T), as `slots`; sites without a swap are left out.  Raises as `slots`, donors apart.
+        """
+        B = len(rows)  # swap i stands for its donor as row B + i
+        tables = self._tables(step, rows, sites, tokens, lambda i, row: B + i)
+        return {
+            site: {part: (table // tokens - B).clamp(min=-1) for part, table in pair.items()}
+            for site, pair in tables.items()
+        }
 
     def _require_indices(self) -> None:
         for swap in self.swaps:
             if isinstance(swap.steps, Window):
                 raise PatchError(f"steps are those of {swap.steps}, known in a run alone; take plan.at(schedule, steps)")
 
-    def _site_slots(self, step, rows, sites, site: Site, tokens: int):
-        place = {row.label: b for b, row in enumerate(rows)}
-        own = torch.arange(len(rows) * tokens, dtype=torch.int32).reshape(len(rows), 1, tokens)
-        tables, changed = {"k": own, "v": own}, False
-        for swap in self.swaps:
-            readers = [row for row in rows if swap.acts(step, row)]
-            if not readers or site not in select_sites(sites, swap.sites):
-                continue
-            changed = True
-            donors = [_donor(place, row, swap.donor) for row in readers]
-            for part in swap.part:
-                tables[part] = _write(
-                    tables[part], [place[r.label] for r in readers], donors, swap, site.text_heads
-                )
-        if not changed:
-            return None
-        same = tables["k"].shape == tables["v"].shape and torch.equal(tables["k"], tables["v"])
-        return tables["k"] if same else (tables["k"], tables["v"])
+    def _tables(self, step, rows, sites, tokens: int, donor: Callable[[int, Row], int]) -> dict:
+        """Site -> part -> (B, H or 1, T), for sites with a swap; donor(i, row): whom a row reads by swap i."""
+        self._require_indices()
+        own, tables = torch.arange(len(rows) * tokens, dtype=torch.int32).reshape(len(rows), 1, tokens), {}
+        for i, swap in enumerate(self.swaps):
+            readers = [b for b, row in enumerate(rows) if swap.acts(step, row)]
+            donors = [donor(i, rows[b]) for b in readers]
+            for site in select_sites(sites, swap.sites):
+                swap.require_cells(site, tokens)
+                for part in swap.part if readers else "":
+                    pair = tables.setdefault(site, {"k": own, "v": own})
+                    pair[part] = _write(pair[part], readers, donors, swap, site.text_heads)
+        return tables
 
     def explain(self, sites: Sequence[Site], *, schedule=None, steps: int | None = None,
                 tokens: int | str = "T") -> str:  # fmt: skip
         """The equation of every swap, its sites, and every tensor it touches: module, text tokens, channels, shape.
 
         schedule and steps: the run, as for `at`, whose loop indices stand beside every window; tokens: how many.
+        Raises PatchError for one of schedule and steps alone, and for a site there is not.
         """
+        if (schedule is None) != (steps is None):
+            said = None if schedule is None else type(schedule).__name__
+            raise PatchError(f"{steps=} and schedule {said}; give both, so that windows are told in steps, or neither")
         run = self if schedule is None else self.at(schedule, steps)
         said = (_explain(*pair, select_sites(sites, pair[0].sites), tokens) for pair in zip(self.swaps, run.swaps))
         return "\n".join(said) or "no swap: identity"
@@ -277,6 +290,24 @@ class Plan:
 def _swap(*, steps=None, **fields) -> Swap:
     """A swap as JSON holds it."""
     return Swap(steps=Window(**steps) if isinstance(steps, dict) else steps, **fields)
+
+
+def _names(readers, donor) -> tuple[str, ...]:
+    """The readers, sorted and each once.  Raises PatchError unless they and the donor are names."""
+    names = [readers] if isinstance(readers, str) or not isinstance(readers, Iterable) else list(readers)
+    if not all(isinstance(name, str) for name in [*names, donor]):
+        raise PatchError(
+            f"readers are {readers!r} and the donor {donor!r}; give names: one or several to read, and one to be read"
+        )
+    return tuple(sorted(set(names)))
+
+
+def _counted(name: str, values: Iterable) -> tuple[int, ...]:
+    """As `integers`; refuses negative ones, too, which would be read from the end, and as slots hide a token."""
+    numbers = integers(name, values)
+    if numbers and numbers[0] < 0:
+        raise PatchError(f"{name} hold {numbers[0]}; they are counted from 0: give 0 or more, or None for all")
+    return numbers
 
 
 def integers(name: str, values: Iterable) -> tuple[int, ...]:
@@ -300,8 +331,14 @@ def _donor(place: dict, reader: Row, donor: str) -> int:
     if (donor, reader.branch) not in place:
         raise PatchError(
             f"row {reader.name!r} reads {donor!r}, which is not in the batch in branch {reader.branch!r}"
+            f"{closest(donor, [name for name, branch in place if branch == reader.branch])}"
         )
     return place[donor, reader.branch]
+
+
+def _entry(k: Tensor, v: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    """One table where keys and values are read alike."""
+    return k if k.shape == v.shape and torch.equal(k, v) else (k, v)
 
 
 def _write(table: Tensor, readers: list[int], donors: list[int], swap: Swap, heads: int) -> Tensor:

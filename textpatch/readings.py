@@ -11,9 +11,10 @@ from tqdm import tqdm
 from textpatch.attribution import attribution, in_its_words
 from textpatch.contribution import contribution
 from textpatch.errors import PatchError
-from textpatch.pairs import SOURCE, Pair, quoted
+from textpatch.pairs import SOURCE, TARGET, Pair, quoted
+from textpatch.plan import Plan, Row
 from textpatch.search import Group
-from textpatch.trials import Trials
+from textpatch.trials import Trials, made_by
 
 
 @dataclass(frozen=True)
@@ -97,4 +98,6 @@ class Readings:
                 "pictures": trials.scored({SOURCE: image}, index),
             }
 
-        return trials.once(f"{reading.name}-{index}-{seed}", unit, make)
+        pair = trials.pairs[index]
+        asked = [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed)]
+        return trials.once(f"{reading.name}-{index}-{seed}", unit, made_by(asked, Plan()), make)

@@ -10,7 +10,7 @@ from textpatch.gallery import ENDS, columns, gallery, heat_map
 from textpatch.markup import data_uri, fragment, page, safe, table
 from textpatch.pictures import open_picture
 from textpatch.result import (
-    RUNS, decimal, is_out, listed, ranked_sites, search, share_of, signed, size_of, span_of, value_of, verdict, what_of,
+    RUNS, credited, decimal, further, is_out, listed, ranked_sites, search, share_of, signed, size_of, span_of, value_of, verdict, what_of,
 )  # fmt: skip
 from textpatch.store import flatten
 
@@ -41,12 +41,12 @@ def _all_rows(result: dict) -> list[dict]:
 
 
 def _sheet_of(run, result: dict, records: list[dict]) -> Image.Image:
-    names = [name for name in records[0]["pictures"] if all(name in record["pictures"] for record in records)]
+    whole = [name for name in [*ENDS, *columns(result)] if all(name in record["pictures"] for record in records)]
     words = [(pair["word"], pair["target_word"]) for pair in result["pairs_list"]]
-    cells = [[_cell(run, record["pictures"][name]) for name in names] for record in records]
-    best = names.index(f"site-{result['ranked'][0]}")
-    captions = [name.replace("-", " ") for name in names]
-    return contact_sheet(cells, captions=captions, words=[words[r["pair"]] for r in records], best=best)
+    cells = [[_cell(run, record["pictures"][name]) for name in whole] for record in records]
+    best = f"site-{credited(result)}"
+    return contact_sheet(cells, captions=[name.replace("-", " ") for name in whole], words=[words[r["pair"]] for r in records],
+                         best=whole.index(best) if best in whole else None)  # fmt: skip
 
 
 def _cell(run, picture: dict) -> tuple[Image.Image, str]:
@@ -153,8 +153,8 @@ def _layers(result) -> str:
         for site in sites
     ]  # fmt: skip
     if len(sites) > 1:
-        rows.append(["together", "", "", share_of(result, sites), "", ""])
-    head = "site", "name", "kind", "share of parameters", "F1 target, alone", "bg SSIM, alone"
+        rows.append(["together", "", "", share_of(result, sites), span_of(found, "score"), ""])
+    head = "site", "name", "kind", "share of parameters", "F1 target", "bg SSIM"
     told = _CHOSEN if chosen else _EMPTY if found else _BEST
     return table(head, rows) + f'<p class="note">{told} {_COUNTED}</p>'
 
@@ -236,17 +236,14 @@ def _starts(found) -> str:
     points, chosen = found["curve"], found["chosen"]
     series = {name: [point[metric] for point in points] for name, metric in _STARTS.items()}
     labels, starts = [str(point["start"]) for point in points], [point["start"] for point in points]
-    told = f"The swap at {listed(found['sites'])}, begun at a later and later step."
-    told += f" Step {chosen} is the last that loses nothing clearly."
+    (told,) = further({"start_curve": found})
     return f"<p>{safe(told)}</p>" + curve(labels, series, "first swapped step, 0 = noisiest", marked=starts.index(chosen))
 
 
 def _heads(found) -> str:
     if not found:
         return ""
-    named = [f"{site}.{head}" for site, head in found["heads"]]
-    steps = found["steps"]
-    told = f"Heads (site.head) {', '.join(named)}, swapped alone, score as all heads of {listed(found['sites'])} do."
+    (told,), steps = further({"head_search": found}), found["steps"]
     labels = [".".join(map(str, step["unit"])) for step in steps]
     series = {name: [step[part] for step in steps] for name, part in _HEADS.items()}
     return f"<p>{safe(told)}</p>" + curve(labels, series, "head taken, most needed first")
@@ -277,21 +274,21 @@ def _drawing(heatmap: bytes) -> str:
 # --- what the page says of every run
 
 _MODES = {
-    "staged": "first on a few pairs, those that may carry the word on all",
-    "contribution": "first by what they give to the picture without a swap, those that stand out by swaps",
-    "attribution": "first by what a swap would do to each step, to first order, those that stand out by swaps",
+    "staged": "all swapped on a few pairs, those that may matter on every pair",
+    "contribution": "all ranked by what they give the picture without a swap, those that stood out tried by swaps",
+    "attribution": "all ranked by a gradient estimate, those that stood out tried by swaps",
 }
 
 _SCORES = {"swap": "F1 towards the target", "contribution": "share of what attention gives",
-           "attribution": "share of the change that a swap promises"}  # fmt: skip
+           "attribution": "estimated share of the change by swaps"}  # fmt: skip
 
 _SCREENED = {
     "swap": """<p>A site left out by its F1 towards the target was swapped on the first pairs alone, and its score there lay
 clearly below those kept.</p>""",
     "contribution": """<p>A site left out by its share was not swapped. In the source's own run the word's tokens gave clearly
 less to the picture there than at the sites kept: their share of all that attention gives the picture.</p>""",
-    "attribution": """<p>A site left out by its share was not swapped. Along the source's own run a backward pass at each step
-says how far a swap there would move what the model predicts towards the target: clearly less than at the sites kept.</p>""",
+    "attribution": """<p>A site left out by its share was not swapped. In the source's own run gradients estimate, at each
+step, how far a swap there would move what the model predicts towards the target: clearly less than at the sites kept.</p>""",
 }
 
 _QUESTION = """<p>A text-to-image model reads its prompt through many attention layers, here called <b>sites</b>. Which of
@@ -310,27 +307,28 @@ own</div>"""
 
 _SYMBOLS = """<p class="note">At a site every part of the picture asks (queries Q), the text answers (keys K say where, values V
 what), and D is the width of an attention head. <b class="swap">Orange</b> is what the swap exchanges, from the
-target's own run at the same step; queries, image and all other sites stay the source's.</p>"""
+target's own run at the same step; queries and image are the picture's own, and all other sites read the source's
+text.</p>"""
 
-_CHOSEN = "The responsible set: put together best first, for as long as each site is a clear gain."
-_EMPTY = "No site clearly beats no swap; this is the best of them."
+_CHOSEN = "The responsible set: sites are added best first, for as long as another is a clear gain."
+_EMPTY = "No site is clearly better than no swap at all; this is the best of them."
 _BEST = "The best single site; a set is grown from single sites on two prompt pairs or more."
 _COUNTED = """Sites are numbered in the order they run, as in the paper; the share counts the projections that make
 the text's keys and values."""
 
 _RAMP = """<p>How much of the target's {what} was read off the picture, swapping at one site alone (F1, the mean over
-seeds). <b>Click a number</b> for the pictures and readings behind it. Words that share letters score above 0 without any
-swap: compare with the first column.</p>
+seeds). <b>Click a number</b> for the pictures and readings behind it. What agrees by chance counts too, such as letters
+that two words share: compare with the first column, which has no swap.</p>
 <p class="note">0, nothing of it<span class="ramp"></span>1, all of it</p>"""
 
 _COLUMNS = """<p class="note">Mean [95 % interval over prompt pairs]. Exact target: the share of pictures that read
-exactly as the target's {what}. F1: what was read against the target's, or the source's, {what}; of
-words, letter by letter. bg SSIM and PSNR (dB): how alike
+exactly as the target's {what}. F1: how far what was read agrees with the target's, or the source's,
+{what}: words letter by letter, anything else wholly or not at all. bg SSIM and PSNR (dB): how alike
 the background is to the source's, 1 and infinity for equal. n: pictures.</p>"""
 
 _LEGEND = """<p>Under each picture what was read: <span class="read target">blue</span> where it is the target's {what},
-<span class="read">plain</span> where it is the source's, <span class="read other">grey</span> otherwise. The best site
-is framed, and the others follow in the order they run.</p>"""
+<span class="read">plain</span> where it is the source's, <span class="read other">grey</span> otherwise. What the
+headline names is framed, and the others follow in the order they run.</p>"""
 
 _STARTS = {"F1 towards the target": "f1_target", "background as in the source (SSIM)": "ssim"}
 _HEADS = {"F1 of the heads taken, alone": "alone", "F1 of the heads left": "left"}

@@ -3,7 +3,7 @@
 Everything here takes `result`, the plain dict stored as results.json: "model", "pairs", "seeds", "steps",
 "guidance", "start", "branch", "baselines" (the "source" run without a swap, the whole "target" run), "sites"
 (index "site", "name", "kind", "status" and scores of each), "ranked" (site indices, best first) and "pairs_list".
-A score is {"value", "low", "high"}: a mean and its 95 % interval, None where there is none (infinite PSNR).
+A score is {"value", "low", "high"}: a mean and its 95 % interval, None where there is none (infinite PSNR, one pair).
 Of the search: "mode", "set" (its "sites", and the "steps" of growing it), "gaps" and "generations".
 "parameters" counts the denoiser's, and of each site its text key and value projections'.  What `start_curve` and
 `head_search` return may be put beside them, as "start_curve" and "head_search"; the report then shows it.  "what" says
@@ -12,6 +12,7 @@ what the pairs differ in, where it is not the word.
 
 from textpatch.errors import PatchError
 
+SCHEMA_VERSION = 2
 RUNS = (("source", "source run, no swap"), ("target", "whole target run"))
 _NEEDED = ("model", "pairs", "seeds", "steps", "guidance", "start", "branch", "baselines", "sites", "ranked")
 _COLUMNS = (
@@ -32,7 +33,7 @@ def answer(result: dict) -> str:
     set, if with them the F1 comes half of the way there.
     Raises PatchError if `result` is no result.
     """
-    return " ".join([*verdict(result), *search(result)])
+    return " ".join([*verdict(result), *search(result), *further(result)])
 
 
 def table(result: dict) -> str:
@@ -81,10 +82,10 @@ def verdict(result: dict) -> tuple[str, str]:
             "plain pictures and check what reads them."
         )
     reach = (
-        f"exact match to the target is {percent_of(best)} over {best.get('n', '?')} pictures; the whole "
+        f"exact match to the target is {percent_of(best)} over {best.get('n', '?')} picture{'s' * (best.get('n') != 1)}; the whole "
         f"target run reaches {percent_of(target)}, the source run without a swap {percent_of(source)}."
     )
-    if (value_of(best, "exact_target") or 0) < 0.5 * whole:
+    if _spread(result):
         if together := _together(result):
             return f"S{listed(result['set']['sites'])[1:]} together carry the {what}.", (
                 f"F1 towards the target is {together}. No single site carries it: the best is {name}, and its {reach}"
@@ -94,6 +95,18 @@ def verdict(result: dict) -> tuple[str, str]:
         )
     numbers = f"Its {reach} Background SSIM {span_of(best, 'ssim')}."
     return f"S{name[1:]} carries the {what}.", numbers + _rivals(best, others)
+
+
+def credited(result: dict) -> str:
+    """What the headline names, as pictures are called after it: the best site, or the set where no single one will do."""
+    together = _spread(result) and _together(result)
+    return "+".join(map(str, result["set"]["sites"])) if together else str(result["ranked"][0])
+
+
+def _spread(result: dict) -> bool:
+    """Whether the best site comes less than half of the way to the exact matches of the whole target run."""
+    best, whole = ranked_sites(result)[0], value_of(result["baselines"]["target"], "exact_target")
+    return (value_of(best, "exact_target") or 0) < 0.5 * (whole or 0)
 
 
 def _together(result: dict) -> str:
@@ -108,9 +121,12 @@ def _together(result: dict) -> str:
 
 
 def _rivals(best: dict, others: list[dict]) -> str:
-    low = score_of(best, "exact_target").get("low") or 0
+    low = score_of(best, "exact_target").get("low")
+    if low is None:
+        return " One pair has no interval: more would tell how sure this is."
     measured = [site for site in others if not is_out(site)]
-    near = [str(site["site"]) for site in measured if (score_of(site, "exact_target").get("high") or 0) >= low]
+    apart = [site for site in measured if not set(site.get("group", ())) & set(best.get("group", ()))]
+    near = [str(site["site"]) for site in apart if (score_of(site, "exact_target").get("high") or 0) >= low]
     shown = ", ".join(near[:5]) + (", ..." if len(near) > 5 else "")
     return f" Intervals overlap with site {shown}: more pairs or seeds would tell them apart." if near else ""
 
@@ -129,11 +145,24 @@ def search(result: dict) -> list[str]:
     said += _screened(result)
     if result.get("gaps"):
         gap = result["gaps"][-1]
-        clear = "" if gap["low"] > 0 else "; no gap is clear of zero on all pairs, so none was left out"
+        clear = "" if gap["low"] > 0 else "; all pairs cannot tell them apart, so both were kept"
         said.append(f"The gap from site {gap['kept']} to site {gap['next']} is {signed(gap)}{clear}.")
     if result.get("generations"):
         made, all_ = result["generations"]["made"], result["generations"]["one_by_one"]
-        said.append(f"It took {made} generations; 1 + {len(result['sites'])} for each pair and seed would be {all_}.")
+        said.append(f"It took {made} generations; source and {len(result['sites'])} sites for each pair and seed would be "
+                    f"{all_}, without targets and sets.")  # fmt: skip
+    return said
+
+
+def further(result: dict) -> list[str]:
+    """What the start curve and the head search found, a sentence each."""
+    said = []
+    if found := result.get("start_curve"):
+        said.append(f"Begun later and later, the swap at {listed(found['sites'])} loses nothing clearly up to step "
+                    f"{found['chosen']}.")  # fmt: skip
+    if found := result.get("head_search"):
+        named = ", ".join(".".join(map(str, head)) for head in found["heads"])
+        said.append(f"Heads (site.head) {named}, swapped alone, score as all heads of {listed(found['sites'])} do.")
     return said
 
 
@@ -163,8 +192,9 @@ def signed(score: dict) -> str:
 
 def ranked_sites(result: dict) -> list[dict]:
     """The sites, best first; PatchError if the dict is no result of this version."""
-    if not isinstance(result, dict) or result.get("schema_version") != 1:
-        raise PatchError("this is no result of schema version 1; pass the content of results.json")
+    if not isinstance(result, dict) or result.get("schema_version") != SCHEMA_VERSION:
+        raise PatchError(f"this is no result of schema version {SCHEMA_VERSION}; pass the content of results.json, which "
+                         "resuming a run of an older version writes anew")  # fmt: skip
     missing = [name for name in _NEEDED if name not in result]
     sites = {site["site"]: site for site in result.get("sites", ())}
     if missing or not sites or sorted(result["ranked"]) != sorted(sites):

@@ -5,6 +5,7 @@ No cache and no second run: a donor's text K and V are in the same batch as thei
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Callable, Sequence
 
@@ -16,7 +17,7 @@ from textpatch.bank import Texts, encode, spelled_out
 from textpatch.errors import PatchError
 from textpatch.ledger import Ledger, Recorder, compiled
 from textpatch.markup import figure, fragment, safe
-from textpatch.plan import Plan, Row, with_guidance
+from textpatch.plan import CONDITIONAL, Plan, Row, with_guidance
 from textpatch.sites import find_sites
 
 
@@ -50,14 +51,18 @@ def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
     final ones.
     A plan's windows of timesteps or sigmas are taken in the pipeline's schedule.  A row that is not sampled costs no
     generation: its readers find its text in the bank.
-    Raises PatchError for repeated names, for a plan that names rows, sites, steps, heads or tokens which this run
+    Where text is static its projections run once, on the distinct prompts, unless hooks may change them: an observer of
+    them sees that one call; `capture` and `patch` see every step.
+    Raises PatchError for repeated names and unconditional rows, for a plan that names rows, sites, steps, heads or tokens which this run
     has not, or whose swaps never act; and for a row not sampled that reads, that nobody reads, or whose keys and
     values its prompt does not settle: where the text evolves with the picture, or others hook its projections.
     """
     rows = tuple(rows)
     steps = pipeline.defaults.steps if steps is None else steps
     guidance = pipeline.defaults.guidance if guidance is None else guidance
-    _require_distinct(rows)
+    _require_rows(rows)
+    if not math.isfinite(guidance) or micro_batch < 1:
+        raise PatchError(f"guidance {guidance}, micro_batch {micro_batch}; give a finite guidance, and one row at least")
     branches = 1 if guidance == 1 else 2
     if negative is not None and branches == 1:
         raise PatchError(f"negative prompt {negative!r} has no effect at guidance 1; leave one of them out")
@@ -72,13 +77,15 @@ def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
     return replace(out, plan=plan, ledger=recorder.ledger())
 
 
-def _require_distinct(rows: Sequence[Row]) -> None:
+def _require_rows(rows: Sequence[Row]) -> None:
     names = [row.name for row in rows]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated or not rows:
         raise PatchError(
             f"rows must be named apart, and at least one; repeated: {repeated[:3]}, rows: {len(rows)}"
         )
+    if twins := [row.name for row in rows if row.branch != CONDITIONAL]:
+        raise PatchError(f"row {twins[0]!r} is unconditional; name conditional rows alone, guidance adds their twins")
 
 
 def require_readable(rows: Sequence[Row], plan: Plan, texts: Texts) -> None:

@@ -6,7 +6,8 @@ A unit is what can be swapped alone, a site or a head; a group is a tuple of uni
                         pairs of some places, in their order
     gain(a, b) = s(values of a) - s(values of b),   s the statistic over pairs, the same pairs on both sides
 
-Intervals are 95 %, bootstrapped over pairs; a gain counts where its interval lies above zero.
+Intervals are 95 %, bootstrapped over pairs; a gain counts where its interval lies above zero, of a set that grows with
+EARLY's interval as long as pairs are left.
 """
 
 from __future__ import annotations
@@ -141,14 +142,25 @@ def grow(score: Score, ranked: Sequence, pairs: int, statistic: Statistic = np.m
         steps.append(_step(score, (), several, pairs, statistic, least))
     known = pairs if len(steps) == 1 else steps[-1].pairs
     while steps[-1].kept:
-        group = steps[-1].group
-        left = [unit for unit in ranked if unit not in group]
-        found = (joining(score, group, n, left, first=first, statistic=statistic) for n in dict.fromkeys((known, pairs)))
-        unit = next((one for one in found if one is not None), None)
-        if unit is None:
+        tried = _tried(score, steps[-1].group, ranked, known, pairs, statistic, first, least)
+        steps += tried
+        if not tried:
             break
-        steps.append(_step(score, group, (unit,), pairs, statistic, least))
         known = steps[-1].pairs
+    return steps
+
+
+def _tried(score: Score, group: Group, ranked: Sequence, known: int, pairs: int, statistic: Statistic, first: int,
+           least: int) -> list[Step]:  # fmt: skip
+    """The steps tried from a group: the unit that joins by the pairs it is known on, if that is refused by all pairs."""
+    steps: list[Step] = []
+    left = [unit for unit in ranked if unit not in group]
+    for n in dict.fromkeys((known, pairs)):
+        unit = joining(score, group, n, left, first=first, statistic=statistic)
+        if unit is not None and not any(step.added == (unit,) for step in steps):
+            steps.append(_step(score, group, (unit,), pairs, statistic, least))
+            if steps[-1].kept:
+                break
     return steps
 
 

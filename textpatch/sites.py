@@ -313,11 +313,12 @@ def _match(sites: tuple[Site, ...], selector: int | str) -> list[Site]:
         asked, hint = f"of {field} {value!r}", f"; {field}s here: {', '.join(known)}"
         found = [site for site in sites if getattr(site, field) == value]
     else:
-        asked, hint = repr(selector), closest(selector, [site.name for site in sites])
+        comma = "; name several one by one, without commas" if "," in selector else ""
+        asked, hint = repr(selector), comma or closest(selector, [site.name for site in sites])
         found = [site for site in sites if selector == "all" or fnmatchcase(site.name, selector)]
     if not found:
         raise PatchError(
             f"no site {asked} among the {len(sites)} of this model (indices 0..{len(sites) - 1}){hint}; "
-            "name sites that `find_sites` gives for it"
+            "`textpatch sites MODEL`, or find_sites, lists them"
         )
     return found

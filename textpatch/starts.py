@@ -15,6 +15,7 @@ from typing import Iterator, Sequence
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from textpatch.bank import encode, prompt_settles_text
 from textpatch.errors import PatchError
@@ -24,7 +25,7 @@ from textpatch.plan import Plan, Row, Swap, with_guidance
 from textpatch.sampling import require_readable, to_device
 from textpatch.search import latest_start
 from textpatch.sites import find_sites, select_sites
-from textpatch.trials import Trials, scores, values
+from textpatch.trials import Trials, made_by, scores, values
 
 
 def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> dict:
@@ -40,7 +41,8 @@ def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> d
     starts = list(range(steps)) if starts is None else sorted(set(starts))
     if not starts or not 0 <= starts[0] <= starts[-1] < steps:
         raise PatchError(f"start steps {starts}; this run has steps 0..{steps - 1}")
-    records = trials.each("starts", lambda index, seed: _record(trials, index, seed, group, starts))
+    units = tqdm(trials.units(len(trials.pairs)), desc="starts", unit="pair", disable=None)
+    records = [_record(trials, unit, group, starts) for unit in units]
     names = [_name(start) for start in starts]
     times, sigmas = (trials.pipeline.schedule.timesteps(steps), trials.pipeline.schedule.sigmas(steps))
     curve = [
@@ -56,8 +58,9 @@ def _name(start: int) -> str:
     return f"start-{start}"
 
 
-def _record(trials: Trials, index: int, seed: int, group: tuple[int, ...], starts: list[int]) -> dict:
-    pair, steps = trials.pairs[index], trials.steps
+def _record(trials: Trials, unit: tuple[int, int], group: tuple[int, ...], starts: list[int]) -> dict:
+    (index, seed), steps = unit, trials.steps
+    pair = trials.pairs[index]
     rows = [Row(_name(start), pair.source, seed) for start in starts]
     plan = Plan(
         Swap(group, row.name, TARGET, steps=range(start, steps), branch=trials.branch)
@@ -66,13 +69,13 @@ def _record(trials: Trials, index: int, seed: int, group: tuple[int, ...], start
     joins = dict(zip(rows, starts))
     runs = not prompt_settles_text(trials.pipeline.denoiser)
     ends = [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed, sampled=runs)]
-    images = forked(trials.pipeline, ends, joins, plan, steps=steps, guidance=trials.guidance)
     row_steps = (1 + runs) * steps + sum(steps - start for start in starts)
-    return {
-        "plan_sha256": plan.sha256,
-        "generations": row_steps / steps,
-        "pictures": trials.scored(images, index),
-    }
+
+    def make() -> dict:
+        images = forked(trials.pipeline, ends, joins, plan, steps=steps, guidance=trials.guidance)
+        return {"generations": row_steps / steps, "pictures": trials.scored(images, index)}
+
+    return trials.once(f"starts-{index}-{seed}", unit, made_by([*ends, *rows], plan), make)
 
 
 @torch.no_grad()

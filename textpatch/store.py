@@ -52,12 +52,12 @@ class Run:
         self.resumed, self.changed = resumed, changed or {}
 
     @classmethod
-    def open(cls, folder, manifest: dict, *, worker: str = "0", allow: Sequence[str] = ()) -> "Run":
+    def open(cls, folder, manifest: dict, *, worker: str = "0", allow: Sequence[str] | None = ()) -> "Run":
         """Create a run folder, or re-open it to resume the same request.
 
         The key is the sha256 of `manifest["request"]`. Other entries (versions, command) may differ when
         resuming: `changed` lists them, and so does the stored manifest under `resumed`. Of the request only
-        entries named in `allow` may: "weights", or "ocr" for all below it. Raises StoreError for another request,
+        entries named in `allow` may: "weights", or "ocr" for all below it; None where nothing can. Raises StoreError for another request,
         an `allow` without effect, a folder with other things in it, a damaged manifest, or one that cannot be written.
         """
         new = _stamped(manifest)
@@ -77,16 +77,18 @@ class Run:
             return cls(folder, _read_manifest(Path(folder) / "manifest.json"), worker)
 
     @classmethod
-    def _resume(cls, folder: Path, stored: dict, new: dict, worker: str, allow: Sequence[str]) -> "Run":
-        _require_entries(allow, stored["request"], new["request"])
+    def _resume(cls, folder: Path, stored: dict, new: dict, worker: str, allow: Sequence[str] | None) -> "Run":
+        _require_entries(allow or (), stored["request"], new["request"])
         asked = _asked_otherwise(stored, new)
-        if not all(_covered(name, allow) for name in asked):
-            raise StoreError(_other_request(folder, asked))
+        if not all(_covered(name, allow or ()) for name in asked):
+            raise StoreError(_other_request(folder, asked, "" if allow is None else ", or name what may differ with --allow"))
         changed = _differences(_rest(stored), _rest(new)) | asked
         entry = {name: {"stored": old, "now": now} for name, (old, now) in changed.items()}
-        if entry and entry not in stored.setdefault("resumed", []):
-            stored["resumed"].append(entry)
-            write(folder / "manifest.json", _json(stored, indent=1), worker)
+        if entry and entry not in stored.get("resumed", []):
+            with _alone_in(folder):
+                stored = _read_manifest(folder / "manifest.json")  # where another worker may have told its own meanwhile
+                stored.setdefault("resumed", []).append(entry)
+                write(folder / "manifest.json", _json(stored, indent=1), worker)
         return cls(folder, stored, worker, changed=changed)
 
     def append(self, record: dict) -> None:
@@ -261,12 +263,11 @@ def _require_entries(allow: Sequence[str], *requests: dict) -> None:
             raise StoreError(f"{entry!r} may not differ, for the request has no such entry{closest(entry, names)}")
 
 
-def _other_request(folder: Path, differences: dict) -> str:
+def _other_request(folder: Path, differences: dict, otherwise: str) -> str:
     first = list(differences.items())[:6]
     shown = [f"{name.removeprefix('request.')}: stored {_short(a)}, asked {_short(b)}" for name, (a, b) in first]
     more = f"; and {len(differences) - 6} more" if len(differences) > 6 else ""
-    return (f"{folder} holds another run ({'; '.join(shown)}{more}); give another --out, ask for the same, or name "
-            "what may differ with --allow")  # fmt: skip
+    return f"{folder} holds another run ({'; '.join(shown)}{more}); give another --out, ask for the same{otherwise}"
 
 
 def _short(value, limit: int = 60) -> str:
@@ -325,6 +326,20 @@ def _lock(descriptor: int) -> None:
     if fcntl:
         with contextlib.suppress(OSError):  # a network disk without locks: worker names keep writers apart
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path):
+    """One worker at a time, where folders can be locked."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _cut_torn_line(descriptor: int, block: int = 1 << 16) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections import Counter
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from textpatch import metrics
 from textpatch.bank import prompt_settles_text
-from textpatch.errors import PatchError, StoreError, Unfinished
+from textpatch.errors import OCRError, PatchError, StoreError, Unfinished
 from textpatch.interrupts import finishing
 from textpatch.metrics.image import WINDOW
 from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
@@ -35,7 +36,9 @@ from textpatch.sizes import picture_size
 
 def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int, start: int = 0) -> list[Pair]:
     """Prompt pairs, once all that can be wrong with a run of them is known to be right; nothing is generated."""
-    pairs = [pair if isinstance(pair, Pair) else Pair(*pair) for pair in pairs]
+    pairs = [_pair(pair) for pair in pairs]
+    if isinstance(seeds, int):
+        raise PatchError(f"seeds is {seeds}; give several or one in a list: [{seeds}]")
     if not pairs or not seeds or not 0 <= start < steps:
         raise PatchError(f"{len(pairs)} pairs, {len(seeds)} seeds, start {start} of {steps} steps; "
                          "needs at least one pair and seed, and a start within the run")  # fmt: skip
@@ -44,6 +47,9 @@ def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int
     for pair in pairs:
         pair.words  # noqa: B018  a prompt without a word is refused before anything runs
         require_apart(pair)
+    if pipeline.upscales:
+        raise PatchError(f"{pipeline.name} draws small pictures larger, and words are localised in the model that writes "
+                         "them; give that one")  # fmt: skip
     height, width = picture_size(pipeline)
     if min(height, width) < WINDOW:
         raise PatchError(f"pictures of {height}x{width} pixels (height x width) are compared in windows of {WINDOW}x"
@@ -52,6 +58,20 @@ def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int
         [prompt for pair in pairs for prompt in (pair.source, pair.target)], seeds=seeds, steps=steps
     )
     return pairs
+
+
+def _pair(pair) -> Pair:
+    if isinstance(pair, Pair):
+        return pair
+    if isinstance(pair, str) or len(pair) != 2:
+        raise PatchError(f"a prompt pair is (source, target), two texts; found {pair!r}, so give a list of pairs")
+    return Pair(*pair)
+
+
+def require_pipeline(pipeline) -> None:
+    """Raise PatchError for a model's name in place of the model."""
+    if isinstance(pipeline, str):
+        raise PatchError(f"{pipeline!r} is a name, and a loaded pipeline is needed: load({pipeline!r})")
 
 
 # --- what is run
@@ -97,7 +117,8 @@ class Trials:
     """The pictures of some prompt pairs and seeds, made when first asked for, or found in a run folder.
 
     pairs       (source, target) prompts, each with quoted text; or Pairs, whose `scored` says how readings agree
-    ocr         a reader with `read(images, box=)` and `describe()`; tesseract when None, self-tested first
+    ocr         a reader with `read(images, box=)`, a text each, `describe()`, plain data, and `self_test()`, which raises
+                where it cannot read; tesseract when None
     run         a store.Run: what is made is kept there as a record, and is not made again
     records     one dict per pair and seed touched, with all its pictures by row name
     generations how many rows were generated for them: a donor that travels with a later batch counts again
@@ -111,6 +132,8 @@ class Trials:
         self.steps = pipeline.defaults.steps if steps is None else steps
         self.guidance = pipeline.defaults.guidance if guidance is None else guidance
         self.pairs = checked_pairs(pipeline, pairs, seeds=seeds, steps=self.steps, start=start)
+        if isinstance(run, (str, os.PathLike)):
+            raise PatchError(f"run is the path {str(run)!r}; give a store.Run: Run.open({str(run)!r}, {{'request': ...}})")
         self.ocr, self.run, self.micro_batch = ocr or metrics.Tesseract(), run, micro_batch
         self.ocr.self_test()
         self.blanks = self.ocr.describe().get("blank", True)
@@ -147,7 +170,11 @@ class Trials:
         with ThreadPoolExecutor(1, "read") as reader:
             for unit in tqdm(lacking, desc="localize", unit="pair", disable=None):
                 with finishing() as interrupted:
-                    made = self._made(unit, names - self._pictures(unit).keys(), groups, reader)
+                    try:
+                        made = self._made(unit, names - self._pictures(unit).keys(), groups, reader)
+                    except Exception:
+                        keep()
+                        raise
                     keep()
                     keep = made
                     if interrupted():
@@ -181,7 +208,6 @@ class Trials:
         swapped = [group for group in groups if group and row_name(group) in names]
         rows, plan = rows_and_plan(self.pairs[index], seed, swapped, self.steps, self.start, self.branch)
         rows = self._needed(names, *rows)
-        maker = {"plan_sha256": plan.sha256, "rows_sha256": _sha256(rows)}
         id, scored = f"{index}-{seed}" + (f"-{number}" if number > 1 else ""), None
         if id not in self._done:
             samples = sample(self.pipeline, rows, plan, steps=self.steps, guidance=self.guidance,
@@ -191,9 +217,7 @@ class Trials:
 
         def keep() -> None:
             generations = sum(row.sampled for row in rows)
-            record = self.once(id, unit, lambda: {**maker, "generations": generations, "pictures": scored.result()})
-            self._require_made_by(maker, record)
-            self.join(record)
+            self.join(self.once(id, unit, made_by(rows, plan), lambda: {"generations": generations, "pictures": scored.result()}))
 
         return keep
 
@@ -212,14 +236,18 @@ class Trials:
         target = replace(target, sampled=TARGET in names or not prompt_settles_text(self.pipeline.denoiser))
         return [source] * (SOURCE in names) + [target] * (TARGET in names or bool(patched)) + list(patched)
 
-    def once(self, id: str, unit: tuple[int, int], make: Callable[[], dict]) -> dict:
-        """The record of that id: the run folder's, or made now and kept there.  Its generations are counted."""
+    def once(self, id: str, unit: tuple[int, int], maker: dict[str, str], make: Callable[[], dict]) -> dict:
+        """The record of that id: the run folder's, or made now and kept there.  Its generations are counted.
+
+        maker  what it is made of, see `made_by`; raises StoreError for a record of something else.
+        """
         record = self._done.get(id)
         if record is None:
             with finishing():
-                record = {"id": id, "pair": unit[0], "seed": unit[1], **make()}
+                record = {"id": id, "pair": unit[0], "seed": unit[1], **maker, **make()}
                 if self.run is not None:
                     self.run.append(record)
+        self._require_made_by(maker, record)
         self.generations += record["generations"]
         return record
 
@@ -229,15 +257,13 @@ class Trials:
         empty = {"id": "{}-{}".format(*unit), "pair": unit[0], "seed": unit[1], "pictures": {}}
         self._found.setdefault(unit, empty)["pictures"] |= record["pictures"]
 
-    def each(self, what: str, make: Callable[[int, int], dict]) -> list[dict]:
-        """A record for every pair and seed: make(pair, seed), kept in the run folder under that name."""
-        units = tqdm(self.units(len(self.pairs)), desc=what, unit="pair", disable=None)
-        return [self.once(f"{what}-{unit[0]}-{unit[1]}", unit, lambda unit=unit: make(*unit)) for unit in units]
-
     def scored(self, images: dict[str, Image.Image], index: int, source: dict | None = None) -> dict[str, dict]:
         """Pictures, readings and scores by row name; source: that picture's entry, if there and not among the images."""
         box = self.pipeline.defaults.text_box
         readings = self.ocr.read(list(images.values()), box=box)
+        if len(readings) != len(images) or None in readings:
+            raise OCRError(f"{len(images)} pictures were given to {type(self.ocr).__name__}, which read {readings!r}; `read` "
+                           "gives a text for each, empty for nothing")  # fmt: skip
         kept = images.get(SOURCE) if source is None else opened(source["image"], self.run)
         return {
             name: {
@@ -249,9 +275,10 @@ class Trials:
         }
 
 
-def _sha256(rows: Sequence[Row]) -> str:
-    """Of names, prompts, seeds and what else makes a row."""
-    return hashlib.sha256(json.dumps([asdict(row) for row in rows]).encode()).hexdigest()
+def made_by(rows: Sequence[Row], plan: Plan) -> dict[str, str]:
+    """What a record is of: the plan, and the rows' names, prompts, seeds and what else makes a row."""
+    said = json.dumps([asdict(row) for row in rows])
+    return {"plan_sha256": plan.sha256, "rows_sha256": hashlib.sha256(said.encode()).hexdigest()}
 
 
 def opened(image: Image.Image | str, run) -> Image.Image:
@@ -306,25 +333,31 @@ def values(records: Sequence[dict], name: str) -> np.ndarray:
 
 
 def scores(records: Sequence[dict], name: str) -> dict:
-    """Every score of one row name over the n records that have it, with its 95 % interval over prompt pairs.
+    """Every score of one row name over the n records that have it, with its 95 % interval over prompt pairs, if several.
 
     Of the background, over those n_background of them that have the source's own picture.
     """
     records = [record for record in records if name in record["pictures"]]
     if not records:
         return {}
-    out = {key: interval(column(records, name, key)) for key in READING}
+    out = {key: _interval(column(records, name, key)) for key in READING}
     for side in (SOURCE, TARGET):
         columns = [column(records, name, f"{part}_{side}") for part in ("precision", "recall")]
-        out[f"f1_{side}"] = interval(np.stack(columns, axis=1), metrics.f1_of_means)
+        out[f"f1_{side}"] = _interval(np.stack(columns, axis=1), metrics.f1_of_means)
     beside = [record for record in records if BACKGROUND[0] in record["pictures"][name]]
     if beside:
-        out |= {key: interval(column(beside, name, key)) for key in BACKGROUND}
+        out |= {key: _interval(column(beside, name, key)) for key in BACKGROUND}
         out["psnr"] = _decibels(out["mse"])
     return out | {"n": len(records), "n_background": len(beside)}
 
 
+def _interval(values: np.ndarray, statistic=np.mean) -> dict:
+    """The statistic and its interval over prompt pairs, of which one has none."""
+    found = interval(values, statistic)
+    return found if len(values) > 1 else {"value": found["value"], "low": None, "high": None}
+
+
 def _decibels(mse: dict) -> dict:
-    """PSNR of the mean squared error and of its interval; None where it is infinite."""
-    turn = lambda x: None if x == 0 else float(10 * np.log10(255**2 / x))  # noqa: E731
+    """PSNR of the mean squared error and of its interval; None where it is infinite or not known."""
+    turn = lambda x: None if not x else float(10 * np.log10(255**2 / x))  # noqa: E731
     return {"value": turn(mse["value"]), "low": turn(mse["high"]), "high": turn(mse["low"])}

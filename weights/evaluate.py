@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from functools import partial
 from typing import Sequence
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from textpatch import metrics
 from textpatch.errors import PatchError
@@ -41,27 +41,11 @@ def clean_pictures(signs: Sequence[Sign], fmt: SignFormat) -> list[Image.Image]:
 
 
 def generated_pictures(
-    pipeline, signs: Sequence[Sign], *, steps=None, guidance=None, batch: int = 32
+    pipeline, signs: Sequence[Sign], small: Sequence[Image.Image] | None = None, **options
 ) -> list[Image.Image]:
-    """What the model makes of their prompts, the i-th with seed i."""
-    pictures = []
-    for first in tqdm(range(0, len(signs), batch), desc=pipeline.name, disable=None):
-        prompts = [sign.prompt() for sign in signs[first : first + batch]]
-        seeds = range(first, first + len(prompts))
-        pictures += pipeline.generate(prompts, seeds=seeds, steps=steps, guidance=guidance)
-    return pictures
-
-
-def upscaled_pictures(
-    pipeline, pictures: Sequence[Image.Image], signs: Sequence[Sign], *, batch: int = 32, **options
-) -> list[Image.Image]:
-    """What a stage II makes of small pictures and of these signs' prompts, the i-th with seed i."""
-    made = []
-    for first in tqdm(range(0, len(signs), batch), desc=pipeline.name, disable=None):
-        prompts = [sign.prompt() for sign in signs[first : first + batch]]
-        seeds = range(first, first + len(prompts))
-        made += pipeline.upscale(pictures[first : first + batch], prompts, seeds=seeds, **options)
-    return made
+    """What the model makes of their prompts, the i-th with seed i; a stage II of small pictures, too."""
+    draw = pipeline.generate if small is None else partial(pipeline.upscale, small)
+    return draw([sign.prompt() for sign in signs], seeds=range(len(signs)), micro_batch=32, **options)
 
 
 def bicubic(pictures: Sequence[Image.Image], fmt: SignFormat) -> list[Image.Image]:
@@ -106,8 +90,8 @@ def stage_ii(pipeline, of, signs: Sequence[Sign], ocr, **options) -> None:
     others = [with_word(sign, other.word) for sign, other in zip(signs, [*signs[1:], signs[0]])]
     tell("small", small, signs, fmt, ocr)
     tell("bicubic", bicubic(small, large), signs, large, as_they_are, truth)
-    tell("own word", upscaled_pictures(pipeline, small, signs, **options), signs, large, as_they_are, truth)
-    tell("another word", upscaled_pictures(pipeline, small, others, **options), signs, large, as_they_are, truth)
+    tell("own word", generated_pictures(pipeline, signs, small, **options), signs, large, as_they_are, truth)
+    tell("another word", generated_pictures(pipeline, others, small, **options), signs, large, as_they_are, truth)
 
 
 def tell(name: str, pictures, signs: Sequence[Sign], fmt: SignFormat, ocr, truth=None) -> None:

@@ -25,7 +25,7 @@ from textpatch.reference_models.text_encoders import (
     CLIP_LENGTH, IFTextEncoder, SD3TextEncoders, SDXLTextEncoders, tokenize,
 )  # fmt: skip
 from textpatch.reference_models.vae import VAE
-from textpatch.weights.files import cached_snapshot, read_config
+from textpatch.weights.files import cached_snapshot, open_tensors, read_config
 from textpatch.weights.fill import Part, fill
 from textpatch.weights.layouts import CLIP, T5
 from textpatch.weights.published import DENOISERS, localized_sites
@@ -62,7 +62,7 @@ def load(where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = N
     build = Builder(source, torch.device(device or "cpu"), dtype or torch.float32)
     encoders, denoiser = PIPELINES[source.pipeline](build)
     parts = encoders, denoiser, source.schedule(), build.decoder()
-    defaults = _written_defaults(path) or _published_defaults(source.pipeline, denoiser, parts[-1])
+    defaults = _written_defaults(path) or _published_defaults(path, source.pipeline, denoiser, parts[-1])
     return Pipeline(*parts, defaults, name=source.name).eval().requires_grad_(False)
 
 
@@ -103,7 +103,7 @@ def find(where: str | os.PathLike) -> Path:
     """The folder or file of a shipped name, a path, or a cached repository.  Raises WeightsError with what is close."""
     if str(where) in shipped_models():
         return SHIPPED / str(where)
-    if Path(where).exists():
+    if os.path.exists(where):  # False, and no OSError, for a name too long to be a file's
         return Path(where)
     if str(where).count("/") == 1 and not str(where).startswith(("/", ".", "~")):
         return cached_snapshot(str(where))
@@ -213,9 +213,15 @@ def _written_defaults(path: Path) -> Defaults | None:
         return Defaults(**body)
 
 
-def _published_defaults(pipeline: str, denoiser: nn.Module, decoder) -> Defaults:
-    side = denoiser.config.sample_size
-    micro = None
+def _published_defaults(path: Path, pipeline: str, denoiser: nn.Module, decoder) -> Defaults:
+    side, micro = denoiser.config.sample_size, None
+    if not isinstance(side, int) or side < 1:
+        raise WeightsError(
+            f"{path} has sample_size {side!r} in its denoiser's config.json, and no textpatch.json; "
+            "write there the side of its latents, a whole number"
+        )
+    if decoder is pixels and PIPELINES[pipeline] is not _deepfloyd_if:
+        raise WeightsError(f"{path} holds a {pipeline} without a VAE, and no textpatch.json; fetch the folder 'vae', too")
     if pipeline == "StableDiffusionXLPipeline":
         pixels_per_side = side * decoder.vae.config.downsampling
         micro = (pixels_per_side, pixels_per_side, 0, 0, pixels_per_side, pixels_per_side)
@@ -223,11 +229,26 @@ def _published_defaults(pipeline: str, denoiser: nn.Module, decoder) -> Defaults
 
 
 def fingerprint(where: str | os.PathLike) -> str:
-    """sha256 over the names and contents of a model's files, for manifests."""
+    """sha256 over the names and contents of a model's files, for manifests.
+
+    All of a folder; with a file the shards that it names and the tokenizers beside it.  Raises WeightsError as `load` does.
+    """
     path, digest = find(where), hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        digest.update(f"{file.relative_to(path)}\0".encode() + _digest(file))
+    home, files = (path, _files(path)) if path.is_dir() else (path.parent, [path, *_beside(path)])
+    for file in files:
+        name = "." if file == path else file.relative_to(home)
+        digest.update(f"{name}\0".encode() + _digest(file))
     return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _beside(path: Path) -> list[Path]:
+    """What `load` reads beside a file: the shards that an index names, and tokenizers."""
+    tokenizers = [file for folder in sorted(path.parent.glob("tokenizer*")) for file in _files(folder)]
+    return sorted({*open_tensors(path).files} - {path}) + tokenizers
 
 
 def _digest(file: Path) -> bytes:

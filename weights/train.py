@@ -109,7 +109,7 @@ def loss_of(model: Trainee, recipe: Recipe, batch: Batch, weight: Tensor) -> Ten
     """Weighted error of what the schedule asks, one value per row (B,)."""
     asked = objective(recipe.schedule, recipe.variance_steps or recipe.steps)
     noisy, t = asked.mix(batch.pictures, batch.noise, batch.share)
-    with torch.autocast("cpu" if batch.pictures.device.type == "cpu" else "cuda", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16):
         text = model.encoders(batch.prompts)
         if recipe.micro is not None:
             text = replace(text, micro=torch.tensor(recipe.micro).expand(len(noisy), -1))
@@ -184,11 +184,14 @@ def train(name: str, out: Path, *, seed: int | None = None, images: int | None =
     """Train one of the shipped models into the folder `out/<name>`, which is returned; resumes where it stopped.
 
     seed and images are the recipe's when None.  Deterministic in all three on one machine and thread count.
-    Raises PatchError for an unknown name, or a state that belongs to another run.
+    Raises PatchError for an unknown name, fewer images than one step takes, or a state that belongs to another run.
     """
     recipe = recipe_named(name)
     seed = recipe.seed if seed is None else seed
-    steps = (images or recipe.images) // recipe.batch
+    images = recipe.images if images is None else images
+    steps = images // recipe.batch
+    if steps < 1:
+        raise PatchError(f"{images} images asked for; one step of {name} takes {recipe.batch}, so give that many or more")
     torch.manual_seed(seed)
     model = Trainee(recipe)
     optimizers, run = Optimizers(model, recipe), {"model": name, "seed": seed, "steps": steps}
