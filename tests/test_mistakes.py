@@ -60,7 +60,7 @@ TYPED = {
         ["generate", "stabilityai/sd-turbo", SOURCE], "stabilityai/sd-turbo at main", "is not in", "hf download stabilityai/sd-turbo"),
     "a path that is none": (["generate", "/models/none", SOURCE], "no model '/models/none'", "neither", "known: planted-"),
     "part of a name": (["sites", "sdxl"], "no model 'sdxl'", "neither", "closest: tiny-sdxl"),
-    "a published name where weights are needed": (["generate", "sdxl-base-1.0", SOURCE], "no model 'sdxl-base-1.0'", "neither", "known: "),
+    "a published name where weights are needed": (["generate", "sdxl-base-1.0", SOURCE], "no weights of sdxl-base-1.0", "configuration alone", "give the published files"),
     "an empty folder": (["generate", "empty", SOURCE], "model_index.json", "in empty", "the folder is incomplete or is no model"),
     "a component's folder": (
         ["generate", "small/transformer", SOURCE], "model_index.json", "in small/transformer", "incomplete or is no model"),
@@ -167,6 +167,8 @@ PIPELINE = small_pipeline()
 ROWS = [Row("source", SOURCE), Row("target", TARGET)]
 CALLED = {
     "a misspelt model": (lambda: load("tiny-mmdti"), "no model 'tiny-mmdti'", "neither", "closest: tiny-mmdit"),
+    "a dtype by its name": (lambda: load("tiny-mmdit", dtype="float16"), "dtype is 'float16'", "no torch dtype", "such as torch.float16"),
+    "a device that is none": (lambda: load("tiny-mmdit", device="gpu"), "device 'gpu'", "cannot be used here", "Expected one of cpu"),
     "a denoiser of a pipeline": (lambda: load_denoiser("nowhere"), "no model 'nowhere'", "neither", "known: "),
     "seeds for other prompts": (lambda: PIPELINE.generate([SOURCE, TARGET], seeds=[0, 1, 2]), "2 prompts", "3 seeds", "give one seed"),
     "a seed that is no whole number": (lambda: PIPELINE.generate(SOURCE, seeds=[1.5]), "seed 1.5", "does not fit", "whole number"),

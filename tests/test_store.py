@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from textpatch import store
 from textpatch.errors import StoreError
 from textpatch.store import Run, flatten, read_json
 
@@ -250,6 +251,22 @@ def test_an_uncreatable_folder_is_one_line_and_leaves_nothing(tmp_path, where):
     with pytest.raises(StoreError) as caught:
         Run.open(tmp_path / where, REQUEST)
     assert "\n" not in str(caught.value) and sorted(os.listdir(tmp_path)) == ["file", "link"]
+
+
+def test_workers_that_resume_at_once_lose_no_entry(tmp_path, monkeypatch):
+    """One resumes with another command while another is about to tell its own: the manifest tells both."""
+    Run.open(tmp_path, REQUEST | {"command": "first"})
+    alone, others = store._alone_in, ["third"]
+
+    def beside(folder):
+        if others:
+            Run.open(tmp_path, REQUEST | {"command": others.pop()}, worker="1")
+        return alone(folder)
+
+    monkeypatch.setattr(store, "_alone_in", beside)
+    Run.open(tmp_path, REQUEST | {"command": "second"}, worker="2")
+    told = [entry["command"]["now"] for entry in Run.load(tmp_path).manifest["resumed"]]
+    assert told == ["third", "second"]
 
 
 def test_proc_is_refused():

@@ -284,6 +284,15 @@ def test_shards_of_the_command_line(weights, here, monkeypatch, capfd):
         assert (folder / name).read_bytes() == (here / "undivided" / name).read_bytes(), name
 
 
+def test_each_of_torchruns_processes_has_its_gpu(weights, here, monkeypatch, capfd):
+    """--device cuda is cuda:LOCAL_RANK there; the ranks are numbers, or the shard is refused."""
+    monkeypatch.setenv("LOCAL_RANK", "9999")
+    assert cli.main(["localize", weights, "--device", "cuda"]) == 2
+    assert "device 'cuda:9999' cannot be used here" in capfd.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "x"), monkeypatch.setenv("RANK", "0")
+    assert cli.main(["localize", weights]) == 2 and "no shard '0/x'" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("told", ["2/2", "1", "a/b", "-1/2", "1/0", "1/2/3", ""])
 def test_a_shard_must_be_one(weights, here, told, capfd):
     """Anything but I/N with I < N is one line and exit code 2, before a model is loaded."""

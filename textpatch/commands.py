@@ -162,15 +162,19 @@ def doctor(options) -> None:
         print(f"{name:<14}{version}")
     for name, fault in broken().items():
         print(f"{name:<14}installed and broken: {printable(fault)}; install it anew or remove it")
-    from textpatch.weights.doctor import examine  # transformers, which some of these would break
+    from textpatch.weights.doctor import UNUSABLE, examine  # transformers, which some of these would break
 
     print(f"{'attention':<14}{_attention()}")
     reader = Tesseract()
     reader.self_test()
     print(f"{'tesseract':<14}{reader.describe()['version']}, reads its self-test")
+    unusable = 0
     for model in options.model or _shipped():
         for line in examine(model, numbers=options.scan):
             print(line)
+            unusable += line.lstrip().startswith(UNUSABLE)
+    if unusable:
+        raise PatchError(f"{unusable} of the parts above cannot be used; the lines that begin with {UNUSABLE!r} say why")
 
 
 def _attention() -> str:
@@ -206,12 +210,7 @@ def _load(options, model: str | None = None):
 
     from textpatch.weights import load
 
-    try:
-        device = torch.device(_own_device(options.device))
-        torch.zeros(1, device=device).tolist()  # which meta, a device without memory, cannot
-    except (RuntimeError, AssertionError) as error:
-        raise PatchError(f"device {_own_device(options.device)!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return load(model or options.model, device=device, dtype=getattr(torch, options.dtype))
+    return load(model or options.model, device=_own_device(options.device), dtype=getattr(torch, options.dtype))
 
 
 def _own_device(device: str) -> str:

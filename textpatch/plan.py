@@ -186,10 +186,13 @@ class Plan:
         return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """Raises PatchError for text that is no plan, a newer schema, or an unknown field."""
+    def from_json(cls, text: str | dict) -> Plan:
+        """The plan of that text, or of what JSON made of it, such as a run's results.json holds under "plan".
+
+        Raises PatchError for text that is no plan, a newer schema, or an unknown field.
+        """
         try:
-            body = json.loads(text)
+            body = text if isinstance(text, dict) else json.loads(text)
             if body["schema_version"] not in range(1, SCHEMA_VERSION + 1):
                 raise PatchError(
                     f"plan of schema {body['schema_version']!r}; this version reads 1 to {SCHEMA_VERSION}; "

@@ -14,6 +14,7 @@ from textpatch.weights.entry import scan
 from textpatch.weights.identify import identify
 from textpatch.weights.load import find, load
 
+UNUSABLE = "unusable:"
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
 
 
@@ -37,7 +38,7 @@ def _run(name: str) -> str:
     else:
         pipeline.generate(SENTENCE, seeds=0, steps=1)
     count = sum(p.numel() for p in pipeline.parameters())
-    return f"{name:<14}loads and runs: {count:,} parameters, {len(pipeline.denoiser.sites)} sites"
+    return f"{name:<13} loads and runs: {count:,} parameters, {len(pipeline.denoiser.sites)} sites"
 
 
 def _components(path: Path) -> list[Path]:
@@ -53,7 +54,7 @@ def _component(path: Path, numbers: bool) -> Iterator[str]:
         yield from identify({n: (entry.dtype, entry.shape) for n, entry in tensors.items()}).report().splitlines()
         yield from _scanned(tensors) if numbers else ()
     except PatchError as error:
-        yield f"unusable: {error}"
+        yield f"{UNUSABLE} {error}"
 
 
 def _weights(folder: Path) -> Path:

@@ -19,7 +19,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from textpatch.errors import WeightsError, closest
+from textpatch.errors import PatchError, WeightsError, closest
 from textpatch.reference_models.pipeline import Defaults, LatentPixels, Pipeline, pixels
 from textpatch.reference_models.text_encoders import (
     CLIP_LENGTH, IFTextEncoder, SD3TextEncoders, SDXLTextEncoders, tokenize,
@@ -53,13 +53,14 @@ def load(where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = N
     or its sharded index, or `org/name` in the local Hugging Face cache.
 
     dtype is float32 when None; device is the CPU when None.  Raises WeightsError for an unknown name, a
-    missing or damaged file, or tensors that do not fit their configuration.
+    missing or damaged file, or tensors that do not fit their configuration; PatchError for a device or dtype that
+    cannot be used.
     """
-    path = find(where)
+    path, (device, dtype) = find(where), _usable(device, dtype)
     source = Folder(path) if path.is_dir() else File(path)
     if source.pipeline not in PIPELINES:
         raise WeightsError(f"{path} holds a {source.pipeline}; known: {', '.join(PIPELINES)}")
-    build = Builder(source, torch.device(device or "cpu"), dtype or torch.float32)
+    build = Builder(source, device, dtype)
     encoders, denoiser = PIPELINES[source.pipeline](build)
     parts = encoders, denoiser, source.schedule(), build.decoder()
     defaults = _written_defaults(path) or _published_defaults(path, source.pipeline, denoiser, parts[-1])
@@ -69,10 +70,10 @@ def load(where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = N
 def load_denoiser(where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = None) -> nn.Module:
     """The bare denoiser of whatever `load` takes, and of a component's own folder, file or sharded index.
 
-    Raises WeightsError as `load` does.
+    Raises as `load` does.
     """
-    model, part = _outlined(find(where))
-    return fill(model, part, dtype=dtype or torch.float32, device=device or "cpu").eval()
+    (model, part), (device, dtype) = _outlined(find(where)), _usable(device, dtype)
+    return fill(model, part, dtype=dtype, device=device).eval()
 
 
 def outline(where: str | os.PathLike) -> nn.Module:
@@ -85,6 +86,18 @@ def outline(where: str | os.PathLike) -> nn.Module:
         with torch.device("meta"):
             return model(config)
     return _outlined(find(where))[0]
+
+
+def _usable(device, dtype) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype asked for, once a number has been there and back, which meta, without memory, cannot do."""
+    dtype = torch.float32 if dtype is None else dtype
+    if not isinstance(dtype, torch.dtype):
+        raise PatchError(f"dtype is {dtype!r}, no torch dtype; give one, such as torch.float16")
+    try:
+        torch.zeros(1, device=device or "cpu").tolist()
+    except (RuntimeError, AssertionError) as error:
+        raise PatchError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return torch.device(device or "cpu"), dtype
 
 
 def _outlined(path: Path) -> tuple[nn.Module, Part]:
@@ -107,6 +120,8 @@ def find(where: str | os.PathLike) -> Path:
         return Path(where)
     if str(where).count("/") == 1 and not str(where).startswith(("/", ".", "~")):
         return cached_snapshot(str(where))
+    if str(where) in DENOISERS:
+        raise WeightsError(f"no weights of {where} come along, its configuration alone; give the published files")
     raise WeightsError(
         f"no model {str(where)!r}: neither a shipped name, nor a folder or file, nor org/name of the Hugging Face "
         f"cache{closest(where, shipped_models())}"
