@@ -133,6 +133,18 @@ def test_an_edit_needs_sites_and_words():
         edit(small_pipeline(), "a red sign on a blue wall", PAIR[1], sites=0)
 
 
+def test_an_edit_that_changed_nothing_is_an_error():
+    """A site that makes no keys and values of the text: the swap there is named, and no picture is returned as edited."""
+    pipeline = small_pipeline()
+    assert edit(pipeline, *PAIR, sites=0).ledger.entries
+    site = pipeline.denoiser.transformer_blocks[0].attn
+    for projection in (site.add_k_proj, site.add_v_proj):
+        for parameter in projection.parameters():
+            parameter.data.zero_()
+    with pytest.raises(PatchError, match="changed nothing|no effect"):
+        edit(pipeline, *PAIR, sites=0)
+
+
 def test_a_negative_prompt_without_guidance_is_refused():
     """At guidance 1 no row reads the negative prompt: a PatchError, in plain and in lock-step generation."""
     pipeline = small_pipeline()

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
 from textpatch.errors import PatchError
+from textpatch.ledger import Ledger
 from textpatch.markup import figure, fragment, safe
 from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.plan import Plan
@@ -20,7 +21,7 @@ from textpatch.trials import require_pipeline, rows_and_plan
 
 @dataclass(frozen=True)
 class Edit:
-    """The edited picture, the two it lies between, and everything needed to make it again."""
+    """The edited picture, the two it lies between, everything needed to make it again, and what the swaps changed."""
 
     image: Image.Image
     source: Image.Image
@@ -30,6 +31,7 @@ class Edit:
     seed: int
     steps: int
     guidance: float
+    ledger: Ledger = field(default=Ledger(), repr=False)
 
     def _repr_html_(self) -> str:
         asked, wanted = map(safe, self.pair.words)
@@ -43,7 +45,8 @@ def edit(pipeline, source: str, target: str, *, sites=None, start: int = 0, seed
     """Generate `source` with the word of `target`, by swapping text K and V at `sites` from step `start` on.
 
     sites  those localised for the model when None.  Both prompts hold one word in double quotes.
-    Raises PatchError for unknown sites, a model without localised ones, or a start outside the run.
+    Raises PatchError for unknown sites, a model without localised ones, a start outside the run, or a swap that changed
+    nothing.
     """
     require_pipeline(pipeline)
     steps = pipeline.defaults.steps if steps is None else steps
@@ -60,8 +63,9 @@ def edit(pipeline, source: str, target: str, *, sites=None, start: int = 0, seed
     require_apart(pair)
     rows, plan = rows_and_plan(pair, seed, [chosen], steps, start, branch)
     made = sample(pipeline, rows, plan, steps=steps, guidance=guidance)
+    made.ledger.require()
     image, before, wanted = (made.images[name] for name in (rows[-1].name, SOURCE, TARGET))
-    return Edit(image, before, wanted, plan, pair, seed, steps, made.guidance)
+    return Edit(image, before, wanted, plan, pair, seed, steps, made.guidance, made.ledger)
 
 
 def upscaled(made: Edit, upscaler) -> Edit:
