@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from PIL import Image
 from small import PROMPTS, save_small
 
+import textpatch
 from textpatch import attention, cli
 from textpatch.weights.load import find
 
@@ -73,6 +74,13 @@ def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main([command, "--help"])
     assert left.value.code == 0 and capsys.readouterr().out.startswith(f"usage: textpatch {command}")
+
+
+def test_the_version_is_told(capsys):
+    """--version is that of the package, and nothing else is said."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert left.value.code == 0 and capsys.readouterr().out == f"textpatch {textpatch.__version__}\n"
 
 
 def listed(capsys, *arguments: str) -> tuple[str, list[list[str]], list[str]]:

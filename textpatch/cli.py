@@ -7,6 +7,7 @@ import math
 import shlex
 import sys
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 from textpatch import commands
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
         prog="textpatch", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Find and use the attention layers through which a text-to-image model writes words.",
     )  # fmt: skip
+    top.add_argument("--version", action="version", version=f"textpatch {metadata.version('textpatch')}")
     added = top.add_subparsers(required=True, metavar="COMMAND")
     _sites(
         _command(added, "sites", "list where text enters a model: index, name, kind, heads, parameters")
