@@ -25,7 +25,7 @@ from textpatch.reference_models.text_encoders import (
     CLIP_LENGTH, IFTextEncoder, SD3TextEncoders, SDXLTextEncoders, tokenize,
 )  # fmt: skip
 from textpatch.reference_models.vae import VAE
-from textpatch.weights.files import cached_snapshot, open_tensors, read_config
+from textpatch.weights.files import INDEX, cached_snapshot, open_tensors, read_config
 from textpatch.weights.fill import Part, fill
 from textpatch.weights.layouts import CLIP, T5
 from textpatch.weights.published import DENOISERS, localized_sites
@@ -263,7 +263,8 @@ def _files(folder: Path) -> list[Path]:
 def _beside(path: Path) -> list[Path]:
     """What `load` reads beside a file: the shards that an index names, and tokenizers."""
     tokenizers = [file for folder in sorted(path.parent.glob("tokenizer*")) for file in _files(folder)]
-    return sorted({*open_tensors(path).files} - {path}) + tokenizers
+    shards = open_tensors(path).files if INDEX.fullmatch(path.name) else ()
+    return sorted({*shards} - {path}) + tokenizers
 
 
 def _digest(file: Path) -> bytes:
