@@ -191,6 +191,8 @@ CALLED = {
     "a name for a model": (lambda: localize("tiny-mmdit", [(SOURCE, TARGET)]), "'tiny-mmdit' is a name", "is needed", "load('tiny-mmdit')"),
     "the same of an edit": (lambda: edit("tiny-mmdit", SOURCE, TARGET), "'tiny-mmdit' is a name", "is needed", "load('tiny-mmdit')"),
     "one pair for a list of them": (lambda: localize(PIPELINE, (SOURCE, TARGET)), "found 'a red sign", "two texts", "a list of pairs"),
+    "no pairs at all": (lambda: localize(PIPELINE, [SOURCE, 5]), "found 'a red sign", "two texts", "a list of pairs"),
+    "pairs of numbers": (lambda: localize(PIPELINE, [(1, 2)]), "found (1, 2)", "two texts", "a list of pairs"),
     "one seed for several": (lambda: localize(PIPELINE, [(SOURCE, TARGET)], seeds=0), "seeds is 0", "give", "[0]"),
     "a path for a run": (lambda: localize(PIPELINE, [(SOURCE, TARGET)], run="runs"), "the path 'runs'", "a store.Run", "Run.open('runs'"),
     "half a plan": (lambda: Plan.from_json('{"swaps": ['), "not a plan", "line 1 column", "written by Plan.to_json"),

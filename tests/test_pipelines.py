@@ -139,7 +139,11 @@ def test_a_picture_is_its_prompt_and_seed():
     pipeline = small_pipeline()
     a, b, c, d = pipeline.generate([SIGNS[0]] * 3 + [SIGNS[1]], seeds=[0, 0, 1, 0])
     assert a.size == (96, 32) and a.mode == "RGB"
-    again = pipeline.generate([SIGNS[0]] * 3 + [SIGNS[1]], seeds=[0, np.int64(0), 1, 0], micro_batch=3)
+    rows = []
+    pipeline.denoiser.register_forward_pre_hook(lambda model, inputs: rows.append(len(inputs[0])))
+    again = pipeline.generate([SIGNS[0]] * 3 + [SIGNS[1]], seeds=[0, np.int64(0), 1, 0], guidance=1, micro_batch=3)
+    assert set(rows) == {3, 1}
+    a, b, c, d = pipeline.generate([SIGNS[0]] * 3 + [SIGNS[1]], seeds=[0, 0, 1, 0], guidance=1)
     apart = [np.abs(np.asarray(x, int) - np.asarray(y, int)).max() for x, y in zip(again, (a, b, c, d))]
     assert max(apart) <= 1  # so many at once
     assert a.tobytes() == b.tobytes() != c.tobytes() and d.tobytes() != a.tobytes()

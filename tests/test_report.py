@@ -250,7 +250,7 @@ def test_the_answer_names_a_set_that_carries_the_word(score, said):
     steps = [step, step | {"kept": False}]
     answer = result_.answer(result | {"set": {"sites": [0, 1], "score": f1, "steps": steps}})
     assert answer.startswith(said) and "he best is site 1" in answer
-    assert result_.credited(result | {"set": {"sites": [0, 1], "score": f1, "steps": steps}}) == ("0+1" if score > 0.5 else "1")
+    assert result_.credited(result | {"set": {"sites": [0, 1], "score": f1, "steps": steps}}) == ([0, 1] if score > 0.5 else [1])
 
 
 def test_one_pair_has_no_interval():
@@ -321,6 +321,13 @@ def test_the_heat_map_marks_the_best_site():
         place = (1.5 + (best + 0.6) / 4.2 * 6.2) / 8  # inches: margin, axes from -0.6 to 3.6, page
         for top, bottom in ((200, picture.height - 100), (picture.height - 100, picture.height)):
             assert orange_middle(picture, top, bottom) == pytest.approx(place, abs=0.01)
+
+
+def test_the_heat_map_marks_a_set_that_is_credited():
+    """Where the headline names two sites, the orange is where they are: its mean lies between them."""
+    result = a_result((0.1, 0.1, 0.1, 0.1))
+    picture = Image.open(io.BytesIO(figures.heatmap_png(result | {"set": a_set()}))).convert("RGB")
+    assert orange_middle(picture, picture.height - 100, picture.height) == pytest.approx((1.5 + 2.1 / 4.2 * 6.2) / 8, abs=0.01)
 
 
 def test_the_heat_map_leaves_pyplot_alone():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from textpatch.errors import PatchError
-from textpatch.result import plain, ranked_sites, score_of, size_of, value_of, what_of
+from textpatch.result import credited, listed, plain, ranked_sites, score_of, size_of, value_of, what_of
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers
 BLUE, ORANGE, INK, GREY, PALE = "#0072B2", "#D55E00", "#1c2430", "#66707d", "#a9bfd3"
@@ -20,18 +20,18 @@ _WIDEST_CELL, _WIDEST_SHEET = 320, 12_000  # px: beyond this no eye or browser g
 def heatmap_png(result: dict) -> bytes:
     """Draw four scores over the sites: bars with 95 % intervals, and a colour strip; returns PNG bytes.
 
-    Lines mark the source run without a swap and the whole target run, orange the best site. Raises PatchError
+    Lines mark the source run without a swap and the whole target run, orange the sites that the headline names. Raises PatchError
     without matplotlib, or if `result` is no result.
     """
-    best = ranked_sites(result)[0]["site"]
-    sites = result["sites"]
+    ranked_sites(result)  # refuses what is no result
+    sites, named = result["sites"], credited(result)
     figure, grid = _figure(len(sites))
     for row, (metric, label) in enumerate(_METRICS):
         bars, strip = (figure.add_subplot(grid[2 * row + part]) for part in (0, 1))
-        _draw_bars(bars, sites, metric, best, result["baselines"])
+        _draw_bars(bars, sites, metric, named, result["baselines"])
         bars.set_ylabel(label, rotation=0, ha="right", va="center", color=INK, fontsize=10, labelpad=12)
         _draw_strip(strip, sites, metric)
-    _label_sites(strip, [site["site"] for site in sites], best)
+    _label_sites(strip, [site["site"] for site in sites], named)
     _draw_head(figure, bars.get_position().x0, result)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=144, facecolor="white")
@@ -51,11 +51,11 @@ def _figure(sites: int):
     return figure, figure.add_gridspec(8, 1, height_ratios=[6, 1.5] * 4, **margins)
 
 
-def _draw_bars(axes, sites, metric, best, baselines) -> None:
+def _draw_bars(axes, sites, metric, named, baselines) -> None:
     values = [_or_nan(value_of(site, metric)) for site in sites]
     below, above = ([abs(_or_nan(score_of(site, metric).get(end)) - value)
                      for site, value in zip(sites, values)] for end in ("low", "high"))
-    colours = [ORANGE if site["site"] == best else PALE for site in sites]
+    colours = [ORANGE if site["site"] in named else PALE for site in sites]
     axes.bar(range(len(sites)), values, width=0.72, color=colours, zorder=2)
     axes.errorbar(range(len(sites)), values, yerr=(below, above), fmt="none", ecolor=INK, elinewidth=1,
                   capsize=2, zorder=4)
@@ -91,13 +91,14 @@ def _quiet(axes, sites: int, ticks) -> None:
     axes.tick_params(length=0, colors=GREY, labelsize=8)
 
 
-def _label_sites(axes, index: list[int], best: int) -> None:
-    step, marked = -(-len(index) // 36), index.index(best)
-    places = [place for place in range(0, len(index), step) if place == marked or abs(place - marked) >= step]
-    places = sorted({*places, marked})
+def _label_sites(axes, index: list, named: list) -> None:
+    step, marked = -(-len(index) // 36), [index.index(site) for site in named]
+    places = [place for place in range(0, len(index), step) if all(abs(place - other) >= step for other in marked)]
+    places = sorted({*places, *marked})
     axes.set_xticks(places, [str(index[place]) for place in places])
     axes.tick_params(axis="x", labelsize=9, labelcolor=INK, pad=4)
-    axes.get_xticklabels()[places.index(marked)].set(color=ORANGE, weight="bold")
+    for place in marked:
+        axes.get_xticklabels()[places.index(place)].set(color=ORANGE, weight="bold")
     axes.set_xlabel("site, in execution order", color=GREY, fontsize=9)
 
 
@@ -111,7 +112,7 @@ def _draw_head(figure, left: float, result) -> None:
                 fontsize=14, weight="bold", va="center", parse_math=False)
     figure.text(left, 0.937, f"{size}; text keys and values of one site at a time come from the target",
                 color=GREY, fontsize=9.5, va="center", parse_math=False)
-    marks = [Patch(color=ORANGE, label=f"best site ({result['ranked'][0]})"),
+    marks = [Patch(color=ORANGE, label=f"credited: {listed(credited(result))}"),
              Line2D([], [], label="whole target run", **_LINES["target"]),
              Line2D([], [], label="source run, no swap", **_LINES["source"]),
              Line2D([], [], color=INK, marker="|", linestyle="none", markersize=10, label="95 % interval")]

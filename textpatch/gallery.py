@@ -36,6 +36,11 @@ def columns(result: dict) -> dict[str, str]:
     }
 
 
+def credited_row(result: dict) -> str:
+    """What the pictures are called of what the headline names."""
+    return "site-" + "+".join(map(str, credited(result)))
+
+
 def _by_pair(records: Sequence[dict]) -> dict[int, list[dict]]:
     pairs: dict[int, list[dict]] = {}
     for record in records:
@@ -67,7 +72,7 @@ def _words(result: dict, pair: int) -> tuple[str, str]:
 
 def heat_map(result: dict, records: Sequence[dict]) -> str:
     """F1 towards the target of every pair (rows) at every site (columns), seeds averaged; each cell a link."""
-    key, titles, best = _key(result), columns(result), f"site-{credited(result)}"
+    key, titles, best = _key(result), columns(result), credited_row(result)
     head = "".join(f"<th>{safe(title)}</th>" for title in ENDS.values())
     head += "".join(f'<th{" class=best" * (name == best)}>{safe(titles[name])}</th>' for name in titles)
     rows = ""
@@ -111,7 +116,7 @@ def _cell(result, key: str, pair: int, column: int, pictures) -> str:
 
 def gallery(result: dict, records: Sequence[dict]) -> str:
     """A block for every pair: its prompts, then source, target, what is credited and all others, seeds below each other."""
-    key, titles, best = _key(result), columns(result), f"site-{credited(result)}"
+    key, titles, best = _key(result), columns(result), credited_row(result)
     blocks = ""
     for pair, found in _by_pair(records).items():
         words = _words(result, pair)

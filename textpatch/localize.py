@@ -202,7 +202,7 @@ def _grown(trials: Trials, screening: Screening, first: int) -> list[Step]:
 
 
 def _best_first(trials: Trials, groups: Sequence[Group]) -> list[Group]:
-    """Groups by their score on all pairs, which is measured where it has not been."""
+    """Groups by their score on all pairs."""
     order = ranking(trials.score(groups, len(trials.pairs)), f1_of_means)
     return [groups[i] for i in order]
 

@@ -6,11 +6,11 @@ from PIL import Image
 
 from textpatch.curves import curve
 from textpatch.figures import contact_sheet, heatmap_png, png
-from textpatch.gallery import ENDS, columns, gallery, heat_map
+from textpatch.gallery import ENDS, columns, credited_row, gallery, heat_map
 from textpatch.markup import data_uri, fragment, page, safe, table
 from textpatch.pictures import open_picture
 from textpatch.result import (
-    RUNS, credited, decimal, further, is_out, listed, ranked_sites, search, share_of, signed, size_of, span_of, value_of, verdict, what_of,
+    RUNS, decimal, further, is_out, listed, ranked_sites, search, share_of, signed, size_of, span_of, value_of, verdict, what_of,
 )  # fmt: skip
 from textpatch.store import flatten
 
@@ -44,7 +44,7 @@ def _sheet_of(run, result: dict, records: list[dict]) -> Image.Image:
     whole = [name for name in [*ENDS, *columns(result)] if all(name in record["pictures"] for record in records)]
     words = [(pair["word"], pair["target_word"]) for pair in result["pairs_list"]]
     cells = [[_cell(run, record["pictures"][name]) for name in whole] for record in records]
-    best = f"site-{credited(result)}"
+    best = credited_row(result)
     return contact_sheet(cells, captions=[name.replace("-", " ") for name in whole], words=[words[r["pair"]] for r in records],
                          best=whole.index(best) if best in whole else None)  # fmt: skip
 

@@ -97,10 +97,9 @@ def verdict(result: dict) -> tuple[str, str]:
     return f"S{name[1:]} carries the {what}.", numbers + _rivals(best, others)
 
 
-def credited(result: dict) -> str:
-    """What the headline names, as pictures are called after it: the best site, or the set where no single one will do."""
-    together = _spread(result) and _together(result)
-    return "+".join(map(str, result["set"]["sites"])) if together else str(result["ranked"][0])
+def credited(result: dict) -> list:
+    """The sites that the headline names: the best one, or those of the set where no single one will do."""
+    return result["set"]["sites"] if _spread(result) and _together(result) else result["ranked"][:1]
 
 
 def _spread(result: dict) -> bool:
@@ -149,8 +148,8 @@ def search(result: dict) -> list[str]:
         said.append(f"The gap from site {gap['kept']} to site {gap['next']} is {signed(gap)}{clear}.")
     if result.get("generations"):
         made, all_ = result["generations"]["made"], result["generations"]["one_by_one"]
-        said.append(f"It took {made} generations; source and {len(result['sites'])} sites for each pair and seed would be "
-                    f"{all_}, without targets and sets.")  # fmt: skip
+        said.append(f"It took {made} generations in all; one of the target and one for each of {len(result['sites'])} sites, "
+                    f"on every pair and seed, would be {all_}.")  # fmt: skip
     return said
 
 

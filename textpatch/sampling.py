@@ -53,9 +53,9 @@ def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
     generation: its readers find its text in the bank.
     Where text is static its projections run once, on the distinct prompts, unless hooks may change them: an observer of
     them sees that one call; `capture` and `patch` see every step.
-    Raises PatchError for repeated names and unconditional rows, for a plan that names rows, sites, steps, heads or tokens which this run
-    has not, or whose swaps never act; and for a row not sampled that reads, that nobody reads, or whose keys and
-    values its prompt does not settle: where the text evolves with the picture, or others hook its projections.
+    Raises PatchError for repeated names and unconditional rows; for a plan that names rows, sites, steps, heads or tokens
+    which this run has not, or whose swaps never act; and for a row not sampled that reads, that nobody reads, or whose
+    keys and values its prompt does not settle: where the text evolves with the picture, or others hook its projections.
     """
     rows = tuple(rows)
     steps = pipeline.defaults.steps if steps is None else steps

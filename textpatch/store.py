@@ -84,11 +84,12 @@ class Run:
             raise StoreError(_other_request(folder, asked, "" if allow is None else ", or name what may differ with --allow"))
         changed = _differences(_rest(stored), _rest(new)) | asked
         entry = {name: {"stored": old, "now": now} for name, (old, now) in changed.items()}
-        if entry and entry not in stored.get("resumed", []):
+        if entry:
             with _alone_in(folder):
                 stored = _read_manifest(folder / "manifest.json")  # where another worker may have told its own meanwhile
-                stored.setdefault("resumed", []).append(entry)
-                write(folder / "manifest.json", _json(stored, indent=1), worker)
+                if entry not in stored.setdefault("resumed", []):
+                    stored["resumed"].append(entry)
+                    write(folder / "manifest.json", _json(stored, indent=1), worker)
         return cls(folder, stored, worker, changed=changed)
 
     def append(self, record: dict) -> None:

@@ -15,6 +15,7 @@ import os
 from collections import Counter
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from typing import Callable, Sequence
 
 import numpy as np
@@ -37,7 +38,7 @@ from textpatch.sizes import picture_size
 def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int, start: int = 0) -> list[Pair]:
     """Prompt pairs, once all that can be wrong with a run of them is known to be right; nothing is generated."""
     pairs = [_pair(pair) for pair in pairs]
-    if isinstance(seeds, int):
+    if isinstance(seeds, Integral):
         raise PatchError(f"seeds is {seeds}; give several or one in a list: [{seeds}]")
     if not pairs or not seeds or not 0 <= start < steps:
         raise PatchError(f"{len(pairs)} pairs, {len(seeds)} seeds, start {start} of {steps} steps; "
@@ -63,7 +64,7 @@ def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int
 def _pair(pair) -> Pair:
     if isinstance(pair, Pair):
         return pair
-    if isinstance(pair, str) or len(pair) != 2:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
         raise PatchError(f"a prompt pair is (source, target), two texts; found {pair!r}, so give a list of pairs")
     return Pair(*pair)
 
@@ -217,7 +218,8 @@ class Trials:
 
         def keep() -> None:
             generations = sum(row.sampled for row in rows)
-            self.join(self.once(id, unit, made_by(rows, plan), lambda: {"generations": generations, "pictures": scored.result()}))
+            make = lambda: {"generations": generations, "pictures": scored.result()}  # noqa: E731
+            self.join(self.once(id, unit, made_by(rows, plan), make))
 
         return keep
 
