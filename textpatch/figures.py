@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from textpatch.errors import PatchError
-from textpatch.result import credited, listed, plain, ranked_sites, score_of, size_of, value_of, what_of
+from textpatch.result import credited, plain, ranked_sites, score_of, size_of, value_of, what_of
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers
 BLUE, ORANGE, INK, GREY, PALE = "#0072B2", "#D55E00", "#1c2430", "#66707d", "#a9bfd3"
@@ -112,7 +112,8 @@ def _draw_head(figure, left: float, result) -> None:
                 fontsize=14, weight="bold", va="center", parse_math=False)
     figure.text(left, 0.937, f"{size}; text keys and values of one site at a time come from the target",
                 color=GREY, fontsize=9.5, va="center", parse_math=False)
-    marks = [Patch(color=ORANGE, label=f"credited: {listed(credited(result))}"),
+    named = credited(result)
+    marks = [Patch(color=ORANGE, label=f"best site ({named[0]})" if len(named) == 1 else "responsible set"),
              Line2D([], [], label="whole target run", **_LINES["target"]),
              Line2D([], [], label="source run, no swap", **_LINES["source"]),
              Line2D([], [], color=INK, marker="|", linestyle="none", markersize=10, label="95 % interval")]
