@@ -9,6 +9,7 @@ import pytest
 import test_attribution as attributing
 import test_contribution as reading
 import test_modes as modes
+import test_readings as readings
 import test_search as searching
 from strategies import fixed_case
 from test_faults import plant
@@ -31,6 +32,11 @@ class Drawn:
         return self.values.pop(0)
 
 
+def joining_by_share(*args) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        readings.test_a_site_joins_the_set_unless_it_gives_next_to_nothing(*args, patch)
+
+
 PARTS = {0: 0.2, 1: 0.0, 2: 0.11, 3: 0.24, 4: 0.0}
 pair_by_pair = raw(searching.test_a_gain_is_taken_pair_by_pair, 0, 0.5)
 all_that_carry = raw(searching.test_the_set_is_all_that_carry_and_nothing_else, PARTS, 0)
@@ -38,6 +44,7 @@ goes_on = raw(searching.test_a_screening_goes_on_with_those_in_doubt, 0, 2, 2)
 joins = raw(searching.test_a_site_that_does_nothing_alone_joins, {1, 4, 5, 9, 17, 20})
 not_tried = raw(searching.test_nothing_is_tried_where_nothing_could_gain, {3, 8})
 few_pairs = raw(searching.test_a_gain_is_looked_at_on_few_pairs_first, 2, 4)
+no_further = raw(searching.test_a_refusal_looks_no_further_than_it_must, 4)
 together = raw(searching.test_sites_that_do_nothing_alone_begin_together, {1, 3}, range(6))
 on_the_way = searching.test_a_group_on_the_way_is_scored_as_far_as_it_is_needed
 keeps = raw(searching.test_a_screening_keeps_the_carriers, PARTS, 0, 6)
@@ -54,8 +61,8 @@ FAULTS = {
         pair_by_pair, search, "gain", "statistic(*drawn[half:]", "statistic(*(np.roll(x, 1, 0) for x in drawn[half:])"),
     "any gain will do": (
         partial(searching.test_chance_rarely_adds_a_site, searching.PAIRS, None), search, "_step",
-        'gained["low"] > 0)', 'gained["value"] > 0)'),
-    "every site against no swap": (all_that_carry, search, "_step", "[larger, group]", "[larger, ()]"),
+        'level)["low"] > 0', 'level)["value"] > 0'),
+    "every site against no swap": (all_that_carry, search, "_step", "score([group], n)", "score([()], n)"),
     "a set of the last site alone": (all_that_carry, search, "_step", "(*group, *units)", "units"),
     "any gap will do": (goes_on, search, "screen", 'if gap["low"] > 0', 'if gap["value"] > 0'),
     "the gap to the worst": (goes_on, search, "screen", "below[:1]", "below[-1:]"),
@@ -67,11 +74,11 @@ FAULTS = {
         searching.test_sites_alike_are_all_kept, search, "screen", "Screening(tuple(running),", "Screening(tuple(running[:k]),"),
     "the least instead of the most": (all_that_carry, search, "joining", "ranking(seen, statistic)", "ranking(seen, statistic)[::-1]"),
     "tried on all pairs": (joins, search, "joining", "min(first, len(failed))", "len(failed)"),
-    "tried on pairs that do not fail": (joins, search, "joining", "if means[i] < PERFECT", "if means[i] >= PERFECT"),
-    "perfect is not perfect": (not_tried, search, "joining", "< PERFECT", "< 1"),
+    "tried on pairs that do not fail": (joins, search, "joining", "order[:n]", "order[n:]"),
+    "perfect is not perfect": (not_tried, search, "_worst_first", "< PERFECT", "< 1"),
     "tried in vain": (not_tried, search, "joining", "values[:0], statistic)", "values[:0], statistic) or True"),
     "no swap on all pairs": (few_pairs, search, "grow", "least or pairs", "pairs"),
-    "no swap on few pairs, come what may": (few_pairs, search, "_step", 'early["low"] > 0 or', 'True or'),
+    "no swap on few pairs, come what may": (few_pairs, search, "_step", 'if clear or', 'if True or'),
     "the first is all there is": (together, search, "grow", "not steps[0].kept and", "False and"),
     "what all need is what one needs": (together, search, "inseparable", "len(needed) > 1", "len(needed) > 9"),
     "all together are always tried": (
@@ -79,9 +86,17 @@ FAULTS = {
     "a refusal by few pairs' proposal ends it": (
         searching.test_what_few_pairs_propose_and_all_refuse_is_not_the_end, search, "_tried", "if steps[-1].kept:", "if True:"),
     "later gains on as few": (on_the_way, search, "_step", "max(least, FEW)", "least"),
-    "an early look like the last": (few_pairs, search, "_step", '(0.95, EARLY)', '(0.95, 0.95)'),
+    "an early look like the last": (few_pairs, search, "_step", 'else EARLY', 'else 0.95'),
+    "looked at in vain": (no_further, search, "_while_hopeful", "or not _within_reach(", "or _within_reach("),
+    "all pairs whatever they can say": (no_further, search, "_while_hopeful", "max(failed, 1)", "len(order)"),
+    "no hope for the rest": (joins, search, "_hoped", "[:failed]] = 1", "[:failed]] = 0"),
+    "the best first": (joins, search, "_worst_first", "argsort(means", "argsort(-means"),
     "a group on the way on all pairs": (on_the_way, search, "_tried", "fromkeys((known, pairs))", "fromkeys((pairs,))"),
     "the last group on few pairs": (on_the_way, search, "_tried", "fromkeys((known, pairs))", "fromkeys((known,))"),
+    "what is left out may not join": (
+        partial(joining_by_share, "contribution", 0.021, True), readings.searching, "_read", "< NOTHING *", "< 1 *"),
+    "what gives nothing joins": (
+        partial(joining_by_share, "attribution", 0.019, False), readings.searching, "_grown", "(*measured, *screening.barred)", "measured"),
     "clearly worse counts as better": (keeps, search, "better_than", "gain(value, least", "gain(least, value"),
     "the least needed head first": (heads, search, "take_away", "worst = min(", "worst = max("),
     "heads enough too early": (heads, search, "take_away", 'missing["value"] <= 0', 'missing["value"] <= 0.2'),

@@ -1,14 +1,21 @@
 """Readings as scores of a screening: what they cost, what they keep of it, and what they are never asked twice."""
 
 from dataclasses import replace
+from importlib import import_module
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from small import small_pipeline
 from test_localize import PAIR, Parrot
+from test_search import PAIRS, Truth
 
 from textpatch import localize, trials
 from textpatch.readings import READINGS, Readings
+from textpatch.search import responsible
 from textpatch.trials import Trials
+
+searching = import_module("textpatch.localize")  # `textpatch.localize` itself is the function of that name
 
 
 @pytest.mark.parametrize("guidance, backward", [(1.0, 6), (4.5, 3)])
@@ -40,3 +47,18 @@ def test_a_site_is_left_out_below_a_part_of_the_best(name, second, left_out, mon
     result = localize(pipeline, [PAIR, PAIR[::-1]], mode=name, sites=[0, 1], first=2, ocr=Parrot()).result
     by = result["sites"][1]["status"].get("by")
     assert (by == name) is (name in left_out)
+
+
+@pytest.mark.parametrize("share, joins", [(0.05, True), (0.021, True), (0.019, False), (-1.0, False)])
+@pytest.mark.parametrize("name", READINGS)
+def test_a_site_joins_the_set_unless_it_gives_next_to_nothing(name, share, joins, monkeypatch):
+    """Site 2 adds .2 to what 0 and 1 do, and is left out by its share: it joins all the same, from a fiftieth of the largest
+    share on; the exhaustive search's set is then this one's."""
+    shares, truth = {0: 1.0, 1: 0.7, 2: share}, Truth({0: 0.5, 1: 0.2, 2: 0.2})
+    read = SimpleNamespace(score=lambda groups, n, what=None: [np.full(n, shares[site]) for (site,) in groups])
+    monkeypatch.setattr(searching, "Readings", lambda trials, reading: read)
+    twice = lambda groups, n, own=False: [np.stack([values, values], axis=1) for values in truth(groups, n)]  # noqa: E731
+    tried, alone = SimpleNamespace(score=twice, pairs=range(PAIRS)), [(0,), (1,), (2,)]
+    screening, _ = searching.MODES[name](tried, alone, None, 4)
+    assert screening.ranked[-1] == (2,) and (2,) not in screening.kept
+    assert responsible(searching._grown(tried, screening, 4)) == ((0, 1, 2) if joins else (0, 1))

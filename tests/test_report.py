@@ -145,10 +145,11 @@ def a_set() -> dict:
 
 
 def growth() -> list[dict]:
-    """The steps of a set: 2, then 1 with it, then 0, which is refused."""
+    """The steps of a set: 2, then 1 with it, then 0, which is refused after a look at 3 of 8 pairs."""
     gain = {"value": 0.2, "low": 0.1, "high": 0.3}
-    return [{"added": [added], "group": group, "pairs": 8, "score": {"value": value, "low": value - 0.1, "high": value}, "gain": gain,
-             "kept": added > 0} for added, group, value in ((2, [2], 0.5), (1, [1, 2], 1.0), (0, [0, 1, 2], 0.25))]  # fmt: skip
+    return [{"added": [added], "group": group, "pairs": 8, "looked": looked, "score": {"value": value, "low": value - 0.1, "high": value},
+             "gain": gain, "kept": added > 0}
+            for added, group, looked, value in ((2, [2], 8, 0.5), (1, [1, 2], 8, 1.0), (0, [0, 1, 2], 3, 0.25))]  # fmt: skip
 
 
 def section(result, title: str):
@@ -166,6 +167,15 @@ def test_the_growth_is_drawn():
     dots = heights(drawn)
     assert [(dots[0] - dot) / (dots[0] - dots[2]) for dot in dots] == pytest.approx([0, 0.5, 1, 0.25])
     assert "+ site 0 (refused)" in drawn.text and "no swap" in drawn.text and "0.25 [0.15, 0.25]" in drawn.text
+
+
+def test_what_was_not_looked_at_is_said():
+    """A step refused before all pairs were looked at: how many were, and that score and gain are at most these; no other."""
+    result = a_result() | {"set": a_set()}
+    *_, (kept, refused) = ([line.text for line in table.of("tr")][-2:] for table in section(result, "How the search went").of("table"))
+    assert kept == "11, 281.00 [0.90, 1.00]+0.20 [0.10, 0.30]yes"
+    assert refused == "00, 1, 23 of 8at most 0.25 [0.15, 0.25]at most +0.20 [0.10, 0.30]no"
+    assert "Site 0 with it is no clear gain: F1 at most +0.20 [0.10, 0.30]." in result_.answer(result)
 
 
 def test_what_was_screened_out_and_by_what():
@@ -246,7 +256,7 @@ def test_the_answer_is_honest_when_no_site_carries_the_word():
 def test_the_answer_names_a_set_that_carries_the_word(score, said):
     """Where no single site does, the set is credited whose F1 is half of the way to the target run's, and only then."""
     result, f1 = a_result((0.2, 0.4, 0.1)), {"value": score, "low": score, "high": score}
-    step = {"added": [1], "group": [0, 1], "pairs": 8, "score": {**f1, "value": 0.6}, "gain": f1, "kept": True}
+    step = {"added": [1], "group": [0, 1], "pairs": 8, "looked": 8, "score": {**f1, "value": 0.6}, "gain": f1, "kept": True}
     steps = [step, step | {"kept": False}]
     answer = result_.answer(result | {"set": {"sites": [0, 1], "score": f1, "steps": steps}})
     assert answer.startswith(said) and "he best is site 1" in answer

@@ -12,7 +12,7 @@ PAIRS = 24
 
 
 class Truth:
-    """A model of known effects: a unit adds its effect to the score of every pair, as far as 1.
+    """A model of known effects: a unit adds its effect to the score of every pair, as far as 1, noise included.
 
     hard   how much lower each pair scores, whatever is swapped; noise: drawn anew for each group
     asked  (group, places of pairs) in the order in which a search asked
@@ -30,7 +30,7 @@ class Truth:
     def value(self, group) -> np.ndarray:
         rng = np.random.default_rng([self.seed, *(1 + unit for unit in sorted(group))])
         total = min(1.0, sum(self.effects[unit] for unit in group))
-        return total - self.hard + self.noise * rng.normal(size=len(self.hard))
+        return np.minimum(1, total - self.hard + self.noise * rng.normal(size=len(self.hard)))
 
     def looks(self, group) -> list[int]:
         """How many pairs were asked for, of the times a group was asked for on the first so many."""
@@ -152,23 +152,54 @@ def test_nothing_is_tried_where_nothing_could_gain(failed):
     assert {group for group, _ in truth.asked} == {(), (0,)}
 
 
+def clear_on(truth: Truth, larger, before, n: int, pairs: int) -> bool:
+    """Whether the gain on the first n pairs is above zero, at the level EARLY unless they are all."""
+    return gain(truth.value(larger)[:n], truth.value(before)[:n], level=0.95 if n == pairs else EARLY)["low"] > 0
+
+
+def hoped(truth: Truth, larger, before, looked: int) -> dict:
+    """The gain on all pairs of a group looked at on so many, those `before` fails first, and perfect on the others."""
+    values, less = np.ones_like(truth.hard), truth.value(before)
+    places = np.argsort(less, kind="stable")[:looked]
+    values[places] = truth.value(larger)[places]
+    return gain(values, less)
+
+
 @given(st.integers(0, 99), st.integers(2, 8))
 def test_a_gain_is_looked_at_on_few_pairs_first(seed, least):
     """A step's gain is that of the first n pairs, n = least, later max(least, FEW), twice that ..., until it is above
     zero at the level EARLY, at last on all pairs at 95 %; first unit and last group are scored on all."""
-    truth = Truth({0: 0.5, 1: 0.2, 2: 0.0}, noise=0.4, seed=seed, pairs=100)
-    before = ()
+    truth, before = Truth({0: 0.5, 1: 0.2, 2: 0.0}, noise=0.4, seed=seed, pairs=100), ()
     for step in grow(truth, [0, 1, 2], 100, first=4, least=least):
-        looks, begin = sorted(set(truth.looks(step.group)) & set(truth.looks(before))), max(least, FEW) if before else least
-        looks = [n for n in looks if n <= step.pairs]
-        assert looks[0] == begin and looks[-1] == step.pairs
-        assert all(b == min(2 * a, 100) for a, b in zip(looks, looks[1:]))
-        gains = [(truth.value(step.group)[:n], truth.value(before)[:n]) for n in looks]
-        early = [gain(*values, level=EARLY)["low"] > 0 for values in gains]
-        assert not any(early[:-1]) and step.gain == gain(*gains[-1]) and step.kept == (step.gain["low"] > 0)
-        assert early[-1] if step.pairs < 100 else True
-        before = step.group if step.kept else before
+        looks = [max(least, FEW) if before else least]
+        while looks[-1] < 100 and not clear_on(truth, step.group, before, looks[-1], 100):
+            looks.append(min(2 * looks[-1], 100))
+        assert step.pairs == looks[-1] and step.kept == clear_on(truth, step.group, before, step.pairs, 100)
+        if step.kept:
+            assert step.looked == step.pairs
+            assert step.gain == gain(truth.value(step.group)[: step.pairs], truth.value(before)[: step.pairs])
+            before = step.group
     assert 100 in truth.looks(before) and 100 in truth.looks((0,))
+
+
+@given(st.integers(0, 99))
+def test_a_refusal_looks_no_further_than_it_must(seed):
+    """Whom all pairs would refuse is refused on those the group fails, or on twice as many, ...: as soon as perfection
+    on the others that fail would be no clear gain.  Its gain is then what it is at most."""
+    truth, before = Truth({0: 1.1, 1: 0.0, 2: 0.0}, noise=0.2, seed=seed, pairs=100), ()
+    truth.hard[20:] = -0.3  # most pairs are perfect, whatever is swapped
+    for step in grow(truth, [0, 1, 2], 100, first=4):
+        if step.kept:
+            before = step.group
+            continue
+        looks = [int((truth.value(before) < 1).sum())]
+        while looks[-1] < 100 and hoped(truth, step.group, before, looks[-1])["low"] > 0:
+            looks.append(min(2 * looks[-1], 100))
+        assert step.looked == looks[-1] and step.gain == hoped(truth, step.group, before, step.looked)
+        exact = gain(truth.value(step.group), truth.value(before))
+        assert exact["low"] <= 0 and all(exact[end] <= step.gain[end] for end in exact)
+        asked = {place for group, places in truth.asked if group == step.group for place in places}
+        assert asked == set(np.argsort(truth.value(before), kind="stable")[: step.looked])
 
 
 def test_a_group_on_the_way_is_scored_as_far_as_it_is_needed():

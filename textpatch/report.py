@@ -10,7 +10,7 @@ from textpatch.gallery import ENDS, columns, credited_row, gallery, heat_map
 from textpatch.markup import data_uri, fragment, page, safe, table
 from textpatch.pictures import open_picture
 from textpatch.result import (
-    RUNS, decimal, further, is_out, listed, ranked_sites, search, share_of, signed, size_of, span_of, value_of, verdict, what_of,
+    RUNS, at_most, decimal, further, is_out, listed, ranked_sites, search, share_of, signed, size_of, span_of, value_of, verdict, what_of,
 )  # fmt: skip
 from textpatch.store import flatten
 
@@ -204,12 +204,16 @@ def _search(result) -> str:
     said += table(("score", "pairs", "last site to keep", "next site", "gap between them"), gaps) if gaps else ""
     steps = (result.get("set") or {}).get("steps", ())
     rows = [
-        [safe(", ".join(map(str, step["added"]))), safe(", ".join(map(str, step["group"]))), safe(step["pairs"]), span_of(step, "score"),
-         signed(step["gain"]), "yes" if step["kept"] else "no"]
+        [safe(", ".join(map(str, step["added"]))), safe(", ".join(map(str, step["group"]))), _looked(step),
+         at_most(step) + span_of(step, "score"), at_most(step) + signed(step["gain"]), "yes" if step["kept"] else "no"]
         for step in steps
     ]  # fmt: skip
     head = "added", "together", "pairs", "F1 target", "gain", "clear gain"
     return said + (_growth(result, steps) + table(head, rows) if rows else "")
+
+
+def _looked(step) -> str:
+    return safe(f"{step['looked']} of {step['pairs']}" if at_most(step) else step["pairs"])
 
 
 def _left_out(result) -> str:
@@ -285,10 +289,12 @@ _SCORES = {"swap": "F1 towards the target", "contribution": "share of what atten
 _SCREENED = {
     "swap": """<p>A site left out by its F1 towards the target was swapped on the first pairs alone, and its score there lay
 clearly below those kept.</p>""",
-    "contribution": """<p>A site left out by its share was not swapped. In the source's own run the word's tokens gave clearly
-less to the picture there than at the sites kept: their share of all that attention gives the picture.</p>""",
-    "attribution": """<p>A site left out by its share was not swapped. In the source's own run gradients estimate, at each
-step, how far a swap there would move what the model predicts towards the target: clearly less than at the sites kept.</p>""",
+    "contribution": """<p>A site left out by its share was not swapped alone. In the source's own run the word's tokens gave clearly
+less to the picture there than at the sites kept: their share of all that attention gives the picture. With others it may join the set, unless its share is next to nothing:
+less than a fiftieth of the largest.</p>""",
+    "attribution": """<p>A site left out by its share was not swapped alone. In the source's own run gradients estimate, at each
+step, how far a swap there would move what the model predicts towards the target: clearly less than at the sites kept. With
+others it may join the set, unless its share is next to nothing: less than a fiftieth of the largest.</p>""",
 }
 
 _QUESTION = """<p>A text-to-image model reads its prompt through many attention layers, here called <b>sites</b>. Which of

@@ -12,7 +12,7 @@ what the pairs differ in, where it is not the word.
 
 from textpatch.errors import PatchError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 RUNS = (("source", "source run, no swap"), ("target", "whole target run"))
 _NEEDED = ("model", "pairs", "seeds", "steps", "guidance", "start", "branch", "baselines", "sites", "ranked")
 _COLUMNS = (
@@ -138,7 +138,8 @@ def search(result: dict) -> list[str]:
         found = f"The responsible set is {chosen}." if chosen else "No site clearly beats no swap: the set is empty."
         said.append(found)
         if not steps[-1]["kept"] and chosen:
-            said.append(f"S{listed(steps[-1]['added'])[1:]} with it is no clear gain: F1 {signed(steps[-1]['gain'])}.")
+            added, gained = listed(steps[-1]["added"]), at_most(steps[-1]) + signed(steps[-1]["gain"])
+            said.append(f"S{added[1:]} with it is no clear gain: F1 {gained}.")
         if not steps[0]["kept"] and chosen:
             said.append(f"It begins with {listed(steps[1]['added'])} together, as no site alone is a clear gain.")
     said += _screened(result)
@@ -183,6 +184,11 @@ def is_out(site: dict) -> bool:
 def listed(sites) -> str:
     names = ", ".join(map(str, sites))
     return names and f"site{'s' if len(sites) > 1 else ''} {names}"
+
+
+def at_most(step: dict) -> str:
+    """Said of a step's numbers where pairs that were not looked at count as perfect."""
+    return "at most " if step["looked"] < step["pairs"] else ""
 
 
 def signed(score: dict) -> str:

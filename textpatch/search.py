@@ -62,6 +62,7 @@ class Screening:
     seen    group -> {"by", "pairs", "value", "low", "high"}: its score when it was last looked at
     gaps    {"by", "pairs", "kept", "next", "value", "low", "high"}: by how much the worst group to keep was better
             than the next one
+    barred  which of those left out may not join a set either
     """
 
     kept: tuple[Group, ...]
@@ -69,6 +70,7 @@ class Screening:
     seen: dict[Group, dict]
     pairs: int
     gaps: tuple[dict, ...] = ()
+    barred: tuple[Group, ...] = ()
 
 
 def screen(score: Score, groups: Sequence[Group], pairs: int, *, first: int, by: str,
@@ -105,7 +107,7 @@ def better_than(least: np.ndarray, values: Sequence[np.ndarray], statistic: Stat
 
 
 # Of 400 searches in pure noise (tests/test_search.py, chance) 11 end with a site too many, 9 if all pairs are looked at
-# at once; 44 with FEW = 4, 22 with EARLY = 0.95, 81 with both.
+# at once; 44 with FEW = 4, 21 with EARLY = 0.95, 81 with both.
 FEW = 32  # the fewest pairs on which a unit may join a group
 EARLY = 0.997  # the level on fewer pairs than all
 
@@ -114,12 +116,15 @@ EARLY = 0.997  # the level on fewer pairs than all
 class Step:
     """Units more in a group, one but for a beginning of several: its score, and its gain over the group without them.
 
-    pairs  on how many of the first pairs both were looked at
+    pairs   how many of the first pairs decided it, on all of which the group without them was looked at
+    looked  on how many the larger one was: as it counts as perfect on the others, which were not enough, score and gain
+            are then at most these
     """
 
     added: Group
     group: Group
     pairs: int
+    looked: int
     score: dict[str, float]
     gain: dict[str, float]
     kept: bool
@@ -170,11 +175,28 @@ def _step(score: Score, group: Group, units: Group, pairs: int, statistic: Stati
     """Units join a group: their gain on the first pairs, on twice as many until it is clear, at last on all."""
     larger, n = tuple(sorted((*group, *units))), min(max(least, FEW) if group else least, pairs)
     while True:
-        values, before = score([larger, group], n)
-        gained, early = (gain(values, before, statistic, level) for level in (0.95, EARLY))
-        if early["low"] > 0 or n == pairs:
-            return Step(units, larger, n, interval(values, statistic), gained, gained["low"] > 0)
+        (before,), level = score([group], n), 0.95 if n == pairs else EARLY
+        values, looked = _while_hopeful(score, larger, before, statistic, level)
+        clear = gain(values, before, statistic, level)["low"] > 0
+        if clear or n == pairs:
+            return Step(units, larger, n, looked, interval(values, statistic), gain(values, before, statistic), clear)
         n = min(2 * n, pairs)
+
+
+def _while_hopeful(score: Score, larger: Group, before: np.ndarray, statistic: Statistic,
+                   level: float) -> tuple[np.ndarray, int]:  # fmt: skip
+    """A larger group's values on the pairs of `before`, `_hoped` for where it was not looked at; and on how many it was.
+
+    It is looked at where the smaller group fails, the only pairs on which it can gain, then on twice as many, for as long
+    as it could be a clear gain: what the others hold would change nothing then.
+    """
+    order, failed = _worst_first(before)
+    n = max(failed, 1)
+    while True:
+        (seen,) = score([larger], order[:n])
+        if n == len(order) or not _within_reach(before, seen, statistic, level):
+            return _hoped(before, seen), n
+        n = min(2 * n, len(order))
 
 
 def inseparable(score: Score, units: Sequence, pairs: int, statistic: Statistic = np.mean) -> Group:
@@ -202,9 +224,9 @@ def joining(score: Score, group: Group, pairs: int, units: Sequence, *, first: i
     looked at.
     """
     (values,) = score([group], pairs)
-    means = values.reshape(len(values), -1).mean(axis=1)
-    failed = [int(i) for i in np.argsort(means, kind="stable") if means[i] < PERFECT]
-    units, n = list(units) if _within_reach(values, failed, values[:0], statistic) else [], min(first, len(failed))
+    order, n = _worst_first(values)
+    failed = order[:n]
+    units, n = list(units) if _within_reach(values, values[:0], statistic) else [], min(first, len(failed))
     while units:
         seen = score([tuple(sorted((*group, unit))) for unit in units], failed[:n])
         order = ranking(seen, statistic)
@@ -212,7 +234,7 @@ def joining(score: Score, group: Group, pairs: int, units: Sequence, *, first: i
         units = [
             units[i] for i in order
             if gain(best, seen[i], statistic)["low"] <= 0 < gain(seen[i], own, statistic)["value"]
-            and _within_reach(values, failed, seen[i], statistic)
+            and _within_reach(values, seen[i], statistic)
         ]  # fmt: skip
         if n == len(failed) or len(units) == 1:
             break
@@ -220,12 +242,24 @@ def joining(score: Score, group: Group, pairs: int, units: Sequence, *, first: i
     return next(iter(units), None)
 
 
-def _within_reach(values: np.ndarray, failed: list[int], seen: np.ndarray, statistic: Statistic) -> bool:
-    """Whether values that are `seen` on the first of the failed pairs and perfect on the others were a clear gain."""
-    hoped = values.copy()
-    hoped[failed] = 1
-    hoped[failed[: len(seen)]] = seen
-    return gain(hoped, values, statistic)["low"] > 0
+def _within_reach(before: np.ndarray, seen: np.ndarray, statistic: Statistic, level: float = 0.95) -> bool:
+    """Whether what can be hoped for were a clear gain."""
+    return gain(_hoped(before, seen), before, statistic, level)["low"] > 0
+
+
+def _hoped(before: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """A larger group's values at most: those seen where the smaller one's are lowest, perfect where else it fails."""
+    order, failed = _worst_first(before)
+    hoped = before.copy()
+    hoped[order[:failed]] = 1
+    hoped[order[: len(seen)]] = seen
+    return hoped
+
+
+def _worst_first(values: np.ndarray) -> tuple[list[int], int]:
+    """Places of pairs, those of the lowest values first, and how many are not perfect."""
+    means = values.reshape(len(values), -1).mean(axis=1)
+    return [int(place) for place in np.argsort(means, kind="stable")], int((means < PERFECT).sum())
 
 
 def responsible(steps: Sequence[Step]) -> Group:
