@@ -196,7 +196,9 @@ class Pipeline(nn.Module):
         output = self.denoiser(torch.cat([x, x]), t, text, slots=slots, **twice)
         return guided(*output.chunk(2), guidance, x.shape[1])
 
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Latents (B, C, H, W) to pictures.   Raises PatchError for NaN and infinity."""
         return self.decoder(latents)
 
     @property

@@ -144,19 +144,20 @@ def test_a_word_is_scored_by_its_letters():
 
 
 def simulated(carriers: dict):
-    """A `sample` that draws signs: a patched row has those attributes of the target all whose sites are swapped."""
+    """A `sample_latents` that draws signs: a patched row has those attributes of the target all whose sites are swapped."""
 
-    def sample(pipeline, rows, plan, **options):
+    def sample_latents(pipeline, rows, plan, **options):
         signs = {row.name: read_prompt(row.prompt) for row in rows}
         for swap in plan.swaps:
             (reader,) = swap.readers
             told = signs[swap.donor]
             carried = {a: getattr(told, a) for a, sites in carriers.items() if sites <= {*swap.sites}}
             signs[reader] = replace(signs[reader], **carried)
-        pictures = clean_pictures(list(signs.values()), FMT)
-        return Samples({}, dict(zip(signs, pictures)), plan, tuple(rows), options["steps"], options["guidance"])
+        pictures = (torch.from_numpy(np.array(picture)) for picture in clean_pictures(list(signs.values()), FMT))
+        latents = {name: picture.permute(2, 0, 1) / 127.5 - 1 for name, picture in zip(signs, pictures)}
+        return Samples(latents, {}, plan, tuple(rows), options["steps"], options["guidance"])
 
-    return sample
+    return sample_latents
 
 
 def read_prompt(prompt: str) -> Sign:
@@ -198,7 +199,7 @@ def check_carriers(attribute: str, pipeline, carries):
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
 def test_planted_carriers_are_found(attribute, three_sites, carries, monkeypatch):
     """Ground truth: the sites that a simulated model takes each attribute from."""
-    monkeypatch.setattr(trials, "sample", simulated(CARRIERS))
+    monkeypatch.setattr(trials, "sample_latents", simulated(CARRIERS))
     check_carriers(attribute, three_sites, carries)
 
 
@@ -206,14 +207,14 @@ def test_planted_carriers_are_found(attribute, three_sites, carries, monkeypatch
 def test_other_carriers_are_noticed(attribute, three_sites, carries, monkeypatch):
     """Planted fault: the model takes the attribute from other sites, or another one along with it."""
     elsewhere = CARRIERS | {attribute: {(1 + max(CARRIERS[attribute])) % 3} if len(CARRIERS[attribute]) < 3 else {0}}
-    monkeypatch.setattr(trials, "sample", simulated(elsewhere))
+    monkeypatch.setattr(trials, "sample_latents", simulated(elsewhere))
     with pytest.raises(AssertionError):
         check_carriers(attribute, three_sites, carries)
 
 
 def test_localize_takes_signs_for_words(three_sites, monkeypatch):
     """The same search, told by other pairs and another reader: its site, its set, and the values as its words."""
-    monkeypatch.setattr(trials, "sample", simulated(CARRIERS))
+    monkeypatch.setattr(trials, "sample_latents", simulated(CARRIERS))
     result = localize(three_sites, attribute_pairs("colour", 6), ocr=SignReader()).result
     assert result["ranked"][0] == 1 and result["set"]["sites"] == [1] and result["ocr"]["engine"] == "nearest drawing"
     assert result["sites"][1]["exact_target"]["value"] == 1 and result["sites"][0]["exact_source"]["value"] == 1

@@ -90,7 +90,7 @@ class Blind:
 
 def test_a_blind_reader_is_an_error_before_anything_runs(monkeypatch):
     """No score is reported by an engine that fails its self-test, and nothing is generated."""
-    monkeypatch.setattr(trials, "sample", lambda *a, **k: pytest.fail("generated all the same"))
+    monkeypatch.setattr(trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same"))
     with pytest.raises(OCRError, match="0 of 18"):
         localize(small_pipeline(), [PAIR], ocr=Blind())
 

@@ -18,6 +18,7 @@ from textpatch.attribution import attribution
 from textpatch.pairs import Pair
 from textpatch.plan import Plan, Row, Swap
 from textpatch.result import answer, table
+from textpatch.sampling import sample_latents
 from textpatch.starts import forked, start_curve
 from textpatch.store import Run
 from textpatch.trials import Trials, row_name, rows_and_plan
@@ -141,18 +142,22 @@ def test_the_report_shows_the_search(answers, tmp_path):
 def test_every_generation_is_counted(mode, monkeypatch):
     """made = the rows that the sampler was given, all calls together, and what backward passes take; no row is generated
     twice but donors."""
-    names, honest = [], sample
+    names = []
 
-    def counted(pipeline, rows, *args, **options):
-        names.extend((row.name, row.prompt, row.seed) for row in rows if row.sampled)
-        return honest(pipeline, rows, *args, **options)
+    def counted(honest):
+        def sample(pipeline, rows, *args, **options):
+            names.extend((row.name, row.prompt, row.seed) for row in rows if row.sampled)
+            return honest(pipeline, rows, *args, **options)
+
+        return sample
 
     def passed(*args, **options):
         names.extend([("backward", *args[1:], n) for n in range(6 if options["guidance"] == 1 else 3)])
         return attribution(*args, **options)
 
-    for module in ("trials", "contribution", "attribution"):
-        monkeypatch.setattr(f"textpatch.{module}.sample", counted)
+    monkeypatch.setattr("textpatch.trials.sample_latents", counted(sample_latents))
+    for module in ("contribution", "attribution"):
+        monkeypatch.setattr(f"textpatch.{module}.sample", counted(sample))
     monkeypatch.setattr("textpatch.readings.attribution", passed)
     pipeline = small_pipeline()
     result = localize(pipeline, PAIRS, seeds=(0, 1), ocr=Fortune(pipeline, PAIRS), **options(mode)).result
@@ -269,7 +274,7 @@ def test_the_command_line_looks_further(tmp_path, monkeypatch):
     assert result["set"]["sites"] == result["start_curve"]["sites"] == result["head_search"]["sites"] == [1]
     assert [point["start"] for point in result["start_curve"]["curve"]] == [0, 1] and result["head_search"]["heads"]
     stored = (tmp_path / "run/results.json").read_bytes()
-    for module in ("trials.sample", "contribution.sample", "starts.forked"):
+    for module in ("trials.sample_latents", "contribution.sample", "starts.forked"):
         monkeypatch.setattr(f"textpatch.{module}", lambda *a, **k: pytest.fail("made again"))
     assert cli.main(search) == 0 and (tmp_path / "run/results.json").read_bytes() == stored
 
@@ -301,8 +306,8 @@ def test_the_command_line_searches(tmp_path, monkeypatch, capfd):
 ])  # fmt: skip
 def test_searches_that_cannot_be_carried_out(wrong, says, monkeypatch):
     """An unknown mode, options without effect, more kept than there are: PatchError, and nothing is generated."""
-    for module in ("trials", "contribution", "attribution"):
-        monkeypatch.setattr(f"textpatch.{module}.sample", lambda *a, **k: pytest.fail("generated all the same"))
+    for name in ("trials.sample_latents", "contribution.sample", "attribution.sample"):
+        monkeypatch.setattr(f"textpatch.{name}", lambda *a, **k: pytest.fail("generated all the same"))
     with pytest.raises(PatchError, match=says):
         localize(small_pipeline(), PAIRS, ocr=Parrot(), **wrong)
 

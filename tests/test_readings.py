@@ -10,7 +10,7 @@ from small import small_pipeline
 from test_localize import PAIR, Parrot
 from test_search import PAIRS, Truth
 
-from textpatch import localize, trials
+from textpatch import localize, sample
 from textpatch.readings import READINGS, Readings
 from textpatch.search import responsible
 from textpatch.trials import Trials
@@ -23,7 +23,7 @@ searching = import_module("textpatch.localize")  # `textpatch.localize` itself i
 def test_reading_costs_the_source_pictures_alone(name, guidance, backward, monkeypatch):
     """n pairs and m seeds: n m generations for scores of all sites, means over seeds, and for attribution the backward
     passes of each, in generations of as many rows; asked again, none."""
-    made, honest = [], trials.sample
+    made, honest = [], sample
     monkeypatch.setattr(f"textpatch.{name}.sample", lambda *a, **k: made.append(a) or honest(*a, **k))
     tried = Trials(small_pipeline(), [PAIR, PAIR[::-1]], seeds=(0, 1), guidance=guidance, ocr=Parrot())
     read, first, second = Readings(tried, READINGS[name]), *READINGS[name].shown

@@ -148,7 +148,7 @@ def test_planted_a_shard_that_takes_its_neighbours_unit_is_noticed(model, tmp_pa
 def test_a_first_interrupt_finishes_the_record(model, whole, tmp_path, monkeypatch, times, kept):
     """Ctrl-C while the second unit is generated: both are kept; twice: neither the second nor the first, which is read
     then.  Resuming gives the undivided result either way."""
-    made, honest = [], trials.sample
+    made, honest = [], trials.sample_latents
 
     def interrupted(*args, **options):
         made.append(args)
@@ -157,7 +157,7 @@ def test_a_first_interrupt_finishes_the_record(model, whole, tmp_path, monkeypat
         return honest(*args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("textpatch.trials.sample", interrupted)
+        patch.setattr("textpatch.trials.sample_latents", interrupted)
         localized(model, tmp_path)
     assert len(Run.load(tmp_path).records()) == kept
     assert plain(localized(model, tmp_path)) == whole
@@ -166,7 +166,7 @@ def test_a_first_interrupt_finishes_the_record(model, whole, tmp_path, monkeypat
 
 def test_a_failure_keeps_what_was_finished(model, whole, tmp_path, monkeypatch):
     """The third unit fails: the two before it are kept, the second too, whose pictures were being read."""
-    made, honest = [], trials.sample
+    made, honest = [], trials.sample_latents
 
     def failing(*args, **options):
         made.append(args)
@@ -175,7 +175,7 @@ def test_a_failure_keeps_what_was_finished(model, whole, tmp_path, monkeypatch):
         return honest(*args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr("textpatch.trials.sample", failing)
+        patch.setattr("textpatch.trials.sample_latents", failing)
         localized(model, tmp_path)
     assert len(Run.load(tmp_path).records()) == 2
     assert plain(localized(model, tmp_path)) == whole
@@ -190,32 +190,36 @@ class AtOnce(ThreadPoolExecutor):
         return done
 
 
-class Patient(PixelReader):
-    """Ends its first reading only once `generating` is set, or after some seconds, and notes whether it was."""
+class Patient:
+    """Does what it is given, the first time only once `generating` is set, or after some seconds; and notes whether it was."""
 
-    def __init__(self, seconds: float):
-        self.seconds, self.generating, self.saw = seconds, threading.Event(), []
+    def __init__(self, act, seconds: float):
+        self.act, self.seconds, self.generating, self.saw = act, seconds, threading.Event(), []
 
-    def read(self, images, box=None):
+    def __call__(self, *given, **options):
         self.saw = self.saw or [self.generating.wait(self.seconds)]
-        return super().read(images, box)
+        return self.act(*given, **options)
 
 
 @pytest.mark.parametrize("pool, seconds, saw", [(ThreadPoolExecutor, 60, True), (AtOnce, 0.1, False)])
-def test_pictures_are_read_while_others_are_generated(model, whole, tmp_path, monkeypatch, pool, seconds, saw):
-    """The second unit is generated while the first unit's pictures are read; the result is the same.  Fault: a pool that
-    reads at once, which is noticed."""
-    reader, made, honest = Patient(seconds), [], trials.sample
+@pytest.mark.parametrize("what", ["decoded", "read"])
+def test_pictures_are_decoded_and_read_while_others_are_generated(model, whole, tmp_path, monkeypatch, what, pool, seconds, saw):
+    """The second unit is generated while the first unit's pictures are made of its latents, and while they are read; the
+    result is the same.  Fault: a pool that does all at once, which is noticed."""
+    reader, made, honest = PixelReader(), [], trials.sample_latents
+    owner, name = (model, "decoder") if what == "decoded" else (reader, "read")
+    patient = Patient(getattr(owner, name), seconds)
     monkeypatch.setattr("textpatch.trials.ThreadPoolExecutor", pool)
 
     def telling(*args, **options):
         made.append(args)
         if len(made) == 2:
-            reader.generating.set()
+            patient.generating.set()
         return honest(*args, **options)
 
-    monkeypatch.setattr("textpatch.trials.sample", telling)
-    assert plain(localized(model, tmp_path, ocr=reader)) == whole and reader.saw == [saw]
+    monkeypatch.setattr("textpatch.trials.sample_latents", telling)
+    monkeypatch.setattr(owner, name, patient)
+    assert plain(localized(model, tmp_path, ocr=reader)) == whole and patient.saw == [saw]
 
 
 def test_an_interrupt_waits_for_the_block_and_no_longer():

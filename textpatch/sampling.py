@@ -57,6 +57,15 @@ def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
     which this run has not, or whose swaps never act; and for a row not sampled that reads, that nobody reads, or whose
     keys and values its prompt does not settle: where the text evolves with the picture, or others hook its projections.
     """
+    made = sample_latents(pipeline, rows, plan, steps=steps, guidance=guidance, negative=negative, micro_batch=micro_batch,
+                          keep_trajectory=keep_trajectory)  # fmt: skip
+    return replace(made, images=decoded(pipeline, made.latents))
+
+
+def sample_latents(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
+                   steps: int | None = None, guidance: float | None = None,
+                   negative: str | None = None, micro_batch: int = 64, keep_trajectory: bool = False) -> Samples:  # fmt: skip
+    """`sample` without its pictures, for `decoded` to make elsewhere, or later.   Raises PatchError as `sample` does."""
     rows = tuple(rows)
     steps = pipeline.defaults.steps if steps is None else steps
     guidance = pipeline.defaults.guidance if guidance is None else guidance
@@ -75,6 +84,11 @@ def sample(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
         batch = group if branches == 1 else with_guidance(group, negative)
         _sample_group(pipeline, group, batch, fresh, texts, out, keep_trajectory, recorder)
     return replace(out, plan=plan, ledger=recorder.ledger())
+
+
+def decoded(pipeline, latents: dict[str, Tensor]) -> dict[str, Image.Image]:
+    """The pictures of latents (C, H, W), one at a time, by the same names.   Raises PatchError for NaN and infinity."""
+    return {name: pipeline.decode(one[None])[0] for name, one in latents.items()}
 
 
 def _require_rows(rows: Sequence[Row]) -> None:
@@ -114,10 +128,9 @@ def _sample_group(pipeline, group, batch, fresh, texts: Texts, out: Samples, kee
             slots=_reading(pipeline, out.plan, batch, texts, enter),
             on_step=(lambda i, x: seen.append(x)) if keep else None,
         )  # fmt: skip
-    images = pipeline.decode(latents)
     for b, row in enumerate(drawn):
         if row in fresh:
-            out.latents[row.name], out.images[row.name] = latents[b], images[b]
+            out.latents[row.name] = latents[b]
             if keep:
                 out.trajectory[row.name] = [x[b] for x in seen]
 

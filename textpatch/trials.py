@@ -30,7 +30,7 @@ from textpatch.metrics.image import WINDOW
 from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.pictures import open_picture
 from textpatch.plan import Plan, Row, Swap
-from textpatch.sampling import sample
+from textpatch.sampling import decoded, sample_latents
 from textpatch.search import Group, interval
 from textpatch.sizes import picture_size
 
@@ -201,7 +201,8 @@ class Trials:
     def _made(self, unit: tuple[int, int], names: set[str], groups: Sequence[Group], reader: Executor) -> Callable[[], None]:
         """One lock-step run of the rows of these names, those of groups among them, and of the target they read.
 
-        Its pictures are read while others are generated: what is returned waits for the readings and keeps the record.
+        Its pictures are decoded and read while others are generated: what is returned waits for the readings and keeps
+        the record.
         """
         (index, seed), before = unit, self._pictures(unit)
         self._batches[unit] += 1
@@ -211,10 +212,10 @@ class Trials:
         rows = self._needed(names, *rows)
         id, scored = f"{index}-{seed}" + (f"-{number}" if number > 1 else ""), None
         if id not in self._done:
-            samples = sample(self.pipeline, rows, plan, steps=self.steps, guidance=self.guidance,
-                             micro_batch=self.micro_batch)  # fmt: skip
-            pictures = {name: image for name, image in samples.images.items() if name not in before}
-            scored = reader.submit(self.scored, pictures, index, before.get(SOURCE))
+            latents = sample_latents(self.pipeline, rows, plan, steps=self.steps, guidance=self.guidance,
+                                     micro_batch=self.micro_batch).latents  # fmt: skip
+            fresh = {name: one for name, one in latents.items() if name not in before}
+            scored = reader.submit(lambda: self.scored(decoded(self.pipeline, fresh), index, before.get(SOURCE)))
 
         def keep() -> None:
             generations = sum(row.sampled for row in rows)
