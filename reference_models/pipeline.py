@@ -35,6 +35,10 @@ class Defaults:
     micro: tuple[int, ...] | None = None
     level: int = 250  # timestep of the noise given to the small pictures of a stage II
 
+    def run(self, steps: int | None, guidance: float | None) -> tuple[int, float]:
+        """What was asked for, and in the place of None the model's own."""
+        return self.steps if steps is None else steps, self.guidance if guidance is None else guidance
+
 
 def pixels(latents: Tensor) -> list[Image.Image]:
     """The decoder of pixel-space models: (B, 3, H, W) in -1..1 to pictures.
@@ -264,8 +268,7 @@ class Pipeline(nn.Module):
 
     def _run(self, x, noises, prompts: list[str], steps, guidance, negative, **beside: Tensor) -> Tensor:
         """`denoise` with what the model is run with when nothing else is asked for."""
-        steps = self.defaults.steps if steps is None else steps
-        guidance = self.defaults.guidance if guidance is None else guidance
+        steps, guidance = self.defaults.run(steps, guidance)
         if negative is not None and guidance == 1:
             raise PatchError(f"negative prompt {negative!r} has no effect at guidance 1; leave one of them out")
         text = self.encode(prompts if guidance == 1 else [negative] * len(prompts) + prompts)

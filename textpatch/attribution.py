@@ -35,7 +35,7 @@ def attribution(pipeline, source: str, target: str, *, seed: int = 0, steps: int
     Raises PatchError for a start outside the run, for prompts that the encoders read alike, and for sites of a kind whose
     modules are not known to the audit.
     """
-    steps = pipeline.defaults.steps if steps is None else steps
+    steps, guidance = pipeline.defaults.run(steps, guidance)
     if not 0 <= start < steps:
         raise PatchError(f"start {start} of {steps} steps; needs a start within the run")
     text = pipeline.encode([source, target])

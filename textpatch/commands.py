@@ -59,7 +59,7 @@ def generate(options) -> None:
     from textpatch.figures import contact_sheet, png
 
     pipeline = _load_sized(options)
-    steps, guidance = _defaults(pipeline, options)
+    steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
     request = dict(command="generate", prompts=options.prompts, seeds=options.seed, steps=steps, guidance=guidance,
                    negative=options.negative)  # fmt: skip
     upscaler = _upscaler(options, request)
@@ -88,7 +88,7 @@ def localize(options) -> None:
     pairs, sites_, shard = _pairs(options), options.sites or ["all"], _shard(options)
     pipeline = _load_sized(options)
     ocr = _reader(options, pipeline)
-    steps, guidance = _defaults(pipeline, options)
+    steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
     prompts = [(pair.source, pair.target) for pair in pairs]
     what = {} if options.what == WORD else {"what": options.what}
     request = dict(command="localize", pairs=prompts, seeds=options.seeds, sites=sites_, sets=options.sets,
@@ -121,7 +121,7 @@ def edit(options) -> None:
     from textpatch.figures import contact_sheet, png
 
     pipeline = _load_sized(options)
-    steps, guidance = _defaults(pipeline, options)
+    steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
     upscaler = _upscaler(options, said := {})
     made = edit_(pipeline, options.source, options.target, start=options.start, seed=options.seed, steps=steps,
                  guidance=guidance, branch=options.branch, sites=options.sites)  # fmt: skip
@@ -229,11 +229,6 @@ def _shipped() -> list[str]:
     from textpatch.weights import shipped_models
 
     return shipped_models()
-
-
-def _defaults(pipeline, options) -> tuple[int, float]:
-    steps = pipeline.defaults.steps if options.steps is None else options.steps
-    return steps, pipeline.defaults.guidance if options.guidance is None else options.guidance
 
 
 def _pairs(options) -> list:

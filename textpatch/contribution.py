@@ -39,8 +39,7 @@ def contribution(pipeline, prompt: str, *, seed: int = 0, steps: int | None = No
     Raises PatchError for tokens that are not there or none, for sites of a kind whose modules are not known to the
     audit, and as `word_tokens` does.
     """
-    steps = pipeline.defaults.steps if steps is None else steps
-    guidance = pipeline.defaults.guidance if guidance is None else guidance
+    steps, guidance = pipeline.defaults.run(steps, guidance)
     tokens = list(word_tokens(pipeline, prompt) if tokens is None else tokens)
     total = pipeline.encode([prompt]).tokens.shape[1]
     if not tokens or not 0 <= min(tokens) <= max(tokens) < total:

@@ -49,7 +49,7 @@ def edit(pipeline, source: str, target: str, *, sites=None, start: int = 0, seed
     nothing.
     """
     require_pipeline(pipeline)
-    steps = pipeline.defaults.steps if steps is None else steps
+    steps, guidance = pipeline.defaults.run(steps, guidance)
     sites = pipeline.defaults.localized if sites is None else sites
     if not sites and sites != 0:
         raise PatchError(

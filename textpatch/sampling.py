@@ -67,8 +67,7 @@ def sample_latents(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
                    negative: str | None = None, micro_batch: int = 64, keep_trajectory: bool = False) -> Samples:  # fmt: skip
     """`sample` without its pictures, for `decoded` to make elsewhere, or later.   Raises PatchError as `sample` does."""
     rows = tuple(rows)
-    steps = pipeline.defaults.steps if steps is None else steps
-    guidance = pipeline.defaults.guidance if guidance is None else guidance
+    steps, guidance = pipeline.defaults.run(steps, guidance)
     _require_rows(rows)
     if not math.isfinite(guidance) or micro_batch < 1:
         raise PatchError(f"guidance {guidance}, micro_batch {micro_batch}; give a finite guidance, and one row at least")

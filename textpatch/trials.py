@@ -130,8 +130,7 @@ class Trials:
                  guidance: float | None = None, start: int = 0, branch: str = "both", ocr=None, run=None,
                  micro_batch: int = 64):  # fmt: skip
         self.pipeline, self.seeds, self.start, self.branch = pipeline, seeds, start, branch
-        self.steps = pipeline.defaults.steps if steps is None else steps
-        self.guidance = pipeline.defaults.guidance if guidance is None else guidance
+        self.steps, self.guidance = pipeline.defaults.run(steps, guidance)
         self.pairs = checked_pairs(pipeline, pairs, seeds=seeds, steps=self.steps, start=start)
         if isinstance(run, (str, os.PathLike)):
             raise PatchError(f"run is the path {str(run)!r}; give a store.Run: Run.open({str(run)!r}, {{'request': ...}})")
