@@ -326,6 +326,12 @@ class DeepFloydIF(nn.Module):
         """The pooled vectors (R, E) of tokens (R, T, encoder_hid_dim)."""
         return self.add_embedding(tokens)
 
+    @property
+    def text_modules(self) -> list[str]:
+        """The modules that `text_kv` calls."""
+        parts = ("norm_cross", "add_k_proj", "add_v_proj")
+        return ["encoder_hid_proj", *(f"{name}.{part}" for name in self.site_names for part in parts)]
+
     def text_kv(self, text: TextCondition) -> tuple[tuple[Tensor, Tensor], ...]:
         """The bank: keys and values of each site, each (R, H, T, D), to stand in place of text.tokens."""
         self._require_width(text.tokens)

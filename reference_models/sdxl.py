@@ -337,6 +337,11 @@ class SDXL(nn.Module):
             for i, (name, module) in enumerate(zip(self.site_names, modules))
         )
 
+    @property
+    def text_modules(self) -> list[str]:
+        """The modules that `text_kv` calls."""
+        return [f"{name}.{part}" for name in self.site_names for part in ("to_k", "to_v")]
+
     def text_kv(self, text: TextCondition) -> tuple[tuple[Tensor, Tensor], ...]:
         """The bank: keys and values of each site, each (R, H, T, D), to stand in place of text.tokens."""
         self._require_width(text.tokens)

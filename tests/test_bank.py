@@ -81,11 +81,10 @@ def test_hooks_that_count_steps_see_every_step(name, guidance):
     assert not torch.allclose(hooked, every.latents["a"], rtol=1e-6, atol=1e-6)
 
 
-def calls_of_a_hooked_tap(name: str, hook) -> list[int]:
-    """The rows of every call of a hooked text projection in a run of four steps."""
+def calls_of_a_hooked_tap(name: str, hook, module: str | None = None) -> list[int]:
+    """The rows of every call of a hooked module, a text projection when None, in a run of four steps."""
     pipeline, sizes = unet(name), []
-    tap = pipeline.denoiser.sites[1].taps[0].module
-    with hook(pipeline.denoiser, tap, sizes):
+    with hook(pipeline.denoiser, module or pipeline.denoiser.sites[1].taps[0].module, sizes):
         sample(pipeline, make_rows((0, 1)), PLANS[1], steps=4, guidance=1)
     return sizes
 
@@ -114,6 +113,29 @@ def test_hooks_see_every_step_if_they_may_alter(name, monkeypatch):
         assert calls_of_a_hooked_tap(name, altered) == [2]
     plant(monkeypatch, HookRegistry, "observe_inputs", "before, looks_only=True", "before")
     assert calls_of_a_hooked_tap(name, watched) == [2] * 4
+
+
+def test_hooks_beside_a_projection_see_every_step():
+    """The same for all that text passes on its way to K and V: what comes before a projection, and what is within it."""
+    model = unet("if").denoiser
+    beside = ["encoder_hid_proj", model.sites[1].name + ".norm_cross"]
+    assert [calls_of_a_hooked_tap("if", altered, name) for name in beside] == [[2] * 4] * 2
+    pipeline, sizes = unet("sdxl"), []
+    site = pipeline.denoiser.get_submodule(pipeline.denoiser.sites[1].name)
+    site.to_k = torch.nn.Sequential(site.to_k, torch.nn.Identity())  # as low-rank adapters wrap a projection
+    with altered(pipeline.denoiser, pipeline.denoiser.sites[1].name + ".to_k.1", sizes):
+        sample(pipeline, make_rows((0, 1)), PLANS[1], steps=4, guidance=1)
+    assert sizes == [2] * 4
+
+
+def test_the_modules_of_a_text_are_those_called():
+    """`text_modules` names all that `text_kv` calls, by torch's own count."""
+    for name in ("sdxl", "if"):
+        pipeline, called = unet(name), set()
+        model, text = pipeline.denoiser, pipeline.encode(["a red sign"])
+        hooks = [part.register_forward_hook(lambda *_, at=at: called.add(at)) for at, part in model.named_modules() if at]
+        model.text_kv(text)
+        assert called == set(model.text_modules) and hooks
 
 
 # --- donors that are only read

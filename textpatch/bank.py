@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from textpatch.attention import row_slots
 from textpatch.hooks import Hook
 from textpatch.plan import Row
-from textpatch.sites import Site, find_sites
+from textpatch.sites import Site
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ def prompt_settles_text(model: nn.Module) -> bool:
 
 
 def _intervened(model: nn.Module) -> bool:
-    """Whether anybody hooks the text projections to do more than look.
+    """Whether anybody hooks what makes the text's keys and values, or a part of it, to do more than look.
 
-    `capture`, `patch` and hooks of one's own count the steps by the projections' calls, so they must be called.
+    `capture`, `patch` and hooks of one's own count the steps by the calls, so it must be called.
     """
-    modules = [model.get_submodule(tap.module) for site in find_sites(model) for tap in site.taps]
+    modules = [part for name in model.text_modules for part in model.get_submodule(name).modules()]
     hooks = [hook for x in modules for table in (x._forward_pre_hooks, x._forward_hooks) for hook in table.values()]
     return not all(isinstance(hook, Hook) and hook.looks_only for hook in hooks)
 
