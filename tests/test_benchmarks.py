@@ -5,12 +5,13 @@ import importlib
 import math
 import platform
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from textpatch import find_sites
+from textpatch import find_sites, load
 from textpatch.patch import KVCache
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -32,10 +33,25 @@ def run(benchmark, tmp_path):
     def rows(name: str, *words: str) -> list[dict]:
         path = tmp_path / f"{name}.csv"
         benchmark(name).main([*words, "--csv", str(path)])
-        with path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        return rows_of(path)
 
     return rows
+
+
+@pytest.fixture
+def tables(benchmark, tmp_path):
+    """The rows of every table that a benchmark of several writes, by the table's name."""
+
+    def by_name(name: str, *words: str) -> dict[str, list[dict]]:
+        benchmark(name).main([*words, "--csv", str(tmp_path / f"{name}.csv")])
+        return {path.stem.removeprefix(f"{name}-"): rows_of(path) for path in tmp_path.glob("*.csv")}
+
+    return by_name
+
+
+def rows_of(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def require_ratios(rows: list[dict], base, *same: str) -> None:
@@ -249,3 +265,58 @@ def test_a_swap_without_effect_is_refused(benchmark):
     for swapped in (bare, torch.tensor([3.0, 2.5])):
         with pytest.raises(measure.Unequal, match="one swap"):
             size.differences({size.BARE: bare, size.SWAPPED: swapped}, bare)
+
+
+# --- what the shipped models do ---
+
+
+def test_search(run):
+    """Every mode on two sets of pairs, against the exhaustive one, which is its own truth."""
+    rows = run("search", *"planted-mmdit --sets 2 --pairs 3 --first 2 --steps 2 --guidance 1 --scenes same".split())
+    assert [row["mode"] for row in rows] == ["exhaustive", "staged", "contribution", "attribution"]
+    whole = rows[0]
+    assert (whole["same_set"], whole["recall"], whole["fewer_than_exhaustive"]) == ("2 of 2", "1.0", "1.0")
+    for row in rows:
+        made = float(row["generations"])
+        assert math.isclose(float(row["fewer"]), 7 * 6 / made) and row["bound"] == "3.5"
+        assert math.isclose(float(row["fewer_than_exhaustive"]), float(whole["generations"]) / made)
+
+
+def test_attribution(run):
+    """A share for every site; in every pair the planted one has the largest."""
+    rows = run("attribution", *"planted-mmdit --pairs 2 --steps 2 --scenes same".split())
+    assert [row["site"] for row in rows] == list("012345")
+    assert [row["site"] for row in rows if row["localized"] == "True"] == ["1"] == [row["site"] for row in rows if row["first"] == "2"]
+
+
+def test_carries(tables, tmp_path):
+    """Every site alone and all together for an attribute that is read; its set, and a sheet of pictures."""
+    found = tables("carries", *"planted-mmdit --pairs 2 --signs 6 --attributes word".split())
+    assert {*"012345", "0+1+2+3+4+5", "source", "target"} <= {row["sites"] for row in found["sites"]}
+    assert [row["attribute"] for row in found["sets"]] == ["word"] and (tmp_path / "carries-planted-mmdit.png").exists()
+
+
+def test_other_prompts(tables):
+    """Mixing: the source's own prompt reads as the source's, its template with the target's text as the target's; texts of
+    several words; sizes, or why there is none."""
+    found = tables("other_prompts", *"planted-mmdit --pairs 2 --words 1".split())
+    mixed = {(row["template"], row["text"]): row for row in found["mixing"]}
+    assert len(mixed) == 4 and mixed["source", "source"]["ssim"] == "1.0"
+    for (_, text), row in mixed.items():
+        assert (float(row["f1_target"]) > float(row["f1_source"])) is (text == "target")
+    assert [row["text"] for row in found["words"]][0] == "one word of 6" and len(found["words"]) == 4
+    assert len(found["sizes"]) == 10 and all(bool(row["refused"]) != bool(row["f1_middle"]) for row in found["sizes"])
+
+
+def test_shipped_models(benchmark, tmp_path, monkeypatch):
+    """The tables and sheets of one model, at the smallest size; the planted site is the best of six."""
+    shipped, pipeline = benchmark("shipped_models"), load("planted-mmdit")
+    pipeline.defaults = replace(pipeline.defaults, steps=2, guidance=1.0)
+    monkeypatch.setattr("textpatch.load", lambda name: pipeline)
+    for name, small in (("RESULTS", tmp_path), ("SAMPLING", [(2, 1.0)]), ("PAIRS", 2), ("TEST", shipped.TEST[:4])):
+        monkeypatch.setattr(shipped, name, small)
+    shipped.main(["planted-mmdit"])
+    names = "reading.csv", "same-scene.csv", "other-scene.csv", "start.csv", "same-scene.png", "other-scene.png"
+    assert {path.name for path in tmp_path.iterdir()} == {f"planted-mmdit-{name}" for name in names}
+    _, _, *sites = rows_of(tmp_path / "planted-mmdit-same-scene.csv")
+    assert len(sites) == 6 and max(sites, key=lambda row: float(row["f1_target"])) is sites[1]
