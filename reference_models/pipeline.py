@@ -6,9 +6,10 @@ B rows, C channels, H x W latent size
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
-from numbers import Integral
-from typing import Callable, Iterator, Sequence
+from numbers import Integral, Real
+from typing import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from textpatch.reference_models.layers import TextCondition
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a model is run with when nothing else is asked for."""
+    """What a model is run with when nothing else is asked for.   Raises PatchError for what no run can be given."""
 
     height: int  # latent size
     width: int
@@ -35,9 +36,27 @@ class Defaults:
     micro: tuple[int, ...] | None = None
     level: int = 250  # timestep of the noise given to the small pictures of a stage II
 
+    def __post_init__(self):
+        whole = {name: getattr(self, name) for name in ("height", "width", "steps")}
+        lists = {"text_box": (self.text_box or (0,) * 4, 4), "micro": (self.micro or (0,) * 6, 6), "localized": (self.localized, None)}
+        wrong = [name for name, value in whole.items() if not (_is_whole(value) and value > 0)]
+        wrong += [name for name, (numbers, length) in lists.items()
+                  if not isinstance(numbers, tuple) or not all(map(_is_whole, numbers)) or length not in (None, len(numbers))]  # fmt: skip
+        wrong += [name for name in ("guidance", "level") if not _is_finite(getattr(self, name))]
+        if wrong:
+            raise PatchError(f"{wrong[0]} is {getattr(self, wrong[0])!r} among what a model is run with; give a positive whole number "
+                             "for height, width and steps, four for text_box, six for micro, site indices for localized")  # fmt: skip
+
     def run(self, steps: int | None, guidance: float | None) -> tuple[int, float]:
-        """What was asked for, and in the place of None the model's own."""
-        return self.steps if steps is None else steps, self.guidance if guidance is None else guidance
+        """What was asked for, and in the place of None the model's own.   Raises PatchError for what is no number."""
+        steps, guidance = self.steps if steps is None else steps, self.guidance if guidance is None else guidance
+        if not _is_whole(steps) or not _is_finite(guidance):
+            raise PatchError(f"{steps!r} steps with guidance {guidance!r}; give a whole number of steps, and a finite guidance")
+        return steps, guidance
+
+
+AT_ONCE = 16  # prompts that the encoders are given together to see if they can be read
+CPU_FLOAT32 = dict(dtype=torch.float32, device="cpu")  # said, or torch's defaults would decide what noise a seed is
 
 
 def pixels(latents: Tensor) -> list[Image.Image]:
@@ -66,12 +85,29 @@ class LatentPixels(nn.Module):
         return [picture for one in latents.split(1) for picture in pixels(self.vae.decode(one))]
 
 
+def _is_whole(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_finite(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _parts(count: int, at_once: int) -> Iterator[slice]:
     """So many at once; the bar is there for the command line's many."""
-    if at_once < 1:
+    if not _is_whole(at_once) or at_once < 1:
         raise PatchError(f"micro_batch is {at_once}; make at least one picture at once")
     starts = tqdm(range(0, count, at_once), desc="generate", unit="batch", disable=None if count > at_once else True)
     return (slice(start, start + at_once) for start in starts)
+
+
+def _each(seeds, count: int) -> list[int]:
+    """A seed for each of so many: those of a list, or one for all."""
+    if isinstance(seeds, Integral):
+        return [seeds] * count
+    if not isinstance(seeds, Iterable):
+        raise PatchError(f"seeds is {seeds!r}; give a whole number for all, or a list with one for each")
+    return list(seeds)
 
 
 def _require_one_each(pictures, prompts, seeds) -> None:
@@ -113,13 +149,14 @@ class Pipeline(nn.Module):
         Where letters stand is then unknown, so `text_box` is None.  Raises PatchError for a size of no pixels; the
         denoiser refuses what it cannot take when it runs (MMDiT: no whole patches, or more than its position table).
         """
-        if min(height, width) < 1:
+        if not _is_whole(height) or not _is_whole(width) or min(height, width) < 1:
             raise PatchError(f"latents of {height}x{width} asked for; give a height and a width of 1 or more")
         now, micro = self.defaults, self.defaults.micro
         if micro is not None:
             up, across = height / now.height, width / now.width
             micro = tuple(round(side * by) for side, by in zip(micro, (up, across) * 3))
         other = copy.copy(self)
+        other._modules = dict(self._modules)  # of its own, or what is put in its place were put in this one's, too
         other.defaults = replace(now, height=height, width=width, micro=micro, text_box=None)
         return other
 
@@ -129,7 +166,9 @@ class Pipeline(nn.Module):
 
         Encoders that give no pooled vector leave the pooling to the denoiser (DeepFloyd IF).
         """
-        text = self.encoders(prompts).to(self.dtype)
+        if isinstance(prompts, str) or not len(prompts):
+            raise PatchError(f"prompts to encode are {prompts!r}; give one or more in a list")
+        text = self.encoders(prompts).to(self.device, self.dtype)
         if text.pooled is None:
             text = replace(text, pooled=self.denoiser.pool(text.tokens))
         if self.defaults.micro is not None:
@@ -141,8 +180,9 @@ class Pipeline(nn.Module):
         """Raise PatchError for what would stop a run: an unknown word, a seed that is none, less than one step."""
         self.schedule.timesteps(steps)
         _require_seeds(seeds)
-        for prompt in dict.fromkeys(prompts):
-            self.encode([prompt])
+        distinct = list(dict.fromkeys(prompts))
+        for start in range(0, len(distinct), AT_ONCE):
+            self.encode(distinct[start : start + AT_ONCE])
 
     def noises(self, seeds: Sequence[int]) -> Iterator[Tensor]:
         """Standard normal draws (B, C, H, W) without end: the starting one, then one per step that asks for noise.
@@ -154,7 +194,7 @@ class Pipeline(nn.Module):
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         shape = self.latent_channels, self.defaults.height, self.defaults.width
         while True:
-            rows = [torch.randn(shape, generator=generator) for generator in generators]
+            rows = [torch.randn(shape, generator=generator, **CPU_FLOAT32) for generator in generators]
             yield torch.stack(rows).to(self.device, self.dtype)
 
     @property
@@ -215,12 +255,13 @@ class Pipeline(nn.Module):
         """Plain generation: one picture per (prompt, seed) pair.
 
         prompts: a string or a sequence; seeds: an int for all, or one per prompt; the rest is the model's
-        default when None.  negative None is "no prompt", which SDXL reads as zeros and the others as "".
+        default when None.  negative is one text for all; None is "no prompt", which SDXL reads as zeros and the others
+        as "".
         micro_batch bounds how many pictures are made at once.
         Raises PatchError if the numbers of prompts and seeds differ.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        seeds = [seeds] * len(prompts) if isinstance(seeds, Integral) else list(seeds)
+        seeds = _each(seeds, len(prompts))
         if len(seeds) != len(prompts) or not prompts:
             raise PatchError(
                 f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed, or one per prompt"
@@ -233,12 +274,16 @@ class Pipeline(nn.Module):
             pictures += self.decode(self._run(next(noises), noises, prompts[part], steps, guidance, negative))
         return pictures
 
-    def upscale(self, pictures: Sequence[Image.Image], prompts: Sequence[str], *, seeds: Sequence[int], steps=None,
+    def upscale(self, pictures: Sequence[Image.Image], prompts: Sequence[str], *, seeds: int | Sequence[int], steps=None,
                 guidance=None, negative=None, level: int | None = None, micro_batch: int = 64) -> list[Image.Image]:  # fmt: skip
         """The pictures drawn again at this pipeline's size, which is a stage II's, so many at once; see `enlarge`.
 
+        One picture and prompt may come without a list, and one seed for all.
+
         Raises PatchError as `enlarge` does, and for pictures of several sizes.
         """
+        pictures, prompts = ([given] if isinstance(given, (Image.Image, str)) else list(given) for given in (pictures, prompts))
+        seeds = _each(seeds, len(pictures))
         _require_one_each(pictures, prompts, seeds)
         if len(sizes := {picture.size for picture in pictures}) > 1:
             raise PatchError(f"pictures of sizes {sorted(sizes)}; give those of one size together")
@@ -250,7 +295,7 @@ class Pipeline(nn.Module):
         return drawn
 
     @torch.no_grad()
-    def enlarge(self, small: Tensor, prompts: Sequence[str], *, seeds: Sequence[int], steps=None, guidance=None,
+    def enlarge(self, small: Tensor, prompts: Sequence[str], *, seeds: int | Sequence[int], steps=None, guidance=None,
                 negative=None, level: int | None = None) -> Tensor:  # fmt: skip
         """Stage II of DeepFloyd IF: small (B, 3, h, w) in -1..1 drawn again at the pipeline's size, (B, 3, H, W).
 
@@ -260,6 +305,7 @@ class Pipeline(nn.Module):
         """
         if not self.upscales:
             raise PatchError(f"{self.name} draws pictures from noise alone; a stage II is needed to draw them larger")
+        seeds = _each(seeds, len(small))
         _require_one_each(small, prompts, seeds)
         noises = self.noises(seeds)
         x, level = next(noises), self.defaults.level if level is None else level

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import ClassVar, Iterator
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from textpatch.errors import PatchError
 
+MOST_TRAINED = 100_000  # a table of them all is made; the published models have 1,000
 # noise levels stay where the timesteps are
 IN_PLACE = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 
@@ -53,7 +55,7 @@ class FlowMatchEuler(Schedule):
 
     sigma' = shift sigma / (1 + (shift - 1) sigma);  x <- x + (sigma_next - sigma) velocity.
     `prediction` says what the denoiser's output is: the `velocity` e - x, or the `sample` x itself.
-    Raises PatchError for another prediction.
+    Raises PatchError for another prediction, and for numbers of no schedule.
     """
 
     num_train_timesteps: int = 1000
@@ -68,10 +70,13 @@ class FlowMatchEuler(Schedule):
     }
 
     def __post_init__(self):
+        _require_trained(self.num_train_timesteps)
         if self.prediction not in ("velocity", "sample"):
             raise PatchError(
                 f"prediction is {self.prediction!r}; a flow's denoiser predicts 'velocity' or 'sample'"
             )
+        if not isinstance(self.shift, Real) or not 0 < self.shift < math.inf:
+            raise PatchError(f"shift is {self.shift!r}; give a positive number")
 
     def timesteps(self, steps: int) -> Tensor:
         """N sigma.  Raises PatchError for less than one step or more than N."""
@@ -145,6 +150,7 @@ class ScaledLinear(Diffusion):
     FIXED: ClassVar[dict[str, object]] = Diffusion.FIXED | {"beta_schedule": "scaled_linear"}
 
     def __post_init__(self):
+        _require_trained(self.num_train_timesteps)
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise PatchError(
                 f"betas from {self.beta_start} to {self.beta_end}; they must rise and lie between 0 and 1"
@@ -240,6 +246,7 @@ class DDPM(Diffusion):
     stochastic: ClassVar[bool] = True
 
     def __post_init__(self):
+        _require_trained(self.num_train_timesteps)
         if not 0 <= self.dynamic_thresholding_ratio <= 1 <= self.sample_max_value:
             raise PatchError(
                 f"threshold at quantile {self.dynamic_thresholding_ratio} of at most {self.sample_max_value}; "
@@ -286,7 +293,7 @@ class DDPM(Diffusion):
 
     def add_noise(self, x: Tensor, noise: Tensor, t: int) -> Tensor:
         """x (B, C, H, W) at timestep t.  Raises PatchError for a timestep outside 0..N - 1."""
-        if not 0 <= t < self.num_train_timesteps:
+        if not isinstance(t, Integral) or not 0 <= t < self.num_train_timesteps:
             raise PatchError(f"timestep {t}; the model was trained on 0..{self.num_train_timesteps - 1}")
         wide, noise = _widened(x, noise)
         abar = trained_abars(self)[t].to(wide)
@@ -317,6 +324,11 @@ def _widened(*tensors: Tensor) -> Iterator[Tensor]:
     return (x.to(torch.promote_types(x.dtype, torch.float32)) for x in tensors)
 
 
+def _require_trained(steps: int) -> None:
+    if not isinstance(steps, Integral) or not 1 <= steps <= MOST_TRAINED:
+        raise PatchError(f"num_train_timesteps is {steps!r}; give a whole number of 1 to {MOST_TRAINED:,}")
+
+
 def _require_steps(steps: int, most: int) -> None:
-    if not 1 <= steps <= most:
+    if not isinstance(steps, Integral) or not 1 <= steps <= most:
         raise PatchError(f"asked for {steps} steps; this schedule has 1 to {most}")

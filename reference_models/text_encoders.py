@@ -124,7 +124,7 @@ class IFTextEncoder(nn.Module):
 
     def forward(self, prompts: Sequence[str | None]) -> TextCondition:
         """TextCondition: tokens (B, T, C).  Raises PromptError as `tokenize` does."""
-        plain = [self.as_read(prompt or "") for prompt in prompts]
+        plain = [self.as_read(text) for text in _texts(prompts)]
         (tokens,) = tokenize(plain, self.tokenizers, self.limits)
         ids = _ids(tokens, self.text_encoder)
         states = self.text_encoder(ids, attention_mask=tokens.attention_mask.to(ids.device))
@@ -142,12 +142,12 @@ def tokenize(
 
     limits: the most tokens of each encoder, where its tokenizer would take more.
     Raises PromptError for a word that no tokenizer knows, and for a prompt whose end none would read: it would
-    have no effect, and one reader is enough; for half a character, and for more than LONGEST of them.
+    have no effect, and one reader is enough; for half a character, for more than LONGEST of them, and for what is no text.
     Raises PatchError unless there is a tokenizer per encoder.
     """
     if len(tokenizers) != len(limits):
         raise PatchError(f"{len(tokenizers)} tokenizers for {len(limits)} text encoders; give one each")
-    prompts = [prompt or "" for prompt in prompts]
+    prompts = _texts(prompts)
     lengths = [min(tokenizer.model_max_length, limit) for tokenizer, limit in zip(tokenizers, limits)]
     for prompt in prompts:
         _require_text(prompt)
@@ -174,6 +174,14 @@ def _ids(tokens: BatchEncoding, encoder: CLIPTextModel | CLIPTextModelWithProjec
 def _side_by_side(first: ModelOutput, second: ModelOutput) -> Tensor:
     """Both CLIPs' last-but-one hidden states, (B, T, C)."""
     return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+
+
+def _texts(prompts: Sequence[str | None]) -> list[str]:
+    """The prompts, None as "".  A list among them, which a tokenizer would join, is refused."""
+    for prompt in prompts:
+        if prompt is not None and not isinstance(prompt, str):
+            raise PromptError(f"a prompt is {prompt!r}, no text; give one text, or None, for each picture")
+    return [prompt or "" for prompt in prompts]
 
 
 def _require_text(prompt: str) -> None:

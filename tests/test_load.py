@@ -202,6 +202,32 @@ def test_the_fingerprint_of_a_file_is_of_all_that_is_read_beside_it(sdxl_file, t
     assert fingerprint(alone) == sha256((".", alone))
 
 
+def test_the_fingerprint_of_a_file_is_of_tokenizers_in_the_cache(sdxl_file, tmp_path, monkeypatch):
+    """Those that `load` finds in the cache, where none lie beside the file, count as those beside it do."""
+    path, _ = sdxl_file
+    beside = fingerprint(path)
+    (tmp_path / "cache").mkdir()
+    for name in ("tokenizer", "tokenizer_2"):
+        cached = (tmp_path / name).rename(tmp_path / "cache" / name)
+    monkeypatch.setattr(sources, "cached_snapshot", lambda home: tmp_path / "cache")
+    assert fingerprint(path) == beside
+    next(file for file in sorted(cached.iterdir()) if file.suffix == ".json").write_text("{}")
+    assert fingerprint(path) != beside
+
+
+def test_the_fingerprint_of_a_folder_is_of_linked_folders_too(tmp_path):
+    """A part that is a link to one of two folders beside it; a link to the folder itself is no way without end."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
+    (tmp_path / "part").symlink_to("a")
+    (tmp_path / "a" / "round").symlink_to(tmp_path)
+    first = fingerprint(tmp_path)
+    (tmp_path / "part").unlink()
+    (tmp_path / "part").symlink_to("b")
+    assert fingerprint(tmp_path) != first
+
+
 def test_the_fingerprint_of_an_index_is_of_its_shards(tmp_path):
     """One other number in any shard is another fingerprint; a file that the index does not name is none."""
     state = {name: torch.zeros(2) for name in "abc"}

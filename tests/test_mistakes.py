@@ -14,6 +14,8 @@ from textpatch.errors import PatchError
 from textpatch.metrics import Tesseract
 from textpatch.plan import Row
 from textpatch.prompts import read_pairs
+from textpatch.reference_models.pipeline import Defaults
+from textpatch.reference_models.schedules import Euler, FlowMatchEuler
 
 SOURCE, TARGET = PROMPTS[0], PROMPTS[0].replace("HELLO", "WORLD")
 EDIT = ["edit", "small", "--source", SOURCE, "--target", TARGET]
@@ -167,14 +169,32 @@ PIPELINE = small_pipeline()
 ROWS = [Row("source", SOURCE), Row("target", TARGET)]
 CALLED = {
     "a misspelt model": (lambda: load("tiny-mmdti"), "no model 'tiny-mmdti'", "neither", "closest: tiny-mmdit"),
-    "a dtype by its name": (lambda: load("tiny-mmdit", dtype="float16"), "dtype is 'float16'", "no torch dtype", "such as torch.float16"),
+    "a dtype by its name": (lambda: load("tiny-mmdit", dtype="float16"), "dtype is 'float16'", "models run in", "torch.float16"),
+    "a dtype of whole numbers": (lambda: load("tiny-mmdit", dtype=torch.int32), "dtype is torch.int32", "models run in", "torch.float16"),
+    "a device that is no name": (lambda: load("tiny-mmdit", device=3.5), "device '3.5'", "cannot be used here", "float"),
+    "a first device that is not there": (lambda: load("tiny-mmdit", device=99), "device '99'", "cannot be used here", ""),
     "a device that is none": (lambda: load("tiny-mmdit", device="gpu"), "device 'gpu'", "cannot be used here", "Expected one of cpu"),
     "a denoiser of a pipeline": (lambda: load_denoiser("nowhere"), "no model 'nowhere'", "neither", "known: "),
     "seeds for other prompts": (lambda: PIPELINE.generate([SOURCE, TARGET], seeds=[0, 1, 2]), "2 prompts", "3 seeds", "give one seed"),
     "a seed that is no whole number": (lambda: PIPELINE.generate(SOURCE, seeds=[1.5]), "seed 1.5", "does not fit", "whole number"),
     "no picture at once": (lambda: PIPELINE.generate(SOURCE, seeds=0, micro_batch=0), "micro_batch is 0", "at once", "at least one"),
-    "no row at once": (lambda: sample(PIPELINE, ROWS, micro_batch=0), "micro_batch 0", "guidance", "at least"),
-    "a guidance that is no number": (lambda: sample(PIPELINE, ROWS, guidance=float("nan")), "guidance nan", "give a", "finite"),
+    "no row at once": (lambda: sample(PIPELINE, ROWS, micro_batch=0), "micro_batch is 0", "one row", "at least"),
+    "several negative prompts": (
+        lambda: PIPELINE.generate("a red sign", seeds=0, guidance=3, negative=["a", "b"]), "a prompt is ['a', 'b']", "no text", "give one"),
+    "several negative prompts for rows": (
+        lambda: sample(PIPELINE, ROWS, guidance=3, negative=["a", "b"]), "a prompt is ['a', 'b']", "no text", "one negative prompt"),
+    "a prompt of two": (lambda: PIPELINE.generate([("a", "b")], seeds=0), "a prompt is ('a', 'b')", "no text", "give one"),
+    "a prompt without a list": (lambda: PIPELINE.encode("AB"), "prompts to encode are 'AB'", "give", "in a list"),
+    "no prompts": (lambda: PIPELINE.encode([]), "prompts to encode are []", "give", "in a list"),
+    "half a step": (lambda: PIPELINE.generate("a red sign", seeds=0, steps=2.5), "2.5 steps", "give", "whole number"),
+    "a guidance in words": (lambda: PIPELINE.generate("a red sign", seeds=0, guidance="3"), "guidance '3'", "give", "finite"),
+    "no seed": (lambda: PIPELINE.generate("a red sign", seeds=None), "seeds is None", "whole number", "a list"),
+    "half a picture at once": (lambda: PIPELINE.generate("a red sign", seeds=0, micro_batch=1.5), "micro_batch is 1.5", "make", "one"),
+    "half a pixel": (lambda: PIPELINE.at(32.5, 96), "32.5x96", "give", "1 or more"),
+    "a model's height in words": (lambda: Defaults("32", 96, 8, 1.0), "height is '32'", "give", "whole number"),
+    "a model's box of three": (lambda: Defaults(32, 96, 8, 1.0, (0, 1, 2)), "text_box is (0, 1, 2)", "give", "four"),
+    "a schedule of no steps": (lambda: Euler(num_train_timesteps="1000"), "num_train_timesteps is '1000'", "give", "100,000"),
+    "a shift of nothing": (lambda: FlowMatchEuler(shift=0), "shift is 0", "give", "positive"),    "a guidance that is no number": (lambda: sample(PIPELINE, ROWS, guidance=float("nan")), "guidance nan", "give a", "finite"),
     "an unconditional row": (
         lambda: sample(PIPELINE, [*ROWS, Row("none", None, branch="uncond")]), "row 'none'", "is unconditional", "guidance adds their twins"),
     "an empty negative prompt that nobody reads": (

@@ -147,3 +147,25 @@ def test_a_picture_is_its_prompt_and_seed():
     apart = [np.abs(np.asarray(x, int) - np.asarray(y, int)).max() for x, y in zip(again, (a, b, c, d))]
     assert max(apart) <= 1  # so many at once
     assert a.tobytes() == b.tobytes() != c.tobytes() and d.tobytes() != a.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_seed_is_one_noise(dtype):
+    """Whatever torch makes tensors of by default, dtype or device: the same float32 draws."""
+    pipeline = small_pipeline()
+    noise, before = pipeline.noise([0, 1]), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device("meta"):
+            assert torch.equal(pipeline.noise([0, 1]), noise)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_a_pipeline_of_another_size_is_another_pipeline():
+    """`at` shares the weights; what is put in its parts' place leaves the first pipeline as it was."""
+    pipeline = small_pipeline()
+    other = pipeline.at(64, 64)
+    assert other.denoiser is pipeline.denoiser
+    other.encoders = None
+    assert pipeline.encoders is not None

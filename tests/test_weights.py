@@ -210,6 +210,14 @@ DAMAGES = {
         edit_json("textpatch.json", height=...),
         "textpatch.json describes no model that can be built .*height",
     ),
+    "a height in words": (edit_json("textpatch.json", height="32"), "textpatch.json: height is '32' among"),
+    "a name mistyped": (edit_json("textpatch.json", heigth=32), "textpatch.json says 'heigth', which nothing reads; closest: height"),
+    "a schedule of words": (edit_json("scheduler/scheduler_config.json", shift="3"), "scheduler_config.json.* shift is '3'; give"),
+    "another model's schedule": (
+        edit_json("scheduler/scheduler_config.json", _class_name="DDIMScheduler", beta_schedule="scaled_linear", steps_offset=1,
+                  set_alpha_to_one=False, clip_sample=False),
+        "with the schedule DDIM; its denoiser is sampled by FlowMatchEuler",
+    ),
     "no VAE": (remove("textpatch.json"), "holds a StableDiffusion3Pipeline without a VAE, and no textpatch.json; fetch"),
     "no size": (
         lambda folder: (
@@ -222,6 +230,12 @@ DAMAGES = {
         "prediction is 'noise'",
     ),
 }
+
+
+def test_latents_without_a_vae_are_no_pixels(tmp_path):
+    """A model of four channels without a VAE is refused, defaults of its own or not: pixels have three."""
+    with pytest.raises(PatchError, match="a StableDiffusion3Pipeline of 4 latent channels without a VAE; fetch"):
+        load(save_small(tmp_path / "latent", small_pipeline(in_channels=4, out_channels=4)))
 
 
 @pytest.mark.parametrize("damage, says", DAMAGES.values(), ids=DAMAGES)
@@ -344,10 +358,22 @@ def test_words_that_do_not_fit_are_not_drawn(word):
         draw_sign(Sign(word), SignFormat(), random.Random(0))
 
 
-def test_an_unknown_style_is_named():
-    """A lettering style there is no font for is a PatchError with the closest."""
-    with pytest.raises(PatchError, match="no lettering style 'italics'; closest: italic"):
-        draw_sign(Sign("A", style="italics"), SignFormat(), random.Random(0))
+@pytest.mark.parametrize("what, value, says", [
+    ("colour", "grey", "green"), ("shape", "arrows", "arrow"), ("wall", "rred", "red"), ("pattern", "stripes", "striped"),
+    ("style", "italics", "italic")])  # fmt: skip
+def test_an_unknown_factor_is_named(what, value, says):
+    """A sign of a colour, shape, wall, pattern or style that nobody can draw is a PatchError with the closest."""
+    with pytest.raises(PatchError, match=f"signs have no {what} '{value}'; closest: {says}"):
+        Sign("A", **{what: value})
+
+
+@pytest.mark.parametrize("fmt, times", [(SignFormat(), 0), (SignFormat(), 3), (SignFormat(), 16), (SignFormat().enlarged(4), 4)])
+def test_signs_are_drawn_as_large_as_their_masks_allow(fmt, times):
+    """Letters are drawn 8 times as large and reduced, so that only 2, 4 and 8 times are exact; others are PatchErrors."""
+    for right in (2, 4, 8):
+        assert draw_sign(Sign("A"), SignFormat().enlarged(right), random.Random(0)).shape == (32 * right, 96 * right, 3)
+    with pytest.raises(PatchError, match=f"1, 2, 4 or 8 times as large, asked for {fmt.unit * times}; give one of these"):
+        fmt.enlarged(times)
 
 
 def test_without_fonts_drawing_says_what_to_install(monkeypatch):

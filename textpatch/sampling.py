@@ -5,7 +5,6 @@ No cache and no second run: a donor's text K and V are in the same batch as thei
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Callable, Sequence
 
@@ -68,9 +67,9 @@ def sample_latents(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
     """`sample` without its pictures, for `decoded` to make elsewhere, or later.   Raises PatchError as `sample` does."""
     rows = tuple(rows)
     steps, guidance = pipeline.defaults.run(steps, guidance)
-    _require_rows(rows)
-    if not math.isfinite(guidance) or micro_batch < 1:
-        raise PatchError(f"guidance {guidance}, micro_batch {micro_batch}; give a finite guidance, and one row at least")
+    _require_rows(rows, negative)
+    if micro_batch < 1:
+        raise PatchError(f"micro_batch is {micro_batch}; give one row at least")
     branches = 1 if guidance == 1 else 2
     if negative is not None and branches == 1:
         raise PatchError(f"negative prompt {negative!r} has no effect at guidance 1; leave one of them out")
@@ -90,7 +89,10 @@ def decoded(pipeline, latents: dict[str, Tensor]) -> dict[str, Image.Image]:
     return {name: pipeline.decode(one[None])[0] for name, one in latents.items()}
 
 
-def _require_rows(rows: Sequence[Row]) -> None:
+def _require_rows(rows: Sequence[Row], negative: str | None) -> None:
+    for prompt in (negative, *(prompt for row in rows for prompt in (row.prompt, row.pooled))):
+        if prompt is not None and not isinstance(prompt, str):
+            raise PatchError(f"a prompt is {prompt!r}, no text; give each row one, and one negative prompt for all")
     names = [row.name for row in rows]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated or not rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from transformers import (
 
 from textpatch.errors import PatchError, WeightsError, closest
 from textpatch.reference_models.pipeline import Defaults, LatentPixels, Pipeline, pixels
+from textpatch.reference_models.schedules import DDPM, FlowMatchEuler, ScaledLinear, Schedule
 from textpatch.reference_models.text_encoders import (
     CLIP_LENGTH, IFTextEncoder, SD3TextEncoders, SDXLTextEncoders, tokenize,
 )  # fmt: skip
 from textpatch.reference_models.vae import VAE
-from textpatch.weights.files import INDEX, cached_snapshot, open_tensors, read_config
+from textpatch.weights.files import INDEX, cached_snapshot, open_tensors, read_config, read_json
 from textpatch.weights.fill import Part, fill
 from textpatch.weights.layouts import CLIP, T5
 from textpatch.weights.published import DENOISERS, localized_sites
@@ -40,6 +42,9 @@ T5_SIZES = (
     "vocab_size d_model d_kv d_ff num_layers num_heads relative_attention_num_buckets "
     "relative_attention_max_distance layer_norm_epsilon feed_forward_proj pad_token_id eos_token_id"
 ).split()
+TOKENIZERS = "tokenizer", "tokenizer_2", "tokenizer_3"
+PIXEL_CHANNELS = 3
+DTYPES = torch.float32, torch.float16, torch.bfloat16, torch.float64
 TIED_T5 = ["encoder.embed_tokens.weight"]  # another name of `shared.weight`, left out of published files
 
 
@@ -61,10 +66,20 @@ def load(where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = N
     if source.pipeline not in PIPELINES:
         raise WeightsError(f"{path} holds a {source.pipeline}; known: {', '.join(PIPELINES)}")
     build = Builder(source, device, dtype)
-    encoders, denoiser = PIPELINES[source.pipeline](build)
-    parts = encoders, denoiser, source.schedule(), build.decoder()
-    defaults = _written_defaults(path) or _published_defaults(path, source.pipeline, denoiser, parts[-1])
-    return Pipeline(*parts, defaults, name=source.name).eval().requires_grad_(False)
+    make, schedules = PIPELINES[source.pipeline]
+    (encoders, denoiser), schedule, decoder = make(build), source.schedule(), build.decoder()
+    _require_fit(path, source.pipeline, denoiser, schedule, decoder, schedules)
+    defaults = _written_defaults(path) or _published_defaults(path, source.pipeline, denoiser, decoder)
+    return Pipeline(encoders, denoiser, schedule, decoder, defaults, name=source.name).eval().requires_grad_(False)
+
+
+def _require_fit(path: Path, pipeline: str, denoiser: nn.Module, schedule: Schedule, decoder, schedules: type[Schedule]) -> None:
+    if not isinstance(schedule, schedules):
+        raise WeightsError(f"{path} holds a {pipeline} with the schedule {type(schedule).__name__}; its denoiser is sampled by "
+                           f"{schedules.__name__}: give it that scheduler_config.json")  # fmt: skip
+    channels = getattr(denoiser.config, "latent_channels", denoiser.config.in_channels)
+    if decoder is pixels and channels != PIXEL_CHANNELS:
+        raise WeightsError(f"{path} holds a {pipeline} of {channels} latent channels without a VAE; fetch the folder 'vae', too")
 
 
 def load_denoiser(where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = None) -> nn.Module:
@@ -91,13 +106,14 @@ def outline(where: str | os.PathLike) -> nn.Module:
 def _usable(device, dtype) -> tuple[torch.device, torch.dtype]:
     """The device and dtype asked for, once a number has been there and back, which meta, without memory, cannot do."""
     dtype = torch.float32 if dtype is None else dtype
-    if not isinstance(dtype, torch.dtype):
-        raise PatchError(f"dtype is {dtype!r}, no torch dtype; give one, such as torch.float16")
+    if dtype not in DTYPES:
+        raise PatchError(f"dtype is {dtype!r}, and models run in {', '.join(map(str, DTYPES))}; give one of these")
     try:
-        torch.zeros(1, device=device or "cpu").tolist()
-    except (RuntimeError, AssertionError) as error:
+        tried = torch.zeros(1, device="cpu" if device is None else device)
+        tried.tolist()
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise PatchError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return torch.device(device or "cpu"), dtype
+    return tried.device, dtype
 
 
 def _outlined(path: Path) -> tuple[nn.Module, Part]:
@@ -206,10 +222,10 @@ def _deepfloyd_if(build: Builder):
 
 
 PIPELINES = {
-    "StableDiffusionXLPipeline": _sdxl,
-    "StableDiffusion3Pipeline": _sd3,
-    "IFPipeline": _deepfloyd_if,
-    "IFSuperResolutionPipeline": _deepfloyd_if,
+    "StableDiffusionXLPipeline": (_sdxl, ScaledLinear),
+    "StableDiffusion3Pipeline": (_sd3, FlowMatchEuler),
+    "IFPipeline": (_deepfloyd_if, DDPM),
+    "IFSuperResolutionPipeline": (_deepfloyd_if, DDPM),
 }
 # Steps and guidance of the published pipelines.
 USUAL = {
@@ -223,7 +239,11 @@ USUAL = {
 def _written_defaults(path: Path) -> Defaults | None:
     if not (path / "textpatch.json").exists():
         return None
-    body = read_config(path, {f.name for f in fields(Defaults)}, "textpatch.json")
+    names = [f.name for f in fields(Defaults)]
+    unknown = sorted(read_json(path, "textpatch.json").keys() - {*names, "trained"})
+    if unknown:
+        raise WeightsError(f"{path / 'textpatch.json'} says {unknown[0]!r}, which nothing reads{closest(unknown[0], names)}")
+    body = read_config(path, names, "textpatch.json")
     with explained(path / "textpatch.json"):
         return Defaults(**body)
 
@@ -235,7 +255,7 @@ def _published_defaults(path: Path, pipeline: str, denoiser: nn.Module, decoder)
             f"{path} has sample_size {side!r} in its denoiser's config.json, and no textpatch.json; "
             "write there the side of its latents, a whole number"
         )
-    if decoder is pixels and PIPELINES[pipeline] is not _deepfloyd_if:
+    if decoder is pixels and PIPELINES[pipeline][0] is not _deepfloyd_if:
         raise WeightsError(f"{path} holds a {pipeline} without a VAE, and no textpatch.json; fetch the folder 'vae', too")
     if pipeline == "StableDiffusionXLPipeline":
         pixels_per_side = side * decoder.vae.config.downsampling
@@ -246,25 +266,35 @@ def _published_defaults(path: Path, pipeline: str, denoiser: nn.Module, decoder)
 def fingerprint(where: str | os.PathLike) -> str:
     """sha256 over the names and contents of a model's files, for manifests.
 
-    All of a folder; with a file the shards that it names and the tokenizers beside it.  Raises WeightsError as `load` does.
+    All of a folder; with a file the shards that it names, and the tokenizers beside it or in the cache.  Raises WeightsError
+    as `load` does.
     """
     path, digest = find(where), hashlib.sha256()
-    home, files = (path, _files(path)) if path.is_dir() else (path.parent, [path, *_beside(path)])
-    for file in files:
-        name = "." if file == path else file.relative_to(home)
+    named = {file: file.relative_to(path) for file in _files(path)} if path.is_dir() else {path: "."} | _beside(path)
+    for file, name in named.items():
         digest.update(f"{name}\0".encode() + _digest(file))
     return digest.hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    """All files in a folder, those of linked folders too, but for a link to a folder that it lies in."""
+    found = []
+    for where, folders, names in os.walk(folder, followlinks=True):
+        above = {os.path.realpath(parent) for parent in Path(where).parents}
+        folders[:] = [name for name in folders if os.path.realpath(Path(where, name)) not in above | {os.path.realpath(where)}]
+        found += [path for path in (Path(where, name) for name in names) if path.is_file()]
+    return sorted(found)
 
 
-def _beside(path: Path) -> list[Path]:
-    """What `load` reads beside a file: the shards that an index names, and tokenizers."""
-    tokenizers = [file for folder in sorted(path.parent.glob("tokenizer*")) for file in _files(folder)]
+def _beside(path: Path) -> dict[Path, Path]:
+    """What `load` reads beside a file, by name: the shards that an index names, and tokenizers."""
     shards = open_tensors(path).files if INDEX.fullmatch(path.name) else ()
-    return sorted({*shards} - {path}) + tokenizers
+    named = {file: file.relative_to(path.parent) for file in sorted({*shards} - {path})}
+    folders = {folder.name: folder for folder in sorted(path.parent.glob("tokenizer*"))}
+    with suppress(WeightsError):  # of a bare denoiser, or not in the cache, nothing is read
+        source = File(path)
+        folders |= {name: source.tokenizer(name) for name in TOKENIZERS if name not in folders}
+    return named | {file: Path(name) / file.relative_to(folder) for name, folder in folders.items() for file in _files(folder)}
 
 
 def _digest(file: Path) -> bytes:
