@@ -1,5 +1,6 @@
 """A localisation divided among processes, interrupted or resumed is the same localisation."""
 
+import contextvars
 import hashlib
 import itertools
 import json
@@ -11,14 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from small import PROMPTS, save_small, small_pipeline
 from sweeps import fork, waited
 from test_prompts import write
 
-from textpatch import cli, localize, trials
+from textpatch import HookRegistry, cli, localize, trials
 from textpatch.errors import PatchError, Unfinished
 from textpatch.interrupts import finishing
 from textpatch.metrics import Tesseract
+from textpatch.reference_models.pipeline import pixels
 from textpatch.store import Run, read_json
 from textpatch.weights.prompts import sign_pairs
 
@@ -220,6 +223,39 @@ def test_pictures_are_decoded_and_read_while_others_are_generated(model, whole, 
     monkeypatch.setattr("textpatch.trials.sample_latents", telling)
     monkeypatch.setattr(owner, name, patient)
     assert plain(localized(model, tmp_path, ocr=reader)) == whole and patient.saw == [saw]
+
+
+class Drawing(torch.nn.Module):
+    """A decoder with a weight that wants a gradient, which works in place, and notes the state and the thread it works in."""
+
+    def __init__(self):
+        super().__init__()
+        self.middle, self.seen = torch.nn.Linear(1, 1), set()
+
+    def forward(self, latents):
+        cast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+        self.seen.add((SCALE.get(), cast, torch.is_inference_mode_enabled(), threading.current_thread() is threading.main_thread()))
+        self.middle(torch.zeros(1))
+        return pixels(latents.clamp_(-1, 1) * self.middle.weight.abs() / self.middle.weight.abs())
+
+
+SCALE = contextvars.ContextVar("scale", default=1)
+
+
+def test_pictures_are_decoded_as_where_they_were_asked_for(tmp_path):
+    """In another thread, with this one's context variables, autocast and inference mode; a decoder with somebody's hooks
+    in this one, where they are seen."""
+    model = small_pipeline()
+    model.decoder, seen = Drawing(), []
+    here = contextvars.copy_context()
+    here.run(SCALE.set, 2)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        here.run(localized, model, tmp_path / "plain")
+    assert model.decoder.seen == {(2, (True, torch.bfloat16), True, False)}
+    model.decoder.seen.clear()
+    with HookRegistry(model, ["decoder.middle"]).observe(lambda name, output: seen.append(name)):
+        localized(model, tmp_path / "hooked")
+    assert seen and {elsewhere for *_, elsewhere in model.decoder.seen} == {True}
 
 
 def test_an_interrupt_waits_for_the_block_and_no_longer():

@@ -5,12 +5,14 @@ No cache and no second run: a donor's text K and V are in the same batch as thei
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Callable, Sequence
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from textpatch.bank import Texts, encode, spelled_out
 from textpatch.errors import PatchError
@@ -87,6 +89,26 @@ def sample_latents(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
 def decoded(pipeline, latents: dict[str, Tensor]) -> dict[str, Image.Image]:
     """The pictures of latents (C, H, W), one at a time, by the same names.   Raises PatchError for NaN and infinity."""
     return {name: pipeline.decode(one[None])[0] for name, one in latents.items()}
+
+
+def decoding(pipeline, latents: dict[str, Tensor]) -> Callable[[], dict[str, Image.Image]]:
+    """`decoded` for another thread to do, as this one would: with its autocast, inference mode and context variables.
+
+    Where somebody hooked the decoder, or took over a forward in it as offloading does, it is done here and now: hooks act
+    in the thread that set them, and what they move must not move under a denoiser that runs.
+    """
+    act, decoder, kind = partial(decoded, pipeline, latents), pipeline.decoder, pipeline.device.type
+    parts = decoder.modules() if isinstance(decoder, nn.Module) else ()
+    if any(part._forward_pre_hooks or part._forward_hooks or "forward" in vars(part) for part in parts):
+        return partial(dict, act())
+    here, inference = copy_context(), torch.is_inference_mode_enabled()
+    cast = dict(dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
+
+    def elsewhere() -> dict[str, Image.Image]:
+        with torch.inference_mode(inference), torch.no_grad(), torch.autocast(kind, **cast):
+            return act()
+
+    return partial(here.run, elsewhere)
 
 
 def _require_rows(rows: Sequence[Row], negative: str | None) -> None:

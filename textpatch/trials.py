@@ -30,7 +30,7 @@ from textpatch.metrics.image import WINDOW
 from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.pictures import open_picture
 from textpatch.plan import Plan, Row, Swap
-from textpatch.sampling import decoded, sample_latents
+from textpatch.sampling import decoding, sample_latents
 from textpatch.search import Group, interval
 from textpatch.sizes import picture_size
 
@@ -214,7 +214,8 @@ class Trials:
             latents = sample_latents(self.pipeline, rows, plan, steps=self.steps, guidance=self.guidance,
                                      micro_batch=self.micro_batch).latents  # fmt: skip
             fresh = {name: one for name, one in latents.items() if name not in before}
-            scored = reader.submit(lambda: self.scored(decoded(self.pipeline, fresh), index, before.get(SOURCE)))
+            pictures = decoding(self.pipeline, fresh)
+            scored = reader.submit(lambda: self.scored(pictures(), index, before.get(SOURCE)))
 
         def keep() -> None:
             generations = sum(row.sampled for row in rows)
