@@ -166,7 +166,7 @@ def test_the_growth_is_drawn():
     drawn = section(a_result() | {"set": a_set()}, "How the search went")
     dots = heights(drawn)
     assert [(dots[0] - dot) / (dots[0] - dots[2]) for dot in dots] == pytest.approx([0, 0.5, 1, 0.25])
-    assert "+ site 0 (refused)" in drawn.text and "no swap" in drawn.text and "0.25 [0.15, 0.25]" in drawn.text
+    assert "+ site 0 (refused, at most)" in drawn.text and "no swap" in drawn.text and "0.25 [0.15, 0.25]" in drawn.text
 
 
 def test_what_was_not_looked_at_is_said():
@@ -261,6 +261,38 @@ def test_the_answer_names_a_set_that_carries_the_word(score, said):
     answer = result_.answer(result | {"set": {"sites": [0, 1], "score": f1, "steps": steps}})
     assert answer.startswith(said) and "he best is site 1" in answer
     assert result_.credited(result | {"set": {"sites": [0, 1], "score": f1, "steps": steps}}) == ([0, 1] if score > 0.5 else [1])
+
+
+def test_a_site_is_credited_for_what_the_source_lacks():
+    """Half of the way is from the source run's exact matches to the target's: without a way there is no answer."""
+    for source, said in ((0.9, "No answer."), (0.75, "No single site"), (0.5, "Site 2")):
+        result = a_result()
+        result["baselines"]["source"] = scores(source)
+        assert result_.answer(result).startswith(said)
+
+
+def test_runs_seen_on_fewer_pairs_say_so():
+    """After a screening the two runs are of fewer pictures than the site measured: each number says of how many; and a
+    target run that is never read in these few takes nothing from a site that is read in all."""
+    result = a_result((0.0, 0.1, 0.8))
+    for run, n in (("source", 4), ("target", 1)):
+        result["baselines"][run]["n"] = n
+    said = result_.answer(result)
+    assert "80 % [75, 85] over 32 pictures; the whole target run reaches 90 % [85, 95] over 1 picture," in said
+    assert "without a swap - % over 4 pictures." in said or "without a swap 0 %" in said and "over 4 pictures." in said
+    result["baselines"]["target"] = scores(0.0) | {"n": 1}
+    assert result_.answer(result).startswith("Site 2")
+    assert [line.split()[-1] for line in result_.table(result).splitlines()[2:]] == ["4", "1", "32", "32", "32"]
+
+
+def test_a_site_that_joined_keeps_what_left_it_out():
+    """In the set, and alone screened out: by what, with which score, on how many pairs; set stands in place of its rank."""
+    result = a_result()
+    result["sites"][1]["status"] = {"state": "joined", "by": "contribution", "pairs": 4, "value": 0.1, "low": 0.0, "high": 0.2}
+    found = section(result, "The evidence: all sites").text
+    assert "joined the set, alone screened out by contribution: 0.10 [0.00, 0.20] on 4 pairs" in found
+    assert [line.split()[0] for line in result_.table(result).splitlines() if "blocks.1.attn" in line] == ["set"]
+    assert "Screened out by their contribution on 4 pairs: site 1." in result_.answer(result)
 
 
 def test_one_pair_has_no_interval():

@@ -38,6 +38,14 @@ def require_apart(pair: Pair) -> None:
         raise PromptError(f"source and target are both {pair.source!r}, so no swap does anything; give prompts that differ")
 
 
+def require_other_text(pair: Pair) -> None:
+    """Raise PromptError for a target that would have in its picture what the source has: no reading could tell them apart."""
+    source, target = pair.words
+    if source == target:
+        raise PromptError(f"source and target both have the {pair.what} {source!r}, so no reading tells which of them a swap "
+                          "made; give pairs that differ in it")  # fmt: skip
+
+
 def quoted_texts(prompt: str) -> list[str]:
     """What stands between the double quotes of a prompt.  Raises PromptError for no text, or a quote left open."""
     _, *parts = prompt.split('"')

@@ -189,8 +189,9 @@ def _figures(scores) -> list[str]:
 def _status(site: dict) -> str:
     status = site.get("status", {})
     if not is_out(site):
-        return {"joined": "joined the set"}.get(status.get("state"), "measured")
-    return safe(f"screened out by {status['by']}: {span_of({'score': status}, 'score')} on {status['pairs']} pairs")
+        return "measured"
+    how = "joined the set, alone screened out" if status["state"] == "joined" else "screened out"
+    return safe(f"{how} by {status['by']}: {span_of({'score': status}, 'score')} on {status['pairs']} pairs")
 
 
 def _search(result) -> str:
@@ -229,7 +230,7 @@ def _left_out(result) -> str:
 
 def _growth(result, steps) -> str:
     before = result["baselines"]["source"]["f1_target"]
-    labels = ["no swap", *(f"+ {listed(step['added'])}" + ("" if step["kept"] else " (refused)") for step in steps)]
+    labels = ["no swap", *(f"+ {listed(step['added'])}" + ("" if step["kept"] else f" (refused{', at most' if at_most(step) else ''})") for step in steps)]
     scores = [before, *(step["score"] for step in steps)]
     return curve(labels, {"F1 towards the target": scores}, "sites swapped together")
 

@@ -18,19 +18,20 @@ _NEEDED = ("model", "pairs", "seeds", "steps", "guidance", "start", "branch", "b
 _COLUMNS = (
     ("rank", 4),
     ("site", 4),
-    ("name", 30),
+    ("name", 24),
     ("exact target", 12),
     ("F1 target [low, high]", 21),
     ("F1 source", 9),
     ("bg SSIM", 7),
+    ("n", 4),
 )
 
 
 def answer(result: dict) -> str:
     """Say which site carries the word, with its numbers; or, honestly, that no single site does.
 
-    A site carries the word if its exact match to the target is at least half of the whole target run's; the sites of a
-    set, if with them the F1 comes half of the way there.
+    A site carries the word if its exact match to the target comes half of the way from the source run's to the whole target
+    run's; the sites of a set, if with them the F1 does.  After a screening the two runs may have been seen on fewer pairs.
     Raises PatchError if `result` is no result.
     """
     return " ".join([*verdict(result), *search(result), *further(result)])
@@ -41,11 +42,16 @@ def table(result: dict) -> str:
     ranked = enumerate(ranked_sites(result), 1)
     rows = [("", "", label, *_cells(result["baselines"][run])) for run, label in RUNS]
     rows += [
-        ("out" if is_out(site) else str(rank), str(site["site"]), _name(site["name"], 30), *_cells(site))
+        (_place(site, rank), str(site["site"]), _name(site["name"], 24), *_cells(site))
         for rank, site in ranked
     ]
     rules = ["-" * width for _, width in _COLUMNS]
     return "\n".join(_line(row) for row in ([title for title, _ in _COLUMNS], rules, *rows))
+
+
+def _place(site: dict, rank: int) -> str:
+    """Its rank, where all pairs say so; else out, or set where it is in that all the same."""
+    return {"screened out": "out", "joined": "set"}.get(site.get("status", {}).get("state"), str(rank))
 
 
 def _line(cells) -> str:
@@ -58,7 +64,7 @@ def _line(cells) -> str:
 
 def _cells(scores: dict) -> tuple[str, ...]:
     exact, source, ssim = (decimal(value_of(scores, name)) for name in ("exact_target", "f1_source", "ssim"))
-    return exact, span_of(scores, "f1_target"), source, ssim
+    return exact, span_of(scores, "f1_target"), source, ssim, str(scores.get("n", "-"))
 
 
 def _name(name, width: int) -> str:
@@ -76,14 +82,14 @@ def verdict(result: dict) -> tuple[str, str]:
     what, (best, *others) = what_of(result), ranked_sites(result)
     source, target = (result["baselines"][run] for run, _ in RUNS)
     name = f"site {best['site']} ({plain(best['name'])})"
-    if not (whole := value_of(target, "exact_target")):
+    if _most(result) <= _exact(source):
         return "No answer.", (
-            f"In the whole target run its {what} is never read, so no site can be credited: look at the model's "
-            "plain pictures and check what reads them."
+            f"In the whole target run its {what} is read in {percent_of(target)} of the pictures, in the source run without a swap in "
+            f"{percent_of(source)}, so no site can be credited: look at the model's plain pictures and check what reads them."
         )
     reach = (
-        f"exact match to the target is {percent_of(best)} over {best.get('n', '?')} picture{'s' * (best.get('n') != 1)}; the whole "
-        f"target run reaches {percent_of(target)}, the source run without a swap {percent_of(source)}."
+        f"exact match to the target is {percent_of(best)} over {_pictures(best)}; the whole target run reaches "
+        f"{percent_of(target)}{_over(target, best)}, the source run without a swap {percent_of(source)}{_over(source, best)}."
     )
     if _spread(result):
         if together := _together(result):
@@ -103,9 +109,27 @@ def credited(result: dict) -> list:
 
 
 def _spread(result: dict) -> bool:
-    """Whether the best site comes less than half of the way to the exact matches of the whole target run."""
-    best, whole = ranked_sites(result)[0], value_of(result["baselines"]["target"], "exact_target")
-    return (value_of(best, "exact_target") or 0) < 0.5 * (whole or 0)
+    """Whether the best site comes less than half of the way from the source run's exact matches to the target run's."""
+    best, source = _exact(ranked_sites(result)[0]), _exact(result["baselines"]["source"])
+    return best - source < 0.5 * (_most(result) - source)
+
+
+def _most(result: dict) -> float:
+    """Exact matches of the whole target run, or of the best site, which may have been seen on more pairs."""
+    return max(_exact(result["baselines"]["target"]), _exact(ranked_sites(result)[0]))
+
+
+def _exact(scores: dict) -> float:
+    return value_of(scores, "exact_target") or 0.0
+
+
+def _pictures(scores: dict) -> str:
+    return f"{scores.get('n', '?')} picture{'s' * (scores.get('n') != 1)}"
+
+
+def _over(scores: dict, other: dict) -> str:
+    """On how many pictures, where that is not what was just said of others."""
+    return "" if scores.get("n") == other.get("n") else f" over {_pictures(scores)}"
 
 
 def _together(result: dict) -> str:
@@ -113,10 +137,12 @@ def _together(result: dict) -> str:
     grown = result.get("set") or {"sites": []}
     if len(grown["sites"]) < 2:
         return ""
-    source, target = (value_of(result["baselines"][run], "f1_target") for run, _ in RUNS)
-    if grown["score"]["value"] - source < 0.5 * (target - source):
+    runs, all_ = [result["baselines"][run] for run, _ in RUNS], {"n": result["pairs"] * len(result["seeds"])}
+    source, target = (value_of(run, "f1_target") for run in runs)
+    if not 0 < 0.5 * (target - source) <= grown["score"]["value"] - source:
         return ""
-    return f"{span_of(grown, 'score')} with them, {target:.2f} in the whole target run, {source:.2f} without a swap"
+    without, whole = (f"{value_of(run, 'f1_target'):.2f}{_over(run, all_)}" for run in runs)
+    return f"{span_of(grown, 'score')} with them, {whole} in the whole target run, {without} without a swap"
 
 
 def _rivals(best: dict, others: list[dict]) -> str:
@@ -177,8 +203,8 @@ def _screened(result: dict) -> list[str]:
 
 
 def is_out(site: dict) -> bool:
-    """Whether a site was screened out: scored on some pairs alone, or not at all."""
-    return site.get("status", {}).get("state") == "screened out"
+    """Whether a site was screened out alone, scored on some pairs or not at all; it may have joined the set all the same."""
+    return site.get("status", {}).get("state") in ("screened out", "joined")
 
 
 def listed(sites) -> str:

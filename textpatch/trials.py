@@ -37,7 +37,7 @@ from textpatch.sizes import picture_size
 
 def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int, start: int = 0) -> list[Pair]:
     """Prompt pairs, once all that can be wrong with a run of them is known to be right; nothing is generated."""
-    pairs = [_pair(pair) for pair in pairs]
+    pairs, seeds = [_pair(pair) for pair in pairs], seeds if isinstance(seeds, Integral) else list(seeds)
     if isinstance(seeds, Integral):
         raise PatchError(f"seeds is {seeds}; give several or one in a list: [{seeds}]")
     if not pairs or not seeds or not 0 <= start < steps:
@@ -129,7 +129,8 @@ class Trials:
     def __init__(self, pipeline, pairs: Sequence, *, seeds: Sequence[int] = (0,), steps: int | None = None,
                  guidance: float | None = None, start: int = 0, branch: str = "both", ocr=None, run=None,
                  micro_batch: int = 64):  # fmt: skip
-        self.pipeline, self.seeds, self.start, self.branch = pipeline, seeds, start, branch
+        self.pipeline, self.start, self.branch = pipeline, start, branch
+        self.seeds = seeds if isinstance(seeds, Integral) else [int(seed) for seed in seeds]
         self.steps, self.guidance = pipeline.defaults.run(steps, guidance)
         self.pairs = checked_pairs(pipeline, pairs, seeds=seeds, steps=self.steps, start=start)
         if isinstance(run, (str, os.PathLike)):
