@@ -335,6 +335,41 @@ def gradients(run, net, backward=lambda loss: loss.backward(), inside=True) -> l
     return [registry.calls["0"], *(p.grad.clone() for p in net.parameters())]
 
 
+class Read(nn.Module):
+    """Two heads' keys and values of some words, and a number of them in which each has a part."""
+
+    def __init__(self):
+        super().__init__()
+        self.k, self.v = nn.Linear(3, 4), nn.Linear(3, 4)
+
+    def forward(self, words):
+        return (self.k(words).sin() * self.v(words)).sum(dim=1)
+
+
+READ = [Site(0, "", "cross", 2, 2, 0, taps=(Tap("k"), Tap("v")))]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_step_is_repeated_as_itself(reentrant):
+    """A cache of two steps, one call and its backward pass in the block: gradients with and without checkpointing agree;
+    of two calls nobody knows which is repeated, and it is refused."""
+    net, words = Read(), torch.linspace(-1, 2, 24).view(2, 4, 3).requires_grad_()
+    again = partial(checkpoint, net, use_reentrant=reentrant)
+    with torch.no_grad(), capture(net, READ, rows=["a", "b"]) as cache:
+        net(words), net(3 * words)
+
+    def gradient(call, calls: int = 1) -> torch.Tensor:
+        net.zero_grad()
+        with patch(net, cache, READ, rows=["b", None]):
+            sum(call(words).square().sum() for _ in range(calls)).backward()
+        return torch.cat([p.grad.flatten() for p in net.parameters()])
+
+    expected = gradient(net)
+    assert torch.allclose(gradient(again), expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+    with pytest.raises(PatchError, match="runs again in a backward pass, as checkpointing does, after 2 calls"):
+        gradient(again, calls=2)
+
+
 def test_checkpointed_blocks_recompute_under_the_patch():
     """Gradients with and without checkpointing agree (1e-6) if backward runs in the block, by its thread; else not."""
     net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))

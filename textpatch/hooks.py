@@ -10,7 +10,8 @@ What else may happen to a model while a block is open (tests/test_hooks_stress.p
     deepcopy        and pickle are refused: nobody would ever remove the copy's hooks.  state_dict and .to are as ever
     threads, tasks  one sees the blocks it opened; a task also those open where it was made; a new thread none
     DataParallel    replicas run in threads of their own, with no block open: plain outputs, an error on leaving
-    checkpointing   the forward is run again under the patch if .backward() is called in the block, by its thread.
+    checkpointing   the forward is run again under the patch if .backward() is called in the block, by its thread: for
+                    `capture` and `patch` as the same step, which must be the block's only one.
                     After the block it is not patched, and the gradients are wrong without a word
     offloading      and FSDP keep the modules and call them: hooks act
     CUDA autograd   runs backward in threads of its own: with checkpointing, swap by slots, not by hooks

@@ -281,7 +281,14 @@ def _require_distinct(labels: list) -> None:
 
 
 def _next(counter: Counter, name: str) -> int:
-    counter[name] += 1
+    """The step of a call: one later than the last, or that same one where checkpointing repeats it in a backward pass."""
+    if torch._C._current_graph_task_id() < 0:  # no backward pass is under way; torch's checkpointing asks the same
+        counter[name] += 1
+    elif counter[name] != 1:
+        raise PatchError(
+            f"module {name!r} runs again in a backward pass, as checkpointing does, after {counter[name]} calls, and which "
+            "of these it repeats is not known; open a block for each call, with its backward pass inside"
+        )
     return counter[name] - 1
 
 
