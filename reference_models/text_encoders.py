@@ -7,6 +7,7 @@ B prompts, T tokens, C width of the text tokens, P width of the pooled vector
 
 from __future__ import annotations
 
+import threading
 from typing import Sequence
 
 import torch
@@ -29,6 +30,8 @@ CLIP_LENGTH, T5_LENGTH, IF_LENGTH = 77, 256, 77
 # Characters: 16 for each of T5's tokens.  Tokenizers may take quadratic time, ours of tiny-if .06 s for 4,000
 # letters without a blank and an hour for a million.
 LONGEST = 4096
+# A fast tokenizer keeps between calls whether it pads: of 120 prompts read by three threads two came without padding.
+ONE_AT_A_TIME = threading.Lock()
 
 
 class SDXLTextEncoders(nn.Module):
@@ -149,14 +152,15 @@ def tokenize(
         raise PatchError(f"{len(tokenizers)} tokenizers for {len(limits)} text encoders; give one each")
     prompts = _texts(prompts)
     lengths = [min(tokenizer.model_max_length, limit) for tokenizer, limit in zip(tokenizers, limits)]
-    for prompt in prompts:
-        _require_text(prompt)
-        _require_readable(prompt, tokenizers, lengths)
-    return [
-        tokenizer(prompts, padding="max_length", truncation=True, max_length=length,
-                  return_attention_mask=True, return_tensors="pt")
-        for tokenizer, length in zip(tokenizers, lengths)
-    ]  # fmt: skip
+    with ONE_AT_A_TIME:
+        for prompt in prompts:
+            _require_text(prompt)
+            _require_readable(prompt, tokenizers, lengths)
+        return [
+            tokenizer(prompts, padding="max_length", truncation=True, max_length=length,
+                      return_attention_mask=True, return_tensors="pt")
+            for tokenizer, length in zip(tokenizers, lengths)
+        ]  # fmt: skip
 
 
 def _read_clip(clip: CLIPTextModel | CLIPTextModelWithProjection, tokens: BatchEncoding) -> ModelOutput:

@@ -1,11 +1,15 @@
 """The text encoders are the published pipelines': same modules in, same tokens and pooled vectors out."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from small import PROMPTS, relative, small_encoders
 
+from textpatch import load
 from textpatch.errors import PatchError, PromptError
-from textpatch.reference_models.text_encoders import IFTextEncoder, SD3TextEncoders, SDXLTextEncoders
+from textpatch.reference_models.text_encoders import IFTextEncoder, SD3TextEncoders, SDXLTextEncoders, tokenize
 
 WRITTEN = ["", *PROMPTS, "a red sign"]
 # IF lower-cases, and this vocabulary has no small letters to spell a quoted word with
@@ -190,3 +194,29 @@ def test_module_names_are_the_published_folders(published, family, names):
     """A state dict splits into the published components."""
     encode = FAMILIES[family](getattr(published, family)())
     assert sorted({key.split(".")[0] for key in encode.state_dict()}) == names
+
+
+class Overheard:
+    """A tokenizer that takes its time, and notes how many calls of it are under way."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.under_way, self.most = tokenizer, 0, 0
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, *prompts, **options):
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        time.sleep(0.005)
+        made = self.tokenizer(*prompts, **options)
+        self.under_way -= 1
+        return made
+
+
+def test_threads_tokenize_one_after_another():
+    """A fast tokenizer remembers between calls whether it pads, so that two at once may read without padding: never are."""
+    tokenizer = Overheard(load("tiny-if").encoders.tokenizers[0])
+    with ThreadPoolExecutor(3) as threads:
+        made = list(threads.map(lambda _: tokenize(["a red sign"], [tokenizer], [77]), range(6)))
+    assert tokenizer.most == 1 and all(torch.equal(one[0].input_ids, made[0][0].input_ids) for one in made)
