@@ -40,6 +40,8 @@ COLUMNS = ["model", "steps", "guidance", "scene", "mode", "sets", "pairs", "same
 def searches(pipeline, mode: str, sets: list[list], first: int, runs: Path | None, **options) -> tuple[list[dict], float]:
     """The result of a mode on each set of pairs, and the seconds of all."""
     began, results = time.perf_counter(), []
+    if mode == "exhaustive":
+        options.pop("keep", None)
     options |= dict(mode=mode, first=None if mode == "exhaustive" else first)
     for pairs in sets:
         asked = {"model": pipeline.name, "pairs": pairs, **{name: x for name, x in options.items() if name != "ocr"}}
@@ -80,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sets", type=int, default=5, help="disjoint sets of test pairs (5)")
     parser.add_argument("--pairs", type=int, default=48, help="pairs in each (48)")
     parser.add_argument("--first", type=int, default=FIRST, help=f"pairs that a screening begins with ({FIRST})")
+    parser.add_argument("--keep", type=int, help="sites that a screening keeps (those that it cannot leave out)")
     parser.add_argument("--scenes", nargs="+", choices=["same", "other"], default=["same", "other"],
                         help="whether the target differs in its word alone (both)")  # fmt: skip
     parser.add_argument("--steps", type=int, help="denoising steps (the model's own)")
@@ -93,11 +96,13 @@ def main(argv: list[str] | None = None) -> None:
         for scene in options.scenes:
             sets, truth = disjoint(options.sets, options.pairs, scene == "same"), None
             for mode in MODES:
+                keep = {} if options.keep is None else {"keep": options.keep}
                 results, seconds = searches(pipeline, mode, sets, options.first, options.runs, steps=options.steps,
-                                            guidance=options.guidance, ocr=ocr)  # fmt: skip
+                                            guidance=options.guidance, ocr=ocr, **keep)  # fmt: skip
                 truth = truth or results
                 static = prompt_settles_text(pipeline.denoiser)
-                table.add(model=name, scene=scene, mode=mode, sets=len(sets), pairs=options.pairs,
+                said = mode if mode == "exhaustive" or not keep else f"{mode}, keep {options.keep}"
+                table.add(model=name, scene=scene, mode=said, sets=len(sets), pairs=options.pairs,
                           **compared(results, truth, static), seconds=seconds)  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def small_pipeline(seed: int = 0, defaults: Defaults = DEFAULTS, **sizes) -> Pip
 def save_small(folder: Path, pipeline: Pipeline | None = None) -> Path:
     """A small pipeline as a folder that `load` reads."""
     made = pipeline or small_pipeline()
-    save_pipeline(folder, made.denoiser, made.encoders, made.schedule, made.defaults, {"seed": 0})
+    save_pipeline(folder, made, {"seed": 0})
     return folder
 
 

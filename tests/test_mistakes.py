@@ -179,6 +179,11 @@ CALLED = {
     "a seed that is no whole number": (lambda: PIPELINE.generate(SOURCE, seeds=[1.5]), "seed 1.5", "does not fit", "whole number"),
     "no picture at once": (lambda: PIPELINE.generate(SOURCE, seeds=0, micro_batch=0), "micro_batch is 0", "at once", "at least one"),
     "no row at once": (lambda: sample(PIPELINE, ROWS, micro_batch=0), "micro_batch is 0", "one row", "at least"),
+    "the same word twice": (
+        lambda: localize(PIPELINE, [(SOURCE, SOURCE.replace("red", "green"))], ocr=Parrot()), "both have the word 'HELLO'", "give pairs",
+        "differ"),
+    "one swap for a plan": (lambda: Plan(Swap((0,), "a", "b")), "a plan is a list of swaps", "give", "Plan(["),
+    "a list for a plan": (lambda: sample(PIPELINE, ROWS, [Swap((0,), "a", "b")]), "the plan of a run is [Swap", "give", "Plan(["),
     "several negative prompts": (
         lambda: PIPELINE.generate("a red sign", seeds=0, guidance=3, negative=["a", "b"]), "a prompt is ['a', 'b']", "no text", "give one"),
     "several negative prompts for rows": (

@@ -1,6 +1,8 @@
 """Training: every family trains, resumes, is saved and read back; what is asked of a denoiser; how each begins."""
 
 import random
+import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +12,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from small import PROMPTS, relative
 from strategies import randomize
 from test_weights import all_signs, parse
 
-from textpatch.errors import PatchError
+from textpatch.errors import PatchError, WeightsError
+from textpatch.exits import guarded
 from textpatch.reference_models.pipeline import Pipeline, pixels, read_beside
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, trained_abars
 from textpatch.weights import load
@@ -25,6 +30,11 @@ from textpatch.weights.recipes import RECIPES
 from textpatch.weights.signs import LETTERS, SAYINGS, Sign, draw_sign
 from textpatch.weights.tokens import LENGTH, word_tokenizer
 from textpatch.weights.words import TEST, VALIDATION
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 SHORT = dict(seed=0, images=8, batch=4, warmup=2, steps=2, localized=())
 MINIS = {name: replace(RECIPES[name], **SHORT) for name in ("tiny-mmdit", "tiny-sdxl", "tiny-if", "tiny-if-ii")}
@@ -142,11 +152,101 @@ def test_another_runs_state_is_refused(mini_mmdit, tmp_path):
     """A state of another seed, and an unknown recipe, are PatchErrors."""
     training.train("mini", tmp_path, images=4)
     with pytest.raises(
-        PatchError, match="holds the run .*'seed': 0.*asked for .*'seed': 1.*give another --out"
+        PatchError, match="holds a run of seed 0, asked for seed 1; give another --out"
     ):
         training.train("mini", tmp_path, images=4, seed=1)
     with pytest.raises(PatchError, match="no recipe 'minni'; closest: mini"):
         training.train("minni", tmp_path)
+
+
+def test_another_recipes_state_is_refused(mini_mmdit, tmp_path, monkeypatch):
+    """The same name, seed and steps under other rates: a PatchError with both; and of no other recipe anything is kept."""
+    training.train("mini", tmp_path, images=4)
+    before = contents(tmp_path)
+    monkeypatch.setitem(training.RECIPES, "mini", replace(MINI, adam_rate=0.25, sigma_shift=9.0))
+    says = "holds a run of recipe.adam_rate 0.0015, recipe.sigma_shift 2.0, asked for .* 0.25, .* 9.0; give another --out"
+    with pytest.raises(PatchError, match=says):
+        training.train("mini", tmp_path, images=4)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage, says", [
+    (lambda path: path.write_bytes(path.read_bytes()[:1000]), "damaged or no safetensors file"),
+    (lambda path: path.write_bytes(b"x"), "damaged or no safetensors file"),
+    (lambda path: save_file({"a": torch.zeros(1)}, path), "says nothing of model, seed, steps: no state, or one of an older"),
+    (lambda path: told_without(path, "recipe."), "says nothing of recipe.denoiser, recipe.schedule, recipe.signs: no state, or"),
+    (lambda path: told_without(path, "step"), "says nothing of step"),
+    (lambda path: told_without(path, "nothing", "average.denoiser.proj_out.bias"), "holds other tensors than mini has"),
+    (lambda path: (path.unlink(), path.mkdir()), "is no regular file"),
+    (lambda path: (path.unlink(), path.symlink_to("nowhere")), "cannot be read"),
+], ids=["cut", "bytes", "another's", "older", "stepless", "tensorless", "folder", "link"])  # fmt: skip
+def test_what_is_no_state_is_refused(mini_mmdit, tmp_path, damage, says):
+    """A file cut off, another's, an older version's, one without a tensor, a folder: a WeightsError in one line."""
+    training.train("mini", tmp_path, images=4)
+    damage(tmp_path / "state.safetensors")
+    with pytest.raises(WeightsError, match=f"state.safetensors .*{says}") as refusal:
+        training.train("mini", tmp_path, images=4)
+    assert "\n" not in str(refusal.value)
+
+
+def told_without(path, left_out: str, tensor: str = "") -> None:
+    """The state, but for what it tells under names that begin so, and for one tensor."""
+    with safe_open(path, "pt") as file:
+        told = {key: value for key, value in file.metadata().items() if not key.startswith(left_out) or key == "steps"}
+    save_file({name: value for name, value in load_file(path).items() if name != tensor}, path, metadata=told)
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 2**70, 1.0, "0"])
+def test_a_seed_that_does_not_fit_is_refused(mini_mmdit, tmp_path, seed):
+    """More than 63 bits, or no whole number: a PatchError, and nothing is written."""
+    with pytest.raises(PatchError, match=f"^seed {seed!r} does not fit torch's generator; give a whole number"):
+        training.train("mini", tmp_path / "run", seed=seed)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_training_that_diverges_makes_no_model(mini_mmdit, tmp_path, monkeypatch, step):
+    """A loss of one row that is no number stops the run in that step: the state is the one before, no model is written."""
+    real = training.loss_of
+
+    def diverged(model, recipe, batch, weight):
+        rows = real(model, recipe, batch, weight)
+        return rows.index_fill(0, torch.tensor(2), torch.nan) if batch.prompts == training.Batch(MINI, 0, step).prompts else rows
+
+    monkeypatch.setattr(training, "loss_of", diverged)
+    with pytest.raises(PatchError, match=f"the loss of step {step} is nan: the training diverged; give another --seed"):
+        training.train("mini", tmp_path, save_every=-1.0)
+    assert {*contents(tmp_path)} == {"log.jsonl", *["state.safetensors"] * step}
+
+
+@contextmanager
+def no_file_beyond(size: int):
+    """As on a disk that is nearly full: no file may grow beyond a size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.skipif(resource is None, reason="resource limits")
+def test_a_training_that_cannot_write_says_so(mini_mmdit, tmp_path, monkeypatch, capsys):
+    """On a full disk the command ends with 74, in one line; where --out is a file, or its seed has 70 bits, with 2."""
+
+    def ended(*arguments) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["train", "mini", "--images", "4", *arguments])
+        return guarded(training.main), capsys.readouterr().err.splitlines()[-1]
+
+    with no_file_beyond(100_000):
+        code, line = ended("--out", str(tmp_path / "run"))
+    assert code == 74 and "state.safetensors: File too large; check path, permissions and free space" in line
+    assert {*contents(tmp_path / "run")} == {"log.jsonl"}
+    (tmp_path / "file").write_text("x")
+    code, line = ended("--out", str(tmp_path / "file"))
+    assert code == 2 and f"cannot write {tmp_path / 'file'}: File exists" in line
+    code, line = ended("--out", str(tmp_path / "other"), "--seed", str(2**70))
+    assert code == 2 and "does not fit torch's generator" in line
 
 
 @pytest.mark.parametrize("images", [-4, 0, 3])

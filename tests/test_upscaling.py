@@ -1,5 +1,6 @@
 """Stage II: pictures drawn larger, after one prompt and one seed, whatever was swapped in the small ones."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from strategies import randomize
 
 from textpatch import capture, cli, edit, load, patch
 from textpatch.edit import upscaled
-from textpatch.errors import PatchError
+from textpatch.errors import PatchError, WeightsError
 from textpatch.metrics import Tesseract
 from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels
 from textpatch.weights import evaluate
@@ -42,8 +43,7 @@ def stage_ii() -> Pipeline:
 @pytest.fixture
 def folder(stage_ii, tmp_path):
     """The same as a folder that `load` reads."""
-    recipe, parts = RECIPES["tiny-if-ii"], (stage_ii.denoiser, stage_ii.encoders, stage_ii.schedule)
-    training.save_pipeline(tmp_path / "second", *parts, replace(stage_ii.defaults), {"seed": recipe.seed})
+    training.save_pipeline(tmp_path / "second", stage_ii, {"seed": RECIPES["tiny-if-ii"].seed})
     return tmp_path / "second"
 
 
@@ -99,6 +99,44 @@ def test_the_shipped_stage_ii_draws_what_it_is_given(long):
     randomize(pipeline.denoiser, 0)
     noise = evaluate.generated_pictures(pipeline, signs, small, steps=2)
     assert evaluate.reading_accuracy(noise, signs, large, reader).mean() == 0
+
+
+LOW = "image_noising_scheduler/scheduler_config.json"
+LEVELS = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
+
+
+@pytest.mark.parametrize("more", [{}, {"num_train_timesteps": 1000, "variance_type": "fixed_small", "thresholding": False}])
+def test_the_noise_of_small_pictures_is_the_schedules(folder, more):
+    """As published, a noising scheduler says less than the model's own; of what it says noise levels alone are used."""
+    (folder / LOW).write_text(json.dumps(LEVELS | more))
+    assert load(folder).schedule == RECIPES["tiny-if-ii"].schedule
+
+
+@pytest.mark.parametrize("low, says", [
+    (LEVELS | {"num_train_timesteps": 50}, r"noises small pictures by DDPM\(num_train_timesteps=50, .* its own by DDPM\("),
+    ({"_class_name": "DDPMScheduler"}, "beta_schedule 'linear'; DDPM has 'squaredcos_cap_v2'"),
+    (LEVELS | {"trained_betas": [0.1, 0.2]}, "trained_betas"),
+    (None, "no file 'scheduler_config.json' in .*image_noising_scheduler"),
+])  # fmt: skip
+def test_other_noise_of_small_pictures_is_refused(folder, low, says):
+    """Levels of other timesteps, of other betas, or none: a WeightsError, since nothing here would use them."""
+    (folder / LOW).unlink() if low is None else (folder / LOW).write_text(json.dumps(low))
+    with pytest.raises(WeightsError, match=says):
+        load(folder)
+
+
+@pytest.mark.parametrize("height, width", [(16, 48), (32, 96), (96, 288), (64, 96)])
+def test_words_are_read_where_the_model_has_them(stage_i, stage_ii, height, width):
+    """Stage II is evaluated on signs of twice, 4 or 8 times the size, stage I on those of its own: any other is refused
+    before a picture is made."""
+    signs, wrong = evaluate.held_out_signs(1, SignFormat()), replace(stage_ii.defaults, height=height, width=width)
+    second = Pipeline(stage_ii.encoders, stage_ii.denoiser, stage_ii.schedule, pixels, wrong, "second")
+    with pytest.raises(PatchError, match=f"second makes pictures of {height}x{width} .* signs of 64x192 or 128x384 or 256x768"):
+        evaluate.stage_ii(second, None, signs, Tesseract())
+    first = stage_i.at(64, 192)
+    for asked in (lambda: evaluate.stage_i(first, signs, Tesseract()), lambda: evaluate.stage_ii(stage_ii, first, signs, Tesseract())):
+        with pytest.raises(PatchError, match="small makes pictures of 64x192 .* signs of 32x96; give a model"):
+            asked()
 
 
 def test_each_stage_is_asked_for_what_it_does(stage_i, stage_ii):

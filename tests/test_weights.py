@@ -372,7 +372,7 @@ def test_signs_are_drawn_as_large_as_their_masks_allow(fmt, times):
     """Letters are drawn 8 times as large and reduced, so that only 2, 4 and 8 times are exact; others are PatchErrors."""
     for right in (2, 4, 8):
         assert draw_sign(Sign("A"), SignFormat().enlarged(right), random.Random(0)).shape == (32 * right, 96 * right, 3)
-    with pytest.raises(PatchError, match=f"1, 2, 4 or 8 times as large, asked for {fmt.unit * times}; give one of these"):
+    with pytest.raises(PatchError, match=f"1, 2, 4 or 8 times as large, not {fmt.unit * times}; give one of these"):
         fmt.enlarged(times)
 
 

@@ -95,10 +95,10 @@ FAULTS = {
     "sigmas for timesteps": (require_right, Plan, "at", 'window.unit == "timestep"', 'window.unit == "sigma"'),
     "noise level after the step": (require_right, Plan, "at", "values[:steps]", "values[-steps:]"),
     "other swaps lost": (require_right, Plan, "at", "else swap for", "else self.swaps[0] for"),
-    "schedule of another length": (require_same_run, sampling, "sample",
+    "schedule of another length": (require_same_run, sampling, "sample_latents",
                                    "plan.at(pipeline.schedule, steps)", "plan.at(pipeline.schedule, steps + 1)"),
-    "windows not taken": (require_same_run, sampling, "sample", "plan.at(pipeline.schedule, steps)", "plan"),
-    "written plan lost": (require_same_run, sampling, "sample", "replace(out, plan=plan,", "replace(out,"),
+    "windows not taken": (require_same_run, sampling, "sample_latents", "plan.at(pipeline.schedule, steps)", "plan"),
+    "written plan lost": (require_same_run, sampling, "sample_latents", "replace(out, plan=plan,", "replace(out,"),
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from typing import Sequence
 from textpatch.errors import PatchError, closest
 from textpatch.heads import head_search
 from textpatch.metrics import f1_of_means
-from textpatch.pairs import SOURCE, TARGET, Pair, require_other_text
+from textpatch.pairs import SOURCE, TARGET, Pair, require_other_texts
 from textpatch.readings import READINGS, Readings
 from textpatch.report import summary_html
 from textpatch.result import SCHEMA_VERSION, answer, table
@@ -85,12 +85,9 @@ def localize(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all"
     pairs, groups = list(pairs), _groups(pipeline, sites, groups)
     _check_search(mode, keep, first, groups, len(pairs))
     _check_shard(shard, mode)
-    if shard is not None and run is None:
-        raise PatchError(f"shard {shard[0]}/{shard[1]} of no run was asked for; shards meet in a run folder, give `run`")
     trials = Trials(pipeline, pairs, seeds=seeds, steps=steps, guidance=guidance, start=start, branch=branch, ocr=ocr,
                     run=run, micro_batch=micro_batch)  # fmt: skip
-    for pair in trials.pairs:
-        require_other_text(pair)
+    require_other_texts(trials.pairs)
     if shard is not None:
         trials.share(groups, shard)
     screening, beside = MODES[mode](trials, groups, keep, first or FIRST)
@@ -107,8 +104,7 @@ def check(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all", g
     """Raise what `localize` would raise for a request it cannot carry out.  Nothing is generated."""
     _check_search(mode, keep, first, _groups(pipeline, sites, groups), len(pairs))
     _check_shard(shard, mode)
-    for pair in checked_pairs(pipeline, pairs, seeds=seeds, steps=steps, start=start):
-        require_other_text(pair)
+    require_other_texts(checked_pairs(pipeline, pairs, seeds=seeds, steps=steps, start=start))
 
 
 def _check_search(mode: str, keep: int | None, first: int | None, groups: list[Group], pairs: int) -> None:

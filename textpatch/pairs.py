@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Iterable
 
 from textpatch import metrics
 from textpatch.errors import PromptError
@@ -38,12 +38,13 @@ def require_apart(pair: Pair) -> None:
         raise PromptError(f"source and target are both {pair.source!r}, so no swap does anything; give prompts that differ")
 
 
-def require_other_text(pair: Pair) -> None:
+def require_other_texts(pairs: Iterable[Pair]) -> None:
     """Raise PromptError for a target that would have in its picture what the source has: no reading could tell them apart."""
-    source, target = pair.words
-    if source == target:
-        raise PromptError(f"source and target both have the {pair.what} {source!r}, so no reading tells which of them a swap "
-                          "made; give pairs that differ in it")  # fmt: skip
+    for pair in pairs:
+        source, target = pair.words
+        if source == target:
+            raise PromptError(f"source and target both have the {pair.what} {source!r}, so no reading tells which of them a "
+                              "swap made; give pairs that differ in it")  # fmt: skip
 
 
 def quoted_texts(prompt: str) -> list[str]:

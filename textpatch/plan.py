@@ -146,10 +146,12 @@ class Swap:
 
 
 class Plan:
-    """A sequence of swaps; see the module docstring."""
+    """A sequence of swaps; see the module docstring.   Raises PatchError for what is none."""
 
     def __init__(self, swaps: Iterable[Swap] = ()):
-        self.swaps = tuple(swaps)
+        self.swaps = tuple(swaps) if isinstance(swaps, Iterable) else (None,)
+        if not all(isinstance(swap, Swap) for swap in self.swaps):
+            raise PatchError(f"a plan is a list of swaps, and was given {swaps!r}; give Plan([Swap(...), ...])")
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Plan) and self.swaps == other.swaps

@@ -69,6 +69,8 @@ def sample_latents(pipeline, rows: Sequence[Row], plan: Plan = Plan(), *,
     """`sample` without its pictures, for `decoded` to make elsewhere, or later.   Raises PatchError as `sample` does."""
     rows = tuple(rows)
     steps, guidance = pipeline.defaults.run(steps, guidance)
+    if not isinstance(plan, Plan):
+        raise PatchError(f"the plan of a run is {plan!r}; give Plan([Swap(...), ...])")
     _require_rows(rows, negative)
     if micro_batch < 1:
         raise PatchError(f"micro_batch is {micro_batch}; give one row at least")

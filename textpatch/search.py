@@ -176,7 +176,7 @@ def _step(score: Score, group: Group, units: Group, pairs: int, statistic: Stati
     larger, n = tuple(sorted((*group, *units))), min(max(least, FEW) if group else least, pairs)
     while True:
         (before,), level = score([group], n), 0.95 if n == pairs else EARLY
-        values, looked = _while_hopeful(score, larger, before, statistic, level)
+        values, looked = _while_hopeful(score, larger, before, statistic, level) if group else (score([larger], n)[0], n)
         clear = gain(values, before, statistic, level)["low"] > 0
         if clear or n == pairs:
             return Step(units, larger, n, looked, interval(values, statistic), gain(values, before, statistic), clear)

@@ -185,9 +185,11 @@ class Trials:
     def share(self, groups: Sequence[Group], shard: tuple[int, int]) -> None:
         """Make the groups' pictures of every n-th pair and seed, of shard (i, n) from the i-th on.
 
-        Raises Unfinished unless the run folder then holds those of all pairs and seeds.
+        Raises Unfinished unless the run folder then holds those of all pairs and seeds, PatchError without one.
         """
         (index, count), units = shard, self.units(len(self.pairs))
+        if self.run is None:
+            raise PatchError(f"shard {index}/{count} of no run was asked for; shards meet in a run folder, give `run`")
         self.measure(groups, part=slice(index, None, count), own=True)
         self._done = {record["id"]: record for record in self.run.records()}
         left = sum(f"{pair}-{seed}" not in self._done for pair, seed in units)

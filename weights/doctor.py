@@ -2,67 +2,102 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Iterator
 
 from PIL import Image
 from tqdm import tqdm
 
-from textpatch.errors import PatchError
-from textpatch.weights.files import Tensors, component_file, open_tensors
+from textpatch.errors import PatchError, WeightsError
 from textpatch.weights.entry import scan
+from textpatch.weights.files import Tensors, component_file, open_tensors, read_json
 from textpatch.weights.identify import identify
-from textpatch.weights.load import find, load
+from textpatch.weights.load import Builder, find, load
+from textpatch.weights.sources import Folder
 
 UNUSABLE = "unusable:"
+READ = re.compile(r"unet|transformer|vae|scheduler|(text_encoder|tokenizer)(_\d)?")  # by `load`; IF names three parts more
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
 
 
-def examine(where: str, *, numbers: bool = False) -> Iterator[str]:
+def examine(where: str | os.PathLike, *, numbers: bool = False) -> Iterator[str]:
     """Lines that say what a model is, whether it is complete, and what differs from the closest published one.
 
     numbers: read every tensor, too, and name those with NaN or Inf.  What cannot be read is said, not raised.
     """
-    if (find(where) / "textpatch.json").is_file():  # one of ours, small enough to be tried
-        yield _run(where)
-        return
-    for path in _components(find(where)):
-        yield path.name
-        yield from (f"    {line}" for line in _component(path, numbers))
+    path = find(where)
+    ours = (path / "textpatch.json").is_file()  # small enough to be tried
+    if ours:
+        yield str(where)
+        yield from _said(_run(where))
+    if numbers or not ours:
+        for name, lines in _parts(path, numbers):
+            yield name
+            yield from _said(lines)
 
 
-def _run(name: str) -> str:
-    pipeline = load(name)
+def _said(lines: Iterator[str]) -> Iterator[str]:
+    try:
+        yield from (f"    {line}" for line in lines)
+    except PatchError as error:
+        yield f"    {UNUSABLE} {error}"
+
+
+def _run(where: str | os.PathLike) -> Iterator[str]:
+    pipeline = load(where)
     if pipeline.upscales:
         pipeline.upscale([Image.new("RGB", (96, 32))], [SENTENCE], seeds=[0], steps=1)
     else:
         pipeline.generate(SENTENCE, seeds=0, steps=1)
     count = sum(p.numel() for p in pipeline.parameters())
-    return f"{name:<13} loads and runs: {count:,} parameters, {len(pipeline.denoiser.sites)} sites"
+    yield f"loads and runs: {count:,} parameters, {len(pipeline.denoiser.sites)} sites"
 
 
-def _components(path: Path) -> list[Path]:
-    """The file or component folder itself, or every component of a pipeline's folder that has weights."""
+def _parts(path: Path, numbers: bool) -> Iterator[tuple[str, Iterator[str]]]:
+    """The file or component folder itself, or of a pipeline's folder all that is there and all that its index names."""
     if not (path / "model_index.json").is_file():
-        return [path]
-    return [folder for folder in sorted(path.iterdir()) if (folder / "config.json").is_file()]
-
-
-def _component(path: Path, numbers: bool) -> Iterator[str]:
+        yield path.name, _tensors(path, numbers)
+        return
     try:
-        tensors = open_tensors(_weights(path) if path.is_dir() else path)
-        yield from identify({n: (entry.dtype, entry.shape) for n, entry in tensors.items()}).report().splitlines()
-        yield from _scanned(tensors) if numbers else ()
+        source = Folder(path)
     except PatchError as error:
-        yield f"{UNUSABLE} {error}"
+        yield path.name, iter([f"{UNUSABLE} {error}"])
+        return
+    named = {name for name in source.index if READ.fullmatch(name) and source.has(name)}
+    there = {part.name for part in path.iterdir() if (part / "config.json").is_file()}
+    for name in sorted(named | there):
+        yield name, _part(source, name, numbers)
+
+
+def _part(source: Folder, name: str, numbers: bool) -> Iterator[str]:
+    """What one part of a pipeline is, read as `load` reads it."""
+    if name == "scheduler":
+        yield repr(source.schedule())
+    elif name.startswith("tokenizer"):
+        yield f"{len(Builder(source, None, None).tokenizer(name))} tokens"
+    else:
+        folder = source.folder(name)
+        read_json(folder, "config.json")
+        yield from _tensors(folder, numbers)
+
+
+def _tensors(path: Path, numbers: bool) -> Iterator[str]:
+    tensors = open_tensors(_weights(path) if path.is_dir() else path)
+    yield from identify({n: (entry.dtype, entry.shape) for n, entry in tensors.items()}).report().splitlines()
+    yield from _scanned(tensors) if numbers else ()
 
 
 def _weights(folder: Path) -> Path:
     """A denoiser's or VAE's file has another name than a text encoder's."""
+    usual, other = sorted(("diffusion_pytorch_model", "model"), reverse=folder.name.startswith("text_encoder"))
     try:
-        return component_file(folder, "diffusion_pytorch_model")
-    except PatchError:
-        return component_file(folder, "model")
+        return component_file(folder, usual)
+    except WeightsError as error:
+        if error.code != "no-file" or not any(folder.glob(f"{other}.*")):
+            raise
+    return component_file(folder, other)
 
 
 def _scanned(tensors: Tensors) -> Iterator[str]:

@@ -19,6 +19,7 @@ from PIL import Image
 from textpatch import metrics
 from textpatch.errors import PatchError
 from textpatch.exits import guarded
+from textpatch.sizes import picture_size
 from textpatch.weights.load import load
 from textpatch.weights.signs import Sign, SignFormat, draw_sign, random_sign, with_word
 from textpatch.weights.words import TEST
@@ -67,9 +68,20 @@ def reading_accuracy(
     return np.array([float(metrics.exact(read, sign.word)) for read, sign in zip(readings, signs)])
 
 
+def sign_format(pipeline, *times: int) -> SignFormat:
+    """The signs at the size of the model's pictures, enlarged by one of `times`.  Raises PatchError for other sizes."""
+    made = picture_size(pipeline)
+    known = {(fmt.height, fmt.width): fmt for fmt in map(SignFormat().enlarged, times)}
+    if made not in known:
+        sizes = " or ".join(f"{height}x{width}" for height, width in known)
+        raise PatchError(f"{pipeline.name} makes pictures of {made[0]}x{made[1]} (height x width), words are read in signs "
+                         f"of {sizes}; give a model of that size")  # fmt: skip
+    return known[made]
+
+
 def stage_i(pipeline, signs: Sequence[Sign], ocr, **options) -> None:
     """Print how the model's pictures are read, and clean drawings."""
-    fmt = SignFormat()
+    fmt = sign_format(pipeline, 1)
     tell("clean drawings", clean_pictures(signs, fmt), signs, fmt, ocr)
     tell(pipeline.name, generated_pictures(pipeline, signs, **options), signs, fmt, ocr)
 
@@ -81,8 +93,9 @@ def stage_ii(pipeline, of, signs: Sequence[Sign], ocr, **options) -> None:
     Large letters, of 20 px, are read as they are: at 80 px tesseract sees grain that is no part of a letter, and reads
     .90 of 48 words of a model of which it then reads all.
     """
-    fmt, as_they_are = SignFormat(), metrics.Tesseract(scale=1)
-    large, truth = fmt.enlarged(pipeline.defaults.height // fmt.height), None
+    fmt = SignFormat() if of is None else sign_format(of, 1)
+    as_they_are = metrics.Tesseract(scale=1)
+    large, truth = sign_format(pipeline, 2, 4, 8), None
     small = clean_pictures(signs, fmt) if of is None else generated_pictures(of, signs)
     if of is None:
         truth = clean_pictures(signs, large)

@@ -20,8 +20,9 @@ def sign_pairs(
     """n (source, target) prompts, the same ones for the same arguments.
 
     Words of a pair differ and no word is used twice.  With `same_scene` only the word differs, as in the
-    paper's main experiment; without, sign, wall and lettering differ too, so that one sees what else a site
-    carries.  Raises PatchError for an unknown split or more pairs than it has words for.
+    paper's main experiment; without, the sign's colour and shape and the wall's colour and pattern differ too, and
+    the lettering is drawn anew, so that one sees what else a site carries.  Raises PatchError for an unknown split
+    or more pairs than it has words for.
     """
     words, rng = _words(2 * n, split, seed)
     return [_pair(rng, words[2 * i], words[2 * i + 1], same_scene) for i in range(n)]

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
+from textpatch.errors import PatchError, StoreError, WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
 from textpatch.reference_models.mmdit import MMDiT
-from textpatch.reference_models.pipeline import Defaults
+from textpatch.reference_models.pipeline import Pipeline, pixels
 from textpatch.reference_models.schedules import Schedule
 from textpatch.reference_models.sdxl import SDXL
 from textpatch.weights.configs import DENOISERS
 from textpatch.weights.layouts import CLIP, T5, Layout
 from textpatch.weights.load import CLIP_SIZES, T5_SIZES
+from textpatch.weights.placing import placed
 from textpatch.weights.schedulers import SCHEDULES
 
 # Pipeline class, and the folder of its denoiser.
@@ -34,19 +36,38 @@ ENCODERS = {
 TOKENIZER = "PreTrainedTokenizerFast"
 
 
-def save_pipeline(folder: Path, denoiser: nn.Module, encoders: nn.Module, schedule: Schedule, defaults: Defaults,
-                  trained: dict, *, matrices: torch.dtype = torch.float16) -> None:  # fmt: skip
-    """Write a whole pipeline; `trained` says how it was made and is kept beside the defaults.
+def save_pipeline(folder: Path, pipeline: Pipeline, trained: dict, *, matrices: torch.dtype = torch.float16) -> None:
+    """Write a whole pipeline of a pixel-space model; `trained` says how it was made and is kept beside the defaults.
 
+    The folder is there whole or as it was; a pipeline that it held is replaced.
     matrices: the dtype of tensors of more than one axis; those of one are float16.
+    Raises PatchError for a latent-space model, since no VAE is written; WeightsError for numbers that their dtype
+    does not hold; StoreError for a folder of other things, and DiskError for a full disk.
     """
-    pipeline, place = PIPELINES[type(denoiser)]
-    config, timing = _denoiser_config(denoiser), _schedule_config(schedule)
+    if pipeline.decoder is not pixels:
+        decoder = type(pipeline.decoder).__name__
+        raise PatchError(f"{pipeline.name} has {decoder} for a decoder, which no folder of ours holds; save_pipeline writes "
+                         "models of pixels alone, so keep the folder that it was loaded from")  # fmt: skip
+    folder = Path(folder).resolve()
+    _require_replaceable(folder)
+    with placed(folder) as temporary:
+        _write(temporary, pipeline, trained, matrices)
+
+
+def _require_replaceable(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
+        raise StoreError(f"{folder} holds something and no pipeline; give a new folder for this one")
+
+
+def _write(folder: Path, pipeline: Pipeline, trained: dict, matrices: torch.dtype) -> None:
+    denoiser, encoders = pipeline.denoiser, pipeline.encoders
+    kind, place = PIPELINES[type(denoiser)]
+    config, timing = _denoiser_config(denoiser), _schedule_config(pipeline.schedule)
     index = {place: ["diffusers", config["_class_name"]]}
     _component(folder / place, config, denoiser, "diffusion_pytorch_model.safetensors", matrices)
     schedulers = ["scheduler"]
-    if config.get("class_embed_type"):  # IF's stage II, whose small pictures have noise, too
-        pipeline, schedulers = "IFSuperResolutionPipeline", ["scheduler", "image_noising_scheduler"]
+    if pipeline.upscales:  # IF's stage II, whose small pictures have noise, too
+        kind, schedulers = "IFSuperResolutionPipeline", ["scheduler", "image_noising_scheduler"]
     for name in schedulers:
         index[name] = ["diffusers", timing["_class_name"]]
         write_json(folder / name / "scheduler_config.json", timing)
@@ -61,8 +82,8 @@ def save_pipeline(folder: Path, denoiser: nn.Module, encoders: nn.Module, schedu
         write_json(path, {**json.loads(path.read_text()), "tokenizer_class": TOKENIZER})
     if isinstance(denoiser, SDXL):
         index["force_zeros_for_empty_prompt"] = encoders.zeros_for_none
-    write_json(folder / "model_index.json", {"_class_name": pipeline, **index})
-    write_json(folder / "textpatch.json", {**asdict(defaults), "trained": trained})
+    write_json(folder / "model_index.json", {"_class_name": kind, **index})
+    write_json(folder / "textpatch.json", {**asdict(pipeline.defaults), "trained": trained})
 
 
 def _denoiser_config(denoiser: nn.Module) -> dict:
@@ -98,8 +119,17 @@ def _component(folder: Path, config: dict, module: nn.Module, name: str, matrice
                layout: Layout | None = None) -> None:  # fmt: skip
     write_json(folder / "config.json", config)
     tensors = {
-        published: tensor.detach().to(matrices if tensor.ndim > 1 else torch.float16).contiguous()
+        published: _stored(own, tensor.detach(), matrices)
         for own, tensor in module.state_dict().items()
         for published, *_ in (layout.targets(own) if layout else [(own,)])
     }
     save_file(tensors, folder / name, metadata={"format": "pt"})
+
+
+def _stored(name: str, tensor: Tensor, matrices: torch.dtype) -> Tensor:
+    dtype = matrices if tensor.ndim > 1 else torch.float16
+    found, most = float(tensor.float().abs().max()), torch.finfo(dtype).max
+    if not found <= most:  # NaN, too
+        raise WeightsError(f"tensor {name!r} has magnitudes up to {found:.6g}, {dtype} holds {most:.6g} at most; store "
+                           "matrices in a wider dtype, or train the model with lower rates")  # fmt: skip
+    return tensor.to(dtype).contiguous()

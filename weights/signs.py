@@ -42,6 +42,7 @@ STYLES = {
     "serif": "DejaVuSerif-Bold.ttf",
     "mono": "DejaVuSansMono-Bold.ttf",
 }
+FACTORS = dict(colour=COLOURS, shape=SHAPES, wall=COLOURS, pattern=PATTERNS, style=STYLES)  # of a sign, with its word
 # DejaVu's bold capitals are wider than a letter cell; at 0.84 of their width W just fits its pitch.
 SQUEEZE = 0.84
 OVERSAMPLING = 8  # of the drawings that masks are reduced from, per unit
@@ -61,13 +62,17 @@ class SignFormat:
     styles: tuple[str, ...] = tuple(STYLES)
     unit: int = 1  # of margins and patterns
 
+    def __post_init__(self):
+        if self.unit not in (1, 2, 4, 8):  # the divisors of OVERSAMPLING
+            raise PatchError(f"signs are drawn 1, 2, 4 or 8 times as large, not {self.unit!r}; give one of these")
+
     @property
     def oversampling(self) -> int:
         """How much larger than a pixel of the picture the pixels drawn first are: an enlarged one is reduced less."""
         return OVERSAMPLING // self.unit
 
     def enlarged(self, times: int) -> SignFormat:
-        """The format in which the same sign is drawn 2, 4 or 8 times as large."""
+        """The format in which the same sign is drawn 2, 4 or 8 times as large.  Raises PatchError for others."""
         sizes = "height", "width", "cap", "top", "left", "pitch", "unit"
         return replace(self, **{name: times * getattr(self, name) for name in sizes})
 
@@ -87,7 +92,7 @@ class SignFormat:
 
 @dataclass(frozen=True)
 class Sign:
-    """What a prompt says."""
+    """What a prompt says.  Raises PatchError for a colour, shape, wall, pattern or style that nobody can draw."""
 
     word: str
     colour: str = "red"
@@ -95,6 +100,11 @@ class Sign:
     wall: str = "blue"
     pattern: str = "plain"
     style: str = "plain"
+
+    def __post_init__(self):
+        for what, known in FACTORS.items():
+            if (value := getattr(self, what)) not in known:
+                raise PatchError(f"signs have no {what} {value!r}{closest(value, known)}")
 
     def prompt(self, saying: str = "that says") -> str:
         style = "" if self.style == "plain" else f" in {self.style}"
@@ -128,8 +138,6 @@ def _letters(style: str, fmt: SignFormat) -> dict[str, np.ndarray]:
 
 
 def _font(style: str, cap_pixels: int) -> ImageFont.FreeTypeFont:
-    if style not in STYLES:
-        raise PatchError(f"no lettering style {style!r}{closest(style, STYLES)}")
     path = _font_folder() / STYLES[style]
     size = cap_pixels
     while ImageFont.truetype(path, size).getbbox("H", anchor="ls")[1] > -cap_pixels:

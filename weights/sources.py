@@ -26,7 +26,7 @@ from textpatch.weights.files import Tensors, cached_snapshot, component_file, op
 from textpatch.weights.fill import Part
 from textpatch.weights.identify import identify
 from textpatch.weights.layouts import VAE_DIFFUSERS, Layout, SingleFile, recognise
-from textpatch.weights.schedulers import schedule_from_config
+from textpatch.weights.schedulers import BETAS, schedule_from_config
 
 # What single files leave out: the sizes of their text encoders, their schedules (published values are the
 # defaults), and where their tokenizers are published.
@@ -48,6 +48,8 @@ SIGNS = {
     "add_embedding.pool.positional_embedding": (DeepFloydIF, if_config),
     "pos_embed.pos_embed": (MMDiT, mmdit_config),
 }
+# What a schedule's noise levels follow from.
+LEVELS = "num_train_timesteps beta_start beta_end beta_schedule trained_betas rescale_betas_zero_snr".split()
 
 
 class Folder:
@@ -86,7 +88,23 @@ class Folder:
         return self.folder(component)
 
     def schedule(self) -> Schedule:
-        return _built(self.folder("scheduler"), schedule_from_config, "scheduler_config.json")
+        """Its schedule, which also noises the small pictures that IF's stage II reads.
+
+        Raises WeightsError for an `image_noising_scheduler` with other noise levels, which nothing here would use.
+        """
+        schedule = _built(self.folder("scheduler"), schedule_from_config, "scheduler_config.json")
+        if self.has("image_noising_scheduler"):
+            noising = _built(self.folder("image_noising_scheduler"), self._with_levels, "scheduler_config.json")
+            if noising != schedule:
+                raise WeightsError(f"{self.path} noises small pictures by {noising}, and its own by {schedule}; "
+                                   "one schedule does both here, so give both the same noise levels")  # fmt: skip
+        return schedule
+
+    def _with_levels(self, config: dict) -> Schedule:
+        """The schedule with another's noise levels, of which alone an `image_noising_scheduler` makes use."""
+        own = read_json(self.path / "scheduler", "scheduler_config.json")
+        levels = {key: value for key, value in {**BETAS, **config}.items() if key in LEVELS}
+        return schedule_from_config({**own, **levels})
 
 
 class File:

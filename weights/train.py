@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import sys
 import time
@@ -25,12 +26,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from textpatch.attention import row_slots
-from textpatch.errors import PatchError, closest
+from textpatch.errors import PatchError, WeightsError, closest
 from textpatch.exits import guarded
-from textpatch.reference_models.pipeline import Defaults, read_beside
+from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels, read_beside
 from textpatch.weights.families import FAMILIES
+from textpatch.weights.files import open_tensors
 from textpatch.weights.load import SHIPPED, load
 from textpatch.weights.noising import objective
+from textpatch.weights.placing import placed, writing
 from textpatch.weights.recipes import RECIPES, Recipe
 from textpatch.weights.save import save_pipeline
 from textpatch.weights.signs import SAYINGS, Sign, draw_sign, random_sign, with_word
@@ -184,25 +187,27 @@ def train(name: str, out: Path, *, seed: int | None = None, images: int | None =
     """Train one of the shipped models into the folder `out/<name>`, which is returned; resumes where it stopped.
 
     seed and images are the recipe's when None.  Deterministic in all three on one machine and thread count.
-    Raises PatchError for an unknown name, fewer images than one step takes, or a state that belongs to another run.
+    Raises PatchError for an unknown name, a seed of more than 63 bits, fewer images than one step takes, a state that
+    belongs to another run, and a loss that is no number; DiskError for a full disk, where the same call goes on.
     """
     recipe = recipe_named(name)
     seed = recipe.seed if seed is None else seed
     images = recipe.images if images is None else images
+    _require_possible(name, recipe.batch, images, seed)
     steps = images // recipe.batch
-    if steps < 1:
-        raise PatchError(f"{images} images asked for; one step of {name} takes {recipe.batch}, so give that many or more")
     torch.manual_seed(seed)
     model = Trainee(recipe)
     optimizers, run = Optimizers(model, recipe), {"model": name, "seed": seed, "steps": steps}
     if recipe.starts_from:
         adopt(model, SHIPPED / recipe.starts_from)
     average = {key: value.detach().clone() for key, value in model.state_dict().items()}
-    out.mkdir(parents=True, exist_ok=True)
-    start = resume(out, run, model, optimizers, average)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    state = run | in_words(recipe)
+    start = resume(out, state, model, optimizers, average)
     weight, saved = text_weights(recipe), time.monotonic()
     losses, bar = [], tqdm(total=steps, initial=start, desc=name, unit="step", disable=None)
-    with bar, open(out / "log.jsonl", "a") as log:
+    with bar, writing(out / "log.jsonl"), open(out / "log.jsonl", "a") as log:
         for step in range(start, steps):
             losses.append(train_step(recipe, seed, step, steps, model, optimizers, average, weight))
             bar.update()
@@ -212,10 +217,17 @@ def train(name: str, out: Path, *, seed: int | None = None, images: int | None =
                 bar.set_postfix(line)
                 losses = []
             if time.monotonic() - saved > save_every:
-                save(out, {**run, "step": step + 1}, model, optimizers, average)
+                save(out, {**state, "step": step + 1}, model, optimizers, average)
                 saved = time.monotonic()
-    save(out, {**run, "step": steps}, model, optimizers, average)
+    save(out, {**state, "step": steps}, model, optimizers, average)
     return export(recipe, out / name, average, run)
+
+
+def _require_possible(name: str, batch: int, images: int, seed: int) -> None:
+    if images < batch:
+        raise PatchError(f"{images} images asked for; one step of {name} takes {batch}, so give that many or more")
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise PatchError(f"seed {seed!r} does not fit torch's generator; give a whole number of at most 63 bits")
 
 
 def export(recipe: Recipe, folder: Path, average: dict[str, Tensor], run: dict) -> Path:
@@ -228,15 +240,18 @@ def export(recipe: Recipe, folder: Path, average: dict[str, Tensor], run: dict) 
         fmt.height, fmt.width, recipe.steps, recipe.guidance, fmt.text_box, localized, recipe.micro, recipe.level
     )
     trained = {**run, "images": run["steps"] * recipe.batch, "recipe": asdict(recipe)}
-    matrices = getattr(torch, recipe.matrices)
-    save_pipeline(folder, model.denoiser, model.encoders, recipe.schedule, defaults, trained, matrices=matrices)
+    pipeline = Pipeline(model.encoders, model.denoiser, recipe.schedule, pixels, defaults, folder.name)
+    save_pipeline(folder, pipeline, trained, matrices=getattr(torch, recipe.matrices))
     return folder
 
 
 def train_step(recipe, seed, step, steps, model, optimizers, average, weight) -> tuple[float, float]:
-    """One update; the loss of all rows, and of the rows at pure noise."""
+    """One update; the loss of all rows, and of the rows at pure noise.  Raises PatchError for one that is no number."""
     batch = Batch(recipe, seed, step)
     rows = loss_of(model, recipe, batch, weight)
+    if not rows.isfinite().all():
+        raise PatchError(f"the loss of step {step} is {rows.mean().item()}: the training diverged; give another --seed, "
+                         "or the recipe lower rates")  # fmt: skip
     rows.mean().backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizers.step(rate_factor(recipe, step, steps))
@@ -261,31 +276,53 @@ def recipe_named(name: str) -> Recipe:
 
 
 def save(out: Path, run: dict, model: Trainee, optimizers: Optimizers, average: dict[str, Tensor]) -> None:
-    """Model, average and optimizers in one file, replaced as a whole."""
+    """Model, average and optimizers in one file, replaced as a whole.  Raises DiskError for a full disk."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.items()}
     tensors |= {f"optimizer.{k}": v for k, v in optimizers.tensors().items()}
     tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
-    save_file(tensors, out / "state.tmp", metadata={key: json.dumps(value) for key, value in run.items()})
-    (out / "state.tmp").replace(out / "state.safetensors")
+    with placed(out / "state.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={key: json.dumps(value) for key, value in run.items()})
+
+
+def in_words(recipe: Recipe) -> dict:
+    """Every field as JSON has it, under its name, to tell the runs of two recipes apart."""
+    return {f"recipe.{field}": value for field, value in json.loads(json.dumps(asdict(recipe))).items()}
 
 
 def resume(out: Path, run: dict, model: Trainee, optimizers: Optimizers, average: dict[str, Tensor]) -> int:
-    """Load the state in `out` if there is one; the step to go on with."""
+    """Load the state in `out` if there is one; the step to go on with.
+
+    Raises PatchError for the state of another run, WeightsError for a damaged one and for a file that is none.
+    """
     path = out / "state.safetensors"
-    if not path.exists():
+    if not os.path.lexists(path):
         return 0
-    with safe_open(path, "pt") as file:
-        stored = {key: json.loads(value) for key, value in file.metadata().items()}
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
-    if {key: stored.get(key) for key in run} != run:
-        raise PatchError(f"{path} holds the run {stored}, asked for {run}; give another --out, or the same options")
-    part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
+    tensors = open_tensors(path)
+    step = _step_of(path, run)
+    wanted = {f"{part}.{key}": value.shape for part in ("model", "average") for key, value in average.items()}
+    if {key: entry.shape for key, entry in tensors.items() if not key.startswith("optimizer.")} != wanted:
+        raise WeightsError(f"{path} holds other tensors than {run['model']} has; give another --out")
+    part = lambda prefix: {k.removeprefix(prefix): tensors.read(k) for k in tensors if k.startswith(prefix)}  # noqa: E731
     model.load_state_dict(part("model."))
     optimizers.load(part("optimizer."))
     for key, value in part("average.").items():
         average[key].copy_(value)
-    return stored["step"]
+    return step
+
+
+def _step_of(path: Path, run: dict) -> int:
+    """The step that a state of this run is of."""
+    with safe_open(path, "pt") as file:
+        told = file.metadata() or {}
+    if lacking := [key for key in (*run, "step") if key not in told]:
+        few = ", ".join(lacking[:3])
+        raise WeightsError(f"{path} says nothing of {few}: no state, or one of an older version; give another --out")
+    asked = {key: json.dumps(value) for key, value in run.items()}
+    if differ := [key for key in asked if told[key] != asked[key]]:
+        found, wanted = (", ".join(f"{key} {which[key]}" for key in differ) for which in (told, asked))
+        raise PatchError(f"{path} holds a run of {found}, asked for {wanted}; give another --out, or the same options")
+    return json.loads(told["step"])
 
 
 def main() -> None:
