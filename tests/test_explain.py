@@ -110,3 +110,13 @@ def test_every_word():
     within = "\n".join(lines).replace("from 0.5", f"from 0.5 = {inside}").replace("x T x 4", "x 4 x 4")
     assert some.explain(sites, **run, tokens=4) == within
     assert f"steps {inside};" in some.at(**run).explain(sites)
+
+
+@pytest.mark.parametrize("sites, said", [((2, 1), "1, 2"), ("*.attn", "*.attn"), (3, "3")])
+def test_without_a_model_a_plan_explains_what_was_asked(sites, said):
+    """Both equations, as the kind of a site decides, and the sites as they were named; no tensors."""
+    assert Plan([Swap(sites, "a", "b", part="v")]).explain() == (
+        "a <- b:  softmax(q k^T / sqrt(D)) v' or softmax(q [k_image; k]^T / sqrt(D)) [v_image; v']\n"
+        "  steps all; heads all; tokens all; branch both\n"
+        f"  v' of row b, same step and branch, at sites {said}"
+    )

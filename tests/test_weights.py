@@ -210,6 +210,10 @@ DAMAGES = {
         edit_json("textpatch.json", height=...),
         "textpatch.json describes no model that can be built .*height",
     ),
+    "a million layers": (edit_json("transformer/config.json", num_layers=10**6), "transformer says num_layers 1000000, and its file holds"),
+    "a million layers of T5": (edit_json("text_encoder_3/config.json", num_layers=10**6), "text_encoder_3 says num_layers 1000000"),
+    "a million layers of CLIP": (
+        edit_json("text_encoder/config.json", num_hidden_layers=10**6), "text_encoder says num_hidden_layers 1000000"),
     "a height in words": (edit_json("textpatch.json", height="32"), "textpatch.json: height is '32' among"),
     "a name mistyped": (edit_json("textpatch.json", heigth=32), "textpatch.json says 'heigth', which nothing reads; closest: height"),
     "a schedule of words": (edit_json("scheduler/scheduler_config.json", shift="3"), "scheduler_config.json.* shift is '3'; give"),

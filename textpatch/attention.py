@@ -34,7 +34,7 @@ _asked: ContextVar[str | None] = ContextVar("the backend asked for", default=Non
 _answers = WeakTensorKeyDictionary()  # table of slots -> ((its version, entries of the bank), what `_look` found)
 
 
-def segment_attention(q, k, v, *, slots_k=None, slots_v=None, scale=None, return_lse=False, backend=None):
+def segment_attention(q, k, v, slots_k=None, slots_v=None, scale=None, return_lse=False, *, backend=None):
     """Attend from image and text queries to image keys and gathered text keys.
 
     q = (image (B, H, M, D), text (B, H, Mt, D) or None); k, v = (image (B, H, N, D) or None, text bank

@@ -277,10 +277,11 @@ class Plan:
                     pair[part] = _write(pair[part], readers, donors, swap, site.text_heads)
         return tables
 
-    def explain(self, sites: Sequence[Site], *, schedule=None, steps: int | None = None,
+    def explain(self, sites: Sequence[Site] | None = None, *, schedule=None, steps: int | None = None,
                 tokens: int | str = "T") -> str:  # fmt: skip
         """The equation of every swap, its sites, and every tensor it touches: module, text tokens, channels, shape.
 
+        sites: the model's; without them a plan knows of no tensors, and says its sites as they were asked for.
         schedule and steps: the run, as for `at`, whose loop indices stand beside every window; tokens: how many.
         Raises PatchError for one of schedule and steps alone, and for a site there is not.
         """
@@ -288,7 +289,8 @@ class Plan:
             said = None if schedule is None else type(schedule).__name__
             raise PatchError(f"{steps=} and schedule {said}; give both, so that windows are told in steps, or neither")
         run = self if schedule is None else self.at(schedule, steps)
-        said = (_explain(*pair, select_sites(sites, pair[0].sites), tokens) for pair in zip(self.swaps, run.swaps))
+        found = lambda swap: None if sites is None else select_sites(sites, swap.sites)  # noqa: E731
+        said = (_explain(swap, acting, found(swap), tokens) for swap, acting in zip(self.swaps, run.swaps))
         return "\n".join(said) or "no swap: identity"
 
 
@@ -356,21 +358,23 @@ def _write(table: Tensor, readers: list[int], donors: list[int], swap: Swap, hea
     return table
 
 
-def _explain(swap: Swap, run: Swap, sites: tuple[Site, ...], tokens: int | str) -> str:
-    """A swap; `run` is the same with the loop indices of a run."""
+def _explain(swap: Swap, run: Swap, sites: tuple[Site, ...] | None, tokens: int | str) -> str:
+    """A swap; `run` is the same with the loop indices of a run.   sites: None where no model's are known"""
     say = lambda values: "all" if values is None else ", ".join(map(str, values))  # noqa: E731
     k, v = (part + "'" if part in swap.part else part for part in "kv")
     alone, beside = f"softmax(q {k}^T / sqrt(D)) {v}", f"softmax(q [k_image; {k}]^T / sqrt(D)) [v_image; {v}]"
-    equations = sorted({alone if site.kind == "cross" else beside for site in sites})
+    equations = [f"{alone} or {beside}"] if sites is None else sorted({alone if site.kind == "cross" else beside for site in sites})
+    asked = swap.sites if isinstance(swap.sites, (str, int)) else say(swap.sites)
+    shape = "; readers x heads x tokens x head_dim:"
+    where = [f", at sites {asked}"] if sites is None else [shape, *(line for site in sites for line in _tensors(swap, site, tokens))]
     steps = "" if isinstance(run.steps, Window) else say(run.steps)
     window = [f"of {swap.steps}"] if isinstance(swap.steps, Window) else []
     return "\n".join([
         f"{', '.join(swap.readers)} <- {swap.donor}:  {', '.join(equations)}",
         f"  steps {' = '.join([*window, steps] if steps else window)}; heads {say(swap.heads)}; "
         f"tokens {say(swap.tokens)}; branch {swap.branch}",
-        f"  {', '.join(x for x in (k, v) if len(x) > 1)} of row {swap.donor}, same step and branch; "
-        "readers x heads x tokens x head_dim:",
-        *(line for site in sites for line in _tensors(swap, site, tokens)),
+        f"  {', '.join(x for x in (k, v) if len(x) > 1)} of row {swap.donor}, same step and branch{where[0]}",
+        *where[1:],
     ])  # fmt: skip
 
 
