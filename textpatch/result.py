@@ -18,7 +18,7 @@ _NEEDED = ("model", "pairs", "seeds", "steps", "guidance", "start", "branch", "b
 _COLUMNS = (
     ("rank", 4),
     ("site", 4),
-    ("name", 24),
+    ("name", 25),
     ("exact target", 12),
     ("F1 target [low, high]", 21),
     ("F1 source", 9),
@@ -42,7 +42,7 @@ def table(result: dict) -> str:
     ranked = enumerate(ranked_sites(result), 1)
     rows = [("", "", label, *_cells(result["baselines"][run])) for run, label in RUNS]
     rows += [
-        (_place(site, rank), str(site["site"]), _name(site["name"], 24), *_cells(site))
+        (_place(site, rank), str(site["site"]), _name(site["name"], 25), *_cells(site))
         for rank, site in ranked
     ]
     rules = ["-" * width for _, width in _COLUMNS]
