@@ -37,12 +37,10 @@ COLUMNS = ["model", "steps", "guidance", "scene", "mode", "sets", "pairs", "same
            "fewer", "fewer_than_exhaustive", "bound", "seconds", "found"]  # fmt: skip
 
 
-def searches(pipeline, mode: str, sets: list[list], first: int, runs: Path | None, **options) -> tuple[list[dict], float]:
-    """The result of a mode on each set of pairs, and the seconds of all."""
+def searches(pipeline, mode: str, sets: list[list], screening: dict, runs: Path | None, **options) -> tuple[list[dict], float]:
+    """The result of a mode on each set of pairs, and the seconds of all; screening: options of the modes that screen."""
     began, results = time.perf_counter(), []
-    if mode == "exhaustive":
-        options.pop("keep", None)
-    options |= dict(mode=mode, first=None if mode == "exhaustive" else first)
+    options |= dict(mode=mode) | ({} if mode == "exhaustive" else screening)
     for pairs in sets:
         asked = {"model": pipeline.name, "pairs": pairs, **{name: x for name, x in options.items() if name != "ocr"}}
         name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
@@ -96,12 +94,11 @@ def main(argv: list[str] | None = None) -> None:
         for scene in options.scenes:
             sets, truth = disjoint(options.sets, options.pairs, scene == "same"), None
             for mode in MODES:
-                keep = {} if options.keep is None else {"keep": options.keep}
-                results, seconds = searches(pipeline, mode, sets, options.first, options.runs, steps=options.steps,
-                                            guidance=options.guidance, ocr=ocr, **keep)  # fmt: skip
+                results, seconds = searches(pipeline, mode, sets, {"first": options.first, "keep": options.keep}, options.runs,
+                                            steps=options.steps, guidance=options.guidance, ocr=ocr)  # fmt: skip
                 truth = truth or results
                 static = prompt_settles_text(pipeline.denoiser)
-                said = mode if mode == "exhaustive" or not keep else f"{mode}, keep {options.keep}"
+                said = mode if mode == "exhaustive" or options.keep is None else f"{mode}, keep {options.keep}"
                 table.add(model=name, scene=scene, mode=said, sets=len(sets), pairs=options.pairs,
                           **compared(results, truth, static), seconds=seconds)  # fmt: skip
 

@@ -37,15 +37,13 @@ class Defaults:
     level: int = 250  # timestep of the noise given to the small pictures of a stage II
 
     def __post_init__(self):
-        whole = {name: getattr(self, name) for name in ("height", "width", "steps")}
-        lists = {"text_box": (self.text_box or (0,) * 4, 4), "micro": (self.micro or (0,) * 6, 6), "localized": (self.localized, None)}
-        wrong = [name for name, value in whole.items() if not (_is_whole(value) and value > 0)]
-        wrong += [name for name, (numbers, length) in lists.items()
-                  if not isinstance(numbers, tuple) or not all(map(_is_whole, numbers)) or length not in (None, len(numbers))]  # fmt: skip
-        wrong += [name for name in ("guidance", "level") if not _is_finite(getattr(self, name))]
-        if wrong:
-            raise PatchError(f"{wrong[0]} is {getattr(self, wrong[0])!r} among what a model is run with; give a positive whole number "
-                             "for height, width and steps, four for text_box, six for micro, site indices for localized")  # fmt: skip
+        fits = {name: _is_whole(value) and value > 0 for name, value in vars(self).items() if name in ("height", "width", "steps")}
+        fits |= {name: _is_finite(getattr(self, name)) for name in ("guidance", "level")}
+        fits |= {"text_box": self.text_box is None or _are_whole(self.text_box, 4), "localized": _are_whole(self.localized),
+                 "micro": self.micro is None or _are_whole(self.micro, 6)}  # fmt: skip
+        for name in (name for name, fit in fits.items() if not fit):
+            raise PatchError(f"{name} is {getattr(self, name)!r} among what a model is run with; give a positive whole number for "
+                             "height, width and steps, four for text_box, six for micro, site indices for localized")  # fmt: skip
 
     def run(self, steps: int | None, guidance: float | None) -> tuple[int, float]:
         """What was asked for, and in the place of None the model's own.   Raises PatchError for what is no number."""
@@ -87,6 +85,10 @@ class LatentPixels(nn.Module):
 
 def _is_whole(value) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _are_whole(values, count: int | None = None) -> bool:
+    return isinstance(values, (tuple, list)) and all(map(_is_whole, values)) and count in (None, len(values))
 
 
 def _is_finite(value) -> bool:

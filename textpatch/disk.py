@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
 import shutil
@@ -13,7 +12,6 @@ from pathlib import Path
 from textpatch.errors import DiskError, StoreError
 
 _HOUR = 3600
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def write(path: Path, data: bytes, worker: str, *, exclusive: bool = False) -> bool:
@@ -85,7 +83,7 @@ def explained(path, verb: str):
         yield
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        kind = DiskError if getattr(error, "errno", None) in _OF_THE_DISK else StoreError
+        kind = DiskError if getattr(error, "errno", None) in DiskError.numbers else StoreError
         what_to_do = f"check path, permissions and free space ({_free(path)} there)"
         raise kind(f"cannot {verb} {path}: {reason}; {what_to_do}") from error
 

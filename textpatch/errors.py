@@ -1,5 +1,6 @@
 """The one exception family: what was asked, what was found, what to do."""
 
+import errno
 from difflib import get_close_matches
 
 
@@ -29,6 +30,8 @@ class StoreError(PatchError):
 
 class DiskError(StoreError):
     """A disk that is full or fails; what was written before is whole, and the same request goes on from there."""
+
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # the system's, of which it is one
 
 
 class Unfinished(PatchError):

@@ -37,7 +37,7 @@ from textpatch.sizes import picture_size
 
 def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int, start: int = 0) -> list[Pair]:
     """Prompt pairs, once all that can be wrong with a run of them is known to be right; nothing is generated."""
-    pairs, seeds = [_pair(pair) for pair in pairs], seeds if isinstance(seeds, Integral) else list(seeds)
+    pairs = [_pair(pair) for pair in pairs]
     if isinstance(seeds, Integral):
         raise PatchError(f"seeds is {seeds}; give several or one in a list: [{seeds}]")
     if not pairs or not seeds or not 0 <= start < steps:
@@ -130,9 +130,10 @@ class Trials:
                  guidance: float | None = None, start: int = 0, branch: str = "both", ocr=None, run=None,
                  micro_batch: int = 64):  # fmt: skip
         self.pipeline, self.start, self.branch = pipeline, start, branch
-        self.seeds = seeds if isinstance(seeds, Integral) else [int(seed) for seed in seeds]
         self.steps, self.guidance = pipeline.defaults.run(steps, guidance)
+        seeds = seeds if isinstance(seeds, Integral) else list(seeds)
         self.pairs = checked_pairs(pipeline, pairs, seeds=seeds, steps=self.steps, start=start)
+        self.seeds = [int(seed) for seed in seeds]  # numpy's are no JSON
         if isinstance(run, (str, os.PathLike)):
             raise PatchError(f"run is the path {str(run)!r}; give a store.Run: Run.open({str(run)!r}, {{'request': ...}})")
         self.ocr, self.run, self.micro_batch = ocr or metrics.Tesseract(), run, micro_batch

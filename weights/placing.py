@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -12,7 +11,6 @@ from typing import Iterator
 
 from textpatch.errors import DiskError, StoreError
 
-OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 # safetensors and tokenizers raise exceptions of their own, which have the system's number in their text alone
 IN_WORDS = re.compile(r"\(os error (\d+)\)")
 
@@ -63,7 +61,7 @@ def writing(path: Path) -> Iterator[None]:
         number = _number(error)
         if number is None:
             raise
-        kind = DiskError if number in OF_THE_DISK else StoreError
+        kind = DiskError if number in DiskError.numbers else StoreError
         reason = f"{os.strerror(number)}; check path, permissions and free space"
         raise kind(f"cannot write {path}: {reason}") from error
 
