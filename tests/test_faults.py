@@ -141,9 +141,9 @@ FAULTS = {
     "labels not compared": (laws.law_rows_mean_their_labels,
         patching, "_require_distinct", "if repeated:", "if False:"),
     "reader parted from its donor": (laws.law_micro_batches_change_nothing,
-        sampling, "pack", "[*sorted(_donors(row.name, plan)), row.name]", "[row.name]"),
+        sampling, "pack", "[*sorted(_needed(row.name, needs)), row.name]", "[row.name]"),
     "donors of donors forgotten": (laws.law_micro_batches_change_nothing,
-        sampling, "_donors", "todo += new", "pass"),
+        sampling, "_needed", "todo += new", "pass"),
     "K and V injected the other way round": (laws.law_injection_is_a_swap,
         patching, "_own_bank", 'zip("kv", pair)', 'zip("vk", pair)'),
     "injection allowed": (laws.law_evolving_text_refuses_injection,
@@ -174,7 +174,7 @@ FAULTS = {
     "recorded: noise of another step": (recorded("if", "A"),
         DDPM, "step", "_deviation(share, now, after) * noise", "_deviation(share, after, now) * noise"),
     "recorded: variance guided, too": (recorded("if", "B"),
-        denoising, "_predict", "guidance, x.shape[1])", "guidance, output.shape[1])"),
+        denoising, "advance", "channels=x.shape[1]", "channels=2 * x.shape[1]"),
     "recorded: input not scaled": (recorded("sdxl", "A"), Euler, "model_input", "x / self._scale(step, steps)", "x"),
 }  # fmt: skip
 

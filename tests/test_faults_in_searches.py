@@ -14,7 +14,7 @@ import test_search as searching
 from strategies import fixed_case
 from test_faults import plant
 
-from textpatch import attribution, contribution, search, starts, trials
+from textpatch import attribution, contribution, sampling, search, trials
 
 
 def raw(test, *args, **options):
@@ -118,11 +118,11 @@ FAULTS = {
     "every step": (along, attribution, "attribution", "range(start, steps)", "range(steps)"),
     "the first latents at every step": (along, attribution, "attribution", "path[step][None]", "path[0][None]"),
     "a fork of the target": (
-        raw(modes.test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2])),
-        starts, "forked", "x[:1].expand(len(new)", "x[1:2].expand(len(new)"),
+        raw(modes.test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2], 64)),
+        sampling.Loop, "_in_parts", "now[row.copies]", "now[drawn[1].name]"),
     "noise of its own": (
-        raw(modes.test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2])),
-        starts, "_for_all", "for noise in noises", "for noise in map(torch.flip, noises, [(-1,)] * 9)"),
+        raw(modes.test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2], 64)),
+        sampling.Loop, "_in_parts", "(draw[places] for draw in draws)", "(draw[places].flip(-1) for draw in draws)"),
     "heads forgotten": (all_heads, trials, "rows_and_plan", "heads=heads", "heads=None"),
 }  # fmt: skip
 

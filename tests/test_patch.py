@@ -12,7 +12,7 @@ from test_faults import plant
 from torch import nn
 
 from textpatch import HookRegistry, KVCache, PatchError, Plan, Row, Swap, capture, inject, patch, sample
-from textpatch.plan import with_guidance
+from textpatch.guidance import with_guidance
 from textpatch.sites import Site
 
 

@@ -13,7 +13,7 @@ from textpatch.weights.load import SHIPPED
 
 ROOT = Path(textpatch.__file__).parent
 OUTER = {"textpatch.reference_models": SHIPPED.parent / "reference_models", "textpatch.weights": SHIPPED}
-CORE = ["attention", "hooks", "sites", "plan", "patch"]
+CORE = ["attention", "hooks", "sites", "plan", "guidance", "patch"]
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 
 
@@ -58,7 +58,7 @@ def test_all_sources_are_looked_at():
 @pytest.mark.parametrize("module", [name for name in CORE + ["audit"] if f"textpatch.{name}" in SOURCES])
 def test_the_core_needs_torch_alone(module):
     """Core modules import torch, the standard library, errors and each other."""
-    allowed = {f"textpatch.{name}" for name in [*CORE, "audit", "errors", "kernels"]}
+    allowed = {f"textpatch.{name}" for name in [*CORE, "audit", "errors", "kernels", "pipelines"]}
     for name in imports(f"textpatch.{module}"):
         assert name in allowed or name.split(".")[0] in {"torch", *sys.stdlib_module_names}, name
 
@@ -71,7 +71,7 @@ def test_applications_take_any_pipeline(module):
 
 def test_models_import_down_only():
     """Models import the core and themselves; nobody imports the CLI but the weights' own commands, nor its commands but the CLI."""
-    allowed = {f"textpatch.{name}" for name in ["attention", "sites", "errors"]}
+    allowed = {f"textpatch.{name}" for name in ["attention", "sites", "errors", "guidance", "plan"]}
     for module in SOURCES:
         ours = {name for name in imports(module) if name.startswith("textpatch.")}
         if module.startswith("textpatch.reference_models"):

@@ -18,16 +18,18 @@ from functools import partial
 from typing import Sequence
 
 from textpatch.errors import PatchError, closest
+from textpatch.guidance import Guidance, described
 from textpatch.heads import head_search
 from textpatch.metrics import f1_of_means
 from textpatch.pairs import SOURCE, TARGET, Pair, require_other_texts
+from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.readings import READINGS, Readings
 from textpatch.report import summary_html
 from textpatch.result import SCHEMA_VERSION, answer, table
 from textpatch.search import Group, Screening, Step, better_than, grow, interval, ranking, responsible, screen
 from textpatch.sites import find_sites, select_sites
 from textpatch.starts import start_curve
-from textpatch.trials import Trials, checked_pairs, group_name, require_pipeline, row_name, scores
+from textpatch.trials import Trials, checked_pairs, group_name, row_name, scores
 
 FIRST = 4  # pairs that a screening begins with
 # Of the largest share that is read; a site below it may not join the set.  Of the sites that join those of tiny-if by the
@@ -57,9 +59,9 @@ class Localization:
         return summary_html(self.result, self.records)
 
 
-def localize(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all",
+def localize(pipeline: SupportsSampling, pairs: Sequence, *, mode: str = "exhaustive", sites="all",
              groups: Sequence[Sequence[int]] | None = None, keep: int | None = None, first: int | None = None,
-             seeds: Sequence[int] = (0,), steps: int | None = None, guidance: float | None = None, start: int = 0,
+             seeds: Sequence[int] = (0,), steps: int | None = None, guidance: float | Guidance | None = None, start: int = 0,
              branch: str = "both", ocr=None, run=None, shard: tuple[int, int] | None = None, micro_batch: int = 64,
              starts: bool = False, heads: bool = False) -> Localization:  # fmt: skip
     """Score every site alone, or screen first and score exactly those kept, on every prompt pair and seed.
@@ -138,7 +140,7 @@ def _check_shard(shard: tuple[int, int] | None, mode: str) -> None:
 
 
 def _groups(pipeline, sites, groups) -> list[Group]:
-    require_pipeline(pipeline)
+    require_parts(pipeline, "localize", SupportsSampling, SupportsPairs)
     known = find_sites(pipeline.denoiser)
     if groups is None:
         return [(site.index,) for site in select_sites(known, sites)]
@@ -254,7 +256,7 @@ def summarise(trials: Trials, mode: str, groups: list[Group], screening: Screeni
 def _facts(trials: Trials) -> dict:
     parameters = sum(p.numel() for p in trials.pipeline.denoiser.parameters())
     return dict(model=trials.pipeline.name, parameters=parameters, pairs=len(trials.pairs), seeds=list(trials.seeds),
-                steps=trials.steps, guidance=trials.guidance, start=trials.start, branch=trials.branch,
+                steps=trials.steps, guidance=described(trials.guidance), start=trials.start, branch=trials.branch,
                 ocr=trials.ocr.describe())  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from textpatch.attribution import attribution, in_its_words
 from textpatch.contribution import contribution
 from textpatch.errors import PatchError
+from textpatch.guidance import as_guidance
 from textpatch.pairs import SOURCE, TARGET, Pair, quoted
 from textpatch.plan import Plan, Row
 from textpatch.search import Group
@@ -52,8 +53,11 @@ def _attribution(trials: Trials, pair: Pair, seed: int):
 
 
 def _backward_passes(trials: Trials) -> int:
-    """Of two rows, with their calls about six times a row's, in generations of one or, guided, two rows."""
-    return 6 if trials.guidance == 1 else 3
+    """Cost of the backward passes in generations.
+
+    With their calls they take about six times a row's time, and a generation is a row per branch.
+    """
+    return 6 // len(as_guidance(trials.guidance).branches)
 
 
 READINGS = {

@@ -14,7 +14,7 @@ import json
 import os
 from collections import Counter
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Callable, Sequence
 
@@ -25,10 +25,12 @@ from tqdm import tqdm
 from textpatch import metrics
 from textpatch.bank import prompt_settles_text
 from textpatch.errors import OCRError, PatchError, StoreError, Unfinished
+from textpatch.guidance import Guidance
 from textpatch.interrupts import finishing
 from textpatch.metrics.image import WINDOW
 from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.pictures import open_picture
+from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.plan import Plan, Row, Swap
 from textpatch.sampling import decoding, sample_latents
 from textpatch.search import Group, interval
@@ -67,12 +69,6 @@ def _pair(pair) -> Pair:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
         raise PatchError(f"a prompt pair is (source, target), two texts; found {pair!r}, so give a list of pairs")
     return Pair(*pair)
-
-
-def require_pipeline(pipeline) -> None:
-    """Raise PatchError for a model's name in place of the model."""
-    if isinstance(pipeline, str):
-        raise PatchError(f"{pipeline!r} is a name, and a loaded pipeline is needed: load({pipeline!r})")
 
 
 # --- what is run
@@ -126,9 +122,10 @@ class Trials:
     Raises PatchError for a start outside the run and for no pairs or seeds, OCRError if no text can be read.
     """
 
-    def __init__(self, pipeline, pairs: Sequence, *, seeds: Sequence[int] = (0,), steps: int | None = None,
-                 guidance: float | None = None, start: int = 0, branch: str = "both", ocr=None, run=None,
+    def __init__(self, pipeline: SupportsSampling, pairs: Sequence, *, seeds: Sequence[int] = (0,), steps: int | None = None,
+                 guidance: float | Guidance | None = None, start: int = 0, branch: str = "both", ocr=None, run=None,
                  micro_batch: int = 64):  # fmt: skip
+        require_parts(pipeline, "a trial", SupportsSampling, SupportsPairs)
         self.pipeline, self.start, self.branch = pipeline, start, branch
         self.steps, self.guidance = pipeline.defaults.run(steps, guidance)
         seeds = seeds if isinstance(seeds, Integral) else list(seeds)
@@ -284,7 +281,7 @@ class Trials:
 
 def made_by(rows: Sequence[Row], plan: Plan) -> dict[str, str]:
     """What a record is of: the plan, and the rows' names, prompts, seeds and what else makes a row."""
-    said = json.dumps([asdict(row) for row in rows])
+    said = json.dumps([row.data for row in rows])
     return {"plan_sha256": plan.sha256, "rows_sha256": hashlib.sha256(said.encode()).hexdigest()}
 
 
