@@ -5,11 +5,11 @@ from dataclasses import replace
 from threading import Thread
 from types import SimpleNamespace
 
-import laws
 import pytest
 import torch
 from hypothesis import given
-from strategies import attentions, make_attention
+from support import laws
+from support.strategies import attentions, make_attention
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention

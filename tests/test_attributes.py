@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from small import DEFAULTS, small_pipeline
+from support.small_models import DEFAULTS, small_pipeline
 
 from textpatch import localize, trials
 from textpatch.errors import OCRError, PatchError, PromptError

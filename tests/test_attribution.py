@@ -1,14 +1,18 @@
 """What a swap would do to a prediction, held to finite differences of what the swap itself puts out, on every architecture."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import small_pipeline
-from strategies import ARCHITECTURES, fixed_case
-from test_localize import PAIR, Parrot
+from support.localizing import PAIR, Parrot
+from support.planting import raw, require_noticed
+from support.small_models import small_pipeline
+from support.strategies import ARCHITECTURES, fixed_case
 
 from textpatch import PatchError, Row, edit, load, localize, sample
+from textpatch import attribution as attributing
 from textpatch.attention import row_slots
 from textpatch.attribution import attribution, drops, in_its_words
 from textpatch.audit import exit_modules
@@ -117,3 +121,28 @@ def test_pairs_of_one_prompt_are_refused(monkeypatch):
     for work in (lambda: localize(pipeline, [PAIR, same], ocr=Parrot()), lambda: edit(pipeline, *same, sites=0)):
         with pytest.raises(PromptError, match="source and target are both"):
             work()
+
+
+# --- faults: a check, an owner, a function, a text, and the text put in its place
+
+
+slope = raw(test_it_is_the_slope_towards_the_swap, "mmdit", seed=1)
+of_if = raw(test_it_is_the_slope_towards_the_swap, "if-i", seed=1)
+along = partial(test_it_runs_along_the_sources_generation, "sdxl")
+
+FAULTS = {
+    "what a swap would add to L": (slope, attributing, "drops", "-sum(", "sum("),
+    "text that asks nothing": (
+        slope, attributing, "change", "(q[:1] for q in record.q)", "(q[:1] * (q is record.q[0]) for q in record.q)"),
+    "its own text": (slope, attributing, "change", "text[1:]", "text[:1]"),
+    "the target's image": (of_if, attributing, "change", "x[:1] for x in image", "x[1:] for x in image"),
+    "the variance, too": (of_if, attributing, "drops", "[:, : x.shape[1]]", ""),
+    "every step": (along, attributing, "attribution", "range(start, steps)", "range(steps)"),
+    "the first latents at every step": (along, attributing, "attribution", "path[step][None]", "path[0][None]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_noticed(fault, monkeypatch):
+    """The check holds, and with the fault in place it does not."""
+    require_noticed(monkeypatch, FAULTS[fault])

@@ -9,66 +9,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import patching, refused
-from small import PROMPTS, save_small
-from strategies import build_pipeline, cases, fake_encoders, fixed_case, make_rows, randomize, swaps
-from test_faults import plant
+from support.audits import audited, rich_case
+from support.laws import patching, refused
+from support.planting import plant
+from support.small_models import PROMPTS, save_small
+from support.strategies import build_pipeline, cases, fixed_case, make_rows, swaps
+from support.unets import TOKENS, unet
 
 from textpatch import attention, cli, load, plan, sampling
 from textpatch.audit import AuditReport, Check, Definition, audit, recording, replay, telling_steps
 from textpatch.audit_run import audit_run
 from textpatch.errors import PatchError
 from textpatch.plan import Plan, Swap, with_guidance
-from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.mmdit import JointAttention
-from textpatch.reference_models.pipeline import Defaults, Pipeline
-from textpatch.reference_models.schedules import DDPM, Euler
-from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 from textpatch.sampling import sample
 from textpatch.weights.load import fingerprint
 
 DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
-TOKENS = 4  # of the fake encoders, 6 wide, with pooled vectors of 5
-SMALL_SDXL = SDXLConfig(
-    in_channels=3, out_channels=3, block_out_channels=(12, 24), layers_per_block=1, norm_num_groups=3,
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    transformer_layers_per_block=(1, 1), attention_head_dim=(2, 3), cross_attention_dim=6, addition_time_embed_dim=4,
-    projection_class_embeddings_input_dim=24 + 5,
-)  # fmt: skip
-SMALL_IF = IFConfig(
-    block_out_channels=(16, 24), layers_per_block=1, attention_head_dim=8, cross_attention_dim=32, encoder_hid_dim=6,
-    down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"), norm_num_groups=4,
-    up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), addition_embed_type_num_heads=2,
-)  # fmt: skip
-SMALL_IF_II = replace(SMALL_IF, in_channels=6, class_embed_type="timestep", only_cross_attention=True)
-
-
-def without_pooled(encode):
-    """DeepFloyd IF's encoders pool nothing: the denoiser does."""
-    return lambda prompts: replace(encode(prompts), pooled=None)
-
-
-class StageII(Pipeline):
-    """A pipeline whose denoiser also reads a low-resolution picture, the same for all rows."""
-
-    def denoise(self, x, text, **options):
-        return super().denoise(x, text, low=torch.full_like(x, 0.3), level=torch.full((len(x),), 250.0), **options)
-
-
-def unet(name: str, seed: int = 0) -> Pipeline:
-    """A small random U-Net pipeline in float64; four sites of three heads each."""
-    defaults = Defaults(4, 8, 3, 4.5, micro=(8, 8, 0, 0, 8, 8) if name == "sdxl" else None)
-    encoders, make, config, schedule = {
-        "sdxl": (fake_encoders(TOKENS), SDXL, SMALL_SDXL, Euler()),
-        "if": (without_pooled(fake_encoders(TOKENS)), DeepFloydIF, SMALL_IF, DDPM()),
-        "if-ii": (without_pooled(fake_encoders(TOKENS)), DeepFloydIF, SMALL_IF_II, DDPM()),
-    }[name]
-    model = randomize(make(config).double(), seed).eval().requires_grad_(False)
-    return (StageII if name == "if-ii" else Pipeline)(encoders, model, schedule, list, defaults, "random")
-
-
-def audited(pipeline, rows, plan, steps, guidance, **options) -> AuditReport:
-    return audit(pipeline, rows, plan, sample=sample, steps=steps, guidance=guidance, **options)
 
 
 def require_sound(report: AuditReport, rows: int) -> None:
@@ -102,12 +59,6 @@ def test_what_is_right_passes_on_cross_and_added_sites(data, name, dtype):
 
 
 # --- faults
-
-
-def rich_case():
-    """fixed_case with a swap in one branch alone, and step 0 named by no late swap."""
-    case = fixed_case()
-    return replace(case, plan=case.plan + Plan([Swap(1, "d", "a", steps=(0, 1), branch="cond", part="v")]))
 
 
 FAULTS = {

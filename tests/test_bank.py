@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from strategies import build_pipeline, make_rows
-from test_audit import unet
-from test_faults import plant
+from support.planting import plant
+from support.strategies import build_pipeline, make_rows
+from support.unets import unet
 from torch._dynamo.testing import CompileCounter
 
 from textpatch import bank, sampling

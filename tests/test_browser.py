@@ -7,9 +7,9 @@ import copy
 import re
 
 import pytest
-from pages import BROWSER, HOSTILE, POLICY, browse, browsed, hold, parsed
 from PIL import Image
-from test_faults import plant
+from support.pages import BROWSER, HOSTILE, POLICY, browse, browsed, hold, parsed
+from support.planting import plant
 
 from textpatch import gallery, load, localize, markup, report
 from textpatch.store import Run

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from foreign import foreign
-from laws import patching
-from test_faults import plant
+from support.foreign import foreign
+from support.laws import patching
+from support.planting import plant
 
 from textpatch import hooks, ports, sites, testing
 from textpatch.errors import PatchError

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
 from PIL import Image
-from small import PROMPTS, save_small
+from safetensors.torch import save_file
+from support.small_models import PROMPTS, save_small
 
 import textpatch
 from textpatch import attention, cli
@@ -337,7 +337,7 @@ def test_options_that_would_be_ignored_are_refused(model, here, capfd):
 
 def test_doctor_says_what_files_are(tmp_path, capsys):
     """A file, a component's folder and a pipeline's: what each is, how it differs, and which numbers are none."""
-    from test_load import small  # the same small SDXL
+    from support.small_denoisers import small
 
     state = small("SDXL").state_dict()
     state["conv_in.bias"][3] = float("nan")

@@ -1,14 +1,18 @@
 """What the word's tokens give to the picture: held to what is lost without their values, on every architecture."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import small_pipeline
-from strategies import ARCHITECTURES, fixed_case
-from test_localize import PAIR
+from support.localizing import PAIR
+from support.planting import raw, require_noticed
+from support.small_models import small_pipeline
+from support.strategies import ARCHITECTURES, fixed_case
 
 from textpatch import PatchError, Plan, Row, load
+from textpatch import contribution as contributing
 from textpatch.attention import attention_reference
 from textpatch.audit import Definition, Record
 from textpatch.contribution import contribution, norms, word_tokens
@@ -113,3 +117,26 @@ def test_the_planted_site_stands_out():
         found, _ = contribution(pipeline, prompt, steps=4)
         shares = {site: values["share"] for site, values in found.items()}
         assert shares.pop(1) > 3 * max(shares.values())
+
+
+# --- faults: a check, an owner, a function, a text, and the text put in its place
+
+
+lost = raw(test_it_is_what_is_lost_without_the_tokens_values, "mmdit", seed=1, tokens=[0, 2])
+
+FAULTS = {
+    "scores not scaled": (lost, contributing, "norms", "key.mT * scale", "key.mT"),
+    "the values of all tokens": (lost, contributing, "norms", "keys[-1][:, :, tokens]", "keys[-1][:, :, [0, 1]]"),
+    "keys of the image": (lost, contributing, "norms", "torch.cat(keys, dim=2)", "keys[-1]"),
+    "the other guidance branch": (
+        partial(test_guidance_is_looked_through, "mmdit"), contributing, "norms",
+        "record.q[0][-1:]", "(record.q[0][:1] * 1.5)"),
+    "T5's tokens among CLIP's": (
+        test_the_word_is_found_among_the_tokens, contributing, "word_tokens", "lengths[0]]", "0]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_noticed(fault, monkeypatch):
+    """The check holds, and with the fault in place it does not."""
+    require_noticed(monkeypatch, FAULTS[fault])

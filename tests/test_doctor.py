@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import save_small
+from support.small_models import save_small
 
 from textpatch import cli
 from textpatch.errors import WeightsError

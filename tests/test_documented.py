@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small import PROMPTS, save_small
-from test_prompts import write
-from test_readme import starting
-from test_sweeps_localize import GLYPH
+from support.documents import starting
+from support.glyph_folders import GLYPH, write
+from support.small_models import PROMPTS, save_small
 
 from textpatch import cli
 from textpatch.weights.load import find

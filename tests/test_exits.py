@@ -8,8 +8,9 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small import PROMPTS, save_small
-from sweeps import files, fork, waited
+from support.disks import files
+from support.small_models import PROMPTS, save_small
+from support.sweeps import fork, waited
 
 from textpatch import cli
 from textpatch.errors import DiskError, PatchError, StoreError, WeightsError

@@ -4,9 +4,9 @@ import re
 
 import pytest
 import torch
-from foreign import foreign
-from strategies import fixed_case
-from test_faults import plant
+from support.foreign import foreign
+from support.planting import plant
+from support.strategies import fixed_case
 
 from textpatch import HookRegistry, Plan, Site, Span, Swap, capture, find_sites, patch, plan
 from textpatch.plan import Window

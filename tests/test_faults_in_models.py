@@ -1,11 +1,11 @@
 """Every law that says something of a model notices a fault in the source of each: SDXL's, DeepFloyd IF's, MMDiT's."""
 
-import laws
-import laws_of_calls
 import pytest
-import test_ports
-from strategies import Case
-from test_faults import FAULTS, plant, require, require_noticed
+from support import laws, laws_of_calls
+from support.copies import native_slots_are_foreign_hooks
+from support.faults import FAULTS, require, require_noticed
+from support.planting import plant
+from support.strategies import Case
 
 from textpatch.plan import Swap
 from textpatch.reference_models import deepfloyd_if, mmdit, sdxl
@@ -82,10 +82,9 @@ POOLED_UNREAD = {
 
 
 def law_native_slots_are_foreign_hooks(case: Case):
-    """Law 13 as test_ports.py states it, for one swap."""
+    """Law 13 as support/copies.py states it, for one swap."""
     name = {"SDXL": "SDXL", "DeepFloydIF": "IF", "MMDiT": "SD3"}[type(case.model).__name__]
-    stated = test_ports.test_native_slots_are_hooks_on_the_foreign_copy.hypothesis.inner_test
-    stated(pytest.importorskip("diffusers"), name, Swap((0, 2), "a", "b", heads=(1,), tokens=(0, 3)), 0)
+    native_slots_are_foreign_hooks(pytest.importorskip("diffusers"), name, Swap((0, 2), "a", "b", heads=(1,), tokens=(0, 3)), 0)
 
 
 FAULTS_IN_MODELS = {

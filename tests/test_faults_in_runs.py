@@ -1,14 +1,13 @@
 """Runs are held to their word: a fault planted where requests are compared, records are looked up or pictures are read.
 
-A fault is (check, owner, function, text, text put in its place); see test_faults.py.
+A fault is (check, owner, function, text, text put in its place); see support/faults.py.
 """
 
 import pytest
-import test_prompts
-import test_store
-from small import small_pipeline
-from test_faults import plant
-from test_sweeps_localize import PAIRS, PixelReader, localized
+from support import laws_of_runs
+from support.localizing import PAIRS, PixelReader, localized
+from support.planting import plant
+from support.small_models import small_pipeline
 
 from textpatch import prompts, store, trials
 from textpatch.errors import OCRError, StoreError
@@ -24,11 +23,11 @@ MODEL = small_pipeline()
 
 
 def the_same(tmp_path):
-    test_store.test_resuming_finds_the_work_done(Run.open(tmp_path / "run", test_store.REQUEST))
+    laws_of_runs.law_the_same_request_resumes(Run.open(tmp_path / "run", laws_of_runs.REQUEST))
 
 
 def another(tmp_path):
-    test_store.test_another_request_is_refused_with_both_values(Run.open(tmp_path / "run", test_store.REQUEST))
+    laws_of_runs.law_another_request_is_refused(Run.open(tmp_path / "run", laws_of_runs.REQUEST))
 
 
 def equal_in_python(tmp_path):
@@ -50,7 +49,7 @@ def allowed(tmp_path):
 
 
 def scenes(tmp_path):
-    test_prompts.test_what_differs_in_more_than_the_text()
+    laws_of_runs.law_scenes_differ_outside_the_quotes()
 
 
 # --- who made a record
@@ -73,10 +72,10 @@ def trials_in(folder):
 
 
 def left_out(tmp_path):
-    test_store.test_a_corrupt_middle_line_is_left_out_and_named(Run.open(tmp_path / "run", test_store.REQUEST))
+    laws_of_runs.law_damage_is_left_out_and_named(Run.open(tmp_path / "run", laws_of_runs.REQUEST))
 
 
-CHECKS = [left_out, the_same, another, equal_in_python, allowed, scenes, made_by_its_request]
+CHECKS = [equal_in_python, allowed, made_by_its_request]  # the others are tests of test_store.py and test_prompts.py
 FAULTS = {
     "damage is not counted": (left_out, store, "_read_records", "damaged.append(number)", "pass"),
     "damage ends a file": (left_out, store, "_read_records", "damaged.append(number)", "damaged.append(number); break"),

@@ -2,11 +2,11 @@
 
 import contextlib
 
-import laws
 import pytest
 import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from support import laws
 from torch import nn
 
 from textpatch.errors import PatchError

@@ -43,7 +43,7 @@ def test_laws(device, part, triton, long):
     if device == "gpu" and part == "the_law_notices":
         part = "every"  # faults are planted on the CPU alone
     interpreted = {"TRITON_INTERPRET": "1"} if device == "interpreter" else {"TRITON_INTERPRET": "0"}
-    command = ["-m", "pytest", "-p", "no:cacheprovider", HERE / "kernels_by_law.py", "-k", part]
+    command = ["-m", "pytest", "-p", "no:cacheprovider", HERE / "support" / "kernels_by_law.py", "-k", part]
     command += ["--long"] if long else []
     assert " passed" in process(*command, **interpreted)
 
@@ -56,7 +56,7 @@ def test_the_kernels_compile(triton, long, tmp_path):
     wanted = ["90:bfloat16:64", "80:bfloat16:128"]
     if long:
         wanted = [":".join(each) for each in product(["80", "90"], ["bfloat16", "float16", "float32"], ["64", "128"])]
-    lines = process(HERE / "compile_kernels.py", *wanted, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+    lines = process(HERE / "support" / "compile_kernels.py", *wanted, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
     found = [json.loads(line) for line in lines.splitlines()]
     names = [kernel["name"] for kernel in found]
     assert len(found) == 7 * len(wanted) and set(names) == {"_forward", "_queries", "_keys", "_donors"}

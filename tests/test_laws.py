@@ -7,12 +7,11 @@ DeepFloyd IF (stages I and II) and MMDiT models.  test_faults.py breaks each by 
 from dataclasses import replace
 from itertools import chain, combinations
 
-import laws
-import laws_of_calls
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import ARCHITECTURES, STATIC, cases, fixed_case
+from support import laws, laws_of_calls
+from support.strategies import ARCHITECTURES, STATIC, cases, fixed_case
 
 EXAMPLES = max(settings().max_examples // 4, 1)  # of each architecture
 

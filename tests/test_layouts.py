@@ -5,8 +5,8 @@ import torch
 from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
-from small import relative
-from strategies import randomize
+from support.small_models import relative
+from support.strategies import randomize
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig

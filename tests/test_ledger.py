@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given
-from laws import patching, run, tables
-from runs import cells
-from strategies import cases, fixed_case, make_rows
-from test_audit import audited, rich_case, unet
-from test_faults import plant
+from support.audits import audited, rich_case
+from support.laws import patching, run, tables
+from support.patched_calls import cells
+from support.planting import plant
+from support.strategies import cases, fixed_case, make_rows
+from support.unets import unet
 
 from textpatch import ledger as ledgers
 from textpatch.errors import PatchError

@@ -8,15 +8,13 @@ import weakref
 import pytest
 import torch
 from safetensors.torch import save_file
-from small import PROMPTS, save_small, small_pipeline
-from strategies import randomize
+from support.small_denoisers import SMALL, small
+from support.small_models import PROMPTS, save_small, small_pipeline
+from support.strategies import randomize
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from textpatch import load, load_denoiser
 from textpatch.errors import WeightsError
-from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
-from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
-from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.weights import files, sources
 from textpatch.weights.fill import Part, fill
@@ -24,20 +22,6 @@ from textpatch.weights.layouts import SINGLE_FILES
 from textpatch.weights.layouts.tensors import HeadRows, Rows, swapped
 from textpatch.weights.load import fingerprint, outline
 from textpatch.weights.tokens import word_tokenizer
-
-SMALL = {
-    "SDXL": (SDXL, SDXLConfig(block_out_channels=(64, 128, 128), attention_head_dim=(1, 2, 2), cross_attention_dim=96,
-                              transformer_layers_per_block=(1, 1, 2), projection_class_embeddings_input_dim=1568)),
-    "SD3": (MMDiT, MMDiTConfig(num_attention_heads=1, caption_projection_dim=64, joint_attention_dim=96,
-                               pooled_projection_dim=64, pos_embed_max_size=8)),
-    "IF-I": (DeepFloydIF, IFConfig(block_out_channels=(64, 64, 64, 64), cross_attention_dim=64, encoder_hid_dim=64)),
-}  # fmt: skip
-
-
-def small(kind: str, seed: int = 0):
-    model, config = SMALL[kind]
-    return randomize(model(config), seed).eval().requires_grad_(False)
-
 
 def originals(kind: str, component: str, state: dict) -> dict:
     """A component's tensors under the names, and fused as, its original file has them."""

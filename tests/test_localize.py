@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from small import small_pipeline
+from support.localizing import PAIR, Parrot
+from support.small_models import small_pipeline
 
 from textpatch import PatchError, Row, edit, load, localize, sample, trials
 from textpatch.errors import OCRError, PromptError
@@ -13,9 +14,6 @@ from textpatch.weights.load import SHIPPED, shipped_models
 from textpatch.weights.prompts import sign_pairs
 from textpatch.weights.signs import SignFormat
 from textpatch.weights.words import TEST
-
-PAIR = ('a red sign that says "HOUSE" on a blue wall', 'a green badge that says "TIGER" on a striped yellow wall')
-
 
 @pytest.fixture(scope="module")
 def planted():
@@ -93,19 +91,6 @@ def test_a_blind_reader_is_an_error_before_anything_runs(monkeypatch):
     monkeypatch.setattr(trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same"))
     with pytest.raises(OCRError, match="0 of 18"):
         localize(small_pipeline(), [PAIR], ocr=Blind())
-
-
-class Parrot:
-    """A reader that always says HOUSE."""
-
-    def self_test(self):
-        pass
-
-    def read(self, images, box=None):
-        return ["HOUSE"] * len(images)
-
-    def describe(self):
-        return {"engine": "parrot"}
 
 
 def test_scores_are_means_over_pairs_and_seeds():

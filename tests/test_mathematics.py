@@ -2,17 +2,16 @@
 
 from dataclasses import replace
 
-import laws
-import laws_of_calls
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import patching
-from manual import by_hand
-from runs import every_step
-from small import relative
-from strategies import ARCHITECTURES, STATIC, Case, cases, fixed_case
+from support import laws, laws_of_calls
+from support.laws import patching
+from support.manual import by_hand
+from support.patched_calls import every_step
+from support.small_models import relative
+from support.strategies import ARCHITECTURES, STATIC, Case, cases, fixed_case
 
 from textpatch import KVCache, capture, inject, patch
 from textpatch.attention import row_slots, use_backend

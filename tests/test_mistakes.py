@@ -6,8 +6,8 @@ cache or a hook in test_refusals.py; here is what is typed wrong in a hurry.
 
 import pytest
 import torch
-from small import PROMPTS, save_small, small_denoiser, small_pipeline
-from test_localize import Parrot
+from support.localizing import Parrot
+from support.small_models import PROMPTS, save_small, small_denoiser, small_pipeline
 
 from textpatch import HookRegistry, Plan, Swap, capture, cli, edit, find_sites, load, load_denoiser, localize, sample
 from textpatch.errors import PatchError

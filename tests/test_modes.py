@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import relative, save_small, small_pipeline
-from strategies import ARCHITECTURES, STATIC, cases, fixed_case
-from test_localize import PAIR, Parrot
+from support.localizing import PAIR, Parrot
+from support.planting import Drawn, plant, raw, require_noticed
+from support.small_models import relative, save_small, small_pipeline
+from support.strategies import ARCHITECTURES, STATIC, cases, fixed_case
 
-from textpatch import PatchError, cli, load, localize, report, sample
+from textpatch import PatchError, cli, load, localize, report, sample, starts, trials
 from textpatch.heads import head_search
 from textpatch.attribution import attribution
 from textpatch.pairs import Pair
@@ -341,3 +342,51 @@ def test_start_steps_outside_the_run(starts):
     """PatchError names those asked for and those there are."""
     with pytest.raises(PatchError, match=r"this run has steps 0\.\.1"):
         start_curve(Trials(small_pipeline(), [PAIR], ocr=Parrot()), 0, starts)
+
+
+# --- faults: a check, an owner, a function, a text, and the text put in its place
+
+
+all_heads = raw(test_all_heads_of_sites_are_the_sites, "sdxl")
+
+FAULTS = {
+    "a fork of the target": (
+        raw(test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2])),
+        starts, "forked", "x[:1].expand(len(new)", "x[1:2].expand(len(new)"),
+    "noise of its own": (
+        raw(test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2])),
+        starts, "_for_all", "for noise in noises", "for noise in map(torch.flip, noises, [(-1,)] * 9)"),
+    "heads forgotten": (all_heads, trials, "rows_and_plan", "heads=heads", "heads=None"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_noticed(fault, monkeypatch):
+    """The check holds, and with the fault in place it does not."""
+    require_noticed(monkeypatch, FAULTS[fault])
+
+
+@pytest.mark.parametrize("mode", ["exhaustive", "contribution"])
+@pytest.mark.parametrize("function, old, new", [
+    ("_made", "generations = sum(row.sampled for row in rows)", "generations = len(plan.swaps)"),
+    ("_needed", "[source] * (SOURCE in names)", "[source]"),
+])  # fmt: skip
+def test_generations_not_counted_or_made_in_vain_are_noticed(mode, function, old, new, monkeypatch):
+    """Fault: swaps are counted for rows; the source is made again with every batch."""
+    plant(monkeypatch, trials.Trials, function, old, new)
+    with pytest.raises(AssertionError):
+        test_every_generation_is_counted(mode, monkeypatch)
+
+
+def test_a_target_that_runs_in_vain_is_noticed(monkeypatch):
+    """Fault: where text is static, the target is made on every pair all the same."""
+    plant(monkeypatch, trials.Trials, "_needed", "not prompt_settles_text(", "(lambda _: True)(")
+    with pytest.raises(AssertionError):
+        test_where_text_is_static_the_target_does_not_run()
+
+
+def test_a_record_under_the_wrong_name_is_noticed(tmp_path, monkeypatch):
+    """Fault: every batch of a pair and seed is looked up under the name of the first."""
+    plant(monkeypatch, trials.Trials, "_made", "if number > 1", "if number > 9")
+    with pytest.raises(trials.StoreError, match="was made by plan"):
+        test_a_killed_search_ends_as_if_it_had_not_been("exhaustive", tmp_path, monkeypatch)

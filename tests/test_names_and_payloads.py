@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pages import POLICY, Page, parsed, plainly
-from test_faults import plant
-from test_report import a_result, html_of, quiet, records_of, tags_of
 from PIL import Image
+from support.pages import POLICY, Page, parsed, plainly
+from support.planting import plant
+from support.results import a_result, html_of, quiet, records_of, tags_of
 
 from textpatch import cli, commands, markup, result, store
 from textpatch.errors import PatchError, StoreError

@@ -1,10 +1,10 @@
 """In a notebook plans and results show themselves: what was asked and found, escaped, and nothing that runs or loads."""
 
 import pytest
-from pages import HOSTILE, Page
 from PIL import Image
-from test_faults import plant
-from test_report import a_result, quiet, records_of, tags_of
+from support.pages import HOSTILE, Page
+from support.planting import plant
+from support.results import a_result, quiet, records_of, tags_of
 
 from textpatch import Edit, Localization, Pair, Plan, Row, Samples, Swap, Window, markup
 from textpatch import plan as plan_

@@ -4,9 +4,9 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from official import RECORDINGS, TOLERANCE, distance
+from support.recorded_runs import RECORDINGS, TOLERANCE, agrees, by_capture, by_injection, distance, in_one_batch
 
-from textpatch import Plan, Row, inject, patch, sample
+from textpatch import Plan, Row, patch, sample
 
 both_dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
 every_family = pytest.mark.parametrize("family", RECORDINGS)
@@ -16,10 +16,6 @@ def runs(wanted=lambda run: True):
     """(family, run) of all runs that are wanted."""
     chosen = [(f, name) for f, recording in RECORDINGS.items() for name, run in recording.runs.items() if wanted(run)]
     return pytest.mark.parametrize("family, name", chosen, ids=map("-".join, chosen))
-
-
-def agrees(made, family: str, name: str, dtype) -> bool:
-    return distance(made, RECORDINGS[family].recorded[f"{name}.latents"]) <= TOLERANCE[dtype]
 
 
 @every_family
@@ -44,25 +40,14 @@ def test_the_sites(family):
 @runs()
 def test_in_one_batch(family, name, dtype):
     """Source and donor rows in lock-step, the plan as slots = recorded."""
-    recording = RECORDINGS[family]
-    who = ["source", "donor"] if recording.runs[name]["layers"] else ["source"]
-    parts = [recording.batch(name, w) for w in who]
-    rows = [row for branch in ("uncond", "cond") for part in parts for row in part if row.branch == branch]
-    plan, sites = recording.plan(name), recording.pipeline(dtype).denoiser.sites
-    made = recording.latents(dtype, rows, lambda step: plan.slots(step, rows, sites, tokens=recording.tokens))
-    assert agrees(made[:, : recording.prompts], family, name, dtype)
+    in_one_batch(family, name, dtype)
 
 
 @both_dtypes
 @runs(lambda run: run["layers"] and not run["heads"])
 def test_capture_then_patch(family, name, dtype):
     """The donor's run captured, the source's run patched from the start step on = recorded."""
-    recording = RECORDINGS[family]
-    sites, steps = recording.runs[name]["layers"], range(recording.runs[name]["start"], recording.steps)
-    kept = recording.donor_cache(dtype, name, sites)
-    with patch(recording.pipeline(dtype).denoiser, kept, sites, rows=recording.batch(name, "donor"), steps=steps):
-        made = recording.latents(dtype, recording.batch(name, "source"))
-    assert agrees(made, family, name, dtype)
+    by_capture(family, name, dtype)
 
 
 @both_dtypes
@@ -84,16 +69,7 @@ def test_capture_then_patch_heads(family, name, dtype):
 @runs(lambda run: run["layers"] and run["start"] == 0 and not run["heads"] and "donor" in run)
 def test_injection(family, name, dtype):
     """Text fed to the projections of the sites, no cache = recorded; refused where the text stream evolves."""
-    recording = RECORDINGS[family]
-    pipeline, layers = recording.pipeline(dtype), recording.runs[name]["layers"]
-    text = pipeline.encode([row.prompt for row in recording.batch(name, "donor")])
-    if family == "sd3":
-        with pytest.raises(RuntimeError, match="injection is undefined"), inject(pipeline.denoiser, text, layers):
-            pass
-    else:
-        with inject(pipeline.denoiser, text, layers):
-            made = recording.latents(dtype, recording.batch(name, "source"))
-        assert agrees(made, family, name, dtype)
+    by_injection(family, name, dtype)
 
 
 @both_dtypes

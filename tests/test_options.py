@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small import DEFAULTS, PROMPTS, save_small, small_denoiser, small_encoders, small_pipeline
-from strategies import randomize
+from support.small_models import DEFAULTS, PROMPTS, save_small, small_denoiser, small_encoders, small_pipeline
+from support.strategies import randomize
 
 from textpatch import audit_run, cli, load
 from textpatch.errors import PatchError, StoreError

@@ -2,13 +2,13 @@
 
 from contextlib import ExitStack
 
-import laws
 import pytest
 import torch
 from hypothesis import given
-from laws import patching
-from strategies import cases, fixed_case
-from test_faults import plant
+from support import laws
+from support.laws import patching
+from support.planting import plant
+from support.strategies import cases, fixed_case
 from torch import nn
 
 from textpatch import HookRegistry, KVCache, PatchError, Plan, Row, Swap, capture, inject, patch, sample

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from small import PROMPTS as SIGNS
-from small import relative, small_pipeline
+from support.small_models import relative, small_pipeline
+from support.small_models import PROMPTS as SIGNS
 
 from textpatch import load
 from textpatch.errors import PatchError
@@ -25,7 +25,7 @@ def tolerance(steps: int, guidance: float) -> float:
 def published():
     """The builders of the reference, which need diffusers; it comes with the extra `reference`."""
     pytest.importorskip("diffusers")
-    import published
+    from support import diffusers_pipelines
 
     return published
 

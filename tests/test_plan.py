@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import cells
-from strategies import cases, fixed_case, make_rows
-from test_faults import plant
+from support.patched_calls import cells
+from support.planting import plant
+from support.strategies import cases, fixed_case, make_rows
 
 from textpatch import plan as plans
 from textpatch.errors import PatchError

@@ -2,35 +2,23 @@
 
 import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small import small_encoders, small_pipeline
+from support.glyph_folders import BUCKETS, SENTENCES, WORDS, write
+from support.laws_of_runs import law_scenes_differ_outside_the_quotes
+from support.small_models import small_encoders, small_pipeline
 
 from textpatch import localize
 from textpatch.errors import PromptError
 from textpatch.pairs import Pair, quoted
-from textpatch.prompts import BENCHES, RAW, SPLITS, TEMPLATES, bare, differing, glyphcontrol, mix, with_words
+from textpatch.prompts import BENCHES, RAW, SPLITS, bare, glyphcontrol, mix, with_words
 from textpatch.reference_models.text_encoders import tokenize
 
-BUCKETS = [name for names in SPLITS.values() for name in names]
-WORDS = {name: [first + vowel + "lo" for vowel in "aeiouyz"] for first, name in zip("bdfg", BUCKETS)}
+
 GOLDEN_WORDS = [(["bolo"], ["balo"]), (["balo"], ["bilo"]), (["bilo"], ["belo"])]
 GOLDEN_PAIR = Pair(source='"dzlo dilo" on a ship', target='a map titled "dylo dulo", folded')
-SENTENCES = ['A lamp that says ""', 'The word "" in chalk', '"" on a ship', 'a map titled "", folded']
-
-
-def write(folder: Path, words=WORDS, sentences=SENTENCES) -> Path:
-    """A folder of the published layout."""
-    for name in words:
-        path = folder / RAW / "SimpleBench" / f"{name}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes("\n".join(words[name]).encode())
-    (folder / TEMPLATES).parent.mkdir(parents=True, exist_ok=True)
-    (folder / TEMPLATES).write_bytes("\n".join(sentences).encode())
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -219,16 +207,9 @@ def test_several_texts_are_not_one(prompt):
     assert Pair(prompt, PROMPT).words[0].startswith("A B")
 
 
-ALIKE = [('a sign "A" here', 'a sign "B C" here'), ('"A"', '"B"'), ('a  sign "A"', 'a sign "B"'), ('"A" on "B"', '"C" on "D"')]
-OTHER = [('a sign "A"', 'a map "B"'), ('a sign "A"', 'a sign "B".'), ('A sign "A"', 'a sign "B"'), ('"A" "B"', '"A B"'),
-         ('a "A" sign', 'a sign "A"')]  # fmt: skip
-
-
 def test_what_differs_in_more_than_the_text():
     """The pairs with another word, mark, letter case, order or number of texts outside the quotes, in their order."""
-    assert differing([*ALIKE, *OTHER]) == OTHER and differing([]) == []
-    for _, target in ALIKE:
-        assert differing([(target.replace('"', '"X', 1), target)]) == []
+    law_scenes_differ_outside_the_quotes()
 
 
 PROMPT = 'a red sign that says "HOUSE"'

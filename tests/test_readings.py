@@ -1,14 +1,16 @@
 """Readings as scores of a screening: what they cost, what they keep of it, and what they are never asked twice."""
 
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from small import small_pipeline
-from test_localize import PAIR, Parrot
-from test_search import PAIRS, Truth
+from support.localizing import PAIR, Parrot
+from support.planting import require_noticed
+from support.small_models import small_pipeline
+from support.truths import PAIRS, Truth
 
 from textpatch import localize, sample
 from textpatch.readings import READINGS, Readings
@@ -62,3 +64,25 @@ def test_a_site_joins_the_set_unless_it_gives_next_to_nothing(name, share, joins
     screening, _ = searching.MODES[name](tried, alone, None, 4)
     assert screening.ranked[-1] == (2,) and (2,) not in screening.kept
     assert responsible(searching._grown(tried, screening, 4)) == ((0, 1, 2) if joins else (0, 1))
+
+
+# --- faults: a check, an owner, a function, a text, and the text put in its place
+
+
+def joining_by_share(*args) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        test_a_site_joins_the_set_unless_it_gives_next_to_nothing(*args, patch)
+
+
+FAULTS = {
+    "what is left out may not join": (
+        partial(joining_by_share, "contribution", 0.021, True), searching, "_read", "< NOTHING *", "< 1 *"),
+    "what gives nothing joins": (
+        partial(joining_by_share, "attribution", 0.019, False), searching, "_grown", "(*measured, *screening.barred)", "measured"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_noticed(fault, monkeypatch):
+    """The check holds, and with the fault in place it does not."""
+    require_noticed(monkeypatch, FAULTS[fault])

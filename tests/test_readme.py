@@ -1,30 +1,15 @@
 """The README is true: its Python runs from top to bottom and prints what stands there, and its commands exist."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from support.documents import BLOCKS, README, ROOT, starting
 
 from textpatch import cli
-from textpatch.weights.load import SHIPPED
 
-ROOT = SHIPPED.parent
-README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
 PYTHON = [body for language, body in BLOCKS if language == "python"]
-COMMANDS = [
-    line.strip()
-    for language, body in BLOCKS
-    if language in ("", "sh", "console")
-    for line in body.splitlines()
-]
-
-
-def starting(word: str) -> list[list[str]]:
-    """Commands of the README that start with a word, split as a shell would, without comments."""
-    lines = [line.removeprefix("$ ") for line in COMMANDS]
-    return [shlex.split(line, comments=True) for line in lines if line.startswith(word + " ")]
 
 
 def test_there_is_something_to_run():

@@ -5,8 +5,8 @@ from typing import Callable
 
 import pytest
 import torch
-from laws import anatomy
-from strategies import fixed_case
+from support.laws import anatomy
+from support.strategies import fixed_case
 
 from textpatch import HookRegistry, KVCache, PatchError, Plan, Swap, capture, inject, patch, sample
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import BAD_NAMES, DATA, FIRST, GOOD, INDEX, MANY, PICKLES, SECOND, Canary, framed, refusal
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
+from support.hostile import BAD_NAMES, DATA, FIRST, GOOD, INDEX, MANY, PICKLES, SECOND, Canary, framed, refusal
 
 from textpatch.weights.files import (
     CONFIG_BYTES,

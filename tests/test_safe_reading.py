@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
-from hostile import CAP, DATA, FILES, GOOD, MANY, REPLACED, TWO, framed, int8, metadata, mutant, refusal, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from support.hostile import CAP, DATA, FILES, GOOD, MANY, REPLACED, TWO, framed, int8, metadata, mutant, refusal, tensors
 
 from textpatch.errors import WeightsError
 from textpatch.weights.entry import CHUNK, DTYPES, read_tensor, scan

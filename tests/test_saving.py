@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import save_small, small_pipeline
-from test_training import contents, no_file_beyond, resource
+from support.disks import files, no_file_beyond, resource
+from support.small_models import save_small, small_pipeline
 
 from textpatch.errors import DiskError, PatchError, StoreError, WeightsError
 from textpatch.exits import guarded
@@ -22,12 +22,12 @@ def test_a_full_disk_leaves_the_model_that_was_there(tmp_path, capsys, size):
     """No file may grow beyond a size, so that a config, a tokenizer or the weights cannot be written: exit 74, and the
     folder has the first model's bytes, every one, with nothing beside it."""
     folder, other = save_small(tmp_path / "model"), small_pipeline(1)
-    before = contents(tmp_path)
+    before = files(tmp_path)
     with no_file_beyond(size):
         code = guarded(save_small, folder, other)
     (line,) = capsys.readouterr().err.splitlines()
     assert code == 74 and f"cannot write {folder}: File too large; check path, permissions and free space" in line
-    assert contents(tmp_path) == before
+    assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize("error, kind", [
@@ -36,7 +36,7 @@ def test_a_full_disk_leaves_the_model_that_was_there(tmp_path, capsys, size):
 def test_a_fault_on_the_way_leaves_the_model_that_was_there(tmp_path, monkeypatch, error, kind):
     """Whatever stops the second file: the old folder, byte by byte, and an error of the family if it is the system's."""
     folder, written, real = save_small(tmp_path / "model"), [], save.save_file
-    before = contents(tmp_path)
+    before = files(tmp_path)
 
     def failing(*arguments, **options):
         written.append(arguments)
@@ -47,7 +47,7 @@ def test_a_fault_on_the_way_leaves_the_model_that_was_there(tmp_path, monkeypatc
     monkeypatch.setattr(save, "save_file", failing)
     with pytest.raises(kind) as raised:
         save_small(folder, small_pipeline(1))
-    assert type(raised.value) is kind and contents(tmp_path) == before
+    assert type(raised.value) is kind and files(tmp_path) == before
 
 
 def test_a_shorter_pipeline_replaces_a_longer_one(tmp_path):
@@ -58,7 +58,7 @@ def test_a_shorter_pipeline_replaces_a_longer_one(tmp_path):
     shorter = Pipeline(two, made.denoiser, made.schedule, made.decoder, made.defaults, "shorter")
     folder = save_small(save_small(tmp_path / "model", made), shorter)
     assert load(folder).encoders.text_encoder_3 is None
-    assert contents(folder) == contents(save_small(tmp_path / "alone", shorter)) and len(list(tmp_path.iterdir())) == 2
+    assert files(folder) == files(save_small(tmp_path / "alone", shorter)) and len(list(tmp_path.iterdir())) == 2
 
 
 def test_other_things_are_not_replaced(tmp_path):
@@ -67,7 +67,7 @@ def test_other_things_are_not_replaced(tmp_path):
     (tmp_path / "thesis" / "chapter.txt").write_text("one")
     with pytest.raises(StoreError, match="thesis holds something and no pipeline; give a new folder"):
         save_small(tmp_path / "thesis")
-    assert contents(tmp_path) == {"thesis/chapter.txt": b"one"}
+    assert files(tmp_path) == {"thesis/chapter.txt": b"one"}
     with pytest.raises(StoreError, match="cannot write .*chapter.txt: .*check path"):
         save_small(tmp_path / "thesis" / "chapter.txt")
     (tmp_path / "empty").mkdir()
@@ -85,7 +85,7 @@ def test_numbers_that_a_dtype_cannot_hold_are_refused(tmp_path, name, value, mat
     dtype = "float16" if "bias" in name else str(matrices).removeprefix("torch.")
     with pytest.raises(WeightsError, match=f"tensor '{name}' has magnitudes up to {value:.6g}, torch.{dtype} holds "):
         save.save_pipeline(tmp_path / "model", made, {}, matrices=matrices)
-    assert contents(tmp_path) == {}
+    assert files(tmp_path) == {}
 
 
 def test_a_model_of_latents_is_refused(tmp_path):
@@ -94,7 +94,7 @@ def test_a_model_of_latents_is_refused(tmp_path):
     made.decoder = LatentPixels(VAE(VAEConfig(block_out_channels=(32, 32), layers_per_block=1)))
     with pytest.raises(PatchError, match="small has LatentPixels for a decoder, .*models of pixels alone"):
         save_small(tmp_path / "model", made)
-    assert contents(tmp_path) == {}
+    assert files(tmp_path) == {}
 
 
 def test_a_folder_that_cannot_be_put_in_place_is_put_back(tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ def test_a_folder_that_cannot_be_put_in_place_is_put_back(tmp_path, monkeypatch)
         patched.setattr(os, "replace", replace)
         with placed(tmp_path / "model") as temporary:
             temporary.mkdir()
-    assert contents(tmp_path) == {"model/old": b"old"}
+    assert files(tmp_path) == {"model/old": b"old"}
 
 
 def test_what_is_no_fault_of_the_system_passes():

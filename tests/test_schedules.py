@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from small import relative
+from support.small_models import relative
 
 from textpatch.errors import PatchError
 from textpatch.reference_models.schedules import DDIM, DDPM, Euler, FlowMatchEuler

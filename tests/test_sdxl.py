@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import outputs, relative
-from strategies import randomize
+from support.small_models import outputs, relative
+from support.strategies import randomize
 from torch._dynamo.testing import CompileCounter
 
 from textpatch.attention import row_slots

@@ -1,41 +1,17 @@
 """The searches against simulated truths: which sites carry the word is known, and pairs are easy or hard."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.planting import raw, require_noticed
+from support.truths import PAIRS, Truth
 
+from textpatch import search
 from textpatch.metrics import f1_of_means
 from textpatch.search import EARLY, FEW, better_than, gain, grow, interval, latest_start, responsible, screen, take_away
-
-PAIRS = 24
-
-
-class Truth:
-    """A model of known effects: a unit adds its effect to the score of every pair, as far as 1, noise included.
-
-    hard   how much lower each pair scores, whatever is swapped; noise: drawn anew for each group
-    asked  (group, places of pairs) in the order in which a search asked
-    """
-
-    def __init__(self, effects: dict, noise: float = 0, seed: int = 0, pairs: int = PAIRS):
-        self.effects, self.noise, self.seed, self.asked = effects, noise, seed, []
-        self.hard = np.random.default_rng(seed).uniform(0, 0.3, pairs)
-
-    def __call__(self, groups, pairs) -> list[np.ndarray]:
-        places = list(range(pairs) if isinstance(pairs, int) else pairs)
-        self.asked += [(group, tuple(places)) for group in groups]
-        return [self.value(group)[places] for group in groups]
-
-    def value(self, group) -> np.ndarray:
-        rng = np.random.default_rng([self.seed, *(1 + unit for unit in sorted(group))])
-        total = min(1.0, sum(self.effects[unit] for unit in group))
-        return np.minimum(1, total - self.hard + self.noise * rng.normal(size=len(self.hard)))
-
-    def looks(self, group) -> list[int]:
-        """How many pairs were asked for, of the times a group was asked for on the first so many."""
-        return [len(places) for one, places in self.asked if one == group and places == tuple(range(len(places)))]
-
 
 def effects(sites: int = 9, most: int = 4):
     """Sites of which one to four have an effect of at least 0.1 each, 1 together at most."""
@@ -317,3 +293,70 @@ def test_the_last_start_that_loses_nothing(last, seed):
     hard = np.random.default_rng(seed).uniform(0, 0.5, PAIRS)
     values = [1 - hard - 0.2 * (step > last) for step in range(8)]
     assert latest_start(values) == last and latest_start([1 - hard] * 8) == 7
+
+
+# --- faults: a check, an owner, a function, a text, and the text put in its place
+
+
+PARTS = {0: 0.2, 1: 0.0, 2: 0.11, 3: 0.24, 4: 0.0}
+pair_by_pair = raw(test_a_gain_is_taken_pair_by_pair, 0, 0.5)
+all_that_carry = raw(test_the_set_is_all_that_carry_and_nothing_else, PARTS, 0)
+goes_on = raw(test_a_screening_goes_on_with_those_in_doubt, 0, 2, 2)
+joins = raw(test_a_site_that_does_nothing_alone_joins, {1, 4, 5, 9, 17, 20})
+not_tried = raw(test_nothing_is_tried_where_nothing_could_gain, {3, 8})
+few_pairs = raw(test_a_gain_is_looked_at_on_few_pairs_first, 2, 4)
+no_further = raw(test_a_refusal_looks_no_further_than_it_must, 4)
+together = raw(test_sites_that_do_nothing_alone_begin_together, {1, 3}, range(6))
+on_the_way = test_a_group_on_the_way_is_scored_as_far_as_it_is_needed
+keeps = raw(test_a_screening_keeps_the_carriers, PARTS, 0, 6)
+heads = raw(test_the_heads_taken_away_are_those_needed, PARTS, 0)
+last_start = raw(test_the_last_start_that_loses_nothing, 3, 0)
+
+FAULTS = {
+    "both sides draw their own pairs": (
+        pair_by_pair, search, "gain", "statistic(*drawn[half:]", "statistic(*(np.roll(x, 1, 0) for x in drawn[half:])"),
+    "any gain will do": (
+        partial(test_chance_rarely_adds_a_site, PAIRS, None), search, "_step",
+        'level)["low"] > 0', 'level)["value"] > 0'),
+    "every site against no swap": (all_that_carry, search, "_step", "score([group], n)", "score([()], n)"),
+    "a set of the last site alone": (all_that_carry, search, "_step", "(*group, *units)", "units"),
+    "any gap will do": (goes_on, search, "screen", 'if gap["low"] > 0', 'if gap["value"] > 0'),
+    "the gap to the worst": (goes_on, search, "screen", "below[:1]", "below[-1:]"),
+    "all pairs at once": (goes_on, search, "screen", "min(2 * n, pairs)", "pairs"),
+    "who is out is scored again": (
+        goes_on, search, "screen", "score(running, n)", "score([*running, *out], n)[: len(running)]"),
+    "a race of one round": (goes_on, search, "screen", "len(running) == k", "True"),
+    "the unclear left out": (
+        test_sites_alike_are_all_kept, search, "screen", "Screening(tuple(running),", "Screening(tuple(running[:k]),"),
+    "the least instead of the most": (all_that_carry, search, "joining", "ranking(seen, statistic)", "ranking(seen, statistic)[::-1]"),
+    "tried on all pairs": (joins, search, "joining", "min(first, len(failed))", "len(failed)"),
+    "tried on pairs that do not fail": (joins, search, "joining", "order[:n]", "order[n:]"),
+    "perfect is not perfect": (not_tried, search, "_worst_first", "< PERFECT", "< 1"),
+    "tried in vain": (not_tried, search, "joining", "values[:0], statistic)", "values[:0], statistic) or True"),
+    "no swap on all pairs": (few_pairs, search, "grow", "least or pairs", "pairs"),
+    "no swap on few pairs, come what may": (few_pairs, search, "_step", 'if clear or', 'if True or'),
+    "the first is all there is": (together, search, "grow", "not steps[0].kept and", "False and"),
+    "what all need is what one needs": (together, search, "inseparable", "len(needed) > 1", "len(needed) > 9"),
+    "all together are always tried": (
+        test_nothing_carries_nothing, search, "inseparable", '["low"] <= 0', '["low"] < 0'),
+    "a refusal by few pairs' proposal ends it": (
+        test_what_few_pairs_propose_and_all_refuse_is_not_the_end, search, "_tried", "if steps[-1].kept:", "if True:"),
+    "later gains on as few": (on_the_way, search, "_step", "max(least, FEW)", "least"),
+    "an early look like the last": (few_pairs, search, "_step", 'else EARLY', 'else 0.95'),
+    "looked at in vain": (no_further, search, "_while_hopeful", "or not _within_reach(", "or _within_reach("),
+    "all pairs whatever they can say": (no_further, search, "_while_hopeful", "max(failed, 1)", "len(order)"),
+    "no hope for the rest": (joins, search, "_hoped", "[:failed]] = 1", "[:failed]] = 0"),
+    "the best first": (joins, search, "_worst_first", "argsort(means", "argsort(-means"),
+    "a group on the way on all pairs": (on_the_way, search, "_tried", "fromkeys((known, pairs))", "fromkeys((pairs,))"),
+    "the last group on few pairs": (on_the_way, search, "_tried", "fromkeys((known, pairs))", "fromkeys((known,))"),
+    "clearly worse counts as better": (keeps, search, "better_than", "gain(value, least", "gain(least, value"),
+    "the least needed head first": (heads, search, "take_away", "worst = min(", "worst = max("),
+    "heads enough too early": (heads, search, "take_away", 'missing["value"] <= 0', 'missing["value"] <= 0.2'),
+    "the first start": (last_start, search, "latest_start", "max(s for", "min(s for"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_noticed(fault, monkeypatch):
+    """The check holds, and with the fault in place it does not."""
+    require_noticed(monkeypatch, FAULTS[fault])

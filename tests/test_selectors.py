@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_faults import plant
+from support.planting import plant
 
 from textpatch import Plan, Swap
 from textpatch import sites as library

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.laws_of_runs import REQUEST, law_another_request_is_refused, law_damage_is_left_out_and_named, law_the_same_request_resumes, lines_of
 
 from textpatch import store
 from textpatch.errors import StoreError
 from textpatch.store import Run, flatten, read_json
 
-REQUEST = {"request": {"model": "tiny-mmdit", "steps": 20, "pairs": [{"source": "a", "target": "b"}]}}
 texts = st.text(st.characters(), max_size=20)
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
@@ -46,10 +46,6 @@ for n in range(len(run.done()), 10**9):
 @pytest.fixture
 def run(tmp_path):
     return Run.open(tmp_path / "run", REQUEST)
-
-
-def lines_of(run) -> Path:
-    return run.folder / "records" / "0.jsonl"
 
 
 def leftovers(folder: Path) -> list:
@@ -102,15 +98,7 @@ def test_planted_an_append_without_repair_is_noticed(run):
 
 def test_a_corrupt_middle_line_is_left_out_and_named(run):
     """Damage anywhere but in an unfinished last line is counted in a warning; what it held is not done, the rest is."""
-    for name in "abcd":
-        run.append({"id": name})
-    lines = lines_of(run).read_bytes().splitlines(keepends=True)
-    lines_of(run).write_bytes(lines[0] + lines[1].replace(b'"b"', b'"x"') + lines[2] + lines[3][1:])
-    with pytest.warns(match=r"0\.jsonl: 2 of 4 lines are damaged and left out, the first is line 2; resuming makes again"):
-        assert run.done() == {"a", "c"}
-    run.append({"id": "b"})
-    with pytest.warns(match="2 of 5 lines"):
-        assert [record["id"] for record in run.records()] == ["a", "c", "b"]
+    law_damage_is_left_out_and_named(run)
 
 
 def test_no_flipped_bit_is_silently_used(run):
@@ -180,14 +168,7 @@ def test_a_record_needs_an_id(run, record):
 
 def test_resuming_finds_the_work_done(run):
     """The same request re-opens the folder; other versions are allowed and listed, in memory and on disk."""
-    run.append({"id": "a"})
-    again = Run.open(run.folder, {**REQUEST, "versions": {"torch": "2.13"}})
-    assert again.resumed and not run.resumed and again.done() == {"a"}
-    assert again.changed == {"versions.torch": ("absent", "2.13")}
-    Run.open(run.folder, {**REQUEST, "versions": {"torch": "2.13"}})
-    stored = read_json(run.folder / "manifest.json")
-    assert stored["resumed"] == [{"versions.torch": {"stored": "absent", "now": "2.13"}}]
-    assert Run.load(run.folder).manifest == stored and stored["schema_version"] == 1
+    law_the_same_request_resumes(run)
 
 
 def test_allowing_what_the_request_has_not_is_an_error(run):
@@ -200,14 +181,7 @@ def test_allowing_what_the_request_has_not_is_an_error(run):
 
 def test_another_request_is_refused_with_both_values(run):
     """A folder is never continued with another request; the message names each field with both values."""
-    before = (run.folder / "manifest.json").read_bytes()
-    other = {"request": {"model": "tiny-mmdit", "steps": 28, "pairs": [{"source": "a", "target": "c"}]}}
-    with pytest.raises(StoreError) as caught:
-        Run.open(run.folder, other)
-    for part in ("steps: stored 20, asked 28", 'pairs.0.target: stored "b", asked "c"', "--out"):
-        assert part in str(caught.value)
-    assert "model" not in str(caught.value).replace("tiny-mmdit", "")
-    assert (run.folder / "manifest.json").read_bytes() == before
+    law_another_request_is_refused(run)
 
 
 @laws

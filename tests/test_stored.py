@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import pytest
-import stored
 from safetensors.torch import load_file
-from small import relative
+from support import seeded_models
+from support.small_models import relative
 
 REFERENCE = load_file(Path(__file__).parent / "golden" / "reference.safetensors")
 
 
-@pytest.mark.parametrize("name", stored.MODELS)
+@pytest.mark.parametrize("name", seeded_models.MODELS)
 def test_stored_outputs_are_equalled(name):
     """Each model makes of its inputs what diffusers made of the same weights and inputs, 1e-10 in float64."""
-    made = stored.outputs(name)
+    made = seeded_models.outputs(name)
     assert made and all(relative(made[key], REFERENCE[key]) <= 1e-10 for key in made)

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
-from sweeps import REQUEST, files, fork, forked, killed_at, sweep, waited, watch
+from support.disks import files
+from support.sweeps import REQUEST, fork, forked, killed_at, sweep, waited, watch
 
 from textpatch import store
 from textpatch.errors import DiskError, StoreError
@@ -224,7 +225,8 @@ sys.path.insert(0, sys.argv[1])
 folder = os.fsdecode(bytes.fromhex(sys.argv[2]))
 exec(os.environ.get("FIRST", ""))
 from pathlib import Path
-from sweeps import files, sweep
+from support.disks import files
+from support.sweeps import sweep
 sweep(folder)
 print(json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in files(Path(folder)).items()}))
 """

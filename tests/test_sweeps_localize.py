@@ -1,7 +1,6 @@
 """A localisation divided among processes, interrupted or resumed is the same localisation."""
 
 import contextvars
-import hashlib
 import itertools
 import json
 import os
@@ -13,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from small import PROMPTS, save_small, small_pipeline
-from sweeps import fork, waited
-from test_prompts import write
+from support.glyph_folders import GLYPH, write
+from support.localizing import PAIRS, REQUEST, PixelReader, localized
+from support.small_models import PROMPTS, save_small, small_pipeline
+from support.sweeps import fork, waited
 
 from textpatch import HookRegistry, cli, localize, trials
 from textpatch.errors import PatchError, Unfinished
@@ -23,35 +23,14 @@ from textpatch.interrupts import finishing
 from textpatch.metrics import Tesseract
 from textpatch.reference_models.pipeline import pixels
 from textpatch.store import Run, read_json
-from textpatch.weights.prompts import sign_pairs
 
-PAIRS = sign_pairs(3)
-REQUEST = {"request": "three pairs"}
+
 WRITTEN = ["results.json", "results.csv", "heatmap.png", "contact_sheet.png"]
-
-
-class PixelReader:
-    """Reads a word made from a hash of all pixels, so that no other pixel goes unseen."""
-
-    def self_test(self):
-        pass
-
-    def read(self, images, box=None):
-        digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
-        return ["".join(chr(65 + byte % 26) for byte in digest[:5]) for digest in digests]
-
-    def describe(self):
-        return {"engine": "pixels"}
 
 
 @pytest.fixture(scope="module")
 def model():
     return small_pipeline()
-
-
-def localized(model, folder, pairs=PAIRS, shard=None, seeds=(0, 1), ocr=None, **options):
-    run = Run.open(folder, REQUEST, worker=str(shard[0] if shard else 0))
-    return localize(model, pairs, seeds=seeds, ocr=ocr or PixelReader(), run=run, shard=shard, **options)
 
 
 def plain(found) -> str:
@@ -389,9 +368,6 @@ def test_damaged_records_are_made_again(weights, here, capfd):
                     "line 2; resuming makes again what they held"]  # fmt: skip
     assert len(path.read_bytes().splitlines()) == len(lines) + 2
     assert before == {name: (here / "run" / name).read_bytes() for name in WRITTEN}
-
-
-GLYPH = ['a red sign that says "" on a blue wall', 'a green arrow with text "" in mono on a dotted pink wall']
 
 
 def test_glyphcontrols_prompts_from_the_command_line(weights, here, capfd):

@@ -7,9 +7,9 @@ import signal
 
 import pytest
 import torch
-from small import PROMPTS, save_small
-from sweeps import forked
-from test_faults import plant
+from support.planting import plant
+from support.small_models import PROMPTS, save_small
+from support.sweeps import forked
 
 from textpatch import cli, exits, load
 from textpatch.errors import PromptError, WeightsError

@@ -2,7 +2,6 @@
 
 import random
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small import PROMPTS, relative
-from strategies import randomize
-from test_weights import all_signs, parse
+from support.disks import files, no_file_beyond, resource
+from support.signs import all_signs, parse
+from support.small_models import PROMPTS, relative
+from support.strategies import randomize
 
 from textpatch.errors import PatchError, WeightsError
 from textpatch.exits import guarded
@@ -30,11 +30,6 @@ from textpatch.weights.recipes import RECIPES
 from textpatch.weights.signs import LETTERS, SAYINGS, Sign, draw_sign
 from textpatch.weights.tokens import LENGTH, word_tokenizer
 from textpatch.weights.words import TEST, VALIDATION
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
 
 SHORT = dict(seed=0, images=8, batch=4, warmup=2, steps=2, localized=())
 MINIS = {name: replace(RECIPES[name], **SHORT) for name in ("tiny-mmdit", "tiny-sdxl", "tiny-if", "tiny-if-ii")}
@@ -55,11 +50,6 @@ def mini(request, monkeypatch):
 @pytest.fixture
 def mini_mmdit(monkeypatch):
     monkeypatch.setitem(training.RECIPES, "mini", MINI)
-
-
-def contents(folder) -> dict:
-    """Path below the folder -> bytes, of every file."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def pictures(pipeline) -> list[Image.Image]:
@@ -83,9 +73,9 @@ def test_training_resumes_bit_for_bit(mini, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         training.train("mini", tmp_path / "b", save_every=0.0)
     monkeypatch.setattr(training, "train_step", train_step)
-    resumed = contents(training.train("mini", tmp_path / "b"))
-    assert resumed.keys() == contents(straight).keys()
-    assert [name for name, body in contents(straight).items() if body != resumed[name]] == []
+    resumed = files(training.train("mini", tmp_path / "b"))
+    assert resumed.keys() == files(straight).keys()
+    assert [name for name, body in files(straight).items() if body != resumed[name]] == []
 
 
 def test_a_saved_model_makes_the_pictures_of_the_trained_one(mini, tmp_path):
@@ -162,12 +152,12 @@ def test_another_runs_state_is_refused(mini_mmdit, tmp_path):
 def test_another_recipes_state_is_refused(mini_mmdit, tmp_path, monkeypatch):
     """The same name, seed and steps under other rates: a PatchError with both; and of no other recipe anything is kept."""
     training.train("mini", tmp_path, images=4)
-    before = contents(tmp_path)
+    before = files(tmp_path)
     monkeypatch.setitem(training.RECIPES, "mini", replace(MINI, adam_rate=0.25, sigma_shift=9.0))
     says = "holds a run of recipe.adam_rate 0.0015, recipe.sigma_shift 2.0, asked for .* 0.25, .* 9.0; give another --out"
     with pytest.raises(PatchError, match=says):
         training.train("mini", tmp_path, images=4)
-    assert contents(tmp_path) == before
+    assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize("damage, says", [
@@ -216,18 +206,7 @@ def test_a_training_that_diverges_makes_no_model(mini_mmdit, tmp_path, monkeypat
     monkeypatch.setattr(training, "loss_of", diverged)
     with pytest.raises(PatchError, match=f"the loss of step {step} is nan: the training diverged; give another --seed"):
         training.train("mini", tmp_path, save_every=-1.0)
-    assert {*contents(tmp_path)} == {"log.jsonl", *["state.safetensors"] * step}
-
-
-@contextmanager
-def no_file_beyond(size: int):
-    """As on a disk that is nearly full: no file may grow beyond a size."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {*files(tmp_path)} == {"log.jsonl", *["state.safetensors"] * step}
 
 
 @pytest.mark.skipif(resource is None, reason="resource limits")
@@ -241,7 +220,7 @@ def test_a_training_that_cannot_write_says_so(mini_mmdit, tmp_path, monkeypatch,
     with no_file_beyond(100_000):
         code, line = ended("--out", str(tmp_path / "run"))
     assert code == 74 and "state.safetensors: File too large; check path, permissions and free space" in line
-    assert {*contents(tmp_path / "run")} == {"log.jsonl"}
+    assert {*files(tmp_path / "run")} == {"log.jsonl"}
     (tmp_path / "file").write_text("x")
     code, line = ended("--out", str(tmp_path / "file"))
     assert code == 2 and f"cannot write {tmp_path / 'file'}: File exists" in line

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import PROMPTS, small_pipeline
-from strategies import randomize
+from support.small_models import PROMPTS, small_pipeline
+from support.strategies import randomize
 
 from textpatch import capture, cli, edit, load, patch
 from textpatch.edit import upscaled

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import relative
-from strategies import randomize
+from support.small_models import relative
+from support.strategies import randomize
 
 from textpatch.errors import PatchError
 from textpatch.reference_models.vae import VAE, MidBlock, VAEConfig

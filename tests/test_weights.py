@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small import PROMPTS, save_small, small_pipeline
+from support.signs import all_signs, parse
+from support.small_models import PROMPTS, save_small, small_pipeline
 
 import textpatch
 from textpatch.errors import PatchError, PromptError, WeightsError
@@ -23,29 +24,11 @@ from textpatch.weights import signs as signs_module
 from textpatch.weights.files import CONFIG_BYTES
 from textpatch.weights.load import SHIPPED, find, fingerprint
 from textpatch.weights.prompts import sign_pairs
-from textpatch.weights.signs import (
-    COLOURS,
-    LETTERS,
-    PATTERNS,
-    SAYINGS,
-    SHAPES,
-    STYLES,
-    Sign,
-    SignFormat,
-    draw_sign,
-)
+from textpatch.weights.signs import LETTERS, SAYINGS, Sign, SignFormat, draw_sign
 from textpatch.weights.tokens import LENGTH, word_tokenizer
 from textpatch.weights.words import TEST, VALIDATION
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
-
-
-def parse(prompt: str) -> Sign:
-    """The sign of a prompt: its quoted word, and the other words by what they can only mean."""
-    before, word, after = prompt.split('"')
-    (colour, shape), wall = before.split()[1:3], after.split()[-2]
-    named = [next((w for w in after.split() if w in known), "plain") for known in (PATTERNS, STYLES)]
-    return Sign(word, colour, shape, wall, *named)
 
 
 PACKAGE_FOLDERS = [Path(textpatch.__file__).parent, SHIPPED, SHIPPED.parent / "reference_models"]
@@ -332,12 +315,6 @@ def test_the_shipped_models_are_small():
 
 
 # signs
-
-all_signs = st.builds(
-    Sign, st.text(LETTERS, min_size=1, max_size=6), st.sampled_from([*COLOURS]), st.sampled_from(SHAPES),
-    st.sampled_from([*COLOURS]), st.sampled_from(PATTERNS), st.sampled_from([*STYLES]),
-)  # fmt: skip
-
 
 @given(all_signs, st.sampled_from(SAYINGS))
 def test_every_prompt_is_in_the_vocabulary(sign, saying):

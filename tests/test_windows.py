@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import fixed_case
-from test_faults import plant
+from support.planting import plant
+from support.strategies import fixed_case
 
 from textpatch import PatchError, Plan, Swap, sample, sampling
 from textpatch.plan import Window

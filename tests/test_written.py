@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from test_faults import plant
+from support.planting import plant
 
 from textpatch import cli, commands
 from textpatch.store import Run, read_json

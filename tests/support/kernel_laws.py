@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from kernel_cases import (
+from support.kernel_cases import (
     Case, Inputs, cancellation, definition, eager_gradients, exact, far_apart, floor, full_tables, gradients, joint,
     make, own_slots, random_case, read, rms, run, scatter, sdpa,
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import diffusers
 import torch
-from strategies import randomize
+from support.strategies import randomize
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from textpatch.weights.tokens import word_tokenizer

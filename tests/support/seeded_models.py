@@ -1,7 +1,7 @@
 """One small model of each architecture and its inputs, both functions of a seed: what stored reference outputs are of."""
 
 import torch
-from strategies import randomize
+from support.strategies import randomize
 from torch import Tensor, nn
 
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig

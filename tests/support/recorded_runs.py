@@ -4,16 +4,17 @@ import json
 from functools import cache as remembered
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
-from textpatch import Plan, Row, Swap, capture
+from textpatch import Plan, Row, Swap, capture, inject, patch
 from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.pipeline import Defaults, Pipeline
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler
 from textpatch.weights.configs import denoiser_from_config
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parents[1] / "golden"
 SCHEDULES = {"sdxl": Euler(), "if": DDPM(), "sd3": FlowMatchEuler()}
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -92,3 +93,42 @@ RECORDINGS = {family: Recording(family) for family in SCHEDULES}
 
 def distance(made, recorded) -> float:
     return float((made.double() - recorded).abs().max() / recorded.abs().max())
+
+
+def agrees(made, family: str, name: str, dtype) -> bool:
+    return distance(made, RECORDINGS[family].recorded[f"{name}.latents"]) <= TOLERANCE[dtype]
+
+
+def in_one_batch(family: str, name: str, dtype) -> None:
+    """Law: source and donor rows in lock-step, the plan as slots = recorded."""
+    recording = RECORDINGS[family]
+    who = ["source", "donor"] if recording.runs[name]["layers"] else ["source"]
+    parts = [recording.batch(name, w) for w in who]
+    rows = [row for branch in ("uncond", "cond") for part in parts for row in part if row.branch == branch]
+    plan, sites = recording.plan(name), recording.pipeline(dtype).denoiser.sites
+    made = recording.latents(dtype, rows, lambda step: plan.slots(step, rows, sites, tokens=recording.tokens))
+    assert agrees(made[:, : recording.prompts], family, name, dtype)
+
+
+def by_capture(family: str, name: str, dtype) -> None:
+    """Law: the donor's run captured, the source's run patched from the start step on = recorded."""
+    recording = RECORDINGS[family]
+    sites, steps = recording.runs[name]["layers"], range(recording.runs[name]["start"], recording.steps)
+    kept = recording.donor_cache(dtype, name, sites)
+    with patch(recording.pipeline(dtype).denoiser, kept, sites, rows=recording.batch(name, "donor"), steps=steps):
+        made = recording.latents(dtype, recording.batch(name, "source"))
+    assert agrees(made, family, name, dtype)
+
+
+def by_injection(family: str, name: str, dtype) -> None:
+    """Law: text fed to the projections of the sites, no cache = recorded; refused where the text stream evolves."""
+    recording = RECORDINGS[family]
+    pipeline, layers = recording.pipeline(dtype), recording.runs[name]["layers"]
+    text = pipeline.encode([row.prompt for row in recording.batch(name, "donor")])
+    if family == "sd3":
+        with pytest.raises(RuntimeError, match="injection is undefined"), inject(pipeline.denoiser, text, layers):
+            pass
+    else:
+        with inject(pipeline.denoiser, text, layers):
+            made = recording.latents(dtype, recording.batch(name, "source"))
+        assert agrees(made, family, name, dtype)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from importlib import import_module
 
 import torch
-from strategies import Case
+from support.strategies import Case
 
 from textpatch import hooks, sampling
 from textpatch.errors import PatchError

@@ -3,7 +3,6 @@
 import itertools
 import os
 import signal
-from pathlib import Path
 
 from PIL import Image
 
@@ -75,8 +74,3 @@ def killed_at(patch, n: int, work) -> int:
         work()
 
     return forked(child)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Relative path -> content of everything below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import torch
-from runs import by_cache, cells, close, every_step, observed, patching, tables, taps
-from strategies import Case
+from support.patched_calls import by_cache, cells, close, every_step, observed, patching, tables, taps
+from support.strategies import Case
 
 from textpatch import attention
 from textpatch.hooks import HookRegistry

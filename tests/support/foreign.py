@@ -1,7 +1,7 @@
 """Small random models of diffusers' own classes, each with inputs by name: two rows, five text tokens."""
 
 import torch
-from strategies import randomize
+from support.strategies import randomize
 
 
 def g(*shape):

@@ -7,8 +7,8 @@ B rows, T text tokens, N image tokens, H heads, D head width
 from functools import partial
 
 import torch
-from runs import cells
-from strategies import Case
+from support.patched_calls import cells
+from support.strategies import Case
 from torch import Tensor, nn
 
 from textpatch.plan import Swap

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from strategies import randomize
+from support.strategies import randomize
 
 from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels

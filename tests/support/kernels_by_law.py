@@ -10,11 +10,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import kernel_laws as laws
 import numpy
 import pytest
 import torch
-from strategies import make_attention
+from support import kernel_laws as laws
+from support.strategies import make_attention
 
 import textpatch.kernels
 import textpatch.kernels.backward

@@ -11,11 +11,11 @@ import threading
 from dataclasses import replace
 
 import torch
-from runs import (
+from safetensors.torch import load, save
+from support.patched_calls import (
     anatomy, by_cache, cells, close, last_module, loop, observed, patching, paths, refused, run, tables, taps,
 )  # fmt: skip
-from safetensors.torch import load, save
-from strategies import Attention, Case
+from support.strategies import Attention, Case
 
 from textpatch import attention, sampling
 from textpatch.hooks import HookRegistry
