@@ -1,15 +1,21 @@
 """Pairs of prompts, readers that need no tesseract, and a localisation of a small model in a run folder."""
 
 import hashlib
+import json
 
 from textpatch import localize
 from textpatch.store import Run
+from textpatch.weights.load import SHIPPED
 from textpatch.weights.prompts import sign_pairs
 
 
 PAIR = ('a red sign that says "HOUSE" on a blue wall', 'a green badge that says "TIGER" on a striped yellow wall')
 PAIRS = sign_pairs(3)
 REQUEST = {"request": "three pairs"}
+
+
+def planted_site() -> int:
+    return json.loads((SHIPPED / "planted-mmdit" / "textpatch.json").read_text())["trained"]["recipe"]["planted"][0]
 
 
 class Parrot:

@@ -248,7 +248,7 @@ FOLDERS = ["a b", "a\nb", "\N{GRINNING FACE}", "n" * 255, "-rf", "a'\"$(x)", "\u
 ])  # fmt: skip
 def test_an_environment_changes_no_byte(tmp_path, whole, environment, folder):
     """Time zone, locale, umask, home, clock, working folder, hash seed and the run folder's name leave no trace."""
-    command = [sys.executable, "-c", SWEEPS, str(Path(__file__).parent), os.fsencode(folder).hex()]
+    command = [sys.executable, "-c", SWEEPS, str(Path(__file__).parents[1]), os.fsencode(folder).hex()]
     told = subprocess.run(command, cwd=tmp_path, env={**os.environ, **environment}, capture_output=True)
     assert told.returncode == 0, told.stderr.decode()
     wanted = {name: hashlib.sha256(data).hexdigest() for name, data in whole.items()}

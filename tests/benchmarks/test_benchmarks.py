@@ -14,7 +14,7 @@ import torch
 from textpatch import find_sites, load
 from textpatch.patch import KVCache
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 NAMES = ["attention_op", "overhead", "localization_cost", "full_size"]
 CPU = torch.device("cpu")
 

@@ -75,7 +75,7 @@ def left_out(tmp_path):
     laws_of_runs.law_damage_is_left_out_and_named(Run.open(tmp_path / "run", laws_of_runs.REQUEST))
 
 
-CHECKS = [equal_in_python, allowed, made_by_its_request]  # the others are tests of test_store.py and test_prompts.py
+CHECKS = [equal_in_python, allowed, made_by_its_request]  # the others are tests of test_folder.py and test_glyphcontrol.py
 FAULTS = {
     "damage is not counted": (left_out, store, "_read_records", "damaged.append(number)", "pass"),
     "damage ends a file": (left_out, store, "_read_records", "damaged.append(number)", "damaged.append(number); break"),

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from support import seeded_models
 from support.small_models import relative
 
-REFERENCE = load_file(Path(__file__).parent / "golden" / "reference.safetensors")
+REFERENCE = load_file(Path(__file__).parents[1] / "golden" / "reference.safetensors")
 
 
 @pytest.mark.parametrize("name", seeded_models.MODELS)

@@ -179,7 +179,7 @@ def three_sites():
 @pytest.fixture
 def carries(monkeypatch):
     """The benchmark, as a script finds its neighbours."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     return importlib.import_module("carries")
 
 

@@ -24,7 +24,7 @@ from textpatch.weights.configs import (
 )
 from textpatch.weights.manifests import manifest
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 UNETS = {family: json.loads((GOLDEN / family / "config.json").read_text()) for family in ("sdxl", "if")}
 # what the published configurations hold beyond their class's defaults
 PUBLISHED_SDXL = dict(

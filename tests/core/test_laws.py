@@ -60,7 +60,7 @@ test_caches_are_copies = over(laws.law_caches_are_copies)
 test_estimates_are_exact = over(laws.law_estimates_are_exact)
 test_rows_mean_their_labels = over(laws.law_rows_mean_their_labels)
 
-# 5, 12: one intervention in several ways; agreement with the official runs is in test_official.py, 13 in test_ports.py
+# 5, 12: one intervention in several ways; agreement with the official runs is in test_recorded_runs.py, 13 in test_ports.py
 test_lock_step_is_capture_then_patch = over(laws.law_lock_step_is_capture_then_patch)
 test_every_swap_is_a_patch = over(laws_of_calls.law_every_swap_is_a_patch)
 test_injection_is_a_swap = over(laws.law_injection_is_a_swap, STATIC)

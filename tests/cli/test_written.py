@@ -3,7 +3,7 @@
 tests/golden/written.json holds, by command and file, every key path and the types seen under it: `[]` is any place of a
 list, `#` any number in a name.  A path more or less is a change of the format and wants a line in golden/written.json:
 
-    PYTHONPATH=tests python -m test_written
+    PYTHONPATH=tests python tests/cli/test_written.py
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from support.planting import plant
 from textpatch import cli, commands
 from textpatch.store import Run, read_json
 
-GOLDEN = Path(__file__).parent / "golden" / "written.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "written.json"
 SOURCE = 'a red sign that says "HELLO" on a blue wall'
 SHORT = ["planted-mmdit", "--steps", "1"]
 PAIR = ["--source", SOURCE, "--target", SOURCE.replace("HELLO", "WORLD")]

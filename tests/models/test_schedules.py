@@ -17,7 +17,7 @@ from textpatch.reference_models.schedules import DDIM, DDPM, Euler, FlowMatchEul
 
 # diffusers' Euler scheduler under numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "schedules.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "schedules.json").read_text())
 SCHEDULES = {"sdxl_euler": Euler(), "sdxl_ddim": DDIM(), "if_ddpm": DDPM(), "sd3_flow": FlowMatchEuler()}
 PUBLISHED = [(name, int(steps)) for name in SCHEDULES for steps in GOLDEN[name]]
 UNREAD = {
