@@ -1,4 +1,7 @@
-"""The README is true: its Python runs from top to bottom and prints what stands there, and its commands exist."""
+"""The README is true: its Python runs from top to bottom and prints what stands there; its targets and pictures exist.
+
+Its commands are carried out in cli/test_documented.py.
+"""
 
 import re
 from pathlib import Path
@@ -6,7 +9,6 @@ from pathlib import Path
 import pytest
 from support.documents import BLOCKS, README, ROOT, starting
 
-from textpatch import cli
 
 
 PYTHON = [body for language, body in BLOCKS if language == "python"]
@@ -34,12 +36,6 @@ def test_the_python_runs(tmp_path, monkeypatch, capsys):
                 assert words(printed) == words(shown)
                 compared += 1
     assert compared == 1  # the audit
-
-
-@pytest.mark.parametrize("words", starting("textpatch"), ids=" ".join)
-def test_the_commands_exist(words):
-    """Every `textpatch` command of the README is one the command line understands."""
-    cli.parser().parse_args(words[1:])
 
 
 @pytest.mark.parametrize("words", starting("make"), ids=" ".join)
