@@ -6,6 +6,7 @@ writes the lines of tests/README.md anew, from the first sentence of every file'
 """
 
 import ast
+import re
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
@@ -68,6 +69,14 @@ def test_the_readme_lists_every_file():
     """The lines under the mark in tests/README.md are those of the files; run this file to write them anew."""
     _, listed = README.read_text("utf-8").split(BEGIN)
     assert listed == listing()
+
+
+def test_the_readmes_fault_is_noticed(monkeypatch):
+    """The example of a planted fault runs as it stands there."""
+    (example,) = re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    session = {}
+    exec(compile(example, "the example of tests/README.md", "exec"), session)
+    session["test_heads_kept_as_spelled_are_noticed"](monkeypatch)
 
 
 if __name__ == "__main__":
