@@ -18,6 +18,16 @@ def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="the long forms: more interrupts, mutants and examples")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests marked as long, unless --long asks for them."""
+    if config.getoption("--long"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
 @pytest.fixture
 def long(request) -> bool:
     """Whether the long form was asked for."""

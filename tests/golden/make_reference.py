@@ -1,15 +1,15 @@
 """Make tests/golden/reference.safetensors with diffusers:  PYTHONPATH=tests python tests/golden/make_reference.py
 
-The models and inputs are those of tests/stored.py, functions of a seed; only diffusers' outputs are stored, float64.
+The models and inputs are those of tests/support/seeded_models.py, functions of a seed; only diffusers' outputs are stored, float64.
 """
 
 from dataclasses import asdict
 from pathlib import Path
 
 import diffusers
-import stored
 import torch
 from safetensors.torch import save_file
+from support import seeded_models
 
 UNET = diffusers.UNet2DConditionModel
 IF_FLAGS = dict(addition_embed_type="text", cross_attention_norm="group_norm", act_fn="gelu",
@@ -38,8 +38,8 @@ def in_float64(theirs: torch.nn.Module) -> None:
 @torch.no_grad()
 def reference(name: str) -> dict[str, torch.Tensor]:
     make, flags = CLASSES[name]
-    theirs, given = make(**asdict(stored.MODELS[name][1]), **flags).double().eval(), stored.inputs(name)
-    theirs.load_state_dict(stored.model(name).state_dict())
+    theirs, given = make(**asdict(seeded_models.MODELS[name][1]), **flags).double().eval(), seeded_models.inputs(name)
+    theirs.load_state_dict(seeded_models.model(name).state_dict())
     in_float64(theirs)
     if name == "vae":
         scale = theirs.config.scaling_factor

@@ -1,0 +1,322 @@
+"""The benchmarks measure what they say: each runs at its smallest size, and refuses ways that do not agree."""
+
+import csv
+import importlib
+import math
+import platform
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from textpatch import find_sites, load
+from textpatch.patch import KVCache
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+NAMES = ["attention_op", "overhead", "localization_cost", "full_size"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A benchmark's module by name, imported as a script finds its neighbours."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+@pytest.fixture
+def run(benchmark, tmp_path):
+    """The rows that a benchmark writes for some arguments."""
+
+    def rows(name: str, *words: str) -> list[dict]:
+        path = tmp_path / f"{name}.csv"
+        benchmark(name).main([*words, "--csv", str(path)])
+        return rows_of(path)
+
+    return rows
+
+
+@pytest.fixture
+def tables(benchmark, tmp_path):
+    """The rows of every table that a benchmark of several writes, by the table's name."""
+
+    def by_name(name: str, *words: str) -> dict[str, list[dict]]:
+        benchmark(name).main([*words, "--csv", str(tmp_path / f"{name}.csv")])
+        return {path.stem.removeprefix(f"{name}-"): rows_of(path) for path in tmp_path.glob("*.csv")}
+
+    return by_name
+
+
+def rows_of(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def require_ratios(rows: list[dict], base, *same: str) -> None:
+    """In one round: low = median = high, and ratio = median / median of the base among the rows alike in `same`."""
+    place = lambda row: tuple(row[name] for name in same)  # noqa: E731
+    bases = {place(row): float(row["median_ms"]) for row in rows if row["way"] == base(row)}
+    timed = [row for row in rows if row["median_ms"]]
+    assert timed and {place(row) for row in timed} >= bases.keys()
+    for row in timed:
+        median, low, high, ratio = (float(row[name]) for name in ("median_ms", "low_ms", "high_ms", "ratio"))
+        against = median if row["way"] == base(row) else float(row["ratio"]) and bases.get(place(row))
+        assert 0 < low == median == high and math.isclose(ratio, median / against, rel_tol=1e-9)
+
+
+# --- the measuring itself ---
+
+
+def test_every_round_runs_every_way_once(benchmark):
+    """calls(way) = rounds, in an order that differs between rounds; one number per round is kept."""
+    called = []
+    ways = {name: lambda name=name: called.append(name) for name in "abc"}
+    taken = benchmark("measure").in_turns(ways, rounds=8, device=CPU)
+    rounds = [called[i : i + 3] for i in range(0, 24, 3)]
+    assert all(sorted(each) == ["a", "b", "c"] for each in rounds) and len(set(map(tuple, rounds))) > 1
+    assert [len(seconds) for seconds in taken.values()] == [8, 8, 8]
+
+
+def test_ratios_are_taken_within_a_round(benchmark):
+    """A machine ten times slower from the third round on: the medians move, and the ratio 2 does not."""
+    taken = {"a": [1.0, 1.0, 10.0, 10.0, 10.0], "b": [2.0, 2.0, 20.0, 20.0, 20.0]}
+    row = benchmark("measure").timed(taken, "b", "a")
+    assert row == dict(median_ms=2e4, low_ms=2e3, high_ms=2e4, ratio=2.0, ratio_low=2.0, ratio_high=2.0)
+
+
+def test_not_a_number_is_unequal(benchmark):
+    """|NaN - x| <= bound is refused, as any difference above the bound is."""
+    measure, one = benchmark("measure"), torch.ones(2)
+    assert measure.require_alike("same", one, one, 0) == 0
+    for wrong in (one * float("nan"), one + 1e-3):
+        with pytest.raises(measure.Unequal, match="wrong: differs by"):
+            measure.require_alike("wrong", wrong, one, 1e-4)
+
+
+def test_the_environment_names_no_host_and_no_path(benchmark):
+    """One line: the processor's make, versions, the commit."""
+    line = benchmark("measure").environment(CPU, "diffusers")
+    assert f"torch {torch.__version__}" in line and "commit " in line and "\n" not in line
+    assert platform.node() not in line and "/" not in line
+
+
+@pytest.mark.parametrize("name", [*NAMES, "attribution", "search", "carries", "other_prompts"])
+def test_the_device_used_is_written_down(name, benchmark, monkeypatch):
+    """The environment in a table is that of --device, whose first word it is asked with."""
+
+    class Asked(Exception):
+        pass
+
+    def asked(device, *packages):
+        raise Asked(device)
+
+    monkeypatch.setattr(benchmark(name), "environment", asked)
+    with pytest.raises(Asked, match="^meta$"):
+        benchmark(name).main(["--device", "meta"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_teaches(name, benchmark, capsys):
+    """--help holds the whole of what the file says of itself."""
+    with pytest.raises(SystemExit, match="0"):
+        benchmark(name).main(["--help"])
+    assert benchmark(name).__doc__.strip() in capsys.readouterr().out
+
+
+# --- attention_op ---
+
+
+def test_attention_op(run, benchmark):
+    """Every case of a cross and of a joint attention is there, against textpatch; who is absent says why."""
+    words = "--shapes sdxl-1024 sd3-1357 --scale 32 --rows 1 3 --rounds 1 --least 0 --ways fa3 sdpa".split()
+    rows = run("attention_op", *words)
+    op = benchmark("attention_op")
+    assert list(rows[0]) == [*op.COLUMNS, "environment"]
+    assert Counter(row["case"] for row in rows if row["way"] == "textpatch") == dict.fromkeys(op.CASES[:-1], 4)
+    base = lambda row: "SDPA alone" if row["case"] == "pieces" else "textpatch"  # noqa: E731
+    require_ratios(rows, base, "shape", "rows", "case")
+    assert all(row["note"] for row in rows if not row["median_ms"])
+
+
+CASES = ["identity", "rows", "heads", "mask"]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("shape", ["sdxl-1024", "if-64", "sd3-1357"])
+@pytest.mark.parametrize("kind", CASES)
+def test_the_alternatives_compute_the_same(shape, kind, benchmark, monkeypatch):
+    """SDPA after gathering, and FlexAttention through its page table, equal the definition in float64."""
+    op = benchmark("attention_op")
+    case = op.make_case(op.cut_down(op.SHAPES[shape], 2, 4), kind, 3, CPU, torch.float32)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    for name, way in {"sdpa": op.by_sdpa(case, None), "flex": op.by_flex(case)}.items():
+        op.require_right(name, way(), op.expected_of(case))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", CASES[1:])
+def test_a_way_that_reads_its_own_text_is_refused(kind, dtype, benchmark):
+    """Attention of the same inputs without the swap or mask: ours raises Unequal, another's is not timed."""
+    op, measure = benchmark("attention_op"), benchmark("measure")
+    case = op.make_case(op.cut_down(op.SHAPES["sd3-1357"], 2, 4), kind, 3, CPU, dtype)
+    own, expected = op.by_sdpa(op.Case(case.q, case.k, case.v), None), op.expected_of(case)
+    with pytest.raises(measure.Unequal, match="textpatch sdpa"):
+        op.drop_wrong({"textpatch sdpa": own}, {}, expected)
+    ways, refused = {"cat + SDPA": own}, {}
+    op.drop_wrong(ways, refused, expected)
+    assert not ways and "differs by" in refused["cat + SDPA"]
+
+
+# --- overhead ---
+
+
+def test_overhead(run, benchmark):
+    """Hooks, slots, patch and diffusers' processor of each architecture; microseconds of those that touch sites."""
+    rows = run("overhead", "empty", "mmdit-small", "sdxl-small", "if-small", "--rounds", "1")
+    overhead = benchmark("overhead")
+    assert list(rows[0]) == [*overhead.COLUMNS, "environment"]
+    ways = Counter(row["way"] for row in rows)
+    assert [ways[way] for way in ("bare", "hooks, gate closed", "hooks, gate open")] == [4, 4, 4]
+    assert [ways[way] for way in ("slots, one site", "slots, all sites", "patch, one site")] == [3, 3, 3]
+    require_ratios(rows, lambda row: row["against"], "model", "against")
+    for row in rows:
+        touches = row["way"].startswith(("hooks", "slots", "patch")) or row["way"].endswith("one site")
+        assert touches == bool(row["us_per_site"])
+
+
+def test_one_output_is_asked_for(benchmark):
+    """A hook that moves a bit, and a swap of the other row, raise Unequal."""
+    overhead, measure = benchmark("overhead"), benchmark("measure")
+    for way in ("hooks, gate open", "patch, one site"):
+        ways = overhead.Ways(None, (), [])
+        good = {"bare": torch.tensor([1.0, 2.0]), "slots, one site": torch.tensor([3.0, 2.0])}
+        ways.made = {name: lambda out=out: out for name, out in (good | {way: torch.tensor([1.0, 3.0])}).items()}
+        with pytest.raises(measure.Unequal, match=way):
+            overhead.require_one_output(ways)
+
+
+# --- localization_cost ---
+
+
+@pytest.mark.parametrize("model", ["mmdit-small", "sdxl-small", "if-small", "tiny-mmdit"])
+def test_localization_cost(model, run, benchmark):
+    """Naive: L + 2 runs and a cache of exactly the estimated bytes; lock-step: one batch, no cache."""
+    naive, lock_step = run("localization_cost", model, "--steps", "2", "--guidance", "2", "--rounds", "1")
+    cost, models = benchmark("localization_cost"), benchmark("random_models")
+    assert list(naive) == [*cost.COLUMNS, "environment"]
+    require_ratios([naive, lock_step], lambda row: "naive")
+    assert math.isclose(float(lock_step["times_faster"]) * float(lock_step["ratio"]), 1, rel_tol=1e-9)
+    sites = int(naive["sites"])
+    assert naive["generations"] == lock_step["generations"] == str(sites + 2)
+    assert (naive["calls"], lock_step["calls"]) == (str(2 * (sites + 2)), "2")
+    assert lock_step["cache_bytes"] == "0"
+    if model in models.MODELS:
+        found = find_sites(models.denoiser(model, CPU, torch.float32))
+        tokens = models.MODELS[model].tokens
+        assert int(naive["cache_bytes"]) == KVCache.estimate(found, 2, 2, tokens, torch.float32)
+
+
+def test_other_latents_are_refused(benchmark):
+    """A patched row off by more than source and target are, which no plan touches, raises Unequal."""
+    cost, measure = benchmark("localization_cost"), benchmark("measure")
+    good = {name: torch.ones(3) for name in ("source", "target", "site-0")}
+    cost.require_same_latents("lock-step", good, good)
+    for row in good:
+        with pytest.raises(measure.Unequal, match=row):
+            cost.require_same_latents("lock-step", good | {row: torch.tensor([1.0, 1.0, 1.01])}, good)
+
+
+# --- full_size ---
+
+
+def test_full_size(run, benchmark):
+    """Blocks of the small scale; a swap only from two rows on; the same command with --resume adds nothing."""
+    words = "--scale small --modes eager --rows 1 2 --rounds 1".split()
+    rows = run("full_size", *words)
+    size = benchmark("full_size")
+    assert list(rows[0]) == [*size.COLUMNS, "environment"]
+    ways = Counter((row["way"], row["rows"]) for row in rows)
+    assert ways["textpatch", "1"] == ways["textpatch", "2"] == ways["textpatch, one swap", "2"] == 3
+    assert not ways["textpatch, one swap", "1"]
+    require_ratios(rows, lambda row: "textpatch", *size.KEYS)
+    assert run("full_size", *words, "--resume") == rows
+
+
+def test_full_size_stops_and_goes_on(run):
+    """After --minutes 0 no block is there, and --resume measures what is left."""
+    words = "--models mmdit-small --modes eager --rows 1 2 --rounds 1".split()
+    assert run("full_size", *words, "--minutes", "0") == []
+    assert {row["rows"] for row in run("full_size", *words, "--resume")} == {"1", "2"}
+
+
+def test_full_size_localizes(run, benchmark):
+    """--localize writes localization_cost's table."""
+    rows = run("full_size", *"--scale small --localize --steps 1 --modes eager".split())
+    assert [row["way"] for row in rows] == ["naive", "lock-step"]
+    assert list(rows[0]) == [*benchmark("localization_cost").COLUMNS, "environment"]
+
+
+def test_a_swap_without_effect_is_refused(benchmark):
+    """Row 0 unmoved by the swap, or another row moved, raises Unequal."""
+    size, measure = benchmark("full_size"), benchmark("measure")
+    bare = torch.tensor([1.0, 2.0])
+    for swapped in (bare, torch.tensor([3.0, 2.5])):
+        with pytest.raises(measure.Unequal, match="one swap"):
+            size.differences({size.BARE: bare, size.SWAPPED: swapped}, bare)
+
+
+# --- what the shipped models do ---
+
+
+def test_search(run):
+    """Every mode on two sets of pairs, against the exhaustive one, which is its own truth."""
+    rows = run("search", *"planted-mmdit --sets 2 --pairs 3 --first 2 --keep 1 --steps 2 --guidance 1 --scenes same".split())
+    assert [row["mode"] for row in rows] == ["exhaustive", *(f"{mode}, keep 1" for mode in ("staged", "contribution", "attribution"))]
+    whole = rows[0]
+    assert (whole["same_set"], whole["recall"], whole["fewer_than_exhaustive"]) == ("2 of 2", "1.0", "1.0")
+    for row in rows:
+        made = float(row["generations"])
+        assert math.isclose(float(row["fewer"]), 7 * 6 / made) and row["bound"] == "3.5"
+        assert math.isclose(float(row["fewer_than_exhaustive"]), float(whole["generations"]) / made)
+
+
+def test_attribution(run):
+    """A share for every site; in every pair the planted one has the largest."""
+    rows = run("attribution", *"planted-mmdit --pairs 2 --steps 2 --scenes same".split())
+    assert [row["site"] for row in rows] == list("012345")
+    assert [row["site"] for row in rows if row["localized"] == "True"] == ["1"] == [row["site"] for row in rows if row["first"] == "2"]
+
+
+def test_carries(tables, tmp_path):
+    """Every site alone and all together for an attribute that is read; its set, and a sheet of pictures."""
+    found = tables("carries", *"planted-mmdit --pairs 2 --signs 6 --attributes word".split())
+    assert {*"012345", "0+1+2+3+4+5", "source", "target"} <= {row["sites"] for row in found["sites"]}
+    assert [row["attribute"] for row in found["sets"]] == ["word"] and (tmp_path / "carries-planted-mmdit.png").exists()
+
+
+def test_other_prompts(tables):
+    """Mixing: the source's own prompt reads as the source's, its template with the target's text as the target's; texts of
+    several words; sizes, or why there is none."""
+    found = tables("other_prompts", *"planted-mmdit --pairs 2 --words 1".split())
+    mixed = {(row["template"], row["text"]): row for row in found["mixing"]}
+    assert len(mixed) == 4 and mixed["source", "source"]["ssim"] == "1.0"
+    for (_, text), row in mixed.items():
+        assert (float(row["f1_target"]) > float(row["f1_source"])) is (text == "target")
+    assert [row["text"] for row in found["words"]][0] == "one word of 6" and len(found["words"]) == 4
+    assert len(found["sizes"]) == 10 and all(bool(row["refused"]) != bool(row["f1_middle"]) for row in found["sizes"])
+
+
+def test_shipped_models(benchmark, tmp_path, monkeypatch):
+    """The tables and sheets of one model, at the smallest size; the planted site is the best of six."""
+    shipped, pipeline = benchmark("shipped_models"), load("planted-mmdit")
+    pipeline.defaults = replace(pipeline.defaults, steps=2, guidance=1.0)
+    monkeypatch.setattr("textpatch.load", lambda name: pipeline)
+    for name, small in (("RESULTS", tmp_path), ("SAMPLING", [(2, 1.0)]), ("PAIRS", 2), ("TEST", shipped.TEST[:4])):
+        monkeypatch.setattr(shipped, name, small)
+    shipped.main(["planted-mmdit"])
+    names = "reading.csv", "same-scene.csv", "other-scene.csv", "start.csv", "same-scene.png", "other-scene.png"
+    assert {path.name for path in tmp_path.iterdir()} == {f"planted-mmdit-{name}" for name in names}
+    _, _, *sites = rows_of(tmp_path / "planted-mmdit-same-scene.csv")
+    assert len(sites) == 6 and max(sites, key=lambda row: float(row["f1_target"])) is sites[1]

@@ -1,0 +1,76 @@
+"""Every command that README.md or --help shows is carried out, as it stands there but for its places and its size."""
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from support.documents import starting
+from support.glyph_folders import GLYPH, write
+from support.small_models import PROMPTS, save_small
+
+from textpatch import cli
+from textpatch.weights.load import find
+
+FROM_HELP = [shlex.split(line) for line in cli.EXAMPLES.splitlines()[1:]]
+EXAMPLES = {" ".join(words): words[1:] for words in [*starting("textpatch"), *FROM_HELP]}
+PAIR = [PROMPTS[0], PROMPTS[0].replace("HELLO", "WORLD")]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Working folder, and what is there in the place of each model and folder that the examples only name."""
+    here = tmp_path_factory.mktemp("documented")
+    small = str(save_small(here / "small"))
+    file = shutil.copy(find("tiny-sdxl") / "unet/diffusion_pytorch_model.safetensors", here / "original.safetensors")
+    for path in write(here / "glyph", sentences=GLYPH).glob("text_prompts/raw/SimpleBench/*.txt"):
+        path.write_text(path.read_text().upper())  # the small model's alphabet
+    return here, {
+        "/models/stable-diffusion-xl-base-1.0": small, "MODEL": small, "GlyphControl-release": str(here / "glyph"),
+        "/models/sd_xl_base_1.0.safetensors": str(file),
+    }  # fmt: skip
+
+
+def smaller(words: list[str]) -> list[str]:
+    """The same request for a pair, or the two that a search needs, one seed, and the steps up to the first patched one."""
+    screened = {"--mode", "--what"} & set(words)
+    fewer, made = {"--pairs": "2" if screened else "1", "--seeds": "1", "--seed": "1"}, list(words)
+    for option in fewer.keys() & set(words):
+        start = end = made.index(option) + 1
+        while end < len(made) and not made[end].startswith("-"):
+            end += 1
+        made[start:end] = [fewer[option]]
+    steps = "2" if "--start" in words else "1"
+    return made + ["--steps", steps] * (words[0] in ("generate", "localize", "edit"))
+
+
+def placed(words: list[str], stand_ins: dict) -> list[str]:
+    """What is named and not there replaced by what is: models, folders, prompts, and runs, which are made."""
+    prompts = iter(PAIR)
+    made = [next(prompts) if word == "..." else stand_ins.get(word, word) for word in words]
+    return [edited(word.split("-", 1)[1].rpartition("-")[0]) if word.startswith("runs/edit-") else word for word in made]
+
+
+def edited(model: str) -> str:
+    """The folder of a run of `edit` with that model."""
+    source, target = PAIR
+    command = ["edit", model, "--source", source, "--target", target, "--sites", "1", "--steps", "1"]
+    assert cli.main([*command, "--out", f"edit-{model}"]) == 0
+    return f"edit-{model}"
+
+
+def test_the_examples_are_all_commands():
+    """All six, and each of the forms a reader meets: there is something to carry out."""
+    commands = {words[0] for words in EXAMPLES.values()}
+    assert commands == {"sites", "generate", "localize", "edit", "audit", "doctor"} and len(EXAMPLES) >= 12
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_is_carried_out(example, places, monkeypatch, capfd):
+    """Exit code 0, something said on stdout, nothing on stderr; what it says it wrote is there."""
+    here, stand_ins = places
+    monkeypatch.chdir(here)
+    assert cli.main(placed(smaller(EXAMPLES[example]), stand_ins)) == 0
+    out, err = capfd.readouterr()
+    last = out.splitlines()[-1]
+    assert err == "" and (not last.startswith("runs/") or Path(last).is_file())

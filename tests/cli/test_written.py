@@ -1,0 +1,122 @@
+"""What each command writes, held to a golden file: whoever reads a run folder by a script finds what was there before.
+
+tests/golden/written.json holds, by command and file, every key path and the types seen under it: `[]` is any place of a
+list, `#` any number in a name.  A path more or less is a change of the format and wants a line in golden/written.json:
+
+    PYTHONPATH=tests python tests/cli/test_written.py
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+from support.planting import plant
+
+from textpatch import cli, commands
+from textpatch.store import Run, read_json
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "written.json"
+SOURCE = 'a red sign that says "HELLO" on a blue wall'
+SHORT = ["planted-mmdit", "--steps", "1"]
+PAIR = ["--source", SOURCE, "--target", SOURCE.replace("HELLO", "WORLD")]
+COMMANDS = {
+    "generate": ["generate", *SHORT, SOURCE, "--negative", "a blue wall", "--guidance", "2"],
+    "edit": ["edit", *SHORT, *PAIR],
+    "localize": ["localize", *SHORT, "--pairs", "2", "--starts", "--heads"],
+    "localize --mode contribution": ["localize", *SHORT, "--pairs", "2", "--mode", "contribution", "--first", "2"],
+    "audit": ["audit", "edit"],
+    "sites": ["sites", "planted-mmdit"],
+}  # fmt: skip
+
+
+def schema(value, path: str = "", found: dict | None = None) -> dict[str, set[str]]:
+    """The types of all leaves by path; what is empty is a leaf."""
+    found = {} if found is None else found
+    inner = value.items() if isinstance(value, dict) else (("[]", v) for v in value) if isinstance(value, list) else ()
+    empty = True
+    for key, part in inner:
+        schema(part, f"{path}.{re.sub('[0-9][0-9.+]*', '#', key)}", found)
+        empty = False
+    if empty:
+        found.setdefault(path, set()).add(type(value).__name__)
+    return found
+
+
+def shape(text: str) -> list[str]:
+    """The lines of an output, one of each kind: words stay, numbers are `#`, blanks one."""
+    lines = (re.sub(r"[-+]?\d[\d.,]*(e[-+]?\d+)?", "#", " ".join(line.split())) for line in text.splitlines())
+    return list(dict.fromkeys(filter(None, lines)))
+
+
+def written(name: str) -> dict:
+    """What a command leaves behind, in the working folder: its files' schemas and its output's shape."""
+    command = COMMANDS[name]
+    out = [] if name in ("audit", "sites") else ["--out", name]
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        assert cli.main([*command, *out]) == 0
+    if not out:
+        return {"output": shape(told.getvalue())}
+    run = Run.load(name)
+    files = {re.sub("[0-9a-f]{16}", "HASH", path.relative_to(name).as_posix()) for path in Path(name).rglob("*") if path.is_file()}
+    made = {path.name: schema(read_json(path)) for path in Path(name).glob("*.json")}
+    made |= {"records": schema(run.records())} if run.records() else {}
+    return {"files": sorted(files), **{file: {p: "|".join(sorted(t)) for p, t in s.items()} for file, s in sorted(made.items())}}
+
+
+def all_written() -> dict:
+    return {name: written(name) for name in COMMANDS}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What all commands write today, and the folder in which they were given."""
+    here, folder = os.getcwd(), tmp_path_factory.mktemp("written")
+    os.chdir(folder)
+    try:
+        return all_written(), folder
+    finally:
+        os.chdir(here)
+
+
+def hold(found: dict, golden: dict) -> None:
+    """The same paths; of types none that was not there: whether a mean is infinite, None, is for the pictures to say."""
+    assert found.keys() == golden.keys()
+    for file, paths in found.items():
+        if isinstance(paths, list):
+            assert paths == golden[file]
+        else:
+            assert paths.keys() == golden[file].keys(), file
+            more = {path: types for path, types in paths.items() if not {*types.split("|")} <= {*golden[file][path].split("|")}}
+            assert not more, file
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_writes_what_it_wrote(made, name):
+    """Files, key paths, types and the words of the output are the golden file's."""
+    hold(made[0][name], json.loads(GOLDEN.read_text())[name])
+
+
+def test_the_golden_file_is_of_these_commands():
+    """None more, so that what is there is looked at."""
+    assert list(json.loads(GOLDEN.read_text())) == list(COMMANDS)
+
+
+@pytest.mark.parametrize("old, new", [
+    ('"plan_sha256": made.plan.sha256, ', ""), ('"schema_version": 1', '"schema_version": "1"'), ('"results.json"', '"result.json"')])  # fmt: skip
+def test_planted_another_format_is_noticed(old, new, tmp_path, monkeypatch):
+    """Fault: a key left out, a number as a string, another file's name."""
+    monkeypatch.chdir(tmp_path)
+    plant(monkeypatch, commands, "edit", old, new)
+    with pytest.raises(AssertionError):
+        hold(written("edit"), json.loads(GOLDEN.read_text())["edit"])
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        GOLDEN.write_text(json.dumps(all_written(), indent=1) + "\n")

@@ -1,0 +1,122 @@
+"""`explain` is true: the equation of every kind of site, and exactly the tensors that a patched call changes."""
+
+import re
+
+import pytest
+import torch
+from support.foreign import foreign
+from support.planting import plant
+from support.strategies import fixed_case
+
+from textpatch import HookRegistry, Plan, Site, Span, Swap, capture, find_sites, patch, plan
+from textpatch.plan import Window
+
+TENSOR = re.compile(r"^ +([kv])' ([\w.]+)(\[.*\])?  (\d+) x (\d+) x (\d+) x (\d+)$", re.MULTILINE)
+TOKENS = {"z_image": 32}  # padded; five elsewhere
+HEADS, PLACES = (0,), (1, 3)
+
+
+def changed(model, site, call, part: str) -> dict[str, torch.Tensor]:
+    """Tap -> bool like its output: what differs once row 0 reads row 1's text at some heads and tokens."""
+    seen, taps = [], {tap.module for tap in site.taps}
+    with capture(model, site, rows=["a", "b"]) as cache:
+        call()
+    for rows in (["a", "b"], ["b", None]):
+        seen.append({})
+        with patch(model, cache, site, rows=rows, heads=HEADS, tokens=PLACES, part=part):
+            with HookRegistry(model, taps).observe(lambda name, output: seen[-1].update({name: output.clone()})):
+                call()
+    return {name: seen[0][name] != seen[1][name] for name in taps}
+
+
+def require_true(model, call, tokens: int, part: str) -> None:
+    """At every site: row 0 of each tensor named, at the swap's heads and tokens, changes, and nothing else does."""
+    for site in find_sites(model):
+        swap = Swap(site, "a", "b", heads=HEADS, tokens=PLACES, part=part)
+        lines = TENSOR.findall(Plan([swap]).explain(find_sites(model), tokens=tokens))
+        assert [line[0] for line in lines] == list(part)
+        real = changed(model, site, call, part)
+        said = {name: torch.zeros_like(mask) for name, mask in real.items()}
+        for _, name, cut, *shape in lines:
+            text = eval(f"said[name]{cut}")  # (B, T, W)
+            assert (1, len(HEADS), len(PLACES), text.shape[2] // site.text_heads) == tuple(map(int, shape))
+            text.unflatten(2, (site.text_heads, -1))[0, torch.tensor(PLACES)[:, None], torch.tensor(HEADS)] = True
+            assert text.shape[1] == tokens
+        assert all(torch.equal(real[name], said[name]) for name in real)
+
+
+@pytest.mark.parametrize("part", ["kv", "k", "v"])
+@pytest.mark.parametrize("name", ["sdxl", "deepfloyd_if", "sd35", "flux", "fused_flux", "z_image", "krea2"])
+def test_every_tensor_of_a_foreign_model(diffusers, name, part):
+    """SDXL, IF, SD3.5, FLUX (double and single, also fused), Z-Image and Krea 2 of diffusers."""
+    model, inputs = foreign(diffusers, name)
+    require_true(model, lambda: model(**inputs), TOKENS.get(name, 5), part)
+
+
+@pytest.mark.parametrize("architecture", ["sdxl", "if-i", "if-ii", "mmdit"])
+def test_every_tensor_of_our_models(architecture):
+    """SDXL, DeepFloyd IF and MMDiT of our own, two rows at a time."""
+    case = fixed_case(architecture)
+    x, t, text = case.inputs
+    require_true(case.model, lambda: case.model(x[:2], t, text[[0, 1]]), case.tokens, "kv")
+
+
+FAULTS = {
+    "channels of the other part": (plan, "_tensors", 'zip("kv", site.taps)', 'zip("kv", site.taps[::-1])'),
+    "text at the other end": (Span, "cut", '"first": f":{length}"', '"first": f"-{length}:"'),
+    "channels left out": (Span, "cut", "if channels else []", "if False else []"),
+    "part ignored": (plan, "_tensors", "if part in swap.part:", "if True:"),
+    "heads ignored": (plan, "_tensors", "if swap.heads is None", "if True"),
+    "tokens ignored": (plan, "_tensors", "if swap.tokens is None", "if True"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_test_notices(diffusers, fault, monkeypatch):
+    """true(explain), and not true(explain with the fault)."""
+    model, inputs = foreign(diffusers, "fused_flux")
+    plant(monkeypatch, *FAULTS[fault])
+    with pytest.raises((AssertionError, RuntimeError)):
+        require_true(model, lambda: model(**inputs), 5, "k")
+
+
+def test_equations():
+    """Cross-attention reads text keys alone, the others the image's beside them; primes where the donor is read."""
+    cross, joint = (Site(i, f"blocks.{i}", kind, 2, 4, 0) for i, kind in enumerate(("cross", "joint")))
+    said = [Plan([Swap(i, "a", "b", part=part)]).explain([cross, joint]).splitlines()[0]
+            for i, part in ((0, "kv"), (1, "kv"), (1, "v"), ("all", "k"))]  # fmt: skip
+    assert said == [
+        "a <- b:  softmax(q k'^T / sqrt(D)) v'",
+        "a <- b:  softmax(q [k_image; k']^T / sqrt(D)) [v_image; v']",
+        "a <- b:  softmax(q [k_image; k]^T / sqrt(D)) [v_image; v']",
+        "a <- b:  softmax(q [k_image; k']^T / sqrt(D)) [v_image; v], softmax(q k'^T / sqrt(D)) v",
+    ]
+
+
+def test_every_word():
+    """What is printed of a swap with a window, without a run and in one."""
+    case = fixed_case()
+    some = Plan([Swap(1, ("a", "c"), "b", steps=Window("sigma", 0.5), heads=[1], part="k", branch="cond")])
+    lines = [
+        "a, c <- b:  softmax(q [k_image; k']^T / sqrt(D)) [v_image; v]",
+        "  steps of sigma from 0.5; heads 1; tokens all; branch cond",
+        "  k' of row b, same step and branch; readers x heads x tokens x head_dim:",
+        "     1  transformer_blocks.1.attn  (joint)",
+        "          k' transformer_blocks.1.attn.add_k_proj  2 x 1 x T x 4",
+    ]
+    sites, run = case.model.sites, dict(schedule=case.pipeline.schedule, steps=3)
+    assert some.explain(sites) == "\n".join(lines)
+    inside = ", ".join(map(str, some.at(**run).swaps[0].steps))
+    within = "\n".join(lines).replace("from 0.5", f"from 0.5 = {inside}").replace("x T x 4", "x 4 x 4")
+    assert some.explain(sites, **run, tokens=4) == within
+    assert f"steps {inside};" in some.at(**run).explain(sites)
+
+
+@pytest.mark.parametrize("sites, said", [((2, 1), "1, 2"), ("*.attn", "*.attn"), (3, "3")])
+def test_without_a_model_a_plan_explains_what_was_asked(sites, said):
+    """Both equations, as the kind of a site decides, and the sites as they were named; no tensors."""
+    assert Plan([Swap(sites, "a", "b", part="v")]).explain() == (
+        "a <- b:  softmax(q k^T / sqrt(D)) v' or softmax(q [k_image; k]^T / sqrt(D)) [v_image; v']\n"
+        "  steps all; heads all; tokens all; branch both\n"
+        f"  v' of row b, same step and branch, at sites {said}"
+    )

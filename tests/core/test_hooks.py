@@ -1,0 +1,122 @@
+"""The registry: firings, nesting, exit stacks, any sequence of blocks and interventions; its laws are in test_laws.py."""
+
+import contextlib
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from support import laws
+from torch import nn
+
+from textpatch.errors import PatchError
+from textpatch.hooks import HookRegistry, _open_blocks
+
+
+def test_a_registry_of_nothing_is_refused():
+    """names = {} has no effect, so it is an error."""
+    with pytest.raises(PatchError, match="no modules named"):
+        HookRegistry(nn.Identity(), [])
+
+
+def test_calls_count_firings():
+    """calls[n] = number of times n ran inside blocks, summed over blocks; repeated names count once."""
+    model = nn.Sequential(nn.Identity())
+    registry = HookRegistry(model, ["0", "0"])
+    for times in (1, 2):
+        with registry.observe(lambda name, output: None):
+            for _ in range(times):
+                model(torch.ones(1))
+        model(torch.ones(1))
+    assert registry.calls == {"0": 3}
+
+
+def test_nested_replacements_compose():
+    """inner(outer(x)): the block entered last acts last."""
+    model = nn.Sequential(nn.Identity())
+    with HookRegistry(model, ["0"]).replace(lambda name, x: x + 1):
+        with HookRegistry(model, ["0"]).replace(lambda name, x: x * 10):
+            assert model(torch.ones(1)) == 20
+        assert model(torch.ones(1)) == 2
+
+
+def test_blocks_of_an_exit_stack():
+    """ExitStack.pop_all moves blocks out of their `with`; they act until closed, then leave nothing."""
+    model, seen = nn.Sequential(nn.Identity(), nn.Identity()), []
+    with contextlib.ExitStack() as stack:
+        for name in "01":
+            stack.enter_context(HookRegistry(model, [name]).observe(lambda name, output: seen.append(name)))
+        moved = stack.pop_all()
+    model(torch.ones(1))
+    moved.close()
+    model(torch.ones(1))
+    assert seen == ["0", "1"] and not _open_blocks.get()
+
+
+def test_a_failing_hook_leaves_nothing():
+    """An error inside fn reaches the caller and removes every hook."""
+    model = nn.Sequential(nn.Identity())
+    with pytest.raises(ZeroDivisionError), HookRegistry(model, ["0"]).observe(lambda name, x: 1 / 0):
+        model(torch.ones(1))
+    assert not model[0]._forward_hooks and not _open_blocks.get()
+
+
+class Blocks(RuleBasedStateMachine):
+    """hooks on the model = sum of names over open blocks; each open block sees its modules once a run."""
+
+    blocks = Bundle("blocks")
+
+    @initialize()
+    def start(self):
+        self.model = nn.Sequential(*(nn.Identity() for _ in range(3)))
+        self.open = {}  # block -> [names, runs, firings]
+
+    @rule(target=blocks, names=st.lists(st.sampled_from("012"), min_size=1, max_size=3, unique=True))
+    def install(self, names):
+        block, state = object(), [names, 0, 0]
+        manager = HookRegistry(self.model, names).observe(lambda name, output: self.count(state))
+        manager.__enter__()
+        self.open[block] = (manager, state)
+        return block
+
+    @staticmethod
+    def count(state):
+        state[2] += 1
+
+    @rule()
+    def run(self):
+        self.model(torch.ones(1))
+        for _, state in self.open.values():
+            state[1] += 1
+
+    @rule(block=consumes(blocks))
+    def remove(self, block):
+        manager, (_, runs, _) = self.open.pop(block)
+        with contextlib.nullcontext() if runs else laws.refused("never ran"):
+            manager.__exit__(None, None, None)
+
+    @rule(block=consumes(blocks), error=st.sampled_from([ValueError, KeyboardInterrupt]))
+    def fail(self, block, error):
+        manager, _ = self.open.pop(block)
+        raised = error()
+        assert not manager.__exit__(error, raised, None)
+
+    @rule()
+    def misname(self):
+        with laws.refused("no module"):
+            HookRegistry(self.model, ["0", "7"])
+
+    @invariant()
+    def hooks_are_those_of_open_blocks(self):
+        names = [name for _, (names, _, _) in self.open.values() for name in names]
+        assert [len(m._forward_hooks) for m in self.model] == [names.count(name) for name in "012"]
+        assert len(_open_blocks.get()) == len(self.open)
+        assert all(fired == runs * len(names) for _, (names, runs, fired) in self.open.values())
+
+    def teardown(self):
+        for manager, _ in list(getattr(self, "open", {}).values()):
+            with contextlib.suppress(PatchError):
+                manager.__exit__(None, None, None)
+
+
+TestBlocks = Blocks.TestCase

@@ -1,0 +1,293 @@
+"""The ledger says what happened: who read whom, by how much that changed K and V, and why a swap changed nothing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from support.audits import audited, rich_case
+from support.laws import patching, run, tables
+from support.patched_calls import cells
+from support.planting import plant
+from support.strategies import cases, fixed_case, make_rows
+from support.unets import unet
+
+from textpatch import ledger as ledgers
+from textpatch.errors import PatchError
+from textpatch.ledger import ITSELF, LINES, NO_EFFECT, OVERRIDDEN, SAME_TEXT, Ledger, Recorder, Watch
+from textpatch.plan import Plan, Row, Swap
+from textpatch.sampling import Samples, sample
+
+
+def changes(case, cache, step: int, among=True):
+    """(site, part, reader, donor, |K donor - K own|) of each cell that reads another row, subtracted one by one."""
+    batch = case.branches(case.rows)
+    own, read = (tables(case, p, step) for p in (Plan(), case.plan))  # (sites, k and v, B, H, T)
+    for site, part, b, h, t in ((own != read) & among).nonzero().tolist():
+        reader, donor = batch[b], batch[read[site, part, b, h, t] // case.tokens]
+        kv = [cache[case.model.sites[site].name, step, row.label, "kv"[part]] for row in (reader, donor)]
+        mine, theirs = (x.unflatten(-1, (case.model.sites[site].heads, -1))[t, h] for x in kv)
+        yield site, part, reader, donor, float((theirs - mine).abs().max())
+
+
+def expected(case, cache) -> dict:
+    """(step, site, reader, donor) -> branches, hits and changes, by counting."""
+    found = {}
+    for step in range(case.steps):
+        for site, part, reader, donor, change in changes(case, cache, step):
+            entry = found.setdefault((step, site, reader.name, donor.name), [set(), [0, 0], [0.0, 0.0]])
+            entry[0].add(reader.branch)
+            entry[1][part] += 1
+            entry[2][part] = max(entry[2][part], change)
+    return found
+
+
+def require_true(case, ledger: Ledger, cache) -> None:
+    """The ledger's entries are the expected ones, in order and bit for bit."""
+    counted = sorted(expected(case, cache).items())
+    times, sigmas = (getattr(case.pipeline.schedule, name)(case.steps) for name in ("timesteps", "sigmas"))
+    assert [(e.step, e.site, e.reader, e.donor) for e in ledger.entries] == [key for key, _ in counted]
+    for entry, (_, (branches, hits, changes)) in zip(ledger.entries, counted):
+        assert (entry.branches, [entry.hits_k, entry.hits_v]) == (tuple(sorted(branches)), hits)
+        assert [entry.change_k, entry.change_v] == changes
+        assert (entry.timestep, entry.sigma) == (float(times[entry.step]), float(sigmas[entry.step]))
+        assert (entry.name, entry.dtype, entry.backend) == (case.model.sites[entry.site].name, "float64", "sdpa")
+
+
+def recorded(case) -> tuple[Ledger, dict]:
+    """A run's ledger, and all text keys and values of the same run."""
+    with patching.capture(case.model, "all", rows=case.branches(case.rows)) as cache:
+        return run(case, case.rows, case.plan).ledger, cache
+
+
+@given(cases())
+def test_entries(case):
+    """hits = #{cells that read another row}, change = max |K donor - K own| over them, for every plan."""
+    require_true(case, *recorded(case))
+
+
+@given(cases())
+def test_micro_batches(case):
+    """The ledger of any micro-batch size: equal hits, and changes within 1e-10; no reader is entered twice."""
+    whole = run(case, case.rows, case.plan).ledger
+    for size in range(1, 2 * len(case.rows)):
+        parts = run(case, case.rows, case.plan, micro_batch=size).ledger
+        unchanged = [[replace(e, change_k=0.0, change_v=0.0) for e in x.entries] for x in (whole, parts)]
+        assert unchanged[0] == unchanged[1] and whole.silent == parts.silent
+        for part in ("change_k", "change_v"):
+            a, b = ([getattr(entry, part) for entry in x.entries] for x in (whole, parts))
+            assert a == pytest.approx(b, rel=1e-10)
+
+
+@given(cases())
+def test_json(case):
+    """from_json(to_json(ledger)) = ledger."""
+    ledger = run(case, case.rows, case.plan).ledger
+    assert Ledger.from_json(ledger.to_json()) == ledger
+
+
+FAULTS = {
+    "heads not counted": (Watch, "enter", "* site.text_heads // self._heads(site, part)", ""),
+    "first step's table kept": (Watch, "_look_up", "not all(map(torch.equal, now, before))", "False"),
+    "change of another token": (Watch, "_measure", "split[reader, tokens, heads]", "split[reader, 0, heads]"),
+    "change of the whole row": (Watch, "_measure", "split[donor, read, heads]", "split[donor]"),
+    "reader and donor exchanged": (Watch, "_entry", "self.batch[reader].name, self.batch[donor].name",
+                                   "self.batch[donor].name, self.batch[reader].name"),
+    "one table for keys and values": (Watch, "enter", "entry if isinstance(entry, tuple)",
+                                      "(entry[0],) * 2 if isinstance(entry, tuple)"),
+    "one row alone": (ledgers, "cells_read", "moved.any(-1).any(-1).nonzero()", "moved.any(-1).any(-1).nonzero()[:1]"),
+    "keys entered as values": (Recorder, "watching", 'zip("kv", site.taps)', 'zip("vk", site.taps)'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_test_notices(fault, monkeypatch):
+    """true(ledger), and not true(ledger with the fault)."""
+    require_true(rich_case(), *recorded(rich_case()))
+    plant(monkeypatch, *FAULTS[fault])
+    with pytest.raises((AssertionError, RuntimeError)):
+        require_true(rich_case(), *recorded(rich_case()))
+
+
+def test_a_row_is_entered_once(monkeypatch):
+    """b reads d and is read by a and c, so with three rows at a time it runs twice; its hits are counted once."""
+    case, plan = fixed_case(), Plan([Swap(0, ("a", "c"), "b"), Swap(0, "b", "d")])
+    hits = lambda **options: [e.hits_k for e in run(case, case.rows, plan, **options).ledger.entries]  # noqa: E731
+    assert hits() == hits(micro_batch=6)
+    plant(monkeypatch, ledgers, "cells_read", "if batch[reader].name in names else []", "")
+    assert hits() != hits(micro_batch=6)
+
+
+# --- silence
+
+
+def silent(case, *swaps: Swap, rows=None) -> list:
+    made = sample(case.pipeline, rows or case.rows, Plan(swaps), steps=2, guidance=4.5)
+    return [(s.swap, s.why) for s in made.ledger.silent]
+
+
+def with_dead_site():
+    """A case whose site 1 makes the same keys and values of every text."""
+    case = fixed_case()
+    for tap in case.model.sites[1].taps:
+        case.model.get_submodule(tap.module).weight.zero_()
+    return case
+
+
+def with_dead_heads(case):
+    """A case of which the first head of every site makes the same keys and values of every text."""
+    for site in case.model.sites:
+        for tap in site.taps:
+            case.model.get_submodule(tap.module).weight[: site.head_dim].zero_()
+    return case
+
+
+def why_silent(case, cache, i: int) -> str | None:
+    """Why swap i changed nothing, from every cell that it names and no later swap does; None if it changed one."""
+    swap, *later = case.plan.swaps[i:]
+    prompts, found = {row.name: row.prompt for row in case.rows}, []
+    for step in range(case.steps):
+        own = cells(case, swap, step)
+        for other in later:
+            own &= ~cells(case, other, step)
+        made = changes(case, cache, step, among=own)
+        found += [(prompts[reader.name] != prompts[donor.name], change) for *_, reader, donor, change in made]
+    if swap.readers == (swap.donor,) or not found:
+        return ITSELF if swap.readers == (swap.donor,) else OVERRIDDEN
+    apart = [change for differ, change in found if differ]
+    if any(apart or [change for _, change in found]):
+        return None
+    return NO_EFFECT if apart else SAME_TEXT
+
+
+def require_silence_told(case) -> None:
+    """The ledger's silent swaps and reasons are those that follow from every swap's own cells."""
+    ledger, cache = recorded(case)
+    reasons = [why_silent(case, cache, i) for i in range(len(case.plan.swaps))]
+    assert [(s.swap, s.why) for s in ledger.silent] == [(i, why) for i, why in enumerate(reasons) if why]
+
+
+@given(cases())
+def test_every_swap_answers_for_itself(case):
+    """silent = {i: no cell that swap i names and no later one does reads other K or V}, for every plan."""
+    require_silence_told(with_dead_heads(case))
+
+
+def side_by_side():
+    """Swaps of one reader, donor and site: a dead one beside one alive, one overridden, two that take turns."""
+    plan = Plan([Swap(0, "a", "b", heads=(0,)), Swap(0, "a", "b", heads=(1,)), Swap(1, "c", "d", tokens=(1,)),
+                 Swap(1, "c", "d"), Swap(2, "a", "b", steps=(0,)), Swap(2, "a", "b", steps=(1, 2))])  # fmt: skip
+    return with_dead_heads(replace(fixed_case(), plan=plan))
+
+
+def test_no_swap_vouches_for_another():
+    """A dead swap is silent, and an error, beside a live one of its reader, donor and site; so is one overridden."""
+    ledger = recorded(side_by_side())[0]
+    assert [(s.swap, s.why) for s in ledger.silent] == [(0, NO_EFFECT), (2, OVERRIDDEN)]
+    with pytest.raises(PatchError, match="1 of the plan's swaps had no effect, first swap 0"):
+        ledger.require()
+
+
+SILENCE_FAULTS = {
+    "one swap vouches for another": (Recorder, "_why_silent", "if j == i", ""),
+    "swaps of another step": (Recorder, "_winners", "step in swap.steps for", "True for"),
+    "swaps of the step before": (Watch, "_look_up", "all(map(torch.equal, now, before))",
+                                 "torch.equal(now[0], before[0])"),
+    "the cells of a pair's other swaps": (ledgers, "cells_read", "(who == pair).all(-1)", "(who[..., 0] == pair[0])"),
+    "off by one swap": (Plan, "winners", "table // tokens - B)", "table // tokens - B - 1)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", SILENCE_FAULTS)
+def test_silence_notices(fault, monkeypatch):
+    """told(ledger), and not told(ledger with the fault)."""
+    require_silence_told(side_by_side())
+    plant(monkeypatch, *SILENCE_FAULTS[fault])
+    with pytest.raises(AssertionError):
+        require_silence_told(side_by_side())
+
+
+def test_silence_with_a_reason():
+    """A swap with itself, one whose entries later swaps take, one between equal texts: named, and no error."""
+    case, kept = fixed_case(), Swap(1, "a", "c")
+    assert silent(case, kept) == []
+    assert silent(case, Swap("all", "a", "a"), kept) == [(0, ITSELF)]
+    assert silent(case, Swap(1, "a", "b"), kept) == [(0, OVERRIDDEN)]
+    assert silent(case, Swap(1, "a", "b", part="k"), Swap(1, "a", "c", part="v")) == []
+    first, second = (replace(kept, donor="b", steps=(step,)) for step in (0, 1))
+    assert silent(case, first, second, replace(kept, steps=(0,))) == [(0, OVERRIDDEN)]
+    twins = [Row("a", "same"), Row("b", "same", seed=1), Row("c", "other")]
+    assert silent(with_dead_site(), Swap(1, "a", "b"), Swap(2, "a", "b"), rows=twins) == [(0, SAME_TEXT)]
+    made = sample(case.pipeline, case.rows, Plan([kept, Swap(0, "c", "c")]), steps=2, guidance=4.5)
+    made.ledger.require()
+    assert str(made.ledger).splitlines()[-1] == "silent: swap 1 (c <- c at site 0): its readers are its donor"
+
+
+def test_silence_without_one_is_an_error():
+    """A site where all texts make the same keys and values: require names the swap there, and no other."""
+    case, dead, alive = with_dead_site(), Swap(1, "a", "b"), Swap((0, 1), "c", "b")
+    assert silent(case, dead, alive) == [(0, NO_EFFECT)]
+    with pytest.raises(PatchError, match=r"1 of the plan's swaps had no effect, first swap 1 \(a <- b at site 1\)"):
+        sample(case.pipeline, case.rows, Plan([alive, dead]), steps=2, guidance=4.5).ledger.require()
+
+
+def test_no_plan_no_ledger():
+    """A run without swaps: no entry and no silence."""
+    case = fixed_case()
+    assert run(case, case.rows).ledger == Ledger() == Samples({}, {}, Plan(), (), 1, 1.0).ledger
+    assert str(Ledger()).split() == "step site timestep sigma reader <- donor K hits V hits K change V change".split()
+
+
+# --- other ways to run
+
+
+@pytest.mark.parametrize("name", ["sdxl", "if"])
+def test_a_bank_is_watched_as_every_step_is(name):
+    """Keys and values made once for all steps: the ledger of making them for every row at every step, 1e-12."""
+    rows = make_rows((0, 1, 2))
+    plan = Plan([Swap((0, 2), "a", "b", steps=(1, 2)), Swap(1, "c", "a", heads=(1,), part="k")])
+    stepwise, banked = unet(name), unet(name)
+    stepwise.denoiser.text_is_static = False
+    a, b = (sample(pipeline, rows, plan, steps=3, guidance=4.5).ledger for pipeline in (stepwise, banked))
+    assert len(a.entries) == 2 * 2 + 3 and a.silent == b.silent == ()
+    for one, other in zip(a.entries, b.entries):
+        assert replace(one, change_k=0, change_v=0) == replace(other, change_k=0, change_v=0)
+        assert (one.change_k, one.change_v) == pytest.approx((other.change_k, other.change_v), rel=1e-12)
+    for pipeline in (stepwise, banked):
+        audited(pipeline, rows, plan, 3, 4.5).require()
+
+
+def test_a_compiled_model_runs_unwatched(monkeypatch):
+    """No hook on compiled code, which would not run it or break its graph: the same latents and hits, changes None."""
+    case, plan = fixed_case(), Plan([Swap(1, "a", "b")])
+    plain = sample(case.pipeline, case.rows, plan, steps=2, guidance=4.5)
+    case.model.compile(backend="eager")
+    monkeypatch.setattr(ledgers, "HookRegistry", None)
+    made = sample(case.pipeline, case.rows, plan, steps=2, guidance=4.5)
+    assert all(torch.equal(made.latents[name], plain.latents[name]) for name in plain.latents)
+    unwatched = [replace(entry, change_k=None, change_v=None) for entry in plain.ledger.entries]
+    assert list(made.ledger.entries) == unwatched and made.ledger.silent == ()
+    assert "unwatched" in str(made.ledger)
+
+
+# --- print and parse
+
+
+def test_a_long_ledger_is_cut():
+    """Titles, LINES entries, the number left out."""
+    case = fixed_case()
+    entry = sample(case.pipeline, case.rows, Plan([Swap(1, "a", "b")]), steps=2, guidance=1).ledger.entries[0]
+    many = tuple(replace(entry, step=step) for step in range(LINES + 5))
+    lines, fitting = str(Ledger(many)).splitlines(), str(Ledger(many[:LINES])).splitlines()
+    assert fitting == lines[: LINES + 1] and lines[LINES + 1 :] == ["... and 5 more"]
+    assert lines[1].split()[:2] == ["0", "1"] and "a <- b" in lines[1]
+
+
+NO_ENTRY = '{"schema_version": 1, "entries": [{}], "silent": []}'
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2}', NO_ENTRY])
+def test_what_is_no_ledger_is_refused(text):
+    """Anything but to_json's output: PatchError."""
+    with pytest.raises(PatchError, match="ledger"):
+        Ledger.from_json(text)

@@ -1,0 +1,107 @@
+"""All runs recorded with the authors' code on SDXL, IF and SD3: in one batch by a plan, by cache, by injection."""
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+from support.recorded_runs import RECORDINGS, TOLERANCE, agrees, by_capture, by_injection, distance, in_one_batch
+
+from textpatch import Plan, Row, patch, sample
+
+DOUBLE = pytest.param(torch.float64, id="float64")
+SINGLE = pytest.param(torch.float32, id="float32")
+# float64 proves what is computed; in float32 all runs of one negative at once are enough, and the others are --long
+both_dtypes = pytest.mark.parametrize("dtype", [DOUBLE, SINGLE])
+mostly_double = pytest.mark.parametrize("dtype", [DOUBLE, pytest.param(*SINGLE.values, id="float32", marks=pytest.mark.long)])
+every_family = pytest.mark.parametrize("family", RECORDINGS)
+
+
+def runs(wanted=lambda run: True):
+    """(family, run) of all runs that are wanted."""
+    chosen = [(f, name) for f, recording in RECORDINGS.items() for name, run in recording.runs.items() if wanted(run)]
+    return pytest.mark.parametrize("family, name", chosen, ids=map("-".join, chosen))
+
+
+@every_family
+def test_the_schedule(family):
+    """Timesteps, and noise levels where they are recorded, are the recorded ones, bit for bit."""
+    recording = RECORDINGS[family]
+    schedule, inputs = recording.pipeline(torch.float32).schedule, recording.inputs
+    assert torch.equal(schedule.timesteps(recording.steps), inputs["timesteps"].float())
+    if "sigmas" in inputs:
+        assert torch.equal(schedule.sigmas(recording.steps), inputs["sigmas"])
+
+
+@every_family
+def test_the_sites(family):
+    """Names, heads and order of the sites are those the authors' code patched by number."""
+    recording = RECORDINGS[family]
+    sites = [(s.index, s.name, s.heads) for s in recording.pipeline(torch.float64).denoiser.sites]
+    assert sites == [(s["index"], s["name"], s["heads"]) for s in recording.meta["sites"]]
+
+
+@mostly_double
+@runs()
+def test_in_one_batch(family, name, dtype):
+    """Source and donor rows in lock-step, the plan as slots = recorded."""
+    in_one_batch(family, name, dtype)
+
+
+@mostly_double
+@runs(lambda run: run["layers"] and not run["heads"])
+def test_capture_then_patch(family, name, dtype):
+    """The donor's run captured, the source's run patched from the start step on = recorded."""
+    by_capture(family, name, dtype)
+
+
+@mostly_double
+@runs(lambda run: run.get("heads"))
+def test_capture_then_patch_heads(family, name, dtype):
+    """The named heads of every site, put in from the same cache by nested patches = recorded."""
+    recording = RECORDINGS[family]
+    run, rows = recording.runs[name], recording.batch(name, "donor")
+    kept, late = recording.donor_cache(dtype, name, run["layers"]), range(run["start"], recording.steps)
+    with ExitStack() as stack:
+        for site, heads in run["heads"].items():
+            model = recording.pipeline(dtype).denoiser
+            stack.enter_context(patch(model, kept, int(site), rows=rows, steps=late, heads=heads))
+        made = recording.latents(dtype, recording.batch(name, "source"))
+    assert agrees(made, family, name, dtype)
+
+
+@mostly_double
+@runs(lambda run: run["layers"] and run["start"] == 0 and not run["heads"] and "donor" in run)
+def test_injection(family, name, dtype):
+    """Text fed to the projections of the sites, no cache = recorded; refused where the text stream evolves."""
+    by_injection(family, name, dtype)
+
+
+@mostly_double
+@pytest.mark.parametrize("group", ["", "neg_", "nocfg_"])
+@every_family
+def test_captured_keys_and_values(family, group, dtype):
+    """KVCache of run B at one site: every step, row and head = what the authors' code cached."""
+    recording = RECORDINGS[family]
+    name, site = f"{group}patch_{recording.site}", recording.meta["sites"][recording.site]["name"]
+    kept, rows = recording.donor_cache(dtype, name, recording.site), recording.batch(name, "donor")
+    for part in "kv":
+        stored = recording.recorded[f"cache.{group.replace('_', '.')}{part}.{recording.site}"]
+        stored = stored.transpose(2, 3).flatten(3)  # (N or 1 where the text is static, R, T, W)
+        for step in range(recording.steps):
+            made = torch.stack([kept[site, step, row.label, part] for row in rows])
+            assert distance(made, stored[min(step, len(stored) - 1)]) <= TOLERANCE[dtype]
+
+
+@both_dtypes
+@every_family
+def test_all_runs_of_one_negative_at_once(family, dtype):
+    """sample(): every run with the empty negative as rows of one plan, the donor rows shared = recorded."""
+    recording = RECORDINGS[family]
+    chosen = [name for name, run in recording.runs.items() if run["negative"] == "empty"]
+    rows = [Row(f"{name}:{p}", f"{recording.runs[name]['source']}{p}", p)
+            for name in chosen for p in range(recording.prompts)]  # fmt: skip
+    plan = sum((recording.plan(name, f"{name}:", "B:") for name in chosen), Plan())
+    made = sample(recording.pipeline(dtype), rows, plan, negative="empty0", keep_trajectory=True)
+    for name in chosen:
+        paths = [torch.stack(made.trajectory[f"{name}:{p}"][1:]) for p in range(recording.prompts)]
+        assert agrees(torch.stack(paths, dim=1), family, name, dtype)

@@ -1,0 +1,84 @@
+"""The tests' own house: no test file imports another, and README.md has a line for every file.
+
+    python tests/house/test_suite.py
+
+writes the lines of tests/README.md anew, from the first sentence of every file's docstring.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+README = TESTS / "README.md"
+BEGIN = "<!-- the files: python tests/house/test_suite.py -->\n"
+
+
+def sources() -> dict[str, ast.Module]:
+    """Path below tests/ -> parsed source, of every Python file but the makers of golden files."""
+    found = sorted(path.relative_to(TESTS) for path in TESTS.rglob("*.py"))
+    return {path.as_posix(): ast.parse((TESTS / path).read_text("utf-8")) for path in found if path.parts[0] != "golden"}
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Names of all modules that a source imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or ".", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def listing() -> str:
+    """A heading for each folder and, below it, a line for each file: its name and its docstring's first line."""
+    lines, folder = [], None
+    for path, tree in sources().items():
+        here, _, name = path.rpartition("/")
+        if name == "__init__.py":
+            continue
+        if here != folder:
+            lines += ["", f"### {here or 'tests'}", ""]
+            folder = here
+        lines.append(f"* `{name}`  {ast.get_docstring(tree).splitlines()[0]}")
+    return "\n".join(lines) + "\n"
+
+
+def test_no_test_file_imports_another():
+    """Test files import tests/support and the library; what two of them need is in tests/support."""
+    trees = sources()
+    tests = {Path(path).stem for path in trees if Path(path).name.startswith("test_")}
+    wings = {Path(path).parts[0] for path in trees} - {"support"}
+    assert len(tests) > 70
+    for path, tree in trees.items():
+        parts = {part for name in imported(tree) if not name.startswith("textpatch") for part in name.split(".")}
+        assert not parts & tests, path
+        assert not {name.split(".")[0] for name in imported(tree)} & {"tests", "conftest"}, path
+        assert not {name for name in imported(tree) if name.split(".")[0] in wings and "." in name}, path
+
+
+def test_every_file_says_what_it_is_about():
+    """A docstring begins every file, and its first line is a sentence."""
+    for path, tree in sources().items():
+        first = (ast.get_docstring(tree) or "").splitlines()[:1]
+        assert first and first[0].endswith((".", ":")), path
+
+
+def test_the_readme_lists_every_file():
+    """The lines under the mark in tests/README.md are those of the files; run this file to write them anew."""
+    _, listed = README.read_text("utf-8").split(BEGIN)
+    assert listed == listing()
+
+
+def test_the_readmes_fault_is_noticed(monkeypatch):
+    """The example of a planted fault runs as it stands there."""
+    (example,) = re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    session = {}
+    exec(compile(example, "the example of tests/README.md", "exec"), session)
+    session["test_heads_kept_as_spelled_are_noticed"](monkeypatch)
+
+
+if __name__ == "__main__":
+    told, _ = README.read_text("utf-8").split(BEGIN)
+    README.write_text(told + BEGIN + listing(), "utf-8")

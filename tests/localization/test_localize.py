@@ -1,0 +1,102 @@
+"""Localising on the shipped models, whose words tesseract reads."""
+
+
+import pytest
+from support.localizing import PAIR, Parrot, planted_site
+from support.small_models import small_pipeline
+
+from textpatch import PatchError, Row, load, localize, sample, trials
+from textpatch.errors import OCRError
+from textpatch.metrics import Tesseract
+from textpatch.weights import evaluate
+from textpatch.weights.load import shipped_models
+from textpatch.weights.prompts import sign_pairs
+from textpatch.weights.signs import SignFormat
+from textpatch.weights.words import TEST
+
+@pytest.fixture(scope="module")
+def planted():
+    return load("planted-mmdit")
+
+
+def check_planted_site_is_found(pipeline):
+    """The planted site alone writes the target's word on the source's picture, and no other site writes it."""
+    result = localize(pipeline, sign_pairs(4, split="test")).result
+    exact = {site["site"]: site["exact_target"]["value"] for site in result["sites"]}
+    assert result["ranked"][0] == planted_site()
+    assert exact.pop(planted_site()) >= 0.75 and set(exact.values()) == {0.0}
+    assert result["sites"][planted_site()]["ssim"]["value"] > 0.95
+
+
+def test_the_planted_site_is_found(planted):
+    """Ground truth: argmax = the site of the recipe."""
+    check_planted_site_is_found(planted)
+
+
+def test_a_swap_one_site_off_is_noticed(planted, monkeypatch):
+    """Planted fault: every swap goes to the next site; then the wrong site is found."""
+    honest = trials.rows_and_plan
+
+    def one_off(pair, seed, groups, *rest):
+        rows, plan = honest(pair, seed, groups, *rest)
+        moved = honest(pair, seed, [(groups[(i + 1) % len(groups)]) for i in range(len(groups))], *rest)[1]
+        return rows, type(plan)(type(a)(b.sites, a.readers, a.donor, a.steps) for a, b in zip(plan.swaps, moved.swaps))
+
+    monkeypatch.setattr(trials, "rows_and_plan", one_off)
+    with pytest.raises(AssertionError):
+        check_planted_site_is_found(planted)
+
+
+@pytest.mark.parametrize("model", [name for name in shipped_models() if not name.endswith("-ii")])
+def test_held_out_words_are_read_as_well_as_clean_drawings(model, long):
+    """exact(model) >= 0.95 exact(clean drawings) on held-out words of four letters or more, --long all 283.
+
+    The short form asks for 32 words, and for 16 of DeepFloyd IF's models, whose 20 steps in pixels cost most.
+    """
+    fmt, ocr = SignFormat(), Tesseract()
+    few = 16 if model.endswith("-if") else 32
+    signs = evaluate.held_out_signs(len(TEST) if long else few, fmt)
+    assert min(len(sign.word) for sign in signs) >= 4
+    clean = evaluate.reading_accuracy(evaluate.clean_pictures(signs, fmt), signs, fmt, ocr).mean()
+    made = evaluate.reading_accuracy(evaluate.generated_pictures(load(model), signs), signs, fmt, ocr).mean()
+    assert made >= 0.95 * clean > 0.9
+
+
+class Blind:
+    """A reader that reads nothing."""
+
+    def self_test(self):
+        raise OCRError("read 0 of 18 known words")
+
+
+def test_a_blind_reader_is_an_error_before_anything_runs(monkeypatch):
+    """No score is reported by an engine that fails its self-test, and nothing is generated."""
+    monkeypatch.setattr(trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same"))
+    with pytest.raises(OCRError, match="0 of 18"):
+        localize(small_pipeline(), [PAIR], ocr=Blind())
+
+
+def test_scores_are_means_over_pairs_and_seeds():
+    """HOUSE read everywhere, HOUSE source of one pair and target of the other: 1/2, 1/2, and 5 edits on one of two."""
+    result = localize(small_pipeline(), [PAIR, PAIR[::-1]], seeds=(0, 1), ocr=Parrot()).result
+    site = result["sites"][0]
+    assert [site[name]["value"] for name in ("exact_source", "exact_target", "edit_source")] == [0.5, 0.5, 2.5]
+    assert site["n"] == 4 and result["pairs"] == 2 and result["ocr"] == {"engine": "parrot"}
+    assert result["baselines"]["source"]["mse"]["value"] == 0 and result["baselines"]["source"]["psnr"]["value"] is None
+
+
+@pytest.mark.parametrize("options", [dict(start=2), dict(start=-1), dict(sites=[9]), dict(sites="x.*"), dict(steps=0),
+                                     dict(seeds=()), dict(groups=[(0,), (0,)])])  # fmt: skip
+def test_requests_that_cannot_be_carried_out(options):
+    """An unknown site, a start outside the run, no seed, one set twice: PatchError."""
+    with pytest.raises(PatchError):
+        localize(small_pipeline(), [PAIR], ocr=Parrot(), **options)
+
+
+def test_a_negative_prompt_without_guidance_is_refused():
+    """At guidance 1 no row reads the negative prompt: a PatchError, in plain and in lock-step generation."""
+    pipeline = small_pipeline()
+    with pytest.raises(PatchError, match="no effect at guidance 1"):
+        pipeline.generate(PAIR[0], seeds=0, guidance=1, negative=PAIR[1])
+    with pytest.raises(PatchError, match="no effect at guidance 1"):
+        sample(pipeline, [Row("a", PAIR[0])], guidance=1, negative=PAIR[1])

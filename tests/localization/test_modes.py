@@ -1,0 +1,395 @@
+"""The three modes on real models: the same answer, counted to the last generation, and the same again after a kill."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.localizing import PAIR, Parrot
+from support.planting import Drawn, plant, raw, require_noticed
+from support.small_models import relative, save_small, small_pipeline
+from support.strategies import ARCHITECTURES, STATIC, cases, fixed_case
+
+from textpatch import PatchError, cli, load, localize, report, sample, sampling, trials
+from textpatch.heads import head_search
+from textpatch.attribution import attribution
+from textpatch.pairs import Pair
+from textpatch.plan import Plan, Row, Swap
+from textpatch.result import answer, table
+from textpatch.sampling import sample_latents
+from textpatch.starts import start_curve
+from textpatch.store import Run
+from textpatch.trials import Trials, row_name, rows_and_plan
+from textpatch.weights.prompts import sign_pairs
+
+MODES = "exhaustive", "staged", "contribution", "attribution"
+
+
+PAIRS = [(f'a red sign that says "HOUSE" on a {wall} wall', f'a green badge that says "TIGER" on a striped {wall} wall')
+         for wall in ("pink", "white", "blue")]  # fmt: skip
+
+
+class Fortune(Parrot):
+    """Reads HOUSE in a source's picture, and in any other TIGER but for one letter, which the pixels choose."""
+
+    def __init__(self, pipeline, pairs):
+        prompts = [source for source, _ in pairs]
+        made = [image for seed in (0, 1) for image in pipeline.generate(prompts, seeds=seed)]
+        self.sources = [np.asarray(image, int) for image in made]
+
+    def read(self, images, box=None):
+        return [self.word(np.asarray(image, int)) for image in images]
+
+    def word(self, pixels) -> str:
+        if any(abs(pixels - source).max() <= 1 for source in self.sources):
+            return "HOUSE"
+        lost = pixels.sum() % 5
+        return "TIGER"[:lost] + "TIGER"[lost + 1 :]
+
+
+def options(mode: str) -> dict:
+    return dict(mode=mode, **({} if mode == "exhaustive" else dict(first=2, keep=1)))
+
+
+# --- one answer
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """planted-mmdit, six pairs, four steps: mode -> result."""
+    pipeline, pairs = load("planted-mmdit"), sign_pairs(6, split="test")
+    first = {} | {mode: {"first": 3} for mode in MODES[1:]}
+    return {mode: localize(pipeline, pairs, mode=mode, steps=4, **first.get(mode, {})).result for mode in MODES}
+
+
+def test_all_modes_find_the_planted_site(answers):
+    """The set is {1} in each; the exact score of site 1 is the same to the last reading."""
+    assert {mode: result["set"]["sites"] for mode, result in answers.items()} == dict.fromkeys(MODES, [1])
+    assert [result["ranked"][0] for result in answers.values()] == [1] * len(MODES)
+    exact = [result["sites"][1]["f1_target"] for result in answers.values()]
+    assert all(score == exact[0] for score in exact) and exact[0]["value"] > 0.9
+
+
+def test_the_set_shows_what_each_site_gains(answers):
+    """Site 1 gains over no swap, and what it fails on is too little for another site to be tried with it."""
+    (first,) = answers["exhaustive"]["set"]["steps"]
+    source = answers["exhaustive"]["baselines"]["source"]["f1_target"]["value"]
+    assert first["gain"]["value"] == pytest.approx(first["score"]["value"] - source) and first["gain"]["low"] > 0
+    assert (first["kept"], first["group"]) == (True, [1])
+
+
+def test_every_site_says_what_became_of_it(answers):
+    """Measured on all pairs, or screened out by what, on how many pairs, with which score."""
+    assert [site["status"] for site in answers["exhaustive"]["sites"]] == [{"state": "measured", "pairs": 6}] * 6
+    for mode in MODES[1:]:
+        result = answers[mode]
+        measured, out = [], []
+        for site in result["sites"]:
+            (out if site["status"]["state"] == "screened out" else measured).append(site)
+        by = {"staged": "swap"}.get(mode, mode)
+        assert [site["site"] for site in measured] == [1] and {site["status"]["by"] for site in out} == {by}
+        assert {site["status"]["pairs"] for site in out} == {3} and result["gaps"][-1]["low"] > 0
+        assert [site.get("n") for site in out] == [3 if mode == "staged" else None] * 5
+        assert all(site["status"]["low"] <= site["status"]["value"] <= site["status"]["high"] for site in out)
+        assert "Screened out by their" in answer(result) and "on 3 pairs: sites 0, 2, 3, 4, 5." in answer(result)
+        assert [line.split()[0] for line in table(result).splitlines()[-5:]] == ["out"] * 5
+
+
+def test_what_a_mode_costs(answers):
+    """L = 6, P = 6 pairs, n = 3 of them first.  exhaustive (L + 2) P; staged (L + 2) n + 2 (P - n), one site and the target;
+    contribution n sources, P targets, P pictures of the one site kept; attribution three more for each source; 1 + L each is
+    the paper's."""
+    made = {mode: result["generations"] for mode, result in answers.items()}
+    assert made == {
+        "exhaustive": {"made": 8 * 6, "one_by_one": 42},
+        "staged": {"made": 8 * 3 + 2 * 3, "one_by_one": 42},
+        "contribution": {"made": 3 + 2 * 6, "one_by_one": 42},
+        "attribution": {"made": 4 * 3 + 2 * 6, "one_by_one": 42},
+    }
+
+
+def test_pictures_that_no_score_needs_are_few(answers):
+    """Screened: the source's own picture on the n first pairs alone, and with it the background; exhaustive: on all."""
+    for mode, n in zip(MODES, (6, 3, 3, 3)):
+        source, site = answers[mode]["baselines"]["source"], answers[mode]["sites"][1]
+        assert (source["n"], site["n"], site["n_background"]) == (n, 6, n) and 0 < site["ssim"]["value"] <= 1
+
+
+def test_where_text_is_static_the_target_does_not_run():
+    """planted-sdxl, L = 14, P = 4 pairs, n = 2 first: (L + 2) n + P - n pictures staged, 3 n + P - n by contribution and,
+    without guidance, 6 n more by attribution, where the target's own picture is made on the n pairs alone; the set is {10}."""
+    pipeline, pairs = load("planted-sdxl"), sign_pairs(4, split="test", same_scene=True)
+    for mode, made in (("staged", 16 * 2 + 2), ("contribution", 3 * 2 + 2), ("attribution", 9 * 2 + 2)):
+        result = localize(pipeline, pairs, mode=mode, steps=4, first=2).result
+        assert result["set"]["sites"] == [10] and result["baselines"]["target"]["n"] == 2
+        assert result["generations"] == {"made": made, "one_by_one": 15 * 4}
+
+
+def test_the_report_shows_the_search(answers, tmp_path):
+    """Sites without scores pass through the table, the heat map and the page, which says why they have none."""
+    result = answers["contribution"]
+    page = report.report_html(result, heatmap=report.heatmap_png(result), sheet=b"", manifest={})
+    assert page.count("screened out by contribution") == 5 and "The responsible set is site 1." in page
+    assert "How the search went" in page and "clear gain" in page
+
+
+# --- what is generated
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_generation_is_counted(mode, monkeypatch):
+    """made = the rows that the sampler was given, all calls together, and what backward passes take; no row is generated
+    twice but donors."""
+    names = []
+
+    def counted(honest):
+        def sample(pipeline, rows, *args, **options):
+            names.extend((row.name, row.prompt, row.seed) for row in rows if row.sampled)
+            return honest(pipeline, rows, *args, **options)
+
+        return sample
+
+    def passed(*args, **options):
+        names.extend([("backward", *args[1:], n) for n in range(6 if options["guidance"] == 1 else 3)])
+        return attribution(*args, **options)
+
+    monkeypatch.setattr("textpatch.trials.sample_latents", counted(sample_latents))
+    for module in ("contribution", "attribution"):
+        monkeypatch.setattr(f"textpatch.{module}.sample", counted(sample))
+    monkeypatch.setattr("textpatch.readings.attribution", passed)
+    pipeline = small_pipeline()
+    result = localize(pipeline, PAIRS, seeds=(0, 1), ocr=Fortune(pipeline, PAIRS), **options(mode)).result
+    assert result["generations"]["made"] == len(names) and result["set"]["sites"]
+    once = [name for name in names if name[0] not in ("target", "backward")]
+    assert set(Counter(once).values()) == {1}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_killed_search_ends_as_if_it_had_not_been(mode, tmp_path, monkeypatch):
+    """Stopped before any record and started again: the same records, byte for byte, and the same result."""
+    pipeline, request = small_pipeline(), {"request": 1}
+    ocr = Fortune(pipeline, PAIRS)
+
+    def search(folder) -> tuple:
+        run = Run.open(tmp_path / folder, request)
+        found = localize(pipeline, PAIRS, run=run, ocr=ocr, **options(mode))
+        return (run.folder / "records/0.jsonl").read_bytes(), json.dumps(found.result), found.records
+
+    whole = search("whole")
+    honest = Run.append
+    for kill in range(whole[0].count(b"\n")):
+        written = []
+
+        def dying(self, record):
+            if len(written) == kill:
+                raise KeyboardInterrupt
+            written.append(honest(self, record))
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Run, "append", dying)
+            search(f"killed-{kill}")
+        assert search(f"killed-{kill}") == whole
+
+
+def test_records_of_another_plan_are_refused(tmp_path):
+    """A run folder of one search under another's request, as another version would find it: StoreError."""
+    run = Run.open(tmp_path / "run", {"request": 1})
+    localize(small_pipeline(), [PAIR], run=run, sites=[0], ocr=Parrot())
+    with pytest.raises(PatchError, match="was made by plan .* another --out"):
+        localize(small_pipeline(), [PAIR], run=run, sites=[1], ocr=Parrot())
+
+
+# --- heads
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_heads_of_sites_are_the_sites(architecture):
+    """The group of all (site, head) makes the latents of the group of the sites; one head less does not.   (law 14)"""
+    case = fixed_case(architecture)
+    heads = tuple((site, head) for site in (0, 2) for head in range(case.model.sites[site].text_heads))
+    rows, plan = rows_and_plan(Pair("a", "b"), 0, [(0, 2), heads, heads[1:]], 2, 0, "both")
+    assert [row.name for row in rows[2:]] == [row_name(group) for group in [(0, 2), heads, heads[1:]]]
+    made = sample(case.pipeline, rows, plan, steps=2, guidance=4.5).latents
+    whole, all_heads, fewer = (made[row.name] for row in rows[2:])
+    assert relative(all_heads, whole) < 1e-10 < 1e-6 < relative(fewer, whole)
+
+
+def test_the_heads_of_the_planted_site(answers):
+    """Those found write as well as the whole site does, and are heads of it."""
+    tried = Trials(load("planted-mmdit"), sign_pairs(3, split="test"), steps=4)
+    found = head_search(tried, 1)
+    whole, alone = (tried.score([group], 3)[0] for group in ([(1, 0), (1, 1)], tuple(map(tuple, found["heads"]))))
+    assert found["sites"] == [1] and {site for site, _ in found["heads"]} == {1}
+    assert found["steps"][-1]["missing"]["value"] <= 0 and alone.mean() >= whole.mean() - 1e-12
+
+
+# --- start steps
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_a_forked_run_is_all_runs_from_the_start(architecture, data):
+    """Every start step's row ends where it ends in a run of its own from step 0: 1e-10, noise of every step included."""
+    case = data.draw(cases(architecture))
+    starts = data.draw(st.lists(st.integers(0, case.steps - 1), min_size=1, unique=True))
+    ends = [Row("source", "a", 5), Row("target", "b", 5)]
+    forks = [Row(f"start-{start}", "a", 5, joins=start, copies="source") for start in sorted(starts)]
+    plan = Plan(Swap(case.sites, row.name, "target", steps=range(row.joins, case.steps), branch=case.branch)
+                for row in forks)  # fmt: skip
+    options = dict(steps=case.steps, guidance=case.guidance)
+    alone = [replace(row, joins=0, copies=None) for row in forks]
+    whole = sample(case.pipeline, [*ends, *alone], plan, **options).latents
+    limit = data.draw(st.sampled_from([64, 6, 1]))
+    made = sample(case.pipeline, [*ends, *forks], plan, micro_batch=limit, **options).latents
+    assert made.keys() == whole.keys()
+    assert all(relative(made[name], whole[name]) < 1e-10 for name in whole)
+    if architecture in STATIC:
+        only_read = [ends[0], replace(ends[1], sampled=False)]
+        read = sample(case.pipeline, [*only_read, *forks], plan, **options).latents
+        assert read.keys() == whole.keys() - {"target"}
+        assert all(relative(read[name], whole[name]) < 1e-10 for name in read)
+
+
+def test_the_start_curve_on_the_planted_site(tmp_path, monkeypatch):
+    """Site 1 of planted-mmdit: from step 0 on the word is the target's, from the last step on it is the source's; the
+    background only comes nearer.  S = 4 starts cost 2 + (4 + 3 + 2 + 1) / 4 generations per pair, and
+    none the second time."""
+    pipeline, pairs = load("planted-mmdit"), sign_pairs(3, split="test")
+    run = Run.open(tmp_path / "run", {"request": 1})
+    found = start_curve(Trials(pipeline, pairs, steps=4, run=run), 1)
+    assert [point["start"] for point in found["curve"]] == [0, 1, 2, 3] and found["generations"] == 3 * 4.5
+    exact, ssim = ([point[name]["value"] for point in found["curve"]] for name in ("exact_target", "ssim"))
+    assert exact[0] > 0.5 and exact[-1] == 0 and 0 <= found["chosen"] < 3 and ssim[0] < ssim[-1]
+    monkeypatch.setattr("textpatch.starts.sample", None)
+    assert start_curve(Trials(pipeline, pairs, steps=4, run=run), 1) == found
+
+
+def test_the_command_line_looks_further(tmp_path, monkeypatch):
+    """--starts and --heads put the start curve and the heads of the set into results.json; a second call makes nothing."""
+    monkeypatch.chdir(tmp_path)
+    search = ["localize", "planted-mmdit", "--mode", "contribution", "--pairs", "3", "--first", "2", "--steps", "2",
+              "--same-scene", "--starts", "--heads", "--out", "run"]  # fmt: skip
+    assert cli.main(search) == 0
+    result = json.loads((tmp_path / "run/results.json").read_text())
+    assert result["set"]["sites"] == result["start_curve"]["sites"] == result["head_search"]["sites"] == [1]
+    assert [point["start"] for point in result["start_curve"]["curve"]] == [0, 1] and result["head_search"]["heads"]
+    stored = (tmp_path / "run/results.json").read_bytes()
+    for module in ("trials.sample_latents", "contribution.sample", "starts.sample"):
+        monkeypatch.setattr(f"textpatch.{module}", lambda *a, **k: pytest.fail("made again"))
+    assert cli.main(search) == 0 and (tmp_path / "run/results.json").read_bytes() == stored
+
+
+# --- requests
+
+
+def test_the_command_line_searches(tmp_path, monkeypatch, capfd):
+    """--mode, --keep and --first reach the search, whose result says so; its run folder passes the audit."""
+    monkeypatch.chdir(save_small(tmp_path / "small").parent)
+    search = ["localize", "small", "--mode", "contribution", "--keep", "1", "--pairs", "3", "--out", "run"]
+    assert cli.main([*search, "--first", "1"]) == 2 and "an interval over pairs needs two" in capfd.readouterr().err
+    assert cli.main([*search, "--first", "2"]) == 0
+    result = json.loads((tmp_path / "run/results.json").read_text())
+    assert result["mode"] == "contribution" and result["gaps"][0]["pairs"] == 2
+    assert f"It took {result['generations']['made']} generations" in capfd.readouterr().out
+    assert cli.main(["audit", "run", "--model", "small"]) == 0
+
+
+@pytest.mark.parametrize("wrong, says", [
+    (dict(mode="stage"), "no mode 'stage'; closest: staged"),
+    (dict(keep=1), "screens nothing"),
+    (dict(first=4), "screens nothing"),
+    (dict(mode="staged", keep=2), "keep is 2 of 2 sites"),
+    (dict(mode="staged", keep=0), "keep is 0 of 2 sites"),
+    (dict(mode="staged", first=1), "an interval over pairs needs two"),
+    (dict(mode="staged", sites=[1]), "of 1 sites"),
+    (dict(mode="contribution", groups=[(0,), (0, 1)]), "scores single sites"),
+])  # fmt: skip
+def test_searches_that_cannot_be_carried_out(wrong, says, monkeypatch):
+    """An unknown mode, options without effect, more kept than there are: PatchError, and nothing is generated."""
+    for name in ("trials.sample_latents", "contribution.sample", "attribution.sample"):
+        monkeypatch.setattr(f"textpatch.{name}", lambda *a, **k: pytest.fail("generated all the same"))
+    with pytest.raises(PatchError, match=says):
+        localize(small_pipeline(), PAIRS, ocr=Parrot(), **wrong)
+
+
+def test_one_pair_is_not_enough_to_screen():
+    """An interval over one pair is none; an exhaustive search of it claims no set."""
+    with pytest.raises(PatchError, match="1 pairs"):
+        localize(small_pipeline(), [PAIR], ocr=Parrot(), mode="staged")
+    assert localize(small_pipeline(), [PAIR], ocr=Parrot()).result["set"] is None
+
+
+def test_sets_that_were_kept_are_measured_on_all_pairs():
+    """A staged search of sets says "measured" of those with a picture for every pair, and screened out of all others."""
+    pipeline, pairs = load("planted-mmdit"), sign_pairs(6, split="test")
+    found = localize(pipeline, pairs, mode="staged", groups=[(0, 1), (3, 4), (5,)], first=3, steps=4)
+    states = {tuple(entry["group"]): (entry["status"]["state"], entry["n"]) for entry in found.result["sites"]}
+    assert states.pop((0, 1)) == ("measured", 6) and {state for state, _ in states.values()} == {"screened out"}
+    assert "measured on" not in answer(found.result) and found.result["set"] is None
+
+
+def test_one_pair_has_no_interval():
+    """The scores of one pair are values without ends, as its seeds are no other pairs."""
+    result = localize(small_pipeline(), [PAIR], seeds=(0, 1), ocr=Parrot(), starts=True).result
+    entries = [*result["sites"], *result["baselines"].values(), *result["start_curve"]["curve"]]
+    ends = [entry[name][end] for entry in entries for name in ("exact_target", "f1_target", "ssim") for end in ("low", "high")]
+    assert set(ends) == {None} and "[" not in table(result).split("low, high]")[1]
+
+
+@pytest.mark.parametrize("starts", [[4], [-1], []])
+def test_start_steps_outside_the_run(starts):
+    """PatchError names those asked for and those there are."""
+    with pytest.raises(PatchError, match=r"this run has steps 0\.\.1"):
+        start_curve(Trials(small_pipeline(), [PAIR], ocr=Parrot()), 0, starts)
+
+
+# --- faults: a check, an owner, a function, a text, and the text put in its place
+
+
+all_heads = raw(test_all_heads_of_sites_are_the_sites, "sdxl")
+
+FAULTS = {
+    "a fork of the target": (
+        raw(test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2], 64)),
+        sampling.Loop, "_in_parts", "now[row.copies]", "now[drawn[1].name]"),
+    "noise of its own": (
+        raw(test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2], 64)),
+        sampling.Loop, "_in_parts", "(draw[places] for draw in draws)", "(draw[places].flip(-1) for draw in draws)"),
+    "heads forgotten": (all_heads, trials, "rows_and_plan", "heads=heads", "heads=None"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_noticed(fault, monkeypatch):
+    """The check holds, and with the fault in place it does not."""
+    require_noticed(monkeypatch, FAULTS[fault])
+
+
+@pytest.mark.parametrize("mode", ["exhaustive", "contribution"])
+@pytest.mark.parametrize("function, old, new", [
+    ("_made", "generations = sum(row.sampled for row in rows)", "generations = len(plan.swaps)"),
+    ("_needed", "[source] * (SOURCE in names)", "[source]"),
+])  # fmt: skip
+def test_generations_not_counted_or_made_in_vain_are_noticed(mode, function, old, new, monkeypatch):
+    """Fault: swaps are counted for rows; the source is made again with every batch."""
+    plant(monkeypatch, trials.Trials, function, old, new)
+    with pytest.raises(AssertionError):
+        test_every_generation_is_counted(mode, monkeypatch)
+
+
+def test_a_target_that_runs_in_vain_is_noticed(monkeypatch):
+    """Fault: where text is static, the target is made on every pair all the same."""
+    plant(monkeypatch, trials.Trials, "_needed", "not prompt_settles_text(", "(lambda _: True)(")
+    with pytest.raises(AssertionError):
+        test_where_text_is_static_the_target_does_not_run()
+
+
+def test_a_record_under_the_wrong_name_is_noticed(tmp_path, monkeypatch):
+    """Fault: every batch of a pair and seed is looked up under the name of the first."""
+    plant(monkeypatch, trials.Trials, "_made", "if number > 1", "if number > 9")
+    with pytest.raises(trials.StoreError, match="was made by plan"):
+        test_a_killed_search_ends_as_if_it_had_not_been("exhaustive", tmp_path, monkeypatch)

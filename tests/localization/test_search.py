@@ -1,0 +1,362 @@
+"""The searches against simulated truths: which sites carry the word is known, and pairs are easy or hard."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.planting import raw, require_noticed
+from support.truths import PAIRS, Truth
+
+from textpatch import search
+from textpatch.metrics import f1_of_means
+from textpatch.search import EARLY, FEW, better_than, gain, grow, interval, latest_start, responsible, screen, take_away
+
+def effects(sites: int = 9, most: int = 4):
+    """Sites of which one to four have an effect of at least 0.1 each, 1 together at most."""
+    parts = st.dictionaries(st.integers(0, sites - 1), st.integers(10, 24), min_size=1, max_size=most)
+    return parts.map(lambda some: {site: some.get(site, 0) / 100 for site in range(sites)})
+
+
+def carriers(truth: Truth) -> tuple:
+    return tuple(site for site, effect in truth.effects.items() if effect)
+
+
+def alone(truth: Truth) -> list:
+    return [(site,) for site in truth.effects]
+
+
+# --- gains
+
+
+@given(st.integers(0, 99), st.floats(-1, 1))
+def test_a_gain_is_taken_pair_by_pair(seed, shift):
+    """gain(x + c, x) = c with an interval of no width, however far the pairs lie apart."""
+    values = np.random.default_rng(seed).normal(size=PAIRS)
+    found = gain(values + shift, values)
+    assert np.allclose([found[end] for end in ("value", "low", "high")], shift, rtol=0, atol=1e-12)
+
+
+@given(st.integers(0, 99))
+def test_a_gain_of_f1_is_that_of_its_means(seed):
+    """With columns of precision and recall: gain = F1(a) - F1(b), inside its interval; its negative the other way."""
+    a, b = np.random.default_rng(seed).uniform(size=(2, PAIRS, 2))
+    found, back = gain(a, b, f1_of_means), gain(b, a, f1_of_means)
+    assert found["value"] == f1_of_means(*a.T) - f1_of_means(*b.T) == -back["value"]
+    assert found["low"] <= found["value"] <= found["high"] == pytest.approx(-back["low"], abs=1e-12)
+
+
+# --- the responsible set
+
+
+@given(effects(), st.integers(0, 99))
+def test_the_set_is_all_that_carry_and_nothing_else(parts, seed):
+    """The set is {site: effect > 0}, grown by the largest effect next; each gain is the site's own, over all pairs."""
+    truth = Truth(parts, seed=seed)
+    ranked = sorted(parts, key=lambda site: (-parts[site], site))
+    steps = grow(truth, ranked, PAIRS, first=4)
+    assert [step.added for step in steps] == [(site,) for site in ranked[: len(carriers(truth))]]
+    assert all(step.kept for step in steps)
+    assert responsible(steps) == carriers(truth)
+    assert [step.gain["value"] for step in steps] == pytest.approx([parts[step.added[0]] for step in steps], abs=1e-12)
+    assert {(step.group, tuple(range(PAIRS))) for step in steps} <= set(truth.asked)
+
+
+def test_nothing_carries_nothing():
+    """No effect anywhere: the set is empty after one step, and nothing is tried but the first site and all together."""
+    truth = Truth(dict.fromkeys(range(5), 0.0))
+    steps = grow(truth, range(5), PAIRS, first=4)
+    assert responsible(steps) == () and len(steps) == 1 and not steps[0].kept
+    assert {group for group, _ in truth.asked} == {(), (0,), (0, 1, 2, 3, 4)}
+
+
+class Inseparable(Truth):
+    """Nothing does anything but those of `needed` together."""
+
+    def __init__(self, needed, sites: int = 6):
+        super().__init__(dict.fromkeys(range(sites), 0.0))
+        self.needed = set(needed)
+
+    def value(self, group) -> np.ndarray:
+        return 0.3 + 0.7 * (self.needed <= set(group)) - self.hard
+
+
+@given(st.sets(st.integers(0, 5), min_size=2, max_size=4), st.permutations(range(6)))
+def test_sites_that_do_nothing_alone_begin_together(needed, ranked):
+    """No site is a gain alone, and those of `needed` together are all there is: the set, whichever site ranks first."""
+    steps = grow(Inseparable(needed), ranked, PAIRS, first=4)
+    assert responsible(steps) == tuple(sorted(needed))
+    assert [(step.added, step.kept) for step in steps] == [((ranked[0],), False), (tuple(sorted(needed)), True)]
+    assert steps[1].gain["value"] == pytest.approx(0.7) and steps[1].pairs == PAIRS
+
+
+def test_redundant_sites_are_not_both_needed():
+    """Two sites of which each alone does all there is: one is the set."""
+    assert responsible(grow(Truth({0: 1.0, 1: 1.0, 2: 0.0}), [0, 1, 2], PAIRS, first=4)) == (0,)
+
+
+class Failing(Truth):
+    """Site 0 is perfect on all pairs but those of `failed`, where site 1 with it is; nothing else does anything."""
+
+    def __init__(self, failed):
+        super().__init__(dict.fromkeys(range(4), 0.0))
+        self.failed = list(failed)
+
+    def value(self, group) -> np.ndarray:
+        values = np.full(PAIRS, 0.2 + 0.8 * (0 in group) * (1 - 1e-9))  # of a perfect reading n / (n + 1e-8)
+        values[self.failed] = 1.0 if {0, 1} <= set(group) else 0.2
+        return values
+
+
+@given(st.sets(st.integers(0, PAIRS - 1), min_size=6, max_size=PAIRS - 6))
+def test_a_site_that_does_nothing_alone_joins(failed):
+    """Site 1 alone scores as no swap does, and the set is (0, 1): the others are tried on 4 of the failed pairs, no more."""
+    truth = Failing(failed)
+    assert np.array_equal(truth.value((1,)), truth.value(()))
+    assert responsible(grow(truth, range(4), PAIRS, first=4)) == (0, 1)
+    tried = {group: places for group, places in truth.asked if group in ((0, 2), (0, 3))}
+    assert {len(places) for places in tried.values()} == {4} and all(set(places) <= failed for places in tried.values())
+
+
+@given(st.sets(st.integers(0, PAIRS - 1), max_size=3))
+def test_nothing_is_tried_where_nothing_could_gain(failed):
+    """At most 3 of 24 pairs fail: (21/24)^24 > 2.5 % of draws hold none of them, so that no site, were it perfect, could
+    be a clear gain; none is tried."""
+    truth = Failing(failed)
+    assert responsible(grow(truth, range(4), PAIRS, first=4)) == (0,)
+    assert {group for group, _ in truth.asked} == {(), (0,)}
+
+
+def clear_on(truth: Truth, larger, before, n: int, pairs: int) -> bool:
+    """Whether the gain on the first n pairs is above zero, at the level EARLY unless they are all."""
+    return gain(truth.value(larger)[:n], truth.value(before)[:n], level=0.95 if n == pairs else EARLY)["low"] > 0
+
+
+def hoped(truth: Truth, larger, before, looked: int) -> dict:
+    """The gain on all pairs of a group looked at on so many, those `before` fails first, and perfect on the others."""
+    values, less = np.ones_like(truth.hard), truth.value(before)
+    places = np.argsort(less, kind="stable")[:looked]
+    values[places] = truth.value(larger)[places]
+    return gain(values, less)
+
+
+@given(st.integers(0, 99), st.integers(2, 8))
+def test_a_gain_is_looked_at_on_few_pairs_first(seed, least):
+    """A step's gain is that of the first n pairs, n = least, later max(least, FEW), twice that ..., until it is above
+    zero at the level EARLY, at last on all pairs at 95 %; first unit and last group are scored on all."""
+    truth, before = Truth({0: 0.5, 1: 0.2, 2: 0.0}, noise=0.4, seed=seed, pairs=100), ()
+    for step in grow(truth, [0, 1, 2], 100, first=4, least=least):
+        looks = [max(least, FEW) if before else least]
+        while looks[-1] < 100 and not clear_on(truth, step.group, before, looks[-1], 100):
+            looks.append(min(2 * looks[-1], 100))
+        assert step.pairs == looks[-1] and step.kept == clear_on(truth, step.group, before, step.pairs, 100)
+        if step.kept:
+            assert step.looked == step.pairs
+            assert step.gain == gain(truth.value(step.group)[: step.pairs], truth.value(before)[: step.pairs])
+            before = step.group
+    assert 100 in truth.looks(before) and 100 in truth.looks((0,))
+
+
+@given(st.integers(0, 99))
+def test_a_refusal_looks_no_further_than_it_must(seed):
+    """Whom all pairs would refuse is refused on those the group fails, or on twice as many, ...: as soon as perfection
+    on the others that fail would be no clear gain.  Its gain is then what it is at most."""
+    truth, before = Truth({0: 1.1, 1: 0.0, 2: 0.0}, noise=0.2, seed=seed, pairs=100), ()
+    truth.hard[20:] = -0.3  # most pairs are perfect, whatever is swapped
+    for step in grow(truth, [0, 1, 2], 100, first=4):
+        if step.kept:
+            before = step.group
+            continue
+        looks = [int((truth.value(before) < 1).sum())]
+        while looks[-1] < 100 and hoped(truth, step.group, before, looks[-1])["low"] > 0:
+            looks.append(min(2 * looks[-1], 100))
+        assert step.looked == looks[-1] and step.gain == hoped(truth, step.group, before, step.looked)
+        exact = gain(truth.value(step.group), truth.value(before))
+        assert exact["low"] <= 0 and all(exact[end] <= step.gain[end] for end in exact)
+        asked = {place for group, places in truth.asked if group == step.group for place in places}
+        assert asked == set(np.argsort(truth.value(before), kind="stable")[: step.looked])
+
+
+def test_a_group_on_the_way_is_scored_as_far_as_it_is_needed():
+    """Three sites of clear effects: two of them together on FEW pairs, the three on all; what joins is the same."""
+    truths = [Truth({0: 0.5, 1: 0.2, 2: 0.2, 3: 0.0}, pairs=100) for _ in range(2)]
+    early, late = (grow(truth, range(4), 100, first=4, least=least) for truth, least in zip(truths, (4, None)))
+    assert responsible(early) == responsible(late) == (0, 1, 2) and early[1].group == late[1].group
+    assert [step.pairs for step in early[:3]] == [4, FEW, FEW] and {step.pairs for step in late} == {100}
+    assert max(truths[0].looks(early[1].group)) == FEW and max(truths[0].looks((0, 1, 2))) == 100
+
+
+class Misleading(Truth):
+    """0 and 3 together leave pairs failing: of the first 32 site 1 mends the worst alone, of the others site 2 mends all."""
+
+    def __init__(self):
+        super().__init__(dict.fromkeys(range(4), 0.0), pairs=100)
+
+    def value(self, group) -> np.ndarray:
+        values = np.full(100, 0.1 + 0.3 * (0 in group) + 0.3 * (3 in group))
+        values[:4] -= 0.05
+        values[96:] -= 0.08
+        values[0] += 0.05 * (1 in group)
+        values[32:] += 0.2 * (2 in group and {0, 3} <= set(group))
+        return values
+
+
+def test_what_few_pairs_propose_and_all_refuse_is_not_the_end():
+    """The pairs that two sites were looked at on propose site 1, which all refuse; all propose site 2, which is kept."""
+    steps = grow(Misleading(), [0, 1, 2, 3], 100, first=4, least=4)
+    assert [(step.added, step.pairs, step.kept) for step in steps[:4]] == [
+        ((0,), 4, True), ((3,), FEW, True), ((1,), 100, False), ((2,), 64, True)]  # fmt: skip
+    assert responsible(steps) == (0, 2, 3)
+
+
+@pytest.mark.parametrize("pairs, least", [(PAIRS, None), (100, 4)])
+def test_chance_rarely_adds_a_site(pairs, least):
+    """Scores of pure noise: at most 6 % of 400 searches end with a site too many (2.5 % were exact intervals exact)."""
+    truths = [Truth({0: 0.5, 1: 0.0}, noise=0.2, seed=seed, pairs=pairs) for seed in range(400)]
+    wrong = [responsible(grow(truth, [0, 1], pairs, first=4, least=least)) for truth in truths]
+    assert set(wrong) <= {(0,), (0, 1)} and wrong.count((0, 1)) <= 24
+
+
+# --- screening
+
+
+@given(effects(), st.integers(0, 99), st.integers(2, PAIRS))
+def test_a_screening_keeps_the_carriers(parts, seed, first):
+    """Those that beat no swap are kept, whichever number of pairs it begins with; without noise the first suffices."""
+    truth = Truth(parts, seed=seed)
+    rule = lambda values, pairs: better_than(truth([()], pairs)[0], values)  # noqa: E731
+    found = screen(truth, alone(truth), PAIRS, first=first, by="swap", keep=rule)
+    assert sorted(found.kept) == [(site,) for site in carriers(truth)] and found.pairs == first
+    assert [gap["low"] > 0 for gap in found.gaps] == [True]
+    seen = {group: interval(truth.value(group)[:first]) for group in alone(truth)}
+    assert found.seen == {group: {"by": "swap", "pairs": first, **value} for group, value in seen.items()}
+
+
+@given(st.integers(0, 99), st.integers(2, 6), st.integers(1, 4))
+def test_a_screening_goes_on_with_those_in_doubt(seed, first, keep):
+    """Pairs double, n' = min(2 n, all), while more than k are left; out are those clearly below the k-th best, and they
+    are scored no more."""
+    truth = Truth({site: 0.1 * site for site in range(6)}, noise=0.4, seed=seed)
+    found = screen(truth, alone(truth), PAIRS, first=first, by="swap", keep=lambda values, pairs: keep)
+    rounds = list(dict.fromkeys(len(places) for _, places in truth.asked))
+    assert rounds[0] == first and all(b == min(2 * a, PAIRS) for a, b in zip(rounds, rounds[1:]))
+    running = set(alone(truth))
+    for n in rounds:
+        assert {group for group, places in truth.asked if len(places) == n} == running and len(running) > keep
+        values = {group: truth.value(group)[:n] for group in running}
+        worst, following = sorted(running, key=lambda group: -values[group].mean())[keep - 1 : keep + 1]
+        below = {group for group in running if gain(values[worst], values[group])["low"] > 0}
+        assert {"by": "swap", "pairs": n, "kept": worst, "next": following, **gain(values[worst], values[following])} in found.gaps
+        assert all(found.seen[group] == {"by": "swap", "pairs": n, **interval(values[group])} for group in below)
+        running -= below
+    assert set(found.kept) == running and (len(running) == keep or rounds[-1] == PAIRS)
+    assert set(found.ranked) == set(alone(truth)) and found.ranked[: len(running)] == found.kept
+
+
+def test_sites_alike_are_all_kept():
+    """No gap anywhere: the screening takes all pairs, and leaves nobody out."""
+    truth = Truth(dict.fromkeys(range(4), 0.3))
+    found = screen(truth, alone(truth), PAIRS, first=3, by="swap", keep=lambda values, pairs: 2)
+    assert found.pairs == PAIRS and {gap["low"] for gap in found.gaps} == {0} and len(found.kept) == 4
+
+
+# --- heads
+
+
+@given(effects(sites=6), st.integers(0, 99))
+def test_the_heads_taken_away_are_those_needed(parts, seed):
+    """Greedy from all heads: taken in the order of their effects, and as many as reach the score of all."""
+    truth = Truth(parts, seed=seed)
+    steps = take_away(truth, list(parts), PAIRS)
+    order = sorted(carriers(truth), key=lambda head: (-parts[head], head))
+    assert [step.unit for step in steps] == order and steps[-1].group == carriers(truth)
+    assert steps[-1].missing["value"] == pytest.approx(0, abs=1e-12)
+    assert all(step.missing["value"] > 0 for step in steps[:-1])
+
+
+def test_all_heads_are_taken_where_only_all_do():
+    """All of three needed together: the search ends with all, whatever their order."""
+
+    def score(groups, pairs):
+        return [np.full(pairs, float(len(group) == 3)) for group in groups]
+
+    assert take_away(score, [0, 1, 2], 4)[-1].group == (0, 1, 2)
+
+
+# --- the start step
+
+
+@given(st.integers(0, 7), st.integers(0, 99))
+def test_the_last_start_that_loses_nothing(last, seed):
+    """Scores equal up to step s and 0.2 lower after it: s; with all equal the last of all."""
+    hard = np.random.default_rng(seed).uniform(0, 0.5, PAIRS)
+    values = [1 - hard - 0.2 * (step > last) for step in range(8)]
+    assert latest_start(values) == last and latest_start([1 - hard] * 8) == 7
+
+
+# --- faults: a check, an owner, a function, a text, and the text put in its place
+
+
+PARTS = {0: 0.2, 1: 0.0, 2: 0.11, 3: 0.24, 4: 0.0}
+pair_by_pair = raw(test_a_gain_is_taken_pair_by_pair, 0, 0.5)
+all_that_carry = raw(test_the_set_is_all_that_carry_and_nothing_else, PARTS, 0)
+goes_on = raw(test_a_screening_goes_on_with_those_in_doubt, 0, 2, 2)
+joins = raw(test_a_site_that_does_nothing_alone_joins, {1, 4, 5, 9, 17, 20})
+not_tried = raw(test_nothing_is_tried_where_nothing_could_gain, {3, 8})
+few_pairs = raw(test_a_gain_is_looked_at_on_few_pairs_first, 2, 4)
+no_further = raw(test_a_refusal_looks_no_further_than_it_must, 4)
+together = raw(test_sites_that_do_nothing_alone_begin_together, {1, 3}, range(6))
+on_the_way = test_a_group_on_the_way_is_scored_as_far_as_it_is_needed
+keeps = raw(test_a_screening_keeps_the_carriers, PARTS, 0, 6)
+heads = raw(test_the_heads_taken_away_are_those_needed, PARTS, 0)
+last_start = raw(test_the_last_start_that_loses_nothing, 3, 0)
+
+FAULTS = {
+    "both sides draw their own pairs": (
+        pair_by_pair, search, "gain", "statistic(*drawn[half:]", "statistic(*(np.roll(x, 1, 0) for x in drawn[half:])"),
+    "any gain will do": (
+        partial(test_chance_rarely_adds_a_site, PAIRS, None), search, "_step",
+        'level)["low"] > 0', 'level)["value"] > 0'),
+    "every site against no swap": (all_that_carry, search, "_step", "score([group], n)", "score([()], n)"),
+    "a set of the last site alone": (all_that_carry, search, "_step", "(*group, *units)", "units"),
+    "any gap will do": (goes_on, search, "screen", 'if gap["low"] > 0', 'if gap["value"] > 0'),
+    "the gap to the worst": (goes_on, search, "screen", "below[:1]", "below[-1:]"),
+    "all pairs at once": (goes_on, search, "screen", "min(2 * n, pairs)", "pairs"),
+    "who is out is scored again": (
+        goes_on, search, "screen", "score(running, n)", "score([*running, *out], n)[: len(running)]"),
+    "a race of one round": (goes_on, search, "screen", "len(running) == k", "True"),
+    "the unclear left out": (
+        test_sites_alike_are_all_kept, search, "screen", "Screening(tuple(running),", "Screening(tuple(running[:k]),"),
+    "the least instead of the most": (all_that_carry, search, "joining", "ranking(seen, statistic)", "ranking(seen, statistic)[::-1]"),
+    "tried on all pairs": (joins, search, "joining", "min(first, len(failed))", "len(failed)"),
+    "tried on pairs that do not fail": (joins, search, "joining", "order[:n]", "order[n:]"),
+    "perfect is not perfect": (not_tried, search, "_worst_first", "< PERFECT", "< 1"),
+    "tried in vain": (not_tried, search, "joining", "values[:0], statistic)", "values[:0], statistic) or True"),
+    "no swap on all pairs": (few_pairs, search, "grow", "least or pairs", "pairs"),
+    "no swap on few pairs, come what may": (few_pairs, search, "_step", 'if clear or', 'if True or'),
+    "the first is all there is": (together, search, "grow", "not steps[0].kept and", "False and"),
+    "what all need is what one needs": (together, search, "inseparable", "len(needed) > 1", "len(needed) > 9"),
+    "all together are always tried": (
+        test_nothing_carries_nothing, search, "inseparable", '["low"] <= 0', '["low"] < 0'),
+    "a refusal by few pairs' proposal ends it": (
+        test_what_few_pairs_propose_and_all_refuse_is_not_the_end, search, "_tried", "if steps[-1].kept:", "if True:"),
+    "later gains on as few": (on_the_way, search, "_step", "max(least, FEW)", "least"),
+    "an early look like the last": (few_pairs, search, "_step", 'else EARLY', 'else 0.95'),
+    "looked at in vain": (no_further, search, "_while_hopeful", "or not _within_reach(", "or _within_reach("),
+    "all pairs whatever they can say": (no_further, search, "_while_hopeful", "max(failed, 1)", "len(order)"),
+    "no hope for the rest": (joins, search, "_hoped", "[:failed]] = 1", "[:failed]] = 0"),
+    "the best first": (joins, search, "_worst_first", "argsort(means", "argsort(-means"),
+    "a group on the way on all pairs": (on_the_way, search, "_tried", "fromkeys((known, pairs))", "fromkeys((pairs,))"),
+    "the last group on few pairs": (on_the_way, search, "_tried", "fromkeys((known, pairs))", "fromkeys((known,))"),
+    "clearly worse counts as better": (keeps, search, "better_than", "gain(value, least", "gain(least, value"),
+    "the least needed head first": (heads, search, "take_away", "worst = min(", "worst = max("),
+    "heads enough too early": (heads, search, "take_away", 'missing["value"] <= 0', 'missing["value"] <= 0.2'),
+    "the first start": (last_start, search, "latest_start", "max(s for", "min(s for"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_noticed(fault, monkeypatch):
+    """The check holds, and with the fault in place it does not."""
+    require_noticed(monkeypatch, FAULTS[fault])

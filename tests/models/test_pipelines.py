@@ -1,0 +1,171 @@
+"""Whole pipelines: saved by diffusers, loaded here, and equal to diffusers from the prompt to the picture."""
+
+import numpy as np
+import pytest
+import torch
+from support.small_models import relative, small_pipeline
+from support.small_models import PROMPTS as SIGNS
+
+from textpatch import load
+from textpatch.errors import PatchError
+
+PROMPTS = ["a red sign on a blue wall", "a green badge on a striped yellow wall"]  # lower case: IF lowers its prompts
+SEEDS = [5, 11]
+
+
+def tolerance(steps: int, guidance: float) -> float:
+    """float32 on both sides: a forward may differ by 5e-6, guidance multiplies that, and every step adds its own.
+
+    (The models alone are compared in float64 elsewhere; a wrong number anywhere is 1e-2 away.)
+    """
+    return 5e-6 * steps * guidance
+
+
+@pytest.fixture(scope="module")
+def published():
+    """The builders of the reference, which need diffusers; it comes with the extra `reference`."""
+    pytest.importorskip("diffusers")
+    from support import diffusers_pipelines
+
+    return published
+
+
+@pytest.fixture(scope="module")
+def saved(published, tmp_path_factory):
+    """name, options -> (diffusers' pipeline, ours loaded from what it saved)."""
+    made = {}
+
+    def both(name, **options):
+        key = name, *options.items()
+        if key not in made:
+            theirs = getattr(published, name)(**options)
+            theirs.set_progress_bar_config(disable=True)
+            folder = tmp_path_factory.mktemp(name) / "pipeline"
+            theirs.save_pretrained(folder)
+            made[key] = theirs, load(folder)
+        return made[key]
+
+    return both
+
+
+def generators():
+    return [torch.Generator().manual_seed(seed) for seed in SEEDS]
+
+
+LATENT = [("sdxl", {}), ("sd3", {}), ("sd3", {"t5": False}), ("sd3", {"dual": True})]
+
+
+@pytest.mark.parametrize("guidance, negative", [(1.0, None), (5.0, None), (5.0, ""), (3.0, "a yellow wall")])
+@pytest.mark.parametrize("name, options", LATENT, ids=["sdxl", "sd3", "sd3-without-t5", "sd3.5-medium"])
+def test_latent_pipelines_equal_diffusers(saved, name, options, guidance, negative):
+    """Latents within 1e-5 and pictures within one level of 255, with and without guidance and negative prompt."""
+    theirs, ours = saved(name, **options)
+    negatives = None if negative is None else [negative] * 2
+    call = dict(negative_prompt=negatives, num_inference_steps=3, guidance_scale=guidance, height=64, width=64)
+    if name == "sd3":
+        call["max_sequence_length"] = 22 if options.get("t5", True) else 256
+    noise = ours.noise(SEEDS)
+    expected = theirs(PROMPTS, latents=noise, output_type="latent", **call).images
+    text = ours.encode(PROMPTS if guidance == 1 else [negative] * 2 + PROMPTS)
+    assert relative(ours.denoise(noise, text, steps=3, guidance=guidance), expected) <= tolerance(3, guidance)
+    drawn = theirs(PROMPTS, latents=noise, output_type="pil", **call).images
+    for a, b in zip(ours.generate(PROMPTS, seeds=SEEDS, steps=3, guidance=guidance, negative=negative), drawn):
+        assert np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("guidance, negative", [(1.0, None), (7.0, None), (4.0, "a yellow wall")])
+def test_deepfloyd_if_equals_diffusers(saved, guidance, negative):
+    """Stage I from its own seeds: the starting noise and that of every step are drawn in the same order."""
+    theirs, ours = saved("deepfloyd_if")
+    negatives = None if negative is None else [negative] * 2
+    expected = theirs(PROMPTS, negative_prompt=negatives, num_inference_steps=4, guidance_scale=guidance,
+                      generator=generators(), output_type="pt", clean_caption=False).images  # fmt: skip
+    text = ours.encode(PROMPTS if guidance == 1 else [negative] * 2 + PROMPTS)
+    noises = ours.noises(SEEDS)
+    made = ours.denoise(next(noises), text, steps=4, guidance=guidance, noises=noises)
+    assert relative(made, expected) <= tolerance(4, guidance)
+    drawn = ours.generate(PROMPTS, seeds=SEEDS, steps=4, guidance=guidance, negative=negative)
+    assert [a.tobytes() for a in drawn] == [b.tobytes() for b in ours.decode(made)]
+
+
+@pytest.mark.parametrize("guidance, level", [(1.0, 250), (4.0, 250), (4.0, 0)])
+def test_stage_ii_equals_diffusers(saved, guidance, level):
+    """Stage II over a low picture of half the size, noised to `level`, from the same seeds."""
+    theirs, ours = saved("deepfloyd_if_ii")
+    low = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = theirs(PROMPTS, image=low, num_inference_steps=3, guidance_scale=guidance, noise_level=level,
+                      generator=generators(), output_type="pt", clean_caption=False).images  # fmt: skip
+    made = ours.enlarge(low, PROMPTS, seeds=SEEDS, steps=3, guidance=guidance, level=level)
+    assert relative(made, expected) <= tolerance(3, guidance)
+
+
+def test_a_stochastic_run_asks_for_its_noise(saved):
+    """DDPM without noise to add is refused; two runs of one seed are one picture, of two seeds two."""
+    _, ours = saved("deepfloyd_if")
+    with pytest.raises(PatchError, match="noise"):
+        ours.denoise(ours.noise([0]), ours.encode(PROMPTS[:1]), steps=2, guidance=1)
+    a, b, c = ours.generate([PROMPTS[0]] * 3, seeds=[0, 0, 1], steps=2)
+    assert a.tobytes() == b.tobytes() != c.tobytes()
+
+
+def test_a_batch_is_its_rows(saved):
+    """A row's noise belongs to its seed: alone or in a batch of two, the same picture."""
+    for name in ("sdxl", "deepfloyd_if"):
+        _, ours = saved(name)
+        both, noises = ours.encode(PROMPTS), ours.noises(SEEDS)
+        together = ours.denoise(next(noises), both, steps=3, guidance=1, noises=noises)
+        for i, seed in enumerate(SEEDS):
+            alone = ours.noises([seed])
+            made = ours.denoise(next(alone), both[i : i + 1], steps=3, guidance=1, noises=alone)
+            assert relative(made[0], together[i]) <= tolerance(3, 1)
+
+
+def test_upscaling_asks_for_matching_numbers(saved):
+    """As many pictures as prompts and seeds."""
+    _, ours = saved("deepfloyd_if_ii")
+    with pytest.raises(PatchError, match="2 pictures, 2 prompts, 1 seeds"):
+        ours.enlarge(torch.zeros(2, 3, 8, 8), PROMPTS, seeds=[0])
+
+
+def test_generation_asks_for_matching_numbers():
+    """Prompts and seeds must be as many, and at least one."""
+    for prompts, seeds in [(SIGNS, [0]), ([], [])]:
+        with pytest.raises(PatchError, match=f"{len(prompts)} prompts and {len(seeds)} seeds"):
+            small_pipeline().generate(prompts, seeds=seeds)
+
+
+def test_a_picture_is_its_prompt_and_seed():
+    """generate is a function of (prompt, seed): the same twice, another for another seed or prompt."""
+    pipeline = small_pipeline()
+    a, b, c, d = pipeline.generate([SIGNS[0]] * 3 + [SIGNS[1]], seeds=[0, 0, 1, 0])
+    assert a.size == (96, 32) and a.mode == "RGB"
+    rows = []
+    pipeline.denoiser.register_forward_pre_hook(lambda model, inputs: rows.append(len(inputs[0])))
+    again = pipeline.generate([SIGNS[0]] * 3 + [SIGNS[1]], seeds=[0, np.int64(0), 1, 0], guidance=1, micro_batch=3)
+    assert set(rows) == {3, 1}
+    a, b, c, d = pipeline.generate([SIGNS[0]] * 3 + [SIGNS[1]], seeds=[0, 0, 1, 0], guidance=1)
+    apart = [np.abs(np.asarray(x, int) - np.asarray(y, int)).max() for x, y in zip(again, (a, b, c, d))]
+    assert max(apart) <= 1  # so many at once
+    assert a.tobytes() == b.tobytes() != c.tobytes() and d.tobytes() != a.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_seed_is_one_noise(dtype):
+    """Whatever torch makes tensors of by default, dtype or device: the same float32 draws."""
+    pipeline = small_pipeline()
+    noise, before = pipeline.noise([0, 1]), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device("meta"):
+            assert torch.equal(pipeline.noise([0, 1]), noise)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_a_pipeline_of_another_size_is_another_pipeline():
+    """`at` shares the weights; what is put in its parts' place leaves the first pipeline as it was."""
+    pipeline = small_pipeline()
+    other = pipeline.at(64, 64)
+    assert other.denoiser is pipeline.denoiser
+    other.encoders = None
+    assert pipeline.encoders is not None

@@ -1,0 +1,222 @@
+"""The text encoders are the published pipelines': same modules in, same tokens and pooled vectors out."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from support.small_models import PROMPTS, relative, small_encoders
+
+from textpatch import load
+from textpatch.errors import PatchError, PromptError
+from textpatch.reference_models.text_encoders import IFTextEncoder, SD3TextEncoders, SDXLTextEncoders, tokenize
+
+WRITTEN = ["", *PROMPTS, "a red sign"]
+# IF lower-cases, and this vocabulary has no small letters to spell a quoted word with
+UNQUOTED = ["", "a red sign on a blue wall", "  A Red SIGN \n", "a green arrow on a dotted pink wall"]
+LENGTH = 22  # of the small tokenizers
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Small random pipelines made by diffusers; it comes with the extra `reference`."""
+    pytest.importorskip("diffusers")
+    from support import diffusers_pipelines
+
+    return published
+
+
+def sdxl(pipeline, **options) -> SDXLTextEncoders:
+    tokenizers = pipeline.tokenizer, pipeline.tokenizer_2
+    return SDXLTextEncoders(pipeline.text_encoder, pipeline.text_encoder_2, tokenizers, **options)
+
+
+def sd3(pipeline) -> SD3TextEncoders:
+    encoders = pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3
+    tokenizers = [pipeline.tokenizer, pipeline.tokenizer_2, *([pipeline.tokenizer_3] if encoders[2] else [])]
+    return SD3TextEncoders(*encoders, tokenizers, width=pipeline.transformer.config.joint_attention_dim)
+
+
+def deepfloyd_if(pipeline) -> IFTextEncoder:
+    return IFTextEncoder(pipeline.text_encoder, pipeline.tokenizer)
+
+
+FAMILIES = {"sdxl": sdxl, "sd3": sd3, "deepfloyd_if": deepfloyd_if}
+
+
+def require_equal(text, tokens, pooled):
+    """The modules are the same objects and the batch the same, so the bits are too."""
+    assert torch.equal(text.tokens, tokens) and torch.equal(text.pooled, pooled)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sdxl_equals_diffusers(published, seed):
+    """SDXLTextEncoders = StableDiffusionXLPipeline.encode_prompt, "" too, each tokenizer padding as it does."""
+    pipeline = diffusers_pipelines.sdxl(seed)
+    pipeline.tokenizer_2.pad_token = '"'  # the published one pads with "!", a word of the vocabulary
+    tokens, _, pooled, _ = pipeline.encode_prompt(WRITTEN, do_classifier_free_guidance=False)
+    require_equal(sdxl(pipeline)(WRITTEN), tokens, pooled)
+
+
+@pytest.mark.parametrize("negative", [None, "", "a red sign"])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_sdxl_without_a_prompt_equals_diffusers(published, negative, zeros):
+    """None is zeros, tokens and pooled, or "" with zeros_for_none off; a written negative is read, "" too."""
+    pipeline = diffusers_pipelines.sdxl()
+    pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
+    written = None if negative is None else [negative] * 2
+    _, tokens, _, pooled = pipeline.encode_prompt(PROMPTS, negative_prompt=written)
+    text = sdxl(pipeline, zeros_for_none=zeros)([negative] * 2)
+    require_equal(text, tokens, pooled)
+    is_zero = zeros and negative is None
+    assert (text.tokens.abs().max() == 0) == (text.pooled.abs().max() == 0) == is_zero
+
+
+def test_no_prompt_leaves_the_other_rows_alone(published):
+    """Zeros for one row of a batch are zeros of that row only."""
+    encode = sdxl(diffusers_pipelines.sdxl())
+    some, all_written = encode([PROMPTS[0], None, PROMPTS[1]]), encode([PROMPTS[0], "", PROMPTS[1]])
+    require_equal(some[[0, 2]], all_written[[0, 2]].tokens, all_written[[0, 2]].pooled)
+    assert some.tokens[1].abs().max() == some.pooled[1].abs().max() == 0
+
+
+@pytest.mark.parametrize("seed, t5", [(0, True), (1, True), (0, False), (1, False)])
+def test_sd3_equals_diffusers(published, seed, t5):
+    """SD3TextEncoders = StableDiffusion3Pipeline.encode_prompt with and without T5; None is ""."""
+    pipeline, length = diffusers_pipelines.sd3(seed, t5), LENGTH if t5 else 256
+    encode, options = sd3(pipeline), dict(prompt_2=None, prompt_3=None, max_sequence_length=length)
+    tokens, empty, pooled, empty_pooled = pipeline.encode_prompt(WRITTEN, **options)
+    require_equal(encode(WRITTEN), tokens, pooled)
+    require_equal(encode([None] * len(WRITTEN)), empty, empty_pooled)
+    assert tokens.shape[1] == LENGTH + length and (tokens[:, LENGTH:].abs().max() > 0) == t5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_if_equals_diffusers(published, seed):
+    """IFTextEncoder = IFPipeline.encode_prompt without caption cleaning; None is ""; no pooled vector."""
+    pipeline = diffusers_pipelines.deepfloyd_if(seed)
+    pipeline.tokenizer.model_max_length = 77
+    tokens, empty = pipeline.encode_prompt(UNQUOTED, clean_caption=False)
+    encode = deepfloyd_if(pipeline)
+    assert torch.equal(encode(UNQUOTED).tokens, tokens) and torch.equal(encode([None] * 4).tokens, empty)
+    assert encode(UNQUOTED).pooled is None
+
+
+@pytest.mark.parametrize("family, hidden", [("deepfloyd_if", True), ("sd3", False)])
+def test_whether_t5_attends_to_padding(published, family, hidden):
+    """What padding is embedded as moves no word's state in IF, whose T5 is masked, and does in SD3."""
+    pipeline = getattr(published, family)()
+    encode, prompt = FAMILIES[family](pipeline), "a red sign"
+    t5, tokenizer = list(encode.children())[-1], encode.tokenizers[-1]
+    first = LENGTH if family == "sd3" else 0
+    words = slice(first, first + len(tokenizer(prompt).input_ids))
+    before = encode([prompt]).tokens
+    t5.shared.weight[tokenizer.pad_token_id] += 1
+    after = encode([prompt]).tokens
+    assert torch.equal(before[:, words], after[:, words]) == hidden
+    assert not torch.equal(before[:, words.stop :], after[:, words.stop :])
+
+
+@pytest.mark.parametrize("family, expected", [("sdxl", 77), ("sd3", 77 + 256), ("deepfloyd_if", 77)])
+def test_no_encoder_reads_more_than_the_published_pipeline_feeds_it(published, family, expected):
+    """CLIP reads 77 tokens, SD3's T5 256, IF's 77, however many the tokenizers would take."""
+    encode = FAMILIES[family](getattr(published, family)())
+    for tokenizer in encode.tokenizers:
+        tokenizer.model_max_length = 10**30
+    assert encode(["a red sign"]).tokens.shape[1] == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_no_encoder_reads_is_refused(published, family):
+    """An unknown word is named with what is near it; a prompt whose end is cut off everywhere is an error."""
+    encode = FAMILIES[family](getattr(published, family)())
+    for tokenizer in encode.tokenizers:
+        tokenizer.model_max_length = LENGTH
+    with pytest.raises(PromptError, match="does not know 'rad' in 'a rad sign'; closest: .*red"):
+        encode(["a red sign", "a rad sign"])
+    shortest = 23 + (2 if family == "sdxl" else 1)  # CLIP adds a begin and an end, T5 an end alone
+    with pytest.raises(PromptError, match=f"is {shortest} tokens long, and the model reads at most 22"):
+        encode([None, "a " * 22 + "sign"])
+
+
+def test_one_reader_is_enough(published):
+    """A word that CLIP spells, and an end that T5 has room for, are read; without T5 that end is refused."""
+    long = "a " * 30 + "sign"
+    encode = sd3(diffusers_pipelines.sd3())
+    encode.tokenizers[2].model_max_length = 256
+    assert not torch.equal(encode([long]).tokens, encode(["a " * 31 + "sign"]).tokens)
+    encode.tokenizers[0].unk_token = encode.tokenizers[0].eos_token  # as CLIP's, whose bytes spell every word
+    assert encode(["a rad sign"]).tokens.isfinite().all()
+    with pytest.raises(PromptError, match="is 33 tokens long, and the model reads at most 22"):
+        sd3(diffusers_pipelines.sd3(t5=False))([long])
+
+
+@pytest.mark.parametrize("family, options", [
+    ("sd3", dict(prompt_2=None, prompt_3=None, max_sequence_length=LENGTH)),
+    ("deepfloyd_if", dict(clean_caption=False)),
+])  # fmt: skip
+def test_t5_may_keep_its_output_layers_in_float32(published, family, options):
+    """All float16 but T5's `wo`, as transformers loads it: diffusers' tokens, bit for bit, and no overflow.
+
+    With `wo` 1e5 times as large float16 overflows there; then these tokens are a hundred times nearer to
+    float32's than those of a T5 all in float16.
+    """
+    pipeline, prompts = getattr(published, family)(), ["a red sign"]
+    encode = FAMILIES[family](pipeline)
+    encode.tokenizers[-1].model_max_length = 77 if family == "deepfloyd_if" else LENGTH
+    wide = [module for name, module in encode.named_modules() if name.endswith(".wo")]
+    for module in wide:
+        module.weight *= 1e5
+    exact, rounded = encode(prompts).tokens, encode.half()(prompts).tokens
+    for module in wide:
+        module.float()
+    tokens, (theirs, *_) = encode(prompts).tokens, pipeline.encode_prompt(prompts, **options)
+    assert tokens.dtype == torch.float16 and torch.equal(tokens, theirs)
+    assert relative(tokens.float(), exact) < relative(rounded.float(), exact) / 100
+
+
+def test_encoders_that_do_not_fit_together_are_refused():
+    """CLIPs wider than the text tokens, and a tokenizer too many, are PatchErrors with both numbers."""
+    made = small_encoders()
+    clips = made.text_encoder, made.text_encoder_2
+    with pytest.raises(PatchError, match="the CLIPs are 128 wide together, the text tokens 100"):
+        SD3TextEncoders(*clips, None, made.tokenizers[:2], width=100)
+    with pytest.raises(PatchError, match="3 tokenizers for 2 text encoders"):
+        SD3TextEncoders(*clips, None, made.tokenizers, width=128)(["a red sign"])
+
+
+@pytest.mark.parametrize("family, names", [
+    ("sdxl", ["text_encoder", "text_encoder_2"]),
+    ("sd3", ["text_encoder", "text_encoder_2", "text_encoder_3"]),
+    ("deepfloyd_if", ["text_encoder"]),
+])  # fmt: skip
+def test_module_names_are_the_published_folders(published, family, names):
+    """A state dict splits into the published components."""
+    encode = FAMILIES[family](getattr(published, family)())
+    assert sorted({key.split(".")[0] for key in encode.state_dict()}) == names
+
+
+class Overheard:
+    """A tokenizer that takes its time, and notes how many calls of it are under way."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.under_way, self.most = tokenizer, 0, 0
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, *prompts, **options):
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        time.sleep(0.005)
+        made = self.tokenizer(*prompts, **options)
+        self.under_way -= 1
+        return made
+
+
+def test_threads_tokenize_one_after_another():
+    """A fast tokenizer remembers between calls whether it pads, so that two at once may read without padding: never are."""
+    tokenizer = Overheard(load("tiny-if").encoders.tokenizers[0])
+    with ThreadPoolExecutor(3) as threads:
+        made = list(threads.map(lambda _: tokenize(["a red sign"], [tokenizer], [77]), range(6)))
+    assert tokenizer.most == 1 and all(torch.equal(one[0].input_ids, made[0][0].input_ids) for one in made)

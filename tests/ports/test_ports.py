@@ -1,0 +1,275 @@
+"""Sites on any model: the shipped tables hold on diffusers' own classes, and foreign models swap as ours do."""
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.copies import PAIRS, call, native_slots_are_foreign_hooks, one_input, pair
+from support.foreign import FOREIGN, foreign
+from support.laws import anatomy, patching
+from support.small_models import relative
+from support.strategies import some
+
+from textpatch import Swap, capture, find_sites, inject, patch, ports
+from textpatch.errors import PatchError
+from textpatch.hooks import HookRegistry
+from textpatch.sites import Site, SiteSpec, Span, Tap, shipped_table
+from textpatch.testing import CHECKS, check_port
+
+
+# --- the shipped tables ---
+
+MIDDLE, UP = "mid_block.attentions.0", ["up_blocks.0.attentions.0", "up_blocks.0.attentions.1"]
+TRANSFORMERS = [f"{where}.transformer_blocks.{i}.attn2" for where in ("down_blocks.1.attentions.0", MIDDLE, *UP)
+                for i in range(2)]  # fmt: skip
+DOUBLE, SINGLE = ([f"{kind}transformer_blocks.{i}.attn" for i in range(3)] for kind in ("", "single_"))
+EXPECTED = {  # names, in execution order; of each: kind, heads, head_dim, parameters of K and V, K and V heads
+    "sdxl": (TRANSFORMERS, "cross", 2, 8, 2 * 12 * 16, None),
+    "deepfloyd_if": (["down_blocks.1.attentions.0", MIDDLE, *UP], "added", 2, 8, 2 * 33 * 16, None),
+    "sd3": (DOUBLE, "joint", 2, 8, 2 * 17 * 16, None),
+    "sd35": (DOUBLE, "joint", 2, 8, 2 * 17 * 16, None),
+    "flux": (DOUBLE[:2] + SINGLE[:2], ["joint"] * 2 + ["single"] * 2, 2, 8, 2 * 17 * 16, None),
+    "fused_flux": (DOUBLE[:2] + SINGLE[:2], ["joint"] * 2 + ["single"] * 2, 2, 8, 2 * 17 * 16, None),
+    "qwen_image": (DOUBLE[:2], "joint", 2, 8, 2 * 17 * 16, None),
+    "pixart": ([f"transformer_blocks.{i}.attn2" for i in range(2)], "cross", 2, 8, 2 * 17 * 16, None),
+    "z_image": ([f"layers.{i}.attention" for i in range(2)], "single", 2, 8, 2 * 16 * 16, None),
+    "krea2": (DOUBLE[:2], "single", 4, 8, 2 * 32 * 16, 2),
+    "prx": ([f"blocks.{i}.attention" for i in range(2)], "added", 2, 8, 2 * 16 * 16, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_shipped_table_passes_every_check(diffusers, name):
+    """check_port(diffusers' class, its shipped table) raises nothing, and reports all of over 25 sentences."""
+    model, inputs = foreign(diffusers, name)
+    report = check_port(model, None, inputs)
+    assert report.sites == find_sites(model)
+    assert len(set(report.checks)) == len(CHECKS) > 25
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_sites_of_foreign_models(diffusers, name):
+    """Names in execution order, kinds and sizes; attn1, and SD3.5's attn2, are no sites."""
+    names, kind, *sizes = EXPECTED[name]
+    kinds = [kind] * len(names) if isinstance(kind, str) else kind
+    found = find_sites(foreign(diffusers, name)[0])
+    assert [(s.index, s.name, s.kind) for s in found] == [*zip(range(len(names)), names, kinds)]
+    assert {(s.heads, s.head_dim, s.parameters, s.kv_heads) for s in found} == {tuple(sizes)}
+
+
+def test_tables_are_literal(diffusers):
+    """A port is one file under 80 lines that imports SiteSpec and Span alone; every class it names is diffusers'."""
+    folder = Path(ports.__file__).parent
+    files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    for path in files:
+        nodes = ast.walk(ast.parse(path.read_text()))
+        imported = [node for node in nodes if isinstance(node, ast.ImportFrom | ast.Import)]
+        assert len(path.read_text().splitlines()) < 80
+        assert [node.module for node in imported] == ["textpatch.sites"]
+    assert len(files) == len(ports.TABLES) and all(hasattr(diffusers, name) for name in ports.TABLES)
+
+
+def test_a_subclass_has_the_table_of_its_class(diffusers):
+    """find_sites goes by the names of a class and of what it inherits; a distilled U-Net lacks the middle."""
+    model = foreign(diffusers, "sdxl")[0]
+    model.__class__ = type("Distilled", (type(model),), {})
+    model.mid_block = None
+    assert [site.name for site in find_sites(model)] == [*TRANSFORMERS[:2], *TRANSFORMERS[4:]]
+
+
+# --- our models and diffusers': one text ---
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_our_models_have_the_sites_of_diffusers(diffusers, name):
+    """find_sites(ours) = find_sites(theirs): index, name, kind, heads, head width, parameters, taps."""
+    ours, theirs = pair(diffusers, name)
+    assert find_sites(ours) == find_sites(theirs) and not hasattr(theirs, "sites")
+
+
+@st.composite
+def one_swap(draw):
+    """A Swap of row a from row b at some sites, heads, tokens and parts."""
+    places = draw(some(range(3))), draw(some(range(2))), draw(some(range(4)))
+    where = "all" if places[0] is None else places[0]
+    return Swap(where, "a", "b", heads=places[1], tokens=places[2], part=draw(st.sampled_from(["kv", "k", "v"])))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@settings(max_examples=8)
+@given(swap=one_swap(), seed=st.integers(0, 99))
+def test_native_slots_are_hooks_on_the_foreign_copy(diffusers, name, swap, seed):
+    """Law 13: ours(slots of a swap) = capture, then patch on diffusers' class with our weights: 1e-10 in float64."""
+    native_slots_are_foreign_hooks(diffusers, name, swap, seed)
+
+
+@pytest.mark.parametrize("name", ["SDXL", "IF"])
+def test_native_injection_is_the_foreign_copys(diffusers, name):
+    """inject(ours, text) = inject(theirs, its tokens), 1e-10; the pooled vector stays the prompt's in both."""
+    ours, theirs = pair(diffusers, name)
+    (args, inputs), ((*_, other), _) = (one_input(type(ours), 2) for _ in range(2))
+    with inject(ours, other, [1, 2]):
+        native = ours(*args)
+    with inject(theirs, other.tokens, [1, 2]):
+        assert relative(call(theirs, inputs), native) <= 1e-10
+    assert relative(call(theirs, inputs), native) > 1e-3
+
+
+# --- tables, spans and refusals ---
+
+
+@pytest.mark.parametrize("fields, says", [
+    (dict(kind="self"), "kind is 'self'; known here: 'cross', 'added'"),
+    (dict(kind="joint"), "order is None; known here: 'text first', 'image first'"),
+    (dict(kind="cross", order="text first"), "order is 'text first'; known here: None"),
+    (dict(kind="single", span=Span("first"), order="text first"), "order is 'text first'; known here: None"),
+    (dict(kind="single", order="text first"), "kind 'single' and spans 'all'"),
+    (dict(kind="cross", fused=(1, 2, 2)), r"fused is \(1, 2, 2\); parts are numbered 0..1"),
+])  # fmt: skip
+def test_a_row_that_contradicts_itself_is_refused(fields, says):
+    """Unknown kinds, an order that is missing or has no meaning, a shared stream that is all text: PatchError."""
+    with pytest.raises(PatchError, match=says):
+        SiteSpec("blocks.*.attn", **fields)
+
+
+@pytest.mark.parametrize("fields, says", [
+    (dict(modules="transformer_bloks.*.attn"), "no module 'transformer_bloks.*.attn' in SD3.*; closest: tr"),
+    (dict(projections=("to_kk", "to_v")), "has no module 'transformer_blocks.0.attn.to_kk'; closest: "),
+    (dict(norm="norm_text"), "has no module 'transformer_blocks.0.attn.norm_text'"),
+    (dict(heads="num_heads"), "'transformer_blocks.0.attn' has no number 'num_heads'"),
+    (dict(projections=("norm_q", "norm_k")), "'transformer_blocks.0.attn.norm_q' has no number 'out_features'"),
+    (dict(heads=3), "16 channels of 'transformer_blocks.0.attn.add_k_proj' do not divide into 1 parts of 3 heads"),
+    (dict(fused=(1, 2, 3)), "do not divide into 3 parts of 2 heads"),
+])  # fmt: skip
+def test_a_table_that_does_not_fit_is_refused(diffusers, fields, says):
+    """Modules, projections, norms and attributes that are not there, widths that do not divide: PatchError."""
+    model = foreign(diffusers, "sd35")[0]
+    with pytest.raises(PatchError, match=says):
+        find_sites(model, [replace(spec, **fields) for spec in shipped_table(model)])
+
+
+def test_models_without_a_table_are_refused(diffusers):
+    """An unknown class, and a known one that no table fits: PatchError, with the reason."""
+    with pytest.raises(PatchError, match="no sites known for Linear: it has no `sites`, and no table is shipped"):
+        find_sites(torch.nn.Linear(1, 1))
+    model = foreign(diffusers, "pixart")[0]
+    del model.transformer_blocks
+    with pytest.raises(PatchError, match=r"no shipped table fits \(no module 'transformer_blocks.\*.attn2' in"):
+        find_sites(model)
+
+
+def test_sites_of_ones_own_table_are_taken_as_they_are(diffusers):
+    """capture(Sites of a table) reads by that table: here the K of image tokens, which no shipped table gives."""
+    model, inputs = foreign(diffusers, "krea2")
+    own = find_sites(model, [replace(spec, span=Span("last")) for spec in shipped_table(model)])
+    seen = {}
+    with HookRegistry(model, [own[0].taps[0].module]).observe(lambda name, output: seen.update(k=output)):
+        with capture(model, own[0], rows="ab") as cache:
+            call(model, inputs)
+    assert torch.equal(cache[own[0].name, 0, ("b",), "k"], seen["k"][1, -5:])
+
+
+def test_a_fused_model_gives_the_same_text(diffusers):
+    """K and V of the parts of a fused projection are those of its own projections (5e-6), and swap alike."""
+    found = []
+    for name in ("flux", "fused_flux"):
+        model, inputs = foreign(diffusers, "flux")
+        if name == "fused_flux":
+            model.fuse_qkv_projections()
+        with capture(model, "all", rows="ab") as cache:
+            call(model, inputs)
+        with patch(model, cache, [1, 3], rows=["b", None], heads=[1]):
+            found.append((cache, call(model, inputs)))
+    (plain, one), (fused, other) = found
+    assert plain.keys() == fused.keys() and relative(one, other) <= 5e-6
+    assert all(relative(plain[key], fused[key]) <= 5e-6 for key in plain)
+
+
+def test_projections_that_were_fused_are_not_silent(diffusers):
+    """A table from before the fusion: the modules are still there and never run, which is an error."""
+    model, inputs = foreign(diffusers, "fused_flux")
+    with pytest.raises(PatchError, match="8 of 8 modules never ran"):
+        with capture(model, find_sites(model, ports.flux.FLUX), rows="ab"):
+            call(model, inputs)
+
+
+def test_estimates_count_the_heads_of_keys(diffusers):
+    """estimate = bytes also where four query heads share two of K and V."""
+    model, inputs = foreign(diffusers, "krea2")
+    with capture(model, "all", rows="ab") as cache:
+        call(model, inputs)
+    assert cache.bytes == patching.KVCache.estimate(find_sites(model), 1, 2, 5, torch.float32)
+
+
+@pytest.mark.parametrize("text, says", [
+    ([torch.zeros(7, 2), torch.zeros(33, 2)], r"the rows of 'cap_feats' hold \[32, 64\] text tokens"),
+    (None, "the rows of 'cap_feats' hold no text tokens"),
+])  # fmt: skip
+def test_a_span_needs_one_length(text, says):
+    """Rows of different padded lengths, and no text at all, are refused; 7 and 32 tokens both take 32."""
+    span = Span("last", "cap_feats", pad_to=32)
+    assert span.length([torch.zeros(7, 2), torch.zeros(32, 2)]) == 32 == span.length(torch.zeros(2, 5, 3))
+    with pytest.raises(PatchError, match=says):
+        span.length(text)
+
+
+def test_a_span_needs_the_model_itself_to_be_called(diffusers):
+    """A sequence shorter than its text, or a block called behind the model's back: PatchError."""
+    model, inputs = foreign(diffusers, "krea2")
+    with pytest.raises(PatchError, match="a sequence of 4 tokens, and 5 text tokens in 'encoder_hidden_states'"):
+        Span("first").tokens(4, 5)
+    with pytest.raises(PatchError, match="no known number of text tokens in 'encoder_hidden_states'"):
+        with capture(model, 0, rows="ab"):
+            model.transformer_blocks[0].attn(torch.randn(2, 11, 32))
+
+
+@pytest.mark.parametrize("text", [torch.zeros(3, 5, 12), torch.zeros(2, 4, 12)], ids=["rows", "tokens"])
+def test_injected_text_must_be_as_large(diffusers, text):
+    """Another number of rows or tokens than the batch has: PatchError with both, and nothing is left behind."""
+    model, inputs = foreign(diffusers, "pixart")
+    before = anatomy(model)
+    with pytest.raises(PatchError, match=rf"2 rows of 5 tokens, the injected text {len(text)} of {text.shape[1]}"):
+        with inject(model, text, "all"):
+            call(model, inputs)
+    assert anatomy(model) == before
+
+
+def test_one_text_is_injected_at_sites_that_read_one(diffusers):
+    """Sites that read two arguments of the forward, and one text: PatchError, not half an injection."""
+    first, second = find_sites(foreign(diffusers, "pixart")[0])
+    with pytest.raises(PatchError, match=r"these sites read \['encoder_hidden_states', 'glyphs'\]"):
+        with inject(torch.nn.Identity(), torch.zeros(2, 5, 12), [first, replace(second, span=Span(text="glyphs"))]):
+            pass
+
+
+@pytest.mark.parametrize("name", ["sdxl", "pixart", "prx"])
+def test_injection_at_all_sites_is_the_other_text(diffusers, name):
+    """Where text enters at the sites alone: f(x, a | inject b) = f(x, b), bit for bit, at every call."""
+    model, inputs = foreign(diffusers, name)
+    text, calls = inputs["encoder_hidden_states"].flip(0), []
+    model.register_forward_hook(lambda *_: calls.append(model))
+    with capture(model, 0, rows="ab") as cache, inject(model, text, "all"):
+        injected = [call(model, inputs) for _ in range(2)]
+    assert len(calls) == 3
+    assert all(torch.equal(x, call(model, inputs, encoder_hidden_states=text)) for x in injected)
+    assert {step for _, step, *_ in cache} == {0, 1}  # the call that makes the bank is nobody's step
+
+
+def test_inputs_are_bound_to_their_names():
+    """observe_inputs gives what a module gets by the names of its forward, and leaves nothing."""
+    model, seen = torch.nn.Bilinear(1, 1, 1), []
+    before = anatomy(model)
+    with HookRegistry(model, [""]).observe_inputs(lambda name, inputs: seen.append((name, [*inputs.arguments]))):
+        model(torch.ones(1), input2=torch.ones(1))
+    assert seen == [("", ["input1", "input2"])] and anatomy(model) == before
+
+
+def test_a_site_knows_its_taps():
+    """Without taps a Site has those of its kind; an unknown kind is refused."""
+    assert Site(0, "a", "added", 2, 4, 0).taps == (Tap("a.add_k_proj"), Tap("a.add_v_proj"))
+    with pytest.raises(PatchError, match="kind is 'self'"):
+        Site(0, "a", "self", 2, 4, 0)

@@ -1,0 +1,258 @@
+"""Prompt pairs of GlyphControl's layout: splits kept apart, pairs that depend on nothing but seed and words."""
+
+import os
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.glyph_folders import BUCKETS, SENTENCES, WORDS, write
+from support.laws_of_runs import law_scenes_differ_outside_the_quotes
+from support.small_models import small_encoders, small_pipeline
+
+from textpatch import localize
+from textpatch.errors import PromptError
+from textpatch.pairs import Pair, quoted
+from textpatch.prompts import BENCHES, RAW, SPLITS, bare, glyphcontrol, mix, with_words
+from textpatch.reference_models.text_encoders import tokenize
+
+
+GOLDEN_WORDS = [(["bolo"], ["balo"]), (["balo"], ["bilo"]), (["bilo"], ["belo"])]
+GOLDEN_PAIR = Pair(source='"dzlo dilo" on a ship', target='a map titled "dylo dulo", folded')
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("glyph"))
+
+
+def texts(pair: Pair) -> tuple[list[str], list[str]]:
+    return quoted(pair.source).split(), quoted(pair.target).split()
+
+
+requests = st.fixed_dictionaries(
+    {"bench": st.sampled_from(BENCHES), "split": st.sampled_from(list(SPLITS)), "seed": st.integers(0, 10**9),
+     "words": st.integers(1, 3)})  # fmt: skip
+
+
+@given(requests)
+def test_every_word_is_equally_often_on_either_side(folder, request_):
+    """With k words a text: each word of the split k times in sources, k times in targets, never in both of a pair."""
+    pairs = glyphcontrol(folder, **request_)
+    wanted = {word: request_["words"] for name in SPLITS[request_["split"]] for word in WORDS[name]}
+    sources, targets = zip(*map(texts, pairs))
+    assert Counter(sum(sources, [])) == Counter(sum(targets, [])) == wanted
+    assert not [pair for pair in zip(sources, targets) if set(pair[0]) & set(pair[1])]
+
+
+@given(requests)
+def test_both_sides_of_a_pair_come_from_one_bucket(folder, request_):
+    """Frequencies are not mixed: the words of a pair are of one file."""
+    for pair in glyphcontrol(folder, **request_):
+        assert len({word[0] for side in texts(pair) for word in side}) == 1
+
+
+@given(requests, st.integers(1, 7))
+def test_fewer_pairs_are_the_first_ones(folder, request_, limit):
+    """limit=n gives the first n of all pairs, and of a split of several buckets as many from each, give or take one."""
+    pairs = glyphcontrol(folder, **request_, limit=limit)
+    assert pairs == glyphcontrol(folder, **request_)[:limit]
+    taken = Counter(texts(pair)[0][0][0] for pair in pairs)
+    counts = [taken[WORDS[name][0][0]] for name in SPLITS[request_["split"]]]
+    assert max(counts) - min(counts) <= 1
+
+
+@given(requests)
+def test_which_sentences_the_prompts_are(folder, request_):
+    """simple: one sentence for all; creative: one a pair; mixed: two a pair; always those of the file."""
+    for pair in glyphcontrol(folder, **request_):
+        source, target = bare(pair.source), bare(pair.target)
+        assert {source, target} <= ({'A sign that says "".'} if request_["bench"] == "simple" else set(SENTENCES))
+        assert (source != target) == (request_["bench"] == "mixed")
+
+
+def test_the_pairs_are_the_same_everywhere(folder):
+    """Written down once: neither process, hash seed nor Python may change them."""
+    assert [texts(pair) for pair in glyphcontrol(folder, limit=3)] == GOLDEN_WORDS
+    assert glyphcontrol(folder, "mixed", "test", seed=1, words=2, limit=1) == [GOLDEN_PAIR]
+
+
+def test_seeds_pair_differently(folder):
+    """Ten seeds, ten pairings."""
+    assert len({tuple(glyphcontrol(folder, seed=seed)) for seed in range(10)}) == 10
+
+
+def test_the_folders_order_does_not_matter(folder, tmp_path):
+    """Files written in another order, a file more, Windows' line ends, a byte order mark, blank lines: the same pairs."""
+    other = write(tmp_path, {name: WORDS[name] for name in reversed(BUCKETS)})
+    (other / RAW / "SimpleBench" / "aaa.txt").write_text("never")
+    first = other / RAW / "SimpleBench" / f"{BUCKETS[0]}.txt"
+    first.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(WORDS[BUCKETS[0]]).encode() + b"\r\n\r\n")
+    for bench in BENCHES:
+        assert glyphcontrol(other, bench) == glyphcontrol(folder, bench)
+
+
+@pytest.mark.parametrize("line, says", [
+    ("two words", "expected one word without quotes, found 'two words'"),
+    ('qu"ote', "expected one word without quotes"),
+    ("balo", f"expected a new word, found 'balo', which is in .*{BUCKETS[0]}.txt, line 1 too"),
+    ("BALO", "expected a new word, found 'BALO'"),
+    ("dalo", f"expected a new word, found 'dalo', which is in .*{BUCKETS[1]}.txt, line 1 too"),
+    ("\xff", None),
+])  # fmt: skip
+def test_a_bad_word_is_named_by_file_and_line(tmp_path, line, says):
+    """Two words, quotes, a word of this or of another split (also in capitals) are errors; other letters are not."""
+    place = BUCKETS[2]
+    write(tmp_path, {**WORDS, place: [*WORDS[place], line]})
+    if says is None:
+        assert len(glyphcontrol(tmp_path, split="test")) == 22
+    else:
+        for split in SPLITS:
+            with pytest.raises(PromptError, match=rf"{place}\.txt, line 8: {says}"):
+                glyphcontrol(tmp_path, split=split)
+
+
+@pytest.mark.parametrize("line", ["no quotes", 'one " quote', '"" and ""', 'a "word" already', "“”"])
+def test_a_bad_sentence_is_named_by_file_and_line(tmp_path, line):
+    """A template has one pair of straight quotes and nothing in it."""
+    write(tmp_path, sentences=[*SENTENCES, "", line])
+    assert len(glyphcontrol(tmp_path)) == 7
+    with pytest.raises(PromptError, match=r'remove_render_words\.txt, line 6: expected a sentence with "" once'):
+        glyphcontrol(tmp_path, "creative")
+
+
+@pytest.mark.parametrize("options, says", [
+    (dict(bench="creativ"), "no 'creativ'; closest: creative"), (dict(split="train"), "no 'train'; known: validation"),
+    (dict(limit=0), "asked for 0 pairs; the validation words make 1 to 7"),
+    (dict(split="test", limit=22), "asked for 22 pairs; the test words make 1 to 21"),
+    (dict(words=0), "texts of 0 words; 7 words make texts of 1 to 3"),
+    (dict(words=4), "texts of 4 words"), (dict(folder="gone"), "cannot read prompts from gone/.*GlyphControl-release"),
+])  # fmt: skip
+def test_requests_that_cannot_be_met(folder, options, says):
+    """What was asked, what there is, and what to give."""
+    with pytest.raises(PromptError, match=says):
+        glyphcontrol(**{"folder": folder, **options})
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"\xff\xfe\x00")])
+@pytest.mark.parametrize("name", BUCKETS)
+def test_unreadable_files_are_named(tmp_path, name, damage):
+    """A bucket that is gone or is no text is an error for either split, as they could not be held apart."""
+    path = write(tmp_path) / RAW / "SimpleBench" / f"{name}.txt"
+    damage(path)
+    for split in SPLITS:
+        with pytest.raises(PromptError, match=f"cannot read prompts from .*{name}.txt: "):
+            glyphcontrol(tmp_path, split=split)
+
+
+def test_one_sentence_cannot_be_mixed(tmp_path):
+    """Two different sentences are the least; the same one twice counts once."""
+    write(tmp_path, sentences=[SENTENCES[0]] * 2)
+    with pytest.raises(PromptError, match="at least two different sentences, found 1"):
+        glyphcontrol(tmp_path, "mixed")
+
+
+@given(requests)
+def test_mixing_takes_template_and_text_apart(folder, request_):
+    """Of the four prompts the diagonal is the pair; each has the template of one side and the text of the other."""
+    pair = glyphcontrol(folder, **request_)[0]
+    mixed = mix(pair)
+    sides = {"source": pair.source, "target": pair.target}
+    assert len(mixed) == 4 and all(mixed[side, side] == prompt for side, prompt in sides.items())
+    for (template, text), prompt in mixed.items():
+        assert bare(prompt) == bare(sides[template]) and quoted(prompt) == quoted(sides[text])
+
+
+@pytest.mark.parametrize("template, words", [
+    ('a ""', ()), ('a ""', ("",)), ('a ""', (" ",)), ('a ""', ('"',)), ("a", ("A",)), ('a "B"', ("A",)),
+    ('"" ""', ("A",)), ('a "', ("A",))])  # fmt: skip
+def test_what_makes_no_prompt_is_refused(template, words):
+    """No words, empty ones, quotes in them; a template without one empty pair of quotes."""
+    with pytest.raises(PromptError):
+        with_words(template, *words)
+
+
+# prompts by hand: what stands between the quotes, or None where it cannot be said
+
+PARSED = {
+    'a sign that says "HELLO"': "HELLO", '"HELLO"': "HELLO", '"HELLO" on a wall': "HELLO", '" HELLO "': "HELLO",
+    'says "two words" here': "two words", '"a\tb"': "a b", '"\n x \n"': "x", '"é"': "é", '"日本"': "日本",
+    '"😀"': "😀", '"\u202eabc"': "\u202eabc", '"it\'s"': "it's", '"a`b"': "a`b", '"-rf"': "-rf", '"../x"': "../x",
+    '"<b>"': "<b>", '"=1+1"': "=1+1", '"\x1b[31m"': "\x1b[31m", '"\0"': "\0", '"“A”"': "“A”", '"A“"': "A“",
+    'x"A"x': "A", '"%s{0}"': "%s{0}", '"0"': "0", f'"{"A" * 1000}"': "A" * 1000, '"a\u0301"': "a\u0301",
+    "": None, " ": None, "no quotes": None, '"': None, '""': None, '" "': None, '"\n"': None, '"\u3000"': None,
+    'a "b': None, 'b" a': None, '"A" "': None, '"""': None, '""""': None,
+    '""A""': None, '"A" says "': None, 'size 5" and "A"': None, "'HELLO'": None, "`HELLO`": None,
+    "″HELLO″": None, "＂HELLO＂": None, "''HELLO''": None, "&quot;HELLO&quot;": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt, text", PARSED.items())
+def test_the_quoted_text_is_found_or_refused(prompt, text):
+    """One stretch of text between straight double quotes; none, two, or an odd quote is an error, never a guess."""
+    if text is not None:
+        assert quoted(prompt) == text
+        return
+    with pytest.raises(PromptError, match="no quoted word"):
+        quoted(prompt)
+    with pytest.raises(PromptError):
+        localize(small_pipeline(), [(prompt, PROMPT)])
+
+
+@pytest.mark.parametrize("prompt", ['"A" and "B"', '"A""B"', '"A" "B" "C"'])
+def test_several_texts_are_not_one(prompt):
+    """`quoted` says how many there are and what could be written; a pair is of all of them."""
+    with pytest.raises(PromptError, match=r'[23] quoted texts in .*; write "A B'):
+        quoted(prompt)
+    assert Pair(prompt, PROMPT).words[0].startswith("A B")
+
+
+def test_what_differs_in_more_than_the_text():
+    """The pairs with another word, mark, letter case, order or number of texts outside the quotes, in their order."""
+    law_scenes_differ_outside_the_quotes()
+
+
+PROMPT = 'a red sign that says "HOUSE"'
+
+
+@pytest.mark.parametrize("length", [22, 77])
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_cut_off_word_is_an_error(length, place):
+    """For every number of words before or behind it: the model reads all letters of the quoted word, or refuses.
+
+    Fault it would find: a tokenizer that cuts at its length without a word (the default of truncation=True).
+    """
+    tokenizers = small_encoders().tokenizers
+    for tokenizer in tokenizers:
+        tokenizer.model_max_length = length
+    refused = []
+    for n in range(length + 4):
+        filler = "a " * n
+        prompt = f'{filler}"HOUSE"' if place == "last" else f'"HOUSE" {filler}'
+        try:
+            read = tokenize([prompt], tokenizers, [length] * len(tokenizers))
+        except PromptError as error:
+            assert f"the model reads at most {length}" in str(error)
+            refused.append(n)
+            continue
+        decoded = [tokenizer.decode(ids.input_ids[0]) for tokenizer, ids in zip(tokenizers, read)]
+        assert any('" H O U S E "' in text for text in decoded), decoded
+    assert refused == list(range(refused[0], length + 4)) and refused[0] <= length - 7
+
+
+def test_a_cut_off_word_stops_a_run_before_it_begins(monkeypatch):
+    """localize refuses a pair whose word no encoder would read; nothing is generated."""
+    monkeypatch.setattr("textpatch.reference_models.pipeline.Pipeline.denoise", None)
+    with pytest.raises(PromptError, match="the model reads at most 22; shorten it"):
+        localize(small_pipeline(), [(PROMPT, "a " * 20 + PROMPT)])
+
+
+def test_the_published_lists():
+    """GLYPHCONTROL=folder: 100 validation and 300 test pairs of each benchmark, and no word in both splits."""
+    folder = os.environ.get("GLYPHCONTROL")
+    if folder is None:
+        pytest.skip("GLYPHCONTROL names no copy of GlyphControl-release")
+    for bench in BENCHES:
+        sides = [{word for pair in glyphcontrol(folder, bench, split) for side in texts(pair) for word in side}
+                 for split in SPLITS]  # fmt: skip
+        assert [len(words) for words in sides] == [100, 300] and not sides[0] & sides[1]

@@ -1,0 +1,166 @@
+"""The report of a real run, by a parser and in a real browser: what it shows is the run, and nothing else happens.
+
+Where no browser is installed the parser's half still runs; the browser's needs `apt-get install chromium`.
+"""
+
+import copy
+import re
+
+import pytest
+from PIL import Image
+from support.pages import BROWSER, HOSTILE, POLICY, browse, browsed, hold, parsed
+from support.planting import plant
+
+from textpatch import gallery, load, localize, markup, report
+from textpatch.store import Run
+from textpatch.trials import opened
+from textpatch.weights.prompts import sign_pairs
+
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no browser on PATH: apt-get install chromium")
+EYES = [pytest.param(parsed, id="parser"), pytest.param(browsed, id="browser", marks=needs_browser)]
+ALL_AT_ONCE = " ".join(HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """planted-mmdit, two pairs, two seeds, two steps, published: (folder, result, records with their pictures)."""
+    folder = tmp_path_factory.mktemp("a run") / "run"
+    kept = Run.open(folder, {"request": {"command": "localize"}, "command": "textpatch localize planted-mmdit"})
+    found = localize(load("planted-mmdit"), sign_pairs(2, split="test"), seeds=(0, 1), steps=2, run=kept)
+    report.publish(kept, found.result, found.records)
+    records = copy.deepcopy(found.records)
+    for picture in (picture for record in records for picture in record["pictures"].values()):
+        picture["image"] = opened(picture["image"], kept)
+    return folder, found.result, records
+
+
+def page_of(run, result: dict | None = None, records: list[dict] | None = None) -> str:
+    folder, *found = run
+    result, records = result or found[0], records or found[1]
+    return report.report_html(result, heatmap=(folder / "heatmap.png").read_bytes(), sheet=records, manifest={})
+
+
+def hostile(run, text: str) -> tuple[dict, list[dict]]:
+    """The run with one text for its model, sites, prompts, words and readings, which are numbered besides."""
+    _, result, records = copy.deepcopy(run)
+    result["model"] = result["ocr"]["engine"] = text
+    result["pairs_list"] = [dict.fromkeys(pair, f"{text} {n}") for n, pair in enumerate(result["pairs_list"])]
+    for site in result["sites"]:
+        site["name"] = site["kind"] = text
+    for n, record in enumerate(records):
+        for name, picture in record["pictures"].items():
+            picture["read"] = f"{text} {n} {name}"
+    return result, records
+
+
+@pytest.mark.parametrize("eyes", EYES)
+def test_every_cell_opens_its_pictures(run, eyes, tmp_path):
+    """The published page: each cell opens the source's, the target's and its own pictures and readings, no others."""
+    folder, result, records = run
+    hold(eyes((folder / "report.html").read_text("utf-8"), tmp_path), result, records)
+
+
+@pytest.mark.parametrize("eyes, text", [*((parsed, text) for text in HOSTILE),
+                                        pytest.param(browsed, ALL_AT_ONCE, marks=needs_browser)])  # fmt: skip
+def test_a_hostile_text_stays_text(run, eyes, text, tmp_path):
+    """Without the page's policy to stop it, nothing runs or is asked for, and cells open what they did."""
+    result, records = hostile(run, text)
+    hold(eyes(page_of(run, result, records), tmp_path), result, records)
+
+
+@needs_browser
+def test_its_picture(run, tmp_path):
+    """The page is drawn under its own policy, which has nothing to forbid: heat map's blue, best site's orange."""
+    folder, drawn = run[0], tmp_path / "page.png"
+    done = browse(tmp_path, folder / "report.html", "--window-size=1200,3000", "--enable-logging=stderr",
+                  "--blink-settings=preferredColorScheme=1", f"--screenshot={drawn}")  # fmt: skip
+    assert "Content Security Policy" not in done.stderr
+    with Image.open(drawn) as picture:
+        colours = dict((colour, n) for n, colour in picture.convert("RGB").getcolors(1 << 24))
+        assert picture.size == (1200, 3000) and len(colours) > 1000
+    assert min(colours[(0x00, 0x72, 0xB2)], colours[(0xD5, 0x5E, 0x00)]) > 1000
+    assert 0.3 < colours[(255, 255, 255)] / 3_600_000 < 0.95
+
+
+@needs_browser
+def test_the_policy_stops_what_escaping_let_through(run, tmp_path):
+    """A page that asks for a picture outside: a browser refuses on the policy's word, so the check above can fail."""
+    page = tmp_path / "page.html"
+    page.write_text(page_of(run).replace("</h1>", '</h1><img src="http://evil.invalid/x.png">'), "utf-8")
+    done = browse(tmp_path, page, "--enable-logging=stderr", f"--screenshot={tmp_path / 'x.png'}")
+    assert "Content Security Policy" in done.stderr
+
+
+def test_every_picture_is_there_once(run):
+    """One data URI per picture of the heat map's columns, and the drawing of scores; 96 x 32 pixels take kilobytes."""
+    folder, result, records = run
+    page = (folder / "report.html").read_text("utf-8")
+    shown = {"source", "target", *gallery.columns(result)}
+    pictures = [picture for record in records for name, picture in record["pictures"].items() if name in shown]
+    sources = re.findall(r'src="(data:[^"]+)"', page)
+    assert len(sources) == len(pictures) + 1
+    assert len(set(sources)) == len({picture["image"].tobytes() for picture in pictures}) + 1
+    assert len(page) < 1_000_000 and POLICY in page
+
+
+def test_pictures_beyond_what_a_page_can_hold_are_named(run, monkeypatch):
+    """Of records beyond the limit the cells still open the readings, and the paths of the pictures."""
+    _, result, records = copy.deepcopy(run)
+    for picture in (picture for record in records for picture in record["pictures"].values()):
+        picture["opened"], picture["image"] = picture["image"], f"images/{id(picture):016x}.png"
+    shown = {"source", "target", *gallery.columns(result)}
+    pictures = [[picture for name, picture in record["pictures"].items() if name in shown] for record in records]
+    monkeypatch.setattr(report, "SHOWN", len(pictures[0]))
+    page = page_of(run, records=report._within(result, records, lambda picture: picture["opened"]))
+    assert page.count("<img") == len(pictures[0]) + 1
+    assert all((picture["image"] in page) == (n > 0) for n, some in enumerate(pictures) for picture in some)
+
+
+# --- planted faults, each seen by the parser and, where there is one, by the browser
+
+FAULTS = {
+    "a prompt is not escaped": (markup, "safe", "html.escape(plain(text))", "plain(text)"),
+    "a picture from outside": (
+        markup, "picture", """return f'<img alt""", """return f'<img src="http://evil.invalid/x.png" alt"""),
+    "a picture that does not load": (markup, "data_uri", "b64encode(data)", "b64encode(data[20:])"),
+    "a cell opens the pair before": (gallery, "_cell", "_anchor(key, pair, column)", "_anchor(key, max(pair - 1, 0), column)"),
+}  # fmt: skip
+MORE_FAULTS = {
+    "a picture left out": (
+        gallery, "_column", "for seed, picture in pictures\n", "for seed, picture in pictures[:1]\n"),
+    "a cell opens the site before": (gallery, "_cell", "_anchor(key, pair, column)", "_anchor(key, pair, max(column - 1, 0))"),
+    "the target's pictures for the source's": (gallery, "_pictures", 'record["pictures"][name])',
+                                               'record["pictures"]["target" if name == "source" else name])'),
+    "readings of another seed": (gallery, "_column", "_caption(picture, words)", "_caption(pictures[-1][1], words)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("eyes, fault", [
+    *((parsed, fault) for fault in FAULTS | MORE_FAULTS),
+    *(pytest.param(browsed, fault, marks=needs_browser) for fault in FAULTS),
+])  # fmt: skip
+def test_a_fault_is_noticed(eyes, fault, run, tmp_path, monkeypatch):
+    """What holds of the page with a hostile text, and is tested above, does not hold with the fault in place."""
+    result, records = hostile(run, HOSTILE[0])
+    plant(monkeypatch, *(FAULTS | MORE_FAULTS)[fault])
+    with pytest.raises(AssertionError):
+        hold(eyes(page_of(run, result, records), tmp_path), result, records)
+
+
+STYLES = {
+    "nothing opens": (".pair:has(.column:target)", ".pair:has(.columns:target)"),
+    "all sites are shown": (".column:not(.end, :target) { display: none }", ""),
+    "the way back is hidden": ("& .close { display: block;", "& .close {"),
+    "cells lie under something": ("& .map a:is(:hover", "& .map a { pointer-events: none } & .map a:is(:hover"),
+}
+
+
+@needs_browser
+@pytest.mark.parametrize("fault", STYLES)
+def test_a_fault_of_the_stylesheet_is_noticed(fault, run, tmp_path, monkeypatch):
+    """What only a browser can see: the block does not open, not alone, or cannot be closed or clicked."""
+    old, new = STYLES[fault]
+    assert markup.STYLE.count(old) == 1
+    monkeypatch.setattr(markup, "STYLE", markup.STYLE.replace(old, new))
+    with pytest.raises(AssertionError):
+        hold(browsed(page_of(run), tmp_path), *run[1:])

@@ -1,0 +1,50 @@
+"""Pairs of prompts, readers that need no tesseract, and a localisation of a small model in a run folder."""
+
+import hashlib
+import json
+
+from textpatch import localize
+from textpatch.store import Run
+from textpatch.weights.load import SHIPPED
+from textpatch.weights.prompts import sign_pairs
+
+
+PAIR = ('a red sign that says "HOUSE" on a blue wall', 'a green badge that says "TIGER" on a striped yellow wall')
+PAIRS = sign_pairs(3)
+REQUEST = {"request": "three pairs"}
+
+
+def planted_site() -> int:
+    return json.loads((SHIPPED / "planted-mmdit" / "textpatch.json").read_text())["trained"]["recipe"]["planted"][0]
+
+
+class Parrot:
+    """A reader that always says HOUSE."""
+
+    def self_test(self):
+        pass
+
+    def read(self, images, box=None):
+        return ["HOUSE"] * len(images)
+
+    def describe(self):
+        return {"engine": "parrot"}
+
+
+class PixelReader:
+    """Reads a word made from a hash of all pixels, so that no other pixel goes unseen."""
+
+    def self_test(self):
+        pass
+
+    def read(self, images, box=None):
+        digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
+        return ["".join(chr(65 + byte % 26) for byte in digest[:5]) for digest in digests]
+
+    def describe(self):
+        return {"engine": "pixels"}
+
+
+def localized(model, folder, pairs=PAIRS, shard=None, seeds=(0, 1), ocr=None, **options):
+    run = Run.open(folder, REQUEST, worker=str(shard[0] if shard else 0))
+    return localize(model, pairs, seeds=seeds, ocr=ocr or PixelReader(), run=run, shard=shard, **options)

@@ -1,0 +1,61 @@
+"""Small random models in SD3's layout, for tests that need weights and no skill; and how outputs are compared."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from support.strategies import randomize
+
+from textpatch.reference_models.mmdit import MMDiT
+from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels
+from textpatch.reference_models.schedules import FlowMatchEuler
+from textpatch.weights.families import sd3_encoders
+from textpatch.weights.recipes import TINY_MMDIT
+from textpatch.weights.save import save_pipeline
+
+PROMPTS = [
+    'a red sign that says "HELLO" on a blue wall',
+    'a green arrow with text "ZEN" in mono on a dotted pink wall',
+]
+DEFAULTS = Defaults(height=32, width=96, steps=2, guidance=1.0, text_box=(7, 9, 81, 24))
+
+
+def small_denoiser(seed: int = 0, **sizes) -> MMDiT:
+    return randomize(MMDiT(replace(TINY_MMDIT, **{"num_layers": 2, **sizes})), seed).requires_grad_(False)
+
+
+def small_encoders(seed: int = 0):
+    """Real CLIPs and a T5 with random weights."""
+    return randomize(sd3_encoders(), seed).eval().requires_grad_(False)
+
+
+def small_pipeline(seed: int = 0, defaults: Defaults = DEFAULTS, **sizes) -> Pipeline:
+    parts = small_encoders(seed), small_denoiser(seed, **sizes)
+    return Pipeline(*parts, FlowMatchEuler(), pixels, defaults, "small").eval()
+
+
+def save_small(folder: Path, pipeline: Pipeline | None = None) -> Path:
+    """A small pipeline as a folder that `load` reads."""
+    made = pipeline or small_pipeline()
+    save_pipeline(folder, made, {"seed": 0})
+    return folder
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """max |a - b| / max |b|."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@contextmanager
+def outputs(model, *suffixes):
+    """Outputs, in the order made, of all modules whose names end in one of the suffixes: [(name, output)]."""
+    made = []
+    handles = [
+        module.register_forward_hook(lambda module, args, output, name=name: made.append((name, output)))
+        for name, module in model.named_modules()
+        if name.endswith(suffixes)
+    ]
+    yield made
+    for handle in handles:
+        handle.remove()

@@ -1,0 +1,308 @@
+"""Loading from every place weights live in: original single files, shards, the Hugging Face cache; and nothing else."""
+
+import hashlib
+import json
+import socket
+import weakref
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.small_denoisers import SMALL, small
+from support.small_models import PROMPTS, save_small, small_pipeline
+from support.strategies import randomize
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from textpatch import load, load_denoiser
+from textpatch.errors import WeightsError
+from textpatch.reference_models.vae import VAE, VAEConfig
+from textpatch.weights import files, sources
+from textpatch.weights.fill import Part, fill
+from textpatch.weights.layouts import SINGLE_FILES
+from textpatch.weights.layouts.tensors import HeadRows, Rows, swapped
+from textpatch.weights.load import fingerprint, outline
+from textpatch.weights.tokens import word_tokenizer
+
+def originals(kind: str, component: str, state: dict) -> dict:
+    """A component's tensors under the names, and fused as, its original file has them."""
+    single = next(single for single in SINGLE_FILES if single.name == kind)
+    part = next(part for part in single.parts if part.component == component)
+    made, left = {}, dict(state)  # of two spellings in a table, the first
+    for key, targets in part.layout.table.items():
+        held = [(function, left.pop(name)) for name, function in targets if name in left]
+        if held:
+            made[part.prefix + key] = whole(held, key)
+    assert sum(tensor.numel() for tensor in made.values()) == sum(tensor.numel() for tensor in state.values())
+    return made
+
+
+def whole(held: list, key: str) -> torch.Tensor:
+    """The tensor whose parts, by their functions, are those held."""
+    (function, tensor), *_ = held
+    if isinstance(function, Rows):
+        return torch.cat([tensor for _, tensor in sorted(held, key=lambda pair: pair[0].start)])
+    if isinstance(function, HeadRows):
+        heads = [tensor.unflatten(0, (-1, 64)) for _, tensor in sorted(held, key=lambda pair: pair[0].part)]
+        fused = torch.stack(heads, dim=1).flatten(0, 2)
+        return fused if fused.dim() == 1 else fused[..., None]
+    if function is swapped:
+        return swapped(tensor)
+    if function.__name__ == "transposed":
+        return tensor.T.contiguous()
+    if function.__name__ == "linear" and tensor.dim() == 2:
+        return tensor[..., None] if kind_of_convolution(key) == 1 else tensor[..., None, None]
+    return tensor
+
+
+def kind_of_convolution(key: str) -> int:
+    """IF's attention is a convolution over a line, the VAE's over a plane."""
+    return 2 if "mid.attn_1" in key else 1
+
+
+def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    mine, theirs = a.state_dict(), b.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize("kind, component", [("SDXL", "unet"), ("SD3", "transformer"), ("IF-I", "unet")])
+def test_an_original_file_is_the_same_denoiser(tmp_path, kind, component):
+    """load_denoiser(original names, fused rows, swapped halves) = the model, every tensor; sizes from the shapes."""
+    model = small(kind)
+    save_file(originals(kind, component, model.state_dict()), tmp_path / "one.safetensors")
+    loaded = load_denoiser(tmp_path / "one.safetensors")
+    assert equal(loaded, model) and loaded.config == model.config
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_file_in_diffusers_layout_needs_no_config(tmp_path, kind):
+    """Without config.json beside it the sizes come from the shapes, too."""
+    model = small(kind)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    assert equal(load_denoiser(tmp_path / "model.safetensors"), model)
+
+
+def write_shards(folder, stem: str, state: dict, count: int = 3) -> None:
+    names, width = list(state), f"-of-{count:05d}.safetensors"
+    shards = {f"{stem}-{i + 1:05d}{width}": names[i::count] for i in range(count)}
+    for file, held in shards.items():
+        save_file({name: state[name] for name in held}, folder / file)
+    body = {"metadata": {"total_size": sum(t.nbytes for t in state.values())},
+            "weight_map": {name: file for file, held in shards.items() for name in held}}  # fmt: skip
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(body))
+
+
+def test_shards_are_the_same_model(tmp_path):
+    """A component's folder with an index, the index itself, and a whole pipeline of shards = the pipeline."""
+    pipeline = small_pipeline()
+    folder = save_small(tmp_path / "model", pipeline)
+    for component, stem in (("transformer", "diffusion_pytorch_model"), ("text_encoder_3", "model")):
+        path = folder / component / f"{stem}.safetensors"
+        state = {name: tensor for name, tensor in files.open_tensors(path).items()}
+        state = {name: files.open_tensors(path).read(name) for name in state}
+        path.unlink()
+        write_shards(folder / component, stem, state)
+    assert equal(load(folder, dtype=torch.float16), pipeline.half())
+    index = folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    assert equal(load_denoiser(index), load_denoiser(folder / "transformer"))
+    assert equal(load_denoiser(folder), load_denoiser(index))
+
+
+def test_the_hugging_face_cache_is_read_offline(tmp_path, monkeypatch):
+    """load("org/name") finds refs/main -> snapshots/<commit>, whose files link into blobs, without any network."""
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was tried"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    made, commit = save_small(tmp_path / "made"), "a" * 40
+    repository = tmp_path / "models--org--name"
+    (repository / "blobs").mkdir(parents=True)
+    for number, path in enumerate(sorted(p for p in made.rglob("*") if p.is_file())):
+        link = repository / "snapshots" / commit / path.relative_to(made)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(repository / "blobs" / str(number))
+        link.symlink_to(repository / "blobs" / str(number))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    assert equal(load("org/name", dtype=torch.float16), small_pipeline().half())
+    with pytest.raises(WeightsError, match="org/other .*is not in .*hf download org/other"):
+        load("org/other")
+
+
+@pytest.fixture
+def sdxl_file(tmp_path, monkeypatch):
+    """A whole small SDXL in one original file, its tokenizers beside it; the sizes of its encoders made known."""
+    clip = dict(vocab_size=len(word_tokenizer(begin=True)), intermediate_size=64, num_hidden_layers=2,
+                num_attention_heads=2, bos_token_id=2, eos_token_id=3, pad_token_id=1)  # fmt: skip
+    sizes = {"text_encoder": clip | dict(hidden_size=64, projection_dim=64),
+             "text_encoder_2": clip | dict(hidden_size=32, projection_dim=32, hidden_act="gelu")}  # fmt: skip
+    monkeypatch.setattr(sources, "ENCODERS", sizes)
+    first, second = (kind(kind.config_class(**size)) for kind, size in zip(
+        (CLIPTextModel, CLIPTextModelWithProjection), sizes.values()))  # fmt: skip
+    vae = VAE(VAEConfig(block_out_channels=(32, 32, 64, 64)))
+    parts = {"unet": small("SDXL"), "vae": vae, "text_encoder": first, "text_encoder_2": second}
+    state = {}
+    for seed, (component, module) in enumerate(parts.items()):
+        tensors = {k: v for k, v in randomize(module, seed).state_dict().items() if not k.endswith("position_ids")}
+        if component == "text_encoder":
+            tensors = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in tensors.items()}
+        state |= originals("SDXL", component, tensors)
+    path = tmp_path / "sd_xl.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
+    for name in ("tokenizer", "tokenizer_2"):
+        word_tokenizer(begin=True).save_pretrained(tmp_path / name)
+    return path, parts
+
+
+def test_a_single_file_is_a_pipeline(sdxl_file):
+    """load(SDXL's single file): U-Net, VAE and both CLIPs are the ones put in, and it draws."""
+    path, parts = sdxl_file
+    made = load(path)
+    loaded = {"unet": made.denoiser, "vae": made.decoder.vae, "text_encoder": made.encoders.text_encoder,
+              "text_encoder_2": made.encoders.text_encoder_2}  # fmt: skip
+    assert all(equal(loaded[name], parts[name]) for name in parts)
+    assert (made.defaults.steps, made.defaults.guidance, made.defaults.micro) == (50, 5.0, (1024, 1024, 0, 0, 1024, 1024))
+
+
+def test_a_single_file_without_tokenizers_says_where_they_go(sdxl_file, tmp_path, monkeypatch):
+    """Single files hold no tokenizers: without them beside it or in the cache, the message names both places."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    path, _ = sdxl_file
+    (tmp_path / "tokenizer").rename(tmp_path / "elsewhere")
+    with pytest.raises(WeightsError, match="put the folder 'tokenizer' of stabilityai/.* beside it"):
+        load(path)
+
+
+def sha256(*files) -> str:
+    """Of names and contents, each the way manifests have it."""
+    both = (f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest() for name, path in files)
+    return hashlib.sha256(b"".join(both)).hexdigest()
+
+
+def test_the_fingerprint_of_a_file_is_of_all_that_is_read_beside_it(sdxl_file, tmp_path):
+    """fingerprint = sha256 over the file, under ".", and the tokenizers beside it; they decide what a prompt is."""
+    path, _ = sdxl_file
+    read = [f for name in ("tokenizer", "tokenizer_2") for f in sorted((tmp_path / name).iterdir())]
+    assert fingerprint(path) == sha256((".", path), *((f.relative_to(tmp_path), f) for f in read))
+    (tmp_path / "alone").mkdir()
+    alone = path.rename(tmp_path / "alone" / path.name)
+    assert fingerprint(alone) == sha256((".", alone))
+
+
+def test_the_fingerprint_of_a_file_is_of_tokenizers_in_the_cache(sdxl_file, tmp_path, monkeypatch):
+    """Those that `load` finds in the cache, where none lie beside the file, count as those beside it do."""
+    path, _ = sdxl_file
+    beside = fingerprint(path)
+    (tmp_path / "cache").mkdir()
+    for name in ("tokenizer", "tokenizer_2"):
+        cached = (tmp_path / name).rename(tmp_path / "cache" / name)
+    monkeypatch.setattr(sources, "cached_snapshot", lambda home: tmp_path / "cache")
+    assert fingerprint(path) == beside
+    next(file for file in sorted(cached.iterdir()) if file.suffix == ".json").write_text("{}")
+    assert fingerprint(path) != beside
+
+
+def test_the_fingerprint_of_a_folder_is_of_linked_folders_too(tmp_path):
+    """A part that is a link to one of two folders beside it; a link to the folder itself is no way without end."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
+    (tmp_path / "part").symlink_to("a")
+    (tmp_path / "a" / "round").symlink_to(tmp_path)
+    first = fingerprint(tmp_path)
+    (tmp_path / "part").unlink()
+    (tmp_path / "part").symlink_to("b")
+    assert fingerprint(tmp_path) != first
+
+
+def test_the_fingerprint_of_an_index_is_of_its_shards(tmp_path):
+    """One other number in any shard is another fingerprint; a file that the index does not name is none."""
+    state = {name: torch.zeros(2) for name in "abc"}
+    write_shards(tmp_path, "model", state)
+    index, found = tmp_path / "model.safetensors.index.json", set()
+    for name in ("", *state):
+        write_shards(tmp_path, "model", state | ({name: torch.ones(2)} if name else {}))
+        found.add(fingerprint(index))
+    assert len(found) == 4
+    (tmp_path / "README.md").write_text("a stranger")
+    assert fingerprint(index) in found
+
+
+def test_loading_holds_one_raw_tensor_at_a_time(tmp_path, monkeypatch):
+    """While float32 files become a float16 model, at most one tensor of the file is alive beside the model."""
+    save_file(small("SDXL").state_dict(), tmp_path / "model.safetensors")
+    read, alive, most = files.Tensors.read, weakref.WeakSet(), []
+
+    def counted(self, name):
+        tensor = read(self, name)
+        alive.add(tensor)
+        most.append(len(alive))
+        return tensor
+
+    monkeypatch.setattr(files.Tensors, "read", counted)
+    load_denoiser(tmp_path / "model.safetensors", dtype=torch.float16)
+    assert len(most) > 100 and max(most) == 1
+
+
+def test_an_outline_reads_no_data(tmp_path, monkeypatch):
+    """outline = the denoiser on the meta device, from the header alone."""
+    save_file(small("SDXL").state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(files.Tensors, "read", lambda *_: pytest.fail("data was read"))
+    made = outline(tmp_path / "model.safetensors")
+    assert made.config == SMALL["SDXL"][1] and all(p.is_meta for p in made.parameters())
+
+
+def wrong(model: str, change):
+    def make(folder):
+        state = small(model).state_dict()
+        save_file(change(state), folder / "model.safetensors")
+        return folder / "model.safetensors"
+
+    return make
+
+
+def lora(state):
+    down = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight"
+    return {down: torch.zeros(4, 96), down.replace("lora_A", "lora_B"): torch.zeros(64, 4)}
+
+
+WRONG = {
+    "a LoRA": (wrong("SDXL", lora), "none of our denoisers: .*2 tensors of a LoRA of rank"),
+    "a pruned file": (
+        wrong("SDXL", lambda s: {k: v for k, v in s.items() if "up_blocks.1.attentions.1" not in k}),
+        "missing .*up_blocks.1.attentions.1.*the closest known model is sdxl-base-1.0.unet.diffusers",
+    ),
+    "an added tensor": (wrong("SD3", lambda s: s | {"ema.extra": torch.zeros(1)}), "unexpected 1: ema.extra"),
+    "another shape": (
+        wrong("SD3", lambda s: s | {"context_embedder.bias": torch.zeros(7)}),
+        r"of another shape 1: context_embedder.bias \(7,\) for \(64,\)",
+    ),
+    "a VAE": (
+        wrong("SDXL", lambda s: VAE(VAEConfig(block_out_channels=(32, 32, 64, 64))).state_dict()),
+        "none of our denoisers: .*vae",
+    ),
+}
+
+
+@pytest.mark.parametrize("make, says", WRONG.values(), ids=WRONG)
+def test_another_file_is_refused_in_one_line(tmp_path, make, says):
+    """What the file is instead is said in one line, at most ten names of a list, and no model comes of it."""
+    with pytest.raises(WeightsError, match=says) as refusal:
+        load_denoiser(make(tmp_path))
+    assert "\n" not in str(refusal.value) and str(refusal.value).count(".weight") <= 31
+
+
+def test_a_refused_file_leaves_the_model_untouched(tmp_path):
+    """fill writes all or nothing: after a refusal the module is as it was, bit for bit."""
+    model = small("SD3")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    path = wrong("SD3", lambda s: {k: v + 1 for k, v in s.items() if k != "proj_out.bias"})(tmp_path)
+    tensors = files.open_tensors(path)
+    with pytest.raises(WeightsError, match="missing 1: proj_out.bias"):
+        fill(model, Part(tensors, {name: name for name in tensors}), dtype=torch.float32)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_t5_keeps_wo_in_float32(tmp_path):
+    """float16 overflows in T5's `wo`: it stays float32, all else is float16, and text is still encoded."""
+    made = load(save_small(tmp_path / "model"), dtype=torch.float16)
+    dtypes = {name.rsplit(".", 2)[-2]: p.dtype for name, p in made.encoders.text_encoder_3.named_parameters()}
+    assert dtypes.pop("wo") == torch.float32 and set(dtypes.values()) == {torch.float16}
+    assert made.encode(PROMPTS).tokens.dtype == torch.float16
