@@ -379,7 +379,11 @@ def test_answers_stay_in_the_alphabet(alphabet):
 def test_reading_leaves_the_environment_alone(engine, monkeypatch):
     """OMP_THREAD_LIMIT=1 reaches tesseract, which leads a session of its own; os.environ is as before, with threads too."""
     seen, start, before = [], subprocess.Popen, dict(os.environ)
-    spy = lambda command, **k: (seen.append((k["env"]["OMP_THREAD_LIMIT"], k["start_new_session"])), start(command, **k))[1]
+
+    def spy(command, **options):
+        seen.append((options["env"]["OMP_THREAD_LIMIT"], options["start_new_session"]))
+        return start(command, **options)
+
     monkeypatch.setattr(ocr_process.subprocess, "Popen", spy)
     threads = [threading.Thread(target=engine.read, args=([written("CAT")],)) for _ in range(3)]
     [t.start() for t in threads], [t.join() for t in threads]
