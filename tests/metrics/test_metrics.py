@@ -8,6 +8,7 @@ import sys
 import threading
 
 import numpy as np
+import pytesseract
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -378,7 +379,11 @@ def test_answers_stay_in_the_alphabet(alphabet):
 def test_reading_leaves_the_environment_alone(engine, monkeypatch):
     """OMP_THREAD_LIMIT=1 reaches tesseract, which leads a session of its own; os.environ is as before, with threads too."""
     seen, start, before = [], subprocess.Popen, dict(os.environ)
-    spy = lambda command, **k: (seen.append((k["env"]["OMP_THREAD_LIMIT"], k["start_new_session"])), start(command, **k))[1]
+
+    def spy(command, **options):
+        seen.append((options["env"]["OMP_THREAD_LIMIT"], options["start_new_session"]))
+        return start(command, **options)
+
     monkeypatch.setattr(ocr_process.subprocess, "Popen", spy)
     threads = [threading.Thread(target=engine.read, args=([written("CAT")],)) for _ in range(3)]
     [t.start() for t in threads], [t.join() for t in threads]
@@ -456,6 +461,56 @@ def test_a_failure_is_not_a_crash(monkeypatch):
         metrics.Tesseract().self_test()
 
 
+def test_a_missing_language_is_named(monkeypatch):
+    """Where tesseract has no English data, the error names the languages it has and what to install."""
+    monkeypatch.setenv("TESSDATA_PREFIX", "/nowhere")
+    with pytest.raises(OCRError, match=r"has the languages \[\] and needs 'eng'; .*tesseract-ocr-eng"):
+        metrics.Tesseract().self_test()
+    monkeypatch.undo()
+    with pytest.raises(OCRError) as error:  # a failure that has nothing to do with languages
+        ocr_process.tesseract(["/nowhere.tiff", "stdout"], timeout=20, asked="reading nothing")
+    assert "languages" not in str(error.value) and ocr_process.LANGUAGE in ocr_process.languages()
+
+
+def stand_in(monkeypatch, folder, script):
+    """Make a shell script the program that pytesseract, and so the reader, starts."""
+    path = folder / "stand-in"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(pytesseract.pytesseract, "tesseract_cmd", str(path))
+
+
+@pytest.mark.parametrize("named", ["5.3.0", "5.3.0-46-g1569", "v5.4.0.20240606", "main"])
+def test_a_version_is_told_as_the_program_tells_it(named, monkeypatch, tmp_path):
+    """No part of a version is lost: two builds of one release are two engines in a manifest."""
+    stand_in(monkeypatch, tmp_path, f"echo tesseract {named}")
+    assert metrics.Tesseract().describe()["version"] == named
+
+
+def test_languages_of_a_program_that_tells_none(monkeypatch, tmp_path):
+    """A program that fails, names nothing, answers in no UTF-8, or is not there has no languages."""
+    for script in ("exit 3", "exit 0", "printf '\\377\\n'", "kill -SEGV $$"):
+        stand_in(monkeypatch, tmp_path, script)
+        assert ocr_process.languages() == []
+    monkeypatch.setattr(pytesseract.pytesseract, "tesseract_cmd", "/nowhere/tesseract")
+    assert ocr_process.languages() == []
+
+
+def test_pytesseracts_program_is_the_one_that_reads(monkeypatch):
+    """Whoever points pytesseract at a program has pointed the reader at it; the error names that program."""
+    monkeypatch.setattr(pytesseract.pytesseract, "tesseract_cmd", "/nowhere/tesseract")
+    with pytest.raises(OCRError, match="found no program '/nowhere/tesseract'"):
+        metrics.Tesseract().self_test()
+
+
+def test_pytesseract_reads_the_same(engine):
+    """The batch of one own call gives what pytesseract gives picture by picture with the same settings."""
+    prepared = [ocr._prepare(written(word), None, 4, 0) for word in WORDS]
+    asked = " ".join(engine._settings()[2:])
+    read = [pytesseract.image_to_string(picture.copy(), lang="eng", config=asked) for picture in prepared]
+    assert ["".join(line.split()) for line in read] == engine._read(prepared)
+
+
 def test_a_slow_engine_is_an_error():
     """A call that outlasts its timeout is an OCRError naming it."""
     with pytest.raises(OCRError, match="timeout=0.001 s"):
@@ -517,6 +572,9 @@ def test_planted_faults_of_reading_are_noticed(monkeypatch, name, wrong, law):
 
 
 def test_importing_needs_no_engine():
-    """`import textpatch.metrics` loads no torch and starts no program."""
-    code = "import os, sys; os.environ['PATH'] = ''; import textpatch.metrics; sys.exit('torch' in sys.modules)"
+    """`import textpatch.metrics` loads neither torch nor pytesseract and starts no program."""
+    code = (
+        "import os, sys; os.environ['PATH'] = ''; import textpatch.metrics; "
+        "sys.exit(not {'torch', 'pytesseract'}.isdisjoint(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
