@@ -24,7 +24,7 @@ from textpatch.errors import PatchError, WeightsError, closest
 from textpatch.reference_models.pipeline import Defaults, LatentPixels, Pipeline, pixels
 from textpatch.reference_models.schedules import DDPM, FlowMatchEuler, ScaledLinear, Schedule
 from textpatch.reference_models.text_encoders import (
-    CLIP_LENGTH, IFTextEncoder, SD3TextEncoders, SDXLTextEncoders, tokenize,
+    T5_LENGTH, IFTextEncoder, SD3TextEncoders, SDXLTextEncoders, tokenize,
 )  # fmt: skip
 from textpatch.reference_models.vae import VAE
 from textpatch.weights.files import INDEX, cached_snapshot, open_tensors, read_config, read_json
@@ -195,7 +195,7 @@ class Builder:
             raise WeightsError(f"no folder {folder.name!r} in {folder.parent}; the model is incomplete")
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            tokenize([""], [tokenizer], [CLIP_LENGTH])  # here, and not in a run, breaks what can be read and not used
+            tokenize([""], [tokenizer], [T5_LENGTH])  # here, and not in a run, breaks what can be read and not used
             tokenizer("\uffff")  # a word that nobody knows
         except BaseException as error:
             # tokenizers raises bare Exceptions, and Rust's panics, which are none and have no name to import
@@ -210,7 +210,9 @@ def _sdxl(build: Builder):
     tokenizers = build.tokenizer("tokenizer"), build.tokenizer("tokenizer_2")
     clips = build.clip("text_encoder", CLIPTextModel), build.clip("text_encoder_2")
     zeros = getattr(build.source, "index", {}).get("force_zeros_for_empty_prompt", True)
-    return SDXLTextEncoders(*clips, tokenizers, zeros), build.denoiser("unet")
+    with explained(build.source.path):
+        encoders = SDXLTextEncoders(*clips, tokenizers, zeros)
+    return encoders, build.denoiser("unet")
 
 
 def _sd3(build: Builder):
@@ -218,7 +220,9 @@ def _sd3(build: Builder):
     tokenizers = [build.tokenizer(f"tokenizer{name}") for name in names]
     clips = build.clip("text_encoder"), build.clip("text_encoder_2")
     t5, denoiser = build.t5("text_encoder_3") if "_3" in names else None, build.denoiser("transformer")
-    return SD3TextEncoders(*clips, t5, tokenizers, denoiser.config.joint_attention_dim), denoiser
+    with explained(build.source.path):
+        encoders = SD3TextEncoders(*clips, t5, tokenizers, denoiser.config.joint_attention_dim)
+    return encoders, denoiser
 
 
 def _deepfloyd_if(build: Builder):
