@@ -60,6 +60,7 @@ class Defaults:
         return steps, guidance
 
 
+SEEDS = 2**32  # torch's generator on the CPU takes a seed modulo this, so that others would repeat these
 AT_ONCE = 16  # prompts that the encoders are given together to see if they can be read
 CPU_FLOAT32 = dict(dtype=torch.float32, device="cpu")  # said, or torch's defaults would decide what noise a seed is
 
@@ -125,11 +126,9 @@ def _require_one_each(pictures, prompts, seeds) -> None:
 
 
 def _require_seeds(seeds: Sequence[int]) -> None:
-    wrong = [seed for seed in seeds if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63]
+    wrong = [seed for seed in seeds if not _is_whole(seed) or not 0 <= seed < SEEDS]
     if wrong:
-        raise PatchError(
-            f"seed {wrong[0]!r} does not fit the noise generator; give a whole number of at most 63 bits"
-        )
+        raise PatchError(f"seed {wrong[0]!r} does not fit the noise generator; give a whole number of 0 to {SEEDS - 1}")
 
 
 class Pipeline(nn.Module):

@@ -139,8 +139,8 @@ BAD = {
     "start outside, edit": (["edit", "MODEL", "--sites", "0", "--start", "-1"], "start is -1 of 2 steps"),
     "no steps": (["generate", "MODEL", SOURCE, "--steps", "0"], "asked for 0 steps"),
     "too large a seed": (
-        ["generate", "MODEL", SOURCE, "--seed", str(2**63)],
-        "seed 9223372036854775808 does not",
+        ["generate", "MODEL", SOURCE, "--seed", str(2**32)],
+        "seed 4294967296 does not",
     ),
     "no sites known": (["edit", "MODEL"], "no sites are known to carry the word", "run localize first"),
     "unknown split": (["localize", "MODEL", "--split", "trial"], "no split 'trial'", "validation, test"),

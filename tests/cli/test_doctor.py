@@ -92,6 +92,19 @@ def test_what_leads_out_is_said(theirs, name):
         load(theirs)
 
 
+def test_a_whole_file_beside_shards_is_said(theirs):
+    """An older file beside newer shards: unusable with the reason for which `load` refuses it, both named."""
+    shutil.copy(theirs / T5, theirs / "text_encoder_3/model-00001-of-00001.safetensors")
+    shards = dict.fromkeys(load_file(theirs / T5), "model-00001-of-00001.safetensors")
+    (theirs / "text_encoder_3/model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    says = "holds 'model.safetensors' and the shards of 'model.safetensors.index.json', and nothing says which"
+    assert says in said(theirs)["text_encoder_3"][-1] and said(theirs)["text_encoder_3"][-1].startswith(UNUSABLE)
+    with pytest.raises(WeightsError, match=says):
+        load(theirs)
+    (theirs / T5).unlink()
+    assert not said(theirs)["text_encoder_3"][-1].startswith(UNUSABLE)
+
+
 def test_what_load_does_not_read_need_not_be_there(theirs):
     """IF's index names a safety checker, which no picture of ours goes through."""
     index = json.loads((theirs / "model_index.json").read_text())

@@ -1,14 +1,17 @@
 """The text encoders are the published pipelines': same modules in, same tokens and pooled vectors out."""
 
+import copy
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from support.small_models import PROMPTS, relative, small_encoders
+from support.strategies import randomize
 
 from textpatch import load
-from textpatch.errors import PatchError, PromptError
+from textpatch.errors import PatchError, PromptError, WeightsError
 from textpatch.reference_models.text_encoders import IFTextEncoder, SD3TextEncoders, SDXLTextEncoders, tokenize
 
 WRITTEN = ["", *PROMPTS, "a red sign"]
@@ -183,6 +186,64 @@ def test_encoders_that_do_not_fit_together_are_refused():
         SD3TextEncoders(*clips, None, made.tokenizers[:2], width=100)
     with pytest.raises(PatchError, match="3 tokenizers for 2 text encoders"):
         SD3TextEncoders(*clips, None, made.tokenizers, width=128)(["a red sign"])
+
+
+def longer(pipeline, positions: int):
+    """The same with so many positions in both CLIPs, and tokenizers that take as many tokens."""
+    for name in ("text_encoder", "text_encoder_2"):
+        clip = getattr(pipeline, name)
+        config = copy.deepcopy(clip.config)
+        config.max_position_embeddings = positions
+        setattr(pipeline, name, randomize(type(clip)(config).eval(), 0).requires_grad_(False))
+    for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
+        tokenizer.model_max_length = positions
+    return pipeline
+
+
+@pytest.mark.parametrize("positions", [40, 248])
+def test_clips_with_other_positions_read_as_many_tokens(published, positions):
+    """What SDXL's and SD3's tokenizers take is read, bit for bit as by diffusers, beyond 77 tokens, too."""
+    pipeline = longer(published.sdxl(), positions)
+    tokens, _, pooled, _ = pipeline.encode_prompt(WRITTEN, do_classifier_free_guidance=False)
+    require_equal(sdxl(pipeline)(WRITTEN), tokens, pooled)
+    assert tokens.shape[1] == positions
+    pipeline = longer(published.sd3(), positions)
+    pipeline.tokenizer_max_length = positions
+    options = dict(prompt_2=None, prompt_3=None, max_sequence_length=LENGTH)
+    tokens, _, pooled, _ = pipeline.encode_prompt(WRITTEN, **options)
+    require_equal(sd3(pipeline)(WRITTEN), tokens, pooled)
+    assert tokens.shape[1] == positions + LENGTH
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_clips_that_read_prompts_of_two_lengths_are_refused(published, family):
+    """Their states stand side by side, token by token: WeightsError with positions and tokenizers' lengths of both."""
+    pipeline = longer(getattr(published, family)(), 248)
+    pipeline.tokenizer_2.model_max_length = 77
+    says = "248 and 248 positions, .* model_max_length is 248 and 77; both must read prompts of one length: give both"
+    with pytest.raises(WeightsError, match=says):
+        FAMILIES[family](pipeline)
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
+@pytest.mark.parametrize("end", [0, -1, 2, 4, 10**9, None, [3]])
+def test_a_clip_that_pools_another_token_is_refused(end, name):
+    """The end of a prompt is the tokenizer's, 3: another would be looked for in vain, and the first token pooled."""
+    made = copy.deepcopy(small_encoders())
+    getattr(made, name).config.eos_token_id = end
+    says = re.escape(f"says eos_token_id {end!r}, and its tokenizer ends prompts with 3, which is pooled; write eos_token_id 3")
+    with pytest.raises(WeightsError, match=says):
+        SD3TextEncoders(made.text_encoder, made.text_encoder_2, None, made.tokenizers[:2], width=128)
+
+
+def test_the_end_that_older_configurations_say_is_the_highest_token():
+    """2 is right where prompts end with the last of the vocabulary, as CLIP's do: transformers then pools the highest."""
+    made = copy.deepcopy(small_encoders())
+    tokenizers = [copy.deepcopy(tokenizer) for tokenizer in made.tokenizers[:2]]
+    for clip, tokenizer in zip((made.text_encoder, made.text_encoder_2), tokenizers):
+        clip.config.eos_token_id = 2
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(tokenizer.vocab_size - 1)
+    SD3TextEncoders(made.text_encoder, made.text_encoder_2, None, tokenizers, width=128)
 
 
 @pytest.mark.parametrize("family, names", [
