@@ -1,9 +1,12 @@
-"""Whether attention.TRITON_IS_FASTER should name a GPU, from tables of attention_op.py:  python benchmarks/decide.py CSV ...
+"""Whether attention.TRITON_IS_FASTER should name a GPU:  python benchmarks/decide.py CSV ...
 
-The rule.  A case is a shape, a number of rows, a dtype, and one of `rows`, `heads` and `mask`, in which a table is read;
-launched from Python or as a CUDA graph.  The kernels are faster in a case if the upper quartile of their time lies below
-the lower quartile of the time of `sdpa`, which would run otherwise.  A GPU is named if they are faster in every case
-measured, and every case wanted was measured: one case in which they are not, or refuse, and `sdpa` stays the choice.
+It reads tables of attention_op.py.
+
+The rule. A case is a shape, a number of rows, a dtype, and one of `rows`, `heads` and `mask`, in which a
+table is read; launched from Python or as a CUDA graph. The kernels are faster in a case if the upper
+quartile of their time lies below the lower quartile of the time of `sdpa`, which would run otherwise. A
+GPU is named if they are faster in every case measured, and every case wanted was measured: one case in
+which they are not, or refuse, and `sdpa` stays the choice.
 """
 
 from __future__ import annotations
@@ -55,7 +58,8 @@ class Decision:
         if not self.gpus:
             found.append("No table is of a GPU.")
         if len(self.gpus) > 1:
-            found.append(f"The tables are of several GPUs: {', '.join(sorted(self.gpus))}; measure one alone.")
+            named = ", ".join(sorted(self.gpus))
+            found.append(f"The tables are of several GPUs: {named}; measure one alone.")
         if self.missing:
             found.append(f"{len(self.missing)} cases were not measured, first {', '.join(self.missing[0])}.")
         return found

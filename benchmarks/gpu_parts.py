@@ -1,7 +1,8 @@
-"""What each part of on_gpu.sh runs: the arguments of the scripts beside this one, on a GPU and at toy size on a CPU.
+"""What each part of on_gpu.sh runs: the scripts beside this one, on a GPU and at toy size on a CPU.
 
-A part is called in a process of its own.  It gets the folder of the results, whether this is a dry run, and the seconds
-it has.  It imports what it runs when it is called, so that the process that keeps the time imports no torch.
+A part is called in a process of its own. It gets the folder of the results, whether this is a dry run,
+and the seconds it has. It imports what it runs when it is called, so that the process that keeps the time
+imports no torch.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ ROOT = HERE.parent
 OP_SHAPES = ["sdxl-4096", "sd3-4429", "sdxl-1024", "if-1024"]
 OP_ROWS = ["8", "26"]  # four pictures with guidance; a whole localisation of SD3 without
 GRAPH_ROWS = ["8"]
-HALF_ROWS = ["8"]  # of float16, in the first two shapes
+HALF = ["--dtype", "float16"]
+HALF_ROWS = ["8"]  # in the first two shapes
 
 MODELS = ["sd3-1024px", "sdxl-1024px"]
 COMPILED_ROWS = "8"
@@ -68,6 +70,11 @@ def call(script: str, *words: str) -> Callable[[], None]:
     return lambda: importlib.import_module(script).main(list(words))
 
 
+def apart(script: str, option: str, values: list[str], *words: str) -> list[Callable[[], None]]:
+    """A call for each value of an option, so that what fails for one is measured for the others."""
+    return [call(script, *words, option, value) for value in values]
+
+
 def each(*calls: Callable[[], None]) -> None:
     """Make every call, whatever became of those before it.  Raises RuntimeError with what went wrong."""
     failures = []
@@ -84,7 +91,7 @@ def each(*calls: Callable[[], None]) -> None:
 
 def free_memory() -> None:
     """Give back what earlier calls left, a model of several gigabytes among it."""
-    import torch
+    import torch  # here, for the process that keeps the time does without
 
     gc.collect()
     if torch.cuda.is_available():
@@ -106,7 +113,8 @@ def kernels(out: Path, toy: bool, seconds: float) -> None:
     until = time.monotonic() + seconds - 5
     ahead = [] if toy else compilers()
     laws = next((ROOT / "tests").rglob("kernels_by_law.py"))
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", ROOT, "-c", ROOT / "setup.cfg", laws]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    command += ["--rootdir", ROOT, "-c", ROOT / "setup.cfg", laws]
     command += ["-k", "law_the_lse_is_optional"] if toy else ["-k", "not the_law_notices"]
     if not toy and find_spec("xdist"):
         command += ["-n", str(min(8, os.cpu_count() or 1))]
@@ -123,15 +131,15 @@ def op(out: Path, toy: bool, seconds: float) -> None:
     """The attention op against SDPA by each of its backends, and FlashAttention 3 where it is installed."""
     table = ["--resume", "--csv", str(out / "op.csv"), *on_device(toy), "--ways", "textpatch", "sdpa", "fa3"]
     if toy:
-        size = "--shapes sdxl-1024 sd3-1357 --cases rows mask --scale 64 --rows 2 --rounds 1 --least 0".split()
-        call("attention_op", *table, *size)()
+        size = "--scale 64 --rows 2 --rounds 1 --least 0".split()
+        call("attention_op", *table, *size, *"--shapes sdxl-1024 sd3-1357 --cases rows mask".split())()
         return
     quick = ["--rounds", "7", "--least", "0.01"]
     cases = ["--cases", *READS_A_TABLE]
     each(
-        call("attention_op", *table, *quick, "--shapes", *OP_SHAPES, "--rows", *OP_ROWS, *cases),
-        call("attention_op", *table, *quick, "--shapes", *OP_SHAPES, "--rows", "8", "--cases", "identity"),
-        call("attention_op", *table, *quick, "--shapes", *OP_SHAPES[:2], "--rows", *HALF_ROWS, *cases, "--dtype", "float16"),
+        *apart("attention_op", "--shapes", OP_SHAPES, *table, *quick, *cases, "--rows", *OP_ROWS),
+        *apart("attention_op", "--shapes", OP_SHAPES, *table, *quick, "--cases", "identity", "--rows", "8"),
+        *apart("attention_op", "--shapes", OP_SHAPES[:2], *table, *quick, *cases, "--rows", *HALF_ROWS, *HALF),
     )
 
 
@@ -139,21 +147,20 @@ def full_size(out: Path, toy: bool, seconds: float) -> None:
     """SDXL and SD3-medium for 1024 pixels beside diffusers with the same weights, eager and compiled."""
     table = ["--resume", "--csv", str(out / "full_size.csv"), *on_device(toy)]
     if toy:
-        size = "--models mmdit-small --rows 2 --rounds 1 --compiler eager".split()
-        compiled = ["--modes", "compiled", "--ways", "textpatch"]
-        each(call("full_size", *table, *size, "--modes", "eager"), call("full_size", *table, *size, *compiled))
+        compiled = "--modes compiled --compiler eager --ways textpatch".split()
+        call("full_size", *table, *"--models mmdit-small --rows 2 --rounds 1".split(), *compiled)()
         return
-    calls = [call("full_size", *table, "--modes", "eager", "--rows", "2", "8", "--rounds", "7", "--models", *MODELS)]
-    calls.append(lambda: finish(compilers(), time.monotonic() + seconds))
-    calls += [
-        call("full_size", *table, "--modes", "compiled", "--rows", COMPILED_ROWS, "--rounds", "7", "--models", model)
-        for model in MODELS
-    ]
-    each(*calls)
+    table += ["--rounds", "7"]
+    compiled = ["--modes", "compiled", "--rows", COMPILED_ROWS]
+    each(
+        *apart("full_size", "--models", MODELS, *table, "--modes", "eager", "--rows", "2", "8"),
+        lambda: finish(compilers(), time.monotonic() + seconds),
+        *apart("full_size", "--models", MODELS, *table, *compiled),
+    )
 
 
 def localization(out: Path, toy: bool, seconds: float) -> None:
-    """An exhaustive localisation of SD3-medium for 1024 pixels: a short one beside runs one by one, then a whole one."""
+    """Localisations of SD3-medium for 1024 pixels: a short one beside runs one by one, then a whole one."""
     model = "mmdit-small" if toy else "sd3-1024px"
     table = ["--csv", str(out / "localization.csv"), *on_device(toy)]
     compared = "1" if toy else STEPS_COMPARED
@@ -165,7 +172,7 @@ def localization(out: Path, toy: bool, seconds: float) -> None:
 
 
 def graphs(out: Path, toy: bool, seconds: float) -> None:
-    """CUDA graphs: the op without launches from Python, and whole calls of denoisers whose plan changes in place."""
+    """CUDA graphs: the op without launches from Python, and whole calls whose plan changes in place."""
     table = ["--csv", str(out / "graphs.csv"), *on_device(toy)]
     if toy:
         call("graphs", *table, *"--models mmdit-small --rows 2 --rounds 1 --least 0".split())()
@@ -173,13 +180,15 @@ def graphs(out: Path, toy: bool, seconds: float) -> None:
     op_table = ["--resume", "--csv", str(out / "op-graphs.csv"), *on_device(toy), "--graphs"]
     quick = ["--rounds", "7", "--least", "0.01", "--ways", "textpatch", "sdpa", "fa3"]
     cases = ["--cases", *READS_A_TABLE]
+    whole = ["--rows", "2", "--rounds", "7"]
     each(
-        call("attention_op", *op_table, *quick, "--shapes", *OP_SHAPES, "--rows", *GRAPH_ROWS, *cases),
-        call("graphs", *table, "--models", *MODELS, "--rows", "2", "--rounds", "7"),
+        *apart("attention_op", "--shapes", OP_SHAPES, *op_table, *quick, *cases, "--rows", *GRAPH_ROWS),
+        call("graphs", *table, *whole, "--models", MODELS[0]),
+        call("graphs", *table, *whole, "--append", "--models", MODELS[1]),
     )
 
 
-# --- compiling ahead: a process for each model and way, all at the same time, into the compiler's cache on disk
+# --- compiling ahead: a process for each model and way, all at once, into the compiler's cache on disk
 
 
 def cache() -> Path:
@@ -187,14 +196,15 @@ def cache() -> Path:
 
 
 def compilers() -> list[subprocess.Popen]:
-    """Start to compile what `full size` measures, unless that is done: some processes, which end by themselves."""
+    """Start to compile what `full size` measures, unless that is done, in processes that end some time."""
     if (cache() / "ahead").exists():
         return []
     words = ["--device", "cuda", "--modes", "compiled", "--rows", COMPILED_ROWS, "--only-compile"]
     environment = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "4"}
     return [
         subprocess.Popen(
-            [sys.executable, str(HERE / "full_size.py"), *words, "--models", model, "--ways", way], env=environment
+            [sys.executable, str(HERE / "full_size.py"), *words, "--models", model, "--ways", way],
+            env=environment,
         )
         for model, way in itertools.product(MODELS, WAYS)
     ]
@@ -214,10 +224,11 @@ def finish(processes: list[subprocess.Popen], until: float) -> None:
 
 
 ALWAYS = "torch", "numpy", "safetensors", "transformers", "einops", "PIL", "tqdm"
+TESTS = "pytest", "hypothesis"
 PARTS = [
-    Part("kernels", kernels, 120, (*ALWAYS, "triton", "pytest", "hypothesis"), (), "the laws of the Triton kernels"),
+    Part("kernels", kernels, 120, (*ALWAYS, "triton", *TESTS), (), "the laws of the Triton kernels"),
     Part("op", op, 85, ALWAYS, ("op.csv",), "the attention op against SDPA and FlashAttention"),
-    Part("full size", full_size, 130, ALWAYS, ("full_size.csv",), "SDXL and SD3 for 1024 pixels beside diffusers"),
-    Part("localization", localization, 95, ALWAYS, ("localization.csv",), "one exhaustive localisation of SD3, 1024 pixels"),
-    Part("graphs", graphs, 50, ALWAYS, ("op-graphs.csv", "graphs.csv"), "CUDA graphs of the op and of whole calls"),
+    Part("full size", full_size, 130, ALWAYS, ("full_size.csv",), "SDXL and SD3 beside diffusers"),
+    Part("localization", localization, 95, ALWAYS, ("localization.csv",), "exhaustive localisation of SD3"),
+    Part("graphs", graphs, 50, ALWAYS, ("op-graphs.csv", "graphs.csv"), "CUDA graphs"),
 ]

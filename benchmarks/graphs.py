@@ -1,17 +1,17 @@
-"""A denoiser's call as one CUDA graph whose plan changes between replays:  python benchmarks/graphs.py --device cuda
+"""A denoiser's call as one CUDA graph that carries out two plans:  python benchmarks/graphs.py --device cuda
 
-A plan is a tensor that the graph reads, so a graph recorded once carries out every plan of the same shape.  The ways,
-each with row 0 reading the text of row 1 at the middle site:
+A plan is a tensor that the graph reads, so a graph recorded once carries out every plan of the same
+shape. The ways, each with row 0 reading the text of row 1 at the middle site:
 
   eager sdpa      called from Python, text gathered before torch's attention
   eager triton    called from Python, text read through the table by the kernels
   graph sdpa      recorded; torch cannot ask there whether a table hides a token, and always masks
   graph triton    recorded, by the kernels
 
-Before anything is timed each way is held to `eager sdpa` under two plans: the graphs are replayed once more after the
-other plan, by which row 1 reads row 0, was written into their table, and row 0 must then not be what it was.  A way
-that refuses, or that another library's attention gives wrongly, is listed with its reason and not timed.  On a CPU
-there are no graphs, and the table says so.
+Before anything is timed each way is held to `eager sdpa` under two plans: the graphs are replayed once
+more after the other plan, by which row 1 reads row 0, was written into their table, and row 0 must then
+not be what it was. A way that refuses is listed with its reason and not timed. On a CPU there are no
+graphs, and the table says so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Callable
 
 import torch
 from full_size import TOLERANCE
-from measure import TIMES, Table, Unequal, arguments, environment, in_turns, parsed, replayed, require_alike, timed
+from measure import (
+    TIMES, Table, Unequal, arguments, environment, in_turns, parsed, replayed, require_alike, timed,
+)  # fmt: skip
 from random_models import MODELS, denoiser, inputs, slots_of
 from torch import Tensor, nn
 
@@ -93,7 +95,8 @@ def results(call: Call, way: Callable[[], Tensor]) -> list[Tensor]:
 def require_both_plans(way: str, found: list[Tensor], expected: list[Tensor]) -> float:
     """The larger difference from what is expected under either plan, of the largest output.
 
-    Raises Unequal where that is above full_size.TOLERANCE, and where the second plan left row 0 as the first made it.
+    Raises Unequal where that is above full_size.TOLERANCE.
+    Raises Unequal where the second plan left row 0 as the first made it.
     """
     tolerance = TOLERANCE[expected[0].dtype]
     largest = max(require_alike(way, *pair, tolerance) for pair in zip(found, expected, strict=True))
@@ -126,10 +129,10 @@ def measure_model(table: Table, name: str, rows: int, options) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=9)
-    parser.add_argument("--models", nargs="+", choices=MODELS, metavar="MODEL", default=["sdxl-1024px", "sd3-1024px"],
-                        help=f"of {', '.join(MODELS)}")  # fmt: skip
+    parser.add_argument("--models", nargs="+", choices=MODELS, metavar="MODEL",
+                        default=["sdxl-1024px", "sd3-1024px"], help=f"of {', '.join(MODELS)}")  # fmt: skip
     parser.add_argument("--rows", nargs="+", type=int, default=[2, 8], help="batch rows of a call (2 8)")
-    parser.add_argument("--least", type=float, default=0.05, help="seconds each measurement takes at least (0.05)")
+    parser.add_argument("--least", type=float, default=0.05, help="least seconds of a measurement (0.05)")
     options = parsed(parser, argv)
     if min(options.rows) < 2:
         parser.error(f"--rows {min(options.rows)}; a swap needs two rows at least")

@@ -1,9 +1,10 @@
-"""The runner behind on_gpu.sh: parts in order, each in a process with a time limit, its marks and its summary.
+"""The runner behind on_gpu.sh: parts in order, each in a process of its own with a time limit.
 
-What a part came to is kept in parts.json in the folder of the results.  A part that is done is not run again unless
---again names it; one that failed, was skipped or ran out of time is, and goes on in the tables it left.  A part may take
-its own seconds, and what earlier parts left of theirs.  Nothing is installed or downloaded: what is missing is named,
-and a part that cannot do without it is skipped and says so.
+What a part came to is kept in parts.json in the folder of the results. A part that is done is not run
+again unless --again names it; one that failed, was skipped or ran out of time is, and goes on in the
+tables it left. A part may take its own seconds, and what earlier parts left of theirs. Nothing is
+installed or downloaded: what is missing is named, and a part that cannot do without it is skipped and
+says so.
 
 The exit status is 0 if every part is done, else 1.
 """
@@ -30,7 +31,8 @@ TO_LEAVE = 10  # seconds a process has to end by itself after its last word
 DONE, FAILED, LATE, SKIPPED = "done", "failed", "out of time", "skipped"
 BESIDE = ["diffusers", "flash_attn_interface", "xdist"]  # what parts can do without, and then measure less
 OUTER = ["reference_models", "weights"]  # folders of this checkout that belong into the package
-PRELOADED = ["torch", "measure"]  # imported once for all parts; neither starts a thread or touches a GPU
+# imported once for all parts; none starts a thread or touches a GPU
+PRELOADED = ["attention_op", "full_size", "graphs", "whole_localization"]
 
 
 # --- one part
@@ -113,10 +115,12 @@ def is_installed(name: str) -> bool:
 
 
 def make_importable() -> None:
-    """Let `import textpatch` mean this checkout in the processes that are started.
+    """Let processes that are started find the scripts here, and by `import textpatch` this checkout's.
 
-    An installed one serves where it is this checkout's.  Else a folder of links stands in for an installation.
+    An installed one serves where it is this checkout's. Else a folder of links stands in for an installation.
     """
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *others])
     if is_of_this_checkout():
         return
     links = Path(tempfile.mkdtemp(prefix="textpatch-")) / "textpatch"
@@ -125,8 +129,7 @@ def make_importable() -> None:
         (links / entry.name).symlink_to(entry)
     for name in OUTER:
         (links / name).symlink_to(ROOT / name)
-    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(links.parent), *others])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(links.parent), os.environ["PYTHONPATH"]])
     sys.path.insert(0, str(links.parent))
 
 
@@ -143,7 +146,10 @@ def is_of_this_checkout() -> bool:
 
 
 class Marks:
-    """What became of each part, in parts.json.   Raises SystemExit where a dry run and a real one would share a folder."""
+    """What became of each part, in parts.json.
+
+    Raises SystemExit where a dry run and a real one would share a folder.
+    """
 
     def __init__(self, out: Path, toy: bool):
         self.path = out / "parts.json"
@@ -151,7 +157,8 @@ class Marks:
         if self.path.exists():
             self.kept = json.loads(self.path.read_text())
         if self.kept["dry run"] != toy:
-            raise SystemExit(f"{out} holds {'a dry run' if self.kept['dry run'] else 'a real run'}; give another OUT")
+            kind = "a dry run" if self.kept["dry run"] else "a real run"
+            raise SystemExit(f"{out} holds {kind}; give another OUT")
 
     @property
     def parts(self) -> dict[str, dict]:
@@ -172,7 +179,7 @@ class Marks:
 
 
 def allotted(part: Part, later: list[Part], left: float) -> float:
-    """The seconds a part may take: its own at least, as far as any are left, and those that no later part needs."""
+    """The seconds a part may take: its own, as far as any are left, and those that no later part needs."""
     return max(left - sum(other.seconds for other in later), min(part.seconds, left))
 
 
@@ -198,15 +205,17 @@ def run_parts(marks: Marks, out: Path, toy: bool, minutes: float) -> None:
 def summary(marks: Marks, out: Path) -> str:
     """All that was measured on one page: what became of the parts, the proposal, the tables' main columns."""
     dry = ", a dry run at toy size: no number here means anything" if marks.kept["dry run"] else ""
-    lines = [f"# On a GPU{dry}", "", "| part | what it measures | state | s | reason |", "|---|---|---|---|---|"]
+    lines = [f"# On a GPU{dry}", "", "| part | what it measures | state | s | reason |", "|---" * 5 + "|"]
     for part in PARTS:
         came = marks.parts.get(part.name, {"state": "not begun", "seconds": 0.0, "reason": ""})
-        lines.append(f"| {part.name} | {part.shows} | {came['state']} | {came['seconds']:.0f} | {came['reason']} |")
+        cells = part.name, part.shows, came["state"], f"{came['seconds']:.0f}", came["reason"]
+        lines.append(f"| {' | '.join(cells)} |")
     absent = [name for name in BESIDE if not is_installed(name)]
     if absent:
         lines += ["", f"Not installed, and left out: {', '.join(absent)}."]
     measured = rows_of(out / "op.csv") + rows_of(out / "op-graphs.csv")
-    lines += ["", "## attention.TRITON_IS_FASTER", "", *(f"{line}  " for line in decide(measured, wanted_cases()).lines())]
+    proposal = decide(measured, wanted_cases()).lines()
+    lines += ["", "## attention.TRITON_IS_FASTER", "", *(f"- {line}" for line in proposal)]
     for part in PARTS:
         for table in part.tables:
             lines += page_of(table, rows_of(out / table))
@@ -214,7 +223,8 @@ def summary(marks: Marks, out: Path) -> str:
 
 
 NOT_SHOWN = {  # named apart, or not at all
-    "median_ms", "low_ms", "high_ms", "ratio", "ratio_low", "ratio_high", "environment", "cache_bytes", "times_faster",
+    "median_ms", "low_ms", "high_ms", "ratio", "ratio_low", "ratio_high",
+    "environment", "cache_bytes", "times_faster",
 }  # fmt: skip
 
 
@@ -228,7 +238,8 @@ def page_of(table: str, rows: list[dict]) -> list[str]:
     lines = ["", f"## {table}", "", *environments, "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         cells = [shortened(row[column]) for column in named]
-        cells += [spread(row, "median_ms", "low_ms", "high_ms"), spread(row, "ratio", "ratio_low", "ratio_high")]
+        cells.append(spread(row, "median_ms", "low_ms", "high_ms"))
+        cells.append(spread(row, "ratio", "ratio_low", "ratio_high"))
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -253,8 +264,8 @@ def main(argv: list[str] | None = None) -> int:
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="on_gpu.sh", description=__doc__, formatter_class=shape)
     parser.add_argument("--dry-run", action="store_true", help="every part at toy size on a CPU")
-    parser.add_argument("--again", nargs="+", default=[], choices=[part.name for part in PARTS], metavar="PART",
-                        help="run these parts anew, though they are done")  # fmt: skip
+    parser.add_argument("--again", nargs="+", default=[], metavar="PART",
+                        choices=[part.name for part in PARTS], help="run these parts anew, though they are done")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=8.0, help="end everything after so many (8)")
     options = parser.parse_args(argv)
     toy = options.dry_run

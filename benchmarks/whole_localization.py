@@ -1,12 +1,13 @@
-"""One exhaustive localisation from prompts to scores, timed once:  python benchmarks/whole_localization.py MODEL
+"""One exhaustive localisation, timed from prompts to scores:  python benchmarks/whole_localization.py MODEL
 
-textpatch.localize of one prompt pair on a denoiser of random weights: texts, all rows in lock-step, every picture
-decoded, read and compared with the source's.  Random weights write no words, so the reader names a picture by its
-pixels and no OCR is in the time: what is measured is all the rest, and the scores mean nothing.  Every swapped picture
-must differ from the source's, or nothing is written down.
+textpatch.localize of one prompt pair on a denoiser of random weights: texts, all rows in lock-step, every
+picture decoded, read and compared with the source's. Random weights write no words, so the reader names a
+picture by its pixels and no OCR is in the time: what is measured is all the rest, and the scores mean
+nothing. Every swapped picture must differ from the source's, or nothing is written down.
 
-It is one run, the first of its process unless localization_cost.py ran before in it: low, median and high are the same
-number, and there is no ratio.  localization_cost.py holds lock-step to runs one by one, on fewer steps.
+It is one run, the first of its process unless localization_cost.py ran before in it: low, median and high
+are the same number, and there is no ratio. localization_cost.py holds lock-step to runs one by one, on
+fewer steps.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from typing import Sequence
 
 import torch
 from localization_cost import COLUMNS, SOURCE, TARGET, Job
-from measure import Table, arguments, environment, in_turns, megabytes, parsed, timed, with_peak
-from measure import Unequal
+from measure import Table, Unequal, arguments, environment, in_turns, megabytes, parsed, timed, with_peak
 from PIL import Image
 from random_models import MODELS, pipeline
 
@@ -27,7 +27,7 @@ WAY = "localize, pictures made, no OCR"
 
 
 class Digest:
-    """A reader whose text of a picture is the start of its pixels' sha256: equal pictures read alike, others do not."""
+    """A reader whose text of a picture is the start of its pixels' sha256."""
 
     def read(self, images: Sequence[Image.Image], boxes=None, *, box=None) -> list[str]:
         """Where to look is ignored."""
