@@ -1,9 +1,10 @@
 """Localising and editing on the shipped models, whose words tesseract reads."""
 
 import json
+from dataclasses import replace
 
 import pytest
-from small import small_pipeline
+from small import DEFAULTS, small_pipeline
 
 from textpatch import PatchError, Row, edit, load, localize, sample, trials
 from textpatch.errors import OCRError, PromptError
@@ -93,6 +94,14 @@ def test_a_blind_reader_is_an_error_before_anything_runs(monkeypatch):
     monkeypatch.setattr(trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same"))
     with pytest.raises(OCRError, match="0 of 18"):
         localize(small_pipeline(), [PAIR], ocr=Blind())
+
+
+def test_lettering_that_leaves_no_background_is_refused_before_anything_runs(monkeypatch):
+    """A text box without a window of 11 x 11 beside it is named with the picture's size, and nothing is generated."""
+    monkeypatch.setattr(trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same"))
+    pipeline = small_pipeline(defaults=replace(DEFAULTS, text_box=(7, 9, 90, 24)))
+    with pytest.raises(PatchError, match=r"text_box \(7, 9, 90, 24\) of pictures of 32x96 pixels .* no window of 11x11"):
+        localize(pipeline, [PAIR], ocr=Parrot())
 
 
 class Parrot:

@@ -55,10 +55,19 @@ def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int
     if min(height, width) < WINDOW:
         raise PatchError(f"pictures of {height}x{width} pixels (height x width) are compared in windows of {WINDOW}x"
                          f"{WINDOW} (SSIM); ask for {WINDOW} at least")  # fmt: skip
+    _require_background(pipeline.defaults.text_box, height, width)
     pipeline.check(
         [prompt for pair in pairs for prompt in (pair.source, pair.target)], seeds=seeds, steps=steps
     )
     return pairs
+
+
+def _require_background(box, height: int, width: int) -> None:
+    """Raise PatchError where the lettering leaves no window in which two backgrounds could be compared."""
+    if not metrics.windows_outside(box, height, width).any():
+        raise PatchError(f"text_box {tuple(box)} of pictures of {height}x{width} pixels (height x width) leaves no window of "
+                         f"{WINDOW}x{WINDOW} for the background's SSIM; give the pipeline's defaults a smaller text_box, or "
+                         "None, and the whole picture is compared")  # fmt: skip
 
 
 def _pair(pair) -> Pair:
@@ -301,24 +310,18 @@ def opened(image: Image.Image | str, run) -> Image.Image:
 def picture_scores(image, source, box) -> dict[str, float]:
     """Distance from the source's picture: outside the lettering, and the official wrap-around of the whole.
 
-    Both pictures' text boxes are blackened first: masking alone would let SSIM's 11 px windows see letters.
+    ssim  the mean over the windows of which no pixel lies in the box
+    mse   the mean over the pixels that do not, so that it sees strips too narrow for a window of 11 pixels
+    box   left, top, right, bottom of the lettering in pixels; None scores the whole picture
+    Raises PatchError where the box leaves no window.
     """
-    background, kept = _blackened(image, box), _blackened(source, box)
-    inside = 0 if box is None else (box[2] - box[0]) * (box[3] - box[1])
-    area = image.width * image.height
+    size = (image.height, image.width)
     return {
-        "ssim": metrics.ssim(background, kept),
-        "mse": metrics.mse(background, kept) * area / (area - inside),
+        "ssim": metrics.ssim(image, source, metrics.windows_outside(box, *size)),
+        "mse": metrics.mse(image, source, metrics.pixels_outside(box, *size)),
         "mse_uint8_wrapped": metrics.mse_uint8_wrapped(image, source),
         "psnr_uint8_wrapped": metrics.psnr_uint8_wrapped(image, source),
     }
-
-
-def _blackened(image, box):
-    image = image.copy()
-    if box is not None:
-        image.paste((0, 0, 0), tuple(box))
-    return image
 
 
 READING = ("exact_target", "exact_source", "edit_target", "edit_source")

@@ -1,10 +1,12 @@
 """Scores of words and pictures; reading words needs tesseract, importing this does not."""
 
-from textpatch.metrics.image import mse, mse_uint8_wrapped, psnr, psnr_uint8_wrapped, ssim
+from textpatch.metrics.image import (
+    mse, mse_uint8_wrapped, pixels_outside, psnr, psnr_uint8_wrapped, ssim, windows_outside,
+)  # fmt: skip
 from textpatch.metrics.intervals import Interval, bootstrap
 from textpatch.metrics.ocr import Match, Tesseract, characters, edit_distance, exact, f1, f1_of_means
 
 __all__ = [
     "Interval", "Match", "Tesseract", "bootstrap", "characters", "edit_distance", "exact", "f1", "f1_of_means",
-    "mse", "mse_uint8_wrapped", "psnr", "psnr_uint8_wrapped", "ssim",
+    "mse", "mse_uint8_wrapped", "pixels_outside", "psnr", "psnr_uint8_wrapped", "ssim", "windows_outside",
 ]  # fmt: skip
