@@ -104,6 +104,13 @@ def test_lettering_that_leaves_no_background_is_refused_before_anything_runs(mon
         localize(pipeline, [PAIR], ocr=Parrot())
 
 
+def test_a_pair_that_is_there_twice_is_refused_before_anything_runs(monkeypatch):
+    """Six times one pair are one pair: they would narrow every interval, and no site is credited for them."""
+    monkeypatch.setattr(trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same"))
+    with pytest.raises(PromptError, match="pairs 0 and 2 are the same, .* give each pair once, and more seeds"):
+        localize(small_pipeline(), [PAIR, PAIR[::-1], list(PAIR)], ocr=Parrot())
+
+
 class Parrot:
     """A reader that always says HOUSE."""
 

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import threading
+from math import comb
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from test_faults import plant
 from textpatch import metrics, trials
 from textpatch.errors import OCRError, PatchError
 from textpatch.metrics import image as image_scores
-from textpatch.metrics import ocr, ocr_process
+from textpatch.metrics import intervals, ocr, ocr_process
 
 checked = settings(deadline=None, derandomize=True, print_blob=True, max_examples=100)
 words = st.text("abABcC é", max_size=7)
@@ -177,6 +179,51 @@ def test_bootstrap_refuses_a_statistic_that_ignores_the_axis():
     """A statistic over all resamples at once would give an interval of width 0."""
     with pytest.raises(PatchError, match="must reduce the given axis"):
         metrics.bootstrap([1.0, 2.0], lambda x, axis: x.mean())
+
+
+@checked
+@given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.95, 0.997]))
+def test_wilson_s_ends_are_the_shares_that_just_fit(n, share, level):
+    """Both ends q solve (p - q)^2 = z^2 q (1 - q) / n, the normal test of q; the share lies between, and they are apart."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    low, high = metrics.wilson(share, n, level=level)
+    for end in (low, high):
+        assert (share - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / n, abs=1e-12)
+    assert 0 <= low <= share <= high <= 1 and high - low > 0.999 * z**2 / (n + z**2)
+
+
+def test_wilson_of_all_alike():
+    """n times yes is n / (n + z^2) to 1, n times no the mirror image: 34 % to 100 % of two, never 100 % alone."""
+    for n in (1, 2, 3, 24, 283):
+        assert metrics.wilson(1.0, n) == pytest.approx((n / (n + 1.959964**2), 1), abs=1e-6)
+        assert metrics.wilson(0.0, n) == pytest.approx((0, 1.959964**2 / (n + 1.959964**2)), abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 24, 48])
+def test_wilson_covers(n):
+    """Summed over all outcomes, the 95 % interval holds the true share with probability 0.93 to 0.98 on average over shares."""
+    ends = [metrics.wilson(k / n, n) for k in range(n + 1)]
+    held = [
+        sum(comb(n, k) * p**k * (1 - p) ** (n - k) for k, (low, high) in enumerate(ends) if low <= p <= high)
+        for p in np.linspace(0.005, 0.995, 100)
+    ]
+    assert 0.93 < np.mean(held) < 0.98
+
+
+@pytest.mark.parametrize("arguments", [(0.5, 0), (1.5, 3), (-0.1, 3), (float("nan"), 3)])
+def test_wilson_refuses(arguments):
+    """No answers, or a share that is none."""
+    with pytest.raises(PatchError, match="wilson got share="):
+        metrics.wilson(*arguments)
+
+
+def test_a_planted_fault_of_wilson_s_interval_is_noticed(monkeypatch):
+    """Fault: the interval of the textbook, p -+ z sqrt(p (1 - p) / n) about a moved middle, which n times yes makes too narrow."""
+    plant(monkeypatch, intervals, "wilson", " + z**2 / (4 * n**2)", "")
+    for law, arguments in ((test_wilson_s_ends_are_the_shares_that_just_fit.hypothesis.inner_test, (3, 1.0, 0.95)),
+                           (test_wilson_of_all_alike, ())):  # fmt: skip
+        with pytest.raises(AssertionError):
+            law(*arguments)
 
 
 # pictures

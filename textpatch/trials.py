@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 from textpatch import metrics
 from textpatch.bank import prompt_settles_text
-from textpatch.errors import OCRError, PatchError, StoreError, Unfinished
+from textpatch.errors import OCRError, PatchError, PromptError, StoreError, Unfinished
 from textpatch.interrupts import finishing
 from textpatch.metrics.image import WINDOW
 from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.pictures import open_picture
 from textpatch.plan import Plan, Row, Swap
 from textpatch.sampling import decoding, sample_latents
-from textpatch.search import Group, interval
+from textpatch.search import Group, interval, tells_spread
 from textpatch.sizes import picture_size
 
 
@@ -45,6 +45,7 @@ def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int
                          "needs at least one pair and seed, and a start within the run")  # fmt: skip
     if len(set(seeds)) != len(seeds):
         raise PatchError(f"seeds {', '.join(map(str, seeds))} were asked for, one of them twice; give each once")
+    _require_once(pairs)
     for pair in pairs:
         pair.words  # noqa: B018  a prompt without a word is refused before anything runs
         require_apart(pair)
@@ -60,6 +61,16 @@ def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int
         [prompt for pair in pairs for prompt in (pair.source, pair.target)], seeds=seeds, steps=steps
     )
     return pairs
+
+
+def _require_once(pairs: Sequence[Pair]) -> None:
+    """Raise PromptError for a pair that is there twice: its pictures would be the same, and count as more evidence."""
+    places: dict[tuple[str, str], int] = {}
+    for place, pair in enumerate(pairs):
+        first = places.setdefault((pair.source, pair.target), place)
+        if first != place:
+            raise PromptError(f"pairs {first} and {place} are the same, {pair.source!r} and {pair.target!r}, and would count as "
+                              "two; give each pair once, and more seeds for more pictures of it")  # fmt: skip
 
 
 def _require_background(box, height: int, width: int) -> None:
@@ -324,7 +335,8 @@ def picture_scores(image, source, box) -> dict[str, float]:
     }
 
 
-READING = ("exact_target", "exact_source", "edit_target", "edit_source")
+EXACT = ("exact_target", "exact_source")
+EDITS = ("edit_target", "edit_source")
 BACKGROUND = ("ssim", "mse", "mse_uint8_wrapped", "psnr_uint8_wrapped")
 
 
@@ -346,25 +358,44 @@ def scores(records: Sequence[dict], name: str) -> dict:
     """Every score of one row name over the n records that have it, with its 95 % interval over prompt pairs, if several.
 
     Of the background, over those n_background of them that have the source's own picture.
+    Shares of exact matches have `wilson`'s interval, F1s that of `search.interval`, distances a bootstrapped one, or
+    none where it would have no width.
     """
     records = [record for record in records if name in record["pictures"]]
     if not records:
         return {}
-    out = {key: _interval(column(records, name, key)) for key in READING}
+    out = {key: _share(column(records, name, key)) for key in EXACT}
+    out |= {key: _distance(column(records, name, key)) for key in EDITS}
     for side in (SOURCE, TARGET):
         columns = [column(records, name, f"{part}_{side}") for part in ("precision", "recall")]
-        out[f"f1_{side}"] = _interval(np.stack(columns, axis=1), metrics.f1_of_means)
+        out[f"f1_{side}"] = _f1(np.stack(columns, axis=1))
     beside = [record for record in records if BACKGROUND[0] in record["pictures"][name]]
     if beside:
-        out |= {key: _interval(column(beside, name, key)) for key in BACKGROUND}
+        out |= {key: _distance(column(beside, name, key)) for key in BACKGROUND}
         out["psnr"] = _decibels(out["mse"])
     return out | {"n": len(records), "n_background": len(beside)}
 
 
-def _interval(values: np.ndarray, statistic=np.mean) -> dict:
-    """The statistic and its interval over prompt pairs, of which one has none."""
-    found = interval(values, statistic)
-    return found if len(values) > 1 else {"value": found["value"], "low": None, "high": None}
+def _share(values: np.ndarray) -> dict:
+    """The mean of exact matches and its interval over prompt pairs, of which one has none."""
+    share = float(values.mean())
+    return _ends(share, metrics.wilson(share, len(values)) if len(values) > 1 else None)
+
+
+def _f1(values: np.ndarray) -> dict:
+    """F1 of precisions and recalls, (pairs, 2), and its interval over prompt pairs, of which one has none."""
+    found = interval(values, metrics.f1_of_means)
+    return found if len(values) > 1 else _ends(found["value"], None)
+
+
+def _distance(values: np.ndarray) -> dict:
+    """The mean of a score that is no share, and its interval where the prompt pairs tell of one."""
+    return _ends(float(values.mean()), metrics.bootstrap(values) if tells_spread(values) else None)
+
+
+def _ends(value: float, ends: metrics.Interval | None) -> dict:
+    low, high = ends or (None, None)
+    return {"value": value, "low": low, "high": high}
 
 
 def _decibels(mse: dict) -> dict:
