@@ -89,6 +89,23 @@ def _pair(pair) -> Pair:
     return Pair(*pair)
 
 
+def require_known_letters(pairs: Sequence[Pair], reader) -> None:
+    """Raise PromptError for a word with letters that the reader never answers with; nothing is known of most readers.
+
+    Letters count as they are written: scores know no case, but tesseract told to read capitals reads no small ones.
+    """
+    alphabet = reader.describe().get("alphabet")
+    if alphabet is None:
+        return
+    for word in (word for pair in pairs for word in pair.words):
+        unknown = [letter for letter in dict.fromkeys(word) if letter not in alphabet and not letter.isspace()]
+        if unknown:
+            raise PromptError(
+                f"the word {word!r} has {', '.join(map(repr, unknown))}, and {type(reader).__name__} answers with {alphabet!r} "
+                "alone; write the word in these, or give a reader that knows its letters: ocr=Tesseract(alphabet=...)"
+            )
+
+
 def require_pipeline(pipeline) -> None:
     """Raise PatchError for a model's name in place of the model."""
     if isinstance(pipeline, str):
@@ -143,7 +160,8 @@ class Trials:
     run         a store.Run: what is made is kept there as a record, and is not made again
     records     one dict per pair and seed touched, with all its pictures by row name
     generations how many rows were generated for them: a donor that travels with a later batch counts again
-    Raises PatchError for a start outside the run and for no pairs or seeds, OCRError if no text can be read.
+    Raises PatchError for a start outside the run and for no pairs or seeds, OCRError if no text can be read, PromptError
+    for words that the reader cannot spell.
     """
 
     def __init__(self, pipeline, pairs: Sequence, *, seeds: Sequence[int] = (0,), steps: int | None = None,
@@ -158,6 +176,7 @@ class Trials:
             raise PatchError(f"run is the path {str(run)!r}; give a store.Run: Run.open({str(run)!r}, {{'request': ...}})")
         self.ocr, self.run, self.micro_batch = ocr or metrics.Tesseract(), run, micro_batch
         self.ocr.self_test()
+        require_known_letters(self.pairs, self.ocr)
         self.blanks = self.ocr.describe().get("blank", True)
         self.generations = 0
         self._done = {} if run is None else {record["id"]: record for record in run.records()}
