@@ -82,12 +82,13 @@ def localize(options) -> None:
     from textpatch.localize import check
     from textpatch.localize import localize as localize_
     from textpatch.report import publish
+    from textpatch.trials import require_known_letters
 
     if options.sets and options.sites:
         raise PatchError("--sites and --set were both given, and --set replaces --sites; give one of them")
     pairs, sites_, shard = _pairs(options), options.sites or ["all"], _shard(options)
     pipeline = _load_sized(options)
-    ocr = _reader(options, pipeline)
+    ocr = _reader(options, pipeline, pairs)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
     prompts = [(pair.source, pair.target) for pair in pairs]
     what = {} if options.what == WORD else {"what": options.what}
@@ -102,6 +103,7 @@ def localize(options) -> None:
     check(pipeline, pairs, **asked, shard=shard)
     _warn_of_scenes(options, prompts)
     ocr.self_test()
+    require_known_letters(pairs, ocr)
     run = _open_run(options, pipeline, request, worker=str(shard[0] if shard else 0), ocr=ocr.describe())
     try:
         found = localize_(pipeline, pairs, **asked, guidance=guidance, branch=options.branch, ocr=ocr, run=run,
@@ -270,12 +272,12 @@ def _attribute_pairs(options) -> list:
     return attribute_pairs(options.what, **_drawn(options))
 
 
-def _reader(options, pipeline):
-    """Who reads the pictures: tesseract for a word, and for other attributes of a sign the nearest drawing."""
+def _reader(options, pipeline, pairs: list):
+    """Who reads the pictures: tesseract for a word, in its letters, and for other attributes of a sign the nearest drawing."""
     if options.what == WORD:
-        from textpatch.metrics import Tesseract
+        from textpatch.metrics import Tesseract, alphabet_of
 
-        return Tesseract()
+        return Tesseract(alphabet=alphabet_of(word for pair in pairs for word in pair.words))
     from textpatch.sizes import picture_size
     from textpatch.weights.attributes import SignReader
 

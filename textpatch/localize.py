@@ -80,7 +80,7 @@ def localize(pipeline: SupportsSampling, pairs: Sequence, *, mode: str = "exhaus
             that all n share under worker names of their own; the shard that ends last goes on to the result
     starts  the result's "start_curve" is that of the responsible set, of the best group where no set was grown;
             heads: its "head_search", the heads of these sites that do their work.  Neither is among its generations
-    Scores are means over pairs and seeds with 95 % intervals bootstrapped over pairs.
+    Scores are means over pairs and seeds with 95 % intervals over pairs, see `trials.scores`.
     Raises PatchError for unknown sites, a start outside the run or a mode's options where they have no effect,
     OCRError if no text can be read, Unfinished while other shards are.
     """

@@ -39,9 +39,9 @@ def said(folder: Path, **options) -> dict[str, list[str]]:
     parts = {}
     for line in examine(folder, **options):
         if line.startswith(" "):
-            parts[name].append(line.strip())
+            parts[list(parts)[-1]].append(line.strip())
         else:
-            parts[name := line] = []
+            parts[line] = []
     return parts
 
 

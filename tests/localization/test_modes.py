@@ -119,12 +119,12 @@ def test_pictures_that_no_score_needs_are_few(answers):
 
 
 def test_where_text_is_static_the_target_does_not_run():
-    """planted-sdxl, L = 14, P = 4 pairs, n = 2 first: (L + 2) n + P - n pictures staged, 3 n + P - n by contribution and,
+    """planted-sdxl, L = 14, P = 4 pairs, n = 3 first: (L + 2) n + P - n pictures staged, 3 n + P - n by contribution and,
     without guidance, 6 n more by attribution, where the target's own picture is made on the n pairs alone; the set is {10}."""
     pipeline, pairs = load("planted-sdxl"), sign_pairs(4, split="test", same_scene=True)
-    for mode, made in (("staged", 16 * 2 + 2), ("contribution", 3 * 2 + 2), ("attribution", 9 * 2 + 2)):
-        result = localize(pipeline, pairs, mode=mode, steps=4, first=2).result
-        assert result["set"]["sites"] == [10] and result["baselines"]["target"]["n"] == 2
+    for mode, made in (("staged", 16 * 3 + 1), ("contribution", 3 * 3 + 1), ("attribution", 9 * 3 + 1)):
+        result = localize(pipeline, pairs, mode=mode, steps=4, first=3).result
+        assert result["set"]["sites"] == [10] and result["baselines"]["target"]["n"] == 3
         assert result["generations"] == {"made": made, "one_by_one": 15 * 4}
 
 

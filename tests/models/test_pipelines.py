@@ -29,7 +29,7 @@ def published():
     pytest.importorskip("diffusers")
     from support import diffusers_pipelines
 
-    return published
+    return diffusers_pipelines
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def published():
     pytest.importorskip("diffusers")
     from support import diffusers_pipelines
 
-    return published
+    return diffusers_pipelines
 
 
 def sdxl(pipeline, **options) -> SDXLTextEncoders:
@@ -55,7 +55,7 @@ def require_equal(text, tokens, pooled):
 @pytest.mark.parametrize("seed", range(3))
 def test_sdxl_equals_diffusers(published, seed):
     """SDXLTextEncoders = StableDiffusionXLPipeline.encode_prompt, "" too, each tokenizer padding as it does."""
-    pipeline = diffusers_pipelines.sdxl(seed)
+    pipeline = published.sdxl(seed)
     pipeline.tokenizer_2.pad_token = '"'  # the published one pads with "!", a word of the vocabulary
     tokens, _, pooled, _ = pipeline.encode_prompt(WRITTEN, do_classifier_free_guidance=False)
     require_equal(sdxl(pipeline)(WRITTEN), tokens, pooled)
@@ -65,7 +65,7 @@ def test_sdxl_equals_diffusers(published, seed):
 @pytest.mark.parametrize("zeros", [True, False])
 def test_sdxl_without_a_prompt_equals_diffusers(published, negative, zeros):
     """None is zeros, tokens and pooled, or "" with zeros_for_none off; a written negative is read, "" too."""
-    pipeline = diffusers_pipelines.sdxl()
+    pipeline = published.sdxl()
     pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
     written = None if negative is None else [negative] * 2
     _, tokens, _, pooled = pipeline.encode_prompt(PROMPTS, negative_prompt=written)
@@ -77,7 +77,7 @@ def test_sdxl_without_a_prompt_equals_diffusers(published, negative, zeros):
 
 def test_no_prompt_leaves_the_other_rows_alone(published):
     """Zeros for one row of a batch are zeros of that row only."""
-    encode = sdxl(diffusers_pipelines.sdxl())
+    encode = sdxl(published.sdxl())
     some, all_written = encode([PROMPTS[0], None, PROMPTS[1]]), encode([PROMPTS[0], "", PROMPTS[1]])
     require_equal(some[[0, 2]], all_written[[0, 2]].tokens, all_written[[0, 2]].pooled)
     assert some.tokens[1].abs().max() == some.pooled[1].abs().max() == 0
@@ -86,7 +86,7 @@ def test_no_prompt_leaves_the_other_rows_alone(published):
 @pytest.mark.parametrize("seed, t5", [(0, True), (1, True), (0, False), (1, False)])
 def test_sd3_equals_diffusers(published, seed, t5):
     """SD3TextEncoders = StableDiffusion3Pipeline.encode_prompt with and without T5; None is ""."""
-    pipeline, length = diffusers_pipelines.sd3(seed, t5), LENGTH if t5 else 256
+    pipeline, length = published.sd3(seed, t5), LENGTH if t5 else 256
     encode, options = sd3(pipeline), dict(prompt_2=None, prompt_3=None, max_sequence_length=length)
     tokens, empty, pooled, empty_pooled = pipeline.encode_prompt(WRITTEN, **options)
     require_equal(encode(WRITTEN), tokens, pooled)
@@ -97,7 +97,7 @@ def test_sd3_equals_diffusers(published, seed, t5):
 @pytest.mark.parametrize("seed", range(3))
 def test_if_equals_diffusers(published, seed):
     """IFTextEncoder = IFPipeline.encode_prompt without caption cleaning; None is ""; no pooled vector."""
-    pipeline = diffusers_pipelines.deepfloyd_if(seed)
+    pipeline = published.deepfloyd_if(seed)
     pipeline.tokenizer.model_max_length = 77
     tokens, empty = pipeline.encode_prompt(UNQUOTED, clean_caption=False)
     encode = deepfloyd_if(pipeline)
@@ -145,13 +145,13 @@ def test_what_no_encoder_reads_is_refused(published, family):
 def test_one_reader_is_enough(published):
     """A word that CLIP spells, and an end that T5 has room for, are read; without T5 that end is refused."""
     long = "a " * 30 + "sign"
-    encode = sd3(diffusers_pipelines.sd3())
+    encode = sd3(published.sd3())
     encode.tokenizers[2].model_max_length = 256
     assert not torch.equal(encode([long]).tokens, encode(["a " * 31 + "sign"]).tokens)
     encode.tokenizers[0].unk_token = encode.tokenizers[0].eos_token  # as CLIP's, whose bytes spell every word
     assert encode(["a rad sign"]).tokens.isfinite().all()
     with pytest.raises(PromptError, match="is 33 tokens long, and the model reads at most 22"):
-        sd3(diffusers_pipelines.sd3(t5=False))([long])
+        sd3(published.sd3(t5=False))([long])
 
 
 @pytest.mark.parametrize("family, options", [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -15,6 +15,7 @@ from textpatch.metrics.text import exact
 from textpatch.pictures import require_bounded
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+DIGITS = "0123456789"
 LINE_MODE = 7  # one line of text: of 8 px capitals it read 99 %, and mode 8, for one word, 17 %
 PERCENTILES = (1, 99)
 # White around the ink, before enlarging: 4 pixels, or a quarter of the ink's height if that is more; and the
@@ -34,6 +35,16 @@ TEST_SIZES = (16, 24, 36)  # points of Pillow's own font: capitals of 11, 17 and
 LEAST_EXACT = 0.9
 # Pictures a process: what a timeout is for, and the most that is read on for a reader that was killed
 A_CALL = 64
+
+
+def alphabet_of(words: Iterable[str]) -> str:
+    """The smallest alphabet to read words with: capitals; small letters, too; digits, too, if they have any.
+
+    A larger one confuses more: 0 and O, 1 and l.  A word with other characters is spelt by none of them.
+    """
+    letters = set("".join(words))
+    alphabet = LETTERS + LETTERS.lower() * (not letters.isdisjoint(LETTERS.lower()))
+    return alphabet + DIGITS * (not letters.isdisjoint(DIGITS))
 
 
 class Tesseract:
