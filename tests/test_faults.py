@@ -20,7 +20,7 @@ import torch
 from laws import patching
 from strategies import Attention, Case, fixed_case, make_attention
 
-from textpatch import attention, bank, hooks, plan, sampling
+from textpatch import attention, bank, calls, hooks, plan, sampling
 from textpatch.hooks import Hook, HookRegistry
 from textpatch.plan import Plan, Swap
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
@@ -54,7 +54,7 @@ def recorded(family: str, run: str, reproduce=official.test_in_one_batch):
 
 COND_ONLY = Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"
 LATE_STEP = Swap, "acts", "step in self.steps", "step - 1 in self.steps"
-LATE_CALL = patching, "_at_text", "_next(calls, name), None", "_next(calls, name) + 1, None"
+LATE_CALL = calls.Calls, "_begin", "Call(self.count,", "Call(self.count + 1,"
 FIRST_STEP = patching, "_read", "key = site.name, step,", "key = site.name, min(k[1] for k in cache),"
 VALUES_AS_KEYS = patching, "_read", "label, part\n", 'label, "vk"["kv".index(part)]\n'
 OTHER_DONOR = plan, "_donor", "return place[", "return 0 * place["

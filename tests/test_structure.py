@@ -13,7 +13,7 @@ from textpatch.weights.load import SHIPPED
 
 ROOT = Path(textpatch.__file__).parent
 OUTER = {"textpatch.reference_models": SHIPPED.parent / "reference_models", "textpatch.weights": SHIPPED}
-CORE = ["attention", "hooks", "sites", "plan", "patch"]
+CORE = ["attention", "hooks", "sites", "plan", "calls", "patch"]
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 
 
