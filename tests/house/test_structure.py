@@ -11,7 +11,7 @@ from textpatch.weights.load import SHIPPED
 
 ROOT = Path(textpatch.__file__).parent
 OUTER = {"textpatch.reference_models": SHIPPED.parent / "reference_models", "textpatch.weights": SHIPPED}
-CORE = ["attention", "hooks", "sites", "plan", "guidance", "patch"]
+CORE = ["attention", "hooks", "sites", "plan", "calls", "guidance", "patch"]
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
-from test_faults import plant
+from support.planting import plant
 
 from textpatch import metrics, trials
 from textpatch.errors import OCRError, PatchError

@@ -14,7 +14,7 @@ from support import laws, laws_of_calls, recorded_runs
 from support.laws import patching
 from support.strategies import Attention, Case, fixed_case, make_attention
 
-from textpatch import attention, bank, hooks, plan, sampling
+from textpatch import attention, bank, calls, hooks, plan, sampling
 from textpatch.hooks import Hook, HookRegistry
 from textpatch.plan import Plan, Swap
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
@@ -33,7 +33,7 @@ def recorded(family: str, run: str, reproduce=recorded_runs.in_one_batch):
 
 COND_ONLY = Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"
 LATE_STEP = Swap, "acts", "step in self.steps", "step - 1 in self.steps"
-LATE_CALL = patching, "_at_text", "_next(calls, name), None", "_next(calls, name) + 1, None"
+LATE_CALL = calls.Calls, "_begin", "Call(self.count,", "Call(self.count + 1,"
 FIRST_STEP = patching, "_read", "key = site.name, step,", "key = site.name, min(k[1] for k in cache),"
 VALUES_AS_KEYS = patching, "_read", "label, part\n", 'label, "vk"["kv".index(part)]\n'
 OTHER_DONOR = plan, "_donor", "return place[", "return 0 * place["
@@ -104,8 +104,8 @@ FAULTS = {
         patching, "_at_text", 'zip("kv", site.taps)', 'zip("vk", site.taps)'),
     "cache rounded": (laws.law_caches_survive_their_tensors,
         patching.KVCache, "tensors", "tensor.contiguous()", "tensor.float()"),
-    "labels cut": (laws.law_caches_survive_their_tensors,
-        patching, "_key", "_tuples(label)", "_tuples(label)[:1]"),
+    "labels turned round": (laws.law_caches_survive_their_tensors,
+        patching, "_key", "_tuples(label)", "_tuples(label)[::-1]"),
     "clone forgotten": (laws.law_caches_are_copies, patching, "capture", ".detach().clone()", ".detach()"),
     "detach forgotten": (laws.law_caches_are_copies, patching, "capture", ".detach().clone()", ".clone()"),
     "values not counted": (laws.law_estimates_are_exact, patching.KVCache, "estimate", "2 * width", "width"),

@@ -8,7 +8,7 @@ from typing import Iterator
 
 import pytest
 import torch
-from test_faults import plant
+from support.planting import plant
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
