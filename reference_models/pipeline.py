@@ -46,10 +46,15 @@ class Defaults:
                              "height, width and steps, four for text_box, six for micro, site indices for localized")  # fmt: skip
 
     def run(self, steps: int | None, guidance: float | None) -> tuple[int, float]:
-        """What was asked for, and in the place of None the model's own.   Raises PatchError for what is no number."""
+        """What was asked for, and in the place of None the model's own.
+
+        Raises PatchError for what is no number, and for guidance 0, which leaves the unconditional prediction alone.
+        """
         steps, guidance = self.steps if steps is None else steps, self.guidance if guidance is None else guidance
         if not _is_whole(steps) or not _is_finite(guidance):
             raise PatchError(f"{steps!r} steps with guidance {guidance!r}; give a whole number of steps, and a finite guidance")
+        if guidance == 0:
+            raise PatchError("guidance 0 was asked for, at which the prompt has no effect; give 1 for no guidance")
         return steps, guidance
 
 

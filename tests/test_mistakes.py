@@ -57,7 +57,7 @@ TYPED = {
     "a name that ends": ([*MAKE, "--out", "a\0b"], r"cannot open a\x00b", "null", "check path"),
     "another run's folder": ([*MAKE, "--out", "edited"], "edited holds another run", 'stored "edit", asked "generate"', "give another --out"),
     "a run with other steps": (
-        [*FIND, "--pairs", "1", "--out", "found", "--steps", "2"], "asked 2", "stored 1", "give another --out"),
+        ["localize", "small", "--pairs", "1", "--out", "found", "--steps", "2"], "asked 2", "stored 1", "give another --out"),
     "a model of the hub that is not here": (
         ["generate", "stabilityai/sd-turbo", SOURCE], "stabilityai/sd-turbo at main", "is not in", "hf download stabilityai/sd-turbo"),
     "a path that is none": (["generate", "/models/none", SOURCE], "no model '/models/none'", "neither", "known: planted-"),
@@ -192,6 +192,8 @@ CALLED = {
     "a prompt without a list": (lambda: PIPELINE.encode("AB"), "prompts to encode are 'AB'", "give", "in a list"),
     "no prompts": (lambda: PIPELINE.encode([]), "prompts to encode are []", "give", "in a list"),
     "half a step": (lambda: PIPELINE.generate("a red sign", seeds=0, steps=2.5), "2.5 steps", "give", "whole number"),
+    "a guidance of nothing": (lambda: PIPELINE.generate("a red sign", seeds=0, guidance=0), "guidance 0", "prompt has no effect", "give 1"),
+    "a guidance of nothing, in lock-step": (lambda: sample(PIPELINE, ROWS, guidance=0.0), "guidance 0", "prompt has no effect", "give 1"),
     "a guidance in words": (lambda: PIPELINE.generate("a red sign", seeds=0, guidance="3"), "guidance '3'", "give", "finite"),
     "half a seed": (lambda: localize(PIPELINE, [(SOURCE, TARGET)], seeds=[1.5], ocr=Parrot()), "seed 1.5", "give a whole", "63 bits"),
     "a seed in words": (lambda: localize(PIPELINE, [(SOURCE, TARGET)], seeds=["a"], ocr=Parrot()), "seed 'a'", "give a whole", "63 bits"),
