@@ -104,7 +104,8 @@ def _parts(count: int, at_once: int) -> Iterator[slice]:
     """So many at once; the bar is there for the command line's many."""
     if not _is_whole(at_once) or at_once < 1:
         raise PatchError(f"micro_batch is {at_once}; make at least one picture at once")
-    starts = tqdm(range(0, count, at_once), desc="generate", unit="batch", disable=None if count > at_once else True)
+    starts = tqdm(range(0, count, at_once), desc="generate", unit="batch", disable=None if count > at_once else True,
+                  leave=False, dynamic_ncols=True)  # fmt: skip
     return (slice(start, start + at_once) for start in starts)
 
 

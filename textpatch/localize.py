@@ -21,6 +21,7 @@ from textpatch.errors import PatchError, closest
 from textpatch.heads import head_search
 from textpatch.metrics import f1_of_means
 from textpatch.pairs import SOURCE, TARGET, Pair, require_other_texts
+from textpatch.progress import phase
 from textpatch.readings import READINGS, Readings
 from textpatch.report import summary_html
 from textpatch.result import SCHEMA_VERSION, answer, table
@@ -90,8 +91,9 @@ def localize(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all"
     require_other_texts(trials.pairs)
     if shard is not None:
         trials.share(groups, shard)
-    screening, beside = MODES[mode](trials, groups, keep, first or FIRST)
-    trials.measure(screening.kept)
+    with phase("sites"):
+        screening, beside = MODES[mode](trials, groups, keep, first or FIRST)
+        trials.measure(screening.kept)
     grown = _grown(trials, screening, first or FIRST) if _alone(groups) and len(pairs) > 1 else None
     found = Localization(summarise(trials, mode, groups, screening, beside, grown), trials.records)
     found.result.update(_further(trials, found, starts, heads))
@@ -204,7 +206,8 @@ def _grown(trials: Trials, screening: Screening, first: int) -> list[Step]:
     measured = _best_first(trials, screening.kept)
     others = [group for group in screening.ranked if group not in (*measured, *screening.barred)]
     ranked = [site for (site,) in [*measured, *others]]
-    return grow(trials.score, ranked, len(trials.pairs), f1_of_means, first=first, least=screening.pairs)
+    with phase("growing the set"):
+        return grow(trials.score, ranked, len(trials.pairs), f1_of_means, first=first, least=screening.pairs)
 
 
 def _best_first(trials: Trials, groups: Sequence[Group]) -> list[Group]:

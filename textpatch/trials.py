@@ -20,7 +20,6 @@ from typing import Callable, Sequence
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from textpatch import metrics
 from textpatch.bank import prompt_settles_text
@@ -30,6 +29,7 @@ from textpatch.metrics.image import WINDOW
 from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.pictures import open_picture
 from textpatch.plan import Plan, Row, Swap
+from textpatch.progress import counted
 from textpatch.sampling import decoding, sample_latents
 from textpatch.search import Group, interval
 from textpatch.sizes import picture_size
@@ -170,7 +170,7 @@ class Trials:
         lacking = [unit for unit in units if not names <= self._pictures(unit).keys()]
         keep = lambda: None  # noqa: E731
         with ThreadPoolExecutor(1, "read") as reader:
-            for unit in tqdm(lacking, desc="localize", unit="pair", disable=None):
+            for unit in counted(lacking, "localize"):
                 with finishing() as interrupted:
                     try:
                         made = self._made(unit, names - self._pictures(unit).keys(), groups, reader)
