@@ -22,6 +22,19 @@ from textpatch.errors import PatchError
 from textpatch.reference_models.layers import TextCondition
 
 
+# What each of the defaults below must be.
+WANTED = {
+    "height": "a positive whole number",
+    "width": "a positive whole number",
+    "steps": "a positive whole number",
+    "guidance": "a finite number",
+    "text_box": "four whole numbers: left, top, right, bottom",
+    "localized": "site indices, whole numbers",
+    "micro": "six whole numbers",
+    "level": "a finite number",
+}
+
+
 @dataclass(frozen=True)
 class Defaults:
     """What a model is run with when nothing else is asked for.   Raises PatchError for what no run can be given."""
@@ -42,8 +55,7 @@ class Defaults:
         fits |= {"text_box": self.text_box is None or _are_whole(self.text_box, 4), "localized": _are_whole(self.localized),
                  "micro": self.micro is None or _are_whole(self.micro, 6)}  # fmt: skip
         for name in (name for name, fit in fits.items() if not fit):
-            raise PatchError(f"{name} is {getattr(self, name)!r} among what a model is run with; give a positive whole number for "
-                             "height, width and steps, four for text_box, six for micro, site indices for localized")  # fmt: skip
+            raise PatchError(f"{name} is {getattr(self, name)!r} among what a model is run with; give {WANTED[name]}")
 
     def run(self, steps: int | None, guidance: float | None) -> tuple[int, float]:
         """What was asked for, and in the place of None the model's own.

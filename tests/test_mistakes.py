@@ -94,7 +94,7 @@ TYPED = {
     "a file in Latin-1": ([*FIND, "--prompts", "latin.tsv"], "prompts from latin.tsv", "can't decode byte 0xe9", "expected a text"),
     "a folder that is no copy": ([*FIND, "--prompts", "empty"], "prompts from empty/", "No such file", "expected a copy of GlyphControl-release"),
     "a bench without its folder": ([*FIND, "--bench", "simple"], "--bench and --limit", "GlyphControl's prompts", "give its folder with --prompts"),
-    "a screening of one pair": ([*FIND, "--mode", "staged", "--pairs", "1"], "screening begins with 4", "1 pairs", "needs two"),
+    "a screening of one pair": ([*FIND, "--mode", "staged", "--pairs", "1"], "given to mode 'staged': 1", "an interval over pairs", "needs two"),
     "all kept": ([*FIND, "--mode", "staged", "--keep", "2", "--pairs", "2"], "keep is 2", "of 2 sites", "fewer than there are"),
     "a screening's option without one": ([*FIND, "--keep", "1"], "keep is 1", "an exhaustive search screens nothing", "leave them out"),
     "shards from one on": ([*FIND, "--shard", "4/4"], "no shard '4/4'", "such as", "0/4 to 3/4"),

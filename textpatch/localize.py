@@ -119,8 +119,10 @@ def _check_search(mode: str, keep: int | None, first: int | None, groups: list[G
     if mode == "exhaustive" and (keep, first) != (None, None):
         raise PatchError(f"keep is {keep} and first {first}, and an exhaustive search screens nothing; "
                          "leave them out, or give a mode that screens")  # fmt: skip
-    if mode != "exhaustive" and (pairs < 2 or first is not None and first < 2):
-        raise PatchError(f"{pairs} pairs, screening begins with {first or FIRST}; an interval over pairs needs two")
+    if mode != "exhaustive" and pairs < 2:
+        raise PatchError(f"prompt pairs given to mode {mode!r}: {pairs}; an interval over pairs needs two")
+    if mode != "exhaustive" and first is not None and first < 2:
+        raise PatchError(f"first is {first}, so screening would begin with that many; an interval over pairs needs two")
     if mode in READINGS and not _alone(groups):
         raise PatchError(f"{mode} scores single sites, and sets of them were asked for; use another mode")
     if mode != "exhaustive" and len(groups) < 2:

@@ -40,9 +40,12 @@ def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int
     pairs = [_pair(pair) for pair in pairs]
     if isinstance(seeds, Integral):
         raise PatchError(f"seeds is {seeds}; give several or one in a list: [{seeds}]")
-    if not pairs or not seeds or not 0 <= start < steps:
-        raise PatchError(f"{len(pairs)} pairs, {len(seeds)} seeds, start {start} of {steps} steps; "
-                         "needs at least one pair and seed, and a start within the run")  # fmt: skip
+    if not pairs:
+        raise PatchError("no prompt pair was given; give at least one (source, target)")
+    if not seeds:
+        raise PatchError("no seed was given; give at least one")
+    if not 0 <= start < steps:
+        raise PatchError(f"start {start} of {steps} steps was asked for; give a start within the run")
     if len(set(seeds)) != len(seeds):
         raise PatchError(f"seeds {', '.join(map(str, seeds))} were asked for, one of them twice; give each once")
     for pair in pairs:
