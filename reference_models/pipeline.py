@@ -24,6 +24,19 @@ from textpatch.plan import CONDITIONAL, Row
 from textpatch.reference_models.layers import TextCondition
 
 
+# What each of the defaults below must be.
+WANTED = {
+    "height": "a positive whole number",
+    "width": "a positive whole number",
+    "steps": "a positive whole number",
+    "guidance": "a finite number",
+    "text_box": "four whole numbers: left, top, right, bottom",
+    "localized": "site indices, whole numbers",
+    "micro": "six whole numbers",
+    "level": "a finite number",
+}
+
+
 @dataclass(frozen=True)
 class Defaults:
     """What a model is run with when nothing else is asked for.   Raises PatchError for what no run can be given."""
@@ -44,8 +57,7 @@ class Defaults:
         fits |= {"text_box": self.text_box is None or _are_whole(self.text_box, 4), "localized": _are_whole(self.localized),
                  "micro": self.micro is None or _are_whole(self.micro, 6)}  # fmt: skip
         for name in (name for name, fit in fits.items() if not fit):
-            raise PatchError(f"{name} is {getattr(self, name)!r} among what a model is run with; give a positive whole number for "
-                             "height, width and steps, four for text_box, six for micro, site indices for localized")  # fmt: skip
+            raise PatchError(f"{name} is {getattr(self, name)!r} among what a model is run with; give {WANTED[name]}")
 
     def run(self, steps: int | None, guidance: float | Guidance | None) -> tuple[int, float | Guidance]:
         """What was asked for, and in the place of None the model's own.
@@ -107,7 +119,8 @@ def _parts(count: int, at_once: int) -> Iterator[slice]:
     """So many at once; the bar is there for the command line's many."""
     if not _is_whole(at_once) or at_once < 1:
         raise PatchError(f"micro_batch is {at_once}; make at least one picture at once")
-    starts = tqdm(range(0, count, at_once), desc="generate", unit="batch", disable=None if count > at_once else True)
+    starts = tqdm(range(0, count, at_once), desc="generate", unit="batch", disable=None if count > at_once else True,
+                  leave=False, dynamic_ncols=True)  # fmt: skip
     return (slice(start, start + at_once) for start in starts)
 
 

@@ -163,7 +163,7 @@ def require_scale(scale) -> None:
     if not isinstance(scale, Real) or isinstance(scale, bool) or not math.isfinite(scale):
         raise PatchError(f"guidance is {scale!r}; give a finite number, or an object of textpatch.guidance")
     if scale == 0:
-        raise PatchError("guidance is 0, at which the prompt has no effect; give 1 for no guidance")
+        raise PatchError("guidance 0 was asked for, at which the prompt has no effect; give 1 for no guidance")
 
 
 def described(guidance: float | Guidance) -> float | dict:

@@ -23,6 +23,7 @@ from textpatch.heads import head_search
 from textpatch.metrics import f1_of_means
 from textpatch.pairs import SOURCE, TARGET, Pair, require_other_texts
 from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
+from textpatch.progress import phase
 from textpatch.readings import READINGS, Readings
 from textpatch.report import summary_html
 from textpatch.result import SCHEMA_VERSION, answer, table
@@ -92,8 +93,9 @@ def localize(pipeline: SupportsSampling, pairs: Sequence, *, mode: str = "exhaus
     require_other_texts(trials.pairs)
     if shard is not None:
         trials.share(groups, shard)
-    screening, beside = MODES[mode](trials, groups, keep, first or FIRST)
-    trials.measure(screening.kept)
+    with phase("sites"):
+        screening, beside = MODES[mode](trials, groups, keep, first or FIRST)
+        trials.measure(screening.kept)
     grown = _grown(trials, screening, first or FIRST) if _alone(groups) and len(pairs) > 1 else None
     found = Localization(summarise(trials, mode, groups, screening, beside, grown), trials.records)
     found.result.update(_further(trials, found, starts, heads))
@@ -119,8 +121,10 @@ def _check_search(mode: str, keep: int | None, first: int | None, groups: list[G
     if mode == "exhaustive" and (keep, first) != (None, None):
         raise PatchError(f"keep is {keep} and first {first}, and an exhaustive search screens nothing; "
                          "leave them out, or give a mode that screens")  # fmt: skip
-    if mode != "exhaustive" and (pairs < 2 or first is not None and first < 2):
-        raise PatchError(f"{pairs} pairs, screening begins with {first or FIRST}; an interval over pairs needs two")
+    if mode != "exhaustive" and pairs < 2:
+        raise PatchError(f"prompt pairs given to mode {mode!r}: {pairs}; an interval over pairs needs two")
+    if mode != "exhaustive" and first is not None and first < 2:
+        raise PatchError(f"first is {first}, so screening would begin with that many; an interval over pairs needs two")
     if mode in READINGS and not _alone(groups):
         raise PatchError(f"{mode} scores single sites, and sets of them were asked for; use another mode")
     if mode != "exhaustive" and len(groups) < 2:
@@ -206,7 +210,8 @@ def _grown(trials: Trials, screening: Screening, first: int) -> list[Step]:
     measured = _best_first(trials, screening.kept)
     others = [group for group in screening.ranked if group not in (*measured, *screening.barred)]
     ranked = [site for (site,) in [*measured, *others]]
-    return grow(trials.score, ranked, len(trials.pairs), f1_of_means, first=first, least=screening.pairs)
+    with phase("growing the set"):
+        return grow(trials.score, ranked, len(trials.pairs), f1_of_means, first=first, least=screening.pairs)
 
 
 def _best_first(trials: Trials, groups: Sequence[Group]) -> list[Group]:

@@ -85,11 +85,11 @@ def capture(model: nn.Module, sites, *, rows: Sequence[Row | Hashable]) -> Itera
     """Keep the text K and V of `sites` at every call of the model inside the block; nothing else changes.
 
     sites  what `select_sites` understands, or Sites that `find_sites` made by a table of one's own
-    rows   one Row or label per batch row, in order; the n-th call of the model is step n
+    rows   one Row or label per batch row, in order, or one label; the n-th call of the model is step n
     Raises PatchError if a site is unknown or does not run in some call, if the batch has another number of rows, if
     two rows have one label, if a mask of text is given that the sites do not name, or if a call holds no text.
     """
-    cache, labels = KVCache(), [_label(row) for row in rows]
+    cache, labels = KVCache(), [_label(row) for row in _each_row(rows)]
     _require_distinct(labels)
 
     def keep(site: Site, part: str, call: Call, own: Tensor) -> None:
@@ -122,13 +122,17 @@ def patch(model: nn.Module, cache: KVCache, sites, *, rows: Sequence, steps: Ite
     is not that of the row it reads, at the tokens it reads; for heads, tokens or steps there are not; if a field
     names nothing; and as `capture` for masks that are not named and calls that hold no text.
     """
-    labels, chosen = [None if row is None else _label(row) for row in rows], _chosen(model, sites)
+    labels = [None if row is None else _label(row) for row in _each_row(rows)]
+    chosen = _chosen(model, sites)
     asked = {"steps": steps, "heads": heads, "tokens": tokens}
     steps, heads, tokens = (None if x is None else integers(name, x) for name, x in asked.items())
     if not any(labels):
         raise PatchError("patch was given no row to read; name one per batch row, or leave patch out")
-    if () in (steps, heads, tokens) or part not in ("kv", "k", "v"):
-        raise PatchError(f"nothing to patch in {steps=}, {heads=}, {tokens=}, {part=}; leave a field out to mean all")
+    if part not in ("kv", "k", "v"):
+        raise PatchError(f"part is {part!r}; give 'kv', 'k' or 'v'")
+    for name, named in (("steps", steps), ("heads", heads), ("tokens", tokens)):
+        if named == ():
+            raise PatchError(f"{name} is empty, so nothing would be patched; give some, or leave it out to mean all")
 
     def swap(site: Site, which: str, call: Call, own: Tensor) -> Tensor | None:
         _require_rows(site, own, labels)
@@ -280,6 +284,11 @@ def _mixed(own: Tensor, stored: Tensor, site: Site, heads: tuple | None, tokens:
     h = torch.arange(site.text_heads) if heads is None else torch.tensor(heads)
     mixed.unflatten(-1, split)[t[:, None], h] = stored.unflatten(-1, split)[t[:, None], h]
     return mixed
+
+
+def _each_row(rows) -> Sequence:
+    """Rows or labels, of which one string is one label."""
+    return [rows] if isinstance(rows, str) else rows
 
 
 def _label(row) -> Hashable:

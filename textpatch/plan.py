@@ -152,8 +152,9 @@ class Swap:
             raise PatchError(
                 f"part is {self.part!r} and branch {self.branch!r}; known: kv, k, v and both, cond"
             )
-        if () in (self.sites, self.readers, self.steps, self.heads, self.tokens):
-            raise PatchError(f"{self} names nothing in one of its fields; leave the field out to mean all")
+        for name in ("sites", "readers", "steps", "heads", "tokens"):
+            if getattr(self, name) == ():
+                raise PatchError(f"{name} is empty in {self}; give some.  Steps, heads and tokens left out mean all")
 
     def acts(self, step: int, row: Row) -> bool:
         in_branch = self.branch == "both" or row.branch == CONDITIONAL

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Callable, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from textpatch.attribution import attribution, in_its_words
 from textpatch.contribution import contribution
@@ -14,6 +13,7 @@ from textpatch.errors import PatchError
 from textpatch.guidance import as_guidance
 from textpatch.pairs import SOURCE, TARGET, Pair, quoted
 from textpatch.plan import Plan, Row
+from textpatch.progress import counted
 from textpatch.search import Group
 from textpatch.trials import Trials, made_by
 
@@ -83,7 +83,7 @@ class Readings:
     def score(self, groups: Sequence[Group], pairs: int, what: str | None = None) -> list[np.ndarray]:
         """(pairs,) per group of one site: the mean over seeds."""
         units = self.trials.units(pairs)
-        for unit in tqdm([unit for unit in units if unit not in self.found], desc="screen", unit="pair", disable=None):
+        for unit in counted([unit for unit in units if unit not in self.found], "screening"):
             record = self._record(unit)
             self.trials.join(record)
             self.found[unit] = record[self.reading.name]

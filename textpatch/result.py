@@ -11,22 +11,18 @@ Of the search: "mode", "set" (its "sites", and the "steps" of growing it), "gaps
 what the pairs differ in, where it is not the word.
 """
 
+import shutil
+
 from textpatch.errors import PatchError
 from textpatch.metrics import FEWEST
 
 SCHEMA_VERSION = 3
-RUNS = (("source", "source run, no swap"), ("target", "whole target run"))
+RUNS = (("source", "source, no swap"), ("target", "whole target run"))
 _NEEDED = ("model", "pairs", "seeds", "steps", "guidance", "start", "branch", "baselines", "sites", "ranked")
-_COLUMNS = (
-    ("rank", 4),
-    ("site", 4),
-    ("name", 25),
-    ("exact target", 12),
-    ("F1 target [low, high]", 21),
-    ("F1 source", 9),
-    ("bg SSIM", 7),
-    ("n", 4),
-)
+_TITLES = ("rank", "site", "exact", "F1 target", "F1 source", "bg SSIM", "n")
+_LEFT_OUT = ("F1 source", "bg SSIM", "n", "exact")  # on a narrow terminal, the first of them first
+_NAME = 9  # the least columns of a name beside all numbers
+_GAP = "  "
 
 
 def answer(result: dict) -> str:
@@ -41,29 +37,54 @@ def answer(result: dict) -> str:
     return " ".join([*verdict(result), *search(result), *further(result)])
 
 
-def table(result: dict) -> str:
-    """The ranked plain-text table, at most 100 columns: two baselines, then the sites, best first."""
-    ranked = enumerate(ranked_sites(result), 1)
-    rows = [("", "", label, *_cells(result["baselines"][run])) for run, label in RUNS]
-    rows += [
-        (_place(site, rank), str(site["site"]), _name(site["name"], 25), *_cells(site))
-        for rank, site in ranked
-    ]
-    rules = ["-" * width for _, width in _COLUMNS]
-    return "\n".join(_line(row) for row in ([title for title, _ in _COLUMNS], rules, *rows))
+def table(result: dict, width: int | None = None) -> str:
+    """The ranked plain-text table: two baselines, then the sites, best first.
+
+    width  columns it may take, the terminal's when None, 80 where there is none.  What does not fit is first cut in the
+           names, then left out, the scores beside F1 towards the target
+    """
+    width = width or shutil.get_terminal_size().columns
+    columns = _columns(result)
+    for title in _LEFT_OUT:
+        if _room(columns, width) < _NAME:
+            del columns[title]
+    names = _names(result, max(_room(columns, width), _NAME))
+    lines = zip(*(_padded(title, cells) for title, cells in columns.items()), ["name", "-" * max(map(len, names)), *names])
+    return "\n".join(_GAP.join(line).rstrip() for line in lines)
+
+
+def _columns(result: dict) -> dict[str, list[str]]:
+    """Title -> cells, of all columns but the names."""
+    rows = [("", "", *_cells(result["baselines"][run])) for run, _ in RUNS]
+    for rank, site in enumerate(ranked_sites(result), 1):
+        rows.append((_place(site, rank), str(site["site"]), *_cells(site)))
+    return dict(zip(_TITLES, map(list, zip(*rows))))
+
+
+def _names(result: dict, width: int) -> list[str]:
+    """The runs and the sites by name, in as many columns at most."""
+    runs = [label if len(label) <= width else run for run, label in RUNS]
+    return [*runs, *(_name(site["name"], width) for site in ranked_sites(result))]
+
+
+def _room(columns: dict[str, list[str]], width: int) -> int:
+    """What the other columns leave for the names."""
+    return width - sum(_width(title, cells) + len(_GAP) for title, cells in columns.items())
+
+
+def _width(title: str, cells: list[str]) -> int:
+    return max(map(len, [title, *cells]))
+
+
+def _padded(title: str, cells: list[str]) -> list[str]:
+    """A column with its title and a rule, to the right."""
+    width = _width(title, cells)
+    return [cell.rjust(width) for cell in (title, "-" * width, *cells)]
 
 
 def _place(site: dict, rank: int) -> str:
     """Its rank, where all pairs say so; else out, or set where it is in that all the same."""
     return {"screened out": "out", "joined": "set"}.get(site.get("status", {}).get("state"), str(rank))
-
-
-def _line(cells) -> str:
-    padded = (
-        cell.ljust(width) if title == "name" else cell.rjust(width)
-        for cell, (title, width) in zip(cells, _COLUMNS, strict=True)
-    )
-    return "  ".join(padded).rstrip()
 
 
 def _cells(scores: dict) -> tuple[str, ...]:
@@ -72,13 +93,18 @@ def _cells(scores: dict) -> tuple[str, ...]:
 
 
 def _name(name, width: int) -> str:
-    """A module path with its words cut evenly until it fits: the numbers, which tell sites apart, stay."""
-    parts = plain(name).split(".")
-    for letters in range(24, 0, -1):
-        short = ".".join(part[:letters] for part in parts)
+    """A module path in so many columns, its last part whole.
+
+    The parts before it are cut evenly, so that the numbers, which tell sites apart, stay; where that is not enough, the
+    middle is left out.
+    """
+    *parts, last = plain(name).split(".")
+    for letters in range(width, 0, -1):
+        short = ".".join([*(part[:letters] for part in parts), last])
         if len(short) <= width:
-            break
-    return short[:width]
+            return short
+    begin = max(width - len(last) - len(".."), 0)
+    return f"{short[:begin]}..{last}"[:width]
 
 
 def verdict(result: dict) -> tuple[str, str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Sequence
 
-from tqdm import tqdm
 
 from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError
@@ -18,6 +17,7 @@ from textpatch.metrics import f1_of_means
 from textpatch.pairs import SOURCE, TARGET
 from textpatch.pipelines import SupportsPartialRuns, require_parts
 from textpatch.plan import Plan, Row, Swap
+from textpatch.progress import counted
 from textpatch.sampling import sample
 from textpatch.search import latest_start
 from textpatch.sites import find_sites, select_sites
@@ -39,7 +39,7 @@ def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> d
     starts = list(range(steps)) if starts is None else sorted(set(starts))
     if not starts or not 0 <= starts[0] <= starts[-1] < steps:
         raise PatchError(f"start steps {starts}; this run has steps 0..{steps - 1}")
-    units = tqdm(trials.units(len(trials.pairs)), desc="starts", unit="pair", disable=None)
+    units = counted(trials.units(len(trials.pairs)), "start steps")
     records = [_record(trials, unit, group, starts) for unit in units]
     names = [_name(start) for start in starts]
     times, sigmas = (trials.pipeline.schedule.timesteps(steps), trials.pipeline.schedule.sigmas(steps))

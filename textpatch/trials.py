@@ -20,7 +20,6 @@ from typing import Callable, Sequence
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from textpatch import metrics
 from textpatch.bank import prompt_settles_text
@@ -32,6 +31,7 @@ from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.pictures import open_picture
 from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.plan import Plan, Row, Swap
+from textpatch.progress import counted
 from textpatch.sampling import decoding, sample_latents
 from textpatch.search import Group, interval, tells_spread
 from textpatch.sizes import picture_size
@@ -42,9 +42,12 @@ def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int
     pairs = [_pair(pair) for pair in pairs]
     if isinstance(seeds, Integral):
         raise PatchError(f"seeds is {seeds}; give several or one in a list: [{seeds}]")
-    if not pairs or not seeds or not 0 <= start < steps:
-        raise PatchError(f"{len(pairs)} pairs, {len(seeds)} seeds, start {start} of {steps} steps; "
-                         "needs at least one pair and seed, and a start within the run")  # fmt: skip
+    if not pairs:
+        raise PatchError("no prompt pair was given; give at least one (source, target)")
+    if not seeds:
+        raise PatchError("no seed was given; give at least one")
+    if not 0 <= start < steps:
+        raise PatchError(f"start {start} of {steps} steps was asked for; give a start within the run")
     if len(set(seeds)) != len(seeds):
         raise PatchError(f"seeds {', '.join(map(str, seeds))} were asked for, one of them twice; give each once")
     _require_once(pairs)
@@ -206,7 +209,7 @@ class Trials:
         lacking = [unit for unit in units if not names <= self._pictures(unit).keys()]
         keep = lambda: None  # noqa: E731
         with ThreadPoolExecutor(1, "read") as reader:
-            for unit in tqdm(lacking, desc="localize", unit="pair", disable=None):
+            for unit in counted(lacking, "localize"):
                 with finishing() as interrupted:
                     try:
                         made = self._made(unit, names - self._pictures(unit).keys(), groups, reader)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 CPU = torch.device("cpu")
 
 

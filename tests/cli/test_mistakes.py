@@ -57,7 +57,7 @@ TYPED = {
     "a name that ends": ([*MAKE, "--out", "a\0b"], r"cannot open a\x00b", "null", "check path"),
     "another run's folder": ([*MAKE, "--out", "edited"], "edited holds another run", 'stored "edit", asked "generate"', "give another --out"),
     "a run with other steps": (
-        [*FIND, "--pairs", "1", "--out", "found", "--steps", "2"], "asked 2", "stored 1", "give another --out"),
+        ["localize", "small", "--pairs", "1", "--out", "found", "--steps", "2"], "asked 2", "stored 1", "give another --out"),
     "a model of the hub that is not here": (
         ["generate", "stabilityai/sd-turbo", SOURCE], "stabilityai/sd-turbo at main", "is not in", "hf download stabilityai/sd-turbo"),
     "a path that is none": (["generate", "/models/none", SOURCE], "no model '/models/none'", "neither", "known: planted-"),
@@ -94,7 +94,7 @@ TYPED = {
     "a file in Latin-1": ([*FIND, "--prompts", "latin.tsv"], "prompts from latin.tsv", "can't decode byte 0xe9", "expected a text"),
     "a folder that is no copy": ([*FIND, "--prompts", "empty"], "prompts from empty/", "No such file", "expected a copy of GlyphControl-release"),
     "a bench without its folder": ([*FIND, "--bench", "simple"], "--bench and --limit", "GlyphControl's prompts", "give its folder with --prompts"),
-    "a screening of one pair": ([*FIND, "--mode", "staged", "--pairs", "1"], "screening begins with 4", "1 pairs", "needs two"),
+    "a screening of one pair": ([*FIND, "--mode", "staged", "--pairs", "1"], "given to mode 'staged': 1", "an interval over pairs", "needs two"),
     "all kept": ([*FIND, "--mode", "staged", "--keep", "2", "--pairs", "2"], "keep is 2", "of 2 sites", "fewer than there are"),
     "a screening's option without one": ([*FIND, "--keep", "1"], "keep is 1", "an exhaustive search screens nothing", "leave them out"),
     "shards from one on": ([*FIND, "--shard", "4/4"], "no shard '4/4'", "such as", "0/4 to 3/4"),
@@ -192,6 +192,8 @@ CALLED = {
     "a prompt without a list": (lambda: PIPELINE.encode("AB"), "prompts to encode are 'AB'", "give", "in a list"),
     "no prompts": (lambda: PIPELINE.encode([]), "prompts to encode are []", "give", "in a list"),
     "half a step": (lambda: PIPELINE.generate("a red sign", seeds=0, steps=2.5), "2.5 steps", "give", "whole number"),
+    "a guidance of nothing": (lambda: PIPELINE.generate("a red sign", seeds=0, guidance=0), "guidance 0", "prompt has no effect", "give 1"),
+    "a guidance of nothing, in lock-step": (lambda: sample(PIPELINE, ROWS, guidance=0.0), "guidance 0", "prompt has no effect", "give 1"),
     "a guidance in words": (lambda: PIPELINE.generate("a red sign", seeds=0, guidance="3"), "guidance '3'", "give", "finite"),
     "half a seed": (lambda: localize(PIPELINE, [(SOURCE, TARGET)], seeds=[1.5], ocr=Parrot()), "seed 1.5", "give a whole", "of 0 to 4294967295"),
     "a seed in words": (lambda: localize(PIPELINE, [(SOURCE, TARGET)], seeds=["a"], ocr=Parrot()), "seed 'a'", "give a whole", "of 0 to 4294967295"),

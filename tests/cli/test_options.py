@@ -237,3 +237,13 @@ def test_allowing_needs_a_stored_request(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "other", "thesis.tex"]
     stored = Run.open(tmp_path / "new", asked)
     assert Run.open(stored.folder, {"request": {"steps": 2}}, allow=["steps"]).changed == {"request.steps": (1, 2)}
+
+
+# --- guidance
+
+
+@pytest.mark.parametrize("command", ["generate", *RUNS])
+def test_a_guidance_without_effect_is_refused(command, model, here, capfd):
+    """Guidance 0 is the unconditional prediction alone: one line that says so and what to give, nothing written."""
+    asked = [command, model, *RUNS.get(command, [SOURCE]), "--guidance", "0"]
+    refused(here, capfd, asked, "guidance 0", "the prompt has no effect", "give 1 for no guidance")

@@ -312,7 +312,7 @@ def test_runs_seen_on_fewer_pairs_say_so():
     assert "the source run without a swap 0 % [0, 5] over 4 pictures." in said
     result["baselines"]["target"] = scores(0.0) | {"n": 1}
     assert result_.answer(result).startswith("Site 2")
-    assert [line.split()[-1] for line in result_.table(result).splitlines()[2:]] == ["4", "1", "32", "32", "32"]
+    assert [re.search(r"(\d+)  [a-z]", line)[1] for line in result_.table(result, 80).splitlines()[2:]] == ["4", "1", "32", "32", "32"]
 
 
 def test_a_site_that_joined_keeps_what_left_it_out():
@@ -350,22 +350,61 @@ def test_the_answer_admits_a_tie():
     assert "overlap with site 1, 3:" in result_.answer(a_result((0.0, 0.75, 0.8, 0.72)))
 
 
-def test_the_table_fits_and_begins_with_the_baselines():
-    """The table has the two baselines, then all sites in ranked order, in at most 100 plain columns."""
+def numbers_of(line: str) -> list[str]:
+    return re.findall(r"\d+(?:\.\d+)?", line)
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_the_table_fits_and_begins_with_the_baselines(width):
+    """The table has the two baselines, then all sites in ranked order, numbers before names, in the width it is given."""
     result = a_result(tuple(n / 70 for n in range(70)), text="down_blocks.1.transformer_blocks.9.attn2")
-    head, _, source, target, *sites = result_.table(result).splitlines()
-    assert "exact target" in head and "source run" in source and "whole target run" in target
+    head, _, source, target, *sites = result_.table(result, width).splitlines()
+    assert head.split()[:3] == ["rank", "site", "exact"] and head.split()[-1] == "name"
+    assert source.endswith("source, no swap") and target.endswith("whole target run")
     assert [int(line.split()[1]) for line in sites] == result["ranked"] == list(range(70))[::-1]
-    assert max(map(len, result_.table(result).splitlines())) <= 100
-    assert "\x1b" not in result_.table(a_result(text=HOSTILE))
+    assert max(map(len, result_.table(result, width).splitlines())) <= width
+    assert all(line.endswith(".9.attn2") for line in sites)
+    assert width < 200 or all(line.endswith("down_blocks.1.transformer_blocks.9.attn2") for line in sites)
+    assert "\x1b" not in result_.table(a_result(text=HOSTILE), width)
 
 
-def test_a_short_name_keeps_its_numbers():
-    """Cutting a module path keeps every index: SDXL's sites stay distinct in the table."""
-    full = "down_blocks.1.attentions.0.transformer_blocks.7.attn2"
-    short = result_._name(full, 30)
-    assert len(short) <= 30 and re.findall(r"\.(\d+)", short) == re.findall(r"\.(\d+)", full)
-    assert result_._name("transformer_blocks.3.attn", 30) == "transformer_blocks.3.attn"
+def test_a_narrow_table_keeps_what_sites_are_ranked_by():
+    """In 40 columns: rank, site, F1 with its interval, the last part of the name."""
+    result = a_result((0.0, 1.0), text="down_blocks.1.transformer_blocks.9.attn2")
+    wide, narrow = (result_.table(result, width).splitlines() for width in (80, 40))
+    assert narrow[0].split() == ["rank", "site", "F1", "target", "name"]
+    for full, cut in zip(wide[4:], narrow[4:]):
+        found = numbers_of(full)
+        assert numbers_of(cut)[:5] == [*found[:2], *found[3:6]] and cut.endswith("attn2") and len(cut) <= 40
+    assert narrow[2].endswith("source") and narrow[3].endswith("target")
+
+
+def test_the_table_is_as_wide_as_the_terminal(monkeypatch):
+    """Without a width the terminal's is taken."""
+    result = a_result((0.0, 1.0), text="down_blocks.1.transformer_blocks.9.attn2")
+    for columns in ("40", "80", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert result_.table(result) == result_.table(result, int(columns))
+
+
+@pytest.mark.parametrize("full", [
+    "up_blocks.0.attentions.2.transformer_blocks.1.attn2", "transformer_blocks.23.attn", "up_blocks.1.attentions.3"])
+def test_a_short_name_keeps_its_numbers(full):
+    """Cutting a module path keeps every index while it can, and its last part always: SDXL's sites stay distinct in the table."""
+    for width in range(17, 80):
+        short = result_._name(full, width)
+        assert len(short) <= width and re.findall(r"\.(\d+)", short) == re.findall(r"\.(\d+)", full)
+    for width in range(len(full.rpartition(".")[2]) + 2, 80):
+        short = result_._name(full, width)
+        assert len(short) <= width and short.endswith(full.rpartition(".")[2])
+    assert result_._name(full, len(full)) == full
+
+
+def test_planted_names_cut_at_the_end_are_noticed(monkeypatch):
+    """Fault: a name that does not fit loses its end."""
+    monkeypatch.setattr(result_, "_name", lambda name, width: name[:width])
+    with pytest.raises(AssertionError):
+        test_the_table_fits_and_begins_with_the_baselines(80)
 
 
 @pytest.mark.parametrize("exact, text", [((0.2, 0.9), "tiny"), ((0.5,) * 70, "SDXL"), ((1.0,), HOSTILE)])
