@@ -30,8 +30,7 @@ ROOT = HERE.parent
 OP_SHAPES = ["sdxl-4096", "sd3-4429", "sdxl-1024", "if-1024"]
 OP_ROWS = ["8", "26"]  # four pictures with guidance; a whole localisation of SD3 without
 GRAPH_ROWS = ["8"]
-HALF = ["--dtype", "float16"]
-HALF_ROWS = ["8"]  # in the first two shapes
+HALF_ROWS = ["8"]  # in float16, of the first two shapes
 
 MODELS = ["sd3-1024px", "sdxl-1024px"]
 COMPILED_ROWS = "8"
@@ -136,10 +135,11 @@ def op(out: Path, toy: bool, seconds: float) -> None:
         return
     quick = ["--rounds", "7", "--least", "0.01"]
     cases = ["--cases", *READS_A_TABLE]
+    half = ["--dtype", "float16", "--rows", *HALF_ROWS]
     each(
         *apart("attention_op", "--shapes", OP_SHAPES, *table, *quick, *cases, "--rows", *OP_ROWS),
         *apart("attention_op", "--shapes", OP_SHAPES, *table, *quick, "--cases", "identity", "--rows", "8"),
-        *apart("attention_op", "--shapes", OP_SHAPES[:2], *table, *quick, *cases, "--rows", *HALF_ROWS, *HALF),
+        *apart("attention_op", "--shapes", OP_SHAPES[:2], *table, *quick, *cases, *half),
     )
 
 

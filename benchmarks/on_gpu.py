@@ -264,8 +264,9 @@ def main(argv: list[str] | None = None) -> int:
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="on_gpu.sh", description=__doc__, formatter_class=shape)
     parser.add_argument("--dry-run", action="store_true", help="every part at toy size on a CPU")
-    parser.add_argument("--again", nargs="+", default=[], metavar="PART",
-                        choices=[part.name for part in PARTS], help="run these parts anew, though they are done")  # fmt: skip
+    names = [part.name for part in PARTS]
+    parser.add_argument("--again", nargs="+", default=[], metavar="PART", choices=names,
+                        help=f"run these anew, though they are done: {', '.join(names)}")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=8.0, help="end everything after so many (8)")
     options = parser.parse_args(argv)
     toy = options.dry_run

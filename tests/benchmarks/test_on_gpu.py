@@ -200,8 +200,8 @@ def test_a_bare_copy_is_importable(benchmark, monkeypatch):
     (["pass", "pass"], 60, True), (["pass", "raise SystemExit(1)"], 60, False),
     (["pass", "import time; time.sleep(600)"], 3, False), ([], 60, False),
 ])  # fmt: skip
-def test_compiled_ahead_is_marked_when_all_of_it_is(codes, seconds, all_done, benchmark, tmp_path, monkeypatch):
-    """No process runs on; the mark is there if every one ended well, and then nothing is compiled ahead again."""
+def test_compiled_ahead_is_marked(codes, seconds, all_done, benchmark, tmp_path, monkeypatch):
+    """No process runs on; the mark is there if every one ended well, and then nothing is compiled again."""
     parts = benchmark("gpu_parts")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) for code in codes]
