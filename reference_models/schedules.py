@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
-from typing import ClassVar, Iterator
+from typing import ClassVar, Iterator, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -223,6 +223,15 @@ class DDIM(ScaledLinear):
         return _ddim(x, output, after, now)
 
 
+class MeanFactors(NamedTuple):
+    """clean = (x - noise e) / signal, and the mean of the next latents is of_clean clean + of_x x."""
+
+    signal: Tensor
+    noise: Tensor
+    of_clean: Tensor
+    of_x: Tensor
+
+
 @dataclass(frozen=True)
 class DDPM(Diffusion):
     """Stochastic steps with learned variance and dynamic thresholding (DeepFloyd IF).
@@ -277,13 +286,20 @@ class DDPM(Diffusion):
         now, after = self.abars(steps)[step : step + 2]
         wide, output = _widened(x, output)
         epsilon, share = output.chunk(2, dim=1)
-        mean = self._mean(wide, epsilon, now, after)
+        mean = self._mean(wide, epsilon, self.factors(step, steps))
         return (mean if last else mean + _deviation(share, now, after) * noise).to(x.dtype)
 
-    def _mean(self, x: Tensor, epsilon: Tensor, now: Tensor, after: Tensor) -> Tensor:
+    def factors(self, step: int, steps: int) -> MeanFactors:
+        """The numbers of a step's mean, float32.  Their last bits depend on the CPU, whose square roots differ."""
+        now, after = self.abars(steps)[step : step + 2]
         alpha = now / after  # of this step, not of a trained one
-        clean = self.threshold((x - (1 - now).sqrt() * epsilon) / now.sqrt())
-        return after.sqrt() * (1 - alpha) / (1 - now) * clean + alpha.sqrt() * (1 - after) / (1 - now) * x
+        of_clean = after.sqrt() * (1 - alpha) / (1 - now)
+        of_x = alpha.sqrt() * (1 - after) / (1 - now)
+        return MeanFactors(now.sqrt(), (1 - now).sqrt(), of_clean, of_x)
+
+    def _mean(self, x: Tensor, epsilon: Tensor, factors: MeanFactors) -> Tensor:
+        clean = self.threshold((x - factors.noise * epsilon) / factors.signal)
+        return factors.of_clean * clean + factors.of_x * x
 
     def threshold(self, x: Tensor) -> Tensor:
         """Each picture of x (B, C, H, W) clipped to -s..s over s, s its quantile of |x| kept in 1..most."""

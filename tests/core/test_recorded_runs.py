@@ -7,6 +7,8 @@ import torch
 from support.recorded_runs import RECORDINGS, TOLERANCE, agrees, by_capture, by_injection, distance, in_one_batch
 
 from textpatch import Plan, Row, patch, sample
+from textpatch.reference_models.layers import timestep_sinusoids
+from textpatch.reference_models.schedules import DDPM
 
 DOUBLE = pytest.param(torch.float64, id="float64")
 SINGLE = pytest.param(torch.float32, id="float32")
@@ -30,6 +32,25 @@ def test_the_schedule(family):
     assert torch.equal(schedule.timesteps(recording.steps), inputs["timesteps"].float())
     if "sigmas" in inputs:
         assert torch.equal(schedule.sigmas(recording.steps), inputs["sigmas"])
+
+
+@every_family
+def test_the_sinusoids(family):
+    """Those of this machine lie within what float32 leaves open: t times an ulp of a frequency, and one of the cosine."""
+    inputs = RECORDINGS[family].inputs
+    times, expected = inputs["timesteps"].float(), inputs["t_emb"].double()
+    made = timestep_sinusoids(times, expected.shape[-1]).double()
+    assert ((made - expected).abs() <= (times[:, None] + 1) * 2 * torch.finfo(torch.float32).eps).all()
+
+
+def test_the_factors_of_ddpm():
+    """Those of this machine are the recorded ones to two ulps of float32: a root, and what is divided by it."""
+    recording = RECORDINGS["if"]
+    recorded = recording.pipeline(torch.float64).schedule
+    for step in range(recording.steps):
+        made, expected = (schedule.factors(step, recording.steps) for schedule in (DDPM(), recorded))
+        for ours, theirs in zip(made, expected):
+            assert abs(ours.double() - theirs.double()) <= 2 * torch.finfo(torch.float32).eps * theirs.double()
 
 
 @every_family
@@ -101,7 +122,8 @@ def test_all_runs_of_one_negative_at_once(family, dtype):
     rows = [Row(f"{name}:{p}", f"{recording.runs[name]['source']}{p}", p)
             for name in chosen for p in range(recording.prompts)]  # fmt: skip
     plan = sum((recording.plan(name, f"{name}:", "B:") for name in chosen), Plan())
-    made = sample(recording.pipeline(dtype), rows, plan, negative="empty0", keep_trajectory=True)
+    with recording.recorded_sinusoids():
+        made = sample(recording.pipeline(dtype), rows, plan, negative="empty0", keep_trajectory=True)
     for name in chosen:
         paths = [torch.stack(made.trajectory[f"{name}:{p}"][1:]) for p in range(recording.prompts)]
         assert agrees(torch.stack(paths, dim=1), family, name, dtype)

