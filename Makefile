@@ -1,6 +1,7 @@
 # make demo      make pictures, swap text keys and values site by site, and show which site carries the word
 # make test      run the tests
-# Both install into .venv what is missing, once; python3 and make are all that must be there.
+# make lint      see that the code is formatted and free of what ruff.toml forbids
+# All install into .venv what is missing, once; python3 and make are all that must be there.
 
 PYTHON ?= python3
 # on a busy machine threads that wait for each other cost more than they bring to models this small
@@ -9,7 +10,7 @@ TEXTPATCH := .venv/bin/textpatch
 SOURCE := a red sign that says "HELLO" on a blue wall
 TARGET := a green badge that says "WORLD" on a striped yellow wall
 
-.PHONY: demo test install clean
+.PHONY: demo test lint install clean
 
 demo: install
 	@echo "planted-mmdit: one site was trained to carry the word; localize must find it"
@@ -21,6 +22,10 @@ demo: install
 test: install
 	.venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
+lint: install
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+
 install: .venv/.installed
 
 .venv/.installed: setup.cfg .ci/install
@@ -28,4 +33,4 @@ install: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache

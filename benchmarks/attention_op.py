@@ -16,7 +16,8 @@ each is held to the definition in float64, at some queries, within what rounding
 or another library's that is wrong, is listed with its reason and not timed.
 
 On a CPU the sizes are cut to what fits (4 heads; --heads, --scale), and the table says to which.  On a GPU small
-shapes take less than launching them from Python does: --graphs times them as CUDA graphs.
+shapes take less than launching them from Python does: --graphs times them as CUDA graphs.  --resume --csv FILE goes
+on after the cases that FILE holds.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Callable
 import torch
 import torch.nn.functional as F
 from measure import (
-    TIMES, Table, Unequal, arguments, environment, in_turns, megabytes, parsed, replayed, require_close, timed,
+    TIMES, Table, Unequal, arguments, environment, in_turns, kept, megabytes, parsed, replayed, require_close, timed,
     with_peak,
 )  # fmt: skip
 from torch import Tensor
@@ -339,6 +340,7 @@ def drop_wrong(ways: dict[str, Callable], refused: dict[str, str], expected: lis
             del ways[name]
 
 
+KEYS = ["shape", "rows", "dtype", "case"]  # what --resume knows a case by
 COLUMNS = ["shape", "rows", "heads", "queries", "keys", "dtype", "case", "way", "peak_mb", *TIMES, "note"]
 CASES = ["identity", "rows", "heads", "mask", "pieces"]
 
@@ -376,19 +378,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--heads", type=int, help="at most so many heads (4 on a CPU, all on a GPU)")
     parser.add_argument("--scale", type=int, default=1, help="divide the numbers of tokens by this")
     parser.add_argument("--least", type=float, default=0.02, help="seconds each measurement takes at least (0.02)")
+    parser.add_argument("--resume", action="store_true", help="skip the cases that the CSV file holds")
     parser.add_argument("--graphs", action="store_true", help="time CUDA graphs, without launches from Python")
     options = parsed(parser, argv)
     on_cpu = options.device.type == "cpu"
     if options.graphs and on_cpu:
         parser.error("--graphs are CUDA's; give --device cuda")
+    if options.resume and not options.csv:
+        parser.error("--resume needs --csv, the file that holds what was measured")
     options.ways = [BASELINE, *(way for way in options.ways if way != BASELINE)]
     heads = options.heads or (4 if on_cpu else None)
     where = environment(options.device, "triton") + (", CUDA graphs" if options.graphs else "")
-    table = Table(COLUMNS, where, options.csv, options.append)
+    there = kept(options.csv, KEYS) if options.resume else set()
+    table = Table(COLUMNS, where, options.csv, options.append or options.resume)
     warnings.filterwarnings("ignore", category=UserWarning)  # a pinned backend says why it refuses; `note` says it too
     for name in options.shapes:
         for rows in options.rows or ([1] if on_cpu else [1, 8, 26]):
             for kind in options.cases:
+                if (name, str(rows), str(options.dtype).removeprefix("torch."), kind) in there:
+                    continue
                 measure_case(table, options, name, cut_down(SHAPES[name], heads, options.scale), kind, rows)
 
 

@@ -27,7 +27,7 @@ from measure import Table, arguments, environment, parsed
 import textpatch
 from textpatch.figures import contact_sheet
 from textpatch.localize import FIRST
-from textpatch.metrics import bootstrap, f1_of_means
+from textpatch.metrics import f1_of_means, wilson
 from textpatch.pairs import SOURCE, TARGET
 from textpatch.search import gain, grow, interval, ranking, responsible
 from textpatch.sites import find_sites
@@ -58,7 +58,7 @@ def readable(pipeline, signs: int, guidance: float, table: Table) -> list[str]:
         seen = reader.read(pictures)
         for attribute in ATTRIBUTES:
             hits = np.array([float(read[attribute] == getattr(sign, attribute)) for read, sign in zip(seen, shown)])
-            low, high = bootstrap(hits)
+            low, high = wilson(hits.mean(), len(hits))
             right[attribute] = hits.mean()
             table.add(pictures=name, attribute=attribute, right=right[attribute], low=low, high=high, signs=signs)
     return [attribute for attribute in ATTRIBUTES if right[attribute] >= LEAST_READ]

@@ -11,7 +11,9 @@ eager or compiled, which is torch.compile of the whole model with fullgraph=True
 many batch rows, both guidance branches counted; `peak_mb` is what it takes beside weights and inputs.  Outputs are
 compared before anything is timed.
 
-On a lent machine: --resume --csv FILE goes on after the blocks that FILE holds, and --minutes 8 starts none later.
+--resume --csv FILE goes on after the blocks that FILE holds, and --minutes 8 starts none later.  --only-compile times
+nothing: what is compiled stays in torch's cache on disk, and several processes, each with one of the --ways, compile at
+the same time what a later one then measures.
 --localize runs one whole exhaustive localisation in place of blocks, as localization_cost.py does.  --scale small is
 for trying the script out.
 """
@@ -40,21 +42,24 @@ SCALES = {
 # of the largest output: roundings of a whole model in another order
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 BARE, SWAPPED, THEIRS = "textpatch", "textpatch, one swap", "diffusers"
+WAYS = [BARE, SWAPPED, THEIRS]
 KEYS = ["model", "rows", "dtype", "mode"]
 COLUMNS = [*KEYS, "way", "difference", *TIMES, "peak_mb", "note"]
 
 
-def made(model: nn.Module, mode: str) -> nn.Module:
+def made(model: nn.Module, mode: str, compiler: str = "inductor") -> nn.Module:
     """The model, or a compiled copy that shares its tensors."""
     if mode == "eager":
         return model
     copied = apart(model)
-    copied.compile(fullgraph=True, dynamic=False)
+    copied.compile(fullgraph=True, dynamic=False, backend=compiler)
     return copied
 
 
-def ways_of(name: str, model: nn.Module, rows: int, mode: str) -> dict[str, Callable[[], Tensor]]:
-    given, called = inputs(name, model, rows), made(model, mode)
+def ways_of(block: dict, model: nn.Module, options) -> dict[str, Callable[[], Tensor]]:
+    """A call of each of the ways asked for, by its name."""
+    name, rows, mode = block["model"], block["rows"], block["mode"]
+    given, called = inputs(name, model, rows), made(model, mode, options.compiler)
     ways = {BARE: lambda: called(*given)}
     if rows > 1:
         labelled = [Row(str(b), str(b)) for b in range(rows)]
@@ -65,9 +70,9 @@ def ways_of(name: str, model: nn.Module, rows: int, mode: str) -> dict[str, Call
     except ImportError as reason:
         print(f"diffusers is left out: {reason}")
     else:
-        theirs = made(twin(diffusers, name, model), mode)
+        theirs = made(twin(diffusers, name, model), mode, options.compiler)
         ways[THEIRS] = lambda: call_twin(theirs, *given)
-    return ways
+    return {way: call for way, call in ways.items() if way in options.ways}
 
 
 def differences(outputs: dict[str, Tensor], expected: Tensor) -> dict[str, float]:
@@ -84,13 +89,31 @@ def differences(outputs: dict[str, Tensor], expected: Tensor) -> dict[str, float
     return found
 
 
+def first_calls(ways: dict[str, Callable[[], Tensor]]) -> str:
+    """Call each way once, which compiles it; drop diffusers' where that fails, and say why: ours are measured all the same.
+
+    Memory that does not reach is no failure of a way, and comes through.
+    """
+    refused = ""
+    for name, way in list(ways.items()):
+        try:
+            way()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as reason:
+            if name != THEIRS:
+                raise
+            refused = " ".join(f"{type(reason).__name__}: {reason}".split())[:90]
+            del ways[name]
+    return refused
+
+
 @torch.no_grad()
 def measure_block(table: Table, block: dict, model: nn.Module, options) -> None:
     torch._dynamo.reset()  # torch stops compiling a model past eight shapes
-    ways = ways_of(block["model"], model, block["rows"], block["mode"])
+    ways = ways_of(block, model, options)
     expected = model(*inputs(block["model"], model, block["rows"]))
-    for way in ways.values():
-        way()  # compiles; what that takes is not the call's
+    refused = first_calls(ways)
     first = {way: with_peak(call, options.device) for way, call in ways.items()}
     found = differences({way: out for way, (out, _) in first.items()}, expected)
     peaks = {way: peak for way, (_, peak) in first.items()}
@@ -98,6 +121,15 @@ def measure_block(table: Table, block: dict, model: nn.Module, options) -> None:
     taken = in_turns(ways, rounds=options.rounds, device=options.device, least=0.05)
     for way in ways:
         table.add(**block, way=way, difference=found[way], peak_mb=megabytes(peaks[way]), **timed(taken, way, BARE))
+    if THEIRS in options.ways and THEIRS not in ways:
+        table.add(**block, way=THEIRS, note=refused or "diffusers is not installed")
+
+
+@torch.no_grad()
+def compile_block(block: dict, model: nn.Module, options) -> None:
+    """Call each way once, for what that leaves in the compiler's cache."""
+    for way in ways_of(block, model, options).values():
+        way()
 
 
 def run_blocks(options, until: float) -> None:
@@ -115,6 +147,9 @@ def run_blocks(options, until: float) -> None:
         if of != block["model"]:
             model = None  # its memory first
             model, of = denoiser(block["model"], options.device, options.dtype), block["model"]
+        if options.only_compile:
+            compile_block(block, model, options)
+            continue
         try:
             measure_block(table, block, model, options)
         except torch.OutOfMemoryError:
@@ -129,6 +164,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scale", choices=SCALES, default="published", help="which models, if none is named")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 26], help="batch rows of a call (1 8 26)")
     parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY",
+                        help=f"of {', '.join(map(repr, WAYS))}; ratios are against the first")  # fmt: skip
+    parser.add_argument("--compiler", default="inductor", help="torch.compile's backend (inductor; eager only traces)")
+    parser.add_argument("--only-compile", action="store_true", help="call every way once, and time none")
     parser.add_argument("--resume", action="store_true", help="skip the blocks that the CSV file holds")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no block after so many")
     parser.add_argument("--localize", action="store_true", help="one localisation of each model, in place of blocks")
@@ -136,6 +175,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parsed(parser, argv)
     if options.resume and not options.csv:
         parser.error("--resume needs --csv, the file that holds what was measured")
+    if BARE not in options.ways and not options.only_compile:
+        parser.error(f"ratios are against {BARE!r}; name it among the --ways")
     until = time.monotonic() + 60 * options.minutes
     if not options.localize:
         run_blocks(options, until)

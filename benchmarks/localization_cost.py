@@ -25,7 +25,8 @@ from torch import Tensor
 
 import textpatch
 from textpatch.pairs import Pair
-from textpatch.plan import Row, with_guidance
+from textpatch.guidance import as_guidance, branch_rows
+from textpatch.plan import Row
 from textpatch.reference_models.pipeline import Pipeline
 from textpatch.sampling import pack
 from textpatch.sites import find_sites
@@ -48,11 +49,11 @@ class Job:
         self.rows, self.plan = rows_and_plan(Pair(SOURCE, TARGET), 0, groups, steps, 0, "both")
 
     def with_guidance(self, row: Row) -> list[Row]:
-        return [row] if self.guidance == 1 else with_guidance([row])
+        return branch_rows([row], as_guidance(self.guidance))
 
     def batches(self) -> list[list[Row]]:
         """The rows that run together in lock-step."""
-        limit = self.micro_batch if self.guidance == 1 else self.micro_batch // 2
+        limit = self.micro_batch // len(as_guidance(self.guidance).branches)
         return [group for group, _ in pack(self.rows, self.plan, max(limit, 1))]
 
 
@@ -113,7 +114,7 @@ def measure_job(table: Table, job: Job, *, rounds: int, device: torch.device, wi
     for name, ((latents, _), _) in first.items():
         require_same_latents(name, latents, expected)
     taken = in_turns(ways, rounds=rounds, device=device)
-    branches = 1 if job.guidance == 1 else 2
+    branches = len(as_guidance(job.guidance).branches)
     for name in ways:
         batches = [[row] for row in job.rows] if name == "naive" else job.batches()
         times = timed(taken, name, "naive")

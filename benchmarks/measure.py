@@ -103,6 +103,7 @@ def megabytes(count: int | None) -> float | None:
 def replayed(way: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """The same work as a CUDA graph, so that what is timed is the GPU's and not that of launching from Python."""
     side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))  # the inputs may still be on their way
     with torch.cuda.stream(side):
         way()
     torch.cuda.current_stream(device).wait_stream(side)

@@ -37,7 +37,7 @@ def reading(pipeline, ocr) -> list[dict]:
 
 def _accuracy(name, steps, guidance, pictures, signs, ocr) -> dict:
     right = evaluate.reading_accuracy(pictures, signs, SignFormat(), ocr)
-    low, high = metrics.bootstrap(right)
+    low, high = metrics.wilson(right.mean(), len(right))
     return dict(
         pictures=name, steps=steps, guidance=guidance, exact=right.mean(), low=low, high=high, n=len(signs)
     )

@@ -9,7 +9,6 @@ B rows, R text rows, T text tokens, N pixels at a depth, W width there = heads x
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -180,6 +179,8 @@ class AddedAttention(nn.Module):
     all tokens of a row, so that the key and value of one token depend on the whole prompt and on its padding.
     """
 
+    site: str  # its name in the model, which sets it: what it reads is found by that
+
     def __init__(self, config: IFConfig, width: int):
         super().__init__()
         self.heads = width // config.attention_head_dim
@@ -225,9 +226,12 @@ class Layers(nn.Module):
         sites = widths_in if has_sites(block_type) else []
         self.attentions = nn.ModuleList(AddedAttention(config, width) for _ in sites)
 
-    def layer(self, j: int, x: Tensor, c: Tensor, reads: Iterator[tuple]) -> Tensor:
+    def layer(self, j: int, x: Tensor, c: Tensor, reads: dict[str, tuple]) -> Tensor:
         x = self.resnets[j](x, c)
-        return self.attentions[j](x, *next(reads)) if self.attentions else x
+        if not self.attentions:
+            return x
+        attention = self.attentions[j]
+        return attention(x, *reads[attention.site])
 
 
 class DownBlock(Layers):
@@ -241,7 +245,7 @@ class DownBlock(Layers):
         if depth < len(widths) - 1:
             self.downsamplers.append(ResNet(config, width, width, resample=nn.AvgPool2d(2)))
 
-    def forward(self, x: Tensor, c: Tensor, reads: Iterator[tuple]) -> list[Tensor]:
+    def forward(self, x: Tensor, c: Tensor, reads: dict[str, tuple]) -> list[Tensor]:
         made = []
         for j in range(len(self.resnets)):
             x = self.layer(j, x, c, reads)
@@ -258,8 +262,9 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(ResNet(config, width, width, out_scale=scale) for _ in range(2))
         self.attentions = nn.ModuleList([AddedAttention(config, width)])
 
-    def forward(self, x: Tensor, c: Tensor, reads: Iterator[tuple]) -> Tensor:
-        x = self.attentions[0](self.resnets[0](x, c), *next(reads))
+    def forward(self, x: Tensor, c: Tensor, reads: dict[str, tuple]) -> Tensor:
+        attention = self.attentions[0]
+        x = attention(self.resnets[0](x, c), *reads[attention.site])
         return self.resnets[1](x, c)
 
 
@@ -275,9 +280,9 @@ class UpBlock(Layers):
         if depth > 0:
             self.upsamplers.append(ResNet(config, width, width, resample=nn.Upsample(scale_factor=2)))
 
-    def forward(self, x: Tensor, kept: list[Tensor], c: Tensor, reads: Iterator[tuple]) -> Tensor:
+    def forward(self, x: Tensor, kept: list[Tensor], c: Tensor, reads: dict[str, tuple]) -> Tensor:
         for j in range(len(self.resnets)):
-            x = self.layer(j, torch.cat([x, kept.pop()], dim=1), c, reads)
+            x = self.layer(j, torch.cat([x, kept[-1 - j]], dim=1), c, reads)
         for upsampler in self.upsamplers:
             x = upsampler(x, c)
         return x
@@ -313,6 +318,8 @@ class DeepFloydIF(nn.Module):
         self.conv_out = nn.Conv2d(first, config.out_channels, 3, padding=1)
         # the blocks are registered in the order they run in, so this is the order of the sites
         self.site_names = [name for name, part in self.named_modules() if isinstance(part, AddedAttention)]
+        for name in self.site_names:
+            self.get_submodule(name).site = name
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -343,13 +350,14 @@ class DeepFloydIF(nn.Module):
         self._require(x, text, low, level)
         c = self._embed(x, t, text, level)  # (B, E)
         tokens = text.tokens if isinstance(text.tokens, tuple) else self.encoder_hid_proj(text.tokens)
-        reads = site_reads(tokens, slots, len(self.site_names))  # each site takes the next
+        reads = site_reads(tokens, slots, self.site_names)
         kept = [self.conv_in(x if low is None else torch.cat([x, low], dim=1))]
         for block in self.down_blocks:
             kept += block(kept[-1], c, reads)
         x = self.mid_block(kept[-1], c, reads)
         for block in self.up_blocks:
             x = block(x, kept, c, reads)
+            kept = kept[: -len(block.resnets)]  # a new list: a block that runs again joins the same
         return self.conv_out(F.gelu(self.conv_norm_out(x)))
 
     def _require(self, x: Tensor, text: TextCondition, low: Tensor | None, level: Tensor | None) -> None:

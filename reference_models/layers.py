@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Callable, Iterator
+from typing import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -71,15 +71,18 @@ def slots_per_site(slots, sites: int) -> list:
     return pairs
 
 
-def site_reads(tokens, slots, sites: int) -> Iterator[tuple]:
-    """(tokens, slots) of each site, in execution order; a bank gives each site its own (k, v) for tokens.
+def site_reads(tokens, slots, names: Sequence[str]) -> dict[str, tuple]:
+    """(tokens, slots) of each site, by its name; a bank gives each site its own (k, v) for tokens.
 
+    A table, and no iterator: gradient checkpointing runs a part of a model again, which must then read the same.
+    names: the sites' in execution order, which is the order of the bank and of the slots.
     Raises PatchError for a bank or slots of another number of sites.
     """
     bank = isinstance(tokens, tuple)
-    if bank and len(tokens) != sites:
-        raise PatchError(f"a bank of {len(tokens)} sites for a model of {sites}; make it with its own text_kv")
-    return iter(list(zip(tokens if bank else [tokens] * sites, slots_per_site(slots, sites))))
+    if bank and len(tokens) != len(names):
+        raise PatchError(f"a bank of {len(tokens)} sites for a model of {len(names)}; make it with its own text_kv")
+    texts = tokens if bank else [tokens] * len(names)
+    return dict(zip(names, zip(texts, slots_per_site(slots, len(names)))))
 
 
 class TwoLayer(nn.Module):

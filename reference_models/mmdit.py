@@ -52,11 +52,13 @@ class MMDiTConfig:
             raise PatchError(
                 f"qk_norm is {self.qk_norm!r}; this MMDiT knows None (SD3) and 'rms_norm' (SD3.5)"
             )
-        missing = sorted(set(self.dual_attention_layers) - set(range(self.num_layers)))
-        if missing:
-            raise PatchError(
-                f"dual_attention_layers has {missing[0]}; the blocks of this MMDiT are 0..{self.num_layers - 1}"
-            )
+        if not isinstance(self.num_layers, int) or self.num_layers < 1:
+            raise PatchError(f"num_layers is {self.num_layers!r}; give a whole number from 1 on")
+        for block in self.dual_attention_layers:
+            if not isinstance(block, int) or not 0 <= block < self.num_layers:
+                raise PatchError(
+                    f"dual_attention_layers has {block}; the blocks of this MMDiT are 0..{self.num_layers - 1}"
+                )
 
     @property
     def width(self) -> int:
@@ -244,8 +246,9 @@ class MMDiT(nn.Module):
         self.time_text_embed = TimeTextEmbed(config)
         self.context_embedder = nn.Linear(config.joint_attention_dim, config.width)
         last = config.num_layers - 1
+        dual = set(config.dual_attention_layers)
         self.transformer_blocks = nn.ModuleList(
-            Block(config, i == last, i in config.dual_attention_layers) for i in range(config.num_layers)
+            Block(config, i == last, i in dual) for i in range(config.num_layers)
         )
         self.norm_out = AdaNorm(config.width, 2)
         self.proj_out = nn.Linear(config.width, config.patch_size**2 * config.out_channels)

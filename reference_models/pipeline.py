@@ -19,7 +19,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from textpatch.errors import PatchError
+from textpatch.guidance import Guidance, State, as_guidance, branch_rows
+from textpatch.plan import CONDITIONAL, Row
 from textpatch.reference_models.layers import TextCondition
+
+
+# What each of the defaults below must be.
+WANTED = {
+    "height": "a positive whole number",
+    "width": "a positive whole number",
+    "steps": "a positive whole number",
+    "guidance": "a finite number",
+    "text_box": "four whole numbers: left, top, right, bottom",
+    "localized": "site indices, whole numbers",
+    "micro": "six whole numbers",
+    "level": "a finite number",
+}
 
 
 @dataclass(frozen=True)
@@ -42,17 +57,22 @@ class Defaults:
         fits |= {"text_box": self.text_box is None or _are_whole(self.text_box, 4), "localized": _are_whole(self.localized),
                  "micro": self.micro is None or _are_whole(self.micro, 6)}  # fmt: skip
         for name in (name for name, fit in fits.items() if not fit):
-            raise PatchError(f"{name} is {getattr(self, name)!r} among what a model is run with; give a positive whole number for "
-                             "height, width and steps, four for text_box, six for micro, site indices for localized")  # fmt: skip
+            raise PatchError(f"{name} is {getattr(self, name)!r} among what a model is run with; give {WANTED[name]}")
 
-    def run(self, steps: int | None, guidance: float | None) -> tuple[int, float]:
-        """What was asked for, and in the place of None the model's own.   Raises PatchError for what is no number."""
-        steps, guidance = self.steps if steps is None else steps, self.guidance if guidance is None else guidance
-        if not _is_whole(steps) or not _is_finite(guidance):
-            raise PatchError(f"{steps!r} steps with guidance {guidance!r}; give a whole number of steps, and a finite guidance")
+    def run(self, steps: int | None, guidance: float | Guidance | None) -> tuple[int, float | Guidance]:
+        """What was asked for, and in the place of None the model's own.
+
+        Raises PatchError for steps that are no whole number, and for a guidance that `as_guidance` does not know.
+        """
+        steps = self.steps if steps is None else steps
+        guidance = self.guidance if guidance is None else guidance
+        if not _is_whole(steps):
+            raise PatchError(f"{steps!r} steps were asked for; give a whole number of them")
+        as_guidance(guidance)
         return steps, guidance
 
 
+SEEDS = 2**32  # torch's generator on the CPU takes a seed modulo this, so that others would repeat these
 AT_ONCE = 16  # prompts that the encoders are given together to see if they can be read
 CPU_FLOAT32 = dict(dtype=torch.float32, device="cpu")  # said, or torch's defaults would decide what noise a seed is
 
@@ -99,7 +119,8 @@ def _parts(count: int, at_once: int) -> Iterator[slice]:
     """So many at once; the bar is there for the command line's many."""
     if not _is_whole(at_once) or at_once < 1:
         raise PatchError(f"micro_batch is {at_once}; make at least one picture at once")
-    starts = tqdm(range(0, count, at_once), desc="generate", unit="batch", disable=None if count > at_once else True)
+    starts = tqdm(range(0, count, at_once), desc="generate", unit="batch", disable=None if count > at_once else True,
+                  leave=False, dynamic_ncols=True)  # fmt: skip
     return (slice(start, start + at_once) for start in starts)
 
 
@@ -118,11 +139,9 @@ def _require_one_each(pictures, prompts, seeds) -> None:
 
 
 def _require_seeds(seeds: Sequence[int]) -> None:
-    wrong = [seed for seed in seeds if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63]
+    wrong = [seed for seed in seeds if not _is_whole(seed) or not 0 <= seed < SEEDS]
     if wrong:
-        raise PatchError(
-            f"seed {wrong[0]!r} does not fit the noise generator; give a whole number of at most 63 bits"
-        )
+        raise PatchError(f"seed {wrong[0]!r} does not fit the noise generator; give a whole number of 0 to {SEEDS - 1}")
 
 
 class Pipeline(nn.Module):
@@ -210,37 +229,60 @@ class Pipeline(nn.Module):
         return next(self.noises(seeds))
 
     @torch.no_grad()
-    def denoise(self, x: Tensor, text: TextCondition, *, steps: int, guidance: float, slots=None, on_step=None,
-                noises: Iterator[Tensor] | None = None, only: range | None = None, **beside: Tensor) -> Tensor:  # fmt: skip
+    def denoise(self, x: Tensor, text: TextCondition, *, steps: int, guidance: float | Guidance, slots=None,
+                on_step=None, noises: Iterator[Tensor] | None = None, **beside: Tensor) -> Tensor:  # fmt: skip
         """Run the loop from starting noise x (B, C, H, W) to clean latents.
 
-        text holds B rows, or 2 B when guidance is not 1: the unconditional rows first.
-        slots(step) gives the denoiser's slots of a step; on_step(step, latents entering it) is called before
-        each step, and once more after the last.  noises: what a stochastic schedule adds, `noises(seeds)`
-        after its first draw.  only: some consecutive steps of the loop, x being what enters the first of them,
-        which for step 0 is the noise; all when None.  beside: further arguments of the denoiser, one row per row of x.
+        text     rows of all branches of the guidance, branch by branch, B in each: for classifier-free guidance the
+                 unconditional rows first, without guidance the B rows alone
+        slots    slots(step) gives the denoiser's slots of a step
+        on_step  on_step(step, latents entering it) is called before each step, and once more after the last
+        noises   what a stochastic schedule adds, `noises(seeds)` after its first draw
+        beside   further arguments of the denoiser, one row per row of x
         """
-        only = range(steps) if only is None else only
-        x = self.schedule.start(x, steps) if 0 in only else x
-        times = self.schedule.timesteps(steps).to(x.device)
-        for i in only:
-            t = times[i]
-            if on_step:
-                on_step(i, x)
-            inputs = self.schedule.model_input(x, i, steps)
-            output = self._predict(inputs, t, text, guidance, slots(i) if slots else None, beside)
-            noise = next(noises) if noises and self.schedule.stochastic and i < steps - 1 else None
-            x = self.schedule.step(x, output, i, steps, noise)
+        guidance = as_guidance(guidance)
+        x = self.enter(x, steps)
+        x, _ = self.advance(x, text, guidance.begin(x), only=range(steps), steps=steps, guidance=guidance, slots=slots,
+                            on_step=on_step, noises=noises, **beside)  # fmt: skip
         if on_step:
-            on_step(only.stop, x)
+            on_step(steps, x)
         return x
 
-    def _predict(self, x, t, text, guidance: float, slots, beside: dict[str, Tensor]) -> Tensor:
-        if guidance == 1:
-            return self.denoiser(x, t, text, slots=slots, **beside)
-        twice = {name: torch.cat([value, value]) for name, value in beside.items()}
-        output = self.denoiser(torch.cat([x, x]), t, text, slots=slots, **twice)
-        return guided(*output.chunk(2), guidance, x.shape[1])
+    def enter(self, noise: Tensor, steps: int) -> Tensor:
+        """Standard normal noise (B, C, H, W) to the latents entering step 0 of a run of so many steps."""
+        return self.schedule.start(noise, steps)
+
+    def model_input(self, x: Tensor, step: int, steps: int) -> Tensor:
+        """What the denoiser receives of the latents x (B, C, H, W) entering a step."""
+        return self.schedule.model_input(x, step, steps)
+
+    @torch.no_grad()
+    def advance(self, x: Tensor, text: TextCondition, state: State, *, only: range, steps: int,
+                guidance: float | Guidance, slots=None, on_step=None, noises: Iterator[Tensor] | None = None,
+                **beside: Tensor) -> tuple[Tensor, State]:  # fmt: skip
+        """Some consecutive steps of the loop, from the latents x (B, C, H, W) entering the first of them.
+
+        state  what the guidance remembers of these rows: its `begin(x)`, or what the steps before gave
+        only   the steps.  The rest is as for `denoise`, but that on_step is not called after the last
+        Returns the latents after the last of them, and the guidance's state then.
+        """
+        guidance = as_guidance(guidance)
+        times = self.schedule.timesteps(steps).to(x.device)
+        for i in only:
+            if on_step:
+                on_step(i, x)
+            inputs = self.model_input(x, i, steps)
+            predictions = self._predict(inputs, times[i], text, guidance.branches, slots(i) if slots else None, beside)
+            output, state = _guided(predictions, guidance, i, state, channels=x.shape[1])
+            noise = next(noises) if noises and self.schedule.stochastic and i < steps - 1 else None
+            x = self.schedule.step(x, output, i, steps, noise)
+        return x, state
+
+    def _predict(self, x, t, text, branches: tuple[str, ...], slots, beside: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Branch -> its prediction (B, C', H, W), all from one call."""
+        repeated = {name: torch.cat([value] * len(branches)) for name, value in beside.items()}
+        output = self.denoiser(torch.cat([x] * len(branches)), t, text, slots=slots, **repeated)
+        return dict(zip(branches, output.chunk(len(branches))))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
@@ -317,17 +359,23 @@ class Pipeline(nn.Module):
     def _run(self, x, noises, prompts: list[str], steps, guidance, negative, **beside: Tensor) -> Tensor:
         """`denoise` with what the model is run with when nothing else is asked for."""
         steps, guidance = self.defaults.run(steps, guidance)
-        if negative is not None and guidance == 1:
-            raise PatchError(f"negative prompt {negative!r} has no effect at guidance 1; leave one of them out")
-        text = self.encode(prompts if guidance == 1 else [negative] * len(prompts) + prompts)
+        guidance = as_guidance(guidance, negative)
+        rows = [Row(str(i), prompt) for i, prompt in enumerate(prompts)]
+        guidance.check(rows)
+        text = self.encode([row.prompt for row in branch_rows(rows, guidance)])
         return self.denoise(x, text, steps=steps, guidance=guidance, noises=noises, **beside)
 
 
-def guided(unconditional: Tensor, conditional: Tensor, guidance: float, channels: int) -> Tensor:
-    """u + guidance (c - u) in the first `channels`; what follows, a learned variance, is the conditional branch's."""
-    u, c = unconditional[:, :channels], conditional[:, :channels]
-    out = u + guidance * (c - u)
-    return out if channels == conditional.shape[1] else torch.cat([out, conditional[:, channels:]], dim=1)
+def _guided(predictions: dict[str, Tensor], guidance: Guidance, step: int, state: State,
+            channels: int) -> tuple[Tensor, State]:  # fmt: skip
+    """The branches' predictions as one, and the guidance's state.
+
+    Only the first `channels` are guided.  What follows, a learned variance, is the conditional branch's.
+    """
+    heads = {branch: prediction[:, :channels] for branch, prediction in predictions.items()}
+    guided, state = guidance.combine(heads, step, state)
+    variance = predictions[CONDITIONAL][:, channels:]
+    return torch.cat([guided, variance], dim=1) if variance.shape[1] else guided, state
 
 
 def read_beside(schedule, small: Tensor, noise: Tensor, level: int) -> dict[str, Tensor]:

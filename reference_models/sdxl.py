@@ -10,7 +10,6 @@ embedding
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -153,6 +152,8 @@ class CrossAttention(Attention):
     softmax(q k_text[slots]^T / sqrt(D)) v_text[slots]
     """
 
+    site: str  # its name in the model, which sets it: what it reads is found by that
+
     def text_kv(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, each (R, H, T, D), of tokens (R, T, cross_attention_dim)."""
         return self.split(self.to_k(tokens)), self.split(self.to_v(tokens))
@@ -189,9 +190,9 @@ class Block(nn.Module):
         self.attn2 = CrossAttention(width, heads, config.cross_attention_dim)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, reads: Iterator[tuple]) -> Tensor:
+    def forward(self, x: Tensor, text: Tensor | tuple[Tensor, Tensor], slots) -> Tensor:
         x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), *next(reads))
+        x = x + self.attn2(self.norm2(x), text, slots)
         return x + self.ff(self.norm3(x))
 
 
@@ -206,10 +207,10 @@ class Transformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(Block(config, depth) for _ in range(blocks))
         self.proj_out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, reads: Iterator[tuple]) -> Tensor:
+    def forward(self, x: Tensor, reads: dict[str, tuple]) -> Tensor:
         pixels = self.proj_in(rearrange(self.norm(x), "b c h w -> b (h w) c"))  # (B, N, W)
         for block in self.transformer_blocks:
-            pixels = block(pixels, reads)
+            pixels = block(pixels, *reads[block.attn2.site])
         return x + rearrange(self.proj_out(pixels), "b (h w) c -> b c h w", h=x.shape[2])
 
 
@@ -245,7 +246,7 @@ class Layers(nn.Module):
         transformers = widths_in if has_sites(block_type) else []
         self.attentions = nn.ModuleList(Transformer(config, depth) for _ in transformers)
 
-    def layer(self, j: int, x: Tensor, c: Tensor, reads: Iterator[tuple]) -> Tensor:
+    def layer(self, j: int, x: Tensor, c: Tensor, reads: dict[str, tuple]) -> Tensor:
         x = self.resnets[j](x, c)
         return self.attentions[j](x, reads) if self.attentions else x
 
@@ -260,7 +261,7 @@ class DownBlock(Layers):
         last = depth == len(widths) - 1
         self.downsamplers = nn.ModuleList([] if last else [Downsample(width)])
 
-    def forward(self, x: Tensor, c: Tensor, reads: Iterator[tuple]) -> list[Tensor]:
+    def forward(self, x: Tensor, c: Tensor, reads: dict[str, tuple]) -> list[Tensor]:
         made = []
         for j in range(len(self.resnets)):
             x = self.layer(j, x, c, reads)
@@ -278,7 +279,7 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(ResNet(config, width, width) for _ in range(2))
         self.attentions = nn.ModuleList([Transformer(config, depth)])
 
-    def forward(self, x: Tensor, c: Tensor, reads: Iterator[tuple]) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, reads: dict[str, tuple]) -> Tensor:
         return self.resnets[1](self.attentions[0](self.resnets[0](x, c), reads), c)
 
 
@@ -292,11 +293,11 @@ class UpBlock(Layers):
         super().__init__(config, config.up_block_types[-1 - depth], widths_in, depth)
         self.upsamplers = nn.ModuleList([Upsample(width)] if depth > 0 else [])
 
-    def forward(self, x: Tensor, kept: list[Tensor], c: Tensor, reads: Iterator[tuple]) -> Tensor:
+    def forward(self, x: Tensor, kept: list[Tensor], c: Tensor, reads: dict[str, tuple]) -> Tensor:
         for j in range(len(self.resnets)):
-            x = self.layer(j, torch.cat([x, kept.pop()], dim=1), c, reads)
+            x = self.layer(j, torch.cat([x, kept[-1 - j]], dim=1), c, reads)
         for upsampler in self.upsamplers:
-            x = upsampler(x, kept[-1].shape[-2:])
+            x = upsampler(x, kept[-1 - len(self.resnets)].shape[-2:])
         return x
 
 
@@ -328,6 +329,8 @@ class SDXL(nn.Module):
         self.conv_out = nn.Conv2d(first, config.out_channels, 3, padding=1)
         # the blocks are registered in the order they run in, so this is the order of the sites
         self.site_names = [name for name, part in self.named_modules() if isinstance(part, CrossAttention)]
+        for name in self.site_names:
+            self.get_submodule(name).site = name
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -350,13 +353,14 @@ class SDXL(nn.Module):
     def forward(self, x: Tensor, t: Tensor, text: TextCondition, *, slots=None) -> Tensor:
         self._require(x, text)
         c = self._embed(x, t, text)  # (B, E)
-        reads = site_reads(text.tokens, slots, len(self.site_names))  # each site takes the next
+        reads = site_reads(text.tokens, slots, self.site_names)
         kept = [self.conv_in(x)]
         for block in self.down_blocks:
             kept += block(kept[-1], c, reads)
         x = self.mid_block(kept[-1], c, reads)
         for block in self.up_blocks:
             x = block(x, kept, c, reads)
+            kept = kept[: -len(block.resnets)]  # a new list: a block that runs again joins the same
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
     def _require(self, x: Tensor, text: TextCondition) -> None:

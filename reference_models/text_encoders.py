@@ -25,8 +25,12 @@ from transformers.utils import ModelOutput
 from textpatch.errors import PatchError, PromptError, WeightsError, closest
 from textpatch.reference_models.layers import TextCondition
 
-# What the published pipelines feed each encoder, where the tokenizer itself would take more.
-CLIP_LENGTH, T5_LENGTH, IF_LENGTH = 77, 256, 77
+# What the published pipelines feed a T5, where the tokenizer itself would take more.  A CLIP is fed what its tokenizer
+# takes, and can read no more than it has positions, which T5 has none of.
+T5_LENGTH, IF_LENGTH = 256, 77
+# What CLIP's configurations say for the end of a prompt where they were written by older versions of transformers, which
+# then takes the highest token there is in the prompt.
+OLD_END = 2
 # Characters: 16 for each of T5's tokens.  Tokenizers may take quadratic time, ours of tiny-if .06 s for 4,000
 # letters without a blank and an hour for a million.
 LONGEST = 4096
@@ -39,9 +43,8 @@ class SDXLTextEncoders(nn.Module):
 
     Tokens: both last-but-one hidden states, side by side on channels.  Pooled: the second's projected end
     token.  zeros_for_none: "no prompt" is all zeros (published as `force_zeros_for_empty_prompt`); "" is read.
+    Raises WeightsError for CLIPs that read prompts of two lengths, or end them otherwise than their tokenizers.
     """
-
-    limits = (CLIP_LENGTH,) * 2  # the most tokens of each encoder, here and below, as `tokenize` takes them
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class SDXLTextEncoders(nn.Module):
         super().__init__()
         self.text_encoder, self.text_encoder_2 = clip, clip_2
         self.tokenizers, self.zeros_for_none = tuple(tokenizers), zeros_for_none
+        self.limits = _clip_limits((clip, clip_2), tokenizers)
 
     def forward(self, prompts: Sequence[str | None]) -> TextCondition:
         """TextCondition: tokens (B, T, C), pooled (B, P).  Raises PromptError as `tokenize` does."""
@@ -72,7 +76,8 @@ class SD3TextEncoders(nn.Module):
     Tokens: both CLIPs' last-but-one hidden states, side by side on channels and padded with zeros to T5's
     width, then T5's states after them on the token axis.  Pooled: both CLIPs' projected end tokens, side by
     side.  No attention mask anywhere: padding is read as text, as the published model was trained.
-    t5 None: zeros stand where its states would, `width` wide.  Raises PatchError if the CLIPs are wider.
+    t5 None: zeros stand where its states would, `width` wide.  Raises PatchError if the CLIPs are wider, and
+    WeightsError as `SDXLTextEncoders` does.
     """
 
     def __init__(
@@ -85,7 +90,8 @@ class SD3TextEncoders(nn.Module):
     ):
         super().__init__()
         self.text_encoder, self.text_encoder_2, self.text_encoder_3 = clip, clip_2, t5
-        self.tokenizers, self.limits = tuple(tokenizers), (CLIP_LENGTH,) * 2 + (T5_LENGTH,) * (t5 is not None)
+        self.tokenizers = tuple(tokenizers)
+        self.limits = _clip_limits((clip, clip_2), tokenizers) + (T5_LENGTH,) * (t5 is not None)
         self.width = width if t5 is None else t5.config.d_model
         clips = clip.config.hidden_size + clip_2.config.hidden_size
         if clips > self.width:
@@ -161,6 +167,37 @@ def tokenize(
                       return_attention_mask=True, return_tensors="pt")
             for tokenizer, length in zip(tokenizers, lengths)
         ]  # fmt: skip
+
+
+def _clip_limits(clips: Sequence[CLIPTextModel], tokenizers: Sequence[PreTrainedTokenizerBase]) -> tuple[int, ...]:
+    """The most tokens of each CLIP, its positions.
+
+    Raises WeightsError where the two would read different numbers of tokens, whose states stand side by side, and as
+    `_require_end` does.
+    """
+    limits = tuple(clip.config.max_position_embeddings for clip in clips)
+    lengths = [min(tokenizer.model_max_length, limit) for tokenizer, limit in zip(tokenizers, limits)]
+    if len(set(lengths)) > 1:
+        takes = [tokenizer.model_max_length for tokenizer in tokenizers[: len(limits)]]
+        raise WeightsError(
+            f"the CLIPs have {limits[0]} and {limits[1]} positions, and their tokenizers' model_max_length is {takes[0]} and "
+            f"{takes[1]}; both must read prompts of one length: give both the same model_max_length"
+        )
+    for clip, tokenizer in zip(clips, tokenizers):
+        _require_end(clip, tokenizer)
+    return limits
+
+
+def _require_end(clip: CLIPTextModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises WeightsError if a CLIP would pool another token than the one its tokenizer ends prompts with."""
+    told = clip.config.eos_token_id
+    end = tokenizer.eos_token_id
+    pooled = tokenizer.vocab_size - 1 if told == OLD_END else told
+    if type(told) is not int or pooled != end:
+        raise WeightsError(
+            f"a CLIP's config.json says eos_token_id {told!r}, and its tokenizer ends prompts with {end!r}, which is pooled; "
+            f"write eos_token_id {end!r} there, or fetch both again"
+        )
 
 
 def _read_clip(clip: CLIPTextModel | CLIPTextModelWithProjection, tokens: BatchEncoding) -> ModelOutput:

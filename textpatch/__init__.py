@@ -44,7 +44,10 @@ def __getattr__(name: str):
 
         return version("textpatch")
     if name not in _HOME_OF:
-        raise AttributeError(f"module 'textpatch' has no attribute {name!r}")
+        from textpatch.errors import closest
+
+        known = closest(name, __all__)
+        raise AttributeError(f"module 'textpatch' has no attribute {name!r}{known}", name=name, obj=sys.modules[__name__])
     return getattr(importlib.import_module(f"textpatch.{_HOME_OF[name]}"), name)
 
 

@@ -23,6 +23,7 @@ from textpatch.audit import Record, eager, exit_modules, recording
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
 from textpatch.pairs import SOURCE, Pair
+from textpatch.pipelines import SupportsModelCalls, SupportsSampling, require_parts
 from textpatch.plan import Row
 from textpatch.sampling import sample
 from textpatch.sites import Site, find_sites
@@ -35,6 +36,7 @@ def attribution(pipeline, source: str, target: str, *, seed: int = 0, steps: int
     Raises PatchError for a start outside the run, for prompts that the encoders read alike, and for sites of a kind whose
     modules are not known to the audit.
     """
+    require_parts(pipeline, "attribution", SupportsSampling, SupportsModelCalls)
     steps, guidance = pipeline.defaults.run(steps, guidance)
     if not 0 <= start < steps:
         raise PatchError(f"start {start} of {steps} steps; needs a start within the run")
@@ -46,7 +48,7 @@ def attribution(pipeline, source: str, target: str, *, seed: int = 0, steps: int
     path = samples.trajectory[SOURCE]
     times = pipeline.schedule.timesteps(steps).to(path[0].device)
     found = [
-        drops(pipeline.denoiser, pipeline.schedule.model_input(path[step][None], step, steps), times[step], text)
+        drops(pipeline.denoiser, pipeline.model_input(path[step][None], step, steps), times[step], text)
         for step in range(start, steps)
     ]
     total = {site.index: sum(drop[site] for drop in found) for site in found[0]}

@@ -23,8 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from textpatch.errors import PatchError
+from textpatch.guidance import Guidance, as_guidance, branch_rows
 from textpatch.hooks import HookRegistry
-from textpatch.plan import Plan, Row, Swap, with_guidance
+from textpatch.pipelines import SupportsSampling, require_parts
+from textpatch.plan import Plan, Row, Swap
 from textpatch.sites import Site, find_sites, select_sites
 
 SCHEMA_VERSION = 1
@@ -123,7 +125,7 @@ class AuditReport:
         return "\n".join([*table, f"{len(self.checks) - len(self.failed)} of {len(self.checks)} checks passed"])
 
 
-def audit(pipeline, rows: Sequence[Row], plan: Plan, *, sample: Callable, steps: int, guidance: float,
+def audit(pipeline, rows: Sequence[Row], plan: Plan, *, sample: Callable, steps: int, guidance: float | Guidance,
           negative: str | None = None, sites=None, at: Iterable[int] | None = None) -> AuditReport:  # fmt: skip
     """Run a plan once more and hold each swap against its replay in float64; see the module docstring.
 
@@ -134,6 +136,7 @@ def audit(pipeline, rows: Sequence[Row], plan: Plan, *, sample: Callable, steps:
     Raises PatchError for a plan without swaps, unknown sites and steps, and whatever `sample` refuses.  A check
     that fails raises nothing by itself: see `AuditReport.failed` and `AuditReport.require`.
     """
+    require_parts(pipeline, "audit", SupportsSampling)
     known = find_sites(pipeline.denoiser)
     if not plan.swaps:
         raise PatchError("the plan has no swap, so there is nothing to audit; give the plan of the run")
@@ -143,7 +146,7 @@ def audit(pipeline, rows: Sequence[Row], plan: Plan, *, sample: Callable, steps:
     if not at or not 0 <= at[0] <= at[-1] < steps:
         raise PatchError(f"asked to audit steps {list(at)}; this run has steps 0..{steps - 1}")
     rows = [replace(row, sampled=True) for row in rows]  # a donor is audited, too, and reads what it read unsampled
-    batch = rows if guidance == 1 else with_guidance(rows, negative)
+    batch = branch_rows(rows, as_guidance(guidance, negative))
     definition, checks = Definition(plan, batch, known), []
     with recording(pipeline.denoiser, chosen, at, lambda record: checks.extend(definition.checks(record))):
         sample(pipeline, rows, plan, steps=steps, guidance=guidance, negative=negative, micro_batch=len(batch))

@@ -42,8 +42,38 @@ def main(argv: list[str] | None = None) -> int:
         return guarded(options.run, options, debug=options.debug)
 
 
+class Given(argparse.Action):
+    """Store an option's value.  A list grows with every repetition; another single value is an error."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = self._given(namespace)
+        if before is None:
+            setattr(namespace, self.dest, values)
+        elif isinstance(values, list):
+            setattr(namespace, self.dest, before + values)
+        elif values != before:
+            raise argparse.ArgumentError(self, f"{before} and {values} were given, and it takes one; leave one out")
+
+    def _given(self, namespace):
+        """What the command line gave so far, None if nothing: a default is not given."""
+        given = vars(namespace).setdefault("given", set())
+        if self.dest in given:
+            return getattr(namespace, self.dest)
+        given.add(self.dest)
+        return None
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose options are `Given`, where argparse would keep the last value alone, silently."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.register("action", None, Given)
+        self.register("action", "store", Given)
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="textpatch", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Find and use the attention layers through which a text-to-image model writes words.",
     )  # fmt: skip

@@ -5,12 +5,15 @@ Nothing heavy is imported before the options are known to be good.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Iterator
 
 from textpatch.errors import PatchError, PromptError, Unfinished
 from textpatch.exits import printable, warn
@@ -56,25 +59,45 @@ def _one_model(options) -> str:
 
 def generate(options) -> None:
     """`textpatch generate`: one picture per prompt and seed, and a sheet of all."""
+    from textpatch.album import Album
     from textpatch.figures import contact_sheet, png
+    from textpatch.pictures import open_picture
 
     pipeline = _load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
     request = dict(command="generate", prompts=options.prompts, seeds=options.seed, steps=steps, guidance=guidance,
                    negative=options.negative)  # fmt: skip
     upscaler = _upscaler(options, request)
-    asked = [(prompt, seed) for prompt in options.prompts for seed in options.seed]
-    images = pipeline.generate([p for p, _ in asked], seeds=[s for _, s in asked], steps=steps, guidance=guidance,
-                               negative=options.negative)  # fmt: skip
+    pipeline.check(options.prompts, seeds=options.seed, steps=steps)
     if upscaler:
-        images = upscaler.upscale(images, [p for p, _ in asked], seeds=[s for _, s in asked])
-    run = _open_run(options, pipeline, request)  # only now: a refused request leaves no folder
-    made = [{"prompt": p, "seed": s, "image": run.image(image)} for (p, s), image in zip(asked, images)]
-    run.write_json("results.json", {"schema_version": 1, "pictures": made})
-    n = len(options.seed)
-    rows = [[(image, None) for image in images[i : i + n]] for i in range(0, len(images), n)]
-    run.write_bytes("sheet.png", png(contact_sheet(rows, captions=[f"seed {s}" for s in options.seed])))
+        upscaler.check(options.prompts, seeds=options.seed, steps=upscaler.defaults.steps)
+
+    def draw(some: list[tuple[str, int]]) -> list:
+        prompts, seeds = zip(*some)
+        images = pipeline.generate(prompts, seeds=seeds, steps=steps, guidance=guidance, negative=options.negative)
+        return upscaler.upscale(images, prompts, seeds=seeds) if upscaler else images
+
+    request = _whole(options, pipeline, request)
+    stored = _folder(options, request) / "manifest.json"
+    album = Album([(prompt, seed) for prompt in options.prompts for seed in options.seed], draw,
+                  partial(_opened, options, request), goes_on=os.path.exists(stored))  # fmt: skip
+    with _told_on_interrupt(album):
+        album.fill()
+        run, images = album.run, [open_picture(album.run.folder / made["image"]) for made in album.pictures]
+        run.write_json("results.json", {"schema_version": 1, "pictures": album.pictures})
+        n = len(options.seed)
+        rows = [[(image, None) for image in images[i : i + n]] for i in range(0, len(images), n)]
+        run.write_bytes("sheet.png", png(contact_sheet(rows, captions=[f"seed {s}" for s in options.seed])))
     print(run.folder / "sheet.png")
+
+
+@contextlib.contextmanager
+def _told_on_interrupt(what) -> Iterator[None]:
+    """Ctrl-C inside the block says `what` there is and how to go on, as it is then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(str(what)) from None
 
 
 def localize(options) -> None:
@@ -82,12 +105,13 @@ def localize(options) -> None:
     from textpatch.localize import check
     from textpatch.localize import localize as localize_
     from textpatch.report import publish
+    from textpatch.trials import require_known_letters
 
     if options.sets and options.sites:
         raise PatchError("--sites and --set were both given, and --set replaces --sites; give one of them")
     pairs, sites_, shard = _pairs(options), options.sites or ["all"], _shard(options)
     pipeline = _load_sized(options)
-    ocr = _reader(options, pipeline)
+    ocr = _reader(options, pipeline, pairs)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
     prompts = [(pair.source, pair.target) for pair in pairs]
     what = {} if options.what == WORD else {"what": options.what}
@@ -102,14 +126,16 @@ def localize(options) -> None:
     check(pipeline, pairs, **asked, shard=shard)
     _warn_of_scenes(options, prompts)
     ocr.self_test()
+    require_known_letters(pairs, ocr)
     run = _open_run(options, pipeline, request, worker=str(shard[0] if shard else 0), ocr=ocr.describe())
-    try:
-        found = localize_(pipeline, pairs, **asked, guidance=guidance, branch=options.branch, ocr=ocr, run=run,
-                          shard=shard, **more)  # fmt: skip
-    except Unfinished as told:
-        print(told)
-        return
-    publish(run, found.result, found.records)
+    with _told_on_interrupt(f"what is finished is in {run.folder}; the same command goes on where it stopped"):
+        try:
+            found = localize_(pipeline, pairs, **asked, guidance=guidance, branch=options.branch, ocr=ocr, run=run,
+                              shard=shard, **more)  # fmt: skip
+        except Unfinished as told:
+            print(told)
+            return
+        publish(run, found.result, found.records)
     print(found)
     print(run.folder / "report.html")
 
@@ -270,12 +296,12 @@ def _attribute_pairs(options) -> list:
     return attribute_pairs(options.what, **_drawn(options))
 
 
-def _reader(options, pipeline):
-    """Who reads the pictures: tesseract for a word, and for other attributes of a sign the nearest drawing."""
+def _reader(options, pipeline, pairs: list):
+    """Who reads the pictures: tesseract for a word, in its letters, and for other attributes of a sign the nearest drawing."""
     if options.what == WORD:
-        from textpatch.metrics import Tesseract
+        from textpatch.metrics import Tesseract, alphabet_of
 
-        return Tesseract()
+        return Tesseract(alphabet=alphabet_of(word for pair in pairs for word in pair.words))
     from textpatch.sizes import picture_size
     from textpatch.weights.attributes import SignReader
 
@@ -313,18 +339,33 @@ def _shard(options) -> tuple[int, int] | None:
 
 
 def _open_run(options, pipeline, request: dict, *, worker: str = "0", **facts):
-    """The run folder of a request: the one asked for, or one named by command, model and the request's hash."""
+    """The run folder of a request of a model; facts belong to the request, too."""
+    return _opened(options, _whole(options, pipeline, request | facts), worker=worker)
+
+
+def _opened(options, request: dict, *, worker: str = "0"):
+    """The run folder of a whole request."""
     from textpatch.store import Run
+
+    manifest = {"request": request, "versions": _versions(), "command": options.command_line}
+    allow = getattr(options, "allow", None)  # localize alone goes on under another request
+    return Run.open(_folder(options, request), manifest, worker=worker, allow=allow)
+
+
+def _whole(options, pipeline, request: dict) -> dict:
+    """A request with the model and the sizes it is of: everything that decides the results."""
     from textpatch.weights.load import fingerprint
 
     made_by = {"model": pipeline.name, "weights": fingerprint(options.model), "dtype": options.dtype}
     size = {"height": options.height, "width": options.width}
     given = {name: pixels for name, pixels in size.items() if pixels is not None}
-    request = {**made_by, **request, **given, **facts}
+    return {**made_by, **request, **given}
+
+
+def _folder(options, request: dict) -> Path:
+    """The folder asked for, or one named by command, model and the hash of a whole request."""
     digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
-    folder = options.out or Path("runs") / f"{request['command']}-{pipeline.name}-{digest}"
-    manifest = {"request": request, "versions": _versions(), "command": options.command_line}
-    return Run.open(folder, manifest, worker=worker, allow=getattr(options, "allow", None))  # localize alone goes on
+    return options.out or Path("runs") / f"{request['command']}-{request['model']}-{digest}"
 
 
 def _versions() -> dict[str, str]:

@@ -25,13 +25,15 @@ from torch import Tensor
 from textpatch.attention import log_sum_exp
 from textpatch.audit import Definition, Record, recording
 from textpatch.errors import PatchError, PromptError
+from textpatch.guidance import Guidance, as_guidance, branch_rows
 from textpatch.pairs import SOURCE, quoted
-from textpatch.plan import Plan, Row, with_guidance
+from textpatch.pipelines import SupportsSampling, SupportsWordTokens, require_parts
+from textpatch.plan import Plan, Row
 from textpatch.sampling import sample
 from textpatch.sites import Site, find_sites
 
 
-def contribution(pipeline, prompt: str, *, seed: int = 0, steps: int | None = None, guidance: float | None = None,
+def contribution(pipeline, prompt: str, *, seed: int = 0, steps: int | None = None, guidance: float | Guidance | None = None,
                  tokens: Sequence[int] | None = None) -> tuple[dict[int, dict[str, float]], Image.Image]:  # fmt: skip
     """{site index: {"norm", "share"}} of one plain generation of a prompt, in its conditional branch; and its picture.
 
@@ -39,13 +41,14 @@ def contribution(pipeline, prompt: str, *, seed: int = 0, steps: int | None = No
     Raises PatchError for tokens that are not there or none, for sites of a kind whose modules are not known to the
     audit, and as `word_tokens` does.
     """
+    require_parts(pipeline, "contribution", SupportsSampling, SupportsWordTokens)
     steps, guidance = pipeline.defaults.run(steps, guidance)
     tokens = list(word_tokens(pipeline, prompt) if tokens is None else tokens)
     total = pipeline.encode([prompt]).tokens.shape[1]
     if not tokens or not 0 <= min(tokens) <= max(tokens) < total:
         raise PatchError(f"tokens {tokens} asked for; {prompt!r} has 0..{total - 1}, so give one or more of these")
     row, sites = Row(SOURCE, prompt, seed), find_sites(pipeline.denoiser)
-    definition = Definition(Plan(), [row] if guidance == 1 else with_guidance([row]), sites)
+    definition = Definition(Plan(), branch_rows([row], as_guidance(guidance)), sites)
     found: dict[Site, list[tuple[float, float]]] = {site: [] for site in sites}
 
     def add(record: Record) -> None:

@@ -10,13 +10,15 @@ from dataclasses import dataclass, field, replace
 from PIL import Image
 
 from textpatch.errors import PatchError
+from textpatch.guidance import Guidance
 from textpatch.ledger import Ledger
 from textpatch.markup import figure, fragment, safe
 from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
+from textpatch.pipelines import SupportsSampling, require_parts
 from textpatch.plan import Plan
 from textpatch.sampling import sample
 from textpatch.sites import find_sites, select_sites
-from textpatch.trials import require_pipeline, rows_and_plan
+from textpatch.trials import rows_and_plan
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Edit:
     pair: Pair
     seed: int
     steps: int
-    guidance: float
+    guidance: float | Guidance
     ledger: Ledger = field(default=Ledger(), repr=False)
 
     def _repr_html_(self) -> str:
@@ -40,15 +42,15 @@ class Edit:
         return fragment(f'<div class="gallery">{"".join(figures)}</div>{self.plan._repr_html_()}')
 
 
-def edit(pipeline, source: str, target: str, *, sites=None, start: int = 0, seed: int = 0, steps: int | None = None,
-         guidance: float | None = None, branch: str = "both") -> Edit:  # fmt: skip
+def edit(pipeline: SupportsSampling, source: str, target: str, *, sites=None, start: int = 0, seed: int = 0, steps: int | None = None,
+         guidance: float | Guidance | None = None, branch: str = "both") -> Edit:  # fmt: skip
     """Generate `source` with the word of `target`, by swapping text K and V at `sites` from step `start` on.
 
     sites  those localised for the model when None.  Both prompts hold one word in double quotes.
     Raises PatchError for unknown sites, a model without localised ones, a start outside the run, or a swap that changed
     nothing.
     """
-    require_pipeline(pipeline)
+    require_parts(pipeline, "edit", SupportsSampling)
     steps, guidance = pipeline.defaults.run(steps, guidance)
     sites = pipeline.defaults.localized if sites is None else sites
     if not sites and sites != 0:

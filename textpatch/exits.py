@@ -52,7 +52,7 @@ def _shortened(line: str) -> str:
 
 def _end(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted; the same command goes on where it stopped"
+        return INTERRUPTED, "; ".join(["interrupted", *map(str, error.args)])  # whoever keeps work says what is there
     if isinstance(error, PatchError):
         return DISK if isinstance(error, DiskError) else REFUSED, str(error)
     return FAULT, f"unexpected {type(error).__name__}: {error}; {_reason()}"

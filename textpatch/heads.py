@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from textpatch.metrics import f1_of_means
+from textpatch.progress import phase
 from textpatch.search import take_away
 from textpatch.sites import find_sites, select_sites
 from textpatch.trials import Trials
@@ -20,7 +21,8 @@ def head_search(trials: Trials, sites) -> dict:
     """
     chosen = select_sites(find_sites(trials.pipeline.denoiser), sites)
     heads = [(site.index, head) for site in chosen for head in range(site.text_heads)]
-    steps = take_away(trials.score, heads, len(trials.pairs), f1_of_means)
+    with phase("heads"):
+        steps = take_away(trials.score, heads, len(trials.pairs), f1_of_means)
     return {
         "sites": [site.index for site in chosen],
         "heads": [list(head) for head in steps[-1].group],

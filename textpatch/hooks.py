@@ -39,15 +39,16 @@ class HookRegistry:
     """Named modules of one model whose outputs can be watched or replaced.
 
     `calls` counts how often each module fired inside blocks of this registry.
+    names  those of modules, or one name
     Raises PatchError if a name is not a module of the model, naming the closest ones.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str]):
-        self.names = tuple(dict.fromkeys(names))
+    def __init__(self, model: nn.Module, names: str | Iterable[str]):
+        self.names = tuple(dict.fromkeys([names] if isinstance(names, str) else names))
         modules = dict(model.named_modules())
         for name in self.names:
             if name not in modules:
-                raise PatchError(f"no module {name!r} in {type(model).__name__}{closest(name, modules)}")
+                raise PatchError(f"no module {name!r} in {type(model).__name__}{closest(name, filter(None, modules))}")
         if not self.names:
             raise PatchError("no modules named; a registry of nothing would have no effect")
         self._modules = {name: modules[name] for name in self.names}

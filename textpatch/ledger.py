@@ -178,7 +178,7 @@ class Recorder:
         made = {}
 
         def winners(step: int) -> dict:
-            acting = tuple(swap.steps is None or step in swap.steps for swap in self.plan.swaps)
+            acting = self.plan.acting(step)
             if acting not in made:
                 made[acting] = self.plan.winners(step, batch, self.sites, tokens=self.texts.tokens)
             return made[acting]

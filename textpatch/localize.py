@@ -18,16 +18,19 @@ from functools import partial
 from typing import Sequence
 
 from textpatch.errors import PatchError, closest
+from textpatch.guidance import Guidance, described
 from textpatch.heads import head_search
 from textpatch.metrics import f1_of_means
 from textpatch.pairs import SOURCE, TARGET, Pair, require_other_texts
+from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
+from textpatch.progress import phase
 from textpatch.readings import READINGS, Readings
 from textpatch.report import summary_html
 from textpatch.result import SCHEMA_VERSION, answer, table
 from textpatch.search import Group, Screening, Step, better_than, grow, interval, ranking, responsible, screen
 from textpatch.sites import find_sites, select_sites
 from textpatch.starts import start_curve
-from textpatch.trials import Trials, checked_pairs, group_name, require_pipeline, row_name, scores
+from textpatch.trials import Trials, checked_pairs, group_name, row_name, scores
 
 FIRST = 4  # pairs that a screening begins with
 # Of the largest share that is read; a site below it may not join the set.  Of the sites that join those of tiny-if by the
@@ -57,9 +60,9 @@ class Localization:
         return summary_html(self.result, self.records)
 
 
-def localize(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all",
+def localize(pipeline: SupportsSampling, pairs: Sequence, *, mode: str = "exhaustive", sites="all",
              groups: Sequence[Sequence[int]] | None = None, keep: int | None = None, first: int | None = None,
-             seeds: Sequence[int] = (0,), steps: int | None = None, guidance: float | None = None, start: int = 0,
+             seeds: Sequence[int] = (0,), steps: int | None = None, guidance: float | Guidance | None = None, start: int = 0,
              branch: str = "both", ocr=None, run=None, shard: tuple[int, int] | None = None, micro_batch: int = 64,
              starts: bool = False, heads: bool = False) -> Localization:  # fmt: skip
     """Score every site alone, or screen first and score exactly those kept, on every prompt pair and seed.
@@ -78,7 +81,7 @@ def localize(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all"
             that all n share under worker names of their own; the shard that ends last goes on to the result
     starts  the result's "start_curve" is that of the responsible set, of the best group where no set was grown;
             heads: its "head_search", the heads of these sites that do their work.  Neither is among its generations
-    Scores are means over pairs and seeds with 95 % intervals bootstrapped over pairs.
+    Scores are means over pairs and seeds with 95 % intervals over pairs, see `trials.scores`.
     Raises PatchError for unknown sites, a start outside the run or a mode's options where they have no effect,
     OCRError if no text can be read, Unfinished while other shards are.
     """
@@ -90,8 +93,9 @@ def localize(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all"
     require_other_texts(trials.pairs)
     if shard is not None:
         trials.share(groups, shard)
-    screening, beside = MODES[mode](trials, groups, keep, first or FIRST)
-    trials.measure(screening.kept)
+    with phase("sites"):
+        screening, beside = MODES[mode](trials, groups, keep, first or FIRST)
+        trials.measure(screening.kept)
     grown = _grown(trials, screening, first or FIRST) if _alone(groups) and len(pairs) > 1 else None
     found = Localization(summarise(trials, mode, groups, screening, beside, grown), trials.records)
     found.result.update(_further(trials, found, starts, heads))
@@ -117,8 +121,10 @@ def _check_search(mode: str, keep: int | None, first: int | None, groups: list[G
     if mode == "exhaustive" and (keep, first) != (None, None):
         raise PatchError(f"keep is {keep} and first {first}, and an exhaustive search screens nothing; "
                          "leave them out, or give a mode that screens")  # fmt: skip
-    if mode != "exhaustive" and (pairs < 2 or first is not None and first < 2):
-        raise PatchError(f"{pairs} pairs, screening begins with {first or FIRST}; an interval over pairs needs two")
+    if mode != "exhaustive" and pairs < 2:
+        raise PatchError(f"prompt pairs given to mode {mode!r}: {pairs}; an interval over pairs needs two")
+    if mode != "exhaustive" and first is not None and first < 2:
+        raise PatchError(f"first is {first}, so screening would begin with that many; an interval over pairs needs two")
     if mode in READINGS and not _alone(groups):
         raise PatchError(f"{mode} scores single sites, and sets of them were asked for; use another mode")
     if mode != "exhaustive" and len(groups) < 2:
@@ -138,7 +144,7 @@ def _check_shard(shard: tuple[int, int] | None, mode: str) -> None:
 
 
 def _groups(pipeline, sites, groups) -> list[Group]:
-    require_pipeline(pipeline)
+    require_parts(pipeline, "localize", SupportsSampling, SupportsPairs)
     known = find_sites(pipeline.denoiser)
     if groups is None:
         return [(site.index,) for site in select_sites(known, sites)]
@@ -204,7 +210,8 @@ def _grown(trials: Trials, screening: Screening, first: int) -> list[Step]:
     measured = _best_first(trials, screening.kept)
     others = [group for group in screening.ranked if group not in (*measured, *screening.barred)]
     ranked = [site for (site,) in [*measured, *others]]
-    return grow(trials.score, ranked, len(trials.pairs), f1_of_means, first=first, least=screening.pairs)
+    with phase("growing the set"):
+        return grow(trials.score, ranked, len(trials.pairs), f1_of_means, first=first, least=screening.pairs)
 
 
 def _best_first(trials: Trials, groups: Sequence[Group]) -> list[Group]:
@@ -254,7 +261,7 @@ def summarise(trials: Trials, mode: str, groups: list[Group], screening: Screeni
 def _facts(trials: Trials) -> dict:
     parameters = sum(p.numel() for p in trials.pipeline.denoiser.parameters())
     return dict(model=trials.pipeline.name, parameters=parameters, pairs=len(trials.pairs), seeds=list(trials.seeds),
-                steps=trials.steps, guidance=trials.guidance, start=trials.start, branch=trials.branch,
+                steps=trials.steps, guidance=described(trials.guidance), start=trials.start, branch=trials.branch,
                 ocr=trials.ocr.describe())  # fmt: skip
 
 

@@ -4,7 +4,7 @@ B batch rows, T text tokens, W = H heads x D, where H counts the heads of K and 
 
 Hooks on the taps of the sites, of which text tokens and text channels alone are read and written: image keys,
 image values and all queries are out of reach by construction.  A norm or rotation after a tap acts on the keys
-put there, at the reader's own positions.
+put there, at the reader's own positions.  A mask stays the reader's: a donor whose mask differs is refused.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Callable, Hashable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from textpatch.calls import Call, Calls, hidden_tokens, of_row, same_mask, told
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
 from textpatch.plan import Row, integers, require_in_range
@@ -28,6 +29,7 @@ from textpatch.sites import Site, Span, find_sites, select_sites
 class KVCache(dict):
     """Captured text K and V: (site name, step, row label, "k" or "v") -> (T, W), detached copies.
 
+    Where a row's mask hides tokens, (site name, step, row label, "mask") holds what `hidden_tokens` gives.
     Keyed by what a row is, never by its place in a batch; a label is `Row.label` or any JSON-able tuple.
     In a file: safetensors' `save_file(cache.tensors, path)` and `KVCache.from_tensors(load_file(path))`.
     """
@@ -38,7 +40,7 @@ class KVCache(dict):
 
     @staticmethod
     def estimate(sites: Sequence[Site], steps: int, rows: int, tokens: int, dtype: torch.dtype) -> int:
-        """Bytes a capture will take, before it runs."""
+        """Bytes a capture will take, before it runs, without masks."""
         width = sum(site.text_heads * site.head_dim for site in sites)
         return 2 * width * steps * rows * tokens * dtype.itemsize
 
@@ -53,17 +55,23 @@ class KVCache(dict):
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> KVCache:
-        """The inverse of `tensors`, exactly.  Raises PatchError for names that are no cache keys."""
+        """The inverse of `tensors`, exactly.  Raises PatchError for names that are no cache keys, or one key twice."""
         try:
-            return cls({_key(name): tensor for name, tensor in tensors.items()})
-        except (ValueError, TypeError) as error:
+            cache = cls({_key(name): tensor for name, tensor in tensors.items()})
+            if len(cache) != len(tensors):
+                raise ValueError(f"{len(tensors)} names are {len(cache)} keys")
+        except (ValueError, TypeError, RecursionError) as error:
             raise PatchError(f"these tensors are no saved cache ({error}); KVCache.tensors writes one") from None
+        return cache
 
 
 def _key(name: str) -> tuple:
     site, step, label, part = json.loads(name)
-    if not (isinstance(site, str) and isinstance(step, int) and isinstance(label, list) and part in ("k", "v")):
+    is_step = type(step) is int and step >= 0  # True would pass as the step 1
+    if not (isinstance(site, str) and is_step and isinstance(label, list) and part in ("k", "v", "mask")):
         raise ValueError(f"{name} is no cache key")
+    if json.dumps([site, step, label, part]) != name:
+        raise ValueError(f"{name} is not how a cache spells that key")
     return site, step, _tuples(label), part
 
 
@@ -77,17 +85,20 @@ def capture(model: nn.Module, sites, *, rows: Sequence[Row | Hashable]) -> Itera
     """Keep the text K and V of `sites` at every call of the model inside the block; nothing else changes.
 
     sites  what `select_sites` understands, or Sites that `find_sites` made by a table of one's own
-    rows   one Row or label per batch row, in order; the n-th call of the model is step n
-    Raises PatchError if a site is unknown or never runs, if the batch has another number of rows, or if two
-    rows have one label.
+    rows   one Row or label per batch row, in order, or one label; the n-th call of the model is step n
+    Raises PatchError if a site is unknown or does not run in some call, if the batch has another number of rows, if
+    two rows have one label, if a mask of text is given that the sites do not name, or if a call holds no text.
     """
-    cache, labels = KVCache(), [_label(row) for row in rows]
+    cache, labels = KVCache(), [_label(row) for row in _each_row(rows)]
     _require_distinct(labels)
 
-    def keep(site: Site, part: str, step: int, own: Tensor) -> None:
+    def keep(site: Site, part: str, call: Call, own: Tensor) -> None:
         _require_rows(site, own, labels)
         for b, label in enumerate(labels):
-            cache[site.name, step, label, part] = own[b].detach().clone()
+            cache[site.name, call.step, label, part] = own[b].detach().clone()
+            mask = call.mask(site, b)
+            if mask is not None:
+                cache[site.name, call.step, label, "mask"] = mask.to(own.device, copy=True)
 
     with _at_text(model, _chosen(model, sites), keep):
         yield cache
@@ -106,43 +117,49 @@ def patch(model: nn.Module, cache: KVCache, sites, *, rows: Sequence, steps: Ite
     steps  the calls of the model, 0 = first, that are patched; heads, tokens: those replaced; all when None.
            Those of a Window: `window.among(sigmas)`, the loop's own sigmas or timesteps, one per call
     part   "kv", or only "k" or only "v"
-    Raises PatchError if a site is unknown or never runs; if a row, site or step was not captured; if the
-    batch has another number of rows than `rows`, or shapes, dtypes or devices differ; for heads, tokens or
-    steps there are not; if a field names nothing.
+    Raises PatchError if a site is unknown or does not run in a call that is patched; if a row, site or step was not
+    captured; if the batch has another number of rows than `rows`, or shapes, dtypes or devices differ; if a row's mask
+    is not that of the row it reads, at the tokens it reads; for heads, tokens or steps there are not; if a field
+    names nothing; and as `capture` for masks that are not named and calls that hold no text.
     """
-    labels, chosen = [None if row is None else _label(row) for row in rows], _chosen(model, sites)
+    labels = [None if row is None else _label(row) for row in _each_row(rows)]
+    chosen = _chosen(model, sites)
     asked = {"steps": steps, "heads": heads, "tokens": tokens}
     steps, heads, tokens = (None if x is None else integers(name, x) for name, x in asked.items())
     if not any(labels):
         raise PatchError("patch was given no row to read; name one per batch row, or leave patch out")
-    if () in (steps, heads, tokens) or part not in ("kv", "k", "v"):
-        raise PatchError(f"nothing to patch in {steps=}, {heads=}, {tokens=}, {part=}; leave a field out to mean all")
+    if part not in ("kv", "k", "v"):
+        raise PatchError(f"part is {part!r}; give 'kv', 'k' or 'v'")
+    for name, named in (("steps", steps), ("heads", heads), ("tokens", tokens)):
+        if named == ():
+            raise PatchError(f"{name} is empty, so nothing would be patched; give some, or leave it out to mean all")
 
-    def swap(site: Site, which: str, step: int, own: Tensor) -> Tensor | None:
+    def swap(site: Site, which: str, call: Call, own: Tensor) -> Tensor | None:
         _require_rows(site, own, labels)
-        if steps is not None and step not in steps:
+        if steps is not None and call.step not in steps:
             return None
         new = own.clone()
         for b, label in enumerate(labels):
             if label is not None:
-                stored = _read(cache, site, step, label, which, own[b])
+                stored = _read(cache, site, call.step, label, which, own[b])
                 new[b] = _mixed(own[b], stored, site, heads, tokens)
+                _require_same_mask(cache, site, call, label, b, tokens)
         return new
 
-    with _at_text(model, chosen, swap, part) as calls:
+    with _at_text(model, chosen, swap, part, steps) as calls:
         yield
-    require_in_range("step", steps, max(calls.values()), chosen[0])
+    require_in_range("step", steps, calls.count, chosen[0])
 
 
 @contextmanager
-def inject(model: nn.Module, text, sites) -> Iterator[None]:
+def inject(model: nn.Module, text, sites, *, mask=None) -> Iterator[None]:
     """Let `sites` read the keys and values of `text` in place of the prompt's.   (sec. 4.1, Injection)
 
     text: as the model takes it, of as many rows as the batch, the TextCondition of our own models; only its
-    tokens are read, so the pooled vector stays the prompt's.  A foreign model makes the keys and values in one
-    call more, before its first; on any model no open block sees them made.  Raises PatchError on models whose
-    text stream changes with depth: no single text feeds their sites; for another number of rows or tokens than
-    the batch has; and for another dtype.
+    tokens are read, so the pooled vector stays the prompt's.  mask: that of `text`, as the model takes one; none when
+    None.  A foreign model makes the keys and values in one call more, before its first; on any model no open block
+    sees them made.  Raises PatchError on models whose text stream changes with depth: no single text feeds their
+    sites; for another number of rows or tokens than the batch has; for another dtype; and for another mask.
     """
     chosen = _chosen(model, sites)
     if not all(site.text_is_static for site in chosen):
@@ -150,10 +167,14 @@ def inject(model: nn.Module, text, sites) -> Iterator[None]:
             f"injection is undefined for {type(model).__name__}: its text stream changes with depth, so no single "
             "text feeds a site; use capture and patch, or a plan"
         )
+    if mask is not None and not all(site.span.mask for site in chosen):
+        raise PatchError("a mask was injected, and the sites name no mask of the model; leave it out, or see their span")
+    hidden = hidden_tokens(mask)
     knows = hasattr(model, "text_kv")
     bank = _own_bank(model, text) if knows else {}
 
-    def injected(site: Site, part: str, step: int, own: Tensor) -> Tensor:
+    def injected(site: Site, part: str, call: Call, own: Tensor) -> Tensor:
+        _require_injected_mask(site, call, hidden, len(own))
         new = bank[site.index, part]
         if new.shape != own.shape:
             raise PatchError(
@@ -180,7 +201,7 @@ def _fill_at_first_call(bank: dict, model: nn.Module, text, sites: tuple[Site, .
     if len(inputs_read) > 1:
         raise PatchError(f"these sites read {inputs_read}, and one text was given; inject at sites that read one")
 
-    def keep(site: Site, part: str, step: int, own: Tensor) -> None:
+    def keep(site: Site, part: str, call: Call, own: Tensor) -> None:
         bank[site.index, part] = own
 
     def run(inputs: BoundArguments) -> None:
@@ -221,40 +242,35 @@ def _chosen(model: nn.Module, sites) -> tuple[Site, ...]:
 
 
 @contextmanager
-def _at_text(model: nn.Module, sites: tuple[Site, ...], fn: Callable, parts: str = "kv") -> Iterator[Counter]:
-    """Call fn(site, part, step, own) with the text K or V (B, T, W) of `sites` wherever they are made.
+def _at_text(model: nn.Module, sites: tuple[Site, ...], fn: Callable, parts: str = "kv",
+             steps: tuple | None = None) -> Iterator[Calls]:  # fmt: skip
+    """Call fn(site, part, call, own) with the text K or V (B, T, W) of `sites` wherever they are made.
 
-    What it returns takes their place, None leaves them.  Yields how often each tapped module was called.
+    What it returns takes their place, None leaves them.  Yields the calls of the model, of which those in `steps` must
+    run every site.
     """
-    calls, lengths, taps = Counter(), {}, defaultdict(list)
+    taps = defaultdict(list)
     for site in sites:
         for part, tap in zip("kv", site.taps):
             taps[tap.module] += [(site, part, tap.channels)] if part in parts else []
+    names = [name for name in taps if taps[name]]
+    calls = Calls(model, sites, names, steps)
 
     def at(name: str, output: Tensor) -> Tensor | None:
-        step, new = _next(calls, name), None
+        call = calls.at(name)
+        new = None
         for site, part, channels in taps[name]:
-            text = site.span.tokens(output.shape[1], lengths.get(site.span))
+            text = calls.text(site, name, output.shape[1])
             where = slice(None), text, slice(*channels or (None,))
-            read = fn(site, part, step, output[where])
+            read = fn(site, part, call, output[where])
             if read is not None:
                 new = output.clone() if new is None else new
                 new[where] = read
         return new
 
-    with _text_lengths(model, sites, lengths):
-        with HookRegistry(model, [name for name in taps if taps[name]]).replace(at):
+    with calls.counted():
+        with HookRegistry(model, names).replace(at):
             yield calls
-
-
-def _text_lengths(model: nn.Module, sites: tuple[Site, ...], lengths: dict[Span, int]):
-    """A block in which `lengths` holds how many text tokens the model was called with, where sites ask for it."""
-    spans = {site.span for site in sites if site.span.place != "all"}
-
-    def note(name: str, inputs: BoundArguments) -> None:
-        lengths.update({span: span.length(inputs.arguments.get(span.text)) for span in spans})
-
-    return HookRegistry(model, [""]).observe_inputs(note) if spans else nullcontext()
 
 
 def _mixed(own: Tensor, stored: Tensor, site: Site, heads: tuple | None, tokens: tuple | None) -> Tensor:
@@ -270,6 +286,11 @@ def _mixed(own: Tensor, stored: Tensor, site: Site, heads: tuple | None, tokens:
     return mixed
 
 
+def _each_row(rows) -> Sequence:
+    """Rows or labels, of which one string is one label."""
+    return [rows] if isinstance(rows, str) else rows
+
+
 def _label(row) -> Hashable:
     return row.label if isinstance(row, Row) else (row if isinstance(row, tuple) else (row,))
 
@@ -278,18 +299,6 @@ def _require_distinct(labels: list) -> None:
     repeated = [label for label, times in Counter(labels).items() if times > 1]
     if repeated:
         raise PatchError(f"row {repeated[0]} is labelled more than once; one would overwrite the other in the cache")
-
-
-def _next(counter: Counter, name: str) -> int:
-    """The step of a call: one later than the last, or that same one where checkpointing repeats it in a backward pass."""
-    if torch._C._current_graph_task_id() < 0:  # no backward pass is under way; torch's checkpointing asks the same
-        counter[name] += 1
-    elif counter[name] != 1:
-        raise PatchError(
-            f"module {name!r} runs again in a backward pass, as checkpointing does, after {counter[name]} calls, and which "
-            "of these it repeats is not known; open a block for each call, with its backward pass inside"
-        )
-    return counter[name] - 1
 
 
 def _require_rows(site: Site, output: Tensor, labels: list) -> None:
@@ -321,3 +330,27 @@ def _read(cache: KVCache, site: Site, step: int, label: Hashable, part: str, own
             f"move the cache once, cache.to({str(own.device)!r}), not at every step"
         )
     return stored
+
+
+def _require_same_mask(cache: KVCache, site: Site, call: Call, label: Hashable, row: int, tokens: tuple | None) -> None:
+    """Raise PatchError unless a row of this call hides of its text what the row it reads did, at the tokens read."""
+    own, other = call.mask(site, row), cache.get((site.name, call.step, label, "mask"))
+    if not same_mask(own, other, tokens):
+        raise PatchError(
+            f"the mask of row {label} {told(other)} at step {call.step}, and {site.span.mask!r} of batch row {row}, which "
+            f"reads it at site {site.name!r}, {told(own)}; its mask would stay and cut or pad the text it reads, so give "
+            "both texts of one length, or `tokens` that both see"
+        )
+
+
+def _require_injected_mask(site: Site, call: Call, hidden: list, rows: int) -> None:
+    """Raise PatchError unless an injected text's mask is that of the batch, row by row."""
+    if len(hidden) not in (1, rows):
+        raise PatchError(f"the mask of the injected text holds {len(hidden)} rows, the batch {rows}; give one per row")
+    for row in range(rows):
+        own, other = call.mask(site, row), of_row(hidden, row)
+        if not same_mask(own, other):
+            raise PatchError(
+                f"the mask of the injected text {told(other)} in row {row}, and {site.span.mask!r} of the batch, which "
+                f"stays, {told(own)}; inject(..., mask=...) a text that is masked as the batch is"
+            )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import inf, isfinite
 from numbers import Real
 from operator import index
@@ -31,10 +31,16 @@ CONDITIONAL = "cond"
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled batch row: a prompt (None: no prompt at all), a noise seed, a guidance branch.
+    """One labelled batch row: a prompt, what it starts from, a guidance branch.
 
-    pooled is the prompt whose pooled vector modulates this row; its own when None.  A row that is not `sampled` is
-    only read: a donor of which no picture is made, where its prompt alone settles its keys and values.
+    prompt   None is no prompt at all
+    seed     of its starting noise, and of the noise that a stochastic schedule adds
+    pooled   the prompt whose pooled vector modulates this row.  Its own when None
+    sampled  False for a row that is only read: a donor of which no picture is made, where its prompt alone settles
+             its keys and values
+    joins    the step at which the row joins the run.  A later one needs `latents` or `copies`
+    latents  (C, H, W) entering that step, in place of the seed's noise
+    copies   name of the row whose latents entering that step it takes
     """
 
     name: str
@@ -43,6 +49,9 @@ class Row:
     branch: str = CONDITIONAL
     pooled: str | None = None
     sampled: bool = True
+    joins: int = 0
+    latents: Tensor | None = field(default=None, compare=False, repr=False)  # tensors are not equal or unequal
+    copies: str | None = None
 
     @property
     def label(self) -> tuple[str, str]:
@@ -52,10 +61,21 @@ class Row:
     def pooled_prompt(self) -> str | None:
         return self.prompt if self.pooled is None else self.pooled
 
+    @property
+    def data(self) -> dict:
+        """The row as plain data, its latents as their hash.
 
-def with_guidance(rows: Sequence[Row], negative: str | None = None) -> list[Row]:
-    """Unconditional twins of all rows, reading `negative`, then the rows themselves: diffusers' batch order."""
-    return [replace(row, prompt=negative, pooled=None, branch=UNCONDITIONAL) for row in rows] + list(rows)
+        What is left at its default is left out of joins, latents and copies: records of version 0.1 hash the others.
+        """
+        fields = {name: value for name, value in vars(self).items() if name not in ("joins", "latents", "copies")}
+        if self.joins:
+            fields["joins"] = self.joins
+        if self.copies is not None:
+            fields["copies"] = self.copies
+        if self.latents is not None:
+            values = self.latents.detach().double().cpu().contiguous().numpy()
+            fields["latents_sha256"] = hashlib.sha256(values.tobytes()).hexdigest()
+        return fields
 
 
 @dataclass(frozen=True)
@@ -132,8 +152,9 @@ class Swap:
             raise PatchError(
                 f"part is {self.part!r} and branch {self.branch!r}; known: kv, k, v and both, cond"
             )
-        if () in (self.sites, self.readers, self.steps, self.heads, self.tokens):
-            raise PatchError(f"{self} names nothing in one of its fields; leave the field out to mean all")
+        for name in ("sites", "readers", "steps", "heads", "tokens"):
+            if getattr(self, name) == ():
+                raise PatchError(f"{name} is empty in {self}; give some.  Steps, heads and tokens left out mean all")
 
     def acts(self, step: int, row: Row) -> bool:
         in_branch = self.branch == "both" or row.branch == CONDITIONAL
@@ -234,6 +255,10 @@ class Plan:
             for site in select_sites(sites, swap.sites):
                 require_in_range("step", swap.steps, steps, site)
                 swap.require_cells(site, tokens)
+
+    def acting(self, step: int) -> tuple[bool, ...]:
+        """Which swaps act at a step.  Steps with the same answer have the same tables, so these can be kept."""
+        return tuple(swap.steps is None or step in swap.steps for swap in self.swaps)
 
     def slots(self, step: int, rows: Sequence[Row], sites: Sequence[Site], *, tokens: int) -> list | None:
         """One entry per site for a denoiser's `slots`: None, int32 (B, H or 1, T), or a pair for K and V.

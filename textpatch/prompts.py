@@ -8,6 +8,7 @@ Layers and start steps are chosen on the most frequent words (validation) and re
 
 from __future__ import annotations
 
+import csv
 import random
 import re
 from pathlib import Path
@@ -57,7 +58,9 @@ def glyphcontrol(
 def read_pairs(path) -> list[tuple[str, str]]:
     """The prompt pairs in a file of lines `source<TAB>target`; blank lines are left out.
 
-    Raises PromptError, naming file and line, for a line that is no pair, a file without one, or one that is no text.
+    A field may stand in quotes as spreadsheets write it, those inside doubled: "the word ""WORD"" here".
+    Raises PromptError, naming file and line, for a line that is no pair, a field whose quotes can be read in two ways,
+    a file without a pair, or one that is no text.
     """
     path = Path(path)
     lines = _lines(path, "a text of lines `source<TAB>target`")
@@ -66,7 +69,33 @@ def read_pairs(path) -> list[tuple[str, str]]:
             raise PromptError(f"{place}: expected `source<TAB>target`, found {line!r}")
     if not lines:
         raise PromptError(f"{path}: expected lines `source<TAB>target`, found none")
-    return [tuple(line.split("\t")) for _, line in lines]
+    pairs = []
+    for place, line in lines:
+        source, target = line.split("\t")
+        pairs.append((_prompt(source, place), _prompt(target, place)))
+    return pairs
+
+
+def _prompt(field: str, place: str) -> str:
+    """The prompt of a field: what it quotes if it is quoted as a whole, else the field as it stands."""
+    try:
+        ((prompt,),) = csv.reader([field.strip()], delimiter="\t", strict=True)
+    except csv.Error:  # quotes that are not around the whole: "OPEN" on a red sign
+        _require_inner_quotes(field, place)
+        return field
+    if '"' in field and '"' not in prompt:
+        raise PromptError(f"{place}: the only quotes of {field!r} are those around the field, so no word is quoted; quote the "
+                          'word too, and double its quotes: "the word ""WORD"" here"')  # fmt: skip
+    return prompt if field.strip().startswith('"') else field
+
+
+def _require_inner_quotes(field: str, place: str) -> None:
+    """Raise PromptError if a field seems to be quoted as a whole around other quotes, not doubled: "a sign "WORD" here"."""
+    field = field.strip()
+    texts = field.split('"')[1::2]
+    if field.endswith('"') and any(text != text.strip() for text in texts):
+        raise PromptError(f"{place}: the quotes of {field!r} may be those around the field or those around words; leave out the "
+                          'outer ones, or double the inner ones: "the word ""WORD"" here"')  # fmt: skip
 
 
 def differing(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

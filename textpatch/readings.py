@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Callable, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from textpatch.attribution import attribution, in_its_words
 from textpatch.contribution import contribution
 from textpatch.errors import PatchError
+from textpatch.guidance import as_guidance
 from textpatch.pairs import SOURCE, TARGET, Pair, quoted
 from textpatch.plan import Plan, Row
+from textpatch.progress import counted
 from textpatch.search import Group
 from textpatch.trials import Trials, made_by
 
@@ -52,8 +53,11 @@ def _attribution(trials: Trials, pair: Pair, seed: int):
 
 
 def _backward_passes(trials: Trials) -> int:
-    """Of two rows, with their calls about six times a row's, in generations of one or, guided, two rows."""
-    return 6 if trials.guidance == 1 else 3
+    """Cost of the backward passes in generations.
+
+    With their calls they take about six times a row's time, and a generation is a row per branch.
+    """
+    return 6 // len(as_guidance(trials.guidance).branches)
 
 
 READINGS = {
@@ -79,7 +83,7 @@ class Readings:
     def score(self, groups: Sequence[Group], pairs: int, what: str | None = None) -> list[np.ndarray]:
         """(pairs,) per group of one site: the mean over seeds."""
         units = self.trials.units(pairs)
-        for unit in tqdm([unit for unit in units if unit not in self.found], desc="screen", unit="pair", disable=None):
+        for unit in counted([unit for unit in units if unit not in self.found], "screening"):
             record = self._record(unit)
             self.trials.join(record)
             self.found[unit] = record[self.reading.name]

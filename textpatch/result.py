@@ -3,63 +3,88 @@
 Everything here takes `result`, the plain dict stored as results.json: "model", "pairs", "seeds", "steps",
 "guidance", "start", "branch", "baselines" (the "source" run without a swap, the whole "target" run), "sites"
 (index "site", "name", "kind", "status" and scores of each), "ranked" (site indices, best first) and "pairs_list".
-A score is {"value", "low", "high"}: a mean and its 95 % interval, None where there is none (infinite PSNR, one pair).
+A score is {"value", "low", "high"}: a mean and its 95 % interval, None where there is none (infinite PSNR, one pair,
+distances of pairs that are too few or all alike).
 Of the search: "mode", "set" (its "sites", and the "steps" of growing it), "gaps" and "generations".
 "parameters" counts the denoiser's, and of each site its text key and value projections'.  What `start_curve` and
 `head_search` return may be put beside them, as "start_curve" and "head_search"; the report then shows it.  "what" says
 what the pairs differ in, where it is not the word.
 """
 
+import shutil
+
 from textpatch.errors import PatchError
+from textpatch.metrics import FEWEST
 
 SCHEMA_VERSION = 3
-RUNS = (("source", "source run, no swap"), ("target", "whole target run"))
+RUNS = (("source", "source, no swap"), ("target", "whole target run"))
 _NEEDED = ("model", "pairs", "seeds", "steps", "guidance", "start", "branch", "baselines", "sites", "ranked")
-_COLUMNS = (
-    ("rank", 4),
-    ("site", 4),
-    ("name", 25),
-    ("exact target", 12),
-    ("F1 target [low, high]", 21),
-    ("F1 source", 9),
-    ("bg SSIM", 7),
-    ("n", 4),
-)
+_TITLES = ("rank", "site", "exact", "F1 target", "F1 source", "bg SSIM", "n")
+_LEFT_OUT = ("F1 source", "bg SSIM", "n", "exact")  # on a narrow terminal, the first of them first
+_NAME = 9  # the least columns of a name beside all numbers
+_GAP = "  "
 
 
 def answer(result: dict) -> str:
-    """Say which site carries the word, with its numbers; or, honestly, that no single site does.
+    """Say which sites carry the word, with their numbers; or what is not clear, and what to do about it.
 
-    A site carries the word if its exact match to the target comes half of the way from the source run's to the whole target
-    run's; the sites of a set, if with them the F1 does.  After a screening the two runs may have been seen on fewer pairs.
+    Where a responsible set was sought, the headline is of that set; elsewhere of the best site or group.
+    One site carries the word if its exact match to the target comes half of the way from the source run's to the
+    whole target run's; the sites of a larger set, if with them the F1 does.  A set below that carries part of it.
+    After a screening the two runs may have been seen on fewer pairs.  On fewer than FEWEST pairs nothing is credited.
     Raises PatchError if `result` is no result.
     """
     return " ".join([*verdict(result), *search(result), *further(result)])
 
 
-def table(result: dict) -> str:
-    """The ranked plain-text table, at most 100 columns: two baselines, then the sites, best first."""
-    ranked = enumerate(ranked_sites(result), 1)
-    rows = [("", "", label, *_cells(result["baselines"][run])) for run, label in RUNS]
-    rows += [
-        (_place(site, rank), str(site["site"]), _name(site["name"], 25), *_cells(site))
-        for rank, site in ranked
-    ]
-    rules = ["-" * width for _, width in _COLUMNS]
-    return "\n".join(_line(row) for row in ([title for title, _ in _COLUMNS], rules, *rows))
+def table(result: dict, width: int | None = None) -> str:
+    """The ranked plain-text table: two baselines, then the sites, best first.
+
+    width  columns it may take, the terminal's when None, 80 where there is none.  What does not fit is first cut in the
+           names, then left out, the scores beside F1 towards the target
+    """
+    width = width or shutil.get_terminal_size().columns
+    columns = _columns(result)
+    for title in _LEFT_OUT:
+        if _room(columns, width) < _NAME:
+            del columns[title]
+    names = _names(result, max(_room(columns, width), _NAME))
+    lines = zip(*(_padded(title, cells) for title, cells in columns.items()), ["name", "-" * max(map(len, names)), *names])
+    return "\n".join(_GAP.join(line).rstrip() for line in lines)
+
+
+def _columns(result: dict) -> dict[str, list[str]]:
+    """Title -> cells, of all columns but the names."""
+    rows = [("", "", *_cells(result["baselines"][run])) for run, _ in RUNS]
+    for rank, site in enumerate(ranked_sites(result), 1):
+        rows.append((_place(site, rank), str(site["site"]), *_cells(site)))
+    return dict(zip(_TITLES, map(list, zip(*rows))))
+
+
+def _names(result: dict, width: int) -> list[str]:
+    """The runs and the sites by name, in as many columns at most."""
+    runs = [label if len(label) <= width else run for run, label in RUNS]
+    return [*runs, *(_name(site["name"], width) for site in ranked_sites(result))]
+
+
+def _room(columns: dict[str, list[str]], width: int) -> int:
+    """What the other columns leave for the names."""
+    return width - sum(_width(title, cells) + len(_GAP) for title, cells in columns.items())
+
+
+def _width(title: str, cells: list[str]) -> int:
+    return max(map(len, [title, *cells]))
+
+
+def _padded(title: str, cells: list[str]) -> list[str]:
+    """A column with its title and a rule, to the right."""
+    width = _width(title, cells)
+    return [cell.rjust(width) for cell in (title, "-" * width, *cells)]
 
 
 def _place(site: dict, rank: int) -> str:
     """Its rank, where all pairs say so; else out, or set where it is in that all the same."""
     return {"screened out": "out", "joined": "set"}.get(site.get("status", {}).get("state"), str(rank))
-
-
-def _line(cells) -> str:
-    padded = (
-        cell.ljust(width) if title == "name" else cell.rjust(width)
-        for cell, (title, width) in zip(cells, _COLUMNS, strict=True)
-    )
-    return "  ".join(padded).rstrip()
 
 
 def _cells(scores: dict) -> tuple[str, ...]:
@@ -68,50 +93,122 @@ def _cells(scores: dict) -> tuple[str, ...]:
 
 
 def _name(name, width: int) -> str:
-    """A module path with its words cut evenly until it fits: the numbers, which tell sites apart, stay."""
-    parts = plain(name).split(".")
-    for letters in range(24, 0, -1):
-        short = ".".join(part[:letters] for part in parts)
+    """A module path in so many columns, its last part whole.
+
+    The parts before it are cut evenly, so that the numbers, which tell sites apart, stay; where that is not enough, the
+    middle is left out.
+    """
+    *parts, last = plain(name).split(".")
+    for letters in range(width, 0, -1):
+        short = ".".join([*(part[:letters] for part in parts), last])
         if len(short) <= width:
-            break
-    return short[:width]
+            return short
+    begin = max(width - len(last) - len(".."), 0)
+    return f"{short[:begin]}..{last}"[:width]
 
 
 def verdict(result: dict) -> tuple[str, str]:
     """A headline and the numbers behind it."""
-    what, (best, *others) = what_of(result), ranked_sites(result)
-    source, target = (result["baselines"][run] for run, _ in RUNS)
-    name = f"site {best['site']} ({plain(best['name'])})"
-    if _most(result) <= _exact(source):
-        return "No answer.", (
-            f"In the whole target run its {what} is read in {percent_of(target)} of the pictures, in the source run without a swap in "
-            f"{percent_of(source)}, so no site can be credited: look at the model's plain pictures and check what reads them."
-        )
-    reach = (
-        f"exact match to the target is {percent_of(best)} over {_pictures(best)}; the whole target run reaches "
-        f"{percent_of(target)}{_over(target, best)}, the source run without a swap {percent_of(source)}{_over(source, best)}."
-    )
-    if _spread(result):
-        if together := _together(result):
-            return f"S{listed(result['set']['sites'])[1:]} together carry the {what}.", (
-                f"F1 towards the target is {together}. No single site carries it: the best is {name}, and its {reach}"
-            )
-        return f"No single site carries the {what}.", (
-            f"The best is {name}, and its {reach} The {what} is spread over several sites, or enters elsewhere."
-        )
-    numbers = f"Its {reach} Background SSIM {span_of(best, 'ssim')}."
-    return f"S{name[1:]} carries the {what}.", numbers + _rivals(best, others)
+    best = ranked_sites(result)[0]
+    if responsible_sites(result):
+        return _of_the_set(result)
+    if _most(result) <= _exact(result["baselines"]["source"]):
+        return _unread(result)
+    if result["pairs"] < FEWEST:
+        return _of_too_few(result, best)
+    if result.get("set"):
+        return _of_an_empty_set(result, best)
+    return _of_the_best(result, best)
+
+
+def responsible_sites(result: dict) -> list:
+    """The sites of the responsible set; none where it is empty, was not sought, or the pairs are too few to credit any."""
+    return result["set"]["sites"] if result.get("set") and result["pairs"] >= FEWEST else []
 
 
 def credited(result: dict) -> list:
-    """The sites that the headline names: the best one, or those of the set where no single one will do."""
-    return result["set"]["sites"] if _spread(result) and _together(result) else result["ranked"][:1]
+    """The sites that the headline names: those of the responsible set, or the best one."""
+    return responsible_sites(result) or result["ranked"][:1]
 
 
-def _spread(result: dict) -> bool:
-    """Whether the best site comes less than half of the way from the source run's exact matches to the target run's."""
-    best, source = _exact(ranked_sites(result)[0]), _exact(result["baselines"]["source"])
-    return best - source < 0.5 * (_most(result) - source)
+def _of_the_set(result: dict) -> tuple[str, str]:
+    chosen = responsible_sites(result)
+    if len(chosen) > 1:
+        return _of_several(result, chosen)
+    (site,) = (site for site in result["sites"] if site["site"] == chosen[0])
+    if not _spread(result, site):
+        return _carried(result, site)
+    f1 = f"F1 towards the target is {_with_the_set(result)}, a clear gain. "
+    return f"Site {site['site']} carries part of the {what_of(result)}.", (
+        f"{f1}But {_named(site)} comes less than half of the way to the whole target run: its {_reach(result, site)}"
+    )
+
+
+def _of_several(result: dict, chosen: list) -> tuple[str, str]:
+    best = ranked_sites(result)[0]
+    whole = _comes_half(result)
+    alone = f"The best single site is {_named(best)}, and its {_reach(result, best)}"
+    rest = "" if whole else " That is less than half of the way: the rest enters elsewhere, or more pairs would show where."
+    return f"S{listed(chosen)[1:]} together carry {'' if whole else 'part of '}the {what_of(result)}.", (
+        f"F1 towards the target is {_with_the_set(result)}.{rest} {alone}"
+    )
+
+
+def _unread(result: dict) -> tuple[str, str]:
+    source, target = (result["baselines"][run] for run, _ in RUNS)
+    return "No answer.", (
+        f"In the whole target run its {what_of(result)} is read in {percent_of(target)} of the pictures, in the source run without a "
+        f"swap in {percent_of(source)}, so no site can be credited: look at the model's plain pictures and check what reads them."
+    )
+
+
+def _of_too_few(result: dict, best: dict) -> tuple[str, str]:
+    few = "1 pair is" if result["pairs"] == 1 else f"{result['pairs']} pairs are"
+    return "Not clear yet.", (
+        f"{few} too few to credit a site: give {FEWEST} or more. The best is {_named(best)}, and its {_reach(result, best)}"
+    )
+
+
+def _of_an_empty_set(result: dict, best: dict) -> tuple[str, str]:
+    first = result["set"]["steps"][0]
+    return f"No site clearly carries the {what_of(result)}.", (
+        f"The best is {_named(best)}, and its {_reach(result, best)} On {result['pairs']} pairs the gain of "
+        f"{listed(first['added'])} over no swap is F1 {signed(first['gain'])}. Give more pairs; if it stays unclear, the "
+        f"{what_of(result)} is spread over several sites, or enters elsewhere."
+    )
+
+
+def _of_the_best(result: dict, best: dict) -> tuple[str, str]:
+    """Of sites or groups among which no set was sought."""
+    if not _spread(result, best):
+        return _carried(result, best)
+    return f"No single site carries the {what_of(result)}.", (
+        f"The best is {_named(best)}, and its {_reach(result, best)} The {what_of(result)} is spread over several sites, or enters elsewhere."
+    )
+
+
+def _carried(result: dict, site: dict) -> tuple[str, str]:
+    others = [other for other in ranked_sites(result) if other is not site]
+    numbers = f"Its {_reach(result, site)} Background SSIM {span_of(site, 'ssim')}."
+    return f"S{_named(site)[1:]} carries the {what_of(result)}.", numbers + _rivals(site, others)
+
+
+def _named(site: dict) -> str:
+    return f"site {site['site']} ({plain(site['name'])})"
+
+
+def _reach(result: dict, site: dict) -> str:
+    source, target = (result["baselines"][run] for run, _ in RUNS)
+    return (
+        f"exact match to the target is {percent_of(site)} over {_pictures(site)}; the whole target run reaches "
+        f"{percent_of(target)}{_over(target, site)}, the source run without a swap {percent_of(source)}{_over(source, site)}."
+    )
+
+
+def _spread(result: dict, site: dict) -> bool:
+    """Whether a site comes less than half of the way from the source run's exact matches to the target run's."""
+    source, most = _exact(result["baselines"]["source"]), _most(result)
+    return most <= source or _exact(site) - source < 0.5 * (most - source)
 
 
 def _most(result: dict) -> float:
@@ -132,23 +229,25 @@ def _over(scores: dict, other: dict) -> str:
     return "" if scores.get("n") == other.get("n") else f" over {_pictures(scores)}"
 
 
-def _together(result: dict) -> str:
-    """The F1 of a set of several sites that comes at least half of the way from the source run's to the target run's."""
-    grown = result.get("set") or {"sites": []}
-    if len(grown["sites"]) < 2:
-        return ""
-    runs, all_ = [result["baselines"][run] for run, _ in RUNS], {"n": result["pairs"] * len(result["seeds"])}
-    source, target = (value_of(run, "f1_target") for run in runs)
-    if not 0 < 0.5 * (target - source) <= grown["score"]["value"] - source:
-        return ""
-    without, whole = (f"{value_of(run, 'f1_target'):.2f}{_over(run, all_)}" for run in runs)
-    return f"{span_of(grown, 'score')} with them, {whole} in the whole target run, {without} without a swap"
+def _comes_half(result: dict) -> bool:
+    """Whether the set's F1 comes at least half of the way from the source run's to the target run's."""
+    source, target = (value_of(result["baselines"][run], "f1_target") for run, _ in RUNS)
+    return 0 < 0.5 * (target - source) <= result["set"]["score"]["value"] - source
+
+
+def _with_the_set(result: dict) -> str:
+    """The set's F1, beside that of the whole target run and of none."""
+    all_ = {"n": result["pairs"] * len(result["seeds"])}
+    source, target = (result["baselines"][run] for run, _ in RUNS)
+    without, whole = (f"{decimal(value_of(run, 'f1_target'))}{_over(run, all_)}" for run in (source, target))
+    them = "them" if len(result["set"]["sites"]) > 1 else "it"
+    return f"{span_of(result['set'], 'score')} with {them}, {whole} in the whole target run, {without} without a swap"
 
 
 def _rivals(best: dict, others: list[dict]) -> str:
     low = score_of(best, "exact_target").get("low")
     if low is None:
-        return " One pair has no interval: more would tell how sure this is."
+        return ""
     measured = [site for site in others if not is_out(site)]
     apart = [site for site in measured if not set(site.get("group", ())) & set(best.get("group", ()))]
     near = [str(site["site"]) for site in apart if (score_of(site, "exact_target").get("high") or 0) >= low]
@@ -160,9 +259,8 @@ def search(result: dict) -> list[str]:
     """How the search went, a sentence each: the responsible set, what was screened out and why, what it cost."""
     said = []
     if result.get("set"):
-        chosen, steps = listed(result["set"]["sites"]), result["set"]["steps"]
-        found = f"The responsible set is {chosen}." if chosen else "No site clearly beats no swap: the set is empty."
-        said.append(found)
+        chosen, steps = listed(responsible_sites(result)), result["set"]["steps"]
+        said.append(f"The responsible set is {chosen}." if chosen else _empty(result))
         if not steps[-1]["kept"] and chosen:
             added, gained = listed(steps[-1]["added"]), at_most(steps[-1]) + signed(steps[-1]["gain"])
             said.append(f"S{added[1:]} with it is no clear gain: F1 {gained}.")
@@ -178,6 +276,12 @@ def search(result: dict) -> list[str]:
         said.append(f"It took {made} generations in all; one of the target and one for each of {len(result['sites'])} sites, "
                     f"on every pair and seed, would be {all_}.")  # fmt: skip
     return said
+
+
+def _empty(result: dict) -> str:
+    if result["pairs"] < FEWEST:
+        return f"On fewer than {FEWEST} pairs no gain is clear: the set is empty."
+    return "No site clearly beats no swap: the set is empty."
 
 
 def further(result: dict) -> list[str]:

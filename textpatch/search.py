@@ -6,8 +6,8 @@ A unit is what can be swapped alone, a site or a head; a group is a tuple of uni
                         pairs of some places, in their order
     gain(a, b) = s(values of a) - s(values of b),   s the statistic over pairs, the same pairs on both sides
 
-Intervals are 95 %, bootstrapped over pairs; a gain counts where its interval lies above zero, of a set that grows with
-EARLY's interval as long as pairs are left.
+Intervals are 95 % over pairs, see `interval`.  A gain counts where its interval lies above zero, of a set that grows
+with EARLY's interval as long as pairs are left; on fewer than FEWEST pairs none does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Callable, Sequence
 
 import numpy as np
 
-from textpatch.metrics import bootstrap
+from textpatch.metrics import FEWEST, bootstrap, wilson
 
 PERFECT = 1 - 1e-6  # the official precision of a perfect reading is n / (n + 1e-8)
 Group = tuple
@@ -25,14 +25,31 @@ Score = Callable[[Sequence[Group], "int | Sequence[int]"], list[np.ndarray]]
 Statistic = Callable[..., np.ndarray]
 
 
-def interval(values: np.ndarray, statistic: Statistic = np.mean, level: float = 0.95) -> dict[str, float]:
-    """{"value", "low", "high"}: the statistic over pairs and its interval.   values (n,) or (n, columns)"""
-    low, high = bootstrap(values, statistic, level=level)
-    return {"value": float(statistic(*np.atleast_2d(values.T), axis=-1)), "low": low, "high": high}
+def interval(values: np.ndarray, statistic: Statistic = np.mean, level: float = 0.95) -> dict[str, float | None]:
+    """{"value", "low", "high"}: the statistic over pairs and its interval, bootstrapped.   values (n,) or (n, columns)
+
+    Of fewer than FEWEST pairs, and of pairs that all score alike, a bootstrap has no width or next to none.  Their
+    interval is `wilson`'s, which scores from 0 to 1 stay in; other scores have none then, low and high are None.
+    """
+    value = _of(values, statistic)
+    if tells_spread(values):
+        return {"value": value, **bootstrap(values, statistic, level=level)._asdict()}
+    if not 0 <= value <= 1:
+        return {"value": value, "low": None, "high": None}
+    return {"value": value, **wilson(value, len(values), level=level)._asdict()}
+
+
+def tells_spread(values: np.ndarray) -> bool:
+    """Whether the pairs are enough, and differ, so that drawing them again tells how far their mean would move."""
+    return len(values) >= FEWEST and bool((np.ptp(values, axis=0) > 1 - PERFECT).any())
 
 
 def gain(more: np.ndarray, less: np.ndarray, statistic: Statistic = np.mean, level: float = 0.95) -> dict[str, float]:
-    """s(more) - s(less) and its interval, each draw of pairs taken on both sides."""
+    """s(more) - s(less) and its bootstrapped interval, each draw of pairs taken on both sides.
+
+    Of fewer than FEWEST pairs it is all that scores from 0 to 1 can differ by, -1 to 1, so that no gain is clear.
+    Where all pairs gain alike it has no width.
+    """
     columns = np.atleast_2d(more.T)
     both = np.concatenate([columns, np.atleast_2d(less.T)]).T  # (n, 2 columns)
     half = len(columns)
@@ -40,7 +57,10 @@ def gain(more: np.ndarray, less: np.ndarray, statistic: Statistic = np.mean, lev
     def difference(*drawn, axis):
         return statistic(*drawn[:half], axis=axis) - statistic(*drawn[half:], axis=axis)
 
-    return interval(both, difference, level)
+    value = _of(both, difference)
+    if len(both) < FEWEST:
+        return {"value": value, "low": min(-1.0, value), "high": max(1.0, value)}
+    return {"value": value, **bootstrap(both, difference, level=level)._asdict()}
 
 
 def ranking(values: Sequence[np.ndarray], statistic: Statistic = np.mean) -> list[int]:
@@ -308,6 +328,11 @@ def take_away(score: Score, units: Sequence, pairs: int, statistic: Statistic = 
 
 
 def latest_start(values: Sequence[np.ndarray], statistic: Statistic = np.mean) -> int:
-    """The last start step whose score is not clearly below the best one's.   values of each start, in order"""
+    """The last start step whose score is not clearly below the best one's, or on fewer than FEWEST pairs not below it.
+
+    values  of each start, in order
+    """
     best = values[ranking(values, statistic)[0]]
-    return max(s for s, value in enumerate(values) if gain(best, value, statistic)["low"] <= 0)
+    lost = [gain(best, value, statistic) for value in values]
+    end = "low" if len(best) >= FEWEST else "value"
+    return max(s for s, loss in enumerate(lost) if loss[end] <= 0)

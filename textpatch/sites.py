@@ -47,19 +47,30 @@ class Span:
     """Which tokens of a tap's output are text: `all`, or the `first` or `last` T of text and image tokens.
 
     T is the length of what the model's forward gets as `text`, rounded up to a multiple of `pad_to`: of a
-    tensor (B, T, ...), or of a list with one tensor (T, ...) per row.  Raises PatchError for another place.
+    tensor (B, T, ...), or of a list with one tensor (T, ...) per row.
+
+    mask    the forward's argument that hides text tokens, None if it has none: (B, T), nonzero for those seen, or with
+            more dimensions what is added to the attention scores
+    packed  the model leaves hidden tokens out of its sequences, so T is how many the mask lets be seen
+    Raises PatchError for another place, and for packed text without a mask.
     """
 
     place: str = "all"
     text: str = "encoder_hidden_states"
     pad_to: int = 1
+    mask: str | None = None
+    packed: bool = False
 
     def __post_init__(self):
         _require_known("span", self.place, ("all", "first", "last"))
+        if self.packed and (self.mask is None or self.place == "all"):
+            raise PatchError(f"{self} is packed; name the mask that says how many tokens are seen, and a first or last")
 
-    def length(self, text) -> int:
-        """T.  Raises PatchError if rows differ in it, or if there is no text."""
+    def length(self, text, mask=None) -> int:
+        """T of a text with its mask.  Raises PatchError if rows differ in it, or if there is no text."""
         rows = [] if text is None else text
+        if self.packed and mask is not None:
+            rows = [row[row != 0] for row in mask]
         lengths = {-(-len(row) // self.pad_to) * self.pad_to for row in rows}
         if len(lengths) != 1:
             raise PatchError(
@@ -69,10 +80,10 @@ class Span:
         return lengths.pop()
 
     def tokens(self, total: int, length: int | None) -> slice:
-        """The text among `total` tokens.  Raises PatchError if there are fewer than `length`."""
+        """The text among `total` tokens.  Raises PatchError unless there are more than `length`."""
         if self.place == "all":
             return slice(0, total)
-        if length is None or length > total:
+        if length is None or length >= total:
             raise PatchError(
                 f"a sequence of {total} tokens, and {length or 'no known number of'} text tokens in {self.text!r}; "
                 "call the model itself, with its text, and see that the table's span names that argument"

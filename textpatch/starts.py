@@ -4,25 +4,21 @@
 
 So the row of start s joins the lock-step batch at step s, as a copy of the source's latents: S starts cost
 S (S + 1) / 2 row-steps and not S^2.  (ICLR 2025, app. A.2)
-
-B rows, C channels, H x W latent size
 """
 
 from __future__ import annotations
 
-from typing import Iterator, Sequence
+from typing import Sequence
 
-import torch
-from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
 
-from textpatch.bank import encode, prompt_settles_text
+from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError
 from textpatch.metrics import f1_of_means
 from textpatch.pairs import SOURCE, TARGET
-from textpatch.plan import Plan, Row, Swap, with_guidance
-from textpatch.sampling import require_readable, to_device
+from textpatch.pipelines import SupportsPartialRuns, require_parts
+from textpatch.plan import Plan, Row, Swap
+from textpatch.progress import counted
+from textpatch.sampling import sample
 from textpatch.search import latest_start
 from textpatch.sites import find_sites, select_sites
 from textpatch.trials import Trials, made_by, scores, values
@@ -36,12 +32,14 @@ def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> d
     last start whose F1 towards the target is not clearly below the best one's.  One generation is a row through all
     steps.  Raises PatchError for unknown sites and for starts outside the run.
     """
-    known, steps = find_sites(trials.pipeline.denoiser), trials.steps
+    require_parts(trials.pipeline, "a start curve", SupportsPartialRuns)
+    known = find_sites(trials.pipeline.denoiser)
+    steps = trials.steps
     group = tuple(site.index for site in select_sites(known, sites))
     starts = list(range(steps)) if starts is None else sorted(set(starts))
     if not starts or not 0 <= starts[0] <= starts[-1] < steps:
         raise PatchError(f"start steps {starts}; this run has steps 0..{steps - 1}")
-    units = tqdm(trials.units(len(trials.pairs)), desc="starts", unit="pair", disable=None)
+    units = counted(trials.units(len(trials.pairs)), "start steps")
     records = [_record(trials, unit, group, starts) for unit in units]
     names = [_name(start) for start in starts]
     times, sigmas = (trials.pipeline.schedule.timesteps(steps), trials.pipeline.schedule.sigmas(steps))
@@ -61,49 +59,18 @@ def _name(start: int) -> str:
 def _record(trials: Trials, unit: tuple[int, int], group: tuple[int, ...], starts: list[int]) -> dict:
     (index, seed), steps = unit, trials.steps
     pair = trials.pairs[index]
-    rows = [Row(_name(start), pair.source, seed) for start in starts]
+    rows = [Row(_name(start), pair.source, seed, joins=start, copies=SOURCE) for start in starts]
     plan = Plan(
         Swap(group, row.name, TARGET, steps=range(start, steps), branch=trials.branch)
         for start, row in zip(starts, rows)
     )
-    joins = dict(zip(rows, starts))
     runs = not prompt_settles_text(trials.pipeline.denoiser)
     ends = [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed, sampled=runs)]
     row_steps = (1 + runs) * steps + sum(steps - start for start in starts)
 
     def make() -> dict:
-        images = forked(trials.pipeline, ends, joins, plan, steps=steps, guidance=trials.guidance)
-        return {"generations": row_steps / steps, "pictures": trials.scored(images, index)}
+        made = sample(trials.pipeline, [*ends, *rows], plan, steps=steps, guidance=trials.guidance,
+                      micro_batch=trials.micro_batch)  # fmt: skip
+        return {"generations": row_steps / steps, "pictures": trials.scored(made.images, index)}
 
     return trials.once(f"starts-{index}-{seed}", unit, made_by([*ends, *rows], plan), make)
-
-
-@torch.no_grad()
-def forked(pipeline, rows: Sequence[Row], joins: dict[Row, int], plan: Plan, *, steps: int,
-           guidance: float) -> dict[str, Image.Image]:  # fmt: skip
-    """Pictures by row name of a lock-step run in which rows join at a step with the latents of the first of `rows`.
-
-    rows    the first is sampled, others may be only read
-    joins   row -> the step it joins at, before which no swap of the plan may name it.  All have one seed
-    Raises PatchError as `sample` does.
-    """
-    everyone, seed, sites = [*rows, *joins], rows[0].seed, find_sites(pipeline.denoiser)
-    texts = encode(pipeline, everyone if guidance == 1 else with_guidance(everyone))
-    plan.check(everyone, sites, steps, tokens=texts.tokens)
-    require_readable(everyone, plan, texts)
-    noises = pipeline.noises([seed])
-    active, x = list(rows), next(noises).expand(sum(row.sampled for row in rows), -1, -1, -1)
-    for step in range(steps):
-        new = [row for row, joined in joins.items() if joined == step]
-        active, x = active + new, torch.cat([x, x[:1].expand(len(new), -1, -1, -1)])
-        batch = active if guidance == 1 else with_guidance(active)
-        tables = texts.slots(plan.slots(step, batch, sites, tokens=texts.tokens), batch, len(sites))
-        slots = to_device(tables, pipeline.device)
-        x = pipeline.denoise(x, texts.of(batch), steps=steps, guidance=guidance, slots=lambda _, slots=slots: slots,
-                             noises=_for_all(noises, len(x)), only=range(step, step + 1))  # fmt: skip
-    return dict(zip([row.name for row in active if row.sampled], pipeline.decode(x)))
-
-
-def _for_all(noises: Iterator[Tensor], rows: int) -> Iterator[Tensor]:
-    """One row's draws, the same for every row: their seeds are."""
-    return (noise.expand(rows, -1, -1, -1) for noise in noises)

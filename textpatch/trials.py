@@ -14,24 +14,26 @@ import json
 import os
 from collections import Counter
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from numbers import Integral
 from typing import Callable, Sequence
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from textpatch import metrics
 from textpatch.bank import prompt_settles_text
-from textpatch.errors import OCRError, PatchError, StoreError, Unfinished
+from textpatch.errors import OCRError, PatchError, PromptError, StoreError, Unfinished
+from textpatch.guidance import Guidance
 from textpatch.interrupts import finishing
 from textpatch.metrics.image import WINDOW
 from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.pictures import open_picture
+from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.plan import Plan, Row, Swap
+from textpatch.progress import counted
 from textpatch.sampling import decoding, sample_latents
-from textpatch.search import Group, interval
+from textpatch.search import Group, interval, tells_spread
 from textpatch.sizes import picture_size
 
 
@@ -40,11 +42,15 @@ def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int
     pairs = [_pair(pair) for pair in pairs]
     if isinstance(seeds, Integral):
         raise PatchError(f"seeds is {seeds}; give several or one in a list: [{seeds}]")
-    if not pairs or not seeds or not 0 <= start < steps:
-        raise PatchError(f"{len(pairs)} pairs, {len(seeds)} seeds, start {start} of {steps} steps; "
-                         "needs at least one pair and seed, and a start within the run")  # fmt: skip
+    if not pairs:
+        raise PatchError("no prompt pair was given; give at least one (source, target)")
+    if not seeds:
+        raise PatchError("no seed was given; give at least one")
+    if not 0 <= start < steps:
+        raise PatchError(f"start {start} of {steps} steps was asked for; give a start within the run")
     if len(set(seeds)) != len(seeds):
         raise PatchError(f"seeds {', '.join(map(str, seeds))} were asked for, one of them twice; give each once")
+    _require_once(pairs)
     for pair in pairs:
         pair.words  # noqa: B018  a prompt without a word is refused before anything runs
         require_apart(pair)
@@ -55,10 +61,29 @@ def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int
     if min(height, width) < WINDOW:
         raise PatchError(f"pictures of {height}x{width} pixels (height x width) are compared in windows of {WINDOW}x"
                          f"{WINDOW} (SSIM); ask for {WINDOW} at least")  # fmt: skip
+    _require_background(pipeline.defaults.text_box, height, width)
     pipeline.check(
         [prompt for pair in pairs for prompt in (pair.source, pair.target)], seeds=seeds, steps=steps
     )
     return pairs
+
+
+def _require_once(pairs: Sequence[Pair]) -> None:
+    """Raise PromptError for a pair that is there twice: its pictures would be the same, and count as more evidence."""
+    places: dict[tuple[str, str], int] = {}
+    for place, pair in enumerate(pairs):
+        first = places.setdefault((pair.source, pair.target), place)
+        if first != place:
+            raise PromptError(f"pairs {first} and {place} are the same, {pair.source!r} and {pair.target!r}, and would count as "
+                              "two; give each pair once, and more seeds for more pictures of it")  # fmt: skip
+
+
+def _require_background(box, height: int, width: int) -> None:
+    """Raise PatchError where the lettering leaves no window in which two backgrounds could be compared."""
+    if not metrics.windows_outside(box, height, width).any():
+        raise PatchError(f"text_box {tuple(box)} of pictures of {height}x{width} pixels (height x width) leaves no window of "
+                         f"{WINDOW}x{WINDOW} for the background's SSIM; give the pipeline's defaults a smaller text_box, or "
+                         "None, and the whole picture is compared")  # fmt: skip
 
 
 def _pair(pair) -> Pair:
@@ -69,10 +94,21 @@ def _pair(pair) -> Pair:
     return Pair(*pair)
 
 
-def require_pipeline(pipeline) -> None:
-    """Raise PatchError for a model's name in place of the model."""
-    if isinstance(pipeline, str):
-        raise PatchError(f"{pipeline!r} is a name, and a loaded pipeline is needed: load({pipeline!r})")
+def require_known_letters(pairs: Sequence[Pair], reader) -> None:
+    """Raise PromptError for a word with letters that the reader never answers with; nothing is known of most readers.
+
+    Letters count as they are written: scores know no case, but tesseract told to read capitals reads no small ones.
+    """
+    alphabet = reader.describe().get("alphabet")
+    if alphabet is None:
+        return
+    for word in (word for pair in pairs for word in pair.words):
+        unknown = [letter for letter in dict.fromkeys(word) if letter not in alphabet and not letter.isspace()]
+        if unknown:
+            raise PromptError(
+                f"the word {word!r} has {', '.join(map(repr, unknown))}, and {type(reader).__name__} answers with {alphabet!r} "
+                "alone; write the word in these, or give a reader that knows its letters: ocr=Tesseract(alphabet=...)"
+            )
 
 
 # --- what is run
@@ -123,12 +159,14 @@ class Trials:
     run         a store.Run: what is made is kept there as a record, and is not made again
     records     one dict per pair and seed touched, with all its pictures by row name
     generations how many rows were generated for them: a donor that travels with a later batch counts again
-    Raises PatchError for a start outside the run and for no pairs or seeds, OCRError if no text can be read.
+    Raises PatchError for a start outside the run and for no pairs or seeds, OCRError if no text can be read, PromptError
+    for words that the reader cannot spell.
     """
 
-    def __init__(self, pipeline, pairs: Sequence, *, seeds: Sequence[int] = (0,), steps: int | None = None,
-                 guidance: float | None = None, start: int = 0, branch: str = "both", ocr=None, run=None,
+    def __init__(self, pipeline: SupportsSampling, pairs: Sequence, *, seeds: Sequence[int] = (0,), steps: int | None = None,
+                 guidance: float | Guidance | None = None, start: int = 0, branch: str = "both", ocr=None, run=None,
                  micro_batch: int = 64):  # fmt: skip
+        require_parts(pipeline, "a trial", SupportsSampling, SupportsPairs)
         self.pipeline, self.start, self.branch = pipeline, start, branch
         self.steps, self.guidance = pipeline.defaults.run(steps, guidance)
         seeds = seeds if isinstance(seeds, Integral) else list(seeds)
@@ -138,6 +176,7 @@ class Trials:
             raise PatchError(f"run is the path {str(run)!r}; give a store.Run: Run.open({str(run)!r}, {{'request': ...}})")
         self.ocr, self.run, self.micro_batch = ocr or metrics.Tesseract(), run, micro_batch
         self.ocr.self_test()
+        require_known_letters(self.pairs, self.ocr)
         self.blanks = self.ocr.describe().get("blank", True)
         self.generations = 0
         self._done = {} if run is None else {record["id"]: record for record in run.records()}
@@ -170,7 +209,7 @@ class Trials:
         lacking = [unit for unit in units if not names <= self._pictures(unit).keys()]
         keep = lambda: None  # noqa: E731
         with ThreadPoolExecutor(1, "read") as reader:
-            for unit in tqdm(lacking, desc="localize", unit="pair", disable=None):
+            for unit in counted(lacking, "localize"):
                 with finishing() as interrupted:
                     try:
                         made = self._made(unit, names - self._pictures(unit).keys(), groups, reader)
@@ -284,7 +323,7 @@ class Trials:
 
 def made_by(rows: Sequence[Row], plan: Plan) -> dict[str, str]:
     """What a record is of: the plan, and the rows' names, prompts, seeds and what else makes a row."""
-    said = json.dumps([asdict(row) for row in rows])
+    said = json.dumps([row.data for row in rows])
     return {"plan_sha256": plan.sha256, "rows_sha256": hashlib.sha256(said.encode()).hexdigest()}
 
 
@@ -301,27 +340,22 @@ def opened(image: Image.Image | str, run) -> Image.Image:
 def picture_scores(image, source, box) -> dict[str, float]:
     """Distance from the source's picture: outside the lettering, and the official wrap-around of the whole.
 
-    Both pictures' text boxes are blackened first: masking alone would let SSIM's 11 px windows see letters.
+    ssim  the mean over the windows of which no pixel lies in the box
+    mse   the mean over the pixels that do not, so that it sees strips too narrow for a window of 11 pixels
+    box   left, top, right, bottom of the lettering in pixels; None scores the whole picture
+    Raises PatchError where the box leaves no window.
     """
-    background, kept = _blackened(image, box), _blackened(source, box)
-    inside = 0 if box is None else (box[2] - box[0]) * (box[3] - box[1])
-    area = image.width * image.height
+    size = (image.height, image.width)
     return {
-        "ssim": metrics.ssim(background, kept),
-        "mse": metrics.mse(background, kept) * area / (area - inside),
+        "ssim": metrics.ssim(image, source, metrics.windows_outside(box, *size)),
+        "mse": metrics.mse(image, source, metrics.pixels_outside(box, *size)),
         "mse_uint8_wrapped": metrics.mse_uint8_wrapped(image, source),
         "psnr_uint8_wrapped": metrics.psnr_uint8_wrapped(image, source),
     }
 
 
-def _blackened(image, box):
-    image = image.copy()
-    if box is not None:
-        image.paste((0, 0, 0), tuple(box))
-    return image
-
-
-READING = ("exact_target", "exact_source", "edit_target", "edit_source")
+EXACT = ("exact_target", "exact_source")
+EDITS = ("edit_target", "edit_source")
 BACKGROUND = ("ssim", "mse", "mse_uint8_wrapped", "psnr_uint8_wrapped")
 
 
@@ -343,25 +377,44 @@ def scores(records: Sequence[dict], name: str) -> dict:
     """Every score of one row name over the n records that have it, with its 95 % interval over prompt pairs, if several.
 
     Of the background, over those n_background of them that have the source's own picture.
+    Shares of exact matches have `wilson`'s interval, F1s that of `search.interval`, distances a bootstrapped one, or
+    none where it would have no width.
     """
     records = [record for record in records if name in record["pictures"]]
     if not records:
         return {}
-    out = {key: _interval(column(records, name, key)) for key in READING}
+    out = {key: _share(column(records, name, key)) for key in EXACT}
+    out |= {key: _distance(column(records, name, key)) for key in EDITS}
     for side in (SOURCE, TARGET):
         columns = [column(records, name, f"{part}_{side}") for part in ("precision", "recall")]
-        out[f"f1_{side}"] = _interval(np.stack(columns, axis=1), metrics.f1_of_means)
+        out[f"f1_{side}"] = _f1(np.stack(columns, axis=1))
     beside = [record for record in records if BACKGROUND[0] in record["pictures"][name]]
     if beside:
-        out |= {key: _interval(column(beside, name, key)) for key in BACKGROUND}
+        out |= {key: _distance(column(beside, name, key)) for key in BACKGROUND}
         out["psnr"] = _decibels(out["mse"])
     return out | {"n": len(records), "n_background": len(beside)}
 
 
-def _interval(values: np.ndarray, statistic=np.mean) -> dict:
-    """The statistic and its interval over prompt pairs, of which one has none."""
-    found = interval(values, statistic)
-    return found if len(values) > 1 else {"value": found["value"], "low": None, "high": None}
+def _share(values: np.ndarray) -> dict:
+    """The mean of exact matches and its interval over prompt pairs, of which one has none."""
+    share = float(values.mean())
+    return _ends(share, metrics.wilson(share, len(values)) if len(values) > 1 else None)
+
+
+def _f1(values: np.ndarray) -> dict:
+    """F1 of precisions and recalls, (pairs, 2), and its interval over prompt pairs, of which one has none."""
+    found = interval(values, metrics.f1_of_means)
+    return found if len(values) > 1 else _ends(found["value"], None)
+
+
+def _distance(values: np.ndarray) -> dict:
+    """The mean of a score that is no share, and its interval where the prompt pairs tell of one."""
+    return _ends(float(values.mean()), metrics.bootstrap(values) if tells_spread(values) else None)
+
+
+def _ends(value: float, ends: metrics.Interval | None) -> dict:
+    low, high = ends or (None, None)
+    return {"value": value, "low": low, "high": high}
 
 
 def _decibels(mse: dict) -> dict:

@@ -109,7 +109,7 @@ def stage_ii(pipeline, of, signs: Sequence[Sign], ocr, **options) -> None:
 
 def tell(name: str, pictures, signs: Sequence[Sign], fmt: SignFormat, ocr, truth=None) -> None:
     right = reading_accuracy(pictures, signs, fmt, ocr)
-    low, high = metrics.bootstrap(right)
+    low, high = metrics.wilson(right.mean(), len(right))
     distance = "" if truth is None else f"; mean square from the large drawing {mean_square(pictures, truth):.1f}"
     print(f"{name:<16} {right.mean():.3f} [{low:.3f}, {high:.3f}] of {len(signs)} words read exactly{distance}")
 

@@ -120,16 +120,22 @@ def open_tensors(where: str | os.PathLike) -> Tensors:
 
 
 def component_file(folder: Path, stem: str) -> Path:
-    """The file of a component's weights: whole or sharded, of full or half precision, the first that is there.
+    """The file of a component's weights, whole or the index of its shards; of half precision if there is no other.
 
-    Raises WeightsError if none is, and says so if there are pickles instead.
+    Raises WeightsError if there is none, and says so if there are pickles instead; and for both of one precision, of
+    which either may be the older (diffusers reads the shards there, transformers the whole file).
     """
-    single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
-    names = [single, index, f"{stem}.fp16.safetensors", f"{stem}.safetensors.index.fp16.json"]
-    for name in names:
-        if os.path.lexists(folder / name):
-            return inside(folder, name)
-    missing = f"no file {single!r} in {folder}"
+    full = [f"{stem}.safetensors", f"{stem}.safetensors.index.json"]
+    half = [f"{stem}.fp16.safetensors", f"{stem}.safetensors.index.fp16.json"]
+    for whole, index in (full, half):
+        there = [name for name in (whole, index) if os.path.lexists(folder / name)]
+        if len(there) == 2:
+            raise WeightsError(f"{folder} holds {whole!r} and the shards of {index!r}, and nothing says which is meant; "
+                               "move one of them away", "whole-and-sharded")  # fmt: skip
+        if there:
+            return inside(folder, there[0])
+    names = full + half
+    missing = f"no file {names[0]!r} in {folder}"
     if pickles := [path.name for path in folder.glob("*") if _is_pickle(path)]:
         raise WeightsError(f"{missing}, only pickles ({_few(pickles)}); {CONVERT}", "pickle")
     others = ", ".join(names[1:])

@@ -72,11 +72,11 @@ def require_same(part: Part, wanted: dict[str, tuple[int, ...]]) -> None:
     said = [f"{what} {listed(names)}" for what, names in problems.items() if names]
     if said:
         raise WeightsError(
-            f"{part.tensors.files[0]} does not fit its configuration; {'; '.join(said)}; {_likely(part)}", "misfit"
+            f"{part.tensors.files[0]} does not fit its configuration; {'; '.join(said)}; {likely(part)}", "misfit"
         )
 
 
-def _likely(part: Part) -> str:
+def likely(part: Part) -> str:
     """What the file is instead: the closest known model, a LoRA, a moving average."""
     finding = identify({name: (entry.dtype, entry.shape) for name, entry in part.tensors.items()})
     closest = [match.closest for match in finding.matches if match.closest]

@@ -7,7 +7,6 @@ import os
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Mapping
 
 import torch
 from torch import nn
@@ -25,13 +24,14 @@ from textpatch.errors import PatchError, WeightsError, closest
 from textpatch.reference_models.pipeline import Defaults, LatentPixels, Pipeline, pixels
 from textpatch.reference_models.schedules import DDPM, FlowMatchEuler, ScaledLinear, Schedule
 from textpatch.reference_models.text_encoders import (
-    CLIP_LENGTH, IFTextEncoder, SD3TextEncoders, SDXLTextEncoders, tokenize,
+    T5_LENGTH, IFTextEncoder, SD3TextEncoders, SDXLTextEncoders, tokenize,
 )  # fmt: skip
 from textpatch.reference_models.vae import VAE
 from textpatch.weights.files import INDEX, cached_snapshot, open_tensors, read_config, read_json
 from textpatch.weights.fill import Part, fill
 from textpatch.weights.layouts import CLIP, T5
 from textpatch.weights.published import DENOISERS, localized_sites
+from textpatch.weights.sizes import require_held
 from textpatch.weights.sources import File, Folder, denoiser_file, denoiser_folder, explained
 
 SHIPPED = Path(__file__).parent
@@ -45,7 +45,6 @@ T5_SIZES = (
 ).split()
 TOKENIZERS = "tokenizer", "tokenizer_2", "tokenizer_3"
 PIXEL_CHANNELS = 3
-LAYERS = {"num_layers", "num_hidden_layers", "layers_per_block", "transformer_layers_per_block"}
 DTYPES = torch.float32, torch.float16, torch.bfloat16, torch.float64
 TIED_T5 = ["encoder.embed_tokens.weight"]  # another name of `shared.weight`, left out of published files
 
@@ -126,17 +125,9 @@ def _outlined(path: Path) -> tuple[nn.Module, Part]:
 
 
 def _on_meta(where: Path, model: type[nn.Module], config, part: Part) -> tuple[nn.Module, Part]:
-    _require_layers(where, vars(config), part)
+    require_held(where, config, part)
     with explained(where), torch.device("meta"):
         return model(config), part
-
-
-def _require_layers(where: Path, sizes: Mapping, part: Part) -> None:
-    """Refuse more layers than the file has tensors before they are built: 10,000 of them take minutes, a million the memory."""
-    for name in LAYERS & sizes.keys():
-        layers = sizes[name] if isinstance(sizes[name], (tuple, list)) else [sizes[name]]
-        if any(isinstance(n, int) and n > len(part.keys) for n in layers):
-            raise WeightsError(f"{where} says {name} {sizes[name]}, and its file holds {len(part.keys)} tensors; fetch both again")
 
 
 def find(where: str | os.PathLike) -> Path:
@@ -176,7 +167,7 @@ class Builder:
 
     def clip(self, component: str, kind=CLIPTextModelWithProjection) -> nn.Module:
         sizes, part = self.source.encoder(component, CLIP, CLIP_SIZES)
-        _require_layers(self.source.path / component, sizes, part)
+        require_held(self.source.path / component, sizes, part)
         with explained(self.source.path / component / "config.json"), torch.device("meta"):
             clip = kind(CLIPTextConfig(**sizes))
         names = {CLIP.targets(name)[0][0]: name for name in clip.state_dict() if CLIP.targets(name)}
@@ -188,7 +179,7 @@ class Builder:
 
     def t5(self, component: str) -> T5EncoderModel:
         sizes, part = self.source.encoder(component, T5, T5_SIZES)
-        _require_layers(self.source.path / component, sizes, part)
+        require_held(self.source.path / component, sizes, part)
         with explained(self.source.path / component / "config.json"), torch.device("meta"):
             t5 = T5EncoderModel(T5Config(**sizes, is_encoder_decoder=False, use_cache=False))
         names = {name: name for name in t5.state_dict() if name not in TIED_T5}
@@ -204,7 +195,7 @@ class Builder:
             raise WeightsError(f"no folder {folder.name!r} in {folder.parent}; the model is incomplete")
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            tokenize([""], [tokenizer], [CLIP_LENGTH])  # here, and not in a run, breaks what can be read and not used
+            tokenize([""], [tokenizer], [T5_LENGTH])  # here, and not in a run, breaks what can be read and not used
             tokenizer("\uffff")  # a word that nobody knows
         except BaseException as error:
             # tokenizers raises bare Exceptions, and Rust's panics, which are none and have no name to import
@@ -219,7 +210,9 @@ def _sdxl(build: Builder):
     tokenizers = build.tokenizer("tokenizer"), build.tokenizer("tokenizer_2")
     clips = build.clip("text_encoder", CLIPTextModel), build.clip("text_encoder_2")
     zeros = getattr(build.source, "index", {}).get("force_zeros_for_empty_prompt", True)
-    return SDXLTextEncoders(*clips, tokenizers, zeros), build.denoiser("unet")
+    with explained(build.source.path):
+        encoders = SDXLTextEncoders(*clips, tokenizers, zeros)
+    return encoders, build.denoiser("unet")
 
 
 def _sd3(build: Builder):
@@ -227,7 +220,9 @@ def _sd3(build: Builder):
     tokenizers = [build.tokenizer(f"tokenizer{name}") for name in names]
     clips = build.clip("text_encoder"), build.clip("text_encoder_2")
     t5, denoiser = build.t5("text_encoder_3") if "_3" in names else None, build.denoiser("transformer")
-    return SD3TextEncoders(*clips, t5, tokenizers, denoiser.config.joint_attention_dim), denoiser
+    with explained(build.source.path):
+        encoders = SD3TextEncoders(*clips, t5, tokenizers, denoiser.config.joint_attention_dim)
+    return encoders, denoiser
 
 
 def _deepfloyd_if(build: Builder):

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from textpatch.attention import row_slots
 from textpatch.errors import PatchError, WeightsError, closest
 from textpatch.exits import guarded
-from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels, read_beside
+from textpatch.reference_models.pipeline import SEEDS, Defaults, Pipeline, pixels, read_beside
 from textpatch.weights.families import FAMILIES
 from textpatch.weights.files import open_tensors
 from textpatch.weights.load import SHIPPED, load
@@ -187,7 +187,7 @@ def train(name: str, out: Path, *, seed: int | None = None, images: int | None =
     """Train one of the shipped models into the folder `out/<name>`, which is returned; resumes where it stopped.
 
     seed and images are the recipe's when None.  Deterministic in all three on one machine and thread count.
-    Raises PatchError for an unknown name, a seed of more than 63 bits, fewer images than one step takes, a state that
+    Raises PatchError for an unknown name, a seed that torch's generator does not tell from others, fewer images than one step takes, a state that
     belongs to another run, and a loss that is no number; DiskError for a full disk, where the same call goes on.
     """
     recipe = recipe_named(name)
@@ -226,8 +226,8 @@ def train(name: str, out: Path, *, seed: int | None = None, images: int | None =
 def _require_possible(name: str, batch: int, images: int, seed: int) -> None:
     if images < batch:
         raise PatchError(f"{images} images asked for; one step of {name} takes {batch}, so give that many or more")
-    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
-        raise PatchError(f"seed {seed!r} does not fit torch's generator; give a whole number of at most 63 bits")
+    if not isinstance(seed, int) or not 0 <= seed < SEEDS:
+        raise PatchError(f"seed {seed!r} does not fit torch's generator; give a whole number of 0 to {SEEDS - 1}")
 
 
 def export(recipe: Recipe, folder: Path, average: dict[str, Tensor], run: dict) -> Path:

@@ -20,7 +20,8 @@ from textpatch import attention, cli, load, plan, sampling
 from textpatch.audit import AuditReport, Check, Definition, audit, recording, replay, telling_steps
 from textpatch.audit_run import audit_run
 from textpatch.errors import PatchError
-from textpatch.plan import Plan, Swap, with_guidance
+from textpatch.guidance import with_guidance
+from textpatch.plan import Plan, Swap
 from textpatch.reference_models.mmdit import JointAttention
 from textpatch.sampling import sample
 from textpatch.weights.load import fingerprint
@@ -75,7 +76,7 @@ FAULTS = {
     "row dropped": (plan, "_write", "zip(readers, donors)", "zip(readers[:-1], donors)"),
     "rows nobody named": (plan, "_write", "table[reader, h[:, None], t]", "table[:, h[:, None], t]"),
     "late by a step": (Swap, "acts", "step in self.steps", "step - 1 in self.steps"),
-    "step of the sampler": (sampling, "_reading", "plan.slots(step,", "plan.slots(max(step - 1, 0),"),
+    "step of the sampler": (sampling.Loop, "_slots", "plan.slots(step,", "plan.slots(max(step - 1, 0),"),
     "every branch": (Swap, "acts", 'self.branch == "both" or', "True or"),
     "conditional branch alone": (Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"),
     "wrong site": (Plan, "_tables", "tables.setdefault(site,", "tables.setdefault(sites[(site.index + 1) % len(sites)],"),

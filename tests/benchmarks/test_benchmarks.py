@@ -15,7 +15,7 @@ from textpatch import find_sites, load
 from textpatch.patch import KVCache
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-NAMES = ["attention_op", "overhead", "localization_cost", "full_size"]
+NAMES = ["attention_op", "overhead", "localization_cost", "full_size", "graphs"]
 CPU = torch.device("cpu")
 
 
@@ -140,6 +140,15 @@ def test_attention_op(run, benchmark):
     assert all(row["note"] for row in rows if not row["median_ms"])
 
 
+def test_attention_op_goes_on(run):
+    """--resume adds the case that is not there, and leaves the other's rows as they are."""
+    words = "--shapes sdxl-1024 --scale 64 --rows 2 --rounds 1 --least 0 --ways sdpa --resume --cases".split()
+    before = run("attention_op", *words, "rows")
+    after = run("attention_op", *words, "rows", "mask")
+    assert after[: len(before)] == before
+    assert {row["case"] for row in after[len(before) :]} == {"mask"}
+
+
 CASES = ["identity", "rows", "heads", "mask"]
 
 
@@ -251,11 +260,36 @@ def test_full_size_stops_and_goes_on(run):
     assert {row["rows"] for row in run("full_size", *words, "--resume")} == {"1", "2"}
 
 
-def test_full_size_localizes(run, benchmark):
-    """--localize writes localization_cost's table."""
-    rows = run("full_size", *"--scale small --localize --steps 1 --modes eager".split())
-    assert [row["way"] for row in rows] == ["naive", "lock-step"]
-    assert list(rows[0]) == [*benchmark("localization_cost").COLUMNS, "environment"]
+def test_full_size_only_compiles(run, benchmark, monkeypatch):
+    """--only-compile calls the way asked for, once, and no other; the table stays empty."""
+    size, called = benchmark("full_size"), []
+    ways_of = size.ways_of
+
+    def counted(block, model, options):
+        return {way: lambda way=way: called.append(way) for way in ways_of(block, model, options)}
+
+    monkeypatch.setattr(size, "ways_of", counted)
+    words = "--models mmdit-small --modes eager --rows 2 --only-compile --ways".split()
+    assert run("full_size", *words, size.SWAPPED) == [] and called == [size.SWAPPED]
+
+
+def test_full_size_without_what_diffusers_refuses(benchmark):
+    """A model of diffusers' that fails in its first call is left out, with its reason; one of ours raises."""
+    size = benchmark("full_size")
+
+    def failing():
+        raise ValueError("no such layer")
+
+    ways = {size.BARE: lambda: None, size.THEIRS: failing}
+    assert size.first_calls(ways) == "ValueError: no such layer" and list(ways) == [size.BARE]
+    with pytest.raises(ValueError, match="no such layer"):
+        size.first_calls({size.BARE: failing})
+
+
+def test_ratios_need_their_base(benchmark):
+    """--ways without the model as it is, against which ratios are taken, is refused unless nothing is timed."""
+    with pytest.raises(SystemExit):
+        benchmark("full_size").main(["--ways", "diffusers"])
 
 
 def test_a_swap_without_effect_is_refused(benchmark):

@@ -39,9 +39,9 @@ def said(folder: Path, **options) -> dict[str, list[str]]:
     parts = {}
     for line in examine(folder, **options):
         if line.startswith(" "):
-            parts[name].append(line.strip())
+            parts[list(parts)[-1]].append(line.strip())
         else:
-            parts[name := line] = []
+            parts[line] = []
     return parts
 
 
@@ -90,6 +90,19 @@ def test_what_leads_out_is_said(theirs, name):
     assert f"{UNUSABLE} {theirs / name} leads out of its folder" in said(theirs)[name.split("/")[0]][-1]
     with pytest.raises(WeightsError, match="leads out of its folder"):
         load(theirs)
+
+
+def test_a_whole_file_beside_shards_is_said(theirs):
+    """An older file beside newer shards: unusable with the reason for which `load` refuses it, both named."""
+    shutil.copy(theirs / T5, theirs / "text_encoder_3/model-00001-of-00001.safetensors")
+    shards = dict.fromkeys(load_file(theirs / T5), "model-00001-of-00001.safetensors")
+    (theirs / "text_encoder_3/model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    says = "holds 'model.safetensors' and the shards of 'model.safetensors.index.json', and nothing says which"
+    assert says in said(theirs)["text_encoder_3"][-1] and said(theirs)["text_encoder_3"][-1].startswith(UNUSABLE)
+    with pytest.raises(WeightsError, match=says):
+        load(theirs)
+    (theirs / T5).unlink()
+    assert not said(theirs)["text_encoder_3"][-1].startswith(UNUSABLE)
 
 
 def test_what_load_does_not_read_need_not_be_there(theirs):

@@ -33,7 +33,7 @@ def raising(error):
 
 ENDS = {
     PatchError("a"): (2, "a"), WeightsError("b", "c"): (2, "b"), StoreError("d"): (2, "d"), DiskError("e"): (74, "e"),
-    KeyboardInterrupt(): (130, "interrupted; the same command goes on where it stopped"),
+    KeyboardInterrupt(): (130, "interrupted"), KeyboardInterrupt("some is there"): (130, "interrupted; some is there"),
     TypeError("f"): (1, "unexpected TypeError: f; a fault of textpatch, --debug shows where: please report it"),
     MemoryError(): (1, "unexpected MemoryError: ; a fault"), PatchError("a\nb\x1b[2J\u202e\x00\x9b"): (2, r"a\nb\x1b[2J\u202e\x00\x9b"),
     OSError(28, "No space left"): (1, "unexpected OSError: [Errno 28] No space left"),
@@ -179,5 +179,6 @@ def test_ctrl_c_at_any_time(model, tmp_path, long):
         err = process.communicate(timeout=60)[1]
         # minus SIGINT, which a shell shows as 130, too: CPython's end after a Ctrl-C within an exec of some import
         code = 130 if process.returncode == -signal.SIGINT else process.returncode
-        assert (code, err) in [(130, "textpatch: interrupted; the same command goes on where it stopped\n"), (0, "")]
+        there = f"; what is finished is in {tmp_path / 'run'}; the same command goes on where it stopped"
+        assert (code, err) in [(130, "textpatch: interrupted\n"), (130, f"textpatch: interrupted{there}\n"), (0, "")]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0

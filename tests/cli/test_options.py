@@ -11,7 +11,7 @@ from PIL import Image
 from support.small_models import DEFAULTS, PROMPTS, save_small, small_denoiser, small_encoders, small_pipeline
 from support.strategies import randomize
 
-from textpatch import audit_run, cli, load
+from textpatch import audit_run, cli, load, metrics
 from textpatch.errors import PatchError, StoreError
 from textpatch.reference_models.pipeline import Defaults, LatentPixels, Pipeline
 from textpatch.reference_models.schedules import FlowMatchEuler
@@ -105,6 +105,15 @@ def test_attributes_that_cannot_be_asked_about(model, here, capfd):
     refused(here, capfd, ["localize", model, "--what", "colours"], "no 'colours'", "closest: colour")
     refused(here, capfd, ["localize", model, "--what", "wall", "--pairs", "999"], "asked for 999 pairs")
     refused(here, capfd, ["localize", model, "--what", "wall", "--height", "64"], "signs of 32x96 pixels", "are 64x96")
+
+
+def test_words_that_the_reader_cannot_spell(model, here, capfd, monkeypatch):
+    """Refused in one line before the run folder is opened; the reader's alphabet is that of the words asked for."""
+    monkeypatch.setattr(metrics, "alphabet_of", lambda words: asked.extend(words) or "XYZ")
+    monkeypatch.setattr(metrics.Tesseract, "self_test", lambda self: None)
+    asked = []
+    refused(here, capfd, ["localize", model, "--pairs", "1"], "the word ", "Tesseract answers with 'XYZ' alone")
+    assert len(asked) == 2
 
 
 # --- sizes
@@ -228,3 +237,13 @@ def test_allowing_needs_a_stored_request(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "other", "thesis.tex"]
     stored = Run.open(tmp_path / "new", asked)
     assert Run.open(stored.folder, {"request": {"steps": 2}}, allow=["steps"]).changed == {"request.steps": (1, 2)}
+
+
+# --- guidance
+
+
+@pytest.mark.parametrize("command", ["generate", *RUNS])
+def test_a_guidance_without_effect_is_refused(command, model, here, capfd):
+    """Guidance 0 is the unconditional prediction alone: one line that says so and what to give, nothing written."""
+    asked = [command, model, *RUNS.get(command, [SOURCE]), "--guidance", "0"]
+    refused(here, capfd, asked, "guidance 0", "the prompt has no effect", "give 1 for no guidance")

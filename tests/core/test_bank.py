@@ -19,7 +19,8 @@ from textpatch.bank import encode, spelled_out
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
 from textpatch.patch import capture, inject, patch
-from textpatch.plan import Plan, Row, Swap, with_guidance
+from textpatch.guidance import with_guidance
+from textpatch.plan import Plan, Row, Swap
 from textpatch.sampling import sample
 
 PLANS = [
@@ -225,7 +226,7 @@ READ_FAULTS = {
     "the places of all rows": (bank.Texts, "slots", "torch.equal(places[drawn]", "torch.equal(places"),
     "slots of the first rows": (bank, "_through", "[drawn]", "[: int(drawn.sum())]"),
     "tokens of all rows": (bank.Texts, "of", "if row.sampled", ""),
-    "noise of all rows": (sampling, "_sample_group", "if row.sampled", ""),
+    "noise of all rows": (sampling.Loop, "run", "if row.sampled", ""),
     "donors fill the batch": (sampling, "pack", "row.name for row in rows if row.sampled", "row.name for row in rows"),
 }  # fmt: skip
 

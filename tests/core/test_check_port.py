@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from support.foreign import foreign
+from support.foreign import WITHOUT_TABLE, foreign
 from support.laws import patching
 from support.planting import plant
 
-from textpatch import hooks, ports, sites, testing
+from textpatch import calls, hooks, ports, sites, testing
 from textpatch.errors import PatchError
 from textpatch.sites import SiteSpec, Span, shipped_table
 from textpatch.testing import check_port, facts, swaps
@@ -68,6 +68,16 @@ def one_text(bench: Bench):
 
 def attention_of_its_own(bench: Bench):
     bench.model.set_attn_processor(bench.diffusers.models.attention_processor.AttnProcessor())
+
+
+def unnamed_masks_accepted(bench: Bench):
+    """A table that names no mask, and no look at what might be one."""
+    bench.table = tuple(replace(spec, span=replace(spec.span, mask=None)) for spec in bench.table)
+    plant(bench.monkeypatch, calls, "require_masks_are_said", "if any(", "if False and any(")
+
+
+UNPACKED = (SiteSpec("layers.*.attn", "single", span=Span("first", mask="encoder_attention_mask"),
+                     kv_heads=2, norm="norm_k", rotary=True),)  # fmt: skip
 
 
 class Shared:
@@ -140,9 +150,21 @@ FAULTS = {  # check that must find it, model, fault
         code(patching, "_chosen", "find_sites(model), given)", "find_sites(model), given)[:1]")),
     "the middle left out": (swaps.text_enters_at_the_sites_alone, "sdxl",
         rows(lambda spec: {"modules": (spec.modules[0], spec.modules[2])})),
-    "steps from one": (swaps.steps_are_calls, "sd3", code(patching, "_at_text", "name), None", "name) + 1, None")),
+    "steps from one": (swaps.steps_are_calls, "sd3", code(calls.Calls, "_begin", "Call(self.count,", "Call(self.count + 1,")),
     "the prompt injected": (swaps.injection_is_patching, "prx",
         code(patching, "_fill_at_first_call", "inputs.arguments[span.text] = text", "pass")),
+    "packed text not declared": (swaps.masked_text_is_where_it_was, "lumina2", table(lambda _: UNPACKED)),
+    "own text read as masked": (swaps.equal_masks_are_read_through, "pixart",
+        code(patching, "patch", "new[b] = _mixed(", "new[b] = (call.mask(site, b) is not None) + _mixed(")),
+    "masks that always differ": (swaps.equal_masks_are_read_through, "qwen_image",
+        code(patching, "_require_same_mask", "not same_mask(own, other, tokens)", "own is not None")),
+    "donors' masks not compared": (swaps.other_masks_are_refused, "qwen_image",
+        code(patching, "_require_same_mask", "not same_mask(own, other, tokens)", "False")),
+    "masks not captured": (swaps.other_masks_are_refused, "krea2",
+        code(patching, "capture", "if mask is not None:", "if False:")),
+    "masks not named": (swaps.other_masks_are_refused, "pixart", unnamed_masks_accepted),
+    "injected masks not compared": (swaps.other_masks_are_not_injected, "pixart",
+        code(patching, "_require_injected_mask", "if not same_mask(own, other):", "if False:")),
     "rows not counted": (swaps.other_rows_are_refused, "sd3",
         code(patching, "_require_rows", "if len(output) != len(labels):", "if False:")),
     "shapes not compared": (swaps.other_shapes_are_refused, "sd3",
@@ -160,7 +182,7 @@ def test_a_wrong_table_is_found(diffusers, monkeypatch, fault):
     """The check named for a fault fails with it; without it, as for every shipped table, it holds."""
     check, name, spoil = FAULTS[fault]
     model, inputs = foreign(diffusers, name)
-    bench = Bench(diffusers, monkeypatch, model, inputs, shipped_table(model))
+    bench = Bench(diffusers, monkeypatch, model, inputs, () if name in WITHOUT_TABLE else shipped_table(model))
     spoil(bench)
     monkeypatch.setattr(testing, "CHECKS", [check])
     with pytest.raises(PatchError, match="fails 1 of 1 checks .*\n" + re.escape(" ".join(check.__doc__.split()))):

@@ -12,7 +12,7 @@ from support.strategies import cases, fixed_case
 from torch import nn
 
 from textpatch import HookRegistry, KVCache, PatchError, Plan, Row, Swap, capture, inject, patch, sample
-from textpatch.plan import with_guidance
+from textpatch.guidance import with_guidance
 from textpatch.sites import Site
 
 
@@ -82,9 +82,31 @@ def test_patch_of_no_row_is_refused():
 
 def test_tensors_that_are_no_cache():
     """from_tensors(any other dict): PatchError."""
-    for name in ("weight", "[]", "[1, 2, 3, 4]", '["site", 0, "a", "k"]', "3"):
+    deep = "[" * 100_000
+    for name in ("weight", "[]", "[1, 2, 3, 4]", '["site", 0, "a", "k"]', "3", '["site", -1, ["a"], "k"]', deep):
         with pytest.raises(PatchError, match="no saved cache"):
             KVCache.from_tensors({name: torch.zeros(1)})
+
+
+SAME_KEY = [  # names of which two would be one key
+    ['["s", 0, ["a"], "k"]', '["s",0,["a"],"k"]'], ['["s", 1, ["a"], "k"]', '["s", true, ["a"], "k"]'],
+    ['["s", 0, [1], "k"]', '["s", 0, [1.0], "k"]'], ['["s", 0, [1], "k"]', '["s", 0, [true], "k"]'],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("names", SAME_KEY)
+def test_two_names_of_one_key_are_refused(names):
+    """from_tensors(two spellings of a key): PatchError, since the last would win; one alone as `tensors` writes it is read."""
+    assert len(KVCache.from_tensors({names[0]: torch.zeros(1)})) == 1
+    for order in (names, names[::-1]):
+        with pytest.raises(PatchError, match="no saved cache"):
+            KVCache.from_tensors({name: torch.zeros(1) for name in order})
+
+
+def test_the_count_of_keys_is_needed(monkeypatch):
+    """Without it 1 and 1.0 are one label."""
+    plant(monkeypatch, KVCache, "from_tensors", "if len(cache) != len(tensors):", "if False:")
+    assert len(KVCache.from_tensors({name: torch.zeros(1) for name in SAME_KEY[2]})) == 1
 
 
 def test_sample_refuses_before_it_runs():
@@ -186,10 +208,10 @@ def require_apart(case) -> None:
 @pytest.mark.parametrize("require", [require_unseen, require_apart])
 @pytest.mark.parametrize("architecture", ["sdxl", "if-i"])
 def test_an_injected_text_is_made_in_no_open_block(architecture, require, monkeypatch):
-    """The keys and values of `inject` are nobody's step, on our own models too; and not with the fault."""
+    """The keys and values of `inject` are nobody's step, on our own models too; with the fault they are refused."""
     require(fixed_case(architecture))
     plant(monkeypatch, patching, "_own_bank", "Context().run(model.text_kv, text)", "model.text_kv(text)")
-    with pytest.raises(AssertionError):
+    with pytest.raises(PatchError, match="ran outside a call of the"):
         require(fixed_case(architecture))
 
 

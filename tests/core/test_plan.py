@@ -14,7 +14,8 @@ from support.strategies import cases, fixed_case, make_rows
 
 from textpatch import plan as plans
 from textpatch.errors import PatchError
-from textpatch.plan import Plan, Row, Swap, Window, with_guidance
+from textpatch.guidance import with_guidance
+from textpatch.plan import Plan, Row, Swap, Window
 from textpatch.reference_models.schedules import FlowMatchEuler
 from textpatch.sites import Site, select_sites
 

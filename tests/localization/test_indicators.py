@@ -46,7 +46,8 @@ def test_a_site_is_left_out_below_a_part_of_the_best(name, second, left_out, mon
     shown = {0: dict.fromkeys(reading.shown, 1.0), 1: dict.fromkeys(reading.shown, second)}
     picture = pipeline.generate(PAIR[0], seeds=0)[0]
     monkeypatch.setitem(READINGS, name, replace(reading, read=lambda trials, pair, seed: (shown, picture)))
-    result = localize(pipeline, [PAIR, PAIR[::-1]], mode=name, sites=[0, 1], first=2, ocr=Parrot()).result
+    pairs = [PAIR, PAIR[::-1], (PAIR[0], PAIR[0].replace("HOUSE", "TIGER"))]
+    result = localize(pipeline, pairs, mode=name, sites=[0, 1], first=3, ocr=Parrot()).result
     by = result["sites"][1]["status"].get("by")
     assert (by == name) is (name in left_out)
 

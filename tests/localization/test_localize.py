@@ -1,13 +1,17 @@
 """Localising on the shipped models, whose words tesseract reads."""
 
+from dataclasses import replace
 
 import pytest
 from support.localizing import PAIR, Parrot, planted_site
-from support.small_models import small_pipeline
+from support.planting import plant
+from support.small_models import DEFAULTS, small_pipeline
 
 from textpatch import PatchError, Row, load, localize, sample, trials
-from textpatch.errors import OCRError
-from textpatch.metrics import Tesseract
+from textpatch.errors import OCRError, PromptError
+from textpatch.metrics import Tesseract, alphabet_of
+from textpatch.metrics.ocr import KNOWN_WORDS, _draw
+from textpatch.pairs import Pair
 from textpatch.weights import evaluate
 from textpatch.weights.load import shipped_models
 from textpatch.weights.prompts import sign_pairs
@@ -74,6 +78,67 @@ def test_a_blind_reader_is_an_error_before_anything_runs(monkeypatch):
     monkeypatch.setattr(trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same"))
     with pytest.raises(OCRError, match="0 of 18"):
         localize(small_pipeline(), [PAIR], ocr=Blind())
+
+
+def test_lettering_that_leaves_no_background_is_refused_before_anything_runs(monkeypatch):
+    """A text box without a window of 11 x 11 beside it is named with the picture's size, and nothing is generated."""
+    monkeypatch.setattr(trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same"))
+    pipeline = small_pipeline(defaults=replace(DEFAULTS, text_box=(7, 9, 90, 24)))
+    with pytest.raises(PatchError, match=r"text_box \(7, 9, 90, 24\) of pictures of 32x96 pixels .* no window of 11x11"):
+        localize(pipeline, [PAIR], ocr=Parrot())
+
+
+def test_a_pair_that_is_there_twice_is_refused_before_anything_runs(monkeypatch):
+    """Six times one pair are one pair: they would narrow every interval, and no site is credited for them."""
+    monkeypatch.setattr(trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same"))
+    with pytest.raises(PromptError, match="pairs 0 and 2 are the same, .* give each pair once, and more seeds"):
+        localize(small_pipeline(), [PAIR, PAIR[::-1], list(PAIR)], ocr=Parrot())
+
+
+class Spelling(Parrot):
+    """A reader that says which characters it may answer with."""
+
+    def __init__(self, alphabet):
+        self.alphabet = alphabet
+
+    def describe(self):
+        return {"engine": "parrot", "alphabet": self.alphabet}
+
+
+def test_words_the_reader_cannot_spell_are_refused_before_anything_runs(monkeypatch):
+    """The word, its letters and the reader's, and what to do; nothing is generated."""
+    monkeypatch.setattr(trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same"))
+    with pytest.raises(PromptError, match="word 'TIGER' has 'T', 'I', 'G', 'R', and Spelling answers with 'HOUSE' alone; .*ocr="):
+        localize(small_pipeline(), [PAIR], ocr=Spelling("HOUSE"))
+
+
+@pytest.mark.parametrize("words, reader, unknown", [
+    (("HOUSE", "ON AIR"), Tesseract(), ""), (("HOUSE", "house"), Tesseract(), "h"), (("HOUSE", "Route"), Tesseract(), "o"),
+    (("HOUSE", "A380"), Tesseract(), "3"), (("1984", "A380"), Tesseract(alphabet=alphabet_of(["1984"])), ""),
+    (("House", "on air"), Tesseract(alphabet=alphabet_of(["Aa"])), ""), (("ÉTÉ", "A"), Tesseract(), "É"), (("ÉTÉ", "a1"), Parrot(), ""),
+])  # fmt: skip
+def test_letters_count_as_they_are_written(words, reader, unknown):
+    """Of the reader of capitals small letters and digits are refused, blanks are not; a reader without an alphabet takes all."""
+    pairs = [Pair(*(f'a sign that says "{word}"' for word in words))]
+    if not unknown:
+        return trials.require_known_letters(pairs, reader)
+    with pytest.raises(PromptError, match=f"has '{unknown}'"):
+        trials.require_known_letters(pairs, reader)
+
+
+def test_the_alphabet_of_words_spells_them_and_no_more():
+    """Capitals always; small letters and digits where a word has one: read with it, such words are read."""
+    words = [word for form in (str.upper, str.lower, str.title) for word in map(form, KNOWN_WORDS[:6])] + ["1984", "747"]
+    assert [len(alphabet_of(some)) for some in (["HOUSE"], ["House"], ["A4"], words, [])] == [26, 52, 36, 62, 26]
+    read = Tesseract(alphabet=alphabet_of(words)).read([_draw(word, 24) for word in words])
+    assert [one.lower() for one in read] == [word.lower() for word in words]
+
+
+def test_a_planted_reader_of_unknown_letters_is_noticed(monkeypatch):
+    """Fault: letters are compared as scores are, without case, so that small ones pass."""
+    plant(monkeypatch, trials, "require_known_letters", "if letter not in alphabet", "if letter.upper() not in alphabet")
+    with pytest.raises(pytest.fail.Exception):
+        test_letters_count_as_they_are_written(("HOUSE", "house"), Tesseract(), "h")
 
 
 def test_scores_are_means_over_pairs_and_seeds():

@@ -13,14 +13,14 @@ from support.planting import Drawn, plant, raw, require_noticed
 from support.small_models import relative, save_small, small_pipeline
 from support.strategies import ARCHITECTURES, STATIC, cases, fixed_case
 
-from textpatch import PatchError, cli, load, localize, report, sample, starts, trials
+from textpatch import PatchError, cli, load, localize, report, sample, sampling, trials
 from textpatch.heads import head_search
 from textpatch.attribution import attribution
 from textpatch.pairs import Pair
 from textpatch.plan import Plan, Row, Swap
 from textpatch.result import answer, table
 from textpatch.sampling import sample_latents
-from textpatch.starts import forked, start_curve
+from textpatch.starts import start_curve
 from textpatch.store import Run
 from textpatch.trials import Trials, row_name, rows_and_plan
 from textpatch.weights.prompts import sign_pairs
@@ -119,12 +119,12 @@ def test_pictures_that_no_score_needs_are_few(answers):
 
 
 def test_where_text_is_static_the_target_does_not_run():
-    """planted-sdxl, L = 14, P = 4 pairs, n = 2 first: (L + 2) n + P - n pictures staged, 3 n + P - n by contribution and,
+    """planted-sdxl, L = 14, P = 4 pairs, n = 3 first: (L + 2) n + P - n pictures staged, 3 n + P - n by contribution and,
     without guidance, 6 n more by attribution, where the target's own picture is made on the n pairs alone; the set is {10}."""
     pipeline, pairs = load("planted-sdxl"), sign_pairs(4, split="test", same_scene=True)
-    for mode, made in (("staged", 16 * 2 + 2), ("contribution", 3 * 2 + 2), ("attribution", 9 * 2 + 2)):
-        result = localize(pipeline, pairs, mode=mode, steps=4, first=2).result
-        assert result["set"]["sites"] == [10] and result["baselines"]["target"]["n"] == 2
+    for mode, made in (("staged", 16 * 3 + 1), ("contribution", 3 * 3 + 1), ("attribution", 9 * 3 + 1)):
+        result = localize(pipeline, pairs, mode=mode, steps=4, first=3).result
+        assert result["set"]["sites"] == [10] and result["baselines"]["target"]["n"] == 3
         assert result["generations"] == {"made": made, "one_by_one": 15 * 4}
 
 
@@ -241,17 +241,20 @@ def test_a_forked_run_is_all_runs_from_the_start(architecture, data):
     """Every start step's row ends where it ends in a run of its own from step 0: 1e-10, noise of every step included."""
     case = data.draw(cases(architecture))
     starts = data.draw(st.lists(st.integers(0, case.steps - 1), min_size=1, unique=True))
-    rows = [Row("source", "a", 5), Row("target", "b", 5)]
-    joins = {Row(f"start-{start}", "a", 5): start for start in starts}
-    plan = Plan(Swap(case.sites, row.name, "target", steps=range(start, case.steps), branch=case.branch)
-                for row, start in joins.items())  # fmt: skip
+    ends = [Row("source", "a", 5), Row("target", "b", 5)]
+    forks = [Row(f"start-{start}", "a", 5, joins=start, copies="source") for start in sorted(starts)]
+    plan = Plan(Swap(case.sites, row.name, "target", steps=range(row.joins, case.steps), branch=case.branch)
+                for row in forks)  # fmt: skip
     options = dict(steps=case.steps, guidance=case.guidance)
-    whole = sample(case.pipeline, [*rows, *joins], plan, **options).latents
-    made = forked(case.pipeline, rows, joins, plan, **options)
+    alone = [replace(row, joins=0, copies=None) for row in forks]
+    whole = sample(case.pipeline, [*ends, *alone], plan, **options).latents
+    limit = data.draw(st.sampled_from([64, 6, 1]))
+    made = sample(case.pipeline, [*ends, *forks], plan, micro_batch=limit, **options).latents
     assert made.keys() == whole.keys()
     assert all(relative(made[name], whole[name]) < 1e-10 for name in whole)
     if architecture in STATIC:
-        read = forked(case.pipeline, [rows[0], replace(rows[1], sampled=False)], joins, plan, **options)
+        only_read = [ends[0], replace(ends[1], sampled=False)]
+        read = sample(case.pipeline, [*only_read, *forks], plan, **options).latents
         assert read.keys() == whole.keys() - {"target"}
         assert all(relative(read[name], whole[name]) < 1e-10 for name in read)
 
@@ -266,7 +269,7 @@ def test_the_start_curve_on_the_planted_site(tmp_path, monkeypatch):
     assert [point["start"] for point in found["curve"]] == [0, 1, 2, 3] and found["generations"] == 3 * 4.5
     exact, ssim = ([point[name]["value"] for point in found["curve"]] for name in ("exact_target", "ssim"))
     assert exact[0] > 0.5 and exact[-1] == 0 and 0 <= found["chosen"] < 3 and ssim[0] < ssim[-1]
-    monkeypatch.setattr("textpatch.starts.forked", None)
+    monkeypatch.setattr("textpatch.starts.sample", None)
     assert start_curve(Trials(pipeline, pairs, steps=4, run=run), 1) == found
 
 
@@ -280,7 +283,7 @@ def test_the_command_line_looks_further(tmp_path, monkeypatch):
     assert result["set"]["sites"] == result["start_curve"]["sites"] == result["head_search"]["sites"] == [1]
     assert [point["start"] for point in result["start_curve"]["curve"]] == [0, 1] and result["head_search"]["heads"]
     stored = (tmp_path / "run/results.json").read_bytes()
-    for module in ("trials.sample_latents", "contribution.sample", "starts.forked"):
+    for module in ("trials.sample_latents", "contribution.sample", "starts.sample"):
         monkeypatch.setattr(f"textpatch.{module}", lambda *a, **k: pytest.fail("made again"))
     assert cli.main(search) == 0 and (tmp_path / "run/results.json").read_bytes() == stored
 
@@ -356,11 +359,11 @@ all_heads = raw(test_all_heads_of_sites_are_the_sites, "sdxl")
 
 FAULTS = {
     "a fork of the target": (
-        raw(test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2])),
-        starts, "forked", "x[:1].expand(len(new)", "x[1:2].expand(len(new)"),
+        raw(test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2], 64)),
+        sampling.Loop, "_in_parts", "now[row.copies]", "now[drawn[1].name]"),
     "noise of its own": (
-        raw(test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2])),
-        starts, "_for_all", "for noise in noises", "for noise in map(torch.flip, noises, [(-1,)] * 9)"),
+        raw(test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2], 64)),
+        sampling.Loop, "_in_parts", "(draw[places] for draw in draws)", "(draw[places].flip(-1) for draw in draws)"),
     "heads forgotten": (all_heads, trials, "rows_and_plan", "heads=heads", "heads=None"),
 }  # fmt: skip
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.planting import raw, require_noticed
+from support.planting import plant, raw, require_noticed
 from support.truths import PAIRS, Truth
 
 from textpatch import search
-from textpatch.metrics import f1_of_means
+from textpatch.metrics import FEWEST, f1_of_means, wilson
 from textpatch.search import EARLY, FEW, better_than, gain, grow, interval, latest_start, responsible, screen, take_away
 
 def effects(sites: int = 9, most: int = 4):
@@ -45,6 +45,62 @@ def test_a_gain_of_f1_is_that_of_its_means(seed):
     found, back = gain(a, b, f1_of_means), gain(b, a, f1_of_means)
     assert found["value"] == f1_of_means(*a.T) - f1_of_means(*b.T) == -back["value"]
     assert found["low"] <= found["value"] <= found["high"] == pytest.approx(-back["low"], abs=1e-12)
+
+
+few_scores = st.integers(1, 30).flatmap(lambda n: st.lists(st.floats(0, 1), min_size=n, max_size=n))
+
+
+@given(few_scores | st.integers(1, 30).flatmap(lambda n: st.floats(0, 1).map(lambda value: [value] * n)))
+def test_an_interval_of_scores_has_a_width(scores):
+    """Few pairs or many, alike or not: low < high, the value between them; of one or two, and of all alike, wilson's."""
+    values = np.array(scores)
+    found = interval(values)
+    assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1 and found["low"] < found["high"]
+    if len(scores) < FEWEST or np.ptp(values) == 0:
+        assert (found["low"], found["high"]) == wilson(found["value"], len(scores))
+
+
+def test_perfect_readings_of_words_of_other_lengths_are_alike():
+    """n / (n + 1e-8) of 3 and of 8 letters: no spread, and F1 = 1 to one in a million has wilson's width."""
+    perfect = np.array([[n / (n + 1e-8)] * 2 for n in (3, 4, 5, 8)])
+    found = interval(perfect, f1_of_means)
+    assert found["low"] == pytest.approx(wilson(1.0, 4).low, abs=1e-5) and found["high"] <= 1
+
+
+def test_scores_beyond_0_to_1_that_are_alike_have_no_interval():
+    """Shares of what attention gives may be negative: nothing bounds what other pairs would give."""
+    assert interval(np.full(5, -0.5)) == {"value": -0.5, "low": None, "high": None}
+
+
+@given(st.integers(1, FEWEST - 1), st.floats(0, 1), st.floats(0, 1))
+def test_no_gain_is_clear_on_one_pair_or_two(n, more, less):
+    """Its interval is -1 to 1, all that two scores can differ by: nothing joins a set, is left out, or is kept for it."""
+    found = gain(np.full(n, more), np.full(n, less))
+    assert found == {"value": pytest.approx(more - less), "low": -1, "high": 1}
+    truth = Truth({0: 1.0, 1: 0.0}, pairs=n)
+    steps = grow(truth, [0, 1], n, first=2)
+    assert responsible(steps) == () and not any(step.kept for step in steps)
+    kept = screen(truth, alone(truth), n, first=2, by="swap", keep=lambda values, pairs: better_than(truth([()], pairs)[0], values))
+    assert len(kept.kept) == 2
+
+
+def test_three_pairs_are_enough_where_all_gain():
+    """The fewest on which a site is credited."""
+    assert responsible(grow(Truth({0: 1.0, 1: 0.0}, pairs=FEWEST), [0, 1], FEWEST, first=2)) == (0,)
+
+
+def test_a_planted_credit_on_two_pairs_is_noticed(monkeypatch):
+    """Fault: a gain is bootstrapped of any number of pairs, so that two alike are certain."""
+    plant(monkeypatch, search, "gain", "if len(both) < FEWEST:", "if len(both) < 1:")
+    with pytest.raises(AssertionError):
+        test_no_gain_is_clear_on_one_pair_or_two.hypothesis.inner_test(2, 1.0, 0.2)
+
+
+def test_a_planted_interval_without_a_width_is_noticed(monkeypatch):
+    """Fault: pairs that are all alike are bootstrapped."""
+    plant(monkeypatch, search, "tells_spread", "return len(values) >= FEWEST and", "return len(values) >= 1 or")
+    with pytest.raises(AssertionError):
+        test_an_interval_of_scores_has_a_width.hypothesis.inner_test([1.0, 1.0])
 
 
 # --- the responsible set
@@ -221,7 +277,7 @@ def test_chance_rarely_adds_a_site(pairs, least):
 # --- screening
 
 
-@given(effects(), st.integers(0, 99), st.integers(2, PAIRS))
+@given(effects(), st.integers(0, 99), st.integers(FEWEST, PAIRS))
 def test_a_screening_keeps_the_carriers(parts, seed, first):
     """Those that beat no swap are kept, whichever number of pairs it begins with; without noise the first suffices."""
     truth = Truth(parts, seed=seed)
@@ -360,3 +416,8 @@ FAULTS = {
 def test_a_fault_is_noticed(fault, monkeypatch):
     """The check holds, and with the fault in place it does not."""
     require_noticed(monkeypatch, FAULTS[fault])
+@pytest.mark.parametrize("pairs", range(1, FEWEST))
+def test_of_one_pair_or_two_the_start_is_the_last_that_loses_nothing(pairs):
+    """No loss is clear on so few; that is no leave to begin where the score is lower."""
+    values = [np.full(pairs, score) for score in (1.0, 1.0, 0.9, 0.0)]
+    assert latest_start(values) == 1

@@ -6,17 +6,21 @@ import os
 import subprocess
 import sys
 import threading
+from math import comb
+from statistics import NormalDist
 
 import numpy as np
+import pytesseract
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
+from support.planting import plant
 
-from textpatch import metrics
+from textpatch import metrics, trials
 from textpatch.errors import OCRError, PatchError
 from textpatch.metrics import image as image_scores
-from textpatch.metrics import ocr, ocr_process
+from textpatch.metrics import intervals, ocr, ocr_process
 
 checked = settings(deadline=None, derandomize=True, print_blob=True, max_examples=100)
 words = st.text("abABcC é", max_size=7)
@@ -178,6 +182,51 @@ def test_bootstrap_refuses_a_statistic_that_ignores_the_axis():
         metrics.bootstrap([1.0, 2.0], lambda x, axis: x.mean())
 
 
+@checked
+@given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.95, 0.997]))
+def test_wilson_s_ends_are_the_shares_that_just_fit(n, share, level):
+    """Both ends q solve (p - q)^2 = z^2 q (1 - q) / n, the normal test of q; the share lies between, and they are apart."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    low, high = metrics.wilson(share, n, level=level)
+    for end in (low, high):
+        assert (share - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / n, abs=1e-12)
+    assert 0 <= low <= share <= high <= 1 and high - low > 0.999 * z**2 / (n + z**2)
+
+
+def test_wilson_of_all_alike():
+    """n times yes is n / (n + z^2) to 1, n times no the mirror image: 34 % to 100 % of two, never 100 % alone."""
+    for n in (1, 2, 3, 24, 283):
+        assert metrics.wilson(1.0, n) == pytest.approx((n / (n + 1.959964**2), 1), abs=1e-6)
+        assert metrics.wilson(0.0, n) == pytest.approx((0, 1.959964**2 / (n + 1.959964**2)), abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 24, 48])
+def test_wilson_covers(n):
+    """Summed over all outcomes, the 95 % interval holds the true share with probability 0.93 to 0.98 on average over shares."""
+    ends = [metrics.wilson(k / n, n) for k in range(n + 1)]
+    held = [
+        sum(comb(n, k) * p**k * (1 - p) ** (n - k) for k, (low, high) in enumerate(ends) if low <= p <= high)
+        for p in np.linspace(0.005, 0.995, 100)
+    ]
+    assert 0.93 < np.mean(held) < 0.98
+
+
+@pytest.mark.parametrize("arguments", [(0.5, 0), (1.5, 3), (-0.1, 3), (float("nan"), 3)])
+def test_wilson_refuses(arguments):
+    """No answers, or a share that is none."""
+    with pytest.raises(PatchError, match="wilson got share="):
+        metrics.wilson(*arguments)
+
+
+def test_a_planted_fault_of_wilson_s_interval_is_noticed(monkeypatch):
+    """Fault: the interval of the textbook, p -+ z sqrt(p (1 - p) / n) about a moved middle, which n times yes makes too narrow."""
+    plant(monkeypatch, intervals, "wilson", " + z**2 / (4 * n**2)", "")
+    for law, arguments in ((test_wilson_s_ends_are_the_shares_that_just_fit.hypothesis.inner_test, (3, 1.0, 0.95)),
+                           (test_wilson_of_all_alike, ())):  # fmt: skip
+        with pytest.raises(AssertionError):
+            law(*arguments)
+
+
 # pictures
 
 
@@ -295,6 +344,74 @@ def test_ssim_needs_a_whole_window():
             metrics.ssim(*arguments)
 
 
+LETTERING = (7, 9, 81, 24)  # of the shipped models' pictures of 32 x 96
+
+
+@st.composite
+def boxes(draw, height=32, width=40):
+    """Boxes, at the edges too, that leave a window at their left or above them."""
+    left, top = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
+    right, bottom = draw(st.integers(left + 1, width)), draw(st.integers(top + 1, height))
+    assume(max(left, width - right) >= 11 or max(top, height - bottom) >= 11)
+    return left, top, right, bottom
+
+
+@settings(checked, max_examples=30)
+@given(seeds, boxes())
+def test_the_background_s_ssim_knows_nothing_of_the_box(seed, box):
+    """Whatever stands in the box: bit for bit the same ssim and mse of the background."""
+    a, b = noise(seed, 32, 40), noise(seed + 1, 32, 40)
+    left, top, right, bottom = box
+    lettered = b.copy()
+    lettered[top:bottom, left:right] = noise(seed + 2, bottom - top, right - left)
+    found, other = (background(a, one, box) for one in (b, lettered))
+    assert found == other
+
+
+@settings(checked, max_examples=10)
+@given(seeds, boxes())
+def test_the_background_s_ssim_is_the_mean_of_the_windows_beside_the_box(seed, box):
+    """The slow loop's windows, each asked whether it overlaps the box; without a box it is the plain ssim."""
+    a, b = noise(seed, 32, 40), noise(seed + 1, 32, 40)
+    left, top, right, bottom = box
+    similar = slow_ssim(a, b)
+    free = [
+        similar[y, x] for y, x in np.ndindex(similar.shape[:2])
+        if x + 11 <= left or x >= right or y + 11 <= top or y >= bottom
+    ]  # fmt: skip
+    assert background(a, b, box)[0] == pytest.approx(np.mean(free), abs=1e-10)
+    assert background(a, b, None) == (metrics.ssim(a, b), metrics.mse(a, b))
+
+
+def background(a, b, box) -> tuple[float, float]:
+    scores = trials.picture_scores(Image.fromarray(a), Image.fromarray(b), box)
+    return scores["ssim"], scores["mse"]
+
+
+@pytest.mark.parametrize("height, width, box, bound", [(32, 96, LETTERING, 0.2), (128, 256, (20, 40, 200, 80), 0.05)])
+def test_backgrounds_without_likeness_score_near_nothing(height, width, box, bound):
+    """Independent noise: a window correlates by 0.02, give or take 0.19 (it weighs 4 pi 1.5^2 = 28 pixels).  The free
+    windows weigh as much as 10 and 900 apart would, in three channels each; the bounds are five standard errors more."""
+    for seed in range(0, 20, 2):
+        assert abs(background(noise(seed, height, width), noise(seed + 1, height, width), box)[0]) < bound
+
+
+@pytest.mark.parametrize("box", [(0, 0, 40, 32), (10, 10, 30, 22)])
+def test_a_box_that_leaves_no_window_is_refused(box):
+    """Neither nan nor a score of strips in which no window of 11 pixels has room."""
+    with pytest.raises(PatchError, match="mask leaves nothing to score"):
+        background(noise(1, 32, 40), noise(2, 32, 40), box)
+
+
+def test_planted_windows_that_touch_the_lettering_are_noticed(monkeypatch):
+    """Fault: a window counts as soon as its middle is outside the box."""
+    plant(monkeypatch, image_scores, "windows_outside", "pixels_outside(touched", "pixels_outside(box")
+    for law in (test_the_background_s_ssim_knows_nothing_of_the_box,
+                test_the_background_s_ssim_is_the_mean_of_the_windows_beside_the_box):  # fmt: skip
+        with pytest.raises(AssertionError):
+            law.hypothesis.inner_test(0, (16, 12, 40, 20))
+
+
 @pytest.mark.parametrize("name, wrong", [("C1", 1.0), ("C2", 0.01), ("SIGMA", 1.6), ("RANGE", 1)])
 def test_planted_faults_of_image_scores_are_noticed(monkeypatch, name, wrong):
     """A wrong constant breaks the definition of ssim or the law of the constant shift."""
@@ -378,7 +495,11 @@ def test_answers_stay_in_the_alphabet(alphabet):
 def test_reading_leaves_the_environment_alone(engine, monkeypatch):
     """OMP_THREAD_LIMIT=1 reaches tesseract, which leads a session of its own; os.environ is as before, with threads too."""
     seen, start, before = [], subprocess.Popen, dict(os.environ)
-    spy = lambda command, **k: (seen.append((k["env"]["OMP_THREAD_LIMIT"], k["start_new_session"])), start(command, **k))[1]
+
+    def spy(command, **options):
+        seen.append((options["env"]["OMP_THREAD_LIMIT"], options["start_new_session"]))
+        return start(command, **options)
+
     monkeypatch.setattr(ocr_process.subprocess, "Popen", spy)
     threads = [threading.Thread(target=engine.read, args=([written("CAT")],)) for _ in range(3)]
     [t.start() for t in threads], [t.join() for t in threads]
@@ -456,6 +577,56 @@ def test_a_failure_is_not_a_crash(monkeypatch):
         metrics.Tesseract().self_test()
 
 
+def test_a_missing_language_is_named(monkeypatch):
+    """Where tesseract has no English data, the error names the languages it has and what to install."""
+    monkeypatch.setenv("TESSDATA_PREFIX", "/nowhere")
+    with pytest.raises(OCRError, match=r"has the languages \[\] and needs 'eng'; .*tesseract-ocr-eng"):
+        metrics.Tesseract().self_test()
+    monkeypatch.undo()
+    with pytest.raises(OCRError) as error:  # a failure that has nothing to do with languages
+        ocr_process.tesseract(["/nowhere.tiff", "stdout"], timeout=20, asked="reading nothing")
+    assert "languages" not in str(error.value) and ocr_process.LANGUAGE in ocr_process.languages()
+
+
+def stand_in(monkeypatch, folder, script):
+    """Make a shell script the program that pytesseract, and so the reader, starts."""
+    path = folder / "stand-in"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(pytesseract.pytesseract, "tesseract_cmd", str(path))
+
+
+@pytest.mark.parametrize("named", ["5.3.0", "5.3.0-46-g1569", "v5.4.0.20240606", "main"])
+def test_a_version_is_told_as_the_program_tells_it(named, monkeypatch, tmp_path):
+    """No part of a version is lost: two builds of one release are two engines in a manifest."""
+    stand_in(monkeypatch, tmp_path, f"echo tesseract {named}")
+    assert metrics.Tesseract().describe()["version"] == named
+
+
+def test_languages_of_a_program_that_tells_none(monkeypatch, tmp_path):
+    """A program that fails, names nothing, answers in no UTF-8, or is not there has no languages."""
+    for script in ("exit 3", "exit 0", "printf '\\377\\n'", "kill -SEGV $$"):
+        stand_in(monkeypatch, tmp_path, script)
+        assert ocr_process.languages() == []
+    monkeypatch.setattr(pytesseract.pytesseract, "tesseract_cmd", "/nowhere/tesseract")
+    assert ocr_process.languages() == []
+
+
+def test_pytesseracts_program_is_the_one_that_reads(monkeypatch):
+    """Whoever points pytesseract at a program has pointed the reader at it; the error names that program."""
+    monkeypatch.setattr(pytesseract.pytesseract, "tesseract_cmd", "/nowhere/tesseract")
+    with pytest.raises(OCRError, match="found no program '/nowhere/tesseract'"):
+        metrics.Tesseract().self_test()
+
+
+def test_pytesseract_reads_the_same(engine):
+    """The batch of one own call gives what pytesseract gives picture by picture with the same settings."""
+    prepared = [ocr._prepare(written(word), None, 4, 0) for word in WORDS]
+    asked = " ".join(engine._settings()[2:])
+    read = [pytesseract.image_to_string(picture.copy(), lang="eng", config=asked) for picture in prepared]
+    assert ["".join(line.split()) for line in read] == engine._read(prepared)
+
+
 def test_a_slow_engine_is_an_error():
     """A call that outlasts its timeout is an OCRError naming it."""
     with pytest.raises(OCRError, match="timeout=0.001 s"):
@@ -517,6 +688,9 @@ def test_planted_faults_of_reading_are_noticed(monkeypatch, name, wrong, law):
 
 
 def test_importing_needs_no_engine():
-    """`import textpatch.metrics` loads no torch and starts no program."""
-    code = "import os, sys; os.environ['PATH'] = ''; import textpatch.metrics; sys.exit('torch' in sys.modules)"
+    """`import textpatch.metrics` loads neither torch nor pytesseract and starts no program."""
+    code = (
+        "import os, sys; os.environ['PATH'] = ''; import textpatch.metrics; "
+        "sys.exit(not {'torch', 'pytesseract'}.isdisjoint(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytesseract
 import pytest
 from PIL import Image
 
@@ -76,7 +77,7 @@ def test_a_program_with_children_is_ended_with_them(tmp_path, monkeypatch):
     script = tmp_path / "slow"
     script.write_text(f"#!/bin/sh\nsh -c 'sleep 600; true {tmp_path}' &\nwait\n")
     script.chmod(0o755)
-    monkeypatch.setattr(ocr_process, "PROGRAM", str(script))
+    monkeypatch.setattr(pytesseract.pytesseract, "tesseract_cmd", str(script))
     with pytest.raises(OCRError, match="took longer"):
         ocr_process.tesseract([], timeout=0.5, asked="waiting")
     assert wait_until(lambda: not readers(tmp_path), GONE)

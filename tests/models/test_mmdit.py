@@ -195,6 +195,8 @@ def test_it_compiles_in_one_piece():
     (dict(qk_norm="layer_norm"), "qk_norm is 'layer_norm'; this MMDiT knows None"),
     (dict(dual_attention_layers=(3, 24)), r"dual_attention_layers has 24; the blocks of this MMDiT are 0\.\.23"),
     (dict(dual_attention_layers=(-1,)), "dual_attention_layers has -1"),
+    (dict(num_layers=0), "num_layers is 0; give a whole number from 1 on"),
+    (dict(num_layers="24"), "num_layers is '24'; give"),
 ])  # fmt: skip
 def test_a_config_that_fits_nothing_is_refused(sizes, says):
     """A configuration the model cannot build is a PatchError with both values."""

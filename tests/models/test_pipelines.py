@@ -1,5 +1,7 @@
 """Whole pipelines: saved by diffusers, loaded here, and equal to diffusers from the prompt to the picture."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,7 @@ def published():
     pytest.importorskip("diffusers")
     from support import diffusers_pipelines
 
-    return published
+    return diffusers_pipelines
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +162,22 @@ def test_a_seed_is_one_noise(dtype):
             assert torch.equal(pipeline.noise([0, 1]), noise)
     finally:
         torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 5 + 2**40, 2**63 - 1, -(2**63), 2**64, True, 1.5, "0"])
+def test_a_seed_that_would_repeat_another_is_refused(seed):
+    """Torch's generator takes a seed modulo 2^32: of 0 to 2^32 - 1 each is a noise of its own, and the rest is refused."""
+    pipeline = small_pipeline()
+    says = re.escape(f"seed {seed!r} does not fit the noise generator; give a whole number of 0 to 4294967295")
+    for refused in (pipeline.noise, pipeline.noises, lambda seeds: pipeline.check(["a red sign"], seeds=seeds, steps=1)):
+        with pytest.raises(PatchError, match=f"^{says}$"):
+            list(refused([0, seed]))
+
+
+def test_every_bit_of_a_seed_counts():
+    """Seeds that differ in one of their 32 bits are different noises."""
+    noises = small_pipeline().noise([0, *(2**bit for bit in range(32)), 2**32 - 1]).flatten(1)
+    assert len(noises.unique(dim=0)) == 34
 
 
 def test_a_pipeline_of_another_size_is_another_pipeline():

@@ -146,7 +146,7 @@ def test_block_at_full_width(base, reference_base, where, width):
     ours, theirs = full_width(base, reference_base, f"{where}.attentions.0.transformer_blocks.0")
     x = torch.randn(1, 6, width, dtype=torch.float64)
     tokens = torch.randn(1, 77, 2048, dtype=torch.float64)
-    made = ours(x, iter([(tokens, (None, None))]))
+    made = ours(x, tokens, (None, None))
     assert relative(made, theirs(x, encoder_hidden_states=tokens)) <= 1e-10
 
 

@@ -1,14 +1,17 @@
 """The text encoders are the published pipelines': same modules in, same tokens and pooled vectors out."""
 
+import copy
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from support.small_models import PROMPTS, relative, small_encoders
+from support.strategies import randomize
 
 from textpatch import load
-from textpatch.errors import PatchError, PromptError
+from textpatch.errors import PatchError, PromptError, WeightsError
 from textpatch.reference_models.text_encoders import IFTextEncoder, SD3TextEncoders, SDXLTextEncoders, tokenize
 
 WRITTEN = ["", *PROMPTS, "a red sign"]
@@ -23,7 +26,7 @@ def published():
     pytest.importorskip("diffusers")
     from support import diffusers_pipelines
 
-    return published
+    return diffusers_pipelines
 
 
 def sdxl(pipeline, **options) -> SDXLTextEncoders:
@@ -52,7 +55,7 @@ def require_equal(text, tokens, pooled):
 @pytest.mark.parametrize("seed", range(3))
 def test_sdxl_equals_diffusers(published, seed):
     """SDXLTextEncoders = StableDiffusionXLPipeline.encode_prompt, "" too, each tokenizer padding as it does."""
-    pipeline = diffusers_pipelines.sdxl(seed)
+    pipeline = published.sdxl(seed)
     pipeline.tokenizer_2.pad_token = '"'  # the published one pads with "!", a word of the vocabulary
     tokens, _, pooled, _ = pipeline.encode_prompt(WRITTEN, do_classifier_free_guidance=False)
     require_equal(sdxl(pipeline)(WRITTEN), tokens, pooled)
@@ -62,7 +65,7 @@ def test_sdxl_equals_diffusers(published, seed):
 @pytest.mark.parametrize("zeros", [True, False])
 def test_sdxl_without_a_prompt_equals_diffusers(published, negative, zeros):
     """None is zeros, tokens and pooled, or "" with zeros_for_none off; a written negative is read, "" too."""
-    pipeline = diffusers_pipelines.sdxl()
+    pipeline = published.sdxl()
     pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
     written = None if negative is None else [negative] * 2
     _, tokens, _, pooled = pipeline.encode_prompt(PROMPTS, negative_prompt=written)
@@ -74,7 +77,7 @@ def test_sdxl_without_a_prompt_equals_diffusers(published, negative, zeros):
 
 def test_no_prompt_leaves_the_other_rows_alone(published):
     """Zeros for one row of a batch are zeros of that row only."""
-    encode = sdxl(diffusers_pipelines.sdxl())
+    encode = sdxl(published.sdxl())
     some, all_written = encode([PROMPTS[0], None, PROMPTS[1]]), encode([PROMPTS[0], "", PROMPTS[1]])
     require_equal(some[[0, 2]], all_written[[0, 2]].tokens, all_written[[0, 2]].pooled)
     assert some.tokens[1].abs().max() == some.pooled[1].abs().max() == 0
@@ -83,7 +86,7 @@ def test_no_prompt_leaves_the_other_rows_alone(published):
 @pytest.mark.parametrize("seed, t5", [(0, True), (1, True), (0, False), (1, False)])
 def test_sd3_equals_diffusers(published, seed, t5):
     """SD3TextEncoders = StableDiffusion3Pipeline.encode_prompt with and without T5; None is ""."""
-    pipeline, length = diffusers_pipelines.sd3(seed, t5), LENGTH if t5 else 256
+    pipeline, length = published.sd3(seed, t5), LENGTH if t5 else 256
     encode, options = sd3(pipeline), dict(prompt_2=None, prompt_3=None, max_sequence_length=length)
     tokens, empty, pooled, empty_pooled = pipeline.encode_prompt(WRITTEN, **options)
     require_equal(encode(WRITTEN), tokens, pooled)
@@ -94,7 +97,7 @@ def test_sd3_equals_diffusers(published, seed, t5):
 @pytest.mark.parametrize("seed", range(3))
 def test_if_equals_diffusers(published, seed):
     """IFTextEncoder = IFPipeline.encode_prompt without caption cleaning; None is ""; no pooled vector."""
-    pipeline = diffusers_pipelines.deepfloyd_if(seed)
+    pipeline = published.deepfloyd_if(seed)
     pipeline.tokenizer.model_max_length = 77
     tokens, empty = pipeline.encode_prompt(UNQUOTED, clean_caption=False)
     encode = deepfloyd_if(pipeline)
@@ -142,13 +145,13 @@ def test_what_no_encoder_reads_is_refused(published, family):
 def test_one_reader_is_enough(published):
     """A word that CLIP spells, and an end that T5 has room for, are read; without T5 that end is refused."""
     long = "a " * 30 + "sign"
-    encode = sd3(diffusers_pipelines.sd3())
+    encode = sd3(published.sd3())
     encode.tokenizers[2].model_max_length = 256
     assert not torch.equal(encode([long]).tokens, encode(["a " * 31 + "sign"]).tokens)
     encode.tokenizers[0].unk_token = encode.tokenizers[0].eos_token  # as CLIP's, whose bytes spell every word
     assert encode(["a rad sign"]).tokens.isfinite().all()
     with pytest.raises(PromptError, match="is 33 tokens long, and the model reads at most 22"):
-        sd3(diffusers_pipelines.sd3(t5=False))([long])
+        sd3(published.sd3(t5=False))([long])
 
 
 @pytest.mark.parametrize("family, options", [
@@ -183,6 +186,64 @@ def test_encoders_that_do_not_fit_together_are_refused():
         SD3TextEncoders(*clips, None, made.tokenizers[:2], width=100)
     with pytest.raises(PatchError, match="3 tokenizers for 2 text encoders"):
         SD3TextEncoders(*clips, None, made.tokenizers, width=128)(["a red sign"])
+
+
+def longer(pipeline, positions: int):
+    """The same with so many positions in both CLIPs, and tokenizers that take as many tokens."""
+    for name in ("text_encoder", "text_encoder_2"):
+        clip = getattr(pipeline, name)
+        config = copy.deepcopy(clip.config)
+        config.max_position_embeddings = positions
+        setattr(pipeline, name, randomize(type(clip)(config).eval(), 0).requires_grad_(False))
+    for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
+        tokenizer.model_max_length = positions
+    return pipeline
+
+
+@pytest.mark.parametrize("positions", [40, 248])
+def test_clips_with_other_positions_read_as_many_tokens(published, positions):
+    """What SDXL's and SD3's tokenizers take is read, bit for bit as by diffusers, beyond 77 tokens, too."""
+    pipeline = longer(published.sdxl(), positions)
+    tokens, _, pooled, _ = pipeline.encode_prompt(WRITTEN, do_classifier_free_guidance=False)
+    require_equal(sdxl(pipeline)(WRITTEN), tokens, pooled)
+    assert tokens.shape[1] == positions
+    pipeline = longer(published.sd3(), positions)
+    pipeline.tokenizer_max_length = positions
+    options = dict(prompt_2=None, prompt_3=None, max_sequence_length=LENGTH)
+    tokens, _, pooled, _ = pipeline.encode_prompt(WRITTEN, **options)
+    require_equal(sd3(pipeline)(WRITTEN), tokens, pooled)
+    assert tokens.shape[1] == positions + LENGTH
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_clips_that_read_prompts_of_two_lengths_are_refused(published, family):
+    """Their states stand side by side, token by token: WeightsError with positions and tokenizers' lengths of both."""
+    pipeline = longer(getattr(published, family)(), 248)
+    pipeline.tokenizer_2.model_max_length = 77
+    says = "248 and 248 positions, .* model_max_length is 248 and 77; both must read prompts of one length: give both"
+    with pytest.raises(WeightsError, match=says):
+        FAMILIES[family](pipeline)
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
+@pytest.mark.parametrize("end", [0, -1, 2, 4, 10**9, None, [3]])
+def test_a_clip_that_pools_another_token_is_refused(end, name):
+    """The end of a prompt is the tokenizer's, 3: another would be looked for in vain, and the first token pooled."""
+    made = copy.deepcopy(small_encoders())
+    getattr(made, name).config.eos_token_id = end
+    says = re.escape(f"says eos_token_id {end!r}, and its tokenizer ends prompts with 3, which is pooled; write eos_token_id 3")
+    with pytest.raises(WeightsError, match=says):
+        SD3TextEncoders(made.text_encoder, made.text_encoder_2, None, made.tokenizers[:2], width=128)
+
+
+def test_the_end_that_older_configurations_say_is_the_highest_token():
+    """2 is right where prompts end with the last of the vocabulary, as CLIP's do: transformers then pools the highest."""
+    made = copy.deepcopy(small_encoders())
+    tokenizers = [copy.deepcopy(tokenizer) for tokenizer in made.tokenizers[:2]]
+    for clip, tokenizer in zip((made.text_encoder, made.text_encoder_2), tokenizers):
+        clip.config.eos_token_id = 2
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(tokenizer.vocab_size - 1)
+    SD3TextEncoders(made.text_encoder, made.text_encoder_2, None, tokenizers, width=128)
 
 
 @pytest.mark.parametrize("family, names", [

@@ -1,5 +1,7 @@
 """Prompt pairs of GlyphControl's layout: splits kept apart, pairs that depend on nothing but seed and words."""
 
+import csv
+import io
 import os
 from collections import Counter
 
@@ -8,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.glyph_folders import BUCKETS, SENTENCES, WORDS, write
 from support.laws_of_runs import law_scenes_differ_outside_the_quotes
+from support.planting import plant
 from support.small_models import small_encoders, small_pipeline
 
-from textpatch import localize
+from textpatch import localize, prompts
 from textpatch.errors import PromptError
 from textpatch.pairs import Pair, quoted
-from textpatch.prompts import BENCHES, RAW, SPLITS, bare, glyphcontrol, mix, with_words
+from textpatch.prompts import BENCHES, RAW, SPLITS, bare, glyphcontrol, mix, read_pairs, with_words
 from textpatch.reference_models.text_encoders import tokenize
 
 
@@ -256,3 +259,55 @@ def test_the_published_lists():
         sides = [{word for pair in glyphcontrol(folder, bench, split) for side in texts(pair) for word in side}
                  for split in SPLITS]  # fmt: skip
         assert [len(words) for words in sides] == [100, 300] and not sides[0] & sides[1]
+
+
+# --- pair files
+
+SIGNS = ('a sign that says "OPEN"', '"SHUT" on a door', 'a lamp, "ON", and a bell "AIR"', 'signs "A" and "B"', '"UP" over "DOWN"')
+
+
+def quoted_field(prompt: str) -> str:
+    """As a spreadsheet writes a field that has quotes."""
+    data = io.StringIO()
+    csv.writer(data, quoting=csv.QUOTE_ALL).writerow([prompt])
+    return data.getvalue().strip()
+
+
+@given(st.lists(st.tuples(*2 * [st.tuples(st.sampled_from(SIGNS), st.booleans())]), min_size=1, max_size=4),
+       st.sampled_from(["\n", "\r\n", "\n\n"]), st.sampled_from(["", "\ufeff"]))  # fmt: skip
+def test_a_pair_file_is_read_as_it_was_meant(tmp_path_factory, pairs, ends, mark):
+    """Fields quoted, unquoted or mixed in a line; lines of any ends, with or without a byte order mark: the same prompts."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
+    lines = ["\t".join(quoted_field(text) if quoted else text for text, quoted in pair) for pair in pairs]
+    path.write_bytes((mark + ends.join(lines) + ends).encode())
+    assert read_pairs(path) == [tuple(text for text, _ in pair) for pair in pairs]
+
+
+def test_the_words_of_quoted_fields_are_the_words(tmp_path):
+    """What csv writes of a pair is that pair: its words are those in the doubled quotes, not the sentence around them."""
+    path, pair = tmp_path / "pairs.tsv", (SIGNS[0], SIGNS[0].replace("OPEN", "SHUT"))
+    with path.open("w", newline="") as file:
+        csv.writer(file, "excel-tab").writerow(pair)
+    assert path.read_text().startswith('"a sign that says ""OPEN"""')
+    assert [Pair(*found).words for found in read_pairs(path)] == [("OPEN", "SHUT")]
+
+
+@pytest.mark.parametrize("field, says", [
+    ('"a sign that says OPEN"', 'the only quotes .* are those around the field, so no word is quoted; quote the word too'),
+    ('"OPEN"', "the only quotes"),
+    ('"a sign that says "OPEN" on a wall"', ".*may be those around the field or those around words; leave out the outer ones"),
+    ('"a sign, ""OPEN"""\t"more"', "expected `source<TAB>target`"),
+])  # fmt: skip
+def test_fields_that_can_be_read_in_two_ways_are_refused(tmp_path, field, says):
+    """Never is the sentence taken for the word: file and line, and how to write it."""
+    path = tmp_path / "pairs.tsv"
+    path.write_text(f"{SIGNS[0]}\t{SIGNS[1]}\n{SIGNS[0]}\t{field}\n")
+    with pytest.raises(PromptError, match=rf"pairs\.tsv, line 2: {says}"):
+        read_pairs(path)
+
+
+def test_a_planted_reader_of_plain_lines_is_noticed(monkeypatch, tmp_path):
+    """Fault: fields are taken as they stand, quotes and all."""
+    plant(monkeypatch, prompts, "_prompt", "return prompt if", "return field if")
+    with pytest.raises((AssertionError, PromptError)):
+        test_the_words_of_quoted_fields_are_the_words(tmp_path)

@@ -191,12 +191,12 @@ def test_a_payload_stays_text_in_a_table(text, tmp_path):
 
 @pytest.mark.parametrize("text", PAYLOADS)
 def test_a_payload_stays_text_in_the_terminal(text, capfd):
-    """Table and answer have the lines they have for a harmless text, at most 100 wide, all of it printable; an error is one line."""
+    """Table and answer have the lines they have for a harmless text, at most 80 wide, all of it printable; an error is one line."""
     asked, harmless = a_result(text=text), a_result(text=HARMLESS)
     for made in (result.table, result.answer):
         lines = made(asked).split("\n")
         assert len(lines) == made(harmless).count("\n") + 1 and all(line.isprintable() for line in lines)
-    assert max(map(len, result.table(asked).split("\n"))) <= 100
+    assert max(map(len, result.table(asked, 80).split("\n"))) <= 80
 
     def work():
         raise PatchError(f"no model {text}; closest: {text}")

@@ -91,9 +91,9 @@ FAULTS = {
     "scenes with their words": (scenes, prompts, "differing", "_QUOTED.sub('\"\"', prompt)", "prompt"),
     "the first pair alone": (scenes, prompts, "differing", "in pairs if", "in pairs[:1] if"),
     "whose record it is is not asked": (made_by_its_request, trials.Trials, "_require_made_by", "record.get(name) != asked", "False"),
-    "a plan is enough": (made_by_its_request, trials, "made_by", "asdict(row) for row in rows", ""),
+    "a plan is enough": (made_by_its_request, trials, "made_by", "row.data for row in rows", ""),
     "rows are enough": (made_by_its_request, Plan, "sha256", "self.to_json()", '""'),
-    "of rows their names": (made_by_its_request, trials, "made_by", "[asdict(row)", "[row.name"),
+    "of rows their names": (made_by_its_request, trials, "made_by", "[row.data", "[row.name"),
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from support import laws, laws_of_calls, recorded_runs
 from support.laws import patching
 from support.strategies import Attention, Case, fixed_case, make_attention
 
-from textpatch import attention, bank, hooks, plan, sampling
+from textpatch import attention, bank, calls, hooks, plan, sampling
 from textpatch.hooks import Hook, HookRegistry
 from textpatch.plan import Plan, Swap
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
@@ -33,7 +33,7 @@ def recorded(family: str, run: str, reproduce=recorded_runs.in_one_batch):
 
 COND_ONLY = Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"
 LATE_STEP = Swap, "acts", "step in self.steps", "step - 1 in self.steps"
-LATE_CALL = patching, "_at_text", "_next(calls, name), None", "_next(calls, name) + 1, None"
+LATE_CALL = calls.Calls, "_begin", "Call(self.count,", "Call(self.count + 1,"
 FIRST_STEP = patching, "_read", "key = site.name, step,", "key = site.name, min(k[1] for k in cache),"
 VALUES_AS_KEYS = patching, "_read", "label, part\n", 'label, "vk"["kv".index(part)]\n'
 OTHER_DONOR = plan, "_donor", "return place[", "return 0 * place["
@@ -104,8 +104,8 @@ FAULTS = {
         patching, "_at_text", 'zip("kv", site.taps)', 'zip("vk", site.taps)'),
     "cache rounded": (laws.law_caches_survive_their_tensors,
         patching.KVCache, "tensors", "tensor.contiguous()", "tensor.float()"),
-    "labels cut": (laws.law_caches_survive_their_tensors,
-        patching, "_key", "_tuples(label)", "_tuples(label)[:1]"),
+    "labels turned round": (laws.law_caches_survive_their_tensors,
+        patching, "_key", "_tuples(label)", "_tuples(label)[::-1]"),
     "clone forgotten": (laws.law_caches_are_copies, patching, "capture", ".detach().clone()", ".detach()"),
     "detach forgotten": (laws.law_caches_are_copies, patching, "capture", ".detach().clone()", ".clone()"),
     "values not counted": (laws.law_estimates_are_exact, patching.KVCache, "estimate", "2 * width", "width"),
@@ -120,9 +120,9 @@ FAULTS = {
     "labels not compared": (laws.law_rows_mean_their_labels,
         patching, "_require_distinct", "if repeated:", "if False:"),
     "reader parted from its donor": (laws.law_micro_batches_change_nothing,
-        sampling, "pack", "[*sorted(_donors(row.name, plan)), row.name]", "[row.name]"),
+        sampling, "pack", "[*sorted(_needed(row.name, needs)), row.name]", "[row.name]"),
     "donors of donors forgotten": (laws.law_micro_batches_change_nothing,
-        sampling, "_donors", "todo += new", "pass"),
+        sampling, "_needed", "todo += new", "pass"),
     "K and V injected the other way round": (laws.law_injection_is_a_swap,
         patching, "_own_bank", 'zip("kv", pair)', 'zip("vk", pair)'),
     "injection allowed": (laws.law_evolving_text_refuses_injection,
@@ -153,7 +153,7 @@ FAULTS = {
     "recorded: noise of another step": (recorded("if", "A"),
         DDPM, "step", "_deviation(share, now, after) * noise", "_deviation(share, after, now) * noise"),
     "recorded: variance guided, too": (recorded("if", "B"),
-        denoising, "_predict", "guidance, x.shape[1])", "guidance, output.shape[1])"),
+        denoising, "advance", "channels=x.shape[1]", "channels=2 * x.shape[1]"),
     "recorded: input not scaled": (recorded("sdxl", "A"), Euler, "model_input", "x / self._scale(step, steps)", "x"),
 }  # fmt: skip
 

@@ -118,13 +118,36 @@ def prx(diffusers):
                        encoder_hidden_states=g(2, 5, 12))  # fmt: skip
 
 
+def lumina2(diffusers):
+    """No table is shipped: how many heads K and V have stands in no module."""
+    model = diffusers.Lumina2Transformer2DModel(
+        in_channels=4, hidden_size=32, num_layers=2, num_refiner_layers=1, num_attention_heads=4, num_kv_heads=2,
+        multiple_of=8, axes_dim_rope=(4, 2, 2), axes_lens=(16, 8, 8), cap_feat_dim=12,
+    )  # fmt: skip
+    return model, dict(hidden_states=g(2, 4, 6, 6), encoder_hidden_states=g(2, 5, 12),
+                       timestep=torch.tensor([0.5, 0.4]), encoder_attention_mask=torch.ones(2, 5, dtype=torch.long))  # fmt: skip
+
+
+def qwen_image21(diffusers):
+    """No table is shipped: its pipeline keeps the text's K and V of the first call, and sees them in no other."""
+    model = diffusers.QwenImage21Transformer2DModel(
+        in_channels=8, out_channels=8, num_layers=2, attention_head_dim=8, num_attention_heads=2, context_in_dim=12,
+        axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    places = torch.arange(9).expand(2, 9) >= 5  # four groups of four picture tokens after the text
+    return model, dict(hidden_states=g(2, 16, 8), encoder_hidden_states=g(2, 5, 12), timestep=torch.tensor([0.5]),
+                       img_shapes=[[(1, 4, 4)]] * 2, img_mask=places)  # fmt: skip
+
+
 FOREIGN = {make.__name__: make for make in (
     sdxl, deepfloyd_if, sd3, sd35, flux, fused_flux, qwen_image, pixart, z_image, krea2, prx,
 )}  # fmt: skip
+
+WITHOUT_TABLE = {make.__name__: make for make in (lumina2, qwen_image21)}
 
 
 def foreign(diffusers, name: str):
     """(model, inputs) with every weight random and none zero, in eval mode."""
     torch.manual_seed(0)
-    model, inputs = FOREIGN[name](diffusers)
+    model, inputs = (FOREIGN | WITHOUT_TABLE)[name](diffusers)
     return randomize(model, 0).eval().requires_grad_(False), inputs

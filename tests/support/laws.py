@@ -17,7 +17,7 @@ from support.patched_calls import (
 )  # fmt: skip
 from support.strategies import Attention, Case
 
-from textpatch import attention, sampling
+from textpatch import attention, guidance, sampling
 from textpatch.hooks import HookRegistry
 from textpatch.plan import Plan, Row, Swap
 
@@ -330,7 +330,7 @@ def law_all_heads_are_the_site(case: Case):
 
 def law_rows_mean_their_labels(case: Case):
     """A cache of one guidance branch in a run of two, and of two in one, is refused; so are twin labels."""
-    donor, both = case.rows[1], sampling.with_guidance([case.rows[1]])
+    donor, both = case.rows[1], guidance.with_guidance([case.rows[1]])
     for captured, asked, labels in ((1, 4.5, [donor]), (1, 4.5, both), (4.5, 1, both)):
         with patching.capture(case.model, case.sites, rows=[donor] if captured == 1 else both) as cache:
             loop(replace(case, guidance=captured), [donor])

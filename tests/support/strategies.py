@@ -8,7 +8,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from textpatch.plan import Plan, Row, Swap, with_guidance
+from textpatch.guidance import with_guidance
+from textpatch.plan import Plan, Row, Swap
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig

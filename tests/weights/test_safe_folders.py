@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 from pathlib import Path
+from typing import Iterable
 
 import pytest
 import torch
@@ -306,18 +307,40 @@ def test_the_canary_is_alive(tmp_path):
 # components
 
 
-@pytest.mark.parametrize("present", range(4))
-def test_a_components_file_is_the_first_of_four(folder, present):
-    """Whole before sharded, full before half precision, whatever else there is."""
-    found = ["model.safetensors", INDEX, "model.fp16.safetensors", "model.safetensors.index.fp16.json"]
-    shutil.copy(folder / INDEX, folder / found[3])
-    shutil.copy(folder.parent / "outside.safetensors", folder / found[0])
-    shutil.copy(folder.parent / "outside.safetensors", folder / found[2])
-    (folder / "model.bin").touch()
-    for name in found[:present]:
-        (folder / name).unlink()
-    assert component_file(folder, "model") == folder / found[present]
+FULL, HALF = ("model.safetensors", INDEX), ("model.fp16.safetensors", "model.safetensors.index.fp16.json")
+
+
+def holding(folder: Path, names: Iterable[str]) -> Path:
+    """The folder with these of the four files of a component, and its shards."""
+    shards = (folder / INDEX).read_bytes()
+    (folder / INDEX).unlink()
+    for name in names:
+        (folder / name).write_bytes(shards if name.endswith(".json") else (folder.parent / "outside.safetensors").read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("half", [(), HALF[:1], HALF[1:], HALF])
+@pytest.mark.parametrize("full", FULL)
+def test_a_components_file_is_of_full_precision(folder, full, half):
+    """Whole or sharded, whatever there is in half precision and of pickles."""
+    (holding(folder, [full, *half]) / "model.bin").touch()
+    assert component_file(folder, "model") == folder / full
     assert same(open_tensors(component_file(folder, "model")), VALUES)
+
+
+@pytest.mark.parametrize("half", HALF)
+def test_a_components_file_is_of_half_precision_where_there_is_no_other(folder, half):
+    """Whole or sharded."""
+    assert component_file(holding(folder, [half]), "model") == folder / half
+    assert same(open_tensors(component_file(folder, "model")), VALUES)
+
+
+@pytest.mark.parametrize("both", [FULL, HALF, FULL + HALF, FULL + HALF[:1]])
+def test_a_whole_file_beside_shards_is_refused(folder, both):
+    """Either may be what is left of an older download: both are named, and what to do is said."""
+    error = refusal(component_file, holding(folder, both), "model")
+    assert error.code == "whole-and-sharded" and str(folder) in str(error)
+    assert f"holds {both[0]!r} and the shards of {both[1]!r}, and nothing says which is meant; move one" in str(error)
 
 
 def test_a_component_without_weights_says_what_is_missing(tmp_path):
@@ -333,7 +356,7 @@ def test_a_component_without_weights_says_what_is_missing(tmp_path):
 @pytest.mark.parametrize("make, code", [(link("../outside.safetensors"), "leads-out"), (os.mkfifo, "no-file")])
 def test_a_components_file_lies_in_its_folder(folder, make, code):
     """A weights file that is a link out, or no file, is refused, though others could be read instead."""
-    make(folder / "model.safetensors")
+    make(holding(folder, HALF[:1]) / "model.safetensors")
     assert refusal(component_file, folder, "model").code == code
 
 

@@ -186,9 +186,9 @@ def told_without(path, left_out: str, tensor: str = "") -> None:
     save_file({name: value for name, value in load_file(path).items() if name != tensor}, path, metadata=told)
 
 
-@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 2**70, 1.0, "0"])
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**70, 1.0, "0"])
 def test_a_seed_that_does_not_fit_is_refused(mini_mmdit, tmp_path, seed):
-    """More than 63 bits, or no whole number: a PatchError, and nothing is written."""
+    """More than 32 bits, below zero, or no whole number: a PatchError, and nothing is written."""
     with pytest.raises(PatchError, match=f"^seed {seed!r} does not fit torch's generator; give a whole number"):
         training.train("mini", tmp_path / "run", seed=seed)
     assert not (tmp_path / "run").exists()

@@ -179,7 +179,7 @@ DAMAGES = {
     ),
     "words for numbers": (
         edit_json("transformer/config.json", num_layers="two"),
-        "transformer/config.json: this SD3Transformer2DModel configuration builds nothing",
+        "transformer/config.json: num_layers is 'two'; give a whole number from 1 on",
     ),
     "words in CLIP": (
         edit_json("text_encoder/config.json", hidden_size="two"),
@@ -193,7 +193,7 @@ DAMAGES = {
         edit_json("textpatch.json", height=...),
         "textpatch.json describes no model that can be built .*height",
     ),
-    "a million layers": (edit_json("transformer/config.json", num_layers=10**6), "transformer says num_layers 1000000, and its file holds"),
+    "a million layers": (edit_json("transformer/config.json", num_layers=10**6), "transformer says num_layers 1000000, which is 22000000 tensors or more, and its file holds"),
     "a million layers of T5": (edit_json("text_encoder_3/config.json", num_layers=10**6), "text_encoder_3 says num_layers 1000000"),
     "a million layers of CLIP": (
         edit_json("text_encoder/config.json", num_hidden_layers=10**6), "text_encoder says num_hidden_layers 1000000"),

@@ -1,10 +1,16 @@
-"""Scores of words and pictures; reading words needs tesseract, importing this does not."""
+"""Scores of words and pictures, and the reader of words.
 
-from textpatch.metrics.image import mse, mse_uint8_wrapped, psnr, psnr_uint8_wrapped, ssim
-from textpatch.metrics.intervals import Interval, bootstrap
-from textpatch.metrics.ocr import Match, Tesseract, characters, edit_distance, exact, f1, f1_of_means
+Reading needs the tesseract program, importing this does not.
+"""
+
+from textpatch.metrics.image import (
+    mse, mse_uint8_wrapped, pixels_outside, psnr, psnr_uint8_wrapped, ssim, windows_outside,
+)  # fmt: skip
+from textpatch.metrics.intervals import FEWEST, Interval, bootstrap, wilson
+from textpatch.metrics.ocr import Tesseract, alphabet_of
+from textpatch.metrics.text import Match, characters, edit_distance, exact, f1, f1_of_means
 
 __all__ = [
-    "Interval", "Match", "Tesseract", "bootstrap", "characters", "edit_distance", "exact", "f1", "f1_of_means",
-    "mse", "mse_uint8_wrapped", "psnr", "psnr_uint8_wrapped", "ssim",
+    "FEWEST", "Interval", "Match", "Tesseract", "alphabet_of", "bootstrap", "characters", "edit_distance", "exact", "f1", "f1_of_means",
+    "mse", "mse_uint8_wrapped", "pixels_outside", "psnr", "psnr_uint8_wrapped", "ssim", "wilson", "windows_outside",
 ]  # fmt: skip

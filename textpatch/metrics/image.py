@@ -15,6 +15,7 @@ WINDOW, SIGMA = 11, 1.5
 RANGE = 255
 C1, C2 = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2
 MARGIN = WINDOW // 2
+Box = tuple[int, int, int, int]
 
 
 def mse(a, b, mask: np.ndarray | None = None) -> float:
@@ -49,7 +50,8 @@ def ssim(a, b, mask: np.ndarray | None = None) -> float:
     m, s  Gaussian-weighted mean and (co)variance, without Bessel's correction, in an 11 x 11 window of
           sigma 1.5 around each pixel; only windows that lie inside the picture count
     C     (.01 * 255)^2 and (.03 * 255)^2
-    mask  bool (H, W), True = this pixel's window counts, 5 pixels around it included; all when None
+    mask  bool (H, W), True = this pixel's window counts, 5 pixels around it included; all when None.
+          `windows_outside` is the mask under which no pixel of a box has a part in the score
     Raises PatchError as `mse` does, for less than 11 pixels a side, and for a mask without a whole window.
     """
     a, b = _pair(a, b)
@@ -58,6 +60,32 @@ def ssim(a, b, mask: np.ndarray | None = None) -> float:
     similarity = _ssim_map(a.astype(np.float64), b.astype(np.float64))
     inside = (slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
     return float(_counted(similarity, mask, inside).mean())
+
+
+def pixels_outside(box: Box | None, height: int, width: int) -> np.ndarray:
+    """Mask of the pixels outside a box, bool (H, W).
+
+    box  left, top, right, bottom in pixels, the last two just behind it; None is no box
+    """
+    outside = np.ones((height, width), bool)
+    if box is not None:
+        left, top, right, bottom = (max(0, side) for side in box)
+        outside[top:bottom, left:right] = False
+    return outside
+
+
+def windows_outside(box: Box | None, height: int, width: int) -> np.ndarray:
+    """Mask of the pixels whose whole SSIM window lies in the picture and outside a box, bool (H, W).
+
+    box  as in `pixels_outside`
+    """
+    inside = np.zeros((height, width), bool)
+    inside[MARGIN : height - MARGIN, MARGIN : width - MARGIN] = True
+    if box is None:
+        return inside
+    left, top, right, bottom = box
+    touched = (left - MARGIN, top - MARGIN, right + MARGIN, bottom + MARGIN)
+    return inside & pixels_outside(touched, height, width)
 
 
 def mse_uint8_wrapped(a, b) -> float:

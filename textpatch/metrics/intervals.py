@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
 from textpatch.errors import PatchError
 
+FEWEST = 3  # items: of one or two a bootstrap knows no more than that they are what they are
 CHUNK = 2**21  # resampled values held at once: 16 MB a column, whatever `n` and the number of items
 
 
@@ -44,6 +47,26 @@ def bootstrap(
     drawn = np.concatenate([_replicates(columns, statistic, draw) for draw in draws])
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
+
+
+def wilson(share: float, n: int, *, level: float = 0.95) -> Interval:
+    """Score interval of a share of yes among n independent answers.   (Wilson 1927)
+
+        low, high = (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n),   z = quantile (1 + level)/2
+
+    share  p, from 0 to 1; the mean of n values between 0 and 1, too, which spread less than yes and no of that mean
+    It has a width where all answers are alike: of n times yes it is n / (n + z^2) to 1.
+    Raises PatchError for no answers, a share that is none, or a level outside 0..1.
+    """
+    if n < 1 or not 0 <= share <= 1 or not 0 < level < 1:
+        raise PatchError(f"wilson got share={share}, n={n} and level={level}; needs 0 <= share <= 1, n >= 1 and 0 < level < 1")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle = share + z**2 / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    whole = 1 + z**2 / n
+    low = max(0.0, (middle - half) / whole)
+    high = min(1.0, (middle + half) / whole)
+    return Interval(min(low, share), max(high, share))  # which rounding alone could leave outside
 
 
 def _columns(values) -> np.ndarray:

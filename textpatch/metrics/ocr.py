@@ -1,34 +1,32 @@
-"""Words read from pictures by tesseract, and the official scores of what was read.
-
-Sections are those of the paper's official evaluation ("Precise Parameter Localization for Textual
-Generation in Diffusion Models", ICLR 2025); strings in, plain numbers out.
-"""
+"""Words read from pictures by tesseract."""
 
 from __future__ import annotations
 
 import io
 import random
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from textpatch.errors import OCRError, PatchError
-from textpatch.metrics.ocr_process import Crash, tesseract, version
+from textpatch.errors import OCRError
+from textpatch.metrics.ocr_process import LANGUAGE, Crash, tesseract, version
+from textpatch.metrics.text import exact
 from textpatch.pictures import require_bounded
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+DIGITS = "0123456789"
 LINE_MODE = 7  # one line of text: of 8 px capitals it read 99 %, and mode 8, for one word, 17 %
 PERCENTILES = (1, 99)
 # White around the ink, before enlarging: 4 pixels, or a quarter of the ink's height if that is more; and the
 # tallest enlarged ink.  So 18 of 18 words are read at 12 to 500 points; at 500 points 16 without the limit,
 # in 18 s for 1.1 s, and 10 with 4 pixels of white.
-PAD, TALLEST = 4, 100
+PAD = 4
+TALLEST = 100
 # Grey levels of 0..255.  Noise of standard deviation 5 spans 23 between the two percentiles, and stretched to
-# full contrast would be read as letters.  Ink below 1 % of a picture escapes them: the range counts too.
-LEAST_SPAN, LEAST_RANGE = 24, 64
+# full contrast would be read as letters.  Ink below 1 % of a picture escapes them, so the range counts too.
+LEAST_SPAN = 24
+LEAST_RANGE = 64
 KNOWN_WORDS = (
     "OPEN BREAD MARKET COFFEE GARDEN HOTEL SCHOOL FLOWER STREET PAPER BRIDGE QUICK "
     "VOYAGE JACKET EXIT ZEBRA WINDOW LAMP"
@@ -39,12 +37,22 @@ LEAST_EXACT = 0.9
 A_CALL = 64
 
 
+def alphabet_of(words: Iterable[str]) -> str:
+    """The smallest alphabet to read words with: capitals; small letters, too; digits, too, if they have any.
+
+    A larger one confuses more: 0 and O, 1 and l.  A word with other characters is spelt by none of them.
+    """
+    letters = set("".join(words))
+    alphabet = LETTERS + LETTERS.lower() * (not letters.isdisjoint(LETTERS.lower()))
+    return alphabet + DIGITS * (not letters.isdisjoint(DIGITS))
+
+
 class Tesseract:
     """The tesseract program as a reader of single text lines, with its dictionaries off.
 
     alphabet  the characters it may answer with
     blank     True keeps one blank between the words of a line; False drops all blanks
-    scale     enlargement before reading; 4 suits capitals of 6 px and more, 6 and 8 read no better
+    scale     enlargement before reading.  4 suits capitals of 6 px and more, 6 and 8 read no better
     timeout   seconds that a tesseract process may take, for 64 pictures at about 10 ms a small one
     Raises OCRError for an alphabet or a scale that cannot be used.
     """
@@ -56,13 +64,17 @@ class Tesseract:
             raise OCRError(f"cannot read with alphabet {alphabet!r}; give printable characters, no blanks")
         if scale < 1 or timeout <= 0:
             raise OCRError(f"cannot read with {scale=}, {timeout=}; needs scale >= 1 and timeout > 0")
-        self.alphabet, self.blank, self.scale, self.timeout = alphabet, blank, scale, timeout
+        self.alphabet = alphabet
+        self.blank = blank
+        self.scale = scale
+        self.timeout = timeout
         self.crashed = 0
         self._tested = False
 
     def read(self, images: Sequence[Image.Image], box: tuple[int, int, int, int] | None = None) -> list[str]:
-        """The line of text in each picture, "" where there is none; the first call runs `self_test`.
+        """Text lines of the pictures, one for each and "" where there is none.
 
+        The first call runs `self_test`.
         images  pictures of any sizes, 8 bits a channel, dark or light letters on a calmer ground
         box     left, top, right, bottom in pixels, the part of each picture that holds text; all when None
         A picture that crashes tesseract reads as "" and is counted in `crashed`.
@@ -74,10 +86,10 @@ class Tesseract:
         return self._read(prepared)
 
     def self_test(self) -> None:
-        """Read known words drawn with Pillow's own font; once per instance.
+        """Read known words drawn with Pillow's own font, once per instance.
 
-        Raises OCRError, naming words and readings, if fewer than 0.9 of them are read exactly: a reader that
-        reads nothing would otherwise pass for a model that writes nothing.
+        A reader that reads nothing would otherwise pass for a model that writes nothing.
+        Raises OCRError, naming words and readings, if fewer than 0.9 of them are read exactly.
         """
         if self._tested:
             return
@@ -94,7 +106,7 @@ class Tesseract:
         self._tested = True
 
     def describe(self) -> dict:
-        """What a manifest must hold to repeat a reading: engine, version, settings, preprocessing."""
+        """Engine, version, settings and preprocessing, as a manifest must hold them to repeat a reading."""
         return {
             "engine": "tesseract",
             "version": version(),
@@ -113,14 +125,15 @@ class Tesseract:
     def _read(self, prepared: list[Image.Image | None]) -> list[str]:
         inked = [i for i, picture in enumerate(prepared) if picture is not None]
         lines = [""] * len(prepared)
+        between = " " if self.blank else ""
         for first in range(0, len(inked), A_CALL):
             places = inked[first : first + A_CALL]
             for i, line in zip(places, self._run([prepared[i] for i in places]), strict=True):
-                lines[i] = (" " if self.blank else "").join(line.split())
+                lines[i] = between.join(line.split())
         return lines
 
     def _run(self, pictures: list[Image.Image]) -> list[str]:
-        """One process for all pictures, as starting it costs as much as reading ten; halves if it crashes."""
+        """Lines read by one process, as starting it costs as much as reading ten; by two if it crashes."""
         try:
             return _pages(self._ask(pictures), len(pictures))
         except Crash:
@@ -143,7 +156,7 @@ class Tesseract:
             "tessedit_char_whitelist": self.alphabet + " " * self.blank,
         }
         chosen = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        return ["-l", "eng", "--psm", str(LINE_MODE), *chosen]
+        return ["-l", LANGUAGE, "--psm", str(LINE_MODE), *chosen]
 
 
 def _pages(text: str, count: int) -> list[str]:
@@ -157,7 +170,7 @@ def _pages(text: str, count: int) -> list[str]:
 
 
 def _prepare(image: Image.Image, box, scale: float, index: int) -> Image.Image | None:
-    """Dark ink on white, cropped, padded and enlarged; None for a picture without contrast."""
+    """Dark ink on white, cropped, padded and enlarged, or None for a picture without contrast."""
     grey = _luminance(image, box, index)
     levels = _levels(grey)
     if levels is None:
@@ -189,11 +202,15 @@ def _luminance(image: Image.Image, box, index: int) -> np.ndarray:
 
 
 def _levels(grey: np.ndarray) -> tuple[float, float] | None:
+    """Darkest and lightest grey, or None where they are too close to tell letters from noise."""
     low, high = np.percentile(grey, PERCENTILES)
     if high - low >= LEAST_SPAN:
         return low, high
-    low, high = grey.min(), grey.max()
-    return (low, high) if high - low >= LEAST_RANGE else None
+    low = grey.min()
+    high = grey.max()
+    if high - low >= LEAST_RANGE:
+        return low, high
+    return None
 
 
 def _draw(word: str, size: int) -> Image.Image:
@@ -212,65 +229,3 @@ def _known_words(alphabet: str, blank: bool) -> list[str]:
     while len(words) < 12:
         words.append("".join(rng.choice(alphabet) for _ in range(4)))
     return [f"{a} {b}" for a, b in zip(words, words[1:] + words[:1], strict=True)] if blank else words
-
-
-class Match(NamedTuple):
-    """Character scores of one reading; see `characters`."""
-
-    precision: float
-    recall: float
-    exact_multiset: bool
-
-
-def characters(read: str, wanted: str) -> Match:
-    """Precision and recall of the characters read, as multisets and without their order.   (6.2)
-
-        P = |R n W| / (|R| + 1e-8),   Q = |R n W| / (|W| + 1e-8),   exact_multiset: R = W
-
-    R, W  multisets of the lower-cased characters of `read` and `wanted`; as in the official code every
-          blank becomes one and the same empty character, which is matched and counted like any other
-    An empty string scores 0 and 0, even against another empty one; an anagram is an exact multiset.
-    """
-    found, sought = ([c.strip().lower() for c in text] for text in (read, wanted))
-    common = (Counter(found) & Counter(sought)).total()
-    same = sorted(found) == sorted(sought)
-    return Match(common / (len(found) + 1e-8), common / (len(sought) + 1e-8), same)
-
-
-def f1(pairs: Iterable[tuple[str, str]]) -> float:
-    """The official OCR F1 of (read, wanted) pairs: of the means, not the mean of F1s.   (6.3)
-
-    Raises PatchError if there are no pairs.
-    """
-    matches = [characters(read, wanted) for read, wanted in pairs]
-    if not matches:
-        raise PatchError("asked for the F1 of no readings; give at least one (read, wanted) pair")
-    return float(f1_of_means([m.precision for m in matches], [m.recall for m in matches]))
-
-
-def f1_of_means(precision, recall, axis: int = -1) -> np.ndarray:
-    """F1 of mean precision and mean recall, each (..., items): the statistic to `bootstrap`.   (6.3)
-
-    F1 = 2 mean(P) mean(Q) / (mean(P) + mean(Q) + 1e-6)
-    """
-    p, q = np.mean(precision, axis=axis), np.mean(recall, axis=axis)
-    return 2 * p * q / (p + q + 1e-6)
-
-
-def exact(read: str, wanted: str) -> bool:
-    """Whether both strings are equal up to case: lower(read) = lower(wanted); blanks count."""
-    return read.lower() == wanted.lower()
-
-
-def edit_distance(read: str, wanted: str) -> int:
-    """Levenshtein distance of the lower-cased strings, in characters, not normalised.   (6.4)
-
-    d(i, j) = min(d(i-1, j) + 1, d(i, j-1) + 1, d(i-1, j-1) + [r_i != w_j]),   d(i, 0) = i, d(0, j) = j
-    """
-    read, wanted = read.lower(), wanted.lower()
-    row = list(range(len(wanted) + 1))
-    for i, r in enumerate(read, 1):
-        above, row = row, [i]
-        for j, w in enumerate(wanted, 1):
-            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (r != w)))
-    return row[-1]

@@ -3,6 +3,6 @@
 from textpatch.sites import SiteSpec, Span
 
 KREA2 = (
-    SiteSpec("transformer_blocks.*.attn", "single", span=Span("first"), heads="num_heads",
-             kv_heads="num_kv_heads", norm="norm_k", rotary=True),
+    SiteSpec("transformer_blocks.*.attn", "single", span=Span("first", mask="encoder_attention_mask"),
+             heads="num_heads", kv_heads="num_kv_heads", norm="norm_k", rotary=True),
 )  # fmt: skip

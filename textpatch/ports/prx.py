@@ -1,8 +1,8 @@
 """PRX: text keys and values, of one projection, added to the image's; the text is the same for all blocks."""
 
-from textpatch.sites import SiteSpec
+from textpatch.sites import SiteSpec, Span
 
 PRX = (
     SiteSpec("blocks.*.attention", "added", ("txt_kv_proj", "txt_kv_proj"), (0, 1, 2),
-             order="text first", norm="norm_added_k"),
+             span=Span(mask="attention_mask"), order="text first", norm="norm_added_k"),
 )  # fmt: skip

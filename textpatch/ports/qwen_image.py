@@ -1,7 +1,8 @@
 """Qwen-Image: double blocks alone; text is turned by its position, as the image is."""
 
-from textpatch.sites import SiteSpec
+from textpatch.sites import SiteSpec, Span
 
 QWEN_IMAGE = (
-    SiteSpec("transformer_blocks.*.attn", "joint", order="text first", norm="norm_added_k", rotary=True),
-)
+    SiteSpec("transformer_blocks.*.attn", "joint", span=Span(mask="encoder_hidden_states_mask"),
+             order="text first", norm="norm_added_k", rotary=True),
+)  # fmt: skip

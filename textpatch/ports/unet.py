@@ -3,9 +3,11 @@
 They register down, up, mid, and run down, mid, up; distilled ones have no sites in the middle.
 """
 
-from textpatch.sites import SiteSpec
+from textpatch.sites import SiteSpec, Span
 
+MASKED = Span(mask="encoder_attention_mask")
 PARTS = ("down_blocks.*", "mid_block", "up_blocks.*")
+BLOCKS = tuple(f"{part}.attentions.*" for part in PARTS)
 
-SDXL = (SiteSpec(tuple(f"{part}.attentions.*.transformer_blocks.*.attn2" for part in PARTS), "cross"),)
-DEEPFLOYD_IF = (SiteSpec(tuple(f"{part}.attentions.*" for part in PARTS), "added", order="text first"),)
+SDXL = (SiteSpec(tuple(f"{block}.transformer_blocks.*.attn2" for block in BLOCKS), "cross", span=MASKED),)
+DEEPFLOYD_IF = (SiteSpec(BLOCKS, "added", span=MASKED, order="text first"),)

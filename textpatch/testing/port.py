@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from inspect import signature
 from typing import Any, Callable, Iterator
 
 import torch
@@ -134,6 +135,19 @@ class Port:
     def with_rows(self, *names: str, rows: list[int] | None = None) -> dict:
         """The inputs, with other rows, by default the next, of some arguments."""
         return self.inputs | {name: take(self.inputs[name], rows or self.next_rows) for name in names}
+
+    @property
+    def masks(self) -> list[str]:
+        """The arguments of forward that hide text tokens, by the table or by their names."""
+        said = [site.span.mask for site in self.sites if site.span.mask]
+        return list(dict.fromkeys(said + [name for name in signature(self.model.forward).parameters if "mask" in name]))
+
+    def masked(self, name: str, rows: list[int], inputs: dict | None = None) -> dict:
+        """The inputs with a mask (B, T) that hides the last text token of some rows, and no other."""
+        text = self.inputs[self.text]
+        seen = torch.ones(len(text), len(text[0]), dtype=getattr(self.inputs.get(name), "dtype", torch.bool))
+        seen[rows, -1] = 0
+        return (inputs or self.inputs) | {name: seen.to(text[0].device)}
 
     def listen(self, inputs: dict | None = None, alter=None) -> Heard:
         """Call the model and hear it."""

@@ -177,11 +177,61 @@ def injection_is_patching(port: Port) -> Findings:
         with suppress(PatchError), inject(port.model, other[port.text], port.sites):
             yield "it was injected"
         return
-    with inject(port.model, other[port.text], port.sites):
+    with inject(port.model, other[port.text], port.sites, mask=port.inputs.get(port.sites[0].span.mask)):
         injected = port.listen().output
     with patch(port.model, port.captured(other), port.sites, rows=port.rows):
         if not torch.equal(port.listen().output, injected):
             yield "it is not"
+
+
+@check
+def masked_text_is_where_it_was(port: Port) -> Findings:
+    """With the last token of every text hidden, text K and V of the first site still do not depend on the picture."""
+    site = port.sites[0]
+    for name in {site.span.mask} - {None}:
+        captured, other = (
+            port.captured(port.masked(name, port.rows, inputs))
+            for inputs in (port.inputs, port.with_rows(port.picture))
+        )
+        changed = [key for key, x in captured.items() if key[0] == site.name and not torch.equal(x, other[key])]
+        if changed:
+            yield f"it does with {name!r}; where hidden tokens are left out of the sequence, the span is packed"
+
+
+@check
+def equal_masks_are_read_through(port: Port) -> Findings:
+    """Where every row hides its last token, own K and V give the bits of that call, and another row's others."""
+    for name in {site.span.mask for site in port.sites} - {None}:
+        inputs = port.masked(name, port.rows)
+        plain = port.listen(inputs).output
+        cache = port.captured(inputs)
+        with patch(port.model, cache, port.sites, rows=port.rows):
+            own = port.listen(inputs).output
+        with patch(port.model, cache, port.sites, rows=port.reads):
+            other = port.listen(inputs).output
+        if not torch.equal(own, plain) or torch.equal(other[0], plain[0]):
+            yield f"not with {name!r}"
+
+
+@check
+def other_masks_are_refused(port: Port) -> Findings:
+    """A row is refused the text of one whose mask hides other tokens, and of one whose mask the table does not name."""
+    for name in port.masks:
+        inputs = port.masked(name, [1])
+        with suppress(PatchError), patch(port.model, port.captured(inputs), port.sites, rows=port.reads):
+            port.listen(inputs)
+            yield f"with {name!r} it was not"
+
+
+@check
+def other_masks_are_not_injected(port: Port) -> Findings:
+    """An injected text is refused where its mask hides other tokens than that of the row which reads it."""
+    text = port.inputs[port.text]
+    for name in port.masks if all(site.text_is_static for site in port.sites) else ():
+        for inputs in (port.masked(name, [1]), port.masked(name, port.rows)):
+            with suppress(PatchError), inject(port.model, text, port.sites):
+                port.listen(inputs)
+                yield f"with {name!r} it was not"
 
 
 @check
@@ -199,7 +249,7 @@ def other_rows_are_refused(port: Port) -> Findings:
 @check
 def other_shapes_are_refused(port: Port) -> Findings:
     """A cache of another number of tokens, of another width or of another dtype is refused."""
-    for change in (lambda x: x[1:], lambda x: x[:, 1:], Tensor.half):
+    for change in (lambda x: x[1:], lambda x: x[..., 1:], Tensor.half):
         cache = KVCache({key: change(x) for key, x in port.cache.items()})
         with suppress(PatchError), patch(port.model, cache, port.sites, rows=port.rows):
             port.listen()

@@ -1,0 +1,101 @@
+"""An option given twice: a list grows, another value is refused.  Never is one of them dropped in silence."""
+
+import argparse
+
+import pytest
+
+from textpatch import cli
+
+REQUIRED = {
+    "sites": [],
+    "generate": ["MODEL", "PROMPT"],
+    "localize": ["MODEL"],
+    "edit": ["MODEL", "--source", "a", "--target", "b"],
+    "audit": ["RUN"],
+    "doctor": [],
+}
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    """Every command of the command line and its parser."""
+    (added,) = [action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(added.choices)
+
+
+def valued() -> dict[str, argparse.Action]:
+    """Every option of every command that takes a value, by `command --option`."""
+    return {
+        f"{name} {action.option_strings[-1]}": action
+        for name, command in commands().items()
+        for action in command._actions
+        if action.option_strings and action.nargs != 0
+    }
+
+
+def two_values(action: argparse.Action) -> list[str]:
+    """Two different values that an option takes."""
+    return list(action.choices)[:2] if action.choices else ["3", "7"]
+
+
+def parsed(named: str, *repeated: str):
+    """What the command line makes of a command and an option with each value in its turn."""
+    command, option = named.split()
+    required = REQUIRED[command]
+    if option in required:
+        place = required.index(option)
+        required = required[:place] + required[place + 2 :]
+    return cli.parser().parse_args([command, *required, *(word for value in repeated for word in (option, value))])
+
+
+def read_as(action: argparse.Action, value: str):
+    """One value as the option's type makes it."""
+    return value if action.type is None else action.type(value)
+
+
+def test_all_commands_are_walked():
+    """No command without its required arguments here, and options of both kinds."""
+    assert REQUIRED.keys() == commands().keys()
+    lists = {named for named, action in valued().items() if action.nargs == "+"}
+    assert {"generate --seed", "localize --seeds", "localize --sites", "localize --set", "edit --sites"} <= lists < valued().keys()
+
+
+@pytest.mark.parametrize("named", valued())
+def test_given_twice(named, capsys):
+    """A list holds both values in their order; of one value another is refused with code 2, both named."""
+    action = valued()[named]
+    first, second = two_values(action)
+    if action.nargs == "+":
+        both = [read_as(action, first), read_as(action, second)]
+        expected = [[value] for value in both] if isinstance(action, argparse._AppendAction) else both
+        assert getattr(parsed(named, first, second), action.dest) == expected
+        return
+    with pytest.raises(SystemExit) as ended:
+        parsed(named, first, second)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert named.split()[1] in said and f"{read_as(action, first)} and {read_as(action, second)} were given" in said
+
+
+@pytest.mark.parametrize("named", [named for named, action in valued().items() if action.nargs != "+"])
+def test_the_same_value_twice(named):
+    """It says nothing new and is taken."""
+    action = valued()[named]
+    first, _ = two_values(action)
+    assert getattr(parsed(named, first, first), action.dest) == read_as(action, first)
+
+
+def test_a_default_is_not_given():
+    """What is given takes the place of the default, equal to it or not, and a second command starts anew."""
+    parser = cli.parser()
+    for seeds in (["0"], ["5", "6"]):
+        options = parser.parse_args(["generate", "MODEL", "PROMPT", "--seed", *seeds])
+        assert options.seed == list(map(int, seeds))
+    assert parser.parse_args(["generate", "MODEL", "PROMPT"]).seed == [0]
+
+
+def test_planted_last_one_wins(monkeypatch, capsys):
+    """Fault: argparse's own action, which keeps the last value alone."""
+    monkeypatch.setattr(cli, "Given", argparse._StoreAction)
+    for named in ("localize --seeds", "localize --keep"):
+        with pytest.raises((AssertionError, pytest.fail.Exception)):
+            test_given_twice(named, capsys)

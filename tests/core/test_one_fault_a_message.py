@@ -1,0 +1,105 @@
+"""A message speaks of the one thing that is wrong; one string is one name; a misspelt name has the right one beside it."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from support.small_models import PROMPTS, small_pipeline
+
+import textpatch
+from textpatch import HookRegistry, PatchError, Swap, capture, localize, patch
+from textpatch.reference_models.pipeline import Defaults
+
+PIPELINE = small_pipeline()
+MODEL = PIPELINE.denoiser
+PAIR = PROMPTS[0], PROMPTS[0].replace("HELLO", "WORLD")
+FINE = dict(height=32, width=96, steps=8, guidance=1.0)
+
+
+def patching(**fields):
+    with patch(MODEL, {}, "all", rows=["source"], **fields):
+        pass
+
+
+# name -> what is done; what the message says; what it must not speak of
+FAULTS = {
+    "no pairs": (lambda: localize(PIPELINE, []), "no prompt pair was given; give at least one", ["seed", "start"]),
+    "no seeds": (lambda: localize(PIPELINE, [PAIR], seeds=[]), "no seed was given; give at least one", ["pair", "start"]),
+    "start outside": (lambda: localize(PIPELINE, [PAIR], start=2), "start 2 of 2 steps", ["seed", "pair"]),
+    "one pair": (lambda: localize(PIPELINE, [PAIR], mode="staged"), "given to mode 'staged': 1; an interval", ["first"]),
+    "first of one": (lambda: localize(PIPELINE, [PAIR] * 2, mode="staged", first=1), "first is 1, so", ["given"]),
+    "a swap of no site": (lambda: Swap([], "a", "b"), "sites is empty in", []),
+    "a swap of no reader": (lambda: Swap(0, [], "b"), "readers is empty in", []),
+    "a swap of no step": (lambda: Swap(0, "a", "b", steps=[]), "steps is empty in", []),
+    "a swap of no head": (lambda: Swap(0, "a", "b", heads=[]), "heads is empty in", []),
+    "a swap of no token": (lambda: Swap(0, "a", "b", tokens=[]), "tokens is empty in", []),
+    "a misspelt part": (lambda: patching(part="q"), "part is 'q'; give 'kv', 'k' or 'v'", ["steps", "heads", "tokens"]),
+    "patching no head": (lambda: patching(heads=[]), "heads is empty", ["steps", "tokens", "part"]),
+    "a height of a half": (lambda: Defaults(**FINE | {"height": 0.5}), "height is 0.5", ["text_box", "micro", "sites"]),
+    "a box of three": (lambda: Defaults(**FINE, text_box=(1, 2, 3)), "text_box is (1, 2, 3)", ["micro", "height"]),
+    "an endless guidance": (lambda: Defaults(**FINE | {"guidance": float("inf")}), "give a finite number", ["whole"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_message_speaks_of_one_fault(name):
+    """It names what is wrong with its value, and nothing that is right."""
+    work, says, silent = FAULTS[name]
+    with pytest.raises(PatchError, match=re.escape(says)) as refused:
+        work()
+    assert [word for word in silent if word in str(refused.value)] == []
+
+
+def test_every_default_has_its_own_words():
+    """Whatever a field of Defaults is given in words, the message says what it must be."""
+    from textpatch.reference_models.pipeline import WANTED
+
+    assert WANTED.keys() == Defaults.__dataclass_fields__.keys()
+    for field, wanted in WANTED.items():
+        with pytest.raises(PatchError, match=f"{field} is 'x' .*; give {wanted}$"):
+            Defaults(**FINE | {field: "x"})
+
+
+def run_model() -> None:
+    MODEL(PIPELINE.noise([0]), torch.tensor(500.0), PIPELINE.encode(PROMPTS[:1]))
+
+
+def test_one_string_is_one_module():
+    """HookRegistry(model, "pos_embed") watches that module, as a list of it does."""
+    with HookRegistry(MODEL, "pos_embed").observe(lambda name, output: None) as registry:
+        run_model()
+    assert registry.names == ("pos_embed",) and registry.calls["pos_embed"] == 1
+    with pytest.raises(PatchError, match="no module 'pos_embd' in MMDiT; closest: pos_embed"):
+        HookRegistry(MODEL, "pos_embd")
+
+
+def test_the_root_is_not_among_the_known_modules():
+    """Where nothing is near, modules are named by their names: the root has none."""
+    with pytest.raises(PatchError, match=r"no module '0123456789' in MMDiT; known: \w"):
+        HookRegistry(MODEL, "0123456789")
+
+
+def test_one_string_is_one_row():
+    """capture(rows="source") and patch(rows="source") speak of one row of that label, not of six."""
+    with capture(MODEL, "all", rows="source") as cache:
+        run_model()
+    with capture(MODEL, "all", rows=["source"]) as listed:
+        run_model()
+    assert cache.keys() == listed.keys() and {label for _, _, label, _ in cache} == {("source",)}
+    with patch(MODEL, cache, "all", rows="source"):
+        run_model()
+
+
+MISSPELT = "import textpatch; textpatch.localise"
+
+
+def test_a_misspelt_name_suggests_the_right_one():
+    """`textpatch.localise`: the error knows name and module, names what is close, and Python itself asks."""
+    with pytest.raises(AttributeError, match="'localise'; closest: localize") as refused:
+        textpatch.localise  # noqa: B018
+    assert refused.value.name == "localise" and refused.value.obj is textpatch
+    told = subprocess.run([sys.executable, "-c", MISSPELT], capture_output=True, text=True).stderr
+    assert "Did you mean: 'localize'?" in told
+    assert not hasattr(textpatch, "qqqq")

@@ -1,0 +1,96 @@
+"""Rows that start from latents of their own, or join later as copies of another row."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support.strategies import ARCHITECTURES, fixed_case
+from support.planting import plant
+
+from textpatch import sampling
+from textpatch.errors import PatchError
+from textpatch.plan import Plan, Row, Swap
+from textpatch.sampling import sample
+
+
+def run(case, rows, plan=Plan(), **options):
+    return sample(case.pipeline, rows, plan, steps=4, guidance=case.guidance, keep_trajectory=True, **options)
+
+
+def require_the_rest_of_a_run(case) -> None:
+    """A row given the latents that enter step s of another run goes on as that run does, and its noise, too."""
+    whole = run(case, case.rows[:2], Plan([Swap(1, "a", "b", steps=range(2, 4))]))
+    given = whole.trajectory["a"]
+    for joins in range(4):
+        late = replace(case.rows[0], name="late", joins=joins, latents=given[joins])
+        plan = Plan([Swap(1, name, "b", steps=range(max(2, first), 4)) for name, first in (("a", 2), ("late", joins))])
+        made = run(case, [*case.rows[:2], late], plan)
+        assert len(made.trajectory["late"]) == 5 - joins
+        for x, expected in zip(made.trajectory["late"], given[joins:]):
+            assert torch.allclose(x, expected, rtol=1e-10, atol=1e-10)
+        assert {entry.step for entry in made.ledger.entries if entry.reader == "late"} == {*range(max(2, joins), 4)}
+    alone = run(case, case.rows[:1]).trajectory["a"]
+    begun = run(case, [replace(case.rows[0], joins=2, latents=alone[2])])
+    assert torch.allclose(begun.latents["a"], alone[-1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_latents_of_its_own(architecture):
+    """From any step on, on every architecture, noise of stochastic steps included."""
+    require_the_rest_of_a_run(fixed_case(architecture))
+
+
+def test_a_run_that_begins_late():
+    """When all rows join at step 2, steps 0 and 1 are not run."""
+    case = fixed_case()
+    given = run(case, case.rows[:1]).trajectory["a"]
+    calls = []
+    handle = case.model.register_forward_pre_hook(lambda module, args: calls.append(args[1]))
+    made = run(case, [replace(case.rows[0], joins=2, latents=given[2])])
+    handle.remove()
+    assert len(calls) == 2 and torch.equal(made.latents["a"], given[-1])
+
+
+FAULTS = {
+    "noise of the first step": ("for _ in range(bounds[0])", "for _ in range(0)"),
+    "steps begun anew": ("range(first, stop), noises", "range(first, stop), iter(())"),
+    "rows of another place": ("now |= dict(zip(names, x))", "now |= dict(zip(names, x.flip(0)))"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_noticed(fault, monkeypatch):
+    """With the fault in place the check fails, on the stochastic schedule of DeepFloyd IF."""
+    case = fixed_case("if-i")
+    plant(monkeypatch, sampling.Loop, "_in_parts", *FAULTS[fault])
+    with pytest.raises((AssertionError, StopIteration)):
+        require_the_rest_of_a_run(case)
+
+
+X = torch.zeros(2, 8, 8)
+A, B = Row("a", "x"), Row("b", "y")
+
+
+@pytest.mark.parametrize("rows, swaps, says", [
+    ([A, Row("c", "x", joins=1)], [], "with neither latents and copies"),
+    ([A, Row("c", "x", joins=1, latents=X, copies="a")], [], "with both latents and copies"),
+    ([A, Row("c", "x", joins=4, copies="a")], [], "joins at step 4; this run has steps 0..3"),
+    ([A, Row("c", "x", joins=1, copies="q")], [], "copies 'q', which is no row here"),
+    ([A, Row("d", "x", joins=2, copies="a"), Row("c", "x", joins=1, copies="d")], [], "joins at step 2; copy one"),
+    ([A, Row("c", "x", latents=X[:1])], [], r"of shape \(1, 8, 8\); this model's are \(2, 8, 8\)"),
+    ([A, Row("c", "x", latents=X, sampled=False)], [Swap(0, "a", "c")], "not sampled, and so starts from nothing"),
+    ([A, Row("c", "x", joins=2, copies="a")], [Swap(0, "c", "a", steps=(1, 2))], "names it from step 1 on"),
+    ([A, B, Row("c", "x", joins=2, copies="a")], [Swap(0, "b", "c")], "joins at step 2, and a swap names it from step 0"),
+])  # fmt: skip
+def test_what_cannot_start_is_refused(rows, swaps, says):
+    """Before anything runs: which row, at which step, and what to do."""
+    with pytest.raises(PatchError, match=says):
+        run(fixed_case(), rows, Plan(swaps))
+
+
+def test_hashes_of_rows():
+    """What records of version 0.1 were hashed by is as it was; latents count by their values."""
+    assert Row("a", "x").data == {"name": "a", "prompt": "x", "seed": 0, "branch": "cond", "pooled": None, "sampled": True}
+    assert Row("a", "x", joins=2, copies="b").data.items() >= {"joins": 2, "copies": "b"}.items()
+    one, two = (Row("a", "x", latents=x).data for x in (X, X + 1))
+    assert one["latents_sha256"] != two["latents_sha256"]

@@ -1,0 +1,67 @@
+"""Pictures of prompts and seeds that a run folder keeps as they are made, a batch at a time.
+
+A batch is one record.  So a run that goes on makes whole batches, which are the same as those of a run that never stopped:
+another batch shape would move the last bits of a picture.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Sequence
+
+from PIL import Image
+
+from textpatch.interrupts import finishing
+from textpatch.progress import counted
+
+AT_ONCE = 8  # pictures in a batch
+
+
+class Album:
+    """The pictures asked for, of which some may be in a run folder already.
+
+    asked     (prompt, seed) of each
+    draw      some of those asked for -> their pictures
+    open_run  () -> the run folder.  Called at once where there is one to go on with; else when the first batch is made,
+              so that a request which is refused leaves none
+    """
+
+    def __init__(self, asked: Sequence[tuple[str, int]], draw: Callable[[Sequence], list[Image.Image]],
+                 open_run: Callable, *, goes_on: bool):  # fmt: skip
+        self.asked, self.draw, self.open_run = asked, draw, open_run
+        self.run = open_run() if goes_on else None
+        records = self.run.records() if goes_on else []
+        self._done = {record["id"]: record["pictures"] for record in records}
+
+    def fill(self) -> None:
+        """Make what is missing.  A first Ctrl-C ends behind the batch that is begun."""
+        for part in counted([part for part in self._parts() if _id(part) not in self._done], "generate", "batch"):
+            with finishing():
+                self._make(part)
+
+    @property
+    def pictures(self) -> list[dict]:
+        """An entry with "prompt", "seed" and "image", a path in the folder, of each picture there is, in the order asked for."""
+        return [entry for part in self._parts() for entry in self._done.get(_id(part), [])]
+
+    def __str__(self) -> str:
+        there = f"{len(self.pictures)} of {len(self.asked)} pictures are made"
+        return there if self.run is None else f"{there} and in {self.run.folder}; the same command goes on with the rest"
+
+    def _parts(self) -> list[range]:
+        count = len(self.asked)
+        return [range(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE)]
+
+    def _make(self, part: range) -> None:
+        some = [self.asked[place] for place in part]
+        images = self.draw(some)
+        self.run = self.run or self.open_run()
+        entries = [
+            {"prompt": prompt, "seed": seed, "image": self.run.image(image)}
+            for (prompt, seed), image in zip(some, images, strict=True)
+        ]
+        self.run.append({"id": _id(part), "pictures": entries})
+        self._done[_id(part)] = entries
+
+
+def _id(part: range) -> str:
+    return f"pictures-{part.start}-{part.stop}"

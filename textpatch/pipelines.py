@@ -1,0 +1,134 @@
+"""What an application may ask of a pipeline: protocols in the smallest useful parts, checked at the door.
+
+B rows, C channels, H x W latent size
+
+Whatever has the members of a part serves the applications that need it.  Nobody asks for its class.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Iterator, Protocol, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from textpatch.errors import PatchError
+from textpatch.guidance import Guidance, State
+
+Slots = Callable[[int], object]  # step -> what the denoiser takes as `slots`
+
+
+class RunDefaults(Protocol):
+    """What a model is run with when nothing else is asked for."""
+
+    height: int  # latent size
+    width: int
+    text_box: tuple[int, int, int, int] | None
+    localized: tuple[int, ...]
+
+    def run(self, steps: int | None, guidance: float | Guidance | None) -> tuple[int, float | Guidance]:
+        """What was asked for, and in the place of None the model's own."""
+
+
+class NoiseSchedule(Protocol):
+    """The noise levels of a run."""
+
+    def timesteps(self, steps: int) -> Tensor:
+        """(steps,) what the denoiser is told."""
+
+    def sigmas(self, steps: int) -> Tensor:
+        """(steps + 1,) noise levels, from the first to the one that the last step lands on."""
+
+
+class SupportsSampling(Protocol):
+    """What `sample` and `edit` need."""
+
+    name: str
+    denoiser: nn.Module
+    schedule: NoiseSchedule
+    decoder: Callable
+    defaults: RunDefaults
+    device: torch.device
+    dtype: torch.dtype
+
+    def encode(self, prompts: Sequence[str | None]):
+        """The TextCondition of some prompts."""
+
+    def noises(self, seeds: Sequence[int]) -> Iterator[Tensor]:
+        """Standard normal draws (B, C, H, W): the starting one, then one per step that asks for noise."""
+
+    def denoise(self, x: Tensor, text, *, steps: int, guidance: float | Guidance, slots: Slots | None = None,
+                on_step=None, noises: Iterator[Tensor] | None = None) -> Tensor:  # fmt: skip
+        """Clean latents of starting noise x (B, C, H, W)."""
+
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of latents (B, C, H, W)."""
+
+
+class SupportsPartialRuns(Protocol):
+    """What rows with latents of their own need, and rows that join later, as those of `start_curve`."""
+
+    def enter(self, noise: Tensor, steps: int) -> Tensor:
+        """Standard normal noise (B, C, H, W) to the latents entering step 0."""
+
+    def advance(self, x: Tensor, text, state: State, *, only: range, steps: int, guidance: float | Guidance,
+                slots: Slots | None = None, on_step=None,
+                noises: Iterator[Tensor] | None = None) -> tuple[Tensor, State]:  # fmt: skip
+        """Latents and the guidance's state after some consecutive steps of a run."""
+
+
+class SupportsPairs(Protocol):
+    """What `localize` and `Trials` need beside sampling."""
+
+    upscales: bool
+
+    def check(self, prompts: Sequence[str], *, seeds: Sequence[int], steps: int) -> None:
+        """Raise PatchError for what would stop a run."""
+
+
+class SupportsWordTokens(Protocol):
+    """What contribution needs to find a word among the text tokens: encoders with `tokenizers`."""
+
+    encoders: object
+
+
+class SupportsModelCalls(Protocol):
+    """What attribution needs to call the denoiser by itself, as denoiser(x, t, text)."""
+
+    def model_input(self, x: Tensor, step: int, steps: int) -> Tensor:
+        """What the denoiser receives of the latents x (B, C, H, W) entering a step."""
+
+
+def require_parts(pipeline, asker: str, *parts: type) -> None:
+    """Raise PatchError unless a pipeline has every member of the parts.
+
+    asker  the application, as the message names it
+    """
+    if isinstance(pipeline, str):
+        raise PatchError(f"{asker} was given the name {pipeline!r}, and needs a loaded pipeline: load({pipeline!r})")
+    for part in parts:
+        lacking = [name for name in _members(part) if not hasattr(pipeline, name)]
+        if lacking:
+            raise PatchError(
+                f"{asker} needs a pipeline with {', '.join(_members(part))} (textpatch.pipelines.{part.__name__}), and "
+                f"{type(pipeline).__name__} has no {', '.join(lacking)}; {_cure(pipeline)}"
+            )
+
+
+def _members(part: type) -> list[str]:
+    methods = [name for name in vars(part) if not name.startswith("_")]
+    return [*part.__annotations__, *methods]
+
+
+def _cure(pipeline) -> str:
+    """What to do with an object that is no pipeline of ours."""
+    model = next((name for name in ("transformer", "unet") if hasattr(pipeline, name)), None)
+    if model is not None:
+        return (
+            f"for somebody else's pipeline use capture and patch on its .{model}, "
+            "or save it and give load() the folder"
+        )
+    if isinstance(pipeline, nn.Module):
+        return "a model alone takes capture and patch; a pipeline comes from load()"
+    return "a pipeline comes from load()"
