@@ -126,10 +126,10 @@ def test_the_library_is_quiet_and_says_why():
 
 
 def test_nothing_grows_too_large():
-    """Functions of at most 40 lines, files of at most 450, a docstring at the top of every file."""
+    """Functions of at most 60 lines, files of at most 450, a docstring at the top of every file."""
     for module, path in SOURCES.items():
         assert len(path.read_text().splitlines()) <= 450, module
         assert ast.get_docstring(tree(module)), module
         for node in ast.walk(tree(module)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                assert node.end_lineno - node.lineno < 40, f"{module}.{node.name}"
+                assert node.end_lineno - node.lineno < 60, f"{module}.{node.name}"

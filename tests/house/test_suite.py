@@ -32,7 +32,7 @@ def imported(tree: ast.Module) -> set[str]:
 
 
 def listing() -> str:
-    """A heading for each folder and, below it, a line for each file: its name and its docstring's first line."""
+    """A heading for each folder and, below it, a line for each file: its name and its docstring's first sentence."""
     lines, folder = [], None
     for path, tree in sources().items():
         here, _, name = path.rpartition("/")
@@ -41,8 +41,14 @@ def listing() -> str:
         if here != folder:
             lines += ["", f"### {here or 'tests'}", ""]
             folder = here
-        lines.append(f"* `{name}`  {ast.get_docstring(tree).splitlines()[0]}")
+        lines.append(f"* `{name}`  {summary(tree)}")
     return "\n".join(lines) + "\n"
+
+
+def summary(tree: ast.Module) -> str:
+    """The first sentence of a source's docstring, in one line; empty where there is none."""
+    paragraph = " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", paragraph)[0]
 
 
 def test_no_test_file_imports_another():
@@ -59,10 +65,9 @@ def test_no_test_file_imports_another():
 
 
 def test_every_file_says_what_it_is_about():
-    """A docstring begins every file, and its first line is a sentence."""
+    """A docstring begins every file, and it begins with a sentence."""
     for path, tree in sources().items():
-        first = (ast.get_docstring(tree) or "").splitlines()[:1]
-        assert first and first[0].endswith((".", ":")), path
+        assert summary(tree).endswith((".", ":")), path
 
 
 def test_the_readme_lists_every_file():
