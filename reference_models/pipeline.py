@@ -57,7 +57,8 @@ class Defaults:
         fits |= {"text_box": self.text_box is None or _are_whole(self.text_box, 4), "localized": _are_whole(self.localized),
                  "micro": self.micro is None or _are_whole(self.micro, 6)}  # fmt: skip
         for name in (name for name, fit in fits.items() if not fit):
-            raise PatchError(f"{name} is {getattr(self, name)!r} among what a model is run with; give {WANTED[name]}")
+            found = f"{name} is {getattr(self, name)!r} among what a model is run with"
+            raise PatchError(f"{found}; give {WANTED[name]}")
 
     def run(self, steps: int | None, guidance: float | Guidance | None) -> tuple[int, float | Guidance]:
         """What was asked for, and in the place of None the model's own.
@@ -202,8 +203,9 @@ class Pipeline(nn.Module):
         self.schedule.timesteps(steps)
         _require_seeds(seeds)
         distinct = list(dict.fromkeys(prompts))
+        read = getattr(self.encoders, "check", self.encode)  # other people's encoders may have to encode to know
         for start in range(0, len(distinct), AT_ONCE):
-            self.encode(distinct[start : start + AT_ONCE])
+            read(distinct[start : start + AT_ONCE])
 
     def noises(self, seeds: Sequence[int]) -> Iterator[Tensor]:
         """Standard normal draws (B, C, H, W) without end: the starting one, then one per step that asks for noise.

@@ -69,6 +69,10 @@ class SDXLTextEncoders(nn.Module):
             pooled = pooled.masked_fill(none[:, None], 0)
         return TextCondition(tokens, pooled)
 
+    def check(self, prompts: Sequence[str | None]) -> None:
+        """Raise what encoding would for prompts that cannot be read.  No encoder runs."""
+        _require_tokens(tokenize(prompts, self.tokenizers, self.limits), self)
+
 
 class SD3TextEncoders(nn.Module):
     """Two CLIPs and a T5, in the order of Stable Diffusion 3 (arXiv 2403.03206, app. B.3).
@@ -115,6 +119,10 @@ class SD3TextEncoders(nn.Module):
         pooled = torch.cat([first.text_embeds, second.text_embeds], dim=-1)
         return TextCondition(torch.cat([clips, t5], dim=1), pooled)
 
+    def check(self, prompts: Sequence[str | None]) -> None:
+        """Raise what encoding would for prompts that cannot be read.  No encoder runs."""
+        _require_tokens(tokenize(prompts, self.tokenizers, self.limits), self)
+
 
 class IFTextEncoder(nn.Module):
     """The T5 of DeepFloyd IF: 77 tokens, of which it attends to those that are no padding.
@@ -133,11 +141,18 @@ class IFTextEncoder(nn.Module):
 
     def forward(self, prompts: Sequence[str | None]) -> TextCondition:
         """TextCondition: tokens (B, T, C).  Raises PromptError as `tokenize` does."""
-        plain = [self.as_read(text) for text in _texts(prompts)]
-        (tokens,) = tokenize(plain, self.tokenizers, self.limits)
+        (tokens,) = self._tokens(prompts)
         ids = _ids(tokens, self.text_encoder)
         states = self.text_encoder(ids, attention_mask=tokens.attention_mask.to(ids.device))
         return TextCondition(states.last_hidden_state)
+
+    def check(self, prompts: Sequence[str | None]) -> None:
+        """Raise what encoding would for prompts that cannot be read.  No encoder runs."""
+        _require_tokens(self._tokens(prompts), self)
+
+    def _tokens(self, prompts: Sequence[str | None]) -> list[BatchEncoding]:
+        plain = [self.as_read(text) for text in _texts(prompts)]
+        return tokenize(plain, self.tokenizers, self.limits)
 
     def as_read(self, prompt: str) -> str:
         """What the tokenizer is given of a prompt."""
@@ -210,6 +225,12 @@ def _ids(tokens: BatchEncoding, encoder: CLIPTextModel | CLIPTextModelWithProjec
     if highest >= known:  # here, since on a GPU it is no exception but the end of the process
         raise WeightsError(f"the tokenizer gave token {highest}, its encoder has 0 to {known - 1}; fetch both again")
     return tokens.input_ids.to(encoder.device)
+
+
+def _require_tokens(tokens: Sequence[BatchEncoding], encoders: nn.Module) -> None:
+    """Raise WeightsError for ids that their encoder has no vector for."""
+    for some, encoder in zip(tokens, encoders.children(), strict=True):
+        _ids(some, encoder)
 
 
 def _side_by_side(first: ModelOutput, second: ModelOutput) -> Tensor:

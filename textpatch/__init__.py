@@ -46,8 +46,8 @@ def __getattr__(name: str):
     if name not in _HOME_OF:
         from textpatch.errors import closest
 
-        known = closest(name, __all__)
-        raise AttributeError(f"module 'textpatch' has no attribute {name!r}{known}", name=name, obj=sys.modules[__name__])
+        message = f"module 'textpatch' has no attribute {name!r}{closest(name, __all__)}"
+        raise AttributeError(message, name=name, obj=sys.modules[__name__])
     return getattr(importlib.import_module(f"textpatch.{_HOME_OF[name]}"), name)
 
 

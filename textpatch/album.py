@@ -1,7 +1,7 @@
 """Pictures of prompts and seeds that a run folder keeps as they are made, a batch at a time.
 
-A batch is one record.  So a run that goes on makes whole batches, which are the same as those of a run that never stopped:
-another batch shape would move the last bits of a picture.
+A batch is one record.  So a run that goes on makes whole batches, the same as a run that never stopped.
+Another batch shape would move the last bits of a picture.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Callable, Sequence
 from PIL import Image
 
 from textpatch.interrupts import finishing
-from textpatch.progress import counted
+from textpatch.progress import counted, phase
 
 AT_ONCE = 8  # pictures in a batch
 
@@ -21,8 +21,9 @@ class Album:
 
     asked     (prompt, seed) of each
     draw      some of those asked for -> their pictures
-    open_run  () -> the run folder.  Called at once where there is one to go on with; else when the first batch is made,
-              so that a request which is refused leaves none
+    open_run  () -> the run folder.  Called at once if the run goes on, else when the first batch is made:
+              a request that is refused leaves no folder
+    goes_on   whether there is a folder to go on with
     """
 
     def __init__(self, asked: Sequence[tuple[str, int]], draw: Callable[[Sequence], list[Image.Image]],
@@ -34,18 +35,23 @@ class Album:
 
     def fill(self) -> None:
         """Make what is missing.  A first Ctrl-C ends behind the batch that is begun."""
-        for part in counted([part for part in self._parts() if _id(part) not in self._done], "generate", "batch"):
-            with finishing():
-                self._make(part)
+        lacking = [part for part in self._parts() if _id(part) not in self._done]
+        with phase("generate", "batch"):
+            for part in counted(lacking):
+                with finishing():
+                    self._make(part)
 
     @property
     def pictures(self) -> list[dict]:
-        """An entry with "prompt", "seed" and "image", a path in the folder, of each picture there is, in the order asked for."""
+        """Entries of what is there, in the order asked for: "prompt", "seed", and "image", its path."""
         return [entry for part in self._parts() for entry in self._done.get(_id(part), [])]
 
     def __str__(self) -> str:
+        """What there is, and how to go on if anything is kept."""
         there = f"{len(self.pictures)} of {len(self.asked)} pictures are made"
-        return there if self.run is None else f"{there} and in {self.run.folder}; the same command goes on with the rest"
+        if self.run is None:
+            return there
+        return f"{there} and in {self.run.folder}; the same command goes on with the rest"
 
     def _parts(self) -> list[range]:
         count = len(self.asked)

@@ -130,9 +130,7 @@ def patch(model: nn.Module, cache: KVCache, sites, *, rows: Sequence, steps: Ite
         raise PatchError("patch was given no row to read; name one per batch row, or leave patch out")
     if part not in ("kv", "k", "v"):
         raise PatchError(f"part is {part!r}; give 'kv', 'k' or 'v'")
-    for name, named in (("steps", steps), ("heads", heads), ("tokens", tokens)):
-        if named == ():
-            raise PatchError(f"{name} is empty, so nothing would be patched; give some, or leave it out to mean all")
+    _require_some(steps=steps, heads=heads, tokens=tokens)
 
     def swap(site: Site, which: str, call: Call, own: Tensor) -> Tensor | None:
         _require_rows(site, own, labels)
@@ -284,6 +282,13 @@ def _mixed(own: Tensor, stored: Tensor, site: Site, heads: tuple | None, tokens:
     h = torch.arange(site.text_heads) if heads is None else torch.tensor(heads)
     mixed.unflatten(-1, split)[t[:, None], h] = stored.unflatten(-1, split)[t[:, None], h]
     return mixed
+
+
+def _require_some(**fields: tuple[int, ...] | None) -> None:
+    """Raise PatchError for a field that names nothing."""
+    for name, values in fields.items():
+        if values == ():
+            raise PatchError(f"{name} is empty, so nothing would be patched; give some, or leave it out to mean all")
 
 
 def _each_row(rows) -> Sequence:

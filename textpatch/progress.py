@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Iterable, Iterator, Sequence
+from typing import Iterator, Sequence
 
 from tqdm import tqdm
 
@@ -15,7 +15,9 @@ _open: ContextVar[tqdm | None] = ContextVar("open", default=None)
 def phase(name: str, unit: str = "pair") -> Iterator[None]:
     """Show one line for all that is `counted` inside the block, and wipe it at the end.
 
-    unit  what is counted.  The total grows where the work itself decides how much there is to do.  A phase within a phase adds to the outer's line.
+    unit  what is counted
+    The total grows where the work itself decides how much there is to do.
+    A phase within a phase adds to the line there is.
     """
     if _open.get() is not None:
         yield
@@ -28,14 +30,11 @@ def phase(name: str, unit: str = "pair") -> Iterator[None]:
             _open.reset(token)
 
 
-def counted(items: Sequence, name: str, unit: str = "pair") -> Iterable:
-    """The items one by one, each done when the next is asked for, on the line of the open phase or of one of that name."""
-    if not items:
-        return
-    with phase(name, unit):
-        line = _open.get()
-        line.total += len(items)
-        line.refresh()
-        for item in items:
-            yield item
-            line.update()
+def counted(items: Sequence) -> Iterator:
+    """The items one by one, inside a phase, on its line.  Each is done when the next is asked for."""
+    line = _open.get()
+    line.total += len(items)
+    line.refresh()
+    for item in items:
+        yield item
+        line.update()

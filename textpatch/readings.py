@@ -13,7 +13,7 @@ from textpatch.errors import PatchError
 from textpatch.guidance import as_guidance
 from textpatch.pairs import SOURCE, TARGET, Pair, quoted
 from textpatch.plan import Plan, Row
-from textpatch.progress import counted
+from textpatch.progress import counted, phase
 from textpatch.search import Group
 from textpatch.trials import Trials, made_by
 
@@ -83,10 +83,11 @@ class Readings:
     def score(self, groups: Sequence[Group], pairs: int, what: str | None = None) -> list[np.ndarray]:
         """(pairs,) per group of one site: the mean over seeds."""
         units = self.trials.units(pairs)
-        for unit in counted([unit for unit in units if unit not in self.found], "screening"):
-            record = self._record(unit)
-            self.trials.join(record)
-            self.found[unit] = record[self.reading.name]
+        with phase("screening"):
+            for unit in counted([unit for unit in units if unit not in self.found]):
+                record = self._record(unit)
+                self.trials.join(record)
+                self.found[unit] = record[self.reading.name]
         name = what or self.reading.shown[0]
         values = np.array([[self.found[unit][str(site)][name] for unit in units] for (site,) in groups])
         return list(values.reshape(len(groups), pairs, -1).mean(axis=2))

@@ -17,7 +17,7 @@ from textpatch.metrics import f1_of_means
 from textpatch.pairs import SOURCE, TARGET
 from textpatch.pipelines import SupportsPartialRuns, require_parts
 from textpatch.plan import Plan, Row, Swap
-from textpatch.progress import counted
+from textpatch.progress import counted, phase
 from textpatch.sampling import sample
 from textpatch.search import latest_start
 from textpatch.sites import find_sites, select_sites
@@ -39,8 +39,9 @@ def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> d
     starts = list(range(steps)) if starts is None else sorted(set(starts))
     if not starts or not 0 <= starts[0] <= starts[-1] < steps:
         raise PatchError(f"start steps {starts}; this run has steps 0..{steps - 1}")
-    units = counted(trials.units(len(trials.pairs)), "start steps")
-    records = [_record(trials, unit, group, starts) for unit in units]
+    with phase("start steps"):
+        units = counted(trials.units(len(trials.pairs)))
+        records = [_record(trials, unit, group, starts) for unit in units]
     names = [_name(start) for start in starts]
     times, sigmas = (trials.pipeline.schedule.timesteps(steps), trials.pipeline.schedule.sigmas(steps))
     curve = [

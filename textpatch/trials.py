@@ -31,7 +31,8 @@ from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.pictures import open_picture
 from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.plan import Plan, Row, Swap
-from textpatch.progress import counted
+from textpatch.progress import counted, phase
+from textpatch.remembered import remembering
 from textpatch.sampling import decoding, sample_latents
 from textpatch.search import Group, interval, tells_spread
 from textpatch.sizes import picture_size
@@ -167,6 +168,7 @@ class Trials:
                  guidance: float | Guidance | None = None, start: int = 0, branch: str = "both", ocr=None, run=None,
                  micro_batch: int = 64):  # fmt: skip
         require_parts(pipeline, "a trial", SupportsSampling, SupportsPairs)
+        pipeline = remembering(pipeline)
         self.pipeline, self.start, self.branch = pipeline, start, branch
         self.steps, self.guidance = pipeline.defaults.run(steps, guidance)
         seeds = seeds if isinstance(seeds, Integral) else list(seeds)
@@ -208,8 +210,8 @@ class Trials:
         units = self.units(len(self.pairs) if pairs is None else pairs)[part]
         lacking = [unit for unit in units if not names <= self._pictures(unit).keys()]
         keep = lambda: None  # noqa: E731
-        with ThreadPoolExecutor(1, "read") as reader:
-            for unit in counted(lacking, "localize"):
+        with phase("pictures"), ThreadPoolExecutor(1, "read") as reader:
+            for unit in counted(lacking):
                 with finishing() as interrupted:
                     try:
                         made = self._made(unit, names - self._pictures(unit).keys(), groups, reader)
