@@ -4,9 +4,12 @@ from textpatch.metrics.image import (
     mse, mse_uint8_wrapped, pixels_outside, psnr, psnr_uint8_wrapped, ssim, windows_outside,
 )  # fmt: skip
 from textpatch.metrics.intervals import FEWEST, Interval, bootstrap, wilson
-from textpatch.metrics.ocr import Match, Tesseract, alphabet_of, characters, edit_distance, exact, f1, f1_of_means
+from textpatch.metrics.ocr import (
+    Match, Tesseract, alphabet_of, characters, edit_distance, exact, f1, f1_of_means,
+)  # fmt: skip
 
 __all__ = [
-    "FEWEST", "Interval", "Match", "Tesseract", "alphabet_of", "bootstrap", "characters", "edit_distance", "exact", "f1", "f1_of_means",
-    "mse", "mse_uint8_wrapped", "pixels_outside", "psnr", "psnr_uint8_wrapped", "ssim", "wilson", "windows_outside",
+    "FEWEST", "Interval", "Match", "Tesseract", "alphabet_of", "bootstrap", "characters", "edit_distance",
+    "exact", "f1", "f1_of_means", "mse", "mse_uint8_wrapped", "pixels_outside", "psnr", "psnr_uint8_wrapped", "ssim",
+    "wilson", "windows_outside",
 ]  # fmt: skip
