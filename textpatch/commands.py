@@ -297,7 +297,7 @@ def _attribute_pairs(options) -> list:
 
 
 def _reader(options, pipeline, pairs: list):
-    """Who reads the pictures: tesseract for a word, in its letters, and for other attributes of a sign the nearest drawing."""
+    """Who reads the pictures: tesseract a word, in its letters, the nearest drawing another attribute of a sign."""
     if options.what == WORD:
         from textpatch.metrics import Tesseract, alphabet_of
 

@@ -59,8 +59,8 @@ def read_pairs(path) -> list[tuple[str, str]]:
     """The prompt pairs in a file of lines `source<TAB>target`; blank lines are left out.
 
     A field may stand in quotes as spreadsheets write it, those inside doubled: "the word ""WORD"" here".
-    Raises PromptError, naming file and line, for a line that is no pair, a field whose quotes can be read in two ways,
-    a file without a pair, or one that is no text.
+    Raises PromptError, naming file and line, for a line that is no pair, a field whose quotes can be read in two
+    ways, a file without a pair, or one that is no text.
     """
     path = Path(path)
     lines = _lines(path, "a text of lines `source<TAB>target`")
@@ -84,18 +84,22 @@ def _prompt(field: str, place: str) -> str:
         _require_inner_quotes(field, place)
         return field
     if '"' in field and '"' not in prompt:
-        raise PromptError(f"{place}: the only quotes of {field!r} are those around the field, so no word is quoted; quote the "
-                          'word too, and double its quotes: "the word ""WORD"" here"')  # fmt: skip
+        raise PromptError(
+            f"{place}: the only quotes of {field!r} are those around the field, so no word is quoted; quote the word too, "
+            'and double its quotes: "the word ""WORD"" here"'
+        )
     return prompt if field.strip().startswith('"') else field
 
 
 def _require_inner_quotes(field: str, place: str) -> None:
-    """Raise PromptError if a field seems to be quoted as a whole around other quotes, not doubled: "a sign "WORD" here"."""
+    """Raise PromptError if a field may be quoted as a whole around quotes that are not doubled, "a sign "WORD" here"."""
     field = field.strip()
     texts = field.split('"')[1::2]
     if field.endswith('"') and any(text != text.strip() for text in texts):
-        raise PromptError(f"{place}: the quotes of {field!r} may be those around the field or those around words; leave out the "
-                          'outer ones, or double the inner ones: "the word ""WORD"" here"')  # fmt: skip
+        raise PromptError(
+            f"{place}: the quotes of {field!r} may be those around the field or those around words; "
+            'leave out the outer ones, or double the inner ones: "the word ""WORD"" here"'
+        )
 
 
 def differing(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -29,9 +29,10 @@ def answer(result: dict) -> str:
     """Say which sites carry the word, with their numbers; or what is not clear, and what to do about it.
 
     Where a responsible set was sought, the headline is of that set; elsewhere of the best site or group.
-    One site carries the word if its exact match to the target comes half of the way from the source run's to the
-    whole target run's; the sites of a larger set, if with them the F1 does.  A set below that carries part of it.
-    After a screening the two runs may have been seen on fewer pairs.  On fewer than FEWEST pairs nothing is credited.
+    One site carries the word if its exact match to the target comes half of the way from the source run's to
+    the whole target run's.  The sites of a larger set carry it if with them the F1 does.  A set below that carries
+    part of it.  On fewer than FEWEST pairs nothing is credited.
+    After a screening the two runs may have been seen on fewer pairs.
     Raises PatchError if `result` is no result.
     """
     return " ".join([*verdict(result), *search(result), *further(result)])
@@ -122,7 +123,7 @@ def verdict(result: dict) -> tuple[str, str]:
 
 
 def responsible_sites(result: dict) -> list:
-    """The sites of the responsible set; none where it is empty, was not sought, or the pairs are too few to credit any."""
+    """The sites of the responsible set; none where it is empty, was not sought, or pairs are too few to credit any."""
     return result["set"]["sites"] if result.get("set") and result["pairs"] >= FEWEST else []
 
 
@@ -140,7 +141,8 @@ def _of_the_set(result: dict) -> tuple[str, str]:
         return _carried(result, site)
     f1 = f"F1 towards the target is {_with_the_set(result)}, a clear gain. "
     return f"Site {site['site']} carries part of the {what_of(result)}.", (
-        f"{f1}But {_named(site)} comes less than half of the way to the whole target run: its {_reach(result, site)}"
+        f"{f1}But {_named(site)} comes less than half of the way to the whole target run: "
+        f"its {_reach(result, site)}"
     )
 
 
@@ -148,7 +150,8 @@ def _of_several(result: dict, chosen: list) -> tuple[str, str]:
     best = ranked_sites(result)[0]
     whole = _comes_half(result)
     alone = f"The best single site is {_named(best)}, and its {_reach(result, best)}"
-    rest = "" if whole else " That is less than half of the way: the rest enters elsewhere, or more pairs would show where."
+    less = " That is less than half of the way: the rest enters elsewhere, or more pairs would show where."
+    rest = "" if whole else less
     return f"S{listed(chosen)[1:]} together carry {'' if whole else 'part of '}the {what_of(result)}.", (
         f"F1 towards the target is {_with_the_set(result)}.{rest} {alone}"
     )
@@ -157,15 +160,17 @@ def _of_several(result: dict, chosen: list) -> tuple[str, str]:
 def _unread(result: dict) -> tuple[str, str]:
     source, target = (result["baselines"][run] for run, _ in RUNS)
     return "No answer.", (
-        f"In the whole target run its {what_of(result)} is read in {percent_of(target)} of the pictures, in the source run without a "
-        f"swap in {percent_of(source)}, so no site can be credited: look at the model's plain pictures and check what reads them."
+        f"In the whole target run its {what_of(result)} is read in {percent_of(target)} of the pictures, in the source "
+        f"run without a swap in {percent_of(source)}, so no site can be credited: look at the model's plain pictures and "
+        "check what reads them."
     )
 
 
 def _of_too_few(result: dict, best: dict) -> tuple[str, str]:
     few = "1 pair is" if result["pairs"] == 1 else f"{result['pairs']} pairs are"
     return "Not clear yet.", (
-        f"{few} too few to credit a site: give {FEWEST} or more. The best is {_named(best)}, and its {_reach(result, best)}"
+        f"{few} too few to credit a site: give {FEWEST} or more. "
+        f"The best is {_named(best)}, and its {_reach(result, best)}"
     )
 
 
@@ -183,7 +188,8 @@ def _of_the_best(result: dict, best: dict) -> tuple[str, str]:
     if not _spread(result, best):
         return _carried(result, best)
     return f"No single site carries the {what_of(result)}.", (
-        f"The best is {_named(best)}, and its {_reach(result, best)} The {what_of(result)} is spread over several sites, or enters elsewhere."
+        f"The best is {_named(best)}, and its {_reach(result, best)} "
+        f"The {what_of(result)} is spread over several sites, or enters elsewhere."
     )
 
 
@@ -201,7 +207,8 @@ def _reach(result: dict, site: dict) -> str:
     source, target = (result["baselines"][run] for run, _ in RUNS)
     return (
         f"exact match to the target is {percent_of(site)} over {_pictures(site)}; the whole target run reaches "
-        f"{percent_of(target)}{_over(target, site)}, the source run without a swap {percent_of(source)}{_over(source, site)}."
+        f"{percent_of(target)}{_over(target, site)}, the source run without a swap "
+        f"{percent_of(source)}{_over(source, site)}."
     )
 
 

@@ -6,8 +6,8 @@ A unit is what can be swapped alone, a site or a head; a group is a tuple of uni
                         pairs of some places, in their order
     gain(a, b) = s(values of a) - s(values of b),   s the statistic over pairs, the same pairs on both sides
 
-Intervals are 95 % over pairs, see `interval`.  A gain counts where its interval lies above zero, of a set that grows
-with EARLY's interval as long as pairs are left; on fewer than FEWEST pairs none does.
+Intervals are 95 % over pairs, see `interval`.  A gain counts where its interval lies above zero, of a set that
+grows with EARLY's interval as long as pairs are left.  On fewer than FEWEST pairs no gain counts.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ Score = Callable[[Sequence[Group], "int | Sequence[int]"], list[np.ndarray]]
 Statistic = Callable[..., np.ndarray]
 
 
-def interval(values: np.ndarray, statistic: Statistic = np.mean, level: float = 0.95) -> dict[str, float | None]:
-    """{"value", "low", "high"}: the statistic over pairs and its interval, bootstrapped.   values (n,) or (n, columns)
+def interval(
+    values: np.ndarray, statistic: Statistic = np.mean, level: float = 0.95
+) -> dict[str, float | None]:
+    """{"value", "low", "high"}: the statistic over pairs and its interval, bootstrapped.
 
-    Of fewer than FEWEST pairs, and of pairs that all score alike, a bootstrap has no width or next to none.  Their
-    interval is `wilson`'s, which scores from 0 to 1 stay in; other scores have none then, low and high are None.
+    values  (n,) or (n, columns)
+    Of fewer than FEWEST pairs, and of pairs that all score alike, a bootstrap has no width or next to none.
+    There scores from 0 to 1 have `wilson`'s interval.  Other scores have none: low and high are None.
     """
     value = _of(values, statistic)
     if tells_spread(values):
@@ -40,14 +43,14 @@ def interval(values: np.ndarray, statistic: Statistic = np.mean, level: float = 
 
 
 def tells_spread(values: np.ndarray) -> bool:
-    """Whether the pairs are enough, and differ, so that drawing them again tells how far their mean would move."""
+    """Whether the pairs are enough, and differ: drawing them again then tells how far their mean would move."""
     return len(values) >= FEWEST and bool((np.ptp(values, axis=0) > 1 - PERFECT).any())
 
 
 def gain(more: np.ndarray, less: np.ndarray, statistic: Statistic = np.mean, level: float = 0.95) -> dict[str, float]:
     """s(more) - s(less) and its bootstrapped interval, each draw of pairs taken on both sides.
 
-    Of fewer than FEWEST pairs it is all that scores from 0 to 1 can differ by, -1 to 1, so that no gain is clear.
+    Of fewer than FEWEST pairs it is -1 to 1, all that scores from 0 to 1 can differ by: no gain is clear.
     Where all pairs gain alike it has no width.
     """
     columns = np.atleast_2d(more.T)
@@ -328,9 +331,10 @@ def take_away(score: Score, units: Sequence, pairs: int, statistic: Statistic = 
 
 
 def latest_start(values: Sequence[np.ndarray], statistic: Statistic = np.mean) -> int:
-    """The last start step whose score is not clearly below the best one's, or on fewer than FEWEST pairs not below it.
+    """The last start step whose score is not clearly below the best one's.
 
     values  of each start, in order
+    On fewer than FEWEST pairs, where no loss is clear, it is the last whose score is not below at all.
     """
     best = values[ranking(values, statistic)[0]]
     lost = [gain(best, value, statistic) for value in values]

@@ -70,21 +70,25 @@ def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int
 
 
 def _require_once(pairs: Sequence[Pair]) -> None:
-    """Raise PromptError for a pair that is there twice: its pictures would be the same, and count as more evidence."""
+    """Raise PromptError for a pair that is there twice: the same pictures would count as more evidence."""
     places: dict[tuple[str, str], int] = {}
     for place, pair in enumerate(pairs):
         first = places.setdefault((pair.source, pair.target), place)
         if first != place:
-            raise PromptError(f"pairs {first} and {place} are the same, {pair.source!r} and {pair.target!r}, and would count as "
-                              "two; give each pair once, and more seeds for more pictures of it")  # fmt: skip
+            raise PromptError(
+                f"pairs {first} and {place} are the same, {pair.source!r} and {pair.target!r}, and would count as two; "
+                "give each pair once, and more seeds for more pictures of it"
+            )
 
 
 def _require_background(box, height: int, width: int) -> None:
     """Raise PatchError where the lettering leaves no window in which two backgrounds could be compared."""
     if not metrics.windows_outside(box, height, width).any():
-        raise PatchError(f"text_box {tuple(box)} of pictures of {height}x{width} pixels (height x width) leaves no window of "
-                         f"{WINDOW}x{WINDOW} for the background's SSIM; give the pipeline's defaults a smaller text_box, or "
-                         "None, and the whole picture is compared")  # fmt: skip
+        raise PatchError(
+            f"text_box {tuple(box)} of pictures of {height}x{width} pixels (height x width) leaves no window of "
+            f"{WINDOW}x{WINDOW} for the background's SSIM; give the pipeline's defaults a smaller text_box, "
+            "or None, and the whole picture is compared"
+        )
 
 
 def _pair(pair) -> Pair:
@@ -96,9 +100,10 @@ def _pair(pair) -> Pair:
 
 
 def require_known_letters(pairs: Sequence[Pair], reader) -> None:
-    """Raise PromptError for a word with letters that the reader never answers with; nothing is known of most readers.
+    """Raise PromptError for a word with letters that the reader never answers with.
 
-    Letters count as they are written: scores know no case, but tesseract told to read capitals reads no small ones.
+    Letters count as they are written: scores know no case, but told to read capitals tesseract reads no small ones.
+    A reader whose `describe()` names no alphabet takes any word.
     """
     alphabet = reader.describe().get("alphabet")
     if alphabet is None:
@@ -107,8 +112,9 @@ def require_known_letters(pairs: Sequence[Pair], reader) -> None:
         unknown = [letter for letter in dict.fromkeys(word) if letter not in alphabet and not letter.isspace()]
         if unknown:
             raise PromptError(
-                f"the word {word!r} has {', '.join(map(repr, unknown))}, and {type(reader).__name__} answers with {alphabet!r} "
-                "alone; write the word in these, or give a reader that knows its letters: ocr=Tesseract(alphabet=...)"
+                f"the word {word!r} has {', '.join(map(repr, unknown))}, and {type(reader).__name__} answers with "
+                f"{alphabet!r} alone; write the word in these, or give a reader that knows its letters: "
+                "ocr=Tesseract(alphabet=...)"
             )
 
 
@@ -160,8 +166,8 @@ class Trials:
     run         a store.Run: what is made is kept there as a record, and is not made again
     records     one dict per pair and seed touched, with all its pictures by row name
     generations how many rows were generated for them: a donor that travels with a later batch counts again
-    Raises PatchError for a start outside the run and for no pairs or seeds, OCRError if no text can be read, PromptError
-    for words that the reader cannot spell.
+    Raises PatchError for a start outside the run and for no pairs or seeds, OCRError if no text can be read,
+    PromptError for a pair that is there twice and for words that the reader cannot spell.
     """
 
     def __init__(self, pipeline: SupportsSampling, pairs: Sequence, *, seeds: Sequence[int] = (0,), steps: int | None = None,
@@ -379,8 +385,8 @@ def scores(records: Sequence[dict], name: str) -> dict:
     """Every score of one row name over the n records that have it, with its 95 % interval over prompt pairs, if several.
 
     Of the background, over those n_background of them that have the source's own picture.
-    Shares of exact matches have `wilson`'s interval, F1s that of `search.interval`, distances a bootstrapped one, or
-    none where it would have no width.
+    Shares of exact matches have `wilson`'s interval, F1s that of `search.interval`, distances a bootstrapped one,
+    or none where it would have no width.
     """
     records = [record for record in records if name in record["pictures"]]
     if not records:

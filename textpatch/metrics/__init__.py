@@ -11,6 +11,7 @@ from textpatch.metrics.ocr import Tesseract, alphabet_of
 from textpatch.metrics.text import Match, characters, edit_distance, exact, f1, f1_of_means
 
 __all__ = [
-    "FEWEST", "Interval", "Match", "Tesseract", "alphabet_of", "bootstrap", "characters", "edit_distance", "exact", "f1", "f1_of_means",
-    "mse", "mse_uint8_wrapped", "pixels_outside", "psnr", "psnr_uint8_wrapped", "ssim", "wilson", "windows_outside",
+    "FEWEST", "Interval", "Match", "Tesseract", "alphabet_of", "bootstrap", "characters", "edit_distance",
+    "exact", "f1", "f1_of_means", "mse", "mse_uint8_wrapped", "pixels_outside", "psnr", "psnr_uint8_wrapped", "ssim",
+    "wilson", "windows_outside",
 ]  # fmt: skip

@@ -52,14 +52,17 @@ def bootstrap(
 def wilson(share: float, n: int, *, level: float = 0.95) -> Interval:
     """Score interval of a share of yes among n independent answers.   (Wilson 1927)
 
-        low, high = (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n),   z = quantile (1 + level)/2
+        low, high = (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
 
-    share  p, from 0 to 1; the mean of n values between 0 and 1, too, which spread less than yes and no of that mean
+    z      the normal quantile of (1 + level) / 2
+    share  p, from 0 to 1; the mean of n values from 0 to 1, too, which spread less than yes and no of that mean
     It has a width where all answers are alike: of n times yes it is n / (n + z^2) to 1.
     Raises PatchError for no answers, a share that is none, or a level outside 0..1.
     """
     if n < 1 or not 0 <= share <= 1 or not 0 < level < 1:
-        raise PatchError(f"wilson got share={share}, n={n} and level={level}; needs 0 <= share <= 1, n >= 1 and 0 < level < 1")
+        raise PatchError(
+            f"wilson got share={share}, n={n} and level={level}; needs 0 <= share <= 1, n >= 1 and 0 < level < 1"
+        )
     z = NormalDist().inv_cdf((1 + level) / 2)
     middle = share + z**2 / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 import torch
-from small import PROMPTS, save_small, small_pipeline
-from strategies import build_pipeline
+from support.small_models import PROMPTS, save_small, small_pipeline
+from support.strategies import build_pipeline
 
 from textpatch import cli, remembered
 from textpatch.errors import PatchError
