@@ -60,8 +60,8 @@ def _one_model(options) -> str:
 def generate(options) -> None:
     """`textpatch generate`: one picture per prompt and seed, and a sheet of all."""
     from textpatch.album import Album
-    from textpatch.figures import contact_sheet, png
-    from textpatch.pictures import open_picture
+    from textpatch.figures import contact_sheet
+    from textpatch.pictures import open_picture, png
 
     pipeline = _load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
@@ -142,9 +142,10 @@ def localize(options) -> None:
 
 def edit(options) -> None:
     """`textpatch edit`: source, edited and target picture side by side, and the plan that made them."""
-    from textpatch.edit import edit as edit_
     from textpatch.edit import upscaled
-    from textpatch.figures import contact_sheet, png
+    from textpatch.edit import edit as edit_
+    from textpatch.figures import contact_sheet
+    from textpatch.pictures import png
 
     pipeline = _load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
@@ -181,8 +182,8 @@ def audit(options) -> None:
 
 def doctor(options) -> None:
     """`textpatch doctor`: what is installed and whether every part works."""
+    from textpatch.exits import broken
     from textpatch.metrics import Tesseract
-    from textpatch.optional import broken
 
     for name, version in _versions().items():
         print(f"{name:<14}{version}")
@@ -246,7 +247,7 @@ def _own_device(device: str) -> str:
 
 def _load_sized(options):
     """The model, for pictures of --height and --width."""
-    from textpatch.sizes import sized
+    from textpatch.pipelines import sized
 
     return sized(_load(options), options.height, options.width)
 
@@ -302,7 +303,7 @@ def _reader(options, pipeline, pairs: list):
         from textpatch.metrics import Tesseract, alphabet_of
 
         return Tesseract(alphabet=alphabet_of(word for pair in pairs for word in pair.words))
-    from textpatch.sizes import picture_size
+    from textpatch.pipelines import picture_size
     from textpatch.weights.attributes import SignReader
 
     reader, size = SignReader(), picture_size(pipeline)

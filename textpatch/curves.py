@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from textpatch.markup import safe
+from textpatch.html import safe
 
 _LEFT, _TOP, _WIDE, _HIGH, _BOTTOM = 40, 14, 620, 190, 40  # px: margins, and the plane between them
 _COLOURS = "one", "two"

@@ -11,8 +11,8 @@ from PIL import Image
 
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance
+from textpatch.html import figure, fragment, safe
 from textpatch.ledger import Ledger
-from textpatch.markup import figure, fragment, safe
 from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.pipelines import SupportsSampling, require_parts
 from textpatch.plan import Plan

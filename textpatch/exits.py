@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import sys
 import traceback
 
 from textpatch.errors import DiskError, PatchError
-from textpatch.optional import broken
 
 FAULT, REFUSED, DISK, INTERRUPTED, UNHEARD = 1, 2, 74, 130, 141  # 74: EX_IOERR; 128 + SIGINT; 128 + SIGPIPE
 LONGEST = 2000  # characters of a line, of which a prompt or a file may put in a million
+
+PACKAGES = ("matplotlib", "triton", "torchvision", "peft", "accelerate", "diffusers")
 
 
 def guarded(work, *arguments, debug: bool = False) -> int:
@@ -62,3 +65,15 @@ def _reason() -> str:
     """What transformers imports, too, and cannot: its own error would not tell; or else that it is our fault."""
     faults = [f"{name} is installed and broken ({fault}), install it anew or remove it" for name, fault in broken().items()]
     return "; ".join(faults) or "a fault of textpatch, --debug shows where: please report it"
+
+
+def broken() -> dict[str, str]:
+    """Package -> the error its import raises, of those installed; any exception: torchvision of another torch has its own."""
+    found = {}
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is not None:
+            try:
+                importlib.import_module(name)
+            except Exception as error:
+                found[name] = f"{type(error).__name__}: {error}"
+    return found

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from textpatch.errors import PatchError
-from textpatch.result import credited, plain, ranked_sites, score_of, size_of, value_of, what_of
+from textpatch.result import credited, ranked_sites, score_of, size_of, value_of, what_of
+from textpatch.text import plain
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers
 BLUE, ORANGE, INK, GREY, PALE = "#0072B2", "#D55E00", "#1c2430", "#66707d", "#a9bfd3"
@@ -199,10 +200,3 @@ def _centred(draw, text, box, font, colour) -> None:
     while draw.textlength(text, font) > width and len(text) > 1:
         text = text[:-2].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
     draw.text((x + width / 2, y + height / 2), text, fill=colour, font=font, anchor="mm")
-
-
-def png(picture: Image.Image) -> bytes:
-    """A picture as the bytes of a PNG file."""
-    data = io.BytesIO()
-    picture.save(data, "PNG")
-    return data.getvalue()

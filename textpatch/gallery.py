@@ -14,9 +14,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from textpatch.markup import figure, safe
+from textpatch.html import figure, safe
 from textpatch.metrics import f1_of_means
-from textpatch.result import credited, decimal, plain
+from textpatch.result import credited, decimal
+from textpatch.text import plain
 
 ENDS = {"source": "source, no swap", "target": "target"}
 _TO, _BACK, _NONE = " \N{RIGHTWARDS ARROW} ", "\N{LEFTWARDS ARROW} back to the heat map", "\N{MIDDLE DOT}"

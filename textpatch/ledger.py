@@ -22,6 +22,7 @@ from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
 from textpatch.plan import Plan, Row, Swap
 from textpatch.sites import Site, find_sites, select_sites
+from textpatch.text import aligned
 
 SCHEMA_VERSION = 1
 LINES = 30
@@ -108,13 +109,7 @@ class Ledger:
         ]  # fmt: skip
         more = len(self.entries) - len(shown)
         silent = [f"silent: swap {s.swap} ({s.what}): {s.why}" for s in self.silent]
-        return "\n".join(_aligned([titles, *shown]) + ([f"... and {more} more"] if more else []) + silent)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table, its columns flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
+        return "\n".join(aligned([titles, *shown]) + ([f"... and {more} more"] if more else []) + silent)
 
 
 def _number(value: float | None) -> str:

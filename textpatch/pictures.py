@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 import zlib
@@ -36,3 +37,10 @@ def require_bounded(image: Image.Image, what: str) -> None:
     """Raise PatchError, before a pixel is decoded, for a picture of more than 2^25 pixels."""
     if image.width * image.height > MOST_PIXELS:
         raise PatchError(f"{what} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are opened, shrink it")
+
+
+def png(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    return data.getvalue()

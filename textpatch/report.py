@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 
 from textpatch.curves import curve
-from textpatch.figures import contact_sheet, heatmap_png, png
+from textpatch.figures import contact_sheet, heatmap_png
 from textpatch.gallery import ENDS, columns, credited_row, gallery, heat_map
-from textpatch.markup import data_uri, fragment, page, safe, table
-from textpatch.pictures import open_picture
+from textpatch.html import data_uri, fragment, page, safe, table
+from textpatch.pictures import open_picture, png
 from textpatch.result import (
-    RUNS, at_most, decimal, further, is_out, listed, ranked_sites, search, share_of, signed, size_of, span_of, value_of, verdict, what_of,
+    RUNS, at_most, decimal, further, is_out, listed, ranked_sites, search, share_of, signed, size_of, span_of,
+    value_of, verdict, what_of,
 )  # fmt: skip
 from textpatch.store import flatten
 

@@ -15,6 +15,7 @@ import shutil
 
 from textpatch.errors import PatchError
 from textpatch.metrics import FEWEST
+from textpatch.text import plain
 
 SCHEMA_VERSION = 3
 RUNS = (("source", "source, no swap"), ("target", "whole target run"))
@@ -371,11 +372,6 @@ def percent_of(scores: dict, metric: str = "exact_target") -> str:
     score = {name: None if x is None else f"{100 * x:.0f}" for name, x in score_of(scores, metric).items()}
     interval = f" [{score['low']}, {score['high']}]" if score.get("low") else ""
     return f"{score.get('value') or '-'} %{interval}"
-
-
-def plain(text) -> str:
-    """One line of printable text: prompts and OCR may hold newlines, terminal escapes, lone surrogates."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
 
 
 def share_of(result: dict, sites: list[dict]) -> str:

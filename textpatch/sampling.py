@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from textpatch.bank import Texts, encode, spelled_out
 from textpatch.errors import PatchError, closest
 from textpatch.guidance import Guidance, State, as_guidance, branch_rows
+from textpatch.html import figure, fragment, safe
 from textpatch.ledger import Ledger, Recorder, compiled
-from textpatch.markup import figure, fragment, safe
 from textpatch.pipelines import SupportsPartialRuns, SupportsSampling, require_parts
 from textpatch.plan import CONDITIONAL, Plan, Row
 from textpatch.sites import find_sites

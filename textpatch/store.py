@@ -21,13 +21,8 @@ from typing import Sequence
 
 from PIL import Image
 
-from textpatch.disk import explained, sweep, sync_folder, write
+from textpatch.disk import alone_in, as_json, explained, lock, read_json, sweep, sync_folder, write
 from textpatch.errors import StoreError, closest
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; there each writer needs a worker name of its own
-    fcntl = None
 
 SCHEMA_VERSION = 1
 ABSENT = "absent"
@@ -85,11 +80,11 @@ class Run:
         changed = _differences(_rest(stored), _rest(new)) | asked
         entry = {name: {"stored": old, "now": now} for name, (old, now) in changed.items()}
         if entry:
-            with _alone_in(folder):
+            with alone_in(folder):
                 stored = _read_manifest(folder / "manifest.json")  # where another worker may have told its own meanwhile
                 if entry not in stored.setdefault("resumed", []):
                     stored["resumed"].append(entry)
-                    write(folder / "manifest.json", _json(stored, indent=1), worker)
+                    write(folder / "manifest.json", as_json(stored, indent=1), worker)
         return cls(folder, stored, worker, changed=changed)
 
     def append(self, record: dict) -> None:
@@ -152,7 +147,7 @@ class Run:
 
     def write_json(self, name: str, value) -> Path:
         """Write JSON whole or not at all; raises StoreError for NaN, Infinity and what is not JSON."""
-        return self.write_bytes(name, _json(value, indent=1) + b"\n")
+        return self.write_bytes(name, as_json(value, indent=1) + b"\n")
 
     def write_csv(self, name: str, rows: list[dict]) -> Path:
         """Write rows as CSV; the columns are all keys in order of first appearance, None is an empty cell."""
@@ -161,15 +156,6 @@ class Run:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in line] for line in lines)
         return self.write_text(name, text.getvalue())
-
-
-def read_json(path):
-    """Read one JSON file; raises StoreError naming the file if it is missing or damaged."""
-    with explained(path, "read"):
-        try:
-            return json.loads(Path(path).read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise StoreError(f"{path} is not JSON ({error}): damaged, or not ours") from error
 
 
 def flatten(tree, prefix: str = "") -> dict:
@@ -187,7 +173,7 @@ def flatten(tree, prefix: str = "") -> dict:
 def _stamped(manifest: dict) -> dict:
     if not isinstance(manifest, dict) or "request" not in manifest:
         raise StoreError('a manifest is a dict with a "request": everything that decides the results')
-    plain = json.loads(_json(manifest))  # as it will be read back: tuples are lists, keys are strings
+    plain = json.loads(as_json(manifest))  # as it will be read back: tuples are lists, keys are strings
     return {**plain, "schema_version": SCHEMA_VERSION, "key": _key(plain["request"])}
 
 
@@ -225,7 +211,7 @@ def _claim(folder: Path, manifest: dict, worker: str) -> dict | None:
     if strangers:
         shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
         raise StoreError(f"{folder} holds {shown} but no manifest.json, so it is no run; give another --out")
-    claimed = write(path, _json(manifest, indent=1), worker, exclusive=True)
+    claimed = write(path, as_json(manifest, indent=1), worker, exclusive=True)
     return None if claimed else _read_manifest(path)
 
 
@@ -281,7 +267,7 @@ def _short(value, limit: int = 60) -> str:
 
 def _sealed(record: dict) -> bytes:
     """One line: the record, with the crc32 of its JSON as last entry, so that no flipped bit goes unseen."""
-    body = _json(record)
+    body = as_json(record)
     return body[:-1] + _SEAL % zlib.crc32(body) + b"\n"
 
 
@@ -308,7 +294,7 @@ def _read_records(path: Path) -> tuple[list[dict], list[int], int]:
 def _append(path: Path, line: bytes) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        _lock(descriptor)
+        lock(descriptor)
         start = _cut_torn_line(descriptor)
         try:
             if os.write(descriptor, line) != len(line):
@@ -319,26 +305,6 @@ def _append(path: Path, line: bytes) -> None:
             raise
         if start == 0:
             sync_folder(path.parent)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int) -> None:
-    if fcntl:
-        with contextlib.suppress(OSError):  # a network disk without locks: worker names keep writers apart
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path):
-    """One worker at a time, where folders can be locked."""
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor)
-        yield
     finally:
         os.close(descriptor)
 
@@ -371,13 +337,6 @@ def _inside(folder: Path, name: str) -> Path:
     if not path.parent.resolve().is_relative_to(folder.resolve()):
         raise StoreError(f"{name!r} leads out of {folder} through a link; remove the link")
     return path
-
-
-def _json(value, indent: int | None = None) -> bytes:
-    try:
-        return json.dumps(value, allow_nan=False, indent=indent).encode("ascii")
-    except (TypeError, ValueError, RecursionError) as error:
-        raise StoreError(f"this cannot be stored as JSON: {error}") from error
 
 
 def _cell(value):

@@ -29,13 +29,12 @@ from textpatch.interrupts import finishing
 from textpatch.metrics.image import WINDOW
 from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.pictures import open_picture
-from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
+from textpatch.pipelines import SupportsPairs, SupportsSampling, picture_size, require_parts
 from textpatch.plan import Plan, Row, Swap
 from textpatch.progress import counted, phase
 from textpatch.remembered import remembering
 from textpatch.sampling import decoding, sample_latents
 from textpatch.search import Group, interval, tells_spread
-from textpatch.sizes import picture_size
 
 
 def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int, start: int = 0) -> list[Pair]:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from textpatch.disk import placed
 from textpatch.errors import PatchError, StoreError, WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
 from textpatch.reference_models.mmdit import MMDiT
@@ -19,7 +20,6 @@ from textpatch.reference_models.sdxl import SDXL
 from textpatch.weights.configs import DENOISERS
 from textpatch.weights.layouts import CLIP, T5, Layout
 from textpatch.weights.load import CLIP_SIZES, T5_SIZES
-from textpatch.weights.placing import placed
 from textpatch.weights.schedulers import SCHEDULES
 
 # Pipeline class, and the folder of its denoiser.

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from textpatch.attention import row_slots
+from textpatch.disk import placed, writing
 from textpatch.errors import PatchError, WeightsError, closest
 from textpatch.exits import guarded
 from textpatch.reference_models.pipeline import SEEDS, Defaults, Pipeline, pixels, read_beside
@@ -33,7 +34,6 @@ from textpatch.weights.families import FAMILIES
 from textpatch.weights.files import open_tensors
 from textpatch.weights.load import SHIPPED, load
 from textpatch.weights.noising import objective
-from textpatch.weights.placing import placed, writing
 from textpatch.weights.recipes import RECIPES, Recipe
 from textpatch.weights.save import save_pipeline
 from textpatch.weights.signs import SAYINGS, Sign, draw_sign, random_sign, with_word

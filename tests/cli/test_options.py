@@ -12,12 +12,13 @@ from support.small_models import DEFAULTS, PROMPTS, save_small, small_denoiser, 
 from support.strategies import randomize
 
 from textpatch import audit_run, cli, load, metrics
+from textpatch.disk import read_json
 from textpatch.errors import PatchError, StoreError
+from textpatch.pipelines import picture_size, sized
 from textpatch.reference_models.pipeline import Defaults, LatentPixels, Pipeline
 from textpatch.reference_models.schedules import FlowMatchEuler
 from textpatch.reference_models.vae import VAE, VAEConfig
-from textpatch.sizes import picture_size, sized
-from textpatch.store import Run, read_json
+from textpatch.store import Run
 from textpatch.weights import shipped_models
 from textpatch.weights.prompts import ATTRIBUTES, attribute_pairs
 

@@ -18,7 +18,8 @@ import pytest
 from support.planting import plant
 
 from textpatch import cli, commands
-from textpatch.store import Run, read_json
+from textpatch.disk import read_json
+from textpatch.store import Run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "written.json"
 SOURCE = 'a red sign that says "HELLO" on a blue wall'

@@ -11,7 +11,7 @@ from PIL import Image
 from support.pages import BROWSER, HOSTILE, POLICY, browse, browsed, hold, parsed
 from support.planting import plant
 
-from textpatch import gallery, load, localize, markup, report
+from textpatch import gallery, html, load, localize, report
 from textpatch.store import Run
 from textpatch.trials import opened
 from textpatch.weights.prompts import sign_pairs
@@ -119,10 +119,10 @@ def test_pictures_beyond_what_a_page_can_hold_are_named(run, monkeypatch):
 # --- planted faults, each seen by the parser and, where there is one, by the browser
 
 FAULTS = {
-    "a prompt is not escaped": (markup, "safe", "html.escape(plain(text))", "plain(text)"),
+    "a prompt is not escaped": (html, "safe", "html.escape(plain(text))", "plain(text)"),
     "a picture from outside": (
-        markup, "picture", """return f'<img alt""", """return f'<img src="http://evil.invalid/x.png" alt"""),
-    "a picture that does not load": (markup, "data_uri", "b64encode(data)", "b64encode(data[20:])"),
+        html, "picture", """return f'<img alt""", """return f'<img src="http://evil.invalid/x.png" alt"""),
+    "a picture that does not load": (html, "data_uri", "b64encode(data)", "b64encode(data[20:])"),
     "a cell opens the pair before": (gallery, "_cell", "_anchor(key, pair, column)", "_anchor(key, max(pair - 1, 0), column)"),
 }  # fmt: skip
 MORE_FAULTS = {
@@ -160,7 +160,7 @@ STYLES = {
 def test_a_fault_of_the_stylesheet_is_noticed(fault, run, tmp_path, monkeypatch):
     """What only a browser can see: the block does not open, not alone, or cannot be closed or clicked."""
     old, new = STYLES[fault]
-    assert markup.STYLE.count(old) == 1
-    monkeypatch.setattr(markup, "STYLE", markup.STYLE.replace(old, new))
+    assert html.STYLE.count(old) == 1
+    monkeypatch.setattr(html, "STYLE", html.STYLE.replace(old, new))
     with pytest.raises(AssertionError):
         hold(browsed(page_of(run), tmp_path), *run[1:])

@@ -15,10 +15,12 @@ from support.pages import POLICY, Page, parsed, plainly
 from support.planting import plant
 from support.results import a_result, html_of, quiet, records_of, tags_of
 
-from textpatch import cli, commands, markup, result, store
+from textpatch import cli, commands, disk, html, result, store
+from textpatch import text as text_
+from textpatch.disk import read_json
 from textpatch.errors import PatchError, StoreError
 from textpatch.exits import guarded
-from textpatch.store import Run, flatten, read_json
+from textpatch.store import Run, flatten
 
 # --- names
 
@@ -207,18 +209,18 @@ def test_a_payload_stays_text_in_the_terminal(text, capfd):
 
 
 FAULTS = {
-    "HTML is not escaped": (markup, "safe", "html.escape(plain(text))", "plain(text)", test_a_payload_stays_text_in_the_report, "<!-- "),
+    "HTML is not escaped": (html, "safe", "html.escape(plain(text))", "plain(text)", test_a_payload_stays_text_in_the_report, "<!-- "),
     "quotes are not escaped": (
-        markup, "safe", "html.escape(plain(text))", "html.escape(plain(text), quote=False)", test_a_payload_stays_text_in_the_report, '"><b>x</b>'),
+        html, "safe", "html.escape(plain(text))", "html.escape(plain(text), quote=False)", test_a_payload_stays_text_in_the_report, '"><b>x</b>'),
     "a policy that allows pictures": (
-        markup, "page", "style=STYLE, body=body)", 'style=STYLE, body=body).replace("img-src data:", "img-src *")',
+        html, "page", "style=STYLE, body=body)", 'style=STYLE, body=body).replace("img-src data:", "img-src *")',
         test_a_payload_stays_text_in_the_report, "%s%n%(x)s"),
-    "letters beyond ASCII": (store, "_json", "indent=indent).encode(\"ascii\")", 'indent=indent, ensure_ascii=False).encode("utf-8", "replace")',
+    "letters beyond ASCII": (disk, "as_json", "indent=indent).encode(\"ascii\")", 'indent=indent, ensure_ascii=False).encode("utf-8", "replace")',
                              test_a_payload_stays_text_in_files, "a\u2028b\u2029c"),
     "formulas": (store, "_cell", "\"'\" + text", "text", test_a_payload_stays_text_in_a_table, "=1+1"),
     "carriage returns": (store, "_cell", '.replace("\\r", "\\n")', "", test_a_payload_stays_text_in_a_table, "a\rb"),
     "a formula of a function": (store, "_cell", "=+-@", "=+-", test_a_payload_stays_text_in_a_table, "@SUM(A1)"),
-    "escapes in a table": (result, "plain", "if c.isprintable()", "if True", test_a_payload_stays_text_in_the_terminal, "\x1b[2J\x1b[H"),
+    "escapes in a table": (text_, "plain", "if c.isprintable()", "if True", test_a_payload_stays_text_in_the_terminal, "\x1b[2J\x1b[H"),
 }  # fmt: skip
 
 

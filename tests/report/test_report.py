@@ -14,7 +14,7 @@ from support.pages import Page, picture
 from support.planting import plant
 from support.results import METRICS, a_result, html_of, quiet, records_of, scores, tags_of
 
-from textpatch import curves, figures, markup
+from textpatch import curves, figures, html
 from textpatch import result as result_
 from textpatch.errors import PatchError
 
@@ -44,7 +44,7 @@ def test_hostile_prompts_stay_text():
 
 def test_planted_a_page_that_does_not_escape_is_caught(monkeypatch):
     """Fault: no escaping. The check above must see it."""
-    plant(monkeypatch, markup, "safe", "html.escape(plain(text))", "plain(text)")
+    plant(monkeypatch, html, "safe", "html.escape(plain(text))", "plain(text)")
     with pytest.raises(AssertionError):
         assert quiet(html_of(a_result(text=HOSTILE)))
 
@@ -174,7 +174,7 @@ def test_a_curve_stays_on_its_plane(values):
 def test_a_large_picture_becomes_a_small_one():
     """A picture of 1024 px is shown as a JPEG of 320, a small one as the very pixels it has."""
     large, small = (Image.effect_noise((side, side), 50) for side in (1024, 64))
-    tags = [Page(markup.picture(image, "x")).root.of("img")[0].attributes["src"] for image in (large, small)]
+    tags = [Page(html.picture(image, "x")).root.of("img")[0].attributes["src"] for image in (large, small)]
     assert [source[:16] for source in tags] == ["data:image/jpeg;", "data:image/png;b"]
     assert picture(tags[0]).size == (320, 320) and picture(tags[1]).tobytes() == small.convert("RGB").tobytes()
 

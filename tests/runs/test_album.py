@@ -8,8 +8,9 @@ import pytest
 from support.small_models import PROMPTS, save_small
 
 from textpatch import album, cli
+from textpatch.disk import read_json
 from textpatch.reference_models.pipeline import Pipeline
-from textpatch.store import Run, read_json
+from textpatch.store import Run
 
 SEEDS = ["0", "1", "2"]
 COUNT = len(PROMPTS) * len(SEEDS)

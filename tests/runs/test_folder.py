@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from support.laws_of_runs import REQUEST, law_another_request_is_refused, law_damage_is_left_out_and_named, law_the_same_request_resumes, lines_of
 
-from textpatch import store
+from textpatch import disk, store
+from textpatch.disk import read_json
 from textpatch.errors import StoreError
-from textpatch.store import Run, flatten, read_json
+from textpatch.store import Run, flatten
 
 texts = st.text(st.characters(), max_size=20)
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -230,14 +231,14 @@ def test_an_uncreatable_folder_is_one_line_and_leaves_nothing(tmp_path, where):
 def test_workers_that_resume_at_once_lose_no_entry(tmp_path, monkeypatch):
     """One resumes with a command of its own while another is about to tell the same, or one more: each is told once."""
     Run.open(tmp_path, REQUEST | {"command": "first"})
-    alone, others = store._alone_in, ["second", "third"]
+    alone, others = disk.alone_in, ["second", "third"]
 
     def beside(folder):
         if others:
             Run.open(tmp_path, REQUEST | {"command": others.pop()}, worker="1")
         return alone(folder)
 
-    monkeypatch.setattr(store, "_alone_in", beside)
+    monkeypatch.setattr(store, "alone_in", beside)
     Run.open(tmp_path, REQUEST | {"command": "second"}, worker="2")
     told = [entry["command"]["now"] for entry in Run.load(tmp_path).manifest["resumed"]]
     assert sorted(told) == ["second", "third"]

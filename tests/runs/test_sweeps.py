@@ -17,7 +17,7 @@ import pytest
 from support.disks import files
 from support.sweeps import REQUEST, fork, forked, killed_at, sweep, waited, watch
 
-from textpatch import store
+from textpatch import disk
 from textpatch.errors import DiskError, StoreError
 from textpatch.store import Run
 
@@ -174,7 +174,7 @@ def test_eight_processes_share_a_folder(tmp_path, long, monkeypatch, locks):
     Nor without locks, as on a network disk that has none: each worker writes a file of its own.
     """
     if not locks:
-        monkeypatch.setattr(store, "fcntl", None)
+        monkeypatch.setattr(disk, "fcntl", None)
     records, folder = 500 if long else 40, tmp_path / "run"
 
     def work(worker):

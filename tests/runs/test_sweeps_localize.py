@@ -18,11 +18,12 @@ from support.small_models import PROMPTS, save_small, small_pipeline
 from support.sweeps import fork, waited
 
 from textpatch import HookRegistry, cli, localize, trials
+from textpatch.disk import read_json
 from textpatch.errors import PatchError, Unfinished
 from textpatch.interrupts import finishing
 from textpatch.metrics import Tesseract
 from textpatch.reference_models.pipeline import pixels
-from textpatch.store import Run, read_json
+from textpatch.store import Run
 
 
 WRITTEN = ["results.json", "results.csv", "heatmap.png", "contact_sheet.png"]

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from textpatch.disk import read_json
 from textpatch.errors import StoreError
 from textpatch.prompts import differing
-from textpatch.store import Run, read_json
+from textpatch.store import Run
 
 
 REQUEST = {"request": {"model": "tiny-mmdit", "steps": 20, "pairs": [{"source": "a", "target": "b"}]}}

@@ -8,13 +8,13 @@ import torch
 from support.disks import files, no_file_beyond, resource
 from support.small_models import save_small, small_pipeline
 
+from textpatch.disk import placed, writing
 from textpatch.errors import DiskError, PatchError, StoreError, WeightsError
 from textpatch.exits import guarded
 from textpatch.reference_models.pipeline import LatentPixels, Pipeline
 from textpatch.reference_models.text_encoders import SD3TextEncoders
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.weights import load, save
-from textpatch.weights.placing import placed, writing
 
 @pytest.mark.skipif(resource is None, reason="resource limits")
 @pytest.mark.parametrize("size", [500, 5_000, 300_000])
