@@ -26,13 +26,14 @@ from measure import Table, arguments, environment, parsed
 
 import textpatch
 from textpatch.figures import contact_sheet
+from textpatch.groups import group_name, row_name
 from textpatch.localize import FIRST
 from textpatch.metrics import f1_of_means, wilson
 from textpatch.pairs import SOURCE, TARGET
+from textpatch.ports.shipped import find_sites
 from textpatch.search import gain, grow, interval, ranking, responsible
-from textpatch.sites import find_sites
 from textpatch.store import Run
-from textpatch.trials import Trials, column, group_name, opened, row_name
+from textpatch.trials import Trials, column, opened
 from textpatch.weights.attributes import SignReader
 from textpatch.weights.evaluate import clean_pictures, generated_pictures, held_out_signs
 from textpatch.weights.load import fingerprint

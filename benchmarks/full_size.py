@@ -33,7 +33,7 @@ from random_models import MODELS, apart, call_twin, denoiser, inputs, pipeline, 
 from torch import Tensor, nn
 
 from textpatch.plan import Row, Swap
-from textpatch.sites import find_sites
+from textpatch.ports.shipped import find_sites
 
 SCALES = {
     "published": ["sdxl-1024px", "sdxl-512px", "sd3-1024px", "sd3-512px", "if-64px"],

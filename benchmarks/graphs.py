@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from textpatch.attention import use_backend
 from textpatch.errors import PatchError
 from textpatch.plan import Row, Swap
-from textpatch.sites import find_sites
+from textpatch.ports.shipped import find_sites
 
 BASELINE = "eager sdpa"
 WAYS = [BASELINE, "eager triton", "graph sdpa", "graph triton"]

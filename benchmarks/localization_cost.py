@@ -24,13 +24,13 @@ from random_models import MODELS, apart, pipeline as random_pipeline
 from torch import Tensor
 
 import textpatch
-from textpatch.pairs import Pair
+from textpatch.groups import rows_and_plan
 from textpatch.guidance import as_guidance, branch_rows
+from textpatch.pairs import Pair
 from textpatch.plan import Row
+from textpatch.ports.shipped import find_sites
 from textpatch.reference_models.pipeline import Pipeline
 from textpatch.sampling import pack
-from textpatch.sites import find_sites
-from textpatch.trials import rows_and_plan
 
 SOURCE = 'a red sign that says "HOUSE" on a blue wall'
 TARGET = 'a green badge that says "TIGER" on a striped yellow wall'

@@ -17,11 +17,12 @@ from measure import Table, arguments, environment, parsed
 
 import textpatch
 from textpatch.errors import PatchError
+from textpatch.groups import row_name
 from textpatch.metrics import Tesseract, exact, f1, f1_of_means
 from textpatch.pairs import SOURCE, TARGET, Pair, word_scores
 from textpatch.prompts import mix
 from textpatch.search import interval
-from textpatch.trials import Trials, column, row_name, values
+from textpatch.trials import Trials, column, values
 from textpatch.weights.attributes import read_sign
 from textpatch.weights.prompts import sign_pairs
 from textpatch.weights.signs import PATTERNS, Sign, SignFormat, random_sign

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 import textpatch
 from textpatch.hooks import HookRegistry
-from textpatch.patch import KVCache
+from textpatch.patching import KVCache
 from textpatch.plan import Row, Swap
-from textpatch.sites import Site, find_sites
+from textpatch.ports.shipped import find_sites
+from textpatch.sites import Site
 
 ROWS = (Row("reader", "a"), Row("donor", "b"))
 CALLS = 4000  # a cache holds this many steps, all the same tensors, so that its block can stay open

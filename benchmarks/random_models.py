@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from textpatch.plan import Plan, Row, Swap
+from textpatch.ports.shipped import find_sites
 from textpatch.reference_models import TextCondition
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
@@ -21,7 +22,6 @@ from textpatch.reference_models.pipeline import Defaults, LatentPixels, Pipeline
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler
 from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 from textpatch.reference_models.vae import VAE, VAEConfig
-from textpatch.sites import find_sites
 from textpatch.weights.published import DENOISERS
 
 

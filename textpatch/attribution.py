@@ -19,14 +19,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from textpatch.audit import Record, eager, exit_modules, recording
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
 from textpatch.pairs import SOURCE, Pair
 from textpatch.pipelines import SupportsModelCalls, SupportsSampling, require_parts
 from textpatch.plan import Row
+from textpatch.ports.shipped import find_sites
+from textpatch.recording import Record, eager, exit_modules, recording_sites
 from textpatch.sampling import sample
-from textpatch.sites import Site, find_sites
+from textpatch.sites import Site
 
 
 def attribution(pipeline, source: str, target: str, *, seed: int = 0, steps: int | None = None,
@@ -62,7 +63,7 @@ def drops(model: nn.Module, x: Tensor, t: Tensor, text) -> dict[Site, float]:
     names = exit_modules(model, sites)
     both = x.detach().repeat(2, 1, 1, 1).requires_grad_()  # so that there is a graph, whatever the weights ask for
     looking = HookRegistry(model, [name for some in names.values() for name in some])
-    with torch.enable_grad(), recording(model, sites, [0], records.append):
+    with torch.enable_grad(), recording_sites(model, sites, [0], records.append):
         with looking.observe_inputs(lambda name, inputs: outputs.update({name: inputs.args[0]})):
             own, wanted = model(both, t, text)[:, : x.shape[1]]  # without a learned variance
     loss = (own - wanted.detach()).square().sum()

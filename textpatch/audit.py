@@ -13,33 +13,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, as_guidance, branch_rows
-from textpatch.hooks import HookRegistry
 from textpatch.pipelines import SupportsSampling, require_parts
 from textpatch.plan import Plan, Row, Swap
-from textpatch.sites import Site, find_sites, select_sites
+from textpatch.ports.shipped import find_sites
+from textpatch.recording import Record, eager, recording_sites
+from textpatch.sites import Site, select_sites
 
 SCHEMA_VERSION = 1
 HALF = torch.float16, torch.bfloat16
-# Below a site, per kind: the modules that make queries, keys and values, image first and text last, and those
-# that take the attention's output in.  One that is not there is passed over: DeepFloyd IF's stage II has no image
-# keys, SD3's last block no text output.
-QUERIES = {"cross": ("to_q",), "added": ("to_q",), "joint": ("to_q", "add_q_proj")}
-KEYS = {"cross": ("to_k",), "added": ("to_k", "add_k_proj"), "joint": ("to_k", "add_k_proj")}
-VALUES = {"cross": ("to_v",), "added": ("to_v", "add_v_proj"), "joint": ("to_v", "add_v_proj")}
-EXITS = {"cross": ("to_out.0",), "added": ("to_out.0",), "joint": ("to_out.0", "to_add_out")}
-# What attention reads instead of a projection where there is such a norm after it.
-NORMS = {"to_q": "norm_q", "to_k": "norm_k", "add_q_proj": "norm_added_q", "add_k_proj": "norm_added_k"}
 
 
 @dataclass(frozen=True)
@@ -148,7 +138,7 @@ def audit(pipeline, rows: Sequence[Row], plan: Plan, *, sample: Callable, steps:
     rows = [replace(row, sampled=True) for row in rows]  # a donor is audited, too, and reads what it read unsampled
     batch = branch_rows(rows, as_guidance(guidance, negative))
     definition, checks = Definition(plan, batch, known), []
-    with recording(pipeline.denoiser, chosen, at, lambda record: checks.extend(definition.checks(record))):
+    with recording_sites(pipeline.denoiser, chosen, at, lambda record: checks.extend(definition.checks(record))):
         sample(pipeline, rows, plan, steps=steps, guidance=guidance, negative=negative, micro_batch=len(batch))
     missing = {(site.index, step) for site in chosen for step in at} - {(c.site, c.step) for c in checks}
     if missing:
@@ -160,70 +150,6 @@ def telling_steps(plan: Plan, steps: int) -> tuple[int, ...]:
     """The first, the middle and the last step at which each swap acts."""
     spans = [swap.steps or range(steps) for swap in plan.swaps]
     return tuple(sorted({step for span in spans for step in (span[0], span[len(span) // 2], span[-1])}))
-
-
-@dataclass(frozen=True)
-class Record:
-    """What one site read and gave in one step: lists of (B, H, n, D), image first and text last."""
-
-    site: Site
-    step: int
-    q: list[Tensor]
-    k: list[Tensor]
-    v: list[Tensor]
-    out: list[Tensor]
-
-
-@contextmanager
-def recording(model: nn.Module, sites: Sequence[Site], at: Sequence[int],
-              done: Callable[[Record], object]) -> Iterator[None]:  # fmt: skip
-    """Call done(record) as soon as a site has run in one of the calls `at` of the model.
-
-    Raises PatchError for sites of a kind whose modules are not known here.
-    """
-    modules, latest, calls, records = dict(model.named_modules()), {}, Counter(), {}
-    made = {site: [_present(modules, site, table) for table in (QUERIES, KEYS, VALUES)] for site in sites}
-    needed = {site: {name for names in parts for name in names} for site, parts in made.items()}
-    outputs = exit_modules(model, sites)
-    owner = {name: site for site, names in outputs.items() for name in names}
-
-    def leaving(name: str, inputs) -> None:
-        site, step = owner[name], calls[name]
-        calls[name] += 1
-        if step not in at or not needed[site] <= latest.keys():  # what never ran is the registry's to report
-            return
-        if site not in records:
-            # text keys and values may be of a bank made before the first step: the latest are those read
-            parts = ([_by_head(latest[part], site) for part in parts] for parts in made[site])
-            records[site] = Record(site, step, *parts, [])
-        records[site].out.append(_by_head(inputs.args[0], site))
-        if len(records[site].out) == len(outputs[site]):
-            done(records.pop(site))
-
-    projections = HookRegistry(model, set().union(*needed.values()))
-    with projections.observe(lambda name, output: latest.update({name: output})):
-        with HookRegistry(model, owner).observe_inputs(leaving):
-            yield
-
-
-def exit_modules(model: nn.Module, sites: Sequence[Site]) -> dict[Site, list[str]]:
-    """The modules that take in each site's attention output, the image's first.  Raises PatchError as `recording`."""
-    modules = dict(model.named_modules())
-    return {site: _present(modules, site, EXITS) for site in sites}
-
-
-def _present(modules: dict[str, nn.Module], site: Site, table: dict[str, tuple[str, ...]]) -> list[str]:
-    """The modules of a site in a table, without those that are not there; of a norm and its projection the norm."""
-    if site.kind not in table:
-        raise PatchError(f"site {site.name!r} is of kind {site.kind!r}; the audit knows {', '.join(table)}")
-    there = [path for path in table[site.kind] if f"{site.name}.{path}" in modules]
-    names = [(f"{site.name}.{NORMS.get(path, path)}", f"{site.name}.{path}") for path in there]
-    return [norm if norm in modules else projection for norm, projection in names]
-
-
-def _by_head(x: Tensor, site: Site) -> Tensor:
-    """(B, H, n, D) of (B, n, H D), or of what a norm per head made."""
-    return x.detach() if x.dim() == 4 else x.detach().unflatten(-1, (-1, site.head_dim)).transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -317,10 +243,3 @@ def replay(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         rounded = 1 if q.dtype in HALF else 1 + scores.abs().amax(dim=1, keepdim=True)
         floors.append(2 * unit * rounded * torch.einsum("mn,nd->md", weights, one_v.abs()))
     return tuple(torch.stack(some).unflatten(0, q.shape[:2]) for some in (made, floors))
-
-
-def eager(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """A in the dtype of q, k and v, as one would write it in torch."""
-    ones = zip(*(x.flatten(0, 1) for x in (q, k, v)))
-    made = [torch.softmax(a @ b.T * a.shape[-1] ** -0.5, dim=-1) @ c for a, b, c in ones]
-    return torch.stack(made).unflatten(0, q.shape[:2])

@@ -9,12 +9,12 @@ from typing import Callable
 from textpatch.audit import AuditReport, audit
 from textpatch.disk import read_json
 from textpatch.errors import PatchError
+from textpatch.groups import row_name, rows_and_plan
 from textpatch.pairs import SOURCE, TARGET, Pair
 from textpatch.pipelines import sized
 from textpatch.plan import Plan, Row
 from textpatch.sampling import sample
 from textpatch.store import Run
-from textpatch.trials import row_name, rows_and_plan
 
 TOGETHER = 4  # swaps audited in one batch: all sites of SD3 or SDXL would not fit at once
 

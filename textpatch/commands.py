@@ -23,7 +23,7 @@ WORD = "word"  # Pair.what, which is not imported before it is known that someth
 
 def sites(options) -> None:
     """`textpatch sites`: the table of a model's sites, from its configuration or its file's header alone."""
-    from textpatch.sites import find_sites
+    from textpatch.ports.shipped import find_sites
     from textpatch.weights.load import outline
     from textpatch.weights.published import COUNTED, counted_parameters, localized_sites
 

@@ -23,14 +23,16 @@ from PIL import Image
 from torch import Tensor
 
 from textpatch.attention import log_sum_exp
-from textpatch.audit import Definition, Record, recording
+from textpatch.audit import Definition
 from textpatch.errors import PatchError, PromptError
 from textpatch.guidance import Guidance, as_guidance, branch_rows
 from textpatch.pairs import SOURCE, quoted
 from textpatch.pipelines import SupportsSampling, SupportsWordTokens, require_parts
 from textpatch.plan import Plan, Row
+from textpatch.ports.shipped import find_sites
+from textpatch.recording import Record, recording_sites
 from textpatch.sampling import sample
-from textpatch.sites import Site, find_sites
+from textpatch.sites import Site
 
 
 def contribution(pipeline, prompt: str, *, seed: int = 0, steps: int | None = None, guidance: float | Guidance | None = None,
@@ -55,7 +57,7 @@ def contribution(pipeline, prompt: str, *, seed: int = 0, steps: int | None = No
         weight = pipeline.denoiser.get_submodule(f"{record.site.name}.to_out.0").weight
         found[record.site].append(norms(record, definition, weight, tokens))
 
-    with torch.no_grad(), recording(pipeline.denoiser, sites, range(steps), add):
+    with torch.no_grad(), recording_sites(pipeline.denoiser, sites, range(steps), add):
         samples = sample(pipeline, [row], steps=steps, guidance=guidance)
     means = {site.index: np.mean(values, axis=0).tolist() for site, values in found.items()}
     scores = {index: {"norm": word, "share": word / whole} for index, (word, whole) in means.items()}

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field, replace
 from PIL import Image
 
 from textpatch.errors import PatchError
+from textpatch.groups import rows_and_plan
 from textpatch.guidance import Guidance
 from textpatch.html import figure, fragment, safe
 from textpatch.ledger import Ledger
 from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.pipelines import SupportsSampling, require_parts
 from textpatch.plan import Plan
+from textpatch.ports.shipped import find_sites
 from textpatch.sampling import sample
-from textpatch.sites import find_sites, select_sites
-from textpatch.trials import rows_and_plan
+from textpatch.sites import select_sites
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
+from textpatch.groups import group_name, row_name
 from textpatch.html import figure, safe
 from textpatch.metrics import f1_of_means
 from textpatch.result import credited, decimal
@@ -23,23 +24,17 @@ ENDS = {"source": "source, no swap", "target": "target"}
 _TO, _BACK, _NONE = " \N{RIGHTWARDS ARROW} ", "\N{LEFTWARDS ARROW} back to the heat map", "\N{MIDDLE DOT}"
 
 
-def row_name(site: dict) -> str:
-    """What a site's pictures are called in a record."""
-    return f"site-{site['site']}"
-
-
 def columns(result: dict) -> dict[str, str]:
     """Row name -> title of everything swapped: the sites in execution order, then the sets that were grown."""
     grown = [step["group"] for step in (result.get("set") or {}).get("steps", ()) if len(step["group"]) > 1]
-    groups = ["+".join(map(str, group)) for group in grown]
-    return {row_name(site): f"site {site['site']}" for site in result["sites"]} | {
-        f"site-{group}": f"sites {group}" for group in groups
+    return {row_name((site["site"],)): f"site {site['site']}" for site in result["sites"]} | {
+        row_name(group): f"sites {group_name(group)}" for group in grown
     }
 
 
 def credited_row(result: dict) -> str:
     """What the pictures are called of what the headline names."""
-    return "site-" + "+".join(map(str, credited(result)))
+    return row_name(credited(result))
 
 
 def _by_pair(records: Sequence[dict]) -> dict[int, list[dict]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from textpatch.metrics import f1_of_means
+from textpatch.ports.shipped import find_sites
 from textpatch.progress import phase
 from textpatch.search import take_away
-from textpatch.sites import find_sites, select_sites
+from textpatch.sites import select_sites
 from textpatch.trials import Trials
 
 

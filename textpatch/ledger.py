@@ -21,7 +21,8 @@ from textpatch.bank import Texts
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
 from textpatch.plan import Plan, Row, Swap
-from textpatch.sites import Site, find_sites, select_sites
+from textpatch.ports.shipped import find_sites
+from textpatch.sites import Site, select_sites
 from textpatch.text import aligned
 
 SCHEMA_VERSION = 1

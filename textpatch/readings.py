@@ -10,11 +10,11 @@ import numpy as np
 from textpatch.attribution import attribution, in_its_words
 from textpatch.contribution import contribution
 from textpatch.errors import PatchError
+from textpatch.groups import Group
 from textpatch.guidance import as_guidance
 from textpatch.pairs import SOURCE, TARGET, Pair, quoted
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
-from textpatch.search import Group
 from textpatch.trials import Trials, made_by
 
 

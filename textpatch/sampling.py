@@ -26,7 +26,7 @@ from textpatch.html import figure, fragment, safe
 from textpatch.ledger import Ledger, Recorder, compiled
 from textpatch.pipelines import SupportsPartialRuns, SupportsSampling, require_parts
 from textpatch.plan import CONDITIONAL, Plan, Row
-from textpatch.sites import find_sites
+from textpatch.ports.shipped import find_sites
 
 
 @dataclass(frozen=True)

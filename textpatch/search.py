@@ -17,10 +17,10 @@ from typing import Callable, Sequence
 
 import numpy as np
 
+from textpatch.groups import Group
 from textpatch.metrics import FEWEST, bootstrap, wilson
 
 PERFECT = 1 - 1e-6  # the official precision of a perfect reading is n / (n + 1e-8)
-Group = tuple
 Score = Callable[[Sequence[Group], "int | Sequence[int]"], list[np.ndarray]]
 Statistic = Callable[..., np.ndarray]
 
@@ -127,7 +127,6 @@ def better_than(least: np.ndarray, values: Sequence[np.ndarray], statistic: Stat
 
 
 # --- the responsible set
-
 
 # Of 400 searches in pure noise (tests/test_search.py, chance) 11 end with a site too many, 9 if all pairs are looked at
 # at once; 44 with FEW = 4, 21 with EARLY = 0.95, 81 with both.

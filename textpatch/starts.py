@@ -17,10 +17,11 @@ from textpatch.metrics import f1_of_means
 from textpatch.pairs import SOURCE, TARGET
 from textpatch.pipelines import SupportsPartialRuns, require_parts
 from textpatch.plan import Plan, Row, Swap
+from textpatch.ports.shipped import find_sites
 from textpatch.progress import counted, phase
 from textpatch.sampling import sample
 from textpatch.search import latest_start
-from textpatch.sites import find_sites, select_sites
+from textpatch.sites import select_sites
 from textpatch.trials import Trials, made_by, scores, values
 
 

@@ -24,17 +24,18 @@ from PIL import Image
 from textpatch import metrics
 from textpatch.bank import prompt_settles_text
 from textpatch.errors import OCRError, PatchError, PromptError, StoreError, Unfinished
+from textpatch.groups import Group, row_name, rows_and_plan
 from textpatch.guidance import Guidance
 from textpatch.interrupts import finishing
 from textpatch.metrics.image import WINDOW
 from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.pictures import open_picture
 from textpatch.pipelines import SupportsPairs, SupportsSampling, picture_size, require_parts
-from textpatch.plan import Plan, Row, Swap
+from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
 from textpatch.remembered import remembering
 from textpatch.sampling import decoding, sample_latents
-from textpatch.search import Group, interval, tells_spread
+from textpatch.search import interval, tells_spread
 
 
 def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int, start: int = 0) -> list[Pair]:
@@ -115,45 +116,6 @@ def require_known_letters(pairs: Sequence[Pair], reader) -> None:
                 f"{alphabet!r} alone; write the word in these, or give a reader that knows its letters: "
                 "ocr=Tesseract(alphabet=...)"
             )
-
-
-# --- what is run
-
-
-def rows_and_plan(
-    pair: Pair, seed: int, groups: Sequence[Group], steps: int, start: int, branch: str
-) -> tuple[list[Row], Plan]:
-    """Source, target and one patched row per group, all from the same noise; and who reads whom.
-
-    A group holds site indices, or (site, head) for single heads.  The patched rows keep the source's pooled
-    vector, as the official code does.
-    """
-    patched = [Row(row_name(group), pair.source, seed) for group in groups]
-    window = tuple(range(start, steps))
-    swaps = [
-        Swap(sites, row.name, TARGET, steps=window, heads=heads, branch=branch)
-        for group, row in zip(groups, patched)
-        for sites, heads in _parts(group)
-    ]
-    return [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed), *patched], Plan(swaps)
-
-
-def _parts(group: Group) -> list[tuple[tuple[int, ...], tuple[int, ...] | None]]:
-    """(sites, heads) of each swap that carries a group out: whole sites together, heads site by site."""
-    whole = tuple(unit for unit in group if not isinstance(unit, tuple))
-    heads: dict[int, list[int]] = {}
-    for site, head in (unit for unit in group if isinstance(unit, tuple)):
-        heads.setdefault(site, []).append(head)
-    return ([(whole, None)] if whole else []) + [((site,), tuple(some)) for site, some in heads.items()]
-
-
-def row_name(group: Group) -> str:
-    """site-1+2 of sites 1 and 2 together, site-1.0 of the first head of site 1, source of no swap."""
-    return "site-" + group_name(group) if group else SOURCE
-
-
-def group_name(group: Group) -> str:
-    return "+".join(".".join(map(str, unit)) if isinstance(unit, tuple) else str(unit) for unit in group)
 
 
 class Trials:

@@ -17,11 +17,12 @@ from support.strategies import build_pipeline, cases, fixed_case, make_rows, swa
 from support.unets import TOKENS, unet
 
 from textpatch import attention, cli, load, plan, sampling
-from textpatch.audit import AuditReport, Check, Definition, audit, recording, replay, telling_steps
+from textpatch.audit import AuditReport, Check, Definition, audit, replay, telling_steps
 from textpatch.audit_run import audit_run
 from textpatch.errors import PatchError
 from textpatch.guidance import with_guidance
 from textpatch.plan import Plan, Swap
+from textpatch.recording import recording_sites
 from textpatch.reference_models.mmdit import JointAttention
 from textpatch.sampling import sample
 from textpatch.weights.load import fingerprint
@@ -124,7 +125,7 @@ def by_hand(q, k, v):
 def kept(case, plan, site, step) -> tuple[Definition, object]:
     """The definition of a run and the record of one of its sites and steps."""
     definition, records = Definition(plan, with_guidance(case.rows), case.model.sites), []
-    with recording(case.model, [case.model.sites[site]], [step], records.append):
+    with recording_sites(case.model, [case.model.sites[site]], [step], records.append):
         sample(case.pipeline, case.rows, plan, steps=case.steps, guidance=4.5)
     return definition, records[0]
 

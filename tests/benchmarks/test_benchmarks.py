@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from textpatch import find_sites, load
-from textpatch.patch import KVCache
+from textpatch.patching import KVCache
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 NAMES = ["attention_op", "overhead", "localization_cost", "full_size", "graphs"]

@@ -17,9 +17,9 @@ from textpatch.attention import gather_text, row_slots
 from textpatch.audit import audit
 from textpatch.bank import encode, spelled_out
 from textpatch.errors import PatchError
-from textpatch.hooks import HookRegistry
-from textpatch.patch import capture, inject, patch
 from textpatch.guidance import with_guidance
+from textpatch.hooks import HookRegistry
+from textpatch.patching import capture, inject, patch
 from textpatch.plan import Plan, Row, Swap
 from textpatch.sampling import sample
 

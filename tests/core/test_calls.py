@@ -13,7 +13,8 @@ from torch import nn
 
 from textpatch import calls, capture, find_sites, inject, patch
 from textpatch.errors import PatchError
-from textpatch.sites import Site, SiteSpec, Span, Tap
+from textpatch.ports.matching import SiteSpec
+from textpatch.sites import Site, Span, Tap
 from textpatch.testing import check_port
 from textpatch.testing.port import take
 

@@ -10,9 +10,11 @@ from support.foreign import WITHOUT_TABLE, foreign
 from support.laws import patching
 from support.planting import plant
 
-from textpatch import calls, hooks, ports, sites, testing
+from textpatch import anatomy, calls, hooks, ports, sites, testing
 from textpatch.errors import PatchError
-from textpatch.sites import SiteSpec, Span, shipped_table
+from textpatch.ports.matching import SiteSpec
+from textpatch.ports.shipped import shipped_table
+from textpatch.sites import Span
 from textpatch.testing import check_port, facts, swaps
 
 
@@ -42,7 +44,7 @@ def flipped(spec: SiteSpec) -> dict:
 
 def exchanged(spec: SiteSpec) -> dict:
     """K for V."""
-    return {"projections": tuple(reversed(spec.projections or sites.TEXT_PROJECTIONS[spec.kind]))}
+    return {"projections": tuple(reversed(spec.projections or anatomy.TEXT_PROJECTIONS[spec.kind]))}
 
 
 def table(change):
@@ -93,7 +95,7 @@ FAULTS = {  # check that must find it, model, fault
     "one text twice": (facts.texts_differ, "sd3", one_text),
     "fused rows not declared": (facts.channels_are_read_once, "prx", rows(fused=None)),
     "three heads share two": (facts.queries_share_heads_evenly, "krea2", rows(heads=3)),
-    "parameters miscounted": (facts.parameters_are_counted, "sd3", code(sites, "_count", "p.numel()", "len(p)")),
+    "parameters miscounted": (facts.parameters_are_counted, "sd3", code(sites, "parameter_count", "p.numel()", "len(p)")),
     "projections that were fused": (facts.taps_fire_once, "fused_flux", table(lambda _: ports.flux.FLUX)),
     "registration order": (facts.sites_run_in_order, "sdxl",
         rows(lambda spec: {"modules": (spec.modules[0], spec.modules[2], spec.modules[1])})),

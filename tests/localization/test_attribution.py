@@ -15,10 +15,10 @@ from textpatch import PatchError, Row, edit, load, localize, sample
 from textpatch import attribution as attributing
 from textpatch.attention import row_slots
 from textpatch.attribution import attribution, drops, in_its_words
-from textpatch.audit import exit_modules
 from textpatch.errors import PromptError
 from textpatch.hooks import HookRegistry
 from textpatch.pairs import Pair
+from textpatch.recording import exit_modules
 from textpatch.weights.prompts import sign_pairs
 
 

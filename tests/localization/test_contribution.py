@@ -14,9 +14,10 @@ from support.strategies import ARCHITECTURES, fixed_case
 from textpatch import PatchError, Plan, Row, load
 from textpatch import contribution as contributing
 from textpatch.attention import attention_reference
-from textpatch.audit import Definition, Record
+from textpatch.audit import Definition
 from textpatch.contribution import contribution, norms, word_tokens
 from textpatch.hooks import HookRegistry
+from textpatch.recording import Record
 from textpatch.sites import Site
 
 

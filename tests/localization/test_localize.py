@@ -8,6 +8,7 @@ from support.planting import plant
 from support.small_models import DEFAULTS, small_pipeline
 
 from textpatch import PatchError, Row, load, localize, sample, trials
+from textpatch import groups as groups_
 from textpatch.errors import OCRError, PromptError
 from textpatch.metrics import Tesseract, alphabet_of
 from textpatch.metrics.ocr import KNOWN_WORDS, _draw
@@ -39,7 +40,7 @@ def test_the_planted_site_is_found(planted):
 
 def test_a_swap_one_site_off_is_noticed(planted, monkeypatch):
     """Planted fault: every swap goes to the next site; then the wrong site is found."""
-    honest = trials.rows_and_plan
+    honest = groups_.rows_and_plan
 
     def one_off(pair, seed, groups, *rest):
         rows, plan = honest(pair, seed, groups, *rest)

@@ -13,16 +13,17 @@ from support.planting import Drawn, plant, raw, require_noticed
 from support.small_models import relative, save_small, small_pipeline
 from support.strategies import ARCHITECTURES, STATIC, cases, fixed_case
 
-from textpatch import PatchError, cli, load, localize, report, sample, sampling, trials
-from textpatch.heads import head_search
+from textpatch import PatchError, cli, groups, load, localize, report, sample, sampling, trials
 from textpatch.attribution import attribution
+from textpatch.groups import row_name, rows_and_plan
+from textpatch.heads import head_search
 from textpatch.pairs import Pair
 from textpatch.plan import Plan, Row, Swap
 from textpatch.result import answer, table
 from textpatch.sampling import sample_latents
 from textpatch.starts import start_curve
 from textpatch.store import Run
-from textpatch.trials import Trials, row_name, rows_and_plan
+from textpatch.trials import Trials
 from textpatch.weights.prompts import sign_pairs
 
 MODES = "exhaustive", "staged", "contribution", "attribution"
@@ -364,7 +365,7 @@ FAULTS = {
     "noise of its own": (
         raw(test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2], 64)),
         sampling.Loop, "_in_parts", "(draw[places] for draw in draws)", "(draw[places].flip(-1) for draw in draws)"),
-    "heads forgotten": (all_heads, trials, "rows_and_plan", "heads=heads", "heads=None"),
+    "heads forgotten": (all_heads, groups, "rows_and_plan", "heads=heads", "heads=None"),
 }  # fmt: skip
 
 

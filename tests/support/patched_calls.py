@@ -2,17 +2,15 @@
 
 import contextlib
 from dataclasses import replace
-from importlib import import_module
 
 import torch
 from support.strategies import Case
 
-from textpatch import hooks, sampling
+from textpatch import hooks, patching, sampling
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
 from textpatch.plan import Plan, Swap
 
-patching = import_module("textpatch.patch")  # `textpatch.patch` itself is the function of that name
 CLOSE = 1e-12
 
 

@@ -1,17 +1,4 @@
 """Shipped ports: foreign model classes, by name, and the tables that may fit them, the fullest first.
 
-A new one is a file with a literal table of SiteSpecs and a line here; `textpatch.testing.check_port` tries it.
+A new one is a file with a literal table of SiteSpecs and a line in `tables`; `textpatch.testing.check_port` tries it.
 """
-
-from textpatch.ports import flux, krea2, pixart, prx, qwen_image, sd3, unet, z_image
-
-TABLES = {
-    "FluxTransformer2DModel": (flux.FUSED, flux.FLUX),
-    "Krea2Transformer2DModel": (krea2.KREA2,),
-    "PRXTransformer2DModel": (prx.PRX,),
-    "PixArtTransformer2DModel": (pixart.PIXART,),
-    "QwenImageTransformer2DModel": (qwen_image.QWEN_IMAGE,),
-    "SD3Transformer2DModel": (sd3.SD35, sd3.SD3),
-    "UNet2DConditionModel": (unet.SDXL, unet.DEEPFLOYD_IF),
-    "ZImageTransformer2DModel": (z_image.Z_IMAGE,),
-}

@@ -3,7 +3,8 @@
 Also as diffusers' `fuse_qkv_projections` leaves it.  K is taken before its norm and its rotation.
 """
 
-from textpatch.sites import SiteSpec, Span
+from textpatch.ports.matching import SiteSpec
+from textpatch.sites import Span
 
 FLUX = (
     SiteSpec("transformer_blocks.*.attn", "joint", order="text first", norm="norm_added_k", rotary=True),

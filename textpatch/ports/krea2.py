@@ -1,6 +1,7 @@
 """Krea 2: single stream, several query heads to one of K and V; text_fusion sees the text alone: no sites."""
 
-from textpatch.sites import SiteSpec, Span
+from textpatch.ports.matching import SiteSpec
+from textpatch.sites import Span
 
 KREA2 = (
     SiteSpec("transformer_blocks.*.attn", "single", span=Span("first", mask="encoder_attention_mask"),

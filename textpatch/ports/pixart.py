@@ -1,5 +1,6 @@
 """PixArt-alpha and PixArt-sigma: cross-attention; attn1 sees the image alone."""
 
-from textpatch.sites import SiteSpec, Span
+from textpatch.ports.matching import SiteSpec
+from textpatch.sites import Span
 
 PIXART = (SiteSpec("transformer_blocks.*.attn2", "cross", span=Span(mask="encoder_attention_mask")),)

@@ -1,6 +1,7 @@
 """PRX: text keys and values, of one projection, added to the image's; the text is the same for all blocks."""
 
-from textpatch.sites import SiteSpec, Span
+from textpatch.ports.matching import SiteSpec
+from textpatch.sites import Span
 
 PRX = (
     SiteSpec("blocks.*.attention", "added", ("txt_kv_proj", "txt_kv_proj"), (0, 1, 2),

@@ -1,6 +1,7 @@
 """Qwen-Image: double blocks alone; text is turned by its position, as the image is."""
 
-from textpatch.sites import SiteSpec, Span
+from textpatch.ports.matching import SiteSpec
+from textpatch.sites import Span
 
 QWEN_IMAGE = (
     SiteSpec("transformer_blocks.*.attn", "joint", span=Span(mask="encoder_hidden_states_mask"),

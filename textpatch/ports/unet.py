@@ -3,7 +3,8 @@
 They register down, up, mid, and run down, mid, up; distilled ones have no sites in the middle.
 """
 
-from textpatch.sites import SiteSpec, Span
+from textpatch.ports.matching import SiteSpec
+from textpatch.sites import Span
 
 MASKED = Span(mask="encoder_attention_mask")
 PARTS = ("down_blocks.*", "mid_block", "up_blocks.*")

@@ -13,8 +13,10 @@ from typing import Any, Callable, Sequence
 from torch import nn
 
 from textpatch.errors import PatchError
-from textpatch.sites import Site, SiteSpec, match_sites, shipped_table
-from textpatch.testing import facts, swaps  # noqa: F401  (which fill CHECKS)
+from textpatch.ports.matching import SiteSpec, match_sites
+from textpatch.ports.shipped import shipped_table
+from textpatch.sites import Site
+from textpatch.testing import facts, swaps
 from textpatch.testing.port import CHECKS, Findings, Port
 
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from textpatch.errors import PatchError
-from textpatch.patch import KVCache, capture, patch
-from textpatch.sites import Site, SiteSpec
+from textpatch.patching import KVCache, capture, patch
+from textpatch.ports.matching import SiteSpec
+from textpatch.sites import Site
 
 CLOSE = 1e-4  # relative: another place in the batch moves the last bits of float32, a wrong table far more
 Findings = Iterator["str | Site"]  # what speaks against a check; a Site alone means that it does not hold there

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from textpatch.errors import PatchError
-from textpatch.patch import KVCache, capture, inject, patch
+from textpatch.patching import KVCache, capture, inject, patch
 from textpatch.testing.port import Findings, Port, check
 
 

@@ -23,7 +23,8 @@ from textpatch.calls import Call, Calls, hidden_tokens, of_row, same_mask, told
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
 from textpatch.plan import Row, integers, require_in_range
-from textpatch.sites import Site, Span, find_sites, select_sites
+from textpatch.ports.shipped import find_sites
+from textpatch.sites import Site, Span, select_sites
 
 
 class KVCache(dict):
