@@ -17,8 +17,8 @@ import numpy as np
 from measure import Table, arguments, environment, parsed
 
 import textpatch
-from textpatch.attribution import attribution, in_its_words
-from textpatch.pairs import Pair
+from textpatch.attribution import attribution
+from textpatch.prompts.pairs import Pair, in_its_words
 from textpatch.weights import shipped_models
 from textpatch.weights.prompts import sign_pairs
 

@@ -29,9 +29,10 @@ from textpatch.figures import contact_sheet
 from textpatch.groups import group_name, row_name
 from textpatch.localize import FIRST
 from textpatch.metrics import f1_of_means, wilson
-from textpatch.pairs import SOURCE, TARGET
+from textpatch.metrics.intervals import gain, interval, ranking
 from textpatch.ports.shipped import find_sites
-from textpatch.search import gain, grow, interval, ranking, responsible
+from textpatch.prompts.pairs import SOURCE, TARGET
+from textpatch.search import grow, responsible
 from textpatch.store import Run
 from textpatch.trials import Trials, column, opened
 from textpatch.weights.attributes import SignReader

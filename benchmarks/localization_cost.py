@@ -26,9 +26,9 @@ from torch import Tensor
 import textpatch
 from textpatch.groups import rows_and_plan
 from textpatch.guidance import as_guidance, branch_rows
-from textpatch.pairs import Pair
 from textpatch.plan import Row
 from textpatch.ports.shipped import find_sites
+from textpatch.prompts.pairs import Pair
 from textpatch.reference_models.pipeline import Pipeline
 from textpatch.sampling import pack
 

@@ -19,9 +19,9 @@ import textpatch
 from textpatch.errors import PatchError
 from textpatch.groups import row_name
 from textpatch.metrics import Tesseract, exact, f1, f1_of_means
-from textpatch.pairs import SOURCE, TARGET, Pair, word_scores
-from textpatch.prompts import mix
-from textpatch.search import interval
+from textpatch.metrics.intervals import interval
+from textpatch.prompts.glyphcontrol import mix
+from textpatch.prompts.pairs import SOURCE, TARGET, Pair, word_scores
 from textpatch.trials import Trials, column, values
 from textpatch.weights.attributes import read_sign
 from textpatch.weights.prompts import sign_pairs

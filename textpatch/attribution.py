@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
-from textpatch.pairs import SOURCE, Pair
 from textpatch.pipelines import SupportsModelCalls, SupportsSampling, require_parts
 from textpatch.plan import Row
 from textpatch.ports.shipped import find_sites
+from textpatch.prompts.pairs import SOURCE
 from textpatch.recording import Record, eager, exit_modules, recording_sites
 from textpatch.sampling import sample
 from textpatch.sites import Site
@@ -80,15 +80,3 @@ def change(record: Record) -> list[Tensor]:
     k, v = (torch.cat([*(x[:1] for x in image), text[1:]], dim=2) for image, text in ((image_k, text_k), (image_v, text_v)))
     queries = (q[:1] for q in record.q)
     return [(eager(q, k, v) - out[:1])[0].transpose(0, 1).flatten(1) for q, out in zip(queries, record.out)]
-
-
-def in_its_words(pair: Pair) -> str:
-    """The source's prompt with the target's text between its quotes; the target, where the two quote the same.
-
-    A target of another scene asks for more than a word, and all sites that carry any of it would share in L.
-    """
-    own, other = (prompt.split('"') for prompt in (pair.source, pair.target))
-    if len(own) != len(other) or own[1::2] == other[1::2]:
-        return pair.target
-    own[1::2] = other[1::2]
-    return '"'.join(own)

@@ -10,9 +10,9 @@ from textpatch.audit import AuditReport, audit
 from textpatch.disk import read_json
 from textpatch.errors import PatchError
 from textpatch.groups import row_name, rows_and_plan
-from textpatch.pairs import SOURCE, TARGET, Pair
 from textpatch.pipelines import sized
 from textpatch.plan import Plan, Row
+from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.sampling import sample
 from textpatch.store import Run
 

@@ -260,8 +260,8 @@ def _shipped() -> list[str]:
 
 def _pairs(options) -> list:
     """The prompt pairs asked for; an option that would have no effect on them is an error."""
-    from textpatch.pairs import Pair
-    from textpatch.prompts import glyphcontrol, read_pairs
+    from textpatch.prompts.glyphcontrol import glyphcontrol_pairs, read_pairs
+    from textpatch.prompts.pairs import Pair
 
     if options.what != WORD:
         return _attribute_pairs(options)
@@ -276,7 +276,7 @@ def _pairs(options) -> list:
         raise PatchError("--pairs, --split and --same-scene choose among our word lists; with --prompts leave them out")
     if not listed:
         return [Pair(*pair) for pair in read_pairs(options.prompts)]
-    return glyphcontrol(options.prompts, options.bench or "simple", options.split or "validation", limit=options.limit)
+    return glyphcontrol_pairs(options.prompts, options.bench or "simple", options.split or "validation", limit=options.limit)
 
 
 def _drawn(options) -> dict:
@@ -315,7 +315,7 @@ def _reader(options, pipeline, pairs: list):
 
 def _warn_of_scenes(options, pairs: list[tuple[str, str]]) -> None:
     """That the user's own pairs differ in more than the quoted text is a warning; with --strict, of any, an error."""
-    from textpatch.prompts import require_one_scene
+    from textpatch.prompts.glyphcontrol import require_one_scene
 
     try:
         require_one_scene(pairs)

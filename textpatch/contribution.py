@@ -14,7 +14,7 @@ B batch rows, H heads, M image tokens, N keys, T text tokens, W word tokens, D h
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from typing import Sequence
 
 import numpy as np
 import torch
@@ -24,12 +24,13 @@ from torch import Tensor
 
 from textpatch.attention import log_sum_exp
 from textpatch.audit import Definition
-from textpatch.errors import PatchError, PromptError
+from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, as_guidance, branch_rows
-from textpatch.pairs import SOURCE, quoted
 from textpatch.pipelines import SupportsSampling, SupportsWordTokens, require_parts
 from textpatch.plan import Plan, Row
 from textpatch.ports.shipped import find_sites
+from textpatch.prompts.alignment import word_tokens
+from textpatch.prompts.pairs import SOURCE
 from textpatch.recording import Record, recording_sites
 from textpatch.sampling import sample
 from textpatch.sites import Site
@@ -79,38 +80,3 @@ def norms(record: Record, definition: Definition, weight: Tensor, tokens: Sequen
     given = p @ value, record.out[0][-1:].to(wide)
     word, whole = (F.linear(x.transpose(1, 2).flatten(2), weight.to(wide)) for x in given)
     return float(word.norm(dim=-1).mean()), float(whole.norm(dim=-1).mean())
-
-
-def word_tokens(pipeline, prompt: str) -> tuple[int, ...]:
-    """The text tokens that change with the quoted word of a prompt: what all tokenizers put between its quotes.
-
-    Tokens stand as the encoders of the published models lay them: two CLIPs side by side, a T5 after them.
-    Raises PatchError for encoders without tokenizers, PromptError for a word no encoder reads.
-    """
-    tokenizers = getattr(pipeline.encoders, "tokenizers", None)
-    if not tokenizers:
-        raise PatchError(
-            f"the encoders of {pipeline.name} have no `tokenizers` to find the word with; give `tokens` instead"
-        )
-    total, read = pipeline.encode([prompt]).tokens.shape[1], getattr(pipeline.encoders, "as_read", str)
-    limits = getattr(pipeline.encoders, "limits", [total] * len(tokenizers))
-    lengths = [min(tokenizer.model_max_length, limit) for tokenizer, limit in zip(tokenizers, limits)]
-    offsets = [0, 0, lengths[0]]
-    places = {
-        offset + i
-        for offset, tokenizer, length in zip(offsets, tokenizers, lengths)
-        for i in _between(tokenizer, prompt, read)
-        if i < length and offset + i < total
-    }
-    if not places:
-        raise PromptError(f"no token of {prompt!r} is the word's; the prompt is too long, or the word unknown")
-    return tuple(sorted(places))
-
-
-def _between(tokenizer, prompt: str, read: Callable[[str], str]) -> range:
-    """Places of the tokens that are not there without the word."""
-    quoted(prompt)
-    before, _, after = prompt.split('"')
-    whole, empty = (tokenizer(read(text)).input_ids for text in (prompt, f'{before}""{after}'))
-    alike = lambda a, b: next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), len(b))  # noqa: E731
-    return range(alike(whole, empty), len(whole) - alike(whole[::-1], empty[::-1]))

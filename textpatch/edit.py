@@ -14,10 +14,10 @@ from textpatch.groups import rows_and_plan
 from textpatch.guidance import Guidance
 from textpatch.html import figure, fragment, safe
 from textpatch.ledger import Ledger
-from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.pipelines import SupportsSampling, require_parts
 from textpatch.plan import Plan
 from textpatch.ports.shipped import find_sites
+from textpatch.prompts.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.sampling import sample
 from textpatch.sites import select_sites
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Sequence
 
-from textpatch.pairs import SOURCE, TARGET, Pair
 from textpatch.plan import Plan, Row, Swap
+from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 
 Group = tuple
 

@@ -22,14 +22,15 @@ from textpatch.groups import Group, group_name, row_name
 from textpatch.guidance import Guidance, described
 from textpatch.heads import head_search
 from textpatch.metrics import f1_of_means
-from textpatch.pairs import SOURCE, TARGET, Pair, require_other_texts
+from textpatch.metrics.intervals import interval, ranking
 from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.ports.shipped import find_sites
 from textpatch.progress import phase
+from textpatch.prompts.pairs import SOURCE, TARGET, Pair, require_other_texts
 from textpatch.readings import READINGS, Readings
 from textpatch.report import summary_html
 from textpatch.result import SCHEMA_VERSION, answer, table
-from textpatch.search import Screening, Step, better_than, grow, interval, ranking, responsible, screen
+from textpatch.search import Screening, Step, better_than, grow, responsible, screen
 from textpatch.sites import select_sites
 from textpatch.starts import start_curve
 from textpatch.trials import Trials, checked_pairs, scores

@@ -7,14 +7,14 @@ from typing import Callable, Sequence
 
 import numpy as np
 
-from textpatch.attribution import attribution, in_its_words
+from textpatch.attribution import attribution
 from textpatch.contribution import contribution
 from textpatch.errors import PatchError
 from textpatch.groups import Group
 from textpatch.guidance import as_guidance
-from textpatch.pairs import SOURCE, TARGET, Pair, quoted
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
+from textpatch.prompts.pairs import SOURCE, TARGET, Pair, in_its_words, quoted
 from textpatch.trials import Trials, made_by
 
 

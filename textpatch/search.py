@@ -18,61 +18,11 @@ from typing import Callable, Sequence
 import numpy as np
 
 from textpatch.groups import Group
-from textpatch.metrics import FEWEST, bootstrap, wilson
+from textpatch.metrics import FEWEST
+from textpatch.metrics.intervals import Statistic, gain, interval, ranking, statistic_of
 
 PERFECT = 1 - 1e-6  # the official precision of a perfect reading is n / (n + 1e-8)
 Score = Callable[[Sequence[Group], "int | Sequence[int]"], list[np.ndarray]]
-Statistic = Callable[..., np.ndarray]
-
-
-def interval(
-    values: np.ndarray, statistic: Statistic = np.mean, level: float = 0.95
-) -> dict[str, float | None]:
-    """{"value", "low", "high"}: the statistic over pairs and its interval, bootstrapped.
-
-    values  (n,) or (n, columns)
-    Of fewer than FEWEST pairs, and of pairs that all score alike, a bootstrap has no width or next to none.
-    There scores from 0 to 1 have `wilson`'s interval.  Other scores have none: low and high are None.
-    """
-    value = _of(values, statistic)
-    if tells_spread(values):
-        return {"value": value, **bootstrap(values, statistic, level=level)._asdict()}
-    if not 0 <= value <= 1:
-        return {"value": value, "low": None, "high": None}
-    return {"value": value, **wilson(value, len(values), level=level)._asdict()}
-
-
-def tells_spread(values: np.ndarray) -> bool:
-    """Whether the pairs are enough, and differ: drawing them again then tells how far their mean would move."""
-    return len(values) >= FEWEST and bool((np.ptp(values, axis=0) > 1 - PERFECT).any())
-
-
-def gain(more: np.ndarray, less: np.ndarray, statistic: Statistic = np.mean, level: float = 0.95) -> dict[str, float]:
-    """s(more) - s(less) and its bootstrapped interval, each draw of pairs taken on both sides.
-
-    Of fewer than FEWEST pairs it is -1 to 1, all that scores from 0 to 1 can differ by: no gain is clear.
-    Where all pairs gain alike it has no width.
-    """
-    columns = np.atleast_2d(more.T)
-    both = np.concatenate([columns, np.atleast_2d(less.T)]).T  # (n, 2 columns)
-    half = len(columns)
-
-    def difference(*drawn, axis):
-        return statistic(*drawn[:half], axis=axis) - statistic(*drawn[half:], axis=axis)
-
-    value = _of(both, difference)
-    if len(both) < FEWEST:
-        return {"value": value, "low": min(-1.0, value), "high": max(1.0, value)}
-    return {"value": value, **bootstrap(both, difference, level=level)._asdict()}
-
-
-def ranking(values: Sequence[np.ndarray], statistic: Statistic = np.mean) -> list[int]:
-    """Places of the values, best first; of equals the earlier."""
-    return sorted(range(len(values)), key=lambda i: (-_of(values[i], statistic), i))
-
-
-def _of(values: np.ndarray, statistic: Statistic) -> float:
-    return float(statistic(*np.atleast_2d(values.T), axis=-1))
 
 
 # --- screening
@@ -313,7 +263,7 @@ def take_away(score: Score, units: Sequence, pairs: int, statistic: Statistic = 
     (whole,) = score([tuple(units)], pairs)
     while left:
         values = score([tuple(unit for unit in left if unit != one) for one in left], pairs)
-        worst = min(range(len(left)), key=lambda i: (_of(values[i], statistic), i))
+        worst = min(range(len(left)), key=lambda i: (statistic_of(values[i], statistic), i))
         unit = left.pop(worst)
         group = tuple(sorted([unit, *(step.unit for step in taken)]))
         (alone,) = score([group], pairs)

@@ -14,11 +14,11 @@ from typing import Sequence
 from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError
 from textpatch.metrics import f1_of_means
-from textpatch.pairs import SOURCE, TARGET
 from textpatch.pipelines import SupportsPartialRuns, require_parts
 from textpatch.plan import Plan, Row, Swap
 from textpatch.ports.shipped import find_sites
 from textpatch.progress import counted, phase
+from textpatch.prompts.pairs import SOURCE, TARGET
 from textpatch.sampling import sample
 from textpatch.search import latest_start
 from textpatch.sites import select_sites

@@ -28,14 +28,14 @@ from textpatch.groups import Group, row_name, rows_and_plan
 from textpatch.guidance import Guidance
 from textpatch.interrupts import finishing
 from textpatch.metrics.image import WINDOW
-from textpatch.pairs import SOURCE, TARGET, Pair, require_apart
+from textpatch.metrics.intervals import interval, tells_spread
 from textpatch.pictures import open_picture
 from textpatch.pipelines import SupportsPairs, SupportsSampling, picture_size, require_parts
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
+from textpatch.prompts.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.remembered import remembering
 from textpatch.sampling import decoding, sample_latents
-from textpatch.search import interval, tells_spread
 
 
 def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int, start: int = 0) -> list[Pair]:

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, fields, replace
 
 from textpatch.errors import PatchError, closest
-from textpatch.pairs import SOURCE, TARGET, Pair, word_scores
+from textpatch.prompts.pairs import SOURCE, TARGET, Pair, word_scores
 from textpatch.weights.signs import COLOURS, PATTERNS, SHAPES, Sign, SignFormat, random_sign
 from textpatch.weights.words import TEST, VALIDATION
 

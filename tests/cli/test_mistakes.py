@@ -9,11 +9,13 @@ import torch
 from support.localizing import Parrot
 from support.small_models import PROMPTS, save_small, small_denoiser, small_pipeline
 
-from textpatch import HookRegistry, Plan, Swap, capture, cli, edit, find_sites, load, load_denoiser, localize, sample
+from textpatch import (
+    HookRegistry, Plan, Swap, capture, cli, edit, find_sites, load, load_denoiser, localize, sample,
+)  # fmt: skip
 from textpatch.errors import PatchError
 from textpatch.metrics import Tesseract
 from textpatch.plan import Row
-from textpatch.prompts import read_pairs
+from textpatch.prompts.glyphcontrol import read_pairs
 from textpatch.reference_models.pipeline import Defaults
 from textpatch.reference_models.schedules import Euler, FlowMatchEuler
 

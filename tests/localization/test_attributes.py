@@ -15,7 +15,7 @@ from support.small_models import DEFAULTS, small_pipeline
 
 from textpatch import localize, trials
 from textpatch.errors import OCRError, PatchError, PromptError
-from textpatch.pairs import Pair, quoted, quoted_texts
+from textpatch.prompts.pairs import Pair, quoted, quoted_texts
 from textpatch.sampling import Samples
 from textpatch.trials import Trials
 from textpatch.weights import attributes

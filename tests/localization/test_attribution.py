@@ -14,10 +14,10 @@ from support.strategies import ARCHITECTURES, fixed_case
 from textpatch import PatchError, Row, edit, load, localize, sample
 from textpatch import attribution as attributing
 from textpatch.attention import row_slots
-from textpatch.attribution import attribution, drops, in_its_words
+from textpatch.attribution import attribution, drops
 from textpatch.errors import PromptError
 from textpatch.hooks import HookRegistry
-from textpatch.pairs import Pair
+from textpatch.prompts.pairs import Pair, in_its_words
 from textpatch.recording import exit_modules
 from textpatch.weights.prompts import sign_pairs
 

@@ -15,8 +15,10 @@ from textpatch import PatchError, Plan, Row, load
 from textpatch import contribution as contributing
 from textpatch.attention import attention_reference
 from textpatch.audit import Definition
-from textpatch.contribution import contribution, norms, word_tokens
+from textpatch.contribution import contribution, norms
 from textpatch.hooks import HookRegistry
+from textpatch.prompts import alignment
+from textpatch.prompts.alignment import word_tokens
 from textpatch.recording import Record
 from textpatch.sites import Site
 
@@ -133,7 +135,7 @@ FAULTS = {
         partial(test_guidance_is_looked_through, "mmdit"), contributing, "norms",
         "record.q[0][-1:]", "(record.q[0][:1] * 1.5)"),
     "T5's tokens among CLIP's": (
-        test_the_word_is_found_among_the_tokens, contributing, "word_tokens", "lengths[0]]", "0]"),
+        test_the_word_is_found_among_the_tokens, alignment, "word_tokens", "lengths[0]]", "0]"),
 }  # fmt: skip
 
 

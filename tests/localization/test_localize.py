@@ -12,7 +12,7 @@ from textpatch import groups as groups_
 from textpatch.errors import OCRError, PromptError
 from textpatch.metrics import Tesseract, alphabet_of
 from textpatch.metrics.ocr import KNOWN_WORDS, _draw
-from textpatch.pairs import Pair
+from textpatch.prompts.pairs import Pair
 from textpatch.weights import evaluate
 from textpatch.weights.load import shipped_models
 from textpatch.weights.prompts import sign_pairs

@@ -17,8 +17,8 @@ from textpatch import PatchError, cli, groups, load, localize, report, sample, s
 from textpatch.attribution import attribution
 from textpatch.groups import row_name, rows_and_plan
 from textpatch.heads import head_search
-from textpatch.pairs import Pair
 from textpatch.plan import Plan, Row, Swap
+from textpatch.prompts.pairs import Pair
 from textpatch.result import answer, table
 from textpatch.sampling import sample_latents
 from textpatch.starts import start_curve

@@ -10,8 +10,9 @@ from support.planting import plant, raw, require_noticed
 from support.truths import PAIRS, Truth
 
 from textpatch import search
-from textpatch.metrics import FEWEST, f1_of_means, wilson
-from textpatch.search import EARLY, FEW, better_than, gain, grow, interval, latest_start, responsible, screen, take_away
+from textpatch.metrics import FEWEST, f1_of_means, intervals, wilson
+from textpatch.metrics.intervals import gain, interval
+from textpatch.search import EARLY, FEW, better_than, grow, latest_start, responsible, screen, take_away
 
 def effects(sites: int = 9, most: int = 4):
     """Sites of which one to four have an effect of at least 0.1 each, 1 together at most."""
@@ -91,14 +92,14 @@ def test_three_pairs_are_enough_where_all_gain():
 
 def test_a_planted_credit_on_two_pairs_is_noticed(monkeypatch):
     """Fault: a gain is bootstrapped of any number of pairs, so that two alike are certain."""
-    plant(monkeypatch, search, "gain", "if len(both) < FEWEST:", "if len(both) < 1:")
+    plant(monkeypatch, intervals, "gain", "if len(both) < FEWEST:", "if len(both) < 1:")
     with pytest.raises(AssertionError):
         test_no_gain_is_clear_on_one_pair_or_two.hypothesis.inner_test(2, 1.0, 0.2)
 
 
 def test_a_planted_interval_without_a_width_is_noticed(monkeypatch):
     """Fault: pairs that are all alike are bootstrapped."""
-    plant(monkeypatch, search, "tells_spread", "return len(values) >= FEWEST and", "return len(values) >= 1 or")
+    plant(monkeypatch, intervals, "tells_spread", "return len(values) >= FEWEST and", "return len(values) >= 1 or")
     with pytest.raises(AssertionError):
         test_an_interval_of_scores_has_a_width.hypothesis.inner_test([1.0, 1.0])
 
@@ -370,7 +371,7 @@ last_start = raw(test_the_last_start_that_loses_nothing, 3, 0)
 
 FAULTS = {
     "both sides draw their own pairs": (
-        pair_by_pair, search, "gain", "statistic(*drawn[half:]", "statistic(*(np.roll(x, 1, 0) for x in drawn[half:])"),
+        pair_by_pair, intervals, "gain", "statistic(*drawn[half:]", "statistic(*(np.roll(x, 1, 0) for x in drawn[half:])"),
     "any gain will do": (
         partial(test_chance_rarely_adds_a_site, PAIRS, None), search, "_step",
         'level)["low"] > 0', 'level)["value"] > 0'),

@@ -13,10 +13,13 @@ from support.laws_of_runs import law_scenes_differ_outside_the_quotes
 from support.planting import plant
 from support.small_models import small_encoders, small_pipeline
 
-from textpatch import localize, prompts
+from textpatch import localize
 from textpatch.errors import PromptError
-from textpatch.pairs import Pair, quoted
-from textpatch.prompts import BENCHES, RAW, SPLITS, bare, glyphcontrol, mix, read_pairs, with_words
+from textpatch.prompts import glyphcontrol as prompts
+from textpatch.prompts.glyphcontrol import (
+    BENCHES, RAW, SPLITS, bare, glyphcontrol_pairs, mix, read_pairs, with_words,
+)  # fmt: skip
+from textpatch.prompts.pairs import Pair, quoted
 from textpatch.reference_models.text_encoders import tokenize
 
 
@@ -41,7 +44,7 @@ requests = st.fixed_dictionaries(
 @given(requests)
 def test_every_word_is_equally_often_on_either_side(folder, request_):
     """With k words a text: each word of the split k times in sources, k times in targets, never in both of a pair."""
-    pairs = glyphcontrol(folder, **request_)
+    pairs = glyphcontrol_pairs(folder, **request_)
     wanted = {word: request_["words"] for name in SPLITS[request_["split"]] for word in WORDS[name]}
     sources, targets = zip(*map(texts, pairs))
     assert Counter(sum(sources, [])) == Counter(sum(targets, [])) == wanted
@@ -51,15 +54,15 @@ def test_every_word_is_equally_often_on_either_side(folder, request_):
 @given(requests)
 def test_both_sides_of_a_pair_come_from_one_bucket(folder, request_):
     """Frequencies are not mixed: the words of a pair are of one file."""
-    for pair in glyphcontrol(folder, **request_):
+    for pair in glyphcontrol_pairs(folder, **request_):
         assert len({word[0] for side in texts(pair) for word in side}) == 1
 
 
 @given(requests, st.integers(1, 7))
 def test_fewer_pairs_are_the_first_ones(folder, request_, limit):
     """limit=n gives the first n of all pairs, and of a split of several buckets as many from each, give or take one."""
-    pairs = glyphcontrol(folder, **request_, limit=limit)
-    assert pairs == glyphcontrol(folder, **request_)[:limit]
+    pairs = glyphcontrol_pairs(folder, **request_, limit=limit)
+    assert pairs == glyphcontrol_pairs(folder, **request_)[:limit]
     taken = Counter(texts(pair)[0][0][0] for pair in pairs)
     counts = [taken[WORDS[name][0][0]] for name in SPLITS[request_["split"]]]
     assert max(counts) - min(counts) <= 1
@@ -68,7 +71,7 @@ def test_fewer_pairs_are_the_first_ones(folder, request_, limit):
 @given(requests)
 def test_which_sentences_the_prompts_are(folder, request_):
     """simple: one sentence for all; creative: one a pair; mixed: two a pair; always those of the file."""
-    for pair in glyphcontrol(folder, **request_):
+    for pair in glyphcontrol_pairs(folder, **request_):
         source, target = bare(pair.source), bare(pair.target)
         assert {source, target} <= ({'A sign that says "".'} if request_["bench"] == "simple" else set(SENTENCES))
         assert (source != target) == (request_["bench"] == "mixed")
@@ -76,13 +79,13 @@ def test_which_sentences_the_prompts_are(folder, request_):
 
 def test_the_pairs_are_the_same_everywhere(folder):
     """Written down once: neither process, hash seed nor Python may change them."""
-    assert [texts(pair) for pair in glyphcontrol(folder, limit=3)] == GOLDEN_WORDS
-    assert glyphcontrol(folder, "mixed", "test", seed=1, words=2, limit=1) == [GOLDEN_PAIR]
+    assert [texts(pair) for pair in glyphcontrol_pairs(folder, limit=3)] == GOLDEN_WORDS
+    assert glyphcontrol_pairs(folder, "mixed", "test", seed=1, words=2, limit=1) == [GOLDEN_PAIR]
 
 
 def test_seeds_pair_differently(folder):
     """Ten seeds, ten pairings."""
-    assert len({tuple(glyphcontrol(folder, seed=seed)) for seed in range(10)}) == 10
+    assert len({tuple(glyphcontrol_pairs(folder, seed=seed)) for seed in range(10)}) == 10
 
 
 def test_the_folders_order_does_not_matter(folder, tmp_path):
@@ -92,7 +95,7 @@ def test_the_folders_order_does_not_matter(folder, tmp_path):
     first = other / RAW / "SimpleBench" / f"{BUCKETS[0]}.txt"
     first.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(WORDS[BUCKETS[0]]).encode() + b"\r\n\r\n")
     for bench in BENCHES:
-        assert glyphcontrol(other, bench) == glyphcontrol(folder, bench)
+        assert glyphcontrol_pairs(other, bench) == glyphcontrol_pairs(folder, bench)
 
 
 @pytest.mark.parametrize("line, says", [
@@ -108,20 +111,20 @@ def test_a_bad_word_is_named_by_file_and_line(tmp_path, line, says):
     place = BUCKETS[2]
     write(tmp_path, {**WORDS, place: [*WORDS[place], line]})
     if says is None:
-        assert len(glyphcontrol(tmp_path, split="test")) == 22
+        assert len(glyphcontrol_pairs(tmp_path, split="test")) == 22
     else:
         for split in SPLITS:
             with pytest.raises(PromptError, match=rf"{place}\.txt, line 8: {says}"):
-                glyphcontrol(tmp_path, split=split)
+                glyphcontrol_pairs(tmp_path, split=split)
 
 
 @pytest.mark.parametrize("line", ["no quotes", 'one " quote', '"" and ""', 'a "word" already', "“”"])
 def test_a_bad_sentence_is_named_by_file_and_line(tmp_path, line):
     """A template has one pair of straight quotes and nothing in it."""
     write(tmp_path, sentences=[*SENTENCES, "", line])
-    assert len(glyphcontrol(tmp_path)) == 7
+    assert len(glyphcontrol_pairs(tmp_path)) == 7
     with pytest.raises(PromptError, match=r'remove_render_words\.txt, line 6: expected a sentence with "" once'):
-        glyphcontrol(tmp_path, "creative")
+        glyphcontrol_pairs(tmp_path, "creative")
 
 
 @pytest.mark.parametrize("options, says", [
@@ -134,7 +137,7 @@ def test_a_bad_sentence_is_named_by_file_and_line(tmp_path, line):
 def test_requests_that_cannot_be_met(folder, options, says):
     """What was asked, what there is, and what to give."""
     with pytest.raises(PromptError, match=says):
-        glyphcontrol(**{"folder": folder, **options})
+        glyphcontrol_pairs(**{"folder": folder, **options})
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"\xff\xfe\x00")])
@@ -145,20 +148,20 @@ def test_unreadable_files_are_named(tmp_path, name, damage):
     damage(path)
     for split in SPLITS:
         with pytest.raises(PromptError, match=f"cannot read prompts from .*{name}.txt: "):
-            glyphcontrol(tmp_path, split=split)
+            glyphcontrol_pairs(tmp_path, split=split)
 
 
 def test_one_sentence_cannot_be_mixed(tmp_path):
     """Two different sentences are the least; the same one twice counts once."""
     write(tmp_path, sentences=[SENTENCES[0]] * 2)
     with pytest.raises(PromptError, match="at least two different sentences, found 1"):
-        glyphcontrol(tmp_path, "mixed")
+        glyphcontrol_pairs(tmp_path, "mixed")
 
 
 @given(requests)
 def test_mixing_takes_template_and_text_apart(folder, request_):
     """Of the four prompts the diagonal is the pair; each has the template of one side and the text of the other."""
-    pair = glyphcontrol(folder, **request_)[0]
+    pair = glyphcontrol_pairs(folder, **request_)[0]
     mixed = mix(pair)
     sides = {"source": pair.source, "target": pair.target}
     assert len(mixed) == 4 and all(mixed[side, side] == prompt for side, prompt in sides.items())
@@ -256,7 +259,7 @@ def test_the_published_lists():
     if folder is None:
         pytest.skip("GLYPHCONTROL names no copy of GlyphControl-release")
     for bench in BENCHES:
-        sides = [{word for pair in glyphcontrol(folder, bench, split) for side in texts(pair) for word in side}
+        sides = [{word for pair in glyphcontrol_pairs(folder, bench, split) for side in texts(pair) for word in side}
                  for split in SPLITS]  # fmt: skip
         assert [len(words) for words in sides] == [100, 300] and not sides[0] & sides[1]
 

@@ -9,10 +9,11 @@ from support.localizing import PAIRS, PixelReader, localized
 from support.planting import plant
 from support.small_models import small_pipeline
 
-from textpatch import prompts, store, trials
+from textpatch import store, trials
 from textpatch.errors import OCRError, StoreError
 from textpatch.metrics import Tesseract, ocr
 from textpatch.plan import Plan
+from textpatch.prompts import glyphcontrol
 from textpatch.starts import start_curve
 from textpatch.store import Run
 
@@ -88,8 +89,8 @@ FAULTS = {
         another, store, "_differences", "dict.fromkeys([*old, *new])", "old.keys() - new.keys()"),
     "one that is allowed allows all": (allowed, store.Run, "_resume", "not all(_covered", "not any(_covered"),
     "a name allows what begins like it": (allowed, store, "_covered", 'f"request.{entry}."', 'f"request.{entry}"'),
-    "scenes with their words": (scenes, prompts, "differing", "_QUOTED.sub('\"\"', prompt)", "prompt"),
-    "the first pair alone": (scenes, prompts, "differing", "in pairs if", "in pairs[:1] if"),
+    "scenes with their words": (scenes, glyphcontrol, "differing", "_QUOTED.sub('\"\"', prompt)", "prompt"),
+    "the first pair alone": (scenes, glyphcontrol, "differing", "in pairs if", "in pairs[:1] if"),
     "whose record it is is not asked": (made_by_its_request, trials.Trials, "_require_made_by", "record.get(name) != asked", "False"),
     "a plan is enough": (made_by_its_request, trials, "made_by", "row.data for row in rows", ""),
     "rows are enough": (made_by_its_request, Plan, "sha256", "self.to_json()", '""'),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from textpatch.prompts import RAW, SPLITS, TEMPLATES
+from textpatch.prompts.glyphcontrol import RAW, SPLITS, TEMPLATES
 
 
 BUCKETS = [name for names in SPLITS.values() for name in names]

@@ -6,7 +6,7 @@ import pytest
 
 from textpatch.disk import read_json
 from textpatch.errors import StoreError
-from textpatch.prompts import differing
+from textpatch.prompts.glyphcontrol import differing
 from textpatch.store import Run
 
 

@@ -18,7 +18,7 @@ from support.small_models import PROMPTS, save_small, small_pipeline
 
 import textpatch
 from textpatch.errors import PatchError, PromptError, WeightsError
-from textpatch.pairs import Pair
+from textpatch.prompts.pairs import Pair
 from textpatch.weights import load, load_denoiser, shipped_models
 from textpatch.weights import signs as signs_module
 from textpatch.weights.files import CONFIG_BYTES

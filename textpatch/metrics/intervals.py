@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 
 from textpatch.errors import PatchError
+from textpatch.search import PERFECT
 
 FEWEST = 3  # items: of one or two a bootstrap knows no more than that they are what they are
 CHUNK = 2**21  # resampled values held at once: 16 MB a column, whatever `n` and the number of items
+
+Statistic = Callable[..., np.ndarray]
 
 
 class Interval(NamedTuple):
@@ -96,3 +98,53 @@ def _replicates(columns: np.ndarray, statistic, draw: np.ndarray) -> np.ndarray:
             f"it must reduce the given axis, to {draw.shape[:1]}"
         )
     return result
+
+
+def interval(
+    values: np.ndarray, statistic: Statistic = np.mean, level: float = 0.95
+) -> dict[str, float | None]:
+    """{"value", "low", "high"}: the statistic over pairs and its interval, bootstrapped.
+
+    values  (n,) or (n, columns)
+    Of fewer than FEWEST pairs, and of pairs that all score alike, a bootstrap has no width or next to none.
+    There scores from 0 to 1 have `wilson`'s interval.  Other scores have none: low and high are None.
+    """
+    value = statistic_of(values, statistic)
+    if tells_spread(values):
+        return {"value": value, **bootstrap(values, statistic, level=level)._asdict()}
+    if not 0 <= value <= 1:
+        return {"value": value, "low": None, "high": None}
+    return {"value": value, **wilson(value, len(values), level=level)._asdict()}
+
+
+def tells_spread(values: np.ndarray) -> bool:
+    """Whether the pairs are enough, and differ: drawing them again then tells how far their mean would move."""
+    return len(values) >= FEWEST and bool((np.ptp(values, axis=0) > 1 - PERFECT).any())
+
+
+def gain(more: np.ndarray, less: np.ndarray, statistic: Statistic = np.mean, level: float = 0.95) -> dict[str, float]:
+    """s(more) - s(less) and its bootstrapped interval, each draw of pairs taken on both sides.
+
+    Of fewer than FEWEST pairs it is -1 to 1, all that scores from 0 to 1 can differ by: no gain is clear.
+    Where all pairs gain alike it has no width.
+    """
+    columns = np.atleast_2d(more.T)
+    both = np.concatenate([columns, np.atleast_2d(less.T)]).T  # (n, 2 columns)
+    half = len(columns)
+
+    def difference(*drawn, axis):
+        return statistic(*drawn[:half], axis=axis) - statistic(*drawn[half:], axis=axis)
+
+    value = statistic_of(both, difference)
+    if len(both) < FEWEST:
+        return {"value": value, "low": min(-1.0, value), "high": max(1.0, value)}
+    return {"value": value, **bootstrap(both, difference, level=level)._asdict()}
+
+
+def ranking(values: Sequence[np.ndarray], statistic: Statistic = np.mean) -> list[int]:
+    """Places of the values, best first; of equals the earlier."""
+    return sorted(range(len(values)), key=lambda i: (-statistic_of(values[i], statistic), i))
+
+
+def statistic_of(values: np.ndarray, statistic: Statistic) -> float:
+    return float(statistic(*np.atleast_2d(values.T), axis=-1))

@@ -79,3 +79,15 @@ def word_scores(read: str, words: tuple[str, str]) -> dict[str, float]:
             f"edit_{side}": metrics.edit_distance(read, word),
         }
     return scores
+
+
+def in_its_words(pair: Pair) -> str:
+    """The source's prompt with the target's text between its quotes; the target, where the two quote the same.
+
+    A target of another scene asks for more than a word, and all sites that carry any of it would share in L.
+    """
+    own, other = (prompt.split('"') for prompt in (pair.source, pair.target))
+    if len(own) != len(other) or own[1::2] == other[1::2]:
+        return pair.target
+    own[1::2] = other[1::2]
+    return '"'.join(own)

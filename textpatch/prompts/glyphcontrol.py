@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Sequence
 
 from textpatch.errors import PromptError, closest
-from textpatch.pairs import SOURCE, TARGET, Pair, quoted
+from textpatch.prompts.pairs import SOURCE, TARGET, Pair, quoted
 
 RAW = Path("text_prompts", "raw")
 TEMPLATES = RAW / "CreativeBench" / "GlyphDraw_origin_remove_render_words.txt"
@@ -29,7 +29,7 @@ SPLITS = {
 }
 
 
-def glyphcontrol(
+def glyphcontrol_pairs(
     folder, bench: str = "simple", split: str = "validation", *, seed: int = 0, limit: int | None = None, words: int = 1
 ) -> list[Pair]:  # fmt: skip
     """The prompt pairs of one benchmark and split, the same for the same files and arguments.
