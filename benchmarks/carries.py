@@ -32,8 +32,8 @@ from textpatch.metrics import f1_of_means, wilson
 from textpatch.metrics.intervals import gain, interval, ranking
 from textpatch.ports.shipped import find_sites
 from textpatch.prompts.pairs import SOURCE, TARGET
+from textpatch.runs.folder import Run
 from textpatch.search import grow, responsible
-from textpatch.store import Run
 from textpatch.trials import Trials, column, opened
 from textpatch.weights.attributes import SignReader
 from textpatch.weights.evaluate import clean_pictures, generated_pictures, held_out_signs

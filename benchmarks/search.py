@@ -29,7 +29,7 @@ from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError
 from textpatch.localize import FIRST, MODES
 from textpatch.metrics import Tesseract
-from textpatch.store import Run
+from textpatch.runs.folder import Run
 from textpatch.weights import shipped_models
 from textpatch.weights.prompts import sign_pairs
 

@@ -13,8 +13,8 @@ from textpatch.groups import row_name, rows_and_plan
 from textpatch.pipelines import sized
 from textpatch.plan import Plan, Row
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
+from textpatch.runs.folder import Run
 from textpatch.sampling import sample
-from textpatch.store import Run
 
 TOGETHER = 4  # swaps audited in one batch: all sites of SD3 or SDXL would not fit at once
 

@@ -59,9 +59,9 @@ def _one_model(options) -> str:
 
 def generate(options) -> None:
     """`textpatch generate`: one picture per prompt and seed, and a sheet of all."""
-    from textpatch.album import Album
     from textpatch.figures import contact_sheet
     from textpatch.pictures import open_picture, png
+    from textpatch.runs.album import Album
 
     pipeline = _load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
@@ -346,7 +346,7 @@ def _open_run(options, pipeline, request: dict, *, worker: str = "0", **facts):
 
 def _opened(options, request: dict, *, worker: str = "0"):
     """The run folder of a whole request."""
-    from textpatch.store import Run
+    from textpatch.runs.folder import Run
 
     manifest = {"request": request, "versions": _versions(), "command": options.command_line}
     allow = getattr(options, "allow", None)  # localize alone goes on under another request

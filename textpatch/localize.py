@@ -79,7 +79,7 @@ def localize(pipeline: SupportsSampling, pairs: Sequence, *, mode: str = "exhaus
     start   first patched step, 0 = noisiest; branch "both" guidance branches (official) or "cond"
     ocr     a reader with `read(images, box=)`, a text each, `describe()`, plain data, and `self_test()`, which raises
             where it cannot read; tesseract when None
-    run     a store.Run: what is finished is kept there and is not run again
+    run     a textpatch.Run: what is finished is kept there and is not run again
     shard   (i, n): an exhaustive search's pictures of every n-th pair and seed alone, from the i-th on, into the run
             that all n share under worker names of their own; the shard that ends last goes on to the result
     starts  the result's "start_curve" is that of the responsible set, of the best group where no set was grown;

@@ -15,7 +15,8 @@ from textpatch.guidance import as_guidance
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, in_its_words, quoted
-from textpatch.trials import Trials, made_by
+from textpatch.runs.work import made_by
+from textpatch.trials import Trials
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from textpatch.result import (
     RUNS, at_most, decimal, further, is_out, listed, ranked_sites, search, share_of, signed, size_of, span_of,
     value_of, verdict, what_of,
 )  # fmt: skip
-from textpatch.store import flatten
+from textpatch.runs.folder import flatten
 
 SHOWN = 600  # pictures in a page, of whole pairs and seeds; of the others it names the files
 

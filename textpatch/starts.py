@@ -19,10 +19,11 @@ from textpatch.plan import Plan, Row, Swap
 from textpatch.ports.shipped import find_sites
 from textpatch.progress import counted, phase
 from textpatch.prompts.pairs import SOURCE, TARGET
+from textpatch.runs.work import made_by
 from textpatch.sampling import sample
 from textpatch.search import latest_start
 from textpatch.sites import select_sites
-from textpatch.trials import Trials, made_by, scores, values
+from textpatch.trials import Trials, scores, values
 
 
 def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> dict:

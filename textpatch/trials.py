@@ -8,9 +8,7 @@ target.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 from collections import Counter
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -26,15 +24,16 @@ from textpatch.bank import prompt_settles_text
 from textpatch.errors import OCRError, PatchError, PromptError, StoreError, Unfinished
 from textpatch.groups import Group, row_name, rows_and_plan
 from textpatch.guidance import Guidance
-from textpatch.interrupts import finishing
 from textpatch.metrics.image import WINDOW
 from textpatch.metrics.intervals import interval, tells_spread
 from textpatch.pictures import open_picture
 from textpatch.pipelines import SupportsPairs, SupportsSampling, picture_size, require_parts
-from textpatch.plan import Plan, Row
+from textpatch.plan import Row
 from textpatch.progress import counted, phase
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, require_apart
-from textpatch.remembered import remembering
+from textpatch.runs.interrupts import finishing
+from textpatch.runs.remembered import remembering
+from textpatch.runs.work import made_by
 from textpatch.sampling import decoding, sample_latents
 
 
@@ -124,7 +123,7 @@ class Trials:
     pairs       (source, target) prompts, each with quoted text; or Pairs, whose `scored` says how readings agree
     ocr         a reader with `read(images, box=)`, a text each, `describe()`, plain data, and `self_test()`, which raises
                 where it cannot read; tesseract when None
-    run         a store.Run: what is made is kept there as a record, and is not made again
+    run         a textpatch.Run: what is made is kept there as a record, and is not made again
     records     one dict per pair and seed touched, with all its pictures by row name
     generations how many rows were generated for them: a donor that travels with a later batch counts again
     Raises PatchError for a start outside the run and for no pairs or seeds, OCRError if no text can be read,
@@ -142,7 +141,7 @@ class Trials:
         self.pairs = checked_pairs(pipeline, pairs, seeds=seeds, steps=self.steps, start=start)
         self.seeds = [int(seed) for seed in seeds]  # numpy's are no JSON
         if isinstance(run, (str, os.PathLike)):
-            raise PatchError(f"run is the path {str(run)!r}; give a store.Run: Run.open({str(run)!r}, {{'request': ...}})")
+            raise PatchError(f"run is the path {str(run)!r}; give a textpatch.Run: Run.open({str(run)!r}, {{'request': ...}})")
         self.ocr, self.run, self.micro_batch = ocr or metrics.Tesseract(), run, micro_batch
         self.ocr.self_test()
         require_known_letters(self.pairs, self.ocr)
@@ -288,12 +287,6 @@ class Trials:
             }
             for (name, image), read in zip(images.items(), readings)
         }
-
-
-def made_by(rows: Sequence[Row], plan: Plan) -> dict[str, str]:
-    """What a record is of: the plan, and the rows' names, prompts, seeds and what else makes a row."""
-    said = json.dumps([row.data for row in rows])
-    return {"plan_sha256": plan.sha256, "rows_sha256": hashlib.sha256(said.encode()).hexdigest()}
 
 
 def opened(image: Image.Image | str, run) -> Image.Image:

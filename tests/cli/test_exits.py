@@ -161,7 +161,7 @@ sys.stdout.write(" ".join(sorted({{*sys.modules}} & {{"torch", "transformers", "
 
 
 @pytest.mark.parametrize("module, heavy", [
-    ("textpatch", ""), ("textpatch.cli", ""), ("textpatch.errors", ""), ("textpatch.store", "PIL"), ("textpatch.interrupts", "")])
+    ("textpatch", ""), ("textpatch.cli", ""), ("textpatch.errors", ""), ("textpatch.runs.folder", "PIL"), ("textpatch.runs.interrupts", "")])
 def test_what_is_light_stays_light(module, heavy):
     """Importing the package, its command line and the run folder imports nothing that takes a second."""
     assert subprocess.run([sys.executable, "-c", LIGHT.format(module)], capture_output=True, text=True).stdout == heavy

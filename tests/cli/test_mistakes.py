@@ -226,7 +226,7 @@ CALLED = {
     "no pairs at all": (lambda: localize(PIPELINE, [SOURCE, 5]), "found 'a red sign", "two texts", "a list of pairs"),
     "pairs of numbers": (lambda: localize(PIPELINE, [(1, 2)]), "found (1, 2)", "two texts", "a list of pairs"),
     "one seed for several": (lambda: localize(PIPELINE, [(SOURCE, TARGET)], seeds=0), "seeds is 0", "give", "[0]"),
-    "a path for a run": (lambda: localize(PIPELINE, [(SOURCE, TARGET)], run="runs"), "the path 'runs'", "a store.Run", "Run.open('runs'"),
+    "a path for a run": (lambda: localize(PIPELINE, [(SOURCE, TARGET)], run="runs"), "the path 'runs'", "a textpatch.Run", "Run.open('runs'"),
     "half a plan": (lambda: Plan.from_json('{"swaps": ['), "not a plan", "line 1 column", "written by Plan.to_json"),
     "sites of what has none": (lambda: find_sites(small_denoiser().pos_embed), "PatchEmbed", "no", "SiteSpec"),
     "a reader of nothing": (lambda: Tesseract(alphabet=""), "alphabet ''", "cannot read", "give printable characters"),

@@ -18,7 +18,7 @@ from textpatch.pipelines import picture_size, sized
 from textpatch.reference_models.pipeline import Defaults, LatentPixels, Pipeline
 from textpatch.reference_models.schedules import FlowMatchEuler
 from textpatch.reference_models.vae import VAE, VAEConfig
-from textpatch.store import Run
+from textpatch.runs.folder import Run
 from textpatch.weights import shipped_models
 from textpatch.weights.prompts import ATTRIBUTES, attribute_pairs
 

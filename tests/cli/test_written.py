@@ -19,7 +19,7 @@ from support.planting import plant
 
 from textpatch import cli, commands
 from textpatch.disk import read_json
-from textpatch.store import Run
+from textpatch.runs.folder import Run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "written.json"
 SOURCE = 'a red sign that says "HELLO" on a blue wall'

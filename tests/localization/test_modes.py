@@ -20,9 +20,9 @@ from textpatch.heads import head_search
 from textpatch.plan import Plan, Row, Swap
 from textpatch.prompts.pairs import Pair
 from textpatch.result import answer, table
+from textpatch.runs.folder import Run
 from textpatch.sampling import sample_latents
 from textpatch.starts import start_curve
-from textpatch.store import Run
 from textpatch.trials import Trials
 from textpatch.weights.prompts import sign_pairs
 

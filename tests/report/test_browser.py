@@ -12,7 +12,7 @@ from support.pages import BROWSER, HOSTILE, POLICY, browse, browsed, hold, parse
 from support.planting import plant
 
 from textpatch import gallery, html, load, localize, report
-from textpatch.store import Run
+from textpatch.runs.folder import Run
 from textpatch.trials import opened
 from textpatch.weights.prompts import sign_pairs
 

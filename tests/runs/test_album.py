@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from support.small_models import PROMPTS, save_small
 
-from textpatch import album, cli
+from textpatch import cli
 from textpatch.disk import read_json
 from textpatch.reference_models.pipeline import Pipeline
-from textpatch.store import Run
+from textpatch.runs import album
+from textpatch.runs.folder import Run
 
 SEEDS = ["0", "1", "2"]
 COUNT = len(PROMPTS) * len(SEEDS)

@@ -7,10 +7,11 @@ import torch
 from support.small_models import PROMPTS, save_small, small_pipeline
 from support.strategies import build_pipeline
 
-from textpatch import cli, remembered
+from textpatch import cli
 from textpatch.errors import PatchError
 from textpatch.localize import localize
 from textpatch.reference_models import TextCondition, text_encoders
+from textpatch.runs import remembered
 from textpatch.weights.prompts import sign_pairs
 
 PAIRS = sign_pairs(4)

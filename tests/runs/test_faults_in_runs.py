@@ -9,13 +9,15 @@ from support.localizing import PAIRS, PixelReader, localized
 from support.planting import plant
 from support.small_models import small_pipeline
 
-from textpatch import store, trials
+from textpatch import trials
 from textpatch.errors import OCRError, StoreError
 from textpatch.metrics import Tesseract, ocr
 from textpatch.plan import Plan
 from textpatch.prompts import glyphcontrol
+from textpatch.runs import records, work
+from textpatch.runs import folder as store
+from textpatch.runs.folder import Run
 from textpatch.starts import start_curve
-from textpatch.store import Run
 
 MODEL = small_pipeline()
 
@@ -78,9 +80,9 @@ def left_out(tmp_path):
 
 CHECKS = [equal_in_python, allowed, made_by_its_request]  # the others are tests of test_folder.py and test_glyphcontrol.py
 FAULTS = {
-    "damage is not counted": (left_out, store, "_read_records", "damaged.append(number)", "pass"),
-    "damage ends a file": (left_out, store, "_read_records", "damaged.append(number)", "damaged.append(number); break"),
-    "a checksum is not looked at": (left_out, store, "_unsealed", "if line[-_SEAL_LENGTH:]", "if False and line[-_SEAL_LENGTH:]"),
+    "damage is not counted": (left_out, records, "read_records", "damaged.append(number)", "pass"),
+    "damage ends a file": (left_out, records, "read_records", "damaged.append(number)", "damaged.append(number); break"),
+    "a checksum is not looked at": (left_out, records, "_unsealed", "if line[-_SEAL_LENGTH:]", "if False and line[-_SEAL_LENGTH:]"),
     "every request is the stored one": (another, store, "_asked_otherwise", 'stored["key"] == new["key"]', "True"),
     "no request is the stored one": (the_same, store.Run, "_resume", "not all(_covered", "not any(_covered"),
     "values compared as Python does": (equal_in_python, store, "_differences", "_canonical(pair[0]) != _canonical(pair[1])", "pair[0] != pair[1]"),
@@ -92,9 +94,9 @@ FAULTS = {
     "scenes with their words": (scenes, glyphcontrol, "differing", "_QUOTED.sub('\"\"', prompt)", "prompt"),
     "the first pair alone": (scenes, glyphcontrol, "differing", "in pairs if", "in pairs[:1] if"),
     "whose record it is is not asked": (made_by_its_request, trials.Trials, "_require_made_by", "record.get(name) != asked", "False"),
-    "a plan is enough": (made_by_its_request, trials, "made_by", "row.data for row in rows", ""),
+    "a plan is enough": (made_by_its_request, work, "made_by", "row.data for row in rows", ""),
     "rows are enough": (made_by_its_request, Plan, "sha256", "self.to_json()", '""'),
-    "of rows their names": (made_by_its_request, trials, "made_by", "[row.data", "[row.name"),
+    "of rows their names": (made_by_its_request, work, "made_by", "[row.data", "[row.name"),
 }  # fmt: skip
 
 

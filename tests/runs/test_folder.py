@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from support.laws_of_runs import REQUEST, law_another_request_is_refused, law_damage_is_left_out_and_named, law_the_same_request_resumes, lines_of
 
-from textpatch import disk, store
+from textpatch import disk
 from textpatch.disk import read_json
 from textpatch.errors import StoreError
-from textpatch.store import Run, flatten
+from textpatch.runs import folder as store
+from textpatch.runs.folder import Run, flatten
 
 texts = st.text(st.characters(), max_size=20)
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -34,7 +35,7 @@ laws = settings(max_examples=60, deadline=None, derandomize=True,
 
 WRITER = """
 import sys
-from textpatch.store import Run
+from textpatch.runs.folder import Run
 run = Run.open(sys.argv[1], {"request": 1})
 for n in range(len(run.done()), 10**9):
     run.append({"id": str(n), "noise": "x" * 200_000})
@@ -321,7 +322,7 @@ def test_the_order_of_system_calls_is_safe(run, monkeypatch):
 
 def test_a_full_disk_keeps_the_records_before(run):
     """A line that does not fit is an error and is taken back whole; the records before it stay."""
-    code = ("import resource, sys; from textpatch.store import Run; run = Run.load(sys.argv[1]);"
+    code = ("import resource, sys; from textpatch.runs.folder import Run; run = Run.load(sys.argv[1]);"
             "run.append({'id': 'a'}); resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200));"
             "run.append({'id': 'b', 'x': 'y' * 500})")
     died = subprocess.run([sys.executable, "-c", code, run.folder], capture_output=True, text=True)
@@ -373,5 +374,5 @@ def test_a_kill_before_the_manifest_leaves_a_usable_folder(tmp_path):
 def test_importing_needs_neither_torch_nor_matplotlib():
     """The store and the report answer at once: both import with torch and matplotlib absent."""
     code = ("import sys; sys.modules['torch'] = sys.modules['matplotlib'] = None;"
-            "import textpatch.store, textpatch.report")
+            "import textpatch.runs.folder, textpatch.report")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

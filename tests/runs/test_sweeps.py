@@ -19,7 +19,7 @@ from support.sweeps import REQUEST, fork, forked, killed_at, sweep, waited, watc
 
 from textpatch import disk
 from textpatch.errors import DiskError, StoreError
-from textpatch.store import Run
+from textpatch.runs.folder import Run
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks, and sends POSIX signals")
 

@@ -20,10 +20,10 @@ from support.sweeps import fork, waited
 from textpatch import HookRegistry, cli, localize, trials
 from textpatch.disk import read_json
 from textpatch.errors import PatchError, Unfinished
-from textpatch.interrupts import finishing
 from textpatch.metrics import Tesseract
 from textpatch.reference_models.pipeline import pixels
-from textpatch.store import Run
+from textpatch.runs.folder import Run
+from textpatch.runs.interrupts import finishing
 
 
 WRITTEN = ["results.json", "results.csv", "heatmap.png", "contact_sheet.png"]

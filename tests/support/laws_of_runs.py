@@ -7,7 +7,7 @@ import pytest
 from textpatch.disk import read_json
 from textpatch.errors import StoreError
 from textpatch.prompts.glyphcontrol import differing
-from textpatch.store import Run
+from textpatch.runs.folder import Run
 
 
 REQUEST = {"request": {"model": "tiny-mmdit", "steps": 20, "pairs": [{"source": "a", "target": "b"}]}}

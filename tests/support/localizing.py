@@ -4,7 +4,7 @@ import hashlib
 import json
 
 from textpatch import localize
-from textpatch.store import Run
+from textpatch.runs.folder import Run
 from textpatch.weights.load import SHIPPED
 from textpatch.weights.prompts import sign_pairs
 

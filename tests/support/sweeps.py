@@ -7,7 +7,7 @@ import signal
 from PIL import Image
 
 from textpatch import disk
-from textpatch.store import Run
+from textpatch.runs.folder import Run
 
 REQUEST = {"request": {"model": "toy", "pairs": 3}}
 # all by which the store changes a disk; `open` is the builtin, as the store sees it

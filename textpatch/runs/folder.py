@@ -8,29 +8,26 @@ results.json ...         whatever follows from the records
 
 import contextlib
 import csv
-import errno
 import hashlib
 import io
 import json
 import os
 import re
 import warnings
-import zlib
 from pathlib import Path
 from typing import Sequence
 
 from PIL import Image
 
-from textpatch.disk import alone_in, as_json, explained, lock, read_json, sweep, sync_folder, write
+from textpatch.disk import alone_in, as_json, explained, read_json, sweep, write
 from textpatch.errors import StoreError, closest
+from textpatch.runs.records import append_line, read_records, sealed
 
 SCHEMA_VERSION = 1
 ABSENT = "absent"
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _WORKER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _RESERVED = ("manifest.json", "records", "images")
-_SEAL = b', "crc32": "%08x"}'
-_SEAL_LENGTH = len(_SEAL % 0)
 
 
 class Run:
@@ -95,10 +92,10 @@ class Run:
         """
         if not isinstance(record, dict) or not isinstance(record.get("id"), str):
             raise StoreError(f'a record is a dict with a string "id"; got {repr(record)[:80]}')
-        path, line = self.folder / "records" / f"{self.worker}.jsonl", _sealed(record)
+        path, line = self.folder / "records" / f"{self.worker}.jsonl", sealed(record)
         with explained(path, "append to"):
             path.parent.mkdir(exist_ok=True)
-            _append(path, line)
+            append_line(path, line)
 
     def records(self) -> list[dict]:
         """All finished records in file, then line order; of records with one id the first counts.
@@ -108,7 +105,7 @@ class Run:
         """
         first: dict[str, dict] = {}
         for path in sorted((self.folder / "records").glob("*.jsonl")):
-            records, damaged, lines = _read_records(path)
+            records, damaged, lines = read_records(path)
             if damaged:
                 warnings.warn(f"{path}: {len(damaged)} of {lines} lines are damaged and left out, the first is line "
                               f"{damaged[0]}; resuming makes again what they held", stacklevel=2)  # fmt: skip
@@ -260,67 +257,6 @@ def _other_request(folder: Path, differences: dict, otherwise: str) -> str:
 def _short(value, limit: int = 60) -> str:
     text = value if value is ABSENT else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-# --- records
-
-
-def _sealed(record: dict) -> bytes:
-    """One line: the record, with the crc32 of its JSON as last entry, so that no flipped bit goes unseen."""
-    body = as_json(record)
-    return body[:-1] + _SEAL % zlib.crc32(body) + b"\n"
-
-
-def _unsealed(line: bytes) -> dict:
-    body = line[:-_SEAL_LENGTH] + b"}"
-    if line[-_SEAL_LENGTH:] != _SEAL % zlib.crc32(body):
-        raise ValueError("its checksum does not fit")
-    return json.loads(body)
-
-
-def _read_records(path: Path) -> tuple[list[dict], list[int], int]:
-    """The records of a file, the numbers of its damaged lines, and how many lines it has."""
-    with explained(path, "read"):
-        *lines, _torn = path.read_bytes().split(b"\n")
-    records, damaged = [], []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(_unsealed(line))
-        except (ValueError, RecursionError):
-            damaged.append(number)
-    return records, damaged, len(lines)
-
-
-def _append(path: Path, line: bytes) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        lock(descriptor)
-        start = _cut_torn_line(descriptor)
-        try:
-            if os.write(descriptor, line) != len(line):
-                raise OSError(errno.ENOSPC, "only part of the line fitted")
-            os.fsync(descriptor)
-        except OSError:
-            os.ftruncate(descriptor, start)
-            raise
-        if start == 0:
-            sync_folder(path.parent)
-    finally:
-        os.close(descriptor)
-
-
-def _cut_torn_line(descriptor: int, block: int = 1 << 16) -> int:
-    """Cut the file after its last newline, and return its length."""
-    size = end = os.lseek(descriptor, 0, os.SEEK_END)
-    keep = 0
-    while end and not keep:
-        start = max(0, end - block)
-        os.lseek(descriptor, start, os.SEEK_SET)
-        found = os.read(descriptor, end - start).rfind(b"\n")
-        keep, end = (start + found + 1 if found >= 0 else 0), start
-    if keep < size:
-        os.ftruncate(descriptor, keep)
-    return keep
 
 
 # --- what is written

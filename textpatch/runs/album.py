@@ -10,8 +10,8 @@ from typing import Callable, Sequence
 
 from PIL import Image
 
-from textpatch.interrupts import finishing
 from textpatch.progress import counted, phase
+from textpatch.runs.interrupts import finishing
 
 AT_ONCE = 8  # pictures in a batch
 
