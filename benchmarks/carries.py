@@ -25,13 +25,13 @@ import numpy as np
 from measure import Table, arguments, environment, parsed
 
 import textpatch
-from textpatch.figures import contact_sheet
 from textpatch.groups import group_name, row_name
 from textpatch.localize import FIRST
 from textpatch.metrics import f1_of_means, wilson
 from textpatch.metrics.intervals import gain, interval, ranking
 from textpatch.ports.shipped import find_sites
 from textpatch.prompts.pairs import SOURCE, TARGET
+from textpatch.report.contact_sheet import draw_contact_sheet
 from textpatch.runs.folder import Run
 from textpatch.search import grow, responsible
 from textpatch.trials import Trials, column, opened
@@ -146,7 +146,7 @@ def sheet(found: list[Carriers]):
     names = ["source", *(f"site {site.index}" for site in found[0].sites), "all sites", "target"]
     words = [(f"{one.attribute} {a}", f"{one.attribute} {b}") for one in found for a, b in [one.trials.pairs[0].words]]
     cells = [[(image, f"{one.attribute} {read}") for image, read in one.line()] for one in found]
-    return contact_sheet(cells, captions=names, words=words, scale=1.4).quantize(256)
+    return draw_contact_sheet(cells, captions=names, words=words, scale=1.4).quantize(256)
 
 
 def main(argv: list[str] | None = None) -> None:

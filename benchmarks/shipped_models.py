@@ -12,7 +12,7 @@ from pathlib import Path
 
 import textpatch
 from textpatch import metrics
-from textpatch.figures import contact_sheet
+from textpatch.report.contact_sheet import draw_contact_sheet
 from textpatch.weights import evaluate
 from textpatch.weights.prompts import sign_pairs
 from textpatch.weights.signs import SignFormat
@@ -81,7 +81,7 @@ def picture(pipeline, ocr, *, same_scene: bool) -> None:
     ]
     words = [(pair["word"], pair["target_word"]) for pair in found.result["pairs_list"]]
     best = 2 + [site["site"] for site in found.result["sites"]].index(found.result["ranked"][0])
-    sheet = contact_sheet(
+    sheet = draw_contact_sheet(
         cells, captions=[name.replace("-", " ") for name in names], words=words, best=best, scale=2
     )
     sheet.quantize(256).save(

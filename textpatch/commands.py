@@ -59,8 +59,8 @@ def _one_model(options) -> str:
 
 def generate(options) -> None:
     """`textpatch generate`: one picture per prompt and seed, and a sheet of all."""
-    from textpatch.figures import contact_sheet
     from textpatch.pictures import open_picture, png
+    from textpatch.report.contact_sheet import draw_contact_sheet
     from textpatch.runs.album import Album
 
     pipeline = _load_sized(options)
@@ -87,7 +87,7 @@ def generate(options) -> None:
         run.write_json("results.json", {"schema_version": 1, "pictures": album.pictures})
         n = len(options.seed)
         rows = [[(image, None) for image in images[i : i + n]] for i in range(0, len(images), n)]
-        run.write_bytes("sheet.png", png(contact_sheet(rows, captions=[f"seed {s}" for s in options.seed])))
+        run.write_bytes("sheet.png", png(draw_contact_sheet(rows, captions=[f"seed {s}" for s in options.seed])))
     print(run.folder / "sheet.png")
 
 
@@ -104,7 +104,7 @@ def localize(options) -> None:
     """`textpatch localize`: the ranked table, and a run folder with heat map, contact sheet and report."""
     from textpatch.localize import check
     from textpatch.localize import localize as localize_
-    from textpatch.report import publish
+    from textpatch.report.page import publish
     from textpatch.trials import require_known_letters
 
     if options.sets and options.sites:
@@ -144,8 +144,8 @@ def edit(options) -> None:
     """`textpatch edit`: source, edited and target picture side by side, and the plan that made them."""
     from textpatch.edit import upscaled
     from textpatch.edit import edit as edit_
-    from textpatch.figures import contact_sheet
     from textpatch.pictures import png
+    from textpatch.report.contact_sheet import draw_contact_sheet
 
     pipeline = _load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
@@ -161,7 +161,7 @@ def edit(options) -> None:
     run.write_json(
         "results.json", {"schema_version": 1, **request, "plan_sha256": made.plan.sha256, "pictures": paths}
     )
-    sheet = contact_sheet([[(image, None) for image in pictures.values()]], captions=list(pictures), best=1)
+    sheet = draw_contact_sheet([[(image, None) for image in pictures.values()]], captions=list(pictures), best=1)
     run.write_bytes("sheet.png", png(sheet))
     print(run.folder / "sheet.png")
 

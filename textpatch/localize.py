@@ -28,8 +28,8 @@ from textpatch.ports.shipped import find_sites
 from textpatch.progress import phase
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, require_other_texts
 from textpatch.readings import READINGS, Readings
-from textpatch.report import summary_html
-from textpatch.result import SCHEMA_VERSION, answer, table
+from textpatch.report.page import summary_html
+from textpatch.report.result import SCHEMA_VERSION, answer, table
 from textpatch.search import Screening, Step, better_than, grow, responsible, screen
 from textpatch.sites import select_sites
 from textpatch.starts import start_curve

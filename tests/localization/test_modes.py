@@ -13,13 +13,14 @@ from support.planting import Drawn, plant, raw, require_noticed
 from support.small_models import relative, save_small, small_pipeline
 from support.strategies import ARCHITECTURES, STATIC, cases, fixed_case
 
-from textpatch import PatchError, cli, groups, load, localize, report, sample, sampling, trials
+from textpatch import PatchError, cli, groups, load, localize, sample, sampling, trials
 from textpatch.attribution import attribution
 from textpatch.groups import row_name, rows_and_plan
 from textpatch.heads import head_search
 from textpatch.plan import Plan, Row, Swap
 from textpatch.prompts.pairs import Pair
-from textpatch.result import answer, table
+from textpatch.report import page as report
+from textpatch.report.result import answer, table
 from textpatch.runs.folder import Run
 from textpatch.sampling import sample_latents
 from textpatch.starts import start_curve

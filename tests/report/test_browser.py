@@ -11,7 +11,9 @@ from PIL import Image
 from support.pages import BROWSER, HOSTILE, POLICY, browse, browsed, hold, parsed
 from support.planting import plant
 
-from textpatch import gallery, html, load, localize, report
+from textpatch import html, load, localize
+from textpatch.report import gallery
+from textpatch.report import page as report
 from textpatch.runs.folder import Run
 from textpatch.trials import opened
 from textpatch.weights.prompts import sign_pairs

@@ -15,11 +15,12 @@ from support.pages import POLICY, Page, parsed, plainly
 from support.planting import plant
 from support.results import a_result, html_of, quiet, records_of, tags_of
 
-from textpatch import cli, commands, disk, html, result
+from textpatch import cli, commands, disk, html
 from textpatch import text as text_
 from textpatch.disk import read_json
 from textpatch.errors import PatchError, StoreError
 from textpatch.exits import guarded
+from textpatch.report import result
 from textpatch.runs import folder as store
 from textpatch.runs.folder import Run, flatten
 

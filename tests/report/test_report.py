@@ -14,9 +14,10 @@ from support.pages import Page, picture
 from support.planting import plant
 from support.results import METRICS, a_result, html_of, quiet, records_of, scores, tags_of
 
-from textpatch import curves, figures, html
-from textpatch import result as result_
+from textpatch import html
 from textpatch.errors import PatchError
+from textpatch.report import charts, contact_sheet, heatmap
+from textpatch.report import result as result_
 
 HOSTILE = ('</td></style><script>alert("x")</script><img src=//evil/x.png onerror=alert(1)>'
            "\x1b[31m\u202e\ud800 $\\frac{")
@@ -24,7 +25,7 @@ HOSTILE = ('</td></style><script>alert("x")</script><img src=//evil/x.png onerro
 
 def a_sheet(sites=4, lines=2, **options) -> Image.Image:
     rows = [[(Image.new("RGB", (64, 24), "navy"), "TEA")] * (2 + sites) for _ in range(lines)]
-    return figures.contact_sheet(rows, captions=["source", "target", *map(str, range(sites))], **options)
+    return contact_sheet.draw_contact_sheet(rows, captions=["source", "target", *map(str, range(sites))], **options)
 
 
 def words_of(result, manifest=None) -> list[str]:
@@ -165,9 +166,9 @@ def test_a_start_curve_and_a_head_search_are_shown():
 def test_a_curve_stays_on_its_plane(values):
     """Any scores, negative SSIM too: every dot between the lines of 0 and 1, at most 16 labels."""
     scores = [{"value": value, "low": value, "high": value} for value in values]
-    drawn = Page(curves.curve([f"n{n}" for n in range(len(values))], {"F1": scores}, "steps")).root
+    drawn = Page(charts.curve([f"n{n}" for n in range(len(values))], {"F1": scores}, "steps")).root
     dots = heights(drawn)
-    assert all(curves._TOP <= y <= curves._TOP + curves._HIGH for y in dots) and len(dots) == len(values)
+    assert all(charts._TOP <= y <= charts._TOP + charts._HIGH for y in dots) and len(dots) == len(values)
     assert 1 <= sum(label.text[0] == "n" for label in drawn.of("text")) <= 16
 
 
@@ -333,7 +334,7 @@ def test_one_pair_has_no_interval():
             scored[metric] |= {"low": None, "high": None}
     said = result_.answer(result | {"pairs": 1})
     assert "80 % over 32 pictures" in said and "1 pair is too few" in said and "overlap" not in said
-    assert "0.80 [" not in words_of(result) and figures.heatmap_png(result)
+    assert "0.80 [" not in words_of(result) and heatmap.heatmap_png(result)
     curve = {"sites": [1], "chosen": 0, "curve": [{"start": 0, **result["sites"][1]}]}
     assert "0.80 [" not in html_of(result | {"start_curve": curve})
 
@@ -412,7 +413,7 @@ def test_the_heat_map_is_a_picture(exact, text):
     """One site or seventy, hostile names or missing scores: the heat map is a PNG of sensible size."""
     result = a_result(exact, text=text)
     result["sites"][0]["ssim"] = {"value": None, "low": None, "high": None}
-    picture = Image.open(io.BytesIO(figures.heatmap_png(result)))
+    picture = Image.open(io.BytesIO(heatmap.heatmap_png(result)))
     assert picture.format == "PNG" and 1000 <= picture.width <= 3500 and 1000 <= picture.height <= 1500
 
 
@@ -428,7 +429,7 @@ def test_the_heat_map_marks_the_best_site():
     for best in range(4):
         exact = [0.1] * 4
         exact[best] = 0.9
-        picture = Image.open(io.BytesIO(figures.heatmap_png(a_result(exact)))).convert("RGB")
+        picture = Image.open(io.BytesIO(heatmap.heatmap_png(a_result(exact)))).convert("RGB")
         place = (1.5 + (best + 0.6) / 4.2 * 6.2) / 8  # inches: margin, axes from -0.6 to 3.6, page
         for top, bottom in ((200, picture.height - 100), (picture.height - 100, picture.height)):
             assert orange_middle(picture, top, bottom) == pytest.approx(place, abs=0.01)
@@ -437,7 +438,7 @@ def test_the_heat_map_marks_the_best_site():
 def test_the_heat_map_marks_a_set_that_is_credited():
     """Where the headline names two sites, bars and labels of both are orange: their mean lies between them."""
     result = a_result((0.1, 0.1, 0.1, 0.1))
-    picture = Image.open(io.BytesIO(figures.heatmap_png(result | {"set": a_set()}))).convert("RGB")
+    picture = Image.open(io.BytesIO(heatmap.heatmap_png(result | {"set": a_set()}))).convert("RGB")
     for top, bottom in ((200, picture.height - 100), (picture.height - 100, picture.height)):
         assert orange_middle(picture, top, bottom) == pytest.approx((1.5 + 2.1 / 4.2 * 6.2) / 8, abs=0.01)
 
@@ -446,7 +447,7 @@ def test_the_heat_map_leaves_pyplot_alone():
     """No pyplot is imported and no setting is changed: the caller's own figures are safe."""
     # with a backend chosen, since reading an unchosen one makes matplotlib import pyplot by itself
     code = ("import sys, json, matplotlib; matplotlib.use('pdf'); before = dict(matplotlib.rcParams);"
-            "from textpatch import figures; figures.heatmap_png(json.load(sys.stdin));"
+            "from textpatch.report import heatmap as figures; figures.heatmap_png(json.load(sys.stdin));"
             "sys.exit('matplotlib.pyplot' in sys.modules or dict(matplotlib.rcParams) != before)")
     done = subprocess.run([sys.executable, "-c", code], input=json.dumps(a_result()), text=True)
     assert done.returncode == 0
@@ -465,7 +466,7 @@ def test_without_matplotlib_the_way_out_is_named(monkeypatch, broken):
     monkeypatch.setattr(sys, "meta_path", [Refuse(), *sys.meta_path]) if broken else monkeypatch.setitem(
         sys.modules, "matplotlib", None)
     with pytest.raises(PatchError, match=r"pip install textpatch\[plots\]"):
-        figures.heatmap_png(a_result())
+        heatmap.heatmap_png(a_result())
 
 
 def test_the_contact_sheet_holds_every_picture():
@@ -480,7 +481,7 @@ def test_the_contact_sheet_holds_every_picture():
 def test_nothing_is_left_blank_where_nobody_read():
     """Without readings no line is kept for them: shorter by as much per line of pictures."""
     pictures = [Image.new("RGB", (64, 24))] * 2
-    heights = [[figures.contact_sheet([[(p, read) for p in pictures]] * n, captions="ab").height for n in (1, 2, 3)]
+    heights = [[contact_sheet.draw_contact_sheet([[(p, read) for p in pictures]] * n, captions="ab").height for n in (1, 2, 3)]
                for read in ("A", None)]
     assert [read - none for read, none in zip(*heights)] == [n * (heights[0][0] - heights[1][0]) for n in (1, 2, 3)]
     assert heights[0][0] > heights[1][0]
@@ -499,17 +500,17 @@ def test_the_frame_is_round_the_best_column():
 
 def test_readings_are_coloured_by_what_they_say():
     """Blue is the target's word, black the source's, grey anything else; case and blanks do not matter."""
-    assert figures._reading("shop", ("Open", "SHOP")) == ("shop", figures.BLUE)
-    assert figures._reading("OPEN", ("Open", "SHOP")) == ("OPEN", figures.INK)
-    assert figures._reading("ONAIR", ("Open", "ON AIR")) == ("ONAIR", figures.BLUE)
-    assert figures._reading("", ("Open", "SHOP")) == ("(nothing)", figures.GREY)
-    assert figures._reading(None, None)[0] == ""
+    assert contact_sheet._reading("shop", ("Open", "SHOP")) == ("shop", heatmap.BLUE)
+    assert contact_sheet._reading("OPEN", ("Open", "SHOP")) == ("OPEN", heatmap.INK)
+    assert contact_sheet._reading("ONAIR", ("Open", "ON AIR")) == ("ONAIR", heatmap.BLUE)
+    assert contact_sheet._reading("", ("Open", "SHOP")) == ("(nothing)", heatmap.GREY)
+    assert contact_sheet._reading(None, None)[0] == ""
 
 
 def test_seventy_large_pictures_stay_bounded():
     """A sheet of all SDXL sites at 1024 px is shrunk, not refused and not enormous."""
     rows = [[(Image.new("L", (1024, 1024)), HOSTILE)] * 72] * 2
-    sheet = figures.contact_sheet(rows, captions=[HOSTILE] * 72, words=[("a", "b")] * 2)
+    sheet = contact_sheet.draw_contact_sheet(rows, captions=[HOSTILE] * 72, words=[("a", "b")] * 2)
     assert sheet.width <= 14_000 and sheet.height <= 1000
 
 
@@ -519,9 +520,9 @@ def test_seventy_large_pictures_stay_bounded():
 def test_a_sheet_that_is_no_grid_is_refused(change):
     """Ragged lines, a best column that is not there, or words for other lines are PatchErrors."""
     good = {"rows": [[(Image.new("RGB", (4, 4)), "x")] * 3], "captions": ["a", "b", "c"]}
-    figures.contact_sheet(**good)
+    contact_sheet.draw_contact_sheet(**good)
     with pytest.raises(PatchError):
-        figures.contact_sheet(**{**good, **change})
+        contact_sheet.draw_contact_sheet(**{**good, **change})
 
 
 @pytest.mark.parametrize("change", [
@@ -529,7 +530,7 @@ def test_a_sheet_that_is_no_grid_is_refused(change):
 def test_what_is_no_result_is_refused(change):
     """Every view refuses a dict that is no result, and names what is wrong."""
     bad = {**a_result(), **change}
-    for view in (result_.answer, result_.table, figures.heatmap_png, html_of):
+    for view in (result_.answer, result_.table, heatmap.heatmap_png, html_of):
         with pytest.raises(PatchError, match="result"):
             view(bad)
     with pytest.raises(PatchError, match="lacks seeds"):

@@ -374,5 +374,5 @@ def test_a_kill_before_the_manifest_leaves_a_usable_folder(tmp_path):
 def test_importing_needs_neither_torch_nor_matplotlib():
     """The store and the report answer at once: both import with torch and matplotlib absent."""
     code = ("import sys; sys.modules['torch'] = sys.modules['matplotlib'] = None;"
-            "import textpatch.runs.folder, textpatch.report")
+            "import textpatch.runs.folder, textpatch.report.page")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

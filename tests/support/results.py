@@ -5,8 +5,8 @@ import io
 from PIL import Image
 from support.pages import Page, parsed
 
-from textpatch import report
-from textpatch import result as result_
+from textpatch.report import page
+from textpatch.report import result as result_
 
 
 METRICS = ("f1_target", "f1_source", "exact_target", "exact_source", "edit_target", "ssim", "mse", "psnr",
@@ -47,7 +47,7 @@ PIXEL = png(Image.new("RGB", (300, 200)))
 
 def html_of(result, manifest=None, **shown) -> str:
     manifest = manifest or {"command": "textpatch localize", "ocr": {"engine": "tesseract 5.3.0"}}
-    return report.report_html(result, heatmap=PIXEL, manifest=manifest, **shown)
+    return page.report_html(result, heatmap=PIXEL, manifest=manifest, **shown)
 
 
 def tags_of(text: str) -> list[str]:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from textpatch.groups import group_name, row_name
 from textpatch.html import figure, safe
 from textpatch.metrics import f1_of_means
-from textpatch.result import credited, decimal
+from textpatch.report.result import credited, decimal
 from textpatch.text import plain
 
 ENDS = {"source": "source, no swap", "target": "target"}
@@ -110,7 +110,7 @@ def _cell(result, key: str, pair: int, column: int, pictures) -> str:
 # --- the pictures
 
 
-def gallery(result: dict, records: Sequence[dict]) -> str:
+def gallery_html(result: dict, records: Sequence[dict]) -> str:
     """A block for every pair: its prompts, then source, target, what is credited and all others, seeds below each other."""
     key, titles, best = _key(result), columns(result), credited_row(result)
     blocks = ""

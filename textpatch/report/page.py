@@ -4,14 +4,19 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image
 
-from textpatch.curves import curve
-from textpatch.figures import contact_sheet, heatmap_png
-from textpatch.gallery import ENDS, columns, credited_row, gallery, heat_map
 from textpatch.html import data_uri, fragment, page, safe, table
 from textpatch.pictures import open_picture, png
-from textpatch.result import (
+from textpatch.report.charts import curve
+from textpatch.report.contact_sheet import draw_contact_sheet
+from textpatch.report.gallery import ENDS, columns, credited_row, gallery_html, heat_map
+from textpatch.report.heatmap import heatmap_png
+from textpatch.report.result import (
     RUNS, at_most, decimal, further, is_out, listed, ranked_sites, search, share_of, signed, size_of, span_of,
     value_of, verdict, what_of,
+)  # fmt: skip
+from textpatch.report.words import (
+    ALONE, BESIDE, BEST, CHOSEN, COLUMNS, COUNTED, EMPTY, HEADS, LEGEND, MODES, QUESTION, RAMP, SCORES,
+    SCREENED, STARTS, SYMBOLS,
 )  # fmt: skip
 from textpatch.runs.folder import flatten
 
@@ -46,7 +51,7 @@ def _sheet_of(run, result: dict, records: list[dict]) -> Image.Image:
     words = [(pair["word"], pair["target_word"]) for pair in result["pairs_list"]]
     cells = [[_cell(run, record["pictures"][name]) for name in whole] for record in records]
     best = credited_row(result)
-    return contact_sheet(cells, captions=[name.replace("-", " ") for name in whole], words=[words[r["pair"]] for r in records],
+    return draw_contact_sheet(cells, captions=[name.replace("-", " ") for name in whole], words=[words[r["pair"]] for r in records],
                          best=whole.index(best) if best in whole else None)  # fmt: skip
 
 
@@ -83,12 +88,12 @@ def report_html(result: dict, *, heatmap: bytes, sheet: Sequence[dict] = (), man
     """
     first = [record for record in sheet if record["pair"] == sheet[0]["pair"]]
     sections = {
-        "For example": _told(_LEGEND, result) + gallery(result, first) if first else "",
+        "For example": _told(LEGEND, result) + gallery_html(result, first) if first else "",
         "What was asked": _asked(result, manifest),
         "What is swapped": _equation(result),
         "The layers found": _layers(result),
         "The evidence: every pair at every site": _map(result, sheet),
-        "The other pictures": gallery(result, sheet[len(first):]),
+        "The other pictures": gallery_html(result, sheet[len(first):]),
         "The evidence: all sites": _drawing(heatmap) + _ranking(result),
         "How the search went": _search(result),
         "From which step on": _starts(result.get("start_curve")),
@@ -102,7 +107,7 @@ def report_html(result: dict, *, heatmap: bytes, sheet: Sequence[dict] = (), man
 def summary_html(result: dict, records: Sequence[dict]) -> str:
     """The answer, the layers found, heat map, table and pictures, for a notebook's cell."""
     shown = _within(result, records, lambda picture: picture["image"])
-    return fragment(_answer(result) + _layers(result) + _map(result, shown) + _ranking(result) + gallery(result, shown))
+    return fragment(_answer(result) + _layers(result) + _map(result, shown) + _ranking(result) + gallery_html(result, shown))
 
 
 def _answer(result) -> str:
@@ -121,7 +126,7 @@ def _asked(result, manifest) -> str:
     ocr = result.get("ocr") or {}
     facts = {
         "model": f"<b>{safe(result['model'])}</b>",
-        "sites tried": f"{len(result['sites'])}, {_MODES.get(result.get('mode'), 'each on every pair')}",
+        "sites tried": f"{len(result['sites'])}, {MODES.get(result.get('mode'), 'each on every pair')}",
         "pictures": f"{size_of(result, 'prompt pair')} (seed {safe(', '.join(map(str, result['seeds'])))})",
         "steps": f"{safe(result['steps'])}; swapped from step {safe(result['start'])} on, step 0 being pure noise",
         "guidance": "none" if result["guidance"] == 1 else safe(f"guidance {result['guidance']}; swapped in {branch}"),
@@ -129,7 +134,7 @@ def _asked(result, manifest) -> str:
         "command": f"<pre>{safe(manifest['command'])}</pre>" if manifest.get("command") else "-",
     }
     listing = "".join(f"<dt>{name}</dt><dd>{fact}</dd>" for name, fact in facts.items())
-    return f"{_told(_QUESTION, result)}<dl>{listing}</dl>{_pairs(result)}"
+    return f"{_told(QUESTION, result)}<dl>{listing}</dl>{_pairs(result)}"
 
 
 def _pairs(result) -> str:
@@ -140,7 +145,7 @@ def _pairs(result) -> str:
 
 def _equation(result) -> str:
     alone = all(site.get("kind") == "cross" for site in result["sites"])
-    return (_ALONE if alone else _BESIDE) + _SYMBOLS
+    return (ALONE if alone else BESIDE) + SYMBOLS
 
 
 def _layers(result) -> str:
@@ -156,12 +161,12 @@ def _layers(result) -> str:
     if len(sites) > 1:
         rows.append(["together", "", "", share_of(result, sites), span_of(found, "score"), ""])
     head = "site", "name", "kind", "share of parameters", "F1 target", "bg SSIM"
-    told = _CHOSEN if chosen else _EMPTY if found else _BEST
-    return table(head, rows) + f'<p class="note">{told} {_COUNTED}</p>'
+    told = CHOSEN if chosen else EMPTY if found else BEST
+    return table(head, rows) + f'<p class="note">{told} {COUNTED}</p>'
 
 
 def _map(result, records) -> str:
-    return _told(_RAMP, result) + heat_map(result, records) if records else ""
+    return _told(RAMP, result) + heat_map(result, records) if records else ""
 
 
 def _ranking(result) -> str:
@@ -178,7 +183,7 @@ def _ranking(result) -> str:
         ]
         for rank, site in enumerate(ranked_sites(result), 1)
     ]
-    return table(head, rows, "scores") + _told(_COLUMNS, result)
+    return table(head, rows, "scores") + _told(COLUMNS, result)
 
 
 def _figures(scores) -> list[str]:
@@ -200,7 +205,7 @@ def _search(result) -> str:
     said = "".join(f"<p>{safe(sentence)}</p>" for sentence in search(result)) or "<p>Every site alone.</p>"
     said += _left_out(result)
     gaps = [
-        [_SCORES.get(gap.get("by"), "-"), safe(gap["pairs"]), safe(gap["kept"]), safe(gap["next"]), signed(gap)]
+        [SCORES.get(gap.get("by"), "-"), safe(gap["pairs"]), safe(gap["kept"]), safe(gap["next"]), signed(gap)]
         for gap in result.get("gaps") or ()
     ]
     said += table(("score", "pairs", "last site to keep", "next site", "gap between them"), gaps) if gaps else ""
@@ -221,11 +226,11 @@ def _looked(step) -> str:
 def _left_out(result) -> str:
     out = [site for site in ranked_sites(result) if is_out(site)]
     rows = [
-        [safe(site["site"]), f"<code>{safe(site['name'])}</code>", _SCORES.get(site["status"]["by"], "-"),
+        [safe(site["site"]), f"<code>{safe(site['name'])}</code>", SCORES.get(site["status"]["by"], "-"),
          span_of(site, "status"), safe(site["status"]["pairs"])]
         for site in out
     ]  # fmt: skip
-    why = "".join(told for by, told in _SCREENED.items() if by in {site["status"]["by"] for site in out})
+    why = "".join(told for by, told in SCREENED.items() if by in {site["status"]["by"] for site in out})
     return why + table(("site left out", "name", "by its", "value", "pairs"), rows) if out else ""
 
 
@@ -240,7 +245,7 @@ def _starts(found) -> str:
     if not found:
         return ""
     points, chosen = found["curve"], found["chosen"]
-    series = {name: [point[metric] for point in points] for name, metric in _STARTS.items()}
+    series = {name: [point[metric] for point in points] for name, metric in STARTS.items()}
     labels, starts = [str(point["start"]) for point in points], [point["start"] for point in points]
     (told,) = further({"start_curve": found})
     return f"<p>{safe(told)}</p>" + curve(labels, series, "first swapped step, 0 = noisiest", marked=starts.index(chosen))
@@ -251,7 +256,7 @@ def _heads(found) -> str:
         return ""
     (told,), steps = further({"head_search": found}), found["steps"]
     labels = [".".join(map(str, step["unit"])) for step in steps]
-    series = {name: [step[part] for step in steps] for name, part in _HEADS.items()}
+    series = {name: [step[part] for step in steps] for name, part in HEADS.items()}
     return f"<p>{safe(told)}</p>" + curve(labels, series, "head taken, most needed first")
 
 
@@ -275,68 +280,3 @@ def _drawing(heatmap: bytes) -> str:
     style = f"width: 100%; max-width: {0.67 * width:.0f}px; min-width: {0.4 * width:.0f}px"
     words = "Heat map: four scores over all sites"
     return f'<div class="wide"><img alt="{words}" style="{style}" src="{data_uri(heatmap)}"></div>'
-
-
-# --- what the page says of every run
-
-_MODES = {
-    "staged": "all swapped on a few pairs, those that may matter on every pair",
-    "contribution": "all ranked by what they give the picture without a swap, those that stood out tried by swaps",
-    "attribution": "all ranked by a gradient estimate, those that stood out tried by swaps",
-}
-
-_SCORES = {"swap": "F1 towards the target", "contribution": "share of what attention gives",
-           "attribution": "estimated share of the change by swaps"}  # fmt: skip
-
-_SCREENED = {
-    "swap": """<p>A site left out by its F1 towards the target was swapped on the first pairs alone, and its score there lay
-clearly below those kept.</p>""",
-    "contribution": """<p>A site left out by its share was not swapped alone. In the source's own run the word's tokens gave clearly
-less to the picture there than at the sites kept: their share of all that attention gives the picture. With others it may join the set, unless its share is next to nothing:
-less than a fiftieth of the largest.</p>""",
-    "attribution": """<p>A site left out by its share was not swapped alone. In the source's own run gradients estimate, at each
-step, how far a swap there would move what the model predicts towards the target: clearly less than at the sites kept. With
-others it may join the set, unless its share is next to nothing: less than a fiftieth of the largest.</p>""",
-}
-
-_QUESTION = """<p>A text-to-image model reads its prompt through many attention layers, here called <b>sites</b>. Which of
-them carry the {what}?</p>
-<p>A <b>source</b> prompt makes a picture. Then the same picture is made again, but at one site the
-model reads a <b>target</b> prompt, which asks for another {what}. If the target's {what} appears and all else stays as
-it was, the {what} passes through that site. A program reads the {what}s off the pictures; nobody judges by eye.</p>"""
-
-_ALONE = """<div class="equation">picture &larr; softmax( Q <b>K&prime;</b><sup>&#8868;</sup> / &radic;D ) <b>V&prime;</b><br>
-<b>K&prime;, V&prime;</b> = keys and values of the <b>target</b>'s text, in place of the source's own</div>"""
-
-_BESIDE = """<div class="equation">picture &larr; softmax( Q [ K<sub>image</sub> ; <b>K&prime;<sub>text</sub></b> ]<sup>&#8868;</sup>
-/ &radic;D ) [ V<sub>image</sub> ; <b>V&prime;<sub>text</sub></b> ]<br>
-<b>K&prime;<sub>text</sub>, V&prime;<sub>text</sub></b> = keys and values of the <b>target</b>'s text, in place of the source's
-own</div>"""
-
-_SYMBOLS = """<p class="note">At a site every part of the picture asks (queries Q), the text answers (keys K say where, values V
-what), and D is the width of an attention head. <b class="swap">Orange</b> is what the swap exchanges, from the
-target's own run at the same step; queries and image are the picture's own, and all other sites read the source's
-text.</p>"""
-
-_CHOSEN = "The responsible set: sites are added best first, for as long as another is a clear gain."
-_EMPTY = "No site is clearly better than no swap at all; this is the best of them."
-_BEST = "The best single site; a set is grown from single sites on two prompt pairs or more."
-_COUNTED = """Sites are numbered in the order they run, as in the paper; the share counts the projections that make
-the text's keys and values."""
-
-_RAMP = """<p>How much of the target's {what} was read off the picture, swapping at one site alone (F1, the mean over
-seeds). <b>Click a number</b> for the pictures and readings behind it. What agrees by chance counts too, such as letters
-that two words share: compare with the first column, which has no swap.</p>
-<p class="note">0, nothing of it<span class="ramp"></span>1, all of it</p>"""
-
-_COLUMNS = """<p class="note">Mean [95 % interval over prompt pairs]. Exact target: the share of pictures that read
-exactly as the target's {what}. F1: how far what was read agrees with the target's, or the source's,
-{what}: words letter by letter, anything else wholly or not at all. bg SSIM and PSNR (dB): how alike
-the background is to the source's, 1 and infinity for equal. n: pictures.</p>"""
-
-_LEGEND = """<p>Under each picture what was read: <span class="read target">blue</span> where it is the target's {what},
-<span class="read">plain</span> where it is the source's, <span class="read other">grey</span> otherwise. What the
-headline names is framed, and the others follow in the order they run.</p>"""
-
-_STARTS = {"F1 towards the target": "f1_target", "background as in the source (SSIM)": "ssim"}
-_HEADS = {"F1 of the heads taken, alone": "alone", "F1 of the heads left": "left"}

@@ -1,0 +1,1 @@
+"""The report of a localisation: its result, its page, its pictures."""
