@@ -168,7 +168,7 @@ def edit(options) -> None:
 
 def audit(options) -> None:
     """`textpatch audit`: every swap of a run's first pair at three steps, against float64; exit code 2 if one fails."""
-    from textpatch.audit_run import audit_run
+    from textpatch.auditing.finished import audit_run
     from textpatch.weights.load import fingerprint
 
     def load(name: str, dtype: str):

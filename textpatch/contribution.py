@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from textpatch.attention import log_sum_exp
-from textpatch.audit import Definition
+from textpatch.auditing.replay import Definition
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, as_guidance, branch_rows
 from textpatch.pipelines import SupportsSampling, SupportsWordTokens, require_parts

@@ -17,8 +17,8 @@ from support.strategies import build_pipeline, cases, fixed_case, make_rows, swa
 from support.unets import TOKENS, unet
 
 from textpatch import attention, cli, load, plan, sampling
-from textpatch.audit import AuditReport, Check, Definition, audit, replay, telling_steps
-from textpatch.audit_run import audit_run
+from textpatch.auditing.finished import audit_run
+from textpatch.auditing.replay import AuditReport, Check, Definition, audit, replayed, telling_steps
 from textpatch.errors import PatchError
 from textpatch.guidance import with_guidance
 from textpatch.plan import Plan, Swap
@@ -136,7 +136,7 @@ def test_the_replay_is_a_loop_by_hand():
     definition, record = kept(case, case.plan, site=1, step=1)
     q, image_k, image_v = torch.cat(record.q, 2), record.k[0], record.v[0]
     k, v = definition.read("k", record, record.k), definition.read("v", record, record.v)
-    made, _ = replay(q, k, v)
+    made, _ = replayed(q, k, v)
     reads = {(row, 1): row + 1 if row % 4 == 0 else row - 1 for row in (0, 2, 4, 6)}  # batch: uncond abcd, cond abcd
     for b in range(8):
         for h in range(2):
@@ -162,7 +162,7 @@ def test_the_floor_is_what_one_rounding_costs(seed):
     """Scores, weights and output off by a share e each, up or down at random: |A' - A| <= floor e / u, to first order."""
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (2 * torch.randn(1, 1, n, 4, generator=generator, dtype=torch.float64) for n in (3, 5, 5))
-    made, floor = replay(q, k, v)
+    made, floor = replayed(q, k, v)
     e, u = 1e-6, torch.finfo(torch.float64).eps / 2
     off = [1 + e * torch.randn(shape, generator=generator).sign() for shape in ((3, 5), (3, 5), (3, 4))]
     weights = (q[0, 0] @ k[0, 0].T / 2 * off[0]).softmax(-1) * off[1]
@@ -258,7 +258,7 @@ def loading(folder):
 @pytest.mark.parametrize("together", [1, 4])
 def test_a_run_folder_is_audited(command, sites, steps, together, runs, monkeypatch):
     """Every swapped site of the first pair at its telling steps, whether swaps are audited together or alone."""
-    monkeypatch.setattr("textpatch.audit_run.TOGETHER", together)
+    monkeypatch.setattr("textpatch.auditing.finished.TOGETHER", together)
     report = audit_run(runs / command, load=loading(runs))
     report.require()
     assert {check.site for check in report.checks} == sites and {check.step for check in report.checks} == steps

@@ -11,7 +11,8 @@ from PIL import Image
 from support.small_models import DEFAULTS, PROMPTS, save_small, small_denoiser, small_encoders, small_pipeline
 from support.strategies import randomize
 
-from textpatch import audit_run, cli, load, metrics
+from textpatch import cli, load, metrics
+from textpatch.auditing import finished
 from textpatch.disk import read_json
 from textpatch.errors import PatchError, StoreError
 from textpatch.pipelines import picture_size, sized
@@ -144,8 +145,8 @@ def test_swaps_at_another_size_are_audited_there(command, model, here, monkeypat
     """All pictures of a run have the size asked for, and its audit calls the denoiser on latents of that size alone."""
     assert cli.main([command, model, *RUNS[command], "--height", "64", "--width", "48", "--out", "run"]) == 0
     assert {Image.open(path).size for path in (here / "run/images").iterdir()} == {(48, 64)}
-    audit, seen = audit_run.audit, []
-    monkeypatch.setattr(audit_run, "audit", lambda pipeline, *a, **k: seen.append(pipeline) or audit(pipeline, *a, **k))
+    audit, seen = finished.audit, []
+    monkeypatch.setattr(finished, "audit", lambda pipeline, *a, **k: seen.append(pipeline) or audit(pipeline, *a, **k))
     assert cli.main(["audit", "run", "--model", model]) == 0
     assert {tuple(pipeline.noise([0]).shape) for pipeline in seen} == {(1, 3, 64, 48)}
 

@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounter
 
 from textpatch import bank, sampling
 from textpatch.attention import gather_text, row_slots
-from textpatch.audit import audit
+from textpatch.auditing.replay import audit
 from textpatch.bank import encode, spelled_out
 from textpatch.errors import PatchError
 from textpatch.guidance import with_guidance

@@ -14,7 +14,7 @@ from support.strategies import ARCHITECTURES, fixed_case
 from textpatch import PatchError, Plan, Row, load
 from textpatch import contribution as contributing
 from textpatch.attention import attention_reference
-from textpatch.audit import Definition
+from textpatch.auditing.replay import Definition
 from textpatch.contribution import contribution, norms
 from textpatch.hooks import HookRegistry
 from textpatch.prompts import alignment

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from support.strategies import fixed_case
 
-from textpatch.audit import AuditReport, audit
+from textpatch.auditing.replay import AuditReport, audit
 from textpatch.plan import Plan, Swap
 from textpatch.sampling import sample
 

@@ -182,8 +182,8 @@ class Definition:
         q = torch.cat(record.q[: len(record.out)], dim=2)  # text queries whose output nobody takes are left out
         own_k, own_v = self.own(record.k), self.own(record.v)
         k, v = self.read("k", record, own_k), self.read("v", record, own_v)
-        expected, floor = replay(q, k, v)
-        plain, _ = replay(q, torch.cat(own_k, dim=2), torch.cat(own_v, dim=2))
+        expected, floor = replayed(q, k, v)
+        plain, _ = replayed(q, torch.cat(own_k, dim=2), torch.cat(own_v, dim=2))
         made = torch.cat(record.out, dim=2), eager(q, k, v), F.scaled_dot_product_attention(q, k, v)
         return [*(x.double() - expected for x in made), expected, expected - plain, floor]
 
@@ -228,7 +228,7 @@ class Definition:
         return [b for b in named if swap.branch == "both" or self.batch[b].branch == "cond"]
 
 
-def replay(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def replayed(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """A = softmax(q k^T / sqrt(D)) v and the floor of its error, see `Check`, both (B, H, M, D) and float64.
 
     A row and a head at a time: at full size the scores of one are all that fits.

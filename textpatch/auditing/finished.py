@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from typing import Callable
 
-from textpatch.audit import AuditReport, audit
+from textpatch.auditing.replay import AuditReport, audit
 from textpatch.disk import read_json
 from textpatch.errors import PatchError
 from textpatch.groups import row_name, rows_and_plan

@@ -1,0 +1,1 @@
+"""The audit: every swap of a run carried out again in float64."""
