@@ -1,6 +1,6 @@
 """What one backward pass a step says of every site, beside what swapping says:  python benchmarks/attribution.py [MODEL ...]
 
-`textpatch.attribution` on validation pairs, the target's word asked for in the source's own prompt; the sites that
+`textpatch.localization.attribution` on validation pairs, the target's word asked for in the source's own prompt; the sites that
 carry the word were found by exhaustive swaps.
 
   share      of the change that all swaps promise, the mean over pairs
@@ -17,7 +17,7 @@ import numpy as np
 from measure import Table, arguments, environment, parsed
 
 import textpatch
-from textpatch.attribution import attribution
+from textpatch.localization.attribution import attributions
 from textpatch.prompts.pairs import Pair, in_its_words
 from textpatch.weights import shipped_models
 from textpatch.weights.prompts import sign_pairs
@@ -34,7 +34,7 @@ def seconds(act) -> tuple[float, object]:
 def one_pair(pipeline, pair: Pair, **options) -> tuple[float, list[float]]:
     """How many times as long it takes as the source's picture, and the share of every site."""
     plain, _ = seconds(lambda: pipeline.generate([pair.source], seeds=[0], **options))
-    taken, (found, _) = seconds(lambda: attribution(pipeline, pair.source, in_its_words(pair), **options))
+    taken, (found, _) = seconds(lambda: attributions(pipeline, pair.source, in_its_words(pair), **options))
     return taken / plain, [found[site]["share"] for site in sorted(found)]
 
 

@@ -26,15 +26,16 @@ from measure import Table, arguments, environment, parsed
 
 import textpatch
 from textpatch.groups import group_name, row_name
-from textpatch.localize import FIRST
+from textpatch.localization.modes import FIRST
+from textpatch.localization.scores import column
+from textpatch.localization.search import grow, responsible
+from textpatch.localization.trials import Trials, opened
 from textpatch.metrics import f1_of_means, wilson
 from textpatch.metrics.intervals import gain, interval, ranking
 from textpatch.ports.shipped import find_sites
 from textpatch.prompts.pairs import SOURCE, TARGET
 from textpatch.report.contact_sheet import draw_contact_sheet
 from textpatch.runs.folder import Run
-from textpatch.search import grow, responsible
-from textpatch.trials import Trials, column, opened
 from textpatch.weights.attributes import SignReader
 from textpatch.weights.evaluate import clean_pictures, generated_pictures, held_out_signs
 from textpatch.weights.load import fingerprint

@@ -18,11 +18,12 @@ from measure import Table, arguments, environment, parsed
 import textpatch
 from textpatch.errors import PatchError
 from textpatch.groups import row_name
+from textpatch.localization.scores import column, values
+from textpatch.localization.trials import Trials
 from textpatch.metrics import Tesseract, exact, f1, f1_of_means
 from textpatch.metrics.intervals import interval
 from textpatch.prompts.glyphcontrol import mix
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, word_scores
-from textpatch.trials import Trials, column, values
 from textpatch.weights.attributes import read_sign
 from textpatch.weights.prompts import sign_pairs
 from textpatch.weights.signs import PATTERNS, Sign, SignFormat, random_sign

@@ -27,7 +27,7 @@ from measure import Table, arguments, environment, parsed
 import textpatch
 from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError
-from textpatch.localize import FIRST, MODES
+from textpatch.localization.modes import FIRST, MODES
 from textpatch.metrics import Tesseract
 from textpatch.runs.folder import Run
 from textpatch.weights import shipped_models

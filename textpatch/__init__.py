@@ -6,11 +6,13 @@ from types import ModuleType
 
 _HOMES = {
     "attention": "segment_attention",
-    "edit": "Edit edit",
+    "editing.localized": "Edit edit",
     "errors": "PatchError",
-    "heads": "head_search",
     "hooks": "HookRegistry",
-    "localize": "Localization localize",
+    "localization.heads": "head_search",
+    "localization.layers": "Localization localize",
+    "localization.start_step": "start_curve",
+    "localization.trials": "Trials",
     "patching": "KVCache capture inject patch",
     "plan": "Plan Row Swap Window",
     "ports.matching": "SiteSpec",
@@ -19,9 +21,7 @@ _HOMES = {
     "runs.folder": "Run",
     "sampling": "Samples sample",
     "sites": "Site Span",
-    "starts": "start_curve",
     "testing": "check_port",
-    "trials": "Trials",
     "weights": "load load_denoiser",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -102,10 +102,10 @@ def _told_on_interrupt(what) -> Iterator[None]:
 
 def localize(options) -> None:
     """`textpatch localize`: the ranked table, and a run folder with heat map, contact sheet and report."""
-    from textpatch.localize import check
-    from textpatch.localize import localize as localize_
+    from textpatch.localization.layers import check
+    from textpatch.localization.layers import localize as localize_
+    from textpatch.localization.trials import require_known_letters
     from textpatch.report.page import publish
-    from textpatch.trials import require_known_letters
 
     if options.sets and options.sites:
         raise PatchError("--sites and --set were both given, and --set replaces --sites; give one of them")
@@ -142,8 +142,8 @@ def localize(options) -> None:
 
 def edit(options) -> None:
     """`textpatch edit`: source, edited and target picture side by side, and the plan that made them."""
-    from textpatch.edit import upscaled
-    from textpatch.edit import edit as edit_
+    from textpatch.editing.localized import upscaled
+    from textpatch.editing.localized import edit as edit_
     from textpatch.pictures import png
     from textpatch.report.contact_sheet import draw_contact_sheet
 

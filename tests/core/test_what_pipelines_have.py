@@ -9,7 +9,7 @@ from torch import nn
 import textpatch
 from textpatch import pipelines
 from textpatch.errors import PatchError
-from textpatch.localize import localize
+from textpatch.localization.layers import localize
 from textpatch.pipelines import require_parts
 
 PARTS = [part for name, part in vars(pipelines).items() if name.startswith("Supports")]

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from support.small_models import DEFAULTS, small_pipeline
 
-from textpatch import localize, trials
+from textpatch import localize
 from textpatch.errors import OCRError, PatchError, PromptError
+from textpatch.localization import trials
+from textpatch.localization.trials import Trials
 from textpatch.prompts.pairs import Pair, quoted, quoted_texts
 from textpatch.sampling import Samples
-from textpatch.trials import Trials
 from textpatch.weights import attributes
 from textpatch.weights.attributes import SignReader, read_sign
 from textpatch.weights.evaluate import clean_pictures

@@ -12,11 +12,11 @@ from support.small_models import small_pipeline
 from support.strategies import ARCHITECTURES, fixed_case
 
 from textpatch import PatchError, Row, edit, load, localize, sample
-from textpatch import attribution as attributing
 from textpatch.attention import row_slots
-from textpatch.attribution import attribution, drops
 from textpatch.errors import PromptError
 from textpatch.hooks import HookRegistry
+from textpatch.localization import attribution as attributing
+from textpatch.localization.attribution import attributions, drops
 from textpatch.prompts.pairs import Pair, in_its_words
 from textpatch.recording import exit_modules
 from textpatch.weights.prompts import sign_pairs
@@ -66,12 +66,12 @@ def test_it_runs_along_the_sources_generation(architecture):
     """drop = the sum over steps from `start` on of a at the latents that enter them; |shares| come to 1."""
     case = fixed_case(architecture)
     pipeline, steps = case.pipeline, 3
-    whole, image = attribution(pipeline, "a", "b", seed=3, steps=steps, guidance=4.5)
+    whole, image = attributions(pipeline, "a", "b", seed=3, steps=steps, guidance=4.5)
     plain = sample(pipeline, [Row("a", "a", 3)], steps=steps, guidance=4.5, keep_trajectory=True)
     text, times = pipeline.encode(["a", "b"]), pipeline.schedule.timesteps(steps)
     inputs = [pipeline.schedule.model_input(x[None], step, steps) for step, x in enumerate(plain.trajectory["a"][:steps])]
     each = [drops(case.model, x, t, text) for x, t in zip(inputs, times)]
-    late, _ = attribution(pipeline, "a", "b", seed=3, steps=steps, guidance=4.5, start=1)
+    late, _ = attributions(pipeline, "a", "b", seed=3, steps=steps, guidance=4.5, start=1)
     for site in case.model.sites:
         expected = [drop[site] for drop in each]
         assert whole[site.index]["drop"] == pytest.approx(sum(expected), rel=1e-9)
@@ -83,14 +83,14 @@ def test_it_runs_along_the_sources_generation(architecture):
 def test_prompts_read_alike_are_refused():
     """Nothing tells them apart, so no site has a share: PatchError."""
     with pytest.raises(PatchError, match="read alike"):
-        attribution(fixed_case().pipeline, "a", "a", steps=2)
+        attributions(fixed_case().pipeline, "a", "a", steps=2)
 
 
 @pytest.mark.parametrize("start", [-1, 3, 9])
 def test_a_start_outside_the_run_is_refused(start):
     """Steps are 0..n - 1: PatchError before anything is generated."""
     with pytest.raises(PatchError, match=f"start {start} of 3 steps; .*a start within the run"):
-        attribution(fixed_case().pipeline, "a", "b", steps=3, start=start)
+        attributions(fixed_case().pipeline, "a", "b", steps=3, start=start)
 
 
 @pytest.mark.parametrize("model, sites", [("planted-mmdit", {1}), ("planted-sdxl", {10}), ("planted-if", {3, 4})])
@@ -99,7 +99,7 @@ def test_the_planted_sites_stand_out(model, sites):
     pipeline = load(model)
     for same_scene in (True, False):
         ((source, target),) = sign_pairs(1, same_scene=same_scene)
-        found, _ = attribution(pipeline, source, in_its_words(Pair(source, target)), steps=4, guidance=1)
+        found, _ = attributions(pipeline, source, in_its_words(Pair(source, target)), steps=4, guidance=1)
         assert sum(found[site]["share"] for site in sites) > 0.8
 
 
@@ -137,8 +137,8 @@ FAULTS = {
     "its own text": (slope, attributing, "change", "text[1:]", "text[:1]"),
     "the target's image": (of_if, attributing, "change", "x[:1] for x in image", "x[1:] for x in image"),
     "the variance, too": (of_if, attributing, "drops", "[:, : x.shape[1]]", ""),
-    "every step": (along, attributing, "attribution", "range(start, steps)", "range(steps)"),
-    "the first latents at every step": (along, attributing, "attribution", "path[step][None]", "path[0][None]"),
+    "every step": (along, attributing, "attributions", "range(start, steps)", "range(steps)"),
+    "the first latents at every step": (along, attributing, "attributions", "path[step][None]", "path[0][None]"),
 }  # fmt: skip
 
 

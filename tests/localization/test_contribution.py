@@ -12,11 +12,11 @@ from support.small_models import small_pipeline
 from support.strategies import ARCHITECTURES, fixed_case
 
 from textpatch import PatchError, Plan, Row, load
-from textpatch import contribution as contributing
 from textpatch.attention import attention_reference
 from textpatch.auditing.replay import Definition
-from textpatch.contribution import contribution, norms
 from textpatch.hooks import HookRegistry
+from textpatch.localization import contribution as contributing
+from textpatch.localization.contribution import contributions, norms
 from textpatch.prompts import alignment
 from textpatch.prompts.alignment import word_tokens
 from textpatch.recording import Record
@@ -46,7 +46,7 @@ def given_to_the_picture(case, site, tokens, silent: bool) -> torch.Tensor:
 def test_it_is_what_is_lost_without_the_tokens_values(architecture, seed, tokens):
     """At every site norm = mean_i || out_i - out_i with v_j = 0 ||, and share = norm / mean_i || out_i ||: 1e-10."""
     case = fixed_case(architecture, seed=seed)
-    found, _ = contribution(case.pipeline, "a", seed=3, steps=1, guidance=1, tokens=tokens)
+    found, _ = contributions(case.pipeline, "a", seed=3, steps=1, guidance=1, tokens=tokens)
     assert sorted(found) == list(range(len(case.model.sites)))
     for site in case.model.sites:
         whole, rest = (given_to_the_picture(case, site, tokens, silent) for silent in (False, True))
@@ -61,7 +61,7 @@ def test_guidance_is_looked_through(architecture):
     case = fixed_case(architecture)
     for steps, same in ((1, True), (3, False)):
         plain, guided = (
-            contribution(case.pipeline, "a", steps=steps, guidance=guidance, tokens=[1, 2])[0] for guidance in (1, 4.5)
+            contributions(case.pipeline, "a", steps=steps, guidance=guidance, tokens=[1, 2])[0] for guidance in (1, 4.5)
         )
         apart = max(abs(plain[site]["norm"] / guided[site]["norm"] - 1) for site in plain)
         assert (apart < 1e-10) is same
@@ -91,7 +91,7 @@ def test_the_word_is_found_where_tokenizers_have_no_length():
 def test_tokens_that_are_not_there_are_refused(tokens):
     """None, beyond the text, below it: PatchError with what there is, not an index error or zeros."""
     with pytest.raises(PatchError, match=r"tokens \[.*\] asked for; 'a' has 0\.\.3, so give"):
-        contribution(fixed_case().pipeline, "a", steps=1, tokens=tokens)
+        contributions(fixed_case().pipeline, "a", steps=1, tokens=tokens)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -109,15 +109,15 @@ def test_encoders_without_tokenizers_need_the_tokens():
     """Nobody can know the word's tokens there: PatchError, and with tokens given it works."""
     pipeline = fixed_case().pipeline
     with pytest.raises(PatchError, match="give `tokens`"):
-        contribution(pipeline, PAIR[0])
-    assert len(contribution(pipeline, PAIR[0], steps=1, tokens=[0])[0]) == 3
+        contributions(pipeline, PAIR[0])
+    assert len(contributions(pipeline, PAIR[0], steps=1, tokens=[0])[0]) == 3
 
 
 def test_the_planted_site_stands_out():
     """On planted-mmdit the share of site 1 is more than three times any other's, in every picture."""
     pipeline = load("planted-mmdit")
     for prompt in PAIR:
-        found, _ = contribution(pipeline, prompt, steps=4)
+        found, _ = contributions(pipeline, prompt, steps=4)
         shares = {site: values["share"] for site, values in found.items()}
         assert shares.pop(1) > 3 * max(shares.values())
 

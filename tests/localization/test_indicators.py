@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +12,12 @@ from support.small_models import small_pipeline
 from support.truths import PAIRS, Truth
 
 from textpatch import localize, sample
-from textpatch.readings import READINGS, Readings
-from textpatch.search import responsible
-from textpatch.trials import Trials
+from textpatch.localization import modes
+from textpatch.localization import layers as searching
+from textpatch.localization.indicators import READINGS, Readings
+from textpatch.localization.search import responsible
+from textpatch.localization.trials import Trials
 
-searching = import_module("textpatch.localize")  # `textpatch.localize` itself is the function of that name
 
 
 @pytest.mark.parametrize("guidance, backward", [(1.0, 6), (4.5, 3)])
@@ -26,7 +26,7 @@ def test_reading_costs_the_source_pictures_alone(name, guidance, backward, monke
     """n pairs and m seeds: n m generations for scores of all sites, means over seeds, and for attribution the backward
     passes of each, in generations of as many rows; asked again, none."""
     made, honest = [], sample
-    monkeypatch.setattr(f"textpatch.{name}.sample", lambda *a, **k: made.append(a) or honest(*a, **k))
+    monkeypatch.setattr(f"textpatch.localization.{name}.sample", lambda *a, **k: made.append(a) or honest(*a, **k))
     tried = Trials(small_pipeline(), [PAIR, PAIR[::-1]], seeds=(0, 1), guidance=guidance, ocr=Parrot())
     read, first, second = Readings(tried, READINGS[name]), *READINGS[name].shown
     shares = read.score([(0,), (1,)], 2)
@@ -59,10 +59,10 @@ def test_a_site_joins_the_set_unless_it_gives_next_to_nothing(name, share, joins
     share on; the exhaustive search's set is then this one's."""
     shares, truth = {0: 1.0, 1: 0.7, 2: share}, Truth({0: 0.5, 1: 0.2, 2: 0.2})
     read = SimpleNamespace(score=lambda groups, n, what=None: [np.full(n, shares[site]) for (site,) in groups])
-    monkeypatch.setattr(searching, "Readings", lambda trials, reading: read)
+    monkeypatch.setattr(modes, "Readings", lambda trials, reading: read)
     twice = lambda groups, n, own=False: [np.stack([values, values], axis=1) for values in truth(groups, n)]  # noqa: E731
     tried, alone = SimpleNamespace(score=twice, pairs=range(PAIRS)), [(0,), (1,), (2,)]
-    screening, _ = searching.MODES[name](tried, alone, None, 4)
+    screening, _ = modes.MODES[name](tried, alone, None, 4)
     assert screening.ranked[-1] == (2,) and (2,) not in screening.kept
     assert responsible(searching._grown(tried, screening, 4)) == ((0, 1, 2) if joins else (0, 1))
 
@@ -77,7 +77,7 @@ def joining_by_share(*args) -> None:
 
 FAULTS = {
     "what is left out may not join": (
-        partial(joining_by_share, "contribution", 0.021, True), searching, "_read", "< NOTHING *", "< 1 *"),
+        partial(joining_by_share, "contribution", 0.021, True), modes, "_read", "< NOTHING *", "< 1 *"),
     "what gives nothing joins": (
         partial(joining_by_share, "attribution", 0.019, False), searching, "_grown", "(*measured, *screening.barred)", "measured"),
 }  # fmt: skip

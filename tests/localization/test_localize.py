@@ -7,9 +7,10 @@ from support.localizing import PAIR, Parrot, planted_site
 from support.planting import plant
 from support.small_models import DEFAULTS, small_pipeline
 
-from textpatch import PatchError, Row, load, localize, sample, trials
+from textpatch import PatchError, Row, load, localize, sample
 from textpatch import groups as groups_
 from textpatch.errors import OCRError, PromptError
+from textpatch.localization import trials
 from textpatch.metrics import Tesseract, alphabet_of
 from textpatch.metrics.ocr import KNOWN_WORDS, _draw
 from textpatch.prompts.pairs import Pair

@@ -13,18 +13,19 @@ from support.planting import Drawn, plant, raw, require_noticed
 from support.small_models import relative, save_small, small_pipeline
 from support.strategies import ARCHITECTURES, STATIC, cases, fixed_case
 
-from textpatch import PatchError, cli, groups, load, localize, sample, sampling, trials
-from textpatch.attribution import attribution
+from textpatch import PatchError, cli, groups, load, localize, sample, sampling
 from textpatch.groups import row_name, rows_and_plan
-from textpatch.heads import head_search
+from textpatch.localization import trials
+from textpatch.localization.attribution import attributions
+from textpatch.localization.heads import head_search
+from textpatch.localization.start_step import start_curve
+from textpatch.localization.trials import Trials
 from textpatch.plan import Plan, Row, Swap
 from textpatch.prompts.pairs import Pair
 from textpatch.report import page as report
 from textpatch.report.result import answer, table
 from textpatch.runs.folder import Run
 from textpatch.sampling import sample_latents
-from textpatch.starts import start_curve
-from textpatch.trials import Trials
 from textpatch.weights.prompts import sign_pairs
 
 MODES = "exhaustive", "staged", "contribution", "attribution"
@@ -156,12 +157,12 @@ def test_every_generation_is_counted(mode, monkeypatch):
 
     def passed(*args, **options):
         names.extend([("backward", *args[1:], n) for n in range(6 if options["guidance"] == 1 else 3)])
-        return attribution(*args, **options)
+        return attributions(*args, **options)
 
-    monkeypatch.setattr("textpatch.trials.sample_latents", counted(sample_latents))
+    monkeypatch.setattr("textpatch.localization.trials.sample_latents", counted(sample_latents))
     for module in ("contribution", "attribution"):
-        monkeypatch.setattr(f"textpatch.{module}.sample", counted(sample))
-    monkeypatch.setattr("textpatch.readings.attribution", passed)
+        monkeypatch.setattr(f"textpatch.localization.{module}.sample", counted(sample))
+    monkeypatch.setattr("textpatch.localization.indicators.attributions", passed)
     pipeline = small_pipeline()
     result = localize(pipeline, PAIRS, seeds=(0, 1), ocr=Fortune(pipeline, PAIRS), **options(mode)).result
     assert result["generations"]["made"] == len(names) and result["set"]["sites"]
@@ -271,7 +272,7 @@ def test_the_start_curve_on_the_planted_site(tmp_path, monkeypatch):
     assert [point["start"] for point in found["curve"]] == [0, 1, 2, 3] and found["generations"] == 3 * 4.5
     exact, ssim = ([point[name]["value"] for point in found["curve"]] for name in ("exact_target", "ssim"))
     assert exact[0] > 0.5 and exact[-1] == 0 and 0 <= found["chosen"] < 3 and ssim[0] < ssim[-1]
-    monkeypatch.setattr("textpatch.starts.sample", None)
+    monkeypatch.setattr("textpatch.localization.start_step.sample", None)
     assert start_curve(Trials(pipeline, pairs, steps=4, run=run), 1) == found
 
 
@@ -286,7 +287,7 @@ def test_the_command_line_looks_further(tmp_path, monkeypatch):
     assert [point["start"] for point in result["start_curve"]["curve"]] == [0, 1] and result["head_search"]["heads"]
     stored = (tmp_path / "run/results.json").read_bytes()
     for module in ("trials.sample_latents", "contribution.sample", "starts.sample"):
-        monkeypatch.setattr(f"textpatch.{module}", lambda *a, **k: pytest.fail("made again"))
+        monkeypatch.setattr(f"textpatch.localization.{module}", lambda *a, **k: pytest.fail("made again"))
     assert cli.main(search) == 0 and (tmp_path / "run/results.json").read_bytes() == stored
 
 
@@ -318,7 +319,7 @@ def test_the_command_line_searches(tmp_path, monkeypatch, capfd):
 def test_searches_that_cannot_be_carried_out(wrong, says, monkeypatch):
     """An unknown mode, options without effect, more kept than there are: PatchError, and nothing is generated."""
     for name in ("trials.sample_latents", "contribution.sample", "attribution.sample"):
-        monkeypatch.setattr(f"textpatch.{name}", lambda *a, **k: pytest.fail("generated all the same"))
+        monkeypatch.setattr(f"textpatch.localization.{name}", lambda *a, **k: pytest.fail("generated all the same"))
     with pytest.raises(PatchError, match=says):
         localize(small_pipeline(), PAIRS, ocr=Parrot(), **wrong)
 

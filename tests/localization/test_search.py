@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from support.planting import plant, raw, require_noticed
 from support.truths import PAIRS, Truth
 
-from textpatch import search
+from textpatch.localization import search
+from textpatch.localization.search import (
+    EARLY, FEW, better_than, grow, latest_start, responsible, screen, take_away,
+)  # fmt: skip
 from textpatch.metrics import FEWEST, f1_of_means, intervals, wilson
 from textpatch.metrics.intervals import gain, interval
-from textpatch.search import EARLY, FEW, better_than, grow, latest_start, responsible, screen, take_away
 
 def effects(sites: int = 9, most: int = 4):
     """Sites of which one to four have an effect of at least 0.1 each, 1 together at most."""

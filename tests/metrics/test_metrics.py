@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
 from support.planting import plant
 
-from textpatch import metrics, trials
+from textpatch import metrics
 from textpatch.errors import OCRError, PatchError
-from textpatch.metrics import image as image_scores
+from textpatch.localization import scores as trials
 from textpatch.metrics import intervals, ocr, ocr_process
+from textpatch.metrics import image as image_scores
 
 checked = settings(deadline=None, derandomize=True, print_blob=True, max_examples=100)
 words = st.text("abABcC é", max_size=7)

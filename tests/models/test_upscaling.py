@@ -11,7 +11,7 @@ from support.small_models import PROMPTS, small_pipeline
 from support.strategies import randomize
 
 from textpatch import capture, cli, edit, load, patch
-from textpatch.edit import upscaled
+from textpatch.editing.localized import upscaled
 from textpatch.errors import PatchError, WeightsError
 from textpatch.metrics import Tesseract
 from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels

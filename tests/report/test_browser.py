@@ -12,10 +12,10 @@ from support.pages import BROWSER, HOSTILE, POLICY, browse, browsed, hold, parse
 from support.planting import plant
 
 from textpatch import html, load, localize
+from textpatch.localization.trials import opened
 from textpatch.report import gallery
 from textpatch.report import page as report
 from textpatch.runs.folder import Run
-from textpatch.trials import opened
 from textpatch.weights.prompts import sign_pairs
 
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no browser on PATH: apt-get install chromium")

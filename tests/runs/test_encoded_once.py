@@ -9,7 +9,7 @@ from support.strategies import build_pipeline
 
 from textpatch import cli
 from textpatch.errors import PatchError
-from textpatch.localize import localize
+from textpatch.localization.layers import localize
 from textpatch.reference_models import TextCondition, text_encoders
 from textpatch.runs import remembered
 from textpatch.weights.prompts import sign_pairs

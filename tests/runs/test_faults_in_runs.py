@@ -9,15 +9,15 @@ from support.localizing import PAIRS, PixelReader, localized
 from support.planting import plant
 from support.small_models import small_pipeline
 
-from textpatch import trials
 from textpatch.errors import OCRError, StoreError
+from textpatch.localization import trials
+from textpatch.localization.start_step import start_curve
 from textpatch.metrics import Tesseract, ocr
 from textpatch.plan import Plan
 from textpatch.prompts import glyphcontrol
 from textpatch.runs import records, work
 from textpatch.runs import folder as store
 from textpatch.runs.folder import Run
-from textpatch.starts import start_curve
 
 MODEL = small_pipeline()
 

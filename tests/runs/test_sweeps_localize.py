@@ -17,9 +17,10 @@ from support.localizing import PAIRS, REQUEST, PixelReader, localized
 from support.small_models import PROMPTS, save_small, small_pipeline
 from support.sweeps import fork, waited
 
-from textpatch import HookRegistry, cli, localize, trials
+from textpatch import HookRegistry, cli, localize
 from textpatch.disk import read_json
 from textpatch.errors import PatchError, Unfinished
+from textpatch.localization import trials
 from textpatch.metrics import Tesseract
 from textpatch.reference_models.pipeline import pixels
 from textpatch.runs.folder import Run
@@ -114,7 +115,7 @@ def test_shards_that_make_no_sense(model, tmp_path, shard, options):
 
 def test_planted_a_shard_that_takes_its_neighbours_unit_is_noticed(model, tmp_path, monkeypatch):
     """Fault: shards that all begin at unit 0. Then units are lacking when the last shard is done."""
-    from textpatch.trials import Trials
+    from textpatch.localization.trials import Trials
 
     measure = Trials.measure
     monkeypatch.setattr(Trials, "measure", lambda self, groups, pairs=None, part=slice(None), **options: measure(
@@ -140,7 +141,7 @@ def test_a_first_interrupt_finishes_the_record(model, whole, tmp_path, monkeypat
         return honest(*args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("textpatch.trials.sample_latents", interrupted)
+        patch.setattr("textpatch.localization.trials.sample_latents", interrupted)
         localized(model, tmp_path)
     assert len(Run.load(tmp_path).records()) == kept
     assert plain(localized(model, tmp_path)) == whole
@@ -158,7 +159,7 @@ def test_a_failure_keeps_what_was_finished(model, whole, tmp_path, monkeypatch):
         return honest(*args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr("textpatch.trials.sample_latents", failing)
+        patch.setattr("textpatch.localization.trials.sample_latents", failing)
         localized(model, tmp_path)
     assert len(Run.load(tmp_path).records()) == 2
     assert plain(localized(model, tmp_path)) == whole
@@ -192,7 +193,7 @@ def test_pictures_are_decoded_and_read_while_others_are_generated(model, whole, 
     reader, made, honest = PixelReader(), [], trials.sample_latents
     owner, name = (model, "decoder") if what == "decoded" else (reader, "read")
     patient = Patient(getattr(owner, name), seconds)
-    monkeypatch.setattr("textpatch.trials.ThreadPoolExecutor", pool)
+    monkeypatch.setattr("textpatch.localization.trials.ThreadPoolExecutor", pool)
 
     def telling(*args, **options):
         made.append(args)
@@ -200,7 +201,7 @@ def test_pictures_are_decoded_and_read_while_others_are_generated(model, whole, 
             patient.generating.set()
         return honest(*args, **options)
 
-    monkeypatch.setattr("textpatch.trials.sample_latents", telling)
+    monkeypatch.setattr("textpatch.localization.trials.sample_latents", telling)
     monkeypatch.setattr(owner, name, patient)
     assert plain(localized(model, tmp_path, ocr=reader)) == whole and patient.saw == [saw]
 

@@ -9,7 +9,7 @@ from typing import Callable, NamedTuple, Sequence
 import numpy as np
 
 from textpatch.errors import PatchError
-from textpatch.search import PERFECT
+from textpatch.localization.search import PERFECT
 
 FEWEST = 3  # items: of one or two a bootstrap knows no more than that they are what they are
 CHUNK = 2**21  # resampled values held at once: 16 MB a column, whatever `n` and the number of items

@@ -13,33 +13,27 @@ target still runs on every pair where its text evolves with its picture; elsewhe
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from typing import Sequence
 
 from textpatch.errors import PatchError, closest
-from textpatch.groups import Group, group_name, row_name
-from textpatch.guidance import Guidance, described
-from textpatch.heads import head_search
+from textpatch.groups import Group, row_name
+from textpatch.guidance import Guidance
+from textpatch.localization.heads import head_search
+from textpatch.localization.indicators import READINGS
+from textpatch.localization.modes import FIRST, MODES
+from textpatch.localization.search import Screening, Step, grow
+from textpatch.localization.start_step import start_curve
+from textpatch.localization.summary import all_alone, best_first, summarise
+from textpatch.localization.trials import Trials, checked_pairs
 from textpatch.metrics import f1_of_means
-from textpatch.metrics.intervals import interval, ranking
 from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.ports.shipped import find_sites
 from textpatch.progress import phase
-from textpatch.prompts.pairs import SOURCE, TARGET, Pair, require_other_texts
-from textpatch.readings import READINGS, Readings
+from textpatch.prompts.pairs import require_other_texts
 from textpatch.report.page import summary_html
-from textpatch.report.result import SCHEMA_VERSION, answer, table
-from textpatch.search import Screening, Step, better_than, grow, responsible, screen
+from textpatch.report.result import answer, table
 from textpatch.sites import select_sites
-from textpatch.starts import start_curve
-from textpatch.trials import Trials, checked_pairs, scores
-
-FIRST = 4  # pairs that a screening begins with
-# Of the largest share that is read; a site below it may not join the set.  Of the sites that join those of tiny-if by the
-# exhaustive search (five sets of 141 pairs) the least share was 0.09 by contribution, 0.04 by attribution; of tiny-sdxl's
-# twelve sites that never do the largest was 0.01.
-NOTHING = 1 / 50
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,7 +93,7 @@ def localize(pipeline: SupportsSampling, pairs: Sequence, *, mode: str = "exhaus
     with phase("sites"):
         screening, beside = MODES[mode](trials, groups, keep, first or FIRST)
         trials.measure(screening.kept)
-    grown = _grown(trials, screening, first or FIRST) if _alone(groups) and len(pairs) > 1 else None
+    grown = _grown(trials, screening, first or FIRST) if all_alone(groups) and len(pairs) > 1 else None
     found = Localization(summarise(trials, mode, groups, screening, beside, grown), trials.records)
     found.result.update(_further(trials, found, starts, heads))
     return found
@@ -128,7 +122,7 @@ def _check_search(mode: str, keep: int | None, first: int | None, groups: list[G
         raise PatchError(f"prompt pairs given to mode {mode!r}: {pairs}; an interval over pairs needs two")
     if mode != "exhaustive" and first is not None and first < 2:
         raise PatchError(f"first is {first}, so screening would begin with that many; an interval over pairs needs two")
-    if mode in READINGS and not _alone(groups):
+    if mode in READINGS and not all_alone(groups):
         raise PatchError(f"{mode} scores single sites, and sets of them were asked for; use another mode")
     if mode != "exhaustive" and len(groups) < 2:
         raise PatchError(f"a screening of {len(groups)} sites was asked for; give two or more, or mode 'exhaustive'")
@@ -154,51 +148,6 @@ def _groups(pipeline, sites, groups) -> list[Group]:
     return [tuple(site.index for site in select_sites(known, list(group))) for group in groups]
 
 
-def _alone(groups: Sequence[Group]) -> bool:
-    return all(len(group) == 1 for group in groups)
-
-
-# --- the modes: what to score exactly, and what else is known of the groups
-
-
-def _exhaustive(trials: Trials, groups: list[Group], keep, first):
-    trials.measure(groups, own=True)
-    return Screening(tuple(groups), tuple(groups), {}, len(trials.pairs)), {}
-
-
-def _staged(trials: Trials, groups: list[Group], keep: int | None, first: int):
-    def beating(values, pairs: int) -> int:
-        return better_than(*trials.score([()], pairs), values, f1_of_means)
-
-    score, rule = partial(trials.score, own=True), beating if keep is None else lambda values, pairs: keep
-    pairs = len(trials.pairs)
-    return screen(score, groups, pairs, first=first, by=SWAP, keep=rule, statistic=f1_of_means), {}
-
-
-def _read(trials: Trials, groups: list[Group], keep: int | None, first: int, *, by: str):
-    reading = READINGS[by]
-
-    def standing_out(values, pairs: int) -> int:
-        return sum(value.mean() >= values[0].mean() * reading.least for value in values)
-
-    rule, read = standing_out if keep is None else lambda values, pairs: keep, Readings(trials, reading)
-    screening = screen(read.score, groups, len(trials.pairs), first=first, by=by, keep=rule)
-    raced, _ = _staged(trials, list(screening.kept), keep, first)
-    out, parts = screening.ranked[len(screening.kept) :], (read.score(groups, screening.pairs, x) for x in reading.shown)
-    beside = {
-        group: {by: {**dict(zip(reading.shown, map(interval, found))), "pairs": screening.pairs}}
-        for group, *found in zip(groups, *parts)
-    }
-    share = lambda group: beside[group][by][reading.shown[0]]["value"]  # noqa: E731
-    barred = tuple(group for group in out if share(group) < NOTHING * max(map(share, groups)))
-    seen, gaps = screening.seen | raced.seen, screening.gaps + raced.gaps
-    return Screening(raced.kept, raced.ranked + out, seen, raced.pairs, gaps, barred), beside
-
-
-SWAP = "swap"  # what is called a score by swapping
-MODES = {"exhaustive": _exhaustive, "staged": _staged} | {name: partial(_read, by=name) for name in READINGS}
-
-
 # --- the result
 
 
@@ -210,79 +159,8 @@ def _further(trials: Trials, found: Localization, starts: bool, heads: bool) -> 
 
 def _grown(trials: Trials, screening: Screening, first: int) -> list[Step]:
     """The growth of the responsible set: from the best site measured, by all that are not barred."""
-    measured = _best_first(trials, screening.kept)
+    measured = best_first(trials, screening.kept)
     others = [group for group in screening.ranked if group not in (*measured, *screening.barred)]
     ranked = [site for (site,) in [*measured, *others]]
     with phase("growing the set"):
         return grow(trials.score, ranked, len(trials.pairs), f1_of_means, first=first, least=screening.pairs)
-
-
-def _best_first(trials: Trials, groups: Sequence[Group]) -> list[Group]:
-    """Groups by their score on all pairs."""
-    order = ranking(trials.score(groups, len(trials.pairs)), f1_of_means)
-    return [groups[i] for i in order]
-
-
-def summarise(trials: Trials, mode: str, groups: list[Group], screening: Screening, beside: dict[Group, dict],
-              grown: list[Step] | None) -> dict:  # fmt: skip
-    """Means and intervals of all records, the sites ranked, and how the search came to them.
-
-    Measured sites are ranked by F1 towards the target, those screened out after them by what screened them out.
-    One of these may have joined the set all the same: alone it does little, with the others it was measured on all pairs.
-    """
-    records, pairs = trials.records, trials.pairs
-    measured = [group for group in groups if all(row_name(group) in record["pictures"] for record in records)]
-    out = [group for group in screening.ranked if group not in measured]
-    label = lambda group: group[0] if _alone(groups) else group_name(group)  # noqa: E731
-    entries = []
-    for group in groups:
-        status = {"state": "measured", "pairs": len(pairs)}
-        if group in out:
-            joined = _alone(groups) and grown is not None and group[0] in responsible(grown)
-            status = {"state": "joined" if joined else "screened out", **screening.seen[group]}
-        sites = [find_sites(trials.pipeline.denoiser)[index] for index in group]
-        named = {"site": label(group), "group": list(group), "name": " + ".join(site.name for site in sites),
-                 "parameters": sum(site.parameters for site in sites)}  # fmt: skip
-        entries.append({**named, "kind": sites[0].kind, **scores(records, row_name(group)), "status": status,
-                        **beside.get(group, {})})  # fmt: skip
-    words = [dict(zip(("word", "target_word"), pair.words)) for pair in pairs]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        **_facts(trials),
-        **_what(pairs),
-        "mode": mode,
-        "baselines": {side: scores(records, side) for side in (SOURCE, TARGET)},
-        "sites": entries,
-        "ranked": [label(group) for group in [*_best_first(trials, measured), *out]],
-        "set": None if grown is None else _set(trials, grown),
-        "gaps": [{**gap, "kept": label(gap["kept"]), "next": label(gap["next"])} for gap in screening.gaps],
-        "generations": _generations(trials, len(groups)),
-        "pairs_list": [{"source": p.source, "target": p.target, **w} for p, w in zip(pairs, words)],
-    }
-
-
-def _facts(trials: Trials) -> dict:
-    parameters = sum(p.numel() for p in trials.pipeline.denoiser.parameters())
-    return dict(model=trials.pipeline.name, parameters=parameters, pairs=len(trials.pairs), seeds=list(trials.seeds),
-                steps=trials.steps, guidance=described(trials.guidance), start=trials.start, branch=trials.branch,
-                ocr=trials.ocr.describe())  # fmt: skip
-
-
-def _what(pairs: Sequence[Pair]) -> dict:
-    """What the pairs differ in, where it is not the word alone."""
-    differ = sorted({pair.what for pair in pairs})
-    return {} if differ == [Pair.what] else {"what": " or ".join(differ)}
-
-
-def _set(trials: Trials, grown: list[Step]) -> dict:
-    """The responsible set and its score, of no swap if it is empty; every step towards it, on the pairs that decided it."""
-    sites = responsible(grown)
-    steps = [{**asdict(step), "added": list(step.added), "group": list(step.group)} for step in grown]
-    (values,) = trials.score([sites], len(trials.pairs))
-    return {"sites": list(sites), "score": interval(values, f1_of_means), "steps": steps}
-
-
-def _generations(trials: Trials, groups: int) -> dict:
-    """Rows generated, each pair and seed counted; and what one run for the target and one per site come to."""
-    one_by_one = (1 + groups) * len(trials.pairs) * len(trials.seeds)
-    return {"made": trials.generations, "one_by_one": one_by_one}

@@ -13,6 +13,9 @@ from typing import Sequence
 
 from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError
+from textpatch.localization.scores import all_scores, values
+from textpatch.localization.search import latest_start
+from textpatch.localization.trials import Trials
 from textpatch.metrics import f1_of_means
 from textpatch.pipelines import SupportsPartialRuns, require_parts
 from textpatch.plan import Plan, Row, Swap
@@ -21,9 +24,7 @@ from textpatch.progress import counted, phase
 from textpatch.prompts.pairs import SOURCE, TARGET
 from textpatch.runs.work import made_by
 from textpatch.sampling import sample
-from textpatch.search import latest_start
 from textpatch.sites import select_sites
-from textpatch.trials import Trials, scores, values
 
 
 def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> dict:
@@ -47,7 +48,7 @@ def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> d
     names = [_name(start) for start in starts]
     times, sigmas = (trials.pipeline.schedule.timesteps(steps), trials.pipeline.schedule.sigmas(steps))
     curve = [
-        {"start": start, "timestep": float(times[start]), "sigma": float(sigmas[start]), **scores(records, name)}
+        {"start": start, "timestep": float(times[start]), "sigma": float(sigmas[start]), **all_scores(records, name)}
         for start, name in zip(starts, names)
     ]
     last = latest_start([values(records, name) for name in names], f1_of_means)

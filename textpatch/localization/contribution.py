@@ -36,7 +36,7 @@ from textpatch.sampling import sample
 from textpatch.sites import Site
 
 
-def contribution(pipeline, prompt: str, *, seed: int = 0, steps: int | None = None, guidance: float | Guidance | None = None,
+def contributions(pipeline, prompt: str, *, seed: int = 0, steps: int | None = None, guidance: float | Guidance | None = None,
                  tokens: Sequence[int] | None = None) -> tuple[dict[int, dict[str, float]], Image.Image]:  # fmt: skip
     """{site index: {"norm", "share"}} of one plain generation of a prompt, in its conditional branch; and its picture.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from textpatch.localization.search import take_away
+from textpatch.localization.trials import Trials
 from textpatch.metrics import f1_of_means
 from textpatch.ports.shipped import find_sites
 from textpatch.progress import phase
-from textpatch.search import take_away
 from textpatch.sites import select_sites
-from textpatch.trials import Trials
 
 
 def head_search(trials: Trials, sites) -> dict:

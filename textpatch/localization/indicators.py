@@ -7,16 +7,16 @@ from typing import Callable, Sequence
 
 import numpy as np
 
-from textpatch.attribution import attribution
-from textpatch.contribution import contribution
 from textpatch.errors import PatchError
 from textpatch.groups import Group
 from textpatch.guidance import as_guidance
+from textpatch.localization.attribution import attributions
+from textpatch.localization.contribution import contributions
+from textpatch.localization.trials import Trials
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, in_its_words, quoted
 from textpatch.runs.work import made_by
-from textpatch.trials import Trials
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ def _quoted_words(trials: Trials) -> None:
 
 
 def _contribution(trials: Trials, pair: Pair, seed: int):
-    return contribution(trials.pipeline, pair.source, seed=seed, steps=trials.steps, guidance=trials.guidance)
+    return contributions(trials.pipeline, pair.source, seed=seed, steps=trials.steps, guidance=trials.guidance)
 
 
 def _attribution(trials: Trials, pair: Pair, seed: int):
-    return attribution(trials.pipeline, pair.source, in_its_words(pair), seed=seed, steps=trials.steps,
+    return attributions(trials.pipeline, pair.source, in_its_words(pair), seed=seed, steps=trials.steps,
                        guidance=trials.guidance, start=trials.start)  # fmt: skip
 
 

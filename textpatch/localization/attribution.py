@@ -30,7 +30,7 @@ from textpatch.sampling import sample
 from textpatch.sites import Site
 
 
-def attribution(pipeline, source: str, target: str, *, seed: int = 0, steps: int | None = None,
+def attributions(pipeline, source: str, target: str, *, seed: int = 0, steps: int | None = None,
                 guidance: float | None = None, start: int = 0) -> tuple[dict[int, dict[str, float]], Image.Image]:  # fmt: skip
     """{site index: {"drop", "share"}} along one plain generation of the source, from a step on; and its picture.
 

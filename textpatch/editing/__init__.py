@@ -1,0 +1,1 @@
+"""Editing: another word in the same picture."""

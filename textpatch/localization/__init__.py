@@ -1,0 +1,1 @@
+"""Localisation: which sites carry the word."""
