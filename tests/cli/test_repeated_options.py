@@ -18,7 +18,7 @@ REQUIRED = {
 
 def commands() -> dict[str, argparse.ArgumentParser]:
     """Every command of the command line and its parser."""
-    (added,) = [action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    (added,) = [action for action in cli.command_parser()._actions if isinstance(action, argparse._SubParsersAction)]
     return dict(added.choices)
 
 
@@ -44,7 +44,7 @@ def parsed(named: str, *repeated: str):
     if option in required:
         place = required.index(option)
         required = required[:place] + required[place + 2 :]
-    return cli.parser().parse_args([command, *required, *(word for value in repeated for word in (option, value))])
+    return cli.command_parser().parse_args([command, *required, *(word for value in repeated for word in (option, value))])
 
 
 def read_as(action: argparse.Action, value: str):
@@ -86,7 +86,7 @@ def test_the_same_value_twice(named):
 
 def test_a_default_is_not_given():
     """What is given takes the place of the default, equal to it or not, and a second command starts anew."""
-    parser = cli.parser()
+    parser = cli.command_parser()
     for seeds in (["0"], ["5", "6"]):
         options = parser.parse_args(["generate", "MODEL", "PROMPT", "--seed", *seeds])
         assert options.seed == list(map(int, seeds))

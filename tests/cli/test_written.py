@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from support.planting import plant
 
-from textpatch import cli, commands
+from textpatch import cli
+from textpatch.cli import edit_command
 from textpatch.disk import read_json
 from textpatch.runs.folder import Run
 
@@ -112,7 +113,7 @@ def test_the_golden_file_is_of_these_commands():
 def test_planted_another_format_is_noticed(old, new, tmp_path, monkeypatch):
     """Fault: a key left out, a number as a string, another file's name."""
     monkeypatch.chdir(tmp_path)
-    plant(monkeypatch, commands, "edit", old, new)
+    plant(monkeypatch, edit_command, "edit", old, new)
     with pytest.raises(AssertionError):
         hold(written("edit"), json.loads(GOLDEN.read_text())["edit"])
 

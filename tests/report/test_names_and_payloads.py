@@ -15,8 +15,9 @@ from support.pages import POLICY, Page, parsed, plainly
 from support.planting import plant
 from support.results import a_result, html_of, quiet, records_of, tags_of
 
-from textpatch import cli, commands, disk, html
+from textpatch import cli, disk, html
 from textpatch import text as text_
+from textpatch.cli import opening
 from textpatch.disk import read_json
 from textpatch.errors import PatchError, StoreError
 from textpatch.exits import guarded
@@ -35,7 +36,7 @@ NAMES = [
 ]  # fmt: skip
 ALLOWED = re.compile(r"generate-small-[0-9a-f]{8}(/(manifest\.json|results\.json|records|records/0\.jsonl|images|images/[0-9a-f]{16}\.png))?")
 PIPELINE = SimpleNamespace(name="small")
-OPTIONS = cli.parser().parse_args(["generate", __file__, "a prompt"])  # of a model's files only the digest is asked for
+OPTIONS = cli.command_parser().parse_args(["generate", __file__, "a prompt"])  # of a model's files only the digest is asked for
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,9 @@ def kept(root: Path, text: str) -> Path:
         root.mkdir(exist_ok=True)
         patch.chdir(root)
         patch.setattr(os, "fsync", lambda _: None)
-        patch.setattr(commands, "_versions", dict)
+        patch.setattr(opening, "versions", dict)
         OPTIONS.command_line = f"textpatch generate small {text}"
-        run = commands._open_run(OPTIONS, PIPELINE, {"command": "generate", "prompts": [text]})
+        run = opening.open_run(OPTIONS, PIPELINE, {"command": "generate", "prompts": [text]})
         picture = Image.frombytes("RGB", (4, 4), text.encode("utf-8", "surrogatepass").ljust(48)[:48])
         run.append({"id": text, "picture": run.image(picture)})
         run.write_json("results.json", {"prompt": text})
@@ -113,7 +114,7 @@ def test_planted_a_folder_named_by_its_prompt_is_noticed(root, monkeypatch):
     """Fault: the folder's name holds the prompt, or no more than its letters without their case."""
     for name in ("{request['prompts'][0]}", "{hashlib.sha256(request['prompts'][0].casefold().encode()).hexdigest()[:8]}"):
         with monkeypatch.context() as faulty:
-            plant(faulty, commands, "_open_run", "{digest}", name)
+            plant(faulty, opening, "open_run", "{digest}", name)
             with pytest.raises((AssertionError, StoreError)):
                 for text in ("K", "k", "a b"):
                     test_no_name_is_made_of_a_prompt.hypothesis.inner_test(root, text)
