@@ -38,7 +38,7 @@ from textpatch.report.contact_sheet import draw_contact_sheet
 from textpatch.runs.folder import Run
 from textpatch.weights.attributes import SignReader
 from textpatch.weights.evaluate import clean_pictures, generated_pictures, held_out_signs
-from textpatch.weights.load import fingerprint
+from textpatch.weights.fingerprint import model_sha256
 from textpatch.weights.prompts import ATTRIBUTES, attribute_pairs
 from textpatch.weights.signs import SignFormat
 
@@ -138,7 +138,7 @@ def stored(folder: Path | None, model: str, **request) -> Run | None:
     """The run folder of one model and attribute, with which a stopped benchmark goes on."""
     if folder is None:
         return None
-    request |= {"model": model, "weights": fingerprint(model), "reader": SignReader().describe()}
+    request |= {"model": model, "weights": model_sha256(model), "reader": SignReader().describe()}
     return Run.open(folder / f"carries-{model}-{request['attribute']}", {"request": request})
 
 

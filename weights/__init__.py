@@ -1,5 +1,5 @@
 """Reading weights safely, the shipped models, and the recipe that trained them."""
 
-from textpatch.weights.load import load, load_denoiser, shipped_models
+from textpatch.weights.loading import load, load_denoiser, shipped_models
 
 __all__ = ["load", "load_denoiser", "shipped_models"]

@@ -76,7 +76,7 @@ IF_UNET = Kind(
 )  # fmt: skip
 KL_VAE = Kind(VAE, VAEConfig, VAE_DEFAULTS)
 
-DENOISERS = {
+DENOISER_KINDS = {
     ("SD3Transformer2DModel", None): SD3,
     ("UNet2DConditionModel", "text_time"): SDXL_UNET,
     ("UNet2DConditionModel", "text"): IF_UNET,
@@ -90,10 +90,10 @@ def denoiser_from_config(config: Mapping[str, Any]) -> tuple[type[nn.Module], An
     for sizes that do not fit each other.
     """
     asked = config.get("_class_name"), config.get("addition_embed_type")
-    if asked not in DENOISERS:
-        known = ", ".join(f"{name} with {kind!r}" if kind else name for name, kind in DENOISERS)
+    if asked not in DENOISER_KINDS:
+        known = ", ".join(f"{name} with {kind!r}" if kind else name for name, kind in DENOISER_KINDS)
         raise WeightsError(f"no denoiser for {asked[0]} with addition_embed_type {asked[1]!r}; known: {known}")
-    kind = DENOISERS[asked]
+    kind = DENOISER_KINDS[asked]
     return kind.model, _built(config, kind)
 
 

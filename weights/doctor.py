@@ -11,11 +11,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from textpatch.errors import PatchError, WeightsError
-from textpatch.weights.entry import scan
-from textpatch.weights.files import Tensors, component_file, open_tensors, read_json
-from textpatch.weights.identify import identify
-from textpatch.weights.load import Builder, find, load
-from textpatch.weights.sources import Folder
+from textpatch.weights.identify import identify_tensors
+from textpatch.weights.loading import Builder, find, load
+from textpatch.weights.locating import Folder
+from textpatch.weights.reading.entry import scan
+from textpatch.weights.reading.files import Tensors, component_file, open_tensors, read_json
 
 UNUSABLE = "unusable:"
 READ = re.compile(r"unet|transformer|vae|scheduler|(text_encoder|tokenizer)(_\d)?")  # by `load`; IF names three parts more
@@ -85,7 +85,7 @@ def _part(source: Folder, name: str, numbers: bool) -> Iterator[str]:
 
 def _tensors(path: Path, numbers: bool) -> Iterator[str]:
     tensors = open_tensors(_weights(path) if path.is_dir() else path)
-    yield from identify({n: (entry.dtype, entry.shape) for n, entry in tensors.items()}).report().splitlines()
+    yield from identify_tensors({n: (entry.dtype, entry.shape) for n, entry in tensors.items()}).report().splitlines()
     yield from _scanned(tensors) if numbers else ()
 
 

@@ -20,7 +20,7 @@ from textpatch import metrics
 from textpatch.errors import PatchError
 from textpatch.exits import guarded
 from textpatch.pipelines import picture_size
-from textpatch.weights.load import load
+from textpatch.weights.loading import load
 from textpatch.weights.signs import Sign, SignFormat, draw_sign, random_sign, with_word
 from textpatch.weights.words import TEST
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from textpatch.errors import WeightsError
-from textpatch.weights.files import Tensors
-from textpatch.weights.identify import identify
+from textpatch.weights.identify import identify_tensors
 from textpatch.weights.layouts import Layout, convert, listed, origins
+from textpatch.weights.reading.files import Tensors
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Part:
         return held
 
 
-def fill(module: nn.Module, part: Part, *, dtype: torch.dtype, device=None, names=None, exact=()) -> nn.Module:
+def fill_module(module: nn.Module, part: Part, *, dtype: torch.dtype, device=None, names=None, exact=()) -> nn.Module:
     """Give a module made on the meta device the tensors of a part, in `dtype`; no more than one is held beside them.
 
     names: name in diffusers layout -> the module's own, where they differ; exact: names kept in float32.
@@ -78,6 +78,6 @@ def require_same(part: Part, wanted: dict[str, tuple[int, ...]]) -> None:
 
 def likely(part: Part) -> str:
     """What the file is instead: the closest known model, a LoRA, a moving average."""
-    finding = identify({name: (entry.dtype, entry.shape) for name, entry in part.tensors.items()})
+    finding = identify_tensors({name: (entry.dtype, entry.shape) for name, entry in part.tensors.items()})
     closest = [match.closest for match in finding.matches if match.closest]
     return "; ".join([f"the closest known model is {', '.join(closest) or 'none'}", *finding.notes])

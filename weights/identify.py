@@ -65,7 +65,7 @@ class Finding:
         return "\n".join([head, *(match.report() for match in self.matches), *self.notes])
 
 
-def identify(found: Mapping[str, tuple[str, Shape]]) -> Finding:
+def identify_tensors(found: Mapping[str, tuple[str, Shape]]) -> Finding:
     """What the file of these tensors, name -> (dtype, shape), is; dtypes as safetensors spells them."""
     shapes = {name: tuple(shape) for name, (_, shape) in found.items()}
     adapter = {name: shape for name, shape in shapes.items() if LORA.search(name)}

@@ -31,11 +31,11 @@ from textpatch.errors import PatchError, WeightsError, closest
 from textpatch.exits import guarded
 from textpatch.reference_models.pipeline import SEEDS, Defaults, Pipeline, pixels, read_beside
 from textpatch.weights.families import FAMILIES
-from textpatch.weights.files import open_tensors
-from textpatch.weights.load import SHIPPED, load
+from textpatch.weights.loading import SHIPPED, load
 from textpatch.weights.noising import objective
+from textpatch.weights.reading.files import open_tensors
 from textpatch.weights.recipes import RECIPES, Recipe
-from textpatch.weights.save import save_pipeline
+from textpatch.weights.saving import save_pipeline
 from textpatch.weights.signs import SAYINGS, Sign, draw_sign, random_sign, with_word
 from textpatch.weights.words import TEST, VALIDATION
 

@@ -25,7 +25,7 @@ from textpatch.plan import Plan, Swap
 from textpatch.recording import recording_sites
 from textpatch.reference_models.mmdit import JointAttention
 from textpatch.sampling import sample
-from textpatch.weights.load import fingerprint
+from textpatch.weights.fingerprint import model_sha256
 
 DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
 
@@ -251,7 +251,7 @@ def runs(tmp_path_factory):
 
 def loading(folder):
     """load(model, dtype) -> (pipeline, fingerprint)."""
-    return lambda name, dtype: (load(folder / name, dtype=getattr(torch, dtype)), fingerprint(folder / name))
+    return lambda name, dtype: (load(folder / name, dtype=getattr(torch, dtype)), model_sha256(folder / name))
 
 
 @pytest.mark.parametrize("command, sites, steps", [("edit", {1}, {0, 1}), ("localize", {0, 1}, {1})])

@@ -15,7 +15,7 @@ from support.small_models import PROMPTS, save_small
 
 import textpatch
 from textpatch import attention, cli
-from textpatch.weights.load import find
+from textpatch.weights.loading import find
 
 COMMAND = [sys.executable, "-m", "textpatch.cli"]
 SOURCE, TARGET = PROMPTS[0], 'a green badge that says "WORLD" on a white wall'

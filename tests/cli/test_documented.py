@@ -10,7 +10,7 @@ from support.glyph_folders import GLYPH, write
 from support.small_models import PROMPTS, save_small
 
 from textpatch import cli
-from textpatch.weights.load import find
+from textpatch.weights.loading import find
 
 FROM_HELP = [shlex.split(line) for line in cli.EXAMPLES.splitlines()[1:]]
 EXAMPLES = {" ".join(words): words[1:] for words in [*starting("textpatch"), *FROM_HELP]}

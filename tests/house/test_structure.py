@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import textpatch
-from textpatch.weights.load import SHIPPED
+from textpatch.weights.loading import SHIPPED
 
 ROOT = Path(textpatch.__file__).parent
 OUTER = {"textpatch.reference_models": SHIPPED.parent / "reference_models", "textpatch.weights": SHIPPED}

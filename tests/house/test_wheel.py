@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from textpatch.weights.load import SHIPPED, shipped_models
+from textpatch.weights.loading import SHIPPED, shipped_models
 
 ROOT = SHIPPED.parent
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]

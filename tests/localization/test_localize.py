@@ -15,7 +15,7 @@ from textpatch.metrics import Tesseract, alphabet_of
 from textpatch.metrics.ocr import KNOWN_WORDS, _draw
 from textpatch.prompts.pairs import Pair
 from textpatch.weights import evaluate
-from textpatch.weights.load import shipped_models
+from textpatch.weights.loading import shipped_models
 from textpatch.weights.prompts import sign_pairs
 from textpatch.weights.signs import SignFormat
 from textpatch.weights.words import TEST

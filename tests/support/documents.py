@@ -3,7 +3,7 @@
 import re
 import shlex
 
-from textpatch.weights.load import SHIPPED
+from textpatch.weights.loading import SHIPPED
 
 
 ROOT = SHIPPED.parent

@@ -5,7 +5,7 @@ import json
 
 from textpatch import localize
 from textpatch.runs.folder import Run
-from textpatch.weights.load import SHIPPED
+from textpatch.weights.loading import SHIPPED
 from textpatch.weights.prompts import sign_pairs
 
 

@@ -12,7 +12,7 @@ from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels
 from textpatch.reference_models.schedules import FlowMatchEuler
 from textpatch.weights.families import sd3_encoders
 from textpatch.weights.recipes import TINY_MMDIT
-from textpatch.weights.save import save_pipeline
+from textpatch.weights.saving import save_pipeline
 
 PROMPTS = [
     'a red sign that says "HELLO" on a blue wall',

@@ -10,10 +10,12 @@ from support.strategies import randomize
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
-from textpatch.weights.layouts import CLIP, SINGLE_FILES, T5, VAE_DIFFUSERS, convert, origins, recognise, split
+from textpatch.weights.layouts import (
+    CLIP, SINGLE_FILES, T5, VAE_DIFFUSERS, convert, origins, recognise, split,
+)  # fmt: skip
 from textpatch.weights.layouts.deepfloyd_if import IF_I, IF_II
 from textpatch.weights.layouts.flux import FLUX
-from textpatch.weights.layouts.sd3 import sd3
+from textpatch.weights.layouts.sd3 import sd3_layout
 from textpatch.weights.layouts.table import make_layout
 from textpatch.weights.layouts.tensors import HeadRows, Rows, linear, swapped, transposed
 from textpatch.weights.manifests import manifest
@@ -136,7 +138,7 @@ def test_clips_are_diffusers(converters):
 def test_sd3_is_diffusers(converters, name, depth):
     """Both depths, with and without norms and dual attention: convert_sd3_transformer_checkpoint_to_diffusers."""
     prefix, file = random_file(f"{name}.single-file", "transformer")
-    ours = converted({key.removeprefix(prefix): x for key, x in file.items()}, sd3(depth))
+    ours = converted({key.removeprefix(prefix): x for key, x in file.items()}, sd3_layout(depth))
     assert_same(ours, converters.convert_sd3_transformer_checkpoint_to_diffusers(file))
 
 
@@ -369,7 +371,7 @@ def test_what_does_not_belong_is_named():
         unet.targets("nothing.weight")
     key = "joint_blocks.0.x_block.attn.qkv.weight"
     with pytest.raises(WeightsError, match=rf"'{key}' of shape \(8, 4\) cannot be what the SD3 transformer"):
-        convert({key: (8, 4)}, sd3(24))
+        convert({key: (8, 4)}, sd3_layout(24))
 
 
 def test_a_row_whose_sides_differ_in_number_is_no_table():

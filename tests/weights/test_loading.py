@@ -16,11 +16,13 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from textpatch import load, load_denoiser
 from textpatch.errors import WeightsError
 from textpatch.reference_models.vae import VAE, VAEConfig
-from textpatch.weights import files, sources
-from textpatch.weights.fill import Part, fill
+from textpatch.weights import locating
+from textpatch.weights.fill import Part, fill_module
+from textpatch.weights.fingerprint import model_sha256
 from textpatch.weights.layouts import SINGLE_FILES
 from textpatch.weights.layouts.tensors import HeadRows, Rows, swapped
-from textpatch.weights.load import fingerprint, outline
+from textpatch.weights.loading import outline
+from textpatch.weights.reading import files
 from textpatch.weights.tokens import word_tokenizer
 
 def originals(kind: str, component: str, state: dict) -> dict:
@@ -133,7 +135,7 @@ def sdxl_file(tmp_path, monkeypatch):
                 num_attention_heads=2, bos_token_id=2, eos_token_id=3, pad_token_id=1)  # fmt: skip
     sizes = {"text_encoder": clip | dict(hidden_size=64, projection_dim=64),
              "text_encoder_2": clip | dict(hidden_size=32, projection_dim=32, hidden_act="gelu")}  # fmt: skip
-    monkeypatch.setattr(sources, "ENCODERS", sizes)
+    monkeypatch.setattr(locating, "ENCODER_SIZES", sizes)
     first, second = (kind(kind.config_class(**size)) for kind, size in zip(
         (CLIPTextModel, CLIPTextModelWithProjection), sizes.values()))  # fmt: skip
     vae = VAE(VAEConfig(block_out_channels=(32, 32, 64, 64)))
@@ -180,23 +182,23 @@ def test_the_fingerprint_of_a_file_is_of_all_that_is_read_beside_it(sdxl_file, t
     """fingerprint = sha256 over the file, under ".", and the tokenizers beside it; they decide what a prompt is."""
     path, _ = sdxl_file
     read = [f for name in ("tokenizer", "tokenizer_2") for f in sorted((tmp_path / name).iterdir())]
-    assert fingerprint(path) == sha256((".", path), *((f.relative_to(tmp_path), f) for f in read))
+    assert model_sha256(path) == sha256((".", path), *((f.relative_to(tmp_path), f) for f in read))
     (tmp_path / "alone").mkdir()
     alone = path.rename(tmp_path / "alone" / path.name)
-    assert fingerprint(alone) == sha256((".", alone))
+    assert model_sha256(alone) == sha256((".", alone))
 
 
 def test_the_fingerprint_of_a_file_is_of_tokenizers_in_the_cache(sdxl_file, tmp_path, monkeypatch):
     """Those that `load` finds in the cache, where none lie beside the file, count as those beside it do."""
     path, _ = sdxl_file
-    beside = fingerprint(path)
+    beside = model_sha256(path)
     (tmp_path / "cache").mkdir()
     for name in ("tokenizer", "tokenizer_2"):
         cached = (tmp_path / name).rename(tmp_path / "cache" / name)
-    monkeypatch.setattr(sources, "cached_snapshot", lambda home: tmp_path / "cache")
-    assert fingerprint(path) == beside
+    monkeypatch.setattr(locating, "cached_snapshot", lambda home: tmp_path / "cache")
+    assert model_sha256(path) == beside
     next(file for file in sorted(cached.iterdir()) if file.suffix == ".json").write_text("{}")
-    assert fingerprint(path) != beside
+    assert model_sha256(path) != beside
 
 
 def test_the_fingerprint_of_a_folder_is_of_linked_folders_too(tmp_path):
@@ -206,10 +208,10 @@ def test_the_fingerprint_of_a_folder_is_of_linked_folders_too(tmp_path):
         (tmp_path / name / "config.json").write_text(name)
     (tmp_path / "part").symlink_to("a")
     (tmp_path / "a" / "round").symlink_to(tmp_path)
-    first = fingerprint(tmp_path)
+    first = model_sha256(tmp_path)
     (tmp_path / "part").unlink()
     (tmp_path / "part").symlink_to("b")
-    assert fingerprint(tmp_path) != first
+    assert model_sha256(tmp_path) != first
 
 
 def test_the_fingerprint_of_an_index_is_of_its_shards(tmp_path):
@@ -219,10 +221,10 @@ def test_the_fingerprint_of_an_index_is_of_its_shards(tmp_path):
     index, found = tmp_path / "model.safetensors.index.json", set()
     for name in ("", *state):
         write_shards(tmp_path, "model", state | ({name: torch.ones(2)} if name else {}))
-        found.add(fingerprint(index))
+        found.add(model_sha256(index))
     assert len(found) == 4
     (tmp_path / "README.md").write_text("a stranger")
-    assert fingerprint(index) in found
+    assert model_sha256(index) in found
 
 
 def test_loading_holds_one_raw_tensor_at_a_time(tmp_path, monkeypatch):
@@ -296,7 +298,7 @@ def test_a_refused_file_leaves_the_model_untouched(tmp_path):
     path = wrong("SD3", lambda s: {k: v + 1 for k, v in s.items() if k != "proj_out.bias"})(tmp_path)
     tensors = files.open_tensors(path)
     with pytest.raises(WeightsError, match="missing 1: proj_out.bias"):
-        fill(model, Part(tensors, {name: name for name in tensors}), dtype=torch.float32)
+        fill_module(model, Part(tensors, {name: name for name in tensors}), dtype=torch.float32)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 

@@ -16,16 +16,9 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from support.hostile import BAD_NAMES, DATA, FIRST, GOOD, INDEX, MANY, PICKLES, SECOND, Canary, framed, refusal
 
-from textpatch.weights.files import (
-    CONFIG_BYTES,
-    INDEX_BYTES,
-    cached_snapshot,
-    component_file,
-    inside,
-    open_tensors,
-    read_config,
-    read_json,
-)
+from textpatch.weights.reading.files import (
+    CONFIG_BYTES, INDEX_BYTES, cached_snapshot, component_file, inside, open_tensors, read_config, read_json,
+)  # fmt: skip
 
 WHERE = {"x": FIRST, "y": FIRST, "z": SECOND}
 VALUES = {"x": torch.arange(6.0).reshape(2, 3), "y": torch.ones(2, dtype=torch.int8), "z": torch.zeros(3, 0)}

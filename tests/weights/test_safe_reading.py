@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from support.hostile import CAP, DATA, FILES, GOOD, MANY, REPLACED, TWO, framed, int8, metadata, mutant, refusal, tensors
 
 from textpatch.errors import WeightsError
-from textpatch.weights.entry import CHUNK, DTYPES, read_tensor, scan
-from textpatch.weights.files import open_tensors
-from textpatch.weights.header import read_header
+from textpatch.weights.reading.entry import CHUNK, DTYPES, read_tensor, scan
+from textpatch.weights.reading.files import open_tensors
+from textpatch.weights.reading.header import read_header
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -312,7 +312,7 @@ def test_a_short_read_is_not_read(path, monkeypatch):
     """A file that was too short for a moment leaves bytes unread, though it is the same before and after."""
     path.write_bytes(framed(GOOD))
     found = open_tensors(path)
-    monkeypatch.setattr("textpatch.weights.entry._filled", lambda buffer, file: False)
+    monkeypatch.setattr("textpatch.weights.reading.entry._filled", lambda buffer, file: False)
     assert refusal(found.read, "a").code == "changed"
 
 
@@ -331,8 +331,8 @@ TRUNCATIONS = """
 import os, sys, torch
 from safetensors.torch import save_file
 from textpatch.errors import WeightsError
-from textpatch.weights import entry
-from textpatch.weights.files import open_tensors
+from textpatch.weights.reading import entry
+from textpatch.weights.reading.files import open_tensors
 
 path, filled, codes = sys.argv[1], entry._filled, []
 for cut in range(20):

@@ -14,7 +14,7 @@ from textpatch.exits import guarded
 from textpatch.reference_models.pipeline import LatentPixels, Pipeline
 from textpatch.reference_models.text_encoders import SD3TextEncoders
 from textpatch.reference_models.vae import VAE, VAEConfig
-from textpatch.weights import load, save
+from textpatch.weights import load, saving
 
 @pytest.mark.skipif(resource is None, reason="resource limits")
 @pytest.mark.parametrize("size", [500, 5_000, 300_000])
@@ -35,7 +35,7 @@ def test_a_full_disk_leaves_the_model_that_was_there(tmp_path, capsys, size):
     (RuntimeError("I/O error: No space left on device (os error 28)"), DiskError), (KeyError("os error 28"), KeyError)])
 def test_a_fault_on_the_way_leaves_the_model_that_was_there(tmp_path, monkeypatch, error, kind):
     """Whatever stops the second file: the old folder, byte by byte, and an error of the family if it is the system's."""
-    folder, written, real = save_small(tmp_path / "model"), [], save.save_file
+    folder, written, real = save_small(tmp_path / "model"), [], saving.save_file
     before = files(tmp_path)
 
     def failing(*arguments, **options):
@@ -44,7 +44,7 @@ def test_a_fault_on_the_way_leaves_the_model_that_was_there(tmp_path, monkeypatc
             raise error
         real(*arguments, **options)
 
-    monkeypatch.setattr(save, "save_file", failing)
+    monkeypatch.setattr(saving, "save_file", failing)
     with pytest.raises(kind) as raised:
         save_small(folder, small_pipeline(1))
     assert type(raised.value) is kind and files(tmp_path) == before
@@ -84,7 +84,7 @@ def test_numbers_that_a_dtype_cannot_hold_are_refused(tmp_path, name, value, mat
         made.denoiser.get_parameter(name).view(-1)[1] = value
     dtype = "float16" if "bias" in name else str(matrices).removeprefix("torch.")
     with pytest.raises(WeightsError, match=f"tensor '{name}' has magnitudes up to {value:.6g}, torch.{dtype} holds "):
-        save.save_pipeline(tmp_path / "model", made, {}, matrices=matrices)
+        saving.save_pipeline(tmp_path / "model", made, {}, matrices=matrices)
     assert files(tmp_path) == {}
 
 

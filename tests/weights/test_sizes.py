@@ -18,9 +18,9 @@ from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.weights import sizes
-from textpatch.weights.load import Builder, find, load_denoiser
+from textpatch.weights.loading import Builder, find, load_denoiser
+from textpatch.weights.locating import Folder
 from textpatch.weights.sizes import require_held
-from textpatch.weights.sources import Folder
 
 HUGE = 10**9
 MEGABYTES = 40  # what reading a configuration and the header of a small file may take, with much room

@@ -15,8 +15,8 @@ from textpatch import cli, exits, load
 from textpatch.errors import PromptError, WeightsError
 from textpatch.reference_models import text_encoders
 from textpatch.reference_models.text_encoders import LONGEST, tokenize
-from textpatch.weights.load import SHIPPED, Builder
-from textpatch.weights.sources import Folder
+from textpatch.weights.loading import SHIPPED, Builder
+from textpatch.weights.locating import Folder
 
 KINDS = {"CLIP": ("tiny-mmdit", "tokenizer"), "T5": ("tiny-mmdit", "tokenizer_3"), "IF": ("tiny-if", "tokenizer")}
 DEEP = 100_000

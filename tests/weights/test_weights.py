@@ -21,9 +21,10 @@ from textpatch.errors import PatchError, PromptError, WeightsError
 from textpatch.prompts.pairs import Pair
 from textpatch.weights import load, load_denoiser, shipped_models
 from textpatch.weights import signs as signs_module
-from textpatch.weights.files import CONFIG_BYTES
-from textpatch.weights.load import SHIPPED, find, fingerprint
+from textpatch.weights.fingerprint import model_sha256
+from textpatch.weights.loading import SHIPPED, find
 from textpatch.weights.prompts import sign_pairs
+from textpatch.weights.reading.files import CONFIG_BYTES
 from textpatch.weights.signs import LETTERS, SAYINGS, Sign, SignFormat, draw_sign
 from textpatch.weights.tokens import LENGTH, word_tokenizer
 from textpatch.weights.words import TEST, VALIDATION
@@ -259,9 +260,9 @@ def test_sdxl_without_its_vae_is_refused(tmp_path):
 
 def test_a_fingerprint_tells_files_apart(folder, saved):
     """The same files have the same fingerprint, one other byte another."""
-    assert fingerprint(folder) == fingerprint(saved)
+    assert model_sha256(folder) == model_sha256(saved)
     (folder / "textpatch.json").write_bytes((folder / "textpatch.json").read_bytes() + b" ")
-    assert fingerprint(folder) != fingerprint(saved)
+    assert model_sha256(folder) != model_sha256(saved)
 
 
 FORBIDDEN = {

@@ -19,11 +19,11 @@ def add_audit_options(command: argparse.ArgumentParser) -> None:
 def audit(options) -> None:
     """`textpatch audit`: every swap of a run's first pair at three steps, against float64; exit code 2 if one fails."""
     from textpatch.auditing.finished import audit_run
-    from textpatch.weights.load import fingerprint
+    from textpatch.weights.fingerprint import model_sha256
 
     def load(name: str, dtype: str):
         options.model, options.dtype = options.model or name, dtype
-        return load_model(options), fingerprint(options.model)
+        return load_model(options), model_sha256(options.model)
 
     report = audit_run(options.run_folder, load=load)
     print(report)

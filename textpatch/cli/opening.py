@@ -28,7 +28,7 @@ def _told_on_interrupt(what) -> Iterator[None]:
 
 def open_upscaler(options, request: dict):
     """The stage II of --upscale, which joins the request; None, and the request as it was, without the option."""
-    from textpatch.weights.load import fingerprint
+    from textpatch.weights.fingerprint import model_sha256
 
     if options.upscale is None:
         return None
@@ -37,7 +37,7 @@ def open_upscaler(options, request: dict):
     upscaler = load_model(options, options.upscale)
     if not upscaler.upscales:
         raise PatchError(f"--upscale {options.upscale}: that model draws pictures from noise alone; give a stage II")
-    request |= {"upscale": upscaler.name, "upscale_weights": fingerprint(options.upscale)}
+    request |= {"upscale": upscaler.name, "upscale_weights": model_sha256(options.upscale)}
     return upscaler
 
 
@@ -77,9 +77,9 @@ def _opened(options, request: dict, *, worker: str = "0"):
 
 def _whole(options, pipeline, request: dict) -> dict:
     """A request with the model and the sizes it is of: everything that decides the results."""
-    from textpatch.weights.load import fingerprint
+    from textpatch.weights.fingerprint import model_sha256
 
-    made_by = {"model": pipeline.name, "weights": fingerprint(options.model), "dtype": options.dtype}
+    made_by = {"model": pipeline.name, "weights": model_sha256(options.model), "dtype": options.dtype}
     size = {"height": options.height, "width": options.width}
     given = {name: pixels for name, pixels in size.items() if pixels is not None}
     return {**made_by, **request, **given}

@@ -17,7 +17,7 @@ def add_sites_options(command: argparse.ArgumentParser) -> None:
 def sites(options) -> None:
     """`textpatch sites`: the table of a model's sites, from its configuration or its file's header alone."""
     from textpatch.ports.shipped import find_sites
-    from textpatch.weights.load import outline
+    from textpatch.weights.loading import outline
     from textpatch.weights.published import COUNTED, counted_parameters, localized_sites
 
     model = outline(_one_model(options))

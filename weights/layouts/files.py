@@ -8,7 +8,7 @@ from typing import Iterable
 from textpatch.errors import WeightsError
 from textpatch.weights.layouts.deepfloyd_if import IF_I, IF_II
 from textpatch.weights.layouts.flux import FLUX
-from textpatch.weights.layouts.sd3 import sd3
+from textpatch.weights.layouts.sd3 import sd3_layout
 from textpatch.weights.layouts.sdxl import SDXL_UNET
 from textpatch.weights.layouts.table import Layout, listed
 from textpatch.weights.layouts.text_encoders import CLIP, OPENCLIP, T5, TEMPERATURE
@@ -16,7 +16,7 @@ from textpatch.weights.layouts.vae import VAE_ORIGINAL
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """One component of a single file."""
 
     component: str  # the folder it has in diffusers layout
@@ -30,10 +30,10 @@ class SingleFile:
 
     name: str
     signature: str
-    parts: tuple[Part, ...]
+    parts: tuple[FilePart, ...]
     dropped: dict[str, str] = field(default_factory=dict)
 
-    def part(self, key: str) -> Part | None:
+    def part(self, key: str) -> FilePart | None:
         """The component a key belongs to, None if it belongs to none."""
         return next((part for part in self.parts if key.startswith(part.prefix)), None)
 
@@ -65,11 +65,11 @@ def _sd3(name: str, depth: int) -> SingleFile:
         name,
         f"model.diffusion_model.joint_blocks.{depth - 1}.context_block.attn.qkv.weight",
         (
-            Part("transformer", "model.diffusion_model.", sd3(depth)),
-            Part("vae", "first_stage_model.", VAE_ORIGINAL),
-            Part("text_encoder", f"{clip_l}.transformer.", CLIP),
-            Part("text_encoder_2", f"{clip_g}.transformer.", CLIP),
-            Part("text_encoder_3", f"{t5xxl}.transformer.", T5),
+            FilePart("transformer", "model.diffusion_model.", sd3_layout(depth)),
+            FilePart("vae", "first_stage_model.", VAE_ORIGINAL),
+            FilePart("text_encoder", f"{clip_l}.transformer.", CLIP),
+            FilePart("text_encoder_2", f"{clip_g}.transformer.", CLIP),
+            FilePart("text_encoder_3", f"{t5xxl}.transformer.", T5),
         ),
         {f"{encoder}.logit_scale": TEMPERATURE for encoder in encoders},
     )
@@ -80,18 +80,18 @@ SINGLE_FILES = (
         "SDXL",
         "model.diffusion_model.label_emb.0.0.weight",
         (
-            Part("unet", "model.diffusion_model.", SDXL_UNET),
-            Part("vae", "first_stage_model.", VAE_ORIGINAL),
-            Part("text_encoder", "conditioner.embedders.0.transformer.", CLIP),
-            Part("text_encoder_2", "conditioner.embedders.1.model.", OPENCLIP),
+            FilePart("unet", "model.diffusion_model.", SDXL_UNET),
+            FilePart("vae", "first_stage_model.", VAE_ORIGINAL),
+            FilePart("text_encoder", "conditioner.embedders.0.transformer.", CLIP),
+            FilePart("text_encoder_2", "conditioner.embedders.1.model.", OPENCLIP),
         ),
     ),
     _sd3("SD3.5-large", depth=38),
     _sd3("SD3", depth=24),
-    SingleFile("FLUX.1", "double_blocks.0.img_attn.qkv.weight", (Part("transformer", "", FLUX),)),
-    SingleFile("IF-II", "aug_proj.0.weight", (Part("unet", "", IF_II),)),
-    SingleFile("IF-I", "encoder_pooling.0.weight", (Part("unet", "", IF_I),)),
-    SingleFile("VAE", "decoder.mid.attn_1.q.weight", (Part("vae", "", VAE_ORIGINAL),)),
+    SingleFile("FLUX.1", "double_blocks.0.img_attn.qkv.weight", (FilePart("transformer", "", FLUX),)),
+    SingleFile("IF-II", "aug_proj.0.weight", (FilePart("unet", "", IF_II),)),
+    SingleFile("IF-I", "encoder_pooling.0.weight", (FilePart("unet", "", IF_I),)),
+    SingleFile("VAE", "decoder.mid.attn_1.q.weight", (FilePart("vae", "", VAE_ORIGINAL),)),
 )
 
 

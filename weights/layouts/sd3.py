@@ -29,7 +29,7 @@ REST = {
 
 
 @cache
-def sd3(depth: int) -> Layout:
+def sd3_layout(depth: int) -> Layout:
     """The layout of `depth` blocks, 24 in SD3-medium and SD3.5-medium, 38 in SD3.5-large."""
     blocks = "{0..%d}" % (depth - 1)
     return make_layout(

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import (
-    AutoTokenizer,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    PreTrainedTokenizerBase,
-    T5Config,
-    T5EncoderModel,
-)
+    AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase,
+    T5Config, T5EncoderModel,
+)  # fmt: skip
 
 from textpatch.errors import PatchError, WeightsError, closest
 from textpatch.reference_models.pipeline import Defaults, LatentPixels, Pipeline, pixels
@@ -27,12 +20,12 @@ from textpatch.reference_models.text_encoders import (
     T5_LENGTH, IFTextEncoder, SD3TextEncoders, SDXLTextEncoders, tokenize,
 )  # fmt: skip
 from textpatch.reference_models.vae import VAE
-from textpatch.weights.files import INDEX, cached_snapshot, open_tensors, read_config, read_json
-from textpatch.weights.fill import Part, fill
+from textpatch.weights.fill import Part, fill_module
 from textpatch.weights.layouts import CLIP, T5
+from textpatch.weights.locating import File, Folder, denoiser_file, denoiser_folder, explained
 from textpatch.weights.published import DENOISERS, localized_sites
+from textpatch.weights.reading.files import cached_snapshot, read_config, read_json
 from textpatch.weights.sizes import require_held
-from textpatch.weights.sources import File, Folder, denoiser_file, denoiser_folder, explained
 
 SHIPPED = Path(__file__).parent
 CLIP_SIZES = (
@@ -43,7 +36,6 @@ T5_SIZES = (
     "vocab_size d_model d_kv d_ff num_layers num_heads relative_attention_num_buckets "
     "relative_attention_max_distance layer_norm_epsilon feed_forward_proj pad_token_id eos_token_id"
 ).split()
-TOKENIZERS = "tokenizer", "tokenizer_2", "tokenizer_3"
 PIXEL_CHANNELS = 3
 DTYPES = torch.float32, torch.float16, torch.bfloat16, torch.float64
 TIED_T5 = ["encoder.embed_tokens.weight"]  # another name of `shared.weight`, left out of published files
@@ -64,10 +56,10 @@ def load(where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = N
     """
     path, (device, dtype) = find(where), _usable(device, dtype)
     source = Folder(path) if path.is_dir() else File(path)
-    if source.pipeline not in PIPELINES:
-        raise WeightsError(f"{path} holds a {source.pipeline}; known: {', '.join(PIPELINES)}")
+    if source.pipeline not in BUILDERS:
+        raise WeightsError(f"{path} holds a {source.pipeline}; known: {', '.join(BUILDERS)}")
     build = Builder(source, device, dtype)
-    make, schedules = PIPELINES[source.pipeline]
+    make, schedules = BUILDERS[source.pipeline]
     (encoders, denoiser), schedule, decoder = make(build), source.schedule(), build.decoder()
     _require_fit(path, source.pipeline, denoiser, schedule, decoder, schedules)
     defaults = _written_defaults(path) or _published_defaults(path, source.pipeline, denoiser, decoder)
@@ -89,7 +81,7 @@ def load_denoiser(where: str | os.PathLike, *, device=None, dtype: torch.dtype |
     Raises as `load` does.
     """
     (model, part), (device, dtype) = _outlined(find(where)), _usable(device, dtype)
-    return fill(model, part, dtype=dtype, device=device).eval()
+    return fill_module(model, part, dtype=dtype, device=device).eval()
 
 
 def outline(where: str | os.PathLike) -> nn.Module:
@@ -154,7 +146,7 @@ class Builder:
 
     def denoiser(self, component: str) -> nn.Module:
         made, part = _on_meta(self.source.path / component, *self.source.denoiser(component))
-        return fill(made, part, dtype=self.dtype, device=self.device)
+        return fill_module(made, part, dtype=self.dtype, device=self.device)
 
     def decoder(self):
         if not self.source.has("vae"):
@@ -163,7 +155,7 @@ class Builder:
         made, part = _on_meta(self.source.path / "vae", VAE, config, part)
         # published VAEs say so themselves: SDXL's overflows in float16
         dtype = torch.float32 if config.force_upcast else self.dtype
-        return LatentPixels(fill(made, part, dtype=dtype, device=self.device))
+        return LatentPixels(fill_module(made, part, dtype=dtype, device=self.device))
 
     def clip(self, component: str, kind=CLIPTextModelWithProjection) -> nn.Module:
         sizes, part = self.source.encoder(component, CLIP, CLIP_SIZES)
@@ -171,7 +163,7 @@ class Builder:
         with explained(self.source.path / component / "config.json"), torch.device("meta"):
             clip = kind(CLIPTextConfig(**sizes))
         names = {CLIP.targets(name)[0][0]: name for name in clip.state_dict() if CLIP.targets(name)}
-        fill(clip, part, dtype=self.dtype, device=self.device, names=names)
+        fill_module(clip, part, dtype=self.dtype, device=self.device, names=names)
         # not in the file: made by the class itself, and so left without data on the meta device
         positions = torch.arange(clip.config.max_position_embeddings, device=self.device)[None]
         next(m for m in clip.modules() if hasattr(m, "position_ids")).position_ids = positions
@@ -185,7 +177,7 @@ class Builder:
         names = {name: name for name in t5.state_dict() if name not in TIED_T5}
         # float16 overflows in `wo`, so it stays float32, as transformers keeps it
         exact = ("wo.weight",) if self.dtype == torch.float16 else ()
-        fill(t5, part, dtype=self.dtype, device=self.device, names=names, exact=exact)
+        fill_module(t5, part, dtype=self.dtype, device=self.device, names=names, exact=exact)
         t5.encoder.embed_tokens.weight = t5.shared.weight
         return t5
 
@@ -229,7 +221,7 @@ def _deepfloyd_if(build: Builder):
     return IFTextEncoder(build.t5("text_encoder"), build.tokenizer("tokenizer")), build.denoiser("unet")
 
 
-PIPELINES = {
+BUILDERS = {
     "StableDiffusionXLPipeline": (_sdxl, ScaledLinear),
     "StableDiffusion3Pipeline": (_sd3, FlowMatchEuler),
     "IFPipeline": (_deepfloyd_if, DDPM),
@@ -263,51 +255,9 @@ def _published_defaults(path: Path, pipeline: str, denoiser: nn.Module, decoder)
             f"{path} has sample_size {side!r} in its denoiser's config.json, and no textpatch.json; "
             "write there the side of its latents, a whole number"
         )
-    if decoder is pixels and PIPELINES[pipeline][0] is not _deepfloyd_if:
+    if decoder is pixels and BUILDERS[pipeline][0] is not _deepfloyd_if:
         raise WeightsError(f"{path} holds a {pipeline} without a VAE, and no textpatch.json; fetch the folder 'vae', too")
     if pipeline == "StableDiffusionXLPipeline":
         pixels_per_side = side * decoder.vae.config.downsampling
         micro = (pixels_per_side, pixels_per_side, 0, 0, pixels_per_side, pixels_per_side)
     return Defaults(side, side, *USUAL[pipeline], localized=localized_sites(denoiser), micro=micro)
-
-
-def fingerprint(where: str | os.PathLike) -> str:
-    """sha256 over the names and contents of a model's files, for manifests.
-
-    All of a folder; with a file the shards that it names, and the tokenizers beside it or in the cache.  Raises WeightsError
-    as `load` does.
-    """
-    path, digest = find(where), hashlib.sha256()
-    named = {file: file.relative_to(path) for file in _files(path)} if path.is_dir() else {path: "."} | _beside(path)
-    for file, name in named.items():
-        digest.update(f"{name}\0".encode() + _digest(file))
-    return digest.hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    """All files in a folder, those of linked folders too, but for a link to a folder that it lies in."""
-    found = []
-    for where, folders, names in os.walk(folder, followlinks=True):
-        above = {os.path.realpath(parent) for parent in Path(where).parents}
-        folders[:] = [name for name in folders if os.path.realpath(Path(where, name)) not in above | {os.path.realpath(where)}]
-        found += [path for path in (Path(where, name) for name in names) if path.is_file()]
-    return sorted(found)
-
-
-def _beside(path: Path) -> dict[Path, Path]:
-    """What `load` reads beside a file, by name: the shards that an index names, and tokenizers."""
-    shards = open_tensors(path).files if INDEX.fullmatch(path.name) else ()
-    named = {file: file.relative_to(path.parent) for file in sorted({*shards} - {path})}
-    folders = {folder.name: folder for folder in sorted(path.parent.glob("tokenizer*"))}
-    with suppress(WeightsError):  # of a bare denoiser, or not in the cache, nothing is read
-        source = File(path)
-        folders |= {name: source.tokenizer(name) for name in TOKENIZERS if name not in folders}
-    return named | {file: Path(name) / file.relative_to(folder) for name, folder in folders.items() for file in _files(folder)}
-
-
-def _digest(file: Path) -> bytes:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while chunk := opened.read(1 << 20):
-            digest.update(chunk)
-    return digest.digest()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from textpatch.errors import WeightsError
-from textpatch.weights.entry import DTYPES, TensorEntry, identity_of, opened
+from textpatch.weights.reading.entry import DTYPES, TensorEntry, identity_of, opened
 
 FIELDS = ["data_offsets", "dtype", "shape"]
 HEADER_BYTES, MAX_TENSORS, MAX_RANK, MAX_NAME = 16 << 20, 20_000, 8, 512  # SDXL: 0.4 MB, 2,515 tensors

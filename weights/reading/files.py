@@ -16,8 +16,8 @@ from typing import Iterable, Iterator
 from torch import Tensor
 
 from textpatch.errors import WeightsError, closest
-from textpatch.weights.entry import TensorEntry, opened, read_tensor
-from textpatch.weights.header import CONVERT, MAX_TENSORS, read_header, unique
+from textpatch.weights.reading.entry import TensorEntry, opened, read_tensor
+from textpatch.weights.reading.header import CONVERT, MAX_TENSORS, read_header, unique
 
 CONFIG_BYTES, INDEX_BYTES = 1 << 20, 4 << 20  # FLUX.1's index: 0.1 MB, 1,160 tensors
 PICKLES = {".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}

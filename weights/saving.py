@@ -17,9 +17,9 @@ from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.pipeline import Pipeline, pixels
 from textpatch.reference_models.schedules import Schedule
 from textpatch.reference_models.sdxl import SDXL
-from textpatch.weights.configs import DENOISERS
+from textpatch.weights.configs import DENOISER_KINDS
 from textpatch.weights.layouts import CLIP, T5, Layout
-from textpatch.weights.load import CLIP_SIZES, T5_SIZES
+from textpatch.weights.loading import CLIP_SIZES, T5_SIZES
 from textpatch.weights.schedulers import SCHEDULES
 
 # Pipeline class, and the folder of its denoiser.
@@ -28,7 +28,7 @@ PIPELINES = {
     SDXL: ("StableDiffusionXLPipeline", "unet"),
     DeepFloydIF: ("IFPipeline", "unet"),
 }
-ENCODERS = {
+ENCODER_LAYOUTS = {
     "CLIPTextModel": (CLIP, CLIP_SIZES),
     "CLIPTextModelWithProjection": (CLIP, CLIP_SIZES),
     "T5EncoderModel": (T5, T5_SIZES),
@@ -88,7 +88,7 @@ def _write(folder: Path, pipeline: Pipeline, trained: dict, matrices: torch.dtyp
 
 def _denoiser_config(denoiser: nn.Module) -> dict:
     """Its sizes, and of what it fixes all that differs from diffusers' defaults."""
-    names = {kind.model: (name, kind) for (name, _), kind in DENOISERS.items()}
+    names = {kind.model: (name, kind) for (name, _), kind in DENOISER_KINDS.items()}
     name, kind = names[type(denoiser)]
     fixed = {field: values[0] for field, values in kind.fixed.items()}
     return {"_class_name": name, **fixed, **asdict(denoiser.config)}
@@ -100,7 +100,7 @@ def _schedule_config(schedule: Schedule) -> dict:
 
 
 def _encoder(folder: Path, encoder: nn.Module, matrices: torch.dtype) -> None:
-    layout, sizes = ENCODERS[type(encoder).__name__]
+    layout, sizes = ENCODER_LAYOUTS[type(encoder).__name__]
     sizes = {size: getattr(encoder.config, size) for size in sizes}
     config = {"architectures": [type(encoder).__name__], **sizes}
     _component(folder, config, encoder, "model.safetensors", matrices, layout)

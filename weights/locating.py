@@ -15,17 +15,14 @@ from textpatch.reference_models.schedules import Euler, FlowMatchEuler, Schedule
 from textpatch.reference_models.sdxl import SDXL
 from textpatch.reference_models.vae import VAEConfig
 from textpatch.weights.configs import (
-    denoiser_from_config,
-    if_config,
-    mmdit_config,
-    sdxl_config,
-    vae_config,
-    vae_from_config,
-)
-from textpatch.weights.files import Tensors, cached_snapshot, component_file, open_tensors, read_config, read_json
+    denoiser_from_config, if_config, mmdit_config, sdxl_config, vae_config, vae_from_config,
+)  # fmt: skip
 from textpatch.weights.fill import Part
-from textpatch.weights.identify import identify
+from textpatch.weights.identify import identify_tensors
 from textpatch.weights.layouts import VAE_DIFFUSERS, Layout, SingleFile, recognise
+from textpatch.weights.reading.files import (
+    Tensors, cached_snapshot, component_file, open_tensors, read_config, read_json,
+)  # fmt: skip
 from textpatch.weights.schedulers import BETAS, schedule_from_config
 
 # What single files leave out: the sizes of their text encoders, their schedules (published values are the
@@ -36,14 +33,14 @@ CLIP_G = dict(vocab_size=49408, hidden_size=1280, intermediate_size=5120, num_hi
               num_attention_heads=20, projection_dim=1280, hidden_act="gelu")  # fmt: skip
 T5_XXL = dict(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
               feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1)  # fmt: skip
-ENCODERS = {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5_XXL}
-PIPELINES = {
+ENCODER_SIZES = {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5_XXL}
+SINGLE_FILE_PIPELINES = {
     "SDXL": ("StableDiffusionXLPipeline", Euler(), "stabilityai/stable-diffusion-xl-base-1.0"),
     "SD3": ("StableDiffusion3Pipeline", FlowMatchEuler(), "stabilityai/stable-diffusion-3-medium-diffusers"),
     "SD3.5-large": ("StableDiffusion3Pipeline", FlowMatchEuler(), "stabilityai/stable-diffusion-3.5-large"),
 }
 # A tensor that only one denoiser has, that denoiser, and its configuration from the shapes of all.
-SIGNS = {
+TELLTALES = {
     "add_embedding.linear_1.weight": (SDXL, sdxl_config),
     "add_embedding.pool.positional_embedding": (DeepFloydIF, if_config),
     "pos_embed.pos_embed": (MMDiT, mmdit_config),
@@ -113,11 +110,11 @@ class File:
     def __init__(self, path: Path):
         self.path, self.name, self.tensors = path, path.stem, open_tensors(path)
         self.kind = recognise(self.tensors)
-        if self.kind is None or self.kind.name not in PIPELINES:
+        if self.kind is None or self.kind.name not in SINGLE_FILE_PIPELINES:
             raise WeightsError(
                 f"{path} holds no whole pipeline: {identified(self.tensors)}; load_denoiser reads a bare denoiser"
             )
-        self.pipeline, self._schedule, self.home = PIPELINES[self.kind.name]
+        self.pipeline, self._schedule, self.home = SINGLE_FILE_PIPELINES[self.kind.name]
         self.parts = _split(self.tensors, self.kind)
 
     def has(self, component: str) -> bool:
@@ -136,7 +133,7 @@ class File:
                 f"{self.path} holds {', '.join(self.parts)} and no {component}; load_denoiser reads its denoiser, "
                 "for pictures load the folder in diffusers layout"
             )
-        return ENCODERS[component], self.parts[component]
+        return ENCODER_SIZES[component], self.parts[component]
 
     def tokenizer(self, component: str) -> Path:
         """Beside the file, or in the Hugging Face cache of the model's home.  Raises WeightsError saying both."""
@@ -181,7 +178,7 @@ def denoiser_file(path: Path) -> tuple[type[nn.Module], object, Part]:
 
 def identified(tensors: Tensors) -> str:
     """What a file is, in one line."""
-    return identify({name: (tensors[name].dtype, tensors[name].shape) for name in tensors}).report().replace("\n", "; ")
+    return identify_tensors({name: (tensors[name].dtype, tensors[name].shape) for name in tensors}).report().replace("\n", "; ")
 
 
 def _built(folder: Path, build: Callable[[dict], Any], name: str = "config.json") -> Any:
@@ -202,7 +199,7 @@ def _split(tensors: Tensors, kind: SingleFile) -> dict[str, Part]:
 
 def _inferred(part: Part) -> tuple[type[nn.Module], object]:
     shapes = part.shapes()
-    for sign, (model, infer) in SIGNS.items():
+    for sign, (model, infer) in TELLTALES.items():
         if sign in shapes:
             return model, infer(shapes)
     raise WeightsError(f"{part.tensors.files[0]} holds none of our denoisers: {identified(part.tensors)}")

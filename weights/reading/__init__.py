@@ -1,0 +1,1 @@
+"""Safe reading of other people's files: headers, entries, folders."""
