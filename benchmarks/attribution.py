@@ -20,7 +20,7 @@ import textpatch
 from textpatch.localization.attribution import attributions
 from textpatch.prompts.pairs import Pair, in_its_words
 from textpatch.weights import shipped_models
-from textpatch.weights.prompts import sign_pairs
+from textpatch.weights.signs.pairs import sign_pairs
 
 COLUMNS = ["model", "scene", "pairs", "steps", "guidance", "site", "share", "first", "localized", "times"]
 

@@ -36,11 +36,11 @@ from textpatch.ports.shipped import find_sites
 from textpatch.prompts.pairs import SOURCE, TARGET
 from textpatch.report.contact_sheet import draw_contact_sheet
 from textpatch.runs.folder import Run
-from textpatch.weights.attributes import SignReader
-from textpatch.weights.evaluate import clean_pictures, generated_pictures, held_out_signs
 from textpatch.weights.fingerprint import model_sha256
-from textpatch.weights.prompts import ATTRIBUTES, attribute_pairs
-from textpatch.weights.signs import SignFormat
+from textpatch.weights.signs.drawing import SignFormat
+from textpatch.weights.signs.evaluation import clean_pictures, generated_pictures, held_out_signs
+from textpatch.weights.signs.pairs import ATTRIBUTES, attribute_pairs
+from textpatch.weights.signs.reader import SignReader
 
 LEAST_READ = 0.9
 READING = ["pictures", "attribute", "right", "low", "high", "signs"]

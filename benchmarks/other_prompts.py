@@ -24,10 +24,10 @@ from textpatch.metrics import Tesseract, exact, f1, f1_of_means
 from textpatch.metrics.intervals import interval
 from textpatch.prompts.glyphcontrol import mix
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, word_scores
-from textpatch.weights.attributes import read_sign
-from textpatch.weights.prompts import sign_pairs
-from textpatch.weights.signs import PATTERNS, Sign, SignFormat, random_sign
-from textpatch.weights.words import TEST
+from textpatch.weights.signs.drawing import PATTERNS, Sign, SignFormat, random_sign
+from textpatch.weights.signs.pairs import sign_pairs
+from textpatch.weights.signs.reader import read_sign
+from textpatch.weights.signs.words import TEST
 
 SCENE = ("colour", "shape", "wall", "pattern")
 SIZES = [(32, 96), (32, 64), (64, 32), (64, 64), (48, 96), (96, 48), (96, 96), (32, 128), (30, 90), (8, 8)]

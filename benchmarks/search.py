@@ -31,7 +31,7 @@ from textpatch.localization.modes import FIRST, MODES
 from textpatch.metrics import Tesseract
 from textpatch.runs.folder import Run
 from textpatch.weights import shipped_models
-from textpatch.weights.prompts import sign_pairs
+from textpatch.weights.signs.pairs import sign_pairs
 
 COLUMNS = ["model", "steps", "guidance", "scene", "mode", "sets", "pairs", "same_set", "recall", "best_kept", "measured", "generations",
            "fewer", "fewer_than_exhaustive", "bound", "seconds", "found"]  # fmt: skip

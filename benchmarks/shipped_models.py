@@ -13,10 +13,10 @@ from pathlib import Path
 import textpatch
 from textpatch import metrics
 from textpatch.report.contact_sheet import draw_contact_sheet
-from textpatch.weights import evaluate
-from textpatch.weights.prompts import sign_pairs
-from textpatch.weights.signs import SignFormat
-from textpatch.weights.words import TEST
+from textpatch.weights.signs import evaluation
+from textpatch.weights.signs.drawing import SignFormat
+from textpatch.weights.signs.pairs import sign_pairs
+from textpatch.weights.signs.words import TEST
 
 RESULTS = Path(__file__).parent / "results"
 SAMPLING = [(4, 1.0), (8, 1.0), (16, 1.0), (8, 2.0), (8, 3.0), (8, 4.0), (8, 5.0)]  # steps, guidance
@@ -27,16 +27,16 @@ SCORES = ("exact_target", "exact_source", "f1_target", "f1_source", "ssim", "psn
 def reading(pipeline, ocr) -> list[dict]:
     """Exact match on all test words: clean drawings, then the model at each setting."""
     fmt = SignFormat()
-    signs = evaluate.held_out_signs(len(TEST), fmt)
-    rows = [_accuracy("clean drawings", None, None, evaluate.clean_pictures(signs, fmt), signs, ocr)]
+    signs = evaluation.held_out_signs(len(TEST), fmt)
+    rows = [_accuracy("clean drawings", None, None, evaluation.clean_pictures(signs, fmt), signs, ocr)]
     for steps, guidance in SAMPLING:
-        made = evaluate.generated_pictures(pipeline, signs, steps=steps, guidance=guidance)
+        made = evaluation.generated_pictures(pipeline, signs, steps=steps, guidance=guidance)
         rows.append(_accuracy(pipeline.name, steps, guidance, made, signs, ocr))
     return rows
 
 
 def _accuracy(name, steps, guidance, pictures, signs, ocr) -> dict:
-    right = evaluate.reading_accuracy(pictures, signs, SignFormat(), ocr)
+    right = evaluation.reading_accuracy(pictures, signs, SignFormat(), ocr)
     low, high = metrics.wilson(right.mean(), len(right))
     return dict(
         pictures=name, steps=steps, guidance=guidance, exact=right.mean(), low=low, high=high, n=len(signs)

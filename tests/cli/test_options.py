@@ -21,7 +21,7 @@ from textpatch.reference_models.schedules import FlowMatchEuler
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.runs.folder import Run
 from textpatch.weights import shipped_models
-from textpatch.weights.prompts import ATTRIBUTES, attribute_pairs
+from textpatch.weights.signs.pairs import ATTRIBUTES, attribute_pairs
 
 SOURCE, TARGET = PROMPTS[0], PROMPTS[0].replace("HELLO", "WORLD")
 

@@ -109,8 +109,8 @@ def test_nobody_imports_what_we_do_without():
 
 SPEAKS = {
     "textpatch.cli.opening",
-    "textpatch.weights.train",
-    "textpatch.weights.evaluate",
+    "textpatch.weights.training.loop",
+    "textpatch.weights.signs.evaluation",
 }  # commands, and the training log
 
 

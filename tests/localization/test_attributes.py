@@ -19,12 +19,12 @@ from textpatch.localization import trials
 from textpatch.localization.trials import Trials
 from textpatch.prompts.pairs import Pair, quoted, quoted_texts
 from textpatch.sampling import Samples
-from textpatch.weights import attributes
-from textpatch.weights.attributes import SignReader, read_sign
-from textpatch.weights.evaluate import clean_pictures
-from textpatch.weights.prompts import ATTRIBUTES, attribute_pairs
-from textpatch.weights.signs import PATTERNS, PHASES, Sign, SignFormat, draw_wall, random_sign
-from textpatch.weights.words import TEST, VALIDATION
+from textpatch.weights.signs import reader as attributes
+from textpatch.weights.signs.drawing import PATTERNS, PHASES, Sign, SignFormat, draw_wall, random_sign
+from textpatch.weights.signs.evaluation import clean_pictures
+from textpatch.weights.signs.pairs import ATTRIBUTES, attribute_pairs
+from textpatch.weights.signs.reader import SignReader, read_sign
+from textpatch.weights.signs.words import TEST, VALIDATION
 
 FMT = SignFormat()
 

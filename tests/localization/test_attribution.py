@@ -19,7 +19,7 @@ from textpatch.localization import attribution as attributing
 from textpatch.localization.attribution import attributions, drops
 from textpatch.prompts.pairs import Pair, in_its_words
 from textpatch.recording import exit_modules
-from textpatch.weights.prompts import sign_pairs
+from textpatch.weights.signs.pairs import sign_pairs
 
 
 def first_call(pipeline):

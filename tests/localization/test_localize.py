@@ -14,11 +14,11 @@ from textpatch.localization import trials
 from textpatch.metrics import Tesseract, alphabet_of
 from textpatch.metrics.ocr import KNOWN_WORDS, _draw
 from textpatch.prompts.pairs import Pair
-from textpatch.weights import evaluate
 from textpatch.weights.loading import shipped_models
-from textpatch.weights.prompts import sign_pairs
-from textpatch.weights.signs import SignFormat
-from textpatch.weights.words import TEST
+from textpatch.weights.signs import evaluation
+from textpatch.weights.signs.drawing import SignFormat
+from textpatch.weights.signs.pairs import sign_pairs
+from textpatch.weights.signs.words import TEST
 
 @pytest.fixture(scope="module")
 def planted():
@@ -61,10 +61,10 @@ def test_held_out_words_are_read_as_well_as_clean_drawings(model, long):
     """
     fmt, ocr = SignFormat(), Tesseract()
     few = 16 if model.endswith("-if") else 32
-    signs = evaluate.held_out_signs(len(TEST) if long else few, fmt)
+    signs = evaluation.held_out_signs(len(TEST) if long else few, fmt)
     assert min(len(sign.word) for sign in signs) >= 4
-    clean = evaluate.reading_accuracy(evaluate.clean_pictures(signs, fmt), signs, fmt, ocr).mean()
-    made = evaluate.reading_accuracy(evaluate.generated_pictures(load(model), signs), signs, fmt, ocr).mean()
+    clean = evaluation.reading_accuracy(evaluation.clean_pictures(signs, fmt), signs, fmt, ocr).mean()
+    made = evaluation.reading_accuracy(evaluation.generated_pictures(load(model), signs), signs, fmt, ocr).mean()
     assert made >= 0.95 * clean > 0.9
 
 

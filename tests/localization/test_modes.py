@@ -26,7 +26,7 @@ from textpatch.report import page as report
 from textpatch.report.result import answer, table
 from textpatch.runs.folder import Run
 from textpatch.sampling import sample_latents
-from textpatch.weights.prompts import sign_pairs
+from textpatch.weights.signs.pairs import sign_pairs
 
 MODES = "exhaustive", "staged", "contribution", "attribution"
 

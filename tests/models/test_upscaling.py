@@ -15,11 +15,11 @@ from textpatch.editing.localized import upscaled
 from textpatch.errors import PatchError, WeightsError
 from textpatch.metrics import Tesseract
 from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels
-from textpatch.weights import evaluate
-from textpatch.weights import train as training
-from textpatch.weights.recipes import RECIPES
-from textpatch.weights.signs import SignFormat
-from textpatch.weights.words import TEST
+from textpatch.weights.signs import evaluation
+from textpatch.weights.signs.drawing import SignFormat
+from textpatch.weights.signs.words import TEST
+from textpatch.weights.training import loop as training
+from textpatch.weights.training.recipes import RECIPES
 
 SOURCE, TARGET = PROMPTS
 OTHER = 'a green badge that says "TIGER" in serif on a striped yellow wall'
@@ -91,14 +91,14 @@ def test_the_shipped_stage_ii_draws_what_it_is_given(long):
     """Of drawings of 6 held-out words, --long all 283: read as well as clean ones, and less than half as far from
     the large drawings as bicubic enlargements; a model that is not trained draws neither."""
     pipeline, fmt = load("tiny-if-ii"), SignFormat()
-    signs, large = evaluate.held_out_signs(len(TEST) if long else 6, fmt), fmt.enlarged(2)
-    small, truth = (evaluate.clean_pictures(signs, size) for size in (fmt, large))
-    made, reader = evaluate.generated_pictures(pipeline, signs, small), Tesseract(scale=1)
-    assert evaluate.reading_accuracy(made, signs, large, reader).mean() >= 0.95
-    assert evaluate.mean_square(made, truth) < 0.5 * evaluate.mean_square(evaluate.bicubic(small, large), truth)
+    signs, large = evaluation.held_out_signs(len(TEST) if long else 6, fmt), fmt.enlarged(2)
+    small, truth = (evaluation.clean_pictures(signs, size) for size in (fmt, large))
+    made, reader = evaluation.generated_pictures(pipeline, signs, small), Tesseract(scale=1)
+    assert evaluation.reading_accuracy(made, signs, large, reader).mean() >= 0.95
+    assert evaluation.mean_square(made, truth) < 0.5 * evaluation.mean_square(evaluation.bicubic(small, large), truth)
     randomize(pipeline.denoiser, 0)
-    noise = evaluate.generated_pictures(pipeline, signs, small, steps=2)
-    assert evaluate.reading_accuracy(noise, signs, large, reader).mean() == 0
+    noise = evaluation.generated_pictures(pipeline, signs, small, steps=2)
+    assert evaluation.reading_accuracy(noise, signs, large, reader).mean() == 0
 
 
 LOW = "image_noising_scheduler/scheduler_config.json"
@@ -129,12 +129,12 @@ def test_other_noise_of_small_pictures_is_refused(folder, low, says):
 def test_words_are_read_where_the_model_has_them(stage_i, stage_ii, height, width):
     """Stage II is evaluated on signs of twice, 4 or 8 times the size, stage I on those of its own: any other is refused
     before a picture is made."""
-    signs, wrong = evaluate.held_out_signs(1, SignFormat()), replace(stage_ii.defaults, height=height, width=width)
+    signs, wrong = evaluation.held_out_signs(1, SignFormat()), replace(stage_ii.defaults, height=height, width=width)
     second = Pipeline(stage_ii.encoders, stage_ii.denoiser, stage_ii.schedule, pixels, wrong, "second")
     with pytest.raises(PatchError, match=f"second makes pictures of {height}x{width} .* signs of 64x192 or 128x384 or 256x768"):
-        evaluate.stage_ii(second, None, signs, Tesseract())
+        evaluation.stage_ii(second, None, signs, Tesseract())
     first = stage_i.at(64, 192)
-    for asked in (lambda: evaluate.stage_i(first, signs, Tesseract()), lambda: evaluate.stage_ii(stage_ii, first, signs, Tesseract())):
+    for asked in (lambda: evaluation.stage_i(first, signs, Tesseract()), lambda: evaluation.stage_ii(stage_ii, first, signs, Tesseract())):
         with pytest.raises(PatchError, match="small makes pictures of 64x192 .* signs of 32x96; give a model"):
             asked()
 

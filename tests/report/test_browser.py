@@ -16,7 +16,7 @@ from textpatch.localization.trials import opened
 from textpatch.report import gallery
 from textpatch.report import page as report
 from textpatch.runs.folder import Run
-from textpatch.weights.prompts import sign_pairs
+from textpatch.weights.signs.pairs import sign_pairs
 
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no browser on PATH: apt-get install chromium")
 EYES = [pytest.param(parsed, id="parser"), pytest.param(browsed, id="browser", marks=needs_browser)]

@@ -12,7 +12,7 @@ from textpatch.errors import PatchError
 from textpatch.localization.layers import localize
 from textpatch.reference_models import TextCondition, text_encoders
 from textpatch.runs import remembered
-from textpatch.weights.prompts import sign_pairs
+from textpatch.weights.signs.pairs import sign_pairs
 
 PAIRS = sign_pairs(4)
 DISTINCT = {prompt for pair in PAIRS for prompt in pair}

@@ -5,7 +5,7 @@ import torch
 from support.strategies import randomize
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from textpatch.weights.tokens import word_tokenizer
+from textpatch.weights.signs.tokens import word_tokenizer
 
 
 def sdxl(seed: int = 0):

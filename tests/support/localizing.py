@@ -6,7 +6,7 @@ import json
 from textpatch import localize
 from textpatch.runs.folder import Run
 from textpatch.weights.loading import SHIPPED
-from textpatch.weights.prompts import sign_pairs
+from textpatch.weights.signs.pairs import sign_pairs
 
 
 PAIR = ('a red sign that says "HOUSE" on a blue wall', 'a green badge that says "TIGER" on a striped yellow wall')

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from textpatch.weights.signs import COLOURS, LETTERS, PATTERNS, SHAPES, STYLES, Sign
+from textpatch.weights.signs.drawing import COLOURS, LETTERS, PATTERNS, SHAPES, STYLES, Sign
 
 
 all_signs = st.builds(

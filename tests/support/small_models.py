@@ -10,9 +10,9 @@ from support.strategies import randomize
 from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels
 from textpatch.reference_models.schedules import FlowMatchEuler
-from textpatch.weights.families import sd3_encoders
-from textpatch.weights.recipes import TINY_MMDIT
 from textpatch.weights.saving import save_pipeline
+from textpatch.weights.training.families import sd3_encoders
+from textpatch.weights.training.recipes import TINY_MMDIT
 
 PROMPTS = [
     'a red sign that says "HELLO" on a blue wall',

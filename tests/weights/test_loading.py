@@ -23,7 +23,7 @@ from textpatch.weights.layouts import SINGLE_FILES
 from textpatch.weights.layouts.tensors import HeadRows, Rows, swapped
 from textpatch.weights.loading import outline
 from textpatch.weights.reading import files
-from textpatch.weights.tokens import word_tokenizer
+from textpatch.weights.signs.tokens import word_tokenizer
 
 def originals(kind: str, component: str, state: dict) -> dict:
     """A component's tensors under the names, and fused as, its original file has them."""

@@ -23,13 +23,13 @@ from textpatch.exits import guarded
 from textpatch.reference_models.pipeline import Pipeline, pixels, read_beside
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, trained_abars
 from textpatch.weights import load
-from textpatch.weights import train as training
-from textpatch.weights.families import FAMILIES, if_encoder
-from textpatch.weights.noising import Noise, objective
-from textpatch.weights.recipes import RECIPES
-from textpatch.weights.signs import LETTERS, SAYINGS, Sign, draw_sign
-from textpatch.weights.tokens import LENGTH, word_tokenizer
-from textpatch.weights.words import TEST, VALIDATION
+from textpatch.weights.signs.drawing import LETTERS, SAYINGS, Sign, draw_sign
+from textpatch.weights.signs.tokens import LENGTH, word_tokenizer
+from textpatch.weights.signs.words import TEST, VALIDATION
+from textpatch.weights.training import loop as training
+from textpatch.weights.training.families import FAMILIES, if_encoder
+from textpatch.weights.training.noising import Noise, objective
+from textpatch.weights.training.recipes import RECIPES
 
 SHORT = dict(seed=0, images=8, batch=4, warmup=2, steps=2, localized=())
 MINIS = {name: replace(RECIPES[name], **SHORT) for name in ("tiny-mmdit", "tiny-sdxl", "tiny-if", "tiny-if-ii")}

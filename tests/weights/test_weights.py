@@ -20,14 +20,14 @@ import textpatch
 from textpatch.errors import PatchError, PromptError, WeightsError
 from textpatch.prompts.pairs import Pair
 from textpatch.weights import load, load_denoiser, shipped_models
-from textpatch.weights import signs as signs_module
 from textpatch.weights.fingerprint import model_sha256
 from textpatch.weights.loading import SHIPPED, find
-from textpatch.weights.prompts import sign_pairs
 from textpatch.weights.reading.files import CONFIG_BYTES
-from textpatch.weights.signs import LETTERS, SAYINGS, Sign, SignFormat, draw_sign
-from textpatch.weights.tokens import LENGTH, word_tokenizer
-from textpatch.weights.words import TEST, VALIDATION
+from textpatch.weights.signs import drawing as signs_module
+from textpatch.weights.signs.drawing import LETTERS, SAYINGS, Sign, SignFormat, draw_sign
+from textpatch.weights.signs.pairs import sign_pairs
+from textpatch.weights.signs.tokens import LENGTH, word_tokenizer
+from textpatch.weights.signs.words import TEST, VALIDATION
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 

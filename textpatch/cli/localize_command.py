@@ -114,7 +114,7 @@ def _pairs(options) -> list:
     if not listed and (options.bench or options.limit is not None):
         raise PatchError("--bench and --limit choose among GlyphControl's prompts; give its folder with --prompts")
     if options.prompts is None:
-        from textpatch.weights.prompts import sign_pairs
+        from textpatch.weights.signs.pairs import sign_pairs
 
         return [Pair(*pair) for pair in sign_pairs(**_drawn(options), same_scene=options.same_scene)]
     if options.pairs is not None or options.same_scene or (options.split and not listed):
@@ -131,7 +131,7 @@ def _drawn(options) -> dict:
 
 def _attribute_pairs(options) -> list:
     """Pairs of the shipped signs that differ in --what alone; options that are about words are an error."""
-    from textpatch.weights.prompts import attribute_pairs
+    from textpatch.weights.signs.pairs import attribute_pairs
 
     beside = {"--prompts": options.prompts, "--bench": options.bench, "--limit": options.limit, "--strict": options.strict,
               "--same-scene": options.same_scene, "--mode contribution": options.mode == "contribution"}  # fmt: skip
@@ -149,7 +149,7 @@ def _reader(options, pipeline, pairs: list):
 
         return Tesseract(alphabet=alphabet_of(word for pair in pairs for word in pair.words))
     from textpatch.pipelines import picture_size
-    from textpatch.weights.attributes import SignReader
+    from textpatch.weights.signs.reader import SignReader
 
     reader, size = SignReader(), picture_size(pipeline)
     if size != (reader.fmt.height, reader.fmt.width):

@@ -20,11 +20,11 @@ import numpy as np
 from PIL import Image
 
 from textpatch.errors import OCRError, PatchError
-from textpatch.weights.evaluate import clean_pictures
-from textpatch.weights.signs import (
-    COLOURS, DARK, LETTERS, LIGHT, PATTERNS, PHASES, SHAPES, Sign, SignFormat, draw_wall, painted,
-    plate_mask, random_sign, word_mask,
+from textpatch.weights.signs.drawing import (
+    COLOURS, DARK, LETTERS, LIGHT, PATTERNS, PHASES, SHAPES, Sign, SignFormat, draw_wall, painted, plate_mask,
+    random_sign, word_mask,
 )  # fmt: skip
+from textpatch.weights.signs.evaluation import clean_pictures
 
 # Chosen on 96 validation signs, where tiny-mmdit's patterns are read at .99 and tiny-sdxl's at .91, and in one stretch at
 # full contrast at .54 and .79; on 96 test signs it is .98 and .79.

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 
 from textpatch.errors import PatchError, closest
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, word_scores
-from textpatch.weights.signs import COLOURS, PATTERNS, SHAPES, Sign, SignFormat, random_sign
-from textpatch.weights.words import TEST, VALIDATION
+from textpatch.weights.signs.drawing import COLOURS, PATTERNS, SHAPES, Sign, SignFormat, random_sign
+from textpatch.weights.signs.words import TEST, VALIDATION
 
 SPLITS = {"validation": VALIDATION, "test": TEST}
 ATTRIBUTES = tuple(field.name for field in fields(Sign))
@@ -59,7 +59,7 @@ def _another_scene(rng: random.Random, source: Sign, word: str) -> Sign:
 
 @dataclass(frozen=True)
 class SignPair(Pair):
-    """Prompts of two signs that differ in one attribute, for a reader of signs: `attributes.SignReader`."""
+    """Prompts of two signs that differ in one attribute, for a reader of signs: `reader.SignReader`."""
 
     attribute: str
     signs: tuple[Sign, Sign]

@@ -8,7 +8,7 @@ from textpatch.reference_models.deepfloyd_if import IFConfig
 from textpatch.reference_models.mmdit import MMDiTConfig
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, Schedule
 from textpatch.reference_models.sdxl import SDXLConfig
-from textpatch.weights.signs import SignFormat
+from textpatch.weights.signs.drawing import SignFormat
 
 TINY_MMDIT = MMDiTConfig(
     sample_size=32, patch_size=4, in_channels=3, out_channels=3, num_layers=6, num_attention_heads=2,

@@ -1,4 +1,4 @@
-"""The recipe that made the shipped models:  python -m textpatch.weights.train tiny-mmdit
+"""The recipe that made the shipped models:  python -m textpatch.weights.training tiny-mmdit
 
 Diffusion or rectified flow on signs drawn on the fly: `noising` has what each schedule shows and asks, `families`
 how each kind of model begins.  A planted model is trained through the swap: at its sites every row reads its
@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import random
-import sys
 import time
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -28,16 +27,15 @@ from tqdm import tqdm
 from textpatch.attention import row_slots
 from textpatch.disk import placed, writing
 from textpatch.errors import PatchError, WeightsError, closest
-from textpatch.exits import guarded
 from textpatch.reference_models.pipeline import SEEDS, Defaults, Pipeline, pixels, read_beside
-from textpatch.weights.families import FAMILIES
 from textpatch.weights.loading import SHIPPED, load
-from textpatch.weights.noising import objective
 from textpatch.weights.reading.files import open_tensors
-from textpatch.weights.recipes import RECIPES, Recipe
 from textpatch.weights.saving import save_pipeline
-from textpatch.weights.signs import SAYINGS, Sign, draw_sign, random_sign, with_word
-from textpatch.weights.words import TEST, VALIDATION
+from textpatch.weights.signs.drawing import SAYINGS, Sign, draw_sign, random_sign, with_word
+from textpatch.weights.signs.words import TEST, VALIDATION
+from textpatch.weights.training.families import FAMILIES
+from textpatch.weights.training.noising import objective
+from textpatch.weights.training.recipes import RECIPES, Recipe
 
 HELD_OUT = frozenset(TEST) | frozenset(VALIDATION)
 
@@ -326,7 +324,7 @@ def _step_of(path: Path, run: dict) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m textpatch.weights.train", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m textpatch.weights.training", description=__doc__.split("\n")[0])
     parser.add_argument("name", help=f"which model: {', '.join(RECIPES)}")
     parser.add_argument("--out", type=Path, help="folder for state, log and weights (default runs/train-NAME)")
     parser.add_argument("--seed", type=int, help="of weights and data (the recipe's)")
@@ -334,7 +332,3 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out or Path("runs") / f"train-{options.name}"
     print(train(options.name, out, seed=options.seed, images=options.images))
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(main))

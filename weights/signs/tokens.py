@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from textpatch.weights.signs import LETTERS, vocabulary
+from textpatch.weights.signs.drawing import LETTERS, vocabulary
 
 UNKNOWN, PAD, BEGIN, END = SPECIAL = ("<unk>", "<pad>", "<bos>", "<eos>")
 # `a red sign that says " W O R D E R " in italic on a striped blue wall`, with begin and end

@@ -1,4 +1,4 @@
-"""How well a shipped model's words are read:  python -m textpatch.weights.evaluate tiny-mmdit
+"""How well a shipped model's words are read:  python -m textpatch.weights.signs.evaluation tiny-mmdit
 
 Held-out test words on random signs, read by tesseract from the model's pictures and from clean drawings of
 the same signs; the second number is the reader's own ceiling.  A stage II is given pictures to draw larger: clean
@@ -21,8 +21,8 @@ from textpatch.errors import PatchError
 from textpatch.exits import guarded
 from textpatch.pipelines import picture_size
 from textpatch.weights.loading import load
-from textpatch.weights.signs import Sign, SignFormat, draw_sign, random_sign, with_word
-from textpatch.weights.words import TEST
+from textpatch.weights.signs.drawing import Sign, SignFormat, draw_sign, random_sign, with_word
+from textpatch.weights.signs.words import TEST
 
 
 def held_out_signs(n: int, fmt: SignFormat, style: str | None = None) -> list[Sign]:
@@ -116,7 +116,7 @@ def tell(name: str, pictures, signs: Sequence[Sign], fmt: SignFormat, ocr, truth
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m textpatch.weights.evaluate", description=__doc__.split("\n")[0]
+        prog="python -m textpatch.weights.signs.evaluation", description=__doc__.split("\n")[0]
     )
     parser.add_argument("model", help="a shipped model or a folder")
     parser.add_argument("--words", type=int, default=len(TEST), help=f"how many test words (all {len(TEST)})")

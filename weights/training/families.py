@@ -14,7 +14,7 @@ from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 from textpatch.reference_models.text_encoders import IFTextEncoder, SD3TextEncoders, SDXLTextEncoders
-from textpatch.weights.tokens import LENGTH, word_tokenizer
+from textpatch.weights.signs.tokens import LENGTH, word_tokenizer
 
 
 def sd3_encoders() -> SD3TextEncoders:

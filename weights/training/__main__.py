@@ -1,0 +1,9 @@
+"""`python -m textpatch.weights.training NAME`: train a shipped model anew."""
+
+import sys
+
+from textpatch.exits import guarded
+from textpatch.weights.training.loop import main
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
