@@ -2,10 +2,10 @@
 
 import importlib
 import sys
-from types import ModuleType
 
 _HOMES = {
     "attention": "segment_attention",
+    "auditing.replay": "audit",
     "editing.localized": "Edit edit",
     "errors": "PatchError",
     "hooks": "HookRegistry",
@@ -26,17 +26,6 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME_OF)
-
-
-class _Package(ModuleType):
-    """Importing textpatch.localize would bind that module over the function of that name; this keeps the function."""
-
-    def __setattr__(self, name: str, value) -> None:
-        if not (name in _HOME_OF and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str):

@@ -1,0 +1,37 @@
+"""The public names, for tools that read types; `__init__.py` imports each when it is first used."""
+
+from textpatch.attention import segment_attention as segment_attention
+from textpatch.auditing.replay import audit as audit
+from textpatch.editing.localized import Edit as Edit
+from textpatch.editing.localized import edit as edit
+from textpatch.errors import PatchError as PatchError
+from textpatch.hooks import HookRegistry as HookRegistry
+from textpatch.localization.heads import head_search as head_search
+from textpatch.localization.layers import Localization as Localization
+from textpatch.localization.layers import localize as localize
+from textpatch.localization.start_step import start_curve as start_curve
+from textpatch.localization.trials import Trials as Trials
+from textpatch.patching import KVCache as KVCache
+from textpatch.patching import capture as capture
+from textpatch.patching import inject as inject
+from textpatch.patching import patch as patch
+from textpatch.plan import Plan as Plan
+from textpatch.plan import Row as Row
+from textpatch.plan import Swap as Swap
+from textpatch.plan import Window as Window
+from textpatch.ports.matching import SiteSpec as SiteSpec
+from textpatch.ports.shipped import find_sites as find_sites
+from textpatch.prompts.pairs import Pair as Pair
+from textpatch.runs.folder import Run as Run
+from textpatch.sampling import Samples as Samples
+from textpatch.sampling import sample as sample
+from textpatch.sites import Site as Site
+from textpatch.sites import Span as Span
+from textpatch.testing import check_port as check_port
+from textpatch.weights import load as load
+from textpatch.weights import load_denoiser as load_denoiser
+
+__all__: list[str]
+__version__: str
+
+def __dir__() -> list[str]: ...
