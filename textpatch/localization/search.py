@@ -19,9 +19,8 @@ import numpy as np
 
 from textpatch.groups import Group
 from textpatch.metrics import FEWEST
-from textpatch.metrics.intervals import Statistic, gain, interval, ranking, statistic_of
+from textpatch.metrics.intervals import PERFECT, Statistic, gain, interval, ranking, statistic_of
 
-PERFECT = 1 - 1e-6  # the official precision of a perfect reading is n / (n + 1e-8)
 Score = Callable[[Sequence[Group], "int | Sequence[int]"], list[np.ndarray]]
 
 

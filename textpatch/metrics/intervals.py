@@ -9,8 +9,8 @@ from typing import Callable, NamedTuple, Sequence
 import numpy as np
 
 from textpatch.errors import PatchError
-from textpatch.localization.search import PERFECT
 
+PERFECT = 1 - 1e-6  # the official precision of a perfect reading is n / (n + 1e-8)
 FEWEST = 3  # items: of one or two a bootstrap knows no more than that they are what they are
 CHUNK = 2**21  # resampled values held at once: 16 MB a column, whatever `n` and the number of items
 
