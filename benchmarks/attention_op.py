@@ -23,28 +23,42 @@ on after the cases that FILE holds.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Callable
 
 import torch
 import torch.nn.functional as F
-from measure import (
-    TIMES, Table, Unequal, arguments, environment, in_turns, kept, megabytes, parsed, replayed, require_close, timed,
-    with_peak,
-)  # fmt: skip
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from measure import (
+    TIMES,
+    Table,
+    Unequal,
+    arguments,
+    environment,
+    in_turns,
+    kept,
+    megabytes,
+    parsed,
+    replayed,
+    require_close,
+    timed,
+    with_peak,
+)
 from textpatch import attention
 from textpatch.attention import segment_attention
 from textpatch.errors import PatchError
 
 PINNED = {  # on each kind of device
-    "cuda": {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION,
-             "efficient": SDPBackend.EFFICIENT_ATTENTION},
+    "cuda": {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "cuDNN": SDPBackend.CUDNN_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    },
     "cpu": {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH},
-}  # fmt: skip
+}
 BLOCK = 128  # of FlexAttention
 REFERENCE_BYTES = 2**26  # of scores; above, the definition is no way to compute anything
 SAMPLED = 32  # queries that are checked
@@ -140,7 +154,10 @@ def make_case(shape: Shape, case: str, rows: int, device: torch.device, dtype: t
 
     bank = rows if case in ("identity", "mask") else max(rows, 2)
     q = 3 * draw(rows, shape.image), 3 * draw(rows, shape.text) if shape.text_queries else None
-    k, v = ((draw(rows, shape.image) if shape.image_keys else None, draw(bank, shape.text)) for _ in "kv")
+    k, v = (
+        (draw(rows, shape.image) if shape.image_keys else None, draw(bank, shape.text))
+        for _ in "kv"
+    )
     own = torch.arange(rows, device=device)
     other = (own + 1) % bank
     if case == "heads":
@@ -230,15 +247,22 @@ def page_table(case: Case) -> BlockMask:
     donors = own if case.donors is None else case.donors.view(rows, -1).expand(rows, heads)
     blocks = [0 if x is None else -(-x.shape[2] // BLOCK) for x in (image, bank)]
     starts = own * blocks[0], rows * blocks[0] + donors * blocks[1]
-    read = torch.cat([start[..., None] + torch.arange(n, device=device) for start, n in zip(starts, blocks)], dim=-1)
+    read = torch.cat(
+        [start[..., None] + torch.arange(n, device=device) for start, n in zip(starts, blocks)],
+        dim=-1,
+    )
 
     true = lambda *size: torch.ones(size, dtype=torch.bool, device=device)  # noqa: E731
     there = [true(x.shape[0], x.shape[2]) for x in (image, bank) if x is not None]
     if case.keep is not None:
         there[-1] = case.keep
-    valid = torch.cat([F.pad(x, (0, -x.shape[1] % BLOCK)).flatten() for x in there])  # of each token of the pool
+    valid = torch.cat(
+        [F.pad(x, (0, -x.shape[1] % BLOCK)).flatten() for x in there]
+    )  # of each token of the pool
     total = len(valid) // BLOCK
-    named = torch.zeros(rows, heads, total, dtype=torch.bool, device=device).scatter_(-1, read, True)
+    named = torch.zeros(rows, heads, total, dtype=torch.bool, device=device).scatter_(
+        -1, read, True
+    )
     whole, queries = valid.view(total, BLOCK).all(1), joined(*case.q).shape[2]
 
     def listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,12 +272,17 @@ def page_table(case: Case) -> BlockMask:
         return tuple(every(x).int().contiguous() for x in (chosen.sum(-1), which))
 
     return BlockMask.from_kv_blocks(
-        *listed(named & ~whole), *listed(named & whole), BLOCK_SIZE=BLOCK, seq_lengths=(queries, len(valid)),
+        *listed(named & ~whole),
+        *listed(named & whole),
+        BLOCK_SIZE=BLOCK,
+        seq_lengths=(queries, len(valid)),
         mask_mod=lambda b, h, q, kv: named[b, h, kv // BLOCK] & valid[kv],
-    )  # fmt: skip
+    )
 
 
-def makers(case: Case, pinned: dict[str, SDPBackend]) -> dict[str, dict[str, Callable[[], Callable]]]:
+def makers(
+    case: Case, pinned: dict[str, SDPBackend]
+) -> dict[str, dict[str, Callable[[], Callable]]]:
     """Kind of way -> name -> what makes it; making can fail where a library is absent."""
     rows, heads, queries, _ = case.q[0].shape
     small = rows * heads * queries * case.keys * case.q[0].element_size() <= REFERENCE_BYTES
@@ -262,13 +291,18 @@ def makers(case: Case, pinned: dict[str, SDPBackend]) -> dict[str, dict[str, Cal
         "textpatch": {"textpatch": lambda: by_textpatch(case, None)}
         | {f"textpatch {name}": lambda name=name: by_textpatch(case, name) for name in backends},
         "sdpa": {"cat + SDPA": lambda: by_sdpa(case, None)}
-        | {f"cat + SDPA {name}": lambda backend=backend: by_sdpa(case, backend) for name, backend in pinned.items()},
+        | {
+            f"cat + SDPA {name}": lambda backend=backend: by_sdpa(case, backend)
+            for name, backend in pinned.items()
+        },
         "flex": {"FlexAttention": lambda: by_flex(case)},
         "fa3": {"cat + FlashAttention 3": lambda: by_flash_3(case)},
     }
 
 
-def ways_of(case: Case, options) -> tuple[dict[str, Callable], dict[str, int | None], dict[str, str]]:
+def ways_of(
+    case: Case, options
+) -> tuple[dict[str, Callable], dict[str, int | None], dict[str, str]]:
     """The ways that can compute a case, their peak bytes, and why the others cannot."""
     ways, peaks, refused = {}, {}, {}
     known = makers(case, PINNED[options.device.type])
@@ -293,11 +327,17 @@ def expected_of(case: Case) -> list[tuple[Tensor, Tensor, Tensor]]:
     of N weighted values by N roundings of float32, twice; the output and a way's own intermediate by one each:
         |error| <= sum_j p_j |v_j| (3 u + 2 e ((D + 2) max |q| |k| scale + N))
     """
-    chosen = [x if x is None else torch.linspace(0, x.shape[2] - 1, SAMPLED, device=x.device).long() for x in case.q]
+    chosen = [
+        x if x is None else torch.linspace(0, x.shape[2] - 1, SAMPLED, device=x.device).long()
+        for x in case.q
+    ]
     q = tuple(None if x is None else x[:, :, at].double() for x, at in zip(case.q, chosen))
     k, v = (tuple(None if x is None else x.double() for x in pair) for pair in (case.k, case.v))
     sizes = tuple(None if x is None else x.abs() for x in v)
-    exact, spread = (flat(*segment_attention(q, k, x, slots_k=case.slots, backend="reference")) for x in (v, sizes))
+    exact, spread = (
+        flat(*segment_attention(q, k, x, slots_k=case.slots, backend="reference"))
+        for x in (v, sizes)
+    )
 
     norm = lambda pair: max(x.norm(dim=-1).max().item() for x in pair if x is not None)  # noqa: E731
     width, unit = case.q[0].shape[3], torch.finfo(case.q[0].dtype).eps / 2
@@ -306,7 +346,9 @@ def expected_of(case: Case) -> list[tuple[Tensor, Tensor, Tensor]]:
     return list(zip([at for at in chosen if at is not None], exact, [share * a for a in spread]))
 
 
-def require_right(name: str, made: tuple[Tensor, ...], expected: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+def require_right(
+    name: str, made: tuple[Tensor, ...], expected: list[tuple[Tensor, Tensor, Tensor]]
+) -> None:
     """Raise Unequal where what a way made is further from the definition than its bound."""
     for part, (at, exact, bound) in zip(made, expected, strict=True):
         require_close(name, part[:, at].double(), exact, bound)
@@ -341,29 +383,59 @@ def drop_wrong(ways: dict[str, Callable], refused: dict[str, str], expected: lis
 
 
 KEYS = ["shape", "rows", "dtype", "case"]  # what --resume knows a case by
-COLUMNS = ["shape", "rows", "heads", "queries", "keys", "dtype", "case", "way", "peak_mb", *TIMES, "note"]
+COLUMNS = [
+    "shape",
+    "rows",
+    "heads",
+    "queries",
+    "keys",
+    "dtype",
+    "case",
+    "way",
+    "peak_mb",
+    *TIMES,
+    "note",
+]
 CASES = ["identity", "rows", "heads", "mask", "pieces"]
 
 
 def cut_down(shape: Shape, heads: int | None, scale: int) -> Shape:
     """At most so many heads, and 1 / scale of the tokens."""
-    return replace(shape, heads=min(shape.heads, heads or shape.heads), image=shape.image // scale,
-                   text=max(shape.text // scale, 2))  # fmt: skip
+    return replace(
+        shape,
+        heads=min(shape.heads, heads or shape.heads),
+        image=shape.image // scale,
+        text=max(shape.text // scale, 2),
+    )
 
 
 @torch.no_grad()
 def measure_case(table: Table, options, name: str, shape: Shape, kind: str, rows: int) -> None:
     """Check and time all ways of one case, and add them to the table."""
-    case = make_case(shape, "rows" if kind == "pieces" else kind, rows, options.device, options.dtype)
+    case = make_case(
+        shape, "rows" if kind == "pieces" else kind, rows, options.device, options.dtype
+    )
     ways, peaks, refused = pieces(case), {}, {}
     if kind != "pieces":
         ways, peaks, refused = ways_of(case, options)
         drop_wrong(ways, refused, expected_of(case))
     taken = in_turns(ways, rounds=options.rounds, device=options.device, least=options.least)
-    same = dict(shape=name, rows=rows, heads=shape.heads, queries=shape.queries, keys=shape.keys,
-                dtype=str(options.dtype).removeprefix("torch."), case=kind)  # fmt: skip
+    same = dict(
+        shape=name,
+        rows=rows,
+        heads=shape.heads,
+        queries=shape.queries,
+        keys=shape.keys,
+        dtype=str(options.dtype).removeprefix("torch."),
+        case=kind,
+    )
     for way in ways:
-        table.add(**same, way=way, peak_mb=megabytes(peaks.get(way)), **timed(taken, way, next(iter(ways))))
+        table.add(
+            **same,
+            way=way,
+            peak_mb=megabytes(peaks.get(way)),
+            **timed(taken, way, next(iter(ways))),
+        )
     for way, reason in refused.items():
         table.add(**same, way=way, note=reason)
 
@@ -371,15 +443,29 @@ def measure_case(table: Table, options, name: str, shape: Shape, kind: str, rows
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=9)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--rows", nargs="+", type=int, help="batch rows (1 on a CPU; 1 8 26 on a GPU)")
+    parser.add_argument(
+        "--rows", nargs="+", type=int, help="batch rows (1 on a CPU; 1 8 26 on a GPU)"
+    )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
-    parser.add_argument("--ways", nargs="+", choices=["textpatch", "sdpa", "flex", "fa3"],
-                        default=["textpatch", "sdpa", "flex", "fa3"])  # fmt: skip
-    parser.add_argument("--heads", type=int, help="at most so many heads (4 on a CPU, all on a GPU)")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=["textpatch", "sdpa", "flex", "fa3"],
+        default=["textpatch", "sdpa", "flex", "fa3"],
+    )
+    parser.add_argument(
+        "--heads", type=int, help="at most so many heads (4 on a CPU, all on a GPU)"
+    )
     parser.add_argument("--scale", type=int, default=1, help="divide the numbers of tokens by this")
-    parser.add_argument("--least", type=float, default=0.02, help="seconds each measurement takes at least (0.02)")
-    parser.add_argument("--resume", action="store_true", help="skip the cases that the CSV file holds")
-    parser.add_argument("--graphs", action="store_true", help="time CUDA graphs, without launches from Python")
+    parser.add_argument(
+        "--least", type=float, default=0.02, help="seconds each measurement takes at least (0.02)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="skip the cases that the CSV file holds"
+    )
+    parser.add_argument(
+        "--graphs", action="store_true", help="time CUDA graphs, without launches from Python"
+    )
     options = parsed(parser, argv)
     on_cpu = options.device.type == "cpu"
     if options.graphs and on_cpu:
@@ -391,13 +477,17 @@ def main(argv: list[str] | None = None) -> None:
     where = environment(options.device, "triton") + (", CUDA graphs" if options.graphs else "")
     there = kept(options.csv, KEYS) if options.resume else set()
     table = Table(COLUMNS, where, options.csv, options.append or options.resume)
-    warnings.filterwarnings("ignore", category=UserWarning)  # a pinned backend says why it refuses; `note` says it too
+    warnings.filterwarnings(
+        "ignore", category=UserWarning
+    )  # a pinned backend says why it refuses; `note` says it too
     for name in options.shapes:
         for rows in options.rows or ([1] if on_cpu else [1, 8, 26]):
             for kind in options.cases:
                 if (name, str(rows), str(options.dtype).removeprefix("torch."), kind) in there:
                     continue
-                measure_case(table, options, name, cut_down(SHAPES[name], heads, options.scale), kind, rows)
+                measure_case(
+                    table, options, name, cut_down(SHAPES[name], heads, options.scale), kind, rows
+                )
 
 
 if __name__ == "__main__":

@@ -14,15 +14,26 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from measure import Table, arguments, environment, parsed
 
 import textpatch
+from measure import Table, arguments, environment, parsed
 from textpatch.localization.attribution import attributions
 from textpatch.prompts.pairs import Pair, in_its_words
 from textpatch.weights import shipped_models
 from textpatch.weights.signs.pairs import sign_pairs
 
-COLUMNS = ["model", "scene", "pairs", "steps", "guidance", "site", "share", "first", "localized", "times"]
+COLUMNS = [
+    "model",
+    "scene",
+    "pairs",
+    "steps",
+    "guidance",
+    "site",
+    "share",
+    "first",
+    "localized",
+    "times",
+]
 
 
 def seconds(act) -> tuple[float, object]:
@@ -34,7 +45,9 @@ def seconds(act) -> tuple[float, object]:
 def one_pair(pipeline, pair: Pair, **options) -> tuple[float, list[float]]:
     """How many times as long it takes as the source's picture, and the share of every site."""
     plain, _ = seconds(lambda: pipeline.generate([pair.source], seeds=[0], **options))
-    taken, (found, _) = seconds(lambda: attributions(pipeline, pair.source, in_its_words(pair), **options))
+    taken, (found, _) = seconds(
+        lambda: attributions(pipeline, pair.source, in_its_words(pair), **options)
+    )
     return taken / plain, [found[site]["share"] for site in sorted(found)]
 
 
@@ -44,8 +57,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=12, help="validation pairs (12)")
     parser.add_argument("--steps", type=int, default=4, help="denoising steps (4)")
     parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance (1)")
-    parser.add_argument("--scenes", nargs="+", choices=["same", "other"], default=["same", "other"],
-                        help="whether the target differs in its word alone (both)")  # fmt: skip
+    parser.add_argument(
+        "--scenes",
+        nargs="+",
+        choices=["same", "other"],
+        default=["same", "other"],
+        help="whether the target differs in its word alone (both)",
+    )
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device), options.csv, options.append)
     for name in options.models or [name for name in shipped_models() if not name.endswith("-ii")]:
@@ -53,12 +71,22 @@ def main(argv: list[str] | None = None) -> None:
         for scene in options.scenes:
             pairs = [Pair(*pair) for pair in sign_pairs(options.pairs, same_scene=scene == "same")]
             asked = dict(steps=options.steps, guidance=options.guidance)
-            times, shares = map(np.array, zip(*(one_pair(pipeline, pair, **asked) for pair in pairs)))
+            times, shares = map(
+                np.array, zip(*(one_pair(pipeline, pair, **asked) for pair in pairs))
+            )
             first = np.bincount(shares.argmax(axis=1), minlength=shares.shape[1])
             for site, share in enumerate(shares.mean(axis=0)):
-                table.add(model=name, scene=scene, pairs=len(pairs), **asked, site=site, share=float(share),
-                          first=int(first[site]), localized=site in pipeline.defaults.localized,
-                          times=float(np.median(times)))  # fmt: skip
+                table.add(
+                    model=name,
+                    scene=scene,
+                    pairs=len(pairs),
+                    **asked,
+                    site=site,
+                    share=float(share),
+                    first=int(first[site]),
+                    localized=site in pipeline.defaults.localized,
+                    times=float(np.median(times)),
+                )
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from measure import Table, arguments, environment, parsed
 
 import textpatch
+from measure import Table, arguments, environment, parsed
 from textpatch.groups import group_name, row_name
 from textpatch.localization.modes import FIRST
 from textpatch.localization.scores import column
@@ -44,26 +44,68 @@ from textpatch.weights.signs.reader import SignReader
 
 LEAST_READ = 0.9
 READING = ["pictures", "attribute", "right", "low", "high", "signs"]
-SITES = ["model", "attribute", "sites", "name", "target", "source", "exact", "gain", "gain_low", "gain_high", "share",
-         "loss", "loss_low", "loss_high", "others", "pairs"]  # fmt: skip
-SETS = ["model", "attribute", "pairs", "all_sites", "half", "of", "best", "best_share", "set", "set_share",
-        "needed", "needed_share"]
+SITES = [
+    "model",
+    "attribute",
+    "sites",
+    "name",
+    "target",
+    "source",
+    "exact",
+    "gain",
+    "gain_low",
+    "gain_high",
+    "share",
+    "loss",
+    "loss_low",
+    "loss_high",
+    "others",
+    "pairs",
+]
+SETS = [
+    "model",
+    "attribute",
+    "pairs",
+    "all_sites",
+    "half",
+    "of",
+    "best",
+    "best_share",
+    "set",
+    "set_share",
+    "needed",
+    "needed_share",
+]
 
 
 def readable(pipeline, signs: int, guidance: float, table: Table) -> list[str]:
     """The attributes that can be read of the model's own pictures; every accuracy becomes a row."""
     fmt, reader = SignFormat(), SignReader()
     shown = held_out_signs(signs, fmt)
-    drawn = {"clean drawings": clean_pictures(shown, fmt),
-             pipeline.name: generated_pictures(pipeline, shown, guidance=guidance)}  # fmt: skip
+    drawn = {
+        "clean drawings": clean_pictures(shown, fmt),
+        pipeline.name: generated_pictures(pipeline, shown, guidance=guidance),
+    }
     right = {}
     for name, pictures in drawn.items():
         seen = reader.read(pictures)
         for attribute in ATTRIBUTES:
-            hits = np.array([float(read[attribute] == getattr(sign, attribute)) for read, sign in zip(seen, shown)])
+            hits = np.array(
+                [
+                    float(read[attribute] == getattr(sign, attribute))
+                    for read, sign in zip(seen, shown)
+                ]
+            )
             low, high = wilson(hits.mean(), len(hits))
             right[attribute] = hits.mean()
-            table.add(pictures=name, attribute=attribute, right=right[attribute], low=low, high=high, signs=signs)
+            table.add(
+                pictures=name,
+                attribute=attribute,
+                right=right[attribute],
+                low=low,
+                high=high,
+                signs=signs,
+            )
     return [attribute for attribute in ATTRIBUTES if right[attribute] >= LEAST_READ]
 
 
@@ -72,8 +114,13 @@ class Carriers:
 
     def __init__(self, pipeline, attribute: str, pairs: int, guidance: float, run: Run | None):
         self.attribute, self.sites = attribute, find_sites(pipeline.denoiser)
-        self.trials = Trials(pipeline, attribute_pairs(attribute, pairs, split="test"), guidance=guidance,
-                             ocr=SignReader(), run=run)  # fmt: skip
+        self.trials = Trials(
+            pipeline,
+            attribute_pairs(attribute, pairs, split="test"),
+            guidance=guidance,
+            ocr=SignReader(),
+            run=run,
+        )
         self.every = tuple(site.index for site in self.sites)
         self.alone = [(site,) for site in self.every]
         rest = {one: tuple(site for site in self.every if site not in one) for one in self.alone}
@@ -100,27 +147,53 @@ class Carriers:
         for group in self.gains:
             ends = {**_ends("gain", self.gains[group]), **_ends("loss", self.losses.get(group))}
             name = self.sites[group[0]].name if len(group) == 1 else f"{len(group)} sites"
-            yield self.row(row_name(group), group_name(group), name) | ends | {"share": self.share(group)}
+            yield (
+                self.row(row_name(group), group_name(group), name)
+                | ends
+                | {"share": self.share(group)}
+            )
         yield self.row(TARGET, TARGET, "whole target run")
 
     def row(self, row: str, sites: str, name: str) -> dict:
         records = self.trials.records
-        f1 = {side: f1_of_means(*(column(records, row, f"{part}_{side}") for part in ("precision", "recall")))
-              for side in (SOURCE, TARGET)}  # fmt: skip
-        means = {name: interval(column(records, row, key))["value"]
-                 for name, key in (("exact", "exact_target"), ("others", "others"))}  # fmt: skip
-        known = dict(model=self.trials.pipeline.name, attribute=self.attribute, sites=sites, name=name)
-        return known | {side: float(score) for side, score in f1.items()} | means | {"pairs": len(self.trials.pairs)}
+        f1 = {
+            side: f1_of_means(
+                *(column(records, row, f"{part}_{side}") for part in ("precision", "recall"))
+            )
+            for side in (SOURCE, TARGET)
+        }
+        means = {
+            name: interval(column(records, row, key))["value"]
+            for name, key in (("exact", "exact_target"), ("others", "others"))
+        }
+        known = dict(
+            model=self.trials.pipeline.name, attribute=self.attribute, sites=sites, name=name
+        )
+        return (
+            known
+            | {side: float(score) for side, score in f1.items()}
+            | means
+            | {"pairs": len(self.trials.pairs)}
+        )
 
     def summary(self) -> dict:
         """The columns SETS."""
         shares = {one: self.share(one) or 0.0 for one in self.alone}
         best = max(shares, key=shares.get)
-        return dict(model=self.trials.pipeline.name, attribute=self.attribute, pairs=len(self.trials.pairs),
-                    all_sites=self.gains[self.every]["value"], half=sum(share >= 0.5 for share in shares.values()),
-                    of=len(shares), best=group_name(best), best_share=shares[best],
-                    set=group_name(self.set) or "none", set_share=self.share(self.set),
-                    needed=group_name(self.needed) or "none", needed_share=self.share(self.needed))  # fmt: skip
+        return dict(
+            model=self.trials.pipeline.name,
+            attribute=self.attribute,
+            pairs=len(self.trials.pairs),
+            all_sites=self.gains[self.every]["value"],
+            half=sum(share >= 0.5 for share in shares.values()),
+            of=len(shares),
+            best=group_name(best),
+            best_share=shares[best],
+            set=group_name(self.set) or "none",
+            set_share=self.share(self.set),
+            needed=group_name(self.needed) or "none",
+            needed_share=self.share(self.needed),
+        )
 
     def line(self) -> list[tuple]:
         """The first pair's pictures: source, every site alone, all sites, target."""
@@ -131,7 +204,11 @@ class Carriers:
 
 
 def _ends(name: str, found: dict[str, float] | None) -> dict:
-    return {} if found is None else {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+    return (
+        {}
+        if found is None
+        else {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+    )
 
 
 def stored(folder: Path | None, model: str, **request) -> Run | None:
@@ -145,29 +222,47 @@ def stored(folder: Path | None, model: str, **request) -> Run | None:
 def sheet(found: list[Carriers]):
     """The first pair of each attribute as a line: source, every site alone, all sites, target."""
     names = ["source", *(f"site {site.index}" for site in found[0].sites), "all sites", "target"]
-    words = [(f"{one.attribute} {a}", f"{one.attribute} {b}") for one in found for a, b in [one.trials.pairs[0].words]]
+    words = [
+        (f"{one.attribute} {a}", f"{one.attribute} {b}")
+        for one in found
+        for a, b in [one.trials.pairs[0].words]
+    ]
     cells = [[(image, f"{one.attribute} {read}") for image, read in one.line()] for one in found]
     return draw_contact_sheet(cells, captions=names, words=words, scale=1.4).quantize(256)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=1)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="shipped models (tiny-mmdit tiny-sdxl)")
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help="shipped models (tiny-mmdit tiny-sdxl)"
+    )
     parser.add_argument("--pairs", type=int, default=24, help="test pairs for each attribute (24)")
     parser.add_argument("--signs", type=int, default=96, help="test words for the reading (96)")
     parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance (1)")
-    parser.add_argument("--attributes", nargs="+", choices=ATTRIBUTES, default=ATTRIBUTES, help="which (all)")
-    parser.add_argument("--runs", type=Path, help="folder that keeps what is made, to go on with after a stop")
+    parser.add_argument(
+        "--attributes", nargs="+", choices=ATTRIBUTES, default=ATTRIBUTES, help="which (all)"
+    )
+    parser.add_argument(
+        "--runs", type=Path, help="folder that keeps what is made, to go on with after a stop"
+    )
     options = parsed(parser, argv)
     where, path = environment(options.device), options.csv
-    tables = [Table(columns, where, path and path.with_name(f"{path.stem}-{name}.csv"), options.append)
-              for name, columns in (("reading", READING), ("sites", SITES), ("sets", SETS))]  # fmt: skip
+    tables = [
+        Table(columns, where, path and path.with_name(f"{path.stem}-{name}.csv"), options.append)
+        for name, columns in (("reading", READING), ("sites", SITES), ("sets", SETS))
+    ]
     for model in options.models or ["tiny-mmdit", "tiny-sdxl"]:
         pipeline = textpatch.load(model, device=options.device, dtype=options.dtype)
         found = []
         for attribute in readable(pipeline, options.signs, options.guidance, tables[0]):
             if attribute in options.attributes:
-                run = stored(options.runs, model, attribute=attribute, pairs=options.pairs, guidance=options.guidance)
+                run = stored(
+                    options.runs,
+                    model,
+                    attribute=attribute,
+                    pairs=options.pairs,
+                    guidance=options.guidance,
+                )
                 found.append(Carriers(pipeline, attribute, options.pairs, options.guidance, run))
                 for row in found[-1].rows():
                     tables[1].add(**row)

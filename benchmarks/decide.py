@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable
 
 KERNELS, OTHERWISE = "textpatch triton", "textpatch sdpa"
 READS_A_TABLE = ["rows", "heads", "mask"]
@@ -61,7 +61,9 @@ class Decision:
             named = ", ".join(sorted(self.gpus))
             found.append(f"The tables are of several GPUs: {named}; measure one alone.")
         if self.missing:
-            found.append(f"{len(self.missing)} cases were not measured, first {', '.join(self.missing[0])}.")
+            found.append(
+                f"{len(self.missing)} cases were not measured, first {', '.join(self.missing[0])}."
+            )
         return found
 
 
@@ -86,7 +88,10 @@ def is_faster(kernels: dict | None, otherwise: dict) -> bool:
 def decide(rows: Iterable[dict], wanted: Iterable[Case] = ()) -> Decision:
     """Apply the rule to rows of attention_op.py's tables; `wanted` are the cases that must be among them."""
     rows = [row for row in rows if row["case"] in READS_A_TABLE and gpu_of(row) is not None]
-    ways = {way: {case_of(row): row for row in rows if row["way"] == way} for way in (KERNELS, OTHERWISE)}
+    ways = {
+        way: {case_of(row): row for row in rows if row["way"] == way}
+        for way in (KERNELS, OTHERWISE)
+    }
     timed = {case: row for case, row in ways[OTHERWISE].items() if row["median_ms"]}
     faster = [case for case, row in timed.items() if is_faster(ways[KERNELS].get(case), row)]
     return Decision(

@@ -22,16 +22,28 @@ from __future__ import annotations
 
 import itertools
 import time
-from typing import Callable
+from collections.abc import Callable
 
 import torch
-from localization_cost import COLUMNS as LOCALIZATION, Job, measure_job
-from measure import (
-    TIMES, Table, Unequal, arguments, environment, in_turns, kept, megabytes, parsed, require_alike, timed, with_peak,
-)  # fmt: skip
-from random_models import MODELS, apart, call_twin, denoiser, inputs, pipeline, slots_of, twin
 from torch import Tensor, nn
 
+from localization_cost import COLUMNS as LOCALIZATION
+from localization_cost import Job, measure_job
+from measure import (
+    TIMES,
+    Table,
+    Unequal,
+    arguments,
+    environment,
+    in_turns,
+    kept,
+    megabytes,
+    parsed,
+    require_alike,
+    timed,
+    with_peak,
+)
+from random_models import MODELS, apart, call_twin, denoiser, inputs, pipeline, slots_of, twin
 from textpatch.plan import Row, Swap
 from textpatch.ports.shipped import find_sites
 
@@ -120,7 +132,13 @@ def measure_block(table: Table, block: dict, model: nn.Module, options) -> None:
     del first, expected
     taken = in_turns(ways, rounds=options.rounds, device=options.device, least=0.05)
     for way in ways:
-        table.add(**block, way=way, difference=found[way], peak_mb=megabytes(peaks[way]), **timed(taken, way, BARE))
+        table.add(
+            **block,
+            way=way,
+            difference=found[way],
+            peak_mb=megabytes(peaks[way]),
+            **timed(taken, way, BARE),
+        )
     if THEIRS in options.ways and THEIRS not in ways:
         table.add(**block, way=THEIRS, note=refused or "diffusers is not installed")
 
@@ -135,11 +153,17 @@ def compile_block(block: dict, model: nn.Module, options) -> None:
 def run_blocks(options, until: float) -> None:
     where = environment(options.device, "diffusers", "triton")
     names, kind = options.models or SCALES[options.scale], str(options.dtype).removeprefix("torch.")
-    blocks = [dict(zip(KEYS, (name, rows, kind, mode)))
-              for name, mode, rows in itertools.product(names, options.modes, options.rows)]  # fmt: skip
+    blocks = [
+        dict(zip(KEYS, (name, rows, kind, mode)))
+        for name, mode, rows in itertools.product(names, options.modes, options.rows)
+    ]
     there = kept(options.csv, KEYS) if options.resume else set()
     left = [block for block in blocks if tuple(map(str, block.values())) not in there]
-    table, model, of = Table(COLUMNS, where, options.csv, options.append or options.resume), None, None
+    table, model, of = (
+        Table(COLUMNS, where, options.csv, options.append or options.resume),
+        None,
+        None,
+    )
     for i, block in enumerate(left):
         if time.monotonic() > until:
             print(f"{len(left) - i} blocks are left; the same command with --resume goes on")
@@ -160,17 +184,43 @@ def run_blocks(options, until: float) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=9)
-    parser.add_argument("--models", nargs="+", choices=MODELS, metavar="MODEL", help=f"of {', '.join(MODELS)}")
-    parser.add_argument("--scale", choices=SCALES, default="published", help="which models, if none is named")
-    parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 26], help="batch rows of a call (1 8 26)")
-    parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY",
-                        help=f"of {', '.join(map(repr, WAYS))}; ratios are against the first")  # fmt: skip
-    parser.add_argument("--compiler", default="inductor", help="torch.compile's backend (inductor; eager only traces)")
-    parser.add_argument("--only-compile", action="store_true", help="call every way once, and time none")
-    parser.add_argument("--resume", action="store_true", help="skip the blocks that the CSV file holds")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no block after so many")
-    parser.add_argument("--localize", action="store_true", help="one localisation of each model, in place of blocks")
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, metavar="MODEL", help=f"of {', '.join(MODELS)}"
+    )
+    parser.add_argument(
+        "--scale", choices=SCALES, default="published", help="which models, if none is named"
+    )
+    parser.add_argument(
+        "--rows", nargs="+", type=int, default=[1, 8, 26], help="batch rows of a call (1 8 26)"
+    )
+    parser.add_argument(
+        "--modes", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"]
+    )
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=WAYS,
+        default=WAYS,
+        metavar="WAY",
+        help=f"of {', '.join(map(repr, WAYS))}; ratios are against the first",
+    )
+    parser.add_argument(
+        "--compiler",
+        default="inductor",
+        help="torch.compile's backend (inductor; eager only traces)",
+    )
+    parser.add_argument(
+        "--only-compile", action="store_true", help="call every way once, and time none"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="skip the blocks that the CSV file holds"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="start no block after so many"
+    )
+    parser.add_argument(
+        "--localize", action="store_true", help="one localisation of each model, in place of blocks"
+    )
     parser.add_argument("--steps", type=int, help="of that localisation (the paper's 28 or 50)")
     options = parsed(parser, argv)
     if options.resume and not options.csv:
@@ -181,11 +231,22 @@ def main(argv: list[str] | None = None) -> None:
     if not options.localize:
         run_blocks(options, until)
         return
-    table = Table(LOCALIZATION, environment(options.device, "triton"), options.csv, options.append or options.resume)
-    for name in options.models or [{"published": "sd3-512px", "small": "mmdit-small"}[options.scale]]:
+    table = Table(
+        LOCALIZATION,
+        environment(options.device, "triton"),
+        options.csv,
+        options.append or options.resume,
+    )
+    for name in options.models or [
+        {"published": "sd3-512px", "small": "mmdit-small"}[options.scale]
+    ]:
         ours = pipeline(name, options.device, options.dtype)
-        job = Job(ours, options.steps or ours.defaults.steps, ours.defaults.guidance, micro_batch=64)
-        measure_job(table, job, rounds=1, device=options.device, with_compiled="compiled" in options.modes)
+        job = Job(
+            ours, options.steps or ours.defaults.steps, ours.defaults.guidance, micro_batch=64
+        )
+        measure_job(
+            table, job, rounds=1, device=options.device, with_compiled="compiled" in options.modes
+        )
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Callable
 
 from decide import GRAPHS, READS_A_TABLE, Case
 
@@ -117,28 +117,55 @@ def kernels(out: Path, toy: bool, seconds: float) -> None:
     command += ["-k", "law_the_lse_is_optional"] if toy else ["-k", "not the_law_notices"]
     if not toy and find_spec("xdist"):
         command += ["-n", str(min(8, os.cpu_count() or 1))]
-    with tempfile.TemporaryDirectory() as elsewhere:  # where no other `textpatch` would be found first
+    with (
+        tempfile.TemporaryDirectory() as elsewhere
+    ):  # where no other `textpatch` would be found first
         tests = subprocess.run(
-            list(map(str, command)), cwd=elsewhere, env={**os.environ, "TRITON_INTERPRET": str(int(toy))}
+            list(map(str, command)),
+            cwd=elsewhere,
+            env={**os.environ, "TRITON_INTERPRET": str(int(toy))},
         )
     finish(ahead, until)
     if tests.returncode:
-        raise RuntimeError(f"pytest ended with {tests.returncode}; the log says which law does not hold")
+        raise RuntimeError(
+            f"pytest ended with {tests.returncode}; the log says which law does not hold"
+        )
 
 
 def op(out: Path, toy: bool, seconds: float) -> None:
     """The attention op against SDPA by each of its backends, and FlashAttention 3 where it is installed."""
-    table = ["--resume", "--csv", str(out / "op.csv"), *on_device(toy), "--ways", "textpatch", "sdpa", "fa3"]
+    table = [
+        "--resume",
+        "--csv",
+        str(out / "op.csv"),
+        *on_device(toy),
+        "--ways",
+        "textpatch",
+        "sdpa",
+        "fa3",
+    ]
     if toy:
         size = "--scale 64 --rows 2 --rounds 1 --least 0".split()
-        call("attention_op", *table, *size, *"--shapes sdxl-1024 sd3-1357 --cases rows mask".split())()
+        call(
+            "attention_op", *table, *size, *"--shapes sdxl-1024 sd3-1357 --cases rows mask".split()
+        )()
         return
     quick = ["--rounds", "7", "--least", "0.01"]
     cases = ["--cases", *READS_A_TABLE]
     half = ["--dtype", "float16", "--rows", *HALF_ROWS]
     each(
         *apart("attention_op", "--shapes", OP_SHAPES, *table, *quick, *cases, "--rows", *OP_ROWS),
-        *apart("attention_op", "--shapes", OP_SHAPES, *table, *quick, "--cases", "identity", "--rows", "8"),
+        *apart(
+            "attention_op",
+            "--shapes",
+            OP_SHAPES,
+            *table,
+            *quick,
+            "--cases",
+            "identity",
+            "--rows",
+            "8",
+        ),
         *apart("attention_op", "--shapes", OP_SHAPES[:2], *table, *quick, *cases, *half),
     )
 
@@ -166,7 +193,17 @@ def localization(out: Path, toy: bool, seconds: float) -> None:
     compared = "1" if toy else STEPS_COMPARED
     steps = ["--steps", "1"] if toy else []
     each(
-        call("full_size", *table, "--localize", "--models", model, "--modes", "eager", "--steps", compared),
+        call(
+            "full_size",
+            *table,
+            "--localize",
+            "--models",
+            model,
+            "--modes",
+            "eager",
+            "--steps",
+            compared,
+        ),
         call("whole_localization", *table, "--append", model, *steps),
     )
 
@@ -182,7 +219,9 @@ def graphs(out: Path, toy: bool, seconds: float) -> None:
     cases = ["--cases", *READS_A_TABLE]
     whole = ["--rows", "2", "--rounds", "7"]
     each(
-        *apart("attention_op", "--shapes", OP_SHAPES, *op_table, *quick, *cases, "--rows", *GRAPH_ROWS),
+        *apart(
+            "attention_op", "--shapes", OP_SHAPES, *op_table, *quick, *cases, "--rows", *GRAPH_ROWS
+        ),
         call("graphs", *table, *whole, "--models", MODELS[0]),
         call("graphs", *table, *whole, "--append", "--models", MODELS[1]),
     )
@@ -226,9 +265,18 @@ def finish(processes: list[subprocess.Popen], until: float) -> None:
 ALWAYS = "torch", "numpy", "safetensors", "transformers", "einops", "PIL", "tqdm"
 TESTS = "pytest", "hypothesis"
 PARTS = [
-    Part("kernels", kernels, 120, (*ALWAYS, "triton", *TESTS), (), "the laws of the Triton kernels"),
+    Part(
+        "kernels", kernels, 120, (*ALWAYS, "triton", *TESTS), (), "the laws of the Triton kernels"
+    ),
     Part("op", op, 85, ALWAYS, ("op.csv",), "the attention op against SDPA and FlashAttention"),
     Part("full size", full_size, 130, ALWAYS, ("full_size.csv",), "SDXL and SD3 beside diffusers"),
-    Part("localization", localization, 95, ALWAYS, ("localization.csv",), "exhaustive localisation of SD3"),
+    Part(
+        "localization",
+        localization,
+        95,
+        ALWAYS,
+        ("localization.csv",),
+        "exhaustive localisation of SD3",
+    ),
     Part("graphs", graphs, 50, ALWAYS, ("op-graphs.csv", "graphs.csv"), "CUDA graphs"),
 ]

@@ -16,16 +16,25 @@ graphs, and the table says so.
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
-from full_size import TOLERANCE
-from measure import (
-    TIMES, Table, Unequal, arguments, environment, in_turns, parsed, replayed, require_alike, timed,
-)  # fmt: skip
-from random_models import MODELS, denoiser, inputs, slots_of
 from torch import Tensor, nn
 
+from full_size import TOLERANCE
+from measure import (
+    TIMES,
+    Table,
+    Unequal,
+    arguments,
+    environment,
+    in_turns,
+    parsed,
+    replayed,
+    require_alike,
+    timed,
+)
+from random_models import MODELS, denoiser, inputs, slots_of
 from textpatch.attention import use_backend
 from textpatch.errors import PatchError
 from textpatch.plan import Row, Swap
@@ -99,7 +108,9 @@ def require_both_plans(way: str, found: list[Tensor], expected: list[Tensor]) ->
     Raises Unequal where the second plan left row 0 as the first made it.
     """
     tolerance = TOLERANCE[expected[0].dtype]
-    largest = max(require_alike(way, *pair, tolerance) for pair in zip(found, expected, strict=True))
+    largest = max(
+        require_alike(way, *pair, tolerance) for pair in zip(found, expected, strict=True)
+    )
     if torch.equal(found[0][0], found[1][0]):
         raise Unequal(f"{way}: row 0 is the same under both plans")
     return largest
@@ -129,10 +140,20 @@ def measure_model(table: Table, name: str, rows: int, options) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=9)
-    parser.add_argument("--models", nargs="+", choices=MODELS, metavar="MODEL",
-                        default=["sdxl-1024px", "sd3-1024px"], help=f"of {', '.join(MODELS)}")  # fmt: skip
-    parser.add_argument("--rows", nargs="+", type=int, default=[2, 8], help="batch rows of a call (2 8)")
-    parser.add_argument("--least", type=float, default=0.05, help="least seconds of a measurement (0.05)")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=MODELS,
+        metavar="MODEL",
+        default=["sdxl-1024px", "sd3-1024px"],
+        help=f"of {', '.join(MODELS)}",
+    )
+    parser.add_argument(
+        "--rows", nargs="+", type=int, default=[2, 8], help="batch rows of a call (2 8)"
+    )
+    parser.add_argument(
+        "--least", type=float, default=0.05, help="least seconds of a measurement (0.05)"
+    )
     options = parsed(parser, argv)
     if min(options.rows) < 2:
         parser.error(f"--rows {min(options.rows)}; a swap needs two rows at least")

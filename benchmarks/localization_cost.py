@@ -14,16 +14,26 @@ trained; the others have random weights, which changes no cost.
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
-from measure import (
-    TIMES, Table, arguments, environment, in_turns, megabytes, parsed, require_alike, timed, with_peak,
-)  # fmt: skip
-from random_models import MODELS, apart, pipeline as random_pipeline
 from torch import Tensor
 
 import textpatch
+from measure import (
+    TIMES,
+    Table,
+    arguments,
+    environment,
+    in_turns,
+    megabytes,
+    parsed,
+    require_alike,
+    timed,
+    with_peak,
+)
+from random_models import MODELS, apart
+from random_models import pipeline as random_pipeline
 from textpatch.groups import rows_and_plan
 from textpatch.guidance import as_guidance, branch_rows
 from textpatch.plan import Row
@@ -43,7 +53,12 @@ class Job:
     """One localisation: a pipeline, its rows and plan, and how far it is carried."""
 
     def __init__(self, pipeline: Pipeline, steps: int, guidance: float, micro_batch: int):
-        self.pipeline, self.steps, self.guidance, self.micro_batch = pipeline, steps, guidance, micro_batch
+        self.pipeline, self.steps, self.guidance, self.micro_batch = (
+            pipeline,
+            steps,
+            guidance,
+            micro_batch,
+        )
         self.sites = find_sites(pipeline.denoiser)
         groups = [(site.index,) for site in self.sites]
         self.rows, self.plan = rows_and_plan(Pair(SOURCE, TARGET), 0, groups, steps, 0, "both")
@@ -61,7 +76,9 @@ def alone(job: Job, row: Row) -> Tensor:
     """Latents (C, H, W) of one row's run, from its prompt to its picture."""
     pipeline, noises = job.pipeline, job.pipeline.noises([row.seed])
     text = pipeline.encode([each.prompt for each in job.with_guidance(row)])
-    latents = pipeline.denoise(next(noises), text, steps=job.steps, guidance=job.guidance, noises=noises)
+    latents = pipeline.denoise(
+        next(noises), text, steps=job.steps, guidance=job.guidance, noises=noises
+    )
     pipeline.decode(latents)
     return latents[0]
 
@@ -73,7 +90,9 @@ def naive(job: Job) -> tuple[dict[str, Tensor], int]:
     with textpatch.capture(job.pipeline.denoiser, "all", rows=donors) as cache:
         latents[target.name] = alone(job, target)
     for row, swap in zip(patched, job.plan.swaps, strict=True):
-        with textpatch.patch(job.pipeline.denoiser, cache, swap.sites, rows=donors, steps=swap.steps):
+        with textpatch.patch(
+            job.pipeline.denoiser, cache, swap.sites, rows=donors, steps=swap.steps
+        ):
             latents[row.name] = alone(job, row)
     return latents, cache.bytes
 
@@ -94,21 +113,41 @@ def compiled(job: Job) -> Job:
 def require_same_latents(name: str, made: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Source and target, which no plan touches, show what another batch shape alone does; swaps may do little more."""
     floor = TOLERANCE[made["source"].dtype]
-    alike = lambda row, tolerance: require_alike(f"{name}, {row}", made[row], expected[row], tolerance)  # noqa: E731
+    alike = lambda row, tolerance: require_alike(
+        f"{name}, {row}", made[row], expected[row], tolerance
+    )  # noqa: E731
     shape_alone = max(alike(row, 8 * floor) for row in ("source", "target"))
     for row in expected:
         alike(row, max(floor, 8 * shape_alone))
 
 
-COLUMNS = ["model", "sites", "steps", "guidance", "way", "generations", "calls", "rows_per_call", "cache_bytes",
-           "peak_mb", *TIMES, "times_faster"]  # fmt: skip
+COLUMNS = [
+    "model",
+    "sites",
+    "steps",
+    "guidance",
+    "way",
+    "generations",
+    "calls",
+    "rows_per_call",
+    "cache_bytes",
+    "peak_mb",
+    *TIMES,
+    "times_faster",
+]
 
 
-def measure_job(table: Table, job: Job, *, rounds: int, device: torch.device, with_compiled: bool) -> None:
+def measure_job(
+    table: Table, job: Job, *, rounds: int, device: torch.device, with_compiled: bool
+) -> None:
     """Check and time the ways of one job, and add them to the table."""
-    jobs = {"naive": job, "lock-step": job} | ({"lock-step, compiled": compiled(job)} if with_compiled else {})
-    ways: dict[str, Callable] = {name: lambda job=job, run=naive if name == "naive" else lock_step: run(job)
-                                 for name, job in jobs.items()}  # fmt: skip
+    jobs = {"naive": job, "lock-step": job} | (
+        {"lock-step, compiled": compiled(job)} if with_compiled else {}
+    )
+    ways: dict[str, Callable] = {
+        name: lambda job=job, run=naive if name == "naive" else lock_step: run(job)
+        for name, job in jobs.items()
+    }
     first = {name: with_peak(way, device) for name, way in ways.items()}
     (expected, _), _ = first["naive"]
     for name, ((latents, _), _) in first.items():
@@ -119,21 +158,37 @@ def measure_job(table: Table, job: Job, *, rounds: int, device: torch.device, wi
         batches = [[row] for row in job.rows] if name == "naive" else job.batches()
         times = timed(taken, name, "naive")
         table.add(
-            model=job.pipeline.name, sites=len(job.sites), steps=job.steps, guidance=job.guidance, way=name,
-            generations=sum(map(len, batches)), calls=len(batches) * job.steps,
-            rows_per_call=max(map(len, batches)) * branches, cache_bytes=first[name][0][1],
-            peak_mb=megabytes(first[name][1]), **times, times_faster=1 / times["ratio"],
-        )  # fmt: skip
+            model=job.pipeline.name,
+            sites=len(job.sites),
+            steps=job.steps,
+            guidance=job.guidance,
+            way=name,
+            generations=sum(map(len, batches)),
+            calls=len(batches) * job.steps,
+            rows_per_call=max(map(len, batches)) * branches,
+            cache_bytes=first[name][0][1],
+            peak_mb=megabytes(first[name][1]),
+            **times,
+            times_faster=1 / times["ratio"],
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=7)
     known = [*SHIPPED, *MODELS]
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(known)} (tiny-mmdit)")
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help=f"of {', '.join(known)} (tiny-mmdit)"
+    )
     parser.add_argument("--steps", type=int, help="denoising steps (the model's own)")
-    parser.add_argument("--guidance", type=float, help="guidance scale; 1 is none (the model's own)")
-    parser.add_argument("--micro-batch", type=int, default=64, help="batch rows of one forward at most (64)")
-    parser.add_argument("--compiled", action="store_true", help="compile the denoiser, too; takes a minute or more")
+    parser.add_argument(
+        "--guidance", type=float, help="guidance scale; 1 is none (the model's own)"
+    )
+    parser.add_argument(
+        "--micro-batch", type=int, default=64, help="batch rows of one forward at most (64)"
+    )
+    parser.add_argument(
+        "--compiled", action="store_true", help="compile the denoiser, too; takes a minute or more"
+    )
     options = parsed(parser, argv)
     if unknown := sorted(set(options.models) - set(known)):
         parser.error(f"no model {unknown[0]!r}; known: {', '.join(known)}")
@@ -146,7 +201,9 @@ def main(argv: list[str] | None = None) -> None:
         steps = made.defaults.steps if options.steps is None else options.steps
         guidance = made.defaults.guidance if options.guidance is None else options.guidance
         job = Job(made, steps, guidance, options.micro_batch)
-        measure_job(table, job, rounds=options.rounds, device=options.device, with_compiled=options.compiled)
+        measure_job(
+            table, job, rounds=options.rounds, device=options.device, with_compiled=options.compiled
+        )
 
 
 if __name__ == "__main__":

@@ -15,15 +15,22 @@ import platform
 import random
 import subprocess
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-TIMES = ["median_ms", "low_ms", "high_ms", "ratio", "ratio_low", "ratio_high"]  # low, high: quartiles
+TIMES = [
+    "median_ms",
+    "low_ms",
+    "high_ms",
+    "ratio",
+    "ratio_low",
+    "ratio_high",
+]  # low, high: quartiles
 
 
 class Unequal(Exception):
@@ -35,7 +42,9 @@ def require_close(what: str, made: Tensor, expected: Tensor, bound: Tensor | flo
     difference = (made - expected).abs()
     if not bool((difference <= bound).all()):
         allowed = torch.as_tensor(bound).max().item()
-        raise Unequal(f"{what}: differs by {difference.max().item():.1e}, at most {allowed:.1e} was allowed")
+        raise Unequal(
+            f"{what}: differs by {difference.max().item():.1e}, at most {allowed:.1e} was allowed"
+        )
     return difference.max().item()
 
 
@@ -45,13 +54,17 @@ def require_alike(what: str, made: Tensor, expected: Tensor, tolerance: float) -
     return require_close(what, made, expected, tolerance * largest) / largest
 
 
-def in_turns(ways: dict[str, Callable[[], object]], *, rounds: int, device: torch.device,
-             least: float = 0.0) -> dict[str, list[float]]:  # fmt: skip
+def in_turns(
+    ways: dict[str, Callable[[], object]], *, rounds: int, device: torch.device, least: float = 0.0
+) -> dict[str, list[float]]:
     """Seconds of one call of each way, one number per round; each is to have been called before, to be checked.
 
     A way that takes less than `least` seconds is called again and again for that long, and the mean is taken.
     """
-    calls = {name: max(1, math.ceil(least / _seconds(way, 1, device))) if least else 1 for name, way in ways.items()}
+    calls = {
+        name: max(1, math.ceil(least / _seconds(way, 1, device))) if least else 1
+        for name, way in ways.items()
+    }
     taken, order = {name: [] for name in ways}, random.Random(0)
     for _ in range(rounds):
         for name in order.sample(list(ways), len(ways)):
@@ -121,7 +134,9 @@ def replayed(way: Callable[[], object], device: torch.device) -> Callable[[], ob
 class Table:
     """Rows as they are measured: printed as Markdown, and, with a path, kept as CSV at once."""
 
-    def __init__(self, columns: list[str], environment: str, path: Path | None = None, append: bool = False):
+    def __init__(
+        self, columns: list[str], environment: str, path: Path | None = None, append: bool = False
+    ):
         self.columns, self.environment, self.path = columns, environment, path
         if path and not (append and path.exists()):
             path.write_text(",".join([*columns, "environment"]) + "\n")
@@ -130,7 +145,10 @@ class Table:
     def add(self, **row) -> None:
         """A row; what it does not say stays empty.  Raises ValueError for what is no column."""
         cells = {name: "" if value is None else value for name, value in row.items()}
-        print("| " + " | ".join(_cell(cells.get(name, "")) for name in self.columns) + " |", flush=True)
+        print(
+            "| " + " | ".join(_cell(cells.get(name, "")) for name in self.columns) + " |",
+            flush=True,
+        )
         if self.path:
             with self.path.open("a", newline="") as file:
                 writer = csv.DictWriter(file, [*self.columns, "environment"], restval="")
@@ -158,7 +176,9 @@ def environment(device: torch.device, *packages: str) -> str:
         threads = torch.get_num_threads()
         machine = f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
     versions = [f"{name} {found}" for name in ("torch", *packages) if (found := _version(name))]
-    return f"{machine}; {', '.join(versions)}, python {platform.python_version()}; commit {_commit()}"
+    return (
+        f"{machine}; {', '.join(versions)}, python {platform.python_version()}; commit {_commit()}"
+    )
 
 
 def _processor() -> str:
@@ -180,8 +200,13 @@ def _commit() -> str:
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit, changes = (
-            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
-            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+            subprocess.run(
+                [*git, *words], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for words in (
+                ["rev-parse", "--short", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no"],
+            )
         )
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("COMMIT", "unknown")
@@ -196,20 +221,31 @@ def arguments(description: str, *, rounds: int) -> argparse.ArgumentParser:
     """The options all benchmarks share; `parsed` reads them."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, epilog=EPILOG, formatter_class=shape)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],
-                        help="float32 on a CPU, bfloat16 on a GPU unless given")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"how often every way is timed ({rounds})")
+    parser.add_argument(
+        "--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="float32 on a CPU, bfloat16 on a GPU unless given",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help=f"how often every way is timed ({rounds})"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads of torch (what torch chooses)")
     parser.add_argument("--csv", type=Path, help="file that the table is written to, row by row")
-    parser.add_argument("--append", action="store_true", help="add to that file, where it is there already")
+    parser.add_argument(
+        "--append", action="store_true", help="add to that file, where it is there already"
+    )
     return parser
 
 
 def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     """The options, the dtype as torch's, and the threads set."""
     options = parser.parse_args(argv)
-    options.dtype = getattr(torch, options.dtype or ("bfloat16" if options.device.type == "cuda" else "float32"))
+    options.dtype = getattr(
+        torch, options.dtype or ("bfloat16" if options.device.type == "cuda" else "float32")
+    )
     if options.rounds < 1:
         parser.error(f"--rounds {options.rounds}; give at least 1")
     if options.threads:

@@ -29,7 +29,11 @@ from gpu_parts import HERE, PARTS, ROOT, Part, Skipped, wanted_cases
 
 TO_LEAVE = 10  # seconds a process has to end by itself after its last word
 DONE, FAILED, LATE, SKIPPED = "done", "failed", "out of time", "skipped"
-BESIDE = ["diffusers", "flash_attn_interface", "xdist"]  # what parts can do without, and then measure less
+BESIDE = [
+    "diffusers",
+    "flash_attn_interface",
+    "xdist",
+]  # what parts can do without, and then measure less
 OUTER = ["reference_models", "weights"]  # folders of this checkout that belong into the package
 # imported once for all parts; none starts a thread or touches a GPU
 PRELOADED = ["attention_op", "full_size", "graphs", "whole_localization"]
@@ -190,12 +194,19 @@ def run_parts(marks: Marks, out: Path, toy: bool, minutes: float) -> None:
     for i, part in enumerate(pending):
         seconds = allotted(part, pending[i + 1 :], until - time.monotonic())
         if seconds <= 0:
-            came = {"state": LATE, "reason": f"not begun within {minutes:g} minutes", "seconds": 0.0}
+            came = {
+                "state": LATE,
+                "reason": f"not begun within {minutes:g} minutes",
+                "seconds": 0.0,
+            }
         else:
             print(f"{part.name}: {part.shows}, at most {seconds:.0f} s", flush=True)
             came = carried_out(part, out, toy, seconds)
         marks.enter(part, came)
-        print(f"{part.name}: {came['state']} after {came['seconds']:.0f} s. {came['reason']}", flush=True)
+        print(
+            f"{part.name}: {came['state']} after {came['seconds']:.0f} s. {came['reason']}",
+            flush=True,
+        )
         (out / "summary.md").write_text(summary(marks, out))
 
 
@@ -205,7 +216,12 @@ def run_parts(marks: Marks, out: Path, toy: bool, minutes: float) -> None:
 def summary(marks: Marks, out: Path) -> str:
     """All that was measured on one page: what became of the parts, the proposal, the tables' main columns."""
     dry = ", a dry run at toy size: no number here means anything" if marks.kept["dry run"] else ""
-    lines = [f"# On a GPU{dry}", "", "| part | what it measures | state | s | reason |", "|---" * 5 + "|"]
+    lines = [
+        f"# On a GPU{dry}",
+        "",
+        "| part | what it measures | state | s | reason |",
+        "|---" * 5 + "|",
+    ]
     for part in PARTS:
         came = marks.parts.get(part.name, {"state": "not begun", "seconds": 0.0, "reason": ""})
         cells = part.name, part.shows, came["state"], f"{came['seconds']:.0f}", came["reason"]
@@ -223,9 +239,16 @@ def summary(marks: Marks, out: Path) -> str:
 
 
 NOT_SHOWN = {  # named apart, or not at all
-    "median_ms", "low_ms", "high_ms", "ratio", "ratio_low", "ratio_high",
-    "environment", "cache_bytes", "times_faster",
-}  # fmt: skip
+    "median_ms",
+    "low_ms",
+    "high_ms",
+    "ratio",
+    "ratio_low",
+    "ratio_high",
+    "environment",
+    "cache_bytes",
+    "times_faster",
+}
 
 
 def page_of(table: str, rows: list[dict]) -> list[str]:
@@ -235,7 +258,15 @@ def page_of(table: str, rows: list[dict]) -> list[str]:
     named = [column for column in rows[0] if column not in NOT_SHOWN]
     environments = sorted({row["environment"] for row in rows})
     head = [*named, "ms", "ratio"]
-    lines = ["", f"## {table}", "", *environments, "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = [
+        "",
+        f"## {table}",
+        "",
+        *environments,
+        "",
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
+    ]
     for row in rows:
         cells = [shortened(row[column]) for column in named]
         cells.append(spread(row, "median_ms", "low_ms", "high_ms"))
@@ -265,9 +296,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="on_gpu.sh", description=__doc__, formatter_class=shape)
     parser.add_argument("--dry-run", action="store_true", help="every part at toy size on a CPU")
     names = [part.name for part in PARTS]
-    parser.add_argument("--again", nargs="+", default=[], metavar="PART", choices=names,
-                        help=f"run these anew, though they are done: {', '.join(names)}")  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=8.0, help="end everything after so many (8)")
+    parser.add_argument(
+        "--again",
+        nargs="+",
+        default=[],
+        metavar="PART",
+        choices=names,
+        help=f"run these anew, though they are done: {', '.join(names)}",
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="end everything after so many (8)"
+    )
     options = parser.parse_args(argv)
     toy = options.dry_run
     out = folder(toy)

@@ -1,11 +1,11 @@
 """The shipped models on prompts and sizes they were not made for:  python benchmarks/other_prompts.py [MODEL ...]
 
-  mixing  the source's run reads, at the localised sites, a prompt with the template of one side and the text of one
-          side: F1 of what tesseract reads towards either text, SSIM to the source outside the lettering, and how much
-          of the scene (colour, shape, wall, pattern) is the source's and the target's
-  words   texts of several words, 6 or 8 letters: how the source's run reads, and the edit at the localised sites
-  sizes   pictures of other heights and widths, read where the model's letters stand, from the upper left corner as
-          `corner` and from the middle as `middle`; or why there is none
+mixing  the source's run reads, at the localised sites, a prompt with the template of one side and the text of one
+        side: F1 of what tesseract reads towards either text, SSIM to the source outside the lettering, and how much
+        of the scene (colour, shape, wall, pattern) is the source's and the target's
+words   texts of several words, 6 or 8 letters: how the source's run reads, and the edit at the localised sites
+sizes   pictures of other heights and widths, read where the model's letters stand, from the upper left corner as
+        `corner` and from the middle as `middle`; or why there is none
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 import random
 
 import numpy as np
-from measure import Table, arguments, environment, parsed
 
 import textpatch
+from measure import Table, arguments, environment, parsed
 from textpatch.errors import PatchError
 from textpatch.groups import row_name
 from textpatch.localization.scores import column, values
@@ -30,32 +30,89 @@ from textpatch.weights.signs.reader import read_sign
 from textpatch.weights.signs.words import TEST
 
 SCENE = ("colour", "shape", "wall", "pattern")
-SIZES = [(32, 96), (32, 64), (64, 32), (64, 64), (48, 96), (96, 48), (96, 96), (32, 128), (30, 90), (8, 8)]
+SIZES = [
+    (32, 96),
+    (32, 64),
+    (64, 32),
+    (64, 64),
+    (48, 96),
+    (96, 48),
+    (96, 96),
+    (32, 128),
+    (30, 90),
+    (8, 8),
+]
 COLUMNS = {
-    "mixing": ["model", "template", "text", "f1_source", "f1_source_low", "f1_source_high", "f1_target", "f1_target_low",
-               "f1_target_high", "ssim", "scene_source", "scene_target", "pairs"],
-    "words": ["model", "text", "example", "exact", "f1", "edit_exact", "edit_f1", "edit_ssim", "pairs", "refused"],
-    "sizes": ["model", "height", "width", "exact_corner", "f1_corner", "exact_middle", "f1_middle", "words", "refused"],
-}  # fmt: skip
+    "mixing": [
+        "model",
+        "template",
+        "text",
+        "f1_source",
+        "f1_source_low",
+        "f1_source_high",
+        "f1_target",
+        "f1_target_low",
+        "f1_target_high",
+        "ssim",
+        "scene_source",
+        "scene_target",
+        "pairs",
+    ],
+    "words": [
+        "model",
+        "text",
+        "example",
+        "exact",
+        "f1",
+        "edit_exact",
+        "edit_f1",
+        "edit_ssim",
+        "pairs",
+        "refused",
+    ],
+    "sizes": [
+        "model",
+        "height",
+        "width",
+        "exact_corner",
+        "f1_corner",
+        "exact_middle",
+        "f1_middle",
+        "words",
+        "refused",
+    ],
+}
 
 
 def mixing(pipeline, n: int, guidance: float, ocr) -> list[dict]:
     """The table of ICLR 2025, fig. 4, and its fourth row."""
     pairs, site = [Pair(*pair) for pair in sign_pairs(n, split="test")], pipeline.defaults.localized
-    scenes = {SOURCE: [said(pair.source) for pair in pairs], TARGET: [said(pair.target) for pair in pairs]}
+    scenes = {
+        SOURCE: [said(pair.source) for pair in pairs],
+        TARGET: [said(pair.target) for pair in pairs],
+    }
     rows = []
     for template, text in mix(pairs[0]):
         own = (template, text) == (SOURCE, SOURCE)  # what the run reads anyway
-        mixed, group = (pairs, ()) if own else ([Pair(pair.source, mix(pair)[template, text]) for pair in pairs], site)
+        mixed, group = (
+            (pairs, ())
+            if own
+            else ([Pair(pair.source, mix(pair)[template, text]) for pair in pairs], site)
+        )
         trials = Trials(pipeline, mixed, guidance=guidance, ocr=ocr)
         trials.measure([group], own=True)
         cells = [record["pictures"][row_name(group)] for record in trials.records]
         signs = [read_sign(cell["image"]) for cell in cells]
-        rows.append(dict(
-            template=template, text=text, **towards([cell["read"] for cell in cells], pairs),
-            ssim=float(column(trials.records, row_name(group), "ssim").mean()),
-            **{f"scene_{side}": alike(signs, wanted) for side, wanted in scenes.items()}, pairs=n,
-        ))  # fmt: skip
+        rows.append(
+            dict(
+                template=template,
+                text=text,
+                **towards([cell["read"] for cell in cells], pairs),
+                ssim=float(column(trials.records, row_name(group), "ssim").mean()),
+                **{f"scene_{side}": alike(signs, wanted) for side, wanted in scenes.items()},
+                pairs=n,
+            )
+        )
     return rows
 
 
@@ -63,9 +120,15 @@ def towards(readings: list[str], pairs: list[Pair]) -> dict:
     """F1 of the readings towards the source's and the target's text, with intervals over pairs."""
     scores, found = [word_scores(read, pair.words) for read, pair in zip(readings, pairs)], {}
     for side in (SOURCE, TARGET):
-        columns = np.array([[score[f"{part}_{side}"] for part in ("precision", "recall")] for score in scores])
+        columns = np.array(
+            [[score[f"{part}_{side}"] for part in ("precision", "recall")] for score in scores]
+        )
         ends = interval(columns, f1_of_means)
-        found |= {f"f1_{side}": ends["value"], f"f1_{side}_low": ends["low"], f"f1_{side}_high": ends["high"]}
+        found |= {
+            f"f1_{side}": ends["value"],
+            f"f1_{side}_low": ends["low"],
+            f"f1_{side}_high": ends["high"],
+        }
     return found
 
 
@@ -77,7 +140,15 @@ def said(prompt: str) -> dict[str, str]:
 
 def alike(signs: list[Sign], wanted: list[dict]) -> float:
     """How much of the scenes is as wanted."""
-    return float(np.mean([getattr(sign, name) == scene[name] for sign, scene in zip(signs, wanted) for name in SCENE]))
+    return float(
+        np.mean(
+            [
+                getattr(sign, name) == scene[name]
+                for sign, scene in zip(signs, wanted)
+                for name in SCENE
+            ]
+        )
+    )
 
 
 # --- several words
@@ -90,7 +161,9 @@ def phrases(n: int) -> dict[str, list[Pair]]:
     """
     six, four = ([word for word in TEST if len(word) == length] for length in (6, 4))
     if 2 * n > len(six) or 4 * n > len(four):
-        raise PatchError(f"asked for {n} pairs of texts; the words make {min(len(six) // 2, len(four) // 4)}")
+        raise PatchError(
+            f"asked for {n} pairs of texts; the words make {min(len(six) // 2, len(four) // 4)}"
+        )
     whole = list(zip(six[:n], six[n : 2 * n]))
     halves = [[(word[:3], word[3:]) for word in words] for words in whole]
     twice = [[four[i : i + 2], four[i + 2 : i + 4]] for i in range(0, 4 * n, 4)]
@@ -105,7 +178,9 @@ def phrases(n: int) -> dict[str, list[Pair]]:
 def _pair(source: str, target: str) -> Pair:
     """Both on a sign without pattern and style, or eight letters would not fit the tokenizers' 22 tokens."""
     sign = random_sign(random.Random("".join(filter(str.isalpha, source))), SignFormat(), source)
-    return Pair(*(Sign(text, sign.colour, sign.shape, sign.wall).prompt() for text in (source, target)))
+    return Pair(
+        *(Sign(text, sign.colour, sign.shape, sign.wall).prompt() for text in (source, target))
+    )
 
 
 def several_words(pipeline, n: int, guidance: float, ocr) -> list[dict]:
@@ -121,9 +196,14 @@ def several_words(pipeline, n: int, guidance: float, ocr) -> list[dict]:
         trials.measure([site], own=True)
         edited, records = row_name(site), trials.records
         scores = {"exact": (SOURCE, SOURCE), "edit_exact": (edited, TARGET)}
-        row |= {name: float(column(records, of, f"exact_{side}").mean()) for name, (of, side) in scores.items()}
-        row["f1"] = f1((record["pictures"][SOURCE]["read"], "".join(pair.words[0].split()))
-                       for record, pair in zip(records, pairs))  # fmt: skip
+        row |= {
+            name: float(column(records, of, f"exact_{side}").mean())
+            for name, (of, side) in scores.items()
+        }
+        row["f1"] = f1(
+            (record["pictures"][SOURCE]["read"], "".join(pair.words[0].split()))
+            for record, pair in zip(records, pairs)
+        )
         row["edit_f1"] = float(f1_of_means(*values(records, edited).T))
         row["edit_ssim"] = float(column(records, edited, "ssim").mean())
         rows.append(row)
@@ -148,7 +228,10 @@ def sizes(pipeline, n: int, guidance: float, ocr) -> list[dict]:
             continue
         for place, box in boxes(pipeline.defaults.text_box, height, width).items():
             pairs = list(zip(ocr.read(pictures, box=box), [sign.word for sign in signs]))
-            row |= {f"exact_{place}": float(np.mean([exact(*pair) for pair in pairs])), f"f1_{place}": f1(pairs)}
+            row |= {
+                f"exact_{place}": float(np.mean([exact(*pair) for pair in pairs])),
+                f"f1_{place}": f1(pairs),
+            }
         rows.append(row)
     return rows
 
@@ -157,25 +240,45 @@ def boxes(box: tuple, height: int, width: int) -> dict[str, tuple]:
     """A box of the trained size, as far as it is inside the picture: from the corner, and with the middle."""
     fmt = SignFormat()
     right, down = (width - fmt.width) // 2, (height - fmt.height) // 2
-    moved = {"corner": box, "middle": (box[0] + right, box[1] + down, box[2] + right, box[3] + down)}
-    return {place: (max(left, 0), max(top, 0), min(far, width), min(low, height))
-            for place, (left, top, far, low) in moved.items() if left < width and top < height}  # fmt: skip
+    moved = {
+        "corner": box,
+        "middle": (box[0] + right, box[1] + down, box[2] + right, box[3] + down),
+    }
+    return {
+        place: (max(left, 0), max(top, 0), min(far, width), min(low, height))
+        for place, (left, top, far, low) in moved.items()
+        if left < width and top < height
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=1)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="shipped models (tiny-mmdit tiny-sdxl)")
-    parser.add_argument("--tables", nargs="+", choices=COLUMNS, default=list(COLUMNS), help="which (all)")
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help="shipped models (tiny-mmdit tiny-sdxl)"
+    )
+    parser.add_argument(
+        "--tables", nargs="+", choices=COLUMNS, default=list(COLUMNS), help="which (all)"
+    )
     parser.add_argument("--pairs", type=int, default=24, help="test pairs of mixing (24)")
-    parser.add_argument("--words", type=int, default=7, help="pairs of texts, and words of sizes (7)")
+    parser.add_argument(
+        "--words", type=int, default=7, help="pairs of texts, and words of sizes (7)"
+    )
     parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance (1)")
     options = parsed(parser, argv)
     where, path, ocr = environment(options.device), options.csv, Tesseract()
-    pipelines = [textpatch.load(name, device=options.device, dtype=options.dtype)
-                 for name in options.models or ["tiny-mmdit", "tiny-sdxl"]]  # fmt: skip
-    measures = {"mixing": (mixing, options.pairs), "words": (several_words, options.words), "sizes": (sizes, options.words)}
+    pipelines = [
+        textpatch.load(name, device=options.device, dtype=options.dtype)
+        for name in options.models or ["tiny-mmdit", "tiny-sdxl"]
+    ]
+    measures = {
+        "mixing": (mixing, options.pairs),
+        "words": (several_words, options.words),
+        "sizes": (sizes, options.words),
+    }
     for name in options.tables:
-        table = Table(COLUMNS[name], where, path and path.with_name(f"{path.stem}-{name}.csv"), options.append)
+        table = Table(
+            COLUMNS[name], where, path and path.with_name(f"{path.stem}-{name}.csv"), options.append
+        )
         measure, n = measures[name]
         for pipeline in pipelines:
             for row in measure(pipeline, n, options.guidance, ocr):

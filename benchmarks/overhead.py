@@ -15,17 +15,17 @@ The swaps are shown to give one output before anything is timed.  `ratio` is aga
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from contextvars import copy_context
-from typing import Callable, Iterator
 
 import numpy as np
 import torch
-from measure import TIMES, Table, arguments, environment, in_turns, parsed, require_alike, timed
-from random_models import MODELS, apart, call_twin, denoiser, inputs, slots_of, twin
 from torch import Tensor, nn
 
 import textpatch
+from measure import TIMES, Table, arguments, environment, in_turns, parsed, require_alike, timed
+from random_models import MODELS, apart, call_twin, denoiser, inputs, slots_of, twin
 from textpatch.hooks import HookRegistry
 from textpatch.patching import KVCache
 from textpatch.plan import Row, Swap
@@ -58,7 +58,9 @@ class Ways:
         closed, opened = apart(self.model), apart(self.model)
         self.inside(HookRegistry(closed, self.taps).observe(nothing), closed)
         self.made["hooks, gate closed"] = lambda: closed(*self.given)
-        self.made["hooks, gate open"] = self.inside(HookRegistry(opened, self.taps).observe(nothing), opened)
+        self.made["hooks, gate open"] = self.inside(
+            HookRegistry(opened, self.taps).observe(nothing), opened
+        )
 
 
 def swaps(ways: Ways, site: Site) -> dict[str, Tensor]:
@@ -69,7 +71,9 @@ def swaps(ways: Ways, site: Site) -> dict[str, Tensor]:
         ways.made[name] = lambda slots=slots: model(*ways.given, slots=slots)
     with textpatch.capture(model, site.index, rows=ROWS) as cache:
         model(*ways.given)
-    every = KVCache({(name, step, *rest): kv for (name, _, *rest), kv in cache.items() for step in range(CALLS)})
+    every = KVCache(
+        {(name, step, *rest): kv for (name, _, *rest), kv in cache.items() for step in range(CALLS)}
+    )
     patched = apart(model)
     block = textpatch.patch(patched, every, site.index, rows=[ROWS[1], None])
     ways.made["patch, one site"] = ways.inside(block, patched)
@@ -104,8 +108,10 @@ def pyvene_ways(ways: Ways, replaced: dict[str, Tensor]) -> None:
     given = dict(zip(("x", "t", "text"), ways.given))
 
     def intervenable(changes: dict[str, Tensor]):
-        config = [{"component": f"{name}.output", "intervention": lambda base, source=None, new=new: new}
-                  for name, new in changes.items()]  # fmt: skip
+        config = [
+            {"component": f"{name}.output", "intervention": lambda base, source=None, new=new: new}
+            for name, new in changes.items()
+        ]
         return pyvene.IntervenableModel(config, model=apart(ways.model))
 
     for name, changes in (("pyvene, idle", {}), ("pyvene, one site", replaced)):
@@ -131,13 +137,17 @@ class TextSwap:
         self.inner = inner
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, **others):
-        return self.inner(attn, hidden_states, encoder_hidden_states=encoder_hidden_states[[1, 1]], **others)
+        return self.inner(
+            attn, hidden_states, encoder_hidden_states=encoder_hidden_states[[1, 1]], **others
+        )
 
 
 class JointSwap(TextSwap):
     """The same in a joint attention, whose text has queries too: there the whole of it is written anew."""
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **others):
+    def __call__(
+        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **others
+    ):
         split = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # noqa: E731
         text, image = encoder_hidden_states, hidden_states
         q = torch.cat([split(attn.to_q(image)), split(attn.add_q_proj(text))], dim=2)
@@ -162,13 +172,20 @@ def ways_of(name: str, options) -> tuple[Ways, int]:
         pipeline = textpatch.load(name, device=options.device, dtype=options.dtype)
         prompts = [f'a red sign that says "{word}" on a blue wall' for word in ("HOUSE", "TIGER")]
         model = pipeline.denoiser
-        given = pipeline.noise([0, 1]), torch.tensor(500.0, device=options.device), pipeline.encode(prompts)
+        given = (
+            pipeline.noise([0, 1]),
+            torch.tensor(500.0, device=options.device),
+            pipeline.encode(prompts),
+        )
     sites = find_sites(model)
     site = sites[len(sites) // 2]
     ways = Ways(model, given, [tap.module for each in sites for tap in each.taps])
     ways.hooks()
     replaced = swaps(ways, site)
-    others = {"nnsight": lambda: nnsight_ways(ways, replaced), "pyvene": lambda: pyvene_ways(ways, replaced)}
+    others = {
+        "nnsight": lambda: nnsight_ways(ways, replaced),
+        "pyvene": lambda: pyvene_ways(ways, replaced),
+    }
     if name in MODELS:
         others["diffusers"] = lambda: diffusers_ways(ways, name, site)
     for library, add in others.items():
@@ -214,16 +231,25 @@ def lines(taken: dict[str, list[float]], sites: int) -> Iterator[dict]:
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=40)
     known = ["empty", "tiny-mmdit", "planted-mmdit", *MODELS]
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(known)} (the first two)")
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help=f"of {', '.join(known)} (the first two)"
+    )
     options = parsed(parser, argv)
     if unknown := sorted(set(options.models) - set(known)):
         parser.error(f"no model {unknown[0]!r}; known: {', '.join(known)}")
-    table = Table(COLUMNS, environment(options.device, "diffusers", "nnsight", "pyvene"), options.csv, options.append)
+    table = Table(
+        COLUMNS,
+        environment(options.device, "diffusers", "nnsight", "pyvene"),
+        options.csv,
+        options.append,
+    )
     with torch.no_grad():
         for name in options.models or known[:2]:
             ways, sites = ways_of(name, options)
             with ways.blocks:
-                taken = in_turns(ways.made, rounds=options.rounds, device=options.device, least=0.001)
+                taken = in_turns(
+                    ways.made, rounds=options.rounds, device=options.device, least=0.001
+                )
             for line in lines(taken, sites):
                 table.add(model=name, sites=sites, **line)
 

@@ -6,9 +6,9 @@ Speed does not depend on what the weights are, and the published ones cannot tra
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from typing import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,27 +41,40 @@ def _published(name: str, side: int, tokens: int) -> Model:
 
 def _sdxl(widths: tuple[int, int, int], heads: tuple[int, int, int], text: int) -> SDXLConfig:
     return SDXLConfig(
-        block_out_channels=widths, attention_head_dim=heads, layers_per_block=1, cross_attention_dim=text,
-        transformer_layers_per_block=(1, 1, 2), addition_time_embed_dim=32,
+        block_out_channels=widths,
+        attention_head_dim=heads,
+        layers_per_block=1,
+        cross_attention_dim=text,
+        transformer_layers_per_block=(1, 1, 2),
+        addition_time_embed_dim=32,
         projection_class_embeddings_input_dim=6 * 32 + text // 2,
-    )  # fmt: skip
+    )
 
 
 def _if(widths: tuple[int, ...], head: int, text: int) -> IFConfig:
     inner = len(widths) - 1
     return IFConfig(
-        block_out_channels=widths, attention_head_dim=head, layers_per_block=1, cross_attention_dim=widths[-1],
-        encoder_hid_dim=text, addition_embed_type_num_heads=4,
+        block_out_channels=widths,
+        attention_head_dim=head,
+        layers_per_block=1,
+        cross_attention_dim=widths[-1],
+        encoder_hid_dim=text,
+        addition_embed_type_num_heads=4,
         down_block_types=("ResnetDownsampleBlock2D",) + ("SimpleCrossAttnDownBlock2D",) * inner,
         up_block_types=("SimpleCrossAttnUpBlock2D",) * inner + ("ResnetUpsampleBlock2D",),
-    )  # fmt: skip
+    )
 
 
 def _mmdit(blocks: int, heads: int, head: int, text: int) -> MMDiTConfig:
     return MMDiTConfig(
-        num_layers=blocks, num_attention_heads=heads, attention_head_dim=head, joint_attention_dim=text,
-        pooled_projection_dim=text, caption_projection_dim=heads * head, pos_embed_max_size=96,
-    )  # fmt: skip
+        num_layers=blocks,
+        num_attention_heads=heads,
+        attention_head_dim=head,
+        joint_attention_dim=text,
+        pooled_projection_dim=text,
+        caption_projection_dim=heads * head,
+        pos_embed_max_size=96,
+    )
 
 
 MODELS = {
@@ -78,25 +91,41 @@ MODELS = {
     "if-small": Model(DeepFloydIF, _if((32, 64), 16, 32), 8, 7),
     "mmdit-small": Model(MMDiT, _mmdit(3, 2, 16, 32), 8, 7),
 }
-STEPS_AND_GUIDANCE = {SDXL: (50, 5.0), DeepFloydIF: (50, 7.0), MMDiT: (28, 7.0)}  # of the paper's runs
+STEPS_AND_GUIDANCE = {
+    SDXL: (50, 5.0),
+    DeepFloydIF: (50, 7.0),
+    MMDiT: (28, 7.0),
+}  # of the paper's runs
 VAES = {
     SDXL: VAEConfig(),
-    MMDiT: VAEConfig(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609,
-                     use_quant_conv=False, use_post_quant_conv=False),
-}  # fmt: skip
+    MMDiT: VAEConfig(
+        latent_channels=16,
+        scaling_factor=1.5305,
+        shift_factor=0.0609,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ),
+}
 SMALL_VAE = dict(block_out_channels=(32, 32, 64, 64), layers_per_block=1)
 SCHEDULES = {SDXL: Euler(), DeepFloydIF: DDPM(), MMDiT: FlowMatchEuler()}
 MICRO = (1024, 1024, 0, 0, 1024, 1024)
 # what diffusers' UNet2DConditionModel must be told beside the sizes to be SDXL's or IF's
 FLAGS = {
     SDXL: dict(addition_embed_type="text_time", use_linear_projection=True),
-    DeepFloydIF: dict(addition_embed_type="text", cross_attention_norm="group_norm", act_fn="gelu",
-                      mid_block_type="UNetMidBlock2DSimpleCrossAttn", resnet_time_scale_shift="scale_shift"),
+    DeepFloydIF: dict(
+        addition_embed_type="text",
+        cross_attention_norm="group_norm",
+        act_fn="gelu",
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        resnet_time_scale_shift="scale_shift",
+    ),
     MMDiT: {},
-}  # fmt: skip
+}
 
 
-def randomized(make: type[nn.Module], config, device: torch.device, dtype: torch.dtype, seed: int = 0) -> nn.Module:
+def randomized(
+    make: type[nn.Module], config, device: torch.device, dtype: torch.dtype, seed: int = 0
+) -> nn.Module:
     """A module whose every tensor is drawn on the device, and never was anywhere else; none is zero."""
     with torch.device("meta"):
         module = make(config)
@@ -116,7 +145,11 @@ def denoiser(name: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
 
 def inputs(name: str, model: nn.Module, rows: int) -> tuple[Tensor, Tensor, TextCondition]:
     """x, t and text of one call; every row has a text of its own."""
-    size, device, dtype = MODELS[name], next(model.parameters()).device, next(model.parameters()).dtype
+    size, device, dtype = (
+        MODELS[name],
+        next(model.parameters()).device,
+        next(model.parameters()).dtype,
+    )
     generator = torch.Generator(device).manual_seed(1)
     shape = rows, size.config.in_channels, size.side, size.side
     x = torch.randn(shape, generator=generator, device=device, dtype=dtype)
@@ -168,7 +201,9 @@ def apart(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def slots_of(swaps: list[Swap], rows: Sequence[Row], model: nn.Module, text: TextCondition) -> list[Tensor | None]:
+def slots_of(
+    swaps: list[Swap], rows: Sequence[Row], model: nn.Module, text: TextCondition
+) -> list[Tensor | None]:
     """What `slots=` of one call takes, on the model's device."""
     found = Plan(swaps).slots(0, rows, find_sites(model), tokens=text.tokens.shape[1])
     return [entry if entry is None else entry.to(text.tokens.device) for entry in found]

@@ -22,9 +22,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from measure import Table, arguments, environment, parsed
 
 import textpatch
+from measure import Table, arguments, environment, parsed
 from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError
 from textpatch.localization.modes import FIRST, MODES
@@ -33,16 +33,39 @@ from textpatch.runs.folder import Run
 from textpatch.weights import shipped_models
 from textpatch.weights.signs.pairs import sign_pairs
 
-COLUMNS = ["model", "steps", "guidance", "scene", "mode", "sets", "pairs", "same_set", "recall", "best_kept", "measured", "generations",
-           "fewer", "fewer_than_exhaustive", "bound", "seconds", "found"]  # fmt: skip
+COLUMNS = [
+    "model",
+    "steps",
+    "guidance",
+    "scene",
+    "mode",
+    "sets",
+    "pairs",
+    "same_set",
+    "recall",
+    "best_kept",
+    "measured",
+    "generations",
+    "fewer",
+    "fewer_than_exhaustive",
+    "bound",
+    "seconds",
+    "found",
+]
 
 
-def searches(pipeline, mode: str, sets: list[list], screening: dict, runs: Path | None, **options) -> tuple[list[dict], float]:
+def searches(
+    pipeline, mode: str, sets: list[list], screening: dict, runs: Path | None, **options
+) -> tuple[list[dict], float]:
     """The result of a mode on each set of pairs, and the seconds of all; screening: options of the modes that screen."""
     began, results = time.perf_counter(), []
     options |= dict(mode=mode) | ({} if mode == "exhaustive" else screening)
     for pairs in sets:
-        asked = {"model": pipeline.name, "pairs": pairs, **{name: x for name, x in options.items() if name != "ocr"}}
+        asked = {
+            "model": pipeline.name,
+            "pairs": pairs,
+            **{name: x for name, x in options.items() if name != "ocr"},
+        }
         name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
         run = None if runs is None else Run.open(runs / name, {"request": asked})
         results.append(textpatch.localize(pipeline, pairs, run=run, **options).result)
@@ -51,7 +74,9 @@ def searches(pipeline, mode: str, sets: list[list], screening: dict, runs: Path 
 
 def disjoint(sets: int, pairs: int, same_scene: bool) -> list[list]:
     """Sets of test pairs, no pair of prompts in two of them."""
-    made = [sign_pairs(pairs, split="test", seed=seed, same_scene=same_scene) for seed in range(sets)]
+    made = [
+        sign_pairs(pairs, split="test", seed=seed, same_scene=same_scene) for seed in range(sets)
+    ]
     if len({pair for some in made for pair in some}) < sets * pairs:
         raise PatchError(f"{sets} sets of {pairs} pairs repeat a pair; ask for fewer")
     return made
@@ -59,19 +84,35 @@ def disjoint(sets: int, pairs: int, same_scene: bool) -> list[list]:
 
 def compared(results: list[dict], truth: list[dict], static: bool) -> dict:
     """A mode's columns, against the exhaustive results on the same pairs; static: the model's text is."""
-    both = [(set(found["set"]["sites"]), set(wanted["set"]["sites"])) for found, wanted in zip(results, truth)]
-    measured = [[site["site"] for site in r["sites"] if site["status"]["state"] == "measured"] for r in results]
-    made, all_made = (sum(result["generations"]["made"] for result in some) for some in (results, truth))
-    one_by_one, pairs = (sum(some) for some in zip(*((r["generations"]["one_by_one"], r["pairs"]) for r in results)))
+    both = [
+        (set(found["set"]["sites"]), set(wanted["set"]["sites"]))
+        for found, wanted in zip(results, truth)
+    ]
+    measured = [
+        [site["site"] for site in r["sites"] if site["status"]["state"] == "measured"]
+        for r in results
+    ]
+    made, all_made = (
+        sum(result["generations"]["made"] for result in some) for some in (results, truth)
+    )
+    one_by_one, pairs = (
+        sum(some) for some in zip(*((r["generations"]["one_by_one"], r["pairs"]) for r in results))
+    )
     return dict(
-        steps=results[0]["steps"], guidance=results[0]["guidance"],
+        steps=results[0]["steps"],
+        guidance=results[0]["guidance"],
         same_set=f"{sum(found == wanted for found, wanted in both)} of {len(both)}",
-        recall=float(np.mean([len(found & wanted) / len(wanted) if wanted else 1 for found, wanted in both])),
+        recall=float(
+            np.mean([len(found & wanted) / len(wanted) if wanted else 1 for found, wanted in both])
+        ),
         best_kept=f"{sum(wanted['ranked'][0] in sites for wanted, sites in zip(truth, measured))} of {len(both)}",
-        measured=float(np.mean([len(sites) for sites in measured])), generations=made, fewer=one_by_one / made,
-        fewer_than_exhaustive=all_made / made, bound=one_by_one / pairs / (1 if static else 2),
+        measured=float(np.mean([len(sites) for sites in measured])),
+        generations=made,
+        fewer=one_by_one / made,
+        fewer_than_exhaustive=all_made / made,
+        bound=one_by_one / pairs / (1 if static else 2),
         found="; ".join(" ".join(map(str, sorted(found))) or "none" for found, _ in both),
-    )  # fmt: skip
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -79,13 +120,26 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="shipped models (all)")
     parser.add_argument("--sets", type=int, default=5, help="disjoint sets of test pairs (5)")
     parser.add_argument("--pairs", type=int, default=48, help="pairs in each (48)")
-    parser.add_argument("--first", type=int, default=FIRST, help=f"pairs that a screening begins with ({FIRST})")
-    parser.add_argument("--keep", type=int, help="sites that a screening keeps (those that it cannot leave out)")
-    parser.add_argument("--scenes", nargs="+", choices=["same", "other"], default=["same", "other"],
-                        help="whether the target differs in its word alone (both)")  # fmt: skip
+    parser.add_argument(
+        "--first", type=int, default=FIRST, help=f"pairs that a screening begins with ({FIRST})"
+    )
+    parser.add_argument(
+        "--keep", type=int, help="sites that a screening keeps (those that it cannot leave out)"
+    )
+    parser.add_argument(
+        "--scenes",
+        nargs="+",
+        choices=["same", "other"],
+        default=["same", "other"],
+        help="whether the target differs in its word alone (both)",
+    )
     parser.add_argument("--steps", type=int, help="denoising steps (the model's own)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance (the model's own)")
-    parser.add_argument("--runs", type=Path, help="folder that keeps what is made, for the same command to go on from")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        help="folder that keeps what is made, for the same command to go on from",
+    )
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device), options.csv, options.append)
     ocr = Tesseract()
@@ -94,13 +148,32 @@ def main(argv: list[str] | None = None) -> None:
         for scene in options.scenes:
             sets, truth = disjoint(options.sets, options.pairs, scene == "same"), None
             for mode in MODES:
-                results, seconds = searches(pipeline, mode, sets, {"first": options.first, "keep": options.keep}, options.runs,
-                                            steps=options.steps, guidance=options.guidance, ocr=ocr)  # fmt: skip
+                results, seconds = searches(
+                    pipeline,
+                    mode,
+                    sets,
+                    {"first": options.first, "keep": options.keep},
+                    options.runs,
+                    steps=options.steps,
+                    guidance=options.guidance,
+                    ocr=ocr,
+                )
                 truth = truth or results
                 static = prompt_settles_text(pipeline.denoiser)
-                said = mode if mode == "exhaustive" or options.keep is None else f"{mode}, keep {options.keep}"
-                table.add(model=name, scene=scene, mode=said, sets=len(sets), pairs=options.pairs,
-                          **compared(results, truth, static), seconds=seconds)  # fmt: skip
+                said = (
+                    mode
+                    if mode == "exhaustive" or options.keep is None
+                    else f"{mode}, keep {options.keep}"
+                )
+                table.add(
+                    model=name,
+                    scene=scene,
+                    mode=said,
+                    sets=len(sets),
+                    pairs=options.pairs,
+                    **compared(results, truth, static),
+                    seconds=seconds,
+                )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,15 @@ from textpatch.weights.signs.pairs import sign_pairs
 from textpatch.weights.signs.words import TEST
 
 RESULTS = Path(__file__).parent / "results"
-SAMPLING = [(4, 1.0), (8, 1.0), (16, 1.0), (8, 2.0), (8, 3.0), (8, 4.0), (8, 5.0)]  # steps, guidance
+SAMPLING = [
+    (4, 1.0),
+    (8, 1.0),
+    (16, 1.0),
+    (8, 2.0),
+    (8, 3.0),
+    (8, 4.0),
+    (8, 5.0),
+]  # steps, guidance
 PAIRS = 48
 SCORES = ("exact_target", "exact_source", "f1_target", "f1_source", "ssim", "psnr")
 
@@ -28,7 +36,9 @@ def reading(pipeline, ocr) -> list[dict]:
     """Exact match on all test words: clean drawings, then the model at each setting."""
     fmt = SignFormat()
     signs = evaluation.held_out_signs(len(TEST), fmt)
-    rows = [_accuracy("clean drawings", None, None, evaluation.clean_pictures(signs, fmt), signs, ocr)]
+    rows = [
+        _accuracy("clean drawings", None, None, evaluation.clean_pictures(signs, fmt), signs, ocr)
+    ]
     for steps, guidance in SAMPLING:
         made = evaluation.generated_pictures(pipeline, signs, steps=steps, guidance=guidance)
         rows.append(_accuracy(pipeline.name, steps, guidance, made, signs, ocr))
@@ -39,7 +49,13 @@ def _accuracy(name, steps, guidance, pictures, signs, ocr) -> dict:
     right = evaluation.reading_accuracy(pictures, signs, SignFormat(), ocr)
     low, high = metrics.wilson(right.mean(), len(right))
     return dict(
-        pictures=name, steps=steps, guidance=guidance, exact=right.mean(), low=low, high=high, n=len(signs)
+        pictures=name,
+        steps=steps,
+        guidance=guidance,
+        exact=right.mean(),
+        low=low,
+        high=high,
+        n=len(signs),
     )
 
 
@@ -74,10 +90,13 @@ def _flat(scores: dict) -> dict:
 
 def picture(pipeline, ocr, *, same_scene: bool) -> None:
     """The first four pairs as a contact sheet, for the README."""
-    found = textpatch.localize(pipeline, sign_pairs(4, split="test", same_scene=same_scene), ocr=ocr)
+    found = textpatch.localize(
+        pipeline, sign_pairs(4, split="test", same_scene=same_scene), ocr=ocr
+    )
     names = list(found.records[0]["pictures"])
     cells = [
-        [(cell["image"], cell["read"]) for cell in record["pictures"].values()] for record in found.records
+        [(cell["image"], cell["read"]) for cell in record["pictures"].values()]
+        for record in found.records
     ]
     words = [(pair["word"], pair["target_word"]) for pair in found.result["pairs_list"]]
     best = 2 + [site["site"] for site in found.result["sites"]].index(found.result["ranked"][0])
@@ -92,8 +111,13 @@ def picture(pipeline, ocr, *, same_scene: bool) -> None:
 def write(name: str, rows: list[dict]) -> None:
     print(f"\n{name}")
     for row in rows:
-        print("  ".join(f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
-                        for key, value in row.items() if not key.endswith(("_low", "_high"))))  # fmt: skip
+        print(
+            "  ".join(
+                f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in row.items()
+                if not key.endswith(("_low", "_high"))
+            )
+        )
     with (RESULTS / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()

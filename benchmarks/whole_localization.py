@@ -13,15 +13,25 @@ fewer steps.
 from __future__ import annotations
 
 import hashlib
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
-from localization_cost import COLUMNS, SOURCE, TARGET, Job
-from measure import Table, Unequal, arguments, environment, in_turns, megabytes, parsed, timed, with_peak
 from PIL import Image
-from random_models import MODELS, pipeline
 
 import textpatch
+from localization_cost import COLUMNS, SOURCE, TARGET, Job
+from measure import (
+    Table,
+    Unequal,
+    arguments,
+    environment,
+    in_turns,
+    megabytes,
+    parsed,
+    timed,
+    with_peak,
+)
+from random_models import MODELS, pipeline
 
 WAY = "localize, pictures made, no OCR"
 
@@ -58,27 +68,40 @@ def measure_model(table: Table, name: str, options) -> None:
 
     def run() -> None:
         kept["localization"], kept["peak"] = with_peak(
-            lambda: textpatch.localize(made, [(SOURCE, TARGET)], steps=steps, ocr=Digest(),
-                                       micro_batch=options.micro_batch), options.device,
-        )  # fmt: skip
+            lambda: textpatch.localize(
+                made, [(SOURCE, TARGET)], steps=steps, ocr=Digest(), micro_batch=options.micro_batch
+            ),
+            options.device,
+        )
 
     taken = in_turns({WAY: run}, rounds=1, device=options.device)
     require_every_swap_shows(kept["localization"])
     times = timed(taken, WAY, WAY)
     table.add(
-        model=name, sites=len(job.sites), steps=steps, guidance=job.guidance, way=WAY,
-        generations=kept["localization"].result["generations"]["made"], calls=len(job.batches()) * steps,
-        rows_per_call=2 * max(map(len, job.batches())), cache_bytes=0, peak_mb=megabytes(kept["peak"]),
+        model=name,
+        sites=len(job.sites),
+        steps=steps,
+        guidance=job.guidance,
+        way=WAY,
+        generations=kept["localization"].result["generations"]["made"],
+        calls=len(job.batches()) * steps,
+        rows_per_call=2 * max(map(len, job.batches())),
+        cache_bytes=0,
+        peak_mb=megabytes(kept["peak"]),
         **{column: times[column] for column in ("median_ms", "low_ms", "high_ms")},
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=1)
-    parser.add_argument("models", nargs="+", choices=MODELS, metavar="MODEL", help=f"of {', '.join(MODELS)}")
+    parser.add_argument(
+        "models", nargs="+", choices=MODELS, metavar="MODEL", help=f"of {', '.join(MODELS)}"
+    )
     parser.add_argument("--steps", type=int, help="denoising steps (the paper's 28 or 50)")
-    parser.add_argument("--micro-batch", type=int, default=64, help="batch rows of one forward at most (64)")
+    parser.add_argument(
+        "--micro-batch", type=int, default=64, help="batch rows of one forward at most (64)"
+    )
     options = parsed(parser, argv)
     if options.rounds != 1:
         parser.error(f"--rounds {options.rounds}; the localisation runs once")

@@ -17,7 +17,12 @@ from torch import Tensor, nn
 
 from textpatch.attention import segment_attention
 from textpatch.errors import PatchError
-from textpatch.reference_models.layers import TextCondition, TwoLayer, site_reads, timestep_sinusoids
+from textpatch.reference_models.layers import (
+    TextCondition,
+    TwoLayer,
+    site_reads,
+    timestep_sinusoids,
+)
 from textpatch.sites import Site, make_site
 
 CROSS_GROUPS = 32  # of every `norm_cross`; norm_num_groups is for the norms of pixels
@@ -45,14 +50,18 @@ class IFConfig:
     out_channels: int = 6  # the noise, and what sets its variance
     block_out_channels: tuple[int, ...] = (704, 1408, 2112, 2816)
     layers_per_block: int | tuple[int, ...] = 3  # on the way down; there is one more on the way up
-    down_block_types: tuple[str, ...] = ("ResnetDownsampleBlock2D",) + ("SimpleCrossAttnDownBlock2D",) * 3
+    down_block_types: tuple[str, ...] = ("ResnetDownsampleBlock2D",) + (
+        "SimpleCrossAttnDownBlock2D",
+    ) * 3
     up_block_types: tuple[str, ...] = ("SimpleCrossAttnUpBlock2D",) * 3 + ("ResnetUpsampleBlock2D",)
     attention_head_dim: int = 64
     cross_attention_dim: int = 2816  # width of the text tokens that the sites read
     encoder_hid_dim: int = 4096  # width of the text encoder's tokens
     addition_embed_type_num_heads: int = 64  # heads of the attention that pools them
     norm_num_groups: int = 32
-    class_embed_type: str | None = None  # "timestep" in stage II, which reads `low` and its noise `level`
+    class_embed_type: str | None = (
+        None  # "timestep" in stage II, which reads `low` and its noise `level`
+    )
     only_cross_attention: bool = False  # True in stage II: pixels read the text and not each other
     resnet_skip_time_act: bool = False
     resnet_out_scale_factor: float = 1.0
@@ -65,28 +74,48 @@ class IFConfig:
             value = getattr(self, field)
             for found in value if isinstance(value, (tuple, list)) else [value]:
                 if found not in known:
-                    raise PatchError(f"{field} has {found!r}; DeepFloyd IF has {known[0]!r} and {known[1]!r}")
+                    raise PatchError(
+                        f"{field} has {found!r}; DeepFloyd IF has {known[0]!r} and {known[1]!r}"
+                    )
         depths = len(self.block_out_channels)
         for field in ("down_block_types", "up_block_types", "layers"):
             if len(getattr(self, field)) != depths:
-                raise PatchError(f"{len(getattr(self, field))} {field} for {depths} block_out_channels")
+                raise PatchError(
+                    f"{len(getattr(self, field))} {field} for {depths} block_out_channels"
+                )
         if min(self.layers) < 1:
-            raise PatchError(f"layers_per_block is {self.layers_per_block}; each depth needs at least one")
+            raise PatchError(
+                f"layers_per_block is {self.layers_per_block}; each depth needs at least one"
+            )
         self._require_divisible()
 
     def _require_divisible(self):
         widths = self.block_out_channels
         types = zip(widths, self.down_block_types, reversed(self.up_block_types))
-        with_sites = [w for w, *both in types if any(map(has_sites, both))] + [widths[-1]]  # the middle's
+        with_sites = [w for w, *both in types if any(map(has_sites, both))] + [
+            widths[-1]
+        ]  # the middle's
         rules = [
             *(("block_out_channels", w, "norm_num_groups", self.norm_num_groups) for w in widths),
-            *(("block_out_channels", w, "attention_head_dim", self.attention_head_dim) for w in with_sites),
+            *(
+                ("block_out_channels", w, "attention_head_dim", self.attention_head_dim)
+                for w in with_sites
+            ),
             ("block_out_channels", widths[0], "cosines and sines of the time", 2),
             ("cross_attention_dim", self.cross_attention_dim, "groups of norm_cross", CROSS_GROUPS),
-            ("encoder_hid_dim", self.encoder_hid_dim, "addition_embed_type_num_heads",
-             self.addition_embed_type_num_heads),
-            ("in_channels", self.in_channels, "pictures, x and low", 2 if self.class_embed_type else 1),
-        ]  # fmt: skip
+            (
+                "encoder_hid_dim",
+                self.encoder_hid_dim,
+                "addition_embed_type_num_heads",
+                self.addition_embed_type_num_heads,
+            ),
+            (
+                "in_channels",
+                self.in_channels,
+                "pictures, x and low",
+                2 if self.class_embed_type else 1,
+            ),
+        ]
         for field, value, what, divisor in rules:
             if value % divisor:
                 raise PatchError(f"{field} has {value}, which is no multiple of {divisor} ({what})")
@@ -95,7 +124,9 @@ class IFConfig:
     def layers(self) -> tuple[int, ...]:
         """layers_per_block of each depth."""
         layers = self.layers_per_block
-        return (layers,) * len(self.block_out_channels) if isinstance(layers, int) else tuple(layers)
+        return (
+            (layers,) * len(self.block_out_channels) if isinstance(layers, int) else tuple(layers)
+        )
 
     @property
     def latent_channels(self) -> int:
@@ -126,7 +157,9 @@ class AttentionPool(nn.Module):
         tokens = torch.cat([mean, tokens], dim=1)  # (R, 1 + T, C)
         q, k = self.split(self.q_proj(mean)), self.split(self.k_proj(tokens))
         v = self.split(self.v_proj(tokens))
-        scale = q.shape[-1] ** -0.25  # on either side, and softmax in float32 in every run, as published
+        scale = (
+            q.shape[-1] ** -0.25
+        )  # on either side, and softmax in float32 in every run, as published
         weights = ((q * scale) @ (k * scale).mT).float().softmax(-1).to(v.dtype)  # (R, H, 1, 1 + T)
         return rearrange(weights @ v, "r h 1 d -> r (h d)")
 
@@ -152,7 +185,9 @@ class ResNet(nn.Module):
     (shortcut(resample(x)) + conv2(gelu(norm2(h) (1 + a) + b))) / out_scale
     """
 
-    def __init__(self, config: IFConfig, width_in: int, width: int, *, resample=None, out_scale=None):
+    def __init__(
+        self, config: IFConfig, width_in: int, width: int, *, resample=None, out_scale=None
+    ):
         super().__init__()
         self.out_scale = out_scale or config.resnet_out_scale_factor
         self.resample = resample or nn.Identity()
@@ -240,7 +275,9 @@ class DownBlock(Layers):
     def __init__(self, config: IFConfig, depth: int):
         widths, layers = config.block_out_channels, config.layers[depth]
         width, above = widths[depth], widths[max(depth - 1, 0)]
-        super().__init__(config, config.down_block_types[depth], [above] + [width] * (layers - 1), width)
+        super().__init__(
+            config, config.down_block_types[depth], [above] + [width] * (layers - 1), width
+        )
         self.downsamplers = nn.ModuleList()
         if depth < len(widths) - 1:
             self.downsamplers.append(ResNet(config, width, width, resample=nn.AvgPool2d(2)))
@@ -259,7 +296,9 @@ class MidBlock(nn.Module):
     def __init__(self, config: IFConfig):
         super().__init__()
         width, scale = config.block_out_channels[-1], config.mid_block_scale_factor
-        self.resnets = nn.ModuleList(ResNet(config, width, width, out_scale=scale) for _ in range(2))
+        self.resnets = nn.ModuleList(
+            ResNet(config, width, width, out_scale=scale) for _ in range(2)
+        )
         self.attentions = nn.ModuleList([AddedAttention(config, width)])
 
     def forward(self, x: Tensor, c: Tensor, reads: dict[str, tuple]) -> Tensor:
@@ -273,12 +312,18 @@ class UpBlock(Layers):
 
     def __init__(self, config: IFConfig, depth: int):
         widths, layers = config.block_out_channels, config.layers[depth]
-        above, width, below = widths[max(depth - 1, 0)], widths[depth], widths[min(depth + 1, len(widths) - 1)]
+        above, width, below = (
+            widths[max(depth - 1, 0)],
+            widths[depth],
+            widths[min(depth + 1, len(widths) - 1)],
+        )
         widths_in = [a + b for a, b in zip([below] + [width] * layers, [width] * layers + [above])]
         super().__init__(config, config.up_block_types[-1 - depth], widths_in, width)
         self.upsamplers = nn.ModuleList()
         if depth > 0:
-            self.upsamplers.append(ResNet(config, width, width, resample=nn.Upsample(scale_factor=2)))
+            self.upsamplers.append(
+                ResNet(config, width, width, resample=nn.Upsample(scale_factor=2))
+            )
 
     def forward(self, x: Tensor, kept: list[Tensor], c: Tensor, reads: dict[str, tuple]) -> Tensor:
         for j in range(len(self.resnets)):
@@ -305,7 +350,11 @@ class DeepFloydIF(nn.Module):
     def __init__(self, config: IFConfig = IFConfig()):
         super().__init__()
         self.config = config
-        first, width, depths = config.block_out_channels[0], config.embedding_width, range(len(config.layers))
+        first, width, depths = (
+            config.block_out_channels[0],
+            config.embedding_width,
+            range(len(config.layers)),
+        )
         self.time_embedding = TwoLayer(first, width, F.gelu)
         self.class_embedding = TwoLayer(first, width, F.gelu) if config.class_embed_type else None
         self.add_embedding = PooledText(config)
@@ -317,7 +366,9 @@ class DeepFloydIF(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, first)
         self.conv_out = nn.Conv2d(first, config.out_channels, 3, padding=1)
         # the blocks are registered in the order they run in, so this is the order of the sites
-        self.site_names = [name for name, part in self.named_modules() if isinstance(part, AddedAttention)]
+        self.site_names = [
+            name for name, part in self.named_modules() if isinstance(part, AddedAttention)
+        ]
         for name in self.site_names:
             self.get_submodule(name).site = name
 
@@ -337,7 +388,10 @@ class DeepFloydIF(nn.Module):
     def text_modules(self) -> list[str]:
         """The modules that `text_kv` calls."""
         parts = ("norm_cross", "add_k_proj", "add_v_proj")
-        return ["encoder_hid_proj", *(f"{name}.{part}" for name in self.site_names for part in parts)]
+        return [
+            "encoder_hid_proj",
+            *(f"{name}.{part}" for name in self.site_names for part in parts),
+        ]
 
     def text_kv(self, text: TextCondition) -> tuple[tuple[Tensor, Tensor], ...]:
         """The bank: keys and values of each site, each (R, H, T, D), to stand in place of text.tokens."""
@@ -345,11 +399,21 @@ class DeepFloydIF(nn.Module):
         tokens = self.encoder_hid_proj(text.tokens)
         return tuple(self.get_submodule(name).text_kv(tokens) for name in self.site_names)
 
-    def forward(self, x: Tensor, t: Tensor, text: TextCondition, *, slots=None, low: Tensor | None = None,
-                level: Tensor | None = None) -> Tensor:  # fmt: skip
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: TextCondition,
+        *,
+        slots=None,
+        low: Tensor | None = None,
+        level: Tensor | None = None,
+    ) -> Tensor:
         self._require(x, text, low, level)
         c = self._embed(x, t, text, level)  # (B, E)
-        tokens = text.tokens if isinstance(text.tokens, tuple) else self.encoder_hid_proj(text.tokens)
+        tokens = (
+            text.tokens if isinstance(text.tokens, tuple) else self.encoder_hid_proj(text.tokens)
+        )
         reads = site_reads(tokens, slots, self.site_names)
         kept = [self.conv_in(x if low is None else torch.cat([x, low], dim=1))]
         for block in self.down_blocks:
@@ -360,24 +424,36 @@ class DeepFloydIF(nn.Module):
             kept = kept[: -len(block.resnets)]  # a new list: a block that runs again joins the same
         return self.conv_out(F.gelu(self.conv_norm_out(x)))
 
-    def _require(self, x: Tensor, text: TextCondition, low: Tensor | None, level: Tensor | None) -> None:
+    def _require(
+        self, x: Tensor, text: TextCondition, low: Tensor | None, level: Tensor | None
+    ) -> None:
         if x.shape[1] != self.config.latent_channels:
-            raise PatchError(f"x has {x.shape[1]} channels; this model takes {self.config.latent_channels}")
+            raise PatchError(
+                f"x has {x.shape[1]} channels; this model takes {self.config.latent_channels}"
+            )
         if not isinstance(text.tokens, tuple):
             self._require_width(text.tokens)
         (height, width), multiple = x.shape[-2:], 2 ** (len(self.down_blocks) - 1)
         if height % multiple or width % multiple:
-            raise PatchError(f"picture of {height}x{width}; both sides must be multiples of {multiple}")
+            raise PatchError(
+                f"picture of {height}x{width}; both sides must be multiples of {multiple}"
+            )
         given = [name for name, value in (("low", low), ("level", level)) if value is not None]
         if given != (["low", "level"] if self.class_embedding else []):
             stage, found = "II" if self.class_embedding else "I", " and ".join(given) or "neither"
-            raise PatchError(f"stage II reads low and level, stage I neither; this stage {stage} got {found}")
+            raise PatchError(
+                f"stage II reads low and level, stage I neither; this stage {stage} got {found}"
+            )
         if low is not None and low.shape != x.shape:
-            raise PatchError(f"low is {tuple(low.shape)} and x {tuple(x.shape)}; resize low to the size of x")
+            raise PatchError(
+                f"low is {tuple(low.shape)} and x {tuple(x.shape)}; resize low to the size of x"
+            )
 
     def _require_width(self, tokens: Tensor) -> None:
         if tokens.shape[-1] != self.config.encoder_hid_dim:
-            raise PatchError(f"text.tokens are {tokens.shape[-1]} wide; this model reads {self.config.encoder_hid_dim}")
+            raise PatchError(
+                f"text.tokens are {tokens.shape[-1]} wide; this model reads {self.config.encoder_hid_dim}"
+            )
 
     def _embed(self, x: Tensor, t: Tensor, text: TextCondition, level: Tensor | None) -> Tensor:
         """(B, E): the time, in stage II the level of noise in `low`, and the pooled text."""
@@ -396,8 +472,12 @@ class DeepFloydIF(nn.Module):
 
     def _pooled(self, text: TextCondition, rows: int) -> Tensor:
         if text.pooled is None and isinstance(text.tokens, tuple):
-            raise PatchError("text.tokens is a bank, which cannot be pooled; pass pooled=model.pool(tokens)")
+            raise PatchError(
+                "text.tokens is a bank, which cannot be pooled; pass pooled=model.pool(tokens)"
+            )
         pooled = self.pool(text.tokens) if text.pooled is None else text.pooled
         if len(pooled) != rows:
-            raise PatchError(f"{len(pooled)} pooled vectors for {rows} rows of x; pass one for each")
+            raise PatchError(
+                f"{len(pooled)} pooled vectors for {rows} rows of x; pass one for each"
+            )
         return pooled

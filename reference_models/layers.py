@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,9 @@ class TextCondition:
     def _changed(self, change: Callable[[Tensor], Tensor]) -> TextCondition:
         pooled, micro = (None if x is None else change(x) for x in (self.pooled, self.micro))
         if isinstance(self.tokens, tuple):
-            return TextCondition(tuple((change(k), change(v)) for k, v in self.tokens), pooled, micro)
+            return TextCondition(
+                tuple((change(k), change(v)) for k, v in self.tokens), pooled, micro
+            )
         return TextCondition(change(self.tokens), pooled, micro)
 
 
@@ -63,7 +65,9 @@ def slots_per_site(slots, sites: int) -> list:
         raise PatchError(f"{len(slots)} slots entries for {sites} sites; give one per site or None")
     pairs = [entry if isinstance(entry, tuple) else (entry, entry) for entry in slots]
     for site, (k, v) in enumerate(pairs):
-        if k is not None and v is None:  # which segment_attention would take to mean the keys' table for both
+        if (
+            k is not None and v is None
+        ):  # which segment_attention would take to mean the keys' table for both
             raise PatchError(
                 f"slots of site {site} are a table for the keys and None for the values; give one table for both, or "
                 "a pair of tables (`attention.row_slots` makes that of rows that read themselves)"
@@ -80,7 +84,9 @@ def site_reads(tokens, slots, names: Sequence[str]) -> dict[str, tuple]:
     """
     bank = isinstance(tokens, tuple)
     if bank and len(tokens) != len(names):
-        raise PatchError(f"a bank of {len(tokens)} sites for a model of {len(names)}; make it with its own text_kv")
+        raise PatchError(
+            f"a bank of {len(tokens)} sites for a model of {len(names)}; make it with its own text_kv"
+        )
     texts = tokens if bank else [tokens] * len(names)
     return dict(zip(names, zip(texts, slots_per_site(slots, len(names)))))
 

@@ -17,7 +17,12 @@ from torch import Tensor, nn
 
 from textpatch.attention import segment_attention
 from textpatch.errors import PatchError
-from textpatch.reference_models.layers import TextCondition, TwoLayer, slots_per_site, timestep_sinusoids
+from textpatch.reference_models.layers import (
+    TextCondition,
+    TwoLayer,
+    slots_per_site,
+    timestep_sinusoids,
+)
 from textpatch.sites import Site, make_site
 
 
@@ -40,7 +45,9 @@ class MMDiTConfig:
     caption_projection_dim: int = 1536  # must be the width: the text stream starts there
     pos_embed_max_size: int = 192  # side, in patches, of the stored position table
     qk_norm: str | None = None  # "rms_norm" from SD3.5 on
-    dual_attention_layers: tuple[int, ...] = ()  # with image-only attention too; 0..12 in SD3.5-medium
+    dual_attention_layers: tuple[
+        int, ...
+    ] = ()  # with image-only attention too; 0..12 in SD3.5-medium
 
     def __post_init__(self):
         if self.caption_projection_dim != self.width:
@@ -79,9 +86,13 @@ class PatchEmbed(nn.Module):
         x = self.proj(x)  # (B, W, h, w)
         h, w = x.shape[-2:]
         if max(h, w) > self.side:
-            raise PatchError(f"picture of {h}x{w} patches; the position table holds {self.side}x{self.side}")
+            raise PatchError(
+                f"picture of {h}x{w} patches; the position table holds {self.side}x{self.side}"
+            )
         top, left = (self.side - h) // 2, (self.side - w) // 2
-        table = self.pos_embed.unflatten(1, (self.side, self.side))[:, top : top + h, left : left + w]
+        table = self.pos_embed.unflatten(1, (self.side, self.side))[
+            :, top : top + h, left : left + w
+        ]
         # contiguous, or the whole image stream keeps the convolution's layout: 3 % slower on a CPU
         return x.flatten(2).mT.contiguous() + table.flatten(1, 2).to(x.dtype)  # (B, N, W)
 
@@ -95,9 +106,9 @@ class TimeTextEmbed(nn.Module):
         self.text_embedder = TwoLayer(config.pooled_projection_dim, config.width)
 
     def forward(self, t: Tensor, pooled: Tensor) -> Tensor:
-        return self.timestep_embedder(timestep_sinusoids(t, 256).to(pooled.dtype)) + self.text_embedder(
-            pooled
-        )
+        return self.timestep_embedder(
+            timestep_sinusoids(t, 256).to(pooled.dtype)
+        ) + self.text_embedder(pooled)
 
 
 class AdaNorm(nn.Module):
@@ -162,7 +173,11 @@ class JointAttention(nn.Module):
         k_text = self.norm_added_k(self.split(self.add_k_proj(text)))
         v_image, v_text = self.split(self.to_v(image)), self.split(self.add_v_proj(text))
         image, text = segment_attention(
-            (q_image, q_text), (k_image, k_text), (v_image, v_text), slots_k=slots[0], slots_v=slots[1]
+            (q_image, q_text),
+            (k_image, k_text),
+            (v_image, v_text),
+            slots_k=slots[0],
+            slots_v=slots[1],
         )
         image = self.to_out[0](rearrange(image, "b h n d -> b n (h d)"))
         if self.to_add_out is None:
@@ -205,7 +220,9 @@ class Block(nn.Module):
         self.ff = FeedForward(config.width)
         self.ff_context = None if context_pre_only else FeedForward(config.width)
 
-    def forward(self, image: Tensor, text: Tensor, c: Tensor, slots) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, image: Tensor, text: Tensor, c: Tensor, slots
+    ) -> tuple[Tensor, Tensor | None]:
         shift, scale, gate, shift_ff, scale_ff, gate_ff, *dual = self.norm1(c)
         if self.ff_context is None:
             # the last block's two chunks come in the other order, as published: scale, then shift
@@ -225,7 +242,9 @@ class Block(nn.Module):
         if self.ff_context is None:
             return image, None
         text = text + text_gate * from_text
-        return image, text + text_gate_ff * self.ff_context(modulate(text, text_shift_ff, text_scale_ff))
+        return image, text + text_gate_ff * self.ff_context(
+            modulate(text, text_shift_ff, text_scale_ff)
+        )
 
 
 class MMDiT(nn.Module):
@@ -237,7 +256,9 @@ class MMDiT(nn.Module):
     positions do not reach, and for channels, widths and rows of x and text that do not fit.
     """
 
-    text_is_static = False  # the text stream changes with depth, so K and V differ between blocks and steps
+    text_is_static = (
+        False  # the text stream changes with depth, so K and V differ between blocks and steps
+    )
 
     def __init__(self, config: MMDiTConfig = MMDiTConfig()):
         super().__init__()
@@ -266,8 +287,13 @@ class MMDiT(nn.Module):
         p, height = self.config.patch_size, x.shape[-2]
         t = torch.as_tensor(t, device=x.device).expand(x.shape[0])
         c = self.time_text_embed(t, text.pooled)  # (B, W)
-        image, tokens = self.pos_embed(x), self.context_embedder(text.tokens)  # (B, N, W), (B, T, W)
-        for block, block_slots in zip(self.transformer_blocks, slots_per_site(slots, self.config.num_layers)):
+        image, tokens = (
+            self.pos_embed(x),
+            self.context_embedder(text.tokens),
+        )  # (B, N, W), (B, T, W)
+        for block, block_slots in zip(
+            self.transformer_blocks, slots_per_site(slots, self.config.num_layers)
+        ):
             image, tokens = block(image, tokens, c, block_slots)
         scale, shift = self.norm_out(c)  # this order, as published
         image = self.proj_out(modulate(image, shift, scale))  # (B, N, p * p * C)
@@ -278,7 +304,9 @@ class MMDiT(nn.Module):
         if height % p or width % p:
             raise PatchError(f"latents of {height}x{width} do not divide into patches of {p}x{p}")
         if text.pooled is None:
-            raise PatchError("text.pooled is None; an MMDiT reads a pooled vector for each row of x")
+            raise PatchError(
+                "text.pooled is None; an MMDiT reads a pooled vector for each row of x"
+            )
         for what, found, expected in [
             ("channels of x", x.shape[1], self.config.in_channels),
             ("width of text.tokens", text.tokens.shape[-1], self.config.joint_attention_dim),

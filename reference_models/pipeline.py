@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, State, as_guidance, branch_rows
 from textpatch.plan import CONDITIONAL, Row
 from textpatch.reference_models.layers import TextCondition
-
 
 # What each of the defaults below must be.
 WANTED = {
@@ -45,22 +44,33 @@ class Defaults:
     width: int
     steps: int
     guidance: float
-    text_box: tuple[int, int, int, int] | None = None  # left, top, right, bottom of the lettering, if fixed
+    text_box: tuple[int, int, int, int] | None = (
+        None  # left, top, right, bottom of the lettering, if fixed
+    )
     localized: tuple[int, ...] = ()  # sites measured to carry the word
     # SDXL's six: height and width of the original, top and left of the crop, height and width wanted
     micro: tuple[int, ...] | None = None
     level: int = 250  # timestep of the noise given to the small pictures of a stage II
 
     def __post_init__(self):
-        fits = {name: _is_whole(value) and value > 0 for name, value in vars(self).items() if name in ("height", "width", "steps")}
+        fits = {
+            name: _is_whole(value) and value > 0
+            for name, value in vars(self).items()
+            if name in ("height", "width", "steps")
+        }
         fits |= {name: _is_finite(getattr(self, name)) for name in ("guidance", "level")}
-        fits |= {"text_box": self.text_box is None or _are_whole(self.text_box, 4), "localized": _are_whole(self.localized),
-                 "micro": self.micro is None or _are_whole(self.micro, 6)}  # fmt: skip
+        fits |= {
+            "text_box": self.text_box is None or _are_whole(self.text_box, 4),
+            "localized": _are_whole(self.localized),
+            "micro": self.micro is None or _are_whole(self.micro, 6),
+        }
         for name in (name for name, fit in fits.items() if not fit):
             found = f"{name} is {getattr(self, name)!r} among what a model is run with"
             raise PatchError(f"{found}; give {WANTED[name]}")
 
-    def run(self, steps: int | None, guidance: float | Guidance | None) -> tuple[int, float | Guidance]:
+    def run(
+        self, steps: int | None, guidance: float | Guidance | None
+    ) -> tuple[int, float | Guidance]:
         """What was asked for, and in the place of None the model's own.
 
         Raises PatchError for steps that are no whole number, and for a guidance that `as_guidance` does not know.
@@ -73,9 +83,13 @@ class Defaults:
         return steps, guidance
 
 
-SEEDS = 2**32  # torch's generator on the CPU takes a seed modulo this, so that others would repeat these
+SEEDS = (
+    2**32
+)  # torch's generator on the CPU takes a seed modulo this, so that others would repeat these
 AT_ONCE = 16  # prompts that the encoders are given together to see if they can be read
-CPU_FLOAT32 = dict(dtype=torch.float32, device="cpu")  # said, or torch's defaults would decide what noise a seed is
+CPU_FLOAT32 = dict(
+    dtype=torch.float32, device="cpu"
+)  # said, or torch's defaults would decide what noise a seed is
 
 
 def pixels(latents: Tensor) -> list[Image.Image]:
@@ -84,9 +98,18 @@ def pixels(latents: Tensor) -> list[Image.Image]:
     Raises PatchError for numbers that are none, which would be black pictures.
     """
     if not latents.isfinite().all():
-        raise PatchError(f"{int((~latents.isfinite()).sum())} of {latents.numel()} numbers to make pictures of are not "
-                         f"finite, in {latents.dtype}; run in float32 or bfloat16, or with less guidance")  # fmt: skip
-    array = (latents.float().clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        raise PatchError(
+            f"{int((~latents.isfinite()).sum())} of {latents.numel()} numbers to make pictures of are not "
+            f"finite, in {latents.dtype}; run in float32 or bfloat16, or with less guidance"
+        )
+    array = (
+        (latents.float().clamp(-1, 1) * 127.5 + 127.5)
+        .round()
+        .byte()
+        .permute(0, 2, 3, 1)
+        .cpu()
+        .numpy()
+    )
     return [Image.fromarray(picture) for picture in array]
 
 
@@ -109,7 +132,11 @@ def _is_whole(value) -> bool:
 
 
 def _are_whole(values, count: int | None = None) -> bool:
-    return isinstance(values, (tuple, list)) and all(map(_is_whole, values)) and count in (None, len(values))
+    return (
+        isinstance(values, (tuple, list))
+        and all(map(_is_whole, values))
+        and count in (None, len(values))
+    )
 
 
 def _is_finite(value) -> bool:
@@ -120,8 +147,14 @@ def _parts(count: int, at_once: int) -> Iterator[slice]:
     """So many at once; the bar is there for the command line's many."""
     if not _is_whole(at_once) or at_once < 1:
         raise PatchError(f"micro_batch is {at_once}; make at least one picture at once")
-    starts = tqdm(range(0, count, at_once), desc="generate", unit="batch", disable=None if count > at_once else True,
-                  leave=False, dynamic_ncols=True)  # fmt: skip
+    starts = tqdm(
+        range(0, count, at_once),
+        desc="generate",
+        unit="batch",
+        disable=None if count > at_once else True,
+        leave=False,
+        dynamic_ncols=True,
+    )
     return (slice(start, start + at_once) for start in starts)
 
 
@@ -130,19 +163,25 @@ def _each(seeds, count: int) -> list[int]:
     if isinstance(seeds, Integral):
         return [seeds] * count
     if not isinstance(seeds, Iterable):
-        raise PatchError(f"seeds is {seeds!r}; give a whole number for all, or a list with one for each")
+        raise PatchError(
+            f"seeds is {seeds!r}; give a whole number for all, or a list with one for each"
+        )
     return list(seeds)
 
 
 def _require_one_each(pictures, prompts, seeds) -> None:
     if not 0 < len(pictures) == len(prompts) == len(seeds):
-        raise PatchError(f"{len(pictures)} pictures, {len(prompts)} prompts, {len(seeds)} seeds; give one each")
+        raise PatchError(
+            f"{len(pictures)} pictures, {len(prompts)} prompts, {len(seeds)} seeds; give one each"
+        )
 
 
 def _require_seeds(seeds: Sequence[int]) -> None:
     wrong = [seed for seed in seeds if not _is_whole(seed) or not 0 <= seed < SEEDS]
     if wrong:
-        raise PatchError(f"seed {wrong[0]!r} does not fit the noise generator; give a whole number of 0 to {SEEDS - 1}")
+        raise PatchError(
+            f"seed {wrong[0]!r} does not fit the noise generator; give a whole number of 0 to {SEEDS - 1}"
+        )
 
 
 class Pipeline(nn.Module):
@@ -152,7 +191,9 @@ class Pipeline(nn.Module):
     and steps; decoder(latents) -> pictures.  `name` says which weights these are.
     """
 
-    def __init__(self, encoders, denoiser, schedule, decoder: Callable, defaults: Defaults, name: str):
+    def __init__(
+        self, encoders, denoiser, schedule, decoder: Callable, defaults: Defaults, name: str
+    ):
         super().__init__()
         self.encoders, self.denoiser = encoders, denoiser
         self.schedule, self.decoder, self.defaults, self.name = schedule, decoder, defaults, name
@@ -172,13 +213,17 @@ class Pipeline(nn.Module):
         denoiser refuses what it cannot take when it runs (MMDiT: no whole patches, or more than its position table).
         """
         if not _is_whole(height) or not _is_whole(width) or min(height, width) < 1:
-            raise PatchError(f"latents of {height}x{width} asked for; give a height and a width of 1 or more")
+            raise PatchError(
+                f"latents of {height}x{width} asked for; give a height and a width of 1 or more"
+            )
         now, micro = self.defaults, self.defaults.micro
         if micro is not None:
             up, across = height / now.height, width / now.width
             micro = tuple(round(side * by) for side, by in zip(micro, (up, across) * 3))
         other = copy.copy(self)
-        other._modules = dict(self._modules)  # of its own, or what is put in its place were put in this one's, too
+        other._modules = dict(
+            self._modules
+        )  # of its own, or what is put in its place were put in this one's, too
         other.defaults = replace(now, height=height, width=width, micro=micro, text_box=None)
         return other
 
@@ -203,7 +248,9 @@ class Pipeline(nn.Module):
         self.schedule.timesteps(steps)
         _require_seeds(seeds)
         distinct = list(dict.fromkeys(prompts))
-        read = getattr(self.encoders, "check", self.encode)  # other people's encoders may have to encode to know
+        read = getattr(
+            self.encoders, "check", self.encode
+        )  # other people's encoders may have to encode to know
         for start in range(0, len(distinct), AT_ONCE):
             read(distinct[start : start + AT_ONCE])
 
@@ -217,7 +264,9 @@ class Pipeline(nn.Module):
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         shape = self.latent_channels, self.defaults.height, self.defaults.width
         while True:
-            rows = [torch.randn(shape, generator=generator, **CPU_FLOAT32) for generator in generators]
+            rows = [
+                torch.randn(shape, generator=generator, **CPU_FLOAT32) for generator in generators
+            ]
             yield torch.stack(rows).to(self.device, self.dtype)
 
     @property
@@ -231,8 +280,18 @@ class Pipeline(nn.Module):
         return next(self.noises(seeds))
 
     @torch.no_grad()
-    def denoise(self, x: Tensor, text: TextCondition, *, steps: int, guidance: float | Guidance, slots=None,
-                on_step=None, noises: Iterator[Tensor] | None = None, **beside: Tensor) -> Tensor:  # fmt: skip
+    def denoise(
+        self,
+        x: Tensor,
+        text: TextCondition,
+        *,
+        steps: int,
+        guidance: float | Guidance,
+        slots=None,
+        on_step=None,
+        noises: Iterator[Tensor] | None = None,
+        **beside: Tensor,
+    ) -> Tensor:
         """Run the loop from starting noise x (B, C, H, W) to clean latents.
 
         text     rows of all branches of the guidance, branch by branch, B in each: for classifier-free guidance the
@@ -244,8 +303,18 @@ class Pipeline(nn.Module):
         """
         guidance = as_guidance(guidance)
         x = self.enter(x, steps)
-        x, _ = self.advance(x, text, guidance.begin(x), only=range(steps), steps=steps, guidance=guidance, slots=slots,
-                            on_step=on_step, noises=noises, **beside)  # fmt: skip
+        x, _ = self.advance(
+            x,
+            text,
+            guidance.begin(x),
+            only=range(steps),
+            steps=steps,
+            guidance=guidance,
+            slots=slots,
+            on_step=on_step,
+            noises=noises,
+            **beside,
+        )
         if on_step:
             on_step(steps, x)
         return x
@@ -259,9 +328,20 @@ class Pipeline(nn.Module):
         return self.schedule.model_input(x, step, steps)
 
     @torch.no_grad()
-    def advance(self, x: Tensor, text: TextCondition, state: State, *, only: range, steps: int,
-                guidance: float | Guidance, slots=None, on_step=None, noises: Iterator[Tensor] | None = None,
-                **beside: Tensor) -> tuple[Tensor, State]:  # fmt: skip
+    def advance(
+        self,
+        x: Tensor,
+        text: TextCondition,
+        state: State,
+        *,
+        only: range,
+        steps: int,
+        guidance: float | Guidance,
+        slots=None,
+        on_step=None,
+        noises: Iterator[Tensor] | None = None,
+        **beside: Tensor,
+    ) -> tuple[Tensor, State]:
         """Some consecutive steps of the loop, from the latents x (B, C, H, W) entering the first of them.
 
         state  what the guidance remembers of these rows: its `begin(x)`, or what the steps before gave
@@ -274,13 +354,17 @@ class Pipeline(nn.Module):
             if on_step:
                 on_step(i, x)
             inputs = self.model_input(x, i, steps)
-            predictions = self._predict(inputs, times[i], text, guidance.branches, slots(i) if slots else None, beside)
+            predictions = self._predict(
+                inputs, times[i], text, guidance.branches, slots(i) if slots else None, beside
+            )
             output, state = _guided(predictions, guidance, i, state, channels=x.shape[1])
             noise = next(noises) if noises and self.schedule.stochastic and i < steps - 1 else None
             x = self.schedule.step(x, output, i, steps, noise)
         return x, state
 
-    def _predict(self, x, t, text, branches: tuple[str, ...], slots, beside: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _predict(
+        self, x, t, text, branches: tuple[str, ...], slots, beside: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Branch -> its prediction (B, C', H, W), all from one call."""
         repeated = {name: torch.cat([value] * len(branches)) for name, value in beside.items()}
         output = self.denoiser(torch.cat([x] * len(branches)), t, text, slots=slots, **repeated)
@@ -296,8 +380,9 @@ class Pipeline(nn.Module):
         """Whether this is a stage II, which draws small pictures larger."""
         return getattr(self.denoiser.config, "class_embed_type", None) is not None
 
-    def generate(self, prompts, *, seeds, steps=None, guidance=None, negative=None,
-                 micro_batch: int = 64) -> list[Image.Image]:  # fmt: skip
+    def generate(
+        self, prompts, *, seeds, steps=None, guidance=None, negative=None, micro_batch: int = 64
+    ) -> list[Image.Image]:
         """Plain generation: one picture per (prompt, seed) pair.
 
         prompts: a string or a sequence; seeds: an int for all, or one per prompt; the rest is the model's
@@ -313,22 +398,39 @@ class Pipeline(nn.Module):
                 f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed, or one per prompt"
             )
         if self.upscales:
-            raise PatchError(f"{self.name} draws small pictures larger; give it some: upscale(pictures, prompts, ...)")
+            raise PatchError(
+                f"{self.name} draws small pictures larger; give it some: upscale(pictures, prompts, ...)"
+            )
         pictures = []
         for part in _parts(len(prompts), micro_batch):
             noises = self.noises(seeds[part])
-            pictures += self.decode(self._run(next(noises), noises, prompts[part], steps, guidance, negative))
+            pictures += self.decode(
+                self._run(next(noises), noises, prompts[part], steps, guidance, negative)
+            )
         return pictures
 
-    def upscale(self, pictures: Sequence[Image.Image], prompts: Sequence[str], *, seeds: int | Sequence[int], steps=None,
-                guidance=None, negative=None, level: int | None = None, micro_batch: int = 64) -> list[Image.Image]:  # fmt: skip
+    def upscale(
+        self,
+        pictures: Sequence[Image.Image],
+        prompts: Sequence[str],
+        *,
+        seeds: int | Sequence[int],
+        steps=None,
+        guidance=None,
+        negative=None,
+        level: int | None = None,
+        micro_batch: int = 64,
+    ) -> list[Image.Image]:
         """The pictures drawn again at this pipeline's size, which is a stage II's, so many at once; see `enlarge`.
 
         One picture and prompt may come without a list, and one seed for all.
 
         Raises PatchError as `enlarge` does, and for pictures of several sizes.
         """
-        pictures, prompts = ([given] if isinstance(given, (Image.Image, str)) else list(given) for given in (pictures, prompts))
+        pictures, prompts = (
+            [given] if isinstance(given, (Image.Image, str)) else list(given)
+            for given in (pictures, prompts)
+        )
         seeds = _each(seeds, len(pictures))
         _require_one_each(pictures, prompts, seeds)
         if len(sizes := {picture.size for picture in pictures}) > 1:
@@ -337,12 +439,23 @@ class Pipeline(nn.Module):
         small = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1  # (B, 3, h, w)
         options, drawn = dict(steps=steps, guidance=guidance, negative=negative, level=level), []
         for part in _parts(len(small), micro_batch):
-            drawn += self.decode(self.enlarge(small[part], prompts[part], seeds=seeds[part], **options))
+            drawn += self.decode(
+                self.enlarge(small[part], prompts[part], seeds=seeds[part], **options)
+            )
         return drawn
 
     @torch.no_grad()
-    def enlarge(self, small: Tensor, prompts: Sequence[str], *, seeds: int | Sequence[int], steps=None, guidance=None,
-                negative=None, level: int | None = None) -> Tensor:  # fmt: skip
+    def enlarge(
+        self,
+        small: Tensor,
+        prompts: Sequence[str],
+        *,
+        seeds: int | Sequence[int],
+        steps=None,
+        guidance=None,
+        negative=None,
+        level: int | None = None,
+    ) -> Tensor:
         """Stage II of DeepFloyd IF: small (B, 3, h, w) in -1..1 drawn again at the pipeline's size, (B, 3, H, W).
 
         A function of picture, prompt and seed; the denoiser reads beside its own picture the enlarged small one,
@@ -350,7 +463,9 @@ class Pipeline(nn.Module):
         Raises PatchError if this is no stage II, and if the numbers of pictures, prompts and seeds differ.
         """
         if not self.upscales:
-            raise PatchError(f"{self.name} draws pictures from noise alone; a stage II is needed to draw them larger")
+            raise PatchError(
+                f"{self.name} draws pictures from noise alone; a stage II is needed to draw them larger"
+            )
         seeds = _each(seeds, len(small))
         _require_one_each(small, prompts, seeds)
         noises = self.noises(seeds)
@@ -358,7 +473,9 @@ class Pipeline(nn.Module):
         beside = read_beside(self.schedule, small.to(x), next(noises), level)
         return self._run(x, noises, list(prompts), steps, guidance, negative, **beside)
 
-    def _run(self, x, noises, prompts: list[str], steps, guidance, negative, **beside: Tensor) -> Tensor:
+    def _run(
+        self, x, noises, prompts: list[str], steps, guidance, negative, **beside: Tensor
+    ) -> Tensor:
         """`denoise` with what the model is run with when nothing else is asked for."""
         steps, guidance = self.defaults.run(steps, guidance)
         guidance = as_guidance(guidance, negative)
@@ -368,8 +485,9 @@ class Pipeline(nn.Module):
         return self.denoise(x, text, steps=steps, guidance=guidance, noises=noises, **beside)
 
 
-def _guided(predictions: dict[str, Tensor], guidance: Guidance, step: int, state: State,
-            channels: int) -> tuple[Tensor, State]:  # fmt: skip
+def _guided(
+    predictions: dict[str, Tensor], guidance: Guidance, step: int, state: State, channels: int
+) -> tuple[Tensor, State]:
     """The branches' predictions as one, and the guidance's state.
 
     Only the first `channels` are guided.  What follows, a learned variance, is the conditional branch's.

@@ -12,10 +12,11 @@ B rows, C channels, H x W latent size, N trained timesteps
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
-from typing import ClassVar, Iterator, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +95,9 @@ class FlowMatchEuler(Schedule):
         even = torch.linspace(first * n, last * n, steps, dtype=torch.float64) / n
         return F.pad(self._shift(even).float(), (0, 1))
 
-    def step(self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None) -> Tensor:
+    def step(
+        self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None
+    ) -> Tensor:
         """x (B, C, H, W) one noise level further down."""
         now, after = self.sigmas(steps)[step : step + 2]
         wide, output = _widened(x, output)
@@ -132,7 +135,10 @@ class Diffusion(Schedule):
 
     def _whole(self, steps: int) -> list[int]:
         _require_steps(steps, self.num_train_timesteps - self.steps_offset)
-        return [i * (self.num_train_timesteps // steps) + self.steps_offset for i in reversed(range(steps))]
+        return [
+            i * (self.num_train_timesteps // steps) + self.steps_offset
+            for i in reversed(range(steps))
+        ]
 
 
 @dataclass(frozen=True)
@@ -156,12 +162,16 @@ class ScaledLinear(Diffusion):
                 f"betas from {self.beta_start} to {self.beta_end}; they must rise and lie between 0 and 1"
             )
         if self.steps_offset not in (0, 1):
-            raise PatchError(f"steps_offset is {self.steps_offset}; the last step's timestep must be 0 or 1")
+            raise PatchError(
+                f"steps_offset is {self.steps_offset}; the last step's timestep must be 0 or 1"
+            )
 
     def betas(self) -> Tensor:
         """Of every trained timestep: (N,) float32."""
         ends = self.beta_start**0.5, self.beta_end**0.5
-        return torch.linspace(*ends, self.num_train_timesteps, dtype=torch.float32, device="cpu") ** 2
+        return (
+            torch.linspace(*ends, self.num_train_timesteps, dtype=torch.float32, device="cpu") ** 2
+        )
 
 
 @dataclass(frozen=True)
@@ -172,11 +182,15 @@ class Euler(ScaledLinear):
     x <- x + (sigma_next - sigma) e;  the denoiser receives  x / sqrt(sigma^2 + 1).
     """
 
-    FIXED: ClassVar[dict[str, object]] = ScaledLinear.FIXED | IN_PLACE | {
-        "timestep_type": "discrete",
-        "interpolation_type": "linear",
-        "final_sigmas_type": "zero",
-    }  # fmt: skip
+    FIXED: ClassVar[dict[str, object]] = (
+        ScaledLinear.FIXED
+        | IN_PLACE
+        | {
+            "timestep_type": "discrete",
+            "interpolation_type": "linear",
+            "final_sigmas_type": "zero",
+        }
+    )
 
     def start(self, noise: Tensor, steps: int) -> Tensor:
         return noise * self._scale(0, steps)
@@ -184,7 +198,9 @@ class Euler(ScaledLinear):
     def model_input(self, x: Tensor, step: int, steps: int) -> Tensor:
         return x / self._scale(step, steps)
 
-    def step(self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None) -> Tensor:
+    def step(
+        self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None
+    ) -> Tensor:
         """x (B, C, H, W) one noise level further down."""
         now, after = self.sigmas(steps)[step : step + 2]
         wide, output = _widened(x, output)
@@ -208,7 +224,9 @@ class DDIM(ScaledLinear):
         """abar at each step's timestep, and at timestep 0, where the last lands: (steps + 1,) float32."""
         return trained_abars(self)[[*self._whole(steps), 0]]
 
-    def step(self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None) -> Tensor:
+    def step(
+        self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None
+    ) -> Tensor:
         """x (B, C, H, W) one noise level further down."""
         now, after = self.abars(steps)[step : step + 2]
         return _ddim(x, output, now, after)
@@ -269,7 +287,9 @@ class DDPM(Diffusion):
         betas = [min(1 - after / now, 0.999) for now, after in zip(level, level[1:])]
         return torch.tensor(betas, dtype=torch.float32, device="cpu")
 
-    def step(self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None) -> Tensor:
+    def step(
+        self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None
+    ) -> Tensor:
         """x (B, C, H, W) one noise level further down; output (B, 2 C, H, W): the noise, then the variance.
 
         noise: standard normal, x's shape; the last step adds none.  Raises PatchError if it is missing and
@@ -282,7 +302,9 @@ class DDPM(Diffusion):
             )
         last = step == steps - 1
         if noise is None and not last:
-            raise PatchError(f"step {step} of {steps} adds noise and was given none; draw it per row and step")
+            raise PatchError(
+                f"step {step} of {steps} adds noise and was given none; draw it per row and step"
+            )
         now, after = self.abars(steps)[step : step + 2]
         wide, output = _widened(x, output)
         epsilon, share = output.chunk(2, dim=1)
@@ -310,7 +332,9 @@ class DDPM(Diffusion):
     def add_noise(self, x: Tensor, noise: Tensor, t: int) -> Tensor:
         """x (B, C, H, W) at timestep t.  Raises PatchError for a timestep outside 0..N - 1."""
         if not isinstance(t, Integral) or not 0 <= t < self.num_train_timesteps:
-            raise PatchError(f"timestep {t}; the model was trained on 0..{self.num_train_timesteps - 1}")
+            raise PatchError(
+                f"timestep {t}; the model was trained on 0..{self.num_train_timesteps - 1}"
+            )
         wide, noise = _widened(x, noise)
         abar = trained_abars(self)[t].to(wide)
         return (abar.sqrt() * wide + (1 - abar).sqrt() * noise).to(x.dtype)
@@ -342,7 +366,9 @@ def _widened(*tensors: Tensor) -> Iterator[Tensor]:
 
 def _require_trained(steps: int) -> None:
     if not isinstance(steps, Integral) or not 1 <= steps <= MOST_TRAINED:
-        raise PatchError(f"num_train_timesteps is {steps!r}; give a whole number of 1 to {MOST_TRAINED:,}")
+        raise PatchError(
+            f"num_train_timesteps is {steps!r}; give a whole number of 1 to {MOST_TRAINED:,}"
+        )
 
 
 def _require_steps(steps: int, most: int) -> None:

@@ -18,7 +18,12 @@ from torch import Tensor, nn
 
 from textpatch.attention import segment_attention
 from textpatch.errors import PatchError
-from textpatch.reference_models.layers import TextCondition, TwoLayer, site_reads, timestep_sinusoids
+from textpatch.reference_models.layers import (
+    TextCondition,
+    TwoLayer,
+    site_reads,
+    timestep_sinusoids,
+)
 from textpatch.sites import Site, make_site
 
 TYPES = {
@@ -44,10 +49,22 @@ class SDXLConfig:
     out_channels: int = 4
     block_out_channels: tuple[int, ...] = (320, 640, 1280)  # the width of each depth
     layers_per_block: int = 2  # on the way down; there is one more on the way up
-    down_block_types: tuple[str, ...] = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
+    down_block_types: tuple[str, ...] = (
+        "DownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+    )
     up_block_types: tuple[str, ...] = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
-    transformer_layers_per_block: tuple[int, ...] = (1, 2, 10)  # blocks in each transformer of a depth
-    attention_head_dim: tuple[int, ...] = (5, 10, 20)  # published under this name, but the NUMBER of heads
+    transformer_layers_per_block: tuple[int, ...] = (
+        1,
+        2,
+        10,
+    )  # blocks in each transformer of a depth
+    attention_head_dim: tuple[int, ...] = (
+        5,
+        10,
+        20,
+    )  # published under this name, but the NUMBER of heads
     cross_attention_dim: int = 2048  # width of the text tokens
     addition_time_embed_dim: int = 256  # sinusoids of each of the six micro numbers
     projection_class_embeddings_input_dim: int = 2816  # pooled text beside the sinusoids of all six
@@ -57,27 +74,38 @@ class SDXLConfig:
         for field, known in TYPES.items():
             for found in self._of_each_depth(field):
                 if found not in known:
-                    raise PatchError(f"{field} has {found!r}; SDXL has {known[0]!r} and {known[1]!r}")
+                    raise PatchError(
+                        f"{field} has {found!r}; SDXL has {known[0]!r} and {known[1]!r}"
+                    )
         counts = {field: self._of_each_depth(field) for field in COUNTS}
         for field, values in {"layers_per_block": (self.layers_per_block,), **counts}.items():
             for found in values:
                 if not isinstance(found, int) or found < 1:
-                    raise PatchError(f"{field} has {found!r}; SDXL has whole numbers from 1 on there")
+                    raise PatchError(
+                        f"{field} has {found!r}; SDXL has whole numbers from 1 on there"
+                    )
         self._require_widths()
 
     def _of_each_depth(self, field: str) -> tuple:
         value, depths = getattr(self, field), len(self.block_out_channels)
         if not isinstance(value, tuple) or len(value) != depths:
-            raise PatchError(f"{field} is {value!r}; {depths} block_out_channels need a tuple of {depths}")
+            raise PatchError(
+                f"{field} is {value!r}; {depths} block_out_channels need a tuple of {depths}"
+            )
         return value
 
     def _require_widths(self):
         widths = self.block_out_channels
-        types = zip(widths, self.attention_head_dim, self.down_block_types, reversed(self.up_block_types))
+        types = zip(
+            widths, self.attention_head_dim, self.down_block_types, reversed(self.up_block_types)
+        )
         split = [(width, heads) for width, heads, *both in types if any(map(has_sites, both))]
         split.append((widths[-1], self.attention_head_dim[-1]))  # the middle always has sites
         rules = [
-            *(("block_out_channels", width, "norm_num_groups", self.norm_num_groups) for width in widths),
+            *(
+                ("block_out_channels", width, "norm_num_groups", self.norm_num_groups)
+                for width in widths
+            ),
             *(("block_out_channels", width, "attention_head_dim", heads) for width, heads in split),
             ("block_out_channels", widths[0], "cosines and sines of the time", 2),
             ("addition_time_embed_dim", self.addition_time_embed_dim, "cosines and sines", 2),
@@ -86,7 +114,10 @@ class SDXLConfig:
             if value % divisor:
                 raise PatchError(f"{field} has {value}, which is no multiple of {divisor} ({what})")
         if self.pooled_width < 1:
-            found, micro = self.projection_class_embeddings_input_dim, 6 * self.addition_time_embed_dim
+            found, micro = (
+                self.projection_class_embeddings_input_dim,
+                6 * self.addition_time_embed_dim,
+            )
             raise PatchError(
                 f"projection_class_embeddings_input_dim is {found}, and six times addition_time_embed_dim {micro}; "
                 "the first must be larger by the width of the pooled text"
@@ -142,7 +173,9 @@ class SelfAttention(Attention):
     """Latent pixels attend to each other."""
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (self.split(project(x)) for project in (self.to_q, self.to_k, self.to_v))  # (B, H, N, D)
+        q, k, v = (
+            self.split(project(x)) for project in (self.to_q, self.to_k, self.to_v)
+        )  # (B, H, N, D)
         return self.out(F.scaled_dot_product_attention(q, k, v))
 
 
@@ -161,7 +194,9 @@ class CrossAttention(Attention):
     def forward(self, x: Tensor, text: Tensor | tuple[Tensor, Tensor], slots) -> Tensor:
         k, v = text if isinstance(text, tuple) else self.text_kv(text)
         q = self.split(self.to_q(x))  # (B, H, N, D)
-        out, _ = segment_attention((q, None), (None, k), (None, v), slots_k=slots[0], slots_v=slots[1])
+        out, _ = segment_attention(
+            (q, None), (None, k), (None, v), slots_k=slots[0], slots_v=slots[1]
+        )
         return self.out(out)
 
 
@@ -257,7 +292,9 @@ class DownBlock(Layers):
     def __init__(self, config: SDXLConfig, depth: int):
         widths, layers = config.block_out_channels, config.layers_per_block
         width, above = widths[depth], widths[max(depth - 1, 0)]
-        super().__init__(config, config.down_block_types[depth], [above] + [width] * (layers - 1), depth)
+        super().__init__(
+            config, config.down_block_types[depth], [above] + [width] * (layers - 1), depth
+        )
         last = depth == len(widths) - 1
         self.downsamplers = nn.ModuleList([] if last else [Downsample(width)])
 
@@ -288,7 +325,11 @@ class UpBlock(Layers):
 
     def __init__(self, config: SDXLConfig, depth: int):
         widths, layers = config.block_out_channels, config.layers_per_block
-        above, width, below = widths[max(depth - 1, 0)], widths[depth], widths[depth : depth + 2][-1]
+        above, width, below = (
+            widths[max(depth - 1, 0)],
+            widths[depth],
+            widths[depth : depth + 2][-1],
+        )
         widths_in = [a + b for a, b in zip([below] + [width] * layers, [width] * layers + [above])]
         super().__init__(config, config.up_block_types[-1 - depth], widths_in, depth)
         self.upsamplers = nn.ModuleList([Upsample(width)] if depth > 0 else [])
@@ -328,7 +369,9 @@ class SDXL(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, first)
         self.conv_out = nn.Conv2d(first, config.out_channels, 3, padding=1)
         # the blocks are registered in the order they run in, so this is the order of the sites
-        self.site_names = [name for name, part in self.named_modules() if isinstance(part, CrossAttention)]
+        self.site_names = [
+            name for name, part in self.named_modules() if isinstance(part, CrossAttention)
+        ]
         for name in self.site_names:
             self.get_submodule(name).site = name
 
@@ -336,7 +379,9 @@ class SDXL(nn.Module):
     def sites(self) -> tuple[Site, ...]:
         modules = [self.get_submodule(name) for name in self.site_names]
         return tuple(
-            make_site(i, name, "cross", module, module.heads, module.to_q.out_features // module.heads)
+            make_site(
+                i, name, "cross", module, module.heads, module.to_q.out_features // module.heads
+            )
             for i, (name, module) in enumerate(zip(self.site_names, modules))
         )
 
@@ -365,14 +410,18 @@ class SDXL(nn.Module):
 
     def _require(self, x: Tensor, text: TextCondition) -> None:
         if x.shape[1] != self.config.in_channels:
-            raise PatchError(f"x has {x.shape[1]} channels; this model takes {self.config.in_channels}")
+            raise PatchError(
+                f"x has {x.shape[1]} channels; this model takes {self.config.in_channels}"
+            )
         if not isinstance(text.tokens, tuple):
             self._require_width(text.tokens)
         for name, width in (("pooled", self.config.pooled_width), ("micro", 6)):
             value = getattr(text, name)
             if value is None or value.shape != (len(x), width):
                 found = None if value is None else tuple(value.shape)
-                raise PatchError(f"text.{name} is {found}; {len(x)} rows of x need {(len(x), width)}")
+                raise PatchError(
+                    f"text.{name} is {found}; {len(x)} rows of x need {(len(x), width)}"
+                )
 
     def _require_width(self, tokens: Tensor) -> None:
         if tokens.shape[-1] != self.config.cross_attention_dim:
@@ -384,6 +433,8 @@ class SDXL(nn.Module):
         """(B, E): the time, and the pooled text beside the six micro numbers."""
         t = torch.as_tensor(t, device=x.device).expand(len(x))
         time = timestep_sinusoids(t, self.config.block_out_channels[0]).to(x.dtype)
-        micro = timestep_sinusoids(text.micro.flatten(), self.config.addition_time_embed_dim).to(x.dtype)
+        micro = timestep_sinusoids(text.micro.flatten(), self.config.addition_time_embed_dim).to(
+            x.dtype
+        )
         added = torch.cat([text.pooled, micro.reshape(len(x), -1)], dim=-1)
         return self.time_embedding(time) + self.add_embedding(added)

@@ -8,7 +8,7 @@ B prompts, T tokens, C width of the text tokens, P width of the pooled vector
 from __future__ import annotations
 
 import threading
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +61,10 @@ class SDXLTextEncoders(nn.Module):
     def forward(self, prompts: Sequence[str | None]) -> TextCondition:
         """TextCondition: tokens (B, T, C), pooled (B, P).  Raises PromptError as `tokenize` does."""
         first, second = tokenize(prompts, self.tokenizers, self.limits)
-        first, second = _read_clip(self.text_encoder, first), _read_clip(self.text_encoder_2, second)
+        first, second = (
+            _read_clip(self.text_encoder, first),
+            _read_clip(self.text_encoder_2, second),
+        )
         tokens, pooled = _side_by_side(first, second), second.text_embeds
         if self.zeros_for_none:
             none = torch.tensor([prompt is None for prompt in prompts], device=tokens.device)
@@ -109,11 +112,16 @@ class SD3TextEncoders(nn.Module):
         Raises PromptError as `tokenize` does.
         """
         first, second, *third = tokenize(prompts, self.tokenizers, self.limits)
-        first, second = _read_clip(self.text_encoder, first), _read_clip(self.text_encoder_2, second)
+        first, second = (
+            _read_clip(self.text_encoder, first),
+            _read_clip(self.text_encoder_2, second),
+        )
         clips = _side_by_side(first, second)
         clips = F.pad(clips, (0, self.width - clips.shape[-1]))  # (B, CLIP's T, C)
         if third:
-            t5 = self.text_encoder_3(_ids(third[0], self.text_encoder_3)).last_hidden_state  # (B, T5's T, C)
+            t5 = self.text_encoder_3(
+                _ids(third[0], self.text_encoder_3)
+            ).last_hidden_state  # (B, T5's T, C)
         else:
             t5 = clips.new_zeros(len(prompts), T5_LENGTH, self.width)
         pooled = torch.cat([first.text_embeds, second.text_embeds], dim=-1)
@@ -160,7 +168,9 @@ class IFTextEncoder(nn.Module):
 
 
 def tokenize(
-    prompts: Sequence[str | None], tokenizers: Sequence[PreTrainedTokenizerBase], limits: Sequence[int]
+    prompts: Sequence[str | None],
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    limits: Sequence[int],
 ) -> list[BatchEncoding]:
     """What each encoder reads: ids and attention mask (B, T), padded or cut to its length; None reads as "".
 
@@ -170,28 +180,42 @@ def tokenize(
     Raises PatchError unless there is a tokenizer per encoder.
     """
     if len(tokenizers) != len(limits):
-        raise PatchError(f"{len(tokenizers)} tokenizers for {len(limits)} text encoders; give one each")
+        raise PatchError(
+            f"{len(tokenizers)} tokenizers for {len(limits)} text encoders; give one each"
+        )
     prompts = _texts(prompts)
-    lengths = [min(tokenizer.model_max_length, limit) for tokenizer, limit in zip(tokenizers, limits)]
+    lengths = [
+        min(tokenizer.model_max_length, limit) for tokenizer, limit in zip(tokenizers, limits)
+    ]
     with ONE_AT_A_TIME:
         for prompt in prompts:
             _require_text(prompt)
             _require_readable(prompt, tokenizers, lengths)
         return [
-            tokenizer(prompts, padding="max_length", truncation=True, max_length=length,
-                      return_attention_mask=True, return_tensors="pt")
+            tokenizer(
+                prompts,
+                padding="max_length",
+                truncation=True,
+                max_length=length,
+                return_attention_mask=True,
+                return_tensors="pt",
+            )
             for tokenizer, length in zip(tokenizers, lengths)
-        ]  # fmt: skip
+        ]
 
 
-def _clip_limits(clips: Sequence[CLIPTextModel], tokenizers: Sequence[PreTrainedTokenizerBase]) -> tuple[int, ...]:
+def _clip_limits(
+    clips: Sequence[CLIPTextModel], tokenizers: Sequence[PreTrainedTokenizerBase]
+) -> tuple[int, ...]:
     """The most tokens of each CLIP, its positions.
 
     Raises WeightsError where the two would read different numbers of tokens, whose states stand side by side, and as
     `_require_end` does.
     """
     limits = tuple(clip.config.max_position_embeddings for clip in clips)
-    lengths = [min(tokenizer.model_max_length, limit) for tokenizer, limit in zip(tokenizers, limits)]
+    lengths = [
+        min(tokenizer.model_max_length, limit) for tokenizer, limit in zip(tokenizers, limits)
+    ]
     if len(set(lengths)) > 1:
         takes = [tokenizer.model_max_length for tokenizer in tokenizers[: len(limits)]]
         raise WeightsError(
@@ -215,15 +239,21 @@ def _require_end(clip: CLIPTextModel, tokenizer: PreTrainedTokenizerBase) -> Non
         )
 
 
-def _read_clip(clip: CLIPTextModel | CLIPTextModelWithProjection, tokens: BatchEncoding) -> ModelOutput:
+def _read_clip(
+    clip: CLIPTextModel | CLIPTextModelWithProjection, tokens: BatchEncoding
+) -> ModelOutput:
     return clip(_ids(tokens, clip), output_hidden_states=True)
 
 
-def _ids(tokens: BatchEncoding, encoder: CLIPTextModel | CLIPTextModelWithProjection | T5EncoderModel) -> Tensor:
+def _ids(
+    tokens: BatchEncoding, encoder: CLIPTextModel | CLIPTextModelWithProjection | T5EncoderModel
+) -> Tensor:
     """The ids (B, T) on the encoder's device.  Raises WeightsError for one that it has no vector for."""
     highest, known = int(tokens.input_ids.max()), encoder.config.vocab_size
     if highest >= known:  # here, since on a GPU it is no exception but the end of the process
-        raise WeightsError(f"the tokenizer gave token {highest}, its encoder has 0 to {known - 1}; fetch both again")
+        raise WeightsError(
+            f"the tokenizer gave token {highest}, its encoder has 0 to {known - 1}; fetch both again"
+        )
     return tokens.input_ids.to(encoder.device)
 
 
@@ -242,7 +272,9 @@ def _texts(prompts: Sequence[str | None]) -> list[str]:
     """The prompts, None as "".  A list among them, which a tokenizer would join, is refused."""
     for prompt in prompts:
         if prompt is not None and not isinstance(prompt, str):
-            raise PromptError(f"a prompt is {prompt!r}, no text; give one text, or None, for each picture")
+            raise PromptError(
+                f"a prompt is {prompt!r}, no text; give one text, or None, for each picture"
+            )
     return [prompt or "" for prompt in prompts]
 
 
@@ -254,7 +286,9 @@ def _require_text(prompt: str) -> None:
         raise PromptError(f"{prompt!r} holds half a character (a lone surrogate); give it as UTF-8")
 
 
-def _require_readable(prompt: str, tokenizers: Sequence[PreTrainedTokenizerBase], lengths: list[int]) -> None:
+def _require_readable(
+    prompt: str, tokenizers: Sequence[PreTrainedTokenizerBase], lengths: list[int]
+) -> None:
     whole = [tokenizer(prompt, verbose=False).input_ids for tokenizer in tokenizers]
     if all(_unknown(tokenizer, ids) for tokenizer, ids in zip(tokenizers, whole)):
         raise _unknown_word(tokenizers[0], prompt)
@@ -267,13 +301,22 @@ def _require_readable(prompt: str, tokenizers: Sequence[PreTrainedTokenizerBase]
 
 def _unknown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bool:
     # CLIP's byte-level vocabulary knows every word, and names its end token as the unknown one
-    return tokenizer.unk_token_id not in (None, tokenizer.eos_token_id) and tokenizer.unk_token_id in ids
+    return (
+        tokenizer.unk_token_id not in (None, tokenizer.eos_token_id)
+        and tokenizer.unk_token_id in ids
+    )
 
 
 def _unknown_word(tokenizer: PreTrainedTokenizerBase, prompt: str) -> PromptError:
     word = next((w for w in prompt.split() if _unknown(tokenizer, tokenizer(w).input_ids)), prompt)
-    if '"' in word and word != word.upper() and not _unknown(tokenizer, tokenizer(word.upper()).input_ids):
+    if (
+        '"' in word
+        and word != word.upper()
+        and not _unknown(tokenizer, tokenizer(word.upper()).input_ids)
+    ):
         return PromptError(f"the model does not know {word!r} in {prompt!r}; write {word.upper()}")
     vocabulary = tokenizer.get_vocab()
-    known = [w for w in sorted(vocabulary, key=vocabulary.get) if w not in tokenizer.all_special_tokens]
+    known = [
+        w for w in sorted(vocabulary, key=vocabulary.get) if w not in tokenizer.all_special_tokens
+    ]
     return PromptError(f"the model does not know {word!r} in {prompt!r}{closest(word, known)}")

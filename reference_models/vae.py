@@ -32,7 +32,9 @@ class VAEConfig:
     layers_per_block: int = 2  # of the encoder; the decoder has one more
     norm_num_groups: int = 32
     scaling_factor: float = 0.13025  # makes the variance of the denoiser's latents about one
-    shift_factor: float | None = 0.0  # mean of the latents before scaling; None in published files is 0
+    shift_factor: float | None = (
+        0.0  # mean of the latents before scaling; None in published files is 0
+    )
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     force_upcast: bool = True  # for whoever chooses the dtype: SDXL's overflows in float16
@@ -40,7 +42,9 @@ class VAEConfig:
 
     def __post_init__(self):
         if self.layers_per_block < 1:
-            raise PatchError(f"layers_per_block is {self.layers_per_block}; each depth needs at least one")
+            raise PatchError(
+                f"layers_per_block is {self.layers_per_block}; each depth needs at least one"
+            )
         for width in self.block_out_channels:
             if width % self.norm_num_groups:
                 raise PatchError(
@@ -85,7 +89,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         places = rearrange(self.group_norm(x), "b c h w -> b 1 (h w) c")  # (B, 1, h w, W)
-        out = F.scaled_dot_product_attention(self.to_q(places), self.to_k(places), self.to_v(places))
+        out = F.scaled_dot_product_attention(
+            self.to_q(places), self.to_k(places), self.to_v(places)
+        )
         return x + self.to_out(out).mT.reshape(x.shape)
 
 
@@ -162,7 +168,9 @@ class Encoder(nn.Module):
         super().__init__()
         widths = config.block_out_channels
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.down_blocks = nn.Sequential(*(DownBlock(config, depth) for depth in range(len(widths))))
+        self.down_blocks = nn.Sequential(
+            *(DownBlock(config, depth) for depth in range(len(widths)))
+        )
         self.mid_block = MidBlock(config)
         self.conv_norm_out = group_norm(config, widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
@@ -180,7 +188,9 @@ class Decoder(nn.Module):
         widths = config.block_out_channels
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
         self.mid_block = MidBlock(config)
-        self.up_blocks = nn.Sequential(*(UpBlock(config, depth) for depth in reversed(range(len(widths)))))
+        self.up_blocks = nn.Sequential(
+            *(UpBlock(config, depth) for depth in reversed(range(len(widths))))
+        )
         self.conv_norm_out = group_norm(config, widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
@@ -197,11 +207,17 @@ class VAE(nn.Module):
 
     def __init__(self, config: VAEConfig = VAEConfig()):
         super().__init__()
-        self.config, self.shift, self.scale = config, config.shift_factor or 0.0, config.scaling_factor
+        self.config, self.shift, self.scale = (
+            config,
+            config.shift_factor or 0.0,
+            config.scaling_factor,
+        )
         latents, moments = config.latent_channels, 2 * config.latent_channels
         self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(moments, moments, 1) if config.use_quant_conv else nn.Identity()
-        self.post_quant_conv = nn.Conv2d(latents, latents, 1) if config.use_post_quant_conv else nn.Identity()
+        self.post_quant_conv = (
+            nn.Conv2d(latents, latents, 1) if config.use_post_quant_conv else nn.Identity()
+        )
         self.decoder = Decoder(config)
 
     def encode(self, pictures: Tensor, *, noise: Tensor | None = None) -> Tensor:
@@ -213,8 +229,12 @@ class VAE(nn.Module):
         self._require_channels("pictures", pictures, self.config.in_channels)
         (height, width), multiple = pictures.shape[-2:], self.config.downsampling
         if height % multiple or width % multiple:
-            raise PatchError(f"pictures of {height}x{width}; both sides must be multiples of {multiple}")
-        z, log_variance = self.quant_conv(self.encoder(pictures)).chunk(2, dim=1)  # each (B, C, h, w)
+            raise PatchError(
+                f"pictures of {height}x{width}; both sides must be multiples of {multiple}"
+            )
+        z, log_variance = self.quant_conv(self.encoder(pictures)).chunk(
+            2, dim=1
+        )  # each (B, C, h, w)
         if noise is not None:
             if noise.shape != z.shape:
                 raise PatchError(f"noise is {tuple(noise.shape)}; the latents are {tuple(z.shape)}")
@@ -231,4 +251,6 @@ class VAE(nn.Module):
 
     def _require_channels(self, what: str, given: Tensor, channels: int) -> None:
         if given.dim() != 4 or given.shape[1] != channels:
-            raise PatchError(f"{what} are {tuple(given.shape)}; this VAE takes (B, {channels}, H, W)")
+            raise PatchError(
+                f"{what} are {tuple(given.shape)}; this VAE takes (B, {channels}, H, W)"
+            )

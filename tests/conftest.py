@@ -15,7 +15,9 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="the long forms: more interrupts, mutants and examples")
+    parser.addoption(
+        "--long", action="store_true", help="the long forms: more interrupts, mutants and examples"
+    )
 
 
 def pytest_collection_modifyitems(config, items):

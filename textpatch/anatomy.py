@@ -18,4 +18,9 @@ KEYS = {"cross": ("to_k",), "added": ("to_k", "add_k_proj"), "joint": ("to_k", "
 VALUES = {"cross": ("to_v",), "added": ("to_v", "add_v_proj"), "joint": ("to_v", "add_v_proj")}
 EXITS = {"cross": ("to_out.0",), "added": ("to_out.0",), "joint": ("to_out.0", "to_add_out")}
 # What attention reads instead of a projection where there is such a norm after it.
-NORMS = {"to_q": "norm_q", "to_k": "norm_k", "add_q_proj": "norm_added_q", "add_k_proj": "norm_added_k"}
+NORMS = {
+    "to_q": "norm_q",
+    "to_k": "norm_k",
+    "add_q_proj": "norm_added_q",
+    "add_k_proj": "norm_added_k",
+}

@@ -11,10 +11,10 @@ code; the order changes nothing but the last bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
-from typing import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -23,18 +23,22 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from textpatch.kernels import available, refusal
 from textpatch.errors import PatchError
+from textpatch.kernels import available, refusal
 
 BACKENDS = "sdpa", "reference", "triton"
 # Names of GPUs on which benchmarks/attention_op.py found the kernels faster than sdpa wherever a table is read.
 # None was at hand yet, and where nothing was measured sdpa runs.
 TRITON_IS_FASTER: frozenset[str] = frozenset()
 _asked: ContextVar[str | None] = ContextVar("the backend asked for", default=None)
-_answers = WeakTensorKeyDictionary()  # table of slots -> ((its version, entries of the bank), what `_look` found)
+_answers = (
+    WeakTensorKeyDictionary()
+)  # table of slots -> ((its version, entries of the bank), what `_look` found)
 
 
-def segment_attention(q, k, v, slots_k=None, slots_v=None, scale=None, return_lse=False, *, backend=None):
+def segment_attention(
+    q, k, v, slots_k=None, slots_v=None, scale=None, return_lse=False, *, backend=None
+):
     """Attend from image and text queries to image keys and gathered text keys.
 
     q = (image (B, H, M, D), text (B, H, Mt, D) or None); k, v = (image (B, H, N, D) or None, text bank
@@ -63,7 +67,11 @@ def _is_watched(tensors: list[Tensor | None]) -> bool:
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
         return True
     there = [x for x in tensors if x is not None]
-    return any(type(x) is not Tensor for x in there) or torch.is_grad_enabled() and any(x.requires_grad for x in there)
+    return (
+        any(type(x) is not Tensor for x in there)
+        or torch.is_grad_enabled()
+        and any(x.requires_grad for x in there)
+    )
 
 
 # --- which backend
@@ -95,19 +103,51 @@ def use_backend(backend: str) -> Iterator[None]:
 
 @torch.library.custom_op("textpatch::segment_attention", mutates_args=())
 def _segment_attention(
-    q_image: Tensor, q_text: Tensor | None, k_image: Tensor | None, k_text: Tensor, v_image: Tensor | None,
-    v_text: Tensor, slots_k: Tensor | None, slots_v: Tensor | None, scale: float, backend: str | None, lse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    q_image: Tensor,
+    q_text: Tensor | None,
+    k_image: Tensor | None,
+    k_text: Tensor,
+    v_image: Tensor | None,
+    v_text: Tensor,
+    slots_k: Tensor | None,
+    slots_v: Tensor | None,
+    scale: float,
+    backend: str | None,
+    lse: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """`_forward`, as an op has it: empty where there is none, and no output shares memory with another."""
-    inputs = q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, scale, backend, lse
+    inputs = (
+        q_image,
+        q_text,
+        k_image,
+        k_text,
+        v_image,
+        v_text,
+        slots_k,
+        slots_v,
+        scale,
+        backend,
+        lse,
+    )
     image, text, sums = _forward(*inputs)
     if text is not None and image.untyped_storage().data_ptr() == text.untyped_storage().data_ptr():
         image, text = (_laid_out(part).copy_(part) for part in (image, text))
     return image, *(q_image.new_empty(0) if x is None else x for x in (text, sums))
 
 
-def _forward(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, scale: float, backend: str | None,
-             lse: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+def _forward(
+    q_image,
+    q_text,
+    k_image,
+    k_text,
+    v_image,
+    v_text,
+    slots_k,
+    slots_v,
+    scale: float,
+    backend: str | None,
+    lse: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Image and text outputs and log sum exp, or None; slots_v None: that of the keys."""
     tensors = q_image, q_text, k_image, k_text, v_image, v_text
     backend = backend or choose_backend(q_image, slots_k is not None)
@@ -123,17 +163,23 @@ def _forward(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v
 
 
 @_segment_attention.register_fake
-def _shapes(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, scale, backend, lse):
+def _shapes(
+    q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, scale, backend, lse
+):
     B, H, M, _ = q_image.shape
     Mt = 0 if q_text is None else q_text.shape[2]
     text = q_image.new_empty(0) if q_text is None else _laid_out(q_text)
-    sums = q_image.new_empty((B, H, M + Mt) if lse else 0, dtype=_wide(q_image.dtype) if lse else q_image.dtype)
+    sums = q_image.new_empty(
+        (B, H, M + Mt) if lse else 0, dtype=_wide(q_image.dtype) if lse else q_image.dtype
+    )
     return _laid_out(q_image), text, sums
 
 
 def _laid_out(like: Tensor) -> Tensor:
     """An empty (B, H, M, D) laid out [B, M, H, D], so that the projection after it copies nothing."""
-    return torch.empty_like(like.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+    return torch.empty_like(like.transpose(1, 2), memory_format=torch.contiguous_format).transpose(
+        1, 2
+    )
 
 
 def _save(ctx, inputs, output) -> None:
@@ -150,14 +196,23 @@ def _gradients(ctx, d_image: Tensor, d_text: Tensor, d_lse: Tensor):
     if ctx.backend == "triton":
         d_text = None if tensors[1] is None else d_text
         made = _kernel_gradients(d_image, d_text, *ctx.saved_tensors, ctx.scale)
-        return *(None if x is None else d for x, d in zip(tensors, made)), None, None, None, None, None
+        return (
+            *(None if x is None else d for x, d in zip(tensors, made)),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
     wanted = [i for i, x in enumerate(tensors) if x is not None and ctx.needs_input_grad[i]]
     with torch.enable_grad():
         tensors = [x.detach().requires_grad_() if i in wanted else x for i, x in enumerate(tensors)]
         # a mask even if it hides nothing: while a graph is traced nobody can look into the tables
         tables = [slots for slots in (slots_k, slots_v) if slots is not None]
         hidden = _below_zero(tables) if tables else None
-        out, _ = _attend(*tensors, slots_k, slots_v, hidden, True, ctx.scale, EAGER[ctx.backend], False)
+        out, _ = _attend(
+            *tensors, slots_k, slots_v, hidden, True, ctx.scale, EAGER[ctx.backend], False
+        )
     d_out = d_image if tensors[1] is None else torch.cat([d_image, d_text], dim=2)
     gradients = dict(zip(wanted, torch.autograd.grad(out, [tensors[i] for i in wanted], d_out)))
     return *(gradients.get(i) for i in range(len(tensors))), None, None, None, None, None
@@ -181,10 +236,18 @@ def _require_kernels(q: Tensor) -> None:
 
 @torch.library.custom_op("textpatch::segment_attention_gradients", mutates_args=())
 def _kernel_gradients(
-    d_image: Tensor, d_text: Tensor | None, q_image: Tensor, q_text: Tensor | None, k_image: Tensor | None,
-    k_text: Tensor, v_image: Tensor | None, v_text: Tensor, slots_k: Tensor | None, slots_v: Tensor | None,
+    d_image: Tensor,
+    d_text: Tensor | None,
+    q_image: Tensor,
+    q_text: Tensor | None,
+    k_image: Tensor | None,
+    k_text: Tensor,
+    v_image: Tensor | None,
+    v_text: Tensor,
+    slots_k: Tensor | None,
+    slots_v: Tensor | None,
     scale: float,
-) -> list[Tensor]:  # fmt: skip
+) -> list[Tensor]:
     """Those of the six tensors, empty where there is none; the forward runs again, for what it had not rounded."""
     inputs = q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, scale
     made = _kernel("backward")(d_image, d_text, *inputs, *_kernel("forward")(*inputs, wide=True))
@@ -200,8 +263,21 @@ def _gradient_shapes(d_image, d_text, q_image, q_text, k_image, k_text, v_image,
 # --- the definition, and torch's own attention beside it
 
 
-def _attend(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, hidden, blind: bool, scale: float,
-            attend: Callable, lse: bool) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+def _attend(
+    q_image,
+    q_text,
+    k_image,
+    k_text,
+    v_image,
+    v_text,
+    slots_k,
+    slots_v,
+    hidden,
+    blind: bool,
+    scale: float,
+    attend: Callable,
+    lse: bool,
+) -> tuple[Tensor, Tensor | None]:
     """Output (B, H, M + Mt, D) and log sum exp, or None: gather, join, attend.
 
     hidden, blind: as `_hidden` says.  A NaN in what is read in place of a hidden token would come through, for 0 x NaN
@@ -210,7 +286,10 @@ def _attend(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v,
     queries = _joined(q_image, q_text)  # (B, H, M + Mt, D)
     if hidden is not None and not blind:
         slots_k = torch.where(hidden, slots_k.amax(-1, keepdim=True), slots_k)
-    k_text, v_text = gather_text(k_text, slots_k), gather_text(v_text, slots_k if slots_v is None else slots_v)
+    k_text, v_text = (
+        gather_text(k_text, slots_k),
+        gather_text(v_text, slots_k if slots_v is None else slots_v),
+    )
     if hidden is not None and blind:
         k_text, v_text = (x.masked_fill(hidden[..., None], 0.0) for x in (k_text, v_text))
     keys, values = _joined(k_image, k_text), _joined(v_image, v_text)  # (B, H, N + T, D)
@@ -233,11 +312,15 @@ def gather_text(bank: Tensor, slots: Tensor | None) -> Tensor:
     rows = bank.transpose(1, 2).reshape(-1, H // apart, D)  # (R S apart, H / apart, D)
     read = slots.clamp(min=0)
     if apart > 1:
-        read = (read.long() * apart + torch.arange(apart, device=bank.device)[:, None]).mT  # (B, T, apart)
+        read = (
+            read.long() * apart + torch.arange(apart, device=bank.device)[:, None]
+        ).mT  # (B, T, apart)
     return rows.index_select(0, read.flatten()).view(B, T, H, D).transpose(1, 2)
 
 
-def _hidden(slots_k: Tensor | None, slots_v: Tensor | None, bank: Tensor) -> tuple[Tensor | None, bool]:
+def _hidden(
+    slots_k: Tensor | None, slots_v: Tensor | None, bank: Tensor
+) -> tuple[Tensor | None, bool]:
     """Bool (B, H or 1, T), tokens hidden in either table; None if none is, which keeps SDPA's fast path.
 
     And whether a row may see no text: looked up in one table, assumed where there are two.
@@ -291,7 +374,9 @@ def attention_reference(q, k, v, mask=None, scale=None, blind=True):
 
     blind: whether a row may see no key at all, which gives zeros.
     """
-    scores = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)  # (B, H, M, N + T)
+    scores = (
+        q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    )  # (B, H, M, N + T)
     if mask is None:
         return scores.softmax(-1) @ v
     weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
@@ -318,7 +403,9 @@ def log_sum_exp(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tens
     with torch.autocast(q.device.type, enabled=False):  # which would take the product down again
         for part in q.split(1024, dim=2):
             scores = part.to(wide) @ k.to(wide).transpose(-2, -1) * scale
-            sums.append((scores if mask is None else scores.masked_fill(~mask, float("-inf"))).logsumexp(-1))
+            sums.append(
+                (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).logsumexp(-1)
+            )
     return torch.cat(sums, dim=2)
 
 
@@ -344,12 +431,16 @@ def _require_fit(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slo
     """Raise PatchError unless all shapes, dtypes and devices fit those of the image queries and the text keys."""
     for name, x in zip(NAMES, (q_image, q_text, k_image, k_text, v_image, v_text)):
         if x is not None and x.dim() != 4:
-            raise PatchError(f"{name} are {tuple(x.shape)}; give four dimensions: rows, heads, tokens, head width")
+            raise PatchError(
+                f"{name} are {tuple(x.shape)}; give four dimensions: rows, heads, tokens, head width"
+            )
     if (k_image is None) != (v_image is None):
         raise PatchError("image keys without image values, or the reverse; give both or neither")
     (B, H, _, D), (R, _, S, _) = q_image.shape, k_text.shape
     image = None if k_image is None else (B, H, k_image.shape[2], D)
-    _require_like("text queries", q_text, None if q_text is None else (B, H, q_text.shape[2], D), q_image)
+    _require_like(
+        "text queries", q_text, None if q_text is None else (B, H, q_text.shape[2], D), q_image
+    )
     _require_like("image keys", k_image, image, q_image)
     _require_like("image values", v_image, image, q_image)
     _require_like("text keys", k_text, (R, H, S, D), q_image)
@@ -362,14 +453,18 @@ def _require_fit(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slo
 
 
 def _require_like(name: str, x: Tensor | None, shape: tuple | None, like: Tensor) -> None:
-    if x is not None and (tuple(x.shape) != shape or x.dtype != like.dtype or x.device != like.device):
+    if x is not None and (
+        tuple(x.shape) != shape or x.dtype != like.dtype or x.device != like.device
+    ):
         raise PatchError(
             f"{name} are {tuple(x.shape)}, {x.dtype}, on {x.device}; the image queries are {tuple(like.shape)}, "
             f"{like.dtype}, on {like.device}, so {shape} was expected; all must share heads, width, dtype and device"
         )
 
 
-def _require_slots(name: str, slots: Tensor | None, rows: int, heads: int, tokens: int, device) -> None:
+def _require_slots(
+    name: str, slots: Tensor | None, rows: int, heads: int, tokens: int, device
+) -> None:
     if slots is None:
         return
     # number by number: torch.compile with dynamic shapes finds no symbolic shape in a tuple of shapes

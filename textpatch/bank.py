@@ -12,8 +12,8 @@ So a donor need not be in the batch: a row that is not sampled has its prompt in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,9 @@ class Texts:
     def slots(self, tables: Sequence | None, batch: Sequence[Row], sites: int):
         """A plan's slots of one step as the denoiser takes them: sampled rows alone, and through the bank, if there is one."""
         places, drawn = torch.tensor(self.rows(batch)), torch.tensor([row.sampled for row in batch])
-        if self.bank is None or (tables is None and torch.equal(places[drawn], torch.arange(len(self.bank[0][0])))):
+        if self.bank is None or (
+            tables is None and torch.equal(places[drawn], torch.arange(len(self.bank[0][0])))
+        ):
             return tables
         own = row_slots(places, self.tokens)
         return [_through(entry, places, own, drawn) for entry in tables or [None] * sites]
@@ -82,7 +84,12 @@ def _intervened(model: nn.Module) -> bool:
     `capture`, `patch` and hooks of one's own count the steps by the calls, so it must be called.
     """
     modules = [part for name in model.text_modules for part in model.get_submodule(name).modules()]
-    hooks = [hook for x in modules for table in (x._forward_pre_hooks, x._forward_hooks) for hook in table.values()]
+    hooks = [
+        hook
+        for x in modules
+        for table in (x._forward_pre_hooks, x._forward_hooks)
+        for hook in table.values()
+    ]
     return not all(isinstance(hook, Hook) and hook.looks_only for hook in hooks)
 
 
@@ -90,14 +97,24 @@ def _through(entry, places: Tensor, own: Tensor, drawn: Tensor):
     if isinstance(entry, tuple):
         return tuple(_through(table, places, own, drawn) for table in entry)
     tokens = own.shape[-1]
-    return (own if entry is None else (places[entry // tokens] * tokens + entry % tokens).int())[drawn]
+    return (own if entry is None else (places[entry // tokens] * tokens + entry % tokens).int())[
+        drawn
+    ]
 
 
-def spelled_out(tables: Sequence | None, rows: int, tokens: int, sites: Sequence[Site]) -> list[tuple[Tensor, Tensor]]:
+def spelled_out(
+    tables: Sequence | None, rows: int, tokens: int, sites: Sequence[Site]
+) -> list[tuple[Tensor, Tensor]]:
     """The same slots as a pair of tables (B, H, T) per site: one shape for every plan, so that a graph serves all."""
     own = row_slots(torch.arange(rows), tokens)
-    pairs = [entry if isinstance(entry, tuple) else (entry, entry) for entry in tables or [None] * len(sites)]
+    pairs = [
+        entry if isinstance(entry, tuple) else (entry, entry)
+        for entry in tables or [None] * len(sites)
+    ]
     return [
-        tuple((own if table is None else table).expand(-1, site.text_heads, -1).contiguous() for table in pair)
+        tuple(
+            (own if table is None else table).expand(-1, site.text_heads, -1).contiguous()
+            for table in pair
+        )
         for site, pair in zip(sites, pairs)
     ]

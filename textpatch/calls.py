@@ -8,10 +8,10 @@ tokens it holds and what masks hide of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import BoundArguments
-from typing import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,9 @@ class Calls:
     steps: the calls that must, all when None.  `count` is the number of finished calls.
     """
 
-    def __init__(self, model: nn.Module, sites: tuple[Site, ...], taps: Iterable[str], steps: tuple | None):
+    def __init__(
+        self, model: nn.Module, sites: tuple[Site, ...], taps: Iterable[str], steps: tuple | None
+    ):
         self.model, self.taps, self.steps = model, tuple(taps), steps
         self.spans = list(dict.fromkeys(site.span for site in sites))
         self.count = 0
@@ -98,8 +100,12 @@ class Calls:
         require_masks_are_arguments(inputs, self.spans)
         masks = {span: argument(inputs, span.mask) for span in self.spans if span.mask}
         parts = [span for span in self.spans if span.place != "all"]
-        lengths = {span: span.length(argument(inputs, span.text), masks.get(span)) for span in parts}
-        self._call = Call(self.count, lengths, {span: hidden_tokens(mask) for span, mask in masks.items()})
+        lengths = {
+            span: span.length(argument(inputs, span.text), masks.get(span)) for span in parts
+        }
+        self._call = Call(
+            self.count, lengths, {span: hidden_tokens(mask) for span, mask in masks.items()}
+        )
         self._under_way = True
 
     def _end(self, name: str, output: object) -> None:
@@ -192,7 +198,11 @@ def same_mask(one: Tensor | None, other: Tensor | None, tokens: tuple | None = N
 
 def told(hidden: Tensor | None) -> str:
     """A row's mask in words, for errors."""
-    return "hides nothing" if hidden is None else f"hides {int((hidden != 0).sum())} of {hidden.numel()} tokens"
+    return (
+        "hides nothing"
+        if hidden is None
+        else f"hides {int((hidden != 0).sum())} of {hidden.numel()} tokens"
+    )
 
 
 def require_masks_are_said(inputs: BoundArguments, spans: list[Span]) -> None:

@@ -9,9 +9,9 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
 
 from textpatch.errors import DiskError, StoreError
 
@@ -46,7 +46,9 @@ def write(path: Path, data: bytes, worker: str, *, exclusive: bool = False) -> b
 def _place(temporary: Path, path: Path, exclusive: bool) -> bool:
     if exclusive:
         try:
-            os.link(temporary, path)  # unlike a rename, a link never replaces what another worker wrote
+            os.link(
+                temporary, path
+            )  # unlike a rename, a link never replaces what another worker wrote
             return True
         except OSError:  # it is there, or this disk has no hard links and a rename is all it offers
             if path.exists():
@@ -77,7 +79,9 @@ def sweep(folder: Path, worker: str) -> None:
 def _is_being_written(path: Path) -> bool:
     """Whether the process in a temporary file's name runs: the same command may have been started twice."""
     writer = path.name.split(".")[3]
-    if os.name != "posix" or not writer.isdecimal():  # elsewhere this question would end the process
+    if (
+        os.name != "posix" or not writer.isdecimal()
+    ):  # elsewhere this question would end the process
         return False
     try:
         os.kill(int(writer), 0)
@@ -119,7 +123,9 @@ def read_json(path):
 
 def lock(descriptor: int) -> None:
     if fcntl:
-        with contextlib.suppress(OSError):  # a network disk without locks: worker names keep writers apart
+        with contextlib.suppress(
+            OSError
+        ):  # a network disk without locks: worker names keep writers apart
             fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 

@@ -31,7 +31,13 @@ class StoreError(PatchError):
 class DiskError(StoreError):
     """A disk that is full or fails; what was written before is whole, and the same request goes on from there."""
 
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # the system's, of which it is one
+    numbers = (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.EROFS,
+    )  # the system's, of which it is one
 
 
 class Unfinished(PatchError):

@@ -10,7 +10,13 @@ import traceback
 
 from textpatch.errors import DiskError, PatchError
 
-FAULT, REFUSED, DISK, INTERRUPTED, UNHEARD = 1, 2, 74, 130, 141  # 74: EX_IOERR; 128 + SIGINT; 128 + SIGPIPE
+FAULT, REFUSED, DISK, INTERRUPTED, UNHEARD = (
+    1,
+    2,
+    74,
+    130,
+    141,
+)  # 74: EX_IOERR; 128 + SIGINT; 128 + SIGPIPE
 LONGEST = 2000  # characters of a line, of which a prompt or a file may put in a million
 
 PACKAGES = ("matplotlib", "triton", "torchvision", "peft", "accelerate", "diffusers")
@@ -26,7 +32,9 @@ def guarded(work, *arguments, debug: bool = False) -> int:
         work(*arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or Python complains when it ends
         return UNHEARD
     except (Exception, KeyboardInterrupt) as error:
         if debug:
@@ -55,7 +63,9 @@ def _shortened(line: str) -> str:
 
 def _end(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "; ".join(["interrupted", *map(str, error.args)])  # whoever keeps work says what is there
+        return INTERRUPTED, "; ".join(
+            ["interrupted", *map(str, error.args)]
+        )  # whoever keeps work says what is there
     if isinstance(error, PatchError):
         return DISK if isinstance(error, DiskError) else REFUSED, str(error)
     return FAULT, f"unexpected {type(error).__name__}: {error}; {_reason()}"
@@ -63,7 +73,10 @@ def _end(error: BaseException) -> tuple[int, str]:
 
 def _reason() -> str:
     """What transformers imports, too, and cannot: its own error would not tell; or else that it is our fault."""
-    faults = [f"{name} is installed and broken ({fault}), install it anew or remove it" for name, fault in broken().items()]
+    faults = [
+        f"{name} is installed and broken ({fault}), install it anew or remove it"
+        for name, fault in broken().items()
+    ]
     return "; ".join(faults) or "a fault of textpatch, --debug shows where: please report it"
 
 

@@ -5,7 +5,7 @@ A unit is what can be swapped alone, a site or a head; a group is a tuple of uni
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 from textpatch.plan import Plan, Row, Swap
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
@@ -37,7 +37,9 @@ def _parts(group: Group) -> list[tuple[tuple[int, ...], tuple[int, ...] | None]]
     heads: dict[int, list[int]] = {}
     for site, head in (unit for unit in group if isinstance(unit, tuple)):
         heads.setdefault(site, []).append(head)
-    return ([(whole, None)] if whole else []) + [((site,), tuple(some)) for site, some in heads.items()]
+    return ([(whole, None)] if whole else []) + [
+        ((site,), tuple(some)) for site, some in heads.items()
+    ]
 
 
 def row_name(group: Group) -> str:
@@ -46,4 +48,6 @@ def row_name(group: Group) -> str:
 
 
 def group_name(group: Group) -> str:
-    return "+".join(".".join(map(str, unit)) if isinstance(unit, tuple) else str(unit) for unit in group)
+    return "+".join(
+        ".".join(map(str, unit)) if isinstance(unit, tuple) else str(unit) for unit in group
+    )

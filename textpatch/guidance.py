@@ -11,10 +11,10 @@ B rows, C channels, H x W latent size
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import Protocol, Sequence, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -42,7 +42,9 @@ class Guidance(Protocol):
     def begin(self, x: Tensor) -> State:
         """The state of rows x (B, C, H, W) before their first step.  {} where nothing is remembered."""
 
-    def combine(self, predictions: dict[str, Tensor], step: int, state: State) -> tuple[Tensor, State]:
+    def combine(
+        self, predictions: dict[str, Tensor], step: int, state: State
+    ) -> tuple[Tensor, State]:
         """The prediction that guides step `step`, and the state after it.
 
         predictions  branch -> (B, C, H, W).  The result has this shape, too
@@ -63,12 +65,16 @@ class Unguided:
 
     def prompt(self, branch: str, row: Row) -> str | None:
         """Raise PatchError.  There is no other branch."""
-        raise PatchError(f"branch {branch!r} of row {row.name!r} was asked for; a run without guidance has none")
+        raise PatchError(
+            f"branch {branch!r} of row {row.name!r} was asked for; a run without guidance has none"
+        )
 
     def begin(self, x: Tensor) -> State:
         return {}
 
-    def combine(self, predictions: dict[str, Tensor], step: int, state: State) -> tuple[Tensor, State]:
+    def combine(
+        self, predictions: dict[str, Tensor], step: int, state: State
+    ) -> tuple[Tensor, State]:
         return predictions[CONDITIONAL], state
 
     def describe(self) -> float | dict:
@@ -90,11 +96,15 @@ class ClassifierFree:
     def __post_init__(self):
         require_scale(self.scale)
         if self.scale == 1:
-            raise PatchError("classifier-free guidance of scale 1 never reads its negative prompt; give Unguided()")
+            raise PatchError(
+                "classifier-free guidance of scale 1 never reads its negative prompt; give Unguided()"
+            )
         named = self.negative.values() if isinstance(self.negative, Mapping) else [self.negative]
         for prompt in named:
             if prompt is not None and not isinstance(prompt, str):
-                raise PatchError(f"a negative prompt is {prompt!r}; give a text, or None for no prompt at all")
+                raise PatchError(
+                    f"a negative prompt is {prompt!r}; give a text, or None for no prompt at all"
+                )
 
     def check(self, rows: Sequence[Row]) -> None:
         """Raise PatchError unless negative prompts given by name are those of all rows, and of no others."""
@@ -103,7 +113,9 @@ class ClassifierFree:
         names = [row.name for row in rows]
         for name in self.negative:
             if name not in names:
-                raise PatchError(f"a negative prompt is given for row {name!r}, which is none{closest(name, names)}")
+                raise PatchError(
+                    f"a negative prompt is given for row {name!r}, which is none{closest(name, names)}"
+                )
         for row in rows:
             self.prompt(UNCONDITIONAL, row)
 
@@ -112,13 +124,17 @@ class ClassifierFree:
         if not isinstance(self.negative, Mapping):
             return self.negative
         if row.name not in self.negative:
-            raise PatchError(f"negative prompts are given by row, and row {row.name!r} has none; give None for no prompt")
+            raise PatchError(
+                f"negative prompts are given by row, and row {row.name!r} has none; give None for no prompt"
+            )
         return self.negative[row.name]
 
     def begin(self, x: Tensor) -> State:
         return {}
 
-    def combine(self, predictions: dict[str, Tensor], step: int, state: State) -> tuple[Tensor, State]:
+    def combine(
+        self, predictions: dict[str, Tensor], step: int, state: State
+    ) -> tuple[Tensor, State]:
         unconditional = predictions[UNCONDITIONAL]
         return unconditional + self.scale * (predictions[CONDITIONAL] - unconditional), state
 
@@ -139,13 +155,17 @@ def as_guidance(guidance: float | Guidance, negative: str | None = None) -> Guid
     if isinstance(guidance, Real) and not isinstance(guidance, bool):
         return _of_scale(guidance, negative)
     if not isinstance(guidance, Guidance):
-        raise PatchError(f"guidance is {guidance!r}; give a number, or an object of textpatch.guidance")
+        raise PatchError(
+            f"guidance is {guidance!r}; give a number, or an object of textpatch.guidance"
+        )
     if negative is not None:
         raise PatchError(
             f"negative prompt {negative!r} was given beside {guidance!r}, which says its own; leave one of them out"
         )
     if guidance.branches[-1] != CONDITIONAL:
-        raise PatchError(f"the branches of {guidance!r} are {guidance.branches}; their last must be {CONDITIONAL!r}")
+        raise PatchError(
+            f"the branches of {guidance!r} are {guidance.branches}; their last must be {CONDITIONAL!r}"
+        )
     return guidance
 
 
@@ -154,16 +174,22 @@ def _of_scale(scale: float, negative: str | None) -> Guidance:
     if scale != 1:
         return ClassifierFree(scale, negative)
     if negative is not None:
-        raise PatchError(f"negative prompt {negative!r} has no effect at guidance 1; leave one of them out")
+        raise PatchError(
+            f"negative prompt {negative!r} has no effect at guidance 1; leave one of them out"
+        )
     return Unguided()
 
 
 def require_scale(scale) -> None:
     """Raise PatchError for a guidance scale that is no finite number, or at which the prompt has no effect."""
     if not isinstance(scale, Real) or isinstance(scale, bool) or not math.isfinite(scale):
-        raise PatchError(f"guidance is {scale!r}; give a finite number, or an object of textpatch.guidance")
+        raise PatchError(
+            f"guidance is {scale!r}; give a finite number, or an object of textpatch.guidance"
+        )
     if scale == 0:
-        raise PatchError("guidance 0 was asked for, at which the prompt has no effect; give 1 for no guidance")
+        raise PatchError(
+            "guidance 0 was asked for, at which the prompt has no effect; give 1 for no guidance"
+        )
 
 
 def described(guidance: float | Guidance) -> float | dict:

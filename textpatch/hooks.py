@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Callable, Iterable, Iterator
 
 from torch import Tensor, nn
 
@@ -32,7 +32,9 @@ from textpatch.errors import PatchError, closest
 
 # The blocks open in this thread or task.  A model shared between threads carries everybody's hooks;
 # each acts only where its block is in here.
-_open_blocks: ContextVar[frozenset[object]] = ContextVar("textpatch_open_blocks", default=frozenset())
+_open_blocks: ContextVar[frozenset[object]] = ContextVar(
+    "textpatch_open_blocks", default=frozenset()
+)
 
 
 class HookRegistry:
@@ -48,7 +50,9 @@ class HookRegistry:
         modules = dict(model.named_modules())
         for name in self.names:
             if name not in modules:
-                raise PatchError(f"no module {name!r} in {type(model).__name__}{closest(name, filter(None, modules))}")
+                raise PatchError(
+                    f"no module {name!r} in {type(model).__name__}{closest(name, filter(None, modules))}"
+                )
         if not self.names:
             raise PatchError("no modules named; a registry of nothing would have no effect")
         self._modules = {name: modules[name] for name in self.names}
@@ -86,18 +90,25 @@ class HookRegistry:
 
         return self._block(nn.Module.register_forward_hook, after)
 
-    def observe_inputs(self, fn: Callable[[str, inspect.BoundArguments], object]) -> AbstractContextManager:
+    def observe_inputs(
+        self, fn: Callable[[str, inspect.BoundArguments], object]
+    ) -> AbstractContextManager:
         """Call fn(name, inputs) before each named module, with what its forward gets, by name.  Else as `observe`."""
 
         def before(name: str, module: nn.Module, args, kwargs) -> None:
             fn(name, inspect.signature(module.forward).bind(*args, **kwargs))
 
-        return self._block(partial(nn.Module.register_forward_pre_hook, with_kwargs=True), before, looks_only=True)
+        return self._block(
+            partial(nn.Module.register_forward_pre_hook, with_kwargs=True), before, looks_only=True
+        )
 
     @contextmanager
     def _block(self, register, act, looks_only: bool = False) -> Iterator[HookRegistry]:
         block, fired = object(), Counter()
-        hooks = [(module, Hook(name, act, block, fired, looks_only)) for name, module in self._modules.items()]
+        hooks = [
+            (module, Hook(name, act, block, fired, looks_only))
+            for name, module in self._modules.items()
+        ]
         try:
             for module, hook in hooks:
                 register(module, hook)
@@ -125,7 +136,13 @@ class Hook:
     """One module's hook of one open block; calls from threads and tasks that did not open it pass by."""
 
     def __init__(self, name: str, act: Callable, block: object, fired: Counter, looks_only: bool):
-        self.name, self.act, self.block, self.fired, self.looks_only = name, act, block, fired, looks_only
+        self.name, self.act, self.block, self.fired, self.looks_only = (
+            name,
+            act,
+            block,
+            fired,
+            looks_only,
+        )
 
     def __call__(self, module: nn.Module, args: tuple, rest: object) -> object:
         """rest: the output, or before it is there, the named arguments."""

@@ -32,19 +32,23 @@ def picture(image: Image.Image | str | None, words: str) -> str:
     shown = image.convert("RGB")
     shown.thumbnail((LARGEST, LARGEST))
     shown.save(data, "PNG" if small else "JPEG", quality=90)
-    return f'<img alt="{safe(words)}" src="{data_uri(data.getvalue(), "png" if small else "jpeg")}">'
+    return (
+        f'<img alt="{safe(words)}" src="{data_uri(data.getvalue(), "png" if small else "jpeg")}">'
+    )
 
 
 def figure(image: Image.Image | str | None, title: str, caption: str = "") -> str:
     """A picture under its title; the caption is HTML already."""
     head = f'<span class="title">{safe(title)}</span>'
-    return f'<figure>{head}{picture(image, title)}<figcaption>{caption}</figcaption></figure>'
+    return f"<figure>{head}{picture(image, title)}<figcaption>{caption}</figcaption></figure>"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence], kind: str = "text") -> str:
     """A table of cells that are HTML already."""
     top = "".join(f"<th>{cell}</th>" for cell in head)
-    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in rows)
+    lines = "".join(
+        "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in rows
+    )
     body = f"<thead><tr>{top}</tr></thead><tbody>{lines}</tbody>"
     return f'<div class="wide"><table class="{kind}">{body}</table></div>'
 

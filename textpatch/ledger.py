@@ -9,9 +9,9 @@ out, before any norm of the keys: the largest |K read - K own| and |V read - V o
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,9 @@ ITSELF = "its readers are its donor"
 OVERRIDDEN = "later swaps take all it names"
 SAME_TEXT = "readers and donor have the same text"
 NO_EFFECT = "the texts differ, yet everything read equals the reader's own"
-NOBODY = dict.fromkeys("kv", torch.full((1, 1, 1), -1))  # the winners at a site that no swap of the plan names
+NOBODY = dict.fromkeys(
+    "kv", torch.full((1, 1, 1), -1)
+)  # the winners at a site that no swap of the plan names
 
 
 @dataclass(frozen=True)
@@ -95,22 +97,48 @@ class Ledger:
                 raise PatchError(
                     f"ledger of schema {body['schema_version']!r}; this version reads {SCHEMA_VERSION}"
                 )
-            entries = [Entry(**{**entry, "branches": tuple(entry["branches"])}) for entry in body["entries"]]
+            entries = [
+                Entry(**{**entry, "branches": tuple(entry["branches"])})
+                for entry in body["entries"]
+            ]
             return cls(tuple(entries), tuple(Silence(**silence) for silence in body["silent"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise PatchError(f"not a ledger: {error}; ledgers are written by Ledger.to_json") from None
+            raise PatchError(
+                f"not a ledger: {error}; ledgers are written by Ledger.to_json"
+            ) from None
 
     def __str__(self) -> str:
         """A table of at most LINES entries, then how many more there are; and every silent swap."""
-        titles = "step", "site", "timestep", "sigma", "reader <- donor", "K hits", "V hits", "K change", "V change"
+        titles = (
+            "step",
+            "site",
+            "timestep",
+            "sigma",
+            "reader <- donor",
+            "K hits",
+            "V hits",
+            "K change",
+            "V change",
+        )
         shown = [
-            (str(e.step), str(e.site), f"{e.timestep:.1f}", f"{e.sigma:.4f}", f"{e.reader} <- {e.donor}",
-             str(e.hits_k), str(e.hits_v), _number(e.change_k), _number(e.change_v))
+            (
+                str(e.step),
+                str(e.site),
+                f"{e.timestep:.1f}",
+                f"{e.sigma:.4f}",
+                f"{e.reader} <- {e.donor}",
+                str(e.hits_k),
+                str(e.hits_v),
+                _number(e.change_k),
+                _number(e.change_v),
+            )
             for e in self.entries[:LINES]
-        ]  # fmt: skip
+        ]
         more = len(self.entries) - len(shown)
         silent = [f"silent: swap {s.swap} ({s.what}): {s.why}" for s in self.silent]
-        return "\n".join(aligned([titles, *shown]) + ([f"... and {more} more"] if more else []) + silent)
+        return "\n".join(
+            aligned([titles, *shown]) + ([f"... and {more} more"] if more else []) + silent
+        )
 
 
 def _number(value: float | None) -> str:
@@ -145,28 +173,40 @@ class Recorder:
         self.pipeline, self.plan, self.steps, self.texts = pipeline, plan, steps, texts
         self.prompts = {row.name: row.prompt for row in rows}
         sites = find_sites(pipeline.denoiser) if plan.swaps else ()
-        self.sites = select_sites(sites, [x for swap in plan.swaps for x in swap.sites]) if sites else ()
+        self.sites = (
+            select_sites(sites, [x for swap in plan.swaps for x in swap.sites]) if sites else ()
+        )
         self.watched = texts.bank is not None or not compiled(pipeline.denoiser)
-        self.found: dict[tuple, _Found] = {}  # (step, site, reader, donor, swap) -> the swap's part in an entry
+        self.found: dict[
+            tuple, _Found
+        ] = {}  # (step, site, reader, donor, swap) -> the swap's part in an entry
 
     @contextmanager
-    def watching(self, batch: Sequence[Row], readers: Sequence[Row]) -> Iterator[Callable[[int, list | None], None]]:
+    def watching(
+        self, batch: Sequence[Row], readers: Sequence[Row]
+    ) -> Iterator[Callable[[int, list | None], None]]:
         """Watch a run of some batch rows; those named like one of `readers` are entered.
 
         Gives enter(step, slots), to be called before each step with the slots it gets, one entry per site.
         Raises PatchError on leaving if the text projections of a swapped site never ran.
         """
-        watch = Watch(self.sites, batch, {row.name for row in readers}, self.found, self._winners(batch))
+        watch = Watch(
+            self.sites, batch, {row.name for row in readers}, self.found, self._winners(batch)
+        )
         if self.texts.bank is not None:
             for site, part, kv in self._made_once(batch):
                 watch.made(site, part, kv)
             yield watch.enter
             return
-        taps = {tap.module: (site, part) for site in self.sites for part, tap in zip("kv", site.taps)}
+        taps = {
+            tap.module: (site, part) for site in self.sites for part, tap in zip("kv", site.taps)
+        }
         if not taps or not self.watched:
             yield watch.enter
             return
-        with HookRegistry(self.pipeline.denoiser, taps).observe(lambda name, kv: watch.made(*taps[name], kv)):
+        with HookRegistry(self.pipeline.denoiser, taps).observe(
+            lambda name, kv: watch.made(*taps[name], kv)
+        ):
             yield watch.enter
 
     def _winners(self, batch: Sequence[Row]) -> Callable[[int], dict]:
@@ -193,23 +233,41 @@ class Recorder:
         if not self.sites:
             return Ledger()
         schedule, names = self.pipeline.schedule, {site.index: site.name for site in self.sites}
-        times, sigmas = schedule.timesteps(self.steps).tolist(), schedule.sigmas(self.steps).tolist()
+        times, sigmas = (
+            schedule.timesteps(self.steps).tolist(),
+            schedule.sigmas(self.steps).tolist(),
+        )
         dtype = str(self.pipeline.dtype).removeprefix("torch.")
         backends = {site.index: self._backend(site) for site in self.sites}
         merged: dict[tuple, _Found] = {}
         for (*place, _), found in self.found.items():
             merged[tuple(place)] = merged.get(tuple(place), _Found()) + found
         entries = tuple(
-            Entry(site, names[site], step, times[step], sigmas[step], reader, donor, tuple(sorted(found.branches)),
-                  found.hits["k"], found.hits["v"], found.change("k", self.watched),
-                  found.change("v", self.watched), dtype, backends[site])
+            Entry(
+                site,
+                names[site],
+                step,
+                times[step],
+                sigmas[step],
+                reader,
+                donor,
+                tuple(sorted(found.branches)),
+                found.hits["k"],
+                found.hits["v"],
+                found.change("k", self.watched),
+                found.change("v", self.watched),
+                dtype,
+                backends[site],
+            )
             for (step, site, reader, donor), found in sorted(merged.items())
-        )  # fmt: skip
+        )
         return Ledger(entries, tuple(self._silent()))
 
     def _backend(self, site: Site) -> str:
         """What carries out the swaps of a site; a step without one may run on another."""
-        queries = torch.empty(0, 1, 0, site.head_dim, device=self.pipeline.device, dtype=self.pipeline.dtype)
+        queries = torch.empty(
+            0, 1, 0, site.head_dim, device=self.pipeline.device, dtype=self.pipeline.dtype
+        )
         return choose_backend(queries, table=True)
 
     def _silent(self) -> Iterator[Silence]:
@@ -223,7 +281,11 @@ class Recorder:
         """Why the i-th swap changed nothing; None if it did, or if nobody could watch."""
         if swap.readers == (swap.donor,):
             return ITSELF
-        own = [(self.prompts[a] != self.prompts[b], found) for (*_, a, b, j), found in self.found.items() if j == i]
+        own = [
+            (self.prompts[a] != self.prompts[b], found)
+            for (*_, a, b, j), found in self.found.items()
+            if j == i
+        ]
         if not own:
             return OVERRIDDEN
         apart = any(differ for differ, _ in own)
@@ -236,10 +298,25 @@ class Recorder:
 class Watch:
     """One batch of a run: what its slots read, and how that differs from what its rows would have read."""
 
-    def __init__(self, sites: Sequence[Site], batch: Sequence[Row], names: set[str], found: dict, winners: Callable):
-        self.sites, self.batch, self.names, self.found, self.winners = sites, batch, names, found, winners
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        batch: Sequence[Row],
+        names: set[str],
+        found: dict,
+        winners: Callable,
+    ):
+        self.sites, self.batch, self.names, self.found, self.winners = (
+            sites,
+            batch,
+            names,
+            found,
+            winners,
+        )
         self.step: int | None = None
-        self.tables: dict[tuple[Site, str], tuple | None] = {}  # slots of a site's keys or values, and their winners
+        self.tables: dict[
+            tuple[Site, str], tuple | None
+        ] = {}  # slots of a site's keys or values, and their winners
         self.cells: dict[tuple[Site, str], list] = {}  # those of them that read another row
         self.bank: dict[tuple[Site, str], Tensor] = {}  # keys and values made once for all steps
 
@@ -265,7 +342,10 @@ class Watch:
 
     def _look_up(self, key: tuple[Site, str], table: Tensor | None, winners: Tensor) -> None:
         """Find the cells of a table; most steps bring the table of the step before, by the same swaps."""
-        now, before = None if table is None else torch.broadcast_tensors(table, winners), self.tables.get(key)
+        now, before = (
+            None if table is None else torch.broadcast_tensors(table, winners),
+            self.tables.get(key),
+        )
         if now is None or before is None or not all(map(torch.equal, now, before)):
             self.tables[key] = now
             self.cells[key] = [] if now is None else cells_read(*now, self.batch, self.names)
@@ -285,7 +365,9 @@ class Watch:
         return self.found.setdefault(key, _Found())
 
 
-def cells_read(table: Tensor, winners: Tensor, batch: Sequence[Row], names: set[str]) -> list[tuple]:
+def cells_read(
+    table: Tensor, winners: Tensor, batch: Sequence[Row], names: set[str]
+) -> list[tuple]:
     """(reader, donor, swap, heads, tokens, donor's tokens): who reads whom by which swap, and where.
 
     table: slots (B, H, T); winners (B, H, T): the swap each is of; the last three are index tensors of one length,
@@ -295,7 +377,9 @@ def cells_read(table: Tensor, winners: Tensor, batch: Sequence[Row], names: set[
     moved = table != torch.arange(table.shape[0] * tokens, device=table.device).view(-1, 1, tokens)
     found = []
     for reader in moved.any(-1).any(-1).nonzero().flatten().tolist():
-        who = torch.stack([table[reader] // tokens, winners[reader]], dim=-1)  # (H, T, donor and swap)
+        who = torch.stack(
+            [table[reader] // tokens, winners[reader]], dim=-1
+        )  # (H, T, donor and swap)
         for pair in who[moved[reader]].unique(dim=0) if batch[reader].name in names else []:
             at = (moved[reader] & (who == pair).all(-1)).nonzero(as_tuple=True)
             found.append((reader, *pair.tolist(), *at, table[reader][at].long() % tokens))
@@ -305,5 +389,6 @@ def cells_read(table: Tensor, winners: Tensor, batch: Sequence[Row], names: set[
 def compiled(model: nn.Module) -> bool:
     """Whether a model runs compiled code, which no hook put on later can see into."""
     return any(
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) for module in model.modules()
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None)
+        for module in model.modules()
     )

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import Context
 from inspect import BoundArguments
-from typing import Callable, Hashable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,9 @@ class KVCache(dict):
         return sum(tensor.nbytes for tensor in self.values())
 
     @staticmethod
-    def estimate(sites: Sequence[Site], steps: int, rows: int, tokens: int, dtype: torch.dtype) -> int:
+    def estimate(
+        sites: Sequence[Site], steps: int, rows: int, tokens: int, dtype: torch.dtype
+    ) -> int:
         """Bytes a capture will take, before it runs, without masks."""
         width = sum(site.text_heads * site.head_dim for site in sites)
         return 2 * width * steps * rows * tokens * dtype.itemsize
@@ -62,14 +64,18 @@ class KVCache(dict):
             if len(cache) != len(tensors):
                 raise ValueError(f"{len(tensors)} names are {len(cache)} keys")
         except (ValueError, TypeError, RecursionError) as error:
-            raise PatchError(f"these tensors are no saved cache ({error}); KVCache.tensors writes one") from None
+            raise PatchError(
+                f"these tensors are no saved cache ({error}); KVCache.tensors writes one"
+            ) from None
         return cache
 
 
 def _key(name: str) -> tuple:
     site, step, label, part = json.loads(name)
     is_step = type(step) is int and step >= 0  # True would pass as the step 1
-    if not (isinstance(site, str) and is_step and isinstance(label, list) and part in ("k", "v", "mask")):
+    if not (
+        isinstance(site, str) and is_step and isinstance(label, list) and part in ("k", "v", "mask")
+    ):
         raise ValueError(f"{name} is no cache key")
     if json.dumps([site, step, label, part]) != name:
         raise ValueError(f"{name} is not how a cache spells that key")
@@ -106,9 +112,17 @@ def capture(model: nn.Module, sites, *, rows: Sequence[Row | Hashable]) -> Itera
 
 
 @contextmanager
-def patch(model: nn.Module, cache: KVCache, sites, *, rows: Sequence, steps: Iterable[int] | None = None,
-          heads: Iterable[int] | None = None, tokens: Iterable[int] | None = None,
-          part: str = "kv") -> Iterator[None]:  # fmt: skip
+def patch(
+    model: nn.Module,
+    cache: KVCache,
+    sites,
+    *,
+    rows: Sequence,
+    steps: Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
+    tokens: Iterable[int] | None = None,
+    part: str = "kv",
+) -> Iterator[None]:
     """Replace text K and V at `sites` by those in `cache`.   (ICLR 2025, sec. 4.1, Patching)
 
         A = softmax(q [k'; k_image]^T / sqrt(D)) [v'; v_image],   k', v' from the captured run
@@ -128,7 +142,9 @@ def patch(model: nn.Module, cache: KVCache, sites, *, rows: Sequence, steps: Ite
     asked = {"steps": steps, "heads": heads, "tokens": tokens}
     steps, heads, tokens = (None if x is None else integers(name, x) for name, x in asked.items())
     if not any(labels):
-        raise PatchError("patch was given no row to read; name one per batch row, or leave patch out")
+        raise PatchError(
+            "patch was given no row to read; name one per batch row, or leave patch out"
+        )
     if part not in ("kv", "k", "v"):
         raise PatchError(f"part is {part!r}; give 'kv', 'k' or 'v'")
     _require_some(steps=steps, heads=heads, tokens=tokens)
@@ -167,7 +183,9 @@ def inject(model: nn.Module, text, sites, *, mask=None) -> Iterator[None]:
             "text feeds a site; use capture and patch, or a plan"
         )
     if mask is not None and not all(site.span.mask for site in chosen):
-        raise PatchError("a mask was injected, and the sites name no mask of the model; leave it out, or see their span")
+        raise PatchError(
+            "a mask was injected, and the sites name no mask of the model; leave it out, or see their span"
+        )
     hidden = hidden_tokens(mask)
     knows = hasattr(model, "text_kv")
     bank = _own_bank(model, text) if knows else {}
@@ -191,14 +209,18 @@ def _own_bank(model: nn.Module, text) -> dict[tuple[int, str], Tensor]:
     """(site index, part) -> (B, T, W), from the model's own `text_kv`, in no open block: it is nobody's step."""
     _require_dtype(text.tokens, next(model.parameters()).dtype)
     pairs = enumerate(Context().run(model.text_kv, text))
-    return {(i, part): x.transpose(1, 2).flatten(2) for i, pair in pairs for part, x in zip("kv", pair)}
+    return {
+        (i, part): x.transpose(1, 2).flatten(2) for i, pair in pairs for part, x in zip("kv", pair)
+    }
 
 
 def _fill_at_first_call(bank: dict, model: nn.Module, text, sites: tuple[Site, ...]):
     """A block in which the model's first call is preceded by one with `text`, which fills `bank`."""
     span, inputs_read = sites[0].span, sorted({site.span.text for site in sites})
     if len(inputs_read) > 1:
-        raise PatchError(f"these sites read {inputs_read}, and one text was given; inject at sites that read one")
+        raise PatchError(
+            f"these sites read {inputs_read}, and one text was given; inject at sites that read one"
+        )
 
     def keep(site: Site, part: str, call: Call, own: Tensor) -> None:
         bank[site.index, part] = own
@@ -230,7 +252,9 @@ def _require_alike(span: Span, text, own) -> None:
 
 def _require_dtype(text: Tensor, dtype: torch.dtype) -> None:
     if text.dtype != dtype:
-        raise PatchError(f"the injected text is {text.dtype}, and the model reads {dtype}; inject text.to({dtype})")
+        raise PatchError(
+            f"the injected text is {text.dtype}, and the model reads {dtype}; inject text.to({dtype})"
+        )
 
 
 def _chosen(model: nn.Module, sites) -> tuple[Site, ...]:
@@ -241,8 +265,13 @@ def _chosen(model: nn.Module, sites) -> tuple[Site, ...]:
 
 
 @contextmanager
-def _at_text(model: nn.Module, sites: tuple[Site, ...], fn: Callable, parts: str = "kv",
-             steps: tuple | None = None) -> Iterator[Calls]:  # fmt: skip
+def _at_text(
+    model: nn.Module,
+    sites: tuple[Site, ...],
+    fn: Callable,
+    parts: str = "kv",
+    steps: tuple | None = None,
+) -> Iterator[Calls]:
     """Call fn(site, part, call, own) with the text K or V (B, T, W) of `sites` wherever they are made.
 
     What it returns takes their place, None leaves them.  Yields the calls of the model, of which those in `steps` must
@@ -267,12 +296,13 @@ def _at_text(model: nn.Module, sites: tuple[Site, ...], fn: Callable, parts: str
                 new[where] = read
         return new
 
-    with calls.counted():
-        with HookRegistry(model, names).replace(at):
-            yield calls
+    with calls.counted(), HookRegistry(model, names).replace(at):
+        yield calls
 
 
-def _mixed(own: Tensor, stored: Tensor, site: Site, heads: tuple | None, tokens: tuple | None) -> Tensor:
+def _mixed(
+    own: Tensor, stored: Tensor, site: Site, heads: tuple | None, tokens: tuple | None
+) -> Tensor:
     """A row's own text K or V (T, W), with the given heads of the given tokens taken from `stored`."""
     if heads is None and tokens is None:
         return stored
@@ -289,7 +319,9 @@ def _require_some(**fields: tuple[int, ...] | None) -> None:
     """Raise PatchError for a field that names nothing."""
     for name, values in fields.items():
         if values == ():
-            raise PatchError(f"{name} is empty, so nothing would be patched; give some, or leave it out to mean all")
+            raise PatchError(
+                f"{name} is empty, so nothing would be patched; give some, or leave it out to mean all"
+            )
 
 
 def _each_row(rows) -> Sequence:
@@ -304,7 +336,9 @@ def _label(row) -> Hashable:
 def _require_distinct(labels: list) -> None:
     repeated = [label for label, times in Counter(labels).items() if times > 1]
     if repeated:
-        raise PatchError(f"row {repeated[0]} is labelled more than once; one would overwrite the other in the cache")
+        raise PatchError(
+            f"row {repeated[0]} is labelled more than once; one would overwrite the other in the cache"
+        )
 
 
 def _require_rows(site: Site, output: Tensor, labels: list) -> None:
@@ -319,7 +353,9 @@ def _read(cache: KVCache, site: Site, step: int, label: Hashable, part: str, own
     key = site.name, step, label, part
     if key not in cache:
         held = [list(dict.fromkeys(key[i] for key in cache)) for i in range(3)]
-        sites, steps, rows = (", ".join(map(str, some[:6])) + ", ..." * (len(some) > 6) for some in held)
+        sites, steps, rows = (
+            ", ".join(map(str, some[:6])) + ", ..." * (len(some) > 6) for some in held
+        )
         raise PatchError(
             f"the cache holds no {part} of site {site.name!r} at step {step} for row {label}; it holds sites {sites}, "
             f"steps {steps}, rows {rows}; capture that one too, or patch only what was captured"
@@ -338,7 +374,9 @@ def _read(cache: KVCache, site: Site, step: int, label: Hashable, part: str, own
     return stored
 
 
-def _require_same_mask(cache: KVCache, site: Site, call: Call, label: Hashable, row: int, tokens: tuple | None) -> None:
+def _require_same_mask(
+    cache: KVCache, site: Site, call: Call, label: Hashable, row: int, tokens: tuple | None
+) -> None:
     """Raise PatchError unless a row of this call hides of its text what the row it reads did, at the tokens read."""
     own, other = call.mask(site, row), cache.get((site.name, call.step, label, "mask"))
     if not same_mask(own, other, tokens):
@@ -352,7 +390,9 @@ def _require_same_mask(cache: KVCache, site: Site, call: Call, label: Hashable, 
 def _require_injected_mask(site: Site, call: Call, hidden: list, rows: int) -> None:
     """Raise PatchError unless an injected text's mask is that of the batch, row by row."""
     if len(hidden) not in (1, rows):
-        raise PatchError(f"the mask of the injected text holds {len(hidden)} rows, the batch {rows}; give one per row")
+        raise PatchError(
+            f"the mask of the injected text holds {len(hidden)} rows, the batch {rows}; give one per row"
+        )
     for row in range(rows):
         own, other = call.mask(site, row), of_row(hidden, row)
         if not same_mask(own, other):

@@ -27,16 +27,22 @@ def open_picture(path) -> Image.Image:
         with file:
             require_bounded(file, str(path))
             if file.mode not in MODES:
-                raise StoreError(f"{path} has colours of mode {file.mode}; expected {', '.join(MODES)}; make it anew")
+                raise StoreError(
+                    f"{path} has colours of mode {file.mode}; expected {', '.join(MODES)}; make it anew"
+                )
             return file.convert("RGB")
     except (OSError, ValueError, SyntaxError, struct.error, zlib.error, *_BOMBS) as error:
-        raise StoreError(f"cannot read picture {path}: {error}; expected a whole PNG file, make it anew") from error
+        raise StoreError(
+            f"cannot read picture {path}: {error}; expected a whole PNG file, make it anew"
+        ) from error
 
 
 def require_bounded(image: Image.Image, what: str) -> None:
     """Raise PatchError, before a pixel is decoded, for a picture of more than 2^25 pixels."""
     if image.width * image.height > MOST_PIXELS:
-        raise PatchError(f"{what} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are opened, shrink it")
+        raise PatchError(
+            f"{what} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are opened, shrink it"
+        )
 
 
 def png(picture: Image.Image) -> bytes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterator, Protocol, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -22,7 +23,9 @@ class RunDefaults(Protocol):
     text_box: tuple[int, int, int, int] | None
     localized: tuple[int, ...]
 
-    def run(self, steps: int | None, guidance: float | Guidance | None) -> tuple[int, float | Guidance]:
+    def run(
+        self, steps: int | None, guidance: float | Guidance | None
+    ) -> tuple[int, float | Guidance]:
         """What was asked for, and in the place of None the model's own."""
 
 
@@ -53,8 +56,17 @@ class SupportsSampling(Protocol):
     def noises(self, seeds: Sequence[int]) -> Iterator[Tensor]:
         """Standard normal draws (B, C, H, W): the starting one, then one per step that asks for noise."""
 
-    def denoise(self, x: Tensor, text, *, steps: int, guidance: float | Guidance, slots: Slots | None = None,
-                on_step=None, noises: Iterator[Tensor] | None = None) -> Tensor:  # fmt: skip
+    def denoise(
+        self,
+        x: Tensor,
+        text,
+        *,
+        steps: int,
+        guidance: float | Guidance,
+        slots: Slots | None = None,
+        on_step=None,
+        noises: Iterator[Tensor] | None = None,
+    ) -> Tensor:
         """Clean latents of starting noise x (B, C, H, W)."""
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
@@ -67,9 +79,19 @@ class SupportsPartialRuns(Protocol):
     def enter(self, noise: Tensor, steps: int) -> Tensor:
         """Standard normal noise (B, C, H, W) to the latents entering step 0."""
 
-    def advance(self, x: Tensor, text, state: State, *, only: range, steps: int, guidance: float | Guidance,
-                slots: Slots | None = None, on_step=None,
-                noises: Iterator[Tensor] | None = None) -> tuple[Tensor, State]:  # fmt: skip
+    def advance(
+        self,
+        x: Tensor,
+        text,
+        state: State,
+        *,
+        only: range,
+        steps: int,
+        guidance: float | Guidance,
+        slots: Slots | None = None,
+        on_step=None,
+        noises: Iterator[Tensor] | None = None,
+    ) -> tuple[Tensor, State]:
         """Latents and the guidance's state after some consecutive steps of a run."""
 
 
@@ -101,7 +123,9 @@ def require_parts(pipeline, asker: str, *parts: type) -> None:
     asker  the application, as the message names it
     """
     if isinstance(pipeline, str):
-        raise PatchError(f"{asker} was given the name {pipeline!r}, and needs a loaded pipeline: load({pipeline!r})")
+        raise PatchError(
+            f"{asker} was given the name {pipeline!r}, and needs a loaded pipeline: load({pipeline!r})"
+        )
     for part in parts:
         lacking = [name for name in _members(part) if not hasattr(pipeline, name)]
         if lacking:
@@ -146,8 +170,10 @@ def sized(pipeline, height: int | None, width: int | None):
     if asked == own:
         return pipeline  # which knows where its letters stand
     if any(pixels % side for pixels in asked):
-        raise PatchError(f"pictures of {asked[0]}x{asked[1]} pixels (height x width) asked for, and those of "
-                         f"{pipeline.name} are decoded {side}x{side} at a time; give multiples of {side}")  # fmt: skip
+        raise PatchError(
+            f"pictures of {asked[0]}x{asked[1]} pixels (height x width) asked for, and those of "
+            f"{pipeline.name} are decoded {side}x{side} at a time; give multiples of {side}"
+        )
     other = pipeline.at(*(pixels // side for pixels in asked))
     other.denoise(other.noise([0]), other.encode([None]), steps=1, guidance=1)
     return other

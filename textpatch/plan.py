@@ -12,11 +12,11 @@ from __future__ import annotations
 import hashlib
 import html
 import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import inf, isfinite
 from numbers import Real
 from operator import index
-from typing import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,9 @@ from torch import Tensor
 from textpatch.errors import PatchError, closest
 from textpatch.sites import Site, plain_selectors, select_sites
 
-SCHEMA_VERSION = 2  # 2 brought windows; what version 1 can say is written in it, so that no stored hash changes
+SCHEMA_VERSION = (
+    2  # 2 brought windows; what version 1 can say is written in it, so that no stored hash changes
+)
 UNCONDITIONAL = "uncond"
 CONDITIONAL = "cond"
 
@@ -50,7 +52,9 @@ class Row:
     pooled: str | None = None
     sampled: bool = True
     joins: int = 0
-    latents: Tensor | None = field(default=None, compare=False, repr=False)  # tensors are not equal or unequal
+    latents: Tensor | None = field(
+        default=None, compare=False, repr=False
+    )  # tensors are not equal or unequal
     copies: str | None = None
 
     @property
@@ -67,7 +71,11 @@ class Row:
 
         What is left at its default is left out of joins, latents and copies: records of version 0.1 hash the others.
         """
-        fields = {name: value for name, value in vars(self).items() if name not in ("joins", "latents", "copies")}
+        fields = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("joins", "latents", "copies")
+        }
         if self.joins:
             fields["joins"] = self.joins
         if self.copies is not None:
@@ -101,7 +109,9 @@ class Window:
             )
         for name in ("low", "high"):
             end = getattr(self, name)
-            object.__setattr__(self, name, None if end is None else float(end) + 0.0)  # -0.0 is written 0.0
+            object.__setattr__(
+                self, name, None if end is None else float(end) + 0.0
+            )  # -0.0 is written 0.0
 
     def among(self, values: Sequence[float]) -> tuple[int, ...]:
         """Indices of the values inside, one value per step of a run.  Raises PatchError if there is none."""
@@ -109,11 +119,17 @@ class Window:
         inside = tuple(i for i, value in enumerate(values) if low <= value <= high)
         if not inside:
             shown = ", ".join(f"{value:.6g}" for value in values)
-            raise PatchError(f"no step of this run lies in {self}: its {len(values)} are at {shown}; widen the window")
+            raise PatchError(
+                f"no step of this run lies in {self}: its {len(values)} are at {shown}; widen the window"
+            )
         return inside
 
     def __str__(self) -> str:
-        ends = [f"{word} {end}" for word, end in (("from", self.low), ("to", self.high)) if end is not None]
+        ends = [
+            f"{word} {end}"
+            for word, end in (("from", self.low), ("to", self.high))
+            if end is not None
+        ]
         return " ".join([self.unit, *ends])
 
 
@@ -154,7 +170,9 @@ class Swap:
             )
         for name in ("sites", "readers", "steps", "heads", "tokens"):
             if getattr(self, name) == ():
-                raise PatchError(f"{name} is empty in {self}; give some.  Steps, heads and tokens left out mean all")
+                raise PatchError(
+                    f"{name} is empty in {self}; give some.  Steps, heads and tokens left out mean all"
+                )
 
     def acts(self, step: int, row: Row) -> bool:
         in_branch = self.branch == "both" or row.branch == CONDITIONAL
@@ -172,7 +190,9 @@ class Plan:
     def __init__(self, swaps: Iterable[Swap] = ()):
         self.swaps = tuple(swaps) if isinstance(swaps, Iterable) else (None,)
         if not all(isinstance(swap, Swap) for swap in self.swaps):
-            raise PatchError(f"a plan is a list of swaps, and was given {swaps!r}; give Plan([Swap(...), ...])")
+            raise PatchError(
+                f"a plan is a list of swaps, and was given {swaps!r}; give Plan([Swap(...), ...])"
+            )
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Plan) and self.swaps == other.swaps
@@ -188,15 +208,22 @@ class Plan:
 
     def _repr_html_(self) -> str:
         """For a notebook: the equation and every swap; `explain` says it of a model's sites, tensor by tensor."""
-        say = lambda values: ", ".join(map(str, values)) if isinstance(values, tuple) else str(values or "all")  # noqa: E731
+        say = lambda values: (
+            ", ".join(map(str, values)) if isinstance(values, tuple) else str(values or "all")
+        )  # noqa: E731
         head = "readers read", "of row", "at sites", "steps", "heads", "tokens", "branch"
         rows = [
-            (f"{say(swap.readers)}: {', '.join(swap.part)}", swap.donor,
-             *map(say, (swap.sites, swap.steps, swap.heads, swap.tokens, swap.branch)))
+            (
+                f"{say(swap.readers)}: {', '.join(swap.part)}",
+                swap.donor,
+                *map(say, (swap.sites, swap.steps, swap.heads, swap.tokens, swap.branch)),
+            )
             for swap in self.swaps
-        ]  # fmt: skip
+        ]
         cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-        lines = "".join(f"<tr>{line}</tr>" for line in ["".join(f"<th>{name}</th>" for name in head), *cells])
+        lines = "".join(
+            f"<tr>{line}</tr>" for line in ["".join(f"<th>{name}</th>" for name in head), *cells]
+        )
         told = "softmax(q [k_image; k']<sup>T</sup> / &radic;D) [v_image; v'], k' and v' read from another row's text"
         return f"<p>{told if rows else 'no swap: identity'}</p><table>{lines if rows else ''}</table>".encode(
             errors="replace"
@@ -204,7 +231,9 @@ class Plan:
 
     def to_json(self) -> str:
         """Canonical JSON: the same plan is the same string however its lists were ordered."""
-        version = SCHEMA_VERSION if any(isinstance(swap.steps, Window) for swap in self.swaps) else 1
+        version = (
+            SCHEMA_VERSION if any(isinstance(swap.steps, Window) for swap in self.swaps) else 1
+        )
         body = {"schema_version": version, "swaps": [asdict(swap) for swap in self.swaps]}
         return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
@@ -237,11 +266,14 @@ class Plan:
         """
 
         def indices(window: Window) -> tuple[int, ...]:
-            values = schedule.timesteps(steps) if window.unit == "timestep" else schedule.sigmas(steps)
+            values = (
+                schedule.timesteps(steps) if window.unit == "timestep" else schedule.sigmas(steps)
+            )
             return window.among(values[:steps].tolist())
 
         return Plan(
-            replace(swap, steps=indices(swap.steps)) if isinstance(swap.steps, Window) else swap for swap in self.swaps
+            replace(swap, steps=indices(swap.steps)) if isinstance(swap.steps, Window) else swap
+            for swap in self.swaps
         )
 
     def check(self, rows: Sequence[Row], sites: Sequence[Site], steps: int, tokens: int) -> None:
@@ -260,7 +292,9 @@ class Plan:
         """Which swaps act at a step.  Steps with the same answer have the same tables, so these can be kept."""
         return tuple(swap.steps is None or step in swap.steps for swap in self.swaps)
 
-    def slots(self, step: int, rows: Sequence[Row], sites: Sequence[Site], *, tokens: int) -> list | None:
+    def slots(
+        self, step: int, rows: Sequence[Row], sites: Sequence[Site], *, tokens: int
+    ) -> list | None:
         """One entry per site for a denoiser's `slots`: None, int32 (B, H or 1, T), or a pair for K and V.
 
         rows may be a part of a run's: a swap with no reader among them does nothing, and unknown names are for
@@ -268,10 +302,18 @@ class Plan:
         sites, heads and tokens there are not, whether or not the swap acts; and for a window.
         """
         place = {row.label: b for b, row in enumerate(rows)}
-        tables = self._tables(step, rows, sites, tokens, lambda i, row: _donor(place, row, self.swaps[i].donor))
-        return [_entry(**tables[site]) if site in tables else None for site in sites] if tables else None
+        tables = self._tables(
+            step, rows, sites, tokens, lambda i, row: _donor(place, row, self.swaps[i].donor)
+        )
+        return (
+            [_entry(**tables[site]) if site in tables else None for site in sites]
+            if tables
+            else None
+        )
 
-    def winners(self, step: int, rows: Sequence[Row], sites: Sequence[Site], *, tokens: int) -> dict:
+    def winners(
+        self, step: int, rows: Sequence[Row], sites: Sequence[Site], *, tokens: int
+    ) -> dict:
         """Site -> "k" or "v" -> which swap, by its place in the plan, is the last to name a cell; -1 where none is.
 
         int (B, H or 1, T), as `slots`; sites without a swap are left out.  Raises as `slots`, donors apart.
@@ -286,12 +328,17 @@ class Plan:
     def _require_indices(self) -> None:
         for swap in self.swaps:
             if isinstance(swap.steps, Window):
-                raise PatchError(f"steps are those of {swap.steps}, known in a run alone; take plan.at(schedule, steps)")
+                raise PatchError(
+                    f"steps are those of {swap.steps}, known in a run alone; take plan.at(schedule, steps)"
+                )
 
     def _tables(self, step, rows, sites, tokens: int, donor: Callable[[int, Row], int]) -> dict:
         """Site -> part -> (B, H or 1, T), for sites with a swap; donor(i, row): whom a row reads by swap i."""
         self._require_indices()
-        own, tables = torch.arange(len(rows) * tokens, dtype=torch.int32).reshape(len(rows), 1, tokens), {}
+        own, tables = (
+            torch.arange(len(rows) * tokens, dtype=torch.int32).reshape(len(rows), 1, tokens),
+            {},
+        )
         for i, swap in enumerate(self.swaps):
             readers = [b for b, row in enumerate(rows) if swap.acts(step, row)]
             donors = [donor(i, rows[b]) for b in readers]
@@ -302,8 +349,14 @@ class Plan:
                     pair[part] = _write(pair[part], readers, donors, swap, site.text_heads)
         return tables
 
-    def explain(self, sites: Sequence[Site] | None = None, *, schedule=None, steps: int | None = None,
-                tokens: int | str = "T") -> str:  # fmt: skip
+    def explain(
+        self,
+        sites: Sequence[Site] | None = None,
+        *,
+        schedule=None,
+        steps: int | None = None,
+        tokens: int | str = "T",
+    ) -> str:
         """The equation of every swap, its sites, and every tensor it touches: module, text tokens, channels, shape.
 
         sites: the model's; without them a plan knows of no tensors, and says its sites as they were asked for.
@@ -312,10 +365,15 @@ class Plan:
         """
         if (schedule is None) != (steps is None):
             said = None if schedule is None else type(schedule).__name__
-            raise PatchError(f"{steps=} and schedule {said}; give both, so that windows are told in steps, or neither")
+            raise PatchError(
+                f"{steps=} and schedule {said}; give both, so that windows are told in steps, or neither"
+            )
         run = self if schedule is None else self.at(schedule, steps)
         found = lambda swap: None if sites is None else select_sites(sites, swap.sites)  # noqa: E731
-        said = (_explain(swap, acting, found(swap), tokens) for swap, acting in zip(self.swaps, run.swaps))
+        said = (
+            _explain(swap, acting, found(swap), tokens)
+            for swap, acting in zip(self.swaps, run.swaps)
+        )
         return "\n".join(said) or "no swap: identity"
 
 
@@ -326,7 +384,11 @@ def _swap(*, steps=None, **fields) -> Swap:
 
 def _names(readers, donor) -> tuple[str, ...]:
     """The readers, sorted and each once.  Raises PatchError unless they and the donor are names."""
-    names = [readers] if isinstance(readers, str) or not isinstance(readers, Iterable) else list(readers)
+    names = (
+        [readers]
+        if isinstance(readers, str) or not isinstance(readers, Iterable)
+        else list(readers)
+    )
     if not all(isinstance(name, str) for name in [*names, donor]):
         raise PatchError(
             f"readers are {readers!r} and the donor {donor!r}; give names: one or several to read, and one to be read"
@@ -338,7 +400,9 @@ def _counted(name: str, values: Iterable) -> tuple[int, ...]:
     """As `integers`; refuses negative ones, too, which would be read from the end, and as slots hide a token."""
     numbers = integers(name, values)
     if numbers and numbers[0] < 0:
-        raise PatchError(f"{name} hold {numbers[0]}; they are counted from 0: give 0 or more, or None for all")
+        raise PatchError(
+            f"{name} hold {numbers[0]}; they are counted from 0: give 0 or more, or None for all"
+        )
     return numbers
 
 
@@ -347,7 +411,9 @@ def integers(name: str, values: Iterable) -> tuple[int, ...]:
     try:
         return tuple(sorted({int(index(value)) for value in values}))
     except TypeError:
-        raise PatchError(f"{name} is {values!r}; give a sequence of integers, or None for all") from None
+        raise PatchError(
+            f"{name} is {values!r}; give a sequence of integers, or None for all"
+        ) from None
 
 
 def require_in_range(what: str, asked: Sequence[int] | None, size: int, site: Site) -> None:
@@ -374,7 +440,9 @@ def _entry(k: Tensor, v: Tensor) -> Tensor | tuple[Tensor, Tensor]:
 
 
 def _write(table: Tensor, readers: list[int], donors: list[int], swap: Swap, heads: int) -> Tensor:
-    table = table.clone() if swap.heads is None else table.expand(-1, heads, -1).clone()  # (B, H or 1, T)
+    table = (
+        table.clone() if swap.heads is None else table.expand(-1, heads, -1).clone()
+    )  # (B, H or 1, T)
     tokens = table.shape[-1]
     h = torch.arange(table.shape[1]) if swap.heads is None else torch.tensor(swap.heads)
     t = torch.arange(tokens) if swap.tokens is None else torch.tensor(swap.tokens)
@@ -387,20 +455,33 @@ def _explain(swap: Swap, run: Swap, sites: tuple[Site, ...] | None, tokens: int 
     """A swap; `run` is the same with the loop indices of a run.   sites: None where no model's are known"""
     say = lambda values: "all" if values is None else ", ".join(map(str, values))  # noqa: E731
     k, v = (part + "'" if part in swap.part else part for part in "kv")
-    alone, beside = f"softmax(q {k}^T / sqrt(D)) {v}", f"softmax(q [k_image; {k}]^T / sqrt(D)) [v_image; {v}]"
-    equations = [f"{alone} or {beside}"] if sites is None else sorted({alone if site.kind == "cross" else beside for site in sites})
+    alone, beside = (
+        f"softmax(q {k}^T / sqrt(D)) {v}",
+        f"softmax(q [k_image; {k}]^T / sqrt(D)) [v_image; {v}]",
+    )
+    equations = (
+        [f"{alone} or {beside}"]
+        if sites is None
+        else sorted({alone if site.kind == "cross" else beside for site in sites})
+    )
     asked = swap.sites if isinstance(swap.sites, (str, int)) else say(swap.sites)
     shape = "; readers x heads x tokens x head_dim:"
-    where = [f", at sites {asked}"] if sites is None else [shape, *(line for site in sites for line in _tensors(swap, site, tokens))]
+    where = (
+        [f", at sites {asked}"]
+        if sites is None
+        else [shape, *(line for site in sites for line in _tensors(swap, site, tokens))]
+    )
     steps = "" if isinstance(run.steps, Window) else say(run.steps)
     window = [f"of {swap.steps}"] if isinstance(swap.steps, Window) else []
-    return "\n".join([
-        f"{', '.join(swap.readers)} <- {swap.donor}:  {', '.join(equations)}",
-        f"  steps {' = '.join([*window, steps] if steps else window)}; heads {say(swap.heads)}; "
-        f"tokens {say(swap.tokens)}; branch {swap.branch}",
-        f"  {', '.join(x for x in (k, v) if len(x) > 1)} of row {swap.donor}, same step and branch{where[0]}",
-        *where[1:],
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"{', '.join(swap.readers)} <- {swap.donor}:  {', '.join(equations)}",
+            f"  steps {' = '.join([*window, steps] if steps else window)}; heads {say(swap.heads)}; "
+            f"tokens {say(swap.tokens)}; branch {swap.branch}",
+            f"  {', '.join(x for x in (k, v) if len(x) > 1)} of row {swap.donor}, same step and branch{where[0]}",
+            *where[1:],
+        ]
+    )
 
 
 def _tensors(swap: Swap, site: Site, tokens: int | str) -> Iterator[str]:

@@ -6,9 +6,9 @@ B batch rows, H heads, M queries, N keys, D head width
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +32,18 @@ class Record:
 
 
 @contextmanager
-def recording_sites(model: nn.Module, sites: Sequence[Site], at: Sequence[int],
-              done: Callable[[Record], object]) -> Iterator[None]:  # fmt: skip
+def recording_sites(
+    model: nn.Module, sites: Sequence[Site], at: Sequence[int], done: Callable[[Record], object]
+) -> Iterator[None]:
     """Call done(record) as soon as a site has run in one of the calls `at` of the model.
 
     Raises PatchError for sites of a kind whose modules are not known here.
     """
     modules, latest, calls, records = dict(model.named_modules()), {}, Counter(), {}
-    made = {site: [_present(modules, site, table) for table in (QUERIES, KEYS, VALUES)] for site in sites}
+    made = {
+        site: [_present(modules, site, table) for table in (QUERIES, KEYS, VALUES)]
+        for site in sites
+    }
     needed = {site: {name for names in parts for name in names} for site, parts in made.items()}
     outputs = exit_modules(model, sites)
     owner = {name: site for site, names in outputs.items() for name in names}
@@ -47,7 +51,9 @@ def recording_sites(model: nn.Module, sites: Sequence[Site], at: Sequence[int],
     def leaving(name: str, inputs) -> None:
         site, step = owner[name], calls[name]
         calls[name] += 1
-        if step not in at or not needed[site] <= latest.keys():  # what never ran is the registry's to report
+        if (
+            step not in at or not needed[site] <= latest.keys()
+        ):  # what never ran is the registry's to report
             return
         if site not in records:
             # text keys and values may be of a bank made before the first step: the latest are those read
@@ -69,10 +75,14 @@ def exit_modules(model: nn.Module, sites: Sequence[Site]) -> dict[Site, list[str
     return {site: _present(modules, site, EXITS) for site in sites}
 
 
-def _present(modules: dict[str, nn.Module], site: Site, table: dict[str, tuple[str, ...]]) -> list[str]:
+def _present(
+    modules: dict[str, nn.Module], site: Site, table: dict[str, tuple[str, ...]]
+) -> list[str]:
     """The modules of a site in a table, without those that are not there; of a norm and its projection the norm."""
     if site.kind not in table:
-        raise PatchError(f"site {site.name!r} is of kind {site.kind!r}; the audit knows {', '.join(table)}")
+        raise PatchError(
+            f"site {site.name!r} is of kind {site.kind!r}; the audit knows {', '.join(table)}"
+        )
     there = [path for path in table[site.kind] if f"{site.name}.{path}" in modules]
     names = [(f"{site.name}.{NORMS.get(path, path)}", f"{site.name}.{path}") for path in there]
     return [norm if norm in modules else projection for norm, projection in names]
@@ -80,7 +90,11 @@ def _present(modules: dict[str, nn.Module], site: Site, table: dict[str, tuple[s
 
 def _by_head(x: Tensor, site: Site) -> Tensor:
     """(B, H, n, D) of (B, n, H D), or of what a norm per head made."""
-    return x.detach() if x.dim() == 4 else x.detach().unflatten(-1, (-1, site.head_dim)).transpose(1, 2)
+    return (
+        x.detach()
+        if x.dim() == 4
+        else x.detach().unflatten(-1, (-1, site.head_dim)).transpose(1, 2)
+    )
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

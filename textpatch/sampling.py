@@ -8,12 +8,11 @@ B rows, C channels, H x W latent size
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
-from typing import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -47,13 +46,24 @@ class Samples:
 
     def _repr_html_(self) -> str:
         shown = [(row, self.images[row.name]) for row in self.rows if row.name in self.images]
-        figures = [figure(image, row.name, safe(f"{row.prompt or ''} (seed {row.seed})")) for row, image in shown]
+        figures = [
+            figure(image, row.name, safe(f"{row.prompt or ''} (seed {row.seed})"))
+            for row, image in shown
+        ]
         return fragment(f'<div class="gallery">{"".join(figures)}</div>{self.plan._repr_html_()}')
 
 
-def sample(pipeline: SupportsSampling, rows: Sequence[Row], plan: Plan = Plan(), *,
-           steps: int | None = None, guidance: float | Guidance | None = None,
-           negative: str | None = None, micro_batch: int = 64, keep_trajectory: bool = False) -> Samples:  # fmt: skip
+def sample(
+    pipeline: SupportsSampling,
+    rows: Sequence[Row],
+    plan: Plan = Plan(),
+    *,
+    steps: int | None = None,
+    guidance: float | Guidance | None = None,
+    negative: str | None = None,
+    micro_batch: int = 64,
+    keep_trajectory: bool = False,
+) -> Samples:
     """Generate all rows together, each reading the text keys and values the plan gives it.
 
     rows             conditional rows with different names.  The guidance adds their other branches
@@ -71,14 +81,30 @@ def sample(pipeline: SupportsSampling, rows: Sequence[Row], plan: Plan = Plan(),
     keys and values its prompt does not settle: where the text evolves with the picture, or others hook its projections;
     and for a row that joins outside the run, from nothing, or after a swap that names it.
     """
-    made = sample_latents(pipeline, rows, plan, steps=steps, guidance=guidance, negative=negative, micro_batch=micro_batch,
-                          keep_trajectory=keep_trajectory)  # fmt: skip
+    made = sample_latents(
+        pipeline,
+        rows,
+        plan,
+        steps=steps,
+        guidance=guidance,
+        negative=negative,
+        micro_batch=micro_batch,
+        keep_trajectory=keep_trajectory,
+    )
     return replace(made, images=decoded(pipeline, made.latents))
 
 
-def sample_latents(pipeline: SupportsSampling, rows: Sequence[Row], plan: Plan = Plan(), *,
-                   steps: int | None = None, guidance: float | Guidance | None = None,
-                   negative: str | None = None, micro_batch: int = 64, keep_trajectory: bool = False) -> Samples:  # fmt: skip
+def sample_latents(
+    pipeline: SupportsSampling,
+    rows: Sequence[Row],
+    plan: Plan = Plan(),
+    *,
+    steps: int | None = None,
+    guidance: float | Guidance | None = None,
+    negative: str | None = None,
+    micro_batch: int = 64,
+    keep_trajectory: bool = False,
+) -> Samples:
     """`sample` without its pictures, for `decoded` to make elsewhere, or later.   Raises PatchError as `sample` does."""
     rows = tuple(rows)
     require_parts(pipeline, "sample", SupportsSampling)
@@ -101,7 +127,9 @@ def sample_latents(pipeline: SupportsSampling, rows: Sequence[Row], plan: Plan =
     loop = Loop(pipeline, run, texts, recorder, steps, guiding, keep_trajectory)
     for group, fresh in pack(rows, plan, max(micro_batch // len(guiding.branches), 1)):
         loop.run(group, fresh)
-    return Samples(loop.latents, {}, plan, rows, steps, guidance, loop.trajectory, recorder.ledger())
+    return Samples(
+        loop.latents, {}, plan, rows, steps, guidance, loop.trajectory, recorder.ledger()
+    )
 
 
 def decoded(pipeline: SupportsSampling, latents: dict[str, Tensor]) -> dict[str, Image.Image]:
@@ -109,7 +137,9 @@ def decoded(pipeline: SupportsSampling, latents: dict[str, Tensor]) -> dict[str,
     return {name: pipeline.decode(one[None])[0] for name, one in latents.items()}
 
 
-def decoding(pipeline: SupportsSampling, latents: dict[str, Tensor]) -> Callable[[], dict[str, Image.Image]]:
+def decoding(
+    pipeline: SupportsSampling, latents: dict[str, Tensor]
+) -> Callable[[], dict[str, Image.Image]]:
     """Prepare `decoded` for another thread, with this thread's autocast, inference mode and context variables.
 
     If the decoder has hooks, or a forward that somebody replaced as offloading does, decode now instead.  Hooks act
@@ -119,7 +149,9 @@ def decoding(pipeline: SupportsSampling, latents: dict[str, Tensor]) -> Callable
     decoder = pipeline.decoder
     kind = pipeline.device.type
     parts = decoder.modules() if isinstance(decoder, nn.Module) else ()
-    if any(part._forward_pre_hooks or part._forward_hooks or "forward" in vars(part) for part in parts):
+    if any(
+        part._forward_pre_hooks or part._forward_hooks or "forward" in vars(part) for part in parts
+    ):
         return partial(dict, act())
     here = copy_context()
     inference = torch.is_inference_mode_enabled()
@@ -138,7 +170,9 @@ def decoding(pipeline: SupportsSampling, latents: dict[str, Tensor]) -> Callable
 def _require_rows(rows: Sequence[Row]) -> None:
     for prompt in (prompt for row in rows for prompt in (row.prompt, row.pooled)):
         if prompt is not None and not isinstance(prompt, str):
-            raise PatchError(f"a prompt is {prompt!r}, no text; give each row one, and one negative prompt for all")
+            raise PatchError(
+                f"a prompt is {prompt!r}, no text; give each row one, and one negative prompt for all"
+            )
     names = [row.name for row in rows]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated or not rows:
@@ -146,7 +180,9 @@ def _require_rows(rows: Sequence[Row]) -> None:
             f"rows must be named apart, and at least one; repeated: {repeated[:3]}, rows: {len(rows)}"
         )
     if twins := [row.name for row in rows if row.branch != CONDITIONAL]:
-        raise PatchError(f"row {twins[0]!r} is unconditional; name conditional rows alone, guidance adds their twins")
+        raise PatchError(
+            f"row {twins[0]!r} is unconditional; name conditional rows alone, guidance adds their twins"
+        )
 
 
 def _starts_by_itself(row: Row) -> bool:
@@ -159,9 +195,13 @@ def _require_starts(rows: Sequence[Row], plan: Plan, steps: int) -> None:
     by_name = {row.name: row for row in rows}
     for row in filter(_starts_by_itself, rows):
         if not row.sampled:
-            raise PatchError(f"row {row.name!r} is not sampled, and so starts from nothing; leave out joins, latents, copies")
+            raise PatchError(
+                f"row {row.name!r} is not sampled, and so starts from nothing; leave out joins, latents, copies"
+            )
         if not 0 <= row.joins < steps:
-            raise PatchError(f"row {row.name!r} joins at step {row.joins}; this run has steps 0..{steps - 1}")
+            raise PatchError(
+                f"row {row.name!r} joins at step {row.joins}; this run has steps 0..{steps - 1}"
+            )
         if (row.latents is None) == (row.copies is None):
             raise PatchError(
                 f"row {row.name!r} joins at step {row.joins} with {'neither' if row.latents is None else 'both'} latents "
@@ -178,7 +218,9 @@ def _require_origin(row: Row, by_name: dict[str, Row]) -> None:
     """Raise PatchError unless the row that another copies is sampled, and there when the other joins."""
     origin = by_name.get(row.copies)
     if origin is None:
-        raise PatchError(f"row {row.name!r} copies {row.copies!r}, which is no row here{closest(row.copies, by_name)}")
+        raise PatchError(
+            f"row {row.name!r} copies {row.copies!r}, which is no row here{closest(row.copies, by_name)}"
+        )
     later = origin.joins > row.joins or (origin.copies is not None and origin.joins == row.joins)
     if later or not origin.sampled:
         raise PatchError(
@@ -255,9 +297,14 @@ class Loop:
         batch = branch_rows(group, self.guidance)
         with self.recorder.watching(batch, fresh) as enter:
             x = self.pipeline.denoise(
-                next(draws), self.texts.of(batch), steps=self.steps, guidance=self.guidance, noises=draws,
-                slots=self._slots(batch, enter), on_step=self._keeping(drawn, fresh),
-            )  # fmt: skip
+                next(draws),
+                self.texts.of(batch),
+                steps=self.steps,
+                guidance=self.guidance,
+                noises=draws,
+                slots=self._slots(batch, enter),
+                on_step=self._keeping(drawn, fresh),
+            )
         return _by_name(drawn, x)
 
     def _in_parts(self, group, fresh, draws: Iterator[Tensor]) -> dict[str, Tensor]:
@@ -278,12 +325,17 @@ class Loop:
             x, state = self._part(active, fresh, now, states, range(first, stop), noises)
             names = [row.name for row in active if row.sampled]
             now |= dict(zip(names, x))
-            states |= {name: {key: value[b] for key, value in state.items()} for b, name in enumerate(names)}
+            states |= {
+                name: {key: value[b] for key, value in state.items()}
+                for b, name in enumerate(names)
+            }
         if keeping := self._keeping(drawn, fresh):
             keeping(self.steps, torch.stack([now[row.name] for row in drawn]))
         return now
 
-    def _part(self, active, fresh, now: dict, states: dict, only: range, noises) -> tuple[Tensor, State]:
+    def _part(
+        self, active, fresh, now: dict, states: dict, only: range, noises
+    ) -> tuple[Tensor, State]:
         """Latents and state of the sampled rows after some steps, in which the same rows are there."""
         drawn = [row for row in active if row.sampled]
         batch = branch_rows(active, self.guidance)
@@ -292,9 +344,16 @@ class Loop:
         state = {key: torch.stack([states[row.name][key] for row in drawn]) for key in first}
         with self.recorder.watching(batch, fresh) as enter:
             return self.pipeline.advance(
-                x, self.texts.of(batch), state, only=only, steps=self.steps, guidance=self.guidance,
-                noises=noises, slots=self._slots(batch, enter), on_step=self._keeping(drawn, fresh),
-            )  # fmt: skip
+                x,
+                self.texts.of(batch),
+                state,
+                only=only,
+                steps=self.steps,
+                guidance=self.guidance,
+                noises=noises,
+                slots=self._slots(batch, enter),
+                on_step=self._keeping(drawn, fresh),
+            )
 
     def _entering(self, drawn: Sequence[Row], noise: Tensor) -> dict[str, Tensor]:
         """What each row starts from by its seed or its own latents.  Raises PatchError for latents of another shape."""
@@ -312,7 +371,9 @@ class Loop:
         """The guidance's state of one row x (C, H, W) before its first step."""
         return {key: value[0] for key, value in self.guidance.begin(x[None]).items()}
 
-    def _keeping(self, drawn: Sequence[Row], fresh: Sequence[Row]) -> Callable[[int, Tensor], None] | None:
+    def _keeping(
+        self, drawn: Sequence[Row], fresh: Sequence[Row]
+    ) -> Callable[[int, Tensor], None] | None:
         """on_step of rows whose latents are kept.  None where none are."""
         if not self.keep:
             return None
@@ -333,10 +394,15 @@ class Loop:
 
         def slots(step: int):
             acting = self.plan.acting(step)
-            if acting not in made:  # most steps are like the one before, and seventy sites take a quarter of a second
+            if (
+                acting not in made
+            ):  # most steps are like the one before, and seventy sites take a quarter of a second
                 tables = self.plan.slots(step, batch, sites, tokens=tokens)
                 whole = spelled_out(tables, len(batch), tokens, sites) if graph else tables
-                made[acting] = tables, to_device(self.texts.slots(whole, batch, len(sites)), self.pipeline.device)
+                made[acting] = (
+                    tables,
+                    to_device(self.texts.slots(whole, batch, len(sites)), self.pipeline.device),
+                )
             tables, on_device = made[acting]
             enter(step, tables)
             return on_device

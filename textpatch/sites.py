@@ -10,10 +10,10 @@ A model says so itself (`model.sites`), or a table of `SiteSpec`s says it for a 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from operator import index
-from typing import Iterable
 
 from torch import nn
 
@@ -56,7 +56,9 @@ class Span:
     def __post_init__(self):
         require_known("span", self.place, ("all", "first", "last"))
         if self.packed and (self.mask is None or self.place == "all"):
-            raise PatchError(f"{self} is packed; name the mask that says how many tokens are seen, and a first or last")
+            raise PatchError(
+                f"{self} is packed; name the mask that says how many tokens are seen, and a first or last"
+            )
 
     def length(self, text, mask=None) -> int:
         """T of a text with its mask.  Raises PatchError if rows differ in it, or if there is no text."""
@@ -132,7 +134,9 @@ class Site:
         return self.kind in ("cross", "added")
 
 
-def make_site(index: int, name: str, kind: str, module: nn.Module, heads: int, head_dim: int) -> Site:
+def make_site(
+    index: int, name: str, kind: str, module: nn.Module, heads: int, head_dim: int
+) -> Site:
     """A Site whose parameter count is read off the module's own text projections."""
     projections = [module.get_submodule(path) for path in TEXT_PROJECTIONS[kind]]
     return Site(index, name, kind, heads, head_dim, sum(map(parameter_count, projections)))
@@ -156,7 +160,9 @@ def select_sites(sites: Iterable[Site], wanted) -> tuple[Site, ...]:
     Raises PatchError for a selector that matches nothing, and for an empty selection.
     """
     sites = tuple(sites)
-    chosen = {site.index for selector in plain_selectors(wanted) for site in _match(sites, selector)}
+    chosen = {
+        site.index for selector in plain_selectors(wanted) for site in _match(sites, selector)
+    }
     if not chosen:
         raise PatchError(
             f"no site selected by {wanted!r}; give indices 0..{len(sites) - 1}, names, globs or 'all'"
@@ -180,10 +186,14 @@ def _plain(selector) -> Iterable[int | str]:
             return [selector]
         first, last = int(ends[1]), int(ends[2] or ends[1])
         if first > last:
-            raise PatchError(f"sites {selector!r} count down from {first} to {last}; write '{last}-{first}'")
+            raise PatchError(
+                f"sites {selector!r} count down from {first} to {last}; write '{last}-{first}'"
+            )
         return range(first, last + 1)
     if isinstance(selector, bool) or not hasattr(selector, "__index__"):
-        raise PatchError(f"sites hold {selector!r}, which is no index, name or glob; select_sites lists the forms")
+        raise PatchError(
+            f"sites hold {selector!r}, which is no index, name or glob; select_sites lists the forms"
+        )
     return [index(selector)]
 
 

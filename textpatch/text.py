@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 
 def plain(text) -> str:
     """One line of printable text: prompts and OCR may hold newlines, terminal escapes, lone surrogates."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
+    return "".join(
+        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split())
+    )
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

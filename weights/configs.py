@@ -6,9 +6,10 @@ a field left out has diffusers' default, as it has there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from math import isqrt
-from typing import Any, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -21,34 +22,95 @@ from textpatch.reference_models.vae import VAE, VAEConfig
 Shapes = Mapping[str, "tuple[int, ...]"]
 
 SD3_DEFAULTS = dict(
-    sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=18, attention_head_dim=64,
-    num_attention_heads=18, joint_attention_dim=4096, caption_projection_dim=1152, pooled_projection_dim=2048,
-    pos_embed_max_size=96, dual_attention_layers=(), qk_norm=None,
-)  # fmt: skip
+    sample_size=128,
+    patch_size=2,
+    in_channels=16,
+    out_channels=16,
+    num_layers=18,
+    attention_head_dim=64,
+    num_attention_heads=18,
+    joint_attention_dim=4096,
+    caption_projection_dim=1152,
+    pooled_projection_dim=2048,
+    pos_embed_max_size=96,
+    dual_attention_layers=(),
+    qk_norm=None,
+)
 UNET_DEFAULTS = dict(
-    sample_size=None, in_channels=4, out_channels=4, center_input_sample=False, flip_sin_to_cos=True, freq_shift=0,
-    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), mid_block_type="UNetMidBlock2DCrossAttn",
-    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, only_cross_attention=False,
-    block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, downsample_padding=1, mid_block_scale_factor=1,
-    dropout=0.0, act_fn="silu", norm_num_groups=32, norm_eps=1e-5, cross_attention_dim=1280,
-    transformer_layers_per_block=1, reverse_transformer_layers_per_block=None, encoder_hid_dim=None,
-    encoder_hid_dim_type=None, attention_head_dim=8, num_attention_heads=None, dual_cross_attention=False,
-    use_linear_projection=False, class_embed_type=None, addition_embed_type=None, addition_time_embed_dim=None,
-    num_class_embeds=None, upcast_attention=False, resnet_time_scale_shift="default", resnet_skip_time_act=False,
-    resnet_out_scale_factor=1.0, time_embedding_type="positional", time_embedding_dim=None,
-    time_embedding_act_fn=None, timestep_post_act=None, time_cond_proj_dim=None, conv_in_kernel=3,
-    conv_out_kernel=3, projection_class_embeddings_input_dim=None, attention_type="default",
-    class_embeddings_concat=False, mid_block_only_cross_attention=None, cross_attention_norm=None,
+    sample_size=None,
+    in_channels=4,
+    out_channels=4,
+    center_input_sample=False,
+    flip_sin_to_cos=True,
+    freq_shift=0,
+    down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    mid_block_type="UNetMidBlock2DCrossAttn",
+    up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    only_cross_attention=False,
+    block_out_channels=(320, 640, 1280, 1280),
+    layers_per_block=2,
+    downsample_padding=1,
+    mid_block_scale_factor=1,
+    dropout=0.0,
+    act_fn="silu",
+    norm_num_groups=32,
+    norm_eps=1e-5,
+    cross_attention_dim=1280,
+    transformer_layers_per_block=1,
+    reverse_transformer_layers_per_block=None,
+    encoder_hid_dim=None,
+    encoder_hid_dim_type=None,
+    attention_head_dim=8,
+    num_attention_heads=None,
+    dual_cross_attention=False,
+    use_linear_projection=False,
+    class_embed_type=None,
+    addition_embed_type=None,
+    addition_time_embed_dim=None,
+    num_class_embeds=None,
+    upcast_attention=False,
+    resnet_time_scale_shift="default",
+    resnet_skip_time_act=False,
+    resnet_out_scale_factor=1.0,
+    time_embedding_type="positional",
+    time_embedding_dim=None,
+    time_embedding_act_fn=None,
+    timestep_post_act=None,
+    time_cond_proj_dim=None,
+    conv_in_kernel=3,
+    conv_out_kernel=3,
+    projection_class_embeddings_input_dim=None,
+    attention_type="default",
+    class_embeddings_concat=False,
+    mid_block_only_cross_attention=None,
+    cross_attention_norm=None,
     addition_embed_type_num_heads=64,
-)  # fmt: skip
+)
 VAE_DEFAULTS = dict(
-    in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",),
-    block_out_channels=(64,), layers_per_block=1, act_fn="silu", latent_channels=4, norm_num_groups=32,
-    sample_size=32, scaling_factor=0.18215, shift_factor=None, latents_mean=None, latents_std=None,
-    force_upcast=True, use_quant_conv=True, use_post_quant_conv=True, mid_block_add_attention=True,
-)  # fmt: skip
+    in_channels=3,
+    out_channels=3,
+    down_block_types=("DownEncoderBlock2D",),
+    up_block_types=("UpDecoderBlock2D",),
+    block_out_channels=(64,),
+    layers_per_block=1,
+    act_fn="silu",
+    latent_channels=4,
+    norm_num_groups=32,
+    sample_size=32,
+    scaling_factor=0.18215,
+    shift_factor=None,
+    latents_mean=None,
+    latents_std=None,
+    force_upcast=True,
+    use_quant_conv=True,
+    use_post_quant_conv=True,
+    mid_block_add_attention=True,
+)
 HEAD = 64  # of every published denoiser; tensors say it only where queries have a norm of their own
-WITHOUT_EFFECT = {"sample_size", "force_upcast"}  # a default size, and a dtype that the caller chooses
+WITHOUT_EFFECT = {
+    "sample_size",
+    "force_upcast",
+}  # a default size, and a dtype that the caller chooses
 
 
 @dataclass(frozen=True)
@@ -63,17 +125,29 @@ class Kind:
 
 SD3 = Kind(MMDiT, MMDiTConfig, SD3_DEFAULTS)
 SDXL_UNET = Kind(
-    SDXL, SDXLConfig, UNET_DEFAULTS,
-    dict(addition_embed_type=("text_time",), use_linear_projection=(True,), upcast_attention=(False, None)),
-)  # fmt: skip
-IF_UNET = Kind(
-    DeepFloydIF, IFConfig, UNET_DEFAULTS,
+    SDXL,
+    SDXLConfig,
+    UNET_DEFAULTS,
     dict(
-        addition_embed_type=("text",), act_fn=("gelu",), mid_block_type=("UNetMidBlock2DSimpleCrossAttn",),
-        cross_attention_norm=("group_norm",), resnet_time_scale_shift=("scale_shift",),
-        encoder_hid_dim_type=("text_proj", None), upcast_attention=(False, None),
+        addition_embed_type=("text_time",),
+        use_linear_projection=(True,),
+        upcast_attention=(False, None),
     ),
-)  # fmt: skip
+)
+IF_UNET = Kind(
+    DeepFloydIF,
+    IFConfig,
+    UNET_DEFAULTS,
+    dict(
+        addition_embed_type=("text",),
+        act_fn=("gelu",),
+        mid_block_type=("UNetMidBlock2DSimpleCrossAttn",),
+        cross_attention_norm=("group_norm",),
+        resnet_time_scale_shift=("scale_shift",),
+        encoder_hid_dim_type=("text_proj", None),
+        upcast_attention=(False, None),
+    ),
+)
 KL_VAE = Kind(VAE, VAEConfig, VAE_DEFAULTS)
 
 DENOISER_KINDS = {
@@ -91,8 +165,12 @@ def denoiser_from_config(config: Mapping[str, Any]) -> tuple[type[nn.Module], An
     """
     asked = config.get("_class_name"), config.get("addition_embed_type")
     if asked not in DENOISER_KINDS:
-        known = ", ".join(f"{name} with {kind!r}" if kind else name for name, kind in DENOISER_KINDS)
-        raise WeightsError(f"no denoiser for {asked[0]} with addition_embed_type {asked[1]!r}; known: {known}")
+        known = ", ".join(
+            f"{name} with {kind!r}" if kind else name for name, kind in DENOISER_KINDS
+        )
+        raise WeightsError(
+            f"no denoiser for {asked[0]} with addition_embed_type {asked[1]!r}; known: {known}"
+        )
     kind = DENOISER_KINDS[asked]
     return kind.model, _built(config, kind)
 
@@ -105,12 +183,18 @@ def vae_from_config(config: Mapping[str, Any]) -> VAEConfig:
 
 
 def _built(config: Mapping[str, Any], kind: Kind):
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if not k.startswith("_")}
+    given = {
+        k: tuple(v) if isinstance(v, list) else v
+        for k, v in config.items()
+        if not k.startswith("_")
+    }
     settings = {**kind.defaults, **given}
     if kind.config is SDXLConfig:  # one number for all depths is spelled out
         depths = len(_items(settings["block_out_channels"]))
-        settings |= {name: _items(settings[name]) * (1 if isinstance(settings[name], tuple) else depths)
-                     for name in ("transformer_layers_per_block", "attention_head_dim")}  # fmt: skip
+        settings |= {
+            name: _items(settings[name]) * (1 if isinstance(settings[name], tuple) else depths)
+            for name in ("transformer_layers_per_block", "attention_head_dim")
+        }
     sizes = {f.name for f in fields(kind.config)}
     for name in sorted(settings.keys() - sizes - WITHOUT_EFFECT):
         published = kind.fixed.get(name) or _items(kind.defaults.get(name))
@@ -121,8 +205,14 @@ def _built(config: Mapping[str, Any], kind: Kind):
             )
     try:
         return kind.config(**{name: settings[name] for name in sizes & settings.keys()})
-    except (TypeError, ValueError, ArithmeticError) as error:  # null, text or zero where a size belongs
-        raise WeightsError(f"this {config['_class_name']} configuration builds nothing ({error})") from None
+    except (
+        TypeError,
+        ValueError,
+        ArithmeticError,
+    ) as error:  # null, text or zero where a size belongs
+        raise WeightsError(
+            f"this {config['_class_name']} configuration builds nothing ({error})"
+        ) from None
 
 
 def _items(value) -> tuple:
@@ -168,9 +258,13 @@ def if_config(shapes: Shapes) -> IFConfig:
     embedding = _shape(shapes, "time_embedding.linear_1.weight")[0]
     text, raw_text = _shape(shapes, "encoder_hid_proj.weight")
     second = dict(
-        sample_size=None, class_embed_type="timestep", resnet_skip_time_act=True, time_embedding_act_fn="gelu",
-        resnet_out_scale_factor=1 / 0.7071, mid_block_scale_factor=1 / 0.7071,
-    )  # fmt: skip
+        sample_size=None,
+        class_embed_type="timestep",
+        resnet_skip_time_act=True,
+        time_embedding_act_fn="gelu",
+        resnet_out_scale_factor=1 / 0.7071,
+        mid_block_scale_factor=1 / 0.7071,
+    )
     return IFConfig(
         **levels,
         cross_attention_dim=text,
@@ -195,7 +289,9 @@ def sdxl_config(shapes: Shapes) -> SDXLConfig:
     return SDXLConfig(
         **levels,
         transformer_layers_per_block=tuple(max(n, 1) for n in blocks),
-        attention_head_dim=tuple(_heads(width) if n or width % HEAD == 0 else 1 for width, n in widths),
+        attention_head_dim=tuple(
+            _heads(width) if n or width % HEAD == 0 else 1 for width, n in widths
+        ),
         cross_attention_dim=_shape(shapes, middle)[1],
         projection_class_embeddings_input_dim=_shape(shapes, "add_embedding.linear_1.weight")[1],
     )
@@ -213,7 +309,9 @@ def _levels(shapes: Shapes, attention: str, plain: str) -> dict[str, Any]:
     return dict(
         in_channels=_shape(shapes, "conv_in.weight")[1],
         out_channels=_shape(shapes, "conv_out.weight")[0],
-        block_out_channels=tuple(_shape(shapes, f"down_blocks.{i}.resnets.0.conv1.weight")[0] for i in downs),
+        block_out_channels=tuple(
+            _shape(shapes, f"down_blocks.{i}.resnets.0.conv1.weight")[0] for i in downs
+        ),
         layers_per_block=layers[0] if len(set(layers)) == 1 else layers,
         down_block_types=types("down", downs),
         up_block_types=types("up", ups),
@@ -273,4 +371,6 @@ def _heads(width: int, head_dim: int = HEAD) -> int:
 def _count(shapes: Shapes, prefix: str) -> int:
     """How many children a numbered list of modules has."""
     start = f"{prefix}."
-    return len({name.removeprefix(start).split(".")[0] for name in shapes if name.startswith(start)})
+    return len(
+        {name.removeprefix(start).split(".")[0] for name in shapes if name.startswith(start)}
+    )

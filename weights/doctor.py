@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 from PIL import Image
 from tqdm import tqdm
@@ -18,7 +18,9 @@ from textpatch.weights.reading.entry import scan
 from textpatch.weights.reading.files import Tensors, component_file, open_tensors, read_json
 
 UNUSABLE = "unusable:"
-READ = re.compile(r"unet|transformer|vae|scheduler|(text_encoder|tokenizer)(_\d)?")  # by `load`; IF names three parts more
+READ = re.compile(
+    r"unet|transformer|vae|scheduler|(text_encoder|tokenizer)(_\d)?"
+)  # by `load`; IF names three parts more
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
 
 
@@ -85,13 +87,19 @@ def _part(source: Folder, name: str, numbers: bool) -> Iterator[str]:
 
 def _tensors(path: Path, numbers: bool) -> Iterator[str]:
     tensors = open_tensors(_weights(path) if path.is_dir() else path)
-    yield from identify_tensors({n: (entry.dtype, entry.shape) for n, entry in tensors.items()}).report().splitlines()
+    yield from (
+        identify_tensors({n: (entry.dtype, entry.shape) for n, entry in tensors.items()})
+        .report()
+        .splitlines()
+    )
     yield from _scanned(tensors) if numbers else ()
 
 
 def _weights(folder: Path) -> Path:
     """A denoiser's or VAE's file has another name than a text encoder's."""
-    usual, other = sorted(("diffusion_pytorch_model", "model"), reverse=folder.name.startswith("text_encoder"))
+    usual, other = sorted(
+        ("diffusion_pytorch_model", "model"), reverse=folder.name.startswith("text_encoder")
+    )
     try:
         return component_file(folder, usual)
     except WeightsError as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,9 @@ class Part:
         return held
 
 
-def fill_module(module: nn.Module, part: Part, *, dtype: torch.dtype, device=None, names=None, exact=()) -> nn.Module:
+def fill_module(
+    module: nn.Module, part: Part, *, dtype: torch.dtype, device=None, names=None, exact=()
+) -> nn.Module:
     """Give a module made on the meta device the tensors of a part, in `dtype`; no more than one is held beside them.
 
     names: name in diffusers layout -> the module's own, where they differ; exact: names kept in float32.
@@ -52,32 +54,45 @@ def fill_module(module: nn.Module, part: Part, *, dtype: torch.dtype, device=Non
         made = _made(part.tensors.read(key), targets)
         for name, value in made.items():
             wanted = torch.float32 if name.endswith(tuple(exact)) else dtype
-            state[own[name]] = value.to(device, wanted if value.is_floating_point() else value.dtype).contiguous()
+            state[own[name]] = value.to(
+                device, wanted if value.is_floating_point() else value.dtype
+            ).contiguous()
         del made, value  # so that nothing of this tensor lives on while the next is read
     module.load_state_dict(state, strict=names is None, assign=True)
     return module
 
 
-def _made(tensor: Tensor, targets: list[tuple[str, Callable[[Tensor], Tensor]]]) -> dict[str, Tensor]:
+def _made(
+    tensor: Tensor, targets: list[tuple[str, Callable[[Tensor], Tensor]]]
+) -> dict[str, Tensor]:
     return {name: function(tensor) for name, function in targets}
 
 
 def require_same(part: Part, wanted: dict[str, tuple[int, ...]]) -> None:
     """Raises WeightsError unless the part holds exactly the tensors wanted, by name and shape."""
     found = part.shapes()
-    shapes = [f"{name} {found[name]} for {wanted[name]}" for name in wanted.keys() & found.keys()
-              if found[name] != wanted[name]]  # fmt: skip
-    problems = {"missing": wanted.keys() - found.keys(), "unexpected": found.keys() - wanted.keys(),
-                "of another shape": shapes}  # fmt: skip
+    shapes = [
+        f"{name} {found[name]} for {wanted[name]}"
+        for name in wanted.keys() & found.keys()
+        if found[name] != wanted[name]
+    ]
+    problems = {
+        "missing": wanted.keys() - found.keys(),
+        "unexpected": found.keys() - wanted.keys(),
+        "of another shape": shapes,
+    }
     said = [f"{what} {listed(names)}" for what, names in problems.items() if names]
     if said:
         raise WeightsError(
-            f"{part.tensors.files[0]} does not fit its configuration; {'; '.join(said)}; {likely(part)}", "misfit"
+            f"{part.tensors.files[0]} does not fit its configuration; {'; '.join(said)}; {likely(part)}",
+            "misfit",
         )
 
 
 def likely(part: Part) -> str:
     """What the file is instead: the closest known model, a LoRA, a moving average."""
-    finding = identify_tensors({name: (entry.dtype, entry.shape) for name, entry in part.tensors.items()})
+    finding = identify_tensors(
+        {name: (entry.dtype, entry.shape) for name, entry in part.tensors.items()}
+    )
     closest = [match.closest for match in finding.matches if match.closest]
     return "; ".join([f"the closest known model is {', '.join(closest) or 'none'}", *finding.notes])

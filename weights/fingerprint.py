@@ -22,7 +22,11 @@ def model_sha256(where: str | os.PathLike) -> str:
     as `load` does.
     """
     path, digest = find(where), hashlib.sha256()
-    named = {file: file.relative_to(path) for file in _files(path)} if path.is_dir() else {path: "."} | _beside(path)
+    named = (
+        {file: file.relative_to(path) for file in _files(path)}
+        if path.is_dir()
+        else {path: "."} | _beside(path)
+    )
     for file, name in named.items():
         digest.update(f"{name}\0".encode() + _digest(file))
     return digest.hexdigest()
@@ -33,7 +37,11 @@ def _files(folder: Path) -> list[Path]:
     found = []
     for where, folders, names in os.walk(folder, followlinks=True):
         above = {os.path.realpath(parent) for parent in Path(where).parents}
-        folders[:] = [name for name in folders if os.path.realpath(Path(where, name)) not in above | {os.path.realpath(where)}]
+        folders[:] = [
+            name
+            for name in folders
+            if os.path.realpath(Path(where, name)) not in above | {os.path.realpath(where)}
+        ]
         found += [path for path in (Path(where, name) for name in names) if path.is_file()]
     return sorted(found)
 
@@ -46,7 +54,11 @@ def _beside(path: Path) -> dict[Path, Path]:
     with suppress(WeightsError):  # of a bare denoiser, or not in the cache, nothing is read
         source = File(path)
         folders |= {name: source.tokenizer(name) for name in TOKENIZERS if name not in folders}
-    return named | {file: Path(name) / file.relative_to(folder) for name, folder in folders.items() for file in _files(folder)}
+    return named | {
+        file: Path(name) / file.relative_to(folder)
+        for name, folder in folders.items()
+        for file in _files(folder)
+    }
 
 
 def _digest(file: Path) -> bytes:

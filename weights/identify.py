@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Mapping
 
 from textpatch.errors import WeightsError
-from textpatch.weights.layouts import CLIP, T5, VAE_DIFFUSERS, Layout, SingleFile, convert, listed, recognise
+from textpatch.weights.layouts import (
+    CLIP,
+    T5,
+    VAE_DIFFUSERS,
+    Layout,
+    SingleFile,
+    convert,
+    listed,
+    recognise,
+)
 from textpatch.weights.manifests import manifest, published
 
 Shape = tuple[int, ...]
@@ -38,7 +47,9 @@ class Match:
         """One line; at most ten names of each list."""
         start = f"{self.component}: " if self.component else ""
         if self.exact:
-            dtypes = {dtype: None for name in self.exact for dtype, _ in manifest(name).files.values()}
+            dtypes = {
+                dtype: None for name in self.exact for dtype, _ in manifest(name).files.values()
+            }
             return f"{start}the tensors of {' and '.join(self.exact)}, published in {', '.join(dtypes)}"
         if self.closest is None:
             return f"{start}shares no name with any published component; {listed(self.extra)}"
@@ -70,25 +81,37 @@ def identify_tensors(found: Mapping[str, tuple[str, Shape]]) -> Finding:
     shapes = {name: tuple(shape) for name, (_, shape) in found.items()}
     adapter = {name: shape for name, shape in shapes.items() if LORA.search(name)}
     copies = {name for name in shapes if name.startswith(EMA)}
-    weights = {name: shape for name, shape in shapes.items() if name not in adapter and name not in copies}
+    weights = {
+        name: shape for name, shape in shapes.items() if name not in adapter and name not in copies
+    }
     kind = recognise(weights)
     matches, notes = _of_single_file(weights, kind) if kind else _of_component(weights)
     if adapter:
-        ranks = sorted({shape[0] for name, shape in adapter.items() if LORA_DOWN.search(name) and shape})
-        notes.append(f"{len(adapter)} tensors of a LoRA of rank {ranks}: it changes a model and is none")
+        ranks = sorted(
+            {shape[0] for name, shape in adapter.items() if LORA_DOWN.search(name) and shape}
+        )
+        notes.append(
+            f"{len(adapter)} tensors of a LoRA of rank {ranks}: it changes a model and is none"
+        )
     if copies:
-        notes.append(f"{len(copies)} tensors of a moving average ({EMA}): a second copy of the weights")
+        notes.append(
+            f"{len(copies)} tensors of a moving average ({EMA}): a second copy of the weights"
+        )
     layout = f"{kind.name} single file" if kind else "diffusers layout" if weights else "no model"
     exact = tuple(name for name in published() if manifest(name).shapes == shapes)
     dtypes = dict(Counter(dtype for dtype, _ in found.values()).most_common())
-    return Finding(layout, exact, tuple(matches), dtypes, sum(map(prod, shapes.values())), tuple(notes))
+    return Finding(
+        layout, exact, tuple(matches), dtypes, sum(map(prod, shapes.values())), tuple(notes)
+    )
 
 
 def _of_component(shapes: dict[str, Shape]) -> tuple[list[Match], list[str]]:
     """A file in diffusers layout, in any of its spellings."""
     if not shapes:
         return [], []
-    spelled = next((layout for layout in (VAE_DIFFUSERS, CLIP, T5) if not _unknown(shapes, layout)), None)
+    spelled = next(
+        (layout for layout in (VAE_DIFFUSERS, CLIP, T5) if not _unknown(shapes, layout)), None
+    )
     return _converted("", shapes, spelled) if spelled else ([_compared("", shapes)], [])
 
 
@@ -106,18 +129,24 @@ def _of_single_file(shapes: dict[str, Shape], kind: SingleFile) -> tuple[list[Ma
     return matches, notes
 
 
-def _converted(component: str, shapes: dict[str, Shape], layout: Layout) -> tuple[list[Match], list[str]]:
+def _converted(
+    component: str, shapes: dict[str, Shape], layout: Layout
+) -> tuple[list[Match], list[str]]:
     """A match, or the reason why there is none; names unknown to the layout are compared as they are."""
     unknown = _unknown(shapes, layout)
     try:
-        known = convert({name: shape for name, shape in shapes.items() if name not in unknown}, layout)
+        known = convert(
+            {name: shape for name, shape in shapes.items() if name not in unknown}, layout
+        )
     except WeightsError as error:
         return [], [f"{component}: {error}" if component else str(error)]
     return [_compared(component, known | unknown)], []
 
 
 def _unknown(shapes: dict[str, Shape], layout: Layout) -> dict[str, Shape]:
-    return {k: shape for k, shape in shapes.items() if k not in layout.table and k not in layout.dropped}
+    return {
+        k: shape for k, shape in shapes.items() if k not in layout.table and k not in layout.dropped
+    }
 
 
 def _compared(component: str, shapes: dict[str, Shape]) -> Match:
@@ -128,7 +157,9 @@ def _compared(component: str, shapes: dict[str, Shape]) -> Match:
     if not _likeness(shapes, known[closest]):
         return Match(component, (), None, extra=tuple(sorted(shapes)))
     wanted = known[closest]
-    reshaped = [f"{k} {shapes[k]} for {wanted[k]}" for k in wanted if k in shapes and shapes[k] != wanted[k]]
+    reshaped = [
+        f"{k} {shapes[k]} for {wanted[k]}" for k in wanted if k in shapes and shapes[k] != wanted[k]
+    ]
     missing, extra = sorted(wanted.keys() - shapes.keys()), sorted(shapes.keys() - wanted.keys())
     return Match(component, exact, closest, tuple(missing), tuple(extra), tuple(sorted(reshaped)))
 

@@ -9,16 +9,25 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import (
-    AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase,
-    T5Config, T5EncoderModel,
-)  # fmt: skip
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5EncoderModel,
+)
 
 from textpatch.errors import PatchError, WeightsError, closest
 from textpatch.reference_models.pipeline import Defaults, LatentPixels, Pipeline, pixels
 from textpatch.reference_models.schedules import DDPM, FlowMatchEuler, ScaledLinear, Schedule
 from textpatch.reference_models.text_encoders import (
-    T5_LENGTH, IFTextEncoder, SD3TextEncoders, SDXLTextEncoders, tokenize,
-)  # fmt: skip
+    T5_LENGTH,
+    IFTextEncoder,
+    SD3TextEncoders,
+    SDXLTextEncoders,
+    tokenize,
+)
 from textpatch.reference_models.vae import VAE
 from textpatch.weights.fill import Part, fill_module
 from textpatch.weights.layouts import CLIP, T5
@@ -38,7 +47,9 @@ T5_SIZES = (
 ).split()
 PIXEL_CHANNELS = 3
 DTYPES = torch.float32, torch.float16, torch.bfloat16, torch.float64
-TIED_T5 = ["encoder.embed_tokens.weight"]  # another name of `shared.weight`, left out of published files
+TIED_T5 = [
+    "encoder.embed_tokens.weight"
+]  # another name of `shared.weight`, left out of published files
 
 
 def shipped_models() -> list[str]:
@@ -62,20 +73,39 @@ def load(where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = N
     make, schedules = BUILDERS[source.pipeline]
     (encoders, denoiser), schedule, decoder = make(build), source.schedule(), build.decoder()
     _require_fit(path, source.pipeline, denoiser, schedule, decoder, schedules)
-    defaults = _written_defaults(path) or _published_defaults(path, source.pipeline, denoiser, decoder)
-    return Pipeline(encoders, denoiser, schedule, decoder, defaults, name=source.name).eval().requires_grad_(False)
+    defaults = _written_defaults(path) or _published_defaults(
+        path, source.pipeline, denoiser, decoder
+    )
+    return (
+        Pipeline(encoders, denoiser, schedule, decoder, defaults, name=source.name)
+        .eval()
+        .requires_grad_(False)
+    )
 
 
-def _require_fit(path: Path, pipeline: str, denoiser: nn.Module, schedule: Schedule, decoder, schedules: type[Schedule]) -> None:
+def _require_fit(
+    path: Path,
+    pipeline: str,
+    denoiser: nn.Module,
+    schedule: Schedule,
+    decoder,
+    schedules: type[Schedule],
+) -> None:
     if not isinstance(schedule, schedules):
-        raise WeightsError(f"{path} holds a {pipeline} with the schedule {type(schedule).__name__}; its denoiser is sampled by "
-                           f"{schedules.__name__}: give it that scheduler_config.json")  # fmt: skip
+        raise WeightsError(
+            f"{path} holds a {pipeline} with the schedule {type(schedule).__name__}; its denoiser is sampled by "
+            f"{schedules.__name__}: give it that scheduler_config.json"
+        )
     channels = getattr(denoiser.config, "latent_channels", denoiser.config.in_channels)
     if decoder is pixels and channels != PIXEL_CHANNELS:
-        raise WeightsError(f"{path} holds a {pipeline} of {channels} latent channels without a VAE; fetch the folder 'vae', too")
+        raise WeightsError(
+            f"{path} holds a {pipeline} of {channels} latent channels without a VAE; fetch the folder 'vae', too"
+        )
 
 
-def load_denoiser(where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = None) -> nn.Module:
+def load_denoiser(
+    where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = None
+) -> nn.Module:
     """The bare denoiser of whatever `load` takes, and of a component's own folder, file or sharded index.
 
     Raises as `load` does.
@@ -100,19 +130,25 @@ def _usable(device, dtype) -> tuple[torch.device, torch.dtype]:
     """The device and dtype asked for, once a number has been there and back, which meta, without memory, cannot do."""
     dtype = torch.float32 if dtype is None else dtype
     if dtype not in DTYPES:
-        raise PatchError(f"dtype is {dtype!r}, and models run in {', '.join(map(str, DTYPES))}; give one of these")
+        raise PatchError(
+            f"dtype is {dtype!r}, and models run in {', '.join(map(str, DTYPES))}; give one of these"
+        )
     try:
         tried = torch.zeros(1, device="cpu" if device is None else device)
         tried.tolist()
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise PatchError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise PatchError(
+            f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}"
+        ) from None
     return tried.device, dtype
 
 
 def _outlined(path: Path) -> tuple[nn.Module, Part]:
     if (path / "model_index.json").is_file():
         folder = Folder(path)
-        return _on_meta(path, *folder.denoiser("transformer" if folder.has("transformer") else "unet"))
+        return _on_meta(
+            path, *folder.denoiser("transformer" if folder.has("transformer") else "unet")
+        )
     return _on_meta(path, *(denoiser_folder(path) if path.is_dir() else denoiser_file(path)))
 
 
@@ -131,7 +167,9 @@ def find(where: str | os.PathLike) -> Path:
     if str(where).count("/") == 1 and not str(where).startswith(("/", ".", "~")):
         return cached_snapshot(str(where))
     if str(where) in DENOISERS:
-        raise WeightsError(f"no weights of {where} come along, its configuration alone; give the published files")
+        raise WeightsError(
+            f"no weights of {where} come along, its configuration alone; give the published files"
+        )
     raise WeightsError(
         f"no model {str(where)!r}: neither a shipped name, nor a folder or file, nor org/name of the Hugging Face "
         f"cache{closest(where, shipped_models())}"
@@ -184,17 +222,25 @@ class Builder:
     def tokenizer(self, component: str) -> PreTrainedTokenizerBase:
         folder = self.source.tokenizer(component)
         if not folder.is_dir():
-            raise WeightsError(f"no folder {folder.name!r} in {folder.parent}; the model is incomplete")
+            raise WeightsError(
+                f"no folder {folder.name!r} in {folder.parent}; the model is incomplete"
+            )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            tokenize([""], [tokenizer], [T5_LENGTH])  # here, and not in a run, breaks what can be read and not used
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            tokenize(
+                [""], [tokenizer], [T5_LENGTH]
+            )  # here, and not in a run, breaks what can be read and not used
             tokenizer("\uffff")  # a word that nobody knows
         except BaseException as error:
             # tokenizers raises bare Exceptions, and Rust's panics, which are none and have no name to import
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise WeightsError(f"{folder} holds no tokenizer transformers can read: {reason}; fetch it again") from None
+            raise WeightsError(
+                f"{folder} holds no tokenizer transformers can read: {reason}; fetch it again"
+            ) from None
         return tokenizer
 
 
@@ -211,14 +257,19 @@ def _sd3(build: Builder):
     names = ["", "_2"] + ["_3"] * build.source.has("text_encoder_3")
     tokenizers = [build.tokenizer(f"tokenizer{name}") for name in names]
     clips = build.clip("text_encoder"), build.clip("text_encoder_2")
-    t5, denoiser = build.t5("text_encoder_3") if "_3" in names else None, build.denoiser("transformer")
+    t5, denoiser = (
+        build.t5("text_encoder_3") if "_3" in names else None,
+        build.denoiser("transformer"),
+    )
     with explained(build.source.path):
         encoders = SD3TextEncoders(*clips, t5, tokenizers, denoiser.config.joint_attention_dim)
     return encoders, denoiser
 
 
 def _deepfloyd_if(build: Builder):
-    return IFTextEncoder(build.t5("text_encoder"), build.tokenizer("tokenizer")), build.denoiser("unet")
+    return IFTextEncoder(build.t5("text_encoder"), build.tokenizer("tokenizer")), build.denoiser(
+        "unet"
+    )
 
 
 BUILDERS = {
@@ -242,7 +293,9 @@ def _written_defaults(path: Path) -> Defaults | None:
     names = [f.name for f in fields(Defaults)]
     unknown = sorted(read_json(path, "textpatch.json").keys() - {*names, "trained"})
     if unknown:
-        raise WeightsError(f"{path / 'textpatch.json'} says {unknown[0]!r}, which nothing reads{closest(unknown[0], names)}")
+        raise WeightsError(
+            f"{path / 'textpatch.json'} says {unknown[0]!r}, which nothing reads{closest(unknown[0], names)}"
+        )
     body = read_config(path, names, "textpatch.json")
     with explained(path / "textpatch.json"):
         return Defaults(**body)
@@ -256,7 +309,9 @@ def _published_defaults(path: Path, pipeline: str, denoiser: nn.Module, decoder)
             "write there the side of its latents, a whole number"
         )
     if decoder is pixels and BUILDERS[pipeline][0] is not _deepfloyd_if:
-        raise WeightsError(f"{path} holds a {pipeline} without a VAE, and no textpatch.json; fetch the folder 'vae', too")
+        raise WeightsError(
+            f"{path} holds a {pipeline} without a VAE, and no textpatch.json; fetch the folder 'vae', too"
+        )
     if pipeline == "StableDiffusionXLPipeline":
         pixels_per_side = side * decoder.vae.config.downsampling
         micro = (pixels_per_side, pixels_per_side, 0, 0, pixels_per_side, pixels_per_side)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any
 
 from torch import nn
 
@@ -15,29 +16,70 @@ from textpatch.reference_models.schedules import Euler, FlowMatchEuler, Schedule
 from textpatch.reference_models.sdxl import SDXL
 from textpatch.reference_models.vae import VAEConfig
 from textpatch.weights.configs import (
-    denoiser_from_config, if_config, mmdit_config, sdxl_config, vae_config, vae_from_config,
-)  # fmt: skip
+    denoiser_from_config,
+    if_config,
+    mmdit_config,
+    sdxl_config,
+    vae_config,
+    vae_from_config,
+)
 from textpatch.weights.fill import Part
 from textpatch.weights.identify import identify_tensors
 from textpatch.weights.layouts import VAE_DIFFUSERS, Layout, SingleFile, recognise
 from textpatch.weights.reading.files import (
-    Tensors, cached_snapshot, component_file, open_tensors, read_config, read_json,
-)  # fmt: skip
+    Tensors,
+    cached_snapshot,
+    component_file,
+    open_tensors,
+    read_config,
+    read_json,
+)
 from textpatch.weights.schedulers import BETAS, schedule_from_config
 
 # What single files leave out: the sizes of their text encoders, their schedules (published values are the
 # defaults), and where their tokenizers are published.
-CLIP_L = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-              num_attention_heads=12, projection_dim=768, hidden_act="quick_gelu")  # fmt: skip
-CLIP_G = dict(vocab_size=49408, hidden_size=1280, intermediate_size=5120, num_hidden_layers=32,
-              num_attention_heads=20, projection_dim=1280, hidden_act="gelu")  # fmt: skip
-T5_XXL = dict(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
-              feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1)  # fmt: skip
+CLIP_L = dict(
+    vocab_size=49408,
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    projection_dim=768,
+    hidden_act="quick_gelu",
+)
+CLIP_G = dict(
+    vocab_size=49408,
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=20,
+    projection_dim=1280,
+    hidden_act="gelu",
+)
+T5_XXL = dict(
+    vocab_size=32128,
+    d_model=4096,
+    d_kv=64,
+    d_ff=10240,
+    num_layers=24,
+    num_heads=64,
+    feed_forward_proj="gated-gelu",
+    pad_token_id=0,
+    eos_token_id=1,
+)
 ENCODER_SIZES = {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5_XXL}
 SINGLE_FILE_PIPELINES = {
     "SDXL": ("StableDiffusionXLPipeline", Euler(), "stabilityai/stable-diffusion-xl-base-1.0"),
-    "SD3": ("StableDiffusion3Pipeline", FlowMatchEuler(), "stabilityai/stable-diffusion-3-medium-diffusers"),
-    "SD3.5-large": ("StableDiffusion3Pipeline", FlowMatchEuler(), "stabilityai/stable-diffusion-3.5-large"),
+    "SD3": (
+        "StableDiffusion3Pipeline",
+        FlowMatchEuler(),
+        "stabilityai/stable-diffusion-3-medium-diffusers",
+    ),
+    "SD3.5-large": (
+        "StableDiffusion3Pipeline",
+        FlowMatchEuler(),
+        "stabilityai/stable-diffusion-3.5-large",
+    ),
 }
 # A tensor that only one denoiser has, that denoiser, and its configuration from the shapes of all.
 TELLTALES = {
@@ -66,7 +108,9 @@ class Folder:
         """A component's folder, which must lie in the model's.  Raises WeightsError for a link that leads out."""
         found = (self.path / component).resolve()
         if self.path.resolve() not in found.parents:
-            raise WeightsError(f"{self.path / component} leads out of its folder to {found}; copy it", "leads-out")
+            raise WeightsError(
+                f"{self.path / component} leads out of its folder to {found}; copy it", "leads-out"
+            )
         return self.path / component
 
     def denoiser(self, component: str) -> tuple[type[nn.Module], object, Part]:
@@ -91,10 +135,14 @@ class Folder:
         """
         schedule = _built(self.folder("scheduler"), schedule_from_config, "scheduler_config.json")
         if self.has("image_noising_scheduler"):
-            noising = _built(self.folder("image_noising_scheduler"), self._with_levels, "scheduler_config.json")
+            noising = _built(
+                self.folder("image_noising_scheduler"), self._with_levels, "scheduler_config.json"
+            )
             if noising != schedule:
-                raise WeightsError(f"{self.path} noises small pictures by {noising}, and its own by {schedule}; "
-                                   "one schedule does both here, so give both the same noise levels")  # fmt: skip
+                raise WeightsError(
+                    f"{self.path} noises small pictures by {noising}, and its own by {schedule}; "
+                    "one schedule does both here, so give both the same noise levels"
+                )
         return schedule
 
     def _with_levels(self, config: dict) -> Schedule:
@@ -154,7 +202,9 @@ class File:
 
 def denoiser_folder(folder: Path) -> tuple[type[nn.Module], object, Part]:
     """Class, configuration and tensors of a denoiser's own folder in diffusers layout."""
-    return *_built(folder, denoiser_from_config), _part(component_file(folder, "diffusion_pytorch_model"))
+    return *_built(folder, denoiser_from_config), _part(
+        component_file(folder, "diffusion_pytorch_model")
+    )
 
 
 def denoiser_file(path: Path) -> tuple[type[nn.Module], object, Part]:
@@ -178,7 +228,11 @@ def denoiser_file(path: Path) -> tuple[type[nn.Module], object, Part]:
 
 def identified(tensors: Tensors) -> str:
     """What a file is, in one line."""
-    return identify_tensors({name: (tensors[name].dtype, tensors[name].shape) for name in tensors}).report().replace("\n", "; ")
+    return (
+        identify_tensors({name: (tensors[name].dtype, tensors[name].shape) for name in tensors})
+        .report()
+        .replace("\n", "; ")
+    )
 
 
 def _built(folder: Path, build: Callable[[dict], Any], name: str = "config.json") -> Any:
@@ -194,7 +248,9 @@ def _part(path: Path, layout: Layout | None = None) -> Part:
 
 
 def _split(tensors: Tensors, kind: SingleFile) -> dict[str, Part]:
-    return {name: Part(tensors, keys, kind.layout(name)) for name, keys in kind.split(tensors).items()}
+    return {
+        name: Part(tensors, keys, kind.layout(name)) for name, keys in kind.split(tensors).items()
+    }
 
 
 def _inferred(part: Part) -> tuple[type[nn.Module], object]:
@@ -202,7 +258,9 @@ def _inferred(part: Part) -> tuple[type[nn.Module], object]:
     for sign, (model, infer) in TELLTALES.items():
         if sign in shapes:
             return model, infer(shapes)
-    raise WeightsError(f"{part.tensors.files[0]} holds none of our denoisers: {identified(part.tensors)}")
+    raise WeightsError(
+        f"{part.tensors.files[0]} holds none of our denoisers: {identified(part.tensors)}"
+    )
 
 
 @contextmanager

@@ -14,24 +14,42 @@ from textpatch.sites import Site
 DENOISERS = {
     "sdxl-base-1.0": (SDXL, SDXLConfig()),
     "if-i-xl": (DeepFloydIF, IFConfig()),
-    "if-i-l": (DeepFloydIF, IFConfig(block_out_channels=(320, 640, 960, 1280), cross_attention_dim=1280)),
-    "if-i-m": (DeepFloydIF, IFConfig(block_out_channels=(192, 384, 576, 768), cross_attention_dim=768)),
+    "if-i-l": (
+        DeepFloydIF,
+        IFConfig(block_out_channels=(320, 640, 960, 1280), cross_attention_dim=1280),
+    ),
+    "if-i-m": (
+        DeepFloydIF,
+        IFConfig(block_out_channels=(192, 384, 576, 768), cross_attention_dim=768),
+    ),
     "sd3-medium": (MMDiT, MMDiTConfig()),
     "sd3.5-medium": (
         MMDiT,
-        MMDiTConfig(pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=tuple(range(13))),
+        MMDiTConfig(
+            pos_embed_max_size=384, qk_norm="rms_norm", dual_attention_layers=tuple(range(13))
+        ),
     ),
     "sd3.5-large": (
         MMDiT,
-        MMDiTConfig(num_layers=38, num_attention_heads=38, caption_projection_dim=2432, qk_norm="rms_norm"),
+        MMDiTConfig(
+            num_layers=38, num_attention_heads=38, caption_projection_dim=2432, qk_norm="rms_norm"
+        ),
     ),
 }
-LOCALIZED = {"sdxl-base-1.0": (55, 56, 57), "if-i-xl": (17,), "sd3-medium": (10,)}  # sec. 4.2, execution order
+LOCALIZED = {
+    "sdxl-base-1.0": (55, 56, 57),
+    "if-i-xl": (17,),
+    "sd3-medium": (10,),
+}  # sec. 4.2, execution order
 
 # The projections whose parameters give the paper's percentages: 0.61 % of SDXL, 0.21 % of IF-I-XL, 0.23 % of SD3.
 # In IF `to_k` and `to_v` are the image's own keys and values; the text's, which a swap changes, are
 # `add_k_proj` and `add_v_proj`, 0.28 %.  (Inferred: no count of text projections gives 0.21 %.)
-COUNTED = {"cross": ("to_k", "to_v"), "added": ("to_k", "to_v"), "joint": ("add_k_proj", "add_v_proj")}
+COUNTED = {
+    "cross": ("to_k", "to_v"),
+    "added": ("to_k", "to_v"),
+    "joint": ("add_k_proj", "add_v_proj"),
+}
 
 
 def localized_sites(model: nn.Module) -> tuple[int, ...]:
@@ -47,4 +65,6 @@ def counted_parameters(model: nn.Module, site: Site) -> int:
     """Parameters of a site in the paper's convention; `site.parameters` counts the text projections."""
     module = model.get_submodule(site.name)
     projections = [getattr(module, name, None) for name in COUNTED[site.kind]]
-    return sum(p.numel() for projection in projections if projection for p in projection.parameters())
+    return sum(
+        p.numel() for projection in projections if projection for p in projection.parameters()
+    )

@@ -36,7 +36,9 @@ ENCODER_LAYOUTS = {
 TOKENIZER = "PreTrainedTokenizerFast"
 
 
-def save_pipeline(folder: Path, pipeline: Pipeline, trained: dict, *, matrices: torch.dtype = torch.float16) -> None:
+def save_pipeline(
+    folder: Path, pipeline: Pipeline, trained: dict, *, matrices: torch.dtype = torch.float16
+) -> None:
     """Write a whole pipeline of a pixel-space model; `trained` says how it was made and is kept beside the defaults.
 
     The folder is there whole or as it was; a pipeline that it held is replaced.
@@ -46,8 +48,10 @@ def save_pipeline(folder: Path, pipeline: Pipeline, trained: dict, *, matrices: 
     """
     if pipeline.decoder is not pixels:
         decoder = type(pipeline.decoder).__name__
-        raise PatchError(f"{pipeline.name} has {decoder} for a decoder, which no folder of ours holds; save_pipeline writes "
-                         "models of pixels alone, so keep the folder that it was loaded from")  # fmt: skip
+        raise PatchError(
+            f"{pipeline.name} has {decoder} for a decoder, which no folder of ours holds; save_pipeline writes "
+            "models of pixels alone, so keep the folder that it was loaded from"
+        )
     folder = Path(folder).resolve()
     _require_replaceable(folder)
     with placed(folder) as temporary:
@@ -56,7 +60,9 @@ def save_pipeline(folder: Path, pipeline: Pipeline, trained: dict, *, matrices: 
 
 def _require_replaceable(folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
-        raise StoreError(f"{folder} holds something and no pipeline; give a new folder for this one")
+        raise StoreError(
+            f"{folder} holds something and no pipeline; give a new folder for this one"
+        )
 
 
 def _write(folder: Path, pipeline: Pipeline, trained: dict, matrices: torch.dtype) -> None:
@@ -115,8 +121,14 @@ def write_json(path: Path, body: dict) -> None:
     path.write_text(json.dumps(body, indent=1) + "\n")
 
 
-def _component(folder: Path, config: dict, module: nn.Module, name: str, matrices: torch.dtype,
-               layout: Layout | None = None) -> None:  # fmt: skip
+def _component(
+    folder: Path,
+    config: dict,
+    module: nn.Module,
+    name: str,
+    matrices: torch.dtype,
+    layout: Layout | None = None,
+) -> None:
     write_json(folder / "config.json", config)
     tensors = {
         published: _stored(own, tensor.detach(), matrices)
@@ -130,6 +142,8 @@ def _stored(name: str, tensor: Tensor, matrices: torch.dtype) -> Tensor:
     dtype = matrices if tensor.ndim > 1 else torch.float16
     found, most = float(tensor.float().abs().max()), torch.finfo(dtype).max
     if not found <= most:  # NaN, too
-        raise WeightsError(f"tensor {name!r} has magnitudes up to {found:.6g}, {dtype} holds {most:.6g} at most; store "
-                           "matrices in a wider dtype, or train the model with lower rates")  # fmt: skip
+        raise WeightsError(
+            f"tensor {name!r} has magnitudes up to {found:.6g}, {dtype} holds {most:.6g} at most; store "
+            "matrices in a wider dtype, or train the model with lower rates"
+        )
     return tensor.to(dtype).contiguous()

@@ -6,9 +6,10 @@ The numbers are bounds from below: what every layer has, whatever else is config
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, Iterable, Mapping
+from typing import Any
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import IFConfig
@@ -18,14 +19,22 @@ from textpatch.reference_models.vae import VAEConfig
 from textpatch.weights.fill import Part, likely
 
 # Tensors of one layer: of its projections and convolutions a weight and most often a bias, of its norms as many.
-MMDIT_BLOCK = 22  # two modulations, seven projections of the attention, two of the image's feed-forward
+MMDIT_BLOCK = (
+    22  # two modulations, seven projections of the attention, two of the image's feed-forward
+)
 SDXL_BLOCK = 20  # three norms, eight projections with two biases, two of the feed-forward
 UNET_RESNET = 10  # two norms, two convolutions, one projection of the time
 VAE_RESNET = 8
 CLIP_LAYER = 16  # two norms, four projections, two of the feed-forward
 T5_LAYER = 8  # two norms, four projections, two of the feed-forward, all without bias
 COUNTED = {"num_layers": T5_LAYER, "num_hidden_layers": CLIP_LAYER}  # what encoders call them
-LAYERS = "num_layers", "num_hidden_layers", "block_out_channels", "layers_per_block", "transformer_layers_per_block"
+LAYERS = (
+    "num_layers",
+    "num_hidden_layers",
+    "block_out_channels",
+    "layers_per_block",
+    "transformer_layers_per_block",
+)
 FEW = 1000  # tensors, which are made without data in a moment, and then compared with the file's by name
 
 
@@ -34,13 +43,16 @@ def require_held(where: Path, config: Any, part: Part) -> None:
 
     config: of one of our models, or the sizes of an encoder by name.  Tensors without elements count for none.
     """
-    asked = fewest_of_encoder(config) if isinstance(config, Mapping) else FEWEST[type(config)](config)
+    asked = (
+        fewest_of_encoder(config) if isinstance(config, Mapping) else FEWEST[type(config)](config)
+    )
     held = sum(prod(shape) > 0 for shape in part.shapes().values())
     if asked > max(held, FEW):
         raise WeightsError(
             f"{where} says {_said(config)}, which is {_short(asked)} tensors or more, and its file holds {held}; "
-            f"fetch both again; {likely(part)}", "too-many-layers"
-        )  # fmt: skip
+            f"fetch both again; {likely(part)}",
+            "too-many-layers",
+        )
 
 
 def fewest_of_encoder(sizes: Mapping[str, Any]) -> int:
@@ -56,9 +68,13 @@ def fewest_of_sdxl(config: SDXLConfig) -> int:
     """ResNets of both sides, and the blocks of the transformers beside them where the type of block has some."""
     down, up = config.layers_per_block, config.layers_per_block + 1
     blocks = config.transformer_layers_per_block
-    sides = [*zip(blocks, config.down_block_types, [down] * len(blocks)),
-             *zip(reversed(blocks), config.up_block_types, [up] * len(blocks))]  # fmt: skip
-    in_transformers = sum(n * layers for n, kind, layers in sides if has_sites(kind)) + blocks[-1]  # the middle's
+    sides = [
+        *zip(blocks, config.down_block_types, [down] * len(blocks)),
+        *zip(reversed(blocks), config.up_block_types, [up] * len(blocks)),
+    ]
+    in_transformers = (
+        sum(n * layers for n, kind, layers in sides if has_sites(kind)) + blocks[-1]
+    )  # the middle's
     return len(blocks) * (down + up) * UNET_RESNET + in_transformers * SDXL_BLOCK
 
 

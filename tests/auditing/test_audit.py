@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from support.audits import audited, rich_case
 from support.laws import patching, refused
 from support.planting import plant
 from support.small_models import PROMPTS, save_small
 from support.strategies import build_pipeline, cases, fixed_case, make_rows, swaps
 from support.unets import TOKENS, unet
-
 from textpatch import attention, cli, load, plan, sampling
 from textpatch.auditing.finished import audit_run
 from textpatch.auditing.replay import AuditReport, Check, Definition, audit, replayed, telling_steps
@@ -35,9 +35,14 @@ def require_sound(report: AuditReport, rows: int) -> None:
     report.require()
     for place in {(check.site, check.step) for check in report.checks}:
         here = [check for check in report.checks if (check.site, check.step) == place]
-        rest, named = ({row for c in here if (c.swap is None) == alone for row in c.rows} for alone in (True, False))
+        rest, named = (
+            {row for c in here if (c.swap is None) == alone for row in c.rows}
+            for alone in (True, False)
+        )
         assert len(rest) + len(named) == len(rest | named) == rows
-        assert all(check.magnitude > 0 and (check.effect == 0 or check.swap is not None) for check in here)
+        assert all(
+            check.magnitude > 0 and (check.effect == 0 or check.swap is not None) for check in here
+        )
 
 
 @given(cases(), st.sampled_from(DTYPES))
@@ -97,7 +102,9 @@ def test_the_audit_fails_every_fault(fault, dtype, monkeypatch):
     plant(monkeypatch, *FAULTS[fault])
     report = run()
     assert report.failed and not math.isnan(report.failed[0].error)
-    with pytest.raises(PatchError, match=rf"^{len(report.failed)} of {len(report.checks)} checks failed, first"):
+    with pytest.raises(
+        PatchError, match=rf"^{len(report.failed)} of {len(report.checks)} checks failed, first"
+    ):
         report.require()
 
 
@@ -118,7 +125,12 @@ def by_hand(q, k, v):
     for query in q:
         scores = [sum(a * b for a, b in zip(query, key)) / len(query) ** 0.5 for key in k]
         weights = [math.exp(score - max(scores)) for score in scores]
-        made.append([sum(w * value[d] for w, value in zip(weights, v)) / sum(weights) for d in range(len(query))])
+        made.append(
+            [
+                sum(w * value[d] for w, value in zip(weights, v)) / sum(weights)
+                for d in range(len(query))
+            ]
+        )
     return made
 
 
@@ -137,7 +149,9 @@ def test_the_replay_is_a_loop_by_hand():
     q, image_k, image_v = torch.cat(record.q, 2), record.k[0], record.v[0]
     k, v = definition.read("k", record, record.k), definition.read("v", record, record.v)
     made, _ = replayed(q, k, v)
-    reads = {(row, 1): row + 1 if row % 4 == 0 else row - 1 for row in (0, 2, 4, 6)}  # batch: uncond abcd, cond abcd
+    reads = {
+        (row, 1): row + 1 if row % 4 == 0 else row - 1 for row in (0, 2, 4, 6)
+    }  # batch: uncond abcd, cond abcd
     for b in range(8):
         for h in range(2):
             text = reads.get((b, h), b)
@@ -154,17 +168,23 @@ def test_the_record_is_what_the_model_computed():
         _, record = kept(case, case.plan, site=2, step=1)
     for b, row in enumerate(with_guidance(case.rows)):
         for part, made in (("k", record.k), ("v", record.v)):
-            assert torch.equal(cache[record.site.name, 1, row.label, part], made[1][b].transpose(0, 1).flatten(1))
+            assert torch.equal(
+                cache[record.site.name, 1, row.label, part], made[1][b].transpose(0, 1).flatten(1)
+            )
 
 
 @given(st.integers(0, 999))
 def test_the_floor_is_what_one_rounding_costs(seed):
     """Scores, weights and output off by a share e each, up or down at random: |A' - A| <= floor e / u, to first order."""
     generator = torch.Generator().manual_seed(seed)
-    q, k, v = (2 * torch.randn(1, 1, n, 4, generator=generator, dtype=torch.float64) for n in (3, 5, 5))
+    q, k, v = (
+        2 * torch.randn(1, 1, n, 4, generator=generator, dtype=torch.float64) for n in (3, 5, 5)
+    )
     made, floor = replayed(q, k, v)
     e, u = 1e-6, torch.finfo(torch.float64).eps / 2
-    off = [1 + e * torch.randn(shape, generator=generator).sign() for shape in ((3, 5), (3, 5), (3, 4))]
+    off = [
+        1 + e * torch.randn(shape, generator=generator).sign() for shape in ((3, 5), (3, 5), (3, 4))
+    ]
     weights = (q[0, 0] @ k[0, 0].T / 2 * off[0]).softmax(-1) * off[1]
     assert ((weights @ v[0, 0] * off[2] - made).abs() <= 1.0001 * floor * e / u).all()
 
@@ -183,26 +203,44 @@ VERDICTS = [  # dtype, eager, sdpa, floor, allowed
 @pytest.mark.parametrize("dtype, eager, sdpa, floor, allowed", VERDICTS)
 def test_what_is_allowed(dtype, eager, sdpa, floor, allowed):
     """max(floor, 1.1 max(eager, sdpa)), in half precision max(floor, min(eager, 1.25 sdpa)); NaN never passes."""
-    check = replace(CHECK, dtype=dtype, eager=eager, sdpa=sdpa, floor=floor, error=allowed * (1 - 1e-9))
+    check = replace(
+        CHECK, dtype=dtype, eager=eager, sdpa=sdpa, floor=floor, error=allowed * (1 - 1e-9)
+    )
     assert check.passed and check.allowed == pytest.approx(allowed, rel=1e-12)
-    assert not replace(check, error=allowed * (1 + 1e-9)).passed and not replace(check, error=math.nan).passed
+    assert (
+        not replace(check, error=allowed * (1 + 1e-9)).passed
+        and not replace(check, error=math.nan).passed
+    )
 
 
 def test_a_report_is_readable_and_plain():
     """One line per check under the titles, the verdict last; the JSON holds every figure and the verdict."""
     report = AuditReport((CHECK, replace(CHECK, swap=None, error=1.2)))
     titles, good, bad, total = str(report).splitlines()
-    assert titles.split()[:3] == ["site", "step", "what"] and good.endswith("passed") and bad.endswith("FAILED")
-    assert "rows without a swap" in bad and total == "1 of 2 checks passed" and report.failed == report.checks[1:]
+    assert (
+        titles.split()[:3] == ["site", "step", "what"]
+        and good.endswith("passed")
+        and bad.endswith("FAILED")
+    )
+    assert (
+        "rows without a swap" in bad
+        and total == "1 of 2 checks passed"
+        and report.failed == report.checks[1:]
+    )
     first, second = json.loads(report.to_json())["checks"]
-    assert first.items() >= {**asdict(CHECK), "rows": ["a/cond"], "relative": 0.25, "passed": True}.items()
+    assert (
+        first.items()
+        >= {**asdict(CHECK), "rows": ["a/cond"], "relative": 0.25, "passed": True}.items()
+    )
     assert second["allowed"] == pytest.approx(1.1) and not second["passed"]
 
 
 def test_telling_steps():
     """First, middle and last acting step of each swap, of all swaps together."""
     assert telling_steps(Plan([Swap(0, "a", "b")]), 9) == (0, 4, 8)
-    assert telling_steps(Plan([Swap(0, "a", "b", steps=(2, 3, 7)), Swap(1, "a", "b", steps=(5,))]), 9) == (2, 3, 5, 7)
+    assert telling_steps(
+        Plan([Swap(0, "a", "b", steps=(2, 3, 7)), Swap(1, "a", "b", steps=(5,))]), 9
+    ) == (2, 3, 5, 7)
 
 
 def halved(pipeline, rows, plan, *, micro_batch, **options):
@@ -226,12 +264,18 @@ REFUSED = [
 def test_what_cannot_be_audited_is_refused(wrong, says):
     """No swap, no such site or step, a sampler that does not do as told: PatchError."""
     case = fixed_case()
-    asked = dict(plan=Plan([Swap(0, "a", "b", steps=(0,)), Swap(0, "c", "d", steps=(0,))]), sample=sample) | wrong
+    asked = (
+        dict(
+            plan=Plan([Swap(0, "a", "b", steps=(0,)), Swap(0, "c", "d", steps=(0,))]), sample=sample
+        )
+        | wrong
+    )
     with pytest.raises(PatchError, match=says):
         audit(case.pipeline, case.rows, steps=3, guidance=4.5, **asked)
 
 
 # --- run folders
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
@@ -251,20 +295,29 @@ def runs(tmp_path_factory):
 
 def loading(folder):
     """load(model, dtype) -> (pipeline, fingerprint)."""
-    return lambda name, dtype: (load(folder / name, dtype=getattr(torch, dtype)), model_sha256(folder / name))
+    return lambda name, dtype: (
+        load(folder / name, dtype=getattr(torch, dtype)),
+        model_sha256(folder / name),
+    )
 
 
-@pytest.mark.parametrize("command, sites, steps", [("edit", {1}, {0, 1}), ("localize", {0, 1}, {1})])
+@pytest.mark.parametrize(
+    "command, sites, steps", [("edit", {1}, {0, 1}), ("localize", {0, 1}, {1})]
+)
 @pytest.mark.parametrize("together", [1, 4])
 def test_a_run_folder_is_audited(command, sites, steps, together, runs, monkeypatch):
     """Every swapped site of the first pair at its telling steps, whether swaps are audited together or alone."""
     monkeypatch.setattr("textpatch.auditing.finished.TOGETHER", together)
     report = audit_run(runs / command, load=loading(runs))
     report.require()
-    assert {check.site for check in report.checks} == sites and {check.step for check in report.checks} == steps
+    assert {check.site for check in report.checks} == sites and {
+        check.step for check in report.checks
+    } == steps
     assert {check.swap for check in report.checks} == {None, *range(len(sites))}
     acting = [check for check in report.checks if check.swap is not None]
-    assert all(check.effect > 1e-3 and check.swap == sorted(sites).index(check.site) for check in acting)
+    assert all(
+        check.effect > 1e-3 and check.swap == sorted(sites).index(check.site) for check in acting
+    )
 
 
 def test_run_folders_that_cannot_be_audited(runs, tmp_path):

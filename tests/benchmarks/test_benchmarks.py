@@ -44,7 +44,9 @@ def tables(benchmark, tmp_path):
 
     def by_name(name: str, *words: str) -> dict[str, list[dict]]:
         benchmark(name).main([*words, "--csv", str(tmp_path / f"{name}.csv")])
-        return {path.stem.removeprefix(f"{name}-"): rows_of(path) for path in tmp_path.glob("*.csv")}
+        return {
+            path.stem.removeprefix(f"{name}-"): rows_of(path) for path in tmp_path.glob("*.csv")
+        }
 
     return by_name
 
@@ -61,8 +63,12 @@ def require_ratios(rows: list[dict], base, *same: str) -> None:
     timed = [row for row in rows if row["median_ms"]]
     assert timed and {place(row) for row in timed} >= bases.keys()
     for row in timed:
-        median, low, high, ratio = (float(row[name]) for name in ("median_ms", "low_ms", "high_ms", "ratio"))
-        against = median if row["way"] == base(row) else float(row["ratio"]) and bases.get(place(row))
+        median, low, high, ratio = (
+            float(row[name]) for name in ("median_ms", "low_ms", "high_ms", "ratio")
+        )
+        against = (
+            median if row["way"] == base(row) else float(row["ratio"]) and bases.get(place(row))
+        )
         assert 0 < low == median == high and math.isclose(ratio, median / against, rel_tol=1e-9)
 
 
@@ -75,7 +81,9 @@ def test_every_round_runs_every_way_once(benchmark):
     ways = {name: lambda name=name: called.append(name) for name in "abc"}
     taken = benchmark("measure").in_turns(ways, rounds=8, device=CPU)
     rounds = [called[i : i + 3] for i in range(0, 24, 3)]
-    assert all(sorted(each) == ["a", "b", "c"] for each in rounds) and len(set(map(tuple, rounds))) > 1
+    assert (
+        all(sorted(each) == ["a", "b", "c"] for each in rounds) and len(set(map(tuple, rounds))) > 1
+    )
     assert [len(seconds) for seconds in taken.values()] == [8, 8, 8]
 
 
@@ -83,7 +91,9 @@ def test_ratios_are_taken_within_a_round(benchmark):
     """A machine ten times slower from the third round on: the medians move, and the ratio 2 does not."""
     taken = {"a": [1.0, 1.0, 10.0, 10.0, 10.0], "b": [2.0, 2.0, 20.0, 20.0, 20.0]}
     row = benchmark("measure").timed(taken, "b", "a")
-    assert row == dict(median_ms=2e4, low_ms=2e3, high_ms=2e4, ratio=2.0, ratio_low=2.0, ratio_high=2.0)
+    assert row == dict(
+        median_ms=2e4, low_ms=2e3, high_ms=2e4, ratio=2.0, ratio_low=2.0, ratio_high=2.0
+    )
 
 
 def test_not_a_number_is_unequal(benchmark):
@@ -134,7 +144,9 @@ def test_attention_op(run, benchmark):
     rows = run("attention_op", *words)
     op = benchmark("attention_op")
     assert list(rows[0]) == [*op.COLUMNS, "environment"]
-    assert Counter(row["case"] for row in rows if row["way"] == "textpatch") == dict.fromkeys(op.CASES[:-1], 4)
+    assert Counter(row["case"] for row in rows if row["way"] == "textpatch") == dict.fromkeys(
+        op.CASES[:-1], 4
+    )
     base = lambda row: "SDPA alone" if row["case"] == "pieces" else "textpatch"  # noqa: E731
     require_ratios(rows, base, "shape", "rows", "case")
     assert all(row["note"] for row in rows if not row["median_ms"])
@@ -188,10 +200,16 @@ def test_overhead(run, benchmark):
     assert list(rows[0]) == [*overhead.COLUMNS, "environment"]
     ways = Counter(row["way"] for row in rows)
     assert [ways[way] for way in ("bare", "hooks, gate closed", "hooks, gate open")] == [4, 4, 4]
-    assert [ways[way] for way in ("slots, one site", "slots, all sites", "patch, one site")] == [3, 3, 3]
+    assert [ways[way] for way in ("slots, one site", "slots, all sites", "patch, one site")] == [
+        3,
+        3,
+        3,
+    ]
     require_ratios(rows, lambda row: row["against"], "model", "against")
     for row in rows:
-        touches = row["way"].startswith(("hooks", "slots", "patch")) or row["way"].endswith("one site")
+        touches = row["way"].startswith(("hooks", "slots", "patch")) or row["way"].endswith(
+            "one site"
+        )
         assert touches == bool(row["us_per_site"])
 
 
@@ -201,7 +219,10 @@ def test_one_output_is_asked_for(benchmark):
     for way in ("hooks, gate open", "patch, one site"):
         ways = overhead.Ways(None, (), [])
         good = {"bare": torch.tensor([1.0, 2.0]), "slots, one site": torch.tensor([3.0, 2.0])}
-        ways.made = {name: lambda out=out: out for name, out in (good | {way: torch.tensor([1.0, 3.0])}).items()}
+        ways.made = {
+            name: lambda out=out: out
+            for name, out in (good | {way: torch.tensor([1.0, 3.0])}).items()
+        }
         with pytest.raises(measure.Unequal, match=way):
             overhead.require_one_output(ways)
 
@@ -212,11 +233,15 @@ def test_one_output_is_asked_for(benchmark):
 @pytest.mark.parametrize("model", ["mmdit-small", "sdxl-small", "if-small", "tiny-mmdit"])
 def test_localization_cost(model, run, benchmark):
     """Naive: L + 2 runs and a cache of exactly the estimated bytes; lock-step: one batch, no cache."""
-    naive, lock_step = run("localization_cost", model, "--steps", "2", "--guidance", "2", "--rounds", "1")
+    naive, lock_step = run(
+        "localization_cost", model, "--steps", "2", "--guidance", "2", "--rounds", "1"
+    )
     cost, models = benchmark("localization_cost"), benchmark("random_models")
     assert list(naive) == [*cost.COLUMNS, "environment"]
     require_ratios([naive, lock_step], lambda row: "naive")
-    assert math.isclose(float(lock_step["times_faster"]) * float(lock_step["ratio"]), 1, rel_tol=1e-9)
+    assert math.isclose(
+        float(lock_step["times_faster"]) * float(lock_step["ratio"]), 1, rel_tol=1e-9
+    )
     sites = int(naive["sites"])
     assert naive["generations"] == lock_step["generations"] == str(sites + 2)
     assert (naive["calls"], lock_step["calls"]) == (str(2 * (sites + 2)), "2")
@@ -234,7 +259,9 @@ def test_other_latents_are_refused(benchmark):
     cost.require_same_latents("lock-step", good, good)
     for row in good:
         with pytest.raises(measure.Unequal, match=row):
-            cost.require_same_latents("lock-step", good | {row: torch.tensor([1.0, 1.0, 1.01])}, good)
+            cost.require_same_latents(
+                "lock-step", good | {row: torch.tensor([1.0, 1.0, 1.01])}, good
+            )
 
 
 # --- full_size ---
@@ -306,10 +333,20 @@ def test_a_swap_without_effect_is_refused(benchmark):
 
 def test_search(run):
     """Every mode on two sets of pairs, against the exhaustive one, which is its own truth."""
-    rows = run("search", *"planted-mmdit --sets 2 --pairs 3 --first 2 --keep 1 --steps 2 --guidance 1 --scenes same".split())
-    assert [row["mode"] for row in rows] == ["exhaustive", *(f"{mode}, keep 1" for mode in ("staged", "contribution", "attribution"))]
+    rows = run(
+        "search",
+        *"planted-mmdit --sets 2 --pairs 3 --first 2 --keep 1 --steps 2 --guidance 1 --scenes same".split(),
+    )
+    assert [row["mode"] for row in rows] == [
+        "exhaustive",
+        *(f"{mode}, keep 1" for mode in ("staged", "contribution", "attribution")),
+    ]
     whole = rows[0]
-    assert (whole["same_set"], whole["recall"], whole["fewer_than_exhaustive"]) == ("2 of 2", "1.0", "1.0")
+    assert (whole["same_set"], whole["recall"], whole["fewer_than_exhaustive"]) == (
+        "2 of 2",
+        "1.0",
+        "1.0",
+    )
     for row in rows:
         made = float(row["generations"])
         assert math.isclose(float(row["fewer"]), 7 * 6 / made) and row["bound"] == "3.5"
@@ -320,14 +357,22 @@ def test_attribution(run):
     """A share for every site; in every pair the planted one has the largest."""
     rows = run("attribution", *"planted-mmdit --pairs 2 --steps 2 --scenes same".split())
     assert [row["site"] for row in rows] == list("012345")
-    assert [row["site"] for row in rows if row["localized"] == "True"] == ["1"] == [row["site"] for row in rows if row["first"] == "2"]
+    assert (
+        [row["site"] for row in rows if row["localized"] == "True"]
+        == ["1"]
+        == [row["site"] for row in rows if row["first"] == "2"]
+    )
 
 
 def test_carries(tables, tmp_path):
     """Every site alone and all together for an attribute that is read; its set, and a sheet of pictures."""
     found = tables("carries", *"planted-mmdit --pairs 2 --signs 6 --attributes word".split())
-    assert {*"012345", "0+1+2+3+4+5", "source", "target"} <= {row["sites"] for row in found["sites"]}
-    assert [row["attribute"] for row in found["sets"]] == ["word"] and (tmp_path / "carries-planted-mmdit.png").exists()
+    assert {*"012345", "0+1+2+3+4+5", "source", "target"} <= {
+        row["sites"] for row in found["sites"]
+    }
+    assert [row["attribute"] for row in found["sets"]] == ["word"] and (
+        tmp_path / "carries-planted-mmdit.png"
+    ).exists()
 
 
 def test_other_prompts(tables):
@@ -338,8 +383,12 @@ def test_other_prompts(tables):
     assert len(mixed) == 4 and mixed["source", "source"]["ssim"] == "1.0"
     for (_, text), row in mixed.items():
         assert (float(row["f1_target"]) > float(row["f1_source"])) is (text == "target")
-    assert [row["text"] for row in found["words"]][0] == "one word of 6" and len(found["words"]) == 4
-    assert len(found["sizes"]) == 10 and all(bool(row["refused"]) != bool(row["f1_middle"]) for row in found["sizes"])
+    assert [row["text"] for row in found["words"]][0] == "one word of 6" and len(
+        found["words"]
+    ) == 4
+    assert len(found["sizes"]) == 10 and all(
+        bool(row["refused"]) != bool(row["f1_middle"]) for row in found["sizes"]
+    )
 
 
 def test_shipped_models(benchmark, tmp_path, monkeypatch):
@@ -347,10 +396,22 @@ def test_shipped_models(benchmark, tmp_path, monkeypatch):
     shipped, pipeline = benchmark("shipped_models"), load("planted-mmdit")
     pipeline.defaults = replace(pipeline.defaults, steps=2, guidance=1.0)
     monkeypatch.setattr("textpatch.load", lambda name: pipeline)
-    for name, small in (("RESULTS", tmp_path), ("SAMPLING", [(2, 1.0)]), ("PAIRS", 2), ("TEST", shipped.TEST[:4])):
+    for name, small in (
+        ("RESULTS", tmp_path),
+        ("SAMPLING", [(2, 1.0)]),
+        ("PAIRS", 2),
+        ("TEST", shipped.TEST[:4]),
+    ):
         monkeypatch.setattr(shipped, name, small)
     shipped.main(["planted-mmdit"])
-    names = "reading.csv", "same-scene.csv", "other-scene.csv", "start.csv", "same-scene.png", "other-scene.png"
+    names = (
+        "reading.csv",
+        "same-scene.csv",
+        "other-scene.csv",
+        "start.csv",
+        "same-scene.png",
+        "other-scene.png",
+    )
     assert {path.name for path in tmp_path.iterdir()} == {f"planted-mmdit-{name}" for name in names}
     _, _, *sites = rows_of(tmp_path / "planted-mmdit-same-scene.csv")
     assert len(sites) == 6 and max(sites, key=lambda row: float(row["f1_target"])) is sites[1]

@@ -48,10 +48,15 @@ def test_dry_run(tmp_path, benchmark):
     assert first.returncode == 0, first.stdout + first.stderr + log
     assert state_of(tmp_path) == {part.name: "done" for part in parts}
     assert " passed" in log
-    tables = {table for part in parts for table in part.tables} - {"op-graphs.csv"}  # a CPU has no graphs
+    tables = {table for part in parts for table in part.tables} - {
+        "op-graphs.csv"
+    }  # a CPU has no graphs
     assert {path.name for path in tmp_path.glob("*.csv")} == tables
     summary = (tmp_path / "summary.md").read_text()
-    assert all(f"## {table}" in summary for table in tables) and "TRITON_IS_FASTER is not decided" in summary
+    assert (
+        all(f"## {table}" in summary for table in tables)
+        and "TRITON_IS_FASTER is not decided" in summary
+    )
     said = "naive", "lock-step", "localize, pictures made", "CUDA graphs need a GPU"
     assert all(words in summary for words in said)
     assert len(list(tmp_path.iterdir())) <= 8
@@ -70,7 +75,7 @@ def test_dry_and_real_results_do_not_mix(tmp_path, benchmark):
 
 # --- time, and what becomes of a part
 
-FAKES = '''
+FAKES = """
 import os, subprocess, sys, time
 
 def well(out, toy, seconds):
@@ -86,7 +91,7 @@ def wrong(out, toy, seconds):
 
 def dead(out, toy, seconds):
     os._exit(7)
-'''
+"""
 
 
 @pytest.fixture
@@ -96,7 +101,9 @@ def part(benchmark, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(FOLDER)]))
     fakes, kind = benchmark("fakes"), benchmark("gpu_parts").Part
-    yield lambda name, needs=(): kind(name, getattr(fakes, name), 60.0, needs, ("table.csv",), "nothing")
+    yield lambda name, needs=(): kind(
+        name, getattr(fakes, name), 60.0, needs, ("table.csv",), "nothing"
+    )
     del sys.modules["fakes"]
     forkserver._forkserver._stop()  # the next one is to find the next test's fakes
 
@@ -147,7 +154,11 @@ def test_what_is_not_done_is_no_success(part, benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(on_gpu, "PARTS", [part("wrong"), part("well", needs=("no_such_package",))])
     monkeypatch.setattr(on_gpu, "make_importable", lambda: None)
     monkeypatch.setattr(on_gpu, "PRELOADED", [])
-    for name, value in {"OUT": str(tmp_path), "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": ""}.items():
+    for name, value in {
+        "OUT": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+        "TORCHINDUCTOR_CACHE_DIR": "",
+    }.items():
         monkeypatch.setenv(name, value)
     assert on_gpu.main(["--dry-run"]) == 1
     summary = (tmp_path / "summary.md").read_text()
@@ -204,7 +215,9 @@ def test_compiled_ahead_is_marked(codes, seconds, all_done, benchmark, tmp_path,
     """No process runs on; the mark is there if every one ended well, and then nothing is compiled again."""
     parts = benchmark("gpu_parts")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) for code in codes]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) for code in codes
+    ]
     parts.finish(processes, time.monotonic() + seconds)
     assert all(process.returncode is not None for process in processes)
     assert (tmp_path / "cache" / "ahead").exists() is all_done
@@ -219,7 +232,9 @@ OTHER = "NVIDIA L4, CUDA 13.0, cuDNN 91002; torch 2.11.0"
 AS_GRAPHS = f"{GPU}, CUDA graphs"
 
 
-def rows(kernels=(0.8, 0.9), sdpa=(1.0, 1.1), case="rows", environment=GPU, shape="sdxl-4096") -> list[dict]:
+def rows(
+    kernels=(0.8, 0.9), sdpa=(1.0, 1.1), case="rows", environment=GPU, shape="sdxl-4096"
+) -> list[dict]:
     """Both ways' rows of one case, by their quartiles; None: refused."""
     same = dict(shape=shape, rows="8", dtype="bfloat16", case=case, environment=environment)
     made = []
@@ -310,7 +325,11 @@ def test_a_localisation_whose_swap_does_not_show_is_refused(benchmark):
 
     class Found:
         def __init__(self, swapped):
-            pictures = {"source": {"image": white}, "target": {"image": grey}, "site-0": {"image": swapped}}
+            pictures = {
+                "source": {"image": white},
+                "target": {"image": grey},
+                "site-0": {"image": swapped},
+            }
             self.records = [{"pictures": pictures}]
 
     whole.require_every_swap_shows(Found(grey))

@@ -11,15 +11,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
-from support.small_models import PROMPTS, save_small
 
 import textpatch
+from support.small_models import PROMPTS, save_small
 from textpatch import attention, cli
 from textpatch.weights.loading import find
 
 COMMAND = [sys.executable, "-m", "textpatch.cli"]
 SOURCE, TARGET = PROMPTS[0], 'a green badge that says "WORLD" on a white wall'
-WANTED = ["results.json", "results.csv", "heatmap.png", "contact_sheet.png", "report.html", "manifest.json"]
+WANTED = [
+    "results.json",
+    "results.csv",
+    "heatmap.png",
+    "contact_sheet.png",
+    "report.html",
+    "manifest.json",
+]
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +64,17 @@ def refused(capfd, arguments, *says: str) -> None:
     capfd.readouterr()
     assert cli.main([str(argument) for argument in arguments]) == 2
     out, err = capfd.readouterr()
-    assert out == "" and err.startswith("textpatch: ") and err.count("\n") == 1 and err.endswith("\n")
+    assert (
+        out == "" and err.startswith("textpatch: ") and err.count("\n") == 1 and err.endswith("\n")
+    )
     assert [word for word in says if word not in err] == [], err
 
 
 def test_help_imports_nothing_heavy():
     """--help answers without torch, transformers or numpy: that is what makes it quick."""
-    assert subprocess.run([sys.executable, "-c", HEAVY_AFTER_HELP], capture_output=True).stderr == b""
+    assert (
+        subprocess.run([sys.executable, "-c", HEAVY_AFTER_HELP], capture_output=True).stderr == b""
+    )
     told = run("--help")
     assert told.returncode == 0 and "textpatch localize planted-mmdit" in told.stdout
 
@@ -73,21 +84,35 @@ def test_every_command_has_help(command, capsys):
     """Each command explains itself."""
     with pytest.raises(SystemExit) as left:
         cli.main([command, "--help"])
-    assert left.value.code == 0 and capsys.readouterr().out.startswith(f"usage: textpatch {command}")
+    assert left.value.code == 0 and capsys.readouterr().out.startswith(
+        f"usage: textpatch {command}"
+    )
 
 
 def test_the_version_is_told(capsys):
     """--version is that of the package, and nothing else is said."""
     with pytest.raises(SystemExit) as left:
         cli.main(["--version"])
-    assert left.value.code == 0 and capsys.readouterr().out == f"textpatch {textpatch.__version__}\n"
+    assert (
+        left.value.code == 0 and capsys.readouterr().out == f"textpatch {textpatch.__version__}\n"
+    )
 
 
 def listed(capsys, *arguments: str) -> tuple[str, list[list[str]], list[str]]:
     """What `sites` prints: its first line, the table's cells, and what stands under it."""
     assert cli.main(["sites", *arguments]) == 0
     first, heading, *lines = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["site", "name", "kind", "heads", "width", "text", "K/V", "share", "paper"]
+    assert heading.split() == [
+        "site",
+        "name",
+        "kind",
+        "heads",
+        "width",
+        "text",
+        "K/V",
+        "share",
+        "paper",
+    ]
     rows = [line.split() for line in lines if "%" in line.split()[-1] and "together" not in line]
     return first, rows, lines[len(rows) :]
 
@@ -97,7 +122,9 @@ def test_sites_are_listed(model, capsys):
     assert listed(capsys, model) == (found := listed(capsys, "--model", model))
     first, rows, _ = found
     assert first.startswith("300,976 parameters, 2 sites")
-    assert [row[:3] for row in rows] == [[str(i), f"transformer_blocks.{i}.attn", "joint"] for i in range(2)]
+    assert [row[:3] for row in rows] == [
+        [str(i), f"transformer_blocks.{i}.attn", "joint"] for i in range(2)
+    ]
 
 
 @pytest.mark.parametrize("name, count, marked, shares", [
@@ -122,28 +149,54 @@ def test_sites_wants_one_model(model, capsys):
 
 BAD = {
     "unknown model": (["sites", "tiny-mmdti"], "no model 'tiny-mmdti'", "closest: tiny-mmdit"),
-    "unknown site": (["localize", "MODEL", "--sites", "99"], "no site index 99 among the 2", "indices 0..1"),
+    "unknown site": (
+        ["localize", "MODEL", "--sites", "99"],
+        "no site index 99 among the 2",
+        "indices 0..1",
+    ),
     "unknown site name": (
         ["edit", "MODEL", "--sites", "transformer_blocks.0.atn"],
         "no site",
         "closest: transformer_blocks.0.attn",
     ),
-    "unknown kind": (["edit", "MODEL", "--sites", "kind:cross"], "no site of kind 'cross'", "kinds here: joint"),
-    "unknown site in a set": (["localize", "MODEL", "--set", "0", "7"], "no site index 7 among the 2"),
+    "unknown kind": (
+        ["edit", "MODEL", "--sites", "kind:cross"],
+        "no site of kind 'cross'",
+        "kinds here: joint",
+    ),
+    "unknown site in a set": (
+        ["localize", "MODEL", "--set", "0", "7"],
+        "no site index 7 among the 2",
+    ),
     "a set twice": (
         ["localize", "MODEL", "--set", "0", "1", "--set", "1", "0"],
         "asked for twice",
         "name it once",
     ),
-    "start outside": (["localize", "MODEL", "--start", "2"], "start 2 of 2 steps", "start within the run"),
-    "start outside, edit": (["edit", "MODEL", "--sites", "0", "--start", "-1"], "start is -1 of 2 steps"),
+    "start outside": (
+        ["localize", "MODEL", "--start", "2"],
+        "start 2 of 2 steps",
+        "start within the run",
+    ),
+    "start outside, edit": (
+        ["edit", "MODEL", "--sites", "0", "--start", "-1"],
+        "start is -1 of 2 steps",
+    ),
     "no steps": (["generate", "MODEL", SOURCE, "--steps", "0"], "asked for 0 steps"),
     "too large a seed": (
         ["generate", "MODEL", SOURCE, "--seed", str(2**32)],
         "seed 4294967296 does not",
     ),
-    "no sites known": (["edit", "MODEL"], "no sites are known to carry the word", "run localize first"),
-    "unknown split": (["localize", "MODEL", "--split", "trial"], "no split 'trial'", "validation, test"),
+    "no sites known": (
+        ["edit", "MODEL"],
+        "no sites are known to carry the word",
+        "run localize first",
+    ),
+    "unknown split": (
+        ["localize", "MODEL", "--split", "trial"],
+        "no split 'trial'",
+        "validation, test",
+    ),
     "too many pairs": (["localize", "MODEL", "--pairs", "999"], "asked for 999 pairs", "make 1 to"),
     "no quoted word": (
         ["edit", "MODEL", "--sites", "0", "--target", "a red sign on a blue wall"],
@@ -184,7 +237,11 @@ BAD = {
         "but no manifest.json",
         "give another --out",
     ),
-    "truncated weights": (["localize", "TRUNCATED"], "is damaged or no safetensors file", "fetch it again"),
+    "truncated weights": (
+        ["localize", "TRUNCATED"],
+        "is damaged or no safetensors file",
+        "fetch it again",
+    ),
 }
 
 
@@ -196,7 +253,9 @@ def files_below(folder: Path) -> dict[str, bytes | None]:
 
 
 @pytest.mark.parametrize("arguments, says", [(bad[0], bad[1:]) for bad in BAD.values()], ids=BAD)
-def test_a_bad_request_is_one_line_and_leaves_nothing(arguments, says, model, here, tmp_path, capfd):
+def test_a_bad_request_is_one_line_and_leaves_nothing(
+    arguments, says, model, here, tmp_path, capfd
+):
     """What was asked, what was found, what to do, in one line; exit code 2; not one file more than before."""
     (here / "bad.tsv").write_text(f"{SOURCE}\t{TARGET}\n{SOURCE} and {TARGET}\n")
     (here / "empty.tsv").write_text("\n\n")
@@ -232,23 +291,36 @@ def test_the_real_process_says_the_same(here):
     """The same in a process of its own: exit code 2, empty stdout, exactly one line on stderr."""
     told = run("generate", "tiny-mmdti", "x", cwd=here)
     assert (told.returncode, told.stdout) == (2, "")
-    assert told.stderr.startswith("textpatch: no model 'tiny-mmdti'") and told.stderr.count("\n") == 1
+    assert (
+        told.stderr.startswith("textpatch: no model 'tiny-mmdti'") and told.stderr.count("\n") == 1
+    )
 
 
 def test_localize_leaves_a_whole_run_folder(model, here, capfd):
     """Table and path on stdout, nothing on a stderr that is no terminal, every file in the folder."""
     assert cli.main(["localize", model, "--pairs", "2", "--out", "run"]) == 0
     out, err = capfd.readouterr()
-    assert err == "" and out.splitlines()[-1] == "run/report.html" and out.split()[:2] == ["rank", "site"]
+    assert (
+        err == ""
+        and out.splitlines()[-1] == "run/report.html"
+        and out.split()[:2] == ["rank", "site"]
+    )
     assert [name for name in WANTED if not (here / "run" / name).is_file()] == []
     result = json.loads((here / "run/results.json").read_text())
     assert sorted(result["ranked"]) == [0, 1] and result["pairs"] == 2
     assert len((here / "run/results.csv").read_text().splitlines()) >= 3
-    assert all(Image.open(here / "run" / name).size[0] > 100 for name in ("heatmap.png", "contact_sheet.png"))
+    assert all(
+        Image.open(here / "run" / name).size[0] > 100
+        for name in ("heatmap.png", "contact_sheet.png")
+    )
     page = (here / "run/report.html").read_text()
-    assert 'src="data:image/png;base64,' in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert 'src="data:image/png;base64,' in page and "http://" not in page.replace(
+        "http://www.w3.org", ""
+    )
     assert not [
-        path for path in (here / "run").rglob("*") if "HELLO" in path.name or path.name.startswith(".tmp")
+        path
+        for path in (here / "run").rglob("*")
+        if "HELLO" in path.name or path.name.startswith(".tmp")
     ]
 
 
@@ -279,13 +351,19 @@ def test_an_interrupted_run_goes_on_where_it_stopped(model, here):
     """SIGINT midway: code 130, one line, records kept; the same command again ends on the same results."""
     arguments = ["localize", model, "--pairs", "5", "--seeds", "0", "1"]
     process = subprocess.Popen(
-        [*COMMAND, *arguments, "--out", "a"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, *arguments, "--out", "a"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for(here / "a/records/0.jsonl", process, 2)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
-    assert err == "textpatch: interrupted; what is finished is in a; the same command goes on where it stopped\n"
+    assert (
+        err
+        == "textpatch: interrupted; what is finished is in a; the same command goes on where it stopped\n"
+    )
     kept = (here / "a/records/0.jsonl").read_bytes()
     assert 2 <= kept.count(b"\n") < 10 and not (here / "a/results.json").exists()
     assert cli.main([*arguments, "--out", "a"]) == 0 and cli.main([*arguments, "--out", "b"]) == 0
@@ -297,11 +375,18 @@ def test_an_interrupted_run_goes_on_where_it_stopped(model, here):
 def test_generate_and_edit_leave_pictures(model, here, capfd):
     """generate makes every prompt with every seed; edit makes three pictures; both make a sheet."""
     assert cli.main(["generate", model, *PROMPTS, "--seed", "0", "1", "2"]) == 0
-    assert cli.main(["edit", model, "--source", SOURCE, "--target", TARGET, "--sites", "0", "*.1.attn"]) == 0
+    assert (
+        cli.main(
+            ["edit", model, "--source", SOURCE, "--target", TARGET, "--sites", "0", "*.1.attn"]
+        )
+        == 0
+    )
     generated, edited = map(Path, capfd.readouterr().out.splitlines())
     assert len(json.loads((generated.parent / "results.json").read_text())["pictures"]) == 6
     body = json.loads((edited.parent / "results.json").read_text())
-    assert list(body["pictures"]) == ["source", "edited", "target"] and len(body["plan_sha256"]) == 64
+    assert (
+        list(body["pictures"]) == ["source", "edited", "target"] and len(body["plan_sha256"]) == 64
+    )
     sizes = {Image.open(edited.parent / path).size for path in body["pictures"].values()}
     assert sizes == {(96, 32)} and Image.open(generated).size[0] > 288
     assert generated.parent.parent == edited.parent.parent == Path("runs")
@@ -330,9 +415,24 @@ def test_options_that_would_be_ignored_are_refused(model, here, capfd):
     """--sites beside --set, and our word lists beside --prompts: errors, nothing written."""
     (here / "pairs.tsv").write_text(f"{SOURCE}\t{TARGET}\n")
     refused(capfd, ["localize", model, "--sites", "0", "--set", "0", "1"], "both given", "give one")
-    refused(capfd, ["localize", model, "--prompts", "pairs.tsv", "--pairs", "2"], "--prompts", "leave them out")
-    refused(capfd, ["localize", model, "--prompts", "pairs.tsv", "--same-scene"], "--prompts", "leave them out")
-    refused(capfd, ["generate", model, SOURCE, "--negative", TARGET, "--guidance", "1"], "no effect", "leave one")
+    refused(
+        capfd,
+        ["localize", model, "--prompts", "pairs.tsv", "--pairs", "2"],
+        "--prompts",
+        "leave them out",
+    )
+    refused(
+        capfd,
+        ["localize", model, "--prompts", "pairs.tsv", "--same-scene"],
+        "--prompts",
+        "leave them out",
+    )
+    refused(
+        capfd,
+        ["generate", model, SOURCE, "--negative", TARGET, "--guidance", "1"],
+        "no effect",
+        "leave one",
+    )
     assert [path.name for path in here.iterdir() if path.name != "pairs.tsv"] == []
 
 
@@ -350,14 +450,29 @@ def test_doctor_says_what_files_are(tmp_path, capsys):
     told, said = capsys.readouterr()
     assert "1 of the parts above cannot be used" in said
     assert "closest to sdxl-base-1.0.unet.diffusers; missing" in told and "of another shape" in told
-    assert "'conv_in.bias': 1 of 64 values are not finite" in told and "1 with numbers that are none" in told
+    assert (
+        "'conv_in.bias': 1 of 64 values are not finite" in told
+        and "1 with numbers that are none" in told
+    )
     assert "unusable: " in told and "pickle" in told
 
 
 def run_of(command: str, model: str, folder: Path) -> str:
     asked = {
         "generate": ["generate", model, SOURCE],
-        "edit": ["edit", model, "--source", SOURCE, "--target", TARGET, "--sites", "0", "1", "--start", "1"],
+        "edit": [
+            "edit",
+            model,
+            "--source",
+            SOURCE,
+            "--target",
+            TARGET,
+            "--sites",
+            "0",
+            "1",
+            "--start",
+            "1",
+        ],
         "localize": ["localize", model, "--pairs", "1", "--sites", "1"],
     }
     assert cli.main([*asked[command], "--out", str(folder)]) == 0

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.small_models import save_small
 
+from support.small_models import save_small
 from textpatch import cli
 from textpatch.errors import WeightsError
 from textpatch.weights import load
@@ -54,7 +54,9 @@ def test_every_part_of_a_whole_folder_is_read(theirs):
     """Of the eight parts that its index names each is said what it is, and of none that it cannot be used."""
     index = json.loads((theirs / "model_index.json").read_text())
     found = said(theirs)
-    assert found.keys() == {name for name in index if not name.startswith("_")} and all(found.values())
+    assert found.keys() == {name for name in index if not name.startswith("_")} and all(
+        found.values()
+    )
     assert not any(line.startswith(UNUSABLE) for lines in found.values() for line in lines)
     assert found["scheduler"] == [repr(load(save_small(theirs.parent / "again")).schedule)]
 
@@ -80,14 +82,20 @@ def test_what_is_missing_is_said(theirs, name, capsys):
     assert says in found[part][-1]
     with pytest.raises(WeightsError):
         load(theirs)
-    assert cli.main(["doctor", str(theirs)]) == 2 and "1 of the parts above cannot be used" in capsys.readouterr().err
+    assert (
+        cli.main(["doctor", str(theirs)]) == 2
+        and "1 of the parts above cannot be used" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("name", ["transformer", "text_encoder", T5, "tokenizer_3", "scheduler"])
 def test_what_leads_out_is_said(theirs, name):
     """Of a part, or its weights, that is a link out of the folder the reason is said for which `load` refuses it."""
     linked_out(theirs, name)
-    assert f"{UNUSABLE} {theirs / name} leads out of its folder" in said(theirs)[name.split("/")[0]][-1]
+    assert (
+        f"{UNUSABLE} {theirs / name} leads out of its folder"
+        in said(theirs)[name.split("/")[0]][-1]
+    )
     with pytest.raises(WeightsError, match="leads out of its folder"):
         load(theirs)
 
@@ -96,9 +104,13 @@ def test_a_whole_file_beside_shards_is_said(theirs):
     """An older file beside newer shards: unusable with the reason for which `load` refuses it, both named."""
     shutil.copy(theirs / T5, theirs / "text_encoder_3/model-00001-of-00001.safetensors")
     shards = dict.fromkeys(load_file(theirs / T5), "model-00001-of-00001.safetensors")
-    (theirs / "text_encoder_3/model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (theirs / "text_encoder_3/model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": shards})
+    )
     says = "holds 'model.safetensors' and the shards of 'model.safetensors.index.json', and nothing says which"
-    assert says in said(theirs)["text_encoder_3"][-1] and said(theirs)["text_encoder_3"][-1].startswith(UNUSABLE)
+    assert says in said(theirs)["text_encoder_3"][-1] and said(theirs)["text_encoder_3"][
+        -1
+    ].startswith(UNUSABLE)
     with pytest.raises(WeightsError, match=says):
         load(theirs)
     (theirs / T5).unlink()
@@ -108,7 +120,10 @@ def test_a_whole_file_beside_shards_is_said(theirs):
 def test_what_load_does_not_read_need_not_be_there(theirs):
     """IF's index names a safety checker, which no picture of ours goes through."""
     index = json.loads((theirs / "model_index.json").read_text())
-    index |= {"safety_checker": ["deepfloyd_if", "IFSafetyChecker"], "watermarker": ["deepfloyd_if", "IFWatermarker"]}
+    index |= {
+        "safety_checker": ["deepfloyd_if", "IFSafetyChecker"],
+        "watermarker": ["deepfloyd_if", "IFWatermarker"],
+    }
     (theirs / "model_index.json").write_text(json.dumps(index))
     assert not any(line.startswith(UNUSABLE) for lines in said(theirs).values() for line in lines)
 

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from support.documents import starting
 from support.glyph_folders import GLYPH, write
 from support.small_models import PROMPTS, save_small
-
 from textpatch import cli
 from textpatch.weights.loading import find
 
@@ -22,7 +22,10 @@ def places(tmp_path_factory):
     """Working folder, and what is there in the place of each model and folder that the examples only name."""
     here = tmp_path_factory.mktemp("documented")
     small = str(save_small(here / "small"))
-    file = shutil.copy(find("tiny-sdxl") / "unet/diffusion_pytorch_model.safetensors", here / "original.safetensors")
+    file = shutil.copy(
+        find("tiny-sdxl") / "unet/diffusion_pytorch_model.safetensors",
+        here / "original.safetensors",
+    )
     for path in write(here / "glyph", sentences=GLYPH).glob("text_prompts/raw/SimpleBench/*.txt"):
         path.write_text(path.read_text().upper())  # the small model's alphabet
     return here, {
@@ -48,13 +51,27 @@ def placed(words: list[str], stand_ins: dict) -> list[str]:
     """What is named and not there replaced by what is: models, folders, prompts, and runs, which are made."""
     prompts = iter(PAIR)
     made = [next(prompts) if word == "..." else stand_ins.get(word, word) for word in words]
-    return [edited(word.split("-", 1)[1].rpartition("-")[0]) if word.startswith("runs/edit-") else word for word in made]
+    return [
+        edited(word.split("-", 1)[1].rpartition("-")[0]) if word.startswith("runs/edit-") else word
+        for word in made
+    ]
 
 
 def edited(model: str) -> str:
     """The folder of a run of `edit` with that model."""
     source, target = PAIR
-    command = ["edit", model, "--source", source, "--target", target, "--sites", "1", "--steps", "1"]
+    command = [
+        "edit",
+        model,
+        "--source",
+        source,
+        "--target",
+        target,
+        "--sites",
+        "1",
+        "--steps",
+        "1",
+    ]
     assert cli.main([*command, "--out", f"edit-{model}"]) == 0
     return f"edit-{model}"
 
@@ -62,7 +79,10 @@ def edited(model: str) -> str:
 def test_the_examples_are_all_commands():
     """All six, and each of the forms a reader meets: there is something to carry out."""
     commands = {words[0] for words in EXAMPLES.values()}
-    assert commands == {"sites", "generate", "localize", "edit", "audit", "doctor"} and len(EXAMPLES) >= 12
+    assert (
+        commands == {"sites", "generate", "localize", "edit", "audit", "doctor"}
+        and len(EXAMPLES) >= 12
+    )
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

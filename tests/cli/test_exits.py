@@ -8,10 +8,10 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from support.disks import files
 from support.small_models import PROMPTS, save_small
 from support.sweeps import fork, waited
-
 from textpatch import cli
 from textpatch.errors import DiskError, PatchError, StoreError, WeightsError
 from textpatch.exits import guarded, printable
@@ -68,7 +68,9 @@ def test_planted_raw_text_is_noticed(monkeypatch, capfd):
 
 def test_a_reader_that_goes_away(tmp_path):
     """`textpatch sites ... | head -1`: nothing on stderr, 141 as a shell's own programs."""
-    script = "import sys; from textpatch.cli import main; sys.exit(main(['sites', 'sdxl-base-1.0']))"
+    script = (
+        "import sys; from textpatch.cli import main; sys.exit(main(['sites', 'sdxl-base-1.0']))"
+    )
     reading, writing = os.pipe()
     os.close(reading)
     told = subprocess.run([sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE)
@@ -110,7 +112,10 @@ def test_a_disk_that_is_full_at_any_point(model, tmp_path, monkeypatch):
     assert cli.main([*command, "--out", "run"]) == 0
     found, wanted = files(tmp_path / "run"), files(tmp_path / "whole")
     assert found.keys() == wanted.keys()
-    assert {n for n in wanted if found[n] != wanted[n]} <= {"manifest.json", "report.html"}  # which tell the command
+    assert {n for n in wanted if found[n] != wanted[n]} <= {
+        "manifest.json",
+        "report.html",
+    }  # which tell the command
 
 
 # --- optional packages that are there and broken
@@ -129,7 +134,11 @@ assert torch.allclose(segment_attention((x, None), (x, x), (x, x))[0], x)
 from textpatch.cli import main
 sys.exit(10 * main(["doctor", sys.argv[1]]) + main(["generate", sys.argv[1], sys.argv[2], "--steps", "1", "--out", "run"]))
 """
-TRANSFORMERS = ["torchvision", "accelerate", "triton"]  # transformers 5 imports them where they are, and breaks with them
+TRANSFORMERS = [
+    "torchvision",
+    "accelerate",
+    "triton",
+]  # transformers 5 imports them where they are, and breaks with them
 
 
 def test_broken_packages_are_explained(model, tmp_path, long):
@@ -137,20 +146,38 @@ def test_broken_packages_are_explained(model, tmp_path, long):
 
     Where transformers breaks with them, the one line on stderr names them, too.  --long: one by one.
     """
-    groups = [TRANSFORMERS, [name for name in STUBS if name not in TRANSFORMERS], *([name] for name in STUBS if long)]
+    groups = [
+        TRANSFORMERS,
+        [name for name in STUBS if name not in TRANSFORMERS],
+        *([name] for name in STUBS if long),
+    ]
     for packages in groups:
         folder = tmp_path / "-".join(packages)
         for package in packages:
             (folder / package).mkdir(parents=True)
             (folder / package / "__init__.py").write_text(STUBS[package])
         environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-        told = subprocess.run([sys.executable, "-c", WORKS, model, PROMPTS[0]], capture_output=True, text=True, cwd=folder, env=environment)
+        told = subprocess.run(
+            [sys.executable, "-c", WORKS, model, PROMPTS[0]],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env=environment,
+        )
         needed = packages[0] in TRANSFORMERS
-        assert told.returncode == (11 if needed else 0) and (folder / "run/sheet.png").is_file() != needed, told.stderr
+        assert (
+            told.returncode == (11 if needed else 0)
+            and (folder / "run/sheet.png").is_file() != needed
+        ), told.stderr
         lines = {line.split()[0]: line for line in told.stdout.splitlines()}
         for package in packages:
-            assert "installed and broken" in lines[package] and STUBS[package].split('"')[1] in lines[package]
-            assert not needed or f"{package} is installed and broken" in told.stderr.splitlines()[-1]
+            assert (
+                "installed and broken" in lines[package]
+                and STUBS[package].split('"')[1] in lines[package]
+            )
+            assert (
+                not needed or f"{package} is installed and broken" in told.stderr.splitlines()[-1]
+            )
 
 
 LIGHT = """
@@ -160,18 +187,43 @@ sys.stdout.write(" ".join(sorted({{*sys.modules}} & {{"torch", "transformers", "
 """
 
 
-@pytest.mark.parametrize("module, heavy", [
-    ("textpatch", ""), ("textpatch.cli", ""), ("textpatch.errors", ""), ("textpatch.runs.folder", "PIL"), ("textpatch.runs.interrupts", "")])
+@pytest.mark.parametrize(
+    "module, heavy",
+    [
+        ("textpatch", ""),
+        ("textpatch.cli", ""),
+        ("textpatch.errors", ""),
+        ("textpatch.runs.folder", "PIL"),
+        ("textpatch.runs.interrupts", ""),
+    ],
+)
 def test_what_is_light_stays_light(module, heavy):
     """Importing the package, its command line and the run folder imports nothing that takes a second."""
-    assert subprocess.run([sys.executable, "-c", LIGHT.format(module)], capture_output=True, text=True).stdout == heavy
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", LIGHT.format(module)], capture_output=True, text=True
+        ).stdout
+        == heavy
+    )
 
 
 def test_ctrl_c_at_any_time(model, tmp_path, long):
     """SIGINT at random times, importing included: 130 and one line, or done before it; what is left can be resumed (--long: 20)."""
-    command = [*COMMAND, "localize", model, "--pairs", "2", "--steps", "1", "--out", str(tmp_path / "run")]
+    command = [
+        *COMMAND,
+        "localize",
+        model,
+        "--pairs",
+        "2",
+        "--steps",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     for n in range(20 if long else 3):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        )
         try:
             process.wait(0.4 * (n + 1))
         except subprocess.TimeoutExpired:
@@ -180,5 +232,9 @@ def test_ctrl_c_at_any_time(model, tmp_path, long):
         # minus SIGINT, which a shell shows as 130, too: CPython's end after a Ctrl-C within an exec of some import
         code = 130 if process.returncode == -signal.SIGINT else process.returncode
         there = f"; what is finished is in {tmp_path / 'run'}; the same command goes on where it stopped"
-        assert (code, err) in [(130, "textpatch: interrupted\n"), (130, f"textpatch: interrupted{there}\n"), (0, "")]
+        assert (code, err) in [
+            (130, "textpatch: interrupted\n"),
+            (130, f"textpatch: interrupted{there}\n"),
+            (0, ""),
+        ]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0

@@ -6,11 +6,21 @@ cache or a hook in test_refusals.py; here is what is typed wrong in a hurry.
 
 import pytest
 import torch
+
 from support.localizing import Parrot
 from support.small_models import PROMPTS, save_small, small_denoiser, small_pipeline
-
 from textpatch import (
-    HookRegistry, Plan, Swap, capture, cli, edit, find_sites, load, load_denoiser, localize, sample,
+    HookRegistry,
+    Plan,
+    Swap,
+    capture,
+    cli,
+    edit,
+    find_sites,
+    load,
+    load_denoiser,
+    localize,
+    sample,
 )  # fmt: skip
 from textpatch.errors import PatchError
 from textpatch.metrics import Tesseract
@@ -122,7 +132,12 @@ def test_a_mistake_is_one_line(name, shelf, monkeypatch, capfd):
     before = sorted(shelf.rglob("*"))
     assert cli.main(arguments) == 2
     out, err = capfd.readouterr()
-    assert out == "" and err.startswith("textpatch: ") and err.endswith("\n") and err[:-1].isprintable()
+    assert (
+        out == ""
+        and err.startswith("textpatch: ")
+        and err.endswith("\n")
+        and err[:-1].isprintable()
+    )
     assert [words for words in says if words not in err] == [], err
     assert sorted(shelf.rglob("*")) == before
 
@@ -241,4 +256,7 @@ def test_a_mistake_in_python_is_a_patch_error(name):
     call, *says = CALLED[name]
     with pytest.raises(PatchError) as caught:
         call()
-    assert "\n" not in str(caught.value) and [words for words in says if words not in str(caught.value)] == [], caught.value
+    assert (
+        "\n" not in str(caught.value)
+        and [words for words in says if words not in str(caught.value)] == []
+    ), caught.value

@@ -8,9 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.small_models import DEFAULTS, PROMPTS, save_small, small_denoiser, small_encoders, small_pipeline
-from support.strategies import randomize
 
+from support.small_models import (
+    DEFAULTS,
+    PROMPTS,
+    save_small,
+    small_denoiser,
+    small_encoders,
+    small_pipeline,
+)
+from support.strategies import randomize
 from textpatch import cli, load, metrics
 from textpatch.auditing import finished
 from textpatch.disk import read_json
@@ -44,7 +51,9 @@ def refused(here, capfd, arguments, *says: str) -> None:
     capfd.readouterr()
     assert cli.main([str(argument) for argument in arguments]) == 2
     out, err = capfd.readouterr()
-    assert out == "" and err.count("\n") == 1 and [word for word in says if word not in err] == [], err
+    assert (
+        out == "" and err.count("\n") == 1 and [word for word in says if word not in err] == []
+    ), err
     assert sorted(here.rglob("*")) == before
 
 
@@ -64,12 +73,23 @@ def test_the_example_of_what_finds_the_site(here, capfd):
     assert cli.main([*example, "--out", "run"]) == 0
     assert "Site 1 (transformer_blocks.1.attn) carries the style." in capfd.readouterr().out
     result, request = read_json(here / "run/results.json"), request_of(here / "run")
-    assert result["what"] == request["what"] == "style" and result["ocr"]["engine"] == "nearest drawing"
+    assert (
+        result["what"] == request["what"] == "style"
+        and result["ocr"]["engine"] == "nearest drawing"
+    )
     pairs = attribute_pairs("style", 2)
     assert request["pairs"] == [[pair.source, pair.target] for pair in pairs]
-    assert [(p["word"], p["target_word"]) for p in result["pairs_list"]] == [pair.words for pair in pairs]
+    assert [(p["word"], p["target_word"]) for p in result["pairs_list"]] == [
+        pair.words for pair in pairs
+    ]
     text = " ".join(re.sub("<[^>]+>", "", (here / "run/report.html").read_text()).split())
-    for said in ("carries the style.", "carry the style?", "asks for another style", "styles read by", "nearest drawing"):
+    for said in (
+        "carries the style.",
+        "carry the style?",
+        "asks for another style",
+        "styles read by",
+        "nearest drawing",
+    ):
         assert said in text
     assert "target's word" not in text and "word passes" not in text
     assert cli.main(["audit", "run"]) == 0 and "36 of 36 checks passed" in capfd.readouterr().out
@@ -91,7 +111,11 @@ def test_help_names_every_attribute_and_model(capsys):
         cli.main(["localize", "--help"])
     help_ = capsys.readouterr().out
     (told,) = re.findall(r"\n  --what ATTRIBUTE(.*?)\n  --", help_, re.DOTALL)
-    assert [name for name in ATTRIBUTES if name not in told] == [name for name in shipped_models() if name not in help_] == []
+    assert (
+        [name for name in ATTRIBUTES if name not in told]
+        == [name for name in shipped_models() if name not in help_]
+        == []
+    )
 
 
 @pytest.mark.parametrize("beside", [["--prompts", "pairs.tsv"], ["--bench", "simple"], ["--limit", "0"], ["--strict"],
@@ -99,14 +123,29 @@ def test_help_names_every_attribute_and_model(capsys):
 def test_options_for_words_are_refused_beside_another_attribute(beside, model, here, capfd):
     """They would have no effect on pairs that differ in a colour: one line that names both, nothing written."""
     option = "--mode contribution" if "--mode" in beside else beside[0]
-    refused(here, capfd, ["localize", model, "--what", "colour", *beside], f"--what colour was given with {option}, which")
+    refused(
+        here,
+        capfd,
+        ["localize", model, "--what", "colour", *beside],
+        f"--what colour was given with {option}, which",
+    )
 
 
 def test_attributes_that_cannot_be_asked_about(model, here, capfd):
     """An unknown one, more pairs than words, and pictures of another size than signs are read from."""
-    refused(here, capfd, ["localize", model, "--what", "colours"], "no 'colours'", "closest: colour")
-    refused(here, capfd, ["localize", model, "--what", "wall", "--pairs", "999"], "asked for 999 pairs")
-    refused(here, capfd, ["localize", model, "--what", "wall", "--height", "64"], "signs of 32x96 pixels", "are 64x96")
+    refused(
+        here, capfd, ["localize", model, "--what", "colours"], "no 'colours'", "closest: colour"
+    )
+    refused(
+        here, capfd, ["localize", model, "--what", "wall", "--pairs", "999"], "asked for 999 pairs"
+    )
+    refused(
+        here,
+        capfd,
+        ["localize", model, "--what", "wall", "--height", "64"],
+        "signs of 32x96 pixels",
+        "are 64x96",
+    )
 
 
 def test_words_that_the_reader_cannot_spell(model, here, capfd, monkeypatch):
@@ -114,7 +153,13 @@ def test_words_that_the_reader_cannot_spell(model, here, capfd, monkeypatch):
     monkeypatch.setattr(metrics, "alphabet_of", lambda words: asked.extend(words) or "XYZ")
     monkeypatch.setattr(metrics.Tesseract, "self_test", lambda self: None)
     asked = []
-    refused(here, capfd, ["localize", model, "--pairs", "1"], "the word ", "Tesseract answers with 'XYZ' alone")
+    refused(
+        here,
+        capfd,
+        ["localize", model, "--pairs", "1"],
+        "the word ",
+        "Tesseract answers with 'XYZ' alone",
+    )
     assert len(asked) == 2
 
 
@@ -127,11 +172,18 @@ def test_pictures_of_another_size(model, here, capfd):
     assert cli.main([*command, "--out", "own"]) == 0
     assert cli.main([*command, "--height", "64", "--width", "48", "--out", "both"]) == 0
     assert cli.main([*command, "--width", "48", "--out", "one"]) == 0
-    pictures = {name: Image.open(next((here / name / "images").iterdir())) for name in ("own", "both", "one")}
+    pictures = {
+        name: Image.open(next((here / name / "images").iterdir()))
+        for name in ("own", "both", "one")
+    }
     assert [pictures[name].size for name in pictures] == [(96, 32), (48, 64), (48, 32)]
-    assert pictures["both"].tobytes() == load(model).at(64, 48).generate(SOURCE, seeds=3)[0].tobytes()
+    assert (
+        pictures["both"].tobytes() == load(model).at(64, 48).generate(SOURCE, seeds=3)[0].tobytes()
+    )
     own = request_of(here / "own")
-    assert request_of(here / "both") == own | {"height": 64, "width": 48} and request_of(here / "one") == own | {"width": 48}
+    assert request_of(here / "both") == own | {"height": 64, "width": 48} and request_of(
+        here / "one"
+    ) == own | {"width": 48}
 
 
 RUNS = {
@@ -143,10 +195,19 @@ RUNS = {
 @pytest.mark.parametrize("command", RUNS)
 def test_swaps_at_another_size_are_audited_there(command, model, here, monkeypatch, capfd):
     """All pictures of a run have the size asked for, and its audit calls the denoiser on latents of that size alone."""
-    assert cli.main([command, model, *RUNS[command], "--height", "64", "--width", "48", "--out", "run"]) == 0
+    assert (
+        cli.main(
+            [command, model, *RUNS[command], "--height", "64", "--width", "48", "--out", "run"]
+        )
+        == 0
+    )
     assert {Image.open(path).size for path in (here / "run/images").iterdir()} == {(48, 64)}
     audit, seen = finished.audit, []
-    monkeypatch.setattr(finished, "audit", lambda pipeline, *a, **k: seen.append(pipeline) or audit(pipeline, *a, **k))
+    monkeypatch.setattr(
+        finished,
+        "audit",
+        lambda pipeline, *a, **k: seen.append(pipeline) or audit(pipeline, *a, **k),
+    )
     assert cli.main(["audit", "run", "--model", model]) == 0
     assert {tuple(pipeline.noise([0]).shape) for pipeline in seen} == {(1, 3, 64, 48)}
 
@@ -164,18 +225,29 @@ def test_sizes_that_a_model_cannot_take(command, size, says, model, here, capfd)
 def test_pictures_too_small_to_compare(model, here, capfd):
     """Backgrounds are compared in windows of 11 x 11: what has none is refused before anything is made."""
     small = ["localize", model, *RUNS["localize"], "--height", "8"]
-    refused(here, capfd, small, "pictures of 8x96 pixels", "windows of 11x11", "ask for 11 at least")
+    refused(
+        here, capfd, small, "pictures of 8x96 pixels", "windows of 11x11", "ask for 11 at least"
+    )
 
 
 def test_a_size_beside_a_second_stage_is_refused(model, here, capfd):
     """--upscale draws at its own size, so that --height would not be that of the pictures."""
-    refused(here, capfd, ["generate", model, SOURCE, "--height", "64", "--upscale", model], "--upscale", "--height", "leave one")
+    refused(
+        here,
+        capfd,
+        ["generate", model, SOURCE, "--height", "64", "--upscale", model],
+        "--upscale",
+        "--height",
+        "leave one",
+    )
 
 
 @pytest.fixture(scope="module")
 def latent():
     """A small pipeline whose latents are half as high and wide as its pictures."""
-    vae = randomize(VAE(VAEConfig(block_out_channels=(32, 64), layers_per_block=1)), seed=1).requires_grad_(False)
+    vae = randomize(
+        VAE(VAEConfig(block_out_channels=(32, 64), layers_per_block=1)), seed=1
+    ).requires_grad_(False)
     denoiser = small_denoiser(in_channels=4, out_channels=4)
     parts = small_encoders(), denoiser, FlowMatchEuler(), LatentPixels(vae)
     return Pipeline(*parts, Defaults(height=16, width=24, steps=1, guidance=1.0), "latent").eval()
@@ -187,12 +259,16 @@ def test_sizes_are_pixels(latent, high, wide):
     """Behind a VAE that halves each side, too: the picture has the pixels asked for, of patches of 8."""
     other = sized(latent, 8 * high, 8 * wide)
     (picture,) = other.generate(SOURCE, seeds=0)
-    assert picture.size == (8 * wide, 8 * high) == picture_size(other)[::-1] and picture_size(latent) == (32, 48)
+    assert picture.size == (8 * wide, 8 * high) == picture_size(other)[::-1] and picture_size(
+        latent
+    ) == (32, 48)
 
 
 def test_pixels_between_latents_are_refused(latent):
     """No latents make 33 pixels, and none are rounded to."""
-    with pytest.raises(PatchError, match=r"33x48 pixels \(height x width\).* latent .* multiples of 2"):
+    with pytest.raises(
+        PatchError, match=r"33x48 pixels \(height x width\).* latent .* multiples of 2"
+    ):
         sized(latent, 33, None)
 
 
@@ -214,16 +290,28 @@ def test_what_is_made_anew_is_not_gone_on_with(command, model, here, capfd):
     before = {path: path.read_bytes() for path in (here / "run").rglob("*") if path.is_file()}
     capfd.readouterr()
     assert cli.main([*asked, "--seed", "1"]) == 2
-    assert capfd.readouterr().err.rstrip().endswith("stored 0, asked 1); give another --out, ask for the same")
+    assert (
+        capfd.readouterr()
+        .err.rstrip()
+        .endswith("stored 0, asked 1); give another --out, ask for the same")
+    )
     with pytest.raises(SystemExit):
         cli.main([*asked, "--allow", "seed"])
-    assert before == {path: path.read_bytes() for path in (here / "run").rglob("*") if path.is_file()}
+    assert before == {
+        path: path.read_bytes() for path in (here / "run").rglob("*") if path.is_file()
+    }
 
 
 def test_allowing_in_a_new_folder_is_refused(model, here, capfd):
     """--allow has nothing to allow where there is no run: one line says so, and no folder is made."""
     asked = ["localize", model, *RUNS["localize"], "--allow", "weights", "ocr.version"]
-    refused(here, capfd, [*asked, "--out", "new"], "weights, ocr.version may differ, but new holds no run yet", "leave out --allow")
+    refused(
+        here,
+        capfd,
+        [*asked, "--out", "new"],
+        "weights, ocr.version may differ, but new holds no run yet",
+        "leave out --allow",
+    )
     refused(here, capfd, asked, "holds no run yet")
 
 
@@ -238,7 +326,9 @@ def test_allowing_needs_a_stored_request(tmp_path):
             Run.open(tmp_path / name, asked, allow=["steps"])
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "other", "thesis.tex"]
     stored = Run.open(tmp_path / "new", asked)
-    assert Run.open(stored.folder, {"request": {"steps": 2}}, allow=["steps"]).changed == {"request.steps": (1, 2)}
+    assert Run.open(stored.folder, {"request": {"steps": 2}}, allow=["steps"]).changed == {
+        "request.steps": (1, 2)
+    }
 
 
 # --- guidance

@@ -18,7 +18,11 @@ REQUIRED = {
 
 def commands() -> dict[str, argparse.ArgumentParser]:
     """Every command of the command line and its parser."""
-    (added,) = [action for action in cli.command_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    (added,) = [
+        action
+        for action in cli.command_parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    ]
     return dict(added.choices)
 
 
@@ -44,7 +48,9 @@ def parsed(named: str, *repeated: str):
     if option in required:
         place = required.index(option)
         required = required[:place] + required[place + 2 :]
-    return cli.command_parser().parse_args([command, *required, *(word for value in repeated for word in (option, value))])
+    return cli.command_parser().parse_args(
+        [command, *required, *(word for value in repeated for word in (option, value))]
+    )
 
 
 def read_as(action: argparse.Action, value: str):
@@ -56,7 +62,17 @@ def test_all_commands_are_walked():
     """No command without its required arguments here, and options of both kinds."""
     assert REQUIRED.keys() == commands().keys()
     lists = {named for named, action in valued().items() if action.nargs == "+"}
-    assert {"generate --seed", "localize --seeds", "localize --sites", "localize --set", "edit --sites"} <= lists < valued().keys()
+    assert (
+        {
+            "generate --seed",
+            "localize --seeds",
+            "localize --sites",
+            "localize --set",
+            "edit --sites",
+        }
+        <= lists
+        < valued().keys()
+    )
 
 
 @pytest.mark.parametrize("named", valued())
@@ -66,17 +82,24 @@ def test_given_twice(named, capsys):
     first, second = two_values(action)
     if action.nargs == "+":
         both = [read_as(action, first), read_as(action, second)]
-        expected = [[value] for value in both] if isinstance(action, argparse._AppendAction) else both
+        expected = (
+            [[value] for value in both] if isinstance(action, argparse._AppendAction) else both
+        )
         assert getattr(parsed(named, first, second), action.dest) == expected
         return
     with pytest.raises(SystemExit) as ended:
         parsed(named, first, second)
     assert ended.value.code == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert named.split()[1] in said and f"{read_as(action, first)} and {read_as(action, second)} were given" in said
+    assert (
+        named.split()[1] in said
+        and f"{read_as(action, first)} and {read_as(action, second)} were given" in said
+    )
 
 
-@pytest.mark.parametrize("named", [named for named, action in valued().items() if action.nargs != "+"])
+@pytest.mark.parametrize(
+    "named", [named for named, action in valued().items() if action.nargs != "+"]
+)
 def test_the_same_value_twice(named):
     """It says nothing new and is taken."""
     action = valued()[named]

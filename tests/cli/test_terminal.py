@@ -11,8 +11,8 @@ import sys
 import termios
 
 import pytest
-from support.small_models import save_small
 
+from support.small_models import save_small
 from textpatch import progress
 
 PAIRS, SITES = 4, 2
@@ -27,7 +27,9 @@ def on_a_terminal(columns: int, command: list[str], cwd) -> str:
     """All that a command writes to a terminal of so many columns, stdout and stderr alike."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")
+    }
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=cwd,
                                env=environment | {"TQDM_MININTERVAL": "0", "OMP_NUM_THREADS": "1"})  # fmt: skip
     os.close(theirs)
@@ -59,7 +61,18 @@ def bars(written: str) -> list[str]:
 @pytest.fixture(scope="module", params=[80, 40])
 def seen(request, model, tmp_path_factory):
     """Width, and what one localisation writes to a terminal so wide."""
-    command = [sys.executable, "-m", "textpatch.cli", "localize", model, "--pairs", str(PAIRS), "--out", "run", "--starts"]
+    command = [
+        sys.executable,
+        "-m",
+        "textpatch.cli",
+        "localize",
+        model,
+        "--pairs",
+        str(PAIRS),
+        "--out",
+        "run",
+        "--starts",
+    ]
     return request.param, on_a_terminal(request.param, command, tmp_path_factory.mktemp("seen"))
 
 
@@ -70,7 +83,9 @@ def test_a_phase_is_one_line_with_its_end(seen):
     phases = list(dict.fromkeys(state.partition(":")[0] for state in states))
     assert phases[0] == "sites" and phases[-1] == "start steps" and len(phases) <= 3
     sites = [state for state in states if state.startswith("sites")]
-    assert all(f"/{PAIRS}" in state for state in sites) and any(f" {PAIRS - 1}/{PAIRS}" in state for state in sites)
+    assert all(f"/{PAIRS}" in state for state in sites) and any(
+        f" {PAIRS - 1}/{PAIRS}" in state for state in sites
+    )
     assert any(re.search(r"\d\d:\d\d<\d\d:\d\d", state) for state in sites) or width < 80
     assert max(map(len, states)) <= width
 
@@ -120,7 +135,9 @@ def test_a_phase_within_a_phase_adds_to_its_line(monkeypatch):
     """The total grows, the line is the outer's alone; afterwards another may be opened."""
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     counting()
-    assert "outer" in terminal.written and "inner" not in terminal.written and "/3" in terminal.written
+    assert (
+        "outer" in terminal.written and "inner" not in terminal.written and "/3" in terminal.written
+    )
     with progress.phase("another"):
         assert list(progress.counted([4])) == [4] and "another" in terminal.written
     assert screen(terminal.written) == [""]
@@ -144,6 +161,10 @@ def test_a_phase_that_fails_is_wiped(monkeypatch):
 def test_planted_bars_left_behind_are_noticed(monkeypatch):
     """Fault: every line stays where it ended."""
     real = progress.tqdm
-    monkeypatch.setattr(progress, "tqdm", lambda *arguments, **options: real(*arguments, **options | {"leave": True}))
+    monkeypatch.setattr(
+        progress,
+        "tqdm",
+        lambda *arguments, **options: real(*arguments, **options | {"leave": True}),
+    )
     with pytest.raises(AssertionError):
         test_a_phase_within_a_phase_adds_to_its_line(monkeypatch)

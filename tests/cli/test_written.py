@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from support.planting import plant
 
+from support.planting import plant
 from textpatch import cli
 from textpatch.cli import edit_command
 from textpatch.disk import read_json
@@ -39,7 +39,13 @@ COMMANDS = {
 def schema(value, path: str = "", found: dict | None = None) -> dict[str, set[str]]:
     """The types of all leaves by path; what is empty is a leaf."""
     found = {} if found is None else found
-    inner = value.items() if isinstance(value, dict) else (("[]", v) for v in value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else (("[]", v) for v in value)
+        if isinstance(value, list)
+        else ()
+    )
     empty = True
     for key, part in inner:
         schema(part, f"{path}.{re.sub('[0-9][0-9.+]*', '#', key)}", found)
@@ -51,7 +57,10 @@ def schema(value, path: str = "", found: dict | None = None) -> dict[str, set[st
 
 def shape(text: str) -> list[str]:
     """The lines of an output, one of each kind: words stay, numbers are `#`, blanks one."""
-    lines = (re.sub(r"[-+]?\d[\d.,]*(e[-+]?\d+)?", "#", " ".join(line.split())) for line in text.splitlines())
+    lines = (
+        re.sub(r"[-+]?\d[\d.,]*(e[-+]?\d+)?", "#", " ".join(line.split()))
+        for line in text.splitlines()
+    )
     return list(dict.fromkeys(filter(None, lines)))
 
 
@@ -64,10 +73,19 @@ def written(name: str) -> dict:
     if not out:
         return {"output": shape(told.getvalue())}
     run = Run.load(name)
-    files = {re.sub("[0-9a-f]{16}", "HASH", path.relative_to(name).as_posix()) for path in Path(name).rglob("*") if path.is_file()}
+    files = {
+        re.sub("[0-9a-f]{16}", "HASH", path.relative_to(name).as_posix())
+        for path in Path(name).rglob("*")
+        if path.is_file()
+    }
     made = {path.name: schema(read_json(path)) for path in Path(name).glob("*.json")}
     made |= {"records": schema(run.records())} if run.records() else {}
-    return {"files": sorted(files), **{file: {p: "|".join(sorted(t)) for p, t in s.items()} for file, s in sorted(made.items())}}
+    return {
+        "files": sorted(files),
+        **{
+            file: {p: "|".join(sorted(t)) for p, t in s.items()} for file, s in sorted(made.items())
+        },
+    }
 
 
 def all_written() -> dict:
@@ -93,7 +111,11 @@ def hold(found: dict, golden: dict) -> None:
             assert paths == golden[file]
         else:
             assert paths.keys() == golden[file].keys(), file
-            more = {path: types for path, types in paths.items() if not {*types.split("|")} <= {*golden[file][path].split("|")}}
+            more = {
+                path: types
+                for path, types in paths.items()
+                if not {*types.split("|")} <= {*golden[file][path].split("|")}
+            }
             assert not more, file
 
 

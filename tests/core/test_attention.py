@@ -8,14 +8,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hypothesis import given
-from support import laws
-from support.strategies import attentions, make_attention
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 
+from support import laws
+from support.strategies import attentions, make_attention
 from textpatch import attention
-from textpatch.attention import attention_reference, gather_text, row_slots, segment_attention, use_backend
+from textpatch.attention import (
+    attention_reference,
+    gather_text,
+    row_slots,
+    segment_attention,
+    use_backend,
+)
 from textpatch.errors import PatchError
 
 
@@ -53,7 +59,9 @@ def test_gradients(case):
 def test_backends_agree(case):
     """sdpa = softmax(q k^T / sqrt(D)) v, 1e-12 in float64, masked or not."""
     for slots in (case.slots, case.slots.masked_fill(case.slots % 2 == 0, -1)):
-        assert laws.close(*(laws.attend(replace(case, backend=b), slots) for b in ("sdpa", "reference")))
+        assert laws.close(
+            *(laws.attend(replace(case, backend=b), slots) for b in ("sdpa", "reference"))
+        )
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
@@ -69,7 +77,9 @@ def test_no_gradient_is_nan_where_nothing_is_seen(backend):
 def test_what_nobody_reads_may_be_nan(backend):
     """NaN in every bank entry that no slot names: the output without it, and gradients of 0 there."""
     case = make_attention(rows=2, bank=2, tokens=2, per_head=False, backend=backend)
-    slots = torch.tensor([[[5, 6]], [[-1, 5]]])  # of 8; entry 0, which stands in for -1, is not named
+    slots = torch.tensor(
+        [[[5, 6]], [[-1, 5]]]
+    )  # of 8; entry 0, which stands in for -1, is not named
     entries = torch.arange(8).view(2, 1, 4, 1)
     read = (entries == 5) | (entries == 6)
     banks = [x[1].masked_fill(~read, float("nan")).requires_grad_() for x in (case.k, case.v)]
@@ -84,7 +94,10 @@ def test_what_nobody_reads_may_be_nan(backend):
 def test_sdpa_errs_no_more_than_eager(dtype, factor, tokens):
     """rms |sdpa - float64| <= 1.1 (bfloat16: 1.0) rms |eager - float64|, same inputs."""
     generator = torch.Generator().manual_seed(tokens)
-    qkv = [torch.randn(4, 3, n, 64, generator=generator).to(dtype) for n in (96, 64 + tokens, 64 + tokens)]
+    qkv = [
+        torch.randn(4, 3, n, 64, generator=generator).to(dtype)
+        for n in (96, 64 + tokens, 64 + tokens)
+    ]
     slots = row_slots(torch.tensor([1, 0, 3, 3]), tokens)
 
     def out(q, k, v, backend):
@@ -103,12 +116,17 @@ def test_scale_and_cross_attention():
     for backend in ("sdpa", "reference"):
         inputs = (case.q[0], None), (None, case.k[1]), (None, case.v[1])
         image, text = segment_attention(*inputs, slots_k=case.slots, scale=0.3, backend=backend)
-        assert text is None and laws.close(image, attention_reference(case.q[0] * 0.3, k, v, scale=1.0))
+        assert text is None and laws.close(
+            image, attention_reference(case.q[0] * 0.3, k, v, scale=1.0)
+        )
 
 
 def inputs(case, text=True, image=True, grad=False):
     """The six tensors of the op, as it takes them."""
-    pairs = (case.q[0], case.q[1] if text else None), *((x[0] if image else None, x[1]) for x in (case.k, case.v))
+    pairs = (
+        (case.q[0], case.q[1] if text else None),
+        *((x[0] if image else None, x[1]) for x in (case.k, case.v)),
+    )
     return [None if x is None else x.clone().requires_grad_(grad) for pair in pairs for x in pair]
 
 
@@ -119,7 +137,9 @@ def test_the_op_is_a_good_citizen(text, image, lse, apart):
     case = make_attention(per_head=bool(apart))
     slots = case.slots, case.slots.flip(-1) if apart else None
     tensors = inputs(case, text, image, grad=True)
-    made = torch.library.opcheck(attention._segment_attention, (*tensors, *slots, 0.4, None, bool(lse)))
+    made = torch.library.opcheck(
+        attention._segment_attention, (*tensors, *slots, 0.4, None, bool(lse))
+    )
     assert len(made) == 4 and set(made.values()) == {"SUCCESS"}
 
 
@@ -128,7 +148,9 @@ def test_log_sum_exp(case):
     """exp(q k_j / sqrt(D) - lse) are the weights of all keys seen, and their sum is 1."""
     q, width = torch.cat(case.q, dim=2), case.q[0].shape[-1]
     for slots in (case.slots, case.slots.masked_fill(case.slots % 3 == 0, -1)):
-        *_, lse = segment_attention(case.q, case.k, case.v, slots_k=slots, return_lse=True, backend=case.backend)
+        *_, lse = segment_attention(
+            case.q, case.k, case.v, slots_k=slots, return_lse=True, backend=case.backend
+        )
         keys = torch.cat([case.k[0], gather_text(case.k[1], slots)], dim=2)
         mask = attention._visible(slots < 0, keys.shape[2])
         eye = torch.eye(keys.shape[2], dtype=torch.float64).expand(*keys.shape[:2], -1, -1)
@@ -158,11 +180,15 @@ def test_log_sum_exp_is_wide_and_without_gradient():
 def test_the_op_is_left_out_where_nobody_watches(monkeypatch):
     """No gradient, no compiler, no fake tensor: not dispatched, the same bits; otherwise dispatched."""
     case, called, op = make_attention(), [], attention._segment_attention
-    monkeypatch.setattr(attention, "_segment_attention", lambda *args: called.append(1) or op(*args))
+    monkeypatch.setattr(
+        attention, "_segment_attention", lambda *args: called.append(1) or op(*args)
+    )
 
     def attend(q_text):
         with FakeTensorMode(allow_non_fake_inputs=True) if q_text is None else nullcontext():
-            return segment_attention((case.q[0], q_text), case.k, case.v, slots_k=case.slots, return_lse=True)
+            return segment_attention(
+                (case.q[0], q_text), case.k, case.v, slots_k=case.slots, return_lse=True
+            )
 
     plain, watched = attend(case.q[1]), attend(case.q[1].clone().requires_grad_())
     assert all(torch.equal(a, b) for a, b in zip(plain, watched)) and len(called) == 1
@@ -195,7 +221,12 @@ def test_one_graph_for_every_table():
     counter = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     fast = torch.compile(loss, backend=counter, fullgraph=True)
-    tables = [case.slots, case.slots.flip(0), case.slots.flip(-1), case.slots.masked_fill(case.slots % 2 == 0, -1)]
+    tables = [
+        case.slots,
+        case.slots.flip(0),
+        case.slots.flip(-1),
+        case.slots.masked_fill(case.slots % 2 == 0, -1),
+    ]
     with torch._dynamo.config.patch(error_on_recompile=True):
         for slots, slots_v in zip(tables, reversed(tables)):
             made = [torch.autograd.grad(f(slots, slots_v), leaves) for f in (fast, loss)]
@@ -209,8 +240,12 @@ def test_one_graph_for_every_size():
     fast = torch.compile(segment_attention, backend="eager", fullgraph=True, dynamic=True)
     for rows, image, tokens in ((2, 5, 3), (3, 6, 4), (4, 7, 5)):
         for per_head in (True, False):
-            case = make_attention(rows=rows, bank=rows, image=image, tokens=tokens, per_head=per_head)
-            made = [f(case.q, case.k, case.v, slots_k=case.slots) for f in (fast, segment_attention)]
+            case = make_attention(
+                rows=rows, bank=rows, image=image, tokens=tokens, per_head=per_head
+            )
+            made = [
+                f(case.q, case.k, case.v, slots_k=case.slots) for f in (fast, segment_attention)
+            ]
             assert all(torch.equal(a, b) for a, b in zip(*made))
 
 
@@ -241,7 +276,9 @@ def test_the_backend_is_kept_for_the_backward(asked, backend, monkeypatch):
         monkeypatch.setitem(attention.EAGER, name, spy)
     q, *rest = inputs(case, text=False, grad=True)
     with use_backend(asked) if asked else nullcontext():
-        made, _ = segment_attention((q, None), rest[1:3], rest[3:], slots_k=case.slots, backend=backend)
+        made, _ = segment_attention(
+            (q, None), rest[1:3], rest[3:], slots_k=case.slots, backend=backend
+        )
         made.sum().backward(retain_graph=True)
     made.sum().backward(retain_graph=True)
     thread = Thread(target=made.sum().backward)
@@ -257,7 +294,10 @@ def test_the_backend_chosen(monkeypatch):
     monkeypatch.setattr(attention, "available", lambda q: q is gpu)
     assert attention.choose_backend(gpu, table=True) == "sdpa"  # nothing was measured
     monkeypatch.setattr(attention, "TRITON_IS_FASTER", frozenset({"Measured GPU"}))
-    assert [attention.choose_backend(gpu, table=table) for table in (True, False)] == ["triton", "sdpa"]
+    assert [attention.choose_backend(gpu, table=table) for table in (True, False)] == [
+        "triton",
+        "sdpa",
+    ]
     assert attention.choose_backend(torch.zeros(1, 1, 1, 8), table=True) == "sdpa"
     with use_backend("reference"):
         assert attention.choose_backend(gpu, table=True) == "reference"
@@ -268,12 +308,17 @@ def test_the_backend_chosen(monkeypatch):
 def test_kernels_that_cannot_run_are_refused():
     """Asked for by name where they cannot run: why, and what to ask for instead."""
     case = make_attention()
-    with pytest.raises(PatchError, match="'triton' cannot run: the kernels take .* and the queries are torch.float64; ask"):
+    with pytest.raises(
+        PatchError,
+        match="'triton' cannot run: the kernels take .* and the queries are torch.float64; ask",
+    ):
         segment_attention(case.q, case.k, case.v, slots_k=case.slots, backend="triton")
 
 
 BAD = {
-    "slot 12 is outside the bank, whose slots are 0..11": lambda c: dict(slots_k=torch.full_like(c.slots, 12)),
+    "slot 12 is outside the bank, whose slots are 0..11": lambda c: dict(
+        slots_k=torch.full_like(c.slots, 12)
+    ),
     "slot -2 is outside": lambda c: dict(slots_k=torch.full_like(c.slots, -2)),
     "slot 99 is outside": lambda c: dict(slots_k=c.slots, slots_v=torch.full_like(c.slots, 99)),
     r"slots of keys are \(3, 2, 3\) on cpu; 2 rows": lambda c: dict(slots_k=c.slots[[0, 0, 1]]),
@@ -283,13 +328,19 @@ BAD = {
     r"slots of keys are \(2, 2, 3\) on meta": lambda c: dict(slots_k=c.slots.to("meta")),
     "3 rows of text for 2 rows": lambda c: dict(),
     r"text keys are \(3, 1, 4, 4\)": lambda c: dict(slots_k=c.slots, k=(c.k[0], c.k[1][:, :1])),
-    r"text values are \(3, 2, 3, 4\)": lambda c: dict(slots_k=c.slots, v=(c.v[0], c.v[1][:, :, :3])),
+    r"text values are \(3, 2, 3, 4\)": lambda c: dict(
+        slots_k=c.slots, v=(c.v[0], c.v[1][:, :, :3])
+    ),
     r"text values are \(3, 2, 4, 3\)": lambda c: dict(slots_k=c.slots, v=(c.v[0], c.v[1][..., :3])),
     r"image keys are \(1, 2, 5, 4\)": lambda c: dict(slots_k=c.slots, k=(c.k[0][:1], c.k[1])),
-    r"image values are \(2, 2, 4, 4\)": lambda c: dict(slots_k=c.slots, v=(c.v[0][:, :, 1:], c.v[1])),
+    r"image values are \(2, 2, 4, 4\)": lambda c: dict(
+        slots_k=c.slots, v=(c.v[0][:, :, 1:], c.v[1])
+    ),
     "image keys without image values": lambda c: dict(slots_k=c.slots, v=(None, c.v[1])),
     r"text queries are \(1, 2, 3, 4\)": lambda c: dict(slots_k=c.slots, q=(c.q[0], c.q[1][:1])),
-    r"image queries are \(2, 2, 6\); give four dimensions": lambda c: dict(q=(c.q[0][..., 0], None)),
+    r"image queries are \(2, 2, 6\); give four dimensions": lambda c: dict(
+        q=(c.q[0][..., 0], None)
+    ),
     r"text queries are \(2, 3\); give four": lambda c: dict(q=(c.q[0], c.q[1][0, ..., 0])),
     r"image keys are \(5, 4\); give four": lambda c: dict(k=(c.k[0][0, 0], c.k[1])),
     r"image values are \(5, 4\); give four": lambda c: dict(v=(c.v[0][0, 0], c.v[1])),
@@ -313,11 +364,17 @@ def test_a_table_is_looked_into_once(monkeypatch):
     looks, look = [], attention._look
     monkeypatch.setattr(attention, "_look", lambda *args: looks.append(args[1]) or look(*args))
     table = row_slots(torch.tensor([0, 1]), 3)
-    assert [attention._look_once(table, 6) for _ in range(3)] == [(False, False)] * 3 and looks == [6]
+    assert [attention._look_once(table, 6) for _ in range(3)] == [(False, False)] * 3 and looks == [
+        6
+    ]
     with pytest.raises(PatchError, match="slot 5 is outside the bank, whose slots are 0..4"):
         attention._look_once(table, 5)
     table[0, 0, 0] = -1
-    assert [attention._look_once(table, 6) for _ in range(2)] == [(True, False)] * 2 and looks == [6, 5, 6]
+    assert [attention._look_once(table, 6) for _ in range(2)] == [(True, False)] * 2 and looks == [
+        6,
+        5,
+        6,
+    ]
     with torch.inference_mode():
         uncounted = table + 0
     assert attention._look_once(uncounted, 6) == (True, False)
@@ -331,7 +388,9 @@ def test_autocast():
     case = make_attention()
     q, k, v = ([x.float() for x in pair] for pair in (case.q, case.k, case.v))
     with torch.autocast("cpu", torch.bfloat16):
-        image, _, lse = segment_attention(q, k, [x.bfloat16() for x in v], slots_k=case.slots, return_lse=True)
+        image, _, lse = segment_attention(
+            q, k, [x.bfloat16() for x in v], slots_k=case.slots, return_lse=True
+        )
     halves = ([x.bfloat16() for x in pair] for pair in (q, k, v))
     exact, _, sums = segment_attention(*halves, slots_k=case.slots, return_lse=True)
     assert image.dtype == torch.bfloat16 and torch.equal(image, exact)
@@ -345,7 +404,10 @@ def test_autocast_leaves_float64():
     text = (case.q[0], None), (None, case.k[1]), (None, case.v[1])
     alone = segment_attention(*text, slots_k=case.slots)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        ours, torchs = segment_attention(*text, slots_k=case.slots)[0], scaled_dot_product_attention(case.q[0], k, v)
+        ours, torchs = (
+            segment_attention(*text, slots_k=case.slots)[0],
+            scaled_dot_product_attention(case.q[0], k, v),
+        )
     assert ours.dtype == torchs.dtype == torch.float64
     assert torch.equal(ours, alone) and laws.close(ours, torchs)
 

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
+
 from support.planting import plant
 from support.strategies import build_pipeline, make_rows
 from support.unets import unet
-from torch._dynamo.testing import CompileCounter
-
 from textpatch import bank, sampling
 from textpatch.attention import gather_text, row_slots
 from textpatch.auditing.replay import audit
@@ -27,7 +27,9 @@ PLANS = [
     Plan(),
     Plan([Swap("all", "a", "b")]),
     Plan([Swap((0, 2), ("a", "c"), "b", steps=(1,))]),
-    Plan([Swap(1, "a", "b", heads=(1,)), Swap(1, "c", "a", part="v", tokens=(0, 2), branch="cond")]),
+    Plan(
+        [Swap(1, "a", "b", heads=(1,)), Swap(1, "c", "a", part="v", tokens=(0, 2), branch="cond")]
+    ),
 ]
 
 
@@ -59,7 +61,9 @@ def test_each_prompt_is_projected_once(name):
     """3 steps, 2 branches, a micro-batch per row: one call of each text projection, on the distinct prompts."""
     pipeline, rows, calls = unet(name), repeated_rows(), Counter()
     taps = [tap.module for site in pipeline.denoiser.sites for tap in site.taps]
-    with HookRegistry(pipeline.denoiser, taps).observe(lambda name, kv: calls.update({(name, len(kv)): 1})):
+    with HookRegistry(pipeline.denoiser, taps).observe(
+        lambda name, kv: calls.update({(name, len(kv)): 1})
+    ):
         sample(pipeline, rows, PLANS[2], steps=3, guidance=4.5, micro_batch=2)
     assert calls == {(tap, 4): 1 for tap in taps}
 
@@ -76,7 +80,9 @@ def test_hooks_that_count_steps_see_every_step(name, guidance):
     reads = [replace(row, name="b") if row.name == "a" else None for row in batch]
     with patch(pipeline.denoiser, cache, [1, 2], rows=reads, steps=(1,)):
         hooked = sample(pipeline, rows, steps=3, guidance=guidance).latents["a"]
-    asked = sample(pipeline, rows, Plan([Swap((1, 2), "a", "b", steps=(1,))]), steps=3, guidance=guidance)
+    asked = sample(
+        pipeline, rows, Plan([Swap((1, 2), "a", "b", steps=(1,))]), steps=3, guidance=guidance
+    )
     assert torch.allclose(hooked, asked.latents["a"], rtol=1e-12, atol=1e-12)
     every = sample(pipeline, rows, Plan([Swap((1, 2), "a", "b")]), steps=3, guidance=guidance)
     assert not torch.allclose(hooked, every.latents["a"], rtol=1e-6, atol=1e-6)
@@ -93,11 +99,15 @@ def calls_of_a_hooked_tap(name: str, hook, module: str | None = None) -> list[in
 def altered(model, tap: str, sizes: list[int]):
     """A hook of torch's own, which gives a projection another input: a block, as ours are."""
     alter = lambda module, args: sizes.append(len(args[0])) or (2 * args[0],)  # noqa: E731
-    return closing(SimpleNamespace(close=model.get_submodule(tap).register_forward_pre_hook(alter).remove))
+    return closing(
+        SimpleNamespace(close=model.get_submodule(tap).register_forward_pre_hook(alter).remove)
+    )
 
 
 def watched(model, tap: str, sizes: list[int]):
-    return HookRegistry(model, [tap]).observe_inputs(lambda name, inputs: sizes.append(len(inputs.args[0])))
+    return HookRegistry(model, [tap]).observe_inputs(
+        lambda name, inputs: sizes.append(len(inputs.args[0]))
+    )
 
 
 def left_alone(model, tap: str, sizes: list[int]):
@@ -107,10 +117,18 @@ def left_alone(model, tap: str, sizes: list[int]):
 @pytest.mark.parametrize("name", ["sdxl", "if"])
 def test_hooks_see_every_step_if_they_may_alter(name, monkeypatch):
     """What may alter K and V acts at each of 4 steps, on inputs too; who only watches sees the bank made once."""
-    assert calls_of_a_hooked_tap(name, altered) == calls_of_a_hooked_tap(name, left_alone) == [2] * 4
+    assert (
+        calls_of_a_hooked_tap(name, altered) == calls_of_a_hooked_tap(name, left_alone) == [2] * 4
+    )
     assert calls_of_a_hooked_tap(name, watched) == [2]
     with monkeypatch.context() as patch:
-        plant(patch, bank, "_intervened", "(x._forward_pre_hooks, x._forward_hooks)", "(x._forward_hooks,)")
+        plant(
+            patch,
+            bank,
+            "_intervened",
+            "(x._forward_pre_hooks, x._forward_hooks)",
+            "(x._forward_hooks,)",
+        )
         assert calls_of_a_hooked_tap(name, altered) == [2]
     plant(monkeypatch, HookRegistry, "observe_inputs", "before, looks_only=True", "before")
     assert calls_of_a_hooked_tap(name, watched) == [2] * 4
@@ -123,7 +141,9 @@ def test_hooks_beside_a_projection_see_every_step():
     assert [calls_of_a_hooked_tap("if", altered, name) for name in beside] == [[2] * 4] * 2
     pipeline, sizes = unet("sdxl"), []
     site = pipeline.denoiser.get_submodule(pipeline.denoiser.sites[1].name)
-    site.to_k = torch.nn.Sequential(site.to_k, torch.nn.Identity())  # as low-rank adapters wrap a projection
+    site.to_k = torch.nn.Sequential(
+        site.to_k, torch.nn.Identity()
+    )  # as low-rank adapters wrap a projection
     with altered(pipeline.denoiser, pipeline.denoiser.sites[1].name + ".to_k.1", sizes):
         sample(pipeline, make_rows((0, 1)), PLANS[1], steps=4, guidance=1)
     assert sizes == [2] * 4
@@ -134,7 +154,11 @@ def test_the_modules_of_a_text_are_those_called():
     for name in ("sdxl", "if"):
         pipeline, called = unet(name), set()
         model, text = pipeline.denoiser, pipeline.encode(["a red sign"])
-        hooks = [part.register_forward_hook(lambda *_, at=at: called.add(at)) for at, part in model.named_modules() if at]
+        hooks = [
+            part.register_forward_hook(lambda *_, at=at: called.add(at))
+            for at, part in model.named_modules()
+            if at
+        ]
         model.text_kv(text)
         assert called == set(model.text_modules) and hooks
 
@@ -144,22 +168,32 @@ def test_the_modules_of_a_text_are_those_called():
 
 def only_read(rows: list[Row], name: str) -> list[Row]:
     """The same rows, one of them not sampled, and first: its place in the batch is nobody's."""
-    return sorted((replace(row, sampled=row.name != name) for row in rows), key=lambda row: row.sampled)
+    return sorted(
+        (replace(row, sampled=row.name != name) for row in rows), key=lambda row: row.sampled
+    )
 
 
 def apart(name: str, plan: Plan, micro_batch: int = 64) -> float:
     """How far a run whose donor b is only read is from the run in which b is sampled, in the latents of the others."""
-    pipeline, rows, options = unet(name), repeated_rows(), dict(steps=3, guidance=4.5, micro_batch=micro_batch)
+    pipeline, rows, options = (
+        unet(name),
+        repeated_rows(),
+        dict(steps=3, guidance=4.5, micro_batch=micro_batch),
+    )
     whole = sample(pipeline, rows, plan, **options).latents
     read = sample(pipeline, only_read(rows, "b"), plan, **options).latents
     assert read.keys() == whole.keys() - {"b"}
-    return max(float((x - whole[row]).abs().max() / whole[row].abs().max()) for row, x in read.items())
+    return max(
+        float((x - whole[row]).abs().max() / whole[row].abs().max()) for row, x in read.items()
+    )
 
 
 READ_B = [
     Plan([Swap("all", "a", "b")]),
     Plan([Swap((0, 2), ("a", "c"), "b", steps=(1, 2))]),
-    Plan([Swap(1, "a", "b", heads=(1,)), Swap(1, "c", "b", part="v", tokens=(0, 2), branch="cond")]),
+    Plan(
+        [Swap(1, "a", "b", heads=(1,)), Swap(1, "c", "b", part="v", tokens=(0, 2), branch="cond")]
+    ),
 ]
 
 
@@ -175,26 +209,45 @@ def test_a_donor_need_not_be_sampled(name, plan, micro_batch):
 def test_a_run_with_an_unsampled_donor_is_an_injection(name):
     """a <- b at sites 1, 2 with b only read = inject(b's text) in a run of a alone: bit for bit, the batch being the same."""
     pipeline, (a, b) = unet(name), make_rows((0, 1))
-    made = sample(pipeline, [a, replace(b, sampled=False)], Plan([Swap((1, 2), "a", "b")]), steps=3, guidance=4.5)
+    made = sample(
+        pipeline,
+        [a, replace(b, sampled=False)],
+        Plan([Swap((1, 2), "a", "b")]),
+        steps=3,
+        guidance=4.5,
+    )
     batch = with_guidance([a])
-    with inject(pipeline.denoiser, pipeline.encode([row.prompt and b.prompt for row in batch]), (1, 2)):
+    with inject(
+        pipeline.denoiser, pipeline.encode([row.prompt and b.prompt for row in batch]), (1, 2)
+    ):
         injected = sample(pipeline, [a], steps=3, guidance=4.5)
     assert torch.equal(made.latents["a"], injected.latents["a"])
-    assert not torch.equal(made.latents["a"], sample(pipeline, [a], steps=3, guidance=4.5).latents["a"])
+    assert not torch.equal(
+        made.latents["a"], sample(pipeline, [a], steps=3, guidance=4.5).latents["a"]
+    )
 
 
 def test_rows_that_are_only_read_cost_no_call():
     """Batches of at most 2 sampled rows, donors not counted: 3 steps of (a, c) and d, both branches, and nothing for b."""
     pipeline, sizes = unet("sdxl"), []
     with HookRegistry(pipeline.denoiser, ["conv_in"]).observe(lambda name, x: sizes.append(len(x))):
-        sample(pipeline, only_read(repeated_rows(), "b"), READ_B[1], steps=3, guidance=4.5, micro_batch=4)
+        sample(
+            pipeline,
+            only_read(repeated_rows(), "b"),
+            READ_B[1],
+            steps=3,
+            guidance=4.5,
+            micro_batch=4,
+        )
     assert sizes == [4] * 3 + [2] * 3
 
 
 def test_the_ledger_and_the_audit_see_donors_that_are_only_read():
     """Entries are those of the run in which the donor is sampled; the audit passes, and checks its own reading, too."""
     pipeline, rows, options = unet("sdxl"), repeated_rows(), dict(steps=2, guidance=4.5)
-    read, whole = (sample(pipeline, some, READ_B[0], **options).ledger for some in (only_read(rows, "b"), rows))
+    read, whole = (
+        sample(pipeline, some, READ_B[0], **options).ledger for some in (only_read(rows, "b"), rows)
+    )
     assert [(e.site, e.step, e.reader, e.donor, e.hits_k) for e in read.entries] == [
         (e.site, e.step, e.reader, e.donor, e.hits_k) for e in whole.entries] != []  # fmt: skip
     report = audit(pipeline, only_read(rows, "b"), READ_B[0], sample=sample, **options)
@@ -237,7 +290,10 @@ def test_every_fault_of_unsampled_donors_is_seen(fault, monkeypatch):
     plant(monkeypatch, *READ_FAULTS[fault])
     with pytest.raises((AssertionError, PatchError, RuntimeError, IndexError)):
         assert apart("sdxl", READ_B[1]) <= 1e-12
-        two = replace(make_rows((0, 1))[0], prompt=None), replace(make_rows((0, 1))[1], sampled=False)
+        two = (
+            replace(make_rows((0, 1))[0], prompt=None),
+            replace(make_rows((0, 1))[1], sampled=False),
+        )
         sample(unet("sdxl"), two, Plan([Swap(1, "a", "b", steps=(1,))]), steps=2, guidance=1)
         test_rows_that_are_only_read_cost_no_call()
 
@@ -317,5 +373,9 @@ def test_a_table_for_the_keys_alone_is_refused():
     """(table, None) would read as the keys' table for both: an error that says what to give."""
     pipeline, rows = unet("sdxl"), make_rows((0, 1))
     texts, table = encode(pipeline, rows), row_slots(torch.tensor([1, 0]), 4)
-    with pytest.raises(PatchError, match="site 2 are a table for the keys and None for the values; give"):
-        pipeline.denoiser(pipeline.noise([0, 1]), 1.0, texts.of(rows), slots=[None, table, (table, None), None])
+    with pytest.raises(
+        PatchError, match="site 2 are a table for the keys and None for the values; give"
+    ):
+        pipeline.denoiser(
+            pipeline.noise([0, 1]), 1.0, texts.of(rows), slots=[None, table, (table, None), None]
+        )

@@ -4,13 +4,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from support.foreign import foreign
-from support.laws import patching
 from safetensors.torch import load, save
-from support.small_models import relative
-from support.planting import plant
 from torch import nn
 
+from support.foreign import foreign
+from support.laws import patching
+from support.planting import plant
+from support.small_models import relative
 from textpatch import calls, capture, find_sites, inject, patch
 from textpatch.errors import PatchError
 from textpatch.ports.matching import SiteSpec
@@ -46,7 +46,10 @@ def captured(model, inputs, sites="all", rows="ab"):
 def twins(diffusers, name: str):
     """(model, inputs) of two rows that differ in their text alone."""
     model, inputs = foreign(diffusers, name)
-    return model, {key: value if key == "encoder_hidden_states" else take(value, [1, 1]) for key, value in inputs.items()}
+    return model, {
+        key: value if key == "encoder_hidden_states" else take(value, [1, 1])
+        for key, value in inputs.items()
+    }
 
 
 # --- masks ---
@@ -78,7 +81,10 @@ def test_a_donor_whose_mask_differs_is_refused(diffusers, name, lengths):
     cache = captured(model, inputs)
     says = rf"mask of row \('b',\) {UNEQUAL[lengths]} at step 0, and '{MASKS[name]}' of batch row 0, which reads it"
     for part in ("k", "v"):
-        with pytest.raises(PatchError, match=says), patch(model, cache, "all", rows=["b", None], part=part):
+        with (
+            pytest.raises(PatchError, match=says),
+            patch(model, cache, "all", rows=["b", None], part=part),
+        ):
             call(model, inputs)
 
 
@@ -95,7 +101,9 @@ def test_tokens_that_both_masks_show_may_be_read(diffusers):
             call(model, inputs)
 
 
-@pytest.mark.parametrize("step, outcome", [(0, nullcontext()), (1, pytest.raises(PatchError, match="at step 1"))])
+@pytest.mark.parametrize(
+    "step, outcome", [(0, nullcontext()), (1, pytest.raises(PatchError, match="at step 1"))]
+)
 def test_masks_are_those_of_each_call(diffusers, step, outcome):
     """A donor unmasked in step 0 and masked in step 1: a reader that is never masked may read step 0 alone."""
     model, inputs = foreign(diffusers, "pixart")
@@ -118,7 +126,10 @@ def test_masks_are_kept_with_the_cache(diffusers):
         with patch(model, again, "all", rows=["a", "b"]):
             patched = call(model, inputs)
         assert torch.equal(patched, call(model, inputs))
-        with pytest.raises(PatchError, match="hides 1 of 5 tokens"), patch(model, again, "all", rows=["b", None]):
+        with (
+            pytest.raises(PatchError, match="hides 1 of 5 tokens"),
+            patch(model, again, "all", rows=["b", None]),
+        ):
             call(model, inputs)
 
 
@@ -133,10 +144,13 @@ def test_an_injected_text_is_masked_as_the_batch(diffusers, name):
             injected = call(model, inputs)
         assert torch.equal(injected, call(model, inputs, encoder_hidden_states=text))
     wrong = (None, "injected text hides nothing"), (seen(3, 4), "injected text hides 1 of 5 tokens")
-    for mask, says in (*wrong, (seen(3, 3, 3), "injected text holds 3 rows"), (seen(3)[0], "give .rows, tokens.")):
-        with pytest.raises(PatchError, match=says):
-            with inject(model, text, "all", mask=mask):
-                call(model, inputs)
+    for mask, says in (
+        *wrong,
+        (seen(3, 3, 3), "injected text holds 3 rows"),
+        (seen(3)[0], "give .rows, tokens."),
+    ):
+        with pytest.raises(PatchError, match=says), inject(model, text, "all", mask=mask):
+            call(model, inputs)
 
 
 def test_a_mask_is_injected_where_there_is_one(diffusers):
@@ -156,7 +170,9 @@ def test_a_mask_that_the_table_does_not_name_is_refused(diffusers, name, rows):
     sites = [Site(**{**vars(site), "span": Span(site.span.place)}) for site in find_sites(model)]
     for mask in (None, seen(5, 5)):
         captured(model, inputs | {MASKS[name]: mask}, sites)
-    with pytest.raises(PatchError, match=rf"'{MASKS[name]}' of shape .*5\) looks like a mask that hides text"):
+    with pytest.raises(
+        PatchError, match=rf"'{MASKS[name]}' of shape .*5\) looks like a mask that hides text"
+    ):
         captured(model, inputs | {MASKS[name]: seen(*rows)}, sites)
 
 
@@ -171,8 +187,12 @@ def test_a_mask_may_be_given_in_a_dictionary(diffusers):
 def test_a_mask_that_the_model_does_not_take_is_refused(diffusers):
     """A table that names an argument there is not: PatchError with the closest."""
     model, inputs = foreign(diffusers, "pixart")
-    sites = find_sites(model, [SiteSpec("transformer_blocks.*.attn2", "cross", span=Span(mask="encoder_mask"))])
-    with pytest.raises(PatchError, match="takes no such argument; closest: .*encoder_attention_mask"):
+    sites = find_sites(
+        model, [SiteSpec("transformer_blocks.*.attn2", "cross", span=Span(mask="encoder_mask"))]
+    )
+    with pytest.raises(
+        PatchError, match="takes no such argument; closest: .*encoder_attention_mask"
+    ):
         captured(model, inputs, sites)
 
 
@@ -220,7 +240,10 @@ def test_calls_that_hold_no_text_are_refused(diffusers):
     sites = find_sites(model, [SiteSpec("transformer_blocks.*.attn", "single", span=Span("first"))])
     cache = captured(model, inputs, sites)
     says = "puts out 16 tokens in call 1; with 5 of text that leaves 11 of the picture, and in the first call it left 16"
-    for block in (capture(model, sites, rows="ab"), patch(model, cache, sites, rows="ab", steps=[0])):
+    for block in (
+        capture(model, sites, rows="ab"),
+        patch(model, cache, sites, rows="ab", steps=[0]),
+    ):
         kept = module.QwenImage21KVCache(2)
         with pytest.raises(PatchError, match=says), block:
             call(model, inputs, kv_cache=kept, kv_cache_mode="extract")
@@ -310,7 +333,11 @@ def test_steps_of_a_model_with_a_block_cache_do_not_drift(diffusers):
     model, inputs = foreign(diffusers, "flux")
     model.enable_cache(diffusers.FirstBlockCacheConfig(threshold=1e6))
     says = "never ran in call 1 of the FluxTransformer2DModel"
-    with model.cache_context("cond"), pytest.raises(PatchError, match=says), capture(model, "all", rows="ab"):
+    with (
+        model.cache_context("cond"),
+        pytest.raises(PatchError, match=says),
+        capture(model, "all", rows="ab"),
+    ):
         call(model, inputs)
         call(model, inputs)
     model.disable_cache()

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+
 from support.foreign import WITHOUT_TABLE, foreign
 from support.laws import patching
 from support.planting import plant
-
 from textpatch import anatomy, calls, hooks, ports, sites, testing
 from textpatch.errors import PatchError
 from textpatch.ports.matching import SiteSpec
@@ -57,7 +57,9 @@ def code(*place):
 
 def module(name: str, fn):
     """A module of the model that puts out fn of its output."""
-    return lambda bench: bench.model.get_submodule(name).register_forward_hook(lambda m, args, out: fn(out))
+    return lambda bench: bench.model.get_submodule(name).register_forward_hook(
+        lambda m, args, out: fn(out)
+    )
 
 
 def attribute(owner, name: str, value):
@@ -184,10 +186,14 @@ def test_a_wrong_table_is_found(diffusers, monkeypatch, fault):
     """The check named for a fault fails with it; without it, as for every shipped table, it holds."""
     check, name, spoil = FAULTS[fault]
     model, inputs = foreign(diffusers, name)
-    bench = Bench(diffusers, monkeypatch, model, inputs, () if name in WITHOUT_TABLE else shipped_table(model))
+    bench = Bench(
+        diffusers, monkeypatch, model, inputs, () if name in WITHOUT_TABLE else shipped_table(model)
+    )
     spoil(bench)
     monkeypatch.setattr(testing, "CHECKS", [check])
-    with pytest.raises(PatchError, match="fails 1 of 1 checks .*\n" + re.escape(" ".join(check.__doc__.split()))):
+    with pytest.raises(
+        PatchError, match="fails 1 of 1 checks .*\n" + re.escape(" ".join(check.__doc__.split()))
+    ):
         copy_context().run(check_port, model, bench.table, bench.inputs)
 
 
@@ -203,5 +209,8 @@ def test_all_failures_come_together(diffusers):
     with pytest.raises(PatchError) as error:
         check_port(model, wrong, inputs)
     first, *failed = str(error.value).splitlines()
-    assert first == f"UNet2DConditionModel fails {len(failed)} of {len(testing.CHECKS)} checks of its table:"
+    assert (
+        first
+        == f"UNet2DConditionModel fails {len(failed)} of {len(testing.CHECKS)} checks of its table:"
+    )
     assert len(failed) == 4 and all("not at '" in line or "not k at '" in line for line in failed)

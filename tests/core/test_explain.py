@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
+
 from support.foreign import foreign
 from support.planting import plant
 from support.strategies import fixed_case
-
 from textpatch import HookRegistry, Plan, Site, Span, Swap, capture, find_sites, patch, plan
 from textpatch.plan import Window
 
@@ -24,7 +24,9 @@ def changed(model, site, call, part: str) -> dict[str, torch.Tensor]:
     for rows in (["a", "b"], ["b", None]):
         seen.append({})
         with patch(model, cache, site, rows=rows, heads=HEADS, tokens=PLACES, part=part):
-            with HookRegistry(model, taps).observe(lambda name, output: seen[-1].update({name: output.clone()})):
+            with HookRegistry(model, taps).observe(
+                lambda name, output: seen[-1].update({name: output.clone()})
+            ):
                 call()
     return {name: seen[0][name] != seen[1][name] for name in taps}
 
@@ -39,14 +41,20 @@ def require_true(model, call, tokens: int, part: str) -> None:
         said = {name: torch.zeros_like(mask) for name, mask in real.items()}
         for _, name, cut, *shape in lines:
             text = eval(f"said[name]{cut}")  # (B, T, W)
-            assert (1, len(HEADS), len(PLACES), text.shape[2] // site.text_heads) == tuple(map(int, shape))
-            text.unflatten(2, (site.text_heads, -1))[0, torch.tensor(PLACES)[:, None], torch.tensor(HEADS)] = True
+            assert (1, len(HEADS), len(PLACES), text.shape[2] // site.text_heads) == tuple(
+                map(int, shape)
+            )
+            text.unflatten(2, (site.text_heads, -1))[
+                0, torch.tensor(PLACES)[:, None], torch.tensor(HEADS)
+            ] = True
             assert text.shape[1] == tokens
         assert all(torch.equal(real[name], said[name]) for name in real)
 
 
 @pytest.mark.parametrize("part", ["kv", "k", "v"])
-@pytest.mark.parametrize("name", ["sdxl", "deepfloyd_if", "sd35", "flux", "fused_flux", "z_image", "krea2"])
+@pytest.mark.parametrize(
+    "name", ["sdxl", "deepfloyd_if", "sd35", "flux", "fused_flux", "z_image", "krea2"]
+)
 def test_every_tensor_of_a_foreign_model(diffusers, name, part):
     """SDXL, IF, SD3.5, FLUX (double and single, also fused), Z-Image and Krea 2 of diffusers."""
     model, inputs = foreign(diffusers, name)
@@ -62,7 +70,12 @@ def test_every_tensor_of_our_models(architecture):
 
 
 FAULTS = {
-    "channels of the other part": (plan, "_tensors", 'zip("kv", site.taps)', 'zip("kv", site.taps[::-1])'),
+    "channels of the other part": (
+        plan,
+        "_tensors",
+        'zip("kv", site.taps)',
+        'zip("kv", site.taps[::-1])',
+    ),
     "text at the other end": (Span, "cut", '"first": f":{length}"', '"first": f"-{length}:"'),
     "channels left out": (Span, "cut", "if channels else []", "if False else []"),
     "part ignored": (plan, "_tensors", "if part in swap.part:", "if True:"),
@@ -82,7 +95,9 @@ def test_the_test_notices(diffusers, fault, monkeypatch):
 
 def test_equations():
     """Cross-attention reads text keys alone, the others the image's beside them; primes where the donor is read."""
-    cross, joint = (Site(i, f"blocks.{i}", kind, 2, 4, 0) for i, kind in enumerate(("cross", "joint")))
+    cross, joint = (
+        Site(i, f"blocks.{i}", kind, 2, 4, 0) for i, kind in enumerate(("cross", "joint"))
+    )
     said = [Plan([Swap(i, "a", "b", part=part)]).explain([cross, joint]).splitlines()[0]
             for i, part in ((0, "kv"), (1, "kv"), (1, "v"), ("all", "k"))]  # fmt: skip
     assert said == [
@@ -96,7 +111,9 @@ def test_equations():
 def test_every_word():
     """What is printed of a swap with a window, without a run and in one."""
     case = fixed_case()
-    some = Plan([Swap(1, ("a", "c"), "b", steps=Window("sigma", 0.5), heads=[1], part="k", branch="cond")])
+    some = Plan(
+        [Swap(1, ("a", "c"), "b", steps=Window("sigma", 0.5), heads=[1], part="k", branch="cond")]
+    )
     lines = [
         "a, c <- b:  softmax(q [k_image; k']^T / sqrt(D)) [v_image; v]",
         "  steps of sigma from 0.5; heads 1; tokens all; branch cond",
@@ -107,7 +124,9 @@ def test_every_word():
     sites, run = case.model.sites, dict(schedule=case.pipeline.schedule, steps=3)
     assert some.explain(sites) == "\n".join(lines)
     inside = ", ".join(map(str, some.at(**run).swaps[0].steps))
-    within = "\n".join(lines).replace("from 0.5", f"from 0.5 = {inside}").replace("x T x 4", "x 4 x 4")
+    within = (
+        "\n".join(lines).replace("from 0.5", f"from 0.5 = {inside}").replace("x T x 4", "x 4 x 4")
+    )
     assert some.explain(sites, **run, tokens=4) == within
     assert f"steps {inside};" in some.at(**run).explain(sites)
 

@@ -1,11 +1,14 @@
 """Every law is held to its word: a fault planted in the library's source must break the law that forbids it."""
 
 import pytest
+
 from support.faults import FAULTS, planted, require, require_noticed
 from support.planting import plant
 
 
-@pytest.mark.parametrize("fault, architecture", [(fault, on) for fault in FAULTS for on in planted(fault)])
+@pytest.mark.parametrize(
+    "fault, architecture", [(fault, on) for fault in FAULTS for on in planted(fault)]
+)
 def test_the_law_notices(fault, architecture, monkeypatch):
     """law(library), and not law(library with the fault)."""
     law, *place = FAULTS[fault]

@@ -4,12 +4,19 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from support.strategies import build_pipeline, fixed_case, make_rows
-from support.planting import plant
 
+from support.planting import plant
+from support.strategies import build_pipeline, fixed_case, make_rows
 from textpatch import guidance as guiding
 from textpatch.errors import PatchError
-from textpatch.guidance import ClassifierFree, Guidance, Unguided, as_guidance, branch_rows, with_guidance
+from textpatch.guidance import (
+    ClassifierFree,
+    Guidance,
+    Unguided,
+    as_guidance,
+    branch_rows,
+    with_guidance,
+)
 from textpatch.plan import Plan, Row, Swap
 from textpatch.sampling import sample
 
@@ -63,7 +70,10 @@ def by_definition(pipeline, rows, negatives, scale):
         own, other = (pipeline.encode([prompt]) for prompt in (row.prompt, negatives[row.name]))
         for step, t in enumerate(pipeline.schedule.timesteps(4)):
             with torch.no_grad():
-                u, c = (pipeline.denoiser(pipeline.schedule.model_input(x, step, 4), t, text) for text in (other, own))
+                u, c = (
+                    pipeline.denoiser(pipeline.schedule.model_input(x, step, 4), t, text)
+                    for text in (other, own)
+                )
             x = pipeline.schedule.step(x, u + scale * (c - u), step, 4)
         made[row.name] = x[0]
     return made
@@ -74,14 +84,19 @@ def require_negatives_of_their_rows() -> None:
     negatives = {"a": "dull", "b": None, "c": "loud"}
     made = final(pipeline, ROWS, ClassifierFree(3.5, negatives), micro_batch=2)
     for name, x in by_definition(pipeline, ROWS, negatives, 3.5).items():
-        assert torch.allclose(made[name], x, rtol=1e-10, atol=1e-12)  # another batch shape moves the last bits
+        assert torch.allclose(
+            made[name], x, rtol=1e-10, atol=1e-12
+        )  # another batch shape moves the last bits
 
 
 def test_a_negative_prompt_per_row():
     """Each row's unconditional branch reads the row's own negative prompt, whatever micro-batch it is in."""
     require_negatives_of_their_rows()
     one = final(build_pipeline(), ROWS, ClassifierFree(3, "dull"))
-    assert all(torch.equal(x, one[name]) for name, x in final(build_pipeline(), ROWS, 3, negative="dull").items())
+    assert all(
+        torch.equal(x, one[name])
+        for name, x in final(build_pipeline(), ROWS, 3, negative="dull").items()
+    )
 
 
 def require_state_of_its_row() -> None:
@@ -138,7 +153,13 @@ def test_the_batch_of_a_run():
 
 def test_what_manifests_hold():
     """A number stays as it was given; an object says itself in plain data."""
-    kept = {3: 3, 1.5: 1.5, ClassifierFree(2): 2.0, ClassifierFree(2, "n"): {"scale": 2.0, "negative": "n"}, Unguided(): 1.0}
+    kept = {
+        3: 3,
+        1.5: 1.5,
+        ClassifierFree(2): 2.0,
+        ClassifierFree(2, "n"): {"scale": 2.0, "negative": "n"},
+        Unguided(): 1.0,
+    }
     assert all(guiding.described(guidance) == plain for guidance, plain in kept.items())
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
-from support import laws
 from torch import nn
 
+from support import laws
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry, _open_blocks
 
@@ -45,7 +45,9 @@ def test_blocks_of_an_exit_stack():
     model, seen = nn.Sequential(nn.Identity(), nn.Identity()), []
     with contextlib.ExitStack() as stack:
         for name in "01":
-            stack.enter_context(HookRegistry(model, [name]).observe(lambda name, output: seen.append(name)))
+            stack.enter_context(
+                HookRegistry(model, [name]).observe(lambda name, output: seen.append(name))
+            )
         moved = stack.pop_all()
     model(torch.ones(1))
     moved.close()
@@ -56,7 +58,10 @@ def test_blocks_of_an_exit_stack():
 def test_a_failing_hook_leaves_nothing():
     """An error inside fn reaches the caller and removes every hook."""
     model = nn.Sequential(nn.Identity())
-    with pytest.raises(ZeroDivisionError), HookRegistry(model, ["0"]).observe(lambda name, x: 1 / 0):
+    with (
+        pytest.raises(ZeroDivisionError),
+        HookRegistry(model, ["0"]).observe(lambda name, x: 1 / 0),
+    ):
         model(torch.ones(1))
     assert not model[0]._forward_hooks and not _open_blocks.get()
 
@@ -71,7 +76,9 @@ class Blocks(RuleBasedStateMachine):
         self.model = nn.Sequential(*(nn.Identity() for _ in range(3)))
         self.open = {}  # block -> [names, runs, firings]
 
-    @rule(target=blocks, names=st.lists(st.sampled_from("012"), min_size=1, max_size=3, unique=True))
+    @rule(
+        target=blocks, names=st.lists(st.sampled_from("012"), min_size=1, max_size=3, unique=True)
+    )
     def install(self, names):
         block, state = object(), [names, 0, 0]
         manager = HookRegistry(self.model, names).observe(lambda name, output: self.count(state))

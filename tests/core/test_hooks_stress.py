@@ -200,7 +200,9 @@ USES = {
     "through .forward": lambda inner, x: inner.forward(x),
     "its weight alone": lambda inner, x: nn.functional.linear(x, inner.weight, inner.bias),
     "fused with others": lambda inner, x: x @ torch.cat([inner.weight, inner.weight]).T,
-    "in a thread of its own, as DataParallel": lambda inner, x: ThreadPoolExecutor(1).submit(inner, x).result(),
+    "in a thread of its own, as DataParallel": lambda inner, x: (
+        ThreadPoolExecutor(1).submit(inner, x).result()
+    ),
 }
 
 
@@ -326,7 +328,9 @@ def gradients(run, net, backward=lambda loss: loss.backward(), inside=True) -> l
     """Gradients of net's parameters under a patch of its first module that takes half its rows from elsewhere."""
     donor = torch.linspace(-1, 1, 12).view(4, 3)
     net.zero_grad()
-    with HookRegistry(net, ["0"]).replace(lambda name, output: torch.cat([output[:2], donor[2:]])) as registry:
+    with HookRegistry(net, ["0"]).replace(
+        lambda name, output: torch.cat([output[:2], donor[2:]])
+    ) as registry:
         loss = run(torch.linspace(1, -2, 12).view(4, 3)).square().sum()
         if inside:
             backward(loss)
@@ -365,8 +369,12 @@ def test_a_checkpointed_step_is_repeated_as_itself(reentrant):
         return torch.cat([p.grad.flatten() for p in net.parameters()])
 
     expected = gradient(net)
-    assert torch.allclose(gradient(again), expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
-    with pytest.raises(PatchError, match="runs again in a backward pass, as checkpointing does, after 2 calls"):
+    assert torch.allclose(
+        gradient(again), expected, rtol=0, atol=1e-6 * float(expected.abs().max())
+    )
+    with pytest.raises(
+        PatchError, match="runs again in a backward pass, as checkpointing does, after 2 calls"
+    ):
         gradient(again, calls=2)
 
 
@@ -377,9 +385,14 @@ def test_checkpointed_blocks_recompute_under_the_patch():
     once, *expected = gradients(net, net)
     twice, *found = gradients(again, net)
     assert (once, twice) == (1, 2)  # forward, and once more for the gradient
-    assert all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(expected, found)) and expected[2].any()
+    assert (
+        all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(expected, found))
+        and expected[2].any()
+    )
     after = gradients(again, net, inside=False)
-    elsewhere = gradients(again, net, backward=lambda loss: ThreadPoolExecutor(1).submit(loss.backward).result())
+    elsewhere = gradients(
+        again, net, backward=lambda loss: ThreadPoolExecutor(1).submit(loss.backward).result()
+    )
     for calls, *wrong in (after, elsewhere):
         assert calls == 1 and not torch.allclose(wrong[2], expected[2], rtol=0, atol=1e-6)
 
@@ -390,7 +403,9 @@ def test_checkpointed_blocks_recompute_under_the_patch():
 def held() -> tuple[int, int]:
     """Bytes of Python's objects, and of the memory of all tensors that Python can reach."""
     gc.collect()
-    tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)]  # none of the compiler's
+    tensors = [
+        x for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)
+    ]  # none of the compiler's
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
     return tracemalloc.get_traced_memory()[0], sum(storages.values())
 

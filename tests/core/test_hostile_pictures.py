@@ -21,7 +21,9 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def claimed(width: int, height: int, depth: int = 8, colours: int = 2, data: bytes = b"\0" * 1000) -> bytes:
+def claimed(
+    width: int, height: int, depth: int = 8, colours: int = 2, data: bytes = b"\0" * 1000
+) -> bytes:
     """A PNG whose header says so, with a few compressed zeros behind it."""
     header = struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0)
     ihdr, idat = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(data))
@@ -78,7 +80,10 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 def test_good_pictures_are_opened(tmp_path, name):
     """Each is the picture that was written, in RGB; of an animation the first frame."""
     (tmp_path / "x.png").write_bytes(GOOD[name])
-    found, wanted = open_picture(tmp_path / "x.png"), Image.open(io.BytesIO(GOOD[name])).convert("RGB")
+    found, wanted = (
+        open_picture(tmp_path / "x.png"),
+        Image.open(io.BytesIO(GOOD[name])).convert("RGB"),
+    )
     assert found.mode == "RGB" and found.tobytes() == wanted.tobytes()
     assert name != "RGB" or found.tobytes() == RIGHT.tobytes()
 
@@ -90,7 +95,11 @@ def test_bad_pictures_are_one_line(tmp_path, name):
     with pytest.raises(PatchError) as caught:
         open_picture(tmp_path / "x.png")
     told = str(caught.value)
-    assert str(tmp_path / "x.png") in told and "\n" not in told and ("expected" in told or "at most" in told)
+    assert (
+        str(tmp_path / "x.png") in told
+        and "\n" not in told
+        and ("expected" in told or "at most" in told)
+    )
 
 
 @pytest.mark.parametrize("place", ["gone.png", ".", "a\0b"])
@@ -107,15 +116,24 @@ def test_no_bomb_takes_memory(tmp_path):
         path.write_bytes(data)
     largest = tmp_path / "largest.png"
     largest.write_bytes(saved(Image.new("RGBA", (2**13, MOST_PIXELS >> 13)), compress_level=1))
-    told = subprocess.run([sys.executable, "-c", GREEDY, *paths, largest], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", GREEDY, *paths, largest], capture_output=True, text=True, check=True
+    )
     assert int(told.stdout) < 300
 
 
 def test_scores_decode_no_bomb(tmp_path):
     """A picture that is only opened, not decoded, is refused by its header, by every score and by the reader."""
     (tmp_path / "x.png").write_bytes(claimed(9000, 9000))
-    for work in (lambda x: metrics.mse(x, x), lambda x: metrics.ssim(x, x), lambda x: metrics.Tesseract().read([x])):
-        with Image.open(Path(tmp_path, "x.png")) as bomb, pytest.raises(PatchError, match="9000 x 9000 pixels; at most"):
+    for work in (
+        lambda x: metrics.mse(x, x),
+        lambda x: metrics.ssim(x, x),
+        lambda x: metrics.Tesseract().read([x]),
+    ):
+        with (
+            Image.open(Path(tmp_path, "x.png")) as bomb,
+            pytest.raises(PatchError, match="9000 x 9000 pixels; at most"),
+        ):
             work(bomb)
 
 

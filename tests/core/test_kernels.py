@@ -14,7 +14,10 @@ from textpatch import kernels
 
 HERE = Path(__file__).parents[1]
 DEVICES = ["interpreter", *(["gpu"] if torch.cuda.is_available() else [])]
-SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may have (CUDA programming guide, table of capabilities)
+SHARED = {
+    80: 163 * 1024,
+    90: 227 * 1024,
+}  # bytes a block may have (CUDA programming guide, table of capabilities)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +45,18 @@ def test_laws(device, part, triton, long):
     """
     if device == "gpu" and part == "the_law_notices":
         part = "every"  # faults are planted on the CPU alone
-    interpreted = {"TRITON_INTERPRET": "1"} if device == "interpreter" else {"TRITON_INTERPRET": "0"}
-    command = ["-m", "pytest", "-p", "no:cacheprovider", HERE / "support" / "kernels_by_law.py", "-k", part]
+    interpreted = (
+        {"TRITON_INTERPRET": "1"} if device == "interpreter" else {"TRITON_INTERPRET": "0"}
+    )
+    command = [
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        HERE / "support" / "kernels_by_law.py",
+        "-k",
+        part,
+    ]
     command += ["--long"] if long else []
     assert " passed" in process(*command, **interpreted)
 
@@ -55,11 +68,24 @@ def test_the_kernels_compile(triton, long, tmp_path):
     """
     wanted = ["90:bfloat16:64", "80:bfloat16:128"]
     if long:
-        wanted = [":".join(each) for each in product(["80", "90"], ["bfloat16", "float16", "float32"], ["64", "128"])]
-    lines = process(HERE / "support" / "compile_kernels.py", *wanted, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+        wanted = [
+            ":".join(each)
+            for each in product(["80", "90"], ["bfloat16", "float16", "float32"], ["64", "128"])
+        ]
+    lines = process(
+        HERE / "support" / "compile_kernels.py",
+        *wanted,
+        TRITON_CACHE_DIR=str(tmp_path),
+        TRITON_INTERPRET="0",
+    )
     found = [json.loads(line) for line in lines.splitlines()]
     names = [kernel["name"] for kernel in found]
-    assert len(found) == 7 * len(wanted) and set(names) == {"_forward", "_queries", "_keys", "_donors"}
+    assert len(found) == 7 * len(wanted) and set(names) == {
+        "_forward",
+        "_queries",
+        "_keys",
+        "_donors",
+    }
     for kernel in found:
         assert kernel["shared"] <= SHARED[kernel["target"]] and kernel["spilled"] <= 128, kernel
         attends = kernel["name"] != "_donors" and kernel["dtype"] != "float32"
@@ -84,7 +110,11 @@ def test_without_triton():
 
 @pytest.mark.parametrize(
     "dtype, width, why",
-    [(torch.float64, 64, "torch.float64"), (torch.float16, 300, "300"), (torch.float16, 64, "on cpu")],
+    [
+        (torch.float64, 64, "torch.float64"),
+        (torch.float16, 300, "300"),
+        (torch.float16, 64, "on cpu"),
+    ],
 )
 def test_refusals(dtype, width, why, triton):
     """Before any launch: dtype, head dim, device, each with what was found."""

@@ -10,6 +10,7 @@ from itertools import chain, combinations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from support import laws, laws_of_calls
 from support.strategies import ARCHITECTURES, STATIC, cases, fixed_case
 
@@ -54,7 +55,9 @@ test_image_keys_and_queries_are_untouched = over(laws.law_image_keys_and_queries
 test_patch_writes_the_named_cells_alone = over(laws_of_calls.law_patch_writes_the_named_cells_alone)
 
 # 11, 16: caches
-test_captures_are_what_a_naive_hook_sees = over(laws_of_calls.law_captures_are_what_a_naive_hook_sees)
+test_captures_are_what_a_naive_hook_sees = over(
+    laws_of_calls.law_captures_are_what_a_naive_hook_sees
+)
 test_caches_survive_their_tensors = over(laws.law_caches_survive_their_tensors)
 test_caches_are_copies = over(laws.law_caches_are_copies)
 test_estimates_are_exact = over(laws.law_estimates_are_exact)

@@ -5,16 +5,25 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given
+
 from support.audits import audited, rich_case
 from support.laws import patching, run, tables
 from support.patched_calls import cells
 from support.planting import plant
 from support.strategies import cases, fixed_case, make_rows
 from support.unets import unet
-
 from textpatch import ledger as ledgers
 from textpatch.errors import PatchError
-from textpatch.ledger import ITSELF, LINES, NO_EFFECT, OVERRIDDEN, SAME_TEXT, Ledger, Recorder, Watch
+from textpatch.ledger import (
+    ITSELF,
+    LINES,
+    NO_EFFECT,
+    OVERRIDDEN,
+    SAME_TEXT,
+    Ledger,
+    Recorder,
+    Watch,
+)
 from textpatch.plan import Plan, Row, Swap
 from textpatch.sampling import Samples, sample
 
@@ -25,7 +34,10 @@ def changes(case, cache, step: int, among=True):
     own, read = (tables(case, p, step) for p in (Plan(), case.plan))  # (sites, k and v, B, H, T)
     for site, part, b, h, t in ((own != read) & among).nonzero().tolist():
         reader, donor = batch[b], batch[read[site, part, b, h, t] // case.tokens]
-        kv = [cache[case.model.sites[site].name, step, row.label, "kv"[part]] for row in (reader, donor)]
+        kv = [
+            cache[case.model.sites[site].name, step, row.label, "kv"[part]]
+            for row in (reader, donor)
+        ]
         mine, theirs = (x.unflatten(-1, (case.model.sites[site].heads, -1))[t, h] for x in kv)
         yield site, part, reader, donor, float((theirs - mine).abs().max())
 
@@ -35,7 +47,9 @@ def expected(case, cache) -> dict:
     found = {}
     for step in range(case.steps):
         for site, part, reader, donor, change in changes(case, cache, step):
-            entry = found.setdefault((step, site, reader.name, donor.name), [set(), [0, 0], [0.0, 0.0]])
+            entry = found.setdefault(
+                (step, site, reader.name, donor.name), [set(), [0, 0], [0.0, 0.0]]
+            )
             entry[0].add(reader.branch)
             entry[1][part] += 1
             entry[2][part] = max(entry[2][part], change)
@@ -45,13 +59,24 @@ def expected(case, cache) -> dict:
 def require_true(case, ledger: Ledger, cache) -> None:
     """The ledger's entries are the expected ones, in order and bit for bit."""
     counted = sorted(expected(case, cache).items())
-    times, sigmas = (getattr(case.pipeline.schedule, name)(case.steps) for name in ("timesteps", "sigmas"))
-    assert [(e.step, e.site, e.reader, e.donor) for e in ledger.entries] == [key for key, _ in counted]
+    times, sigmas = (
+        getattr(case.pipeline.schedule, name)(case.steps) for name in ("timesteps", "sigmas")
+    )
+    assert [(e.step, e.site, e.reader, e.donor) for e in ledger.entries] == [
+        key for key, _ in counted
+    ]
     for entry, (_, (branches, hits, changes)) in zip(ledger.entries, counted):
         assert (entry.branches, [entry.hits_k, entry.hits_v]) == (tuple(sorted(branches)), hits)
         assert [entry.change_k, entry.change_v] == changes
-        assert (entry.timestep, entry.sigma) == (float(times[entry.step]), float(sigmas[entry.step]))
-        assert (entry.name, entry.dtype, entry.backend) == (case.model.sites[entry.site].name, "float64", "sdpa")
+        assert (entry.timestep, entry.sigma) == (
+            float(times[entry.step]),
+            float(sigmas[entry.step]),
+        )
+        assert (entry.name, entry.dtype, entry.backend) == (
+            case.model.sites[entry.site].name,
+            "float64",
+            "sdpa",
+        )
 
 
 def recorded(case) -> tuple[Ledger, dict]:
@@ -72,7 +97,9 @@ def test_micro_batches(case):
     whole = run(case, case.rows, case.plan).ledger
     for size in range(1, 2 * len(case.rows)):
         parts = run(case, case.rows, case.plan, micro_batch=size).ledger
-        unchanged = [[replace(e, change_k=0.0, change_v=0.0) for e in x.entries] for x in (whole, parts)]
+        unchanged = [
+            [replace(e, change_k=0.0, change_v=0.0) for e in x.entries] for x in (whole, parts)
+        ]
         assert unchanged[0] == unchanged[1] and whole.silent == parts.silent
         for part in ("change_k", "change_v"):
             a, b = ([getattr(entry, part) for entry in x.entries] for x in (whole, parts))
@@ -112,7 +139,9 @@ def test_the_test_notices(fault, monkeypatch):
 def test_a_row_is_entered_once(monkeypatch):
     """b reads d and is read by a and c, so with three rows at a time it runs twice; its hits are counted once."""
     case, plan = fixed_case(), Plan([Swap(0, ("a", "c"), "b"), Swap(0, "b", "d")])
-    hits = lambda **options: [e.hits_k for e in run(case, case.rows, plan, **options).ledger.entries]  # noqa: E731
+    hits = lambda **options: [
+        e.hits_k for e in run(case, case.rows, plan, **options).ledger.entries
+    ]  # noqa: E731
     assert hits() == hits(micro_batch=6)
     plant(monkeypatch, ledgers, "cells_read", "if batch[reader].name in names else []", "")
     assert hits() != hits(micro_batch=6)
@@ -151,7 +180,10 @@ def why_silent(case, cache, i: int) -> str | None:
         for other in later:
             own &= ~cells(case, other, step)
         made = changes(case, cache, step, among=own)
-        found += [(prompts[reader.name] != prompts[donor.name], change) for *_, reader, donor, change in made]
+        found += [
+            (prompts[reader.name] != prompts[donor.name], change)
+            for *_, reader, donor, change in made
+        ]
     if swap.readers == (swap.donor,) or not found:
         return ITSELF if swap.readers == (swap.donor,) else OVERRIDDEN
     apart = [change for differ, change in found if differ]
@@ -164,7 +196,9 @@ def require_silence_told(case) -> None:
     """The ledger's silent swaps and reasons are those that follow from every swap's own cells."""
     ledger, cache = recorded(case)
     reasons = [why_silent(case, cache, i) for i in range(len(case.plan.swaps))]
-    assert [(s.swap, s.why) for s in ledger.silent] == [(i, why) for i, why in enumerate(reasons) if why]
+    assert [(s.swap, s.why) for s in ledger.silent] == [
+        (i, why) for i, why in enumerate(reasons) if why
+    ]
 
 
 @given(cases())
@@ -217,25 +251,37 @@ def test_silence_with_a_reason():
     first, second = (replace(kept, donor="b", steps=(step,)) for step in (0, 1))
     assert silent(case, first, second, replace(kept, steps=(0,))) == [(0, OVERRIDDEN)]
     twins = [Row("a", "same"), Row("b", "same", seed=1), Row("c", "other")]
-    assert silent(with_dead_site(), Swap(1, "a", "b"), Swap(2, "a", "b"), rows=twins) == [(0, SAME_TEXT)]
+    assert silent(with_dead_site(), Swap(1, "a", "b"), Swap(2, "a", "b"), rows=twins) == [
+        (0, SAME_TEXT)
+    ]
     made = sample(case.pipeline, case.rows, Plan([kept, Swap(0, "c", "c")]), steps=2, guidance=4.5)
     made.ledger.require()
-    assert str(made.ledger).splitlines()[-1] == "silent: swap 1 (c <- c at site 0): its readers are its donor"
+    assert (
+        str(made.ledger).splitlines()[-1]
+        == "silent: swap 1 (c <- c at site 0): its readers are its donor"
+    )
 
 
 def test_silence_without_one_is_an_error():
     """A site where all texts make the same keys and values: require names the swap there, and no other."""
     case, dead, alive = with_dead_site(), Swap(1, "a", "b"), Swap((0, 1), "c", "b")
     assert silent(case, dead, alive) == [(0, NO_EFFECT)]
-    with pytest.raises(PatchError, match=r"1 of the plan's swaps had no effect, first swap 1 \(a <- b at site 1\)"):
-        sample(case.pipeline, case.rows, Plan([alive, dead]), steps=2, guidance=4.5).ledger.require()
+    with pytest.raises(
+        PatchError, match=r"1 of the plan's swaps had no effect, first swap 1 \(a <- b at site 1\)"
+    ):
+        sample(
+            case.pipeline, case.rows, Plan([alive, dead]), steps=2, guidance=4.5
+        ).ledger.require()
 
 
 def test_no_plan_no_ledger():
     """A run without swaps: no entry and no silence."""
     case = fixed_case()
     assert run(case, case.rows).ledger == Ledger() == Samples({}, {}, Plan(), (), 1, 1.0).ledger
-    assert str(Ledger()).split() == "step site timestep sigma reader <- donor K hits V hits K change V change".split()
+    assert (
+        str(Ledger()).split()
+        == "step site timestep sigma reader <- donor K hits V hits K change V change".split()
+    )
 
 
 # --- other ways to run
@@ -248,11 +294,16 @@ def test_a_bank_is_watched_as_every_step_is(name):
     plan = Plan([Swap((0, 2), "a", "b", steps=(1, 2)), Swap(1, "c", "a", heads=(1,), part="k")])
     stepwise, banked = unet(name), unet(name)
     stepwise.denoiser.text_is_static = False
-    a, b = (sample(pipeline, rows, plan, steps=3, guidance=4.5).ledger for pipeline in (stepwise, banked))
+    a, b = (
+        sample(pipeline, rows, plan, steps=3, guidance=4.5).ledger
+        for pipeline in (stepwise, banked)
+    )
     assert len(a.entries) == 2 * 2 + 3 and a.silent == b.silent == ()
     for one, other in zip(a.entries, b.entries):
         assert replace(one, change_k=0, change_v=0) == replace(other, change_k=0, change_v=0)
-        assert (one.change_k, one.change_v) == pytest.approx((other.change_k, other.change_v), rel=1e-12)
+        assert (one.change_k, one.change_v) == pytest.approx(
+            (other.change_k, other.change_v), rel=1e-12
+        )
     for pipeline in (stepwise, banked):
         audited(pipeline, rows, plan, 3, 4.5).require()
 
@@ -276,7 +327,9 @@ def test_a_compiled_model_runs_unwatched(monkeypatch):
 def test_a_long_ledger_is_cut():
     """Titles, LINES entries, the number left out."""
     case = fixed_case()
-    entry = sample(case.pipeline, case.rows, Plan([Swap(1, "a", "b")]), steps=2, guidance=1).ledger.entries[0]
+    entry = sample(
+        case.pipeline, case.rows, Plan([Swap(1, "a", "b")]), steps=2, guidance=1
+    ).ledger.entries[0]
     many = tuple(replace(entry, step=step) for step in range(LINES + 5))
     lines, fitting = str(Ledger(many)).splitlines(), str(Ledger(many[:LINES])).splitlines()
     assert fitting == lines[: LINES + 1] and lines[LINES + 1 :] == ["... and 5 more"]

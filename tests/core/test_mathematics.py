@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from support import laws, laws_of_calls
 from support.laws import patching
 from support.manual import by_hand
 from support.patched_calls import every_step
 from support.small_models import relative
 from support.strategies import ARCHITECTURES, STATIC, Case, cases, fixed_case
-
 from textpatch import KVCache, capture, inject, patch
 from textpatch.attention import row_slots, use_backend
 from textpatch.errors import PatchError
@@ -63,7 +63,9 @@ def test_all_sites_are_the_other_text(architecture, dtype):
 
 
 @on_every_model
-@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.float32, 5e-6)], ids=["float64", "float32"])
+@pytest.mark.parametrize(
+    "dtype, bound", [(torch.float64, 1e-12), (torch.float32, 5e-6)], ids=["float64", "float32"]
+)
 @settings(max_examples=8)
 @given(data=st.data())
 def test_a_swap_is_what_replacing_tensors_gives(architecture, dtype, bound, data):
@@ -78,7 +80,12 @@ def test_a_swap_is_what_replacing_tensors_gives(architecture, dtype, bound, data
 def test_the_manual_reference_can_fail(architecture):
     """Another cell replaced by hand than by slots: apart by more than a thousand times the bound of float32."""
     case, swap = fixed_case(architecture), Swap(1, "a", "b", heads=(1,), tokens=(0, 3))
-    for other in (replace(swap, heads=(0,)), replace(swap, tokens=(0, 2)), replace(swap, part="k"), replace(swap, sites=2)):
+    for other in (
+        replace(swap, heads=(0,)),
+        replace(swap, tokens=(0, 2)),
+        replace(swap, part="k"),
+        replace(swap, sites=2),
+    ):
         assert relative(case.call(case.slots(swap)), by_hand(case, other)) > 5e-6
 
 
@@ -97,7 +104,9 @@ def test_algebra(law, long):
 
     Each law's faults break it on one case of each architecture (test_faults.py), so that few cases notice much.
     """
-    settings(max_examples=5000 if long else 40)(given(st.sampled_from(ARCHITECTURES).flatmap(cases))(law))()
+    settings(max_examples=5000 if long else 40)(
+        given(st.sampled_from(ARCHITECTURES).flatmap(cases))(law)
+    )()
 
 
 # --- what must not matter
@@ -129,7 +138,10 @@ def in_a_larger_batch(model):
     def call(x, t, text, slots):
         rows, tokens = [*range(len(x)), 0, 1], text.tokens.shape[1]
         own = row_slots(torch.arange(len(x), len(rows)), tokens)
-        grown = [None if one is None else torch.cat([one, own.expand(-1, one.shape[1], -1)]) for one in slots]
+        grown = [
+            None if one is None else torch.cat([one, own.expand(-1, one.shape[1], -1)])
+            for one in slots
+        ]
         return model(x[rows], t, text[rows], slots=grown)[: len(x)]
 
     return call
@@ -141,7 +153,10 @@ def compiled(model):
 
 
 SINGLE, HALF = torch.float32, torch.bfloat16
-LONG = [(compiled, HALF), (on_two_threads, HALF)]  # compiling and waiting for threads cost most, and know no dtype
+LONG = [
+    (compiled, HALF),
+    (on_two_threads, HALF),
+]  # compiling and waiting for threads cost most, and know no dtype
 WAYS = [pytest.param(way, dtype, id=f"{way.__name__}-{dtype}", marks=[pytest.mark.long] * ((way, dtype) in LONG))
         for way in (by_definition, on_two_threads, in_a_larger_batch, compiled) for dtype in (SINGLE, HALF)]  # fmt: skip
 
@@ -160,10 +175,14 @@ def test_only_the_error_moves(architecture, dtype, way):
     (x, t, text), slots = case.inputs, case.slots(Swap("all", "a", "b", heads=(1,), tokens=(0, 3)))
     errors, another_way = [], way(case.model)
     for seed in range(16):
-        x = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+        x = torch.randn(
+            x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        ).to(dtype)
         true = exact.model(x.double(), t, text.to(torch.float64), slots=slots)
         made = case.model(x, t, text, slots=slots), another_way(x, t, text, slots)
-        errors.append([((one.double() - true).square().mean() / true.square().mean()).item() for one in made])
+        errors.append(
+            [((one.double() - true).square().mean() / true.square().mean()).item() for one in made]
+        )
     plain, other = torch.tensor(errors).mean(0).sqrt()
     assert 0 < plain <= 1.1 * other
     assert other <= 1.1 * plain or (way is by_definition and dtype != torch.float32)
@@ -231,10 +250,15 @@ def test_no_nan_comes_from_a_row_that_is_not_read(architecture, by):
 @pytest.mark.parametrize("kept, read", [(4, 6), (6, 4)])
 def test_a_cache_of_another_length_is_refused(architecture, kept, read):
     """K and V of 4 tokens where 6 are read, and the reverse: PatchError with the site and both shapes."""
-    cache, case = captured(fixed_case(architecture, tokens=kept)), fixed_case(architecture, tokens=read)
+    cache, case = (
+        captured(fixed_case(architecture, tokens=kept)),
+        fixed_case(architecture, tokens=read),
+    )
     with pytest.raises(PatchError) as error, patch(case.model, cache, 1, rows=case.rows):
         case.call()
-    assert all(part in str(error.value) for part in (case.model.sites[1].name, f"({kept}, ", f"({read}, "))
+    assert all(
+        part in str(error.value) for part in (case.model.sites[1].name, f"({kept}, ", f"({read}, ")
+    )
 
 
 @pytest.mark.parametrize("architecture", STATIC)
@@ -243,6 +267,11 @@ def test_a_text_of_another_length_is_refused(architecture):
     case = fixed_case(architecture)
     text = case.inputs[2]
     short = replace(text, tokens=text.tokens[:, :3])
-    with pytest.raises(PatchError, match=r"makes k of shape \(4, 4, \d+\) for this batch; the injected text makes \(4, 3"):
-        with inject(case.model, short, 0):
-            case.call()
+    with (
+        pytest.raises(
+            PatchError,
+            match=r"makes k of shape \(4, 4, \d+\) for this batch; the injected text makes \(4, 3",
+        ),
+        inject(case.model, short, 0),
+    ):
+        case.call()

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
-from support.small_models import PROMPTS, small_pipeline
 
 import textpatch
+from support.small_models import PROMPTS, small_pipeline
 from textpatch import HookRegistry, PatchError, Swap, capture, localize, patch
 from textpatch.reference_models.pipeline import Defaults
 

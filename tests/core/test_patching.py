@@ -5,13 +5,24 @@ from contextlib import ExitStack
 import pytest
 import torch
 from hypothesis import given
+from torch import nn
+
 from support import laws
 from support.laws import patching
 from support.planting import plant
 from support.strategies import cases, fixed_case
-from torch import nn
-
-from textpatch import HookRegistry, KVCache, PatchError, Plan, Row, Swap, capture, inject, patch, sample
+from textpatch import (
+    HookRegistry,
+    KVCache,
+    PatchError,
+    Plan,
+    Row,
+    Swap,
+    capture,
+    inject,
+    patch,
+    sample,
+)
 from textpatch.guidance import with_guidance
 from textpatch.sites import Site
 
@@ -22,7 +33,10 @@ def test_generate_is_sample_without_a_plan(case):
     prompts, seeds = [row.prompt for row in case.rows], [row.seed for row in case.rows]
     plain = case.pipeline.generate(prompts, seeds=seeds, steps=case.steps, guidance=case.guidance)
     images = laws.run(case, case.rows).images
-    assert all(torch.equal(images[row.name], picture) for row, picture in zip(case.rows, plain, strict=True))
+    assert all(
+        torch.equal(images[row.name], picture)
+        for row, picture in zip(case.rows, plain, strict=True)
+    )
 
 
 def test_labels_may_be_nested():
@@ -59,7 +73,10 @@ def test_patch_refuses_steps_that_never_come(steps):
     """steps - {calls} != {}, and steps = {}: PatchError."""
     case = fixed_case()
     cache = cached(case)
-    with pytest.raises(PatchError, match="steps"), patch(case.model, cache, 0, rows=case.rows, steps=steps):
+    with (
+        pytest.raises(PatchError, match="steps"),
+        patch(case.model, cache, 0, rows=case.rows, steps=steps),
+    ):
         case.call()
 
 
@@ -69,21 +86,35 @@ def test_patch_refuses_other_dtypes_and_shapes():
     cache = cached(case)
     for change in (torch.Tensor.float, lambda tensor: tensor[1:]):
         other = KVCache({key: change(tensor) for key, tensor in cache.items()})
-        with pytest.raises(PatchError, match="same model"), patch(case.model, other, 0, rows=case.rows):
+        with (
+            pytest.raises(PatchError, match="same model"),
+            patch(case.model, other, 0, rows=case.rows),
+        ):
             case.call()
 
 
 def test_patch_of_no_row_is_refused():
     """rows = (None, ...): no effect, so an error."""
     case = fixed_case()
-    with pytest.raises(PatchError, match="no row"), patch(case.model, cached(case), 0, rows=[None] * 4):
+    with (
+        pytest.raises(PatchError, match="no row"),
+        patch(case.model, cached(case), 0, rows=[None] * 4),
+    ):
         pass
 
 
 def test_tensors_that_are_no_cache():
     """from_tensors(any other dict): PatchError."""
     deep = "[" * 100_000
-    for name in ("weight", "[]", "[1, 2, 3, 4]", '["site", 0, "a", "k"]', "3", '["site", -1, ["a"], "k"]', deep):
+    for name in (
+        "weight",
+        "[]",
+        "[1, 2, 3, 4]",
+        '["site", 0, "a", "k"]',
+        "3",
+        '["site", -1, ["a"], "k"]',
+        deep,
+    ):
         with pytest.raises(PatchError, match="no saved cache"):
             KVCache.from_tensors({name: torch.zeros(1)})
 
@@ -113,7 +144,12 @@ def test_sample_refuses_before_it_runs():
     """Repeated or no rows, or a plan that does not fit: PatchError, and the denoiser was never called."""
     case, a = fixed_case(), Row("a", "p")
     case.pipeline.denoise = None
-    for rows, swaps in (([a, a], []), ([], []), ([a], [Swap(0, "a", "b")]), ([a], [Swap(9, "a", "a")])):
+    for rows, swaps in (
+        ([a, a], []),
+        ([], []),
+        ([a], [Swap(0, "a", "b")]),
+        ([a], [Swap(9, "a", "a")]),
+    ):
         with pytest.raises(PatchError):
             sample(case.pipeline, rows, Plan(swaps))
 
@@ -132,9 +168,13 @@ def test_patch_mixes_heads_tokens_and_parts(part):
     projection, other = (f"{site.name}.add_{p}_proj" for p in (part, "kv".replace(part, "")))
     label, t = case.rows[-1].label, 1
     seen = {}
-    with patch(case.model, kept, 0, rows=[label] * len(case.rows), heads=[1], tokens=[t], part=part):
-        with HookRegistry(case.model, [projection, other]).observe(lambda n, out: seen.update({n: out.clone()})):
-            case.call()
+    with (
+        patch(case.model, kept, 0, rows=[label] * len(case.rows), heads=[1], tokens=[t], part=part),
+        HookRegistry(case.model, [projection, other]).observe(
+            lambda n, out: seen.update({n: out.clone()})
+        ),
+    ):
+        case.call()
     split = (site.heads, -1)
     for b, row in enumerate(case.rows):
         own, donor = (kept[site.name, 0, x, part].unflatten(-1, split) for x in (row.label, label))
@@ -144,7 +184,9 @@ def test_patch_mixes_heads_tokens_and_parts(part):
     assert torch.equal(seen[other][0], kept[site.name, 0, case.rows[0].label, other[-6]])
 
 
-@pytest.mark.parametrize("wrong", [dict(heads=[9]), dict(tokens=[-1]), dict(heads=[]), dict(part="q")])
+@pytest.mark.parametrize(
+    "wrong", [dict(heads=[9]), dict(tokens=[-1]), dict(heads=[]), dict(part="q")]
+)
 def test_patch_refuses_what_is_not_there(wrong):
     """A head, token or part the site has not, or none at all: PatchError."""
     case = fixed_case()
@@ -164,7 +206,9 @@ def within(case, *blocks):
 
 def texts(case) -> tuple:
     """Two other texts for all rows of a case, by their prompts."""
-    return tuple(case.pipeline.encode([prompt] * len(case.rows)) for prompt in ("injected", "patched in"))
+    return tuple(
+        case.pipeline.encode([prompt] * len(case.rows)) for prompt in ("injected", "patched in")
+    )
 
 
 def captured(case, text=None, site=1) -> KVCache:
@@ -200,7 +244,10 @@ def require_apart(case) -> None:
     patched = lambda: patch(case.model, cache, 1, rows=rows, steps=[0])  # noqa: E731
     assert torch.equal(within(case, patched(), there())[0], within(case, there())[0])
     assert torch.equal(within(case, there(), patched())[0], within(case, patched())[0])
-    for order, text in ((1, None), (-1, injected)):  # whom a capture sees, outside the injection and inside
+    for order, text in (
+        (1, None),
+        (-1, injected),
+    ):  # whom a capture sees, outside the injection and inside
         kept = within(case, *[capture(case.model, 1, rows=rows), there()][::order])[1][::order][0]
         require_same(kept, captured(case, text))
 
@@ -210,7 +257,13 @@ def require_apart(case) -> None:
 def test_an_injected_text_is_made_in_no_open_block(architecture, require, monkeypatch):
     """The keys and values of `inject` are nobody's step, on our own models too; with the fault they are refused."""
     require(fixed_case(architecture))
-    plant(monkeypatch, patching, "_own_bank", "Context().run(model.text_kv, text)", "model.text_kv(text)")
+    plant(
+        monkeypatch,
+        patching,
+        "_own_bank",
+        "Context().run(model.text_kv, text)",
+        "model.text_kv(text)",
+    )
     with pytest.raises(PatchError, match="ran outside a call of the"):
         require(fixed_case(architecture))
 
@@ -231,10 +284,18 @@ class Foreign(nn.Module):
 def test_an_injected_text_of_another_dtype():
     """float32 for a model in float64, float64 for a foreign one in float32: PatchError with both."""
     case = fixed_case("sdxl")
-    with pytest.raises(PatchError, match=r"is torch.float32, and the model reads torch.float64; inject text.to"):
-        with inject(case.model, case.inputs[2].to(torch.float32), 0):
-            pass
+    with (
+        pytest.raises(
+            PatchError, match=r"is torch.float32, and the model reads torch.float64; inject text.to"
+        ),
+        inject(case.model, case.inputs[2].to(torch.float32), 0),
+    ):
+        pass
     model, text = Foreign(), torch.zeros(2, 5, 3)
-    with pytest.raises(PatchError, match=r"is torch.float64, and the model reads torch.float32; inject text.to"):
-        with inject(model, text.double(), "all"):
-            model(text)
+    with (
+        pytest.raises(
+            PatchError, match=r"is torch.float64, and the model reads torch.float32; inject text.to"
+        ),
+        inject(model, text.double(), "all"),
+    ):
+        model(text)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from support.patched_calls import cells
 from support.planting import plant
 from support.strategies import cases, fixed_case, make_rows
-
 from textpatch import plan as plans
 from textpatch.errors import PatchError
 from textpatch.guidance import with_guidance
@@ -19,7 +19,9 @@ from textpatch.plan import Plan, Row, Swap, Window
 from textpatch.reference_models.schedules import FlowMatchEuler
 from textpatch.sites import Site, select_sites
 
-SITES = tuple(Site(i, f"blocks.{i}.attn", "joint", heads=2, head_dim=4, parameters=0) for i in range(3))
+SITES = tuple(
+    Site(i, f"blocks.{i}.attn", "joint", heads=2, head_dim=4, parameters=0) for i in range(3)
+)
 ROWS = make_rows((0, 0, 0))
 
 
@@ -34,7 +36,9 @@ def test_sites_by_any_name():
     """index, name, glob, Site and "all" mean the same sites; a Site is stored by name."""
     every = [Plan([Swap(s, "a", "b")]).slots(0, ROWS, SITES, tokens=2) for s in
              ("all", "blocks.*", range(3), SITES, ["blocks.0.attn", 1, SITES[2]])]  # fmt: skip
-    assert all(torch.equal(x, y) for entries in every for x, y in zip(entries, every[0], strict=True))
+    assert all(
+        torch.equal(x, y) for entries in every for x, y in zip(entries, every[0], strict=True)
+    )
     assert Swap(SITES[1], "a", "b") == Swap("blocks.1.attn", "a", "b")
 
 
@@ -54,7 +58,9 @@ def test_rows_read_the_donor_of_their_own_branch():
 
 def test_branch_cond_leaves_the_other_branch():
     """branch = cond: unconditional rows read themselves."""
-    (table, _, _) = Plan([Swap(0, "a", "b", branch="cond")]).slots(0, with_guidance(ROWS), SITES, tokens=2)
+    (table, _, _) = Plan([Swap(0, "a", "b", branch="cond")]).slots(
+        0, with_guidance(ROWS), SITES, tokens=2
+    )
     assert (table[:, 0, 0] // 2).tolist() == [0, 1, 2, 4, 4, 5]
 
 
@@ -63,13 +69,17 @@ def test_parts_are_pairs_of_tables(part, changed):
     """part k: (k', v); part v: (k, v')."""
     (pair, _, _) = Plan([Swap(0, "a", "b", part=part)]).slots(0, ROWS, SITES, tokens=2)
     assert isinstance(pair, tuple) and [bool(table[0, 0, 0] == 2) for table in pair] == changed
-    both = Plan([Swap(0, "a", "b", part="k"), Swap(0, "a", "b", part="v")]).slots(0, ROWS, SITES, tokens=2)
+    both = Plan([Swap(0, "a", "b", part="k"), Swap(0, "a", "b", part="v")]).slots(
+        0, ROWS, SITES, tokens=2
+    )
     assert torch.equal(both[0], Plan([Swap(0, "a", "b")]).slots(0, ROWS, SITES, tokens=2)[0])
 
 
 def test_heads_and_tokens_have_their_cells():
     """read[a, h, t] = (b, t) for the heads and tokens named, (a, t) elsewhere; (B, H, T)."""
-    (table, _, _) = Plan([Swap(0, "a", "b", heads=(1,), tokens=(0, 2))]).slots(0, ROWS, SITES, tokens=3)
+    (table, _, _) = Plan([Swap(0, "a", "b", heads=(1,), tokens=(0, 2))]).slots(
+        0, ROWS, SITES, tokens=3
+    )
     assert table.tolist() == [[[0, 1, 2], [3, 1, 5]], [[3, 4, 5]] * 2, [[6, 7, 8]] * 2]
 
 
@@ -88,7 +98,9 @@ WRONG = {
 def test_a_plan_that_does_not_fit_the_run(wrong):
     """A swap that names what the run has not is refused, by name."""
     swap, says = WRONG[wrong]
-    Plan([Swap(0, "a", "b", steps=(0,), heads=(1,), tokens=(2,))]).check(ROWS, SITES, steps=3, tokens=3)
+    Plan([Swap(0, "a", "b", steps=(0,), heads=(1,), tokens=(2,))]).check(
+        ROWS, SITES, steps=3, tokens=3
+    )
     with pytest.raises(PatchError, match=says):
         Plan([swap]).check(ROWS, SITES, steps=3, tokens=3)
 
@@ -96,7 +108,13 @@ def test_a_plan_that_does_not_fit_the_run(wrong):
 EMPTY = [{"sites": ()}, {"readers": ()}, {"steps": ()}, {"heads": []}, {"tokens": range(0)}]
 ODD = [{"part": "q"}, {"branch": "uncond"}, {"steps": (0.5,)}, {"heads": "01"}, {"tokens": [None]}]
 ODD += [{"steps": (-1, 2)}, {"heads": (-1,)}, {"tokens": (-1,)}]
-ODD += [{"readers": None}, {"readers": 3}, {"readers": ("a", None)}, {"donor": None}, {"donor": ["b"]}]
+ODD += [
+    {"readers": None},
+    {"readers": 3},
+    {"readers": ("a", None)},
+    {"donor": None},
+    {"donor": ["b"]},
+]
 
 
 @pytest.mark.parametrize("field", EMPTY + ODD, ids=str)
@@ -145,7 +163,9 @@ def test_the_order_of_fields_is_nothing(case, dice):
 def test_a_donor_outside_the_batch():
     """slots over rows without the donor in the reader's branch: refused, not read from elsewhere."""
     with pytest.raises(PatchError, match="not in the batch in branch 'cond'; known: a$"):
-        Plan([Swap(0, "a", "b")]).slots(0, [ROWS[0], Row("b", "p", branch="uncond")], SITES, tokens=2)
+        Plan([Swap(0, "a", "b")]).slots(
+            0, [ROWS[0], Row("b", "p", branch="uncond")], SITES, tokens=2
+        )
 
 
 @pytest.mark.parametrize("wrong", ["site", "site name", "head", "token"])
@@ -194,7 +214,9 @@ def test_slots_of_a_part_of_the_rows():
 def test_sites_are_selected_once_for_each_swap(monkeypatch):
     """slots of n sites: one selection per swap, not n."""
     calls = []
-    monkeypatch.setattr(plans, "select_sites", lambda *args: calls.append(args) or select_sites(*args))
+    monkeypatch.setattr(
+        plans, "select_sites", lambda *args: calls.append(args) or select_sites(*args)
+    )
     Plan([Swap("all", "a", "b"), Swap(1, "a", "c")]).slots(0, ROWS, SITES, tokens=2)
     assert len(calls) == 2
 
@@ -210,7 +232,11 @@ def test_winners_are_the_last_to_name_a_cell(case):
         found = case.plan.winners(step, rows, sites, tokens=case.tokens)
         for site in sites:
             for part, at in zip("kv", expected[site.index]):
-                assert torch.equal(found[site][part].expand_as(at), at) if site in found else (at == -1).all()
+                assert (
+                    torch.equal(found[site][part].expand_as(at), at)
+                    if site in found
+                    else (at == -1).all()
+                )
 
 
 @given(cases())
@@ -230,6 +256,8 @@ def test_explain_names_sites_and_tensors(case):
 def test_explain_wants_a_whole_run(run):
     """A schedule without steps, or steps without a schedule: refused with both, not half used."""
     plan = Plan([Swap(0, "a", "b", steps=Window("sigma", 0.5, 1))])
-    with pytest.raises(PatchError, match="steps=(None and schedule FlowMatchEuler|3 and schedule None); give both"):
+    with pytest.raises(
+        PatchError, match="steps=(None and schedule FlowMatchEuler|3 and schedule None); give both"
+    ):
         plan.explain(SITES, **run)
     assert "of sigma from 0.5 to 1.0 = 0" in plan.explain(SITES, schedule=FlowMatchEuler(), steps=3)

@@ -4,8 +4,16 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from support.recorded_runs import RECORDINGS, TOLERANCE, agrees, by_capture, by_injection, distance, in_one_batch
 
+from support.recorded_runs import (
+    RECORDINGS,
+    TOLERANCE,
+    agrees,
+    by_capture,
+    by_injection,
+    distance,
+    in_one_batch,
+)
 from textpatch import Plan, Row, patch, sample
 from textpatch.reference_models.layers import timestep_sinusoids
 from textpatch.reference_models.schedules import DDPM
@@ -14,13 +22,20 @@ DOUBLE = pytest.param(torch.float64, id="float64")
 SINGLE = pytest.param(torch.float32, id="float32")
 # float64 proves what is computed; in float32 all runs of one negative at once are enough, and the others are --long
 both_dtypes = pytest.mark.parametrize("dtype", [DOUBLE, SINGLE])
-mostly_double = pytest.mark.parametrize("dtype", [DOUBLE, pytest.param(*SINGLE.values, id="float32", marks=pytest.mark.long)])
+mostly_double = pytest.mark.parametrize(
+    "dtype", [DOUBLE, pytest.param(*SINGLE.values, id="float32", marks=pytest.mark.long)]
+)
 every_family = pytest.mark.parametrize("family", RECORDINGS)
 
 
 def runs(wanted=lambda run: True):
     """(family, run) of all runs that are wanted."""
-    chosen = [(f, name) for f, recording in RECORDINGS.items() for name, run in recording.runs.items() if wanted(run)]
+    chosen = [
+        (f, name)
+        for f, recording in RECORDINGS.items()
+        for name, run in recording.runs.items()
+        if wanted(run)
+    ]
     return pytest.mark.parametrize("family, name", chosen, ids=map("-".join, chosen))
 
 
@@ -40,7 +55,9 @@ def test_the_sinusoids(family):
     inputs = RECORDINGS[family].inputs
     times, expected = inputs["timesteps"].float(), inputs["t_emb"].double()
     made = timestep_sinusoids(times, expected.shape[-1]).double()
-    assert ((made - expected).abs() <= (times[:, None] + 1) * 2 * torch.finfo(torch.float32).eps).all()
+    assert (
+        (made - expected).abs() <= (times[:, None] + 1) * 2 * torch.finfo(torch.float32).eps
+    ).all()
 
 
 def test_the_factors_of_ddpm():
@@ -48,9 +65,14 @@ def test_the_factors_of_ddpm():
     recording = RECORDINGS["if"]
     recorded = recording.pipeline(torch.float64).schedule
     for step in range(recording.steps):
-        made, expected = (schedule.factors(step, recording.steps) for schedule in (DDPM(), recorded))
+        made, expected = (
+            schedule.factors(step, recording.steps) for schedule in (DDPM(), recorded)
+        )
         for ours, theirs in zip(made, expected):
-            assert abs(ours.double() - theirs.double()) <= 2 * torch.finfo(torch.float32).eps * theirs.double()
+            assert (
+                abs(ours.double() - theirs.double())
+                <= 2 * torch.finfo(torch.float32).eps * theirs.double()
+            )
 
 
 @every_family
@@ -81,7 +103,10 @@ def test_capture_then_patch_heads(family, name, dtype):
     """The named heads of every site, put in from the same cache by nested patches = recorded."""
     recording = RECORDINGS[family]
     run, rows = recording.runs[name], recording.batch(name, "donor")
-    kept, late = recording.donor_cache(dtype, name, run["layers"]), range(run["start"], recording.steps)
+    kept, late = (
+        recording.donor_cache(dtype, name, run["layers"]),
+        range(run["start"], recording.steps),
+    )
     with ExitStack() as stack:
         for site, heads in run["heads"].items():
             model = recording.pipeline(dtype).denoiser
@@ -123,7 +148,9 @@ def test_all_runs_of_one_negative_at_once(family, dtype):
             for name in chosen for p in range(recording.prompts)]  # fmt: skip
     plan = sum((recording.plan(name, f"{name}:", "B:") for name in chosen), Plan())
     with recording.recorded_sinusoids():
-        made = sample(recording.pipeline(dtype), rows, plan, negative="empty0", keep_trajectory=True)
+        made = sample(
+            recording.pipeline(dtype), rows, plan, negative="empty0", keep_trajectory=True
+        )
     for name in chosen:
         paths = [torch.stack(made.trajectory[f"{name}:{p}"][1:]) for p in range(recording.prompts)]
         assert agrees(torch.stack(paths, dim=1), family, name, dtype)

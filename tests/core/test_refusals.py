@@ -1,13 +1,13 @@
 """Bad input: each is refused with the site's or module's name, what was asked, what was found, and what to do."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Callable
 
 import pytest
 import torch
+
 from support.laws import anatomy
 from support.strategies import fixed_case
-
 from textpatch import HookRegistry, KVCache, PatchError, Plan, Swap, capture, inject, patch, sample
 
 A, TWINS = ("a", "cond"), [("a", "uncond"), ("a", "cond")]
@@ -154,8 +154,15 @@ def test_refused(wrong):
 def test_the_right_input_is_accepted():
     """Each kind of work above, done rightly: no error."""
     case = fixed_case()
-    patching(TWINS, TWINS, 2, lambda cache: cache.to(torch.float32).to("cpu", torch.float64), steps=[0])(case)
+    patching(
+        TWINS, TWINS, 2, lambda cache: cache.to(torch.float32).to("cpu", torch.float64), steps=[0]
+    )(case)
     capturing([A], 1)(case)
     hooking(lambda x: x * 2)(case)
     injecting(lambda text: text)(fixed_case("sdxl"))
-    sample(case.pipeline, case.rows, Plan([Swap("kind:joint", "a", "b", steps=[2], heads=[1], tokens=[3])]), steps=3)
+    sample(
+        case.pipeline,
+        case.rows,
+        Plan([Swap("kind:joint", "a", "b", steps=[2], heads=[1], tokens=[3])]),
+        steps=3,
+    )

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.strategies import ARCHITECTURES, fixed_case
-from support.planting import plant
 
+from support.planting import plant
+from support.strategies import ARCHITECTURES, fixed_case
 from textpatch import sampling
 from textpatch.errors import PatchError
 from textpatch.plan import Plan, Row, Swap
@@ -14,7 +14,9 @@ from textpatch.sampling import sample
 
 
 def run(case, rows, plan=Plan(), **options):
-    return sample(case.pipeline, rows, plan, steps=4, guidance=case.guidance, keep_trajectory=True, **options)
+    return sample(
+        case.pipeline, rows, plan, steps=4, guidance=case.guidance, keep_trajectory=True, **options
+    )
 
 
 def require_the_rest_of_a_run(case) -> None:
@@ -23,12 +25,19 @@ def require_the_rest_of_a_run(case) -> None:
     given = whole.trajectory["a"]
     for joins in range(4):
         late = replace(case.rows[0], name="late", joins=joins, latents=given[joins])
-        plan = Plan([Swap(1, name, "b", steps=range(max(2, first), 4)) for name, first in (("a", 2), ("late", joins))])
+        plan = Plan(
+            [
+                Swap(1, name, "b", steps=range(max(2, first), 4))
+                for name, first in (("a", 2), ("late", joins))
+            ]
+        )
         made = run(case, [*case.rows[:2], late], plan)
         assert len(made.trajectory["late"]) == 5 - joins
         for x, expected in zip(made.trajectory["late"], given[joins:]):
             assert torch.allclose(x, expected, rtol=1e-10, atol=1e-10)
-        assert {entry.step for entry in made.ledger.entries if entry.reader == "late"} == {*range(max(2, joins), 4)}
+        assert {entry.step for entry in made.ledger.entries if entry.reader == "late"} == {
+            *range(max(2, joins), 4)
+        }
     alone = run(case, case.rows[:1]).trajectory["a"]
     begun = run(case, [replace(case.rows[0], joins=2, latents=alone[2])])
     assert torch.allclose(begun.latents["a"], alone[-1], rtol=1e-10, atol=1e-10)
@@ -90,7 +99,14 @@ def test_what_cannot_start_is_refused(rows, swaps, says):
 
 def test_hashes_of_rows():
     """What records of version 0.1 were hashed by is as it was; latents count by their values."""
-    assert Row("a", "x").data == {"name": "a", "prompt": "x", "seed": 0, "branch": "cond", "pooled": None, "sampled": True}
+    assert Row("a", "x").data == {
+        "name": "a",
+        "prompt": "x",
+        "seed": 0,
+        "branch": "cond",
+        "pooled": None,
+        "sampled": True,
+    }
     assert Row("a", "x", joins=2, copies="b").data.items() >= {"joins": 2, "copies": "b"}.items()
     one, two = (Row("a", "x", latents=x).data for x in (X, X + 1))
     assert one["latents_sha256"] != two["latents_sha256"]

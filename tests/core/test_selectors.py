@@ -5,15 +5,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.planting import plant
 
+from support.planting import plant
 from textpatch import Plan, Swap
 from textpatch import sites as library
 from textpatch.errors import PatchError
 from textpatch.sites import Site, Span, plain_selectors, select_sites
 
 PARTS = "down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_blocks.0", "up_blocks.1"
-UNET = tuple(Site(i, f"{part}.attentions.{i}.attn2", "cross", 2, 4, 0) for i, part in enumerate(PARTS))
+UNET = tuple(
+    Site(i, f"{part}.attentions.{i}.attn2", "cross", 2, 4, 0) for i, part in enumerate(PARTS)
+)
 FLUX = tuple(
     Site(i, f"{'single_' * (i > 1)}transformer_blocks.{i % 2}.attn", "single" if i > 1 else "joint", 2, 4, 0,
          span=Span("first" if i > 1 else "all")) for i in range(4)
@@ -43,10 +45,16 @@ FORMS = {  # two sites, the first not after the second -> a selector, and whethe
 def requests(draw):
     """Sites, selectors of some of them, and the sites meant."""
     sites = draw(st.sampled_from([UNET, FLUX]))
-    two = st.lists(st.sampled_from(sites), min_size=2, max_size=2).map(lambda s: sorted(s, key=lambda s: s.index))
+    two = st.lists(st.sampled_from(sites), min_size=2, max_size=2).map(
+        lambda s: sorted(s, key=lambda s: s.index)
+    )
     drawn = draw(st.lists(st.tuples(st.sampled_from(list(FORMS)), two), min_size=1, max_size=3))
     pairs = [FORMS[form](*some) for form, some in drawn]
-    return sites, [x for x, _ in pairs], tuple(s for s in sites if any(meant(s) for _, meant in pairs))
+    return (
+        sites,
+        [x for x, _ in pairs],
+        tuple(s for s in sites if any(meant(s) for _, meant in pairs)),
+    )
 
 
 @given(requests())
@@ -70,10 +78,30 @@ def test_every_form(sites, form):
 FAULTS = {
     "end of a range left out": ("_plain", "last + 1", "last", "range"),
     "start of a range left out": ("_plain", "range(first,", "range(first + 1,", "range"),
-    "part of a group's name": ("_match", "getattr(site, field) == value]", "value in getattr(site, field)]", "group"),
-    "part of a name": ("_match", "fnmatchcase(site.name, selector)", "selector in site.name", "glob"),
-    "next index": ("_match", "if site.index == selector]", "if site.index == selector + 1]", "digits"),
-    "kinds are groups": ("_match", "getattr(site, field) == value]", "site.group == value]", "kind"),
+    "part of a group's name": (
+        "_match",
+        "getattr(site, field) == value]",
+        "value in getattr(site, field)]",
+        "group",
+    ),
+    "part of a name": (
+        "_match",
+        "fnmatchcase(site.name, selector)",
+        "selector in site.name",
+        "glob",
+    ),
+    "next index": (
+        "_match",
+        "if site.index == selector]",
+        "if site.index == selector + 1]",
+        "digits",
+    ),
+    "kinds are groups": (
+        "_match",
+        "getattr(site, field) == value]",
+        "site.group == value]",
+        "kind",
+    ),
 }
 
 
@@ -93,14 +121,16 @@ def test_one_spelling(request, dice):
     sites, selectors, meant = request
     other = [*selectors, selectors[0]]
     dice.shuffle(other)
-    spelled = [word for x in other for word in plain_selectors(x if isinstance(x, (str, Site)) else [x])]
+    spelled = [
+        word for x in other for word in plain_selectors(x if isinstance(x, (str, Site)) else [x])
+    ]
     plans = [Plan([Swap(some, "a", "b")]) for some in (selectors, other, spelled)]
     assert len({plan.sha256 for plan in plans}) == 1
     assert select_sites(sites, Plan.from_json(plans[0].to_json()).swaps[0].sites) == meant
 
 
 def test_ranges_are_indices():
-    """"55-57" is (55, 56, 57), also as the paper writes it; a kind stays a word."""
+    """ "55-57" is (55, 56, 57), also as the paper writes it; a kind stays a word."""
     assert Swap("55-57", "a", "b") == Swap((57, 55, 56), "a", "b")
     assert Swap(["kind:cross", "2-3", 0], "a", "b").sites == (0, 2, 3, "kind:cross")
 
@@ -114,7 +144,11 @@ def test_groups():
 
 NOTHING = {
     "kind": ("kind:croos", "no site of kind 'croos' among the 6", "kinds here: cross"),
-    "group": ("group:middle", "no site of group 'middle' among the 6", "groups here: down, mid, up"),
+    "group": (
+        "group:middle",
+        "no site of group 'middle' among the 6",
+        "groups here: down, mid, up",
+    ),
     "index": (57, "no site index 57 among the 6", "indices 0..5"),
     "negative": (-1, "no site index -1", "indices 0..5"),
     "digits": ("57", "no site index 57", "indices 0..5"),

@@ -3,10 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
-from support.small_models import PROMPTS, small_pipeline
 from torch import nn
 
 import textpatch
+from support.small_models import PROMPTS, small_pipeline
 from textpatch import pipelines
 from textpatch.errors import PatchError
 from textpatch.localization.layers import localize
@@ -30,7 +30,9 @@ def test_our_pipeline_has_every_part():
     require_parts(pipeline, "this test", *PARTS)
     rows = [textpatch.Row("a", PROMPTS[0]), textpatch.Row("b", PROMPTS[1])]
     plan = textpatch.Plan([textpatch.Swap(1, "a", "b")])
-    ours, theirs = (textpatch.sample(each, rows, plan).latents for each in (pipeline, Facade(pipeline)))
+    ours, theirs = (
+        textpatch.sample(each, rows, plan).latents for each in (pipeline, Facade(pipeline))
+    )
     assert all(ours[name].equal(theirs[name]) for name in ours)
 
 
@@ -38,7 +40,10 @@ def test_our_pipeline_has_every_part():
 def test_a_part_that_lacks_is_named(part):
     """With the member that is not there, and what to do."""
     for name in pipelines._members(part):
-        with pytest.raises(PatchError, match=f"textpatch.pipelines.{part.__name__}.*has no {name}; a pipeline comes"):
+        with pytest.raises(
+            PatchError,
+            match=f"textpatch.pipelines.{part.__name__}.*has no {name}; a pipeline comes",
+        ):
             require_parts(Facade(small_pipeline(), [name]), "this test", part)
 
 
@@ -66,5 +71,7 @@ def test_later_rows_need_partial_runs():
     whole = Facade(small_pipeline(), ["advance"])
     rows = [textpatch.Row("a", PROMPTS[0]), textpatch.Row("b", PROMPTS[1], joins=1, copies="a")]
     assert textpatch.sample(whole, rows[:1]).latents
-    with pytest.raises(PatchError, match="a row with latents, or that joins later, needs .* no advance"):
+    with pytest.raises(
+        PatchError, match="a row with latents, or that joins later, needs .* no advance"
+    ):
         textpatch.sample(whole, rows)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from support.planting import plant
 from support.strategies import fixed_case
-
 from textpatch import PatchError, Plan, Swap, sample, sampling
 from textpatch.plan import Window
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler
@@ -28,11 +28,21 @@ def require_right(schedule, steps: int = 5) -> None:
     for unit in UNITS:
         values = entering(schedule, unit, steps)
         ends = sorted([*values, *((a + b) / 2 for a, b in zip(values, values[1:]))])
-        for low, high in ((a, b) for a in [None, *ends] for b in [*ends, None] if (a, b) != (None, None)):
-            inside = [i for i, x in enumerate(values) if (low is None or x >= low) and (high is None or x <= high)]
+        for low, high in (
+            (a, b) for a in [None, *ends] for b in [*ends, None] if (a, b) != (None, None)
+        ):
+            inside = [
+                i
+                for i, x in enumerate(values)
+                if (low is None or x >= low) and (high is None or x <= high)
+            ]
             if inside:
-                plan = Plan([Swap(0, "a", "b", steps=Window(unit, low, high)), Swap(1, "a", "b", steps=[0])])
-                assert plan.at(schedule, steps) == Plan([Swap(0, "a", "b", steps=inside), plan.swaps[1]])
+                plan = Plan(
+                    [Swap(0, "a", "b", steps=Window(unit, low, high)), Swap(1, "a", "b", steps=[0])]
+                )
+                assert plan.at(schedule, steps) == Plan(
+                    [Swap(0, "a", "b", steps=inside), plan.swaps[1]]
+                )
 
 
 @pytest.fixture(params=SCHEDULES)
@@ -70,7 +80,10 @@ def test_among_any_values(ends, values):
 def windowed(case) -> tuple[Plan, Plan]:
     """A plan of two windows that hold some steps and not others, and the same of indices."""
     values = {unit: entering(case.pipeline.schedule, unit, case.steps) for unit in UNITS}
-    windows = Window("sigma", high=values["sigma"][1]), Window("timestep", values["timestep"][1], 2000)
+    windows = (
+        Window("sigma", high=values["sigma"][1]),
+        Window("timestep", values["timestep"][1], 2000),
+    )
     indices = range(1, case.steps), (0, 1)
     return tuple(Plan([Swap(1, "a", "b", steps=some[0]), Swap(2, "c", "b", steps=some[1])]) for some in
                  (windows, indices))  # fmt: skip
@@ -78,8 +91,14 @@ def windowed(case) -> tuple[Plan, Plan]:
 
 def require_same_run(case) -> None:
     """x'(windows) = x'(indices), bit for bit, with one ledger; the samples name the plan as it was written."""
-    made = [sample(case.pipeline, case.rows, plan, steps=case.steps, guidance=4.5) for plan in windowed(case)]
-    assert made[0].ledger == made[1].ledger and len({(e.step, e.site) for e in made[0].ledger.entries}) == 4
+    made = [
+        sample(case.pipeline, case.rows, plan, steps=case.steps, guidance=4.5)
+        for plan in windowed(case)
+    ]
+    assert (
+        made[0].ledger == made[1].ledger
+        and len({(e.step, e.site) for e in made[0].ledger.entries}) == 4
+    )
     assert all(torch.equal(x, made[1].latents[name]) for name, x in made[0].latents.items())
     assert [samples.plan for samples in made] == [*windowed(case)]
 
@@ -128,7 +147,12 @@ def test_version_one_stays():
 @given(st.sampled_from(UNITS), st.floats(0, 5), st.floats(0, 5))
 def test_windows_survive_json(unit, low, length):
     """from_json(to_json(p)) = p with one sha256, in version 2, the ends as they were written."""
-    plan = Plan([Swap(0, "a", "b", steps=Window(unit, low, low + length)), Swap(0, "b", "a", steps=Window(unit, low))])
+    plan = Plan(
+        [
+            Swap(0, "a", "b", steps=Window(unit, low, low + length)),
+            Swap(0, "b", "a", steps=Window(unit, low)),
+        ]
+    )
     again, body = Plan.from_json(plan.to_json()), json.loads(plan.to_json())
     ends = [{"unit": unit, "low": low, "high": high} for high in (low + length, None)]
     assert again == plan and again.sha256 == plan.sha256 and hash(again) == hash(plan)
@@ -138,10 +162,17 @@ def test_windows_survive_json(unit, low, length):
 def test_one_spelling():
     """Ends of any number type, and both zeros, are one window; other ends and units are others."""
     spelled = (1, 2), (1.0, 2.0), (np.float32(1), np.int64(2))
-    assert len({Plan([Swap(0, "a", "b", steps=Window("sigma", *ends))]).sha256 for ends in spelled}) == 1
+    assert (
+        len({Plan([Swap(0, "a", "b", steps=Window("sigma", *ends))]).sha256 for ends in spelled})
+        == 1
+    )
     assert Plan([Swap(0, "a", "b", steps=Window("sigma", -0.0))]).to_json().count('"low":0.0') == 1
-    windows = [Window("sigma", *ends) for ends in ((1,), (None, 1), (1, 1), (2,))] + [Window("timestep", 1)]
-    assert len({Plan([Swap(0, "a", "b", steps=window)]).sha256 for window in windows}) == len(windows)
+    windows = [Window("sigma", *ends) for ends in ((1,), (None, 1), (1, 1), (2,))] + [
+        Window("timestep", 1)
+    ]
+    assert len({Plan([Swap(0, "a", "b", steps=window)]).sha256 for window in windows}) == len(
+        windows
+    )
 
 
 WRONG = [("sigma",), ("sigma", 2, 1), ("sigmas", 1), ("step", 1), ("sigma", float("nan")), ("sigma", 0, float("inf")),
@@ -164,7 +195,9 @@ def test_an_empty_window_names_the_values():
     """A window between two steps: refused before anything runs, with the window and the values of all steps."""
     case, plan = fixed_case(), Plan([Swap(0, "a", "b", steps=Window("sigma", 0.99, 0.995))])
     case.pipeline.denoise = None
-    with pytest.raises(PatchError, match=r"lies in sigma from 0.99 to 0.995: its 3 are at 1, 0\.\d+, 0\.\d+; widen"):
+    with pytest.raises(
+        PatchError, match=r"lies in sigma from 0.99 to 0.995: its 3 are at 1, 0\.\d+, 0\.\d+; widen"
+    ):
         sample(case.pipeline, case.rows, plan, steps=3)
 
 
@@ -173,5 +206,7 @@ def test_a_window_needs_a_run():
     case, plan = fixed_case(), Plan([Swap(0, "a", "b", steps=Window("sigma", 0.5, 1))])
     for work in (lambda: plan.slots(0, case.rows, case.model.sites, tokens=4),
                  lambda: plan.check(case.rows, case.model.sites, 3, 4)):  # fmt: skip
-        with pytest.raises(PatchError, match=r"sigma from 0.5 to 1.0, .*; take plan.at\(schedule, steps\)"):
+        with pytest.raises(
+            PatchError, match=r"sigma from 0.5 to 1.0, .*; take plan.at\(schedule, steps\)"
+        ):
             work()

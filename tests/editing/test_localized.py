@@ -1,9 +1,9 @@
 """Editing by a swap at the localised sites: the picture stays, the word is the target's; and what is refused."""
 
 import pytest
+
 from support.localizing import PAIR, planted_site
 from support.small_models import small_pipeline
-
 from textpatch import PatchError, edit, load
 from textpatch.errors import PromptError
 from textpatch.localization import scores, trials
@@ -19,7 +19,9 @@ def test_an_edit_keeps_the_picture_and_writes_the_word(planted):
     """At the localised site the edit reads as the target, outside the letters it is the source."""
     made, box = edit(planted, *PAIR, seed=3), planted.defaults.text_box
     words = Tesseract().read([made.source, made.image, made.target], box=box)
-    kept, other = (scores.picture_scores(x, made.source, box)["mse"] for x in (made.image, made.target))
+    kept, other = (
+        scores.picture_scores(x, made.source, box)["mse"] for x in (made.image, made.target)
+    )
     assert words == ["HOUSE", "TIGER", "TIGER"] and kept < other / 20
     assert made.plan.swaps[0].sites == planted.defaults.localized == (planted_site(),)
 

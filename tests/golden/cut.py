@@ -6,7 +6,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-SITES = {"sdxl": "13", "if": "7", "sd3": "2"}  # the one site of which captured keys and values are kept
+SITES = {
+    "sdxl": "13",
+    "if": "7",
+    "sd3": "2",
+}  # the one site of which captured keys and values are kept
 
 source, target = map(Path, sys.argv[1:])
 target.mkdir(parents=True, exist_ok=True)
@@ -16,5 +20,9 @@ for name in ("config.json", "scheduler_config.json", "runs.json", "inputs.safete
 runs = load_file(source / "runs_float64.safetensors")
 kept = {name: tensor for name, tensor in runs.items() if name.endswith(".latents")}
 cache = load_file(source / "cache_float64.safetensors")
-kept |= {f"cache.{name}": tensor for name, tensor in cache.items() if name.split(".")[-1] == SITES[source.name]}
+kept |= {
+    f"cache.{name}": tensor
+    for name, tensor in cache.items()
+    if name.split(".")[-1] == SITES[source.name]
+}
 save_file(kept, target / "runs_float64.safetensors")

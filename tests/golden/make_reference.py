@@ -9,12 +9,15 @@ from pathlib import Path
 import diffusers
 import torch
 from safetensors.torch import save_file
+
 from support import seeded_models
 
 UNET = diffusers.UNet2DConditionModel
 IF_FLAGS = dict(addition_embed_type="text", cross_attention_norm="group_norm", act_fn="gelu",
                 mid_block_type="UNetMidBlock2DSimpleCrossAttn", resnet_time_scale_shift="scale_shift")  # fmt: skip
-VAE_FLAGS = dict(down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)
+VAE_FLAGS = dict(
+    down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2
+)
 CLASSES = {
     "sdxl": (UNET, dict(addition_embed_type="text_time", use_linear_projection=True)),
     "if-i": (UNET, IF_FLAGS),
@@ -38,7 +41,10 @@ def in_float64(theirs: torch.nn.Module) -> None:
 @torch.no_grad()
 def reference(name: str) -> dict[str, torch.Tensor]:
     make, flags = CLASSES[name]
-    theirs, given = make(**asdict(seeded_models.MODELS[name][1]), **flags).double().eval(), seeded_models.inputs(name)
+    theirs, given = (
+        make(**asdict(seeded_models.MODELS[name][1]), **flags).double().eval(),
+        seeded_models.inputs(name),
+    )
     theirs.load_state_dict(seeded_models.model(name).state_dict())
     in_float64(theirs)
     if name == "vae":
@@ -49,12 +55,20 @@ def reference(name: str) -> dict[str, torch.Tensor]:
         out = theirs(given["x"], given["tokens"], given["pooled"], given["t"], return_dict=False)
     elif name == "sdxl":
         added = {"text_embeds": given["pooled"], "time_ids": given["micro"]}
-        out = theirs(given["x"], given["t"], given["tokens"], added_cond_kwargs=added, return_dict=False)
+        out = theirs(
+            given["x"], given["t"], given["tokens"], added_cond_kwargs=added, return_dict=False
+        )
     else:
         x = torch.cat([given["x"], given["low"]], dim=1) if "low" in given else given["x"]
-        out = theirs(x, given["t"], given["tokens"], class_labels=given.get("level"), return_dict=False)
+        out = theirs(
+            x, given["t"], given["tokens"], class_labels=given.get("level"), return_dict=False
+        )
     return {name: out[0]}
 
 
 made = {key: tensor.contiguous() for name in CLASSES for key, tensor in reference(name).items()}
-save_file(made, Path(__file__).parent / "reference.safetensors", metadata={"diffusers": diffusers.__version__})
+save_file(
+    made,
+    Path(__file__).parent / "reference.safetensors",
+    metadata={"diffusers": diffusers.__version__},
+)

@@ -7,16 +7,17 @@ import re
 from pathlib import Path
 
 import pytest
+
 from support.documents import BLOCKS, README, ROOT, starting
-
-
 
 PYTHON = [body for language, body in BLOCKS if language == "python"]
 
 
 def test_there_is_something_to_run():
     """At least one block of Python, and the two commands everybody starts with."""
-    assert PYTHON and {("make", "demo"), ("make", "test")} <= {tuple(words[:2]) for words in starting("make")}
+    assert PYTHON and {("make", "demo"), ("make", "test")} <= {
+        tuple(words[:2]) for words in starting("make")
+    }
 
 
 def words(text: str) -> list[str]:

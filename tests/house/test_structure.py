@@ -13,7 +13,10 @@ import textpatch
 from textpatch.weights.loading import SHIPPED
 
 ROOT = Path(textpatch.__file__).parent
-OUTER = {"textpatch.reference_models": SHIPPED.parent / "reference_models", "textpatch.weights": SHIPPED}
+OUTER = {
+    "textpatch.reference_models": SHIPPED.parent / "reference_models",
+    "textpatch.weights": SHIPPED,
+}
 # The house from top to bottom: a room imports from its own layer and from those below it.
 LAYERS = [
     ["cli"],
@@ -40,17 +43,24 @@ LAYERS = [
 ]
 CORE = "anatomy attention bank calls guidance hooks ledger patching plan recording sites".split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
-SPEAKS = {"textpatch.weights.training.loop", "textpatch.weights.signs.evaluation"}  # beside the command line
+SPEAKS = {
+    "textpatch.weights.training.loop",
+    "textpatch.weights.signs.evaluation",
+}  # beside the command line
 
 
 def modules(package: str, folder: Path) -> dict[str, Path]:
     """Full name -> file of all modules below a package."""
     paths = {path.relative_to(folder).with_suffix("").parts: path for path in folder.rglob("*.py")}
-    return {".".join([package, *parts]).removesuffix(".__init__"): path for parts, path in paths.items()}
+    return {
+        ".".join([package, *parts]).removesuffix(".__init__"): path for parts, path in paths.items()
+    }
 
 
 LIBRARY = modules("textpatch", ROOT)
-SOURCES = LIBRARY | {name: path for outer in OUTER.items() for name, path in modules(*outer).items()}
+SOURCES = LIBRARY | {
+    name: path for outer in OUTER.items() for name, path in modules(*outer).items()
+}
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in SOURCES.items()}
 
 
@@ -62,14 +72,18 @@ def imports(name: str) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            above = (
+                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            )
             module = ".".join([*above, *([node.module] if node.module else [])])
             full = {f"{module}.{alias.name}": module for alias in node.names}
             found |= {deep if deep in SOURCES else shallow for deep, shallow in full.items()}
     return found
 
 
-GRAPH = {name: {other for other in imports(name) & SOURCES.keys() if other != name} for name in SOURCES}
+GRAPH = {
+    name: {other for other in imports(name) & SOURCES.keys() if other != name} for name in SOURCES
+}
 
 
 def room(module: str) -> str:
@@ -100,7 +114,12 @@ def circle(start: str) -> list[str]:
 def above(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
     """(module, what it imports from a layer above its own)."""
     inner = [name for name in graph if name != "textpatch"]
-    return [(name, other) for name in inner for other in graph[name] if other != "textpatch" and layer(other) < layer(name)]
+    return [
+        (name, other)
+        for name in inner
+        for other in graph[name]
+        if other != "textpatch" and layer(other) < layer(name)
+    ]
 
 
 def test_all_sources_are_looked_at():
@@ -120,7 +139,10 @@ def test_imports_point_down():
     assert above(GRAPH) == []
 
 
-@pytest.mark.parametrize("module, other", [("textpatch.sites", "textpatch.plan"), ("textpatch.weights.fill", "textpatch.cli")])
+@pytest.mark.parametrize(
+    "module, other",
+    [("textpatch.sites", "textpatch.plan"), ("textpatch.weights.fill", "textpatch.cli")],
+)
 def test_an_import_upwards_is_seen(module, other):
     """One import more, from above, is found."""
     assert above(GRAPH | {module: GRAPH[module] | {other}}) == [(module, other)]
@@ -133,7 +155,9 @@ def test_the_core_needs_torch_alone():
     for module in [*core, "textpatch.auditing.replay"]:
         for name in imports(module):
             ours = name.startswith("textpatch.") and room(name) in allowed
-            assert ours or name.split(".")[0] in {"torch", *sys.stdlib_module_names}, f"{module} imports {name}"
+            assert ours or name.split(".")[0] in {"torch", *sys.stdlib_module_names}, (
+                f"{module} imports {name}"
+            )
 
 
 def test_applications_take_any_pipeline():
@@ -156,7 +180,11 @@ def test_no_module_bears_a_public_name():
     for module in SOURCES:
         base = module.rpartition(".")[2]
         assert base not in textpatch.__all__, module
-        own = {node.name for node in TREES[module].body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        own = {
+            node.name
+            for node in TREES[module].body
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        }
         # a kernel's file and the function in it are asked for by one name
         assert base not in own or room(module) == "kernels", module
 
@@ -166,13 +194,20 @@ def test_a_public_name_is_what_it_is_after_any_import(name):
     """With every module of its wing imported, a public name is still the object that its home defines."""
     found = getattr(textpatch, name)
     importlib.import_module(found.__module__)
-    assert getattr(textpatch, name) is found and getattr(sys.modules[found.__module__], name) is found
+    assert (
+        getattr(textpatch, name) is found and getattr(sys.modules[found.__module__], name) is found
+    )
 
 
 def test_tools_see_the_public_names():
     """The stub lists each public name with the home that the package gives it."""
     stub = ast.parse((ROOT / "__init__.pyi").read_text("utf-8"))
-    listed = {alias.asname: node.module for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    listed = {
+        alias.asname: node.module
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
     assert listed == {name: f"textpatch.{home}" for name, home in textpatch._HOME_OF.items()}
     assert (ROOT / "py.typed").exists()
 
@@ -180,7 +215,9 @@ def test_tools_see_the_public_names():
 def test_the_package_shows_its_names_and_version():
     """A fresh interpreter lists every public name and the version before any is used, and has imported no torch."""
     code = "import sys, textpatch as t; print(*dir(t)); print(t.__version__); print('torch' in sys.modules)"
-    listed, told, torch = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
+    listed, told, torch = subprocess.check_output(
+        [sys.executable, "-c", code], text=True
+    ).splitlines()
     assert {*textpatch.__all__, "__version__", "__all__"} <= {*listed.split()}
     assert told == version("textpatch") and torch == "False"
     assert all(hasattr(textpatch, name) for name in listed.split())
@@ -199,8 +236,14 @@ def test_the_library_is_quiet_and_says_why():
             where = f"{module}:{getattr(node, 'lineno', '')}"
             assert not isinstance(node, ast.Assert), where
             if isinstance(node, ast.ExceptHandler):
-                assert node.type is not None and not all(isinstance(line, ast.Pass) for line in node.body), where
-            called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+                assert node.type is not None and not all(
+                    isinstance(line, ast.Pass) for line in node.body
+                ), where
+            called = (
+                node.func.id
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+                else ""
+            )
             assert called != "print" or module in SPEAKS or room(module) == "cli", where
 
 

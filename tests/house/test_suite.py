@@ -17,7 +17,11 @@ BEGIN = "<!-- the files: python tests/house/test_suite.py -->\n"
 def sources() -> dict[str, ast.Module]:
     """Path below tests/ -> parsed source, of every Python file but the makers of golden files."""
     found = sorted(path.relative_to(TESTS) for path in TESTS.rglob("*.py"))
-    return {path.as_posix(): ast.parse((TESTS / path).read_text("utf-8")) for path in found if path.parts[0] != "golden"}
+    return {
+        path.as_posix(): ast.parse((TESTS / path).read_text("utf-8"))
+        for path in found
+        if path.parts[0] != "golden"
+    }
 
 
 def imported(tree: ast.Module) -> set[str]:
@@ -58,10 +62,17 @@ def test_no_test_file_imports_another():
     wings = {Path(path).parts[0] for path in trees} - {"support"}
     assert len(tests) > 70
     for path, tree in trees.items():
-        parts = {part for name in imported(tree) if not name.startswith("textpatch") for part in name.split(".")}
+        parts = {
+            part
+            for name in imported(tree)
+            if not name.startswith("textpatch")
+            for part in name.split(".")
+        }
         assert not parts & tests, path
         assert not {name.split(".")[0] for name in imported(tree)} & {"tests", "conftest"}, path
-        assert not {name for name in imported(tree) if name.split(".")[0] in wings and "." in name}, path
+        assert not {
+            name for name in imported(tree) if name.split(".")[0] in wings and "." in name
+        }, path
 
 
 def test_every_file_says_what_it_is_about():
@@ -78,7 +89,9 @@ def test_the_readme_lists_every_file():
 
 def test_the_readmes_fault_is_noticed(monkeypatch):
     """The example of a planted fault runs as it stands there."""
-    (example,) = re.findall(r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    (example,) = re.findall(
+        r"^```python\n(.*?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
     session = {}
     exec(compile(example, "the example of tests/README.md", "exec"), session)
     session["test_heads_kept_as_spelled_are_noticed"](monkeypatch)

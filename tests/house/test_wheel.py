@@ -45,7 +45,15 @@ def wheel(tmp_path_factory) -> Path:
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, work / "source")
     run(
-        [*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(work), str(work / "source")],
+        [
+            *PIP,
+            "wheel",
+            "--no-deps",
+            "--no-build-isolation",
+            "--wheel-dir",
+            str(work),
+            str(work / "source"),
+        ],
         work,
     )
     return next(work.glob("*.whl"))
@@ -54,7 +62,10 @@ def wheel(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def installed(wheel) -> Path:
     """The wheel in a folder of its own."""
-    run([*PIP, "install", "--no-deps", "--target", str(wheel.parent / "site"), str(wheel)], wheel.parent)
+    run(
+        [*PIP, "install", "--no-deps", "--target", str(wheel.parent / "site"), str(wheel)],
+        wheel.parent,
+    )
     return wheel.parent / "site"
 
 
@@ -68,7 +79,9 @@ def test_the_wheel_holds_every_source_and_every_model(wheel):
     }.items():
         sources = (path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py"))
         assert {f"textpatch/{package}{path.as_posix()}" for path in sources} <= held
-    models = [path for name in shipped_models() for path in (SHIPPED / name).rglob("*") if path.is_file()]
+    models = [
+        path for name in shipped_models() for path in (SHIPPED / name).rglob("*") if path.is_file()
+    ]
     assert len(models) >= 30
     assert {f"textpatch/weights/{path.relative_to(SHIPPED).as_posix()}" for path in models} <= held
     others = {name for name in held if not name.startswith("textpatch/")}
@@ -88,5 +101,7 @@ def test_the_wheels_command_line_answers(installed, tmp_path):
     """Its command line explains itself and lists the sites of a shipped model."""
     start = "from textpatch.cli import main; sys.exit(main())"
     assert "textpatch localize" in run(isolated(installed, start, "--help"), tmp_path)
-    assert "transformer_blocks.5.attn" in run(isolated(installed, start, "sites", "tiny-mmdit"), tmp_path)
+    assert "transformer_blocks.5.attn" in run(
+        isolated(installed, start, "sites", "tiny-mmdit"), tmp_path
+    )
     assert (installed / "bin" / "textpatch").is_file()

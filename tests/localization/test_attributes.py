@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from support.small_models import DEFAULTS, small_pipeline
 
+from support.small_models import DEFAULTS, small_pipeline
 from textpatch import localize
 from textpatch.errors import OCRError, PatchError, PromptError
 from textpatch.localization import trials
@@ -20,7 +20,14 @@ from textpatch.localization.trials import Trials
 from textpatch.prompts.pairs import Pair, quoted, quoted_texts
 from textpatch.sampling import Samples
 from textpatch.weights.signs import reader as attributes
-from textpatch.weights.signs.drawing import PATTERNS, PHASES, Sign, SignFormat, draw_wall, random_sign
+from textpatch.weights.signs.drawing import (
+    PATTERNS,
+    PHASES,
+    Sign,
+    SignFormat,
+    draw_wall,
+    random_sign,
+)
 from textpatch.weights.signs.evaluation import clean_pictures
 from textpatch.weights.signs.pairs import ATTRIBUTES, attribute_pairs
 from textpatch.weights.signs.reader import SignReader, read_sign
@@ -55,7 +62,10 @@ def test_faint_patterns_that_begin_anew_are_read(pattern, seed):
     bare = draw_wall(sign.wall, "plain", FMT, 0)
     for left in range(0, 96, 24):
         wall = bare + 0.6 * (draw_wall(sign.wall, pattern, FMT, rng.choice(PHASES)) - bare)
-        picture[:5, left : left + 24], picture[-5:, left : left + 24] = wall[:5, left : left + 24], wall[-5:, left : left + 24]
+        picture[:5, left : left + 24], picture[-5:, left : left + 24] = (
+            wall[:5, left : left + 24],
+            wall[-5:, left : left + 24],
+        )
     assert read_sign(Image.fromarray(picture.round().astype(np.uint8))) == sign
 
 
@@ -109,7 +119,11 @@ def test_pairs_differ_in_one_attribute(attribute):
         a, b = map(asdict, pair.signs)
         assert [name for name in ATTRIBUTES if a[name] != b[name]] == [attribute]
         assert (pair.source, pair.target) == tuple(sign.prompt() for sign in pair.signs)
-        assert a["colour"] != a["wall"] and b["colour"] != b["wall"] and {a["word"], b["word"]} <= set(VALIDATION)
+        assert (
+            a["colour"] != a["wall"]
+            and b["colour"] != b["wall"]
+            and {a["word"], b["word"]} <= set(VALIDATION)
+        )
     assert pairs == attribute_pairs(attribute, 40) != attribute_pairs(attribute, 40, seed=1)
     assert [p.signs[0] for p in pairs] == [p.signs[0] for p in attribute_pairs("word", 40)]
 
@@ -131,14 +145,18 @@ def test_a_reading_is_scored_by_its_attribute():
         scores = pair.scored(seen | {"shape": shape, "wall": "none"})
         assert (scores["read"], scores["others"]) == (shape, 0.8)
         for side, right in (("target", target), ("source", source)):
-            assert [scores[f"{name}_{side}"] for name in ("exact", "precision", "recall", "edit")] == [right] * 3 + [1 - right]
+            assert [
+                scores[f"{name}_{side}"] for name in ("exact", "precision", "recall", "edit")
+            ] == [right] * 3 + [1 - right]
 
 
 def test_a_word_is_scored_by_its_letters():
     """Of a pair that differs in its word, precision and recall are those of characters."""
     (pair,) = attribute_pairs("word", 1)
     scores = pair.scored(asdict(pair.signs[0]) | {"word": pair.words[1][:2]})
-    assert scores["precision_target"] == pytest.approx(1) and scores["recall_target"] == pytest.approx(2 / len(pair.words[1]))
+    assert scores["precision_target"] == pytest.approx(1) and scores[
+        "recall_target"
+    ] == pytest.approx(2 / len(pair.words[1]))
 
 
 # --- planted carriers
@@ -152,10 +170,17 @@ def simulated(carriers: dict):
         for swap in plan.swaps:
             (reader,) = swap.readers
             told = signs[swap.donor]
-            carried = {a: getattr(told, a) for a, sites in carriers.items() if sites <= {*swap.sites}}
+            carried = {
+                a: getattr(told, a) for a, sites in carriers.items() if sites <= {*swap.sites}
+            }
             signs[reader] = replace(signs[reader], **carried)
-        pictures = (torch.from_numpy(np.array(picture)) for picture in clean_pictures(list(signs.values()), FMT))
-        latents = {name: picture.permute(2, 0, 1) / 127.5 - 1 for name, picture in zip(signs, pictures)}
+        pictures = (
+            torch.from_numpy(np.array(picture))
+            for picture in clean_pictures(list(signs.values()), FMT)
+        )
+        latents = {
+            name: picture.permute(2, 0, 1) / 127.5 - 1 for name, picture in zip(signs, pictures)
+        }
         return Samples(latents, {}, plan, tuple(rows), options["steps"], options["guidance"])
 
     return sample_latents
@@ -169,7 +194,14 @@ def read_prompt(prompt: str) -> Sign:
     return Sign(quoted(prompt), colour, shape, wall, pattern, style)
 
 
-CARRIERS = {"word": {0}, "style": {0, 2}, "colour": {1}, "shape": {1, 2}, "wall": {2}, "pattern": {0, 1, 2}}
+CARRIERS = {
+    "word": {0},
+    "style": {0, 2},
+    "colour": {1},
+    "shape": {1, 2},
+    "wall": {2},
+    "pattern": {0, 1, 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +225,12 @@ def check_carriers(attribute: str, pipeline, carries):
     assert (summary["half"], summary["all_sites"] > 0.5) == (int(single), True)
     rows = {row["sites"]: row for row in found.rows()}
     alone = [rows[str(site)] for site in range(3)]
-    assert [row["share"] for row in alone] == pytest.approx([float(sites == {site}) for site in range(3)])
-    assert [row["others"] for row in alone] == [1, 1, 1] and rows["0+1+2"]["exact"] == rows["target"]["exact"] == 1
+    assert [row["share"] for row in alone] == pytest.approx(
+        [float(sites == {site}) for site in range(3)]
+    )
+    assert [row["others"] for row in alone] == [1, 1, 1] and rows["0+1+2"]["exact"] == rows[
+        "target"
+    ]["exact"] == 1
 
 
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
@@ -207,7 +243,9 @@ def test_planted_carriers_are_found(attribute, three_sites, carries, monkeypatch
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
 def test_other_carriers_are_noticed(attribute, three_sites, carries, monkeypatch):
     """Planted fault: the model takes the attribute from other sites, or another one along with it."""
-    elsewhere = CARRIERS | {attribute: {(1 + max(CARRIERS[attribute])) % 3} if len(CARRIERS[attribute]) < 3 else {0}}
+    elsewhere = CARRIERS | {
+        attribute: {(1 + max(CARRIERS[attribute])) % 3} if len(CARRIERS[attribute]) < 3 else {0}
+    }
     monkeypatch.setattr(trials, "sample_latents", simulated(elsewhere))
     with pytest.raises(AssertionError):
         check_carriers(attribute, three_sites, carries)
@@ -217,10 +255,19 @@ def test_localize_takes_signs_for_words(three_sites, monkeypatch):
     """The same search, told by other pairs and another reader: its site, its set, and the values as its words."""
     monkeypatch.setattr(trials, "sample_latents", simulated(CARRIERS))
     result = localize(three_sites, attribute_pairs("colour", 6), ocr=SignReader()).result
-    assert result["ranked"][0] == 1 and result["set"]["sites"] == [1] and result["ocr"]["engine"] == "nearest drawing"
-    assert result["sites"][1]["exact_target"]["value"] == 1 and result["sites"][0]["exact_source"]["value"] == 1
+    assert (
+        result["ranked"][0] == 1
+        and result["set"]["sites"] == [1]
+        and result["ocr"]["engine"] == "nearest drawing"
+    )
+    assert (
+        result["sites"][1]["exact_target"]["value"] == 1
+        and result["sites"][0]["exact_source"]["value"] == 1
+    )
     with pytest.raises(PatchError, match="is not quoted; use another mode"):
-        localize(three_sites, attribute_pairs("wall", 4), ocr=SignReader(), mode="contribution", keep=1)
+        localize(
+            three_sites, attribute_pairs("wall", 4), ocr=SignReader(), mode="contribution", keep=1
+        )
 
 
 # --- several words
@@ -243,13 +290,18 @@ class Says:
 
 
 @pytest.mark.parametrize("quote", ['"ON AIR"', '"ON" "AIR"', '"ON  AIR"', '" ON" and "AIR "'])
-@pytest.mark.parametrize("text, blank, right", [("ONAIR", False, 1), ("ON AIR", True, 1), ("ONAIR", True, 0), ("AIRON", False, 0)])
+@pytest.mark.parametrize(
+    "text, blank, right",
+    [("ONAIR", False, 1), ("ON AIR", True, 1), ("ONAIR", True, 0), ("AIRON", False, 0)],
+)
 def test_texts_of_several_words_are_read_in_order(quote, text, blank, right, three_sites):
     """exact = 1 for the words in their order; of a reader that drops blanks none is asked."""
     pairs = [(f"a sign that says {quote}", 'a sign that says "OFF"')]
     record = Trials(replace_check(three_sites), pairs, ocr=Says(text, blank))
     scores = record.pairs[0].scored(text, blanks=record.blanks)
-    assert scores["exact_source"] == right and scores["recall_source"] == pytest.approx(5 / 6 if blank and not right else 1)
+    assert scores["exact_source"] == right and scores["recall_source"] == pytest.approx(
+        5 / 6 if blank and not right else 1
+    )
 
 
 def replace_check(pipeline):
@@ -261,7 +313,10 @@ def replace_check(pipeline):
 
 def test_one_text_is_asked_for_where_two_cannot_be():
     """`quoted` names both; quotes left open are refused by all."""
-    assert quoted_texts('"A  B" or "C"') == ["A B", "C"] and Pair('"A" "B"', '"C"').words == ("A B", "C")
+    assert quoted_texts('"A  B" or "C"') == ["A B", "C"] and Pair('"A" "B"', '"C"').words == (
+        "A B",
+        "C",
+    )
     with pytest.raises(PromptError, match='2 quoted texts in .* write "A B"'):
         quoted('a sign that says "A" and "B"')
     with pytest.raises(PromptError, match="no quoted word"):
@@ -274,9 +329,16 @@ def test_one_text_is_asked_for_where_two_cannot_be():
 def test_another_size_shares_the_weights(three_sites):
     """at(own size) makes the same picture bit for bit; at(h, w) makes h x w; the first pipeline stays as it was."""
     prompt, same = attribute_pairs("word", 1)[0].source, three_sites.at(32, 96)
-    assert same.generate(prompt, seeds=0)[0].tobytes() == three_sites.generate(prompt, seeds=0)[0].tobytes()
+    assert (
+        same.generate(prompt, seeds=0)[0].tobytes()
+        == three_sites.generate(prompt, seeds=0)[0].tobytes()
+    )
     assert three_sites.at(64, 32).generate(prompt, seeds=0)[0].size == (32, 64)
-    assert same.denoiser is three_sites.denoiser and same.defaults.text_box is None and three_sites.defaults == DEFAULTS
+    assert (
+        same.denoiser is three_sites.denoiser
+        and same.defaults.text_box is None
+        and three_sites.defaults == DEFAULTS
+    )
 
 
 def test_sdxls_sizes_grow_along(three_sites):
@@ -284,7 +346,9 @@ def test_sdxls_sizes_grow_along(three_sites):
     told = small_pipeline(defaults=replace(DEFAULTS, micro=(32, 96, 0, 8, 32, 96)))
     assert told.at(64, 48).defaults.micro == (64, 48, 0, 4, 64, 48)
     assert told.encode(["a"]).micro.tolist() == [[32, 96, 0, 8, 32, 96]]
-    assert torch.equal(told.at(64, 48).encode(["a"]).micro, torch.tensor([[64.0, 48, 0, 4, 64, 48]]))
+    assert torch.equal(
+        told.at(64, 48).encode(["a"]).micro, torch.tensor([[64.0, 48, 0, 4, 64, 48]])
+    )
 
 
 @pytest.mark.parametrize("size, why", [((0, 32), "0x32"), ((30, 96), "do not divide into patches of 4x4"),

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from support.localizing import PAIR, Parrot
 from support.planting import raw, require_noticed
 from support.small_models import small_pipeline
 from support.strategies import ARCHITECTURES, fixed_case
-
 from textpatch import PatchError, Row, edit, load, localize, sample
 from textpatch.attention import row_slots
 from textpatch.errors import PromptError
@@ -25,7 +25,11 @@ from textpatch.weights.signs.pairs import sign_pairs
 def first_call(pipeline):
     """x (1, C, H, W), t and the text of two prompts, as the first of three steps has them."""
     x = pipeline.schedule.start(next(pipeline.noises([3])), 3)
-    return pipeline.schedule.model_input(x, 0, 3), pipeline.schedule.timesteps(3)[0], pipeline.encode(["a", "b"])
+    return (
+        pipeline.schedule.model_input(x, 0, 3),
+        pipeline.schedule.timesteps(3)[0],
+        pipeline.encode(["a", "b"]),
+    )
 
 
 def distance(model, x, t, text, part: dict) -> float:
@@ -38,7 +42,10 @@ def distance(model, x, t, text, part: dict) -> float:
 def put_out(model, x, t, text, names, slots=None) -> dict:
     """What some modules put out in a call, {name: output}."""
     seen = {}
-    with HookRegistry(model, names).observe(lambda name, out: seen.update({name: out})), torch.no_grad():
+    with (
+        HookRegistry(model, names).observe(lambda name, out: seen.update({name: out})),
+        torch.no_grad(),
+    ):
         model(x.repeat(2, 1, 1, 1), t, text, slots=slots)
     return seen
 
@@ -49,15 +56,24 @@ def put_out(model, x, t, text, names, slots=None) -> dict:
 def test_it_is_the_slope_towards_the_swap(architecture, seed):
     """a = - dL / de where a site puts out (1 - e) own + e swapped, swapped being what the swap itself puts out: 1e-6."""
     case = fixed_case(architecture, seed=seed)
-    model, (x, t, text), e = case.model, first_call(case.pipeline), 1e-5  # its square's share of L was measured: 2e-8
+    model, (x, t, text), e = (
+        case.model,
+        first_call(case.pipeline),
+        1e-5,
+    )  # its square's share of L was measured: 2e-8
     found, tokens = drops(model, x, t, text), text.tokens.shape[1]
     largest = max(map(abs, found.values()))
     assert largest > 0
     for site, names in exit_modules(model, model.sites).items():
-        swap = [row_slots(torch.tensor([1, 1]), tokens) if other == site else None for other in model.sites]
+        swap = [
+            row_slots(torch.tensor([1, 1]), tokens) if other == site else None
+            for other in model.sites
+        ]
         own, swapped = (put_out(model, x, t, text, names, slots) for slots in (None, swap))
         moved = lambda e: {name: torch.lerp(own[name], swapped[name], e) for name in names}  # noqa: E731
-        slope = (distance(model, x, t, text, moved(e)) - distance(model, x, t, text, moved(-e))) / (2 * e)
+        slope = (distance(model, x, t, text, moved(e)) - distance(model, x, t, text, moved(-e))) / (
+            2 * e
+        )
         assert abs(found[site] + slope) < 1e-6 * largest
 
 
@@ -69,7 +85,10 @@ def test_it_runs_along_the_sources_generation(architecture):
     whole, image = attributions(pipeline, "a", "b", seed=3, steps=steps, guidance=4.5)
     plain = sample(pipeline, [Row("a", "a", 3)], steps=steps, guidance=4.5, keep_trajectory=True)
     text, times = pipeline.encode(["a", "b"]), pipeline.schedule.timesteps(steps)
-    inputs = [pipeline.schedule.model_input(x[None], step, steps) for step, x in enumerate(plain.trajectory["a"][:steps])]
+    inputs = [
+        pipeline.schedule.model_input(x[None], step, steps)
+        for step, x in enumerate(plain.trajectory["a"][:steps])
+    ]
     each = [drops(case.model, x, t, text) for x, t in zip(inputs, times)]
     late, _ = attributions(pipeline, "a", "b", seed=3, steps=steps, guidance=4.5, start=1)
     for site in case.model.sites:
@@ -93,13 +112,17 @@ def test_a_start_outside_the_run_is_refused(start):
         attributions(fixed_case().pipeline, "a", "b", steps=3, start=start)
 
 
-@pytest.mark.parametrize("model, sites", [("planted-mmdit", {1}), ("planted-sdxl", {10}), ("planted-if", {3, 4})])
+@pytest.mark.parametrize(
+    "model, sites", [("planted-mmdit", {1}), ("planted-sdxl", {10}), ("planted-if", {3, 4})]
+)
 def test_the_planted_sites_stand_out(model, sites):
     """They have more than .8 of all, in each picture, and where the target is another scene, too."""
     pipeline = load(model)
     for same_scene in (True, False):
         ((source, target),) = sign_pairs(1, same_scene=same_scene)
-        found, _ = attributions(pipeline, source, in_its_words(Pair(source, target)), steps=4, guidance=1)
+        found, _ = attributions(
+            pipeline, source, in_its_words(Pair(source, target)), steps=4, guidance=1
+        )
         assert sum(found[site]["share"] for site in sites) > 0.8
 
 
@@ -118,7 +141,10 @@ def test_pairs_of_one_prompt_are_refused(monkeypatch):
     """No swap between them does anything: PromptError from localize and edit, before anything is generated."""
     pipeline, same = small_pipeline(), (PAIR[0], PAIR[0])
     monkeypatch.setattr(pipeline, "denoise", lambda *a, **k: pytest.fail("generated all the same"))
-    for work in (lambda: localize(pipeline, [PAIR, same], ocr=Parrot()), lambda: edit(pipeline, *same, sites=0)):
+    for work in (
+        lambda: localize(pipeline, [PAIR, same], ocr=Parrot()),
+        lambda: edit(pipeline, *same, sites=0),
+    ):
         with pytest.raises(PromptError, match="source and target are both"):
             work()
 

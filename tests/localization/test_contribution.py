@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from support.localizing import PAIR
 from support.planting import raw, require_noticed
 from support.small_models import small_pipeline
 from support.strategies import ARCHITECTURES, fixed_case
-
 from textpatch import PatchError, Plan, Row, load
 from textpatch.attention import attention_reference
 from textpatch.auditing.replay import Definition
@@ -42,7 +42,9 @@ def given_to_the_picture(case, site, tokens, silent: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@given(seed=st.integers(0, 99), tokens=st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True))
+@given(
+    seed=st.integers(0, 99), tokens=st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True)
+)
 def test_it_is_what_is_lost_without_the_tokens_values(architecture, seed, tokens):
     """At every site norm = mean_i || out_i - out_i with v_j = 0 ||, and share = norm / mean_i || out_i ||: 1e-10."""
     case = fixed_case(architecture, seed=seed)
@@ -61,7 +63,8 @@ def test_guidance_is_looked_through(architecture):
     case = fixed_case(architecture)
     for steps, same in ((1, True), (3, False)):
         plain, guided = (
-            contributions(case.pipeline, "a", steps=steps, guidance=guidance, tokens=[1, 2])[0] for guidance in (1, 4.5)
+            contributions(case.pipeline, "a", steps=steps, guidance=guidance, tokens=[1, 2])[0]
+            for guidance in (1, 4.5)
         )
         apart = max(abs(plain[site]["norm"] / guided[site]["norm"] - 1) for site in plain)
         assert (apart < 1e-10) is same
@@ -71,7 +74,10 @@ def test_the_word_is_found_among_the_tokens():
     """word_tokens gives, among CLIP's tokens and T5's after them, those of the letters, wherever the word stands."""
     pipeline, prompt = small_pipeline(), PAIR[1]
     clip, _, t5 = pipeline.encoders.tokenizers
-    ids = [*clip(prompt, padding="max_length").input_ids, *t5(prompt, padding="max_length").input_ids]
+    ids = [
+        *clip(prompt, padding="max_length").input_ids,
+        *t5(prompt, padding="max_length").input_ids,
+    ]
     assert pipeline.encode([prompt]).tokens.shape[1] == len(ids)
     assert [clip.decode([ids[i]]) for i in word_tokens(pipeline, prompt)] == list("TIGER") * 2
 
@@ -79,7 +85,10 @@ def test_the_word_is_found_among_the_tokens():
 def test_the_word_is_found_where_tokenizers_have_no_length():
     """As the encoders cut their tokens, so they are counted: model_max_length = 10^30 moves no place."""
     pipeline, prompt = small_pipeline(), PAIR[1]
-    expected, lengths = word_tokens(pipeline, prompt), [t.model_max_length for t in pipeline.encoders.tokenizers]
+    expected, lengths = (
+        word_tokens(pipeline, prompt),
+        [t.model_max_length for t in pipeline.encoders.tokenizers],
+    )
     pipeline.encoders.limits = tuple(lengths)
     for tokenizer in pipeline.encoders.tokenizers:
         tokenizer.model_max_length = 10**30
@@ -98,10 +107,15 @@ def test_tokens_that_are_not_there_are_refused(tokens):
 def test_all_tokens_together_give_all(dtype):
     """W_o = 1, all tokens: share = |sum_j p_j v_j| / |out| = 1 up to the rounding u of out, though |s| comes to 30."""
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (3 * torch.randn(1, 2, n, 64, generator=generator, dtype=torch.float64).to(dtype) for n in (32, 77, 77))
+    q, k, v = (
+        3 * torch.randn(1, 2, n, 64, generator=generator, dtype=torch.float64).to(dtype)
+        for n in (32, 77, 77)
+    )
     out = attention_reference(*(x.double() for x in (q, k, v))).to(dtype)
     definition = Definition(Plan(), [Row("a", "a")], [site := Site(0, "a", "cross", 2, 64, 0)])
-    word, whole = norms(Record(site, 0, [q], [k], [v], [out]), definition, torch.eye(128, dtype=dtype), range(77))
+    word, whole = norms(
+        Record(site, 0, [q], [k], [v], [out]), definition, torch.eye(128, dtype=dtype), range(77)
+    )
     assert abs(word / whole - 1) < torch.finfo(dtype).eps / 2 + 5e-6
 
 

@@ -6,18 +6,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from support.localizing import PAIR, Parrot
 from support.planting import require_noticed
 from support.small_models import small_pipeline
 from support.truths import PAIRS, Truth
-
 from textpatch import localize, sample
-from textpatch.localization import modes
 from textpatch.localization import layers as searching
+from textpatch.localization import modes
 from textpatch.localization.indicators import READINGS, Readings
 from textpatch.localization.search import responsible
 from textpatch.localization.trials import Trials
-
 
 
 @pytest.mark.parametrize("guidance, backward", [(1.0, 6), (4.5, 3)])
@@ -26,41 +25,60 @@ def test_reading_costs_the_source_pictures_alone(name, guidance, backward, monke
     """n pairs and m seeds: n m generations for scores of all sites, means over seeds, and for attribution the backward
     passes of each, in generations of as many rows; asked again, none."""
     made, honest = [], sample
-    monkeypatch.setattr(f"textpatch.localization.{name}.sample", lambda *a, **k: made.append(a) or honest(*a, **k))
-    tried = Trials(small_pipeline(), [PAIR, PAIR[::-1]], seeds=(0, 1), guidance=guidance, ocr=Parrot())
+    monkeypatch.setattr(
+        f"textpatch.localization.{name}.sample", lambda *a, **k: made.append(a) or honest(*a, **k)
+    )
+    tried = Trials(
+        small_pipeline(), [PAIR, PAIR[::-1]], seeds=(0, 1), guidance=guidance, ocr=Parrot()
+    )
     read, first, second = Readings(tried, READINGS[name]), *READINGS[name].shown
     shares = read.score([(0,), (1,)], 2)
-    assert len(made) == 4 and tried.generations == 4 * (1 if name == "contribution" else 1 + backward)
+    assert len(made) == 4 and tried.generations == 4 * (
+        1 if name == "contribution" else 1 + backward
+    )
     one = [READINGS[name].read(tried, tried.pairs[0], seed)[0][1][first] for seed in (0, 1)]
-    assert [list(x.shape) for x in shares] == [[2], [2]] and shares[1][0] == pytest.approx(sum(one) / 2, rel=1e-12)
+    assert [list(x.shape) for x in shares] == [[2], [2]] and shares[1][0] == pytest.approx(
+        sum(one) / 2, rel=1e-12
+    )
     made.clear()
     read.score([(0,)], 2, second)
     assert made == [] and [set(record["pictures"]) for record in tried.records] == [{"source"}] * 4
 
 
-@pytest.mark.parametrize("second, left_out", [(0.55, set()), (0.45, {"contribution"}), (0.05, {"contribution", "attribution"})])
+@pytest.mark.parametrize(
+    "second, left_out",
+    [(0.55, set()), (0.45, {"contribution"}), (0.05, {"contribution", "attribution"})],
+)
 @pytest.mark.parametrize("name", READINGS)
 def test_a_site_is_left_out_below_a_part_of_the_best(name, second, left_out, monkeypatch):
     """Contribution leaves out what has less than half of the largest share, attribution what has less than a tenth."""
     reading, pipeline = READINGS[name], small_pipeline()
     shown = {0: dict.fromkeys(reading.shown, 1.0), 1: dict.fromkeys(reading.shown, second)}
     picture = pipeline.generate(PAIR[0], seeds=0)[0]
-    monkeypatch.setitem(READINGS, name, replace(reading, read=lambda trials, pair, seed: (shown, picture)))
+    monkeypatch.setitem(
+        READINGS, name, replace(reading, read=lambda trials, pair, seed: (shown, picture))
+    )
     pairs = [PAIR, PAIR[::-1], (PAIR[0], PAIR[0].replace("HOUSE", "TIGER"))]
     result = localize(pipeline, pairs, mode=name, sites=[0, 1], first=3, ocr=Parrot()).result
     by = result["sites"][1]["status"].get("by")
     assert (by == name) is (name in left_out)
 
 
-@pytest.mark.parametrize("share, joins", [(0.05, True), (0.021, True), (0.019, False), (-1.0, False)])
+@pytest.mark.parametrize(
+    "share, joins", [(0.05, True), (0.021, True), (0.019, False), (-1.0, False)]
+)
 @pytest.mark.parametrize("name", READINGS)
 def test_a_site_joins_the_set_unless_it_gives_next_to_nothing(name, share, joins, monkeypatch):
     """Site 2 adds .2 to what 0 and 1 do, and is left out by its share: it joins all the same, from a fiftieth of the largest
     share on; the exhaustive search's set is then this one's."""
     shares, truth = {0: 1.0, 1: 0.7, 2: share}, Truth({0: 0.5, 1: 0.2, 2: 0.2})
-    read = SimpleNamespace(score=lambda groups, n, what=None: [np.full(n, shares[site]) for (site,) in groups])
+    read = SimpleNamespace(
+        score=lambda groups, n, what=None: [np.full(n, shares[site]) for (site,) in groups]
+    )
     monkeypatch.setattr(modes, "Readings", lambda trials, reading: read)
-    twice = lambda groups, n, own=False: [np.stack([values, values], axis=1) for values in truth(groups, n)]  # noqa: E731
+    twice = lambda groups, n, own=False: [
+        np.stack([values, values], axis=1) for values in truth(groups, n)
+    ]  # noqa: E731
     tried, alone = SimpleNamespace(score=twice, pairs=range(PAIRS)), [(0,), (1,), (2,)]
     screening, _ = modes.MODES[name](tried, alone, None, 4)
     assert screening.ranked[-1] == (2,) and (2,) not in screening.kept

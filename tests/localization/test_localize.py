@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
+
 from support.localizing import PAIR, Parrot, planted_site
 from support.planting import plant
 from support.small_models import DEFAULTS, small_pipeline
-
 from textpatch import PatchError, Row, load, localize, sample
 from textpatch import groups as groups_
 from textpatch.errors import OCRError, PromptError
@@ -19,6 +19,7 @@ from textpatch.weights.signs import evaluation
 from textpatch.weights.signs.drawing import SignFormat
 from textpatch.weights.signs.pairs import sign_pairs
 from textpatch.weights.signs.words import TEST
+
 
 @pytest.fixture(scope="module")
 def planted():
@@ -45,8 +46,12 @@ def test_a_swap_one_site_off_is_noticed(planted, monkeypatch):
 
     def one_off(pair, seed, groups, *rest):
         rows, plan = honest(pair, seed, groups, *rest)
-        moved = honest(pair, seed, [(groups[(i + 1) % len(groups)]) for i in range(len(groups))], *rest)[1]
-        return rows, type(plan)(type(a)(b.sites, a.readers, a.donor, a.steps) for a, b in zip(plan.swaps, moved.swaps))
+        moved = honest(
+            pair, seed, [(groups[(i + 1) % len(groups)]) for i in range(len(groups))], *rest
+        )[1]
+        return rows, type(plan)(
+            type(a)(b.sites, a.readers, a.donor, a.steps) for a, b in zip(plan.swaps, moved.swaps)
+        )
 
     monkeypatch.setattr(trials, "rows_and_plan", one_off)
     with pytest.raises(AssertionError):
@@ -63,8 +68,12 @@ def test_held_out_words_are_read_as_well_as_clean_drawings(model, long):
     few = 16 if model.endswith("-if") else 32
     signs = evaluation.held_out_signs(len(TEST) if long else few, fmt)
     assert min(len(sign.word) for sign in signs) >= 4
-    clean = evaluation.reading_accuracy(evaluation.clean_pictures(signs, fmt), signs, fmt, ocr).mean()
-    made = evaluation.reading_accuracy(evaluation.generated_pictures(load(model), signs), signs, fmt, ocr).mean()
+    clean = evaluation.reading_accuracy(
+        evaluation.clean_pictures(signs, fmt), signs, fmt, ocr
+    ).mean()
+    made = evaluation.reading_accuracy(
+        evaluation.generated_pictures(load(model), signs), signs, fmt, ocr
+    ).mean()
     assert made >= 0.95 * clean > 0.9
 
 
@@ -77,23 +86,34 @@ class Blind:
 
 def test_a_blind_reader_is_an_error_before_anything_runs(monkeypatch):
     """No score is reported by an engine that fails its self-test, and nothing is generated."""
-    monkeypatch.setattr(trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same"))
+    monkeypatch.setattr(
+        trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same")
+    )
     with pytest.raises(OCRError, match="0 of 18"):
         localize(small_pipeline(), [PAIR], ocr=Blind())
 
 
 def test_lettering_that_leaves_no_background_is_refused_before_anything_runs(monkeypatch):
     """A text box without a window of 11 x 11 beside it is named with the picture's size, and nothing is generated."""
-    monkeypatch.setattr(trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same"))
+    monkeypatch.setattr(
+        trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same")
+    )
     pipeline = small_pipeline(defaults=replace(DEFAULTS, text_box=(7, 9, 90, 24)))
-    with pytest.raises(PatchError, match=r"text_box \(7, 9, 90, 24\) of pictures of 32x96 pixels .* no window of 11x11"):
+    with pytest.raises(
+        PatchError,
+        match=r"text_box \(7, 9, 90, 24\) of pictures of 32x96 pixels .* no window of 11x11",
+    ):
         localize(pipeline, [PAIR], ocr=Parrot())
 
 
 def test_a_pair_that_is_there_twice_is_refused_before_anything_runs(monkeypatch):
     """Six times one pair are one pair: they would narrow every interval, and no site is credited for them."""
-    monkeypatch.setattr(trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same"))
-    with pytest.raises(PromptError, match="pairs 0 and 2 are the same, .* give each pair once, and more seeds"):
+    monkeypatch.setattr(
+        trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same")
+    )
+    with pytest.raises(
+        PromptError, match="pairs 0 and 2 are the same, .* give each pair once, and more seeds"
+    ):
         localize(small_pipeline(), [PAIR, PAIR[::-1], list(PAIR)], ocr=Parrot())
 
 
@@ -109,8 +129,13 @@ class Spelling(Parrot):
 
 def test_words_the_reader_cannot_spell_are_refused_before_anything_runs(monkeypatch):
     """The word, its letters and the reader's, and what to do; nothing is generated."""
-    monkeypatch.setattr(trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same"))
-    with pytest.raises(PromptError, match="word 'TIGER' has 'T', 'I', 'G', 'R', and Spelling answers with 'HOUSE' alone; .*ocr="):
+    monkeypatch.setattr(
+        trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same")
+    )
+    with pytest.raises(
+        PromptError,
+        match="word 'TIGER' has 'T', 'I', 'G', 'R', and Spelling answers with 'HOUSE' alone; .*ocr=",
+    ):
         localize(small_pipeline(), [PAIR], ocr=Spelling("HOUSE"))
 
 
@@ -130,15 +155,29 @@ def test_letters_count_as_they_are_written(words, reader, unknown):
 
 def test_the_alphabet_of_words_spells_them_and_no_more():
     """Capitals always; small letters and digits where a word has one: read with it, such words are read."""
-    words = [word for form in (str.upper, str.lower, str.title) for word in map(form, KNOWN_WORDS[:6])] + ["1984", "747"]
-    assert [len(alphabet_of(some)) for some in (["HOUSE"], ["House"], ["A4"], words, [])] == [26, 52, 36, 62, 26]
+    words = [
+        word for form in (str.upper, str.lower, str.title) for word in map(form, KNOWN_WORDS[:6])
+    ] + ["1984", "747"]
+    assert [len(alphabet_of(some)) for some in (["HOUSE"], ["House"], ["A4"], words, [])] == [
+        26,
+        52,
+        36,
+        62,
+        26,
+    ]
     read = Tesseract(alphabet=alphabet_of(words)).read([_draw(word, 24) for word in words])
     assert [one.lower() for one in read] == [word.lower() for word in words]
 
 
 def test_a_planted_reader_of_unknown_letters_is_noticed(monkeypatch):
     """Fault: letters are compared as scores are, without case, so that small ones pass."""
-    plant(monkeypatch, trials, "require_known_letters", "if letter not in alphabet", "if letter.upper() not in alphabet")
+    plant(
+        monkeypatch,
+        trials,
+        "require_known_letters",
+        "if letter not in alphabet",
+        "if letter.upper() not in alphabet",
+    )
     with pytest.raises(pytest.fail.Exception):
         test_letters_count_as_they_are_written(("HOUSE", "house"), Tesseract(), "h")
 
@@ -147,9 +186,16 @@ def test_scores_are_means_over_pairs_and_seeds():
     """HOUSE read everywhere, HOUSE source of one pair and target of the other: 1/2, 1/2, and 5 edits on one of two."""
     result = localize(small_pipeline(), [PAIR, PAIR[::-1]], seeds=(0, 1), ocr=Parrot()).result
     site = result["sites"][0]
-    assert [site[name]["value"] for name in ("exact_source", "exact_target", "edit_source")] == [0.5, 0.5, 2.5]
+    assert [site[name]["value"] for name in ("exact_source", "exact_target", "edit_source")] == [
+        0.5,
+        0.5,
+        2.5,
+    ]
     assert site["n"] == 4 and result["pairs"] == 2 and result["ocr"] == {"engine": "parrot"}
-    assert result["baselines"]["source"]["mse"]["value"] == 0 and result["baselines"]["source"]["psnr"]["value"] is None
+    assert (
+        result["baselines"]["source"]["mse"]["value"] == 0
+        and result["baselines"]["source"]["psnr"]["value"] is None
+    )
 
 
 @pytest.mark.parametrize("options", [dict(start=2), dict(start=-1), dict(sites=[9]), dict(sites="x.*"), dict(steps=0),

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from support.localizing import PAIR, Parrot
 from support.planting import Drawn, plant, raw, require_noticed
 from support.small_models import relative, save_small, small_pipeline
 from support.strategies import ARCHITECTURES, STATIC, cases, fixed_case
-
 from textpatch import PatchError, cli, groups, load, localize, sample, sampling
 from textpatch.groups import row_name, rows_and_plan
 from textpatch.localization import trials
@@ -65,12 +65,17 @@ def answers():
     """planted-mmdit, six pairs, four steps: mode -> result."""
     pipeline, pairs = load("planted-mmdit"), sign_pairs(6, split="test")
     first = {} | {mode: {"first": 3} for mode in MODES[1:]}
-    return {mode: localize(pipeline, pairs, mode=mode, steps=4, **first.get(mode, {})).result for mode in MODES}
+    return {
+        mode: localize(pipeline, pairs, mode=mode, steps=4, **first.get(mode, {})).result
+        for mode in MODES
+    }
 
 
 def test_all_modes_find_the_planted_site(answers):
     """The set is {1} in each; the exact score of site 1 is the same to the last reading."""
-    assert {mode: result["set"]["sites"] for mode, result in answers.items()} == dict.fromkeys(MODES, [1])
+    assert {mode: result["set"]["sites"] for mode, result in answers.items()} == dict.fromkeys(
+        MODES, [1]
+    )
     assert [result["ranked"][0] for result in answers.values()] == [1] * len(MODES)
     exact = [result["sites"][1]["f1_target"] for result in answers.values()]
     assert all(score == exact[0] for score in exact) and exact[0]["value"] > 0.9
@@ -80,24 +85,36 @@ def test_the_set_shows_what_each_site_gains(answers):
     """Site 1 gains over no swap, and what it fails on is too little for another site to be tried with it."""
     (first,) = answers["exhaustive"]["set"]["steps"]
     source = answers["exhaustive"]["baselines"]["source"]["f1_target"]["value"]
-    assert first["gain"]["value"] == pytest.approx(first["score"]["value"] - source) and first["gain"]["low"] > 0
+    assert (
+        first["gain"]["value"] == pytest.approx(first["score"]["value"] - source)
+        and first["gain"]["low"] > 0
+    )
     assert (first["kept"], first["group"]) == (True, [1])
 
 
 def test_every_site_says_what_became_of_it(answers):
     """Measured on all pairs, or screened out by what, on how many pairs, with which score."""
-    assert [site["status"] for site in answers["exhaustive"]["sites"]] == [{"state": "measured", "pairs": 6}] * 6
+    assert [site["status"] for site in answers["exhaustive"]["sites"]] == [
+        {"state": "measured", "pairs": 6}
+    ] * 6
     for mode in MODES[1:]:
         result = answers[mode]
         measured, out = [], []
         for site in result["sites"]:
             (out if site["status"]["state"] == "screened out" else measured).append(site)
         by = {"staged": "swap"}.get(mode, mode)
-        assert [site["site"] for site in measured] == [1] and {site["status"]["by"] for site in out} == {by}
+        assert [site["site"] for site in measured] == [1] and {
+            site["status"]["by"] for site in out
+        } == {by}
         assert {site["status"]["pairs"] for site in out} == {3} and result["gaps"][-1]["low"] > 0
         assert [site.get("n") for site in out] == [3 if mode == "staged" else None] * 5
-        assert all(site["status"]["low"] <= site["status"]["value"] <= site["status"]["high"] for site in out)
-        assert "Screened out by their" in answer(result) and "on 3 pairs: sites 0, 2, 3, 4, 5." in answer(result)
+        assert all(
+            site["status"]["low"] <= site["status"]["value"] <= site["status"]["high"]
+            for site in out
+        )
+        assert "Screened out by their" in answer(
+            result
+        ) and "on 3 pairs: sites 0, 2, 3, 4, 5." in answer(result)
         assert [line.split()[0] for line in table(result).splitlines()[-5:]] == ["out"] * 5
 
 
@@ -118,14 +135,20 @@ def test_pictures_that_no_score_needs_are_few(answers):
     """Screened: the source's own picture on the n first pairs alone, and with it the background; exhaustive: on all."""
     for mode, n in zip(MODES, (6, 3, 3, 3)):
         source, site = answers[mode]["baselines"]["source"], answers[mode]["sites"][1]
-        assert (source["n"], site["n"], site["n_background"]) == (n, 6, n) and 0 < site["ssim"]["value"] <= 1
+        assert (source["n"], site["n"], site["n_background"]) == (n, 6, n) and 0 < site["ssim"][
+            "value"
+        ] <= 1
 
 
 def test_where_text_is_static_the_target_does_not_run():
     """planted-sdxl, L = 14, P = 4 pairs, n = 3 first: (L + 2) n + P - n pictures staged, 3 n + P - n by contribution and,
     without guidance, 6 n more by attribution, where the target's own picture is made on the n pairs alone; the set is {10}."""
     pipeline, pairs = load("planted-sdxl"), sign_pairs(4, split="test", same_scene=True)
-    for mode, made in (("staged", 16 * 3 + 1), ("contribution", 3 * 3 + 1), ("attribution", 9 * 3 + 1)):
+    for mode, made in (
+        ("staged", 16 * 3 + 1),
+        ("contribution", 3 * 3 + 1),
+        ("attribution", 9 * 3 + 1),
+    ):
         result = localize(pipeline, pairs, mode=mode, steps=4, first=3).result
         assert result["set"]["sites"] == [10] and result["baselines"]["target"]["n"] == 3
         assert result["generations"] == {"made": made, "one_by_one": 15 * 4}
@@ -135,7 +158,9 @@ def test_the_report_shows_the_search(answers, tmp_path):
     """Sites without scores pass through the table, the heat map and the page, which says why they have none."""
     result = answers["contribution"]
     page = report.report_html(result, heatmap=report.heatmap_png(result), sheet=b"", manifest={})
-    assert page.count("screened out by contribution") == 5 and "The responsible set is site 1." in page
+    assert (
+        page.count("screened out by contribution") == 5 and "The responsible set is site 1." in page
+    )
     assert "How the search went" in page and "clear gain" in page
 
 
@@ -156,7 +181,9 @@ def test_every_generation_is_counted(mode, monkeypatch):
         return sample
 
     def passed(*args, **options):
-        names.extend([("backward", *args[1:], n) for n in range(6 if options["guidance"] == 1 else 3)])
+        names.extend(
+            [("backward", *args[1:], n) for n in range(6 if options["guidance"] == 1 else 3)]
+        )
         return attributions(*args, **options)
 
     monkeypatch.setattr("textpatch.localization.trials.sample_latents", counted(sample_latents))
@@ -164,7 +191,9 @@ def test_every_generation_is_counted(mode, monkeypatch):
         monkeypatch.setattr(f"textpatch.localization.{module}.sample", counted(sample))
     monkeypatch.setattr("textpatch.localization.indicators.attributions", passed)
     pipeline = small_pipeline()
-    result = localize(pipeline, PAIRS, seeds=(0, 1), ocr=Fortune(pipeline, PAIRS), **options(mode)).result
+    result = localize(
+        pipeline, PAIRS, seeds=(0, 1), ocr=Fortune(pipeline, PAIRS), **options(mode)
+    ).result
     assert result["generations"]["made"] == len(names) and result["set"]["sites"]
     once = [name for name in names if name[0] not in ("target", "backward")]
     assert set(Counter(once).values()) == {1}
@@ -182,7 +211,11 @@ def test_a_killed_search_ends_as_if_it_had_not_been(mode, tmp_path, monkeypatch,
     def search(folder) -> tuple:
         run = Run.open(tmp_path / folder, request)
         found = localize(pipeline, PAIRS, run=run, ocr=ocr, **options(mode))
-        return (run.folder / "records/0.jsonl").read_bytes(), json.dumps(found.result), found.records
+        return (
+            (run.folder / "records/0.jsonl").read_bytes(),
+            json.dumps(found.result),
+            found.records,
+        )
 
     whole = search("whole")
     honest = Run.append
@@ -217,9 +250,13 @@ def test_records_of_another_plan_are_refused(tmp_path):
 def test_all_heads_of_sites_are_the_sites(architecture):
     """The group of all (site, head) makes the latents of the group of the sites; one head less does not.   (law 14)"""
     case = fixed_case(architecture)
-    heads = tuple((site, head) for site in (0, 2) for head in range(case.model.sites[site].text_heads))
+    heads = tuple(
+        (site, head) for site in (0, 2) for head in range(case.model.sites[site].text_heads)
+    )
     rows, plan = rows_and_plan(Pair("a", "b"), 0, [(0, 2), heads, heads[1:]], 2, 0, "both")
-    assert [row.name for row in rows[2:]] == [row_name(group) for group in [(0, 2), heads, heads[1:]]]
+    assert [row.name for row in rows[2:]] == [
+        row_name(group) for group in [(0, 2), heads, heads[1:]]
+    ]
     made = sample(case.pipeline, rows, plan, steps=2, guidance=4.5).latents
     whole, all_heads, fewer = (made[row.name] for row in rows[2:])
     assert relative(all_heads, whole) < 1e-10 < 1e-6 < relative(fewer, whole)
@@ -229,7 +266,10 @@ def test_the_heads_of_the_planted_site(answers):
     """Those found write as well as the whole site does, and are heads of it."""
     tried = Trials(load("planted-mmdit"), sign_pairs(3, split="test"), steps=4)
     found = head_search(tried, 1)
-    whole, alone = (tried.score([group], 3)[0] for group in ([(1, 0), (1, 1)], tuple(map(tuple, found["heads"]))))
+    whole, alone = (
+        tried.score([group], 3)[0]
+        for group in ([(1, 0), (1, 1)], tuple(map(tuple, found["heads"])))
+    )
     assert found["sites"] == [1] and {site for site, _ in found["heads"]} == {1}
     assert found["steps"][-1]["missing"]["value"] <= 0 and alone.mean() >= whole.mean() - 1e-12
 
@@ -245,7 +285,9 @@ def test_a_forked_run_is_all_runs_from_the_start(architecture, data):
     case = data.draw(cases(architecture))
     starts = data.draw(st.lists(st.integers(0, case.steps - 1), min_size=1, unique=True))
     ends = [Row("source", "a", 5), Row("target", "b", 5)]
-    forks = [Row(f"start-{start}", "a", 5, joins=start, copies="source") for start in sorted(starts)]
+    forks = [
+        Row(f"start-{start}", "a", 5, joins=start, copies="source") for start in sorted(starts)
+    ]
     plan = Plan(Swap(case.sites, row.name, "target", steps=range(row.joins, case.steps), branch=case.branch)
                 for row in forks)  # fmt: skip
     options = dict(steps=case.steps, guidance=case.guidance)
@@ -269,8 +311,12 @@ def test_the_start_curve_on_the_planted_site(tmp_path, monkeypatch):
     pipeline, pairs = load("planted-mmdit"), sign_pairs(3, split="test")
     run = Run.open(tmp_path / "run", {"request": 1})
     found = start_curve(Trials(pipeline, pairs, steps=4, run=run), 1)
-    assert [point["start"] for point in found["curve"]] == [0, 1, 2, 3] and found["generations"] == 3 * 4.5
-    exact, ssim = ([point[name]["value"] for point in found["curve"]] for name in ("exact_target", "ssim"))
+    assert [point["start"] for point in found["curve"]] == [0, 1, 2, 3] and found[
+        "generations"
+    ] == 3 * 4.5
+    exact, ssim = (
+        [point[name]["value"] for point in found["curve"]] for name in ("exact_target", "ssim")
+    )
     assert exact[0] > 0.5 and exact[-1] == 0 and 0 <= found["chosen"] < 3 and ssim[0] < ssim[-1]
     monkeypatch.setattr("textpatch.localization.start_step.sample", None)
     assert start_curve(Trials(pipeline, pairs, steps=4, run=run), 1) == found
@@ -283,11 +329,20 @@ def test_the_command_line_looks_further(tmp_path, monkeypatch):
               "--same-scene", "--starts", "--heads", "--out", "run"]  # fmt: skip
     assert cli.main(search) == 0
     result = json.loads((tmp_path / "run/results.json").read_text())
-    assert result["set"]["sites"] == result["start_curve"]["sites"] == result["head_search"]["sites"] == [1]
-    assert [point["start"] for point in result["start_curve"]["curve"]] == [0, 1] and result["head_search"]["heads"]
+    assert (
+        result["set"]["sites"]
+        == result["start_curve"]["sites"]
+        == result["head_search"]["sites"]
+        == [1]
+    )
+    assert [point["start"] for point in result["start_curve"]["curve"]] == [0, 1] and result[
+        "head_search"
+    ]["heads"]
     stored = (tmp_path / "run/results.json").read_bytes()
     for module in ("trials.sample_latents", "contribution.sample", "starts.sample"):
-        monkeypatch.setattr(f"textpatch.localization.{module}", lambda *a, **k: pytest.fail("made again"))
+        monkeypatch.setattr(
+            f"textpatch.localization.{module}", lambda *a, **k: pytest.fail("made again")
+        )
     assert cli.main(search) == 0 and (tmp_path / "run/results.json").read_bytes() == stored
 
 
@@ -297,8 +352,22 @@ def test_the_command_line_looks_further(tmp_path, monkeypatch):
 def test_the_command_line_searches(tmp_path, monkeypatch, capfd):
     """--mode, --keep and --first reach the search, whose result says so; its run folder passes the audit."""
     monkeypatch.chdir(save_small(tmp_path / "small").parent)
-    search = ["localize", "small", "--mode", "contribution", "--keep", "1", "--pairs", "3", "--out", "run"]
-    assert cli.main([*search, "--first", "1"]) == 2 and "an interval over pairs needs two" in capfd.readouterr().err
+    search = [
+        "localize",
+        "small",
+        "--mode",
+        "contribution",
+        "--keep",
+        "1",
+        "--pairs",
+        "3",
+        "--out",
+        "run",
+    ]
+    assert (
+        cli.main([*search, "--first", "1"]) == 2
+        and "an interval over pairs needs two" in capfd.readouterr().err
+    )
     assert cli.main([*search, "--first", "2"]) == 0
     result = json.loads((tmp_path / "run/results.json").read_text())
     assert result["mode"] == "contribution" and result["gaps"][0]["pairs"] == 2
@@ -319,7 +388,9 @@ def test_the_command_line_searches(tmp_path, monkeypatch, capfd):
 def test_searches_that_cannot_be_carried_out(wrong, says, monkeypatch):
     """An unknown mode, options without effect, more kept than there are: PatchError, and nothing is generated."""
     for name in ("trials.sample_latents", "contribution.sample", "attribution.sample"):
-        monkeypatch.setattr(f"textpatch.localization.{name}", lambda *a, **k: pytest.fail("generated all the same"))
+        monkeypatch.setattr(
+            f"textpatch.localization.{name}", lambda *a, **k: pytest.fail("generated all the same")
+        )
     with pytest.raises(PatchError, match=says):
         localize(small_pipeline(), PAIRS, ocr=Parrot(), **wrong)
 
@@ -334,9 +405,16 @@ def test_one_pair_is_not_enough_to_screen():
 def test_sets_that_were_kept_are_measured_on_all_pairs():
     """A staged search of sets says "measured" of those with a picture for every pair, and screened out of all others."""
     pipeline, pairs = load("planted-mmdit"), sign_pairs(6, split="test")
-    found = localize(pipeline, pairs, mode="staged", groups=[(0, 1), (3, 4), (5,)], first=3, steps=4)
-    states = {tuple(entry["group"]): (entry["status"]["state"], entry["n"]) for entry in found.result["sites"]}
-    assert states.pop((0, 1)) == ("measured", 6) and {state for state, _ in states.values()} == {"screened out"}
+    found = localize(
+        pipeline, pairs, mode="staged", groups=[(0, 1), (3, 4), (5,)], first=3, steps=4
+    )
+    states = {
+        tuple(entry["group"]): (entry["status"]["state"], entry["n"])
+        for entry in found.result["sites"]
+    }
+    assert states.pop((0, 1)) == ("measured", 6) and {state for state, _ in states.values()} == {
+        "screened out"
+    }
     assert "measured on" not in answer(found.result) and found.result["set"] is None
 
 
@@ -344,7 +422,12 @@ def test_one_pair_has_no_interval():
     """The scores of one pair are values without ends, as its seeds are no other pairs."""
     result = localize(small_pipeline(), [PAIR], seeds=(0, 1), ocr=Parrot(), starts=True).result
     entries = [*result["sites"], *result["baselines"].values(), *result["start_curve"]["curve"]]
-    ends = [entry[name][end] for entry in entries for name in ("exact_target", "f1_target", "ssim") for end in ("low", "high")]
+    ends = [
+        entry[name][end]
+        for entry in entries
+        for name in ("exact_target", "f1_target", "ssim")
+        for end in ("low", "high")
+    ]
     assert set(ends) == {None} and "[" not in table(result, 80)
 
 
@@ -400,4 +483,6 @@ def test_a_record_under_the_wrong_name_is_noticed(tmp_path, monkeypatch):
     """Fault: every batch of a pair and seed is looked up under the name of the first."""
     plant(monkeypatch, trials.Trials, "_made", "if number > 1", "if number > 9")
     with pytest.raises(trials.StoreError, match="was made by plan"):
-        test_a_killed_search_ends_as_if_it_had_not_been("exhaustive", tmp_path, monkeypatch, long=False)
+        test_a_killed_search_ends_as_if_it_had_not_been(
+            "exhaustive", tmp_path, monkeypatch, long=False
+        )

@@ -6,19 +6,29 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from support.planting import plant, raw, require_noticed
 from support.truths import PAIRS, Truth
-
 from textpatch.localization import search
 from textpatch.localization.search import (
-    EARLY, FEW, better_than, grow, latest_start, responsible, screen, take_away,
+    EARLY,
+    FEW,
+    better_than,
+    grow,
+    latest_start,
+    responsible,
+    screen,
+    take_away,
 )  # fmt: skip
 from textpatch.metrics import FEWEST, f1_of_means, intervals, wilson
 from textpatch.metrics.intervals import gain, interval
 
+
 def effects(sites: int = 9, most: int = 4):
     """Sites of which one to four have an effect of at least 0.1 each, 1 together at most."""
-    parts = st.dictionaries(st.integers(0, sites - 1), st.integers(10, 24), min_size=1, max_size=most)
+    parts = st.dictionaries(
+        st.integers(0, sites - 1), st.integers(10, 24), min_size=1, max_size=most
+    )
     return parts.map(lambda some: {site: some.get(site, 0) / 100 for site in range(sites)})
 
 
@@ -53,12 +63,17 @@ def test_a_gain_of_f1_is_that_of_its_means(seed):
 few_scores = st.integers(1, 30).flatmap(lambda n: st.lists(st.floats(0, 1), min_size=n, max_size=n))
 
 
-@given(few_scores | st.integers(1, 30).flatmap(lambda n: st.floats(0, 1).map(lambda value: [value] * n)))
+@given(
+    few_scores
+    | st.integers(1, 30).flatmap(lambda n: st.floats(0, 1).map(lambda value: [value] * n))
+)
 def test_an_interval_of_scores_has_a_width(scores):
     """Few pairs or many, alike or not: low < high, the value between them; of one or two, and of all alike, wilson's."""
     values = np.array(scores)
     found = interval(values)
-    assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1 and found["low"] < found["high"]
+    assert (
+        0 <= found["low"] <= found["value"] <= found["high"] <= 1 and found["low"] < found["high"]
+    )
     if len(scores) < FEWEST or np.ptp(values) == 0:
         assert (found["low"], found["high"]) == wilson(found["value"], len(scores))
 
@@ -83,7 +98,14 @@ def test_no_gain_is_clear_on_one_pair_or_two(n, more, less):
     truth = Truth({0: 1.0, 1: 0.0}, pairs=n)
     steps = grow(truth, [0, 1], n, first=2)
     assert responsible(steps) == () and not any(step.kept for step in steps)
-    kept = screen(truth, alone(truth), n, first=2, by="swap", keep=lambda values, pairs: better_than(truth([()], pairs)[0], values))
+    kept = screen(
+        truth,
+        alone(truth),
+        n,
+        first=2,
+        by="swap",
+        keep=lambda values, pairs: better_than(truth([()], pairs)[0], values),
+    )
     assert len(kept.kept) == 2
 
 
@@ -101,7 +123,13 @@ def test_a_planted_credit_on_two_pairs_is_noticed(monkeypatch):
 
 def test_a_planted_interval_without_a_width_is_noticed(monkeypatch):
     """Fault: pairs that are all alike are bootstrapped."""
-    plant(monkeypatch, intervals, "tells_spread", "return len(values) >= FEWEST and", "return len(values) >= 1 or")
+    plant(
+        monkeypatch,
+        intervals,
+        "tells_spread",
+        "return len(values) >= FEWEST and",
+        "return len(values) >= 1 or",
+    )
     with pytest.raises(AssertionError):
         test_an_interval_of_scores_has_a_width.hypothesis.inner_test([1.0, 1.0])
 
@@ -118,7 +146,9 @@ def test_the_set_is_all_that_carry_and_nothing_else(parts, seed):
     assert [step.added for step in steps] == [(site,) for site in ranked[: len(carriers(truth))]]
     assert all(step.kept for step in steps)
     assert responsible(steps) == carriers(truth)
-    assert [step.gain["value"] for step in steps] == pytest.approx([parts[step.added[0]] for step in steps], abs=1e-12)
+    assert [step.gain["value"] for step in steps] == pytest.approx(
+        [parts[step.added[0]] for step in steps], abs=1e-12
+    )
     assert {(step.group, tuple(range(PAIRS))) for step in steps} <= set(truth.asked)
 
 
@@ -146,7 +176,10 @@ def test_sites_that_do_nothing_alone_begin_together(needed, ranked):
     """No site is a gain alone, and those of `needed` together are all there is: the set, whichever site ranks first."""
     steps = grow(Inseparable(needed), ranked, PAIRS, first=4)
     assert responsible(steps) == tuple(sorted(needed))
-    assert [(step.added, step.kept) for step in steps] == [((ranked[0],), False), (tuple(sorted(needed)), True)]
+    assert [(step.added, step.kept) for step in steps] == [
+        ((ranked[0],), False),
+        (tuple(sorted(needed)), True),
+    ]
     assert steps[1].gain["value"] == pytest.approx(0.7) and steps[1].pairs == PAIRS
 
 
@@ -163,7 +196,9 @@ class Failing(Truth):
         self.failed = list(failed)
 
     def value(self, group) -> np.ndarray:
-        values = np.full(PAIRS, 0.2 + 0.8 * (0 in group) * (1 - 1e-9))  # of a perfect reading n / (n + 1e-8)
+        values = np.full(
+            PAIRS, 0.2 + 0.8 * (0 in group) * (1 - 1e-9)
+        )  # of a perfect reading n / (n + 1e-8)
         values[self.failed] = 1.0 if {0, 1} <= set(group) else 0.2
         return values
 
@@ -175,7 +210,9 @@ def test_a_site_that_does_nothing_alone_joins(failed):
     assert np.array_equal(truth.value((1,)), truth.value(()))
     assert responsible(grow(truth, range(4), PAIRS, first=4)) == (0, 1)
     tried = {group: places for group, places in truth.asked if group in ((0, 2), (0, 3))}
-    assert {len(places) for places in tried.values()} == {4} and all(set(places) <= failed for places in tried.values())
+    assert {len(places) for places in tried.values()} == {4} and all(
+        set(places) <= failed for places in tried.values()
+    )
 
 
 @given(st.sets(st.integers(0, PAIRS - 1), max_size=3))
@@ -189,7 +226,12 @@ def test_nothing_is_tried_where_nothing_could_gain(failed):
 
 def clear_on(truth: Truth, larger, before, n: int, pairs: int) -> bool:
     """Whether the gain on the first n pairs is above zero, at the level EARLY unless they are all."""
-    return gain(truth.value(larger)[:n], truth.value(before)[:n], level=0.95 if n == pairs else EARLY)["low"] > 0
+    return (
+        gain(truth.value(larger)[:n], truth.value(before)[:n], level=0.95 if n == pairs else EARLY)[
+            "low"
+        ]
+        > 0
+    )
 
 
 def hoped(truth: Truth, larger, before, looked: int) -> dict:
@@ -209,10 +251,14 @@ def test_a_gain_is_looked_at_on_few_pairs_first(seed, least):
         looks = [max(least, FEW) if before else least]
         while looks[-1] < 100 and not clear_on(truth, step.group, before, looks[-1], 100):
             looks.append(min(2 * looks[-1], 100))
-        assert step.pairs == looks[-1] and step.kept == clear_on(truth, step.group, before, step.pairs, 100)
+        assert step.pairs == looks[-1] and step.kept == clear_on(
+            truth, step.group, before, step.pairs, 100
+        )
         if step.kept:
             assert step.looked == step.pairs
-            assert step.gain == gain(truth.value(step.group)[: step.pairs], truth.value(before)[: step.pairs])
+            assert step.gain == gain(
+                truth.value(step.group)[: step.pairs], truth.value(before)[: step.pairs]
+            )
             before = step.group
     assert 100 in truth.looks(before) and 100 in truth.looks((0,))
 
@@ -230,7 +276,9 @@ def test_a_refusal_looks_no_further_than_it_must(seed):
         looks = [int((truth.value(before) < 1).sum())]
         while looks[-1] < 100 and hoped(truth, step.group, before, looks[-1])["low"] > 0:
             looks.append(min(2 * looks[-1], 100))
-        assert step.looked == looks[-1] and step.gain == hoped(truth, step.group, before, step.looked)
+        assert step.looked == looks[-1] and step.gain == hoped(
+            truth, step.group, before, step.looked
+        )
         exact = gain(truth.value(step.group), truth.value(before))
         assert exact["low"] <= 0 and all(exact[end] <= step.gain[end] for end in exact)
         asked = {place for group, places in truth.asked if group == step.group for place in places}
@@ -240,9 +288,13 @@ def test_a_refusal_looks_no_further_than_it_must(seed):
 def test_a_group_on_the_way_is_scored_as_far_as_it_is_needed():
     """Three sites of clear effects: two of them together on FEW pairs, the three on all; what joins is the same."""
     truths = [Truth({0: 0.5, 1: 0.2, 2: 0.2, 3: 0.0}, pairs=100) for _ in range(2)]
-    early, late = (grow(truth, range(4), 100, first=4, least=least) for truth, least in zip(truths, (4, None)))
+    early, late = (
+        grow(truth, range(4), 100, first=4, least=least) for truth, least in zip(truths, (4, None))
+    )
     assert responsible(early) == responsible(late) == (0, 1, 2) and early[1].group == late[1].group
-    assert [step.pairs for step in early[:3]] == [4, FEW, FEW] and {step.pairs for step in late} == {100}
+    assert [step.pairs for step in early[:3]] == [4, FEW, FEW] and {
+        step.pairs for step in late
+    } == {100}
     assert max(truths[0].looks(early[1].group)) == FEW and max(truths[0].looks((0, 1, 2))) == 100
 
 
@@ -289,7 +341,9 @@ def test_a_screening_keeps_the_carriers(parts, seed, first):
     assert sorted(found.kept) == [(site,) for site in carriers(truth)] and found.pairs == first
     assert [gap["low"] > 0 for gap in found.gaps] == [True]
     seen = {group: interval(truth.value(group)[:first]) for group in alone(truth)}
-    assert found.seen == {group: {"by": "swap", "pairs": first, **value} for group, value in seen.items()}
+    assert found.seen == {
+        group: {"by": "swap", "pairs": first, **value} for group, value in seen.items()
+    }
 
 
 @given(st.integers(0, 99), st.integers(2, 6), st.integers(1, 4))
@@ -297,17 +351,32 @@ def test_a_screening_goes_on_with_those_in_doubt(seed, first, keep):
     """Pairs double, n' = min(2 n, all), while more than k are left; out are those clearly below the k-th best, and they
     are scored no more."""
     truth = Truth({site: 0.1 * site for site in range(6)}, noise=0.4, seed=seed)
-    found = screen(truth, alone(truth), PAIRS, first=first, by="swap", keep=lambda values, pairs: keep)
+    found = screen(
+        truth, alone(truth), PAIRS, first=first, by="swap", keep=lambda values, pairs: keep
+    )
     rounds = list(dict.fromkeys(len(places) for _, places in truth.asked))
     assert rounds[0] == first and all(b == min(2 * a, PAIRS) for a, b in zip(rounds, rounds[1:]))
     running = set(alone(truth))
     for n in rounds:
-        assert {group for group, places in truth.asked if len(places) == n} == running and len(running) > keep
+        assert {group for group, places in truth.asked if len(places) == n} == running and len(
+            running
+        ) > keep
         values = {group: truth.value(group)[:n] for group in running}
-        worst, following = sorted(running, key=lambda group: -values[group].mean())[keep - 1 : keep + 1]
+        worst, following = sorted(running, key=lambda group: -values[group].mean())[
+            keep - 1 : keep + 1
+        ]
         below = {group for group in running if gain(values[worst], values[group])["low"] > 0}
-        assert {"by": "swap", "pairs": n, "kept": worst, "next": following, **gain(values[worst], values[following])} in found.gaps
-        assert all(found.seen[group] == {"by": "swap", "pairs": n, **interval(values[group])} for group in below)
+        assert {
+            "by": "swap",
+            "pairs": n,
+            "kept": worst,
+            "next": following,
+            **gain(values[worst], values[following]),
+        } in found.gaps
+        assert all(
+            found.seen[group] == {"by": "swap", "pairs": n, **interval(values[group])}
+            for group in below
+        )
         running -= below
     assert set(found.kept) == running and (len(running) == keep or rounds[-1] == PAIRS)
     assert set(found.ranked) == set(alone(truth)) and found.ranked[: len(running)] == found.kept
@@ -317,7 +386,9 @@ def test_sites_alike_are_all_kept():
     """No gap anywhere: the screening takes all pairs, and leaves nobody out."""
     truth = Truth(dict.fromkeys(range(4), 0.3))
     found = screen(truth, alone(truth), PAIRS, first=3, by="swap", keep=lambda values, pairs: 2)
-    assert found.pairs == PAIRS and {gap["low"] for gap in found.gaps} == {0} and len(found.kept) == 4
+    assert (
+        found.pairs == PAIRS and {gap["low"] for gap in found.gaps} == {0} and len(found.kept) == 4
+    )
 
 
 # --- heads
@@ -419,6 +490,8 @@ FAULTS = {
 def test_a_fault_is_noticed(fault, monkeypatch):
     """The check holds, and with the fault in place it does not."""
     require_noticed(monkeypatch, FAULTS[fault])
+
+
 @pytest.mark.parametrize("pairs", range(1, FEWEST))
 def test_of_one_pair_or_two_the_start_is_the_last_that_loses_nothing(pairs):
     """No loss is clear on so few; that is no leave to begin where the score is lower."""

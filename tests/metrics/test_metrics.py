@@ -15,13 +15,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont, ImageSequence
-from support.planting import plant
 
+from support.planting import plant
 from textpatch import metrics
 from textpatch.errors import OCRError, PatchError
 from textpatch.localization import scores as trials
-from textpatch.metrics import intervals, ocr, ocr_process
 from textpatch.metrics import image as image_scores
+from textpatch.metrics import intervals, ocr, ocr_process
 
 checked = settings(deadline=None, derandomize=True, print_blob=True, max_examples=100)
 words = st.text("abABcC é", max_size=7)
@@ -72,7 +72,11 @@ def sign(word, ink, plate, wall):
 )
 def test_characters_by_hand(read, wanted, precision, recall, same):
     """P = |R n W| / |R| and Q = |R n W| / |W| on multisets of lower-cased characters."""
-    assert metrics.characters(read, wanted) == (pytest.approx(precision), pytest.approx(recall), same)
+    assert metrics.characters(read, wanted) == (
+        pytest.approx(precision),
+        pytest.approx(recall),
+        same,
+    )
 
 
 @checked
@@ -145,14 +149,18 @@ def test_bootstrap_of_a_mean_has_the_normal_width():
 def test_bootstrap_covers():
     """A 90 % interval of the mean holds the true mean in 80 to 97 % of 200 data sets."""
     sets = np.random.default_rng(2).normal(3, 1, (200, 60))
-    held = [low <= 3 <= high for low, high in (metrics.bootstrap(s, n=300, level=0.9) for s in sets)]
+    held = [
+        low <= 3 <= high for low, high in (metrics.bootstrap(s, n=300, level=0.9) for s in sets)
+    ]
     assert 0.80 < np.mean(held) < 0.97
 
 
 def test_bootstrap_keeps_columns_together():
     """Where recall = 1 - precision in every item, mean P + mean Q = 1 in every resample."""
     p = np.random.default_rng(3).uniform(size=50)
-    low, high = metrics.bootstrap(np.stack([p, 1 - p], 1), lambda a, b, axis: a.mean(axis) + b.mean(axis))
+    low, high = metrics.bootstrap(
+        np.stack([p, 1 - p], 1), lambda a, b, axis: a.mean(axis) + b.mean(axis)
+    )
     assert low == pytest.approx(1) and high == pytest.approx(1)
 
 
@@ -198,7 +206,9 @@ def test_wilson_of_all_alike():
     """n times yes is n / (n + z^2) to 1, n times no the mirror image: 34 % to 100 % of two, never 100 % alone."""
     for n in (1, 2, 3, 24, 283):
         assert metrics.wilson(1.0, n) == pytest.approx((n / (n + 1.959964**2), 1), abs=1e-6)
-        assert metrics.wilson(0.0, n) == pytest.approx((0, 1.959964**2 / (n + 1.959964**2)), abs=1e-6)
+        assert metrics.wilson(0.0, n) == pytest.approx(
+            (0, 1.959964**2 / (n + 1.959964**2)), abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("n", [2, 3, 8, 24, 48])
@@ -206,7 +216,11 @@ def test_wilson_covers(n):
     """Summed over all outcomes, the 95 % interval holds the true share with probability 0.93 to 0.98 on average over shares."""
     ends = [metrics.wilson(k / n, n) for k in range(n + 1)]
     held = [
-        sum(comb(n, k) * p**k * (1 - p) ** (n - k) for k, (low, high) in enumerate(ends) if low <= p <= high)
+        sum(
+            comb(n, k) * p**k * (1 - p) ** (n - k)
+            for k, (low, high) in enumerate(ends)
+            if low <= p <= high
+        )
         for p in np.linspace(0.005, 0.995, 100)
     ]
     assert 0.93 < np.mean(held) < 0.98
@@ -256,7 +270,9 @@ def test_ssim_is_its_definition(seed, height, width, mix):
     mask = np.random.default_rng(seed).random((height, width)) < 0.5
     mask[5, 5] = True
     assert metrics.ssim(a, b) == pytest.approx(slow_ssim(a, b).mean(), abs=1e-10)
-    assert metrics.ssim(a, b, mask) == pytest.approx(slow_ssim(a, b)[mask[5:-5, 5:-5]].mean(), abs=1e-10)
+    assert metrics.ssim(a, b, mask) == pytest.approx(
+        slow_ssim(a, b)[mask[5:-5, 5:-5]].mean(), abs=1e-10
+    )
 
 
 def test_ssim_of_constants():
@@ -274,7 +290,11 @@ def test_image_scores_are_symmetric_and_know_equality(seed):
     for name in "mse psnr ssim mse_uint8_wrapped psnr_uint8_wrapped".split():
         score = getattr(metrics, name)
         assert score(a, b) == pytest.approx(score(b, a), rel=1e-12)
-    assert (metrics.mse(a, a), metrics.psnr(a, a), metrics.mse_uint8_wrapped(a, a)) == (0, np.inf, 0)
+    assert (metrics.mse(a, a), metrics.psnr(a, a), metrics.mse_uint8_wrapped(a, a)) == (
+        0,
+        np.inf,
+        0,
+    )
     assert metrics.ssim(a, a) == pytest.approx(1, abs=1e-12)
     assert metrics.psnr_uint8_wrapped(a, a) == pytest.approx(148.13, abs=0.005)
 
@@ -319,7 +339,9 @@ def test_pil_pictures_score_as_arrays():
         assert score(Image.fromarray(a), Image.fromarray(b)) == score(a, b)
 
 
-@pytest.mark.parametrize("score", [metrics.mse, metrics.psnr, metrics.ssim, metrics.mse_uint8_wrapped])
+@pytest.mark.parametrize(
+    "score", [metrics.mse, metrics.psnr, metrics.ssim, metrics.mse_uint8_wrapped]
+)
 def test_pictures_must_be_comparable(score):
     """Other sizes are named with both values; floats are refused, for 0..1 would score as near equal."""
     with pytest.raises(PatchError, match=r"\(24, 30\) and \(24, 31\)"):
@@ -328,7 +350,9 @@ def test_pictures_must_be_comparable(score):
         score(noise(1) / 255, noise(2) / 255)
 
 
-@pytest.mark.parametrize("mask", [np.zeros((24, 30), bool), np.ones((24, 30)), np.ones((24, 31), bool)])
+@pytest.mark.parametrize(
+    "mask", [np.zeros((24, 30), bool), np.ones((24, 30)), np.ones((24, 31), bool)]
+)
 def test_masks_must_leave_something(mask):
     """An empty mask, one that is not bool, or one of another size is an error, never nan."""
     for score in (metrics.mse, metrics.psnr, metrics.ssim):
@@ -389,12 +413,17 @@ def background(a, b, box) -> tuple[float, float]:
     return scores["ssim"], scores["mse"]
 
 
-@pytest.mark.parametrize("height, width, box, bound", [(32, 96, LETTERING, 0.2), (128, 256, (20, 40, 200, 80), 0.05)])
+@pytest.mark.parametrize(
+    "height, width, box, bound", [(32, 96, LETTERING, 0.2), (128, 256, (20, 40, 200, 80), 0.05)]
+)
 def test_backgrounds_without_likeness_score_near_nothing(height, width, box, bound):
     """Independent noise: a window correlates by 0.02, give or take 0.19 (it weighs 4 pi 1.5^2 = 28 pixels).  The free
     windows weigh as much as 10 and 900 apart would, in three channels each; the bounds are five standard errors more."""
     for seed in range(0, 20, 2):
-        assert abs(background(noise(seed, height, width), noise(seed + 1, height, width), box)[0]) < bound
+        assert (
+            abs(background(noise(seed, height, width), noise(seed + 1, height, width), box)[0])
+            < bound
+        )
 
 
 @pytest.mark.parametrize("box", [(0, 0, 40, 32), (10, 10, 30, 22)])
@@ -406,7 +435,9 @@ def test_a_box_that_leaves_no_window_is_refused(box):
 
 def test_planted_windows_that_touch_the_lettering_are_noticed(monkeypatch):
     """Fault: a window counts as soon as its middle is outside the box."""
-    plant(monkeypatch, image_scores, "windows_outside", "pixels_outside(touched", "pixels_outside(box")
+    plant(
+        monkeypatch, image_scores, "windows_outside", "pixels_outside(touched", "pixels_outside(box"
+    )
     for law in (test_the_background_s_ssim_knows_nothing_of_the_box,
                 test_the_background_s_ssim_is_the_mean_of_the_windows_beside_the_box):  # fmt: skip
         with pytest.raises(AssertionError):
@@ -434,13 +465,18 @@ def test_reads_written_words(engine):
 @pytest.mark.parametrize("size", [12, 60, 300])
 def test_reads_any_size(engine, size):
     """Capitals of 8 to 210 px read exactly: enlargement ends where tesseract would get worse."""
-    assert engine.read([written(w, size=size, picture=(7 * size, 2 * size)) for w in WORDS]) == WORDS
+    assert (
+        engine.read([written(w, size=size, picture=(7 * size, 2 * size)) for w in WORDS]) == WORDS
+    )
 
 
 def test_tesseract_sees_small_pictures():
     """However large the letters, at most 151 px of height are read: 4 x 300 points took 0.27 s a word."""
     for size in (12, 60, 300):
-        assert ocr._prepare(written("CAT", size=size, picture=(7 * size, 2 * size)), None, 4, 0).height <= 151
+        assert (
+            ocr._prepare(written("CAT", size=size, picture=(7 * size, 2 * size)), None, 4, 0).height
+            <= 151
+        )
 
 
 @pytest.mark.parametrize(
@@ -458,7 +494,9 @@ def test_reads_signs_inside_their_box(engine, ink, plate, wall):
 
 def test_blank_pictures_read_as_nothing(engine):
     """White, black, one colour, one pixel, faint noise: "" at their places, beside a word that is read."""
-    faint = Image.fromarray((128 + np.random.default_rng(0).normal(0, 3, (48, 160))).astype(np.uint8))
+    faint = Image.fromarray(
+        (128 + np.random.default_rng(0).normal(0, 3, (48, 160))).astype(np.uint8)
+    )
     flat = [Image.new("RGB", (160, 48), c) for c in ("white", "black", "red")]
     blanks = [*flat, Image.new("L", (1, 1)), faint]
     # none may reach tesseract, which reads stretched noise as words
@@ -504,7 +542,9 @@ def test_reading_leaves_the_environment_alone(engine, monkeypatch):
     monkeypatch.setattr(ocr_process.subprocess, "Popen", spy)
     threads = [threading.Thread(target=engine.read, args=([written("CAT")],)) for _ in range(3)]
     [t.start() for t in threads], [t.join() for t in threads]
-    assert len(seen) >= 3 and set(seen) == {("1", True)} and dict(os.environ) == before  # the first read asks for the version, too
+    assert (
+        len(seen) >= 3 and set(seen) == {("1", True)} and dict(os.environ) == before
+    )  # the first read asks for the version, too
 
 
 def test_describe_names_the_engine(engine):
@@ -560,7 +600,10 @@ def test_a_crash_costs_one_picture(engine, monkeypatch):
     """A picture that tesseract dies on reads as "" and is counted; all the others are read."""
 
     def dies(arguments, given, ask=ocr.tesseract, **options):
-        if any(page.width == page.height for page in ImageSequence.Iterator(Image.open(io.BytesIO(given)))):
+        if any(
+            page.width == page.height
+            for page in ImageSequence.Iterator(Image.open(io.BytesIO(given)))
+        ):
             raise ocr_process.Crash("floating point exception")
         return ask(arguments, given, **options)
 
@@ -581,7 +624,9 @@ def test_a_failure_is_not_a_crash(monkeypatch):
 def test_a_missing_language_is_named(monkeypatch):
     """Where tesseract has no English data, the error names the languages it has and what to install."""
     monkeypatch.setenv("TESSDATA_PREFIX", "/nowhere")
-    with pytest.raises(OCRError, match=r"has the languages \[\] and needs 'eng'; .*tesseract-ocr-eng"):
+    with pytest.raises(
+        OCRError, match=r"has the languages \[\] and needs 'eng'; .*tesseract-ocr-eng"
+    ):
         metrics.Tesseract().self_test()
     monkeypatch.undo()
     with pytest.raises(OCRError) as error:  # a failure that has nothing to do with languages
@@ -624,7 +669,10 @@ def test_pytesseract_reads_the_same(engine):
     """The batch of one own call gives what pytesseract gives picture by picture with the same settings."""
     prepared = [ocr._prepare(written(word), None, 4, 0) for word in WORDS]
     asked = " ".join(engine._settings()[2:])
-    read = [pytesseract.image_to_string(picture.copy(), lang="eng", config=asked) for picture in prepared]
+    read = [
+        pytesseract.image_to_string(picture.copy(), lang="eng", config=asked)
+        for picture in prepared
+    ]
     assert ["".join(line.split()) for line in read] == engine._read(prepared)
 
 
@@ -650,7 +698,9 @@ def test_pictures_of_other_kinds_are_errors(engine, picture):
         engine.read([picture])
 
 
-@pytest.mark.parametrize("options", [{"alphabet": ""}, {"alphabet": "A B"}, {"scale": 0}, {"timeout": 0}])
+@pytest.mark.parametrize(
+    "options", [{"alphabet": ""}, {"alphabet": "A B"}, {"scale": 0}, {"timeout": 0}]
+)
 def test_senseless_engines_are_errors(options):
     """Options no reading can be made with are refused when given."""
     with pytest.raises(OCRError, match="cannot read with"):
@@ -675,7 +725,11 @@ def red_sign(engine):
         ("_luminance", no_box, red_sign),
         ("LEAST_SPAN", 1, test_blank_pictures_read_as_nothing),
         ("_pages", backwards, test_reads_written_words),
-        ("_known_words", lambda alphabet, blank: ["I"], lambda engine: test_the_self_test_is_not_trivial()),
+        (
+            "_known_words",
+            lambda alphabet, blank: ["I"],
+            lambda engine: test_the_self_test_is_not_trivial(),
+        ),
         ("TALLEST", 10**6, lambda engine: test_tesseract_sees_small_pictures()),
     ],
 )

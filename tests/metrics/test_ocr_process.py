@@ -15,7 +15,9 @@ from PIL import Image
 from textpatch.errors import OCRError
 from textpatch.metrics import Tesseract, ocr, ocr_process
 
-pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
+pytestmark = pytest.mark.skipif(
+    not os.path.isdir("/proc/self"), reason="looks for processes in /proc"
+)
 GONE = 5  # seconds
 # 1000 pictures in one process, which would take ten seconds or more
 READS = """
@@ -35,7 +37,11 @@ def readers(folder: Path) -> list[str]:
             told = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
         except OSError:  # it has just ended
             continue
-        found += [entry.name] if os.fsencode(folder) in b"".join(told) and b"python" not in told[0] else []
+        found += (
+            [entry.name]
+            if os.fsencode(folder) in b"".join(told) and b"python" not in told[0]
+            else []
+        )
     return found
 
 
@@ -110,8 +116,29 @@ def test_each_picture_reads_as_it_would_alone():
     assert len(set(together)) > 40
 
 
-HOSTILE = ["A;touch x", "$(touch x)", "`touch x`", "A|cat", "A&", "-l", "--psm", "A\\", "'\"", "../../x", "A>x", "*", "~",
-           "stdin", "--tessdata-dir", "-c", "tessedit_write_params_to_file=x", "A=B", "%s", "@x", "é"]
+HOSTILE = [
+    "A;touch x",
+    "$(touch x)",
+    "`touch x`",
+    "A|cat",
+    "A&",
+    "-l",
+    "--psm",
+    "A\\",
+    "'\"",
+    "../../x",
+    "A>x",
+    "*",
+    "~",
+    "stdin",
+    "--tessdata-dir",
+    "-c",
+    "tessedit_write_params_to_file=x",
+    "A=B",
+    "%s",
+    "@x",
+    "é",
+]
 
 
 @pytest.mark.parametrize("alphabet", [text.replace(" ", "") for text in HOSTILE])
@@ -119,10 +146,16 @@ def test_no_shell_sees_the_alphabet(alphabet, tmp_path, monkeypatch):
     """Whatever the alphabet, tesseract alone is started, with the alphabet as one argument of a list."""
     monkeypatch.chdir(tmp_path)
     commands, start = [], subprocess.Popen
-    monkeypatch.setattr(ocr_process.subprocess, "Popen", lambda c, **k: (commands.append((c, k.get("shell"))), start(c, **k))[1])
+    monkeypatch.setattr(
+        ocr_process.subprocess,
+        "Popen",
+        lambda c, **k: (commands.append((c, k.get("shell"))), start(c, **k))[1],
+    )
     engine = Tesseract(alphabet=alphabet)
     engine._tested = True
     engine.read([ocr._draw("COFFEE", 24)])
     ((command, shell),) = commands
-    assert command[0] == "tesseract" and not shell and f"tessedit_char_whitelist={alphabet}" in command
+    assert (
+        command[0] == "tesseract" and not shell and f"tessedit_char_whitelist={alphabet}" in command
+    )
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,23 @@ from PIL import Image
 from textpatch import metrics
 
 # Latin, both cases; composed and combining accents; CJK; emoji, joined and with skin; Arabic and Hebrew; blanks; marks
-LETTERS = [*"abcABC", "é", "e\u0301", "ß", "İ", "ﬁ", *"日本語", "👨\u200d👩\u200d👧", "👍🏽", *"שלם", *"سلا", " ", "\u3000", "\u202e", "-"]
+LETTERS = [
+    *"abcABC",
+    "é",
+    "e\u0301",
+    "ß",
+    "İ",
+    "ﬁ",
+    *"日本語",
+    "👨\u200d👩\u200d👧",
+    "👍🏽",
+    *"שלם",
+    *"سلا",
+    " ",
+    "\u3000",
+    "\u202e",
+    "-",
+]
 
 
 def pairs_of_words(n: int) -> list[tuple[str, str]]:
@@ -22,13 +38,16 @@ def pairs_of_words(n: int) -> list[tuple[str, str]]:
     found = []
     for _ in range(n):
         one = word()
-        other = word() if dice.random() < 0.4 else [c for c in one if dice.random() < 0.8] + word()[:1]
+        other = (
+            word() if dice.random() < 0.4 else [c for c in one if dice.random() < 0.8] + word()[:1]
+        )
         found.append(("".join(one), "".join(other)))
     return found
 
 
 def distance(a: str, b: str) -> int:
     """Levenshtein's recursion from the front, on code points."""
+
     @functools.cache
     def rest(i: int, j: int) -> int:
         if i == len(a) or j == len(b):
@@ -57,7 +76,9 @@ def test_ten_thousand_pairs_of_words():
         match = metrics.characters(a, b)
         wanted = common / len(a) if a else 0, common / len(b) if b else 0
         assert match[:2] == pytest.approx(wanted, abs=1e-7)
-        assert match.exact_multiset == (Counter(c.strip().lower() for c in a) == Counter(c.strip().lower() for c in b))
+        assert match.exact_multiset == (
+            Counter(c.strip().lower() for c in a) == Counter(c.strip().lower() for c in b)
+        )
     p, q = (np.mean([metrics.characters(a, b)[i] for a, b in words]) for i in (0, 1))
     assert metrics.f1(words) == pytest.approx(2 * p * q / (p + q), rel=1e-5)
     assert sum(a == "" for a, _ in words) > 100 and sum(a == b for a, b in words) > 50
@@ -67,7 +88,9 @@ def test_no_detour_is_shorter():
     """d(a, c) <= d(a, b) + d(b, c) for 2,000 threes of words."""
     words = pairs_of_words(2_000)
     for (a, b), (c, _) in zip(words, words[1:]):
-        assert metrics.edit_distance(a, c) <= metrics.edit_distance(a, b) + metrics.edit_distance(b, c)
+        assert metrics.edit_distance(a, c) <= metrics.edit_distance(a, b) + metrics.edit_distance(
+            b, c
+        )
 
 
 @pytest.mark.parametrize("a, b, edits, same", [
@@ -101,12 +124,20 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Wang et al. 2004: every 11 x 11 window weighted at once by the two-dimensional Gaussian, centred moments."""
     y, x = np.mgrid[-5:6, -5:6]
     weights = np.exp(-(x**2 + y**2) / 4.5) / np.exp(-(x**2 + y**2) / 4.5).sum()
-    p, q = (sliding_window_view(z.astype(float), (11, 11), (0, 1)) for z in (a, b))  # (H - 10, W - 10, 3, 11, 11)
+    p, q = (
+        sliding_window_view(z.astype(float), (11, 11), (0, 1)) for z in (a, b)
+    )  # (H - 10, W - 10, 3, 11, 11)
     mean = lambda z: np.einsum("hwcij,ij->hwc", z, weights)  # noqa: E731
     mp, mq = mean(p), mean(q)
     dp, dq = p - mp[..., None, None], q - mq[..., None, None]
     c1, c2 = 2.55**2, 7.65**2
-    return float(((2 * mp * mq + c1) * (2 * mean(dp * dq) + c2) / ((mp**2 + mq**2 + c1) * (mean(dp**2) + mean(dq**2) + c2))).mean())
+    return float(
+        (
+            (2 * mp * mq + c1)
+            * (2 * mean(dp * dq) + c2)
+            / ((mp**2 + mq**2 + c1) * (mean(dp**2) + mean(dq**2) + c2))
+        ).mean()
+    )
 
 
 @pytest.mark.parametrize("kind", ["colour", "grey", "constant", "identical", "unrelated"])
@@ -121,7 +152,9 @@ def test_two_hundred_pairs_of_pictures(kind):
         assert metrics.psnr(a, b) == pytest.approx(wanted, abs=1e-10)
         assert metrics.ssim(a, b) == pytest.approx(ssim(a, b), abs=1e-10)
         if kind == "identical":
-            assert (metrics.mse(a, b), metrics.psnr(a, b)) == (0, np.inf) and metrics.ssim(a, b) == pytest.approx(1, abs=1e-12)
+            assert (metrics.mse(a, b), metrics.psnr(a, b)) == (0, np.inf) and metrics.ssim(
+                a, b
+            ) == pytest.approx(1, abs=1e-12)
         if kind == "grey":
             grey = [Image.fromarray(z[..., 0]) for z in (a, b)]
             assert metrics.mse(*grey) == metrics.mse(*(z.convert("RGB") for z in grey))

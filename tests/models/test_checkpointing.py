@@ -1,30 +1,49 @@
 """Parts of a U-Net that run again in the backward pass, to save memory, read the same text again."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from itertools import product
-from typing import Iterator
 
 import pytest
 import torch
-from support.planting import plant
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from support.planting import plant
 from textpatch import load
 from textpatch.attention import row_slots
 from textpatch.reference_models import deepfloyd_if, sdxl
 from textpatch.reference_models.pipeline import Pipeline
 
 PARTS = {
-    "sdxl": (sdxl.CrossAttention, sdxl.Block, sdxl.Transformer, sdxl.DownBlock, sdxl.MidBlock, sdxl.UpBlock),
-    "if": (deepfloyd_if.AddedAttention, deepfloyd_if.DownBlock, deepfloyd_if.MidBlock, deepfloyd_if.UpBlock),
+    "sdxl": (
+        sdxl.CrossAttention,
+        sdxl.Block,
+        sdxl.Transformer,
+        sdxl.DownBlock,
+        sdxl.MidBlock,
+        sdxl.UpBlock,
+    ),
+    "if": (
+        deepfloyd_if.AddedAttention,
+        deepfloyd_if.DownBlock,
+        deepfloyd_if.MidBlock,
+        deepfloyd_if.UpBlock,
+    ),
 }
 EVERY_PART = [(name, part) for name, parts in PARTS.items() for part in parts]
 # The older checkpointing follows gradients through tensors that are arguments themselves, and not through lists of them.
-GIVEN_TENSORS = [("sdxl", sdxl.CrossAttention), ("sdxl", sdxl.Block), ("if", deepfloyd_if.AddedAttention)]
-PROMPTS = ['a red sign that says "HOUSE" on a blue wall', 'a red sign that says "BREAD" on a blue wall']
+GIVEN_TENSORS = [
+    ("sdxl", sdxl.CrossAttention),
+    ("sdxl", sdxl.Block),
+    ("if", deepfloyd_if.AddedAttention),
+]
+PROMPTS = [
+    'a red sign that says "HOUSE" on a blue wall',
+    'a red sign that says "BREAD" on a blue wall',
+]
 READINGS = list(product(("tokens", "bank"), ("own", "turned")))
 
 
@@ -72,7 +91,9 @@ def expected(name: str, held: str, slots: str) -> dict[str, Tensor]:
     return gradients(shipped(name), held, slots)
 
 
-def require_the_same(name: str, part: type[nn.Module], held: str, slots: str, *, reentrant: bool) -> None:
+def require_the_same(
+    name: str, part: type[nn.Module], held: str, slots: str, *, reentrant: bool
+) -> None:
     """Gradients with a part checkpointed are those without, bit for bit."""
     pipeline, wanted = shipped(name), expected(name, held, slots)
     with checkpointed(pipeline.denoiser, part, reentrant):
@@ -86,7 +107,9 @@ def test_the_readings_differ():
     for name in PARTS:
         own, turned = (expected(name, "tokens", slots) for slots in ("own", "turned"))
         keys = [tap.module for site in shipped(name).denoiser.sites for tap in site.taps]
-        assert keys and all(not torch.equal(own[f"{key}.weight"], turned[f"{key}.weight"]) for key in keys)
+        assert keys and all(
+            not torch.equal(own[f"{key}.weight"], turned[f"{key}.weight"]) for key in keys
+        )
 
 
 @pytest.mark.parametrize("name, part", EVERY_PART)
@@ -105,7 +128,12 @@ def test_so_they_are_with_the_older_checkpointing(name, part):
 
 FAULTS = {
     "what was kept is used up": (sdxl.UpBlock, "forward", "kept[-1 - j]", "kept.pop()"),
-    "a site is read once": (sdxl.Transformer, "forward", "reads[block.attn2.site]", "reads.pop(block.attn2.site)"),
+    "a site is read once": (
+        sdxl.Transformer,
+        "forward",
+        "reads[block.attn2.site]",
+        "reads.pop(block.attn2.site)",
+    ),
 }
 
 

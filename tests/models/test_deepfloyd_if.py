@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.small_models import outputs, relative
-from support.strategies import randomize
 from torch._dynamo.testing import CompileCounter
 
+from support.small_models import outputs, relative
+from support.strategies import randomize
 from textpatch.attention import row_slots
 from textpatch.errors import PatchError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
@@ -53,13 +53,19 @@ def build(config: IFConfig, dtype=torch.float64, seed: int = 0) -> DeepFloydIF:
 def inputs(config: IFConfig, dtype=torch.float64, rows=2, size=(1, 2), tokens=5, per_row=True):
     """x (rows, C, size x the multiple that halves), t, tokens, and in stage II `low` and `level`."""
     multiple = 2 ** (len(config.block_out_channels) - 1)
-    x, low = torch.randn(2, rows, config.latent_channels, *(side * multiple for side in size), dtype=dtype)
+    x, low = torch.randn(
+        2, rows, config.latent_channels, *(side * multiple for side in size), dtype=dtype
+    )
     t, level = 1000 * torch.rand(2, *([rows] if per_row else []))
     text = TextCondition(torch.randn(rows, tokens, config.encoder_hid_dim, dtype=dtype))
     return (x, t, text), dict(low=low, level=level) if config.class_embed_type else {}
 
 
-PUBLISHED = {704: 4_304_695_110, 320: 935_365_830, 192: 371_605_830}  # XL, L, M: first width, parameters
+PUBLISHED = {
+    704: 4_304_695_110,
+    320: 935_365_830,
+    192: 371_605_830,
+}  # XL, L, M: first width, parameters
 
 
 @pytest.mark.parametrize("first", PUBLISHED)
@@ -80,7 +86,9 @@ SITES = [  # in execution order: block, sites, width
 
 def test_sites_of_if_xl(xl):
     """22 sites: 9 down, 1 in the middle, 12 up; K and V of width W hold 2 (2816 + 1) W parameters each site."""
-    expected = [(f"{block}.attentions.{j}", width) for block, sites, width in SITES for j in range(sites)]
+    expected = [
+        (f"{block}.attentions.{j}", width) for block, sites, width in SITES for j in range(sites)
+    ]
     assert [(site.name, site.heads * site.head_dim) for site in xl.sites] == expected
     assert [site.index for site in xl.sites] == list(range(22))
     assert {(site.kind, site.head_dim) for site in xl.sites} == {("added", 64)}
@@ -133,7 +141,9 @@ def batches():
 
 def reference(diffusers, config: IFConfig, model: DeepFloydIF):
     """diffusers' U-Net of the same configuration with the same weights."""
-    theirs = diffusers.UNet2DConditionModel(**asdict(config), **FIXED).to(next(model.parameters()).dtype)
+    theirs = diffusers.UNet2DConditionModel(**asdict(config), **FIXED).to(
+        next(model.parameters()).dtype
+    )
     theirs.load_state_dict(model.state_dict())
     return theirs.requires_grad_(False)
 
@@ -154,7 +164,9 @@ def equals_diffusers(diffusers, config, batch, seed):
         assert a.dtype == b.dtype == dtype and relative(a, b) <= tolerance
         assert [name for name, _ in our_text] == [name for name, _ in their_text]
         assert len(our_text) == 2 * len(ours.sites) > 0
-        assert all(relative(kv, ref) <= tolerance for (_, kv), (_, ref) in zip(our_text, their_text))
+        assert all(
+            relative(kv, ref) <= tolerance for (_, kv), (_, ref) in zip(our_text, their_text)
+        )
 
 
 STAGE_I = dict(in_channels=st.integers(1, 4), out_channels=st.integers(1, 6))
@@ -217,7 +229,10 @@ def test_attention_at_full_width(xl, reference_xl):
 def test_resnet_at_full_width(xl, reference_xl):
     """A ResNet of width 1408 -> 2112 = diffusers' ResnetBlock2D, which takes the activation of c itself."""
     ours, theirs = full_width(xl, reference_xl, "down_blocks.2.resnets.0")
-    x, c = torch.randn(1, 1408, 3, 2, dtype=torch.float64), torch.randn(1, 2816, dtype=torch.float64)
+    x, c = (
+        torch.randn(1, 1408, 3, 2, dtype=torch.float64),
+        torch.randn(1, 2816, dtype=torch.float64),
+    )
     assert relative(ours(x, torch.nn.functional.gelu(c)), theirs(x, c)) <= 1e-10
 
 
@@ -255,7 +270,9 @@ def test_slots_at_all_sites_are_the_donors_text(config, dtype):
     donors, pooled = torch.randn_like(readers.tokens), model.pool(readers.tokens)
     target = model(x, t, TextCondition(donors, pooled), **stage_ii)
     own, theirs = model.text_kv(readers), model.text_kv(TextCondition(donors))
-    bank = tuple(tuple(torch.cat(pair) for pair in zip(a, b)) for a, b in zip(own, theirs))  # R = 4, B = 2
+    bank = tuple(
+        tuple(torch.cat(pair) for pair in zip(a, b)) for a, b in zip(own, theirs)
+    )  # R = 4, B = 2
     slots = [row_slots(torch.tensor([2, 3]), tokens=5)] * len(model.sites)
     assert torch.equal(model(x, t, TextCondition(bank, pooled), slots=slots, **stage_ii), target)
     tokens = torch.cat([readers.tokens, donors])
@@ -273,7 +290,11 @@ def test_a_pair_of_slots_is_for_keys_and_values(config):
     (k, v), site = text.tokens[1], 1
     swap, own = row_slots(torch.tensor([1, 0]), 5), row_slots(torch.tensor([0, 1]), 5)
     other_k, other_v = k.flip(0), v.flip(0)
-    for pair, read in [((swap, own), (other_k, v)), ((own, swap), (k, other_v)), (swap, (other_k, other_v))]:
+    for pair, read in [
+        ((swap, own), (other_k, v)),
+        ((own, swap), (k, other_v)),
+        (swap, (other_k, other_v)),
+    ]:
         slots = [pair if i == site else None for i in range(len(model.sites))]
         bank = tuple(read if i == site else kv for i, kv in enumerate(text.tokens))
         swapped = model(x, t, text, slots=slots, **stage_ii)
@@ -337,14 +358,19 @@ REFUSED = {  # changes to x, text (pooled as a number of rows), slots, low and l
     "this stage I got level": dict(level=1.0),
     "this stage II got neither": dict(config=SMALL_II),
     "this stage II got level": dict(config=SMALL_II, level=1.0),
-    r"low is \(2, 3, 1, 2\) and x \(2, 3, 2, 4\)": dict(config=SMALL_II, low=(2, 3, 1, 2), level=1.0),
+    r"low is \(2, 3, 1, 2\) and x \(2, 3, 2, 4\)": dict(
+        config=SMALL_II, low=(2, 3, 1, 2), level=1.0
+    ),
 }
 
 
 @pytest.mark.parametrize("says", REFUSED)
 def test_what_does_not_fit_is_refused(says):
     """Sizes, rows, slots, and low or level that do not belong are PatchErrors with both values."""
-    case = dict(config=SMALL, x=(2, 3, 2, 4), tokens=2, width=12, pooled=None, bank=False) | REFUSED[says]
+    case = (
+        dict(config=SMALL, x=(2, 3, 2, 4), tokens=2, width=12, pooled=None, bank=False)
+        | REFUSED[says]
+    )
     model = build(case["config"], torch.float32)
     text = TextCondition(torch.randn(case["tokens"], 5, case["width"]))
     if case["bank"]:
@@ -353,7 +379,14 @@ def test_what_does_not_fit_is_refused(says):
         text = replace(text, pooled=torch.zeros(case["pooled"], case["config"].embedding_width))
     low = torch.zeros(case["low"]) if "low" in case else None
     with pytest.raises(PatchError, match=says):
-        model(torch.zeros(case["x"]), 1.0, text, slots=case.get("slots"), low=low, level=case.get("level"))
+        model(
+            torch.zeros(case["x"]),
+            1.0,
+            text,
+            slots=case.get("slots"),
+            low=low,
+            level=case.get("level"),
+        )
 
 
 def test_a_bank_is_made_of_the_models_own_text():

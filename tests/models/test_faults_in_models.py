@@ -1,12 +1,12 @@
 """Every law that says something of a model notices a fault in the source of each: SDXL's, DeepFloyd IF's, MMDiT's."""
 
 import pytest
+
 from support import laws, laws_of_calls
 from support.copies import native_slots_are_foreign_hooks
 from support.faults import FAULTS, require, require_noticed
 from support.planting import plant
 from support.strategies import Case
-
 from textpatch.plan import Swap
 from textpatch.reference_models import deepfloyd_if, mmdit, sdxl
 
@@ -31,8 +31,18 @@ BANK_OF_ANOTHER_ROW = {
 }
 KEYS_AS_VALUES = {
     "sdxl": (CROSS, "forward", "(None, k), (None, v)", "(None, v), (None, k)"),
-    "if-i": (ADDED, "forward", "(k_image, k_text), (v_image, v_text)", "(k_image, v_text), (v_image, k_text)"),
-    "mmdit": (JOINT, "forward", "(k_image, k_text), (v_image, v_text)", "(k_image, v_text), (v_image, k_text)"),
+    "if-i": (
+        ADDED,
+        "forward",
+        "(k_image, k_text), (v_image, v_text)",
+        "(k_image, v_text), (v_image, k_text)",
+    ),
+    "mmdit": (
+        JOINT,
+        "forward",
+        "(k_image, k_text), (v_image, v_text)",
+        "(k_image, v_text), (v_image, k_text)",
+    ),
 }
 KEYS_AS_VALUES_IN_THE_BANK = {
     "sdxl": (CROSS, "text_kv", "self.to_k(tokens)), self.split(self.to_v", "self.to_v(tokens)), self.split(self.to_k"),
@@ -72,7 +82,12 @@ TEXT_UNREAD = {
 ROWS_MIXED = {
     "sdxl": (CROSS, "forward", "self.out(out)", "self.out(out + out.mean(0))"),
     "if-i": (ADDED, "forward", "x + out.mT", "x + (out + out.mean(0)).mT"),
-    "mmdit": (mmdit.Block, "forward", "gate * from_image", "gate * (from_image + from_image.mean(0))"),
+    "mmdit": (
+        mmdit.Block,
+        "forward",
+        "gate * from_image",
+        "gate * (from_image + from_image.mean(0))",
+    ),
 }
 POOLED_UNREAD = {
     "sdxl": (sdxl.SDXL, "_embed", "[text.pooled,", "[text.pooled * 0,"),
@@ -84,7 +99,9 @@ POOLED_UNREAD = {
 def law_native_slots_are_foreign_hooks(case: Case):
     """Law 13 as support/copies.py states it, for one swap."""
     name = {"SDXL": "SDXL", "DeepFloydIF": "IF", "MMDiT": "SD3"}[type(case.model).__name__]
-    native_slots_are_foreign_hooks(pytest.importorskip("diffusers"), name, Swap((0, 2), "a", "b", heads=(1,), tokens=(0, 3)), 0)
+    native_slots_are_foreign_hooks(
+        pytest.importorskip("diffusers"), name, Swap((0, 2), "a", "b", heads=(1,), tokens=(0, 3)), 0
+    )
 
 
 FAULTS_IN_MODELS = {
@@ -107,7 +124,9 @@ FAULTS_IN_MODELS = {
 PLANTED = [(law, architecture) for law, fault in FAULTS_IN_MODELS.items() for architecture in fault]
 
 
-@pytest.mark.parametrize("law, architecture", PLANTED, ids=[f"{law.__name__}-{on}" for law, on in PLANTED])
+@pytest.mark.parametrize(
+    "law, architecture", PLANTED, ids=[f"{law.__name__}-{on}" for law, on in PLANTED]
+)
 def test_the_law_notices(law, architecture, monkeypatch):
     """law(library), and not law(library with the fault in the model's source)."""
     require(law, architecture)
@@ -117,6 +136,13 @@ def test_the_law_notices(law, architecture, monkeypatch):
 
 def test_every_law_has_a_fault():
     """{laws} = {laws that some fault breaks}."""
-    stated = {law for module in (laws, laws_of_calls) for name, law in vars(module).items() if name.startswith("law_")}
-    broken = {law for law, *_ in FAULTS.values() if law.__name__ != "law_recorded"} | FAULTS_IN_MODELS.keys()
+    stated = {
+        law
+        for module in (laws, laws_of_calls)
+        for name, law in vars(module).items()
+        if name.startswith("law_")
+    }
+    broken = {
+        law for law, *_ in FAULTS.values() if law.__name__ != "law_recorded"
+    } | FAULTS_IN_MODELS.keys()
     assert stated == broken - {law_native_slots_are_foreign_hooks}

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.small_models import relative
-from support.strategies import randomize
 from torch._dynamo.testing import CompileCounter
 
+from support.small_models import relative
+from support.strategies import randomize
 from textpatch.attention import row_slots
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
@@ -45,7 +45,9 @@ def build(config: MMDiTConfig, dtype=torch.float64, seed: int = 0) -> MMDiT:
 
 def inputs(config: MMDiTConfig, dtype=torch.float64, rows=2, size=(2, 3), tokens=5):
     """x of `size` patches, a t for each row, and text."""
-    x = torch.randn(rows, config.in_channels, *(side * config.patch_size for side in size), dtype=dtype)
+    x = torch.randn(
+        rows, config.in_channels, *(side * config.patch_size for side in size), dtype=dtype
+    )
     words = torch.randn(rows, tokens, config.joint_attention_dim, dtype=dtype)
     pooled = torch.randn(rows, config.pooled_projection_dim, dtype=dtype)
     return x, 1000 * torch.rand(rows, dtype=dtype), TextCondition(words, pooled)
@@ -84,7 +86,11 @@ def test_the_site_of_the_paper():
 @st.composite
 def configs(draw):
     """Any sizes, with and without norms of queries and keys, any blocks dual."""
-    heads, head_dim, layers = draw(st.integers(1, 3)), 4 * draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    heads, head_dim, layers = (
+        draw(st.integers(1, 3)),
+        4 * draw(st.integers(1, 4)),
+        draw(st.integers(1, 3)),
+    )
     return MMDiTConfig(
         sample_size=8, patch_size=draw(st.sampled_from([1, 2, 4])),
         in_channels=draw(st.integers(1, 4)), out_channels=draw(st.integers(1, 4)),
@@ -124,7 +130,9 @@ def test_mmdit_equals_diffusers(diffusers, config, rows, size, tokens, seed):
         torch.manual_seed(seed)
         ours, (x, t, text) = build(config, dtype, seed), inputs(config, dtype, rows, size, tokens)
         theirs, our_text, their_text = reference(diffusers, ours, dtype), {}, {}
-        names = [f"{site.name}.{part}" for site in ours.sites for part in ("add_k_proj", "add_v_proj")]
+        names = [
+            f"{site.name}.{part}" for site in ours.sites for part in ("add_k_proj", "add_v_proj")
+        ]
         with HookRegistry(ours, names).observe(our_text.__setitem__):
             a = ours(x, t, text)
         with HookRegistry(theirs, names).observe(their_text.__setitem__):
@@ -143,7 +151,12 @@ def test_blocks_at_full_width(diffusers, name, last):
     with torch.device("meta"):
         ours = Block(config, context_pre_only=last, dual=dual).double()
         theirs = JointTransformerBlock(
-            config.width, config.num_attention_heads, 64, last, qk_norm="rms_norm", use_dual_attention=dual
+            config.width,
+            config.num_attention_heads,
+            64,
+            last,
+            qk_norm="rms_norm",
+            use_dual_attention=dual,
         )
     ours = ours.to_empty(device="cpu").requires_grad_(False)
     for parameter in ours.parameters():
@@ -155,7 +168,11 @@ def test_blocks_at_full_width(diffusers, name, last):
     *expected_text, expected_image = in_float64(theirs)(image, text, c)
     image, text = ours(image, text, c, (None, None))
     assert relative(image, expected_image) <= 1e-10
-    assert (text is None and expected_text == [None]) if last else relative(text, expected_text[0]) <= 1e-10
+    assert (
+        (text is None and expected_text == [None])
+        if last
+        else relative(text, expected_text[0]) <= 1e-10
+    )
 
 
 def test_one_time_for_all_rows():
@@ -218,6 +235,8 @@ def test_a_config_that_fits_nothing_is_refused(sizes, says):
 def test_what_does_not_fit_is_refused(says, changed):
     """Sizes, channels, widths, rows and slots that the model cannot read are PatchErrors with both values."""
     shapes = dict(x=(2, 3, 4, 4), tokens=(2, 5, 6), pooled=(2, 5), slots=None) | changed
-    text = TextCondition(torch.zeros(shapes["tokens"]), shapes["pooled"] and torch.zeros(shapes["pooled"]))
+    text = TextCondition(
+        torch.zeros(shapes["tokens"]), shapes["pooled"] and torch.zeros(shapes["pooled"])
+    )
     with pytest.raises(PatchError, match=says):
         build(SMALL, torch.float32)(torch.zeros(shapes["x"]), 1.0, text, slots=shapes["slots"])

@@ -5,13 +5,16 @@ import re
 import numpy as np
 import pytest
 import torch
-from support.small_models import relative, small_pipeline
-from support.small_models import PROMPTS as SIGNS
 
+from support.small_models import PROMPTS as SIGNS
+from support.small_models import relative, small_pipeline
 from textpatch import load
 from textpatch.errors import PatchError
 
-PROMPTS = ["a red sign on a blue wall", "a green badge on a striped yellow wall"]  # lower case: IF lowers its prompts
+PROMPTS = [
+    "a red sign on a blue wall",
+    "a green badge on a striped yellow wall",
+]  # lower case: IF lowers its prompts
 SEEDS = [5, 11]
 
 
@@ -57,21 +60,35 @@ def generators():
 LATENT = [("sdxl", {}), ("sd3", {}), ("sd3", {"t5": False}), ("sd3", {"dual": True})]
 
 
-@pytest.mark.parametrize("guidance, negative", [(1.0, None), (5.0, None), (5.0, ""), (3.0, "a yellow wall")])
-@pytest.mark.parametrize("name, options", LATENT, ids=["sdxl", "sd3", "sd3-without-t5", "sd3.5-medium"])
+@pytest.mark.parametrize(
+    "guidance, negative", [(1.0, None), (5.0, None), (5.0, ""), (3.0, "a yellow wall")]
+)
+@pytest.mark.parametrize(
+    "name, options", LATENT, ids=["sdxl", "sd3", "sd3-without-t5", "sd3.5-medium"]
+)
 def test_latent_pipelines_equal_diffusers(saved, name, options, guidance, negative):
     """Latents within 1e-5 and pictures within one level of 255, with and without guidance and negative prompt."""
     theirs, ours = saved(name, **options)
     negatives = None if negative is None else [negative] * 2
-    call = dict(negative_prompt=negatives, num_inference_steps=3, guidance_scale=guidance, height=64, width=64)
+    call = dict(
+        negative_prompt=negatives,
+        num_inference_steps=3,
+        guidance_scale=guidance,
+        height=64,
+        width=64,
+    )
     if name == "sd3":
         call["max_sequence_length"] = 22 if options.get("t5", True) else 256
     noise = ours.noise(SEEDS)
     expected = theirs(PROMPTS, latents=noise, output_type="latent", **call).images
     text = ours.encode(PROMPTS if guidance == 1 else [negative] * 2 + PROMPTS)
-    assert relative(ours.denoise(noise, text, steps=3, guidance=guidance), expected) <= tolerance(3, guidance)
+    assert relative(ours.denoise(noise, text, steps=3, guidance=guidance), expected) <= tolerance(
+        3, guidance
+    )
     drawn = theirs(PROMPTS, latents=noise, output_type="pil", **call).images
-    for a, b in zip(ours.generate(PROMPTS, seeds=SEEDS, steps=3, guidance=guidance, negative=negative), drawn):
+    for a, b in zip(
+        ours.generate(PROMPTS, seeds=SEEDS, steps=3, guidance=guidance, negative=negative), drawn
+    ):
         assert np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max() <= 1
 
 
@@ -143,10 +160,14 @@ def test_a_picture_is_its_prompt_and_seed():
     assert a.size == (96, 32) and a.mode == "RGB"
     rows = []
     pipeline.denoiser.register_forward_pre_hook(lambda model, inputs: rows.append(len(inputs[0])))
-    again = pipeline.generate([SIGNS[0]] * 3 + [SIGNS[1]], seeds=[0, np.int64(0), 1, 0], guidance=1, micro_batch=3)
+    again = pipeline.generate(
+        [SIGNS[0]] * 3 + [SIGNS[1]], seeds=[0, np.int64(0), 1, 0], guidance=1, micro_batch=3
+    )
     assert set(rows) == {3, 1}
     a, b, c, d = pipeline.generate([SIGNS[0]] * 3 + [SIGNS[1]], seeds=[0, 0, 1, 0], guidance=1)
-    apart = [np.abs(np.asarray(x, int) - np.asarray(y, int)).max() for x, y in zip(again, (a, b, c, d))]
+    apart = [
+        np.abs(np.asarray(x, int) - np.asarray(y, int)).max() for x, y in zip(again, (a, b, c, d))
+    ]
     assert max(apart) <= 1  # so many at once
     assert a.tobytes() == b.tobytes() != c.tobytes() and d.tobytes() != a.tobytes()
 
@@ -168,8 +189,14 @@ def test_a_seed_is_one_noise(dtype):
 def test_a_seed_that_would_repeat_another_is_refused(seed):
     """Torch's generator takes a seed modulo 2^32: of 0 to 2^32 - 1 each is a noise of its own, and the rest is refused."""
     pipeline = small_pipeline()
-    says = re.escape(f"seed {seed!r} does not fit the noise generator; give a whole number of 0 to 4294967295")
-    for refused in (pipeline.noise, pipeline.noises, lambda seeds: pipeline.check(["a red sign"], seeds=seeds, steps=1)):
+    says = re.escape(
+        f"seed {seed!r} does not fit the noise generator; give a whole number of 0 to 4294967295"
+    )
+    for refused in (
+        pipeline.noise,
+        pipeline.noises,
+        lambda seeds: pipeline.check(["a red sign"], seeds=seeds, steps=1),
+    ):
         with pytest.raises(PatchError, match=f"^{says}$"):
             list(refused([0, seed]))
 

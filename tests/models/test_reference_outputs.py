@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+
 from support import seeded_models
 from support.small_models import relative
 

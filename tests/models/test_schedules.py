@@ -10,15 +10,20 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support.small_models import relative
 
+from support.small_models import relative
 from textpatch.errors import PatchError
 from textpatch.reference_models.schedules import DDIM, DDPM, Euler, FlowMatchEuler
 
 # diffusers' Euler scheduler under numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "schedules.json").read_text())
-SCHEDULES = {"sdxl_euler": Euler(), "sdxl_ddim": DDIM(), "if_ddpm": DDPM(), "sd3_flow": FlowMatchEuler()}
+SCHEDULES = {
+    "sdxl_euler": Euler(),
+    "sdxl_ddim": DDIM(),
+    "if_ddpm": DDPM(),
+    "sd3_flow": FlowMatchEuler(),
+}
 PUBLISHED = [(name, int(steps)) for name in SCHEDULES for steps in GOLDEN[name]]
 UNREAD = {
     "sdxl_euler": {"clip_sample", "sample_max_value", "set_alpha_to_one", "skip_prk_steps"},
@@ -108,7 +113,9 @@ def test_tables_equal_diffusers_for_any_number_of_steps(diffusers, schedule, ste
 def denoiser(channels: int, dtype, seed: int):
     """A stand-in that is smooth in x and t: output (B, channels, H, W) = tanh(mix x) + sin(t)."""
     mix = torch.randn(channels, 3, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-    return lambda x, t: torch.tanh(torch.einsum("oc,bchw->bohw", mix, x)) + torch.sin(t.to(dtype) / 100)
+    return lambda x, t: (
+        torch.tanh(torch.einsum("oc,bchw->bohw", mix, x)) + torch.sin(t.to(dtype) / 100)
+    )
 
 
 def normal(seed: int, dtype, *shape):
@@ -135,7 +142,11 @@ class Unrounded:
 
 def their_run(theirs, predict, noises):
     """The same with diffusers' scheduler, unrounded in float64 and drawing our noises."""
-    x, seen, module = noises[0] * getattr(theirs, "init_noise_sigma", 1.0), [], sys.modules[theirs.__module__]
+    x, seen, module = (
+        noises[0] * getattr(theirs, "init_noise_sigma", 1.0),
+        [],
+        sys.modules[theirs.__module__],
+    )
     for t, noise in zip(theirs.timesteps, noises[1:]):
         model_input = theirs.scale_model_input(x, t) if hasattr(theirs, "scale_model_input") else x
         output = predict(model_input, t)
@@ -150,7 +161,9 @@ def their_run(theirs, predict, noises):
 
 @settings(max_examples=100)
 @given(
-    schedule=st.sampled_from([*SCHEDULES.values(), DDPM(sample_max_value=1.0), FlowMatchEuler(shift=1.0)]),
+    schedule=st.sampled_from(
+        [*SCHEDULES.values(), DDPM(sample_max_value=1.0), FlowMatchEuler(shift=1.0)]
+    ),
     steps=st.one_of(st.sampled_from([1, 2, 3]), st.integers(1, 40)),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 999),
@@ -176,7 +189,9 @@ def test_whole_runs_equal_diffusers(diffusers, schedule, steps, dtype, seed):
 def test_half_precision_is_rounded_once_per_step(schedule, half):
     """A step of half-precision latents is float32's, rounded at the end; so are noising and inversion."""
     channels = 6 if schedule.stochastic else 3
-    x, output, noise = (normal(i, torch.float32, 2, c, 8, 8).to(half) for i, c in enumerate((3, channels, 3)))
+    x, output, noise = (
+        normal(i, torch.float32, 2, c, 8, 8).to(half) for i, c in enumerate((3, channels, 3))
+    )
     calls = [lambda *given, i=i: schedule.step(*given[:2], i, 5, given[2]) for i in range(5)]
     if isinstance(schedule, DDIM):
         calls.append(lambda *given: schedule.invert_step(*given[:2], 2, 5))
@@ -189,7 +204,11 @@ def test_half_precision_is_rounded_once_per_step(schedule, half):
 
 
 @settings(max_examples=40)
-@given(steps=st.integers(1, 60), dtype=st.sampled_from([torch.float32, torch.float64]), seed=st.integers(0, 99))
+@given(
+    steps=st.integers(1, 60),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 99),
+)
 def test_inversion_equals_diffusers(diffusers, steps, dtype, seed):
     """DDIM run backwards is diffusers.DDIMInverseScheduler, bit for bit, at every step."""
     x, predict = normal(seed, dtype, 2, 3, 4, 6), denoiser(3, dtype, seed)
@@ -227,10 +246,14 @@ def test_sample_prediction_is_velocity_rewritten(steps, seed):
 
 
 @settings(max_examples=40)
-@given(scale=st.floats(0.1, 4), ratio=st.floats(0, 1), most=st.floats(1, 2), seed=st.integers(0, 999))
+@given(
+    scale=st.floats(0.1, 4), ratio=st.floats(0, 1), most=st.floats(1, 2), seed=st.integers(0, 999)
+)
 def test_dynamic_threshold(scale, ratio, most, seed):
     """Each picture is clip(x / s, -1, 1), s its own quantile of |x| in 1..most, whatever is beside it."""
-    batch = normal(seed, torch.float64, 3, 3, 5, 4) * torch.tensor([0.3, 1, 3]).view(3, 1, 1, 1) * scale
+    batch = (
+        normal(seed, torch.float64, 3, 3, 5, 4) * torch.tensor([0.3, 1, 3]).view(3, 1, 1, 1) * scale
+    )
     schedule = DDPM(dynamic_thresholding_ratio=ratio, sample_max_value=most)
     for x, made in zip(batch, schedule.threshold(batch)):
         bound = np.clip(np.quantile(x.abs().numpy(), ratio), 1, most)
@@ -243,7 +266,9 @@ def test_added_noise_equals_diffusers(diffusers, dtype):
     theirs = reference(diffusers, DDPM(), 1)
     x, noise = normal(0, dtype, 1, 3, 2, 2), normal(1, dtype, 1, 3, 2, 2)
     for t in range(1000):
-        assert torch.equal(DDPM().add_noise(x, noise, t), theirs.add_noise(x, noise, torch.tensor([t])))
+        assert torch.equal(
+            DDPM().add_noise(x, noise, t), theirs.add_noise(x, noise, torch.tensor([t]))
+        )
 
 
 def test_only_the_last_stochastic_step_needs_no_noise():

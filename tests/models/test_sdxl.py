@@ -7,18 +7,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.small_models import outputs, relative
-from support.strategies import randomize
 from torch._dynamo.testing import CompileCounter
 
+from support.small_models import outputs, relative
+from support.strategies import randomize
 from textpatch.attention import row_slots
 from textpatch.errors import PatchError
 from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 
-DOWN, SITES_DOWN, UP, SITES_UP = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
+DOWN, SITES_DOWN, UP, SITES_UP = (
+    "DownBlock2D",
+    "CrossAttnDownBlock2D",
+    "UpBlock2D",
+    "CrossAttnUpBlock2D",
+)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6}
-FIXED = dict(addition_embed_type="text_time", use_linear_projection=True)  # so published, and no size
+FIXED = dict(
+    addition_embed_type="text_time", use_linear_projection=True
+)  # so published, and no size
 PARAMETERS = 2_567_463_684
 SMALL = SDXLConfig(
     in_channels=3, block_out_channels=(12, 24), layers_per_block=1, down_block_types=(DOWN, SITES_DOWN),
@@ -57,7 +64,13 @@ SITES = [  # in execution order: where, transformers, blocks in each, width, hea
 def test_sites_of_sdxl(base):
     """70 sites: 24 down, 10 in the middle, 36 up; K and V of width W hold 2 x 2048 W parameters each site."""
     expected = [
-        (f"{where}.attentions.{i}.transformer_blocks.{j}.attn2", "cross", heads, 64, 2 * 2048 * width)
+        (
+            f"{where}.attentions.{i}.transformer_blocks.{j}.attn2",
+            "cross",
+            heads,
+            64,
+            2 * 2048 * width,
+        )
         for where, transformers, blocks, width, heads in SITES
         for i in range(transformers)
         for j in range(blocks)
@@ -71,7 +84,9 @@ def test_sites_of_sdxl(base):
 def test_the_sites_of_the_paper(base):
     """55, 56 and 57 lie in the third transformer of up_blocks.0; their text K and V are 0.61 % of SDXL."""
     sites = base.sites[55:58]
-    assert [s.name for s in sites] == [f"up_blocks.0.attentions.2.transformer_blocks.{j}.attn2" for j in (1, 2, 3)]
+    assert [s.name for s in sites] == [
+        f"up_blocks.0.attentions.2.transformer_blocks.{j}.attn2" for j in (1, 2, 3)
+    ]
     assert sum(p.numel() for p in base.parameters()) == PARAMETERS
     assert sum(site.parameters for site in sites) == 15_728_640
     assert round(100 * 15_728_640 / PARAMETERS, 4) == 0.6126
@@ -110,7 +125,11 @@ def test_sdxl_equals_diffusers(diffusers, config, batch, seed):
     for dtype, tolerance in TOLERANCE.items():
         torch.manual_seed(seed)
         ours = build(config, dtype, seed)
-        theirs = diffusers.UNet2DConditionModel(**asdict(config), **FIXED).to(dtype).requires_grad_(False)
+        theirs = (
+            diffusers.UNet2DConditionModel(**asdict(config), **FIXED)
+            .to(dtype)
+            .requires_grad_(False)
+        )
         theirs.load_state_dict(ours.state_dict())
         x, t, text = inputs(config, dtype, **batch)
         with outputs(ours, "attn2.to_k", "attn2.to_v") as our_text:
@@ -179,7 +198,10 @@ def test_slots_at_all_sites_are_the_donors_text(dtype):
     x, t, readers = inputs(SMALL, dtype)
     donors = replace(readers, tokens=torch.randn_like(readers.tokens))
     target = model(x, t, donors)
-    bank = tuple(tuple(map(torch.cat, zip(*kvs))) for kvs in zip(model.text_kv(readers), model.text_kv(donors)))
+    bank = tuple(
+        tuple(map(torch.cat, zip(*kvs)))
+        for kvs in zip(model.text_kv(readers), model.text_kv(donors))
+    )
     slots = [row_slots(torch.tensor([2, 3]), tokens=5)] * len(model.sites)  # R = 4, B = 2
     assert torch.equal(model(x, t, replace(readers, tokens=bank), slots=slots), target)
     tokens = torch.cat([readers.tokens, donors.tokens])
@@ -196,7 +218,11 @@ def test_a_pair_of_slots_is_for_keys_and_values():
     k, v = text.tokens[site]
     swap, own = row_slots(torch.tensor([1, 0]), 5), row_slots(torch.tensor([0, 1]), 5)
     donor_k, donor_v = k.flip(0), v.flip(0)
-    for pair, read in [((swap, own), (donor_k, v)), ((own, swap), (k, donor_v)), (swap, (donor_k, donor_v))]:
+    for pair, read in [
+        ((swap, own), (donor_k, v)),
+        ((own, swap), (k, donor_v)),
+        (swap, (donor_k, donor_v)),
+    ]:
         slots = [pair if i == site else None for i in range(len(model.sites))]
         bank = tuple(read if i == site else kv for i, kv in enumerate(text.tokens))
         swapped = model(x, t, text, slots=slots)
@@ -244,7 +270,9 @@ def test_a_config_that_fits_nothing_is_refused(sizes, says):
 
 def test_only_depths_with_sites_need_whole_heads():
     """A width that heads do not divide is built where nothing attends."""
-    assert [site.heads for site in build(replace(SMALL, attention_head_dim=(5, 3))).sites] == [3] * 8
+    assert [site.heads for site in build(replace(SMALL, attention_head_dim=(5, 3))).sites] == [
+        3
+    ] * 8
 
 
 REFUSED = {  # changes to x, text and slots
@@ -263,7 +291,10 @@ REFUSED = {  # changes to x, text and slots
 @pytest.mark.parametrize("says", REFUSED)
 def test_what_does_not_fit_is_refused(says):
     """Channels, widths, rows and slots that do not fit, and text without all its parts: both values are said."""
-    shapes = dict(x=(2, 3, 4, 4), tokens=(2, 5, 10), pooled=(2, 7), micro=(2, 6), slots=None) | REFUSED[says]
+    shapes = (
+        dict(x=(2, 3, 4, 4), tokens=(2, 5, 10), pooled=(2, 7), micro=(2, 6), slots=None)
+        | REFUSED[says]
+    )
     slots = shapes.pop("slots")
     x, *text = (None if shape is None else torch.zeros(shape) for shape in shapes.values())
     with pytest.raises(PatchError, match=says):

@@ -7,16 +7,26 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+
 from support.small_models import PROMPTS, relative, small_encoders
 from support.strategies import randomize
-
 from textpatch import load
 from textpatch.errors import PatchError, PromptError, WeightsError
-from textpatch.reference_models.text_encoders import IFTextEncoder, SD3TextEncoders, SDXLTextEncoders, tokenize
+from textpatch.reference_models.text_encoders import (
+    IFTextEncoder,
+    SD3TextEncoders,
+    SDXLTextEncoders,
+    tokenize,
+)
 
 WRITTEN = ["", *PROMPTS, "a red sign"]
 # IF lower-cases, and this vocabulary has no small letters to spell a quoted word with
-UNQUOTED = ["", "a red sign on a blue wall", "  A Red SIGN \n", "a green arrow on a dotted pink wall"]
+UNQUOTED = [
+    "",
+    "a red sign on a blue wall",
+    "  A Red SIGN \n",
+    "a green arrow on a dotted pink wall",
+]
 LENGTH = 22  # of the small tokenizers
 
 
@@ -36,8 +46,14 @@ def sdxl(pipeline, **options) -> SDXLTextEncoders:
 
 def sd3(pipeline) -> SD3TextEncoders:
     encoders = pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3
-    tokenizers = [pipeline.tokenizer, pipeline.tokenizer_2, *([pipeline.tokenizer_3] if encoders[2] else [])]
-    return SD3TextEncoders(*encoders, tokenizers, width=pipeline.transformer.config.joint_attention_dim)
+    tokenizers = [
+        pipeline.tokenizer,
+        pipeline.tokenizer_2,
+        *([pipeline.tokenizer_3] if encoders[2] else []),
+    ]
+    return SD3TextEncoders(
+        *encoders, tokenizers, width=pipeline.transformer.config.joint_attention_dim
+    )
 
 
 def deepfloyd_if(pipeline) -> IFTextEncoder:
@@ -56,7 +72,9 @@ def require_equal(text, tokens, pooled):
 def test_sdxl_equals_diffusers(published, seed):
     """SDXLTextEncoders = StableDiffusionXLPipeline.encode_prompt, "" too, each tokenizer padding as it does."""
     pipeline = published.sdxl(seed)
-    pipeline.tokenizer_2.pad_token = '"'  # the published one pads with "!", a word of the vocabulary
+    pipeline.tokenizer_2.pad_token = (
+        '"'  # the published one pads with "!", a word of the vocabulary
+    )
     tokens, _, pooled, _ = pipeline.encode_prompt(WRITTEN, do_classifier_free_guidance=False)
     require_equal(sdxl(pipeline)(WRITTEN), tokens, pooled)
 
@@ -101,7 +119,9 @@ def test_if_equals_diffusers(published, seed):
     pipeline.tokenizer.model_max_length = 77
     tokens, empty = pipeline.encode_prompt(UNQUOTED, clean_caption=False)
     encode = deepfloyd_if(pipeline)
-    assert torch.equal(encode(UNQUOTED).tokens, tokens) and torch.equal(encode([None] * 4).tokens, empty)
+    assert torch.equal(encode(UNQUOTED).tokens, tokens) and torch.equal(
+        encode([None] * 4).tokens, empty
+    )
     assert encode(UNQUOTED).pooled is None
 
 
@@ -120,7 +140,9 @@ def test_whether_t5_attends_to_padding(published, family, hidden):
     assert not torch.equal(before[:, words.stop :], after[:, words.stop :])
 
 
-@pytest.mark.parametrize("family, expected", [("sdxl", 77), ("sd3", 77 + 256), ("deepfloyd_if", 77)])
+@pytest.mark.parametrize(
+    "family, expected", [("sdxl", 77), ("sd3", 77 + 256), ("deepfloyd_if", 77)]
+)
 def test_no_encoder_reads_more_than_the_published_pipeline_feeds_it(published, family, expected):
     """CLIP reads 77 tokens, SD3's T5 256, IF's 77, however many the tokenizers would take."""
     encode = FAMILIES[family](getattr(published, family)())
@@ -138,7 +160,9 @@ def test_what_no_encoder_reads_is_refused(published, family):
     with pytest.raises(PromptError, match="does not know 'rad' in 'a rad sign'; closest: .*red"):
         encode(["a red sign", "a rad sign"])
     shortest = 23 + (2 if family == "sdxl" else 1)  # CLIP adds a begin and an end, T5 an end alone
-    with pytest.raises(PromptError, match=f"is {shortest} tokens long, and the model reads at most 22"):
+    with pytest.raises(
+        PromptError, match=f"is {shortest} tokens long, and the model reads at most 22"
+    ):
         encode([None, "a " * 22 + "sign"])
 
 
@@ -148,7 +172,9 @@ def test_one_reader_is_enough(published):
     encode = sd3(published.sd3())
     encode.tokenizers[2].model_max_length = 256
     assert not torch.equal(encode([long]).tokens, encode(["a " * 31 + "sign"]).tokens)
-    encode.tokenizers[0].unk_token = encode.tokenizers[0].eos_token  # as CLIP's, whose bytes spell every word
+    encode.tokenizers[0].unk_token = encode.tokenizers[
+        0
+    ].eos_token  # as CLIP's, whose bytes spell every word
     assert encode(["a rad sign"]).tokens.isfinite().all()
     with pytest.raises(PromptError, match="is 33 tokens long, and the model reads at most 22"):
         sd3(published.sd3(t5=False))([long])
@@ -231,9 +257,13 @@ def test_a_clip_that_pools_another_token_is_refused(end, name):
     """The end of a prompt is the tokenizer's, 3: another would be looked for in vain, and the first token pooled."""
     made = copy.deepcopy(small_encoders())
     getattr(made, name).config.eos_token_id = end
-    says = re.escape(f"says eos_token_id {end!r}, and its tokenizer ends prompts with 3, which is pooled; write eos_token_id 3")
+    says = re.escape(
+        f"says eos_token_id {end!r}, and its tokenizer ends prompts with 3, which is pooled; write eos_token_id 3"
+    )
     with pytest.raises(WeightsError, match=says):
-        SD3TextEncoders(made.text_encoder, made.text_encoder_2, None, made.tokenizers[:2], width=128)
+        SD3TextEncoders(
+            made.text_encoder, made.text_encoder_2, None, made.tokenizers[:2], width=128
+        )
 
 
 def test_the_end_that_older_configurations_say_is_the_highest_token():
@@ -280,4 +310,6 @@ def test_threads_tokenize_one_after_another():
     tokenizer = Overheard(load("tiny-if").encoders.tokenizers[0])
     with ThreadPoolExecutor(3) as threads:
         made = list(threads.map(lambda _: tokenize(["a red sign"], [tokenizer], [77]), range(6)))
-    assert tokenizer.most == 1 and all(torch.equal(one[0].input_ids, made[0][0].input_ids) for one in made)
+    assert tokenizer.most == 1 and all(
+        torch.equal(one[0].input_ids, made[0][0].input_ids) for one in made
+    )

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from support.small_models import PROMPTS, small_pipeline
 from support.strategies import randomize
-
 from textpatch import capture, cli, edit, load, patch
 from textpatch.editing.localized import upscaled
 from textpatch.errors import PatchError, WeightsError
@@ -37,7 +37,9 @@ def stage_ii() -> Pipeline:
     recipe = replace(recipe, denoiser=replace(recipe.denoiser, block_out_channels=(16, 32, 32)))
     made = randomize(training.Trainee(recipe), 0)
     defaults = Defaults(64, 192, 2, 1.0, recipe.signs.text_box)
-    return Pipeline(made.encoders, made.denoiser, recipe.schedule, pixels, defaults, "second").eval()
+    return Pipeline(
+        made.encoders, made.denoiser, recipe.schedule, pixels, defaults, "second"
+    ).eval()
 
 
 @pytest.fixture
@@ -54,13 +56,21 @@ def large(made) -> list[bytes]:
 def test_an_edit_is_upscaled_by_its_source_prompt_alone(stage_i, stage_ii):
     """Stage II's pictures are functions of the small picture, the source's prompt and the seed: edits with other targets
     and sites have the same large source, and each large picture is the upscaling of its small one."""
-    edits = [edit(stage_i, SOURCE, target, sites=sites, seed=3) for target, sites in ((TARGET, 0), (OTHER, [0, 1]))]
+    edits = [
+        edit(stage_i, SOURCE, target, sites=sites, seed=3)
+        for target, sites in ((TARGET, 0), (OTHER, [0, 1]))
+    ]
     one, other = (upscaled(made, stage_ii) for made in edits)
     assert one.source.size == (192, 64) and one.source.tobytes() == other.source.tobytes()
     small = [edits[0].image, edits[0].source, edits[0].target]
     alone = [stage_ii.upscale([picture], [SOURCE], seeds=[3])[0] for picture in small]
-    assert max(np.abs(np.asarray(a, int) - np.asarray(b, int)).max() for a, b in zip(
-        alone, (one.image, one.source, one.target))) <= 1  # another batch moves the last bits
+    assert (
+        max(
+            np.abs(np.asarray(a, int) - np.asarray(b, int)).max()
+            for a, b in zip(alone, (one.image, one.source, one.target))
+        )
+        <= 1
+    )  # another batch moves the last bits
     assert large(one) != large(upscaled(replace(edits[0], seed=4), stage_ii))
     by_target = replace(edits[0], pair=replace(edits[0].pair, source=TARGET))
     assert large(one) != large(upscaled(by_target, stage_ii))
@@ -80,9 +90,21 @@ def test_stage_ii_reads_no_swap(stage_i, stage_ii):
 
 def test_picture_prompt_seed_and_level_all_matter(stage_ii):
     """Each of the four moves the large picture, and the same four make it again."""
-    flat, ramp = (Image.fromarray(np.full((32, 96, 3), 80 + ramp * np.arange(96)[:, None], np.uint8)) for ramp in (0, 1))
-    asked = [(flat, SOURCE, 0, 250), (ramp, SOURCE, 0, 250), (flat, TARGET, 0, 250), (flat, SOURCE, 1, 250), (flat, SOURCE, 0, 9)]
-    made = [stage_ii.upscale([p], [prompt], seeds=[seed], level=level)[0].tobytes() for p, prompt, seed, level in asked]
+    flat, ramp = (
+        Image.fromarray(np.full((32, 96, 3), 80 + ramp * np.arange(96)[:, None], np.uint8))
+        for ramp in (0, 1)
+    )
+    asked = [
+        (flat, SOURCE, 0, 250),
+        (ramp, SOURCE, 0, 250),
+        (flat, TARGET, 0, 250),
+        (flat, SOURCE, 1, 250),
+        (flat, SOURCE, 0, 9),
+    ]
+    made = [
+        stage_ii.upscale([p], [prompt], seeds=[seed], level=level)[0].tobytes()
+        for p, prompt, seed, level in asked
+    ]
     again = stage_ii.upscale([flat], [SOURCE], seeds=[0])[0].tobytes()
     assert made[0] == again and len(set(made)) == len(made)
 
@@ -95,7 +117,9 @@ def test_the_shipped_stage_ii_draws_what_it_is_given(long):
     small, truth = (evaluation.clean_pictures(signs, size) for size in (fmt, large))
     made, reader = evaluation.generated_pictures(pipeline, signs, small), Tesseract(scale=1)
     assert evaluation.reading_accuracy(made, signs, large, reader).mean() >= 0.95
-    assert evaluation.mean_square(made, truth) < 0.5 * evaluation.mean_square(evaluation.bicubic(small, large), truth)
+    assert evaluation.mean_square(made, truth) < 0.5 * evaluation.mean_square(
+        evaluation.bicubic(small, large), truth
+    )
     randomize(pipeline.denoiser, 0)
     noise = evaluation.generated_pictures(pipeline, signs, small, steps=2)
     assert evaluation.reading_accuracy(noise, signs, large, reader).mean() == 0
@@ -105,7 +129,10 @@ LOW = "image_noising_scheduler/scheduler_config.json"
 LEVELS = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
 
 
-@pytest.mark.parametrize("more", [{}, {"num_train_timesteps": 1000, "variance_type": "fixed_small", "thresholding": False}])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"num_train_timesteps": 1000, "variance_type": "fixed_small", "thresholding": False}],
+)
 def test_the_noise_of_small_pictures_is_the_schedules(folder, more):
     """As published, a noising scheduler says less than the model's own; of what it says noise levels alone are used."""
     (folder / LOW).write_text(json.dumps(LEVELS | more))
@@ -129,13 +156,26 @@ def test_other_noise_of_small_pictures_is_refused(folder, low, says):
 def test_words_are_read_where_the_model_has_them(stage_i, stage_ii, height, width):
     """Stage II is evaluated on signs of twice, 4 or 8 times the size, stage I on those of its own: any other is refused
     before a picture is made."""
-    signs, wrong = evaluation.held_out_signs(1, SignFormat()), replace(stage_ii.defaults, height=height, width=width)
-    second = Pipeline(stage_ii.encoders, stage_ii.denoiser, stage_ii.schedule, pixels, wrong, "second")
-    with pytest.raises(PatchError, match=f"second makes pictures of {height}x{width} .* signs of 64x192 or 128x384 or 256x768"):
+    signs, wrong = (
+        evaluation.held_out_signs(1, SignFormat()),
+        replace(stage_ii.defaults, height=height, width=width),
+    )
+    second = Pipeline(
+        stage_ii.encoders, stage_ii.denoiser, stage_ii.schedule, pixels, wrong, "second"
+    )
+    with pytest.raises(
+        PatchError,
+        match=f"second makes pictures of {height}x{width} .* signs of 64x192 or 128x384 or 256x768",
+    ):
         evaluation.stage_ii(second, None, signs, Tesseract())
     first = stage_i.at(64, 192)
-    for asked in (lambda: evaluation.stage_i(first, signs, Tesseract()), lambda: evaluation.stage_ii(stage_ii, first, signs, Tesseract())):
-        with pytest.raises(PatchError, match="small makes pictures of 64x192 .* signs of 32x96; give a model"):
+    for asked in (
+        lambda: evaluation.stage_i(first, signs, Tesseract()),
+        lambda: evaluation.stage_ii(stage_ii, first, signs, Tesseract()),
+    ):
+        with pytest.raises(
+            PatchError, match="small makes pictures of 64x192 .* signs of 32x96; give a model"
+        ):
             asked()
 
 
@@ -144,7 +184,9 @@ def test_each_stage_is_asked_for_what_it_does(stage_i, stage_ii):
     flat, wide = Image.new("RGB", (96, 32)), Image.new("RGB", (128, 32))
     with pytest.raises(PatchError, match="second draws small pictures larger; give it some"):
         stage_ii.generate(SOURCE, seeds=0)
-    with pytest.raises(PatchError, match="small draws pictures from noise alone; a stage II is needed"):
+    with pytest.raises(
+        PatchError, match="small draws pictures from noise alone; a stage II is needed"
+    ):
         stage_i.upscale([flat], [SOURCE], seeds=[0])
     with pytest.raises(PatchError, match="1 pictures, 2 prompts, 1 seeds"):
         stage_ii.upscale([flat], PROMPTS, seeds=[0])
@@ -161,8 +203,22 @@ def test_the_command_line_upscales(folder, tmp_path, capsys):
     asked = ["generate", "planted-mmdit", SOURCE, "--steps", "1", "--out", str(tmp_path / "made")]
     assert cli.main([*asked, "--upscale", str(folder)]) == 0
     assert {Image.open(path).size for path in (tmp_path / "made/images").iterdir()} == {(192, 64)}
-    asked = ["edit", "planted-mmdit", "--source", SOURCE, "--target", TARGET, "--steps", "1", "--out", str(tmp_path / "e")]
+    asked = [
+        "edit",
+        "planted-mmdit",
+        "--source",
+        SOURCE,
+        "--target",
+        TARGET,
+        "--steps",
+        "1",
+        "--out",
+        str(tmp_path / "e"),
+    ]
     assert cli.main([*asked, "--upscale", str(folder)]) == 0
     assert {Image.open(path).size for path in (tmp_path / "e/images").iterdir()} == {(192, 64)}
     assert cli.main([*asked, "--upscale", "planted-mmdit"]) == 2
-    assert "--upscale planted-mmdit: that model draws pictures from noise alone" in capsys.readouterr().err
+    assert (
+        "--upscale planted-mmdit: that model draws pictures from noise alone"
+        in capsys.readouterr().err
+    )

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from support.small_models import relative
 from support.strategies import randomize
-
 from textpatch.errors import PatchError
 from textpatch.reference_models.vae import VAE, MidBlock, VAEConfig
 
@@ -20,7 +20,9 @@ PUBLISHED = {
     "SD3": VAEConfig(scaling_factor=1.5305, shift_factor=0.0609, **BARE),
     "FLUX": VAEConfig(scaling_factor=0.3611, shift_factor=0.1159, **BARE),
 }
-SMALL = VAEConfig(latent_channels=2, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2)
+SMALL = VAEConfig(
+    latent_channels=2, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2
+)
 
 
 def build(config: VAEConfig, dtype=torch.float64, seed: int = 0) -> VAE:
@@ -44,7 +46,9 @@ def test_vae_is_the_published_size(diffusers, name, tensors, parameters):
     """As many tensors and parameters as the published files, with diffusers' names and shapes."""
     with torch.device("meta"):
         ours, theirs = VAE(PUBLISHED[name]), reference(diffusers, PUBLISHED[name])
-    shapes, expected = ({k: v.shape for k, v in model.state_dict().items()} for model in (ours, theirs))
+    shapes, expected = (
+        {k: v.shape for k, v in model.state_dict().items()} for model in (ours, theirs)
+    )
     assert shapes == expected and len(shapes) == tensors
     assert sum(p.numel() for p in ours.parameters()) == parameters
 
@@ -74,9 +78,15 @@ def configs(draw):
 def test_vae_equals_diffusers(diffusers, dtype, config, rows, size, seed):
     """VAE = AutoencoderKL, then scale and shift as the pipelines write them: mean, sample of a noise, decode."""
     torch.manual_seed(seed)
-    ours, theirs = build(config, dtype, seed), reference(diffusers, config).to(dtype).requires_grad_(False)
+    ours, theirs = (
+        build(config, dtype, seed),
+        reference(diffusers, config).to(dtype).requires_grad_(False),
+    )
     theirs.load_state_dict(ours.state_dict())
-    scale, shift = config.scaling_factor, 0.0 if config.shift_factor is None else config.shift_factor
+    scale, shift = (
+        config.scaling_factor,
+        0.0 if config.shift_factor is None else config.shift_factor,
+    )
     sides = [side * config.downsampling for side in size]
     pictures = 2 * torch.rand(rows, config.in_channels, *sides, dtype=dtype) - 1
     posterior = theirs.encode(pictures).latent_dist
@@ -84,7 +94,10 @@ def test_vae_equals_diffusers(diffusers, dtype, config, rows, size, seed):
     latents = ours.encode(pictures)
     for made, expected in [
         (latents, (posterior.mode() - shift) * scale),
-        (ours.encode(pictures, noise=noise), (posterior.mean + posterior.std * noise - shift) * scale),
+        (
+            ours.encode(pictures, noise=noise),
+            (posterior.mean + posterior.std * noise - shift) * scale,
+        ),
         (ours.decode(latents), theirs.decode(latents / scale + shift).sample),
     ]:
         assert made.dtype == expected.dtype == dtype and made.shape == expected.shape
@@ -117,7 +130,10 @@ def test_the_log_variance_is_held(log_variance, held):
     vae = build(SMALL)
     vae.quant_conv.weight[2:] = 0
     vae.quant_conv.bias[2:] = log_variance
-    pictures, noise = torch.zeros(1, 3, 4, 6, dtype=torch.float64), torch.randn(1, 2, 2, 3, dtype=torch.float64)
+    pictures, noise = (
+        torch.zeros(1, 3, 4, 6, dtype=torch.float64),
+        torch.randn(1, 2, 2, 3, dtype=torch.float64),
+    )
     away = vae.encode(pictures, noise=noise) - vae.encode(pictures)
     # the least std is 3e-7, and float64 knows the mean, below 1, to 1e-16
     assert relative(away, SMALL.scaling_factor * math.exp(held / 2) * noise) <= 1e-8

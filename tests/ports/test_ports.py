@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from support.copies import PAIRS, call, native_slots_are_foreign_hooks, one_input, pair
 from support.foreign import FOREIGN, foreign
 from support.laws import anatomy, patching
 from support.small_models import relative
 from support.strategies import some
-
 from textpatch import Swap, capture, find_sites, inject, patch, ports
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
@@ -23,13 +23,14 @@ from textpatch.ports.shipped import shipped_table
 from textpatch.sites import Site, Span, Tap
 from textpatch.testing import CHECKS, check_port
 
-
 # --- the shipped tables ---
 
 MIDDLE, UP = "mid_block.attentions.0", ["up_blocks.0.attentions.0", "up_blocks.0.attentions.1"]
 TRANSFORMERS = [f"{where}.transformer_blocks.{i}.attn2" for where in ("down_blocks.1.attentions.0", MIDDLE, *UP)
                 for i in range(2)]  # fmt: skip
-DOUBLE, SINGLE = ([f"{kind}transformer_blocks.{i}.attn" for i in range(3)] for kind in ("", "single_"))
+DOUBLE, SINGLE = (
+    [f"{kind}transformer_blocks.{i}.attn" for i in range(3)] for kind in ("", "single_")
+)
 EXPECTED = {  # names, in execution order; of each: kind, heads, head_dim, parameters of K and V, K and V heads
     "sdxl": (TRANSFORMERS, "cross", 2, 8, 2 * 12 * 16, None),
     "deepfloyd_if": (["down_blocks.1.attentions.0", MIDDLE, *UP], "added", 2, 8, 2 * 33 * 16, None),
@@ -67,13 +68,19 @@ def test_sites_of_foreign_models(diffusers, name):
 def test_tables_are_literal(diffusers):
     """A table is one file under 80 lines that imports SiteSpec and Span alone; every class it names is diffusers'."""
     folder = Path(ports.__file__).parent
-    files = [path for path in folder.glob("*.py") if path.stem not in ("__init__", "matching", "shipped", "tables")]
+    files = [
+        path
+        for path in folder.glob("*.py")
+        if path.stem not in ("__init__", "matching", "shipped", "tables")
+    ]
     for path in files:
         nodes = ast.walk(ast.parse(path.read_text()))
         imported = [node for node in nodes if isinstance(node, ast.ImportFrom | ast.Import)]
         assert len(path.read_text().splitlines()) < 80
         assert {node.module for node in imported} <= {"textpatch.sites", "textpatch.ports.matching"}
-    assert len(files) == len(tables.TABLES) and all(hasattr(diffusers, name) for name in tables.TABLES)
+    assert len(files) == len(tables.TABLES) and all(
+        hasattr(diffusers, name) for name in tables.TABLES
+    )
 
 
 def test_a_subclass_has_the_table_of_its_class(diffusers):
@@ -91,7 +98,9 @@ def test_a_subclass_has_the_table_of_its_class(diffusers):
 def test_our_models_have_the_sites_of_diffusers(diffusers, name):
     """find_sites(ours) = find_sites(theirs): index, name, kind, heads, head width, parameters, taps; ours take no mask."""
     ours, theirs = pair(diffusers, name)
-    unmasked = tuple(replace(site, span=replace(site.span, mask=None)) for site in find_sites(theirs))
+    unmasked = tuple(
+        replace(site, span=replace(site.span, mask=None)) for site in find_sites(theirs)
+    )
     assert find_sites(ours) == unmasked and not hasattr(theirs, "sites")
 
 
@@ -100,7 +109,14 @@ def one_swap(draw):
     """A Swap of row a from row b at some sites, heads, tokens and parts."""
     places = draw(some(range(3))), draw(some(range(2))), draw(some(range(4)))
     where = "all" if places[0] is None else places[0]
-    return Swap(where, "a", "b", heads=places[1], tokens=places[2], part=draw(st.sampled_from(["kv", "k", "v"])))
+    return Swap(
+        where,
+        "a",
+        "b",
+        heads=places[1],
+        tokens=places[2],
+        part=draw(st.sampled_from(["kv", "k", "v"])),
+    )
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -158,11 +174,15 @@ def test_a_table_that_does_not_fit_is_refused(diffusers, fields, says):
 
 def test_models_without_a_table_are_refused(diffusers):
     """An unknown class, and a known one that no table fits: PatchError, with the reason."""
-    with pytest.raises(PatchError, match="no sites known for Linear: it has no `sites`, and no table is shipped"):
+    with pytest.raises(
+        PatchError, match="no sites known for Linear: it has no `sites`, and no table is shipped"
+    ):
         find_sites(torch.nn.Linear(1, 1))
     model = foreign(diffusers, "pixart")[0]
     del model.transformer_blocks
-    with pytest.raises(PatchError, match=r"no shipped table fits \(no module 'transformer_blocks.\*.attn2' in"):
+    with pytest.raises(
+        PatchError, match=r"no shipped table fits \(no module 'transformer_blocks.\*.attn2' in"
+    ):
         find_sites(model)
 
 
@@ -171,9 +191,13 @@ def test_sites_of_ones_own_table_are_taken_as_they_are(diffusers):
     model, inputs = foreign(diffusers, "krea2")
     own = find_sites(model, [replace(spec, span=Span("last")) for spec in shipped_table(model)])
     seen = {}
-    with HookRegistry(model, [own[0].taps[0].module]).observe(lambda name, output: seen.update(k=output)):
-        with capture(model, own[0], rows="ab") as cache:
-            call(model, inputs)
+    with (
+        HookRegistry(model, [own[0].taps[0].module]).observe(
+            lambda name, output: seen.update(k=output)
+        ),
+        capture(model, own[0], rows="ab") as cache,
+    ):
+        call(model, inputs)
     assert torch.equal(cache[own[0].name, 0, ("b",), "k"], seen["k"][1, -5:])
 
 
@@ -216,7 +240,11 @@ def test_estimates_count_the_heads_of_keys(diffusers):
 def test_a_span_needs_one_length(text, says):
     """Rows of different padded lengths, and no text at all, are refused; 7 and 32 tokens both take 32."""
     span = Span("last", "cap_feats", pad_to=32)
-    assert span.length([torch.zeros(7, 2), torch.zeros(32, 2)]) == 32 == span.length(torch.zeros(2, 5, 3))
+    assert (
+        span.length([torch.zeros(7, 2), torch.zeros(32, 2)])
+        == 32
+        == span.length(torch.zeros(2, 5, 3))
+    )
     with pytest.raises(PatchError, match=says):
         span.length(text)
 
@@ -224,9 +252,13 @@ def test_a_span_needs_one_length(text, says):
 def test_a_span_needs_the_model_itself_to_be_called(diffusers):
     """A sequence no longer than its text, or a block called behind the model's back: PatchError."""
     model, inputs = foreign(diffusers, "krea2")
-    with pytest.raises(PatchError, match="a sequence of 4 tokens, and 5 text tokens in 'encoder_hidden_states'"):
+    with pytest.raises(
+        PatchError, match="a sequence of 4 tokens, and 5 text tokens in 'encoder_hidden_states'"
+    ):
         Span("first").tokens(4, 5)
-    with pytest.raises(PatchError, match="no known number of text tokens in 'encoder_hidden_states'"):
+    with pytest.raises(
+        PatchError, match="no known number of text tokens in 'encoder_hidden_states'"
+    ):
         Span("first").tokens(4, None)
     with pytest.raises(PatchError, match="a sequence of 5 tokens, and 5 text tokens"):
         Span("last").tokens(5, 5)
@@ -235,14 +267,21 @@ def test_a_span_needs_the_model_itself_to_be_called(diffusers):
             model.transformer_blocks[0].attn(torch.randn(2, 11, 32))
 
 
-@pytest.mark.parametrize("text", [torch.zeros(3, 5, 12), torch.zeros(2, 4, 12)], ids=["rows", "tokens"])
+@pytest.mark.parametrize(
+    "text", [torch.zeros(3, 5, 12), torch.zeros(2, 4, 12)], ids=["rows", "tokens"]
+)
 def test_injected_text_must_be_as_large(diffusers, text):
     """Another number of rows or tokens than the batch has: PatchError with both, and nothing is left behind."""
     model, inputs = foreign(diffusers, "pixart")
     before = anatomy(model)
-    with pytest.raises(PatchError, match=rf"2 rows of 5 tokens, the injected text {len(text)} of {text.shape[1]}"):
-        with inject(model, text, "all"):
-            call(model, inputs)
+    with (
+        pytest.raises(
+            PatchError,
+            match=rf"2 rows of 5 tokens, the injected text {len(text)} of {text.shape[1]}",
+        ),
+        inject(model, text, "all"),
+    ):
+        call(model, inputs)
     assert anatomy(model) == before
 
 
@@ -250,7 +289,11 @@ def test_one_text_is_injected_at_sites_that_read_one(diffusers):
     """Sites that read two arguments of the forward, and one text: PatchError, not half an injection."""
     first, second = find_sites(foreign(diffusers, "pixart")[0])
     with pytest.raises(PatchError, match=r"these sites read \['encoder_hidden_states', 'glyphs'\]"):
-        with inject(torch.nn.Identity(), torch.zeros(2, 5, 12), [first, replace(second, span=Span(text="glyphs"))]):
+        with inject(
+            torch.nn.Identity(),
+            torch.zeros(2, 5, 12),
+            [first, replace(second, span=Span(text="glyphs"))],
+        ):
             pass
 
 
@@ -264,14 +307,19 @@ def test_injection_at_all_sites_is_the_other_text(diffusers, name):
         injected = [call(model, inputs) for _ in range(2)]
     assert len(calls) == 3
     assert all(torch.equal(x, call(model, inputs, encoder_hidden_states=text)) for x in injected)
-    assert {step for _, step, *_ in cache} == {0, 1}  # the call that makes the bank is nobody's step
+    assert {step for _, step, *_ in cache} == {
+        0,
+        1,
+    }  # the call that makes the bank is nobody's step
 
 
 def test_inputs_are_bound_to_their_names():
     """observe_inputs gives what a module gets by the names of its forward, and leaves nothing."""
     model, seen = torch.nn.Bilinear(1, 1, 1), []
     before = anatomy(model)
-    with HookRegistry(model, [""]).observe_inputs(lambda name, inputs: seen.append((name, [*inputs.arguments]))):
+    with HookRegistry(model, [""]).observe_inputs(
+        lambda name, inputs: seen.append((name, [*inputs.arguments]))
+    ):
         model(torch.ones(1), input2=torch.ones(1))
     assert seen == [("", ["input1", "input2"])] and anatomy(model) == before
 

@@ -8,20 +8,26 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from support.glyph_folders import BUCKETS, SENTENCES, WORDS, write
 from support.laws_of_runs import law_scenes_differ_outside_the_quotes
 from support.planting import plant
 from support.small_models import small_encoders, small_pipeline
-
 from textpatch import localize
 from textpatch.errors import PromptError
 from textpatch.prompts import glyphcontrol as prompts
 from textpatch.prompts.glyphcontrol import (
-    BENCHES, RAW, SPLITS, bare, glyphcontrol_pairs, mix, read_pairs, with_words,
+    BENCHES,
+    RAW,
+    SPLITS,
+    bare,
+    glyphcontrol_pairs,
+    mix,
+    read_pairs,
+    with_words,
 )  # fmt: skip
 from textpatch.prompts.pairs import Pair, quoted
 from textpatch.reference_models.text_encoders import tokenize
-
 
 GOLDEN_WORDS = [(["bolo"], ["balo"]), (["balo"], ["bilo"]), (["bilo"], ["belo"])]
 GOLDEN_PAIR = Pair(source='"dzlo dilo" on a ship', target='a map titled "dylo dulo", folded')
@@ -73,7 +79,9 @@ def test_which_sentences_the_prompts_are(folder, request_):
     """simple: one sentence for all; creative: one a pair; mixed: two a pair; always those of the file."""
     for pair in glyphcontrol_pairs(folder, **request_):
         source, target = bare(pair.source), bare(pair.target)
-        assert {source, target} <= ({'A sign that says "".'} if request_["bench"] == "simple" else set(SENTENCES))
+        assert {source, target} <= (
+            {'A sign that says "".'} if request_["bench"] == "simple" else set(SENTENCES)
+        )
         assert (source != target) == (request_["bench"] == "mixed")
 
 
@@ -118,12 +126,16 @@ def test_a_bad_word_is_named_by_file_and_line(tmp_path, line, says):
                 glyphcontrol_pairs(tmp_path, split=split)
 
 
-@pytest.mark.parametrize("line", ["no quotes", 'one " quote', '"" and ""', 'a "word" already', "“”"])
+@pytest.mark.parametrize(
+    "line", ["no quotes", 'one " quote', '"" and ""', 'a "word" already', "“”"]
+)
 def test_a_bad_sentence_is_named_by_file_and_line(tmp_path, line):
     """A template has one pair of straight quotes and nothing in it."""
     write(tmp_path, sentences=[*SENTENCES, "", line])
     assert len(glyphcontrol_pairs(tmp_path)) == 7
-    with pytest.raises(PromptError, match=r'remove_render_words\.txt, line 6: expected a sentence with "" once'):
+    with pytest.raises(
+        PromptError, match=r'remove_render_words\.txt, line 6: expected a sentence with "" once'
+    ):
         glyphcontrol_pairs(tmp_path, "creative")
 
 
@@ -140,7 +152,9 @@ def test_requests_that_cannot_be_met(folder, options, says):
         glyphcontrol_pairs(**{"folder": folder, **options})
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"\xff\xfe\x00")])
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"\xff\xfe\x00")]
+)
 @pytest.mark.parametrize("name", BUCKETS)
 def test_unreadable_files_are_named(tmp_path, name, damage):
     """A bucket that is gone or is no text is an error for either split, as they could not be held apart."""
@@ -266,7 +280,13 @@ def test_the_published_lists():
 
 # --- pair files
 
-SIGNS = ('a sign that says "OPEN"', '"SHUT" on a door', 'a lamp, "ON", and a bell "AIR"', 'signs "A" and "B"', '"UP" over "DOWN"')
+SIGNS = (
+    'a sign that says "OPEN"',
+    '"SHUT" on a door',
+    'a lamp, "ON", and a bell "AIR"',
+    'signs "A" and "B"',
+    '"UP" over "DOWN"',
+)
 
 
 def quoted_field(prompt: str) -> str:
@@ -281,7 +301,9 @@ def quoted_field(prompt: str) -> str:
 def test_a_pair_file_is_read_as_it_was_meant(tmp_path_factory, pairs, ends, mark):
     """Fields quoted, unquoted or mixed in a line; lines of any ends, with or without a byte order mark: the same prompts."""
     path = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
-    lines = ["\t".join(quoted_field(text) if quoted else text for text, quoted in pair) for pair in pairs]
+    lines = [
+        "\t".join(quoted_field(text) if quoted else text for text, quoted in pair) for pair in pairs
+    ]
     path.write_bytes((mark + ends.join(lines) + ends).encode())
     assert read_pairs(path) == [tuple(text for text, _ in pair) for pair in pairs]
 

@@ -8,9 +8,9 @@ import re
 
 import pytest
 from PIL import Image
+
 from support.pages import BROWSER, HOSTILE, POLICY, browse, browsed, hold, parsed
 from support.planting import plant
-
 from textpatch import html, load, localize
 from textpatch.localization.trials import opened
 from textpatch.report import gallery
@@ -18,7 +18,9 @@ from textpatch.report import page as report
 from textpatch.runs.folder import Run
 from textpatch.weights.signs.pairs import sign_pairs
 
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no browser on PATH: apt-get install chromium")
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="no browser on PATH: apt-get install chromium"
+)
 EYES = [pytest.param(parsed, id="parser"), pytest.param(browsed, id="browser", marks=needs_browser)]
 ALL_AT_ONCE = " ".join(HOSTILE)
 
@@ -27,8 +29,12 @@ ALL_AT_ONCE = " ".join(HOSTILE)
 def run(tmp_path_factory):
     """planted-mmdit, two pairs, two seeds, two steps, published: (folder, result, records with their pictures)."""
     folder = tmp_path_factory.mktemp("a run") / "run"
-    kept = Run.open(folder, {"request": {"command": "localize"}, "command": "textpatch localize planted-mmdit"})
-    found = localize(load("planted-mmdit"), sign_pairs(2, split="test"), seeds=(0, 1), steps=2, run=kept)
+    kept = Run.open(
+        folder, {"request": {"command": "localize"}, "command": "textpatch localize planted-mmdit"}
+    )
+    found = localize(
+        load("planted-mmdit"), sign_pairs(2, split="test"), seeds=(0, 1), steps=2, run=kept
+    )
     report.publish(kept, found.result, found.records)
     records = copy.deepcopy(found.records)
     for picture in (picture for record in records for picture in record["pictures"].values()):
@@ -39,14 +45,18 @@ def run(tmp_path_factory):
 def page_of(run, result: dict | None = None, records: list[dict] | None = None) -> str:
     folder, *found = run
     result, records = result or found[0], records or found[1]
-    return report.report_html(result, heatmap=(folder / "heatmap.png").read_bytes(), sheet=records, manifest={})
+    return report.report_html(
+        result, heatmap=(folder / "heatmap.png").read_bytes(), sheet=records, manifest={}
+    )
 
 
 def hostile(run, text: str) -> tuple[dict, list[dict]]:
     """The run with one text for its model, sites, prompts, words and readings, which are numbered besides."""
     _, result, records = copy.deepcopy(run)
     result["model"] = result["ocr"]["engine"] = text
-    result["pairs_list"] = [dict.fromkeys(pair, f"{text} {n}") for n, pair in enumerate(result["pairs_list"])]
+    result["pairs_list"] = [
+        dict.fromkeys(pair, f"{text} {n}") for n, pair in enumerate(result["pairs_list"])
+    ]
     for site in result["sites"]:
         site["name"] = site["kind"] = text
     for n, record in enumerate(records):
@@ -88,7 +98,9 @@ def test_its_picture(run, tmp_path):
 def test_the_policy_stops_what_escaping_let_through(run, tmp_path):
     """A page that asks for a picture outside: a browser refuses on the policy's word, so the check above can fail."""
     page = tmp_path / "page.html"
-    page.write_text(page_of(run).replace("</h1>", '</h1><img src="http://evil.invalid/x.png">'), "utf-8")
+    page.write_text(
+        page_of(run).replace("</h1>", '</h1><img src="http://evil.invalid/x.png">'), "utf-8"
+    )
     done = browse(tmp_path, page, "--enable-logging=stderr", f"--screenshot={tmp_path / 'x.png'}")
     assert "Content Security Policy" in done.stderr
 
@@ -98,7 +110,12 @@ def test_every_picture_is_there_once(run):
     folder, result, records = run
     page = (folder / "report.html").read_text("utf-8")
     shown = {"source", "target", *gallery.columns(result)}
-    pictures = [picture for record in records for name, picture in record["pictures"].items() if name in shown]
+    pictures = [
+        picture
+        for record in records
+        for name, picture in record["pictures"].items()
+        if name in shown
+    ]
     sources = re.findall(r'src="(data:[^"]+)"', page)
     assert len(sources) == len(pictures) + 1
     assert len(set(sources)) == len({picture["image"].tobytes() for picture in pictures}) + 1
@@ -111,11 +128,16 @@ def test_pictures_beyond_what_a_page_can_hold_are_named(run, monkeypatch):
     for picture in (picture for record in records for picture in record["pictures"].values()):
         picture["opened"], picture["image"] = picture["image"], f"images/{id(picture):016x}.png"
     shown = {"source", "target", *gallery.columns(result)}
-    pictures = [[picture for name, picture in record["pictures"].items() if name in shown] for record in records]
+    pictures = [
+        [picture for name, picture in record["pictures"].items() if name in shown]
+        for record in records
+    ]
     monkeypatch.setattr(report, "SHOWN", len(pictures[0]))
     page = page_of(run, records=report._within(result, records, lambda picture: picture["opened"]))
     assert page.count("<img") == len(pictures[0]) + 1
-    assert all((picture["image"] in page) == (n > 0) for n, some in enumerate(pictures) for picture in some)
+    assert all(
+        (picture["image"] in page) == (n > 0) for n, some in enumerate(pictures) for picture in some
+    )
 
 
 # --- planted faults, each seen by the parser and, where there is one, by the browser
@@ -153,7 +175,10 @@ STYLES = {
     "nothing opens": (".pair:has(.column:target)", ".pair:has(.columns:target)"),
     "all sites are shown": (".column:not(.end, :target) { display: none }", ""),
     "the way back is hidden": ("& .close { display: block;", "& .close {"),
-    "cells lie under something": ("& .map a:is(:hover", "& .map a { pointer-events: none } & .map a:is(:hover"),
+    "cells lie under something": (
+        "& .map a:is(:hover",
+        "& .map a { pointer-events: none } & .map a:is(:hover",
+    ),
 }
 
 

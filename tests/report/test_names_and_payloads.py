@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from support.pages import POLICY, Page, parsed, plainly
 from support.planting import plant
 from support.results import a_result, html_of, quiet, records_of, tags_of
-
 from textpatch import cli, disk, html
 from textpatch import text as text_
 from textpatch.cli import opening
@@ -34,9 +34,13 @@ NAMES = [
     "a" + "\u0301" * 300, "Straße", "STRASSE", "straße", "ﬁ", "fi", "FI", "İ", "i̇", "ı", "K", "K", "k", "\ud800", "\U0010ffff", "\ufeffa",
     "a\u200bb", "a\u2028b", "😀", "%2e%2e%2f", "..%c0%af", "manifest.json", "records", "images", "results.json", "0.jsonl", "\x1b[2J",
 ]  # fmt: skip
-ALLOWED = re.compile(r"generate-small-[0-9a-f]{8}(/(manifest\.json|results\.json|records|records/0\.jsonl|images|images/[0-9a-f]{16}\.png))?")
+ALLOWED = re.compile(
+    r"generate-small-[0-9a-f]{8}(/(manifest\.json|results\.json|records|records/0\.jsonl|images|images/[0-9a-f]{16}\.png))?"
+)
 PIPELINE = SimpleNamespace(name="small")
-OPTIONS = cli.command_parser().parse_args(["generate", __file__, "a prompt"])  # of a model's files only the digest is asked for
+OPTIONS = cli.command_parser().parse_args(
+    ["generate", __file__, "a prompt"]
+)  # of a model's files only the digest is asked for
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,9 @@ def kept(root: Path, text: str) -> Path:
         patch.setattr(opening, "versions", dict)
         OPTIONS.command_line = f"textpatch generate small {text}"
         run = opening.open_run(OPTIONS, PIPELINE, {"command": "generate", "prompts": [text]})
-        picture = Image.frombytes("RGB", (4, 4), text.encode("utf-8", "surrogatepass").ljust(48)[:48])
+        picture = Image.frombytes(
+            "RGB", (4, 4), text.encode("utf-8", "surrogatepass").ljust(48)[:48]
+        )
         run.append({"id": text, "picture": run.image(picture)})
         run.write_json("results.json", {"prompt": text})
         return root / run.folder
@@ -84,8 +90,14 @@ def test_no_name_is_made_of_a_prompt(root, text):
     assert SEEN.setdefault(folder.name.casefold(), text) == text and folder.parent == root / "runs"
     found = [path.relative_to(root / "runs").as_posix() for path in [folder, *folder.rglob("*")]]
     assert len(found) == 7 and [name for name in found if not ALLOWED.fullmatch(name)] == []
-    assert [path.name for path in root.parent.iterdir()] == ["here"] and [path.name for path in root.iterdir()] == ["runs"]
-    assert Run.load(folder).manifest["request"]["prompts"] == [text] == [read_json(folder / "results.json")["prompt"]]
+    assert [path.name for path in root.parent.iterdir()] == ["here"] and [
+        path.name for path in root.iterdir()
+    ] == ["runs"]
+    assert (
+        Run.load(folder).manifest["request"]["prompts"]
+        == [text]
+        == [read_json(folder / "results.json")["prompt"]]
+    )
 
 
 @every(NAMES)
@@ -99,10 +111,21 @@ def test_a_text_for_a_name_is_refused_or_inside(tmp_path_factory, text):
     try:
         path = run.write_bytes(text, b"x")
     except StoreError as error:
-        assert sorted(folder.parent.rglob("*")) == before and "\n" not in str(error) and len(str(error)) < 4 * len(text) + 300
+        assert (
+            sorted(folder.parent.rglob("*")) == before
+            and "\n" not in str(error)
+            and len(str(error)) < 4 * len(text) + 300
+        )
     else:
-        assert re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", text, re.ASCII) and path.resolve() == (folder / text).resolve()
-        assert path.read_bytes() == b"x" and text.split("/")[0].lower() not in ("manifest.json", "records", "images")
+        assert (
+            re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", text, re.ASCII)
+            and path.resolve() == (folder / text).resolve()
+        )
+        assert path.read_bytes() == b"x" and text.split("/")[0].lower() not in (
+            "manifest.json",
+            "records",
+            "images",
+        )
     try:
         Run(folder, {}, worker=text)
     except StoreError:
@@ -112,7 +135,10 @@ def test_a_text_for_a_name_is_refused_or_inside(tmp_path_factory, text):
 
 def test_planted_a_folder_named_by_its_prompt_is_noticed(root, monkeypatch):
     """Fault: the folder's name holds the prompt, or no more than its letters without their case."""
-    for name in ("{request['prompts'][0]}", "{hashlib.sha256(request['prompts'][0].casefold().encode()).hexdigest()[:8]}"):
+    for name in (
+        "{request['prompts'][0]}",
+        "{hashlib.sha256(request['prompts'][0].casefold().encode()).hexdigest()[:8]}",
+    ):
         with monkeypatch.context() as faulty:
             plant(faulty, opening, "open_run", "{digest}", name)
             with pytest.raises((AssertionError, StoreError)):
@@ -146,7 +172,11 @@ def test_there_are_enough_payloads():
 def page_of(text: str) -> str:
     """The report of a run in which every text that can be somebody else's is this one."""
     asked = a_result(text=text)
-    manifest = {"command": f"x{text}", "request": {"prompts": [text], text: text}, "versions": {text: text}}
+    manifest = {
+        "command": f"x{text}",
+        "request": {"prompts": [text], text: text},
+        "versions": {text: text},
+    }
     return html_of(asked, manifest, sheet=records_of(asked, text))
 
 
@@ -154,10 +184,19 @@ def page_of(text: str) -> str:
 def test_a_payload_stays_text_in_the_report(text):
     """The page has the tags and attributes of a harmless one, its policy, no address; the text is there to be read."""
     page = page_of(text)
-    names = [[sorted(node.attributes) for node in Page(made).root.all()] for made in (page, page_of(HARMLESS))]
+    names = [
+        [sorted(node.attributes) for node in Page(made).root.all()]
+        for made in (page, page_of(HARMLESS))
+    ]
     assert tags_of(page) == tags_of(page_of(HARMLESS)) and names[0] == names[1] and quiet(page)
-    assert page.count(POLICY) == 1 and page.index(POLICY) < page.index("<title>") and parsed(page, None)["outside"] == []
-    assert plainly(text) in Page(page).root.text and page.encode()  # half a character would not go into a file
+    assert (
+        page.count(POLICY) == 1
+        and page.index(POLICY) < page.index("<title>")
+        and parsed(page, None)["outside"] == []
+    )
+    assert (
+        plainly(text) in Page(page).root.text and page.encode()
+    )  # half a character would not go into a file
 
 
 @pytest.mark.parametrize("text", PAYLOADS)
@@ -181,7 +220,10 @@ def cells_of(run: Run, rows: list[dict]) -> list[list[str]]:
     """The lines of a CSV as a spreadsheet reads them, to which a bare carriage return ends a line, too."""
     data = run.write_csv("results.csv", rows).read_bytes().decode()
     zero = "\N{SYMBOL FOR NULL}"  # Python 3.10's reader takes no zeros
-    return [[cell.replace(zero, "\0") for cell in line] for line in csv.reader(io.StringIO(data.replace("\0", zero), newline=""))]
+    return [
+        [cell.replace(zero, "\0") for cell in line]
+        for line in csv.reader(io.StringIO(data.replace("\0", zero), newline=""))
+    ]
 
 
 @pytest.mark.parametrize("text", PAYLOADS)
@@ -190,7 +232,10 @@ def test_a_payload_stays_text_in_a_table(text, tmp_path):
     run = Run.open(tmp_path / "run", {"request": 1})
     row = {"site": text, text: f"{text} end", "f1": -0.5, **flatten({"at": {text: text}})}
     title = f"at.{text}"
-    wanted = [["site", inert(text), "f1", inert(title)], [inert(text), inert(f"{text} end"), "-0.5", inert(text)]]
+    wanted = [
+        ["site", inert(text), "f1", inert(title)],
+        [inert(text), inert(f"{text} end"), "-0.5", inert(text)],
+    ]
     assert cells_of(run, [row, row]) == [*wanted, wanted[1]]
 
 
@@ -200,7 +245,9 @@ def test_a_payload_stays_text_in_the_terminal(text, capfd):
     asked, harmless = a_result(text=text), a_result(text=HARMLESS)
     for made in (result.table, result.answer):
         lines = made(asked).split("\n")
-        assert len(lines) == made(harmless).count("\n") + 1 and all(line.isprintable() for line in lines)
+        assert len(lines) == made(harmless).count("\n") + 1 and all(
+            line.isprintable() for line in lines
+        )
     assert max(map(len, result.table(asked, 80).split("\n"))) <= 80
 
     def work():
@@ -208,7 +255,12 @@ def test_a_payload_stays_text_in_the_terminal(text, capfd):
 
     assert guarded(work) == 2
     out, err = capfd.readouterr()
-    assert out == "" and err.startswith("textpatch: no model ") and err.endswith("\n") and err[:-1].isprintable()
+    assert (
+        out == ""
+        and err.startswith("textpatch: no model ")
+        and err.endswith("\n")
+        and err[:-1].isprintable()
+    )
 
 
 FAULTS = {
@@ -234,4 +286,11 @@ def test_a_fault_is_noticed(fault, tmp_path, capfd, monkeypatch):
     plant(monkeypatch, owner, name, old, new)
     given = {"tmp_path": tmp_path, "capfd": capfd}
     with pytest.raises(AssertionError):
-        check(text, **{name: given[name] for name in check.__code__.co_varnames[: check.__code__.co_argcount] if name in given})
+        check(
+            text,
+            **{
+                name: given[name]
+                for name in check.__code__.co_varnames[: check.__code__.co_argcount]
+                if name in given
+            },
+        )

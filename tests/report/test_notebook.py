@@ -2,10 +2,10 @@
 
 import pytest
 from PIL import Image
+
 from support.pages import HOSTILE, Page
 from support.planting import plant
 from support.results import a_result, quiet, records_of, tags_of
-
 from textpatch import Edit, Localization, Pair, Plan, Row, Samples, Swap, Window, html
 from textpatch import plan as plan_
 
@@ -23,7 +23,9 @@ def a_plan(text: str) -> Plan:
 
 def an_edit(text: str) -> Edit:
     asked = Pair(f'{text.replace(chr(34), "")} "HOUSE"', f'"{text.replace(chr(34), "")} TIGER"')
-    return Edit(*map(a_picture, ("red", "blue", "lime")), a_plan(text), asked, seed=0, steps=4, guidance=1.0)
+    return Edit(
+        *map(a_picture, ("red", "blue", "lime")), a_plan(text), asked, seed=0, steps=4, guidance=1.0
+    )
 
 
 def samples(text: str) -> Samples:
@@ -49,10 +51,28 @@ def test_a_plan_shows_every_swap(text):
     """The equation, and a line per swap with all its fields; no tag comes from a name."""
     root = Page(a_plan(text)._repr_html_()).root
     first, second = ([cell.text for cell in line.of("td")] for line in root.of("tr")[1:])
-    assert first[1] == "target" and first[3:] == ["1, 2", "0", "all", "cond"] and first[0].endswith(": k")
+    assert (
+        first[1] == "target"
+        and first[3:] == ["1, 2", "0", "all", "cond"]
+        and first[0].endswith(": k")
+    )
     assert set(first[2].split(", ")) >= {"3", "up_blocks.*"}
-    assert second[0] == "other: k, v" and second[2:] == ["0", "sigma from 0.5", "all", "all", "both"]
-    assert {node.tag for node in root.all()} == {"", "p", "sup", "table", "tr", "th", "td"} and "softmax" in root.text
+    assert second[0] == "other: k, v" and second[2:] == [
+        "0",
+        "sigma from 0.5",
+        "all",
+        "all",
+        "both",
+    ]
+    assert {node.tag for node in root.all()} == {
+        "",
+        "p",
+        "sup",
+        "table",
+        "tr",
+        "th",
+        "td",
+    } and "softmax" in root.text
     assert Page(Plan()._repr_html_()).root.text == "no swap: identity"
 
 
@@ -67,7 +87,10 @@ def test_a_localization_shows_what_was_found():
     """The answer, the layers, the heat map and the pictures; of a run folder's pictures the paths."""
     found = a_localization("tiny")
     root = Page(found._repr_html_()).root
-    assert root.of("h1")[0].text == "Site 2 (blocks.2.attn tiny) carries the word." and len(root.of("img")) == 2 + 4
+    assert (
+        root.of("h1")[0].text == "Site 2 (blocks.2.attn tiny) carries the word."
+        and len(root.of("img")) == 2 + 4
+    )
     assert len(root.of("map")[0].of("a")) == 4 and len(root.of("scores")[0].of("tr")) == 1 + 2 + 4
     for picture in found.records[0]["pictures"].values():
         picture["image"] = "images/0123.png"

@@ -10,22 +10,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from support.pages import Page, picture
 from support.planting import plant
 from support.results import METRICS, a_result, html_of, quiet, records_of, scores, tags_of
-
 from textpatch import html
 from textpatch.errors import PatchError
 from textpatch.report import charts, contact_sheet, heatmap
 from textpatch.report import result as result_
 
-HOSTILE = ('</td></style><script>alert("x")</script><img src=//evil/x.png onerror=alert(1)>'
-           "\x1b[31m\u202e\ud800 $\\frac{")
+HOSTILE = (
+    '</td></style><script>alert("x")</script><img src=//evil/x.png onerror=alert(1)>'
+    "\x1b[31m\u202e\ud800 $\\frac{"
+)
 
 
 def a_sheet(sites=4, lines=2, **options) -> Image.Image:
     rows = [[(Image.new("RGB", (64, 24), "navy"), "TEA")] * (2 + sites) for _ in range(lines)]
-    return contact_sheet.draw_contact_sheet(rows, captions=["source", "target", *map(str, range(sites))], **options)
+    return contact_sheet.draw_contact_sheet(
+        rows, captions=["source", "target", *map(str, range(sites))], **options
+    )
 
 
 def words_of(result, manifest=None) -> list[str]:
@@ -36,7 +40,10 @@ def words_of(result, manifest=None) -> list[str]:
 
 def test_hostile_prompts_stay_text():
     """Prompts, readings, model, site names and manifest reach the page as text: nothing runs, nothing is loaded."""
-    manifest, result = {"command": HOSTILE, HOSTILE: [HOSTILE], "request": {"p": HOSTILE}}, a_result(text=HOSTILE)
+    manifest, result = (
+        {"command": HOSTILE, HOSTILE: [HOSTILE], "request": {"p": HOSTILE}},
+        a_result(text=HOSTILE),
+    )
     page = html_of(result, manifest, sheet=records_of(result, HOSTILE))
     words = Page(page).root.text
     assert quiet(page) and words.count('alert("x")') > 20 and "\x1b" not in words
@@ -55,7 +62,10 @@ def test_planted_a_page_that_does_not_escape_is_caught(monkeypatch):
 def test_any_text_gives_the_same_page(text):
     """Whatever prompts and readings say, the page has the tags and attributes it has for harmless ones."""
     tags = []
-    for said, manifest in ((text, {"command": "x" + text, "key": text}), ("tiny", {"command": "x", "key": "k"})):
+    for said, manifest in (
+        (text, {"command": "x" + text, "key": text}),
+        ("tiny", {"command": "x", "key": "k"}),
+    ):
         result = a_result(text=said)
         nodes = Page(html_of(result, manifest, sheet=records_of(result, said))).root.all()
         tags.append([(node.tag, sorted(node.attributes)) for node in nodes])
@@ -68,17 +78,37 @@ def test_the_page_is_one_file_without_addresses():
     text = html_of(a_result(), manifest, sheet=records_of(a_result()))
     bare = re.sub(r"base64,[^\"]*", "", text)  # "http" may occur in base64 by chance
     assert not re.search(r"http|://|url\(|@import|<script|<link", bare)
-    assert "Content-Security-Policy" in bare and "prefers-color-scheme: dark" in bare and "viewport" in bare
-    assert html_of(a_result(text=HOSTILE), sheet=records_of(a_result(text=HOSTILE), HOSTILE)).encode()
+    assert (
+        "Content-Security-Policy" in bare
+        and "prefers-color-scheme: dark" in bare
+        and "viewport" in bare
+    )
+    assert html_of(
+        a_result(text=HOSTILE), sheet=records_of(a_result(text=HOSTILE), HOSTILE)
+    ).encode()
 
 
 def test_the_page_tells_how_it_was_made():
     """Command, OCR engine, versions, seeds and the request are all in the page."""
-    manifest = {"command": "textpatch localize --seeds 2", "ocr": {"engine": "tesseract 5.3.0"},
-                "versions": {"torch": "2.13.0"}, "request": {"pairs": [{"source": "a sign"}]}}
+    manifest = {
+        "command": "textpatch localize --seeds 2",
+        "ocr": {"engine": "tesseract 5.3.0"},
+        "versions": {"torch": "2.13.0"},
+        "request": {"pairs": [{"source": "a sign"}]},
+    }
     words = " ".join(words_of(a_result(), manifest))
-    for part in ("textpatch localize --seeds 2", "ocr.engine", "tesseract 5.3.0", "2.13.0", "0, 1", "a sign",
-                 "8 prompt pairs x 2 seeds", "guidance 4.5", "both guidance branches", "blocks.2.attn"):
+    for part in (
+        "textpatch localize --seeds 2",
+        "ocr.engine",
+        "tesseract 5.3.0",
+        "2.13.0",
+        "0, 1",
+        "a sign",
+        "8 prompt pairs x 2 seeds",
+        "guidance 4.5",
+        "both guidance branches",
+        "blocks.2.attn",
+    ):
         assert part in words
 
 
@@ -88,7 +118,9 @@ def test_the_layers_found_and_their_share():
     for site in result["sites"]:
         site["parameters"] = 10 * (1 + site["site"])
     rows = [line.text for line in section(result, "The layers found").of("tr")]
-    assert rows[1].startswith("2blocks.2.attn tinytiny0.75%") and rows[2].startswith("1blocks.1.attn tinytiny0.50%")
+    assert rows[1].startswith("2blocks.2.attn tinytiny0.75%") and rows[2].startswith(
+        "1blocks.1.attn tinytiny0.50%"
+    )
     assert rows[3] == "together1.25%1.00 [0.90, 1.00]" and len(rows) == 4
     assert "best single site" in section(a_result(), "The layers found").text
 
@@ -107,7 +139,9 @@ def growth() -> list[dict]:
 
 def section(result, title: str):
     """The section of a page under that title."""
-    return next(part for part in Page(html_of(result)).root.of("section") if part.of("h2")[0].text == title)
+    return next(
+        part for part in Page(html_of(result)).root.of("section") if part.of("h2")[0].text == title
+    )
 
 
 def heights(node) -> list[float]:
@@ -118,17 +152,28 @@ def test_the_growth_is_drawn():
     """A dot per step from no swap on, as high as its score; 0 and 1 are the lines at the ends."""
     drawn = section(a_result() | {"set": a_set()}, "How the search went")
     dots = heights(drawn)
-    assert [(dots[0] - dot) / (dots[0] - dots[2]) for dot in dots] == pytest.approx([0, 0.5, 1, 0.25])
-    assert "+ site 0 (refused, at most)" in drawn.text and "no swap" in drawn.text and "0.25 [0.15, 0.25]" in drawn.text
+    assert [(dots[0] - dot) / (dots[0] - dots[2]) for dot in dots] == pytest.approx(
+        [0, 0.5, 1, 0.25]
+    )
+    assert (
+        "+ site 0 (refused, at most)" in drawn.text
+        and "no swap" in drawn.text
+        and "0.25 [0.15, 0.25]" in drawn.text
+    )
 
 
 def test_what_was_not_looked_at_is_said():
     """A step refused before all pairs were looked at: how many were, and that score and gain are at most these; no other."""
     result = a_result() | {"set": a_set()}
-    *_, (kept, refused) = ([line.text for line in table.of("tr")][-2:] for table in section(result, "How the search went").of("table"))
+    *_, (kept, refused) = (
+        [line.text for line in table.of("tr")][-2:]
+        for table in section(result, "How the search went").of("table")
+    )
     assert kept == "11, 281.00 [0.90, 1.00]+0.20 [0.10, 0.30]yes"
     assert refused == "00, 1, 23 of 8at most 0.25 [0.15, 0.25]at most +0.20 [0.10, 0.30]no"
-    assert "Site 0 with it is no clear gain: F1 at most +0.20 [0.10, 0.30]." in result_.answer(result)
+    assert "Site 0 with it is no clear gain: F1 at most +0.20 [0.10, 0.30]." in result_.answer(
+        result
+    )
 
 
 def test_what_was_screened_out_and_by_what():
@@ -149,15 +194,24 @@ def test_what_was_screened_out_and_by_what():
 def test_a_start_curve_and_a_head_search_are_shown():
     """Put beside the results, they get a section with a curve each, the start chosen marked; else there are none."""
     point = {"value": 0.5, "low": 0.4, "high": 0.6}
-    starts = {"sites": [2], "chosen": 3, "curve": [{"start": s, "f1_target": point, "ssim": point} for s in range(5)]}
+    starts = {
+        "sites": [2],
+        "chosen": 3,
+        "curve": [{"start": s, "f1_target": point, "ssim": point} for s in range(5)],
+    }
     steps = [{"unit": [2, head], "left": point, "alone": point} for head in (1, 0)]
     searched = {"sites": [2], "heads": [[2, 0], [2, 1]], "steps": steps}
     result = a_result() | {"start_curve": starts, "head_search": searched}
     drawn, heads = section(result, "From which step on"), section(result, "Which heads")
     assert "loses nothing clearly up to step 3" in drawn.text and len(heights(drawn)) == 10
     (marked,) = (node for node in drawn.of("path") if "stroke-dasharray" in node.attributes)
-    assert marked.attributes["d"].split()[0] == f"M{float(drawn.of('circle')[3].attributes['cx']):.1f}"
-    assert "2.0, 2.1, swapped alone, score as all heads of site 2 do." in heads.text and len(heights(heads)) == 4
+    assert (
+        marked.attributes["d"].split()[0] == f"M{float(drawn.of('circle')[3].attributes['cx']):.1f}"
+    )
+    assert (
+        "2.0, 2.1, swapped alone, score as all heads of site 2 do." in heads.text
+        and len(heights(heads)) == 4
+    )
     titles = {part.of("h2")[0].text for part in Page(html_of(a_result())).root.of("section")}
     assert "The layers found" in titles and not titles & {"From which step on", "Which heads"}
 
@@ -168,16 +222,24 @@ def test_a_curve_stays_on_its_plane(values):
     scores = [{"value": value, "low": value, "high": value} for value in values]
     drawn = Page(charts.curve([f"n{n}" for n in range(len(values))], {"F1": scores}, "steps")).root
     dots = heights(drawn)
-    assert all(charts._TOP <= y <= charts._TOP + charts._HIGH for y in dots) and len(dots) == len(values)
+    assert all(charts._TOP <= y <= charts._TOP + charts._HIGH for y in dots) and len(dots) == len(
+        values
+    )
     assert 1 <= sum(label.text[0] == "n" for label in drawn.of("text")) <= 16
 
 
 def test_a_large_picture_becomes_a_small_one():
     """A picture of 1024 px is shown as a JPEG of 320, a small one as the very pixels it has."""
     large, small = (Image.effect_noise((side, side), 50) for side in (1024, 64))
-    tags = [Page(html.picture(image, "x")).root.of("img")[0].attributes["src"] for image in (large, small)]
+    tags = [
+        Page(html.picture(image, "x")).root.of("img")[0].attributes["src"]
+        for image in (large, small)
+    ]
     assert [source[:16] for source in tags] == ["data:image/jpeg;", "data:image/png;b"]
-    assert picture(tags[0]).size == (320, 320) and picture(tags[1]).tobytes() == small.convert("RGB").tobytes()
+    assert (
+        picture(tags[0]).size == (320, 320)
+        and picture(tags[1]).tobytes() == small.convert("RGB").tobytes()
+    )
 
 
 def test_the_equation_is_the_architecture_s():
@@ -185,7 +247,9 @@ def test_the_equation_is_the_architecture_s():
     alone = a_result()
     for site in alone["sites"]:
         site["kind"] = "cross"
-    equations = [section(result, "What is swapped").of("equation")[0].text for result in (alone, a_result())]
+    equations = [
+        section(result, "What is swapped").of("equation")[0].text for result in (alone, a_result())
+    ]
     assert ["image" in equation for equation in equations] == [False, True]
 
 
@@ -193,7 +257,11 @@ def test_the_answer_names_the_site_and_its_numbers():
     """A site at half the target run's exact match or more carries the word, with its interval and n."""
     text = result_.answer(a_result())
     assert text.startswith("Site 2 (blocks.2.attn tiny) carries the word.")
-    assert "80 % [75, 85] over 32 pictures" in text and "90 % [85, 95]" in text and "overlap" not in text
+    assert (
+        "80 % [75, 85] over 32 pictures" in text
+        and "90 % [85, 95]" in text
+        and "overlap" not in text
+    )
     assert result_.answer(a_result((0.45, 0.0), target=0.9)).startswith("Site 0")
 
 
@@ -205,37 +273,78 @@ def test_the_answer_is_honest_when_no_site_carries_the_word():
     assert result_.answer(a_result((0.0, 0.0), target=0.0)).startswith("No answer.")
 
 
-@pytest.mark.parametrize("score, said", [(0.9, "Sites 0, 1 together carry the word. F1 towards the target is 0.90 [0.90, 0.90] with them"),
-                                         (0.3, "Sites 0, 1 together carry part of the word. F1 towards the target is 0.30 [0.30, 0.30] with them")])
+@pytest.mark.parametrize(
+    "score, said",
+    [
+        (
+            0.9,
+            "Sites 0, 1 together carry the word. F1 towards the target is 0.90 [0.90, 0.90] with them",
+        ),
+        (
+            0.3,
+            "Sites 0, 1 together carry part of the word. F1 towards the target is 0.30 [0.30, 0.30] with them",
+        ),
+    ],
+)
 def test_the_answer_names_the_set(score, said):
     """The set carries the word if its F1 is half of the way to the target run's, else part of it; the best alone is beside it."""
     result = a_result((0.2, 0.4, 0.1)) | {"set": set_of([0, 1], score)}
-    assert result_.answer(result).startswith(said) and "The best single site is site 1" in result_.answer(result)
+    assert result_.answer(result).startswith(
+        said
+    ) and "The best single site is site 1" in result_.answer(result)
     assert result_.credited(result) == [0, 1]
 
 
 def set_of(sites, score: float = 0.9, kept: bool = True) -> dict:
     """A responsible set of these sites, and the refusal of what was tried then; an empty one if nothing was kept."""
     f1 = {"value": score, "low": score, "high": score}
-    step = {"added": list(sites), "group": list(sites), "pairs": 8, "looked": 8, "score": f1, "gain": f1, "kept": kept}
+    step = {
+        "added": list(sites),
+        "group": list(sites),
+        "pairs": 8,
+        "looked": 8,
+        "score": f1,
+        "gain": f1,
+        "kept": kept,
+    }
     refused = {**step, "kept": False, "gain": {"value": 0.1, "low": -0.2, "high": 0.4}}
-    return {"sites": list(sites) if kept else [], "score": f1, "steps": [step, refused] if kept else [refused]}
+    return {
+        "sites": list(sites) if kept else [],
+        "score": f1,
+        "steps": [step, refused] if kept else [refused],
+    }
 
 
 def test_one_site_is_the_set_and_carries_the_word_or_part_of_it():
     """By its own exact match, whichever site ranks first; what is a gain and less than half of the way is said to be."""
     text = result_.answer(a_result() | {"set": set_of([2])})
-    assert text.startswith("Site 2 (blocks.2.attn tiny) carries the word.") and "The responsible set is site 2." in text
+    assert (
+        text.startswith("Site 2 (blocks.2.attn tiny) carries the word.")
+        and "The responsible set is site 2." in text
+    )
     text = result_.answer(a_result() | {"set": set_of([1])})
-    assert text.startswith("Site 1 carries part of the word. F1 towards the target is 0.90 [0.90, 0.90] with it") and "set is site 1." in text
-    assert "No single site" not in text and result_.credited(a_result() | {"set": set_of([1])}) == [1]
+    assert (
+        text.startswith(
+            "Site 1 carries part of the word. F1 towards the target is 0.90 [0.90, 0.90] with it"
+        )
+        and "set is site 1." in text
+    )
+    assert "No single site" not in text and result_.credited(a_result() | {"set": set_of([1])}) == [
+        1
+    ]
 
 
 def test_an_empty_set_is_not_clear_yet():
     """No gain is clear: no site is credited, however well it reads; the gain that is not clear, and what to do, are said."""
     text = result_.answer(a_result() | {"set": set_of([2], kept=False)})
-    assert text.startswith("No site clearly carries the word. The best is site 2") and "80 % [75, 85]" in text
-    assert "On 8 pairs the gain of site 2 over no swap is F1 +0.10 [-0.20, 0.40]. Give more pairs;" in text
+    assert (
+        text.startswith("No site clearly carries the word. The best is site 2")
+        and "80 % [75, 85]" in text
+    )
+    assert (
+        "On 8 pairs the gain of site 2 over no swap is F1 +0.10 [-0.20, 0.40]. Give more pairs;"
+        in text
+    )
     assert "the set is empty" in text
 
 
@@ -244,7 +353,9 @@ def test_an_empty_set_is_not_clear_yet():
 def test_one_pair_or_two_credit_no_site(pairs, few, found):
     """Whatever was found on them: what is not clear, how many pairs to give, and no word of a set."""
     text = result_.answer(a_result() | {"pairs": pairs, "set": found})
-    assert text.startswith(f"Not clear yet. {few} to credit a site: give 3 or more. The best is site 2")
+    assert text.startswith(
+        f"Not clear yet. {few} to credit a site: give 3 or more. The best is site 2"
+    )
     assert "The responsible set is" not in text
 
 
@@ -258,7 +369,10 @@ def constructed(draw):
     result["baselines"]["source"] = scores(draw(shares))
     sites = draw(st.lists(st.integers(0, 3), max_size=3, unique=True))
     found = set_of(sorted(sites) or [result["ranked"][0]], draw(shares), kept=bool(sites))
-    return result | {"pairs": draw(st.sampled_from([1, 2, 3, 24])), "set": draw(st.sampled_from([None, found]))}
+    return result | {
+        "pairs": draw(st.sampled_from([1, 2, 3, 24])),
+        "set": draw(st.sampled_from([None, found])),
+    }
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -276,7 +390,9 @@ def test_the_headline_and_the_set_agree(result):
     elif sought:
         assert named == sought["sites"] == result_.credited(result)
     said = " ".join(result_.search(result))
-    assert ("The responsible set is" in said) == bool(credits and sought) and ("set is empty" in said) == bool(sought and not credits)
+    assert ("The responsible set is" in said) == bool(credits and sought) and (
+        "set is empty" in said
+    ) == bool(sought and not credits)
     assert not (headline.startswith("No") and "The responsible set is" in said)
     assert headline in result_.answer(result) and "None" not in result_.answer(result)
 
@@ -291,7 +407,9 @@ def test_planted_headlines_beside_the_set_are_noticed(name, old, new, monkeypatc
     plant(monkeypatch, result_, name, old, new)
     with pytest.raises(AssertionError):
         for pairs, found in ((8, set_of([0, 1])), (8, set_of([2], kept=False)), (2, set_of([2]))):
-            test_the_headline_and_the_set_agree.hypothesis.inner_test(a_result() | {"pairs": pairs, "set": found})
+            test_the_headline_and_the_set_agree.hypothesis.inner_test(
+                a_result() | {"pairs": pairs, "set": found}
+            )
 
 
 def test_a_site_is_credited_for_what_the_source_lacks():
@@ -309,20 +427,36 @@ def test_runs_seen_on_fewer_pairs_say_so():
     for run, n in (("source", 4), ("target", 1)):
         result["baselines"][run]["n"] = n
     said = result_.answer(result)
-    assert "80 % [75, 85] over 32 pictures; the whole target run reaches 90 % [85, 95] over 1 picture," in said
+    assert (
+        "80 % [75, 85] over 32 pictures; the whole target run reaches 90 % [85, 95] over 1 picture,"
+        in said
+    )
     assert "the source run without a swap 0 % [0, 5] over 4 pictures." in said
     result["baselines"]["target"] = scores(0.0) | {"n": 1}
     assert result_.answer(result).startswith("Site 2")
-    assert [re.search(r"(\d+)  [a-z]", line)[1] for line in result_.table(result, 80).splitlines()[2:]] == ["4", "1", "32", "32", "32"]
+    assert [
+        re.search(r"(\d+)  [a-z]", line)[1] for line in result_.table(result, 80).splitlines()[2:]
+    ] == ["4", "1", "32", "32", "32"]
 
 
 def test_a_site_that_joined_keeps_what_left_it_out():
     """In the set, and alone screened out: by what, with which score, on how many pairs; set stands in place of its rank."""
     result = a_result()
-    result["sites"][1]["status"] = {"state": "joined", "by": "contribution", "pairs": 4, "value": 0.1, "low": 0.0, "high": 0.2}
+    result["sites"][1]["status"] = {
+        "state": "joined",
+        "by": "contribution",
+        "pairs": 4,
+        "value": 0.1,
+        "low": 0.0,
+        "high": 0.2,
+    }
     found = section(result, "The evidence: all sites").text
-    assert "joined the set, alone screened out by contribution: 0.10 [0.00, 0.20] on 4 pairs" in found
-    assert [line.split()[0] for line in result_.table(result).splitlines() if "blocks.1.attn" in line] == ["set"]
+    assert (
+        "joined the set, alone screened out by contribution: 0.10 [0.00, 0.20] on 4 pairs" in found
+    )
+    assert [
+        line.split()[0] for line in result_.table(result).splitlines() if "blocks.1.attn" in line
+    ] == ["set"]
     assert "Screened out by their contribution on 4 pairs: site 1." in result_.answer(result)
 
 
@@ -343,7 +477,10 @@ def test_all_that_cannot_be_told_apart_was_kept():
     """A last gap not clear of zero is said to keep both its sites, whatever else was screened out."""
     gap = {"by": "swap", "pairs": 8, "kept": 1, "next": 2, "value": 0.0, "low": 0.0, "high": 0.0}
     (said,) = [line for line in result_.search(a_result() | {"gaps": [gap]}) if "gap" in line]
-    assert said == "The gap from site 1 to site 2 is +0.00 [0.00, 0.00]; all pairs cannot tell them apart, so both were kept."
+    assert (
+        said
+        == "The gap from site 1 to site 2 is +0.00 [0.00, 0.00]; all pairs cannot tell them apart, so both were kept."
+    )
 
 
 def test_the_answer_admits_a_tie():
@@ -358,14 +495,18 @@ def numbers_of(line: str) -> list[str]:
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_the_table_fits_and_begins_with_the_baselines(width):
     """The table has the two baselines, then all sites in ranked order, numbers before names, in the width it is given."""
-    result = a_result(tuple(n / 70 for n in range(70)), text="down_blocks.1.transformer_blocks.9.attn2")
+    result = a_result(
+        tuple(n / 70 for n in range(70)), text="down_blocks.1.transformer_blocks.9.attn2"
+    )
     head, _, source, target, *sites = result_.table(result, width).splitlines()
     assert head.split()[:3] == ["rank", "site", "exact"] and head.split()[-1] == "name"
     assert source.endswith("source, no swap") and target.endswith("whole target run")
     assert [int(line.split()[1]) for line in sites] == result["ranked"] == list(range(70))[::-1]
     assert max(map(len, result_.table(result, width).splitlines())) <= width
     assert all(line.endswith(".9.attn2") for line in sites)
-    assert width < 200 or all(line.endswith("down_blocks.1.transformer_blocks.9.attn2") for line in sites)
+    assert width < 200 or all(
+        line.endswith("down_blocks.1.transformer_blocks.9.attn2") for line in sites
+    )
     assert "\x1b" not in result_.table(a_result(text=HOSTILE), width)
 
 
@@ -376,7 +517,11 @@ def test_a_narrow_table_keeps_what_sites_are_ranked_by():
     assert narrow[0].split() == ["rank", "site", "F1", "target", "name"]
     for full, cut in zip(wide[4:], narrow[4:]):
         found = numbers_of(full)
-        assert numbers_of(cut)[:5] == [*found[:2], *found[3:6]] and cut.endswith("attn2") and len(cut) <= 40
+        assert (
+            numbers_of(cut)[:5] == [*found[:2], *found[3:6]]
+            and cut.endswith("attn2")
+            and len(cut) <= 40
+        )
     assert narrow[2].endswith("source") and narrow[3].endswith("target")
 
 
@@ -388,8 +533,14 @@ def test_the_table_is_as_wide_as_the_terminal(monkeypatch):
         assert result_.table(result) == result_.table(result, int(columns))
 
 
-@pytest.mark.parametrize("full", [
-    "up_blocks.0.attentions.2.transformer_blocks.1.attn2", "transformer_blocks.23.attn", "up_blocks.1.attentions.3"])
+@pytest.mark.parametrize(
+    "full",
+    [
+        "up_blocks.0.attentions.2.transformer_blocks.1.attn2",
+        "transformer_blocks.23.attn",
+        "up_blocks.1.attentions.3",
+    ],
+)
 def test_a_short_name_keeps_its_numbers(full):
     """Cutting a module path keeps every index while it can, and its last part always: SDXL's sites stay distinct in the table."""
     for width in range(17, 80):
@@ -408,19 +559,27 @@ def test_planted_names_cut_at_the_end_are_noticed(monkeypatch):
         test_the_table_fits_and_begins_with_the_baselines(80)
 
 
-@pytest.mark.parametrize("exact, text", [((0.2, 0.9), "tiny"), ((0.5,) * 70, "SDXL"), ((1.0,), HOSTILE)])
+@pytest.mark.parametrize(
+    "exact, text", [((0.2, 0.9), "tiny"), ((0.5,) * 70, "SDXL"), ((1.0,), HOSTILE)]
+)
 def test_the_heat_map_is_a_picture(exact, text):
     """One site or seventy, hostile names or missing scores: the heat map is a PNG of sensible size."""
     result = a_result(exact, text=text)
     result["sites"][0]["ssim"] = {"value": None, "low": None, "high": None}
     picture = Image.open(io.BytesIO(heatmap.heatmap_png(result)))
-    assert picture.format == "PNG" and 1000 <= picture.width <= 3500 and 1000 <= picture.height <= 1500
+    assert (
+        picture.format == "PNG" and 1000 <= picture.width <= 3500 and 1000 <= picture.height <= 1500
+    )
 
 
 def orange_middle(picture, top, bottom) -> float:
     """The mean x of pure orange between two heights, as a share of the width."""
     pixels = picture.crop((0, top, picture.width, bottom)).tobytes()
-    found = [n // 3 % picture.width for n in range(0, len(pixels), 3) if pixels[n:n + 3] == b"\xd5\x5e\x00"]
+    found = [
+        n // 3 % picture.width
+        for n in range(0, len(pixels), 3)
+        if pixels[n : n + 3] == b"\xd5\x5e\x00"
+    ]
     return sum(found) / len(found) / picture.width
 
 
@@ -440,15 +599,19 @@ def test_the_heat_map_marks_a_set_that_is_credited():
     result = a_result((0.1, 0.1, 0.1, 0.1))
     picture = Image.open(io.BytesIO(heatmap.heatmap_png(result | {"set": a_set()}))).convert("RGB")
     for top, bottom in ((200, picture.height - 100), (picture.height - 100, picture.height)):
-        assert orange_middle(picture, top, bottom) == pytest.approx((1.5 + 2.1 / 4.2 * 6.2) / 8, abs=0.01)
+        assert orange_middle(picture, top, bottom) == pytest.approx(
+            (1.5 + 2.1 / 4.2 * 6.2) / 8, abs=0.01
+        )
 
 
 def test_the_heat_map_leaves_pyplot_alone():
     """No pyplot is imported and no setting is changed: the caller's own figures are safe."""
     # with a backend chosen, since reading an unchosen one makes matplotlib import pyplot by itself
-    code = ("import sys, json, matplotlib; matplotlib.use('pdf'); before = dict(matplotlib.rcParams);"
-            "from textpatch.report import heatmap as figures; figures.heatmap_png(json.load(sys.stdin));"
-            "sys.exit('matplotlib.pyplot' in sys.modules or dict(matplotlib.rcParams) != before)")
+    code = (
+        "import sys, json, matplotlib; matplotlib.use('pdf'); before = dict(matplotlib.rcParams);"
+        "from textpatch.report import heatmap as figures; figures.heatmap_png(json.load(sys.stdin));"
+        "sys.exit('matplotlib.pyplot' in sys.modules or dict(matplotlib.rcParams) != before)"
+    )
     done = subprocess.run([sys.executable, "-c", code], input=json.dumps(a_result()), text=True)
     assert done.returncode == 0
 
@@ -456,6 +619,7 @@ def test_the_heat_map_leaves_pyplot_alone():
 @pytest.mark.parametrize("broken", [None, ModuleNotFoundError, RuntimeError])
 def test_without_matplotlib_the_way_out_is_named(monkeypatch, broken):
     """A missing or broken matplotlib is a PatchError with the command that helps."""
+
     class Refuse:
         def find_spec(self, name, *_):
             if name.startswith("matplotlib"):
@@ -463,8 +627,9 @@ def test_without_matplotlib_the_way_out_is_named(monkeypatch, broken):
 
     for name in [name for name in sys.modules if name.startswith("matplotlib")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "meta_path", [Refuse(), *sys.meta_path]) if broken else monkeypatch.setitem(
-        sys.modules, "matplotlib", None)
+    monkeypatch.setattr(
+        sys, "meta_path", [Refuse(), *sys.meta_path]
+    ) if broken else monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(PatchError, match=r"pip install textpatch\[plots\]"):
         heatmap.heatmap_png(a_result())
 
@@ -481,9 +646,18 @@ def test_the_contact_sheet_holds_every_picture():
 def test_nothing_is_left_blank_where_nobody_read():
     """Without readings no line is kept for them: shorter by as much per line of pictures."""
     pictures = [Image.new("RGB", (64, 24))] * 2
-    heights = [[contact_sheet.draw_contact_sheet([[(p, read) for p in pictures]] * n, captions="ab").height for n in (1, 2, 3)]
-               for read in ("A", None)]
-    assert [read - none for read, none in zip(*heights)] == [n * (heights[0][0] - heights[1][0]) for n in (1, 2, 3)]
+    heights = [
+        [
+            contact_sheet.draw_contact_sheet(
+                [[(p, read) for p in pictures]] * n, captions="ab"
+            ).height
+            for n in (1, 2, 3)
+        ]
+        for read in ("A", None)
+    ]
+    assert [read - none for read, none in zip(*heights)] == [
+        n * (heights[0][0] - heights[1][0]) for n in (1, 2, 3)
+    ]
     assert heights[0][0] > heights[1][0]
 
 
@@ -514,9 +688,16 @@ def test_seventy_large_pictures_stay_bounded():
     assert sheet.width <= 14_000 and sheet.height <= 1000
 
 
-@pytest.mark.parametrize("change", [
-    {"rows": []}, {"rows": [[(Image.new("RGB", (4, 4)), "x")] * 2]}, {"captions": []}, {"best": 3},
-    {"words": [("a", "b")] * 2}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": []},
+        {"rows": [[(Image.new("RGB", (4, 4)), "x")] * 2]},
+        {"captions": []},
+        {"best": 3},
+        {"words": [("a", "b")] * 2},
+    ],
+)
 def test_a_sheet_that_is_no_grid_is_refused(change):
     """Ragged lines, a best column that is not there, or words for other lines are PatchErrors."""
     good = {"rows": [[(Image.new("RGB", (4, 4)), "x")] * 3], "captions": ["a", "b", "c"]}
@@ -525,8 +706,9 @@ def test_a_sheet_that_is_no_grid_is_refused(change):
         contact_sheet.draw_contact_sheet(**{**good, **change})
 
 
-@pytest.mark.parametrize("change", [
-    {"schema_version": 1}, {"sites": []}, {"ranked": [0]}, {"ranked": [0, 1, 2, 9]}])
+@pytest.mark.parametrize(
+    "change", [{"schema_version": 1}, {"sites": []}, {"ranked": [0]}, {"ranked": [0, 1, 2, 9]}]
+)
 def test_what_is_no_result_is_refused(change):
     """Every view refuses a dict that is no result, and names what is wrong."""
     bad = {**a_result(), **change}

@@ -5,8 +5,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from support.small_models import PROMPTS, save_small
 
+from support.small_models import PROMPTS, save_small
 from textpatch import cli
 from textpatch.disk import read_json
 from textpatch.reference_models.pipeline import Pipeline
@@ -93,6 +93,7 @@ def test_a_finished_run_makes_nothing(model, monkeypatch, capfd):
 
 def test_ctrl_c_before_the_first_batch_promises_nothing(model, monkeypatch, capfd):
     """No picture and no folder: it says so, and no word of going on."""
+
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
@@ -104,11 +105,19 @@ def test_ctrl_c_before_the_first_batch_promises_nothing(model, monkeypatch, capf
 
 def test_an_edit_promises_nothing(model, monkeypatch, capfd):
     """Of an edit nothing is kept before its end, and Ctrl-C says nothing of going on."""
+
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Pipeline, "denoise", interrupt)
-    asked = ["--source", PROMPTS[0], "--target", PROMPTS[0].replace("HELLO", "WORLD"), "--sites", "0"]
+    asked = [
+        "--source",
+        PROMPTS[0],
+        "--target",
+        PROMPTS[0].replace("HELLO", "WORLD"),
+        "--sites",
+        "0",
+    ]
     assert cli.main(["edit", model, *asked, "--out", "run"]) == 130
     assert capfd.readouterr().err == "textpatch: interrupted\n" and not Path("run").exists()
 
@@ -117,7 +126,9 @@ def test_an_edit_promises_nothing(model, monkeypatch, capfd):
 def test_a_bad_prompt_of_a_later_batch_leaves_nothing(prompt, says, model, monkeypatch, capfd):
     """Every prompt is read before the first picture is made."""
     made = drawn(monkeypatch)
-    assert cli.main(["generate", model, *PROMPTS, *PROMPTS, PROMPTS[0], prompt, "--out", "run"]) == 2
+    assert (
+        cli.main(["generate", model, *PROMPTS, *PROMPTS, PROMPTS[0], prompt, "--out", "run"]) == 2
+    )
     assert says in capfd.readouterr().err and made == [] and not Path("run").exists()
 
 
@@ -125,4 +136,6 @@ def test_planted_records_not_written_are_noticed(model, monkeypatch, capfd):
     """Fault: pictures are written and not recorded.  Then the same command makes them again."""
     monkeypatch.setattr(Run, "append", lambda run, record: None)
     with pytest.raises(AssertionError):
-        test_what_is_made_is_kept_and_not_made_again(stop, 130, "interrupted; 4 of 6", model, monkeypatch, capfd)
+        test_what_is_made_is_kept_and_not_made_again(
+            stop, 130, "interrupted; 4 of 6", model, monkeypatch, capfd
+        )

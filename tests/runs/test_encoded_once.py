@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 import torch
+
 from support.small_models import PROMPTS, save_small, small_pipeline
 from support.strategies import build_pipeline
-
 from textpatch import cli
 from textpatch.errors import PatchError
 from textpatch.localization.layers import localize
@@ -53,7 +53,9 @@ def test_every_prompt_is_encoded_once(mode, guidance, more, encoded):
     assert encoded == Counter(DISTINCT | more)
 
 
-def test_the_command_line_encodes_once_and_a_finished_run_not_at_all(encoded, tmp_path, monkeypatch):
+def test_the_command_line_encodes_once_and_a_finished_run_not_at_all(
+    encoded, tmp_path, monkeypatch
+):
     """Checks of the command and of the search read by the tokenizers alone; from records nothing is encoded."""
     model = str(save_small(tmp_path / "small"))
     monkeypatch.chdir(tmp_path)
@@ -79,11 +81,16 @@ def test_checking_refuses_what_encoding_would(encoded):
     assert not encoded
 
 
-@pytest.mark.parametrize("make", [small_pipeline, lambda: build_pipeline()], ids=["small", "random"])
+@pytest.mark.parametrize(
+    "make", [small_pipeline, lambda: build_pipeline()], ids=["small", "random"]
+)
 def test_what_is_remembered_is_what_was_encoded(make):
     """Row by row the text of each prompt alone, whatever was asked before, with repetitions and None."""
     pipeline = make()
-    kept, alone = remembered.remembering(pipeline), [pipeline.encode([prompt]) for prompt in [*PROMPTS, None]]
+    kept, alone = (
+        remembered.remembering(pipeline),
+        [pipeline.encode([prompt]) for prompt in [*PROMPTS, None]],
+    )
     for asked in ([0], [1, 0], [2, 1, 1, 0]):
         text = kept.encode([[*PROMPTS, None][place] for place in asked])
         for row, place in enumerate(asked):
@@ -100,13 +107,19 @@ def test_what_is_remembered_is_what_was_encoded(make):
 def test_texts_of_unequal_length_are_encoded_together():
     """Encoders that pad to the longest prompt of a batch give what they give without a memory."""
     pipeline = build_pipeline()
-    pipeline.encoders = lambda prompts: TextCondition(torch.ones(len(prompts), max(map(len, prompts)), 6), torch.ones(len(prompts), 5))
+    pipeline.encoders = lambda prompts: TextCondition(
+        torch.ones(len(prompts), max(map(len, prompts)), 6), torch.ones(len(prompts), 5)
+    )
     kept = remembered.remembering(pipeline)
     assert torch.equal(kept.encode(["a", "bcd"]).tokens, pipeline.encode(["a", "bcd"]).tokens)
 
 
 def test_planted_forgetting_is_noticed(monkeypatch, encoded):
     """Fault: what was encoded is not kept."""
-    monkeypatch.setattr(remembered.Remembered, "_text", lambda self, prompt: self._pipeline.encode([prompt]).to("cpu"))
+    monkeypatch.setattr(
+        remembered.Remembered,
+        "_text",
+        lambda self, prompt: self._pipeline.encode([prompt]).to("cpu"),
+    )
     with pytest.raises(AssertionError):
         test_every_prompt_is_encoded_once("staged", 1.0, set(), encoded)

@@ -4,19 +4,19 @@ A fault is (check, owner, function, text, text put in its place); see support/fa
 """
 
 import pytest
+
 from support import laws_of_runs
 from support.localizing import PAIRS, PixelReader, localized
 from support.planting import plant
 from support.small_models import small_pipeline
-
 from textpatch.errors import OCRError, StoreError
 from textpatch.localization import trials
 from textpatch.localization.start_step import start_curve
 from textpatch.metrics import Tesseract, ocr
 from textpatch.plan import Plan
 from textpatch.prompts import glyphcontrol
-from textpatch.runs import records, work
 from textpatch.runs import folder as store
+from textpatch.runs import records, work
 from textpatch.runs.folder import Run
 
 MODEL = small_pipeline()
@@ -37,15 +37,22 @@ def equal_in_python(tmp_path):
     """1, 1.0 and true are three requests, and the message names the one entry with both values."""
     Run.open(tmp_path / "run", {"request": {"steps": 1, "start": 0}})
     for other, shown in ((1.0, "1.0"), (True, "true")):
-        with pytest.raises(StoreError, match=rf"another run \(steps: stored 1, asked {shown}\); give"):
+        with pytest.raises(
+            StoreError, match=rf"another run \(steps: stored 1, asked {shown}\); give"
+        ):
             Run.open(tmp_path / "run", {"request": {"steps": other, "start": 0}})
 
 
 def allowed(tmp_path):
     """What is allowed is that entry and all below it, and no other."""
-    request = lambda version, pad, ocr2: {"request": {"ocr": {"version": version, "pad": pad}, "ocr2": ocr2}}  # noqa: E731
+    request = lambda version, pad, ocr2: {
+        "request": {"ocr": {"version": version, "pad": pad}, "ocr2": ocr2}
+    }  # noqa: E731
     Run.open(tmp_path / "run", request(1, 1, 1))
-    for entry, may, may_not in (("ocr.version", (2, 1, 1), (2, 2, 1)), ("ocr", (2, 2, 1), (2, 2, 2))):
+    for entry, may, may_not in (
+        ("ocr.version", (2, 1, 1), (2, 2, 1)),
+        ("ocr", (2, 2, 1), (2, 2, 2)),
+    ):
         assert Run.open(tmp_path / "run", request(*may), allow=[entry]).changed
         with pytest.raises(StoreError, match="holds another run"):
             Run.open(tmp_path / "run", request(*may_not), allow=[entry])
@@ -61,7 +68,11 @@ def scenes(tmp_path):
 def made_by_its_request(tmp_path):
     """A record of other prompts, of another seed's noise or of another swap is none of this request's."""
     localized(MODEL, tmp_path / "run", PAIRS[:1], seeds=(0,))
-    for pairs, options, maker in ((PAIRS[1:2], {}, "rows"), (PAIRS[:1], {"start": 1}, "plan"), (PAIRS[:1], {"sites": [0]}, "plan")):
+    for pairs, options, maker in (
+        (PAIRS[1:2], {}, "rows"),
+        (PAIRS[:1], {"start": 1}, "plan"),
+        (PAIRS[:1], {"sites": [0]}, "plan"),
+    ):
         with pytest.raises(StoreError, match=f"was made by {maker} "):
             localized(MODEL, tmp_path / "run", pairs, seeds=(0,), **options)
     start_curve(trials_in(tmp_path / "run"), [0], [0, 1])
@@ -78,7 +89,11 @@ def left_out(tmp_path):
     laws_of_runs.law_damage_is_left_out_and_named(Run.open(tmp_path / "run", laws_of_runs.REQUEST))
 
 
-CHECKS = [equal_in_python, allowed, made_by_its_request]  # the others are tests of test_folder.py and test_glyphcontrol.py
+CHECKS = [
+    equal_in_python,
+    allowed,
+    made_by_its_request,
+]  # the others are tests of test_folder.py and test_glyphcontrol.py
 FAULTS = {
     "damage is not counted": (left_out, records, "read_records", "damaged.append(number)", "pass"),
     "damage ends a file": (left_out, records, "read_records", "damaged.append(number)", "damaged.append(number); break"),

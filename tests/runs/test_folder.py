@@ -16,8 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support.laws_of_runs import REQUEST, law_another_request_is_refused, law_damage_is_left_out_and_named, law_the_same_request_resumes, lines_of
 
+from support.laws_of_runs import (
+    REQUEST,
+    law_another_request_is_refused,
+    law_damage_is_left_out_and_named,
+    law_the_same_request_resumes,
+    lines_of,
+)
 from textpatch import disk
 from textpatch.disk import read_json
 from textpatch.errors import StoreError
@@ -29,9 +35,14 @@ numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
     st.none() | st.booleans() | numbers | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-    max_leaves=8)
-laws = settings(max_examples=60, deadline=None, derandomize=True,
-                suppress_health_check=[HealthCheck.function_scoped_fixture])
+    max_leaves=8,
+)
+laws = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 WRITER = """
 import sys
@@ -94,7 +105,9 @@ def test_planted_an_append_without_repair_is_noticed(run):
     run.append({"id": "a"})
     good = lines_of(run).read_bytes()
     lines_of(run).write_bytes(good + good[:9] + good)
-    with pytest.warns(match=r"0\.jsonl: 1 of 2 lines are damaged and left out, the first is line 2"):
+    with pytest.warns(
+        match=r"0\.jsonl: 1 of 2 lines are damaged and left out, the first is line 2"
+    ):
         run.records()
 
 
@@ -115,7 +128,11 @@ def test_no_flipped_bit_is_silently_used(run):
         lines_of(run).write_bytes(flipped)
         first, last = whole.index(b"\n"), len(whole) - 1
         left = records[:1] if bit // 8 > first else records[1:] if bit // 8 < first else []
-        with contextlib.nullcontext() if bit // 8 == last else pytest.warns(match="1 of [12] lines are damaged"):
+        with (
+            contextlib.nullcontext()
+            if bit // 8 == last
+            else pytest.warns(match="1 of [12] lines are damaged")
+        ):
             assert run.records() == left
 
 
@@ -139,12 +156,22 @@ def test_json_files_come_back_equal(run, value):
 
 
 @laws
-@given(st.recursive(numbers, lambda inner: st.lists(inner, min_size=1)
-                    | st.dictionaries(st.sampled_from("abc"), inner, min_size=1), max_leaves=8))
+@given(
+    st.recursive(
+        numbers,
+        lambda inner: (
+            st.lists(inner, min_size=1) | st.dictionaries(st.sampled_from("abc"), inner, min_size=1)
+        ),
+        max_leaves=8,
+    )
+)
 def test_flatten_shows_every_leaf(tree):
     """Each number of a nested value has its own dotted name, and shows there unchanged."""
+
     def leaves(tree):
-        inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else None
+        inner = (
+            tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else None
+        )
         return [tree] if inner is None else [leaf for value in inner for leaf in leaves(value)]
 
     assert list(flatten(tree).values()) == leaves(tree)
@@ -164,7 +191,7 @@ def test_what_json_cannot_hold_is_refused(run, bad):
 @pytest.mark.parametrize("record", [{}, {"id": 3}, ["id"], None])
 def test_a_record_needs_an_id(run, record):
     """Without an id a piece of work could not be skipped when resuming."""
-    with pytest.raises(StoreError, match="string \"id\""):
+    with pytest.raises(StoreError, match='string "id"'):
         run.append(record)
 
 
@@ -199,9 +226,17 @@ def test_requests_differ_exactly_when_their_json_does(tmp_path_factory, one, two
             Run.open(run.folder, {"request": two})
 
 
-@pytest.mark.parametrize("damage", [
-    lambda m: {**m, "schema_version": 2}, lambda m: {**m, "key": "0"}, lambda m: [m],
-    lambda m: {**m, "request": {"steps": 1}}, lambda m: {**m, "request": float("inf")}, lambda m: "{"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda m: {**m, "schema_version": 2},
+        lambda m: {**m, "key": "0"},
+        lambda m: [m],
+        lambda m: {**m, "request": {"steps": 1}},
+        lambda m: {**m, "request": float("inf")},
+        lambda m: "{",
+    ],
+)
 def test_a_damaged_manifest_is_refused(run, damage):
     """A manifest that is newer, edited or broken is an error that names the file."""
     found = damage(read_json(run.folder / "manifest.json"))
@@ -219,7 +254,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("where", ["file", "file/run", "file/a/b", "a/" + "n" * 300, "a/\0", "link"])
+@pytest.mark.parametrize(
+    "where", ["file", "file/run", "file/a/b", "a/" + "n" * 300, "a/\0", "link"]
+)
 def test_an_uncreatable_folder_is_one_line_and_leaves_nothing(tmp_path, where):
     """If the folder cannot be made, the error is one line and no half of it is left."""
     (tmp_path / "file").write_text("x")
@@ -251,9 +288,32 @@ def test_proc_is_refused():
         Run.open("/proc/textpatch", REQUEST)
 
 
-@pytest.mark.parametrize("name", [
-    "../x", "/etc/x", "a/../../x", "..", ".", "", "a//b", "a\0b", "a\nb", ".hidden", "-rf", "a\\b", "C:x",
-    "naïve", "x" * 200, "manifest.json", "Manifest.JSON", "records/0.jsonl", "images/x.png", "link/x", None])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "/etc/x",
+        "a/../../x",
+        "..",
+        ".",
+        "",
+        "a//b",
+        "a\0b",
+        "a\nb",
+        ".hidden",
+        "-rf",
+        "a\\b",
+        "C:x",
+        "naïve",
+        "x" * 200,
+        "manifest.json",
+        "Manifest.JSON",
+        "records/0.jsonl",
+        "images/x.png",
+        "link/x",
+        None,
+    ],
+)
 def test_names_never_leave_the_folder(run, tmp_path, name):
     """No name reaches outside the folder, hides, or replaces the manifest, the records or the pictures."""
     (run.folder / "link").symlink_to(tmp_path)
@@ -275,7 +335,9 @@ def test_equal_pixels_make_one_file(run):
     turned = Image.frombytes("RGB", (2, 4), bytes(range(24)))
     marked = picture.copy()
     marked.info.update(icc_profile=b"x" * 9, comment="hello")
-    names = [run.image(p) for p in (picture, marked, turned, picture.convert("L"), picture.convert("P"))]
+    names = [
+        run.image(p) for p in (picture, marked, turned, picture.convert("L"), picture.convert("P"))
+    ]
     assert names[0] == names[1] and len(set(names)) == 4
     assert Image.open(run.folder / names[0]).tobytes() == picture.tobytes()
     assert all(len(Path(name).stem) == 16 and name.startswith("images/") for name in names)
@@ -292,7 +354,11 @@ def test_csv_is_rectangular_and_inert(run):
     """All keys become columns; no text cell starts a formula; numbers stay numbers."""
     rows = [{"site": 0, "f1": -0.5}, {"site": 1, "prompt": "=cmd|'/C calc'!A0", "pair": [1, 2]}]
     text = run.write_csv("results.csv", rows).read_text()
-    assert text.splitlines() == ["site,f1,prompt,pair", "0,-0.5,,", "1,,'=cmd|'/C calc'!A0,\"[1, 2]\""]
+    assert text.splitlines() == [
+        "site,f1,prompt,pair",
+        "0,-0.5,,",
+        "1,,'=cmd|'/C calc'!A0,\"[1, 2]\"",
+    ]
     assert run.write_csv("empty.csv", []).read_bytes() == b""
 
 
@@ -300,8 +366,10 @@ def test_old_or_new_but_never_half(run, monkeypatch):
     """When any system call of a write fails, the old file is intact and no temporary file is left."""
     run.write_text("results.json", "old")
     for name in ("fsync", "replace", "open"):
+
         def refuse(*_, **__):
             raise OSError(28, "No space left on device")
+
         with monkeypatch.context() as patch:
             patch.setattr(os, name, refuse)
             with pytest.raises(StoreError, match="No space left on device"):
@@ -315,16 +383,20 @@ def test_the_order_of_system_calls_is_safe(run, monkeypatch):
     calls = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1])
+        monkeypatch.setattr(
+            os, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1]
+        )
     run.write_text("results.json", "x")
     assert calls == ["fsync", "replace", "fsync"]
 
 
 def test_a_full_disk_keeps_the_records_before(run):
     """A line that does not fit is an error and is taken back whole; the records before it stay."""
-    code = ("import resource, sys; from textpatch.runs.folder import Run; run = Run.load(sys.argv[1]);"
-            "run.append({'id': 'a'}); resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200));"
-            "run.append({'id': 'b', 'x': 'y' * 500})")
+    code = (
+        "import resource, sys; from textpatch.runs.folder import Run; run = Run.load(sys.argv[1]);"
+        "run.append({'id': 'a'}); resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200));"
+        "run.append({'id': 'b', 'x': 'y' * 500})"
+    )
     died = subprocess.run([sys.executable, "-c", code, run.folder], capture_output=True, text=True)
     assert "DiskError: cannot append to" in died.stderr
     assert run.done() == {"a"} and lines_of(run).read_bytes().endswith(b"\n")
@@ -332,6 +404,7 @@ def test_a_full_disk_keeps_the_records_before(run):
 
 def test_threads_of_one_worker_do_not_mix_lines(run):
     """Writers that share a worker name take turns: nothing is lost and no line is cut."""
+
     def write(name):
         for n in range(20):
             run.append({"id": f"{name}{n}", "noise": "x" * 5000})
@@ -373,6 +446,8 @@ def test_a_kill_before_the_manifest_leaves_a_usable_folder(tmp_path):
 
 def test_importing_needs_neither_torch_nor_matplotlib():
     """The store and the report answer at once: both import with torch and matplotlib absent."""
-    code = ("import sys; sys.modules['torch'] = sys.modules['matplotlib'] = None;"
-            "import textpatch.runs.folder, textpatch.report.page")
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['matplotlib'] = None;"
+        "import textpatch.runs.folder, textpatch.report.page"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
+
 from support.disks import files
 from support.sweeps import REQUEST, fork, forked, killed_at, sweep, waited, watch
-
 from textpatch import disk
 from textpatch.errors import DiskError, StoreError
 from textpatch.runs.folder import Run
@@ -84,7 +84,16 @@ def test_killed_at_random_until_done(tmp_path, long):
 
 
 REFUSED = 3  # exit code of a process that ended with a StoreError
-FAULTS = [errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.EINTR, "short write"]
+FAULTS = [
+    errno.ENOSPC,
+    errno.EIO,
+    errno.EFBIG,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.EINTR,
+    "short write",
+]
 
 
 def fail_at(n: int, fault):
@@ -98,7 +107,9 @@ def fail_at(n: int, fault):
             if name == "close":
                 close(*arguments)
             raise OSError(fault, os.strerror(fault), "disk")
-        return write(arguments[0], arguments[1][: len(arguments[1]) // 2]) if name == "write" else None
+        return (
+            write(arguments[0], arguments[1][: len(arguments[1]) // 2]) if name == "write" else None
+        )
 
     return before
 
@@ -117,8 +128,14 @@ def test_a_failure_at_every_system_call_is_one_line(tmp_path, whole, monkeypatch
                     sweep(folder)
                 except StoreError as error:
                     told = str(error)
-                    assert "\n" not in told and str(folder) in told and re.search(r"free space \([\d,]+\.\d MB there\)", told)
-                    assert isinstance(error, DiskError) == (fault not in (errno.EMFILE, errno.EINTR))
+                    assert (
+                        "\n" not in told
+                        and str(folder) in told
+                        and re.search(r"free space \([\d,]+\.\d MB there\)", told)
+                    )
+                    assert isinstance(error, DiskError) == (
+                        fault not in (errno.EMFILE, errno.EINTR)
+                    )
                     os._exit(REFUSED)
 
             code = forked(work)
@@ -137,7 +154,10 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         count = []
         with monkeypatch.context() as failing:
             failing_at = fail_at(n, errno.ENOSPC)
-            watch(failing, lambda name, arguments: (count.append(name), failing_at(name, arguments))[1])
+            watch(
+                failing,
+                lambda name, arguments: (count.append(name), failing_at(name, arguments))[1],
+            )
             try:
                 run.write_text("results.json", "new")
             except StoreError:
@@ -193,11 +213,15 @@ def test_eight_processes_under_one_name_take_turns(tmp_path, whole):
     """Two writers by mistake, or eight: the work may be done more than once, but no process fails and no file differs."""
     for n in range(3):
         folder = tmp_path / f"{n}"
-        assert [waited(child) for child in [fork(lambda: sweep(folder)) for _ in range(8)]] == [0] * 8
+        assert [waited(child) for child in [fork(lambda: sweep(folder)) for _ in range(8)]] == [
+            0
+        ] * 8
         sweep(folder)
         found = files(folder)
         assert found.keys() == whole.keys() and Run.load(folder).done() == {"0", "1", "2"}
-        assert [name for name in whole if found[name] != whole[name] and not name.startswith("records/")] == []
+        assert [
+            name for name in whole if found[name] != whole[name] and not name.startswith("records/")
+        ] == []
 
 
 def test_every_flipped_bit_of_two_hundred_lines_is_noticed(tmp_path):
@@ -213,7 +237,9 @@ def test_every_flipped_bit_of_two_hundred_lines_is_noticed(tmp_path):
             flipped[dice.randrange(len(line))] ^= 1 << bit
             os.pwrite(file.fileno(), flipped, 0)
             file.truncate(len(flipped))
-            with pytest.warns(match=r"0\.jsonl: 1 of [12] lines are damaged and left out, the first is line 1"):
+            with pytest.warns(
+                match=r"0\.jsonl: 1 of [12] lines are damaged and left out, the first is line 1"
+            ):
                 assert [record["id"] for record in run.records()] in ([], [json.loads(after)["id"]])
 
 
@@ -239,7 +265,17 @@ ENVIRONMENTS = {
     "deep": dict(FIRST=DEEP), "hash seed": dict(PYTHONHASHSEED="1"), "long ago": dict(FIRST="import time; time.time = lambda: 0.0"),
     "far ahead": dict(FIRST="import time; time.time = lambda: 1e11"),
 }  # fmt: skip
-FOLDERS = ["a b", "a\nb", "\N{GRINNING FACE}", "n" * 255, "-rf", "a'\"$(x)", "\u202eabc", "%s{0}", b"\xff\xfe"]
+FOLDERS = [
+    "a b",
+    "a\nb",
+    "\N{GRINNING FACE}",
+    "n" * 255,
+    "-rf",
+    "a'\"$(x)",
+    "\u202eabc",
+    "%s{0}",
+    b"\xff\xfe",
+]
 
 
 @pytest.mark.parametrize("environment, folder", [
@@ -248,8 +284,16 @@ FOLDERS = ["a b", "a\nb", "\N{GRINNING FACE}", "n" * 255, "-rf", "a'\"$(x)", "\u
 ])  # fmt: skip
 def test_an_environment_changes_no_byte(tmp_path, whole, environment, folder):
     """Time zone, locale, umask, home, clock, working folder, hash seed and the run folder's name leave no trace."""
-    command = [sys.executable, "-c", SWEEPS, str(Path(__file__).parents[1]), os.fsencode(folder).hex()]
-    told = subprocess.run(command, cwd=tmp_path, env={**os.environ, **environment}, capture_output=True)
+    command = [
+        sys.executable,
+        "-c",
+        SWEEPS,
+        str(Path(__file__).parents[1]),
+        os.fsencode(folder).hex(),
+    ]
+    told = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **environment}, capture_output=True
+    )
     assert told.returncode == 0, told.stderr.decode()
     wanted = {name: hashlib.sha256(data).hexdigest() for name, data in whole.items()}
     assert json.loads(told.stdout) == wanted

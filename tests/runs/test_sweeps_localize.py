@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+
 from support.glyph_folders import GLYPH, write
 from support.localizing import PAIRS, REQUEST, PixelReader, localized
 from support.small_models import PROMPTS, save_small, small_pipeline
 from support.sweeps import fork, waited
-
 from textpatch import HookRegistry, cli, localize
 from textpatch.disk import read_json
 from textpatch.errors import PatchError, Unfinished
@@ -25,7 +25,6 @@ from textpatch.metrics import Tesseract
 from textpatch.reference_models.pipeline import pixels
 from textpatch.runs.folder import Run
 from textpatch.runs.interrupts import finishing
-
 
 WRITTEN = ["results.json", "results.csv", "heatmap.png", "contact_sheet.png"]
 
@@ -59,7 +58,9 @@ def test_any_division_gives_the_same_result(model, whole, tmp_path, count):
                 left.append(str(told))
             else:
                 assert count == 7 and plain(done) == whole  # six units: one shard of seven has none
-        assert len(left) >= count - 2 and all("are not: the shard that ends last writes" in told for told in left)
+        assert len(left) >= count - 2 and all(
+            "are not: the shard that ends last writes" in told for told in left
+        )
         assert plain(localized(model, folder, shard=(last, count))) == whole
         assert plain(localized(model, folder)) == whole
 
@@ -86,7 +87,9 @@ def test_the_batch_size_moves_a_pixel_by_one_level_at_most(model, size):
     many values, and no more, cross the middle between two levels.
     """
     differences = []
-    for one, other in zip(*(localize(model, PAIRS, ocr=PixelReader(), micro_batch=n).records for n in (64, size))):
+    for one, other in zip(
+        *(localize(model, PAIRS, ocr=PixelReader(), micro_batch=n).records for n in (64, size))
+    ):
         for name, picture in one["pictures"].items():
             pixels = (np.asarray(row["image"], int) for row in (picture, other["pictures"][name]))
             differences.append(np.abs(np.subtract(*pixels)))
@@ -96,12 +99,21 @@ def test_the_batch_size_moves_a_pixel_by_one_level_at_most(model, size):
 def test_the_order_of_pairs_and_seeds_does_not_matter(model, tmp_path):
     """Each picture of a pair and seed is the same wherever that pair and seed stand in the request."""
     orders = [(PAIRS, (0, 1)), (PAIRS[::-1], (1, 0))]
-    found = [localized(model, tmp_path / f"{i}", pairs, seeds=seeds) for i, (pairs, seeds) in enumerate(orders)]
+    found = [
+        localized(model, tmp_path / f"{i}", pairs, seeds=seeds)
+        for i, (pairs, seeds) in enumerate(orders)
+    ]
     tables = [
         {(pairs[record["pair"]], record["seed"]): record["pictures"] for record in one.records}
         for one, (pairs, _) in zip(found, orders)
     ]
-    shared = [{key: {name: row for name, row in rows.items() if "+" not in name} for key, rows in table.items()} for table in tables]
+    shared = [
+        {
+            key: {name: row for name, row in rows.items() if "+" not in name}
+            for key, rows in table.items()
+        }
+        for table in tables
+    ]
     assert shared[0] == shared[1] and len(shared[0]) == 6
 
 
@@ -110,7 +122,13 @@ def test_the_order_of_pairs_and_seeds_does_not_matter(model, tmp_path):
 def test_shards_that_make_no_sense(model, tmp_path, shard, options):
     """A shard past the last, one without a run folder, one of a search that goes by what it has seen: PatchError."""
     with pytest.raises(PatchError, match="shard"):
-        localize(model, PAIRS, ocr=PixelReader(), shard=shard, **{"run": Run.open(tmp_path / "r", REQUEST), **options})
+        localize(
+            model,
+            PAIRS,
+            ocr=PixelReader(),
+            shard=shard,
+            **{"run": Run.open(tmp_path / "r", REQUEST), **options},
+        )
 
 
 def test_planted_a_shard_that_takes_its_neighbours_unit_is_noticed(model, tmp_path, monkeypatch):
@@ -185,9 +203,13 @@ class Patient:
         return self.act(*given, **options)
 
 
-@pytest.mark.parametrize("pool, seconds, saw", [(ThreadPoolExecutor, 60, True), (AtOnce, 0.1, False)])
+@pytest.mark.parametrize(
+    "pool, seconds, saw", [(ThreadPoolExecutor, 60, True), (AtOnce, 0.1, False)]
+)
 @pytest.mark.parametrize("what", ["decoded", "read"])
-def test_pictures_are_decoded_and_read_while_others_are_generated(model, whole, tmp_path, monkeypatch, what, pool, seconds, saw):
+def test_pictures_are_decoded_and_read_while_others_are_generated(
+    model, whole, tmp_path, monkeypatch, what, pool, seconds, saw
+):
     """The second unit is generated while the first unit's pictures are made of its latents, and while they are read; the
     result is the same.  Fault: a pool that does all at once, which is noticed."""
     reader, made, honest = PixelReader(), [], trials.sample_latents
@@ -215,7 +237,14 @@ class Drawing(torch.nn.Module):
 
     def forward(self, latents):
         cast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
-        self.seen.add((SCALE.get(), cast, torch.is_inference_mode_enabled(), threading.current_thread() is threading.main_thread()))
+        self.seen.add(
+            (
+                SCALE.get(),
+                cast,
+                torch.is_inference_mode_enabled(),
+                threading.current_thread() is threading.main_thread(),
+            )
+        )
         self.middle(torch.zeros(1))
         return pixels(latents.clamp_(-1, 1) * self.middle.weight.abs() / self.middle.weight.abs())
 
@@ -242,10 +271,9 @@ def test_pictures_are_decoded_as_where_they_were_asked_for(tmp_path):
 def test_an_interrupt_waits_for_the_block_and_no_longer():
     """KeyboardInterrupt comes behind the block, also where it fails by itself; the handler is as before."""
     done = []
-    with pytest.raises(KeyboardInterrupt):
-        with finishing():
-            signal.raise_signal(signal.SIGINT)
-            done.append("whole block")
+    with pytest.raises(KeyboardInterrupt), finishing():
+        signal.raise_signal(signal.SIGINT)
+        done.append("whole block")
     assert done == ["whole block"]
     with pytest.raises(ZeroDivisionError), finishing():
         1 / 0
@@ -294,7 +322,10 @@ def test_shards_of_the_command_line(weights, here, monkeypatch, capfd):
     command = ["localize", weights, "--pairs", "3"]
     assert cli.main([*command, "--shard", "0/2"]) == 0
     told = capfd.readouterr().out
-    assert told.startswith("shard 0/2 is done, 1 of 3 pairs and seeds are not") and told.count("\n") == 1
+    assert (
+        told.startswith("shard 0/2 is done, 1 of 3 pairs and seeds are not")
+        and told.count("\n") == 1
+    )
     monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("RANK", "1")
     assert cli.main(command) == 0
     folder = here / capfd.readouterr().out.splitlines()[-1].removesuffix("/report.html")
@@ -362,7 +393,10 @@ def test_damaged_records_are_made_again(weights, here, capfd):
     before = {name: (here / "run" / name).read_bytes() for name in WRITTEN}
     path = here / "run" / "records" / "0.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(line.replace(b'"seed": 0', b'"seed": 7', n) for n, line in enumerate(lines[:3])) + b"".join(lines[3:]))
+    path.write_bytes(
+        b"".join(line.replace(b'"seed": 0', b'"seed": 7', n) for n, line in enumerate(lines[:3]))
+        + b"".join(lines[3:])
+    )
     capfd.readouterr()
     assert cli.main(command) == 0
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("textpatch:")]
@@ -386,7 +420,18 @@ def test_glyphcontrols_prompts_from_the_command_line(weights, here, capfd):
     buckets = write(here / "glyph", sentences=GLYPH).glob("text_prompts/raw/SimpleBench/*.txt")
     for path in buckets:
         path.write_text(path.read_text().upper())
-    command = ["localize", weights, "--prompts", "glyph", "--bench", "mixed", "--split", "test", "--limit", "2"]
+    command = [
+        "localize",
+        weights,
+        "--prompts",
+        "glyph",
+        "--bench",
+        "mixed",
+        "--split",
+        "test",
+        "--limit",
+        "2",
+    ]
     assert cli.main([*command, "--out", "run"]) == 0
     pairs = read_json(here / "run/results.json")["pairs_list"]
     assert len(pairs) == 2 and {pair["word"][0] for pair in pairs} <= set("DFG")
@@ -395,7 +440,10 @@ def test_glyphcontrols_prompts_from_the_command_line(weights, here, capfd):
                       (["--limit", "99"], "make 1 to 21")):  # fmt: skip
         assert cli.main(changed(command, bad)) == 2 and says in capfd.readouterr().err
     for alone in (["--bench", "simple"], ["--limit", "3"]):
-        assert cli.main(["localize", weights, *alone]) == 2 and "with --prompts" in capfd.readouterr().err
+        assert (
+            cli.main(["localize", weights, *alone]) == 2
+            and "with --prompts" in capfd.readouterr().err
+        )
     assert cli.main(["localize", weights, "--prompts", "glyph"]) == 2  # A sign that says "balo".
     assert "does not know" in capfd.readouterr().err
 
@@ -418,7 +466,9 @@ def test_a_resume_shows_what_is_different(weights, here, monkeypatch, capfd):
         capfd.readouterr()
         assert cli.main(arguments) == 2
         err = capfd.readouterr().err
-        assert "run holds another run" in err and f"{field}: stored " in err and ", asked " in err, err
+        assert (
+            "run holds another run" in err and f"{field}: stored " in err and ", asked " in err
+        ), err
         assert "name what may differ with --allow" in err and err.count("\n") == 1
 
     for field, change in CHANGES.items():
@@ -428,7 +478,9 @@ def test_a_resume_shows_what_is_different(weights, here, monkeypatch, capfd):
     describe = Tesseract.describe
     monkeypatch.setattr(Tesseract, "describe", lambda self: {**describe(self), "version": "6.0.0"})
     refused("ocr.version", command)
-    assert before == {path: path.read_bytes() for path in (here / "run").rglob("*") if path.is_file()}
+    assert before == {
+        path: path.read_bytes() for path in (here / "run").rglob("*") if path.is_file()
+    }
 
 
 def test_what_is_allowed_may_differ(weights, here, monkeypatch, capfd, long):
@@ -441,21 +493,41 @@ def test_what_is_allowed_may_differ(weights, here, monkeypatch, capfd, long):
     describe = Tesseract.describe
     changes = {**CHANGES, "weights": [], "ocr.version": []}
     if not long:
-        changes = {field: changes[field] for field in ("steps", "pairs.0.0", "seeds.0", "weights", "ocr.version")}
+        changes = {
+            field: changes[field]
+            for field in ("steps", "pairs.0.0", "seeds.0", "weights", "ocr.version")
+        }
     for number, (field, change) in enumerate(changes.items()):
         shutil.copytree(here / "run", here / f"{number}")
-        command = ["localize", other if field == "weights" else weights, "--pairs", "1", "--out", f"{number}", *change]
+        command = [
+            "localize",
+            other if field == "weights" else weights,
+            "--pairs",
+            "1",
+            "--out",
+            f"{number}",
+            *change,
+        ]
         with monkeypatch.context() as newer:
             if field == "ocr.version":
-                newer.setattr(Tesseract, "describe", lambda self: {**describe(self), "version": "6.0.0"})
+                newer.setattr(
+                    Tesseract, "describe", lambda self: {**describe(self), "version": "6.0.0"}
+                )
             assert cli.main([*command, "--allow", "model"]) == 2
-            names = {part.partition(": stored")[0].split()[-1].lstrip("(") for part in capfd.readouterr().err.split("; ")
-                     if ": stored" in part}
+            names = {
+                part.partition(": stored")[0].split()[-1].lstrip("(")
+                for part in capfd.readouterr().err.split("; ")
+                if ": stored" in part
+            }
             code = cli.main([*command, "--allow", *(name.split(".")[0] for name in names)])
         told = read_json(here / f"{number}/manifest.json")["resumed"][-1]
         assert f"request.{field}" in told and told[f"request.{field}"].keys() == {"stored", "now"}
         maker = MADE_OTHERWISE.get(field)
-        assert code == 0 if maker is None else code == 2 and f"was made by {maker}" in capfd.readouterr().err, field
+        assert (
+            code == 0
+            if maker is None
+            else code == 2 and f"was made by {maker}" in capfd.readouterr().err
+        ), field
 
 
 MADE_OTHERWISE = {
@@ -467,15 +539,32 @@ MADE_OTHERWISE = {
 def test_pairs_that_differ_in_more_than_their_text(weights, here, capfd):
     """Of a prompts file they are warned of, once, with numbers; --strict refuses them before anything is made."""
     write_pairs = (here / "pairs.tsv").write_text
-    write_pairs("\n".join(f"{s}\t{t}" for s, t in [(PROMPTS[0], PROMPTS[0].replace("HELLO", "ZEN")), PROMPTS[:2]]))
+    write_pairs(
+        "\n".join(
+            f"{s}\t{t}" for s, t in [(PROMPTS[0], PROMPTS[0].replace("HELLO", "ZEN")), PROMPTS[:2]]
+        )
+    )
     command = ["localize", weights, "--prompts", "pairs.tsv", "--steps", "1"]
     assert cli.main([*command, "--strict"]) == 2 and sorted(os.listdir(here)) == ["pairs.tsv"]
     err = capfd.readouterr().err
-    assert "1 of 2 pairs differ in more than the quoted text" in err and "give both prompts one sentence" in err
+    assert (
+        "1 of 2 pairs differ in more than the quoted text" in err
+        and "give both prompts one sentence" in err
+    )
     assert cli.main(command) == 0
     warned = capfd.readouterr().err
-    assert warned.count("\n") == 1 and "warning: 1 of 2 pairs" in warned and "--strict refuses them" in warned
+    assert (
+        warned.count("\n") == 1
+        and "warning: 1 of 2 pairs" in warned
+        and "--strict refuses them" in warned
+    )
     write_pairs(f"{PROMPTS[0]}\t{PROMPTS[0].replace('HELLO', 'ZEN')}\n")
     assert cli.main([*command, "--strict"]) == 0 and capfd.readouterr().err == ""
-    assert cli.main(["localize", weights, "--strict"]) == 2 and "pairs differ" in capfd.readouterr().err
-    assert cli.main(["localize", weights, "--strict", "--same-scene", "--pairs", "1", "--steps", "1"]) == 0
+    assert (
+        cli.main(["localize", weights, "--strict"]) == 2
+        and "pairs differ" in capfd.readouterr().err
+    )
+    assert (
+        cli.main(["localize", weights, "--strict", "--same-scene", "--pairs", "1", "--steps", "1"])
+        == 0
+    )

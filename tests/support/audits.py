@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from support.strategies import fixed_case
-
 from textpatch.auditing.replay import AuditReport, audit
 from textpatch.plan import Plan, Swap
 from textpatch.sampling import sample
@@ -16,4 +15,6 @@ def audited(pipeline, rows, plan, steps, guidance, **options) -> AuditReport:
 def rich_case():
     """fixed_case with a swap in one branch alone, and step 0 named by no late swap."""
     case = fixed_case()
-    return replace(case, plan=case.plan + Plan([Swap(1, "d", "a", steps=(0, 1), branch="cond", part="v")]))
+    return replace(
+        case, plan=case.plan + Plan([Swap(1, "d", "a", steps=(0, 1), branch="cond", part="v")])
+    )

@@ -80,4 +80,9 @@ def described(kernel) -> dict:
 for argument in sys.argv[1:]:
     target, kind, dim = argument.split(":")
     for found in compiled(int(target), getattr(torch, kind), int(dim)):
-        print(json.dumps({"target": int(target), "dtype": kind, "head_dim": int(dim), **described(found)}), flush=True)
+        print(
+            json.dumps(
+                {"target": int(target), "dtype": kind, "head_dim": int(dim), **described(found)}
+            ),
+            flush=True,
+        )

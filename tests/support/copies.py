@@ -3,15 +3,14 @@
 from dataclasses import asdict, replace
 
 import torch
+
 from support.small_models import relative
 from support.strategies import randomize
-
 from textpatch import Plan, Row, Swap, capture, patch
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDXLConfig
-
 
 IN_SDXL = SDXLConfig(
     in_channels=4, block_out_channels=(8, 16), layers_per_block=1, attention_head_dim=(1, 2), norm_num_groups=4,
@@ -37,7 +36,12 @@ UNETS = {
         resnet_time_scale_shift="scale_shift",
     ),
 }  # fmt: skip
-PAIRS = {"SDXL": (SDXL, IN_SDXL), "IF": (DeepFloydIF, IN_IF), "SD3": (MMDiT, IN_MMDIT), "SD3.5": (MMDiT, IN_SD35)}
+PAIRS = {
+    "SDXL": (SDXL, IN_SDXL),
+    "IF": (DeepFloydIF, IN_IF),
+    "SD3": (MMDiT, IN_MMDIT),
+    "SD3.5": (MMDiT, IN_SD35),
+}
 
 
 def call(model, inputs, **others):
@@ -52,7 +56,11 @@ def pair(diffusers, name: str, seed: int = 0):
     kind, config = PAIRS[name]
     theirs = "SD3Transformer2DModel" if kind is MMDiT else "UNet2DConditionModel"
     ours = randomize(kind(config).double(), seed).requires_grad_(False)
-    theirs = getattr(diffusers, theirs)(**asdict(config), **UNETS.get(kind, {})).double().requires_grad_(False)
+    theirs = (
+        getattr(diffusers, theirs)(**asdict(config), **UNETS.get(kind, {}))
+        .double()
+        .requires_grad_(False)
+    )
     theirs.load_state_dict(ours.state_dict())
     for module in [*theirs.modules()]:
         for path, norm in [*module.named_children()]:
@@ -66,13 +74,20 @@ def one_input(kind: type, rows: int):
     """The same random input for our model (x, t, text) and, by name, for diffusers' class."""
     x = torch.randn(rows, 3 if kind is DeepFloydIF else 4, 8, 8, dtype=torch.float64)
     t, tokens = torch.tensor(500.0), torch.randn(rows, 4, 6, dtype=torch.float64)
-    pooled, micro = torch.randn(rows, 5, dtype=torch.float64), torch.randint(0, 64, (rows, 6)).double()
+    pooled, micro = (
+        torch.randn(rows, 5, dtype=torch.float64),
+        torch.randint(0, 64, (rows, 6)).double(),
+    )
     foreign_ = dict(encoder_hidden_states=tokens, timestep=t.expand(rows))
     if kind is MMDiT:
-        return (x, t, TextCondition(tokens, pooled)), dict(hidden_states=x, pooled_projections=pooled, **foreign_)
+        return (x, t, TextCondition(tokens, pooled)), dict(
+            hidden_states=x, pooled_projections=pooled, **foreign_
+        )
     if kind is SDXL:
         added = dict(text_embeds=pooled, time_ids=micro)
-        return (x, t, TextCondition(tokens, pooled, micro)), dict(sample=x, added_cond_kwargs=added, **foreign_)
+        return (x, t, TextCondition(tokens, pooled, micro)), dict(
+            sample=x, added_cond_kwargs=added, **foreign_
+        )
     return (x, t, TextCondition(tokens)), dict(sample=x, **foreign_)
 
 

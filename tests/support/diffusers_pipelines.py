@@ -2,14 +2,23 @@
 
 import diffusers
 import torch
-from support.strategies import randomize
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+)
 
+from support.strategies import randomize
 from textpatch.weights.signs.tokens import word_tokenizer
 
 
 def sdxl(seed: int = 0):
-    first, second = clip(CLIPTextModel, 64, seed), clip(CLIPTextModelWithProjection, 32, seed + 1, "gelu")
+    first, second = (
+        clip(CLIPTextModel, 64, seed),
+        clip(CLIPTextModelWithProjection, 32, seed + 1, "gelu"),
+    )
     unet = diffusers.UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(32, 64, 128),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -19,9 +28,16 @@ def sdxl(seed: int = 0):
         projection_class_embeddings_input_dim=8 * 6 + 32,
     )  # fmt: skip
     schedule = diffusers.EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="leading",
+        steps_offset=1,
     )
-    tokenizers = {"tokenizer": word_tokenizer(begin=True), "tokenizer_2": word_tokenizer(begin=True)}
+    tokenizers = {
+        "tokenizer": word_tokenizer(begin=True),
+        "tokenizer_2": word_tokenizer(begin=True),
+    }
     return diffusers.StableDiffusionXLPipeline(
         vae=vae(4, seed, scaling_factor=0.13025), text_encoder=first, text_encoder_2=second, **tokenizers,
         unet=random(unet, seed), scheduler=schedule, add_watermarker=False,

@@ -11,7 +11,11 @@ except ImportError:  # Windows
 
 def files(folder: Path) -> dict[str, bytes]:
     """Relative path -> content of everything below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @contextmanager

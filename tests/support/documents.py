@@ -5,7 +5,6 @@ import shlex
 
 from textpatch.weights.loading import SHIPPED
 
-
 ROOT = SHIPPED.parent
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)

@@ -10,10 +10,10 @@ from functools import cache
 
 import pytest
 import torch
+
 from support import laws, laws_of_calls, recorded_runs
 from support.laws import patching
 from support.strategies import Attention, Case, fixed_case, make_attention
-
 from textpatch import attention, bank, calls, hooks, plan, sampling
 from textpatch.hooks import Hook, HookRegistry
 from textpatch.plan import Plan, Swap
@@ -34,13 +34,23 @@ def recorded(family: str, run: str, reproduce=recorded_runs.in_one_batch):
 COND_ONLY = Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"
 LATE_STEP = Swap, "acts", "step in self.steps", "step - 1 in self.steps"
 LATE_CALL = calls.Calls, "_begin", "Call(self.count,", "Call(self.count + 1,"
-FIRST_STEP = patching, "_read", "key = site.name, step,", "key = site.name, min(k[1] for k in cache),"
+FIRST_STEP = (
+    patching,
+    "_read",
+    "key = site.name, step,",
+    "key = site.name, min(k[1] for k in cache),",
+)
 VALUES_AS_KEYS = patching, "_read", "label, part\n", 'label, "vk"["kv".index(part)]\n'
 OTHER_DONOR = plan, "_donor", "return place[", "return 0 * place["
 ALL_HEADS = plan, "_write", "torch.tensor(swap.heads)", "torch.arange(heads)"
 NO_READER = plan, "_write", "zip(readers, donors)", "zip(readers[:-1], donors)"
 ALL_READERS = plan, "_write", "table[reader, h[:, None], t]", "table[:, h[:, None], t]"
-NEXT_SITE = Plan, "_tables", "tables.setdefault(site,", "tables.setdefault(sites[(site.index - 1) % len(sites)],"
+NEXT_SITE = (
+    Plan,
+    "_tables",
+    "tables.setdefault(site,",
+    "tables.setdefault(sites[(site.index - 1) % len(sites)],",
+)
 POOLED_OF_TARGET = bank.Texts, "of", "self.place[row.pooled_prompt]", "self.place[batch[-1].prompt]"
 IMAGE_ROWS = patching, "_at_text", "taps[tap.module] +=", 'taps[f"{site.name}.to_{part}"] +='
 EARLY_HOOK = (HookRegistry, "__init__", "if name not in modules:",
@@ -162,7 +172,9 @@ EVERYWHERE = "sdxl", "if-i", "mmdit"
 ELSEWHERE_NONE = {  # what is no fault on the other architectures
     "first step's cache": ["mmdit"],
     "image rows patched": ["if-i", "mmdit"],
-    "conditional branch only": ["mmdit"],  # where text is static all unconditional rows have one K and V
+    "conditional branch only": [
+        "mmdit"
+    ],  # where text is static all unconditional rows have one K and V
     "injection allowed": ["mmdit"],
     "K and V injected the other way round": ["sdxl", "if-i"],
 }
@@ -176,7 +188,11 @@ def planted(fault: str):
 
 
 def make_case(law, architecture: str | None):
-    return make_attention() if law.__annotations__["case"] is Attention else fixed_case(architecture or "mmdit")
+    return (
+        make_attention()
+        if law.__annotations__["case"] is Attention
+        else fixed_case(architecture or "mmdit")
+    )
 
 
 @cache

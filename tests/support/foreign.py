@@ -1,6 +1,7 @@
 """Small random models of diffusers' own classes, each with inputs by name: two rows, five text tokens."""
 
 import torch
+
 from support.strategies import randomize
 
 
@@ -112,7 +113,13 @@ def krea2(diffusers):
 
 def prx(diffusers):
     model = diffusers.PRXTransformer2DModel(
-        in_channels=4, context_in_dim=12, hidden_size=16, num_heads=2, depth=2, axes_dim=[4, 4], theta=100
+        in_channels=4,
+        context_in_dim=12,
+        hidden_size=16,
+        num_heads=2,
+        depth=2,
+        axes_dim=[4, 4],
+        theta=100,
     )
     return model, dict(hidden_states=g(2, 4, 4, 4), timestep=torch.tensor([0.5, 0.4]),
                        encoder_hidden_states=g(2, 5, 12))  # fmt: skip

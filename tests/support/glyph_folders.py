@@ -4,11 +4,20 @@ from pathlib import Path
 
 from textpatch.prompts.glyphcontrol import RAW, SPLITS, TEMPLATES
 
-
 BUCKETS = [name for names in SPLITS.values() for name in names]
-WORDS = {name: [first + vowel + "lo" for vowel in "aeiouyz"] for first, name in zip("bdfg", BUCKETS)}
-SENTENCES = ['A lamp that says ""', 'The word "" in chalk', '"" on a ship', 'a map titled "", folded']
-GLYPH = ['a red sign that says "" on a blue wall', 'a green arrow with text "" in mono on a dotted pink wall']
+WORDS = {
+    name: [first + vowel + "lo" for vowel in "aeiouyz"] for first, name in zip("bdfg", BUCKETS)
+}
+SENTENCES = [
+    'A lamp that says ""',
+    'The word "" in chalk',
+    '"" on a ship',
+    'a map titled "", folded',
+]
+GLYPH = [
+    'a red sign that says "" on a blue wall',
+    'a green arrow with text "" in mono on a dotted pink wall',
+]
 
 
 def write(folder: Path, words=WORDS, sentences=SENTENCES) -> Path:

@@ -46,7 +46,10 @@ def int8(**sizes: int) -> bytes:
     """A header of tensors of so many bytes, one behind the other."""
     ends = list(accumulate(sizes.values()))
     offsets = zip([0, *ends], ends)
-    entries = [{"dtype": "I8", "shape": [end - start], "data_offsets": [start, end]} for start, end in offsets]
+    entries = [
+        {"dtype": "I8", "shape": [end - start], "data_offsets": [start, end]}
+        for start, end in offsets
+    ]
     return json.dumps(dict(zip(sizes, entries))).encode()
 
 
@@ -210,12 +213,66 @@ WHOLE = {
     "pickle of protocol 5": (starting(b"\x80\x05\x95\x10"), "pickle"),
     "NumPy": (starting(b"\x93NUMPY\x01\x00"), "pickle"),
 }  # fmt: skip
-FILES = {name: (framed(GOOD.replace(old, new)), code) for name, (old, new, code) in REPLACED.items()} | WHOLE
+FILES = {
+    name: (framed(GOOD.replace(old, new)), code) for name, (old, new, code) in REPLACED.items()
+} | WHOLE
 
-INTEGERS = [0, 1, -1, 2, 4, 7, 8, 9, 12, 16, 255, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64, 10**30]
-VALUES = [b"null", b"true", b"1.5", b"1e3", b'"x"', b"[]", b"{}", b"[0]", b'{"a":1}', b"NaN", b'""', b"-"]
-STRINGS = [b'"%s"' % text for text in b"F32 F16 I8 BOOL F4 f32 U64 F8_E4M3 a b shape dtype __metadata__".split()]
-BYTES = [b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b" ", b"\n", b"\0", b"\xff", b"0", b"9", b"-", b"e"]
+INTEGERS = [
+    0,
+    1,
+    -1,
+    2,
+    4,
+    7,
+    8,
+    9,
+    12,
+    16,
+    255,
+    2**31,
+    2**32,
+    2**53 + 1,
+    2**63 - 1,
+    2**63,
+    2**64,
+    10**30,
+]
+VALUES = [
+    b"null",
+    b"true",
+    b"1.5",
+    b"1e3",
+    b'"x"',
+    b"[]",
+    b"{}",
+    b"[0]",
+    b'{"a":1}',
+    b"NaN",
+    b'""',
+    b"-",
+]
+STRINGS = [
+    b'"%s"' % text
+    for text in b"F32 F16 I8 BOOL F4 f32 U64 F8_E4M3 a b shape dtype __metadata__".split()
+]
+BYTES = [
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b",",
+    b":",
+    b'"',
+    b"\\",
+    b" ",
+    b"\n",
+    b"\0",
+    b"\xff",
+    b"0",
+    b"9",
+    b"-",
+    b"e",
+]
 TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d+')
 
 
@@ -284,7 +341,9 @@ def pickled(protocol):
 
 
 def saved(zipped):
-    return lambda path, canary: torch.save({"a": canary}, path, _use_new_zipfile_serialization=zipped)
+    return lambda path, canary: torch.save(
+        {"a": canary}, path, _use_new_zipfile_serialization=zipped
+    )
 
 
 def numpy_array(path, canary):

@@ -118,7 +118,9 @@ def far_apart(x: Inputs, dim: int) -> Inputs:
         with NamedTemporaryFile() as file:
             memory = torch.from_file(file.name, shared=True, size=size, dtype=like.dtype)
             taken = 512 * os.fstat(file.fileno()).st_blocks
-            assert taken < 2**20, f"an empty file takes {taken} bytes: the temporary folder knows no sparse files"
+            assert taken < 2**20, (
+                f"an empty file takes {taken} bytes: the temporary folder knows no sparse files"
+            )
     else:
         memory = like.new_zeros(size)
     places = iter(range(2**31, 2**32, 2**12))
@@ -164,7 +166,11 @@ def joint(x: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     for image, text, table in ((x.k_image, x.k_text, tables[0]), (x.v_image, x.v_text, tables[1])):
         image = [] if image is None else [image.repeat_interleave(group, 1)]
         segments.append(torch.cat([*image, read(text, table, group)], 2))
-    seen = F.pad((tables[0] >= 0) & (tables[1] >= 0), (segments[0].shape[2] - tables[0].shape[2], 0), value=True)
+    seen = F.pad(
+        (tables[0] >= 0) & (tables[1] >= 0),
+        (segments[0].shape[2] - tables[0].shape[2], 0),
+        value=True,
+    )
     return q, *segments, seen[:, :, None]
 
 

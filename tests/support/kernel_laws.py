@@ -5,9 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+
 from support.kernel_cases import (
-    Case, Inputs, cancellation, definition, eager_gradients, exact, far_apart, floor, full_tables, gradients, joint,
-    make, own_slots, random_case, read, rms, run, scatter, sdpa,
+    Case,
+    Inputs,
+    cancellation,
+    definition,
+    eager_gradients,
+    exact,
+    far_apart,
+    floor,
+    full_tables,
+    gradients,
+    joint,
+    make,
+    own_slots,
+    random_case,
+    read,
+    rms,
+    run,
+    scatter,
+    sdpa,
 )  # fmt: skip
 
 SMALL = Case(M=5, Mt=3, N=4, T=21)
@@ -42,7 +60,11 @@ def law_forward_errs_no_more_than_eager(kernels, cases: list[Case]):
         x = make(case)
         factor = 1.1 if case.dtype == torch.float32 else 1.0
         (out, lse), (reference, sums) = run(kernels, x), definition(exact(x))
-        found = {"kernel": out - reference, "eager": definition(x)[0] - reference, "sdpa": sdpa(x) - reference}
+        found = {
+            "kernel": out - reference,
+            "eager": definition(x)[0] - reference,
+            "sdpa": sdpa(x) - reference,
+        }
         most = {name: float(error.abs().max()) for name, error in found.items()}
         least = floor(reference, case.dtype)
         assert most["kernel"] <= 2 * most["eager"] + least, case
@@ -71,7 +93,9 @@ def law_gradients_err_no_more_than_twice_eager(kernels, cases: list[Case]):
         least = cancellation(exact(x), grad.double())
         for name, exactly in reference.items():
             kernel, ruler = found[name] - exactly, eager[name] - exactly
-            allowed = 2 * float(ruler.abs().max()) + floor(exactly, case.dtype) + least.get(name, 0.0)
+            allowed = (
+                2 * float(ruler.abs().max()) + floor(exactly, case.dtype) + least.get(name, 0.0)
+            )
             assert float(kernel.abs().max()) <= allowed, (name, case)
             total.setdefault(name, []).append((kernel.flatten(), ruler.flatten()))
     for name, errors in total.items():
@@ -88,7 +112,11 @@ def law_what_cancels_is_not_rounded(kernels, case: Case):
     x = make(case)
     grad, inputs = normal(definition(x)[0]), exact(x)
     q, k, v, _ = joint(inputs)
-    (out, _), of_out, least = definition(inputs), grad.double(), torch.finfo(case.dtype).smallest_normal
+    (out, _), of_out, least = (
+        definition(inputs),
+        grad.double(),
+        torch.finfo(case.dtype).smallest_normal,
+    )
     weights, unit = (q @ k.mT * x.scale).softmax(-1), torch.finfo(case.dtype).eps / 2
     slope = weights * (of_out @ v.mT - (of_out * out).sum(-1, keepdim=True))
     summed = weights * (of_out.abs() @ v.abs().mT + (of_out * out).abs().sum(-1, keepdim=True))
@@ -96,20 +124,27 @@ def law_what_cancels_is_not_rounded(kernels, case: Case):
     fixed = (3 * unit * slope.abs() + 2.0**-20 * summed + unit * least) @ k.abs() * x.scale
     found = gradients(kernels, x, grad)
     error = torch.cat([found["q_image"], found["q_text"]], 2) - exactly
-    assert bool((error.abs() <= fixed + unit * (exactly.abs() + least)).all()), float((error.abs() / fixed).max())
+    assert bool((error.abs() <= fixed + unit * (exactly.abs() + least)).all()), float(
+        (error.abs() / fixed).max()
+    )
 
 
 def law_a_swap_is_a_copy(kernels, case: Case):
     """A(q, bank, slots) = A(q, bank[slots]) by own slots, and by no table, bit for bit; gradients of q too."""
     x = make(case)
     tables = full_tables(x)
-    k, v = (read(bank, table, case.H // case.G) for bank, table in ((x.k_text, tables[0]), (x.v_text, tables[1])))
+    k, v = (
+        read(bank, table, case.H // case.G)
+        for bank, table in ((x.k_text, tables[0]), (x.v_text, tables[1]))
+    )
     copy = x.with_(k_text=k, v_text=v, slots_k=None, slots_v=None)
     grad = normal(run(kernels, x)[0])
     for other in (copy, copy.with_(slots_k=own_slots(copy))):
         assert unchanged(kernels, x, other)
         ours, theirs = gradients(kernels, x, grad), gradients(kernels, other, grad)
-        assert all(same(ours[name], theirs[name]) for name in ("q_image", "q_text", "k_image", "v_image"))
+        assert all(
+            same(ours[name], theirs[name]) for name in ("q_image", "q_text", "k_image", "v_image")
+        )
 
 
 def law_a_row_is_alone(kernels, case: Case):
@@ -119,7 +154,11 @@ def law_a_row_is_alone(kernels, case: Case):
     grad = normal(whole[0])
     of_row = lambda name: name in ("q_image", "q_text", "k_image", "v_image")  # noqa: E731
     for b in range(case.B):
-        tables = {part: t[b : b + 1] for part in ("slots_k", "slots_v") if (t := getattr(x, part)) is not None}
+        tables = {
+            part: t[b : b + 1]
+            for part in ("slots_k", "slots_v")
+            if (t := getattr(x, part)) is not None
+        }
         row = {name: t[b : b + 1] for name, t in x.tensors.items() if of_row(name)}
         alone = x.with_(**row, **tables)
         assert all(same(got, of_all[b : b + 1]) for got, of_all in zip(run(kernels, alone), whole))
@@ -151,7 +190,10 @@ def law_unread_tokens_are_nothing(kernels, case: Case):
         unread = torch.ones(case.R * case.S, dtype=torch.bool, device=case.device)
         unread[table[seen.expand_as(table)].long()] = False
         unread = unread.view(case.R, 1, case.S, 1)
-        assert unread.any() and not gradients(kernels, x, normal(clean[0]))[name].masked_select(unread).any()
+        assert (
+            unread.any()
+            and not gradients(kernels, x, normal(clean[0]))[name].masked_select(unread).any()
+        )
         spoilt[name] = getattr(x, name).masked_fill(unread, float("nan"))
     assert all(same(a, b) for a, b in zip(clean[:2], both(kernels, x.with_(**spoilt))[:2]))
 
@@ -159,7 +201,9 @@ def law_unread_tokens_are_nothing(kernels, case: Case):
 def law_the_order_of_the_bank_is_nothing(kernels, case: Case):
     """A(P bank, P slots) = A(bank, slots), bit for bit, and the gradients are the permuted ones."""
     x = make(case)
-    order = torch.randperm(case.R * case.S, generator=torch.Generator().manual_seed(1)).to(case.device)
+    order = torch.randperm(case.R * case.S, generator=torch.Generator().manual_seed(1)).to(
+        case.device
+    )
     place = order.argsort().int()
     moved = {name: getattr(x, name).transpose(1, 2).flatten(0, 1)[order].unflatten(0, (case.R, case.S))
              .transpose(1, 2) for name in ("k_text", "v_text")}  # fmt: skip
@@ -170,7 +214,13 @@ def law_the_order_of_the_bank_is_nothing(kernels, case: Case):
     grad = normal(run(kernels, x)[0])
     before, after = gradients(kernels, x, grad), gradients(kernels, y, grad)
     for name in ("k_text", "v_text"):
-        permuted = before[name].transpose(1, 2).flatten(0, 1)[order].unflatten(0, (case.R, case.S)).transpose(1, 2)
+        permuted = (
+            before[name]
+            .transpose(1, 2)
+            .flatten(0, 1)[order]
+            .unflatten(0, (case.R, case.S))
+            .transpose(1, 2)
+        )
         assert same(after[name], permuted)
 
 
@@ -181,7 +231,9 @@ def law_hidden_in_either_is_hidden(kernels, case: Case):
     k, v = full_tables(x)
     hidden_k, hidden_v = (table.masked_fill(hide, -1) for table in (k, v))
     for x_k, x_v in ((hidden_k, v), (k, hidden_v)):
-        assert unchanged(kernels, x.with_(slots_k=x_k, slots_v=x_v), x.with_(slots_k=hidden_k, slots_v=hidden_v))
+        assert unchanged(
+            kernels, x.with_(slots_k=x_k, slots_v=x_v), x.with_(slots_k=hidden_k, slots_v=hidden_v)
+        )
     assert not unchanged(kernels, x, x.with_(slots_k=hidden_k, slots_v=hidden_v))
 
 
@@ -202,11 +254,19 @@ def law_wild_slots_are_loud(kernels, case: Case):
     """A slot outside the bank, in either table: its row is NaN, nothing is read, and no other row changes."""
     x = make(case)
     clean = run(kernels, x)[0]
-    for part, slot in (("k", case.R * case.S), ("k", -2), ("v", case.R * case.S + 5), ("v", -7), ("k", 2**31 - 1)):
+    for part, slot in (
+        ("k", case.R * case.S),
+        ("k", -2),
+        ("v", case.R * case.S + 5),
+        ("v", -7),
+        ("k", 2**31 - 1),
+    ):
         tables = {"slots_k": full_tables(x)[0].clone(), "slots_v": full_tables(x)[1].clone()}
         tables[f"slots_{part}"][0, :, 2] = slot
         out, lse = run(kernels, x.with_(**tables))
-        assert bool(out[0].isnan().all()) and bool(lse[0].isnan().all()) and same(out[1:], clean[1:])
+        assert (
+            bool(out[0].isnan().all()) and bool(lse[0].isnan().all()) and same(out[1:], clean[1:])
+        )
 
 
 def law_strides_are_nothing(kernels, case: Case):
@@ -222,8 +282,13 @@ def law_strides_are_nothing(kernels, case: Case):
 def law_far_is_no_further_than_near(kernels, case: Case):
     """Along every dimension of three or more, the third more than 2^31 numbers from the first: the same bits."""
     x = make(case)
-    near, large = both(kernels, x), [dim for dim in range(3) if min(t.shape[dim] for t in x.tensors.values()) > 2]
-    assert large and all(same(a, b) for dim in large for a, b in zip(near, both(kernels, far_apart(x, dim))))
+    near, large = (
+        both(kernels, x),
+        [dim for dim in range(3) if min(t.shape[dim] for t in x.tensors.values()) > 2],
+    )
+    assert large and all(
+        same(a, b) for dim in large for a, b in zip(near, both(kernels, far_apart(x, dim)))
+    )
 
 
 def law_one_table_serves_all_heads(kernels, case: Case):
@@ -232,7 +297,9 @@ def law_one_table_serves_all_heads(kernels, case: Case):
     each = x.slots_k.repeat(1, case.H, 1)
     assert unchanged(kernels, x, x.with_(slots_k=each))
     assert unchanged(kernels, x, x.with_(slots_v=x.slots_k.clone()))
-    assert not unchanged(kernels, x, x.with_(slots_k=torch.cat([each[:, :1], each[:, 1:].flip(-1)], 1)))
+    assert not unchanged(
+        kernels, x, x.with_(slots_k=torch.cat([each[:, :1], each[:, 1:].flip(-1)], 1))
+    )
 
 
 def law_padding_is_nothing(kernels, case: Case):
@@ -253,7 +320,9 @@ def law_the_lse_is_optional(kernels, case: Case):
     """Without the LSE: the same results."""
     x = make(case)
     plain = kernels.forward.forward(*x.arguments, with_lse=False)
-    assert plain[2] is None and all(same(a, b) for a, b in zip(plain[:2], kernels.forward.forward(*x.arguments)))
+    assert plain[2] is None and all(
+        same(a, b) for a, b in zip(plain[:2], kernels.forward.forward(*x.arguments))
+    )
 
 
 def numeric(seeds: range, dtype: torch.dtype, device: str, peak: float) -> list[Case]:

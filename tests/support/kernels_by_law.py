@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from support import kernel_laws as laws
-from support.strategies import make_attention
 
 import textpatch.kernels
 import textpatch.kernels.backward
 import textpatch.kernels.forward
+from support import kernel_laws as laws
+from support.strategies import make_attention
 from textpatch.attention import _segment_attention, segment_attention
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -44,7 +44,9 @@ def _one_library_multiplies(monkeypatch):
 def _nothing_is_copied_back(monkeypatch):
     """After each kernel the interpreter copies every storage onto itself, of which law_far_... has gigabytes."""
     if INTERPRETED:
-        monkeypatch.setattr("triton.runtime.interpreter.GridExecutor._restore_args_dev", lambda *args: None)
+        monkeypatch.setattr(
+            "triton.runtime.interpreter.GridExecutor._restore_args_dev", lambda *args: None
+        )
 
 
 @pytest.mark.parametrize("peak", [1.0, 8.0])
@@ -91,7 +93,9 @@ PROPERTIES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("law, case", PROPERTIES, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(
+    "law, case", PROPERTIES, ids=lambda value: getattr(value, "__name__", None)
+)
 def test_property(law, case):
     """The law holds; its docstring is the claim."""
     law(textpatch.kernels, case)
@@ -101,14 +105,20 @@ def test_property(law, case):
 def test_property_of_the_op(text):
     """segment_attention by the kernels and its gradients, also compiled: those of the definition, 1e-5; opcheck."""
     case = make_attention(rows=3, image=7, bank_tokens=5)
-    tensors = [x.float().to(DEVICE).requires_grad_() for pair in (case.q, case.k, case.v) for x in pair]
+    tensors = [
+        x.float().to(DEVICE).requires_grad_() for pair in (case.q, case.k, case.v) for x in pair
+    ]
     slots = case.slots.masked_fill(case.slots % 4 == 0, -1).to(DEVICE)
 
     def results(backend: str):
         q, k, v = zip(tensors[::2], tensors[1::2])
-        made = segment_attention((q[0], q[1] if text else None), k, v, slots_k=slots, backend=backend)
+        made = segment_attention(
+            (q[0], q[1] if text else None), k, v, slots_k=slots, backend=backend
+        )
         loss = sum(x.sin().sum() for x in made if x is not None)
-        return [x for x in made if x is not None], torch.autograd.grad(loss, tensors, materialize_grads=True)
+        return [x for x in made if x is not None], torch.autograd.grad(
+            loss, tensors, materialize_grads=True
+        )
 
     exact = results("reference")
     for run in (results, torch.compile(results, backend="aot_eager", fullgraph=False)):
@@ -122,7 +132,10 @@ def test_property_of_the_op(text):
 def test_every_law_is_asked():
     """{laws} = {laws with a case}."""
     stated = {law for name, law in vars(laws).items() if name.startswith("law_")}
-    numbers = {laws.law_forward_errs_no_more_than_eager, laws.law_gradients_err_no_more_than_twice_eager}
+    numbers = {
+        laws.law_forward_errs_no_more_than_eager,
+        laws.law_gradients_err_no_more_than_twice_eager,
+    }
     assert stated == numbers | {law for law, _ in PROPERTIES}
 
 
@@ -198,7 +211,9 @@ def faulty(tmp_path, monkeypatch):
     def copy(file: str, old: str, new: str):
         shutil.copytree(SOURCES, tmp_path / "faulty", ignore=shutil.ignore_patterns("__pycache__"))
         path = tmp_path / "faulty" / f"{file}.py"
-        assert path.read_text().count(old) == 1, f"{file} holds {old!r} {path.read_text().count(old)} times"
+        assert path.read_text().count(old) == 1, (
+            f"{file} holds {old!r} {path.read_text().count(old)} times"
+        )
         path.write_text(path.read_text().replace(old, new))
         spec = importlib.util.spec_from_file_location("faulty", path.parent / "__init__.py")
         made = importlib.util.module_from_spec(spec)

@@ -12,15 +12,26 @@ from dataclasses import replace
 
 import torch
 from safetensors.torch import load, save
+
 from support.patched_calls import (
-    anatomy, by_cache, cells, close, last_module, loop, observed, patching, paths, refused, run, tables, taps,
+    anatomy,
+    by_cache,
+    cells,
+    close,
+    last_module,
+    loop,
+    observed,
+    patching,
+    paths,
+    refused,
+    run,
+    tables,
+    taps,
 )  # fmt: skip
 from support.strategies import Attention, Case
-
 from textpatch import attention, guidance, sampling
 from textpatch.hooks import HookRegistry
 from textpatch.plan import Plan, Row, Swap
-
 
 # --- registry ---
 
@@ -59,7 +70,9 @@ def law_an_unknown_name_installs_nothing(case: Case):
     """One bad name of several: refused with the closest one, and the model is as it was."""
     before, last = anatomy(case.model), last_module(case)
     with refused(f"closest: {last}"):
-        with HookRegistry(case.model, [*taps(case.model.sites[0]), last[:-2] + "tu"]).observe(print):
+        with HookRegistry(case.model, [*taps(case.model.sites[0]), last[:-2] + "tu"]).observe(
+            print
+        ):
             case.call()
     assert anatomy(case.model) == before
 
@@ -129,7 +142,9 @@ def law_plans_survive_json(case: Case):
     """from_json(to_json(p)) = p, with one sha256; the same of what JSON makes of the text."""
     assert Plan.from_json(json.loads(case.plan.to_json())) == case.plan
     again = Plan.from_json(case.plan.to_json())
-    assert again == case.plan and again.sha256 == case.plan.sha256 and hash(again) == hash(case.plan)
+    assert (
+        again == case.plan and again.sha256 == case.plan.sha256 and hash(again) == hash(case.plan)
+    )
 
 
 def law_spelling_does_not_matter(case: Case):
@@ -146,7 +161,9 @@ def law_the_last_swap_wins(case: Case):
     for step in range(case.steps):
         expected = tables(case, Plan(), step)
         for swap in case.plan.swaps:
-            donor = torch.tensor([labels.index((swap.donor, branch)) for _, branch in labels])[:, None, None]
+            donor = torch.tensor([labels.index((swap.donor, branch)) for _, branch in labels])[
+                :, None, None
+            ]
             read = donor * case.tokens + torch.arange(case.tokens)
             expected = torch.where(cells(case, swap, step), read, expected)
         assert torch.equal(tables(case, case.plan, step), expected)
@@ -171,7 +188,9 @@ def law_disjoint_swaps_commute(case: Case):
 def law_identity(case: Case):
     """The empty plan, a row's own K/V by plan, and by cache, change nothing, bit for bit."""
     plain = paths(run(case, case.rows))
-    selves = paths(run(case, case.rows, Plan(Swap(case.sites, row.name, row.name) for row in case.rows)))
+    selves = paths(
+        run(case, case.rows, Plan(Swap(case.sites, row.name, row.name) for row in case.rows))
+    )
     assert all(torch.equal(selves[name], plain[name]) for name in plain)
     with patching.capture(case.model, "all", rows=case.rows) as cache:
         once = case.call()
@@ -210,7 +229,9 @@ def captured_then_patched(case: Case, rows):
     with patching.capture(case.model, case.sites, rows=batch) as cache:
         plain = loop(case, rows)
     patched = [row.name == reader.name and case.acts_in(row) for row in batch]
-    reads = [(donor.name, row.branch) if is_patched else None for row, is_patched in zip(batch, patched)]
+    reads = [
+        (donor.name, row.branch) if is_patched else None for row, is_patched in zip(batch, patched)
+    ]
     with patching.patch(case.model, cache, case.sites, rows=reads, steps=case.swap.steps):
         return plain, loop(case, rows)
 
@@ -234,13 +255,24 @@ def law_earlier_sites_are_unchanged(case: Case):
 def law_image_keys_and_queries_are_untouched(case: Case):
     """At a swapped site q, k_image, v_image stay; by cache k_text, v_text of the reader are the donor's."""
     site, modules = case.model.sites[min(case.sites)], dict(case.model.named_modules())
-    text, projections = taps(site), ("to_q", "to_k", "to_v", "add_q_proj", "norm_q", "norm_k", "norm_added_q")
-    image = [name for name in (f"{site.name}.{p}" for p in projections) if name in modules and name not in text]
+    text, projections = (
+        taps(site),
+        ("to_q", "to_k", "to_v", "add_q_proj", "norm_q", "norm_k", "norm_added_q"),
+    )
+    image = [
+        name
+        for name in (f"{site.name}.{p}" for p in projections)
+        if name in modules and name not in text
+    ]
     plain = observed(case, image + text, case.call)
-    by_plan = observed(case, image + text, lambda: case.call(case.slots(Swap(site.index, "a", "b"))))
+    by_plan = observed(
+        case, image + text, lambda: case.call(case.slots(Swap(site.index, "a", "b")))
+    )
     with patching.capture(case.model, site, rows=case.rows) as cache:
         case.call()
-    with patching.patch(case.model, cache, site, rows=[case.rows[1], *[None] * (len(case.rows) - 1)]):
+    with patching.patch(
+        case.model, cache, site, rows=[case.rows[1], *[None] * (len(case.rows) - 1)]
+    ):
         patched = observed(case, image + text, case.call)
     assert all(torch.equal(plain[name], by_plan[name]) for name in plain)
     assert all(torch.equal(plain[name], patched[name]) for name in image)
@@ -253,7 +285,10 @@ def law_caches_survive_their_tensors(case: Case):
         loop(case, case.rows)
     again = patching.KVCache.from_tensors(load(save(cache.tensors)))
     assert again.keys() == cache.keys() and again.bytes == cache.bytes
-    assert all(torch.equal(again[key], cache[key]) and again[key].dtype == cache[key].dtype for key in cache)
+    assert all(
+        torch.equal(again[key], cache[key]) and again[key].dtype == cache[key].dtype
+        for key in cache
+    )
 
 
 def law_caches_are_copies(case: Case):
@@ -276,7 +311,9 @@ def law_estimates_are_exact(case: Case):
         loop(case, case.rows)
     sites = [case.model.sites[i] for i in case.sites]
     rows = len(case.branches(case.rows))
-    assert cache.bytes == patching.KVCache.estimate(sites, case.steps, rows, case.tokens, torch.float64)
+    assert cache.bytes == patching.KVCache.estimate(
+        sites, case.steps, rows, case.tokens, torch.float64
+    )
 
 
 def law_lock_step_is_capture_then_patch(case: Case):
@@ -297,7 +334,9 @@ def law_injection_is_a_swap(case: Case):
     reader, donor = case.rows[:2]
     donors = case.branches([donor])
     together = paths(run(case, [reader, donor], Plan([Swap(case.sites, "a", "b")])))["a"]
-    with patching.inject(case.model, case.pipeline.encode([row.prompt for row in donors]), case.sites):
+    with patching.inject(
+        case.model, case.pipeline.encode([row.prompt for row in donors]), case.sites
+    ):
         injected = loop(case, [reader])["a"]
     with patching.capture(case.model, case.sites, rows=donors) as cache:
         loop(case, [donor])
@@ -316,7 +355,10 @@ def law_all_heads_are_the_site(case: Case):
         case.call()
     for site in (case.model.sites[i] for i in case.sites):
         heads = range(site.heads)
-        each, swap = [Swap(site.index, "a", "b", heads=(h,)) for h in heads], Swap(site.index, "a", "b")
+        each, swap = (
+            [Swap(site.index, "a", "b", heads=(h,)) for h in heads],
+            Swap(site.index, "a", "b"),
+        )
         whole, own = tables(case, Plan([swap]), 0), tables(case, Plan(), 0)
         for h, one in zip(heads, each):
             named = torch.arange(whole.shape[3])[:, None] == h
@@ -332,7 +374,9 @@ def law_rows_mean_their_labels(case: Case):
     """A cache of one guidance branch in a run of two, and of two in one, is refused; so are twin labels."""
     donor, both = case.rows[1], guidance.with_guidance([case.rows[1]])
     for captured, asked, labels in ((1, 4.5, [donor]), (1, 4.5, both), (4.5, 1, both)):
-        with patching.capture(case.model, case.sites, rows=[donor] if captured == 1 else both) as cache:
+        with patching.capture(
+            case.model, case.sites, rows=[donor] if captured == 1 else both
+        ) as cache:
             loop(replace(case, guidance=captured), [donor])
         with refused(), patching.patch(case.model, cache, case.sites, rows=labels):
             loop(replace(case, guidance=asked), case.rows[:1])
@@ -345,17 +389,24 @@ def law_micro_batches_change_nothing(case: Case):
     whole, count = paths(run(case, case.rows, case.plan)), len(case.rows)
     for size in range(1, 2 * count + 1):
         groups = sampling.pack(case.rows, case.plan, size)
-        assert sorted(row.name for _, fresh in groups for row in fresh) == [row.name for row in case.rows]
+        assert sorted(row.name for _, fresh in groups for row in fresh) == [
+            row.name for row in case.rows
+        ]
         for names in ({row.name for row in group} for group, _ in groups):
             assert all(s.donor in names for s in case.plan.swaps if names & set(s.readers))
         parts = paths(run(case, case.rows, case.plan, micro_batch=size))
-        assert parts.keys() == whole.keys() and all(close(parts[name], whole[name]) for name in whole)
+        assert parts.keys() == whole.keys() and all(
+            close(parts[name], whole[name]) for name in whole
+        )
 
 
 def law_evolving_text_refuses_injection(case: Case):
     """K, V of MMDiT are no function of one text: inject is refused before anything is installed."""
     before = anatomy(case.model)
-    with refused("text stream"), patching.inject(case.model, case.pipeline.encode(["b"]).tokens, case.sites):
+    with (
+        refused("text stream"),
+        patching.inject(case.model, case.pipeline.encode(["b"]).tokens, case.sites),
+    ):
         pass
     assert anatomy(case.model) == before
 
@@ -367,7 +418,9 @@ def attend(case: Attention, slots, k_bank=None, v_bank=None, image=True, slots_v
     """Image and text outputs in one tensor."""
     k = case.k[0] if image else None, case.k[1] if k_bank is None else k_bank
     v = case.v[0] if image else None, case.v[1] if v_bank is None else v_bank
-    out = attention.segment_attention(case.q, k, v, slots_k=slots, slots_v=slots_v, backend=case.backend)
+    out = attention.segment_attention(
+        case.q, k, v, slots_k=slots, slots_v=slots_v, backend=case.backend
+    )
     return torch.cat(out, dim=2)
 
 
@@ -397,7 +450,9 @@ def law_own_slots_are_the_identity(case: Attention):
 def law_the_order_of_the_bank_is_nothing(case: Attention):
     """Bank rows and tokens permuted, slots with them: bit-equal."""
     generator = torch.Generator().manual_seed(1)
-    rows, tokens = (torch.randperm(n, generator=generator) for n in (case.bank_rows, case.bank_tokens))
+    rows, tokens = (
+        torch.randperm(n, generator=generator) for n in (case.bank_rows, case.bank_tokens)
+    )
     k, v = (x[1][rows][:, :, tokens] for x in (case.k, case.v))
     row, token = case.slots // case.bank_tokens, case.slots % case.bank_tokens
     moved = (rows.argsort()[row.long()] * case.bank_tokens + tokens.argsort()[token.long()]).int()

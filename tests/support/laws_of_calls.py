@@ -3,9 +3,18 @@
 from dataclasses import replace
 
 import torch
-from support.patched_calls import by_cache, cells, close, every_step, observed, patching, tables, taps
-from support.strategies import Case
 
+from support.patched_calls import (
+    by_cache,
+    cells,
+    close,
+    every_step,
+    observed,
+    patching,
+    tables,
+    taps,
+)
+from support.strategies import Case
 from textpatch import attention
 from textpatch.hooks import HookRegistry
 from textpatch.plan import Plan, Swap
@@ -19,14 +28,22 @@ def law_patch_writes_the_named_cells_alone(case: Case):
     with patching.capture(case.model, "all", rows=case.rows) as cache:
         case.call()
     for swap in every_step(case.plan):
-        reached = [s for s in case.model.sites if case.model.text_is_static or s.index <= min(swap.sites)]
+        reached = [
+            s for s in case.model.sites if case.model.text_is_static or s.index <= min(swap.sites)
+        ]
         with by_cache(case, cache, swap):
             seen = observed(case, taps(*reached), case.call)
         named = cells(case, swap, 0, case.rows)
         for site in reached:
             for part, tap in enumerate(site.taps):
-                own = torch.stack([cache[site.name, 0, row.label, "kv"[part]] for row in case.rows])  # (B, T, H D)
-                cell = named[site.index, part, :, : site.heads].transpose(1, 2).repeat_interleave(site.head_dim, -1)
+                own = torch.stack(
+                    [cache[site.name, 0, row.label, "kv"[part]] for row in case.rows]
+                )  # (B, T, H D)
+                cell = (
+                    named[site.index, part, :, : site.heads]
+                    .transpose(1, 2)
+                    .repeat_interleave(site.head_dim, -1)
+                )
                 donor = cache[site.name, 0, (swap.donor, "cond"), "kv"[part]]
                 assert torch.equal(seen[tap.module], torch.where(cell, donor, own))
 
@@ -44,25 +61,39 @@ def law_every_swap_is_a_patch(case: Case):
 
 def law_captures_are_what_a_naive_hook_sees(case: Case):
     """cache[site, 0, row, part] = the row of the projection's output, by the names of the published layouts."""
-    names = {"cross": ("to_k", "to_v"), "added": ("add_k_proj", "add_v_proj"), "joint": ("add_k_proj", "add_v_proj")}
+    names = {
+        "cross": ("to_k", "to_v"),
+        "added": ("add_k_proj", "add_v_proj"),
+        "joint": ("add_k_proj", "add_v_proj"),
+    }
     seen, handles = {}, []
     for site in case.model.sites:
         for part, name in zip("kv", names[site.kind]):
             module = case.model.get_submodule(f"{site.name}.{name}")
-            keep = lambda module, args, output, key=(site.name, part): seen.update({key: output.clone()})  # noqa: E731
+            keep = lambda module, args, output, key=(site.name, part): seen.update(
+                {key: output.clone()}
+            )  # noqa: E731
             handles.append(module.register_forward_hook(keep))
     with patching.capture(case.model, "all", rows=case.rows) as cache:
         case.call()
     for handle in handles:
         handle.remove()
-    kept = {(name, 0, row.label, part): x[b] for (name, part), x in seen.items() for b, row in enumerate(case.rows)}
+    kept = {
+        (name, 0, row.label, part): x[b]
+        for (name, part), x in seen.items()
+        for b, row in enumerate(case.rows)
+    }
     assert kept.keys() == cache.keys() and all(torch.equal(kept[key], cache[key]) for key in cache)
 
 
 def law_the_empty_plan_is_the_identity(case: Case):
     """Plan(), own slots at every site, and any swap of rows with themselves: f(x), bit for bit."""
     plain = case.call()
-    own = Plan(replace(swap, readers=name, donor=name) for swap in every_step(case.plan) for name in swap.readers)
+    own = Plan(
+        replace(swap, readers=name, donor=name)
+        for swap in every_step(case.plan)
+        for name in swap.readers
+    )
     table = attention.row_slots(torch.arange(len(case.rows)), case.tokens)
     for slots in (case.slots(), case.slots(*own.swaps), [table] * len(case.model.sites)):
         assert torch.equal(case.call(slots), plain)
@@ -90,11 +121,17 @@ def law_the_order_of_a_sites_bank_is_nothing(case: Case):
     for site in case.model.sites:
         full = tables(case, Plan(replace(s, sites=site.index) for s in every_step(case.plan)), 0)
         B, slots = len(case.rows), [None] * len(case.model.sites)
-        pair = full[site.index, :, -B:, : site.heads] - (full.shape[2] - B) * case.tokens  # the conditional rows
-        moved = rows.argsort()[pair // case.tokens] * case.tokens + tokens.argsort()[pair % case.tokens]
+        pair = (
+            full[site.index, :, -B:, : site.heads] - (full.shape[2] - B) * case.tokens
+        )  # the conditional rows
+        moved = (
+            rows.argsort()[pair // case.tokens] * case.tokens + tokens.argsort()[pair % case.tokens]
+        )
         slots[site.index] = tuple(pair.int())
         plain, slots[site.index] = case.call(slots), tuple(moved.int())
-        with HookRegistry(case.model, taps(site)).replace(lambda name, output: output[rows][:, tokens]):
+        with HookRegistry(case.model, taps(site)).replace(
+            lambda name, output: output[rows][:, tokens]
+        ):
             assert torch.equal(case.call(slots), plain)
 
 
@@ -112,4 +149,6 @@ def law_gradients_pass_through_a_swap(case: Case):
     tokens = text.tokens.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(out(tokens), tokens)
     assert not gradient[0].any() and gradient[1].any()
-    assert torch.autograd.gradcheck(out_of_one, text.tokens[1, 0].clone().requires_grad_(), raise_exception=False)
+    assert torch.autograd.gradcheck(
+        out_of_one, text.tokens[1, 0].clone().requires_grad_(), raise_exception=False
+    )

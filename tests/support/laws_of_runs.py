@@ -9,9 +9,15 @@ from textpatch.errors import StoreError
 from textpatch.prompts.glyphcontrol import differing
 from textpatch.runs.folder import Run
 
-
-REQUEST = {"request": {"model": "tiny-mmdit", "steps": 20, "pairs": [{"source": "a", "target": "b"}]}}
-ALIKE = [('a sign "A" here', 'a sign "B C" here'), ('"A"', '"B"'), ('a  sign "A"', 'a sign "B"'), ('"A" on "B"', '"C" on "D"')]
+REQUEST = {
+    "request": {"model": "tiny-mmdit", "steps": 20, "pairs": [{"source": "a", "target": "b"}]}
+}
+ALIKE = [
+    ('a sign "A" here', 'a sign "B C" here'),
+    ('"A"', '"B"'),
+    ('a  sign "A"', 'a sign "B"'),
+    ('"A" on "B"', '"C" on "D"'),
+]
 OTHER = [('a sign "A"', 'a map "B"'), ('a sign "A"', 'a sign "B".'), ('A sign "A"', 'a sign "B"'), ('"A" "B"', '"A B"'),
          ('a "A" sign', 'a sign "A"')]  # fmt: skip
 
@@ -26,7 +32,9 @@ def law_damage_is_left_out_and_named(run: Run) -> None:
         run.append({"id": name})
     lines = lines_of(run).read_bytes().splitlines(keepends=True)
     lines_of(run).write_bytes(lines[0] + lines[1].replace(b'"b"', b'"x"') + lines[2] + lines[3][1:])
-    with pytest.warns(match=r"0\.jsonl: 2 of 4 lines are damaged and left out, the first is line 2; resuming makes again"):
+    with pytest.warns(
+        match=r"0\.jsonl: 2 of 4 lines are damaged and left out, the first is line 2; resuming makes again"
+    ):
         assert run.done() == {"a", "c"}
     run.append({"id": "b"})
     with pytest.warns(match="2 of 5 lines"):
@@ -48,7 +56,9 @@ def law_the_same_request_resumes(run: Run) -> None:
 def law_another_request_is_refused(run: Run) -> None:
     """A folder is never continued with another request; the message names each field with both values."""
     before = (run.folder / "manifest.json").read_bytes()
-    other = {"request": {"model": "tiny-mmdit", "steps": 28, "pairs": [{"source": "a", "target": "c"}]}}
+    other = {
+        "request": {"model": "tiny-mmdit", "steps": 28, "pairs": [{"source": "a", "target": "c"}]}
+    }
     with pytest.raises(StoreError) as caught:
         Run.open(run.folder, other)
     for part in ("steps: stored 20, asked 28", 'pairs.0.target: stored "b", asked "c"', "--out"):

@@ -8,14 +8,18 @@ from textpatch.runs.folder import Run
 from textpatch.weights.loading import SHIPPED
 from textpatch.weights.signs.pairs import sign_pairs
 
-
-PAIR = ('a red sign that says "HOUSE" on a blue wall', 'a green badge that says "TIGER" on a striped yellow wall')
+PAIR = (
+    'a red sign that says "HOUSE" on a blue wall',
+    'a green badge that says "TIGER" on a striped yellow wall',
+)
 PAIRS = sign_pairs(3)
 REQUEST = {"request": "three pairs"}
 
 
 def planted_site() -> int:
-    return json.loads((SHIPPED / "planted-mmdit" / "textpatch.json").read_text())["trained"]["recipe"]["planted"][0]
+    return json.loads((SHIPPED / "planted-mmdit" / "textpatch.json").read_text())["trained"][
+        "recipe"
+    ]["planted"][0]
 
 
 class Parrot:
@@ -47,4 +51,6 @@ class PixelReader:
 
 def localized(model, folder, pairs=PAIRS, shard=None, seeds=(0, 1), ocr=None, **options):
     run = Run.open(folder, REQUEST, worker=str(shard[0] if shard else 0))
-    return localize(model, pairs, seeds=seeds, ocr=ocr or PixelReader(), run=run, shard=shard, **options)
+    return localize(
+        model, pairs, seeds=seeds, ocr=ocr or PixelReader(), run=run, shard=shard, **options
+    )

@@ -7,10 +7,10 @@ B rows, T text tokens, N image tokens, H heads, D head width
 from functools import partial
 
 import torch
-from support.patched_calls import cells
-from support.strategies import Case
 from torch import Tensor, nn
 
+from support.patched_calls import cells
+from support.strategies import Case
 from textpatch.plan import Swap
 
 
@@ -34,7 +34,10 @@ def replaced(x: Tensor, named: Tensor, donor: int) -> Tensor:
 
 
 def cross(module, heads: int, named: Tensor, donor: int, x: Tensor, text: Tensor, slots) -> Tensor:
-    k, v = (replaced(linear(p, text, heads), n, donor) for p, n in zip((module.to_k, module.to_v), named))
+    k, v = (
+        replaced(linear(p, text, heads), n, donor)
+        for p, n in zip((module.to_k, module.to_v), named)
+    )
     return linear(module.to_out[0], attend(linear(module.to_q, x, heads), k, v))
 
 
@@ -43,7 +46,10 @@ def added(module, heads: int, named: Tensor, donor: int, x: Tensor, text: Tensor
     projections = module.add_k_proj, module.add_v_proj
     k, v = (replaced(linear(p, text, heads), n, donor) for p, n in zip(projections, named))
     if hasattr(module, "to_k"):
-        k, v = (torch.cat([y, linear(p, pixels, heads)], 1) for p, y in ((module.to_k, k), (module.to_v, v)))
+        k, v = (
+            torch.cat([y, linear(p, pixels, heads)], 1)
+            for p, y in ((module.to_k, k), (module.to_v, v))
+        )
     out = linear(module.to_out[0], attend(linear(module.to_q, pixels, heads), k, v))
     return x + out.mT.reshape(x.shape)
 
@@ -53,10 +59,15 @@ def joint(module, heads: int, named: Tensor, donor: int, image: Tensor, text: Te
     k, v = (replaced(linear(p, text, heads), n, donor) for p, n in zip(projections, named))
     k = torch.cat([module.norm_added_k(k), module.norm_k(linear(module.to_k, image, heads))], 1)
     v = torch.cat([v, linear(module.to_v, image, heads)], 1)
-    q = module.norm_added_q(linear(module.add_q_proj, text, heads)), module.norm_q(linear(module.to_q, image, heads))
+    q = (
+        module.norm_added_q(linear(module.add_q_proj, text, heads)),
+        module.norm_q(linear(module.to_q, image, heads)),
+    )
     out = attend(torch.cat(q, 1), k, v)
     text, image = out.split([text.shape[1], image.shape[1]], 1)
-    return linear(module.to_out[0], image), None if module.to_add_out is None else linear(module.to_add_out, text)
+    return linear(module.to_out[0], image), None if module.to_add_out is None else linear(
+        module.to_add_out, text
+    )
 
 
 FORWARDS = {"cross": cross, "added": added, "joint": joint}
@@ -64,7 +75,10 @@ FORWARDS = {"cross": cross, "added": added, "joint": joint}
 
 def by_hand(case: Case, swap: Swap) -> Tensor:
     """One call on all rows, every site by hand."""
-    named, donor = cells(case, swap, 0, case.rows), [row.name for row in case.rows].index(swap.donor)
+    named, donor = (
+        cells(case, swap, 0, case.rows),
+        [row.name for row in case.rows].index(swap.donor),
+    )
     modules = [case.model.get_submodule(site.name) for site in case.model.sites]
     for site, module in zip(case.model.sites, modules):
         here = named[site.index, :, :, : site.heads]

@@ -43,7 +43,11 @@ class Node:
 
     def of(self, kind: str) -> list["Node"]:
         """The elements below of a tag or a class."""
-        return [n for n in self.all() if kind == n.tag or kind in (n.attributes.get("class") or "").split()]
+        return [
+            n
+            for n in self.all()
+            if kind == n.tag or kind in (n.attributes.get("class") or "").split()
+        ]
 
     @property
     def text(self) -> str:
@@ -76,29 +80,48 @@ class Page(HTMLParser):
 def parsed(text: str, folder: Path) -> dict:
     """The facts by html.parser; a link is taken to open what the stylesheet says it does."""
     root = Page(text).root
-    nodes, by_id = list(root.all()), {node.attributes["id"]: node for node in root.all() if "id" in node.attributes}
+    nodes, by_id = (
+        list(root.all()),
+        {node.attributes["id"]: node for node in root.all() if "id" in node.attributes},
+    )
     images = [_width(node.attributes.get("src", "")) for node in root.of("img")]
-    cells = [_opened(by_id[link.attributes["href"][1:]]) for map_ in root.of("map") for link in map_.of("a")]
+    cells = [
+        _opened(by_id[link.attributes["href"][1:]])
+        for map_ in root.of("map")
+        for link in map_.of("a")
+    ]
     return {
         "title": root.of("title")[0].text,
         "images": images,
         "outside": [value for node in nodes for value in _asked(node)],
-        "runs": [node.tag for node in nodes if node.tag in RUNNING or any(name[:2] == "on" for name in node.attributes)],
+        "runs": [
+            node.tag
+            for node in nodes
+            if node.tag in RUNNING or any(name[:2] == "on" for name in node.attributes)
+        ],
         "cells": cells,
     }
 
 
 def _asked(node: Node) -> list[str]:
-    values = [node.attributes.get(name) or "" for name in FETCHING] + [node.text if node.tag == "style" else ""]
+    values = [node.attributes.get(name) or "" for name in FETCHING] + [
+        node.text if node.tag == "style" else ""
+    ]
     harmless = "data:image/", "#"
     signs = "//", "url(", "@import", "javascript:"
-    return [value for value in values if not value.startswith(harmless) and any(sign in value for sign in signs)]
+    return [
+        value
+        for value in values
+        if not value.startswith(harmless) and any(sign in value for sign in signs)
+    ]
 
 
 def _opened(column: Node) -> dict:
     block = column.parent.parent
     shown = [figure for part in [*block.of("end"), column] for figure in part.of("figure")]
-    figures = [[figure.of("img")[0].attributes["src"], figure.of("read")[0].text] for figure in shown]
+    figures = [
+        [figure.of("img")[0].attributes["src"], figure.of("read")[0].text] for figure in shown
+    ]
     return {"heading": block.of("h3")[0].text, "figures": figures}
 
 
@@ -116,7 +139,9 @@ def picture(source: str) -> Image.Image:
 
 # --- by a browser
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 # clicks where a reader would, cell by cell, and goes back; what is covered or hidden is not clicked, and not seen
 _PROBE = """<script>addEventListener("load", async () => {
@@ -150,15 +175,21 @@ def browse(folder: Path, page: Path, *arguments: str) -> subprocess.CompletedPro
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage",
              "--disable-background-networking", "--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND",
              f"--user-data-dir={folder / 'profile'}"]  # fmt: skip
-    return subprocess.run([BROWSER, *flags, *arguments, page.as_uri()], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [BROWSER, *flags, *arguments, page.as_uri()], capture_output=True, text=True, timeout=120
+    )
 
 
 def browsed(text: str, folder: Path) -> dict:
     """The facts by a browser, on a copy without the policy, which would hide what is asked for, and with a probe."""
     copy = folder / "probed.html"
     assert text.count(POLICY) == 1 and text.rstrip().endswith("</body>\n</html>")
-    copy.write_text(text.replace(POLICY, "").replace("</body>\n</html>", _PROBE + "</body>\n</html>"), "utf-8")
-    done = browse(folder, copy, "--window-size=1200,900", "--virtual-time-budget=60000", "--dump-dom")
+    copy.write_text(
+        text.replace(POLICY, "").replace("</body>\n</html>", _PROBE + "</body>\n</html>"), "utf-8"
+    )
+    done = browse(
+        folder, copy, "--window-size=1200,900", "--virtual-time-budget=60000", "--dump-dom"
+    )
     _, facts, _ = html.unescape(done.stdout).split("FACTS")
     return json.loads(facts)
 
@@ -172,7 +203,9 @@ def hold(facts: dict, result: dict, records: list[dict]) -> None:
     records: a run's, with PIL pictures.
     """
     assert facts["images"] and min(facts["images"]) > 0
-    assert facts["outside"] == [] and facts["runs"] == [] and facts["title"].startswith("textpatch: ")
+    assert (
+        facts["outside"] == [] and facts["runs"] == [] and facts["title"].startswith("textpatch: ")
+    )
     wanted = list(_wanted(result, records))
     assert [cell["heading"] for cell in facts["cells"]] == [heading for heading, _ in wanted]
     for cell, (_, pictures) in zip(facts["cells"], wanted):

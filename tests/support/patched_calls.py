@@ -4,8 +4,8 @@ import contextlib
 from dataclasses import replace
 
 import torch
-from support.strategies import Case
 
+from support.strategies import Case
 from textpatch import hooks, patching, sampling
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
@@ -45,7 +45,10 @@ def paths(samples) -> dict:
 def loop(case: Case, rows) -> dict:
     """The paths of a run by the pipeline's own loop, tokens in every call: what capture, patch and inject go around."""
     batch, latents = case.branches(rows), []
-    text, pooled = (case.pipeline.encode(list(prompts)) for prompts in zip(*((r.prompt, r.pooled_prompt) for r in batch)))
+    text, pooled = (
+        case.pipeline.encode(list(prompts))
+        for prompts in zip(*((r.prompt, r.pooled_prompt) for r in batch))
+    )
     noises = case.pipeline.noises([row.seed for row in rows])
     case.pipeline.denoise(
         next(noises), replace(text, pooled=pooled.pooled), steps=case.steps, guidance=case.guidance, noises=noises,
@@ -57,7 +60,10 @@ def loop(case: Case, rows) -> dict:
 def anatomy(model):
     """All that a hook could leave behind on a model or in this thread."""
     tables = "_forward_hooks", "_forward_pre_hooks", "_buffers"
-    parts = [(sorted(vars(m)), [list(vars(m)[table].items()) for table in tables]) for m in model.modules()]
+    parts = [
+        (sorted(vars(m)), [list(vars(m)[table].items()) for table in tables])
+        for m in model.modules()
+    ]
     return parts, hooks._open_blocks.get()
 
 
@@ -92,7 +98,15 @@ def by_cache(case: Case, cache, swap: Swap):
     """The block that does in one call on all rows what a swap at all steps says."""
     donor = next(row for row in case.rows if row.name == swap.donor)
     rows = [donor if row.name in swap.readers else None for row in case.rows]
-    return patching.patch(case.model, cache, swap.sites, rows=rows, heads=swap.heads, tokens=swap.tokens, part=swap.part)
+    return patching.patch(
+        case.model,
+        cache,
+        swap.sites,
+        rows=rows,
+        heads=swap.heads,
+        tokens=swap.tokens,
+        part=swap.part,
+    )
 
 
 def tables(case: Case, plan: Plan, step: int):
@@ -110,13 +124,19 @@ def tables(case: Case, plan: Plan, step: int):
 def cells(case: Case, swap: Swap, step: int, rows=None):
     """Bool (sites, k and v, B, H, T): the cells a swap names, straight from its docstring."""
     rows, sites = rows or case.branches(case.rows), case.model.sites
-    named = torch.zeros(len(sites), 2, len(rows), max(site.heads for site in sites), case.tokens, dtype=torch.bool)
+    named = torch.zeros(
+        len(sites), 2, len(rows), max(site.heads for site in sites), case.tokens, dtype=torch.bool
+    )
     if swap.steps is not None and step not in swap.steps:
         return named
     branches = ("cond", "uncond") if swap.branch == "both" else ("cond",)
-    for b in (b for b, row in enumerate(rows) if row.name in swap.readers and row.branch in branches):
+    for b in (
+        b for b, row in enumerate(rows) if row.name in swap.readers and row.branch in branches
+    ):
         for site in swap.sites:
             for part in swap.part:
                 for h in swap.heads or range(sites[site].heads):
-                    named[site, "kv".index(part), b, h, list(swap.tokens or range(case.tokens))] = True
+                    named[site, "kv".index(part), b, h, list(swap.tokens or range(case.tokens))] = (
+                        True
+                    )
     return named

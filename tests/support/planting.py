@@ -12,7 +12,14 @@ from functools import partial
 
 import pytest
 
-PASSED = {tokenize.NEWLINE, tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+PASSED = {
+    tokenize.NEWLINE,
+    tokenize.NL,
+    tokenize.COMMENT,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
 
 
 def plant(monkeypatch, owner, name: str, old: str, new: str) -> None:
@@ -48,7 +55,9 @@ def occurrences(source: str, text: str) -> list[tuple[int, int]]:
 
 def tokens(text: str) -> list[tuple[str, int, int]]:
     """(token, start, end) of a text: line breaks, comments and commas before a bracket left out, quotes alike."""
-    starts = list(itertools.accumulate((len(line) for line in text.splitlines(keepends=True)), initial=0))
+    starts = list(
+        itertools.accumulate((len(line) for line in text.splitlines(keepends=True)), initial=0)
+    )
     found = []
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -76,7 +85,9 @@ def plain(member):
 
 def raw(test, *args, **options):
     """A test with arguments of its own in the place of hypothesis'."""
-    return partial(test.hypothesis.inner_test if hasattr(test, "hypothesis") else test, *args, **options)
+    return partial(
+        test.hypothesis.inner_test if hasattr(test, "hypothesis") else test, *args, **options
+    )
 
 
 class Drawn:

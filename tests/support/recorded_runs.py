@@ -39,17 +39,26 @@ class Recording:
         self.runs = {run["name"]: run for run in self.meta["runs"]}
         self.inputs = load_file(folder / "inputs.safetensors")
         self.recorded = load_file(folder / "runs_float64.safetensors")
-        self.steps, self.tokens, self.prompts = (self.meta[k] for k in ("steps", "tokens", "prompts"))
-        self.site = next(run["layers"][0] for name, run in self.runs.items() if name.startswith("nocfg_patch"))
+        self.steps, self.tokens, self.prompts = (
+            self.meta[k] for k in ("steps", "tokens", "prompts")
+        )
+        self.site = next(
+            run["layers"][0] for name, run in self.runs.items() if name.startswith("nocfg_patch")
+        )
 
     def texts(self, labels) -> TextCondition:
         """A label such as `B1`, `negA0` or `zeros0` -> the recorded embedding of that prompt; pooled None for IF."""
-        pooled = None if self.family == "if" else torch.stack([self._text(x, "pooled") for x in labels])
+        pooled = (
+            None if self.family == "if" else torch.stack([self._text(x, "pooled") for x in labels])
+        )
         return TextCondition(torch.stack([self._text(x, "tokens") for x in labels]), pooled)
 
     def _text(self, label: str, part: str) -> torch.Tensor:
         kind, number = label[:-1], int(label[-1])
-        prompt, negative = {"tokens": ("prompt_embeds", "negative"), "pooled": ("pooled", "negative_pooled")}[part]
+        prompt, negative = {
+            "tokens": ("prompt_embeds", "negative"),
+            "pooled": ("pooled", "negative_pooled"),
+        }[part]
         if kind == "zeros":
             return torch.zeros_like(self.inputs[f"{negative}.empty"][number])
         return self.inputs[f"{prompt if kind in 'AB' else negative}.{kind}"][number]
@@ -63,7 +72,9 @@ class Recording:
         model.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
         sizes = self.meta.get("time_ids")
         micro = sizes and (*sizes["original_size"], *sizes["crops"], *sizes["target_size"])
-        defaults = Defaults(*self.meta["latent_shape"][-2:], self.steps, self.meta["guidance_scale"], micro=micro)
+        defaults = Defaults(
+            *self.meta["latent_shape"][-2:], self.steps, self.meta["guidance_scale"], micro=micro
+        )
         schedule = RecordedDDPM() if self.family == "if" else SCHEDULES[self.family]()
         made = Pipeline(self.texts, model, schedule, list, defaults, self.family)
         noises = [self.inputs["init_noise"], *self.inputs.get("step_noise", [])]
@@ -75,7 +86,11 @@ class Recording:
         run = self.runs[name]
         negative = run["negative" if who == "source" else "donor_negative"]
         prompts = range(self.prompts)
-        twins = [] if negative is None else [Row(f"{who}{p}", f"{negative}{p}", p, "uncond") for p in prompts]
+        twins = (
+            []
+            if negative is None
+            else [Row(f"{who}{p}", f"{negative}{p}", p, "uncond") for p in prompts]
+        )
         return twins + [Row(f"{who}{p}", f"{run[who]}{p}", p) for p in prompts]
 
     def plan(self, name: str, source="source", donor="donor") -> Plan:
@@ -86,9 +101,16 @@ class Recording:
 
     def latents(self, dtype, rows, slots=None) -> torch.Tensor:
         """Latents after each step, (N, conditional rows, C, H, W)."""
-        pipeline, seen, conditional = self.pipeline(dtype), [], [row for row in rows if row.branch == "cond"]
+        pipeline, seen, conditional = (
+            self.pipeline(dtype),
+            [],
+            [row for row in rows if row.branch == "cond"],
+        )
         guidance = 1 if len(conditional) == len(rows) else pipeline.defaults.guidance
-        noises, text = pipeline.noises([row.seed for row in conditional]), pipeline.encode([r.prompt for r in rows])
+        noises, text = (
+            pipeline.noises([row.seed for row in conditional]),
+            pipeline.encode([r.prompt for r in rows]),
+        )
         options = {"steps": self.steps, "guidance": guidance, "slots": slots, "noises": noises}
         with self.recorded_sinusoids():
             pipeline.denoise(next(noises), text, on_step=lambda step, x: seen.append(x), **options)
@@ -133,18 +155,35 @@ def in_one_batch(family: str, name: str, dtype) -> None:
     recording = RECORDINGS[family]
     who = ["source", "donor"] if recording.runs[name]["layers"] else ["source"]
     parts = [recording.batch(name, w) for w in who]
-    rows = [row for branch in ("uncond", "cond") for part in parts for row in part if row.branch == branch]
+    rows = [
+        row
+        for branch in ("uncond", "cond")
+        for part in parts
+        for row in part
+        if row.branch == branch
+    ]
     plan, sites = recording.plan(name), recording.pipeline(dtype).denoiser.sites
-    made = recording.latents(dtype, rows, lambda step: plan.slots(step, rows, sites, tokens=recording.tokens))
+    made = recording.latents(
+        dtype, rows, lambda step: plan.slots(step, rows, sites, tokens=recording.tokens)
+    )
     assert agrees(made[:, : recording.prompts], family, name, dtype)
 
 
 def by_capture(family: str, name: str, dtype) -> None:
     """Law: the donor's run captured, the source's run patched from the start step on = recorded."""
     recording = RECORDINGS[family]
-    sites, steps = recording.runs[name]["layers"], range(recording.runs[name]["start"], recording.steps)
+    sites, steps = (
+        recording.runs[name]["layers"],
+        range(recording.runs[name]["start"], recording.steps),
+    )
     kept = recording.donor_cache(dtype, name, sites)
-    with patch(recording.pipeline(dtype).denoiser, kept, sites, rows=recording.batch(name, "donor"), steps=steps):
+    with patch(
+        recording.pipeline(dtype).denoiser,
+        kept,
+        sites,
+        rows=recording.batch(name, "donor"),
+        steps=steps,
+    ):
         made = recording.latents(dtype, recording.batch(name, "source"))
     assert agrees(made, family, name, dtype)
 
@@ -155,7 +194,10 @@ def by_injection(family: str, name: str, dtype) -> None:
     pipeline, layers = recording.pipeline(dtype), recording.runs[name]["layers"]
     text = pipeline.encode([row.prompt for row in recording.batch(name, "donor")])
     if family == "sd3":
-        with pytest.raises(RuntimeError, match="injection is undefined"), inject(pipeline.denoiser, text, layers):
+        with (
+            pytest.raises(RuntimeError, match="injection is undefined"),
+            inject(pipeline.denoiser, text, layers),
+        ):
             pass
     else:
         with inject(pipeline.denoiser, text, layers):

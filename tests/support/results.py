@@ -3,14 +3,23 @@
 import io
 
 from PIL import Image
-from support.pages import Page, parsed
 
+from support.pages import Page, parsed
 from textpatch.report import page
 from textpatch.report import result as result_
 
-
-METRICS = ("f1_target", "f1_source", "exact_target", "exact_source", "edit_target", "ssim", "mse", "psnr",
-           "mse_uint8_wrapped", "psnr_uint8_wrapped")
+METRICS = (
+    "f1_target",
+    "f1_source",
+    "exact_target",
+    "exact_source",
+    "edit_target",
+    "ssim",
+    "mse",
+    "psnr",
+    "mse_uint8_wrapped",
+    "psnr_uint8_wrapped",
+)
 
 
 def scores(exact: float) -> dict:
@@ -20,20 +29,41 @@ def scores(exact: float) -> dict:
 
 
 def a_result(exact=(0.0, 0.1, 0.8, 0.0), target=0.9, text="tiny") -> dict:
-    sites = [{"site": n, "name": f"blocks.{n}.attn {text}", "kind": text, **scores(x)}
-             for n, x in enumerate(exact)]
-    return {"schema_version": result_.SCHEMA_VERSION, "model": text, "pairs": 8, "seeds": [0, 1], "steps": 20, "guidance": 4.5,
-            "start": 0, "branch": "both", "baselines": {"source": scores(0.0), "target": scores(target)},
-            "sites": sites, "ranked": sorted(range(len(exact)), key=lambda n: -exact[n]),
-            "pairs_list": [{"source": text, "target": text, "word": text, "target_word": text}]}
+    sites = [
+        {"site": n, "name": f"blocks.{n}.attn {text}", "kind": text, **scores(x)}
+        for n, x in enumerate(exact)
+    ]
+    return {
+        "schema_version": result_.SCHEMA_VERSION,
+        "model": text,
+        "pairs": 8,
+        "seeds": [0, 1],
+        "steps": 20,
+        "guidance": 4.5,
+        "start": 0,
+        "branch": "both",
+        "baselines": {"source": scores(0.0), "target": scores(target)},
+        "sites": sites,
+        "ranked": sorted(range(len(exact)), key=lambda n: -exact[n]),
+        "pairs_list": [{"source": text, "target": text, "word": text, "target_word": text}],
+    }
 
 
 def records_of(result, read="TEA") -> list[dict]:
     """A record per pair: source, target and every site, each a picture and what was read in it."""
     names = ["source", "target", *(f"site-{site['site']}" for site in result["sites"])]
-    scored = {"precision_target": 0.5, "recall_target": 0.5, "exact_target": 0.0, "exact_source": 1.0, "ssim": 0.5}
+    scored = {
+        "precision_target": 0.5,
+        "recall_target": 0.5,
+        "exact_target": 0.0,
+        "exact_source": 1.0,
+        "ssim": 0.5,
+    }
     picture = {"image": Image.new("RGB", (6, 4), "navy"), "read": read, **scored}
-    return [{"pair": n, "seed": 0, "pictures": dict.fromkeys(names, picture)} for n in range(len(result["pairs_list"]))]
+    return [
+        {"pair": n, "seed": 0, "pictures": dict.fromkeys(names, picture)}
+        for n in range(len(result["pairs_list"]))
+    ]
 
 
 def png(picture) -> bytes:
@@ -57,4 +87,9 @@ def tags_of(text: str) -> list[str]:
 def quiet(text: str) -> bool:
     """Whether a page asks for nothing and runs nothing, and has its pictures."""
     facts = parsed(text, None)
-    return not facts["outside"] and not facts["runs"] and bool(facts["images"]) and min(facts["images"]) > 0
+    return (
+        not facts["outside"]
+        and not facts["runs"]
+        and bool(facts["images"])
+        and min(facts["images"]) > 0
+    )

@@ -1,9 +1,9 @@
 """One small model of each architecture and its inputs, both functions of a seed: what stored reference outputs are of."""
 
 import torch
-from support.strategies import randomize
 from torch import Tensor, nn
 
+from support.strategies import randomize
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
@@ -28,7 +28,13 @@ MODELS = {
     "sd3.5": (MMDiT, MMDiTConfig(**SD3_WIDTHS, dual_attention_layers=(0, 1), qk_norm="rms_norm")),
     "vae": (VAE, VAEConfig(block_out_channels=(32, 64), layers_per_block=1)),
 }  # fmt: skip
-TEXT_WIDTHS = {"sdxl": (24, 20), "if-i": (48, None), "if-ii": (48, None), "sd3": (24, 20), "sd3.5": (24, 20)}
+TEXT_WIDTHS = {
+    "sdxl": (24, 20),
+    "if-i": (48, None),
+    "if-ii": (48, None),
+    "sd3": (24, 20),
+    "sd3.5": (24, 20),
+}
 
 
 def model(name: str) -> nn.Module:
@@ -45,7 +51,11 @@ def inputs(name: str) -> dict[str, Tensor]:
         return {"pictures": normal(2, 3, 16, 24).tanh(), "latents": normal(2, 4, 6, 10)}
     width, pooled = TEXT_WIDTHS[name]
     channels = 3 if name.startswith("if") else 4
-    given = {"x": normal(2, channels, 8, 12), "t": torch.tensor([12.0, 987.0]), "tokens": normal(2, 5, width)}
+    given = {
+        "x": normal(2, channels, 8, 12),
+        "t": torch.tensor([12.0, 987.0]),
+        "tokens": normal(2, 5, width),
+    }
     if pooled:
         given["pooled"] = normal(2, pooled)
     if name == "sdxl":
@@ -59,7 +69,10 @@ def outputs(name: str) -> dict[str, Tensor]:
     """What our model makes of them."""
     ours, given = model(name), inputs(name)
     if name == "vae":
-        return {"vae.encoded": ours.encode(given["pictures"]), "vae.decoded": ours.decode(given["latents"])}
+        return {
+            "vae.encoded": ours.encode(given["pictures"]),
+            "vae.decoded": ours.decode(given["latents"]),
+        }
     text = TextCondition(given["tokens"], given.get("pooled"), given.get("micro"))
     beside = {key: given[key] for key in ("low", "level") if key in given}
     return {name: ours(given["x"], given["t"], text, **beside)}

@@ -4,7 +4,6 @@ from hypothesis import strategies as st
 
 from textpatch.weights.signs.drawing import COLOURS, LETTERS, PATTERNS, SHAPES, STYLES, Sign
 
-
 all_signs = st.builds(
     Sign, st.text(LETTERS, min_size=1, max_size=6), st.sampled_from([*COLOURS]), st.sampled_from(SHAPES),
     st.sampled_from([*COLOURS]), st.sampled_from(PATTERNS), st.sampled_from([*STYLES]),
@@ -15,5 +14,7 @@ def parse(prompt: str) -> Sign:
     """The sign of a prompt: its quoted word, and the other words by what they can only mean."""
     before, word, after = prompt.split('"')
     (colour, shape), wall = before.split()[1:3], after.split()[-2]
-    named = [next((w for w in after.split() if w in known), "plain") for known in (PATTERNS, STYLES)]
+    named = [
+        next((w for w in after.split() if w in known), "plain") for known in (PATTERNS, STYLES)
+    ]
     return Sign(word, colour, shape, wall, *named)

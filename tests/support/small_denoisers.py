@@ -1,11 +1,9 @@
 """Small random denoisers in each family's published proportions, for original single files."""
 
 from support.strategies import randomize
-
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDXLConfig
-
 
 SMALL = {
     "SDXL": (SDXL, SDXLConfig(block_out_channels=(64, 128, 128), attention_head_dim=(1, 2, 2), cross_attention_dim=96,

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from support.strategies import randomize
 
+from support.strategies import randomize
 from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels
 from textpatch.reference_models.schedules import FlowMatchEuler
@@ -22,7 +22,9 @@ DEFAULTS = Defaults(height=32, width=96, steps=2, guidance=1.0, text_box=(7, 9, 
 
 
 def small_denoiser(seed: int = 0, **sizes) -> MMDiT:
-    return randomize(MMDiT(replace(TINY_MMDIT, **{"num_layers": 2, **sizes})), seed).requires_grad_(False)
+    return randomize(MMDiT(replace(TINY_MMDIT, **{"num_layers": 2, **sizes})), seed).requires_grad_(
+        False
+    )
 
 
 def small_encoders(seed: int = 0):
@@ -52,7 +54,9 @@ def outputs(model, *suffixes):
     """Outputs, in the order made, of all modules whose names end in one of the suffixes: [(name, output)]."""
     made = []
     handles = [
-        module.register_forward_hook(lambda module, args, output, name=name: made.append((name, output)))
+        module.register_forward_hook(
+            lambda module, args, output, name=name: made.append((name, output))
+        )
         for name, module in model.named_modules()
         if name.endswith(suffixes)
     ]

@@ -54,7 +54,9 @@ class Case:
     @property
     def swap(self) -> Swap:
         late = range(self.start, self.steps)
-        return Swap(self.sites, self.rows[0].name, self.rows[1].name, steps=late, branch=self.branch)
+        return Swap(
+            self.sites, self.rows[0].name, self.rows[1].name, steps=late, branch=self.branch
+        )
 
     def acts_in(self, row: Row) -> bool:
         """Whether the swap acts in the guidance branch of a row."""
@@ -89,7 +91,9 @@ def randomize(model: nn.Module, seed: int) -> nn.Module:
         noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
         matrix = tensor.dim() > 1 and name.endswith("weight")
         scale = tensor[0].numel() ** -0.5 if matrix else 0.2
-        tensor.copy_(noise * scale + (not matrix and name.endswith("weight")))  # norm weights lie around one
+        tensor.copy_(
+            noise * scale + (not matrix and name.endswith("weight"))
+        )  # norm weights lie around one
     return model
 
 
@@ -98,10 +102,14 @@ def fake_encoders(tokens: int):
 
     def row(prompt: str | None) -> Tensor:
         seed = int.from_bytes(sha256((prompt or "").encode()).digest()[:7], "big")
-        return torch.randn(tokens * TEXT_WIDTH + POOLED, generator=torch.Generator().manual_seed(seed))
+        return torch.randn(
+            tokens * TEXT_WIDTH + POOLED, generator=torch.Generator().manual_seed(seed)
+        )
 
     def encode(prompts) -> TextCondition:
-        words, pooled = torch.stack([row(p) for p in prompts]).split([tokens * TEXT_WIDTH, POOLED], dim=1)
+        words, pooled = torch.stack([row(p) for p in prompts]).split(
+            [tokens * TEXT_WIDTH, POOLED], dim=1
+        )
         return TextCondition(words.reshape(-1, tokens, TEXT_WIDTH), pooled)
 
     return encode
@@ -115,7 +123,9 @@ def build_pipeline(blocks=3, heads=2, head_dim=4, qk_norm=None, tokens=4, size=(
         caption_projection_dim=heads * head_dim, pos_embed_max_size=8, qk_norm=qk_norm,
     )  # fmt: skip
     model = randomize(MMDiT(config).double(), seed).eval().requires_grad_(False)
-    return Pipeline(fake_encoders(tokens), model, FlowMatchEuler(), list, Defaults(*size, 3, 4.5), "random")
+    return Pipeline(
+        fake_encoders(tokens), model, FlowMatchEuler(), list, Defaults(*size, 3, 4.5), "random"
+    )
 
 
 class StageII(DeepFloydIF):
@@ -127,7 +137,11 @@ class StageII(DeepFloydIF):
 
 def build_sdxl(heads=(2, 3), everywhere=False, **others) -> Pipeline:
     """A random float64 SDXL: four sites of 3 heads, and with `everywhere` three more of others at the larger size."""
-    down, up = ("DownBlock2D", "UpBlock2D") if not everywhere else ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+    down, up = (
+        ("DownBlock2D", "UpBlock2D")
+        if not everywhere
+        else ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+    )
     config = SDXLConfig(
         in_channels=CHANNELS, out_channels=CHANNELS, block_out_channels=(12, 24), layers_per_block=1, norm_num_groups=3,
         down_block_types=(down, "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", up),
@@ -154,7 +168,11 @@ def build_if(stage: str, head_dim=8, **others) -> Pipeline:
 
 def _build_unet(model, schedule, micro=None, tokens=4, size=(4, 8), seed=0) -> Pipeline:
     encode = fake_encoders(tokens)
-    encoders = (lambda prompts: replace(encode(prompts), pooled=None)) if hasattr(model, "pool") else encode
+    encoders = (
+        (lambda prompts: replace(encode(prompts), pooled=None))
+        if hasattr(model, "pool")
+        else encode
+    )
     model = randomize(model.double(), seed).eval().requires_grad_(False)
     return Pipeline(encoders, model, schedule, list, Defaults(*size, 3, 4.5, micro=micro), "random")
 
@@ -167,7 +185,9 @@ def fixed_case(architecture: str = "mmdit", **sizes) -> Case:
     """A case in which every fault shows: guidance, a late start, a head left out, a donor's donor."""
     plan = Plan([Swap((0, 2), "a", "b"), Swap(1, ("a", "c"), "b", steps=(1, 2), heads=(1,)),
                  Swap(2, "a", "c", tokens=(0, 3), part="k"), Swap(0, "b", "d")])  # fmt: skip
-    build = {"mmdit": build_pipeline, "sdxl": build_sdxl}.get(architecture, partial(build_if, architecture))
+    build = {"mmdit": build_pipeline, "sdxl": build_sdxl}.get(
+        architecture, partial(build_if, architecture)
+    )
     return Case(build(**sizes), make_rows((0, 1, 2, 3)), 3, 4.5, (1,), 1, "both", plan)
 
 
@@ -184,7 +204,9 @@ def some(values):
 def swaps(names, sites: int, steps: int, heads: int, tokens: int):
     kinds = st.sampled_from(["kv", "kv", "k", "v"]), st.sampled_from(["both", "both", "cond"])
     where = some(range(steps)), some(range(heads)), some(range(tokens))
-    return st.builds(Swap, subsets(range(sites)), subsets(names), st.sampled_from(names), *where, *kinds)
+    return st.builds(
+        Swap, subsets(range(sites)), subsets(names), st.sampled_from(names), *where, *kinds
+    )
 
 
 @st.composite
@@ -194,12 +216,16 @@ def pipelines(draw, architecture: str) -> Pipeline:
     if architecture == "mmdit":
         blocks, heads = draw(st.integers(2, 4)), draw(st.integers(2, 3))
         head_dim, norm = draw(st.sampled_from([4, 8])), draw(st.sampled_from([None, "rms_norm"]))
-        return build_pipeline(blocks, heads, head_dim, norm, tokens, draw(st.sampled_from([(8, 8), (8, 12)])), seed)
+        return build_pipeline(
+            blocks, heads, head_dim, norm, tokens, draw(st.sampled_from([(8, 8), (8, 12)])), seed
+        )
     size = draw(st.sampled_from([(4, 8), (4, 4)]))
     if architecture == "sdxl":
         heads = draw(st.sampled_from([(2, 3), (3, 2), (2, 4)]))
         return build_sdxl(heads, draw(st.booleans()), tokens=tokens, size=size, seed=seed)
-    return build_if(architecture, draw(st.sampled_from([4, 8])), tokens=tokens, size=size, seed=seed)
+    return build_if(
+        architecture, draw(st.sampled_from([4, 8])), tokens=tokens, size=size, seed=seed
+    )
 
 
 @st.composite
@@ -245,6 +271,9 @@ def make_attention(rows=2, bank=3, heads=2, image=5, tokens=3, bank_tokens=4, pe
 
 
 def attentions():
-    sizes = {name: st.integers(1, 4) for name in ("rows", "bank", "heads", "image", "tokens", "bank_tokens")}
+    sizes = {
+        name: st.integers(1, 4)
+        for name in ("rows", "bank", "heads", "image", "tokens", "bank_tokens")
+    }
     return st.builds(make_attention, **sizes, per_head=st.booleans(), seed=st.integers(0, 999),
                      backend=st.sampled_from(["sdpa", "reference"]))  # fmt: skip

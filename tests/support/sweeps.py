@@ -32,10 +32,15 @@ def watch(patch, before) -> None:
 
     fsync does nothing: a kill does not lose what the system holds, and a power loss cannot be made here.
     """
+
     def wrapped(name, real):
         def call(*arguments, **options):
             instead = before(name, arguments)
-            return (None if name == "fsync" else real(*arguments, **options)) if instead is None else instead
+            return (
+                (None if name == "fsync" else real(*arguments, **options))
+                if instead is None
+                else instead
+            )
 
         return call
 
@@ -67,6 +72,7 @@ def waited(child: int) -> int:
 
 def killed_at(patch, n: int, work) -> int:
     """The work in a process of its own, killed ahead of its n-th system call (from 0)."""
+
     def child():
         count = itertools.count()
         kill, me = os.kill, os.getpid()

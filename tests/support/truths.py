@@ -2,7 +2,6 @@
 
 import numpy as np
 
-
 PAIRS = 24
 
 
@@ -29,4 +28,8 @@ class Truth:
 
     def looks(self, group) -> list[int]:
         """How many pairs were asked for, of the times a group was asked for on the first so many."""
-        return [len(places) for one, places in self.asked if one == group and places == tuple(range(len(places)))]
+        return [
+            len(places)
+            for one, places in self.asked
+            if one == group and places == tuple(range(len(places)))
+        ]

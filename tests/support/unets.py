@@ -3,13 +3,12 @@
 from dataclasses import replace
 
 import torch
-from support.strategies import fake_encoders, randomize
 
+from support.strategies import fake_encoders, randomize
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.pipeline import Defaults, Pipeline
 from textpatch.reference_models.schedules import DDPM, Euler
 from textpatch.reference_models.sdxl import SDXL, SDXLConfig
-
 
 TOKENS = 4  # of the fake encoders, 6 wide, with pooled vectors of 5
 SMALL_SDXL = SDXLConfig(
@@ -23,7 +22,9 @@ SMALL_IF = IFConfig(
     down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"), norm_num_groups=4,
     up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), addition_embed_type_num_heads=2,
 )  # fmt: skip
-SMALL_IF_II = replace(SMALL_IF, in_channels=6, class_embed_type="timestep", only_cross_attention=True)
+SMALL_IF_II = replace(
+    SMALL_IF, in_channels=6, class_embed_type="timestep", only_cross_attention=True
+)
 
 
 def without_pooled(encode):
@@ -35,7 +36,9 @@ class StageII(Pipeline):
     """A pipeline whose denoiser also reads a low-resolution picture, the same for all rows."""
 
     def denoise(self, x, text, **options):
-        return super().denoise(x, text, low=torch.full_like(x, 0.3), level=torch.full((len(x),), 250.0), **options)
+        return super().denoise(
+            x, text, low=torch.full_like(x, 0.3), level=torch.full((len(x),), 250.0), **options
+        )
 
 
 def unet(name: str, seed: int = 0) -> Pipeline:
@@ -47,4 +50,6 @@ def unet(name: str, seed: int = 0) -> Pipeline:
         "if-ii": (without_pooled(fake_encoders(TOKENS)), DeepFloydIF, SMALL_IF_II, DDPM()),
     }[name]
     model = randomize(make(config).double(), seed).eval().requires_grad_(False)
-    return (StageII if name == "if-ii" else Pipeline)(encoders, model, schedule, list, defaults, "random")
+    return (StageII if name == "if-ii" else Pipeline)(
+        encoders, model, schedule, list, defaults, "random"
+    )

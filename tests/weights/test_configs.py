@@ -25,7 +25,9 @@ from textpatch.weights.configs import (
 from textpatch.weights.manifests import manifest
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-UNETS = {family: json.loads((GOLDEN / family / "config.json").read_text()) for family in ("sdxl", "if")}
+UNETS = {
+    family: json.loads((GOLDEN / family / "config.json").read_text()) for family in ("sdxl", "if")
+}
 # what the published configurations hold beyond their class's defaults
 PUBLISHED_SDXL = dict(
     _class_name="UNet2DConditionModel", _diffusers_version="0.19.0.dev0", sample_size=128,
@@ -94,8 +96,12 @@ def test_configurations_from_shapes_are_the_published_ones():
 def test_the_family_gives_a_vae_its_scale(name, family, scale, shift):
     """16 channels are SD3's or FLUX's with the same tensors, so that the caller must say which."""
     shapes = manifest(f"{name}.vae.diffusers").shapes
-    assert vae_config(shapes, family) == VAEConfig(scaling_factor=scale, shift_factor=shift, **WIDE_VAE)
-    with pytest.raises(WeightsError, match="16 latent channels .* family None.*; say one of SDXL, SD3, FLUX.1"):
+    assert vae_config(shapes, family) == VAEConfig(
+        scaling_factor=scale, shift_factor=shift, **WIDE_VAE
+    )
+    with pytest.raises(
+        WeightsError, match="16 latent channels .* family None.*; say one of SDXL, SD3, FLUX.1"
+    ):
         vae_config(shapes)
 
 
@@ -142,10 +148,19 @@ def test_shapes_give_back_the_configuration(infer, model, config):
 
 def test_heads_that_tensors_do_not_tell_are_not_guessed():
     """A width that 64 does not divide is refused; norms of the queries say how wide a head is."""
-    shapes = manifest("sd3-medium.transformer.diffusers").shapes | {"pos_embed.proj.weight": (96, 16, 2, 2)}
-    with pytest.raises(WeightsError, match="a width of 96 holds no whole heads of 64; load it with its"):
+    shapes = manifest("sd3-medium.transformer.diffusers").shapes | {
+        "pos_embed.proj.weight": (96, 16, 2, 2)
+    }
+    with pytest.raises(
+        WeightsError, match="a width of 96 holds no whole heads of 64; load it with its"
+    ):
         mmdit_config(shapes)
-    assert mmdit_config(shapes | {"transformer_blocks.0.attn.norm_q.weight": (32,)}).num_attention_heads == 3
+    assert (
+        mmdit_config(
+            shapes | {"transformer_blocks.0.attn.norm_q.weight": (32,)}
+        ).num_attention_heads
+        == 3
+    )
 
 
 @pytest.mark.parametrize("infer", [mmdit_config, if_config, sdxl_config, vae_config])
@@ -200,14 +215,18 @@ def test_another_vae_is_refused(changed, says):
 @pytest.mark.parametrize("changed", [dict(block_out_channels=None), dict(norm_num_groups=0)])
 def test_sizes_that_are_none_are_refused(changed):
     """Null or zero where a size belongs is one line, not Python's own error."""
-    with pytest.raises(WeightsError, match="this UNet2DConditionModel configuration builds nothing"):
+    with pytest.raises(
+        WeightsError, match="this UNet2DConditionModel configuration builds nothing"
+    ):
         denoiser_from_config(PUBLISHED_IF | changed)
 
 
 def test_a_field_left_out_is_diffusers_default():
     """IF without its activation would be SiLU in diffusers, and is refused, not taken for GELU."""
     with pytest.raises(WeightsError, match="act_fn 'silu'"):
-        denoiser_from_config({name: value for name, value in PUBLISHED_IF.items() if name != "act_fn"})
+        denoiser_from_config(
+            {name: value for name, value in PUBLISHED_IF.items() if name != "act_fn"}
+        )
 
 
 @pytest.mark.parametrize("family", UNETS)

@@ -16,7 +16,11 @@ def test_a_published_file_is_itself(name):
     left_out = ("without text_encoder, text_encoder_2, text_encoder_3",)
     assert finding.notes == (left_out if name.startswith("sd3") and name.endswith("file") else ())
     assert finding.n_elements == manifest(name).n_elements
-    assert finding.layout == "diffusers layout" if name.endswith("diffusers") else "single file" in finding.layout
+    assert (
+        finding.layout == "diffusers layout"
+        if name.endswith("diffusers")
+        else "single file" in finding.layout
+    )
 
 
 def test_components_of_a_single_file_are_named():
@@ -60,14 +64,22 @@ def test_lists_end_after_ten_names():
 def test_shapes_tell_what_names_do_not():
     """IF-I's three sizes share all names: the smallest is itself alone, and without a tensor closest to itself."""
     tensors = dict(manifest("if-i-m.unet.diffusers").tensors)
-    assert identify_tensors(tensors).exact == identify_tensors(tensors).matches[0].exact == ("if-i-m.unet.diffusers",)
+    assert (
+        identify_tensors(tensors).exact
+        == identify_tensors(tensors).matches[0].exact
+        == ("if-i-m.unet.diffusers",)
+    )
     del tensors["conv_in.bias"]
     assert identify_tensors(tensors).matches[0].closest == "if-i-m.unet.diffusers"
 
 
 def test_a_pruned_single_file_says_what_is_left_out():
     """Without VAE and encoders the U-Net is still found, and the rest is reported as absent."""
-    tensors = {k: v for k, v in manifest("sdxl-base-1.0.single-file").tensors.items() if k.startswith("model.")}
+    tensors = {
+        k: v
+        for k, v in manifest("sdxl-base-1.0.single-file").tensors.items()
+        if k.startswith("model.")
+    }
     finding = identify_tensors(tensors)
     assert [match.exact for match in finding.matches] == [(UNET,)] and not finding.exact
     assert finding.notes == ("without vae, text_encoder, text_encoder_2",)
@@ -75,7 +87,9 @@ def test_a_pruned_single_file_says_what_is_left_out():
 
 def test_other_dtypes_are_counted():
     """A file in 8 bit has the published tensors in a dtype that is not the published one; the report has both."""
-    report = identify_tensors({name: ("F8_E4M3", shape) for name, shape in manifest(UNET).shapes.items()}).report()
+    report = identify_tensors(
+        {name: ("F8_E4M3", shape) for name, shape in manifest(UNET).shapes.items()}
+    ).report()
     assert "tensors 1680 F8_E4M3" in report and "published in F16, F32" in report
 
 
@@ -87,7 +101,9 @@ def test_a_second_copy_and_strangers_are_told_apart_from_the_model():
     }  # fmt: skip
     finding = identify_tensors(tensors)
     assert [bool(match.exact) for match in finding.matches] == [False, True, True, True]
-    assert finding.matches[0].extra == ("input_blocks.0.1.weight",) and not finding.matches[0].missing
+    assert (
+        finding.matches[0].extra == ("input_blocks.0.1.weight",) and not finding.matches[0].missing
+    )
     assert finding.notes == (
         "in no component of SDXL: 1: denoiser.sigmas",
         "1 tensors of a moving average (model_ema.): a second copy of the weights",
@@ -101,7 +117,9 @@ def test_a_shape_that_cannot_be_is_a_remark():
     }
     finding = identify_tensors(tensors)
     assert [match.component for match in finding.matches] == ["vae"]
-    assert finding.notes[-1].startswith("transformer: 'joint_blocks.0.x_block.attn.qkv.weight' of shape (4, 4) cannot")
+    assert finding.notes[-1].startswith(
+        "transformer: 'joint_blocks.0.x_block.attn.qkv.weight' of shape (4, 4) cannot"
+    )
 
 
 @pytest.mark.parametrize("down, up", [
@@ -120,7 +138,9 @@ def test_a_lora_is_no_model(down, up):
 def test_a_spelling_of_the_diffusers_layout_is_looked_through():
     """CLIP without `text_model.`, as transformers 5 writes it, is the published encoder."""
     name = "sdxl-base-1.0.text_encoder.diffusers"
-    tensors = {key.removeprefix("text_model."): found for key, found in manifest(name).tensors.items()}
+    tensors = {
+        key.removeprefix("text_model."): found for key, found in manifest(name).tensors.items()
+    }
     finding = identify_tensors(tensors)
     assert finding.exact == () and [match.exact for match in finding.matches] == [(name,)]
 
@@ -128,5 +148,8 @@ def test_a_spelling_of_the_diffusers_layout_is_looked_through():
 def test_what_is_nothing_is_said_to_be():
     """Names of no published component, and no tensors at all."""
     finding = identify_tensors({"a.weight": ("F32", (2, 3))})
-    assert finding.report().splitlines()[1] == "shares no name with any published component; 1: a.weight"
+    assert (
+        finding.report().splitlines()[1]
+        == "shares no name with any published component; 1: a.weight"
+    )
     assert identify_tensors({}).report() == "no model: tensors none; 0 elements"

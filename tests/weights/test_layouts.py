@@ -5,13 +5,20 @@ import torch
 from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
+
 from support.small_models import relative
 from support.strategies import randomize
-
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.weights.layouts import (
-    CLIP, SINGLE_FILES, T5, VAE_DIFFUSERS, convert, origins, recognise, split,
+    CLIP,
+    SINGLE_FILES,
+    T5,
+    VAE_DIFFUSERS,
+    convert,
+    origins,
+    recognise,
+    split,
 )  # fmt: skip
 from textpatch.weights.layouts.deepfloyd_if import IF_I, IF_II
 from textpatch.weights.layouts.flux import FLUX
@@ -37,7 +44,10 @@ PUBLISHED = {
     "flux.1-dev.ae.single-file": {"vae": (244, "flux.1-dev.vae")},
     "if-i-xl.original": {"unet": (643, "if-i-xl.unet")},
 }  # fmt: skip
-VAE_BLOCKS = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+VAE_BLOCKS = {
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +64,10 @@ def stripped(keys: dict, tensors: dict) -> dict:
 
 
 def converted(tensors: dict, layout) -> dict:
-    return {target: function(tensors[key]) for target, (key, function) in origins(tensors, layout).items()}
+    return {
+        target: function(tensors[key])
+        for target, (key, function) in origins(tensors, layout).items()
+    }
 
 
 def narrow(shape: tuple) -> tuple:
@@ -70,7 +83,9 @@ def random_file(name: str, component: str) -> tuple[str, dict]:
     """A narrow random file of one component as published: its prefix, and the tensors by their full keys."""
     keys = split(manifest(name).shapes)[component]
     key, bare = next(iter(keys.items()))
-    return key.removesuffix(bare), random_tensors({key: narrow(manifest(name).shapes[key]) for key in keys})
+    return key.removesuffix(bare), random_tensors(
+        {key: narrow(manifest(name).shapes[key]) for key in keys}
+    )
 
 
 def assert_same(ours: dict, theirs: dict):
@@ -110,7 +125,9 @@ def test_sdxl_unet_is_diffusers(converters):
     prefix, file = random_file("sdxl-base-1.0.single-file", "unet")
     config = dict(class_embed_type=None, addition_embed_type="text_time", layers_per_block=2,
                   projection_class_embeddings_input_dim=44)  # fmt: skip
-    ours = converted({key.removeprefix(prefix): x for key, x in file.items()}, SINGLE_FILES[0].layout("unet"))
+    ours = converted(
+        {key.removeprefix(prefix): x for key, x in file.items()}, SINGLE_FILES[0].layout("unet")
+    )
     assert_same(ours, converters.convert_ldm_unet_checkpoint(file, config))
 
 
@@ -118,7 +135,9 @@ def test_sdxl_unet_is_diffusers(converters):
 def test_vae_is_diffusers(converters, name):
     """The VAE with and without prefix and quant convolutions: names and values of convert_ldm_vae_checkpoint."""
     prefix, file = random_file(f"{name}.single-file", "vae")
-    ours = converted({key.removeprefix(prefix): x for key, x in file.items()}, SINGLE_FILES[0].layout("vae"))
+    ours = converted(
+        {key.removeprefix(prefix): x for key, x in file.items()}, SINGLE_FILES[0].layout("vae")
+    )
     assert_same(ours, converters.convert_ldm_vae_checkpoint(file, VAE_BLOCKS))
 
 
@@ -134,7 +153,9 @@ def test_clips_are_diffusers(converters):
     assert_same(ours, converters.convert_open_clip_checkpoint(None, file, prefix))
 
 
-@pytest.mark.parametrize("name, depth", [("sd3-medium", 24), ("sd3.5-medium", 24), ("sd3.5-large", 38)])
+@pytest.mark.parametrize(
+    "name, depth", [("sd3-medium", 24), ("sd3.5-medium", 24), ("sd3.5-large", 38)]
+)
 def test_sd3_is_diffusers(converters, name, depth):
     """Both depths, with and without norms and dual attention: convert_sd3_transformer_checkpoint_to_diffusers."""
     prefix, file = random_file(f"{name}.single-file", "transformer")
@@ -145,7 +166,9 @@ def test_sd3_is_diffusers(converters, name, depth):
 def test_flux_is_diffusers(converters):
     """FLUX.1 at its full count of rows, which diffusers' converter has built in, and few columns."""
     shapes = manifest("flux.1-dev.single-file").shapes
-    file = random_tensors({key: (shape[0], *map(min, shape[1:], [4])) for key, shape in shapes.items()})
+    file = random_tensors(
+        {key: (shape[0], *map(min, shape[1:], [4])) for key, shape in shapes.items()}
+    )
     ours = converted(file, FLUX)
     assert_same(ours, converters.convert_flux_transformer_checkpoint_to_diffusers(dict(file)))
 
@@ -173,7 +196,9 @@ def if_blocks(layers: tuple, with_attention: tuple) -> dict:
             blocks[f"up_blocks.{up}.attentions.{j}"] = f"output_blocks.{n}.1"
             n += 1
         if level:
-            blocks[f"up_blocks.{up}.upsamplers.0"] = f"output_blocks.{n - 1}.{2 if with_attention[level] else 1}"
+            blocks[f"up_blocks.{up}.upsamplers.0"] = (
+                f"output_blocks.{n - 1}.{2 if with_attention[level] else 1}"
+            )
     return blocks
 
 
@@ -188,7 +213,9 @@ OUTER = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "
 
 def fused(parts: list) -> torch.Tensor:
     """[q64 k64 v64] head by head, as a 1x1 convolution; a bias stays a vector."""
-    x = torch.stack([rearrange(part, "(h d) ... -> h d ...", d=64) for part in parts], dim=1).flatten(0, 2)
+    x = torch.stack(
+        [rearrange(part, "(h d) ... -> h d ...", d=64) for part in parts], dim=1
+    ).flatten(0, 2)
     return x if x.dim() == 1 else x[..., None]
 
 
@@ -206,7 +233,10 @@ def original_if(state: dict, layers: tuple, with_attention: tuple) -> dict:
             file[f"{old}.qkv.{kind}"] = fused(queries)
             file[f"{old}.encoder_kv.{kind}"] = fused([part("add_k_proj"), part("add_v_proj")])
             file[f"{old}.proj_out.{kind}"] = fused([part("to_out.0")])
-            file[f"{old}.norm.{kind}"], file[f"{old}.norm_encoder.{kind}"] = part("group_norm"), part("norm_cross")
+            file[f"{old}.norm.{kind}"], file[f"{old}.norm_encoder.{kind}"] = (
+                part("group_norm"),
+                part("norm_cross"),
+            )
     for name, tensor in state.items():
         new = max((new for new in names if name.startswith(f"{new}.")), key=len, default=None)
         if new:
@@ -256,7 +286,9 @@ def test_if_attention_means_the_same(heads, pixels, tokens):
                for inputs, name in ((x, "qkv"), (text, "encoder_kv")))  # fmt: skip
     q, k, v = qkv.reshape(heads, 3 * 64, pixels).split(64, dim=1)
     text_k, text_v = kv.reshape(heads, 2 * 64, tokens).split(64, dim=1)
-    expected = attend(q, torch.cat([text_k, k], -1), torch.cat([text_v, v], -1)).reshape(1, width, pixels)
+    expected = attend(q, torch.cat([text_k, k], -1), torch.cat([text_v, v], -1)).reshape(
+        1, width, pixels
+    )
 
     block = "input_blocks.5.1"
     made = converted({f"{block}.{key}": tensor for key, tensor in file.items()}, IF_I)
@@ -271,7 +303,9 @@ def test_if_attention_means_the_same(heads, pixels, tokens):
 # The functions.
 
 
-@given(of=st.integers(1, 7), width=st.integers(1, 5), columns=st.lists(st.integers(1, 3), max_size=2))
+@given(
+    of=st.integers(1, 7), width=st.integers(1, 5), columns=st.lists(st.integers(1, 3), max_size=2)
+)
 def test_rows_are_a_partition(of, width, columns):
     """The parts of a fused tensor, side by side, are the tensor; any span of parts is a span of rows."""
     x = torch.randn(of * width, *columns)
@@ -310,7 +344,9 @@ def test_a_vae_of_old_attention_names_is_the_published_one():
     assert convert(expected, VAE_DIFFUSERS) == expected
     found = {name: key for name, (key, _) in origins(shapes, VAE_DIFFUSERS).items() if name != key}
     assert found == old
-    with pytest.raises(WeightsError, match="proj_attn.weight' and .*to_out.0.weight' are both .*; remove one"):
+    with pytest.raises(
+        WeightsError, match="proj_attn.weight' and .*to_out.0.weight' are both .*; remove one"
+    ):
         convert(expected | shapes, VAE_DIFFUSERS)
 
 
@@ -318,7 +354,10 @@ def test_text_encoders_are_read_in_any_spelling():
     """CLIP with and without `text_model.`, T5 with its embedding named twice: one set of names each."""
     clip = manifest("sdxl-base-1.0.text_encoder.diffusers").shapes
     assert convert(clip, CLIP) == clip
-    assert convert({name.removeprefix("text_model."): shape for name, shape in clip.items()}, CLIP) == clip
+    assert (
+        convert({name.removeprefix("text_model."): shape for name, shape in clip.items()}, CLIP)
+        == clip
+    )
     t5 = manifest("sd3-medium.text_encoder_3.diffusers").shapes
     assert convert(t5 | {"encoder.embed_tokens.weight": t5["shared.weight"]}, T5) == t5
 
@@ -350,7 +389,11 @@ def test_each_kind_of_file_is_told_from_the_others():
 
 def test_a_shorter_transformer_is_not_taken_for_the_published_one():
     """Without its last blocks an SD3 file is unknown: which block's halves are swapped depends on the depth."""
-    shapes = {k: s for k, s in manifest("sd3-medium.single-file").shapes.items() if "joint_blocks.23." not in k}
+    shapes = {
+        k: s
+        for k, s in manifest("sd3-medium.single-file").shapes.items()
+        if "joint_blocks.23." not in k
+    }
     assert recognise(shapes) is None
     says = r"none of the single files known \(SDXL, .*\) has these 721: (\S+, ){10}\.\.\.$"
     with pytest.raises(WeightsError, match=says):
@@ -360,7 +403,9 @@ def test_a_shorter_transformer_is_not_taken_for_the_published_one():
 def test_what_does_not_belong_is_named():
     """Unknown keys, keys of no component and shapes that cannot be: one line, at most ten names and the count."""
     shapes = manifest("sdxl-base-1.0.single-file").shapes
-    with pytest.raises(WeightsError, match="1: denoiser.sigmas of 2516 tensors belong to no component of SDXL"):
+    with pytest.raises(
+        WeightsError, match="1: denoiser.sigmas of 2516 tensors belong to no component of SDXL"
+    ):
         split(shapes | {"denoiser.sigmas": (1000,)})
     unet = SINGLE_FILES[0].layout("unet")
     many = {f"input_blocks.0.{i}.weight": (1,) for i in range(1, 13)}
@@ -370,7 +415,9 @@ def test_what_does_not_belong_is_named():
     with pytest.raises(WeightsError, match="SDXL U-Net has no tensor 'nothing.weight'"):
         unet.targets("nothing.weight")
     key = "joint_blocks.0.x_block.attn.qkv.weight"
-    with pytest.raises(WeightsError, match=rf"'{key}' of shape \(8, 4\) cannot be what the SD3 transformer"):
+    with pytest.raises(
+        WeightsError, match=rf"'{key}' of shape \(8, 4\) cannot be what the SD3 transformer"
+    ):
         convert({key: (8, 4)}, sd3_layout(24))
 
 

@@ -8,11 +8,11 @@ import weakref
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
 from support.small_denoisers import SMALL, small
 from support.small_models import PROMPTS, save_small, small_pipeline
 from support.strategies import randomize
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
 from textpatch import load, load_denoiser
 from textpatch.errors import WeightsError
 from textpatch.reference_models.vae import VAE, VAEConfig
@@ -25,6 +25,7 @@ from textpatch.weights.loading import outline
 from textpatch.weights.reading import files
 from textpatch.weights.signs.tokens import word_tokenizer
 
+
 def originals(kind: str, component: str, state: dict) -> dict:
     """A component's tensors under the names, and fused as, its original file has them."""
     single = next(single for single in SINGLE_FILES if single.name == kind)
@@ -34,7 +35,9 @@ def originals(kind: str, component: str, state: dict) -> dict:
         held = [(function, left.pop(name)) for name, function in targets if name in left]
         if held:
             made[part.prefix + key] = whole(held, key)
-    assert sum(tensor.numel() for tensor in made.values()) == sum(tensor.numel() for tensor in state.values())
+    assert sum(tensor.numel() for tensor in made.values()) == sum(
+        tensor.numel() for tensor in state.values()
+    )
     return made
 
 
@@ -44,7 +47,10 @@ def whole(held: list, key: str) -> torch.Tensor:
     if isinstance(function, Rows):
         return torch.cat([tensor for _, tensor in sorted(held, key=lambda pair: pair[0].start)])
     if isinstance(function, HeadRows):
-        heads = [tensor.unflatten(0, (-1, 64)) for _, tensor in sorted(held, key=lambda pair: pair[0].part)]
+        heads = [
+            tensor.unflatten(0, (-1, 64))
+            for _, tensor in sorted(held, key=lambda pair: pair[0].part)
+        ]
         fused = torch.stack(heads, dim=1).flatten(0, 2)
         return fused if fused.dim() == 1 else fused[..., None]
     if function is swapped:
@@ -63,10 +69,14 @@ def kind_of_convolution(key: str) -> int:
 
 def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     mine, theirs = a.state_dict(), b.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    return mine.keys() == theirs.keys() and all(
+        torch.equal(mine[name], theirs[name]) for name in mine
+    )
 
 
-@pytest.mark.parametrize("kind, component", [("SDXL", "unet"), ("SD3", "transformer"), ("IF-I", "unet")])
+@pytest.mark.parametrize(
+    "kind, component", [("SDXL", "unet"), ("SD3", "transformer"), ("IF-I", "unet")]
+)
 def test_an_original_file_is_the_same_denoiser(tmp_path, kind, component):
     """load_denoiser(original names, fused rows, swapped halves) = the model, every tensor; sizes from the shapes."""
     model = small(kind)
@@ -97,7 +107,10 @@ def test_shards_are_the_same_model(tmp_path):
     """A component's folder with an index, the index itself, and a whole pipeline of shards = the pipeline."""
     pipeline = small_pipeline()
     folder = save_small(tmp_path / "model", pipeline)
-    for component, stem in (("transformer", "diffusion_pytorch_model"), ("text_encoder_3", "model")):
+    for component, stem in (
+        ("transformer", "diffusion_pytorch_model"),
+        ("text_encoder_3", "model"),
+    ):
         path = folder / component / f"{stem}.safetensors"
         state = {name: tensor for name, tensor in files.open_tensors(path).items()}
         state = {name: files.open_tensors(path).read(name) for name in state}
@@ -142,9 +155,16 @@ def sdxl_file(tmp_path, monkeypatch):
     parts = {"unet": small("SDXL"), "vae": vae, "text_encoder": first, "text_encoder_2": second}
     state = {}
     for seed, (component, module) in enumerate(parts.items()):
-        tensors = {k: v for k, v in randomize(module, seed).state_dict().items() if not k.endswith("position_ids")}
+        tensors = {
+            k: v
+            for k, v in randomize(module, seed).state_dict().items()
+            if not k.endswith("position_ids")
+        }
         if component == "text_encoder":
-            tensors = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in tensors.items()}
+            tensors = {
+                k if k.startswith("text_model.") else f"text_model.{k}": v
+                for k, v in tensors.items()
+            }
         state |= originals("SDXL", component, tensors)
     path = tmp_path / "sd_xl.safetensors"
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
@@ -160,7 +180,11 @@ def test_a_single_file_is_a_pipeline(sdxl_file):
     loaded = {"unet": made.denoiser, "vae": made.decoder.vae, "text_encoder": made.encoders.text_encoder,
               "text_encoder_2": made.encoders.text_encoder_2}  # fmt: skip
     assert all(equal(loaded[name], parts[name]) for name in parts)
-    assert (made.defaults.steps, made.defaults.guidance, made.defaults.micro) == (50, 5.0, (1024, 1024, 0, 0, 1024, 1024))
+    assert (made.defaults.steps, made.defaults.guidance, made.defaults.micro) == (
+        50,
+        5.0,
+        (1024, 1024, 0, 0, 1024, 1024),
+    )
 
 
 def test_a_single_file_without_tokenizers_says_where_they_go(sdxl_file, tmp_path, monkeypatch):
@@ -168,13 +192,17 @@ def test_a_single_file_without_tokenizers_says_where_they_go(sdxl_file, tmp_path
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
     path, _ = sdxl_file
     (tmp_path / "tokenizer").rename(tmp_path / "elsewhere")
-    with pytest.raises(WeightsError, match="put the folder 'tokenizer' of stabilityai/.* beside it"):
+    with pytest.raises(
+        WeightsError, match="put the folder 'tokenizer' of stabilityai/.* beside it"
+    ):
         load(path)
 
 
 def sha256(*files) -> str:
     """Of names and contents, each the way manifests have it."""
-    both = (f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest() for name, path in files)
+    both = (
+        f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest() for name, path in files
+    )
     return hashlib.sha256(b"".join(both)).hexdigest()
 
 
@@ -268,10 +296,15 @@ def lora(state):
 WRONG = {
     "a LoRA": (wrong("SDXL", lora), "none of our denoisers: .*2 tensors of a LoRA of rank"),
     "a pruned file": (
-        wrong("SDXL", lambda s: {k: v for k, v in s.items() if "up_blocks.1.attentions.1" not in k}),
+        wrong(
+            "SDXL", lambda s: {k: v for k, v in s.items() if "up_blocks.1.attentions.1" not in k}
+        ),
         "missing .*up_blocks.1.attentions.1.*the closest known model is sdxl-base-1.0.unet.diffusers",
     ),
-    "an added tensor": (wrong("SD3", lambda s: s | {"ema.extra": torch.zeros(1)}), "unexpected 1: ema.extra"),
+    "an added tensor": (
+        wrong("SD3", lambda s: s | {"ema.extra": torch.zeros(1)}),
+        "unexpected 1: ema.extra",
+    ),
     "another shape": (
         wrong("SD3", lambda s: s | {"context_embedder.bias": torch.zeros(7)}),
         r"of another shape 1: context_embedder.bias \(7,\) for \(64,\)",
@@ -295,7 +328,9 @@ def test_a_refused_file_leaves_the_model_untouched(tmp_path):
     """fill writes all or nothing: after a refusal the module is as it was, bit for bit."""
     model = small("SD3")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    path = wrong("SD3", lambda s: {k: v + 1 for k, v in s.items() if k != "proj_out.bias"})(tmp_path)
+    path = wrong("SD3", lambda s: {k: v + 1 for k, v in s.items() if k != "proj_out.bias"})(
+        tmp_path
+    )
     tensors = files.open_tensors(path)
     with pytest.raises(WeightsError, match="missing 1: proj_out.bias"):
         fill_module(model, Part(tensors, {name: name for name in tensors}), dtype=torch.float32)
@@ -305,6 +340,9 @@ def test_a_refused_file_leaves_the_model_untouched(tmp_path):
 def test_t5_keeps_wo_in_float32(tmp_path):
     """float16 overflows in T5's `wo`: it stays float32, all else is float16, and text is still encoded."""
     made = load(save_small(tmp_path / "model"), dtype=torch.float16)
-    dtypes = {name.rsplit(".", 2)[-2]: p.dtype for name, p in made.encoders.text_encoder_3.named_parameters()}
+    dtypes = {
+        name.rsplit(".", 2)[-2]: p.dtype
+        for name, p in made.encoders.text_encoder_3.named_parameters()
+    }
     assert dtypes.pop("wo") == torch.float32 and set(dtypes.values()) == {torch.float16}
     assert made.encode(PROMPTS).tokens.dtype == torch.float16

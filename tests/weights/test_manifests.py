@@ -7,7 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+)
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
@@ -61,7 +67,9 @@ def assert_is(model: torch.nn.Module, name: str):
 
 def test_every_list_has_the_published_counts():
     """Tensors and elements of each."""
-    assert {name: (len(manifest(name).tensors), manifest(name).n_elements) for name in published()} == COUNTS
+    assert {
+        name: (len(manifest(name).tensors), manifest(name).n_elements) for name in published()
+    } == COUNTS
 
 
 @pytest.mark.parametrize("name, file", SIZED)
@@ -80,7 +88,9 @@ def test_dtypes_are_read_line_by_line():
     """All of a list in its common dtype but for CLIP's position numbers, which are whole."""
     tensors = manifest("sdxl-base-1.0.single-file").tensors
     others = {name: found for name, found in tensors.items() if found[0] != "F16"}
-    assert others == {"conditioner.embedders.0.transformer.text_model.embeddings.position_ids": ("I64", (1, 77))}
+    assert others == {
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": ("I64", (1, 77))
+    }
     assert tensors["conditioner.embedders.1.model.logit_scale"] == ("F16", ())
 
 
@@ -102,7 +112,9 @@ def test_sdxl_is_the_published_one():
 @pytest.mark.parametrize("name, width", [("xl", 704), ("l", 320), ("m", 192)])
 def test_if_is_the_published_one(name, width):
     """IF-I-XL is DeepFloydIF's defaults; L and M are narrower."""
-    config = IFConfig(block_out_channels=tuple(width * n for n in (1, 2, 3, 4)), cross_attention_dim=4 * width)
+    config = IFConfig(
+        block_out_channels=tuple(width * n for n in (1, 2, 3, 4)), cross_attention_dim=4 * width
+    )
     assert (config == IFConfig()) == (name == "xl")
     assert_is(on_meta(DeepFloydIF, config), f"if-i-{name}.unet.diffusers")
 
@@ -110,7 +122,9 @@ def test_if_is_the_published_one(name, width):
 def test_vaes_are_the_published_ones():
     """SDXL's VAE is VAE's defaults; SD3's and FLUX's have 16 channels and no quant convolutions."""
     assert_is(on_meta(VAE), "sdxl-base-1.0.vae.diffusers")
-    wider = on_meta(VAE, VAEConfig(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False))
+    wider = on_meta(
+        VAE, VAEConfig(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
+    )
     assert_is(wider, "sd3-medium.vae.diffusers")
     assert_is(wider, "flux.1-dev.vae.diffusers")
 
@@ -135,7 +149,9 @@ def test_t5_is_the_published_one():
     """T5-XXL v1.1's encoder, whose embedding the class names a second time."""
     config = T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
                       feed_forward_proj="gated-gelu")  # fmt: skip
-    shapes = {key: tuple(x.shape) for key, x in on_meta(T5EncoderModel, config).state_dict().items()}
+    shapes = {
+        key: tuple(x.shape) for key, x in on_meta(T5EncoderModel, config).state_dict().items()
+    }
     assert shapes.pop("encoder.embed_tokens.weight") == shapes["shared.weight"]
     assert shapes == manifest("sd3-medium.text_encoder_3.diffusers").shapes
 
@@ -146,15 +162,21 @@ alternatives = st.lists(st.text("ab_1", max_size=2), min_size=1, max_size=3)
 @given(st.lists(alternatives, max_size=3), st.integers(0, 12), st.integers(0, 12))
 def test_braces_stand_for_every_combination(choices, first, last):
     """expand is the product of its alternatives in order, the last brace fastest; ranges count both ways."""
-    pattern = "x" + ".".join("{%s}" % ",".join(choice) for choice in choices) + "{%d..%d}" % (first, last)
+    pattern = (
+        "x" + ".".join("{%s}" % ",".join(choice) for choice in choices) + "{%d..%d}" % (first, last)
+    )
     names = ["x"]
     for i, choice in enumerate(choices):
         names = [f"{name}{'.' if i else ''}{item}" for name in names for item in choice]
     step = 1 if last >= first else -1
-    assert expand(pattern) == [f"{name}{n}" for name in names for n in range(first, last + step, step)]
+    assert expand(pattern) == [
+        f"{name}{n}" for name in names for n in range(first, last + step, step)
+    ]
 
 
 def test_an_unknown_manifest_is_named():
     """A WeightsError with the closest."""
-    with pytest.raises(WeightsError, match="'sdxl-base-1.0.unet'; closest: sdxl-base-1.0.unet.diffusers"):
+    with pytest.raises(
+        WeightsError, match="'sdxl-base-1.0.unet'; closest: sdxl-base-1.0.unet.diffusers"
+    ):
         manifest("sdxl-base-1.0.unet")

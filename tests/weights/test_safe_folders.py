@@ -7,21 +7,44 @@ import re
 import shutil
 import socket
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable
 
 import pytest
 import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
-from support.hostile import BAD_NAMES, DATA, FIRST, GOOD, INDEX, MANY, PICKLES, SECOND, Canary, framed, refusal
 
+from support.hostile import (
+    BAD_NAMES,
+    DATA,
+    FIRST,
+    GOOD,
+    INDEX,
+    MANY,
+    PICKLES,
+    SECOND,
+    Canary,
+    framed,
+    refusal,
+)
 from textpatch.weights.reading.files import (
-    CONFIG_BYTES, INDEX_BYTES, cached_snapshot, component_file, inside, open_tensors, read_config, read_json,
+    CONFIG_BYTES,
+    INDEX_BYTES,
+    cached_snapshot,
+    component_file,
+    inside,
+    open_tensors,
+    read_config,
+    read_json,
 )  # fmt: skip
 
 WHERE = {"x": FIRST, "y": FIRST, "z": SECOND}
-VALUES = {"x": torch.arange(6.0).reshape(2, 3), "y": torch.ones(2, dtype=torch.int8), "z": torch.zeros(3, 0)}
+VALUES = {
+    "x": torch.arange(6.0).reshape(2, 3),
+    "y": torch.ones(2, dtype=torch.int8),
+    "z": torch.zeros(3, 0),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +97,9 @@ def write_index(folder: Path, weight_map, metadata) -> None:
 
 
 def same(found, wanted) -> bool:
-    return found.keys() == wanted.keys() and all(torch.equal(found.read(name), wanted[name]) for name in wanted)
+    return found.keys() == wanted.keys() and all(
+        torch.equal(found.read(name), wanted[name]) for name in wanted
+    )
 
 
 def test_shards_are_one_mapping(folder):
@@ -154,7 +179,10 @@ INDEXES = {f"shard {str(name)[:40]!r}": (names(z=name), "bad-shard-name") for na
     "100,000 deep": (text(b'{"weight_map":' * 100_000), "not-json"),
     "100,000 deep in the metadata": (text(b'{"metadata":' + b"[" * 100_000), "not-json"),
     "400 deep for a shard": (whole({"x": json.loads("[" * 400 + "]" * 400)}), "bad-shard-name"),
-    "one name twice": (text(b'{"weight_map":{"x":"a.safetensors","x":"b.safetensors"}}'), "not-json"),
+    "one name twice": (
+        text(b'{"weight_map":{"x":"a.safetensors","x":"b.safetensors"}}'),
+        "not-json",
+    ),
     "two maps": (text(b'{"weight_map":{},"weight_map":{"x":"b.safetensors"}}'), "not-json"),
     "no JSON": (text(b"{oops"), "not-json"),
     "no UTF-8": (text(b'{"weight_map":{"\xff":"a.safetensors"}}'), "not-json"),
@@ -209,7 +237,11 @@ def test_missing_shards_are_counted_and_ten_of_them_named(folder):
     """Of fifty missing shards the message gives the number and the first ten."""
     many(50, "{:05d}.safetensors")(folder)
     said = str(refusal(open_tensors, folder / INDEX))
-    assert "50: '00000.safetensors'" in said and "'00009.safetensors', ..." in said and "00010" not in said
+    assert (
+        "50: '00000.safetensors'" in said
+        and "'00009.safetensors', ..." in said
+        and "00010" not in said
+    )
 
 
 def test_a_link_within_the_folder_is_followed(folder):
@@ -254,8 +286,15 @@ def test_a_giant_configuration_is_not_read(tmp_path):
 
 def test_a_configuration_is_its_allowed_entries(tmp_path):
     """Lists become tuples; what is not asked for is not looked at."""
-    (tmp_path / "config.json").write_text('{"a": [1, 2.5], "b": null, "c": {"d": [1]}, "e": true, "f": "g"}')
-    assert read_config(tmp_path, ["a", "b", "e", "f", "h"]) == {"a": (1, 2.5), "b": None, "e": True, "f": "g"}
+    (tmp_path / "config.json").write_text(
+        '{"a": [1, 2.5], "b": null, "c": {"d": [1]}, "e": true, "f": "g"}'
+    )
+    assert read_config(tmp_path, ["a", "b", "e", "f", "h"]) == {
+        "a": (1, 2.5),
+        "b": None,
+        "e": True,
+        "f": "g",
+    }
     assert read_json(tmp_path, "config.json")["c"] == {"d": [1]}
 
 
@@ -300,7 +339,10 @@ def test_the_canary_is_alive(tmp_path):
 # components
 
 
-FULL, HALF = ("model.safetensors", INDEX), ("model.fp16.safetensors", "model.safetensors.index.fp16.json")
+FULL, HALF = (
+    ("model.safetensors", INDEX),
+    ("model.fp16.safetensors", "model.safetensors.index.fp16.json"),
+)
 
 
 def holding(folder: Path, names: Iterable[str]) -> Path:
@@ -308,7 +350,11 @@ def holding(folder: Path, names: Iterable[str]) -> Path:
     shards = (folder / INDEX).read_bytes()
     (folder / INDEX).unlink()
     for name in names:
-        (folder / name).write_bytes(shards if name.endswith(".json") else (folder.parent / "outside.safetensors").read_bytes())
+        (folder / name).write_bytes(
+            shards
+            if name.endswith(".json")
+            else (folder.parent / "outside.safetensors").read_bytes()
+        )
     return folder
 
 
@@ -333,7 +379,10 @@ def test_a_whole_file_beside_shards_is_refused(folder, both):
     """Either may be what is left of an older download: both are named, and what to do is said."""
     error = refusal(component_file, holding(folder, both), "model")
     assert error.code == "whole-and-sharded" and str(folder) in str(error)
-    assert f"holds {both[0]!r} and the shards of {both[1]!r}, and nothing says which is meant; move one" in str(error)
+    assert (
+        f"holds {both[0]!r} and the shards of {both[1]!r}, and nothing says which is meant; move one"
+        in str(error)
+    )
 
 
 def test_a_component_without_weights_says_what_is_missing(tmp_path):
@@ -346,7 +395,9 @@ def test_a_component_without_weights_says_what_is_missing(tmp_path):
     assert error.code == "pickle" and "only pickles (1: 'model.bin')" in str(error)
 
 
-@pytest.mark.parametrize("make, code", [(link("../outside.safetensors"), "leads-out"), (os.mkfifo, "no-file")])
+@pytest.mark.parametrize(
+    "make, code", [(link("../outside.safetensors"), "leads-out"), (os.mkfifo, "no-file")]
+)
 def test_a_components_file_lies_in_its_folder(folder, make, code):
     """A weights file that is a link out, or no file, is refused, though others could be read instead."""
     make(holding(folder, HALF[:1]) / "model.safetensors")
@@ -382,7 +433,9 @@ def test_a_snapshot_is_found_as_by_the_hub_itself(hub):
     """refs/<revision> -> snapshots/<commit>, as huggingface_hub finds it offline; its links into blobs are read."""
     for revision in ("main", "refs/pr/1", SHA):
         found = cached_snapshot("org/name", revision)
-        theirs = snapshot_download("org/name", revision=revision, cache_dir=hub, local_files_only=True)
+        theirs = snapshot_download(
+            "org/name", revision=revision, cache_dir=hub, local_files_only=True
+        )
         assert found == Path(theirs) == hub / "models--org--name/snapshots" / SHA
     assert same(open_tensors(component_file(found / "transformer", "model")), VALUES)
     assert read_json(found / "transformer", INDEX)["metadata"] == {"total_size": 26}
@@ -406,8 +459,20 @@ NO_NAMES = [
     "name", "org/name/more", "../name", "org/..", "/name", "org/", "org--x/name", "org/na me", "org\\name", "",
     ".hidden/name", "org/a\0b", "o/" + "n" * 97, "org/name\n",
 ]  # fmt: skip
-NO_REVISIONS = ["..", "../main", "a/../../main", "/etc/passwd", "", "a//b", "main\0", "main\n", "-x y"]
-NOWHERE = [(name, "main") for name in NO_NAMES] + [("org/name", revision) for revision in NO_REVISIONS]
+NO_REVISIONS = [
+    "..",
+    "../main",
+    "a/../../main",
+    "/etc/passwd",
+    "",
+    "a//b",
+    "main\0",
+    "main\n",
+    "-x y",
+]
+NOWHERE = [(name, "main") for name in NO_NAMES] + [
+    ("org/name", revision) for revision in NO_REVISIONS
+]
 
 
 @pytest.mark.parametrize("name, revision", NOWHERE)
@@ -461,6 +526,8 @@ def test_a_cache_that_leads_out_is_refused(hub, opened, name):
     shutil.copytree(hub / "models--org--name", hub / "models--org--other", symlinks=True)
     change(hub / "models--org--name")
     opened.clear()
-    read = lambda: open_tensors(component_file(cached_snapshot("org/name") / "transformer", "model"))  # noqa: E731
+    read = lambda: open_tensors(
+        component_file(cached_snapshot("org/name") / "transformer", "model")
+    )  # noqa: E731
     assert refusal(read).code == code
     assert [path for path in opened if hub / "models--org--name" not in Path(path).parents] == []

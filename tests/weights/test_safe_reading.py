@@ -14,8 +14,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from support.hostile import CAP, DATA, FILES, GOOD, MANY, REPLACED, TWO, framed, int8, metadata, mutant, refusal, tensors
 
+from support.hostile import (
+    CAP,
+    DATA,
+    FILES,
+    GOOD,
+    MANY,
+    REPLACED,
+    TWO,
+    framed,
+    int8,
+    metadata,
+    mutant,
+    refusal,
+    tensors,
+)
 from textpatch.errors import WeightsError
 from textpatch.weights.reading.entry import CHUNK, DTYPES, read_tensor, scan
 from textpatch.weights.reading.files import open_tensors
@@ -52,7 +66,12 @@ def test_the_good_files_are_read(path):
     """The files into which the faults are planted are good: each tensor where its offsets say."""
     path.write_bytes(framed(GOOD))
     (entry,) = read_header(path).values()
-    assert (entry.dtype, entry.shape, entry.start, entry.end) == ("F32", (2,), 8 + len(GOOD), 16 + len(GOOD))
+    assert (entry.dtype, entry.shape, entry.start, entry.end) == (
+        "F32",
+        (2,),
+        8 + len(GOOD),
+        16 + len(GOOD),
+    )
     path.write_bytes(framed(TWO, DATA * 2))
     assert [(e.name, e.dtype, e.shape, e.end - e.start) for e in read_header(path).values()] == [
         ("a", "F32", (2,), 8), ("b", "I64", (1,), 8),
@@ -94,9 +113,15 @@ def test_what_safetensors_lets_through(path, name):
     theirs = safetensors.deserialize(body)
     if code is None:
         found = open_tensors(path)
-        assert sorted(found) == sorted(name for name, _ in theirs) and len(found.read(next(iter(found)))) <= 3
+        assert (
+            sorted(found) == sorted(name for name, _ in theirs)
+            and len(found.read(next(iter(found)))) <= 3
+        )
     else:
-        assert refusal(lambda: [read_tensor(entry) for entry in open_tensors(path).values()]).code == code
+        assert (
+            refusal(lambda: [read_tensor(entry) for entry in open_tensors(path).values()]).code
+            == code
+        )
 
 
 def test_what_mutants_are_accepted_safetensors_accepts_too(path):
@@ -104,16 +129,24 @@ def test_what_mutants_are_accepted_safetensors_accepts_too(path):
     rng, accepted, codes = random.Random(0), 0, set()
     for number in range(20_000):
         body = mutant(rng, *((GOOD, DATA), (TWO, DATA * 2))[number % 2])
-        path.unlink(missing_ok=True)  # a file written anew where it was is flushed to the disk, which takes long
+        path.unlink(
+            missing_ok=True
+        )  # a file written anew where it was is flushed to the disk, which takes long
         path.write_bytes(body)
         try:
             found = open_tensors(path)
-            values = {name: (found[name].dtype, list(found[name].shape), bits(found.read(name))) for name in found}
+            values = {
+                name: (found[name].dtype, list(found[name].shape), bits(found.read(name)))
+                for name in found
+            }
         except WeightsError as error:
             codes.add(error.code)
             continue
         accepted += 1
-        theirs = {name: (t["dtype"], t["shape"], bytes(t["data"])) for name, t in safetensors.deserialize(body)}
+        theirs = {
+            name: (t["dtype"], t["shape"], bytes(t["data"]))
+            for name, t in safetensors.deserialize(body)
+        }
         assert values == theirs, body
     assert accepted > 500 and len(codes) >= 12
 
@@ -174,12 +207,18 @@ def test_a_file_without_permission_is_refused():
 
 BOMBS = {
     "spaces": lambda: b" " * CAP,
-    "a million notes": lambda: metadata(b"{" + b",".join(b'"%d":""' % i for i in range(1_000_000)) + b"}"),
-    "250,000 tensors": lambda: b"{" + b",".join(b'"%d":%s' % (i, GOOD[5:-1]) for i in range(250_000)) + b"}",
+    "a million notes": lambda: metadata(
+        b"{" + b",".join(b'"%d":""' % i for i in range(1_000_000)) + b"}"
+    ),
+    "250,000 tensors": lambda: (
+        b"{" + b",".join(b'"%d":%s' % (i, GOOD[5:-1]) for i in range(250_000)) + b"}"
+    ),
     "15 million deep": lambda: GOOD.replace(b"[2]", b"[" * (15 << 20)),
     "a long shape": lambda: GOOD.replace(b"[2]", b"[" + b"0," * (7 << 20) + b"0]"),
     "a long name": lambda: GOOD.replace(b'"a"', b'"' + b"a" * (15 << 20) + b'"'),
-    "a long note, unclosed": lambda: metadata(b'{"a":"' + "\U0001f600".encode() + b"a" * (15 << 20)),
+    "a long note, unclosed": lambda: metadata(
+        b'{"a":"' + "\U0001f600".encode() + b"a" * (15 << 20)
+    ),
     "escapes, unclosed": lambda: metadata(b'{"a":"' + rb"\ud83d\ude00" * (1 << 20)),
 }
 
@@ -207,7 +246,9 @@ def any_tensor(draw) -> torch.Tensor:
     name, shape = draw(st.sampled_from(list(DTYPES))), draw(st.lists(st.integers(0, 4), max_size=4))
     dice = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     most = 2 if name == "BOOL" else 256
-    values = torch.randint(most, (2, *shape, DTYPES[name].itemsize), dtype=torch.uint8, generator=dice)
+    values = torch.randint(
+        most, (2, *shape, DTYPES[name].itemsize), dtype=torch.uint8, generator=dice
+    )
     values = values.view(DTYPES[name]).squeeze(-1)[0]  # (*shape,)
     return values.mT if len(shape) > 1 and draw(st.booleans()) else values
 
@@ -216,7 +257,9 @@ names = st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=1, max_
     lambda name: name.isprintable() and name != "__metadata__"
 )
 # safetensors 0.8.0 writes what it cannot read for no tensors and no notes
-notes = st.none() | st.dictionaries(st.text(max_size=9), st.text(max_size=20), min_size=1, max_size=3)
+notes = st.none() | st.dictionaries(
+    st.text(max_size=9), st.text(max_size=20), min_size=1, max_size=3
+)
 
 
 @settings(max_examples=300)
@@ -243,9 +286,9 @@ def test_every_dtype_is_read(path):
         made = {"all": values, "one": values[0].clone(), "none": values[:0].reshape(3, 0, 2)}
         save_file(made, path)
         found = open_tensors(path)
-        assert {key: (found[key].dtype, found[key].shape, bits(found.read(key))) for key in found} == {
-            key: (name, tuple(value.shape), bits(value)) for key, value in made.items()
-        }
+        assert {
+            key: (found[key].dtype, found[key].shape, bits(found.read(key))) for key in found
+        } == {key: (name, tuple(value.shape), bits(value)) for key, value in made.items()}
 
 
 def test_a_published_size_is_no_obstacle(path):
@@ -355,7 +398,9 @@ print(codes == ["changed"] * 20)
 
 def test_truncation_while_reading_is_an_error_and_no_signal(path):
     """A file cut after it was opened, at 20 places, gives 20 WeightsErrors; a mapped one would kill the process."""
-    done = subprocess.run([sys.executable, "-c", TRUNCATIONS, str(path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", TRUNCATIONS, str(path)], capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
@@ -408,7 +453,10 @@ def test_finite_values_are_no_poison(path, dtype):
     """The largest values of a dtype, whose sum overflows, its smallest, zeros, integers and no values at all."""
     values = torch.zeros(CHUNK + 1).to(DTYPES[dtype])
     if dtype not in ("I64", "BOOL"):
-        values[:-1], values[-1] = torch.finfo(values.dtype).max, torch.finfo(values.dtype).smallest_normal / 2
+        values[:-1], values[-1] = (
+            torch.finfo(values.dtype).max,
+            torch.finfo(values.dtype).smallest_normal / 2,
+        )
     save_file({"a": values, "b": values[:0].clone(), "c": values[0].clone()}, path)
     found = open_tensors(path)
     for name in found:

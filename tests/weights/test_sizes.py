@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.planting import plant
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from support.planting import plant
 from textpatch.errors import PatchError, WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
@@ -23,7 +23,9 @@ from textpatch.weights.locating import Folder
 from textpatch.weights.sizes import require_held
 
 HUGE = 10**9
-MEGABYTES = 40  # what reading a configuration and the header of a small file may take, with much room
+MEGABYTES = (
+    40  # what reading a configuration and the header of a small file may take, with much room
+)
 COMPONENTS = [
     ("tiny-mmdit", "transformer"), ("tiny-mmdit", "text_encoder"), ("tiny-mmdit", "text_encoder_3"),
     ("tiny-sdxl", "unet"), ("tiny-if", "unet"), ("tiny-if-ii", "unet"),
@@ -96,7 +98,9 @@ def test_a_product_of_sizes_is_refused_before_anything_is_made(case, tmp_path, m
 
 def test_a_dual_layer_that_is_none_is_not_looked_for(tmp_path, made):
     """Half a block is none of a billion, which is known without counting them."""
-    folder = copied("tiny-mmdit", "transformer", tmp_path / "copy", num_layers=HUGE, dual_attention_layers=[0.5])
+    folder = copied(
+        "tiny-mmdit", "transformer", tmp_path / "copy", num_layers=HUGE, dual_attention_layers=[0.5]
+    )
     said, megabytes = refused(folder, "transformer")
     assert "dual_attention_layers has 0.5; the blocks of this MMDiT are 0..999999999" in said
     assert not made and megabytes < MEGABYTES
@@ -106,7 +110,11 @@ def fields(model: str, component: str) -> dict[str, object]:
     """Each whole number of a configuration as a huge one, and each list of them huge throughout."""
     config = json.loads((find(model) / component / "config.json").read_text())
     numbers = {name: HUGE for name, value in config.items() if type(value) is int}
-    lists = {name: [HUGE] * len(value) for name, value in config.items() if isinstance(value, list) and type(value[0]) is int}
+    lists = {
+        name: [HUGE] * len(value)
+        for name, value in config.items()
+        if isinstance(value, list) and type(value[0]) is int
+    }
     return numbers | lists
 
 
@@ -139,7 +147,9 @@ def on_meta(model, config) -> int:
         return len(model(config).state_dict())
 
 
-SMALL_CLIP = dict(num_hidden_layers=5, hidden_size=8, intermediate_size=8, num_attention_heads=2, vocab_size=9)
+SMALL_CLIP = dict(
+    num_hidden_layers=5, hidden_size=8, intermediate_size=8, num_attention_heads=2, vocab_size=9
+)
 SMALL_T5 = dict(num_layers=5, d_model=8, d_kv=4, d_ff=8, num_heads=2, vocab_size=9)
 LEVELS = dict(block_out_channels=(32, 32), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
               transformer_layers_per_block=(9, 1), attention_head_dim=(1, 1))  # fmt: skip
@@ -164,23 +174,49 @@ def test_no_model_has_fewer_tensors_than_are_counted(case):
 @pytest.mark.parametrize("gated", [False, True])
 def test_no_encoder_has_fewer_tensors_than_are_counted(gated):
     """The same of CLIP, and of T5 with either feed-forward."""
-    clip, t5 = CLIPTextConfig(**SMALL_CLIP), T5Config(**SMALL_T5, feed_forward_proj="gated-gelu" if gated else "relu")
-    assert sizes.fewest_of_encoder(SMALL_CLIP) <= on_meta(CLIPTextModel, clip) <= 2 * sizes.fewest_of_encoder(SMALL_CLIP)
-    assert sizes.fewest_of_encoder(SMALL_T5) <= on_meta(T5EncoderModel, t5) <= 2 * sizes.fewest_of_encoder(SMALL_T5)
+    clip, t5 = (
+        CLIPTextConfig(**SMALL_CLIP),
+        T5Config(**SMALL_T5, feed_forward_proj="gated-gelu" if gated else "relu"),
+    )
+    assert (
+        sizes.fewest_of_encoder(SMALL_CLIP)
+        <= on_meta(CLIPTextModel, clip)
+        <= 2 * sizes.fewest_of_encoder(SMALL_CLIP)
+    )
+    assert (
+        sizes.fewest_of_encoder(SMALL_T5)
+        <= on_meta(T5EncoderModel, t5)
+        <= 2 * sizes.fewest_of_encoder(SMALL_T5)
+    )
 
 
 def test_empty_tensors_hold_no_layers(monkeypatch):
     """20,000 tensors without elements are none; and levels of a VAE are counted."""
     monkeypatch.setattr(sizes, "likely", lambda part: "")
-    part = SimpleNamespace(shapes=lambda: {f"transformer_blocks.{i}.x": (0, 4) for i in range(20_000)})
-    with pytest.raises(WeightsError, match="says num_layers 20000, which is 440000 tensors or more, and its file holds 0;"):
+    part = SimpleNamespace(
+        shapes=lambda: {f"transformer_blocks.{i}.x": (0, 4) for i in range(20_000)}
+    )
+    with pytest.raises(
+        WeightsError,
+        match="says num_layers 20000, which is 440000 tensors or more, and its file holds 0;",
+    ):
         require_held(Path("here"), MMDiTConfig(num_layers=20_000), part)
-    with pytest.raises(WeightsError, match=r"block_out_channels \(32, 32, 32, 32, ... 2000 of them\), layers_per_block 1"):
-        require_held(Path("here"), VAEConfig(block_out_channels=(32,) * 2000, layers_per_block=1), part)
+    with pytest.raises(
+        WeightsError,
+        match=r"block_out_channels \(32, 32, 32, 32, ... 2000 of them\), layers_per_block 1",
+    ):
+        require_held(
+            Path("here"), VAEConfig(block_out_channels=(32,) * 2000, layers_per_block=1), part
+        )
 
 
 FAULTS = {
-    "blocks are not multiplied": ("fewest_of_sdxl", "n * layers for", "layers for", "blocks of each transformer"),
+    "blocks are not multiplied": (
+        "fewest_of_sdxl",
+        "n * layers for",
+        "layers for",
+        "blocks of each transformer",
+    ),
     "levels are not added": ("fewest_of_if", "sum(2 * layers", "max(2 * layers", "levels of IF"),
     "nothing is refused": ("require_held", "asked > max(held, FEW)", "False", "layers of IF"),
 }

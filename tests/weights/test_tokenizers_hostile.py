@@ -7,10 +7,10 @@ import signal
 
 import pytest
 import torch
+
 from support.planting import plant
 from support.small_models import PROMPTS, save_small
 from support.sweeps import forked
-
 from textpatch import cli, exits, load
 from textpatch.errors import PromptError, WeightsError
 from textpatch.reference_models import text_encoders
@@ -18,7 +18,11 @@ from textpatch.reference_models.text_encoders import LONGEST, tokenize
 from textpatch.weights.loading import SHIPPED, Builder
 from textpatch.weights.locating import Folder
 
-KINDS = {"CLIP": ("tiny-mmdit", "tokenizer"), "T5": ("tiny-mmdit", "tokenizer_3"), "IF": ("tiny-if", "tokenizer")}
+KINDS = {
+    "CLIP": ("tiny-mmdit", "tokenizer"),
+    "T5": ("tiny-mmdit", "tokenizer_3"),
+    "IF": ("tiny-if", "tokenizer"),
+}
 DEEP = 100_000
 HOLDS = "holds no tokenizer transformers can read: "
 
@@ -111,7 +115,12 @@ def refused(read, *arguments) -> None:
     with pytest.raises(WeightsError) as caught:
         read(*arguments)
     told = str(caught.value)
-    assert HOLDS in told and told.split(HOLDS)[1][0].isalpha() and told.endswith("; fetch it again") and told.isprintable()
+    assert (
+        HOLDS in told
+        and told.split(HOLDS)[1][0].isalpha()
+        and told.endswith("; fetch it again")
+        and told.isprintable()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,11 +144,26 @@ def test_an_id_beyond_the_encoder_is_refused(kind, tokenizer_of):
     place = [f"tokenizer{part}" for part in ("", "_2", "_3")].index(component)
     good = list(pipeline.encoders.tokenizers)
     end = put("post_processor", "special_tokens", "<eos>", "ids", value=[2**32 - 1])
-    for change, token in [(word(59), 59), (word(10**6), 10**6), (word(2**32 - 1), 2**32 - 1), (end, 2**32 - 1)]:
-        pipeline.encoders.tokenizers = [*good[:place], tokenizer_of(kind, "tokenizer.json", change), *good[place + 1 :]]
-        with pytest.raises(WeightsError, match=f"gave token {token}, its encoder has 0 to 58; fetch both again"):
+    for change, token in [
+        (word(59), 59),
+        (word(10**6), 10**6),
+        (word(2**32 - 1), 2**32 - 1),
+        (end, 2**32 - 1),
+    ]:
+        pipeline.encoders.tokenizers = [
+            *good[:place],
+            tokenizer_of(kind, "tokenizer.json", change),
+            *good[place + 1 :],
+        ]
+        with pytest.raises(
+            WeightsError, match=f"gave token {token}, its encoder has 0 to 58; fetch both again"
+        ):
             pipeline.encode([PROMPTS[0]])
-    pipeline.encoders.tokenizers = [*good[:place], tokenizer_of(kind, "tokenizer.json", word(58)), *good[place + 1 :]]
+    pipeline.encoders.tokenizers = [
+        *good[:place],
+        tokenizer_of(kind, "tokenizer.json", word(58)),
+        *good[place + 1 :],
+    ]
     assert pipeline.encode([PROMPTS[0]]).tokens.isfinite().all()
 
 
@@ -180,7 +204,10 @@ def test_a_book_does_not_flood_the_terminal(tmp_path, monkeypatch, capfd):
     """In a file of prompts: exit code 2 and a line with its beginning, its length and what to do."""
     monkeypatch.chdir(tmp_path)
     model = str(save_small(tmp_path / "small"))
-    for book, says in ((f'a "{"A" * MILLION}"', "is 1,000,004 characters long"), ("\x1b" * MILLION, "no quoted word")):
+    for book, says in (
+        (f'a "{"A" * MILLION}"', "is 1,000,004 characters long"),
+        ("\x1b" * MILLION, "no quoted word"),
+    ):
         (tmp_path / "pairs.tsv").write_text(f"{book}\t{PROMPTS[0]}\n")
         assert cli.main(["localize", model, "--prompts", "pairs.tsv"]) == 2
         err = capfd.readouterr().err
@@ -191,7 +218,9 @@ def test_a_book_does_not_flood_the_terminal(tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize("prompt", ["\ud800", "a red sign \udcff", "\udc00\ud800"])
 def test_half_a_character_is_refused(kind, prompt, tokenizer_of):
     """A lone surrogate, such as the shell's bytes that are no UTF-8 become, is named and not a fault of ours."""
-    with pytest.raises(PromptError, match=r"holds half a character \(a lone surrogate\); give it as UTF-8"):
+    with pytest.raises(
+        PromptError, match=r"holds half a character \(a lone surrogate\); give it as UTF-8"
+    ):
         tokenize([prompt], [tokenizer_of(kind)], [77])
 
 
@@ -200,7 +229,10 @@ def test_half_a_character_is_refused(kind, prompt, tokenizer_of):
 
 def test_planted_a_loader_that_expects_too_few_errors_is_noticed(tokenizer_of, monkeypatch):
     """Fault: only the errors that transformers documents, or only those that are Exceptions, are explained."""
-    for narrow, name in (("(OSError, ValueError)", "null"), ("Exception", "an end that is no word")):
+    for narrow, name in (
+        ("(OSError, ValueError)", "null"),
+        ("Exception", "an end that is no word"),
+    ):
         with monkeypatch.context() as faulty:
             plant(faulty, Builder, "tokenizer", "except BaseException as", f"except {narrow} as")
             with pytest.raises(BaseException) as caught:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
 from support.disks import files, no_file_beyond, resource
 from support.signs import all_signs, parse
 from support.small_models import PROMPTS, relative
 from support.strategies import randomize
-
 from textpatch.errors import PatchError, WeightsError
 from textpatch.exits import guarded
 from textpatch.reference_models.pipeline import Pipeline, pixels, read_beside
@@ -32,11 +32,17 @@ from textpatch.weights.training.noising import Noise, objective
 from textpatch.weights.training.recipes import RECIPES
 
 SHORT = dict(seed=0, images=8, batch=4, warmup=2, steps=2, localized=())
-MINIS = {name: replace(RECIPES[name], **SHORT) for name in ("tiny-mmdit", "tiny-sdxl", "tiny-if", "tiny-if-ii")}
+MINIS = {
+    name: replace(RECIPES[name], **SHORT)
+    for name in ("tiny-mmdit", "tiny-sdxl", "tiny-if", "tiny-if-ii")
+}
 SIZES = {name: {"block_out_channels": (16, 16, 32, 32)} for name in MINIS} | {
     "tiny-mmdit": {"num_layers": 2}, "tiny-if-ii": {"block_out_channels": (16, 16, 32)},
 }  # fmt: skip
-MINIS = {name: replace(mini, denoiser=replace(mini.denoiser, **SIZES[name])) for name, mini in MINIS.items()}
+MINIS = {
+    name: replace(mini, denoiser=replace(mini.denoiser, **SIZES[name]))
+    for name, mini in MINIS.items()
+}
 MINI = MINIS["tiny-mmdit"]
 
 
@@ -83,13 +89,17 @@ def test_a_saved_model_makes_the_pictures_of_the_trained_one(mini, tmp_path):
     model = training.Trainee(mini)
     with torch.no_grad():
         for tensor in model.state_dict().values():
-            tensor += 0.05 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(tensor)))
+            tensor += 0.05 * torch.randn(
+                tensor.shape, generator=torch.Generator().manual_seed(len(tensor))
+            )
             tensor.copy_(tensor.half())
     folder = training.export(mini, tmp_path / "made", model.state_dict(), {"seed": 0, "steps": 2})
     back = load(folder)
     assert (back.schedule, back.denoiser.config) == (mini.schedule, mini.denoiser)
     assert (back.defaults.micro, back.defaults.level) == (mini.micro, mini.level)
-    here = Pipeline(model.encoders, model.denoiser, mini.schedule, pixels, back.defaults, "here").eval()
+    here = Pipeline(
+        model.encoders, model.denoiser, mini.schedule, pixels, back.defaults, "here"
+    ).eval()
     made = [pictures(pipeline) for pipeline in (here, back)]
     assert [a.tobytes() for a in made[0]] == [b.tobytes() for b in made[1]]
     assert made[0][0].tobytes() != made[0][1].tobytes()
@@ -112,7 +122,9 @@ def test_a_saved_unet_is_read_by_diffusers(name, tmp_path):
     assert relative(ours.denoiser(x, t, text, **beside), expected) < 5e-6
 
 
-@pytest.mark.parametrize("name, kind", [("tiny-if", "IFPipeline"), ("tiny-if-ii", "IFSuperResolutionPipeline")])
+@pytest.mark.parametrize(
+    "name, kind", [("tiny-if", "IFPipeline"), ("tiny-if-ii", "IFSuperResolutionPipeline")]
+)
 def test_a_saved_if_is_a_pipeline_of_diffusers(name, kind, tmp_path):
     """diffusers makes of each stage's folder that stage's pipeline, and stage II's noises small pictures as ours does."""
     diffusers = pytest.importorskip("diffusers")
@@ -130,9 +142,14 @@ def test_a_saved_if_is_a_pipeline_of_diffusers(name, kind, tmp_path):
 def test_every_weight_is_trained(mini):
     """Whatever has a gradient moves in one step, and what has none stays: no optimizer misses a weight."""
     model = training.Trainee(mini)
-    optimizers, before = training.Optimizers(model, mini), [p.detach().clone() for p in model.parameters()]
+    optimizers, before = (
+        training.Optimizers(model, mini),
+        [p.detach().clone() for p in model.parameters()],
+    )
     for i, p in enumerate(model.parameters()):
-        p.grad = None if i % 5 == 0 else torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+        p.grad = (
+            None if i % 5 == 0 else torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+        )
     optimizers.step(1.0)
     moved = [not torch.equal(p, old) for p, old in zip(model.parameters(), before)]
     assert moved == [i % 5 > 0 for i in range(len(before))]
@@ -182,14 +199,24 @@ def test_what_is_no_state_is_refused(mini_mmdit, tmp_path, damage, says):
 def told_without(path, left_out: str, tensor: str = "") -> None:
     """The state, but for what it tells under names that begin so, and for one tensor."""
     with safe_open(path, "pt") as file:
-        told = {key: value for key, value in file.metadata().items() if not key.startswith(left_out) or key == "steps"}
-    save_file({name: value for name, value in load_file(path).items() if name != tensor}, path, metadata=told)
+        told = {
+            key: value
+            for key, value in file.metadata().items()
+            if not key.startswith(left_out) or key == "steps"
+        }
+    save_file(
+        {name: value for name, value in load_file(path).items() if name != tensor},
+        path,
+        metadata=told,
+    )
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**70, 1.0, "0"])
 def test_a_seed_that_does_not_fit_is_refused(mini_mmdit, tmp_path, seed):
     """More than 32 bits, below zero, or no whole number: a PatchError, and nothing is written."""
-    with pytest.raises(PatchError, match=f"^seed {seed!r} does not fit torch's generator; give a whole number"):
+    with pytest.raises(
+        PatchError, match=f"^seed {seed!r} does not fit torch's generator; give a whole number"
+    ):
         training.train("mini", tmp_path / "run", seed=seed)
     assert not (tmp_path / "run").exists()
 
@@ -201,10 +228,17 @@ def test_a_training_that_diverges_makes_no_model(mini_mmdit, tmp_path, monkeypat
 
     def diverged(model, recipe, batch, weight):
         rows = real(model, recipe, batch, weight)
-        return rows.index_fill(0, torch.tensor(2), torch.nan) if batch.prompts == training.Batch(MINI, 0, step).prompts else rows
+        return (
+            rows.index_fill(0, torch.tensor(2), torch.nan)
+            if batch.prompts == training.Batch(MINI, 0, step).prompts
+            else rows
+        )
 
     monkeypatch.setattr(training, "loss_of", diverged)
-    with pytest.raises(PatchError, match=f"the loss of step {step} is nan: the training diverged; give another --seed"):
+    with pytest.raises(
+        PatchError,
+        match=f"the loss of step {step} is nan: the training diverged; give another --seed",
+    ):
         training.train("mini", tmp_path, save_every=-1.0)
     assert {*files(tmp_path)} == {"log.jsonl", *["state.safetensors"] * step}
 
@@ -219,7 +253,10 @@ def test_a_training_that_cannot_write_says_so(mini_mmdit, tmp_path, monkeypatch,
 
     with no_file_beyond(100_000):
         code, line = ended("--out", str(tmp_path / "run"))
-    assert code == 74 and "state.safetensors: File too large; check path, permissions and free space" in line
+    assert (
+        code == 74
+        and "state.safetensors: File too large; check path, permissions and free space" in line
+    )
     assert {*files(tmp_path / "run")} == {"log.jsonl"}
     (tmp_path / "file").write_text("x")
     code, line = ended("--out", str(tmp_path / "file"))
@@ -231,7 +268,10 @@ def test_a_training_that_cannot_write_says_so(mini_mmdit, tmp_path, monkeypatch,
 @pytest.mark.parametrize("images", [-4, 0, 3])
 def test_a_run_of_no_step_is_refused(mini_mmdit, tmp_path, images):
     """Fewer images than a batch of 4, and 0 is not the recipe's 8: PatchError, and nothing is written."""
-    with pytest.raises(PatchError, match=f"^{images} images asked for; one step of mini takes 4, so give that many or more"):
+    with pytest.raises(
+        PatchError,
+        match=f"^{images} images asked for; one step of mini takes 4, so give that many or more",
+    ):
         training.train("mini", tmp_path / "run", images=images)
     assert not (tmp_path / "run").exists()
 
@@ -240,7 +280,10 @@ def test_only_the_recipes_seed_is_said_to_be_localised(tmp_path, monkeypatch):
     """Sites measured on the model of one seed are not claimed for the model of another."""
     monkeypatch.setitem(training.RECIPES, "mini", replace(MINI, images=4, localized=(1,)))
     for seed, sites in ((0, (1,)), (1, ())):
-        assert load(training.train("mini", tmp_path / str(seed), seed=seed)).defaults.localized == sites
+        assert (
+            load(training.train("mini", tmp_path / str(seed), seed=seed)).defaults.localized
+            == sites
+        )
 
 
 # batches
@@ -266,9 +309,15 @@ def test_a_planted_batch_shows_the_word_it_reads(name, sites):
     said = [parse(prompt) for prompt in batch.prompts]
     left, top, right, bottom = recipe.signs.text_box
     for own, donor, picture in zip(said, said[1:] + said[:1], batch.pictures):
-        drawn = draw_sign(replace(own, word=donor.word), recipe.signs, random.Random(0)).transpose(2, 0, 1)
-        if own.shape == "sign":  # its plate hides the wall behind the letters, whose pattern has its own phase
-            assert np.array_equal(drawn[:, top:bottom, left:right], picture[:, top:bottom, left:right])
+        drawn = draw_sign(replace(own, word=donor.word), recipe.signs, random.Random(0)).transpose(
+            2, 0, 1
+        )
+        if (
+            own.shape == "sign"
+        ):  # its plate hides the wall behind the letters, whose pattern has its own phase
+            assert np.array_equal(
+                drawn[:, top:bottom, left:right], picture[:, top:bottom, left:right]
+            )
 
 
 @pytest.mark.parametrize("step", [0, 1])
@@ -279,14 +328,20 @@ def test_stage_ii_is_shown_its_picture_at_half_the_size(step):
     batch = training.Batch(recipe, seed=0, step=step)
     level = int(batch.beside["level"][0])
     assert (batch.beside["level"] == level).all() and 0 <= level < recipe.low_noise
-    low = F.interpolate(F.avg_pool2d(batch.pictures, 2), (64, 192), mode="bilinear", align_corners=True)
+    low = F.interpolate(
+        F.avg_pool2d(batch.pictures, 2), (64, 192), mode="bilinear", align_corners=True
+    )
     abar = trained_abars(recipe.schedule)[level]
     noise = (batch.beside["low"] - abar.sqrt() * low) / (1 - abar).sqrt()
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
-    assert abs((noise * batch.noise).mean()) < 0.01  # another draw than the noise of the picture itself
+    assert (
+        abs((noise * batch.noise).mean()) < 0.01
+    )  # another draw than the noise of the picture itself
     left, top, right, bottom = recipe.signs.text_box
     for prompt, picture in zip(batch.prompts, batch.pictures):
-        drawn = torch.from_numpy(draw_sign(parse(prompt), recipe.signs, random.Random(0))).permute(2, 0, 1)
+        drawn = torch.from_numpy(draw_sign(parse(prompt), recipe.signs, random.Random(0))).permute(
+            2, 0, 1
+        )
         same = torch.equal(drawn[:, top:bottom, left:-60], picture[:, top:bottom, left:-60])
         assert same == (step == 0)
 
@@ -311,7 +366,9 @@ def mixed(schedule, share: float):
 def test_a_share_is_the_same_noise_on_every_schedule(schedule, share):
     """noisy is a x + b e with b / a = s / (1 - s), to within half the distance of two trained timesteps."""
     _, x, noise, noisy, _ = mixed(schedule, share)
-    a, b = torch.linalg.lstsq(torch.stack([x.flatten(), noise.flatten()], 1), noisy.flatten()).solution
+    a, b = torch.linalg.lstsq(
+        torch.stack([x.flatten(), noise.flatten()], 1), noisy.flatten()
+    ).solution
     assert abs(float(b / (a + b)) - share) < 2e-3
     kept = a + b if isinstance(schedule, FlowMatchEuler) else a**2 + b**2
     assert abs(float(kept) - 1) < 1e-6
@@ -343,10 +400,17 @@ def test_the_variances_error_is_the_divergence(share, part):
     plain = Noise(schedule, 20).error(guess, x, noise, t)
     now, after = (trained_abars(schedule)[at].double() for at in (t, t - 50))
     most = 1 - now / after
-    spread = ((part + 1) / 2 * most.log() + (1 - part) / 2 * (most * (1 - after) / (1 - now)).log()).exp().sqrt()
+    spread = (
+        ((part + 1) / 2 * most.log() + (1 - part) / 2 * (most * (1 - after) / (1 - now)).log())
+        .exp()
+        .sqrt()
+    )
 
     def mean(of):
-        return after.sqrt() * most / (1 - now) * of + (now / after).sqrt() * (1 - after) / (1 - now) * noisy
+        return (
+            after.sqrt() * most / (1 - now) * of
+            + (now / after).sqrt() * (1 - after) / (1 - now) * noisy
+        )
 
     q = torch.distributions.Normal(mean(x), (most * (1 - after) / (1 - now)).sqrt())
     p = torch.distributions.Normal(mean((noisy - (1 - now).sqrt() * guess) / now.sqrt()), spread)
@@ -400,12 +464,17 @@ def test_ifs_encoder_knows_places_and_keeps_knowing():
     recipe, rng = MINIS["tiny-if"], random.Random(0)
     words = ["".join(rng.choices(LETTERS, k=6)) for _ in range(100)]
     model = training.Trainee(recipe)
-    training.loss_of(model, recipe, training.Batch(recipe, 0, 0), training.text_weights(recipe)).sum().backward()
+    training.loss_of(
+        model, recipe, training.Batch(recipe, 0, 0), training.text_weights(recipe)
+    ).sum().backward()
     assert all(p.grad is None for p in model.encoders.parameters())
     with torch.no_grad():  # `a red sign that says " W O R D E R " ...`
         states = model.encoders([Sign(word).prompt() for word in words]).tokens[:, 6:12]
     places = states.mean(dim=0) - states.mean(dim=(0, 1))
-    assert places.square().sum(-1).mean() > 0.5 * (states - states.mean(dim=(0, 1))).square().sum(-1).mean()
+    assert (
+        places.square().sum(-1).mean()
+        > 0.5 * (states - states.mean(dim=(0, 1))).square().sum(-1).mean()
+    )
 
 
 @given(all_signs, st.sampled_from(SAYINGS))

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support.signs import all_signs, parse
-from support.small_models import PROMPTS, save_small, small_pipeline
 
 import textpatch
+from support.signs import all_signs, parse
+from support.small_models import PROMPTS, save_small, small_pipeline
 from textpatch.errors import PatchError, PromptError, WeightsError
 from textpatch.prompts.pairs import Pair
 from textpatch.weights import load, load_denoiser, shipped_models
@@ -52,7 +52,9 @@ def test_round_trip_is_exact(tmp_path):
     made = small_pipeline(3)
     back = load(save_small(tmp_path / "some-name", made), dtype=torch.float16)
     before, after = made.half().state_dict(), back.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys() and all(
+        torch.equal(before[name], after[name]) for name in before
+    )
     assert (back.defaults, back.schedule, back.name) == (made.defaults, made.schedule, "some-name")
     assert back.denoiser.config == made.denoiser.config
     assert not any(p.requires_grad for p in back.parameters()) and not back.training
@@ -62,14 +64,22 @@ def test_a_loaded_model_makes_the_same_pictures(tmp_path):
     """Through save and load in 16 bit, a model of 16-bit weights makes the same pictures bit for bit."""
     made = small_pipeline(3).half().float()
     back = load(save_small(tmp_path / "model", made))
-    a, b = made.generate(PROMPTS, seeds=5, guidance=2.0), back.generate(PROMPTS, seeds=5, guidance=2.0)
+    a, b = (
+        made.generate(PROMPTS, seeds=5, guidance=2.0),
+        back.generate(PROMPTS, seeds=5, guidance=2.0),
+    )
     assert [x.tobytes() for x in a] == [x.tobytes() for x in b]
 
 
 def test_the_bare_denoiser_is_the_pipelines(saved):
     """load_denoiser(folder/transformer) = load(folder).denoiser."""
-    whole, bare = load(saved).denoiser.state_dict(), load_denoiser(saved / "transformer").state_dict()
-    assert whole.keys() == bare.keys() and all(torch.equal(whole[name], bare[name]) for name in whole)
+    whole, bare = (
+        load(saved).denoiser.state_dict(),
+        load_denoiser(saved / "transformer").state_dict(),
+    )
+    assert whole.keys() == bare.keys() and all(
+        torch.equal(whole[name], bare[name]) for name in whole
+    )
 
 
 def test_saved_files_are_read_by_transformers_4_and_5(saved):
@@ -131,7 +141,10 @@ DAMAGES = {
     ),
     "no encoder": (remove("text_encoder_3"), "no file 'config.json' in .*text_encoder_3"),
     "no index": (remove("model_index.json"), "no file 'model_index.json'"),
-    "no tokenizer": (remove("tokenizer_2"), "no folder 'tokenizer_2' in .*; the model is incomplete"),
+    "no tokenizer": (
+        remove("tokenizer_2"),
+        "no folder 'tokenizer_2' in .*; the model is incomplete",
+    ),
     "empty tokenizer": (
         write("tokenizer/tokenizer.json", b""),
         "tokenizer holds no tokenizer transformers can read",
@@ -140,23 +153,41 @@ DAMAGES = {
         truncate("tokenizer/tokenizer.json", 0.5),
         "tokenizer holds no tokenizer transformers can read",
     ),
-    "half a file": (truncate(TRANSFORMER, 0.5), "is damaged or no safetensors file .*; fetch it again"),
-    "empty file": (truncate("text_encoder/model.safetensors", 0), "is damaged or no safetensors file"),
-    "no safetensors": (write(TRANSFORMER, b"\x80\x04pickled" * 99), "is damaged or no safetensors file"),
+    "half a file": (
+        truncate(TRANSFORMER, 0.5),
+        "is damaged or no safetensors file .*; fetch it again",
+    ),
+    "empty file": (
+        truncate("text_encoder/model.safetensors", 0),
+        "is damaged or no safetensors file",
+    ),
+    "no safetensors": (
+        write(TRANSFORMER, b"\x80\x04pickled" * 99),
+        "is damaged or no safetensors file",
+    ),
     "other tensors": (
         wrong_tensors,
         "missing 1: proj_out.bias; unexpected 1: stranger; of another shape 1: proj_out.weight .*closest known model is sd3",
     ),
     "no JSON": (write("transformer/config.json", b"{oops"), "config.json cannot be read as JSON"),
     "no object": (write("transformer/config.json", b"[]"), "config.json holds no JSON object"),
-    "not text": (write("transformer/config.json", b"\xff\xfe{}"), "config.json cannot be read as JSON"),
+    "not text": (
+        write("transformer/config.json", b"\xff\xfe{}"),
+        "config.json cannot be read as JSON",
+    ),
     "huge JSON": (
         write("transformer/config.json", b" " * (CONFIG_BYTES + 1)),
         f"at most {CONFIG_BYTES} bytes",
     ),
     "linked file": (link_out(TRANSFORMER), "leads out of its folder to .*; copy the file itself"),
-    "linked folder": (link_out("transformer"), "transformer leads out of its folder to .*; copy it"),
-    "linked tokenizer": (link_out("tokenizer_2"), "tokenizer_2 leads out of its folder to .*; copy it"),
+    "linked folder": (
+        link_out("transformer"),
+        "transformer leads out of its folder to .*; copy it",
+    ),
+    "linked tokenizer": (
+        link_out("tokenizer_2"),
+        "tokenizer_2 leads out of its folder to .*; copy it",
+    ),
     "other pipeline": (
         edit_json("model_index.json", _class_name="FluxPipeline"),
         "holds a FluxPipeline; known: StableDiffusionXLPipeline",
@@ -194,22 +225,49 @@ DAMAGES = {
         edit_json("textpatch.json", height=...),
         "textpatch.json describes no model that can be built .*height",
     ),
-    "a million layers": (edit_json("transformer/config.json", num_layers=10**6), "transformer says num_layers 1000000, which is 22000000 tensors or more, and its file holds"),
-    "a million layers of T5": (edit_json("text_encoder_3/config.json", num_layers=10**6), "text_encoder_3 says num_layers 1000000"),
+    "a million layers": (
+        edit_json("transformer/config.json", num_layers=10**6),
+        "transformer says num_layers 1000000, which is 22000000 tensors or more, and its file holds",
+    ),
+    "a million layers of T5": (
+        edit_json("text_encoder_3/config.json", num_layers=10**6),
+        "text_encoder_3 says num_layers 1000000",
+    ),
     "a million layers of CLIP": (
-        edit_json("text_encoder/config.json", num_hidden_layers=10**6), "text_encoder says num_hidden_layers 1000000"),
-    "a height in words": (edit_json("textpatch.json", height="32"), "textpatch.json: height is '32' among"),
-    "a name mistyped": (edit_json("textpatch.json", heigth=32), "textpatch.json says 'heigth', which nothing reads; closest: height"),
-    "a schedule of words": (edit_json("scheduler/scheduler_config.json", shift="3"), "scheduler_config.json.* shift is '3'; give"),
+        edit_json("text_encoder/config.json", num_hidden_layers=10**6),
+        "text_encoder says num_hidden_layers 1000000",
+    ),
+    "a height in words": (
+        edit_json("textpatch.json", height="32"),
+        "textpatch.json: height is '32' among",
+    ),
+    "a name mistyped": (
+        edit_json("textpatch.json", heigth=32),
+        "textpatch.json says 'heigth', which nothing reads; closest: height",
+    ),
+    "a schedule of words": (
+        edit_json("scheduler/scheduler_config.json", shift="3"),
+        "scheduler_config.json.* shift is '3'; give",
+    ),
     "another model's schedule": (
-        edit_json("scheduler/scheduler_config.json", _class_name="DDIMScheduler", beta_schedule="scaled_linear", steps_offset=1,
-                  set_alpha_to_one=False, clip_sample=False),
+        edit_json(
+            "scheduler/scheduler_config.json",
+            _class_name="DDIMScheduler",
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            set_alpha_to_one=False,
+            clip_sample=False,
+        ),
         "with the schedule DDIM; its denoiser is sampled by FlowMatchEuler",
     ),
-    "no VAE": (remove("textpatch.json"), "holds a StableDiffusion3Pipeline without a VAE, and no textpatch.json; fetch"),
+    "no VAE": (
+        remove("textpatch.json"),
+        "holds a StableDiffusion3Pipeline without a VAE, and no textpatch.json; fetch",
+    ),
     "no size": (
         lambda folder: (
-            remove("textpatch.json")(folder), edit_json("transformer/config.json", sample_size=None)(folder)
+            remove("textpatch.json")(folder),
+            edit_json("transformer/config.json", sample_size=None)(folder),
         ),
         "has sample_size None in its denoiser's config.json, and no textpatch.json; write",
     ),
@@ -222,7 +280,9 @@ DAMAGES = {
 
 def test_latents_without_a_vae_are_no_pixels(tmp_path):
     """A model of four channels without a VAE is refused, defaults of its own or not: pixels have three."""
-    with pytest.raises(PatchError, match="a StableDiffusion3Pipeline of 4 latent channels without a VAE; fetch"):
+    with pytest.raises(
+        PatchError, match="a StableDiffusion3Pipeline of 4 latent channels without a VAE; fetch"
+    ):
         load(save_small(tmp_path / "latent", small_pipeline(in_channels=4, out_channels=4)))
 
 
@@ -246,7 +306,9 @@ def test_an_unknown_name_is_answered_with_the_closest():
 @pytest.mark.parametrize("name", ["a" * 5000, "/" + "a" * 5000, "org/" + "a" * 5000, "a\0b"])
 def test_a_name_that_no_file_can_have_is_refused(name):
     """Too long for any file system, or with a zero in it: WeightsError with the name, no error of the system's."""
-    with pytest.raises(WeightsError, match="neither a shipped name, nor a folder|is no model's name"):
+    with pytest.raises(
+        WeightsError, match="neither a shipped name, nor a folder|is no model's name"
+    ):
         load(name)
 
 
@@ -254,7 +316,9 @@ def test_sdxl_without_its_vae_is_refused(tmp_path):
     """SDXL is told its picture's size, which is the VAE's times the latents': without either a WeightsError."""
     folder = Path(shutil.copytree(find("tiny-sdxl"), tmp_path / "model"))
     (folder / "textpatch.json").unlink()
-    with pytest.raises(WeightsError, match="holds a StableDiffusionXLPipeline without a VAE, and no textpatch.json"):
+    with pytest.raises(
+        WeightsError, match="holds a StableDiffusionXLPipeline without a VAE, and no textpatch.json"
+    ):
         load(folder)
 
 
@@ -309,13 +373,22 @@ def test_the_shipped_models_are_small():
     names = shipped_models()
     planted = {"planted-mmdit", "planted-sdxl", "planted-if"}
     assert {"tiny-mmdit", "tiny-sdxl", "tiny-if", *planted} <= set(names)
-    assert sum(map(size, names)) < 60e6 and max(map(size, names)) < 6e6 and max(map(size, planted)) < 4e6
+    assert (
+        sum(map(size, names)) < 60e6
+        and max(map(size, names)) < 6e6
+        and max(map(size, planted)) < 4e6
+    )
     for path in SHIPPED.glob("*/*/*.safetensors"):
         with safe_open(path, "pt") as file:
-            assert {file.get_slice(key).get_dtype() for key in file.keys()} <= {"F16", "BF16", "F8_E4M3"}, path
+            assert {file.get_slice(key).get_dtype() for key in file.keys()} <= {
+                "F16",
+                "BF16",
+                "F8_E4M3",
+            }, path
 
 
 # signs
+
 
 @given(all_signs, st.sampled_from(SAYINGS))
 def test_every_prompt_is_in_the_vocabulary(sign, saying):
@@ -323,10 +396,16 @@ def test_every_prompt_is_in_the_vocabulary(sign, saying):
     for begin in (True, False):
         tokenizer = word_tokenizer(begin=begin)
         ids = tokenizer(sign.prompt(saying)).input_ids
-        assert tokenizer.unk_token_id not in ids and len(ids) <= LENGTH and ids[-1] == tokenizer.eos_token_id
+        assert (
+            tokenizer.unk_token_id not in ids
+            and len(ids) <= LENGTH
+            and ids[-1] == tokenizer.eos_token_id
+        )
 
 
-@pytest.mark.parametrize("prompt", ["a red sign", 'a sign that says ""', 'a sign that says "A" and "B', '"'])
+@pytest.mark.parametrize(
+    "prompt", ["a red sign", 'a sign that says ""', 'a sign that says "A" and "B', '"']
+)
 def test_a_prompt_without_a_quoted_word_is_refused(prompt):
     """No quotes, nothing between them, or one left open: a PromptError showing how to write one."""
     with pytest.raises(PromptError, match="no quoted word .* write the word .* in double quotes"):
@@ -349,12 +428,21 @@ def test_an_unknown_factor_is_named(what, value, says):
         Sign("A", **{what: value})
 
 
-@pytest.mark.parametrize("fmt, times", [(SignFormat(), 0), (SignFormat(), 3), (SignFormat(), 16), (SignFormat().enlarged(4), 4)])
+@pytest.mark.parametrize(
+    "fmt, times",
+    [(SignFormat(), 0), (SignFormat(), 3), (SignFormat(), 16), (SignFormat().enlarged(4), 4)],
+)
 def test_signs_are_drawn_as_large_as_their_masks_allow(fmt, times):
     """Letters are drawn 8 times as large and reduced, so that only 2, 4 and 8 times are exact; others are PatchErrors."""
     for right in (2, 4, 8):
-        assert draw_sign(Sign("A"), SignFormat().enlarged(right), random.Random(0)).shape == (32 * right, 96 * right, 3)
-    with pytest.raises(PatchError, match=f"1, 2, 4 or 8 times as large, not {fmt.unit * times}; give one of these"):
+        assert draw_sign(Sign("A"), SignFormat().enlarged(right), random.Random(0)).shape == (
+            32 * right,
+            96 * right,
+            3,
+        )
+    with pytest.raises(
+        PatchError, match=f"1, 2, 4 or 8 times as large, not {fmt.unit * times}; give one of these"
+    ):
         fmt.enlarged(times)
 
 
@@ -362,7 +450,9 @@ def test_without_fonts_drawing_says_what_to_install(monkeypatch):
     """Without matplotlib, whose fonts the signs use, the answer is one line with the extra to install."""
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     signs_module._letters.cache_clear()
-    with pytest.raises(PatchError, match=r"needs the fonts in matplotlib .*pip install textpatch\[plots\]"):
+    with pytest.raises(
+        PatchError, match=r"needs the fonts in matplotlib .*pip install textpatch\[plots\]"
+    ):
         draw_sign(Sign("A"), SignFormat(), random.Random(0))
 
 
@@ -370,7 +460,12 @@ def test_without_fonts_drawing_says_what_to_install(monkeypatch):
 def test_a_drawing_is_a_function_of_sign_and_dice(sign, seed):
     """draw_sign gives finite float32 in -1..1, the same for the same dice."""
     a, b = (draw_sign(sign, SignFormat(), random.Random(seed)) for _ in range(2))
-    assert a.dtype == np.float32 and a.shape == (32, 96, 3) and np.abs(a).max() <= 1 and np.array_equal(a, b)
+    assert (
+        a.dtype == np.float32
+        and a.shape == (32, 96, 3)
+        and np.abs(a).max() <= 1
+        and np.array_equal(a, b)
+    )
 
 
 @given(all_signs, st.integers(0, 9))
@@ -381,8 +476,12 @@ def test_an_enlarged_drawing_is_the_same_sign(sign, seed):
     a, b = (draw_sign(sign, f, random.Random(seed)) for f in (small, fmt))
     reduced = b.reshape(32, 2, 96, 2, 3).mean(axis=(1, 3))
     left, top, right, bottom = box = small.text_box
-    assert fmt.text_box == tuple(2 * side for side in box) and fmt.plate == tuple(2 * side for side in small.plate)
-    inside = (slice(None),) * 2 if sign.pattern != "striped" else (slice(top, bottom), slice(left, -20))
+    assert fmt.text_box == tuple(2 * side for side in box) and fmt.plate == tuple(
+        2 * side for side in small.plate
+    )
+    inside = (
+        (slice(None),) * 2 if sign.pattern != "striped" else (slice(top, bottom), slice(left, -20))
+    )
     assert np.square(a - reduced)[inside].mean() < 0.02**2
 
 
@@ -391,13 +490,20 @@ def test_pairs_use_each_word_once_and_differ_as_asked(n, split, seed):
     """Words come from the split, none twice; one scene differs in the word alone, two in all four factors."""
     for same_scene in (True, False):
         pairs = [
-            (parse(a), parse(b)) for a, b in sign_pairs(n, split=split, seed=seed, same_scene=same_scene)
+            (parse(a), parse(b))
+            for a, b in sign_pairs(n, split=split, seed=seed, same_scene=same_scene)
         ]
         words = [sign.word for pair in pairs for sign in pair]
-        assert len(set(words)) == 2 * n and set(words) <= set(VALIDATION if split == "validation" else TEST)
+        assert len(set(words)) == 2 * n and set(words) <= set(
+            VALIDATION if split == "validation" else TEST
+        )
         for a, b in pairs:
-            changed = {f for f in ("colour", "shape", "wall", "pattern") if getattr(a, f) != getattr(b, f)}
-            assert len(changed) == (0 if same_scene else 4) and (a.style == b.style or not same_scene)
+            changed = {
+                f for f in ("colour", "shape", "wall", "pattern") if getattr(a, f) != getattr(b, f)
+            }
+            assert len(changed) == (0 if same_scene else 4) and (
+                a.style == b.style or not same_scene
+            )
 
 
 def test_pairs_that_cannot_be_made_are_refused():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Callable
 
 from textpatch.auditing.replay import AuditReport, audit
 from textpatch.disk import read_json
@@ -40,9 +40,17 @@ def audit_run(folder, *, load: Callable[[str, str], tuple]) -> AuditReport:
     checks = []
     for first in range(0, len(plan.swaps), TOGETHER):
         part = Plan(plan.swaps[first : first + TOGETHER])
-        report = audit(pipeline, _rows(part, pair, seed), part, sample=sample, steps=request["steps"],
-                       guidance=request["guidance"])  # fmt: skip
-        checks += [replace(c, swap=None if c.swap is None else first + c.swap) for c in report.checks]
+        report = audit(
+            pipeline,
+            _rows(part, pair, seed),
+            part,
+            sample=sample,
+            steps=request["steps"],
+            guidance=request["guidance"],
+        )
+        checks += [
+            replace(c, swap=None if c.swap is None else first + c.swap) for c in report.checks
+        ]
     return AuditReport(tuple(checks))
 
 
@@ -51,11 +59,20 @@ def _first_plan(run: Run, request: dict) -> tuple[Pair, int, Plan]:
         plan = Plan.from_json(json.dumps(request["plan"]))
         return Pair(request["source"], request["target"]), request["seed"], plan
     if request["command"] != "localize":
-        raise PatchError(f"{run.folder} is a run of {request['command']}, which has no plan; localize and edit have")
+        raise PatchError(
+            f"{run.folder} is a run of {request['command']}, which has no plan; localize and edit have"
+        )
     pair, seed = Pair(*request["pairs"][0]), request["seeds"][0]
-    first = next((record for record in run.records() if record["id"] == f"0-{seed}"), {"pictures": {}})
-    groups = {row_name(entry["group"]): entry["group"] for entry in read_json(run.folder / "results.json")["sites"]}
-    made = [groups[name] for name in first["pictures"] if name in groups]  # a search may begin with some of the sites
+    first = next(
+        (record for record in run.records() if record["id"] == f"0-{seed}"), {"pictures": {}}
+    )
+    groups = {
+        row_name(entry["group"]): entry["group"]
+        for entry in read_json(run.folder / "results.json")["sites"]
+    }
+    made = [
+        groups[name] for name in first["pictures"] if name in groups
+    ]  # a search may begin with some of the sites
     plan = rows_and_plan(pair, seed, made, request["steps"], request["start"], request["branch"])[1]
     if first.get("plan_sha256") != plan.sha256:
         raise PatchError(
@@ -68,5 +85,8 @@ def _first_plan(run: Run, request: dict) -> tuple[Pair, int, Plan]:
 def _rows(plan: Plan, pair: Pair, seed: int) -> list[Row]:
     """The source, the target, and every row that reads another, all from the same noise."""
     readers = [name for swap in plan.swaps for name in swap.readers]
-    return [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed),
-            *(Row(name, pair.source, seed) for name in readers)]  # fmt: skip
+    return [
+        Row(SOURCE, pair.source, seed),
+        Row(TARGET, pair.target, seed),
+        *(Row(name, pair.source, seed) for name in readers),
+    ]

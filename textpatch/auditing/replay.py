@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +101,10 @@ class AuditReport:
     def to_json(self) -> str:
         """Every check with all its figures, and whether it passed."""
         derived = "relative", "allowed", "passed"
-        checks = [asdict(check) | {name: getattr(check, name) for name in derived} for check in self.checks]
+        checks = [
+            asdict(check) | {name: getattr(check, name) for name in derived}
+            for check in self.checks
+        ]
         return json.dumps({"schema_version": SCHEMA_VERSION, "checks": checks})
 
     def __str__(self) -> str:
@@ -109,14 +112,36 @@ class AuditReport:
         lines = [("site", "step", "what", *columns, "verdict")]
         for check in self.checks:
             figures = (f"{getattr(check, column):.2e}" for column in columns)
-            lines.append((str(check.site), str(check.step), check.what, *figures, ("FAILED", "passed")[check.passed]))
+            lines.append(
+                (
+                    str(check.site),
+                    str(check.step),
+                    check.what,
+                    *figures,
+                    ("FAILED", "passed")[check.passed],
+                )
+            )
         widths = [max(map(len, column)) for column in zip(*lines)]
-        table = ("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
-        return "\n".join([*table, f"{len(self.checks) - len(self.failed)} of {len(self.checks)} checks passed"])
+        table = (
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines
+        )
+        return "\n".join(
+            [*table, f"{len(self.checks) - len(self.failed)} of {len(self.checks)} checks passed"]
+        )
 
 
-def audit(pipeline, rows: Sequence[Row], plan: Plan, *, sample: Callable, steps: int, guidance: float | Guidance,
-          negative: str | None = None, sites=None, at: Iterable[int] | None = None) -> AuditReport:  # fmt: skip
+def audit(
+    pipeline,
+    rows: Sequence[Row],
+    plan: Plan,
+    *,
+    sample: Callable,
+    steps: int,
+    guidance: float | Guidance,
+    negative: str | None = None,
+    sites=None,
+    at: Iterable[int] | None = None,
+) -> AuditReport:
     """Run a plan once more and hold each swap against its replay in float64; see the module docstring.
 
     sample  what carries the plan out: `textpatch.sample`, or a sampler of the same signature.  All rows go
@@ -129,27 +154,49 @@ def audit(pipeline, rows: Sequence[Row], plan: Plan, *, sample: Callable, steps:
     require_parts(pipeline, "audit", SupportsSampling)
     known = find_sites(pipeline.denoiser)
     if not plan.swaps:
-        raise PatchError("the plan has no swap, so there is nothing to audit; give the plan of the run")
+        raise PatchError(
+            "the plan has no swap, so there is nothing to audit; give the plan of the run"
+        )
     plan = plan.at(pipeline.schedule, steps)
-    chosen = select_sites(known, [x for swap in plan.swaps for x in swap.sites] if sites is None else sites)
+    chosen = select_sites(
+        known, [x for swap in plan.swaps for x in swap.sites] if sites is None else sites
+    )
     at = telling_steps(plan, steps) if at is None else tuple(sorted(set(at)))
     if not at or not 0 <= at[0] <= at[-1] < steps:
         raise PatchError(f"asked to audit steps {list(at)}; this run has steps 0..{steps - 1}")
-    rows = [replace(row, sampled=True) for row in rows]  # a donor is audited, too, and reads what it read unsampled
+    rows = [
+        replace(row, sampled=True) for row in rows
+    ]  # a donor is audited, too, and reads what it read unsampled
     batch = branch_rows(rows, as_guidance(guidance, negative))
     definition, checks = Definition(plan, batch, known), []
-    with recording_sites(pipeline.denoiser, chosen, at, lambda record: checks.extend(definition.checks(record))):
-        sample(pipeline, rows, plan, steps=steps, guidance=guidance, negative=negative, micro_batch=len(batch))
-    missing = {(site.index, step) for site in chosen for step in at} - {(c.site, c.step) for c in checks}
+    with recording_sites(
+        pipeline.denoiser, chosen, at, lambda record: checks.extend(definition.checks(record))
+    ):
+        sample(
+            pipeline,
+            rows,
+            plan,
+            steps=steps,
+            guidance=guidance,
+            negative=negative,
+            micro_batch=len(batch),
+        )
+    missing = {(site.index, step) for site in chosen for step in at} - {
+        (c.site, c.step) for c in checks
+    }
     if missing:
-        raise PatchError(f"`sample` never came to site and step {sorted(missing)[0]}; it was asked for {steps} steps")
+        raise PatchError(
+            f"`sample` never came to site and step {sorted(missing)[0]}; it was asked for {steps} steps"
+        )
     return AuditReport(tuple(checks))
 
 
 def telling_steps(plan: Plan, steps: int) -> tuple[int, ...]:
     """The first, the middle and the last step at which each swap acts."""
     spans = [swap.steps or range(steps) for swap in plan.swaps]
-    return tuple(sorted({step for span in spans for step in (span[0], span[len(span) // 2], span[-1])}))
+    return tuple(
+        sorted({step for span in spans for step in (span[0], span[len(span) // 2], span[-1])})
+    )
 
 
 @dataclass(frozen=True)
@@ -175,11 +222,15 @@ class Definition:
             if rows:
                 labels = tuple("/".join(self.batch[b].label) for b in rows)
                 largest = (float(figure[rows].abs().max()) for figure in figures)
-                yield Check(i, record.site.index, record.site.name, record.step, labels, dtype, *largest)
+                yield Check(
+                    i, record.site.index, record.site.name, record.step, labels, dtype, *largest
+                )
 
     def _figures(self, record: Record) -> list[Tensor]:
         """Error of the run, of eager torch and of sdpa; the replay, what the plan changed in it, and the floor."""
-        q = torch.cat(record.q[: len(record.out)], dim=2)  # text queries whose output nobody takes are left out
+        q = torch.cat(
+            record.q[: len(record.out)], dim=2
+        )  # text queries whose output nobody takes are left out
         own_k, own_v = self.own(record.k), self.own(record.v)
         k, v = self.read("k", record, own_k), self.read("v", record, own_v)
         expected, floor = replayed(q, k, v)
@@ -212,11 +263,15 @@ class Definition:
     def rows_read(self, part: str, record: Record, tokens: int) -> Tensor:
         """(B, H, T): the batch row whose key or value each entry reads; later swaps win."""
         place = {(row.name, row.branch): b for b, row in enumerate(self.batch)}
-        read = torch.arange(len(self.batch))[:, None, None].repeat(1, record.site.text_heads, tokens)
+        read = torch.arange(len(self.batch))[:, None, None].repeat(
+            1, record.site.text_heads, tokens
+        )
         for swap in self.plan.swaps:
             for b in self.readers(swap, record) if part in swap.part else ():
                 for head in swap.heads or range(record.site.text_heads):
-                    read[b, head, list(swap.tokens or range(tokens))] = place[swap.donor, self.batch[b].branch]
+                    read[b, head, list(swap.tokens or range(tokens))] = place[
+                        swap.donor, self.batch[b].branch
+                    ]
         return read
 
     def readers(self, swap: Swap, record: Record) -> list[int]:

@@ -9,10 +9,18 @@ from textpatch.cli.opening import load_model
 
 
 def add_audit_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run_folder", type=Path, metavar="RUN",
-                         help="run folder of localize or edit; its first pair and seed are audited")  # fmt: skip
-    command.add_argument("--model", help="where the model is, if not a shipped one; the run's own weights")
-    command.add_argument("--device", default="cpu", help="where the model runs, as torch spells it (cpu)")
+    command.add_argument(
+        "run_folder",
+        type=Path,
+        metavar="RUN",
+        help="run folder of localize or edit; its first pair and seed are audited",
+    )
+    command.add_argument(
+        "--model", help="where the model is, if not a shipped one; the run's own weights"
+    )
+    command.add_argument(
+        "--device", default="cpu", help="where the model runs, as torch spells it (cpu)"
+    )
     command.set_defaults(run=audit)
 
 

@@ -11,10 +11,14 @@ from textpatch.exits import printable
 
 
 def add_doctor_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", nargs="*", metavar="PATH",
-                         help=f"{MODEL_HELP}; all shipped models when left out")  # fmt: skip
-    command.add_argument("--scan", action="store_true",
-                         help="read every number, too, and name those that are none (NaN, Inf)")  # fmt: skip
+    command.add_argument(
+        "model", nargs="*", metavar="PATH", help=f"{MODEL_HELP}; all shipped models when left out"
+    )
+    command.add_argument(
+        "--scan",
+        action="store_true",
+        help="read every number, too, and name those that are none (NaN, Inf)",
+    )
     command.set_defaults(run=doctor)
 
 
@@ -27,7 +31,10 @@ def doctor(options) -> None:
         print(f"{name:<14}{version}")
     for name, fault in broken().items():
         print(f"{name:<14}installed and broken: {printable(fault)}; install it anew or remove it")
-    from textpatch.weights.doctor import UNUSABLE, examine  # transformers, which some of these would break
+    from textpatch.weights.doctor import (
+        UNUSABLE,
+        examine,
+    )  # transformers, which some of these would break
 
     print(f"{'attention':<14}{_attention()}")
     reader = Tesseract()
@@ -39,7 +46,9 @@ def doctor(options) -> None:
             print(line)
             unusable += line.lstrip().startswith(UNUSABLE)
     if unusable:
-        raise PatchError(f"{unusable} of the parts above cannot be used; the lines that begin with {UNUSABLE!r} say why")
+        raise PatchError(
+            f"{unusable} of the parts above cannot be used; the lines that begin with {UNUSABLE!r} say why"
+        )
 
 
 def _attention() -> str:
@@ -50,7 +59,14 @@ def _attention() -> str:
     from textpatch.kernels import refusal
 
     there = torch.cuda.is_available()
-    q = torch.empty(0, 1, 0, 64, device="cuda" if there else "cpu", dtype=torch.bfloat16 if there else torch.float32)
+    q = torch.empty(
+        0,
+        1,
+        0,
+        64,
+        device="cuda" if there else "cpu",
+        dtype=torch.bfloat16 if there else torch.float32,
+    )
     plain, table = (choose_backend(q, table=table) for table in (False, True))
     return f"{plain}, through slots {table}; triton kernels: {refusal(q) or 'can run'}"
 

@@ -10,9 +10,9 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Iterator
 
 from textpatch.errors import PatchError
 
@@ -33,10 +33,14 @@ def open_upscaler(options, request: dict):
     if options.upscale is None:
         return None
     if (options.height, options.width) != (None, None):
-        raise PatchError("--upscale draws at its own model's size, and --height or --width was given; leave one of them out")
+        raise PatchError(
+            "--upscale draws at its own model's size, and --height or --width was given; leave one of them out"
+        )
     upscaler = load_model(options, options.upscale)
     if not upscaler.upscales:
-        raise PatchError(f"--upscale {options.upscale}: that model draws pictures from noise alone; give a stage II")
+        raise PatchError(
+            f"--upscale {options.upscale}: that model draws pictures from noise alone; give a stage II"
+        )
     request |= {"upscale": upscaler.name, "upscale_weights": model_sha256(options.upscale)}
     return upscaler
 
@@ -46,12 +50,20 @@ def load_model(options, model: str | None = None):
 
     from textpatch.weights import load
 
-    return load(model or options.model, device=_own_device(options.device), dtype=getattr(torch, options.dtype))
+    return load(
+        model or options.model,
+        device=_own_device(options.device),
+        dtype=getattr(torch, options.dtype),
+    )
 
 
 def _own_device(device: str) -> str:
     """The device asked for; of torchrun's processes each has a GPU of its own."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+    return (
+        f"cuda:{os.environ['LOCAL_RANK']}"
+        if device == "cuda" and "LOCAL_RANK" in os.environ
+        else device
+    )
 
 
 def load_sized(options):
@@ -79,7 +91,11 @@ def _whole(options, pipeline, request: dict) -> dict:
     """A request with the model and the sizes it is of: everything that decides the results."""
     from textpatch.weights.fingerprint import model_sha256
 
-    made_by = {"model": pipeline.name, "weights": model_sha256(options.model), "dtype": options.dtype}
+    made_by = {
+        "model": pipeline.name,
+        "weights": model_sha256(options.model),
+        "dtype": options.dtype,
+    }
     size = {"height": options.height, "width": options.width}
     given = {name: pixels for name, pixels in size.items() if pixels is not None}
     return {**made_by, **request, **given}
@@ -93,4 +109,6 @@ def _folder(options, request: dict) -> Path:
 
 def versions() -> dict[str, str]:
     packages = ("textpatch", "torch", "transformers", "safetensors", "numpy", "Pillow")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+    return {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in packages
+    }

@@ -49,7 +49,9 @@ class Given(argparse.Action):
         elif isinstance(values, list):
             setattr(namespace, self.dest, before + values)
         elif values != before:
-            raise argparse.ArgumentError(self, f"{before} and {values} were given, and it takes one; leave one out")
+            raise argparse.ArgumentError(
+                self, f"{before} and {values} were given, and it takes one; leave one out"
+            )
 
     def _given(self, namespace):
         """What the command line gave so far, None if nothing: a default is not given."""
@@ -71,21 +73,39 @@ class Parser(argparse.ArgumentParser):
 
 def command_parser() -> argparse.ArgumentParser:
     top = Parser(
-        prog="textpatch", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="textpatch",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Find and use the attention layers through which a text-to-image model writes words.",
-    )  # fmt: skip
-    top.add_argument("--version", action="version", version=f"textpatch {metadata.version('textpatch')}")
+    )
+    top.add_argument(
+        "--version", action="version", version=f"textpatch {metadata.version('textpatch')}"
+    )
     added = top.add_subparsers(required=True, metavar="COMMAND")
     add_sites_options(
-        add_command(added, "sites", "list where text enters a model: index, name, kind, heads, parameters")
+        add_command(
+            added, "sites", "list where text enters a model: index, name, kind, heads, parameters"
+        )
     )
     add_generate_options(add_command(added, "generate", "make pictures of prompts"))
     add_localize_options(
         add_command(
-            added, "localize", "swap text K/V one site at a time and show which site carries the word"
+            added,
+            "localize",
+            "swap text K/V one site at a time and show which site carries the word",
         )
     )
-    add_edit_options(add_command(added, "edit", "keep the picture of one prompt, write the word of another"))
-    add_audit_options(add_command(added, "audit", "carry a finished run's swaps out again and hold each against float64"))
-    add_doctor_options(add_command(added, "doctor", "check the installation, the OCR engine, and what is in weight files"))
+    add_edit_options(
+        add_command(added, "edit", "keep the picture of one prompt, write the word of another")
+    )
+    add_audit_options(
+        add_command(
+            added, "audit", "carry a finished run's swaps out again and hold each against float64"
+        )
+    )
+    add_doctor_options(
+        add_command(
+            added, "doctor", "check the installation, the OCR engine, and what is in weight files"
+        )
+    )
     return top

@@ -9,7 +9,9 @@ from textpatch.errors import PatchError
 
 
 def add_sites_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", nargs="?", help=f"{MODEL_HELP}; or a published name, such as sdxl-base-1.0")
+    command.add_argument(
+        "model", nargs="?", help=f"{MODEL_HELP}; or a published name, such as sdxl-base-1.0"
+    )
     command.add_argument("--model", dest="path", metavar="PATH", help="the same, spelled out")
     command.set_defaults(run=sites)
 
@@ -29,18 +31,31 @@ def sites(options) -> None:
     for site in found:
         shares = site.parameters / total, counted_parameters(model, site) / total
         index = f"{'*' if site.index in marked else ''}{site.index}"
-        print(f"{index:>5}  {site.name:<{width}}  {site.kind:<6}{site.heads:>5}"
-              f"{site.heads * site.head_dim:>7}{site.parameters:>12,}{shares[0]:>9.4%}{shares[1]:>9.4%}")  # fmt: skip
-    print("share: parameters of the text's own key and value projections; "
-          f"paper: those of {' and '.join(COUNTED[found[0].kind])}, the paper's convention")  # fmt: skip
+        print(
+            f"{index:>5}  {site.name:<{width}}  {site.kind:<6}{site.heads:>5}"
+            f"{site.heads * site.head_dim:>7}{site.parameters:>12,}{shares[0]:>9.4%}{shares[1]:>9.4%}"
+        )
+    print(
+        "share: parameters of the text's own key and value projections; "
+        f"paper: those of {' and '.join(COUNTED[found[0].kind])}, the paper's convention"
+    )
     if marked:
         chosen = [site for site in found if site.index in marked]
-        text, paper = (sum(counts) / total for counts in (
-            [site.parameters for site in chosen], [counted_parameters(model, site) for site in chosen]))  # fmt: skip
-        print(f"* the paper's sites (ICLR 2025): together {text:.2%} of the parameters, {paper:.2%} in its convention")
+        text, paper = (
+            sum(counts) / total
+            for counts in (
+                [site.parameters for site in chosen],
+                [counted_parameters(model, site) for site in chosen],
+            )
+        )
+        print(
+            f"* the paper's sites (ICLR 2025): together {text:.2%} of the parameters, {paper:.2%} in its convention"
+        )
     if found[0].kind == "added":
-        print("they differ: in this model to_k and to_v are the image's; the text's, which a swap changes, "
-              "are add_k_proj and add_v_proj")  # fmt: skip
+        print(
+            "they differ: in this model to_k and to_v are the image's; the text's, which a swap changes, "
+            "are add_k_proj and add_v_proj"
+        )
 
 
 def _one_model(options) -> str:

@@ -38,13 +38,30 @@ class Edit:
 
     def _repr_html_(self) -> str:
         asked, wanted = map(safe, self.pair.words)
-        pictures = {"source": (self.source, asked), "edited": (self.image, wanted), "target": (self.target, wanted)}
-        figures = [figure(image, name, f"asked for <b>{word}</b>") for name, (image, word) in pictures.items()]
+        pictures = {
+            "source": (self.source, asked),
+            "edited": (self.image, wanted),
+            "target": (self.target, wanted),
+        }
+        figures = [
+            figure(image, name, f"asked for <b>{word}</b>")
+            for name, (image, word) in pictures.items()
+        ]
         return fragment(f'<div class="gallery">{"".join(figures)}</div>{self.plan._repr_html_()}')
 
 
-def edit(pipeline: SupportsSampling, source: str, target: str, *, sites=None, start: int = 0, seed: int = 0, steps: int | None = None,
-         guidance: float | Guidance | None = None, branch: str = "both") -> Edit:  # fmt: skip
+def edit(
+    pipeline: SupportsSampling,
+    source: str,
+    target: str,
+    *,
+    sites=None,
+    start: int = 0,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | Guidance | None = None,
+    branch: str = "both",
+) -> Edit:
     """Generate `source` with the word of `target`, by swapping text K and V at `sites` from step `start` on.
 
     sites  those localised for the model when None.  Both prompts hold one word in double quotes.

@@ -21,20 +21,26 @@ def _missing() -> str:
     """Why triton cannot be imported, or nothing."""
     try:
         import_module("triton")
-    except Exception as error:  # a broken installation fails in any way it likes, and is no reason to stop
+    except (
+        Exception
+    ) as error:  # a broken installation fails in any way it likes, and is no reason to stop
         return f"triton cannot be imported ({error}); install it with: pip install triton"
     return ""
 
 
 @cache
 def _device_refusal(device: torch.device, dtype: torch.dtype) -> str:
-    if import_module("triton").knobs.runtime.interpret:  # triton issue 11584: it multiplies the raw bits
+    if import_module(
+        "triton"
+    ).knobs.runtime.interpret:  # triton issue 11584: it multiplies the raw bits
         return "triton's interpreter cannot multiply bfloat16" if dtype == torch.bfloat16 else ""
     if device.type != "cuda":
         return f"the kernels run on a GPU, and the queries are on {device}"
     found = torch.cuda.get_device_capability(device)
     if found < CAPABILITY:
-        return "the kernels need compute capability {}.{}, {} has {}.{}".format(*CAPABILITY, device, *found)
+        return "the kernels need compute capability {}.{}, {} has {}.{}".format(
+            *CAPABILITY, device, *found
+        )
     return ""
 
 
@@ -43,7 +49,9 @@ def refusal(q: Tensor) -> str:
     if q.dtype not in DTYPES:
         return f"the kernels take {', '.join(map(str, DTYPES))}, and the queries are {q.dtype}"
     if q.shape[-1] not in HEAD_DIMS:
-        return f"the kernels take head dims up to {HEAD_DIMS[-1]}, and the queries have {q.shape[-1]}"
+        return (
+            f"the kernels take head dims up to {HEAD_DIMS[-1]}, and the queries have {q.shape[-1]}"
+        )
     return _missing() or _device_refusal(q.device, q.dtype)
 
 

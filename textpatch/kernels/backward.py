@@ -26,9 +26,27 @@ from torch import Tensor
 
 from .forward import LN2
 from .tiles import (
-    Blocks, Given, View, describe, fresh, joint, load_image, load_queries, load_text, load_tile, load_vector,
-    options, pair, query_tiles, store_queries, store_tile, store_vector, tables, vectors, view,
-)  # fmt: skip
+    Blocks,
+    Given,
+    View,
+    describe,
+    fresh,
+    joint,
+    load_image,
+    load_queries,
+    load_text,
+    load_tile,
+    load_vector,
+    options,
+    pair,
+    query_tiles,
+    store_queries,
+    store_tile,
+    store_vector,
+    tables,
+    vectors,
+    view,
+)
 
 # By padded head dim, as in the forward: the largest tiles without spilled registers, float32 at 256 apart.
 QUERIES_HALF = {64: Blocks(64, 64, 4, 2), 128: Blocks(64, 32, 4, 2), 256: Blocks(32, 32, 8, 2)}
@@ -55,16 +73,25 @@ def _weights(scores, scale, bias, lse):
 @triton.jit
 def _add_keys(dq, total, q, d_out, lse, delta, k, v, bias, scale):
     """dQ / scale and the sum of the weights after one more tile of keys."""
-    weights = _weights(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, bias[None, :], lse[:, None])
+    weights = _weights(
+        tl.dot(q, tl.trans(k), input_precision="ieee"), scale, bias[None, :], lse[:, None]
+    )
     slope = weights * (tl.dot(d_out, tl.trans(v), input_precision="ieee") - delta[:, None])
     return tl.dot(slope.to(k.dtype), k, dq, input_precision="ieee"), total + tl.sum(weights, 1)
 
 
 @triton.jit
 def _queries(
-    dq_out, vectors, d_result, result, inputs,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    dq_out,
+    vectors,
+    d_result,
+    result,
+    inputs,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """dQ of one tile of queries; for the kernel of the keys their delta, and 1 / the sum of their weights."""
     tile, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     given = inputs  # assigned: inside a loop triton 3.6 forgets constants of nested tuples that are arguments
@@ -87,13 +114,17 @@ def _queries(
         dq, total = _add_keys(dq, total, q, d_out, lse, delta, k, v, bias, scale)
     share = 1.0 / tl.where(total == 0.0, 1.0, total)
     store_vector(vectors.share, row, head, query, is_query, share)
-    store_queries(dq_out, row, head, tile, dq * (share * scale * LN2)[:, None], sizes, D, BLOCK_D, BLOCK_M)
+    store_queries(
+        dq_out, row, head, tile, dq * (share * scale * LN2)[:, None], sizes, D, BLOCK_D, BLOCK_M
+    )
 
 
 @triton.jit
 def _add_queries(dk, dv, k, v, bias, q, d_out, lse, delta, share, scale):
     """dK / scale and dV after one more tile of queries; scores, weights and slope are transposed."""
-    weights = _weights(tl.dot(k, tl.trans(q), input_precision="ieee"), scale, bias[:, None], lse[None, :])
+    weights = _weights(
+        tl.dot(k, tl.trans(q), input_precision="ieee"), scale, bias[:, None], lse[None, :]
+    )
     weights *= share[None, :]
     dv = tl.dot(weights.to(d_out.dtype), d_out, dv, input_precision="ieee")
     slope = weights * (tl.dot(v, tl.trans(d_out), input_precision="ieee") - delta[None, :])
@@ -102,9 +133,23 @@ def _add_queries(dk, dv, k, v, bias, q, d_out, lse, delta, share, scale):
 
 @triton.jit
 def _over_queries(
-    dk, dv, k, v, bias, q, d_result, vectors, row, head, count, first, scale,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
+    dk,
+    dv,
+    k,
+    v,
+    bias,
+    q,
+    d_result,
+    vectors,
+    row,
+    head,
+    count,
+    first,
+    scale,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
     """dK / scale and dV after one more segment of queries, the first of which is `first` among all."""
     for start in range(0, count, BLOCK_M):
         query = start + tl.arange(0, BLOCK_M)
@@ -120,9 +165,17 @@ def _over_queries(
 
 @triton.jit
 def _keys(
-    dk_out, dv_out, d_result, vectors, inputs, TEXT: tl.constexpr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+    dk_out,
+    dv_out,
+    d_result,
+    vectors,
+    inputs,
+    TEXT: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """dK and dV of one tile of keys of one segment, for one head of queries."""
     head, row = tl.program_id(1), tl.program_id(2)
     given = inputs  # assigned: inside a loop triton 3.6 forgets constants of nested tuples that are arguments
@@ -137,20 +190,50 @@ def _keys(
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dk, dv = _over_queries(
-        dk, dv, k, v, bias, given.q.image, d_result.image, vectors, row, head,
-        sizes.image_queries, 0, scale, D, BLOCK_D, BLOCK_M,
-    )  # fmt: skip
+        dk,
+        dv,
+        k,
+        v,
+        bias,
+        given.q.image,
+        d_result.image,
+        vectors,
+        row,
+        head,
+        sizes.image_queries,
+        0,
+        scale,
+        D,
+        BLOCK_D,
+        BLOCK_M,
+    )
     if given.q.text is not None:
         dk, dv = _over_queries(
-            dk, dv, k, v, bias, given.q.text, d_result.text, vectors, row, head,
-            sizes.text_queries, sizes.image_queries, scale, D, BLOCK_D, BLOCK_M,
-        )  # fmt: skip
+            dk,
+            dv,
+            k,
+            v,
+            bias,
+            given.q.text,
+            d_result.text,
+            vectors,
+            row,
+            head,
+            sizes.text_queries,
+            sizes.image_queries,
+            scale,
+            D,
+            BLOCK_D,
+            BLOCK_M,
+        )
     store_tile(dk_out, row, head, token, inside, dk * (scale * LN2), D, BLOCK_D)
     store_tile(dv_out, row, head, token, inside, dv, D, BLOCK_D)
 
 
 @triton.jit
-def _donors(out, readings, order, first, sizes, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr):
+def _donors(
+    out, readings, order, first, sizes, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr
+):
     """out[r, h, s] = the sum over the readers of token s of row r, in their order; zeros if there are none."""
     head = tl.program_id(1)
     slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -162,32 +245,48 @@ def _donors(out, readings, order, first, sizes, D: tl.constexpr, BLOCK_D: tl.con
         seen = start + i < stop
         reader = load_vector(order, head, head, start + i, seen, 0)
         total += load_tile(readings, head, head, reader, seen, D, BLOCK_D)
-    store_tile(out, slot // sizes.bank_tokens, head, slot % sizes.bank_tokens, inside, total, D, BLOCK_D)
+    store_tile(
+        out, slot // sizes.bank_tokens, head, slot % sizes.bank_tokens, inside, total, D, BLOCK_D
+    )
 
 
 def _of_donors(readings: Tensor, slots: Tensor, sizes) -> Tensor:
     """Gradients of readings (B, H, T, D) added up by donor token: (R, H, S, D), float32."""
     b, h, t, d = readings.shape
     read = slots.transpose(0, 1).reshape(-1, b * t)  # (H or 1, B T)
-    read, order = read.sort(dim=1, stable=True)  # slots that are hidden or wild lie before and after the bank's
+    read, order = read.sort(
+        dim=1, stable=True
+    )  # slots that are hidden or wild lie before and after the bank's
     ends = torch.arange(sizes.bank_slots + 1, dtype=read.dtype, device=read.device)
     first = torch.searchsorted(read, ends.expand(len(read), -1).contiguous())  # (H or 1, R S + 1)
     lists = (View(x.expand(h, -1), 0, *x.expand(h, -1).stride(), 0) for x in (order, first))
-    out = readings.new_empty(sizes.bank_slots // sizes.bank_tokens, sizes.bank_tokens, h, d).transpose(1, 2)
+    out = readings.new_empty(
+        sizes.bank_slots // sizes.bank_tokens, sizes.bank_tokens, h, d
+    ).transpose(1, 2)
     flat = readings.transpose(0, 1).reshape(1, h, b * t, d)
-    constants = {"D": d, "BLOCK_D": triton.next_power_of_2(d), "BLOCK": DONORS, "enable_fp_fusion": True}
+    constants = {
+        "D": d,
+        "BLOCK_D": triton.next_power_of_2(d),
+        "BLOCK": DONORS,
+        "enable_fp_fusion": True,
+    }
     grid = triton.cdiv(sizes.bank_slots, DONORS), h
     _donors[grid](view(out), view(flat)._replace(b=0), *lists, sizes, **constants)
     return out
 
 
-def _of_keys(segment: tuple[Tensor, int, bool], slots, q: Tensor, shared: tuple, inputs: Given) -> list[Tensor]:
+def _of_keys(
+    segment: tuple[Tensor, int, bool], slots, q: Tensor, shared: tuple, inputs: Given
+) -> list[Tensor]:
     """dK and dV of one segment (its keys, how many a row reads, whether it is the text), in the keys' shape."""
     k, tokens, text = segment
     rows, heads, _, width = q.shape
     direct = slots is None and inputs.sizes.group == 1
     space = (heads, rows, tokens, width)  # per reading and query head, laid out for _donors
-    made = [fresh(k) if direct else k.new_empty(space, dtype=torch.float32).transpose(0, 1) for _ in "kv"]
+    made = [
+        fresh(k) if direct else k.new_empty(space, dtype=torch.float32).transpose(0, 1)
+        for _ in "kv"
+    ]
     constants = options(KEYS_HALF, KEYS_SINGLE, q)
     grid = triton.cdiv(tokens, constants["BLOCK_N"]), heads, rows
     _keys[grid](*(view(x) for x in made), *shared, inputs, TEXT=text, **constants)
@@ -202,10 +301,21 @@ def _by_key_head(x: Tensor, k: Tensor) -> Tensor:
 
 
 def backward(
-    d_image: Tensor, d_text: Tensor | None, q_image: Tensor, q_text: Tensor | None, k_image: Tensor | None,
-    k_text: Tensor, v_image: Tensor | None, v_text: Tensor, slots_k: Tensor | None, slots_v: Tensor | None,
-    scale: float, image: Tensor, text: Tensor | None, lse: Tensor,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor]:  # fmt: skip
+    d_image: Tensor,
+    d_text: Tensor | None,
+    q_image: Tensor,
+    q_text: Tensor | None,
+    k_image: Tensor | None,
+    k_text: Tensor,
+    v_image: Tensor | None,
+    v_text: Tensor,
+    slots_k: Tensor | None,
+    slots_v: Tensor | None,
+    scale: float,
+    image: Tensor,
+    text: Tensor | None,
+    lse: Tensor,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor]:
     """Gradients of `forward`'s q_image, q_text, k_image, k_text, v_image, v_text, from those of image and text.
 
     image, text and lse are what `forward` returned for these inputs, wide.  Tokens of the bank that nobody
@@ -220,7 +330,9 @@ def backward(
     grid = query_tiles(inputs.sizes, constants["BLOCK_M"]), q_image.shape[1], q_image.shape[0]
     dk_image = dv_image = None
     with torch.cuda.device_of(q_image):
-        _queries[grid](pair(dq_image, dq_text), numbers, d_result, pair(image, text), inputs, **constants)
+        _queries[grid](
+            pair(dq_image, dq_text), numbers, d_result, pair(image, text), inputs, **constants
+        )
         common = q_image, (d_result, numbers), inputs
         if k_image is not None:
             dk_image, dv_image = _of_keys((k_image, k_image.shape[2], False), None, *common)

@@ -15,9 +15,21 @@ import triton.language as tl
 from torch import Tensor
 
 from .tiles import (
-    Blocks, describe, fresh, joint, load_image, load_queries, load_text, options, pair, query_tiles, store_queries,
-    store_vector, tables, vectors,
-)  # fmt: skip
+    Blocks,
+    describe,
+    fresh,
+    joint,
+    load_image,
+    load_queries,
+    load_text,
+    options,
+    pair,
+    query_tiles,
+    store_queries,
+    store_vector,
+    tables,
+    vectors,
+)
 
 # By padded head dim: the largest tiles that ptxas fits into registers for sm_80 and sm_90 (benchmarks tell, when
 # there is a GPU).  The tail keeps 77 keys from being computed as 128: one tile of 64 and one of 16.
@@ -33,7 +45,9 @@ def _add_keys(most, total, out, q, k, v, bias, scale):
     # an explicit fma: no variant of the kernel may contract it in another way
     scores = tl.fma(tl.dot(q, tl.trans(k), input_precision="ieee"), scale, bias[None, :])
     largest = tl.maximum(most, tl.max(scores, 1))
-    shift = tl.where(largest == float("-inf"), 0.0, largest)  # nothing seen yet: -inf - -inf would be NaN
+    shift = tl.where(
+        largest == float("-inf"), 0.0, largest
+    )  # nothing seen yet: -inf - -inf would be NaN
     weights = tl.exp2(scores - shift[:, None])
     decay = tl.exp2(most - shift)
     out = tl.dot(weights.to(v.dtype), v, out * decay[:, None], input_precision="ieee")
@@ -42,9 +56,15 @@ def _add_keys(most, total, out, q, k, v, bias, scale):
 
 @triton.jit
 def _forward(
-    result, lse, inputs,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TAIL: tl.constexpr,
-):  # fmt: skip
+    result,
+    lse,
+    inputs,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    TAIL: tl.constexpr,
+):
     tile, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     given = inputs  # assigned: inside a loop triton 3.6 forgets constants of nested tuples that are arguments
     sizes, scale = given.sizes, given.scale
@@ -71,10 +91,19 @@ def _forward(
 
 
 def forward(
-    q_image: Tensor, q_text: Tensor | None, k_image: Tensor | None, k_text: Tensor, v_image: Tensor | None,
-    v_text: Tensor, slots_k: Tensor | None, slots_v: Tensor | None, scale: float, *, with_lse: bool = True,
+    q_image: Tensor,
+    q_text: Tensor | None,
+    k_image: Tensor | None,
+    k_text: Tensor,
+    v_image: Tensor | None,
+    v_text: Tensor,
+    slots_k: Tensor | None,
+    slots_v: Tensor | None,
+    scale: float,
+    *,
+    with_lse: bool = True,
     wide: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """softmax(q [k_image; k_text[slots_k]]^T scale) [v_image; v_text[slots_v]] for both segments of queries.
 
     q_image (B, H, M, D), q_text (B, H, Mt, D); k_image, v_image (B, G, N, D); k_text, v_text (R, G, S, D), G
@@ -85,13 +114,19 @@ def forward(
     """
     slots_k, slots_v = tables(slots_k, slots_v, k_text)
     inputs = describe(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v, scale)
-    image, text = (None if q is None else fresh(q, torch.float32 if wide else None) for q in (q_image, q_text))
+    image, text = (
+        None if q is None else fresh(q, torch.float32 if wide else None) for q in (q_image, q_text)
+    )
     rows, heads, queries, _ = q_image.shape
     lse = None
     if with_lse:
-        lse = q_image.new_empty(rows, heads, queries + inputs.sizes.text_queries, dtype=torch.float32)
+        lse = q_image.new_empty(
+            rows, heads, queries + inputs.sizes.text_queries, dtype=torch.float32
+        )
     constants = options(HALF, SINGLE, q_image)
     grid = query_tiles(inputs.sizes, constants["BLOCK_M"]), heads, rows
     with torch.cuda.device_of(q_image):
-        _forward[grid](pair(image, text), None if lse is None else vectors(lse), inputs, **constants, TAIL=TAIL)
+        _forward[grid](
+            pair(image, text), None if lse is None else vectors(lse), inputs, **constants, TAIL=TAIL
+        )
     return image, text, lse

@@ -84,7 +84,9 @@ def tables(slots_k: Tensor | None, slots_v: Tensor | None, k_text: Tensor) -> tu
     """Both tables, or None twice: values without one use the keys'; keys without one, if values have one, own rows."""
     if slots_k is None and slots_v is not None:
         rows, _, tokens, _ = k_text.shape
-        slots_k = torch.arange(rows * tokens, dtype=slots_v.dtype, device=slots_v.device).view(rows, 1, tokens)
+        slots_k = torch.arange(rows * tokens, dtype=slots_v.dtype, device=slots_v.device).view(
+            rows, 1, tokens
+        )
     return slots_k, slots_k if slots_v is None else slots_v
 
 
@@ -102,7 +104,9 @@ def describe(q_image, q_text, k_image, k_text, v_image, v_text, slots_k, slots_v
         bank_slots=rows * tokens,
     )
     own = None if slots_v is slots_k else slots_v
-    read = [None if slots is None else vectors(slots.expand(-1, heads, -1)) for slots in (slots_k, own)]
+    read = [
+        None if slots is None else vectors(slots.expand(-1, heads, -1)) for slots in (slots_k, own)
+    ]
     keys = (view(x) for x in (k_image, v_image, k_text, v_text))
     return Given(pair(q_image, q_text), *keys, *read, sizes, scale / math.log(2))
 
@@ -128,7 +132,11 @@ def options(half: dict[int, Blocks], single: dict[int, Blocks], q: Tensor) -> di
     blocks = (single if q.dtype == torch.float32 else half)[max(64, padded)]
     sizes = {"D": width, "BLOCK_D": padded, "BLOCK_M": blocks.queries, "BLOCK_N": blocks.keys}
     # triton 3.10 will change the default of enable_fp_fusion
-    return sizes | {"num_warps": blocks.warps, "num_stages": blocks.stages, "enable_fp_fusion": True}
+    return sizes | {
+        "num_warps": blocks.warps,
+        "num_stages": blocks.stages,
+        "enable_fp_fusion": True,
+    }
 
 
 @triton.jit
@@ -181,19 +189,31 @@ def joint(tile, sizes, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def load_queries(x, row, head, tile, sizes, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr):
+def load_queries(
+    x, row, head, tile, sizes, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr
+):
     """A tile of a pair, from the segment it lies in; loads from the other are masked and touch no memory."""
     image, in_image, text, in_text = locate(tile, sizes, BLOCK_M)
     values = load_tile(x.image, row, head, image, in_image, D, BLOCK_D)
     if x.text is not None:
-        values = tl.where(in_text[:, None], load_tile(x.text, row, head, text, in_text, D, BLOCK_D), values)
+        values = tl.where(
+            in_text[:, None], load_tile(x.text, row, head, text, in_text, D, BLOCK_D), values
+        )
     return values
 
 
 @triton.jit
 def store_queries(
-    x, row, head, tile, values, sizes, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
+    x,
+    row,
+    head,
+    tile,
+    values,
+    sizes,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
     """A tile of a pair, to the segment it lies in."""
     image, in_image, text, in_text = locate(tile, sizes, BLOCK_M)
     store_tile(x.image, row, head, image, in_image, values, D, BLOCK_D)
@@ -220,7 +240,9 @@ def load_text(given, row, head, token, D: tl.constexpr, BLOCK_D: tl.constexpr):
         slot_v = slot_k
         if given.slots_v is not None:
             slot_v = load_vector(given.slots_v, row, head, token, inside, -1)
-        wild = (tl.minimum(slot_k, slot_v) < -1) | (tl.maximum(slot_k, slot_v) >= given.sizes.bank_slots)
+        wild = (tl.minimum(slot_k, slot_v) < -1) | (
+            tl.maximum(slot_k, slot_v) >= given.sizes.bank_slots
+        )
         seen = (tl.minimum(slot_k, slot_v) >= 0) & ~wild
         row_k, token_k = slot_k // given.sizes.bank_tokens, slot_k % given.sizes.bank_tokens
         row_v, token_v = slot_v // given.sizes.bank_tokens, slot_v % given.sizes.bank_tokens

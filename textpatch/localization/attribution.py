@@ -30,8 +30,16 @@ from textpatch.sampling import sample
 from textpatch.sites import Site
 
 
-def attributions(pipeline, source: str, target: str, *, seed: int = 0, steps: int | None = None,
-                guidance: float | None = None, start: int = 0) -> tuple[dict[int, dict[str, float]], Image.Image]:  # fmt: skip
+def attributions(
+    pipeline,
+    source: str,
+    target: str,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    start: int = 0,
+) -> tuple[dict[int, dict[str, float]], Image.Image]:
     """{site index: {"drop", "share"}} along one plain generation of the source, from a step on; and its picture.
 
     Raises PatchError for a start outside the run, for prompts that the encoders read alike, and for sites of a kind whose
@@ -43,25 +51,36 @@ def attributions(pipeline, source: str, target: str, *, seed: int = 0, steps: in
         raise PatchError(f"start {start} of {steps} steps; needs a start within the run")
     text = pipeline.encode([source, target])
     if torch.equal(*text.tokens):
-        raise PatchError(f"{source!r} and {target!r} are read alike, so no swap does anything; give prompts that differ")
+        raise PatchError(
+            f"{source!r} and {target!r} are read alike, so no swap does anything; give prompts that differ"
+        )
     row = Row(SOURCE, source, seed)
     samples = sample(pipeline, [row], steps=steps, guidance=guidance, keep_trajectory=True)
     path = samples.trajectory[SOURCE]
     times = pipeline.schedule.timesteps(steps).to(path[0].device)
     found = [
-        drops(pipeline.denoiser, pipeline.model_input(path[step][None], step, steps), times[step], text)
+        drops(
+            pipeline.denoiser,
+            pipeline.model_input(path[step][None], step, steps),
+            times[step],
+            text,
+        )
         for step in range(start, steps)
     ]
     total = {site.index: sum(drop[site] for drop in found) for site in found[0]}
     whole = sum(map(abs, total.values())) or 1.0
-    return {index: {"drop": a, "share": a / whole} for index, a in total.items()}, samples.images[SOURCE]
+    return {index: {"drop": a, "share": a / whole} for index, a in total.items()}, samples.images[
+        SOURCE
+    ]
 
 
 def drops(model: nn.Module, x: Tensor, t: Tensor, text) -> dict[Site, float]:
     """a of every site at one x_t.   x (1, C, H, W); text as the model takes it, of source and target"""
     sites, records, outputs = find_sites(model), [], {}
     names = exit_modules(model, sites)
-    both = x.detach().repeat(2, 1, 1, 1).requires_grad_()  # so that there is a graph, whatever the weights ask for
+    both = (
+        x.detach().repeat(2, 1, 1, 1).requires_grad_()
+    )  # so that there is a graph, whatever the weights ask for
     looking = HookRegistry(model, [name for some in names.values() for name in some])
     with torch.enable_grad(), recording_sites(model, sites, [0], records.append):
         with looking.observe_inputs(lambda name, inputs: outputs.update({name: inputs.args[0]})):
@@ -70,13 +89,20 @@ def drops(model: nn.Module, x: Tensor, t: Tensor, text) -> dict[Site, float]:
     read = {record.site: [outputs[name] for name in names[record.site]] for record in records}
     slopes = iter(torch.autograd.grad(loss, [output for some in read.values() for output in some]))
     return {
-        record.site: -sum(float((next(slopes)[0] * part).sum()) for part in change(record)) for record in records
+        record.site: -sum(float((next(slopes)[0] * part).sum()) for part in change(record))
+        for record in records
     }
 
 
 def change(record: Record) -> list[Tensor]:
     """O' - O of the first row, (M, H D) of image and of text queries: it reads the second row's text K and V."""
     (*image_k, text_k), (*image_v, text_v) = record.k, record.v
-    k, v = (torch.cat([*(x[:1] for x in image), text[1:]], dim=2) for image, text in ((image_k, text_k), (image_v, text_v)))
+    k, v = (
+        torch.cat([*(x[:1] for x in image), text[1:]], dim=2)
+        for image, text in ((image_k, text_k), (image_v, text_v))
+    )
     queries = (q[:1] for q in record.q)
-    return [(eager(q, k, v) - out[:1])[0].transpose(0, 1).flatten(1) for q, out in zip(queries, record.out)]
+    return [
+        (eager(q, k, v) - out[:1])[0].transpose(0, 1).flatten(1)
+        for q, out in zip(queries, record.out)
+    ]

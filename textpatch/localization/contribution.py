@@ -14,7 +14,7 @@ B batch rows, H heads, M image tokens, N keys, T text tokens, W word tokens, D h
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -36,8 +36,15 @@ from textpatch.sampling import sample
 from textpatch.sites import Site
 
 
-def contributions(pipeline, prompt: str, *, seed: int = 0, steps: int | None = None, guidance: float | Guidance | None = None,
-                 tokens: Sequence[int] | None = None) -> tuple[dict[int, dict[str, float]], Image.Image]:  # fmt: skip
+def contributions(
+    pipeline,
+    prompt: str,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | Guidance | None = None,
+    tokens: Sequence[int] | None = None,
+) -> tuple[dict[int, dict[str, float]], Image.Image]:
     """{site index: {"norm", "share"}} of one plain generation of a prompt, in its conditional branch; and its picture.
 
     tokens  which text tokens spell the word; those of `word_tokens` when None
@@ -49,7 +56,9 @@ def contributions(pipeline, prompt: str, *, seed: int = 0, steps: int | None = N
     tokens = list(word_tokens(pipeline, prompt) if tokens is None else tokens)
     total = pipeline.encode([prompt]).tokens.shape[1]
     if not tokens or not 0 <= min(tokens) <= max(tokens) < total:
-        raise PatchError(f"tokens {tokens} asked for; {prompt!r} has 0..{total - 1}, so give one or more of these")
+        raise PatchError(
+            f"tokens {tokens} asked for; {prompt!r} has 0..{total - 1}, so give one or more of these"
+        )
     row, sites = Row(SOURCE, prompt, seed), find_sites(pipeline.denoiser)
     definition = Definition(Plan(), branch_rows([row], as_guidance(guidance)), sites)
     found: dict[Site, list[tuple[float, float]]] = {site: [] for site in sites}
@@ -61,11 +70,15 @@ def contributions(pipeline, prompt: str, *, seed: int = 0, steps: int | None = N
     with torch.no_grad(), recording_sites(pipeline.denoiser, sites, range(steps), add):
         samples = sample(pipeline, [row], steps=steps, guidance=guidance)
     means = {site.index: np.mean(values, axis=0).tolist() for site, values in found.items()}
-    scores = {index: {"norm": word, "share": word / whole} for index, (word, whole) in means.items()}
+    scores = {
+        index: {"norm": word, "share": word / whole} for index, (word, whole) in means.items()
+    }
     return scores, samples.images[SOURCE]
 
 
-def norms(record: Record, definition: Definition, weight: Tensor, tokens: Sequence[int]) -> tuple[float, float]:
+def norms(
+    record: Record, definition: Definition, weight: Tensor, tokens: Sequence[int]
+) -> tuple[float, float]:
     """Mean norms over image tokens of what the word's tokens, and what all keys, give them: the last batch row's.
 
     weight  W_o, (C, H D)
@@ -73,7 +86,9 @@ def norms(record: Record, definition: Definition, weight: Tensor, tokens: Sequen
     # in bfloat16 the rounding of s and L alone takes exp(s - L) off by 1 %
     wide = torch.promote_types(weight.dtype, torch.float32)
     q, scale = record.q[0][-1:].to(wide), record.q[0].shape[-1] ** -0.5  # (1, H, M, D)
-    keys, values = ([x[-1:].to(wide) for x in definition.own(made)] for made in (record.k, record.v))
+    keys, values = (
+        [x[-1:].to(wide) for x in definition.own(made)] for made in (record.k, record.v)
+    )
     lse = log_sum_exp(q, torch.cat(keys, dim=2), None, scale)  # (1, H, M)
     key, value = keys[-1][:, :, tokens], values[-1][:, :, tokens]  # (1, H, W, D), of the text
     p = torch.exp(q @ key.mT * scale - lse[..., None])  # (1, H, M, W)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Callable, Sequence
 
 import numpy as np
 
@@ -40,17 +40,28 @@ class Reading:
 
 def _quoted_words(trials: Trials) -> None:
     if any(quoted(pair.source) != pair.words[0] for pair in trials.pairs):
-        raise PatchError(f"contribution reads what a quoted word gives, and {trials.pairs[0].words[0]!r} is not quoted; "
-                         "use another mode")  # fmt: skip
+        raise PatchError(
+            f"contribution reads what a quoted word gives, and {trials.pairs[0].words[0]!r} is not quoted; "
+            "use another mode"
+        )
 
 
 def _contribution(trials: Trials, pair: Pair, seed: int):
-    return contributions(trials.pipeline, pair.source, seed=seed, steps=trials.steps, guidance=trials.guidance)
+    return contributions(
+        trials.pipeline, pair.source, seed=seed, steps=trials.steps, guidance=trials.guidance
+    )
 
 
 def _attribution(trials: Trials, pair: Pair, seed: int):
-    return attributions(trials.pipeline, pair.source, in_its_words(pair), seed=seed, steps=trials.steps,
-                       guidance=trials.guidance, start=trials.start)  # fmt: skip
+    return attributions(
+        trials.pipeline,
+        pair.source,
+        in_its_words(pair),
+        seed=seed,
+        steps=trials.steps,
+        guidance=trials.guidance,
+        start=trials.start,
+    )
 
 
 def _backward_passes(trials: Trials) -> int:
@@ -64,8 +75,17 @@ def _backward_passes(trials: Trials) -> int:
 READINGS = {
     reading.name: reading
     for reading in (
-        Reading("contribution", _quoted_words, _contribution, ("share", "norm"), 1 / 2, lambda trials: 0),
-        Reading("attribution", lambda trials: None, _attribution, ("share", "drop"), 1 / 10, _backward_passes),
+        Reading(
+            "contribution", _quoted_words, _contribution, ("share", "norm"), 1 / 2, lambda trials: 0
+        ),
+        Reading(
+            "attribution",
+            lambda trials: None,
+            _attribution,
+            ("share", "drop"),
+            1 / 10,
+            _backward_passes,
+        ),
     )
 }
 
@@ -81,7 +101,9 @@ class Readings:
         self.trials, self.reading = trials, reading
         self.found: dict[tuple[int, int], dict] = {}
 
-    def score(self, groups: Sequence[Group], pairs: int, what: str | None = None) -> list[np.ndarray]:
+    def score(
+        self, groups: Sequence[Group], pairs: int, what: str | None = None
+    ) -> list[np.ndarray]:
         """(pairs,) per group of one site: the mean over seeds."""
         units = self.trials.units(pairs)
         with phase("screening"):
@@ -90,7 +112,9 @@ class Readings:
                 self.trials.join(record)
                 self.found[unit] = record[self.reading.name]
         name = what or self.reading.shown[0]
-        values = np.array([[self.found[unit][str(site)][name] for unit in units] for (site,) in groups])
+        values = np.array(
+            [[self.found[unit][str(site)][name] for unit in units] for (site,) in groups]
+        )
         return list(values.reshape(len(groups), pairs, -1).mean(axis=2))
 
     def _record(self, unit: tuple[int, int]) -> dict:

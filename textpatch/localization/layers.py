@@ -13,8 +13,8 @@ target still runs on every pair where its text evolves with its picture; elsewhe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 from textpatch.errors import PatchError, closest
 from textpatch.groups import Group, row_name
@@ -57,11 +57,27 @@ class Localization:
         return summary_html(self.result, self.records)
 
 
-def localize(pipeline: SupportsSampling, pairs: Sequence, *, mode: str = "exhaustive", sites="all",
-             groups: Sequence[Sequence[int]] | None = None, keep: int | None = None, first: int | None = None,
-             seeds: Sequence[int] = (0,), steps: int | None = None, guidance: float | Guidance | None = None, start: int = 0,
-             branch: str = "both", ocr=None, run=None, shard: tuple[int, int] | None = None, micro_batch: int = 64,
-             starts: bool = False, heads: bool = False) -> Localization:  # fmt: skip
+def localize(
+    pipeline: SupportsSampling,
+    pairs: Sequence,
+    *,
+    mode: str = "exhaustive",
+    sites="all",
+    groups: Sequence[Sequence[int]] | None = None,
+    keep: int | None = None,
+    first: int | None = None,
+    seeds: Sequence[int] = (0,),
+    steps: int | None = None,
+    guidance: float | Guidance | None = None,
+    start: int = 0,
+    branch: str = "both",
+    ocr=None,
+    run=None,
+    shard: tuple[int, int] | None = None,
+    micro_batch: int = 64,
+    starts: bool = False,
+    heads: bool = False,
+) -> Localization:
     """Score every site alone, or screen first and score exactly those kept, on every prompt pair and seed.
 
     pairs   (source, target) prompts, each with quoted text; or Pairs, whose `scored` says how readings agree
@@ -85,30 +101,55 @@ def localize(pipeline: SupportsSampling, pairs: Sequence, *, mode: str = "exhaus
     pairs, groups = list(pairs), _groups(pipeline, sites, groups)
     _check_search(mode, keep, first, groups, len(pairs))
     _check_shard(shard, mode)
-    trials = Trials(pipeline, pairs, seeds=seeds, steps=steps, guidance=guidance, start=start, branch=branch, ocr=ocr,
-                    run=run, micro_batch=micro_batch)  # fmt: skip
+    trials = Trials(
+        pipeline,
+        pairs,
+        seeds=seeds,
+        steps=steps,
+        guidance=guidance,
+        start=start,
+        branch=branch,
+        ocr=ocr,
+        run=run,
+        micro_batch=micro_batch,
+    )
     require_other_texts(trials.pairs)
     if shard is not None:
         trials.share(groups, shard)
     with phase("sites"):
         screening, beside = MODES[mode](trials, groups, keep, first or FIRST)
         trials.measure(screening.kept)
-    grown = _grown(trials, screening, first or FIRST) if all_alone(groups) and len(pairs) > 1 else None
+    grown = (
+        _grown(trials, screening, first or FIRST) if all_alone(groups) and len(pairs) > 1 else None
+    )
     found = Localization(summarise(trials, mode, groups, screening, beside, grown), trials.records)
     found.result.update(_further(trials, found, starts, heads))
     return found
 
 
-def check(pipeline, pairs: Sequence, *, mode: str = "exhaustive", sites="all", groups=None, keep: int | None = None,
-          first: int | None = None, seeds: Sequence[int] = (0,), steps: int, start: int = 0,
-          shard: tuple[int, int] | None = None) -> None:  # fmt: skip
+def check(
+    pipeline,
+    pairs: Sequence,
+    *,
+    mode: str = "exhaustive",
+    sites="all",
+    groups=None,
+    keep: int | None = None,
+    first: int | None = None,
+    seeds: Sequence[int] = (0,),
+    steps: int,
+    start: int = 0,
+    shard: tuple[int, int] | None = None,
+) -> None:
     """Raise what `localize` would raise for a request it cannot carry out.  Nothing is generated."""
     _check_search(mode, keep, first, _groups(pipeline, sites, groups), len(pairs))
     _check_shard(shard, mode)
     require_other_texts(checked_pairs(pipeline, pairs, seeds=seeds, steps=steps, start=start))
 
 
-def _check_search(mode: str, keep: int | None, first: int | None, groups: list[Group], pairs: int) -> None:
+def _check_search(
+    mode: str, keep: int | None, first: int | None, groups: list[Group], pairs: int
+) -> None:
     if len(set(groups)) != len(groups):
         raise PatchError(
             f"the same set of sites is asked for twice among {', '.join(map(row_name, groups))}; name it once"
@@ -116,28 +157,44 @@ def _check_search(mode: str, keep: int | None, first: int | None, groups: list[G
     if mode not in MODES:
         raise PatchError(f"no mode {mode!r}{closest(mode, MODES)}")
     if mode == "exhaustive" and (keep, first) != (None, None):
-        raise PatchError(f"keep is {keep} and first {first}, and an exhaustive search screens nothing; "
-                         "leave them out, or give a mode that screens")  # fmt: skip
+        raise PatchError(
+            f"keep is {keep} and first {first}, and an exhaustive search screens nothing; "
+            "leave them out, or give a mode that screens"
+        )
     if mode != "exhaustive" and pairs < 2:
-        raise PatchError(f"prompt pairs given to mode {mode!r}: {pairs}; an interval over pairs needs two")
+        raise PatchError(
+            f"prompt pairs given to mode {mode!r}: {pairs}; an interval over pairs needs two"
+        )
     if mode != "exhaustive" and first is not None and first < 2:
-        raise PatchError(f"first is {first}, so screening would begin with that many; an interval over pairs needs two")
+        raise PatchError(
+            f"first is {first}, so screening would begin with that many; an interval over pairs needs two"
+        )
     if mode in READINGS and not all_alone(groups):
-        raise PatchError(f"{mode} scores single sites, and sets of them were asked for; use another mode")
+        raise PatchError(
+            f"{mode} scores single sites, and sets of them were asked for; use another mode"
+        )
     if mode != "exhaustive" and len(groups) < 2:
-        raise PatchError(f"a screening of {len(groups)} sites was asked for; give two or more, or mode 'exhaustive'")
+        raise PatchError(
+            f"a screening of {len(groups)} sites was asked for; give two or more, or mode 'exhaustive'"
+        )
     if keep is not None and not 1 <= keep < len(groups):
-        raise PatchError(f"keep is {keep} of {len(groups)} sites; keep at least one and fewer than there are")
+        raise PatchError(
+            f"keep is {keep} of {len(groups)} sites; keep at least one and fewer than there are"
+        )
 
 
 def _check_shard(shard: tuple[int, int] | None, mode: str) -> None:
     if shard is None:
         return
     if not 0 <= shard[0] < shard[1]:
-        raise PatchError(f"no shard {shard[0]}/{shard[1]}; of n shards the first is 0/n, the last n-1/n")
+        raise PatchError(
+            f"no shard {shard[0]}/{shard[1]}; of n shards the first is 0/n, the last n-1/n"
+        )
     if mode != "exhaustive":
-        raise PatchError(f"a shard of mode {mode!r} was asked for; only an exhaustive search can be divided, the others "
-                         "go by what they have seen")  # fmt: skip
+        raise PatchError(
+            f"a shard of mode {mode!r} was asked for; only an exhaustive search can be divided, the others "
+            "go by what they have seen"
+        )
 
 
 def _groups(pipeline, sites, groups) -> list[Group]:
@@ -163,4 +220,6 @@ def _grown(trials: Trials, screening: Screening, first: int) -> list[Step]:
     others = [group for group in screening.ranked if group not in (*measured, *screening.barred)]
     ranked = [site for (site,) in [*measured, *others]]
     with phase("growing the set"):
-        return grow(trials.score, ranked, len(trials.pairs), f1_of_means, first=first, least=screening.pairs)
+        return grow(
+            trials.score, ranked, len(trials.pairs), f1_of_means, first=first, least=screening.pairs
+        )

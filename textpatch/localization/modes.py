@@ -27,7 +27,10 @@ def _staged(trials: Trials, groups: list[Group], keep: int | None, first: int):
     def beating(values, pairs: int) -> int:
         return better_than(*trials.score([()], pairs), values, f1_of_means)
 
-    score, rule = partial(trials.score, own=True), beating if keep is None else lambda values, pairs: keep
+    score, rule = (
+        partial(trials.score, own=True),
+        beating if keep is None else lambda values, pairs: keep,
+    )
     pairs = len(trials.pairs)
     return screen(score, groups, pairs, first=first, by=SWAP, keep=rule, statistic=f1_of_means), {}
 
@@ -38,10 +41,16 @@ def _read(trials: Trials, groups: list[Group], keep: int | None, first: int, *, 
     def standing_out(values, pairs: int) -> int:
         return sum(value.mean() >= values[0].mean() * reading.least for value in values)
 
-    rule, read = standing_out if keep is None else lambda values, pairs: keep, Readings(trials, reading)
+    rule, read = (
+        standing_out if keep is None else lambda values, pairs: keep,
+        Readings(trials, reading),
+    )
     screening = screen(read.score, groups, len(trials.pairs), first=first, by=by, keep=rule)
     raced, _ = _staged(trials, list(screening.kept), keep, first)
-    out, parts = screening.ranked[len(screening.kept) :], (read.score(groups, screening.pairs, x) for x in reading.shown)
+    out, parts = (
+        screening.ranked[len(screening.kept) :],
+        (read.score(groups, screening.pairs, x) for x in reading.shown),
+    )
     beside = {
         group: {by: {**dict(zip(reading.shown, map(interval, found))), "pairs": screening.pairs}}
         for group, *found in zip(groups, *parts)
@@ -53,4 +62,6 @@ def _read(trials: Trials, groups: list[Group], keep: int | None, first: int, *, 
 
 
 SWAP = "swap"  # what is called a score by swapping
-MODES = {"exhaustive": _exhaustive, "staged": _staged} | {name: partial(_read, by=name) for name in READINGS}
+MODES = {"exhaustive": _exhaustive, "staged": _staged} | {
+    name: partial(_read, by=name) for name in READINGS
+}

@@ -12,8 +12,8 @@ grows with EARLY's interval as long as pairs are left.  On fewer than FEWEST pai
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Callable, Sequence
 
 import numpy as np
 
@@ -45,8 +45,16 @@ class Screening:
     barred: tuple[Group, ...] = ()
 
 
-def screen(score: Score, groups: Sequence[Group], pairs: int, *, first: int, by: str,
-           keep: Callable[[Sequence[np.ndarray], int], int], statistic: Statistic = np.mean) -> Screening:  # fmt: skip
+def screen(
+    score: Score,
+    groups: Sequence[Group],
+    pairs: int,
+    *,
+    first: int,
+    by: str,
+    keep: Callable[[Sequence[np.ndarray], int], int],
+    statistic: Statistic = np.mean,
+) -> Screening:
     """A race: all groups on the first few pairs, then those still in it on twice the pairs, until it is clear who stays.
 
     first  pairs to begin with; by: what the score is called; keep(values best first, n) says how many groups to
@@ -60,9 +68,15 @@ def screen(score: Score, groups: Sequence[Group], pairs: int, *, first: int, by:
         order = ranking(values, statistic)
         running, values = ([some[i] for i in order] for some in (running, values))
         k = max(1, keep(values, n))
-        seen |= {group: {"by": by, "pairs": n, **interval(x, statistic)} for group, x in zip(running, values)}
+        seen |= {
+            group: {"by": by, "pairs": n, **interval(x, statistic)}
+            for group, x in zip(running, values)
+        }
         below = [gain(values[k - 1], value, statistic) for value in values[k:]]
-        gaps += [{"by": by, "pairs": n, "kept": running[k - 1], "next": running[k], **gap} for gap in below[:1]]
+        gaps += [
+            {"by": by, "pairs": n, "kept": running[k - 1], "next": running[k], **gap}
+            for gap in below[:1]
+        ]
         out = [group for group, gap in zip(running[k:], below) if gap["low"] > 0] + out
         running = [group for group in running if group not in out]
         if n == pairs or len(running) == k:
@@ -70,7 +84,9 @@ def screen(score: Score, groups: Sequence[Group], pairs: int, *, first: int, by:
         n = min(2 * n, pairs)
 
 
-def better_than(least: np.ndarray, values: Sequence[np.ndarray], statistic: Statistic = np.mean) -> int:
+def better_than(
+    least: np.ndarray, values: Sequence[np.ndarray], statistic: Statistic = np.mean
+) -> int:
     """How many of the values are a clear gain over `least`."""
     return sum(gain(value, least, statistic)["low"] > 0 for value in values)
 
@@ -101,8 +117,15 @@ class Step:
     kept: bool
 
 
-def grow(score: Score, ranked: Sequence, pairs: int, statistic: Statistic = np.mean, *, first: int,
-         least: int | None = None) -> list[Step]:  # fmt: skip
+def grow(
+    score: Score,
+    ranked: Sequence,
+    pairs: int,
+    statistic: Statistic = np.mean,
+    *,
+    first: int,
+    least: int | None = None,
+) -> list[Step]:
     """Put units together, the one that adds most next, for as long as each is a clear gain.   (ICLR 2025, Algorithm 1)
 
     ranked  the units, best first by their scores alone: the first begins, all others may join
@@ -128,8 +151,16 @@ def grow(score: Score, ranked: Sequence, pairs: int, statistic: Statistic = np.m
     return steps
 
 
-def _tried(score: Score, group: Group, ranked: Sequence, known: int, pairs: int, statistic: Statistic, first: int,
-           least: int) -> list[Step]:  # fmt: skip
+def _tried(
+    score: Score,
+    group: Group,
+    ranked: Sequence,
+    known: int,
+    pairs: int,
+    statistic: Statistic,
+    first: int,
+    least: int,
+) -> list[Step]:
     """The steps tried from a group: the unit that joins by the pairs it is known on, if that is refused by all pairs."""
     steps: list[Step] = []
     left = [unit for unit in ranked if unit not in group]
@@ -142,20 +173,35 @@ def _tried(score: Score, group: Group, ranked: Sequence, known: int, pairs: int,
     return steps
 
 
-def _step(score: Score, group: Group, units: Group, pairs: int, statistic: Statistic, least: int) -> Step:
+def _step(
+    score: Score, group: Group, units: Group, pairs: int, statistic: Statistic, least: int
+) -> Step:
     """Units join a group: their gain on the first pairs, on twice as many until it is clear, at last on all."""
     larger, n = tuple(sorted((*group, *units))), min(max(least, FEW) if group else least, pairs)
     while True:
         (before,), level = score([group], n), 0.95 if n == pairs else EARLY
-        values, looked = _while_hopeful(score, larger, before, statistic, level) if group else (score([larger], n)[0], n)
+        values, looked = (
+            _while_hopeful(score, larger, before, statistic, level)
+            if group
+            else (score([larger], n)[0], n)
+        )
         clear = gain(values, before, statistic, level)["low"] > 0
         if clear or n == pairs:
-            return Step(units, larger, n, looked, interval(values, statistic), gain(values, before, statistic), clear)
+            return Step(
+                units,
+                larger,
+                n,
+                looked,
+                interval(values, statistic),
+                gain(values, before, statistic),
+                clear,
+            )
         n = min(2 * n, pairs)
 
 
-def _while_hopeful(score: Score, larger: Group, before: np.ndarray, statistic: Statistic,
-                   level: float) -> tuple[np.ndarray, int]:  # fmt: skip
+def _while_hopeful(
+    score: Score, larger: Group, before: np.ndarray, statistic: Statistic, level: float
+) -> tuple[np.ndarray, int]:
     """A larger group's values on the pairs of `before`, `_hoped` for where it was not looked at; and on how many it was.
 
     It is looked at where the smaller group fails, the only pairs on which it can gain, then on twice as many, for as long
@@ -181,12 +227,23 @@ def inseparable(score: Score, units: Sequence, pairs: int, statistic: Statistic 
     if gain(whole, none, statistic)["low"] <= 0:
         return ()
     rest = score([tuple(unit for unit in every if unit != one) for one in every], pairs)
-    needed = [unit for unit, values in zip(every, rest) if gain(whole, values, statistic, EARLY)["low"] > 0]
+    needed = [
+        unit
+        for unit, values in zip(every, rest)
+        if gain(whole, values, statistic, EARLY)["low"] > 0
+    ]
     return tuple(needed) if len(needed) > 1 else ()
 
 
-def joining(score: Score, group: Group, pairs: int, units: Sequence, *, first: int,
-            statistic: Statistic = np.mean):  # fmt: skip
+def joining(
+    score: Score,
+    group: Group,
+    pairs: int,
+    units: Sequence,
+    *,
+    first: int,
+    statistic: Statistic = np.mean,
+):
     """The unit that adds most to a group, or None where nothing could be a clear gain: a race over what it fails.
 
     A value is 1 at most, so that a unit can only gain on the pairs on which the group's is less.  On those units join
@@ -197,23 +254,29 @@ def joining(score: Score, group: Group, pairs: int, units: Sequence, *, first: i
     (values,) = score([group], pairs)
     order, n = _worst_first(values)
     failed = order[:n]
-    units, n = list(units) if _within_reach(values, values[:0], statistic) else [], min(first, len(failed))
+    units, n = (
+        list(units) if _within_reach(values, values[:0], statistic) else [],
+        min(first, len(failed)),
+    )
     while units:
         seen = score([tuple(sorted((*group, unit))) for unit in units], failed[:n])
         order = ranking(seen, statistic)
         best, own = seen[order[0]], values[failed[:n]]
         units = [
-            units[i] for i in order
+            units[i]
+            for i in order
             if gain(best, seen[i], statistic)["low"] <= 0 < gain(seen[i], own, statistic)["value"]
             and _within_reach(values, seen[i], statistic)
-        ]  # fmt: skip
+        ]
         if n == len(failed) or len(units) == 1:
             break
         n = min(2 * n, len(failed))
     return next(iter(units), None)
 
 
-def _within_reach(before: np.ndarray, seen: np.ndarray, statistic: Statistic, level: float = 0.95) -> bool:
+def _within_reach(
+    before: np.ndarray, seen: np.ndarray, statistic: Statistic, level: float = 0.95
+) -> bool:
     """Whether what can be hoped for were a clear gain."""
     return gain(_hoped(before, seen), before, statistic, level)["low"] > 0
 
@@ -252,7 +315,9 @@ class Taken:
     missing: dict[str, float]  # gain of all units over those taken
 
 
-def take_away(score: Score, units: Sequence, pairs: int, statistic: Statistic = np.mean) -> list[Taken]:
+def take_away(
+    score: Score, units: Sequence, pairs: int, statistic: Statistic = np.mean
+) -> list[Taken]:
     """The greedy head search of the official code: the units that together do what all of them do.
 
     From all units swapped, the one without which the score falls lowest is taken away, again and again, until
@@ -268,7 +333,9 @@ def take_away(score: Score, units: Sequence, pairs: int, statistic: Statistic = 
         (alone,) = score([group], pairs)
         missing = gain(whole, alone, statistic)
         taken.append(
-            Taken(unit, interval(values[worst], statistic), group, interval(alone, statistic), missing)
+            Taken(
+                unit, interval(values[worst], statistic), group, interval(alone, statistic), missing
+            )
         )
         if missing["value"] <= 0:
             break

@@ -8,8 +8,7 @@ S (S + 1) / 2 row-steps and not S^2.  (ICLR 2025, app. A.2)
 
 from __future__ import annotations
 
-from typing import Sequence
-
+from collections.abc import Sequence
 
 from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError
@@ -46,21 +45,36 @@ def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> d
         units = counted(trials.units(len(trials.pairs)))
         records = [_record(trials, unit, group, starts) for unit in units]
     names = [_name(start) for start in starts]
-    times, sigmas = (trials.pipeline.schedule.timesteps(steps), trials.pipeline.schedule.sigmas(steps))
+    times, sigmas = (
+        trials.pipeline.schedule.timesteps(steps),
+        trials.pipeline.schedule.sigmas(steps),
+    )
     curve = [
-        {"start": start, "timestep": float(times[start]), "sigma": float(sigmas[start]), **all_scores(records, name)}
+        {
+            "start": start,
+            "timestep": float(times[start]),
+            "sigma": float(sigmas[start]),
+            **all_scores(records, name),
+        }
         for start, name in zip(starts, names)
     ]
     last = latest_start([values(records, name) for name in names], f1_of_means)
     generations = sum(record["generations"] for record in records)
-    return {"sites": list(group), "curve": curve, "chosen": starts[last], "generations": generations}
+    return {
+        "sites": list(group),
+        "curve": curve,
+        "chosen": starts[last],
+        "generations": generations,
+    }
 
 
 def _name(start: int) -> str:
     return f"start-{start}"
 
 
-def _record(trials: Trials, unit: tuple[int, int], group: tuple[int, ...], starts: list[int]) -> dict:
+def _record(
+    trials: Trials, unit: tuple[int, int], group: tuple[int, ...], starts: list[int]
+) -> dict:
     (index, seed), steps = unit, trials.steps
     pair = trials.pairs[index]
     rows = [Row(_name(start), pair.source, seed, joins=start, copies=SOURCE) for start in starts]
@@ -73,8 +87,14 @@ def _record(trials: Trials, unit: tuple[int, int], group: tuple[int, ...], start
     row_steps = (1 + runs) * steps + sum(steps - start for start in starts)
 
     def make() -> dict:
-        made = sample(trials.pipeline, [*ends, *rows], plan, steps=steps, guidance=trials.guidance,
-                      micro_batch=trials.micro_batch)  # fmt: skip
+        made = sample(
+            trials.pipeline,
+            [*ends, *rows],
+            plan,
+            steps=steps,
+            guidance=trials.guidance,
+            micro_batch=trials.micro_batch,
+        )
         return {"generations": row_steps / steps, "pictures": trials.scored(made.images, index)}
 
     return trials.once(f"starts-{index}-{seed}", unit, made_by([*ends, *rows], plan), make)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Sequence
 
 from textpatch.groups import Group, group_name, row_name
 from textpatch.guidance import described
@@ -27,15 +27,25 @@ def best_first(trials: Trials, groups: Sequence[Group]) -> list[Group]:
     return [groups[i] for i in order]
 
 
-def summarise(trials: Trials, mode: str, groups: list[Group], screening: Screening, beside: dict[Group, dict],
-              grown: list[Step] | None) -> dict:  # fmt: skip
+def summarise(
+    trials: Trials,
+    mode: str,
+    groups: list[Group],
+    screening: Screening,
+    beside: dict[Group, dict],
+    grown: list[Step] | None,
+) -> dict:
     """Means and intervals of all records, the sites ranked, and how the search came to them.
 
     Measured sites are ranked by F1 towards the target, those screened out after them by what screened them out.
     One of these may have joined the set all the same: alone it does little, with the others it was measured on all pairs.
     """
     records, pairs = trials.records, trials.pairs
-    measured = [group for group in groups if all(row_name(group) in record["pictures"] for record in records)]
+    measured = [
+        group
+        for group in groups
+        if all(row_name(group) in record["pictures"] for record in records)
+    ]
     out = [group for group in screening.ranked if group not in measured]
     label = lambda group: group[0] if all_alone(groups) else group_name(group)  # noqa: E731
     entries = []
@@ -45,10 +55,21 @@ def summarise(trials: Trials, mode: str, groups: list[Group], screening: Screeni
             joined = all_alone(groups) and grown is not None and group[0] in responsible(grown)
             status = {"state": "joined" if joined else "screened out", **screening.seen[group]}
         sites = [find_sites(trials.pipeline.denoiser)[index] for index in group]
-        named = {"site": label(group), "group": list(group), "name": " + ".join(site.name for site in sites),
-                 "parameters": sum(site.parameters for site in sites)}  # fmt: skip
-        entries.append({**named, "kind": sites[0].kind, **all_scores(records, row_name(group)), "status": status,
-                        **beside.get(group, {})})  # fmt: skip
+        named = {
+            "site": label(group),
+            "group": list(group),
+            "name": " + ".join(site.name for site in sites),
+            "parameters": sum(site.parameters for site in sites),
+        }
+        entries.append(
+            {
+                **named,
+                "kind": sites[0].kind,
+                **all_scores(records, row_name(group)),
+                "status": status,
+                **beside.get(group, {}),
+            }
+        )
     words = [dict(zip(("word", "target_word"), pair.words)) for pair in pairs]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -59,7 +80,10 @@ def summarise(trials: Trials, mode: str, groups: list[Group], screening: Screeni
         "sites": entries,
         "ranked": [label(group) for group in [*best_first(trials, measured), *out]],
         "set": None if grown is None else _set(trials, grown),
-        "gaps": [{**gap, "kept": label(gap["kept"]), "next": label(gap["next"])} for gap in screening.gaps],
+        "gaps": [
+            {**gap, "kept": label(gap["kept"]), "next": label(gap["next"])}
+            for gap in screening.gaps
+        ],
         "generations": _generations(trials, len(groups)),
         "pairs_list": [{"source": p.source, "target": p.target, **w} for p, w in zip(pairs, words)],
     }
@@ -67,9 +91,17 @@ def summarise(trials: Trials, mode: str, groups: list[Group], screening: Screeni
 
 def _facts(trials: Trials) -> dict:
     parameters = sum(p.numel() for p in trials.pipeline.denoiser.parameters())
-    return dict(model=trials.pipeline.name, parameters=parameters, pairs=len(trials.pairs), seeds=list(trials.seeds),
-                steps=trials.steps, guidance=described(trials.guidance), start=trials.start, branch=trials.branch,
-                ocr=trials.ocr.describe())  # fmt: skip
+    return dict(
+        model=trials.pipeline.name,
+        parameters=parameters,
+        pairs=len(trials.pairs),
+        seeds=list(trials.seeds),
+        steps=trials.steps,
+        guidance=described(trials.guidance),
+        start=trials.start,
+        branch=trials.branch,
+        ocr=trials.ocr.describe(),
+    )
 
 
 def _what(pairs: Sequence[Pair]) -> dict:
@@ -81,7 +113,9 @@ def _what(pairs: Sequence[Pair]) -> dict:
 def _set(trials: Trials, grown: list[Step]) -> dict:
     """The responsible set and its score, of no swap if it is empty; every step towards it, on the pairs that decided it."""
     sites = responsible(grown)
-    steps = [{**asdict(step), "added": list(step.added), "group": list(step.group)} for step in grown]
+    steps = [
+        {**asdict(step), "added": list(step.added), "group": list(step.group)} for step in grown
+    ]
     (values,) = trials.score([sites], len(trials.pairs))
     return {"sites": list(sites), "score": interval(values, f1_of_means), "steps": steps}
 

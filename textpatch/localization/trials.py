@@ -11,10 +11,10 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from numbers import Integral
-from typing import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -37,7 +37,9 @@ from textpatch.runs.work import made_by
 from textpatch.sampling import decoding, sample_latents
 
 
-def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int, start: int = 0) -> list[Pair]:
+def checked_pairs(
+    pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int, start: int = 0
+) -> list[Pair]:
     """Prompt pairs, once all that can be wrong with a run of them is known to be right; nothing is generated."""
     pairs = [_pair(pair) for pair in pairs]
     if isinstance(seeds, Integral):
@@ -47,23 +49,33 @@ def checked_pairs(pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int
     if not seeds:
         raise PatchError("no seed was given; give at least one")
     if not 0 <= start < steps:
-        raise PatchError(f"start {start} of {steps} steps was asked for; give a start within the run")
+        raise PatchError(
+            f"start {start} of {steps} steps was asked for; give a start within the run"
+        )
     if len(set(seeds)) != len(seeds):
-        raise PatchError(f"seeds {', '.join(map(str, seeds))} were asked for, one of them twice; give each once")
+        raise PatchError(
+            f"seeds {', '.join(map(str, seeds))} were asked for, one of them twice; give each once"
+        )
     _require_once(pairs)
     for pair in pairs:
         pair.words  # noqa: B018  a prompt without a word is refused before anything runs
         require_apart(pair)
     if pipeline.upscales:
-        raise PatchError(f"{pipeline.name} draws small pictures larger, and words are localised in the model that writes "
-                         "them; give that one")  # fmt: skip
+        raise PatchError(
+            f"{pipeline.name} draws small pictures larger, and words are localised in the model that writes "
+            "them; give that one"
+        )
     height, width = picture_size(pipeline)
     if min(height, width) < WINDOW:
-        raise PatchError(f"pictures of {height}x{width} pixels (height x width) are compared in windows of {WINDOW}x"
-                         f"{WINDOW} (SSIM); ask for {WINDOW} at least")  # fmt: skip
+        raise PatchError(
+            f"pictures of {height}x{width} pixels (height x width) are compared in windows of {WINDOW}x"
+            f"{WINDOW} (SSIM); ask for {WINDOW} at least"
+        )
     _require_background(pipeline.defaults.text_box, height, width)
     pipeline.check(
-        [prompt for pair in pairs for prompt in (pair.source, pair.target)], seeds=seeds, steps=steps
+        [prompt for pair in pairs for prompt in (pair.source, pair.target)],
+        seeds=seeds,
+        steps=steps,
     )
     return pairs
 
@@ -93,8 +105,14 @@ def _require_background(box, height: int, width: int) -> None:
 def _pair(pair) -> Pair:
     if isinstance(pair, Pair):
         return pair
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-        raise PatchError(f"a prompt pair is (source, target), two texts; found {pair!r}, so give a list of pairs")
+    if (
+        not isinstance(pair, (tuple, list))
+        or len(pair) != 2
+        or not all(isinstance(text, str) for text in pair)
+    ):
+        raise PatchError(
+            f"a prompt pair is (source, target), two texts; found {pair!r}, so give a list of pairs"
+        )
     return Pair(*pair)
 
 
@@ -108,7 +126,11 @@ def require_known_letters(pairs: Sequence[Pair], reader) -> None:
     if alphabet is None:
         return
     for word in (word for pair in pairs for word in pair.words):
-        unknown = [letter for letter in dict.fromkeys(word) if letter not in alphabet and not letter.isspace()]
+        unknown = [
+            letter
+            for letter in dict.fromkeys(word)
+            if letter not in alphabet and not letter.isspace()
+        ]
         if unknown:
             raise PromptError(
                 f"the word {word!r} has {', '.join(map(repr, unknown))}, and {type(reader).__name__} answers with "
@@ -130,9 +152,20 @@ class Trials:
     PromptError for a pair that is there twice and for words that the reader cannot spell.
     """
 
-    def __init__(self, pipeline: SupportsSampling, pairs: Sequence, *, seeds: Sequence[int] = (0,), steps: int | None = None,
-                 guidance: float | Guidance | None = None, start: int = 0, branch: str = "both", ocr=None, run=None,
-                 micro_batch: int = 64):  # fmt: skip
+    def __init__(
+        self,
+        pipeline: SupportsSampling,
+        pairs: Sequence,
+        *,
+        seeds: Sequence[int] = (0,),
+        steps: int | None = None,
+        guidance: float | Guidance | None = None,
+        start: int = 0,
+        branch: str = "both",
+        ocr=None,
+        run=None,
+        micro_batch: int = 64,
+    ):
         require_parts(pipeline, "a trial", SupportsSampling, SupportsPairs)
         pipeline = remembering(pipeline)
         self.pipeline, self.start, self.branch = pipeline, start, branch
@@ -141,7 +174,9 @@ class Trials:
         self.pairs = checked_pairs(pipeline, pairs, seeds=seeds, steps=self.steps, start=start)
         self.seeds = [int(seed) for seed in seeds]  # numpy's are no JSON
         if isinstance(run, (str, os.PathLike)):
-            raise PatchError(f"run is the path {str(run)!r}; give a textpatch.Run: Run.open({str(run)!r}, {{'request': ...}})")
+            raise PatchError(
+                f"run is the path {str(run)!r}; give a textpatch.Run: Run.open({str(run)!r}, {{'request': ...}})"
+            )
         self.ocr, self.run, self.micro_batch = ocr or metrics.Tesseract(), run, micro_batch
         self.ocr.self_test()
         require_known_letters(self.pairs, self.ocr)
@@ -157,16 +192,26 @@ class Trials:
 
     def units(self, pairs: int | Sequence[int]) -> list[tuple[int, int]]:
         """(pair, seed) of the first so many pairs, or of the pairs of these places."""
-        return list(itertools.product(range(pairs) if isinstance(pairs, int) else pairs, self.seeds))
+        return list(
+            itertools.product(range(pairs) if isinstance(pairs, int) else pairs, self.seeds)
+        )
 
-    def score(self, groups: Sequence[Group], pairs: int | Sequence[int], *, own: bool = False) -> list[np.ndarray]:
+    def score(
+        self, groups: Sequence[Group], pairs: int | Sequence[int], *, own: bool = False
+    ) -> list[np.ndarray]:
         """(pairs, 2) per group, pairs as in `units`: precision and recall of the target's characters, the mean over seeds."""
         self.measure(groups, pairs, own=own)
         records = [self._found[unit] for unit in self.units(pairs)]
         return [values(records, row_name(group)) for group in groups]
 
-    def measure(self, groups: Sequence[Group], pairs: int | Sequence[int] | None = None, part: slice = slice(None), *,
-                own: bool = False) -> None:  # fmt: skip
+    def measure(
+        self,
+        groups: Sequence[Group],
+        pairs: int | Sequence[int] | None = None,
+        part: slice = slice(None),
+        *,
+        own: bool = False,
+    ) -> None:
         """Make what is not there yet of the groups' pictures, on all pairs or those of `units`, or part of them.
 
         own  the source's and the target's own pictures, too.  Without the source's, which no score of a word needs,
@@ -197,18 +242,24 @@ class Trials:
         """
         (index, count), units = shard, self.units(len(self.pairs))
         if self.run is None:
-            raise PatchError(f"shard {index}/{count} of no run was asked for; shards meet in a run folder, give `run`")
+            raise PatchError(
+                f"shard {index}/{count} of no run was asked for; shards meet in a run folder, give `run`"
+            )
         self.measure(groups, part=slice(index, None, count), own=True)
         self._done = {record["id"]: record for record in self.run.records()}
         left = sum(f"{pair}-{seed}" not in self._done for pair, seed in units)
         if left:
-            raise Unfinished(f"shard {index}/{count} is done, {left} of {len(units)} pairs and seeds are not: the shard "
-                             f"that ends last writes the results to {self.run.folder}")  # fmt: skip
+            raise Unfinished(
+                f"shard {index}/{count} is done, {left} of {len(units)} pairs and seeds are not: the shard "
+                f"that ends last writes the results to {self.run.folder}"
+            )
 
     def _pictures(self, unit: tuple[int, int]) -> dict:
         return self._found.get(unit, {}).get("pictures", {})
 
-    def _made(self, unit: tuple[int, int], names: set[str], groups: Sequence[Group], reader: Executor) -> Callable[[], None]:
+    def _made(
+        self, unit: tuple[int, int], names: set[str], groups: Sequence[Group], reader: Executor
+    ) -> Callable[[], None]:
         """One lock-step run of the rows of these names, those of groups among them, and of the target they read.
 
         Its pictures are decoded and read while others are generated: what is returned waits for the readings and keeps
@@ -218,12 +269,20 @@ class Trials:
         self._batches[unit] += 1
         number = self._batches[unit]
         swapped = [group for group in groups if group and row_name(group) in names]
-        rows, plan = rows_and_plan(self.pairs[index], seed, swapped, self.steps, self.start, self.branch)
+        rows, plan = rows_and_plan(
+            self.pairs[index], seed, swapped, self.steps, self.start, self.branch
+        )
         rows = self._needed(names, *rows)
         id, scored = f"{index}-{seed}" + (f"-{number}" if number > 1 else ""), None
         if id not in self._done:
-            latents = sample_latents(self.pipeline, rows, plan, steps=self.steps, guidance=self.guidance,
-                                     micro_batch=self.micro_batch).latents  # fmt: skip
+            latents = sample_latents(
+                self.pipeline,
+                rows,
+                plan,
+                steps=self.steps,
+                guidance=self.guidance,
+                micro_batch=self.micro_batch,
+            ).latents
             fresh = {name: one for name, one in latents.items() if name not in before}
             pictures = decoding(self.pipeline, fresh)
             scored = reader.submit(lambda: self.scored(pictures(), index, before.get(SOURCE)))
@@ -247,10 +306,18 @@ class Trials:
 
     def _needed(self, names: set[str], source: Row, target: Row, *patched: Row) -> list[Row]:
         """The rows to run: source and target where they are asked for, or where the target's text is in its run alone."""
-        target = replace(target, sampled=TARGET in names or not prompt_settles_text(self.pipeline.denoiser))
-        return [source] * (SOURCE in names) + [target] * (TARGET in names or bool(patched)) + list(patched)
+        target = replace(
+            target, sampled=TARGET in names or not prompt_settles_text(self.pipeline.denoiser)
+        )
+        return (
+            [source] * (SOURCE in names)
+            + [target] * (TARGET in names or bool(patched))
+            + list(patched)
+        )
 
-    def once(self, id: str, unit: tuple[int, int], maker: dict[str, str], make: Callable[[], dict]) -> dict:
+    def once(
+        self, id: str, unit: tuple[int, int], maker: dict[str, str], make: Callable[[], dict]
+    ) -> dict:
         """The record of that id: the run folder's, or made now and kept there.  Its generations are counted.
 
         maker  what it is made of, see `made_by`; raises StoreError for a record of something else.
@@ -271,13 +338,17 @@ class Trials:
         empty = {"id": "{}-{}".format(*unit), "pair": unit[0], "seed": unit[1], "pictures": {}}
         self._found.setdefault(unit, empty)["pictures"] |= record["pictures"]
 
-    def scored(self, images: dict[str, Image.Image], index: int, source: dict | None = None) -> dict[str, dict]:
+    def scored(
+        self, images: dict[str, Image.Image], index: int, source: dict | None = None
+    ) -> dict[str, dict]:
         """Pictures, readings and scores by row name; source: that picture's entry, if there and not among the images."""
         box = self.pipeline.defaults.text_box
         readings = self.ocr.read(list(images.values()), box=box)
         if len(readings) != len(images) or None in readings:
-            raise OCRError(f"{len(images)} pictures were given to {type(self.ocr).__name__}, which read {readings!r}; `read` "
-                           "gives a text for each, empty for nothing")  # fmt: skip
+            raise OCRError(
+                f"{len(images)} pictures were given to {type(self.ocr).__name__}, which read {readings!r}; `read` "
+                "gives a text for each, empty for nothing"
+            )
         kept = images.get(SOURCE) if source is None else opened(source["image"], self.run)
         return {
             name: {

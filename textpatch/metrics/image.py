@@ -56,7 +56,9 @@ def ssim(a, b, mask: np.ndarray | None = None) -> float:
     """
     a, b = _pair(a, b)
     if min(a.shape[:2]) < WINDOW:
-        raise PatchError(f"ssim needs {WINDOW} x {WINDOW} pixels; found {a.shape[:2]}; enlarge the pictures")
+        raise PatchError(
+            f"ssim needs {WINDOW} x {WINDOW} pixels; found {a.shape[:2]}; enlarge the pictures"
+        )
     similarity = _ssim_map(a.astype(np.float64), b.astype(np.float64))
     inside = (slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
     return float(_counted(similarity, mask, inside).mean())
@@ -117,9 +119,13 @@ def _pair(a, b) -> tuple[np.ndarray, np.ndarray]:
     a, b = (np.asarray(x.convert("RGB") if isinstance(x, Image.Image) else x) for x in (a, b))
     for x in (a, b):
         if x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != 3 or not x.size:
-            raise PatchError(f"needs PIL pictures or uint8 arrays (H, W, 3); found {x.dtype} {x.shape}")
+            raise PatchError(
+                f"needs PIL pictures or uint8 arrays (H, W, 3); found {x.dtype} {x.shape}"
+            )
     if a.shape != b.shape:
-        raise PatchError(f"pictures differ in (H, W): {a.shape[:2]} and {b.shape[:2]}; crop or resize one")
+        raise PatchError(
+            f"pictures differ in (H, W): {a.shape[:2]} and {b.shape[:2]}; crop or resize one"
+        )
     return a, b
 
 
@@ -129,9 +135,13 @@ def _counted(values: np.ndarray, mask, inside=(slice(None), slice(None))) -> np.
         return values
     mask = np.asarray(mask)
     if mask.dtype != bool or mask.ndim != 2 or mask[inside].shape != values.shape[:2]:
-        raise PatchError(f"mask is {mask.dtype} {mask.shape}; needs bool (H, W), an entry for each pixel")
+        raise PatchError(
+            f"mask is {mask.dtype} {mask.shape}; needs bool (H, W), an entry for each pixel"
+        )
     if not mask[inside].any():
-        raise PatchError(f"mask leaves nothing to score; {int(mask.sum())} of {mask.size} set, none usable")
+        raise PatchError(
+            f"mask leaves nothing to score; {int(mask.sum())} of {mask.size} set, none usable"
+        )
     return values[mask[inside]]
 
 

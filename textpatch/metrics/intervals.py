@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
-from typing import Callable, NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -77,10 +78,14 @@ def wilson(share: float, n: int, *, level: float = 0.95) -> Interval:
 def _columns(values) -> np.ndarray:
     array = np.asarray(values, np.float64)
     if array.ndim not in (1, 2) or not array.size:
-        raise PatchError(f"bootstrap got values {array.shape}; needs (items,) or (items, columns), not empty")
+        raise PatchError(
+            f"bootstrap got values {array.shape}; needs (items,) or (items, columns), not empty"
+        )
     wrong = int((~np.isfinite(array)).sum())
     if wrong:
-        raise PatchError(f"bootstrap got {wrong} of {array.size} values not finite; leave those items out")
+        raise PatchError(
+            f"bootstrap got {wrong} of {array.size} values not finite; leave those items out"
+        )
     return np.ascontiguousarray(np.atleast_2d(array.T))  # (columns, items)
 
 
@@ -122,7 +127,9 @@ def tells_spread(values: np.ndarray) -> bool:
     return len(values) >= FEWEST and bool((np.ptp(values, axis=0) > 1 - PERFECT).any())
 
 
-def gain(more: np.ndarray, less: np.ndarray, statistic: Statistic = np.mean, level: float = 0.95) -> dict[str, float]:
+def gain(
+    more: np.ndarray, less: np.ndarray, statistic: Statistic = np.mean, level: float = 0.95
+) -> dict[str, float]:
     """s(more) - s(less) and its bootstrapped interval, each draw of pairs taken on both sides.
 
     Of fewer than FEWEST pairs it is -1 to 1, all that scores from 0 to 1 can differ by: no gain is clear.

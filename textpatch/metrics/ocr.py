@@ -58,12 +58,21 @@ class Tesseract:
     """
 
     def __init__(
-        self, *, alphabet: str = LETTERS, blank: bool = False, scale: float = 4, timeout: float = 120.0
+        self,
+        *,
+        alphabet: str = LETTERS,
+        blank: bool = False,
+        scale: float = 4,
+        timeout: float = 120.0,
     ):
         if not alphabet or any(c.isspace() or not c.isprintable() for c in alphabet):
-            raise OCRError(f"cannot read with alphabet {alphabet!r}; give printable characters, no blanks")
+            raise OCRError(
+                f"cannot read with alphabet {alphabet!r}; give printable characters, no blanks"
+            )
         if scale < 1 or timeout <= 0:
-            raise OCRError(f"cannot read with {scale=}, {timeout=}; needs scale >= 1 and timeout > 0")
+            raise OCRError(
+                f"cannot read with {scale=}, {timeout=}; needs scale >= 1 and timeout > 0"
+            )
         self.alphabet = alphabet
         self.blank = blank
         self.scale = scale
@@ -71,7 +80,9 @@ class Tesseract:
         self.crashed = 0
         self._tested = False
 
-    def read(self, images: Sequence[Image.Image], box: tuple[int, int, int, int] | None = None) -> list[str]:
+    def read(
+        self, images: Sequence[Image.Image], box: tuple[int, int, int, int] | None = None
+    ) -> list[str]:
         """Text lines of the pictures, one for each and "" where there is none.
 
         The first call runs `self_test`.
@@ -95,7 +106,9 @@ class Tesseract:
             return
         words = _known_words(self.alphabet, self.blank)
         pictures = [_draw(word, TEST_SIZES[i % len(TEST_SIZES)]) for i, word in enumerate(words)]
-        read = self._read([_prepare(picture, None, self.scale, i) for i, picture in enumerate(pictures)])
+        read = self._read(
+            [_prepare(picture, None, self.scale, i) for i, picture in enumerate(pictures)]
+        )
         right = sum(exact(r, w) for r, w in zip(read, words, strict=True))
         if right < LEAST_EXACT * len(words):
             raise OCRError(
@@ -147,7 +160,12 @@ class Tesseract:
         data = io.BytesIO()  # no file: nothing of a reader that was killed stays behind
         pictures[0].save(data, "TIFF", save_all=True, append_images=pictures[1:])
         asked = f"reading {len(pictures)} picture{'s' * (len(pictures) != 1)}"
-        return tesseract(["stdin", "stdout", *self._settings()], data.getvalue(), timeout=self.timeout, asked=asked)
+        return tesseract(
+            ["stdin", "stdout", *self._settings()],
+            data.getvalue(),
+            timeout=self.timeout,
+            asked=asked,
+        )
 
     def _settings(self) -> list[str]:
         settings = {
@@ -189,12 +207,16 @@ def _prepare(image: Image.Image, box, scale: float, index: int) -> Image.Image |
 def _luminance(image: Image.Image, box, index: int) -> np.ndarray:
     if not isinstance(image, Image.Image) or image.mode[0] in "IF":
         found = f"mode {image.mode}" if isinstance(image, Image.Image) else type(image).__name__
-        raise OCRError(f"picture {index} cannot be read: {found}; give a PIL image with 8 bits a channel")
+        raise OCRError(
+            f"picture {index} cannot be read: {found}; give a PIL image with 8 bits a channel"
+        )
     require_bounded(image, f"picture {index}")
     if box is not None:
         left, top, right, bottom = box
         if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
-            raise OCRError(f"box {tuple(box)} is not inside picture {index} of size {image.size}; shrink it")
+            raise OCRError(
+                f"box {tuple(box)} is not inside picture {index} of size {image.size}; shrink it"
+            )
         image = image.crop(box)
     if "A" in image.getbands():  # what is transparent is seen as white
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
@@ -228,4 +250,6 @@ def _known_words(alphabet: str, blank: bool) -> list[str]:
     rng = random.Random(0)
     while len(words) < 12:
         words.append("".join(rng.choice(alphabet) for _ in range(4)))
-    return [f"{a} {b}" for a, b in zip(words, words[1:] + words[:1], strict=True)] if blank else words
+    return (
+        [f"{a} {b}" for a, b in zip(words, words[1:] + words[:1], strict=True)] if blank else words
+    )

@@ -22,8 +22,12 @@ from collections.abc import Sequence
 from textpatch.errors import OCRError
 
 LANGUAGE = "eng"
-INSTALL = "install it: apt-get install tesseract-ocr (Debian, Ubuntu), brew install tesseract (macOS)"
-INSTALL_LANGUAGE = f"install its data: apt-get install tesseract-ocr-{LANGUAGE}, or mend TESSDATA_PREFIX"
+INSTALL = (
+    "install it: apt-get install tesseract-ocr (Debian, Ubuntu), brew install tesseract (macOS)"
+)
+INSTALL_LANGUAGE = (
+    f"install its data: apt-get install tesseract-ocr-{LANGUAGE}, or mend TESSDATA_PREFIX"
+)
 # SIGABRT, SIGFPE, SIGSEGV: 5.3.0 divided by zero on 1 of 20 pictures of noise stretched to full contrast
 CRASHES = (-6, -8, -11)
 
@@ -79,7 +83,9 @@ def tesseract(arguments: Sequence[str], given: bytes = b"", *, timeout: float, a
         try:
             printed, told = process.communicate(given, timeout=timeout)
         except subprocess.TimeoutExpired:
-            raise OCRError(f"{asked} took longer than {timeout=} s; raise it, or read fewer a call") from None
+            raise OCRError(
+                f"{asked} took longer than {timeout=} s; raise it, or read fewer a call"
+            ) from None
         finally:
             _end(process)
     if process.returncode:

@@ -4,6 +4,13 @@ from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Span
 
 KREA2 = (
-    SiteSpec("transformer_blocks.*.attn", "single", span=Span("first", mask="encoder_attention_mask"),
-             heads="num_heads", kv_heads="num_kv_heads", norm="norm_k", rotary=True),
-)  # fmt: skip
+    SiteSpec(
+        "transformer_blocks.*.attn",
+        "single",
+        span=Span("first", mask="encoder_attention_mask"),
+        heads="num_heads",
+        kv_heads="num_kv_heads",
+        norm="norm_k",
+        rotary=True,
+    ),
+)

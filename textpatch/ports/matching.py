@@ -6,8 +6,8 @@ A new port is a file with a literal table of SiteSpecs and a line in `tables`.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 from torch import nn
 
@@ -50,10 +50,14 @@ class SiteSpec:
         alone = self.kind == "cross" or self.span.place != "all"
         require_known("order", self.order, (None,) if alone else ("text first", "image first"))
         if self.kind == "single" and self.span.place == "all":
-            raise PatchError(f"{self.modules!r} is of kind 'single' and spans 'all'; image tokens pass there too")
+            raise PatchError(
+                f"{self.modules!r} is of kind 'single' and spans 'all'; image tokens pass there too"
+            )
         if self.fused and not all(0 <= part < self.fused[2] for part in self.fused[:2]):
             last = self.fused[2] - 1
-            raise PatchError(f"fused is {self.fused}; parts are numbered 0..{last}; give K's, V's and how many")
+            raise PatchError(
+                f"fused is {self.fused}; parts are numbered 0..{last}; give K's, V's and how many"
+            )
 
     @property
     def text_place(self) -> str:
@@ -91,9 +95,21 @@ def _read_site(index: int, name: str, spec: SiteSpec, modules: dict[str, nn.Modu
             "see `heads`, `kv_heads` and `fused` of the table"
         )
     count = sum(parameter_count(modules[tap]) for tap in taps) // parts
-    channels = [(part * width, (part + 1) * width) if spec.fused else None for part in (first, second)]
-    return Site(index, name, spec.kind, heads, width // (kv_heads or heads), count, kv_heads, spec.text_input,
-                tuple(map(Tap, taps, channels)), spec.span)  # fmt: skip
+    channels = [
+        (part * width, (part + 1) * width) if spec.fused else None for part in (first, second)
+    ]
+    return Site(
+        index,
+        name,
+        spec.kind,
+        heads,
+        width // (kv_heads or heads),
+        count,
+        kv_heads,
+        spec.text_input,
+        tuple(map(Tap, taps, channels)),
+        spec.span,
+    )
 
 
 def _number(module: nn.Module, name: str, asked: str | int | None) -> int | None:

@@ -3,4 +3,6 @@
 from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Span
 
-PIXART = (SiteSpec("transformer_blocks.*.attn2", "cross", span=Span(mask="encoder_attention_mask")),)
+PIXART = (
+    SiteSpec("transformer_blocks.*.attn2", "cross", span=Span(mask="encoder_attention_mask")),
+)

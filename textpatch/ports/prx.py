@@ -4,6 +4,13 @@ from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Span
 
 PRX = (
-    SiteSpec("blocks.*.attention", "added", ("txt_kv_proj", "txt_kv_proj"), (0, 1, 2),
-             span=Span(mask="attention_mask"), order="text first", norm="norm_added_k"),
-)  # fmt: skip
+    SiteSpec(
+        "blocks.*.attention",
+        "added",
+        ("txt_kv_proj", "txt_kv_proj"),
+        (0, 1, 2),
+        span=Span(mask="attention_mask"),
+        order="text first",
+        norm="norm_added_k",
+    ),
+)

@@ -4,6 +4,12 @@ from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Span
 
 QWEN_IMAGE = (
-    SiteSpec("transformer_blocks.*.attn", "joint", span=Span(mask="encoder_hidden_states_mask"),
-             order="text first", norm="norm_added_k", rotary=True),
-)  # fmt: skip
+    SiteSpec(
+        "transformer_blocks.*.attn",
+        "joint",
+        span=Span(mask="encoder_hidden_states_mask"),
+        order="text first",
+        norm="norm_added_k",
+        rotary=True,
+    ),
+)

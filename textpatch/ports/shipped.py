@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -19,7 +19,9 @@ def find_sites(model: nn.Module, spec: Sequence[SiteSpec] | None = None) -> tupl
     """
     if spec is None and getattr(model, "sites", None):
         return tuple(model.sites)
-    return tuple(site for site, _ in match_sites(model, shipped_table(model) if spec is None else spec))
+    return tuple(
+        site for site, _ in match_sites(model, shipped_table(model) if spec is None else spec)
+    )
 
 
 def shipped_table(model: nn.Module) -> tuple[SiteSpec, ...]:
@@ -37,6 +39,10 @@ def shipped_table(model: nn.Module) -> tuple[SiteSpec, ...]:
             return table
     raise PatchError(
         f"no sites known for {type(model).__name__}: it has no `sites`, and "
-        + (f"no shipped table fits ({'; '.join(reasons)})" if reasons else "no table is shipped for its class")
+        + (
+            f"no shipped table fits ({'; '.join(reasons)})"
+            if reasons
+            else "no table is shipped for its class"
+        )
         + "; give find_sites a table of SiteSpecs"
     )

@@ -10,5 +10,9 @@ MASKED = Span(mask="encoder_attention_mask")
 PARTS = ("down_blocks.*", "mid_block", "up_blocks.*")
 BLOCKS = tuple(f"{part}.attentions.*" for part in PARTS)
 
-SDXL = (SiteSpec(tuple(f"{block}.transformer_blocks.*.attn2" for block in BLOCKS), "cross", span=MASKED),)
+SDXL = (
+    SiteSpec(
+        tuple(f"{block}.transformer_blocks.*.attn2" for block in BLOCKS), "cross", span=MASKED
+    ),
+)
 DEEPFLOYD_IF = (SiteSpec(BLOCKS, "added", span=MASKED, order="text first"),)

@@ -7,6 +7,11 @@ from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Span
 
 Z_IMAGE = (
-    SiteSpec("layers.*.attention", "single", span=Span("last", "cap_feats", pad_to=32),
-             norm="norm_k", rotary=True),
-)  # fmt: skip
+    SiteSpec(
+        "layers.*.attention",
+        "single",
+        span=Span("last", "cap_feats", pad_to=32),
+        norm="norm_k",
+        rotary=True,
+    ),
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 from textpatch.errors import PatchError, PromptError
 from textpatch.prompts.pairs import quoted
@@ -19,9 +19,14 @@ def word_tokens(pipeline, prompt: str) -> tuple[int, ...]:
         raise PatchError(
             f"the encoders of {pipeline.name} have no `tokenizers` to find the word with; give `tokens` instead"
         )
-    total, read = pipeline.encode([prompt]).tokens.shape[1], getattr(pipeline.encoders, "as_read", str)
+    total, read = (
+        pipeline.encode([prompt]).tokens.shape[1],
+        getattr(pipeline.encoders, "as_read", str),
+    )
     limits = getattr(pipeline.encoders, "limits", [total] * len(tokenizers))
-    lengths = [min(tokenizer.model_max_length, limit) for tokenizer, limit in zip(tokenizers, limits)]
+    lengths = [
+        min(tokenizer.model_max_length, limit) for tokenizer, limit in zip(tokenizers, limits)
+    ]
     offsets = [0, 0, lengths[0]]
     places = {
         offset + i
@@ -30,7 +35,9 @@ def word_tokens(pipeline, prompt: str) -> tuple[int, ...]:
         if i < length and offset + i < total
     }
     if not places:
-        raise PromptError(f"no token of {prompt!r} is the word's; the prompt is too long, or the word unknown")
+        raise PromptError(
+            f"no token of {prompt!r} is the word's; the prompt is too long, or the word unknown"
+        )
     return tuple(sorted(places))
 
 

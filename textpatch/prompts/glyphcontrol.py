@@ -11,8 +11,8 @@ from __future__ import annotations
 import csv
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 from textpatch.errors import PromptError, closest
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, quoted
@@ -25,13 +25,23 @@ _QUOTED = re.compile('"[^"]*"')
 BENCHES = ("simple", "creative", "mixed")
 SPLITS = {
     "validation": ("all_unigram_top_1000_100",),
-    "test": ("all_unigram_1000_10000_100", "all_unigram_10000_100000_100", "all_unigram_100000_plus_100"),
+    "test": (
+        "all_unigram_1000_10000_100",
+        "all_unigram_10000_100000_100",
+        "all_unigram_100000_plus_100",
+    ),
 }
 
 
 def glyphcontrol_pairs(
-    folder, bench: str = "simple", split: str = "validation", *, seed: int = 0, limit: int | None = None, words: int = 1
-) -> list[Pair]:  # fmt: skip
+    folder,
+    bench: str = "simple",
+    split: str = "validation",
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    words: int = 1,
+) -> list[Pair]:
     """The prompt pairs of one benchmark and split, the same for the same files and arguments.
 
     folder  a copy of the repository GlyphControl-release
@@ -48,8 +58,13 @@ def glyphcontrol_pairs(
             raise PromptError(f"GlyphControl's lists have no {name!r}{closest(name, known)}")
     buckets = _buckets(Path(folder))
     templates = [SIMPLE] if bench == "simple" else _templates(Path(folder))
-    columns = [_pairs(buckets[name], templates, bench == "mixed", words, f"{seed}/{name}") for name in SPLITS[split]]
-    turns = [column[i] for i in range(max(map(len, columns))) for column in columns if i < len(column)]
+    columns = [
+        _pairs(buckets[name], templates, bench == "mixed", words, f"{seed}/{name}")
+        for name in SPLITS[split]
+    ]
+    turns = [
+        column[i] for i in range(max(map(len, columns))) for column in columns if i < len(column)
+    ]
     if limit is not None and not 1 <= limit <= len(turns):
         raise PromptError(f"asked for {limit} pairs; the {split} words make 1 to {len(turns)}")
     return turns[:limit]
@@ -124,9 +139,13 @@ def with_words(template: str, *words: str) -> str:
     Raises PromptError unless the template has one pair of double quotes, empty, and the words have none.
     """
     if not _is_template(template):
-        raise PromptError(f'{template!r} is no template; write "" once, where the text goes, and no other quotes')
+        raise PromptError(
+            f'{template!r} is no template; write "" once, where the text goes, and no other quotes'
+        )
     if not words or any(not word.strip() or '"' in word for word in words):
-        raise PromptError(f"{words!r} cannot stand between quotes; give words, none empty and none with a quote")
+        raise PromptError(
+            f"{words!r} cannot stand between quotes; give words, none empty and none with a quote"
+        )
     return template.replace('""', f'"{" ".join(words)}"')
 
 
@@ -146,14 +165,21 @@ def mix(pair: Pair) -> dict[tuple[str, str], str]:
     return {(t, w): with_words(bare(sides[t]), quoted(sides[w])) for t in sides for w in sides}
 
 
-def _pairs(words: Sequence[str], templates: Sequence[str], different: bool, k: int, seed: str) -> list[Pair]:
+def _pairs(
+    words: Sequence[str], templates: Sequence[str], different: bool, k: int, seed: str
+) -> list[Pair]:
     if not 1 <= k <= len(words) // 2:
-        raise PromptError(f"asked for texts of {k} words; {len(words)} words make texts of 1 to {len(words) // 2}")
+        raise PromptError(
+            f"asked for texts of {k} words; {len(words)} words make texts of 1 to {len(words) // 2}"
+        )
     rng = random.Random(seed)
     ring = 2 * rng.sample(words, len(words))
     texts = [ring[i : i + 2 * k] for i in range(len(words))]
     drawn = [rng.sample(templates, 2) if different else 2 * [rng.choice(templates)] for _ in texts]
-    return [Pair(with_words(a, *text[:k]), with_words(b, *text[k:])) for text, (a, b) in zip(texts, drawn)]
+    return [
+        Pair(with_words(a, *text[:k]), with_words(b, *text[k:]))
+        for text, (a, b) in zip(texts, drawn)
+    ]
 
 
 def _buckets(folder: Path) -> dict[str, list[str]]:
@@ -168,7 +194,9 @@ def _buckets(folder: Path) -> dict[str, list[str]]:
                 raise PromptError(f"{place}: expected one word without quotes, found {word!r}")
             first = places.setdefault(word.casefold(), place)
             if first != place:
-                raise PromptError(f"{place}: expected a new word, found {word!r}, which is in {first} too")
+                raise PromptError(
+                    f"{place}: expected a new word, found {word!r}, which is in {first} too"
+                )
             buckets[name].append(word)
     return buckets
 
@@ -178,10 +206,14 @@ def _templates(folder: Path) -> list[str]:
     lines = _lines(folder / TEMPLATES, LAYOUT)
     for place, line in lines:
         if not _is_template(line):
-            raise PromptError(f'{place}: expected a sentence with "" once, where the text goes, found {line!r}')
+            raise PromptError(
+                f'{place}: expected a sentence with "" once, where the text goes, found {line!r}'
+            )
     templates = list(dict.fromkeys(line for _, line in lines))
     if len(templates) < 2:
-        raise PromptError(f"{folder / TEMPLATES}: expected at least two different sentences, found {len(templates)}")
+        raise PromptError(
+            f"{folder / TEMPLATES}: expected at least two different sentences, found {len(templates)}"
+        )
     return templates
 
 
@@ -194,5 +226,7 @@ def _lines(path: Path, expected: str) -> list[tuple[str, str]]:
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise PromptError(f"cannot read prompts from {path}: {error}; expected {expected}") from None
+        raise PromptError(
+            f"cannot read prompts from {path}: {error}; expected {expected}"
+        ) from None
     return [(f"{path}, line {n}", line.strip()) for n, line in enumerate(lines, 1) if line.strip()]

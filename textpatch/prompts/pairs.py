@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Iterable
+from typing import ClassVar
 
 from textpatch import metrics
 from textpatch.errors import PromptError
@@ -35,7 +36,9 @@ class Pair:
 def require_apart(pair: Pair) -> None:
     """Raise PromptError for a source that is its own target: no swap between them does anything."""
     if pair.source == pair.target:
-        raise PromptError(f"source and target are both {pair.source!r}, so no swap does anything; give prompts that differ")
+        raise PromptError(
+            f"source and target are both {pair.source!r}, so no swap does anything; give prompts that differ"
+        )
 
 
 def require_other_texts(pairs: Iterable[Pair]) -> None:
@@ -43,8 +46,10 @@ def require_other_texts(pairs: Iterable[Pair]) -> None:
     for pair in pairs:
         source, target = pair.words
         if source == target:
-            raise PromptError(f"source and target both have the {pair.what} {source!r}, so no reading tells which of them a "
-                              "swap made; give pairs that differ in it")  # fmt: skip
+            raise PromptError(
+                f"source and target both have the {pair.what} {source!r}, so no reading tells which of them a "
+                "swap made; give pairs that differ in it"
+            )
 
 
 def quoted_texts(prompt: str) -> list[str]:
@@ -52,7 +57,11 @@ def quoted_texts(prompt: str) -> list[str]:
     _, *parts = prompt.split('"')
     texts = [" ".join(part.split()) for part in parts[::2]]
     if not all(texts) or not texts or len(parts) % 2:
-        curly = "; its quotes are curly, and straight ones are read" if set("\u201c\u201d") & set(prompt) else ""
+        curly = (
+            "; its quotes are curly, and straight ones are read"
+            if set("\u201c\u201d") & set(prompt)
+            else ""
+        )
         raise PromptError(
             f'no quoted word in {prompt!r}{curly}; write the word to render in double quotes: a sign that says "WORD"'
         )
@@ -63,7 +72,9 @@ def quoted(prompt: str) -> str:
     """The one quoted text of a prompt.  Raises PromptError for none, and for several."""
     texts = quoted_texts(prompt)
     if len(texts) > 1:
-        raise PromptError(f"{len(texts)} quoted texts in {prompt!r}, and here there can be one; write \"{' '.join(texts)}\"")
+        raise PromptError(
+            f'{len(texts)} quoted texts in {prompt!r}, and here there can be one; write "{" ".join(texts)}"'
+        )
     return texts[0]
 
 

@@ -10,19 +10,29 @@ _LEFT, _TOP, _WIDE, _HIGH, _BOTTOM = 40, 14, 620, 190, 40  # px: margins, and th
 _COLOURS = "one", "two"
 
 
-def curve(labels: Sequence[str], series: dict[str, Sequence[dict]], along: str, *, marked: int | None = None) -> str:
+def curve(
+    labels: Sequence[str],
+    series: dict[str, Sequence[dict]],
+    along: str,
+    *,
+    marked: int | None = None,
+) -> str:
     """Lines from 0 to 1 with intervals: a name and {"value", "low", "high"} at every label; one place may be marked."""
     step, every = _WIDE / max(len(labels), 1), -(-len(labels) // 16)
     places = [_LEFT + step * (n + 0.5) for n in range(len(labels))]
     parts = [_grid(), *(_label(x, label) for x, label in list(zip(places, labels))[::every])]
     if marked is not None:
-        parts.append(f'<path d="M{places[marked]:.1f} {_TOP}v{_HIGH}" stroke="currentColor" stroke-dasharray="4 4"/>')
+        parts.append(
+            f'<path d="M{places[marked]:.1f} {_TOP}v{_HIGH}" stroke="currentColor" stroke-dasharray="4 4"/>'
+        )
     for colour, (name, scores) in zip(_COLOURS, series.items()):
         parts.append(_line(colour, name, places, labels, scores))
     parts.append(_text(_LEFT + _WIDE / 2, _TOP + _HIGH + 36, along))
     size = f"{_LEFT + _WIDE + 10} {_TOP + _HIGH + _BOTTOM}"
     width = f'width="{_LEFT + _WIDE + 10}"'
-    keys = "".join(f'<span class="key {colour}"></span>{safe(name)}' for colour, name in zip(_COLOURS, series))
+    keys = "".join(
+        f'<span class="key {colour}"></span>{safe(name)}' for colour, name in zip(_COLOURS, series)
+    )
     return f'<p class="note">{keys}</p><svg viewBox="0 0 {size}" {width} role="img">{"".join(parts)}</svg>'
 
 
@@ -56,6 +66,10 @@ def _line(colour: str, name: str, places, labels, scores) -> str:
         if score["low"] is not None:
             low, high = _height(score["low"]), _height(score["high"])
             told += f" [{score['low']:.2f}, {score['high']:.2f}]"
-            parts.append(f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="currentColor" stroke-opacity=".5"/>')
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="currentColor"><title>{safe(told)}</title></circle>')
+            parts.append(
+                f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="currentColor" stroke-opacity=".5"/>'
+            )
+        parts.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="currentColor"><title>{safe(told)}</title></circle>'
+        )
     return f'<g class="{colour}">{"".join(parts)}</g>'

@@ -11,9 +11,14 @@ from textpatch.text import plain
 _WIDEST_CELL, _WIDEST_SHEET = 320, 12_000  # px: beyond this no eye or browser gains anything
 
 
-def draw_contact_sheet(rows: Sequence[Sequence[tuple]], *, captions: Sequence[str],
-                  words: Sequence[tuple[str, str]] | None = None, best: int | None = None,
-                  scale: float = 3) -> Image.Image:
+def draw_contact_sheet(
+    rows: Sequence[Sequence[tuple]],
+    *,
+    captions: Sequence[str],
+    words: Sequence[tuple[str, str]] | None = None,
+    best: int | None = None,
+    scale: float = 3,
+) -> Image.Image:
     """Lay pictures out in a grid, one line per prompt pair: source, target, patched at site 0, 1, ...
 
     A cell of `rows` is (PIL picture, words the OCR read, or None if it was not asked); `captions` head the
@@ -39,7 +44,9 @@ def draw_contact_sheet(rows: Sequence[Sequence[tuple]], *, captions: Sequence[st
         for number, row in enumerate(rows):
             y = gap // 2 + line + number * (height + below + gap)
             picture = pictures[number][column]
-            sheet.paste(picture, (x + (width - picture.width) // 2, y + (height - picture.height) // 2))
+            sheet.paste(
+                picture, (x + (width - picture.width) // 2, y + (height - picture.height) // 2)
+            )
             text, colour = _reading(row[column][1], words[number] if words else None)
             _centred(draw, text, (x, y + height, width, line), font, colour)
         if column == best:
@@ -50,10 +57,14 @@ def draw_contact_sheet(rows: Sequence[Sequence[tuple]], *, captions: Sequence[st
 
 def _check_grid(rows, captions, words, best) -> None:
     if not rows or not captions or any(len(row) != len(captions) for row in rows):
-        raise PatchError(f"each line of a contact sheet needs one cell per caption ({len(captions)}); "
-                         f"got lines of {sorted({len(row) for row in rows})}")
+        raise PatchError(
+            f"each line of a contact sheet needs one cell per caption ({len(captions)}); "
+            f"got lines of {sorted({len(row) for row in rows})}"
+        )
     if words is not None and len(words) != len(rows):
-        raise PatchError(f"`words` needs one (source, target) per line ({len(rows)}); got {len(words)}")
+        raise PatchError(
+            f"`words` needs one (source, target) per line ({len(rows)}); got {len(words)}"
+        )
     if best is not None and not 0 <= best < len(captions):
         raise PatchError(f"`best` is a column from 0 to {len(captions) - 1}; got {best}")
 
@@ -61,7 +72,12 @@ def _check_grid(rows, captions, words, best) -> None:
 def _factor(rows, scale: float) -> float:
     widest = max(picture.width for row in rows for picture, _ in row)
     tallest = max(picture.height for row in rows for picture, _ in row)
-    return min(scale, _WIDEST_CELL / widest, _WIDEST_CELL / tallest, _WIDEST_SHEET / (widest * len(rows[0])))
+    return min(
+        scale,
+        _WIDEST_CELL / widest,
+        _WIDEST_CELL / tallest,
+        _WIDEST_SHEET / (widest * len(rows[0])),
+    )
 
 
 def _scaled(picture: Image.Image, factor: float) -> Image.Image:
@@ -74,7 +90,9 @@ def _reading(read: str | None, words) -> tuple[str, str]:
     if read is None:
         return "", GREY
     text = plain(read)
-    said, source, target = ("".join(word.split()).casefold() for word in (text, *(words or ("", ""))))
+    said, source, target = (
+        "".join(word.split()).casefold() for word in (text, *(words or ("", "")))
+    )
     colour = GREY if not said else BLUE if said == target else INK if said == source else GREY
     return text or "(nothing)", colour
 

@@ -21,12 +21,20 @@ from textpatch.report.result import credited, decimal
 from textpatch.text import plain
 
 ENDS = {"source": "source, no swap", "target": "target"}
-_TO, _BACK, _NONE = " \N{RIGHTWARDS ARROW} ", "\N{LEFTWARDS ARROW} back to the heat map", "\N{MIDDLE DOT}"
+_TO, _BACK, _NONE = (
+    " \N{RIGHTWARDS ARROW} ",
+    "\N{LEFTWARDS ARROW} back to the heat map",
+    "\N{MIDDLE DOT}",
+)
 
 
 def columns(result: dict) -> dict[str, str]:
     """Row name -> title of everything swapped: the sites in execution order, then the sets that were grown."""
-    grown = [step["group"] for step in (result.get("set") or {}).get("steps", ()) if len(step["group"]) > 1]
+    grown = [
+        step["group"]
+        for step in (result.get("set") or {}).get("steps", ())
+        if len(step["group"]) > 1
+    ]
     return {row_name((site["site"],)): f"site {site['site']}" for site in result["sites"]} | {
         row_name(group): f"sites {group_name(group)}" for group in grown
     }
@@ -46,7 +54,11 @@ def _by_pair(records: Sequence[dict]) -> dict[int, list[dict]]:
 
 def _pictures(records: Sequence[dict], name: str) -> list[tuple[int, dict]]:
     """(seed, picture) of one row name."""
-    return [(record["seed"], record["pictures"][name]) for record in records if name in record["pictures"]]
+    return [
+        (record["seed"], record["pictures"][name])
+        for record in records
+        if name in record["pictures"]
+    ]
 
 
 def _key(result: dict) -> str:
@@ -70,12 +82,16 @@ def heat_map(result: dict, records: Sequence[dict]) -> str:
     """F1 towards the target of every pair (rows) at every site (columns), seeds averaged; each cell a link."""
     key, titles, best = _key(result), columns(result), credited_row(result)
     head = "".join(f"<th>{safe(title)}</th>" for title in ENDS.values())
-    head += "".join(f'<th{" class=best" * (name == best)}>{safe(titles[name])}</th>' for name in titles)
+    head += "".join(
+        f"<th{' class=best' * (name == best)}>{safe(titles[name])}</th>" for name in titles
+    )
     rows = ""
     for pair, found in _by_pair(records).items():
         label = f"<th>{safe(_TO.join(_words(result, pair)))}</th>"
         cells = [_end(name, _pictures(found, name)) for name in ENDS]
-        cells += [_cell(result, key, pair, n, _pictures(found, name)) for n, name in enumerate(titles)]
+        cells += [
+            _cell(result, key, pair, n, _pictures(found, name)) for n, name in enumerate(titles)
+        ]
         rows += f"<tr>{label}{''.join(cells)}</tr>\n"
     table = f"<table><thead><tr><th>pair</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<div class="wide map" id="{key}">{table}</div>'
@@ -83,7 +99,11 @@ def heat_map(result: dict, records: Sequence[dict]) -> str:
 
 def _f1(pictures: Sequence[tuple[int, dict]]) -> float:
     """The score of `localize`, here over seeds."""
-    return float(f1_of_means(*([p[f"{part}_target"] for _, p in pictures] for part in ("precision", "recall"))))
+    return float(
+        f1_of_means(
+            *([p[f"{part}_target"] for _, p in pictures] for part in ("precision", "recall"))
+        )
+    )
 
 
 def _shade(f1: float) -> str:
@@ -102,7 +122,10 @@ def _end(name: str, pictures) -> str:
 def _cell(result, key: str, pair: int, column: int, pictures) -> str:
     if not pictures:
         return f'<td><span class="none" title="not run on this pair">{_NONE}</span></td>'
-    f1, read = _f1(pictures), ", ".join(plain(picture["read"]) or "nothing" for _, picture in pictures)
+    f1, read = (
+        _f1(pictures),
+        ", ".join(plain(picture["read"]) or "nothing" for _, picture in pictures),
+    )
     told = f'title="read {safe(read)}; wanted {safe(_words(result, pair)[1])}"'
     return f'<td><a href="#{_anchor(key, pair, column)}" {told} {_shade(f1)}>{f1:.2f}</a></td>'
 
@@ -116,10 +139,15 @@ def gallery_html(result: dict, records: Sequence[dict]) -> str:
     blocks = ""
     for pair, found in _by_pair(records).items():
         words = _words(result, pair)
-        shown = [_column(ENDS[name], _pictures(found, name), words, 'class="column end"') for name in ENDS]
+        shown = [
+            _column(ENDS[name], _pictures(found, name), words, 'class="column end"')
+            for name in ENDS
+        ]
         order = sorted(enumerate(titles), key=lambda entry: entry[1] != best)
         for number, name in order:
-            kind = f'class="column{" best" if name == best else ""}" id="{_anchor(key, pair, number)}"'
+            kind = (
+                f'class="column{" best" if name == best else ""}" id="{_anchor(key, pair, number)}"'
+            )
             shown.append(_column(titles[name], _pictures(found, name), words, kind))
         heading, body = _heading(result, key, pair), "".join(shown)
         blocks += f'<article class="pair">{heading}<div class="columns">{body}</div></article>\n'
@@ -138,7 +166,9 @@ def _column(title: str, pictures, words: tuple[str, str], attributes: str) -> st
         return ""
     seeds = len(pictures) > 1
     figures = [
-        figure(picture["image"], f"{title}, seed {seed}" if seeds else title, _caption(picture, words))
+        figure(
+            picture["image"], f"{title}, seed {seed}" if seeds else title, _caption(picture, words)
+        )
         for seed, picture in pictures
     ]
     return f"<div {attributes}>{''.join(figures)}</div>"
@@ -150,5 +180,7 @@ def _caption(picture: dict, words: tuple[str, str]) -> str:
     side = next((side for side in sides if picture.get(f"exact_{side}")), "other")
     f1, ssim = decimal(_f1([(0, picture)])), decimal(picture.get("ssim"))
     more = f"F1 towards {safe(words[1])}: {f1}<br>background SSIM {ssim}"
-    return (f'<span class="what">read</span> <span class="read {side}">{safe(read or "(nothing)")}</span>'
-            f'<span class="more">{more}</span>')  # fmt: skip
+    return (
+        f'<span class="what">read</span> <span class="read {side}">{safe(read or "(nothing)")}</span>'
+        f'<span class="more">{more}</span>'
+    )

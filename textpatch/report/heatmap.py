@@ -8,10 +8,16 @@ from textpatch.text import plain
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers
 BLUE, ORANGE, INK, GREY, PALE = "#0072B2", "#D55E00", "#1c2430", "#66707d", "#a9bfd3"
-_METRICS = (("f1_target", "F1\ntowards target"), ("f1_source", "F1\ntowards source"),
-            ("exact_target", "exact match\nto target"), ("ssim", "background\nSSIM"))
-_LINES = {"source": dict(color=GREY, linestyle=(0, (1, 1.5)), linewidth=1.6),
-          "target": dict(color=BLUE, linestyle=(0, (5, 2)), linewidth=1.6)}
+_METRICS = (
+    ("f1_target", "F1\ntowards target"),
+    ("f1_source", "F1\ntowards source"),
+    ("exact_target", "exact match\nto target"),
+    ("ssim", "background\nSSIM"),
+)
+_LINES = {
+    "source": dict(color=GREY, linestyle=(0, (1, 1.5)), linewidth=1.6),
+    "target": dict(color=BLUE, linestyle=(0, (5, 2)), linewidth=1.6),
+}
 
 
 def heatmap_png(result: dict) -> bytes:
@@ -26,7 +32,9 @@ def heatmap_png(result: dict) -> bytes:
     for row, (metric, label) in enumerate(_METRICS):
         bars, strip = (figure.add_subplot(grid[2 * row + part]) for part in (0, 1))
         _draw_bars(bars, sites, metric, named, result["baselines"])
-        bars.set_ylabel(label, rotation=0, ha="right", va="center", color=INK, fontsize=10, labelpad=12)
+        bars.set_ylabel(
+            label, rotation=0, ha="right", va="center", color=INK, fontsize=10, labelpad=12
+        )
         _draw_strip(strip, sites, metric)
     _label_sites(strip, [site["site"] for site in sites], named)
     _draw_head(figure, bars.get_position().x0, result)
@@ -40,7 +48,9 @@ def _figure(sites: int):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except Exception as error:  # a broken install raises more than ImportError
-        raise PatchError(f"the heat map needs matplotlib ({error}): pip install textpatch[plots]") from error
+        raise PatchError(
+            f"the heat map needs matplotlib ({error}): pip install textpatch[plots]"
+        ) from error
     width = min(max(3.2 + 0.42 * sites, 8.0), 24.0)
     figure = Figure(figsize=(width, 9.2))
     FigureCanvasAgg(figure)
@@ -50,12 +60,25 @@ def _figure(sites: int):
 
 def _draw_bars(axes, sites, metric, named, baselines) -> None:
     values = [_or_nan(value_of(site, metric)) for site in sites]
-    below, above = ([abs(_or_nan(score_of(site, metric).get(end)) - value)
-                     for site, value in zip(sites, values)] for end in ("low", "high"))
+    below, above = (
+        [
+            abs(_or_nan(score_of(site, metric).get(end)) - value)
+            for site, value in zip(sites, values)
+        ]
+        for end in ("low", "high")
+    )
     colours = [ORANGE if site["site"] in named else PALE for site in sites]
     axes.bar(range(len(sites)), values, width=0.72, color=colours, zorder=2)
-    axes.errorbar(range(len(sites)), values, yerr=(below, above), fmt="none", ecolor=INK, elinewidth=1,
-                  capsize=2, zorder=4)
+    axes.errorbar(
+        range(len(sites)),
+        values,
+        yerr=(below, above),
+        fmt="none",
+        ecolor=INK,
+        elinewidth=1,
+        capsize=2,
+        zorder=4,
+    )
     for run, style in _LINES.items():
         if (value := value_of(baselines[run], metric)) is not None:
             axes.axhline(value, zorder=3, **style)
@@ -67,12 +90,21 @@ def _draw_bars(axes, sites, metric, named, baselines) -> None:
 def _draw_strip(axes, sites, metric) -> None:
     values = [value_of(site, metric) for site in sites]
     # cividis reads the same with and without colour vision
-    axes.imshow([[_or_nan(value) for value in values]], aspect="auto", cmap="cividis", vmin=0, vmax=1)
+    axes.imshow(
+        [[_or_nan(value) for value in values]], aspect="auto", cmap="cividis", vmin=0, vmax=1
+    )
     for place, value in enumerate(values):
         if value is not None and len(sites) <= 32:
             text = "1" if value > 0.995 else f"{value:.2f}".replace("0.", ".", 1)
-            axes.text(place, 0.03, text, ha="center", va="center", fontsize=8,
-                      color="white" if value < 0.55 else INK)
+            axes.text(
+                place,
+                0.03,
+                text,
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if value < 0.55 else INK,
+            )
     _quiet(axes, len(sites), ticks=())
 
 
@@ -90,7 +122,11 @@ def _quiet(axes, sites: int, ticks) -> None:
 
 def _label_sites(axes, index: list, named: list) -> None:
     step, marked = -(-len(index) // 36), [index.index(site) for site in named]
-    places = [place for place in range(0, len(index), step) if all(abs(place - other) >= step for other in marked)]
+    places = [
+        place
+        for place in range(0, len(index), step)
+        if all(abs(place - other) >= step for other in marked)
+    ]
     places = sorted({*places, *marked})
     axes.set_xticks(places, [str(index[place]) for place in places])
     axes.tick_params(axis="x", labelsize=9, labelcolor=INK, pad=4)
@@ -105,15 +141,46 @@ def _draw_head(figure, left: float, result) -> None:
 
     size = f"{size_of(result, 'pair')}, {result['steps']} steps"
     # a model's name may hold a $, which matplotlib would read as mathematics
-    figure.text(left, 0.965, f"{plain(result['model'])}: which site carries the {what_of(result)}?", color=INK,
-                fontsize=14, weight="bold", va="center", parse_math=False)
-    figure.text(left, 0.937, f"{size}; text keys and values of one site at a time come from the target",
-                color=GREY, fontsize=9.5, va="center", parse_math=False)
+    figure.text(
+        left,
+        0.965,
+        f"{plain(result['model'])}: which site carries the {what_of(result)}?",
+        color=INK,
+        fontsize=14,
+        weight="bold",
+        va="center",
+        parse_math=False,
+    )
+    figure.text(
+        left,
+        0.937,
+        f"{size}; text keys and values of one site at a time come from the target",
+        color=GREY,
+        fontsize=9.5,
+        va="center",
+        parse_math=False,
+    )
     named = credited(result)
-    marks = [Patch(color=ORANGE, label=f"best site ({named[0]})" if len(named) == 1 else "responsible set"),
-             Line2D([], [], label="whole target run", **_LINES["target"]),
-             Line2D([], [], label="source run, no swap", **_LINES["source"]),
-             Line2D([], [], color=INK, marker="|", linestyle="none", markersize=10, label="95 % interval")]
-    figure.legend(handles=marks, loc="center left", bbox_to_anchor=(left, 0.903), ncols=4, frameon=False,
-                  fontsize=9, labelcolor=INK, handlelength=2.2, columnspacing=1.8, borderpad=0,
-                  borderaxespad=0)
+    marks = [
+        Patch(
+            color=ORANGE, label=f"best site ({named[0]})" if len(named) == 1 else "responsible set"
+        ),
+        Line2D([], [], label="whole target run", **_LINES["target"]),
+        Line2D([], [], label="source run, no swap", **_LINES["source"]),
+        Line2D(
+            [], [], color=INK, marker="|", linestyle="none", markersize=10, label="95 % interval"
+        ),
+    ]
+    figure.legend(
+        handles=marks,
+        loc="center left",
+        bbox_to_anchor=(left, 0.903),
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+        handlelength=2.2,
+        columnspacing=1.8,
+        borderpad=0,
+        borderaxespad=0,
+    )

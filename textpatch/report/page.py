@@ -11,13 +11,40 @@ from textpatch.report.contact_sheet import draw_contact_sheet
 from textpatch.report.gallery import ENDS, columns, credited_row, gallery_html, heat_map
 from textpatch.report.heatmap import heatmap_png
 from textpatch.report.result import (
-    RUNS, at_most, decimal, further, is_out, listed, ranked_sites, search, share_of, signed, size_of, span_of,
-    value_of, verdict, what_of,
-)  # fmt: skip
+    RUNS,
+    at_most,
+    decimal,
+    further,
+    is_out,
+    listed,
+    ranked_sites,
+    search,
+    share_of,
+    signed,
+    size_of,
+    span_of,
+    value_of,
+    verdict,
+    what_of,
+)
 from textpatch.report.words import (
-    ALONE, BESIDE, BEST, CHOSEN, COLUMNS, COUNTED, EMPTY, HEADS, LEGEND, MODES, QUESTION, RAMP, SCORES,
-    SCREENED, STARTS, SYMBOLS,
-)  # fmt: skip
+    ALONE,
+    BESIDE,
+    BEST,
+    CHOSEN,
+    COLUMNS,
+    COUNTED,
+    EMPTY,
+    HEADS,
+    LEGEND,
+    MODES,
+    QUESTION,
+    RAMP,
+    SCORES,
+    SCREENED,
+    STARTS,
+    SYMBOLS,
+)
 from textpatch.runs.folder import flatten
 
 SHOWN = 600  # pictures in a page, of whole pairs and seeds; of the others it names the files
@@ -43,16 +70,26 @@ def publish(run, result: dict, records: list[dict], *, lines: int = 8) -> None:
 
 
 def _all_rows(result: dict) -> list[dict]:
-    return [{"name": name, **scores} for name, scores in result["baselines"].items()] + result["sites"]
+    return [{"name": name, **scores} for name, scores in result["baselines"].items()] + result[
+        "sites"
+    ]
 
 
 def _sheet_of(run, result: dict, records: list[dict]) -> Image.Image:
-    whole = [name for name in [*ENDS, *columns(result)] if all(name in record["pictures"] for record in records)]
+    whole = [
+        name
+        for name in [*ENDS, *columns(result)]
+        if all(name in record["pictures"] for record in records)
+    ]
     words = [(pair["word"], pair["target_word"]) for pair in result["pairs_list"]]
     cells = [[_cell(run, record["pictures"][name]) for name in whole] for record in records]
     best = credited_row(result)
-    return draw_contact_sheet(cells, captions=[name.replace("-", " ") for name in whole], words=[words[r["pair"]] for r in records],
-                         best=whole.index(best) if best in whole else None)  # fmt: skip
+    return draw_contact_sheet(
+        cells,
+        captions=[name.replace("-", " ") for name in whole],
+        words=[words[r["pair"]] for r in records],
+        best=whole.index(best) if best in whole else None,
+    )
 
 
 def _cell(run, picture: dict) -> tuple[Image.Image, str]:
@@ -68,8 +105,13 @@ def _within(result: dict, records: Sequence[dict], open_: Callable[[dict], objec
     for record in records:
         pictures = {name: record["pictures"][name] for name in names if name in record["pictures"]}
         left -= len(pictures)
-        images = {name: open_(picture) if left >= 0 else _path(picture["image"]) for name, picture in pictures.items()}
-        shown.append({**record, "pictures": {n: {**p, "image": images[n]} for n, p in pictures.items()}})
+        images = {
+            name: open_(picture) if left >= 0 else _path(picture["image"])
+            for name, picture in pictures.items()
+        }
+        shown.append(
+            {**record, "pictures": {n: {**p, "image": images[n]} for n, p in pictures.items()}}
+        )
     return shown
 
 
@@ -93,21 +135,31 @@ def report_html(result: dict, *, heatmap: bytes, sheet: Sequence[dict] = (), man
         "What is swapped": _equation(result),
         "The layers found": _layers(result),
         "The evidence: every pair at every site": _map(result, sheet),
-        "The other pictures": gallery_html(result, sheet[len(first):]),
+        "The other pictures": gallery_html(result, sheet[len(first) :]),
         "The evidence: all sites": _drawing(heatmap) + _ranking(result),
         "How the search went": _search(result),
         "From which step on": _starts(result.get("start_curve")),
         "Which heads": _heads(result.get("head_search")),
         "How it was made": _making(result, manifest),
     }
-    body = "".join(f"<section><h2>{title}</h2>{content}</section>\n" for title, content in sections.items() if content)
+    body = "".join(
+        f"<section><h2>{title}</h2>{content}</section>\n"
+        for title, content in sections.items()
+        if content
+    )
     return page(f"textpatch: {result['model']}", _answer(result) + body)
 
 
 def summary_html(result: dict, records: Sequence[dict]) -> str:
     """The answer, the layers found, heat map, table and pictures, for a notebook's cell."""
     shown = _within(result, records, lambda picture: picture["image"])
-    return fragment(_answer(result) + _layers(result) + _map(result, shown) + _ranking(result) + gallery_html(result, shown))
+    return fragment(
+        _answer(result)
+        + _layers(result)
+        + _map(result, shown)
+        + _ranking(result)
+        + gallery_html(result, shown)
+    )
 
 
 def _answer(result) -> str:
@@ -122,15 +174,21 @@ def _told(text: str, result) -> str:
 
 
 def _asked(result, manifest) -> str:
-    branch = "both guidance branches" if result["branch"] == "both" else f"the {result['branch']} branch"
+    branch = (
+        "both guidance branches" if result["branch"] == "both" else f"the {result['branch']} branch"
+    )
     ocr = result.get("ocr") or {}
     facts = {
         "model": f"<b>{safe(result['model'])}</b>",
         "sites tried": f"{len(result['sites'])}, {MODES.get(result.get('mode'), 'each on every pair')}",
         "pictures": f"{size_of(result, 'prompt pair')} (seed {safe(', '.join(map(str, result['seeds'])))})",
         "steps": f"{safe(result['steps'])}; swapped from step {safe(result['start'])} on, step 0 being pure noise",
-        "guidance": "none" if result["guidance"] == 1 else safe(f"guidance {result['guidance']}; swapped in {branch}"),
-        f"{safe(what_of(result))}s read by": safe(f"{ocr.get('engine', '-')} {ocr.get('version', '')}"),
+        "guidance": "none"
+        if result["guidance"] == 1
+        else safe(f"guidance {result['guidance']}; swapped in {branch}"),
+        f"{safe(what_of(result))}s read by": safe(
+            f"{ocr.get('engine', '-')} {ocr.get('version', '')}"
+        ),
         "command": f"<pre>{safe(manifest['command'])}</pre>" if manifest.get("command") else "-",
     }
     listing = "".join(f"<dt>{name}</dt><dd>{fact}</dd>" for name, fact in facts.items())
@@ -154,10 +212,16 @@ def _layers(result) -> str:
     chosen = [site for site in ranked if found and site["site"] in found["sites"]]
     sites = chosen or ranked[:1]
     rows = [
-        [safe(site["site"]), f"<code>{safe(site['name'])}</code>", safe(site.get("kind", "")), share_of(result, [site]),
-         span_of(site, "f1_target"), span_of(site, "ssim")]
+        [
+            safe(site["site"]),
+            f"<code>{safe(site['name'])}</code>",
+            safe(site.get("kind", "")),
+            share_of(result, [site]),
+            span_of(site, "f1_target"),
+            span_of(site, "ssim"),
+        ]
         for site in sites
-    ]  # fmt: skip
+    ]
     if len(sites) > 1:
         rows.append(["together", "", "", share_of(result, sites), span_of(found, "score"), ""])
     head = "site", "name", "kind", "share of parameters", "F1 target", "bg SSIM"
@@ -170,7 +234,19 @@ def _map(result, records) -> str:
 
 
 def _ranking(result) -> str:
-    head = "rank", "site", "name", "share", "exact target", "F1 target", "F1 source", "bg SSIM", "PSNR", "n", "status"
+    head = (
+        "rank",
+        "site",
+        "name",
+        "share",
+        "exact target",
+        "F1 target",
+        "F1 source",
+        "bg SSIM",
+        "PSNR",
+        "n",
+        "status",
+    )
     rows = [["", "", label, "", *_figures(result["baselines"][run]), ""] for run, label in RUNS]
     rows += [
         [
@@ -188,7 +264,9 @@ def _ranking(result) -> str:
 
 def _figures(scores) -> list[str]:
     psnr = "\N{INFINITY}" if value_of(scores, "mse") == 0 else decimal(value_of(scores, "psnr"), 1)
-    spans = [span_of(scores, metric) for metric in ("exact_target", "f1_target", "f1_source", "ssim")]
+    spans = [
+        span_of(scores, metric) for metric in ("exact_target", "f1_target", "f1_source", "ssim")
+    ]
     return [*spans, psnr, safe(scores.get("n", "-"))]
 
 
@@ -197,24 +275,45 @@ def _status(site: dict) -> str:
     if not is_out(site):
         return "measured"
     how = "joined the set, alone screened out" if status["state"] == "joined" else "screened out"
-    return safe(f"{how} by {status['by']}: {span_of({'score': status}, 'score')} on {status['pairs']} pairs")
+    return safe(
+        f"{how} by {status['by']}: {span_of({'score': status}, 'score')} on {status['pairs']} pairs"
+    )
 
 
 def _search(result) -> str:
     """The sentences, what they mean, the gaps seen, and every step of growing the set."""
-    said = "".join(f"<p>{safe(sentence)}</p>" for sentence in search(result)) or "<p>Every site alone.</p>"
+    said = (
+        "".join(f"<p>{safe(sentence)}</p>" for sentence in search(result))
+        or "<p>Every site alone.</p>"
+    )
     said += _left_out(result)
     gaps = [
-        [SCORES.get(gap.get("by"), "-"), safe(gap["pairs"]), safe(gap["kept"]), safe(gap["next"]), signed(gap)]
+        [
+            SCORES.get(gap.get("by"), "-"),
+            safe(gap["pairs"]),
+            safe(gap["kept"]),
+            safe(gap["next"]),
+            signed(gap),
+        ]
         for gap in result.get("gaps") or ()
     ]
-    said += table(("score", "pairs", "last site to keep", "next site", "gap between them"), gaps) if gaps else ""
+    said += (
+        table(("score", "pairs", "last site to keep", "next site", "gap between them"), gaps)
+        if gaps
+        else ""
+    )
     steps = (result.get("set") or {}).get("steps", ())
     rows = [
-        [safe(", ".join(map(str, step["added"]))), safe(", ".join(map(str, step["group"]))), _looked(step),
-         at_most(step) + span_of(step, "score"), at_most(step) + signed(step["gain"]), "yes" if step["kept"] else "no"]
+        [
+            safe(", ".join(map(str, step["added"]))),
+            safe(", ".join(map(str, step["group"]))),
+            _looked(step),
+            at_most(step) + span_of(step, "score"),
+            at_most(step) + signed(step["gain"]),
+            "yes" if step["kept"] else "no",
+        ]
         for step in steps
-    ]  # fmt: skip
+    ]
     head = "added", "together", "pairs", "F1 target", "gain", "clear gain"
     return said + (_growth(result, steps) + table(head, rows) if rows else "")
 
@@ -226,17 +325,31 @@ def _looked(step) -> str:
 def _left_out(result) -> str:
     out = [site for site in ranked_sites(result) if is_out(site)]
     rows = [
-        [safe(site["site"]), f"<code>{safe(site['name'])}</code>", SCORES.get(site["status"]["by"], "-"),
-         span_of(site, "status"), safe(site["status"]["pairs"])]
+        [
+            safe(site["site"]),
+            f"<code>{safe(site['name'])}</code>",
+            SCORES.get(site["status"]["by"], "-"),
+            span_of(site, "status"),
+            safe(site["status"]["pairs"]),
+        ]
         for site in out
-    ]  # fmt: skip
-    why = "".join(told for by, told in SCREENED.items() if by in {site["status"]["by"] for site in out})
+    ]
+    why = "".join(
+        told for by, told in SCREENED.items() if by in {site["status"]["by"] for site in out}
+    )
     return why + table(("site left out", "name", "by its", "value", "pairs"), rows) if out else ""
 
 
 def _growth(result, steps) -> str:
     before = result["baselines"]["source"]["f1_target"]
-    labels = ["no swap", *(f"+ {listed(step['added'])}" + ("" if step["kept"] else f" (refused{', at most' if at_most(step) else ''})") for step in steps)]
+    labels = [
+        "no swap",
+        *(
+            f"+ {listed(step['added'])}"
+            + ("" if step["kept"] else f" (refused{', at most' if at_most(step) else ''})")
+            for step in steps
+        ),
+    ]
     scores = [before, *(step["score"] for step in steps)]
     return curve(labels, {"F1 towards the target": scores}, "sites swapped together")
 
@@ -248,7 +361,9 @@ def _starts(found) -> str:
     series = {name: [point[metric] for point in points] for name, metric in STARTS.items()}
     labels, starts = [str(point["start"]) for point in points], [point["start"] for point in points]
     (told,) = further({"start_curve": found})
-    return f"<p>{safe(told)}</p>" + curve(labels, series, "first swapped step, 0 = noisiest", marked=starts.index(chosen))
+    return f"<p>{safe(told)}</p>" + curve(
+        labels, series, "first swapped step, 0 = noisiest", marked=starts.index(chosen)
+    )
 
 
 def _heads(found) -> str:

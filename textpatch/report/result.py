@@ -19,7 +19,18 @@ from textpatch.text import plain
 
 SCHEMA_VERSION = 3
 RUNS = (("source", "source, no swap"), ("target", "whole target run"))
-_NEEDED = ("model", "pairs", "seeds", "steps", "guidance", "start", "branch", "baselines", "sites", "ranked")
+_NEEDED = (
+    "model",
+    "pairs",
+    "seeds",
+    "steps",
+    "guidance",
+    "start",
+    "branch",
+    "baselines",
+    "sites",
+    "ranked",
+)
 _TITLES = ("rank", "site", "exact", "F1 target", "F1 source", "bg SSIM", "n")
 _LEFT_OUT = ("F1 source", "bg SSIM", "n", "exact")  # on a narrow terminal, the first of them first
 _NAME = 9  # the least columns of a name beside all numbers
@@ -51,7 +62,10 @@ def table(result: dict, width: int | None = None) -> str:
         if _room(columns, width) < _NAME:
             del columns[title]
     names = _names(result, max(_room(columns, width), _NAME))
-    lines = zip(*(_padded(title, cells) for title, cells in columns.items()), ["name", "-" * max(map(len, names)), *names])
+    lines = zip(
+        *(_padded(title, cells) for title, cells in columns.items()),
+        ["name", "-" * max(map(len, names)), *names],
+    )
     return "\n".join(_GAP.join(line).rstrip() for line in lines)
 
 
@@ -86,11 +100,15 @@ def _padded(title: str, cells: list[str]) -> list[str]:
 
 def _place(site: dict, rank: int) -> str:
     """Its rank, where all pairs say so; else out, or set where it is in that all the same."""
-    return {"screened out": "out", "joined": "set"}.get(site.get("status", {}).get("state"), str(rank))
+    return {"screened out": "out", "joined": "set"}.get(
+        site.get("status", {}).get("state"), str(rank)
+    )
 
 
 def _cells(scores: dict) -> tuple[str, ...]:
-    exact, source, ssim = (decimal(value_of(scores, name)) for name in ("exact_target", "f1_source", "ssim"))
+    exact, source, ssim = (
+        decimal(value_of(scores, name)) for name in ("exact_target", "f1_source", "ssim")
+    )
     return exact, span_of(scores, "f1_target"), source, ssim, str(scores.get("n", "-"))
 
 
@@ -153,8 +171,9 @@ def _of_several(result: dict, chosen: list) -> tuple[str, str]:
     alone = f"The best single site is {_named(best)}, and its {_reach(result, best)}"
     less = " That is less than half of the way: the rest enters elsewhere, or more pairs would show where."
     rest = "" if whole else less
-    return f"S{listed(chosen)[1:]} together carry {'' if whole else 'part of '}the {what_of(result)}.", (
-        f"F1 towards the target is {_with_the_set(result)}.{rest} {alone}"
+    return (
+        f"S{listed(chosen)[1:]} together carry {'' if whole else 'part of '}the {what_of(result)}.",
+        (f"F1 towards the target is {_with_the_set(result)}.{rest} {alone}"),
     )
 
 
@@ -247,7 +266,9 @@ def _with_the_set(result: dict) -> str:
     """The set's F1, beside that of the whole target run and of none."""
     all_ = {"n": result["pairs"] * len(result["seeds"])}
     source, target = (result["baselines"][run] for run, _ in RUNS)
-    without, whole = (f"{decimal(value_of(run, 'f1_target'))}{_over(run, all_)}" for run in (source, target))
+    without, whole = (
+        f"{decimal(value_of(run, 'f1_target'))}{_over(run, all_)}" for run in (source, target)
+    )
     them = "them" if len(result["set"]["sites"]) > 1 else "it"
     return f"{span_of(result['set'], 'score')} with {them}, {whole} in the whole target run, {without} without a swap"
 
@@ -257,10 +278,20 @@ def _rivals(best: dict, others: list[dict]) -> str:
     if low is None:
         return ""
     measured = [site for site in others if not is_out(site)]
-    apart = [site for site in measured if not set(site.get("group", ())) & set(best.get("group", ()))]
-    near = [str(site["site"]) for site in apart if (score_of(site, "exact_target").get("high") or 0) >= low]
+    apart = [
+        site for site in measured if not set(site.get("group", ())) & set(best.get("group", ()))
+    ]
+    near = [
+        str(site["site"])
+        for site in apart
+        if (score_of(site, "exact_target").get("high") or 0) >= low
+    ]
     shown = ", ".join(near[:5]) + (", ..." if len(near) > 5 else "")
-    return f" Intervals overlap with site {shown}: more pairs or seeds would tell them apart." if near else ""
+    return (
+        f" Intervals overlap with site {shown}: more pairs or seeds would tell them apart."
+        if near
+        else ""
+    )
 
 
 def search(result: dict) -> list[str]:
@@ -270,19 +301,28 @@ def search(result: dict) -> list[str]:
         chosen, steps = listed(responsible_sites(result)), result["set"]["steps"]
         said.append(f"The responsible set is {chosen}." if chosen else _empty(result))
         if not steps[-1]["kept"] and chosen:
-            added, gained = listed(steps[-1]["added"]), at_most(steps[-1]) + signed(steps[-1]["gain"])
+            added, gained = (
+                listed(steps[-1]["added"]),
+                at_most(steps[-1]) + signed(steps[-1]["gain"]),
+            )
             said.append(f"S{added[1:]} with it is no clear gain: F1 {gained}.")
         if not steps[0]["kept"] and chosen:
-            said.append(f"It begins with {listed(steps[1]['added'])} together, as no site alone is a clear gain.")
+            said.append(
+                f"It begins with {listed(steps[1]['added'])} together, as no site alone is a clear gain."
+            )
     said += _screened(result)
     if result.get("gaps"):
         gap = result["gaps"][-1]
         clear = "" if gap["low"] > 0 else "; all pairs cannot tell them apart, so both were kept"
-        said.append(f"The gap from site {gap['kept']} to site {gap['next']} is {signed(gap)}{clear}.")
+        said.append(
+            f"The gap from site {gap['kept']} to site {gap['next']} is {signed(gap)}{clear}."
+        )
     if result.get("generations"):
         made, all_ = result["generations"]["made"], result["generations"]["one_by_one"]
-        said.append(f"It took {made} generations in all; one of the target and one for each of {len(result['sites'])} sites, "
-                    f"on every pair and seed, would be {all_}.")  # fmt: skip
+        said.append(
+            f"It took {made} generations in all; one of the target and one for each of {len(result['sites'])} sites, "
+            f"on every pair and seed, would be {all_}."
+        )
     return said
 
 
@@ -296,11 +336,15 @@ def further(result: dict) -> list[str]:
     """What the start curve and the head search found, a sentence each."""
     said = []
     if found := result.get("start_curve"):
-        said.append(f"Begun later and later, the swap at {listed(found['sites'])} loses nothing clearly up to step "
-                    f"{found['chosen']}.")  # fmt: skip
+        said.append(
+            f"Begun later and later, the swap at {listed(found['sites'])} loses nothing clearly up to step "
+            f"{found['chosen']}."
+        )
     if found := result.get("head_search"):
         named = ", ".join(".".join(map(str, head)) for head in found["heads"])
-        said.append(f"Heads (site.head) {named}, swapped alone, score as all heads of {listed(found['sites'])} do.")
+        said.append(
+            f"Heads (site.head) {named}, swapped alone, score as all heads of {listed(found['sites'])} do."
+        )
     return said
 
 
@@ -310,8 +354,10 @@ def _screened(result: dict) -> list[str]:
     for site in filter(is_out, result["sites"]):
         out.setdefault((site["status"]["by"], site["status"]["pairs"]), []).append(site["site"])
     by = {"contribution": "their contribution", "attribution": "their attribution"}
-    return [f"Screened out by {by.get(what, 'their scores')} on {pairs} pairs: {listed(sites)}."
-            for (what, pairs), sites in out.items()]  # fmt: skip
+    return [
+        f"Screened out by {by.get(what, 'their scores')} on {pairs} pairs: {listed(sites)}."
+        for (what, pairs), sites in out.items()
+    ]
 
 
 def is_out(site: dict) -> bool:
@@ -336,12 +382,16 @@ def signed(score: dict) -> str:
 def ranked_sites(result: dict) -> list[dict]:
     """The sites, best first; PatchError if the dict is no result of this version."""
     if not isinstance(result, dict) or result.get("schema_version") != SCHEMA_VERSION:
-        raise PatchError(f"this is no result of schema version {SCHEMA_VERSION}; pass the content of results.json, which "
-                         "resuming a run of an older version writes anew")  # fmt: skip
+        raise PatchError(
+            f"this is no result of schema version {SCHEMA_VERSION}; pass the content of results.json, which "
+            "resuming a run of an older version writes anew"
+        )
     missing = [name for name in _NEEDED if name not in result]
     sites = {site["site"]: site for site in result.get("sites", ())}
     if missing or not sites or sorted(result["ranked"]) != sorted(sites):
-        raise PatchError(f"the result lacks {', '.join(missing) or 'sites, or ranks others than it holds'}")
+        raise PatchError(
+            f"the result lacks {', '.join(missing) or 'sites, or ranks others than it holds'}"
+        )
     return [sites[index] for index in result["ranked"]]
 
 
@@ -369,7 +419,10 @@ def span_of(scores: dict, metric: str) -> str:
 
 
 def percent_of(scores: dict, metric: str = "exact_target") -> str:
-    score = {name: None if x is None else f"{100 * x:.0f}" for name, x in score_of(scores, metric).items()}
+    score = {
+        name: None if x is None else f"{100 * x:.0f}"
+        for name, x in score_of(scores, metric).items()
+    }
     interval = f" [{score['low']}, {score['high']}]" if score.get("low") else ""
     return f"{score.get('value') or '-'} %{interval}"
 

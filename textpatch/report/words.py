@@ -6,8 +6,11 @@ MODES = {
     "attribution": "all ranked by a gradient estimate, those that stood out tried by swaps",
 }
 
-SCORES = {"swap": "F1 towards the target", "contribution": "share of what attention gives",
-           "attribution": "estimated share of the change by swaps"}  # fmt: skip
+SCORES = {
+    "swap": "F1 towards the target",
+    "contribution": "share of what attention gives",
+    "attribution": "estimated share of the change by swaps",
+}
 
 SCREENED = {
     "swap": """<p>A site left out by its F1 towards the target was swapped on the first pairs alone, and its score there lay

@@ -6,7 +6,7 @@ Another batch shape would move the last bits of a picture.
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
@@ -26,8 +26,14 @@ class Album:
     goes_on   whether there is a folder to go on with
     """
 
-    def __init__(self, asked: Sequence[tuple[str, int]], draw: Callable[[Sequence], list[Image.Image]],
-                 open_run: Callable, *, goes_on: bool):  # fmt: skip
+    def __init__(
+        self,
+        asked: Sequence[tuple[str, int]],
+        draw: Callable[[Sequence], list[Image.Image]],
+        open_run: Callable,
+        *,
+        goes_on: bool,
+    ):
         self.asked, self.draw, self.open_run = asked, draw, open_run
         self.run = open_run() if goes_on else None
         records = self.run.records() if goes_on else []

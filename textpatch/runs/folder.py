@@ -14,8 +14,8 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 from PIL import Image
 
@@ -37,14 +37,18 @@ class Run:
     its own worker name, hence its own record file.
     """
 
-    def __init__(self, folder, manifest: dict, worker: str = "0", *, resumed: bool = True, changed=None):
+    def __init__(
+        self, folder, manifest: dict, worker: str = "0", *, resumed: bool = True, changed=None
+    ):
         if not _WORKER.fullmatch(worker):
             raise StoreError(f"worker name {worker!r}: use 1 to 64 of A-Z a-z 0-9 _ -")
         self.folder, self.manifest, self.worker = Path(folder), manifest, worker
         self.resumed, self.changed = resumed, changed or {}
 
     @classmethod
-    def open(cls, folder, manifest: dict, *, worker: str = "0", allow: Sequence[str] | None = ()) -> "Run":
+    def open(
+        cls, folder, manifest: dict, *, worker: str = "0", allow: Sequence[str] | None = ()
+    ) -> "Run":
         """Create a run folder, or re-open it to resume the same request.
 
         The key is the sha256 of `manifest["request"]`. Other entries (versions, command) may differ when
@@ -56,8 +60,10 @@ class Run:
         run = cls(folder, new, worker, resumed=False)
         with explained(run.folder, "open"):
             if allow and not (run.folder / "manifest.json").exists():
-                raise StoreError(f"{', '.join(allow)} may differ, but {run.folder} holds no run yet; leave out --allow, or "
-                                 "give the --out of the run to go on with")  # fmt: skip
+                raise StoreError(
+                    f"{', '.join(allow)} may differ, but {run.folder} holds no run yet; leave out --allow, or "
+                    "give the --out of the run to go on with"
+                )
             stored = _create(run.folder, new, worker)
             sweep(run.folder, worker)
             return run if stored is None else cls._resume(run.folder, stored, new, worker, allow)
@@ -69,16 +75,24 @@ class Run:
             return cls(folder, _read_manifest(Path(folder) / "manifest.json"), worker)
 
     @classmethod
-    def _resume(cls, folder: Path, stored: dict, new: dict, worker: str, allow: Sequence[str] | None) -> "Run":
+    def _resume(
+        cls, folder: Path, stored: dict, new: dict, worker: str, allow: Sequence[str] | None
+    ) -> "Run":
         _require_entries(allow or (), stored["request"], new["request"])
         asked = _asked_otherwise(stored, new)
         if not all(_covered(name, allow or ()) for name in asked):
-            raise StoreError(_other_request(folder, asked, "" if allow is None else ", or name what may differ with --allow"))
+            raise StoreError(
+                _other_request(
+                    folder, asked, "" if allow is None else ", or name what may differ with --allow"
+                )
+            )
         changed = _differences(_rest(stored), _rest(new)) | asked
         entry = {name: {"stored": old, "now": now} for name, (old, now) in changed.items()}
         if entry:
             with alone_in(folder):
-                stored = _read_manifest(folder / "manifest.json")  # where another worker may have told its own meanwhile
+                stored = _read_manifest(
+                    folder / "manifest.json"
+                )  # where another worker may have told its own meanwhile
                 if entry not in stored.setdefault("resumed", []):
                     stored["resumed"].append(entry)
                     write(folder / "manifest.json", as_json(stored, indent=1), worker)
@@ -107,8 +121,11 @@ class Run:
         for path in sorted((self.folder / "records").glob("*.jsonl")):
             records, damaged, lines = read_records(path)
             if damaged:
-                warnings.warn(f"{path}: {len(damaged)} of {lines} lines are damaged and left out, the first is line "
-                              f"{damaged[0]}; resuming makes again what they held", stacklevel=2)  # fmt: skip
+                warnings.warn(
+                    f"{path}: {len(damaged)} of {lines} lines are damaged and left out, the first is line "
+                    f"{damaged[0]}; resuming makes again what they held",
+                    stacklevel=2,
+                )
             for record in records:
                 first.setdefault(record["id"], record)
         return list(first.values())
@@ -120,7 +137,9 @@ class Run:
     def image(self, picture: Image.Image) -> str:
         """Store a PIL picture as PNG and return its path in the folder; equal pixels make one file."""
         if not isinstance(picture, Image.Image) or 0 in picture.size:
-            raise StoreError(f"image() stores a PIL picture of at least one pixel; got {repr(picture)[:80]}")
+            raise StoreError(
+                f"image() stores a PIL picture of at least one pixel; got {repr(picture)[:80]}"
+            )
         picture = picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
         pixels = picture.tobytes()
         digest = hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + pixels).hexdigest()
@@ -151,13 +170,21 @@ class Run:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         lines = [columns, *([row.get(key) for key in columns] for row in rows)] if columns else []
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in line] for line in lines)
+        csv.writer(text, lineterminator="\n").writerows(
+            [_cell(value) for value in line] for line in lines
+        )
         return self.write_text(name, text.getvalue())
 
 
 def flatten(tree, prefix: str = "") -> dict:
     """The leaves of a nested JSON value by dotted name: {"a": {"b": [1]}} gives {"a.b.0": 1}."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    items = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
     leaves = {}
     for name, value in items:
         leaves.update(flatten(value, f"{prefix}.{name}" if prefix else str(name)))
@@ -169,8 +196,12 @@ def flatten(tree, prefix: str = "") -> dict:
 
 def _stamped(manifest: dict) -> dict:
     if not isinstance(manifest, dict) or "request" not in manifest:
-        raise StoreError('a manifest is a dict with a "request": everything that decides the results')
-    plain = json.loads(as_json(manifest))  # as it will be read back: tuples are lists, keys are strings
+        raise StoreError(
+            'a manifest is a dict with a "request": everything that decides the results'
+        )
+    plain = json.loads(
+        as_json(manifest)
+    )  # as it will be read back: tuples are lists, keys are strings
     return {**plain, "schema_version": SCHEMA_VERSION, "key": _key(plain["request"])}
 
 
@@ -183,7 +214,11 @@ def _key(request) -> str:
 
 
 def _rest(manifest: dict) -> dict:
-    return {k: v for k, v in manifest.items() if k not in ("request", "key", "resumed", "schema_version")}
+    return {
+        k: v
+        for k, v in manifest.items()
+        if k not in ("request", "key", "resumed", "schema_version")
+    }
 
 
 def _create(folder: Path, manifest: dict, worker: str) -> dict | None:
@@ -207,7 +242,9 @@ def _claim(folder: Path, manifest: dict, worker: str) -> dict | None:
         return _read_manifest(path)
     if strangers:
         shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
-        raise StoreError(f"{folder} holds {shown} but no manifest.json, so it is no run; give another --out")
+        raise StoreError(
+            f"{folder} holds {shown} but no manifest.json, so it is no run; give another --out"
+        )
     claimed = write(path, as_json(manifest, indent=1), worker, exclusive=True)
     return None if claimed else _read_manifest(path)
 
@@ -216,16 +253,26 @@ def _read_manifest(path: Path) -> dict:
     manifest = read_json(path)
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if type(version) is int and version > SCHEMA_VERSION:
-        raise StoreError(f"{path}: schema version {version}, known is {SCHEMA_VERSION}; upgrade textpatch")
+        raise StoreError(
+            f"{path}: schema version {version}, known is {SCHEMA_VERSION}; upgrade textpatch"
+        )
     if version != SCHEMA_VERSION or manifest.get("key") != _key(manifest.get("request")):
-        raise StoreError(f"{path} is no manifest of textpatch, or was edited: its key and request disagree")
+        raise StoreError(
+            f"{path} is no manifest of textpatch, or was edited: its key and request disagree"
+        )
     return manifest
 
 
 def _differences(old: dict, new: dict) -> dict[str, tuple]:
     old, new = flatten(old), flatten(new)
-    pairs = {name: (old.get(name, ABSENT), new.get(name, ABSENT)) for name in dict.fromkeys([*old, *new]) if name}
-    return {name: pair for name, pair in pairs.items() if _canonical(pair[0]) != _canonical(pair[1])}
+    pairs = {
+        name: (old.get(name, ABSENT), new.get(name, ABSENT))
+        for name in dict.fromkeys([*old, *new])
+        if name
+    }
+    return {
+        name: pair for name, pair in pairs.items() if _canonical(pair[0]) != _canonical(pair[1])
+    }
 
 
 def _asked_otherwise(stored: dict, new: dict) -> dict:
@@ -241,15 +288,25 @@ def _covered(name: str, allow: Sequence[str]) -> bool:
 
 def _require_entries(allow: Sequence[str], *requests: dict) -> None:
     """Raise StoreError for a name in `allow` that is no entry of either request."""
-    names = {part for request in requests for name in flatten(request) for part in (name, name.partition(".")[0])}
+    names = {
+        part
+        for request in requests
+        for name in flatten(request)
+        for part in (name, name.partition(".")[0])
+    }
     for entry in allow:
         if not any(_covered(f"request.{name}", [entry]) for name in names):
-            raise StoreError(f"{entry!r} may not differ, for the request has no such entry{closest(entry, names)}")
+            raise StoreError(
+                f"{entry!r} may not differ, for the request has no such entry{closest(entry, names)}"
+            )
 
 
 def _other_request(folder: Path, differences: dict, otherwise: str) -> str:
     first = list(differences.items())[:6]
-    shown = [f"{name.removeprefix('request.')}: stored {_short(a)}, asked {_short(b)}" for name, (a, b) in first]
+    shown = [
+        f"{name.removeprefix('request.')}: stored {_short(a)}, asked {_short(b)}"
+        for name, (a, b) in first
+    ]
     more = f"; and {len(differences) - 6} more" if len(differences) > 6 else ""
     return f"{folder} holds another run ({'; '.join(shown)}{more}); give another --out, ask for the same{otherwise}"
 
@@ -278,5 +335,9 @@ def _inside(folder: Path, name: str) -> Path:
 def _cell(value):
     if not isinstance(value, str):
         return json.dumps(value) if isinstance(value, (dict, list, tuple)) else value
-    text = value.replace("\r", "\n")  # which ends a line for some readers, and the writer does not quote
-    return "'" + text if text.startswith(tuple("=+-@\t\n")) else text  # or a spreadsheet would run =cmd(...)
+    text = value.replace(
+        "\r", "\n"
+    )  # which ends a line for some readers, and the writer does not quote
+    return (
+        "'" + text if text.startswith(tuple("=+-@\t\n")) else text
+    )  # or a spreadsheet would run =cmd(...)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Sequence
 
 import torch
 
@@ -32,7 +32,9 @@ class Remembered:
         if isinstance(prompts, str) or not len(prompts) or not all(map(_is_prompt, prompts)):
             return self._pipeline.encode(prompts)
         texts = [self._text(prompt) for prompt in prompts]
-        if len({text.tokens.shape for text in texts}) > 1:  # encoders that pad to the longest of a batch
+        if (
+            len({text.tokens.shape for text in texts}) > 1
+        ):  # encoders that pad to the longest of a batch
             return self._pipeline.encode(prompts)
         return _joined(texts).to(self._pipeline.device)
 
@@ -48,6 +50,8 @@ def _is_prompt(prompt) -> bool:
 
 def _joined(texts: list):
     """Conditions of one row each as one of all rows."""
-    parts = {field.name: [getattr(text, field.name) for text in texts] for field in fields(texts[0])}
+    parts = {
+        field.name: [getattr(text, field.name) for text in texts] for field in fields(texts[0])
+    }
     joined = {name: torch.cat(tensors) for name, tensors in parts.items() if tensors[0] is not None}
     return replace(texts[0], **joined)

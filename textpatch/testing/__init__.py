@@ -7,8 +7,9 @@ model's attention gets is the truth they are compared with.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -28,8 +29,13 @@ class Report:
     checks: tuple[str, ...]
 
 
-def check_port(model: nn.Module, spec: Sequence[SiteSpec] | None, example_inputs: dict[str, Any], *,
-               picture: str | None = None) -> Report:  # fmt: skip
+def check_port(
+    model: nn.Module,
+    spec: Sequence[SiteSpec] | None,
+    example_inputs: dict[str, Any],
+    *,
+    picture: str | None = None,
+) -> Report:
     """Run every check of a port and report them, or raise one PatchError that lists all that fail.
 
     spec            the table; the shipped one when None
@@ -47,7 +53,9 @@ def check_port(model: nn.Module, spec: Sequence[SiteSpec] | None, example_inputs
     failed = [f"{said}  Found: {against}" for said, against in zip(sentences, found) if against]
     if failed:
         count = f"{len(failed)} of {len(CHECKS)} checks"
-        raise PatchError("\n".join([f"{type(model).__name__} fails {count} of its table:", *failed]))
+        raise PatchError(
+            "\n".join([f"{type(model).__name__} fails {count} of its table:", *failed])
+        )
     return Report(port.sites, tuple(sentences))
 
 
@@ -55,6 +63,8 @@ def _findings(check: Callable[[Port], Findings], port: Port) -> str:
     """What speaks against a check, in words; a Site alone means that it does not hold there."""
     try:
         found = [f"not at {x.name!r}" if isinstance(x, Site) else x for x in check(port)]
-    except Exception as error:  # of any kind: the model is somebody else's, and what it raises is a finding
+    except (
+        Exception
+    ) as error:  # of any kind: the model is somebody else's, and what it raises is a finding
         found = [f"{type(error).__name__}: {error}"]
     return "; ".join(found[:3] + [f"and {len(found) - 3} more"] * (len(found) > 3))

@@ -21,7 +21,9 @@ def calls_agree(port: Port) -> Findings:
 def texts_differ(port: Port) -> Findings:
     """The example holds at least two rows, and each has another text than the next."""
     own = port.inputs[port.text]
-    if len(own) < 2 or any(torch.equal(own[row], own[other]) for row, other in enumerate(port.next_rows)):
+    if len(own) < 2 or any(
+        torch.equal(own[row], own[other]) for row, other in enumerate(port.next_rows)
+    ):
         yield f"{len(own)} rows of {port.text!r}"
 
 
@@ -52,7 +54,9 @@ def parameters_are_counted(port: Port) -> Findings:
 def taps_fire_once(port: Port) -> Findings:
     """Every module that makes text K or V runs once in a call of the model."""
     times = Counter(port.plain.names)
-    yield from (f"{module!r} ran {times[module]} times" for module in port.tapped if times[module] != 1)
+    yield from (
+        f"{module!r} ran {times[module]} times" for module in port.tapped if times[module] != 1
+    )
 
 
 @check
@@ -61,7 +65,9 @@ def sites_run_in_order(port: Port) -> Findings:
     fired = port.plain.names
     starts = [min(fired.index(tap.module) for tap in site.taps) for site in port.sites]
     late = [site for site, start, after in zip(port.sites, starts, starts[1:]) if start >= after]
-    yield from (f"the site after {site.name!r} does not; order the table as the model runs" for site in late)
+    yield from (
+        f"the site after {site.name!r} does not; order the table as the model runs" for site in late
+    )
 
 
 @check
@@ -76,7 +82,9 @@ def span_is_the_text(port: Port) -> Findings:
     for site, spec in port.matched:
         for tap in site.taps:
             (rows, tokens), length = port.plain.made(tap.module).shape[:2], port.length(site)
-            if rows != len(port.rows) or not (tokens == length if spec.span.place == "all" else tokens > length):
+            if rows != len(port.rows) or not (
+                tokens == length if spec.span.place == "all" else tokens > length
+            ):
                 yield f"{tap.module!r} puts out {rows} rows of {tokens} tokens for {len(port.rows)} of {length}"
 
 
@@ -95,7 +103,9 @@ def values_are_attentions(port: Port) -> Findings:
     """The values attention gets at the text's place, first or last, are the tapped V."""
     for site, spec in port.matched:
         v, made = port.plain.attended(site)[2], port.text_kv(port.plain, site, spec)[1]
-        if not torch.equal(port.as_attended(made, site, v.shape[1]), v[:, :, port.place(site, spec.text_place)]):
+        if not torch.equal(
+            port.as_attended(made, site, v.shape[1]), v[:, :, port.place(site, spec.text_place)]
+        ):
             yield site
 
 
@@ -141,9 +151,15 @@ def text_is_read(port: Port) -> Findings:
 @check
 def static_text_is_static(port: Port) -> Findings:
     """K and V of cross and added sites depend on the text alone: on no picture, no time, no pooled vector."""
-    others = {name: apply(lambda x: x / 2, value) for name, value in port.inputs.items() if name != port.text}
+    others = {
+        name: apply(lambda x: x / 2, value)
+        for name, value in port.inputs.items()
+        if name != port.text
+    }
     heard = port.listen(port.inputs | others)
-    yield from (s for s, spec in port.matched if s.text_is_static and not port.same_text(heard, s, spec))
+    yield from (
+        s for s, spec in port.matched if s.text_is_static and not port.same_text(heard, s, spec)
+    )
 
 
 @check

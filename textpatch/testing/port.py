@@ -6,11 +6,12 @@ which a table of sites, and capture and patch by that table, can be compared wit
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from inspect import signature
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,9 @@ from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Site
 
 CLOSE = 1e-4  # relative: another place in the batch moves the last bits of float32, a wrong table far more
-Findings = Iterator["str | Site"]  # what speaks against a check; a Site alone means that it does not hold there
+Findings = Iterator[
+    "str | Site"
+]  # what speaks against a check; a Site alone means that it does not hold there
 CHECKS: list[Callable[[Port], Findings]] = []
 
 
@@ -64,7 +67,9 @@ class Heard:
         """q, k, v, each (B, H, tokens, D), as attention gets them at a site."""
         at = self.attention(site)
         if at is None:
-            raise PatchError(f"no scaled_dot_product_attention follows the K and V of site {site.name!r}")
+            raise PatchError(
+                f"no scaled_dot_product_attention follows the K and V of site {site.name!r}"
+            )
         return self.events[at][1]
 
 
@@ -115,17 +120,23 @@ def apply(fn, value):
 class Port:
     """A model, the sites a table finds there, and inputs to try them on; row 0 is read and written first."""
 
-    def __init__(self, model: nn.Module, matched: list[tuple[Site, SiteSpec]], inputs: dict, picture: str):
+    def __init__(
+        self, model: nn.Module, matched: list[tuple[Site, SiteSpec]], inputs: dict, picture: str
+    ):
         self.model, self.matched, self.inputs, self.picture = model, matched, inputs, picture
         self.sites = tuple(site for site, _ in matched)
         self.text = self.sites[0].span.text
         for name in (self.text, picture):
             if name not in inputs:
-                raise PatchError(f"no {name!r} among the example inputs {sorted(inputs)}; give forward's by name")
+                raise PatchError(
+                    f"no {name!r} among the example inputs {sorted(inputs)}; give forward's by name"
+                )
         self.rows = list(range(len(inputs[self.text])))
         self.next_rows = [*self.rows[1:], 0]
         self.reads = [1, *[None] * (len(self.rows) - 1)]  # row 0 reads row 1
-        self.tapped = {tap.module: model.get_submodule(tap.module) for site in self.sites for tap in site.taps}
+        self.tapped = {
+            tap.module: model.get_submodule(tap.module) for site in self.sites for tap in site.taps
+        }
         self.plain = self.listen()
 
     @property
@@ -135,18 +146,26 @@ class Port:
 
     def with_rows(self, *names: str, rows: list[int] | None = None) -> dict:
         """The inputs, with other rows, by default the next, of some arguments."""
-        return self.inputs | {name: take(self.inputs[name], rows or self.next_rows) for name in names}
+        return self.inputs | {
+            name: take(self.inputs[name], rows or self.next_rows) for name in names
+        }
 
     @property
     def masks(self) -> list[str]:
         """The arguments of forward that hide text tokens, by the table or by their names."""
         said = [site.span.mask for site in self.sites if site.span.mask]
-        return list(dict.fromkeys(said + [name for name in signature(self.model.forward).parameters if "mask" in name]))
+        return list(
+            dict.fromkeys(
+                said + [name for name in signature(self.model.forward).parameters if "mask" in name]
+            )
+        )
 
     def masked(self, name: str, rows: list[int], inputs: dict | None = None) -> dict:
         """The inputs with a mask (B, T) that hides the last text token of some rows, and no other."""
         text = self.inputs[self.text]
-        seen = torch.ones(len(text), len(text[0]), dtype=getattr(self.inputs.get(name), "dtype", torch.bool))
+        seen = torch.ones(
+            len(text), len(text[0]), dtype=getattr(self.inputs.get(name), "dtype", torch.bool)
+        )
         seen[rows, -1] = 0
         return (inputs or self.inputs) | {name: seen.to(text[0].device)}
 

@@ -53,7 +53,9 @@ def own_text_is_the_identity(port: Port) -> Findings:
 @check
 def a_swap_changes_its_row(port: Port) -> Findings:
     """Another row's K and V, at one site alone, change the output of the row that reads them."""
-    yield from (s for s, _ in port.samples if torch.equal(port.reading(s).output[0], port.plain.output[0]))
+    yield from (
+        s for s, _ in port.samples if torch.equal(port.reading(s).output[0], port.plain.output[0])
+    )
 
 
 @check
@@ -64,7 +66,9 @@ def a_swap_changes_no_other_row(port: Port) -> Findings:
             yield site or "not with all patched"
 
 
-def _wrongly_attended(port: Port, part="kv", head: int | None = None, token: int | None = None) -> Findings:
+def _wrongly_attended(
+    port: Port, part="kv", head: int | None = None, token: int | None = None
+) -> Findings:
     """Sites at which row 0 under a swap gets other q, k, v than its own with what was swapped from row 1."""
     heads, tokens = (None if x is None else [x] for x in (head, token))
     for site, spec in port.samples:
@@ -124,7 +128,9 @@ def all_heads_are_the_site(port: Port) -> Findings:
     for site, _ in port.samples:
         with ExitStack() as stack:
             for head in range(1, site.text_heads):
-                stack.enter_context(patch(port.model, port.cache, site, rows=port.reads, heads=[head]))
+                stack.enter_context(
+                    patch(port.model, port.cache, site, rows=port.reads, heads=[head])
+                )
             union = port.reading(site, heads=[0]).output
         if not torch.equal(union, port.reading(site).output):
             yield site
@@ -135,7 +141,9 @@ def earlier_sites_are_unchanged(port: Port) -> Findings:
     """A swap changes no text K and V at sites before it."""
     for site, _ in port.samples:
         heard = port.reading(site)
-        changed = [s.name for s, spec in port.matched[: site.index] if not port.same_text(heard, s, spec)]
+        changed = [
+            s.name for s, spec in port.matched[: site.index] if not port.same_text(heard, s, spec)
+        ]
         yield from (f"one at {site.name!r} does at {name!r}" for name in changed)
 
 
@@ -154,7 +162,9 @@ def all_sites_are_attended_to(port: Port) -> Findings:
 def text_enters_at_the_sites_alone(port: Port) -> Findings:
     """Where all sites are of kind cross and all read another row's text, a row's own text changes nothing."""
     if all(site.kind == "cross" for site in port.sites):
-        own, other = (port.reading(inputs=inputs).output[0] for inputs in (None, port.with_rows(port.text)))
+        own, other = (
+            port.reading(inputs=inputs).output[0] for inputs in (None, port.with_rows(port.text))
+        )
         if not torch.equal(own, other):
             yield "it does; the table leaves out sites"
 
@@ -177,7 +187,9 @@ def injection_is_patching(port: Port) -> Findings:
         with suppress(PatchError), inject(port.model, other[port.text], port.sites):
             yield "it was injected"
         return
-    with inject(port.model, other[port.text], port.sites, mask=port.inputs.get(port.sites[0].span.mask)):
+    with inject(
+        port.model, other[port.text], port.sites, mask=port.inputs.get(port.sites[0].span.mask)
+    ):
         injected = port.listen().output
     with patch(port.model, port.captured(other), port.sites, rows=port.rows):
         if not torch.equal(port.listen().output, injected):
@@ -193,7 +205,11 @@ def masked_text_is_where_it_was(port: Port) -> Findings:
             port.captured(port.masked(name, port.rows, inputs))
             for inputs in (port.inputs, port.with_rows(port.picture))
         )
-        changed = [key for key, x in captured.items() if key[0] == site.name and not torch.equal(x, other[key])]
+        changed = [
+            key
+            for key, x in captured.items()
+            if key[0] == site.name and not torch.equal(x, other[key])
+        ]
         if changed:
             yield f"it does with {name!r}; where hidden tokens are left out of the sequence, the span is packed"
 
@@ -218,7 +234,10 @@ def other_masks_are_refused(port: Port) -> Findings:
     """A row is refused the text of one whose mask hides other tokens, and of one whose mask the table does not name."""
     for name in port.masks:
         inputs = port.masked(name, [1])
-        with suppress(PatchError), patch(port.model, port.captured(inputs), port.sites, rows=port.reads):
+        with (
+            suppress(PatchError),
+            patch(port.model, port.captured(inputs), port.sites, rows=port.reads),
+        ):
             port.listen(inputs)
             yield f"with {name!r} it was not"
 
@@ -272,10 +291,14 @@ def nan_does_not_leak(port: Port) -> Findings:
     """NaN in a text that a row does not read does not reach it, neither by the batch nor by the cache."""
     text = port.inputs[port.text]
     lost = [text[0], *(x * float("nan") for x in text[1:])]
-    heard = port.listen(port.inputs | {port.text: torch.stack(lost) if isinstance(text, Tensor) else lost})
+    heard = port.listen(
+        port.inputs | {port.text: torch.stack(lost) if isinstance(text, Tensor) else lost}
+    )
     if not torch.equal(heard.output[0], port.plain.output[0]):
         yield "it does by the batch"
-    cache = KVCache({key: x if key[2] == (1,) else x * float("nan") for key, x in port.cache.items()})
+    cache = KVCache(
+        {key: x if key[2] == (1,) else x * float("nan") for key, x in port.cache.items()}
+    )
     with patch(port.model, cache, port.sites, rows=port.reads):
         leaked = port.listen().output
     if not torch.equal(leaked, port.reading().output):
@@ -285,7 +308,10 @@ def nan_does_not_leak(port: Port) -> Findings:
 @check
 def threads_are_untouched(port: Port) -> Findings:
     """Another thread's call of the model during a patch is as without it."""
-    with patch(port.model, port.cache, port.sites, rows=port.next_rows), ThreadPoolExecutor(1) as pool:
+    with (
+        patch(port.model, port.cache, port.sites, rows=port.next_rows),
+        ThreadPoolExecutor(1) as pool,
+    ):
         port.listen()
         if not torch.equal(pool.submit(port.listen).result().output, port.plain.output):
             yield "it is not"
@@ -313,5 +339,10 @@ def nothing_is_left_behind(port: Port) -> Findings:
 
 def _anatomy(model: nn.Module) -> list:
     """All that a hook could leave behind."""
-    tables = [f"_forward_{kind}{more}" for kind in ("hooks", "pre_hooks") for more in ("", "_with_kwargs")]
-    return [(sorted(vars(m)), [list(vars(m)[table].items()) for table in tables]) for m in model.modules()]
+    tables = [
+        f"_forward_{kind}{more}" for kind in ("hooks", "pre_hooks") for more in ("", "_with_kwargs")
+    ]
+    return [
+        (sorted(vars(m)), [list(vars(m)[table].items()) for table in tables])
+        for m in model.modules()
+    ]

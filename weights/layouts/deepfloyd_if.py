@@ -40,11 +40,18 @@ ATTENTIONS_II = {
 ATTENTION = {
     "norm.*": "group_norm.*",
     "norm_encoder.*": "norm_cross.*",
-    "qkv.*": {"to_q.*": HeadRows(0, of=3), "to_k.*": HeadRows(1, of=3), "to_v.*": HeadRows(2, of=3)},
+    "qkv.*": {
+        "to_q.*": HeadRows(0, of=3),
+        "to_k.*": HeadRows(1, of=3),
+        "to_v.*": HeadRows(2, of=3),
+    },
     "encoder_kv.*": {"add_k_proj.*": HeadRows(0, of=2), "add_v_proj.*": HeadRows(1, of=2)},
     "proj_out.*": {"to_out.0.*": linear},
 }
-CROSS_ATTENTION = {**ATTENTION, "qkv.*": {"to_q.*": linear}}  # stage II: the name is qkv, the tensor q alone
+CROSS_ATTENTION = {
+    **ATTENTION,
+    "qkv.*": {"to_q.*": linear},
+}  # stage II: the name is qkv, the tensor q alone
 REST = {
     "time_embed.{0,2}.*": "time_embedding.linear_{1,2}.*",
     "encoder_proj.*": "encoder_hid_proj.*",
@@ -58,5 +65,9 @@ NOISE_LEVEL = {"aug_proj.{0,2}.*": "class_embedding.linear_{1,2}.*"}
 
 IF_I = make_layout("IF-I U-Net", within(RESNETS_I, RESNET), within(ATTENTIONS_I, ATTENTION), REST)
 IF_II = make_layout(
-    "IF-II U-Net", within(RESNETS_II, RESNET), within(ATTENTIONS_II, CROSS_ATTENTION), REST, NOISE_LEVEL
+    "IF-II U-Net",
+    within(RESNETS_II, RESNET),
+    within(ATTENTIONS_II, CROSS_ATTENTION),
+    REST,
+    NOISE_LEVEL,
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Iterable
 
 from textpatch.errors import WeightsError
 from textpatch.weights.layouts.deepfloyd_if import IF_I, IF_II
@@ -60,7 +60,9 @@ class SingleFile:
 
 
 def _sd3(name: str, depth: int) -> SingleFile:
-    clip_l, clip_g, t5xxl = encoders = [f"text_encoders.{name}" for name in ("clip_l", "clip_g", "t5xxl")]
+    clip_l, clip_g, t5xxl = encoders = [
+        f"text_encoders.{name}" for name in ("clip_l", "clip_g", "t5xxl")
+    ]
     return SingleFile(
         name,
         f"model.diffusion_model.joint_blocks.{depth - 1}.context_block.attn.qkv.weight",
@@ -88,7 +90,9 @@ SINGLE_FILES = (
     ),
     _sd3("SD3.5-large", depth=38),
     _sd3("SD3", depth=24),
-    SingleFile("FLUX.1", "double_blocks.0.img_attn.qkv.weight", (FilePart("transformer", "", FLUX),)),
+    SingleFile(
+        "FLUX.1", "double_blocks.0.img_attn.qkv.weight", (FilePart("transformer", "", FLUX),)
+    ),
     SingleFile("IF-II", "aug_proj.0.weight", (FilePart("unet", "", IF_II),)),
     SingleFile("IF-I", "encoder_pooling.0.weight", (FilePart("unet", "", IF_I),)),
     SingleFile("VAE", "decoder.mid.attn_1.q.weight", (FilePart("vae", "", VAE_ORIGINAL),)),

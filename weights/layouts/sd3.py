@@ -7,7 +7,9 @@ from textpatch.weights.layouts.tensors import swapped
 
 BLOCK = {
     "x_block.attn.qkv.*": thirds("attn.to_q.*", "attn.to_k.*", "attn.to_v.*"),
-    "context_block.attn.qkv.*": thirds("attn.add_q_proj.*", "attn.add_k_proj.*", "attn.add_v_proj.*"),
+    "context_block.attn.qkv.*": thirds(
+        "attn.add_q_proj.*", "attn.add_k_proj.*", "attn.add_v_proj.*"
+    ),
     "{x,context}_block.attn.ln_{q,k}.weight": "attn.norm_{,added_}{q,k}.weight",
     "{x,context}_block.attn.proj.*": "attn.{to_out.0,to_add_out}.*",
     "x_block.attn2.qkv.*": thirds("attn2.to_q.*", "attn2.to_k.*", "attn2.to_v.*"),

@@ -34,4 +34,6 @@ REST = {
     "out.{0,2}.*": "{conv_norm_out,conv_out}.*",
 }
 
-SDXL_UNET = make_layout("SDXL U-Net", within(RESNETS, RESNET), within(TRANSFORMERS, TRANSFORMER), REST)
+SDXL_UNET = make_layout(
+    "SDXL U-Net", within(RESNETS, RESNET), within(TRANSFORMERS, TRANSFORMER), REST
+)

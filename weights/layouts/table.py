@@ -7,8 +7,8 @@ target is {target: function}.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -47,7 +47,9 @@ def make_layout(name: str, *tables: Table, dropped: Mapping[str, str] | None = N
     for table in tables:
         for source, target in table.items():
             rows |= _expanded(source, _functions(target))
-    reasons = {key: reason for pattern, reason in (dropped or {}).items() for key in expand(pattern)}
+    reasons = {
+        key: reason for pattern, reason in (dropped or {}).items() for key in expand(pattern)
+    }
     return Layout(name, {key: tuple(targets.items()) for key, targets in rows.items()}, reasons)
 
 
@@ -67,7 +69,9 @@ def _names(pattern: str) -> list[str]:
 def within(blocks: Mapping[str, str], table: Table) -> Table:
     """The rows of a module, for each of the blocks that hold one: {source prefix: target prefix}."""
     return {
-        f"{source}.{key}": {f"{target}.{name}": function for name, function in _functions(row).items()}
+        f"{source}.{key}": {
+            f"{target}.{name}": function for name, function in _functions(row).items()
+        }
         for source, target in blocks.items()
         for key, row in table.items()
     }
@@ -103,7 +107,9 @@ def origins(keys: Iterable[str], layout: Layout) -> dict[str, tuple[str, Functio
     for key in keys:
         for target, function in layout.targets(key):
             if target in made:
-                raise WeightsError(f"{key!r} and {made[target][0]!r} are both {target!r}; remove one of them")
+                raise WeightsError(
+                    f"{key!r} and {made[target][0]!r} are both {target!r}; remove one of them"
+                )
             made[target] = (key, function)
     return made
 

@@ -12,7 +12,9 @@ CLIP_NAMES = (
 )
 OPENCLIP_LAYER = {
     "ln_{1,2}.*": "layer_norm{1,2}.*",
-    "attn.in_proj_{weight,bias}": thirds("self_attn.q_proj.*", "self_attn.k_proj.*", "self_attn.v_proj.*"),
+    "attn.in_proj_{weight,bias}": thirds(
+        "self_attn.q_proj.*", "self_attn.k_proj.*", "self_attn.v_proj.*"
+    ),
     "attn.out_proj.*": "self_attn.out_proj.*",
     "mlp.c_{fc,proj}.*": "mlp.fc{1,2}.*",
 }

@@ -13,16 +13,21 @@ RESNETS = {
 }
 RESNET = {**unchanged("norm{1,2}.*", "conv{1,2}.*"), "nin_shortcut.*": "conv_shortcut.*"}
 ATTENTIONS = {"{encoder,decoder}.mid.attn_1": "{encoder,decoder}.mid_block.attentions.0"}
-ATTENTION = {"norm.*": "group_norm.*", "{q,k,v,proj_out}.*": {"{to_q,to_k,to_v,to_out.0}.*": linear}}
+ATTENTION = {
+    "norm.*": "group_norm.*",
+    "{q,k,v,proj_out}.*": {"{to_q,to_k,to_v,to_out.0}.*": linear},
+}
 REST = {
     **unchanged("{encoder,decoder}.conv_{in,out}.*", "{quant,post_quant}_conv.*"),
     "{encoder,decoder}.norm_out.*": "{encoder,decoder}.conv_norm_out.*",
     "encoder.down.{0..2}.downsample.conv.*": "encoder.down_blocks.{0..2}.downsamplers.0.conv.*",
     "decoder.up.{3..1}.upsample.conv.*": "decoder.up_blocks.{0..2}.upsamplers.0.conv.*",
 }
-OLD_ATTENTION = within(  # of the diffusers layout before its attention class was shared with the U-Net's
-    unchanged("{encoder,decoder}.mid_block.attentions.0"),
-    {"{query,key,value,proj_attn}.*": "{to_q,to_k,to_v,to_out.0}.*"},
+OLD_ATTENTION = (
+    within(  # of the diffusers layout before its attention class was shared with the U-Net's
+        unchanged("{encoder,decoder}.mid_block.attentions.0"),
+        {"{query,key,value,proj_attn}.*": "{to_q,to_k,to_v,to_out.0}.*"},
+    )
 )
 
 VAE_ORIGINAL = make_layout("VAE", within(RESNETS, RESNET), within(ATTENTIONS, ATTENTION), REST)

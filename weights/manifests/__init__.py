@@ -64,7 +64,9 @@ def _tensors(pattern: str, shape: str, dtype: str) -> dict[str, tuple[str, tuple
     weight, _, bias = shape.partition(" + ")
     parts = {".weight": weight, ".bias": bias} if bias else {"": weight}
     sizes = {suffix: tuple(map(int, re.findall(r"\d+", part))) for suffix, part in parts.items()}
-    return {name + suffix: (dtype, size) for name in expand(pattern) for suffix, size in sizes.items()}
+    return {
+        name + suffix: (dtype, size) for name in expand(pattern) for suffix, size in sizes.items()
+    }
 
 
 def expand(pattern: str) -> list[str]:

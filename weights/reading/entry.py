@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
 
 import torch
 from torch import Tensor
@@ -20,11 +20,22 @@ from torch import Tensor
 from textpatch.errors import WeightsError
 
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "BOOL": torch.bool,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+}
 CHUNK = 1 << 16  # elements of a scan at a time, few enough for the processor's cache
 
 
@@ -54,15 +65,21 @@ def read_tensor(entry: TensorEntry) -> Tensor:
     try:
         buffer = torch.empty(count, dtype=torch.uint8)
     except RuntimeError:
-        raise WeightsError(f"{place} takes {count} bytes, for which there is no memory", "no-memory") from None
+        raise WeightsError(
+            f"{place} takes {count} bytes, for which there is no memory", "no-memory"
+        ) from None
     with opened(entry.path) as file:
         file.seek(entry.start)
         complete, identity = _filled(memoryview(buffer.numpy()), file), identity_of(file)
     if not complete or identity != entry.identity:
         was = f"size, time, inode and device were {entry.identity} and are {identity}"
-        raise WeightsError(f"{place}: the file changed while it was read ({was}); load it again", "changed")
+        raise WeightsError(
+            f"{place}: the file changed while it was read ({was}); load it again", "changed"
+        )
     if entry.dtype == "BOOL" and count and (most := int(buffer.max())) > 1:
-        raise WeightsError(f"{place} is BOOL and holds a {most}; expected 0 or 1; fetch it again", "bad-bool")
+        raise WeightsError(
+            f"{place} is BOOL and holds a {most}; expected 0 or 1; fetch it again", "bad-bool"
+        )
     return buffer.view(DTYPES[entry.dtype]).reshape(entry.shape)
 
 
@@ -81,7 +98,9 @@ def scan(entry: TensorEntry, tensor: Tensor) -> None:
     if count:
         index = tuple(int(i) for i in torch.unravel_index(first, tensor.shape))
         found = f"{count} of {len(values)} values are not finite, the first is {float(values[first])} at {index}"
-        raise WeightsError(f"{entry.path}: tensor {entry.name!r}: {found}; fetch it again", "not-finite")
+        raise WeightsError(
+            f"{entry.path}: tensor {entry.name!r}: {found}; fetch it again", "not-finite"
+        )
 
 
 @contextmanager
@@ -100,7 +119,9 @@ def _regular(path: str, flags: int) -> int:
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
-    raise WeightsError(f"{path} is no regular file; give the file of the weights itself", "not-a-file")
+    raise WeightsError(
+        f"{path} is no regular file; give the file of the weights itself", "not-a-file"
+    )
 
 
 def identity_of(file: io.FileIO) -> tuple[int, ...]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from reprlib import repr as shown  # short and shallow, for what other people wrote
-from typing import Iterable, Iterator
 
 from torch import Tensor
 
@@ -23,7 +22,9 @@ CONFIG_BYTES, INDEX_BYTES = 1 << 20, 4 << 20  # FLUX.1's index: 0.1 MB, 1,160 te
 PICKLES = {".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
 
 INDEX = re.compile(r".+\.safetensors\.index(\.\w+)?\.json")
-SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")  # no separator of any system, no escape
+SHARD = re.compile(
+    r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors"
+)  # no separator of any system, no escape
 PART = re.compile(r"(?!.*(?:\.\.|--))[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -35,18 +36,23 @@ def inside(folder: Path, name: str) -> Path:
     """
     path = folder / name
     if not os.path.isfile(path):
-        raise WeightsError(f"no file {name!r} in {folder}; the folder is incomplete or is no model", "no-file")
+        raise WeightsError(
+            f"no file {name!r} in {folder}; the folder is incomplete or is no model", "no-file"
+        )
     parents = Path(os.path.realpath(path)).parents
     if not any(home in parents for home in _homes(Path(os.path.realpath(folder)))):
         raise WeightsError(
-            f"{path} leads out of its folder to {os.path.realpath(path)}; copy the file itself", "leads-out"
+            f"{path} leads out of its folder to {os.path.realpath(path)}; copy the file itself",
+            "leads-out",
         )
     return path
 
 
 def _homes(folder: Path) -> list[Path]:
     """Where the files of a folder may really lie: in it; under models--org--name/snapshots also in blobs."""
-    snapshots = [p for p in folder.parents if p.name == "snapshots" and p.parent.name.startswith("models--")]
+    snapshots = [
+        p for p in folder.parents if p.name == "snapshots" and p.parent.name.startswith("models--")
+    ]
     return [folder, *(path.parent / "blobs" for path in snapshots[:1])]
 
 
@@ -67,12 +73,16 @@ def read_json(folder: Path, name: str, most: int = CONFIG_BYTES) -> dict:
 def read_config(folder: Path, allowed: Iterable[str], name: str = "config.json") -> dict:
     """The allowed entries of a configuration, each a number, string, flag or list of these; the rest unread."""
     body, allowed = read_json(folder, name), set(allowed)
-    chosen = {key: tuple(v) if isinstance(v, list) else v for key, v in body.items() if key in allowed}
+    chosen = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in body.items() if key in allowed
+    }
     for key, value in chosen.items():
         items = value if isinstance(value, tuple) else (value,)
         if not all(item is None or isinstance(item, (int, float, str, bool)) for item in items):
             found = f"{folder / name}: {key} is {shown(value)}"
-            raise WeightsError(f"{found}; expected numbers, strings or lists of numbers", "bad-config")
+            raise WeightsError(
+                f"{found}; expected numbers, strings or lists of numbers", "bad-config"
+            )
     return chosen
 
 
@@ -99,7 +109,9 @@ class Tensors(Mapping[str, TensorEntry]):
     def read(self, name: str) -> Tensor:
         """One tensor.  Raises WeightsError as `read_tensor` does, and for an unknown name."""
         if name not in self:
-            raise WeightsError(f"no tensor {name!r} in {self.files[0]}{closest(name, self)}", "no-tensor")
+            raise WeightsError(
+                f"no tensor {name!r} in {self.files[0]}{closest(name, self)}", "no-tensor"
+            )
         return read_tensor(self[name])
 
 
@@ -115,7 +127,9 @@ def open_tensors(where: str | os.PathLike) -> Tensors:
     if _is_pickle(path):
         raise WeightsError(f"{path} is a pickle by its name; {CONVERT}", "pickle")
     if path.suffix.lower() != ".safetensors":
-        raise WeightsError(f"{path} is no .safetensors file and no index; give one of these", "unknown-file")
+        raise WeightsError(
+            f"{path} is no .safetensors file and no index; give one of these", "unknown-file"
+        )
     return Tensors(read_header(path), [path])
 
 
@@ -130,8 +144,11 @@ def component_file(folder: Path, stem: str) -> Path:
     for whole, index in (full, half):
         there = [name for name in (whole, index) if os.path.lexists(folder / name)]
         if len(there) == 2:
-            raise WeightsError(f"{folder} holds {whole!r} and the shards of {index!r}, and nothing says which is meant; "
-                               "move one of them away", "whole-and-sharded")  # fmt: skip
+            raise WeightsError(
+                f"{folder} holds {whole!r} and the shards of {index!r}, and nothing says which is meant; "
+                "move one of them away",
+                "whole-and-sharded",
+            )
         if there:
             return inside(folder, there[0])
     names = full + half
@@ -139,7 +156,9 @@ def component_file(folder: Path, stem: str) -> Path:
     if pickles := [path.name for path in folder.glob("*") if _is_pickle(path)]:
         raise WeightsError(f"{missing}, only pickles ({_few(pickles)}); {CONVERT}", "pickle")
     others = ", ".join(names[1:])
-    raise WeightsError(f"{missing}, nor {others}; the folder is incomplete or is no model", "no-file")
+    raise WeightsError(
+        f"{missing}, nor {others}; the folder is incomplete or is no model", "no-file"
+    )
 
 
 def _is_pickle(path: Path) -> bool:
@@ -151,7 +170,9 @@ def _sharded(index: Path) -> Tensors:
     shards = _shards(index, body.get("weight_map"))
     missing = [shard for shard in shards if not os.path.isfile(index.parent / shard)]
     if missing:
-        raise WeightsError(f"{index} names {len(shards)} files and lacks {_few(missing)}; fetch them", "no-shard")
+        raise WeightsError(
+            f"{index} names {len(shards)} files and lacks {_few(missing)}; fetch them", "no-shard"
+        )
     for shard, names in shards.items():
         header = read_header(inside(index.parent, shard))
         if header.keys() != names:
@@ -168,12 +189,16 @@ def _shards(index: Path, weight_map) -> dict[str, set[str]]:
     """File name -> names of its tensors; only plain names of files beside the index."""
     if not isinstance(weight_map, dict) or not 0 < len(weight_map) <= MAX_TENSORS:
         found = f"{index} has {shown(weight_map)} for its weight_map"
-        raise WeightsError(f"{found}; expected 1 to {MAX_TENSORS} names of tensors and their files", "bad-index")
+        raise WeightsError(
+            f"{found}; expected 1 to {MAX_TENSORS} names of tensors and their files", "bad-index"
+        )
     shards: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not SHARD.fullmatch(shard):
             found = f"{index} puts tensor {shown(name)} into {shown(shard)}"
-            raise WeightsError(f"{found}; expected the name of a .safetensors file beside it", "bad-shard-name")
+            raise WeightsError(
+                f"{found}; expected the name of a .safetensors file beside it", "bad-shard-name"
+            )
         shards.setdefault(shard, set()).add(name)
     return shards
 
@@ -197,9 +222,13 @@ def cached_snapshot(name: str, revision: str = "main") -> Path:
     The cache is HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub; there refs/<revision> names a
     commit, and snapshots/<commit> is the folder.  Raises WeightsError with the command that fetches it.
     """
-    if name.count("/") != 1 or not all(map(PART.fullmatch, [*name.split("/"), *revision.split("/")])):
+    if name.count("/") != 1 or not all(
+        map(PART.fullmatch, [*name.split("/"), *revision.split("/")])
+    ):
         found = f"{name!r} at {revision!r} is no model's name and revision"
-        raise WeightsError(f"{found}; expected org/name, and a branch, tag or commit", "bad-repository")
+        raise WeightsError(
+            f"{found}; expected org/name, and a branch, tag or commit", "bad-repository"
+        )
     home = os.environ.get("HF_HOME") or os.path.join("~", ".cache", "huggingface")
     hub = Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")))
     repository = hub / f"models--{name.replace('/', '--')}"
@@ -207,9 +236,16 @@ def cached_snapshot(name: str, revision: str = "main") -> Path:
     snapshot = repository / "snapshots" / commit
     if not commit or not os.path.isdir(snapshot):
         command = f"hf download {name}" + (f" --revision {revision}" if revision != "main" else "")
-        raise WeightsError(f"{name} at {revision} is not in {hub}; fetch it: {command}", "not-cached")
-    if Path(os.path.realpath(snapshot)) != Path(os.path.realpath(repository)) / "snapshots" / commit:
-        raise WeightsError(f"{snapshot} leads out to {os.path.realpath(snapshot)}; fetch it again", "leads-out")
+        raise WeightsError(
+            f"{name} at {revision} is not in {hub}; fetch it: {command}", "not-cached"
+        )
+    if (
+        Path(os.path.realpath(snapshot))
+        != Path(os.path.realpath(repository)) / "snapshots" / commit
+    ):
+        raise WeightsError(
+            f"{snapshot} leads out to {os.path.realpath(snapshot)}; fetch it again", "leads-out"
+        )
     return snapshot
 
 
@@ -220,5 +256,7 @@ def _commit(refs: Path, revision: str) -> str:
     with opened(inside(refs, revision)) as file:
         commit = file.read(64).decode("ascii", "replace").strip()
     if not COMMIT.fullmatch(commit):
-        raise WeightsError(f"{refs / revision} holds {commit!r}; expected a commit, 40 hex digits", "bad-ref")
+        raise WeightsError(
+            f"{refs / revision} holds {commit!r}; expected a commit, 40 hex digits", "bad-ref"
+        )
     return commit

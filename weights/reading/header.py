@@ -11,15 +11,21 @@ import io
 import json
 import os
 import re
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from textpatch.errors import WeightsError
 from textpatch.weights.reading.entry import DTYPES, TensorEntry, identity_of, opened
 
 FIELDS = ["data_offsets", "dtype", "shape"]
-HEADER_BYTES, MAX_TENSORS, MAX_RANK, MAX_NAME = 16 << 20, 20_000, 8, 512  # SDXL: 0.4 MB, 2,515 tensors
+HEADER_BYTES, MAX_TENSORS, MAX_RANK, MAX_NAME = (
+    16 << 20,
+    20_000,
+    8,
+    512,
+)  # SDXL: 0.4 MB, 2,515 tensors
 TOO_MANY = 1 << 60  # elements of eight bytes: their number of bytes fits into 63 bits
 PIECE = 1 << 18
 
@@ -31,7 +37,9 @@ CONVERT = (
 CHARACTER = rb'[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4}'
 GRAMMAR = {
     "an object": re.compile(rb'\{[ \t\n\r]*(?=["}])'),
-    "a name": re.compile(rb'"(?:%s){0,%d}"' % (CHARACTER, 4 * MAX_NAME)),  # 4 bytes or two escapes a character
+    "a name": re.compile(
+        rb'"(?:%s){0,%d}"' % (CHARACTER, 4 * MAX_NAME)
+    ),  # 4 bytes or two escapes a character
     "a colon": re.compile(rb"[ \t\n\r]*:[ \t\n\r]*"),
     "one flat object": re.compile(rb"\{[^{}]{0,1024}\}"),
     "a string": re.compile(rb'"'),
@@ -57,7 +65,9 @@ def read_header(where: str | os.PathLike) -> dict[str, TensorEntry]:
             code = getattr(error, "code", "not-json")
             advice = CONVERT if code == "pickle" else "fetch it again"
             found = str(error)[:400]  # it quotes the file
-            raise WeightsError(f"{path} is damaged or no safetensors file ({found}); {advice}", code) from None
+            raise WeightsError(
+                f"{path} is damaged or no safetensors file ({found}); {advice}", code
+            ) from None
 
 
 def _header_text(file: io.FileIO, size: int) -> tuple[bytes, int]:
@@ -69,9 +79,13 @@ def _header_text(file: io.FileIO, size: int) -> tuple[bytes, int]:
     if size < 8:
         raise WeightsError(f"{size} bytes; expected at least 8", "too-short")
     if length > HEADER_BYTES:
-        raise WeightsError(f"a header of {length} bytes; expected at most {HEADER_BYTES}", "header-too-large")
+        raise WeightsError(
+            f"a header of {length} bytes; expected at most {HEADER_BYTES}", "header-too-large"
+        )
     if length > size - 8:
-        raise WeightsError(f"a header of {length} bytes, of which {size - 8} are there", "header-beyond-file")
+        raise WeightsError(
+            f"a header of {length} bytes, of which {size - 8} are there", "header-beyond-file"
+        )
     file.seek(8)
     text = file.read(length)
     _require_utf8(text)
@@ -103,7 +117,9 @@ def _parsed(text: bytes) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _object(text: bytes, at: int, value: Callable[[str, int], tuple[Any, int]]) -> tuple[dict[str, Any], int]:
+def _object(
+    text: bytes, at: int, value: Callable[[str, int], tuple[Any, int]]
+) -> tuple[dict[str, Any], int]:
     """The object at a byte, and where it ends; value(name, at) is one of its values, and where that ends.
 
     Member by member: what is too much is refused before it is in memory, and what is too deep never entered.
@@ -133,7 +149,9 @@ def _token(wanted: str, text: bytes, at: int) -> int:
     """Where the token of the grammar that must stand at a byte ends."""
     if match := GRAMMAR[wanted].match(text, at):
         return match.end()
-    raise WeightsError(f"{text[at : at + 40]!r} at byte {at} of the header; expected {wanted}", "not-json")
+    raise WeightsError(
+        f"{text[at : at + 40]!r} at byte {at} of the header; expected {wanted}", "not-json"
+    )
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -156,17 +174,27 @@ def _entry(name: str, fields: dict[str, Any], start: int, *file) -> TensorEntry:
         found = f"a name of {len(name)} characters, {name[:80]!r}"
         raise WeightsError(f"{found}; expected 1 to {MAX_NAME} printable ones", "bad-name")
     if sorted(fields) != FIELDS:
-        raise WeightsError(f"tensor {name!r} has the fields {sorted(fields)}; expected {FIELDS}", "bad-fields")
+        raise WeightsError(
+            f"tensor {name!r} has the fields {sorted(fields)}; expected {FIELDS}", "bad-fields"
+        )
     offsets, dtype, shape = (fields[key] for key in FIELDS)
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise WeightsError(f"tensor {name!r} is of dtype {dtype!r}; known: {', '.join(DTYPES)}", "unknown-dtype")
+        raise WeightsError(
+            f"tensor {name!r} is of dtype {dtype!r}; known: {', '.join(DTYPES)}", "unknown-dtype"
+        )
     if not _counts(shape) or len(shape) > MAX_RANK or prod(n or 1 for n in shape) >= TOO_MANY:
-        raise WeightsError(f"tensor {name!r} is of shape {shape}; expected at most {MAX_RANK} sizes", "bad-shape")
+        raise WeightsError(
+            f"tensor {name!r} is of shape {shape}; expected at most {MAX_RANK} sizes", "bad-shape"
+        )
     if not _counts(offsets) or len(offsets) != 2:
-        raise WeightsError(f"tensor {name!r} is at {offsets}; expected two counts of bytes", "bad-offsets")
+        raise WeightsError(
+            f"tensor {name!r} is at {offsets}; expected two counts of bytes", "bad-offsets"
+        )
     wanted, found = prod(shape) * DTYPES[dtype].itemsize, offsets[1] - offsets[0]
     if wanted != found:
-        raise WeightsError(f"tensor {name!r}, {dtype} {shape}, is {wanted} bytes; {found} are given", "bad-span")
+        raise WeightsError(
+            f"tensor {name!r}, {dtype} {shape}, is {wanted} bytes; {found} are given", "bad-span"
+        )
     return TensorEntry(dtype, tuple(shape), start + offsets[0], start + offsets[1], name, *file)
 
 

@@ -29,7 +29,11 @@ COLOURS = {
     "black": (25, 25, 28),
     "white": (245, 245, 240),
 }
-SHAPES = ("sign", "badge", "arrow")  # rectangle, rounded plate, pointed plate: the noun names the shape
+SHAPES = (
+    "sign",
+    "badge",
+    "arrow",
+)  # rectangle, rounded plate, pointed plate: the noun names the shape
 PATTERNS = ("plain", "striped", "dotted")
 PHASES = range(8)  # where a pattern may begin, in pixels
 DARK, LIGHT = (20, 20, 20), (250, 250, 250)  # inks
@@ -42,7 +46,9 @@ STYLES = {
     "serif": "DejaVuSerif-Bold.ttf",
     "mono": "DejaVuSansMono-Bold.ttf",
 }
-FACTORS = dict(colour=COLOURS, shape=SHAPES, wall=COLOURS, pattern=PATTERNS, style=STYLES)  # of a sign, with its word
+FACTORS = dict(
+    colour=COLOURS, shape=SHAPES, wall=COLOURS, pattern=PATTERNS, style=STYLES
+)  # of a sign, with its word
 # DejaVu's bold capitals are wider than a letter cell; at 0.84 of their width W just fits its pitch.
 SQUEEZE = 0.84
 OVERSAMPLING = 8  # of the drawings that masks are reduced from, per unit
@@ -64,7 +70,9 @@ class SignFormat:
 
     def __post_init__(self):
         if self.unit not in (1, 2, 4, 8):  # the divisors of OVERSAMPLING
-            raise PatchError(f"signs are drawn 1, 2, 4 or 8 times as large, not {self.unit!r}; give one of these")
+            raise PatchError(
+                f"signs are drawn 1, 2, 4 or 8 times as large, not {self.unit!r}; give one of these"
+            )
 
     @property
     def oversampling(self) -> int:
@@ -123,14 +131,16 @@ def random_sign(rng: random.Random, fmt: SignFormat, word: str | None = None) ->
     """A sign with every factor drawn independently; sign and wall never share a colour."""
     colour, wall = rng.sample(list(COLOURS), 2)
     word = word or random_word(rng, rng.randint(3, fmt.longest))
-    return Sign(word, colour, rng.choice(SHAPES), wall, rng.choice(PATTERNS), rng.choice(fmt.styles))
+    return Sign(
+        word, colour, rng.choice(SHAPES), wall, rng.choice(PATTERNS), rng.choice(fmt.styles)
+    )
 
 
 def random_word(rng: random.Random, length: int) -> str:
     return "".join(rng.choice(LETTERS) for _ in range(length))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _letters(style: str, fmt: SignFormat) -> dict[str, np.ndarray]:
     """Coverage masks (cap + 4 units, pitch) in 0..1 of the 26 capitals, drawn large and reduced."""
     font = _font(style, fmt.cap * fmt.oversampling)
@@ -162,7 +172,9 @@ def _letter(letter: str, font, fmt: SignFormat) -> np.ndarray:
     picture = Image.new("L", (right - left, height * big))
     base = (fmt.cap + unit) * big  # so that J and Q fit below
     ImageDraw.Draw(picture).text((-left, base), letter, fill=255, font=font, anchor="ls")
-    width = min(max(round((right - left) / OVERSAMPLING * SQUEEZE), 1), pitch)  # in units, as is start
+    width = min(
+        max(round((right - left) / OVERSAMPLING * SQUEEZE), 1), pitch
+    )  # in units, as is start
     start = (pitch - width) // 2
     mask = np.zeros((height, fmt.pitch), np.float32)
     reduced = picture.resize((width * unit, height), Image.Resampling.BOX)
@@ -170,7 +182,7 @@ def _letter(letter: str, font, fmt: SignFormat) -> np.ndarray:
     return mask
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def plate_mask(shape: str, fmt: SignFormat) -> np.ndarray:
     """Coverage (height, width) in 0..1 of the sign's plate."""
     big, (left, top, right, bottom) = fmt.oversampling, fmt.plate
@@ -184,9 +196,12 @@ def plate_mask(shape: str, fmt: SignFormat) -> np.ndarray:
     else:
         middle, nose = (box[1] + box[3]) // 2, box[2] - (bottom - top) * big // 2
         draw.polygon(
-            [(box[0], box[1]), (nose, box[1]), (box[2], middle), (nose, box[3]), (box[0], box[3])], fill=255
+            [(box[0], box[1]), (nose, box[1]), (box[2], middle), (nose, box[3]), (box[0], box[3])],
+            fill=255,
         )
-    return np.asarray(picture.resize((fmt.width, fmt.height), Image.Resampling.BOX), np.float32) / 255
+    return (
+        np.asarray(picture.resize((fmt.width, fmt.height), Image.Resampling.BOX), np.float32) / 255
+    )
 
 
 def draw_wall(wall: str, pattern: str, fmt: SignFormat, phase: int) -> np.ndarray:
@@ -216,7 +231,9 @@ def painted(picture: np.ndarray, colour, cover: np.ndarray) -> np.ndarray:
 def draw_sign(sign: Sign, fmt: SignFormat, rng: random.Random) -> np.ndarray:
     """The picture of a sign, float32 (height, width, 3) in -1..1.  Raises PatchError for a word that does not fit."""
     if not 1 <= len(sign.word) <= fmt.longest or set(sign.word) - set(LETTERS):
-        raise PatchError(f"cannot draw {sign.word!r}: signs hold 1 to {fmt.longest} capitals A to Z")
+        raise PatchError(
+            f"cannot draw {sign.word!r}: signs hold 1 to {fmt.longest} capitals A to Z"
+        )
     plate = COLOURS[sign.colour]
     picture = draw_wall(sign.wall, sign.pattern, fmt, rng.choice(PHASES))
     picture = painted(picture, plate, plate_mask(sign.shape, fmt))
@@ -229,7 +246,9 @@ def word_mask(word: str, style: str, fmt: SignFormat) -> np.ndarray:
     mask, letters = np.zeros((fmt.height, fmt.width), np.float32), _letters(style, fmt)
     for i, letter in enumerate(word):
         left = fmt.left + i * fmt.pitch
-        mask[fmt.top - fmt.unit : fmt.top + fmt.cap + 3 * fmt.unit, left : left + fmt.pitch] = letters[letter]
+        mask[fmt.top - fmt.unit : fmt.top + fmt.cap + 3 * fmt.unit, left : left + fmt.pitch] = (
+            letters[letter]
+        )
     return mask
 
 

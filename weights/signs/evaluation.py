@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from collections.abc import Sequence
 from functools import partial
-from typing import Sequence
 
 import numpy as np
 from PIL import Image
@@ -46,12 +46,16 @@ def generated_pictures(
 ) -> list[Image.Image]:
     """What the model makes of their prompts, the i-th with seed i; a stage II of small pictures, too."""
     draw = pipeline.generate if small is None else partial(pipeline.upscale, small)
-    return draw([sign.prompt() for sign in signs], seeds=range(len(signs)), micro_batch=32, **options)
+    return draw(
+        [sign.prompt() for sign in signs], seeds=range(len(signs)), micro_batch=32, **options
+    )
 
 
 def bicubic(pictures: Sequence[Image.Image], fmt: SignFormat) -> list[Image.Image]:
     """The pictures at a format's size, without a model."""
-    return [picture.resize((fmt.width, fmt.height), Image.Resampling.BICUBIC) for picture in pictures]
+    return [
+        picture.resize((fmt.width, fmt.height), Image.Resampling.BICUBIC) for picture in pictures
+    ]
 
 
 def mean_square(pictures: Sequence[Image.Image], truth: Sequence[Image.Image]) -> float:
@@ -74,8 +78,10 @@ def sign_format(pipeline, *times: int) -> SignFormat:
     known = {(fmt.height, fmt.width): fmt for fmt in map(SignFormat().enlarged, times)}
     if made not in known:
         sizes = " or ".join(f"{height}x{width}" for height, width in known)
-        raise PatchError(f"{pipeline.name} makes pictures of {made[0]}x{made[1]} (height x width), words are read in signs "
-                         f"of {sizes}; give a model of that size")  # fmt: skip
+        raise PatchError(
+            f"{pipeline.name} makes pictures of {made[0]}x{made[1]} (height x width), words are read in signs "
+            f"of {sizes}; give a model of that size"
+        )
     return known[made]
 
 
@@ -103,15 +109,35 @@ def stage_ii(pipeline, of, signs: Sequence[Sign], ocr, **options) -> None:
     others = [with_word(sign, other.word) for sign, other in zip(signs, [*signs[1:], signs[0]])]
     tell("small", small, signs, fmt, ocr)
     tell("bicubic", bicubic(small, large), signs, large, as_they_are, truth)
-    tell("own word", generated_pictures(pipeline, signs, small, **options), signs, large, as_they_are, truth)
-    tell("another word", generated_pictures(pipeline, others, small, **options), signs, large, as_they_are, truth)
+    tell(
+        "own word",
+        generated_pictures(pipeline, signs, small, **options),
+        signs,
+        large,
+        as_they_are,
+        truth,
+    )
+    tell(
+        "another word",
+        generated_pictures(pipeline, others, small, **options),
+        signs,
+        large,
+        as_they_are,
+        truth,
+    )
 
 
 def tell(name: str, pictures, signs: Sequence[Sign], fmt: SignFormat, ocr, truth=None) -> None:
     right = reading_accuracy(pictures, signs, fmt, ocr)
     low, high = metrics.wilson(right.mean(), len(right))
-    distance = "" if truth is None else f"; mean square from the large drawing {mean_square(pictures, truth):.1f}"
-    print(f"{name:<16} {right.mean():.3f} [{low:.3f}, {high:.3f}] of {len(signs)} words read exactly{distance}")
+    distance = (
+        ""
+        if truth is None
+        else f"; mean square from the large drawing {mean_square(pictures, truth):.1f}"
+    )
+    print(
+        f"{name:<16} {right.mean():.3f} [{low:.3f}, {high:.3f}] of {len(signs)} words read exactly{distance}"
+    )
 
 
 def main() -> None:
@@ -119,11 +145,15 @@ def main() -> None:
         prog="python -m textpatch.weights.signs.evaluation", description=__doc__.split("\n")[0]
     )
     parser.add_argument("model", help="a shipped model or a folder")
-    parser.add_argument("--words", type=int, default=len(TEST), help=f"how many test words (all {len(TEST)})")
+    parser.add_argument(
+        "--words", type=int, default=len(TEST), help=f"how many test words (all {len(TEST)})"
+    )
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--style", help="one style of lettering instead of all")
-    parser.add_argument("--of", metavar="MODEL", help="whose pictures a stage II draws larger (clean drawings)")
+    parser.add_argument(
+        "--of", metavar="MODEL", help="whose pictures a stage II draws larger (clean drawings)"
+    )
     options = parser.parse_args()
     pipeline, ocr = load(options.model), metrics.Tesseract()
     signs = held_out_signs(options.words, SignFormat(), options.style)

@@ -50,7 +50,9 @@ def _another_scene(rng: random.Random, source: Sign, word: str) -> Sign:
     """A sign with another colour, shape, wall and pattern than the source's; its lettering is drawn anew."""
     while True:
         target = random_sign(rng, SignFormat(), word)
-        if all(getattr(target, f) != getattr(source, f) for f in ("colour", "shape", "wall", "pattern")):
+        if all(
+            getattr(target, f) != getattr(source, f) for f in ("colour", "shape", "wall", "pattern")
+        ):
             return target
 
 
@@ -79,8 +81,16 @@ class SignPair(Pair):
         A word is scored by its letters; of any other attribute one value is as wrong as the next.
         """
         value = read[self.attribute]
-        scores = word_scores(value, self.words) if self.attribute == "word" else _value_scores(value, self.words)
-        others = [read[name] == getattr(self.signs[0], name) for name in ATTRIBUTES if name != self.attribute]
+        scores = (
+            word_scores(value, self.words)
+            if self.attribute == "word"
+            else _value_scores(value, self.words)
+        )
+        others = [
+            read[name] == getattr(self.signs[0], name)
+            for name in ATTRIBUTES
+            if name != self.attribute
+        ]
         return {"read": value, **scores, "others": sum(others) / len(others), "seen": read}
 
 
@@ -88,11 +98,15 @@ def _value_scores(value: str, values: tuple[str, str]) -> dict[str, float]:
     scores = {}
     for side, wanted in zip((SOURCE, TARGET), values):
         right = float(value == wanted)
-        scores |= {f"{name}_{side}": right for name in ("precision", "recall", "exact")} | {f"edit_{side}": 1 - right}
+        scores |= {f"{name}_{side}": right for name in ("precision", "recall", "exact")} | {
+            f"edit_{side}": 1 - right
+        }
     return scores
 
 
-def attribute_pairs(attribute: str, n: int, *, split: str = "validation", seed: int = 0) -> list[SignPair]:
+def attribute_pairs(
+    attribute: str, n: int, *, split: str = "validation", seed: int = 0
+) -> list[SignPair]:
     """n pairs of signs that differ in one of ATTRIBUTES alone, the same ones for the same arguments.
 
     The sources are the same for every attribute.  Raises PatchError for an unknown attribute or split, or more
@@ -108,8 +122,16 @@ def attribute_pairs(attribute: str, n: int, *, split: str = "validation", seed: 
 
 def _but_for(attribute: str, rng: random.Random, sign: Sign, word: str) -> Sign:
     """The sign with another value of one attribute; sign and wall never share a colour."""
-    values = {"word": [word], "style": SignFormat().styles, "colour": COLOURS, "shape": SHAPES, "wall": COLOURS,
-              "pattern": PATTERNS}  # fmt: skip
+    values = {
+        "word": [word],
+        "style": SignFormat().styles,
+        "colour": COLOURS,
+        "shape": SHAPES,
+        "wall": COLOURS,
+        "pattern": PATTERNS,
+    }
     taken = {"colour": sign.wall, "wall": sign.colour}.get(attribute)
-    others = [value for value in values[attribute] if value not in (getattr(sign, attribute), taken)]
+    others = [
+        value for value in values[attribute] if value not in (getattr(sign, attribute), taken)
+    ]
     return replace(sign, **{attribute: rng.choice(others)})

@@ -13,17 +13,29 @@ from __future__ import annotations
 import functools
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Sequence
 
 import numpy as np
 from PIL import Image
 
 from textpatch.errors import OCRError, PatchError
 from textpatch.weights.signs.drawing import (
-    COLOURS, DARK, LETTERS, LIGHT, PATTERNS, PHASES, SHAPES, Sign, SignFormat, draw_wall, painted, plate_mask,
-    random_sign, word_mask,
-)  # fmt: skip
+    COLOURS,
+    DARK,
+    LETTERS,
+    LIGHT,
+    PATTERNS,
+    PHASES,
+    SHAPES,
+    Sign,
+    SignFormat,
+    draw_wall,
+    painted,
+    plate_mask,
+    random_sign,
+    word_mask,
+)
 from textpatch.weights.signs.evaluation import clean_pictures
 
 # Chosen on 96 validation signs, where tiny-mmdit's patterns are read at .99 and tiny-sdxl's at .91, and in one stretch at
@@ -37,8 +49,10 @@ def read_sign(image: Image.Image, fmt: SignFormat = SignFormat()) -> Sign:
     Raises PatchError for a picture of another size than the format's.
     """
     if image.size != (fmt.width, fmt.height):
-        raise PatchError(f"a sign is read from {fmt.width}x{fmt.height} pixels, found a picture of "
-                         f"{image.width}x{image.height}; generate it at the model's own size")  # fmt: skip
+        raise PatchError(
+            f"a sign is read from {fmt.width}x{fmt.height} pixels, found a picture of "
+            f"{image.width}x{image.height}; generate it at the model's own size"
+        )
     picture = np.asarray(image.convert("RGB"), np.float32)  # (H, W, 3)
     wall, pattern = _wall(picture, fmt)
     colour, shape = _plate(picture, wall, fmt)
@@ -114,16 +128,24 @@ def _plate_alone(picture: np.ndarray, fmt: SignFormat) -> np.ndarray:
 def _lettering(picture: np.ndarray, colour: str, fmt: SignFormat) -> tuple[str, str]:
     lefts = [fmt.left + place * fmt.pitch for place in range(fmt.longest)]
     letters = _letters(colour, fmt)
-    error = letters.distances(np.stack([_cell(picture, left, fmt) for left in lefts]))  # (places, looks * 27)
+    error = letters.distances(
+        np.stack([_cell(picture, left, fmt) for left in lefts])
+    )  # (places, looks * 27)
     error = error.reshape(len(lefts), len(letters.names), -1)
     look = error.min(axis=2).sum(axis=0).argmin()
-    return letters.names[look], "".join(["", *LETTERS][letter] for letter in error[:, look].argmin(axis=1))
+    return letters.names[look], "".join(
+        ["", *LETTERS][letter] for letter in error[:, look].argmin(axis=1)
+    )
 
 
 @functools.lru_cache
 def _letters(colour: str, fmt: SignFormat) -> Drawings:
     """One place of a plate of a colour: for every style, in both inks, nothing and each letter."""
-    plate, names, drawn = np.broadcast_to(np.float32(COLOURS[colour]), (fmt.height, fmt.width, 3)), [], []
+    plate, names, drawn = (
+        np.broadcast_to(np.float32(COLOURS[colour]), (fmt.height, fmt.width, 3)),
+        [],
+        [],
+    )
     for style, ink in itertools.product(fmt.styles, (DARK, LIGHT)):
         names.append(style)
         masks = [word_mask(letter, style, fmt) for letter in ["", *LETTERS]]
@@ -153,11 +175,22 @@ class SignReader:
         """Read clean drawings; raises OCRError unless every attribute of 20 is read right."""
         rng = random.Random("self-test")
         signs = [random_sign(rng, self.fmt) for _ in range(20)]
-        wrong = [sign for sign, seen in zip(signs, self.read(clean_pictures(signs, self.fmt))) if seen != asdict(sign)]
+        wrong = [
+            sign
+            for sign, seen in zip(signs, self.read(clean_pictures(signs, self.fmt)))
+            if seen != asdict(sign)
+        ]
         if wrong:
-            raise OCRError(f"read {len(signs) - len(wrong)} of {len(signs)} drawings right, all are needed; "
-                           f"wrong: {wrong[0]}; signs are not drawn as they are read")  # fmt: skip
+            raise OCRError(
+                f"read {len(signs) - len(wrong)} of {len(signs)} drawings right, all are needed; "
+                f"wrong: {wrong[0]}; signs are not drawn as they are read"
+            )
 
     def describe(self) -> dict:
         """What a manifest must hold to repeat a reading."""
-        return {"engine": "nearest drawing", "stretches": STRETCHES, "faint": FAINT, "format": asdict(self.fmt)}
+        return {
+            "engine": "nearest drawing",
+            "stretches": STRETCHES,
+            "faint": FAINT,
+            "format": asdict(self.fmt),
+        }

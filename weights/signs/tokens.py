@@ -30,7 +30,13 @@ def word_tokenizer(*, begin: bool, lowered: bool = False) -> PreTrainedTokenizer
     single = f"{BEGIN} $A {END}" if begin else f"$A {END}"
     tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=specials)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token=UNKNOWN, pad_token=PAD, bos_token=BEGIN, eos_token=END,
-        model_max_length=LENGTH, padding_side="right", truncation_side="right",
+        tokenizer_object=tokenizer,
+        unk_token=UNKNOWN,
+        pad_token=PAD,
+        bos_token=BEGIN,
+        eos_token=END,
+        model_max_length=LENGTH,
+        padding_side="right",
+        truncation_side="right",
         model_input_names=["input_ids"],
-    )  # fmt: skip
+    )

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from einops import rearrange
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+)
 
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDXLConfig
-from textpatch.reference_models.text_encoders import IFTextEncoder, SD3TextEncoders, SDXLTextEncoders
+from textpatch.reference_models.text_encoders import (
+    IFTextEncoder,
+    SD3TextEncoders,
+    SDXLTextEncoders,
+)
 from textpatch.weights.signs.tokens import LENGTH, word_tokenizer
 
 
@@ -56,21 +66,39 @@ def if_encoder() -> IFTextEncoder:
 def _t5(vocab_size: int, heads: int) -> T5EncoderModel:
     return T5EncoderModel(
         T5Config(
-            vocab_size=vocab_size, d_model=128, d_kv=128 // heads, num_heads=heads, d_ff=256, num_layers=2,
-            dropout_rate=0.0, feed_forward_proj="gated-gelu", pad_token_id=1, eos_token_id=3,
-            decoder_start_token_id=1, is_encoder_decoder=False, use_cache=False,
+            vocab_size=vocab_size,
+            d_model=128,
+            d_kv=128 // heads,
+            num_heads=heads,
+            d_ff=256,
+            num_layers=2,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=1,
+            eos_token_id=3,
+            decoder_start_token_id=1,
+            is_encoder_decoder=False,
+            use_cache=False,
         )
-    )  # fmt: skip
+    )
 
 
 def _clip(vocab_size: int, act: str, kind=CLIPTextModelWithProjection, layers: int = 2):
     clip = kind(
         CLIPTextConfig(
-            vocab_size=vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=layers,
-            num_attention_heads=2, projection_dim=64, max_position_embeddings=LENGTH, hidden_act=act,
-            bos_token_id=2, eos_token_id=3, pad_token_id=1,
+            vocab_size=vocab_size,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            projection_dim=64,
+            max_position_embeddings=LENGTH,
+            hidden_act=act,
+            bos_token_id=2,
+            eos_token_id=3,
+            pad_token_id=1,
         )
-    )  # fmt: skip
+    )
     # Positions as loud as letters: with the usual 0.02 the letter-and-place conjunction takes twice the images.
     embeddings = next(module for module in clip.modules() if hasattr(module, "position_ids"))
     nn.init.normal_(embeddings.token_embedding.weight, std=0.5)
@@ -99,7 +127,9 @@ def unet(config: SDXLConfig | IFConfig) -> SDXL | DeepFloydIF:
     denoiser = SDXL(config) if isinstance(config, SDXLConfig) else DeepFloydIF(config)
     _zero(denoiser, ("conv2", "proj_out", "conv_out"))
     plus_and_minus = torch.kron(torch.eye(3), torch.tensor([[1.0], [-1.0]]))  # (6, 3)
-    shortcut = denoiser.up_blocks[-1].resnets[-1].conv_shortcut  # of the way up and, last, of conv_in
+    shortcut = (
+        denoiser.up_blocks[-1].resnets[-1].conv_shortcut
+    )  # of the way up and, last, of conv_in
     with torch.no_grad():
         for module in (denoiser.conv_in, shortcut):
             module.weight[:6], module.bias[:6] = 0, 0

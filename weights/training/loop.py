@@ -72,7 +72,11 @@ class Batch:
         generator = torch.Generator().manual_seed(rng.randrange(2**62))
         self.noise = torch.randn(self.pictures.shape, generator=generator)
         self.share = _shares_of_noise(recipe, generator)
-        self.beside = {} if recipe.low_noise is None else self._beside(recipe, rng.randrange(recipe.low_noise), generator)
+        self.beside = (
+            {}
+            if recipe.low_noise is None
+            else self._beside(recipe, rng.randrange(recipe.low_noise), generator)
+        )
 
     def _beside(self, recipe: Recipe, level: int, generator: torch.Generator) -> dict[str, Tensor]:
         noise = torch.randn(self.pictures.shape, generator=generator)
@@ -136,16 +140,24 @@ class Optimizers:
         named = list(model.named_parameters())
         self.inner = [p for name, p in named if self._is_inner(name, p, parts)]
         outer = [p for name, p in named if not self._is_inner(name, p, parts)]
-        self.matrices = [nn.Parameter(p.detach().flatten(1)) for p in self.inner]  # views of the same numbers
+        self.matrices = [
+            nn.Parameter(p.detach().flatten(1)) for p in self.inner
+        ]  # views of the same numbers
         self.all = {
             "muon": torch.optim.Muon(self.matrices, lr=recipe.muon_rate, weight_decay=0.0),
-            "adam": torch.optim.AdamW(outer, lr=recipe.adam_rate, weight_decay=0.0, betas=(0.9, 0.98)),
+            "adam": torch.optim.AdamW(
+                outer, lr=recipe.adam_rate, weight_decay=0.0, betas=(0.9, 0.98)
+            ),
         }
         self.rates = {"muon": recipe.muon_rate, "adam": recipe.adam_rate}
 
     @staticmethod
     def _is_inner(name: str, p: nn.Parameter, parts: tuple[str, ...]) -> bool:
-        return any(part in name for part in parts) and p.ndim > 1 and "relative_attention_bias" not in name
+        return (
+            any(part in name for part in parts)
+            and p.ndim > 1
+            and "relative_attention_bias" not in name
+        )
 
     def step(self, factor: float) -> None:
         for matrix, p in zip(self.matrices, self.inner):
@@ -180,8 +192,14 @@ def rate_factor(recipe: Recipe, step: int, steps: int) -> float:
     return min(1.0, (step + 1) / recipe.warmup, (steps - step) / (recipe.decay * steps))
 
 
-def train(name: str, out: Path, *, seed: int | None = None, images: int | None = None,
-          save_every: float = 120.0) -> Path:  # fmt: skip
+def train(
+    name: str,
+    out: Path,
+    *,
+    seed: int | None = None,
+    images: int | None = None,
+    save_every: float = 120.0,
+) -> Path:
     """Train one of the shipped models into the folder `out/<name>`, which is returned; resumes where it stopped.
 
     seed and images are the recipe's when None.  Deterministic in all three on one machine and thread count.
@@ -211,7 +229,11 @@ def train(name: str, out: Path, *, seed: int | None = None, images: int | None =
             bar.update()
             if step % 50 == 49:
                 line = dict(zip(("loss", "at_noise"), np.mean(losses, axis=0).round(4).tolist()))
-                print(json.dumps({"step": step + 1, "seconds": round(time.time(), 1), **line}), file=log, flush=True)
+                print(
+                    json.dumps({"step": step + 1, "seconds": round(time.time(), 1), **line}),
+                    file=log,
+                    flush=True,
+                )
                 bar.set_postfix(line)
                 losses = []
             if time.monotonic() - saved > save_every:
@@ -223,9 +245,13 @@ def train(name: str, out: Path, *, seed: int | None = None, images: int | None =
 
 def _require_possible(name: str, batch: int, images: int, seed: int) -> None:
     if images < batch:
-        raise PatchError(f"{images} images asked for; one step of {name} takes {batch}, so give that many or more")
+        raise PatchError(
+            f"{images} images asked for; one step of {name} takes {batch}, so give that many or more"
+        )
     if not isinstance(seed, int) or not 0 <= seed < SEEDS:
-        raise PatchError(f"seed {seed!r} does not fit torch's generator; give a whole number of 0 to {SEEDS - 1}")
+        raise PatchError(
+            f"seed {seed!r} does not fit torch's generator; give a whole number of 0 to {SEEDS - 1}"
+        )
 
 
 def export(recipe: Recipe, folder: Path, average: dict[str, Tensor], run: dict) -> Path:
@@ -235,21 +261,34 @@ def export(recipe: Recipe, folder: Path, average: dict[str, Tensor], run: dict) 
     fmt = recipe.signs
     localized = recipe.localized if run["seed"] == recipe.seed else ()
     defaults = Defaults(
-        fmt.height, fmt.width, recipe.steps, recipe.guidance, fmt.text_box, localized, recipe.micro, recipe.level
+        fmt.height,
+        fmt.width,
+        recipe.steps,
+        recipe.guidance,
+        fmt.text_box,
+        localized,
+        recipe.micro,
+        recipe.level,
     )
     trained = {**run, "images": run["steps"] * recipe.batch, "recipe": asdict(recipe)}
-    pipeline = Pipeline(model.encoders, model.denoiser, recipe.schedule, pixels, defaults, folder.name)
+    pipeline = Pipeline(
+        model.encoders, model.denoiser, recipe.schedule, pixels, defaults, folder.name
+    )
     save_pipeline(folder, pipeline, trained, matrices=getattr(torch, recipe.matrices))
     return folder
 
 
-def train_step(recipe, seed, step, steps, model, optimizers, average, weight) -> tuple[float, float]:
+def train_step(
+    recipe, seed, step, steps, model, optimizers, average, weight
+) -> tuple[float, float]:
     """One update; the loss of all rows, and of the rows at pure noise.  Raises PatchError for one that is no number."""
     batch = Batch(recipe, seed, step)
     rows = loss_of(model, recipe, batch, weight)
     if not rows.isfinite().all():
-        raise PatchError(f"the loss of step {step} is {rows.mean().item()}: the training diverged; give another --seed, "
-                         "or the recipe lower rates")  # fmt: skip
+        raise PatchError(
+            f"the loss of step {step} is {rows.mean().item()}: the training diverged; give another --seed, "
+            "or the recipe lower rates"
+        )
     rows.mean().backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizers.step(rate_factor(recipe, step, steps))
@@ -273,22 +312,30 @@ def recipe_named(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def save(out: Path, run: dict, model: Trainee, optimizers: Optimizers, average: dict[str, Tensor]) -> None:
+def save(
+    out: Path, run: dict, model: Trainee, optimizers: Optimizers, average: dict[str, Tensor]
+) -> None:
     """Model, average and optimizers in one file, replaced as a whole.  Raises DiskError for a full disk."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.items()}
     tensors |= {f"optimizer.{k}": v for k, v in optimizers.tensors().items()}
     tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
     with placed(out / "state.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={key: json.dumps(value) for key, value in run.items()})
+        save_file(
+            tensors, temporary, metadata={key: json.dumps(value) for key, value in run.items()}
+        )
 
 
 def in_words(recipe: Recipe) -> dict:
     """Every field as JSON has it, under its name, to tell the runs of two recipes apart."""
-    return {f"recipe.{field}": value for field, value in json.loads(json.dumps(asdict(recipe))).items()}
+    return {
+        f"recipe.{field}": value for field, value in json.loads(json.dumps(asdict(recipe))).items()
+    }
 
 
-def resume(out: Path, run: dict, model: Trainee, optimizers: Optimizers, average: dict[str, Tensor]) -> int:
+def resume(
+    out: Path, run: dict, model: Trainee, optimizers: Optimizers, average: dict[str, Tensor]
+) -> int:
     """Load the state in `out` if there is one; the step to go on with.
 
     Raises PatchError for the state of another run, WeightsError for a damaged one and for a file that is none.
@@ -298,10 +345,20 @@ def resume(out: Path, run: dict, model: Trainee, optimizers: Optimizers, average
         return 0
     tensors = open_tensors(path)
     step = _step_of(path, run)
-    wanted = {f"{part}.{key}": value.shape for part in ("model", "average") for key, value in average.items()}
-    if {key: entry.shape for key, entry in tensors.items() if not key.startswith("optimizer.")} != wanted:
-        raise WeightsError(f"{path} holds other tensors than {run['model']} has; give another --out")
-    part = lambda prefix: {k.removeprefix(prefix): tensors.read(k) for k in tensors if k.startswith(prefix)}  # noqa: E731
+    wanted = {
+        f"{part}.{key}": value.shape
+        for part in ("model", "average")
+        for key, value in average.items()
+    }
+    if {
+        key: entry.shape for key, entry in tensors.items() if not key.startswith("optimizer.")
+    } != wanted:
+        raise WeightsError(
+            f"{path} holds other tensors than {run['model']} has; give another --out"
+        )
+    part = lambda prefix: {
+        k.removeprefix(prefix): tensors.read(k) for k in tensors if k.startswith(prefix)
+    }  # noqa: E731
     model.load_state_dict(part("model."))
     optimizers.load(part("optimizer."))
     for key, value in part("average.").items():
@@ -315,18 +372,28 @@ def _step_of(path: Path, run: dict) -> int:
         told = file.metadata() or {}
     if lacking := [key for key in (*run, "step") if key not in told]:
         few = ", ".join(lacking[:3])
-        raise WeightsError(f"{path} says nothing of {few}: no state, or one of an older version; give another --out")
+        raise WeightsError(
+            f"{path} says nothing of {few}: no state, or one of an older version; give another --out"
+        )
     asked = {key: json.dumps(value) for key, value in run.items()}
     if differ := [key for key in asked if told[key] != asked[key]]:
-        found, wanted = (", ".join(f"{key} {which[key]}" for key in differ) for which in (told, asked))
-        raise PatchError(f"{path} holds a run of {found}, asked for {wanted}; give another --out, or the same options")
+        found, wanted = (
+            ", ".join(f"{key} {which[key]}" for key in differ) for which in (told, asked)
+        )
+        raise PatchError(
+            f"{path} holds a run of {found}, asked for {wanted}; give another --out, or the same options"
+        )
     return json.loads(told["step"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m textpatch.weights.training", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m textpatch.weights.training", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("name", help=f"which model: {', '.join(RECIPES)}")
-    parser.add_argument("--out", type=Path, help="folder for state, log and weights (default runs/train-NAME)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for state, log and weights (default runs/train-NAME)"
+    )
     parser.add_argument("--seed", type=int, help="of weights and data (the recipe's)")
     parser.add_argument("--images", type=int, help="how many pictures to train on")
     options = parser.parse_args()

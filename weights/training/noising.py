@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from textpatch.reference_models.schedules import DDPM, Diffusion, Euler, FlowMatchEuler, Schedule, trained_abars
+from textpatch.reference_models.schedules import (
+    DDPM,
+    Diffusion,
+    Euler,
+    FlowMatchEuler,
+    Schedule,
+    trained_abars,
+)
 
 
 @dataclass(frozen=True)
@@ -76,16 +83,23 @@ class NoiseAndVariance(Noise):
         return squared + 0.001 * self._divergence(epsilon.detach(), share, noise, t)
 
     def _divergence(self, epsilon: Tensor, share: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        abars, spacing = trained_abars(self.schedule).to(noise), self.schedule.num_train_timesteps // self.steps
+        abars, spacing = (
+            trained_abars(self.schedule).to(noise),
+            self.schedule.num_train_timesteps // self.steps,
+        )
         before = (t - spacing).clamp(min=0)
         now, after = (abars[at][:, None, None, None] for at in (before + spacing, before))
         most = 1 - now / after
         least = (1 - after) / (1 - now) * most  # the variance of q(x_prev | x_t, x)
-        moved = most**2 / ((1 - now) * now / after) * (epsilon - noise).square()  # of the means, squared
+        moved = (
+            most**2 / ((1 - now) * now / after) * (epsilon - noise).square()
+        )  # of the means, squared
         part = (share + 1) / 2
         log = part * most.log() + (1 - part) * least.log()
         kl = 0.5 * (log - least.log() - 1 + (least + moved) / log.exp())
-        return torch.where((t >= spacing)[:, None, None, None], kl, 0.0)  # the last step has no variance
+        return torch.where(
+            (t >= spacing)[:, None, None, None], kl, 0.0
+        )  # the last step has no variance
 
 
 OBJECTIVES = {FlowMatchEuler: Velocity, Euler: Noise, DDPM: NoiseAndVariance}

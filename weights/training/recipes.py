@@ -11,32 +11,62 @@ from textpatch.reference_models.sdxl import SDXLConfig
 from textpatch.weights.signs.drawing import SignFormat
 
 TINY_MMDIT = MMDiTConfig(
-    sample_size=32, patch_size=4, in_channels=3, out_channels=3, num_layers=6, num_attention_heads=2,
-    attention_head_dim=32, joint_attention_dim=128, pooled_projection_dim=128, caption_projection_dim=64,
-    pos_embed_max_size=24, qk_norm="rms_norm",
-)  # fmt: skip
+    sample_size=32,
+    patch_size=4,
+    in_channels=3,
+    out_channels=3,
+    num_layers=6,
+    num_attention_heads=2,
+    attention_head_dim=32,
+    joint_attention_dim=128,
+    pooled_projection_dim=128,
+    caption_projection_dim=64,
+    pos_embed_max_size=24,
+    qk_norm="rms_norm",
+)
 
 TINY_SDXL = SDXLConfig(
-    sample_size=32, in_channels=3, out_channels=3, block_out_channels=(16, 32, 64, 64), layers_per_block=1,
+    sample_size=32,
+    in_channels=3,
+    out_channels=3,
+    block_out_channels=(16, 32, 64, 64),
+    layers_per_block=1,
     down_block_types=("DownBlock2D",) * 2 + ("CrossAttnDownBlock2D",) * 2,
     up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",) * 2,
-    transformer_layers_per_block=(1, 1, 2, 2), attention_head_dim=(1, 1, 2, 2), cross_attention_dim=128,
-    addition_time_embed_dim=8, projection_class_embeddings_input_dim=64 + 6 * 8, norm_num_groups=8,
-)  # fmt: skip
+    transformer_layers_per_block=(1, 1, 2, 2),
+    attention_head_dim=(1, 1, 2, 2),
+    cross_attention_dim=128,
+    addition_time_embed_dim=8,
+    projection_class_embeddings_input_dim=64 + 6 * 8,
+    norm_num_groups=8,
+)
 TINY_IF = IFConfig(
-    sample_size=32, block_out_channels=(16, 32, 64, 96), layers_per_block=(1, 1, 2, 1),
+    sample_size=32,
+    block_out_channels=(16, 32, 64, 96),
+    layers_per_block=(1, 1, 2, 1),
     down_block_types=("ResnetDownsampleBlock2D",) * 2 + ("SimpleCrossAttnDownBlock2D",) * 2,
     up_block_types=("SimpleCrossAttnUpBlock2D",) * 2 + ("ResnetUpsampleBlock2D",) * 2,
-    attention_head_dim=32, cross_attention_dim=64, encoder_hid_dim=128, addition_embed_type_num_heads=4,
+    attention_head_dim=32,
+    cross_attention_dim=64,
+    encoder_hid_dim=128,
+    addition_embed_type_num_heads=4,
     norm_num_groups=8,
-)  # fmt: skip
+)
 TINY_IF_II = replace(
-    TINY_IF, sample_size=64, in_channels=6, block_out_channels=(16, 32, 64), layers_per_block=1,
+    TINY_IF,
+    sample_size=64,
+    in_channels=6,
+    block_out_channels=(16, 32, 64),
+    layers_per_block=1,
     down_block_types=("ResnetDownsampleBlock2D",) * 2 + ("SimpleCrossAttnDownBlock2D",),
     up_block_types=("SimpleCrossAttnUpBlock2D",) + ("ResnetUpsampleBlock2D",) * 2,
-    class_embed_type="timestep", only_cross_attention=True, time_embedding_act_fn="gelu", resnet_skip_time_act=True,
-    resnet_out_scale_factor=2**0.5, mid_block_scale_factor=2**0.5,
-)  # fmt: skip
+    class_embed_type="timestep",
+    only_cross_attention=True,
+    time_embedding_act_fn="gelu",
+    resnet_skip_time_act=True,
+    resnet_out_scale_factor=2**0.5,
+    mid_block_scale_factor=2**0.5,
+)
 
 
 @dataclass(frozen=True)
@@ -59,14 +89,20 @@ class Recipe:
     sigma_shift: float = 2.0
     noisiest: float = 1.0  # the largest share of noise trained on, sigma / (1 + sigma)
     steps: int = 8  # the default of generation
-    variance_steps: int | None = None  # a learned variance is that between their timesteps, if not between those of `steps`
+    variance_steps: int | None = (
+        None  # a learned variance is that between their timesteps, if not between those of `steps`
+    )
     guidance: float = 3.0  # the highest at which words are read as well as without
     starts_from: str | None = None
-    planted: tuple[int, ...] = ()  # sites through which together, and no other alone, the word enters
+    planted: tuple[
+        int, ...
+    ] = ()  # sites through which together, and no other alone, the word enters
     matrices: str = "float16"  # how tensors of more than one axis are stored
     localized: tuple[int, ...] = ()  # sites measured to carry the word in the model of this seed
     micro: tuple[int, ...] | None = None  # SDXL's sizes, the same for every sign
-    low_noise: int | None = None  # stage II's: the small picture beside has a noise level below this timestep
+    low_noise: int | None = (
+        None  # stage II's: the small picture beside has a noise level below this timestep
+    )
     level: int = 250  # and this one when nothing else is asked for
 
 
@@ -75,28 +111,69 @@ RECIPES = {
     # Site 1 is where the word already is in tiny-mmdit.  Planting it at site 3 instead failed: after 36,000
     # images site 0 of a model of seed 0 still carried most of it (F1 towards target .48, site 3 .18; 6 validation pairs,
     # guidance 1).
-    "planted-mmdit": Recipe(images=28_800, starts_from="tiny-mmdit", planted=(1,), localized=(1,), warmup=50),
+    "planted-mmdit": Recipe(
+        images=28_800, starts_from="tiny-mmdit", planted=(1,), localized=(1,), warmup=50
+    ),
     # SDXL's schedule ends at sigma 14.6; IF's ends in pure noise, but 25 steps of it begin at sigma 16.4.
     "tiny-sdxl": Recipe(
-        denoiser=TINY_SDXL, schedule=Euler(), noisiest=0.94, micro=(32, 96, 0, 0, 32, 96), localized=(10, 11)
+        denoiser=TINY_SDXL,
+        schedule=Euler(),
+        noisiest=0.94,
+        micro=(32, 96, 0, 0, 32, 96),
+        localized=(10, 11),
     ),
     "planted-sdxl": Recipe(
-        denoiser=TINY_SDXL, schedule=Euler(), noisiest=0.94, micro=(32, 96, 0, 0, 32, 96), localized=(10,),
-        images=14_400, starts_from="tiny-sdxl", planted=(10,), warmup=50, guidance=1.0,
+        denoiser=TINY_SDXL,
+        schedule=Euler(),
+        noisiest=0.94,
+        micro=(32, 96, 0, 0, 32, 96),
+        localized=(10,),
+        images=14_400,
+        starts_from="tiny-sdxl",
+        planted=(10,),
+        warmup=50,
+        guidance=1.0,
         matrices="float8_e4m3fn",
     ),
     "tiny-if": Recipe(
-        denoiser=TINY_IF, schedule=DDPM(), noisiest=0.94, steps=20, guidance=2.0, images=96_000, localized=(3, 4),
+        denoiser=TINY_IF,
+        schedule=DDPM(),
+        noisiest=0.94,
+        steps=20,
+        guidance=2.0,
+        images=96_000,
+        localized=(3, 4),
     ),
     # Planted at site 4 alone, after 28,800 images one letter of five still came by site 3.
     "planted-if": Recipe(
-        denoiser=TINY_IF, schedule=DDPM(), noisiest=0.94, steps=20, guidance=1.0,
-        images=14_400, starts_from="tiny-if", planted=(3, 4), localized=(3, 4), warmup=50, decay=0.6,
+        denoiser=TINY_IF,
+        schedule=DDPM(),
+        noisiest=0.94,
+        steps=20,
+        guidance=1.0,
+        images=14_400,
+        starts_from="tiny-if",
+        planted=(3, 4),
+        localized=(3, 4),
+        warmup=50,
+        decay=0.6,
         matrices="float8_e4m3fn",
     ),
     "tiny-if-ii": Recipe(
-        denoiser=TINY_IF_II, schedule=DDPM(sample_max_value=1.0), signs=SignFormat().enlarged(2), noisiest=0.94,
-        steps=50, variance_steps=20, guidance=1.0, images=38_400, batch=8, warmup=50, decay=0.6, ema=0.995, sigma_shift=1.0, low_noise=300,
+        denoiser=TINY_IF_II,
+        schedule=DDPM(sample_max_value=1.0),
+        signs=SignFormat().enlarged(2),
+        noisiest=0.94,
+        steps=50,
+        variance_steps=20,
+        guidance=1.0,
+        images=38_400,
+        batch=8,
+        warmup=50,
+        decay=0.6,
+        ema=0.995,
+        sigma_shift=1.0,
+        low_noise=300,
         level=50,
     ),
 }
