@@ -108,7 +108,7 @@ FAULTS = {
     "a name allows what begins like it": (allowed, store, "_covered", 'f"request.{entry}."', 'f"request.{entry}"'),
     "scenes with their words": (scenes, glyphcontrol, "differing", "_QUOTED.sub('\"\"', prompt)", "prompt"),
     "the first pair alone": (scenes, glyphcontrol, "differing", "in pairs if", "in pairs[:1] if"),
-    "whose record it is is not asked": (made_by_its_request, trials.Trials, "_require_made_by", "record.get(name) != asked", "False"),
+    "whose record it is is not asked": (made_by_its_request, work, "_require_made_by", "record.get(name) != asked", "False"),
     "a plan is enough": (made_by_its_request, work, "made_by", "row.data for row in rows", ""),
     "rows are enough": (made_by_its_request, Plan, "sha256", "self.to_json()", '""'),
     "of rows their names": (made_by_its_request, work, "made_by", "[row.data", "[row.name"),
