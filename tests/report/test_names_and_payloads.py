@@ -23,7 +23,8 @@ from textpatch.errors import PatchError, StoreError
 from textpatch.exits import guarded
 from textpatch.report import result
 from textpatch.runs import folder as store
-from textpatch.runs.folder import Run, flatten
+from textpatch.runs.folder import Run
+from textpatch.runs.requests import flatten
 
 # --- names
 

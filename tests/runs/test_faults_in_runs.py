@@ -15,8 +15,7 @@ from textpatch.localization.start_step import start_curve
 from textpatch.metrics import Tesseract, ocr
 from textpatch.plan import Plan
 from textpatch.prompts import glyphcontrol
-from textpatch.runs import folder as store
-from textpatch.runs import records, work
+from textpatch.runs import folder, records, requests, work
 from textpatch.runs.folder import Run
 
 MODEL = small_pipeline()
@@ -98,14 +97,14 @@ FAULTS = {
     "damage is not counted": (left_out, records, "read_records", "damaged.append(number)", "pass"),
     "damage ends a file": (left_out, records, "read_records", "damaged.append(number)", "damaged.append(number); break"),
     "a checksum is not looked at": (left_out, records, "_unsealed", "if line[-_SEAL_LENGTH:]", "if False and line[-_SEAL_LENGTH:]"),
-    "every request is the stored one": (another, store, "_asked_otherwise", 'stored["key"] == new["key"]', "True"),
-    "no request is the stored one": (the_same, store.Run, "_resume", "not all(_covered", "not any(_covered"),
-    "values compared as Python does": (equal_in_python, store, "_differences", "_canonical(pair[0]) != _canonical(pair[1])", "pair[0] != pair[1]"),
-    "the keys alone are hashed": (another, store, "_key", "_canonical(request)", "_canonical(sorted(request))"),
+    "every request is the stored one": (another, requests, "asked_otherwise", 'stored["key"] == new["key"]', "True"),
+    "no request is the stored one": (the_same, folder.Run, "_resume", "not all(covered", "not any(covered"),
+    "values compared as Python does": (equal_in_python, requests, "differences", "_canonical(pair[0]) != _canonical(pair[1])", "pair[0] != pair[1]"),
+    "the keys alone are hashed": (another, requests, "request_key", "_canonical(request)", "_canonical(sorted(request))"),
     "entries that are gone are equal": (
-        another, store, "_differences", "dict.fromkeys([*old, *new])", "old.keys() - new.keys()"),
-    "one that is allowed allows all": (allowed, store.Run, "_resume", "not all(_covered", "not any(_covered"),
-    "a name allows what begins like it": (allowed, store, "_covered", 'f"request.{entry}."', 'f"request.{entry}"'),
+        another, requests, "differences", "dict.fromkeys([*old, *new])", "old.keys() - new.keys()"),
+    "one that is allowed allows all": (allowed, folder.Run, "_resume", "not all(covered", "not any(covered"),
+    "a name allows what begins like it": (allowed, requests, "covered", 'f"request.{entry}."', 'f"request.{entry}"'),
     "scenes with their words": (scenes, glyphcontrol, "differing", "_QUOTED.sub('\"\"', prompt)", "prompt"),
     "the first pair alone": (scenes, glyphcontrol, "differing", "in pairs if", "in pairs[:1] if"),
     "whose record it is is not asked": (made_by_its_request, work, "_require_made_by", "record.get(name) != asked", "False"),

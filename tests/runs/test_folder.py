@@ -28,7 +28,8 @@ from textpatch import disk
 from textpatch.disk import read_json
 from textpatch.errors import StoreError
 from textpatch.runs import folder as store
-from textpatch.runs.folder import Run, flatten
+from textpatch.runs.folder import Run
+from textpatch.runs.requests import flatten
 
 texts = st.text(st.characters(), max_size=20)
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)

@@ -31,12 +31,12 @@ class Work:
         self.look_again()
 
     def look_again(self) -> None:
-        """Read the run folder anew: other workers may have finished pieces meanwhile."""
+        """Read the run folder anew, in which other workers may have finished pieces meanwhile."""
         if self.run is not None:
             self._found = {record["id"]: record for record in self.run.records()}
 
     def __contains__(self, id: str) -> bool:
-        """Whether a record of that id lay in the folder when it was last read."""
+        """True if a record of that id lay in the folder when it was last read."""
         return id in self._found
 
     def once(
@@ -61,7 +61,11 @@ class Work:
 
 
 def made_by(rows: Sequence[Row], plan: Plan) -> dict[str, str]:
-    """Hashes of a plan and of its rows: names, prompts, seeds and whatever else makes a row."""
+    """Hashes that tell what a piece of work is made of.
+
+    plan_sha256  of the plan
+    rows_sha256  of the rows' names, prompts, seeds and whatever else makes a row
+    """
     said = json.dumps([row.data for row in rows])
     return {"plan_sha256": plan.sha256, "rows_sha256": hashlib.sha256(said.encode()).hexdigest()}
 
