@@ -6,6 +6,19 @@ import contextlib
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def told_on_interrupt(there) -> Iterator[None]:
+    """Let a Ctrl-C inside the block say what there is and how to go on.
+
+    there  the text, or an object whose `str` is asked for at that moment
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(str(there)) from None
 
 
 @contextlib.contextmanager
