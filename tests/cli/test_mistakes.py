@@ -202,16 +202,18 @@ CALLED = {
     "one swap for a plan": (lambda: Plan(Swap((0,), "a", "b")), "a plan is a list of swaps", "give", "Plan(["),
     "a list for a plan": (lambda: sample(PIPELINE, ROWS, [Swap((0,), "a", "b")]), "the plan of a run is [Swap", "give", "Plan(["),
     "several negative prompts": (
-        lambda: PIPELINE.generate("a red sign", seeds=0, guidance=3, negative=["a", "b"]), "a prompt is ['a', 'b']", "no text", "give one"),
+        lambda: PIPELINE.generate("a red sign", seeds=0, guidance=3, negative=["a", "b"]), "a negative prompt is ['a', 'b']", "give a text",
+        "None for no prompt"),
     "several negative prompts for rows": (
-        lambda: sample(PIPELINE, ROWS, guidance=3, negative=["a", "b"]), "a prompt is ['a', 'b']", "no text", "one negative prompt"),
+        lambda: sample(PIPELINE, ROWS, guidance=3, negative=["a", "b"]), "a negative prompt is ['a', 'b']", "give a text",
+        "None for no prompt"),
     "a prompt of two": (lambda: PIPELINE.generate([("a", "b")], seeds=0), "a prompt is ('a', 'b')", "no text", "give one"),
     "a prompt without a list": (lambda: PIPELINE.encode("AB"), "prompts to encode are 'AB'", "give", "in a list"),
     "no prompts": (lambda: PIPELINE.encode([]), "prompts to encode are []", "give", "in a list"),
     "half a step": (lambda: PIPELINE.generate("a red sign", seeds=0, steps=2.5), "2.5 steps", "give", "whole number"),
     "a guidance of nothing": (lambda: PIPELINE.generate("a red sign", seeds=0, guidance=0), "guidance 0", "prompt has no effect", "give 1"),
     "a guidance of nothing, in lock-step": (lambda: sample(PIPELINE, ROWS, guidance=0.0), "guidance 0", "prompt has no effect", "give 1"),
-    "a guidance in words": (lambda: PIPELINE.generate("a red sign", seeds=0, guidance="3"), "guidance '3'", "give", "finite"),
+    "a guidance in words": (lambda: PIPELINE.generate("a red sign", seeds=0, guidance="3"), "guidance is '3'", "give a number", "textpatch.guidance"),
     "half a seed": (lambda: localize(PIPELINE, [(SOURCE, TARGET)], seeds=[1.5], ocr=Parrot()), "seed 1.5", "give a whole", "of 0 to 4294967295"),
     "a seed in words": (lambda: localize(PIPELINE, [(SOURCE, TARGET)], seeds=["a"], ocr=Parrot()), "seed 'a'", "give a whole", "of 0 to 4294967295"),
     "a model's sizes of five": (lambda: Defaults(32, 96, 8, 1.0, micro=[1] * 5), "micro is [1, 1, 1, 1, 1]", "give", "six"),
@@ -221,7 +223,7 @@ CALLED = {
     "a model's height in words": (lambda: Defaults("32", 96, 8, 1.0), "height is '32'", "give", "whole number"),
     "a model's box of three": (lambda: Defaults(32, 96, 8, 1.0, (0, 1, 2)), "text_box is (0, 1, 2)", "give", "four"),
     "a schedule of no steps": (lambda: Euler(num_train_timesteps="1000"), "num_train_timesteps is '1000'", "give", "100,000"),
-    "a shift of nothing": (lambda: FlowMatchEuler(shift=0), "shift is 0", "give", "positive"),    "a guidance that is no number": (lambda: sample(PIPELINE, ROWS, guidance=float("nan")), "guidance nan", "give a", "finite"),
+    "a shift of nothing": (lambda: FlowMatchEuler(shift=0), "shift is 0", "give", "positive"),    "a guidance that is no number": (lambda: sample(PIPELINE, ROWS, guidance=float("nan")), "guidance is nan", "give a finite number", "textpatch.guidance"),
     "an unconditional row": (
         lambda: sample(PIPELINE, [*ROWS, Row("none", None, branch="uncond")]), "row 'none'", "is unconditional", "guidance adds their twins"),
     "an empty negative prompt that nobody reads": (
@@ -235,8 +237,12 @@ CALLED = {
         lambda: HookRegistry(PIPELINE.denoiser, ["transformer_blocks.0.atn"]).observe(print), "transformer_blocks.0.atn", "no",
         "transformer_blocks.0.attn"),
     "a reader that skips a picture": (lambda: localize(PIPELINE, [(SOURCE, TARGET)], ocr=Short()), "pictures were given to Short", "read ['x']", "a text for each"),
-    "a name for a model": (lambda: localize("tiny-mmdit", [(SOURCE, TARGET)]), "'tiny-mmdit' is a name", "is needed", "load('tiny-mmdit')"),
-    "the same of an edit": (lambda: edit("tiny-mmdit", SOURCE, TARGET), "'tiny-mmdit' is a name", "is needed", "load('tiny-mmdit')"),
+    "a name for a model": (
+        lambda: localize("tiny-mmdit", [(SOURCE, TARGET)]), "localize was given the name 'tiny-mmdit'", "needs a loaded pipeline",
+        "load('tiny-mmdit')"),
+    "the same of an edit": (
+        lambda: edit("tiny-mmdit", SOURCE, TARGET), "edit was given the name 'tiny-mmdit'", "needs a loaded pipeline",
+        "load('tiny-mmdit')"),
     "one pair for a list of them": (lambda: localize(PIPELINE, (SOURCE, TARGET)), "found 'a red sign", "two texts", "a list of pairs"),
     "no pairs at all": (lambda: localize(PIPELINE, [SOURCE, 5]), "found 'a red sign", "two texts", "a list of pairs"),
     "pairs of numbers": (lambda: localize(PIPELINE, [(1, 2)]), "found (1, 2)", "two texts", "a list of pairs"),

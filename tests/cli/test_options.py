@@ -77,7 +77,7 @@ def test_the_example_of_what_finds_the_site(here, capfd):
         result["what"] == request["what"] == "style"
         and result["ocr"]["engine"] == "nearest drawing"
     )
-    pairs = attribute_pairs("style", 2)
+    pairs = attribute_pairs("style", 4)
     assert request["pairs"] == [[pair.source, pair.target] for pair in pairs]
     assert [(p["word"], p["target_word"]) for p in result["pairs_list"]] == [
         pair.words for pair in pairs

@@ -50,7 +50,7 @@ many sites. What is finished is kept: after Ctrl-C the same command goes on.\
         ),
         (
             "the site that carries the style of the lettering",
-            "textpatch localize tiny-mmdit --what style --pairs 2",
+            "textpatch localize tiny-mmdit --what style --pairs 4",
         ),
     ),
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("textpatch", "torch", "transformers", "safetensors", "numpy", "Pillow")
@@ -60,5 +59,7 @@ def open_run(options, pipeline, request: dict, *, worker: str = "0"):
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results may depend on."""
+    from importlib import metadata
+
     found = {name: metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **found}

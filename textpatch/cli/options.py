@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
 OTHER_SENTENCE = SENTENCE.replace("HELLO", "WORLD")
@@ -20,8 +20,7 @@ SITES_HELP = (
 )
 
 
-@dataclass(frozen=True)
-class Help:
+class Help(NamedTuple):
     """A verb's account of itself.
 
     usage     how it is called

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import textwrap
 import warnings
-from importlib import metadata
 
 from textpatch.cli import (
     audit_command,
@@ -96,13 +96,28 @@ class Given(argparse.Action):
         return None
 
 
+class Version(argparse.Action):
+    """An action that prints the version, which takes a while to look up, and ends the program."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from importlib import metadata
+
+        print(f"textpatch {metadata.version('textpatch')}")
+        parser.exit()
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """A formatter that keeps paragraphs as written, and breaks no model's name at its hyphen."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose options are `Given`, where argparse would keep the last value alone, silently."""
 
     def __init__(self, *arguments, **options):
-        super().__init__(
-            *arguments, formatter_class=argparse.RawDescriptionHelpFormatter, **options
-        )
+        super().__init__(*arguments, formatter_class=Formatter, **options)
         self.register("action", None, Given)
         self.register("action", "store", Given)
 
@@ -115,9 +130,7 @@ def command_parser() -> argparse.ArgumentParser:
         description=ABOUT,
         epilog=f"{EXAMPLES}\n\n{EXIT_CODES}",
     )
-    top.add_argument(
-        "--version", action="version", version=f"textpatch {metadata.version('textpatch')}"
-    )
+    top.add_argument("--version", action=Version, nargs=0, help="print the version")
     added = top.add_subparsers(title="verbs", required=True, metavar="VERB", prog="textpatch")
     for name, verb in VERBS.items():
         command = added.add_parser(
