@@ -40,8 +40,9 @@ A table of all sites is printed, the best first, with 95 % intervals over pairs.
 folder keeps report.html, heatmap.png, contact_sheet.png, results.json and results.csv.
 
 Cost: for each pair and seed a generation of the source, one of the target and one for each
-site, and some more for sets of sites. A screening mode (--mode) makes fewer where there are
-many sites. What is finished is kept: after Ctrl-C the same command goes on.\
+site, and some more for sets of sites. The first example makes 128 generations, which take
+one CPU core 40 seconds. A screening mode (--mode) makes fewer where there are many sites.
+What is finished is kept: after Ctrl-C the same command goes on.\
 """,
     examples=(
         (
