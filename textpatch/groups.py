@@ -6,9 +6,12 @@ A unit is what can be swapped alone, a site or a head; a group is a tuple of uni
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from textpatch.plan import Plan, Row, Swap
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
+
+if TYPE_CHECKING:
+    from textpatch.plan import Plan, Row
 
 Group = tuple
 
@@ -21,6 +24,12 @@ def rows_and_plan(
     A group holds site indices, or (site, head) for single heads.  The patched rows keep the source's pooled
     vector, as the official code does.
     """
+    from textpatch.plan import (
+        Plan,
+        Row,
+        Swap,
+    )  # torch, which a report that needs names alone does without
+
     patched = [Row(row_name(group), pair.source, seed) for group in groups]
     window = tuple(range(start, steps))
     swaps = [

@@ -23,7 +23,8 @@ from textpatch.errors import PatchError, StoreError
 from textpatch.exits import guarded
 from textpatch.report import result
 from textpatch.runs import folder as store
-from textpatch.runs.folder import Run, flatten
+from textpatch.runs.folder import Run
+from textpatch.runs.requests import flatten
 
 # --- names
 
@@ -140,7 +141,7 @@ def test_planted_a_folder_named_by_its_prompt_is_noticed(root, monkeypatch):
         "{hashlib.sha256(request['prompts'][0].casefold().encode()).hexdigest()[:8]}",
     ):
         with monkeypatch.context() as faulty:
-            plant(faulty, opening, "open_run", "{digest}", name)
+            plant(faulty, opening, "folder_of", "{digest}", name)
             with pytest.raises((AssertionError, StoreError)):
                 for text in ("K", "k", "a b"):
                     test_no_name_is_made_of_a_prompt.hypothesis.inner_test(root, text)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from textpatch import metrics
 from textpatch.bank import prompt_settles_text
-from textpatch.errors import OCRError, PatchError, PromptError, StoreError, Unfinished
+from textpatch.errors import OCRError, PatchError, PromptError, Unfinished
 from textpatch.groups import Group, row_name, rows_and_plan
 from textpatch.guidance import Guidance
 from textpatch.localization.scores import picture_scores, values
@@ -33,7 +33,7 @@ from textpatch.progress import counted, phase
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.runs.interrupts import finishing
 from textpatch.runs.remembered import remembering
-from textpatch.runs.work import made_by
+from textpatch.runs.work import Work, made_by
 from textpatch.sampling import decoding, sample_latents
 
 
@@ -182,7 +182,7 @@ class Trials:
         require_known_letters(self.pairs, self.ocr)
         self.blanks = self.ocr.describe().get("blank", True)
         self.generations = 0
-        self._done = {} if run is None else {record["id"]: record for record in run.records()}
+        self.work = Work(run)
         self._found: dict[tuple[int, int], dict] = {}
         self._batches: Counter[tuple[int, int]] = Counter()
 
@@ -246,8 +246,8 @@ class Trials:
                 f"shard {index}/{count} of no run was asked for; shards meet in a run folder, give `run`"
             )
         self.measure(groups, part=slice(index, None, count), own=True)
-        self._done = {record["id"]: record for record in self.run.records()}
-        left = sum(f"{pair}-{seed}" not in self._done for pair, seed in units)
+        self.work.look_again()
+        left = sum(f"{pair}-{seed}" not in self.work for pair, seed in units)
         if left:
             raise Unfinished(
                 f"shard {index}/{count} is done, {left} of {len(units)} pairs and seeds are not: the shard "
@@ -274,7 +274,7 @@ class Trials:
         )
         rows = self._needed(names, *rows)
         id, scored = f"{index}-{seed}" + (f"-{number}" if number > 1 else ""), None
-        if id not in self._done:
+        if id not in self.work:
             latents = sample_latents(
                 self.pipeline,
                 rows,
@@ -294,16 +294,6 @@ class Trials:
 
         return keep
 
-    def _require_made_by(self, maker: dict[str, str], record: dict) -> None:
-        """Raise StoreError for a record of another plan or of other rows, which --allow does not make the same."""
-        for name, asked in maker.items():
-            if record.get(name) != asked:
-                raise StoreError(
-                    f"record {record['id']} of {self.run.folder} was made by {name.partition('_')[0]} "
-                    f"{str(record.get(name))[:16]}..., this request comes to {asked[:16]}...; other prompts or another "
-                    "version made the run: give another --out"
-                )
-
     def _needed(self, names: set[str], source: Row, target: Row, *patched: Row) -> list[Row]:
         """The rows to run: source and target where they are asked for, or where the target's text is in its run alone."""
         target = replace(
@@ -318,17 +308,8 @@ class Trials:
     def once(
         self, id: str, unit: tuple[int, int], maker: dict[str, str], make: Callable[[], dict]
     ) -> dict:
-        """The record of that id: the run folder's, or made now and kept there.  Its generations are counted.
-
-        maker  what it is made of, see `made_by`; raises StoreError for a record of something else.
-        """
-        record = self._done.get(id)
-        if record is None:
-            with finishing():
-                record = {"id": id, "pair": unit[0], "seed": unit[1], **maker, **make()}
-                if self.run is not None:
-                    self.run.append(record)
-        self._require_made_by(maker, record)
+        """Return `Work.once`'s record, and count its generations."""
+        record = self.work.once(id, unit, maker, make)
         self.generations += record["generations"]
         return record
 

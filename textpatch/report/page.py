@@ -45,7 +45,7 @@ from textpatch.report.words import (
     STARTS,
     SYMBOLS,
 )
-from textpatch.runs.folder import flatten
+from textpatch.runs.requests import flatten
 
 SHOWN = 600  # pictures in a page, of whole pairs and seeds; of the others it names the files
 
