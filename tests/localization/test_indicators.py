@@ -80,7 +80,7 @@ def test_a_site_joins_the_set_unless_it_gives_next_to_nothing(name, share, joins
         np.stack([values, values], axis=1) for values in truth(groups, n)
     ]  # noqa: E731
     tried, alone = SimpleNamespace(score=twice, pairs=range(PAIRS)), [(0,), (1,), (2,)]
-    screening, _ = modes.MODES[name](tried, alone, None, 4)
+    screening, _ = modes.MODES[name](tried, modes.Request(name, alone, PAIRS, first=4))
     assert screening.ranked[-1] == (2,) and (2,) not in screening.kept
     assert responsible(searching._grown(tried, screening, 4)) == ((0, 1, 2) if joins else (0, 1))
 
@@ -95,7 +95,7 @@ def joining_by_share(*args) -> None:
 
 FAULTS = {
     "what is left out may not join": (
-        partial(joining_by_share, "contribution", 0.021, True), modes, "_read", "< NOTHING *", "< 1 *"),
+        partial(joining_by_share, "contribution", 0.021, True), modes, "_read", "< LEAST_SHARE *", "< 1 *"),
     "what gives nothing joins": (
         partial(joining_by_share, "attribution", 0.019, False), searching, "_grown", "(*measured, *screening.barred)", "measured"),
 }  # fmt: skip

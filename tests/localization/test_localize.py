@@ -10,7 +10,7 @@ from support.small_models import DEFAULTS, small_pipeline
 from textpatch import PatchError, Row, load, localize, sample
 from textpatch import groups as groups_
 from textpatch.errors import OCRError, PromptError
-from textpatch.localization import trials
+from textpatch.localization import preconditions, trials
 from textpatch.metrics import Tesseract, alphabet_of
 from textpatch.metrics.ocr import KNOWN_WORDS, _draw
 from textpatch.prompts.pairs import Pair
@@ -148,9 +148,9 @@ def test_letters_count_as_they_are_written(words, reader, unknown):
     """Of the reader of capitals small letters and digits are refused, blanks are not; a reader without an alphabet takes all."""
     pairs = [Pair(*(f'a sign that says "{word}"' for word in words))]
     if not unknown:
-        return trials.require_known_letters(pairs, reader)
+        return preconditions.require_known_letters(pairs, reader)
     with pytest.raises(PromptError, match=f"has '{unknown}'"):
-        trials.require_known_letters(pairs, reader)
+        preconditions.require_known_letters(pairs, reader)
 
 
 def test_the_alphabet_of_words_spells_them_and_no_more():
@@ -173,7 +173,7 @@ def test_a_planted_reader_of_unknown_letters_is_noticed(monkeypatch):
     """Fault: letters are compared as scores are, without case, so that small ones pass."""
     plant(
         monkeypatch,
-        trials,
+        preconditions,
         "require_known_letters",
         "if letter not in alphabet",
         "if letter.upper() not in alphabet",

@@ -1,6 +1,7 @@
 """The searches against simulated truths: which sites carry the word is known, and pairs are easy or hard."""
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,17 +10,13 @@ from hypothesis import strategies as st
 
 from support.planting import plant, raw, require_noticed
 from support.truths import PAIRS, Truth
-from textpatch.localization import search
-from textpatch.localization.search import (
-    EARLY,
-    FEW,
-    better_than,
-    grow,
-    latest_start,
-    responsible,
-    screen,
-    take_away,
-)  # fmt: skip
+from textpatch.localization import heads as head_searching
+from textpatch.localization import racing, screening, search, start_step
+from textpatch.localization.heads import take_away
+from textpatch.localization.racing import doubling
+from textpatch.localization.screening import better_than, screen
+from textpatch.localization.search import EARLY, FEW, Growth, grow, responsible
+from textpatch.localization.start_step import latest_start
 from textpatch.metrics import FEWEST, f1_of_means, intervals, wilson
 from textpatch.metrics.intervals import gain, interval
 
@@ -132,6 +129,17 @@ def test_a_planted_interval_without_a_width_is_noticed(monkeypatch):
     )
     with pytest.raises(AssertionError):
         test_an_interval_of_scores_has_a_width.hypothesis.inner_test([1.0, 1.0])
+
+
+# --- races
+
+
+@given(st.integers(1, 40), st.integers(1, 200))
+def test_the_number_of_pairs_doubles(first, last):
+    """A race looks at `first` pairs, then at twice as many each time, and at last once at all pairs."""
+    looks = list(doubling(first, last))
+    assert looks[0] == min(first, last) and looks[-1] == last and len(set(looks)) == len(looks)
+    assert all(later == min(2 * earlier, last) for earlier, later in pairwise(looks))
 
 
 # --- the responsible set
@@ -440,49 +448,67 @@ together = raw(test_sites_that_do_nothing_alone_begin_together, {1, 3}, range(6)
 on_the_way = test_a_group_on_the_way_is_scored_as_far_as_it_is_needed
 keeps = raw(test_a_screening_keeps_the_carriers, PARTS, 0, 6)
 heads = raw(test_the_heads_taken_away_are_those_needed, PARTS, 0)
+doubles = raw(test_the_number_of_pairs_doubles, 3, 12)
 last_start = raw(test_the_last_start_that_loses_nothing, 3, 0)
 
 FAULTS = {
     "both sides draw their own pairs": (
-        pair_by_pair, intervals, "gain", "statistic(*drawn[half:]", "statistic(*(np.roll(x, 1, 0) for x in drawn[half:])"),
+        pair_by_pair, intervals, "gain",
+        "statistic(*drawn[half:]", "statistic(*(np.roll(x, 1, 0) for x in drawn[half:])"),
     "any gain will do": (
-        partial(test_chance_rarely_adds_a_site, PAIRS, None), search, "_step",
+        partial(test_chance_rarely_adds_a_site, PAIRS, None), Growth, "step",
         'level)["low"] > 0', 'level)["value"] > 0'),
-    "every site against no swap": (all_that_carry, search, "_step", "score([group], n)", "score([()], n)"),
-    "a set of the last site alone": (all_that_carry, search, "_step", "(*group, *units)", "units"),
-    "any gap will do": (goes_on, search, "screen", 'if gap["low"] > 0', 'if gap["value"] > 0'),
-    "the gap to the worst": (goes_on, search, "screen", "below[:1]", "below[-1:]"),
-    "all pairs at once": (goes_on, search, "screen", "min(2 * n, pairs)", "pairs"),
+    "every site against no swap": (
+        all_that_carry, Growth, "step", "self.score([group], n)", "self.score([()], n)"),
+    "a set of the last site alone": (all_that_carry, Growth, "step", "(*group, *units)", "units"),
+    "any gap will do": (goes_on, screening, "screen", 'if gap["low"] > 0', 'if gap["value"] > 0'),
+    "the gap to the worst": (goes_on, screening, "screen", "below[0]", "below[-1]"),
+    "all pairs at once": (goes_on, screening, "screen", "doubling(first, pairs)", "(first, pairs)"),
     "who is out is scored again": (
-        goes_on, search, "screen", "score(running, n)", "score([*running, *out], n)[: len(running)]"),
-    "a race of one round": (goes_on, search, "screen", "len(running) == k", "True"),
+        goes_on, screening, "screen", "score(running, n)", "score([*running, *out], n)[: len(running)]"),
+    "a race of one round": (goes_on, screening, "screen", "len(running) == k", "True"),
     "the unclear left out": (
-        test_sites_alike_are_all_kept, search, "screen", "Screening(tuple(running),", "Screening(tuple(running[:k]),"),
-    "the least instead of the most": (all_that_carry, search, "joining", "ranking(seen, statistic)", "ranking(seen, statistic)[::-1]"),
-    "tried on all pairs": (joins, search, "joining", "min(first, len(failed))", "len(failed)"),
-    "tried on pairs that do not fail": (joins, search, "joining", "order[:n]", "order[n:]"),
+        test_sites_alike_are_all_kept, screening, "screen",
+        "Screening(tuple(running),", "Screening(tuple(running[:k]),"),
+    "the least instead of the most": (
+        all_that_carry, Growth, "_still_in",
+        "ranking(seen, self.statistic)", "ranking(seen, self.statistic)[::-1]"),
+    "tried on all pairs": (joins, Growth, "joining", "doubling(self.first,", "doubling(number,"),
+    "tried on pairs that do not fail": (joins, Growth, "joining", "order[:number]", "order[number:]"),
     "perfect is not perfect": (not_tried, search, "_worst_first", "< PERFECT", "< 1"),
-    "tried in vain": (not_tried, search, "joining", "values[:0], statistic)", "values[:0], statistic) or True"),
+    "tried in vain": (
+        not_tried, Growth, "joining", "not self._within_reach(", "False and self._within_reach("),
     "no swap on all pairs": (few_pairs, search, "grow", "least or pairs", "pairs"),
-    "no swap on few pairs, come what may": (few_pairs, search, "_step", 'if clear or', 'if True or'),
-    "the first is all there is": (together, search, "grow", "not steps[0].kept and", "False and"),
-    "what all need is what one needs": (together, search, "inseparable", "len(needed) > 1", "len(needed) > 9"),
+    "no swap on few pairs, come what may": (few_pairs, Growth, "step", "if clear:", "if True:"),
+    "the first is all there is": (together, search, "grow", "if not steps[0].kept:", "if False:"),
+    "what all need is what one needs": (
+        together, search, "inseparable", "len(needed) > 1", "len(needed) > 9"),
     "all together are always tried": (
         test_nothing_carries_nothing, search, "inseparable", '["low"] <= 0', '["low"] < 0'),
     "a refusal by few pairs' proposal ends it": (
-        test_what_few_pairs_propose_and_all_refuse_is_not_the_end, search, "_tried", "if steps[-1].kept:", "if True:"),
-    "later gains on as few": (on_the_way, search, "_step", "max(least, FEW)", "least"),
-    "an early look like the last": (few_pairs, search, "_step", 'else EARLY', 'else 0.95'),
-    "looked at in vain": (no_further, search, "_while_hopeful", "or not _within_reach(", "or _within_reach("),
-    "all pairs whatever they can say": (no_further, search, "_while_hopeful", "max(failed, 1)", "len(order)"),
+        test_what_few_pairs_propose_and_all_refuse_is_not_the_end, Growth, "extensions",
+        "if steps[-1].kept:", "if True:"),
+    "later gains on as few": (on_the_way, Growth, "step", "max(self.least, FEW)", "self.least"),
+    "an early look like the last": (few_pairs, Growth, "step", "level = EARLY", "level = 0.95"),
+    "looked at in vain": (
+        no_further, Growth, "_while_hopeful", "if not self._within_reach(", "if self._within_reach("),
+    "all pairs whatever they can say": (
+        no_further, Growth, "_while_hopeful", "max(failed, 1)", "len(order)"),
     "no hope for the rest": (joins, search, "_hoped", "[:failed]] = 1", "[:failed]] = 0"),
     "the best first": (joins, search, "_worst_first", "argsort(means", "argsort(-means"),
-    "a group on the way on all pairs": (on_the_way, search, "_tried", "fromkeys((known, pairs))", "fromkeys((pairs,))"),
-    "the last group on few pairs": (on_the_way, search, "_tried", "fromkeys((known, pairs))", "fromkeys((known,))"),
-    "clearly worse counts as better": (keeps, search, "better_than", "gain(value, least", "gain(least, value"),
-    "the least needed head first": (heads, search, "take_away", "worst = min(", "worst = max("),
-    "heads enough too early": (heads, search, "take_away", 'missing["value"] <= 0', 'missing["value"] <= 0.2'),
-    "the first start": (last_start, search, "latest_start", "max(s for", "min(s for"),
+    "a group on the way on all pairs": (
+        on_the_way, Growth, "extensions", "fromkeys((known, self.pairs))", "fromkeys((self.pairs,))"),
+    "the last group on few pairs": (
+        on_the_way, Growth, "extensions", "fromkeys((known, self.pairs))", "fromkeys((known,))"),
+    "clearly worse counts as better": (
+        keeps, screening, "better_than", "gain(value, least", "gain(least, value"),
+    "the least needed head first": (heads, head_searching, "take_away", "worst = min(", "worst = max("),
+    "heads enough too early": (
+        heads, head_searching, "take_away", 'missing["value"] <= 0', 'missing["value"] <= 0.2'),
+    "the first start": (last_start, start_step, "latest_start", "max(s for", "min(s for"),
+    "no look at all pairs": (doubles, racing, "doubling", "yield last", "return"),
+    "one look too many": (doubles, racing, "doubling", "while n < last", "while n <= last"),
+    "three times as many": (doubles, racing, "doubling", "2 * n", "3 * n"),
 }  # fmt: skip
 
 
