@@ -48,7 +48,7 @@ def _require_quoted_words(trials: Trials) -> None:
         )
 
 
-def _require_nothing(trials: Trials) -> None:
+def _accept(trials: Trials) -> None:
     """Accept any trials."""
 
 
@@ -58,7 +58,7 @@ def _contribution(trials: Trials, pair: Pair, seed: int):
     )
 
 
-def _nothing(trials: Trials) -> int:
+def _no_cost(trials: Trials) -> int:
     """Cost of a reading that looks on while the source is generated."""
     return 0
 
@@ -89,11 +89,11 @@ CONTRIBUTION = Reading(
     read=_contribution,
     shown=("share", "norm"),
     least=1 / 2,
-    costs=_nothing,
+    costs=_no_cost,
 )
 ATTRIBUTION = Reading(
     name="attribution",
-    check=_require_nothing,
+    check=_accept,
     read=_attribution,
     shown=("share", "drop"),
     least=1 / 10,
