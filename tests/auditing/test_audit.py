@@ -76,7 +76,7 @@ def test_what_is_right_passes_on_cross_and_added_sites(data, name, dtype):
 
 FAULTS = {
     "K and V swapped": (
-        attention, "_attend", "= gather_text(k_text, slots_k)", "= gather_text(v_text, slots_k)"),
+        attention, "_attend", "gather_text(k_text, slots_k)", "gather_text(v_text, slots_k)"),
     "values by the keys' table": (attention, "_attend", "slots_k if slots_v is None else slots_v", "slots_k"),
     "scale wrong": (attention, "attention_sdpa", "scale=scale", "scale=0.8 * q.shape[-1] ** -0.5"),
     "no K/V read from others": (attention, "gather_text", "if slots is None:", "if True:"),
