@@ -333,6 +333,6 @@ def test_fields_that_can_be_read_in_two_ways_are_refused(tmp_path, field, says):
 
 def test_a_planted_reader_of_plain_lines_is_noticed(monkeypatch, tmp_path):
     """Fault: fields are taken as they stand, quotes and all."""
-    plant(monkeypatch, prompts, "_prompt", "return prompt if", "return field if")
+    plant(monkeypatch, prompts, "_prompt", "return prompt", "return field")
     with pytest.raises((AssertionError, PromptError)):
         test_the_words_of_quoted_fields_are_the_words(tmp_path)
