@@ -145,13 +145,13 @@ def test_pictures_beyond_what_a_page_can_hold_are_named(run, monkeypatch):
 FAULTS = {
     "a prompt is not escaped": (html, "safe", "html.escape(plain(text))", "plain(text)"),
     "a picture from outside": (
-        html, "picture", """return f'<img alt""", """return f'<img src="http://evil.invalid/x.png" alt"""),
+        html, "picture", "f'<img alt", "f'<img src=\"http://evil.invalid/x.png\" alt"),
     "a picture that does not load": (html, "data_uri", "b64encode(data)", "b64encode(data[20:])"),
     "a cell opens the pair before": (gallery, "_cell", "_anchor(key, pair, column)", "_anchor(key, max(pair - 1, 0), column)"),
 }  # fmt: skip
 MORE_FAULTS = {
     "a picture left out": (
-        gallery, "_column", "for seed, picture in pictures\n", "for seed, picture in pictures[:1]\n"),
+        gallery, "_column", "for seed, picture in pictures:", "for seed, picture in pictures[:1]:"),
     "a cell opens the site before": (gallery, "_cell", "_anchor(key, pair, column)", "_anchor(key, pair, max(column - 1, 0))"),
     "the target's pictures for the source's": (gallery, "_pictures", 'record["pictures"][name])',
                                                'record["pictures"]["target" if name == "source" else name])'),
