@@ -1,4 +1,4 @@
-"""Laws of the contact sheet: every picture is in place, readings have their colours, and its size is bounded."""
+"""Laws of the contact sheet: pictures are in place, readings have their colours, its size is bounded."""
 
 import pytest
 from PIL import Image
@@ -25,7 +25,7 @@ def counts(sheet: Image.Image) -> dict[tuple, int]:
 
 
 def test_the_contact_sheet_holds_every_picture():
-    """Cells are enlarged by `scale`, with a column per caption, a line per pair, and every picture in place."""
+    """Cells are enlarged by `scale`, and every picture is in place."""
     sheet = a_sheet(sites=4, lines=3)
     assert 6 * 64 * 3 <= sheet.width <= 6 * (64 * 3 + 20)
     assert sheet.height >= 3 * 24 * 3
@@ -40,7 +40,7 @@ def height(lines: int, read: str | None) -> int:
 
 
 def test_nothing_is_left_blank_where_nobody_read():
-    """Without readings no line is kept for them, so that the sheet is shorter by as much per line of pictures."""
+    """Without readings the sheet is shorter, by as much for each line of pictures."""
     one = height(1, "A") - height(1, None)
     assert one > 0
     for lines in (2, 3):

@@ -105,7 +105,7 @@ shares = st.sampled_from([0.0, 0.1, 0.4, 0.5, 0.8, 1.0])
 
 @st.composite
 def constructed(draw):
-    """Results of any scores, on 1 to 24 pairs, with no set sought, an empty one, or one of any of the sites."""
+    """Results of any scores, on 1 to 24 pairs, with no set sought, an empty one, or any other."""
     result = a_result(tuple(draw(st.lists(shares, min_size=4, max_size=4))), target=draw(shares))
     result["baselines"]["source"] = scores(draw(shares))
     sites = draw(st.lists(st.integers(0, 3), max_size=3, unique=True))
@@ -155,7 +155,7 @@ EMPTY_IS_NONE = (headline, "verdict", 'if result.get("set"):', "if False:")
 
 @pytest.mark.parametrize("fault", [BEST_WHATEVER_THE_SET, A_SET_OF_TWO_PAIRS, EMPTY_IS_NONE])
 def test_planted_headlines_beside_the_set_are_noticed(fault, monkeypatch):
-    """Faults: the best site is credited whatever the set, a set of two pairs counts, an empty set is none at all."""
+    """Faults: the best site is credited whatever the set is, two pairs are enough, an empty set is none."""
     plant(monkeypatch, *fault)
     law = test_the_headline_and_the_set_agree.hypothesis.inner_test
     with pytest.raises(AssertionError):
@@ -172,7 +172,7 @@ def test_a_site_is_credited_for_what_the_source_lacks():
 
 
 def test_runs_seen_on_fewer_pairs_say_so():
-    """After a screening the two runs are of fewer pictures than the site measured, and each number says of how many."""
+    """After a screening the two runs have fewer pictures than the site, and each number says how many."""
     result = a_result((0.0, 0.1, 0.8))
     result["baselines"]["source"]["n"] = 4
     result["baselines"]["target"]["n"] = 1

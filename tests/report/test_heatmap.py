@@ -64,7 +64,7 @@ def test_the_heat_map_marks_the_best_site(best):
 
 
 def test_the_heat_map_marks_a_set_that_is_credited():
-    """Where the headline names two sites, bars and labels of both are orange, and their mean lies between them."""
+    """Where the headline names two sites, both are orange, and the mean of orange lies between them."""
     result = a_result((0.1, 0.1, 0.1, 0.1)) | {"set": a_set()}
     assert orange_middles(result) == pytest.approx([share_of_width(1.5)] * 2, abs=0.01)
 

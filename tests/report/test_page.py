@@ -142,7 +142,7 @@ def test_the_growth_is_drawn():
 
 
 def test_what_was_not_looked_at_is_said():
-    """A step refused before all pairs were looked at says how many were, and that its numbers are at most these."""
+    """A step refused before all pairs were looked at says how many were.  Its numbers are at most these."""
     result = a_result() | {"set": a_set()}
     *_, steps = section(result, "How the search went").of("table")
     *_, kept, refused = [line.text for line in steps.of("tr")]
@@ -152,7 +152,7 @@ def test_what_was_not_looked_at_is_said():
 
 
 def test_what_was_screened_out_and_by_what():
-    """Every site left out has the score that did it, its interval and on how many pairs.  The gap is shown, too."""
+    """Every site left out has the score that did it, its interval and its pairs.  The gap is shown, too."""
     gap = {"pairs": 4, "kept": 2, "next": 1, "value": 0.5, "low": 0.4, "high": 0.6}
     result = a_result() | {"mode": "contribution", "gaps": [{"by": "contribution", **gap}]}
     for site, by in ((0, "swap"), (1, "contribution")):
