@@ -283,7 +283,7 @@ PARSED = {
 
 @pytest.mark.parametrize("prompt, text", PARSED.items())
 def test_the_quoted_text_is_found_or_refused(prompt, text):
-    """One text between straight double quotes is found.  None, or an odd quote, is an error, never a guess."""
+    """One text between straight double quotes is found.  None or an odd quote is an error, never a guess."""
     if text is not None:
         assert quoted(prompt) == text
         return
@@ -312,7 +312,7 @@ PROMPT = 'a red sign that says "HOUSE"'
 @pytest.mark.parametrize("length", [22, 77])
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_a_cut_off_word_is_an_error(length, place):
-    """The model reads all letters of the quoted word or refuses, with any number of words before or behind it.
+    """The model reads all letters of the quoted word or refuses, with any number of words around it.
 
     Fault it would find: a tokenizer that cuts at its length without a word (the default of truncation=True).
     """
@@ -345,7 +345,7 @@ def test_a_cut_off_word_stops_a_run_before_it_begins(monkeypatch):
 
 
 def test_the_published_lists():
-    """100 validation and 300 test pairs of each benchmark have no word in both splits, in GLYPHCONTROL=folder."""
+    """100 validation and 300 test pairs of each benchmark share no word, with GLYPHCONTROL=folder."""
     folder = os.environ.get("GLYPHCONTROL")
     if folder is None:
         pytest.skip("GLYPHCONTROL names no copy of GlyphControl-release")
@@ -393,7 +393,7 @@ fields = st.tuples(st.sampled_from(SIGNS), st.booleans())
     st.sampled_from(["", "\ufeff"]),
 )
 def test_a_pair_file_is_read_as_it_was_meant(tmp_path_factory, pairs, ends, mark):
-    """The same prompts are read from fields quoted or not, lines of any ends, and behind a byte order mark."""
+    """The same prompts are read from fields quoted or not, lines of any ends, behind a byte order mark."""
     path = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
     lines = ["\t".join(field(*given_) for given_ in pair) for pair in pairs]
     path.write_bytes((mark + ends.join(lines) + ends).encode())

@@ -240,4 +240,6 @@ def test_all_that_cannot_be_told_apart_was_kept():
 
 def test_the_answer_admits_a_tie():
     """Sites whose intervals overlap the best one's are named."""
-    assert "overlaps with sites 1, 3:" in answer(a_result((0.0, 0.75, 0.8, 0.72)))
+    assert "The interval of site 2 overlaps those of sites 1, 3:" in answer(
+        a_result((0.0, 0.75, 0.8, 0.72))
+    )

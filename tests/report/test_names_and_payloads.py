@@ -203,7 +203,7 @@ def test_planted_a_folder_named_by_its_prompt_is_noticed(root, monkeypatch):
     without_case = "hashlib.sha256(request['prompts'][0].casefold().encode()).hexdigest()[:8]"
     for name in ("{request['prompts'][0]}", f"{{{without_case}}}"):
         with monkeypatch.context() as faulty:
-            plant(faulty, opening, "open_run", "{digest}", name)
+            plant(faulty, opening, "_folder", "{digest}", name)
             with pytest.raises((AssertionError, StoreError)):
                 for text in ("K", "k", "a b"):
                     test_no_name_is_made_of_a_prompt.hypothesis.inner_test(root, text)

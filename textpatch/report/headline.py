@@ -204,7 +204,8 @@ def _rivals(best: dict, others: list[dict]) -> str:
     shown = listed(near[:_NAMED_RIVALS])
     if len(near) > _NAMED_RIVALS:
         shown += ", ..."
-    return f" Its interval overlaps with {shown}: more pairs or seeds would tell them apart."
+    own = f"The interval of site {best['site']}"
+    return f" {own} overlaps those of {shown}: more pairs or seeds would tell them apart."
 
 
 # --- how far is enough

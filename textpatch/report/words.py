@@ -56,10 +56,17 @@ make the text's keys and values. Background SSIM is 1 where the background is th
 
 # by kind of site
 KINDS = {
-    "cross": "cross: the picture reads the text alone.",
-    "added": "added: the picture reads the text beside itself, through keys and values added for the text.",
-    "joint": "joint: picture and text read each other, each with projections of its own.",
-    "single": "single: picture and text are one sequence and share their projections.",
+    "cross": "At a site of kind cross the picture reads the text alone.",
+    "added": (
+        "At a site of kind added the picture reads the text beside itself, through keys and values added "
+        "for the text."
+    ),
+    "joint": (
+        "At a site of kind joint picture and text read each other, each with projections of its own."
+    ),
+    "single": (
+        "At a site of kind single picture and text are one sequence and share their projections."
+    ),
 }
 
 # --- the evidence
@@ -75,8 +82,8 @@ where it is the target's {what}, <span class="read">plain</span> where it is the
 class="read other">grey</span> otherwise. Framed is what the headline names. The others follow
 in the order they run.</p>"""
 
-COLUMNS = """<p class="note">Each number is a mean, with its 95&nbsp;% interval over the prompt pairs
-in brackets.</p>
+COLUMNS = """<p class="note">Each number is a mean, with its 95&nbsp;% interval over the prompt
+pairs in brackets.</p>
 <ul class="note">
 <li>Share: of the denoiser's parameters that make the text's keys and values.</li>
 <li>Exact target: share of the pictures that read exactly as the target's {what}.</li>
