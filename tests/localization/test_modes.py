@@ -23,7 +23,8 @@ from textpatch.localization.trials import Trials
 from textpatch.plan import Plan, Row, Swap
 from textpatch.prompts.pairs import Pair
 from textpatch.report import page as report
-from textpatch.report.result import answer, table
+from textpatch.report.headline import answer
+from textpatch.report.terminal import table
 from textpatch.runs.folder import Run
 from textpatch.sampling import sample_latents
 from textpatch.weights.signs.pairs import sign_pairs

@@ -38,8 +38,9 @@ from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.ports.shipped import find_sites
 from textpatch.progress import phase
 from textpatch.prompts.pairs import require_other_texts
+from textpatch.report.headline import answer
 from textpatch.report.page import summary_html
-from textpatch.report.result import answer, table
+from textpatch.report.terminal import table
 from textpatch.sites import select_sites
 
 
