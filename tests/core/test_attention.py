@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from support import laws
 from support.strategies import attentions, make_attention
 from textpatch import attention
+from textpatch import slots as tables_of_slots
 from textpatch.attention import (
     attention_reference,
     gather_text,
@@ -361,26 +362,31 @@ def test_what_does_not_fit_is_refused(message):
 
 def test_a_table_is_looked_into_once(monkeypatch):
     """Asked again only after a write, for a bank of another size, or of a table whose writes torch does not count."""
-    looks, look = [], attention._look
-    monkeypatch.setattr(attention, "_look", lambda *args: looks.append(args[1]) or look(*args))
+    looks = []
+    look = tables_of_slots._look
+    monkeypatch.setattr(
+        tables_of_slots, "_look", lambda *args: looks.append(args[1]) or look(*args)
+    )
     table = row_slots(torch.tensor([0, 1]), 3)
-    assert [attention._look_once(table, 6) for _ in range(3)] == [(False, False)] * 3 and looks == [
-        6
-    ]
+    assert [tables_of_slots._look_once(table, 6) for _ in range(3)] == [
+        (False, False)
+    ] * 3 and looks == [6]
     with pytest.raises(PatchError, match="slot 5 is outside the bank, whose slots are 0..4"):
-        attention._look_once(table, 5)
+        tables_of_slots._look_once(table, 5)
     table[0, 0, 0] = -1
-    assert [attention._look_once(table, 6) for _ in range(2)] == [(True, False)] * 2 and looks == [
+    assert [tables_of_slots._look_once(table, 6) for _ in range(2)] == [
+        (True, False)
+    ] * 2 and looks == [
         6,
         5,
         6,
     ]
     with torch.inference_mode():
         uncounted = table + 0
-    assert attention._look_once(uncounted, 6) == (True, False)
+    assert tables_of_slots._look_once(uncounted, 6) == (True, False)
     with torch.inference_mode():
         uncounted.fill_(-1)
-    assert attention._look_once(uncounted, 6) == (True, True)
+    assert tables_of_slots._look_once(uncounted, 6) == (True, True)
 
 
 def test_autocast():

@@ -37,7 +37,7 @@ def seen(*lengths: int) -> torch.Tensor:
     return torch.arange(5) < torch.tensor(lengths)[:, None]
 
 
-def captured(model, inputs, sites="all", rows="ab"):
+def captured(model, inputs, sites="all", rows=("a", "b")):
     with capture(model, sites, rows=rows) as cache:
         call(model, inputs)
     return cache
@@ -107,7 +107,7 @@ def test_tokens_that_both_masks_show_may_be_read(diffusers):
 def test_masks_are_those_of_each_call(diffusers, step, outcome):
     """A donor unmasked in step 0 and masked in step 1: a reader that is never masked may read step 0 alone."""
     model, inputs = foreign(diffusers, "pixart")
-    with capture(model, "all", rows="ab") as cache:
+    with capture(model, "all", rows=["a", "b"]) as cache:
         call(model, inputs)
         call(model, inputs, encoder_attention_mask=seen(5, 2))
     assert {(step, row) for _, step, row, part in cache if part == "mask"} == {(1, ("b",))}
@@ -241,8 +241,8 @@ def test_calls_that_hold_no_text_are_refused(diffusers):
     cache = captured(model, inputs, sites)
     says = "puts out 16 tokens in call 1; with 5 of text that leaves 11 of the picture, and in the first call it left 16"
     for block in (
-        capture(model, sites, rows="ab"),
-        patch(model, cache, sites, rows="ab", steps=[0]),
+        capture(model, sites, rows=["a", "b"]),
+        patch(model, cache, sites, rows=["a", "b"], steps=[0]),
     ):
         kept = module.QwenImage21KVCache(2)
         with pytest.raises(PatchError, match=says), block:
@@ -279,9 +279,9 @@ def test_a_step_in_which_a_site_does_not_run_is_no_step_of_it():
     """The second of three calls skips a site: not captured, not patched, and the third call stays step 2."""
     model = Skipping()
     says = r"1 of 2 modules never ran in call 1 of the Skipping \(two\), so this step is neither captured nor patched"
-    with pytest.raises(PatchError, match=says), capture(model, SKIPPING, rows="ab"):
+    with pytest.raises(PatchError, match=says), capture(model, SKIPPING, rows=["a", "b"]):
         run(model, False, True, False)
-    with capture(model, SKIPPING, rows="ab") as cache:
+    with capture(model, SKIPPING, rows=["a", "b"]) as cache:
         run(model, False, False, False)
     with pytest.raises(PatchError, match=says), patch(model, cache, SKIPPING, rows=["b", None]):
         run(model, False, True, False)
@@ -297,7 +297,7 @@ def test_a_step_in_which_a_site_does_not_run_is_no_step_of_it():
 def test_a_step_beyond_the_calls_is_an_error_at_every_site(site):
     """Three calls, and steps=[5]: PatchError at each site; steps=[2], of which the site may skip the call before: none."""
     model = Skipping()
-    with capture(model, SKIPPING, rows="ab") as cache:
+    with capture(model, SKIPPING, rows=["a", "b"]) as cache:
         run(model, False, False, False)
     with patch(model, cache, site, rows=["b", None], steps=[2]):
         run(model, False, True, False)
@@ -311,17 +311,17 @@ def test_a_module_that_runs_twice_in_a_call_is_refused():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3))
     shared = nn.Sequential(model[0], model[1], model[0])
     site = Site(0, "0", "cross", 1, 2, 0, taps=(Tap("0", (0, 2)), Tap("0", (2, 4))))
-    with capture(model, site, rows="ab"):
+    with capture(model, site, rows=["a", "b"]):
         model(TEXT)
     with pytest.raises(PatchError, match="module '0' ran twice in call 0 of the Sequential"):
-        with capture(shared, site, rows="ab"):
+        with capture(shared, site, rows=["a", "b"]):
             shared(TEXT)
 
 
 def test_a_call_that_fails_is_no_step():
     """A call that ends in an error and is made again is one step."""
     model = Skipping()
-    with capture(model, SKIPPING, rows="ab") as cache:
+    with capture(model, SKIPPING, rows=["a", "b"]) as cache:
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             model(torch.zeros(2, 2, 5))
         run(model, False, False)
@@ -336,7 +336,7 @@ def test_steps_of_a_model_with_a_block_cache_do_not_drift(diffusers):
     with (
         model.cache_context("cond"),
         pytest.raises(PatchError, match=says),
-        capture(model, "all", rows="ab"),
+        capture(model, "all", rows=["a", "b"]),
     ):
         call(model, inputs)
         call(model, inputs)

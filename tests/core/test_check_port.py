@@ -10,7 +10,7 @@ import torch
 from support.foreign import WITHOUT_TABLE, foreign
 from support.laws import patching
 from support.planting import plant
-from textpatch import anatomy, calls, hooks, ports, sites, testing
+from textpatch import anatomy, cache, calls, hooks, masks, ports, sites, taps, testing
 from textpatch.errors import PatchError
 from textpatch.ports.matching import SiteSpec
 from textpatch.ports.shipped import shipped_table
@@ -77,7 +77,7 @@ def attention_of_its_own(bench: Bench):
 def unnamed_masks_accepted(bench: Bench):
     """A table that names no mask, and no look at what might be one."""
     bench.table = tuple(replace(spec, span=replace(spec.span, mask=None)) for spec in bench.table)
-    plant(bench.monkeypatch, calls, "require_masks_are_said", "if any(", "if False and any(")
+    plant(bench.monkeypatch, masks, "require_masks_are_said", "if any(", "if False and any(")
 
 
 UNPACKED = (SiteSpec("layers.*.attn", "single", span=Span("first", mask="encoder_attention_mask"),
@@ -136,22 +136,22 @@ FAULTS = {  # check that must find it, model, fault
     "capture that writes": (swaps.capture_changes_nothing, "sd3", code(patching, "capture", "clone()", "zero_()")),
     "capture that casts": (swaps.dtypes_are_kept, "sd3", code(patching, "capture", "clone()", "double()")),
     "twice the own": (swaps.own_text_is_the_identity, "sd3", code(patching, "patch", "] = _mixed(", "] = 2 * _mixed(")),
-    "swap dropped": (swaps.a_swap_changes_its_row, "krea2", code(patching, "_at_text", "new[where] = read", "pass")),
+    "swap dropped": (swaps.a_swap_changes_its_row, "krea2", code(taps, "at_text", "new[where] = read", "pass")),
     "every row patched": (swaps.a_swap_changes_no_other_row, "sd3",
         code(patching, "patch", "own.clone()", "own.roll(1, 0)")),
     "values as keys": (swaps.a_swap_is_attended_to, "prx",
-        code(patching, "_read", "label, part\n", 'label, "vk"["kv".index(part)]\n')),
+        code(cache, "stored_kv", "label, part\n", 'label, "vk"["kv".index(part)]\n')),
     "heads ignored": (swaps.one_head_is_one_head, "krea2",
-        code(patching, "_mixed", "if heads is None else torch.tensor(heads)", "")),
+        code(patching, "_mixed", "if heads is None else heads", "")),
     "tokens ignored": (swaps.one_token_is_one_token, "z_image",
-        code(patching, "_mixed", "if tokens is None else torch.tensor(tokens)", "")),
+        code(patching, "_mixed", "if tokens is None else tokens", "")),
     "K and V projections exchanged": (swaps.keys_are_keys, "sdxl", rows(exchanged)),
     "shared K and V exchanged": (swaps.values_are_values, "krea2", rows(exchanged)),
-    "part ignored": (swaps.keys_and_values_differ, "sd3", code(patching, "_at_text", "if part in parts", "if parts")),
+    "part ignored": (swaps.keys_and_values_differ, "sd3", code(taps, "at_text", "if part in parts", "if parts")),
     "other heads lost": (swaps.all_heads_are_the_site, "krea2", code(patching, "_mixed", "own.clone()", "0 * own")),
     "numbers against the run": (swaps.earlier_sites_are_unchanged, "flux", table(lambda table: table[::-1])),
     "first site alone": (swaps.all_sites_are_attended_to, "sd3",
-        code(patching, "_chosen", "find_sites(model), given)", "find_sites(model), given)[:1]")),
+        code(taps, "chosen_sites", "find_sites(model), given)", "find_sites(model), given)[:1]")),
     "the middle left out": (swaps.text_enters_at_the_sites_alone, "sdxl",
         rows(lambda spec: {"modules": (spec.modules[0], spec.modules[2])})),
     "steps from one": (swaps.steps_are_calls, "sd3", code(calls.Calls, "_begin", "Call(self.count,", "Call(self.count + 1,")),
@@ -172,7 +172,7 @@ FAULTS = {  # check that must find it, model, fault
     "rows not counted": (swaps.other_rows_are_refused, "sd3",
         code(patching, "_require_rows", "if len(output) != len(labels):", "if False:")),
     "shapes not compared": (swaps.other_shapes_are_refused, "sd3",
-        code(patching, "_read", "if stored.shape != own.shape or stored.dtype != own.dtype:", "if False:")),
+        code(cache, "stored_kv", "if stored.shape != own.shape or stored.dtype != own.dtype:", "if False:")),
     "range not looked at": (swaps.what_is_not_there_is_refused, "krea2",
         code(patching, "_mixed", "site.text_heads, site)", "site.text_heads + 1, site)")),
     "rows that share a NaN": (swaps.nan_does_not_leak, "sd3", module("context_embedder", lambda x: x + 0 * x.sum(0))),
