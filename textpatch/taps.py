@@ -6,7 +6,7 @@ B batch rows, T text tokens, W = H heads x D, where H counts the heads of K and 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,9 +21,10 @@ from textpatch.sites import Site, select_sites
 def chosen_sites(model: nn.Module, sites: Any) -> tuple[Site, ...]:
     """Sites as they were given, or those of the model that selectors name."""
     given: list[Any] = [sites] if isinstance(sites, (Site, str, int)) else list(sites)
-    if given and all(isinstance(site, Site) for site in given):
-        return select_sites(given, given)
-    return select_sites(find_sites(model), given)
+    known: Iterable[Site] = given
+    if not given or not all(isinstance(site, Site) for site in given):
+        known = find_sites(model)
+    return select_sites(known, given)
 
 
 @contextmanager

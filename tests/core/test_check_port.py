@@ -151,7 +151,7 @@ FAULTS = {  # check that must find it, model, fault
     "other heads lost": (swaps.all_heads_are_the_site, "krea2", code(patching, "_mixed", "own.clone()", "0 * own")),
     "numbers against the run": (swaps.earlier_sites_are_unchanged, "flux", table(lambda table: table[::-1])),
     "first site alone": (swaps.all_sites_are_attended_to, "sd3",
-        code(taps, "chosen_sites", "find_sites(model), given)", "find_sites(model), given)[:1]")),
+        code(taps, "chosen_sites", "(known, given)", "(known, given)[:1]")),
     "the middle left out": (swaps.text_enters_at_the_sites_alone, "sdxl",
         rows(lambda spec: {"modules": (spec.modules[0], spec.modules[2])})),
     "steps from one": (swaps.steps_are_calls, "sd3", code(calls.Calls, "_begin", "Call(self.count,", "Call(self.count + 1,")),

@@ -18,6 +18,7 @@ import textpatch.kernels
 import textpatch.kernels.backward
 import textpatch.kernels.forward
 from support import kernel_laws as laws
+from support.planting import occurrences
 from support.strategies import make_attention
 from textpatch.attention import _segment_attention, segment_attention
 
@@ -161,7 +162,8 @@ FAULTS = {
     "LSE in base 2": (forward, SMALL, "forward", "tl.log2(total)) * LN2", "tl.log2(total))"),
     "LSE of the text over the image's": (forward, SMALL, "tiles", "sizes.image_queries + text)", "text)"),
     "values through the table of keys": (forward, replace(SMALL, tables="kv"), "tiles",
-        "slot_v // given.sizes.bank_tokens, slot_v %", "slot_k // given.sizes.bank_tokens, slot_k %"),
+        "slot_v // given.sizes.bank_tokens\n token_v = slot_v %",
+        "slot_k // given.sizes.bank_tokens\n        token_v = slot_k %"),
     "table of one head for all": (forward, replace(SMALL, per_head=True), "tiles",
         "vectors(slots.expand(-1, heads, -1))", "vectors(slots[:, :1].expand(-1, heads, -1))"),
     "hidden in keys alone": (laws.law_hidden_in_either_is_hidden, replace(SMALL, tables="kv"), "tiles",
@@ -211,10 +213,11 @@ def faulty(tmp_path, monkeypatch):
     def copy(file: str, old: str, new: str):
         shutil.copytree(SOURCES, tmp_path / "faulty", ignore=shutil.ignore_patterns("__pycache__"))
         path = tmp_path / "faulty" / f"{file}.py"
-        assert path.read_text().count(old) == 1, (
-            f"{file} holds {old!r} {path.read_text().count(old)} times"
-        )
-        path.write_text(path.read_text().replace(old, new))
+        source = path.read_text()
+        places = occurrences(source, old)
+        assert len(places) == 1, f"{file} holds {old!r} {len(places)} times"
+        start, end = places[0]
+        path.write_text(source[:start] + new + source[end:])
         spec = importlib.util.spec_from_file_location("faulty", path.parent / "__init__.py")
         made = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, "faulty", made)
