@@ -114,7 +114,7 @@ def segment_attention(
 
 
 def _is_watched(inputs: Inputs) -> bool:
-    """True where the call is traced or differentiated; without the op 10 us of dispatch are saved."""
+    """True where the call is traced or differentiated.  Without the op 10 us of dispatch are saved."""
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
         return True
     there = [x for x in inputs if x is not None]

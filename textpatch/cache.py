@@ -70,7 +70,7 @@ class KVCache(dict[Key, Tensor]):
 
 
 def _key(name: str) -> Key:
-    """Read a cache key from its JSON; raises ValueError for any other spelling than that of `tensors`."""
+    """Read a cache key from its JSON.  Raises ValueError for any other spelling than that of `tensors`."""
     site, step, label, part = json.loads(name)
     is_step = type(step) is int and step >= 0  # True would pass as the step 1
     is_part = part in ("k", "v", "mask")
@@ -91,7 +91,7 @@ def _tuples(value: Any) -> Any:
 def stored_kv(
     cache: KVCache, site: Site, step: int, label: Hashable, part: str, own: Tensor
 ) -> Tensor:
-    """K or V that the cache holds for a row, in the shape, dtype and device of its own."""
+    """The cached K or V of a row, which must have the shape, dtype and device of `own`."""
     key = site.name, step, label, part
     if key not in cache:
         sites, steps, rows = (_listed(key[i] for key in cache) for i in range(3))

@@ -45,7 +45,7 @@ class Call:
     ran: set[str] = field(default_factory=set)
 
     def mask(self, site: Site, row: int) -> Tensor | None:
-        """Tokens hidden of a row's text at a site; None if there are none."""
+        """Tokens hidden of a row's text at a site.  None if there are none."""
         return of_row(self.hidden.get(site.span, [None]), row)
 
 
@@ -75,7 +75,7 @@ class Calls:
 
     @contextmanager
     def counted(self) -> Iterator[Calls]:
-        """See the model's calls inside a block; raises PatchError on leaving if it was never called."""
+        """See the model's calls inside a block.  Raises PatchError on leaving if it was never called."""
         model = HookRegistry(self.model, [""])
         with model.observe_inputs(self._begin), model.observe(self._end):
             yield self

@@ -141,7 +141,7 @@ def _free(path: AnyPath) -> str:
 
 
 def read_json(path: AnyPath) -> Any:
-    """Read one JSON file; raises StoreError naming the file if it is missing or damaged."""
+    """Read one JSON file.  Raises StoreError naming the file if it is missing or damaged."""
     with explained(path, "read"):
         try:
             return json.loads(Path(path).read_bytes())
@@ -172,7 +172,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def as_json(value: object, indent: int | None = None) -> bytes:
-    """JSON in ASCII; raises StoreError for a value that has none, NaN and infinity included."""
+    """JSON in ASCII.  Raises StoreError for a value that has none, NaN and infinity included."""
     try:
         return json.dumps(value, allow_nan=False, indent=indent).encode("ascii")
     except (TypeError, ValueError, RecursionError) as error:
@@ -231,7 +231,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _number(error: Exception) -> int | None:
-    """The system's number of a refusal; None if the error is something else."""
+    """The system's number of a refusal.  None if the error is something else."""
     if isinstance(error, OSError):
         return error.errno
     said = IN_WORDS.search(str(error))

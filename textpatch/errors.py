@@ -10,7 +10,7 @@ SHOWN = 8  # known names that an error lists where none is near
 
 
 class PatchError(RuntimeError):
-    """A request that textpatch cannot carry out; every error it raises on purpose is one of these."""
+    """A request that textpatch cannot carry out.  Every error it raises on purpose is one of these."""
 
 
 class WeightsError(PatchError):
@@ -51,7 +51,10 @@ class Unfinished(PatchError):
 
 
 def closest(name: object, known: Iterable[object], limit: int = 3) -> str:
-    """`; closest: a, b` for an error about an unknown name, or `; known: ...` if nothing is near."""
+    """End of an error about an unknown name.
+
+    That is `; closest: a, b`, or `; known: ...` if nothing is near.
+    """
     names = [str(one) for one in known]
     near = get_close_matches(str(name), names, n=limit, cutoff=0.5)
     if near:

@@ -86,7 +86,7 @@ def _end(error: BaseException) -> tuple[int, str]:
 
 
 def _reason() -> str:
-    """Name installed but broken packages, since transformers hides that cause; else ask for a bug report."""
+    """Name installed but broken packages, since transformers hides that cause.  Else ask for a bug report."""
     faults = [
         f"{name} is installed and broken ({fault}), install it anew or remove it"
         for name, fault in broken().items()

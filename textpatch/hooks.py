@@ -81,8 +81,9 @@ class HookRegistry:
         return self._block(nn.Module.register_forward_hook, watch, looks_only=True)
 
     def replace(self, fn: Callable[[str, Any], Any]) -> AbstractContextManager[HookRegistry]:
-        """Make fn(name, output) the output of each named module; None leaves it as it is, as in torch.
+        """Make fn(name, output) the output of each named module.
 
+        None leaves it as it is, as in torch.
         Raises PatchError
 
         - if what fn gives differs from the output in kind, shape, dtype or device; values are not compared,
@@ -176,14 +177,14 @@ class Hook:
         self.looks_only = looks_only
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], rest: Any) -> Any:
-        """Act; rest is the output, or before there is one, the named arguments."""
+        """Act on the output, or, before there is one, on the named arguments."""
         if self.block not in _open_blocks.get():
             return None
         self.fired[self.name] += 1
         return self.act(self.name, module, args, rest)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        """Refuse copies: torch copies and pickles a module's hooks, and nobody would remove the copy's."""
+        """Refuse copies, because torch copies a module's hooks and nobody would remove the copy's."""
         raise PatchError(
             f"the model is copied or pickled while module {self.name!r} is watched or patched; "
             "do it before the block or after"

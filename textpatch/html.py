@@ -70,7 +70,7 @@ def fragment(body: str) -> str:
 
 
 def page(title: str, body: str) -> str:
-    """A whole page of a body that is HTML already; the title is text."""
+    """A whole page of a body that is HTML already.  The title is text."""
     return _PAGE.format(title=safe(title), style=STYLE, body=body)
 
 

@@ -1,4 +1,4 @@
-"""Masks of text among the arguments of a model's call: what they hide of each row, and which are named.
+"""Masks of text among the arguments of a model's call.
 
 B rows, T text tokens
 """
@@ -17,7 +17,7 @@ from textpatch.sites import Span
 
 
 def argument(inputs: BoundArguments, name: str | None) -> Any:
-    """The argument that a forward was called with under a name; None where it was left out."""
+    """The argument that a forward was called with under a name.  None where it was left out."""
     return named_arguments(inputs).get(name)
 
 
@@ -54,7 +54,7 @@ def _hidden(row: Tensor) -> Tensor | None:
 
 
 def of_row(hidden: list[Tensor | None], row: int) -> Tensor | None:
-    """Tokens hidden of one row; a mask of one row is that of all."""
+    """Tokens hidden of one row.  A mask of one row is that of all."""
     return hidden[row if len(hidden) > 1 else 0]
 
 
@@ -100,7 +100,7 @@ def require_masks_are_said(inputs: BoundArguments, spans: Sequence[Span]) -> Non
 
 
 def _rows_and_tokens(text: Any) -> tuple[int, int] | None:
-    """(B, T) of a text, a tensor or a list of rows; None if it is neither."""
+    """Sizes (B, T) of a text that is a tensor or a list of rows, else None."""
     if isinstance(text, Tensor) and text.dim() > 1:
         return len(text), text.shape[1]
     if isinstance(text, list) and text:

@@ -234,7 +234,7 @@ def _mixed(
 
 
 def _numbers(name: str, values: Iterable[int] | None) -> tuple[int, ...] | None:
-    """The integers of a field; raises PatchError for a field that names nothing."""
+    """The integers of a field.  Raises PatchError for a field that names nothing."""
     if values is None:
         return None
     numbers = integers(name, values)

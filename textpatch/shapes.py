@@ -1,4 +1,4 @@
-"""Checks of what `segment_attention` is given: shapes, dtypes, devices.
+"""Checks of the shapes, dtypes and devices that `segment_attention` is given.
 
 B rows, R bank rows, H heads, M image queries, N image keys, T text tokens read, S bank tokens, D head width
 """

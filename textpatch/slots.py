@@ -77,7 +77,7 @@ def hidden_tokens(slots_k: Tensor | None, slots_v: Tensor | None, bank: Tensor) 
 
 
 def below_zero(tables: list[Tensor]) -> Tensor:
-    """Bool, in the shape of the tables, of which there are one or two: hidden in any."""
+    """Bool in the shape of the tables, of which there is at least one, True where any hides a token."""
     hidden = tables[0] < 0
     for table in tables[1:]:
         hidden = hidden | (table < 0)
@@ -107,7 +107,7 @@ def _look_once(slots: Tensor, entries: int) -> Found:
 
 
 def _look(slots: Tensor, entries: int) -> Found:
-    """Answers of a table; raises PatchError for slots outside a bank of so many entries."""
+    """Answers of a table.  Raises PatchError for slots outside a bank of so many entries."""
     if not slots.numel():
         return Found(hides=False, blind=False)
     low, high = (int(x) for x in slots.aminmax())

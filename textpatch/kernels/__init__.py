@@ -44,7 +44,7 @@ def _device_refusal(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def refusal(q: Tensor) -> str:
-    """The reason why the kernels cannot take queries (B, H, M, D) like these, in one line; "" if they can."""
+    """The reason why the kernels cannot take queries (B, H, M, D) like these.  "" if they can."""
     if q.dtype not in DTYPES:
         known = ", ".join(map(str, DTYPES))
         return f"the kernels take {known}, and the queries are {q.dtype}"

@@ -207,42 +207,19 @@ def _keys(
         inside = token < sizes.image_keys
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    q = given.q.image
+    d_out = d_result.image
+    count = sizes.image_queries
     dk, dv = _over_queries(
-        dk,
-        dv,
-        k,
-        v,
-        bias,
-        given.q.image,
-        d_result.image,
-        vectors,
-        row,
-        head,
-        sizes.image_queries,
-        0,
-        scale,
-        D,
-        BLOCK_D,
-        BLOCK_M,
+        dk, dv, k, v, bias, q, d_out, vectors, row, head, count, 0, scale, D, BLOCK_D, BLOCK_M
     )
     if given.q.text is not None:
+        q = given.q.text
+        d_out = d_result.text
+        count = sizes.text_queries
+        at = sizes.image_queries
         dk, dv = _over_queries(
-            dk,
-            dv,
-            k,
-            v,
-            bias,
-            given.q.text,
-            d_result.text,
-            vectors,
-            row,
-            head,
-            sizes.text_queries,
-            sizes.image_queries,
-            scale,
-            D,
-            BLOCK_D,
-            BLOCK_M,
+            dk, dv, k, v, bias, q, d_out, vectors, row, head, count, at, scale, D, BLOCK_D, BLOCK_M
         )
     store_tile(dk_out, row, head, token, inside, dk * (scale * LN2), D, BLOCK_D)
     store_tile(dv_out, row, head, token, inside, dv, D, BLOCK_D)

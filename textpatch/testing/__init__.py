@@ -72,7 +72,7 @@ def check_port(
 
 
 def _findings(check: Callable[[Port], Findings], port: Port) -> str:
-    """The findings against a check, in words; "" if it holds."""
+    """The findings against a check, in words.  "" if it holds."""
     try:
         found = [_in_words(finding) for finding in check(port)]
     except (

@@ -66,7 +66,7 @@ class Heard:
         return dict(self.events)[module]
 
     def attention(self, site: Site) -> int | None:
-        """Place among the events of the attention that follows the site's taps at once; None without one."""
+        """Place among the events of the attention that follows the site's taps at once.  None without one."""
         taps = {tap.module for tap in site.taps}
         after = 1 + max((i for i, name in enumerate(self.names) if name in taps), default=-1)
         if after < len(self.events) and self.names[after] is None:

@@ -94,7 +94,7 @@ def _wrongly_attended(
 
 
 def _cells(index: int | None, size: int) -> slice:
-    """Cells of one head or token among groups of a size; all when None."""
+    """Cells of one head or token among groups of a size.  All when None."""
     if index is None:
         return slice(None)
     return slice(index * size, (index + 1) * size)
@@ -366,7 +366,7 @@ def _capture_and_patch(port: Port, alter: Alter | None) -> None:
 
 
 def _anatomy(model: nn.Module) -> list[tuple[list[str], list[list[Any]]]]:
-    """Everything that a hook could leave behind on the modules of a model."""
+    """Attributes and hooks of all modules, in which a hook could leave something behind."""
     kinds = "hooks", "hooks_with_kwargs", "pre_hooks", "pre_hooks_with_kwargs"
     tables = [f"_forward_{kind}" for kind in kinds]
     return [
