@@ -25,7 +25,7 @@ PACKAGES = ("matplotlib", "triton", "torchvision", "peft", "accelerate", "diffus
 
 
 def guarded(work: Callable[..., object], *arguments: Any, debug: bool = False) -> int:
-    """Do the work and return its exit code, 0 if it was done.
+    """Run the work and return its exit code, 0 if it was done.
 
     An error becomes one line on stderr, behind its traceback with debug.  Nothing is said when nobody reads
     the output any more, as behind `| head`.

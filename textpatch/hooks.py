@@ -153,7 +153,9 @@ class HookRegistry:
 
 
 class Hook:
-    """Hook of one module in one open block; calls from threads and tasks that did not open it pass by.
+    """Hook of one module in one open block.
+
+    Calls from threads and tasks that did not open the block pass by.
 
     name        the module's
     act         act(name, module, args, rest), whose answer torch gets

@@ -60,8 +60,9 @@ def gather_text(bank: Tensor, slots: Tensor | None) -> Tensor:
 
 
 def hidden_tokens(slots_k: Tensor | None, slots_v: Tensor | None, bank: Tensor) -> Hidden:
-    """Tokens that either table hides; raises PatchError for slots outside the bank.
+    """Tokens that either table hides.
 
+    Raises PatchError for slots outside the bank.
     Whether a row is blind is looked up in a table of the keys alone, and assumed where values have their own.
     A CUDA graph that is being captured cannot wait for an answer, so both are assumed.
     """

@@ -11,11 +11,8 @@ def plain(text: object) -> str:
     Prompts and OCR may hold newlines, terminal escapes and lone surrogates: blanks are joined, and any other
     character that cannot be printed becomes the replacement character.
     """
-    return "".join(map(_printable, " ".join(str(text).split())))
-
-
-def _printable(character: str) -> str:
-    return character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
+    words = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
