@@ -29,19 +29,24 @@ LAYERS = [
     ["metrics"],
     ["sampling"],
     ["ledger", "patching", "recording"],
-    ["calls", "reference_models"],
+    ["taps"],
+    ["cache", "calls", "reference_models"],
+    ["masks"],
     ["pipelines"],
     ["bank", "guidance"],
     ["plan"],
     ["ports"],
     ["sites"],
     ["anatomy", "attention", "hooks"],
-    ["kernels"],
+    ["kernels", "shapes", "slots", "softmax"],
     ["disk", "exits", "html", "pictures", "progress"],
     ["text"],
     ["errors"],
 ]
-CORE = "anatomy attention bank calls guidance hooks ledger patching plan recording sites".split()
+CORE = (
+    "anatomy attention bank cache calls guidance hooks ledger masks patching plan recording shapes "
+    "sites slots softmax taps"
+).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 SPEAKS = {
     "textpatch.weights.training.loop",

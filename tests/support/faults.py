@@ -14,7 +14,8 @@ import torch
 from support import laws, laws_of_calls, recorded_runs
 from support.laws import patching
 from support.strategies import Attention, Case, fixed_case, make_attention
-from textpatch import attention, bank, calls, hooks, plan, sampling
+from textpatch import attention, bank, calls, hooks, plan, sampling, taps
+from textpatch import cache as caches
 from textpatch.hooks import Hook, HookRegistry
 from textpatch.plan import Plan, Swap
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
@@ -35,12 +36,12 @@ COND_ONLY = Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"
 LATE_STEP = Swap, "acts", "step in self.steps", "step - 1 in self.steps"
 LATE_CALL = calls.Calls, "_begin", "Call(self.count,", "Call(self.count + 1,"
 FIRST_STEP = (
-    patching,
-    "_read",
+    caches,
+    "stored_kv",
     "key = site.name, step,",
     "key = site.name, min(k[1] for k in cache),",
 )
-VALUES_AS_KEYS = patching, "_read", "label, part\n", 'label, "vk"["kv".index(part)]\n'
+VALUES_AS_KEYS = caches, "stored_kv", "label, part\n", 'label, "vk"["kv".index(part)]\n'
 OTHER_DONOR = plan, "_donor", "return place[", "return 0 * place["
 ALL_HEADS = plan, "_write", "torch.tensor(swap.heads)", "torch.arange(heads)"
 NO_READER = plan, "_write", "zip(readers, donors)", "zip(readers[:-1], donors)"
@@ -52,7 +53,7 @@ NEXT_SITE = (
     "tables.setdefault(sites[(site.index - 1) % len(sites)],",
 )
 POOLED_OF_TARGET = bank.Texts, "of", "self.place[row.pooled_prompt]", "self.place[batch[-1].prompt]"
-IMAGE_ROWS = patching, "_at_text", "taps[tap.module] +=", 'taps[f"{site.name}.to_{part}"] +='
+IMAGE_ROWS = taps, "at_text", "taps[tap.module] +=", 'taps[f"{site.name}.to_{part}"] +='
 EARLY_HOOK = (HookRegistry, "__init__", "if name not in modules:",
               "if name in modules:\n            modules[name].register_forward_hook(lambda *_: None)\n"
               "        if name not in modules:")  # fmt: skip
@@ -104,18 +105,18 @@ FAULTS = {
     "off by one site": (laws.law_earlier_sites_are_unchanged, *NEXT_SITE),
     "image rows patched": (laws.law_image_keys_and_queries_are_untouched, *IMAGE_ROWS),
     "part not asked for patched": (laws_of_calls.law_patch_writes_the_named_cells_alone,
-        patching, "_at_text", "if part in parts else []", "if True else []"),
+        taps, "at_text", "if part in parts:", "if True:"),
     "heads in another order": (laws_of_calls.law_patch_writes_the_named_cells_alone,
         patching, "_mixed", "= stored.unflatten(-1, split)[t[:, None], h]",
         "= stored.unflatten(-1, split)[t[:, None], h.flip(0)]"),
     "tokens forgotten by cache": (laws_of_calls.law_every_swap_is_a_patch,
         patching, "_mixed", "if heads is None and tokens", "if heads is None or tokens"),
     "K and V captured the other way round": (laws_of_calls.law_captures_are_what_a_naive_hook_sees,
-        patching, "_at_text", 'zip("kv", site.taps)', 'zip("vk", site.taps)'),
+        taps, "at_text", 'zip("kv",', 'zip("vk",'),
     "cache rounded": (laws.law_caches_survive_their_tensors,
         patching.KVCache, "tensors", "tensor.contiguous()", "tensor.float()"),
     "labels turned round": (laws.law_caches_survive_their_tensors,
-        patching, "_key", "_tuples(label)", "_tuples(label)[::-1]"),
+        caches, "_key", "_tuples(label)", "_tuples(label)[::-1]"),
     "clone forgotten": (laws.law_caches_are_copies, patching, "capture", ".detach().clone()", ".detach()"),
     "detach forgotten": (laws.law_caches_are_copies, patching, "capture", ".detach().clone()", ".clone()"),
     "values not counted": (laws.law_estimates_are_exact, patching.KVCache, "estimate", "2 * width", "width"),
@@ -134,7 +135,7 @@ FAULTS = {
     "donors of donors forgotten": (laws.law_micro_batches_change_nothing,
         sampling, "_needed", "todo += new", "pass"),
     "K and V injected the other way round": (laws.law_injection_is_a_swap,
-        patching, "_own_bank", 'zip("kv", pair)', 'zip("vk", pair)'),
+        patching, "_own_bank", 'zip("kv",', 'zip("vk",'),
     "injection allowed": (laws.law_evolving_text_refuses_injection,
         patching, "inject", "if not all(site.text_is_static for site in chosen):", "if False:"),
     "one table for keys and values": (laws.law_slots_are_an_index,
@@ -145,8 +146,7 @@ FAULTS = {
     "hidden tokens read": (laws.law_hidden_tokens_are_absent,
         attention, "_visible", "F.pad(~hidden,", "F.pad(hidden | True,"),
     "NaN hidden": (laws.law_hidden_tokens_are_absent,
-        attention, "attention_sdpa", "out if mask is None or not blind else out.masked_fill(_blind(mask), 0.0)",
-        "out.nan_to_num(0.0)"),
+        attention, "attention_sdpa", "attn_mask=mask, scale=scale)", "attn_mask=mask, scale=scale).nan_to_num(0.0)"),
     "donors cut from the graph": (laws.law_gradients_reach_the_donors,
         attention, "gather_text", "bank.transpose(1, 2)", "(bank.detach() + bank).mul(0.5).transpose(1, 2)"),
     "recorded: i > s": (recorded("sd3", "patch_set_start4"), *LATE_STEP),
@@ -157,7 +157,7 @@ FAULTS = {
     "recorded: first step's cache": (recorded("sd3", "patch_2", BY_CACHE), *FIRST_STEP),
     "recorded: K and V swapped": (recorded("sd3", "patch_2", BY_CACHE), *VALUES_AS_KEYS),
     "recorded: K and V injected the other way round": (recorded("sdxl", "inject_13", recorded_runs.by_injection),
-        patching, "_own_bank", 'zip("kv", pair)', 'zip("vk", pair)'),
+        patching, "_own_bank", 'zip("kv",', 'zip("vk",'),
     "recorded: pooled vector of another row": (recorded("if", "patch_set"),
         DeepFloydIF, "_pooled", "else text.pooled", "else text.pooled.roll(1, 0)"),
     "recorded: noise of another step": (recorded("if", "A"),
