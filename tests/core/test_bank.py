@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from support.planting import plant
 from support.strategies import build_pipeline, make_rows
 from support.unets import unet
-from textpatch import bank, sampling
+from textpatch import bank, packing, sampling
 from textpatch.attention import gather_text, row_slots
 from textpatch.auditing.replay import audit
 from textpatch.bank import encode, spelled_out
@@ -277,10 +277,10 @@ def test_hooked_projections_want_every_donor_sampled():
 
 READ_FAULTS = {
     "the places of all rows": (bank.Texts, "slots", "torch.equal(places[drawn]", "torch.equal(places"),
-    "slots of the first rows": (bank, "_through", "[drawn]", "[: int(drawn.sum())]"),
+    "slots of the first rows": (bank, "_of_table", "through[drawn]", "through[: int(drawn.sum())]"),
     "tokens of all rows": (bank.Texts, "of", "if row.sampled", ""),
     "noise of all rows": (sampling.Loop, "run", "if row.sampled", ""),
-    "donors fill the batch": (sampling, "pack", "row.name for row in rows if row.sampled", "row.name for row in rows"),
+    "donors fill the batch": (packing, "_names_of_groups", "row.name for row in rows if row.sampled", "row.name for row in rows"),
 }  # fmt: skip
 
 
@@ -299,8 +299,8 @@ def test_every_fault_of_unsampled_donors_is_seen(fault, monkeypatch):
 
 
 FAULTS = {
-    "donor of another row": (bank, "_through", "places[entry // tokens]", "places.flip(0)[entry // tokens]"),
-    "token of the donor lost": (bank, "_through", "+ entry % tokens", "+ 0 * entry"),
+    "donor of another row": (bank, "_of_table", "places[table // tokens]", "places.flip(0)[table // tokens]"),
+    "token of the donor lost": (bank, "_of_table", "+ table % tokens", "+ 0 * table"),
     "identity of other rows": (bank.Texts, "slots", "own = row_slots(places,", "own = row_slots(places.flip(0),"),
     "pooled of the prompt read": (bank.Texts, "of", "[self.place[row.pooled_prompt] for", "[self.place[row.prompt] for"),
 }  # fmt: skip

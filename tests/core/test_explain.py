@@ -8,7 +8,7 @@ import torch
 from support.foreign import foreign
 from support.planting import plant
 from support.strategies import fixed_case
-from textpatch import HookRegistry, Plan, Site, Span, Swap, capture, find_sites, patch, plan
+from textpatch import HookRegistry, Plan, Site, Span, Swap, capture, explaining, find_sites, patch
 from textpatch.plan import Window
 
 TENSOR = re.compile(r"^ +([kv])' ([\w.]+)(\[.*\])?  (\d+) x (\d+) x (\d+) x (\d+)$", re.MULTILINE)
@@ -71,16 +71,21 @@ def test_every_tensor_of_our_models(architecture):
 
 FAULTS = {
     "channels of the other part": (
-        plan,
+        explaining,
         "_tensors",
-        'zip("kv", site.taps)',
-        'zip("kv", site.taps[::-1])',
+        'zip("kv", site.taps,',
+        'zip("kv", site.taps[::-1],',
     ),
     "text at the other end": (Span, "cut", '"first": f":{length}"', '"first": f"-{length}:"'),
-    "channels left out": (Span, "cut", "if channels else []", "if False else []"),
-    "part ignored": (plan, "_tensors", "if part in swap.part:", "if True:"),
-    "heads ignored": (plan, "_tensors", "if swap.heads is None", "if True"),
-    "tokens ignored": (plan, "_tensors", "if swap.tokens is None", "if True"),
+    "channels left out": (Span, "cut", "if channels:", "if False:"),
+    "part ignored": (explaining, "_tensors", "if part in swap.part:", "if True:"),
+    "heads ignored": (
+        explaining,
+        "_tensors",
+        "_how_many(swap.heads, site.text_heads)",
+        "site.text_heads",
+    ),
+    "tokens ignored": (explaining, "_tensors", "_how_many(swap.tokens, tokens)", "tokens"),
 }
 
 

@@ -13,6 +13,7 @@ from support.patched_calls import cells
 from support.planting import plant
 from support.strategies import cases, fixed_case, make_rows
 from textpatch import plan as plans
+from textpatch import swaps
 from textpatch.errors import PatchError
 from textpatch.guidance import with_guidance
 from textpatch.plan import Plan, Row, Swap, Window
@@ -186,8 +187,8 @@ def read(**fields):
 
 
 FAULTS = {
-    "negative numbers": (build, {"tokens": (-1,)}, plans, "_counted", "numbers[0] < 0", "False"),
-    "readers of any kind": (build, {"readers": None}, plans, "_names", "isinstance(name, str) for", "True for"),
+    "negative numbers": (build, {"tokens": (-1,)}, swaps, "_counted", "numbers[0] < 0", "False"),
+    "readers of any kind": (build, {"readers": None}, swaps, "_names", "if isinstance(name, str)", ""),
     "heads not looked at": (read, {"heads": (2,)}, Swap, "require_cells", "self.heads,", "None,"),
     "tokens not looked at": (read, {"tokens": (7,)}, Swap, "require_cells", "self.tokens,", "None,"),
 }  # fmt: skip

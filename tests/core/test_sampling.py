@@ -63,7 +63,7 @@ def test_a_run_that_begins_late():
 FAULTS = {
     "noise of the first step": ("for _ in range(bounds[0])", "for _ in range(0)"),
     "steps begun anew": ("range(first, stop), noises", "range(first, stop), iter(())"),
-    "rows of another place": ("now |= dict(zip(names, x))", "now |= dict(zip(names, x.flip(0)))"),
+    "rows of another place": ("zip(names, x, strict=True)", "zip(names, x.flip(0), strict=True)"),
 }
 
 

@@ -111,9 +111,9 @@ def test_runs_under_a_window():
 FAULTS = {
     "lower end left out": (require_right, Window, "among", "low <= value", "low < value"),
     "upper end left out": (require_right, Window, "among", "value <= high", "value < high"),
-    "sigmas for timesteps": (require_right, Plan, "at", 'window.unit == "timestep"', 'window.unit == "sigma"'),
-    "noise level after the step": (require_right, Plan, "at", "values[:steps]", "values[-steps:]"),
-    "other swaps lost": (require_right, Plan, "at", "else swap for", "else self.swaps[0] for"),
+    "sigmas for timesteps": (require_right, Window, "in_run", "[self.unit]", '["sigma"]'),
+    "noise level after the step": (require_right, Window, "in_run", "values[:steps]", "values[-steps:]"),
+    "other swaps lost": (require_right, Plan, "at", "for swap in self.swaps", "for swap in self.swaps[:1]"),
     "schedule of another length": (require_same_run, sampling, "sample_latents",
                                    "plan.at(pipeline.schedule, steps)", "plan.at(pipeline.schedule, steps + 1)"),
     "windows not taken": (require_same_run, sampling, "sample_latents", "plan.at(pipeline.schedule, steps)", "plan"),

@@ -27,12 +27,15 @@ LAYERS = [
     ["groups"],
     ["prompts", "runs"],
     ["metrics"],
-    ["sampling"],
-    ["ledger", "patching", "recording"],
+    ["checks", "packing", "sampling"],
+    ["bookkeeping", "ledger", "patching", "recording"],
     ["calls", "reference_models"],
+    ["bank"],
     ["pipelines"],
-    ["bank", "guidance"],
+    ["guidance"],
     ["plan"],
+    ["explaining"],
+    ["rows", "swaps", "windows"],
     ["ports"],
     ["sites"],
     ["anatomy", "attention", "hooks"],
@@ -41,7 +44,10 @@ LAYERS = [
     ["text"],
     ["errors"],
 ]
-CORE = "anatomy attention bank calls guidance hooks ledger patching plan recording sites".split()
+CORE = (
+    "anatomy attention bank bookkeeping calls checks explaining guidance hooks ledger packing patching plan "
+    "recording rows sites swaps windows"
+).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 SPEAKS = {
     "textpatch.weights.training.loop",

@@ -14,7 +14,7 @@ import torch
 from support import laws, laws_of_calls, recorded_runs
 from support.laws import patching
 from support.strategies import Attention, Case, fixed_case, make_attention
-from textpatch import attention, bank, calls, hooks, plan, sampling
+from textpatch import attention, bank, calls, hooks, packing, plan, swaps
 from textpatch.hooks import Hook, HookRegistry
 from textpatch.plan import Plan, Swap
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
@@ -32,7 +32,7 @@ def recorded(family: str, run: str, reproduce=recorded_runs.in_one_batch):
 
 
 COND_ONLY = Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"
-LATE_STEP = Swap, "acts", "step in self.steps", "step - 1 in self.steps"
+LATE_STEP = Swap, "in_step", "step in indices", "step - 1 in indices"
 LATE_CALL = calls.Calls, "_begin", "Call(self.count,", "Call(self.count + 1,"
 FIRST_STEP = (
     patching,
@@ -43,7 +43,7 @@ FIRST_STEP = (
 VALUES_AS_KEYS = patching, "_read", "label, part\n", 'label, "vk"["kv".index(part)]\n'
 OTHER_DONOR = plan, "_donor", "return place[", "return 0 * place["
 ALL_HEADS = plan, "_write", "torch.tensor(swap.heads)", "torch.arange(heads)"
-NO_READER = plan, "_write", "zip(readers, donors)", "zip(readers[:-1], donors)"
+NO_READER = plan, "_write", "zip(readers, donors, strict=True)", "zip(readers[:-1], donors)"
 ALL_READERS = plan, "_write", "table[reader, h[:, None], t]", "table[:, h[:, None], t]"
 NEXT_SITE = (
     Plan,
@@ -83,11 +83,11 @@ FAULTS = {
     "a field forgotten in JSON": (laws.law_plans_survive_json,
         Plan, "to_json", "asdict(swap)", "asdict(replace(swap, part='kv'))"),
     "lists kept as spelled": (laws.law_spelling_does_not_matter,
-        plan, "integers", "sorted({int(index(value)) for value in values})",
+        swaps, "integers", "sorted({int(index(value)) for value in values})",
         "int(index(value)) for value in values"),
     "first swap wins": (laws.law_the_last_swap_wins,
         Plan, "_tables", "in enumerate(self.swaps):", "in reversed([*enumerate(self.swaps)]):"),
-    "part ignored": (laws.law_the_last_swap_wins, Plan, "_tables", "in swap.part if", 'in "kv" if'),
+    "part ignored": (laws.law_the_last_swap_wins, Plan, "_tables", "in swap.part:", 'in "kv":'),
     "tokens ignored": (laws.law_the_last_swap_wins,
         plan, "_write", "torch.tensor(swap.tokens)", "torch.arange(tokens)"),
     "donor's own swap followed": (laws.law_disjoint_swaps_commute, *READ_THROUGH),
@@ -130,9 +130,9 @@ FAULTS = {
     "labels not compared": (laws.law_rows_mean_their_labels,
         patching, "_require_distinct", "if repeated:", "if False:"),
     "reader parted from its donor": (laws.law_micro_batches_change_nothing,
-        sampling, "pack", "[*sorted(_needed(row.name, needs)), row.name]", "[row.name]"),
+        packing, "_names_of_groups", "[*sorted(_needed(row.name, needs)), row.name]", "[row.name]"),
     "donors of donors forgotten": (laws.law_micro_batches_change_nothing,
-        sampling, "_needed", "todo += new", "pass"),
+        packing, "_needed", "todo += new", "pass"),
     "K and V injected the other way round": (laws.law_injection_is_a_swap,
         patching, "_own_bank", 'zip("kv", pair)', 'zip("vk", pair)'),
     "injection allowed": (laws.law_evolving_text_refuses_injection,

@@ -29,7 +29,7 @@ from support.patched_calls import (
     taps,
 )  # fmt: skip
 from support.strategies import Attention, Case
-from textpatch import attention, guidance, sampling
+from textpatch import attention, guidance, packing
 from textpatch.hooks import HookRegistry
 from textpatch.plan import Plan, Row, Swap
 
@@ -388,7 +388,7 @@ def law_micro_batches_change_nothing(case: Case):
     """Any micro-batch size: the same latents (1e-12), and no reader is ever without its donors."""
     whole, count = paths(run(case, case.rows, case.plan)), len(case.rows)
     for size in range(1, 2 * count + 1):
-        groups = sampling.pack(case.rows, case.plan, size)
+        groups = packing.pack(case.rows, case.plan, size)
         assert sorted(row.name for _, fresh in groups for row in fresh) == [
             row.name for row in case.rows
         ]
