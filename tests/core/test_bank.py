@@ -125,9 +125,9 @@ def test_hooks_see_every_step_if_they_may_alter(name, monkeypatch):
         plant(
             patch,
             bank,
-            "_intervened",
-            "(x._forward_pre_hooks, x._forward_hooks)",
-            "(x._forward_hooks,)",
+            "_text_hooks",
+            "yield from part._forward_pre_hooks.values()",
+            "pass",
         )
         assert calls_of_a_hooked_tap(name, altered) == [2]
     plant(monkeypatch, HookRegistry, "observe_inputs", "before, looks_only=True", "before")

@@ -195,7 +195,7 @@ def test_sites_of_ones_own_table_are_taken_as_they_are(diffusers):
         HookRegistry(model, [own[0].taps[0].module]).observe(
             lambda name, output: seen.update(k=output)
         ),
-        capture(model, own[0], rows="ab") as cache,
+        capture(model, own[0], rows=["a", "b"]) as cache,
     ):
         call(model, inputs)
     assert torch.equal(cache[own[0].name, 0, ("b",), "k"], seen["k"][1, -5:])
@@ -208,7 +208,7 @@ def test_a_fused_model_gives_the_same_text(diffusers):
         model, inputs = foreign(diffusers, "flux")
         if name == "fused_flux":
             model.fuse_qkv_projections()
-        with capture(model, "all", rows="ab") as cache:
+        with capture(model, "all", rows=["a", "b"]) as cache:
             call(model, inputs)
         with patch(model, cache, [1, 3], rows=["b", None], heads=[1]):
             found.append((cache, call(model, inputs)))
@@ -221,14 +221,14 @@ def test_projections_that_were_fused_are_not_silent(diffusers):
     """A table from before the fusion: the modules are still there and never run, which is an error."""
     model, inputs = foreign(diffusers, "fused_flux")
     with pytest.raises(PatchError, match="8 of 8 modules never ran"):
-        with capture(model, find_sites(model, ports.flux.FLUX), rows="ab"):
+        with capture(model, find_sites(model, ports.flux.FLUX), rows=["a", "b"]):
             call(model, inputs)
 
 
 def test_estimates_count_the_heads_of_keys(diffusers):
     """estimate = bytes also where four query heads share two of K and V."""
     model, inputs = foreign(diffusers, "krea2")
-    with capture(model, "all", rows="ab") as cache:
+    with capture(model, "all", rows=["a", "b"]) as cache:
         call(model, inputs)
     assert cache.bytes == patching.KVCache.estimate(find_sites(model), 1, 2, 5, torch.float32)
 
@@ -263,7 +263,7 @@ def test_a_span_needs_the_model_itself_to_be_called(diffusers):
     with pytest.raises(PatchError, match="a sequence of 5 tokens, and 5 text tokens"):
         Span("last").tokens(5, 5)
     with pytest.raises(PatchError, match="to_k' ran outside a call of the Krea2"):
-        with capture(model, 0, rows="ab"):
+        with capture(model, 0, rows=["a", "b"]):
             model.transformer_blocks[0].attn(torch.randn(2, 11, 32))
 
 
@@ -303,7 +303,7 @@ def test_injection_at_all_sites_is_the_other_text(diffusers, name):
     model, inputs = foreign(diffusers, name)
     text, calls = inputs["encoder_hidden_states"].flip(0), []
     model.register_forward_hook(lambda *_: calls.append(model))
-    with capture(model, 0, rows="ab") as cache, inject(model, text, "all"):
+    with capture(model, 0, rows=["a", "b"]) as cache, inject(model, text, "all"):
         injected = [call(model, inputs) for _ in range(2)]
     assert len(calls) == 3
     assert all(torch.equal(x, call(model, inputs, encoder_hidden_states=text)) for x in injected)
