@@ -50,9 +50,13 @@ def test_the_bank_is_read_by_index(name, swaps):
     assert len(texts.bank[0][0]) == 4 < len(batch)  # no prompt, and those of a, b, c
     copied = tuple(tuple(x[texts.rows(batch)] for x in kv) for kv in texts.bank)
     latents = pipeline.denoise(
-        next(noises), replace(texts.of(batch), tokens=copied), steps=2, guidance=4.5, noises=noises,
+        next(noises),
+        replace(texts.of(batch), tokens=copied),
+        steps=2,
+        guidance=4.5,
+        noises=noises,
         slots=lambda step: swaps.slots(step, batch, sites, tokens=texts.tokens),
-    )  # fmt: skip
+    )
     assert all(torch.equal(made.latents[row.name], x) for row, x in zip(rows, latents))
 
 
@@ -248,17 +252,23 @@ def test_the_ledger_and_the_audit_see_donors_that_are_only_read():
     read, whole = (
         sample(pipeline, some, READ_B[0], **options).ledger for some in (only_read(rows, "b"), rows)
     )
-    assert [(e.site, e.step, e.reader, e.donor, e.hits_k) for e in read.entries] == [
-        (e.site, e.step, e.reader, e.donor, e.hits_k) for e in whole.entries] != []  # fmt: skip
+    assert (
+        [(e.site, e.step, e.reader, e.donor, e.hits_k) for e in read.entries]
+        == [(e.site, e.step, e.reader, e.donor, e.hits_k) for e in whole.entries]
+        != []
+    )
     report = audit(pipeline, only_read(rows, "b"), READ_B[0], sample=sample, **options)
     assert report.checks and not report.failed
 
 
-@pytest.mark.parametrize("name, plan, says", [
-    ("mmdit", READ_B[0], "its prompt alone does not settle its keys and values"),
-    ("sdxl", Plan([Swap(1, "a", "c")]), "never reads it"),
-    ("sdxl", Plan([Swap(1, "b", "a"), Swap(1, "a", "b")]), "lets it read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, plan, says",
+    [
+        ("mmdit", READ_B[0], "its prompt alone does not settle its keys and values"),
+        ("sdxl", Plan([Swap(1, "a", "c")]), "never reads it"),
+        ("sdxl", Plan([Swap(1, "b", "a"), Swap(1, "a", "b")]), "lets it read"),
+    ],
+)
 def test_rows_that_cannot_be_left_unsampled(name, plan, says):
     """Text that evolves, a row nobody reads, a row that reads: PatchError says which row, and what to do."""
     with pytest.raises(PatchError, match=f"row 'b' is not sampled.*{says}.*sample it"):
@@ -276,12 +286,22 @@ def test_hooked_projections_want_every_donor_sampled():
 
 
 READ_FAULTS = {
-    "the places of all rows": (bank.Texts, "slots", "torch.equal(places[drawn]", "torch.equal(places"),
+    "the places of all rows": (
+        bank.Texts,
+        "slots",
+        "torch.equal(places[drawn]",
+        "torch.equal(places",
+    ),
     "slots of the first rows": (bank, "_of_table", "through[drawn]", "through[: int(drawn.sum())]"),
     "tokens of all rows": (bank.Texts, "of", "if row.sampled", ""),
     "noise of all rows": (sampling.Loop, "run", "if row.sampled", ""),
-    "donors fill the batch": (packing, "_names_of_groups", "row.name for row in rows if row.sampled", "row.name for row in rows"),
-}  # fmt: skip
+    "donors fill the batch": (
+        packing,
+        "_names_of_groups",
+        "row.name for row in rows if row.sampled",
+        "row.name for row in rows",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", READ_FAULTS)
@@ -299,11 +319,26 @@ def test_every_fault_of_unsampled_donors_is_seen(fault, monkeypatch):
 
 
 FAULTS = {
-    "donor of another row": (bank, "_of_table", "places[table // tokens]", "places.flip(0)[table // tokens]"),
+    "donor of another row": (
+        bank,
+        "_of_table",
+        "places[table // tokens]",
+        "places.flip(0)[table // tokens]",
+    ),
     "token of the donor lost": (bank, "_of_table", "+ table % tokens", "+ 0 * table"),
-    "identity of other rows": (bank.Texts, "slots", "own = row_slots(places,", "own = row_slots(places.flip(0),"),
-    "pooled of the prompt read": (bank.Texts, "of", "[self.place[row.pooled_prompt] for", "[self.place[row.prompt] for"),
-}  # fmt: skip
+    "identity of other rows": (
+        bank.Texts,
+        "slots",
+        "own = row_slots(places,",
+        "own = row_slots(places.flip(0),",
+    ),
+    "pooled of the prompt read": (
+        bank.Texts,
+        "of",
+        "[self.place[row.pooled_prompt] for",
+        "[self.place[row.prompt] for",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -314,9 +349,15 @@ def test_every_fault_of_the_bank_is_seen(fault, monkeypatch):
     condition = pipeline.encode([row.prompt for row in batch])
     pooled = pipeline.encode([row.pooled_prompt for row in batch]).pooled
     plain = pipeline.denoise(
-        next(noises), replace(condition, pooled=pooled), steps=2, guidance=4.5, noises=noises,
-        slots=lambda step: swaps.slots(step, batch, pipeline.denoiser.sites, tokens=condition.tokens.shape[1]),
-    )  # fmt: skip
+        next(noises),
+        replace(condition, pooled=pooled),
+        steps=2,
+        guidance=4.5,
+        noises=noises,
+        slots=lambda step: swaps.slots(
+            step, batch, pipeline.denoiser.sites, tokens=condition.tokens.shape[1]
+        ),
+    )
 
     def off():
         made = sample(pipeline, rows, swaps, steps=2, guidance=4.5).latents

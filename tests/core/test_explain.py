@@ -103,8 +103,10 @@ def test_equations():
     cross, joint = (
         Site(i, f"blocks.{i}", kind, 2, 4, 0) for i, kind in enumerate(("cross", "joint"))
     )
-    said = [Plan([Swap(i, "a", "b", part=part)]).explain([cross, joint]).splitlines()[0]
-            for i, part in ((0, "kv"), (1, "kv"), (1, "v"), ("all", "k"))]  # fmt: skip
+    said = [
+        Plan([Swap(i, "a", "b", part=part)]).explain([cross, joint]).splitlines()[0]
+        for i, part in ((0, "kv"), (1, "kv"), (1, "v"), ("all", "k"))
+    ]
     assert said == [
         "a <- b:  softmax(q k'^T / sqrt(D)) v'",
         "a <- b:  softmax(q [k_image; k']^T / sqrt(D)) [v_image; v']",

@@ -103,8 +103,12 @@ def require_state_of_its_row() -> None:
     case = fixed_case()
     together = final(case.pipeline, ROWS, Pulled(), Plan([Swap(1, "a", "b")]))
     apart = final(case.pipeline, ROWS, Pulled(), Plan([Swap(1, "a", "b")]), micro_batch=3)
-    forked = final(case.pipeline, [*ROWS, Row("d", "prompt a", 0, joins=2, copies="a")], Pulled(),
-                   Plan([Swap(1, ("a", "d"), "b")]))  # fmt: skip
+    forked = final(
+        case.pipeline,
+        [*ROWS, Row("d", "prompt a", 0, joins=2, copies="a")],
+        Pulled(),
+        Plan([Swap(1, ("a", "d"), "b")]),
+    )
     stateless = final(case.pipeline, ROWS, ClassifierFree(3), Plan([Swap(1, "a", "b")]))
     for name, x in together.items():
         assert not torch.allclose(x, stateless[name])
@@ -119,15 +123,35 @@ def test_three_branches_and_state_per_row():
 
 
 FAULTS = {
-    "scale of the other sign": (require_negatives_of_their_rows, ClassifierFree, "combine",
-                                "self.scale * (", "-self.scale * ("),
-    "everybody's negative prompt": (require_negatives_of_their_rows, ClassifierFree, "prompt",
-                                    "return self.negative[row.name]", 'return self.negative["a"]'),
-    "branches in another order": (require_negatives_of_their_rows, guiding, "branch_rows",
-                                  "[*others, *rows]", "[*rows, *others]"),
-    "state of nothing": (require_state_of_its_row, "textpatch.sampling.Loop", "_in_parts",
-                         "states[row.name] = states[row.copies]", "pass"),
-}  # fmt: skip
+    "scale of the other sign": (
+        require_negatives_of_their_rows,
+        ClassifierFree,
+        "combine",
+        "self.scale * (",
+        "-self.scale * (",
+    ),
+    "everybody's negative prompt": (
+        require_negatives_of_their_rows,
+        ClassifierFree,
+        "prompt",
+        "return self.negative[row.name]",
+        'return self.negative["a"]',
+    ),
+    "branches in another order": (
+        require_negatives_of_their_rows,
+        guiding,
+        "branch_rows",
+        "[*others, *rows]",
+        "[*rows, *others]",
+    ),
+    "state of nothing": (
+        require_state_of_its_row,
+        "textpatch.sampling.Loop",
+        "_in_parts",
+        "states[row.name] = states[row.copies]",
+        "pass",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -146,8 +170,10 @@ def test_the_batch_of_a_run():
     rows = [replace(ROWS[0], pooled="pooled")]
     assert branch_rows(rows, ClassifierFree(2, "n")) == with_guidance(rows, "n")
     assert [(row.prompt, row.branch, row.pooled) for row in branch_rows(rows, Pulled())] == [
-        (None, "uncond", None), ("what is kept away", "away", None), ("prompt a", "cond", "pooled"),
-    ]  # fmt: skip
+        (None, "uncond", None),
+        ("what is kept away", "away", None),
+        ("prompt a", "cond", "pooled"),
+    ]
     assert branch_rows(rows, Unguided()) == rows
 
 
@@ -163,22 +189,28 @@ def test_what_manifests_hold():
     assert all(guiding.described(guidance) == plain for guidance, plain in kept.items())
 
 
-@pytest.mark.parametrize("ask, says", [
-    (lambda: as_guidance(0), "the prompt has no effect"),
-    (lambda: ClassifierFree(0), "the prompt has no effect"),
-    (lambda: ClassifierFree(1), "never reads its negative prompt"),
-    (lambda: as_guidance(float("nan")), "give a finite number"),
-    (lambda: as_guidance(True), "give a number, or an object"),
-    (lambda: as_guidance("3"), "give a number, or an object"),
-    (lambda: as_guidance(1, "n"), "has no effect at guidance 1"),
-    (lambda: as_guidance(ClassifierFree(3), "n"), "leave one of them out"),
-    (lambda: as_guidance(Pulled(branches=("cond", "uncond"))), "their last must be 'cond'"),
-    (lambda: ClassifierFree(3, 5), "a negative prompt is 5"),
-    (lambda: ClassifierFree(3, {"a": 5}), "a negative prompt is 5"),
-    (lambda: Unguided().prompt("uncond", ROWS[0]), "has none"),
-    (lambda: final(build_pipeline(), ROWS, ClassifierFree(3, {"a": "n"})), "row 'b' has none"),
-    (lambda: final(build_pipeline(), ROWS, ClassifierFree(3, dict.fromkeys("abcd"))), "row 'd', which is none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "ask, says",
+    [
+        (lambda: as_guidance(0), "the prompt has no effect"),
+        (lambda: ClassifierFree(0), "the prompt has no effect"),
+        (lambda: ClassifierFree(1), "never reads its negative prompt"),
+        (lambda: as_guidance(float("nan")), "give a finite number"),
+        (lambda: as_guidance(True), "give a number, or an object"),
+        (lambda: as_guidance("3"), "give a number, or an object"),
+        (lambda: as_guidance(1, "n"), "has no effect at guidance 1"),
+        (lambda: as_guidance(ClassifierFree(3), "n"), "leave one of them out"),
+        (lambda: as_guidance(Pulled(branches=("cond", "uncond"))), "their last must be 'cond'"),
+        (lambda: ClassifierFree(3, 5), "a negative prompt is 5"),
+        (lambda: ClassifierFree(3, {"a": 5}), "a negative prompt is 5"),
+        (lambda: Unguided().prompt("uncond", ROWS[0]), "has none"),
+        (lambda: final(build_pipeline(), ROWS, ClassifierFree(3, {"a": "n"})), "row 'b' has none"),
+        (
+            lambda: final(build_pipeline(), ROWS, ClassifierFree(3, dict.fromkeys("abcd"))),
+            "row 'd', which is none",
+        ),
+    ],
+)
 def test_guidance_that_is_none_is_refused(ask, says):
     """What was given, and what to give."""
     with pytest.raises(PatchError, match=says):

@@ -114,17 +114,49 @@ def test_json(case):
 
 FAULTS = {
     "heads not counted": (Watch, "_count", "* site.text_heads // self._heads(site, part)", ""),
-    "first step's table kept": (Watch, "_look_up", "not all(map(torch.equal, now, before))", "False"),
-    "change of another token": (Watch, "_measure", "split[cells.reader, cells.tokens, cells.heads]",
-                                "split[cells.reader, 0, cells.heads]"),
-    "change of the whole row": (Watch, "_measure", "split[cells.donor, cells.donor_tokens, cells.heads]",
-                                "split[cells.donor]"),
-    "reader and donor exchanged": (Watch, "_entry", "site.index, reader, donor,", "site.index, donor, reader,"),
-    "one table for keys and values": (Watch, "enter", "entry if isinstance(entry, tuple)",
-                                      "(entry[0],) * 2 if isinstance(entry, tuple)"),
-    "one row alone": (bookkeeping, "cells_read", "moved.any(-1).any(-1).nonzero()", "moved.any(-1).any(-1).nonzero()[:1]"),
-    "keys entered as values": (Recorder, "_observing", 'zip("kv", site.taps,', 'zip("vk", site.taps,'),
-}  # fmt: skip
+    "first step's table kept": (
+        Watch,
+        "_look_up",
+        "not all(map(torch.equal, now, before))",
+        "False",
+    ),
+    "change of another token": (
+        Watch,
+        "_measure",
+        "split[cells.reader, cells.tokens, cells.heads]",
+        "split[cells.reader, 0, cells.heads]",
+    ),
+    "change of the whole row": (
+        Watch,
+        "_measure",
+        "split[cells.donor, cells.donor_tokens, cells.heads]",
+        "split[cells.donor]",
+    ),
+    "reader and donor exchanged": (
+        Watch,
+        "_entry",
+        "site.index, reader, donor,",
+        "site.index, donor, reader,",
+    ),
+    "one table for keys and values": (
+        Watch,
+        "enter",
+        "entry if isinstance(entry, tuple)",
+        "(entry[0],) * 2 if isinstance(entry, tuple)",
+    ),
+    "one row alone": (
+        bookkeeping,
+        "cells_read",
+        "moved.any(-1).any(-1).nonzero()",
+        "moved.any(-1).any(-1).nonzero()[:1]",
+    ),
+    "keys entered as values": (
+        Recorder,
+        "_observing",
+        'zip("kv", site.taps,',
+        'zip("vk", site.taps,',
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -211,8 +243,16 @@ def test_every_swap_answers_for_itself(case):
 
 def side_by_side():
     """Swaps of one reader, donor and site: a dead one beside one alive, one overridden, two that take turns."""
-    plan = Plan([Swap(0, "a", "b", heads=(0,)), Swap(0, "a", "b", heads=(1,)), Swap(1, "c", "d", tokens=(1,)),
-                 Swap(1, "c", "d"), Swap(2, "a", "b", steps=(0,)), Swap(2, "a", "b", steps=(1, 2))])  # fmt: skip
+    plan = Plan(
+        [
+            Swap(0, "a", "b", heads=(0,)),
+            Swap(0, "a", "b", heads=(1,)),
+            Swap(1, "c", "d", tokens=(1,)),
+            Swap(1, "c", "d"),
+            Swap(2, "a", "b", steps=(0,)),
+            Swap(2, "a", "b", steps=(1, 2)),
+        ]
+    )
     return with_dead_heads(replace(fixed_case(), plan=plan))
 
 
@@ -227,11 +267,20 @@ def test_no_swap_vouches_for_another():
 SILENCE_FAULTS = {
     "one swap vouches for another": (Recorder, "_why_silent", "if key.swap == i", ""),
     "swaps of another step": (Recorder, "_winners", "winners(step,", "winners(0,"),
-    "swaps of the step before": (Watch, "_look_up", "all(map(torch.equal, now, before))",
-                                 "torch.equal(now[0], before[0])"),
-    "the cells of a pair's other swaps": (bookkeeping, "cells_read", "(who == pair).all(-1)", "(who[..., 0] == pair[0])"),
+    "swaps of the step before": (
+        Watch,
+        "_look_up",
+        "all(map(torch.equal, now, before))",
+        "torch.equal(now[0], before[0])",
+    ),
+    "the cells of a pair's other swaps": (
+        bookkeeping,
+        "cells_read",
+        "(who == pair).all(-1)",
+        "(who[..., 0] == pair[0])",
+    ),
     "off by one swap": (Plan, "winners", "table // tokens - B)", "table // tokens - B - 1)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", SILENCE_FAULTS)

@@ -25,22 +25,58 @@ def patching(**fields):
 
 # name -> what is done; what the message says; what it must not speak of
 FAULTS = {
-    "no pairs": (lambda: localize(PIPELINE, []), "no prompt pair was given; give at least one", ["seed", "start"]),
-    "no seeds": (lambda: localize(PIPELINE, [PAIR], seeds=[]), "no seed was given; give at least one", ["pair", "start"]),
-    "start outside": (lambda: localize(PIPELINE, [PAIR], start=2), "start 2 of 2 steps", ["seed", "pair"]),
-    "one pair": (lambda: localize(PIPELINE, [PAIR], mode="staged"), "given to mode 'staged': 1; an interval", ["first"]),
-    "first of one": (lambda: localize(PIPELINE, [PAIR] * 2, mode="staged", first=1), "first is 1, so", ["given"]),
+    "no pairs": (
+        lambda: localize(PIPELINE, []),
+        "no prompt pair was given; give at least one",
+        ["seed", "start"],
+    ),
+    "no seeds": (
+        lambda: localize(PIPELINE, [PAIR], seeds=[]),
+        "no seed was given; give at least one",
+        ["pair", "start"],
+    ),
+    "start outside": (
+        lambda: localize(PIPELINE, [PAIR], start=2),
+        "start 2 of 2 steps",
+        ["seed", "pair"],
+    ),
+    "one pair": (
+        lambda: localize(PIPELINE, [PAIR], mode="staged"),
+        "given to mode 'staged': 1; an interval",
+        ["first"],
+    ),
+    "first of one": (
+        lambda: localize(PIPELINE, [PAIR] * 2, mode="staged", first=1),
+        "first is 1, so",
+        ["given"],
+    ),
     "a swap of no site": (lambda: Swap([], "a", "b"), "sites is empty in", []),
     "a swap of no reader": (lambda: Swap(0, [], "b"), "readers is empty in", []),
     "a swap of no step": (lambda: Swap(0, "a", "b", steps=[]), "steps is empty in", []),
     "a swap of no head": (lambda: Swap(0, "a", "b", heads=[]), "heads is empty in", []),
     "a swap of no token": (lambda: Swap(0, "a", "b", tokens=[]), "tokens is empty in", []),
-    "a misspelt part": (lambda: patching(part="q"), "part is 'q'; give 'kv', 'k' or 'v'", ["steps", "heads", "tokens"]),
+    "a misspelt part": (
+        lambda: patching(part="q"),
+        "part is 'q'; give 'kv', 'k' or 'v'",
+        ["steps", "heads", "tokens"],
+    ),
     "patching no head": (lambda: patching(heads=[]), "heads is empty", ["steps", "tokens", "part"]),
-    "a height of a half": (lambda: Defaults(**FINE | {"height": 0.5}), "height is 0.5", ["text_box", "micro", "sites"]),
-    "a box of three": (lambda: Defaults(**FINE, text_box=(1, 2, 3)), "text_box is (1, 2, 3)", ["micro", "height"]),
-    "an endless guidance": (lambda: Defaults(**FINE | {"guidance": float("inf")}), "give a finite number", ["whole"]),
-}  # fmt: skip
+    "a height of a half": (
+        lambda: Defaults(**FINE | {"height": 0.5}),
+        "height is 0.5",
+        ["text_box", "micro", "sites"],
+    ),
+    "a box of three": (
+        lambda: Defaults(**FINE, text_box=(1, 2, 3)),
+        "text_box is (1, 2, 3)",
+        ["micro", "height"],
+    ),
+    "an endless guidance": (
+        lambda: Defaults(**FINE | {"guidance": float("inf")}),
+        "give a finite number",
+        ["whole"],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -35,8 +35,10 @@ def test_swaps_add():
 
 def test_sites_by_any_name():
     """index, name, glob, Site and "all" mean the same sites; a Site is stored by name."""
-    every = [Plan([Swap(s, "a", "b")]).slots(0, ROWS, SITES, tokens=2) for s in
-             ("all", "blocks.*", range(3), SITES, ["blocks.0.attn", 1, SITES[2]])]  # fmt: skip
+    every = [
+        Plan([Swap(s, "a", "b")]).slots(0, ROWS, SITES, tokens=2)
+        for s in ("all", "blocks.*", range(3), SITES, ["blocks.0.attn", 1, SITES[2]])
+    ]
     assert all(
         torch.equal(x, y) for entries in every for x, y in zip(entries, every[0], strict=True)
     )
@@ -131,12 +133,20 @@ def test_numbers_of_any_integer_type_are_one_plan():
     assert len({Plan([Swap(0, "a", "b", steps=steps)]).to_json() for steps in kinds}) == 1
 
 
-@pytest.mark.parametrize("change", [
-    {"schema_version": 3}, {"schema_version": 0}, {"schema_version": None},
-    {"swaps": 3}, {"swaps": [{"sites": 0}]}, {"swaps": None},
-    {"swaps": [{"sites": 0, "readers": "a", "donor": "b", "colour": "red"}]},
-    {"swaps": [{"sites": 0, "readers": "a", "donor": "b", "steps": ["x"]}]},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema_version": 3},
+        {"schema_version": 0},
+        {"schema_version": None},
+        {"swaps": 3},
+        {"swaps": [{"sites": 0}]},
+        {"swaps": None},
+        {"swaps": [{"sites": 0, "readers": "a", "donor": "b", "colour": "red"}]},
+        {"swaps": [{"sites": 0, "readers": "a", "donor": "b", "steps": ["x"]}]},
+    ],
+    ids=str,
+)
 def test_json_that_is_no_plan(change):
     """Another schema, missing, unknown or odd fields: PatchError."""
     with pytest.raises(PatchError, match="plan|schema|steps"):
@@ -188,10 +198,24 @@ def read(**fields):
 
 FAULTS = {
     "negative numbers": (build, {"tokens": (-1,)}, swaps, "_counted", "numbers[0] < 0", "False"),
-    "readers of any kind": (build, {"readers": None}, swaps, "_names", "if isinstance(name, str)", ""),
+    "readers of any kind": (
+        build,
+        {"readers": None},
+        swaps,
+        "_names",
+        "if isinstance(name, str)",
+        "",
+    ),
     "heads not looked at": (read, {"heads": (2,)}, Swap, "require_cells", "self.heads,", "None,"),
-    "tokens not looked at": (read, {"tokens": (7,)}, Swap, "require_cells", "self.tokens,", "None,"),
-}  # fmt: skip
+    "tokens not looked at": (
+        read,
+        {"tokens": (7,)},
+        Swap,
+        "require_cells",
+        "self.tokens,",
+        "None,",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

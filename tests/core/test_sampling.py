@@ -80,17 +80,40 @@ X = torch.zeros(2, 8, 8)
 A, B = Row("a", "x"), Row("b", "y")
 
 
-@pytest.mark.parametrize("rows, swaps, says", [
-    ([A, Row("c", "x", joins=1)], [], "with neither latents and copies"),
-    ([A, Row("c", "x", joins=1, latents=X, copies="a")], [], "with both latents and copies"),
-    ([A, Row("c", "x", joins=4, copies="a")], [], "joins at step 4; this run has steps 0..3"),
-    ([A, Row("c", "x", joins=1, copies="q")], [], "copies 'q', which is no row here"),
-    ([A, Row("d", "x", joins=2, copies="a"), Row("c", "x", joins=1, copies="d")], [], "joins at step 2; copy one"),
-    ([A, Row("c", "x", latents=X[:1])], [], r"of shape \(1, 8, 8\); this model's are \(2, 8, 8\)"),
-    ([A, Row("c", "x", latents=X, sampled=False)], [Swap(0, "a", "c")], "not sampled, and so starts from nothing"),
-    ([A, Row("c", "x", joins=2, copies="a")], [Swap(0, "c", "a", steps=(1, 2))], "names it from step 1 on"),
-    ([A, B, Row("c", "x", joins=2, copies="a")], [Swap(0, "b", "c")], "joins at step 2, and a swap names it from step 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rows, swaps, says",
+    [
+        ([A, Row("c", "x", joins=1)], [], "with neither latents and copies"),
+        ([A, Row("c", "x", joins=1, latents=X, copies="a")], [], "with both latents and copies"),
+        ([A, Row("c", "x", joins=4, copies="a")], [], "joins at step 4; this run has steps 0..3"),
+        ([A, Row("c", "x", joins=1, copies="q")], [], "copies 'q', which is no row here"),
+        (
+            [A, Row("d", "x", joins=2, copies="a"), Row("c", "x", joins=1, copies="d")],
+            [],
+            "joins at step 2; copy one",
+        ),
+        (
+            [A, Row("c", "x", latents=X[:1])],
+            [],
+            r"of shape \(1, 8, 8\); this model's are \(2, 8, 8\)",
+        ),
+        (
+            [A, Row("c", "x", latents=X, sampled=False)],
+            [Swap(0, "a", "c")],
+            "not sampled, and so starts from nothing",
+        ),
+        (
+            [A, Row("c", "x", joins=2, copies="a")],
+            [Swap(0, "c", "a", steps=(1, 2))],
+            "names it from step 1 on",
+        ),
+        (
+            [A, B, Row("c", "x", joins=2, copies="a")],
+            [Swap(0, "b", "c")],
+            "joins at step 2, and a swap names it from step 0",
+        ),
+    ],
+)
 def test_what_cannot_start_is_refused(rows, swaps, says):
     """Before anything runs: which row, at which step, and what to do."""
     with pytest.raises(PatchError, match=says):

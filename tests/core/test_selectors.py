@@ -17,9 +17,17 @@ UNET = tuple(
     Site(i, f"{part}.attentions.{i}.attn2", "cross", 2, 4, 0) for i, part in enumerate(PARTS)
 )
 FLUX = tuple(
-    Site(i, f"{'single_' * (i > 1)}transformer_blocks.{i % 2}.attn", "single" if i > 1 else "joint", 2, 4, 0,
-         span=Span("first" if i > 1 else "all")) for i in range(4)
-)  # fmt: skip
+    Site(
+        i,
+        f"{'single_' * (i > 1)}transformer_blocks.{i % 2}.attn",
+        "single" if i > 1 else "joint",
+        2,
+        4,
+        0,
+        span=Span("first" if i > 1 else "all"),
+    )
+    for i in range(4)
+)
 
 
 def part_of(site: Site) -> str:
@@ -137,8 +145,14 @@ def test_ranges_are_indices():
 
 def test_groups():
     """The first name of a path, without `_block` or `_blocks`; others whole."""
-    named = {"down_blocks.0.attn": "down", "mid_block.attn": "mid", "single_transformer_blocks.3.attn":
-             "single_transformer", "layers.0.attention": "layers", "blocks.1": "blocks", "attn": "attn"}  # fmt: skip
+    named = {
+        "down_blocks.0.attn": "down",
+        "mid_block.attn": "mid",
+        "single_transformer_blocks.3.attn": "single_transformer",
+        "layers.0.attention": "layers",
+        "blocks.1": "blocks",
+        "attn": "attn",
+    }
     assert {name: Site(0, name, "cross", 1, 1, 0).group for name in named} == named
 
 

@@ -60,8 +60,12 @@ def test_others_objects_are_told_what_to_do(application):
     """diffusers' pipelines, bare models, names of models: one sentence with the cure."""
     ask = APPLICATIONS[application]
     theirs = SimpleNamespace(transformer=nn.Linear(1, 1), scheduler=None)
-    for given, says in ((theirs, r"capture and patch on its \.transformer"), (nn.Linear(1, 1), "a model alone takes"),
-                        ("tiny-mmdit", r"load\('tiny-mmdit'\)"), (None, "a pipeline comes from load")):  # fmt: skip
+    for given, says in (
+        (theirs, r"capture and patch on its \.transformer"),
+        (nn.Linear(1, 1), "a model alone takes"),
+        ("tiny-mmdit", r"load\('tiny-mmdit'\)"),
+        (None, "a pipeline comes from load"),
+    ):
         with pytest.raises(PatchError, match=says):
             ask(given)
 

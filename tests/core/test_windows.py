@@ -64,8 +64,10 @@ def ordered(low: float | None, high: float | None) -> bool:
 numbers = st.floats(-10, 10)
 
 
-@given(st.tuples(st.none() | numbers, st.none() | numbers).filter(lambda ends: ordered(*ends)),
-       st.lists(numbers, min_size=1))  # fmt: skip
+@given(
+    st.tuples(st.none() | numbers, st.none() | numbers).filter(lambda ends: ordered(*ends)),
+    st.lists(numbers, min_size=1),
+)
 def test_among_any_values(ends, values):
     """among(values) = the indices inside; none inside is an error."""
     low, high = (float(f"{sign}inf") if end is None else end for sign, end in zip("-+", ends))
@@ -85,8 +87,10 @@ def windowed(case) -> tuple[Plan, Plan]:
         Window("timestep", values["timestep"][1], 2000),
     )
     indices = range(1, case.steps), (0, 1)
-    return tuple(Plan([Swap(1, "a", "b", steps=some[0]), Swap(2, "c", "b", steps=some[1])]) for some in
-                 (windows, indices))  # fmt: skip
+    return tuple(
+        Plan([Swap(1, "a", "b", steps=some[0]), Swap(2, "c", "b", steps=some[1])])
+        for some in (windows, indices)
+    )
 
 
 def require_same_run(case) -> None:
@@ -112,13 +116,42 @@ FAULTS = {
     "lower end left out": (require_right, Window, "among", "low <= value", "low < value"),
     "upper end left out": (require_right, Window, "among", "value <= high", "value < high"),
     "sigmas for timesteps": (require_right, Window, "in_run", "[self.unit]", '["sigma"]'),
-    "noise level after the step": (require_right, Window, "in_run", "values[:steps]", "values[-steps:]"),
-    "other swaps lost": (require_right, Plan, "at", "for swap in self.swaps", "for swap in self.swaps[:1]"),
-    "schedule of another length": (require_same_run, sampling, "sample_latents",
-                                   "plan.at(pipeline.schedule, steps)", "plan.at(pipeline.schedule, steps + 1)"),
-    "windows not taken": (require_same_run, sampling, "sample_latents", "plan.at(pipeline.schedule, steps)", "plan"),
-    "written plan lost": (require_same_run, sampling, "sample_latents", "{}, plan, rows", "{}, run, rows"),
-}  # fmt: skip
+    "noise level after the step": (
+        require_right,
+        Window,
+        "in_run",
+        "values[:steps]",
+        "values[-steps:]",
+    ),
+    "other swaps lost": (
+        require_right,
+        Plan,
+        "at",
+        "for swap in self.swaps",
+        "for swap in self.swaps[:1]",
+    ),
+    "schedule of another length": (
+        require_same_run,
+        sampling,
+        "sample_latents",
+        "plan.at(pipeline.schedule, steps)",
+        "plan.at(pipeline.schedule, steps + 1)",
+    ),
+    "windows not taken": (
+        require_same_run,
+        sampling,
+        "sample_latents",
+        "plan.at(pipeline.schedule, steps)",
+        "plan",
+    ),
+    "written plan lost": (
+        require_same_run,
+        sampling,
+        "sample_latents",
+        "{}, plan, rows",
+        "{}, run, rows",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -132,8 +165,10 @@ def test_the_test_notices(fault, monkeypatch):
 
 # --- as data ---
 
-ONE = ('{"schema_version":1,"swaps":[{"branch":"both","donor":"b","heads":null,"part":"kv","readers":["a"],'
-       '"sites":[0],"steps":[1,2],"tokens":null}]}')  # fmt: skip
+ONE = (
+    '{"schema_version":1,"swaps":[{"branch":"both","donor":"b","heads":null,"part":"kv","readers":["a"],'
+    '"sites":[0],"steps":[1,2],"tokens":null}]}'
+)
 
 
 def test_version_one_stays():
@@ -175,8 +210,17 @@ def test_one_spelling():
     )
 
 
-WRONG = [("sigma",), ("sigma", 2, 1), ("sigmas", 1), ("step", 1), ("sigma", float("nan")), ("sigma", 0, float("inf")),
-         ("sigma", "1"), (None, 1), ("sigma", [1])]  # fmt: skip
+WRONG = [
+    ("sigma",),
+    ("sigma", 2, 1),
+    ("sigmas", 1),
+    ("step", 1),
+    ("sigma", float("nan")),
+    ("sigma", 0, float("inf")),
+    ("sigma", "1"),
+    (None, 1),
+    ("sigma", [1]),
+]
 
 
 @pytest.mark.parametrize("fields", WRONG, ids=str)
@@ -204,8 +248,10 @@ def test_an_empty_window_names_the_values():
 def test_a_window_needs_a_run():
     """slots, check: a window that no run has resolved is refused, with what to call."""
     case, plan = fixed_case(), Plan([Swap(0, "a", "b", steps=Window("sigma", 0.5, 1))])
-    for work in (lambda: plan.slots(0, case.rows, case.model.sites, tokens=4),
-                 lambda: plan.check(case.rows, case.model.sites, 3, 4)):  # fmt: skip
+    for work in (
+        lambda: plan.slots(0, case.rows, case.model.sites, tokens=4),
+        lambda: plan.check(case.rows, case.model.sites, 3, 4),
+    ):
         with pytest.raises(
             PatchError, match=r"sigma from 0.5 to 1.0, .*; take plan.at\(schedule, steps\)"
         ):

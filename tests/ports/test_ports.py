@@ -26,8 +26,11 @@ from textpatch.testing import CHECKS, check_port
 # --- the shipped tables ---
 
 MIDDLE, UP = "mid_block.attentions.0", ["up_blocks.0.attentions.0", "up_blocks.0.attentions.1"]
-TRANSFORMERS = [f"{where}.transformer_blocks.{i}.attn2" for where in ("down_blocks.1.attentions.0", MIDDLE, *UP)
-                for i in range(2)]  # fmt: skip
+TRANSFORMERS = [
+    f"{where}.transformer_blocks.{i}.attn2"
+    for where in ("down_blocks.1.attentions.0", MIDDLE, *UP)
+    for i in range(2)
+]
 DOUBLE, SINGLE = (
     [f"{kind}transformer_blocks.{i}.attn" for i in range(3)] for kind in ("", "single_")
 )
@@ -37,13 +40,27 @@ EXPECTED = {  # names, in execution order; of each: kind, heads, head_dim, param
     "sd3": (DOUBLE, "joint", 2, 8, 2 * 17 * 16, None),
     "sd35": (DOUBLE, "joint", 2, 8, 2 * 17 * 16, None),
     "flux": (DOUBLE[:2] + SINGLE[:2], ["joint"] * 2 + ["single"] * 2, 2, 8, 2 * 17 * 16, None),
-    "fused_flux": (DOUBLE[:2] + SINGLE[:2], ["joint"] * 2 + ["single"] * 2, 2, 8, 2 * 17 * 16, None),
+    "fused_flux": (
+        DOUBLE[:2] + SINGLE[:2],
+        ["joint"] * 2 + ["single"] * 2,
+        2,
+        8,
+        2 * 17 * 16,
+        None,
+    ),
     "qwen_image": (DOUBLE[:2], "joint", 2, 8, 2 * 17 * 16, None),
-    "pixart": ([f"transformer_blocks.{i}.attn2" for i in range(2)], "cross", 2, 8, 2 * 17 * 16, None),
+    "pixart": (
+        [f"transformer_blocks.{i}.attn2" for i in range(2)],
+        "cross",
+        2,
+        8,
+        2 * 17 * 16,
+        None,
+    ),
     "z_image": ([f"layers.{i}.attention" for i in range(2)], "single", 2, 8, 2 * 16 * 16, None),
     "krea2": (DOUBLE[:2], "single", 4, 8, 2 * 32 * 16, 2),
     "prx": ([f"blocks.{i}.attention" for i in range(2)], "added", 2, 8, 2 * 16 * 16, None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -142,29 +159,50 @@ def test_native_injection_is_the_foreign_copys(diffusers, name):
 # --- tables, spans and refusals ---
 
 
-@pytest.mark.parametrize("fields, says", [
-    (dict(kind="self"), "kind is 'self'; known here: 'cross', 'added'"),
-    (dict(kind="joint"), "order is None; known here: 'text first', 'image first'"),
-    (dict(kind="cross", order="text first"), "order is 'text first'; known here: None"),
-    (dict(kind="single", span=Span("first"), order="text first"), "order is 'text first'; known here: None"),
-    (dict(kind="single", order="text first"), "kind 'single' and spans 'all'"),
-    (dict(kind="cross", fused=(1, 2, 2)), r"fused is \(1, 2, 2\); parts are numbered 0..1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        (dict(kind="self"), "kind is 'self'; known here: 'cross', 'added'"),
+        (dict(kind="joint"), "order is None; known here: 'text first', 'image first'"),
+        (dict(kind="cross", order="text first"), "order is 'text first'; known here: None"),
+        (
+            dict(kind="single", span=Span("first"), order="text first"),
+            "order is 'text first'; known here: None",
+        ),
+        (dict(kind="single", order="text first"), "kind 'single' and spans 'all'"),
+        (dict(kind="cross", fused=(1, 2, 2)), r"fused is \(1, 2, 2\); parts are numbered 0..1"),
+    ],
+)
 def test_a_row_that_contradicts_itself_is_refused(fields, says):
     """Unknown kinds, an order that is missing or has no meaning, a shared stream that is all text: PatchError."""
     with pytest.raises(PatchError, match=says):
         SiteSpec("blocks.*.attn", **fields)
 
 
-@pytest.mark.parametrize("fields, says", [
-    (dict(modules="transformer_bloks.*.attn"), "no module 'transformer_bloks.*.attn' in SD3.*; closest: tr"),
-    (dict(projections=("to_kk", "to_v")), "has no module 'transformer_blocks.0.attn.to_kk'; closest: "),
-    (dict(norm="norm_text"), "has no module 'transformer_blocks.0.attn.norm_text'"),
-    (dict(heads="num_heads"), "'transformer_blocks.0.attn' has no number 'num_heads'"),
-    (dict(projections=("norm_q", "norm_k")), "'transformer_blocks.0.attn.norm_q' has no number 'out_features'"),
-    (dict(heads=3), "16 channels of 'transformer_blocks.0.attn.add_k_proj' do not divide into 1 parts of 3 heads"),
-    (dict(fused=(1, 2, 3)), "do not divide into 3 parts of 2 heads"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        (
+            dict(modules="transformer_bloks.*.attn"),
+            "no module 'transformer_bloks.*.attn' in SD3.*; closest: tr",
+        ),
+        (
+            dict(projections=("to_kk", "to_v")),
+            "has no module 'transformer_blocks.0.attn.to_kk'; closest: ",
+        ),
+        (dict(norm="norm_text"), "has no module 'transformer_blocks.0.attn.norm_text'"),
+        (dict(heads="num_heads"), "'transformer_blocks.0.attn' has no number 'num_heads'"),
+        (
+            dict(projections=("norm_q", "norm_k")),
+            "'transformer_blocks.0.attn.norm_q' has no number 'out_features'",
+        ),
+        (
+            dict(heads=3),
+            "16 channels of 'transformer_blocks.0.attn.add_k_proj' do not divide into 1 parts of 3 heads",
+        ),
+        (dict(fused=(1, 2, 3)), "do not divide into 3 parts of 2 heads"),
+    ],
+)
 def test_a_table_that_does_not_fit_is_refused(diffusers, fields, says):
     """Modules, projections, norms and attributes that are not there, widths that do not divide: PatchError."""
     model = foreign(diffusers, "sd35")[0]
@@ -233,10 +271,16 @@ def test_estimates_count_the_heads_of_keys(diffusers):
     assert cache.bytes == patching.KVCache.estimate(find_sites(model), 1, 2, 5, torch.float32)
 
 
-@pytest.mark.parametrize("text, says", [
-    ([torch.zeros(7, 2), torch.zeros(33, 2)], r"the rows of 'cap_feats' hold \[32, 64\] text tokens"),
-    (None, "the rows of 'cap_feats' hold no text tokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (
+            [torch.zeros(7, 2), torch.zeros(33, 2)],
+            r"the rows of 'cap_feats' hold \[32, 64\] text tokens",
+        ),
+        (None, "the rows of 'cap_feats' hold no text tokens"),
+    ],
+)
 def test_a_span_needs_one_length(text, says):
     """Rows of different padded lengths, and no text at all, are refused; 7 and 32 tokens both take 32."""
     span = Span("last", "cap_feats", pad_to=32)

@@ -27,7 +27,7 @@ from support.patched_calls import (
     run,
     tables,
     taps,
-)  # fmt: skip
+)
 from support.strategies import Attention, Case
 from textpatch import attention, guidance, packing
 from textpatch.hooks import HookRegistry
@@ -150,8 +150,19 @@ def law_plans_survive_json(case: Case):
 def law_spelling_does_not_matter(case: Case):
     """sha256(lists in any order, with repeats) = sha256."""
     twice = lambda values: None if values is None else [*reversed(values), values[0]]  # noqa: E731
-    other = [Swap(twice(s.sites), twice(s.readers), s.donor, twice(s.steps), twice(s.heads), twice(s.tokens),
-                  s.part, s.branch) for s in case.plan.swaps]  # fmt: skip
+    other = [
+        Swap(
+            twice(s.sites),
+            twice(s.readers),
+            s.donor,
+            twice(s.steps),
+            twice(s.heads),
+            twice(s.tokens),
+            s.part,
+            s.branch,
+        )
+        for s in case.plan.swaps
+    ]
     assert Plan(other) == case.plan and Plan(other).sha256 == case.plan.sha256
 
 

@@ -18,8 +18,13 @@ ALIKE = [
     ('a  sign "A"', 'a sign "B"'),
     ('"A" on "B"', '"C" on "D"'),
 ]
-OTHER = [('a sign "A"', 'a map "B"'), ('a sign "A"', 'a sign "B".'), ('A sign "A"', 'a sign "B"'), ('"A" "B"', '"A B"'),
-         ('a "A" sign', 'a sign "A"')]  # fmt: skip
+OTHER = [
+    ('a sign "A"', 'a map "B"'),
+    ('a sign "A"', 'a sign "B".'),
+    ('A sign "A"', 'a sign "B"'),
+    ('"A" "B"', '"A B"'),
+    ('a "A" sign', 'a sign "A"'),
+]
 
 
 def lines_of(run) -> Path:

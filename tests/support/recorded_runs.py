@@ -96,8 +96,11 @@ class Recording:
     def plan(self, name: str, source="source", donor="donor") -> Plan:
         run, late = self.runs[name], range(self.runs[name].get("start", 0), self.steps)
         heads = run.get("heads") or {}
-        return Plan(Swap(site, f"{source}{p}", f"{donor}{p}", steps=late, heads=heads.get(str(site)))
-                    for site in run["layers"] for p in range(self.prompts))  # fmt: skip
+        return Plan(
+            Swap(site, f"{source}{p}", f"{donor}{p}", steps=late, heads=heads.get(str(site)))
+            for site in run["layers"]
+            for p in range(self.prompts)
+        )
 
     def latents(self, dtype, rows, slots=None) -> torch.Tensor:
         """Latents after each step, (N, conditional rows, C, H, W)."""

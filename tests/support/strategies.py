@@ -118,10 +118,17 @@ def fake_encoders(tokens: int):
 def build_pipeline(blocks=3, heads=2, head_dim=4, qk_norm=None, tokens=4, size=(8, 8), seed=0):
     """A random float64 MMDiT with its fake encoders; its `decoder` gives the latents back, row by row."""
     config = MMDiTConfig(
-        in_channels=CHANNELS, out_channels=CHANNELS, num_layers=blocks, num_attention_heads=heads,
-        attention_head_dim=head_dim, joint_attention_dim=TEXT_WIDTH, pooled_projection_dim=POOLED,
-        caption_projection_dim=heads * head_dim, pos_embed_max_size=8, qk_norm=qk_norm,
-    )  # fmt: skip
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        num_layers=blocks,
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=POOLED,
+        caption_projection_dim=heads * head_dim,
+        pos_embed_max_size=8,
+        qk_norm=qk_norm,
+    )
     model = randomize(MMDiT(config).double(), seed).eval().requires_grad_(False)
     return Pipeline(
         fake_encoders(tokens), model, FlowMatchEuler(), list, Defaults(*size, 3, 4.5), "random"
@@ -143,26 +150,45 @@ def build_sdxl(heads=(2, 3), everywhere=False, **others) -> Pipeline:
         else ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
     )
     config = SDXLConfig(
-        in_channels=CHANNELS, out_channels=CHANNELS, block_out_channels=(12, 24), layers_per_block=1, norm_num_groups=3,
-        down_block_types=(down, "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", up),
-        transformer_layers_per_block=(1, 1), attention_head_dim=heads, cross_attention_dim=TEXT_WIDTH,
-        addition_time_embed_dim=4, projection_class_embeddings_input_dim=24 + POOLED,
-    )  # fmt: skip
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        block_out_channels=(12, 24),
+        layers_per_block=1,
+        norm_num_groups=3,
+        down_block_types=(down, "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", up),
+        transformer_layers_per_block=(1, 1),
+        attention_head_dim=heads,
+        cross_attention_dim=TEXT_WIDTH,
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=24 + POOLED,
+    )
     return _build_unet(SDXL(config), Euler(), (8, 8, 0, 0, 8, 8), **others)
 
 
 def build_if(stage: str, head_dim=8, **others) -> Pipeline:
     """A random float64 DeepFloyd IF of four sites; its encoder pools nothing, for the denoiser does."""
     config = IFConfig(
-        block_out_channels=(16, 24), layers_per_block=1, attention_head_dim=head_dim, cross_attention_dim=32,
-        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"), encoder_hid_dim=TEXT_WIDTH,
-        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), addition_embed_type_num_heads=2,
+        block_out_channels=(16, 24),
+        layers_per_block=1,
+        attention_head_dim=head_dim,
+        cross_attention_dim=32,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        encoder_hid_dim=TEXT_WIDTH,
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        addition_embed_type_num_heads=2,
         norm_num_groups=4,
-    )  # fmt: skip
+    )
     if stage == "if-i":
         return _build_unet(DeepFloydIF(config), DDPM(), **others)
-    second = replace(config, in_channels=6, class_embed_type="timestep", only_cross_attention=True,
-                     resnet_skip_time_act=True, time_embedding_act_fn="gelu")  # fmt: skip
+    second = replace(
+        config,
+        in_channels=6,
+        class_embed_type="timestep",
+        only_cross_attention=True,
+        resnet_skip_time_act=True,
+        time_embedding_act_fn="gelu",
+    )
     return _build_unet(StageII(second), DDPM(sample_max_value=1.0), **others)
 
 
@@ -183,8 +209,14 @@ def make_rows(seeds) -> tuple[Row, ...]:
 
 def fixed_case(architecture: str = "mmdit", **sizes) -> Case:
     """A case in which every fault shows: guidance, a late start, a head left out, a donor's donor."""
-    plan = Plan([Swap((0, 2), "a", "b"), Swap(1, ("a", "c"), "b", steps=(1, 2), heads=(1,)),
-                 Swap(2, "a", "c", tokens=(0, 3), part="k"), Swap(0, "b", "d")])  # fmt: skip
+    plan = Plan(
+        [
+            Swap((0, 2), "a", "b"),
+            Swap(1, ("a", "c"), "b", steps=(1, 2), heads=(1,)),
+            Swap(2, "a", "c", tokens=(0, 3), part="k"),
+            Swap(0, "b", "d"),
+        ]
+    )
     build = {"mmdit": build_pipeline, "sdxl": build_sdxl}.get(
         architecture, partial(build_if, architecture)
     )
@@ -259,8 +291,9 @@ class Attention:
         return self.k[1].shape[2]
 
 
-def make_attention(rows=2, bank=3, heads=2, image=5, tokens=3, bank_tokens=4, per_head=True, backend="sdpa",
-                   seed=0):  # fmt: skip
+def make_attention(
+    rows=2, bank=3, heads=2, image=5, tokens=3, bank_tokens=4, per_head=True, backend="sdpa", seed=0
+):
     """Rows that read random slots of a bank of another size."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda b, n: torch.randn(b, heads, n, 4, generator=generator, dtype=torch.float64)  # noqa: E731
@@ -275,5 +308,10 @@ def attentions():
         name: st.integers(1, 4)
         for name in ("rows", "bank", "heads", "image", "tokens", "bank_tokens")
     }
-    return st.builds(make_attention, **sizes, per_head=st.booleans(), seed=st.integers(0, 999),
-                     backend=st.sampled_from(["sdpa", "reference"]))  # fmt: skip
+    return st.builds(
+        make_attention,
+        **sizes,
+        per_head=st.booleans(),
+        seed=st.integers(0, 999),
+        backend=st.sampled_from(["sdpa", "reference"]),
+    )

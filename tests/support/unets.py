@@ -12,16 +12,30 @@ from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 
 TOKENS = 4  # of the fake encoders, 6 wide, with pooled vectors of 5
 SMALL_SDXL = SDXLConfig(
-    in_channels=3, out_channels=3, block_out_channels=(12, 24), layers_per_block=1, norm_num_groups=3,
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    transformer_layers_per_block=(1, 1), attention_head_dim=(2, 3), cross_attention_dim=6, addition_time_embed_dim=4,
+    in_channels=3,
+    out_channels=3,
+    block_out_channels=(12, 24),
+    layers_per_block=1,
+    norm_num_groups=3,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    transformer_layers_per_block=(1, 1),
+    attention_head_dim=(2, 3),
+    cross_attention_dim=6,
+    addition_time_embed_dim=4,
     projection_class_embeddings_input_dim=24 + 5,
-)  # fmt: skip
+)
 SMALL_IF = IFConfig(
-    block_out_channels=(16, 24), layers_per_block=1, attention_head_dim=8, cross_attention_dim=32, encoder_hid_dim=6,
-    down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"), norm_num_groups=4,
-    up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), addition_embed_type_num_heads=2,
-)  # fmt: skip
+    block_out_channels=(16, 24),
+    layers_per_block=1,
+    attention_head_dim=8,
+    cross_attention_dim=32,
+    encoder_hid_dim=6,
+    down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    norm_num_groups=4,
+    up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    addition_embed_type_num_heads=2,
+)
 SMALL_IF_II = replace(
     SMALL_IF, in_channels=6, class_embed_type="timestep", only_cross_attention=True
 )
