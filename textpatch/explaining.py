@@ -46,11 +46,7 @@ def _equations(swap: Swap, sites: Sequence[Site] | None) -> list[str]:
     beside = f"softmax(q [k_image; {k}]^T / sqrt(D)) [v_image; {v}]"
     if sites is None:
         return [f"{alone} or {beside}"]
-    kinds = {site.kind for site in sites}
-    equations = {alone} if kinds == {"cross"} else {beside}
-    if "cross" in kinds:
-        equations.add(alone)
-    return sorted(equations)
+    return sorted({alone if site.kind == "cross" else beside for site in sites})
 
 
 def _primed(part: str, swap: Swap) -> str:

@@ -1,4 +1,4 @@
-"""Guidance: branches, the prompt of each, how predictions become one, and state that stays with its row."""
+"""Guidance has branches with prompts, combines predictions, and keeps its state with its row."""
 
 from dataclasses import dataclass, replace
 
@@ -25,7 +25,10 @@ ROWS = make_rows((0, 1, 2))
 
 @dataclass(frozen=True)
 class Pulled:
-    """Three branches and a momentum: what a safety guidance needs.  d = u + s (c - u) - m, m <- (m + w - u) / 2"""
+    """A safety guidance of three branches with momentum.
+
+    d = u + s (c - u) - m, m <- (m + w - u) / 2
+    """
 
     scale: float = 3.0
     branches: tuple[str, ...] = ("uncond", "away", "cond")
@@ -53,7 +56,10 @@ def final(pipeline, rows, guidance, plan=Plan(), **options):
 
 
 def test_a_number_is_classifier_free_guidance():
-    """3 is ClassifierFree(3), bit for bit; 1 is Unguided; both are Guidance, and so is what others write."""
+    """A number 3 is ClassifierFree(3), bit for bit, and 1 is Unguided.
+
+    Both are Guidance, and so is what others write.
+    """
     pipeline = build_pipeline()
     for number, object_ in ((3, ClassifierFree(3)), (1, Unguided())):
         a, b = (final(pipeline, ROWS, guidance) for guidance in (number, object_))
@@ -63,7 +69,7 @@ def test_a_number_is_classifier_free_guidance():
 
 
 def by_definition(pipeline, rows, negatives, scale):
-    """x by the loop written out: two calls of the denoiser on one row at a time."""
+    """Latents of the loop written out, with two calls of the denoiser on one row at a time."""
     made = {}
     for row in rows:
         x = pipeline.schedule.start(pipeline.noise([row.seed]), 4)
@@ -118,7 +124,7 @@ def require_state_of_its_row() -> None:
 
 
 def test_three_branches_and_state_per_row():
-    """A guidance of three branches with momentum: the state goes with its row into micro-batches and forks."""
+    """State of a guidance goes with its row into micro-batches and forks."""
     require_state_of_its_row()
 
 
@@ -166,7 +172,10 @@ def test_a_fault_is_noticed(fault, monkeypatch):
 
 
 def test_the_batch_of_a_run():
-    """Branch by branch, all rows in each; other branches are pooled of their own prompt."""
+    """A batch holds all rows in each branch.
+
+    Other branches are pooled of their own prompt.
+    """
     rows = [replace(ROWS[0], pooled="pooled")]
     assert branch_rows(rows, ClassifierFree(2, "n")) == with_guidance(rows, "n")
     assert [(row.prompt, row.branch, row.pooled) for row in branch_rows(rows, Pulled())] == [
@@ -178,7 +187,7 @@ def test_the_batch_of_a_run():
 
 
 def test_what_manifests_hold():
-    """A number stays as it was given; an object says itself in plain data."""
+    """A number stays as it was given, and an object gives plain data."""
     kept = {
         3: 3,
         1.5: 1.5,
@@ -212,6 +221,6 @@ def test_what_manifests_hold():
     ],
 )
 def test_guidance_that_is_none_is_refused(ask, says):
-    """What was given, and what to give."""
+    """A message says what was given, and what to give."""
     with pytest.raises(PatchError, match=says):
         ask()

@@ -1,4 +1,7 @@
-"""A message speaks of the one thing that is wrong; one string is one name; a misspelt name has the right one beside it."""
+"""Messages speak of the one thing that is wrong, and a misspelt name has the right one beside it.
+
+One string is one name.
+"""
 
 import re
 import subprocess
@@ -81,7 +84,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_message_speaks_of_one_fault(name):
-    """It names what is wrong with its value, and nothing that is right."""
+    """A message names the value that is wrong, and nothing that is right."""
     work, says, silent = FAULTS[name]
     with pytest.raises(PatchError, match=re.escape(says)) as refused:
         work()
@@ -89,7 +92,7 @@ def test_a_message_speaks_of_one_fault(name):
 
 
 def test_every_default_has_its_own_words():
-    """Whatever a field of Defaults is given in words, the message says what it must be."""
+    """A message says what a field of Defaults must be, whatever words it is given."""
     from textpatch.reference_models.pipeline import WANTED
 
     assert WANTED.keys() == Defaults.__dataclass_fields__.keys()
@@ -112,7 +115,7 @@ def test_one_string_is_one_module():
 
 
 def test_the_root_is_not_among_the_known_modules():
-    """Where nothing is near, modules are named by their names: the root has none."""
+    """A message lists known modules where no name is near, and the root has no name."""
     with pytest.raises(PatchError, match=r"no module '0123456789' in MMDiT; known: \w"):
         HookRegistry(MODEL, "0123456789")
 
@@ -132,7 +135,10 @@ MISSPELT = "import textpatch; textpatch.localise"
 
 
 def test_a_misspelt_name_suggests_the_right_one():
-    """`textpatch.localise`: the error knows name and module, names what is close, and Python itself asks."""
+    """An error about `textpatch.localise` names what is close.
+
+    It knows name and module, so that Python itself asks.
+    """
     with pytest.raises(AttributeError, match="'localise'; closest: localize") as refused:
         textpatch.localise  # noqa: B018
     assert refused.value.name == "localise" and refused.value.obj is textpatch

@@ -1,4 +1,4 @@
-"""Bad input: each is refused with the site's or module's name, what was asked, what was found, and what to do."""
+"""Refusals of bad input say the site's or module's name, what was asked, what was found, and what to do."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,7 +10,8 @@ from support.laws import anatomy
 from support.strategies import fixed_case
 from textpatch import HookRegistry, KVCache, PatchError, Plan, Swap, capture, inject, patch, sample
 
-A, TWINS = ("a", "cond"), [("a", "uncond"), ("a", "cond")]
+A = ("a", "cond")
+TWINS = [("a", "uncond"), ("a", "cond")]
 ELSEWHERE = "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
 
 
@@ -195,7 +196,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("wrong", EXPECTED)
 def test_refused(wrong):
-    """PatchError of one line, with the name and both values; and the model is left as it was."""
+    """A refusal is one line with the name and both values, and leaves the model as it was."""
     expected = EXPECTED[wrong]
     case = fixed_case(expected.architecture)
     before = anatomy(case.model)
@@ -208,7 +209,7 @@ def test_refused(wrong):
 
 
 def test_the_right_input_is_accepted():
-    """Each kind of work above, done rightly: no error."""
+    """Work of each kind above, done rightly, raises no error."""
     case = fixed_case()
     patching(
         TWINS, TWINS, 2, lambda cache: cache.to(torch.float32).to("cpu", torch.float64), steps=[0]

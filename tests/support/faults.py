@@ -1,8 +1,8 @@
-"""Faults of the core: a law, and a change of the library's source that must break it.
+"""Faults of the core, each a change of the library's source that must break a law.
 
-A fault is (law, owner, function, text, text put in its place), and must be noticed on every architecture; those in
-the models' own lines are in test_faults_in_models.py.  A fault whose text is gone from the function is an error when
-it is planted, so that the table follows the code.
+A fault is (law, owner, function, text, text put in its place), and must be noticed on every
+architecture. Faults in the models' own lines are in test_faults_in_models.py.  A fault whose text
+is gone from the function is an error when it is planted, so that the table follows the code.
 """
 
 from contextvars import copy_context
@@ -23,7 +23,7 @@ from textpatch.reference_models.schedules import DDPM, Euler
 
 
 def recorded(family: str, run: str, reproduce=recorded_runs.in_one_batch):
-    """One of the authors' recorded runs as a law, in one batch, by cache or by injection."""
+    """A law of one of the authors' recorded runs, in one batch, by cache or by injection."""
 
     def law_recorded(case: Case):
         reproduce(family, run, torch.float64)
@@ -379,7 +379,10 @@ ELSEWHERE_NONE = {  # what is no fault on the other architectures
 
 
 def planted(fault: str):
-    """The architectures that a fault is planted on; none for laws of one attention, and of recorded runs."""
+    """Architectures that a fault is planted on.
+
+    None for laws of one attention, and of recorded runs.
+    """
     law = FAULTS[fault][0]
     alone = law.__annotations__["case"] is Attention or law.__name__ == "law_recorded"
     return [None] if alone else ELSEWHERE_NONE.get(fault, EVERYWHERE)
@@ -400,7 +403,7 @@ def require(law, architecture: str | None) -> None:
 
 
 def require_noticed(law, architecture: str | None) -> None:
-    """The law does not hold; in a context of its own, which a fault may spoil."""
+    """Require that the law does not hold, in a context of its own, which a fault may spoil."""
     case = make_case(law, architecture)
     with pytest.raises(AssertionError):
         copy_context().run(law, case)

@@ -1,4 +1,4 @@
-"""Small random models of diffusers' own classes, each with inputs by name: two rows, five text tokens."""
+"""Small random models of diffusers' own classes, with inputs by name of two rows and five text tokens."""
 
 import torch
 
@@ -10,7 +10,10 @@ def g(*shape):
 
 
 def grid(tokens: int, before: int = 0):
-    """Positions (before + tokens, 3): none for what comes before, then a picture three tokens wide."""
+    """Positions (before + tokens, 3) of a picture three tokens wide.
+
+    Tokens before it have position 0.
+    """
     ids = torch.zeros(before + tokens, 3)
     ids[before:, 1], ids[before:, 2] = torch.arange(tokens) // 3, torch.arange(tokens) % 3
     return ids
@@ -94,7 +97,10 @@ def sd35(diffusers):
 
 
 def flux(diffusers):
-    """Its text tokens lie at places of their own: at the published zero a rotation would not show."""
+    """A FLUX.1 whose text tokens lie at places of their own.
+
+    At the published zero a rotation would not show.
+    """
     model = diffusers.FluxTransformer2DModel(
         in_channels=4,
         num_layers=2,
@@ -219,7 +225,7 @@ def prx(diffusers):
 
 
 def lumina2(diffusers):
-    """No table is shipped: how many heads K and V have stands in no module."""
+    """A Lumina 2, for which no table is shipped, because no module tells how many heads K and V have."""
     model = diffusers.Lumina2Transformer2DModel(
         in_channels=4,
         hidden_size=32,
@@ -241,7 +247,10 @@ def lumina2(diffusers):
 
 
 def qwen_image21(diffusers):
-    """No table is shipped: its pipeline keeps the text's K and V of the first call, and sees them in no other."""
+    """A Qwen-Image 2.1, for which no table is shipped.
+
+    Its pipeline keeps the text's K and V of the first call, and sees them in no other.
+    """
     model = diffusers.QwenImage21Transformer2DModel(
         in_channels=8,
         out_channels=8,
@@ -282,7 +291,7 @@ WITHOUT_TABLE = {make.__name__: make for make in (lumina2, qwen_image21)}
 
 
 def foreign(diffusers, name: str):
-    """(model, inputs) with every weight random and none zero, in eval mode."""
+    """A model and its inputs, with every weight random and none zero, in eval mode."""
     torch.manual_seed(0)
     model, inputs = (FOREIGN | WITHOUT_TABLE)[name](diffusers)
     return randomize(model, 0).eval().requires_grad_(False), inputs

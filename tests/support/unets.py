@@ -42,7 +42,10 @@ SMALL_IF_II = replace(
 
 
 def without_pooled(encode):
-    """DeepFloyd IF's encoders pool nothing: the denoiser does."""
+    """A condition without pooled vectors, as DeepFloyd IF's encoders make them.
+
+    The denoiser pools.
+    """
     return lambda prompts: replace(encode(prompts), pooled=None)
 
 
@@ -56,7 +59,7 @@ class StageII(Pipeline):
 
 
 def unet(name: str, seed: int = 0) -> Pipeline:
-    """A small random U-Net pipeline in float64; four sites of three heads each."""
+    """A small random U-Net pipeline in float64, of four sites with three heads each."""
     defaults = Defaults(4, 8, 3, 4.5, micro=(8, 8, 0, 0, 8, 8) if name == "sdxl" else None)
     encoders, make, config, schedule = {
         "sdxl": (fake_encoders(TOKENS), SDXL, SMALL_SDXL, Euler()),
