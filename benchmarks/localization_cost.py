@@ -36,11 +36,11 @@ from random_models import MODELS, apart
 from random_models import pipeline as random_pipeline
 from textpatch.groups import rows_and_plan
 from textpatch.guidance import as_guidance, branch_rows
+from textpatch.packing import pack
 from textpatch.plan import Row
 from textpatch.ports.shipped import find_sites
 from textpatch.prompts.pairs import Pair
 from textpatch.reference_models.pipeline import Pipeline
-from textpatch.sampling import pack
 
 SOURCE = 'a red sign that says "HOUSE" on a blue wall'
 TARGET = 'a green badge that says "TIGER" on a striped yellow wall'

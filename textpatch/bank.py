@@ -1,120 +1,172 @@
-"""The texts of a run: every distinct prompt encoded once, and where its keys and values are static, these too.
+"""Texts of a run, every distinct prompt encoded once, and the bank of their keys and values.
 
-B batch rows, R bank rows, H heads, T text tokens, L sites
+On SDXL and DeepFloyd IF the text's keys and values depend on the prompt alone.  They are projected once
+per run and distinct prompt, which makes the bank.  Every row at every step reads the bank through
+slots, where p(b) is the bank row of the prompt of row b:
 
-On SDXL and DeepFloyd IF the text's keys and values depend on the prompt alone.  They are projected once per run
-and distinct prompt, and every row at every step reads them through slots: row b its own prompt's bank row p(b),
+    slots[b, h, t] = p(donor) T + donor token      for the plan's   donor T + donor token
 
-    slots[b, h, t] = p(donor) T + donor token,   from the plan's   donor T + donor token
+So a donor need not be in the batch.  A row that is not sampled has its prompt in the bank, and nothing
+else.
 
-So a donor need not be in the batch: a row that is not sampled has its prompt in the bank, and nothing else.
+B batch rows, R bank rows, H heads, T text tokens, D head width, L sites
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from textpatch.attention import row_slots
 from textpatch.hooks import Hook
-from textpatch.plan import Row
+from textpatch.pipelines import SupportsSampling, TextCondition
+from textpatch.plan import Row, SiteSlots
 from textpatch.sites import Site
+
+Bank = tuple[tuple[Tensor, Tensor], ...]  # keys and values of each site, (R, H, T, D) each
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The distinct prompts of a run.
+    """Distinct prompts of a run.
 
-    condition  TextCondition of all of them
-    place      prompt -> its row there; those read as tokens come first, in the order of the rows
-    bank       (keys, values) of each site, (R, H, T, D) each, R the prompts read; None where text evolves
+    condition  text condition of all of them
+    place      row of each prompt in the condition.  Prompts that are read as tokens come first, in
+               the order of the run's rows.  Others are only pooled
+    bank       keys and values of each site, R the number of prompts read.  None where the text
+               evolves with the picture
     """
 
-    condition: object
+    condition: TextCondition
     place: dict[str | None, int]
-    bank: tuple[tuple[Tensor, Tensor], ...] | None
+    bank: Bank | None
 
     @property
     def tokens(self) -> int:
+        """Number T of text tokens."""
         return self.condition.tokens.shape[1]
 
     def rows(self, batch: Sequence[Row]) -> list[int]:
-        """p(b): the place of each row's prompt."""
+        """Places p(b) of the prompts of a batch."""
         return [self.place[row.prompt] for row in batch]
 
-    def of(self, batch: Sequence[Row]):
-        """The TextCondition of the sampled rows: their own tokens, or the whole bank; pooled of each row's owner."""
+    def of(self, batch: Sequence[Row]) -> TextCondition:
+        """Text condition of the sampled rows of a batch.
+
+        Its tokens are those of the rows, or the bank if there is one.  Its pooled vectors are those
+        of each row's `pooled_prompt`.
+        """
         drawn = [row for row in batch if row.sampled]
         pooled = self.condition.pooled[[self.place[row.pooled_prompt] for row in drawn]]
         own = replace(self.condition[self.rows(drawn)], pooled=pooled)
-        return own if self.bank is None else replace(own, tokens=self.bank)
+        if self.bank is None:
+            return own
+        return replace(own, tokens=self.bank)
 
-    def slots(self, tables: Sequence | None, batch: Sequence[Row], sites: int):
-        """A plan's slots of one step as the denoiser takes them: sampled rows alone, and through the bank, if there is one."""
-        places, drawn = torch.tensor(self.rows(batch)), torch.tensor([row.sampled for row in batch])
-        if self.bank is None or (
-            tables is None and torch.equal(places[drawn], torch.arange(len(self.bank[0][0])))
-        ):
+    def slots(
+        self, tables: Sequence[SiteSlots] | None, batch: Sequence[Row], sites: int
+    ) -> Sequence[SiteSlots] | None:
+        """Slots of one step as the denoiser takes them, of the sampled rows alone.
+
+        They lead through the bank, if there is one.
+
+        tables  the plan's slots of all rows of the batch
+        sites   number of sites
+        """
+        if self.bank is None:
             return tables
+        places = torch.tensor(self.rows(batch))
+        drawn = torch.tensor([row.sampled for row in batch])
+        bank_rows = len(self.bank[0][0])
+        if tables is None and torch.equal(places[drawn], torch.arange(bank_rows)):
+            return None  # every row reads the bank row of its own number
         own = row_slots(places, self.tokens)
         return [_through(entry, places, own, drawn) for entry in tables or [None] * sites]
 
 
 @torch.no_grad()
-def encode(pipeline, rows: Sequence[Row]) -> Texts:
-    """The texts of all rows of a run, unconditional rows first as in a batch."""
+def encode(pipeline: SupportsSampling, rows: Sequence[Row]) -> Texts:
+    """Encode the texts of all rows of a run, unconditional rows first as in a batch."""
     read = list(dict.fromkeys(row.prompt for row in rows))
     prompts = list(dict.fromkeys([*read, *(row.pooled_prompt for row in rows)]))
-    condition, model = pipeline.encode(prompts), pipeline.denoiser
-    bank = model.text_kv(condition[list(range(len(read)))]) if prompt_settles_text(model) else None
+    condition = pipeline.encode(prompts)
+    model = pipeline.denoiser
+    bank = None
+    if prompt_settles_text(model):
+        text_kv = cast("Callable[[TextCondition], Bank]", model.text_kv)
+        bank = text_kv(condition[list(range(len(read)))])
     return Texts(condition, {prompt: i for i, prompt in enumerate(prompts)}, bank)
 
 
 def prompt_settles_text(model: nn.Module) -> bool:
-    """Whether the keys and values of a text are known without a run: static, and the model's own."""
+    """True if a prompt alone settles the keys and values of its text.
+
+    That is so where the text is static and nobody hooks its projections.
+    """
     return getattr(model, "text_is_static", False) and not _intervened(model)
 
 
 def _intervened(model: nn.Module) -> bool:
-    """Whether anybody hooks what makes the text's keys and values, or a part of it, to do more than look.
+    """True if anybody hooks the text's projections to do more than look.
 
-    `capture`, `patch` and hooks of one's own count the steps by the calls, so it must be called.
+    `capture`, `patch` and hooks of one's own count the steps by the calls, so that every step must
+    call them.
     """
-    modules = [part for name in model.text_modules for part in model.get_submodule(name).modules()]
-    hooks = [
-        hook
-        for x in modules
-        for table in (x._forward_pre_hooks, x._forward_hooks)
-        for hook in table.values()
-    ]
-    return not all(isinstance(hook, Hook) and hook.looks_only for hook in hooks)
+    return not all(isinstance(hook, Hook) and hook.looks_only for hook in _text_hooks(model))
 
 
-def _through(entry, places: Tensor, own: Tensor, drawn: Tensor):
+def _text_hooks(model: nn.Module) -> Iterator[object]:
+    """Hooks on the modules that make the text's keys and values, and on all parts of these."""
+    for name in cast("Sequence[str]", model.text_modules):
+        for part in model.get_submodule(name).modules():
+            yield from part._forward_pre_hooks.values()
+            yield from part._forward_hooks.values()
+
+
+def _through(entry: SiteSlots, places: Tensor, own: Tensor, drawn: Tensor) -> SiteSlots:
+    """Slots of one site that lead through the bank.
+
+    entry   slots that name rows of the batch
+    places  (B,) place of each row's prompt in the bank
+    own     (B, 1, T) slots by which each row reads its own prompt
+    drawn   (B,) True for sampled rows, which alone are kept
+    """
     if isinstance(entry, tuple):
-        return tuple(_through(table, places, own, drawn) for table in entry)
-    tokens = own.shape[-1]
-    return (own if entry is None else (places[entry // tokens] * tokens + entry % tokens).int())[
-        drawn
-    ]
+        k, v = entry
+        return _of_table(k, places, drawn), _of_table(v, places, drawn)
+    if entry is None:
+        return own[drawn]
+    return _of_table(entry, places, drawn)
+
+
+def _of_table(table: Tensor, places: Tensor, drawn: Tensor) -> Tensor:
+    """Table through the bank, of the sampled rows."""
+    tokens = table.shape[-1]
+    through = (places[table // tokens] * tokens + table % tokens).int()
+    return through[drawn]
 
 
 def spelled_out(
-    tables: Sequence | None, rows: int, tokens: int, sites: Sequence[Site]
-) -> list[tuple[Tensor, Tensor]]:
-    """The same slots as a pair of tables (B, H, T) per site: one shape for every plan, so that a graph serves all."""
+    tables: Sequence[SiteSlots] | None, rows: int, tokens: int, sites: Sequence[Site]
+) -> list[SiteSlots]:
+    """Slots with a pair of tables (B, H, T) at every site.
+
+    All plans have slots of one shape then, so that one graph of a compiled model serves them.
+    """
     own = row_slots(torch.arange(rows), tokens)
-    pairs = [
-        entry if isinstance(entry, tuple) else (entry, entry)
-        for entry in tables or [None] * len(sites)
-    ]
-    return [
-        tuple(
-            (own if table is None else table).expand(-1, site.text_heads, -1).contiguous()
-            for table in pair
-        )
-        for site, pair in zip(sites, pairs)
-    ]
+    spelled: list[SiteSlots] = []
+    for site, entry in zip(sites, tables or [None] * len(sites), strict=True):
+        k, v = entry if isinstance(entry, tuple) else (entry, entry)
+        spelled.append((_for_heads(k, own, site), _for_heads(v, own, site)))
+    return spelled
+
+
+def _for_heads(table: Tensor | None, own: Tensor, site: Site) -> Tensor:
+    """Table with an entry for each head, own slots where there is none."""
+    if table is None:
+        table = own
+    return table.expand(-1, site.text_heads, -1).contiguous()

@@ -1,6 +1,6 @@
-"""Groups of sites or heads that are swapped together: their names, their rows, their plan.
+"""Groups of sites or heads that are swapped together, with their names, rows and plan.
 
-A unit is what can be swapped alone, a site or a head; a group is a tuple of units, () is no swap.
+A unit is a site or a head, which can be swapped alone.  A group is a tuple of units, and () is no swap.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 if TYPE_CHECKING:
     from textpatch.plan import Plan, Row
 
+Unit = int | tuple[int, int]  # a site, or (site, head)
 Group = tuple
 
 
 def rows_and_plan(
     pair: Pair, seed: int, groups: Sequence[Group], steps: int, start: int, branch: str
 ) -> tuple[list[Row], Plan]:
-    """Source, target and one patched row per group, all from the same noise; and who reads whom.
+    """Rows and plan that swap each group in a row of its own.
 
-    A group holds site indices, or (site, head) for single heads.  The patched rows keep the source's pooled
-    vector, as the official code does.
+    The rows are the source, the target and one patched row per group, all from the same noise.  The
+    patched rows keep the source's pooled vector, as the official code does.
+
+    groups  each holds site indices, or (site, head) for single heads
+    start   first of the `steps` steps at which patched rows read the target
     """
     from textpatch.plan import (
         Plan,
@@ -34,29 +38,50 @@ def rows_and_plan(
     window = tuple(range(start, steps))
     swaps = [
         Swap(sites, row.name, TARGET, steps=window, heads=heads, branch=branch)
-        for group, row in zip(groups, patched)
+        for group, row in zip(groups, patched, strict=True)
         for sites, heads in _parts(group)
     ]
     return [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed), *patched], Plan(swaps)
 
 
 def _parts(group: Group) -> list[tuple[tuple[int, ...], tuple[int, ...] | None]]:
-    """(sites, heads) of each swap that carries a group out: whole sites together, heads site by site."""
-    whole = tuple(unit for unit in group if not isinstance(unit, tuple))
+    """Sites and heads of each swap that carries a group out.
+
+    Whole sites are swapped together, with heads None, and single heads site by site.
+    """
+    whole: list[int] = []
     heads: dict[int, list[int]] = {}
-    for site, head in (unit for unit in group if isinstance(unit, tuple)):
-        heads.setdefault(site, []).append(head)
-    return ([(whole, None)] if whole else []) + [
-        ((site,), tuple(some)) for site, some in heads.items()
-    ]
+    for unit in group:
+        if isinstance(unit, tuple):
+            site, head = unit
+            heads.setdefault(site, []).append(head)
+        else:
+            whole.append(unit)
+    parts: list[tuple[tuple[int, ...], tuple[int, ...] | None]] = []
+    if whole:
+        parts.append((tuple(whole), None))
+    for site, some in heads.items():
+        parts.append(((site,), tuple(some)))
+    return parts
 
 
 def row_name(group: Group) -> str:
-    """site-1+2 of sites 1 and 2 together, site-1.0 of the first head of site 1, source of no swap."""
-    return "site-" + group_name(group) if group else SOURCE
+    """Name of a group's row.
+
+    It is "site-1+2" for sites 1 and 2 together, "site-1.0" for the first head of site 1, and "source"
+    for no swap.
+    """
+    if not group:
+        return SOURCE
+    return "site-" + group_name(group)
 
 
 def group_name(group: Group) -> str:
-    return "+".join(
-        ".".join(map(str, unit)) if isinstance(unit, tuple) else str(unit) for unit in group
-    )
+    """Name of a group, such as "1+2" for two sites and "1.0" for a head."""
+    return "+".join(_unit_name(unit) for unit in group)
+
+
+def _unit_name(unit: Unit) -> str:
+    if isinstance(unit, tuple):
+        return ".".join(map(str, unit))
+    return str(unit)

@@ -1,10 +1,10 @@
-"""Guidance: the branches of a run, the prompt each branch of a row reads, and how their predictions become one.
+"""Guidance of a run, which tells its branches, their prompts, and how their predictions become one.
 
     none                   d = c
     classifier-free        d = u + s (c - u)             (arXiv 2207.12598)
     safe latent diffusion  d = u + s (c - u - gamma)     (arXiv 2211.05105)
 
-c is the prediction with the row's prompt and u the prediction with its negative prompt, or with none.
+c is the prediction with the row's prompt, u the prediction with its negative prompt, or with none.
 gamma leads away from a third prediction, that of a concept.
 
 B rows, C channels, H x W latent size
@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,15 +24,15 @@ from torch import Tensor
 from textpatch.errors import PatchError, closest
 from textpatch.plan import CONDITIONAL, UNCONDITIONAL, Row
 
-State = dict[str, Tensor]  # what a guidance remembers from step to step, (B, ...) each
+State = dict[str, Tensor]  # memory of a guidance from step to step, (B, ...) each
 SAFETY = "safety"  # the branch that reads the concept to keep away from
 
 
 class Moment(NamedTuple):
-    """Where in a run predictions are combined.
+    """Place in a run at which predictions are combined.
 
     step         loop index, 0 is the noisiest
-    noise_units  by how much a prediction of the noise changes when the model's own output changes by one
+    noise_units  change of the implied noise when the model's own output changes by one
     """
 
     step: int
@@ -41,37 +41,43 @@ class Moment(NamedTuple):
 
 @runtime_checkable
 class Guidance(Protocol):
-    """What a run asks of its guidance.
+    """Methods that a run needs of its guidance."""
 
-    branches  names of the branches, in the order of the batch.  The last is "cond", the row's own prompt
-    """
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the branches, in the order of the batch.
 
-    branches: tuple[str, ...]
+        The last is "cond", which reads the row's own prompt.
+        """
 
     def check(self, rows: Sequence[Row]) -> None:
         """Raise PatchError for rows that this guidance cannot guide."""
 
     def prompt(self, branch: str, row: Row) -> str | None:
-        """The prompt that another branch than "cond" of a row reads.  None is no prompt at all."""
+        """Prompt that another branch than "cond" of a row reads.  None is no prompt at all."""
 
     def begin(self, x: Tensor) -> State:
-        """The state of rows x (B, C, H, W) before their first step.  {} where nothing is remembered."""
+        """State of rows x (B, C, H, W) before their first step, {} where nothing is remembered."""
 
     def combine(
         self, predictions: dict[str, Tensor], at: Moment, state: State
     ) -> tuple[Tensor, State]:
-        """The prediction that guides a step, and the state after it.
+        """Combine the predictions of all branches into the one that guides a step.
 
-        predictions  branch -> (B, C, H, W).  The result has this shape, too
+        predictions  prediction (B, C, H, W) of each branch
+        Returns a prediction of that shape, and the state after the step.
         """
 
     def describe(self) -> float | dict:
-        """This guidance as plain data for manifests and reports.  A number where a number says it all."""
+        """Plain data for manifests and reports, a number where a number says it all."""
 
 
 @dataclass(frozen=True)
 class Unguided:
-    """The prediction with the row's own prompt, and one branch alone.  It is what guidance 1 means."""
+    """No guidance, a single branch with the row's own prompt.
+
+    A guidance of 1 means this.
+    """
 
     branches: tuple[str, ...] = field(default=(CONDITIONAL,), init=False, repr=False)
 
@@ -79,7 +85,7 @@ class Unguided:
         """Accept any rows."""
 
     def prompt(self, branch: str, row: Row) -> str | None:
-        """Raise PatchError.  There is no other branch."""
+        """Raise PatchError, because there is no other branch."""
         raise PatchError(
             f"branch {branch!r} of row {row.name!r} was asked for; a run without guidance has none"
         )
@@ -98,31 +104,36 @@ class Unguided:
 
 @dataclass(frozen=True)
 class ClassifierFree:
-    """d = u + scale (c - u)   (arXiv 2207.12598)
+    """Classifier-free guidance.
 
-    negative  the prompt of u: one for all rows, or one for each by the row's name.  None is no prompt at all
-    Raises PatchError for a scale that is no finite number, and for the scales 0 and 1, at which a prompt has no effect.
+        d = u + scale (c - u)   (arXiv 2207.12598)
+
+    negative  prompt of u, one for all rows, or one for each by the row's name.  None is no prompt
+    Raises PatchError for a scale that is no finite number, and for the scales 0 and 1, at which a
+    prompt has no effect.
     """
 
     scale: float
     negative: str | None | Mapping[str, str | None] = None
     branches: tuple[str, ...] = field(default=(UNCONDITIONAL, CONDITIONAL), init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_scale(self.scale)
         if self.scale == 1:
             raise PatchError(
                 "classifier-free guidance of scale 1 never reads its negative prompt; give Unguided()"
             )
-        named = self.negative.values() if isinstance(self.negative, Mapping) else [self.negative]
-        for prompt in named:
+        prompts = [self.negative]
+        if isinstance(self.negative, Mapping):
+            prompts = list(self.negative.values())
+        for prompt in prompts:
             if prompt is not None and not isinstance(prompt, str):
                 raise PatchError(
                     f"a negative prompt is {prompt!r}; give a text, or None for no prompt at all"
                 )
 
     def check(self, rows: Sequence[Row]) -> None:
-        """Raise PatchError unless negative prompts given by name are those of all rows, and of no others."""
+        """Raise PatchError unless negative prompts by name are those of all rows, and of no others."""
         if not isinstance(self.negative, Mapping):
             return
         names = [row.name for row in rows]
@@ -135,7 +146,10 @@ class ClassifierFree:
             self.prompt(UNCONDITIONAL, row)
 
     def prompt(self, branch: str, row: Row) -> str | None:
-        """The negative prompt of a row.  Raises PatchError where prompts are given by name and the row has none."""
+        """Negative prompt of a row.
+
+        Raises PatchError where prompts are given by name and the row has none.
+        """
         if not isinstance(self.negative, Mapping):
             return self.negative
         if row.name not in self.negative:
@@ -156,8 +170,9 @@ class ClassifierFree:
     def describe(self) -> float | dict:
         if self.negative is None:
             return float(self.scale)
-        negative = dict(self.negative) if isinstance(self.negative, Mapping) else self.negative
-        return {"scale": float(self.scale), "negative": negative}
+        if isinstance(self.negative, Mapping):
+            return {"scale": float(self.scale), "negative": dict(self.negative)}
+        return {"scale": float(self.scale), "negative": self.negative}
 
 
 @dataclass(frozen=True)
@@ -292,21 +307,26 @@ class SafeLatentDiffusion:
 
 
 def as_guidance(guidance: float | Guidance, negative: str | None = None) -> Guidance:
-    """The guidance that a number means: classifier-free of that scale, none for 1.  An object stays itself.
+    """Guidance object that a number means.
 
-    negative  the prompt of the unconditional branch, one for all rows
-    Raises PatchError for a number that is no scale, for a negative prompt that nothing would read, and for an object
-    whose last branch is not "cond".
+    A number is the scale of classifier-free guidance, and 1 is none.  An object stays as it is.
+
+    negative  prompt of the unconditional branch, one for all rows
+    Raises PatchError for
+    - a number that is no scale
+    - a negative prompt that nothing would read
+    - an object whose last branch is not "cond"
     """
     if isinstance(guidance, Real) and not isinstance(guidance, bool):
-        return _of_scale(guidance, negative)
+        return _of_scale(cast(float, guidance), negative)
     if not isinstance(guidance, Guidance):
         raise PatchError(
             f"guidance is {guidance!r}; give a number, or an object of textpatch.guidance"
         )
     if negative is not None:
         raise PatchError(
-            f"negative prompt {negative!r} was given beside {guidance!r}, which says its own; leave one of them out"
+            f"negative prompt {negative!r} was given beside {guidance!r}, which says its own; "
+            "leave one of them out"
         )
     if guidance.branches[-1] != CONDITIONAL:
         raise PatchError(
@@ -316,6 +336,7 @@ def as_guidance(guidance: float | Guidance, negative: str | None = None) -> Guid
 
 
 def _of_scale(scale: float, negative: str | None) -> Guidance:
+    """Classifier-free guidance of a scale, none for 1."""
     require_scale(scale)
     if scale != 1:
         return ClassifierFree(scale, negative)
@@ -326,8 +347,8 @@ def _of_scale(scale: float, negative: str | None) -> Guidance:
     return Unguided()
 
 
-def require_scale(scale) -> None:
-    """Raise PatchError for a guidance scale that is no finite number, or at which the prompt has no effect."""
+def require_scale(scale: object) -> None:
+    """Raise PatchError unless a guidance scale is a finite number other than 0."""
     if not isinstance(scale, Real) or isinstance(scale, bool) or not math.isfinite(scale):
         raise PatchError(
             f"guidance is {scale!r}; give a finite number, or an object of textpatch.guidance"
@@ -339,12 +360,14 @@ def require_scale(scale) -> None:
 
 
 def described(guidance: float | Guidance) -> float | dict:
-    """A guidance as plain data for manifests and reports.  A number stays as it was given."""
-    return guidance if isinstance(guidance, Real) else guidance.describe()
+    """Guidance as plain data for manifests and reports.  A number stays as it was given."""
+    if isinstance(guidance, Guidance):
+        return guidance.describe()
+    return guidance
 
 
 def branch_rows(rows: Sequence[Row], guidance: Guidance) -> list[Row]:
-    """The batch of a run over conditional rows: branch by branch, every row in each.
+    """Batch of a run over conditional rows, branch by branch, with every row in each.
 
     A row of another branch reads the prompt that the guidance gives it, and is pooled of it.
     """
@@ -357,9 +380,11 @@ def branch_rows(rows: Sequence[Row], guidance: Guidance) -> list[Row]:
 
 
 def with_guidance(rows: Sequence[Row], negative: str | None = None) -> list[Row]:
-    """Unconditional twins of all rows, reading `negative`, then the rows themselves: diffusers' batch order.
+    """Unconditional twins of all rows, then the rows themselves, which is diffusers' batch order.
 
-    It labels the batch of one's own loop for `capture` and `patch`.
+    The labels suit the batch of one's own loop, for `capture` and `patch`.
+
+    negative  prompt that the twins read
     """
     twins = [replace(row, prompt=negative, pooled=None, branch=UNCONDITIONAL) for row in rows]
     return [*twins, *rows]

@@ -1,9 +1,9 @@
-"""What an application may ask of a pipeline: that it is one, and pictures of another size."""
+"""Parts that an application may ask of a pipeline, and pipelines for pictures of another size."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -11,12 +11,31 @@ from torch import Tensor, nn
 
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, State
+from textpatch.windows import NoiseSchedule
 
-Slots = Callable[[int], object]  # step -> what the denoiser takes as `slots`
+Slots = Callable[[int], object]  # step -> slots as the denoiser takes them
+OnStep = Callable[[int, Tensor], None]  # (step, latents entering it)
+AnyPipeline = TypeVar("AnyPipeline", bound="SupportsSizes")
+
+
+class TextCondition(Protocol):
+    """Encoded prompts, one row for each."""
+
+    tokens: Any  # (R, T, C)
+    pooled: Any  # (R, P)
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # a dataclass, which `replace` copies
+
+    def __getitem__(self, rows: list[int]) -> TextCondition:
+        """Condition of some rows, in the order given."""
 
 
 class RunDefaults(Protocol):
-    """What a model is run with when nothing else is asked for."""
+    """Sizes and settings of a model where nothing else is asked for.
+
+    text_box   left, upper, right and lower pixel of the place where the model writes.  None if
+               nobody knows it
+    localized  indices of the sites that were found to carry words
+    """
 
     height: int  # latent size
     width: int
@@ -26,77 +45,73 @@ class RunDefaults(Protocol):
     def run(
         self, steps: int | None, guidance: float | Guidance | None
     ) -> tuple[int, float | Guidance]:
-        """What was asked for, and in the place of None the model's own."""
-
-
-class NoiseSchedule(Protocol):
-    """The noise levels of a run."""
-
-    def timesteps(self, steps: int) -> Tensor:
-        """(steps,) what the denoiser is told."""
-
-    def sigmas(self, steps: int) -> Tensor:
-        """(steps + 1,) noise levels, from the first to the one that the last step lands on."""
+        """Steps and guidance asked for, with the model's own in the place of None."""
 
 
 class SupportsSampling(Protocol):
-    """What `sample` and `edit` need."""
+    """Part of a pipeline that `sample` and `edit` need."""
 
     name: str
     denoiser: nn.Module
     schedule: NoiseSchedule
-    decoder: Callable
+    decoder: Callable[..., Any]
     defaults: RunDefaults
     device: torch.device
     dtype: torch.dtype
 
-    def encode(self, prompts: Sequence[str | None]):
-        """The TextCondition of some prompts."""
+    def encode(self, prompts: Sequence[str | None]) -> Any:
+        """TextCondition of some prompts."""
 
     def noises(self, seeds: Sequence[int]) -> Iterator[Tensor]:
-        """Standard normal draws (B, C, H, W): the starting one, then one per step that asks for noise."""
+        """Standard normal draws (B, C, H, W), the starting one and one per step that asks for noise."""
 
     def denoise(
         self,
         x: Tensor,
-        text,
+        text: Any,
         *,
         steps: int,
         guidance: float | Guidance,
         slots: Slots | None = None,
-        on_step=None,
+        on_step: OnStep | None = None,
         noises: Iterator[Tensor] | None = None,
     ) -> Tensor:
-        """Clean latents of starting noise x (B, C, H, W)."""
+        """Clean latents (B, C, H, W) of starting noise x (B, C, H, W)."""
 
     def decode(self, latents: Tensor) -> list[Image.Image]:
         """Pictures of latents (B, C, H, W)."""
 
 
 class SupportsPartialRuns(Protocol):
-    """What rows with latents of their own need, and rows that join later, as those of `start_curve`."""
+    """Part of a pipeline that rows with latents of their own need, and rows that join later.
+
+    The rows of `start_curve` join later.
+    """
 
     def enter(self, noise: Tensor, steps: int) -> Tensor:
-        """Standard normal noise (B, C, H, W) to the latents entering step 0."""
+        """Latents entering step 0, of standard normal noise (B, C, H, W)."""
 
     def advance(
         self,
         x: Tensor,
-        text,
+        text: Any,
         state: State,
         *,
         only: range,
         steps: int,
         guidance: float | Guidance,
         slots: Slots | None = None,
-        on_step=None,
+        on_step: OnStep | None = None,
         noises: Iterator[Tensor] | None = None,
     ) -> tuple[Tensor, State]:
-        """Latents and the guidance's state after some consecutive steps of a run."""
+        """Latents and the guidance's state after the steps `only` of a run.
+
+        only  consecutive steps among range(steps)
+        """
 
 
 class SupportsPairs(Protocol):
-    """What `localize` and `Trials` need beside sampling."""
+    """Part of a pipeline that `localize` and `Trials` need beside sampling."""
 
     upscales: bool
 
@@ -105,19 +120,43 @@ class SupportsPairs(Protocol):
 
 
 class SupportsWordTokens(Protocol):
-    """What contribution needs to find a word among the text tokens: encoders with `tokenizers`."""
+    """Part of a pipeline in which contribution finds a word among the text tokens.
+
+    encoders  object with `tokenizers`
+    """
 
     encoders: object
 
 
 class SupportsModelCalls(Protocol):
-    """What attribution needs to call the denoiser by itself, as denoiser(x, t, text)."""
+    """Part of a pipeline that attribution needs to call the denoiser itself, as denoiser(x, t, text)."""
 
     def model_input(self, x: Tensor, step: int, steps: int) -> Tensor:
-        """What the denoiser receives of the latents x (B, C, H, W) entering a step."""
+        """Input of the denoiser for latents x (B, C, H, W) entering a step."""
 
 
-def require_parts(pipeline, asker: str, *parts: type) -> None:
+class SupportsSizes(Protocol):
+    """Part of a pipeline that pictures of another size need."""
+
+    name: str
+    denoiser: nn.Module
+    decoder: Callable[..., Any]
+    defaults: RunDefaults
+
+    def at(self: AnyPipeline, height: int, width: int) -> AnyPipeline:
+        """Pipeline for latents of another height and width, weights shared."""
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Standard normal noise (B, C, H, W) that a run starts from."""
+
+    def encode(self, prompts: Sequence[str | None]) -> Any:
+        """TextCondition of some prompts."""
+
+    def denoise(self, x: Tensor, text: Any, *, steps: int, guidance: float | Guidance) -> Tensor:
+        """Clean latents (B, C, H, W) of starting noise x (B, C, H, W)."""
+
+
+def require_parts(pipeline: object, asker: str, *parts: type) -> None:
     """Raise PatchError unless a pipeline has every member of the parts.
 
     asker  the application, as the message names it
@@ -127,59 +166,74 @@ def require_parts(pipeline, asker: str, *parts: type) -> None:
             f"{asker} was given the name {pipeline!r}, and needs a loaded pipeline: load({pipeline!r})"
         )
     for part in parts:
-        lacking = [name for name in _members(part) if not hasattr(pipeline, name)]
+        members = _members(part)
+        lacking = [name for name in members if not hasattr(pipeline, name)]
         if lacking:
             raise PatchError(
-                f"{asker} needs a pipeline with {', '.join(_members(part))} (textpatch.pipelines.{part.__name__}), and "
-                f"{type(pipeline).__name__} has no {', '.join(lacking)}; {_cure(pipeline)}"
+                f"{asker} needs a pipeline with {', '.join(members)} (textpatch.pipelines.{part.__name__}), "
+                f"and {type(pipeline).__name__} has no {', '.join(lacking)}; {_cure(pipeline)}"
             )
 
 
 def _members(part: type) -> list[str]:
+    """Names of the attributes and methods of a part."""
     methods = [name for name in vars(part) if not name.startswith("_")]
     return [*part.__annotations__, *methods]
 
 
-def _cure(pipeline) -> str:
-    """What to do with an object that is no pipeline of ours."""
-    model = next((name for name in ("transformer", "unet") if hasattr(pipeline, name)), None)
-    if model is not None:
-        return (
-            f"for somebody else's pipeline use capture and patch on its .{model}, "
-            "or save it and give load() the folder"
-        )
+def _cure(pipeline: object) -> str:
+    """Advice for an object that is no pipeline of ours."""
+    for name in ("transformer", "unet"):
+        if hasattr(pipeline, name):
+            return (
+                f"for somebody else's pipeline use capture and patch on its .{name}, "
+                "or save it and give load() the folder"
+            )
     if isinstance(pipeline, nn.Module):
         return "a model alone takes capture and patch; a pipeline comes from load()"
     return "a pipeline comes from load()"
 
 
-def picture_size(pipeline) -> tuple[int, int]:
-    """Height and width of the pictures it makes, in pixels."""
+def picture_size(pipeline: SupportsSizes | SupportsSampling) -> tuple[int, int]:
+    """Height and width of a pipeline's pictures in pixels."""
     side = _pixels_per_latent(pipeline)
     return side * pipeline.defaults.height, side * pipeline.defaults.width
 
 
-def sized(pipeline, height: int | None, width: int | None):
-    """The pipeline for pictures of that height and width in pixels, weights shared; where None, its own.
+def sized(pipeline: AnyPipeline, height: int | None, width: int | None) -> AnyPipeline:
+    """Pipeline for pictures of another size, weights shared.
 
-    Raises PatchError for pixels that are no whole number of latents, and for a size that the denoiser cannot take:
-    it is run for one step.
+    A pipeline that already has the size is returned as it is, since it knows where its letters stand.
+    Any other is tried for one step.
+
+    height, width  in pixels.  The pipeline's own where None
+    Raises PatchError for pixels that are no whole number of latents, and for a size that the
+    denoiser cannot take.
     """
-    own, side = picture_size(pipeline), _pixels_per_latent(pipeline)
-    asked = own[0] if height is None else height, own[1] if width is None else width
+    side = _pixels_per_latent(pipeline)
+    own = picture_size(pipeline)
+    asked = (
+        own[0] if height is None else height,
+        own[1] if width is None else width,
+    )
     if asked == own:
-        return pipeline  # which knows where its letters stand
+        return pipeline
     if any(pixels % side for pixels in asked):
         raise PatchError(
             f"pictures of {asked[0]}x{asked[1]} pixels (height x width) asked for, and those of "
             f"{pipeline.name} are decoded {side}x{side} at a time; give multiples of {side}"
         )
-    other = pipeline.at(*(pixels // side for pixels in asked))
+    other = pipeline.at(asked[0] // side, asked[1] // side)
     other.denoise(other.noise([0]), other.encode([None]), steps=1, guidance=1)
     return other
 
 
-def _pixels_per_latent(pipeline) -> int:
-    """Along each side; pictures that are denoised themselves, without a VAE, are their own latents."""
+def _pixels_per_latent(pipeline: SupportsSizes | SupportsSampling) -> int:
+    """Pixels along each side of a latent.
+
+    1 where pictures are denoised themselves, without a VAE.
+    """
     vae = getattr(pipeline.decoder, "vae", None)
-    return 1 if vae is None else vae.config.downsampling
+    if vae is None:
+        return 1
+    return vae.config.downsampling

@@ -1,14 +1,16 @@
-"""What attention read and gave at each site of a real run: queries, keys, values and outputs.
+"""Recording of a real run, with the queries, keys, values and outputs of each site.
 
 B batch rows, H heads, M queries, N keys, D head width
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from textpatch.sites import Site
 
 @dataclass(frozen=True)
 class Record:
-    """What one site read and gave in one step: lists of (B, H, n, D), image first and text last."""
+    """Tensors that one site read and gave in one step, each (B, H, n, D), image first and text last."""
 
     site: Site
     step: int
@@ -31,74 +33,133 @@ class Record:
     out: list[Tensor]
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """Names of the modules of one site, image first and text last."""
+
+    q: list[str]
+    k: list[str]
+    v: list[str]
+    out: list[str]
+
+    @property
+    def inputs(self) -> set[str]:
+        """Names of the modules that make queries, keys and values."""
+        return {*self.q, *self.k, *self.v}
+
+
+@dataclass
+class _Recorder:
+    """Collector of the tensors of some sites, which gives a record of each as soon as it is full."""
+
+    parts: Mapping[Site, _Parts]
+    at: Sequence[int]
+    done: Callable[[Record], object]
+    latest: dict[str, Tensor] = field(default_factory=dict)  # last output of each projection
+    calls: Counter[str] = field(default_factory=Counter)  # how often each exit was called
+    open: dict[Site, Record] = field(default_factory=dict)
+
+    def projected(self, name: str, output: object) -> None:
+        """Keep the output of a projection."""
+        self.latest[name] = cast("Tensor", output)
+
+    def leaving(self, site: Site, name: str, out: Tensor) -> None:
+        """Take in an output (B, n, H D) of a site's attention, which is the input of an exit."""
+        step = self.calls[name]
+        self.calls[name] += 1
+        # a projection that never ran is the hook registry's to report
+        if step not in self.at or not self.parts[site].inputs <= self.latest.keys():
+            return
+        if site not in self.open:
+            self.open[site] = self._begun(site, step)
+        record = self.open[site]
+        record.out.append(_by_head(out, site))
+        if len(record.out) == len(self.parts[site].out):
+            self.done(self.open.pop(site))
+
+    def _begun(self, site: Site, step: int) -> Record:
+        """Record of what a site has read, without its outputs.
+
+        Text keys and values may be of a bank made before the first step, so that the latest outputs
+        are those that it reads.
+        """
+
+        def read(names: list[str]) -> list[Tensor]:
+            return [_by_head(self.latest[name], site) for name in names]
+
+        parts = self.parts[site]
+        return Record(site, step, read(parts.q), read(parts.k), read(parts.v), [])
+
+
 @contextmanager
 def recording_sites(
     model: nn.Module, sites: Sequence[Site], at: Sequence[int], done: Callable[[Record], object]
 ) -> Iterator[None]:
-    """Call done(record) as soon as a site has run in one of the calls `at` of the model.
+    """Call done(record) as soon as a site has run in one of some calls of the model.
 
+    at  numbers of these calls, from 0
     Raises PatchError for sites of a kind whose modules are not known here.
     """
-    modules, latest, calls, records = dict(model.named_modules()), {}, Counter(), {}
-    made = {
-        site: [_present(modules, site, table) for table in (QUERIES, KEYS, VALUES)]
-        for site in sites
-    }
-    needed = {site: {name for names in parts for name in names} for site, parts in made.items()}
-    outputs = exit_modules(model, sites)
-    owner = {name: site for site, names in outputs.items() for name in names}
+    modules = dict(model.named_modules())
+    parts = {site: _parts(modules, site) for site in sites}
+    recorder = _Recorder(parts, at, done)
+    owner = {name: site for site in sites for name in parts[site].out}
 
-    def leaving(name: str, inputs) -> None:
-        site, step = owner[name], calls[name]
-        calls[name] += 1
-        if (
-            step not in at or not needed[site] <= latest.keys()
-        ):  # what never ran is the registry's to report
-            return
-        if site not in records:
-            # text keys and values may be of a bank made before the first step: the latest are those read
-            parts = ([_by_head(latest[part], site) for part in parts] for parts in made[site])
-            records[site] = Record(site, step, *parts, [])
-        records[site].out.append(_by_head(inputs.args[0], site))
-        if len(records[site].out) == len(outputs[site]):
-            done(records.pop(site))
+    def leaving(name: str, inputs: inspect.BoundArguments) -> None:
+        recorder.leaving(owner[name], name, inputs.args[0])
 
-    projections = HookRegistry(model, set().union(*needed.values()))
-    with projections.observe(lambda name, output: latest.update({name: output})):
-        with HookRegistry(model, owner).observe_inputs(leaving):
-            yield
+    projections = HookRegistry(model, set().union(*(part.inputs for part in parts.values())))
+    exits = HookRegistry(model, owner)
+    with projections.observe(recorder.projected), exits.observe_inputs(leaving):
+        yield
 
 
 def exit_modules(model: nn.Module, sites: Sequence[Site]) -> dict[Site, list[str]]:
-    """The modules that take in each site's attention output, the image's first.  Raises PatchError as `recording_sites`."""
+    """Names of the modules that take in each site's attention output, the image's first.
+
+    Raises PatchError as `recording_sites`.
+    """
     modules = dict(model.named_modules())
     return {site: _present(modules, site, EXITS) for site in sites}
 
 
+def _parts(modules: Mapping[str, nn.Module], site: Site) -> _Parts:
+    return _Parts(*(_present(modules, site, table) for table in (QUERIES, KEYS, VALUES, EXITS)))
+
+
 def _present(
-    modules: dict[str, nn.Module], site: Site, table: dict[str, tuple[str, ...]]
+    modules: Mapping[str, nn.Module], site: Site, table: Mapping[str, tuple[str, ...]]
 ) -> list[str]:
-    """The modules of a site in a table, without those that are not there; of a norm and its projection the norm."""
+    """Names of the modules of a site that a table lists and that are there.
+
+    A projection that a norm follows is replaced by the norm, since attention reads that one.
+    Raises PatchError for a site of a kind that the table has not.
+    """
     if site.kind not in table:
         raise PatchError(
             f"site {site.name!r} is of kind {site.kind!r}; the audit knows {', '.join(table)}"
         )
-    there = [path for path in table[site.kind] if f"{site.name}.{path}" in modules]
-    names = [(f"{site.name}.{NORMS.get(path, path)}", f"{site.name}.{path}") for path in there]
-    return [norm if norm in modules else projection for norm, projection in names]
+    present = []
+    for path in table[site.kind]:
+        projection = f"{site.name}.{path}"
+        norm = f"{site.name}.{NORMS.get(path, path)}"
+        if projection in modules:
+            present.append(norm if norm in modules else projection)
+    return present
 
 
 def _by_head(x: Tensor, site: Site) -> Tensor:
-    """(B, H, n, D) of (B, n, H D), or of what a norm per head made."""
-    return (
-        x.detach()
-        if x.dim() == 4
-        else x.detach().unflatten(-1, (-1, site.head_dim)).transpose(1, 2)
-    )
+    """Tensor (B, H, n, D) of one of (B, n, H D), or of the output of a norm per head."""
+    if x.dim() == 4:
+        return x.detach()
+    return x.detach().unflatten(-1, (-1, site.head_dim)).transpose(1, 2)
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """A in the dtype of q, k and v, as one would write it in torch."""
-    ones = zip(*(x.flatten(0, 1) for x in (q, k, v)))
-    made = [torch.softmax(a @ b.T * a.shape[-1] ** -0.5, dim=-1) @ c for a, b, c in ones]
+    """Attention in the dtype of q, k and v, (B, H, n, D) each, as one would write it in torch."""
+    made = []
+    rows = zip(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), strict=True)
+    for queries, keys, values in rows:
+        weights = torch.softmax(queries @ keys.T * queries.shape[-1] ** -0.5, dim=-1)  # (M, N)
+        made.append(weights @ values)
     return torch.stack(made).unflatten(0, q.shape[:2])

@@ -1,34 +1,43 @@
-"""Where text enters a model: its sites, in execution order, and where their text keys and values can be had.
+"""Sites, which are the attention modules where text enters a model, and the language that selects them.
+
+The text keys and values of a site are the output of one module each, which is the site's tap.
+
+    k, v = output[:, span, channels]     (B, S, ...) -> (B, T, W)
 
 B rows, T text tokens, S tokens of a sequence, W = text heads x D
 
-    k, v = output[:, span, channels]     (B, S, ...) -> (B, T, W), of one module each: the site's taps
-
-A model says so itself (`model.sites`), or a table of `SiteSpec`s says it for a class of models: a port.
+A model names its sites itself (`model.sites`), or a port does for a class of models, by a table of
+`SiteSpec`s.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from operator import index
+from typing import SupportsIndex
 
-from torch import nn
+from torch import Tensor, nn
 
 from textpatch.anatomy import TEXT_PROJECTIONS
 from textpatch.errors import PatchError, closest
 
 
-def require_known(what: str, value, known: Iterable) -> None:
+def require_known(what: str, value: object, known: Iterable) -> None:
+    """Raise PatchError unless a value is among those known."""
     if value not in known:
         raise PatchError(f"{what} is {value!r}; known here: {', '.join(map(repr, known))}")
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Where the text K or V of a site is made: some channels of a module's output, all when None."""
+    """Module that makes the text K or V of a site.
+
+    module    path of the module in the model
+    channels  (first, stop) of its output.  All when None
+    """
 
     module: str
     channels: tuple[int, int] | None = None
@@ -36,14 +45,16 @@ class Tap:
 
 @dataclass(frozen=True)
 class Span:
-    """Which tokens of a tap's output are text: `all`, or the `first` or `last` T of text and image tokens.
+    """Tokens of a tap's output that are text.
 
-    T is the length of what the model's forward gets as `text`, rounded up to a multiple of `pad_to`: of a
-    tensor (B, T, ...), or of a list with one tensor (T, ...) per row.
-
-    mask    the forward's argument that hides text tokens, None if it has none: (B, T), nonzero for those seen, or with
-            more dimensions what is added to the attention scores
-    packed  the model leaves hidden tokens out of its sequences, so T is how many the mask lets be seen
+    place   "all" of them, or the "first" or "last" T of text and image tokens
+    text    argument of the model's forward whose length is T.  It is a tensor (B, T, ...), or a list
+            with one tensor (T, ...) per row
+    pad_to  T is rounded up to a multiple of this
+    mask    argument of the forward that hides text tokens.  None if there is none.  It is (B, T),
+            nonzero for tokens that are seen, or has more dimensions and is added to the scores
+    packed  True if the model leaves hidden tokens out of its sequences.  T is then the number of
+            tokens that the mask lets be seen
     Raises PatchError for another place, and for packed text without a mask.
     """
 
@@ -53,16 +64,20 @@ class Span:
     mask: str | None = None
     packed: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_known("span", self.place, ("all", "first", "last"))
         if self.packed and (self.mask is None or self.place == "all"):
             raise PatchError(
-                f"{self} is packed; name the mask that says how many tokens are seen, and a first or last"
+                f"{self} is packed; name the mask that says how many tokens are seen, "
+                "and the place 'first' or 'last'"
             )
 
-    def length(self, text, mask=None) -> int:
-        """T of a text with its mask.  Raises PatchError if rows differ in it, or if there is no text."""
-        rows = [] if text is None else text
+    def length(self, text: Tensor | Sequence[Tensor] | None, mask: Tensor | None = None) -> int:
+        """Number T of tokens of a text with its mask.
+
+        Raises PatchError if rows differ in it, or if there is no text.
+        """
+        rows = [] if text is None else list(text)
         if self.packed and mask is not None:
             rows = [row[row != 0] for row in mask]
         lengths = {-(-len(row) // self.pad_to) * self.pad_to for row in rows}
@@ -74,31 +89,48 @@ class Span:
         return lengths.pop()
 
     def tokens(self, total: int, length: int | None) -> slice:
-        """The text among `total` tokens.  Raises PatchError unless there are more than `length`."""
+        """Slice of the text among `total` tokens.
+
+        length  number T of text tokens.  None where it is not known
+        Raises PatchError unless there are more tokens than `length`, or all are text.
+        """
         if self.place == "all":
             return slice(0, total)
         if length is None or length >= total:
             raise PatchError(
-                f"a sequence of {total} tokens, and {length or 'no known number of'} text tokens in {self.text!r}; "
+                f"a sequence of {total} tokens, and {length or 'no known number of'} text tokens "
+                f"in {self.text!r}; "
                 "call the model itself, with its text, and see that the table's span names that argument"
             )
-        return slice(0, length) if self.place == "first" else slice(total - length, total)
+        if self.place == "first":
+            return slice(0, length)
+        return slice(total - length, total)
 
     def cut(self, length: int | str, channels: tuple[int, int] | None) -> str:
-        """The text among a tap's output, as one would index it in Python; nothing if that is all of it."""
+        """Index in Python that cuts the text out of a tap's output, "" if all of it is text."""
         where = {"all": ":", "first": f":{length}", "last": f"-{length}:"}[self.place]
-        parts = [":", where] + (["{}:{}".format(*channels)] if channels else [])
-        return "" if parts == [":", ":"] else f"[{', '.join(parts)}]"
+        parts = [":", where]
+        if channels:
+            parts.append(f"{channels[0]}:{channels[1]}")
+        if parts == [":", ":"]:
+            return ""
+        return f"[{', '.join(parts)}]"
 
 
 @dataclass(frozen=True)
 class Site:
     """One attention module that reads text.
 
-    index is its place in execution order (down, mid, up), the numbering of the paper (ICLR 2025, sec. 4);
-    name the module path; kind is `cross | added | joint | single`; parameters counts the text K and V
-    projections alone, with biases; kv_heads is the number of K and V heads where queries share them.
-    taps are K's and V's, by default what `TEXT_PROJECTIONS` names; span says which of their tokens are text.
+    index       place in execution order (down, mid, up), the numbering of ICLR 2025, sec. 4
+    name        path of the module
+    kind        "cross", "added", "joint" or "single"
+    heads       number of query heads
+    head_dim    width D of a head
+    parameters  number of parameters of the text K and V projections, biases included
+    kv_heads    number of K and V heads where queries share them.  `heads` when None
+    text_input  argument of the model's forward that holds the text
+    taps        tap of K and tap of V.  By default what `TEXT_PROJECTIONS` names
+    span        tokens of the taps' output that are text
     """
 
     index: int
@@ -109,60 +141,63 @@ class Site:
     parameters: int
     kv_heads: int | None = None
     text_input: str = "text"
-    taps: tuple[Tap, Tap] | None = field(default=None, repr=False)
+    taps: tuple[Tap, ...] = field(default=(), repr=False)
     span: Span = Span()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_known("kind", self.kind, TEXT_PROJECTIONS)
-        if self.taps is None:
+        if not self.taps:
             taps = tuple(Tap(f"{self.name}.{path}") for path in TEXT_PROJECTIONS[self.kind])
             object.__setattr__(self, "taps", taps)
 
     @property
     def text_heads(self) -> int:
-        """How many heads the text K and V have, which `heads` of a swap count."""
+        """Number of heads of the text K and V, which `heads` of a swap count."""
         return self.kv_heads or self.heads
 
     @property
     def group(self) -> str:
-        """Which part of the model it is in, by its path's first name: `up` for `up_blocks`, `mid` for `mid_block`."""
+        """Part of the model by the first name of the path, "up" for `up_blocks.0.attentions.1`."""
         return re.sub(r"_blocks?$", "", self.name.partition(".")[0])
 
     @property
     def text_is_static(self) -> bool:
-        """Whether its K and V depend on the text alone, and on no step and no picture."""
+        """True if the text K and V depend on the text alone, and on no step and no picture."""
         return self.kind in ("cross", "added")
 
 
 def make_site(
     index: int, name: str, kind: str, module: nn.Module, heads: int, head_dim: int
 ) -> Site:
-    """A Site whose parameter count is read off the module's own text projections."""
+    """Site whose parameters are counted in the module's own text projections."""
     projections = [module.get_submodule(path) for path in TEXT_PROJECTIONS[kind]]
     return Site(index, name, kind, heads, head_dim, sum(map(parameter_count, projections)))
 
 
 def parameter_count(projection: nn.Module) -> int:
+    """Number of parameters of a module."""
     return sum(p.numel() for p in projection.parameters())
 
 
-def select_sites(sites: Iterable[Site], wanted) -> tuple[Site, ...]:
-    """The sites that one selector means, or several together, in execution order.  A selector is
+def select_sites(sites: Iterable[Site], wanted: object) -> tuple[Site, ...]:
+    """Select sites by one selector or several, in execution order.
 
-        57, "57"      an index: `Site.index`, the paper's number (ICLR 2025, sec. 4)
-        "55-57"       the indices 55 to 57
+    A selector is one of these.
+
+        57, "57"      site of that index, the number of ICLR 2025, sec. 4
+        "55-57"       sites of the indices 55 to 57
         "all"         every site
-        "kind:cross"  those of a kind: cross, added, joint, single
-        "group:up"    those in one part of the model, `Site.group`: down, mid, up, transformer, ...
-        "*.0.attn2"   those whose names match, `*`, `?` and `[...]` as in a shell; a full name matches itself
-        a Site        the one of the same name
+        "kind:cross"  sites of a kind, which is cross, added, joint or single
+        "group:up"    sites in one part of the model, `Site.group`, such as down, mid, up, transformer
+        "*.0.attn2"   sites whose names match, with `*`, `?` and `[...]` as in a shell
+        a Site        site of the same name
 
     Raises PatchError for a selector that matches nothing, and for an empty selection.
     """
     sites = tuple(sites)
-    chosen = {
-        site.index for selector in plain_selectors(wanted) for site in _match(sites, selector)
-    }
+    chosen: set[int] = set()
+    for selector in plain_selectors(wanted):
+        chosen.update(site.index for site in _match(sites, selector))
     if not chosen:
         raise PatchError(
             f"no site selected by {wanted!r}; give indices 0..{len(sites) - 1}, names, globs or 'all'"
@@ -170,14 +205,20 @@ def select_sites(sites: Iterable[Site], wanted) -> tuple[Site, ...]:
     return tuple(site for site in sites if site.index in chosen)
 
 
-def plain_selectors(wanted) -> tuple[int | str, ...]:
-    """Selectors as a plan keeps them: indices, ranges written out, then strings; each once, sorted."""
-    one = isinstance(wanted, (str, Site)) or not isinstance(wanted, Iterable)
-    found = {plain for selector in ([wanted] if one else wanted) for plain in _plain(selector)}
+def plain_selectors(wanted: object) -> tuple[int | str, ...]:
+    """Selectors as a plan keeps them.
+
+    Ranges are written out.  Indices stand first, then strings, sorted and each once.
+    """
+    selectors = [wanted]
+    if isinstance(wanted, Iterable) and not isinstance(wanted, (str, Site)):
+        selectors = list(wanted)
+    found = {plain for selector in selectors for plain in _plain(selector)}
     return tuple(sorted(found, key=lambda plain: (isinstance(plain, str), plain)))
 
 
-def _plain(selector) -> Iterable[int | str]:
+def _plain(selector: object) -> Iterable[int | str]:
+    """Indices or the string of one selector.  Raises PatchError for what is none."""
     if isinstance(selector, Site):
         return [selector.name]
     if isinstance(selector, str):
@@ -190,7 +231,7 @@ def _plain(selector) -> Iterable[int | str]:
                 f"sites {selector!r} count down from {first} to {last}; write '{last}-{first}'"
             )
         return range(first, last + 1)
-    if isinstance(selector, bool) or not hasattr(selector, "__index__"):
+    if isinstance(selector, bool) or not isinstance(selector, SupportsIndex):
         raise PatchError(
             f"sites hold {selector!r}, which is no index, name or glob; select_sites lists the forms"
         )
@@ -198,17 +239,20 @@ def _plain(selector) -> Iterable[int | str]:
 
 
 def _match(sites: tuple[Site, ...], selector: int | str) -> list[Site]:
+    """Sites that one plain selector means.  Raises PatchError if there is none."""
     field, colon, value = str(selector).partition(":")
+    hint = ""
     if isinstance(selector, int):
-        asked, hint = f"index {selector}", ""
+        asked = f"index {selector}"
         found = [site for site in sites if site.index == selector]
     elif colon and field in ("kind", "group"):
+        asked = f"of {field} {value!r}"
         known = dict.fromkeys(getattr(site, field) for site in sites)
-        asked, hint = f"of {field} {value!r}", f"; {field}s here: {', '.join(known)}"
+        hint = f"; {field}s here: {', '.join(known)}"
         found = [site for site in sites if getattr(site, field) == value]
     else:
-        comma = "; name several one by one, without commas" if "," in selector else ""
-        asked, hint = repr(selector), comma or closest(selector, [site.name for site in sites])
+        asked = repr(selector)
+        hint = _near(selector, sites)
         found = [site for site in sites if selector == "all" or fnmatchcase(site.name, selector)]
     if not found:
         raise PatchError(
@@ -216,3 +260,10 @@ def _match(sites: tuple[Site, ...], selector: int | str) -> list[Site]:
             "`textpatch sites MODEL`, or find_sites, lists them"
         )
     return found
+
+
+def _near(selector: str, sites: tuple[Site, ...]) -> str:
+    """Advice for an error about a name that no site has."""
+    if "," in selector:
+        return "; name several one by one, without commas"
+    return closest(selector, [site.name for site in sites])

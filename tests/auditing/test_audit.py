@@ -86,9 +86,9 @@ FAULTS = {
                                   'return place[donor, "cond"]'),
     "wrong head": (plan, "_write", "torch.tensor(swap.heads)", "(torch.tensor(swap.heads) + 1) % heads"),
     "wrong token": (plan, "_write", "torch.tensor(swap.tokens)", "(torch.tensor(swap.tokens) + 1) % tokens"),
-    "row dropped": (plan, "_write", "zip(readers, donors)", "zip(readers[:-1], donors)"),
+    "row dropped": (plan, "_write", "zip(readers, donors, strict=True)", "zip(readers[:-1], donors)"),
     "rows nobody named": (plan, "_write", "table[reader, h[:, None], t]", "table[:, h[:, None], t]"),
-    "late by a step": (Swap, "acts", "step in self.steps", "step - 1 in self.steps"),
+    "late by a step": (Swap, "in_step", "step in indices", "step - 1 in indices"),
     "step of the sampler": (sampling.Loop, "_slots", "plan.slots(step,", "plan.slots(max(step - 1, 0),"),
     "every branch": (Swap, "acts", 'self.branch == "both" or', "True or"),
     "conditional branch alone": (Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"),
@@ -97,7 +97,7 @@ FAULTS = {
         "tables.setdefault(site,", "tables.setdefault(sites[(site.index + 1) % len(sites)],"),
     "first swap wins": (
         Plan, "_tables", "in enumerate(self.swaps):", "in reversed([*enumerate(self.swaps)]):"),
-    "part ignored": (Plan, "_tables", "in swap.part if", 'in "kv" if'),
+    "part ignored": (Plan, "_tables", "in swap.part:", 'in "kv":'),
     "keys scaled after their norm": (
         JointAttention, "forward", "self.norm_added_k(", "1.5 * self.norm_added_k("),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The bank of a run: projected once per prompt, read by index, and one compiled graph for every plan."""
+"""Bank of a run, projected once per prompt, read by index, and one compiled graph for every plan."""
 
 from collections import Counter
 from contextlib import closing
@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from support.planting import plant
 from support.strategies import build_pipeline, make_rows
 from support.unets import unet
-from textpatch import bank, sampling
+from textpatch import bank, packing, sampling
 from textpatch.attention import gather_text, row_slots
 from textpatch.auditing.replay import audit
 from textpatch.bank import encode, spelled_out
@@ -43,23 +43,35 @@ def repeated_rows() -> list[Row]:
 @pytest.mark.parametrize("swaps", PLANS)
 def test_the_bank_is_read_by_index(name, swaps):
     """A run reads its bank's rows bit for bit as if each row's keys and values had been copied out for it."""
-    pipeline, rows = unet(name), repeated_rows()
+    pipeline = unet(name)
+    rows = repeated_rows()
     made = sample(pipeline, rows, swaps, steps=2, guidance=4.5)
-    batch, noises = with_guidance(rows), pipeline.noises([row.seed for row in rows])
-    texts, sites = encode(pipeline, batch), pipeline.denoiser.sites
+    batch = with_guidance(rows)
+    noises = pipeline.noises([row.seed for row in rows])
+    texts = encode(pipeline, batch)
+    sites = pipeline.denoiser.sites
     assert len(texts.bank[0][0]) == 4 < len(batch)  # no prompt, and those of a, b, c
     copied = tuple(tuple(x[texts.rows(batch)] for x in kv) for kv in texts.bank)
     latents = pipeline.denoise(
-        next(noises), replace(texts.of(batch), tokens=copied), steps=2, guidance=4.5, noises=noises,
+        next(noises),
+        replace(texts.of(batch), tokens=copied),
+        steps=2,
+        guidance=4.5,
+        noises=noises,
         slots=lambda step: swaps.slots(step, batch, sites, tokens=texts.tokens),
-    )  # fmt: skip
-    assert all(torch.equal(made.latents[row.name], x) for row, x in zip(rows, latents))
+    )
+    assert all(torch.equal(made.latents[row.name], x) for row, x in zip(rows, latents, strict=True))
 
 
 @pytest.mark.parametrize("name", ["sdxl", "if"])
 def test_each_prompt_is_projected_once(name):
-    """3 steps, 2 branches, a micro-batch per row: one call of each text projection, on the distinct prompts."""
-    pipeline, rows, calls = unet(name), repeated_rows(), Counter()
+    """Each text projection is called once, on the distinct prompts.
+
+    The run has 3 steps, 2 branches, and a micro-batch per row.
+    """
+    pipeline = unet(name)
+    rows = repeated_rows()
+    calls = Counter()
     taps = [tap.module for site in pipeline.denoiser.sites for tap in site.taps]
     with HookRegistry(pipeline.denoiser, taps).observe(
         lambda name, kv: calls.update({(name, len(kv)): 1})
@@ -71,8 +83,12 @@ def test_each_prompt_is_projected_once(name):
 @pytest.mark.parametrize("name", ["sdxl", "if"])
 @pytest.mark.parametrize("guidance", [1, 4.5])
 def test_hooks_that_count_steps_see_every_step(name, guidance):
-    """capture and patch around `sample` = the plan that says the same, at one step of three; no bank meanwhile."""
-    pipeline, rows = unet(name), make_rows((0, 1))
+    """Capture and patch around `sample` give what the plan gives that says the same.
+
+    They act at one step of three, and there is no bank meanwhile.
+    """
+    pipeline = unet(name)
+    rows = make_rows((0, 1))
     batch = rows if guidance == 1 else with_guidance(rows)
     with capture(pipeline.denoiser, [1, 2], rows=batch) as cache:
         sample(pipeline, rows, steps=3, guidance=guidance)
@@ -90,15 +106,20 @@ def test_hooks_that_count_steps_see_every_step(name, guidance):
 
 def calls_of_a_hooked_tap(name: str, hook, module: str | None = None) -> list[int]:
     """The rows of every call of a hooked module, a text projection when None, in a run of four steps."""
-    pipeline, sizes = unet(name), []
+    pipeline = unet(name)
+    sizes = []
     with hook(pipeline.denoiser, module or pipeline.denoiser.sites[1].taps[0].module, sizes):
         sample(pipeline, make_rows((0, 1)), PLANS[1], steps=4, guidance=1)
     return sizes
 
 
 def altered(model, tap: str, sizes: list[int]):
-    """A hook of torch's own, which gives a projection another input: a block, as ours are."""
-    alter = lambda module, args: sizes.append(len(args[0])) or (2 * args[0],)  # noqa: E731
+    """Hook of torch's own that gives a projection another input, as a block like ours."""
+
+    def alter(module, args):
+        sizes.append(len(args[0]))
+        return (2 * args[0],)
+
     return closing(
         SimpleNamespace(close=model.get_submodule(tap).register_forward_pre_hook(alter).remove)
     )
@@ -116,7 +137,10 @@ def left_alone(model, tap: str, sizes: list[int]):
 
 @pytest.mark.parametrize("name", ["sdxl", "if"])
 def test_hooks_see_every_step_if_they_may_alter(name, monkeypatch):
-    """What may alter K and V acts at each of 4 steps, on inputs too; who only watches sees the bank made once."""
+    """Hooks that may alter K and V act at each of 4 steps, hooks on inputs too.
+
+    A hook that only watches sees the bank made once.
+    """
     assert (
         calls_of_a_hooked_tap(name, altered) == calls_of_a_hooked_tap(name, left_alone) == [2] * 4
     )
@@ -125,9 +149,9 @@ def test_hooks_see_every_step_if_they_may_alter(name, monkeypatch):
         plant(
             patch,
             bank,
-            "_intervened",
-            "(x._forward_pre_hooks, x._forward_hooks)",
-            "(x._forward_hooks,)",
+            "_text_hooks",
+            "yield from part._forward_pre_hooks.values()",
+            "pass",
         )
         assert calls_of_a_hooked_tap(name, altered) == [2]
     plant(monkeypatch, HookRegistry, "observe_inputs", "before, looks_only=True", "before")
@@ -135,11 +159,12 @@ def test_hooks_see_every_step_if_they_may_alter(name, monkeypatch):
 
 
 def test_hooks_beside_a_projection_see_every_step():
-    """The same for all that text passes on its way to K and V: what comes before a projection, and what is within it."""
+    """Hooks before a projection and within it act at every step, too."""
     model = unet("if").denoiser
     beside = ["encoder_hid_proj", model.sites[1].name + ".norm_cross"]
     assert [calls_of_a_hooked_tap("if", altered, name) for name in beside] == [[2] * 4] * 2
-    pipeline, sizes = unet("sdxl"), []
+    pipeline = unet("sdxl")
+    sizes = []
     site = pipeline.denoiser.get_submodule(pipeline.denoiser.sites[1].name)
     site.to_k = torch.nn.Sequential(
         site.to_k, torch.nn.Identity()
@@ -150,10 +175,12 @@ def test_hooks_beside_a_projection_see_every_step():
 
 
 def test_the_modules_of_a_text_are_those_called():
-    """`text_modules` names all that `text_kv` calls, by torch's own count."""
+    """Modules in `text_modules` are all that `text_kv` calls, by torch's own count."""
     for name in ("sdxl", "if"):
-        pipeline, called = unet(name), set()
-        model, text = pipeline.denoiser, pipeline.encode(["a red sign"])
+        pipeline = unet(name)
+        called = set()
+        model = pipeline.denoiser
+        text = pipeline.encode(["a red sign"])
         hooks = [
             part.register_forward_hook(lambda *_, at=at: called.add(at))
             for at, part in model.named_modules()
@@ -167,19 +194,17 @@ def test_the_modules_of_a_text_are_those_called():
 
 
 def only_read(rows: list[Row], name: str) -> list[Row]:
-    """The same rows, one of them not sampled, and first: its place in the batch is nobody's."""
+    """Rows with one of them not sampled, and first, because its place in the batch is nobody's."""
     return sorted(
         (replace(row, sampled=row.name != name) for row in rows), key=lambda row: row.sampled
     )
 
 
 def apart(name: str, plan: Plan, micro_batch: int = 64) -> float:
-    """How far a run whose donor b is only read is from the run in which b is sampled, in the latents of the others."""
-    pipeline, rows, options = (
-        unet(name),
-        repeated_rows(),
-        dict(steps=3, guidance=4.5, micro_batch=micro_batch),
-    )
+    """Distance of the others' latents between a run that only reads donor b and one that samples it."""
+    pipeline = unet(name)
+    rows = repeated_rows()
+    options = dict(steps=3, guidance=4.5, micro_batch=micro_batch)
     whole = sample(pipeline, rows, plan, **options).latents
     read = sample(pipeline, only_read(rows, "b"), plan, **options).latents
     assert read.keys() == whole.keys() - {"b"}
@@ -201,13 +226,19 @@ READ_B = [
 @pytest.mark.parametrize("plan", READ_B)
 @pytest.mark.parametrize("micro_batch", [2, 64])
 def test_a_donor_need_not_be_sampled(name, plan, micro_batch):
-    """Where text is static, its readers end where they end with the donor beside them: 1e-12, in every micro-batch."""
+    """Readers of static text end where they end with the donor beside them, to 1e-12.
+
+    So in every micro-batch.
+    """
     assert apart(name, plan, micro_batch) <= 1e-12
 
 
 @pytest.mark.parametrize("name", ["sdxl", "if"])
 def test_a_run_with_an_unsampled_donor_is_an_injection(name):
-    """a <- b at sites 1, 2 with b only read = inject(b's text) in a run of a alone: bit for bit, the batch being the same."""
+    """A swap a <- b with b only read is inject(b's text) in a run of a alone.
+
+    It is so bit for bit, since the batch is the same.
+    """
     pipeline, (a, b) = unet(name), make_rows((0, 1))
     made = sample(
         pipeline,
@@ -228,8 +259,12 @@ def test_a_run_with_an_unsampled_donor_is_an_injection(name):
 
 
 def test_rows_that_are_only_read_cost_no_call():
-    """Batches of at most 2 sampled rows, donors not counted: 3 steps of (a, c) and d, both branches, and nothing for b."""
-    pipeline, sizes = unet("sdxl"), []
+    """Batches hold at most 2 sampled rows, donors not counted.
+
+    The run is 3 steps of (a, c) and d, both branches, and nothing for b.
+    """
+    pipeline = unet("sdxl")
+    sizes = []
     with HookRegistry(pipeline.denoiser, ["conv_in"]).observe(lambda name, x: sizes.append(len(x))):
         sample(
             pipeline,
@@ -243,31 +278,46 @@ def test_rows_that_are_only_read_cost_no_call():
 
 
 def test_the_ledger_and_the_audit_see_donors_that_are_only_read():
-    """Entries are those of the run in which the donor is sampled; the audit passes, and checks its own reading, too."""
-    pipeline, rows, options = unet("sdxl"), repeated_rows(), dict(steps=2, guidance=4.5)
+    """Entries are those of the run in which the donor is sampled.
+
+    The audit passes, and checks its own reading, too.
+    """
+    pipeline = unet("sdxl")
+    rows = repeated_rows()
+    options = dict(steps=2, guidance=4.5)
     read, whole = (
         sample(pipeline, some, READ_B[0], **options).ledger for some in (only_read(rows, "b"), rows)
     )
-    assert [(e.site, e.step, e.reader, e.donor, e.hits_k) for e in read.entries] == [
-        (e.site, e.step, e.reader, e.donor, e.hits_k) for e in whole.entries] != []  # fmt: skip
+    assert (
+        [(e.site, e.step, e.reader, e.donor, e.hits_k) for e in read.entries]
+        == [(e.site, e.step, e.reader, e.donor, e.hits_k) for e in whole.entries]
+        != []
+    )
     report = audit(pipeline, only_read(rows, "b"), READ_B[0], sample=sample, **options)
     assert report.checks and not report.failed
 
 
-@pytest.mark.parametrize("name, plan, says", [
-    ("mmdit", READ_B[0], "its prompt alone does not settle its keys and values"),
-    ("sdxl", Plan([Swap(1, "a", "c")]), "never reads it"),
-    ("sdxl", Plan([Swap(1, "b", "a"), Swap(1, "a", "b")]), "lets it read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, plan, says",
+    [
+        ("mmdit", READ_B[0], "its prompt alone does not settle its keys and values"),
+        ("sdxl", Plan([Swap(1, "a", "c")]), "never reads it"),
+        ("sdxl", Plan([Swap(1, "b", "a"), Swap(1, "a", "b")]), "lets it read"),
+    ],
+)
 def test_rows_that_cannot_be_left_unsampled(name, plan, says):
-    """Text that evolves, a row nobody reads, a row that reads: PatchError says which row, and what to do."""
+    """A message says which row must be sampled, and what to do.
+
+    It is for text that evolves, a row nobody reads, and a row that reads.
+    """
     with pytest.raises(PatchError, match=f"row 'b' is not sampled.*{says}.*sample it"):
         sample(make_pipeline(name), only_read(repeated_rows(), "b"), plan, steps=2, guidance=4.5)
 
 
 def test_hooked_projections_want_every_donor_sampled():
-    """A hook that changes keys sees the rows of a batch, and the donor is in none: PatchError."""
-    pipeline, rows = unet("sdxl"), only_read(repeated_rows(), "b")
+    """A hook that changes keys sees the rows of a batch, so that a donor in none is refused."""
+    pipeline = unet("sdxl")
+    rows = only_read(repeated_rows(), "b")
     tap = pipeline.denoiser.sites[0].taps[0].module
     with HookRegistry(pipeline.denoiser, [tap]).replace(lambda name, k: 2 * k):
         sample(pipeline, repeated_rows(), READ_B[0], steps=1, guidance=4.5)
@@ -276,17 +326,30 @@ def test_hooked_projections_want_every_donor_sampled():
 
 
 READ_FAULTS = {
-    "the places of all rows": (bank.Texts, "slots", "torch.equal(places[drawn]", "torch.equal(places"),
-    "slots of the first rows": (bank, "_through", "[drawn]", "[: int(drawn.sum())]"),
+    "the places of all rows": (
+        bank.Texts,
+        "slots",
+        "torch.equal(places[drawn]",
+        "torch.equal(places",
+    ),
+    "slots of the first rows": (bank, "_of_table", "through[drawn]", "through[: int(drawn.sum())]"),
     "tokens of all rows": (bank.Texts, "of", "if row.sampled", ""),
     "noise of all rows": (sampling.Loop, "run", "if row.sampled", ""),
-    "donors fill the batch": (sampling, "pack", "row.name for row in rows if row.sampled", "row.name for row in rows"),
-}  # fmt: skip
+    "donors fill the batch": (
+        packing,
+        "_names_of_groups",
+        "row.name for row in rows if row.sampled",
+        "row.name for row in rows",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", READ_FAULTS)
 def test_every_fault_of_unsampled_donors_is_seen(fault, monkeypatch):
-    """With the fault some run is off, fails, or takes more calls; steps before the swap are among them."""
+    """A planted fault makes some run wrong, fail, or take more calls.
+
+    Steps before the swap are among them.
+    """
     plant(monkeypatch, *READ_FAULTS[fault])
     with pytest.raises((AssertionError, PatchError, RuntimeError, IndexError)):
         assert apart("sdxl", READ_B[1]) <= 1e-12
@@ -299,28 +362,55 @@ def test_every_fault_of_unsampled_donors_is_seen(fault, monkeypatch):
 
 
 FAULTS = {
-    "donor of another row": (bank, "_through", "places[entry // tokens]", "places.flip(0)[entry // tokens]"),
-    "token of the donor lost": (bank, "_through", "+ entry % tokens", "+ 0 * entry"),
-    "identity of other rows": (bank.Texts, "slots", "own = row_slots(places,", "own = row_slots(places.flip(0),"),
-    "pooled of the prompt read": (bank.Texts, "of", "[self.place[row.pooled_prompt] for", "[self.place[row.prompt] for"),
-}  # fmt: skip
+    "donor of another row": (
+        bank,
+        "_of_table",
+        "places[table // tokens]",
+        "places.flip(0)[table // tokens]",
+    ),
+    "token of the donor lost": (bank, "_of_table", "+ table % tokens", "+ 0 * table"),
+    "identity of other rows": (
+        bank.Texts,
+        "slots",
+        "own = row_slots(places,",
+        "own = row_slots(places.flip(0),",
+    ),
+    "pooled of the prompt read": (
+        bank.Texts,
+        "of",
+        "[self.place[row.pooled_prompt] for",
+        "[self.place[row.prompt] for",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_of_the_bank_is_seen(fault, monkeypatch):
     """The run with a fault is not the run without a bank."""
-    pipeline, rows, swaps = unet("sdxl"), repeated_rows(), PLANS[2]
-    batch, noises = with_guidance(rows), pipeline.noises([row.seed for row in rows])
+    pipeline = unet("sdxl")
+    rows = repeated_rows()
+    swaps = PLANS[2]
+    batch = with_guidance(rows)
+    noises = pipeline.noises([row.seed for row in rows])
     condition = pipeline.encode([row.prompt for row in batch])
     pooled = pipeline.encode([row.pooled_prompt for row in batch]).pooled
     plain = pipeline.denoise(
-        next(noises), replace(condition, pooled=pooled), steps=2, guidance=4.5, noises=noises,
-        slots=lambda step: swaps.slots(step, batch, pipeline.denoiser.sites, tokens=condition.tokens.shape[1]),
-    )  # fmt: skip
+        next(noises),
+        replace(condition, pooled=pooled),
+        steps=2,
+        guidance=4.5,
+        noises=noises,
+        slots=lambda step: swaps.slots(
+            step, batch, pipeline.denoiser.sites, tokens=condition.tokens.shape[1]
+        ),
+    )
 
     def off():
         made = sample(pipeline, rows, swaps, steps=2, guidance=4.5).latents
-        return max((made[row.name] - x).abs().max() / x.abs().max() for row, x in zip(rows, plain))
+        return max(
+            (made[row.name] - x).abs().max() / x.abs().max()
+            for row, x in zip(rows, plain, strict=True)
+        )
 
     assert off() <= 1e-12  # another batch shape of the projections
     plant(monkeypatch, *FAULTS[fault])
@@ -333,27 +423,33 @@ def make_pipeline(name: str):
 
 @pytest.mark.parametrize("name", ["sdxl", "if", "mmdit"])
 def test_one_graph_for_every_plan(name):
-    """Compiled whole, a denoiser runs the identity and every plan at every step on 1 graph, with 0 recompilations."""
-    pipeline, rows, counter = make_pipeline(name), repeated_rows(), CompileCounter()
+    """A denoiser compiled whole runs the identity and every plan on 1 graph, with 0 recompilations."""
+    pipeline = make_pipeline(name)
+    rows = repeated_rows()
+    counter = CompileCounter()
     plain = [sample(pipeline, rows, swaps, steps=2, guidance=4.5).latents for swaps in PLANS]
     torch._dynamo.reset()
     pipeline.denoiser.compile(backend=counter, fullgraph=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         made = [sample(pipeline, rows, swaps, steps=2, guidance=4.5).latents for swaps in PLANS]
     assert counter.frame_count == 1
-    for a, b in zip(made, plain):
+    for a, b in zip(made, plain, strict=True):
         assert all(torch.allclose(a[row], b[row], rtol=1e-12, atol=1e-12) for row in b)
 
 
 def test_spelled_out_is_the_same_read():
     """Every plan's slots in full, (B, H, T) for keys and for values, gather the same keys and values."""
-    pipeline, batch = unet("if"), with_guidance(repeated_rows())
-    sites, shapes = pipeline.denoiser.sites, set()
+    pipeline = unet("if")
+    batch = with_guidance(repeated_rows())
+    sites = pipeline.denoiser.sites
+    shapes = set()
     for swaps in PLANS:
         tables = swaps.slots(1, batch, sites, tokens=4)
-        for i, (site, pair) in enumerate(zip(sites, spelled_out(tables, len(batch), 4, sites))):
+        spelled = spelled_out(tables, len(batch), 4, sites)
+        for i, (site, pair) in enumerate(zip(sites, spelled, strict=True)):
             entry = None if tables is None else tables[i]
-            for short, full in zip(entry if isinstance(entry, tuple) else (entry, entry), pair):
+            shorts = entry if isinstance(entry, tuple) else (entry, entry)
+            for short, full in zip(shorts, pair, strict=True):
                 keys = torch.randn(len(batch), site.text_heads, 4, 3)
                 assert torch.equal(gather_text(keys, full), gather_text(keys, short))
                 shapes.add((site.index, full.shape, full.dtype, full.is_contiguous()))
@@ -361,8 +457,12 @@ def test_spelled_out_is_the_same_read():
 
 
 def test_no_slots_where_every_row_reads_itself():
-    """No plan, and as many rows as prompts in their order: None, so that attention keeps its fastest path."""
-    pipeline, rows = unet("sdxl"), make_rows((0, 1, 2))
+    """A run without a plan, with as many rows as prompts in their order, has no slots.
+
+    Attention keeps its fastest path then.
+    """
+    pipeline = unet("sdxl")
+    rows = make_rows((0, 1, 2))
     texts = encode(pipeline, rows)
     assert texts.slots(None, rows, 4) is None
     turned = texts.slots(None, rows[::-1], 4)
@@ -370,9 +470,14 @@ def test_no_slots_where_every_row_reads_itself():
 
 
 def test_a_table_for_the_keys_alone_is_refused():
-    """(table, None) would read as the keys' table for both: an error that says what to give."""
-    pipeline, rows = unet("sdxl"), make_rows((0, 1))
-    texts, table = encode(pipeline, rows), row_slots(torch.tensor([1, 0]), 4)
+    """A pair (table, None) is refused with what to give.
+
+    It would read as the keys' table for both.
+    """
+    pipeline = unet("sdxl")
+    rows = make_rows((0, 1))
+    texts = encode(pipeline, rows)
+    table = row_slots(torch.tensor([1, 0]), 4)
     with pytest.raises(
         PatchError, match="site 2 are a table for the keys and None for the values; give"
     ):

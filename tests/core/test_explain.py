@@ -1,4 +1,4 @@
-"""`explain` is true: the equation of every kind of site, and exactly the tensors that a patched call changes."""
+"""Explanations have the equation of every kind of site, and the tensors that a patched call changes."""
 
 import re
 
@@ -8,31 +8,38 @@ import torch
 from support.foreign import foreign
 from support.planting import plant
 from support.strategies import fixed_case
-from textpatch import HookRegistry, Plan, Site, Span, Swap, capture, find_sites, patch, plan
+from textpatch import HookRegistry, Plan, Site, Span, Swap, capture, explaining, find_sites, patch
 from textpatch.plan import Window
 
 TENSOR = re.compile(r"^ +([kv])' ([\w.]+)(\[.*\])?  (\d+) x (\d+) x (\d+) x (\d+)$", re.MULTILINE)
 TOKENS = {"z_image": 32}  # padded; five elsewhere
-HEADS, PLACES = (0,), (1, 3)
+HEADS = (0,)
+PLACES = (1, 3)
 
 
 def changed(model, site, call, part: str) -> dict[str, torch.Tensor]:
-    """Tap -> bool like its output: what differs once row 0 reads row 1's text at some heads and tokens."""
-    seen, taps = [], {tap.module for tap in site.taps}
+    """Boolean for every element of a tap's output, whether it differs after a swap.
+
+    Row 0 reads row 1's text at some heads and tokens.
+    """
+    seen = []
+    taps = {tap.module for tap in site.taps}
     with capture(model, site, rows=["a", "b"]) as cache:
         call()
     for rows in (["a", "b"], ["b", None]):
         seen.append({})
-        with patch(model, cache, site, rows=rows, heads=HEADS, tokens=PLACES, part=part):
-            with HookRegistry(model, taps).observe(
+        with (
+            patch(model, cache, site, rows=rows, heads=HEADS, tokens=PLACES, part=part),
+            HookRegistry(model, taps).observe(
                 lambda name, output: seen[-1].update({name: output.clone()})
-            ):
-                call()
+            ),
+        ):
+            call()
     return {name: seen[0][name] != seen[1][name] for name in taps}
 
 
 def require_true(model, call, tokens: int, part: str) -> None:
-    """At every site: row 0 of each tensor named, at the swap's heads and tokens, changes, and nothing else does."""
+    """Tensors named change at row 0, the swap's heads and tokens, at every site, and nothing else does."""
     for site in find_sites(model):
         swap = Swap(site, "a", "b", heads=HEADS, tokens=PLACES, part=part)
         lines = TENSOR.findall(Plan([swap]).explain(find_sites(model), tokens=tokens))
@@ -40,7 +47,7 @@ def require_true(model, call, tokens: int, part: str) -> None:
         real = changed(model, site, call, part)
         said = {name: torch.zeros_like(mask) for name, mask in real.items()}
         for _, name, cut, *shape in lines:
-            text = eval(f"said[name]{cut}")  # (B, T, W)
+            text = eval(f"said[{name!r}]{cut}")  # (B, T, W)
             assert (1, len(HEADS), len(PLACES), text.shape[2] // site.text_heads) == tuple(
                 map(int, shape)
             )
@@ -71,16 +78,21 @@ def test_every_tensor_of_our_models(architecture):
 
 FAULTS = {
     "channels of the other part": (
-        plan,
+        explaining,
         "_tensors",
-        'zip("kv", site.taps)',
-        'zip("kv", site.taps[::-1])',
+        'zip("kv", site.taps,',
+        'zip("kv", site.taps[::-1],',
     ),
     "text at the other end": (Span, "cut", '"first": f":{length}"', '"first": f"-{length}:"'),
-    "channels left out": (Span, "cut", "if channels else []", "if False else []"),
-    "part ignored": (plan, "_tensors", "if part in swap.part:", "if True:"),
-    "heads ignored": (plan, "_tensors", "if swap.heads is None", "if True"),
-    "tokens ignored": (plan, "_tensors", "if swap.tokens is None", "if True"),
+    "channels left out": (Span, "cut", "if channels:", "if False:"),
+    "part ignored": (explaining, "_tensors", "if part in swap.part:", "if True:"),
+    "heads ignored": (
+        explaining,
+        "_tensors",
+        "_how_many(swap.heads, site.text_heads)",
+        "site.text_heads",
+    ),
+    "tokens ignored": (explaining, "_tensors", "_how_many(swap.tokens, tokens)", "tokens"),
 }
 
 
@@ -94,12 +106,17 @@ def test_the_test_notices(diffusers, fault, monkeypatch):
 
 
 def test_equations():
-    """Cross-attention reads text keys alone, the others the image's beside them; primes where the donor is read."""
+    """Cross-attention reads text keys alone, the other kinds the image's beside them.
+
+    Primes stand where the donor is read.
+    """
     cross, joint = (
         Site(i, f"blocks.{i}", kind, 2, 4, 0) for i, kind in enumerate(("cross", "joint"))
     )
-    said = [Plan([Swap(i, "a", "b", part=part)]).explain([cross, joint]).splitlines()[0]
-            for i, part in ((0, "kv"), (1, "kv"), (1, "v"), ("all", "k"))]  # fmt: skip
+    said = [
+        Plan([Swap(i, "a", "b", part=part)]).explain([cross, joint]).splitlines()[0]
+        for i, part in ((0, "kv"), (1, "kv"), (1, "v"), ("all", "k"))
+    ]
     assert said == [
         "a <- b:  softmax(q k'^T / sqrt(D)) v'",
         "a <- b:  softmax(q [k_image; k']^T / sqrt(D)) [v_image; v']",
@@ -109,7 +126,7 @@ def test_equations():
 
 
 def test_every_word():
-    """What is printed of a swap with a window, without a run and in one."""
+    """A swap with a window is printed as written here, without a run and in one."""
     case = fixed_case()
     some = Plan(
         [Swap(1, ("a", "c"), "b", steps=Window("sigma", 0.5), heads=[1], part="k", branch="cond")]
@@ -121,7 +138,8 @@ def test_every_word():
         "     1  transformer_blocks.1.attn  (joint)",
         "          k' transformer_blocks.1.attn.add_k_proj  2 x 1 x T x 4",
     ]
-    sites, run = case.model.sites, dict(schedule=case.pipeline.schedule, steps=3)
+    sites = case.model.sites
+    run = dict(schedule=case.pipeline.schedule, steps=3)
     assert some.explain(sites) == "\n".join(lines)
     inside = ", ".join(map(str, some.at(**run).swaps[0].steps))
     within = (
@@ -133,7 +151,10 @@ def test_every_word():
 
 @pytest.mark.parametrize("sites, said", [((2, 1), "1, 2"), ("*.attn", "*.attn"), (3, "3")])
 def test_without_a_model_a_plan_explains_what_was_asked(sites, said):
-    """Both equations, as the kind of a site decides, and the sites as they were named; no tensors."""
+    """A plan without a model shows both equations and the sites as they were named.
+
+    It shows no tensors.
+    """
     assert Plan([Swap(sites, "a", "b", part="v")]).explain() == (
         "a <- b:  softmax(q k^T / sqrt(D)) v' or softmax(q [k_image; k]^T / sqrt(D)) [v_image; v']\n"
         "  steps all; heads all; tokens all; branch both\n"

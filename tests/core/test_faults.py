@@ -1,4 +1,4 @@
-"""Every law is held to its word: a fault planted in the library's source must break the law that forbids it."""
+"""Faults planted in the library's source break the laws that forbid them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Guidance: branches, the prompt of each, how predictions become one, and state that stays with its row."""
+"""Guidance has branches with prompts, combines predictions, and keeps its state with its row."""
 
 from dataclasses import dataclass, replace
 
@@ -25,7 +25,10 @@ ROWS = make_rows((0, 1, 2))
 
 @dataclass(frozen=True)
 class Pulled:
-    """Three branches and a momentum: what a safety guidance needs.  d = u + s (c - u) - m, m <- (m + w - u) / 2"""
+    """A safety guidance of three branches with momentum.
+
+    d = u + s (c - u) - m, m <- (m + w - u) / 2
+    """
 
     scale: float = 3.0
     branches: tuple[str, ...] = ("uncond", "away", "cond")
@@ -53,7 +56,10 @@ def final(pipeline, rows, guidance, plan=Plan(), **options):
 
 
 def test_a_number_is_classifier_free_guidance():
-    """3 is ClassifierFree(3), bit for bit; 1 is Unguided; both are Guidance, and so is what others write."""
+    """A number 3 is ClassifierFree(3), bit for bit, and 1 is Unguided.
+
+    Both are Guidance, and so is what others write.
+    """
     pipeline = build_pipeline()
     for number, object_ in ((3, ClassifierFree(3)), (1, Unguided())):
         a, b = (final(pipeline, ROWS, guidance) for guidance in (number, object_))
@@ -63,7 +69,7 @@ def test_a_number_is_classifier_free_guidance():
 
 
 def by_definition(pipeline, rows, negatives, scale):
-    """x by the loop written out: two calls of the denoiser on one row at a time."""
+    """Latents of the loop written out, with two calls of the denoiser on one row at a time."""
     made = {}
     for row in rows:
         x = pipeline.schedule.start(pipeline.noise([row.seed]), 4)
@@ -103,8 +109,12 @@ def require_state_of_its_row() -> None:
     case = fixed_case()
     together = final(case.pipeline, ROWS, Pulled(), Plan([Swap(1, "a", "b")]))
     apart = final(case.pipeline, ROWS, Pulled(), Plan([Swap(1, "a", "b")]), micro_batch=3)
-    forked = final(case.pipeline, [*ROWS, Row("d", "prompt a", 0, joins=2, copies="a")], Pulled(),
-                   Plan([Swap(1, ("a", "d"), "b")]))  # fmt: skip
+    forked = final(
+        case.pipeline,
+        [*ROWS, Row("d", "prompt a", 0, joins=2, copies="a")],
+        Pulled(),
+        Plan([Swap(1, ("a", "d"), "b")]),
+    )
     stateless = final(case.pipeline, ROWS, ClassifierFree(3), Plan([Swap(1, "a", "b")]))
     for name, x in together.items():
         assert not torch.allclose(x, stateless[name])
@@ -114,20 +124,40 @@ def require_state_of_its_row() -> None:
 
 
 def test_three_branches_and_state_per_row():
-    """A guidance of three branches with momentum: the state goes with its row into micro-batches and forks."""
+    """State of a guidance goes with its row into micro-batches and forks."""
     require_state_of_its_row()
 
 
 FAULTS = {
-    "scale of the other sign": (require_negatives_of_their_rows, ClassifierFree, "combine",
-                                "self.scale * (", "-self.scale * ("),
-    "everybody's negative prompt": (require_negatives_of_their_rows, ClassifierFree, "prompt",
-                                    "return self.negative[row.name]", 'return self.negative["a"]'),
-    "branches in another order": (require_negatives_of_their_rows, guiding, "branch_rows",
-                                  "[*others, *rows]", "[*rows, *others]"),
-    "state of nothing": (require_state_of_its_row, "textpatch.sampling.Loop", "_in_parts",
-                         "states[row.name] = states[row.copies]", "pass"),
-}  # fmt: skip
+    "scale of the other sign": (
+        require_negatives_of_their_rows,
+        ClassifierFree,
+        "combine",
+        "self.scale * (",
+        "-self.scale * (",
+    ),
+    "everybody's negative prompt": (
+        require_negatives_of_their_rows,
+        ClassifierFree,
+        "prompt",
+        "return self.negative[row.name]",
+        'return self.negative["a"]',
+    ),
+    "branches in another order": (
+        require_negatives_of_their_rows,
+        guiding,
+        "branch_rows",
+        "[*others, *rows]",
+        "[*rows, *others]",
+    ),
+    "state of nothing": (
+        require_state_of_its_row,
+        "textpatch.sampling.Loop",
+        "_in_parts",
+        "states[row.name] = states[row.copies]",
+        "pass",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -142,17 +172,22 @@ def test_a_fault_is_noticed(fault, monkeypatch):
 
 
 def test_the_batch_of_a_run():
-    """Branch by branch, all rows in each; other branches are pooled of their own prompt."""
+    """A batch holds all rows in each branch.
+
+    Other branches are pooled of their own prompt.
+    """
     rows = [replace(ROWS[0], pooled="pooled")]
     assert branch_rows(rows, ClassifierFree(2, "n")) == with_guidance(rows, "n")
     assert [(row.prompt, row.branch, row.pooled) for row in branch_rows(rows, Pulled())] == [
-        (None, "uncond", None), ("what is kept away", "away", None), ("prompt a", "cond", "pooled"),
-    ]  # fmt: skip
+        (None, "uncond", None),
+        ("what is kept away", "away", None),
+        ("prompt a", "cond", "pooled"),
+    ]
     assert branch_rows(rows, Unguided()) == rows
 
 
 def test_what_manifests_hold():
-    """A number stays as it was given; an object says itself in plain data."""
+    """A number stays as it was given, and an object gives plain data."""
     kept = {
         3: 3,
         1.5: 1.5,
@@ -163,23 +198,29 @@ def test_what_manifests_hold():
     assert all(guiding.described(guidance) == plain for guidance, plain in kept.items())
 
 
-@pytest.mark.parametrize("ask, says", [
-    (lambda: as_guidance(0), "the prompt has no effect"),
-    (lambda: ClassifierFree(0), "the prompt has no effect"),
-    (lambda: ClassifierFree(1), "never reads its negative prompt"),
-    (lambda: as_guidance(float("nan")), "give a finite number"),
-    (lambda: as_guidance(True), "give a number, or an object"),
-    (lambda: as_guidance("3"), "give a number, or an object"),
-    (lambda: as_guidance(1, "n"), "has no effect at guidance 1"),
-    (lambda: as_guidance(ClassifierFree(3), "n"), "leave one of them out"),
-    (lambda: as_guidance(Pulled(branches=("cond", "uncond"))), "their last must be 'cond'"),
-    (lambda: ClassifierFree(3, 5), "a negative prompt is 5"),
-    (lambda: ClassifierFree(3, {"a": 5}), "a negative prompt is 5"),
-    (lambda: Unguided().prompt("uncond", ROWS[0]), "has none"),
-    (lambda: final(build_pipeline(), ROWS, ClassifierFree(3, {"a": "n"})), "row 'b' has none"),
-    (lambda: final(build_pipeline(), ROWS, ClassifierFree(3, dict.fromkeys("abcd"))), "row 'd', which is none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "ask, says",
+    [
+        (lambda: as_guidance(0), "the prompt has no effect"),
+        (lambda: ClassifierFree(0), "the prompt has no effect"),
+        (lambda: ClassifierFree(1), "never reads its negative prompt"),
+        (lambda: as_guidance(float("nan")), "give a finite number"),
+        (lambda: as_guidance(True), "give a number, or an object"),
+        (lambda: as_guidance("3"), "give a number, or an object"),
+        (lambda: as_guidance(1, "n"), "has no effect at guidance 1"),
+        (lambda: as_guidance(ClassifierFree(3), "n"), "leave one of them out"),
+        (lambda: as_guidance(Pulled(branches=("cond", "uncond"))), "their last must be 'cond'"),
+        (lambda: ClassifierFree(3, 5), "a negative prompt is 5"),
+        (lambda: ClassifierFree(3, {"a": 5}), "a negative prompt is 5"),
+        (lambda: Unguided().prompt("uncond", ROWS[0]), "has none"),
+        (lambda: final(build_pipeline(), ROWS, ClassifierFree(3, {"a": "n"})), "row 'b' has none"),
+        (
+            lambda: final(build_pipeline(), ROWS, ClassifierFree(3, dict.fromkeys("abcd"))),
+            "row 'd', which is none",
+        ),
+    ],
+)
 def test_guidance_that_is_none_is_refused(ask, says):
-    """What was given, and what to give."""
+    """A message says what was given, and what to give."""
     with pytest.raises(PatchError, match=says):
         ask()

@@ -1,7 +1,8 @@
 """The laws of design, section 5, and what they rest on, over random models of every architecture.
 
-Each line is a test: a law, spelled out in its docstring, on random sites, rows, steps and plans of random SDXL,
-DeepFloyd IF (stages I and II) and MMDiT models.  test_faults.py breaks each by a fault in the library.
+Each line is a test of a law, whose docstring says it, on random sites, rows, steps and plans of random
+SDXL, DeepFloyd IF (stages I and II) and MMDiT models.  test_faults.py breaks each by a fault in the
+library.
 """
 
 from dataclasses import replace
@@ -23,7 +24,8 @@ def over(law, architectures=ARCHITECTURES):
     def test(architecture, data):
         law(data.draw(cases(architecture)))
 
-    test.__name__, test.__doc__ = law.__name__, law.__doc__  # hypothesis draws by the name
+    test.__name__ = law.__name__  # hypothesis draws by the name
+    test.__doc__ = law.__doc__
     drawn = settings(max_examples=EXAMPLES)(given(data=st.data())(test))
     return pytest.mark.parametrize("architecture", architectures)(drawn)
 
@@ -63,7 +65,8 @@ test_caches_are_copies = over(laws.law_caches_are_copies)
 test_estimates_are_exact = over(laws.law_estimates_are_exact)
 test_rows_mean_their_labels = over(laws.law_rows_mean_their_labels)
 
-# 5, 12: one intervention in several ways; agreement with the official runs is in test_recorded_runs.py, 13 in test_ports.py
+# 5, 12: one intervention in several ways.  Agreement with the official runs is in test_recorded_runs.py,
+# law 13 in test_ports.py
 test_lock_step_is_capture_then_patch = over(laws.law_lock_step_is_capture_then_patch)
 test_every_swap_is_a_patch = over(laws_of_calls.law_every_swap_is_a_patch)
 test_injection_is_a_swap = over(laws.law_injection_is_a_swap, STATIC)

@@ -1,4 +1,4 @@
-"""The ledger says what happened: who read whom, by how much that changed K and V, and why a swap changed nothing."""
+"""Ledgers tell who read whom, by how much that changed K and V, and why a swap changed nothing."""
 
 from dataclasses import replace
 
@@ -12,7 +12,8 @@ from support.patched_calls import cells
 from support.planting import plant
 from support.strategies import cases, fixed_case, make_rows
 from support.unets import unet
-from textpatch import ledger as ledgers
+from textpatch import bookkeeping
+from textpatch.bookkeeping import Recorder, Watch
 from textpatch.errors import PatchError
 from textpatch.ledger import (
     ITSELF,
@@ -21,19 +22,21 @@ from textpatch.ledger import (
     OVERRIDDEN,
     SAME_TEXT,
     Ledger,
-    Recorder,
-    Watch,
 )
 from textpatch.plan import Plan, Row, Swap
 from textpatch.sampling import Samples, sample
 
 
 def changes(case, cache, step: int, among=True):
-    """(site, part, reader, donor, |K donor - K own|) of each cell that reads another row, subtracted one by one."""
+    """Changes |K donor - K own| of every cell that reads another row, subtracted one by one.
+
+    Yields (site, part, reader, donor, change).
+    """
     batch = case.branches(case.rows)
     own, read = (tables(case, p, step) for p in (Plan(), case.plan))  # (sites, k and v, B, H, T)
     for site, part, b, h, t in ((own != read) & among).nonzero().tolist():
-        reader, donor = batch[b], batch[read[site, part, b, h, t] // case.tokens]
+        reader = batch[b]
+        donor = batch[read[site, part, b, h, t] // case.tokens]
         kv = [
             cache[case.model.sites[site].name, step, row.label, "kv"[part]]
             for row in (reader, donor)
@@ -43,7 +46,7 @@ def changes(case, cache, step: int, among=True):
 
 
 def expected(case, cache) -> dict:
-    """(step, site, reader, donor) -> branches, hits and changes, by counting."""
+    """Branches, hits and changes of each (step, site, reader, donor), by counting."""
     found = {}
     for step in range(case.steps):
         for site, part, reader, donor, change in changes(case, cache, step):
@@ -65,7 +68,7 @@ def require_true(case, ledger: Ledger, cache) -> None:
     assert [(e.step, e.site, e.reader, e.donor) for e in ledger.entries] == [
         key for key, _ in counted
     ]
-    for entry, (_, (branches, hits, changes)) in zip(ledger.entries, counted):
+    for entry, (_, (branches, hits, changes)) in zip(ledger.entries, counted, strict=True):
         assert (entry.branches, [entry.hits_k, entry.hits_v]) == (tuple(sorted(branches)), hits)
         assert [entry.change_k, entry.change_v] == changes
         assert (entry.timestep, entry.sigma) == (
@@ -93,7 +96,10 @@ def test_entries(case):
 
 @given(cases())
 def test_micro_batches(case):
-    """The ledger of any micro-batch size: equal hits, and changes within 1e-10; no reader is entered twice."""
+    """Ledgers of any micro-batch size have equal hits, and changes within 1e-10.
+
+    No reader is entered twice.
+    """
     whole = run(case, case.rows, case.plan).ledger
     for size in range(1, 2 * len(case.rows)):
         parts = run(case, case.rows, case.plan, micro_batch=size).ledger
@@ -114,17 +120,50 @@ def test_json(case):
 
 
 FAULTS = {
-    "heads not counted": (Watch, "enter", "* site.text_heads // self._heads(site, part)", ""),
-    "first step's table kept": (Watch, "_look_up", "not all(map(torch.equal, now, before))", "False"),
-    "change of another token": (Watch, "_measure", "split[reader, tokens, heads]", "split[reader, 0, heads]"),
-    "change of the whole row": (Watch, "_measure", "split[donor, read, heads]", "split[donor]"),
-    "reader and donor exchanged": (Watch, "_entry", "self.batch[reader].name, self.batch[donor].name",
-                                   "self.batch[donor].name, self.batch[reader].name"),
-    "one table for keys and values": (Watch, "enter", "entry if isinstance(entry, tuple)",
-                                      "(entry[0],) * 2 if isinstance(entry, tuple)"),
-    "one row alone": (ledgers, "cells_read", "moved.any(-1).any(-1).nonzero()", "moved.any(-1).any(-1).nonzero()[:1]"),
-    "keys entered as values": (Recorder, "watching", 'zip("kv", site.taps)', 'zip("vk", site.taps)'),
-}  # fmt: skip
+    "heads not counted": (Watch, "_count", "* site.text_heads // self._heads(site, part)", ""),
+    "first step's table kept": (
+        Watch,
+        "_look_up",
+        "not all(map(torch.equal, now, before))",
+        "False",
+    ),
+    "change of another token": (
+        Watch,
+        "_measure",
+        "split[cells.reader, cells.tokens, cells.heads]",
+        "split[cells.reader, 0, cells.heads]",
+    ),
+    "change of the whole row": (
+        Watch,
+        "_measure",
+        "split[cells.donor, cells.donor_tokens, cells.heads]",
+        "split[cells.donor]",
+    ),
+    "reader and donor exchanged": (
+        Watch,
+        "_entry",
+        "site.index, reader, donor,",
+        "site.index, donor, reader,",
+    ),
+    "one table for keys and values": (
+        Watch,
+        "enter",
+        "entry if isinstance(entry, tuple)",
+        "(entry[0],) * 2 if isinstance(entry, tuple)",
+    ),
+    "one row alone": (
+        bookkeeping,
+        "cells_read",
+        "moved.any(-1).any(-1).nonzero()",
+        "moved.any(-1).any(-1).nonzero()[:1]",
+    ),
+    "keys entered as values": (
+        Recorder,
+        "_observing",
+        'zip("kv", site.taps,',
+        'zip("vk", site.taps,',
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -137,13 +176,21 @@ def test_the_test_notices(fault, monkeypatch):
 
 
 def test_a_row_is_entered_once(monkeypatch):
-    """b reads d and is read by a and c, so with three rows at a time it runs twice; its hits are counted once."""
-    case, plan = fixed_case(), Plan([Swap(0, ("a", "c"), "b"), Swap(0, "b", "d")])
-    hits = lambda **options: [
-        e.hits_k for e in run(case, case.rows, plan, **options).ledger.entries
-    ]  # noqa: E731
+    """A row that runs in two micro-batches has its hits counted once.
+
+    Row b reads d and is read by a and c, so that it runs twice with three rows at a time.
+    """
+    case = fixed_case()
+    plan = Plan([Swap(0, ("a", "c"), "b"), Swap(0, "b", "d")])
+
+    def hits(**options) -> list[int]:
+        entries = run(case, case.rows, plan, **options).ledger.entries
+        return [entry.hits_k for entry in entries]
+
     assert hits() == hits(micro_batch=6)
-    plant(monkeypatch, ledgers, "cells_read", "if batch[reader].name in names else []", "")
+    plant(
+        monkeypatch, bookkeeping, "cells_read", "if batch[reader].name not in names:", "if False:"
+    )
     assert hits() != hits(micro_batch=6)
 
 
@@ -172,9 +219,13 @@ def with_dead_heads(case):
 
 
 def why_silent(case, cache, i: int) -> str | None:
-    """Why swap i changed nothing, from every cell that it names and no later swap does; None if it changed one."""
+    """Reason why swap i changed nothing, from every cell that it names and no later swap does.
+
+    None if it changed one.
+    """
     swap, *later = case.plan.swaps[i:]
-    prompts, found = {row.name: row.prompt for row in case.rows}, []
+    prompts = {row.name: row.prompt for row in case.rows}
+    found = []
     for step in range(case.steps):
         own = cells(case, swap, step)
         for other in later:
@@ -203,19 +254,36 @@ def require_silence_told(case) -> None:
 
 @given(cases())
 def test_every_swap_answers_for_itself(case):
-    """silent = {i: no cell that swap i names and no later one does reads other K or V}, for every plan."""
+    """Silent swaps are those of whose own cells none reads other K or V, for every plan.
+
+    A swap's own cells are those that it names and no later swap does.
+    """
     require_silence_told(with_dead_heads(case))
 
 
 def side_by_side():
-    """Swaps of one reader, donor and site: a dead one beside one alive, one overridden, two that take turns."""
-    plan = Plan([Swap(0, "a", "b", heads=(0,)), Swap(0, "a", "b", heads=(1,)), Swap(1, "c", "d", tokens=(1,)),
-                 Swap(1, "c", "d"), Swap(2, "a", "b", steps=(0,)), Swap(2, "a", "b", steps=(1, 2))])  # fmt: skip
+    """Swaps of one reader, donor and site in one plan.
+
+    One is dead beside one that is alive, one is overridden, and two take turns.
+    """
+    plan = Plan(
+        [
+            Swap(0, "a", "b", heads=(0,)),
+            Swap(0, "a", "b", heads=(1,)),
+            Swap(1, "c", "d", tokens=(1,)),
+            Swap(1, "c", "d"),
+            Swap(2, "a", "b", steps=(0,)),
+            Swap(2, "a", "b", steps=(1, 2)),
+        ]
+    )
     return with_dead_heads(replace(fixed_case(), plan=plan))
 
 
 def test_no_swap_vouches_for_another():
-    """A dead swap is silent, and an error, beside a live one of its reader, donor and site; so is one overridden."""
+    """A dead swap is silent, and an error, beside a live one of its reader, donor and site.
+
+    So is one that is overridden.
+    """
     ledger = recorded(side_by_side())[0]
     assert [(s.swap, s.why) for s in ledger.silent] == [(0, NO_EFFECT), (2, OVERRIDDEN)]
     with pytest.raises(PatchError, match="1 of the plan's swaps had no effect, first swap 0"):
@@ -223,13 +291,22 @@ def test_no_swap_vouches_for_another():
 
 
 SILENCE_FAULTS = {
-    "one swap vouches for another": (Recorder, "_why_silent", "if j == i", ""),
-    "swaps of another step": (Recorder, "_winners", "step in swap.steps for", "True for"),
-    "swaps of the step before": (Watch, "_look_up", "all(map(torch.equal, now, before))",
-                                 "torch.equal(now[0], before[0])"),
-    "the cells of a pair's other swaps": (ledgers, "cells_read", "(who == pair).all(-1)", "(who[..., 0] == pair[0])"),
+    "one swap vouches for another": (Recorder, "_why_silent", "if key.swap == i", ""),
+    "swaps of another step": (Recorder, "_winners", "winners(step,", "winners(0,"),
+    "swaps of the step before": (
+        Watch,
+        "_look_up",
+        "all(map(torch.equal, now, before))",
+        "torch.equal(now[0], before[0])",
+    ),
+    "the cells of a pair's other swaps": (
+        bookkeeping,
+        "cells_read",
+        "(who == pair).all(-1)",
+        "(who[..., 0] == pair[0])",
+    ),
     "off by one swap": (Plan, "winners", "table // tokens - B)", "table // tokens - B - 1)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", SILENCE_FAULTS)
@@ -242,8 +319,12 @@ def test_silence_notices(fault, monkeypatch):
 
 
 def test_silence_with_a_reason():
-    """A swap with itself, one whose entries later swaps take, one between equal texts: named, and no error."""
-    case, kept = fixed_case(), Swap(1, "a", "c")
+    """Silence with a reason is named, and no error.
+
+    Reasons are a swap with itself, later swaps that take all entries, and equal texts.
+    """
+    case = fixed_case()
+    kept = Swap(1, "a", "c")
     assert silent(case, kept) == []
     assert silent(case, Swap("all", "a", "a"), kept) == [(0, ITSELF)]
     assert silent(case, Swap(1, "a", "b"), kept) == [(0, OVERRIDDEN)]
@@ -263,8 +344,10 @@ def test_silence_with_a_reason():
 
 
 def test_silence_without_one_is_an_error():
-    """A site where all texts make the same keys and values: require names the swap there, and no other."""
-    case, dead, alive = with_dead_site(), Swap(1, "a", "b"), Swap((0, 1), "c", "b")
+    """A site with the same keys and values for all texts makes `require` name its swap, and no other."""
+    case = with_dead_site()
+    dead = Swap(1, "a", "b")
+    alive = Swap((0, 1), "c", "b")
     assert silent(case, dead, alive) == [(0, NO_EFFECT)]
     with pytest.raises(
         PatchError, match=r"1 of the plan's swaps had no effect, first swap 1 \(a <- b at site 1\)"
@@ -275,7 +358,7 @@ def test_silence_without_one_is_an_error():
 
 
 def test_no_plan_no_ledger():
-    """A run without swaps: no entry and no silence."""
+    """A run without swaps has no entry and no silence."""
     case = fixed_case()
     assert run(case, case.rows).ledger == Ledger() == Samples({}, {}, Plan(), (), 1, 1.0).ledger
     assert (
@@ -289,17 +372,18 @@ def test_no_plan_no_ledger():
 
 @pytest.mark.parametrize("name", ["sdxl", "if"])
 def test_a_bank_is_watched_as_every_step_is(name):
-    """Keys and values made once for all steps: the ledger of making them for every row at every step, 1e-12."""
+    """A bank has the ledger of making keys and values for every row at every step, to 1e-12."""
     rows = make_rows((0, 1, 2))
     plan = Plan([Swap((0, 2), "a", "b", steps=(1, 2)), Swap(1, "c", "a", heads=(1,), part="k")])
-    stepwise, banked = unet(name), unet(name)
+    stepwise = unet(name)
+    banked = unet(name)
     stepwise.denoiser.text_is_static = False
     a, b = (
         sample(pipeline, rows, plan, steps=3, guidance=4.5).ledger
         for pipeline in (stepwise, banked)
     )
     assert len(a.entries) == 2 * 2 + 3 and a.silent == b.silent == ()
-    for one, other in zip(a.entries, b.entries):
+    for one, other in zip(a.entries, b.entries, strict=True):
         assert replace(one, change_k=0, change_v=0) == replace(other, change_k=0, change_v=0)
         assert (one.change_k, one.change_v) == pytest.approx(
             (other.change_k, other.change_v), rel=1e-12
@@ -309,11 +393,15 @@ def test_a_bank_is_watched_as_every_step_is(name):
 
 
 def test_a_compiled_model_runs_unwatched(monkeypatch):
-    """No hook on compiled code, which would not run it or break its graph: the same latents and hits, changes None."""
-    case, plan = fixed_case(), Plan([Swap(1, "a", "b")])
+    """Compiled code gets no hook, and the ledger has the same hits, with None for changes.
+
+    A hook would not run, or would break the graph.  The latents are the same.
+    """
+    case = fixed_case()
+    plan = Plan([Swap(1, "a", "b")])
     plain = sample(case.pipeline, case.rows, plan, steps=2, guidance=4.5)
     case.model.compile(backend="eager")
-    monkeypatch.setattr(ledgers, "HookRegistry", None)
+    monkeypatch.setattr(bookkeeping, "HookRegistry", None)
     made = sample(case.pipeline, case.rows, plan, steps=2, guidance=4.5)
     assert all(torch.equal(made.latents[name], plain.latents[name]) for name in plain.latents)
     unwatched = [replace(entry, change_k=None, change_v=None) for entry in plain.ledger.entries]
@@ -331,7 +419,8 @@ def test_a_long_ledger_is_cut():
         case.pipeline, case.rows, Plan([Swap(1, "a", "b")]), steps=2, guidance=1
     ).ledger.entries[0]
     many = tuple(replace(entry, step=step) for step in range(LINES + 5))
-    lines, fitting = str(Ledger(many)).splitlines(), str(Ledger(many[:LINES])).splitlines()
+    lines = str(Ledger(many)).splitlines()
+    fitting = str(Ledger(many[:LINES])).splitlines()
     assert fitting == lines[: LINES + 1] and lines[LINES + 1 :] == ["... and 5 more"]
     assert lines[1].split()[:2] == ["0", "1"] and "a <- b" in lines[1]
 
@@ -341,6 +430,6 @@ NO_ENTRY = '{"schema_version": 1, "entries": [{}], "silent": []}'
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2}', NO_ENTRY])
 def test_what_is_no_ledger_is_refused(text):
-    """Anything but to_json's output: PatchError."""
+    """Text that to_json did not write raises PatchError."""
     with pytest.raises(PatchError, match="ledger"):
         Ledger.from_json(text)

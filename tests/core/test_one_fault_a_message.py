@@ -1,4 +1,7 @@
-"""A message speaks of the one thing that is wrong; one string is one name; a misspelt name has the right one beside it."""
+"""Messages speak of the one thing that is wrong, and a misspelt name has the right one beside it.
+
+One string is one name.
+"""
 
 import re
 import subprocess
@@ -25,27 +28,63 @@ def patching(**fields):
 
 # name -> what is done; what the message says; what it must not speak of
 FAULTS = {
-    "no pairs": (lambda: localize(PIPELINE, []), "no prompt pair was given; give at least one", ["seed", "start"]),
-    "no seeds": (lambda: localize(PIPELINE, [PAIR], seeds=[]), "no seed was given; give at least one", ["pair", "start"]),
-    "start outside": (lambda: localize(PIPELINE, [PAIR], start=2), "start 2 of 2 steps", ["seed", "pair"]),
-    "one pair": (lambda: localize(PIPELINE, [PAIR], mode="staged"), "given to mode 'staged': 1; an interval", ["first"]),
-    "first of one": (lambda: localize(PIPELINE, [PAIR] * 2, mode="staged", first=1), "first is 1, so", ["given"]),
+    "no pairs": (
+        lambda: localize(PIPELINE, []),
+        "no prompt pair was given; give at least one",
+        ["seed", "start"],
+    ),
+    "no seeds": (
+        lambda: localize(PIPELINE, [PAIR], seeds=[]),
+        "no seed was given; give at least one",
+        ["pair", "start"],
+    ),
+    "start outside": (
+        lambda: localize(PIPELINE, [PAIR], start=2),
+        "start 2 of 2 steps",
+        ["seed", "pair"],
+    ),
+    "one pair": (
+        lambda: localize(PIPELINE, [PAIR], mode="staged"),
+        "given to mode 'staged': 1; an interval",
+        ["first"],
+    ),
+    "first of one": (
+        lambda: localize(PIPELINE, [PAIR] * 2, mode="staged", first=1),
+        "first is 1, so",
+        ["given"],
+    ),
     "a swap of no site": (lambda: Swap([], "a", "b"), "sites is empty in", []),
     "a swap of no reader": (lambda: Swap(0, [], "b"), "readers is empty in", []),
     "a swap of no step": (lambda: Swap(0, "a", "b", steps=[]), "steps is empty in", []),
     "a swap of no head": (lambda: Swap(0, "a", "b", heads=[]), "heads is empty in", []),
     "a swap of no token": (lambda: Swap(0, "a", "b", tokens=[]), "tokens is empty in", []),
-    "a misspelt part": (lambda: patching(part="q"), "part is 'q'; give 'kv', 'k' or 'v'", ["steps", "heads", "tokens"]),
+    "a misspelt part": (
+        lambda: patching(part="q"),
+        "part is 'q'; give 'kv', 'k' or 'v'",
+        ["steps", "heads", "tokens"],
+    ),
     "patching no head": (lambda: patching(heads=[]), "heads is empty", ["steps", "tokens", "part"]),
-    "a height of a half": (lambda: Defaults(**FINE | {"height": 0.5}), "height is 0.5", ["text_box", "micro", "sites"]),
-    "a box of three": (lambda: Defaults(**FINE, text_box=(1, 2, 3)), "text_box is (1, 2, 3)", ["micro", "height"]),
-    "an endless guidance": (lambda: Defaults(**FINE | {"guidance": float("inf")}), "give a finite number", ["whole"]),
-}  # fmt: skip
+    "a height of a half": (
+        lambda: Defaults(**FINE | {"height": 0.5}),
+        "height is 0.5",
+        ["text_box", "micro", "sites"],
+    ),
+    "a box of three": (
+        lambda: Defaults(**FINE, text_box=(1, 2, 3)),
+        "text_box is (1, 2, 3)",
+        ["micro", "height"],
+    ),
+    "an endless guidance": (
+        lambda: Defaults(**FINE | {"guidance": float("inf")}),
+        "give a finite number",
+        ["whole"],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_message_speaks_of_one_fault(name):
-    """It names what is wrong with its value, and nothing that is right."""
+    """A message names the value that is wrong, and nothing that is right."""
     work, says, silent = FAULTS[name]
     with pytest.raises(PatchError, match=re.escape(says)) as refused:
         work()
@@ -53,7 +92,7 @@ def test_a_message_speaks_of_one_fault(name):
 
 
 def test_every_default_has_its_own_words():
-    """Whatever a field of Defaults is given in words, the message says what it must be."""
+    """A message says what a field of Defaults must be, whatever words it is given."""
     from textpatch.reference_models.pipeline import WANTED
 
     assert WANTED.keys() == Defaults.__dataclass_fields__.keys()
@@ -76,7 +115,7 @@ def test_one_string_is_one_module():
 
 
 def test_the_root_is_not_among_the_known_modules():
-    """Where nothing is near, modules are named by their names: the root has none."""
+    """A message lists known modules where no name is near, and the root has no name."""
     with pytest.raises(PatchError, match=r"no module '0123456789' in MMDiT; known: \w"):
         HookRegistry(MODEL, "0123456789")
 
@@ -96,7 +135,10 @@ MISSPELT = "import textpatch; textpatch.localise"
 
 
 def test_a_misspelt_name_suggests_the_right_one():
-    """`textpatch.localise`: the error knows name and module, names what is close, and Python itself asks."""
+    """An error about `textpatch.localise` names what is close.
+
+    It knows name and module, so that Python itself asks.
+    """
     with pytest.raises(AttributeError, match="'localise'; closest: localize") as refused:
         textpatch.localise  # noqa: B018
     assert refused.value.name == "localise" and refused.value.obj is textpatch

@@ -1,4 +1,7 @@
-"""Plans as data: what each cell reads and what is refused; their laws are in test_laws.py and test_mathematics.py."""
+"""Plans say what each cell reads, and refuse what they cannot mean.
+
+Their laws are in test_laws.py and test_mathematics.py.
+"""
 
 import json
 from contextlib import suppress
@@ -13,6 +16,7 @@ from support.patched_calls import cells
 from support.planting import plant
 from support.strategies import cases, fixed_case, make_rows
 from textpatch import plan as plans
+from textpatch import swaps
 from textpatch.errors import PatchError
 from textpatch.guidance import with_guidance
 from textpatch.plan import Plan, Row, Swap, Window
@@ -26,16 +30,19 @@ ROWS = make_rows((0, 0, 0))
 
 
 def test_swaps_add():
-    """Plan(a) + Plan(b) = Plan(a, b); order is part of a plan."""
-    a, b = Swap(0, "a", "b"), Swap(1, "a", "b")
+    """Plans add to Plan(a) + Plan(b) = Plan(a, b), in this order."""
+    a = Swap(0, "a", "b")
+    b = Swap(1, "a", "b")
     assert Plan([a]) + Plan([b]) == Plan([a, b]) != Plan([b, a])
     assert Plan([a, b]).sha256 != Plan([b, a]).sha256
 
 
 def test_sites_by_any_name():
-    """index, name, glob, Site and "all" mean the same sites; a Site is stored by name."""
-    every = [Plan([Swap(s, "a", "b")]).slots(0, ROWS, SITES, tokens=2) for s in
-             ("all", "blocks.*", range(3), SITES, ["blocks.0.attn", 1, SITES[2]])]  # fmt: skip
+    """Index, name, glob, Site and "all" mean the same sites, and a Site is stored by name."""
+    every = [
+        Plan([Swap(s, "a", "b")]).slots(0, ROWS, SITES, tokens=2)
+        for s in ("all", "blocks.*", range(3), SITES, ["blocks.0.attn", 1, SITES[2]])
+    ]
     assert all(
         torch.equal(x, y) for entries in every for x, y in zip(entries, every[0], strict=True)
     )
@@ -43,21 +50,21 @@ def test_sites_by_any_name():
 
 
 def test_sites_and_steps_without_a_swap_have_no_table():
-    """None where nothing is read from elsewhere."""
+    """Entries are None where nothing is read from elsewhere."""
     plan = Plan([Swap(1, "a", "b", steps=range(1, 3))])
     assert [entry is None for entry in plan.slots(1, ROWS, SITES, tokens=2)] == [True, False, True]
     assert plan.slots(0, ROWS, SITES, tokens=2) is Plan().slots(0, ROWS, SITES, tokens=2) is None
 
 
 def test_rows_read_the_donor_of_their_own_branch():
-    """(a, branch) <- (b, branch): whole rows of slots, int32, (B, 1, T)."""
+    """Rows (a, branch) read (b, branch), as whole rows of slots, int32 (B, 1, T)."""
     (table, _, _) = Plan([Swap(0, "a", "b")]).slots(0, with_guidance(ROWS), SITES, tokens=2)
     assert table.dtype == torch.int32 and table.shape == (6, 1, 2)
     assert (table[:, 0, 0] // 2).tolist() == [1, 1, 2, 4, 4, 5]
 
 
 def test_branch_cond_leaves_the_other_branch():
-    """branch = cond: unconditional rows read themselves."""
+    """Unconditional rows read themselves with branch="cond"."""
     (table, _, _) = Plan([Swap(0, "a", "b", branch="cond")]).slots(
         0, with_guidance(ROWS), SITES, tokens=2
     )
@@ -66,7 +73,7 @@ def test_branch_cond_leaves_the_other_branch():
 
 @pytest.mark.parametrize("part, changed", [("k", [True, False]), ("v", [False, True])])
 def test_parts_are_pairs_of_tables(part, changed):
-    """part k: (k', v); part v: (k, v')."""
+    """Slots are (k', v) for part "k" and (k, v') for part "v"."""
     (pair, _, _) = Plan([Swap(0, "a", "b", part=part)]).slots(0, ROWS, SITES, tokens=2)
     assert isinstance(pair, tuple) and [bool(table[0, 0, 0] == 2) for table in pair] == changed
     both = Plan([Swap(0, "a", "b", part="k"), Swap(0, "a", "b", part="v")]).slots(
@@ -76,7 +83,7 @@ def test_parts_are_pairs_of_tables(part, changed):
 
 
 def test_heads_and_tokens_have_their_cells():
-    """read[a, h, t] = (b, t) for the heads and tokens named, (a, t) elsewhere; (B, H, T)."""
+    """Slots (B, H, T) name (b, t) at the heads and tokens of the swap, (a, t) elsewhere."""
     (table, _, _) = Plan([Swap(0, "a", "b", heads=(1,), tokens=(0, 2))]).slots(
         0, ROWS, SITES, tokens=3
     )
@@ -125,26 +132,34 @@ def test_a_swap_that_cannot_mean_anything(field):
 
 
 def test_numbers_of_any_integer_type_are_one_plan():
-    """steps as range, tensor or numpy integers: the same JSON."""
+    """Steps as range, tensor or numpy integers give the same JSON."""
     kinds = (0, 1, 2), range(3), torch.arange(3), torch.arange(3).numpy()
     assert len({Plan([Swap(0, "a", "b", steps=steps)]).to_json() for steps in kinds}) == 1
 
 
-@pytest.mark.parametrize("change", [
-    {"schema_version": 3}, {"schema_version": 0}, {"schema_version": None},
-    {"swaps": 3}, {"swaps": [{"sites": 0}]}, {"swaps": None},
-    {"swaps": [{"sites": 0, "readers": "a", "donor": "b", "colour": "red"}]},
-    {"swaps": [{"sites": 0, "readers": "a", "donor": "b", "steps": ["x"]}]},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema_version": 3},
+        {"schema_version": 0},
+        {"schema_version": None},
+        {"swaps": 3},
+        {"swaps": [{"sites": 0}]},
+        {"swaps": None},
+        {"swaps": [{"sites": 0, "readers": "a", "donor": "b", "colour": "red"}]},
+        {"swaps": [{"sites": 0, "readers": "a", "donor": "b", "steps": ["x"]}]},
+    ],
+    ids=str,
+)
 def test_json_that_is_no_plan(change):
-    """Another schema, missing, unknown or odd fields: PatchError."""
+    """Missing, unknown or odd fields and another schema raise PatchError."""
     with pytest.raises(PatchError, match="plan|schema|steps"):
         Plan.from_json(json.dumps({"schema_version": 1, "swaps": []} | change))
 
 
 @given(st.text() | st.sampled_from(["null", "[]", "3", '"plan"', "{}", '{"schema_version":1}']))
 def test_text_that_is_no_plan(text):
-    """from_json(anything else): PatchError, never another error."""
+    """Any other text raises PatchError, and never another error."""
     with pytest.raises(PatchError, match="not a plan"):
         Plan.from_json(text)
 
@@ -161,7 +176,7 @@ def test_the_order_of_fields_is_nothing(case, dice):
 
 
 def test_a_donor_outside_the_batch():
-    """slots over rows without the donor in the reader's branch: refused, not read from elsewhere."""
+    """A donor that is not in the reader's branch is refused, not read from elsewhere."""
     with pytest.raises(PatchError, match="not in the batch in branch 'cond'; known: a$"):
         Plan([Swap(0, "a", "b")]).slots(
             0, [ROWS[0], Row("b", "p", branch="uncond")], SITES, tokens=2
@@ -171,7 +186,7 @@ def test_a_donor_outside_the_batch():
 @pytest.mark.parametrize("wrong", ["site", "site name", "head", "token"])
 @pytest.mark.parametrize("step", [0, 1])
 def test_slots_refuse_what_is_not_there(wrong, step):
-    """Sites, heads and tokens out of range: PatchError as by `check`, at a step where the swap acts and at another."""
+    """Sites, heads and tokens out of range are refused as by `check`, at steps without the swap too."""
     swap, says = WRONG[wrong]
     with pytest.raises(PatchError, match=says):
         Plan([replace(swap, steps=(0,))]).slots(step, ROWS, SITES, tokens=3)
@@ -186,16 +201,33 @@ def read(**fields):
 
 
 FAULTS = {
-    "negative numbers": (build, {"tokens": (-1,)}, plans, "_counted", "numbers[0] < 0", "False"),
-    "readers of any kind": (build, {"readers": None}, plans, "_names", "isinstance(name, str) for", "True for"),
+    "negative numbers": (build, {"tokens": (-1,)}, swaps, "_counted", "numbers[0] < 0", "False"),
+    "readers of any kind": (
+        build,
+        {"readers": None},
+        swaps,
+        "_names",
+        "if isinstance(name, str)",
+        "",
+    ),
     "heads not looked at": (read, {"heads": (2,)}, Swap, "require_cells", "self.heads,", "None,"),
-    "tokens not looked at": (read, {"tokens": (7,)}, Swap, "require_cells", "self.tokens,", "None,"),
-}  # fmt: skip
+    "tokens not looked at": (
+        read,
+        {"tokens": (7,)},
+        Swap,
+        "require_cells",
+        "self.tokens,",
+        "None,",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_of_what_is_refused_is_seen(fault, monkeypatch):
-    """PatchError, and with the fault none: the swap is taken, or is torch's IndexError."""
+    """Wrong fields raise PatchError, and with the fault none.
+
+    The swap is then taken, or torch raises IndexError.
+    """
     work, fields, *place = FAULTS[fault]
     with pytest.raises(PatchError):
         work(**fields)
@@ -205,14 +237,17 @@ def test_every_fault_of_what_is_refused_is_seen(fault, monkeypatch):
 
 
 def test_slots_of_a_part_of_the_rows():
-    """A batch without a swap's readers is a part of a run: None, where `check` of all rows knows every name."""
+    """A batch without a swap's readers has no slots, because it may be a part of a run.
+
+    `check` of all rows knows every name.
+    """
     plan = Plan([Swap(0, "a", "b")])
     assert plan.slots(0, ROWS[1:], SITES, tokens=2) is None
     plan.check(ROWS, SITES, steps=1, tokens=2)
 
 
 def test_sites_are_selected_once_for_each_swap(monkeypatch):
-    """slots of n sites: one selection per swap, not n."""
+    """Slots of n sites take one selection for each swap, not n."""
     calls = []
     monkeypatch.setattr(
         plans, "select_sites", lambda *args: calls.append(args) or select_sites(*args)
@@ -223,15 +258,19 @@ def test_sites_are_selected_once_for_each_swap(monkeypatch):
 
 @given(cases())
 def test_winners_are_the_last_to_name_a_cell(case):
-    """winners[b, h, t] = max{i: swap i names the cell}, -1 if none does, for keys and for values, at every step."""
-    rows, sites = case.branches(case.rows), case.model.sites
+    """Winners hold the largest i whose swap names the cell, -1 if none does, at every step.
+
+    So for keys and for values.
+    """
+    rows = case.branches(case.rows)
+    sites = case.model.sites
     for step in range(case.steps):
         expected = torch.full_like(cells(case, case.plan.swaps[0], step), -1, dtype=torch.int32)
         for i, swap in enumerate(case.plan.swaps):
             expected[cells(case, swap, step)] = i
         found = case.plan.winners(step, rows, sites, tokens=case.tokens)
         for site in sites:
-            for part, at in zip("kv", expected[site.index]):
+            for part, at in zip("kv", expected[site.index], strict=True):
                 assert (
                     torch.equal(found[site][part].expand_as(at), at)
                     if site in found
@@ -254,7 +293,7 @@ def test_explain_names_sites_and_tensors(case):
 
 @pytest.mark.parametrize("run", [dict(schedule=FlowMatchEuler()), dict(steps=3)], ids=str)
 def test_explain_wants_a_whole_run(run):
-    """A schedule without steps, or steps without a schedule: refused with both, not half used."""
+    """A schedule without steps is refused, and so are steps without a schedule."""
     plan = Plan([Swap(0, "a", "b", steps=Window("sigma", 0.5, 1))])
     with pytest.raises(
         PatchError, match="steps=(None and schedule FlowMatchEuler|3 and schedule None); give both"

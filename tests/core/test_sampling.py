@@ -20,7 +20,10 @@ def run(case, rows, plan=Plan(), **options):
 
 
 def require_the_rest_of_a_run(case) -> None:
-    """A row given the latents that enter step s of another run goes on as that run does, and its noise, too."""
+    """A row given the latents of another run at step s goes on as that run does.
+
+    Its noise goes on, too.
+    """
     whole = run(case, case.rows[:2], Plan([Swap(1, "a", "b", steps=range(2, 4))]))
     given = whole.trajectory["a"]
     for joins in range(4):
@@ -33,7 +36,7 @@ def require_the_rest_of_a_run(case) -> None:
         )
         made = run(case, [*case.rows[:2], late], plan)
         assert len(made.trajectory["late"]) == 5 - joins
-        for x, expected in zip(made.trajectory["late"], given[joins:]):
+        for x, expected in zip(made.trajectory["late"], given[joins:], strict=True):
             assert torch.allclose(x, expected, rtol=1e-10, atol=1e-10)
         assert {entry.step for entry in made.ledger.entries if entry.reader == "late"} == {
             *range(max(2, joins), 4)
@@ -45,12 +48,12 @@ def require_the_rest_of_a_run(case) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_latents_of_its_own(architecture):
-    """From any step on, on every architecture, noise of stochastic steps included."""
+    """A row goes on from any step, on every architecture, noise of stochastic steps included."""
     require_the_rest_of_a_run(fixed_case(architecture))
 
 
 def test_a_run_that_begins_late():
-    """When all rows join at step 2, steps 0 and 1 are not run."""
+    """Steps 0 and 1 are not run when all rows join at step 2."""
     case = fixed_case()
     given = run(case, case.rows[:1]).trajectory["a"]
     calls = []
@@ -63,13 +66,13 @@ def test_a_run_that_begins_late():
 FAULTS = {
     "noise of the first step": ("for _ in range(bounds[0])", "for _ in range(0)"),
     "steps begun anew": ("range(first, stop), noises", "range(first, stop), iter(())"),
-    "rows of another place": ("now |= dict(zip(names, x))", "now |= dict(zip(names, x.flip(0)))"),
+    "rows of another place": ("zip(names, x, strict=True)", "zip(names, x.flip(0), strict=True)"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_noticed(fault, monkeypatch):
-    """With the fault in place the check fails, on the stochastic schedule of DeepFloyd IF."""
+    """A planted fault makes the check fail, on the stochastic schedule of DeepFloyd IF."""
     case = fixed_case("if-i")
     plant(monkeypatch, sampling.Loop, "_in_parts", *FAULTS[fault])
     with pytest.raises((AssertionError, StopIteration)):
@@ -77,28 +80,52 @@ def test_a_fault_is_noticed(fault, monkeypatch):
 
 
 X = torch.zeros(2, 8, 8)
-A, B = Row("a", "x"), Row("b", "y")
+A = Row("a", "x")
+B = Row("b", "y")
 
 
-@pytest.mark.parametrize("rows, swaps, says", [
-    ([A, Row("c", "x", joins=1)], [], "with neither latents and copies"),
-    ([A, Row("c", "x", joins=1, latents=X, copies="a")], [], "with both latents and copies"),
-    ([A, Row("c", "x", joins=4, copies="a")], [], "joins at step 4; this run has steps 0..3"),
-    ([A, Row("c", "x", joins=1, copies="q")], [], "copies 'q', which is no row here"),
-    ([A, Row("d", "x", joins=2, copies="a"), Row("c", "x", joins=1, copies="d")], [], "joins at step 2; copy one"),
-    ([A, Row("c", "x", latents=X[:1])], [], r"of shape \(1, 8, 8\); this model's are \(2, 8, 8\)"),
-    ([A, Row("c", "x", latents=X, sampled=False)], [Swap(0, "a", "c")], "not sampled, and so starts from nothing"),
-    ([A, Row("c", "x", joins=2, copies="a")], [Swap(0, "c", "a", steps=(1, 2))], "names it from step 1 on"),
-    ([A, B, Row("c", "x", joins=2, copies="a")], [Swap(0, "b", "c")], "joins at step 2, and a swap names it from step 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rows, swaps, says",
+    [
+        ([A, Row("c", "x", joins=1)], [], "with neither latents and copies"),
+        ([A, Row("c", "x", joins=1, latents=X, copies="a")], [], "with both latents and copies"),
+        ([A, Row("c", "x", joins=4, copies="a")], [], "joins at step 4; this run has steps 0..3"),
+        ([A, Row("c", "x", joins=1, copies="q")], [], "copies 'q', which is no row here"),
+        (
+            [A, Row("d", "x", joins=2, copies="a"), Row("c", "x", joins=1, copies="d")],
+            [],
+            "joins at step 2; copy one",
+        ),
+        (
+            [A, Row("c", "x", latents=X[:1])],
+            [],
+            r"of shape \(1, 8, 8\); this model's are \(2, 8, 8\)",
+        ),
+        (
+            [A, Row("c", "x", latents=X, sampled=False)],
+            [Swap(0, "a", "c")],
+            "not sampled, and so starts from nothing",
+        ),
+        (
+            [A, Row("c", "x", joins=2, copies="a")],
+            [Swap(0, "c", "a", steps=(1, 2))],
+            "names it from step 1 on",
+        ),
+        (
+            [A, B, Row("c", "x", joins=2, copies="a")],
+            [Swap(0, "b", "c")],
+            "joins at step 2, and a swap names it from step 0",
+        ),
+    ],
+)
 def test_what_cannot_start_is_refused(rows, swaps, says):
-    """Before anything runs: which row, at which step, and what to do."""
+    """A message says before anything runs what row, at what step, and what to do."""
     with pytest.raises(PatchError, match=says):
         run(fixed_case(), rows, Plan(swaps))
 
 
 def test_hashes_of_rows():
-    """What records of version 0.1 were hashed by is as it was; latents count by their values."""
+    """Rows of version 0.1 keep their hash, and latents count by their values."""
     assert Row("a", "x").data == {
         "name": "a",
         "prompt": "x",

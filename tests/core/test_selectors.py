@@ -1,4 +1,4 @@
-"""Laws of selectors: each form means what a plain comprehension says, in any mixture; nothing meant is an error."""
+"""Selectors mean what a plain comprehension says, in any mixture, and nothing meant is an error."""
 
 import numpy as np
 import pytest
@@ -17,9 +17,17 @@ UNET = tuple(
     Site(i, f"{part}.attentions.{i}.attn2", "cross", 2, 4, 0) for i, part in enumerate(PARTS)
 )
 FLUX = tuple(
-    Site(i, f"{'single_' * (i > 1)}transformer_blocks.{i % 2}.attn", "single" if i > 1 else "joint", 2, 4, 0,
-         span=Span("first" if i > 1 else "all")) for i in range(4)
-)  # fmt: skip
+    Site(
+        i,
+        f"{'single_' * (i > 1)}transformer_blocks.{i % 2}.attn",
+        "single" if i > 1 else "joint",
+        2,
+        4,
+        0,
+        span=Span("first" if i > 1 else "all"),
+    )
+    for i in range(4)
+)
 
 
 def part_of(site: Site) -> str:
@@ -67,7 +75,7 @@ def test_selectors(request):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("sites", [UNET, FLUX], ids=["U-Net", "FLUX"])
 def test_every_form(sites, form):
-    """Each form alone, for all pairs of sites; it need stand in no list."""
+    """A form alone, in no list, means what it should for all pairs of sites."""
     for a in sites:
         for b in sites[a.index :]:
             selector, meant = FORMS[form](a, b)
@@ -117,7 +125,10 @@ def test_the_test_notices(fault, monkeypatch):
 
 @given(requests(), st.randoms())
 def test_one_spelling(request, dice):
-    """A swap's sites in any order, repeated, with ranges or not, of any integer type: one JSON, which reads back."""
+    """Sites of a swap in any order, repeated, with ranges or not, give one JSON, which reads back.
+
+    So for indices of any integer type.
+    """
     sites, selectors, meant = request
     other = [*selectors, selectors[0]]
     dice.shuffle(other)
@@ -130,15 +141,21 @@ def test_one_spelling(request, dice):
 
 
 def test_ranges_are_indices():
-    """ "55-57" is (55, 56, 57), also as the paper writes it; a kind stays a word."""
+    """A range "55-57" is (55, 56, 57), also as the paper writes it, and a kind stays a word."""
     assert Swap("55-57", "a", "b") == Swap((57, 55, 56), "a", "b")
     assert Swap(["kind:cross", "2-3", 0], "a", "b").sites == (0, 2, 3, "kind:cross")
 
 
 def test_groups():
-    """The first name of a path, without `_block` or `_blocks`; others whole."""
-    named = {"down_blocks.0.attn": "down", "mid_block.attn": "mid", "single_transformer_blocks.3.attn":
-             "single_transformer", "layers.0.attention": "layers", "blocks.1": "blocks", "attn": "attn"}  # fmt: skip
+    """A group is the first name of a path, without `_block` or `_blocks`."""
+    named = {
+        "down_blocks.0.attn": "down",
+        "mid_block.attn": "mid",
+        "single_transformer_blocks.3.attn": "single_transformer",
+        "layers.0.attention": "layers",
+        "blocks.1": "blocks",
+        "attn": "attn",
+    }
     assert {name: Site(0, name, "cross", 1, 1, 0).group for name in named} == named
 
 
@@ -166,7 +183,10 @@ NOTHING = {
 
 @pytest.mark.parametrize("wrong", NOTHING)
 def test_what_means_nothing(wrong):
-    """A selector without a site, also beside one with: PatchError that says what was asked and what there is."""
+    """A selector without a site raises PatchError that says what was asked and what there is.
+
+    So does one beside a selector with a site.
+    """
     selector, *says = NOTHING[wrong]
     for wanted in [selector, *([[0, selector]] if not isinstance(selector, list) else [])]:
         with pytest.raises(PatchError) as error:

@@ -1,4 +1,4 @@
-"""What applications ask of a pipeline: parts, checked at the door, and never a class."""
+"""Applications ask a pipeline for parts, which are checked at the door, and never for a class."""
 
 from types import SimpleNamespace
 
@@ -25,7 +25,7 @@ class Facade:
 
 
 def test_our_pipeline_has_every_part():
-    """And an object that has their members alone serves as well: the same latents."""
+    """A pipeline of ours has every part, and an object with these members alone gives the same latents."""
     pipeline = small_pipeline()
     require_parts(pipeline, "this test", *PARTS)
     rows = [textpatch.Row("a", PROMPTS[0]), textpatch.Row("b", PROMPTS[1])]
@@ -38,7 +38,7 @@ def test_our_pipeline_has_every_part():
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
 def test_a_part_that_lacks_is_named(part):
-    """With the member that is not there, and what to do."""
+    """A message names the member that is not there, and what to do."""
     for name in pipelines._members(part):
         with pytest.raises(
             PatchError,
@@ -57,11 +57,15 @@ APPLICATIONS = {
 
 @pytest.mark.parametrize("application", APPLICATIONS)
 def test_others_objects_are_told_what_to_do(application):
-    """diffusers' pipelines, bare models, names of models: one sentence with the cure."""
+    """Pipelines of diffusers, bare models and names of models get one sentence with the cure."""
     ask = APPLICATIONS[application]
     theirs = SimpleNamespace(transformer=nn.Linear(1, 1), scheduler=None)
-    for given, says in ((theirs, r"capture and patch on its \.transformer"), (nn.Linear(1, 1), "a model alone takes"),
-                        ("tiny-mmdit", r"load\('tiny-mmdit'\)"), (None, "a pipeline comes from load")):  # fmt: skip
+    for given, says in (
+        (theirs, r"capture and patch on its \.transformer"),
+        (nn.Linear(1, 1), "a model alone takes"),
+        ("tiny-mmdit", r"load\('tiny-mmdit'\)"),
+        (None, "a pipeline comes from load"),
+    ):
         with pytest.raises(PatchError, match=says):
             ask(given)
 

@@ -1,6 +1,7 @@
-"""Laws of windows: steps named by timestep or sigma are those whose values lie inside, and are kept as written."""
+"""Windows name the steps whose timestep or sigma lies inside, and are kept as written."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -24,10 +25,10 @@ def entering(schedule, unit: str, steps: int) -> list[float]:
 
 
 def require_right(schedule, steps: int = 5) -> None:
-    """at(window) = {i : low <= value_i <= high}, for ends on every value, between and open."""
+    """Windows give the i with low <= value_i <= high, for ends on every value, between and open."""
     for unit in UNITS:
         values = entering(schedule, unit, steps)
-        ends = sorted([*values, *((a + b) / 2 for a, b in zip(values, values[1:]))])
+        ends = sorted([*values, *((a + b) / 2 for a, b in pairwise(values))])
         for low, high in (
             (a, b) for a in [None, *ends] for b in [*ends, None] if (a, b) != (None, None)
         ):
@@ -51,7 +52,10 @@ def schedule(request):
 
 
 def test_windows_are_taken_in_the_schedule(schedule):
-    """Indices of a window, for every schedule and unit; swaps without a window stay; a second time changes nothing."""
+    """Windows become indices for every schedule and unit.
+
+    Swaps without a window stay, and a second time changes nothing.
+    """
     require_right(schedule)
     plan = Plan([Swap(0, "a", "b", steps=Window("sigma", 0.0))]).at(schedule, 4)
     assert plan.at(schedule, 4) == plan == Plan([Swap(0, "a", "b", steps=range(4))])
@@ -64,11 +68,15 @@ def ordered(low: float | None, high: float | None) -> bool:
 numbers = st.floats(-10, 10)
 
 
-@given(st.tuples(st.none() | numbers, st.none() | numbers).filter(lambda ends: ordered(*ends)),
-       st.lists(numbers, min_size=1))  # fmt: skip
+@given(
+    st.tuples(st.none() | numbers, st.none() | numbers).filter(lambda ends: ordered(*ends)),
+    st.lists(numbers, min_size=1),
+)
 def test_among_any_values(ends, values):
-    """among(values) = the indices inside; none inside is an error."""
-    low, high = (float(f"{sign}inf") if end is None else end for sign, end in zip("-+", ends))
+    """Indices are those inside, and none inside is an error."""
+    low, high = (
+        float(f"{sign}inf") if end is None else end for sign, end in zip("-+", ends, strict=True)
+    )
     inside = tuple(i for i in range(len(values)) if low <= values[i] and values[i] <= high)
     if inside:
         assert Window("sigma", *ends).among(values) == inside
@@ -85,12 +93,17 @@ def windowed(case) -> tuple[Plan, Plan]:
         Window("timestep", values["timestep"][1], 2000),
     )
     indices = range(1, case.steps), (0, 1)
-    return tuple(Plan([Swap(1, "a", "b", steps=some[0]), Swap(2, "c", "b", steps=some[1])]) for some in
-                 (windows, indices))  # fmt: skip
+    return tuple(
+        Plan([Swap(1, "a", "b", steps=some[0]), Swap(2, "c", "b", steps=some[1])])
+        for some in (windows, indices)
+    )
 
 
 def require_same_run(case) -> None:
-    """x'(windows) = x'(indices), bit for bit, with one ledger; the samples name the plan as it was written."""
+    """Windows and indices give the same run, bit for bit, with one ledger.
+
+    The samples name the plan as it was written.
+    """
     made = [
         sample(case.pipeline, case.rows, plan, steps=case.steps, guidance=4.5)
         for plan in windowed(case)
@@ -111,14 +124,43 @@ def test_runs_under_a_window():
 FAULTS = {
     "lower end left out": (require_right, Window, "among", "low <= value", "low < value"),
     "upper end left out": (require_right, Window, "among", "value <= high", "value < high"),
-    "sigmas for timesteps": (require_right, Plan, "at", 'window.unit == "timestep"', 'window.unit == "sigma"'),
-    "noise level after the step": (require_right, Plan, "at", "values[:steps]", "values[-steps:]"),
-    "other swaps lost": (require_right, Plan, "at", "else swap for", "else self.swaps[0] for"),
-    "schedule of another length": (require_same_run, sampling, "sample_latents",
-                                   "plan.at(pipeline.schedule, steps)", "plan.at(pipeline.schedule, steps + 1)"),
-    "windows not taken": (require_same_run, sampling, "sample_latents", "plan.at(pipeline.schedule, steps)", "plan"),
-    "written plan lost": (require_same_run, sampling, "sample_latents", "{}, plan, rows", "{}, run, rows"),
-}  # fmt: skip
+    "sigmas for timesteps": (require_right, Window, "in_run", "[self.unit]", '["sigma"]'),
+    "noise level after the step": (
+        require_right,
+        Window,
+        "in_run",
+        "values[:steps]",
+        "values[-steps:]",
+    ),
+    "other swaps lost": (
+        require_right,
+        Plan,
+        "at",
+        "for swap in self.swaps",
+        "for swap in self.swaps[:1]",
+    ),
+    "schedule of another length": (
+        require_same_run,
+        sampling,
+        "sample_latents",
+        "plan.at(pipeline.schedule, steps)",
+        "plan.at(pipeline.schedule, steps + 1)",
+    ),
+    "windows not taken": (
+        require_same_run,
+        sampling,
+        "sample_latents",
+        "plan.at(pipeline.schedule, steps)",
+        "plan",
+    ),
+    "written plan lost": (
+        require_same_run,
+        sampling,
+        "sample_latents",
+        "{}, plan, rows",
+        "{}, run, rows",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -132,12 +174,14 @@ def test_the_test_notices(fault, monkeypatch):
 
 # --- as data ---
 
-ONE = ('{"schema_version":1,"swaps":[{"branch":"both","donor":"b","heads":null,"part":"kv","readers":["a"],'
-       '"sites":[0],"steps":[1,2],"tokens":null}]}')  # fmt: skip
+ONE = (
+    '{"schema_version":1,"swaps":[{"branch":"both","donor":"b","heads":null,"part":"kv","readers":["a"],'
+    '"sites":[0],"steps":[1,2],"tokens":null}]}'
+)
 
 
 def test_version_one_stays():
-    """A plan of indices is written, and hashed, as version 1 did; and read from either version."""
+    """A plan of indices is written and hashed as version 1 did, and read from either version."""
     plan = Plan([Swap(0, "a", "b", steps=(1, 2))])
     assert plan.to_json() == ONE
     assert Plan.from_json(ONE) == Plan.from_json(ONE.replace(":1,", ":2,", 1)) == plan
@@ -153,14 +197,15 @@ def test_windows_survive_json(unit, low, length):
             Swap(0, "b", "a", steps=Window(unit, low)),
         ]
     )
-    again, body = Plan.from_json(plan.to_json()), json.loads(plan.to_json())
+    again = Plan.from_json(plan.to_json())
+    body = json.loads(plan.to_json())
     ends = [{"unit": unit, "low": low, "high": high} for high in (low + length, None)]
     assert again == plan and again.sha256 == plan.sha256 and hash(again) == hash(plan)
     assert body["schema_version"] == 2 and [swap["steps"] for swap in body["swaps"]] == ends
 
 
 def test_one_spelling():
-    """Ends of any number type, and both zeros, are one window; other ends and units are others."""
+    """Ends of any number type, and both zeros, are one window, while other ends and units are others."""
     spelled = (1, 2), (1.0, 2.0), (np.float32(1), np.int64(2))
     assert (
         len({Plan([Swap(0, "a", "b", steps=Window("sigma", *ends))]).sha256 for ends in spelled})
@@ -175,16 +220,28 @@ def test_one_spelling():
     )
 
 
-WRONG = [("sigma",), ("sigma", 2, 1), ("sigmas", 1), ("step", 1), ("sigma", float("nan")), ("sigma", 0, float("inf")),
-         ("sigma", "1"), (None, 1), ("sigma", [1])]  # fmt: skip
+WRONG = [
+    ("sigma",),
+    ("sigma", 2, 1),
+    ("sigmas", 1),
+    ("step", 1),
+    ("sigma", float("nan")),
+    ("sigma", 0, float("inf")),
+    ("sigma", "1"),
+    (None, 1),
+    ("sigma", [1]),
+]
 
 
 @pytest.mark.parametrize("fields", WRONG, ids=str)
 def test_windows_that_cannot_mean_anything(fields):
-    """Another unit, ends out of order, both open, or no finite numbers: refused, here and in JSON."""
+    """Windows that cannot mean anything are refused, here and in JSON.
+
+    That is another unit, ends out of order, both open, or no finite numbers.
+    """
     with pytest.raises(PatchError, match="window of"):
         Window(*fields)
-    steps = dict(zip(("unit", "low", "high"), fields))
+    steps = dict(zip(("unit", "low", "high"), fields, strict=False))
     body = json.loads(ONE) | {"schema_version": 2}
     body["swaps"][0]["steps"] = steps
     with pytest.raises(PatchError, match="window of"):
@@ -192,8 +249,12 @@ def test_windows_that_cannot_mean_anything(fields):
 
 
 def test_an_empty_window_names_the_values():
-    """A window between two steps: refused before anything runs, with the window and the values of all steps."""
-    case, plan = fixed_case(), Plan([Swap(0, "a", "b", steps=Window("sigma", 0.99, 0.995))])
+    """A window between two steps is refused before anything runs.
+
+    The message has the window and the values of all steps.
+    """
+    case = fixed_case()
+    plan = Plan([Swap(0, "a", "b", steps=Window("sigma", 0.99, 0.995))])
     case.pipeline.denoise = None
     with pytest.raises(
         PatchError, match=r"lies in sigma from 0.99 to 0.995: its 3 are at 1, 0\.\d+, 0\.\d+; widen"
@@ -202,10 +263,13 @@ def test_an_empty_window_names_the_values():
 
 
 def test_a_window_needs_a_run():
-    """slots, check: a window that no run has resolved is refused, with what to call."""
-    case, plan = fixed_case(), Plan([Swap(0, "a", "b", steps=Window("sigma", 0.5, 1))])
-    for work in (lambda: plan.slots(0, case.rows, case.model.sites, tokens=4),
-                 lambda: plan.check(case.rows, case.model.sites, 3, 4)):  # fmt: skip
+    """A window that no run has resolved is refused by slots and check, with what to call."""
+    case = fixed_case()
+    plan = Plan([Swap(0, "a", "b", steps=Window("sigma", 0.5, 1))])
+    for work in (
+        lambda: plan.slots(0, case.rows, case.model.sites, tokens=4),
+        lambda: plan.check(case.rows, case.model.sites, 3, 4),
+    ):
         with pytest.raises(
             PatchError, match=r"sigma from 0.5 to 1.0, .*; take plan.at\(schedule, steps\)"
         ):

@@ -27,14 +27,17 @@ LAYERS = [
     ["groups"],
     ["prompts", "runs"],
     ["metrics"],
-    ["sampling"],
-    ["ledger", "patching", "recording"],
+    ["checks", "packing", "sampling"],
+    ["bookkeeping", "ledger", "patching", "recording"],
     ["taps"],
     ["cache", "calls", "reference_models"],
+    ["bank"],
     ["masks"],
     ["pipelines"],
-    ["bank", "guidance"],
+    ["guidance"],
     ["plan"],
+    ["explaining"],
+    ["rows", "swaps", "windows"],
     ["ports"],
     ["sites"],
     ["anatomy", "attention", "hooks"],
@@ -44,8 +47,8 @@ LAYERS = [
     ["errors"],
 ]
 CORE = (
-    "anatomy attention bank cache calls guidance hooks ledger masks patching plan recording shapes "
-    "sites slots softmax taps"
+    "anatomy attention bank bookkeeping cache calls checks explaining guidance hooks ledger masks packing "
+    "patching plan recording rows shapes sites slots softmax swaps taps windows"
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 SPEAKS = {

@@ -1,4 +1,4 @@
-"""Sites on any model: the shipped tables hold on diffusers' own classes, and foreign models swap as ours do."""
+"""Ports hold on diffusers' own classes, and foreign models swap as ours do."""
 
 import ast
 from dataclasses import replace
@@ -25,30 +25,49 @@ from textpatch.testing import CHECKS, check_port
 
 # --- the shipped tables ---
 
-MIDDLE, UP = "mid_block.attentions.0", ["up_blocks.0.attentions.0", "up_blocks.0.attentions.1"]
-TRANSFORMERS = [f"{where}.transformer_blocks.{i}.attn2" for where in ("down_blocks.1.attentions.0", MIDDLE, *UP)
-                for i in range(2)]  # fmt: skip
+MIDDLE = "mid_block.attentions.0"
+UP = ["up_blocks.0.attentions.0", "up_blocks.0.attentions.1"]
+TRANSFORMERS = [
+    f"{where}.transformer_blocks.{i}.attn2"
+    for where in ("down_blocks.1.attentions.0", MIDDLE, *UP)
+    for i in range(2)
+]
 DOUBLE, SINGLE = (
     [f"{kind}transformer_blocks.{i}.attn" for i in range(3)] for kind in ("", "single_")
 )
-EXPECTED = {  # names, in execution order; of each: kind, heads, head_dim, parameters of K and V, K and V heads
+# names in execution order, then kind, heads, head_dim, parameters of K and V, K and V heads of each
+EXPECTED = {
     "sdxl": (TRANSFORMERS, "cross", 2, 8, 2 * 12 * 16, None),
     "deepfloyd_if": (["down_blocks.1.attentions.0", MIDDLE, *UP], "added", 2, 8, 2 * 33 * 16, None),
     "sd3": (DOUBLE, "joint", 2, 8, 2 * 17 * 16, None),
     "sd35": (DOUBLE, "joint", 2, 8, 2 * 17 * 16, None),
     "flux": (DOUBLE[:2] + SINGLE[:2], ["joint"] * 2 + ["single"] * 2, 2, 8, 2 * 17 * 16, None),
-    "fused_flux": (DOUBLE[:2] + SINGLE[:2], ["joint"] * 2 + ["single"] * 2, 2, 8, 2 * 17 * 16, None),
+    "fused_flux": (
+        DOUBLE[:2] + SINGLE[:2],
+        ["joint"] * 2 + ["single"] * 2,
+        2,
+        8,
+        2 * 17 * 16,
+        None,
+    ),
     "qwen_image": (DOUBLE[:2], "joint", 2, 8, 2 * 17 * 16, None),
-    "pixart": ([f"transformer_blocks.{i}.attn2" for i in range(2)], "cross", 2, 8, 2 * 17 * 16, None),
+    "pixart": (
+        [f"transformer_blocks.{i}.attn2" for i in range(2)],
+        "cross",
+        2,
+        8,
+        2 * 17 * 16,
+        None,
+    ),
     "z_image": ([f"layers.{i}.attention" for i in range(2)], "single", 2, 8, 2 * 16 * 16, None),
     "krea2": (DOUBLE[:2], "single", 4, 8, 2 * 32 * 16, 2),
     "prx": ([f"blocks.{i}.attention" for i in range(2)], "added", 2, 8, 2 * 16 * 16, None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_shipped_table_passes_every_check(diffusers, name):
-    """check_port(diffusers' class, its shipped table) raises nothing, and reports all of over 25 sentences."""
+    """A shipped table passes check_port on diffusers' class, which reports over 25 sentences."""
     model, inputs = foreign(diffusers, name)
     report = check_port(model, None, inputs)
     assert report.sites == find_sites(model)
@@ -57,16 +76,24 @@ def test_a_shipped_table_passes_every_check(diffusers, name):
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_sites_of_foreign_models(diffusers, name):
-    """Names in execution order, kinds and sizes; attn1, and SD3.5's attn2, are no sites."""
+    """Sites have names in execution order, kinds and sizes.
+
+    attn1, and SD3.5's attn2, are no sites.
+    """
     names, kind, *sizes = EXPECTED[name]
     kinds = [kind] * len(names) if isinstance(kind, str) else kind
     found = find_sites(foreign(diffusers, name)[0])
-    assert [(s.index, s.name, s.kind) for s in found] == [*zip(range(len(names)), names, kinds)]
+    assert [(s.index, s.name, s.kind) for s in found] == [
+        *zip(range(len(names)), names, kinds, strict=True)
+    ]
     assert {(s.heads, s.head_dim, s.parameters, s.kv_heads) for s in found} == {tuple(sizes)}
 
 
 def test_tables_are_literal(diffusers):
-    """A table is one file under 80 lines that imports SiteSpec and Span alone; every class it names is diffusers'."""
+    """A table is one file under 80 lines that imports SiteSpec and Span alone.
+
+    Every class that it names is one of diffusers.
+    """
     folder = Path(ports.__file__).parent
     files = [
         path
@@ -84,7 +111,10 @@ def test_tables_are_literal(diffusers):
 
 
 def test_a_subclass_has_the_table_of_its_class(diffusers):
-    """find_sites goes by the names of a class and of what it inherits; a distilled U-Net lacks the middle."""
+    """A table is found by the names of a class and of those it inherits.
+
+    A distilled U-Net lacks the middle.
+    """
     model = foreign(diffusers, "sdxl")[0]
     model.__class__ = type("Distilled", (type(model),), {})
     model.mid_block = None
@@ -96,7 +126,10 @@ def test_a_subclass_has_the_table_of_its_class(diffusers):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_our_models_have_the_sites_of_diffusers(diffusers, name):
-    """find_sites(ours) = find_sites(theirs): index, name, kind, heads, head width, parameters, taps; ours take no mask."""
+    """Sites of our models are those of diffusers' models in every field.
+
+    Ours take no mask.
+    """
     ours, theirs = pair(diffusers, name)
     unmasked = tuple(
         replace(site, span=replace(site.span, mask=None)) for site in find_sites(theirs)
@@ -123,13 +156,19 @@ def one_swap(draw):
 @settings(max_examples=8)
 @given(swap=one_swap(), seed=st.integers(0, 99))
 def test_native_slots_are_hooks_on_the_foreign_copy(diffusers, name, swap, seed):
-    """Law 13: ours(slots of a swap) = capture, then patch on diffusers' class with our weights: 1e-10 in float64."""
+    """Slots of ours give what capture and patch give on diffusers' class.
+
+    That is law 13, with our weights, to 1e-10 in float64.
+    """
     native_slots_are_foreign_hooks(diffusers, name, swap, seed)
 
 
 @pytest.mark.parametrize("name", ["SDXL", "IF"])
 def test_native_injection_is_the_foreign_copys(diffusers, name):
-    """inject(ours, text) = inject(theirs, its tokens), 1e-10; the pooled vector stays the prompt's in both."""
+    """Injection of a text in ours is injection of its tokens in theirs, to 1e-10.
+
+    The pooled vector stays the prompt's in both.
+    """
     ours, theirs = pair(diffusers, name)
     (args, inputs), ((*_, other), _) = (one_input(type(ours), 2) for _ in range(2))
     with inject(ours, other, [1, 2]):
@@ -142,38 +181,67 @@ def test_native_injection_is_the_foreign_copys(diffusers, name):
 # --- tables, spans and refusals ---
 
 
-@pytest.mark.parametrize("fields, says", [
-    (dict(kind="self"), "kind is 'self'; known here: 'cross', 'added'"),
-    (dict(kind="joint"), "order is None; known here: 'text first', 'image first'"),
-    (dict(kind="cross", order="text first"), "order is 'text first'; known here: None"),
-    (dict(kind="single", span=Span("first"), order="text first"), "order is 'text first'; known here: None"),
-    (dict(kind="single", order="text first"), "kind 'single' and spans 'all'"),
-    (dict(kind="cross", fused=(1, 2, 2)), r"fused is \(1, 2, 2\); parts are numbered 0..1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        (dict(kind="self"), "kind is 'self'; known here: 'cross', 'added'"),
+        (dict(kind="joint"), "order is None; known here: 'text first', 'image first'"),
+        (dict(kind="cross", order="text first"), "order is 'text first'; known here: None"),
+        (
+            dict(kind="single", span=Span("first"), order="text first"),
+            "order is 'text first'; known here: None",
+        ),
+        (dict(kind="single", order="text first"), "kind 'single' and spans 'all'"),
+        (dict(kind="cross", fused=(1, 2, 2)), r"fused is \(1, 2, 2\); parts are numbered 0..1"),
+    ],
+)
 def test_a_row_that_contradicts_itself_is_refused(fields, says):
-    """Unknown kinds, an order that is missing or has no meaning, a shared stream that is all text: PatchError."""
+    """Rows that contradict themselves raise PatchError.
+
+    That is an unknown kind, an order that is missing or has no meaning, and a shared stream
+    that is all text.
+    """
     with pytest.raises(PatchError, match=says):
         SiteSpec("blocks.*.attn", **fields)
 
 
-@pytest.mark.parametrize("fields, says", [
-    (dict(modules="transformer_bloks.*.attn"), "no module 'transformer_bloks.*.attn' in SD3.*; closest: tr"),
-    (dict(projections=("to_kk", "to_v")), "has no module 'transformer_blocks.0.attn.to_kk'; closest: "),
-    (dict(norm="norm_text"), "has no module 'transformer_blocks.0.attn.norm_text'"),
-    (dict(heads="num_heads"), "'transformer_blocks.0.attn' has no number 'num_heads'"),
-    (dict(projections=("norm_q", "norm_k")), "'transformer_blocks.0.attn.norm_q' has no number 'out_features'"),
-    (dict(heads=3), "16 channels of 'transformer_blocks.0.attn.add_k_proj' do not divide into 1 parts of 3 heads"),
-    (dict(fused=(1, 2, 3)), "do not divide into 3 parts of 2 heads"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        (
+            dict(modules="transformer_bloks.*.attn"),
+            "no module 'transformer_bloks.*.attn' in SD3.*; closest: tr",
+        ),
+        (
+            dict(projections=("to_kk", "to_v")),
+            "has no module 'transformer_blocks.0.attn.to_kk'; closest: ",
+        ),
+        (dict(norm="norm_text"), "has no module 'transformer_blocks.0.attn.norm_text'"),
+        (dict(heads="num_heads"), "'transformer_blocks.0.attn' has no number 'num_heads'"),
+        (
+            dict(projections=("norm_q", "norm_k")),
+            "'transformer_blocks.0.attn.norm_q' has no number 'out_features'",
+        ),
+        (
+            dict(heads=3),
+            "16 channels of 'transformer_blocks.0.attn.add_k_proj' do not divide into 1 parts of 3 heads",
+        ),
+        (dict(fused=(1, 2, 3)), "do not divide into 3 parts of 2 heads"),
+    ],
+)
 def test_a_table_that_does_not_fit_is_refused(diffusers, fields, says):
-    """Modules, projections, norms and attributes that are not there, widths that do not divide: PatchError."""
+    """Tables that do not fit raise PatchError.
+
+    That is for modules, projections, norms and attributes that are not there, and widths that
+    do not divide.
+    """
     model = foreign(diffusers, "sd35")[0]
     with pytest.raises(PatchError, match=says):
         find_sites(model, [replace(spec, **fields) for spec in shipped_table(model)])
 
 
 def test_models_without_a_table_are_refused(diffusers):
-    """An unknown class, and a known one that no table fits: PatchError, with the reason."""
+    """An unknown class is refused, and a known one that no table fits, with the reason."""
     with pytest.raises(
         PatchError, match="no sites known for Linear: it has no `sites`, and no table is shipped"
     ):
@@ -187,7 +255,10 @@ def test_models_without_a_table_are_refused(diffusers):
 
 
 def test_sites_of_ones_own_table_are_taken_as_they_are(diffusers):
-    """capture(Sites of a table) reads by that table: here the K of image tokens, which no shipped table gives."""
+    """Sites of a table of one's own are captured by that table.
+
+    Here it gives the K of image tokens, which no shipped table does.
+    """
     model, inputs = foreign(diffusers, "krea2")
     own = find_sites(model, [replace(spec, span=Span("last")) for spec in shipped_table(model)])
     seen = {}
@@ -195,20 +266,23 @@ def test_sites_of_ones_own_table_are_taken_as_they_are(diffusers):
         HookRegistry(model, [own[0].taps[0].module]).observe(
             lambda name, output: seen.update(k=output)
         ),
-        capture(model, own[0], rows="ab") as cache,
+        capture(model, own[0], rows=["a", "b"]) as cache,
     ):
         call(model, inputs)
     assert torch.equal(cache[own[0].name, 0, ("b",), "k"], seen["k"][1, -5:])
 
 
 def test_a_fused_model_gives_the_same_text(diffusers):
-    """K and V of the parts of a fused projection are those of its own projections (5e-6), and swap alike."""
+    """Keys and values of a fused projection are those of the projections it was made of (5e-6).
+
+    They swap alike.
+    """
     found = []
     for name in ("flux", "fused_flux"):
         model, inputs = foreign(diffusers, "flux")
         if name == "fused_flux":
             model.fuse_qkv_projections()
-        with capture(model, "all", rows="ab") as cache:
+        with capture(model, "all", rows=["a", "b"]) as cache:
             call(model, inputs)
         with patch(model, cache, [1, 3], rows=["b", None], heads=[1]):
             found.append((cache, call(model, inputs)))
@@ -218,27 +292,38 @@ def test_a_fused_model_gives_the_same_text(diffusers):
 
 
 def test_projections_that_were_fused_are_not_silent(diffusers):
-    """A table from before the fusion: the modules are still there and never run, which is an error."""
+    """A table from before the fusion is refused, because its modules are there and never run."""
     model, inputs = foreign(diffusers, "fused_flux")
-    with pytest.raises(PatchError, match="8 of 8 modules never ran"):
-        with capture(model, find_sites(model, ports.flux.FLUX), rows="ab"):
-            call(model, inputs)
+    with (
+        pytest.raises(PatchError, match="8 of 8 modules never ran"),
+        capture(model, find_sites(model, ports.flux.FLUX), rows=["a", "b"]),
+    ):
+        call(model, inputs)
 
 
 def test_estimates_count_the_heads_of_keys(diffusers):
     """estimate = bytes also where four query heads share two of K and V."""
     model, inputs = foreign(diffusers, "krea2")
-    with capture(model, "all", rows="ab") as cache:
+    with capture(model, "all", rows=["a", "b"]) as cache:
         call(model, inputs)
     assert cache.bytes == patching.KVCache.estimate(find_sites(model), 1, 2, 5, torch.float32)
 
 
-@pytest.mark.parametrize("text, says", [
-    ([torch.zeros(7, 2), torch.zeros(33, 2)], r"the rows of 'cap_feats' hold \[32, 64\] text tokens"),
-    (None, "the rows of 'cap_feats' hold no text tokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (
+            [torch.zeros(7, 2), torch.zeros(33, 2)],
+            r"the rows of 'cap_feats' hold \[32, 64\] text tokens",
+        ),
+        (None, "the rows of 'cap_feats' hold no text tokens"),
+    ],
+)
 def test_a_span_needs_one_length(text, says):
-    """Rows of different padded lengths, and no text at all, are refused; 7 and 32 tokens both take 32."""
+    """Rows of different padded lengths, and no text at all, are refused.
+
+    7 and 32 tokens both take 32.
+    """
     span = Span("last", "cap_feats", pad_to=32)
     assert (
         span.length([torch.zeros(7, 2), torch.zeros(32, 2)])
@@ -250,7 +335,7 @@ def test_a_span_needs_one_length(text, says):
 
 
 def test_a_span_needs_the_model_itself_to_be_called(diffusers):
-    """A sequence no longer than its text, or a block called behind the model's back: PatchError."""
+    """A sequence no longer than its text is refused, and a block called behind the model's back."""
     model, inputs = foreign(diffusers, "krea2")
     with pytest.raises(
         PatchError, match="a sequence of 4 tokens, and 5 text tokens in 'encoder_hidden_states'"
@@ -262,16 +347,21 @@ def test_a_span_needs_the_model_itself_to_be_called(diffusers):
         Span("first").tokens(4, None)
     with pytest.raises(PatchError, match="a sequence of 5 tokens, and 5 text tokens"):
         Span("last").tokens(5, 5)
-    with pytest.raises(PatchError, match="to_k' ran outside a call of the Krea2"):
-        with capture(model, 0, rows="ab"):
-            model.transformer_blocks[0].attn(torch.randn(2, 11, 32))
+    with (
+        pytest.raises(PatchError, match="to_k' ran outside a call of the Krea2"),
+        capture(model, 0, rows=["a", "b"]),
+    ):
+        model.transformer_blocks[0].attn(torch.randn(2, 11, 32))
 
 
 @pytest.mark.parametrize(
     "text", [torch.zeros(3, 5, 12), torch.zeros(2, 4, 12)], ids=["rows", "tokens"]
 )
 def test_injected_text_must_be_as_large(diffusers, text):
-    """Another number of rows or tokens than the batch has: PatchError with both, and nothing is left behind."""
+    """A text of another number of rows or tokens than the batch is refused with both numbers.
+
+    Nothing is left behind.
+    """
     model, inputs = foreign(diffusers, "pixart")
     before = anatomy(model)
     with (
@@ -286,24 +376,27 @@ def test_injected_text_must_be_as_large(diffusers, text):
 
 
 def test_one_text_is_injected_at_sites_that_read_one(diffusers):
-    """Sites that read two arguments of the forward, and one text: PatchError, not half an injection."""
+    """A single text is refused at sites that read two arguments of the forward."""
     first, second = find_sites(foreign(diffusers, "pixart")[0])
-    with pytest.raises(PatchError, match=r"these sites read \['encoder_hidden_states', 'glyphs'\]"):
-        with inject(
-            torch.nn.Identity(),
-            torch.zeros(2, 5, 12),
-            [first, replace(second, span=Span(text="glyphs"))],
-        ):
-            pass
+    sites = [first, replace(second, span=Span(text="glyphs"))]
+    with (
+        pytest.raises(PatchError, match=r"these sites read \['encoder_hidden_states', 'glyphs'\]"),
+        inject(torch.nn.Identity(), torch.zeros(2, 5, 12), sites),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("name", ["sdxl", "pixart", "prx"])
 def test_injection_at_all_sites_is_the_other_text(diffusers, name):
-    """Where text enters at the sites alone: f(x, a | inject b) = f(x, b), bit for bit, at every call."""
+    """Injection of b is the run of b, bit for bit, if text enters at the sites alone.
+
+    So at every call.
+    """
     model, inputs = foreign(diffusers, name)
-    text, calls = inputs["encoder_hidden_states"].flip(0), []
+    text = inputs["encoder_hidden_states"].flip(0)
+    calls = []
     model.register_forward_hook(lambda *_: calls.append(model))
-    with capture(model, 0, rows="ab") as cache, inject(model, text, "all"):
+    with capture(model, 0, rows=["a", "b"]) as cache, inject(model, text, "all"):
         injected = [call(model, inputs) for _ in range(2)]
     assert len(calls) == 3
     assert all(torch.equal(x, call(model, inputs, encoder_hidden_states=text)) for x in injected)
@@ -315,7 +408,8 @@ def test_injection_at_all_sites_is_the_other_text(diffusers, name):
 
 def test_inputs_are_bound_to_their_names():
     """observe_inputs gives what a module gets by the names of its forward, and leaves nothing."""
-    model, seen = torch.nn.Bilinear(1, 1, 1), []
+    model = torch.nn.Bilinear(1, 1, 1)
+    seen = []
     before = anatomy(model)
     with HookRegistry(model, [""]).observe_inputs(
         lambda name, inputs: seen.append((name, [*inputs.arguments]))
@@ -325,7 +419,7 @@ def test_inputs_are_bound_to_their_names():
 
 
 def test_a_site_knows_its_taps():
-    """Without taps a Site has those of its kind; an unknown kind is refused."""
+    """A Site without taps has those of its kind, and an unknown kind is refused."""
     assert Site(0, "a", "added", 2, 4, 0).taps == (Tap("a.add_k_proj"), Tap("a.add_v_proj"))
     with pytest.raises(PatchError, match="kind is 'self'"):
         Site(0, "a", "self", 2, 4, 0)

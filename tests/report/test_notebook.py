@@ -6,8 +6,18 @@ from PIL import Image
 from support.pages import HOSTILE, Page
 from support.planting import plant
 from support.results import a_result, quiet, records_of, tags_of
-from textpatch import Edit, Localization, Pair, Plan, Row, Samples, Swap, Window, html
-from textpatch import plan as plan_
+from textpatch import (
+    Edit,
+    Localization,
+    Pair,
+    Plan,
+    Row,
+    Samples,
+    Swap,
+    Window,
+    explaining,
+    html,
+)
 
 TEXTS = [*HOSTILE, "plain"]
 
@@ -103,7 +113,7 @@ def test_a_localization_shows_what_was_found():
         (an_edit, html, "safe", "html.escape(plain(text))"),
         (samples, html, "safe", "html.escape(plain(text))"),
         (a_localization, html, "safe", "html.escape(plain(text))"),
-        (a_plan, plan_.Plan, "_repr_html_", "html.escape(cell)"),
+        (a_plan, explaining, "as_html", "html.escape(cell)"),
     ],
 )
 def test_a_fault_is_noticed(made, owner, name, old, monkeypatch):

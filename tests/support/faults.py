@@ -1,8 +1,8 @@
-"""Faults of the core: a law, and a change of the library's source that must break it.
+"""Faults of the core, each a change of the library's source that must break a law.
 
-A fault is (law, owner, function, text, text put in its place), and must be noticed on every architecture; those in
-the models' own lines are in test_faults_in_models.py.  A fault whose text is gone from the function is an error when
-it is planted, so that the table follows the code.
+A fault is (law, owner, function, text, text put in its place), and must be noticed on every
+architecture. Faults in the models' own lines are in test_faults_in_models.py.  A fault whose text
+is gone from the function is an error when it is planted, so that the table follows the code.
 """
 
 from contextvars import copy_context
@@ -14,7 +14,7 @@ import torch
 from support import laws, laws_of_calls, recorded_runs
 from support.laws import patching
 from support.strategies import Attention, Case, fixed_case, make_attention
-from textpatch import attention, bank, calls, hooks, plan, sampling, taps
+from textpatch import attention, bank, calls, hooks, packing, plan, swaps, taps
 from textpatch import cache as caches
 from textpatch.hooks import Hook, HookRegistry
 from textpatch.plan import Plan, Swap
@@ -24,7 +24,7 @@ from textpatch.reference_models.schedules import DDPM, Euler
 
 
 def recorded(family: str, run: str, reproduce=recorded_runs.in_one_batch):
-    """One of the authors' recorded runs as a law, in one batch, by cache or by injection."""
+    """A law of one of the authors' recorded runs, in one batch, by cache or by injection."""
 
     def law_recorded(case: Case):
         reproduce(family, run, torch.float64)
@@ -33,7 +33,7 @@ def recorded(family: str, run: str, reproduce=recorded_runs.in_one_batch):
 
 
 COND_ONLY = Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"
-LATE_STEP = Swap, "acts", "step in self.steps", "step - 1 in self.steps"
+LATE_STEP = Swap, "in_step", "step in indices", "step - 1 in indices"
 LATE_CALL = calls.Calls, "_begin", "Call(self.count,", "Call(self.count + 1,"
 FIRST_STEP = (
     caches,
@@ -44,7 +44,7 @@ FIRST_STEP = (
 VALUES_AS_KEYS = caches, "stored_kv", "label, part\n", 'label, "vk"["kv".index(part)]\n'
 OTHER_DONOR = plan, "_donor", "return place[", "return 0 * place["
 ALL_HEADS = plan, "_write", "torch.tensor(swap.heads)", "torch.arange(heads)"
-NO_READER = plan, "_write", "zip(readers, donors)", "zip(readers[:-1], donors)"
+NO_READER = plan, "_write", "zip(readers, donors, strict=True)", "zip(readers[:-1], donors)"
 ALL_READERS = plan, "_write", "table[reader, h[:, None], t]", "table[:, h[:, None], t]"
 NEXT_SITE = (
     Plan,
@@ -54,49 +54,120 @@ NEXT_SITE = (
 )
 POOLED_OF_TARGET = bank.Texts, "of", "self.place[row.pooled_prompt]", "self.place[batch[-1].prompt]"
 IMAGE_ROWS = taps, "at_text", "taps[tap.module] +=", 'taps[f"{site.name}.to_{part}"] +='
-EARLY_HOOK = (HookRegistry, "__init__", "if name not in modules:",
-              "if name in modules:\n            modules[name].register_forward_hook(lambda *_: None)\n"
-              "        if name not in modules:")  # fmt: skip
+EARLY_HOOK = (
+    HookRegistry,
+    "__init__",
+    "if name not in modules:",
+    "if name in modules:\n            modules[name].register_forward_hook(lambda *_: None)\n"
+    "        if name not in modules:",
+)
 CLEARED = hooks, "_close", "table.pop(key, None)", "table.clear()"
 READ_THROUGH = plan, "_write", "(donor * tokens + t).int()", "table[donor][:, t]"
-OWN_ROW = (attention, "gather_text", "read = slots.clamp(min=0)",
-           "read = (slots % bank.shape[2] + bank.shape[2] * torch.arange(B)[:, None, None]).clamp(min=0)")  # fmt: skip
+OWN_ROW = (
+    attention,
+    "gather_text",
+    "read = slots.clamp(min=0)",
+    "read = (slots % bank.shape[2] + bank.shape[2] * torch.arange(B)[:, None, None]).clamp(min=0)",
+)
 
 BY_CACHE = recorded_runs.by_capture
 FAULTS = {
-    "observer's return value used": (laws.law_observing_changes_nothing,
-        HookRegistry, "observe", "    fn(name, output)\n", "    return fn(name, output)\n"),
-    "replacement dropped": (laws.law_none_leaves_the_output,
-        Hook, "__call__", "return self.act(self.name", "self.act(self.name"),
-    "hook installed before all names are known": (laws.law_an_unknown_name_installs_nothing, *EARLY_HOOK),
-    "unknown name accepted": (laws.law_an_unknown_name_installs_nothing,
-        HookRegistry, "__init__", "if name not in modules:", "if False:"),
-    "never-fired check removed": (laws.law_silence_is_an_error,
-        HookRegistry, "_require_all_fired", "if silent:", "if not self.names:"),
+    "observer's return value used": (
+        laws.law_observing_changes_nothing,
+        HookRegistry,
+        "observe",
+        "    fn(name, output)\n",
+        "    return fn(name, output)\n",
+    ),
+    "replacement dropped": (
+        laws.law_none_leaves_the_output,
+        Hook,
+        "__call__",
+        "return self.act(self.name",
+        "self.act(self.name",
+    ),
+    "hook installed before all names are known": (
+        laws.law_an_unknown_name_installs_nothing,
+        *EARLY_HOOK,
+    ),
+    "unknown name accepted": (
+        laws.law_an_unknown_name_installs_nothing,
+        HookRegistry,
+        "__init__",
+        "if name not in modules:",
+        "if False:",
+    ),
+    "never-fired check removed": (
+        laws.law_silence_is_an_error,
+        HookRegistry,
+        "_require_all_fired",
+        "if silent:",
+        "if not self.names:",
+    ),
     "one hook left behind": (laws.law_no_residue, hooks, "_close", "in hooks:", "in hooks[1:]:"),
-    "context left behind": (laws.law_no_residue,
-        hooks, "_close", "_open_blocks.get() - {block}", "{block}"),
-    "all blocks closed at once": (laws.law_blocks_close_in_any_order,
-        hooks, "_close", "_open_blocks.get() - {block}", "frozenset()"),
+    "context left behind": (
+        laws.law_no_residue,
+        hooks,
+        "_close",
+        "_open_blocks.get() - {block}",
+        "{block}",
+    ),
+    "all blocks closed at once": (
+        laws.law_blocks_close_in_any_order,
+        hooks,
+        "_close",
+        "_open_blocks.get() - {block}",
+        "frozenset()",
+    ),
     "other people's hooks removed": (laws.law_other_hooks_stay, *CLEARED),
-    "no gate for threads": (laws.law_other_threads_are_untouched,
-        Hook, "__call__", "if self.block not in _open_blocks.get():", "if False:"),
-    "a field forgotten in JSON": (laws.law_plans_survive_json,
-        Plan, "to_json", "asdict(swap)", "asdict(replace(swap, part='kv'))"),
-    "lists kept as spelled": (laws.law_spelling_does_not_matter,
-        plan, "integers", "sorted({int(index(value)) for value in values})",
-        "int(index(value)) for value in values"),
-    "first swap wins": (laws.law_the_last_swap_wins,
-        Plan, "_tables", "in enumerate(self.swaps):", "in reversed([*enumerate(self.swaps)]):"),
-    "part ignored": (laws.law_the_last_swap_wins, Plan, "_tables", "in swap.part if", 'in "kv" if'),
-    "tokens ignored": (laws.law_the_last_swap_wins,
-        plan, "_write", "torch.tensor(swap.tokens)", "torch.arange(tokens)"),
+    "no gate for threads": (
+        laws.law_other_threads_are_untouched,
+        Hook,
+        "__call__",
+        "if self.block not in _open_blocks.get():",
+        "if False:",
+    ),
+    "a field forgotten in JSON": (
+        laws.law_plans_survive_json,
+        Plan,
+        "to_json",
+        "asdict(swap)",
+        "asdict(replace(swap, part='kv'))",
+    ),
+    "lists kept as spelled": (
+        laws.law_spelling_does_not_matter,
+        swaps,
+        "integers",
+        "sorted({int(index(value)) for value in values})",
+        "int(index(value)) for value in values",
+    ),
+    "first swap wins": (
+        laws.law_the_last_swap_wins,
+        Plan,
+        "_tables",
+        "in enumerate(self.swaps):",
+        "in reversed([*enumerate(self.swaps)]):",
+    ),
+    "part ignored": (laws.law_the_last_swap_wins, Plan, "_tables", "in swap.part:", 'in "kv":'),
+    "tokens ignored": (
+        laws.law_the_last_swap_wins,
+        plan,
+        "_write",
+        "torch.tensor(swap.tokens)",
+        "torch.arange(tokens)",
+    ),
     "donor's own swap followed": (laws.law_disjoint_swaps_commute, *READ_THROUGH),
     "donor of another row, self": (laws.law_identity, *OTHER_DONOR),
     "K and V swapped, self": (laws.law_identity, *VALUES_AS_KEYS),
     "pooled vector of the target leaked": (laws.law_all_sites_are_the_target, *POOLED_OF_TARGET),
-    "donor of another row, own plan": (laws_of_calls.law_the_empty_plan_is_the_identity, *OTHER_DONOR),
-    "donor's own swap followed, restored": (laws_of_calls.law_restoring_undoes_a_swap, *READ_THROUGH),
+    "donor of another row, own plan": (
+        laws_of_calls.law_the_empty_plan_is_the_identity,
+        *OTHER_DONOR,
+    ),
+    "donor's own swap followed, restored": (
+        laws_of_calls.law_restoring_undoes_a_swap,
+        *READ_THROUGH,
+    ),
     "donor of another row, turned": (laws_of_calls.law_rows_are_equivariant, *OTHER_DONOR),
     "reader dropped, all sites": (laws.law_all_sites_are_the_target, *NO_READER),
     "i > s for i >= s": (laws.law_the_start_step, *LATE_STEP),
@@ -131,9 +202,9 @@ FAULTS = {
     "labels not compared": (laws.law_rows_mean_their_labels,
         patching, "_require_distinct", "if repeated:", "if False:"),
     "reader parted from its donor": (laws.law_micro_batches_change_nothing,
-        sampling, "pack", "[*sorted(_needed(row.name, needs)), row.name]", "[row.name]"),
+        packing, "_names_of_groups", "[*sorted(_needed(row.name, needs)), row.name]", "[row.name]"),
     "donors of donors forgotten": (laws.law_micro_batches_change_nothing,
-        sampling, "_needed", "todo += new", "pass"),
+        packing, "_needed", "todo += new", "pass"),
     "K and V injected the other way round": (laws.law_injection_is_a_swap,
         patching, "_own_bank", 'zip("kv",', 'zip("vk",'),
     "injection allowed": (laws.law_evolving_text_refuses_injection,
@@ -181,7 +252,10 @@ ELSEWHERE_NONE = {  # what is no fault on the other architectures
 
 
 def planted(fault: str):
-    """The architectures that a fault is planted on; none for laws of one attention, and of recorded runs."""
+    """Architectures that a fault is planted on.
+
+    None for laws of one attention, and of recorded runs.
+    """
     law = FAULTS[fault][0]
     alone = law.__annotations__["case"] is Attention or law.__name__ == "law_recorded"
     return [None] if alone else ELSEWHERE_NONE.get(fault, EVERYWHERE)
@@ -202,7 +276,7 @@ def require(law, architecture: str | None) -> None:
 
 
 def require_noticed(law, architecture: str | None) -> None:
-    """The law does not hold; in a context of its own, which a fault may spoil."""
+    """Require that the law does not hold, in a context of its own, which a fault may spoil."""
     case = make_case(law, architecture)
     with pytest.raises(AssertionError):
         copy_context().run(law, case)

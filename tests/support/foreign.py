@@ -1,4 +1,4 @@
-"""Small random models of diffusers' own classes, each with inputs by name: two rows, five text tokens."""
+"""Small random models of diffusers' own classes, with inputs by name of two rows and five text tokens."""
 
 import torch
 
@@ -10,7 +10,10 @@ def g(*shape):
 
 
 def grid(tokens: int, before: int = 0):
-    """Positions (before + tokens, 3): none for what comes before, then a picture three tokens wide."""
+    """Positions (before + tokens, 3) of a picture three tokens wide.
+
+    Tokens before it have position 0.
+    """
     ids = torch.zeros(before + tokens, 3)
     ids[before:, 1], ids[before:, 2] = torch.arange(tokens) // 3, torch.arange(tokens) % 3
     return ids
@@ -18,38 +21,75 @@ def grid(tokens: int, before: int = 0):
 
 def sdxl(diffusers):
     model = diffusers.UNet2DConditionModel(
-        block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, cross_attention_dim=12,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        cross_attention_dim=12,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2), attention_head_dim=(1, 2), use_linear_projection=True,
-        addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=29,
-    )  # fmt: skip
+        transformer_layers_per_block=(1, 2),
+        attention_head_dim=(1, 2),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=29,
+    )
     added = dict(text_embeds=g(2, 5), time_ids=g(2, 6))
-    return model, dict(sample=g(2, 4, 8, 8), timestep=torch.tensor([500.0, 400.0]),
-                       encoder_hidden_states=g(2, 5, 12), added_cond_kwargs=added)  # fmt: skip
+    return model, dict(
+        sample=g(2, 4, 8, 8),
+        timestep=torch.tensor([500.0, 400.0]),
+        encoder_hidden_states=g(2, 5, 12),
+        added_cond_kwargs=added,
+    )
 
 
 def deepfloyd_if(diffusers):
     model = diffusers.UNet2DConditionModel(
-        in_channels=3, out_channels=6, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
+        in_channels=3,
+        out_channels=6,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
         down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), attention_head_dim=8,
-        cross_attention_dim=32, encoder_hid_dim=12, encoder_hid_dim_type="text_proj", act_fn="gelu",
-        addition_embed_type="text", addition_embed_type_num_heads=4, cross_attention_norm="group_norm",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        encoder_hid_dim=12,
+        encoder_hid_dim_type="text_proj",
+        act_fn="gelu",
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+        cross_attention_norm="group_norm",
         resnet_time_scale_shift="scale_shift",
-    )  # fmt: skip
-    return model, dict(sample=g(2, 3, 8, 8), timestep=torch.tensor([500.0, 400.0]),
-                       encoder_hidden_states=g(2, 5, 12))  # fmt: skip
+    )
+    return model, dict(
+        sample=g(2, 3, 8, 8),
+        timestep=torch.tensor([500.0, 400.0]),
+        encoder_hidden_states=g(2, 5, 12),
+    )
 
 
 def sd3(diffusers, **sizes):
     model = diffusers.SD3Transformer2DModel(
-        sample_size=8, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=12, caption_projection_dim=16, pooled_projection_dim=6, pos_embed_max_size=8, **sizes,
-    )  # fmt: skip
-    return model, dict(hidden_states=g(2, 4, 8, 8), encoder_hidden_states=g(2, 5, 12), pooled_projections=g(2, 6),
-                       timestep=torch.tensor([500.0, 400.0]))  # fmt: skip
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        caption_projection_dim=16,
+        pooled_projection_dim=6,
+        pos_embed_max_size=8,
+        **sizes,
+    )
+    return model, dict(
+        hidden_states=g(2, 4, 8, 8),
+        encoder_hidden_states=g(2, 5, 12),
+        pooled_projections=g(2, 6),
+        timestep=torch.tensor([500.0, 400.0]),
+    )
 
 
 def sd35(diffusers):
@@ -57,13 +97,28 @@ def sd35(diffusers):
 
 
 def flux(diffusers):
-    """Its text tokens lie at places of their own: at the published zero a rotation would not show."""
+    """A FLUX.1 whose text tokens lie at places of their own.
+
+    At the published zero a rotation would not show.
+    """
     model = diffusers.FluxTransformer2DModel(
-        in_channels=4, num_layers=2, num_single_layers=2, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=12, pooled_projection_dim=6, axes_dims_rope=(2, 2, 4),
-    )  # fmt: skip
-    return model, dict(hidden_states=g(2, 6, 4), encoder_hidden_states=g(2, 5, 12), pooled_projections=g(2, 6),
-                       timestep=torch.tensor([0.5, 0.4]), img_ids=grid(6), txt_ids=g(5, 3))  # fmt: skip
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=6,
+        axes_dims_rope=(2, 2, 4),
+    )
+    return model, dict(
+        hidden_states=g(2, 6, 4),
+        encoder_hidden_states=g(2, 5, 12),
+        pooled_projections=g(2, 6),
+        timestep=torch.tensor([0.5, 0.4]),
+        img_ids=grid(6),
+        txt_ids=g(5, 3),
+    )
 
 
 def fused_flux(diffusers):
@@ -74,41 +129,82 @@ def fused_flux(diffusers):
 
 def qwen_image(diffusers):
     model = diffusers.QwenImageTransformer2DModel(
-        in_channels=8, out_channels=2, num_layers=2, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=12, axes_dims_rope=(2, 2, 4),
-    )  # fmt: skip
-    return model, dict(hidden_states=g(2, 6, 8), encoder_hidden_states=g(2, 5, 12),
-                       timestep=torch.tensor([0.5, 0.4]), img_shapes=[[(1, 2, 3)]] * 2)  # fmt: skip
+        in_channels=8,
+        out_channels=2,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        axes_dims_rope=(2, 2, 4),
+    )
+    return model, dict(
+        hidden_states=g(2, 6, 8),
+        encoder_hidden_states=g(2, 5, 12),
+        timestep=torch.tensor([0.5, 0.4]),
+        img_shapes=[[(1, 2, 3)]] * 2,
+    )
 
 
 def pixart(diffusers):
     model = diffusers.PixArtTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, num_layers=2, cross_attention_dim=16, sample_size=8,
-        caption_channels=12, use_additional_conditions=False,
-    )  # fmt: skip
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        cross_attention_dim=16,
+        sample_size=8,
+        caption_channels=12,
+        use_additional_conditions=False,
+    )
     sizes = dict(resolution=None, aspect_ratio=None)
-    return model, dict(hidden_states=g(2, 4, 8, 8), encoder_hidden_states=g(2, 5, 12),
-                       timestep=torch.tensor([500.0, 400.0]), added_cond_kwargs=sizes)  # fmt: skip
+    return model, dict(
+        hidden_states=g(2, 4, 8, 8),
+        encoder_hidden_states=g(2, 5, 12),
+        timestep=torch.tensor([500.0, 400.0]),
+        added_cond_kwargs=sizes,
+    )
 
 
 def z_image(diffusers):
     model = diffusers.ZImageTransformer2DModel(
-        in_channels=4, dim=16, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=12,
-        axes_dims=[4, 2, 2], axes_lens=[64, 16, 16],
-    )  # fmt: skip
-    return model, dict(x=[g(4, 1, 4, 4), g(4, 1, 4, 4)], t=torch.tensor([0.5, 0.4]),
-                       cap_feats=[g(5, 12), g(5, 12)])  # fmt: skip
+        in_channels=4,
+        dim=16,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=12,
+        axes_dims=[4, 2, 2],
+        axes_lens=[64, 16, 16],
+    )
+    return model, dict(
+        x=[g(4, 1, 4, 4), g(4, 1, 4, 4)], t=torch.tensor([0.5, 0.4]), cap_feats=[g(5, 12), g(5, 12)]
+    )
 
 
 def krea2(diffusers):
     model = diffusers.Krea2Transformer2DModel(
-        in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=32, timestep_embed_dim=8, text_hidden_dim=12, num_text_layers=3,
-        text_num_attention_heads=2, text_num_key_value_heads=2, text_intermediate_size=16,
-        num_layerwise_text_blocks=1, num_refiner_text_blocks=1, axes_dims_rope=(4, 2, 2),
-    )  # fmt: skip
-    return model, dict(hidden_states=g(2, 6, 4), encoder_hidden_states=g(2, 5, 3, 12),
-                       timestep=torch.tensor([0.5, 0.4]), position_ids=grid(6, before=5))  # fmt: skip
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        timestep_embed_dim=8,
+        text_hidden_dim=12,
+        num_text_layers=3,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=2,
+        text_intermediate_size=16,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 2, 2),
+    )
+    return model, dict(
+        hidden_states=g(2, 6, 4),
+        encoder_hidden_states=g(2, 5, 3, 12),
+        timestep=torch.tensor([0.5, 0.4]),
+        position_ids=grid(6, before=5),
+    )
 
 
 def prx(diffusers):
@@ -121,40 +217,81 @@ def prx(diffusers):
         axes_dim=[4, 4],
         theta=100,
     )
-    return model, dict(hidden_states=g(2, 4, 4, 4), timestep=torch.tensor([0.5, 0.4]),
-                       encoder_hidden_states=g(2, 5, 12))  # fmt: skip
+    return model, dict(
+        hidden_states=g(2, 4, 4, 4),
+        timestep=torch.tensor([0.5, 0.4]),
+        encoder_hidden_states=g(2, 5, 12),
+    )
 
 
 def lumina2(diffusers):
-    """No table is shipped: how many heads K and V have stands in no module."""
+    """A Lumina 2, for which no table is shipped, because no module tells how many heads K and V have."""
     model = diffusers.Lumina2Transformer2DModel(
-        in_channels=4, hidden_size=32, num_layers=2, num_refiner_layers=1, num_attention_heads=4, num_kv_heads=2,
-        multiple_of=8, axes_dim_rope=(4, 2, 2), axes_lens=(16, 8, 8), cap_feat_dim=12,
-    )  # fmt: skip
-    return model, dict(hidden_states=g(2, 4, 6, 6), encoder_hidden_states=g(2, 5, 12),
-                       timestep=torch.tensor([0.5, 0.4]), encoder_attention_mask=torch.ones(2, 5, dtype=torch.long))  # fmt: skip
+        in_channels=4,
+        hidden_size=32,
+        num_layers=2,
+        num_refiner_layers=1,
+        num_attention_heads=4,
+        num_kv_heads=2,
+        multiple_of=8,
+        axes_dim_rope=(4, 2, 2),
+        axes_lens=(16, 8, 8),
+        cap_feat_dim=12,
+    )
+    return model, dict(
+        hidden_states=g(2, 4, 6, 6),
+        encoder_hidden_states=g(2, 5, 12),
+        timestep=torch.tensor([0.5, 0.4]),
+        encoder_attention_mask=torch.ones(2, 5, dtype=torch.long),
+    )
 
 
 def qwen_image21(diffusers):
-    """No table is shipped: its pipeline keeps the text's K and V of the first call, and sees them in no other."""
+    """A Qwen-Image 2.1, for which no table is shipped.
+
+    Its pipeline keeps the text's K and V of the first call, and sees them in no other.
+    """
     model = diffusers.QwenImage21Transformer2DModel(
-        in_channels=8, out_channels=8, num_layers=2, attention_head_dim=8, num_attention_heads=2, context_in_dim=12,
+        in_channels=8,
+        out_channels=8,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        context_in_dim=12,
         axes_dims_rope=(2, 2, 4),
-    )  # fmt: skip
+    )
     places = torch.arange(9).expand(2, 9) >= 5  # four groups of four picture tokens after the text
-    return model, dict(hidden_states=g(2, 16, 8), encoder_hidden_states=g(2, 5, 12), timestep=torch.tensor([0.5]),
-                       img_shapes=[[(1, 4, 4)]] * 2, img_mask=places)  # fmt: skip
+    return model, dict(
+        hidden_states=g(2, 16, 8),
+        encoder_hidden_states=g(2, 5, 12),
+        timestep=torch.tensor([0.5]),
+        img_shapes=[[(1, 4, 4)]] * 2,
+        img_mask=places,
+    )
 
 
-FOREIGN = {make.__name__: make for make in (
-    sdxl, deepfloyd_if, sd3, sd35, flux, fused_flux, qwen_image, pixart, z_image, krea2, prx,
-)}  # fmt: skip
+FOREIGN = {
+    make.__name__: make
+    for make in (
+        sdxl,
+        deepfloyd_if,
+        sd3,
+        sd35,
+        flux,
+        fused_flux,
+        qwen_image,
+        pixart,
+        z_image,
+        krea2,
+        prx,
+    )
+}
 
 WITHOUT_TABLE = {make.__name__: make for make in (lumina2, qwen_image21)}
 
 
 def foreign(diffusers, name: str):
-    """(model, inputs) with every weight random and none zero, in eval mode."""
+    """A model and its inputs, with every weight random and none zero, in eval mode."""
     torch.manual_seed(0)
     model, inputs = (FOREIGN | WITHOUT_TABLE)[name](diffusers)
     return randomize(model, 0).eval().requires_grad_(False), inputs

@@ -9,6 +9,7 @@ import contextlib
 import json
 import threading
 from dataclasses import replace
+from functools import partial
 
 import torch
 from safetensors.torch import load, save
@@ -27,9 +28,9 @@ from support.patched_calls import (
     run,
     tables,
     taps,
-)  # fmt: skip
+)
 from support.strategies import Attention, Case
-from textpatch import attention, guidance, sampling
+from textpatch import attention, guidance, packing
 from textpatch.hooks import HookRegistry
 from textpatch.plan import Plan, Row, Swap
 
@@ -37,7 +38,7 @@ from textpatch.plan import Plan, Row, Swap
 
 
 def law_observing_changes_nothing(case: Case):
-    """f(x | observe, capture) = f(x), bit for bit, whatever the observer returns."""
+    """Observers and captures leave f(x) as it is, bit for bit, whatever the observer returns."""
     with HookRegistry(case.model, taps(*case.model.sites)).observe(lambda name, output: output * 0):
         assert torch.equal(case.call(), plain := _outside(case))
     with patching.capture(case.model, "all", rows=case.rows):
@@ -45,7 +46,7 @@ def law_observing_changes_nothing(case: Case):
 
 
 def _outside(case: Case):
-    """The denoiser's output where no open block reaches: in a thread of its own."""
+    """Output of the denoiser in a thread of its own, where no open block reaches."""
     return _in_thread(case.call)
 
 
@@ -58,8 +59,9 @@ def _in_thread(work):
 
 
 def law_none_leaves_the_output(case: Case):
-    """replace(None) = identity; replace(0) is not."""
-    plain, names = case.call(), taps(case.model.sites[0])[1:]
+    """A replacement by None is the identity, and one by 0 is not."""
+    plain = case.call()
+    names = taps(case.model.sites[0])[1:]
     with HookRegistry(case.model, names).replace(lambda name, output: None):
         assert torch.equal(case.call(), plain)
     with HookRegistry(case.model, names).replace(lambda name, output: output * 0):
@@ -67,42 +69,50 @@ def law_none_leaves_the_output(case: Case):
 
 
 def law_an_unknown_name_installs_nothing(case: Case):
-    """One bad name of several: refused with the closest one, and the model is as it was."""
-    before, last = anatomy(case.model), last_module(case)
-    with refused(f"closest: {last}"):
-        with HookRegistry(case.model, [*taps(case.model.sites[0]), last[:-2] + "tu"]).observe(
-            print
-        ):
-            case.call()
+    """A bad name among several is refused with the closest one, and the model is as it was."""
+    before = anatomy(case.model)
+    last = last_module(case)
+    names = [*taps(case.model.sites[0]), last[:-2] + "tu"]
+    with refused(f"closest: {last}"), HookRegistry(case.model, names).observe(print):
+        case.call()
     assert anatomy(case.model) == before
 
 
 def law_silence_is_an_error(case: Case):
-    """A named module that never ran: PatchError on leaving."""
+    """A named module that never ran raises PatchError on leaving."""
     ran, silent = taps(case.model.sites[0])
     module = case.model.get_submodule(ran)
-    with refused(f"1 of 2 modules never ran inside the block ({silent})"):
-        with HookRegistry(case.model, [ran, silent]).observe(lambda name, output: None):
-            module(torch.zeros(1, module.in_features, dtype=torch.float64))
+    with (
+        refused(f"1 of 2 modules never ran inside the block ({silent})"),
+        HookRegistry(case.model, [ran, silent]).observe(lambda name, output: None),
+    ):
+        module(torch.zeros(1, module.in_features, dtype=torch.float64))
 
 
 def law_no_residue(case: Case):
-    """Any exit (end, error, interrupt; nested) leaves hooks, attributes and context as they were."""
+    """Any exit leaves hooks, attributes and context as they were.
+
+    Exits are the end, an error and an interrupt, also of nested blocks.
+    """
     before = anatomy(case.model)
     for error in (None, ValueError, KeyboardInterrupt):
-        with contextlib.suppress(ValueError, KeyboardInterrupt):
-            with patching.capture(case.model, "all", rows=case.rows) as cache:
+        with (
+            contextlib.suppress(ValueError, KeyboardInterrupt),
+            patching.capture(case.model, "all", rows=case.rows) as cache,
+        ):
+            case.call()
+            with patching.patch(case.model, cache, case.sites, rows=case.rows):
                 case.call()
-                with patching.patch(case.model, cache, case.sites, rows=case.rows):
-                    case.call()
-                    if error:
-                        raise error
+                if error:
+                    raise error
         assert anatomy(case.model) == before
 
 
 def law_blocks_close_in_any_order(case: Case):
     """Closing the outer of two blocks first stops the outer alone, and both leave nothing."""
-    before, counts, last = anatomy(case.model), {"outer": 0, "inner": 0}, last_module(case)
+    before = anatomy(case.model)
+    counts = {"outer": 0, "inner": 0}
+    last = last_module(case)
 
     def count(block):
         return lambda name, output: counts.update({block: counts[block] + 1})
@@ -115,8 +125,9 @@ def law_blocks_close_in_any_order(case: Case):
 
 
 def law_other_hooks_stay(case: Case):
-    """Somebody else's hook, put on inside or outside the block, fires on and is never removed."""
-    fired, last = [], last_module(case)
+    """Hooks of others, put on inside or outside the block, fire on and are never removed."""
+    fired = []
+    last = last_module(case)
     module = case.model.get_submodule(last)
     outside = module.register_forward_hook(lambda *_: fired.append("outside"))
     with HookRegistry(case.model, [last]).observe(lambda name, output: None):
@@ -139,7 +150,10 @@ def law_other_threads_are_untouched(case: Case):
 
 
 def law_plans_survive_json(case: Case):
-    """from_json(to_json(p)) = p, with one sha256; the same of what JSON makes of the text."""
+    """Plans survive JSON, from_json(to_json(p)) = p, with one sha256.
+
+    So do plans from what JSON makes of the text.
+    """
     assert Plan.from_json(json.loads(case.plan.to_json())) == case.plan
     again = Plan.from_json(case.plan.to_json())
     assert (
@@ -149,14 +163,31 @@ def law_plans_survive_json(case: Case):
 
 def law_spelling_does_not_matter(case: Case):
     """sha256(lists in any order, with repeats) = sha256."""
-    twice = lambda values: None if values is None else [*reversed(values), values[0]]  # noqa: E731
-    other = [Swap(twice(s.sites), twice(s.readers), s.donor, twice(s.steps), twice(s.heads), twice(s.tokens),
-                  s.part, s.branch) for s in case.plan.swaps]  # fmt: skip
+
+    def twice(values):
+        return None if values is None else [*reversed(values), values[0]]
+
+    other = [
+        Swap(
+            twice(s.sites),
+            twice(s.readers),
+            s.donor,
+            twice(s.steps),
+            twice(s.heads),
+            twice(s.tokens),
+            s.part,
+            s.branch,
+        )
+        for s in case.plan.swaps
+    ]
     assert Plan(other) == case.plan and Plan(other).sha256 == case.plan.sha256
 
 
 def law_the_last_swap_wins(case: Case):
-    """read(p + s) = donor of s where s names the cell, read(p) elsewhere; so twice = once."""
+    """Cells that s names read by p + s the donor of s, and others what they read by p.
+
+    So twice = once.
+    """
     labels = [row.label for row in case.branches(case.rows)]
     for step in range(case.steps):
         expected = tables(case, Plan(), step)
@@ -172,7 +203,8 @@ def law_the_last_swap_wins(case: Case):
 
 def law_disjoint_swaps_commute(case: Case):
     """s1 s2 = s2 s1 if no cell is named by both, at every step."""
-    first, last = case.plan.swaps[0], case.plan.swaps[-1]
+    first = case.plan.swaps[0]
+    last = case.plan.swaps[-1]
     others = tuple(i for i in range(len(case.model.sites)) if i not in first.sites)
     disjoint = [(Swap(case.sites, "a", "b"), Swap(case.sites, "b", "a"))]
     disjoint += [(first, replace(last, sites=others))] if others else []
@@ -199,9 +231,10 @@ def law_identity(case: Case):
 
 
 def law_all_sites_are_the_target(case: Case):
-    """All sites and the pooled vector of b: a = b.  With a's own pooled vector: not.
+    """A swap of all sites, with the pooled vector of b, makes a = b.
 
-    By cache bit for bit; in one batch to 1e-12, since there a and b lie at different places.
+    With a's own pooled vector it does not.  By cache this is so bit for bit, in one batch to
+    1e-12, since there a and b lie at different places.
     """
     b = Row("b", "prompt b", seed=5)
     with patching.capture(case.model, "all", rows=case.branches([b])) as cache:
@@ -215,8 +248,12 @@ def law_all_sites_are_the_target(case: Case):
 
 
 def law_the_start_step(case: Case):
-    """Start s: latents entering steps 0..s are the source's, bit for bit; those leaving s are not."""
-    rows, s = case.rows[:2], case.start
+    """Latents entering steps 0..s are the source's, bit for bit, if the start is s.
+
+    Those leaving s are not.
+    """
+    rows = case.rows[:2]
+    s = case.start
     by_plan = paths(run(case, rows)), paths(run(case, rows, Plan([case.swap])))
     for plain, patched in (by_plan, captured_then_patched(case, rows)):
         assert torch.equal(patched["a"][: s + 1], plain["a"][: s + 1])
@@ -224,27 +261,32 @@ def law_the_start_step(case: Case):
 
 
 def captured_then_patched(case: Case, rows):
-    """The paths of two runs of the same batch: captured, then patched in the first row alone."""
+    """Latents of two runs of the same batch, one captured, then one patched in the first row alone."""
     batch, (reader, donor) = case.branches(rows), rows
     with patching.capture(case.model, case.sites, rows=batch) as cache:
         plain = loop(case, rows)
     patched = [row.name == reader.name and case.acts_in(row) for row in batch]
     reads = [
-        (donor.name, row.branch) if is_patched else None for row, is_patched in zip(batch, patched)
+        (donor.name, row.branch) if is_patched else None
+        for row, is_patched in zip(batch, patched, strict=True)
     ]
     with patching.patch(case.model, cache, case.sites, rows=reads, steps=case.swap.steps):
         return plain, loop(case, rows)
 
 
 def law_unnamed_rows_are_untouched(case: Case):
-    """Rows that no swap names: bit-equal to the run without a plan."""
-    plain, patched = paths(run(case, case.rows)), paths(run(case, case.rows, case.plan))
+    """Rows that no swap names are bit-equal to the run without a plan."""
+    plain = paths(run(case, case.rows))
+    patched = paths(run(case, case.rows, case.plan))
     for name in plain.keys() - {reader for swap in case.plan.swaps for reader in swap.readers}:
         assert torch.equal(plain[name], patched[name])
 
 
 def law_earlier_sites_are_unchanged(case: Case):
-    """Output of site j in row a as without the swap, bit for bit, for j < first swapped site; for no later one."""
+    """Sites before the first swapped one give in row a what they give without the swap.
+
+    They do so bit for bit, and no later site does.
+    """
     names = [site.name for site in case.model.sites]
     swapped = case.slots(Swap(case.sites, "a", "b"))
     plain, changed = (observed(case, names, lambda: case.call(slots)) for slots in (None, swapped))
@@ -253,12 +295,14 @@ def law_earlier_sites_are_unchanged(case: Case):
 
 
 def law_image_keys_and_queries_are_untouched(case: Case):
-    """At a swapped site q, k_image, v_image stay; by cache k_text, v_text of the reader are the donor's."""
-    site, modules = case.model.sites[min(case.sites)], dict(case.model.named_modules())
-    text, projections = (
-        taps(site),
-        ("to_q", "to_k", "to_v", "add_q_proj", "norm_q", "norm_k", "norm_added_q"),
-    )
+    """Queries, image keys and image values stay as they are at a swapped site.
+
+    By cache the reader's text keys and values are the donor's.
+    """
+    site = case.model.sites[min(case.sites)]
+    modules = dict(case.model.named_modules())
+    text = taps(site)
+    projections = ("to_q", "to_k", "to_v", "add_q_proj", "norm_q", "norm_k", "norm_added_q")
     image = [
         name
         for name in (f"{site.name}.{p}" for p in projections)
@@ -280,7 +324,10 @@ def law_image_keys_and_queries_are_untouched(case: Case):
 
 
 def law_caches_survive_their_tensors(case: Case):
-    """from_tensors(load(save(tensors(c)))) = c, as a safetensors file: keys, shapes, dtypes and bits."""
+    """Caches survive a safetensors file, with keys, shapes, dtypes and bits.
+
+    from_tensors(load(save(tensors(c)))) = c
+    """
     with patching.capture(case.model, case.sites, rows=case.branches(case.rows)) as cache:
         loop(case, case.rows)
     again = patching.KVCache.from_tensors(load(save(cache.tensors)))
@@ -292,13 +339,16 @@ def law_caches_survive_their_tensors(case: Case):
 
 
 def law_caches_are_copies(case: Case):
-    """What a capture holds does not change with the model's tensors, and holds no graph."""
+    """A cache does not change with the model's tensors, and holds no graph."""
     site = case.model.sites[0]
-    weights, outputs = case.model.get_submodule(site.name).requires_grad_(True), []
+    weights = case.model.get_submodule(site.name).requires_grad_(True)
+    outputs = []
     watched = HookRegistry(case.model, taps(site)[:1])
-    with patching.capture(case.model, 0, rows=case.rows) as cache:
-        with watched.observe(lambda name, output: outputs.append(output)):
-            case.model(*case.inputs)
+    with (
+        patching.capture(case.model, 0, rows=case.rows) as cache,
+        watched.observe(lambda name, output: outputs.append(output)),
+    ):
+        case.model(*case.inputs)
     weights.requires_grad_(False)
     assert not any(tensor.requires_grad for tensor in cache.values())
     outputs[0].detach().zero_()
@@ -317,7 +367,10 @@ def law_estimates_are_exact(case: Case):
 
 
 def law_lock_step_is_capture_then_patch(case: Case):
-    """One batch of reader and donor = the donor's run captured, then the reader's run patched: 1e-12."""
+    """A batch of reader and donor gives what capture of the donor, then a patched run of the reader give.
+
+    It does so to 1e-12.
+    """
     reader, donor = case.rows[:2]
     together = paths(run(case, [reader, donor], Plan([case.swap])))
     donors = case.branches([donor])
@@ -330,7 +383,10 @@ def law_lock_step_is_capture_then_patch(case: Case):
 
 
 def law_injection_is_a_swap(case: Case):
-    """Static text: inject(b) = a <- b in one batch = capture of b, then patch: 1e-12; and it is not a alone."""
+    """Injection of b is a <- b in one batch, and capture of b, then patch, to 1e-12.
+
+    This is for static text, and the result is not a alone.
+    """
     reader, donor = case.rows[:2]
     donors = case.branches([donor])
     together = paths(run(case, [reader, donor], Plan([Swap(case.sites, "a", "b")])))["a"]
@@ -347,20 +403,20 @@ def law_injection_is_a_swap(case: Case):
 
 
 def law_all_heads_are_the_site(case: Case):
-    """Head h: donor's on h, own elsewhere; all heads one by one = the site, also in the call, bit for bit.
+    """A swap of head h reads the donor on h and the own row elsewhere.
 
-    One head by plan = its channels by cache, 1e-12.
+    All heads one by one are the site, also in the call, bit for bit.  One head by plan is its
+    channels by cache, to 1e-12.
     """
     with patching.capture(case.model, "all", rows=case.rows) as cache:
         case.call()
     for site in (case.model.sites[i] for i in case.sites):
         heads = range(site.heads)
-        each, swap = (
-            [Swap(site.index, "a", "b", heads=(h,)) for h in heads],
-            Swap(site.index, "a", "b"),
-        )
-        whole, own = tables(case, Plan([swap]), 0), tables(case, Plan(), 0)
-        for h, one in zip(heads, each):
+        each = [Swap(site.index, "a", "b", heads=(h,)) for h in heads]
+        swap = Swap(site.index, "a", "b")
+        whole = tables(case, Plan([swap]), 0)
+        own = tables(case, Plan(), 0)
+        for h, one in zip(heads, each, strict=True):
             named = torch.arange(whole.shape[3])[:, None] == h
             assert torch.equal(tables(case, Plan([one]), 0), torch.where(named, whole, own))
             native = case.call(case.slots(one))
@@ -371,8 +427,12 @@ def law_all_heads_are_the_site(case: Case):
 
 
 def law_rows_mean_their_labels(case: Case):
-    """A cache of one guidance branch in a run of two, and of two in one, is refused; so are twin labels."""
-    donor, both = case.rows[1], guidance.with_guidance([case.rows[1]])
+    """A cache of one guidance branch is refused in a run of two, and of two in one.
+
+    So are twin labels.
+    """
+    donor = case.rows[1]
+    both = guidance.with_guidance([case.rows[1]])
     for captured, asked, labels in ((1, 4.5, [donor]), (1, 4.5, both), (4.5, 1, both)):
         with patching.capture(
             case.model, case.sites, rows=[donor] if captured == 1 else both
@@ -385,10 +445,14 @@ def law_rows_mean_their_labels(case: Case):
 
 
 def law_micro_batches_change_nothing(case: Case):
-    """Any micro-batch size: the same latents (1e-12), and no reader is ever without its donors."""
-    whole, count = paths(run(case, case.rows, case.plan)), len(case.rows)
+    """Micro-batches of any size give the same latents (1e-12).
+
+    No reader is ever without its donors.
+    """
+    whole = paths(run(case, case.rows, case.plan))
+    count = len(case.rows)
     for size in range(1, 2 * count + 1):
-        groups = sampling.pack(case.rows, case.plan, size)
+        groups = packing.pack(case.rows, case.plan, size)
         assert sorted(row.name for _, fresh in groups for row in fresh) == [
             row.name for row in case.rows
         ]
@@ -401,7 +465,10 @@ def law_micro_batches_change_nothing(case: Case):
 
 
 def law_evolving_text_refuses_injection(case: Case):
-    """K, V of MMDiT are no function of one text: inject is refused before anything is installed."""
+    """Injection is refused for MMDiT before anything is installed.
+
+    Its K and V are no function of one text.
+    """
     before = anatomy(case.model)
     with (
         refused("text stream"),
@@ -425,8 +492,12 @@ def attend(case: Attention, slots, k_bank=None, v_bank=None, image=True, slots_v
 
 
 def law_slots_are_an_index(case: Attention):
-    """gather(bank, s)[b, h, t] = bank[s // S, h, s % S], bit for bit; k and v by tables of their own."""
-    heads, S = case.k[1].shape[1], case.bank_tokens
+    """Slots are an index, gather(bank, s)[b, h, t] = bank[s // S, h, s % S], bit for bit.
+
+    k and v have tables of their own.
+    """
+    heads = case.k[1].shape[1]
+    S = case.bank_tokens
     table = case.slots.expand(-1, heads, -1).tolist()
 
     def pick(bank):
@@ -440,7 +511,7 @@ def law_slots_are_an_index(case: Attention):
 
 
 def law_own_slots_are_the_identity(case: Attention):
-    """slots(b, t) = (b, t) and no slots: bit-equal."""
+    """Slots (b, t) -> (b, t) and no slots give the same, bit for bit."""
     rows = case.q[0].shape[0]
     k, v = (x[1][torch.arange(rows) % case.bank_rows] for x in (case.k, case.v))
     own = attention.row_slots(torch.arange(rows), case.bank_tokens)
@@ -448,19 +519,23 @@ def law_own_slots_are_the_identity(case: Attention):
 
 
 def law_the_order_of_the_bank_is_nothing(case: Attention):
-    """Bank rows and tokens permuted, slots with them: bit-equal."""
+    """A bank with rows and tokens permuted, and slots with them, gives the same, bit for bit."""
     generator = torch.Generator().manual_seed(1)
     rows, tokens = (
         torch.randperm(n, generator=generator) for n in (case.bank_rows, case.bank_tokens)
     )
     k, v = (x[1][rows][:, :, tokens] for x in (case.k, case.v))
-    row, token = case.slots // case.bank_tokens, case.slots % case.bank_tokens
+    row = case.slots // case.bank_tokens
+    token = case.slots % case.bank_tokens
     moved = (rows.argsort()[row.long()] * case.bank_tokens + tokens.argsort()[token.long()]).int()
     assert torch.equal(attend(case, moved, k, v), attend(case, case.slots))
 
 
 def law_hidden_tokens_are_absent(case: Attention):
-    """slot -1 in either table = that key deleted (1e-12); nothing visible = zeros; a visible NaN stays."""
+    """A slot of -1 in either table acts as that key deleted (1e-12).
+
+    Nothing visible gives zeros, and a visible NaN stays.
+    """
     hidden = case.slots.clone()
     hidden[..., 0] = -1
     assert close(attend(case, hidden), deleted := attend(case, case.slots[..., 1:]))
@@ -470,9 +545,12 @@ def law_hidden_tokens_are_absent(case: Attention):
 
 
 def law_gradients_reach_the_donors(case: Attention):
-    """d out / d bank passes gradcheck; tokens that nobody reads get exactly 0, read ones do not."""
+    """Gradients of the bank pass gradcheck.
+
+    Tokens that nobody reads get exactly 0, and read ones do not.
+    """
     k, v = (x[1].clone().requires_grad_() for x in (case.k, case.v))
-    out = lambda k, v: attend(case, case.slots, k, v)  # noqa: E731
+    out = partial(attend, case, case.slots)
     assert torch.autograd.gradcheck(out, (k, v), raise_exception=False)
     (out(k, v) ** 2).sum().backward()
     read = torch.zeros(case.bank_rows * case.bank_tokens, k.shape[1], dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Laws of one call of the denoiser under slots or patches: what its sites read, algebra, gradients."""
+"""Laws of one call of the denoiser under slots or patches, of what its sites read, algebra, and gradients."""
 
 from dataclasses import replace
 
@@ -21,9 +21,10 @@ from textpatch.plan import Plan, Swap
 
 
 def law_patch_writes_the_named_cells_alone(case: Case):
-    """Text k, v of a call where swaps are put in by cache = where(swap names the cell, the donor's, own), bit for bit.
+    """Text k, v of a call patched by cache are the donor's where a swap names the cell, else the own.
 
-    In all elements of every site where the text is static, elsewhere of the first swapped one and those before.
+    They are so bit for bit, in all elements of every site where the text is static, elsewhere
+    of the first swapped site and those before.
     """
     with patching.capture(case.model, "all", rows=case.rows) as cache:
         case.call()
@@ -49,7 +50,10 @@ def law_patch_writes_the_named_cells_alone(case: Case):
 
 
 def law_every_swap_is_a_patch(case: Case):
-    """A call with slots = the call captured, then patched: 1e-12, for any heads, tokens, part; and it changes something."""
+    """A call with slots is the call captured, then patched, to 1e-12.
+
+    So for any heads, tokens and part, and it changes something.
+    """
     with patching.capture(case.model, "all", rows=case.rows) as cache:
         plain = case.call()
     for swap in every_step(case.plan):
@@ -60,19 +64,21 @@ def law_every_swap_is_a_patch(case: Case):
 
 
 def law_captures_are_what_a_naive_hook_sees(case: Case):
-    """cache[site, 0, row, part] = the row of the projection's output, by the names of the published layouts."""
+    """Captures hold the row of the projection's output, by the names of the published layouts."""
     names = {
         "cross": ("to_k", "to_v"),
         "added": ("add_k_proj", "add_v_proj"),
         "joint": ("add_k_proj", "add_v_proj"),
     }
-    seen, handles = {}, []
+    seen = {}
+    handles = []
     for site in case.model.sites:
-        for part, name in zip("kv", names[site.kind]):
+        for part, name in zip("kv", names[site.kind], strict=True):
             module = case.model.get_submodule(f"{site.name}.{name}")
-            keep = lambda module, args, output, key=(site.name, part): seen.update(
-                {key: output.clone()}
-            )  # noqa: E731
+
+            def keep(module, args, output, key=(site.name, part)):
+                seen[key] = output.clone()
+
             handles.append(module.register_forward_hook(keep))
     with patching.capture(case.model, "all", rows=case.rows) as cache:
         case.call()
@@ -87,7 +93,7 @@ def law_captures_are_what_a_naive_hook_sees(case: Case):
 
 
 def law_the_empty_plan_is_the_identity(case: Case):
-    """Plan(), own slots at every site, and any swap of rows with themselves: f(x), bit for bit."""
+    """An empty plan, own slots at every site, and swaps of rows with themselves give f(x), bit for bit."""
     plain = case.call()
     own = Plan(
         replace(swap, readers=name, donor=name)
@@ -100,7 +106,10 @@ def law_the_empty_plan_is_the_identity(case: Case):
 
 
 def law_restoring_undoes_a_swap(case: Case):
-    """a <- b, then a <- a in the same cells: f(x), bit for bit; and the tables are those of no plan."""
+    """A swap a <- b, then a <- a in the same cells, gives f(x), bit for bit.
+
+    The tables are those of no plan.
+    """
     plain = case.call()
     for swap in every_step(case.plan):
         restored = [swap, *(replace(swap, readers=name, donor=name) for name in swap.readers)]
@@ -109,18 +118,23 @@ def law_restoring_undoes_a_swap(case: Case):
 
 
 def law_rows_are_equivariant(case: Case):
-    """Batch rows in another order under the same plan: their outputs in that order (1e-12)."""
-    turned, swaps = replace(case, rows=case.rows[::-1]), every_step(case.plan)
+    """Batch rows in another order under the same plan have their outputs in that order (1e-12)."""
+    turned = replace(case, rows=case.rows[::-1])
+    swaps = every_step(case.plan)
     assert close(turned.call(turned.slots(*swaps)).flip(0), case.call(case.slots(*swaps)))
 
 
 def law_the_order_of_a_sites_bank_is_nothing(case: Case):
-    """Rows and tokens of a site's text keys and values permuted, its slots with them: bit-equal, at every site."""
+    """Text keys and values permuted, with the slots, give the same at every site, bit for bit.
+
+    Rows and tokens are permuted.
+    """
     generator = torch.Generator().manual_seed(1)
     rows, tokens = (torch.randperm(n, generator=generator) for n in (len(case.rows), case.tokens))
     for site in case.model.sites:
         full = tables(case, Plan(replace(s, sites=site.index) for s in every_step(case.plan)), 0)
-        B, slots = len(case.rows), [None] * len(case.model.sites)
+        B = len(case.rows)
+        slots = [None] * len(case.model.sites)
         pair = (
             full[site.index, :, -B:, : site.heads] - (full.shape[2] - B) * case.tokens
         )  # the conditional rows
@@ -136,7 +150,10 @@ def law_the_order_of_a_sites_bank_is_nothing(case: Case):
 
 
 def law_gradients_pass_through_a_swap(case: Case):
-    """d f / d token passes gradcheck; with a <- b everywhere, a's own tokens get exactly 0, b's do not."""
+    """Gradients of the tokens pass gradcheck.
+
+    With a <- b everywhere, a's own tokens get exactly 0, and b's do not.
+    """
     (x, t, text), slots = case.inputs, case.slots(Swap("all", "a", "b"))
 
     def out(tokens):

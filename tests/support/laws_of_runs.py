@@ -1,4 +1,4 @@
-"""Laws of requests and records as plain functions: tests call them, and planted faults must break them."""
+"""Laws of requests and records as plain functions, which tests call and planted faults must break."""
 
 from pathlib import Path
 
@@ -18,8 +18,13 @@ ALIKE = [
     ('a  sign "A"', 'a sign "B"'),
     ('"A" on "B"', '"C" on "D"'),
 ]
-OTHER = [('a sign "A"', 'a map "B"'), ('a sign "A"', 'a sign "B".'), ('A sign "A"', 'a sign "B"'), ('"A" "B"', '"A B"'),
-         ('a "A" sign', 'a sign "A"')]  # fmt: skip
+OTHER = [
+    ('a sign "A"', 'a map "B"'),
+    ('a sign "A"', 'a sign "B".'),
+    ('A sign "A"', 'a sign "B"'),
+    ('"A" "B"', '"A B"'),
+    ('a "A" sign', 'a sign "A"'),
+]
 
 
 def lines_of(run) -> Path:
@@ -27,7 +32,10 @@ def lines_of(run) -> Path:
 
 
 def law_damage_is_left_out_and_named(run: Run) -> None:
-    """Damage anywhere but in an unfinished last line is counted in a warning; what it held is not done, the rest is."""
+    """Damage is counted in a warning, unless it is an unfinished last line.
+
+    What it held is not done, the rest is.
+    """
     for name in "abcd":
         run.append({"id": name})
     lines = lines_of(run).read_bytes().splitlines(keepends=True)
@@ -42,7 +50,10 @@ def law_damage_is_left_out_and_named(run: Run) -> None:
 
 
 def law_the_same_request_resumes(run: Run) -> None:
-    """The same request re-opens the folder; other versions are allowed and listed, in memory and on disk."""
+    """A request that is the same re-opens the folder.
+
+    Other versions are allowed and listed, in memory and on disk.
+    """
     run.append({"id": "a"})
     again = Run.open(run.folder, {**REQUEST, "versions": {"torch": "2.13"}})
     assert again.resumed and not run.resumed and again.done() == {"a"}
@@ -54,7 +65,10 @@ def law_the_same_request_resumes(run: Run) -> None:
 
 
 def law_another_request_is_refused(run: Run) -> None:
-    """A folder is never continued with another request; the message names each field with both values."""
+    """A folder is never continued with another request.
+
+    The message names each field with both values.
+    """
     before = (run.folder / "manifest.json").read_bytes()
     other = {
         "request": {"model": "tiny-mmdit", "steps": 28, "pairs": [{"source": "a", "target": "c"}]}
@@ -68,7 +82,10 @@ def law_another_request_is_refused(run: Run) -> None:
 
 
 def law_scenes_differ_outside_the_quotes() -> None:
-    """differing = the pairs with another word, mark, letter case, order or number of texts outside the quotes, in their order."""
+    """Pairs that differ outside the quotes are found, in their order.
+
+    They differ in a word, mark, letter case, order or number of texts.
+    """
     assert differing([*ALIKE, *OTHER]) == OTHER and differing([]) == []
     for _, target in ALIKE:
         assert differing([(target.replace('"', '"X', 1), target)]) == []

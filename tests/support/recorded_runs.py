@@ -1,4 +1,4 @@
-"""The authors' recorded runs, and textpatch asked to do the same: rows, plan, noise and text of each."""
+"""Recorded runs of the authors, and textpatch asked to do the same with their rows, plan, noise and text."""
 
 import json
 from contextlib import ExitStack
@@ -23,7 +23,10 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 class RecordedDDPM(DDPM):
-    """DDPM with the factors of the authors' machine: square roots in float32 differ in the last bit from CPU to CPU."""
+    """A DDPM with the factors of the authors' machine.
+
+    Square roots in float32 differ in the last bit from CPU to CPU.
+    """
 
     def factors(self, step: int, steps: int) -> MeanFactors:
         names = "sqrt_alpha_prod", "sqrt_beta_prod", "coef_x0", "coef_xt"
@@ -31,10 +34,14 @@ class RecordedDDPM(DDPM):
 
 
 class Recording:
-    """One family's runs; a row's seed is the number of its prompt; `site` the one whose cache is recorded."""
+    """Recorded runs of one family.
+
+    A row's seed is the number of its prompt.  `site` is the one whose cache is recorded.
+    """
 
     def __init__(self, family: str):
-        self.family, folder = family, FOLDER / family
+        self.family = family
+        folder = FOLDER / family
         self.meta = json.loads((folder / "runs.json").read_text())
         self.runs = {run["name"]: run for run in self.meta["runs"]}
         self.inputs = load_file(folder / "inputs.safetensors")
@@ -47,14 +54,18 @@ class Recording:
         )
 
     def texts(self, labels) -> TextCondition:
-        """A label such as `B1`, `negA0` or `zeros0` -> the recorded embedding of that prompt; pooled None for IF."""
+        """Embedding that was recorded for a prompt, by a label such as `B1`, `negA0` or `zeros0`.
+
+        Its pooled vector is None for IF.
+        """
         pooled = (
             None if self.family == "if" else torch.stack([self._text(x, "pooled") for x in labels])
         )
         return TextCondition(torch.stack([self._text(x, "tokens") for x in labels]), pooled)
 
     def _text(self, label: str, part: str) -> torch.Tensor:
-        kind, number = label[:-1], int(label[-1])
+        kind = label[:-1]
+        number = int(label[-1])
         prompt, negative = {
             "tokens": ("prompt_embeds", "negative"),
             "pooled": ("pooled", "negative_pooled"),
@@ -63,7 +74,7 @@ class Recording:
             return torch.zeros_like(self.inputs[f"{negative}.empty"][number])
         return self.inputs[f"{prompt if kind in 'AB' else negative}.{kind}"][number]
 
-    @remembered
+    @remembered  # noqa: B019  recordings live as long as the tests
     def pipeline(self, dtype) -> Pipeline:
         """The recorded model, schedule and noise."""
         folder = FOLDER / self.family
@@ -78,7 +89,11 @@ class Recording:
         schedule = RecordedDDPM() if self.family == "if" else SCHEDULES[self.family]()
         made = Pipeline(self.texts, model, schedule, list, defaults, self.family)
         noises = [self.inputs["init_noise"], *self.inputs.get("step_noise", [])]
-        made.noises = lambda seeds: iter([noise[list(seeds)].to(dtype) for noise in noises])
+
+        def recorded_noises(seeds):
+            return iter([noise[list(seeds)].to(dtype) for noise in noises])
+
+        made.noises = recorded_noises
         return made
 
     def batch(self, name: str, who: str) -> list[Row]:
@@ -94,34 +109,37 @@ class Recording:
         return twins + [Row(f"{who}{p}", f"{run[who]}{p}", p) for p in prompts]
 
     def plan(self, name: str, source="source", donor="donor") -> Plan:
-        run, late = self.runs[name], range(self.runs[name].get("start", 0), self.steps)
+        run = self.runs[name]
+        late = range(self.runs[name].get("start", 0), self.steps)
         heads = run.get("heads") or {}
-        return Plan(Swap(site, f"{source}{p}", f"{donor}{p}", steps=late, heads=heads.get(str(site)))
-                    for site in run["layers"] for p in range(self.prompts))  # fmt: skip
+        return Plan(
+            Swap(site, f"{source}{p}", f"{donor}{p}", steps=late, heads=heads.get(str(site)))
+            for site in run["layers"]
+            for p in range(self.prompts)
+        )
 
     def latents(self, dtype, rows, slots=None) -> torch.Tensor:
         """Latents after each step, (N, conditional rows, C, H, W)."""
-        pipeline, seen, conditional = (
-            self.pipeline(dtype),
-            [],
-            [row for row in rows if row.branch == "cond"],
-        )
+        pipeline = self.pipeline(dtype)
+        seen = []
+        conditional = [row for row in rows if row.branch == "cond"]
         guidance = 1 if len(conditional) == len(rows) else pipeline.defaults.guidance
-        noises, text = (
-            pipeline.noises([row.seed for row in conditional]),
-            pipeline.encode([r.prompt for r in rows]),
-        )
+        noises = pipeline.noises([row.seed for row in conditional])
+        text = pipeline.encode([r.prompt for r in rows])
         options = {"steps": self.steps, "guidance": guidance, "slots": slots, "noises": noises}
         with self.recorded_sinusoids():
             pipeline.denoise(next(noises), text, on_step=lambda step, x: seen.append(x), **options)
         return torch.stack(seen[1:])
 
     def sinusoids(self, t: torch.Tensor, width: int) -> torch.Tensor:
-        """Those of the authors' machine for recorded timesteps: cosines in float32 differ in the last bits from CPU to CPU."""
+        """Sinusoids of the authors' machine for recorded timesteps.
+
+        Cosines in float32 differ in the last bits from CPU to CPU.
+        """
         made = timestep_sinusoids(t, width)
-        known = dict(zip(self.inputs["timesteps"].tolist(), self.inputs["t_emb"]))
+        known = dict(zip(self.inputs["timesteps"].tolist(), self.inputs["t_emb"], strict=True))
         if width == self.inputs["t_emb"].shape[-1]:
-            for row, time in zip(made, t.tolist()):
+            for row, time in zip(made, t.tolist(), strict=True):
                 row.copy_(known.get(time, row))
         return made
 
@@ -151,7 +169,7 @@ def agrees(made, family: str, name: str, dtype) -> bool:
 
 
 def in_one_batch(family: str, name: str, dtype) -> None:
-    """Law: source and donor rows in lock-step, the plan as slots = recorded."""
+    """Law of the run with source and donor rows in lock-step and the plan as slots."""
     recording = RECORDINGS[family]
     who = ["source", "donor"] if recording.runs[name]["layers"] else ["source"]
     parts = [recording.batch(name, w) for w in who]
@@ -162,7 +180,8 @@ def in_one_batch(family: str, name: str, dtype) -> None:
         for row in part
         if row.branch == branch
     ]
-    plan, sites = recording.plan(name), recording.pipeline(dtype).denoiser.sites
+    plan = recording.plan(name)
+    sites = recording.pipeline(dtype).denoiser.sites
     made = recording.latents(
         dtype, rows, lambda step: plan.slots(step, rows, sites, tokens=recording.tokens)
     )
@@ -170,12 +189,10 @@ def in_one_batch(family: str, name: str, dtype) -> None:
 
 
 def by_capture(family: str, name: str, dtype) -> None:
-    """Law: the donor's run captured, the source's run patched from the start step on = recorded."""
+    """Law of the donor's run captured, and the source's run patched from the start step on."""
     recording = RECORDINGS[family]
-    sites, steps = (
-        recording.runs[name]["layers"],
-        range(recording.runs[name]["start"], recording.steps),
-    )
+    sites = recording.runs[name]["layers"]
+    steps = range(recording.runs[name]["start"], recording.steps)
     kept = recording.donor_cache(dtype, name, sites)
     with patch(
         recording.pipeline(dtype).denoiser,
@@ -189,9 +206,13 @@ def by_capture(family: str, name: str, dtype) -> None:
 
 
 def by_injection(family: str, name: str, dtype) -> None:
-    """Law: text fed to the projections of the sites, no cache = recorded; refused where the text stream evolves."""
+    """Law of text fed to the projections of the sites, without a cache.
+
+    It is refused where the text stream evolves.
+    """
     recording = RECORDINGS[family]
-    pipeline, layers = recording.pipeline(dtype), recording.runs[name]["layers"]
+    pipeline = recording.pipeline(dtype)
+    layers = recording.runs[name]["layers"]
     text = pipeline.encode([row.prompt for row in recording.batch(name, "donor")])
     if family == "sd3":
         with (

@@ -1,4 +1,4 @@
-"""Small random models in SD3's layout, for tests that need weights and no skill; and how outputs are compared."""
+"""Small random models in SD3's layout, for tests that need weights and no skill."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -51,7 +51,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @contextmanager
 def outputs(model, *suffixes):
-    """Outputs, in the order made, of all modules whose names end in one of the suffixes: [(name, output)]."""
+    """Outputs [(name, output)] of all modules whose names end in one of the suffixes, in the order made."""
     made = []
     handles = [
         module.register_forward_hook(

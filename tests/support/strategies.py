@@ -1,4 +1,7 @@
-"""Random cases for the laws: hypothesis draws shapes, sites, rows, steps, plans; seeds draw the numbers."""
+"""Random cases for the laws, whose shapes, sites, rows, steps and plans hypothesis draws.
+
+Seeds draw the numbers.
+"""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,16 +20,19 @@ from textpatch.reference_models.pipeline import Defaults, Pipeline
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler
 from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 
-CHANNELS, TEXT_WIDTH, POOLED = 2, 6, 5
+CHANNELS = 2
+TEXT_WIDTH = 6
+POOLED = 5
 STATIC = "sdxl", "if-i", "if-ii"  # text keys and values are a function of the text alone
 ARCHITECTURES = *STATIC, "mmdit"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One small random model and one intervention on it: what every law of a run is stated over.
+    """A small random model and one intervention on it, over which every law of a run is stated.
 
-    `rows[0]` reads `rows[1]` at `sites` from step `start` on; `plan` is any plan over the same run.
+    `rows[0]` reads `rows[1]` at `sites` from step `start` on.  `plan` is any plan over the same
+    run.
     """
 
     pipeline: Pipeline
@@ -48,7 +54,7 @@ class Case:
 
     @property
     def heads(self) -> int:
-        """How many heads every site has at least."""
+        """Least number of heads of any site."""
         return min(site.heads for site in self.model.sites)
 
     @property
@@ -59,7 +65,7 @@ class Case:
         )
 
     def acts_in(self, row: Row) -> bool:
-        """Whether the swap acts in the guidance branch of a row."""
+        """True if the swap acts in the guidance branch of a row."""
         return self.branch == "both" or row.branch == "cond"
 
     def branches(self, rows) -> list[Row]:
@@ -67,7 +73,7 @@ class Case:
         return list(rows) if self.guidance == 1 else with_guidance(rows)
 
     def call(self, slots=None, prompts=None) -> Tensor:
-        """The denoiser once, in the middle of the schedule, on all rows, or with the tokens of other prompts."""
+        """Output of the denoiser on all rows in the middle of the schedule, or with other prompts' tokens."""
         x, t, text = self.inputs
         if prompts is not None:
             text = replace(text, tokens=self.pipeline.encode(prompts).tokens)
@@ -85,7 +91,10 @@ class Case:
 
 
 def randomize(model: nn.Module, seed: int) -> nn.Module:
-    """Every tensor random and none zero: at zero gates or a zero last layer each law holds for nothing."""
+    """Fill every tensor with random numbers, none zero.
+
+    At zero gates or a zero last layer each law holds for nothing.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
@@ -116,12 +125,22 @@ def fake_encoders(tokens: int):
 
 
 def build_pipeline(blocks=3, heads=2, head_dim=4, qk_norm=None, tokens=4, size=(8, 8), seed=0):
-    """A random float64 MMDiT with its fake encoders; its `decoder` gives the latents back, row by row."""
+    """A random float64 MMDiT with its fake encoders.
+
+    Its `decoder` gives the latents back, row by row.
+    """
     config = MMDiTConfig(
-        in_channels=CHANNELS, out_channels=CHANNELS, num_layers=blocks, num_attention_heads=heads,
-        attention_head_dim=head_dim, joint_attention_dim=TEXT_WIDTH, pooled_projection_dim=POOLED,
-        caption_projection_dim=heads * head_dim, pos_embed_max_size=8, qk_norm=qk_norm,
-    )  # fmt: skip
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        num_layers=blocks,
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=POOLED,
+        caption_projection_dim=heads * head_dim,
+        pos_embed_max_size=8,
+        qk_norm=qk_norm,
+    )
     model = randomize(MMDiT(config).double(), seed).eval().requires_grad_(False)
     return Pipeline(
         fake_encoders(tokens), model, FlowMatchEuler(), list, Defaults(*size, 3, 4.5), "random"
@@ -136,33 +155,58 @@ class StageII(DeepFloydIF):
 
 
 def build_sdxl(heads=(2, 3), everywhere=False, **others) -> Pipeline:
-    """A random float64 SDXL: four sites of 3 heads, and with `everywhere` three more of others at the larger size."""
+    """A random float64 SDXL of four sites with 3 heads.
+
+    `everywhere` adds three sites with other heads at the larger size.
+    """
     down, up = (
         ("DownBlock2D", "UpBlock2D")
         if not everywhere
         else ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
     )
     config = SDXLConfig(
-        in_channels=CHANNELS, out_channels=CHANNELS, block_out_channels=(12, 24), layers_per_block=1, norm_num_groups=3,
-        down_block_types=(down, "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", up),
-        transformer_layers_per_block=(1, 1), attention_head_dim=heads, cross_attention_dim=TEXT_WIDTH,
-        addition_time_embed_dim=4, projection_class_embeddings_input_dim=24 + POOLED,
-    )  # fmt: skip
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        block_out_channels=(12, 24),
+        layers_per_block=1,
+        norm_num_groups=3,
+        down_block_types=(down, "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", up),
+        transformer_layers_per_block=(1, 1),
+        attention_head_dim=heads,
+        cross_attention_dim=TEXT_WIDTH,
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=24 + POOLED,
+    )
     return _build_unet(SDXL(config), Euler(), (8, 8, 0, 0, 8, 8), **others)
 
 
 def build_if(stage: str, head_dim=8, **others) -> Pipeline:
-    """A random float64 DeepFloyd IF of four sites; its encoder pools nothing, for the denoiser does."""
+    """A random float64 DeepFloyd IF of four sites.
+
+    Its encoder pools nothing, because the denoiser does.
+    """
     config = IFConfig(
-        block_out_channels=(16, 24), layers_per_block=1, attention_head_dim=head_dim, cross_attention_dim=32,
-        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"), encoder_hid_dim=TEXT_WIDTH,
-        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), addition_embed_type_num_heads=2,
+        block_out_channels=(16, 24),
+        layers_per_block=1,
+        attention_head_dim=head_dim,
+        cross_attention_dim=32,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        encoder_hid_dim=TEXT_WIDTH,
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        addition_embed_type_num_heads=2,
         norm_num_groups=4,
-    )  # fmt: skip
+    )
     if stage == "if-i":
         return _build_unet(DeepFloydIF(config), DDPM(), **others)
-    second = replace(config, in_channels=6, class_embed_type="timestep", only_cross_attention=True,
-                     resnet_skip_time_act=True, time_embedding_act_fn="gelu")  # fmt: skip
+    second = replace(
+        config,
+        in_channels=6,
+        class_embed_type="timestep",
+        only_cross_attention=True,
+        resnet_skip_time_act=True,
+        time_embedding_act_fn="gelu",
+    )
     return _build_unet(StageII(second), DDPM(sample_max_value=1.0), **others)
 
 
@@ -178,13 +222,24 @@ def _build_unet(model, schedule, micro=None, tokens=4, size=(4, 8), seed=0) -> P
 
 
 def make_rows(seeds) -> tuple[Row, ...]:
-    return tuple(Row(name, f"prompt {name}", seed) for name, seed in zip("abcd", seeds))
+    return tuple(
+        Row(name, f"prompt {name}", seed) for name, seed in zip("abcd", seeds, strict=False)
+    )
 
 
 def fixed_case(architecture: str = "mmdit", **sizes) -> Case:
-    """A case in which every fault shows: guidance, a late start, a head left out, a donor's donor."""
-    plan = Plan([Swap((0, 2), "a", "b"), Swap(1, ("a", "c"), "b", steps=(1, 2), heads=(1,)),
-                 Swap(2, "a", "c", tokens=(0, 3), part="k"), Swap(0, "b", "d")])  # fmt: skip
+    """A case in which every fault shows.
+
+    It has guidance, a late start, a head left out, and a donor's donor.
+    """
+    plan = Plan(
+        [
+            Swap((0, 2), "a", "b"),
+            Swap(1, ("a", "c"), "b", steps=(1, 2), heads=(1,)),
+            Swap(2, "a", "c", tokens=(0, 3), part="k"),
+            Swap(0, "b", "d"),
+        ]
+    )
     build = {"mmdit": build_pipeline, "sdxl": build_sdxl}.get(
         architecture, partial(build_if, architecture)
     )
@@ -197,7 +252,7 @@ def subsets(values):
 
 
 def some(values):
-    """All (None), or a subset that is not empty."""
+    """A subset that is not empty, or None, which means all."""
     return st.none() | subsets(values)
 
 
@@ -211,11 +266,17 @@ def swaps(names, sites: int, steps: int, heads: int, tokens: int):
 
 @st.composite
 def pipelines(draw, architecture: str) -> Pipeline:
-    """Any sizes of an architecture, 2 to 7 sites, 3 to 5 tokens; each has the least of what the laws are about."""
-    tokens, seed = draw(st.integers(3, 5)), draw(st.integers(0, 999))
+    """Pipelines of any sizes of an architecture, with 2 to 7 sites and 3 to 5 tokens.
+
+    Each has the least of what the laws are about.
+    """
+    tokens = draw(st.integers(3, 5))
+    seed = draw(st.integers(0, 999))
     if architecture == "mmdit":
-        blocks, heads = draw(st.integers(2, 4)), draw(st.integers(2, 3))
-        head_dim, norm = draw(st.sampled_from([4, 8])), draw(st.sampled_from([None, "rms_norm"]))
+        blocks = draw(st.integers(2, 4))
+        heads = draw(st.integers(2, 3))
+        head_dim = draw(st.sampled_from([4, 8]))
+        norm = draw(st.sampled_from([None, "rms_norm"]))
         return build_pipeline(
             blocks, heads, head_dim, norm, tokens, draw(st.sampled_from([(8, 8), (8, 12)])), seed
         )
@@ -230,11 +291,14 @@ def pipelines(draw, architecture: str) -> Pipeline:
 
 @st.composite
 def cases(draw, architecture: str = "mmdit") -> Case:
-    pipeline, steps = draw(pipelines(architecture)), draw(st.integers(2, 3))
+    pipeline = draw(pipelines(architecture))
+    steps = draw(st.integers(2, 3))
     rows = make_rows(draw(st.lists(st.integers(0, 3), min_size=2, max_size=4)))
-    guidance, start = draw(st.sampled_from([1, 4.5])), draw(st.integers(0, steps - 1))
+    guidance = draw(st.sampled_from([1, 4.5]))
+    start = draw(st.integers(0, steps - 1))
     sites = range(len(pipeline.denoiser.sites))
-    chosen, branch = draw(subsets(sites)), draw(st.sampled_from(["both", "cond"]))
+    chosen = draw(subsets(sites))
+    branch = draw(st.sampled_from(["both", "cond"]))
     case = Case(pipeline, rows, steps, guidance, chosen, start, branch, Plan())
     any_swap = swaps([row.name for row in rows], len(sites), steps, case.heads, case.tokens)
     return replace(case, plan=Plan(draw(st.lists(any_swap, min_size=1, max_size=3))))
@@ -242,7 +306,7 @@ def cases(draw, architecture: str = "mmdit") -> Case:
 
 @dataclass(frozen=True)
 class Attention:
-    """Inputs of one segment_attention, float64: image and text queries, image keys, a bank and its slots."""
+    """Inputs of one segment_attention in float64, with queries, image keys, a bank and its slots."""
 
     q: tuple[Tensor, Tensor]
     k: tuple[Tensor, Tensor]
@@ -259,11 +323,15 @@ class Attention:
         return self.k[1].shape[2]
 
 
-def make_attention(rows=2, bank=3, heads=2, image=5, tokens=3, bank_tokens=4, per_head=True, backend="sdpa",
-                   seed=0):  # fmt: skip
+def make_attention(
+    rows=2, bank=3, heads=2, image=5, tokens=3, bank_tokens=4, per_head=True, backend="sdpa", seed=0
+):
     """Rows that read random slots of a bank of another size."""
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda b, n: torch.randn(b, heads, n, 4, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def draw(b: int, n: int) -> torch.Tensor:
+        return torch.randn(b, heads, n, 4, generator=generator, dtype=torch.float64)
+
     shape = rows, heads if per_head else 1, tokens
     slots = torch.randint(0, bank * bank_tokens, shape, generator=generator).int()
     k, v = ((draw(rows, image), draw(bank, bank_tokens)) for _ in "kv")
@@ -275,5 +343,10 @@ def attentions():
         name: st.integers(1, 4)
         for name in ("rows", "bank", "heads", "image", "tokens", "bank_tokens")
     }
-    return st.builds(make_attention, **sizes, per_head=st.booleans(), seed=st.integers(0, 999),
-                     backend=st.sampled_from(["sdpa", "reference"]))  # fmt: skip
+    return st.builds(
+        make_attention,
+        **sizes,
+        per_head=st.booleans(),
+        seed=st.integers(0, 999),
+        backend=st.sampled_from(["sdpa", "reference"]),
+    )

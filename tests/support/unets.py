@@ -12,23 +12,40 @@ from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 
 TOKENS = 4  # of the fake encoders, 6 wide, with pooled vectors of 5
 SMALL_SDXL = SDXLConfig(
-    in_channels=3, out_channels=3, block_out_channels=(12, 24), layers_per_block=1, norm_num_groups=3,
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    transformer_layers_per_block=(1, 1), attention_head_dim=(2, 3), cross_attention_dim=6, addition_time_embed_dim=4,
+    in_channels=3,
+    out_channels=3,
+    block_out_channels=(12, 24),
+    layers_per_block=1,
+    norm_num_groups=3,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    transformer_layers_per_block=(1, 1),
+    attention_head_dim=(2, 3),
+    cross_attention_dim=6,
+    addition_time_embed_dim=4,
     projection_class_embeddings_input_dim=24 + 5,
-)  # fmt: skip
+)
 SMALL_IF = IFConfig(
-    block_out_channels=(16, 24), layers_per_block=1, attention_head_dim=8, cross_attention_dim=32, encoder_hid_dim=6,
-    down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"), norm_num_groups=4,
-    up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), addition_embed_type_num_heads=2,
-)  # fmt: skip
+    block_out_channels=(16, 24),
+    layers_per_block=1,
+    attention_head_dim=8,
+    cross_attention_dim=32,
+    encoder_hid_dim=6,
+    down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    norm_num_groups=4,
+    up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    addition_embed_type_num_heads=2,
+)
 SMALL_IF_II = replace(
     SMALL_IF, in_channels=6, class_embed_type="timestep", only_cross_attention=True
 )
 
 
 def without_pooled(encode):
-    """DeepFloyd IF's encoders pool nothing: the denoiser does."""
+    """A condition without pooled vectors, as DeepFloyd IF's encoders make them.
+
+    The denoiser pools.
+    """
     return lambda prompts: replace(encode(prompts), pooled=None)
 
 
@@ -42,7 +59,7 @@ class StageII(Pipeline):
 
 
 def unet(name: str, seed: int = 0) -> Pipeline:
-    """A small random U-Net pipeline in float64; four sites of three heads each."""
+    """A small random U-Net pipeline in float64, of four sites with three heads each."""
     defaults = Defaults(4, 8, 3, 4.5, micro=(8, 8, 0, 0, 8, 8) if name == "sdxl" else None)
     encoders, make, config, schedule = {
         "sdxl": (fake_encoders(TOKENS), SDXL, SMALL_SDXL, Euler()),

@@ -1,4 +1,5 @@
-"""Shipped ports: foreign model classes, by name, and the tables that may fit them, the fullest first.
+"""Ports, which are tables that say where foreign models have their sites.
 
-A new one is a file with a literal table of SiteSpecs and a line in `tables`; `textpatch.testing.check_port` tries it.
+A new port is a file with a literal table of SiteSpecs and a line in `tables`.
+`textpatch.testing.check_port` tries it on a model.
 """

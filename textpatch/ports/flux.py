@@ -1,6 +1,7 @@
-"""FLUX.1: double blocks with projections for text, then single blocks whose projections text and image share.
+"""FLUX.1, with double blocks and then single blocks.
 
-Also as diffusers' `fuse_qkv_projections` leaves it.  K is taken before its norm and its rotation.
+Double blocks have projections for text, and in single blocks text and image share theirs.  FUSED is the
+model as diffusers' `fuse_qkv_projections` leaves it.  K is taken before its norm and its rotation.
 """
 
 from textpatch.ports.matching import SiteSpec

@@ -1,4 +1,7 @@
-"""Krea 2: single stream, several query heads to one of K and V; text_fusion sees the text alone: no sites."""
+"""Krea 2, a single stream in which several query heads share one of K and V.
+
+Its text_fusion sees the text alone and has no sites.
+"""
 
 from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Span

@@ -1,4 +1,7 @@
-"""PixArt-alpha and PixArt-sigma: cross-attention; attn1 sees the image alone."""
+"""PixArt-alpha and PixArt-sigma, with cross-attention in attn2.
+
+Their attn1 sees the image alone.
+"""
 
 from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Span

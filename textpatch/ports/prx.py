@@ -1,4 +1,7 @@
-"""PRX: text keys and values, of one projection, added to the image's; the text is the same for all blocks."""
+"""PRX, whose text keys and values come from one projection and are added to the image's.
+
+The text is the same for all blocks.
+"""
 
 from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Span

@@ -1,4 +1,7 @@
-"""Qwen-Image: double blocks alone; text is turned by its position, as the image is."""
+"""Qwen-Image, with double blocks alone.
+
+Text is turned by its position, as the image is.
+"""
 
 from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Span

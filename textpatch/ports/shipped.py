@@ -1,4 +1,4 @@
-"""The sites of any model: its own, those of a given table, or those of a shipped table that fits."""
+"""Search for the sites of any model by its own list, a given table, or a shipped table that fits."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ from textpatch.sites import Site
 
 
 def find_sites(model: nn.Module, spec: Sequence[SiteSpec] | None = None) -> tuple[Site, ...]:
-    """All sites of a model, in execution order: by `spec`, else its own `sites`, else the shipped tables.
+    """Find all sites of a model, in execution order.
 
+    They are those of the table `spec`, else the model's own `sites`, else those of a shipped table.
     Raises PatchError if none of these is there, or if the table does not fit the model.
     """
-    if spec is None and getattr(model, "sites", None):
-        return tuple(model.sites)
-    return tuple(
-        site for site, _ in match_sites(model, shipped_table(model) if spec is None else spec)
-    )
+    if spec is None:
+        own = getattr(model, "sites", None)
+        if own:
+            return tuple(own)
+        spec = shipped_table(model)
+    return tuple(site for site, _ in match_sites(model, spec))
 
 
 def shipped_table(model: nn.Module) -> tuple[SiteSpec, ...]:
-    """The first of the tables in `textpatch.ports` for a model's class, or one it inherits, that fits it.
+    """First shipped table for a model's class, or a class that it inherits, that fits the model.
 
     Raises PatchError if there is none.
     """
     reasons = []
-    for table in (table for kind in type(model).__mro__ for table in TABLES.get(kind.__name__, ())):
+    classes = [kind.__name__ for kind in type(model).__mro__]
+    for table in (table for name in classes for table in TABLES.get(name, ())):
         try:
             match_sites(model, table)
         except PatchError as reason:
             reasons.append(str(reason))
         else:
             return table
+    lacking = "no table is shipped for its class"
+    if reasons:
+        lacking = f"no shipped table fits ({'; '.join(reasons)})"
     raise PatchError(
-        f"no sites known for {type(model).__name__}: it has no `sites`, and "
-        + (
-            f"no shipped table fits ({'; '.join(reasons)})"
-            if reasons
-            else "no table is shipped for its class"
-        )
-        + "; give find_sites a table of SiteSpecs"
+        f"no sites known for {type(model).__name__}: it has no `sites`, and {lacking}; "
+        "give find_sites a table of SiteSpecs"
     )

@@ -1,4 +1,4 @@
-"""The shipped tables, by the name of the model's class."""
+"""Shipped tables by the name of the model's class, the fullest first."""
 
 from textpatch.ports import flux, krea2, pixart, prx, qwen_image, sd3, unet, z_image
 

@@ -1,6 +1,7 @@
-"""U-Nets with text: SDXL and Stable Diffusion (cross-attention), DeepFloyd IF (text keys added to the image's).
+"""U-Nets with text, which are SDXL, Stable Diffusion and DeepFloyd IF.
 
-They register down, up, mid, and run down, mid, up; distilled ones have no sites in the middle.
+The first two have cross-attention, and DeepFloyd IF adds text keys to the image's.  U-Nets register their
+blocks as down, up, mid, and run down, mid, up.  Distilled ones have no sites in the middle.
 """
 
 from textpatch.ports.matching import SiteSpec

@@ -1,6 +1,7 @@
-"""Z-Image in its basic mode: single stream, image first, then each row's caption padded to a multiple of 32.
+"""Z-Image in its basic mode, a single stream with the image first.
 
-The refiners see one of the two alone and have no sites.  Omni mode puts the caption first: give a table for it.
+Each row's caption follows, padded to a multiple of 32.  The refiners see either the image or the caption
+alone and have no sites.  Omni mode puts the caption first and needs a table of its own.
 """
 
 from textpatch.ports.matching import SiteSpec

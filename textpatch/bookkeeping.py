@@ -1,0 +1,352 @@
+"""Bookkeeping of a run, which makes its ledger from slots and from the text projections' outputs.
+
+B batch rows, H heads of a slots table (1 where all are alike), T text tokens, W = heads x D
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from textpatch.attention import choose_backend
+from textpatch.bank import Bank, Texts
+from textpatch.hooks import HookRegistry
+from textpatch.ledger import ITSELF, NO_EFFECT, OVERRIDDEN, SAME_TEXT, Entry, Ledger, Silence
+from textpatch.pipelines import SupportsSampling
+from textpatch.plan import Plan, Row, SiteSlots, Swap
+from textpatch.ports.shipped import find_sites
+from textpatch.sites import Site, select_sites
+
+Winners = Mapping[Site, Mapping[str, Tensor]]
+Part = tuple[Site, str]  # keys "k" or values "v" of a site
+BEFORE_THE_FIRST = -1  # step of a watch whose run has not begun
+# winners at a site that no swap of the plan names
+NOBODY = dict.fromkeys("kv", torch.full((1, 1, 1), -1))
+
+
+class Key(NamedTuple):
+    """Place of a swap's reads in the ledger."""
+
+    step: int
+    site: int
+    reader: str
+    donor: str
+    swap: int
+
+
+class Cells(NamedTuple):
+    """Cells in which one row reads another by one swap.
+
+    reader, donor                rows of the batch, by their places
+    swap                         index of the swap in the plan
+    heads, tokens, donor_tokens  index tensors of one length, with an element for each cell
+    """
+
+    reader: int
+    donor: int
+    swap: int
+    heads: Tensor
+    tokens: Tensor
+    donor_tokens: Tensor
+
+
+@dataclass
+class Found:
+    """Hits and changes of one swap in an entry that is being made."""
+
+    branches: set[str] = field(default_factory=set)
+    hits: dict[str, int] = field(default_factory=lambda: {"k": 0, "v": 0})
+    changes: dict[str, list[Tensor]] = field(default_factory=lambda: {"k": [], "v": []})
+
+    def change(self, part: str) -> float:
+        """Largest change of the keys or values, 0 where there is none."""
+        if not self.changes[part]:
+            return 0.0
+        return float(torch.stack(self.changes[part]).max())
+
+    def add(self, other: Found) -> None:
+        """Add the hits and changes of another swap to the same entry."""
+        self.branches |= other.branches
+        for part in "kv":
+            self.hits[part] += other.hits[part]
+            self.changes[part] += other.changes[part]
+
+
+class Recorder:
+    """Maker of the ledger of one run, from all batches that it was `watching`."""
+
+    def __init__(
+        self,
+        pipeline: SupportsSampling,
+        rows: Sequence[Row],
+        plan: Plan,
+        steps: int,
+        texts: Texts,
+    ) -> None:
+        self.pipeline = pipeline
+        self.plan = plan
+        self.steps = steps
+        self.texts = texts
+        self.prompts = {row.name: row.prompt for row in rows}
+        self.sites: tuple[Site, ...] = ()
+        if plan.swaps:
+            self.sites = select_sites(find_sites(pipeline.denoiser), plan.selectors)
+        self.watched = texts.bank is not None or not compiled(pipeline.denoiser)
+        self.found: dict[Key, Found] = {}
+
+    @contextmanager
+    def watching(
+        self, batch: Sequence[Row], readers: Sequence[Row]
+    ) -> Iterator[Callable[[int, Sequence[SiteSlots] | None], None]]:
+        """Watch a run of some batch rows.
+
+        Gives enter(step, slots), to be called before each step with the slots it gets, one entry
+        per site.
+
+        readers  rows of the batch whose reads are entered
+        Raises PatchError on leaving if the text projections of a swapped site never ran.
+        """
+        watch = Watch(self.sites, batch, {row.name for row in readers}, self.found)
+        winners = self.plan.kept(lambda step: self._winners(step, batch))
+
+        def enter(step: int, slots: Sequence[SiteSlots] | None) -> None:
+            watch.enter(step, slots, winners(step))
+
+        if self.texts.bank is not None:
+            self._enter_bank(watch, batch, self.texts.bank)
+            yield enter
+        elif self.sites and self.watched:
+            with self._observing(watch):
+                yield enter
+        else:
+            yield enter
+
+    def _winners(self, step: int, batch: Sequence[Row]) -> Winners:
+        return self.plan.winners(step, batch, self.sites, tokens=self.texts.tokens)
+
+    def _enter_bank(self, watch: Watch, batch: Sequence[Row], bank: Bank) -> None:
+        """Enter the bank's keys and values as the rows of a batch would read them without a plan."""
+        rows = self.texts.rows(batch)
+        for site in self.sites:
+            for part, kv in zip("kv", bank[site.index], strict=True):
+                watch.made(site, part, kv.transpose(1, 2).flatten(2)[rows])  # (B, T, W)
+
+    @contextmanager
+    def _observing(self, watch: Watch) -> Iterator[None]:
+        """Enter what the text projections put out as long as the block lasts."""
+        taps: dict[str, Part] = {}
+        for site in self.sites:
+            for part, tap in zip("kv", site.taps, strict=True):
+                taps[tap.module] = (site, part)
+
+        def made(name: str, output: object) -> None:
+            watch.made(*taps[name], cast("Tensor", output))
+
+        with HookRegistry(self.pipeline.denoiser, taps).observe(made):
+            yield
+
+    def ledger(self) -> Ledger:
+        """Ledger of all that was watched, in the order of steps and sites."""
+        if not self.sites:
+            return Ledger()
+        merged: dict[tuple[int, int, str, str], Found] = {}
+        for key, found in self.found.items():
+            merged.setdefault(key[:4], Found()).add(found)
+        return Ledger(tuple(self._entries(merged)), tuple(self._silent()))
+
+    def _entries(self, merged: Mapping[tuple[int, int, str, str], Found]) -> Iterator[Entry]:
+        times = self.pipeline.schedule.timesteps(self.steps).tolist()
+        sigmas = self.pipeline.schedule.sigmas(self.steps).tolist()
+        dtype = str(self.pipeline.dtype).removeprefix("torch.")
+        sites = {site.index: site for site in self.sites}
+        backends = {site.index: self._backend(site) for site in self.sites}
+        for (step, site, reader, donor), found in sorted(merged.items()):
+            yield Entry(
+                site=site,
+                name=sites[site].name,
+                step=step,
+                timestep=times[step],
+                sigma=sigmas[step],
+                reader=reader,
+                donor=donor,
+                branches=tuple(sorted(found.branches)),
+                hits_k=found.hits["k"],
+                hits_v=found.hits["v"],
+                change_k=self._change(found, "k"),
+                change_v=self._change(found, "v"),
+                dtype=dtype,
+                backend=backends[site],
+            )
+
+    def _change(self, found: Found, part: str) -> float | None:
+        """Largest change of keys or values, None where nobody could watch."""
+        if not self.watched:
+            return None
+        return found.change(part)
+
+    def _backend(self, site: Site) -> str:
+        """Backend that carries out the swaps of a site.
+
+        A step without a swap may run on another.
+        """
+        queries = torch.empty(
+            0, 1, 0, site.head_dim, device=self.pipeline.device, dtype=self.pipeline.dtype
+        )
+        return choose_backend(queries, table=True)
+
+    def _silent(self) -> Iterator[Silence]:
+        for i, swap in enumerate(self.plan.swaps):
+            why = self._why_silent(i, swap)
+            if why is not None:
+                sites = ", ".join(str(site.index) for site in select_sites(self.sites, swap.sites))
+                yield Silence(i, f"{', '.join(swap.readers)} <- {swap.donor} at site {sites}", why)
+
+    def _why_silent(self, i: int, swap: Swap) -> str | None:
+        """Reason why the i-th swap changed nothing.
+
+        None if it changed something, or if nobody could watch.
+        """
+        if swap.readers == (swap.donor,):
+            return ITSELF
+        own = [(key, found) for key, found in self.found.items() if key.swap == i]
+        if not own:
+            return OVERRIDDEN
+        apart = [found for key, found in own if self._texts_differ(key)]
+        counted = apart or [found for _, found in own]
+        if any(self._change(found, part) != 0 for found in counted for part in swap.part):
+            return None
+        if apart:
+            return NO_EFFECT
+        return SAME_TEXT
+
+    def _texts_differ(self, key: Key) -> bool:
+        return self.prompts[key.reader] != self.prompts[key.donor]
+
+
+class Watch:
+    """Watch over one batch of a run.
+
+    It counts the cells in which slots let a row read another, and measures how the keys and values
+    there differ from the reader's own.
+
+    names  names of the rows whose reads are entered
+    found  what is found, to be filled
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        batch: Sequence[Row],
+        names: set[str],
+        found: dict[Key, Found],
+    ) -> None:
+        self.sites = sites
+        self.batch = batch
+        self.names = names
+        self.found = found
+        self.step = BEFORE_THE_FIRST
+        # slots of a site's keys or values, and their winners, (B, H, T) each
+        self.tables: dict[Part, tuple[Tensor, Tensor] | None] = {}
+        # cells of these tables that read another row
+        self.cells: dict[Part, list[Cells]] = {}
+        # keys and values that were made once for all steps, (B, T, W)
+        self.bank: dict[Part, Tensor] = {}
+
+    def enter(self, step: int, slots: Sequence[SiteSlots] | None, winners: Winners) -> None:
+        """Enter the hits of a step, and the changes of what was made before the first step."""
+        self.step = step
+        for site in self.sites:
+            entry = None if slots is None else slots[site.index]
+            pair = entry if isinstance(entry, tuple) else (entry, entry)
+            for part, table in zip("kv", pair, strict=True):
+                self._look_up((site, part), table, winners.get(site, NOBODY)[part])
+                self._count(site, part)
+        for (site, part), kv in self.bank.items():
+            self._measure(site, part, kv)
+
+    def made(self, site: Site, part: str, kv: Tensor) -> None:
+        """Take in keys or values (B, T, W) from a projection, in a step or once before the first."""
+        if self.step == BEFORE_THE_FIRST:
+            self.bank[site, part] = kv
+        else:
+            self._measure(site, part, kv)
+
+    def _look_up(self, key: Part, table: Tensor | None, winners: Tensor) -> None:
+        """Find the cells of a table.
+
+        Most steps have the table and the swaps of the step before, so that the cells are kept.
+        """
+        if table is None:
+            self.tables[key] = None
+            self.cells[key] = []
+            return
+        now = torch.broadcast_tensors(table, winners)
+        before = self.tables.get(key)
+        if before is None or not all(map(torch.equal, now, before)):
+            self.tables[key] = (now[0], now[1])
+            self.cells[key] = cells_read(now[0], now[1], self.batch, self.names)
+
+    def _count(self, site: Site, part: str) -> None:
+        """Count the hits of a site's keys or values, every head of a table that all heads share."""
+        for cells in self.cells[site, part]:
+            found = self._entry(site, cells)
+            found.branches.add(self.batch[cells.reader].branch)
+            found.hits[part] += len(cells.heads) * site.text_heads // self._heads(site, part)
+
+    def _heads(self, site: Site, part: str) -> int:
+        tables = self.tables[site, part]
+        return 1 if tables is None else tables[0].shape[1]
+
+    def _measure(self, site: Site, part: str, kv: Tensor) -> None:
+        """Measure how much the keys or values (B, T, W) that are read differ from the reader's own."""
+        split = kv.detach().unflatten(-1, (self._heads(site, part), -1))  # (B, T, H, W / H)
+        wide = torch.promote_types(kv.dtype, torch.float32)
+        for cells in self.cells[site, part]:
+            read = split[cells.donor, cells.donor_tokens, cells.heads].to(wide)
+            own = split[cells.reader, cells.tokens, cells.heads].to(wide)
+            self._entry(site, cells).changes[part].append((read - own).abs().max())
+
+    def _entry(self, site: Site, cells: Cells) -> Found:
+        reader = self.batch[cells.reader].name
+        donor = self.batch[cells.donor].name
+        key = Key(self.step, site.index, reader, donor, cells.swap)
+        return self.found.setdefault(key, Found())
+
+
+def cells_read(
+    table: Tensor, winners: Tensor, batch: Sequence[Row], names: set[str]
+) -> list[Cells]:
+    """Cells in which a row reads another, together for each reader, donor and swap.
+
+    table    slots (B, H, T)
+    winners  (B, H, T) index of the swap that each slot is of
+    names    names of the readers that are looked at
+    """
+    rows, _, tokens = table.shape
+    own = torch.arange(rows * tokens, device=table.device).view(-1, 1, tokens)
+    moved = table != own
+    found = []
+    for reader in moved.any(-1).any(-1).nonzero().flatten().tolist():
+        if batch[reader].name not in names:
+            continue
+        # donor and swap of each cell, (H, T, 2)
+        who = torch.stack([table[reader] // tokens, winners[reader]], dim=-1)
+        for pair in who[moved[reader]].unique(dim=0):
+            heads, at = (moved[reader] & (who == pair).all(-1)).nonzero(as_tuple=True)
+            donor, swap = pair.tolist()
+            read = table[reader, heads, at].long() % tokens
+            found.append(Cells(reader, donor, swap, heads, at, read))
+    return found
+
+
+def compiled(model: nn.Module) -> bool:
+    """True if a model runs compiled code, which no hook put on later can see into."""
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None)
+        for module in model.modules()
+    )

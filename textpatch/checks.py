@@ -1,0 +1,126 @@
+"""Checks of a run before anything runs, of its rows, where they start, and which are only read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from textpatch.bank import Texts
+from textpatch.errors import PatchError, closest
+from textpatch.plan import CONDITIONAL, Plan, Row
+from textpatch.swaps import Swap
+
+
+def require_rows(rows: Sequence[Row]) -> None:
+    """Raise PatchError unless rows are conditional, named apart, and their prompts texts or None."""
+    for row in rows:
+        for prompt in (row.prompt, row.pooled):
+            if prompt is not None and not isinstance(prompt, str):
+                raise PatchError(
+                    f"a prompt is {prompt!r}, no text; give each row one, and one negative prompt for all"
+                )
+    names = [row.name for row in rows]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated or not rows:
+        raise PatchError(
+            f"rows must be named apart, and at least one; repeated: {repeated[:3]}, rows: {len(rows)}"
+        )
+    for row in rows:
+        if row.branch != CONDITIONAL:
+            raise PatchError(
+                f"row {row.name!r} is unconditional; name conditional rows alone, guidance adds their twins"
+            )
+
+
+def starts_by_itself(row: Row) -> bool:
+    """True if a row starts from anything else than its seed's noise at step 0."""
+    return row.joins != 0 or row.latents is not None or row.copies is not None
+
+
+def require_starts(rows: Sequence[Row], plan: Plan, steps: int) -> None:
+    """Raise PatchError unless every row can start.
+
+    A row must join within the run, from latents of one source, before any swap that names it.
+    """
+    by_name = {row.name: row for row in rows}
+    for row in rows:
+        if starts_by_itself(row):
+            _require_start(row, steps)
+        if row.copies is not None:
+            _require_origin(row, row.copies, by_name)
+    for swap in plan.swaps:
+        for reader in swap.readers:
+            _require_present(swap, reader, by_name)
+
+
+def _require_start(row: Row, steps: int) -> None:
+    """Raise PatchError unless a row joins within the run, from one source."""
+    if not row.sampled:
+        raise PatchError(
+            f"row {row.name!r} is not sampled, and so starts from nothing; leave out joins, latents, copies"
+        )
+    if not 0 <= row.joins < steps:
+        raise PatchError(
+            f"row {row.name!r} joins at step {row.joins}; this run has steps 0..{steps - 1}"
+        )
+    if (row.latents is None) == (row.copies is None):
+        given = "neither" if row.latents is None else "both"
+        raise PatchError(
+            f"row {row.name!r} joins at step {row.joins} with {given} latents and copies; give one of them"
+        )
+
+
+def _require_origin(row: Row, copied: str, by_name: Mapping[str, Row]) -> None:
+    """Raise PatchError unless the row that is copied is sampled, and there when the copy joins."""
+    origin = by_name.get(copied)
+    if origin is None:
+        raise PatchError(
+            f"row {row.name!r} copies {copied!r}, which is no row here{closest(copied, by_name)}"
+        )
+    wrong = None
+    if not origin.sampled:
+        wrong = "is not sampled"
+    elif origin.joins > row.joins or (origin.copies is not None and origin.joins == row.joins):
+        wrong = f"joins at step {origin.joins}"
+    if wrong is not None:
+        raise PatchError(
+            f"row {row.name!r} copies {copied!r} at step {row.joins}, and that row {wrong}; "
+            "copy one that is there before"
+        )
+
+
+def _require_present(swap: Swap, reader: str, by_name: Mapping[str, Row]) -> None:
+    """Raise PatchError if a swap acts before its reader or its donor has joined."""
+    if reader not in by_name or swap.donor not in by_name:
+        return  # `Plan.check` names them
+    indices = swap.loop_indices
+    first = by_name[reader].joins if indices is None else indices[0]
+    for row in (by_name[reader], by_name[swap.donor]):
+        if row.joins > first:
+            raise PatchError(
+                f"row {row.name!r} joins at step {row.joins}, and a swap names it from step {first} on; "
+                f"give the swap steps of {row.joins} or more"
+            )
+
+
+def require_readable(rows: Sequence[Row], plan: Plan, texts: Texts) -> None:
+    """Raise PatchError unless rows that are not sampled are donors alone, their text in the bank."""
+    unsampled = sorted(row.name for row in rows if not row.sampled)
+    read = {swap.donor for swap in plan.swaps}
+    reading = {name for swap in plan.swaps for name in swap.readers}
+    for name in unsampled:
+        if name in reading:
+            _refuse_unsampled(name, "lets it read")
+        if name not in read:
+            _refuse_unsampled(name, "never reads it")
+    if unsampled and texts.bank is None:
+        raise PatchError(
+            f"row {unsampled[0]!r} is not sampled, and its prompt alone does not settle its keys and values: "
+            "this model's text evolves with the picture, or hooks change its projections; sample it"
+        )
+
+
+def _refuse_unsampled(name: str, wrong: str) -> None:
+    raise PatchError(
+        f"row {name!r} is not sampled, and the plan {wrong}; "
+        "a row that is not sampled can be a donor and nothing else: sample it, or leave it out"
+    )
