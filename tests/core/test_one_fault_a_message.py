@@ -54,7 +54,7 @@ def test_a_message_speaks_of_one_fault(name):
 
 def test_every_default_has_its_own_words():
     """Whatever a field of Defaults is given in words, the message says what it must be."""
-    from textpatch.reference_models.pipeline import WANTED
+    from textpatch.reference_models.defaults import WANTED
 
     assert WANTED.keys() == Defaults.__dataclass_fields__.keys()
     for field, wanted in WANTED.items():

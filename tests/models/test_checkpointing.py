@@ -127,7 +127,7 @@ def test_so_they_are_with_the_older_checkpointing(name, part):
 
 
 FAULTS = {
-    "what was kept is used up": (sdxl.UpBlock, "forward", "kept[-1 - j]", "kept.pop()"),
+    "the skips are used up": (sdxl.UpBlock, "forward", "skips[-1 - j]", "skips.pop()"),
     "a site is read once": (
         sdxl.Transformer,
         "forward",

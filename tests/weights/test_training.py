@@ -20,7 +20,8 @@ from support.small_models import PROMPTS, relative
 from support.strategies import randomize
 from textpatch.errors import PatchError, WeightsError
 from textpatch.exits import guarded
-from textpatch.reference_models.pipeline import Pipeline, pixels, read_beside
+from textpatch.reference_models.pipeline import Pipeline, pixels
+from textpatch.reference_models.upscaling import read_beside
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, trained_abars
 from textpatch.weights import load
 from textpatch.weights.signs.drawing import LETTERS, SAYINGS, Sign, draw_sign

@@ -27,7 +27,9 @@ from tqdm import tqdm
 from textpatch.attention import row_slots
 from textpatch.disk import placed, writing
 from textpatch.errors import PatchError, WeightsError, closest
-from textpatch.reference_models.pipeline import SEEDS, Defaults, Pipeline, pixels, read_beside
+from textpatch.reference_models.defaults import Defaults
+from textpatch.reference_models.pipeline import SEEDS, Pipeline, pixels
+from textpatch.reference_models.upscaling import read_beside
 from textpatch.weights.loading import SHIPPED, load
 from textpatch.weights.reading.files import open_tensors
 from textpatch.weights.saving import save_pipeline
