@@ -11,8 +11,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from textpatch.errors import PatchError, WeightsError
+from textpatch.weights.building import Builder
 from textpatch.weights.identify import identify_tensors
-from textpatch.weights.loading import Builder, find, load
+from textpatch.weights.loading import find, load
 from textpatch.weights.locating import Folder
 from textpatch.weights.reading.entry import scan
 from textpatch.weights.reading.files import Tensors, component_file, open_tensors, read_json

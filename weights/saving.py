@@ -17,9 +17,9 @@ from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.pipeline import Pipeline, pixels
 from textpatch.reference_models.schedules import Schedule
 from textpatch.reference_models.sdxl import SDXL
+from textpatch.weights.building import CLIP_SIZES, T5_SIZES
 from textpatch.weights.configs import DENOISER_KINDS
 from textpatch.weights.layouts import CLIP, T5, Layout
-from textpatch.weights.loading import CLIP_SIZES, T5_SIZES
 from textpatch.weights.schedulers import SCHEDULES
 
 # Pipeline class, and the folder of its denoiser.

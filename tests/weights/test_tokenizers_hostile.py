@@ -15,7 +15,8 @@ from textpatch import cli, exits, load
 from textpatch.errors import PromptError, WeightsError
 from textpatch.reference_models import text_encoders
 from textpatch.reference_models.text_encoders import LONGEST, tokenize
-from textpatch.weights.loading import SHIPPED, Builder
+from textpatch.weights.building import Builder
+from textpatch.weights.loading import SHIPPED
 from textpatch.weights.locating import Folder
 
 KINDS = {

@@ -21,8 +21,8 @@ from support.strategies import randomize
 from textpatch.errors import PatchError, WeightsError
 from textpatch.exits import guarded
 from textpatch.reference_models.pipeline import Pipeline, pixels
-from textpatch.reference_models.upscaling import read_beside
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, trained_abars
+from textpatch.reference_models.upscaling import read_beside
 from textpatch.weights import load
 from textpatch.weights.signs.drawing import LETTERS, SAYINGS, Sign, draw_sign
 from textpatch.weights.signs.tokens import LENGTH, word_tokenizer
