@@ -226,7 +226,7 @@ def denoiser_folder(folder: Path) -> tuple[type[nn.Module], object, Part]:
 
 
 def denoiser_file(path: Path) -> tuple[type[nn.Module], object, Part]:
-    """Class, configuration and tensors of a denoiser's file or sharded index, original or in diffusers layout.
+    """Class, configuration and tensors of a denoiser's file or sharded index, in any layout.
 
     The configuration is the `config.json` beside a file in diffusers layout.  Where there is none, it is
     inferred from the shapes.

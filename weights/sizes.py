@@ -1,7 +1,7 @@
 """Numbers of tensors that configurations ask for, compared with the numbers that their files hold.
 
 A configuration of a few bytes can ask for billions of layers.  It is refused here by arithmetic alone, before
-anything is made of it.  The numbers are lower bounds: every layer has so many tensors, whatever else is configured.
+anything is made of it.  The numbers are lower bounds, which hold whatever else is configured.
 """
 
 from __future__ import annotations
@@ -49,10 +49,7 @@ def require_held(where: Path, config: Any, part: Part) -> None:
     config  configuration of one of our models, or the sizes of an encoder by name
     part    tensors for the model; those without elements do not count
     """
-    if isinstance(config, Mapping):
-        asked = fewest_of_encoder(config)
-    else:
-        asked = FEWEST[type(config)](config)
+    asked = fewest(config)
     held = sum(prod(shape) > 0 for shape in part.shapes().values())
     if asked > max(held, FEW):
         raise WeightsError(
@@ -60,6 +57,13 @@ def require_held(where: Path, config: Any, part: Part) -> None:
             f"and its file holds {held}; fetch both again; {likely(part)}",
             "too-many-layers",
         )
+
+
+def fewest(config: Any) -> int:
+    """Tensors that a model of this configuration has at least."""
+    if isinstance(config, Mapping):
+        return fewest_of_encoder(config)
+    return FEWEST[type(config)](config)
 
 
 def fewest_of_encoder(sizes: Mapping[str, Any]) -> int:
