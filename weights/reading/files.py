@@ -156,9 +156,9 @@ def component_file(folder: Path, stem: str) -> Path:
     """File of a component's weights, the whole one or the index of its shards.
 
     A file of half precision is taken if there is no other.
-    Raises WeightsError if there is none, and says so if there are pickles instead.  Raises it also for a whole
-    file beside shards of one precision, because either may be the older (diffusers reads the shards there,
-    transformers the whole file).
+    Raises WeightsError if there is none, and says so if there are pickles instead.  Raises it also for a
+    whole file beside shards of one precision, because either may be the older (diffusers reads the shards
+    there, transformers the whole file).
     """
     full = [f"{stem}.safetensors", f"{stem}.safetensors.index.json"]
     half = [f"{stem}.fp16.safetensors", f"{stem}.safetensors.index.fp16.json"]
