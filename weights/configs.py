@@ -114,7 +114,7 @@ WITHOUT_EFFECT = {"sample_size", "force_upcast"}
 
 @dataclass(frozen=True)
 class Kind:
-    """One of our models, and the values that a published configuration must have for it.
+    """Kind of model, with the values that a published configuration must have for it.
 
     defaults  diffusers' default of every field
     fixed     values that our model implements where they are not the default, as a tuple of all that mean

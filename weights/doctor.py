@@ -44,7 +44,7 @@ def examine(where: str | os.PathLike, *, numbers: bool = False) -> Iterator[str]
 
 
 def _indented(lines: Iterator[str]) -> Iterator[str]:
-    """Indent lines; an error that ends them becomes the last one."""
+    """Indent lines, with the error that ends them, if one does, as the last."""
     try:
         yield from (f"    {line}" for line in lines)
     except PatchError as error:

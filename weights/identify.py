@@ -91,7 +91,7 @@ class Finding:
 
 
 def identify_tensors(tensors: Mapping[str, tuple[str, Shape]]) -> Finding:
-    """Identify a file by its tensors, {name: (dtype as safetensors spells it, shape)}."""
+    """Identify a file by the dtypes, as safetensors spells them, and the shapes of its tensors."""
     shapes = {name: tuple(shape) for name, (_, shape) in tensors.items()}
     adapter = {name: shape for name, shape in shapes.items() if LORA.search(name)}
     copies = {name for name in shapes if name.startswith(EMA)}

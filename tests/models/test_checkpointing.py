@@ -34,7 +34,8 @@ PARTS = {
     ),
 }
 EVERY_PART = [(name, part) for name, parts in PARTS.items() for part in parts]
-# The older checkpointing follows gradients through tensors that are arguments themselves, and not through lists of them.
+# The older checkpointing follows gradients through tensors that are arguments themselves, and not through
+# lists of them.
 GIVEN_TENSORS = [
     ("sdxl", sdxl.CrossAttention),
     ("sdxl", sdxl.Block),
@@ -70,7 +71,8 @@ def checkpointed(model: nn.Module, part: type[nn.Module], reentrant: bool) -> It
 
 
 def gradients(pipeline: Pipeline, held: str, slots: str) -> dict[str, Tensor]:
-    """Gradients of the denoiser's parameters by name, the text held as tokens or in a bank, every other site turned or not.
+    """Gradients of the denoiser's parameters by name, the text held as tokens or in a bank, every other
+    site turned or not.
 
     Without those that pooled the text, which is done before.
     """

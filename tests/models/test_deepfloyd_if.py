@@ -1,4 +1,5 @@
-"""DeepFloyd IF is the published U-Net, stage I and stage II: sites, counts, diffusers' outputs; and its bank."""
+"""DeepFloyd IF is the published U-Net, stage I and stage II: sites, counts, diffusers' outputs; and its
+bank."""
 
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -85,7 +86,8 @@ SITES = [  # in execution order: block, sites, width
 
 
 def test_sites_of_if_xl(xl):
-    """22 sites: 9 down, 1 in the middle, 12 up; K and V of width W hold 2 (2816 + 1) W parameters each site."""
+    """22 sites: 9 down, 1 in the middle, 12 up; K and V of width W hold 2 (2816 + 1) W parameters each
+    site."""
     expected = [
         (f"{block}.attentions.{j}", width) for block, sites, width in SITES for j in range(sites)
     ]
@@ -209,7 +211,8 @@ def reference_xl(diffusers):
 
 
 def full_width(xl, reference_xl, name: str):
-    """A module of IF-I-XL and diffusers' module of that name, in float64, sharing one set of random weights."""
+    """A module of IF-I-XL and diffusers' module of that name, in float64, sharing one set of random
+    weights."""
     ours = deepcopy(xl.get_submodule(name)).double().to_empty(device="cpu").requires_grad_(False)
     for parameter in ours.parameters():
         parameter.normal_(std=parameter[0].numel() ** -0.5)
@@ -283,7 +286,8 @@ def test_slots_at_all_sites_are_the_donors_text(config, dtype):
 
 @both_stages
 def test_a_pair_of_slots_is_for_keys_and_values(config):
-    """(slots, own slots) at one site = the donor's keys with the reader's values, there alone, bit for bit."""
+    """(slots, own slots) at one site = the donor's keys with the reader's values, there alone, bit for
+    bit."""
     model = build(config)
     (x, t, text), stage_ii = inputs(config)
     text = TextCondition(model.text_kv(text), model.pool(text.tokens))

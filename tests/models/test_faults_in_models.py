@@ -1,4 +1,5 @@
-"""Every law that says something of a model notices a fault in the source of each: SDXL's, DeepFloyd IF's, MMDiT's."""
+"""Every law that says something of a model notices a fault in the source of each: SDXL's, DeepFloyd IF's,
+MMDiT's."""
 
 import pytest
 

@@ -1,4 +1,5 @@
-"""MMDiT is the published transformer, SD3 and SD3.5: counts, sites, diffusers' numbers, and what it refuses."""
+"""MMDiT is the published transformer, SD3 and SD3.5: counts, sites, diffusers' numbers, and what it
+refuses."""
 
 from dataclasses import asdict
 

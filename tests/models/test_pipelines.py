@@ -19,7 +19,8 @@ SEEDS = [5, 11]
 
 
 def tolerance(steps: int, guidance: float) -> float:
-    """float32 on both sides: a forward may differ by 5e-6, guidance multiplies that, and every step adds its own.
+    """float32 on both sides: a forward may differ by 5e-6, guidance multiplies that, and every step adds
+    its own.
 
     (The models alone are compared in float64 elsewhere; a wrong number anywhere is 1e-2 away.)
     """
@@ -67,7 +68,8 @@ LATENT = [("sdxl", {}), ("sd3", {}), ("sd3", {"t5": False}), ("sd3", {"dual": Tr
     "name, options", LATENT, ids=["sdxl", "sd3", "sd3-without-t5", "sd3.5-medium"]
 )
 def test_latent_pipelines_equal_diffusers(saved, name, options, guidance, negative):
-    """Latents within 1e-5 and pictures within one level of 255, with and without guidance and negative prompt."""
+    """Latents within 1e-5 and pictures within one level of 255, with and without guidance and negative
+    prompt."""
     theirs, ours = saved(name, **options)
     negatives = None if negative is None else [negative] * 2
     call = dict(
@@ -187,7 +189,8 @@ def test_a_seed_is_one_noise(dtype):
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 5 + 2**40, 2**63 - 1, -(2**63), 2**64, True, 1.5, "0"])
 def test_a_seed_that_would_repeat_another_is_refused(seed):
-    """Torch's generator takes a seed modulo 2^32: of 0 to 2^32 - 1 each is a noise of its own, and the rest is refused."""
+    """Torch's generator takes a seed modulo 2^32: of 0 to 2^32 - 1 each is a noise of its own, and the rest
+    is refused."""
     pipeline = small_pipeline()
     says = re.escape(
         f"seed {seed!r} does not fit the noise generator; give a whole number of 0 to 4294967295"

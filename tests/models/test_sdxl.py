@@ -161,7 +161,8 @@ def full_width(base, reference_base, name: str):
 
 @pytest.mark.parametrize("where, width", [("down_blocks.1", 640), ("mid_block", 1280)])
 def test_block_at_full_width(base, reference_base, where, width):
-    """A block of 640 = 10 heads or 1280 = 20 heads of 64 is diffusers' BasicTransformerBlock, at 77 tokens."""
+    """A block of 640 = 10 heads or 1280 = 20 heads of 64 is diffusers' BasicTransformerBlock, at 77
+    tokens."""
     ours, theirs = full_width(base, reference_base, f"{where}.attentions.0.transformer_blocks.0")
     x = torch.randn(1, 6, width, dtype=torch.float64)
     tokens = torch.randn(1, 77, 2048, dtype=torch.float64)
@@ -211,7 +212,8 @@ def test_slots_at_all_sites_are_the_donors_text(dtype):
 
 
 def test_a_pair_of_slots_is_for_keys_and_values():
-    """(slots, own slots) at one site = the donor's keys with the reader's values, there alone, bit for bit."""
+    """(slots, own slots) at one site = the donor's keys with the reader's values, there alone, bit for
+    bit."""
     model = build(SMALL)
     x, t, text = inputs(SMALL)
     text, site = replace(text, tokens=model.text_kv(text)), 1
@@ -290,7 +292,8 @@ REFUSED = {  # changes to x, text and slots
 
 @pytest.mark.parametrize("says", REFUSED)
 def test_what_does_not_fit_is_refused(says):
-    """Channels, widths, rows and slots that do not fit, and text without all its parts: both values are said."""
+    """Channels, widths, rows and slots that do not fit, and text without all its parts: both values are
+    said."""
     shapes = (
         dict(x=(2, 3, 4, 4), tokens=(2, 5, 10), pooled=(2, 7), micro=(2, 6), slots=None)
         | REFUSED[says]

@@ -70,7 +70,8 @@ def require_equal(text, tokens, pooled):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_sdxl_equals_diffusers(published, seed):
-    """SDXLTextEncoders = StableDiffusionXLPipeline.encode_prompt, "" too, each tokenizer padding as it does."""
+    """SDXLTextEncoders = StableDiffusionXLPipeline.encode_prompt, "" too, each tokenizer padding as it
+    does."""
     pipeline = published.sdxl(seed)
     pipeline.tokenizer_2.pad_token = (
         '"'  # the published one pads with "!", a word of the vocabulary
@@ -243,7 +244,8 @@ def test_clips_with_other_positions_read_as_many_tokens(published, positions):
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3"])
 def test_clips_that_read_prompts_of_two_lengths_are_refused(published, family):
-    """Their states stand side by side, token by token: WeightsError with positions and tokenizers' lengths of both."""
+    """Their states stand side by side, token by token: WeightsError with positions and tokenizers' lengths
+    of both."""
     pipeline = longer(getattr(published, family)(), 248)
     pipeline.tokenizer_2.model_max_length = 77
     says = "248 and 248 positions, .* model_max_length is 248 and 77; both must read prompts of one length: give both"
@@ -254,7 +256,8 @@ def test_clips_that_read_prompts_of_two_lengths_are_refused(published, family):
 @pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
 @pytest.mark.parametrize("end", [0, -1, 2, 4, 10**9, None, [3]])
 def test_a_clip_that_pools_another_token_is_refused(end, name):
-    """The end of a prompt is the tokenizer's, 3: another would be looked for in vain, and the first token pooled."""
+    """The end of a prompt is the tokenizer's, 3: another would be looked for in vain, and the first token
+    pooled."""
     made = copy.deepcopy(small_encoders())
     getattr(made, name).config.eos_token_id = end
     says = re.escape(
@@ -267,7 +270,8 @@ def test_a_clip_that_pools_another_token_is_refused(end, name):
 
 
 def test_the_end_that_older_configurations_say_is_the_highest_token():
-    """2 is right where prompts end with the last of the vocabulary, as CLIP's do: transformers then pools the highest."""
+    """2 is right where prompts end with the last of the vocabulary, as CLIP's do: transformers then pools
+    the highest."""
     made = copy.deepcopy(small_encoders())
     tokenizers = [copy.deepcopy(tokenizer) for tokenizer in made.tokenizers[:2]]
     for clip, tokenizer in zip((made.text_encoder, made.text_encoder_2), tokenizers):
@@ -306,7 +310,8 @@ class Overheard:
 
 
 def test_threads_tokenize_one_after_another():
-    """A fast tokenizer remembers between calls whether it pads, so that two at once may read without padding: never are."""
+    """A fast tokenizer remembers between calls whether it pads, so that two at once may read without
+    padding: never are."""
     tokenizer = Overheard(load("tiny-if").encoders.tokenizers[0])
     with ThreadPoolExecutor(3) as threads:
         made = list(threads.map(lambda _: tokenize(["a red sign"], [tokenizer], [77]), range(6)))

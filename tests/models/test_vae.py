@@ -76,7 +76,8 @@ def configs(draw):
     seed=st.integers(0, 99),
 )  # fmt: skip
 def test_vae_equals_diffusers(diffusers, dtype, config, rows, size, seed):
-    """VAE = AutoencoderKL, then scale and shift as the pipelines write them: mean, sample of a noise, decode."""
+    """VAE = AutoencoderKL, then scale and shift as the pipelines write them: mean, sample of a noise,
+    decode."""
     torch.manual_seed(seed)
     ours, theirs = (
         build(config, dtype, seed),

@@ -1,4 +1,5 @@
-"""Small random pipelines of the published classes, made by diffusers itself: what `load` must read and equal."""
+"""Small random pipelines of the published classes, made by diffusers itself: what `load` must read and
+equal."""
 
 import diffusers
 import torch

@@ -1,4 +1,5 @@
-"""One small model of each architecture and its inputs, both functions of a seed: what stored reference outputs are of."""
+"""One small model of each architecture and its inputs, both functions of a seed: what stored reference
+outputs are of."""
 
 import torch
 from torch import Tensor, nn

@@ -66,7 +66,8 @@ def test_published_denoisers_are_our_defaults(published, model, config):
 
 
 def test_published_vaes_are_read():
-    """SDXL's config.json, which says nothing of a shift, is our default; SD3's differs in channels and scale."""
+    """SDXL's config.json, which says nothing of a shift, is our default; SD3's differs in channels and
+    scale."""
     assert vae_from_config(PUBLISHED_VAE) == VAEConfig(shift_factor=None)
     sd3 = PUBLISHED_VAE | WIDE_VAE | dict(scaling_factor=1.5305, shift_factor=0.0609)
     assert vae_from_config(sd3) == VAEConfig(scaling_factor=1.5305, shift_factor=0.0609, **WIDE_VAE)
@@ -195,7 +196,8 @@ def test_defaults_are_those_of_diffusers():
     (PUBLISHED_IF, dict(addition_embed_type=None), "type None; known: .* with 'text_time', .* 'text'$"),
 ])  # fmt: skip
 def test_what_is_not_published_is_refused(published, changed, says):
-    """A value that would change the arithmetic is refused with both values, an unknown class with the known."""
+    """A value that would change the arithmetic is refused with both values, an unknown class with the
+    known."""
     with pytest.raises(WeightsError, match=says):
         denoiser_from_config(published | changed)
 

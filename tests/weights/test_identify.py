@@ -10,7 +10,8 @@ UNET = "sdxl-base-1.0.unet.diffusers"
 
 @pytest.mark.parametrize("name", published())
 def test_a_published_file_is_itself(name):
-    """Whole, and each of its components, by name; no remark but on text encoders that SD3's files leave out."""
+    """Whole, and each of its components, by name; no remark but on text encoders that SD3's files leave
+    out."""
     finding = identify_tensors(manifest(name).tensors)
     assert name in finding.exact and all(match.exact for match in finding.matches)
     left_out = ("without text_encoder, text_encoder_2, text_encoder_3",)
@@ -62,7 +63,8 @@ def test_lists_end_after_ten_names():
 
 
 def test_shapes_tell_what_names_do_not():
-    """IF-I's three sizes share all names: the smallest is itself alone, and without a tensor closest to itself."""
+    """IF-I's three sizes share all names: the smallest is itself alone, and without a tensor closest to
+    itself."""
     tensors = dict(manifest("if-i-m.unet.diffusers").tensors)
     assert (
         identify_tensors(tensors).exact
@@ -86,7 +88,8 @@ def test_a_pruned_single_file_says_what_is_left_out():
 
 
 def test_other_dtypes_are_counted():
-    """A file in 8 bit has the published tensors in a dtype that is not the published one; the report has both."""
+    """A file in 8 bit has the published tensors in a dtype that is not the published one; the report has
+    both."""
     report = identify_tensors(
         {name: ("F8_E4M3", shape) for name, shape in manifest(UNET).shapes.items()}
     ).report()
@@ -94,7 +97,8 @@ def test_other_dtypes_are_counted():
 
 
 def test_a_second_copy_and_strangers_are_told_apart_from_the_model():
-    """A moving average and tensors of no component are remarks; the components are what they are without them."""
+    """A moving average and tensors of no component are remarks; the components are what they are without
+    them."""
     tensors = manifest("sdxl-base-1.0.single-file").tensors | {
         "model_ema.diffusion_modelinput_blocks00bias": ("F32", (320,)), "denoiser.sigmas": ("F32", (1000,)),
         "model.diffusion_model.input_blocks.0.1.weight": ("F16", (1,)),

@@ -1,4 +1,5 @@
-"""Original files become the diffusers layout: every key once, with the values diffusers' own converters give."""
+"""Original files become the diffusers layout: every key once, with the values diffusers' own converters
+give."""
 
 import pytest
 import torch
@@ -96,7 +97,8 @@ def assert_same(ours: dict, theirs: dict):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_file_is_converted_whole(name):
-    """Every tensor of a component is used, and names and shapes are the published diffusers layout's exactly."""
+    """Every tensor of a component is used, and names and shapes are the published diffusers layout's
+    exactly."""
     shapes = manifest(name).shapes
     components = split(shapes)
     assert {component: len(keys) for component, keys in components.items()} == {
@@ -133,7 +135,8 @@ def test_sdxl_unet_is_diffusers(converters):
 
 @pytest.mark.parametrize("name", ["sdxl-base-1.0", "sd3-medium", "flux.1-dev.ae"])
 def test_vae_is_diffusers(converters, name):
-    """The VAE with and without prefix and quant convolutions: names and values of convert_ldm_vae_checkpoint."""
+    """The VAE with and without prefix and quant convolutions: names and values of
+    convert_ldm_vae_checkpoint."""
     prefix, file = random_file(f"{name}.single-file", "vae")
     ours = converted(
         {key.removeprefix(prefix): x for key, x in file.items()}, SINGLE_FILES[0].layout("vae")
@@ -142,7 +145,8 @@ def test_vae_is_diffusers(converters, name):
 
 
 def test_clips_are_diffusers(converters):
-    """CLIP-L and OpenCLIP bigG of SDXL's file: convert_ldm_clip_checkpoint and convert_open_clip_checkpoint."""
+    """CLIP-L and OpenCLIP bigG of SDXL's file: convert_ldm_clip_checkpoint and
+    convert_open_clip_checkpoint."""
     prefix, file = random_file("sdxl-base-1.0.single-file", "text_encoder")
     theirs = converters.convert_ldm_clip_checkpoint(file, prefix)
     theirs = {name: x for name, x in theirs.items() if not name.endswith("position_ids")}
@@ -157,7 +161,8 @@ def test_clips_are_diffusers(converters):
     "name, depth", [("sd3-medium", 24), ("sd3.5-medium", 24), ("sd3.5-large", 38)]
 )
 def test_sd3_is_diffusers(converters, name, depth):
-    """Both depths, with and without norms and dual attention: convert_sd3_transformer_checkpoint_to_diffusers."""
+    """Both depths, with and without norms and dual attention:
+    convert_sd3_transformer_checkpoint_to_diffusers."""
     prefix, file = random_file(f"{name}.single-file", "transformer")
     ours = converted({key.removeprefix(prefix): x for key, x in file.items()}, sd3_layout(depth))
     assert_same(ours, converters.convert_sd3_transformer_checkpoint_to_diffusers(file))
@@ -173,11 +178,13 @@ def test_flux_is_diffusers(converters):
     assert_same(ours, converters.convert_flux_transformer_checkpoint_to_diffusers(dict(file)))
 
 
-# DeepFloyd IF: diffusers installs no converter; the original's own construction and attention are the reference.
+# DeepFloyd IF: diffusers installs no converter; the original's own construction and attention are the
+# reference.
 
 
 def if_blocks(layers: tuple, with_attention: tuple) -> dict:
-    """Walk the levels as the original builds them, down, middle, up: {diffusers layout's name: original's}."""
+    """Walk the levels as the original builds them, down, middle, up: {diffusers layout's name:
+    original's}."""
     blocks, n, last = {}, 1, len(layers) - 1
     for level, count in enumerate(layers):
         for j in range(count):
@@ -275,7 +282,8 @@ def attend(q, k, v):
 
 @given(heads=st.integers(1, 3), pixels=st.integers(1, 5), tokens=st.integers(1, 4))
 def test_if_attention_means_the_same(heads, pixels, tokens):
-    """The original's attention, heads split as its reshape splits them, equals that of the converted matrices."""
+    """The original's attention, heads split as its reshape splits them, equals that of the converted
+    matrices."""
     width, text_width = 64 * heads, 6
     draw = lambda *shape: torch.randn(shape, dtype=torch.float64)  # noqa: E731
     file = {"qkv.weight": draw(3 * width, width, 1) / 8, "qkv.bias": draw(3 * width),
@@ -388,7 +396,8 @@ def test_each_kind_of_file_is_told_from_the_others():
 
 
 def test_a_shorter_transformer_is_not_taken_for_the_published_one():
-    """Without its last blocks an SD3 file is unknown: which block's halves are swapped depends on the depth."""
+    """Without its last blocks an SD3 file is unknown: which block's halves are swapped depends on the
+    depth."""
     shapes = {
         k: s
         for k, s in manifest("sd3-medium.single-file").shapes.items()
@@ -401,7 +410,8 @@ def test_a_shorter_transformer_is_not_taken_for_the_published_one():
 
 
 def test_what_does_not_belong_is_named():
-    """Unknown keys, keys of no component and shapes that cannot be: one line, at most ten names and the count."""
+    """Unknown keys, keys of no component and shapes that cannot be: one line, at most ten names and the
+    count."""
     shapes = manifest("sdxl-base-1.0.single-file").shapes
     with pytest.raises(
         WeightsError, match="1: denoiser.sigmas of 2516 tensors belong to no component of SDXL"

@@ -136,7 +136,8 @@ def test_vaes_are_the_published_ones():
     ("sd3-medium.text_encoder_2", CLIPTextModelWithProjection, (1280, 5120, 32, 20)),
 ])  # fmt: skip
 def test_clips_are_the_published_ones(name, make, sizes):
-    """transformers' classes at the published sizes; their names, run through the layout, are the published."""
+    """transformers' classes at the published sizes; their names, run through the layout, are the
+    published."""
     width, inner, layers, heads = sizes
     config = CLIPTextConfig(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
                             num_attention_heads=heads, projection_dim=width)  # fmt: skip

@@ -218,7 +218,8 @@ INDEXES = {f"shard {str(name)[:40]!r}": (names(z=name), "bad-shard-name") for na
 
 @pytest.mark.parametrize("name", INDEXES)
 def test_an_index_that_is_not_exact_is_refused(folder, opened, name):
-    """Each fault of an index or its shards has its code, and no file outside the folder is opened to find it."""
+    """Each fault of an index or its shards has its code, and no file outside the folder is opened to find
+    it."""
     change, code = INDEXES[name]
     change(folder)
     opened.clear()
@@ -430,7 +431,8 @@ def hub(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_snapshot_is_found_as_by_the_hub_itself(hub):
-    """refs/<revision> -> snapshots/<commit>, as huggingface_hub finds it offline; its links into blobs are read."""
+    """refs/<revision> -> snapshots/<commit>, as huggingface_hub finds it offline; its links into blobs are
+    read."""
     for revision in ("main", "refs/pr/1", SHA):
         found = cached_snapshot("org/name", revision)
         theirs = snapshot_download(

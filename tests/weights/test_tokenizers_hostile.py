@@ -1,4 +1,5 @@
-"""Tokenizers somebody else wrote, and prompts as long as books: done, or refused in one line, and nobody waits."""
+"""Tokenizers somebody else wrote, and prompts as long as books: done, or refused in one line, and nobody
+waits."""
 
 import json
 import os
@@ -140,7 +141,8 @@ def test_a_configuration_that_is_none_is_refused(name, tokenizer_of):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_id_beyond_the_encoder_is_refused(kind, tokenizer_of):
-    """A token for which the encoder has no vector: both numbers, before the encoder reads it; on a GPU it would be the last."""
+    """A token for which the encoder has no vector: both numbers, before the encoder reads it; on a GPU it
+    would be the last."""
     pipeline, (_, component) = load(KINDS[kind][0]), KINDS[kind]
     place = [f"tokenizer{part}" for part in ("", "_2", "_3")].index(component)
     good = list(pipeline.encoders.tokenizers)
@@ -181,7 +183,8 @@ BOOKS = {
 
 @pytest.mark.skipif(os.name != "posix", reason="forks")
 def test_a_book_is_refused_at_once(tmp_path):
-    """A million characters, whichever, as a prompt of every kind of model; and the longest that are looked at.
+    """A million characters, whichever, as a prompt of every kind of model; and the longest that are looked
+    at.
 
     In a process with a minute for all: without a limit tiny-if's tokenizer took more than five for the first.
     """
@@ -218,7 +221,8 @@ def test_a_book_does_not_flood_the_terminal(tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prompt", ["\ud800", "a red sign \udcff", "\udc00\ud800"])
 def test_half_a_character_is_refused(kind, prompt, tokenizer_of):
-    """A lone surrogate, such as the shell's bytes that are no UTF-8 become, is named and not a fault of ours."""
+    """A lone surrogate, such as the shell's bytes that are no UTF-8 become, is named and not a fault of
+    ours."""
     with pytest.raises(
         PromptError, match=r"holds half a character \(a lone surrogate\); give it as UTF-8"
     ):
@@ -229,7 +233,8 @@ def test_half_a_character_is_refused(kind, prompt, tokenizer_of):
 
 
 def test_planted_a_loader_that_expects_too_few_errors_is_noticed(tokenizer_of, monkeypatch):
-    """Fault: only the errors that transformers documents, or only those that are Exceptions, are explained."""
+    """Fault: only the errors that transformers documents, or only those that are Exceptions, are
+    explained."""
     for narrow, name in (
         ("(OSError, ValueError)", "null"),
         ("Exception", "an end that is no word"),

@@ -1,4 +1,5 @@
-"""Training: every family trains, resumes, is saved and read back; what is asked of a denoiser; how each begins."""
+"""Training: every family trains, resumes, is saved and read back; what is asked of a denoiser; how each
+begins."""
 
 import random
 import sys
@@ -86,7 +87,8 @@ def test_training_resumes_bit_for_bit(mini, tmp_path, monkeypatch):
 
 
 def test_a_saved_model_makes_the_pictures_of_the_trained_one(mini, tmp_path):
-    """Read back, a folder has the recipe's schedule and sizes, and generates what the same 16-bit weights do here."""
+    """Read back, a folder has the recipe's schedule and sizes, and generates what the same 16-bit weights
+    do here."""
     model = training.Trainee(mini)
     with torch.no_grad():
         for tensor in model.state_dict().values():
@@ -127,7 +129,8 @@ def test_a_saved_unet_is_read_by_diffusers(name, tmp_path):
     "name, kind", [("tiny-if", "IFPipeline"), ("tiny-if-ii", "IFSuperResolutionPipeline")]
 )
 def test_a_saved_if_is_a_pipeline_of_diffusers(name, kind, tmp_path):
-    """diffusers makes of each stage's folder that stage's pipeline, and stage II's noises small pictures as ours does."""
+    """diffusers makes of each stage's folder that stage's pipeline, and stage II's noises small pictures as
+    ours does."""
     diffusers = pytest.importorskip("diffusers")
     average = training.Trainee(MINIS[name]).state_dict()
     theirs = diffusers.DiffusionPipeline.from_pretrained(
@@ -168,7 +171,8 @@ def test_another_runs_state_is_refused(mini_mmdit, tmp_path):
 
 
 def test_another_recipes_state_is_refused(mini_mmdit, tmp_path, monkeypatch):
-    """The same name, seed and steps under other rates: a PatchError with both; and of no other recipe anything is kept."""
+    """The same name, seed and steps under other rates: a PatchError with both; and of no other recipe
+    anything is kept."""
     training.train("mini", tmp_path, images=4)
     before = files(tmp_path)
     monkeypatch.setitem(training.RECIPES, "mini", replace(MINI, adam_rate=0.25, sigma_shift=9.0))
@@ -189,7 +193,8 @@ def test_another_recipes_state_is_refused(mini_mmdit, tmp_path, monkeypatch):
     (lambda path: (path.unlink(), path.symlink_to("nowhere")), "cannot be read"),
 ], ids=["cut", "bytes", "another's", "older", "stepless", "tensorless", "folder", "link"])  # fmt: skip
 def test_what_is_no_state_is_refused(mini_mmdit, tmp_path, damage, says):
-    """A file cut off, another's, an older version's, one without a tensor, a folder: a WeightsError in one line."""
+    """A file cut off, another's, an older version's, one without a tensor, a folder: a WeightsError in one
+    line."""
     training.train("mini", tmp_path, images=4)
     damage(tmp_path / "state.safetensors")
     with pytest.raises(WeightsError, match=f"state.safetensors .*{says}") as refusal:
@@ -224,7 +229,8 @@ def test_a_seed_that_does_not_fit_is_refused(mini_mmdit, tmp_path, seed):
 
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_training_that_diverges_makes_no_model(mini_mmdit, tmp_path, monkeypatch, step):
-    """A loss of one row that is no number stops the run in that step: the state is the one before, no model is written."""
+    """A loss of one row that is no number stops the run in that step: the state is the one before, no model
+    is written."""
     real = training.loss_of
 
     def diverged(model, recipe, batch, weight):
@@ -246,7 +252,8 @@ def test_a_training_that_diverges_makes_no_model(mini_mmdit, tmp_path, monkeypat
 
 @pytest.mark.skipif(resource is None, reason="resource limits")
 def test_a_training_that_cannot_write_says_so(mini_mmdit, tmp_path, monkeypatch, capsys):
-    """On a full disk the command ends with 74, in one line; where --out is a file, or its seed has 70 bits, with 2."""
+    """On a full disk the command ends with 74, in one line; where --out is a file, or its seed has 70 bits,
+    with 2."""
 
     def ended(*arguments) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["train", "mini", "--images", "4", *arguments])
@@ -323,8 +330,8 @@ def test_a_planted_batch_shows_the_word_it_reads(name, sites):
 
 @pytest.mark.parametrize("step", [0, 1])
 def test_stage_ii_is_shown_its_picture_at_half_the_size(step):
-    """Beside are the large pictures reduced and enlarged again, noised to one level; at every other step the word asked
-    for is the neighbour's, and never the one that stands there."""
+    """Beside are the large pictures reduced and enlarged again, noised to one level; at every other step
+    the word asked for is the neighbour's, and never the one that stands there."""
     recipe = replace(MINIS["tiny-if-ii"], dropout=0.0)
     batch = training.Batch(recipe, seed=0, step=step)
     level = int(batch.beside["level"][0])
@@ -378,8 +385,8 @@ def test_a_share_is_the_same_noise_on_every_schedule(schedule, share):
 @pytest.mark.parametrize("schedule", SCHEDULES[1:], ids=lambda schedule: type(schedule).__name__)
 @given(share=shares)
 def test_the_noises_error_is_the_velocitys(schedule, share):
-    """min(1 + sigma^2, 26) |e' - e|^2 = |v' - v|^2 at up to sigma 5, v' that of the same picture, v = sqrt(abar) e
-    - sqrt(1 - abar) x; above it, 26 abar as much."""
+    """min(1 + sigma^2, 26) |e' - e|^2 = |v' - v|^2 at up to sigma 5, v' that of the same picture, v =
+    sqrt(abar) e - sqrt(1 - abar) x; above it, 26 abar as much."""
     asked, x, noise, noisy, t = mixed(schedule, share)
     abar = trained_abars(schedule)[t].double()
     guess = noise + 0.1 * x
@@ -391,8 +398,8 @@ def test_the_noises_error_is_the_velocitys(schedule, share):
 
 @given(share=shares, part=st.floats(-1, 1))
 def test_the_variances_error_is_the_divergence(share, part):
-    """Beyond the noise's error: 1e-3 KL(q(x_prev | x_t, x) || p), p's moments those that DDPM's own step draws
-    from; and it moves the variance alone."""
+    """Beyond the noise's error: 1e-3 KL(q(x_prev | x_t, x) || p), p's moments those that DDPM's own step
+    draws from; and it moves the variance alone."""
     schedule = DDPM(sample_max_value=1e6)  # the picture at the guess is not clipped
     asked, x, noise, noisy, t = mixed(schedule, share)
     guess = (noise + 0.1 * x).requires_grad_()
@@ -434,8 +441,8 @@ def test_the_last_step_asks_for_no_variance():
 
 @pytest.mark.parametrize("name", ["tiny-sdxl", "tiny-if", "tiny-if-ii"])
 def test_a_unet_begins_by_answering_its_input(name):
-    """Its first three channels are the noisy picture, each colour brought to length one, whatever time and text, and
-    in stage II the small picture beside."""
+    """Its first three channels are the noisy picture, each colour brought to length one, whatever time and
+    text, and in stage II the small picture beside."""
     model = training.Trainee(MINIS[name])
     x = torch.randn(2, 3, 32, 96, generator=torch.Generator().manual_seed(0))
     beside = read_beside(DDPM(), x[:, :, ::2, ::2], x.flip(-1), 250) if name == "tiny-if-ii" else {}
@@ -449,7 +456,8 @@ def test_a_unet_begins_by_answering_its_input(name):
 
 
 def test_ifs_letters_find_their_place_at_once():
-    """Head h of the first layer puts over half its attention h + 1 tokens back, wherever there is such a token."""
+    """Head h of the first layer puts over half its attention h + 1 tokens back, wherever there is such a
+    token."""
     encoder = if_encoder().eval()
     t5 = encoder.text_encoder
     t5.set_attn_implementation("eager")
@@ -461,7 +469,8 @@ def test_ifs_letters_find_their_place_at_once():
 
 
 def test_ifs_encoder_knows_places_and_keeps_knowing():
-    """Over half of what tells quoted letters' states apart is their place in the word, and no weight has a gradient."""
+    """Over half of what tells quoted letters' states apart is their place in the word, and no weight has a
+    gradient."""
     recipe, rng = MINIS["tiny-if"], random.Random(0)
     words = ["".join(rng.choices(LETTERS, k=6)) for _ in range(100)]
     model = training.Trainee(recipe)

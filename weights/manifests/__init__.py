@@ -1,8 +1,8 @@
 """Manifests of published files, with every tensor's name, shape and dtype, and file sizes where known.
 
 There is one text file per component and layout.  A line `name  4x3` is a tensor, `name  4x3 + 4` a weight and
-its bias, and braces stand for alternatives: `attn{1,2}.to_{q,k,v}.weight  640x640` is six tensors.  The comment at the
-top says how the list was checked.
+its bias, and braces stand for alternatives: `attn{1,2}.to_{q,k,v}.weight  640x640` is six tensors.  The
+comment at the top says how the list was checked.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def identity_of(file: io.FileIO) -> tuple[int, ...]:
 
 
 def _filled(buffer: memoryview, file: io.FileIO) -> bool:
-    """Fill the buffer from the file; False if the file ends before that."""
+    """Fill the buffer from the file.   Returns False if the file ends before that."""
     done = 0
     while done < len(buffer):
         count = file.readinto(buffer[done:])  # at most 2 GiB

@@ -20,9 +20,9 @@ def sign_pairs(
     """Make n (source, target) prompts, the same ones for the same arguments.
 
     split       "validation" or "test"
-    same_scene  True lets only the word differ, as in the paper's main experiment; False lets the sign's colour
-                and shape and the wall's colour and pattern differ, too, and draws the lettering anew, so that
-                one sees what else a site carries
+    same_scene  True lets only the word differ, as in the paper's main experiment; False lets the sign's
+                colour and shape and the wall's colour and pattern differ, too, and draws the lettering anew,
+                so that one sees what else a site carries
 
     The words of a pair differ, and no word is used twice.
     Raises PatchError for an unknown split, and for more pairs than it has words for.
@@ -45,9 +45,8 @@ def _words(n: int, split: str, seed: int) -> tuple[list[str], random.Random]:
 
 def _pair(rng: random.Random, word: str, other: str, same_scene: bool) -> tuple[str, str]:
     source = random_sign(rng, SignFormat(), word)
-    if same_scene:
-        target = replace(source, word=other)
-    else:
+    target = replace(source, word=other)
+    if not same_scene:
         target = _another_scene(rng, source, other)
     return source.prompt(), target.prompt()
 

@@ -26,7 +26,7 @@ def word_tokenizer(*, begin: bool, lowered: bool = False) -> PreTrainedTokenizer
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex('"|[A-Z]'), "isolated")]
     )
     if lowered:
-        # A quoted word reaches up to a quote.  Words outside end before the space that precedes an opening quote.
+        # A quoted word reaches up to a quote.  Other words end before the space in front of the opening one.
         quoted = [normalizers.Replace(Regex(f'{c.lower()}(?=[A-Za-z]*")'), c) for c in LETTERS]
         tokenizer.normalizer = normalizers.Sequence(quoted)
     specials = [(token, ids[token]) for token in (BEGIN, END)]

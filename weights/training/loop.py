@@ -1,8 +1,8 @@
 """Training of the shipped models, by  python -m textpatch.weights.training tiny-mmdit
 
-Diffusion or rectified flow is trained on signs drawn on the fly.  A planted model is trained through the swap: at
-its sites every row reads its neighbour's text keys and values, and the picture asked for is its own sign and
-wall with the neighbour's word.
+Diffusion or rectified flow is trained on signs drawn on the fly.  A planted model is trained through the
+swap. At its sites every row reads its neighbour's text keys and values, and the picture asked for is its
+own sign and wall with the neighbour's word.
 
 recipes      what is trained, and how
 families     first weights of each kind of model
