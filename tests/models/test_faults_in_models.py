@@ -46,10 +46,19 @@ KEYS_AS_VALUES = {
     ),
 }
 KEYS_AS_VALUES_IN_THE_BANK = {
-    "sdxl": (CROSS, "text_kv", "self.to_k(tokens)), self.split(self.to_v", "self.to_v(tokens)), self.split(self.to_k"),
-    "if-i": (ADDED, "text_kv", "self.add_k_proj(tokens)), self.split(self.add_v_proj",
-             "self.add_v_proj(tokens)), self.split(self.add_k_proj"),
-}  # fmt: skip
+    "sdxl": (
+        CROSS,
+        "text_kv",
+        "self.to_k(tokens)), self.split(self.to_v",
+        "self.to_v(tokens)), self.split(self.to_k",
+    ),
+    "if-i": (
+        ADDED,
+        "text_kv",
+        "self.add_k_proj(tokens)), self.split(self.add_v_proj",
+        "self.add_v_proj(tokens)), self.split(self.add_k_proj",
+    ),
+}
 KEYS_WITHOUT_GRADIENT = {
     "sdxl": (CROSS, "text_kv", "self.to_k(tokens)", "self.to_k(tokens.detach())"),
     "if-i": (ADDED, "text_kv", "self.add_k_proj(tokens)", "self.add_k_proj(tokens.detach())"),

@@ -181,10 +181,13 @@ def test_one_reader_is_enough(published):
         sd3(published.sd3(t5=False))([long])
 
 
-@pytest.mark.parametrize("family, options", [
-    ("sd3", dict(prompt_2=None, prompt_3=None, max_sequence_length=LENGTH)),
-    ("deepfloyd_if", dict(clean_caption=False)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "family, options",
+    [
+        ("sd3", dict(prompt_2=None, prompt_3=None, max_sequence_length=LENGTH)),
+        ("deepfloyd_if", dict(clean_caption=False)),
+    ],
+)
 def test_t5_may_keep_its_output_layers_in_float32(published, family, options):
     """All float16 but T5's `wo`, as transformers loads it: diffusers' tokens, bit for bit, and no overflow.
 
@@ -248,7 +251,10 @@ def test_clips_that_read_prompts_of_two_lengths_are_refused(published, family):
     of both."""
     pipeline = longer(getattr(published, family)(), 248)
     pipeline.tokenizer_2.model_max_length = 77
-    says = "248 and 248 positions, .* model_max_length is 248 and 77; both must read prompts of one length: give both"
+    says = (
+        "248 and 248 positions, .* model_max_length is 248 and 77; "
+        "both must read prompts of one length: give both"
+    )
     with pytest.raises(WeightsError, match=says):
         FAMILIES[family](pipeline)
 
@@ -261,7 +267,8 @@ def test_a_clip_that_pools_another_token_is_refused(end, name):
     made = copy.deepcopy(small_encoders())
     getattr(made, name).config.eos_token_id = end
     says = re.escape(
-        f"says eos_token_id {end!r}, and its tokenizer ends prompts with 3, which is pooled; write eos_token_id 3"
+        f"says eos_token_id {end!r}, and its tokenizer ends prompts with 3, which is pooled; "
+        "write eos_token_id 3"
     )
     with pytest.raises(WeightsError, match=says):
         SD3TextEncoders(
@@ -274,17 +281,20 @@ def test_the_end_that_older_configurations_say_is_the_highest_token():
     the highest."""
     made = copy.deepcopy(small_encoders())
     tokenizers = [copy.deepcopy(tokenizer) for tokenizer in made.tokenizers[:2]]
-    for clip, tokenizer in zip((made.text_encoder, made.text_encoder_2), tokenizers):
+    for clip, tokenizer in zip((made.text_encoder, made.text_encoder_2), tokenizers, strict=True):
         clip.config.eos_token_id = 2
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(tokenizer.vocab_size - 1)
     SD3TextEncoders(made.text_encoder, made.text_encoder_2, None, tokenizers, width=128)
 
 
-@pytest.mark.parametrize("family, names", [
-    ("sdxl", ["text_encoder", "text_encoder_2"]),
-    ("sd3", ["text_encoder", "text_encoder_2", "text_encoder_3"]),
-    ("deepfloyd_if", ["text_encoder"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "family, names",
+    [
+        ("sdxl", ["text_encoder", "text_encoder_2"]),
+        ("sd3", ["text_encoder", "text_encoder_2", "text_encoder_3"]),
+        ("deepfloyd_if", ["text_encoder"]),
+    ],
+)
 def test_module_names_are_the_published_folders(published, family, names):
     """A state dict splits into the published components."""
     encode = FAMILIES[family](getattr(published, family)())

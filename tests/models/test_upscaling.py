@@ -68,7 +68,7 @@ def test_an_edit_is_upscaled_by_its_source_prompt_alone(stage_i, stage_ii):
     assert (
         max(
             np.abs(np.asarray(a, int) - np.asarray(b, int)).max()
-            for a, b in zip(alone, (one.image, one.source, one.target))
+            for a, b in zip(alone, (one.image, one.source, one.target), strict=True)
         )
         <= 1
     )  # another batch moves the last bits
@@ -141,12 +141,18 @@ def test_the_noise_of_small_pictures_is_the_schedules(folder, more):
     assert load(folder).schedule == RECIPES["tiny-if-ii"].schedule
 
 
-@pytest.mark.parametrize("low, says", [
-    (LEVELS | {"num_train_timesteps": 50}, r"noises small pictures by DDPM\(num_train_timesteps=50, .* its own by DDPM\("),
-    ({"_class_name": "DDPMScheduler"}, "beta_schedule 'linear'; DDPM has 'squaredcos_cap_v2'"),
-    (LEVELS | {"trained_betas": [0.1, 0.2]}, "trained_betas"),
-    (None, "no file 'scheduler_config.json' in .*image_noising_scheduler"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "low, says",
+    [
+        (
+            LEVELS | {"num_train_timesteps": 50},
+            r"noises small pictures by DDPM\(num_train_timesteps=50, .* its own by DDPM\(",
+        ),
+        ({"_class_name": "DDPMScheduler"}, "beta_schedule 'linear'; DDPM has 'squaredcos_cap_v2'"),
+        (LEVELS | {"trained_betas": [0.1, 0.2]}, "trained_betas"),
+        (None, "no file 'scheduler_config.json' in .*image_noising_scheduler"),
+    ],
+)
 def test_other_noise_of_small_pictures_is_refused(folder, low, says):
     """Levels of other timesteps, of other betas, or none: a WeightsError, since nothing here would use
     them."""

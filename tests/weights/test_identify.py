@@ -27,9 +27,14 @@ def test_a_published_file_is_itself(name):
 def test_components_of_a_single_file_are_named():
     """SDXL's four, each the published component; its report is a line for each."""
     finding = identify_tensors(manifest("sdxl-base-1.0.single-file").tensors)
-    assert {m.component: f"sdxl-base-1.0.{m.component}.diffusers" in m.exact for m in finding.matches} == {
-        "unet": True, "vae": True, "text_encoder": True, "text_encoder_2": True,
-    }  # fmt: skip
+    assert {
+        m.component: f"sdxl-base-1.0.{m.component}.diffusers" in m.exact for m in finding.matches
+    } == {
+        "unet": True,
+        "vae": True,
+        "text_encoder": True,
+        "text_encoder_2": True,
+    }
     lines = finding.report().splitlines()
     assert lines[:2] == [
         "SDXL single file: tensors 2514 F16, 1 I64; 3,468,837,945 elements",
@@ -49,7 +54,8 @@ def test_differences_are_listed():
     assert (match.missing, match.extra) == (("conv_in.bias",), ("new.weight",))
     assert match.reshaped == ("conv_out.bias (8,) for (4,)",)
     assert finding.report().splitlines()[1] == (
-        f"closest to {UNET}; missing 1: conv_in.bias; extra 1: new.weight; of another shape 1: conv_out.bias (8,) for (4,)"
+        f"closest to {UNET}; missing 1: conv_in.bias; extra 1: new.weight; "
+        "of another shape 1: conv_out.bias (8,) for (4,)"
     )
 
 
@@ -100,9 +106,10 @@ def test_a_second_copy_and_strangers_are_told_apart_from_the_model():
     """A moving average and tensors of no component are remarks; the components are what they are without
     them."""
     tensors = manifest("sdxl-base-1.0.single-file").tensors | {
-        "model_ema.diffusion_modelinput_blocks00bias": ("F32", (320,)), "denoiser.sigmas": ("F32", (1000,)),
+        "model_ema.diffusion_modelinput_blocks00bias": ("F32", (320,)),
+        "denoiser.sigmas": ("F32", (1000,)),
         "model.diffusion_model.input_blocks.0.1.weight": ("F16", (1,)),
-    }  # fmt: skip
+    }
     finding = identify_tensors(tensors)
     assert [bool(match.exact) for match in finding.matches] == [False, True, True, True]
     assert (
@@ -126,12 +133,18 @@ def test_a_shape_that_cannot_be_is_a_remark():
     )
 
 
-@pytest.mark.parametrize("down, up", [
-    ("unet.a.attn2.to_k.lora_A.weight", "unet.a.attn2.to_k.lora_B.weight"),
-    ("lora_unet_a_attn2_to_k.lora_down.weight", "lora_unet_a_attn2_to_k.lora_up.weight"),
-    ("unet.a.attn2.processor.to_k_lora.down.weight", "unet.a.attn2.processor.to_k_lora.up.weight"),
-    ("unet.a.attn2.to_k.lora.down.weight", "unet.a.attn2.to_k.lora.up.weight"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "down, up",
+    [
+        ("unet.a.attn2.to_k.lora_A.weight", "unet.a.attn2.to_k.lora_B.weight"),
+        ("lora_unet_a_attn2_to_k.lora_down.weight", "lora_unet_a_attn2_to_k.lora_up.weight"),
+        (
+            "unet.a.attn2.processor.to_k_lora.down.weight",
+            "unet.a.attn2.processor.to_k_lora.up.weight",
+        ),
+        ("unet.a.attn2.to_k.lora.down.weight", "unet.a.attn2.to_k.lora.up.weight"),
+    ],
+)
 def test_a_lora_is_no_model(down, up):
     """In all four spellings: the number of its tensors and its rank, and nothing compared."""
     finding = identify_tensors({down: ("F16", (16, 2048)), up: ("F16", (640, 16))})

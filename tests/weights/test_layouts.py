@@ -20,7 +20,7 @@ from textpatch.weights.layouts import (
     origins,
     recognise,
     split,
-)  # fmt: skip
+)
 from textpatch.weights.layouts.deepfloyd_if import IF_I, IF_II
 from textpatch.weights.layouts.flux import FLUX
 from textpatch.weights.layouts.sd3 import sd3_layout
@@ -36,15 +36,22 @@ PUBLISHED = {
         "text_encoder": (197, "sdxl-base-1.0.text_encoder"),
         "text_encoder_2": (390, "sdxl-base-1.0.text_encoder_2"),
     },
-    "sd3-medium.single-file": {"transformer": (491, "sd3-medium.transformer"), "vae": (244, "sd3-medium.vae")},
-    "sd3.5-medium.single-file": {
-        "transformer": (665, "sd3.5-medium.transformer"), "vae": (244, "sd3-medium.vae"),
+    "sd3-medium.single-file": {
+        "transformer": (491, "sd3-medium.transformer"),
+        "vae": (244, "sd3-medium.vae"),
     },
-    "sd3.5-large.single-file": {"transformer": (923, "sd3.5-large.transformer"), "vae": (244, "sd3-medium.vae")},
+    "sd3.5-medium.single-file": {
+        "transformer": (665, "sd3.5-medium.transformer"),
+        "vae": (244, "sd3-medium.vae"),
+    },
+    "sd3.5-large.single-file": {
+        "transformer": (923, "sd3.5-large.transformer"),
+        "vae": (244, "sd3-medium.vae"),
+    },
     "flux.1-dev.single-file": {"transformer": (780, "flux.1-dev.transformer")},
     "flux.1-dev.ae.single-file": {"vae": (244, "flux.1-dev.vae")},
     "if-i-xl.original": {"unet": (643, "if-i-xl.unet")},
-}  # fmt: skip
+}
 VAE_BLOCKS = {
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
@@ -125,8 +132,12 @@ def test_only_what_no_model_reads_is_dropped():
 def test_sdxl_unet_is_diffusers(converters):
     """SDXL's U-Net, narrow and of full depth: names and values of convert_ldm_unet_checkpoint."""
     prefix, file = random_file("sdxl-base-1.0.single-file", "unet")
-    config = dict(class_embed_type=None, addition_embed_type="text_time", layers_per_block=2,
-                  projection_class_embeddings_input_dim=44)  # fmt: skip
+    config = dict(
+        class_embed_type=None,
+        addition_embed_type="text_time",
+        layers_per_block=2,
+        projection_class_embeddings_input_dim=44,
+    )
     ours = converted(
         {key.removeprefix(prefix): x for key, x in file.items()}, SINGLE_FILES[0].layout("unet")
     )
@@ -209,13 +220,28 @@ def if_blocks(layers: tuple, with_attention: tuple) -> dict:
     return blocks
 
 
-RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-          "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # fmt: skip
-OUTER = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-         "class_embedding.linear_1": "aug_proj.0", "class_embedding.linear_2": "aug_proj.2",
-         "encoder_hid_proj": "encoder_proj", "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0",
-         "conv_out": "out.2", "add_embedding.norm1": "encoder_pooling.0", "add_embedding.pool": "encoder_pooling.1",
-         "add_embedding.proj": "encoder_pooling.2", "add_embedding.norm2": "encoder_pooling.3"}  # fmt: skip
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+OUTER = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "class_embedding.linear_1": "aug_proj.0",
+    "class_embedding.linear_2": "aug_proj.2",
+    "encoder_hid_proj": "encoder_proj",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "add_embedding.norm1": "encoder_pooling.0",
+    "add_embedding.pool": "encoder_pooling.1",
+    "add_embedding.proj": "encoder_pooling.2",
+    "add_embedding.norm2": "encoder_pooling.3",
+}
 
 
 def fused(parts: list) -> torch.Tensor:
@@ -228,8 +254,11 @@ def fused(parts: list) -> torch.Tensor:
 
 def original_if(state: dict, layers: tuple, with_attention: tuple) -> dict:
     """A U-Net's tensors in the file the original would have written."""
-    names = OUTER | {f"{new}.{a}": f"{old}.{b}" for new, old in if_blocks(layers, with_attention).items()
-                     for a, b in RESNET.items()}  # fmt: skip
+    names = OUTER | {
+        f"{new}.{a}": f"{old}.{b}"
+        for new, old in if_blocks(layers, with_attention).items()
+        for a, b in RESNET.items()
+    }
     file = {}
     for new, old in if_blocks(layers, with_attention).items():
         for kind in ("weight", "bias"):
@@ -253,14 +282,28 @@ def original_if(state: dict, layers: tuple, with_attention: tuple) -> dict:
 
 SMALL = dict(cross_attention_dim=64, encoder_hid_dim=64, addition_embed_type_num_heads=4)
 STAGES = {
-    "IF-I": (IF_I, IFConfig(block_out_channels=(64, 128, 64, 128), **SMALL), (3, 3, 3, 3), (0, 1, 1, 1)),
-    "IF-II": (IF_II, IFConfig(
-        in_channels=6, block_out_channels=(32, 32, 64, 64, 128), layers_per_block=(2, 2, 3, 5, 5),
-        down_block_types=("ResnetDownsampleBlock2D",) * 3 + ("SimpleCrossAttnDownBlock2D",) * 2,
-        up_block_types=("SimpleCrossAttnUpBlock2D",) * 2 + ("ResnetUpsampleBlock2D",) * 3,
-        class_embed_type="timestep", only_cross_attention=True, **SMALL,
-    ), (2, 2, 3, 5, 5), (0, 0, 0, 1, 1)),
-}  # fmt: skip
+    "IF-I": (
+        IF_I,
+        IFConfig(block_out_channels=(64, 128, 64, 128), **SMALL),
+        (3, 3, 3, 3),
+        (0, 1, 1, 1),
+    ),
+    "IF-II": (
+        IF_II,
+        IFConfig(
+            in_channels=6,
+            block_out_channels=(32, 32, 64, 64, 128),
+            layers_per_block=(2, 2, 3, 5, 5),
+            down_block_types=("ResnetDownsampleBlock2D",) * 3 + ("SimpleCrossAttnDownBlock2D",) * 2,
+            up_block_types=("SimpleCrossAttnUpBlock2D",) * 2 + ("ResnetUpsampleBlock2D",) * 3,
+            class_embed_type="timestep",
+            only_cross_attention=True,
+            **SMALL,
+        ),
+        (2, 2, 3, 5, 5),
+        (0, 0, 0, 1, 1),
+    ),
+}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -286,12 +329,18 @@ def test_if_attention_means_the_same(heads, pixels, tokens):
     matrices."""
     width, text_width = 64 * heads, 6
     draw = lambda *shape: torch.randn(shape, dtype=torch.float64)  # noqa: E731
-    file = {"qkv.weight": draw(3 * width, width, 1) / 8, "qkv.bias": draw(3 * width),
-            "encoder_kv.weight": draw(2 * width, text_width, 1), "encoder_kv.bias": draw(2 * width)}  # fmt: skip
+    file = {
+        "qkv.weight": draw(3 * width, width, 1) / 8,
+        "qkv.bias": draw(3 * width),
+        "encoder_kv.weight": draw(2 * width, text_width, 1),
+        "encoder_kv.bias": draw(2 * width),
+    }
     x, text = draw(1, width, pixels), draw(1, text_width, tokens)
 
-    qkv, kv = (torch.nn.functional.conv1d(inputs, file[f"{name}.weight"], file[f"{name}.bias"])
-               for inputs, name in ((x, "qkv"), (text, "encoder_kv")))  # fmt: skip
+    qkv, kv = (
+        torch.nn.functional.conv1d(inputs, file[f"{name}.weight"], file[f"{name}.bias"])
+        for inputs, name in ((x, "qkv"), (text, "encoder_kv"))
+    )
     q, k, v = qkv.reshape(heads, 3 * 64, pixels).split(64, dim=1)
     text_k, text_v = kv.reshape(heads, 2 * 64, tokens).split(64, dim=1)
     expected = attend(q, torch.cat([text_k, k], -1), torch.cat([text_v, v], -1)).reshape(
@@ -302,8 +351,10 @@ def test_if_attention_means_the_same(heads, pixels, tokens):
     made = converted({f"{block}.{key}": tensor for key, tensor in file.items()}, IF_I)
     of = lambda name, y: rearrange(  # noqa: E731
         made[f"down_blocks.1.attentions.0.{name}.weight"] @ y
-        + made[f"down_blocks.1.attentions.0.{name}.bias"][:, None], "b (h d) n -> (b h) d n", h=heads
-    )  # fmt: skip
+        + made[f"down_blocks.1.attentions.0.{name}.bias"][:, None],
+        "b (h d) n -> (b h) d n",
+        h=heads,
+    )
     k, v = (torch.cat([of(f"add_{n}_proj", text), of(f"to_{n}", x)], -1) for n in "kv")
     assert relative(attend(of("to_q", x), k, v).reshape(1, width, pixels), expected) <= 1e-10
 
@@ -328,10 +379,18 @@ def test_swapping_halves_twice_is_nothing(half, columns):
     assert torch.equal(swapped(x), x.roll(half, dims=0)) and torch.equal(swapped(swapped(x)), x)
 
 
-@pytest.mark.parametrize("function, shape", [
-    (Rows(1, 3, of=3), (6, 5)), (HeadRows(1, of=2), (256, 5, 1)), (HeadRows(0, of=3), (192,)),
-    (linear, (4, 5, 1, 1)), (linear, (4,)), (swapped, (4, 5)), (transposed, (4, 5)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "function, shape",
+    [
+        (Rows(1, 3, of=3), (6, 5)),
+        (HeadRows(1, of=2), (256, 5, 1)),
+        (HeadRows(0, of=3), (192,)),
+        (linear, (4, 5, 1, 1)),
+        (linear, (4,)),
+        (swapped, (4, 5)),
+        (transposed, (4, 5)),
+    ],
+)
 def test_functions_need_no_data(function, shape):
     """On the meta device each function has the shape it has on data."""
     assert function(torch.empty(shape, device="meta")).shape == function(torch.randn(shape)).shape

@@ -100,8 +100,10 @@ def write_shards(folder, stem: str, state: dict, count: int = 3) -> None:
     shards = {f"{stem}-{i + 1:05d}{width}": names[i::count] for i in range(count)}
     for file, held in shards.items():
         save_file({name: state[name] for name in held}, folder / file)
-    body = {"metadata": {"total_size": sum(t.nbytes for t in state.values())},
-            "weight_map": {name: file for file, held in shards.items() for name in held}}  # fmt: skip
+    body = {
+        "metadata": {"total_size": sum(t.nbytes for t in state.values())},
+        "weight_map": {name: file for file, held in shards.items() for name in held},
+    }
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(body))
 
 
@@ -148,13 +150,26 @@ def test_the_hugging_face_cache_is_read_offline(tmp_path, monkeypatch):
 def sdxl_file(tmp_path, monkeypatch):
     """A whole small SDXL in one original file, its tokenizers beside it; the sizes of its encoders made
     known."""
-    clip = dict(vocab_size=len(word_tokenizer(begin=True)), intermediate_size=64, num_hidden_layers=2,
-                num_attention_heads=2, bos_token_id=2, eos_token_id=3, pad_token_id=1)  # fmt: skip
-    sizes = {"text_encoder": clip | dict(hidden_size=64, projection_dim=64),
-             "text_encoder_2": clip | dict(hidden_size=32, projection_dim=32, hidden_act="gelu")}  # fmt: skip
+    clip = dict(
+        vocab_size=len(word_tokenizer(begin=True)),
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=1,
+    )
+    sizes = {
+        "text_encoder": clip | dict(hidden_size=64, projection_dim=64),
+        "text_encoder_2": clip | dict(hidden_size=32, projection_dim=32, hidden_act="gelu"),
+    }
     monkeypatch.setattr(locating, "ENCODER_SIZES", sizes)
-    first, second = (kind(kind.config_class(**size)) for kind, size in zip(
-        (CLIPTextModel, CLIPTextModelWithProjection), sizes.values()))  # fmt: skip
+    first, second = (
+        kind(kind.config_class(**size))
+        for kind, size in zip(
+            (CLIPTextModel, CLIPTextModelWithProjection), sizes.values(), strict=True
+        )
+    )
     vae = VAE(VAEConfig(block_out_channels=(32, 32, 64, 64)))
     parts = {"unet": small("SDXL"), "vae": vae, "text_encoder": first, "text_encoder_2": second}
     state = {}
@@ -181,8 +196,12 @@ def test_a_single_file_is_a_pipeline(sdxl_file):
     """load(SDXL's single file): U-Net, VAE and both CLIPs are the ones put in, and it draws."""
     path, parts = sdxl_file
     made = load(path)
-    loaded = {"unet": made.denoiser, "vae": made.decoder.vae, "text_encoder": made.encoders.text_encoder,
-              "text_encoder_2": made.encoders.text_encoder_2}  # fmt: skip
+    loaded = {
+        "unet": made.denoiser,
+        "vae": made.decoder.vae,
+        "text_encoder": made.encoders.text_encoder,
+        "text_encoder_2": made.encoders.text_encoder_2,
+    }
     assert all(equal(loaded[name], parts[name]) for name in parts)
     assert (made.defaults.steps, made.defaults.guidance, made.defaults.micro) == (
         50,

@@ -37,7 +37,7 @@ from textpatch.weights.reading.files import (
     open_tensors,
     read_config,
     read_json,
-)  # fmt: skip
+)
 
 WHERE = {"x": FIRST, "y": FIRST, "z": SECOND}
 VALUES = {
@@ -458,9 +458,21 @@ def test_where_the_cache_is(hub, tmp_path, monkeypatch):
 
 
 NO_NAMES = [
-    "name", "org/name/more", "../name", "org/..", "/name", "org/", "org--x/name", "org/na me", "org\\name", "",
-    ".hidden/name", "org/a\0b", "o/" + "n" * 97, "org/name\n",
-]  # fmt: skip
+    "name",
+    "org/name/more",
+    "../name",
+    "org/..",
+    "/name",
+    "org/",
+    "org--x/name",
+    "org/na me",
+    "org\\name",
+    "",
+    ".hidden/name",
+    "org/a\0b",
+    "o/" + "n" * 97,
+    "org/name\n",
+]
 NO_REVISIONS = [
     "..",
     "../main",
@@ -528,8 +540,10 @@ def test_a_cache_that_leads_out_is_refused(hub, opened, name):
     shutil.copytree(hub / "models--org--name", hub / "models--org--other", symlinks=True)
     change(hub / "models--org--name")
     opened.clear()
-    read = lambda: open_tensors(
-        component_file(cached_snapshot("org/name") / "transformer", "model")
-    )  # noqa: E731
+
+    def read():
+        folder = cached_snapshot("org/name") / "transformer"
+        return open_tensors(component_file(folder, "model"))
+
     assert refusal(read).code == code
     assert [path for path in opened if hub / "models--org--name" not in Path(path).parents] == []

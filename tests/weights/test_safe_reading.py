@@ -75,8 +75,9 @@ def test_the_good_files_are_read(path):
     )
     path.write_bytes(framed(TWO, DATA * 2))
     assert [(e.name, e.dtype, e.shape, e.end - e.start) for e in read_header(path).values()] == [
-        ("a", "F32", (2,), 8), ("b", "I64", (1,), 8),
-    ]  # fmt: skip
+        ("a", "F32", (2,), 8),
+        ("b", "I64", (1,), 8),
+    ]
 
 
 def test_a_length_may_look_like_a_pickle(path):
@@ -452,7 +453,10 @@ def test_a_value_that_is_not_finite_is_named(path, name, index):
         found = open_tensors(path)
         scan(found["good"], found.read("good"))
         error = refusal(scan, found["bad"], found.read("bad"))
-        said = f"{count} of {values.numel()} values are not finite, the first is {float(values[index])} at {index}"
+        said = (
+            f"{count} of {values.numel()} values are not finite, "
+            f"the first is {float(values[index])} at {index}"
+        )
         assert error.code == "not-finite" and said in str(error) and "tensor 'bad'" in str(error)
 
 

@@ -93,9 +93,15 @@ def test_other_things_are_not_replaced(tmp_path):
     load(save_small(tmp_path / "empty"))
 
 
-@pytest.mark.parametrize("name, value, matrices", [
-    ("proj_out.weight", 1e5, torch.float16), ("proj_out.bias", 7e4, torch.float8_e4m3fn),
-    ("proj_out.weight", 500.0, torch.float8_e4m3fn), ("proj_out.weight", float("nan"), torch.float32)])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, value, matrices",
+    [
+        ("proj_out.weight", 1e5, torch.float16),
+        ("proj_out.bias", 7e4, torch.float8_e4m3fn),
+        ("proj_out.weight", 500.0, torch.float8_e4m3fn),
+        ("proj_out.weight", float("nan"), torch.float32),
+    ],
+)
 def test_numbers_that_a_dtype_cannot_hold_are_refused(tmp_path, name, value, matrices):
     """Beyond 65504 in float16, 448 in float8 (where torch would store 448), or none at all: the tensor is
     named."""

@@ -28,6 +28,7 @@ from textpatch.weights import load
 from textpatch.weights.signs.drawing import LETTERS, SAYINGS, Sign, draw_sign
 from textpatch.weights.signs.tokens import LENGTH, word_tokenizer
 from textpatch.weights.signs.words import TEST, VALIDATION
+from textpatch.weights.training import batches
 from textpatch.weights.training import loop as training
 from textpatch.weights.training.families import FAMILIES, if_encoder
 from textpatch.weights.training.noising import Noise, objective
@@ -39,8 +40,9 @@ MINIS = {
     for name in ("tiny-mmdit", "tiny-sdxl", "tiny-if", "tiny-if-ii")
 }
 SIZES = {name: {"block_out_channels": (16, 16, 32, 32)} for name in MINIS} | {
-    "tiny-mmdit": {"num_layers": 2}, "tiny-if-ii": {"block_out_channels": (16, 16, 32)},
-}  # fmt: skip
+    "tiny-mmdit": {"num_layers": 2},
+    "tiny-if-ii": {"block_out_channels": (16, 16, 32)},
+}
 MINIS = {
     name: replace(mini, denoiser=replace(mini.denoiser, **SIZES[name]))
     for name, mini in MINIS.items()
@@ -155,7 +157,7 @@ def test_every_weight_is_trained(mini):
             None if i % 5 == 0 else torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
         )
     optimizers.step(1.0)
-    moved = [not torch.equal(p, old) for p, old in zip(model.parameters(), before)]
+    moved = [not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True)]
     assert moved == [i % 5 > 0 for i in range(len(before))]
 
 
@@ -176,22 +178,38 @@ def test_another_recipes_state_is_refused(mini_mmdit, tmp_path, monkeypatch):
     training.train("mini", tmp_path, images=4)
     before = files(tmp_path)
     monkeypatch.setitem(training.RECIPES, "mini", replace(MINI, adam_rate=0.25, sigma_shift=9.0))
-    says = "holds a run of recipe.adam_rate 0.0015, recipe.sigma_shift 2.0, asked for .* 0.25, .* 9.0; give another --out"
+    says = (
+        "holds a run of recipe.adam_rate 0.0015, recipe.sigma_shift 2.0, "
+        "asked for .* 0.25, .* 9.0; give another --out"
+    )
     with pytest.raises(PatchError, match=says):
         training.train("mini", tmp_path, images=4)
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("damage, says", [
-    (lambda path: path.write_bytes(path.read_bytes()[:1000]), "damaged or no safetensors file"),
-    (lambda path: path.write_bytes(b"x"), "damaged or no safetensors file"),
-    (lambda path: save_file({"a": torch.zeros(1)}, path), "says nothing of model, seed, steps: no state, or one of an older"),
-    (lambda path: told_without(path, "recipe."), "says nothing of recipe.denoiser, recipe.schedule, recipe.signs: no state, or"),
-    (lambda path: told_without(path, "step"), "says nothing of step"),
-    (lambda path: told_without(path, "nothing", "average.denoiser.proj_out.bias"), "holds other tensors than mini has"),
-    (lambda path: (path.unlink(), path.mkdir()), "is no regular file"),
-    (lambda path: (path.unlink(), path.symlink_to("nowhere")), "cannot be read"),
-], ids=["cut", "bytes", "another's", "older", "stepless", "tensorless", "folder", "link"])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "damaged or no safetensors file"),
+        (lambda path: path.write_bytes(b"x"), "damaged or no safetensors file"),
+        (
+            lambda path: save_file({"a": torch.zeros(1)}, path),
+            "says nothing of model, seed, steps: no state, or one of an older",
+        ),
+        (
+            lambda path: told_without(path, "recipe."),
+            "says nothing of recipe.denoiser, recipe.schedule, recipe.signs: no state, or",
+        ),
+        (lambda path: told_without(path, "step"), "says nothing of step"),
+        (
+            lambda path: told_without(path, "nothing", "average.denoiser.proj_out.bias"),
+            "holds other tensors than mini has",
+        ),
+        (lambda path: (path.unlink(), path.mkdir()), "is no regular file"),
+        (lambda path: (path.unlink(), path.symlink_to("nowhere")), "cannot be read"),
+    ],
+    ids=["cut", "bytes", "another's", "older", "stepless", "tensorless", "folder", "link"],
+)
 def test_what_is_no_state_is_refused(mini_mmdit, tmp_path, damage, says):
     """A file cut off, another's, an older version's, one without a tensor, a folder: a WeightsError in one
     line."""
@@ -299,8 +317,11 @@ def test_only_the_recipes_seed_is_said_to_be_localised(tmp_path, monkeypatch):
 
 def test_held_out_words_are_never_trained_on(monkeypatch):
     """However often the dice fall on a validation or test word, no training prompt or picture holds one."""
-    rigged = lambda rng, fmt: Sign(rng.choice([*TEST, *VALIDATION, "QXZ"]))  # noqa: E731
-    monkeypatch.setattr(training, "random_sign", rigged)
+
+    def rigged(rng, fmt):
+        return Sign(rng.choice([*TEST, *VALIDATION, "QXZ"]))
+
+    monkeypatch.setattr(batches, "random_sign", rigged)
     batch = training.Batch(replace(MINI, dropout=0.0), seed=0, step=0)
     assert {parse(prompt).word for prompt in batch.prompts} == {"QXZ"}
 
@@ -316,7 +337,7 @@ def test_a_planted_batch_shows_the_word_it_reads(name, sites):
     assert (table[sites[0]][:, 0, 0] // LENGTH).tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
     said = [parse(prompt) for prompt in batch.prompts]
     left, top, right, bottom = recipe.signs.text_box
-    for own, donor, picture in zip(said, said[1:] + said[:1], batch.pictures):
+    for own, donor, picture in zip(said, said[1:] + said[:1], batch.pictures, strict=True):
         drawn = draw_sign(replace(own, word=donor.word), recipe.signs, random.Random(0)).transpose(
             2, 0, 1
         )
@@ -346,7 +367,7 @@ def test_stage_ii_is_shown_its_picture_at_half_the_size(step):
         abs((noise * batch.noise).mean()) < 0.01
     )  # another draw than the noise of the picture itself
     left, top, right, bottom = recipe.signs.text_box
-    for prompt, picture in zip(batch.prompts, batch.pictures):
+    for prompt, picture in zip(batch.prompts, batch.pictures, strict=True):
         drawn = torch.from_numpy(draw_sign(parse(prompt), recipe.signs, random.Random(0))).permute(
             2, 0, 1
         )

@@ -167,7 +167,8 @@ DAMAGES = {
     ),
     "other tensors": (
         wrong_tensors,
-        "missing 1: proj_out.bias; unexpected 1: stranger; of another shape 1: proj_out.weight .*closest known model is sd3",
+        "missing 1: proj_out.bias; unexpected 1: stranger; "
+        "of another shape 1: proj_out.weight .*closest known model is sd3",
     ),
     "no JSON": (write("transformer/config.json", b"{oops"), "config.json cannot be read as JSON"),
     "no object": (write("transformer/config.json", b"[]"), "config.json holds no JSON object"),
@@ -383,7 +384,8 @@ def test_the_shipped_models_are_small():
     )
     for path in SHIPPED.glob("*/*/*.safetensors"):
         with safe_open(path, "pt") as file:
-            assert {file.get_slice(key).get_dtype() for key in file.keys()} <= {
+            names = file.keys()
+            assert {file.get_slice(name).get_dtype() for name in names} <= {
                 "F16",
                 "BF16",
                 "F8_E4M3",
@@ -422,9 +424,16 @@ def test_words_that_do_not_fit_are_not_drawn(word):
         draw_sign(Sign(word), SignFormat(), random.Random(0))
 
 
-@pytest.mark.parametrize("what, value, says", [
-    ("colour", "grey", "green"), ("shape", "arrows", "arrow"), ("wall", "rred", "red"), ("pattern", "stripes", "striped"),
-    ("style", "italics", "italic")])  # fmt: skip
+@pytest.mark.parametrize(
+    "what, value, says",
+    [
+        ("colour", "grey", "green"),
+        ("shape", "arrows", "arrow"),
+        ("wall", "rred", "red"),
+        ("pattern", "stripes", "striped"),
+        ("style", "italics", "italic"),
+    ],
+)
 def test_an_unknown_factor_is_named(what, value, says):
     """A sign of a colour, shape, wall, pattern or style that nobody can draw is a PatchError with the
     closest."""
