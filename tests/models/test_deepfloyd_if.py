@@ -137,7 +137,10 @@ def test_sites_run_in_their_order():
 def configs(draw, **flags):
     """Any number of depths, widths and layers; blocks with and without sites in any order."""
     depths, heads = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    each = lambda values: st.lists(values, min_size=depths, max_size=depths).map(tuple)  # noqa: E731
+
+    def each(values):
+        return st.lists(values, min_size=depths, max_size=depths).map(tuple)
+
     return IFConfig(
         block_out_channels=draw(each(st.sampled_from([8, 16, 24, 32]))),
         layers_per_block=draw(st.integers(1, 2) | each(st.integers(1, 2))),

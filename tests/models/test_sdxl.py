@@ -106,7 +106,10 @@ def test_the_sites_of_the_paper(base):
 def configs(draw):
     """Any number of depths, widths, heads and layers; blocks with and without sites in any order."""
     depths, size = draw(st.integers(1, 3)), 2 * draw(st.integers(1, 4))
-    each = lambda *values: st.tuples(*[st.sampled_from(values)] * depths)  # noqa: E731
+
+    def each(*values):
+        return st.tuples(*[st.sampled_from(values)] * depths)
+
     return SDXLConfig(
         in_channels=draw(st.integers(1, 5)),
         out_channels=draw(st.integers(1, 5)),

@@ -81,7 +81,10 @@ def model(name: str) -> nn.Module:
 def inputs(name: str) -> dict[str, Tensor]:
     """What the model reads, by name: two rows, not square, at two times."""
     generator = torch.Generator().manual_seed(2)
-    normal = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
     if name == "vae":
         return {"pictures": normal(2, 3, 16, 24).tanh(), "latents": normal(2, 4, 6, 10)}
     width, pooled = TEXT_WIDTHS[name]

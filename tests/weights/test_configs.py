@@ -107,7 +107,10 @@ def test_published_vaes_are_read():
 
 def test_configurations_from_shapes_are_the_published_ones():
     """Every published denoiser's tensors, names and shapes alone, give the published configuration."""
-    shapes = lambda name: manifest(f"{name}.diffusers").shapes  # noqa: E731
+
+    def shapes(name):
+        return manifest(f"{name}.diffusers").shapes
+
     rms = {"qk_norm": "rms_norm"}
     assert sdxl_config(shapes("sdxl-base-1.0.unet")) == SDXLConfig()
     assert mmdit_config(shapes("sd3-medium.transformer")) == MMDiTConfig()

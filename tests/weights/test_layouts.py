@@ -328,7 +328,10 @@ def test_if_attention_means_the_same(heads, pixels, tokens):
     """The original's attention, heads split as its reshape splits them, equals that of the converted
     matrices."""
     width, text_width = 64 * heads, 6
-    draw = lambda *shape: torch.randn(shape, dtype=torch.float64)  # noqa: E731
+
+    def draw(*shape):
+        return torch.randn(shape, dtype=torch.float64)
+
     file = {
         "qkv.weight": draw(3 * width, width, 1) / 8,
         "qkv.bias": draw(3 * width),
@@ -349,14 +352,16 @@ def test_if_attention_means_the_same(heads, pixels, tokens):
 
     block = "input_blocks.5.1"
     made = converted({f"{block}.{key}": tensor for key, tensor in file.items()}, IF_I)
-    of = lambda name, y: rearrange(  # noqa: E731
-        made[f"down_blocks.1.attentions.0.{name}.weight"] @ y
-        + made[f"down_blocks.1.attentions.0.{name}.bias"][:, None],
-        "b (h d) n -> (b h) d n",
-        h=heads,
+
+    def projected(name, y):
+        place = f"down_blocks.1.attentions.0.{name}"
+        y = made[f"{place}.weight"] @ y + made[f"{place}.bias"][:, None]
+        return rearrange(y, "b (h d) n -> (b h) d n", h=heads)
+
+    k, v = (
+        torch.cat([projected(f"add_{n}_proj", text), projected(f"to_{n}", x)], -1) for n in "kv"
     )
-    k, v = (torch.cat([of(f"add_{n}_proj", text), of(f"to_{n}", x)], -1) for n in "kv")
-    assert relative(attend(of("to_q", x), k, v).reshape(1, width, pixels), expected) <= 1e-10
+    assert relative(attend(projected("to_q", x), k, v).reshape(1, width, pixels), expected) <= 1e-10
 
 
 # The functions.
