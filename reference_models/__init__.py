@@ -1,4 +1,4 @@
-"""The models, one file per architecture, each read top to bottom in the order of execution.
+"""Reference models, one file per architecture, each read top to bottom in the order of execution.
 
 sdxl            the U-Net of Stable Diffusion XL
 deepfloyd_if    the U-Nets of DeepFloyd IF, stages I and II
@@ -7,6 +7,8 @@ vae             pictures to latents and back
 schedules       noise levels and the steps between them
 text_encoders   CLIP and T5 as each pipeline reads them
 pipeline        encoders + denoiser + schedule + decoder
+upscaling       small pictures prepared for DeepFloyd IF's stage II
+defaults        settings a model is run with when nothing else is asked for
 """
 
 from textpatch.reference_models.layers import TextCondition

@@ -1,4 +1,4 @@
-"""DeepFloyd IF, a U-Net on pixels: stage I draws a small picture, stage II a larger one from it.
+"""DeepFloyd IF, a U-Net on pixels.   Stage I draws a small picture, stage II a larger one from it.
 
 DeepFloyd Lab, "IF", 2023 (github.com/deep-floyd/IF), after Imagen (Saharia et al., 2022, arXiv 2205.11487).
 Module names are the diffusers layout's; the defaults of `IFConfig` are IF-I-XL.
@@ -20,27 +20,30 @@ from textpatch.errors import PatchError
 from textpatch.reference_models.layers import (
     TextCondition,
     TwoLayer,
+    depths_with_sites,
+    has_sites,
+    require_multiple,
     site_reads,
     timestep_sinusoids,
 )
 from textpatch.sites import Site, make_site
 
-CROSS_GROUPS = 32  # of every `norm_cross`; norm_num_groups is for the norms of pixels
+# groups of every `norm_cross`; norm_num_groups is for the norms of pixels
+CROSS_GROUPS = 32
+# published types of blocks, the second of each pair with sites
+DOWN, CROSS_DOWN = "ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"
+UP, CROSS_UP = "ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"
 KNOWN = {
-    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-    "up_block_types": ("ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"),
+    "down_block_types": (DOWN, CROSS_DOWN),
+    "up_block_types": (UP, CROSS_UP),
     "class_embed_type": (None, "timestep"),
     "time_embedding_act_fn": (None, "gelu"),
 }
 
 
-def has_sites(block_type: str) -> bool:
-    return block_type.startswith("SimpleCrossAttn")
-
-
 @dataclass(frozen=True)
 class IFConfig:
-    """Sizes of a DeepFloyd IF U-Net; names and defaults are IF-I-XL's published configuration.
+    """Sizes of a DeepFloyd IF U-Net, with the names and defaults published for IF-I-XL.
 
     Raises PatchError for sizes that do not fit each other and for types that IF does not have.
     """
@@ -50,18 +53,14 @@ class IFConfig:
     out_channels: int = 6  # the noise, and what sets its variance
     block_out_channels: tuple[int, ...] = (704, 1408, 2112, 2816)
     layers_per_block: int | tuple[int, ...] = 3  # on the way down; there is one more on the way up
-    down_block_types: tuple[str, ...] = ("ResnetDownsampleBlock2D",) + (
-        "SimpleCrossAttnDownBlock2D",
-    ) * 3
-    up_block_types: tuple[str, ...] = ("SimpleCrossAttnUpBlock2D",) * 3 + ("ResnetUpsampleBlock2D",)
+    down_block_types: tuple[str, ...] = (DOWN, CROSS_DOWN, CROSS_DOWN, CROSS_DOWN)
+    up_block_types: tuple[str, ...] = (CROSS_UP, CROSS_UP, CROSS_UP, UP)
     attention_head_dim: int = 64
     cross_attention_dim: int = 2816  # width of the text tokens that the sites read
     encoder_hid_dim: int = 4096  # width of the text encoder's tokens
     addition_embed_type_num_heads: int = 64  # heads of the attention that pools them
     norm_num_groups: int = 32
-    class_embed_type: str | None = (
-        None  # "timestep" in stage II, which reads `low` and its noise `level`
-    )
+    class_embed_type: str | None = None  # "timestep" in stage II, which reads `low` and its `level`
     only_cross_attention: bool = False  # True in stage II: pixels read the text and not each other
     resnet_skip_time_act: bool = False
     resnet_out_scale_factor: float = 1.0
@@ -71,8 +70,10 @@ class IFConfig:
 
     def __post_init__(self):
         for field, known in KNOWN.items():
-            value = getattr(self, field)
-            for found in value if isinstance(value, (tuple, list)) else [value]:
+            values = getattr(self, field)
+            if not isinstance(values, (tuple, list)):
+                values = [values]
+            for found in values:
                 if found not in known:
                     raise PatchError(
                         f"{field} has {found!r}; DeepFloyd IF has {known[0]!r} and {known[1]!r}"
@@ -91,56 +92,42 @@ class IFConfig:
 
     def _require_divisible(self):
         widths = self.block_out_channels
-        types = zip(widths, self.down_block_types, reversed(self.up_block_types))
-        with_sites = [w for w, *both in types if any(map(has_sites, both))] + [
-            widths[-1]
-        ]  # the middle's
-        rules = [
-            *(("block_out_channels", w, "norm_num_groups", self.norm_num_groups) for w in widths),
-            *(
-                ("block_out_channels", w, "attention_head_dim", self.attention_head_dim)
-                for w in with_sites
-            ),
-            ("block_out_channels", widths[0], "cosines and sines of the time", 2),
-            ("cross_attention_dim", self.cross_attention_dim, "groups of norm_cross", CROSS_GROUPS),
-            (
-                "encoder_hid_dim",
-                self.encoder_hid_dim,
-                "addition_embed_type_num_heads",
-                self.addition_embed_type_num_heads,
-            ),
-            (
-                "in_channels",
-                self.in_channels,
-                "pictures, x and low",
-                2 if self.class_embed_type else 1,
-            ),
-        ]
-        for field, value, what, divisor in rules:
-            if value % divisor:
-                raise PatchError(f"{field} has {value}, which is no multiple of {divisor} ({what})")
+        for width in widths:
+            require_multiple("block_out_channels", width, self.norm_num_groups, "norm_num_groups")
+        for depth in depths_with_sites(self.down_block_types, self.up_block_types):
+            head_dim = self.attention_head_dim
+            require_multiple("block_out_channels", widths[depth], head_dim, "attention_head_dim")
+        require_multiple("block_out_channels", widths[0], 2, "cosines and sines of the time")
+        width = self.cross_attention_dim
+        require_multiple("cross_attention_dim", width, CROSS_GROUPS, "groups of norm_cross")
+        heads = self.addition_embed_type_num_heads
+        width = self.encoder_hid_dim
+        require_multiple("encoder_hid_dim", width, heads, "addition_embed_type_num_heads")
+        if self.class_embed_type:
+            require_multiple("in_channels", self.in_channels, 2, "pictures, x and low")
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """layers_per_block of each depth."""
-        layers = self.layers_per_block
-        return (
-            (layers,) * len(self.block_out_channels) if isinstance(layers, int) else tuple(layers)
-        )
+        """Value of layers_per_block at each depth."""
+        if isinstance(self.layers_per_block, int):
+            return (self.layers_per_block,) * len(self.block_out_channels)
+        return tuple(self.layers_per_block)
 
     @property
     def latent_channels(self) -> int:
-        """Channels of x; in stage II `low` is the other half of in_channels."""
-        return self.in_channels // 2 if self.class_embed_type else self.in_channels
+        """Channels of x.   In stage II they are half of in_channels, and those of `low` the other half."""
+        if self.class_embed_type:
+            return self.in_channels // 2
+        return self.in_channels
 
     @property
     def embedding_width(self) -> int:
-        """E, the width of the vector that modulates every ResNet."""
+        """Width E of the vector that modulates every ResNet."""
         return self.time_embedding_dim or 4 * self.block_out_channels[0]
 
 
 class AttentionPool(nn.Module):
-    """All tokens as one: their mean, plus a learned vector, attends to itself and to them."""
+    """Attention from the tokens' mean, plus a learned vector, to itself and to all tokens."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -155,17 +142,17 @@ class AttentionPool(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         mean = tokens.mean(dim=1, keepdim=True) + self.positional_embedding  # (R, 1, C)
         tokens = torch.cat([mean, tokens], dim=1)  # (R, 1 + T, C)
-        q, k = self.split(self.q_proj(mean)), self.split(self.k_proj(tokens))
+        q = self.split(self.q_proj(mean))  # (R, H, 1, D)
+        k = self.split(self.k_proj(tokens))  # (R, H, 1 + T, D)
         v = self.split(self.v_proj(tokens))
-        scale = (
-            q.shape[-1] ** -0.25
-        )  # on either side, and softmax in float32 in every run, as published
+        # as published, q and k are both scaled, and the softmax is float32 in every run
+        scale = q.shape[-1] ** -0.25
         weights = ((q * scale) @ (k * scale).mT).float().softmax(-1).to(v.dtype)  # (R, H, 1, 1 + T)
         return rearrange(weights @ v, "r h 1 d -> r (h d)")
 
 
 class PooledText(nn.Module):
-    """The text encoder's tokens (R, T, C) as one vector (R, E), which joins the time's."""
+    """Pooling of the text encoder's tokens (R, T, C) to one vector (R, E), which is added to the time's."""
 
     def __init__(self, config: IFConfig):
         super().__init__()
@@ -206,15 +193,18 @@ class ResNet(nn.Module):
 
 
 class AddedAttention(nn.Module):
-    """Pixels attend to pixels and to text, whose keys and values are a site (as in GLIDE, arXiv 2112.10741).
+    """Pixels attend to pixels and to text, whose keys and values are a site.
 
+    GLIDE (arXiv 2112.10741) has this attention.
     x + out(softmax(q [k_image; k_text[slots]]^T / sqrt(D)) [v_image; v_text[slots]])
 
-    With only_cross_attention there are no image keys and values.  `norm_cross` takes its mean and variance over
-    all tokens of a row, so that the key and value of one token depend on the whole prompt and on its padding.
+    With only_cross_attention there are no image keys and values.  `norm_cross` takes its mean and variance
+    over all tokens of a row, so that one token's key and value depend on the whole prompt and its padding.
     """
 
-    site: str  # its name in the model, which sets it: what it reads is found by that
+    site: (
+        str  # name of this module, set by the model: `reads` holds what the site reads by this name
+    )
 
     def __init__(self, config: IFConfig, width: int):
         super().__init__()
@@ -222,10 +212,12 @@ class AddedAttention(nn.Module):
         self.only_text = config.only_cross_attention
         self.group_norm = nn.GroupNorm(config.norm_num_groups, width)
         self.norm_cross = nn.GroupNorm(CROSS_GROUPS, config.cross_attention_dim)
-        for name in ("to_q",) if self.only_text else ("to_q", "to_k", "to_v"):
-            setattr(self, name, nn.Linear(width, width))
-        for name in ("add_k_proj", "add_v_proj"):
-            setattr(self, name, nn.Linear(config.cross_attention_dim, width))
+        self.to_q = nn.Linear(width, width)
+        if not self.only_text:
+            self.to_k = nn.Linear(width, width)
+            self.to_v = nn.Linear(width, width)
+        self.add_k_proj = nn.Linear(config.cross_attention_dim, width)
+        self.add_v_proj = nn.Linear(config.cross_attention_dim, width)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def split(self, x: Tensor) -> Tensor:
@@ -244,7 +236,8 @@ class AddedAttention(nn.Module):
     def forward(self, x: Tensor, text: Tensor | tuple[Tensor, Tensor], slots) -> Tensor:
         k_text, v_text = text if isinstance(text, tuple) else self.text_kv(text)
         pixels = self.group_norm(x.flatten(2)).mT  # (B, N, W)
-        q, (k_image, v_image) = self.split(self.to_q(pixels)), self.image_kv(pixels)  # (B, H, N, D)
+        q = self.split(self.to_q(pixels))  # (B, H, N, D)
+        k_image, v_image = self.image_kv(pixels)
         out, _ = segment_attention(
             (q, None), (k_image, k_text), (v_image, v_text), slots_k=slots[0], slots_v=slots[1]
         )
@@ -270,24 +263,26 @@ class Layers(nn.Module):
 
 
 class DownBlock(Layers):
-    """The layers of one depth on the way down, then half the size; each result is kept for the way up."""
+    """Layers of one depth on the way down, then half the size.   Returns each result as a skip."""
 
     def __init__(self, config: IFConfig, depth: int):
-        widths, layers = config.block_out_channels, config.layers[depth]
-        width, above = widths[depth], widths[max(depth - 1, 0)]
-        super().__init__(
-            config, config.down_block_types[depth], [above] + [width] * (layers - 1), width
-        )
+        widths = config.block_out_channels
+        width = widths[depth]
+        above = widths[max(depth - 1, 0)]
+        widths_in = [above] + [width] * (config.layers[depth] - 1)
+        super().__init__(config, config.down_block_types[depth], widths_in, width)
         self.downsamplers = nn.ModuleList()
         if depth < len(widths) - 1:
             self.downsamplers.append(ResNet(config, width, width, resample=nn.AvgPool2d(2)))
 
     def forward(self, x: Tensor, c: Tensor, reads: dict[str, tuple]) -> list[Tensor]:
-        made = []
+        skips = []
         for j in range(len(self.resnets)):
             x = self.layer(j, x, c, reads)
-            made.append(x)
-        return made + [downsampler(x, c) for downsampler in self.downsamplers]
+            skips.append(x)
+        for downsampler in self.downsamplers:
+            skips.append(downsampler(x, c))
+        return skips
 
 
 class MidBlock(nn.Module):
@@ -295,7 +290,8 @@ class MidBlock(nn.Module):
 
     def __init__(self, config: IFConfig):
         super().__init__()
-        width, scale = config.block_out_channels[-1], config.mid_block_scale_factor
+        width = config.block_out_channels[-1]
+        scale = config.mid_block_scale_factor
         self.resnets = nn.ModuleList(
             ResNet(config, width, width, out_scale=scale) for _ in range(2)
         )
@@ -303,46 +299,52 @@ class MidBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor, reads: dict[str, tuple]) -> Tensor:
         attention = self.attentions[0]
-        x = attention(self.resnets[0](x, c), *reads[attention.site])
+        x = self.resnets[0](x, c)
+        x = attention(x, *reads[attention.site])
         return self.resnets[1](x, c)
 
 
 class UpBlock(Layers):
-    """The layers of one depth on the way up, each beside what was kept last, then double the size."""
+    """Layers of one depth on the way up, each beside its skip, then double the size."""
 
     def __init__(self, config: IFConfig, depth: int):
-        widths, layers = config.block_out_channels, config.layers[depth]
-        above, width, below = (
-            widths[max(depth - 1, 0)],
-            widths[depth],
-            widths[min(depth + 1, len(widths) - 1)],
-        )
-        widths_in = [a + b for a, b in zip([below] + [width] * layers, [width] * layers + [above])]
+        widths = config.block_out_channels
+        layers = config.layers[depth]
+        width = widths[depth]
+        above = widths[max(depth - 1, 0)]
+        below = widths[min(depth + 1, len(widths) - 1)]
+        widths_x = [below] + [width] * layers
+        widths_skip = [width] * layers + [above]
+        widths_in = [x + skip for x, skip in zip(widths_x, widths_skip, strict=True)]
         super().__init__(config, config.up_block_types[-1 - depth], widths_in, width)
         self.upsamplers = nn.ModuleList()
         if depth > 0:
-            self.upsamplers.append(
-                ResNet(config, width, width, resample=nn.Upsample(scale_factor=2))
-            )
+            double = nn.Upsample(scale_factor=2)
+            self.upsamplers.append(ResNet(config, width, width, resample=double))
 
-    def forward(self, x: Tensor, kept: list[Tensor], c: Tensor, reads: dict[str, tuple]) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], c: Tensor, reads: dict[str, tuple]) -> Tensor:
+        """Read this depth's skips, the last of `skips`, from the last to the first."""
         for j in range(len(self.resnets)):
-            x = self.layer(j, torch.cat([x, kept[-1 - j]], dim=1), c, reads)
+            x = self.layer(j, torch.cat([x, skips[-1 - j]], dim=1), c, reads)
         for upsampler in self.upsamplers:
             x = upsampler(x, c)
         return x
 
 
 class DeepFloydIF(nn.Module):
-    """denoiser(x, t, text) -> noise and variance; see the module docstring.
+    """Denoiser of DeepFloyd IF, denoiser(x, t, text) -> noise and variance.
 
-    x (B, 3, H, W) noisy pictures; t scalar or (B,) in 0..1000; text tokens (R, T, encoder_hid_dim) or the bank
-    that `text_kv` makes of them, pooled (B, E) or None: then it is `pool` of the tokens.
-    slots: None, or one entry per site: None, int (B, H or 1, T), or a pair of these, keys' and values'.
-    Stage II also reads low (B, 3, H, W), the small pictures brought to x's size, and level, scalar or (B,), the
-    timestep of the noise in them.  Returns (B, out_channels, H, W), x's dtype.
-    Raises PatchError for channels and widths of another model, sizes that do not halve, rows that do not match, and low
-    or level missing or unread.
+    x      (B, 3, H, W) noisy pictures
+    t      scalar or (B,), timesteps in 0..1000
+    text   tokens (R, T, encoder_hid_dim) or the bank that `text_kv` makes of them, and pooled (B, E);
+           pooled None stands for `pool` of the tokens
+    slots  None, or one entry per site: None, int (B, H or 1, T), or a pair of these for keys and values
+    low    in stage II alone, (B, 3, H, W), the small pictures brought to x's size
+    level  in stage II alone, scalar or (B,), the timestep of the noise in low
+
+    Returns (B, out_channels, H, W) in x's dtype.
+    Raises PatchError for channels and widths of another model, sizes that do not halve, rows that do not
+    match, and low or level missing or unread.
     """
 
     text_is_static = True  # every site reads the same tokens, whatever the depth and the step
@@ -350,11 +352,9 @@ class DeepFloydIF(nn.Module):
     def __init__(self, config: IFConfig = IFConfig()):
         super().__init__()
         self.config = config
-        first, width, depths = (
-            config.block_out_channels[0],
-            config.embedding_width,
-            range(len(config.layers)),
-        )
+        first = config.block_out_channels[0]
+        width = config.embedding_width
+        depths = range(len(config.layers))
         self.time_embedding = TwoLayer(first, width, F.gelu)
         self.class_embedding = TwoLayer(first, width, F.gelu) if config.class_embed_type else None
         self.add_embedding = PooledText(config)
@@ -365,7 +365,7 @@ class DeepFloydIF(nn.Module):
         self.up_blocks = nn.ModuleList(UpBlock(config, depth) for depth in reversed(depths))
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, first)
         self.conv_out = nn.Conv2d(first, config.out_channels, 3, padding=1)
-        # the blocks are registered in the order they run in, so this is the order of the sites
+        # the blocks are registered in the order in which they run, and so are the sites
         self.site_names = [
             name for name, part in self.named_modules() if isinstance(part, AddedAttention)
         ]
@@ -374,27 +374,26 @@ class DeepFloydIF(nn.Module):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        modules = [self.get_submodule(name) for name in self.site_names]
-        return tuple(
-            make_site(i, name, "added", module, module.heads, self.config.attention_head_dim)
-            for i, (name, module) in enumerate(zip(self.site_names, modules))
-        )
+        sites = []
+        for index, name in enumerate(self.site_names):
+            attention = self.get_submodule(name)
+            head_dim = self.config.attention_head_dim
+            sites.append(make_site(index, name, "added", attention, attention.heads, head_dim))
+        return tuple(sites)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """The pooled vectors (R, E) of tokens (R, T, encoder_hid_dim)."""
+        """Pooled vectors (R, E) of tokens (R, T, encoder_hid_dim)."""
         return self.add_embedding(tokens)
 
     @property
     def text_modules(self) -> list[str]:
-        """The modules that `text_kv` calls."""
+        """Names of the modules that `text_kv` calls."""
         parts = ("norm_cross", "add_k_proj", "add_v_proj")
-        return [
-            "encoder_hid_proj",
-            *(f"{name}.{part}" for name in self.site_names for part in parts),
-        ]
+        of_sites = [f"{name}.{part}" for name in self.site_names for part in parts]
+        return ["encoder_hid_proj", *of_sites]
 
     def text_kv(self, text: TextCondition) -> tuple[tuple[Tensor, Tensor], ...]:
-        """The bank: keys and values of each site, each (R, H, T, D), to stand in place of text.tokens."""
+        """Bank in place of text.tokens, the keys and values (R, H, T, D) of each site."""
         self._require_width(text.tokens)
         tokens = self.encoder_hid_proj(text.tokens)
         return tuple(self.get_submodule(name).text_kv(tokens) for name in self.site_names)
@@ -411,17 +410,20 @@ class DeepFloydIF(nn.Module):
     ) -> Tensor:
         self._require(x, text, low, level)
         c = self._embed(x, t, text, level)  # (B, E)
-        tokens = (
-            text.tokens if isinstance(text.tokens, tuple) else self.encoder_hid_proj(text.tokens)
-        )
+        tokens = text.tokens
+        if not isinstance(tokens, tuple):
+            tokens = self.encoder_hid_proj(tokens)
         reads = site_reads(tokens, slots, self.site_names)
-        kept = [self.conv_in(x if low is None else torch.cat([x, low], dim=1))]
+        if low is not None:
+            x = torch.cat([x, low], dim=1)
+        skips = [self.conv_in(x)]
         for block in self.down_blocks:
-            kept += block(kept[-1], c, reads)
-        x = self.mid_block(kept[-1], c, reads)
+            skips += block(skips[-1], c, reads)
+        x = self.mid_block(skips[-1], c, reads)
         for block in self.up_blocks:
-            x = block(x, kept, c, reads)
-            kept = kept[: -len(block.resnets)]  # a new list: a block that runs again joins the same
+            x = block(x, skips, c, reads)
+            # a new list, so that a block which checkpointing runs again finds the same skips
+            skips = skips[: -len(block.resnets)]
         return self.conv_out(F.gelu(self.conv_norm_out(x)))
 
     def _require(
@@ -433,49 +435,61 @@ class DeepFloydIF(nn.Module):
             )
         if not isinstance(text.tokens, tuple):
             self._require_width(text.tokens)
-        (height, width), multiple = x.shape[-2:], 2 ** (len(self.down_blocks) - 1)
+        height, width = x.shape[-2:]
+        multiple = 2 ** (len(self.down_blocks) - 1)
         if height % multiple or width % multiple:
             raise PatchError(
                 f"picture of {height}x{width}; both sides must be multiples of {multiple}"
             )
-        given = [name for name, value in (("low", low), ("level", level)) if value is not None]
-        if given != (["low", "level"] if self.class_embedding else []):
-            stage, found = "II" if self.class_embedding else "I", " and ".join(given) or "neither"
-            raise PatchError(
-                f"stage II reads low and level, stage I neither; this stage {stage} got {found}"
-            )
+        self._require_stage(low, level)
         if low is not None and low.shape != x.shape:
             raise PatchError(
                 f"low is {tuple(low.shape)} and x {tuple(x.shape)}; resize low to the size of x"
             )
 
+    def _require_stage(self, low: Tensor | None, level: Tensor | None) -> None:
+        stage, reads = "I", []
+        if self.class_embedding:
+            stage, reads = "II", ["low", "level"]
+        given = [name for name, value in (("low", low), ("level", level)) if value is not None]
+        if given != reads:
+            found = " and ".join(given) or "neither"
+            raise PatchError(
+                f"stage II reads low and level, stage I neither; this stage {stage} got {found}"
+            )
+
     def _require_width(self, tokens: Tensor) -> None:
         if tokens.shape[-1] != self.config.encoder_hid_dim:
             raise PatchError(
-                f"text.tokens are {tokens.shape[-1]} wide; this model reads {self.config.encoder_hid_dim}"
+                f"text.tokens are {tokens.shape[-1]} wide; "
+                f"this model reads {self.config.encoder_hid_dim}"
             )
 
     def _embed(self, x: Tensor, t: Tensor, text: TextCondition, level: Tensor | None) -> Tensor:
-        """(B, E): the time, in stage II the level of noise in `low`, and the pooled text."""
+        """Embedding (B, E) of the time, the pooled text and, in stage II, the level of noise in `low`."""
         c = self.time_embedding(self._sinusoids(t, x))
         if level is not None:
             c = c + self.class_embedding(self._sinusoids(level, x))
         c = c + self._pooled(text, len(x))
         if self.config.time_embedding_act_fn:
             c = F.gelu(c)
-        # as published every ResNet takes this activation; it is the same in all, so it is taken once, here
-        return c if self.config.resnet_skip_time_act else F.gelu(c)
+        # the published ResNets each take this activation, which is the same in all, so one here is enough
+        if not self.config.resnet_skip_time_act:
+            c = F.gelu(c)
+        return c
 
     def _sinusoids(self, t: Tensor, x: Tensor) -> Tensor:
         t = torch.as_tensor(t, device=x.device).expand(len(x))
         return timestep_sinusoids(t, self.config.block_out_channels[0]).to(x.dtype)
 
     def _pooled(self, text: TextCondition, rows: int) -> Tensor:
-        if text.pooled is None and isinstance(text.tokens, tuple):
-            raise PatchError(
-                "text.tokens is a bank, which cannot be pooled; pass pooled=model.pool(tokens)"
-            )
-        pooled = self.pool(text.tokens) if text.pooled is None else text.pooled
+        pooled = text.pooled
+        if pooled is None:
+            if isinstance(text.tokens, tuple):
+                raise PatchError(
+                    "text.tokens is a bank, which cannot be pooled; pass pooled=model.pool(tokens)"
+                )
+            pooled = self.pool(text.tokens)
         if len(pooled) != rows:
             raise PatchError(
                 f"{len(pooled)} pooled vectors for {rows} rows of x; pass one for each"

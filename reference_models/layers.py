@@ -1,4 +1,10 @@
-"""What more than one architecture shares: the text condition, what each site reads, timestep sinusoids."""
+"""Parts shared by several architectures.
+
+TextCondition, site_reads   the text, and what each site reads of it
+timestep_sinusoids          numbers as vectors
+TwoLayer                    two Linears under the checkpoints' names
+depths_with_sites, require_multiple   checks of U-Nets' configurations
+"""
 
 from __future__ import annotations
 
@@ -15,9 +21,11 @@ from textpatch.errors import PatchError
 
 @dataclass(frozen=True)
 class TextCondition:
-    """The text a denoiser reads: tokens (R, T, C), pooled (B, P) or None, micro (B, 6) or None (SDXL's sizes).
+    """Text that a denoiser reads.
 
-    In place of tokens, models with static text also take the bank that their `text_kv` makes of them.
+    tokens  (R, T, C); models with static text also take the bank that their `text_kv` makes of them
+    pooled  (B, P), or None
+    micro   (B, 6), the sizes that SDXL is told, or None
     """
 
     tokens: Tensor
@@ -25,27 +33,35 @@ class TextCondition:
     micro: Tensor | None = None
 
     def __getitem__(self, rows) -> TextCondition:
-        """The same condition for some rows, in the order given."""
+        """Condition of some rows, in the order given."""
         return self._changed(lambda x: x[rows])
 
     def to(self, *args) -> TextCondition:
-        """Moved or cast as `Tensor.to` does; micro is only moved, for not every size is a bfloat16."""
-        made = self._changed(lambda x: x.to(*args))
-        return made if self.micro is None else replace(made, micro=self.micro.to(made.micro.device))
+        """Move or cast the tensors as `Tensor.to` does.
+
+        micro is moved and never cast, because bfloat16 does not hold every size.
+        """
+        moved = self._changed(lambda x: x.to(*args))
+        if self.micro is None:
+            return moved
+        return replace(moved, micro=self.micro.to(moved.micro.device))
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> TextCondition:
-        pooled, micro = (None if x is None else change(x) for x in (self.pooled, self.micro))
-        if isinstance(self.tokens, tuple):
-            return TextCondition(
-                tuple((change(k), change(v)) for k, v in self.tokens), pooled, micro
-            )
-        return TextCondition(change(self.tokens), pooled, micro)
+        """Condition whose tensors are those of this one after `change`."""
+
+        def changed(x):
+            if isinstance(x, tuple):  # a bank, or the (k, v) of one of its sites
+                return tuple(changed(part) for part in x)
+            return None if x is None else change(x)
+
+        return TextCondition(changed(self.tokens), changed(self.pooled), changed(self.micro))
 
 
 def timestep_sinusoids(t: Tensor, width: int) -> Tensor:
-    """[cos(t w_i), sin(t w_i)], w_i = 10000^(-i / (width/2)): (B,) -> (B, width).
+    """Cosines and sines of the timesteps, from (B,) to (B, width).
 
-    Always float32, also in float64 runs, and cast by the caller: so do the published pipelines.
+    [cos(t w_i), sin(t w_i)] with w_i = 10000^(-i / (width/2)).  They are float32 even in float64 runs and
+    the caller casts them, as in the published pipelines.
     """
     frequencies = torch.exp(
         -math.log(10000.0) * torch.arange(width // 2, device=t.device).float() / (width // 2)
@@ -55,8 +71,9 @@ def timestep_sinusoids(t: Tensor, width: int) -> Tensor:
 
 
 def slots_per_site(slots, sites: int) -> list:
-    """A pair for keys and values per site, of None (identity) if slots is None.
+    """One pair of slots per site, the first for its keys and the second for its values.
 
+    None means that every row reads itself, at one site or, as `slots`, at all of them.
     Raises PatchError for another number of entries, and for a table of keys beside None for the values.
     """
     if slots is None:
@@ -65,34 +82,61 @@ def slots_per_site(slots, sites: int) -> list:
         raise PatchError(f"{len(slots)} slots entries for {sites} sites; give one per site or None")
     pairs = [entry if isinstance(entry, tuple) else (entry, entry) for entry in slots]
     for site, (k, v) in enumerate(pairs):
-        if (
-            k is not None and v is None
-        ):  # which segment_attention would take to mean the keys' table for both
+        # segment_attention would take such a pair to mean the keys' table for both
+        if k is not None and v is None:
             raise PatchError(
-                f"slots of site {site} are a table for the keys and None for the values; give one table for both, or "
+                f"slots of site {site} are a table for the keys and None for the values; "
+                "give one table for both, or "
                 "a pair of tables (`attention.row_slots` makes that of rows that read themselves)"
             )
     return pairs
 
 
 def site_reads(tokens, slots, names: Sequence[str]) -> dict[str, tuple]:
-    """(tokens, slots) of each site, by its name; a bank gives each site its own (k, v) for tokens.
+    """Text and slots that each site reads, by the name of the site.
 
-    A table, and no iterator: gradient checkpointing runs a part of a model again, which must then read the same.
-    names: the sites' in execution order, which is the order of the bank and of the slots.
+    tokens  (R, T, C), or a bank, which gives each site its own (k, v) in their place
+    slots   None, or one entry per site as in `slots_per_site`
+    names   sites in execution order, which is the order of the bank and of the slots
+
+    Gradient checkpointing runs a part of a model again, and from this dict it reads the same once more.
     Raises PatchError for a bank or slots of another number of sites.
     """
     bank = isinstance(tokens, tuple)
     if bank and len(tokens) != len(names):
         raise PatchError(
-            f"a bank of {len(tokens)} sites for a model of {len(names)}; make it with its own text_kv"
+            f"a bank of {len(tokens)} sites for a model of {len(names)}; "
+            "make it with its own text_kv"
         )
     texts = tokens if bank else [tokens] * len(names)
-    return dict(zip(names, zip(texts, slots_per_site(slots, len(names)))))
+    pairs = slots_per_site(slots, len(names))
+    return {name: (texts[i], pairs[i]) for i, name in enumerate(names)}
+
+
+def has_sites(block_type: str) -> bool:
+    """True for a published type of U-Net block whose layers read the text."""
+    return "CrossAttn" in block_type
+
+
+def depths_with_sites(down_block_types: Sequence[str], up_block_types: Sequence[str]) -> list[int]:
+    """Depths of a U-Net that have sites on the way down, on the way up or, the last one, in the middle."""
+    up = up_block_types[::-1]
+    last = len(down_block_types) - 1
+    return [
+        depth
+        for depth, down in enumerate(down_block_types)
+        if has_sites(down) or has_sites(up[depth]) or depth == last
+    ]
+
+
+def require_multiple(field: str, value: int, divisor: int, what: str) -> None:
+    """Raise PatchError for the value of a configuration's field that is no multiple of a divisor."""
+    if value % divisor:
+        raise PatchError(f"{field} has {value}, which is no multiple of {divisor} ({what})")
 
 
 class TwoLayer(nn.Module):
-    """Linear, activation, Linear, under the names `linear_1` and `linear_2` of the checkpoints."""
+    """Linear, activation, Linear, with the checkpoints' names `linear_1` and `linear_2`."""
 
     def __init__(self, width_in: int, width: int, activation: Callable[[Tensor], Tensor] = F.silu):
         super().__init__()

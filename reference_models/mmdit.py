@@ -1,4 +1,4 @@
-"""MMDiT, the denoiser of Stable Diffusion 3 and 3.5: streams of image and text, joined in every attention.
+"""MMDiT, the denoiser of Stable Diffusion 3 and 3.5.   Streams of image and text join in every attention.
 
 Esser et al., "Scaling Rectified Flow Transformers", 2024 (arXiv 2403.03206), fig. 2.
 Module names are the diffusers layout's; the defaults of `MMDiTConfig` are SD3-medium.
@@ -28,7 +28,7 @@ from textpatch.sites import Site, make_site
 
 @dataclass(frozen=True)
 class MMDiTConfig:
-    """Sizes of an MMDiT; names and defaults are SD3-medium's published configuration.
+    """Sizes of an MMDiT, with the names and defaults published for SD3-medium.
 
     Raises PatchError for sizes that do not fit each other and for what no SD3 has.
     """
@@ -45,15 +45,15 @@ class MMDiTConfig:
     caption_projection_dim: int = 1536  # must be the width: the text stream starts there
     pos_embed_max_size: int = 192  # side, in patches, of the stored position table
     qk_norm: str | None = None  # "rms_norm" from SD3.5 on
-    dual_attention_layers: tuple[
-        int, ...
-    ] = ()  # with image-only attention too; 0..12 in SD3.5-medium
+    # blocks with an image-only attention too: 0..12 in SD3.5-medium
+    dual_attention_layers: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.caption_projection_dim != self.width:
             raise PatchError(
-                f"caption_projection_dim is {self.caption_projection_dim}, but {self.num_attention_heads} heads x "
-                f"{self.attention_head_dim} make a width of {self.width}; both streams share one width"
+                f"caption_projection_dim is {self.caption_projection_dim}, but "
+                f"{self.num_attention_heads} heads x {self.attention_head_dim} make a width of "
+                f"{self.width}; both streams share one width"
             )
         if self.qk_norm not in (None, "rms_norm"):
             raise PatchError(
@@ -64,7 +64,8 @@ class MMDiTConfig:
         for block in self.dual_attention_layers:
             if not isinstance(block, int) or not 0 <= block < self.num_layers:
                 raise PatchError(
-                    f"dual_attention_layers has {block}; the blocks of this MMDiT are 0..{self.num_layers - 1}"
+                    f"dual_attention_layers has {block}; "
+                    f"the blocks of this MMDiT are 0..{self.num_layers - 1}"
                 )
 
     @property
@@ -73,11 +74,12 @@ class MMDiTConfig:
 
 
 class PatchEmbed(nn.Module):
-    """Latent patches to tokens, plus the centre crop of a stored table of positions."""
+    """Tokens of latent patches, plus the centre crop of a stored table of positions."""
 
     def __init__(self, config: MMDiTConfig):
         super().__init__()
-        p, side = config.patch_size, config.pos_embed_max_size
+        p = config.patch_size
+        side = config.pos_embed_max_size
         self.side = side
         self.proj = nn.Conv2d(config.in_channels, config.width, p, stride=p)
         self.register_buffer("pos_embed", torch.zeros(1, side * side, config.width))
@@ -89,16 +91,16 @@ class PatchEmbed(nn.Module):
             raise PatchError(
                 f"picture of {h}x{w} patches; the position table holds {self.side}x{self.side}"
             )
-        top, left = (self.side - h) // 2, (self.side - w) // 2
-        table = self.pos_embed.unflatten(1, (self.side, self.side))[
-            :, top : top + h, left : left + w
-        ]
+        top = (self.side - h) // 2
+        left = (self.side - w) // 2
+        positions = self.pos_embed.unflatten(1, (self.side, self.side))
+        positions = positions[:, top : top + h, left : left + w].flatten(1, 2)  # (1, N, W)
         # contiguous, or the whole image stream keeps the convolution's layout: 3 % slower on a CPU
-        return x.flatten(2).mT.contiguous() + table.flatten(1, 2).to(x.dtype)  # (B, N, W)
+        return x.flatten(2).mT.contiguous() + positions.to(x.dtype)  # (B, N, W)
 
 
 class TimeTextEmbed(nn.Module):
-    """The vector that modulates every block: time plus pooled text."""
+    """Vector that modulates every block, the time plus the pooled text."""
 
     def __init__(self, config: MMDiTConfig):
         super().__init__()
@@ -106,13 +108,12 @@ class TimeTextEmbed(nn.Module):
         self.text_embedder = TwoLayer(config.pooled_projection_dim, config.width)
 
     def forward(self, t: Tensor, pooled: Tensor) -> Tensor:
-        return self.timestep_embedder(
-            timestep_sinusoids(t, 256).to(pooled.dtype)
-        ) + self.text_embedder(pooled)
+        sinusoids = timestep_sinusoids(t, 256).to(pooled.dtype)
+        return self.timestep_embedder(sinusoids) + self.text_embedder(pooled)  # (B, W)
 
 
 class AdaNorm(nn.Module):
-    """LayerNorm without weights, and `chunks` modulation vectors made from the conditioning (adaLN)."""
+    """Modulation vectors made from the conditioning (adaLN), `chunks` of them."""
 
     def __init__(self, width: int, chunks: int):
         super().__init__()
@@ -128,7 +129,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Linear to four times the width, GELU (tanh), Linear back; names `net.0.proj` and `net.2`."""
+    """Linear to four times the width, GELU (tanh), Linear back, named `net.0.proj` and `net.2`."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -141,37 +142,45 @@ class FeedForward(nn.Module):
 
 
 def head_norm(config: MMDiTConfig) -> nn.Module:
-    """What normalises the queries or keys of every head, if anything does."""
-    return nn.RMSNorm(config.attention_head_dim, eps=1e-6) if config.qk_norm else nn.Identity()
+    """Norm of the queries or keys of every head, in SD3 the identity."""
+    if config.qk_norm is None:
+        return nn.Identity()
+    return nn.RMSNorm(config.attention_head_dim, eps=1e-6)
 
 
 class JointAttention(nn.Module):
-    """Queries of both streams attend to keys of both; the text keys and values are a site.
+    """Queries of both streams attend to keys of both.   The text keys and values are a site.
 
     A = softmax([q_image; q_text] [k_image; k_text[slots]]^T / sqrt(D)) [v_image; v_text[slots]]
     """
 
     def __init__(self, config: MMDiTConfig, context_pre_only: bool):
         super().__init__()
-        width, self.heads = config.width, config.num_attention_heads
-        for name in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"):
-            setattr(self, name, nn.Linear(width, width))
+        width = config.width
+        self.heads = config.num_attention_heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.add_q_proj = nn.Linear(width, width)
+        self.add_k_proj = nn.Linear(width, width)
+        self.add_v_proj = nn.Linear(width, width)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
         self.to_add_out = None if context_pre_only else nn.Linear(width, width)
-        for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
-            setattr(self, name, head_norm(config))
+        self.norm_q = head_norm(config)
+        self.norm_k = head_norm(config)
+        self.norm_added_q = head_norm(config)
+        self.norm_added_k = head_norm(config)
 
     def split(self, x: Tensor) -> Tensor:
         return rearrange(x, "b n (h d) -> b h n d", h=self.heads)
 
     def forward(self, image: Tensor, text: Tensor, slots) -> tuple[Tensor, Tensor | None]:
-        q_image, k_image = (
-            self.norm_q(self.split(self.to_q(image))),
-            self.norm_k(self.split(self.to_k(image))),
-        )
+        q_image = self.norm_q(self.split(self.to_q(image)))  # (B, H, N, D)
+        k_image = self.norm_k(self.split(self.to_k(image)))
+        v_image = self.split(self.to_v(image))
         q_text = self.norm_added_q(self.split(self.add_q_proj(text)))  # (B, H, T, D)
         k_text = self.norm_added_k(self.split(self.add_k_proj(text)))
-        v_image, v_text = self.split(self.to_v(image)), self.split(self.add_v_proj(text))
+        v_text = self.split(self.add_v_proj(text))
         image, text = segment_attention(
             (q_image, q_text),
             (k_image, k_text),
@@ -186,29 +195,35 @@ class JointAttention(nn.Module):
 
 
 class ImageAttention(nn.Module):
-    """Image tokens attend to each other, beside the joint attention; no text enters, so this is no site."""
+    """Image tokens attend to each other, beside the joint attention.   No text enters, so this is no site."""
 
     def __init__(self, config: MMDiTConfig):
         super().__init__()
-        width, self.heads = config.width, config.num_attention_heads
-        for name in ("to_q", "to_k", "to_v"):
-            setattr(self, name, nn.Linear(width, width))
+        width = config.width
+        self.heads = config.num_attention_heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
-        self.norm_q, self.norm_k = head_norm(config), head_norm(config)
+        self.norm_q = head_norm(config)
+        self.norm_k = head_norm(config)
+
+    def split(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b n (h d) -> b h n d", h=self.heads)
 
     def forward(self, image: Tensor) -> Tensor:
-        q, k, v = (
-            rearrange(project(image), "b n (h d) -> b h n d", h=self.heads)
-            for project in (self.to_q, self.to_k, self.to_v)
-        )
-        out = F.scaled_dot_product_attention(self.norm_q(q), self.norm_k(k), v)  # (B, H, N, D)
+        q = self.norm_q(self.split(self.to_q(image)))  # (B, H, N, D)
+        k = self.norm_k(self.split(self.to_k(image)))
+        v = self.split(self.to_v(image))
+        out = F.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](rearrange(out, "b h n d -> b n (h d)"))
 
 
 class Block(nn.Module):
-    """Joint attention and one feed-forward per stream; the last block gives no text (`context_pre_only`).
+    """Joint attention and one feed-forward per stream.
 
-    A `dual` block adds to the image what an attention of its own reads in the same image.
+    context_pre_only  True in the last block, which gives no text
+    dual              adds the result of an attention over the image alone
     """
 
     def __init__(self, config: MMDiTConfig, context_pre_only: bool, dual: bool):
@@ -223,14 +238,13 @@ class Block(nn.Module):
     def forward(
         self, image: Tensor, text: Tensor, c: Tensor, slots
     ) -> tuple[Tensor, Tensor | None]:
+        # shift, scale and gate of the attention, of the feed-forward and, in `dual`, of the other attention
         shift, scale, gate, shift_ff, scale_ff, gate_ff, *dual = self.norm1(c)
         if self.ff_context is None:
             # the last block's two chunks come in the other order, as published: scale, then shift
             text_scale, text_shift = self.norm1_context(c)
         else:
-            text_shift, text_scale, text_gate, text_shift_ff, text_scale_ff, text_gate_ff = (
-                self.norm1_context(c)
-            )
+            text_shift, text_scale, text_gate, *modulation_ff = self.norm1_context(c)
         from_image, from_text = self.attn(
             modulate(image, shift, scale), modulate(text, text_shift, text_scale), slots
         )
@@ -241,24 +255,27 @@ class Block(nn.Module):
         image = attended + gate_ff * self.ff(modulate(attended, shift_ff, scale_ff))
         if self.ff_context is None:
             return image, None
+        text_shift_ff, text_scale_ff, text_gate_ff = modulation_ff
         text = text + text_gate * from_text
-        return image, text + text_gate_ff * self.ff_context(
-            modulate(text, text_shift_ff, text_scale_ff)
-        )
+        from_ff = self.ff_context(modulate(text, text_shift_ff, text_scale_ff))
+        return image, text + text_gate_ff * from_ff
 
 
 class MMDiT(nn.Module):
-    """denoiser(x, t, text) -> velocity; see the module docstring.
+    """Denoiser of Stable Diffusion 3, denoiser(x, t, text) -> velocity.
 
-    x (B, C, H, W) latents; t scalar or (B,) in 0..1000; text tokens (B, T, joint_attention_dim), pooled (B, P).
-    slots: None, or one entry per site: None, int (B, H or 1, T), or a pair of these, keys' and values'.
-    Returns (B, out_channels, H, W), x's dtype.  Raises PatchError for sizes that patches do not divide or
-    positions do not reach, and for channels, widths and rows of x and text that do not fit.
+    x      (B, C, H, W) latents
+    t      scalar or (B,), timesteps in 0..1000
+    text   tokens (B, T, joint_attention_dim) and pooled (B, P)
+    slots  None, or one entry per site: None, int (B, H or 1, T), or a pair of these for keys and values
+
+    Returns (B, out_channels, H, W) in x's dtype.
+    Raises PatchError for sizes that patches do not divide or positions do not reach, and for channels,
+    widths and rows of x and text that do not fit.
     """
 
-    text_is_static = (
-        False  # the text stream changes with depth, so K and V differ between blocks and steps
-    )
+    # the text stream changes with depth, so that keys and values differ between blocks and steps
+    text_is_static = False
 
     def __init__(self, config: MMDiTConfig = MMDiTConfig()):
         super().__init__()
@@ -276,7 +293,8 @@ class MMDiT(nn.Module):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        heads, head_dim = self.config.num_attention_heads, self.config.attention_head_dim
+        heads = self.config.num_attention_heads
+        head_dim = self.config.attention_head_dim
         return tuple(
             make_site(i, f"transformer_blocks.{i}.attn", "joint", block.attn, heads, head_dim)
             for i, block in enumerate(self.transformer_blocks)
@@ -284,23 +302,22 @@ class MMDiT(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, text: TextCondition, *, slots=None) -> Tensor:
         self._require(x, text)
-        p, height = self.config.patch_size, x.shape[-2]
         t = torch.as_tensor(t, device=x.device).expand(x.shape[0])
         c = self.time_text_embed(t, text.pooled)  # (B, W)
-        image, tokens = (
-            self.pos_embed(x),
-            self.context_embedder(text.tokens),
-        )  # (B, N, W), (B, T, W)
-        for block, block_slots in zip(
-            self.transformer_blocks, slots_per_site(slots, self.config.num_layers)
-        ):
-            image, tokens = block(image, tokens, c, block_slots)
+        image = self.pos_embed(x)  # (B, N, W)
+        tokens = self.context_embedder(text.tokens)  # (B, T, W)
+        pairs = slots_per_site(slots, self.config.num_layers)
+        for block, pair in zip(self.transformer_blocks, pairs, strict=True):
+            image, tokens = block(image, tokens, c, pair)
         scale, shift = self.norm_out(c)  # this order, as published
         image = self.proj_out(modulate(image, shift, scale))  # (B, N, p * p * C)
-        return rearrange(image, "b (h w) (p q c) -> b c (h p) (w q)", h=height // p, p=p, q=p)
+        p = self.config.patch_size
+        h = x.shape[-2] // p
+        return rearrange(image, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=p, q=p)
 
     def _require(self, x: Tensor, text: TextCondition) -> None:
-        p, (height, width) = self.config.patch_size, x.shape[-2:]
+        p = self.config.patch_size
+        height, width = x.shape[-2:]
         if height % p or width % p:
             raise PatchError(f"latents of {height}x{width} do not divide into patches of {p}x{p}")
         if text.pooled is None:

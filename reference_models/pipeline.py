@@ -1,4 +1,4 @@
-"""A pipeline: encoders + denoiser + schedule + decoder, and the one denoising loop of the project.
+"""A pipeline of encoders, denoiser, schedule and decoder, with the one denoising loop of the project.
 
 B rows, C channels, H x W latent size
 """
@@ -6,14 +6,11 @@ B rows, C channels, H x W latent size
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from dataclasses import replace
+from numbers import Integral
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -21,137 +18,56 @@ from tqdm import tqdm
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, Moment, State, as_guidance, branch_rows
 from textpatch.plan import CONDITIONAL, Row
+from textpatch.reference_models.defaults import Defaults, is_whole
 from textpatch.reference_models.layers import TextCondition
+from textpatch.reference_models.upscaling import read_beside, require_one_each, small_tensor
 
-# What each of the defaults below must be.
-WANTED = {
-    "height": "a positive whole number",
-    "width": "a positive whole number",
-    "steps": "a positive whole number",
-    "guidance": "a finite number",
-    "text_box": "four whole numbers: left, top, right, bottom",
-    "localized": "site indices, whole numbers",
-    "micro": "six whole numbers",
-    "level": "a finite number",
-}
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What a model is run with when nothing else is asked for.   Raises PatchError for what no run can be given."""
-
-    height: int  # latent size
-    width: int
-    steps: int
-    guidance: float
-    text_box: tuple[int, int, int, int] | None = (
-        None  # left, top, right, bottom of the lettering, if fixed
-    )
-    localized: tuple[int, ...] = ()  # sites measured to carry the word
-    # SDXL's six: height and width of the original, top and left of the crop, height and width wanted
-    micro: tuple[int, ...] | None = None
-    level: int = 250  # timestep of the noise given to the small pictures of a stage II
-
-    def __post_init__(self):
-        fits = {
-            name: _is_whole(value) and value > 0
-            for name, value in vars(self).items()
-            if name in ("height", "width", "steps")
-        }
-        fits |= {name: _is_finite(getattr(self, name)) for name in ("guidance", "level")}
-        fits |= {
-            "text_box": self.text_box is None or _are_whole(self.text_box, 4),
-            "localized": _are_whole(self.localized),
-            "micro": self.micro is None or _are_whole(self.micro, 6),
-        }
-        for name in (name for name, fit in fits.items() if not fit):
-            found = f"{name} is {getattr(self, name)!r} among what a model is run with"
-            raise PatchError(f"{found}; give {WANTED[name]}")
-
-    def run(
-        self, steps: int | None, guidance: float | Guidance | None
-    ) -> tuple[int, float | Guidance]:
-        """What was asked for, and in the place of None the model's own.
-
-        Raises PatchError for steps that are no whole number, and for a guidance that `as_guidance` does not know.
-        """
-        steps = self.steps if steps is None else steps
-        guidance = self.guidance if guidance is None else guidance
-        if not _is_whole(steps):
-            raise PatchError(f"{steps!r} steps were asked for; give a whole number of them")
-        as_guidance(guidance)
-        return steps, guidance
-
-
-SEEDS = (
-    2**32
-)  # torch's generator on the CPU takes a seed modulo this, so that others would repeat these
-AT_ONCE = 16  # prompts that the encoders are given together to see if they can be read
-CPU_FLOAT32 = dict(
-    dtype=torch.float32, device="cpu"
-)  # said, or torch's defaults would decide what noise a seed is
+# torch's generator on the CPU takes a seed modulo this number, so that larger seeds would repeat these
+SEEDS = 2**32
+# prompts given to the encoders at once to see whether they can be read
+AT_ONCE = 16
+# given to every draw, because torch's defaults would otherwise decide what noise a seed is
+CPU_FLOAT32 = dict(dtype=torch.float32, device="cpu")
 
 
 def pixels(latents: Tensor) -> list[Image.Image]:
-    """The decoder of pixel-space models: (B, 3, H, W) in -1..1 to pictures.
+    """Decoder of pixel-space models, from (B, 3, H, W) in -1..1 to pictures.
 
-    Raises PatchError for numbers that are none, which would be black pictures.
+    Raises PatchError for NaN and infinity, which would be black pictures.
     """
     if not latents.isfinite().all():
         raise PatchError(
             f"{int((~latents.isfinite()).sum())} of {latents.numel()} numbers to make pictures of are not "
             f"finite, in {latents.dtype}; run in float32 or bfloat16, or with less guidance"
         )
-    array = (
-        (latents.float().clamp(-1, 1) * 127.5 + 127.5)
-        .round()
-        .byte()
-        .permute(0, 2, 3, 1)
-        .cpu()
-        .numpy()
-    )
-    return [Image.fromarray(picture) for picture in array]
+    numbers = (latents.float().clamp(-1, 1) * 127.5 + 127.5).round().byte()
+    return [Image.fromarray(picture) for picture in numbers.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 class LatentPixels(nn.Module):
-    """The decoder of latent-space models: (B, C, H, W) latents through a VAE to pictures."""
+    """Decoder of latent-space models, from (B, C, H, W) latents through a VAE to pictures."""
 
     def __init__(self, vae: nn.Module):
         super().__init__()
         self.vae = vae
 
     def forward(self, latents: Tensor) -> list[Image.Image]:
-        # in the VAE's own dtype: SDXL's overflows in float16, whatever the denoiser runs in; and one picture at a
-        # time: the rows of a localisation, which the denoiser takes at once, would not fit at 1024 pixels
+        # The VAE keeps its own dtype, because SDXL's overflows in float16 whatever the denoiser runs in.
+        # It takes one picture at a time, because all rows of a localisation would not fit at 1024 pixels.
         latents = latents.to(next(self.vae.parameters()).dtype)
         return [picture for one in latents.split(1) for picture in pixels(self.vae.decode(one))]
 
 
-def _is_whole(value) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _are_whole(values, count: int | None = None) -> bool:
-    return (
-        isinstance(values, (tuple, list))
-        and all(map(_is_whole, values))
-        and count in (None, len(values))
-    )
-
-
-def _is_finite(value) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _parts(count: int, at_once: int) -> Iterator[slice]:
-    """So many at once; the bar is there for the command line's many."""
-    if not _is_whole(at_once) or at_once < 1:
+    """Slices of at most `at_once` pictures each.  More than one slice shows a progress bar on a terminal."""
+    if not is_whole(at_once) or at_once < 1:
         raise PatchError(f"micro_batch is {at_once}; make at least one picture at once")
     starts = tqdm(
         range(0, count, at_once),
         desc="generate",
         unit="batch",
-        disable=None if count > at_once else True,
+        # None asks tqdm to look whether there is a terminal
+        disable=True if count <= at_once else None,
         leave=False,
         dynamic_ncols=True,
     )
@@ -159,7 +75,7 @@ def _parts(count: int, at_once: int) -> Iterator[slice]:
 
 
 def _each(seeds, count: int) -> list[int]:
-    """A seed for each of so many: those of a list, or one for all."""
+    """Seeds as a list, from a list or from one seed for all."""
     if isinstance(seeds, Integral):
         return [seeds] * count
     if not isinstance(seeds, Iterable):
@@ -169,34 +85,43 @@ def _each(seeds, count: int) -> list[int]:
     return list(seeds)
 
 
-def _require_one_each(pictures, prompts, seeds) -> None:
-    if not 0 < len(pictures) == len(prompts) == len(seeds):
-        raise PatchError(
-            f"{len(pictures)} pictures, {len(prompts)} prompts, {len(seeds)} seeds; give one each"
-        )
+def _listed(given) -> list:
+    """A list of pictures or prompts, from a sequence of them or from one alone."""
+    if isinstance(given, (Image.Image, str)):
+        return [given]
+    return list(given)
 
 
 def _require_seeds(seeds: Sequence[int]) -> None:
-    wrong = [seed for seed in seeds if not _is_whole(seed) or not 0 <= seed < SEEDS]
+    wrong = [seed for seed in seeds if not is_whole(seed) or not 0 <= seed < SEEDS]
     if wrong:
         raise PatchError(
-            f"seed {wrong[0]!r} does not fit the noise generator; give a whole number of 0 to {SEEDS - 1}"
+            f"seed {wrong[0]!r} does not fit the noise generator; "
+            f"give a whole number of 0 to {SEEDS - 1}"
         )
 
 
 class Pipeline(nn.Module):
-    """Everything between a prompt and a picture.
+    """Encoders, denoiser, schedule and decoder, from a prompt to a picture.
 
-    encoders(prompts) -> TextCondition; denoiser(x, t, text, slots=) -> Tensor; schedule gives timesteps
-    and steps; decoder(latents) -> pictures.  `name` says which weights these are.
+    encoders  encoders(prompts) -> TextCondition
+    denoiser  denoiser(x, t, text, slots=) -> Tensor
+    schedule  a `schedules.Schedule`: the timesteps of a run and its steps
+    decoder   decoder(latents) -> pictures
+    defaults  settings used where nothing else is asked for
+    name      which weights these are
     """
 
     def __init__(
         self, encoders, denoiser, schedule, decoder: Callable, defaults: Defaults, name: str
     ):
         super().__init__()
-        self.encoders, self.denoiser = encoders, denoiser
-        self.schedule, self.decoder, self.defaults, self.name = schedule, decoder, defaults, name
+        self.encoders = encoders
+        self.denoiser = denoiser
+        self.schedule = schedule
+        self.decoder = decoder
+        self.defaults = defaults
+        self.name = name
 
     @property
     def device(self) -> torch.device:
@@ -207,31 +132,33 @@ class Pipeline(nn.Module):
         return next(self.denoiser.parameters()).dtype
 
     def at(self, height: int, width: int) -> Pipeline:
-        """The same model, weights shared, for latents of another size; the sizes that SDXL is told grow along.
+        """A pipeline of the same weights for latents of another size.
 
-        Where letters stand is then unknown, so `text_box` is None.  Raises PatchError for a size of no pixels; the
-        denoiser refuses what it cannot take when it runs (MMDiT: no whole patches, or more than its position table).
+        The sizes that SDXL is told grow along.  `text_box` is None, because where letters stand is unknown.
+        A denoiser refuses sizes that it cannot take when it runs (MMDiT: sides that are no whole patches, or
+        more patches than its position table holds).  Raises PatchError for a size of no pixels.
         """
-        if not _is_whole(height) or not _is_whole(width) or min(height, width) < 1:
+        if not is_whole(height) or not is_whole(width) or min(height, width) < 1:
             raise PatchError(
                 f"latents of {height}x{width} asked for; give a height and a width of 1 or more"
             )
-        now, micro = self.defaults, self.defaults.micro
+        now = self.defaults
+        micro = now.micro
         if micro is not None:
-            up, across = height / now.height, width / now.width
-            micro = tuple(round(side * by) for side, by in zip(micro, (up, across) * 3))
+            growth = (height / now.height, width / now.width) * 3
+            micro = tuple(round(side * by) for side, by in zip(micro, growth, strict=True))
         other = copy.copy(self)
-        other._modules = dict(
-            self._modules
-        )  # of its own, or what is put in its place were put in this one's, too
+        # the copy gets its own dict, so that a module replaced in one pipeline stays in the other
+        other._modules = dict(self._modules)
         other.defaults = replace(now, height=height, width=width, micro=micro, text_box=None)
         return other
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str | None]) -> TextCondition:
-        """Text of (R, T, C) tokens and (R, P) pooled vectors, in the denoiser's dtype; None is "no prompt".
+        """Text condition of tokens (R, T, C) and pooled vectors (R, P), in the denoiser's dtype.
 
-        Encoders that give no pooled vector leave the pooling to the denoiser (DeepFloyd IF).
+        A prompt of None is "no prompt".  Encoders that give no pooled vector leave the pooling to the
+        denoiser (DeepFloyd IF).
         """
         if isinstance(prompts, str) or not len(prompts):
             raise PatchError(f"prompts to encode are {prompts!r}; give one or more in a list")
@@ -244,21 +171,20 @@ class Pipeline(nn.Module):
         return text
 
     def check(self, prompts: Sequence[str], *, seeds: Sequence[int], steps: int) -> None:
-        """Raise PatchError for what would stop a run: an unknown word, a seed that is none, less than one step."""
+        """Raise PatchError for an unknown word, a seed that is none, and less than one step."""
         self.schedule.timesteps(steps)
         _require_seeds(seeds)
         distinct = list(dict.fromkeys(prompts))
-        read = getattr(
-            self.encoders, "check", self.encode
-        )  # other people's encoders may have to encode to know
+        # encoders of other people may have no check, so that only encoding tells
+        read = getattr(self.encoders, "check", self.encode)
         for start in range(0, len(distinct), AT_ONCE):
             read(distinct[start : start + AT_ONCE])
 
     def noises(self, seeds: Sequence[int]) -> Iterator[Tensor]:
-        """Standard normal draws (B, C, H, W) without end: the starting one, then one per step that asks for noise.
+        """Endless standard normal draws (B, C, H, W).
 
-        One CPU generator per seed, so that neither the batch nor the device matters.  C is the latents', which
-        stage II's denoiser reads beside as many of the low-resolution picture.
+        The first is the starting noise, and each step that asks for noise takes one more.  Every seed has a
+        CPU generator of its own, so that neither the batch nor the device matters.  C is `latent_channels`.
         """
         _require_seeds(seeds)
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
@@ -271,11 +197,11 @@ class Pipeline(nn.Module):
 
     @property
     def latent_channels(self) -> int:
-        """Channels of what is denoised."""
+        """Channels of the latents, without those of the small picture that a stage II reads beside."""
         return getattr(self.denoiser.config, "latent_channels", self.denoiser.config.in_channels)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Starting noise (B, C, H, W): the first of `noises`."""
+        """Starting noise (B, C, H, W), the first draw of `noises`."""
         _require_seeds(seeds)
         return next(self.noises(seeds))
 
@@ -294,8 +220,8 @@ class Pipeline(nn.Module):
     ) -> Tensor:
         """Run the loop from starting noise x (B, C, H, W) to clean latents.
 
-        text     rows of all branches of the guidance, branch by branch, B in each: for classifier-free guidance the
-                 unconditional rows first, without guidance the B rows alone
+        text     B rows for each branch of the guidance, branch by branch: the unconditional rows come
+                 first under classifier-free guidance, and without guidance there are B rows alone
         slots    slots(step) gives the denoiser's slots of a step
         on_step  on_step(step, latents entering it) is called before each step, and once more after the last
         noises   what a stochastic schedule adds, `noises(seeds)` after its first draw
@@ -320,11 +246,11 @@ class Pipeline(nn.Module):
         return x
 
     def enter(self, noise: Tensor, steps: int) -> Tensor:
-        """Standard normal noise (B, C, H, W) to the latents entering step 0 of a run of so many steps."""
+        """Latents entering step 0 of a run, from standard normal noise (B, C, H, W)."""
         return self.schedule.start(noise, steps)
 
     def model_input(self, x: Tensor, step: int, steps: int) -> Tensor:
-        """What the denoiser receives of the latents x (B, C, H, W) entering a step."""
+        """Input of the denoiser, from the latents x (B, C, H, W) entering a step."""
         return self.schedule.model_input(x, step, steps)
 
     @torch.no_grad()
@@ -342,11 +268,14 @@ class Pipeline(nn.Module):
         noises: Iterator[Tensor] | None = None,
         **beside: Tensor,
     ) -> tuple[Tensor, State]:
-        """Some consecutive steps of the loop, from the latents x (B, C, H, W) entering the first of them.
+        """Run some consecutive steps of the loop.
 
-        state  what the guidance remembers of these rows: its `begin(x)`, or what the steps before gave
-        only   the steps.  The rest is as for `denoise`, but that on_step is not called after the last
-        Returns the latents after the last of them, and the guidance's state then.
+        x      latents (B, C, H, W) entering the first of these steps
+        state  the guidance's memory of these rows: its `begin(x)`, or the state after the steps before
+        only   the steps
+        The other arguments are those of `denoise`.  on_step is not called after the last step.
+
+        Returns the latents after the last of these steps, and the guidance's state then.
         """
         guidance = as_guidance(guidance)
         times = self.schedule.timesteps(steps).to(x.device)
@@ -354,45 +283,49 @@ class Pipeline(nn.Module):
             if on_step:
                 on_step(i, x)
             inputs = self.model_input(x, i, steps)
-            predictions = self._predict(
-                inputs, times[i], text, guidance.branches, slots(i) if slots else None, beside
-            )
+            now = slots(i) if slots else None
+            predictions = self._predict(inputs, times[i], text, guidance.branches, now, beside)
             at = Moment(i, self.schedule.noise_units(i, steps))
             output, state = _guided(predictions, guidance, at, state, channels=x.shape[1])
-            noise = next(noises) if noises and self.schedule.stochastic and i < steps - 1 else None
+            noise = None
+            if noises and self.schedule.stochastic and i < steps - 1:
+                noise = next(noises)
             x = self.schedule.step(x, output, i, steps, noise)
         return x, state
 
     def _predict(
         self, x, t, text, branches: tuple[str, ...], slots, beside: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Branch -> its prediction (B, C', H, W), all from one call."""
+        """Predictions (B, C', H, W) by branch, all from one call of the denoiser."""
         repeated = {name: torch.cat([value] * len(branches)) for name, value in beside.items()}
         output = self.denoiser(torch.cat([x] * len(branches)), t, text, slots=slots, **repeated)
-        return dict(zip(branches, output.chunk(len(branches))))
+        return dict(zip(branches, output.chunk(len(branches)), strict=True))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Latents (B, C, H, W) to pictures.   Raises PatchError for NaN and infinity."""
+        """Pictures of latents (B, C, H, W).   Raises PatchError for NaN and infinity."""
         return self.decoder(latents)
 
     @property
     def upscales(self) -> bool:
-        """Whether this is a stage II, which draws small pictures larger."""
+        """True for a stage II, which draws small pictures larger."""
         return getattr(self.denoiser.config, "class_embed_type", None) is not None
 
     def generate(
         self, prompts, *, seeds, steps=None, guidance=None, negative=None, micro_batch: int = 64
     ) -> list[Image.Image]:
-        """Plain generation: one picture per (prompt, seed) pair.
+        """Generate one picture per (prompt, seed) pair.
 
-        prompts: a string or a sequence; seeds: an int for all, or one per prompt; the rest is the model's
-        default when None.  negative is one text for all; None is "no prompt", which SDXL reads as zeros and the others
-        as "".
-        micro_batch bounds how many pictures are made at once.
-        Raises PatchError if the numbers of prompts and seeds differ.
+        prompts      a string or a sequence
+        seeds        an int for all, or one per prompt
+        steps        denoising steps; the model's default when None
+        guidance     a scale or a `Guidance`; the model's default when None
+        negative     one text for all; None is "no prompt", which SDXL reads as zeros and the others as ""
+        micro_batch  the most pictures made at once
+
+        Raises PatchError if the numbers of prompts and seeds differ, and for a stage II.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = _listed(prompts)
         seeds = _each(seeds, len(prompts))
         if len(seeds) != len(prompts) or not prompts:
             raise PatchError(
@@ -400,14 +333,14 @@ class Pipeline(nn.Module):
             )
         if self.upscales:
             raise PatchError(
-                f"{self.name} draws small pictures larger; give it some: upscale(pictures, prompts, ...)"
+                f"{self.name} draws small pictures larger; "
+                "give it some: upscale(pictures, prompts, ...)"
             )
         pictures = []
         for part in _parts(len(prompts), micro_batch):
             noises = self.noises(seeds[part])
-            pictures += self.decode(
-                self._run(next(noises), noises, prompts[part], steps, guidance, negative)
-            )
+            latents = self._run(next(noises), noises, prompts[part], steps, guidance, negative)
+            pictures += self.decode(latents)
         return pictures
 
     def upscale(
@@ -422,28 +355,24 @@ class Pipeline(nn.Module):
         level: int | None = None,
         micro_batch: int = 64,
     ) -> list[Image.Image]:
-        """The pictures drawn again at this pipeline's size, which is a stage II's, so many at once; see `enlarge`.
+        """Draw the pictures again at this stage II's size, as `enlarge` does.
 
-        One picture and prompt may come without a list, and one seed for all.
+        One picture and its prompt may come without a list, and one seed for all.  micro_batch is the most
+        pictures made at once, and the other arguments are those of `enlarge`.
 
         Raises PatchError as `enlarge` does, and for pictures of several sizes.
         """
-        pictures, prompts = (
-            [given] if isinstance(given, (Image.Image, str)) else list(given)
-            for given in (pictures, prompts)
-        )
+        pictures = _listed(pictures)
+        prompts = _listed(prompts)
         seeds = _each(seeds, len(pictures))
-        _require_one_each(pictures, prompts, seeds)
-        if len(sizes := {picture.size for picture in pictures}) > 1:
-            raise PatchError(f"pictures of sizes {sorted(sizes)}; give those of one size together")
-        arrays = [np.asarray(picture.convert("RGB"), np.float32) for picture in pictures]
-        small = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1  # (B, 3, h, w)
-        options, drawn = dict(steps=steps, guidance=guidance, negative=negative, level=level), []
+        require_one_each(pictures, prompts, seeds)
+        small = small_tensor(pictures)
+        options = dict(steps=steps, guidance=guidance, negative=negative, level=level)
+        large = []
         for part in _parts(len(small), micro_batch):
-            drawn += self.decode(
-                self.enlarge(small[part], prompts[part], seeds=seeds[part], **options)
-            )
-        return drawn
+            latents = self.enlarge(small[part], prompts[part], seeds=seeds[part], **options)
+            large += self.decode(latents)
+        return large
 
     @torch.no_grad()
     def enlarge(
@@ -457,27 +386,34 @@ class Pipeline(nn.Module):
         negative=None,
         level: int | None = None,
     ) -> Tensor:
-        """Stage II of DeepFloyd IF: small (B, 3, h, w) in -1..1 drawn again at the pipeline's size, (B, 3, H, W).
+        """Draw small pictures again at the pipeline's size, (B, 3, H, W), as stage II of DeepFloyd IF does.
 
-        A function of picture, prompt and seed; the denoiser reads beside its own picture the enlarged small one,
-        noised up to timestep `level` (0..999, the model's default when None) with the second draw of each seed.
+        small  (B, 3, h, w) in -1..1, one picture per prompt
+        level  timestep 0..999 that the enlarged small pictures are noised to; the model's default when None
+        The other arguments are those of `generate`.
+
+        The result depends on picture, prompt and seed alone.  The second draw of each seed noises the small
+        picture, which the denoiser reads beside its own.
         Raises PatchError if this is no stage II, and if the numbers of pictures, prompts and seeds differ.
         """
         if not self.upscales:
             raise PatchError(
-                f"{self.name} draws pictures from noise alone; a stage II is needed to draw them larger"
+                f"{self.name} draws pictures from noise alone; "
+                "a stage II is needed to draw them larger"
             )
         seeds = _each(seeds, len(small))
-        _require_one_each(small, prompts, seeds)
+        require_one_each(small, prompts, seeds)
+        if level is None:
+            level = self.defaults.level
         noises = self.noises(seeds)
-        x, level = next(noises), self.defaults.level if level is None else level
+        x = next(noises)
         beside = read_beside(self.schedule, small.to(x), next(noises), level)
         return self._run(x, noises, list(prompts), steps, guidance, negative, **beside)
 
     def _run(
         self, x, noises, prompts: list[str], steps, guidance, negative, **beside: Tensor
     ) -> Tensor:
-        """`denoise` with what the model is run with when nothing else is asked for."""
+        """Denoise x for these prompts, with the model's defaults in place of None."""
         steps, guidance = self.defaults.run(steps, guidance)
         guidance = as_guidance(guidance, negative)
         rows = [Row(str(i), prompt) for i, prompt in enumerate(prompts)]
@@ -489,22 +425,14 @@ class Pipeline(nn.Module):
 def _guided(
     predictions: dict[str, Tensor], guidance: Guidance, at: Moment, state: State, channels: int
 ) -> tuple[Tensor, State]:
-    """The branches' predictions as one, and the guidance's state.
+    """The branches' predictions combined into one, and the guidance's state.
 
-    Only the first `channels` are guided.  What follows, a learned variance, is the conditional branch's.
+    Only the first `channels` are guided.  The channels after them, a learned variance, are taken from the
+    conditional branch.
     """
     heads = {branch: prediction[:, :channels] for branch, prediction in predictions.items()}
     guided, state = guidance.combine(heads, at, state)
     variance = predictions[CONDITIONAL][:, channels:]
-    return torch.cat([guided, variance], dim=1) if variance.shape[1] else guided, state
-
-
-def read_beside(schedule, small: Tensor, noise: Tensor, level: int) -> dict[str, Tensor]:
-    """What stage II of DeepFloyd IF reads beside its own picture: the small ones, enlarged and noised, and how noisy.
-
-    small (B, 3, h, w) in -1..1 is brought to the size of noise (B, 3, H, W) and to timestep `level`, 0..999.
-    Raises PatchError for another level.
-    """
-    low = F.interpolate(small, noise.shape[-2:], mode="bilinear", align_corners=True)
-    levels = torch.full((len(low),), level, device=low.device)
-    return {"low": schedule.add_noise(low, noise, level), "level": levels}
+    if variance.shape[1]:
+        guided = torch.cat([guided, variance], dim=1)
+    return guided, state

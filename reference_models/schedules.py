@@ -1,10 +1,14 @@
 """Noise levels, and the steps from each to the next.
 
-Two families.  A diffusion mixes  x_t = sqrt(abar_t) x + sqrt(1 - abar_t) e  at whole timesteps t; its
-denoiser predicts the noise e.  A rectified flow mixes  x_s = (1 - s) x + s e  at shares of noise s; its
-denoiser predicts the velocity e - x.  Tables and coefficients are float32, as in the published pipelines, and
-join the arithmetic of the latents: float64 is never rounded, half precision is computed in float32 and
-rounded once per step.
+There are two families.
+
+- A diffusion mixes  x_t = sqrt(abar_t) x + sqrt(1 - abar_t) e  at whole timesteps t, and its denoiser
+  predicts the noise e.
+- A rectified flow mixes  x_s = (1 - s) x + s e  at shares of noise s, and its denoiser predicts the
+  velocity e - x.
+
+Tables and coefficients are float32, as in the published pipelines.  Latents in float64 are never rounded, and
+latents in half precision are computed in float32 and rounded once per step.
 
 B rows, C channels, H x W latent size, N trained timesteps
 """
@@ -24,29 +28,34 @@ from torch import Tensor
 
 from textpatch.errors import PatchError
 
-MOST_TRAINED = 100_000  # a table of them all is made; the published models have 1,000
-# noise levels stay where the timesteps are
+# A table of all trained timesteps is made.  The published models have 1,000.
+MOST_TRAINED = 100_000
+# settings of published configurations that would move the noise levels
 IN_PLACE = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 
 
 class Schedule:
-    """What the denoising loop asks of a schedule; fields are named as in the published configurations.
+    """Base of the schedules, with what the denoising loop asks of each.
 
-    timesteps(steps) -> (steps,) float32, what the denoiser is told, 0..N;  sigmas(steps) -> (steps + 1,)
-    float32, noise levels from the first to the one the last step lands on;  step(x, output, step, steps,
-    noise) -> x one step further, where `step` 0 is the noisiest and only stochastic schedules read `noise`.
-    FIXED: what a published configuration must say besides the fields, because nothing else is implemented.
+    timesteps(steps)  (steps,) float32 in 0..N, the timesteps that the denoiser is told
+    sigmas(steps)     (steps + 1,) float32, noise levels from the first step to where the last one lands
+    step(x, output, step, steps, noise)  x one step further; step 0 is the noisiest, and only stochastic
+                      schedules read `noise`
+    FIXED             settings that a published configuration must have besides the fields, because nothing
+                      else is implemented
+
+    Fields are named as in the published configurations.
     """
 
     FIXED: ClassVar[dict[str, object]]
     stochastic: ClassVar[bool] = False
 
     def start(self, noise: Tensor, steps: int) -> Tensor:
-        """Standard normal noise (B, C, H, W) to the latents entering step 0."""
+        """Latents entering step 0, from standard normal noise (B, C, H, W)."""
         return noise
 
     def model_input(self, x: Tensor, step: int, steps: int) -> Tensor:
-        """Latents (B, C, H, W) to what the denoiser receives."""
+        """Input of the denoiser, from latents (B, C, H, W)."""
         return x
 
     def noise_units(self, step: int, steps: int) -> float:
@@ -84,7 +93,7 @@ class FlowMatchEuler(Schedule):
             raise PatchError(f"shift is {self.shift!r}; give a positive number")
 
     def timesteps(self, steps: int) -> Tensor:
-        """N sigma.  Raises PatchError for less than one step or more than N."""
+        """Timesteps N sigma.   Raises PatchError for less than one step or more than N."""
         return self.sigmas(steps)[:-1] * self.num_train_timesteps
 
     def sigmas(self, steps: int) -> Tensor:
@@ -102,11 +111,12 @@ class FlowMatchEuler(Schedule):
     def step(
         self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None
     ) -> Tensor:
-        """x (B, C, H, W) one noise level further down."""
+        """Latents one noise level further down, from x (B, C, H, W)."""
         now, after = self.sigmas(steps)[step : step + 2]
         wide, output = _widened(x, output)
-        velocity = output if self.prediction == "velocity" else (wide - output) / now
-        return (wide + (after - now) * velocity).to(x.dtype)
+        if self.prediction == "sample":
+            output = (wide - output) / now
+        return (wide + (after - now) * output).to(x.dtype)
 
     def noise_units(self, step: int, steps: int) -> float:
         """1 - s of a velocity, as e = x_s + (1 - s) v; of the sample (s - 1) / s, as e = (x_s - (1 - s) x) / s."""
@@ -132,29 +142,27 @@ class Diffusion(Schedule):
     steps_offset: int
 
     def timesteps(self, steps: int) -> Tensor:
-        """Whole numbers.  Raises PatchError for less than one step, or so many that one exceeds N - 1."""
+        """Whole timesteps.   Raises PatchError for less than one step, or so many that one exceeds N - 1."""
         return torch.tensor(self._whole(steps), dtype=torch.float32)
 
     def sigmas(self, steps: int) -> Tensor:
-        """sqrt((1 - abar) / abar).  Raises PatchError as `timesteps` does."""
+        """Noise levels sqrt((1 - abar) / abar).   Raises PatchError as `timesteps` does."""
         abars = self.abars(steps)
         return ((1 - abars) / abars).sqrt()
 
     def abars(self, steps: int) -> Tensor:
-        """abar at each step's timestep, and the clean picture's 1: (steps + 1,) float32."""
+        """Values abar at each step's timestep, then the clean picture's 1, (steps + 1,) float32."""
         return F.pad(trained_abars(self)[self._whole(steps)], (0, 1), value=1.0)
 
     def _whole(self, steps: int) -> list[int]:
         _require_steps(steps, self.num_train_timesteps - self.steps_offset)
-        return [
-            i * (self.num_train_timesteps // steps) + self.steps_offset
-            for i in reversed(range(steps))
-        ]
+        apart = self.num_train_timesteps // steps
+        return [i * apart + self.steps_offset for i in reversed(range(steps))]
 
 
 @dataclass(frozen=True)
 class ScaledLinear(Diffusion):
-    """The noise levels Stable Diffusion and SDXL were trained on: sqrt(beta) rises linearly.
+    """Noise levels that Stable Diffusion and SDXL were trained on, whose sqrt(beta) rises linearly.
 
     Raises PatchError for betas outside 0..1 and for a steps_offset that is neither 0 nor 1.
     """
@@ -178,11 +186,10 @@ class ScaledLinear(Diffusion):
             )
 
     def betas(self) -> Tensor:
-        """Of every trained timestep: (N,) float32."""
+        """Betas of every trained timestep, (N,) float32."""
         ends = self.beta_start**0.5, self.beta_end**0.5
-        return (
-            torch.linspace(*ends, self.num_train_timesteps, dtype=torch.float32, device="cpu") ** 2
-        )
+        n = self.num_train_timesteps
+        return torch.linspace(*ends, n, dtype=torch.float32, device="cpu") ** 2
 
 
 @dataclass(frozen=True)
@@ -212,7 +219,7 @@ class Euler(ScaledLinear):
     def step(
         self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None
     ) -> Tensor:
-        """x (B, C, H, W) one noise level further down."""
+        """Latents one noise level further down, from x (B, C, H, W)."""
         now, after = self.sigmas(steps)[step : step + 2]
         wide, output = _widened(x, output)
         return (wide + (after - now) * output).to(x.dtype)
@@ -232,28 +239,28 @@ class DDIM(ScaledLinear):
     }
 
     def abars(self, steps: int) -> Tensor:
-        """abar at each step's timestep, and at timestep 0, where the last lands: (steps + 1,) float32."""
+        """Values abar at each step's timestep, then at timestep 0, (steps + 1,) float32."""
         return trained_abars(self)[[*self._whole(steps), 0]]
 
     def step(
         self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None
     ) -> Tensor:
-        """x (B, C, H, W) one noise level further down."""
+        """Latents one noise level further down, from x (B, C, H, W)."""
         now, after = self.abars(steps)[step : step + 2]
         return _ddim(x, output, now, after)
 
     def invert_step(self, x: Tensor, output: Tensor, step: int, steps: int) -> Tensor:
-        """The x (B, C, H, W) that `step` takes to this one, given the same output.
+        """Latents (B, C, H, W) that `step` takes to x, given the same output.
 
-        A picture is inverted from step steps - 1 up to 0.  Its output there is the denoiser's for it at the
-        timestep of the step undone, the noisier end.
+        A picture is inverted from step steps - 1 up to 0.  The output is the denoiser's for x at the timestep
+        of the step undone, which is the noisier end.
         """
         now, after = self.abars(steps)[step : step + 2]
         return _ddim(x, output, after, now)
 
 
 class MeanFactors(NamedTuple):
-    """clean = (x - noise e) / signal, and the mean of the next latents is of_clean clean + of_x x."""
+    """Factors of clean = (x - noise e) / signal and of the next mean, of_clean clean + of_x x."""
 
     signal: Tensor
     noise: Tensor
@@ -265,8 +272,10 @@ class MeanFactors(NamedTuple):
 class DDPM(Diffusion):
     """Stochastic steps with learned variance and dynamic thresholding (DeepFloyd IF).
 
-    q(x_prev | x_t, x_0) of arXiv 2006.11239, eq. 7;  the variance of arXiv 2102.09672, eq. 15, with the beta
-    between the timesteps that are taken;  x_0 pushed into -1..1 as in arXiv 2205.11487, section 2.3.
+    - mean: q(x_prev | x_t, x_0) of arXiv 2006.11239, eq. 7
+    - variance: arXiv 2102.09672, eq. 15, with the beta between the timesteps that are taken
+    - x_0 is pushed into -1..1 as in arXiv 2205.11487, section 2.3
+
     Raises PatchError for a threshold that is no quantile or below 1.
     """
 
@@ -287,29 +296,32 @@ class DDPM(Diffusion):
         _require_trained(self.num_train_timesteps)
         if not 0 <= self.dynamic_thresholding_ratio <= 1 <= self.sample_max_value:
             raise PatchError(
-                f"threshold at quantile {self.dynamic_thresholding_ratio} of at most {self.sample_max_value}; "
+                f"threshold at quantile {self.dynamic_thresholding_ratio} of at most "
+                f"{self.sample_max_value}; "
                 "the quantile lies in 0..1 and the most is at least 1"
             )
 
     def betas(self) -> Tensor:
-        """Of every trained timestep, those of a squared cosine (arXiv 2102.09672, eq. 17): (N,) float32."""
+        """Betas of every trained timestep, (N,) float32, by a squared cosine (arXiv 2102.09672, eq. 17)."""
         n = self.num_train_timesteps
         level = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(n + 1)]
-        betas = [min(1 - after / now, 0.999) for now, after in zip(level, level[1:])]
+        betas = [min(1 - level[i + 1] / level[i], 0.999) for i in range(n)]
         return torch.tensor(betas, dtype=torch.float32, device="cpu")
 
     def step(
         self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None
     ) -> Tensor:
-        """x (B, C, H, W) one noise level further down; output (B, 2 C, H, W): the noise, then the variance.
+        """Latents one noise level further down, from x (B, C, H, W).
 
-        noise: standard normal, x's shape; the last step adds none.  Raises PatchError if it is missing and
-        for an output without variance.
+        output  (B, 2 C, H, W), the noise and then the variance
+        noise   standard normal, of x's shape; the last step adds none
+
+        Raises PatchError if the noise is missing, and for an output without variance.
         """
         if output.shape[1] != 2 * x.shape[1]:
             raise PatchError(
-                f"{output.shape[1]} channels predicted for {x.shape[1]}; with a learned variance they are "
-                f"{2 * x.shape[1]}"
+                f"{output.shape[1]} channels predicted for {x.shape[1]}; "
+                f"with a learned variance they are {2 * x.shape[1]}"
             )
         last = step == steps - 1
         if noise is None and not last:
@@ -319,11 +331,13 @@ class DDPM(Diffusion):
         now, after = self.abars(steps)[step : step + 2]
         wide, output = _widened(x, output)
         epsilon, share = output.chunk(2, dim=1)
-        mean = self._mean(wide, epsilon, self.factors(step, steps))
-        return (mean if last else mean + _deviation(share, now, after) * noise).to(x.dtype)
+        wide = self._mean(wide, epsilon, self.factors(step, steps))
+        if not last:
+            wide = wide + _deviation(share, now, after) * noise
+        return wide.to(x.dtype)
 
     def factors(self, step: int, steps: int) -> MeanFactors:
-        """The numbers of a step's mean, float32.  Their last bits depend on the CPU, whose square roots differ."""
+        """Factors of a step's mean, float32.   Their last bits depend on the CPU's square roots."""
         now, after = self.abars(steps)[step : step + 2]
         alpha = now / after  # of this step, not of a trained one
         of_clean = after.sqrt() * (1 - alpha) / (1 - now)
@@ -335,13 +349,13 @@ class DDPM(Diffusion):
         return factors.of_clean * clean + factors.of_x * x
 
     def threshold(self, x: Tensor) -> Tensor:
-        """Each picture of x (B, C, H, W) clipped to -s..s over s, s its quantile of |x| kept in 1..most."""
+        """Pictures x (B, C, H, W), each clipped to -s..s over s, its quantile of |x| in 1..most."""
         s = x.abs().flatten(1).quantile(self.dynamic_thresholding_ratio, dim=1)
         s = s.clamp(1, self.sample_max_value)[:, None, None, None]  # (B, 1, 1, 1)
         return x.clamp(-s, s) / s
 
     def add_noise(self, x: Tensor, noise: Tensor, t: int) -> Tensor:
-        """x (B, C, H, W) at timestep t.  Raises PatchError for a timestep outside 0..N - 1."""
+        """Noise pictures x (B, C, H, W) to timestep t.   Raises PatchError for one outside 0..N - 1."""
         if not isinstance(t, Integral) or not 0 <= t < self.num_train_timesteps:
             raise PatchError(
                 f"timestep {t}; the model was trained on 0..{self.num_train_timesteps - 1}"
@@ -353,7 +367,10 @@ class DDPM(Diffusion):
 
 @lru_cache
 def trained_abars(schedule: Diffusion) -> Tensor:
-    """abar_t = prod over s <= t of (1 - beta_s): (N,) float32, computed once per schedule, never written to."""
+    """Values abar_t = prod over s <= t of (1 - beta_s), (N,) float32.
+
+    They are computed once per schedule, so nobody may write to them.
+    """
     return torch.cumprod(1 - schedule.betas(), dim=0)
 
 
@@ -364,7 +381,10 @@ def _ddim(x: Tensor, epsilon: Tensor, abar: Tensor, to_abar: Tensor) -> Tensor:
 
 
 def _deviation(share: Tensor, now: Tensor, after: Tensor) -> Tensor:
-    """Standard deviation of a learned variance; share: where its logarithm is between its bounds, in -1..1."""
+    """Standard deviation of a learned variance.
+
+    share  where the logarithm of the variance lies between its two bounds, in -1..1
+    """
     most = 1 - now / after
     least = (1 - after) / (1 - now) * most
     share = (share + 1) / 2

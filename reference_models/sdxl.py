@@ -1,4 +1,4 @@
-"""SDXL's U-Net: ResNets and transformers on latents, the text read by cross-attention.
+"""U-Net of SDXL, ResNets and transformers on latents that read the text by cross-attention.
 
 Podell et al., "SDXL", 2023 (arXiv 2307.01952, section 2.1), after Rombach et al. (arXiv 2112.10752).
 Module names are the diffusers layout's; the defaults of `SDXLConfig` are SDXL base 1.0.
@@ -21,6 +21,9 @@ from textpatch.errors import PatchError
 from textpatch.reference_models.layers import (
     TextCondition,
     TwoLayer,
+    depths_with_sites,
+    has_sites,
+    require_multiple,
     site_reads,
     timestep_sinusoids,
 )
@@ -33,13 +36,9 @@ TYPES = {
 COUNTS = ("transformer_layers_per_block", "attention_head_dim")
 
 
-def has_sites(block_type: str) -> bool:
-    return block_type.startswith("CrossAttn")
-
-
 @dataclass(frozen=True)
 class SDXLConfig:
-    """Sizes of an SDXL U-Net; names and defaults are the published configuration of SDXL base 1.0.
+    """Sizes of an SDXL U-Net, with the names and defaults published for SDXL base 1.0.
 
     Raises PatchError for sizes that do not fit each other and for block types that SDXL does not have.
     """
@@ -55,16 +54,10 @@ class SDXLConfig:
         "CrossAttnDownBlock2D",
     )
     up_block_types: tuple[str, ...] = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
-    transformer_layers_per_block: tuple[int, ...] = (
-        1,
-        2,
-        10,
-    )  # blocks in each transformer of a depth
-    attention_head_dim: tuple[int, ...] = (
-        5,
-        10,
-        20,
-    )  # published under this name, but the NUMBER of heads
+    # blocks in each transformer of a depth
+    transformer_layers_per_block: tuple[int, ...] = (1, 2, 10)
+    # the NUMBER of heads, published under this name
+    attention_head_dim: tuple[int, ...] = (5, 10, 20)
     cross_attention_dim: int = 2048  # width of the text tokens
     addition_time_embed_dim: int = 256  # sinusoids of each of the six micro numbers
     projection_class_embeddings_input_dim: int = 2816  # pooled text beside the sinusoids of all six
@@ -77,17 +70,15 @@ class SDXLConfig:
                     raise PatchError(
                         f"{field} has {found!r}; SDXL has {known[0]!r} and {known[1]!r}"
                     )
-        counts = {field: self._of_each_depth(field) for field in COUNTS}
-        for field, values in {"layers_per_block": (self.layers_per_block,), **counts}.items():
-            for found in values:
-                if not isinstance(found, int) or found < 1:
-                    raise PatchError(
-                        f"{field} has {found!r}; SDXL has whole numbers from 1 on there"
-                    )
+        _require_counts("layers_per_block", (self.layers_per_block,))
+        for field in COUNTS:
+            _require_counts(field, self._of_each_depth(field))
         self._require_widths()
 
     def _of_each_depth(self, field: str) -> tuple:
-        value, depths = getattr(self, field), len(self.block_out_channels)
+        """Value of a field that holds one entry per depth."""
+        value = getattr(self, field)
+        depths = len(self.block_out_channels)
         if not isinstance(value, tuple) or len(value) != depths:
             raise PatchError(
                 f"{field} is {value!r}; {depths} block_out_channels need a tuple of {depths}"
@@ -96,42 +87,37 @@ class SDXLConfig:
 
     def _require_widths(self):
         widths = self.block_out_channels
-        types = zip(
-            widths, self.attention_head_dim, self.down_block_types, reversed(self.up_block_types)
-        )
-        split = [(width, heads) for width, heads, *both in types if any(map(has_sites, both))]
-        split.append((widths[-1], self.attention_head_dim[-1]))  # the middle always has sites
-        rules = [
-            *(
-                ("block_out_channels", width, "norm_num_groups", self.norm_num_groups)
-                for width in widths
-            ),
-            *(("block_out_channels", width, "attention_head_dim", heads) for width, heads in split),
-            ("block_out_channels", widths[0], "cosines and sines of the time", 2),
-            ("addition_time_embed_dim", self.addition_time_embed_dim, "cosines and sines", 2),
-        ]
-        for field, value, what, divisor in rules:
-            if value % divisor:
-                raise PatchError(f"{field} has {value}, which is no multiple of {divisor} ({what})")
+        sines = self.addition_time_embed_dim
+        for width in widths:
+            require_multiple("block_out_channels", width, self.norm_num_groups, "norm_num_groups")
+        for depth in depths_with_sites(self.down_block_types, self.up_block_types):
+            heads = self.attention_head_dim[depth]
+            require_multiple("block_out_channels", widths[depth], heads, "attention_head_dim")
+        require_multiple("block_out_channels", widths[0], 2, "cosines and sines of the time")
+        require_multiple("addition_time_embed_dim", sines, 2, "cosines and sines")
         if self.pooled_width < 1:
-            found, micro = (
-                self.projection_class_embeddings_input_dim,
-                6 * self.addition_time_embed_dim,
-            )
             raise PatchError(
-                f"projection_class_embeddings_input_dim is {found}, and six times addition_time_embed_dim {micro}; "
+                "projection_class_embeddings_input_dim is "
+                f"{self.projection_class_embeddings_input_dim}, "
+                f"and six times addition_time_embed_dim {6 * sines}; "
                 "the first must be larger by the width of the pooled text"
             )
 
     @property
     def pooled_width(self) -> int:
-        """P, what the six micro numbers leave of the input of `add_embedding`."""
+        """Width P of the pooled text, the input of `add_embedding` without the six micro numbers."""
         return self.projection_class_embeddings_input_dim - 6 * self.addition_time_embed_dim
 
     @property
     def embedding_width(self) -> int:
-        """E, the width of the vector that modulates every ResNet."""
+        """Width E of the vector that modulates every ResNet."""
         return 4 * self.block_out_channels[0]
+
+
+def _require_counts(field: str, values: tuple) -> None:
+    for found in values:
+        if not isinstance(found, int) or found < 1:
+            raise PatchError(f"{field} has {found!r}; SDXL has whole numbers from 1 on there")
 
 
 class ResNet(nn.Module):
@@ -152,7 +138,7 @@ class ResNet(nn.Module):
 
 
 class Attention(nn.Module):
-    """The projections of an attention to vectors `width_read` wide; only the last has a bias."""
+    """Projections of an attention that reads vectors `width_read` wide.   Only the last has a bias."""
 
     def __init__(self, width: int, heads: int, width_read: int):
         super().__init__()
@@ -173,9 +159,9 @@ class SelfAttention(Attention):
     """Latent pixels attend to each other."""
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            self.split(project(x)) for project in (self.to_q, self.to_k, self.to_v)
-        )  # (B, H, N, D)
+        q = self.split(self.to_q(x))  # (B, H, N, D)
+        k = self.split(self.to_k(x))
+        v = self.split(self.to_v(x))
         return self.out(F.scaled_dot_product_attention(q, k, v))
 
 
@@ -185,7 +171,9 @@ class CrossAttention(Attention):
     softmax(q k_text[slots]^T / sqrt(D)) v_text[slots]
     """
 
-    site: str  # its name in the model, which sets it: what it reads is found by that
+    site: (
+        str  # name of this module, set by the model: `reads` holds what the site reads by this name
+    )
 
     def text_kv(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, each (R, H, T, D), of tokens (R, T, cross_attention_dim)."""
@@ -201,7 +189,7 @@ class CrossAttention(Attention):
 
 
 class FeedForward(nn.Module):
-    """GEGLU (arXiv 2002.05202): Linear to twice four widths, value x gelu(gate), Linear back."""
+    """GEGLU (arXiv 2002.05202), a Linear to twice four widths, value x gelu(gate), and a Linear back."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -219,8 +207,11 @@ class Block(nn.Module):
 
     def __init__(self, config: SDXLConfig, depth: int):
         super().__init__()
-        width, heads = config.block_out_channels[depth], config.attention_head_dim[depth]
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        width = config.block_out_channels[depth]
+        heads = config.attention_head_dim[depth]
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width)
         self.attn1 = SelfAttention(width, heads, width)
         self.attn2 = CrossAttention(width, heads, config.cross_attention_dim)
         self.ff = FeedForward(width)
@@ -236,7 +227,8 @@ class Transformer(nn.Module):
 
     def __init__(self, config: SDXLConfig, depth: int):
         super().__init__()
-        width, blocks = config.block_out_channels[depth], config.transformer_layers_per_block[depth]
+        width = config.block_out_channels[depth]
+        blocks = config.transformer_layers_per_block[depth]
         self.norm = nn.GroupNorm(config.norm_num_groups, width, eps=1e-6)  # 1e-5 everywhere else
         self.proj_in = nn.Linear(width, width)
         self.transformer_blocks = nn.ModuleList(Block(config, depth) for _ in range(blocks))
@@ -261,7 +253,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """The size of what was kept on the way down: twice x's, or one less where halving rounded up."""
+    """Double the size, less one where halving rounded up on the way down."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -287,23 +279,25 @@ class Layers(nn.Module):
 
 
 class DownBlock(Layers):
-    """The layers of one depth on the way down, then half the size; each result is kept for the way up."""
+    """Layers of one depth on the way down, then half the size.   Returns each result as a skip."""
 
     def __init__(self, config: SDXLConfig, depth: int):
-        widths, layers = config.block_out_channels, config.layers_per_block
-        width, above = widths[depth], widths[max(depth - 1, 0)]
-        super().__init__(
-            config, config.down_block_types[depth], [above] + [width] * (layers - 1), depth
-        )
+        widths = config.block_out_channels
+        width = widths[depth]
+        above = widths[max(depth - 1, 0)]
+        widths_in = [above] + [width] * (config.layers_per_block - 1)
+        super().__init__(config, config.down_block_types[depth], widths_in, depth)
         last = depth == len(widths) - 1
         self.downsamplers = nn.ModuleList([] if last else [Downsample(width)])
 
     def forward(self, x: Tensor, c: Tensor, reads: dict[str, tuple]) -> list[Tensor]:
-        made = []
+        skips = []
         for j in range(len(self.resnets)):
             x = self.layer(j, x, c, reads)
-            made.append(x)
-        return made + [downsampler(x) for downsampler in self.downsamplers]
+            skips.append(x)
+        for downsampler in self.downsamplers:
+            skips.append(downsampler(x))
+        return skips
 
 
 class MidBlock(nn.Module):
@@ -317,39 +311,46 @@ class MidBlock(nn.Module):
         self.attentions = nn.ModuleList([Transformer(config, depth)])
 
     def forward(self, x: Tensor, c: Tensor, reads: dict[str, tuple]) -> Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x, c), reads), c)
+        x = self.resnets[0](x, c)
+        x = self.attentions[0](x, reads)
+        return self.resnets[1](x, c)
 
 
 class UpBlock(Layers):
-    """The layers of one depth on the way up, each beside what was kept last, then the size of what is next."""
+    """Layers of one depth on the way up, each beside its skip, then the size of the depth above."""
 
     def __init__(self, config: SDXLConfig, depth: int):
-        widths, layers = config.block_out_channels, config.layers_per_block
-        above, width, below = (
-            widths[max(depth - 1, 0)],
-            widths[depth],
-            widths[depth : depth + 2][-1],
-        )
-        widths_in = [a + b for a, b in zip([below] + [width] * layers, [width] * layers + [above])]
+        widths = config.block_out_channels
+        layers = config.layers_per_block
+        width = widths[depth]
+        above = widths[max(depth - 1, 0)]
+        below = widths[min(depth + 1, len(widths) - 1)]
+        widths_x = [below] + [width] * layers
+        widths_skip = [width] * layers + [above]
+        widths_in = [x + skip for x, skip in zip(widths_x, widths_skip, strict=True)]
         super().__init__(config, config.up_block_types[-1 - depth], widths_in, depth)
         self.upsamplers = nn.ModuleList([Upsample(width)] if depth > 0 else [])
 
-    def forward(self, x: Tensor, kept: list[Tensor], c: Tensor, reads: dict[str, tuple]) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], c: Tensor, reads: dict[str, tuple]) -> Tensor:
+        """Read this depth's skips, the last of `skips`, from the last to the first."""
         for j in range(len(self.resnets)):
-            x = self.layer(j, torch.cat([x, kept[-1 - j]], dim=1), c, reads)
+            x = self.layer(j, torch.cat([x, skips[-1 - j]], dim=1), c, reads)
         for upsampler in self.upsamplers:
-            x = upsampler(x, kept[-1 - len(self.resnets)].shape[-2:])
+            x = upsampler(x, skips[-1 - len(self.resnets)].shape[-2:])
         return x
 
 
 class SDXL(nn.Module):
-    """denoiser(x, t, text) -> noise; see the module docstring.
+    """Denoiser of SDXL, denoiser(x, t, text) -> noise.
 
-    x (B, in_channels, H, W) latents; t scalar or (B,) in 0..1000; text tokens (R, T, cross_attention_dim) or
-    the bank that `text_kv` makes of them, pooled (B, P), micro (B, 6): height and width of the original, top
-    and left of the crop, height and width wanted, in pixels.
-    slots: None, or one entry per site: None, int (B, H or 1, T), or a pair of these, keys' and values'.
-    Returns (B, out_channels, H, W), x's dtype.
+    x      (B, in_channels, H, W) latents
+    t      scalar or (B,), timesteps in 0..1000
+    text   tokens (R, T, cross_attention_dim) or the bank that `text_kv` makes of them, pooled (B, P), and
+           micro (B, 6): height and width of the original, top and left of the crop, height and width
+           wanted, in pixels
+    slots  None, or one entry per site: None, int (B, H or 1, T), or a pair of these for keys and values
+
+    Returns (B, out_channels, H, W) in x's dtype.
     Raises PatchError for channels, widths and rows that do not fit, and for pooled or micro missing.
     """
 
@@ -358,7 +359,8 @@ class SDXL(nn.Module):
     def __init__(self, config: SDXLConfig = SDXLConfig()):
         super().__init__()
         self.config = config
-        first, width = config.block_out_channels[0], config.embedding_width
+        first = config.block_out_channels[0]
+        width = config.embedding_width
         depths = range(len(config.block_out_channels))
         self.time_embedding = TwoLayer(first, width)
         self.add_embedding = TwoLayer(config.projection_class_embeddings_input_dim, width)
@@ -368,7 +370,7 @@ class SDXL(nn.Module):
         self.up_blocks = nn.ModuleList(UpBlock(config, depth) for depth in reversed(depths))
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, first)
         self.conv_out = nn.Conv2d(first, config.out_channels, 3, padding=1)
-        # the blocks are registered in the order they run in, so this is the order of the sites
+        # the blocks are registered in the order in which they run, and so are the sites
         self.site_names = [
             name for name, part in self.named_modules() if isinstance(part, CrossAttention)
         ]
@@ -377,21 +379,20 @@ class SDXL(nn.Module):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        modules = [self.get_submodule(name) for name in self.site_names]
-        return tuple(
-            make_site(
-                i, name, "cross", module, module.heads, module.to_q.out_features // module.heads
-            )
-            for i, (name, module) in enumerate(zip(self.site_names, modules))
-        )
+        sites = []
+        for index, name in enumerate(self.site_names):
+            attention = self.get_submodule(name)
+            head_dim = attention.to_q.out_features // attention.heads
+            sites.append(make_site(index, name, "cross", attention, attention.heads, head_dim))
+        return tuple(sites)
 
     @property
     def text_modules(self) -> list[str]:
-        """The modules that `text_kv` calls."""
+        """Names of the modules that `text_kv` calls."""
         return [f"{name}.{part}" for name in self.site_names for part in ("to_k", "to_v")]
 
     def text_kv(self, text: TextCondition) -> tuple[tuple[Tensor, Tensor], ...]:
-        """The bank: keys and values of each site, each (R, H, T, D), to stand in place of text.tokens."""
+        """Bank in place of text.tokens, the keys and values (R, H, T, D) of each site."""
         self._require_width(text.tokens)
         return tuple(self.get_submodule(name).text_kv(text.tokens) for name in self.site_names)
 
@@ -399,13 +400,14 @@ class SDXL(nn.Module):
         self._require(x, text)
         c = self._embed(x, t, text)  # (B, E)
         reads = site_reads(text.tokens, slots, self.site_names)
-        kept = [self.conv_in(x)]
+        skips = [self.conv_in(x)]
         for block in self.down_blocks:
-            kept += block(kept[-1], c, reads)
-        x = self.mid_block(kept[-1], c, reads)
+            skips += block(skips[-1], c, reads)
+        x = self.mid_block(skips[-1], c, reads)
         for block in self.up_blocks:
-            x = block(x, kept, c, reads)
-            kept = kept[: -len(block.resnets)]  # a new list: a block that runs again joins the same
+            x = block(x, skips, c, reads)
+            # a new list, so that a block which checkpointing runs again finds the same skips
+            skips = skips[: -len(block.resnets)]
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
     def _require(self, x: Tensor, text: TextCondition) -> None:
@@ -417,8 +419,8 @@ class SDXL(nn.Module):
             self._require_width(text.tokens)
         for name, width in (("pooled", self.config.pooled_width), ("micro", 6)):
             value = getattr(text, name)
-            if value is None or value.shape != (len(x), width):
-                found = None if value is None else tuple(value.shape)
+            found = None if value is None else tuple(value.shape)
+            if found != (len(x), width):
                 raise PatchError(
                     f"text.{name} is {found}; {len(x)} rows of x need {(len(x), width)}"
                 )
@@ -426,15 +428,15 @@ class SDXL(nn.Module):
     def _require_width(self, tokens: Tensor) -> None:
         if tokens.shape[-1] != self.config.cross_attention_dim:
             raise PatchError(
-                f"text.tokens are {tokens.shape[-1]} wide; this model reads {self.config.cross_attention_dim}"
+                f"text.tokens are {tokens.shape[-1]} wide; "
+                f"this model reads {self.config.cross_attention_dim}"
             )
 
     def _embed(self, x: Tensor, t: Tensor, text: TextCondition) -> Tensor:
-        """(B, E): the time, and the pooled text beside the six micro numbers."""
+        """Embedding (B, E) of the time, the pooled text and the six micro numbers."""
         t = torch.as_tensor(t, device=x.device).expand(len(x))
         time = timestep_sinusoids(t, self.config.block_out_channels[0]).to(x.dtype)
-        micro = timestep_sinusoids(text.micro.flatten(), self.config.addition_time_embed_dim).to(
-            x.dtype
-        )
-        added = torch.cat([text.pooled, micro.reshape(len(x), -1)], dim=-1)
+        micro = timestep_sinusoids(text.micro.flatten(), self.config.addition_time_embed_dim)
+        micro = micro.to(x.dtype).reshape(len(x), -1)  # (B, 6 sinusoids)
+        added = torch.cat([text.pooled, micro], dim=-1)
         return self.time_embedding(time) + self.add_embedding(added)

@@ -1,6 +1,6 @@
-"""Prompts to text conditions: transformers' CLIP and T5 classes, from local files, read as each model does.
+"""Prompts to text conditions, by transformers' CLIP and T5 classes as each model uses them.
 
-A prompt may be None, "no prompt", which reads as the empty one except where a model has zeros for it (SDXL).
+A prompt may be None, "no prompt".  It reads as the empty prompt, but for SDXL's zeros.
 
 B prompts, T tokens, C width of the text tokens, P width of the pooled vector
 """
@@ -25,25 +25,31 @@ from transformers.utils import ModelOutput
 from textpatch.errors import PatchError, PromptError, WeightsError, closest
 from textpatch.reference_models.layers import TextCondition
 
-# What the published pipelines feed a T5, where the tokenizer itself would take more.  A CLIP is fed what its tokenizer
-# takes, and can read no more than it has positions, which T5 has none of.
-T5_LENGTH, IF_LENGTH = 256, 77
-# What CLIP's configurations say for the end of a prompt where they were written by older versions of transformers, which
-# then takes the highest token there is in the prompt.
+# Tokens that the published pipelines of SD3 and of DeepFloyd IF give a T5, whose tokenizer would take more.
+# A CLIP is given what its tokenizer takes, and reads no more than it has positions.  A T5 has no positions.
+T5_LENGTH = 256
+IF_LENGTH = 77
+# The end token in CLIP configurations written by older versions of transformers.  For such a configuration
+# transformers pools the highest token of the prompt.
 OLD_END = 2
-# Characters: 16 for each of T5's tokens.  Tokenizers may take quadratic time, ours of tiny-if .06 s for 4,000
-# letters without a blank and an hour for a million.
+# Characters of a prompt, 16 for each of T5's tokens.  Tokenizers may take quadratic time: tiny-if's takes
+# .06 s for 4,000 letters without a blank and an hour for a million.
 LONGEST = 4096
-# A fast tokenizer keeps between calls whether it pads: of 120 prompts read by three threads two came without padding.
+# A fast tokenizer keeps between calls whether it pads.  Of 120 prompts read by three threads, two came back
+# without padding.
 ONE_AT_A_TIME = threading.Lock()
 
 
 class SDXLTextEncoders(nn.Module):
     """Two CLIPs, in the order of Stable Diffusion XL (arXiv 2307.01952, section 2.1).
 
-    Tokens: both last-but-one hidden states, side by side on channels.  Pooled: the second's projected end
-    token.  zeros_for_none: "no prompt" is all zeros (published as `force_zeros_for_empty_prompt`); "" is read.
-    Raises WeightsError for CLIPs that read prompts of two lengths, or end them otherwise than their tokenizers.
+    tokens          last-but-one hidden states of both, side by side on channels
+    pooled          projected end token of the second
+    zeros_for_none  True makes all zeros of "no prompt" and reads "" as text; published as
+                    `force_zeros_for_empty_prompt`
+
+    Raises WeightsError for CLIPs that read prompts of two lengths, or end them otherwise than their
+    tokenizers.
     """
 
     def __init__(
@@ -54,18 +60,19 @@ class SDXLTextEncoders(nn.Module):
         zeros_for_none: bool = True,
     ):
         super().__init__()
-        self.text_encoder, self.text_encoder_2 = clip, clip_2
-        self.tokenizers, self.zeros_for_none = tuple(tokenizers), zeros_for_none
+        self.text_encoder = clip
+        self.text_encoder_2 = clip_2
+        self.tokenizers = tuple(tokenizers)
+        self.zeros_for_none = zeros_for_none
         self.limits = _clip_limits((clip, clip_2), tokenizers)
 
     def forward(self, prompts: Sequence[str | None]) -> TextCondition:
-        """TextCondition: tokens (B, T, C), pooled (B, P).  Raises PromptError as `tokenize` does."""
-        first, second = tokenize(prompts, self.tokenizers, self.limits)
-        first, second = (
-            _read_clip(self.text_encoder, first),
-            _read_clip(self.text_encoder_2, second),
-        )
-        tokens, pooled = _side_by_side(first, second), second.text_embeds
+        """Condition of tokens (B, T, C) and pooled (B, P).   Raises PromptError as `tokenize` does."""
+        ids, ids_2 = tokenize(prompts, self.tokenizers, self.limits)
+        first = _read_clip(self.text_encoder, ids)
+        second = _read_clip(self.text_encoder_2, ids_2)
+        tokens = _side_by_side(first, second)
+        pooled = second.text_embeds
         if self.zeros_for_none:
             none = torch.tensor([prompt is None for prompt in prompts], device=tokens.device)
             tokens = tokens.masked_fill(none[:, None, None], 0)
@@ -80,11 +87,14 @@ class SDXLTextEncoders(nn.Module):
 class SD3TextEncoders(nn.Module):
     """Two CLIPs and a T5, in the order of Stable Diffusion 3 (arXiv 2403.03206, app. B.3).
 
-    Tokens: both CLIPs' last-but-one hidden states, side by side on channels and padded with zeros to T5's
-    width, then T5's states after them on the token axis.  Pooled: both CLIPs' projected end tokens, side by
-    side.  No attention mask anywhere: padding is read as text, as the published model was trained.
-    t5 None: zeros stand where its states would, `width` wide.  Raises PatchError if the CLIPs are wider, and
-    WeightsError as `SDXLTextEncoders` does.
+    tokens  last-but-one hidden states of both CLIPs, side by side on channels and padded with zeros to T5's
+            width, then T5's states after them on the token axis
+    pooled  projected end tokens of both CLIPs, side by side
+    t5      None puts zeros, `width` wide, where T5's states would be
+
+    There is no attention mask, so that padding is read as text, as the published model was trained.
+    Raises PatchError if the CLIPs are wider than the text tokens, and WeightsError as `SDXLTextEncoders`
+    does.
     """
 
     def __init__(
@@ -96,32 +106,35 @@ class SD3TextEncoders(nn.Module):
         width: int = 4096,
     ):
         super().__init__()
-        self.text_encoder, self.text_encoder_2, self.text_encoder_3 = clip, clip_2, t5
+        self.text_encoder = clip
+        self.text_encoder_2 = clip_2
+        self.text_encoder_3 = t5
         self.tokenizers = tuple(tokenizers)
-        self.limits = _clip_limits((clip, clip_2), tokenizers) + (T5_LENGTH,) * (t5 is not None)
-        self.width = width if t5 is None else t5.config.d_model
+        self.limits = _clip_limits((clip, clip_2), tokenizers)
+        self.width = width
+        if t5 is not None:
+            self.limits += (T5_LENGTH,)
+            self.width = t5.config.d_model
         clips = clip.config.hidden_size + clip_2.config.hidden_size
         if clips > self.width:
             raise PatchError(
-                f"the CLIPs are {clips} wide together, the text tokens {self.width}; give the denoiser's width"
+                f"the CLIPs are {clips} wide together, the text tokens {self.width}; "
+                "give the denoiser's width"
             )
 
     def forward(self, prompts: Sequence[str | None]) -> TextCondition:
-        """TextCondition: tokens (B, T, C), CLIP's before T5's, pooled (B, P).
+        """Condition of tokens (B, T, C), CLIP's before T5's, and pooled (B, P).
 
         Raises PromptError as `tokenize` does.
         """
-        first, second, *third = tokenize(prompts, self.tokenizers, self.limits)
-        first, second = (
-            _read_clip(self.text_encoder, first),
-            _read_clip(self.text_encoder_2, second),
-        )
+        ids, ids_2, *ids_3 = tokenize(prompts, self.tokenizers, self.limits)
+        first = _read_clip(self.text_encoder, ids)
+        second = _read_clip(self.text_encoder_2, ids_2)
         clips = _side_by_side(first, second)
         clips = F.pad(clips, (0, self.width - clips.shape[-1]))  # (B, CLIP's T, C)
-        if third:
-            t5 = self.text_encoder_3(
-                _ids(third[0], self.text_encoder_3)
-            ).last_hidden_state  # (B, T5's T, C)
+        if ids_3:
+            states = self.text_encoder_3(_ids(ids_3[0], self.text_encoder_3))
+            t5 = states.last_hidden_state  # (B, T5's T, C)
         else:
             t5 = clips.new_zeros(len(prompts), T5_LENGTH, self.width)
         pooled = torch.cat([first.text_embeds, second.text_embeds], dim=-1)
@@ -133,22 +146,24 @@ class SD3TextEncoders(nn.Module):
 
 
 class IFTextEncoder(nn.Module):
-    """The T5 of DeepFloyd IF: 77 tokens, of which it attends to those that are no padding.
+    """T5 of DeepFloyd IF, which reads 77 tokens and attends to those that are no padding.
 
-    Prompts are lower-cased and stripped, as by the published pipeline where its cleaning of captions is off or
-    cannot be had; that cleaning (HTML, addresses, file names) is not done.
-    Tokens: all 77 states, padding too, which the denoiser reads as text.  No pooled vector: IF's denoiser
-    pools the tokens itself.
+    tokens  all 77 states; the denoiser reads those of padding as text, too
+    pooled  None, because IF's denoiser pools the tokens itself
+
+    Prompts are lower-cased and stripped, as by the published pipeline where its cleaning of captions is off
+    or cannot be had.  That cleaning (HTML, addresses, file names) is not done here.
     """
 
     limits = (IF_LENGTH,)
 
     def __init__(self, t5: T5EncoderModel, tokenizer: PreTrainedTokenizerBase):
         super().__init__()
-        self.text_encoder, self.tokenizers = t5, (tokenizer,)
+        self.text_encoder = t5
+        self.tokenizers = (tokenizer,)
 
     def forward(self, prompts: Sequence[str | None]) -> TextCondition:
-        """TextCondition: tokens (B, T, C).  Raises PromptError as `tokenize` does."""
+        """Condition of tokens (B, T, C).   Raises PromptError as `tokenize` does."""
         (tokens,) = self._tokens(prompts)
         ids = _ids(tokens, self.text_encoder)
         states = self.text_encoder(ids, attention_mask=tokens.attention_mask.to(ids.device))
@@ -163,7 +178,7 @@ class IFTextEncoder(nn.Module):
         return tokenize(plain, self.tokenizers, self.limits)
 
     def as_read(self, prompt: str) -> str:
-        """What the tokenizer is given of a prompt."""
+        """Text that the tokenizer is given for a prompt."""
         return prompt.lower().strip()
 
 
@@ -172,11 +187,19 @@ def tokenize(
     tokenizers: Sequence[PreTrainedTokenizerBase],
     limits: Sequence[int],
 ) -> list[BatchEncoding]:
-    """What each encoder reads: ids and attention mask (B, T), padded or cut to its length; None reads as "".
+    """Tokenize prompts for each encoder, to ids and attention mask (B, T), padded or cut to its length.
 
-    limits: the most tokens of each encoder, where its tokenizer would take more.
-    Raises PromptError for a word that no tokenizer knows, and for a prompt whose end none would read: it would
-    have no effect, and one reader is enough; for half a character, for more than LONGEST of them, and for what is no text.
+    prompts  texts; None reads as ""
+    limits   the most tokens of each encoder, where its tokenizer would take more
+
+    Raises PromptError for
+
+    - a word that no tokenizer knows,
+    - a prompt whose end every encoder would cut off,
+    - half a character (a lone surrogate),
+    - more than LONGEST characters,
+    - anything but a text.
+
     Raises PatchError unless there is a tokenizer per encoder.
     """
     if len(tokenizers) != len(limits):
@@ -184,9 +207,7 @@ def tokenize(
             f"{len(tokenizers)} tokenizers for {len(limits)} text encoders; give one each"
         )
     prompts = _texts(prompts)
-    lengths = [
-        min(tokenizer.model_max_length, limit) for tokenizer, limit in zip(tokenizers, limits)
-    ]
+    lengths = _lengths(tokenizers, limits)
     with ONE_AT_A_TIME:
         for prompt in prompts:
             _require_text(prompt)
@@ -200,41 +221,51 @@ def tokenize(
                 return_attention_mask=True,
                 return_tensors="pt",
             )
-            for tokenizer, length in zip(tokenizers, lengths)
+            for tokenizer, length in zip(tokenizers, lengths, strict=True)
         ]
+
+
+def _lengths(tokenizers: Sequence[PreTrainedTokenizerBase], limits: Sequence[int]) -> list[int]:
+    """Tokens that each encoder reads, the lower of its tokenizer's limit and its own."""
+    return [
+        min(tokenizer.model_max_length, limit)
+        for tokenizer, limit in zip(tokenizers, limits, strict=False)
+    ]
 
 
 def _clip_limits(
     clips: Sequence[CLIPTextModel], tokenizers: Sequence[PreTrainedTokenizerBase]
 ) -> tuple[int, ...]:
-    """The most tokens of each CLIP, its positions.
+    """Limits of the CLIPs' prompts, the positions that each has.
 
-    Raises WeightsError where the two would read different numbers of tokens, whose states stand side by side, and as
-    `_require_end` does.
+    Raises WeightsError where the two would read different numbers of tokens, because their states stand side
+    by side, and as `_require_end` does.
     """
     limits = tuple(clip.config.max_position_embeddings for clip in clips)
-    lengths = [
-        min(tokenizer.model_max_length, limit) for tokenizer, limit in zip(tokenizers, limits)
-    ]
-    if len(set(lengths)) > 1:
+    if len(set(_lengths(tokenizers, limits))) > 1:
         takes = [tokenizer.model_max_length for tokenizer in tokenizers[: len(limits)]]
         raise WeightsError(
-            f"the CLIPs have {limits[0]} and {limits[1]} positions, and their tokenizers' model_max_length is {takes[0]} and "
-            f"{takes[1]}; both must read prompts of one length: give both the same model_max_length"
+            f"the CLIPs have {limits[0]} and {limits[1]} positions, "
+            f"and their tokenizers' model_max_length is {takes[0]} and {takes[1]}; "
+            "both must read prompts of one length: give both the same model_max_length"
         )
-    for clip, tokenizer in zip(clips, tokenizers):
+    # an SD3 has a third tokenizer, T5's
+    for clip, tokenizer in zip(clips, tokenizers, strict=False):
         _require_end(clip, tokenizer)
     return limits
 
 
 def _require_end(clip: CLIPTextModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises WeightsError if a CLIP would pool another token than the one its tokenizer ends prompts with."""
-    told = clip.config.eos_token_id
+    """Raise WeightsError if a CLIP would pool another token than the one its tokenizer ends prompts with."""
+    configured = clip.config.eos_token_id
     end = tokenizer.eos_token_id
-    pooled = tokenizer.vocab_size - 1 if told == OLD_END else told
-    if type(told) is not int or pooled != end:
+    pooled = configured
+    if configured == OLD_END:
+        pooled = tokenizer.vocab_size - 1
+    if type(configured) is not int or pooled != end:
         raise WeightsError(
-            f"a CLIP's config.json says eos_token_id {told!r}, and its tokenizer ends prompts with {end!r}, which is pooled; "
+            f"a CLIP's config.json says eos_token_id {configured!r}, "
+            f"and its tokenizer ends prompts with {end!r}, which is pooled; "
             f"write eos_token_id {end!r} there, or fetch both again"
         )
 
@@ -248,9 +279,11 @@ def _read_clip(
 def _ids(
     tokens: BatchEncoding, encoder: CLIPTextModel | CLIPTextModelWithProjection | T5EncoderModel
 ) -> Tensor:
-    """The ids (B, T) on the encoder's device.  Raises WeightsError for one that it has no vector for."""
-    highest, known = int(tokens.input_ids.max()), encoder.config.vocab_size
-    if highest >= known:  # here, since on a GPU it is no exception but the end of the process
+    """Ids (B, T) on the encoder's device.   Raises WeightsError for one the encoder has no vector for."""
+    highest = int(tokens.input_ids.max())
+    known = encoder.config.vocab_size
+    # checked here, because on a GPU such an id ends the process without an exception
+    if highest >= known:
         raise WeightsError(
             f"the tokenizer gave token {highest}, its encoder has 0 to {known - 1}; fetch both again"
         )
@@ -264,12 +297,12 @@ def _require_tokens(tokens: Sequence[BatchEncoding], encoders: nn.Module) -> Non
 
 
 def _side_by_side(first: ModelOutput, second: ModelOutput) -> Tensor:
-    """Both CLIPs' last-but-one hidden states, (B, T, C)."""
+    """Last-but-one hidden states of both CLIPs, (B, T, C)."""
     return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
 
 
 def _texts(prompts: Sequence[str | None]) -> list[str]:
-    """The prompts, None as "".  A list among them, which a tokenizer would join, is refused."""
+    """Prompts with "" for None.   Raises PromptError for a list among them, which a tokenizer would join."""
     for prompt in prompts:
         if prompt is not None and not isinstance(prompt, str):
             raise PromptError(
@@ -290,12 +323,12 @@ def _require_readable(
     prompt: str, tokenizers: Sequence[PreTrainedTokenizerBase], lengths: list[int]
 ) -> None:
     whole = [tokenizer(prompt, verbose=False).input_ids for tokenizer in tokenizers]
-    if all(_unknown(tokenizer, ids) for tokenizer, ids in zip(tokenizers, whole)):
+    if all(_unknown(tokenizers[i], ids) for i, ids in enumerate(whole)):
         raise _unknown_word(tokenizers[0], prompt)
-    if all(len(ids) > length for ids, length in zip(whole, lengths)):
+    if all(len(ids) > lengths[i] for i, ids in enumerate(whole)):
         raise PromptError(
-            f"{prompt!r} is {min(map(len, whole))} tokens long, and the model reads at most {max(lengths)}; "
-            "shorten it"
+            f"{prompt!r} is {min(map(len, whole))} tokens long, "
+            f"and the model reads at most {max(lengths)}; shorten it"
         )
 
 

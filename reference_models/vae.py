@@ -1,9 +1,9 @@
-"""The VAE between pictures and the latents that SDXL, SD3 and FLUX denoise.
+"""VAE between pictures and the latents that SDXL, SD3 and FLUX denoise.
 
 Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022, arXiv 2112.10752.
 Module names are the diffusers layout's; the defaults of `VAEConfig` are SDXL's.
 
-B rows, H x W pixels, h x w places at a depth, and of the latents, C latent channels, W width at a depth
+B rows, H x W pixels, h x w places at a depth or in the latents, C latent channels, W width at a depth
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from textpatch.errors import PatchError
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Sizes of a VAE; names and defaults are SDXL's published configuration.
+    """Sizes of a VAE, with the names and defaults published for SDXL.
 
     Raises PatchError for widths that the groups of the norms do not divide, and for depths without layers.
     """
@@ -32,9 +32,7 @@ class VAEConfig:
     layers_per_block: int = 2  # of the encoder; the decoder has one more
     norm_num_groups: int = 32
     scaling_factor: float = 0.13025  # makes the variance of the denoiser's latents about one
-    shift_factor: float | None = (
-        0.0  # mean of the latents before scaling; None in published files is 0
-    )
+    shift_factor: float | None = 0.0  # mean of the latents before scaling; None in files means 0
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     force_upcast: bool = True  # for whoever chooses the dtype: SDXL's overflows in float16
@@ -48,7 +46,8 @@ class VAEConfig:
         for width in self.block_out_channels:
             if width % self.norm_num_groups:
                 raise PatchError(
-                    f"block_out_channels has {width}, no multiple of norm_num_groups, {self.norm_num_groups}"
+                    f"block_out_channels has {width}, "
+                    f"no multiple of norm_num_groups, {self.norm_num_groups}"
                 )
 
     @property
@@ -78,20 +77,22 @@ class ResNet(nn.Module):
 
 
 class Attention(nn.Module):
-    """x + out(softmax(q k^T / sqrt(W)) v): every place attends to every other, with one head."""
+    """Attention of every place to every other with one head, x + out(softmax(q k^T / sqrt(W)) v)."""
 
     def __init__(self, config: VAEConfig, width: int):
         super().__init__()
         self.group_norm = group_norm(config, width)
-        for name in ("to_q", "to_k", "to_v"):
-            setattr(self, name, nn.Linear(width, width))
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         places = rearrange(self.group_norm(x), "b c h w -> b 1 (h w) c")  # (B, 1, h w, W)
-        out = F.scaled_dot_product_attention(
-            self.to_q(places), self.to_k(places), self.to_v(places)
-        )
+        q = self.to_q(places)
+        k = self.to_k(places)
+        v = self.to_v(places)
+        out = F.scaled_dot_product_attention(q, k, v)
         return x + self.to_out(out).mT.reshape(x.shape)
 
 
@@ -110,7 +111,7 @@ class MidBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the size; the padding is right and below only, so that place i is made of places 2i to 2i + 2."""
+    """Half the size, padded only right and below, so that place i is made of places 2i to 2i + 2."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -121,7 +122,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the size: each place four times, then a convolution."""
+    """Double the size, each place repeated four times, then a convolution."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -132,13 +133,14 @@ class Upsample(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """The ResNets of one depth of the encoder, then half the size except at the last depth."""
+    """ResNets of one depth of the encoder, then half the size except at the last depth."""
 
     def __init__(self, config: VAEConfig, depth: int):
         super().__init__()
-        widths, layers = config.block_out_channels, config.layers_per_block
-        width, above = widths[depth], widths[max(depth - 1, 0)]
-        widths_in = [above] + [width] * (layers - 1)
+        widths = config.block_out_channels
+        width = widths[depth]
+        above = widths[max(depth - 1, 0)]
+        widths_in = [above] + [width] * (config.layers_per_block - 1)
         self.resnets = nn.Sequential(*(ResNet(config, width_in, width) for width_in in widths_in))
         self.downsamplers = nn.Sequential(*([Downsample(width)] if depth < len(widths) - 1 else []))
 
@@ -147,13 +149,14 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """The ResNets of one depth of the decoder, then double the size except at depth 0."""
+    """ResNets of one depth of the decoder, then double the size except at depth 0."""
 
     def __init__(self, config: VAEConfig, depth: int):
         super().__init__()
-        widths, layers = config.block_out_channels, config.layers_per_block
-        width, below = widths[depth], widths[min(depth + 1, len(widths) - 1)]
-        widths_in = [below] + [width] * layers
+        widths = config.block_out_channels
+        width = widths[depth]
+        below = widths[min(depth + 1, len(widths) - 1)]
+        widths_in = [below] + [width] * config.layers_per_block
         self.resnets = nn.Sequential(*(ResNet(config, width_in, width) for width_in in widths_in))
         self.upsamplers = nn.Sequential(*([Upsample(width)] if depth > 0 else []))
 
@@ -162,7 +165,7 @@ class UpBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures (B, 3, H, W) to the moments (B, 2 C, h, w) of the posterior: mean, then log variance."""
+    """Pictures (B, 3, H, W) to the posterior's mean and log variance, (B, 2 C, h, w)."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -200,41 +203,41 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """encode: pictures to latents, decode: latents to pictures; see the module docstring.
+    """Encoder of pictures to latents and decoder of latents to pictures.
 
     The latents are the denoiser's, (z - shift) * scale of the z between encoder and decoder.
     """
 
     def __init__(self, config: VAEConfig = VAEConfig()):
         super().__init__()
-        self.config, self.shift, self.scale = (
-            config,
-            config.shift_factor or 0.0,
-            config.scaling_factor,
-        )
-        latents, moments = config.latent_channels, 2 * config.latent_channels
+        self.config = config
+        self.shift = config.shift_factor or 0.0
+        self.scale = config.scaling_factor
         self.encoder = Encoder(config)
-        self.quant_conv = nn.Conv2d(moments, moments, 1) if config.use_quant_conv else nn.Identity()
-        self.post_quant_conv = (
-            nn.Conv2d(latents, latents, 1) if config.use_post_quant_conv else nn.Identity()
-        )
+        self.quant_conv = nn.Identity()
+        if config.use_quant_conv:
+            self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant_conv = nn.Identity()
+        if config.use_post_quant_conv:
+            self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
         self.decoder = Decoder(config)
 
     def encode(self, pictures: Tensor, *, noise: Tensor | None = None) -> Tensor:
-        """The posterior's mean, or mean + std * noise, in the denoiser's space.
+        """Latents (B, C, h, w) of pictures, the posterior's mean or mean + std * noise.
 
-        pictures (B, in_channels, H, W) in -1..1; noise (B, C, h, w), standard normal.  Returns (B, C, h, w).
+        pictures  (B, in_channels, H, W) in -1..1
+        noise     (B, C, h, w), standard normal; the result is the mean when None
         Raises PatchError for sides that do not halve, other channels, and noise of another shape.
         """
         self._require_channels("pictures", pictures, self.config.in_channels)
-        (height, width), multiple = pictures.shape[-2:], self.config.downsampling
+        height, width = pictures.shape[-2:]
+        multiple = self.config.downsampling
         if height % multiple or width % multiple:
             raise PatchError(
                 f"pictures of {height}x{width}; both sides must be multiples of {multiple}"
             )
-        z, log_variance = self.quant_conv(self.encoder(pictures)).chunk(
-            2, dim=1
-        )  # each (B, C, h, w)
+        moments = self.quant_conv(self.encoder(pictures))  # (B, 2 C, h, w)
+        z, log_variance = moments.chunk(2, dim=1)
         if noise is not None:
             if noise.shape != z.shape:
                 raise PatchError(f"noise is {tuple(noise.shape)}; the latents are {tuple(z.shape)}")
@@ -242,7 +245,7 @@ class VAE(nn.Module):
         return (z - self.shift) * self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) of the denoiser's space to pictures (B, out_channels, H, W), about -1..1.
+        """Pictures (B, out_channels, H, W), about in -1..1, of the denoiser's latents (B, C, h, w).
 
         Raises PatchError for other channels.
         """

@@ -1,7 +1,7 @@
-"""From a published configuration, or from the tensors of a file, to the configuration of one of our models.
+"""Configurations of our models, made from published ones or from the shapes of a file's tensors.
 
-The models take the sizes.  What else diffusers' classes can be told is compared with the published value:
-a field left out has diffusers' default, as it has there.
+The models take the sizes.  Every other field of diffusers' classes is compared with the published value, and
+a field left out has diffusers' default.
 """
 
 from __future__ import annotations
@@ -106,21 +106,25 @@ VAE_DEFAULTS = dict(
     use_post_quant_conv=True,
     mid_block_add_attention=True,
 )
-HEAD = 64  # of every published denoiser; tensors say it only where queries have a norm of their own
-WITHOUT_EFFECT = {
-    "sample_size",
-    "force_upcast",
-}  # a default size, and a dtype that the caller chooses
+# Width of a head in every published denoiser.  Shapes tell it only where queries have a norm of their own.
+HEAD = 64
+# a default size, and a dtype that the caller chooses
+WITHOUT_EFFECT = {"sample_size", "force_upcast"}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One of our models and the published values of what it fixes, each with all that mean the same."""
+    """Kind of model, with the values that a published configuration must have for it.
+
+    defaults  diffusers' default of every field
+    fixed     values that our model implements where they are not the default, as a tuple of all that mean
+              the same
+    """
 
     model: type[nn.Module]
     config: type
     defaults: dict[str, Any]
-    fixed: dict[str, tuple] = field(default_factory=dict)  # where not the default
+    fixed: dict[str, tuple] = field(default_factory=dict)
 
 
 SD3 = Kind(MMDiT, MMDiTConfig, SD3_DEFAULTS)
@@ -158,78 +162,84 @@ DENOISER_KINDS = {
 
 
 def denoiser_from_config(config: Mapping[str, Any]) -> tuple[type[nn.Module], Any]:
-    """(model class, its configuration) that a denoiser's config.json describes.
+    """Model class, and its configuration, that a denoiser's config.json describes.
 
     Raises WeightsError for a class or a value that none of our models has, with both values, and PatchError
     for sizes that do not fit each other.
     """
     asked = config.get("_class_name"), config.get("addition_embed_type")
     if asked not in DENOISER_KINDS:
-        known = ", ".join(
-            f"{name} with {kind!r}" if kind else name for name, kind in DENOISER_KINDS
-        )
+        known = [f"{name} with {kind!r}" if kind else name for name, kind in DENOISER_KINDS]
         raise WeightsError(
-            f"no denoiser for {asked[0]} with addition_embed_type {asked[1]!r}; known: {known}"
+            f"no denoiser for {asked[0]} with addition_embed_type {asked[1]!r}; "
+            f"known: {', '.join(known)}"
         )
     kind = DENOISER_KINDS[asked]
     return kind.model, _built(config, kind)
 
 
 def vae_from_config(config: Mapping[str, Any]) -> VAEConfig:
-    """The VAEConfig of a VAE's config.json.  Raises WeightsError as `denoiser_from_config` does."""
+    """VAEConfig of a VAE's config.json.   Raises WeightsError as `denoiser_from_config` does."""
     if config.get("_class_name") != "AutoencoderKL":
         raise WeightsError(f"no VAE for {config.get('_class_name')}; known: AutoencoderKL")
     return _built(config, KL_VAE)
 
 
 def _built(config: Mapping[str, Any], kind: Kind):
-    given = {
-        k: tuple(v) if isinstance(v, list) else v
-        for k, v in config.items()
-        if not k.startswith("_")
-    }
+    """Configuration of our model, after every other field is found to have a published value."""
+    given = {name: value for name, value in config.items() if not name.startswith("_")}
     settings = {**kind.defaults, **given}
-    if kind.config is SDXLConfig:  # one number for all depths is spelled out
-        depths = len(_items(settings["block_out_channels"]))
-        settings |= {
-            name: _items(settings[name]) * (1 if isinstance(settings[name], tuple) else depths)
-            for name in ("transformer_layers_per_block", "attention_head_dim")
-        }
+    settings = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    }
+    if kind.config is SDXLConfig:
+        settings |= _of_each_depth(settings)
     sizes = {f.name for f in fields(kind.config)}
     for name in sorted(settings.keys() - sizes - WITHOUT_EFFECT):
         published = kind.fixed.get(name) or _items(kind.defaults.get(name))
         if not all(item in published for item in _items(settings[name])):
             raise WeightsError(
-                f"{config['_class_name']} with {name} {settings[name]!r}; {kind.model.__name__} is the "
-                f"published one, with {published[0]!r}"
+                f"{config['_class_name']} with {name} {settings[name]!r}; "
+                f"{kind.model.__name__} is the published one, with {published[0]!r}"
             )
     try:
         return kind.config(**{name: settings[name] for name in sizes & settings.keys()})
-    except (
-        TypeError,
-        ValueError,
-        ArithmeticError,
-    ) as error:  # null, text or zero where a size belongs
+    # null, text or zero where a size belongs
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise WeightsError(
             f"this {config['_class_name']} configuration builds nothing ({error})"
         ) from None
+
+
+def _of_each_depth(settings: dict[str, Any]) -> dict[str, tuple]:
+    """Fields of SDXL that hold one entry per depth, where one number alone stands for all depths."""
+    depths = len(_items(settings["block_out_channels"]))
+    spelled = {}
+    for name in ("transformer_layers_per_block", "attention_head_dim"):
+        value = settings[name]
+        spelled[name] = value if isinstance(value, tuple) else (value,) * depths
+    return spelled
 
 
 def _items(value) -> tuple:
     return value if isinstance(value, tuple) else (value,)
 
 
-# From shapes, in the names of the diffusers layout.
+# configurations from shapes, by name in diffusers layout
 
 
 def mmdit_config(shapes: Shapes) -> MMDiTConfig:
-    """The configuration of an SD3 or SD3.5 transformer of these shapes.
+    """Configuration of an SD3 or SD3.5 transformer of these shapes.
 
     Raises WeightsError if one is missing, or the width holds no whole heads.
     """
     width, channels, patch, _ = _shape(shapes, "pos_embed.proj.weight")
     (head_dim,) = shapes.get("transformer_blocks.0.attn.norm_q.weight", (HEAD,))
     blocks = range(_count(shapes, "transformer_blocks"))
+    dual = [i for i in blocks if f"transformer_blocks.{i}.attn2.to_q.weight" in shapes]
+    qk_norm = None
+    if "transformer_blocks.0.attn.norm_q.weight" in shapes:
+        qk_norm = "rms_norm"
     return MMDiTConfig(
         patch_size=patch,
         in_channels=channels,
@@ -241,42 +251,44 @@ def mmdit_config(shapes: Shapes) -> MMDiTConfig:
         pooled_projection_dim=_shape(shapes, "time_text_embed.text_embedder.linear_1.weight")[1],
         caption_projection_dim=width,
         pos_embed_max_size=isqrt(_shape(shapes, "pos_embed.pos_embed")[1]),
-        qk_norm="rms_norm" if "transformer_blocks.0.attn.norm_q.weight" in shapes else None,
-        dual_attention_layers=tuple(
-            i for i in blocks if f"transformer_blocks.{i}.attn2.to_q.weight" in shapes
-        ),
+        qk_norm=qk_norm,
+        dual_attention_layers=tuple(dual),
     )
 
 
 def if_config(shapes: Shapes) -> IFConfig:
-    """The configuration of a DeepFloyd IF U-Net, stage I or II, of these shapes.
+    """Configuration of a DeepFloyd IF U-Net, stage I or II, of these shapes.
 
-    Stage II is the one with `class_embedding`; its scale factors are not in the tensors, and are 1 / 0.7071 as
-    published.  Raises WeightsError if a shape is missing.
+    Stage II is the one with `class_embedding`.  Its scale factors, which no shape tells, are the published
+    1 / 0.7071.  Raises WeightsError if a shape is missing.
     """
     levels = _levels(shapes, "SimpleCrossAttn{}Block2D", "Resnet{0}sampleBlock2D")
     embedding = _shape(shapes, "time_embedding.linear_1.weight")[0]
+    if embedding == 4 * levels["block_out_channels"][0]:
+        embedding = None  # the default
     text, raw_text = _shape(shapes, "encoder_hid_proj.weight")
-    second = dict(
-        sample_size=None,
-        class_embed_type="timestep",
-        resnet_skip_time_act=True,
-        time_embedding_act_fn="gelu",
-        resnet_out_scale_factor=1 / 0.7071,
-        mid_block_scale_factor=1 / 0.7071,
-    )
+    stage_ii = {}
+    if "class_embedding.linear_1.weight" in shapes:
+        stage_ii = dict(
+            sample_size=None,
+            class_embed_type="timestep",
+            resnet_skip_time_act=True,
+            time_embedding_act_fn="gelu",
+            resnet_out_scale_factor=1 / 0.7071,
+            mid_block_scale_factor=1 / 0.7071,
+        )
     return IFConfig(
         **levels,
         cross_attention_dim=text,
         encoder_hid_dim=raw_text,
         only_cross_attention="mid_block.attentions.0.to_k.weight" not in shapes,
-        time_embedding_dim=None if embedding == 4 * levels["block_out_channels"][0] else embedding,
-        **(second if "class_embedding.linear_1.weight" in shapes else {}),
+        time_embedding_dim=embedding,
+        **stage_ii,
     )
 
 
 def sdxl_config(shapes: Shapes) -> SDXLConfig:
-    """The configuration of an SDXL U-Net of these shapes.
+    """Configuration of an SDXL U-Net of these shapes.
 
     Raises WeightsError if one is missing, or the width of a level with attention holds no whole heads.
     """
@@ -284,34 +296,39 @@ def sdxl_config(shapes: Shapes) -> SDXLConfig:
     outer = [f"down_blocks.{i}" for i in range(len(levels["block_out_channels"]) - 1)]
     places = [*outer, "mid_block"]  # the middle is configured as the innermost level
     blocks = [_count(shapes, f"{place}.attentions.0.transformer_blocks") for place in places]
-    widths = zip(levels["block_out_channels"], blocks)
+    heads = []
+    # a broken file may have a middle and no levels
+    for width, n in zip(levels["block_out_channels"], blocks, strict=False):
+        # a level without attention may have a width that heads do not divide
+        heads.append(1 if n == 0 and width % HEAD else _heads(width))
     middle = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     return SDXLConfig(
         **levels,
         transformer_layers_per_block=tuple(max(n, 1) for n in blocks),
-        attention_head_dim=tuple(
-            _heads(width) if n or width % HEAD == 0 else 1 for width, n in widths
-        ),
+        attention_head_dim=tuple(heads),
         cross_attention_dim=_shape(shapes, middle)[1],
         projection_class_embeddings_input_dim=_shape(shapes, "add_embedding.linear_1.weight")[1],
     )
 
 
 def _levels(shapes: Shapes, attention: str, plain: str) -> dict[str, Any]:
-    """What the U-Nets share: channels, widths, ResNets per level, and which levels have attention."""
-    downs, ups = (range(_count(shapes, f"{side}_blocks")) for side in ("down", "up"))
+    """Channels, widths, ResNets per level and types of blocks, which both U-Nets have.
+
+    attention, plain  published names of the types with and without attention, `{}` standing for the side
+    """
+    downs = range(_count(shapes, "down_blocks"))
+    ups = range(_count(shapes, "up_blocks"))
     layers = tuple(_count(shapes, f"down_blocks.{i}.resnets") for i in downs)
 
     def types(side: str, levels: range) -> tuple[str, ...]:
-        has = [_count(shapes, f"{side}_blocks.{i}.attentions") for i in levels]
-        return tuple((attention if n else plain).format(side.capitalize()) for n in has)
+        attentions = [_count(shapes, f"{side}_blocks.{i}.attentions") for i in levels]
+        return tuple((attention if n else plain).format(side.capitalize()) for n in attentions)
 
+    widths = [_shape(shapes, f"down_blocks.{i}.resnets.0.conv1.weight")[0] for i in downs]
     return dict(
         in_channels=_shape(shapes, "conv_in.weight")[1],
         out_channels=_shape(shapes, "conv_out.weight")[0],
-        block_out_channels=tuple(
-            _shape(shapes, f"down_blocks.{i}.resnets.0.conv1.weight")[0] for i in downs
-        ),
+        block_out_channels=tuple(widths),
         layers_per_block=layers[0] if len(set(layers)) == 1 else layers,
         down_block_types=types("down", downs),
         up_block_types=types("up", ups),
@@ -322,27 +339,28 @@ LATENT_SCALES = {"SDXL": (0.13025, 0.0), "SD3": (1.5305, 0.0609), "FLUX.1": (0.3
 
 
 def vae_config(shapes: Shapes, family: str | None = None) -> VAEConfig:
-    """The configuration of a VAE of these shapes; scale and shift are not in the tensors.
+    """Configuration of a VAE of these shapes.
 
-    family: `SDXL`, `SD3` or `FLUX.1`; None is SDXL where the latents have 4 channels.
+    family  `SDXL`, `SD3` or `FLUX.1`, which scale and shift depend on; None is SDXL where the latents have 4
+            channels
     Raises WeightsError for 16 channels of no family, and if a shape is missing.
     """
     channels = _shape(shapes, "decoder.conv_in.weight")[1]
-    family = family or ("SDXL" if channels == 4 else None)
+    if family is None and channels == 4:
+        family = "SDXL"
     if family not in LATENT_SCALES:
         raise WeightsError(
-            f"a VAE of {channels} latent channels and of family {family!r}, which its scale depends on; "
-            f"say one of {', '.join(LATENT_SCALES)}"
+            f"a VAE of {channels} latent channels and of family {family!r}, "
+            f"which its scale depends on; say one of {', '.join(LATENT_SCALES)}"
         )
     scale, shift = LATENT_SCALES[family]
-    levels = range(_count(shapes, "encoder.down_blocks"))
+    levels = [f"encoder.down_blocks.{i}" for i in range(_count(shapes, "encoder.down_blocks"))]
+    widths = [_shape(shapes, f"{level}.resnets.0.conv1.weight")[0] for level in levels]
     return VAEConfig(
         in_channels=_shape(shapes, "encoder.conv_in.weight")[1],
         out_channels=_shape(shapes, "decoder.conv_out.weight")[0],
         latent_channels=channels,
-        block_out_channels=tuple(
-            _shape(shapes, f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in levels
-        ),
+        block_out_channels=tuple(widths),
         layers_per_block=_count(shapes, "encoder.down_blocks.0.resnets"),
         scaling_factor=scale,
         shift_factor=shift,
@@ -369,8 +387,7 @@ def _heads(width: int, head_dim: int = HEAD) -> int:
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
-    """How many children a numbered list of modules has."""
+    """Number of children in a numbered list of modules."""
     start = f"{prefix}."
-    return len(
-        {name.removeprefix(start).split(".")[0] for name in shapes if name.startswith(start)}
-    )
+    within = [name.removeprefix(start) for name in shapes if name.startswith(start)]
+    return len({name.partition(".")[0] for name in within})

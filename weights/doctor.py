@@ -1,4 +1,4 @@
-"""What weight files are: each component identified beside the published ones, and shipped models really run."""
+"""Examination of weight files, each component compared with the published ones and shipped models run."""
 
 from __future__ import annotations
 
@@ -11,36 +11,40 @@ from PIL import Image
 from tqdm import tqdm
 
 from textpatch.errors import PatchError, WeightsError
+from textpatch.weights.building import Builder
 from textpatch.weights.identify import identify_tensors
-from textpatch.weights.loading import Builder, find, load
+from textpatch.weights.loading import find, load
 from textpatch.weights.locating import Folder
 from textpatch.weights.reading.entry import scan
 from textpatch.weights.reading.files import Tensors, component_file, open_tensors, read_json
 
 UNUSABLE = "unusable:"
-READ = re.compile(
-    r"unet|transformer|vae|scheduler|(text_encoder|tokenizer)(_\d)?"
-)  # by `load`; IF names three parts more
+# Components that `load` reads.  An IF's index names three more.
+COMPONENTS = re.compile(r"unet|transformer|vae|scheduler|(text_encoder|tokenizer)(_\d)?")
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
 
 
 def examine(where: str | os.PathLike, *, numbers: bool = False) -> Iterator[str]:
-    """Lines that say what a model is, whether it is complete, and what differs from the closest published one.
+    """Lines on what a model is, whether it is complete, and what differs from the closest published one.
 
-    numbers: read every tensor, too, and name those with NaN or Inf.  What cannot be read is said, not raised.
+    numbers  True reads every tensor, too, and names those with NaN or Inf
+
+    A component that cannot be read is named in a line, and the others are examined all the same.
     """
     path = find(where)
-    ours = (path / "textpatch.json").is_file()  # small enough to be tried
+    # a model of ours is small enough to be run
+    ours = (path / "textpatch.json").is_file()
     if ours:
         yield str(where)
-        yield from _said(_run(where))
+        yield from _indented(_run(where))
     if numbers or not ours:
-        for name, lines in _parts(path, numbers):
+        for name, lines in _components(path, numbers):
             yield name
-            yield from _said(lines)
+            yield from _indented(lines)
 
 
-def _said(lines: Iterator[str]) -> Iterator[str]:
+def _indented(lines: Iterator[str]) -> Iterator[str]:
+    """Indent lines, with the error that ends them, if one does, as the last."""
     try:
         yield from (f"    {line}" for line in lines)
     except PatchError as error:
@@ -57,8 +61,12 @@ def _run(where: str | os.PathLike) -> Iterator[str]:
     yield f"loads and runs: {count:,} parameters, {len(pipeline.denoiser.sites)} sites"
 
 
-def _parts(path: Path, numbers: bool) -> Iterator[tuple[str, Iterator[str]]]:
-    """The file or component folder itself, or of a pipeline's folder all that is there and all that its index names."""
+def _components(path: Path, numbers: bool) -> Iterator[tuple[str, Iterator[str]]]:
+    """Names of components, each with its lines.
+
+    In a pipeline's folder these are all components that it has or that its index names.  A file, or a folder
+    of one component, is the only one.
+    """
     if not (path / "model_index.json").is_file():
         yield path.name, _tensors(path, numbers)
         return
@@ -67,14 +75,14 @@ def _parts(path: Path, numbers: bool) -> Iterator[tuple[str, Iterator[str]]]:
     except PatchError as error:
         yield path.name, iter([f"{UNUSABLE} {error}"])
         return
-    named = {name for name in source.index if READ.fullmatch(name) and source.has(name)}
-    there = {part.name for part in path.iterdir() if (part / "config.json").is_file()}
+    named = {name for name in source.index if COMPONENTS.fullmatch(name) and source.has(name)}
+    there = {folder.name for folder in path.iterdir() if (folder / "config.json").is_file()}
     for name in sorted(named | there):
-        yield name, _part(source, name, numbers)
+        yield name, _component(source, name, numbers)
 
 
-def _part(source: Folder, name: str, numbers: bool) -> Iterator[str]:
-    """What one part of a pipeline is, read as `load` reads it."""
+def _component(source: Folder, name: str, numbers: bool) -> Iterator[str]:
+    """Lines on one component of a pipeline, read as `load` reads it."""
     if name == "scheduler":
         yield repr(source.schedule())
     elif name.startswith("tokenizer"):
@@ -86,20 +94,24 @@ def _part(source: Folder, name: str, numbers: bool) -> Iterator[str]:
 
 
 def _tensors(path: Path, numbers: bool) -> Iterator[str]:
+    """Lines on a file of tensors, or on the one in a component's folder."""
     tensors = open_tensors(_weights(path) if path.is_dir() else path)
-    yield from (
-        identify_tensors({n: (entry.dtype, entry.shape) for n, entry in tensors.items()})
-        .report()
-        .splitlines()
+    finding = identify_tensors(
+        {name: (entry.dtype, entry.shape) for name, entry in tensors.items()}
     )
-    yield from _scanned(tensors) if numbers else ()
+    yield from finding.report().splitlines()
+    if numbers:
+        yield from _scanned(tensors)
 
 
 def _weights(folder: Path) -> Path:
-    """A denoiser's or VAE's file has another name than a text encoder's."""
-    usual, other = sorted(
-        ("diffusion_pytorch_model", "model"), reverse=folder.name.startswith("text_encoder")
-    )
+    """File of a component's weights, by the usual name first.
+
+    A text encoder's file is usually `model`, a denoiser's or VAE's `diffusion_pytorch_model`.
+    """
+    usual, other = "diffusion_pytorch_model", "model"
+    if folder.name.startswith("text_encoder"):
+        usual, other = other, usual
     try:
         return component_file(folder, usual)
     except WeightsError as error:
@@ -109,6 +121,7 @@ def _weights(folder: Path) -> Path:
 
 
 def _scanned(tensors: Tensors) -> Iterator[str]:
+    """Lines on tensors with NaN or infinity, after reading all."""
     faults = 0
     for name in tqdm(tensors, desc="scan", unit="tensor", disable=None, leave=False):
         try:

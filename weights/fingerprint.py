@@ -1,4 +1,4 @@
-"""One sha256 of all that a model is loaded from, for manifests."""
+"""Fingerprint of a model, one sha256 of all files that it is loaded from."""
 
 from __future__ import annotations
 
@@ -16,42 +16,44 @@ TOKENIZERS = "tokenizer", "tokenizer_2", "tokenizer_3"
 
 
 def model_sha256(where: str | os.PathLike) -> str:
-    """sha256 over the names and contents of a model's files, for manifests.
+    """Compute the sha256 over the names and contents of a model's files, for manifests.
 
-    All of a folder; with a file the shards that it names, and the tokenizers beside it or in the cache.  Raises WeightsError
-    as `load` does.
+    - of a folder: all files in it
+    - of a file: the file, the shards that it names, and the tokenizers beside it or in the cache
+
+    Raises WeightsError as `load` does.
     """
-    path, digest = find(where), hashlib.sha256()
-    named = (
-        {file: file.relative_to(path) for file in _files(path)}
-        if path.is_dir()
-        else {path: "."} | _beside(path)
-    )
+    path = find(where)
+    if path.is_dir():
+        named = {file: file.relative_to(path) for file in _files(path)}
+    else:
+        named = {path: "."} | _beside(path)
+    digest = hashlib.sha256()
     for file, name in named.items():
         digest.update(f"{name}\0".encode() + _digest(file))
     return digest.hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files in a folder, those of linked folders too, but for a link to a folder that it lies in."""
-    found = []
+    """Files in a folder and in its linked folders, in order.
+
+    A link to a folder above itself is not followed, because it would never end.
+    """
+    files = []
     for where, folders, names in os.walk(folder, followlinks=True):
-        above = {os.path.realpath(parent) for parent in Path(where).parents}
-        folders[:] = [
-            name
-            for name in folders
-            if os.path.realpath(Path(where, name)) not in above | {os.path.realpath(where)}
-        ]
-        found += [path for path in (Path(where, name) for name in names) if path.is_file()]
-    return sorted(found)
+        above = {os.path.realpath(folder) for folder in (where, *Path(where).parents)}
+        folders[:] = [name for name in folders if os.path.realpath(Path(where, name)) not in above]
+        files += [Path(where, name) for name in names if Path(where, name).is_file()]
+    return sorted(files)
 
 
 def _beside(path: Path) -> dict[Path, Path]:
-    """What `load` reads beside a file, by name: the shards that an index names, and tokenizers."""
+    """Files that `load` reads beside a file, with their names, the shards of an index and the tokenizers."""
     shards = open_tensors(path).files if INDEX.fullmatch(path.name) else ()
     named = {file: file.relative_to(path.parent) for file in sorted({*shards} - {path})}
     folders = {folder.name: folder for folder in sorted(path.parent.glob("tokenizer*"))}
-    with suppress(WeightsError):  # of a bare denoiser, or not in the cache, nothing is read
+    # a bare denoiser has no tokenizers, and those that are not in the cache are not read
+    with suppress(WeightsError):
         source = File(path)
         folders |= {name: source.tokenizer(name) for name in TOKENIZERS if name not in folders}
     return named | {

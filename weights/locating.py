@@ -1,4 +1,4 @@
-"""Where a model's components come from: a folder in diffusers layout, or a file that holds one or several."""
+"""Sources of a model's components, a folder in diffusers layout or a file that holds one or several."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from textpatch.weights.reading.files import (
 )
 from textpatch.weights.schedulers import BETAS, schedule_from_config
 
-# What single files leave out: the sizes of their text encoders, their schedules (published values are the
-# defaults), and where their tokenizers are published.
+# Single files leave out the sizes of their text encoders, their schedules (whose defaults are the published
+# values) and their tokenizers (named here by the repository that has them).
 CLIP_L = dict(
     vocab_size=49408,
     hidden_size=768,
@@ -87,31 +87,39 @@ TELLTALES = {
     "add_embedding.pool.positional_embedding": (DeepFloydIF, if_config),
     "pos_embed.pos_embed": (MMDiT, mmdit_config),
 }
-# What a schedule's noise levels follow from.
-LEVELS = "num_train_timesteps beta_start beta_end beta_schedule trained_betas rescale_betas_zero_snr".split()
+# entries of a schedule's configuration that its noise levels follow from
+LEVELS = (
+    "num_train_timesteps beta_start beta_end beta_schedule trained_betas rescale_betas_zero_snr"
+).split()
 
 
 class Folder:
-    """A whole pipeline in diffusers layout: a folder per component, each with its configuration."""
+    """Pipeline in diffusers layout, with a folder for each component and a configuration in each folder."""
 
     def __init__(self, path: Path):
-        self.path, self.name, self.index = path, path.name, read_json(path, "model_index.json")
+        self.path = path
+        self.name = path.name
+        self.index = read_json(path, "model_index.json")
         self.pipeline = self.index.get("_class_name")
 
     def has(self, component: str) -> bool:
-        """Whether the index names a component (`[null, null]` is none); a folder it does not name counts, too."""
-        return self.index.get(component, []) != [None, None] and (
-            component in self.index or (self.path / component).exists()
-        )
+        """True for a component that the index names, or that has a folder.
+
+        An index entry of `[null, null]` says that the component is missing.
+        """
+        if component in self.index:
+            return self.index[component] != [None, None]
+        return (self.path / component).exists()
 
     def folder(self, component: str) -> Path:
-        """A component's folder, which must lie in the model's.  Raises WeightsError for a link that leads out."""
-        found = (self.path / component).resolve()
-        if self.path.resolve() not in found.parents:
+        """Folder of a component, inside the model's.   Raises WeightsError for a link that leads out."""
+        folder = self.path / component
+        target = folder.resolve()
+        if self.path.resolve() not in target.parents:
             raise WeightsError(
-                f"{self.path / component} leads out of its folder to {found}; copy it", "leads-out"
+                f"{folder} leads out of its folder to {target}; copy it", "leads-out"
             )
-        return self.path / component
+        return folder
 
     def denoiser(self, component: str) -> tuple[type[nn.Module], object, Part]:
         return denoiser_folder(self.folder(component))
@@ -129,15 +137,15 @@ class Folder:
         return self.folder(component)
 
     def schedule(self) -> Schedule:
-        """Its schedule, which also noises the small pictures that IF's stage II reads.
+        """Schedule of the model, which also noises the small pictures that IF's stage II reads.
 
-        Raises WeightsError for an `image_noising_scheduler` with other noise levels, which nothing here would use.
+        Raises WeightsError for an `image_noising_scheduler` with other noise levels, because nothing here
+        would use it.
         """
         schedule = _built(self.folder("scheduler"), schedule_from_config, "scheduler_config.json")
         if self.has("image_noising_scheduler"):
-            noising = _built(
-                self.folder("image_noising_scheduler"), self._with_levels, "scheduler_config.json"
-            )
+            folder = self.folder("image_noising_scheduler")
+            noising = _built(folder, self._with_levels, "scheduler_config.json")
             if noising != schedule:
                 raise WeightsError(
                     f"{self.path} noises small pictures by {noising}, and its own by {schedule}; "
@@ -146,21 +154,27 @@ class Folder:
         return schedule
 
     def _with_levels(self, config: dict) -> Schedule:
-        """The schedule with another's noise levels, of which alone an `image_noising_scheduler` makes use."""
-        own = read_json(self.path / "scheduler", "scheduler_config.json")
+        """Schedule of the model with the noise levels of another configuration.
+
+        An `image_noising_scheduler` uses its noise levels alone.
+        """
+        settings = read_json(self.path / "scheduler", "scheduler_config.json")
         levels = {key: value for key, value in {**BETAS, **config}.items() if key in LEVELS}
-        return schedule_from_config({**own, **levels})
+        return schedule_from_config({**settings, **levels})
 
 
 class File:
-    """An original single file (or its sharded index): all components that its kind is known to hold."""
+    """Original single file, or its sharded index, with the components that its kind is known to hold."""
 
     def __init__(self, path: Path):
-        self.path, self.name, self.tensors = path, path.stem, open_tensors(path)
+        self.path = path
+        self.name = path.stem
+        self.tensors = open_tensors(path)
         self.kind = recognise(self.tensors)
         if self.kind is None or self.kind.name not in SINGLE_FILE_PIPELINES:
             raise WeightsError(
-                f"{path} holds no whole pipeline: {identified(self.tensors)}; load_denoiser reads a bare denoiser"
+                f"{path} holds no whole pipeline: {identified(self.tensors)}; "
+                "load_denoiser reads a bare denoiser"
             )
         self.pipeline, self._schedule, self.home = SINGLE_FILE_PIPELINES[self.kind.name]
         self.parts = _split(self.tensors, self.kind)
@@ -173,18 +187,23 @@ class File:
 
     def vae(self) -> tuple[VAEConfig, Part]:
         part = self.parts["vae"]
-        return vae_config(part.shapes(), "SDXL" if self.kind.name == "SDXL" else "SD3"), part
+        family = "SDXL" if self.kind.name == "SDXL" else "SD3"
+        return vae_config(part.shapes(), family), part
 
     def encoder(self, component: str, layout: Layout, sizes: Iterable[str]) -> tuple[dict, Part]:
         if component not in self.parts:
             raise WeightsError(
-                f"{self.path} holds {', '.join(self.parts)} and no {component}; load_denoiser reads its denoiser, "
+                f"{self.path} holds {', '.join(self.parts)} and no {component}; "
+                "load_denoiser reads its denoiser, "
                 "for pictures load the folder in diffusers layout"
             )
         return ENCODER_SIZES[component], self.parts[component]
 
     def tokenizer(self, component: str) -> Path:
-        """Beside the file, or in the Hugging Face cache of the model's home.  Raises WeightsError saying both."""
+        """Folder of a tokenizer, beside the file or in the Hugging Face cache.
+
+        Raises WeightsError that names both places.
+        """
         beside = self.path.parent / component
         if beside.is_dir():
             return beside
@@ -192,8 +211,8 @@ class File:
             return cached_snapshot(self.home) / component
         except WeightsError as error:
             raise WeightsError(
-                f"{self.path} holds no tokenizer, as no single file does; put the folder {component!r} of {self.home} "
-                f"beside it ({error})"
+                f"{self.path} holds no tokenizer, as no single file does; "
+                f"put the folder {component!r} of {self.home} beside it ({error})"
             ) from None
 
     def schedule(self) -> Schedule:
@@ -202,15 +221,15 @@ class File:
 
 def denoiser_folder(folder: Path) -> tuple[type[nn.Module], object, Part]:
     """Class, configuration and tensors of a denoiser's own folder in diffusers layout."""
-    return *_built(folder, denoiser_from_config), _part(
-        component_file(folder, "diffusion_pytorch_model")
-    )
+    model, config = _built(folder, denoiser_from_config)
+    return model, config, _part(component_file(folder, "diffusion_pytorch_model"))
 
 
 def denoiser_file(path: Path) -> tuple[type[nn.Module], object, Part]:
-    """The same of a file or sharded index, original or diffusers layout.
+    """Class, configuration and tensors of a denoiser's file or sharded index, in any layout.
 
-    Its configuration is the `config.json` beside a file in diffusers layout, else it is inferred from the shapes.
+    The configuration is the `config.json` beside a file in diffusers layout.  Where there is none, it is
+    inferred from the shapes.
     """
     tensors = open_tensors(path)
     kind = recognise(tensors)
@@ -227,16 +246,15 @@ def denoiser_file(path: Path) -> tuple[type[nn.Module], object, Part]:
 
 
 def identified(tensors: Tensors) -> str:
-    """What a file is, in one line."""
-    return (
-        identify_tensors({name: (tensors[name].dtype, tensors[name].shape) for name in tensors})
-        .report()
-        .replace("\n", "; ")
+    """Report on what a file is, in one line."""
+    finding = identify_tensors(
+        {name: (entry.dtype, entry.shape) for name, entry in tensors.items()}
     )
+    return finding.report().replace("\n", "; ")
 
 
 def _built(folder: Path, build: Callable[[dict], Any], name: str = "config.json") -> Any:
-    """What a flat configuration describes, all of it read: what would change the arithmetic is compared."""
+    """Object that `build` makes of all entries of a folder's flat configuration.   Raises WeightsError."""
     config = read_config(folder, read_json(folder, name), name)
     with explained(folder / name):
         return build(config)
@@ -255,8 +273,8 @@ def _split(tensors: Tensors, kind: SingleFile) -> dict[str, Part]:
 
 def _inferred(part: Part) -> tuple[type[nn.Module], object]:
     shapes = part.shapes()
-    for sign, (model, infer) in TELLTALES.items():
-        if sign in shapes:
+    for telltale, (model, infer) in TELLTALES.items():
+        if telltale in shapes:
             return model, infer(shapes)
     raise WeightsError(
         f"{part.tensors.files[0]} holds none of our denoisers: {identified(part.tensors)}"
@@ -265,13 +283,14 @@ def _inferred(part: Part) -> tuple[type[nn.Module], object]:
 
 @contextmanager
 def explained(where: object) -> Iterator[None]:
-    """Say in one line, with the file, that its values build nothing; transformers has many exceptions for that."""
+    """Turn an error inside the block into a WeightsError of one line that names the file.
+
+    All exceptions are caught, because transformers raises many kinds for values that build nothing.
+    """
     try:
         yield
     except PatchError as error:
         raise WeightsError(f"{where}: {error}") from None
     except Exception as error:
-        found = " ".join(str(error).split())
-        raise WeightsError(
-            f"{where} describes no model that can be built ({type(error).__name__}: {found})"
-        ) from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise WeightsError(f"{where} describes no model that can be built ({reason})") from None

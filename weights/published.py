@@ -1,4 +1,4 @@
-"""The published denoisers by name, and what the paper (ICLR 2025) says of three: its sites, and how it counts them."""
+"""Published denoisers by name, and the sites of three that the paper (ICLR 2025) reports."""
 
 from __future__ import annotations
 
@@ -36,14 +36,11 @@ DENOISERS = {
         ),
     ),
 }
-LOCALIZED = {
-    "sdxl-base-1.0": (55, 56, 57),
-    "if-i-xl": (17,),
-    "sd3-medium": (10,),
-}  # sec. 4.2, execution order
+# the paper's sites (sec. 4.2), in execution order
+LOCALIZED = {"sdxl-base-1.0": (55, 56, 57), "if-i-xl": (17,), "sd3-medium": (10,)}
 
-# The projections whose parameters give the paper's percentages: 0.61 % of SDXL, 0.21 % of IF-I-XL, 0.23 % of SD3.
-# In IF `to_k` and `to_v` are the image's own keys and values; the text's, which a swap changes, are
+# Projections whose parameters give the paper's percentages: 0.61 % of SDXL, 0.21 % of IF-I-XL, 0.23 % of SD3.
+# In IF `to_k` and `to_v` make the image's own keys and values.  The text's, which a swap changes, are made by
 # `add_k_proj` and `add_v_proj`, 0.28 %.  (Inferred: no count of text projections gives 0.21 %.)
 COUNTED = {
     "cross": ("to_k", "to_v"),
@@ -53,7 +50,7 @@ COUNTED = {
 
 
 def localized_sites(model: nn.Module) -> tuple[int, ...]:
-    """The paper's sites if the model has the published sizes of SDXL, IF-I-XL or SD3-medium, else none."""
+    """Sites of the paper for a model with the published sizes of SDXL, IF-I-XL or SD3-medium, else ()."""
     for name, sites in LOCALIZED.items():
         _, config = DENOISERS[name]
         if model.config == replace(config, sample_size=getattr(model.config, "sample_size", None)):
@@ -62,7 +59,7 @@ def localized_sites(model: nn.Module) -> tuple[int, ...]:
 
 
 def counted_parameters(model: nn.Module, site: Site) -> int:
-    """Parameters of a site in the paper's convention; `site.parameters` counts the text projections."""
+    """Parameters of a site as the paper counts them.   `site.parameters` counts the text projections."""
     module = model.get_submodule(site.name)
     projections = [getattr(module, name, None) for name in COUNTED[site.kind]]
     return sum(

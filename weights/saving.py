@@ -1,4 +1,4 @@
-"""A trained model as a folder in diffusers layout, in 16 bits or fewer, that `load` and other tools read."""
+"""Saving a trained model as a folder in diffusers layout, in 16 bits or fewer, for `load` and other tools."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.pipeline import Pipeline, pixels
 from textpatch.reference_models.schedules import Schedule
 from textpatch.reference_models.sdxl import SDXL
+from textpatch.weights.building import CLIP_SIZES, T5_SIZES
 from textpatch.weights.configs import DENOISER_KINDS
 from textpatch.weights.layouts import CLIP, T5, Layout
-from textpatch.weights.loading import CLIP_SIZES, T5_SIZES
 from textpatch.weights.schedulers import SCHEDULES
 
-# Pipeline class, and the folder of its denoiser.
+# class of the published pipeline, and folder of its denoiser
 PIPELINES = {
     MMDiT: ("StableDiffusion3Pipeline", "transformer"),
     SDXL: ("StableDiffusionXLPipeline", "unet"),
@@ -39,18 +39,24 @@ TOKENIZER = "PreTrainedTokenizerFast"
 def save_pipeline(
     folder: Path, pipeline: Pipeline, trained: dict, *, matrices: torch.dtype = torch.float16
 ) -> None:
-    """Write a whole pipeline of a pixel-space model; `trained` says how it was made and is kept beside the defaults.
+    """Write a whole pipeline of a pixel-space model.
 
-    The folder is there whole or as it was; a pipeline that it held is replaced.
-    matrices: the dtype of tensors of more than one axis; those of one are float16.
-    Raises PatchError for a latent-space model, since no VAE is written; WeightsError for numbers that their dtype
-    does not hold; StoreError for a folder of other things, and DiskError for a full disk.
+    folder    new, or one that holds a pipeline, which is replaced; after an error it is as it was before
+    trained   how the model was made, kept beside the defaults
+    matrices  dtype of tensors of more than one axis; the others are float16
+
+    Raises
+
+    - PatchError for a latent-space model, because no VAE is written,
+    - WeightsError for numbers that their dtype does not hold,
+    - StoreError for a folder of other things,
+    - DiskError for a full disk.
     """
     if pipeline.decoder is not pixels:
         decoder = type(pipeline.decoder).__name__
         raise PatchError(
-            f"{pipeline.name} has {decoder} for a decoder, which no folder of ours holds; save_pipeline writes "
-            "models of pixels alone, so keep the folder that it was loaded from"
+            f"{pipeline.name} has {decoder} for a decoder, which no folder of ours holds; "
+            "save_pipeline writes models of pixels alone, so keep the folder that it was loaded from"
         )
     folder = Path(folder).resolve()
     _require_replaceable(folder)
@@ -66,34 +72,49 @@ def _require_replaceable(folder: Path) -> None:
 
 
 def _write(folder: Path, pipeline: Pipeline, trained: dict, matrices: torch.dtype) -> None:
-    denoiser, encoders = pipeline.denoiser, pipeline.encoders
-    kind, place = PIPELINES[type(denoiser)]
-    config, timing = _denoiser_config(denoiser), _schedule_config(pipeline.schedule)
-    index = {place: ["diffusers", config["_class_name"]]}
-    _component(folder / place, config, denoiser, "diffusion_pytorch_model.safetensors", matrices)
-    schedulers = ["scheduler"]
-    if pipeline.upscales:  # IF's stage II, whose small pictures have noise, too
-        kind, schedulers = "IFSuperResolutionPipeline", ["scheduler", "image_noising_scheduler"]
-    for name in schedulers:
-        index[name] = ["diffusers", timing["_class_name"]]
-        write_json(folder / name / "scheduler_config.json", timing)
-    for name, encoder in encoders.named_children():
-        index[name] = ["transformers", type(encoder).__name__]
-        _encoder(folder / name, encoder, matrices)
-    for name, tokenizer in zip(_tokenizer_names(encoders), encoders.tokenizers):
-        index[name] = ["transformers", TOKENIZER]
-        tokenizer.save_pretrained(folder / name)
-        path = folder / name / "tokenizer_config.json"
-        # transformers 5 writes the class's new name, which transformers 4 does not know; both know the old one
-        write_json(path, {**json.loads(path.read_text()), "tokenizer_class": TOKENIZER})
-    if isinstance(denoiser, SDXL):
-        index["force_zeros_for_empty_prompt"] = encoders.zeros_for_none
-    write_json(folder / "model_index.json", {"_class_name": kind, **index})
+    kind, place = PIPELINES[type(pipeline.denoiser)]
+    if pipeline.upscales:
+        kind = "IFSuperResolutionPipeline"
+    config = _denoiser_config(pipeline.denoiser)
+    weights = "diffusion_pytorch_model.safetensors"
+    _component(folder / place, config, pipeline.denoiser, weights, matrices)
+    index = {"_class_name": kind, place: ["diffusers", config["_class_name"]]}
+    index |= _write_schedulers(folder, pipeline)
+    index |= _write_encoders(folder, pipeline.encoders, matrices)
+    if isinstance(pipeline.denoiser, SDXL):
+        index["force_zeros_for_empty_prompt"] = pipeline.encoders.zeros_for_none
+    write_json(folder / "model_index.json", index)
     write_json(folder / "textpatch.json", {**asdict(pipeline.defaults), "trained": trained})
 
 
+def _write_schedulers(folder: Path, pipeline: Pipeline) -> dict:
+    """Write the schedule, in a stage II for the small pictures, too.   Returns its entries of the index."""
+    config = _schedule_config(pipeline.schedule)
+    names = ["scheduler"]
+    if pipeline.upscales:
+        names.append("image_noising_scheduler")
+    for name in names:
+        write_json(folder / name / "scheduler_config.json", config)
+    return {name: ["diffusers", config["_class_name"]] for name in names}
+
+
+def _write_encoders(folder: Path, encoders: nn.Module, matrices: torch.dtype) -> dict:
+    """Write text encoders and tokenizers.   Returns their entries of the index."""
+    index = {}
+    for name, encoder in encoders.named_children():
+        index[name] = ["transformers", type(encoder).__name__]
+        _encoder(folder / name, encoder, matrices)
+    for name, tokenizer in zip(_tokenizer_names(encoders), encoders.tokenizers, strict=True):
+        index[name] = ["transformers", TOKENIZER]
+        tokenizer.save_pretrained(folder / name)
+        path = folder / name / "tokenizer_config.json"
+        # transformers 5 writes a new name of the class, which transformers 4 does not know
+        write_json(path, {**json.loads(path.read_text()), "tokenizer_class": TOKENIZER})
+    return index
+
+
 def _denoiser_config(denoiser: nn.Module) -> dict:
-    """Its sizes, and of what it fixes all that differs from diffusers' defaults."""
+    """Sizes of a denoiser, and all that it fixes at other values than diffusers' defaults."""
     names = {kind.model: (name, kind) for (name, _), kind in DENOISER_KINDS.items()}
     name, kind = names[type(denoiser)]
     fixed = {field: values[0] for field, values in kind.fixed.items()}
@@ -125,25 +146,28 @@ def _component(
     folder: Path,
     config: dict,
     module: nn.Module,
-    name: str,
+    file: str,
     matrices: torch.dtype,
     layout: Layout | None = None,
 ) -> None:
     write_json(folder / "config.json", config)
-    tensors = {
-        published: _stored(own, tensor.detach(), matrices)
-        for own, tensor in module.state_dict().items()
-        for published, *_ in (layout.targets(own) if layout else [(own,)])
-    }
-    save_file(tensors, folder / name, metadata={"format": "pt"})
+    tensors = {}
+    for name_here, tensor in module.state_dict().items():
+        published = [name_here]
+        if layout:
+            published = [target for target, _ in layout.targets(name_here)]
+        for target in published:
+            tensors[target] = _stored(name_here, tensor.detach(), matrices)
+    save_file(tensors, folder / file, metadata={"format": "pt"})
 
 
 def _stored(name: str, tensor: Tensor, matrices: torch.dtype) -> Tensor:
     dtype = matrices if tensor.ndim > 1 else torch.float16
-    found, most = float(tensor.float().abs().max()), torch.finfo(dtype).max
-    if not found <= most:  # NaN, too
+    magnitude = float(tensor.float().abs().max())
+    most = torch.finfo(dtype).max
+    if not magnitude <= most:  # True for NaN, too
         raise WeightsError(
-            f"tensor {name!r} has magnitudes up to {found:.6g}, {dtype} holds {most:.6g} at most; store "
-            "matrices in a wider dtype, or train the model with lower rates"
+            f"tensor {name!r} has magnitudes up to {magnitude:.6g}, {dtype} holds {most:.6g} at most; "
+            "store matrices in a wider dtype, or train the model with lower rates"
         )
     return tensor.to(dtype).contiguous()

@@ -1,4 +1,4 @@
-"""From a published scheduler_config.json to one of our schedules; what it leaves out has diffusers' default."""
+"""Schedules from published configurations, where a field left out has diffusers' default."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCHEDULES = {
 
 
 def schedule_from_config(config: Mapping[str, Any]) -> Schedule:
-    """The schedule that a scheduler_config.json describes.
+    """Schedule that a scheduler_config.json describes.
 
     Raises WeightsError for a class or a value that none of our schedules has, with both values.
     """

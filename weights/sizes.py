@@ -1,7 +1,7 @@
-"""How many tensors a configuration asks for, by arithmetic alone, held against those that its file holds.
+"""Numbers of tensors that configurations ask for, compared with the numbers that their files hold.
 
-A configuration of a few bytes can ask for billions of layers; it is refused here, before anything is made of it.
-The numbers are bounds from below: what every layer has, whatever else is configured.
+A configuration of a few bytes can ask for billions of layers.  It is refused here by arithmetic alone, before
+anything is made of it.  The numbers are lower bounds, which hold whatever else is configured.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import IFConfig
+from textpatch.reference_models.layers import has_sites
 from textpatch.reference_models.mmdit import MMDiTConfig
-from textpatch.reference_models.sdxl import SDXLConfig, has_sites
+from textpatch.reference_models.sdxl import SDXLConfig
 from textpatch.reference_models.vae import VAEConfig
 from textpatch.weights.fill import Part, likely
 
-# Tensors of one layer: of its projections and convolutions a weight and most often a bias, of its norms as many.
+# Tensors of one layer.  A projection, a convolution or a norm has a weight and most often a bias.
 MMDIT_BLOCK = (
     22  # two modulations, seven projections of the attention, two of the image's feed-forward
 )
@@ -27,7 +28,9 @@ UNET_RESNET = 10  # two norms, two convolutions, one projection of the time
 VAE_RESNET = 8
 CLIP_LAYER = 16  # two norms, four projections, two of the feed-forward
 T5_LAYER = 8  # two norms, four projections, two of the feed-forward, all without bias
-COUNTED = {"num_layers": T5_LAYER, "num_hidden_layers": CLIP_LAYER}  # what encoders call them
+# tensors of a layer, by the name that the encoder's configuration has for their number
+COUNTED = {"num_layers": T5_LAYER, "num_hidden_layers": CLIP_LAYER}
+# fields that the number of layers follows from, for messages
 LAYERS = (
     "num_layers",
     "num_hidden_layers",
@@ -35,24 +38,32 @@ LAYERS = (
     "layers_per_block",
     "transformer_layers_per_block",
 )
-FEW = 1000  # tensors, which are made without data in a moment, and then compared with the file's by name
+# So many tensors are made without data in a moment, and are then compared with the file's by name.
+FEW = 1000
 
 
 def require_held(where: Path, config: Any, part: Part) -> None:
-    """Raises WeightsError if a model of this configuration has more tensors than the part of a file.
+    """Raise WeightsError if a model of this configuration has more tensors than a part of a file.
 
-    config: of one of our models, or the sizes of an encoder by name.  Tensors without elements count for none.
+    where   file or folder of the configuration, for the message
+    config  configuration of one of our models, or the sizes of an encoder by name
+    part    tensors for the model; those without elements do not count
     """
-    asked = (
-        fewest_of_encoder(config) if isinstance(config, Mapping) else FEWEST[type(config)](config)
-    )
+    asked = fewest(config)
     held = sum(prod(shape) > 0 for shape in part.shapes().values())
     if asked > max(held, FEW):
         raise WeightsError(
-            f"{where} says {_said(config)}, which is {_short(asked)} tensors or more, and its file holds {held}; "
-            f"fetch both again; {likely(part)}",
+            f"{where} says {_layers(config)}, which is {_short(asked)} tensors or more, "
+            f"and its file holds {held}; fetch both again; {likely(part)}",
             "too-many-layers",
         )
+
+
+def fewest(config: Any) -> int:
+    """Tensors that a model of this configuration has at least."""
+    if isinstance(config, Mapping):
+        return fewest_of_encoder(config)
+    return FEWEST[type(config)](config)
 
 
 def fewest_of_encoder(sizes: Mapping[str, Any]) -> int:
@@ -65,16 +76,16 @@ def fewest_of_mmdit(config: MMDiTConfig) -> int:
 
 
 def fewest_of_sdxl(config: SDXLConfig) -> int:
-    """ResNets of both sides, and the blocks of the transformers beside them where the type of block has some."""
-    down, up = config.layers_per_block, config.layers_per_block + 1
+    """Tensors of the ResNets of both sides, and of the transformers' blocks where there are some."""
+    down = config.layers_per_block
+    up = down + 1
     blocks = config.transformer_layers_per_block
     sides = [
-        *zip(blocks, config.down_block_types, [down] * len(blocks)),
-        *zip(reversed(blocks), config.up_block_types, [up] * len(blocks)),
+        *zip(blocks, config.down_block_types, [down] * len(blocks), strict=True),
+        *zip(reversed(blocks), config.up_block_types, [up] * len(blocks), strict=True),
     ]
-    in_transformers = (
-        sum(n * layers for n, kind, layers in sides if has_sites(kind)) + blocks[-1]
-    )  # the middle's
+    in_transformers = sum(n * layers for n, kind, layers in sides if has_sites(kind))
+    in_transformers += blocks[-1]  # in the middle
     return len(blocks) * (down + up) * UNET_RESNET + in_transformers * SDXL_BLOCK
 
 
@@ -95,22 +106,24 @@ FEWEST = {
 
 
 def _whole(value: Any) -> int:
-    """The number; none for what is no whole number, which the model itself refuses with what it expects."""
+    """Number of layers, 0 for anything but a whole number, which the model itself refuses."""
     return value if isinstance(value, int) else 0
 
 
-def _said(config: Any) -> str:
-    """The fields that layers follow from."""
+def _layers(config: Any) -> str:
+    """Fields that the number of layers follows from, with their values."""
     sizes = config if isinstance(config, Mapping) else vars(config)
     return ", ".join(f"{name} {_short(sizes[name])}" for name in LAYERS if name in sizes)
 
 
 def _short(value: Any) -> str:
-    """A number, or a few of a list's, in a few characters."""
+    """Number, or the first four of a list, in a few characters."""
     if isinstance(value, Iterable) and not isinstance(value, str):
         values = list(value)
         shown = ", ".join(_short(item) for item in values[:4])
-        return f"({shown})" if len(values) <= 4 else f"({shown}, ... {len(values)} of them)"
+        if len(values) > 4:
+            return f"({shown}, ... {len(values)} of them)"
+        return f"({shown})"
     if isinstance(value, int) and value >= 10**15:
         return "10^15 or more"
     return str(value)

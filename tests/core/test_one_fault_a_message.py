@@ -93,7 +93,7 @@ def test_a_message_speaks_of_one_fault(name):
 
 def test_every_default_has_its_own_words():
     """A message says what a field of Defaults must be, whatever words it is given."""
-    from textpatch.reference_models.pipeline import WANTED
+    from textpatch.reference_models.defaults import WANTED
 
     assert WANTED.keys() == Defaults.__dataclass_fields__.keys()
     for field, wanted in WANTED.items():

@@ -34,7 +34,8 @@ PARTS = {
     ),
 }
 EVERY_PART = [(name, part) for name, parts in PARTS.items() for part in parts]
-# The older checkpointing follows gradients through tensors that are arguments themselves, and not through lists of them.
+# The older checkpointing follows gradients through tensors that are arguments themselves, and not through
+# lists of them.
 GIVEN_TENSORS = [
     ("sdxl", sdxl.CrossAttention),
     ("sdxl", sdxl.Block),
@@ -70,7 +71,8 @@ def checkpointed(model: nn.Module, part: type[nn.Module], reentrant: bool) -> It
 
 
 def gradients(pipeline: Pipeline, held: str, slots: str) -> dict[str, Tensor]:
-    """Gradients of the denoiser's parameters by name, the text held as tokens or in a bank, every other site turned or not.
+    """Gradients of the denoiser's parameters by name, the text held as tokens or in a bank, every other
+    site turned or not.
 
     Without those that pooled the text, which is done before.
     """
@@ -127,7 +129,7 @@ def test_so_they_are_with_the_older_checkpointing(name, part):
 
 
 FAULTS = {
-    "what was kept is used up": (sdxl.UpBlock, "forward", "kept[-1 - j]", "kept.pop()"),
+    "the skips are used up": (sdxl.UpBlock, "forward", "skips[-1 - j]", "skips.pop()"),
     "a site is read once": (
         sdxl.Transformer,
         "forward",

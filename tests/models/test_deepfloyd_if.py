@@ -1,4 +1,5 @@
-"""DeepFloyd IF is the published U-Net, stage I and stage II: sites, counts, diffusers' outputs; and its bank."""
+"""DeepFloyd IF is the published U-Net, stage I and stage II: sites, counts, diffusers' outputs; and its
+bank."""
 
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -22,20 +23,33 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6}
 
 # what every published configuration has and IFConfig therefore does not say
 FIXED = dict(
-    act_fn="gelu", addition_embed_type="text", cross_attention_norm="group_norm",
-    encoder_hid_dim_type="text_proj", mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+    act_fn="gelu",
+    addition_embed_type="text",
+    cross_attention_norm="group_norm",
+    encoder_hid_dim_type="text_proj",
+    mid_block_type="UNetMidBlock2DSimpleCrossAttn",
     resnet_time_scale_shift="scale_shift",
-)  # fmt: skip
+)
 STAGE_II = dict(
-    in_channels=6, class_embed_type="timestep", only_cross_attention=True, resnet_skip_time_act=True,
-    resnet_out_scale_factor=1.4142271248762552, mid_block_scale_factor=1.4142271248762552,
+    in_channels=6,
+    class_embed_type="timestep",
+    only_cross_attention=True,
+    resnet_skip_time_act=True,
+    resnet_out_scale_factor=1.4142271248762552,
+    mid_block_scale_factor=1.4142271248762552,
     time_embedding_act_fn="gelu",
-)  # fmt: skip
+)
 SMALL = IFConfig(
-    block_out_channels=(16, 24), layers_per_block=1, down_block_types=(RESNET_DOWN, SITES_DOWN),
-    up_block_types=(SITES_UP, RESNET_UP), attention_head_dim=8, cross_attention_dim=32, encoder_hid_dim=12,
-    addition_embed_type_num_heads=4, norm_num_groups=4,
-)  # fmt: skip
+    block_out_channels=(16, 24),
+    layers_per_block=1,
+    down_block_types=(RESNET_DOWN, SITES_DOWN),
+    up_block_types=(SITES_UP, RESNET_UP),
+    attention_head_dim=8,
+    cross_attention_dim=32,
+    encoder_hid_dim=12,
+    addition_embed_type_num_heads=4,
+    norm_num_groups=4,
+)
 SMALL_II = replace(SMALL, **STAGE_II, time_embedding_dim=24)
 
 
@@ -79,13 +93,19 @@ def test_if_is_the_published_size(first):
 
 
 SITES = [  # in execution order: block, sites, width
-    ("down_blocks.1", 3, 1408), ("down_blocks.2", 3, 2112), ("down_blocks.3", 3, 2816), ("mid_block", 1, 2816),
-    ("up_blocks.0", 4, 2816), ("up_blocks.1", 4, 2112), ("up_blocks.2", 4, 1408),
-]  # fmt: skip
+    ("down_blocks.1", 3, 1408),
+    ("down_blocks.2", 3, 2112),
+    ("down_blocks.3", 3, 2816),
+    ("mid_block", 1, 2816),
+    ("up_blocks.0", 4, 2816),
+    ("up_blocks.1", 4, 2112),
+    ("up_blocks.2", 4, 1408),
+]
 
 
 def test_sites_of_if_xl(xl):
-    """22 sites: 9 down, 1 in the middle, 12 up; K and V of width W hold 2 (2816 + 1) W parameters each site."""
+    """22 sites: 9 down, 1 in the middle, 12 up; K and V of width W hold 2 (2816 + 1) W parameters each
+    site."""
     expected = [
         (f"{block}.attentions.{j}", width) for block, sites, width in SITES for j in range(sites)
     ]
@@ -117,7 +137,10 @@ def test_sites_run_in_their_order():
 def configs(draw, **flags):
     """Any number of depths, widths and layers; blocks with and without sites in any order."""
     depths, heads = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    each = lambda values: st.lists(values, min_size=depths, max_size=depths).map(tuple)  # noqa: E731
+
+    def each(values):
+        return st.lists(values, min_size=depths, max_size=depths).map(tuple)
+
     return IFConfig(
         block_out_channels=draw(each(st.sampled_from([8, 16, 24, 32]))),
         layers_per_block=draw(st.integers(1, 2) | each(st.integers(1, 2))),
@@ -125,11 +148,12 @@ def configs(draw, **flags):
         up_block_types=draw(each(st.sampled_from([RESNET_UP, SITES_UP]))),
         attention_head_dim=draw(st.sampled_from([2, 4, 8])),
         cross_attention_dim=draw(st.sampled_from([32, 64])),
-        encoder_hid_dim=heads * draw(st.integers(3, 5)), addition_embed_type_num_heads=heads,
+        encoder_hid_dim=heads * draw(st.integers(3, 5)),
+        addition_embed_type_num_heads=heads,
         norm_num_groups=draw(st.sampled_from([1, 2])),
         time_embedding_dim=draw(st.none() | st.integers(8, 24)),
         **draw(st.fixed_dictionaries(flags)),
-    )  # fmt: skip
+    )
 
 
 def batches():
@@ -165,7 +189,8 @@ def equals_diffusers(diffusers, config, batch, seed):
         assert [name for name, _ in our_text] == [name for name, _ in their_text]
         assert len(our_text) == 2 * len(ours.sites) > 0
         assert all(
-            relative(kv, ref) <= tolerance for (_, kv), (_, ref) in zip(our_text, their_text)
+            relative(kv, ref) <= tolerance
+            for (_, kv), (_, ref) in zip(our_text, their_text, strict=True)
         )
 
 
@@ -180,19 +205,25 @@ def test_stage_i_equals_diffusers(diffusers, config, batch, seed):
 
 
 @settings(max_examples=20)
-@given(config=configs(**{name: st.just(value) for name, value in STAGE_II.items()}), batch=batches(),
-       seed=st.integers(0, 99))  # fmt: skip
+@given(
+    config=configs(**{name: st.just(value) for name, value in STAGE_II.items()}),
+    batch=batches(),
+    seed=st.integers(0, 99),
+)
 def test_stage_ii_equals_diffusers(diffusers, config, batch, seed):
     """Stage II = UNet2DConditionModel on x and low side by side, with level as class label."""
     equals_diffusers(diffusers, config, batch, seed)
 
 
 MIXED = dict(
-    class_embed_type=st.sampled_from([None, "timestep"]), in_channels=st.sampled_from([2, 4]),
-    only_cross_attention=st.booleans(), resnet_skip_time_act=st.booleans(),
-    resnet_out_scale_factor=st.sampled_from([0.75, 1.5]), mid_block_scale_factor=st.sampled_from([0.5, 1.25]),
+    class_embed_type=st.sampled_from([None, "timestep"]),
+    in_channels=st.sampled_from([2, 4]),
+    only_cross_attention=st.booleans(),
+    resnet_skip_time_act=st.booleans(),
+    resnet_out_scale_factor=st.sampled_from([0.75, 1.5]),
+    mid_block_scale_factor=st.sampled_from([0.5, 1.25]),
     time_embedding_act_fn=st.sampled_from([None, "gelu"]),
-)  # fmt: skip
+)
 
 
 @settings(max_examples=15)
@@ -209,7 +240,8 @@ def reference_xl(diffusers):
 
 
 def full_width(xl, reference_xl, name: str):
-    """A module of IF-I-XL and diffusers' module of that name, in float64, sharing one set of random weights."""
+    """A module of IF-I-XL and diffusers' module of that name, in float64, sharing one set of random
+    weights."""
     ours = deepcopy(xl.get_submodule(name)).double().to_empty(device="cpu").requires_grad_(False)
     for parameter in ours.parameters():
         parameter.normal_(std=parameter[0].numel() ** -0.5)
@@ -271,7 +303,8 @@ def test_slots_at_all_sites_are_the_donors_text(config, dtype):
     target = model(x, t, TextCondition(donors, pooled), **stage_ii)
     own, theirs = model.text_kv(readers), model.text_kv(TextCondition(donors))
     bank = tuple(
-        tuple(torch.cat(pair) for pair in zip(a, b)) for a, b in zip(own, theirs)
+        tuple(torch.cat(pair) for pair in zip(a, b, strict=True))
+        for a, b in zip(own, theirs, strict=True)
     )  # R = 4, B = 2
     slots = [row_slots(torch.tensor([2, 3]), tokens=5)] * len(model.sites)
     assert torch.equal(model(x, t, TextCondition(bank, pooled), slots=slots, **stage_ii), target)
@@ -283,7 +316,8 @@ def test_slots_at_all_sites_are_the_donors_text(config, dtype):
 
 @both_stages
 def test_a_pair_of_slots_is_for_keys_and_values(config):
-    """(slots, own slots) at one site = the donor's keys with the reader's values, there alone, bit for bit."""
+    """(slots, own slots) at one site = the donor's keys with the reader's values, there alone, bit for
+    bit."""
     model = build(config)
     (x, t, text), stage_ii = inputs(config)
     text = TextCondition(model.text_kv(text), model.pool(text.tokens))
@@ -307,33 +341,74 @@ def test_it_compiles_in_one_piece(config):
     """torch.compile(fullgraph=True) makes one graph for all timesteps, from tokens and from a bank."""
     model = build(config, torch.float32)
     (x, _, text), stage_ii = inputs(config, torch.float32)
-    for text in (text, TextCondition(model.text_kv(text), model.pool(text.tokens))):
+    bank = TextCondition(model.text_kv(text), model.pool(text.tokens))
+    for condition in (text, bank):
         torch._dynamo.reset()
         counter = CompileCounter()
         compiled = torch.compile(model, backend=counter, fullgraph=True)
         for t in torch.tensor([3.0, 700.0]):
-            assert torch.equal(compiled(x, t, text, **stage_ii), model(x, t, text, **stage_ii))
+            made = model(x, t, condition, **stage_ii)
+            assert torch.equal(compiled(x, t, condition, **stage_ii), made)
         assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("sizes, says", [
-    (dict(down_block_types=("DownBlock2D", SITES_DOWN)), "down_block_types has 'DownBlock2D'; DeepFloyd IF"),
-    (dict(up_block_types=(SITES_DOWN, RESNET_UP)), "up_block_types has 'SimpleCrossAttnDownBlock2D'"),
-    (dict(class_embed_type="projection"), "class_embed_type has 'projection'; DeepFloyd IF has None and 'tim"),
-    (dict(time_embedding_act_fn="silu"), "time_embedding_act_fn has 'silu'; DeepFloyd IF has None and 'gelu'"),
-    (dict(block_out_channels=(16, 24, 32)), "2 down_block_types for 3 block_out_channels"),
-    (dict(up_block_types=(RESNET_UP,)), "1 up_block_types for 2 block_out_channels"),
-    (dict(layers_per_block=(1, 1, 1)), "3 layers for 2 block_out_channels"),
-    (dict(layers_per_block=(0, 1)), r"layers_per_block is \(0, 1\); each depth needs at least one"),
-    (dict(norm_num_groups=5), r"block_out_channels has 16, which is no multiple of 5 \(norm_num_groups"),
-    (dict(down_block_types=(RESNET_DOWN,) * 2, up_block_types=(RESNET_UP,) * 2, block_out_channels=(12, 20)),
-     r"block_out_channels has 20, which is no multiple of 8 \(attention_head"),
-    (dict(attention_head_dim=16), r"block_out_channels has 24, which is no multiple of 16 \(attention_head"),
-    (dict(block_out_channels=(15, 24), norm_num_groups=3), "block_out_channels has 15, .* no multiple of 2"),
-    (dict(cross_attention_dim=48), r"cross_attention_dim has 48, which is no multiple of 32 \(groups of"),
-    (dict(encoder_hid_dim=10), "encoder_hid_dim has 10, which is no multiple of 4"),
-    (STAGE_II | dict(in_channels=3), r"in_channels has 3, which is no multiple of 2 \(pictures, x and low\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes, says",
+    [
+        (
+            dict(down_block_types=("DownBlock2D", SITES_DOWN)),
+            "down_block_types has 'DownBlock2D'; DeepFloyd IF",
+        ),
+        (
+            dict(up_block_types=(SITES_DOWN, RESNET_UP)),
+            "up_block_types has 'SimpleCrossAttnDownBlock2D'",
+        ),
+        (
+            dict(class_embed_type="projection"),
+            "class_embed_type has 'projection'; DeepFloyd IF has None and 'tim",
+        ),
+        (
+            dict(time_embedding_act_fn="silu"),
+            "time_embedding_act_fn has 'silu'; DeepFloyd IF has None and 'gelu'",
+        ),
+        (dict(block_out_channels=(16, 24, 32)), "2 down_block_types for 3 block_out_channels"),
+        (dict(up_block_types=(RESNET_UP,)), "1 up_block_types for 2 block_out_channels"),
+        (dict(layers_per_block=(1, 1, 1)), "3 layers for 2 block_out_channels"),
+        (
+            dict(layers_per_block=(0, 1)),
+            r"layers_per_block is \(0, 1\); each depth needs at least one",
+        ),
+        (
+            dict(norm_num_groups=5),
+            r"block_out_channels has 16, which is no multiple of 5 \(norm_num_groups",
+        ),
+        (
+            dict(
+                down_block_types=(RESNET_DOWN,) * 2,
+                up_block_types=(RESNET_UP,) * 2,
+                block_out_channels=(12, 20),
+            ),
+            r"block_out_channels has 20, which is no multiple of 8 \(attention_head",
+        ),
+        (
+            dict(attention_head_dim=16),
+            r"block_out_channels has 24, which is no multiple of 16 \(attention_head",
+        ),
+        (
+            dict(block_out_channels=(15, 24), norm_num_groups=3),
+            "block_out_channels has 15, .* no multiple of 2",
+        ),
+        (
+            dict(cross_attention_dim=48),
+            r"cross_attention_dim has 48, which is no multiple of 32 \(groups of",
+        ),
+        (dict(encoder_hid_dim=10), "encoder_hid_dim has 10, which is no multiple of 4"),
+        (
+            STAGE_II | dict(in_channels=3),
+            r"in_channels has 3, which is no multiple of 2 \(pictures, x and low\)",
+        ),
+    ],
+)
 def test_a_config_that_fits_nothing_is_refused(sizes, says):
     """A configuration the model cannot build is a PatchError with both values."""
     with pytest.raises(PatchError, match=says):

@@ -1,4 +1,5 @@
-"""Every law that says something of a model notices a fault in the source of each: SDXL's, DeepFloyd IF's, MMDiT's."""
+"""Every law that says something of a model notices a fault in the source of each: SDXL's, DeepFloyd IF's,
+MMDiT's."""
 
 import pytest
 
@@ -45,10 +46,19 @@ KEYS_AS_VALUES = {
     ),
 }
 KEYS_AS_VALUES_IN_THE_BANK = {
-    "sdxl": (CROSS, "text_kv", "self.to_k(tokens)), self.split(self.to_v", "self.to_v(tokens)), self.split(self.to_k"),
-    "if-i": (ADDED, "text_kv", "self.add_k_proj(tokens)), self.split(self.add_v_proj",
-             "self.add_v_proj(tokens)), self.split(self.add_k_proj"),
-}  # fmt: skip
+    "sdxl": (
+        CROSS,
+        "text_kv",
+        "self.to_k(tokens)), self.split(self.to_v",
+        "self.to_v(tokens)), self.split(self.to_k",
+    ),
+    "if-i": (
+        ADDED,
+        "text_kv",
+        "self.add_k_proj(tokens)), self.split(self.add_v_proj",
+        "self.add_v_proj(tokens)), self.split(self.add_k_proj",
+    ),
+}
 KEYS_WITHOUT_GRADIENT = {
     "sdxl": (CROSS, "text_kv", "self.to_k(tokens)", "self.to_k(tokens.detach())"),
     "if-i": (ADDED, "text_kv", "self.add_k_proj(tokens)", "self.add_k_proj(tokens.detach())"),

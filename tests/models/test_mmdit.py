@@ -1,4 +1,5 @@
-"""MMDiT is the published transformer, SD3 and SD3.5: counts, sites, diffusers' numbers, and what it refuses."""
+"""MMDiT is the published transformer, SD3 and SD3.5: counts, sites, diffusers' numbers, and what it
+refuses."""
 
 from dataclasses import asdict
 
@@ -27,10 +28,18 @@ PUBLISHED = {
     ),
 }
 SMALL = MMDiTConfig(
-    in_channels=3, out_channels=2, num_layers=3, num_attention_heads=2, attention_head_dim=4, joint_attention_dim=6,
-    pooled_projection_dim=5, caption_projection_dim=8, pos_embed_max_size=4, qk_norm="rms_norm",
+    in_channels=3,
+    out_channels=2,
+    num_layers=3,
+    num_attention_heads=2,
+    attention_head_dim=4,
+    joint_attention_dim=6,
+    pooled_projection_dim=5,
+    caption_projection_dim=8,
+    pos_embed_max_size=4,
+    qk_norm="rms_norm",
     dual_attention_layers=(0, 2),
-)  # fmt: skip
+)
 
 
 def on_meta(config: MMDiTConfig) -> MMDiT:
@@ -53,9 +62,14 @@ def inputs(config: MMDiTConfig, dtype=torch.float64, rows=2, size=(2, 3), tokens
     return x, 1000 * torch.rand(rows, dtype=dtype), TextCondition(words, pooled)
 
 
-@pytest.mark.parametrize("name, tensors, parameters", [
-    ("SD3-medium", 683, 2_028_328_000), ("SD3.5-medium", 909, 2_243_171_520), ("SD3.5-large", 1227, 8_056_627_520),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, tensors, parameters",
+    [
+        ("SD3-medium", 683, 2_028_328_000),
+        ("SD3.5-medium", 909, 2_243_171_520),
+        ("SD3.5-large", 1227, 8_056_627_520),
+    ],
+)
 def test_mmdit_is_the_published_size(name, tensors, parameters):
     """As many tensors and parameters as the published files; their names are in test_manifests.py."""
     model = on_meta(PUBLISHED[name])
@@ -63,9 +77,14 @@ def test_mmdit_is_the_published_size(name, tensors, parameters):
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
-@pytest.mark.parametrize("name, heads, parameters", [
-    ("SD3-medium", 24, 4_721_664), ("SD3.5-medium", 24, 4_721_664), ("SD3.5-large", 38, 11_834_112),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, heads, parameters",
+    [
+        ("SD3-medium", 24, 4_721_664),
+        ("SD3.5-medium", 24, 4_721_664),
+        ("SD3.5-large", 38, 11_834_112),
+    ],
+)
 def test_sites_are_the_joint_attentions(name, heads, parameters):
     """One site a block, in execution order, of 2 (W + 1) W parameters; no image-only attention is a site."""
     config = PUBLISHED[name]
@@ -92,14 +111,20 @@ def configs(draw):
         draw(st.integers(1, 3)),
     )
     return MMDiTConfig(
-        sample_size=8, patch_size=draw(st.sampled_from([1, 2, 4])),
-        in_channels=draw(st.integers(1, 4)), out_channels=draw(st.integers(1, 4)),
-        num_layers=layers, num_attention_heads=heads, attention_head_dim=head_dim,
-        joint_attention_dim=draw(st.integers(1, 9)), pooled_projection_dim=draw(st.integers(1, 9)),
-        caption_projection_dim=heads * head_dim, pos_embed_max_size=draw(st.integers(8, 9)),
+        sample_size=8,
+        patch_size=draw(st.sampled_from([1, 2, 4])),
+        in_channels=draw(st.integers(1, 4)),
+        out_channels=draw(st.integers(1, 4)),
+        num_layers=layers,
+        num_attention_heads=heads,
+        attention_head_dim=head_dim,
+        joint_attention_dim=draw(st.integers(1, 9)),
+        pooled_projection_dim=draw(st.integers(1, 9)),
+        caption_projection_dim=heads * head_dim,
+        pos_embed_max_size=draw(st.integers(8, 9)),
         qk_norm=draw(st.sampled_from([None, "rms_norm"])),
         dual_attention_layers=draw(st.sets(st.integers(0, layers - 1)).map(sorted).map(tuple)),
-    )  # fmt: skip
+    )
 
 
 def in_float64(theirs):
@@ -121,9 +146,12 @@ def reference(diffusers, model: MMDiT, dtype):
 
 @settings(max_examples=60)
 @given(
-    config=configs(), rows=st.integers(1, 3), size=st.tuples(st.integers(1, 8), st.integers(1, 8)),
-    tokens=st.integers(1, 6), seed=st.integers(0, 99),
-)  # fmt: skip
+    config=configs(),
+    rows=st.integers(1, 3),
+    size=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+    tokens=st.integers(1, 6),
+    seed=st.integers(0, 99),
+)
 def test_mmdit_equals_diffusers(diffusers, config, rows, size, tokens, seed):
     """MMDiT = SD3Transformer2DModel: output, and text K and V of every site; latents need not be square."""
     for dtype, tolerance in TOLERANCE.items():
@@ -207,31 +235,43 @@ def test_it_compiles_in_one_piece():
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("sizes, says", [
-    (dict(caption_projection_dim=100), "caption_projection_dim is 100, but 24 heads x 64 make a width of 1536"),
-    (dict(qk_norm="layer_norm"), "qk_norm is 'layer_norm'; this MMDiT knows None"),
-    (dict(dual_attention_layers=(3, 24)), r"dual_attention_layers has 24; the blocks of this MMDiT are 0\.\.23"),
-    (dict(dual_attention_layers=(-1,)), "dual_attention_layers has -1"),
-    (dict(num_layers=0), "num_layers is 0; give a whole number from 1 on"),
-    (dict(num_layers="24"), "num_layers is '24'; give"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes, says",
+    [
+        (
+            dict(caption_projection_dim=100),
+            "caption_projection_dim is 100, but 24 heads x 64 make a width of 1536",
+        ),
+        (dict(qk_norm="layer_norm"), "qk_norm is 'layer_norm'; this MMDiT knows None"),
+        (
+            dict(dual_attention_layers=(3, 24)),
+            r"dual_attention_layers has 24; the blocks of this MMDiT are 0\.\.23",
+        ),
+        (dict(dual_attention_layers=(-1,)), "dual_attention_layers has -1"),
+        (dict(num_layers=0), "num_layers is 0; give a whole number from 1 on"),
+        (dict(num_layers="24"), "num_layers is '24'; give"),
+    ],
+)
 def test_a_config_that_fits_nothing_is_refused(sizes, says):
     """A configuration the model cannot build is a PatchError with both values."""
     with pytest.raises(PatchError, match=says):
         MMDiTConfig(**sizes)
 
 
-@pytest.mark.parametrize("says, changed", {
-    "latents of 3x4 do not divide into patches of 2x2": dict(x=(2, 3, 3, 4)),
-    "5x2 patches; the position table holds 4x4": dict(x=(2, 3, 10, 4)),
-    "channels of x: 4, but must be 3 here": dict(x=(2, 4, 4, 4)),
-    "width of text.tokens: 7, but must be 6 here": dict(tokens=(2, 5, 7)),
-    "width of text.pooled: 4, but must be 5 here": dict(pooled=(2, 4)),
-    "rows of text.tokens: 1, but must be 2 here": dict(tokens=(1, 5, 6)),
-    "rows of text.pooled: 1, but must be 2 here": dict(pooled=(1, 5)),
-    "text.pooled is None; an MMDiT reads a pooled vector for each row of x": dict(pooled=None),
-    "1 slots entries for 3 sites": dict(slots=[None]),
-}.items())  # fmt: skip
+@pytest.mark.parametrize(
+    "says, changed",
+    {
+        "latents of 3x4 do not divide into patches of 2x2": dict(x=(2, 3, 3, 4)),
+        "5x2 patches; the position table holds 4x4": dict(x=(2, 3, 10, 4)),
+        "channels of x: 4, but must be 3 here": dict(x=(2, 4, 4, 4)),
+        "width of text.tokens: 7, but must be 6 here": dict(tokens=(2, 5, 7)),
+        "width of text.pooled: 4, but must be 5 here": dict(pooled=(2, 4)),
+        "rows of text.tokens: 1, but must be 2 here": dict(tokens=(1, 5, 6)),
+        "rows of text.pooled: 1, but must be 2 here": dict(pooled=(1, 5)),
+        "text.pooled is None; an MMDiT reads a pooled vector for each row of x": dict(pooled=None),
+        "1 slots entries for 3 sites": dict(slots=[None]),
+    }.items(),
+)
 def test_what_does_not_fit_is_refused(says, changed):
     """Sizes, channels, widths, rows and slots that the model cannot read are PatchErrors with both values."""
     shapes = dict(x=(2, 3, 4, 4), tokens=(2, 5, 6), pooled=(2, 5), slots=None) | changed

@@ -19,7 +19,8 @@ SEEDS = [5, 11]
 
 
 def tolerance(steps: int, guidance: float) -> float:
-    """float32 on both sides: a forward may differ by 5e-6, guidance multiplies that, and every step adds its own.
+    """float32 on both sides: a forward may differ by 5e-6, guidance multiplies that, and every step adds
+    its own.
 
     (The models alone are compared in float64 elsewhere; a wrong number anywhere is 1e-2 away.)
     """
@@ -67,7 +68,8 @@ LATENT = [("sdxl", {}), ("sd3", {}), ("sd3", {"t5": False}), ("sd3", {"dual": Tr
     "name, options", LATENT, ids=["sdxl", "sd3", "sd3-without-t5", "sd3.5-medium"]
 )
 def test_latent_pipelines_equal_diffusers(saved, name, options, guidance, negative):
-    """Latents within 1e-5 and pictures within one level of 255, with and without guidance and negative prompt."""
+    """Latents within 1e-5 and pictures within one level of 255, with and without guidance and negative
+    prompt."""
     theirs, ours = saved(name, **options)
     negatives = None if negative is None else [negative] * 2
     call = dict(
@@ -87,7 +89,9 @@ def test_latent_pipelines_equal_diffusers(saved, name, options, guidance, negati
     )
     drawn = theirs(PROMPTS, latents=noise, output_type="pil", **call).images
     for a, b in zip(
-        ours.generate(PROMPTS, seeds=SEEDS, steps=3, guidance=guidance, negative=negative), drawn
+        ours.generate(PROMPTS, seeds=SEEDS, steps=3, guidance=guidance, negative=negative),
+        drawn,
+        strict=True,
     ):
         assert np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max() <= 1
 
@@ -97,8 +101,15 @@ def test_deepfloyd_if_equals_diffusers(saved, guidance, negative):
     """Stage I from its own seeds: the starting noise and that of every step are drawn in the same order."""
     theirs, ours = saved("deepfloyd_if")
     negatives = None if negative is None else [negative] * 2
-    expected = theirs(PROMPTS, negative_prompt=negatives, num_inference_steps=4, guidance_scale=guidance,
-                      generator=generators(), output_type="pt", clean_caption=False).images  # fmt: skip
+    expected = theirs(
+        PROMPTS,
+        negative_prompt=negatives,
+        num_inference_steps=4,
+        guidance_scale=guidance,
+        generator=generators(),
+        output_type="pt",
+        clean_caption=False,
+    ).images
     text = ours.encode(PROMPTS if guidance == 1 else [negative] * 2 + PROMPTS)
     noises = ours.noises(SEEDS)
     made = ours.denoise(next(noises), text, steps=4, guidance=guidance, noises=noises)
@@ -112,8 +123,16 @@ def test_stage_ii_equals_diffusers(saved, guidance, level):
     """Stage II over a low picture of half the size, noised to `level`, from the same seeds."""
     theirs, ours = saved("deepfloyd_if_ii")
     low = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    expected = theirs(PROMPTS, image=low, num_inference_steps=3, guidance_scale=guidance, noise_level=level,
-                      generator=generators(), output_type="pt", clean_caption=False).images  # fmt: skip
+    expected = theirs(
+        PROMPTS,
+        image=low,
+        num_inference_steps=3,
+        guidance_scale=guidance,
+        noise_level=level,
+        generator=generators(),
+        output_type="pt",
+        clean_caption=False,
+    ).images
     made = ours.enlarge(low, PROMPTS, seeds=SEEDS, steps=3, guidance=guidance, level=level)
     assert relative(made, expected) <= tolerance(3, guidance)
 
@@ -166,7 +185,8 @@ def test_a_picture_is_its_prompt_and_seed():
     assert set(rows) == {3, 1}
     a, b, c, d = pipeline.generate([SIGNS[0]] * 3 + [SIGNS[1]], seeds=[0, 0, 1, 0], guidance=1)
     apart = [
-        np.abs(np.asarray(x, int) - np.asarray(y, int)).max() for x, y in zip(again, (a, b, c, d))
+        np.abs(np.asarray(x, int) - np.asarray(y, int)).max()
+        for x, y in zip(again, (a, b, c, d), strict=True)
     ]
     assert max(apart) <= 1  # so many at once
     assert a.tobytes() == b.tobytes() != c.tobytes() and d.tobytes() != a.tobytes()
@@ -187,7 +207,8 @@ def test_a_seed_is_one_noise(dtype):
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 5 + 2**40, 2**63 - 1, -(2**63), 2**64, True, 1.5, "0"])
 def test_a_seed_that_would_repeat_another_is_refused(seed):
-    """Torch's generator takes a seed modulo 2^32: of 0 to 2^32 - 1 each is a noise of its own, and the rest is refused."""
+    """Torch's generator takes a seed modulo 2^32: of 0 to 2^32 - 1 each is a noise of its own, and the rest
+    is refused."""
     pipeline = small_pipeline()
     says = re.escape(
         f"seed {seed!r} does not fit the noise generator; give a whole number of 0 to 4294967295"

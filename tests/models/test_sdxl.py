@@ -28,11 +28,18 @@ FIXED = dict(
 )  # so published, and no size
 PARAMETERS = 2_567_463_684
 SMALL = SDXLConfig(
-    in_channels=3, block_out_channels=(12, 24), layers_per_block=1, down_block_types=(DOWN, SITES_DOWN),
-    up_block_types=(SITES_UP, UP), transformer_layers_per_block=(1, 2), attention_head_dim=(2, 3),
-    cross_attention_dim=10, addition_time_embed_dim=4, projection_class_embeddings_input_dim=24 + 7,
+    in_channels=3,
+    block_out_channels=(12, 24),
+    layers_per_block=1,
+    down_block_types=(DOWN, SITES_DOWN),
+    up_block_types=(SITES_UP, UP),
+    transformer_layers_per_block=(1, 2),
+    attention_head_dim=(2, 3),
+    cross_attention_dim=10,
+    addition_time_embed_dim=4,
+    projection_class_embeddings_input_dim=24 + 7,
     norm_num_groups=3,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +63,12 @@ def inputs(config: SDXLConfig, dtype=torch.float64, rows=2, size=(5, 4), tokens=
 
 
 SITES = [  # in execution order: where, transformers, blocks in each, width, heads
-    ("down_blocks.1", 2, 2, 640, 10), ("down_blocks.2", 2, 10, 1280, 20), ("mid_block", 1, 10, 1280, 20),
-    ("up_blocks.0", 3, 10, 1280, 20), ("up_blocks.1", 3, 2, 640, 10),
-]  # fmt: skip
+    ("down_blocks.1", 2, 2, 640, 10),
+    ("down_blocks.2", 2, 10, 1280, 20),
+    ("mid_block", 1, 10, 1280, 20),
+    ("up_blocks.0", 3, 10, 1280, 20),
+    ("up_blocks.1", 3, 2, 640, 10),
+]
 
 
 def test_sites_of_sdxl(base):
@@ -96,16 +106,24 @@ def test_the_sites_of_the_paper(base):
 def configs(draw):
     """Any number of depths, widths, heads and layers; blocks with and without sites in any order."""
     depths, size = draw(st.integers(1, 3)), 2 * draw(st.integers(1, 4))
-    each = lambda *values: st.tuples(*[st.sampled_from(values)] * depths)  # noqa: E731
+
+    def each(*values):
+        return st.tuples(*[st.sampled_from(values)] * depths)
+
     return SDXLConfig(
-        in_channels=draw(st.integers(1, 5)), out_channels=draw(st.integers(1, 5)),
-        block_out_channels=draw(each(12, 24, 36)), layers_per_block=draw(st.integers(1, 3)),
-        down_block_types=draw(each(DOWN, SITES_DOWN)), up_block_types=draw(each(UP, SITES_UP)),
-        transformer_layers_per_block=draw(each(1, 2, 3)), attention_head_dim=draw(each(1, 2, 3, 4)),
-        cross_attention_dim=draw(st.integers(1, 20)), addition_time_embed_dim=size,
+        in_channels=draw(st.integers(1, 5)),
+        out_channels=draw(st.integers(1, 5)),
+        block_out_channels=draw(each(12, 24, 36)),
+        layers_per_block=draw(st.integers(1, 3)),
+        down_block_types=draw(each(DOWN, SITES_DOWN)),
+        up_block_types=draw(each(UP, SITES_UP)),
+        transformer_layers_per_block=draw(each(1, 2, 3)),
+        attention_head_dim=draw(each(1, 2, 3, 4)),
+        cross_attention_dim=draw(st.integers(1, 20)),
+        addition_time_embed_dim=size,
         projection_class_embeddings_input_dim=6 * size + draw(st.integers(1, 9)),
         norm_num_groups=draw(st.sampled_from([1, 2, 3])),
-    )  # fmt: skip
+    )
 
 
 def batches():
@@ -140,7 +158,9 @@ def test_sdxl_equals_diffusers(diffusers, config, batch, seed):
         names = [f"{site.name}.{part}" for site in ours.sites for part in ("to_k", "to_v")]
         assert [name for name, _ in our_text] == [name for name, _ in their_text] == names != []
         assert a.dtype == b.dtype == dtype and relative(a, b) <= tolerance
-        assert all(relative(a, b) <= tolerance for (_, a), (_, b) in zip(our_text, their_text))
+        assert all(
+            relative(a, b) <= tolerance for (_, a), (_, b) in zip(our_text, their_text, strict=True)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +181,8 @@ def full_width(base, reference_base, name: str):
 
 @pytest.mark.parametrize("where, width", [("down_blocks.1", 640), ("mid_block", 1280)])
 def test_block_at_full_width(base, reference_base, where, width):
-    """A block of 640 = 10 heads or 1280 = 20 heads of 64 is diffusers' BasicTransformerBlock, at 77 tokens."""
+    """A block of 640 = 10 heads or 1280 = 20 heads of 64 is diffusers' BasicTransformerBlock, at 77
+    tokens."""
     ours, theirs = full_width(base, reference_base, f"{where}.attentions.0.transformer_blocks.0")
     x = torch.randn(1, 6, width, dtype=torch.float64)
     tokens = torch.randn(1, 77, 2048, dtype=torch.float64)
@@ -199,8 +220,8 @@ def test_slots_at_all_sites_are_the_donors_text(dtype):
     donors = replace(readers, tokens=torch.randn_like(readers.tokens))
     target = model(x, t, donors)
     bank = tuple(
-        tuple(map(torch.cat, zip(*kvs)))
-        for kvs in zip(model.text_kv(readers), model.text_kv(donors))
+        tuple(map(torch.cat, zip(*kvs, strict=True)))
+        for kvs in zip(model.text_kv(readers), model.text_kv(donors), strict=True)
     )
     slots = [row_slots(torch.tensor([2, 3]), tokens=5)] * len(model.sites)  # R = 4, B = 2
     assert torch.equal(model(x, t, replace(readers, tokens=bank), slots=slots), target)
@@ -211,7 +232,8 @@ def test_slots_at_all_sites_are_the_donors_text(dtype):
 
 
 def test_a_pair_of_slots_is_for_keys_and_values():
-    """(slots, own slots) at one site = the donor's keys with the reader's values, there alone, bit for bit."""
+    """(slots, own slots) at one site = the donor's keys with the reader's values, there alone, bit for
+    bit."""
     model = build(SMALL)
     x, t, text = inputs(SMALL)
     text, site = replace(text, tokens=model.text_kv(text)), 1
@@ -234,34 +256,80 @@ def test_it_compiles_in_one_piece():
     """torch.compile(fullgraph=True) makes one graph for all timesteps, from tokens and from a bank."""
     model = build(replace(SMALL, transformer_layers_per_block=(1, 1)), torch.float32)
     x, _, text = inputs(SMALL, torch.float32)
-    for text in (text, replace(text, tokens=model.text_kv(text))):
+    for condition in (text, replace(text, tokens=model.text_kv(text))):
         torch._dynamo.reset()
         counter = CompileCounter()
         compiled = torch.compile(model, backend=counter, fullgraph=True)
         for t in torch.tensor([3.0, 700.0]):
-            assert torch.equal(compiled(x, t, text), model(x, t, text))
+            assert torch.equal(compiled(x, t, condition), model(x, t, condition))
         assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("sizes, says", [
-    (dict(down_block_types=("DownBlock2D", "ResnetDownsampleBlock2D")),
-     "down_block_types has 'ResnetDownsampleBlock2D'; SDXL has 'DownBlock2D' and 'CrossAttnDownBlock2D'"),
-    (dict(up_block_types=(SITES_DOWN, UP)), "up_block_types has 'CrossAttnDownBlock2D'; SDXL has 'UpBlock2D'"),
-    (dict(up_block_types=(UP,)), r"up_block_types is \('UpBlock2D',\); 2 block_out_channels need a tuple of 2"),
-    (dict(block_out_channels=(12, 24, 36)), "down_block_types is .*; 3 block_out_channels need a tuple of 3"),
-    (dict(transformer_layers_per_block=2), "transformer_layers_per_block is 2; 2 block_out_channels need a tuple"),
-    (dict(transformer_layers_per_block=(1, (2, 1))), r"transformer_layers_per_block has \(2, 1\); SDXL has whole"),
-    (dict(layers_per_block=(1, 2)), r"layers_per_block has \(1, 2\); SDXL has whole numbers from 1 on"),
-    (dict(layers_per_block=0), "layers_per_block has 0; SDXL has whole numbers from 1 on"),
-    (dict(attention_head_dim=(2, 0)), "attention_head_dim has 0; SDXL has whole numbers from 1 on"),
-    (dict(attention_head_dim=(2, 5)), r"block_out_channels has 24, which is no multiple of 5 \(attention_head_dim"),
-    (dict(attention_head_dim=(2, 5), down_block_types=(DOWN, DOWN), up_block_types=(UP, UP)),  # the middle has sites
-     r"block_out_channels has 24, which is no multiple of 5 \(attention_head_dim"),
-    (dict(norm_num_groups=5), r"block_out_channels has 12, which is no multiple of 5 \(norm_num_groups\)"),
-    (dict(block_out_channels=(9, 24)), r"block_out_channels has 9, which is no multiple of 2 \(cosines and sines of"),
-    (dict(addition_time_embed_dim=3), "addition_time_embed_dim has 3, which is no multiple of 2"),
-    (dict(addition_time_embed_dim=6), "_input_dim is 31, and six times addition_time_embed_dim 36"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes, says",
+    [
+        (
+            dict(down_block_types=("DownBlock2D", "ResnetDownsampleBlock2D")),
+            "down_block_types has 'ResnetDownsampleBlock2D'; "
+            "SDXL has 'DownBlock2D' and 'CrossAttnDownBlock2D'",
+        ),
+        (
+            dict(up_block_types=(SITES_DOWN, UP)),
+            "up_block_types has 'CrossAttnDownBlock2D'; SDXL has 'UpBlock2D'",
+        ),
+        (
+            dict(up_block_types=(UP,)),
+            r"up_block_types is \('UpBlock2D',\); 2 block_out_channels need a tuple of 2",
+        ),
+        (
+            dict(block_out_channels=(12, 24, 36)),
+            "down_block_types is .*; 3 block_out_channels need a tuple of 3",
+        ),
+        (
+            dict(transformer_layers_per_block=2),
+            "transformer_layers_per_block is 2; 2 block_out_channels need a tuple",
+        ),
+        (
+            dict(transformer_layers_per_block=(1, (2, 1))),
+            r"transformer_layers_per_block has \(2, 1\); SDXL has whole",
+        ),
+        (
+            dict(layers_per_block=(1, 2)),
+            r"layers_per_block has \(1, 2\); SDXL has whole numbers from 1 on",
+        ),
+        (dict(layers_per_block=0), "layers_per_block has 0; SDXL has whole numbers from 1 on"),
+        (
+            dict(attention_head_dim=(2, 0)),
+            "attention_head_dim has 0; SDXL has whole numbers from 1 on",
+        ),
+        (
+            dict(attention_head_dim=(2, 5)),
+            r"block_out_channels has 24, which is no multiple of 5 \(attention_head_dim",
+        ),
+        (
+            dict(
+                attention_head_dim=(2, 5), down_block_types=(DOWN, DOWN), up_block_types=(UP, UP)
+            ),  # the middle has sites
+            r"block_out_channels has 24, which is no multiple of 5 \(attention_head_dim",
+        ),
+        (
+            dict(norm_num_groups=5),
+            r"block_out_channels has 12, which is no multiple of 5 \(norm_num_groups\)",
+        ),
+        (
+            dict(block_out_channels=(9, 24)),
+            r"block_out_channels has 9, which is no multiple of 2 \(cosines and sines of",
+        ),
+        (
+            dict(addition_time_embed_dim=3),
+            "addition_time_embed_dim has 3, which is no multiple of 2",
+        ),
+        (
+            dict(addition_time_embed_dim=6),
+            "_input_dim is 31, and six times addition_time_embed_dim 36",
+        ),
+    ],
+)
 def test_a_config_that_fits_nothing_is_refused(sizes, says):
     """A configuration the model cannot build is a PatchError with both values."""
     with pytest.raises(PatchError, match=says):
@@ -290,7 +358,8 @@ REFUSED = {  # changes to x, text and slots
 
 @pytest.mark.parametrize("says", REFUSED)
 def test_what_does_not_fit_is_refused(says):
-    """Channels, widths, rows and slots that do not fit, and text without all its parts: both values are said."""
+    """Channels, widths, rows and slots that do not fit, and text without all its parts: both values are
+    said."""
     shapes = (
         dict(x=(2, 3, 4, 4), tokens=(2, 5, 10), pooled=(2, 7), micro=(2, 6), slots=None)
         | REFUSED[says]

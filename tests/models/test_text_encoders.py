@@ -70,7 +70,8 @@ def require_equal(text, tokens, pooled):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_sdxl_equals_diffusers(published, seed):
-    """SDXLTextEncoders = StableDiffusionXLPipeline.encode_prompt, "" too, each tokenizer padding as it does."""
+    """SDXLTextEncoders = StableDiffusionXLPipeline.encode_prompt, "" too, each tokenizer padding as it
+    does."""
     pipeline = published.sdxl(seed)
     pipeline.tokenizer_2.pad_token = (
         '"'  # the published one pads with "!", a word of the vocabulary
@@ -180,10 +181,13 @@ def test_one_reader_is_enough(published):
         sd3(published.sd3(t5=False))([long])
 
 
-@pytest.mark.parametrize("family, options", [
-    ("sd3", dict(prompt_2=None, prompt_3=None, max_sequence_length=LENGTH)),
-    ("deepfloyd_if", dict(clean_caption=False)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "family, options",
+    [
+        ("sd3", dict(prompt_2=None, prompt_3=None, max_sequence_length=LENGTH)),
+        ("deepfloyd_if", dict(clean_caption=False)),
+    ],
+)
 def test_t5_may_keep_its_output_layers_in_float32(published, family, options):
     """All float16 but T5's `wo`, as transformers loads it: diffusers' tokens, bit for bit, and no overflow.
 
@@ -243,10 +247,14 @@ def test_clips_with_other_positions_read_as_many_tokens(published, positions):
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3"])
 def test_clips_that_read_prompts_of_two_lengths_are_refused(published, family):
-    """Their states stand side by side, token by token: WeightsError with positions and tokenizers' lengths of both."""
+    """Their states stand side by side, token by token: WeightsError with positions and tokenizers' lengths
+    of both."""
     pipeline = longer(getattr(published, family)(), 248)
     pipeline.tokenizer_2.model_max_length = 77
-    says = "248 and 248 positions, .* model_max_length is 248 and 77; both must read prompts of one length: give both"
+    says = (
+        "248 and 248 positions, .* model_max_length is 248 and 77; "
+        "both must read prompts of one length: give both"
+    )
     with pytest.raises(WeightsError, match=says):
         FAMILIES[family](pipeline)
 
@@ -254,11 +262,13 @@ def test_clips_that_read_prompts_of_two_lengths_are_refused(published, family):
 @pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
 @pytest.mark.parametrize("end", [0, -1, 2, 4, 10**9, None, [3]])
 def test_a_clip_that_pools_another_token_is_refused(end, name):
-    """The end of a prompt is the tokenizer's, 3: another would be looked for in vain, and the first token pooled."""
+    """The end of a prompt is the tokenizer's, 3: another would be looked for in vain, and the first token
+    pooled."""
     made = copy.deepcopy(small_encoders())
     getattr(made, name).config.eos_token_id = end
     says = re.escape(
-        f"says eos_token_id {end!r}, and its tokenizer ends prompts with 3, which is pooled; write eos_token_id 3"
+        f"says eos_token_id {end!r}, and its tokenizer ends prompts with 3, which is pooled; "
+        "write eos_token_id 3"
     )
     with pytest.raises(WeightsError, match=says):
         SD3TextEncoders(
@@ -267,20 +277,24 @@ def test_a_clip_that_pools_another_token_is_refused(end, name):
 
 
 def test_the_end_that_older_configurations_say_is_the_highest_token():
-    """2 is right where prompts end with the last of the vocabulary, as CLIP's do: transformers then pools the highest."""
+    """2 is right where prompts end with the last of the vocabulary, as CLIP's do: transformers then pools
+    the highest."""
     made = copy.deepcopy(small_encoders())
     tokenizers = [copy.deepcopy(tokenizer) for tokenizer in made.tokenizers[:2]]
-    for clip, tokenizer in zip((made.text_encoder, made.text_encoder_2), tokenizers):
+    for clip, tokenizer in zip((made.text_encoder, made.text_encoder_2), tokenizers, strict=True):
         clip.config.eos_token_id = 2
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(tokenizer.vocab_size - 1)
     SD3TextEncoders(made.text_encoder, made.text_encoder_2, None, tokenizers, width=128)
 
 
-@pytest.mark.parametrize("family, names", [
-    ("sdxl", ["text_encoder", "text_encoder_2"]),
-    ("sd3", ["text_encoder", "text_encoder_2", "text_encoder_3"]),
-    ("deepfloyd_if", ["text_encoder"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "family, names",
+    [
+        ("sdxl", ["text_encoder", "text_encoder_2"]),
+        ("sd3", ["text_encoder", "text_encoder_2", "text_encoder_3"]),
+        ("deepfloyd_if", ["text_encoder"]),
+    ],
+)
 def test_module_names_are_the_published_folders(published, family, names):
     """A state dict splits into the published components."""
     encode = FAMILIES[family](getattr(published, family)())
@@ -306,7 +320,8 @@ class Overheard:
 
 
 def test_threads_tokenize_one_after_another():
-    """A fast tokenizer remembers between calls whether it pads, so that two at once may read without padding: never are."""
+    """A fast tokenizer remembers between calls whether it pads, so that two at once may read without
+    padding: never are."""
     tokenizer = Overheard(load("tiny-if").encoders.tokenizers[0])
     with ThreadPoolExecutor(3) as threads:
         made = list(threads.map(lambda _: tokenize(["a red sign"], [tokenizer], [77]), range(6)))

@@ -54,8 +54,9 @@ def large(made) -> list[bytes]:
 
 
 def test_an_edit_is_upscaled_by_its_source_prompt_alone(stage_i, stage_ii):
-    """Stage II's pictures are functions of the small picture, the source's prompt and the seed: edits with other targets
-    and sites have the same large source, and each large picture is the upscaling of its small one."""
+    """Stage II's pictures are functions of the small picture, the source's prompt and the seed: edits with
+    other targets and sites have the same large source, and each large picture is the upscaling of its small
+    one."""
     edits = [
         edit(stage_i, SOURCE, target, sites=sites, seed=3)
         for target, sites in ((TARGET, 0), (OTHER, [0, 1]))
@@ -67,7 +68,7 @@ def test_an_edit_is_upscaled_by_its_source_prompt_alone(stage_i, stage_ii):
     assert (
         max(
             np.abs(np.asarray(a, int) - np.asarray(b, int)).max()
-            for a, b in zip(alone, (one.image, one.source, one.target))
+            for a, b in zip(alone, (one.image, one.source, one.target), strict=True)
         )
         <= 1
     )  # another batch moves the last bits
@@ -110,8 +111,8 @@ def test_picture_prompt_seed_and_level_all_matter(stage_ii):
 
 
 def test_the_shipped_stage_ii_draws_what_it_is_given(long):
-    """Of drawings of 6 held-out words, --long all 283: read as well as clean ones, and less than half as far from
-    the large drawings as bicubic enlargements; a model that is not trained draws neither."""
+    """Of drawings of 6 held-out words, --long all 283: read as well as clean ones, and less than half as
+    far from the large drawings as bicubic enlargements; a model that is not trained draws neither."""
     pipeline, fmt = load("tiny-if-ii"), SignFormat()
     signs, large = evaluation.held_out_signs(len(TEST) if long else 6, fmt), fmt.enlarged(2)
     small, truth = (evaluation.clean_pictures(signs, size) for size in (fmt, large))
@@ -134,19 +135,27 @@ LEVELS = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
     [{}, {"num_train_timesteps": 1000, "variance_type": "fixed_small", "thresholding": False}],
 )
 def test_the_noise_of_small_pictures_is_the_schedules(folder, more):
-    """As published, a noising scheduler says less than the model's own; of what it says noise levels alone are used."""
+    """As published, a noising scheduler says less than the model's own; of what it says noise levels alone
+    are used."""
     (folder / LOW).write_text(json.dumps(LEVELS | more))
     assert load(folder).schedule == RECIPES["tiny-if-ii"].schedule
 
 
-@pytest.mark.parametrize("low, says", [
-    (LEVELS | {"num_train_timesteps": 50}, r"noises small pictures by DDPM\(num_train_timesteps=50, .* its own by DDPM\("),
-    ({"_class_name": "DDPMScheduler"}, "beta_schedule 'linear'; DDPM has 'squaredcos_cap_v2'"),
-    (LEVELS | {"trained_betas": [0.1, 0.2]}, "trained_betas"),
-    (None, "no file 'scheduler_config.json' in .*image_noising_scheduler"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "low, says",
+    [
+        (
+            LEVELS | {"num_train_timesteps": 50},
+            r"noises small pictures by DDPM\(num_train_timesteps=50, .* its own by DDPM\(",
+        ),
+        ({"_class_name": "DDPMScheduler"}, "beta_schedule 'linear'; DDPM has 'squaredcos_cap_v2'"),
+        (LEVELS | {"trained_betas": [0.1, 0.2]}, "trained_betas"),
+        (None, "no file 'scheduler_config.json' in .*image_noising_scheduler"),
+    ],
+)
 def test_other_noise_of_small_pictures_is_refused(folder, low, says):
-    """Levels of other timesteps, of other betas, or none: a WeightsError, since nothing here would use them."""
+    """Levels of other timesteps, of other betas, or none: a WeightsError, since nothing here would use
+    them."""
     (folder / LOW).unlink() if low is None else (folder / LOW).write_text(json.dumps(low))
     with pytest.raises(WeightsError, match=says):
         load(folder)
@@ -154,8 +163,8 @@ def test_other_noise_of_small_pictures_is_refused(folder, low, says):
 
 @pytest.mark.parametrize("height, width", [(16, 48), (32, 96), (96, 288), (64, 96)])
 def test_words_are_read_where_the_model_has_them(stage_i, stage_ii, height, width):
-    """Stage II is evaluated on signs of twice, 4 or 8 times the size, stage I on those of its own: any other is refused
-    before a picture is made."""
+    """Stage II is evaluated on signs of twice, 4 or 8 times the size, stage I on those of its own: any
+    other is refused before a picture is made."""
     signs, wrong = (
         evaluation.held_out_signs(1, SignFormat()),
         replace(stage_ii.defaults, height=height, width=width),
@@ -180,7 +189,8 @@ def test_words_are_read_where_the_model_has_them(stage_i, stage_ii, height, widt
 
 
 def test_each_stage_is_asked_for_what_it_does(stage_i, stage_ii):
-    """Stage II does not draw from nothing and stage I not from pictures; numbers and sizes must agree: PatchErrors."""
+    """Stage II does not draw from nothing and stage I not from pictures; numbers and sizes must agree:
+    PatchErrors."""
     flat, wide = Image.new("RGB", (96, 32)), Image.new("RGB", (128, 32))
     with pytest.raises(PatchError, match="second draws small pictures larger; give it some"):
         stage_ii.generate(SOURCE, seeds=0)
@@ -199,7 +209,8 @@ def test_each_stage_is_asked_for_what_it_does(stage_i, stage_ii):
 
 
 def test_the_command_line_upscales(folder, tmp_path, capsys):
-    """generate and edit with --upscale write pictures of the large size; a stage I given for it is refused."""
+    """generate and edit with --upscale write pictures of the large size; a stage I given for it is
+    refused."""
     asked = ["generate", "planted-mmdit", SOURCE, "--steps", "1", "--out", str(tmp_path / "made")]
     assert cli.main([*asked, "--upscale", str(folder)]) == 0
     assert {Image.open(path).size for path in (tmp_path / "made/images").iterdir()} == {(192, 64)}

@@ -39,9 +39,14 @@ def reference(diffusers, config: VAEConfig):
     )
 
 
-@pytest.mark.parametrize("name, tensors, parameters", [
-    ("SDXL", 248, 83_653_863), ("SD3", 244, 83_819_683), ("FLUX", 244, 83_819_683),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, tensors, parameters",
+    [
+        ("SDXL", 248, 83_653_863),
+        ("SD3", 244, 83_819_683),
+        ("FLUX", 244, 83_819_683),
+    ],
+)
 def test_vae_is_the_published_size(diffusers, name, tensors, parameters):
     """As many tensors and parameters as the published files, with diffusers' names and shapes."""
     with torch.device("meta"):
@@ -59,24 +64,31 @@ def configs(draw):
     groups = draw(st.integers(1, 3))
     widths = st.lists(st.integers(2, 4).map(lambda n: n * groups), min_size=1, max_size=4)
     return VAEConfig(
-        in_channels=draw(st.integers(1, 4)), out_channels=draw(st.integers(1, 4)),
-        latent_channels=draw(st.integers(1, 4)), block_out_channels=tuple(draw(widths)),
-        layers_per_block=draw(st.integers(1, 3)), norm_num_groups=groups,
+        in_channels=draw(st.integers(1, 4)),
+        out_channels=draw(st.integers(1, 4)),
+        latent_channels=draw(st.integers(1, 4)),
+        block_out_channels=tuple(draw(widths)),
+        layers_per_block=draw(st.integers(1, 3)),
+        norm_num_groups=groups,
         scaling_factor=draw(st.sampled_from([0.13025, 1.5305, 0.3611])),
         shift_factor=draw(st.sampled_from([None, 0.0, 0.0609, 0.1159])),
-        use_quant_conv=draw(st.booleans()), use_post_quant_conv=draw(st.booleans()),
+        use_quant_conv=draw(st.booleans()),
+        use_post_quant_conv=draw(st.booleans()),
         mid_block_add_attention=draw(st.booleans()),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @settings(max_examples=50)
 @given(
-    config=configs(), rows=st.integers(1, 3), size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    config=configs(),
+    rows=st.integers(1, 3),
+    size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     seed=st.integers(0, 99),
-)  # fmt: skip
+)
 def test_vae_equals_diffusers(diffusers, dtype, config, rows, size, seed):
-    """VAE = AutoencoderKL, then scale and shift as the pipelines write them: mean, sample of a noise, decode."""
+    """VAE = AutoencoderKL, then scale and shift as the pipelines write them: mean, sample of a noise,
+    decode."""
     torch.manual_seed(seed)
     ours, theirs = (
         build(config, dtype, seed),
@@ -139,26 +151,41 @@ def test_the_log_variance_is_held(log_variance, held):
     assert relative(away, SMALL.scaling_factor * math.exp(held / 2) * noise) <= 1e-8
 
 
-@pytest.mark.parametrize("sizes, says", [
-    (dict(layers_per_block=0), "layers_per_block is 0; each depth needs at least one"),
-    (dict(norm_num_groups=48), "block_out_channels has 128, no multiple of norm_num_groups, 48"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes, says",
+    [
+        (dict(layers_per_block=0), "layers_per_block is 0; each depth needs at least one"),
+        (
+            dict(norm_num_groups=48),
+            "block_out_channels has 128, no multiple of norm_num_groups, 48",
+        ),
+    ],
+)
 def test_a_config_that_fits_nothing_is_refused(sizes, says):
     """A configuration the model cannot build is a PatchError with both values."""
     with pytest.raises(PatchError, match=says):
         VAEConfig(**sizes)
 
 
-@pytest.mark.parametrize("says, call", {
-    "pictures of 4x5; both sides must be multiples of 2": lambda vae: vae.encode(torch.zeros(1, 3, 4, 5)),
-    "pictures of 3x4; both sides": lambda vae: vae.encode(torch.zeros(1, 3, 3, 4)),
-    r"pictures are \(1, 4, 4, 4\); this VAE takes \(B, 3, ": lambda vae: vae.encode(torch.zeros(1, 4, 4, 4)),
-    r"pictures are \(4, 3, 4\)": lambda vae: vae.encode(torch.zeros(4, 3, 4)),
-    r"latents are \(1, 3, 4, 4\); this VAE takes \(B, 2, ": lambda vae: vae.decode(torch.zeros(1, 3, 4, 4)),
-    r"noise is \(1, 2, 2, 1\); the latents are \(1, 2, 2, 2\)": lambda vae: vae.encode(
-        torch.zeros(1, 3, 4, 4), noise=torch.zeros(1, 2, 2, 1)
-    ),
-}.items())  # fmt: skip
+@pytest.mark.parametrize(
+    "says, call",
+    {
+        "pictures of 4x5; both sides must be multiples of 2": lambda vae: vae.encode(
+            torch.zeros(1, 3, 4, 5)
+        ),
+        "pictures of 3x4; both sides": lambda vae: vae.encode(torch.zeros(1, 3, 3, 4)),
+        r"pictures are \(1, 4, 4, 4\); this VAE takes \(B, 3, ": lambda vae: vae.encode(
+            torch.zeros(1, 4, 4, 4)
+        ),
+        r"pictures are \(4, 3, 4\)": lambda vae: vae.encode(torch.zeros(4, 3, 4)),
+        r"latents are \(1, 3, 4, 4\); this VAE takes \(B, 2, ": lambda vae: vae.decode(
+            torch.zeros(1, 3, 4, 4)
+        ),
+        r"noise is \(1, 2, 2, 1\); the latents are \(1, 2, 2, 2\)": lambda vae: vae.encode(
+            torch.zeros(1, 3, 4, 4), noise=torch.zeros(1, 2, 2, 1)
+        ),
+    }.items(),
+)
 def test_what_does_not_fit_is_refused(says, call):
     """Sizes, channels and noise that do not belong are PatchErrors with both values."""
     with pytest.raises(PatchError, match=says):

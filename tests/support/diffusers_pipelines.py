@@ -1,4 +1,5 @@
-"""Small random pipelines of the published classes, made by diffusers itself: what `load` must read and equal."""
+"""Small random pipelines of the published classes, made by diffusers itself: what `load` must read and
+equal."""
 
 import diffusers
 import torch
@@ -20,13 +21,21 @@ def sdxl(seed: int = 0):
         clip(CLIPTextModelWithProjection, 32, seed + 1, "gelu"),
     )
     unet = diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(32, 64, 128),
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(32, 64, 128),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=[1, 1, 2], attention_head_dim=[1, 2, 4], cross_attention_dim=96,
-        addition_embed_type="text_time", addition_time_embed_dim=8, use_linear_projection=True,
+        transformer_layers_per_block=[1, 1, 2],
+        attention_head_dim=[1, 2, 4],
+        cross_attention_dim=96,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        use_linear_projection=True,
         projection_class_embeddings_input_dim=8 * 6 + 32,
-    )  # fmt: skip
+    )
     schedule = diffusers.EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -39,27 +48,52 @@ def sdxl(seed: int = 0):
         "tokenizer_2": word_tokenizer(begin=True),
     }
     return diffusers.StableDiffusionXLPipeline(
-        vae=vae(4, seed, scaling_factor=0.13025), text_encoder=first, text_encoder_2=second, **tokenizers,
-        unet=random(unet, seed), scheduler=schedule, add_watermarker=False,
-    )  # fmt: skip
+        vae=vae(4, seed, scaling_factor=0.13025),
+        text_encoder=first,
+        text_encoder_2=second,
+        **tokenizers,
+        unet=random(unet, seed),
+        scheduler=schedule,
+        add_watermarker=False,
+    )
 
 
 def sd3(seed: int = 0, t5: bool = True, dual: bool = False):
     transformer = diffusers.SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=16, out_channels=16, num_layers=2, num_attention_heads=2,
-        attention_head_dim=64, joint_attention_dim=128, caption_projection_dim=128, pooled_projection_dim=96,
-        pos_embed_max_size=12, **({"dual_attention_layers": (0,), "qk_norm": "rms_norm"} if dual else {}),
-    )  # fmt: skip
+        sample_size=8,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=64,
+        joint_attention_dim=128,
+        caption_projection_dim=128,
+        pooled_projection_dim=96,
+        pos_embed_max_size=12,
+        **({"dual_attention_layers": (0,), "qk_norm": "rms_norm"} if dual else {}),
+    )
     encoders = {
-        "text_encoder": clip(CLIPTextModelWithProjection, 64, seed), "tokenizer": word_tokenizer(begin=True),
-        "text_encoder_2": clip(CLIPTextModelWithProjection, 32, seed + 1, "gelu"), "tokenizer_2": word_tokenizer(begin=True),
-        "text_encoder_3": t5_encoder(seed) if t5 else None, "tokenizer_3": word_tokenizer(begin=False) if t5 else None,
-    }  # fmt: skip
+        "text_encoder": clip(CLIPTextModelWithProjection, 64, seed),
+        "tokenizer": word_tokenizer(begin=True),
+        "text_encoder_2": clip(CLIPTextModelWithProjection, 32, seed + 1, "gelu"),
+        "tokenizer_2": word_tokenizer(begin=True),
+        "text_encoder_3": t5_encoder(seed) if t5 else None,
+        "tokenizer_3": word_tokenizer(begin=False) if t5 else None,
+    }
     return diffusers.StableDiffusion3Pipeline(
-        transformer=random(transformer, seed), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=vae(16, seed, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        transformer=random(transformer, seed),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(
+            16,
+            seed,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
         **encoders,
-    )  # fmt: skip
+    )
 
 
 def deepfloyd_if(seed: int = 0):
@@ -68,10 +102,17 @@ def deepfloyd_if(seed: int = 0):
 
 def deepfloyd_if_ii(seed: int = 0):
     unet = _if_unet(
-        seed, sample_size=16, in_channels=6, class_embed_type="timestep", only_cross_attention=True,
-        resnet_skip_time_act=True, resnet_out_scale_factor=2**0.5, mid_block_scale_factor=2**0.5,
-        time_embedding_act_fn="gelu", time_embedding_dim=64,
-    )  # fmt: skip
+        seed,
+        sample_size=16,
+        in_channels=6,
+        class_embed_type="timestep",
+        only_cross_attention=True,
+        resnet_skip_time_act=True,
+        resnet_out_scale_factor=2**0.5,
+        mid_block_scale_factor=2**0.5,
+        time_embedding_act_fn="gelu",
+        time_embedding_dim=64,
+    )
     low = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
     parts = _if_parts(unet, seed, image_noising_scheduler=low)
     return diffusers.IFSuperResolutionPipeline(**parts, requires_safety_checker=False)
@@ -79,50 +120,91 @@ def deepfloyd_if_ii(seed: int = 0):
 
 def _if_parts(unet, seed: int, **more) -> dict:
     schedule = diffusers.DDPMScheduler(
-        beta_schedule="squaredcos_cap_v2", variance_type="learned_range", thresholding=True,
-        sample_max_value=1.5, timestep_spacing="leading",
-    )  # fmt: skip
+        beta_schedule="squaredcos_cap_v2",
+        variance_type="learned_range",
+        thresholding=True,
+        sample_max_value=1.5,
+        timestep_spacing="leading",
+    )
     tokenizer = word_tokenizer(begin=False)
     # as the published T5 tokenizer: this pipeline passes the mask on, and cuts at 77 itself
     tokenizer.model_input_names, tokenizer.model_max_length = ["input_ids", "attention_mask"], 512
-    return dict(tokenizer=tokenizer, text_encoder=t5_encoder(seed), unet=unet, scheduler=schedule,
-                safety_checker=None, feature_extractor=None, watermarker=None, **more)  # fmt: skip
+    return dict(
+        tokenizer=tokenizer,
+        text_encoder=t5_encoder(seed),
+        unet=unet,
+        scheduler=schedule,
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        **more,
+    )
 
 
 def _if_unet(seed: int, **changed):
     sizes = dict(
-        sample_size=8, in_channels=3, out_channels=6, layers_per_block=1, block_out_channels=(32, 64),
+        sample_size=8,
+        in_channels=3,
+        out_channels=6,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
         down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
         up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-        attention_head_dim=64, cross_attention_dim=64, cross_attention_norm="group_norm", encoder_hid_dim=128,
-        addition_embed_type="text", addition_embed_type_num_heads=64, act_fn="gelu",
+        attention_head_dim=64,
+        cross_attention_dim=64,
+        cross_attention_norm="group_norm",
+        encoder_hid_dim=128,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=64,
+        act_fn="gelu",
         resnet_time_scale_shift="scale_shift",
-    )  # fmt: skip
+    )
     return random(diffusers.UNet2DConditionModel(**sizes | changed), seed)
 
 
 def clip(kind, width: int, seed: int, act: str = "quick_gelu"):
     config = CLIPTextConfig(
-        vocab_size=len(word_tokenizer(begin=True)), hidden_size=width, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=2, projection_dim=width, hidden_act=act, bos_token_id=2, eos_token_id=3, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=len(word_tokenizer(begin=True)),
+        hidden_size=width,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=width,
+        hidden_act=act,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=1,
+    )
     return random(kind(config), seed)
 
 
 def t5_encoder(seed: int):
     config = T5Config(
-        vocab_size=len(word_tokenizer(begin=False)), d_model=128, d_kv=32, num_heads=4, d_ff=256, num_layers=2,
-        feed_forward_proj="gated-gelu", pad_token_id=1, eos_token_id=3, decoder_start_token_id=1,
-    )  # fmt: skip
+        vocab_size=len(word_tokenizer(begin=False)),
+        d_model=128,
+        d_kv=32,
+        num_heads=4,
+        d_ff=256,
+        num_layers=2,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=1,
+        eos_token_id=3,
+        decoder_start_token_id=1,
+    )
     return random(T5EncoderModel(config), seed)
 
 
 def vae(channels: int, seed: int, **more):
     made = diffusers.AutoencoderKL(
-        latent_channels=channels, block_out_channels=(32, 32, 64, 64), layers_per_block=1, sample_size=64,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, **more,
-    )  # fmt: skip
+        latent_channels=channels,
+        block_out_channels=(32, 32, 64, 64),
+        layers_per_block=1,
+        sample_size=64,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        **more,
+    )
     return random(made, seed)
 
 

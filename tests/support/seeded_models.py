@@ -1,4 +1,5 @@
-"""One small model of each architecture and its inputs, both functions of a seed: what stored reference outputs are of."""
+"""One small model of each architecture and its inputs, both functions of a seed: what stored reference
+outputs are of."""
 
 import torch
 from torch import Tensor, nn
@@ -10,24 +11,58 @@ from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 from textpatch.reference_models.vae import VAE, VAEConfig
 
-IF_WIDTHS = dict(block_out_channels=(32, 64), cross_attention_dim=64, encoder_hid_dim=48, addition_embed_type_num_heads=4,
-                 layers_per_block=1, attention_head_dim=16, down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-                 up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"))  # fmt: skip
-STAGE_II = dict(in_channels=6, class_embed_type="timestep", only_cross_attention=True, resnet_skip_time_act=True,
-                resnet_out_scale_factor=2**0.5, mid_block_scale_factor=2**0.5, time_embedding_act_fn="gelu")  # fmt: skip
-SD3_WIDTHS = dict(patch_size=2, in_channels=4, out_channels=4, num_layers=3, num_attention_heads=2, attention_head_dim=16,
-                  joint_attention_dim=24, pooled_projection_dim=20, caption_projection_dim=32, pos_embed_max_size=12)  # fmt: skip
+IF_WIDTHS = dict(
+    block_out_channels=(32, 64),
+    cross_attention_dim=64,
+    encoder_hid_dim=48,
+    addition_embed_type_num_heads=4,
+    layers_per_block=1,
+    attention_head_dim=16,
+    down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+)
+STAGE_II = dict(
+    in_channels=6,
+    class_embed_type="timestep",
+    only_cross_attention=True,
+    resnet_skip_time_act=True,
+    resnet_out_scale_factor=2**0.5,
+    mid_block_scale_factor=2**0.5,
+    time_embedding_act_fn="gelu",
+)
+SD3_WIDTHS = dict(
+    patch_size=2,
+    in_channels=4,
+    out_channels=4,
+    num_layers=3,
+    num_attention_heads=2,
+    attention_head_dim=16,
+    joint_attention_dim=24,
+    pooled_projection_dim=20,
+    caption_projection_dim=32,
+    pos_embed_max_size=12,
+)
 MODELS = {
-    "sdxl": (SDXL, SDXLConfig(block_out_channels=(32, 64), layers_per_block=1, transformer_layers_per_block=(1, 2),
-                              down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), attention_head_dim=(2, 4),
-                              up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=24,
-                              addition_time_embed_dim=8, projection_class_embeddings_input_dim=68)),
+    "sdxl": (
+        SDXL,
+        SDXLConfig(
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            transformer_layers_per_block=(1, 2),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            attention_head_dim=(2, 4),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=24,
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=68,
+        ),
+    ),
     "if-i": (DeepFloydIF, IFConfig(**IF_WIDTHS)),
     "if-ii": (DeepFloydIF, IFConfig(**IF_WIDTHS, **STAGE_II)),
     "sd3": (MMDiT, MMDiTConfig(**SD3_WIDTHS)),
     "sd3.5": (MMDiT, MMDiTConfig(**SD3_WIDTHS, dual_attention_layers=(0, 1), qk_norm="rms_norm")),
     "vae": (VAE, VAEConfig(block_out_channels=(32, 64), layers_per_block=1)),
-}  # fmt: skip
+}
 TEXT_WIDTHS = {
     "sdxl": (24, 20),
     "if-i": (48, None),
@@ -46,7 +81,10 @@ def model(name: str) -> nn.Module:
 def inputs(name: str) -> dict[str, Tensor]:
     """What the model reads, by name: two rows, not square, at two times."""
     generator = torch.Generator().manual_seed(2)
-    normal = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
     if name == "vae":
         return {"pictures": normal(2, 3, 16, 24).tanh(), "latents": normal(2, 4, 6, 10)}
     width, pooled = TEXT_WIDTHS[name]

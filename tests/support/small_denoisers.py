@@ -6,12 +6,31 @@ from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 
 SMALL = {
-    "SDXL": (SDXL, SDXLConfig(block_out_channels=(64, 128, 128), attention_head_dim=(1, 2, 2), cross_attention_dim=96,
-                              transformer_layers_per_block=(1, 1, 2), projection_class_embeddings_input_dim=1568)),
-    "SD3": (MMDiT, MMDiTConfig(num_attention_heads=1, caption_projection_dim=64, joint_attention_dim=96,
-                               pooled_projection_dim=64, pos_embed_max_size=8)),
-    "IF-I": (DeepFloydIF, IFConfig(block_out_channels=(64, 64, 64, 64), cross_attention_dim=64, encoder_hid_dim=64)),
-}  # fmt: skip
+    "SDXL": (
+        SDXL,
+        SDXLConfig(
+            block_out_channels=(64, 128, 128),
+            attention_head_dim=(1, 2, 2),
+            cross_attention_dim=96,
+            transformer_layers_per_block=(1, 1, 2),
+            projection_class_embeddings_input_dim=1568,
+        ),
+    ),
+    "SD3": (
+        MMDiT,
+        MMDiTConfig(
+            num_attention_heads=1,
+            caption_projection_dim=64,
+            joint_attention_dim=96,
+            pooled_projection_dim=64,
+            pos_embed_max_size=8,
+        ),
+    ),
+    "IF-I": (
+        DeepFloydIF,
+        IFConfig(block_out_channels=(64, 64, 64, 64), cross_attention_dim=64, encoder_hid_dim=64),
+    ),
+}
 
 
 def small(kind: str, seed: int = 0):

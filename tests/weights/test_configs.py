@@ -30,43 +30,76 @@ UNETS = {
 }
 # what the published configurations hold beyond their class's defaults
 PUBLISHED_SDXL = dict(
-    _class_name="UNet2DConditionModel", _diffusers_version="0.19.0.dev0", sample_size=128,
-    addition_embed_type="text_time", addition_time_embed_dim=256, attention_head_dim=[5, 10, 20],
-    block_out_channels=[320, 640, 1280], cross_attention_dim=2048, projection_class_embeddings_input_dim=2816,
+    _class_name="UNet2DConditionModel",
+    _diffusers_version="0.19.0.dev0",
+    sample_size=128,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    attention_head_dim=[5, 10, 20],
+    block_out_channels=[320, 640, 1280],
+    cross_attention_dim=2048,
+    projection_class_embeddings_input_dim=2816,
     down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], upcast_attention=None,
-    transformer_layers_per_block=[1, 2, 10], use_linear_projection=True,
-)  # fmt: skip
+    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    upcast_attention=None,
+    transformer_layers_per_block=[1, 2, 10],
+    use_linear_projection=True,
+)
 PUBLISHED_IF = dict(
-    _class_name="UNet2DConditionModel", sample_size=64, act_fn="gelu", addition_embed_type="text",
-    addition_embed_type_num_heads=64, attention_head_dim=64, block_out_channels=[704, 1408, 2112, 2816],
-    cross_attention_dim=2816, cross_attention_norm="group_norm", encoder_hid_dim=4096, in_channels=3,
+    _class_name="UNet2DConditionModel",
+    sample_size=64,
+    act_fn="gelu",
+    addition_embed_type="text",
+    addition_embed_type_num_heads=64,
+    attention_head_dim=64,
+    block_out_channels=[704, 1408, 2112, 2816],
+    cross_attention_dim=2816,
+    cross_attention_norm="group_norm",
+    encoder_hid_dim=4096,
+    in_channels=3,
     out_channels=6,
-    down_block_types=["ResnetDownsampleBlock2D"] + ["SimpleCrossAttnDownBlock2D"] * 3, layers_per_block=3,
-    mid_block_type="UNetMidBlock2DSimpleCrossAttn", resnet_time_scale_shift="scale_shift",
+    down_block_types=["ResnetDownsampleBlock2D"] + ["SimpleCrossAttnDownBlock2D"] * 3,
+    layers_per_block=3,
+    mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+    resnet_time_scale_shift="scale_shift",
     up_block_types=["SimpleCrossAttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"],
-)  # fmt: skip
-PUBLISHED_SD3 = dict(_class_name="SD3Transformer2DModel", num_layers=24, num_attention_heads=24,
-                     caption_projection_dim=1536, pos_embed_max_size=192)  # fmt: skip
+)
+PUBLISHED_SD3 = dict(
+    _class_name="SD3Transformer2DModel",
+    num_layers=24,
+    num_attention_heads=24,
+    caption_projection_dim=1536,
+    pos_embed_max_size=192,
+)
 PUBLISHED_VAE = dict(
-    _class_name="AutoencoderKL", block_out_channels=[128, 256, 512, 512], layers_per_block=2,
+    _class_name="AutoencoderKL",
+    block_out_channels=[128, 256, 512, 512],
+    layers_per_block=2,
     scaling_factor=0.13025,
-    down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, sample_size=1024,
-)  # fmt: skip
+    down_block_types=["DownEncoderBlock2D"] * 4,
+    up_block_types=["UpDecoderBlock2D"] * 4,
+    sample_size=1024,
+)
 WIDE_VAE = dict(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
 
 
-@pytest.mark.parametrize("published, model, config", [
-    (PUBLISHED_SDXL, SDXL, SDXLConfig()), (PUBLISHED_IF, DeepFloydIF, IFConfig()),
-    (PUBLISHED_SD3, MMDiT, MMDiTConfig()),
-], ids=["SDXL", "IF-I-XL", "SD3-medium"])  # fmt: skip
+@pytest.mark.parametrize(
+    "published, model, config",
+    [
+        (PUBLISHED_SDXL, SDXL, SDXLConfig()),
+        (PUBLISHED_IF, DeepFloydIF, IFConfig()),
+        (PUBLISHED_SD3, MMDiT, MMDiTConfig()),
+    ],
+    ids=["SDXL", "IF-I-XL", "SD3-medium"],
+)
 def test_published_denoisers_are_our_defaults(published, model, config):
     """config.json of each published denoiser gives its class with its default configuration."""
     assert denoiser_from_config(published) == (model, config)
 
 
 def test_published_vaes_are_read():
-    """SDXL's config.json, which says nothing of a shift, is our default; SD3's differs in channels and scale."""
+    """SDXL's config.json, which says nothing of a shift, is our default; SD3's differs in channels and
+    scale."""
     assert vae_from_config(PUBLISHED_VAE) == VAEConfig(shift_factor=None)
     sd3 = PUBLISHED_VAE | WIDE_VAE | dict(scaling_factor=1.5305, shift_factor=0.0609)
     assert vae_from_config(sd3) == VAEConfig(scaling_factor=1.5305, shift_factor=0.0609, **WIDE_VAE)
@@ -74,7 +107,10 @@ def test_published_vaes_are_read():
 
 def test_configurations_from_shapes_are_the_published_ones():
     """Every published denoiser's tensors, names and shapes alone, give the published configuration."""
-    shapes = lambda name: manifest(f"{name}.diffusers").shapes  # noqa: E731
+
+    def shapes(name):
+        return manifest(f"{name}.diffusers").shapes
+
     rms = {"qk_norm": "rms_norm"}
     assert sdxl_config(shapes("sdxl-base-1.0.unet")) == SDXLConfig()
     assert mmdit_config(shapes("sd3-medium.transformer")) == MMDiTConfig()
@@ -90,9 +126,13 @@ def test_configurations_from_shapes_are_the_published_ones():
         assert if_config(shapes(f"if-i-{name}.unet")) == expected
 
 
-@pytest.mark.parametrize("name, family, scale, shift", [
-    ("sd3-medium", "SD3", 1.5305, 0.0609), ("flux.1-dev", "FLUX.1", 0.3611, 0.1159),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, family, scale, shift",
+    [
+        ("sd3-medium", "SD3", 1.5305, 0.0609),
+        ("flux.1-dev", "FLUX.1", 0.3611, 0.1159),
+    ],
+)
 def test_the_family_gives_a_vae_its_scale(name, family, scale, shift):
     """16 channels are SD3's or FLUX's with the same tensors, so that the caller must say which."""
     shapes = manifest(f"{name}.vae.diffusers").shapes
@@ -111,31 +151,77 @@ def test_sdxls_vae_needs_no_family():
 
 
 STAGE_TWO = IFConfig(
-    sample_size=None, in_channels=6, block_out_channels=(64, 128, 192, 256, 320),
+    sample_size=None,
+    in_channels=6,
+    block_out_channels=(64, 128, 192, 256, 320),
     layers_per_block=(2, 2, 3, 5, 5),
     down_block_types=("ResnetDownsampleBlock2D",) * 3 + ("SimpleCrossAttnDownBlock2D",) * 2,
-    up_block_types=("SimpleCrossAttnUpBlock2D",) * 2 + ("ResnetUpsampleBlock2D",) * 3, cross_attention_dim=320,
-    class_embed_type="timestep", only_cross_attention=True, resnet_skip_time_act=True, time_embedding_dim=320,
-    time_embedding_act_fn="gelu", resnet_out_scale_factor=1 / 0.7071, mid_block_scale_factor=1 / 0.7071,
-)  # fmt: skip
+    up_block_types=("SimpleCrossAttnUpBlock2D",) * 2 + ("ResnetUpsampleBlock2D",) * 3,
+    cross_attention_dim=320,
+    class_embed_type="timestep",
+    only_cross_attention=True,
+    resnet_skip_time_act=True,
+    time_embedding_dim=320,
+    time_embedding_act_fn="gelu",
+    resnet_out_scale_factor=1 / 0.7071,
+    mid_block_scale_factor=1 / 0.7071,
+)
 SMALL = [
     pytest.param(if_config, DeepFloydIF, STAGE_TWO, id="IF-II"),
-    pytest.param(if_config, DeepFloydIF, replace(STAGE_TWO, time_embedding_dim=None, layers_per_block=1), id="even"),
-    pytest.param(sdxl_config, SDXL, SDXLConfig(
-        block_out_channels=(96, 128), attention_head_dim=(1, 2), layers_per_block=3, cross_attention_dim=32,
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=1552,
-    ), id="SDXL"),
-    pytest.param(mmdit_config, MMDiT, MMDiTConfig(
-        patch_size=4, in_channels=3, out_channels=5, num_layers=3, num_attention_heads=3, attention_head_dim=32,
-        joint_attention_dim=8, pooled_projection_dim=9, caption_projection_dim=96, pos_embed_max_size=7,
-        qk_norm="rms_norm", dual_attention_layers=(0, 2),
-    ), id="SD3.5"),
-    pytest.param(vae_config, VAE, VAEConfig(
-        in_channels=4, out_channels=2, block_out_channels=(32, 64, 96), layers_per_block=1, use_quant_conv=False,
-        mid_block_add_attention=False,
-    ), id="VAE"),
-]  # fmt: skip
+    pytest.param(
+        if_config,
+        DeepFloydIF,
+        replace(STAGE_TWO, time_embedding_dim=None, layers_per_block=1),
+        id="even",
+    ),
+    pytest.param(
+        sdxl_config,
+        SDXL,
+        SDXLConfig(
+            block_out_channels=(96, 128),
+            attention_head_dim=(1, 2),
+            layers_per_block=3,
+            cross_attention_dim=32,
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            projection_class_embeddings_input_dim=1552,
+        ),
+        id="SDXL",
+    ),
+    pytest.param(
+        mmdit_config,
+        MMDiT,
+        MMDiTConfig(
+            patch_size=4,
+            in_channels=3,
+            out_channels=5,
+            num_layers=3,
+            num_attention_heads=3,
+            attention_head_dim=32,
+            joint_attention_dim=8,
+            pooled_projection_dim=9,
+            caption_projection_dim=96,
+            pos_embed_max_size=7,
+            qk_norm="rms_norm",
+            dual_attention_layers=(0, 2),
+        ),
+        id="SD3.5",
+    ),
+    pytest.param(
+        vae_config,
+        VAE,
+        VAEConfig(
+            in_channels=4,
+            out_channels=2,
+            block_out_channels=(32, 64, 96),
+            layers_per_block=1,
+            use_quant_conv=False,
+            mid_block_add_attention=False,
+        ),
+        id="VAE",
+    ),
+]
 
 
 @pytest.mark.parametrize("infer, model, config", SMALL)
@@ -174,38 +260,73 @@ def test_defaults_are_those_of_diffusers():
     """What a configuration leaves out means what it means to diffusers, field by field."""
     diffusers = pytest.importorskip("diffusers")
     for name, defaults in [
-        ("SD3Transformer2DModel", configs.SD3_DEFAULTS), ("UNet2DConditionModel", configs.UNET_DEFAULTS),
+        ("SD3Transformer2DModel", configs.SD3_DEFAULTS),
+        ("UNet2DConditionModel", configs.UNET_DEFAULTS),
         ("AutoencoderKL", configs.VAE_DEFAULTS),
-    ]:  # fmt: skip
+    ]:
         parameters = inspect.signature(getattr(diffusers, name).__init__).parameters
         assert {key: p.default for key, p in parameters.items() if key != "self"} == defaults
 
 
-@pytest.mark.parametrize("published, changed, says", [
-    (PUBLISHED_SDXL, dict(use_linear_projection=False), "use_linear_projection False; SDXL is .* with True"),
-    (PUBLISHED_SDXL, dict(act_fn="gelu"), "act_fn 'gelu'; SDXL is .* with 'silu'"),
-    (PUBLISHED_SDXL, dict(norm_eps=1e-6), "norm_eps 1e-06; SDXL is .* with 1e-05"),
-    (PUBLISHED_SDXL, dict(a_new_field=3), "a_new_field 3; SDXL is .* with None"),
-    (PUBLISHED_IF, dict(act_fn="silu"), "act_fn 'silu'; DeepFloydIF is .* with 'gelu'"),
-    (PUBLISHED_IF, dict(encoder_hid_dim_type="image_proj"), "'image_proj'; DeepFloydIF is .* with 'text_proj'"),
-    (PUBLISHED_IF, dict(flip_sin_to_cos=False), "flip_sin_to_cos False; DeepFloydIF is .* with True"),
-    (PUBLISHED_SD3, dict(a_new_field=[1, 2]), r"a_new_field \(1, 2\); MMDiT is .* with None"),
-    (PUBLISHED_SD3, dict(quantization_config={"bits": 4}), "quantization_config {'bits': 4}; MMDiT is"),
-    (PUBLISHED_SD3, dict(_class_name="FluxTransformer2DModel"), "for FluxTransformer2DModel .*; known: SD3"),
-    (PUBLISHED_IF, dict(addition_embed_type=None), "type None; known: .* with 'text_time', .* 'text'$"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "published, changed, says",
+    [
+        (
+            PUBLISHED_SDXL,
+            dict(use_linear_projection=False),
+            "use_linear_projection False; SDXL is .* with True",
+        ),
+        (PUBLISHED_SDXL, dict(act_fn="gelu"), "act_fn 'gelu'; SDXL is .* with 'silu'"),
+        (PUBLISHED_SDXL, dict(norm_eps=1e-6), "norm_eps 1e-06; SDXL is .* with 1e-05"),
+        (PUBLISHED_SDXL, dict(a_new_field=3), "a_new_field 3; SDXL is .* with None"),
+        (PUBLISHED_IF, dict(act_fn="silu"), "act_fn 'silu'; DeepFloydIF is .* with 'gelu'"),
+        (
+            PUBLISHED_IF,
+            dict(encoder_hid_dim_type="image_proj"),
+            "'image_proj'; DeepFloydIF is .* with 'text_proj'",
+        ),
+        (
+            PUBLISHED_IF,
+            dict(flip_sin_to_cos=False),
+            "flip_sin_to_cos False; DeepFloydIF is .* with True",
+        ),
+        (PUBLISHED_SD3, dict(a_new_field=[1, 2]), r"a_new_field \(1, 2\); MMDiT is .* with None"),
+        (
+            PUBLISHED_SD3,
+            dict(quantization_config={"bits": 4}),
+            "quantization_config {'bits': 4}; MMDiT is",
+        ),
+        (
+            PUBLISHED_SD3,
+            dict(_class_name="FluxTransformer2DModel"),
+            "for FluxTransformer2DModel .*; known: SD3",
+        ),
+        (
+            PUBLISHED_IF,
+            dict(addition_embed_type=None),
+            "type None; known: .* with 'text_time', .* 'text'$",
+        ),
+    ],
+)
 def test_what_is_not_published_is_refused(published, changed, says):
-    """A value that would change the arithmetic is refused with both values, an unknown class with the known."""
+    """A value that would change the arithmetic is refused with both values, an unknown class with the
+    known."""
     with pytest.raises(WeightsError, match=says):
         denoiser_from_config(published | changed)
 
 
-@pytest.mark.parametrize("changed, says", [
-    (dict(down_block_types=["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]), "with 'DownEncoderBlock2D'"),
-    (dict(act_fn="gelu"), "act_fn 'gelu'; VAE is the published one, with 'silu'"),
-    (dict(latents_mean=[0.0]), r"latents_mean \(0.0,\)"),
-    (dict(_class_name="AutoencoderTiny"), "no VAE for AutoencoderTiny; known: AutoencoderKL"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changed, says",
+    [
+        (
+            dict(down_block_types=["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]),
+            "with 'DownEncoderBlock2D'",
+        ),
+        (dict(act_fn="gelu"), "act_fn 'gelu'; VAE is the published one, with 'silu'"),
+        (dict(latents_mean=[0.0]), r"latents_mean \(0.0,\)"),
+        (dict(_class_name="AutoencoderTiny"), "no VAE for AutoencoderTiny; known: AutoencoderKL"),
+    ],
+)
 def test_another_vae_is_refused(changed, says):
     """As with denoisers."""
     with pytest.raises(WeightsError, match=says):

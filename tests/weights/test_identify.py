@@ -10,7 +10,8 @@ UNET = "sdxl-base-1.0.unet.diffusers"
 
 @pytest.mark.parametrize("name", published())
 def test_a_published_file_is_itself(name):
-    """Whole, and each of its components, by name; no remark but on text encoders that SD3's files leave out."""
+    """Whole, and each of its components, by name; no remark but on text encoders that SD3's files leave
+    out."""
     finding = identify_tensors(manifest(name).tensors)
     assert name in finding.exact and all(match.exact for match in finding.matches)
     left_out = ("without text_encoder, text_encoder_2, text_encoder_3",)
@@ -26,9 +27,14 @@ def test_a_published_file_is_itself(name):
 def test_components_of_a_single_file_are_named():
     """SDXL's four, each the published component; its report is a line for each."""
     finding = identify_tensors(manifest("sdxl-base-1.0.single-file").tensors)
-    assert {m.component: f"sdxl-base-1.0.{m.component}.diffusers" in m.exact for m in finding.matches} == {
-        "unet": True, "vae": True, "text_encoder": True, "text_encoder_2": True,
-    }  # fmt: skip
+    assert {
+        m.component: f"sdxl-base-1.0.{m.component}.diffusers" in m.exact for m in finding.matches
+    } == {
+        "unet": True,
+        "vae": True,
+        "text_encoder": True,
+        "text_encoder_2": True,
+    }
     lines = finding.report().splitlines()
     assert lines[:2] == [
         "SDXL single file: tensors 2514 F16, 1 I64; 3,468,837,945 elements",
@@ -48,7 +54,8 @@ def test_differences_are_listed():
     assert (match.missing, match.extra) == (("conv_in.bias",), ("new.weight",))
     assert match.reshaped == ("conv_out.bias (8,) for (4,)",)
     assert finding.report().splitlines()[1] == (
-        f"closest to {UNET}; missing 1: conv_in.bias; extra 1: new.weight; of another shape 1: conv_out.bias (8,) for (4,)"
+        f"closest to {UNET}; missing 1: conv_in.bias; extra 1: new.weight; "
+        "of another shape 1: conv_out.bias (8,) for (4,)"
     )
 
 
@@ -62,7 +69,8 @@ def test_lists_end_after_ten_names():
 
 
 def test_shapes_tell_what_names_do_not():
-    """IF-I's three sizes share all names: the smallest is itself alone, and without a tensor closest to itself."""
+    """IF-I's three sizes share all names: the smallest is itself alone, and without a tensor closest to
+    itself."""
     tensors = dict(manifest("if-i-m.unet.diffusers").tensors)
     assert (
         identify_tensors(tensors).exact
@@ -86,7 +94,8 @@ def test_a_pruned_single_file_says_what_is_left_out():
 
 
 def test_other_dtypes_are_counted():
-    """A file in 8 bit has the published tensors in a dtype that is not the published one; the report has both."""
+    """A file in 8 bit has the published tensors in a dtype that is not the published one; the report has
+    both."""
     report = identify_tensors(
         {name: ("F8_E4M3", shape) for name, shape in manifest(UNET).shapes.items()}
     ).report()
@@ -94,11 +103,13 @@ def test_other_dtypes_are_counted():
 
 
 def test_a_second_copy_and_strangers_are_told_apart_from_the_model():
-    """A moving average and tensors of no component are remarks; the components are what they are without them."""
+    """A moving average and tensors of no component are remarks; the components are what they are without
+    them."""
     tensors = manifest("sdxl-base-1.0.single-file").tensors | {
-        "model_ema.diffusion_modelinput_blocks00bias": ("F32", (320,)), "denoiser.sigmas": ("F32", (1000,)),
+        "model_ema.diffusion_modelinput_blocks00bias": ("F32", (320,)),
+        "denoiser.sigmas": ("F32", (1000,)),
         "model.diffusion_model.input_blocks.0.1.weight": ("F16", (1,)),
-    }  # fmt: skip
+    }
     finding = identify_tensors(tensors)
     assert [bool(match.exact) for match in finding.matches] == [False, True, True, True]
     assert (
@@ -122,12 +133,18 @@ def test_a_shape_that_cannot_be_is_a_remark():
     )
 
 
-@pytest.mark.parametrize("down, up", [
-    ("unet.a.attn2.to_k.lora_A.weight", "unet.a.attn2.to_k.lora_B.weight"),
-    ("lora_unet_a_attn2_to_k.lora_down.weight", "lora_unet_a_attn2_to_k.lora_up.weight"),
-    ("unet.a.attn2.processor.to_k_lora.down.weight", "unet.a.attn2.processor.to_k_lora.up.weight"),
-    ("unet.a.attn2.to_k.lora.down.weight", "unet.a.attn2.to_k.lora.up.weight"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "down, up",
+    [
+        ("unet.a.attn2.to_k.lora_A.weight", "unet.a.attn2.to_k.lora_B.weight"),
+        ("lora_unet_a_attn2_to_k.lora_down.weight", "lora_unet_a_attn2_to_k.lora_up.weight"),
+        (
+            "unet.a.attn2.processor.to_k_lora.down.weight",
+            "unet.a.attn2.processor.to_k_lora.up.weight",
+        ),
+        ("unet.a.attn2.to_k.lora.down.weight", "unet.a.attn2.to_k.lora.up.weight"),
+    ],
+)
 def test_a_lora_is_no_model(down, up):
     """In all four spellings: the number of its tensors and its rank, and nothing compared."""
     finding = identify_tensors({down: ("F16", (16, 2048)), up: ("F16", (640, 16))})

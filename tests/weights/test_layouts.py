@@ -1,4 +1,5 @@
-"""Original files become the diffusers layout: every key once, with the values diffusers' own converters give."""
+"""Original files become the diffusers layout: every key once, with the values diffusers' own converters
+give."""
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from textpatch.weights.layouts import (
     origins,
     recognise,
     split,
-)  # fmt: skip
+)
 from textpatch.weights.layouts.deepfloyd_if import IF_I, IF_II
 from textpatch.weights.layouts.flux import FLUX
 from textpatch.weights.layouts.sd3 import sd3_layout
@@ -35,15 +36,22 @@ PUBLISHED = {
         "text_encoder": (197, "sdxl-base-1.0.text_encoder"),
         "text_encoder_2": (390, "sdxl-base-1.0.text_encoder_2"),
     },
-    "sd3-medium.single-file": {"transformer": (491, "sd3-medium.transformer"), "vae": (244, "sd3-medium.vae")},
-    "sd3.5-medium.single-file": {
-        "transformer": (665, "sd3.5-medium.transformer"), "vae": (244, "sd3-medium.vae"),
+    "sd3-medium.single-file": {
+        "transformer": (491, "sd3-medium.transformer"),
+        "vae": (244, "sd3-medium.vae"),
     },
-    "sd3.5-large.single-file": {"transformer": (923, "sd3.5-large.transformer"), "vae": (244, "sd3-medium.vae")},
+    "sd3.5-medium.single-file": {
+        "transformer": (665, "sd3.5-medium.transformer"),
+        "vae": (244, "sd3-medium.vae"),
+    },
+    "sd3.5-large.single-file": {
+        "transformer": (923, "sd3.5-large.transformer"),
+        "vae": (244, "sd3-medium.vae"),
+    },
     "flux.1-dev.single-file": {"transformer": (780, "flux.1-dev.transformer")},
     "flux.1-dev.ae.single-file": {"vae": (244, "flux.1-dev.vae")},
     "if-i-xl.original": {"unet": (643, "if-i-xl.unet")},
-}  # fmt: skip
+}
 VAE_BLOCKS = {
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
@@ -96,7 +104,8 @@ def assert_same(ours: dict, theirs: dict):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_file_is_converted_whole(name):
-    """Every tensor of a component is used, and names and shapes are the published diffusers layout's exactly."""
+    """Every tensor of a component is used, and names and shapes are the published diffusers layout's
+    exactly."""
     shapes = manifest(name).shapes
     components = split(shapes)
     assert {component: len(keys) for component, keys in components.items()} == {
@@ -123,8 +132,12 @@ def test_only_what_no_model_reads_is_dropped():
 def test_sdxl_unet_is_diffusers(converters):
     """SDXL's U-Net, narrow and of full depth: names and values of convert_ldm_unet_checkpoint."""
     prefix, file = random_file("sdxl-base-1.0.single-file", "unet")
-    config = dict(class_embed_type=None, addition_embed_type="text_time", layers_per_block=2,
-                  projection_class_embeddings_input_dim=44)  # fmt: skip
+    config = dict(
+        class_embed_type=None,
+        addition_embed_type="text_time",
+        layers_per_block=2,
+        projection_class_embeddings_input_dim=44,
+    )
     ours = converted(
         {key.removeprefix(prefix): x for key, x in file.items()}, SINGLE_FILES[0].layout("unet")
     )
@@ -133,7 +146,8 @@ def test_sdxl_unet_is_diffusers(converters):
 
 @pytest.mark.parametrize("name", ["sdxl-base-1.0", "sd3-medium", "flux.1-dev.ae"])
 def test_vae_is_diffusers(converters, name):
-    """The VAE with and without prefix and quant convolutions: names and values of convert_ldm_vae_checkpoint."""
+    """The VAE with and without prefix and quant convolutions: names and values of
+    convert_ldm_vae_checkpoint."""
     prefix, file = random_file(f"{name}.single-file", "vae")
     ours = converted(
         {key.removeprefix(prefix): x for key, x in file.items()}, SINGLE_FILES[0].layout("vae")
@@ -142,7 +156,8 @@ def test_vae_is_diffusers(converters, name):
 
 
 def test_clips_are_diffusers(converters):
-    """CLIP-L and OpenCLIP bigG of SDXL's file: convert_ldm_clip_checkpoint and convert_open_clip_checkpoint."""
+    """CLIP-L and OpenCLIP bigG of SDXL's file: convert_ldm_clip_checkpoint and
+    convert_open_clip_checkpoint."""
     prefix, file = random_file("sdxl-base-1.0.single-file", "text_encoder")
     theirs = converters.convert_ldm_clip_checkpoint(file, prefix)
     theirs = {name: x for name, x in theirs.items() if not name.endswith("position_ids")}
@@ -157,7 +172,8 @@ def test_clips_are_diffusers(converters):
     "name, depth", [("sd3-medium", 24), ("sd3.5-medium", 24), ("sd3.5-large", 38)]
 )
 def test_sd3_is_diffusers(converters, name, depth):
-    """Both depths, with and without norms and dual attention: convert_sd3_transformer_checkpoint_to_diffusers."""
+    """Both depths, with and without norms and dual attention:
+    convert_sd3_transformer_checkpoint_to_diffusers."""
     prefix, file = random_file(f"{name}.single-file", "transformer")
     ours = converted({key.removeprefix(prefix): x for key, x in file.items()}, sd3_layout(depth))
     assert_same(ours, converters.convert_sd3_transformer_checkpoint_to_diffusers(file))
@@ -173,11 +189,13 @@ def test_flux_is_diffusers(converters):
     assert_same(ours, converters.convert_flux_transformer_checkpoint_to_diffusers(dict(file)))
 
 
-# DeepFloyd IF: diffusers installs no converter; the original's own construction and attention are the reference.
+# DeepFloyd IF: diffusers installs no converter; the original's own construction and attention are the
+# reference.
 
 
 def if_blocks(layers: tuple, with_attention: tuple) -> dict:
-    """Walk the levels as the original builds them, down, middle, up: {diffusers layout's name: original's}."""
+    """Walk the levels as the original builds them, down, middle, up: {diffusers layout's name:
+    original's}."""
     blocks, n, last = {}, 1, len(layers) - 1
     for level, count in enumerate(layers):
         for j in range(count):
@@ -202,13 +220,28 @@ def if_blocks(layers: tuple, with_attention: tuple) -> dict:
     return blocks
 
 
-RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-          "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # fmt: skip
-OUTER = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-         "class_embedding.linear_1": "aug_proj.0", "class_embedding.linear_2": "aug_proj.2",
-         "encoder_hid_proj": "encoder_proj", "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0",
-         "conv_out": "out.2", "add_embedding.norm1": "encoder_pooling.0", "add_embedding.pool": "encoder_pooling.1",
-         "add_embedding.proj": "encoder_pooling.2", "add_embedding.norm2": "encoder_pooling.3"}  # fmt: skip
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+OUTER = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "class_embedding.linear_1": "aug_proj.0",
+    "class_embedding.linear_2": "aug_proj.2",
+    "encoder_hid_proj": "encoder_proj",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "add_embedding.norm1": "encoder_pooling.0",
+    "add_embedding.pool": "encoder_pooling.1",
+    "add_embedding.proj": "encoder_pooling.2",
+    "add_embedding.norm2": "encoder_pooling.3",
+}
 
 
 def fused(parts: list) -> torch.Tensor:
@@ -221,8 +254,11 @@ def fused(parts: list) -> torch.Tensor:
 
 def original_if(state: dict, layers: tuple, with_attention: tuple) -> dict:
     """A U-Net's tensors in the file the original would have written."""
-    names = OUTER | {f"{new}.{a}": f"{old}.{b}" for new, old in if_blocks(layers, with_attention).items()
-                     for a, b in RESNET.items()}  # fmt: skip
+    names = OUTER | {
+        f"{new}.{a}": f"{old}.{b}"
+        for new, old in if_blocks(layers, with_attention).items()
+        for a, b in RESNET.items()
+    }
     file = {}
     for new, old in if_blocks(layers, with_attention).items():
         for kind in ("weight", "bias"):
@@ -246,14 +282,28 @@ def original_if(state: dict, layers: tuple, with_attention: tuple) -> dict:
 
 SMALL = dict(cross_attention_dim=64, encoder_hid_dim=64, addition_embed_type_num_heads=4)
 STAGES = {
-    "IF-I": (IF_I, IFConfig(block_out_channels=(64, 128, 64, 128), **SMALL), (3, 3, 3, 3), (0, 1, 1, 1)),
-    "IF-II": (IF_II, IFConfig(
-        in_channels=6, block_out_channels=(32, 32, 64, 64, 128), layers_per_block=(2, 2, 3, 5, 5),
-        down_block_types=("ResnetDownsampleBlock2D",) * 3 + ("SimpleCrossAttnDownBlock2D",) * 2,
-        up_block_types=("SimpleCrossAttnUpBlock2D",) * 2 + ("ResnetUpsampleBlock2D",) * 3,
-        class_embed_type="timestep", only_cross_attention=True, **SMALL,
-    ), (2, 2, 3, 5, 5), (0, 0, 0, 1, 1)),
-}  # fmt: skip
+    "IF-I": (
+        IF_I,
+        IFConfig(block_out_channels=(64, 128, 64, 128), **SMALL),
+        (3, 3, 3, 3),
+        (0, 1, 1, 1),
+    ),
+    "IF-II": (
+        IF_II,
+        IFConfig(
+            in_channels=6,
+            block_out_channels=(32, 32, 64, 64, 128),
+            layers_per_block=(2, 2, 3, 5, 5),
+            down_block_types=("ResnetDownsampleBlock2D",) * 3 + ("SimpleCrossAttnDownBlock2D",) * 2,
+            up_block_types=("SimpleCrossAttnUpBlock2D",) * 2 + ("ResnetUpsampleBlock2D",) * 3,
+            class_embed_type="timestep",
+            only_cross_attention=True,
+            **SMALL,
+        ),
+        (2, 2, 3, 5, 5),
+        (0, 0, 0, 1, 1),
+    ),
+}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -275,15 +325,25 @@ def attend(q, k, v):
 
 @given(heads=st.integers(1, 3), pixels=st.integers(1, 5), tokens=st.integers(1, 4))
 def test_if_attention_means_the_same(heads, pixels, tokens):
-    """The original's attention, heads split as its reshape splits them, equals that of the converted matrices."""
+    """The original's attention, heads split as its reshape splits them, equals that of the converted
+    matrices."""
     width, text_width = 64 * heads, 6
-    draw = lambda *shape: torch.randn(shape, dtype=torch.float64)  # noqa: E731
-    file = {"qkv.weight": draw(3 * width, width, 1) / 8, "qkv.bias": draw(3 * width),
-            "encoder_kv.weight": draw(2 * width, text_width, 1), "encoder_kv.bias": draw(2 * width)}  # fmt: skip
+
+    def draw(*shape):
+        return torch.randn(shape, dtype=torch.float64)
+
+    file = {
+        "qkv.weight": draw(3 * width, width, 1) / 8,
+        "qkv.bias": draw(3 * width),
+        "encoder_kv.weight": draw(2 * width, text_width, 1),
+        "encoder_kv.bias": draw(2 * width),
+    }
     x, text = draw(1, width, pixels), draw(1, text_width, tokens)
 
-    qkv, kv = (torch.nn.functional.conv1d(inputs, file[f"{name}.weight"], file[f"{name}.bias"])
-               for inputs, name in ((x, "qkv"), (text, "encoder_kv")))  # fmt: skip
+    qkv, kv = (
+        torch.nn.functional.conv1d(inputs, file[f"{name}.weight"], file[f"{name}.bias"])
+        for inputs, name in ((x, "qkv"), (text, "encoder_kv"))
+    )
     q, k, v = qkv.reshape(heads, 3 * 64, pixels).split(64, dim=1)
     text_k, text_v = kv.reshape(heads, 2 * 64, tokens).split(64, dim=1)
     expected = attend(q, torch.cat([text_k, k], -1), torch.cat([text_v, v], -1)).reshape(
@@ -292,12 +352,16 @@ def test_if_attention_means_the_same(heads, pixels, tokens):
 
     block = "input_blocks.5.1"
     made = converted({f"{block}.{key}": tensor for key, tensor in file.items()}, IF_I)
-    of = lambda name, y: rearrange(  # noqa: E731
-        made[f"down_blocks.1.attentions.0.{name}.weight"] @ y
-        + made[f"down_blocks.1.attentions.0.{name}.bias"][:, None], "b (h d) n -> (b h) d n", h=heads
-    )  # fmt: skip
-    k, v = (torch.cat([of(f"add_{n}_proj", text), of(f"to_{n}", x)], -1) for n in "kv")
-    assert relative(attend(of("to_q", x), k, v).reshape(1, width, pixels), expected) <= 1e-10
+
+    def projected(name, y):
+        place = f"down_blocks.1.attentions.0.{name}"
+        y = made[f"{place}.weight"] @ y + made[f"{place}.bias"][:, None]
+        return rearrange(y, "b (h d) n -> (b h) d n", h=heads)
+
+    k, v = (
+        torch.cat([projected(f"add_{n}_proj", text), projected(f"to_{n}", x)], -1) for n in "kv"
+    )
+    assert relative(attend(projected("to_q", x), k, v).reshape(1, width, pixels), expected) <= 1e-10
 
 
 # The functions.
@@ -320,10 +384,18 @@ def test_swapping_halves_twice_is_nothing(half, columns):
     assert torch.equal(swapped(x), x.roll(half, dims=0)) and torch.equal(swapped(swapped(x)), x)
 
 
-@pytest.mark.parametrize("function, shape", [
-    (Rows(1, 3, of=3), (6, 5)), (HeadRows(1, of=2), (256, 5, 1)), (HeadRows(0, of=3), (192,)),
-    (linear, (4, 5, 1, 1)), (linear, (4,)), (swapped, (4, 5)), (transposed, (4, 5)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "function, shape",
+    [
+        (Rows(1, 3, of=3), (6, 5)),
+        (HeadRows(1, of=2), (256, 5, 1)),
+        (HeadRows(0, of=3), (192,)),
+        (linear, (4, 5, 1, 1)),
+        (linear, (4,)),
+        (swapped, (4, 5)),
+        (transposed, (4, 5)),
+    ],
+)
 def test_functions_need_no_data(function, shape):
     """On the meta device each function has the shape it has on data."""
     assert function(torch.empty(shape, device="meta")).shape == function(torch.randn(shape)).shape
@@ -388,7 +460,8 @@ def test_each_kind_of_file_is_told_from_the_others():
 
 
 def test_a_shorter_transformer_is_not_taken_for_the_published_one():
-    """Without its last blocks an SD3 file is unknown: which block's halves are swapped depends on the depth."""
+    """Without its last blocks an SD3 file is unknown: which block's halves are swapped depends on the
+    depth."""
     shapes = {
         k: s
         for k, s in manifest("sd3-medium.single-file").shapes.items()
@@ -401,7 +474,8 @@ def test_a_shorter_transformer_is_not_taken_for_the_published_one():
 
 
 def test_what_does_not_belong_is_named():
-    """Unknown keys, keys of no component and shapes that cannot be: one line, at most ten names and the count."""
+    """Unknown keys, keys of no component and shapes that cannot be: one line, at most ten names and the
+    count."""
     shapes = manifest("sdxl-base-1.0.single-file").shapes
     with pytest.raises(
         WeightsError, match="1: denoiser.sigmas of 2516 tensors belong to no component of SDXL"

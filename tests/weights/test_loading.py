@@ -1,4 +1,5 @@
-"""Loading from every place weights live in: original single files, shards, the Hugging Face cache; and nothing else."""
+"""Loading from every place weights live in: original single files, shards, the Hugging Face cache; and
+nothing else."""
 
 import hashlib
 import json
@@ -78,7 +79,8 @@ def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     "kind, component", [("SDXL", "unet"), ("SD3", "transformer"), ("IF-I", "unet")]
 )
 def test_an_original_file_is_the_same_denoiser(tmp_path, kind, component):
-    """load_denoiser(original names, fused rows, swapped halves) = the model, every tensor; sizes from the shapes."""
+    """load_denoiser(original names, fused rows, swapped halves) = the model, every tensor; sizes from the
+    shapes."""
     model = small(kind)
     save_file(originals(kind, component, model.state_dict()), tmp_path / "one.safetensors")
     loaded = load_denoiser(tmp_path / "one.safetensors")
@@ -98,8 +100,10 @@ def write_shards(folder, stem: str, state: dict, count: int = 3) -> None:
     shards = {f"{stem}-{i + 1:05d}{width}": names[i::count] for i in range(count)}
     for file, held in shards.items():
         save_file({name: state[name] for name in held}, folder / file)
-    body = {"metadata": {"total_size": sum(t.nbytes for t in state.values())},
-            "weight_map": {name: file for file, held in shards.items() for name in held}}  # fmt: skip
+    body = {
+        "metadata": {"total_size": sum(t.nbytes for t in state.values())},
+        "weight_map": {name: file for file, held in shards.items() for name in held},
+    }
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(body))
 
 
@@ -123,7 +127,8 @@ def test_shards_are_the_same_model(tmp_path):
 
 
 def test_the_hugging_face_cache_is_read_offline(tmp_path, monkeypatch):
-    """load("org/name") finds refs/main -> snapshots/<commit>, whose files link into blobs, without any network."""
+    """load("org/name") finds refs/main -> snapshots/<commit>, whose files link into blobs, without any
+    network."""
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was tried"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     made, commit = save_small(tmp_path / "made"), "a" * 40
@@ -143,14 +148,28 @@ def test_the_hugging_face_cache_is_read_offline(tmp_path, monkeypatch):
 
 @pytest.fixture
 def sdxl_file(tmp_path, monkeypatch):
-    """A whole small SDXL in one original file, its tokenizers beside it; the sizes of its encoders made known."""
-    clip = dict(vocab_size=len(word_tokenizer(begin=True)), intermediate_size=64, num_hidden_layers=2,
-                num_attention_heads=2, bos_token_id=2, eos_token_id=3, pad_token_id=1)  # fmt: skip
-    sizes = {"text_encoder": clip | dict(hidden_size=64, projection_dim=64),
-             "text_encoder_2": clip | dict(hidden_size=32, projection_dim=32, hidden_act="gelu")}  # fmt: skip
+    """A whole small SDXL in one original file, its tokenizers beside it; the sizes of its encoders made
+    known."""
+    clip = dict(
+        vocab_size=len(word_tokenizer(begin=True)),
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=1,
+    )
+    sizes = {
+        "text_encoder": clip | dict(hidden_size=64, projection_dim=64),
+        "text_encoder_2": clip | dict(hidden_size=32, projection_dim=32, hidden_act="gelu"),
+    }
     monkeypatch.setattr(locating, "ENCODER_SIZES", sizes)
-    first, second = (kind(kind.config_class(**size)) for kind, size in zip(
-        (CLIPTextModel, CLIPTextModelWithProjection), sizes.values()))  # fmt: skip
+    first, second = (
+        kind(kind.config_class(**size))
+        for kind, size in zip(
+            (CLIPTextModel, CLIPTextModelWithProjection), sizes.values(), strict=True
+        )
+    )
     vae = VAE(VAEConfig(block_out_channels=(32, 32, 64, 64)))
     parts = {"unet": small("SDXL"), "vae": vae, "text_encoder": first, "text_encoder_2": second}
     state = {}
@@ -177,8 +196,12 @@ def test_a_single_file_is_a_pipeline(sdxl_file):
     """load(SDXL's single file): U-Net, VAE and both CLIPs are the ones put in, and it draws."""
     path, parts = sdxl_file
     made = load(path)
-    loaded = {"unet": made.denoiser, "vae": made.decoder.vae, "text_encoder": made.encoders.text_encoder,
-              "text_encoder_2": made.encoders.text_encoder_2}  # fmt: skip
+    loaded = {
+        "unet": made.denoiser,
+        "vae": made.decoder.vae,
+        "text_encoder": made.encoders.text_encoder,
+        "text_encoder_2": made.encoders.text_encoder_2,
+    }
     assert all(equal(loaded[name], parts[name]) for name in parts)
     assert (made.defaults.steps, made.defaults.guidance, made.defaults.micro) == (
         50,
@@ -188,7 +211,8 @@ def test_a_single_file_is_a_pipeline(sdxl_file):
 
 
 def test_a_single_file_without_tokenizers_says_where_they_go(sdxl_file, tmp_path, monkeypatch):
-    """Single files hold no tokenizers: without them beside it or in the cache, the message names both places."""
+    """Single files hold no tokenizers: without them beside it or in the cache, the message names both
+    places."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
     path, _ = sdxl_file
     (tmp_path / "tokenizer").rename(tmp_path / "elsewhere")
@@ -207,7 +231,8 @@ def sha256(*files) -> str:
 
 
 def test_the_fingerprint_of_a_file_is_of_all_that_is_read_beside_it(sdxl_file, tmp_path):
-    """fingerprint = sha256 over the file, under ".", and the tokenizers beside it; they decide what a prompt is."""
+    """fingerprint = sha256 over the file, under ".", and the tokenizers beside it; they decide what a
+    prompt is."""
     path, _ = sdxl_file
     read = [f for name in ("tokenizer", "tokenizer_2") for f in sorted((tmp_path / name).iterdir())]
     assert model_sha256(path) == sha256((".", path), *((f.relative_to(tmp_path), f) for f in read))
@@ -230,7 +255,8 @@ def test_the_fingerprint_of_a_file_is_of_tokenizers_in_the_cache(sdxl_file, tmp_
 
 
 def test_the_fingerprint_of_a_folder_is_of_linked_folders_too(tmp_path):
-    """A part that is a link to one of two folders beside it; a link to the folder itself is no way without end."""
+    """A part that is a link to one of two folders beside it; a link to the folder itself is no way without
+    end."""
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(name)
@@ -256,7 +282,8 @@ def test_the_fingerprint_of_an_index_is_of_its_shards(tmp_path):
 
 
 def test_loading_holds_one_raw_tensor_at_a_time(tmp_path, monkeypatch):
-    """While float32 files become a float16 model, at most one tensor of the file is alive beside the model."""
+    """While float32 files become a float16 model, at most one tensor of the file is alive beside the
+    model."""
     save_file(small("SDXL").state_dict(), tmp_path / "model.safetensors")
     read, alive, most = files.Tensors.read, weakref.WeakSet(), []
 

@@ -50,8 +50,13 @@ COUNTS = {
     "sdxl-base-1.0.vae.diffusers": (248, 83_653_863),
 }
 # whole files in diffusers layout whose size in bytes is published
-SIZED = [(name, file) for name in COUNTS if name.endswith(".diffusers") for file in manifest(name).files
-         if manifest(name).files[file][1] and "-of-" not in file]  # fmt: skip
+SIZED = [
+    (name, file)
+    for name in COUNTS
+    if name.endswith(".diffusers")
+    for file in manifest(name).files
+    if manifest(name).files[file][1] and "-of-" not in file
+]
 BYTES = {"F16": 2, "BF16": 2, "F32": 4}
 
 
@@ -129,17 +134,26 @@ def test_vaes_are_the_published_ones():
     assert_is(wider, "flux.1-dev.vae.diffusers")
 
 
-@pytest.mark.parametrize("name, make, sizes", [
-    ("sdxl-base-1.0.text_encoder", CLIPTextModel, (768, 3072, 12, 12)),
-    ("sd3-medium.text_encoder", CLIPTextModelWithProjection, (768, 3072, 12, 12)),
-    ("sdxl-base-1.0.text_encoder_2", CLIPTextModelWithProjection, (1280, 5120, 32, 20)),
-    ("sd3-medium.text_encoder_2", CLIPTextModelWithProjection, (1280, 5120, 32, 20)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, make, sizes",
+    [
+        ("sdxl-base-1.0.text_encoder", CLIPTextModel, (768, 3072, 12, 12)),
+        ("sd3-medium.text_encoder", CLIPTextModelWithProjection, (768, 3072, 12, 12)),
+        ("sdxl-base-1.0.text_encoder_2", CLIPTextModelWithProjection, (1280, 5120, 32, 20)),
+        ("sd3-medium.text_encoder_2", CLIPTextModelWithProjection, (1280, 5120, 32, 20)),
+    ],
+)
 def test_clips_are_the_published_ones(name, make, sizes):
-    """transformers' classes at the published sizes; their names, run through the layout, are the published."""
+    """transformers' classes at the published sizes; their names, run through the layout, are the
+    published."""
     width, inner, layers, heads = sizes
-    config = CLIPTextConfig(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
-                            num_attention_heads=heads, projection_dim=width)  # fmt: skip
+    config = CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        projection_dim=width,
+    )
     state = on_meta(make, config).state_dict()
     shapes = {target: tuple(x.shape) for key, x in state.items() for target, _ in CLIP.targets(key)}
     assert shapes == manifest(f"{name}.diffusers").shapes
@@ -147,8 +161,15 @@ def test_clips_are_the_published_ones(name, make, sizes):
 
 def test_t5_is_the_published_one():
     """T5-XXL v1.1's encoder, whose embedding the class names a second time."""
-    config = T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
-                      feed_forward_proj="gated-gelu")  # fmt: skip
+    config = T5Config(
+        vocab_size=32128,
+        d_model=4096,
+        d_kv=64,
+        d_ff=10240,
+        num_layers=24,
+        num_heads=64,
+        feed_forward_proj="gated-gelu",
+    )
     shapes = {
         key: tuple(x.shape) for key, x in on_meta(T5EncoderModel, config).state_dict().items()
     }
@@ -162,9 +183,8 @@ alternatives = st.lists(st.text("ab_1", max_size=2), min_size=1, max_size=3)
 @given(st.lists(alternatives, max_size=3), st.integers(0, 12), st.integers(0, 12))
 def test_braces_stand_for_every_combination(choices, first, last):
     """expand is the product of its alternatives in order, the last brace fastest; ranges count both ways."""
-    pattern = (
-        "x" + ".".join("{%s}" % ",".join(choice) for choice in choices) + "{%d..%d}" % (first, last)
-    )
+    braces = ["{" + ",".join(choice) + "}" for choice in choices]
+    pattern = "x" + ".".join(braces) + f"{{{first}..{last}}}"
     names = ["x"]
     for i, choice in enumerate(choices):
         names = [f"{name}{'.' if i else ''}{item}" for name in names for item in choice]

@@ -37,7 +37,7 @@ from textpatch.weights.reading.files import (
     open_tensors,
     read_config,
     read_json,
-)  # fmt: skip
+)
 
 WHERE = {"x": FIRST, "y": FIRST, "z": SECOND}
 VALUES = {
@@ -218,7 +218,8 @@ INDEXES = {f"shard {str(name)[:40]!r}": (names(z=name), "bad-shard-name") for na
 
 @pytest.mark.parametrize("name", INDEXES)
 def test_an_index_that_is_not_exact_is_refused(folder, opened, name):
-    """Each fault of an index or its shards has its code, and no file outside the folder is opened to find it."""
+    """Each fault of an index or its shards has its code, and no file outside the folder is opened to find
+    it."""
     change, code = INDEXES[name]
     change(folder)
     opened.clear()
@@ -430,7 +431,8 @@ def hub(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_snapshot_is_found_as_by_the_hub_itself(hub):
-    """refs/<revision> -> snapshots/<commit>, as huggingface_hub finds it offline; its links into blobs are read."""
+    """refs/<revision> -> snapshots/<commit>, as huggingface_hub finds it offline; its links into blobs are
+    read."""
     for revision in ("main", "refs/pr/1", SHA):
         found = cached_snapshot("org/name", revision)
         theirs = snapshot_download(
@@ -456,9 +458,21 @@ def test_where_the_cache_is(hub, tmp_path, monkeypatch):
 
 
 NO_NAMES = [
-    "name", "org/name/more", "../name", "org/..", "/name", "org/", "org--x/name", "org/na me", "org\\name", "",
-    ".hidden/name", "org/a\0b", "o/" + "n" * 97, "org/name\n",
-]  # fmt: skip
+    "name",
+    "org/name/more",
+    "../name",
+    "org/..",
+    "/name",
+    "org/",
+    "org--x/name",
+    "org/na me",
+    "org\\name",
+    "",
+    ".hidden/name",
+    "org/a\0b",
+    "o/" + "n" * 97,
+    "org/name\n",
+]
 NO_REVISIONS = [
     "..",
     "../main",
@@ -526,8 +540,10 @@ def test_a_cache_that_leads_out_is_refused(hub, opened, name):
     shutil.copytree(hub / "models--org--name", hub / "models--org--other", symlinks=True)
     change(hub / "models--org--name")
     opened.clear()
-    read = lambda: open_tensors(
-        component_file(cached_snapshot("org/name") / "transformer", "model")
-    )  # noqa: E731
+
+    def read():
+        folder = cached_snapshot("org/name") / "transformer"
+        return open_tensors(component_file(folder, "model"))
+
     assert refusal(read).code == code
     assert [path for path in opened if hub / "models--org--name" not in Path(path).parents] == []

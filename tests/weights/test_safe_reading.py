@@ -1,4 +1,5 @@
-"""Weights from strangers: only exact files are read, bit for bit; all others are refused, by name and at once."""
+"""Weights from strangers: only exact files are read, bit for bit; all others are refused, by name and at
+once."""
 
 import os
 import random
@@ -74,8 +75,9 @@ def test_the_good_files_are_read(path):
     )
     path.write_bytes(framed(TWO, DATA * 2))
     assert [(e.name, e.dtype, e.shape, e.end - e.start) for e in read_header(path).values()] == [
-        ("a", "F32", (2,), 8), ("b", "I64", (1,), 8),
-    ]  # fmt: skip
+        ("a", "F32", (2,), 8),
+        ("b", "I64", (1,), 8),
+    ]
 
 
 def test_a_length_may_look_like_a_pickle(path):
@@ -107,7 +109,8 @@ LISTED = {  # safetensors accepts all of these; (file, our code or None where we
 
 @pytest.mark.parametrize("name", LISTED)
 def test_what_safetensors_lets_through(path, name):
-    """Of 16 files that the safetensors package accepts, those that break its own format or our caps are refused."""
+    """Of 16 files that the safetensors package accepts, those that break its own format or our caps are
+    refused."""
     body, code = LISTED[name]
     path.write_bytes(body)
     theirs = safetensors.deserialize(body)
@@ -178,7 +181,8 @@ PLACES = {
 
 @pytest.mark.parametrize("name", PLACES)
 def test_what_is_no_file_is_refused_without_waiting(path, name):
-    """What cannot be read as a plain file is refused before a byte of it is read; a FIFO has no writer here."""
+    """What cannot be read as a plain file is refused before a byte of it is read; a FIFO has no writer
+    here."""
     make, code = PLACES[name]
     make(path)
     assert refusal(read_header, path).code == code
@@ -190,7 +194,8 @@ def test_a_path_with_a_zero_byte_is_refused(tmp_path):
 
 
 def test_a_file_without_permission_is_refused():
-    """Mode 000 is a WeightsError with the system's reason; root, who may read everything, becomes nobody for it."""
+    """Mode 000 is a WeightsError with the system's reason; root, who may read everything, becomes nobody
+    for it."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         path = Path(folder) / "model.safetensors"
@@ -292,7 +297,8 @@ def test_every_dtype_is_read(path):
 
 
 def test_a_published_size_is_no_obstacle(path):
-    """Offsets beyond 32 bits, as in a file of 40 GiB, are read where they point; only the tensor asked for is."""
+    """Offsets beyond 32 bits, as in a file of 40 GiB, are read where they point; only the tensor asked for
+    is."""
     end = 40 << 30
     path.write_bytes(framed(int8(a=end, b=2), b""))
     with open(path, "r+b") as file:
@@ -397,7 +403,8 @@ print(codes == ["changed"] * 20)
 
 
 def test_truncation_while_reading_is_an_error_and_no_signal(path):
-    """A file cut after it was opened, at 20 places, gives 20 WeightsErrors; a mapped one would kill the process."""
+    """A file cut after it was opened, at 20 places, gives 20 WeightsErrors; a mapped one would kill the
+    process."""
     done = subprocess.run(
         [sys.executable, "-c", TRUNCATIONS, str(path)], capture_output=True, text=True
     )
@@ -416,7 +423,8 @@ BITS = {  # dtype -> (integers of its size, bits of the mantissa, bits of the ex
 
 
 def poisons() -> dict:
-    """Both signs of infinity, and of NaN the quiet, the signalling and the full one: (dtype, signed pattern)."""
+    """Both signs of infinity, and of NaN the quiet, the signalling and the full one: (dtype, signed
+    pattern)."""
     found = {}
     for dtype, (_, mantissa, exponent) in BITS.items():
         infinity, sign = (2**exponent - 1) << mantissa, -(1 << mantissa + exponent)
@@ -433,7 +441,8 @@ POISONS = poisons()
 @pytest.mark.parametrize("name", POISONS)
 @pytest.mark.parametrize("index", [(0, 0), (1, CHUNK), (2, 2)])
 def test_a_value_that_is_not_finite_is_named(path, name, index):
-    """The first of one, two and three poisoned values is named, with its index and their number, in any chunk."""
+    """The first of one, two and three poisoned values is named, with its index and their number, in any
+    chunk."""
     dtype, pattern = POISONS[name]
     values = torch.ones(3, CHUNK + 7).to(DTYPES[dtype])
     raw = values.view(BITS.get(dtype, [torch.int8])[0])
@@ -444,13 +453,17 @@ def test_a_value_that_is_not_finite_is_named(path, name, index):
         found = open_tensors(path)
         scan(found["good"], found.read("good"))
         error = refusal(scan, found["bad"], found.read("bad"))
-        said = f"{count} of {values.numel()} values are not finite, the first is {float(values[index])} at {index}"
+        said = (
+            f"{count} of {values.numel()} values are not finite, "
+            f"the first is {float(values[index])} at {index}"
+        )
         assert error.code == "not-finite" and said in str(error) and "tensor 'bad'" in str(error)
 
 
 @pytest.mark.parametrize("dtype", [*BITS, "F8_E4M3", "I64", "BOOL"])
 def test_finite_values_are_no_poison(path, dtype):
-    """The largest values of a dtype, whose sum overflows, its smallest, zeros, integers and no values at all."""
+    """The largest values of a dtype, whose sum overflows, its smallest, zeros, integers and no values at
+    all."""
     values = torch.zeros(CHUNK + 1).to(DTYPES[dtype])
     if dtype not in ("I64", "BOOL"):
         values[:-1], values[-1] = (

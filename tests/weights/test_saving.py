@@ -20,8 +20,8 @@ from textpatch.weights import load, saving
 @pytest.mark.skipif(resource is None, reason="resource limits")
 @pytest.mark.parametrize("size", [500, 5_000, 300_000])
 def test_a_full_disk_leaves_the_model_that_was_there(tmp_path, capsys, size):
-    """No file may grow beyond a size, so that a config, a tokenizer or the weights cannot be written: exit 74, and the
-    folder has the first model's bytes, every one, with nothing beside it."""
+    """No file may grow beyond a size, so that a config, a tokenizer or the weights cannot be written: exit
+    74, and the folder has the first model's bytes, every one, with nothing beside it."""
     folder, other = save_small(tmp_path / "model"), small_pipeline(1)
     before = files(tmp_path)
     with no_file_beyond(size):
@@ -44,7 +44,8 @@ def test_a_full_disk_leaves_the_model_that_was_there(tmp_path, capsys, size):
     ],
 )
 def test_a_fault_on_the_way_leaves_the_model_that_was_there(tmp_path, monkeypatch, error, kind):
-    """Whatever stops the second file: the old folder, byte by byte, and an error of the family if it is the system's."""
+    """Whatever stops the second file: the old folder, byte by byte, and an error of the family if it is the
+    system's."""
     folder, written, real = save_small(tmp_path / "model"), [], saving.save_file
     before = files(tmp_path)
 
@@ -77,7 +78,8 @@ def test_a_shorter_pipeline_replaces_a_longer_one(tmp_path):
 
 
 def test_other_things_are_not_replaced(tmp_path):
-    """A folder with something in it and no pipeline stays as it is; an empty one is filled; a file is none."""
+    """A folder with something in it and no pipeline stays as it is; an empty one is filled; a file is
+    none."""
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("one")
     with pytest.raises(
@@ -91,11 +93,18 @@ def test_other_things_are_not_replaced(tmp_path):
     load(save_small(tmp_path / "empty"))
 
 
-@pytest.mark.parametrize("name, value, matrices", [
-    ("proj_out.weight", 1e5, torch.float16), ("proj_out.bias", 7e4, torch.float8_e4m3fn),
-    ("proj_out.weight", 500.0, torch.float8_e4m3fn), ("proj_out.weight", float("nan"), torch.float32)])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, value, matrices",
+    [
+        ("proj_out.weight", 1e5, torch.float16),
+        ("proj_out.bias", 7e4, torch.float8_e4m3fn),
+        ("proj_out.weight", 500.0, torch.float8_e4m3fn),
+        ("proj_out.weight", float("nan"), torch.float32),
+    ],
+)
 def test_numbers_that_a_dtype_cannot_hold_are_refused(tmp_path, name, value, matrices):
-    """Beyond 65504 in float16, 448 in float8 (where torch would store 448), or none at all: the tensor is named."""
+    """Beyond 65504 in float16, 448 in float8 (where torch would store 448), or none at all: the tensor is
+    named."""
     made = small_pipeline()
     with torch.no_grad():
         made.denoiser.get_parameter(name).view(-1)[1] = value
@@ -120,7 +129,8 @@ def test_a_model_of_latents_is_refused(tmp_path):
 
 
 def test_a_folder_that_cannot_be_put_in_place_is_put_back(tmp_path, monkeypatch):
-    """The new folder cannot be renamed once the old one is aside: the old one is back, and nothing else is left."""
+    """The new folder cannot be renamed once the old one is aside: the old one is back, and nothing else is
+    left."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").write_text("old")
     real = os.replace

@@ -18,7 +18,8 @@ from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.weights import sizes
-from textpatch.weights.loading import Builder, find, load_denoiser
+from textpatch.weights.building import Builder
+from textpatch.weights.loading import find, load_denoiser
 from textpatch.weights.locating import Folder
 from textpatch.weights.sizes import require_held
 
@@ -27,21 +28,55 @@ MEGABYTES = (
     40  # what reading a configuration and the header of a small file may take, with much room
 )
 COMPONENTS = [
-    ("tiny-mmdit", "transformer"), ("tiny-mmdit", "text_encoder"), ("tiny-mmdit", "text_encoder_3"),
-    ("tiny-sdxl", "unet"), ("tiny-if", "unet"), ("tiny-if-ii", "unet"),
-]  # fmt: skip
+    ("tiny-mmdit", "transformer"),
+    ("tiny-mmdit", "text_encoder"),
+    ("tiny-mmdit", "text_encoder_3"),
+    ("tiny-sdxl", "unet"),
+    ("tiny-if", "unet"),
+    ("tiny-if-ii", "unet"),
+]
 PRODUCTS = {  # each number alone is no more than the file has tensors
-    "layers and blocks": ("tiny-sdxl", "unet", dict(layers_per_block=508, transformer_layers_per_block=[508] * 4)),
-    "layers of each level": ("tiny-sdxl", "unet", dict(layers_per_block=20, transformer_layers_per_block=[100] * 4)),
+    "layers and blocks": (
+        "tiny-sdxl",
+        "unet",
+        dict(layers_per_block=508, transformer_layers_per_block=[508] * 4),
+    ),
+    "layers of each level": (
+        "tiny-sdxl",
+        "unet",
+        dict(layers_per_block=20, transformer_layers_per_block=[100] * 4),
+    ),
     "layers of IF": ("tiny-if", "unet", dict(layers_per_block=400)),
-    "levels of SDXL": ("tiny-sdxl", "unet", dict(
-        block_out_channels=[16] * 2000, down_block_types=["CrossAttnDownBlock2D"] * 2000, attention_head_dim=[1] * 2000,
-        up_block_types=["CrossAttnUpBlock2D"] * 2000, transformer_layers_per_block=[1] * 2000, norm_num_groups=1)),
-    "levels of IF": ("tiny-if", "unet", dict(
-        block_out_channels=[16] * 2000, down_block_types=["SimpleCrossAttnDownBlock2D"] * 2000, layers_per_block=1,
-        up_block_types=["SimpleCrossAttnUpBlock2D"] * 2000, norm_num_groups=1, attention_head_dim=16)),
-    "blocks of each transformer": ("tiny-sdxl", "unet", dict(layers_per_block=1, transformer_layers_per_block=[300] * 3 + [1])),
-}  # fmt: skip
+    "levels of SDXL": (
+        "tiny-sdxl",
+        "unet",
+        dict(
+            block_out_channels=[16] * 2000,
+            down_block_types=["CrossAttnDownBlock2D"] * 2000,
+            attention_head_dim=[1] * 2000,
+            up_block_types=["CrossAttnUpBlock2D"] * 2000,
+            transformer_layers_per_block=[1] * 2000,
+            norm_num_groups=1,
+        ),
+    ),
+    "levels of IF": (
+        "tiny-if",
+        "unet",
+        dict(
+            block_out_channels=[16] * 2000,
+            down_block_types=["SimpleCrossAttnDownBlock2D"] * 2000,
+            layers_per_block=1,
+            up_block_types=["SimpleCrossAttnUpBlock2D"] * 2000,
+            norm_num_groups=1,
+            attention_head_dim=16,
+        ),
+    ),
+    "blocks of each transformer": (
+        "tiny-sdxl",
+        "unet",
+        dict(layers_per_block=1, transformer_layers_per_block=[300] * 3 + [1]),
+    ),
+}
 
 
 @pytest.fixture
@@ -151,8 +186,13 @@ SMALL_CLIP = dict(
     num_hidden_layers=5, hidden_size=8, intermediate_size=8, num_attention_heads=2, vocab_size=9
 )
 SMALL_T5 = dict(num_layers=5, d_model=8, d_kv=4, d_ff=8, num_heads=2, vocab_size=9)
-LEVELS = dict(block_out_channels=(32, 32), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-              transformer_layers_per_block=(9, 1), attention_head_dim=(1, 1))  # fmt: skip
+LEVELS = dict(
+    block_out_channels=(32, 32),
+    down_block_types=("DownBlock2D",) * 2,
+    up_block_types=("UpBlock2D",) * 2,
+    transformer_layers_per_block=(9, 1),
+    attention_head_dim=(1, 1),
+)
 COUNTS = {
     "SDXL": (SDXL, SDXLConfig()),
     "SDXL without sites beside the middle": (SDXL, SDXLConfig(**LEVELS)),

@@ -1,4 +1,5 @@
-"""Tokenizers somebody else wrote, and prompts as long as books: done, or refused in one line, and nobody waits."""
+"""Tokenizers somebody else wrote, and prompts as long as books: done, or refused in one line, and nobody
+waits."""
 
 import json
 import os
@@ -15,7 +16,8 @@ from textpatch import cli, exits, load
 from textpatch.errors import PromptError, WeightsError
 from textpatch.reference_models import text_encoders
 from textpatch.reference_models.text_encoders import LONGEST, tokenize
-from textpatch.weights.loading import SHIPPED, Builder
+from textpatch.weights.building import Builder
+from textpatch.weights.loading import SHIPPED
 from textpatch.weights.locating import Folder
 
 KINDS = {
@@ -51,47 +53,99 @@ def word(value):
     return put("model", "vocab", "wall", value=value)
 
 
-TEMPLATE = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<gone>", "type_id": 0}}], "pair": [],
-            "special_tokens": {}}  # fmt: skip
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<gone>", "type_id": 0}}],
+    "pair": [],
+    "special_tokens": {},
+}
 TRUNCATING = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 9}
 BAD = {
-    "empty": instead(b""), "half": lambda data: data[: len(data) // 2], "a brace short": lambda data: data.rstrip()[:-1],
-    "a word": instead(b"tokenizer"), "a binary": instead(bytes(range(256)) * 99), "a pickle": instead(b"\x80\x04\x95" + bytes(99)),
-    "gzip": instead(b"\x1f\x8b\x08" + bytes(99)), "zeros": instead(bytes(4096)), "a zero first": lambda data: b"\0" + data,
-    "UTF-16": lambda data: data.decode().encode("utf-16"), "a byte order mark": lambda data: b"\xef\xbb\xbf" + data,
+    "empty": instead(b""),
+    "half": lambda data: data[: len(data) // 2],
+    "a brace short": lambda data: data.rstrip()[:-1],
+    "a word": instead(b"tokenizer"),
+    "a binary": instead(bytes(range(256)) * 99),
+    "a pickle": instead(b"\x80\x04\x95" + bytes(99)),
+    "gzip": instead(b"\x1f\x8b\x08" + bytes(99)),
+    "zeros": instead(bytes(4096)),
+    "a zero first": lambda data: b"\0" + data,
+    "UTF-16": lambda data: data.decode().encode("utf-16"),
+    "a byte order mark": lambda data: b"\xef\xbb\xbf" + data,
     "no UTF-8 in a word": lambda data: data.replace(b'"wall"', b'"w\xffll"'),
-    "null": instead(b"null"), "a list": instead(b"[]"), "a number": instead(b"1"), "a string": instead(b'"a"'), "an empty object": instead(b"{}"),
-    "arrays without end": instead(b"[" * DEEP), "arrays in arrays": instead(b"[" * DEEP + b"]" * DEEP),
+    "null": instead(b"null"),
+    "a list": instead(b"[]"),
+    "a number": instead(b"1"),
+    "a string": instead(b'"a"'),
+    "an empty object": instead(b"{}"),
+    "arrays without end": instead(b"[" * DEEP),
+    "arrays in arrays": instead(b"[" * DEEP + b"]" * DEEP),
     "objects in objects": instead(b'{"a":' * DEEP + b"1" + b"}" * DEEP),
-    "arrays for an id": lambda data: data.replace(b'"wall": 8', b'"wall": ' + b"[" * DEEP + b"]" * DEEP),
-    "no model": put("model", without=True), "a model that is null": put("model"), "a model that is a list": put("model", value=[]),
-    "an unknown model": put("model", "type", value="Pickle"), "a model without words": put("model", "vocab", without=True),
-    "words in a list": put("model", "vocab", value=["wall"]), "words null": put("model", "vocab"), "no words": put("model", "vocab", value={}),
-    "an id in quotes": word("8"), "an id below zero": word(-1), "a fraction": word(8.5), "an id of null": word(None),
-    "2^32": word(2**32), "2^63": word(2**63), "400 digits": word(10**400),
-    "an unknown word that is null": put("model", "unk_token"), "an unknown word nobody knows": put("model", "unk_token", value="<gone>"),
-    "added words in a string": put("added_tokens", value="x"), "added words that are numbers": put("added_tokens", value=[1]),
-    "no added words": put("added_tokens", without=True), "an added id in quotes": put("added_tokens", 1, "id", value="x"),
-    "another version": put("version", value="9.9"), "a version that is a number": put("version", value=1),
+    "arrays for an id": lambda data: data.replace(
+        b'"wall": 8', b'"wall": ' + b"[" * DEEP + b"]" * DEEP
+    ),
+    "no model": put("model", without=True),
+    "a model that is null": put("model"),
+    "a model that is a list": put("model", value=[]),
+    "an unknown model": put("model", "type", value="Pickle"),
+    "a model without words": put("model", "vocab", without=True),
+    "words in a list": put("model", "vocab", value=["wall"]),
+    "words null": put("model", "vocab"),
+    "no words": put("model", "vocab", value={}),
+    "an id in quotes": word("8"),
+    "an id below zero": word(-1),
+    "a fraction": word(8.5),
+    "an id of null": word(None),
+    "2^32": word(2**32),
+    "2^63": word(2**63),
+    "400 digits": word(10**400),
+    "an unknown word that is null": put("model", "unk_token"),
+    "an unknown word nobody knows": put("model", "unk_token", value="<gone>"),
+    "added words in a string": put("added_tokens", value="x"),
+    "added words that are numbers": put("added_tokens", value=[1]),
+    "no added words": put("added_tokens", without=True),
+    "an added id in quotes": put("added_tokens", 1, "id", value="x"),
+    "another version": put("version", value="9.9"),
+    "a version that is a number": put("version", value=1),
     "half a regular expression": put(
-        "pre_tokenizer", value={"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}),
-    "an unknown step": put("pre_tokenizer", value={"type": "Exec"}), "a step that is a number": put("pre_tokenizer", value=3),
-    "an end that is no word": put("post_processor", value=TEMPLATE), "a number at the end": put("post_processor", value=7),
-    "a stride longer than all": put("truncation", value=TRUNCATING), "cut by a string": put("truncation", value="x"),
-    "merges of other words": put("model", value={"type": "BPE", "vocab": {"a": 0}, "merges": ["x y"]}),
+        "pre_tokenizer",
+        value={"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False},
+    ),
+    "an unknown step": put("pre_tokenizer", value={"type": "Exec"}),
+    "a step that is a number": put("pre_tokenizer", value=3),
+    "an end that is no word": put("post_processor", value=TEMPLATE),
+    "a number at the end": put("post_processor", value=7),
+    "a stride longer than all": put("truncation", value=TRUNCATING),
+    "cut by a string": put("truncation", value="x"),
+    "merges of other words": put(
+        "model", value={"type": "BPE", "vocab": {"a": 0}, "merges": ["x y"]}
+    ),
     "pieces without words": put("model", value={"type": "Unigram", "vocab": [], "unk_id": 99}),
-    "a map that is none": put("normalizer", value={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
-}  # fmt: skip
+    "a map that is none": put(
+        "normalizer", value={"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    ),
+}
 CLASS = put("tokenizer_class", value="Evil")
 BAD_CONFIG = {
-    "empty": instead(b""), "a list": instead(b"[]"), "null": instead(b"null"), "a binary": instead(bytes(range(256))),
-    "objects in objects": instead(b'{"a":' * DEEP + b"1" + b"}" * DEEP), "no padding": put("pad_token"),
-    "a class that is a number": put("tokenizer_class", value=3), "padding that is a number": put("pad_token", value=3),
-    "a length in words": put("model_max_length", value="x"), "a fraction of a length": put("model_max_length", value=22.5),
-    "no length": put("model_max_length", value=0), "a length below zero": put("model_max_length", value=-1),
-    "code of its own": lambda data: put("auto_map", value={"AutoTokenizer": ["evil.Evil", None]})(CLASS(data)), "padding above": put("padding_side", value="up"),
-    "inputs that are a number": put("model_input_names", value=3), "added words in a list": put("added_tokens_decoder", value=[1]),
-}  # fmt: skip
+    "empty": instead(b""),
+    "a list": instead(b"[]"),
+    "null": instead(b"null"),
+    "a binary": instead(bytes(range(256))),
+    "objects in objects": instead(b'{"a":' * DEEP + b"1" + b"}" * DEEP),
+    "no padding": put("pad_token"),
+    "a class that is a number": put("tokenizer_class", value=3),
+    "padding that is a number": put("pad_token", value=3),
+    "a length in words": put("model_max_length", value="x"),
+    "a fraction of a length": put("model_max_length", value=22.5),
+    "no length": put("model_max_length", value=0),
+    "a length below zero": put("model_max_length", value=-1),
+    "code of its own": lambda data: put("auto_map", value={"AutoTokenizer": ["evil.Evil", None]})(
+        CLASS(data)
+    ),
+    "padding above": put("padding_side", value="up"),
+    "inputs that are a number": put("model_input_names", value=3),
+    "added words in a list": put("added_tokens_decoder", value=[1]),
+}
 
 
 @pytest.fixture
@@ -139,7 +193,8 @@ def test_a_configuration_that_is_none_is_refused(name, tokenizer_of):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_id_beyond_the_encoder_is_refused(kind, tokenizer_of):
-    """A token for which the encoder has no vector: both numbers, before the encoder reads it; on a GPU it would be the last."""
+    """A token for which the encoder has no vector: both numbers, before the encoder reads it; on a GPU it
+    would be the last."""
     pipeline, (_, component) = load(KINDS[kind][0]), KINDS[kind]
     place = [f"tokenizer{part}" for part in ("", "_2", "_3")].index(component)
     good = list(pipeline.encoders.tokenizers)
@@ -171,16 +226,26 @@ def test_an_id_beyond_the_encoder_is_refused(kind, tokenizer_of):
 
 MILLION = 10**6
 BOOKS = {
-    "one word": "a" * MILLION, "a quoted word": f'"{"A" * MILLION}"', "quotes": '"' * MILLION, "words": "a " * (MILLION // 2),
-    "blanks": "a" + " " * MILLION + "a", "lines": "a" + "\n" * MILLION + "a", "zeros": "\0" * MILLION, "faces": "\N{GRINNING FACE}" * MILLION,
-    "one letter, many accents": "a" + "\u0301" * MILLION, "right to left": "\u202e" * MILLION, "just too long": "a" * (LONGEST + 1),
-    "as long as may be": "a" * LONGEST, "as many quotes as may be": '"' * LONGEST,
-}  # fmt: skip
+    "one word": "a" * MILLION,
+    "a quoted word": f'"{"A" * MILLION}"',
+    "quotes": '"' * MILLION,
+    "words": "a " * (MILLION // 2),
+    "blanks": "a" + " " * MILLION + "a",
+    "lines": "a" + "\n" * MILLION + "a",
+    "zeros": "\0" * MILLION,
+    "faces": "\N{GRINNING FACE}" * MILLION,
+    "one letter, many accents": "a" + "\u0301" * MILLION,
+    "right to left": "\u202e" * MILLION,
+    "just too long": "a" * (LONGEST + 1),
+    "as long as may be": "a" * LONGEST,
+    "as many quotes as may be": '"' * LONGEST,
+}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="forks")
 def test_a_book_is_refused_at_once(tmp_path):
-    """A million characters, whichever, as a prompt of every kind of model; and the longest that are looked at.
+    """A million characters, whichever, as a prompt of every kind of model; and the longest that are looked
+    at.
 
     In a process with a minute for all: without a limit tiny-if's tokenizer took more than five for the first.
     """
@@ -217,7 +282,8 @@ def test_a_book_does_not_flood_the_terminal(tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prompt", ["\ud800", "a red sign \udcff", "\udc00\ud800"])
 def test_half_a_character_is_refused(kind, prompt, tokenizer_of):
-    """A lone surrogate, such as the shell's bytes that are no UTF-8 become, is named and not a fault of ours."""
+    """A lone surrogate, such as the shell's bytes that are no UTF-8 become, is named and not a fault of
+    ours."""
     with pytest.raises(
         PromptError, match=r"holds half a character \(a lone surrogate\); give it as UTF-8"
     ):
@@ -228,7 +294,8 @@ def test_half_a_character_is_refused(kind, prompt, tokenizer_of):
 
 
 def test_planted_a_loader_that_expects_too_few_errors_is_noticed(tokenizer_of, monkeypatch):
-    """Fault: only the errors that transformers documents, or only those that are Exceptions, are explained."""
+    """Fault: only the errors that transformers documents, or only those that are Exceptions, are
+    explained."""
     for narrow, name in (
         ("(OSError, ValueError)", "null"),
         ("Exception", "an end that is no word"),

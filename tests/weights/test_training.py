@@ -1,4 +1,5 @@
-"""Training: every family trains, resumes, is saved and read back; what is asked of a denoiser; how each begins."""
+"""Training: every family trains, resumes, is saved and read back; what is asked of a denoiser; how each
+begins."""
 
 import random
 import sys
@@ -20,12 +21,14 @@ from support.small_models import PROMPTS, relative
 from support.strategies import randomize
 from textpatch.errors import PatchError, WeightsError
 from textpatch.exits import guarded
-from textpatch.reference_models.pipeline import Pipeline, pixels, read_beside
+from textpatch.reference_models.pipeline import Pipeline, pixels
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, trained_abars
+from textpatch.reference_models.upscaling import read_beside
 from textpatch.weights import load
 from textpatch.weights.signs.drawing import LETTERS, SAYINGS, Sign, draw_sign
 from textpatch.weights.signs.tokens import LENGTH, word_tokenizer
 from textpatch.weights.signs.words import TEST, VALIDATION
+from textpatch.weights.training import batches
 from textpatch.weights.training import loop as training
 from textpatch.weights.training.families import FAMILIES, if_encoder
 from textpatch.weights.training.noising import Noise, objective
@@ -37,8 +40,9 @@ MINIS = {
     for name in ("tiny-mmdit", "tiny-sdxl", "tiny-if", "tiny-if-ii")
 }
 SIZES = {name: {"block_out_channels": (16, 16, 32, 32)} for name in MINIS} | {
-    "tiny-mmdit": {"num_layers": 2}, "tiny-if-ii": {"block_out_channels": (16, 16, 32)},
-}  # fmt: skip
+    "tiny-mmdit": {"num_layers": 2},
+    "tiny-if-ii": {"block_out_channels": (16, 16, 32)},
+}
 MINIS = {
     name: replace(mini, denoiser=replace(mini.denoiser, **SIZES[name]))
     for name, mini in MINIS.items()
@@ -85,7 +89,8 @@ def test_training_resumes_bit_for_bit(mini, tmp_path, monkeypatch):
 
 
 def test_a_saved_model_makes_the_pictures_of_the_trained_one(mini, tmp_path):
-    """Read back, a folder has the recipe's schedule and sizes, and generates what the same 16-bit weights do here."""
+    """Read back, a folder has the recipe's schedule and sizes, and generates what the same 16-bit weights
+    do here."""
     model = training.Trainee(mini)
     with torch.no_grad():
         for tensor in model.state_dict().values():
@@ -126,7 +131,8 @@ def test_a_saved_unet_is_read_by_diffusers(name, tmp_path):
     "name, kind", [("tiny-if", "IFPipeline"), ("tiny-if-ii", "IFSuperResolutionPipeline")]
 )
 def test_a_saved_if_is_a_pipeline_of_diffusers(name, kind, tmp_path):
-    """diffusers makes of each stage's folder that stage's pipeline, and stage II's noises small pictures as ours does."""
+    """diffusers makes of each stage's folder that stage's pipeline, and stage II's noises small pictures as
+    ours does."""
     diffusers = pytest.importorskip("diffusers")
     average = training.Trainee(MINIS[name]).state_dict()
     theirs = diffusers.DiffusionPipeline.from_pretrained(
@@ -151,7 +157,7 @@ def test_every_weight_is_trained(mini):
             None if i % 5 == 0 else torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
         )
     optimizers.step(1.0)
-    moved = [not torch.equal(p, old) for p, old in zip(model.parameters(), before)]
+    moved = [not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True)]
     assert moved == [i % 5 > 0 for i in range(len(before))]
 
 
@@ -167,28 +173,46 @@ def test_another_runs_state_is_refused(mini_mmdit, tmp_path):
 
 
 def test_another_recipes_state_is_refused(mini_mmdit, tmp_path, monkeypatch):
-    """The same name, seed and steps under other rates: a PatchError with both; and of no other recipe anything is kept."""
+    """The same name, seed and steps under other rates: a PatchError with both; and of no other recipe
+    anything is kept."""
     training.train("mini", tmp_path, images=4)
     before = files(tmp_path)
     monkeypatch.setitem(training.RECIPES, "mini", replace(MINI, adam_rate=0.25, sigma_shift=9.0))
-    says = "holds a run of recipe.adam_rate 0.0015, recipe.sigma_shift 2.0, asked for .* 0.25, .* 9.0; give another --out"
+    says = (
+        "holds a run of recipe.adam_rate 0.0015, recipe.sigma_shift 2.0, "
+        "asked for .* 0.25, .* 9.0; give another --out"
+    )
     with pytest.raises(PatchError, match=says):
         training.train("mini", tmp_path, images=4)
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("damage, says", [
-    (lambda path: path.write_bytes(path.read_bytes()[:1000]), "damaged or no safetensors file"),
-    (lambda path: path.write_bytes(b"x"), "damaged or no safetensors file"),
-    (lambda path: save_file({"a": torch.zeros(1)}, path), "says nothing of model, seed, steps: no state, or one of an older"),
-    (lambda path: told_without(path, "recipe."), "says nothing of recipe.denoiser, recipe.schedule, recipe.signs: no state, or"),
-    (lambda path: told_without(path, "step"), "says nothing of step"),
-    (lambda path: told_without(path, "nothing", "average.denoiser.proj_out.bias"), "holds other tensors than mini has"),
-    (lambda path: (path.unlink(), path.mkdir()), "is no regular file"),
-    (lambda path: (path.unlink(), path.symlink_to("nowhere")), "cannot be read"),
-], ids=["cut", "bytes", "another's", "older", "stepless", "tensorless", "folder", "link"])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "damaged or no safetensors file"),
+        (lambda path: path.write_bytes(b"x"), "damaged or no safetensors file"),
+        (
+            lambda path: save_file({"a": torch.zeros(1)}, path),
+            "says nothing of model, seed, steps: no state, or one of an older",
+        ),
+        (
+            lambda path: told_without(path, "recipe."),
+            "says nothing of recipe.denoiser, recipe.schedule, recipe.signs: no state, or",
+        ),
+        (lambda path: told_without(path, "step"), "says nothing of step"),
+        (
+            lambda path: told_without(path, "nothing", "average.denoiser.proj_out.bias"),
+            "holds other tensors than mini has",
+        ),
+        (lambda path: (path.unlink(), path.mkdir()), "is no regular file"),
+        (lambda path: (path.unlink(), path.symlink_to("nowhere")), "cannot be read"),
+    ],
+    ids=["cut", "bytes", "another's", "older", "stepless", "tensorless", "folder", "link"],
+)
 def test_what_is_no_state_is_refused(mini_mmdit, tmp_path, damage, says):
-    """A file cut off, another's, an older version's, one without a tensor, a folder: a WeightsError in one line."""
+    """A file cut off, another's, an older version's, one without a tensor, a folder: a WeightsError in one
+    line."""
     training.train("mini", tmp_path, images=4)
     damage(tmp_path / "state.safetensors")
     with pytest.raises(WeightsError, match=f"state.safetensors .*{says}") as refusal:
@@ -223,7 +247,8 @@ def test_a_seed_that_does_not_fit_is_refused(mini_mmdit, tmp_path, seed):
 
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_training_that_diverges_makes_no_model(mini_mmdit, tmp_path, monkeypatch, step):
-    """A loss of one row that is no number stops the run in that step: the state is the one before, no model is written."""
+    """A loss of one row that is no number stops the run in that step: the state is the one before, no model
+    is written."""
     real = training.loss_of
 
     def diverged(model, recipe, batch, weight):
@@ -245,7 +270,8 @@ def test_a_training_that_diverges_makes_no_model(mini_mmdit, tmp_path, monkeypat
 
 @pytest.mark.skipif(resource is None, reason="resource limits")
 def test_a_training_that_cannot_write_says_so(mini_mmdit, tmp_path, monkeypatch, capsys):
-    """On a full disk the command ends with 74, in one line; where --out is a file, or its seed has 70 bits, with 2."""
+    """On a full disk the command ends with 74, in one line; where --out is a file, or its seed has 70 bits,
+    with 2."""
 
     def ended(*arguments) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["train", "mini", "--images", "4", *arguments])
@@ -291,8 +317,11 @@ def test_only_the_recipes_seed_is_said_to_be_localised(tmp_path, monkeypatch):
 
 def test_held_out_words_are_never_trained_on(monkeypatch):
     """However often the dice fall on a validation or test word, no training prompt or picture holds one."""
-    rigged = lambda rng, fmt: Sign(rng.choice([*TEST, *VALIDATION, "QXZ"]))  # noqa: E731
-    monkeypatch.setattr(training, "random_sign", rigged)
+
+    def rigged(rng, fmt):
+        return Sign(rng.choice([*TEST, *VALIDATION, "QXZ"]))
+
+    monkeypatch.setattr(batches, "random_sign", rigged)
     batch = training.Batch(replace(MINI, dropout=0.0), seed=0, step=0)
     assert {parse(prompt).word for prompt in batch.prompts} == {"QXZ"}
 
@@ -308,7 +337,7 @@ def test_a_planted_batch_shows_the_word_it_reads(name, sites):
     assert (table[sites[0]][:, 0, 0] // LENGTH).tolist() == [1, 2, 3, 4, 5, 6, 7, 0]
     said = [parse(prompt) for prompt in batch.prompts]
     left, top, right, bottom = recipe.signs.text_box
-    for own, donor, picture in zip(said, said[1:] + said[:1], batch.pictures):
+    for own, donor, picture in zip(said, said[1:] + said[:1], batch.pictures, strict=True):
         drawn = draw_sign(replace(own, word=donor.word), recipe.signs, random.Random(0)).transpose(
             2, 0, 1
         )
@@ -322,8 +351,8 @@ def test_a_planted_batch_shows_the_word_it_reads(name, sites):
 
 @pytest.mark.parametrize("step", [0, 1])
 def test_stage_ii_is_shown_its_picture_at_half_the_size(step):
-    """Beside are the large pictures reduced and enlarged again, noised to one level; at every other step the word asked
-    for is the neighbour's, and never the one that stands there."""
+    """Beside are the large pictures reduced and enlarged again, noised to one level; at every other step
+    the word asked for is the neighbour's, and never the one that stands there."""
     recipe = replace(MINIS["tiny-if-ii"], dropout=0.0)
     batch = training.Batch(recipe, seed=0, step=step)
     level = int(batch.beside["level"][0])
@@ -338,7 +367,7 @@ def test_stage_ii_is_shown_its_picture_at_half_the_size(step):
         abs((noise * batch.noise).mean()) < 0.01
     )  # another draw than the noise of the picture itself
     left, top, right, bottom = recipe.signs.text_box
-    for prompt, picture in zip(batch.prompts, batch.pictures):
+    for prompt, picture in zip(batch.prompts, batch.pictures, strict=True):
         drawn = torch.from_numpy(draw_sign(parse(prompt), recipe.signs, random.Random(0))).permute(
             2, 0, 1
         )
@@ -377,8 +406,8 @@ def test_a_share_is_the_same_noise_on_every_schedule(schedule, share):
 @pytest.mark.parametrize("schedule", SCHEDULES[1:], ids=lambda schedule: type(schedule).__name__)
 @given(share=shares)
 def test_the_noises_error_is_the_velocitys(schedule, share):
-    """min(1 + sigma^2, 26) |e' - e|^2 = |v' - v|^2 at up to sigma 5, v' that of the same picture, v = sqrt(abar) e
-    - sqrt(1 - abar) x; above it, 26 abar as much."""
+    """min(1 + sigma^2, 26) |e' - e|^2 = |v' - v|^2 at up to sigma 5, v' that of the same picture, v =
+    sqrt(abar) e - sqrt(1 - abar) x; above it, 26 abar as much."""
     asked, x, noise, noisy, t = mixed(schedule, share)
     abar = trained_abars(schedule)[t].double()
     guess = noise + 0.1 * x
@@ -390,8 +419,8 @@ def test_the_noises_error_is_the_velocitys(schedule, share):
 
 @given(share=shares, part=st.floats(-1, 1))
 def test_the_variances_error_is_the_divergence(share, part):
-    """Beyond the noise's error: 1e-3 KL(q(x_prev | x_t, x) || p), p's moments those that DDPM's own step draws
-    from; and it moves the variance alone."""
+    """Beyond the noise's error: 1e-3 KL(q(x_prev | x_t, x) || p), p's moments those that DDPM's own step
+    draws from; and it moves the variance alone."""
     schedule = DDPM(sample_max_value=1e6)  # the picture at the guess is not clipped
     asked, x, noise, noisy, t = mixed(schedule, share)
     guess = (noise + 0.1 * x).requires_grad_()
@@ -433,8 +462,8 @@ def test_the_last_step_asks_for_no_variance():
 
 @pytest.mark.parametrize("name", ["tiny-sdxl", "tiny-if", "tiny-if-ii"])
 def test_a_unet_begins_by_answering_its_input(name):
-    """Its first three channels are the noisy picture, each colour brought to length one, whatever time and text, and
-    in stage II the small picture beside."""
+    """Its first three channels are the noisy picture, each colour brought to length one, whatever time and
+    text, and in stage II the small picture beside."""
     model = training.Trainee(MINIS[name])
     x = torch.randn(2, 3, 32, 96, generator=torch.Generator().manual_seed(0))
     beside = read_beside(DDPM(), x[:, :, ::2, ::2], x.flip(-1), 250) if name == "tiny-if-ii" else {}
@@ -448,7 +477,8 @@ def test_a_unet_begins_by_answering_its_input(name):
 
 
 def test_ifs_letters_find_their_place_at_once():
-    """Head h of the first layer puts over half its attention h + 1 tokens back, wherever there is such a token."""
+    """Head h of the first layer puts over half its attention h + 1 tokens back, wherever there is such a
+    token."""
     encoder = if_encoder().eval()
     t5 = encoder.text_encoder
     t5.set_attn_implementation("eager")
@@ -460,7 +490,8 @@ def test_ifs_letters_find_their_place_at_once():
 
 
 def test_ifs_encoder_knows_places_and_keeps_knowing():
-    """Over half of what tells quoted letters' states apart is their place in the word, and no weight has a gradient."""
+    """Over half of what tells quoted letters' states apart is their place in the word, and no weight has a
+    gradient."""
     recipe, rng = MINIS["tiny-if"], random.Random(0)
     words = ["".join(rng.choices(LETTERS, k=6)) for _ in range(100)]
     model = training.Trainee(recipe)

@@ -167,7 +167,8 @@ DAMAGES = {
     ),
     "other tensors": (
         wrong_tensors,
-        "missing 1: proj_out.bias; unexpected 1: stranger; of another shape 1: proj_out.weight .*closest known model is sd3",
+        "missing 1: proj_out.bias; unexpected 1: stranger; "
+        "of another shape 1: proj_out.weight .*closest known model is sd3",
     ),
     "no JSON": (write("transformer/config.json", b"{oops"), "config.json cannot be read as JSON"),
     "no object": (write("transformer/config.json", b"[]"), "config.json holds no JSON object"),
@@ -305,7 +306,8 @@ def test_an_unknown_name_is_answered_with_the_closest():
 
 @pytest.mark.parametrize("name", ["a" * 5000, "/" + "a" * 5000, "org/" + "a" * 5000, "a\0b"])
 def test_a_name_that_no_file_can_have_is_refused(name):
-    """Too long for any file system, or with a zero in it: WeightsError with the name, no error of the system's."""
+    """Too long for any file system, or with a zero in it: WeightsError with the name, no error of the
+    system's."""
     with pytest.raises(
         WeightsError, match="neither a shipped name, nor a folder|is no model's name"
     ):
@@ -313,7 +315,8 @@ def test_a_name_that_no_file_can_have_is_refused(name):
 
 
 def test_sdxl_without_its_vae_is_refused(tmp_path):
-    """SDXL is told its picture's size, which is the VAE's times the latents': without either a WeightsError."""
+    """SDXL is told its picture's size, which is the VAE's times the latents': without either a
+    WeightsError."""
     folder = Path(shutil.copytree(find("tiny-sdxl"), tmp_path / "model"))
     (folder / "textpatch.json").unlink()
     with pytest.raises(
@@ -369,7 +372,8 @@ def size(name: str) -> int:
 
 
 def test_the_shipped_models_are_small():
-    """All shipped models together take less than 60 MB, none more than 6, a planted one less than 4, in 16 or 8 bits."""
+    """All shipped models together take less than 60 MB, none more than 6, a planted one less than 4, in 16
+    or 8 bits."""
     names = shipped_models()
     planted = {"planted-mmdit", "planted-sdxl", "planted-if"}
     assert {"tiny-mmdit", "tiny-sdxl", "tiny-if", *planted} <= set(names)
@@ -380,7 +384,8 @@ def test_the_shipped_models_are_small():
     )
     for path in SHIPPED.glob("*/*/*.safetensors"):
         with safe_open(path, "pt") as file:
-            assert {file.get_slice(key).get_dtype() for key in file.keys()} <= {
+            names = file.keys()
+            assert {file.get_slice(name).get_dtype() for name in names} <= {
                 "F16",
                 "BF16",
                 "F8_E4M3",
@@ -419,11 +424,19 @@ def test_words_that_do_not_fit_are_not_drawn(word):
         draw_sign(Sign(word), SignFormat(), random.Random(0))
 
 
-@pytest.mark.parametrize("what, value, says", [
-    ("colour", "grey", "green"), ("shape", "arrows", "arrow"), ("wall", "rred", "red"), ("pattern", "stripes", "striped"),
-    ("style", "italics", "italic")])  # fmt: skip
+@pytest.mark.parametrize(
+    "what, value, says",
+    [
+        ("colour", "grey", "green"),
+        ("shape", "arrows", "arrow"),
+        ("wall", "rred", "red"),
+        ("pattern", "stripes", "striped"),
+        ("style", "italics", "italic"),
+    ],
+)
 def test_an_unknown_factor_is_named(what, value, says):
-    """A sign of a colour, shape, wall, pattern or style that nobody can draw is a PatchError with the closest."""
+    """A sign of a colour, shape, wall, pattern or style that nobody can draw is a PatchError with the
+    closest."""
     with pytest.raises(PatchError, match=f"signs have no {what} '{value}'; closest: {says}"):
         Sign("A", **{what: value})
 
@@ -433,7 +446,8 @@ def test_an_unknown_factor_is_named(what, value, says):
     [(SignFormat(), 0), (SignFormat(), 3), (SignFormat(), 16), (SignFormat().enlarged(4), 4)],
 )
 def test_signs_are_drawn_as_large_as_their_masks_allow(fmt, times):
-    """Letters are drawn 8 times as large and reduced, so that only 2, 4 and 8 times are exact; others are PatchErrors."""
+    """Letters are drawn 8 times as large and reduced, so that only 2, 4 and 8 times are exact; others are
+    PatchErrors."""
     for right in (2, 4, 8):
         assert draw_sign(Sign("A"), SignFormat().enlarged(right), random.Random(0)).shape == (
             32 * right,
@@ -470,8 +484,8 @@ def test_a_drawing_is_a_function_of_sign_and_dice(sign, seed):
 
 @given(all_signs, st.integers(0, 9))
 def test_an_enlarged_drawing_is_the_same_sign(sign, seed):
-    """Reduced to the small size, a drawing of twice the size is the small drawing: 0.02 of the range -1..1 apart in the mean
-    square but at the edges of stripes, which the small one cannot draw."""
+    """Reduced to the small size, a drawing of twice the size is the small drawing: 0.02 of the range -1..1
+    apart in the mean square but at the edges of stripes, which the small one cannot draw."""
     small, fmt = SignFormat(), SignFormat().enlarged(2)
     a, b = (draw_sign(sign, f, random.Random(seed)) for f in (small, fmt))
     reduced = b.reshape(32, 2, 96, 2, 3).mean(axis=(1, 3))

@@ -1,8 +1,8 @@
-"""How files spell the tensors of the models: key tables into the diffusers layout, one file per family.
+"""Layouts of published files, key tables into the diffusers layout, one module per family.
 
 table           Layout, its rows, and conversion
-tensors         what conversion does to a tensor beyond renaming it
-files           which components a single file holds
+tensors         functions that conversion applies to tensors
+files           components that a single file holds
 sdxl  sd3  deepfloyd_if  flux  vae  text_encoders       the tables
 """
 

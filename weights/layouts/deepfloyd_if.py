@@ -1,4 +1,4 @@
-"""DeepFloyd IF's U-Nets as the original releases spell them.
+"""U-Nets of DeepFloyd IF as the original releases spell them.
 
 Samplers are whole ResNets, and attention is made of 1x1 convolutions whose rows run head by head.
 """
@@ -20,7 +20,7 @@ ATTENTIONS_I = {
     "middle_block.1": "mid_block.attentions.0",
     "output_blocks.{0..11}.1": "up_blocks.{0..2}.attentions.{0..3}",
 }
-# Stage II: two, two, three, five and five, one more up; attention in the two innermost levels.
+# Stage II: two, two, three, five and five ResNets down, one more up, attention in the two innermost levels.
 RESNETS_II = {
     "input_blocks.{1,2,4,5}.0": "down_blocks.{0,1}.resnets.{0,1}",
     "input_blocks.{7..9}.0": "down_blocks.2.resnets.{0..2}",
@@ -48,10 +48,8 @@ ATTENTION = {
     "encoder_kv.*": {"add_k_proj.*": HeadRows(0, of=2), "add_v_proj.*": HeadRows(1, of=2)},
     "proj_out.*": {"to_out.0.*": linear},
 }
-CROSS_ATTENTION = {
-    **ATTENTION,
-    "qkv.*": {"to_q.*": linear},
-}  # stage II: the name is qkv, the tensor q alone
+# in stage II the tensor named qkv holds q alone
+CROSS_ATTENTION = {**ATTENTION, "qkv.*": {"to_q.*": linear}}
 REST = {
     "time_embed.{0,2}.*": "time_embedding.linear_{1,2}.*",
     "encoder_proj.*": "encoder_hid_proj.*",

@@ -1,4 +1,4 @@
-"""Single files: which components each kind holds, under which prefix, in which layout."""
+"""Kinds of single files, with the components each holds, their prefixes and their layouts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FilePart:
 
 @dataclass(frozen=True)
 class SingleFile:
-    """A kind of single file, recognised by a key; kinds are tried in the order of `SINGLE_FILES`."""
+    """Kind of single file, recognised by a key.   Kinds are tried in the order of `SINGLE_FILES`."""
 
     name: str
     signature: str
@@ -34,11 +34,11 @@ class SingleFile:
     dropped: dict[str, str] = field(default_factory=dict)
 
     def part(self, key: str) -> FilePart | None:
-        """The component a key belongs to, None if it belongs to none."""
+        """Component that a key belongs to, None if it belongs to none."""
         return next((part for part in self.parts if key.startswith(part.prefix)), None)
 
     def split(self, keys: Iterable[str]) -> dict[str, dict[str, str]]:
-        """Component -> {key: key without the prefix}, in the order of the parts.
+        """Split keys by component, each key with its name below the prefix, in the order of the parts.
 
         Raises WeightsError for keys that belong to no component and are not dropped by name.
         """
@@ -46,23 +46,25 @@ class SingleFile:
         stray = [key for key in keys if self.part(key) is None]
         if stray:
             raise WeightsError(
-                f"{listed(stray)} of {len(keys)} tensors belong to no component of {self.name} files"
+                f"{listed(stray)} of {len(keys)} tensors "
+                f"belong to no component of {self.name} files"
             )
-        found: dict[str, dict[str, str]] = {part.component: {} for part in self.parts}
+        split: dict[str, dict[str, str]] = {part.component: {} for part in self.parts}
         for key in keys:
             part = self.part(key)
-            found[part.component][key] = key.removeprefix(part.prefix)
-        return {component: names for component, names in found.items() if names}
+            split[part.component][key] = key.removeprefix(part.prefix)
+        return {component: names for component, names in split.items() if names}
 
     def layout(self, component: str) -> Layout:
-        """The layout of one of the components."""
+        """Layout of one of the components."""
         return next(part.layout for part in self.parts if part.component == component)
 
 
 def _sd3(name: str, depth: int) -> SingleFile:
-    clip_l, clip_g, t5xxl = encoders = [
-        f"text_encoders.{name}" for name in ("clip_l", "clip_g", "t5xxl")
-    ]
+    """Single file of an SD3 or SD3.5 of `depth` blocks."""
+    clip_l = "text_encoders.clip_l"
+    clip_g = "text_encoders.clip_g"
+    t5xxl = "text_encoders.t5xxl"
     return SingleFile(
         name,
         f"model.diffusion_model.joint_blocks.{depth - 1}.context_block.attn.qkv.weight",
@@ -73,7 +75,7 @@ def _sd3(name: str, depth: int) -> SingleFile:
             FilePart("text_encoder_2", f"{clip_g}.transformer.", CLIP),
             FilePart("text_encoder_3", f"{t5xxl}.transformer.", T5),
         ),
-        {f"{encoder}.logit_scale": TEMPERATURE for encoder in encoders},
+        {f"{encoder}.logit_scale": TEMPERATURE for encoder in (clip_l, clip_g, t5xxl)},
     )
 
 
@@ -100,13 +102,13 @@ SINGLE_FILES = (
 
 
 def recognise(keys: Iterable[str]) -> SingleFile | None:
-    """The kind of single file that has these keys, None if it is none we know."""
+    """Kind of the single file that has these keys, None if it is none we know."""
     keys = set(keys)
     return next((kind for kind in SINGLE_FILES if kind.signature in keys), None)
 
 
 def split(keys: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Component -> {key: key without the prefix} of a single file; see `SingleFile.split`.
+    """Split the keys of a single file of any known kind, as `SingleFile.split` does.
 
     Raises WeightsError if it is no kind of file we know.
     """

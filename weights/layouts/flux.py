@@ -1,4 +1,7 @@
-"""FLUX.1's transformer as its single file spells it; the mlp is four widths wide, so `linear1` holds seven."""
+"""Transformer of FLUX.1 as its single file spells it.
+
+The mlp is four widths wide, so that `linear1`, which holds q, k, v and the mlp, is seven.
+"""
 
 from textpatch.weights.layouts.table import make_layout, thirds, within
 from textpatch.weights.layouts.tensors import Rows, swapped

@@ -1,4 +1,4 @@
-"""The transformer of Stable Diffusion 3 and 3.5 as their single files spell it."""
+"""Transformer of Stable Diffusion 3 and 3.5 as their single files spell it."""
 
 from functools import cache
 
@@ -18,7 +18,7 @@ BLOCK = {
     "{x,context}_block.mlp.fc{1,2}.*": "ff{,_context}.net.{0.proj,2}.*",
     "{x,context}_block.adaLN_modulation.1.*": "norm1{,_context}.linear.*",
 }
-# the text side of the last block ends there: two chunks, shift and scale
+# the text stream ends in the last block, so its modulation has two chunks, shift and scale
 LAST = {"context_block.adaLN_modulation.1.*": {"norm1_context.linear.*": swapped}}
 REST = {
     "pos_embed": "pos_embed.pos_embed",
@@ -32,8 +32,8 @@ REST = {
 
 @cache
 def sd3_layout(depth: int) -> Layout:
-    """The layout of `depth` blocks, 24 in SD3-medium and SD3.5-medium, 38 in SD3.5-large."""
-    blocks = "{0..%d}" % (depth - 1)
+    """Layout of `depth` blocks, 24 in SD3-medium and SD3.5-medium, 38 in SD3.5-large."""
+    blocks = f"{{0..{depth - 1}}}"
     return make_layout(
         f"SD3 transformer of {depth} blocks",
         within({f"joint_blocks.{blocks}": f"transformer_blocks.{blocks}"}, BLOCK),

@@ -1,4 +1,4 @@
-"""SDXL's U-Net as its single file spells it; no tensor changes its value or shape."""
+"""U-Net of SDXL as its single file spells it.   No tensor changes its value or shape."""
 
 from textpatch.weights.layouts.table import make_layout, unchanged, within
 

@@ -1,8 +1,8 @@
-"""A layout: the literal table from a file's keys to names in diffusers layout, and conversion by it.
+"""Layout of a component, a literal table from a file's keys to names in diffusers layout, and its use.
 
-A row of a table is `source: target`, both patterns of `textpatch.weights.manifests.expand`, whose names
-correspond one by one; `*` stands for `{weight,bias}`.  Where the tensor itself changes or holds several, the
-target is {target: function}.
+A row of a table is `source: target`.  Both are patterns of `textpatch.weights.manifests.expand`, whose names
+correspond one by one, and `*` stands for `{weight,bias}`.  Where the tensor itself changes or holds several,
+the target is {target: function}.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Table = Mapping[str, "str | dict[str, Function]"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How one component is spelled in a file: each key goes somewhere, or is dropped for a stated reason."""
+    """Spelling of one component in a file, where each key has targets or is dropped for a stated reason."""
 
     name: str
     table: dict[str, tuple[tuple[str, Function], ...]]
     dropped: dict[str, str]
 
     def targets(self, key: str) -> tuple[tuple[str, Function], ...]:
-        """(name in diffusers layout, function of the tensor) of all that a key holds; none if it is dropped.
+        """Targets of a key, each a name in diffusers layout and a function of the tensor.
 
-        Raises WeightsError for a key this layout does not know.
+        A dropped key has none.  Raises WeightsError for a key this layout does not know.
         """
         if key in self.dropped:
             return ()
@@ -42,7 +42,7 @@ class Layout:
 
 
 def make_layout(name: str, *tables: Table, dropped: Mapping[str, str] | None = None) -> Layout:
-    """A layout from tables, where a later row replaces an earlier one of the same key."""
+    """Make a layout from tables, where a later row replaces an earlier one of the same key."""
     rows: dict[str, dict[str, Function]] = {}
     for table in tables:
         for source, target in table.items():
@@ -67,14 +67,16 @@ def _names(pattern: str) -> list[str]:
 
 
 def within(blocks: Mapping[str, str], table: Table) -> Table:
-    """The rows of a module, for each of the blocks that hold one: {source prefix: target prefix}."""
-    return {
-        f"{source}.{key}": {
-            f"{target}.{name}": function for name, function in _functions(row).items()
-        }
-        for source, target in blocks.items()
-        for key, row in table.items()
-    }
+    """Rows of a module, repeated for each of the blocks that hold one.
+
+    blocks  {source prefix: target prefix}
+    """
+    rows = {}
+    for source, target in blocks.items():
+        for key, row in table.items():
+            targets = _functions(row)
+            rows[f"{source}.{key}"] = {f"{target}.{name}": targets[name] for name in targets}
+    return rows
 
 
 def _functions(row: str | dict[str, Function]) -> dict[str, Function]:
@@ -92,7 +94,7 @@ def thirds(query: str, key: str, value: str) -> dict[str, Function]:
 
 
 def origins(keys: Iterable[str], layout: Layout) -> dict[str, tuple[str, Function]]:
-    """Where each target comes from: name in diffusers layout -> (key of the file, function of its tensor).
+    """Origins of all targets, the key of the file and a function of its tensor, by name in diffusers layout.
 
     Raises WeightsError if a key is unknown to the layout, or two keys give the same target.
     """
@@ -103,34 +105,36 @@ def origins(keys: Iterable[str], layout: Layout) -> dict[str, tuple[str, Functio
             f"{listed(unknown)} of {len(keys)} tensors unknown to the {layout.name} layout; "
             "the file is of another model or version"
         )
-    made: dict[str, tuple[str, Function]] = {}
+    by_target: dict[str, tuple[str, Function]] = {}
     for key in keys:
         for target, function in layout.targets(key):
-            if target in made:
-                raise WeightsError(
-                    f"{key!r} and {made[target][0]!r} are both {target!r}; remove one of them"
-                )
-            made[target] = (key, function)
-    return made
+            if target in by_target:
+                other, _ = by_target[target]
+                raise WeightsError(f"{key!r} and {other!r} are both {target!r}; remove one of them")
+            by_target[target] = (key, function)
+    return by_target
 
 
 def convert(shapes: Mapping[str, tuple[int, ...]], layout: Layout) -> dict[str, tuple[int, ...]]:
-    """Shapes of the file's keys -> shapes in diffusers layout, without data.
+    """Convert the shapes of a file's keys to shapes in diffusers layout, without data.
 
     Raises WeightsError as `origins` does, and for a shape that its function cannot take.
     """
-    made = {}
+    converted = {}
     for target, (key, function) in origins(shapes, layout).items():
         try:
-            made[target] = tuple(function(torch.empty(shapes[key], device="meta")).shape)
+            tensor = function(torch.empty(shapes[key], device="meta"))
         except (RuntimeError, IndexError) as error:
             raise WeightsError(
-                f"{key!r} of shape {shapes[key]} cannot be what the {layout.name} layout holds there ({error})"
+                f"{key!r} of shape {shapes[key]} cannot be what the {layout.name} layout "
+                f"holds there ({error})"
             ) from None
-    return made
+        converted[target] = tuple(tensor.shape)
+    return converted
 
 
 def listed(names: Iterable[str]) -> str:
-    """`12: a, b, ...`: the count and at most ten of the names."""
+    """Count and at most ten of the names, as in `12: a, b, ...`."""
     names = sorted(names)
-    return f"{len(names)}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+    more = ", ..." if len(names) > 10 else ""
+    return f"{len(names)}: {', '.join(names[:10])}{more}"

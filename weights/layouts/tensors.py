@@ -1,6 +1,6 @@
-"""What conversion does to a tensor beyond renaming it: pure functions, on real tensors and on meta ones.
+"""Functions that conversion applies to tensors, on real tensors and on meta ones.
 
-A fused projection of width W holds n projections in one tensor (n W, X), of which the bias is (n W,).
+A fused projection of width W holds n projections in one tensor (n W, X), with a bias (n W,).
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ def same(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rows:
-    """Parts start to stop of `of` equal parts that a tensor is fused of: (of W, ...) -> ((stop - start) W, ...)."""
+    """Rows of a fused tensor, from (of W, ...) to ((stop - start) W, ...).
+
+    The tensor holds `of` equal projections.  Those from start to stop are taken.
+    """
 
     start: int
     stop: int
@@ -30,30 +33,32 @@ class Rows:
 
 @dataclass(frozen=True)
 class HeadRows:
-    """One of `of` projections that a 1x1 convolution holds head by head: (H of D, X, 1) -> (H D, X).
+    """Rows of one projection in a 1x1 convolution fused head by head, from (H of D, X, 1) to (H D, X).
 
-    DeepFloyd IF's rows run [q k v][q k v]..., D of each; thirds of the tensor would load and be wrong.
+    DeepFloyd IF's rows run [q k v][q k v]..., D of each.  Thirds of the tensor would load and be wrong.
     """
 
-    part: int
+    index: int
     of: int
     head_dim: int = 64
 
     def __call__(self, x: Tensor) -> Tensor:
         heads = x.unflatten(0, (-1, self.of, self.head_dim))  # (H, of, D, ...)
-        return linear(heads[:, self.part].flatten(0, 1))
+        return linear(heads[:, self.index].flatten(0, 1))
 
 
 def linear(x: Tensor) -> Tensor:
-    """A 1x1 convolution as the matrix it is: (C, X, 1) or (C, X, 1, 1) -> (C, X); a bias or a matrix stays."""
-    return x if x.dim() < 3 else x.flatten(2).squeeze(2)
+    """Matrix (C, X) of a 1x1 convolution (C, X, 1) or (C, X, 1, 1).   A bias or a matrix stays."""
+    if x.dim() < 3:
+        return x
+    return x.flatten(2).squeeze(2)
 
 
 def swapped(x: Tensor) -> Tensor:
-    """The halves exchanged, (2 W, ...): the originals' (shift, scale) is (scale, shift) in diffusers layout."""
+    """Tensor (2 W, ...) with its halves exchanged, (shift, scale) to diffusers' (scale, shift)."""
     return torch.cat(x.chunk(2)[::-1])
 
 
 def transposed(x: Tensor) -> Tensor:
-    """(A, B) -> (B, A): OpenCLIP multiplies x P where a Linear multiplies x W^T."""
+    """Transpose of a matrix, because OpenCLIP multiplies x P where a Linear multiplies x W^T."""
     return x.T

@@ -1,4 +1,4 @@
-"""CLIP as transformers and OpenCLIP spell it, and T5; targets are the names of the published files."""
+"""CLIP, as transformers and OpenCLIP spell it, and T5.   Targets are the names of the published files."""
 
 from textpatch.weights.layouts.table import make_layout, thirds, unchanged, within
 from textpatch.weights.layouts.tensors import transposed
@@ -26,7 +26,7 @@ OPENCLIP_REST = {
 }
 TEMPERATURE = "temperature of the contrastive training; no text is encoded with it"
 
-# CLIPTextModel of transformers 5 names its own tensors without the prefix; run its names through this too
+# transformers 5 names the tensors of its CLIPTextModel without the prefix, and this layout knows both
 CLIP = make_layout(
     "CLIP text model",
     {name: f"text_model.{name}" for name in CLIP_NAMES},

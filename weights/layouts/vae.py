@@ -1,6 +1,6 @@
-"""The VAE of Stable Diffusion and FLUX: as single files spell it, and as the diffusers layout has over time.
+"""VAE of Stable Diffusion and FLUX, as single files spell it and in both spellings of the diffusers layout.
 
-Decoder levels are numbered backwards in the single file, and attention there is made of 1x1 convolutions.
+In a single file the decoder's levels are numbered backwards, and attention is made of 1x1 convolutions.
 """
 
 from textpatch.weights.layouts.table import make_layout, unchanged, within
@@ -23,11 +23,10 @@ REST = {
     "encoder.down.{0..2}.downsample.conv.*": "encoder.down_blocks.{0..2}.downsamplers.0.conv.*",
     "decoder.up.{3..1}.upsample.conv.*": "decoder.up_blocks.{0..2}.upsamplers.0.conv.*",
 }
-OLD_ATTENTION = (
-    within(  # of the diffusers layout before its attention class was shared with the U-Net's
-        unchanged("{encoder,decoder}.mid_block.attentions.0"),
-        {"{query,key,value,proj_attn}.*": "{to_q,to_k,to_v,to_out.0}.*"},
-    )
+# the diffusers layout before the VAE and the U-Net shared a class of attention
+OLD_ATTENTION = within(
+    unchanged("{encoder,decoder}.mid_block.attentions.0"),
+    {"{query,key,value,proj_attn}.*": "{to_q,to_k,to_v,to_out.0}.*"},
 )
 
 VAE_ORIGINAL = make_layout("VAE", within(RESNETS, RESNET), within(ATTENTIONS, ATTENTION), REST)

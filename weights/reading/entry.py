@@ -1,7 +1,7 @@
-"""One tensor in a file: where its bytes are, and plain reads of them.
+"""Entries, each the place of one tensor in a file, and plain reads of its bytes.
 
-Nothing is mapped into memory, so that a file which shrinks while it is read is an error and not the end of the
-process, and one that changes is no mixture of two.
+Nothing is mapped into memory.  A file that shrinks while it is read is therefore an error and does not end
+the process, and of a file that changes no mixture of old and new is read.
 """
 
 from __future__ import annotations
@@ -36,14 +36,17 @@ DTYPES = {
     "U16": torch.uint16,
     "U8": torch.uint8,
 }
-CHUNK = 1 << 16  # elements of a scan at a time, few enough for the processor's cache
+# elements that a scan looks at together, few enough for the processor's cache
+CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a file: its bytes from start to end, counted from the beginning of the file.
+    """Place of one tensor in a file.
 
-    identity is what `identity_of` said of the file when its header was read.
+    dtype     as safetensors spells it
+    start, end  its bytes, counted from the beginning of the file
+    identity  `identity_of` the file when its header was read
     """
 
     dtype: str
@@ -56,12 +59,13 @@ class TensorEntry:
 
 
 def read_tensor(entry: TensorEntry) -> Tensor:
-    """A fresh tensor of an entry's bytes.
+    """Read the bytes of an entry into a fresh tensor.
 
     Raises WeightsError if the file is no longer the one whose header was read, if there is no memory for the
     tensor, and for a BOOL that is neither 0 nor 1.
     """
-    place, count = f"{entry.path}: tensor {entry.name!r}", entry.end - entry.start
+    place = f"{entry.path}: tensor {entry.name!r}"
+    count = entry.end - entry.start
     try:
         buffer = torch.empty(count, dtype=torch.uint8)
     except RuntimeError:
@@ -70,51 +74,64 @@ def read_tensor(entry: TensorEntry) -> Tensor:
         ) from None
     with opened(entry.path) as file:
         file.seek(entry.start)
-        complete, identity = _filled(memoryview(buffer.numpy()), file), identity_of(file)
+        complete = _filled(memoryview(buffer.numpy()), file)
+        identity = identity_of(file)
     if not complete or identity != entry.identity:
         was = f"size, time, inode and device were {entry.identity} and are {identity}"
         raise WeightsError(
             f"{place}: the file changed while it was read ({was}); load it again", "changed"
         )
-    if entry.dtype == "BOOL" and count and (most := int(buffer.max())) > 1:
-        raise WeightsError(
-            f"{place} is BOOL and holds a {most}; expected 0 or 1; fetch it again", "bad-bool"
-        )
+    if entry.dtype == "BOOL" and count:
+        most = int(buffer.max())
+        if most > 1:
+            raise WeightsError(
+                f"{place} is BOOL and holds a {most}; expected 0 or 1; fetch it again", "bad-bool"
+            )
     return buffer.view(DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def scan(entry: TensorEntry, tensor: Tensor) -> None:
-    """Raises WeightsError if a tensor holds NaN or infinity: how many, and the first with its index."""
+    """Raise WeightsError if a tensor holds NaN or infinity, with their number and the first one's index."""
     if not tensor.is_floating_point():
         return
-    count, first, values = 0, None, tensor.flatten()
-    for at, chunk in enumerate(values.split(CHUNK)):
-        # a finite sum has finite terms alone; another may just have overflowed, so then the terms are looked at
+    values = tensor.flatten()
+    count = 0
+    first = None
+    for i, chunk in enumerate(values.split(CHUNK)):
+        # A finite sum has finite terms alone.  Another sum may have overflowed, so its terms are looked at.
         if not chunk.float().sum().isfinite():
             bad = (~chunk.double().isfinite()).nonzero().flatten()  # (bad values of the chunk,)
             if first is None and len(bad):
-                first = at * CHUNK + bad[0]
+                first = i * CHUNK + bad[0]
             count += len(bad)
     if count:
         index = tuple(int(i) for i in torch.unravel_index(first, tensor.shape))
-        found = f"{count} of {len(values)} values are not finite, the first is {float(values[first])} at {index}"
         raise WeightsError(
-            f"{entry.path}: tensor {entry.name!r}: {found}; fetch it again", "not-finite"
+            f"{entry.path}: tensor {entry.name!r}: {count} of {len(values)} values are not finite, "
+            f"the first is {float(values[first])} at {index}; fetch it again",
+            "not-finite",
         )
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[io.FileIO]:
-    """A regular file, open for plain reads.  Never waits; raises WeightsError for what cannot be read."""
+    """Open a regular file for plain reads, without ever waiting.
+
+    Raises WeightsError for anything else and for a file that cannot be read.
+    """
     try:
         with open(path, "rb", buffering=0, opener=_regular) as file:
             yield file
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    # a NUL in the path is a ValueError
+    except (OSError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read: {error}", "unreadable") from None
 
 
 def _regular(path: str, flags: int) -> int:
-    """A descriptor of a regular file: a FIFO must not make us wait for its writer, nor a device be read."""
+    """Descriptor of a regular file.
+
+    A FIFO would make us wait for its writer, and a device must not be read.
+    """
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
@@ -125,14 +142,17 @@ def _regular(path: str, flags: int) -> int:
 
 
 def identity_of(file: io.FileIO) -> tuple[int, ...]:
-    """What tells whether a file is still the same: its size, modification time in ns, inode and device."""
+    """Size, modification time in ns, inode and device, by which a changed file is noticed."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
 
 
 def _filled(buffer: memoryview, file: io.FileIO) -> bool:
-    """Whether the file fills the buffer; one read gives at most 2 GiB."""
+    """Fill the buffer from the file.   Returns False if the file ends before that."""
     done = 0
-    while done < len(buffer) and (count := file.readinto(buffer[done:])):
+    while done < len(buffer):
+        count = file.readinto(buffer[done:])  # at most 2 GiB
+        if not count:
+            return False
         done += count
-    return done == len(buffer)
+    return True

@@ -1,1 +1,1 @@
-"""The world of the shipped models: signs, their words, their prompts, and who reads them."""
+"""World of the shipped models, with signs, their words, their prompts, and readers of them."""

@@ -1,8 +1,8 @@
-"""Signs with words on walls: the prompts the shipped models know, and the pictures they were trained on.
+"""Signs with words on walls, the prompts that the shipped models know and the pictures they learned from.
 
-A sign is drawn as a person would describe it: a colour and a shape, a word in a style of lettering, a wall
-with a colour and a pattern.  Everything named in the prompt is fixed by it; the phase of the wall's pattern
-is named nowhere, so that it is the noise that decides it.
+A sign is drawn as a person would describe it, by a colour and a shape, a word in a style of lettering, and a
+wall with a colour and a pattern.  The prompt fixes everything that it names.  It does not name the phase of
+the wall's pattern, which the noise therefore decides.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ COLOURS = {
     "black": (25, 25, 28),
     "white": (245, 245, 240),
 }
-SHAPES = (
-    "sign",
-    "badge",
-    "arrow",
-)  # rectangle, rounded plate, pointed plate: the noun names the shape
+# a rectangle, a rounded plate, a pointed plate
+SHAPES = ("sign", "badge", "arrow")
 PATTERNS = ("plain", "striped", "dotted")
 PHASES = range(8)  # where a pattern may begin, in pixels
-DARK, LIGHT = (20, 20, 20), (250, 250, 250)  # inks
+# colours of letters
+DARK = (20, 20, 20)
+LIGHT = (250, 250, 250)
 SAYINGS = ("that says", "that reads", "with text")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 STYLES = {
@@ -46,17 +45,20 @@ STYLES = {
     "serif": "DejaVuSerif-Bold.ttf",
     "mono": "DejaVuSansMono-Bold.ttf",
 }
-FACTORS = dict(
-    colour=COLOURS, shape=SHAPES, wall=COLOURS, pattern=PATTERNS, style=STYLES
-)  # of a sign, with its word
-# DejaVu's bold capitals are wider than a letter cell; at 0.84 of their width W just fits its pitch.
+# what describes a sign beside its word
+FACTORS = dict(colour=COLOURS, shape=SHAPES, wall=COLOURS, pattern=PATTERNS, style=STYLES)
+# DejaVu's bold capitals are wider than a letter's place.  At 0.84 of its width, W just fits the pitch.
 SQUEEZE = 0.84
-OVERSAMPLING = 8  # of the drawings that masks are reduced from, per unit
+# pixels per unit of the large drawings that masks are reduced from
+OVERSAMPLING = 8
 
 
 @dataclass(frozen=True)
 class SignFormat:
-    """Where a word stands in a picture, in pixels; left-aligned at a fixed pitch, as the models learn best."""
+    """Size of a picture and place of its word, in pixels.
+
+    Words are left-aligned at a fixed pitch, as the models learn best.
+    """
 
     height: int = 32
     width: int = 96
@@ -69,38 +71,44 @@ class SignFormat:
     unit: int = 1  # of margins and patterns
 
     def __post_init__(self):
-        if self.unit not in (1, 2, 4, 8):  # the divisors of OVERSAMPLING
+        # the divisors of OVERSAMPLING
+        if self.unit not in (1, 2, 4, 8):
             raise PatchError(
                 f"signs are drawn 1, 2, 4 or 8 times as large, not {self.unit!r}; give one of these"
             )
 
     @property
     def oversampling(self) -> int:
-        """How much larger than a pixel of the picture the pixels drawn first are: an enlarged one is reduced less."""
+        """Pixels drawn first for one of the picture, along either side.   There are fewer in an enlarged
+        one."""
         return OVERSAMPLING // self.unit
 
     def enlarged(self, times: int) -> SignFormat:
-        """The format in which the same sign is drawn 2, 4 or 8 times as large.  Raises PatchError for others."""
+        """Format in which a sign is drawn 1, 2, 4 or 8 times as large.   Raises PatchError for others."""
         sizes = "height", "width", "cap", "top", "left", "pitch", "unit"
         return replace(self, **{name: times * getattr(self, name) for name in sizes})
 
     @property
     def plate(self) -> tuple[int, int, int, int]:
         """Left, top, right, bottom of the sign's plate."""
-        near, far = 2 * self.unit, 6 * self.unit
+        near = 2 * self.unit
+        far = 6 * self.unit
         return near, self.top - far, self.width - near, self.top + self.cap + far
 
     @property
     def text_box(self) -> tuple[int, int, int, int]:
         """Left, top, right, bottom of the part of the plate where letters stand."""
-        u = self.unit
-        right = min(self.left + self.longest * self.pitch + u, self.width)
-        return self.left - u, self.top - 2 * u, right, self.top + self.cap + 3 * u
+        unit = self.unit
+        right = min(self.left + self.longest * self.pitch + unit, self.width)
+        return self.left - unit, self.top - 2 * unit, right, self.top + self.cap + 3 * unit
 
 
 @dataclass(frozen=True)
 class Sign:
-    """What a prompt says.  Raises PatchError for a colour, shape, wall, pattern or style that nobody can draw."""
+    """Description of a sign, as a prompt gives it.
+
+    Raises PatchError for a colour, shape, wall, pattern or style that nobody can draw.
+    """
 
     word: str
     colour: str = "red"
@@ -111,13 +119,15 @@ class Sign:
 
     def __post_init__(self):
         for what, known in FACTORS.items():
-            if (value := getattr(self, what)) not in known:
+            value = getattr(self, what)
+            if value not in known:
                 raise PatchError(f"signs have no {what} {value!r}{closest(value, known)}")
 
     def prompt(self, saying: str = "that says") -> str:
         style = "" if self.style == "plain" else f" in {self.style}"
         pattern = "" if self.pattern == "plain" else f"{self.pattern} "
-        return f'a {self.colour} {self.shape} {saying} "{self.word}"{style} on a {pattern}{self.wall} wall'
+        plate = f'a {self.colour} {self.shape} {saying} "{self.word}"{style}'
+        return f"{plate} on a {pattern}{self.wall} wall"
 
 
 def vocabulary() -> list[str]:
@@ -128,7 +138,7 @@ def vocabulary() -> list[str]:
 
 
 def random_sign(rng: random.Random, fmt: SignFormat, word: str | None = None) -> Sign:
-    """A sign with every factor drawn independently; sign and wall never share a colour."""
+    """Random sign with independent factors.   Sign and wall never share a colour."""
     colour, wall = rng.sample(list(COLOURS), 2)
     word = word or random_word(rng, rng.randint(3, fmt.longest))
     return Sign(
@@ -166,15 +176,16 @@ def _font_folder() -> Path:
 
 
 def _letter(letter: str, font, fmt: SignFormat) -> np.ndarray:
-    big, unit = fmt.oversampling, fmt.unit
-    height, pitch = fmt.cap + 4 * unit, fmt.pitch // unit
+    """Coverage mask (cap + 4 units, pitch) of one capital."""
+    big = fmt.oversampling
+    unit = fmt.unit
+    height = fmt.cap + 4 * unit
+    pitch = fmt.pitch // unit  # in units, as are width and start
     left, _, right, _ = font.getbbox(letter, anchor="ls")
     picture = Image.new("L", (right - left, height * big))
     base = (fmt.cap + unit) * big  # so that J and Q fit below
     ImageDraw.Draw(picture).text((-left, base), letter, fill=255, font=font, anchor="ls")
-    width = min(
-        max(round((right - left) / OVERSAMPLING * SQUEEZE), 1), pitch
-    )  # in units, as is start
+    width = min(max(round((right - left) / OVERSAMPLING * SQUEEZE), 1), pitch)
     start = (pitch - width) // 2
     mask = np.zeros((height, fmt.pitch), np.float32)
     reduced = picture.resize((width * unit, height), Image.Resampling.BOX)
@@ -185,7 +196,8 @@ def _letter(letter: str, font, fmt: SignFormat) -> np.ndarray:
 @functools.cache
 def plate_mask(shape: str, fmt: SignFormat) -> np.ndarray:
     """Coverage (height, width) in 0..1 of the sign's plate."""
-    big, (left, top, right, bottom) = fmt.oversampling, fmt.plate
+    big = fmt.oversampling
+    left, top, right, bottom = fmt.plate
     picture = Image.new("L", (fmt.width * big, fmt.height * big))
     draw = ImageDraw.Draw(picture)
     box = (left * big, top * big, right * big - 1, bottom * big - 1)
@@ -194,18 +206,18 @@ def plate_mask(shape: str, fmt: SignFormat) -> np.ndarray:
     elif shape == "badge":
         draw.rounded_rectangle(box, radius=(bottom - top) * big // 2, fill=255)
     else:
-        middle, nose = (box[1] + box[3]) // 2, box[2] - (bottom - top) * big // 2
+        middle = (box[1] + box[3]) // 2
+        nose = box[2] - (bottom - top) * big // 2
         draw.polygon(
             [(box[0], box[1]), (nose, box[1]), (box[2], middle), (nose, box[3]), (box[0], box[3])],
             fill=255,
         )
-    return (
-        np.asarray(picture.resize((fmt.width, fmt.height), Image.Resampling.BOX), np.float32) / 255
-    )
+    reduced = picture.resize((fmt.width, fmt.height), Image.Resampling.BOX)
+    return np.asarray(reduced, np.float32) / 255
 
 
 def draw_wall(wall: str, pattern: str, fmt: SignFormat, phase: int) -> np.ndarray:
-    """A bare wall, float32 (height, width, 3) in 0..255; the pattern begins at `phase`, one of PHASES."""
+    """Bare wall, float32 (height, width, 3) in 0..255, its pattern beginning at `phase`, one of PHASES."""
     colour = np.array(COLOURS[wall], np.float32)
     shade = np.where(colour.mean() > 60, colour * 0.72, colour + 45)
     shaded = _shaded(pattern, fmt, phase)[..., None]
@@ -213,7 +225,7 @@ def draw_wall(wall: str, pattern: str, fmt: SignFormat, phase: int) -> np.ndarra
 
 
 def _shaded(pattern: str, fmt: SignFormat, phase: int) -> np.ndarray:
-    """Where the wall is shaded, 0 or 1 (height, width)."""
+    """Mask (height, width), 1 where the wall is shaded and 0 elsewhere."""
     y, x = np.mgrid[: fmt.height, : fmt.width] / fmt.unit
     if pattern == "striped":
         return ((x + y + phase) % 8 < 4).astype(np.float32)
@@ -223,13 +235,13 @@ def _shaded(pattern: str, fmt: SignFormat, phase: int) -> np.ndarray:
 
 
 def painted(picture: np.ndarray, colour, cover: np.ndarray) -> np.ndarray:
-    """A picture with a colour over it, where `cover` (height, width) in 0..1 says so."""
+    """Picture with a colour over it, by its coverage (height, width) in 0..1."""
     cover = cover[..., None]
     return picture * (1 - cover) + np.array(colour, np.float32) * cover
 
 
 def draw_sign(sign: Sign, fmt: SignFormat, rng: random.Random) -> np.ndarray:
-    """The picture of a sign, float32 (height, width, 3) in -1..1.  Raises PatchError for a word that does not fit."""
+    """Draw a sign, float32 (height, width, 3) in -1..1.   Raises PatchError for a word that does not fit."""
     if not 1 <= len(sign.word) <= fmt.longest or set(sign.word) - set(LETTERS):
         raise PatchError(
             f"cannot draw {sign.word!r}: signs hold 1 to {fmt.longest} capitals A to Z"
@@ -243,12 +255,13 @@ def draw_sign(sign: Sign, fmt: SignFormat, rng: random.Random) -> np.ndarray:
 
 def word_mask(word: str, style: str, fmt: SignFormat) -> np.ndarray:
     """Coverage (height, width) in 0..1 of the letters of a word."""
-    mask, letters = np.zeros((fmt.height, fmt.width), np.float32), _letters(style, fmt)
+    mask = np.zeros((fmt.height, fmt.width), np.float32)
+    letters = _letters(style, fmt)
+    top = fmt.top - fmt.unit
+    bottom = fmt.top + fmt.cap + 3 * fmt.unit
     for i, letter in enumerate(word):
         left = fmt.left + i * fmt.pitch
-        mask[fmt.top - fmt.unit : fmt.top + fmt.cap + 3 * fmt.unit, left : left + fmt.pitch] = (
-            letters[letter]
-        )
+        mask[top:bottom, left : left + fmt.pitch] = letters[letter]
     return mask
 
 
@@ -258,5 +271,5 @@ def luminance(colour) -> float:
 
 
 def with_word(sign: Sign, word: str) -> Sign:
-    """The same sign saying something else."""
+    """Same sign with another word."""
     return replace(sign, word=word)

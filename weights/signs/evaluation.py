@@ -1,8 +1,8 @@
-"""How well a shipped model's words are read:  python -m textpatch.weights.signs.evaluation tiny-mmdit
+"""Evaluation of a shipped model's words, by  python -m textpatch.weights.signs.evaluation tiny-mmdit
 
-Held-out test words on random signs, read by tesseract from the model's pictures and from clean drawings of
-the same signs; the second number is the reader's own ceiling.  A stage II is given pictures to draw larger: clean
-drawings, or with --of those of another model.
+Held-out test words on random signs are read by tesseract from the model's pictures and from clean drawings
+of the same signs.  The share read from drawings is the most that the reader allows.  A stage II is given
+pictures to draw larger, clean drawings or, with --of, those of another model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import random
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -26,16 +25,17 @@ from textpatch.weights.signs.words import TEST
 
 
 def held_out_signs(n: int, fmt: SignFormat, style: str | None = None) -> list[Sign]:
-    """The first n test words, all of four letters or more, on signs drawn from a fixed seed."""
+    """Signs with the first n test words, all of four letters or more, drawn from a fixed seed."""
     if not 1 <= n <= len(TEST):
         raise PatchError(f"asked for {n} test words; there are {len(TEST)}")
     rng = random.Random("evaluate")
-    fmt = fmt if style is None else SignFormat(styles=(style,))
+    if style is not None:
+        fmt = SignFormat(styles=(style,))
     return [random_sign(rng, fmt, word) for word in TEST[:n]]
 
 
 def clean_pictures(signs: Sequence[Sign], fmt: SignFormat) -> list[Image.Image]:
-    """What the training data shows for these signs."""
+    """Drawings of these signs, as the training data shows them."""
     rng = random.Random("clean")
     pictures = [(draw_sign(sign, fmt, rng) + 1) * 127.5 for sign in signs]
     return [Image.fromarray(picture.clip(0, 255).round().astype(np.uint8)) for picture in pictures]
@@ -44,18 +44,21 @@ def clean_pictures(signs: Sequence[Sign], fmt: SignFormat) -> list[Image.Image]:
 def generated_pictures(
     pipeline, signs: Sequence[Sign], small: Sequence[Image.Image] | None = None, **options
 ) -> list[Image.Image]:
-    """What the model makes of their prompts, the i-th with seed i; a stage II of small pictures, too."""
-    draw = pipeline.generate if small is None else partial(pipeline.upscale, small)
-    return draw(
-        [sign.prompt() for sign in signs], seeds=range(len(signs)), micro_batch=32, **options
-    )
+    """Pictures that a model makes of the signs' prompts, the i-th with seed i.
+
+    small  pictures that a stage II draws larger
+    """
+    prompts = [sign.prompt() for sign in signs]
+    options |= dict(seeds=range(len(signs)), micro_batch=32)
+    if small is None:
+        return pipeline.generate(prompts, **options)
+    return pipeline.upscale(small, prompts, **options)
 
 
 def bicubic(pictures: Sequence[Image.Image], fmt: SignFormat) -> list[Image.Image]:
-    """The pictures at a format's size, without a model."""
-    return [
-        picture.resize((fmt.width, fmt.height), Image.Resampling.BICUBIC) for picture in pictures
-    ]
+    """Enlarge pictures to a format's size, without a model."""
+    size = fmt.width, fmt.height
+    return [picture.resize(size, Image.Resampling.BICUBIC) for picture in pictures]
 
 
 def mean_square(pictures: Sequence[Image.Image], truth: Sequence[Image.Image]) -> float:
@@ -67,80 +70,79 @@ def mean_square(pictures: Sequence[Image.Image], truth: Sequence[Image.Image]) -
 def reading_accuracy(
     pictures: Sequence[Image.Image], signs: Sequence[Sign], fmt: SignFormat, ocr
 ) -> np.ndarray:
-    """Whether each word was read exactly, (n,) of 0 and 1."""
-    readings = ocr.read(pictures, box=fmt.text_box)
-    return np.array([float(metrics.exact(read, sign.word)) for read, sign in zip(readings, signs)])
+    """Scores (n,), 1 for a word that was read exactly and 0 for another."""
+    words = ocr.read(pictures, box=fmt.text_box)
+    pairs = zip(words, signs, strict=True)
+    return np.array([float(metrics.exact(word, sign.word)) for word, sign in pairs])
 
 
 def sign_format(pipeline, *times: int) -> SignFormat:
-    """The signs at the size of the model's pictures, enlarged by one of `times`.  Raises PatchError for other sizes."""
-    made = picture_size(pipeline)
+    """Format of signs at the size of a model's pictures, enlarged by one of `times`.
+
+    Raises PatchError for other sizes.
+    """
+    height, width = picture_size(pipeline)
     known = {(fmt.height, fmt.width): fmt for fmt in map(SignFormat().enlarged, times)}
-    if made not in known:
+    if (height, width) not in known:
         sizes = " or ".join(f"{height}x{width}" for height, width in known)
         raise PatchError(
-            f"{pipeline.name} makes pictures of {made[0]}x{made[1]} (height x width), words are read in signs "
-            f"of {sizes}; give a model of that size"
+            f"{pipeline.name} makes pictures of {height}x{width} (height x width), "
+            f"words are read in signs of {sizes}; give a model of that size"
         )
-    return known[made]
+    return known[height, width]
 
 
 def stage_i(pipeline, signs: Sequence[Sign], ocr, **options) -> None:
-    """Print how the model's pictures are read, and clean drawings."""
+    """Print how a model's pictures are read, and how clean drawings are."""
     fmt = sign_format(pipeline, 1)
     tell("clean drawings", clean_pictures(signs, fmt), signs, fmt, ocr)
     tell(pipeline.name, generated_pictures(pipeline, signs, **options), signs, fmt, ocr)
 
 
 def stage_ii(pipeline, of, signs: Sequence[Sign], ocr, **options) -> None:
-    """Print how pictures are read before and after, with their own prompts and with other words' as in an edit.
+    """Print how pictures are read before and after a stage II.
 
-    of: the pipeline that makes the small pictures; drawings when None, whose distance from the large drawing is printed.
-    Large letters, of 20 px, are read as they are: at 80 px tesseract sees grain that is no part of a letter, and reads
-    .90 of 48 words of a model of which it then reads all.
+    It draws them with their own prompts, and with those of other words, as after an edit.
+
+    of  pipeline that makes the small pictures; None takes clean drawings, and prints distances from the large
+        drawings, too
+
+    Large letters, of 20 px, are read at their own size.  Enlarged to 80 px, tesseract sees grain that is no
+    part of a letter, and reads .90 of 48 words of which it reads all at 20 px.
     """
     fmt = SignFormat() if of is None else sign_format(of, 1)
-    as_they_are = metrics.Tesseract(scale=1)
-    large, truth = sign_format(pipeline, 2, 4, 8), None
-    small = clean_pictures(signs, fmt) if of is None else generated_pictures(of, signs)
+    unscaled = metrics.Tesseract(scale=1)
+    large = sign_format(pipeline, 2, 4, 8)
+    truth = None
     if of is None:
+        small = clean_pictures(signs, fmt)
         truth = clean_pictures(signs, large)
-        tell("large drawings", truth, signs, large, as_they_are)
-    others = [with_word(sign, other.word) for sign, other in zip(signs, [*signs[1:], signs[0]])]
+        tell("large drawings", truth, signs, large, unscaled)
+    else:
+        small = generated_pictures(of, signs)
     tell("small", small, signs, fmt, ocr)
-    tell("bicubic", bicubic(small, large), signs, large, as_they_are, truth)
-    tell(
-        "own word",
-        generated_pictures(pipeline, signs, small, **options),
-        signs,
-        large,
-        as_they_are,
-        truth,
-    )
-    tell(
-        "another word",
-        generated_pictures(pipeline, others, small, **options),
-        signs,
-        large,
-        as_they_are,
-        truth,
-    )
+    tell("bicubic", bicubic(small, large), signs, large, unscaled, truth)
+    drawn = generated_pictures(pipeline, signs, small, **options)
+    tell("own word", drawn, signs, large, unscaled, truth)
+    donors = [*signs[1:], signs[0]]
+    others = [with_word(sign, donors[i].word) for i, sign in enumerate(signs)]
+    drawn = generated_pictures(pipeline, others, small, **options)
+    tell("another word", drawn, signs, large, unscaled, truth)
 
 
 def tell(name: str, pictures, signs: Sequence[Sign], fmt: SignFormat, ocr, truth=None) -> None:
+    """Print the share of words read exactly, its interval and, with the truth, the distance from it."""
     right = reading_accuracy(pictures, signs, fmt, ocr)
     low, high = metrics.wilson(right.mean(), len(right))
-    distance = (
-        ""
-        if truth is None
-        else f"; mean square from the large drawing {mean_square(pictures, truth):.1f}"
-    )
-    print(
-        f"{name:<16} {right.mean():.3f} [{low:.3f}, {high:.3f}] of {len(signs)} words read exactly{distance}"
-    )
+    share = f"{right.mean():.3f} [{low:.3f}, {high:.3f}] of {len(signs)} words read exactly"
+    distance = ""
+    if truth is not None:
+        distance = f"; mean square from the large drawing {mean_square(pictures, truth):.1f}"
+    print(f"{name:<16} {share}{distance}")
 
 
 def main() -> None:
+    """Evaluate the model that the command line names."""
     parser = argparse.ArgumentParser(
         prog="python -m textpatch.weights.signs.evaluation", description=__doc__.split("\n")[0]
     )
@@ -155,7 +157,8 @@ def main() -> None:
         "--of", metavar="MODEL", help="whose pictures a stage II draws larger (clean drawings)"
     )
     options = parser.parse_args()
-    pipeline, ocr = load(options.model), metrics.Tesseract()
+    pipeline = load(options.model)
+    ocr = metrics.Tesseract()
     signs = held_out_signs(options.words, SignFormat(), options.style)
     asked = dict(steps=options.steps, guidance=options.guidance)
     if pipeline.upscales:

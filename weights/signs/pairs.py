@@ -1,4 +1,4 @@
-"""Prompt pairs for the shipped models: source and target signs, from words kept for validation or for test."""
+"""Prompt pairs of source and target signs for the shipped models, with words kept for validation or test."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ ATTRIBUTES = tuple(field.name for field in fields(Sign))
 def sign_pairs(
     n: int, *, split: str = "validation", seed: int = 0, same_scene: bool = False
 ) -> list[tuple[str, str]]:
-    """n (source, target) prompts, the same ones for the same arguments.
+    """Make n (source, target) prompts, the same ones for the same arguments.
 
-    Words of a pair differ and no word is used twice.  With `same_scene` only the word differs, as in the
-    paper's main experiment; without, the sign's colour and shape and the wall's colour and pattern differ too, and
-    the lettering is drawn anew, so that one sees what else a site carries.  Raises PatchError for an unknown split
-    or more pairs than it has words for.
+    split       "validation" or "test"
+    same_scene  True lets only the word differ, as in the paper's main experiment; False lets the sign's
+                colour and shape and the wall's colour and pattern differ, too, and draws the lettering anew,
+                so that one sees what else a site carries
+
+    The words of a pair differ, and no word is used twice.
+    Raises PatchError for an unknown split, and for more pairs than it has words for.
     """
     words, rng = _words(2 * n, split, seed)
     return [_pair(rng, words[2 * i], words[2 * i + 1], same_scene) for i in range(n)]
 
 
 def _words(n: int, split: str, seed: int) -> tuple[list[str], random.Random]:
-    """The split's words in an order that the seed decides, at least n of them, and the generator to go on with."""
+    """Words of a split in the seed's order, at least n, and the generator to go on with."""
     if split not in SPLITS:
         raise PatchError(f"no split {split!r}{closest(split, SPLITS)}")
     words = list(SPLITS[split])
@@ -42,17 +45,18 @@ def _words(n: int, split: str, seed: int) -> tuple[list[str], random.Random]:
 
 def _pair(rng: random.Random, word: str, other: str, same_scene: bool) -> tuple[str, str]:
     source = random_sign(rng, SignFormat(), word)
-    target = replace(source, word=other) if same_scene else _another_scene(rng, source, other)
+    target = replace(source, word=other)
+    if not same_scene:
+        target = _another_scene(rng, source, other)
     return source.prompt(), target.prompt()
 
 
 def _another_scene(rng: random.Random, source: Sign, word: str) -> Sign:
-    """A sign with another colour, shape, wall and pattern than the source's; its lettering is drawn anew."""
+    """Sign with another colour, shape, wall and pattern than the source's, its lettering drawn anew."""
+    factors = ("colour", "shape", "wall", "pattern")
     while True:
         target = random_sign(rng, SignFormat(), word)
-        if all(
-            getattr(target, f) != getattr(source, f) for f in ("colour", "shape", "wall", "pattern")
-        ):
+        if all(getattr(target, factor) != getattr(source, factor) for factor in factors):
             return target
 
 
@@ -61,7 +65,7 @@ def _another_scene(rng: random.Random, source: Sign, word: str) -> Sign:
 
 @dataclass(frozen=True)
 class SignPair(Pair):
-    """Prompts of two signs that differ in one attribute, for a reader of signs: `reader.SignReader`."""
+    """Prompts of two signs that differ in one attribute, for `reader.SignReader`."""
 
     attribute: str
     signs: tuple[Sign, Sign]
@@ -72,56 +76,56 @@ class SignPair(Pair):
 
     @property
     def words(self) -> tuple[str, str]:
-        """What source and target are told apart by: the values of the attribute."""
+        """Values of the attribute in source and target, which tell them apart."""
         return tuple(getattr(sign, self.attribute) for sign in self.signs)
 
     def scored(self, read: dict[str, str], *, blanks: bool = True) -> dict:
-        """The attribute's scores, and `others`, the share of the others that are the source's.
+        """Scores of the attribute, and `others`, the share of the other attributes that are the source's.
 
-        A word is scored by its letters; of any other attribute one value is as wrong as the next.
+        A word is scored by its letters.  Of any other attribute one value is as wrong as the next.
         """
         value = read[self.attribute]
-        scores = (
-            word_scores(value, self.words)
-            if self.attribute == "word"
-            else _value_scores(value, self.words)
-        )
-        others = [
-            read[name] == getattr(self.signs[0], name)
-            for name in ATTRIBUTES
-            if name != self.attribute
-        ]
-        return {"read": value, **scores, "others": sum(others) / len(others), "seen": read}
+        if self.attribute == "word":
+            scores = word_scores(value, self.words)
+        else:
+            scores = _value_scores(value, self.words)
+        names = [name for name in ATTRIBUTES if name != self.attribute]
+        kept = sum(read[name] == getattr(self.signs[0], name) for name in names)
+        return {"read": value, **scores, "others": kept / len(names), "seen": read}
 
 
 def _value_scores(value: str, values: tuple[str, str]) -> dict[str, float]:
+    """Scores of a value towards the source's and the target's, all or nothing."""
     scores = {}
-    for side, wanted in zip((SOURCE, TARGET), values):
+    for side, wanted in zip((SOURCE, TARGET), values, strict=True):
         right = float(value == wanted)
-        scores |= {f"{name}_{side}": right for name in ("precision", "recall", "exact")} | {
-            f"edit_{side}": 1 - right
-        }
+        for name in ("precision", "recall", "exact"):
+            scores[f"{name}_{side}"] = right
+        scores[f"edit_{side}"] = 1 - right
     return scores
 
 
 def attribute_pairs(
     attribute: str, n: int, *, split: str = "validation", seed: int = 0
 ) -> list[SignPair]:
-    """n pairs of signs that differ in one of ATTRIBUTES alone, the same ones for the same arguments.
+    """Make n pairs of signs that differ in one of ATTRIBUTES alone, the same ones for the same arguments.
 
-    The sources are the same for every attribute.  Raises PatchError for an unknown attribute or split, or more
-    pairs than the split has words for.
+    The sources are the same for every attribute.
+    Raises PatchError for an unknown attribute or split, and for more pairs than the split has words for.
     """
     if attribute not in ATTRIBUTES:
         raise PatchError(f"signs have no {attribute!r}{closest(attribute, ATTRIBUTES)}")
     words, rng = _words(2 * n, split, seed)
     sources = [random_sign(rng, SignFormat(), word) for word in words[:n]]
-    targets = [_but_for(attribute, rng, source, word) for source, word in zip(sources, words[n:])]
-    return [SignPair(a.prompt(), b.prompt(), attribute, (a, b)) for a, b in zip(sources, targets)]
+    pairs = []
+    for i, source in enumerate(sources):
+        target = _but_for(attribute, rng, source, words[n + i])
+        pairs.append(SignPair(source.prompt(), target.prompt(), attribute, (source, target)))
+    return pairs
 
 
 def _but_for(attribute: str, rng: random.Random, sign: Sign, word: str) -> Sign:
-    """The sign with another value of one attribute; sign and wall never share a colour."""
+    """Sign with another value of one attribute.   Sign and wall never share a colour."""
     values = {
         "word": [word],
         "style": SignFormat().styles,

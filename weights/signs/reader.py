@@ -1,11 +1,11 @@
-"""What a picture of a sign shows, read by synthesis: the description whose drawing is nearest to it.
+"""Reader of signs by synthesis, which gives the description whose drawing is nearest to a picture.
 
-    wall, pattern  = argmin || picture - such a wall ||^2                       above and below the plate
-    colour, shape  = argmin || picture - such a plate on that wall ||^2         on the plate, but for the lettering
+    wall, pattern  = argmin || picture - such a wall ||^2                  above and below the plate
+    colour, shape  = argmin || picture - such a plate on that wall ||^2    on the plate without the lettering
     style, word    = argmin sum over places min over letters || picture - such a letter on that plate ||^2
 
-A pattern may be fainter than drawn and begin anew in every stretch of the wall, as models paint it.  A place may be
-empty; so the word is read along with its style, and neither has to be known first.
+A pattern may be fainter than drawn and begin anew in every stretch of the wall, as models paint it.  A place
+of the word may be empty, so that the word is read along with its style, and neither has to be known first.
 """
 
 from __future__ import annotations
@@ -38,13 +38,15 @@ from textpatch.weights.signs.drawing import (
 )
 from textpatch.weights.signs.evaluation import clean_pictures
 
-# Chosen on 96 validation signs, where tiny-mmdit's patterns are read at .99 and tiny-sdxl's at .91, and in one stretch at
-# full contrast at .54 and .79; on 96 test signs it is .98 and .79.
-STRETCHES, FAINT = 4, 0.7
+# Stretches of the wall on either side, and contrast of faint patterns, chosen on 96 validation signs.  There
+# tiny-mmdit's patterns are read at .99 and tiny-sdxl's at .91, and in one stretch at full contrast at .54 and
+# .79.  On 96 test signs it is .98 and .79.
+STRETCHES = 4
+FAINT = 0.7
 
 
 def read_sign(image: Image.Image, fmt: SignFormat = SignFormat()) -> Sign:
-    """The sign that a picture shows; its word is "" where no letters stand.
+    """Read the sign that a picture shows.   Its word is "" where no letters stand.
 
     Raises PatchError for a picture of another size than the format's.
     """
@@ -62,7 +64,11 @@ def read_sign(image: Image.Image, fmt: SignFormat = SignFormat()) -> Sign:
 
 @dataclass(frozen=True)
 class Drawings:
-    """What can be seen in some places of a picture, P numbers each: drawn (places, N, P), named by N names."""
+    """Drawings of all that some places of a picture may show.
+
+    names  of what is drawn; a name may stand for several of the N drawings that follow each other
+    drawn  (places, N, P), P numbers for each place
+    """
 
     names: list
     drawn: np.ndarray
@@ -72,7 +78,7 @@ class Drawings:
         return np.square(self.drawn).sum(axis=-1)
 
     def distances(self, seen: np.ndarray) -> np.ndarray:
-        """Squared distances (places, N) from what is seen, (places, P); less its own norm, which all have in common."""
+        """Squared distances (places, N) from what is seen (places, P), up to a constant for each place."""
         return self.norms - 2 * (self.drawn @ seen[..., None])[..., 0]
 
 
@@ -86,7 +92,8 @@ def _wall(picture: np.ndarray, fmt: SignFormat) -> tuple[str, str]:
 @functools.lru_cache
 def _walls(fmt: SignFormat) -> Drawings:
     """Every wall and pattern, faint ones too, at every phase, in the stretches above and below the plate."""
-    names, drawn = [], []
+    names = []
+    drawn = []
     for wall, pattern, contrast in itertools.product(COLOURS, PATTERNS, (1, FAINT)):
         bare = draw_wall(wall, "plain", fmt, 0)
         full = [draw_wall(wall, pattern, fmt, phase) for phase in PHASES]
@@ -96,7 +103,7 @@ def _walls(fmt: SignFormat) -> Drawings:
 
 
 def _stretches(picture: np.ndarray, fmt: SignFormat) -> np.ndarray:
-    """What is above and below the plate, in pieces (2 STRETCHES, P)."""
+    """Pieces of the picture above and below the plate, (2 STRETCHES, P)."""
     high = min(fmt.plate[1], fmt.height - fmt.plate[3])
     both = np.stack([picture[:high], picture[fmt.height - high :]])  # (2, h, W, 3)
     pieces = both.reshape(2, high, STRETCHES, fmt.width // STRETCHES, 3)
@@ -111,41 +118,44 @@ def _plate(picture: np.ndarray, wall: str, fmt: SignFormat) -> tuple[str, str]:
 
 @functools.lru_cache
 def _plates(wall: str, fmt: SignFormat) -> Drawings:
-    names, behind = list(itertools.product(COLOURS, SHAPES)), draw_wall(wall, "plain", fmt, 0)
-    drawn = [_plate_alone(painted(behind, COLOURS[c], plate_mask(s, fmt)), fmt) for c, s in names]
+    """Every colour and shape of plate on a wall."""
+    names = list(itertools.product(COLOURS, SHAPES))
+    behind = draw_wall(wall, "plain", fmt, 0)
+    drawn = []
+    for colour, shape in names:
+        picture = painted(behind, COLOURS[colour], plate_mask(shape, fmt))
+        drawn.append(_plate_alone(picture, fmt))
     return Drawings(names, np.stack(drawn, axis=1))
 
 
 def _plate_alone(picture: np.ndarray, fmt: SignFormat) -> np.ndarray:
-    """The plate but for the lettering, (1, P)."""
-    (left, top, right, bottom), letters = fmt.plate, fmt.text_box
+    """Plate without the lettering, (1, P)."""
     where = np.zeros((fmt.height, fmt.width), bool)
+    left, top, right, bottom = fmt.plate
     where[top:bottom, left:right] = True
-    where[letters[1] : letters[3], letters[0] : letters[2]] = False
+    left, top, right, bottom = fmt.text_box
+    where[top:bottom, left:right] = False
     return picture[where].reshape(1, -1)
 
 
 def _lettering(picture: np.ndarray, colour: str, fmt: SignFormat) -> tuple[str, str]:
+    """Style and word on a plate of a colour."""
     lefts = [fmt.left + place * fmt.pitch for place in range(fmt.longest)]
+    cells = np.stack([_cell(picture, left, fmt) for left in lefts])
     letters = _letters(colour, fmt)
-    error = letters.distances(
-        np.stack([_cell(picture, left, fmt) for left in lefts])
-    )  # (places, looks * 27)
+    error = letters.distances(cells)  # (places, looks * 27)
     error = error.reshape(len(lefts), len(letters.names), -1)
     look = error.min(axis=2).sum(axis=0).argmin()
-    return letters.names[look], "".join(
-        ["", *LETTERS][letter] for letter in error[:, look].argmin(axis=1)
-    )
+    nearest = error[:, look].argmin(axis=1)  # (places,)
+    return letters.names[look], "".join(["", *LETTERS][letter] for letter in nearest)
 
 
 @functools.lru_cache
 def _letters(colour: str, fmt: SignFormat) -> Drawings:
-    """One place of a plate of a colour: for every style, in both inks, nothing and each letter."""
-    plate, names, drawn = (
-        np.broadcast_to(np.float32(COLOURS[colour]), (fmt.height, fmt.width, 3)),
-        [],
-        [],
-    )
+    """Empty places and single letters on a plate of a colour, in every style and both inks."""
+    plate = np.broadcast_to(np.float32(COLOURS[colour]), (fmt.height, fmt.width, 3))
+    names = []
+    drawn = []
     for style, ink in itertools.product(fmt.styles, (DARK, LIGHT)):
         names.append(style)
         masks = [word_mask(letter, style, fmt) for letter in ["", *LETTERS]]
@@ -154,32 +164,31 @@ def _letters(colour: str, fmt: SignFormat) -> Drawings:
 
 
 def _cell(picture: np.ndarray, left: int, fmt: SignFormat) -> np.ndarray:
-    top, bottom = fmt.top - fmt.unit, fmt.top + fmt.cap + 3 * fmt.unit
+    """Place of one letter, (P,)."""
+    top = fmt.top - fmt.unit
+    bottom = fmt.top + fmt.cap + 3 * fmt.unit
     return picture[top:bottom, left : left + fmt.pitch].ravel()
 
 
 class SignReader:
-    """All attributes of signs, where `localize` would have the word that tesseract reads.
+    """Reader of all attributes of signs, which `localize` takes in place of tesseract.
 
-    What it reads of a picture is a dict of attribute -> value, which `SignPair` scores.
+    A reading of a picture is a dict {attribute: value}, which `SignPair` scores.
     """
 
     def __init__(self, fmt: SignFormat = SignFormat()):
         self.fmt = fmt
 
     def read(self, images: Sequence[Image.Image], box=None) -> list[dict[str, str]]:
-        """The attributes of each picture; where its parts are is known, so `box` is not needed."""
+        """Read the attributes of each picture.   The places of a sign are known, so `box` is not needed."""
         return [asdict(read_sign(image, self.fmt)) for image in images]
 
     def self_test(self) -> None:
-        """Read clean drawings; raises OCRError unless every attribute of 20 is read right."""
+        """Read 20 clean drawings.   Raises OCRError unless every attribute is read right."""
         rng = random.Random("self-test")
         signs = [random_sign(rng, self.fmt) for _ in range(20)]
-        wrong = [
-            sign
-            for sign, seen in zip(signs, self.read(clean_pictures(signs, self.fmt)))
-            if seen != asdict(sign)
-        ]
+        readings = self.read(clean_pictures(signs, self.fmt))
+        wrong = [sign for i, sign in enumerate(signs) if readings[i] != asdict(sign)]
         if wrong:
             raise OCRError(
                 f"read {len(signs) - len(wrong)} of {len(signs)} drawings right, all are needed; "
@@ -187,7 +196,7 @@ class SignReader:
             )
 
     def describe(self) -> dict:
-        """What a manifest must hold to repeat a reading."""
+        """Settings that a manifest must hold to repeat a reading."""
         return {
             "engine": "nearest drawing",
             "stretches": STRETCHES,

@@ -1,4 +1,4 @@
-"""The closed-vocabulary tokenizers of the shipped models, as standard `tokenizer.json` files."""
+"""Closed-vocabulary tokenizers of the shipped models, as standard `tokenizer.json` files."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from transformers import PreTrainedTokenizerFast
 
 from textpatch.weights.signs.drawing import LETTERS, vocabulary
 
-UNKNOWN, PAD, BEGIN, END = SPECIAL = ("<unk>", "<pad>", "<bos>", "<eos>")
+SPECIAL = ("<unk>", "<pad>", "<bos>", "<eos>")
+UNKNOWN, PAD, BEGIN, END = SPECIAL
 # `a red sign that says " W O R D E R " in italic on a striped blue wall`, with begin and end
 LENGTH = 22
 
 
 def word_tokenizer(*, begin: bool, lowered: bool = False) -> PreTrainedTokenizerFast:
-    """Whole words, and one token per quoted capital; with `begin` the sequence opens like CLIP's, else like T5's.
+    """Tokenizer of whole words, with one token per quoted capital.
 
-    lowered: for prompts in small letters, as DeepFloyd IF's are; those inside quotes are read as capitals.
+    begin    True opens a sequence like CLIP's, False like T5's
+    lowered  True is for prompts in small letters, as DeepFloyd IF's are; letters inside quotes are read as
+             capitals
     """
     ids = {token: i for i, token in enumerate([*SPECIAL, *vocabulary()])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
@@ -23,7 +26,7 @@ def word_tokenizer(*, begin: bool, lowered: bool = False) -> PreTrainedTokenizer
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex('"|[A-Z]'), "isolated")]
     )
     if lowered:
-        # a quoted word is what reaches up to a quote: before the opening one there is a space
+        # A quoted word reaches up to a quote.  Other words end before the space in front of the opening one.
         quoted = [normalizers.Replace(Regex(f'{c.lower()}(?=[A-Za-z]*")'), c) for c in LETTERS]
         tokenizer.normalizer = normalizers.Sequence(quoted)
     specials = [(token, ids[token]) for token in (BEGIN, END)]

@@ -1,4 +1,4 @@
-"""`python -m textpatch.weights.training NAME`: train a shipped model anew."""
+"""Train a shipped model anew, by  python -m textpatch.weights.training NAME."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""How the shipped models of each family begin: the denoiser's first weights, and small real text encoders."""
+"""Families of shipped models, with the denoiser's first weights and small real text encoders of each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from textpatch.weights.signs.tokens import LENGTH, word_tokenizer
 
 def sd3_encoders() -> SD3TextEncoders:
     """Two CLIPs and a T5 at a thousandth of SD3's size, with the closed-vocabulary tokenizers."""
-    clip_tokenizer, t5_tokenizer = word_tokenizer(begin=True), word_tokenizer(begin=False)
+    clip_tokenizer = word_tokenizer(begin=True)
+    t5_tokenizer = word_tokenizer(begin=False)
     size = len(clip_tokenizer)
     t5 = _t5(size, heads=4)
     clips = [_clip(size, act) for act in ("quick_gelu", "gelu")]
@@ -45,11 +46,12 @@ def sdxl_encoders() -> SDXLTextEncoders:
 
 
 def if_encoder() -> IFTextEncoder:
-    """A T5 whose letters know their place: heads of its first layer look for the quote so far back.  Not trained.
+    """T5 whose letters know how far back the quote stands.
 
-    Head h reads the token h + 1 places back, of which it takes how much it is a quote.  T5 has no positions of
-    its own; trained along, this one forgets the places: they are 65 % of what tells quoted letters apart, and 0.4 % after
-    18,000 images.  DeepFloyd IF's is not trained along either.
+    Head h of its first layer reads the token h + 1 places back, and takes from it how much it is a quote.
+    A T5 has no positions of its own.  It is not trained, because training makes it forget the places: they
+    are 65 % of what tells quoted letters apart, and 0.4 % after 18,000 images.  DeepFloyd IF's is not trained
+    either.
     """
     tokenizer = word_tokenizer(begin=False, lowered=True)
     t5 = _t5(len(tokenizer), heads=8)
@@ -58,7 +60,7 @@ def if_encoder() -> IFTextEncoder:
     with torch.no_grad():
         # T5's buckets 1..7 are so many places back
         attention.relative_attention_bias.weight[1:8].fill_diagonal_(6.0)
-        # the place is then nearly three times as loud as the letter
+        # so loud that the place weighs nearly three times as much as the letter
         attention.v.weight[: 7 * 16] = 6 * torch.randn(7 * 16, 1) * quote / quote.norm() / 128**0.5
     return IFTextEncoder(t5.requires_grad_(False), tokenizer)
 
@@ -99,7 +101,7 @@ def _clip(vocab_size: int, act: str, kind=CLIPTextModelWithProjection, layers: i
             pad_token_id=1,
         )
     )
-    # Positions as loud as letters: with the usual 0.02 the letter-and-place conjunction takes twice the images.
+    # Positions are as loud as letters.  With the usual 0.02, letters at their places take twice the images.
     embeddings = next(module for module in clip.modules() if hasattr(module, "position_ids"))
     nn.init.normal_(embeddings.token_embedding.weight, std=0.5)
     nn.init.normal_(embeddings.position_embedding.weight, std=1.0)
@@ -107,7 +109,10 @@ def _clip(vocab_size: int, act: str, kind=CLIPTextModelWithProjection, layers: i
 
 
 def mmdit(config: MMDiTConfig) -> MMDiT:
-    """An MMDiT as it starts: blocks that change nothing (adaLN-zero), sine-cosine positions that may be learned."""
+    """MMDiT as it starts, with blocks that change nothing (adaLN-zero) and sine-cosine positions.
+
+    The positions may be learned.
+    """
     denoiser = MMDiT(config)
     _zero(denoiser, ("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out"))
     table = positions_2d(config.pos_embed_max_size, config.width)
@@ -117,22 +122,25 @@ def mmdit(config: MMDiTConfig) -> MMDiT:
 
 
 def unet(config: SDXLConfig | IFConfig) -> SDXL | DeepFloydIF:
-    """A U-Net as it starts: ResNets and attentions that add nothing, and the noisy picture for an answer.
+    """U-Net as it starts, with ResNets and attentions that add nothing and the noisy picture for an answer.
 
-    Where there is much noise, that is the noise but for the share of the picture, which remains to be learned:
-    tiny-sdxl's loss after 100 steps is 0.18, and 3.3 if it begins by answering 0.  (IF's stage II could answer as if
-    the small picture were right, x - low, which at little noise it is: at much noise its error is a hundredfold.)
-    Channels 2 j and 2 j + 1 carry plus and minus colour j, since silu(z) - silu(-z) = gelu(z) - gelu(-z) = z.
+    At high noise the right answer is almost the input, so that only the picture's share is left to learn:
+    tiny-sdxl's loss after 100 steps is 0.18, against 3.3 when it starts from 0.  (IF's stage II could answer
+    x - low, as if the small picture were right.  It is at low noise, but at high noise the error is a
+    hundredfold.)
+    Channels 2 j and 2 j + 1 carry plus and minus colour j, because
+    silu(z) - silu(-z) = gelu(z) - gelu(-z) = z.
     """
-    denoiser = SDXL(config) if isinstance(config, SDXLConfig) else DeepFloydIF(config)
+    model = SDXL if isinstance(config, SDXLConfig) else DeepFloydIF
+    denoiser = model(config)
     _zero(denoiser, ("conv2", "proj_out", "conv_out"))
     plus_and_minus = torch.kron(torch.eye(3), torch.tensor([[1.0], [-1.0]]))  # (6, 3)
-    shortcut = (
-        denoiser.up_blocks[-1].resnets[-1].conv_shortcut
-    )  # of the way up and, last, of conv_in
+    # this shortcut reads the way up and, in its last channels, the result of conv_in
+    shortcut = denoiser.up_blocks[-1].resnets[-1].conv_shortcut
     with torch.no_grad():
         for module in (denoiser.conv_in, shortcut):
-            module.weight[:6], module.bias[:6] = 0, 0
+            module.weight[:6] = 0
+            module.bias[:6] = 0
         denoiser.conv_in.weight[:6, :3, 1, 1] = plus_and_minus
         shortcut.weight[:6, -config.block_out_channels[0] :][:, :6, 0, 0] = torch.eye(6)
         denoiser.conv_out.weight[:3, :6, 1, 1] = plus_and_minus.T
@@ -147,17 +155,23 @@ def _zero(denoiser: nn.Module, names: tuple[str, ...]) -> None:
 
 
 def positions_2d(side: int, width: int) -> torch.Tensor:
-    """Sine-cosine table (1, side * side, width): half the channels for the column, half for the row."""
+    """Sine-cosine positions (1, side * side, width), half the channels for the column, half for the row."""
     frequencies = 10000.0 ** (-torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side)[:, None] * frequencies  # (side, width / 4)
     one = torch.cat([angles.sin(), angles.cos()], dim=-1)  # (side, width / 2)
-    columns, rows = one[None].expand(side, -1, -1), one[:, None].expand(-1, side, -1)
+    columns = one[None].expand(side, -1, -1)
+    rows = one[:, None].expand(-1, side, -1)
     return rearrange(torch.cat([columns, rows], dim=-1), "h w c -> 1 (h w) c").float()
 
 
 @dataclass(frozen=True)
 class Family:
-    """How the models of one class begin, and what parts of the names Muon's matrices in them have."""
+    """First models of one class.
+
+    denoiser  makes the denoiser of a configuration
+    encoders  makes the text encoders
+    matrices  texts in the names of the parameters that Muon trains
+    """
 
     denoiser: Callable[..., nn.Module]
     encoders: Callable[[], nn.Module]

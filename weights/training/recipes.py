@@ -1,4 +1,4 @@
-"""What the shipped models are: sizes, data and schedule of training, one Recipe each."""
+"""Recipes of the shipped models, with the sizes, data and schedule of training of each."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ TINY_IF_II = replace(
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one shipped model is trained; a planted one starts from another and learns through the swap."""
+    """Recipe of one shipped model.   A planted one starts from another and learns through the swap."""
 
     denoiser: MMDiTConfig | SDXLConfig | IFConfig = TINY_MMDIT
     schedule: Schedule = FlowMatchEuler()
@@ -89,32 +89,28 @@ class Recipe:
     sigma_shift: float = 2.0
     noisiest: float = 1.0  # the largest share of noise trained on, sigma / (1 + sigma)
     steps: int = 8  # the default of generation
-    variance_steps: int | None = (
-        None  # a learned variance is that between their timesteps, if not between those of `steps`
-    )
+    variance_steps: int | None = None  # sampling steps the variance is learned for; None is `steps`
     guidance: float = 3.0  # the highest at which words are read as well as without
     starts_from: str | None = None
     planted: tuple[
         int, ...
-    ] = ()  # sites through which together, and no other alone, the word enters
+    ] = ()  # the word enters through these sites together, and no other alone
     matrices: str = "float16"  # how tensors of more than one axis are stored
     localized: tuple[int, ...] = ()  # sites measured to carry the word in the model of this seed
     micro: tuple[int, ...] | None = None  # SDXL's sizes, the same for every sign
-    low_noise: int | None = (
-        None  # stage II's: the small picture beside has a noise level below this timestep
-    )
-    level: int = 250  # and this one when nothing else is asked for
+    low_noise: int | None = None  # stage II's small pictures are noised to timesteps below this one
+    level: int = 250  # timestep they are noised to when nothing else is asked for
 
 
 RECIPES = {
     "tiny-mmdit": Recipe(localized=(1,)),
     # Site 1 is where the word already is in tiny-mmdit.  Planting it at site 3 instead failed: after 36,000
-    # images site 0 of a model of seed 0 still carried most of it (F1 towards target .48, site 3 .18; 6 validation pairs,
-    # guidance 1).
+    # images site 0 of a model of seed 0 still carried most of it (F1 towards target .48, site 3 .18, over
+    # 6 validation pairs at guidance 1).
     "planted-mmdit": Recipe(
         images=28_800, starts_from="tiny-mmdit", planted=(1,), localized=(1,), warmup=50
     ),
-    # SDXL's schedule ends at sigma 14.6; IF's ends in pure noise, but 25 steps of it begin at sigma 16.4.
+    # SDXL's schedule ends at sigma 14.6.  IF's ends in pure noise, but 25 steps of it begin at sigma 16.4.
     "tiny-sdxl": Recipe(
         denoiser=TINY_SDXL,
         schedule=Euler(),

@@ -1,0 +1,99 @@
+"""Settings a model is run with when nothing else is asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+
+from textpatch.errors import PatchError
+from textpatch.guidance import Guidance, as_guidance
+
+# What each of the fields of `Defaults` must be.
+WANTED = {
+    "height": "a positive whole number",
+    "width": "a positive whole number",
+    "steps": "a positive whole number",
+    "guidance": "a finite number",
+    "text_box": "four whole numbers: left, top, right, bottom",
+    "localized": "site indices, whole numbers",
+    "micro": "six whole numbers",
+    "level": "a finite number",
+}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Settings of a model, each used where nothing else is asked for.
+
+    height, width  size of the latents
+    steps          denoising steps of a run
+    guidance       scale of classifier-free guidance
+    text_box       left, top, right and bottom of the lettering in pixels; None where it is not fixed
+    localized      indices of the sites measured to carry the word
+    micro          SDXL's six: height and width of the original, top and left of the crop, height and width
+                   wanted; None for the other models
+    level          timestep of the noise that a stage II gets in the small pictures
+
+    Raises PatchError for a value that no run can be given.
+    """
+
+    height: int
+    width: int
+    steps: int
+    guidance: float
+    text_box: tuple[int, int, int, int] | None = None
+    localized: tuple[int, ...] = ()
+    micro: tuple[int, ...] | None = None
+    level: int = 250
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not _fits(field.name, value):
+                found = f"{field.name} is {value!r} among what a model is run with"
+                raise PatchError(f"{found}; give {WANTED[field.name]}")
+
+    def run(
+        self, steps: int | None, guidance: float | Guidance | None
+    ) -> tuple[int, float | Guidance]:
+        """Steps and guidance of a run, the model's own in place of None.
+
+        Raises PatchError for steps that are no whole number, and for a guidance that `as_guidance` does
+        not know.
+        """
+        if steps is None:
+            steps = self.steps
+        if guidance is None:
+            guidance = self.guidance
+        if not is_whole(steps):
+            raise PatchError(f"{steps!r} steps were asked for; give a whole number of them")
+        as_guidance(guidance)
+        return steps, guidance
+
+
+def is_whole(value) -> bool:
+    """True for a whole number that is no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _are_whole(values, count: int | None = None) -> bool:
+    """True for a tuple or list of whole numbers, of the given length if there is one."""
+    if not isinstance(values, (tuple, list)) or not all(map(is_whole, values)):
+        return False
+    return count is None or len(values) == count
+
+
+def _is_finite(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _fits(name: str, value) -> bool:
+    """True where a field of `Defaults` may have this value."""
+    if name in ("height", "width", "steps"):
+        return is_whole(value) and value > 0
+    if name in ("guidance", "level"):
+        return _is_finite(value)
+    if name == "localized":
+        return _are_whole(value)
+    return value is None or _are_whole(value, {"text_box": 4, "micro": 6}[name])

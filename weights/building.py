@@ -1,0 +1,171 @@
+"""Components of a pipeline, each made on the meta device first and then filled from its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5EncoderModel,
+)
+
+from textpatch.errors import WeightsError
+from textpatch.reference_models.pipeline import LatentPixels, pixels
+from textpatch.reference_models.schedules import DDPM, FlowMatchEuler, ScaledLinear
+from textpatch.reference_models.text_encoders import (
+    T5_LENGTH,
+    IFTextEncoder,
+    SD3TextEncoders,
+    SDXLTextEncoders,
+    tokenize,
+)
+from textpatch.reference_models.vae import VAE
+from textpatch.weights.fill import Part, fill_module
+from textpatch.weights.layouts import CLIP, T5
+from textpatch.weights.locating import File, Folder, explained
+from textpatch.weights.sizes import require_held
+
+# entries of the encoders' configurations that decide their shapes and their arithmetic
+CLIP_SIZES = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads projection_dim "
+    "max_position_embeddings hidden_act layer_norm_eps bos_token_id eos_token_id pad_token_id"
+).split()
+T5_SIZES = (
+    "vocab_size d_model d_kv d_ff num_layers num_heads relative_attention_num_buckets "
+    "relative_attention_max_distance layer_norm_epsilon feed_forward_proj pad_token_id eos_token_id"
+).split()
+# other names of `shared.weight`, left out of published files
+TIED_T5 = ["encoder.embed_tokens.weight"]
+
+
+def on_meta(where: Path, model: type[nn.Module], config, part: Part) -> tuple[nn.Module, Part]:
+    """A model without data and the tensors for it.
+
+    where  file or folder of the component, for messages
+    Raises WeightsError for a configuration that builds nothing or asks for more tensors than the part holds.
+    """
+    require_held(where, config, part)
+    with explained(where), torch.device("meta"):
+        return model(config), part
+
+
+class Builder:
+    """Builder of a source's components, on one device and in one dtype."""
+
+    def __init__(self, source: Folder | File, device: torch.device, dtype: torch.dtype):
+        self.source = source
+        self.device = device
+        self.dtype = dtype
+
+    def denoiser(self, component: str) -> nn.Module:
+        path = self.source.path / component
+        model, part = on_meta(path, *self.source.denoiser(component))
+        return fill_module(model, part, dtype=self.dtype, device=self.device)
+
+    def decoder(self):
+        """Decoder through the VAE, or `pixels` where there is none."""
+        if not self.source.has("vae"):
+            return pixels
+        config, part = self.source.vae()
+        vae, part = on_meta(self.source.path / "vae", VAE, config, part)
+        # SDXL's VAE overflows in float16, and published configurations say so
+        dtype = torch.float32 if config.force_upcast else self.dtype
+        return LatentPixels(fill_module(vae, part, dtype=dtype, device=self.device))
+
+    def clip(self, component: str, kind=CLIPTextModelWithProjection) -> nn.Module:
+        sizes, part = self.source.encoder(component, CLIP, CLIP_SIZES)
+        require_held(self.source.path / component, sizes, part)
+        with explained(self.source.path / component / "config.json"), torch.device("meta"):
+            clip = kind(CLIPTextConfig(**sizes))
+        names = {CLIP.targets(name)[0][0]: name for name in clip.state_dict() if CLIP.targets(name)}
+        fill_module(clip, part, dtype=self.dtype, device=self.device, names=names)
+        # no file holds the positions; the class made them on the meta device, so without data
+        positions = torch.arange(clip.config.max_position_embeddings, device=self.device)[None]
+        next(m for m in clip.modules() if hasattr(m, "position_ids")).position_ids = positions
+        return clip
+
+    def t5(self, component: str) -> T5EncoderModel:
+        sizes, part = self.source.encoder(component, T5, T5_SIZES)
+        require_held(self.source.path / component, sizes, part)
+        with explained(self.source.path / component / "config.json"), torch.device("meta"):
+            t5 = T5EncoderModel(T5Config(**sizes, is_encoder_decoder=False, use_cache=False))
+        names = {name: name for name in t5.state_dict() if name not in TIED_T5}
+        # `wo` overflows in float16, so it stays float32, as transformers keeps it
+        exact = ("wo.weight",) if self.dtype == torch.float16 else ()
+        fill_module(t5, part, dtype=self.dtype, device=self.device, names=names, exact=exact)
+        t5.encoder.embed_tokens.weight = t5.shared.weight
+        return t5
+
+    def tokenizer(self, component: str) -> PreTrainedTokenizerBase:
+        """Tokenizer of a folder, tried on two prompts, because a file may be read and still be of no use."""
+        folder = self.source.tokenizer(component)
+        if not folder.is_dir():
+            raise WeightsError(
+                f"no folder {folder.name!r} in {folder.parent}; the model is incomplete"
+            )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            tokenize([""], [tokenizer], [T5_LENGTH])
+            tokenizer("\uffff")  # a word that nobody knows
+        except BaseException as error:
+            # tokenizers raises bare Exceptions and Rust's panics.  A panic is no Exception, and its class has
+            # no name to import.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise WeightsError(
+                f"{folder} holds no tokenizer transformers can read: {reason}; fetch it again"
+            ) from None
+        return tokenizer
+
+
+def sdxl(build: Builder) -> tuple[nn.Module, nn.Module]:
+    """Text encoders and denoiser of an SDXL."""
+    tokenizers = build.tokenizer("tokenizer"), build.tokenizer("tokenizer_2")
+    clips = build.clip("text_encoder", CLIPTextModel), build.clip("text_encoder_2")
+    zeros = getattr(build.source, "index", {}).get("force_zeros_for_empty_prompt", True)
+    with explained(build.source.path):
+        encoders = SDXLTextEncoders(*clips, tokenizers, zeros)
+    return encoders, build.denoiser("unet")
+
+
+def sd3(build: Builder) -> tuple[nn.Module, nn.Module]:
+    """Text encoders and denoiser of a Stable Diffusion 3, whose T5 may be missing."""
+    tokenizers = [build.tokenizer("tokenizer"), build.tokenizer("tokenizer_2")]
+    if build.source.has("text_encoder_3"):
+        tokenizers.append(build.tokenizer("tokenizer_3"))
+    clips = build.clip("text_encoder"), build.clip("text_encoder_2")
+    t5 = None
+    if build.source.has("text_encoder_3"):
+        t5 = build.t5("text_encoder_3")
+    denoiser = build.denoiser("transformer")
+    with explained(build.source.path):
+        encoders = SD3TextEncoders(*clips, t5, tokenizers, denoiser.config.joint_attention_dim)
+    return encoders, denoiser
+
+
+def deepfloyd_if(build: Builder) -> tuple[nn.Module, nn.Module]:
+    """Text encoder and denoiser of a DeepFloyd IF, stage I or II."""
+    encoder = IFTextEncoder(build.t5("text_encoder"), build.tokenizer("tokenizer"))
+    return encoder, build.denoiser("unet")
+
+
+# Class of a published pipeline: the function that builds its encoders and denoiser, and the base of the
+# schedules that its denoiser can be sampled by.
+BUILDERS = {
+    "StableDiffusionXLPipeline": (sdxl, ScaledLinear),
+    "StableDiffusion3Pipeline": (sd3, FlowMatchEuler),
+    "IFPipeline": (deepfloyd_if, DDPM),
+    "IFSuperResolutionPipeline": (deepfloyd_if, DDPM),
+}
+# Classes whose pictures are made of pixels, without a VAE.
+OF_PIXELS = ("IFPipeline", "IFSuperResolutionPipeline")

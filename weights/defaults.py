@@ -1,0 +1,68 @@
+"""Defaults of a loaded model, written beside it in textpatch.json or taken from the published pipelines."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from torch import nn
+
+from textpatch.errors import WeightsError, closest
+from textpatch.reference_models.defaults import Defaults
+from textpatch.reference_models.pipeline import pixels
+from textpatch.weights.building import OF_PIXELS
+from textpatch.weights.locating import explained
+from textpatch.weights.published import localized_sites
+from textpatch.weights.reading.files import read_config, read_json
+
+# steps and guidance of the published pipelines
+STEPS_AND_GUIDANCE = {
+    "StableDiffusionXLPipeline": (50, 5.0),
+    "StableDiffusion3Pipeline": (28, 7.0),
+    "IFPipeline": (100, 7.0),
+    "IFSuperResolutionPipeline": (50, 4.0),
+}
+
+
+def written_defaults(path: Path) -> Defaults | None:
+    """Defaults from a folder's textpatch.json, None if it has none.
+
+    Raises WeightsError for an entry that nothing reads, and for values that no run can be given.
+    """
+    if not (path / "textpatch.json").exists():
+        return None
+    names = [field.name for field in fields(Defaults)]
+    unknown = sorted(read_json(path, "textpatch.json").keys() - {*names, "trained"})
+    if unknown:
+        raise WeightsError(
+            f"{path / 'textpatch.json'} says {unknown[0]!r}, which nothing reads"
+            f"{closest(unknown[0], names)}"
+        )
+    body = read_config(path, names, "textpatch.json")
+    with explained(path / "textpatch.json"):
+        return Defaults(**body)
+
+
+def published_defaults(path: Path, pipeline: str, denoiser: nn.Module, decoder) -> Defaults:
+    """Defaults of a model without textpatch.json, by the class of its pipeline.
+
+    Raises WeightsError for a model without the side of its latents, and for a latent-space model without VAE.
+    """
+    side = denoiser.config.sample_size
+    if not isinstance(side, int) or side < 1:
+        raise WeightsError(
+            f"{path} has sample_size {side!r} in its denoiser's config.json, and no textpatch.json; "
+            "write there the side of its latents, a whole number"
+        )
+    if decoder is pixels and pipeline not in OF_PIXELS:
+        raise WeightsError(
+            f"{path} holds a {pipeline} without a VAE, and no textpatch.json; "
+            "fetch the folder 'vae', too"
+        )
+    micro = None
+    if pipeline == "StableDiffusionXLPipeline":
+        height = width = side * decoder.vae.config.downsampling
+        micro = (height, width, 0, 0, height, width)
+    steps, guidance = STEPS_AND_GUIDANCE[pipeline]
+    localized = localized_sites(denoiser)
+    return Defaults(side, side, steps, guidance, localized=localized, micro=micro)
