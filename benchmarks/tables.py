@@ -3,8 +3,8 @@
     python benchmarks/tables.py            every table of every page anew
     python benchmarks/tables.py --check    name what differs from its CSV, and end with 1 if anything does
 
-A page is a README.md.  Its tables stand between `<!-- table: NAME -->` and `<!-- end -->`.  NAME is a function of
-`TABLES`, and the words after it are its arguments.
+A page is a README.md.  Its tables stand between `<!-- table: NAME -->` and `<!-- end -->`: NAME is a function
+of `TABLES`, and the words after it are its arguments.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def several_words() -> str:
 
 
 def other_sizes() -> str:
-    """How many words are read in pictures of other sizes, at the trained place from a corner and from the middle."""
+    """How many words are read in pictures of other sizes, the place counted from a corner or the middle."""
     measured = read_rows("other_prompts-sizes")
     sizes = dict.fromkeys((row["height"], row["width"]) for row in measured)
     rows = []
@@ -450,7 +450,7 @@ PUBLISHED = {
 
 
 def published() -> str:
-    """The paper's sites in the published models, and the share of the parameters that makes their text K/V."""
+    """The paper's sites in the published models, and their text K/V's share of the parameters."""
     from textpatch.weights.loading import outline
     from textpatch.weights.published import LOCALIZED as PAPERS
     from textpatch.weights.published import counted_parameters
