@@ -1,7 +1,7 @@
-"""Every figure the pages state about two shipped models:  python benchmarks/shipped_models.py [MODEL ...]
+"""Every figure the README states about the shipped models:  python benchmarks/shipped_models.py [MODEL ...]
 
 Reading accuracy by steps and guidance, sites alone with one and with another scene, and the start step, all
-on held-out test words.  Writes benchmarks/results/MODEL-*.csv and the contact sheets of the pages.
+on held-out test words.  Writes benchmarks/results/MODEL-*.csv and the contact sheets of the README.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _flat(scores: dict) -> dict:
 
 
 def picture(pipeline, ocr, *, same_scene: bool) -> None:
-    """The first four pairs as a contact sheet, for the pages."""
+    """The first four pairs as a contact sheet, for the README."""
     found = textpatch.localize(
         pipeline, sign_pairs(4, split="test", same_scene=same_scene), ocr=ocr
     )
