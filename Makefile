@@ -1,7 +1,9 @@
 # make demo      make pictures, swap text keys and values site by site, and show which site carries the word
 # make test      run the tests
 # make lint      see that the code is formatted, free of what ruff.toml forbids, and that the core's types fit
-# All install into .venv what is missing, once; python3 and make are all that must be there.
+# make clean     take away .venv and what was built
+# make help      print these lines
+# The first three install into .venv what is missing, once; python3 and make are all that must be there.
 
 PYTHON ?= python3
 # on a busy machine threads that wait for each other cost more than they bring to models this small
@@ -10,7 +12,7 @@ TEXTPATCH := .venv/bin/textpatch
 SOURCE := a red sign that says "HELLO" on a blue wall
 TARGET := a green badge that says "WORLD" on a striped yellow wall
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint install clean help
 
 demo: install
 	@echo "planted-mmdit: one site was trained to carry the word; localize must find it"
@@ -35,3 +37,6 @@ install: .venv/.installed
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+help:
+	@sed -n 's/^# make/make/p' Makefile

@@ -1,6 +1,4 @@
-"""Every command that README.md or --help shows is carried out, as it stands there but for its
-places and its size.
-"""
+"""Every command that a page or --help shows is carried out, but for its places and its size as it stands."""
 
 import shlex
 import shutil
@@ -39,9 +37,7 @@ def places(tmp_path_factory):
 
 
 def smaller(words: list[str]) -> list[str]:
-    """The same request for a pair, or the two that a search needs, one seed, and the steps up to
-    the first patched one.
-    """
+    """The same request for a pair, or the two a search needs, one seed, steps up to the first patched one."""
     screened = {"--mode", "--what"} & set(words)
     fewer, made = {"--pairs": "2" if screened else "1", "--seeds": "1", "--seed": "1"}, list(words)
     for option in fewer.keys() & set(words):

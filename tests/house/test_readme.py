@@ -1,23 +1,52 @@
-"""The README is true: its Python runs from top to bottom and prints what stands there; its targets and pictures exist.
+"""The pages are true: their Python runs and prints what stands there; what they name and link to exists.
 
-Its commands are carried out in cli/test_documented.py.
+Its commands are carried out in cli/test_documented.py, its tables are held by house/test_tables.py.
 """
 
+import argparse
+import importlib.util
 import re
+import shlex
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
-from support.documents import BLOCKS, README, ROOT, starting
+from support.documents import FOLDERS, PAGES, README, ROOT, anchors, blocks, links, spans, starting
+from textpatch import cli
 
-PYTHON = [body for language, body in BLOCKS if language == "python"]
+MAKEFILE = (ROOT / "Makefile").read_text()
+WITH_PYTHON = [page for page in PAGES if any(language == "python" for language, _ in blocks(page))]
 
 
-def test_there_is_something_to_run():
-    """At least one block of Python, and the two commands everybody starts with."""
-    assert PYTHON and {("make", "demo"), ("make", "test")} <= {
-        tuple(words[:2]) for words in starting("make")
-    }
+# --- the top page
+
+
+def test_the_top_page_is_one_page():
+    """At most 150 lines, in the order in which a newcomer asks."""
+    assert len(README.splitlines()) <= 150
+    assert re.findall(r"^## (.+)$", README, re.MULTILINE) == [
+        "Install", "Thirty seconds", "Which door?", "The idea", "What comes out", "Embed", "Audit",
+        "Six commands", "Published models", "What is proved", "Limits", "Folders, citation, licence",
+    ]  # fmt: skip
+
+
+def test_the_first_screen_says_what_it_is_and_how_to_get_it():
+    """Idea, paper, picture, pip, tesseract and the two commands stand in the first 35 lines."""
+    screen = "\n".join(README.splitlines()[:35])
+    for wanted in ("index into it", "2502.09935", ".png)", "pip install", "tesseract"):
+        assert wanted in screen
+    assert "make demo" in screen and "make test" in screen
+
+
+def test_every_page_is_linked_from_another():
+    """No page stands where nobody finds it."""
+    linked = {path.resolve() for page in PAGES for path, _ in links(page)}
+    hidden = [page for page in PAGES if page != "README.md" and (ROOT / page) not in linked]
+    assert hidden == ["tests/golden/README.md"]  # about data, beside it
+
+
+# --- what runs
 
 
 def words(text: str) -> list[str]:
@@ -25,27 +54,124 @@ def words(text: str) -> list[str]:
     return re.sub(r"\d+\.\d+(e[+-]\d+)?", "#", text).split()
 
 
-def test_the_python_runs(tmp_path, monkeypatch, capsys):
-    """All Python blocks in one session, as a reader would paste them; what is printed is the text block after it."""
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_the_python_runs(page, tmp_path, monkeypatch, capsys):
+    """All Python blocks of a page in one session, as a reader pastes them; each prints the text after it."""
     monkeypatch.chdir(tmp_path)
-    session, compared = {}, 0
-    for (language, body), (after, shown) in zip(BLOCKS, [*BLOCKS[1:], ("", "")]):
+    session, found = {}, blocks(page)
+    if any("diffusers" in body for language, body in found if language == "python"):
+        pytest.importorskip("diffusers")
+    for (language, body), (after, shown) in zip(found, [*found[1:], ("", "")], strict=True):
         if language == "python":
-            exec(compile(body, "a Python block of README.md", "exec"), session)
+            exec(compile(body, f"a Python block of {page}", "exec"), session)
             printed = capsys.readouterr().out
-            if printed and after == "text":
-                assert words(printed) == words(shown)
-                compared += 1
-    assert compared == 1  # the audit
+            assert words(printed) == (words(shown) if after == "text" else [])
+
+
+def test_each_door_has_something_to_run():
+    """The pages for those who embed, audit, port, localise and load hold Python, and it prints something."""
+    doors = ["README.md", "reference_models/README.md", "weights/README.md"]
+    doors += [f"textpatch/{wing}README.md" for wing in ("", "localization/", "ports/")]
+    for page in doors:
+        kinds = [language for language, _ in blocks(page)]
+        assert ("python", "text") in list(zip(kinds, kinds[1:], strict=False)), page
+
+
+# --- what is named
 
 
 @pytest.mark.parametrize("words", starting("make"), ids=" ".join)
 def test_the_targets_exist(words):
-    """Every `make` target of the README is in the Makefile."""
-    assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    """Every `make` target of a page is in the Makefile."""
+    assert re.search(rf"^{words[1]}:", MAKEFILE, re.MULTILINE)
 
 
-def test_the_pictures_are_there():
-    """Every local picture or file the README links to is in the repository."""
-    linked = [path for path in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in path]
-    assert [path for path in linked if not Path(ROOT, path).exists()] == []
+def test_a_newcomer_is_told_how_to_begin():
+    """The two commands everybody starts with, and pip."""
+    assert {("make", "demo"), ("make", "test")} <= {tuple(words) for words in starting("make")}
+    assert starting("pip")
+
+
+def test_the_extras_exist():
+    """What pip is told to install beside the library is an extra of setup.cfg."""
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    named = {
+        extra
+        for words in starting("pip")
+        for word in words
+        for extra in re.findall(r"\[(\w+)\]", word)
+    }
+    named |= {span.strip("[]") for span in spans("README.md") if re.fullmatch(r"\[\w+\]", span)}
+    assert named == {"plots", "triton", "reference"} and named <= set(
+        setup["options.extras_require"]
+    )
+
+
+def said(word: str) -> list[list[str]]:
+    """Commands that start with a word, from the blocks of all pages and from between their lines."""
+    inline = [span for page in PAGES for span in spans(page) if span.startswith(word + " ")]
+    return [*starting(word), *(shlex.split(line) for line in dict.fromkeys(inline))]
+
+
+@pytest.mark.parametrize("words", said("python"), ids=" ".join)
+def test_the_modules_and_scripts_exist(words):
+    """What a page runs by python is a module that can be run, or a file."""
+    if words[1] == "-m":
+        path = importlib.util.find_spec(words[2])
+        assert path is not None
+        return
+    assert (ROOT / words[1]).is_file()
+
+
+@pytest.mark.parametrize("words", said("textpatch"), ids=" ".join)
+def test_the_options_exist(words):
+    """Each command that a page mentions is one, and has the options that stand with it."""
+    parser = cli.parser.command_parser()
+    (verbs,) = [act for act in parser._actions if isinstance(act, argparse._SubParsersAction)]
+    assert words[1] in verbs.choices
+    options = verbs.choices[words[1]]._option_string_actions
+    assert [word for word in words if word.startswith("--") and word not in options] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_exist(page):
+    """Every link, heading and path that a page names is there."""
+    for path, heading in links(page):
+        assert path.exists(), path
+        assert not heading or heading in anchors(path), heading
+    for span in spans(page):
+        assert is_there(span.split()[0], (ROOT / page).parent), span
+
+
+# Not of the repository: what a run folder holds, and what a script makes when it runs
+MADE = "records/", "images/", "benchmarks/results/gpu"
+
+
+def is_there(span: str, folder: Path) -> bool:
+    """Whether a path between backticks exists, from the root or beside the page; anything else is no path."""
+    if span in MADE:
+        return True
+    if span.startswith(tuple(f"{name}/" for name in FOLDERS)) or re.fullmatch(r"[a-z_]+/", span):
+        return any(True for near in (ROOT, folder) for _ in near.glob(span.rstrip("/")))
+    if re.fullmatch(r"[a-z_]+\.py", span):
+        return any(True for _ in folder.rglob(span))
+    return True
+
+
+def test_the_make_targets_are_told():
+    """The first lines of the Makefile say what each target for people does, and `make help` prints them."""
+    told = re.findall(r"^# make (\w+)", MAKEFILE, re.MULTILINE)
+    assert told == ["demo", "test", "lint", "clean", "help"]
+    for target in told:
+        assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
+
+
+def test_a_fault_on_a_page_is_noticed(tmp_path):
+    """Fault: a heading that is not there, a path that was moved, an output that is not printed."""
+    page = tmp_path / "README.md"
+    page.write_text("# Title\n\n## What a search costs\n")
+    assert anchors(page) == {"title", "what-a-search-costs"}
+    assert is_there("tests/support/laws.py", ROOT) and not is_there("tests/laws.py", ROOT)
+    assert is_there("plan.py", ROOT / "textpatch") and not is_there("plan_.py", ROOT / "textpatch")
+    assert words("a 1.5e-06 b\n") == words("a 2.75 b") != words("a 2.75 c")

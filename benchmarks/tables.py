@@ -1,0 +1,538 @@
+"""Write the tables of figures into the pages, from benchmarks/results/*.csv.
+
+    python benchmarks/tables.py            every table of every page anew
+    python benchmarks/tables.py --check    name what differs from its CSV, and end with 1 if anything does
+
+A page is a README.md.  Its tables stand between `<!-- table: NAME -->` and `<!-- end -->`: NAME is a function
+of `TABLES`, and the words after it are its arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+FOLDERS = "benchmarks", "reference_models", "tests", "textpatch", "weights"
+PLACE = re.compile(r"(<!-- table: ([^\n]*?) -->\n)(.*?)(^<!-- end -->$)", re.MULTILINE | re.DOTALL)
+BEGIN, END = "<!-- table:", "<!-- end -->"
+
+
+class PageError(Exception):
+    """A page asks for a table that is not there, or does not say where one ends."""
+
+
+# --- CSV files and cells
+
+
+def read_rows(name: str) -> list[dict[str, str]]:
+    """The rows of benchmarks/results/NAME.csv."""
+    with (RESULTS / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def chosen(table: Iterable[dict], /, **wanted: str) -> list[dict]:
+    """The rows that hold each of these texts under its name."""
+    return [row for row in table if all(row[name] == value for name, value in wanted.items())]
+
+
+def one(table: Iterable[dict], /, **wanted: str) -> dict:
+    """The only row that holds each of these texts under its name."""
+    found = chosen(table, **wanted)
+    if len(found) != 1:
+        raise PageError(f"{len(found)} rows hold {wanted}; a cell needs one")
+    return found[0]
+
+
+def share(value: str, digits: int = 3) -> str:
+    """A number of 0 to 1 as .979, exactly 0 as .000, and one that rounds to 1 as 1.00; nothing of nothing."""
+    if value == "":
+        return ""
+    text = f"{float(value):.{digits}f}"
+    return "1.00" if float(text) >= 1 else text.removeprefix("0")
+
+
+def ratio(value: float) -> str:
+    """How many times as long, as 1.10 or .99."""
+    return f"{value:.2f}".removeprefix("0")
+
+
+def listed(sites: str, between: str = "+") -> str:
+    """The numbers of sites as people write them: `1, 3` of `1+3`."""
+    return ", ".join(sites.split(between))
+
+
+def drawn(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def best_site(rows: Sequence[dict]) -> int:
+    """The site whose swap alone gives the highest F1 towards the target's word."""
+    scores = [float(row["f1_target"]) for row in rows[2:]]
+    return scores.index(max(scores))
+
+
+# --- what the shipped models show
+
+
+def headline() -> str:
+    """Where the word is, in our models as measured here and in the published ones as the paper says."""
+    rows = []
+    for model, scene, told in SCENES:
+        measured = read_rows(f"{model}-{scene}-scene")
+        site = best_site(measured)
+        scores = measured[2 + site]
+        written = _written(scores, "exact_target", "f1_target")
+        rows.append([f"{model}, {told}", str(len(measured) - 2), str(site), *written])
+    for model in ("tiny-sdxl", "tiny-if"):
+        sites = one(read_rows("carries-sets"), model=model, attribute="word")
+        scores = one(
+            read_rows("carries-sites"), model=model, attribute="word", sites=sites["needed"]
+        )
+        written = _written(scores, "exact", "target")
+        rows.append([f"{model}, one scene", sites["of"], listed(sites["needed"]), *written])
+    rows += [[f"*{name}, the paper's*", of, sites, "", f1] for name, of, sites, f1 in PAPER]
+    titles = ["", "sites", "those with the word", "word = target", "F1 towards the target"]
+    return drawn(titles, rows)
+
+
+SCENES = (
+    ("tiny-mmdit", "same", "one scene"),
+    ("tiny-mmdit", "other", "another scene"),
+    ("planted-mmdit", "other", "another scene"),
+)
+# Table 3 of arXiv 2502.09935: F1 of its own method on SimpleBench
+PAPER = (
+    ("SDXL", "70", "55, 56, 57", ".34"),
+    ("DeepFloyd IF", "22", "17", ".70"),
+    ("SD3", "24", "10", ".53"),
+)
+
+
+def _written(scores: dict, exact: str, f1: str) -> list[str]:
+    """How often the word is the target's, and how many of its letters are."""
+    return [share(scores[exact]), share(scores[f1], 2)]
+
+
+def reading() -> str:
+    """How many of the held-out words tesseract reads, by steps and guidance."""
+    drawings, *settings = read_rows("tiny-mmdit-reading")
+    rows = [["clean drawings", "", "", share(drawings["exact"])]]
+    for model in ("tiny-mmdit", "planted-mmdit"):
+        made = read_rows(f"{model}-reading")[1:]
+        rows += [
+            [model, row["steps"], f"{float(row['guidance']):g}", share(row["exact"])]
+            for row in made
+            if row["steps"] == "8" or row["guidance"] == "1.0"
+        ]
+    return drawn(["pictures", "steps", "guidance", f"read, of {drawings['n']}"], rows)
+
+
+def each_site() -> str:
+    """Each site alone in one scene and in another, and how much of the background stays."""
+    models = ("tiny-mmdit", "planted-mmdit")
+    scenes = {
+        (model, scene): read_rows(f"{model}-{scene}-scene")
+        for model in models
+        for scene in ("same", "other")
+    }
+    titles = [""]
+    for model in models:
+        titles += [f"{model}, one scene", "another scene", "another scene, background SSIM"]
+    names = ["source run, no swap", "whole target run"]
+    names += [f"site {site}" for site in range(len(scenes["tiny-mmdit", "same"]) - 2)]
+    rows = []
+    for place, name in enumerate(names):
+        cells = [name]
+        for model in models:
+            same, other = (scenes[model, scene][place] for scene in ("same", "other"))
+            cells += [
+                share(same["exact_target"]),
+                share(other["exact_target"]),
+                share(other["ssim"]),
+            ]
+        rows.append(cells)
+    return drawn(titles, rows)
+
+
+def start_step(model: str) -> str:
+    """From which step on the swap is needed."""
+    measured = read_rows(f"{model}-start")
+    rows = [
+        [row["start"], share(row["sigma"]), share(row["exact_target"]), share(row["exact_source"])]
+        for row in measured
+    ]
+    return drawn(["start step", "sigma there", "word = target", "word = source"], rows)
+
+
+ATTRIBUTES = {
+    "word": "word",
+    "style": "style of lettering",
+    "shape": "shape",
+    "colour": "colour of the plate",
+    "wall": "colour of the wall",
+    "pattern": "pattern of the wall",
+}
+
+
+def carries(model: str) -> str:
+    """Which sites carry which attribute of a sign."""
+    found = {row["attribute"]: row for row in chosen(read_rows("carries-sets"), model=model)}
+    rows = []
+    for attribute, name in ATTRIBUTES.items():
+        if attribute in found:
+            row = found[attribute]
+            alone = _with_share(row["best"], row["best_share"])
+            grown = _with_share(row["set"], row["set_share"])
+            half = f"{row['half']} of {row['of']}"
+            rows.append([name, half, alone, grown, listed(row["needed"])])
+    return drawn(["", "sites with half of it or more", "best alone", "set grown", "needed"], rows)
+
+
+def _with_share(sites: str, part: str) -> str:
+    """`1, 3 (.88)`; none where no site has a share."""
+    if part == "" or float(part) == 0:
+        return "none"
+    return f"{listed(sites)} ({share(part, 2)})"
+
+
+def read_back() -> str:
+    """How many of the attributes of a sign the reader of signs tells rightly."""
+    measured = {(row["pictures"], row["attribute"]): row for row in read_rows("carries-reading")}
+    pictures = list(dict.fromkeys(name for name, _ in measured))
+    titles = ["", *(f"{name}, {signs_of(measured, name)} signs" for name in pictures)]
+    rows = [
+        [name, *(share(measured[picture, attribute]["right"], 2) for picture in pictures)]
+        for attribute, name in ATTRIBUTES.items()
+    ]
+    return drawn(titles, rows)
+
+
+def signs_of(measured: dict, pictures: str) -> str:
+    """How many signs were looked at."""
+    return measured[pictures, "word"]["signs"]
+
+
+MODELS = "tiny-mmdit", "tiny-sdxl", "tiny-if"
+
+
+def mixing() -> str:
+    """What is written where the sites read the template of one prompt and the text of one."""
+    measured = read_rows("other_prompts-mixing")
+    rows = []
+    for template in ("source", "target"):
+        for text in ("source", "target"):
+            cells = [f"{template}, {text}"]
+            for model in MODELS:
+                row = one(measured, model=model, template=template, text=text)
+                cells += [f"{share(row['f1_source'], 2)}, {share(row['f1_target'], 2)}"]
+                cells += [share(row["ssim"])]
+            rows.append(cells)
+    titles = ["template, text"]
+    for model in MODELS:
+        titles += [f"{model}: F1 to source, target", "background SSIM"]
+    return drawn(titles, rows)
+
+
+def several_words() -> str:
+    """Texts of several words: drawn, and swapped in."""
+    measured = read_rows("other_prompts-words")
+    rows = []
+    for row in measured:
+        if row["refused"]:
+            cells = ["refused", "", ""]
+        else:
+            exact = f"{float(row['exact']) * int(row['pairs']):.0f} of {row['pairs']}"
+            cells = [exact, share(row["f1"], 2), share(row["edit_f1"], 2)]
+        rows.append([row["model"], row["text"], f"`{row['example']}`", *cells])
+    titles = ["", "text", "for instance", "drawn as asked", "F1 drawn", "F1 swapped in"]
+    return drawn(titles, rows)
+
+
+def other_sizes() -> str:
+    """How many words are read in pictures of other sizes, the place counted from a corner or the middle."""
+    measured = read_rows("other_prompts-sizes")
+    sizes = dict.fromkeys((row["height"], row["width"]) for row in measured)
+    rows = []
+    for height, width in sizes:
+        cells = [f"{height} x {width}"]
+        for model in MODELS:
+            cells.append(_words_read(one(measured, model=model, height=height, width=width)))
+        rows.append(cells)
+    return drawn(["rows x columns", *(f"{model}: corner, middle" for model in MODELS)], rows)
+
+
+def _words_read(row: dict) -> str:
+    """How many of the words were read at the corner's place and at the middle's."""
+    if row["refused"]:
+        return "refused"
+    places = [row["exact_corner"], row["exact_middle"]]
+    return ", ".join(_counted(share_, row["words"]) for share_ in places)
+
+
+def _counted(part: str, of: str) -> str:
+    """A share of some things as their number."""
+    if part == "":
+        return "-"
+    return f"{float(part) * int(of):.0f}"
+
+
+# --- what a search takes
+
+SEARCHES = (
+    ("tiny-mmdit", "search-tiny-mmdit-same", "tiny-mmdit", ""),
+    ("tiny-sdxl", "search-tiny-sdxl-same", "tiny-sdxl", ""),
+    ("tiny-if", "search-tiny-if-same", "tiny-if", ""),
+    ("tiny-if", "search-tiny-if-141-same", "tiny-if", ""),
+    ("tiny-if", "search-tiny-if-141-same", "tiny-if with `--keep 1`", ", keep 1"),
+    ("planted-mmdit", "search-planted-same", "planted-mmdit", ""),
+    ("planted-sdxl", "search-planted-same", "planted-sdxl", ""),
+    ("planted-if", "search-planted-same", "planted-if", ""),
+)
+SCREENED = "staged", "contribution", "attribution"
+
+
+def searches(column: str) -> str:
+    """How many times fewer generations each mode makes than what `column` compares it with."""
+    rows = []
+    for model, name, told, ending in SEARCHES:
+        measured = chosen(read_rows(name), model=model)
+        exhaustive = one(measured, mode="exhaustive")
+        cells = [f"{told}, {exhaustive['pairs']} pairs"]
+        for mode in SCREENED:
+            row = one(measured, mode=mode + ending)
+            cells.append(f"{float(row[column]):.2f} ({row['same_set']})")
+        if column == "fewer":
+            cells.append(f"{float(exhaustive['bound']):g}")
+        else:
+            cells.append(f"{1 / float(exhaustive['fewer']):.2f}")
+        rows.append([*cells, _sets(exhaustive["found"])])
+    last = {"fewer": "at most", "fewer_than_exhaustive": "exhaustive, times 1 + sites a pair"}
+    return drawn(["", *SCREENED, last[column], "sets the exhaustive search found"], rows)
+
+
+def _sets(found: str) -> str:
+    """The set that was found, or each of several and on how many sets of pairs."""
+    counts = Counter(listed(sites, " ") for sites in found.split("; "))
+    if len(counts) == 1:
+        return next(iter(counts))
+    return "; ".join(f"{sites} in {count}" for sites, count in counts.most_common())
+
+
+ATTRIBUTED = "tiny-mmdit", "tiny-sdxl", "tiny-if", "planted-mmdit", "planted-sdxl", "planted-if"
+
+
+def promised() -> str:
+    """Each model's sites with more than a tenth of all that swaps promise, and what reading them took."""
+    measured = chosen(read_rows("attribution"), scene="same")
+    rows = []
+    for model in ATTRIBUTED:
+        sites = chosen(measured, model=model)
+        by_share = sorted(sites, key=lambda row: -float(row["share"]))
+        large = [row for row in by_share if float(row["share"]) > 0.1]
+        told = ", ".join(f"site {row['site']} {share(row['share'], 2)}" for row in large)
+        rest = max((float(row["share"]) for row in by_share[len(large) :]), default=0.0)
+        rows.append([model, told, share(str(rest), 2), f"{float(sites[0]['times']):.1f}"])
+    titles = ["", "shares above .10", "largest other", "time, in plain generations"]
+    return drawn(titles, rows)
+
+
+# --- what a swap costs
+
+WAYS = {
+    "hooks, gate closed": "hooks installed, another thread's",
+    "slots, one site": "one site swapped by slots",
+    "slots, all sites": "all sites swapped by slots",
+    "patch, one site": "one site by `patch` and a cache",
+    "nnsight, one site": "nnsight, one site",
+    "pyvene, one site": "pyvene, one site",
+}
+
+
+def overhead() -> str:
+    """One call of a denoiser, as many times as long as the bare one."""
+    measured = read_rows("overhead-cpu")
+    rows = [
+        [
+            told,
+            *(
+                ratio(float(one(measured, model=model, way=way)["ratio"]))
+                for model in ("tiny-mmdit", "sdxl-small")
+            ),
+        ]
+        for way, told in WAYS.items()
+    ]
+    return drawn(["one call, against the bare one", "tiny-mmdit", "a small SDXL"], rows)
+
+
+def idle_hooks() -> str:
+    """A sentence: what a hook costs, idle and open."""
+    measured = read_rows("overhead-cpu")
+    ways = ("hooks, gate closed", "hooks, gate open")
+    idle, open_ = (one(measured, model="empty", way=way) for way in ways)
+    return (
+        f"An idle hook costs {float(idle['us_per_site']):.1f} microseconds per site, an open one "
+        f"{float(open_['us_per_site']):.1f} ({idle['sites']} empty modules).\n"
+    )
+
+
+SHAPES = {
+    "sd3-4429": "4,429 tokens (SD3)",
+    "flux-4608": "4,608 tokens (FLUX)",
+    "sd3-1357": "1,357 tokens (SD3)",
+    "sdxl-1024": "1,024 x 77 (SDXL)",
+    "if-256": "256 x 333 (IF)",
+    "if-64": "64 x 141 (IF)",
+}
+CASES = {
+    "identity": "plain",
+    "rows": "rows swapped",
+    "heads": "half the heads",
+    "mask": "tokens hidden",
+}
+
+
+def attention() -> str:
+    """The op alone, as many times as long as gathering, joining and SDPA written by hand."""
+    measured = read_rows("attention_op-cpu-long") + read_rows("attention_op-cpu")
+    rows = []
+    for shape, told in SHAPES.items():
+        here = chosen(measured, shape=shape, way="cat + SDPA")
+        sizes = list(dict.fromkeys(row["rows"] for row in here))
+        cells = [f"{told}, {listed(' '.join(sizes), ' ')} {'row' if sizes == ['1'] else 'rows'}"]
+        for case in CASES:
+            # the table's ratios are of that way to the op
+            against = [float(one(here, rows=size, case=case)["ratio"]) for size in sizes]
+            cells.append(", ".join(ratio(1 / value) for value in against))
+        rows.append(cells)
+    return drawn(["", *CASES.values()], rows)
+
+
+LOCALIZED = {"tiny-mmdit": "tiny-mmdit", "sdxl-small": "a small SDXL", "if-small": "a small IF"}
+
+
+def localization() -> str:
+    """One exhaustive localisation of one pair, in lock-step and as one run per site."""
+    measured = read_rows("localization_cost")
+    rows = []
+    for model, told in LOCALIZED.items():
+        naive, together, compiled = (
+            one(measured, model=model, way=way)
+            for way in ("naive", "lock-step", "lock-step, compiled")
+        )
+        rows.append(
+            [
+                f"{told}, {naive['sites']} sites, {naive['steps']} steps",
+                f"{float(naive['median_ms']) / 1000:.2f} s",
+                f"{float(together['median_ms']) / 1000:.2f} s",
+                f"{float(together['times_faster']):.2f}",
+                f"{float(compiled['times_faster']):.2f}",
+            ]
+        )
+    titles = ["", "one run per site, stored cache", "lock-step, nothing stored"]
+    return drawn([*titles, "times faster", "compiled"], rows)
+
+
+# --- what needs no measuring
+
+PUBLISHED = {
+    "sdxl-base-1.0": "SDXL base 1.0",
+    "if-i-xl": "DeepFloyd IF-I-XL",
+    "sd3-medium": "SD3-medium",
+}
+
+
+def published() -> str:
+    """The paper's sites in the published models, and their text K/V's share of the parameters."""
+    from textpatch.weights.loading import outline
+    from textpatch.weights.published import LOCALIZED as PAPERS
+    from textpatch.weights.published import counted_parameters
+
+    rows = []
+    for name, told in PUBLISHED.items():
+        model = outline(name)
+        total = sum(parameter.numel() for parameter in model.parameters())
+        sites = [model.sites[index] for index in PAPERS[name]]
+        text = sum(site.parameters for site in sites)
+        counted = sum(counted_parameters(model, site) for site in sites)
+        numbers = ", ".join(str(site.index) for site in sites)
+        shares = [f"{count / total:.2%}".replace("%", " %") for count in (text, counted)]
+        rows.append([told, str(len(model.sites)), numbers, *shares])
+    titles = ["", "sites", "the paper's, in execution order", "text K/V parameters there"]
+    return drawn([*titles, "in the paper's convention"], rows)
+
+
+TABLES: dict[str, Callable[..., str]] = {
+    function.__name__: function
+    for function in (
+        headline, reading, each_site, start_step, carries, read_back, mixing, several_words, other_sizes,
+        searches, promised, overhead, idle_hooks, attention, localization, published,
+    )
+}  # fmt: skip
+
+
+# --- pages
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """The README.md at the top, and those in the folders."""
+    inner = [path for folder in FOLDERS for path in sorted((root / folder).rglob("README.md"))]
+    return [root / "README.md", *inner]
+
+
+def filled(text: str, where: str = "the page") -> str:
+    """The text of a page with its tables as the CSV files have them.  Raises PageError."""
+    if not len(PLACE.findall(text)) == text.count(BEGIN) == text.count(END):
+        raise PageError(f"{where} begins {text.count(BEGIN)} tables and ends {text.count(END)}")
+    return PLACE.sub(lambda place: place[1] + made(place[2], where) + place[4], text)
+
+
+def made(asked: str, where: str) -> str:
+    """The table that a page asks for: a name of TABLES, and its arguments."""
+    name, *arguments = asked.split()
+    if name not in TABLES:
+        raise PageError(f"{where} asks for a table {name!r}; there are {', '.join(sorted(TABLES))}")
+    return TABLES[name](*arguments)
+
+
+def differing(text: str, where: str = "the page") -> list[str]:
+    """What a page asks for whose table is not as the CSV files have it."""
+    anew = filled(text, where)
+    return [
+        old[2]
+        for old, new in zip(PLACE.finditer(text), PLACE.finditer(anew), strict=True)
+        if old[3] != new[3]
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write or check all pages; 1 if a checked one differs, 2 if a page asks for what is not there."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, say what differs")
+    check = parser.parse_args(argv).check
+    different = []
+    try:
+        for page in pages():
+            text, name = page.read_text("utf-8"), page.relative_to(ROOT).as_posix()
+            different += [f"{name}: {table}" for table in differing(text, name)]
+            if not check:
+                page.write_text(filled(text, name), "utf-8")
+    except PageError as error:
+        sys.stderr.write(f"tables: {error}\n")
+        return 2
+    told = "differs from its CSV" if check else "written"
+    for table in different:
+        print(f"{table}: {told}")
+    return int(check and bool(different))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
