@@ -103,7 +103,7 @@ def test_a_result_has_a_type(said, name, type_):
 
 
 def test_wrong_use_is_noticed(said):
-    """A misspelt attribute, a number for a prompt, a name for a pipeline and a list for a picture are errors."""
+    """Errors are a misspelt attribute, a number for a prompt, a name for a pipeline, a list for a picture."""
     lines = {int(line.split(":")[1]) for line in said["wrong"] if ": error: " in line}
     first = SCRIPT.count("\n") + 2
     assert lines == set(range(first, first + WRONG.count("\n") - 1))
