@@ -1,7 +1,9 @@
-"""The attention op beside what one would write without it:  python benchmarks/attention_op.py
+"""Time the attention op beside what one would write without it.
 
-Each line is one way of computing one case of one published shape; `ratio` is its time over that of textpatch's own
-choice, so that below 1 it is textpatch that loses.
+    python benchmarks/attention_op.py
+
+Each line is one way of computing one case of one published shape.  `ratio` is its time over that of
+textpatch's own choice: below 1 textpatch loses.
 
   identity  every row reads its own text
   rows      every row reads the text of another row
@@ -9,15 +11,20 @@ choice, so that below 1 it is textpatch that loses.
   mask      every row reads its own text, the end of it hidden, elsewhere in each row
   pieces    what surrounds SDPA where the op is not used, alone: joining, gathering, cutting the output
 
-The ways: textpatch by its own choice and by each backend; gather, concatenate and torch's SDPA, as it chooses and
-pinned to a backend; FlexAttention, compiled, with the slots as its page table (blocks of 128); FlashAttention 3 where
-it is installed.  All give what the projections after an attention take, (B, tokens, H D).  Before anything is timed
-each is held to the definition in float64, at some queries, within what rounding explains; one that refuses a case,
-or another library's that is wrong, is listed with its reason and not timed.
+The ways are
 
-On a CPU the sizes are cut to what fits (4 heads; --heads, --scale), and the table says to which.  On a GPU small
-shapes take less than launching them from Python does: --graphs times them as CUDA graphs.  --resume --csv FILE goes
-on after the cases that FILE holds.
+  - textpatch by its own choice and by each backend
+  - gather, concatenate and torch's SDPA, as it chooses and pinned to a backend
+  - FlexAttention, compiled, with the slots as its page table (blocks of 128)
+  - FlashAttention 3 where it is installed
+
+All give what the projections after an attention take, (B, tokens, H D).  Before anything is timed, each
+is held to the definition in float64, at some queries, within what rounding explains.  A way that refuses
+a case is listed with its reason and not timed, and so is another library's that is wrong.
+
+On a CPU the sizes are cut to what fits (4 heads, see --heads and --scale), and the table says to which.
+On a GPU launching small shapes from Python takes longer than computing them, so --graphs times them as
+CUDA graphs.  --resume --csv FILE goes on after the cases that FILE holds.
 """
 
 from __future__ import annotations
@@ -69,7 +76,7 @@ BASELINE = "textpatch"  # what ratios are against
 
 @dataclass(frozen=True)
 class Shape:
-    """One attention: its tokens, heads and head width, and whether the image has keys and the text queries."""
+    """The sizes of one attention, and whether the image has keys and the text has queries."""
 
     image: int
     text: int
@@ -101,9 +108,11 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Case:
-    """Inputs of one attention: q, k, v of image and text, the slots, and the same thing as a user would say it.
+    """Inputs of one attention, with what is read said as a user would say it.
 
-    donors (B,) or (B, H): the row that each reads; None, its own.  keep (B, T): tokens not hidden; None, all.
+    q, k, v  of the image and of the text, None where there are none
+    donors   (B,) or (B, H), the row that each row or head reads.  Its own when None
+    keep     (B, T), tokens that are not hidden.  All when None
     """
 
     q: tuple[Tensor, Tensor | None]
@@ -121,7 +130,8 @@ class Case:
         """int32 (B, H or 1, T)."""
         if self.donors is None and self.keep is None:
             return None
-        rows, tokens = len(self.q[0]), self.k[1].shape[2]
+        rows = len(self.q[0])
+        tokens = self.k[1].shape[2]
         device = self.q[0].device
         donors = torch.arange(rows, device=device) if self.donors is None else self.donors
         table = donors.view(rows, -1, 1) * tokens + torch.arange(tokens, device=device)
@@ -145,7 +155,7 @@ class Case:
 
 
 def make_case(shape: Shape, case: str, rows: int, device: torch.device, dtype: torch.dtype) -> Case:
-    """Random inputs in the memory layout of projections; peaked, so that a wrong donor would show."""
+    """Random inputs in the memory layout of projections, peaked so that a wrong donor would show."""
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(rows: int, tokens: int) -> Tensor:
@@ -170,7 +180,10 @@ def make_case(shape: Shape, case: str, rows: int, device: torch.device, dtype: t
 
 
 def flat(*parts: Tensor | None) -> tuple[Tensor, ...]:
-    """(B, H, tokens, D) as the next projection takes it, (B, tokens, H D): a copy only where the layout asks."""
+    """Tensors (B, H, tokens, D) as the next projection takes them, (B, tokens, H D).
+
+    Copied only where the memory layout asks for it.
+    """
     return tuple(part.transpose(1, 2).flatten(2) for part in parts if part is not None)
 
 
@@ -190,7 +203,7 @@ def by_textpatch(case: Case, backend: str | None) -> Callable[[], tuple[Tensor, 
 
 
 def by_sdpa(case: Case, pinned: SDPBackend | None) -> Callable[[], tuple[Tensor, ...]]:
-    """Gather, concatenate, attend; the mask is made once, as one prompt serves all layers and steps."""
+    """Gather, concatenate and attend.  The mask is made once, as one prompt serves all layers and steps."""
     mask = case.mask
 
     def attend() -> tuple[Tensor, ...]:
@@ -219,57 +232,70 @@ def by_flash_3(case: Case) -> Callable[[], tuple[Tensor, ...]]:
 
 
 def by_flex(case: Case) -> Callable[[], tuple[Tensor, ...]]:
-    """All keys in one pool of whole blocks; a row's page table lists the blocks it reads."""
-    torch._dynamo.reset()  # past eight shapes torch stops compiling, and FlexAttention would run in eager mode
+    """Put all keys into one pool of whole blocks, of which each row lists those that it reads."""
+    torch._dynamo.reset()  # past eight shapes torch stops compiling, and FlexAttention would run eagerly
     attend = torch.compile(flex_attention, dynamic=False)
-    pages, pool = page_table(case), lambda: [pooled(*pair) for pair in (case.k, case.v)]
+    pages = page_table(case)
+    bank = None
     if case.k[0] is None:  # the bank of a U-Net is made once for all steps
-        k, v = pool()
-        pool = lambda: (k, v)  # noqa: E731
+        bank = pooled(*case.k), pooled(*case.v)
 
     def work() -> tuple[Tensor, ...]:
-        return cut(case, attend(joined(*case.q), *pool(), block_mask=pages))
+        k, v = bank or (pooled(*case.k), pooled(*case.v))
+        return cut(case, attend(joined(*case.q), k, v, block_mask=pages))
 
     return work
 
 
 def pooled(image: Tensor | None, bank: Tensor) -> Tensor:
-    """(1, H, tokens of all rows, D): image rows, then bank rows, each padded to whole blocks."""
+    """The image's rows and then the bank's, each padded to whole blocks, (1, H, tokens of all rows, D)."""
     padded = [F.pad(x, (0, 0, 0, -x.shape[2] % BLOCK)) for x in (image, bank) if x is not None]
     return torch.cat([x.transpose(0, 1).flatten(1, 2) for x in padded], dim=1)[None]
 
 
 def page_table(case: Case) -> BlockMask:
-    """Which blocks of the pool each row and head reads: the whole ones, and those with padding or hidden tokens."""
-    (image, bank), device = case.k, case.q[0].device
-    rows, heads = len(case.q[0]), bank.shape[1]
+    """The blocks of the pool that each row and head reads, whole ones apart from those with hidden tokens."""
+    image, bank = case.k
+    device = case.q[0].device
+    rows = len(case.q[0])
+    heads = bank.shape[1]
     own = torch.arange(rows, device=device)[:, None].expand(rows, heads)
     donors = own if case.donors is None else case.donors.view(rows, -1).expand(rows, heads)
     blocks = [0 if x is None else -(-x.shape[2] // BLOCK) for x in (image, bank)]
     starts = own * blocks[0], rows * blocks[0] + donors * blocks[1]
     read = torch.cat(
-        [start[..., None] + torch.arange(n, device=device) for start, n in zip(starts, blocks)],
+        [
+            start[..., None] + torch.arange(n, device=device)
+            for start, n in zip(starts, blocks, strict=True)
+        ],
         dim=-1,
     )
 
-    true = lambda *size: torch.ones(size, dtype=torch.bool, device=device)  # noqa: E731
-    there = [true(x.shape[0], x.shape[2]) for x in (image, bank) if x is not None]
+    there = [
+        torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=device)
+        for x in (image, bank)
+        if x is not None
+    ]
     if case.keep is not None:
         there[-1] = case.keep
-    valid = torch.cat(
-        [F.pad(x, (0, -x.shape[1] % BLOCK)).flatten() for x in there]
-    )  # of each token of the pool
+    # of each token of the pool
+    valid = torch.cat([F.pad(x, (0, -x.shape[1] % BLOCK)).flatten() for x in there])
     total = len(valid) // BLOCK
     named = torch.zeros(rows, heads, total, dtype=torch.bool, device=device).scatter_(
         -1, read, True
     )
-    whole, queries = valid.view(total, BLOCK).all(1), joined(*case.q).shape[2]
+    whole = valid.view(total, BLOCK).all(1)
+    queries = joined(*case.q).shape[2]
+
+    def for_each_block(x: Tensor) -> Tensor:
+        """A tensor (B, H, ...) repeated for every block of queries."""
+        repeated = x[:, :, None].expand(-1, -1, -(-queries // BLOCK), *x.shape[2:])
+        return repeated.int().contiguous()
 
     def listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """How many of (B, H, blocks) are chosen, and which, those first, for every block of queries."""
+        """The number of chosen blocks of (B, H, blocks), and all blocks with the chosen ones first."""
         which = chosen.int().argsort(dim=-1, descending=True, stable=True)
-        every = lambda x: x[:, :, None].expand(-1, -1, -(-queries // BLOCK), *x.shape[2:])  # noqa: E731
-        return tuple(every(x).int().contiguous() for x in (chosen.sum(-1), which))
+        return for_each_block(chosen.sum(-1)), for_each_block(which)
 
     return BlockMask.from_kv_blocks(
         *listed(named & ~whole),
@@ -283,7 +309,7 @@ def page_table(case: Case) -> BlockMask:
 def makers(
     case: Case, pinned: dict[str, SDPBackend]
 ) -> dict[str, dict[str, Callable[[], Callable]]]:
-    """Kind of way -> name -> what makes it; making can fail where a library is absent."""
+    """Kind of way -> name -> what makes it.  Making fails where a library is absent."""
     rows, heads, queries, _ = case.q[0].shape
     small = rows * heads * queries * case.keys * case.q[0].element_size() <= REFERENCE_BYTES
     backends = [name for name in attention.BACKENDS if name != "reference" or small]
@@ -304,7 +330,9 @@ def ways_of(
     case: Case, options
 ) -> tuple[dict[str, Callable], dict[str, int | None], dict[str, str]]:
     """The ways that can compute a case, their peak bytes, and why the others cannot."""
-    ways, peaks, refused = {}, {}, {}
+    ways = {}
+    peaks = {}
+    refused = {}
     known = makers(case, PINNED[options.device.type])
     for name, make in [entry for kind in options.ways for entry in known[kind].items()]:
         try:
@@ -321,17 +349,20 @@ def ways_of(
 
 
 def expected_of(case: Case) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Of the image's and the text's queries: some of them, what the definition gives there in float64, and the bound.
+    """Sampled queries of image and text, what the definition gives there in float64, and the bound.
 
-    A weight is off by its score's rounding, D products of float32, twice, and by being rounded to the dtype; a sum
-    of N weighted values by N roundings of float32, twice; the output and a way's own intermediate by one each:
+    A weight is off by its score's rounding, D products of float32, twice, and by being rounded to the
+    dtype.  A sum of N weighted values is off by N roundings of float32, twice.  The output and a way's own
+    intermediate are off by one rounding each.  Together:
         |error| <= sum_j p_j |v_j| (3 u + 2 e ((D + 2) max |q| |k| scale + N))
     """
     chosen = [
         x if x is None else torch.linspace(0, x.shape[2] - 1, SAMPLED, device=x.device).long()
         for x in case.q
     ]
-    q = tuple(None if x is None else x[:, :, at].double() for x, at in zip(case.q, chosen))
+    q = tuple(
+        None if x is None else x[:, :, at].double() for x, at in zip(case.q, chosen, strict=True)
+    )
     k, v = (tuple(None if x is None else x.double() for x in pair) for pair in (case.k, case.v))
     sizes = tuple(None if x is None else x.abs() for x in v)
     exact, spread = (
@@ -339,11 +370,16 @@ def expected_of(case: Case) -> list[tuple[Tensor, Tensor, Tensor]]:
         for x in (v, sizes)
     )
 
-    norm = lambda pair: max(x.norm(dim=-1).max().item() for x in pair if x is not None)  # noqa: E731
-    width, unit = case.q[0].shape[3], torch.finfo(case.q[0].dtype).eps / 2
-    scores = (width + 2) * norm(q) * norm(k) * width**-0.5
+    width = case.q[0].shape[3]
+    unit = torch.finfo(case.q[0].dtype).eps / 2
+    scores = (width + 2) * largest_norm(q) * largest_norm(k) * width**-0.5
     share = 3 * unit + torch.finfo(torch.float32).eps * (scores + case.keys)
-    return list(zip([at for at in chosen if at is not None], exact, [share * a for a in spread]))
+    queries = [at for at in chosen if at is not None]
+    return list(zip(queries, exact, [share * a for a in spread], strict=True))
+
+
+def largest_norm(pair: tuple[Tensor | None, Tensor | None]) -> float:
+    return max(x.norm(dim=-1).max().item() for x in pair if x is not None)
 
 
 def require_right(
@@ -355,7 +391,7 @@ def require_right(
 
 
 def pieces(case: Case) -> dict[str, Callable[[], object]]:
-    """What surrounds SDPA, each alone; against SDPA on tensors that are joined already."""
+    """The pieces that surround SDPA, each alone, and SDPA on tensors that are joined already."""
     q, k, v = joined(*case.q), *(joined(image, case.read(bank)) for image, bank in (case.k, case.v))
     out = F.scaled_dot_product_attention(q, k, v)
     parts = {
@@ -371,7 +407,10 @@ def pieces(case: Case) -> dict[str, Callable[[], object]]:
 
 
 def drop_wrong(ways: dict[str, Callable], refused: dict[str, str], expected: list) -> None:
-    """Another library's way that is wrong is not timed, and the table says so; ours raises Unequal."""
+    """Drop another library's way that is wrong, with the reason for the table.
+
+    Raises Unequal for a way of ours that is wrong.
+    """
     for name, way in list(ways.items()):
         try:
             require_right(name, way(), expected)
@@ -400,7 +439,7 @@ CASES = ["identity", "rows", "heads", "mask", "pieces"]
 
 
 def cut_down(shape: Shape, heads: int | None, scale: int) -> Shape:
-    """At most so many heads, and 1 / scale of the tokens."""
+    """The shape with at most so many heads, and with 1 / scale of the tokens."""
     return replace(
         shape,
         heads=min(shape.heads, heads or shape.heads),
@@ -415,7 +454,9 @@ def measure_case(table: Table, options, name: str, shape: Shape, kind: str, rows
     case = make_case(
         shape, "rows" if kind == "pieces" else kind, rows, options.device, options.dtype
     )
-    ways, peaks, refused = pieces(case), {}, {}
+    ways = pieces(case)
+    peaks = {}
+    refused = {}
     if kind != "pieces":
         ways, peaks, refused = ways_of(case, options)
         drop_wrong(ways, refused, expected_of(case))

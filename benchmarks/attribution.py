@@ -1,7 +1,9 @@
-"""What one backward pass a step says of every site, beside what swapping says:  python benchmarks/attribution.py [MODEL ...]
+"""Compare what one backward pass a step says of every site with what swapping says.
 
-`textpatch.localization.attribution` on validation pairs, the target's word asked for in the source's own prompt; the sites that
-carry the word were found by exhaustive swaps.
+    python benchmarks/attribution.py [MODEL ...]
+
+It runs `textpatch.localization.attribution` on validation pairs, with the target's word asked for in the
+source's own prompt.  The sites that carry the word were found by exhaustive swaps.
 
   share      of the change that all swaps promise, the mean over pairs
   first      in how many pairs the site's share is the largest
@@ -43,7 +45,7 @@ def seconds(act) -> tuple[float, object]:
 
 
 def one_pair(pipeline, pair: Pair, **options) -> tuple[float, list[float]]:
-    """How many times as long it takes as the source's picture, and the share of every site."""
+    """The time it takes, in times of the source's picture, and the share of every site."""
     plain, _ = seconds(lambda: pipeline.generate([pair.source], seeds=[0], **options))
     taken, (found, _) = seconds(
         lambda: attributions(pipeline, pair.source, in_its_words(pair), **options)
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
             pairs = [Pair(*pair) for pair in sign_pairs(options.pairs, same_scene=scene == "same")]
             asked = dict(steps=options.steps, guidance=options.guidance)
             times, shares = map(
-                np.array, zip(*(one_pair(pipeline, pair, **asked) for pair in pairs))
+                np.array, zip(*(one_pair(pipeline, pair, **asked) for pair in pairs), strict=True)
             )
             first = np.bincount(shares.argmax(axis=1), minlength=shares.shape[1])
             for site, share in enumerate(shares.mean(axis=0)):

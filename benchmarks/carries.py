@@ -1,20 +1,26 @@
-"""What a site carries besides the word:  python benchmarks/carries.py [MODEL ...]
+"""Measure what a site carries besides the word.
 
-Pairs of prompts that differ in one attribute alone; the target's text is swapped in at each site, at all, and at all
-but each.  Attributes are read from the pictures by the nearest drawing.
+    python benchmarks/carries.py [MODEL ...]
 
-  reading  how often each attribute is read right: of clean drawings, and of the model's plain pictures of test words.
-           One that is read less often than 0.9 of plain pictures is not looked at further
-  sites    target, source    how often the attribute reads as the target's and as the source's; of the word, the F1 of
-                             its letters, with whole words in `exact`
-           gain              of `target` over no swap, with its 95 % interval over pairs; `share` of the gain of all
-                             sites together
-           loss              of `target` against all sites, if all but this one are swapped, with its interval
-           others            share of the other attributes that read as the source's
-  sets     half              how many sites have a share of at least one half alone
-           set               the responsible set, grown from the best site, or where none alone is a clear gain from
-                             those without which all clearly lose; none if not even all are a gain
-           needed            the sites without which the loss is clear
+The pairs of prompts differ in one attribute alone.  The target's text is swapped in at each site, at all,
+and at all but each.  Attributes are read from the pictures by the nearest drawing.  The tables:
+
+reading, how often each attribute is read right in clean drawings and in the model's plain pictures of
+test words.  One that is read right in less than 0.9 of the plain pictures is not looked at further.
+
+sites
+  target, source  how often the attribute reads as the target's and as the source's.  Of the word it is
+                  the F1 of its letters, and `exact` has whole words
+  gain            of `target` over no swap, with its interval of 95 in 100 over pairs
+  share           of the gain of all sites together
+  loss            of `target` against all sites, if all but this one are swapped, with its interval
+  others          share of the other attributes that read as the source's
+
+sets
+  half            how many sites have a share of at least one half alone
+  set             the responsible set.  It is grown from the best site, or where none alone is a clear
+                  gain from those without which all clearly lose.  None if not even all are a gain
+  needed          the sites without which the loss is clear
 """
 
 from __future__ import annotations
@@ -79,8 +85,9 @@ SETS = [
 
 
 def readable(pipeline, signs: int, guidance: float, table: Table) -> list[str]:
-    """The attributes that can be read of the model's own pictures; every accuracy becomes a row."""
-    fmt, reader = SignFormat(), SignReader()
+    """The attributes that can be read in the model's own pictures.  Every accuracy becomes a row."""
+    fmt = SignFormat()
+    reader = SignReader()
     shown = held_out_signs(signs, fmt)
     drawn = {
         "clean drawings": clean_pictures(shown, fmt),
@@ -93,7 +100,7 @@ def readable(pipeline, signs: int, guidance: float, table: Table) -> list[str]:
             hits = np.array(
                 [
                     float(read[attribute] == getattr(sign, attribute))
-                    for read, sign in zip(seen, shown)
+                    for read, sign in zip(seen, shown, strict=True)
                 ]
             )
             low, high = wilson(hits.mean(), len(hits))
@@ -110,10 +117,11 @@ def readable(pipeline, signs: int, guidance: float, table: Table) -> list[str]:
 
 
 class Carriers:
-    """One attribute of one model: what every site does alone and what is lost without it, and sets of sites."""
+    """The effect of every site of a model on one attribute, alone and left out, and sets of sites."""
 
     def __init__(self, pipeline, attribute: str, pairs: int, guidance: float, run: Run | None):
-        self.attribute, self.sites = attribute, find_sites(pipeline.denoiser)
+        self.attribute = attribute
+        self.sites = find_sites(pipeline.denoiser)
         self.trials = Trials(
             pipeline,
             attribute_pairs(attribute, pairs, split="test"),
@@ -137,7 +145,7 @@ class Carriers:
         return gain(*self.trials.score([more, less], len(self.trials.pairs)), f1_of_means)
 
     def share(self, group: tuple) -> float | None:
-        """Of the gain of all sites together, which may be nothing."""
+        """The share of the gain of all sites together.  None where that is nothing."""
         whole = self.gains[self.every]["value"]
         return self.gains[group]["value"] / whole if group and whole > 0 else None
 
@@ -196,7 +204,7 @@ class Carriers:
         )
 
     def line(self) -> list[tuple]:
-        """The first pair's pictures: source, every site alone, all sites, target."""
+        """The first pair's pictures of the source, of every site alone, of all sites, and of the target."""
         record = self.trials.records[0]
         names = [SOURCE, *map(row_name, [*self.alone, self.every]), TARGET]
         cells = [record["pictures"][name] for name in names]
@@ -204,11 +212,9 @@ class Carriers:
 
 
 def _ends(name: str, found: dict[str, float] | None) -> dict:
-    return (
-        {}
-        if found is None
-        else {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
-    )
+    if found is None:
+        return {}
+    return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 
 def stored(folder: Path | None, model: str, **request) -> Run | None:
@@ -220,7 +226,7 @@ def stored(folder: Path | None, model: str, **request) -> Run | None:
 
 
 def sheet(found: list[Carriers]):
-    """The first pair of each attribute as a line: source, every site alone, all sites, target."""
+    """A contact sheet with the first pair of each attribute as a line."""
     names = ["source", *(f"site {site.index}" for site in found[0].sites), "all sites", "target"]
     words = [
         (f"{one.attribute} {a}", f"{one.attribute} {b}")
@@ -246,7 +252,8 @@ def main(argv: list[str] | None = None) -> None:
         "--runs", type=Path, help="folder that keeps what is made, to go on with after a stop"
     )
     options = parsed(parser, argv)
-    where, path = environment(options.device), options.csv
+    where = environment(options.device)
+    path = options.csv
     tables = [
         Table(columns, where, path and path.with_name(f"{path.stem}-{name}.csv"), options.append)
         for name, columns in (("reading", READING), ("sites", SITES), ("sets", SETS))

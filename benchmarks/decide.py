@@ -1,12 +1,12 @@
-"""Whether attention.TRITON_IS_FASTER should name a GPU:  python benchmarks/decide.py CSV ...
+"""Decide from tables of attention_op.py whether attention.TRITON_IS_FASTER should name a GPU.
 
-It reads tables of attention_op.py.
+    python benchmarks/decide.py CSV ...
 
-The rule. A case is a shape, a number of rows, a dtype, and one of `rows`, `heads` and `mask`, in which a
-table is read; launched from Python or as a CUDA graph. The kernels are faster in a case if the upper
-quartile of their time lies below the lower quartile of the time of `sdpa`, which would run otherwise. A
-GPU is named if they are faster in every case measured, and every case wanted was measured: one case in
-which they are not, or refuse, and `sdpa` stays the choice.
+A case is a shape, a number of rows, a dtype, one of `rows`, `heads` and `mask`, in which a table is read,
+and a way of launching, from Python or as a CUDA graph.  The kernels are faster in a case if the upper
+quartile of their time lies below the lower quartile of the time of `sdpa`, which would run otherwise.  A
+GPU is named if every case wanted was measured and the kernels are faster in every case measured.  One
+case in which they are not faster, or refuse, and `sdpa` stays the choice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-KERNELS, OTHERWISE = "textpatch triton", "textpatch sdpa"
+KERNELS = "textpatch triton"
+OTHERWISE = "textpatch sdpa"
 READS_A_TABLE = ["rows", "heads", "mask"]
 GRAPHS = "CUDA graphs"
 
@@ -26,7 +27,7 @@ Case = tuple[str, str, str, str, str]  # shape, rows, dtype, case, how it is lau
 
 @dataclass(frozen=True)
 class Decision:
-    """What the tables say of one GPU: the cases won, those not won, and those wanted that nobody measured."""
+    """The cases of one GPU that the kernels win, those they do not, and those wanted but not measured."""
 
     gpus: frozenset[str]
     faster: tuple[Case, ...]
@@ -35,7 +36,7 @@ class Decision:
 
     @property
     def value(self) -> frozenset[str] | None:
-        """The names proposed for TRITON_IS_FASTER; None where the tables do not decide it."""
+        """The names proposed for TRITON_IS_FASTER.  None where the tables do not decide it."""
         if self.not_faster and len(self.gpus) == 1:
             return frozenset()
         if self.missing or not self.faster or len(self.gpus) != 1:
@@ -68,7 +69,7 @@ class Decision:
 
 
 def gpu_of(row: dict) -> str | None:
-    """The GPU that a row was measured on, as torch names it; None for a CPU."""
+    """The GPU that a row was measured on, as torch names it.  None for a CPU."""
     name, comma, _ = row["environment"].partition(", CUDA ")
     return name if comma else None
 
@@ -79,14 +80,20 @@ def case_of(row: dict) -> Case:
 
 
 def is_faster(kernels: dict | None, otherwise: dict) -> bool:
-    """Whether the kernels' upper quartile lies below the other's lower one; not where they were not timed."""
+    """True where the kernels' upper quartile lies below the other's lower one.
+
+    False where the kernels were not timed.
+    """
     if kernels is None or not kernels["median_ms"]:
         return False
     return float(kernels["high_ms"]) < float(otherwise["low_ms"])
 
 
 def decide(rows: Iterable[dict], wanted: Iterable[Case] = ()) -> Decision:
-    """Apply the rule to rows of attention_op.py's tables; `wanted` are the cases that must be among them."""
+    """Apply the rule to rows of attention_op.py's tables.
+
+    wanted  the cases that must be among them
+    """
     rows = [row for row in rows if row["case"] in READS_A_TABLE and gpu_of(row) is not None]
     ways = {
         way: {case_of(row): row for row in rows if row["way"] == way}
@@ -103,7 +110,7 @@ def decide(rows: Iterable[dict], wanted: Iterable[Case] = ()) -> Decision:
 
 
 def rows_of(path: Path) -> list[dict]:
-    """The rows of a table; none where there is no such file."""
+    """The rows of a table, [] where there is no such file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:

@@ -1,21 +1,27 @@
-"""Published denoisers beside diffusers' with the same weights:  python benchmarks/full_size.py --device cuda
+"""Time the published denoisers beside diffusers' with the same weights.
 
-Random weights of the published sizes, made on the device: SDXL and SD3-medium for 1024 and 512 pixels, IF-I-XL for
-64.  A block is one model, one number of rows and one mode; its ways run in turns, in one process, on the same tensors:
+    python benchmarks/full_size.py --device cuda
+
+The weights are random, of the published sizes, and made on the device: SDXL and SD3-medium for 1024 and
+512 pixels, IF-I-XL for 64.  A block is one model, one number of rows, and one mode, eager or compiled by
+torch.compile of the whole model with fullgraph=True.  Its ways run in turns, in one process, on the same
+tensors:
 
   textpatch              the model as it is
-  textpatch, one swap    row 0 reads the text keys and values of row 1 at the middle site (from two rows on)
-  diffusers              its model (the extra `reference`; left out where that is not installed)
+  textpatch, one swap    row 0 reads the text keys and values of row 1 at the middle site
+                         (from two rows on)
+  diffusers              its model (the extra `reference`, left out where that is not installed)
 
-eager or compiled, which is torch.compile of the whole model with fullgraph=True.  A call is one denoising step of so
-many batch rows, both guidance branches counted; `peak_mb` is what it takes beside weights and inputs.  Outputs are
-compared before anything is timed.
+A call is one denoising step of so many batch rows, both guidance branches counted.  `peak_mb` is what it
+takes beside weights and inputs.  Outputs are compared before anything is timed.
 
---resume --csv FILE goes on after the blocks that FILE holds, and --minutes 8 starts none later.  --only-compile times
-nothing: what is compiled stays in torch's cache on disk, and several processes, each with one of the --ways, compile at
-the same time what a later one then measures.
---localize runs one whole exhaustive localisation in place of blocks, as localization_cost.py does.  --scale small is
-for trying the script out.
+  --resume --csv FILE  goes on after the blocks that FILE holds
+  --minutes 8          starts no block later
+  --only-compile       times nothing.  What is compiled stays in torch's cache on disk, so that several
+                       processes, each with one of the --ways, compile at the same time what a later one
+                       then measures
+  --localize           runs one whole exhaustive localisation in place of blocks, as localization_cost.py
+  --scale small        is for trying the script out
 """
 
 from __future__ import annotations
@@ -53,7 +59,9 @@ SCALES = {
 }
 # of the largest output: roundings of a whole model in another order
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-BARE, SWAPPED, THEIRS = "textpatch", "textpatch, one swap", "diffusers"
+BARE = "textpatch"
+SWAPPED = "textpatch, one swap"
+THEIRS = "diffusers"
 WAYS = [BARE, SWAPPED, THEIRS]
 KEYS = ["model", "rows", "dtype", "mode"]
 COLUMNS = [*KEYS, "way", "difference", *TIMES, "peak_mb", "note"]
@@ -70,8 +78,11 @@ def made(model: nn.Module, mode: str, compiler: str = "inductor") -> nn.Module:
 
 def ways_of(block: dict, model: nn.Module, options) -> dict[str, Callable[[], Tensor]]:
     """A call of each of the ways asked for, by its name."""
-    name, rows, mode = block["model"], block["rows"], block["mode"]
-    given, called = inputs(name, model, rows), made(model, mode, options.compiler)
+    name = block["model"]
+    rows = block["rows"]
+    mode = block["mode"]
+    given = inputs(name, model, rows)
+    called = made(model, mode, options.compiler)
     ways = {BARE: lambda: called(*given)}
     if rows > 1:
         labelled = [Row(str(b), str(b)) for b in range(rows)]
@@ -88,11 +99,12 @@ def ways_of(block: dict, model: nn.Module, options) -> dict[str, Callable[[], Te
 
 
 def differences(outputs: dict[str, Tensor], expected: Tensor) -> dict[str, float]:
-    """Of each way from our eager model, of the largest output.
+    """The difference of each way from our eager model, over the largest output.
 
-    Raises Unequal where that is above TOLERANCE, and if a swap moved another row than row 0, or did not move that.
+    Raises Unequal where that is above TOLERANCE, and if a swap moved another row than row 0, or not row 0.
     """
-    tolerance, found = TOLERANCE[expected.dtype], {}
+    tolerance = TOLERANCE[expected.dtype]
+    found = {}
     for way, out in outputs.items():
         others = slice(1, None) if way == SWAPPED else slice(None)
         found[way] = require_alike(way, out[others], expected[others], tolerance)
@@ -102,7 +114,7 @@ def differences(outputs: dict[str, Tensor], expected: Tensor) -> dict[str, float
 
 
 def first_calls(ways: dict[str, Callable[[], Tensor]]) -> str:
-    """Call each way once, which compiles it; drop diffusers' where that fails, and say why: ours are measured all the same.
+    """Call each way once, which compiles it.  Drop diffusers' where that fails, and return why.
 
     Memory that does not reach is no failure of a way, and comes through.
     """
@@ -152,25 +164,25 @@ def compile_block(block: dict, model: nn.Module, options) -> None:
 
 def run_blocks(options, until: float) -> None:
     where = environment(options.device, "diffusers", "triton")
-    names, kind = options.models or SCALES[options.scale], str(options.dtype).removeprefix("torch.")
+    names = options.models or SCALES[options.scale]
+    kind = str(options.dtype).removeprefix("torch.")
     blocks = [
-        dict(zip(KEYS, (name, rows, kind, mode)))
+        dict(zip(KEYS, (name, rows, kind, mode), strict=True))
         for name, mode, rows in itertools.product(names, options.modes, options.rows)
     ]
     there = kept(options.csv, KEYS) if options.resume else set()
     left = [block for block in blocks if tuple(map(str, block.values())) not in there]
-    table, model, of = (
-        Table(COLUMNS, where, options.csv, options.append or options.resume),
-        None,
-        None,
-    )
+    table = Table(COLUMNS, where, options.csv, options.append or options.resume)
+    model = None
+    of = None
     for i, block in enumerate(left):
         if time.monotonic() > until:
             print(f"{len(left) - i} blocks are left; the same command with --resume goes on")
             return
         if of != block["model"]:
             model = None  # its memory first
-            model, of = denoiser(block["model"], options.device, options.dtype), block["model"]
+            model = denoiser(block["model"], options.device, options.dtype)
+            of = block["model"]
         if options.only_compile:
             compile_block(block, model, options)
             continue

@@ -1,8 +1,8 @@
-"""What each part of on_gpu.sh runs: the scripts beside this one, on a GPU and at toy size on a CPU.
+"""The parts of on_gpu.sh, which call the scripts beside this one.
 
-A part is called in a process of its own. It gets the folder of the results, whether this is a dry run,
-and the seconds it has. It imports what it runs when it is called, so that the process that keeps the time
-imports no torch.
+A part is called in a process of its own.  It gets the folder of the results, whether this is a dry run,
+at toy size on a CPU, and the seconds it has.  It imports what it runs when it is called, so that the
+process that keeps the time imports no torch.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ STEPS_COMPARED = "2"  # of the localisation that is also run one by one
 
 
 class Skipped(Exception):
-    """A part that cannot run here, and why; nothing of it was measured."""
+    """The reason why a part cannot run here and has measured nothing."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part: what it runs, the seconds it may take, the packages it cannot do without, its tables."""
+    """A part, with the seconds it may take, the packages it cannot do without, and its tables."""
 
     name: str
     run: Callable[[Path, bool, float], None]
@@ -105,7 +105,7 @@ def on_device(toy: bool) -> list[str]:
 
 
 def kernels(out: Path, toy: bool, seconds: float) -> None:
-    """The laws of the Triton kernels: on the GPU in float32, float16 and bfloat16, interpreted in a dry run.
+    """Hold the Triton kernels to their laws in float32, float16 and bfloat16, in a dry run interpreted.
 
     Nothing is timed meanwhile, so the compiler works ahead for `full size`.
     """
@@ -117,9 +117,8 @@ def kernels(out: Path, toy: bool, seconds: float) -> None:
     command += ["-k", "law_the_lse_is_optional"] if toy else ["-k", "not the_law_notices"]
     if not toy and find_spec("xdist"):
         command += ["-n", str(min(8, os.cpu_count() or 1))]
-    with (
-        tempfile.TemporaryDirectory() as elsewhere
-    ):  # where no other `textpatch` would be found first
+    # where no other `textpatch` would be found first
+    with tempfile.TemporaryDirectory() as elsewhere:
         tests = subprocess.run(
             list(map(str, command)),
             cwd=elsewhere,
@@ -133,7 +132,7 @@ def kernels(out: Path, toy: bool, seconds: float) -> None:
 
 
 def op(out: Path, toy: bool, seconds: float) -> None:
-    """The attention op against SDPA by each of its backends, and FlashAttention 3 where it is installed."""
+    """Time the attention op against SDPA by each of its backends, and FlashAttention 3 if installed."""
     table = [
         "--resume",
         "--csv",
@@ -171,7 +170,7 @@ def op(out: Path, toy: bool, seconds: float) -> None:
 
 
 def full_size(out: Path, toy: bool, seconds: float) -> None:
-    """SDXL and SD3-medium for 1024 pixels beside diffusers with the same weights, eager and compiled."""
+    """Time SDXL and SD3-medium for 1024 pixels beside diffusers with the same weights, eager and compiled."""
     table = ["--resume", "--csv", str(out / "full_size.csv"), *on_device(toy)]
     if toy:
         compiled = "--modes compiled --compiler eager --ways textpatch".split()
@@ -187,7 +186,7 @@ def full_size(out: Path, toy: bool, seconds: float) -> None:
 
 
 def localization(out: Path, toy: bool, seconds: float) -> None:
-    """Localisations of SD3-medium for 1024 pixels: a short one beside runs one by one, then a whole one."""
+    """Localise in SD3-medium for 1024 pixels, shortly beside runs one by one, and then as a whole."""
     model = "mmdit-small" if toy else "sd3-1024px"
     table = ["--csv", str(out / "localization.csv"), *on_device(toy)]
     compared = "1" if toy else STEPS_COMPARED
@@ -209,7 +208,7 @@ def localization(out: Path, toy: bool, seconds: float) -> None:
 
 
 def graphs(out: Path, toy: bool, seconds: float) -> None:
-    """CUDA graphs: the op without launches from Python, and whole calls whose plan changes in place."""
+    """Time CUDA graphs of the op, and of whole calls whose plan changes in place."""
     table = ["--csv", str(out / "graphs.csv"), *on_device(toy)]
     if toy:
         call("graphs", *table, *"--models mmdit-small --rows 2 --rounds 1 --least 0".split())()

@@ -1,17 +1,19 @@
-"""A denoiser's call as one CUDA graph that carries out two plans:  python benchmarks/graphs.py --device cuda
+"""Record a denoiser's call as one CUDA graph, and let it carry out two plans.
+
+    python benchmarks/graphs.py --device cuda
 
 A plan is a tensor that the graph reads, so a graph recorded once carries out every plan of the same
 shape. The ways, each with row 0 reading the text of row 1 at the middle site:
 
   eager sdpa      called from Python, text gathered before torch's attention
   eager triton    called from Python, text read through the table by the kernels
-  graph sdpa      recorded; torch cannot ask there whether a table hides a token, and always masks
+  graph sdpa      recorded. Torch cannot ask there whether a table hides a token, and always masks
   graph triton    recorded, by the kernels
 
-Before anything is timed each way is held to `eager sdpa` under two plans: the graphs are replayed once
-more after the other plan, by which row 1 reads row 0, was written into their table, and row 0 must then
-not be what it was. A way that refuses is listed with its reason and not timed. On a CPU there are no
-graphs, and the table says so.
+Before anything is timed each way is held to `eager sdpa` under two plans. For the second one, by which
+row 1 reads row 0, the plan is written into the graphs' table and they are replayed. Row 0 must then not
+be what it was. A way that refuses is listed with its reason and not timed. On a CPU there are no graphs,
+and the table says so.
 """
 
 from __future__ import annotations
@@ -89,7 +91,7 @@ def made(call: Call, way: str) -> Callable[[], Tensor]:
 
 
 def results(call: Call, way: Callable[[], Tensor]) -> list[Tensor]:
-    """What a way gives under each of the two plans.
+    """The outputs of a way under each of the two plans.
 
     A graph writes every result into the same memory, so each is copied.
     """
@@ -121,7 +123,9 @@ def measure_model(table: Table, name: str, rows: int, options) -> None:
     """Check and time all ways of one model's call, and add them to the table."""
     call = Call(name, denoiser(name, options.device, options.dtype), rows)
     expected = results(call, call.eager("sdpa"))
-    ways, differences, refused = {}, {}, {}
+    ways = {}
+    differences = {}
+    refused = {}
     for way in WAYS:
         try:
             ready = made(call, way)

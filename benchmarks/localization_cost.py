@@ -1,15 +1,19 @@
-"""What one exhaustive localisation of a prompt pair costs:  python benchmarks/localization_cost.py [MODEL ...]
+"""Time one exhaustive localisation of a prompt pair, in lock-step and one run after the other.
 
-  naive                as the official code does it: the source's run, the target's with the text keys and values of
-                       all sites and steps stored, then one run per site that reads them there; each on its own
-  lock-step            textpatch.sample: all of these in one batch, reading each other's by index; nothing is stored,
-                       and where text keys and values depend on the text alone they are made once
+    python benchmarks/localization_cost.py [MODEL ...]
+
+  naive                as the official code does it, each run on its own: the source, the target with the
+                       text keys and values of all sites and steps stored, and a run for each site that
+                       reads them there
+  lock-step            textpatch.sample has all of these in one batch and reads by index.  Nothing is
+                       stored, and text keys and values that depend on the text alone are made once
   lock-step, compiled  the same with a compiled denoiser (--compiled)
 
-Both encode the prompts, denoise with the model's guidance and make every picture; reading the pictures is not
-included, as it is the same for both.  All rows' latents are compared before anything is timed.  A generation is one
-picture's way through all steps; `cache_bytes` is what is stored, counted exactly.  tiny-mmdit and planted-mmdit are
-trained; the others have random weights, which changes no cost.
+Both encode the prompts, denoise with the model's guidance and make every picture.  Reading the pictures is
+not included, as it is the same for both.  All rows' latents are compared before anything is timed.
+
+A generation is one picture's way through all steps.  `cache_bytes` is what is stored, counted exactly.
+tiny-mmdit and planted-mmdit are trained.  The others have random weights, which changes no cost.
 """
 
 from __future__ import annotations
@@ -50,15 +54,13 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 class Job:
-    """One localisation: a pipeline, its rows and plan, and how far it is carried."""
+    """One localisation of a pipeline, as its rows and its plan."""
 
     def __init__(self, pipeline: Pipeline, steps: int, guidance: float, micro_batch: int):
-        self.pipeline, self.steps, self.guidance, self.micro_batch = (
-            pipeline,
-            steps,
-            guidance,
-            micro_batch,
-        )
+        self.pipeline = pipeline
+        self.steps = steps
+        self.guidance = guidance
+        self.micro_batch = micro_batch
         self.sites = find_sites(pipeline.denoiser)
         groups = [(site.index,) for site in self.sites]
         self.rows, self.plan = rows_and_plan(Pair(SOURCE, TARGET), 0, groups, steps, 0, "both")
@@ -74,7 +76,8 @@ class Job:
 
 def alone(job: Job, row: Row) -> Tensor:
     """Latents (C, H, W) of one row's run, from its prompt to its picture."""
-    pipeline, noises = job.pipeline, job.pipeline.noises([row.seed])
+    pipeline = job.pipeline
+    noises = job.pipeline.noises([row.seed])
     text = pipeline.encode([each.prompt for each in job.with_guidance(row)])
     latents = pipeline.denoise(
         next(noises), text, steps=job.steps, guidance=job.guidance, noises=noises
@@ -84,9 +87,13 @@ def alone(job: Job, row: Row) -> Tensor:
 
 
 def naive(job: Job) -> tuple[dict[str, Tensor], int]:
-    """One run at a time, in the official order, by hooks and a cache of every step: latents, cache's bytes."""
+    """Run one row at a time, in the official order, by hooks and a cache of every step.
+
+    Returns the latents by row, and the cache's bytes.
+    """
     source, target, *patched = job.rows
-    latents, donors = {source.name: alone(job, source)}, job.with_guidance(target)
+    latents = {source.name: alone(job, source)}
+    donors = job.with_guidance(target)
     with textpatch.capture(job.pipeline.denoiser, "all", rows=donors) as cache:
         latents[target.name] = alone(job, target)
     for row, swap in zip(patched, job.plan.swaps, strict=True):
@@ -104,18 +111,23 @@ def lock_step(job: Job) -> tuple[dict[str, Tensor], int]:
 
 def compiled(job: Job) -> Job:
     """The same job on a compiled denoiser that shares the weights."""
-    old, denoiser = job.pipeline, apart(job.pipeline.denoiser)
+    old = job.pipeline
+    denoiser = apart(job.pipeline.denoiser)
     denoiser.compile(fullgraph=True, dynamic=False)
     new = Pipeline(old.encoders, denoiser, old.schedule, old.decoder, old.defaults, old.name)
     return Job(new, job.steps, job.guidance, job.micro_batch)
 
 
 def require_same_latents(name: str, made: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Source and target, which no plan touches, show what another batch shape alone does; swaps may do little more."""
+    """Raise Unequal where the latents of a row differ by more than another batch shape explains.
+
+    No plan touches source and target, so they show what the shape alone does.  Swaps may do little more.
+    """
     floor = TOLERANCE[made["source"].dtype]
-    alike = lambda row, tolerance: require_alike(
-        f"{name}, {row}", made[row], expected[row], tolerance
-    )  # noqa: E731
+
+    def alike(row: str, tolerance: float) -> float:
+        return require_alike(f"{name}, {row}", made[row], expected[row], tolerance)
+
     shape_alone = max(alike(row, 8 * floor) for row in ("source", "target"))
     for row in expected:
         alike(row, max(floor, 8 * shape_alone))

@@ -1,8 +1,8 @@
-"""Ways of doing one thing, timed in turns, and the table that says what came of it.
+"""Time several ways of doing one thing in turns, and keep the table of what came of it.
 
-Each round runs every way once, in an order drawn anew, so that a machine that slows down slows all alike and nobody
-always follows the same neighbour through its caches.  A ratio is taken within a round, against the way named in the
-table; median and quartiles are those of all rounds.
+Each round runs every way once, in an order drawn anew.  So a machine that slows down slows all alike, and
+no way always follows the same neighbour through its caches.  A ratio is taken within a round, against the
+way named in the table.  Median and quartiles are those of all rounds.
 """
 
 from __future__ import annotations
@@ -23,18 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TIMES = [
-    "median_ms",
-    "low_ms",
-    "high_ms",
-    "ratio",
-    "ratio_low",
-    "ratio_high",
-]  # low, high: quartiles
+# low and high are quartiles
+TIMES = ["median_ms", "low_ms", "high_ms", "ratio", "ratio_low", "ratio_high"]
 
 
 class Unequal(Exception):
-    """Two ways of doing one thing came to different results; nothing was timed."""
+    """Different results of two ways of doing one thing.  Then nothing is timed."""
 
 
 def require_close(what: str, made: Tensor, expected: Tensor, bound: Tensor | float) -> float:
@@ -49,7 +43,7 @@ def require_close(what: str, made: Tensor, expected: Tensor, bound: Tensor | flo
 
 
 def require_alike(what: str, made: Tensor, expected: Tensor, tolerance: float) -> float:
-    """max |made - expected| / max |expected|.  Raises Unequal if that is above `tolerance`."""
+    """The ratio max |made - expected| / max |expected|.  Raises Unequal if it is above `tolerance`."""
     largest = expected.abs().max().item()
     return require_close(what, made, expected, tolerance * largest) / largest
 
@@ -57,15 +51,17 @@ def require_alike(what: str, made: Tensor, expected: Tensor, tolerance: float) -
 def in_turns(
     ways: dict[str, Callable[[], object]], *, rounds: int, device: torch.device, least: float = 0.0
 ) -> dict[str, list[float]]:
-    """Seconds of one call of each way, one number per round; each is to have been called before, to be checked.
+    """Seconds of one call of each way, one number per round.
 
-    A way that takes less than `least` seconds is called again and again for that long, and the mean is taken.
+    Every way is to have been called before, to be checked.  A way that takes less than `least` seconds is
+    called again and again for that long, and the mean is taken.
     """
     calls = {
         name: max(1, math.ceil(least / _seconds(way, 1, device))) if least else 1
         for name, way in ways.items()
     }
-    taken, order = {name: [] for name in ways}, random.Random(0)
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    order = random.Random(0)
     for _ in range(rounds):
         for name in order.sample(list(ways), len(ways)):
             taken[name].append(_seconds(ways[name], calls[name], device))
@@ -88,15 +84,15 @@ def _wait(device: torch.device) -> None:
 
 
 def timed(taken: dict[str, list[float]], name: str, against: str) -> dict:
-    """The columns TIMES of one way: milliseconds, and how many times those of `against` in the same round."""
+    """The columns TIMES of one way, in milliseconds and in times of `against` in the same round."""
     low, median, high = np.percentile(taken[name], [25, 50, 75]) * 1e3
     quotients = np.divide(taken[name], taken[against])
     ratios = np.percentile(quotients, [50, 25, 75])
-    return dict(zip(TIMES, map(float, (median, low, high, *ratios))))
+    return dict(zip(TIMES, map(float, (median, low, high, *ratios)), strict=True))
 
 
 def with_peak(way: Callable[[], object], device: torch.device) -> tuple[object, int | None]:
-    """What a call gives, and the bytes it takes at most beyond those there before it.
+    """The result of a call, and the bytes it takes at most beyond those there before it.
 
     None on a CPU, where torch keeps no count.
     """
@@ -114,7 +110,7 @@ def megabytes(count: int | None) -> float | None:
 
 
 def replayed(way: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The same work as a CUDA graph, so that what is timed is the GPU's and not that of launching from Python."""
+    """The same work as a CUDA graph, so that the GPU is timed and not the launching from Python."""
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))  # the inputs may still be on their way
     with torch.cuda.stream(side):
@@ -132,18 +128,20 @@ def replayed(way: Callable[[], object], device: torch.device) -> Callable[[], ob
 
 
 class Table:
-    """Rows as they are measured: printed as Markdown, and, with a path, kept as CSV at once."""
+    """A table that prints each row as Markdown, and with a path keeps it as CSV at once."""
 
     def __init__(
         self, columns: list[str], environment: str, path: Path | None = None, append: bool = False
     ):
-        self.columns, self.environment, self.path = columns, environment, path
+        self.columns = columns
+        self.environment = environment
+        self.path = path
         if path and not (append and path.exists()):
             path.write_text(",".join([*columns, "environment"]) + "\n")
         print(f"{environment}\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
 
     def add(self, **row) -> None:
-        """A row; what it does not say stays empty.  Raises ValueError for what is no column."""
+        """Add a row, empty where it says nothing.  Raises ValueError for a name that is no column."""
         cells = {name: "" if value is None else value for name, value in row.items()}
         print(
             "| " + " | ".join(_cell(cells.get(name, "")) for name in self.columns) + " |",
@@ -160,7 +158,7 @@ def _cell(value) -> str:
 
 
 def kept(path: Path | None, columns: list[str]) -> set[tuple[str, ...]]:
-    """The cells of some columns in each row of a CSV file; empty if there is none."""
+    """The cells of some columns in each row of a CSV file, none where there is no file."""
     if path is None or not path.exists():
         return set()
     with path.open(newline="") as file:
@@ -196,7 +194,10 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str:
-    """The commit checked out, `+` where files differ from it; where git cannot tell, what COMMIT holds."""
+    """The commit checked out, with `+` where files differ from it.
+
+    Where git cannot tell, it is what the variable COMMIT holds.
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit, changes = (
@@ -213,12 +214,14 @@ def _commit() -> str:
     return commit + ("+" if changes else "")
 
 
-EPILOG = """columns: median_ms, low_ms, high_ms are median and quartiles over the rounds; ratio, ratio_low and ratio_high
-are those of this way's time over that of the way it is against, within a round"""
+EPILOG = """columns:
+  median_ms, low_ms, high_ms    median and quartiles over the rounds
+  ratio, ratio_low, ratio_high  the same of this way's time over that of the way it is against, in a round
+"""
 
 
 def arguments(description: str, *, rounds: int) -> argparse.ArgumentParser:
-    """The options all benchmarks share; `parsed` reads them."""
+    """A parser with the options that all benchmarks share, for `parsed` to read."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, epilog=EPILOG, formatter_class=shape)
     parser.add_argument(

@@ -1,10 +1,9 @@
-"""The runner behind on_gpu.sh: parts in order, each in a process of its own with a time limit.
+"""Run the parts of on_gpu.sh in order, each in a process of its own with a time limit.
 
 What a part came to is kept in parts.json in the folder of the results. A part that is done is not run
-again unless --again names it; one that failed, was skipped or ran out of time is, and goes on in the
-tables it left. A part may take its own seconds, and what earlier parts left of theirs. Nothing is
-installed or downloaded: what is missing is named, and a part that cannot do without it is skipped and
-says so.
+again unless --again names it. One that failed, was skipped or ran out of time is run again, and goes on
+in the tables it left. A part may take its own seconds, and what earlier parts left of theirs. Nothing is
+installed or downloaded. What is missing is named, and a part that cannot do without it is skipped.
 
 The exit status is 0 if every part is done, else 1.
 """
@@ -12,6 +11,7 @@ The exit status is 0 if every part is done, else 1.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -28,12 +28,12 @@ from decide import decide, rows_of
 from gpu_parts import HERE, PARTS, ROOT, Part, Skipped, wanted_cases
 
 TO_LEAVE = 10  # seconds a process has to end by itself after its last word
-DONE, FAILED, LATE, SKIPPED = "done", "failed", "out of time", "skipped"
-BESIDE = [
-    "diffusers",
-    "flash_attn_interface",
-    "xdist",
-]  # what parts can do without, and then measure less
+DONE = "done"
+FAILED = "failed"
+LATE = "out of time"
+SKIPPED = "skipped"
+# what parts can do without, and then measure less
+BESIDE = ["diffusers", "flash_attn_interface", "xdist"]
 OUTER = ["reference_models", "weights"]  # folders of this checkout that belong into the package
 # imported once for all parts; none starts a thread or touches a GPU
 PRELOADED = ["attention_op", "full_size", "graphs", "whole_localization"]
@@ -43,7 +43,7 @@ PRELOADED = ["attention_op", "full_size", "graphs", "whole_localization"]
 
 
 def carried_out(part: Part, out: Path, toy: bool, seconds: float) -> dict:
-    """What became of a part: its state, the reason, and the seconds it took.
+    """Carry a part out, and return its state, the reason, and the seconds it took.
 
     A part that runs on after its time is ended with all that it started.
     """
@@ -65,7 +65,7 @@ def carried_out(part: Part, out: Path, toy: bool, seconds: float) -> dict:
 
 
 def awaited(receiver: Connection, seconds: float) -> tuple[str, str]:
-    """What a part's process says of itself, or what its silence means."""
+    """The state and the reason that a part's process tells, or that its silence means."""
     if not receiver.poll(seconds):
         return LATE, f"stopped after {seconds:.0f} s; run again, it goes on where its tables end"
     try:
@@ -75,7 +75,7 @@ def awaited(receiver: Connection, seconds: float) -> tuple[str, str]:
 
 
 def child(part: Part, out: Path, toy: bool, seconds: float, sender: Connection) -> None:
-    """Run a part and say what came of it; what it prints goes to the log."""
+    """Run a part and send what came of it.  All that it prints goes to the log."""
     os.setsid()  # so that all it starts can be ended with it
     with (out / "log.txt").open("a") as log:
         os.dup2(log.fileno(), 1)
@@ -96,11 +96,9 @@ def child(part: Part, out: Path, toy: bool, seconds: float, sender: Connection) 
 
 
 def end(process: int) -> None:
-    """End a part's process and all that it started; nothing where they have ended."""
-    try:
+    """End a part's process and all that it started, where they have not ended."""
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def require_gpu() -> None:
@@ -138,7 +136,7 @@ def make_importable() -> None:
 
 
 def is_of_this_checkout() -> bool:
-    """Whether the textpatch that would be imported is made of this checkout's folders."""
+    """True where the textpatch that would be imported is made of this checkout's folders."""
     try:
         found = find_spec("textpatch.reference_models")
     except ModuleNotFoundError:
@@ -150,7 +148,7 @@ def is_of_this_checkout() -> bool:
 
 
 class Marks:
-    """What became of each part, in parts.json.
+    """The record of what became of each part, in parts.json.
 
     Raises SystemExit where a dry run and a real one would share a folder.
     """
@@ -183,7 +181,7 @@ class Marks:
 
 
 def allotted(part: Part, later: list[Part], left: float) -> float:
-    """The seconds a part may take: its own, as far as any are left, and those that no later part needs."""
+    """The seconds a part may take, which are its own and those that no later part needs."""
     return max(left - sum(other.seconds for other in later), min(part.seconds, left))
 
 
@@ -214,7 +212,7 @@ def run_parts(marks: Marks, out: Path, toy: bool, minutes: float) -> None:
 
 
 def summary(marks: Marks, out: Path) -> str:
-    """All that was measured on one page: what became of the parts, the proposal, the tables' main columns."""
+    """One page with what became of the parts, the proposal, and the main columns of the tables."""
     dry = ", a dry run at toy size: no number here means anything" if marks.kept["dry run"] else ""
     lines = [
         f"# On a GPU{dry}",
@@ -252,7 +250,7 @@ NOT_SHOWN = {  # named apart, or not at all
 
 
 def page_of(table: str, rows: list[dict]) -> list[str]:
-    """A table as Markdown, with times and ratios as median [quartiles]; nothing where there are no rows."""
+    """A table as Markdown, with times and ratios as median [quartiles], [] where there are no rows."""
     if not rows:
         return []
     named = [column for column in rows[0] if column not in NOT_SHOWN]
@@ -276,7 +274,7 @@ def page_of(table: str, rows: list[dict]) -> list[str]:
 
 
 def spread(row: dict, middle: str, low: str, high: str) -> str:
-    """`median [lower quartile, upper quartile]`, empty where nothing was timed."""
+    """The cell `median [lower quartile, upper quartile]`, empty where nothing was timed."""
     if not row[middle]:
         return ""
     return f"{float(row[middle]):.4g} [{float(row[low]):.4g}, {float(row[high]):.4g}]"
@@ -327,7 +325,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def folder(toy: bool) -> Path:
-    """Where results go: OUT, or a place of its own for each kind of run."""
+    """The folder of the results, which is OUT or a place of its own for each kind of run."""
     given = os.environ.get("OUT")
     if toy and not given:
         given = tempfile.mkdtemp(prefix="on-gpu-dry-run-")

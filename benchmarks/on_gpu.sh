@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# All that is worth measuring on a GPU, most valuable first, in eight minutes, nothing downloaded; README.md says more.
-#   OUT=FOLDER benchmarks/on_gpu.sh [--again PART ...] [--minutes 8]      benchmarks/on_gpu.sh --dry-run
+# Measure on a GPU what is worth measuring there, the most valuable first, in eight minutes.
+# Nothing is downloaded. README.md says more.
+#   OUT=FOLDER benchmarks/on_gpu.sh [--again PART ...] [--minutes 8]
+#   benchmarks/on_gpu.sh --dry-run
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [ -z "${PYTHON:-}" ]; then

@@ -1,11 +1,15 @@
-"""The shipped models on prompts and sizes they were not made for:  python benchmarks/other_prompts.py [MODEL ...]
+"""Try the shipped models on prompts and sizes they were not made for.
 
-mixing  the source's run reads, at the localised sites, a prompt with the template of one side and the text of one
-        side: F1 of what tesseract reads towards either text, SSIM to the source outside the lettering, and how much
-        of the scene (colour, shape, wall, pattern) is the source's and the target's
-words   texts of several words, 6 or 8 letters: how the source's run reads, and the edit at the localised sites
-sizes   pictures of other heights and widths, read where the model's letters stand, from the upper left corner as
-        `corner` and from the middle as `middle`; or why there is none
+    python benchmarks/other_prompts.py [MODEL ...]
+
+mixing  At the localised sites the source's run reads a prompt with the template of one side and the text
+        of one side.  Measured are the F1 of what tesseract reads towards either text, the SSIM to the
+        source outside the lettering, and how much of the scene (colour, shape, wall, pattern) is the
+        source's and the target's.
+words   Texts of several words, of 6 or 8 letters.  Measured is how the source's run reads, and the edit at
+        the localised sites.
+sizes   Pictures of other heights and widths, or why there are none.  They are read where the model's
+        letters stand, counted from the upper left corner as `corner` and from the middle as `middle`.
 """
 
 from __future__ import annotations
@@ -86,7 +90,8 @@ COLUMNS = {
 
 def mixing(pipeline, n: int, guidance: float, ocr) -> list[dict]:
     """The table of ICLR 2025, fig. 4, and its fourth row."""
-    pairs, site = [Pair(*pair) for pair in sign_pairs(n, split="test")], pipeline.defaults.localized
+    pairs = [Pair(*pair) for pair in sign_pairs(n, split="test")]
+    site = pipeline.defaults.localized
     scenes = {
         SOURCE: [said(pair.source) for pair in pairs],
         TARGET: [said(pair.target) for pair in pairs],
@@ -118,7 +123,8 @@ def mixing(pipeline, n: int, guidance: float, ocr) -> list[dict]:
 
 def towards(readings: list[str], pairs: list[Pair]) -> dict:
     """F1 of the readings towards the source's and the target's text, with intervals over pairs."""
-    scores, found = [word_scores(read, pair.words) for read, pair in zip(readings, pairs)], {}
+    scores = [word_scores(read, pair.words) for read, pair in zip(readings, pairs, strict=True)]
+    found = {}
     for side in (SOURCE, TARGET):
         columns = np.array(
             [[score[f"{part}_{side}"] for part in ("precision", "recall")] for score in scores]
@@ -133,18 +139,19 @@ def towards(readings: list[str], pairs: list[Pair]) -> dict:
 
 
 def said(prompt: str) -> dict[str, str]:
-    """What a prompt says of its scene."""
+    """The scene that a prompt asks for."""
     _, colour, shape, *_, before, wall, _ = prompt.split()
-    return dict(zip(SCENE, (colour, shape, wall, before if before in PATTERNS else PATTERNS[0])))
+    pattern = before if before in PATTERNS else PATTERNS[0]
+    return dict(zip(SCENE, (colour, shape, wall, pattern), strict=True))
 
 
 def alike(signs: list[Sign], wanted: list[dict]) -> float:
-    """How much of the scenes is as wanted."""
+    """The share of the scenes' attributes that are as wanted."""
     return float(
         np.mean(
             [
                 getattr(sign, name) == scene[name]
-                for sign, scene in zip(signs, wanted)
+                for sign, scene in zip(signs, wanted, strict=True)
                 for name in SCENE
             ]
         )
@@ -155,16 +162,17 @@ def alike(signs: list[Sign], wanted: list[dict]) -> float:
 
 
 def phrases(n: int) -> dict[str, list[Pair]]:
-    """Pairs by how their texts are written: one word of six letters, its halves as two, and two of four letters.
+    """Pairs by how their texts are written.
 
-    The tokenizers drop blanks, so that one word and its halves in one pair of quotes are the same tokens.
+    One word of six letters, its halves as two words, and two words of four letters.  The tokenizers drop
+    blanks, so one word and its halves in one pair of quotes are the same tokens.
     """
     six, four = ([word for word in TEST if len(word) == length] for length in (6, 4))
     if 2 * n > len(six) or 4 * n > len(four):
         raise PatchError(
             f"asked for {n} pairs of texts; the words make {min(len(six) // 2, len(four) // 4)}"
         )
-    whole = list(zip(six[:n], six[n : 2 * n]))
+    whole = list(zip(six[:n], six[n : 2 * n], strict=True))
     halves = [[(word[:3], word[3:]) for word in words] for words in whole]
     twice = [[four[i : i + 2], four[i + 2 : i + 4]] for i in range(0, 4 * n, 4)]
     return {
@@ -176,7 +184,7 @@ def phrases(n: int) -> dict[str, list[Pair]]:
 
 
 def _pair(source: str, target: str) -> Pair:
-    """Both on a sign without pattern and style, or eight letters would not fit the tokenizers' 22 tokens."""
+    """A pair on signs without pattern and style, or eight letters would not fit into 22 tokens."""
     sign = random_sign(random.Random("".join(filter(str.isalpha, source))), SignFormat(), source)
     return Pair(
         *(Sign(text, sign.colour, sign.shape, sign.wall).prompt() for text in (source, target))
@@ -184,8 +192,9 @@ def _pair(source: str, target: str) -> Pair:
 
 
 def several_words(pipeline, n: int, guidance: float, ocr) -> list[dict]:
-    """How texts of one and of two words are written, and edited at the localised sites."""
-    site, rows = pipeline.defaults.localized, []
+    """The table of how texts of one and of two words are written, and edited at the localised sites."""
+    site = pipeline.defaults.localized
+    rows = []
     for text, pairs in phrases(n).items():
         row = dict(text=text, example=pairs[0].source.split(" says ")[1].split(" on ")[0], pairs=n)
         try:
@@ -194,7 +203,8 @@ def several_words(pipeline, n: int, guidance: float, ocr) -> list[dict]:
             rows.append(row | {"refused": error})
             continue
         trials.measure([site], own=True)
-        edited, records = row_name(site), trials.records
+        edited = row_name(site)
+        records = trials.records
         scores = {"exact": (SOURCE, SOURCE), "edit_exact": (edited, TARGET)}
         row |= {
             name: float(column(records, of, f"exact_{side}").mean())
@@ -202,7 +212,7 @@ def several_words(pipeline, n: int, guidance: float, ocr) -> list[dict]:
         }
         row["f1"] = f1(
             (record["pictures"][SOURCE]["read"], "".join(pair.words[0].split()))
-            for record, pair in zip(records, pairs)
+            for record, pair in zip(records, pairs, strict=True)
         )
         row["edit_f1"] = float(f1_of_means(*values(records, edited).T))
         row["edit_ssim"] = float(column(records, edited, "ssim").mean())
@@ -214,9 +224,13 @@ def several_words(pipeline, n: int, guidance: float, ocr) -> list[dict]:
 
 
 def sizes(pipeline, n: int, guidance: float, ocr) -> list[dict]:
-    """What is read in pictures of every size; the letters stand where they were trained, seen from corner or middle."""
+    """The table of what is read in pictures of every size.
+
+    The letters stand where they were trained, counted from the corner or from the middle.
+    """
     rng = random.Random("sizes")
-    signs, rows = [random_sign(rng, SignFormat(), word) for word in TEST[:n]], []
+    signs = [random_sign(rng, SignFormat(), word) for word in TEST[:n]]
+    rows = []
     for height, width in SIZES:
         row = dict(height=height, width=width, words=n)
         try:
@@ -227,7 +241,8 @@ def sizes(pipeline, n: int, guidance: float, ocr) -> list[dict]:
             rows.append(row | {"refused": error})
             continue
         for place, box in boxes(pipeline.defaults.text_box, height, width).items():
-            pairs = list(zip(ocr.read(pictures, box=box), [sign.word for sign in signs]))
+            read = ocr.read(pictures, box=box)
+            pairs = list(zip(read, [sign.word for sign in signs], strict=True))
             row |= {
                 f"exact_{place}": float(np.mean([exact(*pair) for pair in pairs])),
                 f"f1_{place}": f1(pairs),
@@ -237,9 +252,10 @@ def sizes(pipeline, n: int, guidance: float, ocr) -> list[dict]:
 
 
 def boxes(box: tuple, height: int, width: int) -> dict[str, tuple]:
-    """A box of the trained size, as far as it is inside the picture: from the corner, and with the middle."""
+    """A box of the trained size from the corner and one in the middle, as far as inside the picture."""
     fmt = SignFormat()
-    right, down = (width - fmt.width) // 2, (height - fmt.height) // 2
+    right = (width - fmt.width) // 2
+    down = (height - fmt.height) // 2
     moved = {
         "corner": box,
         "middle": (box[0] + right, box[1] + down, box[2] + right, box[3] + down),
@@ -265,7 +281,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance (1)")
     options = parsed(parser, argv)
-    where, path, ocr = environment(options.device), options.csv, Tesseract()
+    where = environment(options.device)
+    path = options.csv
+    ocr = Tesseract()
     pipelines = [
         textpatch.load(name, device=options.device, dtype=options.dtype)
         for name in options.models or ["tiny-mmdit", "tiny-sdxl"]

@@ -1,16 +1,19 @@
-"""What watching and swapping add to one call of a denoiser:  python benchmarks/overhead.py [MODEL ...]
+"""Time what watching and swapping add to one call of a denoiser.
+
+    python benchmarks/overhead.py [MODEL ...]
 
   bare                      the model as it is
   hooks, gate closed        K and V of every site hooked by a block that another task opened
   hooks, gate open          the same in the task that opened it, with a function that does nothing
   slots, one site, all      row 0 reads the text keys and values of row 1, by the `slots` argument
   patch, one site           the same by hooks, from a captured cache
-  nnsight, pyvene           wrapped and idle; the same swap at one site; where they are installed
-  diffusers                 its model with the same weights; the same swap at one site by an attention processor
+  nnsight, pyvene           wrapped and idle, and the same swap at one site, where they are installed
+  diffusers                 its model with the same weights, and the same swap by an attention processor
 
-The swaps are shown to give one output before anything is timed.  `ratio` is against the way named in `against`;
-`us_per_site` is what a call takes longer, in microseconds, over the sites watched or swapped.  The model "empty" is
-100 modules that do nothing, two to a site: there a hook's own cost is not lost in the noise of a forward pass.
+The swaps are shown to give one output before anything is timed.  `ratio` is against the way named in
+`against`.  `us_per_site` is what a call takes longer, in microseconds, over the sites watched or swapped.
+The model "empty" is 100 modules that do nothing, two to a site.  There a hook's own cost is not lost in
+the noise of a forward pass.
 """
 
 from __future__ import annotations
@@ -39,23 +42,35 @@ BARE = "bare"
 
 
 class Ways:
-    """The ways of calling one model, each on modules of its own; the blocks they need stay open until `close`."""
+    """The ways of calling one model, each on modules of its own.
+
+    blocks  what the ways need open while they are called
+    """
 
     def __init__(self, model: nn.Module, given: tuple, taps: list[str]):
-        self.model, self.given, self.taps = model, given, taps
-        self.blocks, self.made = ExitStack(), {BARE: lambda: model(*given)}
+        self.model = model
+        self.given = given
+        self.taps = taps
+        self.blocks = ExitStack()
+        self.made = {BARE: lambda: model(*given)}
 
     def inside(self, block, model: nn.Module) -> Callable[[], Tensor]:
         """A call of the model in a task that has opened the block."""
         task = copy_context()
         task.run(self.blocks.enter_context, block)
-        call = lambda: task.run(model, *self.given)  # noqa: E731
+
+        def call() -> Tensor:
+            return task.run(model, *self.given)
+
         call()  # on leaving, a block asks that its hooks have run
         return call
 
     def hooks(self) -> None:
-        nothing = lambda name, output: None  # noqa: E731
-        closed, opened = apart(self.model), apart(self.model)
+        def nothing(name: str, output) -> None:
+            """Observe and do nothing."""
+
+        closed = apart(self.model)
+        opened = apart(self.model)
         self.inside(HookRegistry(closed, self.taps).observe(nothing), closed)
         self.made["hooks, gate closed"] = lambda: closed(*self.given)
         self.made["hooks, gate open"] = self.inside(
@@ -64,7 +79,10 @@ class Ways:
 
 
 def swaps(ways: Ways, site: Site) -> dict[str, Tensor]:
-    """Ours: by slots, and by hooks from a cache.  Returns the keys and values that row 0 reads, by tap."""
+    """Add our swaps, by slots and by hooks from a cache.
+
+    Returns the keys and values that row 0 reads, by tap.
+    """
     model = ways.model
     for name, which in (("slots, one site", site.index), ("slots, all sites", "all")):
         slots = slots_of([Swap(which, "reader", "donor")], ROWS, model, ways.given[2])
@@ -77,8 +95,11 @@ def swaps(ways: Ways, site: Site) -> dict[str, Tensor]:
     patched = apart(model)
     block = textpatch.patch(patched, every, site.index, rows=[ROWS[1], None])
     ways.made["patch, one site"] = ways.inside(block, patched)
-    read = lambda part, row: cache[site.name, 0, ROWS[row].label, part]  # noqa: E731
-    return {tap.module: torch.stack([read(part, 1)] * 2) for part, tap in zip("kv", site.taps)}
+    donor = ROWS[1].label
+    return {
+        tap.module: torch.stack([cache[site.name, 0, donor, part]] * 2)
+        for part, tap in zip("kv", site.taps, strict=True)
+    }
 
 
 def nnsight_ways(ways: Ways, replaced: dict[str, Tensor]) -> None:
@@ -90,14 +111,14 @@ def nnsight_ways(ways: Ways, replaced: dict[str, Tensor]) -> None:
     def idle() -> Tensor:
         with wrapped.trace(*ways.given):
             out = wrapped.output.save()
-        return out
+        return out  # noqa: RET504  saved inside, and a tensor only after the block
 
     def swapped() -> Tensor:
         with wrapped.trace(*ways.given):
             k.output = new_k
             v.output = new_v
             out = wrapped.output.save()
-        return out
+        return out  # noqa: RET504  as above
 
     ways.made |= {"nnsight, idle": idle, "nnsight, one site": swapped}
 
@@ -105,7 +126,7 @@ def nnsight_ways(ways: Ways, replaced: dict[str, Tensor]) -> None:
 def pyvene_ways(ways: Ways, replaced: dict[str, Tensor]) -> None:
     import pyvene
 
-    given = dict(zip(("x", "t", "text"), ways.given))
+    given = dict(zip(("x", "t", "text"), ways.given, strict=True))
 
     def intervenable(changes: dict[str, Tensor]):
         config = [
@@ -116,7 +137,7 @@ def pyvene_ways(ways: Ways, replaced: dict[str, Tensor]) -> None:
 
     for name, changes in (("pyvene, idle", {}), ("pyvene, one site", replaced)):
         model = intervenable(changes)
-        # (output of the model as it is, with interventions): it gives the one that it was built for
+        # It gives (output of the model as it is, output with interventions), one of them None.
         ways.made[name] = lambda model=model: next(out for out in model(given) if out is not None)
 
 
@@ -131,7 +152,7 @@ def diffusers_ways(ways: Ways, name: str, site: Site) -> None:
 
 
 class TextSwap:
-    """An attention processor under which row 0 reads the text of row 1, where only keys and values read it."""
+    """An attention processor by which row 0 reads the text of row 1, if only keys and values read text."""
 
     def __init__(self, inner):
         self.inner = inner
@@ -143,13 +164,16 @@ class TextSwap:
 
 
 class JointSwap(TextSwap):
-    """The same in a joint attention, whose text has queries too: there the whole of it is written anew."""
+    """The same swap in a joint attention, written anew as a whole, since the text has queries there."""
 
     def __call__(
         self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **others
     ):
-        split = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # noqa: E731
-        text, image = encoder_hidden_states, hidden_states
+        def split(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, H, tokens, D)
+
+        text = encoder_hidden_states
+        image = hidden_states
         q = torch.cat([split(attn.to_q(image)), split(attn.add_q_proj(text))], dim=2)
         k = torch.cat([split(attn.to_k(image)), split(attn.add_k_proj(text))[[1, 1]]], dim=2)
         v = torch.cat([split(attn.to_v(image)), split(attn.add_v_proj(text))[[1, 1]]], dim=2)
@@ -198,7 +222,10 @@ def ways_of(name: str, options) -> tuple[Ways, int]:
 
 
 def require_one_output(ways: Ways) -> None:
-    """Idle ways give what the bare model gives, bit for bit where it is the same code; swaps give one another's."""
+    """Raise Unequal unless idle ways give the bare model's output and swaps give one another's.
+
+    Where the same code runs, the outputs are equal bit for bit.
+    """
     made = {name: way() for name, way in ways.made.items()}
     for name, out in made.items():
         if name.endswith("one site"):
@@ -217,7 +244,10 @@ COLUMNS = ["model", "sites", "way", "against", *TIMES, "us_per_site"]
 
 
 def lines(taken: dict[str, list[float]], sites: int) -> Iterator[dict]:
-    """The table's rows; microseconds per site are those of the sites that a way hooks or swaps, medians of rounds."""
+    """The table's rows.
+
+    Microseconds per site are medians of rounds, over the sites that a way hooks or swaps.
+    """
     touched = {"hooks, gate closed": sites, "hooks, gate open": sites, "slots, all sites": sites}
     for name, seconds in taken.items():
         base = against(name)

@@ -1,6 +1,7 @@
-"""Denoisers and whole pipelines of random weights, at the published sizes and at small ones, made on the device.
+"""Denoisers and whole pipelines of random weights, at the published sizes and at small ones.
 
-Speed does not depend on what the weights are, and the published ones cannot travel with a repository.
+They are made on the device.  Speed does not depend on what the weights are, and the published ones cannot
+travel with a repository.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from textpatch.weights.published import DENOISERS
 
 @dataclass(frozen=True)
 class Model:
-    """A denoiser's class and configuration, the side of what it denoises, and how many text tokens it reads."""
+    """A denoiser's class and configuration, the side of its latents, and its number of text tokens."""
 
     make: type[nn.Module]
     config: SDXLConfig | IFConfig | MMDiTConfig
@@ -126,7 +127,7 @@ FLAGS = {
 def randomized(
     make: type[nn.Module], config, device: torch.device, dtype: torch.dtype, seed: int = 0
 ) -> nn.Module:
-    """A module whose every tensor is drawn on the device, and never was anywhere else; none is zero."""
+    """A module whose every tensor is drawn on the device and is nowhere zero."""
     with torch.device("meta"):
         module = make(config)
     module = module.to_empty(device=device).to(dtype).eval().requires_grad_(False)
@@ -144,12 +145,10 @@ def denoiser(name: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
 
 
 def inputs(name: str, model: nn.Module, rows: int) -> tuple[Tensor, Tensor, TextCondition]:
-    """x, t and text of one call; every row has a text of its own."""
-    size, device, dtype = (
-        MODELS[name],
-        next(model.parameters()).device,
-        next(model.parameters()).dtype,
-    )
+    """The arguments x, t and text of one call, with a text of its own for every row."""
+    size = MODELS[name]
+    device = next(model.parameters()).device
+    dtype = next(model.parameters()).dtype
     generator = torch.Generator(device).manual_seed(1)
     shape = rows, size.config.in_channels, size.side, size.side
     x = torch.randn(shape, generator=generator, device=device, dtype=dtype)
@@ -163,7 +162,8 @@ def inputs(name: str, model: nn.Module, rows: int) -> tuple[Tensor, Tensor, Text
 
 def text_encoders(name: str, device: torch.device):
     """Prompt -> random tokens and pooled vector of the model's widths, a function of the prompt alone."""
-    config, tokens = MODELS[name].config, MODELS[name].tokens
+    config = MODELS[name].config
+    tokens = MODELS[name].tokens
     width, pooled = {
         SDXL: lambda: (config.cross_attention_dim, config.pooled_width),
         DeepFloydIF: lambda: (config.encoder_hid_dim, 0),
@@ -183,8 +183,9 @@ def text_encoders(name: str, device: torch.device):
 
 
 def pipeline(name: str, device: torch.device, dtype: torch.dtype) -> Pipeline:
-    """A pipeline with the paper's steps and guidance; latents pass through a VAE of the published size."""
-    make, side = MODELS[name].make, MODELS[name].side
+    """A pipeline with the paper's steps and guidance, and a VAE of the published size."""
+    make = MODELS[name].make
+    side = MODELS[name].side
     decoder = pixels
     if make in VAES:
         config = VAES[make] if name.endswith("px") else replace(VAES[make], **SMALL_VAE)
@@ -204,14 +205,15 @@ def apart(model: nn.Module) -> nn.Module:
 def slots_of(
     swaps: list[Swap], rows: Sequence[Row], model: nn.Module, text: TextCondition
 ) -> list[Tensor | None]:
-    """What `slots=` of one call takes, on the model's device."""
+    """The argument `slots` of one call, on the model's device."""
     found = Plan(swaps).slots(0, rows, find_sites(model), tokens=text.tokens.shape[1])
     return [entry if entry is None else entry.to(text.tokens.device) for entry in found]
 
 
 def twin(diffusers, name: str, ours: nn.Module) -> nn.Module:
     """diffusers' model of the same sizes, which holds the very tensors of ours."""
-    make, config = MODELS[name].make, MODELS[name].config
+    make = MODELS[name].make
+    config = MODELS[name].config
     kind = diffusers.SD3Transformer2DModel if make is MMDiT else diffusers.UNet2DConditionModel
     with torch.device("meta"):
         theirs = kind(**asdict(config), **FLAGS[make])

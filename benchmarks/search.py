@@ -1,8 +1,11 @@
-"""What the ways of localising find, and what they cost:  python benchmarks/search.py [MODEL ...]
+"""Compare the modes of localising by what they find and what they cost.
 
-The responsible set by every mode of `textpatch.localize` on disjoint sets of prompt pairs of the test words, which may
-come again in other pairs and scenes.  The exhaustive search's set is the truth.  A generation is one picture's way
-through all steps.  With --runs the same command goes on where it stopped; `seconds` are then of the last go alone.
+    python benchmarks/search.py [MODEL ...]
+
+Every mode of `textpatch.localize` looks for the responsible set on disjoint sets of prompt pairs.  Their
+words are test words, which may come again in other pairs and scenes.  The exhaustive search's set is the
+truth.  A generation is one picture's way through all steps.  With --runs the same command goes on where
+it stopped, and `seconds` are then of the last go alone.
 
   same_set       on how many of the sets of pairs the mode's set is the exhaustive one
   recall         how much of the exhaustive set the mode's holds, the mean over sets of pairs
@@ -10,8 +13,10 @@ through all steps.  With --runs the same command goes on where it stopped; `seco
   measured       how many sites were measured on all pairs, the mean
   generations    of all sets of pairs together
   fewer          how many times as many 1 + sites for each pair would be
-  fewer_than_exhaustive  how many times as many the exhaustive search made, its set and the source's pictures included
-  bound          what `fewer` could be at most: one site verified on every pair, with the target's run where that is needed
+  fewer_than_exhaustive  how many times as many the exhaustive search made, with its set and the
+                 source's pictures
+  bound          what `fewer` could be at most, with one site verified on every pair, and the target's run
+                 where that is needed
 """
 
 from __future__ import annotations
@@ -57,8 +62,12 @@ COLUMNS = [
 def searches(
     pipeline, mode: str, sets: list[list], screening: dict, runs: Path | None, **options
 ) -> tuple[list[dict], float]:
-    """The result of a mode on each set of pairs, and the seconds of all; screening: options of the modes that screen."""
-    began, results = time.perf_counter(), []
+    """The result of a mode on each set of pairs, and the seconds of all.
+
+    screening  options of the modes that screen
+    """
+    began = time.perf_counter()
+    results = []
     options |= dict(mode=mode) | ({} if mode == "exhaustive" else screening)
     for pairs in sets:
         asked = {
@@ -83,10 +92,13 @@ def disjoint(sets: int, pairs: int, same_scene: bool) -> list[list]:
 
 
 def compared(results: list[dict], truth: list[dict], static: bool) -> dict:
-    """A mode's columns, against the exhaustive results on the same pairs; static: the model's text is."""
+    """A mode's columns, against the exhaustive results on the same pairs.
+
+    static  True where the model's text does not change with the picture
+    """
     both = [
         (set(found["set"]["sites"]), set(wanted["set"]["sites"]))
-        for found, wanted in zip(results, truth)
+        for found, wanted in zip(results, truth, strict=True)
     ]
     measured = [
         [site["site"] for site in r["sites"] if site["status"]["state"] == "measured"]
@@ -95,9 +107,9 @@ def compared(results: list[dict], truth: list[dict], static: bool) -> dict:
     made, all_made = (
         sum(result["generations"]["made"] for result in some) for some in (results, truth)
     )
-    one_by_one, pairs = (
-        sum(some) for some in zip(*((r["generations"]["one_by_one"], r["pairs"]) for r in results))
-    )
+    one_by_one = sum(result["generations"]["one_by_one"] for result in results)
+    pairs = sum(result["pairs"] for result in results)
+    kept = [found["ranked"][0] in sites for found, sites in zip(truth, measured, strict=True)]
     return dict(
         steps=results[0]["steps"],
         guidance=results[0]["guidance"],
@@ -105,7 +117,7 @@ def compared(results: list[dict], truth: list[dict], static: bool) -> dict:
         recall=float(
             np.mean([len(found & wanted) / len(wanted) if wanted else 1 for found, wanted in both])
         ),
-        best_kept=f"{sum(wanted['ranked'][0] in sites for wanted, sites in zip(truth, measured))} of {len(both)}",
+        best_kept=f"{sum(kept)} of {len(both)}",
         measured=float(np.mean([len(sites) for sites in measured])),
         generations=made,
         fewer=one_by_one / made,
@@ -146,7 +158,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in options.models or [name for name in shipped_models() if not name.endswith("-ii")]:
         pipeline = textpatch.load(name, device=options.device, dtype=options.dtype)
         for scene in options.scenes:
-            sets, truth = disjoint(options.sets, options.pairs, scene == "same"), None
+            sets = disjoint(options.sets, options.pairs, scene == "same")
+            truth = None
             for mode in MODES:
                 results, seconds = searches(
                     pipeline,

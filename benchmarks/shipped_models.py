@@ -1,7 +1,9 @@
-"""Every figure the README states about the shipped models:  python benchmarks/shipped_models.py [MODEL ...]
+"""Measure every figure that the pages state about the shipped models.
 
-Reading accuracy by steps and guidance, sites alone with one and with another scene, and the start step, all
-on held-out test words.  Writes benchmarks/results/MODEL-*.csv and the contact sheets of the README.
+    python benchmarks/shipped_models.py [MODEL ...]
+
+Reading accuracy by steps and guidance, sites alone with one and with another scene, and the start step,
+all on held-out test words.  It writes benchmarks/results/MODEL-*.csv and the contact sheets of the README.
 """
 
 from __future__ import annotations
@@ -19,21 +21,14 @@ from textpatch.weights.signs.pairs import sign_pairs
 from textpatch.weights.signs.words import TEST
 
 RESULTS = Path(__file__).parent / "results"
-SAMPLING = [
-    (4, 1.0),
-    (8, 1.0),
-    (16, 1.0),
-    (8, 2.0),
-    (8, 3.0),
-    (8, 4.0),
-    (8, 5.0),
-]  # steps, guidance
+# (steps, guidance)
+SAMPLING = [(4, 1.0), (8, 1.0), (16, 1.0), (8, 2.0), (8, 3.0), (8, 4.0), (8, 5.0)]
 PAIRS = 48
 SCORES = ("exact_target", "exact_source", "f1_target", "f1_source", "ssim", "psnr")
 
 
 def reading(pipeline, ocr) -> list[dict]:
-    """Exact match on all test words: clean drawings, then the model at each setting."""
+    """Exact match on all test words in clean drawings, and then of the model at each setting."""
     fmt = SignFormat()
     signs = evaluation.held_out_signs(len(TEST), fmt)
     rows = [
@@ -69,7 +64,7 @@ def alone(pipeline, ocr, *, same_scene: bool) -> list[dict]:
 
 
 def start_steps(pipeline, ocr, site: int) -> list[dict]:
-    """The best site patched from step s on, for every s; scene unchanged."""
+    """The best site patched from step s on, for every s, in one scene."""
     pairs = sign_pairs(PAIRS, split="test", same_scene=True)
     rows = []
     for start in range(pipeline.defaults.steps):

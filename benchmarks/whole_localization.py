@@ -1,13 +1,15 @@
-"""One exhaustive localisation, timed from prompts to scores:  python benchmarks/whole_localization.py MODEL
+"""Time one exhaustive localisation from prompts to scores.
 
-textpatch.localize of one prompt pair on a denoiser of random weights: texts, all rows in lock-step, every
-picture decoded, read and compared with the source's. Random weights write no words, so the reader names a
-picture by its pixels and no OCR is in the time: what is measured is all the rest, and the scores mean
-nothing. Every swapped picture must differ from the source's, or nothing is written down.
+    python benchmarks/whole_localization.py MODEL
 
-It is one run, the first of its process unless localization_cost.py ran before in it: low, median and high
-are the same number, and there is no ratio. localization_cost.py holds lock-step to runs one by one, on
-fewer steps.
+It is textpatch.localize of one prompt pair on a denoiser of random weights. Texts are encoded, all rows
+run in lock-step, and every picture is decoded, read and compared with the source's. Random weights write
+no words, so the reader names a picture by its pixels. The scores mean nothing, and no OCR is in the time.
+Every swapped picture must differ from the source's, or nothing is written down.
+
+It is one run, the first of its process unless localization_cost.py ran before in it. So low, median and
+high are the same number, and there is no ratio. localization_cost.py holds lock-step to runs one by one,
+on fewer steps.
 """
 
 from __future__ import annotations
@@ -40,14 +42,14 @@ class Digest:
     """A reader whose text of a picture is the start of its pixels' sha256."""
 
     def read(self, images: Sequence[Image.Image], boxes=None, *, box=None) -> list[str]:
-        """Where to look is ignored."""
+        """Read the whole pictures, wherever their text stands."""
         return [hashlib.sha256(image.tobytes()).hexdigest()[:8] for image in images]
 
     def describe(self) -> dict:
         return {"engine": "sha256 of the pixels"}
 
     def self_test(self) -> None:
-        """It needs nothing that could be absent."""
+        """Pass, since nothing could be absent."""
 
 
 def require_every_swap_shows(found: textpatch.Localization) -> None:
@@ -60,7 +62,7 @@ def require_every_swap_shows(found: textpatch.Localization) -> None:
 
 
 def measure_model(table: Table, name: str, options) -> None:
-    """One localisation of a model, added to the table."""
+    """Time one localisation of a model, and add it to the table."""
     made = pipeline(name, options.device, options.dtype)
     steps = options.steps or made.defaults.steps
     job = Job(made, steps, made.defaults.guidance, options.micro_batch)

@@ -37,10 +37,21 @@ class RunDefaults(Protocol):
     localized  indices of the sites that were found to carry words
     """
 
-    height: int  # latent size
-    width: int
-    text_box: tuple[int, int, int, int] | None
-    localized: tuple[int, ...]
+    @property
+    def height(self) -> int:
+        """Of latents."""
+
+    @property
+    def width(self) -> int:
+        """Of latents."""
+
+    @property
+    def text_box(self) -> tuple[int, int, int, int] | None:
+        """Left, top, right and bottom of the lettering, if fixed."""
+
+    @property
+    def localized(self) -> tuple[int, ...]:
+        """Sites measured to carry the word."""
 
     def run(
         self, steps: int | None, guidance: float | Guidance | None
@@ -55,9 +66,19 @@ class SupportsSampling(Protocol):
     denoiser: nn.Module
     schedule: NoiseSchedule
     decoder: Callable[..., Any]
-    defaults: RunDefaults
-    device: torch.device
-    dtype: torch.dtype
+
+    # Read-only, or a type checker would refuse pipelines that compute them or narrow their type.
+    @property
+    def defaults(self) -> RunDefaults:
+        """What it is run with when nothing else is asked for."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its denoiser lies."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its denoiser's weights."""
 
     def encode(self, prompts: Sequence[str | None]) -> Any:
         """TextCondition of some prompts."""
@@ -113,7 +134,9 @@ class SupportsPartialRuns(Protocol):
 class SupportsPairs(Protocol):
     """Part of a pipeline that `localize` and `Trials` need beside sampling."""
 
-    upscales: bool
+    @property
+    def upscales(self) -> bool:
+        """Whether it is a stage II, which draws small pictures larger."""
 
     def check(self, prompts: Sequence[str], *, seeds: Sequence[int], steps: int) -> None:
         """Raise PatchError for what would stop a run."""

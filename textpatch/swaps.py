@@ -33,12 +33,13 @@ class Swap:
     Raises PatchError for a field that is empty, or of another kind.
     """
 
-    sites: int | str | tuple
-    readers: str | tuple[str, ...]
+    # What may be given.  All become tuples.
+    sites: int | str | Sequence
+    readers: str | Sequence[str]
     donor: str
-    steps: tuple[int, ...] | Window | None = None
-    heads: tuple[int, ...] | None = None
-    tokens: tuple[int, ...] | None = None
+    steps: Sequence[int] | Window | None = None
+    heads: Sequence[int] | None = None
+    tokens: Sequence[int] | None = None
     part: str = "kv"
     branch: str = "both"
 

@@ -1,4 +1,7 @@
-"""The benchmarks measure what they say: each runs at its smallest size, and refuses ways that do not agree."""
+"""The benchmarks measure what they say.
+
+Each runs at its smallest size, and refuses ways that do not agree.
+"""
 
 import csv
 import importlib
@@ -57,8 +60,14 @@ def rows_of(path: Path) -> list[dict]:
 
 
 def require_ratios(rows: list[dict], base, *same: str) -> None:
-    """In one round: low = median = high, and ratio = median / median of the base among the rows alike in `same`."""
-    place = lambda row: tuple(row[name] for name in same)  # noqa: E731
+    """Require of one round that low = median = high and ratio = median / median of the base.
+
+    same  columns in which a row and its base are alike
+    """
+
+    def place(row: dict) -> tuple:
+        return tuple(row[name] for name in same)
+
     bases = {place(row): float(row["median_ms"]) for row in rows if row["way"] == base(row)}
     timed = [row for row in rows if row["median_ms"]]
     assert timed and {place(row) for row in timed} >= bases.keys()
@@ -194,7 +203,7 @@ def test_a_way_that_reads_its_own_text_is_refused(kind, dtype, benchmark):
 
 
 def test_overhead(run, benchmark):
-    """Hooks, slots, patch and diffusers' processor of each architecture; microseconds of those that touch sites."""
+    """Every way runs on every architecture, and those that touch sites have their microseconds."""
     rows = run("overhead", "empty", "mmdit-small", "sdxl-small", "if-small", "--rounds", "1")
     overhead = benchmark("overhead")
     assert list(rows[0]) == [*overhead.COLUMNS, "environment"]
@@ -268,7 +277,7 @@ def test_other_latents_are_refused(benchmark):
 
 
 def test_full_size(run, benchmark):
-    """Blocks of the small scale; a swap only from two rows on; the same command with --resume adds nothing."""
+    """A swap is timed from two rows on, and the same command with --resume adds nothing."""
     words = "--scale small --modes eager --rows 1 2 --rounds 1".split()
     rows = run("full_size", *words)
     size = benchmark("full_size")
@@ -314,7 +323,7 @@ def test_full_size_without_what_diffusers_refuses(benchmark):
 
 
 def test_ratios_need_their_base(benchmark):
-    """--ways without the model as it is, against which ratios are taken, is refused unless nothing is timed."""
+    """The option --ways must name the model as it is, which ratios are against, unless nothing is timed."""
     with pytest.raises(SystemExit):
         benchmark("full_size").main(["--ways", "diffusers"])
 
@@ -376,8 +385,7 @@ def test_carries(tables, tmp_path):
 
 
 def test_other_prompts(tables):
-    """Mixing: the source's own prompt reads as the source's, its template with the target's text as the target's; texts of
-    several words; sizes, or why there is none."""
+    """Mixed prompts read as the text asked for, and every text and size has its row or its refusal."""
     found = tables("other_prompts", *"planted-mmdit --pairs 2 --words 1".split())
     mixed = {(row["template"], row["text"]): row for row in found["mixing"]}
     assert len(mixed) == 4 and mixed["source", "source"]["ssim"] == "1.0"

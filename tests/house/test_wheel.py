@@ -1,4 +1,4 @@
-"""The built wheel carries everything: it runs where its own files are the only textpatch there is."""
+"""The built wheel carries everything, and runs where its own files are the only textpatch there is."""
 
 import shutil
 import subprocess
@@ -12,6 +12,13 @@ import pytest
 from textpatch.weights.loading import SHIPPED, shipped_models
 
 ROOT = SHIPPED.parent
+OUTER = {"": "textpatch", "reference_models/": "reference_models", "weights/": "weights"}
+BESIDE = [  # what is needed and is no Python
+    "textpatch/__init__.pyi",
+    "textpatch/examples/first_hour.ipynb",
+    "textpatch/page.css",
+    "textpatch/py.typed",
+]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
 GENERATE = """
 import textpatch
@@ -22,7 +29,7 @@ print(picture.size, textpatch.__file__)
 
 
 def isolated(folder: Path, code: str, *arguments: str) -> list[str]:
-    """A command that runs code with `folder` first in its path, then the environment's packages."""
+    """The command that runs code with `folder` first in its path, then the environment's packages."""
     start = "import sys; sys.path = [p for p in sys.path if p and 'packages' not in p]; sys.path[:0] = {!r}\n"
     paths = [str(folder), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     # -S: no .pth file of the environment is read, so that no editable install can answer for the wheel
@@ -40,45 +47,30 @@ def wheel(tmp_path_factory) -> Path:
     """The wheel of a clean copy of the sources, so that no earlier build's leftovers get in."""
     work = tmp_path_factory.mktemp("wheel")
     leave_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in ("textpatch", "reference_models", "weights"):
+    for name in OUTER.values():
         shutil.copytree(ROOT / name, work / "source" / name, ignore=leave_out)
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, work / "source")
-    run(
-        [
-            *PIP,
-            "wheel",
-            "--no-deps",
-            "--no-build-isolation",
-            "--wheel-dir",
-            str(work),
-            str(work / "source"),
-        ],
-        work,
-    )
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(work)]
+    run([*PIP, *build, str(work / "source")], work)
     return next(work.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
 def installed(wheel) -> Path:
     """The wheel in a folder of its own."""
-    run(
-        [*PIP, "install", "--no-deps", "--target", str(wheel.parent / "site"), str(wheel)],
-        wheel.parent,
-    )
-    return wheel.parent / "site"
+    site = wheel.parent / "site"
+    run([*PIP, "install", "--no-deps", "--target", str(site), str(wheel)], wheel.parent)
+    return site
 
 
 def test_the_wheel_holds_every_source_and_every_model(wheel):
-    """All Python files, all files of all shipped models, the licence and the command; nothing else."""
+    """All Python files, all shipped models, the licence and the command are in it, and nothing else."""
     held = set(zipfile.ZipFile(wheel).namelist())
-    for package, folder in {
-        "": "textpatch",
-        "reference_models/": "reference_models",
-        "weights/": "weights",
-    }.items():
+    for package, folder in OUTER.items():
         sources = (path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py"))
         assert {f"textpatch/{package}{path.as_posix()}" for path in sources} <= held
+    assert {*BESIDE} <= held
     models = [
         path for name in shipped_models() for path in (SHIPPED / name).rglob("*") if path.is_file()
     ]
@@ -92,13 +84,13 @@ def test_the_wheel_holds_every_source_and_every_model(wheel):
 
 
 def test_the_wheel_generates(installed, tmp_path):
-    """From another folder, with the wheel's files alone, a shipped model makes a picture."""
+    """A shipped model makes a picture from another folder, with the wheel's files alone."""
     size, path = run(isolated(installed, GENERATE), tmp_path).rsplit(" ", 1)
     assert size == "(96, 32)" and Path(path.strip()).is_relative_to(installed)
 
 
 def test_the_wheels_command_line_answers(installed, tmp_path):
-    """Its command line explains itself and lists the sites of a shipped model."""
+    """The command line explains itself and lists the sites of a shipped model."""
     start = "from textpatch.cli import main; sys.exit(main())"
     assert "textpatch localize" in run(isolated(installed, start, "--help"), tmp_path)
     assert "transformer_blocks.5.attn" in run(
