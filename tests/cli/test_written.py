@@ -31,12 +31,12 @@ PAIR = ["--source", SOURCE, "--target", SOURCE.replace("HELLO", "WORLD")]
 COMMANDS = {
     "generate": ["generate", *SHORT, SOURCE, "--negative", "a blue wall", "--guidance", "2"],
     "edit": ["edit", *SHORT, *PAIR],
-    "localize": ["localize", *SHORT, "--pairs", "2", "--starts", "--heads"],
+    "localize": ["localize", *SHORT, "--pairs", "3", "--starts", "--heads"],
     "localize --mode contribution": [
         "localize",
         *SHORT,
         "--pairs",
-        "2",
+        "3",
         "--mode",
         "contribution",
         "--first",
