@@ -1,6 +1,6 @@
 # make demo      make pictures, swap text keys and values site by site, and show which site carries the word
 # make test      run the tests
-# make lint      see that the code is formatted and free of what ruff.toml forbids
+# make lint      see that the code is formatted, free of what ruff.toml forbids, and that the core's types fit
 # All install into .venv what is missing, once; python3 and make are all that must be there.
 
 PYTHON ?= python3
@@ -25,6 +25,7 @@ test: install
 lint: install
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
+	.venv/bin/mypy
 
 install: .venv/.installed
 
@@ -33,4 +34,4 @@ install: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

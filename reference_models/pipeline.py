@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from textpatch.errors import PatchError
-from textpatch.guidance import Guidance, State, as_guidance, branch_rows
+from textpatch.guidance import Guidance, Moment, State, as_guidance, branch_rows
 from textpatch.plan import CONDITIONAL, Row
 from textpatch.reference_models.layers import TextCondition
 
@@ -357,7 +357,8 @@ class Pipeline(nn.Module):
             predictions = self._predict(
                 inputs, times[i], text, guidance.branches, slots(i) if slots else None, beside
             )
-            output, state = _guided(predictions, guidance, i, state, channels=x.shape[1])
+            at = Moment(i, self.schedule.noise_units(i, steps))
+            output, state = _guided(predictions, guidance, at, state, channels=x.shape[1])
             noise = next(noises) if noises and self.schedule.stochastic and i < steps - 1 else None
             x = self.schedule.step(x, output, i, steps, noise)
         return x, state
@@ -486,14 +487,14 @@ class Pipeline(nn.Module):
 
 
 def _guided(
-    predictions: dict[str, Tensor], guidance: Guidance, step: int, state: State, channels: int
+    predictions: dict[str, Tensor], guidance: Guidance, at: Moment, state: State, channels: int
 ) -> tuple[Tensor, State]:
     """The branches' predictions as one, and the guidance's state.
 
     Only the first `channels` are guided.  What follows, a learned variance, is the conditional branch's.
     """
     heads = {branch: prediction[:, :channels] for branch, prediction in predictions.items()}
-    guided, state = guidance.combine(heads, step, state)
+    guided, state = guidance.combine(heads, at, state)
     variance = predictions[CONDITIONAL][:, channels:]
     return torch.cat([guided, variance], dim=1) if variance.shape[1] else guided, state
 

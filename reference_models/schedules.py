@@ -49,6 +49,10 @@ class Schedule:
         """Latents (B, C, H, W) to what the denoiser receives."""
         return x
 
+    def noise_units(self, step: int, steps: int) -> float:
+        """By how much the noise it implies changes when the denoiser's output at a step changes by one."""
+        return 1.0
+
 
 @dataclass(frozen=True)
 class FlowMatchEuler(Schedule):
@@ -103,6 +107,13 @@ class FlowMatchEuler(Schedule):
         wide, output = _widened(x, output)
         velocity = output if self.prediction == "velocity" else (wide - output) / now
         return (wide + (after - now) * velocity).to(x.dtype)
+
+    def noise_units(self, step: int, steps: int) -> float:
+        """1 - s of a velocity, as e = x_s + (1 - s) v; of the sample (s - 1) / s, as e = (x_s - (1 - s) x) / s."""
+        sigma = float(self.sigmas(steps)[step])
+        if self.prediction == "velocity":
+            return 1 - sigma
+        return (sigma - 1) / sigma
 
     def _shift(self, sigma: Tensor) -> Tensor:
         return self.shift * sigma / (1 + (self.shift - 1) * sigma)

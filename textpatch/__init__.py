@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from typing import Any
 
 _HOMES = {
     "attention": "segment_attention",
@@ -13,7 +14,8 @@ _HOMES = {
     "localization.layers": "Localization localize",
     "localization.start_step": "start_curve",
     "localization.trials": "Trials",
-    "patching": "KVCache capture inject patch",
+    "cache": "KVCache",
+    "patching": "capture inject patch",
     "plan": "Plan Row Swap Window",
     "ports.matching": "SiteSpec",
     "ports.shipped": "find_sites",
@@ -28,8 +30,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split
 __all__ = sorted(_HOME_OF)
 
 
-def __getattr__(name: str):
-    """Import what is public when it is first used, so that the command line answers without importing torch."""
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that the command line answers without torch."""
     if name == "__version__":
         from importlib.metadata import version
 
@@ -43,5 +45,5 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    """Public names too that nobody has used yet, so that a prompt completes them."""
+    """All public names, used or not, so that a prompt completes them."""
     return sorted({*globals(), *__all__, "__version__"})

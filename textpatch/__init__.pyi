@@ -2,6 +2,7 @@
 
 from textpatch.attention import segment_attention as segment_attention
 from textpatch.auditing.replay import audit as audit
+from textpatch.cache import KVCache as KVCache
 from textpatch.editing.localized import Edit as Edit
 from textpatch.editing.localized import edit as edit
 from textpatch.errors import PatchError as PatchError
@@ -11,7 +12,6 @@ from textpatch.localization.layers import Localization as Localization
 from textpatch.localization.layers import localize as localize
 from textpatch.localization.start_step import start_curve as start_curve
 from textpatch.localization.trials import Trials as Trials
-from textpatch.patching import KVCache as KVCache
 from textpatch.patching import capture as capture
 from textpatch.patching import inject as inject
 from textpatch.patching import patch as patch

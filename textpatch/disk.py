@@ -1,8 +1,10 @@
-"""Whole files or none on a disk that may be full, and what the system refuses as one line."""
+"""Files written whole or not at all, on a disk that may be full.
+
+Refusals of the system become one line of StoreError or DiskError.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -10,24 +12,35 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from textpatch.errors import DiskError, StoreError
 
 _HOUR = 3600
 
+fcntl: ModuleType | None
 try:
     import fcntl
 except ImportError:  # Windows has no flock; there each writer needs a worker name of its own
     fcntl = None
 
-# safetensors and tokenizers raise exceptions of their own, which have the system's number in their text alone
+AnyPath = str | os.PathLike[str]
+# safetensors and tokenizers raise exceptions of their own, with the system's number in their text alone
 IN_WORDS = re.compile(r"\(os error (\d+)\)")
 
 
 def write(path: Path, data: bytes, worker: str, *, exclusive: bool = False) -> bool:
-    """Temporary file, fsync, rename, fsync of the folder: at any moment `path` is the old file or the new."""
+    """Write a file so that at any moment `path` is the old file or the new.
+
+    worker     names the writer in the temporary file's name
+    exclusive  keep a file that is there already
+
+    Returns whether the file was put in its place.
+    Raises StoreError, or DiskError for a full or failing disk.
+    """
     temporary = path.parent / f".tmp.{worker}.{os.getpid()}.{secrets.token_hex(8)}"
     with explained(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,84 +49,99 @@ def write(path: Path, data: bytes, worker: str, *, exclusive: bool = False) -> b
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            placed = _place(temporary, path, exclusive)
+            if exclusive:
+                put = _put_where_none_is(temporary, path)
+            else:
+                os.replace(temporary, path)
+                put = True
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
-        return placed
+    return put
 
 
-def _place(temporary: Path, path: Path, exclusive: bool) -> bool:
-    if exclusive:
-        try:
-            os.link(
-                temporary, path
-            )  # unlike a rename, a link never replaces what another worker wrote
-            return True
-        except OSError:  # it is there, or this disk has no hard links and a rename is all it offers
-            if path.exists():
-                return False
-    os.replace(temporary, path)
+def _put_where_none_is(temporary: Path, path: Path) -> bool:
+    """Put a file in its place unless a file is there.
+
+    Unlike a rename, a link never replaces a file that another worker wrote.
+    """
+    try:
+        os.link(temporary, path)
+    except OSError:
+        if path.exists():
+            return False
+        os.replace(temporary, path)  # this disk has no hard links, and a rename is all it offers
     return True
 
 
 def sync_folder(folder: Path) -> None:
     """Let new and renamed files of a folder outlive a power loss."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sweep(folder: Path, worker: str) -> None:
-    """Remove temporary files of killed writers: this worker's own, and anybody's after an hour."""
+    """Remove temporary files of killed writers.
+
+    They are this worker's own if their process is gone, and anybody's after an hour.
+    """
     for path in [path for path in folder.rglob(".tmp.*") if path.is_file()]:
-        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+        with suppress(FileNotFoundError):  # its writer has just finished
             ours = path.name.startswith(f".tmp.{worker}.") and not _is_being_written(path)
             if ours or time.time() - path.stat().st_mtime > _HOUR:
                 path.unlink()
 
 
 def _is_being_written(path: Path) -> bool:
-    """Whether the process in a temporary file's name runs: the same command may have been started twice."""
+    """True while the process in a temporary file's name runs.
+
+    The same command may have been started twice, so that a worker's name alone does not tell.
+    """
     writer = path.name.split(".")[3]
-    if (
-        os.name != "posix" or not writer.isdecimal()
-    ):  # elsewhere this question would end the process
+    # elsewhere than on POSIX the question below would end the process
+    if os.name != "posix" or not writer.isdecimal():
         return False
     try:
         os.kill(int(writer), 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # it runs, and is somebody else's
         return True
     return True
 
 
-@contextlib.contextmanager
-def explained(path, verb: str):
-    """Say what the system refused as one line of StoreError, or of DiskError if asking again may help."""
+@contextmanager
+def explained(path: AnyPath, verb: str) -> Iterator[None]:
+    """Turn a refusal of the system into one line of StoreError, or of DiskError if asking again may help."""
     try:
         yield
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        kind = DiskError if getattr(error, "errno", None) in DiskError.numbers else StoreError
         what_to_do = f"check path, permissions and free space ({_free(path)} there)"
-        raise kind(f"cannot {verb} {path}: {reason}; {what_to_do}") from error
+        message = f"cannot {verb} {path}: {reason}; {what_to_do}"
+        raise _kind(getattr(error, "errno", None))(message) from error
 
 
-def _free(path) -> str:
-    """How much the disk of a path has left, or of the nearest folder above it that exists."""
+def _kind(number: int | None) -> type[StoreError]:
+    """The error for a refusal, by the system's number."""
+    return DiskError if number in DiskError.numbers else StoreError
+
+
+def _free(path: AnyPath) -> str:
+    """Space left on the disk of a path, or of the nearest folder above it that exists."""
     for folder in (Path(path), *Path(path).parents):
-        with contextlib.suppress(OSError, ValueError):
+        with suppress(OSError, ValueError):
             return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB"
     return "unknown"
 
 
-def read_json(path):
-    """Read one JSON file; raises StoreError naming the file if it is missing or damaged."""
+def read_json(path: AnyPath) -> Any:
+    """Read one JSON file.  Raises StoreError naming the file if it is missing or damaged."""
     with explained(path, "read"):
         try:
             return json.loads(Path(path).read_bytes())
@@ -122,16 +150,16 @@ def read_json(path):
 
 
 def lock(descriptor: int) -> None:
-    if fcntl:
-        with contextlib.suppress(
-            OSError
-        ):  # a network disk without locks: worker names keep writers apart
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    """Wait for the lock of an open file or folder, on systems and disks that have locks."""
+    if fcntl is None:
+        return
+    with suppress(OSError):  # a network disk without locks: worker names keep writers apart
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
-@contextlib.contextmanager
-def alone_in(folder: Path):
-    """One worker at a time, where folders can be locked."""
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Let one worker at a time into the block, where folders can be locked."""
     if fcntl is None:
         yield
         return
@@ -143,7 +171,8 @@ def alone_in(folder: Path):
         os.close(descriptor)
 
 
-def as_json(value, indent: int | None = None) -> bytes:
+def as_json(value: object, indent: int | None = None) -> bytes:
+    """JSON in ASCII.  Raises StoreError for a value that has none, NaN and infinity included."""
     try:
         return json.dumps(value, allow_nan=False, indent=indent).encode("ascii")
     except (TypeError, ValueError, RecursionError) as error:
@@ -152,9 +181,10 @@ def as_json(value, indent: int | None = None) -> bytes:
 
 @contextmanager
 def placed(path: Path) -> Iterator[Path]:
-    """A name beside a file or folder, whose place what is written there takes when the block ends; if it fails, none.
+    """Yield a temporary path beside `path`.
 
-    A folder that is there is replaced with all that it holds.  Raises as `writing` does.
+    On success it replaces `path`, a folder with all that it holds.  On failure it is removed, and `path`
+    stays.  Raises as `writing` does.
     """
     temporary = path.with_name(f".tmp.{path.name}.{os.getpid()}")
     with writing(path):
@@ -189,20 +219,19 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise DiskError for a disk that is full or fails while `path` is written, StoreError for any other refusal."""
+    """Raise DiskError if the disk is full or fails while `path` is written, StoreError for other refusals."""
     try:
         yield
     except Exception as error:
         number = _number(error)
         if number is None:
             raise
-        kind = DiskError if number in DiskError.numbers else StoreError
         reason = f"{os.strerror(number)}; check path, permissions and free space"
-        raise kind(f"cannot write {path}: {reason}") from error
+        raise _kind(number)(f"cannot write {path}: {reason}") from error
 
 
 def _number(error: Exception) -> int | None:
-    """The system's number of what it refused, None if that is not what happened."""
+    """The system's number of a refusal.  None if the error is something else."""
     if isinstance(error, OSError):
         return error.errno
     said = IN_WORDS.search(str(error))

@@ -1,52 +1,65 @@
-"""The one exception family: what was asked, what was found, what to do."""
+"""The one exception family, whose messages say what was asked, what was found, and what to do."""
+
+from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from difflib import get_close_matches
+
+SHOWN = 8  # known names that an error lists where none is near
 
 
 class PatchError(RuntimeError):
-    """A request textpatch cannot carry out; every error it raises on purpose is one of these."""
+    """A request that textpatch cannot carry out.  Every error it raises on purpose is one of these."""
 
 
 class WeightsError(PatchError):
-    """A weights folder or file is missing, damaged, or is not what was asked for; code, if any, names the fault."""
+    """A weights folder or file that is missing, damaged, or not what was asked for.
 
-    def __init__(self, message: str, code: str = ""):
+    code  names the fault, "" if the fault has no name
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
         super().__init__(message)
         self.code = code
 
 
 class PromptError(PatchError):
-    """A prompt cannot be used: no quoted word, or words the model's vocabulary does not hold."""
+    """A prompt that cannot be used, such as one with no quoted word, or with words no vocabulary holds."""
 
 
 class OCRError(PatchError):
-    """Text cannot be read from pictures: no engine, or an engine that fails its self-test."""
+    """Text that cannot be read from pictures, because no engine is there or it fails its self-test."""
 
 
 class StoreError(PatchError):
-    """A run folder cannot be written, or holds another run than the one asked for."""
+    """A run folder that cannot be written, or holds another run than the one asked for."""
 
 
 class DiskError(StoreError):
-    """A disk that is full or fails; what was written before is whole, and the same request goes on from there."""
+    """A disk that is full or fails.
 
-    numbers = (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EIO,
-        errno.EROFS,
-    )  # the system's, of which it is one
+    Everything written before is whole, and the same request goes on from there.
+    numbers: the system's errors that mean this.
+    """
+
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 class Unfinished(PatchError):
-    """One part of a divided run is done, and other parts are not: there is no result yet."""
+    """One part of a divided run that is done while others are not, so that there is no result yet."""
 
 
-def closest(name: str, known, limit: int = 3) -> str:
-    """`; closest: a, b` for an error about an unknown name, or `; known: ...` if nothing is near."""
-    known = [str(k) for k in known]
-    near = get_close_matches(str(name), known, n=limit, cutoff=0.5)
-    shown = near or [*known[:8], *(["..."] if len(known) > 8 else [])]
-    return f"; {'closest' if near else 'known'}: {', '.join(shown)}"
+def closest(name: object, known: Iterable[object], limit: int = 3) -> str:
+    """End of an error about an unknown name.
+
+    That is `; closest: a, b`, or `; known: ...` if nothing is near.
+    """
+    names = [str(one) for one in known]
+    near = get_close_matches(str(name), names, n=limit, cutoff=0.5)
+    if near:
+        return f"; closest: {', '.join(near)}"
+    shown = names[:SHOWN]
+    if len(names) > SHOWN:
+        shown.append("...")
+    return f"; known: {', '.join(shown)}"

@@ -6,11 +6,17 @@ A unit is a site or a head, which can be swapped alone.  A group is a tuple of u
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from textpatch.plan import Plan, Row, Swap
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 
+<<<<<<< HEAD
 Unit = int | tuple[int, int]  # a site, or (site, head)
+=======
+if TYPE_CHECKING:
+    from textpatch.plan import Plan, Row
+
+>>>>>>> main
 Group = tuple
 
 
@@ -25,6 +31,12 @@ def rows_and_plan(
     groups  each holds site indices, or (site, head) for single heads
     start   first of the `steps` steps at which patched rows read the target
     """
+    from textpatch.plan import (
+        Plan,
+        Row,
+        Swap,
+    )  # torch, which a report that needs names alone does without
+
     patched = [Row(row_name(group), pair.source, seed) for group in groups]
     window = tuple(range(start, steps))
     swaps = [

@@ -1,9 +1,11 @@
 """Guidance of a run, which tells its branches, their prompts, and how their predictions become one.
 
-    none             d = c
-    classifier-free  d = u + s (c - u)      (arXiv 2207.12598)
+    none                   d = c
+    classifier-free        d = u + s (c - u)             (arXiv 2207.12598)
+    safe latent diffusion  d = u + s (c - u - gamma)     (arXiv 2211.05105)
 
 c is the prediction with the row's prompt, u the prediction with its negative prompt, or with none.
+gamma leads away from a third prediction, that of a concept.
 
 B rows, C channels, H x W latent size
 """
@@ -12,16 +14,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
-from typing import Protocol, cast, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from textpatch.errors import PatchError, closest
 from textpatch.plan import CONDITIONAL, UNCONDITIONAL, Row
 
 State = dict[str, Tensor]  # memory of a guidance from step to step, (B, ...) each
+SAFETY = "safety"  # branch that reads the concept to keep away from
+
+
+class Moment(NamedTuple):
+    """Place in a run at which predictions are combined.
+
+    step         loop index, 0 = noisiest
+    noise_units  change of a prediction of the noise when the model's own output changes by one
+    """
+
+    step: int
+    noise_units: float = 1.0
 
 
 @runtime_checkable
@@ -45,7 +60,7 @@ class Guidance(Protocol):
         """State of rows x (B, C, H, W) before their first step, {} where nothing is remembered."""
 
     def combine(
-        self, predictions: dict[str, Tensor], step: int, state: State
+        self, predictions: dict[str, Tensor], at: Moment, state: State
     ) -> tuple[Tensor, State]:
         """Combine the predictions of all branches into the one that guides a step.
 
@@ -79,7 +94,7 @@ class Unguided:
         return {}
 
     def combine(
-        self, predictions: dict[str, Tensor], step: int, state: State
+        self, predictions: dict[str, Tensor], at: Moment, state: State
     ) -> tuple[Tensor, State]:
         return predictions[CONDITIONAL], state
 
@@ -147,7 +162,7 @@ class ClassifierFree:
         return {}
 
     def combine(
-        self, predictions: dict[str, Tensor], step: int, state: State
+        self, predictions: dict[str, Tensor], at: Moment, state: State
     ) -> tuple[Tensor, State]:
         unconditional = predictions[UNCONDITIONAL]
         return unconditional + self.scale * (predictions[CONDITIONAL] - unconditional), state
@@ -158,6 +173,144 @@ class ClassifierFree:
         if isinstance(self.negative, Mapping):
             return {"scale": float(self.scale), "negative": dict(self.negative)}
         return {"scale": float(self.scale), "negative": self.negative}
+
+
+@dataclass(frozen=True)
+class Safety:
+    """Strength of Safe Latent Diffusion, and its first step.
+
+    arXiv 2211.05105
+
+    warmup     first step that is led away
+    scale      s_S, by which the difference of prompt and concept is multiplied
+    threshold  lambda, below which a difference counts as too near to the concept
+    momentum   s_m, share of the momentum in gamma
+    beta       share of its past that the momentum keeps
+    Raises PatchError for a scale below 1, which the published code reads as switched off.
+    """
+
+    warmup: int
+    scale: float
+    threshold: float
+    momentum: float
+    beta: float
+
+    def __post_init__(self) -> None:
+        if not self.scale >= 1:
+            raise PatchError(
+                f"safety of scale {self.scale} has no effect; give 1 or more, or ClassifierFree in its place"
+            )
+
+
+PRESETS = {
+    "weak": Safety(15, 20, 0.0, 0.0, 0.0),
+    "medium": Safety(10, 1000, 0.01, 0.3, 0.4),
+    "strong": Safety(7, 2000, 0.025, 0.5, 0.7),
+    "max": Safety(0, 5000, 1.0, 0.5, 0.7),
+}
+
+
+@dataclass(frozen=True)
+class SafeLatentDiffusion:
+    """Safe Latent Diffusion, a guidance away from a concept.
+
+    arXiv 2211.05105
+
+        d = u + scale (c - u - gamma)
+        mu = min(1, s_S |c - w|) where c - w < lambda, else 0       element by element, c - w signed
+        gamma = mu (w - u) + s_m nu,   nu <- beta nu + (1 - beta) gamma
+
+    w is the prediction with the concept.  gamma is left out of d before the warm-up's end, and moves
+    nu from step 0 on.
+
+    scale     scale s of the guidance
+    concept   prompt of w, pooled of its own
+    preset    "weak", "medium", "strong", "max", or a `Safety`
+    momentum  "carried" keeps nu from step to step, as its authors do.  "reset" sets it to 0 at each
+              step, as the official code of ICLR 2025 does
+    units     "official" takes differences as the model predicts them.  "noise" takes those of a noise
+              prediction, for which the presets were made.  They differ where a model predicts
+              velocities
+    negative  prompt of u, as for ClassifierFree
+    Raises PatchError for another name, and as ClassifierFree does.
+    """
+
+    scale: float
+    concept: str
+    preset: str | Safety = "medium"
+    momentum: str = "carried"
+    units: str = "official"
+    negative: str | None | Mapping[str, str | None] = None
+    branches: tuple[str, ...] = field(
+        default=(UNCONDITIONAL, SAFETY, CONDITIONAL), init=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        ClassifierFree(self.scale, self.negative)
+        if not isinstance(self.concept, str) or not self.concept.strip():
+            raise PatchError(f"the concept to keep away from is {self.concept!r}; give a text")
+        if not isinstance(self.preset, Safety) and self.preset not in PRESETS:
+            raise PatchError(
+                f"no preset {self.preset!r}{closest(str(self.preset), PRESETS)}; or give a Safety"
+            )
+        for name, known in (("momentum", ("carried", "reset")), ("units", ("official", "noise"))):
+            if getattr(self, name) not in known:
+                raise PatchError(
+                    f"{name} is {getattr(self, name)!r}; give {known[0]!r} or {known[1]!r}"
+                )
+
+    @property
+    def safety(self) -> Safety:
+        """Strength that the preset names."""
+        if isinstance(self.preset, Safety):
+            return self.preset
+        return PRESETS[self.preset]
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """Raise PatchError unless negative prompts by name are those of all rows, and of no others."""
+        ClassifierFree(self.scale, self.negative).check(rows)
+
+    def prompt(self, branch: str, row: Row) -> str | None:
+        """Concept in the branch "safety", the row's negative prompt in the unconditional one."""
+        if branch == SAFETY:
+            return self.concept
+        return ClassifierFree(self.scale, self.negative).prompt(branch, row)
+
+    def begin(self, x: Tensor) -> State:
+        """Momentum of zeros, like the rows x (B, C, H, W)."""
+        return {"momentum": torch.zeros_like(x)}
+
+    def combine(
+        self, predictions: dict[str, Tensor], at: Moment, state: State
+    ) -> tuple[Tensor, State]:
+        u, w, c = (predictions[branch] for branch in self.branches)
+        units = at.noise_units if self.units == "noise" else 1.0
+        safety = self.safety
+        momentum = state["momentum"] if self.momentum == "carried" else torch.zeros_like(u)
+        gamma = self._near(units * (c - w)) * (w - u)
+        # at pure noise a velocity says nothing of the noise, and there is no momentum yet
+        if units != 0:
+            gamma = gamma + safety.momentum * (momentum / units)
+        guidance = c - u
+        if at.step >= safety.warmup:
+            guidance = guidance - gamma
+        after = safety.beta * momentum + (1 - safety.beta) * (units * gamma)
+        return u + self.scale * guidance, {"momentum": after}
+
+    def _near(self, difference: Tensor) -> Tensor:
+        """Factor mu, 0 to 1, by which each element is led away from the concept."""
+        scaled = (self.safety.scale * difference.abs()).clamp(max=1.0)
+        return scaled.where(difference < self.safety.threshold, torch.zeros_like(scaled))
+
+    def describe(self) -> float | dict:
+        plain = ClassifierFree(self.scale, self.negative).describe()
+        return {
+            "guidance": plain,
+            "concept": self.concept,
+            "safety": asdict(self.safety),
+            "momentum": self.momentum,
+            "units": self.units,
+        }
 
 
 def as_guidance(guidance: float | Guidance, negative: str | None = None) -> Guidance:

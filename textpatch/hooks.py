@@ -1,20 +1,22 @@
 """Observe or replace the outputs of named modules of any `nn.Module`, and leave no trace.
 
-Knows nothing of attention.  A hook lives exactly as long as its `with` block, acts only in the thread or
-task that opened it, and a module that was asked for and never ran is an error, not silence.
+A hook lives exactly as long as its `with` block, and acts only in the thread or task that opened the block.
+A module that was asked for and never ran is an error, not silence.  Nothing here knows of attention.
 
-What else may happen to a model while a block is open (tests/test_hooks_stress.py holds each line but the last):
+Other tools meet an open block as follows.  tests/core/test_hooks_stress.py holds each line but the last.
 
-    torch.compile   inside the block: hooks act and the graph breaks at each, or torch refuses (fullgraph=True).
-                    Before the block: an error on leaving
-    deepcopy        and pickle are refused: nobody would ever remove the copy's hooks.  state_dict and .to are as ever
-    threads, tasks  one sees the blocks it opened; a task also those open where it was made; a new thread none
-    DataParallel    replicas run in threads of their own, with no block open: plain outputs, an error on leaving
-    checkpointing   the forward is run again under the patch if .backward() is called in the block, by its thread: for
-                    `capture` and `patch` as the same step, which must be the block's only one.
-                    After the block it is not patched, and the gradients are wrong without a word
-    offloading      and FSDP keep the modules and call them: hooks act
-    CUDA autograd   runs backward in threads of its own: with checkpointing, swap by slots, not by hooks
+    torch.compile    Inside the block hooks act: the graph breaks at each, or torch refuses (fullgraph=True).
+                     Compiled before the block, the model ignores them, which is an error on leaving.
+    copy, pickle     Refused, because nobody would ever remove the copy's hooks.
+    state_dict, .to  Unchanged.
+    threads          A new thread has no block open and runs the plain model.
+    asyncio tasks    A task has the blocks open that were open where it was made, and those it opens itself.
+    DataParallel     Its replicas run in threads of their own: plain outputs, and an error on leaving.
+    offloading       Hooks act, and so they do under FSDP: both keep the modules and call them.
+    checkpointing    A backward pass inside the block, in its thread, repeats the forward under the hooks.
+                     `capture` and `patch` count it as the same step, which must be the block's only one.
+                     A backward pass after the block repeats the plain forward: gradients are silently wrong.
+    CUDA autograd    It runs backward in threads of its own: with checkpointing, swap by slots, not by hooks.
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import partial
+from typing import Any, NoReturn, SupportsIndex
 
 from torch import Tensor, nn
 
 from textpatch.errors import PatchError, closest
 
-# The blocks open in this thread or task.  A model shared between threads carries everybody's hooks;
-# each acts only where its block is in here.
+# The blocks open in this thread or task.  A model shared between threads carries the hooks of all of them,
+# and each hook acts only where its block is in here.
 _open_blocks: ContextVar[frozenset[object]] = ContextVar(
     "textpatch_open_blocks", default=frozenset()
 )
@@ -40,71 +43,88 @@ _open_blocks: ContextVar[frozenset[object]] = ContextVar(
 class HookRegistry:
     """Named modules of one model whose outputs can be watched or replaced.
 
-    `calls` counts how often each module fired inside blocks of this registry.
-    names  those of modules, or one name
+        projections = HookRegistry(model, ["blocks.0.attn.to_k", "blocks.0.attn.to_v"])
+        with projections.replace(lambda name, output: 2 * output):
+            model(x)
+
+    model  any nn.Module
+    names  names of its modules, or one name; "" is the model itself
+    calls  how often each module ran inside blocks of this registry
+
     Raises PatchError if a name is not a module of the model, naming the closest ones.
     """
 
-    def __init__(self, model: nn.Module, names: str | Iterable[str]):
+    def __init__(self, model: nn.Module, names: str | Iterable[str]) -> None:
         self.names = tuple(dict.fromkeys([names] if isinstance(names, str) else names))
         modules = dict(model.named_modules())
         for name in self.names:
             if name not in modules:
-                raise PatchError(
-                    f"no module {name!r} in {type(model).__name__}{closest(name, filter(None, modules))}"
-                )
+                near = closest(name, filter(None, modules))
+                raise PatchError(f"no module {name!r} in {type(model).__name__}{near}")
         if not self.names:
             raise PatchError("no modules named; a registry of nothing would have no effect")
         self._modules = {name: modules[name] for name in self.names}
         self.calls: Counter[str] = Counter()
 
-    def observe(self, fn: Callable[[str, object], object]) -> AbstractContextManager[HookRegistry]:
-        """Call fn(name, output) after each named module; what it returns is ignored.  Raises as `replace`.
+    def observe(self, fn: Callable[[str, Any], Any]) -> AbstractContextManager[HookRegistry]:
+        """Call fn(name, output) after each named module, and ignore what it returns.
 
-        It sees the calls there are and makes none: `sample` projects static text once per run, so on a text projection
-        it sees one call, a row per distinct prompt, not one per step with the rows of the batch.  `capture` sees every
-        step, and so does `replace` with an fn that gives None.
+        It sees the calls there are and makes none.  `sample` projects static text once per run, so on a text
+        projection fn sees one call with a row per distinct prompt, not one per step with the batch's rows.
+        `capture` sees every step, and so does `replace` with an fn that gives None.
+        Raises PatchError on leaving, as `replace`.
         """
 
-        def watch(name: str, module: nn.Module, args, output: object) -> None:
+        def watch(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             fn(name, output)
 
         return self._block(nn.Module.register_forward_hook, watch, looks_only=True)
 
-    def replace(self, fn: Callable[[str, object], object]) -> AbstractContextManager[HookRegistry]:
-        """Make fn(name, output) the output of each named module; None leaves it as it is, as in torch.
+    def replace(self, fn: Callable[[str, Any], Any]) -> AbstractContextManager[HookRegistry]:
+        """Make fn(name, output) the output of each named module.
 
-        Raises PatchError if what fn gives differs from the output in kind, shape, dtype or device (its values
-        are not looked at: that would wait for the device).  On leaving, if a named module never ran: the model
-        was not called, was called through `.forward`, or was compiled before the block was entered.
+        None leaves it as it is, as in torch.
+        Raises PatchError
+
+        - if what fn gives differs from the output in kind, shape, dtype or device; values are not compared,
+          because that would wait for the device
+        - on leaving, if a named module never ran: the model was not called, was called through `.forward`, or
+          was compiled before the block was entered
         """
 
-        def after(name: str, module: nn.Module, args, output: object) -> object:
+        def after(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             new = fn(name, output)
             if new is not None and _form(new) != _form(output):
                 raise PatchError(
-                    f"the hook of module {name!r} gave {_form(new)} for {_form(output)}; give the like, or None to "
-                    "leave the output as it is"
+                    f"the hook of module {name!r} gave {_form(new)} for {_form(output)}; give the like, or "
+                    "None to leave the output as it is"
                 )
             return new
 
         return self._block(nn.Module.register_forward_hook, after)
 
     def observe_inputs(
-        self, fn: Callable[[str, inspect.BoundArguments], object]
-    ) -> AbstractContextManager:
-        """Call fn(name, inputs) before each named module, with what its forward gets, by name.  Else as `observe`."""
+        self, fn: Callable[[str, inspect.BoundArguments], Any]
+    ) -> AbstractContextManager[HookRegistry]:
+        """Call fn(name, inputs) before each named module, with the arguments of its forward by name.
 
-        def before(name: str, module: nn.Module, args, kwargs) -> None:
+        Otherwise as `observe`.
+        """
+
+        def before(
+            name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> None:
             fn(name, inspect.signature(module.forward).bind(*args, **kwargs))
 
-        return self._block(
-            partial(nn.Module.register_forward_pre_hook, with_kwargs=True), before, looks_only=True
-        )
+        register = partial(nn.Module.register_forward_pre_hook, with_kwargs=True)
+        return self._block(register, before, looks_only=True)
 
     @contextmanager
-    def _block(self, register, act, looks_only: bool = False) -> Iterator[HookRegistry]:
-        block, fired = object(), Counter()
+    def _block(
+        self, register: Callable[..., Any], act: Callable[..., Any], looks_only: bool = False
+    ) -> Iterator[HookRegistry]:
+        block = object()
+        fired: Counter[str] = Counter()
         hooks = [
             (module, Hook(name, act, block, fired, looks_only))
             for name, module in self._modules.items()
@@ -122,45 +142,59 @@ class HookRegistry:
             self.calls.update(fired)
         self._require_all_fired(fired)
 
-    def _require_all_fired(self, fired: Counter) -> None:
+    def _require_all_fired(self, fired: Counter[str]) -> None:
         silent = [name for name in self.names if not fired[name]]
         if silent:
-            shown = ", ".join(silent[:3]) + (", ..." if len(silent) > 3 else "")
+            shown = ", ".join(silent[:3]) + ", ..." * (len(silent) > 3)
             raise PatchError(
-                f"{len(silent)} of {len(self.names)} modules never ran inside the block ({shown}); call the model "
-                "itself, not `.forward`, inside the block, and compile it only after entering"
+                f"{len(silent)} of {len(self.names)} modules never ran inside the block ({shown}); call the "
+                "model itself, not `.forward`, inside the block, and compile it only after entering"
             )
 
 
 class Hook:
-    """One module's hook of one open block; calls from threads and tasks that did not open it pass by."""
+    """Hook of one module in one open block.
 
-    def __init__(self, name: str, act: Callable, block: object, fired: Counter, looks_only: bool):
-        self.name, self.act, self.block, self.fired, self.looks_only = (
-            name,
-            act,
-            block,
-            fired,
-            looks_only,
-        )
+    Calls from threads and tasks that did not open the block pass by.
 
-    def __call__(self, module: nn.Module, args: tuple, rest: object) -> object:
-        """rest: the output, or before it is there, the named arguments."""
+    name        the module's
+    act         act(name, module, args, rest), whose answer torch gets
+    block       the open block, by identity
+    fired       counts the module's calls
+    looks_only  whether the answer of `act` is always None
+    """
+
+    def __init__(
+        self,
+        name: str,
+        act: Callable[..., Any],
+        block: object,
+        fired: Counter[str],
+        looks_only: bool,
+    ) -> None:
+        self.name = name
+        self.act = act
+        self.block = block
+        self.fired = fired
+        self.looks_only = looks_only
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], rest: Any) -> Any:
+        """Act on the output, or, before there is one, on the named arguments."""
         if self.block not in _open_blocks.get():
             return None
         self.fired[self.name] += 1
         return self.act(self.name, module, args, rest)
 
-    def __reduce_ex__(self, protocol):
-        """torch copies and pickles a module's hooks with it, and nobody would ever remove the copy's."""
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse copies, because torch copies a module's hooks and nobody would remove the copy's."""
         raise PatchError(
             f"the model is copied or pickled while module {self.name!r} is watched or patched; "
             "do it before the block or after"
         )
 
 
-def _form(value: object) -> str:
-    """What an output and its replacement must have in common."""
+def _form(value: Any) -> str:
+    """The kind, shape, dtype and device that an output and its replacement must have in common."""
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)}, {value.dtype} on {value.device}"
     if isinstance(value, (tuple, list)):
@@ -169,9 +203,10 @@ def _form(value: object) -> str:
 
 
 def _close(block: object, hooks: list[tuple[nn.Module, Hook]]) -> None:
-    """Shut the block and remove its hooks, whether or not they were put on; blocks may close in any order.
+    """Shut the block and remove its hooks, whether or not they were put on.
 
-    Hooks are found by what they are, not by the handles torch returns: an interrupt can come in between.
+    Blocks may close in any order.  Hooks are found by what they are, not by the handles that torch returns,
+    because an interrupt can come in between.
     """
     _open_blocks.set(_open_blocks.get() - {block})
     for module, hook in hooks:

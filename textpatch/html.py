@@ -1,4 +1,7 @@
-"""HTML that stands alone: escaped text, tables, pictures as data, one stylesheet; nothing runs, nothing is loaded."""
+"""HTML that stands alone, in which nothing runs and nothing is loaded.
+
+Text is escaped, pictures are data inside the page, and there is one stylesheet.
+"""
 
 from __future__ import annotations
 
@@ -12,45 +15,53 @@ from PIL import Image
 
 from textpatch.text import plain
 
-LARGEST = 320  # px of a side: what a page shows of a picture
+LARGEST = 320  # px of the longer side of a picture on a page
 
 
-def safe(text) -> str:
+def safe(text: object) -> str:
     """Any text as one line of HTML text, or as the value of a quoted attribute."""
     return html.escape(plain(text))
 
 
 def data_uri(data: bytes, kind: str = "png") -> str:
+    """A picture's file as an address that holds it."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def picture(image: Image.Image | str | None, words: str) -> str:
-    """A picture as it is, or a JPEG of at most 320 px a side; of a path its name, of None nothing."""
+    """The element that shows a picture.
+
+    A picture of at most 320 px a side is shown as it is, a larger one as a JPEG of that size.
+    A path is shown by its name, and None by nothing.
+    """
     if not isinstance(image, Image.Image):
         return f"<code>{safe(image)}</code>" if image else ""
-    small, data = max(image.size) <= LARGEST, io.BytesIO()
+    kind = "png" if max(image.size) <= LARGEST else "jpeg"
     shown = image.convert("RGB")
     shown.thumbnail((LARGEST, LARGEST))
-    shown.save(data, "PNG" if small else "JPEG", quality=90)
-    return (
-        f'<img alt="{safe(words)}" src="{data_uri(data.getvalue(), "png" if small else "jpeg")}">'
-    )
+    data = io.BytesIO()
+    shown.save(data, kind, quality=90)
+    uri = data_uri(data.getvalue(), kind)
+    return f'<img alt="{safe(words)}" src="{uri}">'
 
 
 def figure(image: Image.Image | str | None, title: str, caption: str = "") -> str:
-    """A picture under its title; the caption is HTML already."""
+    """A picture under its title and over its caption, which is HTML already."""
     head = f'<span class="title">{safe(title)}</span>'
     return f"<figure>{head}{picture(image, title)}<figcaption>{caption}</figcaption></figure>"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence], kind: str = "text") -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], kind: str = "text") -> str:
     """A table of cells that are HTML already."""
     top = "".join(f"<th>{cell}</th>" for cell in head)
-    lines = "".join(
-        "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in rows
-    )
+    lines = "".join(map(_line, rows))
     body = f"<thead><tr>{top}</tr></thead><tbody>{lines}</tbody>"
     return f'<div class="wide"><table class="{kind}">{body}</table></div>'
+
+
+def _line(row: Sequence[object]) -> str:
+    cells = "".join(f"<td>{cell}</td>" for cell in row)
+    return f"<tr>{cells}</tr>\n"
 
 
 def fragment(body: str) -> str:
@@ -59,14 +70,14 @@ def fragment(body: str) -> str:
 
 
 def page(title: str, body: str) -> str:
-    """A whole page; the title is text."""
+    """A whole page of a body that is HTML already.  The title is text."""
     return _PAGE.format(title=safe(title), style=STYLE, body=body)
 
 
-# all rules are nested, so that in a notebook they stay within our own cells
+# All rules are nested, so that in a notebook they stay within our own cells.
 STYLE = (files("textpatch") / "page.css").read_text("utf-8")
 
-# the policy in the head: even if escaping failed, no script could run and nothing could be loaded
+# By the policy in the head no script could run and nothing could be loaded even if escaping failed.
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>

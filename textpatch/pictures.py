@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -13,12 +14,16 @@ from PIL import Image
 from textpatch.errors import PatchError, StoreError
 
 MOST_PIXELS = 2**25  # 100 MB as RGB; no model here draws a thirtieth of it
-MODES = ("L", "RGB", "RGBA")  # what a run folder holds: nothing else is converted without a loss
+MODES = ("L", "RGB", "RGBA")  # those of a run folder; no other is converted without a loss
 _BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 
 
-def open_picture(path) -> Image.Image:
-    """The PNG file as an RGB picture.  Raises StoreError for what is none, is damaged, too large, or in other colours."""
+def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+    """Read a PNG file as an RGB picture.
+
+    Raises StoreError for a file that is no PNG, is damaged, or has colours of another mode than MODES, and
+    PatchError for a picture of more than MOST_PIXELS.
+    """
     path = Path(path)
     try:
         with warnings.catch_warnings():
@@ -27,8 +32,9 @@ def open_picture(path) -> Image.Image:
         with file:
             require_bounded(file, str(path))
             if file.mode not in MODES:
+                modes = ", ".join(MODES)
                 raise StoreError(
-                    f"{path} has colours of mode {file.mode}; expected {', '.join(MODES)}; make it anew"
+                    f"{path} has colours of mode {file.mode}; expected {modes}; make it anew"
                 )
             return file.convert("RGB")
     except (OSError, ValueError, SyntaxError, struct.error, zlib.error, *_BOMBS) as error:
@@ -38,10 +44,11 @@ def open_picture(path) -> Image.Image:
 
 
 def require_bounded(image: Image.Image, what: str) -> None:
-    """Raise PatchError, before a pixel is decoded, for a picture of more than 2^25 pixels."""
+    """Raise PatchError, before a pixel is decoded, for a picture of more than MOST_PIXELS."""
     if image.width * image.height > MOST_PIXELS:
         raise PatchError(
-            f"{what} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are opened, shrink it"
+            f"{what} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are opened, "
+            "shrink it"
         )
 
 

@@ -1,23 +1,31 @@
-"""One progress line on a terminal for the whole of a phase of work; none where stderr is no terminal."""
+"""One progress line on a terminal for a whole phase of work.
+
+Nothing is shown where stderr is no terminal.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-_open: ContextVar[tqdm | None] = ContextVar("open", default=None)
+from textpatch.errors import PatchError
+
+Item = TypeVar("Item")
+_open: ContextVar[tqdm[Any] | None] = ContextVar("open", default=None)
 
 
 @contextmanager
 def phase(name: str, unit: str = "pair") -> Iterator[None]:
-    """Show one line for all that is `counted` inside the block, and wipe it at the end.
+    """Show one line for all items that are `counted` inside the block, and wipe it at the end.
 
-    unit  what is counted
+    unit  name of one item
+
     The total grows where the work itself decides how much there is to do.
-    A phase within a phase adds to the line there is.
+    A phase within a phase adds to the line of the outer one.
     """
     if _open.get() is not None:
         yield
@@ -30,9 +38,14 @@ def phase(name: str, unit: str = "pair") -> Iterator[None]:
             _open.reset(token)
 
 
-def counted(items: Sequence) -> Iterator:
-    """The items one by one, inside a phase, on its line.  Each is done when the next is asked for."""
+def counted(items: Sequence[Item]) -> Iterator[Item]:
+    """The items one by one, counted on the line of the open phase.
+
+    An item is done when the next is asked for.
+    """
     line = _open.get()
+    if line is None:
+        raise PatchError("items are counted inside a `phase` alone; open one around them")
     line.total += len(items)
     line.refresh()
     for item in items:

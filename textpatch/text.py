@@ -1,18 +1,25 @@
-"""Text for people: any text as one printable line, and tables of aligned columns."""
+"""Text for people, as one printable line or as a table of aligned columns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-def plain(text) -> str:
-    """One line of printable text: prompts and OCR may hold newlines, terminal escapes, lone surrogates."""
-    return "".join(
-        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split())
-    )
+def plain(text: object) -> str:
+    """Any text as one printable line.
+
+    Prompts and OCR may hold newlines, terminal escapes and lone surrogates: blanks are joined, and any other
+    character that cannot be printed becomes the replacement character.
+    """
+    words = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table, its columns flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(_flush_right(row, widths)) for row in rows]
+
+
+def _flush_right(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    return [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]

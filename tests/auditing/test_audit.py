@@ -1,4 +1,4 @@
-"""The audit passes what is right, on every kind of site and in every dtype, and fails each fault of the engine."""
+"""The audit passes what is right, on every kind of site and in every dtype, and fails each fault."""
 
 import json
 import math
@@ -31,7 +31,7 @@ DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
 
 
 def require_sound(report: AuditReport, rows: int) -> None:
-    """Every check passed; at each site and step every batch row was checked, under its swaps or under none."""
+    """Require that every check passed and that at each site and step every batch row was checked."""
     report.require()
     for place in {(check.site, check.step) for check in report.checks}:
         here = [check for check in report.checks if (check.site, check.step) == place]
@@ -47,7 +47,10 @@ def require_sound(report: AuditReport, rows: int) -> None:
 
 @given(cases(), st.sampled_from(DTYPES))
 def test_what_is_right_passes_on_joint_sites(case, dtype):
-    """For every plan on an MMDiT: |A - replay| <= allowed, at each swapped site and telling step, and nowhere else."""
+    """An MMDiT passes under every plan.
+
+    |A - replay| <= allowed at each swapped site and telling step, and nothing else is checked.
+    """
     report = audited(case.pipeline.to(dtype), case.rows, case.plan, case.steps, case.guidance)
     require_sound(report, len(case.branches(case.rows)))
     swapped = {site for swap in case.plan.swaps for site in swap.sites}
@@ -57,7 +60,10 @@ def test_what_is_right_passes_on_joint_sites(case, dtype):
 
 @given(st.data(), st.sampled_from(["sdxl", "if", "if-ii"]), st.sampled_from(DTYPES))
 def test_what_is_right_passes_on_cross_and_added_sites(data, name, dtype):
-    """The same for SDXL (text keys alone), IF (image keys beside them) and its stage II (without image keys)."""
+    """SDXL, IF and its stage II pass under every plan.
+
+    SDXL and the stage II have text keys alone, and IF has image keys beside them.
+    """
     pipeline = unet(name, data.draw(st.integers(0, 99)))
     rows, sites = make_rows((0, 1, 2)), len(pipeline.denoiser.sites)
     any_swap = swaps([row.name for row in rows], sites, 2, 3, TOKENS)
@@ -69,7 +75,8 @@ def test_what_is_right_passes_on_cross_and_added_sites(data, name, dtype):
 
 
 FAULTS = {
-    "K and V swapped": (attention, "_attend", "= gather_text(k_text, slots_k)", "= gather_text(v_text, slots_k)"),
+    "K and V swapped": (
+        attention, "_attend", "gather_text(k_text, slots_k)", "gather_text(v_text, slots_k)"),
     "values by the keys' table": (attention, "_attend", "slots_k if slots_v is None else slots_v", "slots_k"),
     "scale wrong": (attention, "attention_sdpa", "scale=scale", "scale=0.8 * q.shape[-1] ** -0.5"),
     "no K/V read from others": (attention, "gather_text", "if slots is None:", "if True:"),
@@ -85,17 +92,28 @@ FAULTS = {
     "step of the sampler": (sampling.Loop, "_slots", "plan.slots(step,", "plan.slots(max(step - 1, 0),"),
     "every branch": (Swap, "acts", 'self.branch == "both" or', "True or"),
     "conditional branch alone": (Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"),
+<<<<<<< HEAD
     "wrong site": (Plan, "_tables", "tables.setdefault(site,", "tables.setdefault(sites[(site.index + 1) % len(sites)],"),
     "first swap wins": (Plan, "_tables", "in enumerate(self.swaps):", "in reversed([*enumerate(self.swaps)]):"),
     "part ignored": (Plan, "_tables", "in swap.part:", 'in "kv":'),
     "keys scaled after their norm": (JointAttention, "forward", "self.norm_added_k(", "1.5 * self.norm_added_k("),
+=======
+    "wrong site": (
+        Plan, "_tables",
+        "tables.setdefault(site,", "tables.setdefault(sites[(site.index + 1) % len(sites)],"),
+    "first swap wins": (
+        Plan, "_tables", "in enumerate(self.swaps):", "in reversed([*enumerate(self.swaps)]):"),
+    "part ignored": (Plan, "_tables", "in swap.part if", 'in "kv" if'),
+    "keys scaled after their norm": (
+        JointAttention, "forward", "self.norm_added_k(", "1.5 * self.norm_added_k("),
+>>>>>>> main
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_audit_fails_every_fault(fault, dtype, monkeypatch):
-    """passed(engine), and not passed(engine with the fault); `require` says where."""
+    """The engine passes, and with the fault it does not.  `require` says where."""
     case = replace(rich_case(), pipeline=build_pipeline(qk_norm="rms_norm").to(dtype))
     run = partial(audited, case.pipeline, case.rows, case.plan, case.steps, case.guidance)
     run().require()
@@ -109,7 +127,7 @@ def test_the_audit_fails_every_fault(fault, dtype, monkeypatch):
 
 
 def test_what_the_audit_cannot_see_is_an_error(monkeypatch):
-    """A module of a site that never ran: PatchError that names it, not an audit of something else."""
+    """A module of a site that never ran is named by a PatchError, and nothing else is audited instead."""
     case = replace(fixed_case(), pipeline=build_pipeline(qk_norm="rms_norm"))
     plant(monkeypatch, JointAttention, "forward", "self.norm_added_k(", "(")
     with pytest.raises(PatchError, match=r"3 of \d+ modules never ran .*attn.norm_added_k"):
@@ -120,14 +138,16 @@ def test_what_the_audit_cannot_see_is_an_error(monkeypatch):
 
 
 def by_hand(q, k, v):
-    """softmax(q k^T / sqrt(D)) v as loops over Python's floats: lists (M, D), (N, D), (N, D) -> (M, D)."""
+    """softmax(q k^T / sqrt(D)) v as loops over Python's floats, lists (M, D), (N, D), (N, D) -> (M, D)."""
     made = []
     for query in q:
-        scores = [sum(a * b for a, b in zip(query, key)) / len(query) ** 0.5 for key in k]
+        scores = [
+            sum(a * b for a, b in zip(query, key, strict=True)) / len(query) ** 0.5 for key in k
+        ]
         weights = [math.exp(score - max(scores)) for score in scores]
         made.append(
             [
-                sum(w * value[d] for w, value in zip(weights, v)) / sum(weights)
+                sum(w * value[d] for w, value in zip(weights, v, strict=True)) / sum(weights)
                 for d in range(len(query))
             ]
         )
@@ -143,7 +163,10 @@ def kept(case, plan, site, step) -> tuple[Definition, object]:
 
 
 def test_the_replay_is_a_loop_by_hand():
-    """At site 1, step 1 of the fixed plan, head 1 of a and c reads the text of b: a loop over floats says the same."""
+    """A loop over floats says the same as the replay.
+
+    At site 1 and step 1 of the fixed plan, head 1 of a and c reads the text of b.
+    """
     case = fixed_case()
     definition, record = kept(case, case.plan, site=1, step=1)
     q, image_k, image_v = torch.cat(record.q, 2), record.k[0], record.v[0]
@@ -162,7 +185,10 @@ def test_the_replay_is_a_loop_by_hand():
 
 
 def test_the_record_is_what_the_model_computed():
-    """Text keys and values of a record are those `capture` keeps: (B, T, H D) = (B, H, T, D), bit for bit."""
+    """Text keys and values of a record are those that `capture` keeps.
+
+    (B, T, H D) = (B, H, T, D), bit for bit.
+    """
     case = fixed_case()
     with patching.capture(case.model, 2, rows=with_guidance(case.rows)) as cache:
         _, record = kept(case, case.plan, site=2, step=1)
@@ -175,7 +201,10 @@ def test_the_record_is_what_the_model_computed():
 
 @given(st.integers(0, 999))
 def test_the_floor_is_what_one_rounding_costs(seed):
-    """Scores, weights and output off by a share e each, up or down at random: |A' - A| <= floor e / u, to first order."""
+    """The floor bounds what one rounding of scores, weights and output costs.
+
+    Each is moved by a share e, up or down at random.  Then |A' - A| <= floor e / u to first order.
+    """
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (
         2 * torch.randn(1, 1, n, 4, generator=generator, dtype=torch.float64) for n in (3, 5, 5)
@@ -191,18 +220,37 @@ def test_the_floor_is_what_one_rounding_costs(seed):
 
 # --- verdicts and refusals
 
-CHECK = Check(0, 3, "site", 2, ("a/cond",), "float32", error=1.0, eager=1.0, sdpa=1.0, magnitude=4.0, effect=2.0,
-              floor=0.1)  # fmt: skip
+CHECK = Check(
+    0,
+    3,
+    "site",
+    2,
+    ("a/cond",),
+    "float32",
+    error=1.0,
+    eager=1.0,
+    sdpa=1.0,
+    magnitude=4.0,
+    effect=2.0,
+    floor=0.1,
+)
 VERDICTS = [  # dtype, eager, sdpa, floor, allowed
-    ("float32", 1.0, 0.5, 0.1, 1.1), ("float32", 0.5, 1.0, 0.1, 1.1), ("float64", 1.0, 1.0, 2.0, 2.0),
-    ("float32", 0.0, 0.0, 0.1, 0.1), ("bfloat16", 1.0, 2.0, 0.1, 1.0), ("float16", 3.0, 1.0, 0.1, 1.25),
+    ("float32", 1.0, 0.5, 0.1, 1.1),
+    ("float32", 0.5, 1.0, 0.1, 1.1),
+    ("float64", 1.0, 1.0, 2.0, 2.0),
+    ("float32", 0.0, 0.0, 0.1, 0.1),
+    ("bfloat16", 1.0, 2.0, 0.1, 1.0),
+    ("float16", 3.0, 1.0, 0.1, 1.25),
     ("bfloat16", 0.0, 0.0, 0.1, 0.1),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("dtype, eager, sdpa, floor, allowed", VERDICTS)
 def test_what_is_allowed(dtype, eager, sdpa, floor, allowed):
-    """max(floor, 1.1 max(eager, sdpa)), in half precision max(floor, min(eager, 1.25 sdpa)); NaN never passes."""
+    """max(floor, 1.1 max(eager, sdpa)) is allowed, in half precision max(floor, min(eager, 1.25 sdpa)).
+
+    NaN never passes.
+    """
     check = replace(
         CHECK, dtype=dtype, eager=eager, sdpa=sdpa, floor=floor, error=allowed * (1 - 1e-9)
     )
@@ -214,7 +262,10 @@ def test_what_is_allowed(dtype, eager, sdpa, floor, allowed):
 
 
 def test_a_report_is_readable_and_plain():
-    """One line per check under the titles, the verdict last; the JSON holds every figure and the verdict."""
+    """A report has one line per check under the titles, the verdict last.
+
+    Its JSON holds every figure and the verdict.
+    """
     report = AuditReport((CHECK, replace(CHECK, swap=None, error=1.2)))
     titles, good, bad, total = str(report).splitlines()
     assert (
@@ -254,15 +305,18 @@ def hurried(pipeline, rows, plan, *, steps, **options):
 
 
 REFUSED = [
-    (dict(plan=Plan()), "no swap"), (dict(at=[3]), r"steps \[3\]; this run has steps 0..2"), (dict(at=[]), "steps"),
-    (dict(sites=[7]), "no site index 7"), (dict(sample=halved), "ran on 4 rows at step 0, and 8"),
+    (dict(plan=Plan()), "no swap"),
+    (dict(at=[3]), r"steps \[3\]; this run has steps 0..2"),
+    (dict(at=[]), "steps"),
+    (dict(sites=[7]), "no site index 7"),
+    (dict(sample=halved), "ran on 4 rows at step 0, and 8"),
     (dict(sample=hurried, at=[0, 2]), r"never came to site and step \(0, 2\)"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("wrong, says", REFUSED, ids=[says for _, says in REFUSED])
 def test_what_cannot_be_audited_is_refused(wrong, says):
-    """No swap, no such site or step, a sampler that does not do as told: PatchError."""
+    """PatchError for no swap, no such site or step, and a sampler that does not do as told."""
     case = fixed_case()
     asked = (
         dict(
@@ -306,7 +360,7 @@ def loading(folder):
 )
 @pytest.mark.parametrize("together", [1, 4])
 def test_a_run_folder_is_audited(command, sites, steps, together, runs, monkeypatch):
-    """Every swapped site of the first pair at its telling steps, whether swaps are audited together or alone."""
+    """Every swapped site of the first pair is audited at its telling steps, together or alone."""
     monkeypatch.setattr("textpatch.auditing.finished.TOGETHER", together)
     report = audit_run(runs / command, load=loading(runs))
     report.require()
@@ -321,7 +375,7 @@ def test_a_run_folder_is_audited(command, sites, steps, together, runs, monkeypa
 
 
 def test_run_folders_that_cannot_be_audited(runs, tmp_path):
-    """Other weights, a run without a plan, a plan that is not the run's: PatchError."""
+    """PatchError for other weights, a run without a plan, and a plan that is not the run's."""
     with refused("was made with weights"):
         audit_run(runs / "edit", load=lambda name, dtype: (None, "0" * 64))
     with refused("a run of generate, which has no plan"):

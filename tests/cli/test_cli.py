@@ -81,12 +81,14 @@ def test_help_imports_nothing_heavy():
 
 @pytest.mark.parametrize("command", ["sites", "generate", "localize", "edit", "audit", "doctor"])
 def test_every_command_has_help(command, capsys):
-    """Each command explains itself."""
+    """Each command explains itself: how it is called, what it does, what it costs, and an example."""
     with pytest.raises(SystemExit) as left:
         cli.main([command, "--help"])
-    assert left.value.code == 0 and capsys.readouterr().out.startswith(
-        f"usage: textpatch {command}"
-    )
+    told = capsys.readouterr().out
+    assert left.value.code == 0 and told.startswith(f"usage: textpatch {command}")
+    assert "\nCost: " in told
+    _, examples = told.split("\nexamples:\n")
+    assert f"\n  textpatch {command}" in examples
 
 
 def test_the_version_is_told(capsys):
@@ -127,11 +129,19 @@ def test_sites_are_listed(model, capsys):
     ]
 
 
-@pytest.mark.parametrize("name, count, marked, shares", [
-    ("sdxl-base-1.0", 70, {"*55", "*56", "*57"}, "together 0.61% of the parameters, 0.61% in its"),
-    ("if-i-xl", 22, {"*17"}, "together 0.28% of the parameters, 0.21% in its"),
-    ("sd3-medium", 24, {"*10"}, "together 0.23% of the parameters, 0.23% in its"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, count, marked, shares",
+    [
+        (
+            "sdxl-base-1.0",
+            70,
+            {"*55", "*56", "*57"},
+            "together 0.61% of the parameters, 0.61% in its",
+        ),
+        ("if-i-xl", 22, {"*17"}, "together 0.28% of the parameters, 0.21% in its"),
+        ("sd3-medium", 24, {"*10"}, "together 0.23% of the parameters, 0.23% in its"),
+    ],
+)
 def test_the_papers_sites_are_marked(name, count, marked, shares, capsys):
     """Of the published sizes: the paper's sites and shares, in its convention beside the true one."""
     _, rows, below = listed(capsys, name)
@@ -437,7 +447,9 @@ def test_options_that_would_be_ignored_are_refused(model, here, capfd):
 
 
 def test_doctor_says_what_files_are(tmp_path, capsys):
-    """A file, a component's folder and a pipeline's: what each is, how it differs, and which numbers are none."""
+    """A file, a component's folder and a pipeline's: what each is, how it differs, and which
+    numbers are none.
+    """
     from support.small_denoisers import small
 
     state = small("SDXL").state_dict()
@@ -481,7 +493,9 @@ def run_of(command: str, model: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("command", ["edit", "localize"])
 def test_a_finished_run_is_audited(command, model, tmp_path, capsys, monkeypatch):
-    """Every check of a run passes; with K and V of another row in the attention, exit code 2 and which check."""
+    """Every check of a run passes; with K and V of another row in the attention, exit code 2 and
+    which check.
+    """
     folder = run_of(command, model, tmp_path / "run")
     assert cli.main(["audit", folder, "--model", model]) == 0
     assert "checks passed" in capsys.readouterr().out

@@ -1,4 +1,6 @@
-"""What doctor says of folders: whole, lacking a part, with a part that leads out, with numbers that are none."""
+"""What doctor says of folders: whole, lacking a part, with a part that leads out, with numbers that
+are none.
+"""
 
 import json
 import shutil
@@ -74,7 +76,9 @@ LACKING = {
 
 @pytest.mark.parametrize("name", LACKING)
 def test_what_is_missing_is_said(theirs, name, capsys):
-    """Without a part that the index names, or its configuration or weights, that part and no other is unusable: exit 2."""
+    """Without a part that the index names, or its configuration or weights, that part and no other
+    is unusable: exit 2.
+    """
     remove, says = LACKING[name]
     remove(theirs / name)
     part, found = name.split("/")[0], said(theirs)
@@ -90,7 +94,9 @@ def test_what_is_missing_is_said(theirs, name, capsys):
 
 @pytest.mark.parametrize("name", ["transformer", "text_encoder", T5, "tokenizer_3", "scheduler"])
 def test_what_leads_out_is_said(theirs, name):
-    """Of a part, or its weights, that is a link out of the folder the reason is said for which `load` refuses it."""
+    """Of a part, or its weights, that is a link out of the folder the reason is said for which
+    `load` refuses it.
+    """
     linked_out(theirs, name)
     assert (
         f"{UNUSABLE} {theirs / name} leads out of its folder"
@@ -107,7 +113,10 @@ def test_a_whole_file_beside_shards_is_said(theirs):
     (theirs / "text_encoder_3/model.safetensors.index.json").write_text(
         json.dumps({"weight_map": shards})
     )
-    says = "holds 'model.safetensors' and the shards of 'model.safetensors.index.json', and nothing says which"
+    says = (
+        "holds 'model.safetensors' and the shards of 'model.safetensors.index.json', "
+        "and nothing says which"
+    )
     assert says in said(theirs)["text_encoder_3"][-1] and said(theirs)["text_encoder_3"][
         -1
     ].startswith(UNUSABLE)
@@ -129,7 +138,9 @@ def test_what_load_does_not_read_need_not_be_there(theirs):
 
 
 def test_one_of_ours_is_scanned_when_asked(ours):
-    """A letter's embedding that is no number: the model runs without that letter, and --scan names the tensor."""
+    """A letter's embedding that is no number: the model runs without that letter, and --scan names
+    the tensor.
+    """
     tensors = load_file(ours / T5)
     tensors["shared.weight"][-1] = torch.nan
     save_file(tensors, ours / T5)

@@ -1,4 +1,6 @@
-"""Every command that README.md or --help shows is carried out, as it stands there but for its places and its size."""
+"""Every command that README.md or --help shows is carried out, as it stands there but for its
+places and its size.
+"""
 
 import shlex
 import shutil
@@ -29,13 +31,17 @@ def places(tmp_path_factory):
     for path in write(here / "glyph", sentences=GLYPH).glob("text_prompts/raw/SimpleBench/*.txt"):
         path.write_text(path.read_text().upper())  # the small model's alphabet
     return here, {
-        "/models/stable-diffusion-xl-base-1.0": small, "MODEL": small, "GlyphControl-release": str(here / "glyph"),
+        "/models/stable-diffusion-xl-base-1.0": small,
+        "MODEL": small,
+        "GlyphControl-release": str(here / "glyph"),
         "/models/sd_xl_base_1.0.safetensors": str(file),
-    }  # fmt: skip
+    }
 
 
 def smaller(words: list[str]) -> list[str]:
-    """The same request for a pair, or the two that a search needs, one seed, and the steps up to the first patched one."""
+    """The same request for a pair, or the two that a search needs, one seed, and the steps up to
+    the first patched one.
+    """
     screened = {"--mode", "--what"} & set(words)
     fewer, made = {"--pairs": "2" if screened else "1", "--seeds": "1", "--seed": "1"}, list(words)
     for option in fewer.keys() & set(words):

@@ -1,4 +1,6 @@
-"""How commands end: exit codes, one line on stderr, a full disk, a reader that went away, imports that break."""
+"""How commands end: exit codes, one line on stderr, a full disk, a reader that went away, imports
+that break.
+"""
 
 import os
 import signal
@@ -32,18 +34,28 @@ def raising(error):
 
 
 ENDS = {
-    PatchError("a"): (2, "a"), WeightsError("b", "c"): (2, "b"), StoreError("d"): (2, "d"), DiskError("e"): (74, "e"),
-    KeyboardInterrupt(): (130, "interrupted"), KeyboardInterrupt("some is there"): (130, "interrupted; some is there"),
-    TypeError("f"): (1, "unexpected TypeError: f; a fault of textpatch, --debug shows where: please report it"),
-    MemoryError(): (1, "unexpected MemoryError: ; a fault"), PatchError("a\nb\x1b[2J\u202e\x00\x9b"): (2, r"a\nb\x1b[2J\u202e\x00\x9b"),
+    PatchError("a"): (2, "a"),
+    WeightsError("b", "c"): (2, "b"),
+    StoreError("d"): (2, "d"),
+    DiskError("e"): (74, "e"),
+    KeyboardInterrupt(): (130, "interrupted"),
+    KeyboardInterrupt("some is there"): (130, "interrupted; some is there"),
+    TypeError("f"): (
+        1,
+        "unexpected TypeError: f; a fault of textpatch, --debug shows where: please report it",
+    ),
+    MemoryError(): (1, "unexpected MemoryError: ; a fault"),
+    PatchError("a\nb\x1b[2J\u202e\x00\x9b"): (2, r"a\nb\x1b[2J\u202e\x00\x9b"),
     OSError(28, "No space left"): (1, "unexpected OSError: [Errno 28] No space left"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.parametrize("error", ENDS, ids=repr)
 def test_every_end_has_a_code_and_a_line(error, debug, capfd):
-    """Whatever is raised: its code and one line, with the traceback before it if and only if debug was asked for."""
+    """Whatever is raised: its code and one line, with the traceback before it if and only if debug
+    was asked for.
+    """
     code, says = ENDS[error]
     assert guarded(raising(error), debug=debug) == code
     out, err = capfd.readouterr()
@@ -54,12 +66,16 @@ def test_every_end_has_a_code_and_a_line(error, debug, capfd):
 
 @given(st.text(st.characters()))
 def test_a_line_is_a_line(text):
-    """No text moves the cursor, ends the line or turns the direction of writing; printable ones are as they were."""
+    """No text moves the cursor, ends the line or turns the direction of writing; printable ones are
+    as they were.
+    """
     assert printable(text).isprintable() and (printable(text) == text or not text.isprintable())
 
 
 def test_planted_raw_text_is_noticed(monkeypatch, capfd):
-    """Fault: what a message quotes is written as it is. Then an escape sequence of a file's name reaches the terminal."""
+    """Fault: what a message quotes is written as it is. Then an escape sequence of a file's name
+    reaches the terminal.
+    """
     monkeypatch.setattr("textpatch.exits.printable", str)
     error = next(error for error in ENDS if "\x1b" in str(error))
     with pytest.raises(AssertionError):
@@ -86,9 +102,8 @@ def limited(size: int, command: list[str]) -> tuple[int, str]:
 
     def work():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-        sys.stderr = open(writing, "w")
-        code = cli.main(command)
-        sys.stderr.flush()
+        with open(writing, "w") as sys.stderr:
+            code = cli.main(command)
         os._exit(code)
 
     child = fork(work)
@@ -100,7 +115,9 @@ def limited(size: int, command: list[str]) -> tuple[int, str]:
 
 @pytest.mark.skipif(os.name != "posix", reason="resource limits")
 def test_a_disk_that_is_full_at_any_point(model, tmp_path, monkeypatch):
-    """No file may grow beyond some size: code 74, the file, the reason and the space left; then it goes on to the same files."""
+    """No file may grow beyond some size: code 74, the file, the reason and the space left; then it
+    goes on to the same files.
+    """
     monkeypatch.chdir(tmp_path)
     command = ["localize", model, "--pairs", "1", "--steps", "1", "--sites", "0"]
     assert cli.main([*command, "--out", "whole"]) == 0
@@ -121,10 +138,13 @@ def test_a_disk_that_is_full_at_any_point(model, tmp_path, monkeypatch):
 # --- optional packages that are there and broken
 
 STUBS = {
-    "torchvision": 'raise RuntimeError("operator torchvision::nms does not exist")', "peft": 'raise RuntimeError("peft is broken")',
-    "matplotlib": 'raise RuntimeError("matplotlib is broken")', "diffusers": 'raise ValueError("diffusers is broken")',
-    "accelerate": 'raise AttributeError("accelerate is broken")', "triton": 'raise OSError("libtriton is broken")',
-}  # fmt: skip
+    "torchvision": 'raise RuntimeError("operator torchvision::nms does not exist")',
+    "peft": 'raise RuntimeError("peft is broken")',
+    "matplotlib": 'raise RuntimeError("matplotlib is broken")',
+    "diffusers": 'raise ValueError("diffusers is broken")',
+    "accelerate": 'raise AttributeError("accelerate is broken")',
+    "triton": 'raise OSError("libtriton is broken")',
+}
 WORKS = """
 import sys
 import torch
@@ -132,7 +152,9 @@ from textpatch import Plan, Swap, capture, find_sites, patch, segment_attention
 x = torch.ones(1, 2, 3, 8)
 assert torch.allclose(segment_attention((x, None), (x, x), (x, x))[0], x)
 from textpatch.cli import main
-sys.exit(10 * main(["doctor", sys.argv[1]]) + main(["generate", sys.argv[1], sys.argv[2], "--steps", "1", "--out", "run"]))
+examined = main(["doctor", sys.argv[1]])
+drawn = main(["generate", sys.argv[1], sys.argv[2], "--steps", "1", "--out", "run"])
+sys.exit(10 * examined + drawn)
 """
 TRANSFORMERS = [
     "torchvision",
@@ -142,7 +164,8 @@ TRANSFORMERS = [
 
 
 def test_broken_packages_are_explained(model, tmp_path, long):
-    """With packages that raise on import the core works and doctor names them; so does everything that needs no transformers.
+    """With packages that raise on import the core works and doctor names them; so does everything
+    that needs no transformers.
 
     Where transformers breaks with them, the one line on stderr names them, too.  --long: one by one.
     """
@@ -183,7 +206,8 @@ def test_broken_packages_are_explained(model, tmp_path, long):
 LIGHT = """
 import sys
 import {}
-sys.stdout.write(" ".join(sorted({{*sys.modules}} & {{"torch", "transformers", "numpy", "matplotlib", "diffusers", "PIL"}})))
+heavy = {{"torch", "transformers", "numpy", "matplotlib", "diffusers", "PIL"}}
+sys.stdout.write(" ".join(sorted({{*sys.modules}} & heavy)))
 """
 
 
@@ -208,7 +232,9 @@ def test_what_is_light_stays_light(module, heavy):
 
 
 def test_ctrl_c_at_any_time(model, tmp_path, long):
-    """SIGINT at random times, importing included: 130 and one line, or done before it; what is left can be resumed (--long: 20)."""
+    """SIGINT at random times, importing included: 130 and one line, or done before it; what is left
+    can be resumed (--long: 20).
+    """
     command = [
         *COMMAND,
         "localize",
@@ -229,7 +255,7 @@ def test_ctrl_c_at_any_time(model, tmp_path, long):
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
         err = process.communicate(timeout=60)[1]
-        # minus SIGINT, which a shell shows as 130, too: CPython's end after a Ctrl-C within an exec of some import
+        # minus SIGINT, which a shell shows as 130, too, is CPython's end after a Ctrl-C in an import
         code = 130 if process.returncode == -signal.SIGINT else process.returncode
         there = f"; what is finished is in {tmp_path / 'run'}; the same command goes on where it stopped"
         assert (code, err) in [

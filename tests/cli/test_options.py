@@ -1,4 +1,6 @@
-"""Options of the command line: what is asked about, of pictures of which size, and what may differ from a stored run."""
+"""Options of the command line: what is asked about, of pictures of which size, and what may differ
+from a stored run.
+"""
 
 import re
 import shlex
@@ -68,7 +70,9 @@ EXAMPLES = [shlex.split(line)[1:] for line in cli.EXAMPLES.splitlines()[1:]]
 
 
 def test_the_example_of_what_finds_the_site(here, capfd):
-    """As --help shows it: site 1 of tiny-mmdit carries the style; table, report and audit are of the style."""
+    """As --help shows it: site 1 of tiny-mmdit carries the style; table, report and audit are of
+    the style.
+    """
     (example,) = [words for words in EXAMPLES if "--what" in words]
     assert cli.main([*example, "--out", "run"]) == 0
     assert "Site 1 (transformer_blocks.1.attn) carries the style." in capfd.readouterr().out
@@ -77,7 +81,7 @@ def test_the_example_of_what_finds_the_site(here, capfd):
         result["what"] == request["what"] == "style"
         and result["ocr"]["engine"] == "nearest drawing"
     )
-    pairs = attribute_pairs("style", 2)
+    pairs = attribute_pairs("style", 4)
     assert request["pairs"] == [[pair.source, pair.target] for pair in pairs]
     assert [(p["word"], p["target_word"]) for p in result["pairs_list"]] == [
         pair.words for pair in pairs
@@ -96,12 +100,27 @@ def test_the_example_of_what_finds_the_site(here, capfd):
 
 
 def test_a_word_is_what_it_was(model, here, capfd):
-    """--what word is the default: the same folder, whose request has the entries it had before there was a choice."""
+    """--what word is the default: the same folder, whose request has the entries it had before
+    there was a choice.
+    """
     command = ["localize", model, "--pairs", "1", "--steps", "1"]
     assert cli.main(command) == 0 and cli.main([*command, "--what", "word"]) == 0
     (folder,) = (here / "runs").iterdir()
-    assert request_of(folder).keys() == {"model", "weights", "dtype", "command", "pairs", "seeds", "sites", "sets", "steps",
-                                         "guidance", "start", "branch", "ocr"}  # fmt: skip
+    assert request_of(folder).keys() == {
+        "model",
+        "weights",
+        "dtype",
+        "command",
+        "pairs",
+        "seeds",
+        "sites",
+        "sets",
+        "steps",
+        "guidance",
+        "start",
+        "branch",
+        "ocr",
+    }
     assert "what" not in read_json(folder / "results.json")
 
 
@@ -118,10 +137,22 @@ def test_help_names_every_attribute_and_model(capsys):
     )
 
 
-@pytest.mark.parametrize("beside", [["--prompts", "pairs.tsv"], ["--bench", "simple"], ["--limit", "0"], ["--strict"],
-                                    ["--same-scene"], ["--mode", "contribution"]], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize(
+    "beside",
+    [
+        ["--prompts", "pairs.tsv"],
+        ["--bench", "simple"],
+        ["--limit", "0"],
+        ["--strict"],
+        ["--same-scene"],
+        ["--mode", "contribution"],
+    ],
+    ids=" ".join,
+)
 def test_options_for_words_are_refused_beside_another_attribute(beside, model, here, capfd):
-    """They would have no effect on pairs that differ in a colour: one line that names both, nothing written."""
+    """They would have no effect on pairs that differ in a colour: one line that names both, nothing
+    written.
+    """
     option = "--mode contribution" if "--mode" in beside else beside[0]
     refused(
         here,
@@ -149,7 +180,9 @@ def test_attributes_that_cannot_be_asked_about(model, here, capfd):
 
 
 def test_words_that_the_reader_cannot_spell(model, here, capfd, monkeypatch):
-    """Refused in one line before the run folder is opened; the reader's alphabet is that of the words asked for."""
+    """Refused in one line before the run folder is opened; the reader's alphabet is that of the
+    words asked for.
+    """
     monkeypatch.setattr(metrics, "alphabet_of", lambda words: asked.extend(words) or "XYZ")
     monkeypatch.setattr(metrics.Tesseract, "self_test", lambda self: None)
     asked = []
@@ -167,7 +200,9 @@ def test_words_that_the_reader_cannot_spell(model, here, capfd, monkeypatch):
 
 
 def test_pictures_of_another_size(model, here, capfd):
-    """generate --height H --width W = the pipeline at that size, bit for bit; the request holds what was given alone."""
+    """generate --height H --width W = the pipeline at that size, bit for bit; the request holds
+    what was given alone.
+    """
     command = ["generate", model, SOURCE, "--seed", "3"]
     assert cli.main([*command, "--out", "own"]) == 0
     assert cli.main([*command, "--height", "64", "--width", "48", "--out", "both"]) == 0
@@ -194,7 +229,9 @@ RUNS = {
 
 @pytest.mark.parametrize("command", RUNS)
 def test_swaps_at_another_size_are_audited_there(command, model, here, monkeypatch, capfd):
-    """All pictures of a run have the size asked for, and its audit calls the denoiser on latents of that size alone."""
+    """All pictures of a run have the size asked for, and its audit calls the denoiser on latents of
+    that size alone.
+    """
     assert (
         cli.main(
             [command, model, *RUNS[command], "--height", "64", "--width", "48", "--out", "run"]
@@ -212,10 +249,16 @@ def test_swaps_at_another_size_are_audited_there(command, model, here, monkeypat
     assert {tuple(pipeline.noise([0]).shape) for pipeline in seen} == {(1, 3, 64, 48)}
 
 
-@pytest.mark.parametrize("size, says", [
-    (["--height", "33"], "do not divide into patches of 4x4"), (["--height", "4000"], "position table holds 24x24"),
-    (["--width", "0"], "give a height and a width of 1 or more"), (["--width", "-4"], "give a height and a width of 1 or more"),
-], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize(
+    "size, says",
+    [
+        (["--height", "33"], "do not divide into patches of 4x4"),
+        (["--height", "4000"], "position table holds 24x24"),
+        (["--width", "0"], "give a height and a width of 1 or more"),
+        (["--width", "-4"], "give a height and a width of 1 or more"),
+    ],
+    ids=" ".join,
+)
 @pytest.mark.parametrize("command", ["generate", *RUNS])
 def test_sizes_that_a_model_cannot_take(command, size, says, model, here, capfd):
     """Refused by every command before it makes a picture or a folder."""
@@ -284,7 +327,9 @@ def test_the_own_size_is_the_model_itself():
 
 @pytest.mark.parametrize("command", ["generate", "edit"])
 def test_what_is_made_anew_is_not_gone_on_with(command, model, here, capfd):
-    """generate and edit make all their pictures each time: another request in a run's folder is refused, --allow is no option."""
+    """generate and edit make all their pictures each time: another request in a run's folder is
+    refused, --allow is no option.
+    """
     asked = [command, model, *RUNS.get(command, [SOURCE]), "--out", "run"]
     assert cli.main(asked) == 0
     before = {path: path.read_bytes() for path in (here / "run").rglob("*") if path.is_file()}
@@ -316,7 +361,9 @@ def test_allowing_in_a_new_folder_is_refused(model, here, capfd):
 
 
 def test_allowing_needs_a_stored_request(tmp_path):
-    """The same of a run folder opened in Python: a new one, an empty one, one of other things; then of a stored one it may."""
+    """The same of a run folder opened in Python: a new one, an empty one, one of other things; then
+    of a stored one it may.
+    """
     asked = {"request": {"steps": 1}}
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
@@ -336,6 +383,8 @@ def test_allowing_needs_a_stored_request(tmp_path):
 
 @pytest.mark.parametrize("command", ["generate", *RUNS])
 def test_a_guidance_without_effect_is_refused(command, model, here, capfd):
-    """Guidance 0 is the unconditional prediction alone: one line that says so and what to give, nothing written."""
+    """Guidance 0 is the unconditional prediction alone: one line that says so and what to give,
+    nothing written.
+    """
     asked = [command, model, *RUNS.get(command, [SOURCE]), "--guidance", "0"]
     refused(here, capfd, asked, "guidance 0", "the prompt has no effect", "give 1 for no guidance")

@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 from textpatch import cli
+from textpatch.cli import parser
 
 REQUIRED = {
     "sites": [],
@@ -109,16 +110,16 @@ def test_the_same_value_twice(named):
 
 def test_a_default_is_not_given():
     """What is given takes the place of the default, equal to it or not, and a second command starts anew."""
-    parser = cli.command_parser()
+    commands = cli.command_parser()
     for seeds in (["0"], ["5", "6"]):
-        options = parser.parse_args(["generate", "MODEL", "PROMPT", "--seed", *seeds])
+        options = commands.parse_args(["generate", "MODEL", "PROMPT", "--seed", *seeds])
         assert options.seed == list(map(int, seeds))
-    assert parser.parse_args(["generate", "MODEL", "PROMPT"]).seed == [0]
+    assert commands.parse_args(["generate", "MODEL", "PROMPT"]).seed == [0]
 
 
 def test_planted_last_one_wins(monkeypatch, capsys):
     """Fault: argparse's own action, which keeps the last value alone."""
-    monkeypatch.setattr(cli, "Given", argparse._StoreAction)
+    monkeypatch.setattr(parser, "Given", argparse._StoreAction)
     for named in ("localize --seeds", "localize --keep"):
         with pytest.raises((AssertionError, pytest.fail.Exception)):
             test_given_twice(named, capsys)

@@ -30,8 +30,14 @@ def on_a_terminal(columns: int, command: list[str], cwd) -> str:
     environment = {
         name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")
     }
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=cwd,
-                               env=environment | {"TQDM_MININTERVAL": "0", "OMP_NUM_THREADS": "1"})  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=cwd,
+        env=environment | {"TQDM_MININTERVAL": "0", "OMP_NUM_THREADS": "1"},
+    )
     os.close(theirs)
     written = b""
     with contextlib.suppress(OSError):  # the end of a terminal
@@ -77,7 +83,9 @@ def seen(request, model, tmp_path_factory):
 
 
 def test_a_phase_is_one_line_with_its_end(seen):
-    """The first phase's line counts all pairs and says how long they still take; each phase has one line of its own."""
+    """The first phase's line counts all pairs and says how long they still take; each phase has one
+    line of its own.
+    """
     width, written = seen
     states = bars(written)
     phases = list(dict.fromkeys(state.partition(":")[0] for state in states))

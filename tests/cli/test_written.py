@@ -1,7 +1,9 @@
-"""What each command writes, held to a golden file: whoever reads a run folder by a script finds what was there before.
+"""What each command writes, held to a golden file: whoever reads a run folder by a script finds
+what was there before.
 
-tests/golden/written.json holds, by command and file, every key path and the types seen under it: `[]` is any place of a
-list, `#` any number in a name.  A path more or less is a change of the format and wants a line in golden/written.json:
+tests/golden/written.json holds, by command and file, every key path and the types seen under it:
+`[]` is any place of a list, `#` any number in a name. A path more or less is a change of the format
+and wants a line in golden/written.json:
 
     PYTHONPATH=tests python tests/cli/test_written.py
 """
@@ -30,10 +32,19 @@ COMMANDS = {
     "generate": ["generate", *SHORT, SOURCE, "--negative", "a blue wall", "--guidance", "2"],
     "edit": ["edit", *SHORT, *PAIR],
     "localize": ["localize", *SHORT, "--pairs", "2", "--starts", "--heads"],
-    "localize --mode contribution": ["localize", *SHORT, "--pairs", "2", "--mode", "contribution", "--first", "2"],
+    "localize --mode contribution": [
+        "localize",
+        *SHORT,
+        "--pairs",
+        "2",
+        "--mode",
+        "contribution",
+        "--first",
+        "2",
+    ],
     "audit": ["audit", "edit"],
     "sites": ["sites", "planted-mmdit"],
-}  # fmt: skip
+}
 
 
 def schema(value, path: str = "", found: dict | None = None) -> dict[str, set[str]]:
@@ -104,7 +115,9 @@ def made(tmp_path_factory):
 
 
 def hold(found: dict, golden: dict) -> None:
-    """The same paths; of types none that was not there: whether a mean is infinite, None, is for the pictures to say."""
+    """The same paths; of types none that was not there: whether a mean is infinite, None, is for
+    the pictures to say.
+    """
     assert found.keys() == golden.keys()
     for file, paths in found.items():
         if isinstance(paths, list):
@@ -130,8 +143,14 @@ def test_the_golden_file_is_of_these_commands():
     assert list(json.loads(GOLDEN.read_text())) == list(COMMANDS)
 
 
-@pytest.mark.parametrize("old, new", [
-    ('"plan_sha256": made.plan.sha256, ', ""), ('"schema_version": 1', '"schema_version": "1"'), ('"results.json"', '"result.json"')])  # fmt: skip
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ('"plan_sha256": made.plan.sha256, ', ""),
+        ('"schema_version": 1', '"schema_version": "1"'),
+        ('"results.json"', '"result.json"'),
+    ],
+)
 def test_planted_another_format_is_noticed(old, new, tmp_path, monkeypatch):
     """Fault: a key left out, a number as a string, another file's name."""
     monkeypatch.chdir(tmp_path)

@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from support import laws
 from support.strategies import attentions, make_attention
 from textpatch import attention
+from textpatch import slots as tables_of_slots
 from textpatch.attention import (
     attention_reference,
     gather_text,
@@ -191,7 +192,7 @@ def test_the_op_is_left_out_where_nobody_watches(monkeypatch):
             )
 
     plain, watched = attend(case.q[1]), attend(case.q[1].clone().requires_grad_())
-    assert all(torch.equal(a, b) for a, b in zip(plain, watched)) and len(called) == 1
+    assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True)) and len(called) == 1
     with torch.no_grad():
         attend(case.q[1].clone().requires_grad_())
     assert len(called) == 1
@@ -215,7 +216,7 @@ def test_one_graph_for_every_table():
     leaves = inputs(case, grad=True)
 
     def loss(slots, slots_v):
-        pairs = zip(leaves[::2], leaves[1::2])
+        pairs = zip(leaves[::2], leaves[1::2], strict=True)
         return sum(x.sin().sum() for x in segment_attention(*pairs, slots_k=slots, slots_v=slots_v))
 
     counter = CompileCounterWithBackend("aot_eager")
@@ -228,14 +229,16 @@ def test_one_graph_for_every_table():
         case.slots.masked_fill(case.slots % 2 == 0, -1),
     ]
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for slots, slots_v in zip(tables, reversed(tables)):
+        for slots, slots_v in zip(tables, reversed(tables), strict=True):
             made = [torch.autograd.grad(f(slots, slots_v), leaves) for f in (fast, loss)]
-            assert all(laws.close(a, b) for a, b in zip(*made))
+            assert all(laws.close(a, b) for a, b in zip(*made, strict=True))
     assert counter.frame_count == 1
 
 
 def test_one_graph_for_every_size():
-    """Compiled with dynamic shapes: other numbers of rows, tokens and heads of a table are checked and run, too."""
+    """Compiled with dynamic shapes: other numbers of rows, tokens and heads of a table are checked and
+    run, too.
+    """
     torch._dynamo.reset()
     fast = torch.compile(segment_attention, backend="eager", fullgraph=True, dynamic=True)
     for rows, image, tokens in ((2, 5, 3), (3, 6, 4), (4, 7, 5)):
@@ -246,7 +249,7 @@ def test_one_graph_for_every_size():
             made = [
                 f(case.q, case.k, case.v, slots_k=case.slots) for f in (fast, segment_attention)
             ]
-            assert all(torch.equal(a, b) for a, b in zip(*made))
+            assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
 
 
 def test_the_backend_asked_for():
@@ -269,7 +272,9 @@ def test_the_backend_asked_for():
     ("reference", None), (None, "reference"), ("sdpa", "reference"), ("reference", "sdpa"),
 ])  # fmt: skip
 def test_the_backend_is_kept_for_the_backward(asked, backend, monkeypatch):
-    """Gradients are made by the backend of the forward, also after `use_backend` ends and in a thread that never saw it."""
+    """Gradients are made by the backend of the forward, also after `use_backend` ends and in a thread
+    that never saw it.
+    """
     case, seen = make_attention(), []
     for name, attend in list(attention.EAGER.items()):
         spy = lambda *args, name=name, attend=attend: seen.append(name) or attend(*args)  # noqa: E731
@@ -288,7 +293,9 @@ def test_the_backend_is_kept_for_the_backward(asked, backend, monkeypatch):
 
 
 def test_the_backend_chosen(monkeypatch):
-    """sdpa, unless a table is read on a GPU measured faster with the kernels, which must also be able to run."""
+    """sdpa, unless a table is read on a GPU measured faster with the kernels, which must also be able to
+    run.
+    """
     gpu = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", {gpu.device: "Measured GPU"}.get)
     monkeypatch.setattr(attention, "available", lambda q: q is gpu)
@@ -360,31 +367,41 @@ def test_what_does_not_fit_is_refused(message):
 
 
 def test_a_table_is_looked_into_once(monkeypatch):
-    """Asked again only after a write, for a bank of another size, or of a table whose writes torch does not count."""
-    looks, look = [], attention._look
-    monkeypatch.setattr(attention, "_look", lambda *args: looks.append(args[1]) or look(*args))
+    """Asked again only after a write, for a bank of another size, or of a table whose writes torch does
+    not count.
+    """
+    looks = []
+    look = tables_of_slots._look
+    monkeypatch.setattr(
+        tables_of_slots, "_look", lambda *args: looks.append(args[1]) or look(*args)
+    )
     table = row_slots(torch.tensor([0, 1]), 3)
-    assert [attention._look_once(table, 6) for _ in range(3)] == [(False, False)] * 3 and looks == [
-        6
-    ]
+    assert [tables_of_slots._look_once(table, 6) for _ in range(3)] == [
+        (False, False)
+    ] * 3 and looks == [6]
     with pytest.raises(PatchError, match="slot 5 is outside the bank, whose slots are 0..4"):
-        attention._look_once(table, 5)
+        tables_of_slots._look_once(table, 5)
     table[0, 0, 0] = -1
-    assert [attention._look_once(table, 6) for _ in range(2)] == [(True, False)] * 2 and looks == [
+    assert [tables_of_slots._look_once(table, 6) for _ in range(2)] == [
+        (True, False)
+    ] * 2 and looks == [
         6,
         5,
         6,
     ]
     with torch.inference_mode():
         uncounted = table + 0
-    assert attention._look_once(uncounted, 6) == (True, False)
+    assert tables_of_slots._look_once(uncounted, 6) == (True, False)
     with torch.inference_mode():
         uncounted.fill_(-1)
-    assert attention._look_once(uncounted, 6) == (True, True)
+    assert tables_of_slots._look_once(uncounted, 6) == (True, True)
 
 
 def test_autocast():
-    """Under autocast queries and keys of two dtypes meet in autocast's, as in torch's own attention; the log sum exp is wide."""
+    """Under autocast queries and keys of two dtypes meet in autocast's, as in torch's own attention.
+
+    The log sum exp is wide.
+    """
     case = make_attention()
     q, k, v = ([x.float() for x in pair] for pair in (case.q, case.k, case.v))
     with torch.autocast("cpu", torch.bfloat16):
@@ -398,7 +415,9 @@ def test_autocast():
 
 
 def test_autocast_leaves_float64():
-    """Under autocast float64 stays float64, of the bits it has without, as in torch's scaled_dot_product_attention."""
+    """Under autocast float64 stays float64, of the bits it has without, as in torch's
+    scaled_dot_product_attention.
+    """
     case = make_attention()
     k, v = (gather_text(x[1], case.slots) for x in (case.k, case.v))
     text = (case.q[0], None), (None, case.k[1]), (None, case.v[1])

@@ -37,7 +37,7 @@ def seen(*lengths: int) -> torch.Tensor:
     return torch.arange(5) < torch.tensor(lengths)[:, None]
 
 
-def captured(model, inputs, sites="all", rows="ab"):
+def captured(model, inputs, sites="all", rows=("a", "b")):
     with capture(model, sites, rows=rows) as cache:
         call(model, inputs)
     return cache
@@ -58,7 +58,10 @@ def twins(diffusers, name: str):
 @pytest.mark.parametrize("lengths", [(3, 3), (5, 5)])
 @pytest.mark.parametrize("name", MASKS)
 def test_a_row_reads_another_through_an_equal_mask(diffusers, name, lengths):
-    """All sites of a row patched = the donor's output (5e-6), which is not its own; a mask of ones is as none."""
+    """All sites of a row patched = the donor's output (5e-6), which is not its own.
+
+    A mask of ones is as none.
+    """
     model, inputs = twins(diffusers, name)
     masked = inputs | {MASKS[name]: seen(*lengths)}
     cache = captured(model, masked)
@@ -75,11 +78,16 @@ UNEQUAL = {(3, 5): "hides nothing", (5, 3): "hides 2 of 5 tokens", (4, 3): "hide
 @pytest.mark.parametrize("lengths", UNEQUAL)
 @pytest.mark.parametrize("name", MASKS)
 def test_a_donor_whose_mask_differs_is_refused(diffusers, name, lengths):
-    """Texts that are longer, shorter, and padded to a third length: PatchError with both masks, for K and V alone too."""
+    """Texts that are longer, shorter, and padded to a third length: PatchError with both masks, for K and
+    V alone too.
+    """
     model, inputs = twins(diffusers, name)
     inputs[MASKS[name]] = seen(*lengths)
     cache = captured(model, inputs)
-    says = rf"mask of row \('b',\) {UNEQUAL[lengths]} at step 0, and '{MASKS[name]}' of batch row 0, which reads it"
+    says = (
+        rf"mask of row \('b',\) {UNEQUAL[lengths]} at step 0, "
+        rf"and '{MASKS[name]}' of batch row 0, which reads it"
+    )
     for part in ("k", "v"):
         with (
             pytest.raises(PatchError, match=says),
@@ -96,18 +104,22 @@ def test_tokens_that_both_masks_show_may_be_read(diffusers):
     with patch(model, cache, "all", rows=["b", None], tokens=[0, 2]):
         patched = call(model, inputs)
     assert not torch.equal(patched[0], call(model, inputs)[0])
-    with pytest.raises(PatchError, match="hides nothing"):
-        with patch(model, cache, "all", rows=["b", None], tokens=[2, 3]):
-            call(model, inputs)
+    with (
+        pytest.raises(PatchError, match="hides nothing"),
+        patch(model, cache, "all", rows=["b", None], tokens=[2, 3]),
+    ):
+        call(model, inputs)
 
 
 @pytest.mark.parametrize(
     "step, outcome", [(0, nullcontext()), (1, pytest.raises(PatchError, match="at step 1"))]
 )
 def test_masks_are_those_of_each_call(diffusers, step, outcome):
-    """A donor unmasked in step 0 and masked in step 1: a reader that is never masked may read step 0 alone."""
+    """A donor unmasked in step 0 and masked in step 1: a reader that is never masked may read step 0
+    alone.
+    """
     model, inputs = foreign(diffusers, "pixart")
-    with capture(model, "all", rows="ab") as cache:
+    with capture(model, "all", rows=["a", "b"]) as cache:
         call(model, inputs)
         call(model, inputs, encoder_attention_mask=seen(5, 2))
     assert {(step, row) for _, step, row, part in cache if part == "mask"} == {(1, ("b",))}
@@ -135,7 +147,10 @@ def test_masks_are_kept_with_the_cache(diffusers):
 
 @pytest.mark.parametrize("name", STATIC)
 def test_an_injected_text_is_masked_as_the_batch(diffusers, name):
-    """Text and mask of the batch injected = a batch of that text; with another mask, or none, PatchError with both."""
+    """Text and mask of the batch injected = a batch of that text.
+
+    With another mask, or none, PatchError with both.
+    """
     model, inputs = foreign(diffusers, name)
     text = inputs["encoder_hidden_states"].flip(0)
     inputs[MASKS[name]] = seen(3, 3)
@@ -157,9 +172,11 @@ def test_a_mask_is_injected_where_there_is_one(diffusers):
     """The mask of a text for sites that name none: PatchError."""
     model, _ = foreign(diffusers, "pixart")
     unmasked = find_sites(model, [SiteSpec("transformer_blocks.*.attn2", "cross")])
-    with pytest.raises(PatchError, match="the sites name no mask"):
-        with inject(model, torch.zeros(2, 5, 12), unmasked, mask=seen(3, 3)):
-            pass
+    with (
+        pytest.raises(PatchError, match="the sites name no mask"),
+        inject(model, torch.zeros(2, 5, 12), unmasked, mask=seen(3, 3)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("rows", [(5, 3), (3,)])
@@ -216,7 +233,9 @@ def test_packed_text_is_as_long_as_its_mask_says(diffusers):
 
 
 def test_packed_texts_of_several_lengths_are_refused(diffusers):
-    """Where row 0's text ends row 1's goes on: PatchError with the lengths, whether or not the table names the mask."""
+    """Where row 0's text ends row 1's goes on: PatchError with the lengths, whether or not the table
+    names the mask.
+    """
     model, inputs = foreign(diffusers, "lumina2")
     inputs["encoder_attention_mask"] = seen(3, 5).long()
     with pytest.raises(PatchError, match=r"'encoder_hidden_states' hold \[3, 5\] text tokens"):
@@ -234,15 +253,20 @@ def test_packed_text_needs_a_mask_and_an_end(fields):
 
 
 def test_calls_that_hold_no_text_are_refused(diffusers):
-    """Qwen-Image 2.1 with its cache: the second call's projections see the picture alone, which is no text."""
+    """Qwen-Image 2.1 with its cache: the second call's projections see the picture alone, which is no
+    text.
+    """
     module = pytest.importorskip("diffusers.models.transformers.transformer_qwenimage21")
     model, inputs = foreign(diffusers, "qwen_image21")
     sites = find_sites(model, [SiteSpec("transformer_blocks.*.attn", "single", span=Span("first"))])
     cache = captured(model, inputs, sites)
-    says = "puts out 16 tokens in call 1; with 5 of text that leaves 11 of the picture, and in the first call it left 16"
+    says = (
+        "puts out 16 tokens in call 1; with 5 of text that leaves 11 of the picture, "
+        "and in the first call it left 16"
+    )
     for block in (
-        capture(model, sites, rows="ab"),
-        patch(model, cache, sites, rows="ab", steps=[0]),
+        capture(model, sites, rows=["a", "b"]),
+        patch(model, cache, sites, rows=["a", "b"], steps=[0]),
     ):
         kept = module.QwenImage21KVCache(2)
         with pytest.raises(PatchError, match=says), block:
@@ -278,10 +302,13 @@ def run(model, *skips: bool):
 def test_a_step_in_which_a_site_does_not_run_is_no_step_of_it():
     """The second of three calls skips a site: not captured, not patched, and the third call stays step 2."""
     model = Skipping()
-    says = r"1 of 2 modules never ran in call 1 of the Skipping \(two\), so this step is neither captured nor patched"
-    with pytest.raises(PatchError, match=says), capture(model, SKIPPING, rows="ab"):
+    says = (
+        r"1 of 2 modules never ran in call 1 of the Skipping \(two\), "
+        "so this step is neither captured nor patched"
+    )
+    with pytest.raises(PatchError, match=says), capture(model, SKIPPING, rows=["a", "b"]):
         run(model, False, True, False)
-    with capture(model, SKIPPING, rows="ab") as cache:
+    with capture(model, SKIPPING, rows=["a", "b"]) as cache:
         run(model, False, False, False)
     with pytest.raises(PatchError, match=says), patch(model, cache, SKIPPING, rows=["b", None]):
         run(model, False, True, False)
@@ -295,33 +322,42 @@ def test_a_step_in_which_a_site_does_not_run_is_no_step_of_it():
 
 @pytest.mark.parametrize("site", SKIPPING, ids=lambda site: site.name)
 def test_a_step_beyond_the_calls_is_an_error_at_every_site(site):
-    """Three calls, and steps=[5]: PatchError at each site; steps=[2], of which the site may skip the call before: none."""
+    """Three calls, and steps=[5]: PatchError at each site.
+
+    And steps=[2], of which the site may skip the call before: no error.
+    """
     model = Skipping()
-    with capture(model, SKIPPING, rows="ab") as cache:
+    with capture(model, SKIPPING, rows=["a", "b"]) as cache:
         run(model, False, False, False)
     with patch(model, cache, site, rows=["b", None], steps=[2]):
         run(model, False, True, False)
-    with pytest.raises(PatchError, match="no step 5.* there are 3"):
-        with patch(model, cache, site, rows=["b", None], steps=[5]):
-            run(model, False, True, False)
+    with (
+        pytest.raises(PatchError, match="no step 5.* there are 3"),
+        patch(model, cache, site, rows=["b", None], steps=[5]),
+    ):
+        run(model, False, True, False)
 
 
 def test_a_module_that_runs_twice_in_a_call_is_refused():
-    """A layer shared by two places of a model has two K and V in one step: PatchError, where the last would be kept."""
+    """A layer shared by two places of a model has two K and V in one step: PatchError, where the last
+    would be kept.
+    """
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3))
     shared = nn.Sequential(model[0], model[1], model[0])
     site = Site(0, "0", "cross", 1, 2, 0, taps=(Tap("0", (0, 2)), Tap("0", (2, 4))))
-    with capture(model, site, rows="ab"):
+    with capture(model, site, rows=["a", "b"]):
         model(TEXT)
-    with pytest.raises(PatchError, match="module '0' ran twice in call 0 of the Sequential"):
-        with capture(shared, site, rows="ab"):
-            shared(TEXT)
+    with (
+        pytest.raises(PatchError, match="module '0' ran twice in call 0 of the Sequential"),
+        capture(shared, site, rows=["a", "b"]),
+    ):
+        shared(TEXT)
 
 
 def test_a_call_that_fails_is_no_step():
     """A call that ends in an error and is made again is one step."""
     model = Skipping()
-    with capture(model, SKIPPING, rows="ab") as cache:
+    with capture(model, SKIPPING, rows=["a", "b"]) as cache:
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             model(torch.zeros(2, 2, 5))
         run(model, False, False)
@@ -329,14 +365,16 @@ def test_a_call_that_fails_is_no_step():
 
 
 def test_steps_of_a_model_with_a_block_cache_do_not_drift(diffusers):
-    """FLUX under diffusers' FirstBlockCache, which leaves blocks out of the second call: refused, and told."""
+    """FLUX under diffusers' FirstBlockCache, which leaves blocks out of the second call: refused, and
+    told.
+    """
     model, inputs = foreign(diffusers, "flux")
     model.enable_cache(diffusers.FirstBlockCacheConfig(threshold=1e6))
     says = "never ran in call 1 of the FluxTransformer2DModel"
     with (
         model.cache_context("cond"),
         pytest.raises(PatchError, match=says),
-        capture(model, "all", rows="ab"),
+        capture(model, "all", rows=["a", "b"]),
     ):
         call(model, inputs)
         call(model, inputs)

@@ -1,4 +1,6 @@
-"""check_port is held to its word: a wrong table, a model or a fault in the code for each check that must find it."""
+"""check_port is held to its word: a wrong table, a model or a fault in the code for each check that must
+find it.
+"""
 
 import re
 from contextvars import copy_context
@@ -10,7 +12,7 @@ import torch
 from support.foreign import WITHOUT_TABLE, foreign
 from support.laws import patching
 from support.planting import plant
-from textpatch import anatomy, calls, hooks, ports, sites, testing
+from textpatch import anatomy, cache, calls, hooks, masks, ports, sites, taps, testing
 from textpatch.errors import PatchError
 from textpatch.ports.matching import SiteSpec
 from textpatch.ports.shipped import shipped_table
@@ -77,7 +79,7 @@ def attention_of_its_own(bench: Bench):
 def unnamed_masks_accepted(bench: Bench):
     """A table that names no mask, and no look at what might be one."""
     bench.table = tuple(replace(spec, span=replace(spec.span, mask=None)) for spec in bench.table)
-    plant(bench.monkeypatch, calls, "require_masks_are_said", "if any(", "if False and any(")
+    plant(bench.monkeypatch, masks, "require_masks_are_said", "if any(", "if False and any(")
 
 
 UNPACKED = (SiteSpec("layers.*.attn", "single", span=Span("first", mask="encoder_attention_mask"),
@@ -97,7 +99,8 @@ FAULTS = {  # check that must find it, model, fault
     "one text twice": (facts.texts_differ, "sd3", one_text),
     "fused rows not declared": (facts.channels_are_read_once, "prx", rows(fused=None)),
     "three heads share two": (facts.queries_share_heads_evenly, "krea2", rows(heads=3)),
-    "parameters miscounted": (facts.parameters_are_counted, "sd3", code(sites, "parameter_count", "p.numel()", "len(p)")),
+    "parameters miscounted": (facts.parameters_are_counted, "sd3",
+        code(sites, "parameter_count", "p.numel()", "len(p)")),
     "projections that were fused": (facts.taps_fire_once, "fused_flux", table(lambda _: ports.flux.FLUX)),
     "registration order": (facts.sites_run_in_order, "sdxl",
         rows(lambda spec: {"modules": (spec.modules[0], spec.modules[2], spec.modules[1])})),
@@ -123,7 +126,8 @@ FAULTS = {  # check that must find it, model, fault
     "rotation not declared": (facts.keys_are_attentions, "flux", rows(rotary=False)),
     "span of Krea 2": (facts.pictures_do_not_reach_the_text, "krea2", rows(flipped)),
     "span of Z-Image": (facts.pictures_do_not_reach_the_text, "z_image", rows(flipped)),
-    "padding not declared": (facts.texts_do_not_reach_the_picture, "z_image", rows(span=Span("last", "cap_feats"))),
+    "padding not declared": (facts.texts_do_not_reach_the_picture, "z_image",
+        rows(span=Span("last", "cap_feats"))),
     "text read off the image": (facts.text_is_read, "krea2", rows(flipped)),
     "text that evolves": (facts.static_text_is_static, "sd3", rows(kind="added")),
     "rows that meet": (facts.rows_are_apart, "sd3", module("context_embedder", lambda x: x - x.mean(0))),
@@ -132,29 +136,36 @@ FAULTS = {  # check that must find it, model, fault
     "span of FLUX's single blocks": (facts.the_last_text_is_dropped, "flux",
         table(lambda table: (table[0], replace(table[1], **flipped(table[1]))))),
     "FLUX's single blocks left out": (facts.the_last_text_is_dropped, "flux", table(lambda table: table[:1])),
-    "one row for all": (swaps.captures_are_what_hooks_see, "sd3", code(patching, "capture", "own[b]", "own[0]")),
-    "capture that writes": (swaps.capture_changes_nothing, "sd3", code(patching, "capture", "clone()", "zero_()")),
+    "one row for all": (swaps.captures_are_what_hooks_see, "sd3",
+        code(patching, "capture", "own[b]", "own[0]")),
+    "capture that writes": (swaps.capture_changes_nothing, "sd3",
+        code(patching, "capture", "clone()", "zero_()")),
     "capture that casts": (swaps.dtypes_are_kept, "sd3", code(patching, "capture", "clone()", "double()")),
-    "twice the own": (swaps.own_text_is_the_identity, "sd3", code(patching, "patch", "] = _mixed(", "] = 2 * _mixed(")),
-    "swap dropped": (swaps.a_swap_changes_its_row, "krea2", code(patching, "_at_text", "new[where] = read", "pass")),
+    "twice the own": (swaps.own_text_is_the_identity, "sd3",
+        code(patching, "patch", "] = _mixed(", "] = 2 * _mixed(")),
+    "swap dropped": (swaps.a_swap_changes_its_row, "krea2",
+        code(taps, "at_text", "new[where] = read", "pass")),
     "every row patched": (swaps.a_swap_changes_no_other_row, "sd3",
         code(patching, "patch", "own.clone()", "own.roll(1, 0)")),
     "values as keys": (swaps.a_swap_is_attended_to, "prx",
-        code(patching, "_read", "label, part\n", 'label, "vk"["kv".index(part)]\n')),
+        code(cache, "stored_kv", "label, part\n", 'label, "vk"["kv".index(part)]\n')),
     "heads ignored": (swaps.one_head_is_one_head, "krea2",
-        code(patching, "_mixed", "if heads is None else torch.tensor(heads)", "")),
+        code(patching, "_mixed", "if heads is None else heads", "")),
     "tokens ignored": (swaps.one_token_is_one_token, "z_image",
-        code(patching, "_mixed", "if tokens is None else torch.tensor(tokens)", "")),
+        code(patching, "_mixed", "if tokens is None else tokens", "")),
     "K and V projections exchanged": (swaps.keys_are_keys, "sdxl", rows(exchanged)),
     "shared K and V exchanged": (swaps.values_are_values, "krea2", rows(exchanged)),
-    "part ignored": (swaps.keys_and_values_differ, "sd3", code(patching, "_at_text", "if part in parts", "if parts")),
-    "other heads lost": (swaps.all_heads_are_the_site, "krea2", code(patching, "_mixed", "own.clone()", "0 * own")),
+    "part ignored": (swaps.keys_and_values_differ, "sd3",
+        code(taps, "at_text", "if part in parts", "if parts")),
+    "other heads lost": (swaps.all_heads_are_the_site, "krea2",
+        code(patching, "_mixed", "own.clone()", "0 * own")),
     "numbers against the run": (swaps.earlier_sites_are_unchanged, "flux", table(lambda table: table[::-1])),
     "first site alone": (swaps.all_sites_are_attended_to, "sd3",
-        code(patching, "_chosen", "find_sites(model), given)", "find_sites(model), given)[:1]")),
+        code(taps, "chosen_sites", "(known, given)", "(known, given)[:1]")),
     "the middle left out": (swaps.text_enters_at_the_sites_alone, "sdxl",
         rows(lambda spec: {"modules": (spec.modules[0], spec.modules[2])})),
-    "steps from one": (swaps.steps_are_calls, "sd3", code(calls.Calls, "_begin", "Call(self.count,", "Call(self.count + 1,")),
+    "steps from one": (swaps.steps_are_calls, "sd3",
+        code(calls.Calls, "_begin", "Call(self.count,", "Call(self.count + 1,")),
     "the prompt injected": (swaps.injection_is_patching, "prx",
         code(patching, "_fill_at_first_call", "inputs.arguments[span.text] = text", "pass")),
     "packed text not declared": (swaps.masked_text_is_where_it_was, "lumina2", table(lambda _: UNPACKED)),
@@ -172,10 +183,11 @@ FAULTS = {  # check that must find it, model, fault
     "rows not counted": (swaps.other_rows_are_refused, "sd3",
         code(patching, "_require_rows", "if len(output) != len(labels):", "if False:")),
     "shapes not compared": (swaps.other_shapes_are_refused, "sd3",
-        code(patching, "_read", "if stored.shape != own.shape or stored.dtype != own.dtype:", "if False:")),
+        code(cache, "stored_kv", "if stored.shape != own.shape or stored.dtype != own.dtype:", "if False:")),
     "range not looked at": (swaps.what_is_not_there_is_refused, "krea2",
         code(patching, "_mixed", "site.text_heads, site)", "site.text_heads + 1, site)")),
-    "rows that share a NaN": (swaps.nan_does_not_leak, "sd3", module("context_embedder", lambda x: x + 0 * x.sum(0))),
+    "rows that share a NaN": (swaps.nan_does_not_leak, "sd3",
+        module("context_embedder", lambda x: x + 0 * x.sum(0))),
     "no gate for threads": (swaps.threads_are_untouched, "sd3", attribute(hooks, "_open_blocks", Shared())),
     "hooks left behind": (swaps.nothing_is_left_behind, "sd3", attribute(hooks, "_close", lambda *_: None)),
 }  # fmt: skip

@@ -42,7 +42,7 @@ class Pulled:
     def begin(self, x):
         return {"momentum": torch.zeros_like(x)}
 
-    def combine(self, predictions, step, state):
+    def combine(self, predictions, at, state):
         u, w, c = (predictions[branch] for branch in self.branches)
         momentum = (state["momentum"] + w - u) / 2
         return u + self.scale * (c - u) - momentum, {"momentum": momentum}

@@ -1,4 +1,7 @@
-"""The registry: firings, nesting, exit stacks, any sequence of blocks and interventions; its laws are in test_laws.py."""
+"""The registry: firings, nesting, exit stacks, any sequence of blocks and interventions.
+
+Its laws are in test_laws.py.
+"""
 
 import contextlib
 

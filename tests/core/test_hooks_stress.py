@@ -1,4 +1,6 @@
-"""The registry under stress: interrupted at every step, from many threads and tasks, copied, compiled, recomputed."""
+"""The registry under stress: interrupted at every step, from many threads and tasks, copied, compiled,
+recomputed.
+"""
 
 import asyncio
 import copy
@@ -42,7 +44,9 @@ def residue(of: nn.Module) -> int:
 @pytest.mark.parametrize("before", [True, False], ids=["instead of it", "right after it"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_no_residue_at_any_partial_registration(monkeypatch, error, before):
-    """Registration ends by an error at the k-th of 70 modules, before or after torch took the hook: 0 hooks left."""
+    """Registration ends by an error at the k-th of 70 modules, before or after torch took the hook: 0
+    hooks left.
+    """
     register = nn.Module.register_forward_hook
     for k in range(SITES):
         watched, count = model(), iter(range(SITES))
@@ -95,7 +99,8 @@ INTERRUPTED = """
     from torch import nn
     from textpatch.hooks import HookRegistry, _open_blocks
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would we
+    # a shell's background jobs ignore it, and so would we
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)))
     x, names = torch.ones(2, 4), [str(i) for i in range(6)]
     plain = model(x).clone()
@@ -118,7 +123,9 @@ INTERRUPTED = """
 
 
 def test_interrupts_by_signal(long):
-    """SIGINT at 200 moments of patched forwards (2,000 in the long form): after each, no hook and the plain output."""
+    """SIGINT at 200 moments of patched forwards (2,000 in the long form): after each, no hook and the
+    plain output.
+    """
     times = 2_000 if long else 200
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(times)], stdout=subprocess.PIPE, text=True,
@@ -147,7 +154,9 @@ def patched_pass(shared: nn.Module, shift: float) -> bool:
 
 
 def test_threads_do_not_meet():
-    """Eight reused threads, 500 passes each, of one model under different patches: 0 of 4,000 are contaminated."""
+    """Eight reused threads, 500 passes each, of one model under different patches: 0 of 4,000 are
+    contaminated.
+    """
     shared = model(1)
     with ThreadPoolExecutor(8) as pool:
         right = list(pool.map(lambda n: patched_pass(shared, float(n)), range(4_000)))
@@ -210,9 +219,11 @@ USES = {
 def test_a_dead_module_is_reported(use):
     """A module that is there and never fires is an error on leaving, not silence."""
     dead = Dead(use)
-    with pytest.raises(PatchError, match="1 of 1 modules never ran inside the block"):
-        with HookRegistry(dead, ["inner"]).observe(lambda name, output: None):
-            dead(torch.ones(1, 2))
+    with (
+        pytest.raises(PatchError, match="1 of 1 modules never ran inside the block"),
+        HookRegistry(dead, ["inner"]).observe(lambda name, output: None),
+    ):
+        dead(torch.ones(1, 2))
     assert residue(dead) == 0
 
 
@@ -225,17 +236,24 @@ def fresh_compiler():
 
 
 def test_compiled_before_is_reported(fresh_compiler):
-    """A graph made before the block does not hold the hook, and torch does not say so: an error on leaving."""
+    """A graph made before the block does not hold the hook, and torch does not say so: an error on
+    leaving.
+    """
     net, x = nn.Sequential(nn.Linear(2, 2)), torch.ones(1, 2)
     compiled = fresh_compiler(net)
     compiled(x)
-    with pytest.raises(PatchError, match="compile it only after entering"):
-        with HookRegistry(net, ["0"]).replace(lambda name, output: output * 0):
-            compiled(x)
+    with (
+        pytest.raises(PatchError, match="compile it only after entering"),
+        HookRegistry(net, ["0"]).replace(lambda name, output: output * 0),
+    ):
+        compiled(x)
 
 
 def test_compiled_inside_acts_inside(fresh_compiler):
-    """A graph made inside the block runs the hook (and breaks there: contextvars are not traced); after it, not."""
+    """A graph made inside the block runs the hook (and breaks there: contextvars are not traced).
+
+    After it, not.
+    """
     net, x = nn.Sequential(nn.Linear(2, 2)), torch.ones(1, 2)
     with HookRegistry(net, ["0"]).replace(lambda name, output: output * 0):
         compiled = fresh_compiler(net)
@@ -246,9 +264,11 @@ def test_compiled_inside_acts_inside(fresh_compiler):
 def test_no_graph_holds_a_hook(fresh_compiler):
     """fullgraph=True inside a block: torch refuses to trace the hook, rather than leave it out."""
     net = nn.Sequential(nn.Linear(2, 2))
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="ContextVar"):
-        with HookRegistry(net, ["0"]).replace(lambda name, output: output * 0):
-            fresh_compiler(net, fullgraph=True)(torch.ones(1, 2))
+    with (
+        pytest.raises(torch._dynamo.exc.Unsupported, match="ContextVar"),
+        HookRegistry(net, ["0"]).replace(lambda name, output: output * 0),
+    ):
+        fresh_compiler(net, fullgraph=True)(torch.ones(1, 2))
     assert residue(net) == 0
 
 
@@ -267,7 +287,9 @@ def test_new_tasks_take_open_blocks_along_and_new_threads_do_not():
 
 
 def replicate(module: nn.Module) -> nn.Module:
-    """A replica as DataParallel makes one, of the same weights: copies of the modules that share their hooks."""
+    """A replica as DataParallel makes one, of the same weights: copies of the modules that share their
+    hooks.
+    """
     replica = module._replicate_for_data_parallel()
     replica._parameters = dict(module._parameters)
     replica._modules = {name: replicate(child) for name, child in module._modules.items()}
@@ -275,12 +297,16 @@ def replicate(module: nn.Module) -> nn.Module:
 
 
 def test_replicas_of_data_parallel_are_not_patched():
-    """In threads of their own, as DataParallel runs them, replicas give plain outputs, and leaving is an error."""
+    """In threads of their own, as DataParallel runs them, replicas give plain outputs, and leaving is an
+    error.
+    """
     net, x = nn.Sequential(nn.Linear(2, 2)), torch.ones(1, 2)
-    with pytest.raises(PatchError, match="never ran inside the block"):
-        with HookRegistry(net, ["0"]).replace(lambda name, output: output * 0):
-            with ThreadPoolExecutor(2) as pool:
-                made = list(pool.map(lambda replica: replica(x), [replicate(net), replicate(net)]))
+    with (
+        pytest.raises(PatchError, match="never ran inside the block"),
+        HookRegistry(net, ["0"]).replace(lambda name, output: output * 0),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        made = list(pool.map(lambda replica: replica(x), [replicate(net), replicate(net)]))
     assert all(torch.equal(output, net(x)) for output in made) and residue(net) == 0
 
 
@@ -293,7 +319,9 @@ def test_data_parallel_of_one_device_is_patched():
 
 
 def test_a_sharded_module_is_patched():
-    """FSDP's units (fully_shard; one process) keep their names and call their modules: patched inside, plain after."""
+    """FSDP's units (fully_shard; one process) keep their names and call their modules: patched inside,
+    plain after.
+    """
     net, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), torch.ones(1, 3)
     plain, without = net(x), net[1](torch.zeros(1, 3))
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
@@ -308,7 +336,9 @@ def test_a_sharded_module_is_patched():
 
 
 def test_an_offloaded_module_is_patched():
-    """`forward` replaced on the module, as offloading does to bring weights in and out: hooks act, and it stays."""
+    """`forward` replaced on the module, as offloading does to bring weights in and out: hooks act, and it
+    stays.
+    """
     net, x = nn.Sequential(nn.Linear(3, 3)), torch.ones(1, 3)
     weight = net[0].weight.data
 
@@ -325,7 +355,9 @@ def test_an_offloaded_module_is_patched():
 
 
 def gradients(run, net, backward=lambda loss: loss.backward(), inside=True) -> list:
-    """Gradients of net's parameters under a patch of its first module that takes half its rows from elsewhere."""
+    """Gradients of net's parameters under a patch of its first module that takes half its rows from
+    elsewhere.
+    """
     donor = torch.linspace(-1, 1, 12).view(4, 3)
     net.zero_grad()
     with HookRegistry(net, ["0"]).replace(
@@ -355,8 +387,8 @@ READ = [Site(0, "", "cross", 2, 2, 0, taps=(Tap("k"), Tap("v")))]
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_checkpointed_step_is_repeated_as_itself(reentrant):
-    """A cache of two steps, one call and its backward pass in the block: gradients with and without checkpointing agree;
-    of two calls nobody knows which is repeated, and it is refused."""
+    """A cache of two steps, one call and its backward pass in the block: gradients with and without
+    checkpointing agree; of two calls nobody knows which is repeated, and it is refused."""
     net, words = Read(), torch.linspace(-1, 2, 24).view(2, 4, 3).requires_grad_()
     again = partial(checkpoint, net, use_reentrant=reentrant)
     with torch.no_grad(), capture(net, READ, rows=["a", "b"]) as cache:
@@ -379,14 +411,17 @@ def test_a_checkpointed_step_is_repeated_as_itself(reentrant):
 
 
 def test_checkpointed_blocks_recompute_under_the_patch():
-    """Gradients with and without checkpointing agree (1e-6) if backward runs in the block, by its thread; else not."""
+    """Gradients with and without checkpointing agree (1e-6) if backward runs in the block, by its thread.
+
+    Else not.
+    """
     net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
     again = partial(checkpoint, net, use_reentrant=False)
     once, *expected = gradients(net, net)
     twice, *found = gradients(again, net)
     assert (once, twice) == (1, 2)  # forward, and once more for the gradient
     assert (
-        all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(expected, found))
+        all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(expected, found, strict=True))
         and expected[2].any()
     )
     after = gradients(again, net, inside=False)
@@ -430,7 +465,7 @@ def growth(times: int, keep: list | None = None) -> float:
         runs(10)
         before = held()
         runs(times)
-        return max(after - at_first for after, at_first in zip(held(), before)) / 2**20
+        return max(after - at_first for after, at_first in zip(held(), before, strict=True)) / 2**20
     finally:
         tracemalloc.stop()
 

@@ -44,23 +44,45 @@ def noted(size: int) -> bytes:
 
 
 GOOD = {
-    "RGB": saved(RIGHT), "grey": saved(RIGHT.convert("L")), "with alpha": saved(RIGHT.convert("RGBA")),
+    "RGB": saved(RIGHT),
+    "grey": saved(RIGHT.convert("L")),
+    "with alpha": saved(RIGHT.convert("RGBA")),
     "animated": saved(RIGHT, save_all=True, append_images=[Image.new("RGB", (4, 2))]),
-    "one pixel": saved(Image.new("RGB", (1, 1))), "a column": saved(Image.new("RGB", (1, 65535))),
-    "a row": saved(Image.new("L", (65535, 1))), "more behind the end": saved(RIGHT) + b"PK\x03\x04" * 99,
-}  # fmt: skip
+    "one pixel": saved(Image.new("RGB", (1, 1))),
+    "a column": saved(Image.new("RGB", (1, 65535))),
+    "a row": saved(Image.new("L", (65535, 1))),
+    "more behind the end": saved(RIGHT) + b"PK\x03\x04" * 99,
+}
 BAD = {
-    "13,000 a side": claimed(13_000, 13_000), "14,000 a side": claimed(14_000, 14_000), "60,000 a side": claimed(60_000, 60_000),
-    "2^31 a side": claimed(2**31 - 1, 2**31 - 1), "a bomb of 89 million": claimed(9400, 9400),
-    "just too large": claimed(2**13, 2**12 + 1), "no width": claimed(0, 2), "no height": claimed(2, 0), "0 x 0": claimed(0, 0),
-    "lacks rows": claimed(4000, 4000), "truncated": saved(Image.effect_noise((64, 64), 50))[:-200], "a header alone": saved(RIGHT)[:33],
-    "half a header": saved(RIGHT)[:20], "a flipped bit": saved(RIGHT).replace(b"IDATx", b"IDATy"), "empty": b"", "a text": b"list.txt",
-    "16 bits": saved(Image.new("I;16", (4, 2), 40_000)), "palette": saved(RIGHT.convert("P")),
-    "palette with alpha": saved(RIGHT.convert("P"), transparency=0), "one bit": saved(RIGHT.convert("1")),
-    "grey with alpha": saved(RIGHT.convert("LA")), "a note of 100 MB": noted(10**8),
-    "CMYK": saved(RIGHT.convert("CMYK"), "TIFF"), "JPEG": saved(RIGHT, "JPEG"), "GIF": saved(RIGHT.convert("P"), "GIF"),
-    "unknown depth": claimed(4, 2, depth=3), "unknown colours": claimed(4, 2, colours=9), "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n",
-}  # fmt: skip
+    "13,000 a side": claimed(13_000, 13_000),
+    "14,000 a side": claimed(14_000, 14_000),
+    "60,000 a side": claimed(60_000, 60_000),
+    "2^31 a side": claimed(2**31 - 1, 2**31 - 1),
+    "a bomb of 89 million": claimed(9400, 9400),
+    "just too large": claimed(2**13, 2**12 + 1),
+    "no width": claimed(0, 2),
+    "no height": claimed(2, 0),
+    "0 x 0": claimed(0, 0),
+    "lacks rows": claimed(4000, 4000),
+    "truncated": saved(Image.effect_noise((64, 64), 50))[:-200],
+    "a header alone": saved(RIGHT)[:33],
+    "half a header": saved(RIGHT)[:20],
+    "a flipped bit": saved(RIGHT).replace(b"IDATx", b"IDATy"),
+    "empty": b"",
+    "a text": b"list.txt",
+    "16 bits": saved(Image.new("I;16", (4, 2), 40_000)),
+    "palette": saved(RIGHT.convert("P")),
+    "palette with alpha": saved(RIGHT.convert("P"), transparency=0),
+    "one bit": saved(RIGHT.convert("1")),
+    "grey with alpha": saved(RIGHT.convert("LA")),
+    "a note of 100 MB": noted(10**8),
+    "CMYK": saved(RIGHT.convert("CMYK"), "TIFF"),
+    "JPEG": saved(RIGHT, "JPEG"),
+    "GIF": saved(RIGHT.convert("P"), "GIF"),
+    "unknown depth": claimed(4, 2, depth=3),
+    "unknown colours": claimed(4, 2, colours=9),
+    "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n",
+}
 # the most memory this Python ever held, before and after, in kB
 GREEDY = """
 import resource, sys
@@ -112,7 +134,7 @@ def test_what_is_no_file_is_one_line(tmp_path, place):
 def test_no_bomb_takes_memory(tmp_path):
     """All of them one after the other in one process: never 300 MB more than before."""
     paths = [tmp_path / f"{i}.png" for i in range(len(BAD))]
-    for path, data in zip(paths, BAD.values()):
+    for path, data in zip(paths, BAD.values(), strict=True):
         path.write_bytes(data)
     largest = tmp_path / "largest.png"
     largest.write_bytes(saved(Image.new("RGBA", (2**13, MOST_PIXELS >> 13)), compress_level=1))
@@ -123,7 +145,9 @@ def test_no_bomb_takes_memory(tmp_path):
 
 
 def test_scores_decode_no_bomb(tmp_path):
-    """A picture that is only opened, not decoded, is refused by its header, by every score and by the reader."""
+    """A picture that is only opened, not decoded, is refused by its header, by every score and by the
+    reader.
+    """
     (tmp_path / "x.png").write_bytes(claimed(9000, 9000))
     for work in (
         lambda x: metrics.mse(x, x),

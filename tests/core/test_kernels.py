@@ -39,7 +39,8 @@ def process(*command, **environment) -> str:
 @pytest.mark.parametrize("part", ["forward or backward", "property or every", "the_law_notices"])
 @pytest.mark.parametrize("device", DEVICES)
 def test_laws(device, part, triton, long):
-    """The laws hold by Triton's interpreter, and on a GPU where there is one; each planted fault breaks its law.
+    """The laws hold by Triton's interpreter, and on a GPU where there is one; each planted fault breaks its
+    law.
 
     The short form holds the errors against those of eager in 10 random cases of 25.
     """
@@ -62,7 +63,8 @@ def test_laws(device, part, triton, long):
 
 
 def test_the_kernels_compile(triton, long, tmp_path):
-    """For sm_80 and sm_90, without a GPU: half precision goes to the tensor cores, and every kernel fits its block.
+    """For sm_80 and sm_90, without a GPU: half precision goes to the tensor cores, and every kernel fits
+    its block.
 
     The short form compiles what SD3 and FLUX would run on an H100 and an A100.
     """
@@ -125,5 +127,6 @@ def test_refusals(dtype, width, why, triton):
 def test_the_interpreter_refuses_bfloat16(triton):
     """It would multiply the raw bits."""
     code = "import torch\nfrom textpatch import kernels\n"
-    code += "print([bool(kernels.refusal(torch.zeros(1, 1, 2, 16, dtype=d))) for d in (torch.bfloat16, torch.float16)])"
+    code += "q = torch.zeros(1, 1, 2, 16)\n"
+    code += "print([bool(kernels.refusal(q.to(d))) for d in (torch.bfloat16, torch.float16)])"
     assert process("-c", code, TRITON_INTERPRET="1").strip() == "[True, False]"

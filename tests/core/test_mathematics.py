@@ -1,4 +1,6 @@
-"""The mathematics of a patch, in numbers: identity in every dtype, a manual reference, algebra, what NaNs reach."""
+"""The mathematics of a patch, in numbers: identity in every dtype, a manual reference, algebra, what NaNs
+reach.
+"""
 
 from dataclasses import replace
 
@@ -50,7 +52,10 @@ def test_identity(architecture, dtype):
 @on_every_model
 @in_every_dtype
 def test_all_sites_are_the_other_text(architecture, dtype):
-    """f(x, a's text | K and V of b's at all sites) = f(x, b's text), bit for bit; at all sites but one, not."""
+    """f(x, a's text | K and V of b's at all sites) = f(x, b's text), bit for bit.
+
+    At all sites but one, not.
+    """
     case, prompts = case_in(architecture, dtype), [f"other {row.name}" for row in fixed_case().rows]
     cache, target = captured(case, prompts), case.call(prompts=prompts)
     with patch(case.model, cache, "all", rows=case.rows):
@@ -78,7 +83,9 @@ def test_a_swap_is_what_replacing_tensors_gives(architecture, dtype, bound, data
 
 @on_every_model
 def test_the_manual_reference_can_fail(architecture):
-    """Another cell replaced by hand than by slots: apart by more than a thousand times the bound of float32."""
+    """Another cell replaced by hand than by slots: apart by more than a thousand times the bound of
+    float32.
+    """
     case, swap = fixed_case(architecture), Swap(1, "a", "b", heads=(1,), tokens=(0, 3))
     for other in (
         replace(swap, heads=(0,)),
@@ -92,17 +99,21 @@ def test_the_manual_reference_can_fail(architecture):
 # --- algebra
 
 ALGEBRA = [
-    laws.law_the_last_swap_wins, laws.law_disjoint_swaps_commute, laws_of_calls.law_the_empty_plan_is_the_identity,
-    laws_of_calls.law_restoring_undoes_a_swap, laws_of_calls.law_rows_are_equivariant,
+    laws.law_the_last_swap_wins,
+    laws.law_disjoint_swaps_commute,
+    laws_of_calls.law_the_empty_plan_is_the_identity,
+    laws_of_calls.law_restoring_undoes_a_swap,
+    laws_of_calls.law_rows_are_equivariant,
     laws_of_calls.law_the_order_of_a_sites_bank_is_nothing,
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("law", ALGEBRA, ids=lambda law: law.__name__)
 def test_algebra(law, long):
     """The law on 40 random cases of any architecture; on 5,000 in the long form.
 
-    Each law's faults break it on one case of each architecture (test_faults.py), so that few cases notice much.
+    Each law's faults break it on one case of each architecture (test_faults.py), so that few cases notice
+    much.
     """
     settings(max_examples=5000 if long else 40)(
         given(st.sampled_from(ARCHITECTURES).flatmap(cases))(law)
@@ -157,8 +168,13 @@ LONG = [
     (compiled, HALF),
     (on_two_threads, HALF),
 ]  # compiling and waiting for threads cost most, and know no dtype
-WAYS = [pytest.param(way, dtype, id=f"{way.__name__}-{dtype}", marks=[pytest.mark.long] * ((way, dtype) in LONG))
-        for way in (by_definition, on_two_threads, in_a_larger_batch, compiled) for dtype in (SINGLE, HALF)]  # fmt: skip
+WAYS = [
+    pytest.param(
+        way, dtype, id=f"{way.__name__}-{dtype}", marks=[pytest.mark.long] * ((way, dtype) in LONG)
+    )
+    for way in (by_definition, on_two_threads, in_a_larger_batch, compiled)
+    for dtype in (SINGLE, HALF)
+]
 
 
 @pytest.mark.parametrize("architecture", ["sdxl", "if-i", "mmdit"])
@@ -166,9 +182,9 @@ WAYS = [pytest.param(way, dtype, id=f"{way.__name__}-{dtype}", marks=[pytest.mar
 def test_only_the_error_moves(architecture, dtype, way):
     """f(x | swap) another way is as near to float64: rms errors over 16 inputs apart by at most 1.1.
 
-    Together, for the error of one input is one draw.  In half precision the definition may be further off than
-    SDPA, which adds up in float32, and SDPA is what is bounded then.  In half precision compiled and on two threads
-    with --long alone: the graph and the division of the work are float32's.
+    Together, for the error of one input is one draw.  In half precision the definition may be further off
+    than SDPA, which adds up in float32, and SDPA is what is bounded then.  In half precision compiled and
+    on two threads with --long alone: the graph and the division of the work are float32's.
     """
     case, exact = case_in(architecture, dtype), fixed_case(architecture)
     exact.model.load_state_dict(case.model.state_dict())
@@ -200,7 +216,10 @@ UNREAD = {  # swap -> where the donor's k may hold what it will
 @on_every_model
 @pytest.mark.parametrize("field", UNREAD)
 def test_no_nan_comes_from_what_is_not_named(architecture, field):
-    """NaN in the donor's k at a head, token or part that is not put in: bit-equal; in what is: NaN in the reader alone."""
+    """NaN in the donor's k at a head, token or part that is not put in: bit-equal.
+
+    In what is: NaN in the reader alone.
+    """
     case, (named, cells) = fixed_case(architecture), UNREAD[field]
     site, rows = case.model.sites[1], [case.rows[1], None, None, None]
 
@@ -221,7 +240,9 @@ def test_no_nan_comes_from_what_is_not_named(architecture, field):
 @on_every_model
 @pytest.mark.parametrize("by", ["plan", "cache"])
 def test_no_nan_comes_from_a_row_that_is_not_read(architecture, by):
-    """Row c's text all NaN: c is NaN, and every other row of a run in which a reads b bit-equal to that without."""
+    """Row c's text all NaN: c is NaN, and every other row of a run in which a reads b bit-equal to that
+    without.
+    """
     case, clean = fixed_case(architecture), fixed_case(architecture)
     encode = case.pipeline.encoders
 

@@ -127,7 +127,10 @@ SAME_KEY = [  # names of which two would be one key
 
 @pytest.mark.parametrize("names", SAME_KEY)
 def test_two_names_of_one_key_are_refused(names):
-    """from_tensors(two spellings of a key): PatchError, since the last would win; one alone as `tensors` writes it is read."""
+    """from_tensors(two spellings of a key): PatchError, since the last would win.
+
+    One alone as `tensors` writes it is read.
+    """
     assert len(KVCache.from_tensors({names[0]: torch.zeros(1)})) == 1
     for order in (names, names[::-1]):
         with pytest.raises(PatchError, match="no saved cache"):
@@ -238,7 +241,9 @@ def require_unseen(case) -> None:
 
 
 def require_apart(case) -> None:
-    """At one site the inner block has the last word, and an injected text is what it is, whoever patches there."""
+    """At one site the inner block has the last word, and an injected text is what it is, whoever patches
+    there.
+    """
     (injected, other), rows = texts(case), case.rows
     there, cache = (lambda: inject(case.model, injected, 1)), captured(case, other)
     patched = lambda: patch(case.model, cache, 1, rows=rows, steps=[0])  # noqa: E731
@@ -255,7 +260,10 @@ def require_apart(case) -> None:
 @pytest.mark.parametrize("require", [require_unseen, require_apart])
 @pytest.mark.parametrize("architecture", ["sdxl", "if-i"])
 def test_an_injected_text_is_made_in_no_open_block(architecture, require, monkeypatch):
-    """The keys and values of `inject` are nobody's step, on our own models too; with the fault they are refused."""
+    """The keys and values of `inject` are nobody's step, on our own models too.
+
+    With the fault they are refused.
+    """
     require(fixed_case(architecture))
     plant(
         monkeypatch,

@@ -1,4 +1,6 @@
-"""All runs recorded with the authors' code on SDXL, IF and SD3: in one batch by a plan, by cache, by injection."""
+"""All runs recorded with the authors' code on SDXL, IF and SD3: in one batch by a plan, by cache, by
+injection.
+"""
 
 from contextlib import ExitStack
 
@@ -20,7 +22,8 @@ from textpatch.reference_models.schedules import DDPM
 
 DOUBLE = pytest.param(torch.float64, id="float64")
 SINGLE = pytest.param(torch.float32, id="float32")
-# float64 proves what is computed; in float32 all runs of one negative at once are enough, and the others are --long
+# float64 proves what is computed; in float32 all runs of one negative at once are enough, and the others
+# are --long
 both_dtypes = pytest.mark.parametrize("dtype", [DOUBLE, SINGLE])
 mostly_double = pytest.mark.parametrize(
     "dtype", [DOUBLE, pytest.param(*SINGLE.values, id="float32", marks=pytest.mark.long)]
@@ -51,7 +54,9 @@ def test_the_schedule(family):
 
 @every_family
 def test_the_sinusoids(family):
-    """Those of this machine lie within what float32 leaves open: t times an ulp of a frequency, and one of the cosine."""
+    """Those of this machine lie within what float32 leaves open: t times an ulp of a frequency, and one
+    of the cosine.
+    """
     inputs = RECORDINGS[family].inputs
     times, expected = inputs["timesteps"].float(), inputs["t_emb"].double()
     made = timestep_sinusoids(times, expected.shape[-1]).double()
@@ -61,14 +66,16 @@ def test_the_sinusoids(family):
 
 
 def test_the_factors_of_ddpm():
-    """Those of this machine are the recorded ones to two ulps of float32: a root, and what is divided by it."""
+    """Those of this machine are the recorded ones to two ulps of float32: a root, and what is divided by
+    it.
+    """
     recording = RECORDINGS["if"]
     recorded = recording.pipeline(torch.float64).schedule
     for step in range(recording.steps):
         made, expected = (
             schedule.factors(step, recording.steps) for schedule in (DDPM(), recorded)
         )
-        for ours, theirs in zip(made, expected):
+        for ours, theirs in zip(made, expected, strict=True):
             assert (
                 abs(ours.double() - theirs.double())
                 <= 2 * torch.finfo(torch.float32).eps * theirs.double()
@@ -118,7 +125,10 @@ def test_capture_then_patch_heads(family, name, dtype):
 @mostly_double
 @runs(lambda run: run["layers"] and run["start"] == 0 and not run["heads"] and "donor" in run)
 def test_injection(family, name, dtype):
-    """Text fed to the projections of the sites, no cache = recorded; refused where the text stream evolves."""
+    """Text fed to the projections of the sites, no cache = recorded.
+
+    Refused where the text stream evolves.
+    """
     by_injection(family, name, dtype)
 
 

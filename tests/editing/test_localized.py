@@ -1,4 +1,4 @@
-"""Editing by a swap at the localised sites: the picture stays, the word is the target's; and what is refused."""
+"""Editing by a swap at the localised sites keeps the picture and writes the target's word."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def test_an_edit_from_the_last_step_on_changes_less(planted):
 
 
 def test_an_edit_needs_sites_and_words():
-    """No sites known and none given, or a prompt without a word: one clear error."""
+    """One clear error where no sites are known and none given, and for a prompt without a word."""
     with pytest.raises(PatchError, match="run localize first"):
         edit(small_pipeline(), *PAIR)
     with pytest.raises(PromptError, match="no quoted word"):
@@ -42,7 +42,10 @@ def test_an_edit_needs_sites_and_words():
 
 
 def test_an_edit_that_changed_nothing_is_an_error():
-    """A site that makes no keys and values of the text: the swap there is named, and no picture is returned as edited."""
+    """A swap at a site that makes no keys and values of the text is named.
+
+    No picture is returned as edited.
+    """
     pipeline = small_pipeline()
     assert edit(pipeline, *PAIR, sites=0).ledger.entries
     site = pipeline.denoiser.transformer_blocks[0].attn

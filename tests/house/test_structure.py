@@ -27,10 +27,18 @@ LAYERS = [
     ["groups"],
     ["prompts", "runs"],
     ["metrics"],
+<<<<<<< HEAD
     ["checks", "packing", "sampling"],
     ["bookkeeping", "ledger", "patching", "recording"],
     ["calls", "reference_models"],
     ["bank"],
+=======
+    ["sampling"],
+    ["ledger", "patching", "recording"],
+    ["taps"],
+    ["cache", "calls", "reference_models"],
+    ["masks"],
+>>>>>>> main
     ["pipelines"],
     ["guidance"],
     ["plan"],
@@ -39,14 +47,19 @@ LAYERS = [
     ["ports"],
     ["sites"],
     ["anatomy", "attention", "hooks"],
-    ["kernels"],
+    ["kernels", "shapes", "slots", "softmax"],
     ["disk", "exits", "html", "pictures", "progress"],
     ["text"],
     ["errors"],
 ]
 CORE = (
+<<<<<<< HEAD
     "anatomy attention bank bookkeeping calls checks explaining guidance hooks ledger packing patching plan "
     "recording rows sites swaps windows"
+=======
+    "anatomy attention bank cache calls guidance hooks ledger masks patching plan recording shapes "
+    "sites slots softmax taps"
+>>>>>>> main
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 SPEAKS = {

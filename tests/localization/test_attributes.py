@@ -1,4 +1,4 @@
-"""What else a site carries: signs read from pictures, pairs one attribute apart, and planted carriers found."""
+"""Signs are read from pictures, pairs differ in one attribute, and planted carriers are found."""
 
 import importlib
 import random
@@ -77,7 +77,7 @@ def test_no_letters_are_no_word():
 
 
 def test_a_picture_of_another_size_is_refused():
-    """Places are those of the format: any other size is a PatchError with both."""
+    """A picture of another size than the format's is refused with both sizes, for places are the format's."""
     with pytest.raises(PatchError, match="96x32 pixels, found a picture of 64x32"):
         read_sign(Image.new("RGB", (64, 32)))
 
@@ -95,7 +95,7 @@ def forgetful():
 
 @pytest.mark.parametrize("part", ["word_mask", "plate_mask", "draw_wall"])
 def test_a_reader_that_draws_otherwise_is_noticed(part, forgetful, monkeypatch):
-    """Planted fault: letters, plates or walls of the reader are mirrored; its self-test raises OCRError."""
+    """The reader's self-test raises OCRError for mirrored letters, plates or walls.  (planted fault)"""
     honest = getattr(attributes, part)
     monkeypatch.setattr(attributes, part, lambda *which: np.flip(honest(*which), 1))
     with pytest.raises(OCRError, match="of 20 drawings right, all are needed"):
@@ -113,7 +113,10 @@ def test_the_reader_passes_its_self_test():
 
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
 def test_pairs_differ_in_one_attribute(attribute):
-    """source and target signs differ in the attribute, and in nothing else; no plate has its wall's colour."""
+    """Source and target signs differ in the attribute and in nothing else.
+
+    No plate has its wall's colour.
+    """
     pairs = attribute_pairs(attribute, 40)
     for pair in pairs:
         a, b = map(asdict, pair.signs)
@@ -129,7 +132,7 @@ def test_pairs_differ_in_one_attribute(attribute):
 
 
 def test_pairs_that_cannot_be_made():
-    """An unknown attribute is answered with the closest; the test words are others."""
+    """An unknown attribute is answered with the closest.  The test words are others."""
     with pytest.raises(PatchError, match="no 'colours'; closest: colour"):
         attribute_pairs("colours", 2)
     with pytest.raises(PatchError, match="asked for 60 pairs"):
@@ -138,7 +141,10 @@ def test_pairs_that_cannot_be_made():
 
 
 def test_a_reading_is_scored_by_its_attribute():
-    """The target's value scores 1, the source's and any third 0; others = what of the other five is the source's."""
+    """The target's value scores 1, and the source's and any third score 0.
+
+    others = how much of the other five attributes is the source's.
+    """
     (pair,) = [p for p in attribute_pairs("shape", 8) if p.words == ("sign", "arrow")][:1]
     seen = asdict(pair.signs[0])
     for shape, target, source in (("arrow", 1, 0), ("sign", 0, 1), ("badge", 0, 0)):
@@ -163,7 +169,10 @@ def test_a_word_is_scored_by_its_letters():
 
 
 def simulated(carriers: dict):
-    """A `sample_latents` that draws signs: a patched row has those attributes of the target all whose sites are swapped."""
+    """A `sample_latents` that draws signs.
+
+    A patched row has those attributes of the target whose sites are all swapped.
+    """
 
     def sample_latents(pipeline, rows, plan, **options):
         signs = {row.name: read_prompt(row.prompt) for row in rows}
@@ -179,7 +188,8 @@ def simulated(carriers: dict):
             for picture in clean_pictures(list(signs.values()), FMT)
         )
         latents = {
-            name: picture.permute(2, 0, 1) / 127.5 - 1 for name, picture in zip(signs, pictures)
+            name: picture.permute(2, 0, 1) / 127.5 - 1
+            for name, picture in zip(signs, pictures, strict=True)
         }
         return Samples(latents, {}, plan, tuple(rows), options["steps"], options["guidance"])
 
@@ -217,7 +227,10 @@ def carries(monkeypatch):
 
 
 def check_carriers(attribute: str, pipeline, carries):
-    """Carriers are found, of one site alone and of several that do nothing alone by what is lost without each; the rest stays."""
+    """Require that carriers are found and all else stays.
+
+    They are one site alone, or several that do nothing alone, found by what is lost without each.
+    """
     found = carries.Carriers(pipeline, attribute, 8, 1.0, None)
     sites, summary = CARRIERS[attribute], found.summary()
     single = len(sites) == 1
@@ -235,14 +248,17 @@ def check_carriers(attribute: str, pipeline, carries):
 
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
 def test_planted_carriers_are_found(attribute, three_sites, carries, monkeypatch):
-    """Ground truth: the sites that a simulated model takes each attribute from."""
+    """The carriers are the sites that a simulated model takes each attribute from."""
     monkeypatch.setattr(trials, "sample_latents", simulated(CARRIERS))
     check_carriers(attribute, three_sites, carries)
 
 
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
 def test_other_carriers_are_noticed(attribute, three_sites, carries, monkeypatch):
-    """Planted fault: the model takes the attribute from other sites, or another one along with it."""
+    """A model that takes the attribute from other sites, or another along with it, is noticed.
+
+    (planted fault)
+    """
     elsewhere = CARRIERS | {
         attribute: {(1 + max(CARRIERS[attribute])) % 3} if len(CARRIERS[attribute]) < 3 else {0}
     }
@@ -252,7 +268,7 @@ def test_other_carriers_are_noticed(attribute, three_sites, carries, monkeypatch
 
 
 def test_localize_takes_signs_for_words(three_sites, monkeypatch):
-    """The same search, told by other pairs and another reader: its site, its set, and the values as its words."""
+    """Other pairs and another reader give the same search, with the values as its words."""
     monkeypatch.setattr(trials, "sample_latents", simulated(CARRIERS))
     result = localize(three_sites, attribute_pairs("colour", 6), ocr=SignReader()).result
     assert (
@@ -295,7 +311,7 @@ class Says:
     [("ONAIR", False, 1), ("ON AIR", True, 1), ("ONAIR", True, 0), ("AIRON", False, 0)],
 )
 def test_texts_of_several_words_are_read_in_order(quote, text, blank, right, three_sites):
-    """exact = 1 for the words in their order; of a reader that drops blanks none is asked."""
+    """Words in their order score exact = 1.  A reader that drops blanks is asked for none."""
     pairs = [(f"a sign that says {quote}", 'a sign that says "OFF"')]
     record = Trials(replace_check(three_sites), pairs, ocr=Says(text, blank))
     scores = record.pairs[0].scored(text, blanks=record.blanks)
@@ -312,7 +328,7 @@ def replace_check(pipeline):
 
 
 def test_one_text_is_asked_for_where_two_cannot_be():
-    """`quoted` names both; quotes left open are refused by all."""
+    """`quoted` names both texts.  Quotes left open are refused by all."""
     assert quoted_texts('"A  B" or "C"') == ["A B", "C"] and Pair('"A" "B"', '"C"').words == (
         "A B",
         "C",
@@ -327,7 +343,10 @@ def test_one_text_is_asked_for_where_two_cannot_be():
 
 
 def test_another_size_shares_the_weights(three_sites):
-    """at(own size) makes the same picture bit for bit; at(h, w) makes h x w; the first pipeline stays as it was."""
+    """at(own size) makes the same picture bit for bit, and at(h, w) makes h x w.
+
+    The first pipeline stays as it was.
+    """
     prompt, same = attribute_pairs("word", 1)[0].source, three_sites.at(32, 96)
     assert (
         same.generate(prompt, seeds=0)[0].tobytes()
@@ -351,9 +370,15 @@ def test_sdxls_sizes_grow_along(three_sites):
     )
 
 
-@pytest.mark.parametrize("size, why", [((0, 32), "0x32"), ((30, 96), "do not divide into patches of 4x4"),
-                                       ((32, 128), "position table holds 24x24")])  # fmt: skip
+@pytest.mark.parametrize(
+    "size, why",
+    [
+        ((0, 32), "0x32"),
+        ((30, 96), "do not divide into patches of 4x4"),
+        ((32, 128), "position table holds 24x24"),
+    ],
+)
 def test_sizes_that_cannot_be_are_refused(size, why, three_sites):
-    """No pixels, no whole patches, or more patches than there are positions: a PatchError that says so."""
+    """PatchError for no pixels, no whole patches, and more patches than there are positions."""
     with pytest.raises(PatchError, match=why):
         three_sites.at(*size).generate("a red sign", seeds=0)

@@ -1,4 +1,4 @@
-"""What a swap would do to a prediction, held to finite differences of what the swap itself puts out, on every architecture."""
+"""Attribution is held to finite differences of what the swap itself puts out, on every architecture."""
 
 from functools import partial
 
@@ -33,14 +33,14 @@ def first_call(pipeline):
 
 
 def distance(model, x, t, text, part: dict) -> float:
-    """L with some modules' outputs replaced by `part`, {name: output}."""
+    """Distance L with some modules' outputs replaced by `part`, {name: output}."""
     with HookRegistry(model, list(part)).replace(lambda name, out: part[name]), torch.no_grad():
         own, wanted = model(x.repeat(2, 1, 1, 1), t, text)[:, : x.shape[1]]
     return float((own - wanted).square().sum())
 
 
 def put_out(model, x, t, text, names, slots=None) -> dict:
-    """What some modules put out in a call, {name: output}."""
+    """Outputs of some modules in a call, {name: output}."""
     seen = {}
     with (
         HookRegistry(model, names).observe(lambda name, out: seen.update({name: out})),
@@ -54,7 +54,10 @@ def put_out(model, x, t, text, names, slots=None) -> dict:
 @settings(max_examples=6)
 @given(seed=st.integers(0, 99))
 def test_it_is_the_slope_towards_the_swap(architecture, seed):
-    """a = - dL / de where a site puts out (1 - e) own + e swapped, swapped being what the swap itself puts out: 1e-6."""
+    """a = - dL / de to 1e-6, where a site puts out (1 - e) own + e swapped.
+
+    `swapped` is what the swap itself puts out.
+    """
     case = fixed_case(architecture, seed=seed)
     model, (x, t, text), e = (
         case.model,
@@ -79,7 +82,10 @@ def test_it_is_the_slope_towards_the_swap(architecture, seed):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_it_runs_along_the_sources_generation(architecture):
-    """drop = the sum over steps from `start` on of a at the latents that enter them; |shares| come to 1."""
+    """drop = the sum over steps from `start` on of a at the latents that enter them.
+
+    |shares| come to 1.
+    """
     case = fixed_case(architecture)
     pipeline, steps = case.pipeline, 3
     whole, image = attributions(pipeline, "a", "b", seed=3, steps=steps, guidance=4.5)
@@ -89,7 +95,7 @@ def test_it_runs_along_the_sources_generation(architecture):
         pipeline.schedule.model_input(x[None], step, steps)
         for step, x in enumerate(plain.trajectory["a"][:steps])
     ]
-    each = [drops(case.model, x, t, text) for x, t in zip(inputs, times)]
+    each = [drops(case.model, x, t, text) for x, t in zip(inputs, times, strict=True)]
     late, _ = attributions(pipeline, "a", "b", seed=3, steps=steps, guidance=4.5, start=1)
     for site in case.model.sites:
         expected = [drop[site] for drop in each]
@@ -100,14 +106,14 @@ def test_it_runs_along_the_sources_generation(architecture):
 
 
 def test_prompts_read_alike_are_refused():
-    """Nothing tells them apart, so no site has a share: PatchError."""
+    """PatchError for prompts that nothing tells apart, for which no site has a share."""
     with pytest.raises(PatchError, match="read alike"):
         attributions(fixed_case().pipeline, "a", "a", steps=2)
 
 
 @pytest.mark.parametrize("start", [-1, 3, 9])
 def test_a_start_outside_the_run_is_refused(start):
-    """Steps are 0..n - 1: PatchError before anything is generated."""
+    """PatchError for a start outside 0..n - 1, before anything is generated."""
     with pytest.raises(PatchError, match=f"start {start} of 3 steps; .*a start within the run"):
         attributions(fixed_case().pipeline, "a", "b", steps=3, start=start)
 
@@ -126,19 +132,25 @@ def test_the_planted_sites_stand_out(model, sites):
         assert sum(found[site]["share"] for site in sites) > 0.8
 
 
-@pytest.mark.parametrize("source, target, asked", [
-    ('a red sign that says "A"', 'a blue wall with "B C"', 'a red sign that says "B C"'),
-    ('"A" above "B"', 'over "C" stands "D"', '"C" above "D"'),
-    ('"A" above "B"', 'one "C"', 'one "C"'),  # nobody knows which of the two it replaces
-    ('a red sign that says "A"', 'a blue sign that says "A"', 'a blue sign that says "A"'),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, target, asked",
+    [
+        ('a red sign that says "A"', 'a blue wall with "B C"', 'a red sign that says "B C"'),
+        ('"A" above "B"', 'over "C" stands "D"', '"C" above "D"'),
+        ('"A" above "B"', 'one "C"', 'one "C"'),  # nobody knows which of the two it replaces
+        ('a red sign that says "A"', 'a blue sign that says "A"', 'a blue sign that says "A"'),
+    ],
+)
 def test_only_the_words_are_asked_for(source, target, asked):
-    """The target's texts between the source's quotes; the target where there are more or fewer, or the same."""
+    """The target's texts are put between the source's quotes.
+
+    The target itself is asked for where there are more or fewer texts, or the same.
+    """
     assert in_its_words(Pair(source, target)) == asked
 
 
 def test_pairs_of_one_prompt_are_refused(monkeypatch):
-    """No swap between them does anything: PromptError from localize and edit, before anything is generated."""
+    """PromptError from localize and edit, before anything is generated."""
     pipeline, same = small_pipeline(), (PAIR[0], PAIR[0])
     monkeypatch.setattr(pipeline, "denoise", lambda *a, **k: pytest.fail("generated all the same"))
     for work in (
@@ -159,12 +171,14 @@ along = partial(test_it_runs_along_the_sources_generation, "sdxl")
 FAULTS = {
     "what a swap would add to L": (slope, attributing, "drops", "-sum(", "sum("),
     "text that asks nothing": (
-        slope, attributing, "change", "(q[:1] for q in record.q)", "(q[:1] * (q is record.q[0]) for q in record.q)"),
-    "its own text": (slope, attributing, "change", "text[1:]", "text[:1]"),
-    "the target's image": (of_if, attributing, "change", "x[:1] for x in image", "x[1:] for x in image"),
+        slope, attributing, "change", "eager(q[:1], k, v)", "eager(q[:1] * (q is record.q[0]), k, v)"),
+    "its own text": (slope, attributing, "_with_text_of_second", "text[1:]", "text[:1]"),
+    "the target's image": (
+        of_if, attributing, "_with_text_of_second", "x[:1] for x in image", "x[1:] for x in image"),
     "the variance, too": (of_if, attributing, "drops", "[:, : x.shape[1]]", ""),
     "every step": (along, attributing, "attributions", "range(start, steps)", "range(steps)"),
-    "the first latents at every step": (along, attributing, "attributions", "path[step][None]", "path[0][None]"),
+    "the first latents at every step": (
+        along, attributing, "attributions", "path[step][None]", "path[0][None]"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What the word's tokens give to the picture: held to what is lost without their values, on every architecture."""
+"""Contribution is held to what is lost without the values of the word's tokens, on every architecture."""
 
 from functools import partial
 
@@ -24,7 +24,10 @@ from textpatch.sites import Site
 
 
 def given_to_the_picture(case, site, tokens, silent: bool) -> torch.Tensor:
-    """(M, C): what a site's attention gives in the first step; `silent`, with the values of some tokens at zero."""
+    """What a site's attention gives the picture in the first step, (M, C).
+
+    silent  whether the values of some tokens are zero
+    """
     pipeline, seen = case.pipeline, {}
 
     def silence(name, v):
@@ -46,7 +49,7 @@ def given_to_the_picture(case, site, tokens, silent: bool) -> torch.Tensor:
     seed=st.integers(0, 99), tokens=st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True)
 )
 def test_it_is_what_is_lost_without_the_tokens_values(architecture, seed, tokens):
-    """At every site norm = mean_i || out_i - out_i with v_j = 0 ||, and share = norm / mean_i || out_i ||: 1e-10."""
+    """norm = mean_i || out_i - out_i with v_j = 0 ||, and share = norm / mean_i || out_i ||, to 1e-10."""
     case = fixed_case(architecture, seed=seed)
     found, _ = contributions(case.pipeline, "a", seed=3, steps=1, guidance=1, tokens=tokens)
     assert sorted(found) == list(range(len(case.model.sites)))
@@ -59,7 +62,10 @@ def test_it_is_what_is_lost_without_the_tokens_values(architecture, seed, tokens
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_guidance_is_looked_through(architecture):
-    """In the first step the conditional branch gives what it gives without guidance; over all steps it does not."""
+    """The conditional branch gives in the first step what it gives without guidance.
+
+    Over all steps it does not.
+    """
     case = fixed_case(architecture)
     for steps, same in ((1, True), (3, False)):
         plain, guided = (
@@ -71,7 +77,10 @@ def test_guidance_is_looked_through(architecture):
 
 
 def test_the_word_is_found_among_the_tokens():
-    """word_tokens gives, among CLIP's tokens and T5's after them, those of the letters, wherever the word stands."""
+    """word_tokens gives the tokens of the letters, wherever the word stands.
+
+    T5's tokens stand after CLIP's.
+    """
     pipeline, prompt = small_pipeline(), PAIR[1]
     clip, _, t5 = pipeline.encoders.tokenizers
     ids = [
@@ -83,7 +92,7 @@ def test_the_word_is_found_among_the_tokens():
 
 
 def test_the_word_is_found_where_tokenizers_have_no_length():
-    """As the encoders cut their tokens, so they are counted: model_max_length = 10^30 moves no place."""
+    """Tokens are counted as the encoders cut them.  model_max_length = 10^30 moves no place."""
     pipeline, prompt = small_pipeline(), PAIR[1]
     expected, lengths = (
         word_tokens(pipeline, prompt),
@@ -98,14 +107,17 @@ def test_the_word_is_found_where_tokenizers_have_no_length():
 
 @pytest.mark.parametrize("tokens", [[], [99], [1, -1]])
 def test_tokens_that_are_not_there_are_refused(tokens):
-    """None, beyond the text, below it: PatchError with what there is, not an index error or zeros."""
+    """PatchError for no tokens, and for tokens beyond or below the text."""
     with pytest.raises(PatchError, match=r"tokens \[.*\] asked for; 'a' has 0\.\.3, so give"):
         contributions(fixed_case().pipeline, "a", steps=1, tokens=tokens)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_all_tokens_together_give_all(dtype):
-    """W_o = 1, all tokens: share = |sum_j p_j v_j| / |out| = 1 up to the rounding u of out, though |s| comes to 30."""
+    """All tokens with W_o = 1 have share |sum_j p_j v_j| / |out| = 1.
+
+    That is up to the rounding u of out, though |s| comes to 30.
+    """
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         3 * torch.randn(1, 2, n, 64, generator=generator, dtype=torch.float64).to(dtype)
@@ -120,7 +132,7 @@ def test_all_tokens_together_give_all(dtype):
 
 
 def test_encoders_without_tokenizers_need_the_tokens():
-    """Nobody can know the word's tokens there: PatchError, and with tokens given it works."""
+    """PatchError where nobody can know the word's tokens.  With tokens given it works."""
     pipeline = fixed_case().pipeline
     with pytest.raises(PatchError, match="give `tokens`"):
         contributions(pipeline, PAIR[0])
@@ -143,7 +155,8 @@ lost = raw(test_it_is_what_is_lost_without_the_tokens_values, "mmdit", seed=1, t
 
 FAULTS = {
     "scores not scaled": (lost, contributing, "norms", "key.mT * scale", "key.mT"),
-    "the values of all tokens": (lost, contributing, "norms", "keys[-1][:, :, tokens]", "keys[-1][:, :, [0, 1]]"),
+    "the values of all tokens": (
+        lost, contributing, "norms", "keys[-1][:, :, tokens]", "keys[-1][:, :, [0, 1]]"),
     "keys of the image": (lost, contributing, "norms", "torch.cat(keys, dim=2)", "keys[-1]"),
     "the other guidance branch": (
         partial(test_guidance_is_looked_through, "mmdit"), contributing, "norms",

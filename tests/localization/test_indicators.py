@@ -1,4 +1,4 @@
-"""Readings as scores of a screening: what they cost, what they keep of it, and what they are never asked twice."""
+"""Readings are scores of a screening, each made once, and their costs are counted."""
 
 from dataclasses import replace
 from functools import partial
@@ -22,8 +22,11 @@ from textpatch.localization.trials import Trials
 @pytest.mark.parametrize("guidance, backward", [(1.0, 6), (4.5, 3)])
 @pytest.mark.parametrize("name", READINGS)
 def test_reading_costs_the_source_pictures_alone(name, guidance, backward, monkeypatch):
-    """n pairs and m seeds: n m generations for scores of all sites, means over seeds, and for attribution the backward
-    passes of each, in generations of as many rows; asked again, none."""
+    """n pairs and m seeds take n m generations for the scores of all sites, which are means over seeds.
+
+    Attribution takes the backward passes of each on top, in generations of as many rows.
+    Asked again, a reading takes none.
+    """
     made, honest = [], sample
     monkeypatch.setattr(
         f"textpatch.localization.{name}.sample", lambda *a, **k: made.append(a) or honest(*a, **k)
@@ -51,7 +54,7 @@ def test_reading_costs_the_source_pictures_alone(name, guidance, backward, monke
 )
 @pytest.mark.parametrize("name", READINGS)
 def test_a_site_is_left_out_below_a_part_of_the_best(name, second, left_out, monkeypatch):
-    """Contribution leaves out what has less than half of the largest share, attribution what has less than a tenth."""
+    """Contribution leaves out sites below half of the largest share, attribution those below a tenth."""
     reading, pipeline = READINGS[name], small_pipeline()
     shown = {0: dict.fromkeys(reading.shown, 1.0), 1: dict.fromkeys(reading.shown, second)}
     picture = pipeline.generate(PAIR[0], seeds=0)[0]
@@ -69,18 +72,21 @@ def test_a_site_is_left_out_below_a_part_of_the_best(name, second, left_out, mon
 )
 @pytest.mark.parametrize("name", READINGS)
 def test_a_site_joins_the_set_unless_it_gives_next_to_nothing(name, share, joins, monkeypatch):
-    """Site 2 adds .2 to what 0 and 1 do, and is left out by its share: it joins all the same, from a fiftieth of the largest
-    share on; the exhaustive search's set is then this one's."""
+    """A site that is left out by its share joins all the same, from a fiftieth of the largest share on.
+
+    Site 2 adds .2 to what 0 and 1 do.  The exhaustive search's set is then this one's.
+    """
     shares, truth = {0: 1.0, 1: 0.7, 2: share}, Truth({0: 0.5, 1: 0.2, 2: 0.2})
     read = SimpleNamespace(
         score=lambda groups, n, what=None: [np.full(n, shares[site]) for (site,) in groups]
     )
     monkeypatch.setattr(modes, "Readings", lambda trials, reading: read)
-    twice = lambda groups, n, own=False: [
-        np.stack([values, values], axis=1) for values in truth(groups, n)
-    ]  # noqa: E731
+
+    def twice(groups, n, own=False):
+        return [np.stack([values, values], axis=1) for values in truth(groups, n)]
+
     tried, alone = SimpleNamespace(score=twice, pairs=range(PAIRS)), [(0,), (1,), (2,)]
-    screening, _ = modes.MODES[name](tried, alone, None, 4)
+    screening, _ = modes.MODES[name](tried, modes.Request(name, alone, PAIRS, first=4))
     assert screening.ranked[-1] == (2,) and (2,) not in screening.kept
     assert responsible(searching._grown(tried, screening, 4)) == ((0, 1, 2) if joins else (0, 1))
 
@@ -95,9 +101,10 @@ def joining_by_share(*args) -> None:
 
 FAULTS = {
     "what is left out may not join": (
-        partial(joining_by_share, "contribution", 0.021, True), modes, "_read", "< NOTHING *", "< 1 *"),
+        partial(joining_by_share, "contribution", 0.021, True), modes, "_read", "< LEAST_SHARE *", "< 1 *"),
     "what gives nothing joins": (
-        partial(joining_by_share, "attribution", 0.019, False), searching, "_grown", "(*measured, *screening.barred)", "measured"),
+        partial(joining_by_share, "attribution", 0.019, False), searching, "_grown",
+        "(*measured, *screening.barred)", "measured"),
 }  # fmt: skip
 
 

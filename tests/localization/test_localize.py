@@ -1,5 +1,6 @@
 """Localising on the shipped models, whose words tesseract reads."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from support.small_models import DEFAULTS, small_pipeline
 from textpatch import PatchError, Row, load, localize, sample
 from textpatch import groups as groups_
 from textpatch.errors import OCRError, PromptError
-from textpatch.localization import trials
+from textpatch.localization import preconditions, trials
 from textpatch.metrics import Tesseract, alphabet_of
 from textpatch.metrics.ocr import KNOWN_WORDS, _draw
 from textpatch.prompts.pairs import Pair
@@ -27,7 +28,7 @@ def planted():
 
 
 def check_planted_site_is_found(pipeline):
-    """The planted site alone writes the target's word on the source's picture, and no other site writes it."""
+    """Require that the planted site alone writes the target's word on the source's picture."""
     result = localize(pipeline, sign_pairs(4, split="test")).result
     exact = {site["site"]: site["exact_target"]["value"] for site in result["sites"]}
     assert result["ranked"][0] == planted_site()
@@ -36,12 +37,12 @@ def check_planted_site_is_found(pipeline):
 
 
 def test_the_planted_site_is_found(planted):
-    """Ground truth: argmax = the site of the recipe."""
+    """The best site is the site of the recipe."""
     check_planted_site_is_found(planted)
 
 
 def test_a_swap_one_site_off_is_noticed(planted, monkeypatch):
-    """Planted fault: every swap goes to the next site; then the wrong site is found."""
+    """Every swap goes to the next site, and the wrong site is found.  (planted fault)"""
     honest = groups_.rows_and_plan
 
     def one_off(pair, seed, groups, *rest):
@@ -50,7 +51,8 @@ def test_a_swap_one_site_off_is_noticed(planted, monkeypatch):
             pair, seed, [(groups[(i + 1) % len(groups)]) for i in range(len(groups))], *rest
         )[1]
         return rows, type(plan)(
-            type(a)(b.sites, a.readers, a.donor, a.steps) for a, b in zip(plan.swaps, moved.swaps)
+            type(a)(b.sites, a.readers, a.donor, a.steps)
+            for a, b in zip(plan.swaps, moved.swaps, strict=True)
         )
 
     monkeypatch.setattr(trials, "rows_and_plan", one_off)
@@ -94,7 +96,10 @@ def test_a_blind_reader_is_an_error_before_anything_runs(monkeypatch):
 
 
 def test_lettering_that_leaves_no_background_is_refused_before_anything_runs(monkeypatch):
-    """A text box without a window of 11 x 11 beside it is named with the picture's size, and nothing is generated."""
+    """A text box without a window of 11 x 11 beside it is named with the picture's size.
+
+    Nothing is generated.
+    """
     monkeypatch.setattr(
         trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same")
     )
@@ -107,7 +112,7 @@ def test_lettering_that_leaves_no_background_is_refused_before_anything_runs(mon
 
 
 def test_a_pair_that_is_there_twice_is_refused_before_anything_runs(monkeypatch):
-    """Six times one pair are one pair: they would narrow every interval, and no site is credited for them."""
+    """One pair six times is refused, for it would narrow every interval."""
     monkeypatch.setattr(
         trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same")
     )
@@ -128,7 +133,7 @@ class Spelling(Parrot):
 
 
 def test_words_the_reader_cannot_spell_are_refused_before_anything_runs(monkeypatch):
-    """The word, its letters and the reader's, and what to do; nothing is generated."""
+    """The error names the word, its letters, the reader's, and what to do.  Nothing is generated."""
     monkeypatch.setattr(
         trials, "sample_latents", lambda *a, **k: pytest.fail("generated all the same")
     )
@@ -139,22 +144,37 @@ def test_words_the_reader_cannot_spell_are_refused_before_anything_runs(monkeypa
         localize(small_pipeline(), [PAIR], ocr=Spelling("HOUSE"))
 
 
-@pytest.mark.parametrize("words, reader, unknown", [
-    (("HOUSE", "ON AIR"), Tesseract(), ""), (("HOUSE", "house"), Tesseract(), "h"), (("HOUSE", "Route"), Tesseract(), "o"),
-    (("HOUSE", "A380"), Tesseract(), "3"), (("1984", "A380"), Tesseract(alphabet=alphabet_of(["1984"])), ""),
-    (("House", "on air"), Tesseract(alphabet=alphabet_of(["Aa"])), ""), (("ÉTÉ", "A"), Tesseract(), "É"), (("ÉTÉ", "a1"), Parrot(), ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, reader, unknown",
+    [
+        (("HOUSE", "ON AIR"), Tesseract(), ""),
+        (("HOUSE", "house"), Tesseract(), "h"),
+        (("HOUSE", "Route"), Tesseract(), "o"),
+        (("HOUSE", "A380"), Tesseract(), "3"),
+        (("1984", "A380"), Tesseract(alphabet=alphabet_of(["1984"])), ""),
+        (("House", "on air"), Tesseract(alphabet=alphabet_of(["Aa"])), ""),
+        (("ÉTÉ", "A"), Tesseract(), "É"),
+        (("ÉTÉ", "a1"), Parrot(), ""),
+    ],
+)
 def test_letters_count_as_they_are_written(words, reader, unknown):
-    """Of the reader of capitals small letters and digits are refused, blanks are not; a reader without an alphabet takes all."""
+    """The reader of capitals refuses small letters and digits, and no blanks.
+
+    A reader without an alphabet takes all.
+    """
     pairs = [Pair(*(f'a sign that says "{word}"' for word in words))]
-    if not unknown:
-        return trials.require_known_letters(pairs, reader)
-    with pytest.raises(PromptError, match=f"has '{unknown}'"):
-        trials.require_known_letters(pairs, reader)
+    refused = nullcontext()
+    if unknown:
+        refused = pytest.raises(PromptError, match=f"has '{unknown}'")
+    with refused:
+        preconditions.require_known_letters(pairs, reader)
 
 
 def test_the_alphabet_of_words_spells_them_and_no_more():
-    """Capitals always; small letters and digits where a word has one: read with it, such words are read."""
+    """The alphabet has capitals always, and small letters and digits where a word has one.
+
+    Read with it, such words are read.
+    """
     words = [
         word for form in (str.upper, str.lower, str.title) for word in map(form, KNOWN_WORDS[:6])
     ] + ["1984", "747"]
@@ -170,10 +190,10 @@ def test_the_alphabet_of_words_spells_them_and_no_more():
 
 
 def test_a_planted_reader_of_unknown_letters_is_noticed(monkeypatch):
-    """Fault: letters are compared as scores are, without case, so that small ones pass."""
+    """Letters are compared as scores are, without case, so that small ones pass.  (planted fault)"""
     plant(
         monkeypatch,
-        trials,
+        preconditions,
         "require_known_letters",
         "if letter not in alphabet",
         "if letter.upper() not in alphabet",
@@ -183,7 +203,10 @@ def test_a_planted_reader_of_unknown_letters_is_noticed(monkeypatch):
 
 
 def test_scores_are_means_over_pairs_and_seeds():
-    """HOUSE read everywhere, HOUSE source of one pair and target of the other: 1/2, 1/2, and 5 edits on one of two."""
+    """HOUSE is read everywhere, and is the source of one pair and the target of the other.
+
+    So the means are 1/2, 1/2, and 5 edits on one of two.
+    """
     result = localize(small_pipeline(), [PAIR, PAIR[::-1]], seeds=(0, 1), ocr=Parrot()).result
     site = result["sites"][0]
     assert [site[name]["value"] for name in ("exact_source", "exact_target", "edit_source")] == [
@@ -198,16 +221,26 @@ def test_scores_are_means_over_pairs_and_seeds():
     )
 
 
-@pytest.mark.parametrize("options", [dict(start=2), dict(start=-1), dict(sites=[9]), dict(sites="x.*"), dict(steps=0),
-                                     dict(seeds=()), dict(groups=[(0,), (0,)])])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(start=2),
+        dict(start=-1),
+        dict(sites=[9]),
+        dict(sites="x.*"),
+        dict(steps=0),
+        dict(seeds=()),
+        dict(groups=[(0,), (0,)]),
+    ],
+)
 def test_requests_that_cannot_be_carried_out(options):
-    """An unknown site, a start outside the run, no seed, one set twice: PatchError."""
+    """PatchError for an unknown site, a start outside the run, no seed, and one set twice."""
     with pytest.raises(PatchError):
         localize(small_pipeline(), [PAIR], ocr=Parrot(), **options)
 
 
 def test_a_negative_prompt_without_guidance_is_refused():
-    """At guidance 1 no row reads the negative prompt: a PatchError, in plain and in lock-step generation."""
+    """PatchError in plain and in lock-step generation, for at guidance 1 no row reads the negative prompt."""
     pipeline = small_pipeline()
     with pytest.raises(PatchError, match="no effect at guidance 1"):
         pipeline.generate(PAIR[0], seeds=0, guidance=1, negative=PAIR[1])

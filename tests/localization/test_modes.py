@@ -1,4 +1,4 @@
-"""The three modes on real models: the same answer, counted to the last generation, and the same again after a kill."""
+"""All modes give the same answer on real models, counted to the last generation, and again after a kill."""
 
 import json
 from collections import Counter
@@ -23,7 +23,8 @@ from textpatch.localization.trials import Trials
 from textpatch.plan import Plan, Row, Swap
 from textpatch.prompts.pairs import Pair
 from textpatch.report import page as report
-from textpatch.report.result import answer, table
+from textpatch.report.headline import answer
+from textpatch.report.terminal import table
 from textpatch.runs.folder import Run
 from textpatch.sampling import sample_latents
 from textpatch.weights.signs.pairs import sign_pairs
@@ -31,12 +32,20 @@ from textpatch.weights.signs.pairs import sign_pairs
 MODES = "exhaustive", "staged", "contribution", "attribution"
 
 
-PAIRS = [(f'a red sign that says "HOUSE" on a {wall} wall', f'a green badge that says "TIGER" on a striped {wall} wall')
-         for wall in ("pink", "white", "blue")]  # fmt: skip
+PAIRS = [
+    (
+        f'a red sign that says "HOUSE" on a {wall} wall',
+        f'a green badge that says "TIGER" on a striped {wall} wall',
+    )
+    for wall in ("pink", "white", "blue")
+]
 
 
 class Fortune(Parrot):
-    """Reads HOUSE in a source's picture, and in any other TIGER but for one letter, which the pixels choose."""
+    """Reader of HOUSE in a source's picture, and of TIGER without one letter in any other.
+
+    The pixels choose the letter.
+    """
 
     def __init__(self, pipeline, pairs):
         prompts = [source for source, _ in pairs]
@@ -62,7 +71,7 @@ def options(mode: str) -> dict:
 
 @pytest.fixture(scope="module")
 def answers():
-    """planted-mmdit, six pairs, four steps: mode -> result."""
+    """Results by mode on planted-mmdit, six pairs, four steps."""
     pipeline, pairs = load("planted-mmdit"), sign_pairs(6, split="test")
     first = {} | {mode: {"first": 3} for mode in MODES[1:]}
     return {
@@ -72,7 +81,7 @@ def answers():
 
 
 def test_all_modes_find_the_planted_site(answers):
-    """The set is {1} in each; the exact score of site 1 is the same to the last reading."""
+    """The set is {1} in each mode.  The exact score of site 1 is the same to the last reading."""
     assert {mode: result["set"]["sites"] for mode, result in answers.items()} == dict.fromkeys(
         MODES, [1]
     )
@@ -119,9 +128,14 @@ def test_every_site_says_what_became_of_it(answers):
 
 
 def test_what_a_mode_costs(answers):
-    """L = 6, P = 6 pairs, n = 3 of them first.  exhaustive (L + 2) P; staged (L + 2) n + 2 (P - n), one site and the target;
-    contribution n sources, P targets, P pictures of the one site kept; attribution three more for each source; 1 + L each is
-    the paper's."""
+    """Costs are as the sums say, for L = 6 sites and P = 6 pairs, n = 3 of them first.
+
+    exhaustive    (L + 2) P
+    staged        (L + 2) n + 2 (P - n), one site and the target
+    contribution  n sources, P targets, P pictures of the one site kept
+    attribution   three more for each source
+    1 + L for each pair is the paper's.
+    """
     made = {mode: result["generations"] for mode, result in answers.items()}
     assert made == {
         "exhaustive": {"made": 8 * 6, "one_by_one": 42},
@@ -132,8 +146,11 @@ def test_what_a_mode_costs(answers):
 
 
 def test_pictures_that_no_score_needs_are_few(answers):
-    """Screened: the source's own picture on the n first pairs alone, and with it the background; exhaustive: on all."""
-    for mode, n in zip(MODES, (6, 3, 3, 3)):
+    """A screening makes the source's own picture, and so the background's scores, on the n first pairs alone.
+
+    An exhaustive search makes it on all.
+    """
+    for mode, n in zip(MODES, (6, 3, 3, 3), strict=True):
         source, site = answers[mode]["baselines"]["source"], answers[mode]["sites"][1]
         assert (source["n"], site["n"], site["n_background"]) == (n, 6, n) and 0 < site["ssim"][
             "value"
@@ -141,8 +158,14 @@ def test_pictures_that_no_score_needs_are_few(answers):
 
 
 def test_where_text_is_static_the_target_does_not_run():
-    """planted-sdxl, L = 14, P = 4 pairs, n = 3 first: (L + 2) n + P - n pictures staged, 3 n + P - n by contribution and,
-    without guidance, 6 n more by attribution, where the target's own picture is made on the n pairs alone; the set is {10}."""
+    """The target's own picture is made on the n first pairs alone, and the set is {10}.
+
+    planted-sdxl has L = 14, with P = 4 pairs and n = 3 first.
+
+    staged        (L + 2) n + P - n
+    contribution  3 n + P - n
+    attribution   6 n more without guidance
+    """
     pipeline, pairs = load("planted-sdxl"), sign_pairs(4, split="test", same_scene=True)
     for mode, made in (
         ("staged", 16 * 3 + 1),
@@ -155,7 +178,7 @@ def test_where_text_is_static_the_target_does_not_run():
 
 
 def test_the_report_shows_the_search(answers, tmp_path):
-    """Sites without scores pass through the table, the heat map and the page, which says why they have none."""
+    """Table, heat map and page take sites without scores, and the page says why they have none."""
     result = answers["contribution"]
     page = report.report_html(result, heatmap=report.heatmap_png(result), sheet=b"", manifest={})
     assert (
@@ -169,8 +192,10 @@ def test_the_report_shows_the_search(answers, tmp_path):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_generation_is_counted(mode, monkeypatch):
-    """made = the rows that the sampler was given, all calls together, and what backward passes take; no row is generated
-    twice but donors."""
+    """made = the rows that the sampler was given, all calls together, and what backward passes take.
+
+    No row is generated twice but donors.
+    """
     names = []
 
     def counted(honest):
@@ -201,7 +226,7 @@ def test_every_generation_is_counted(mode, monkeypatch):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_killed_search_ends_as_if_it_had_not_been(mode, tmp_path, monkeypatch, long):
-    """Stopped before any record and started again: the same records, byte for byte, and the same result.
+    """A search stopped before any record and started again gives the same records and the same result.
 
     The short form stops exhaustive searches before any, the others before the first, the middle and the last.
     """
@@ -236,7 +261,7 @@ def test_a_killed_search_ends_as_if_it_had_not_been(mode, tmp_path, monkeypatch,
 
 
 def test_records_of_another_plan_are_refused(tmp_path):
-    """A run folder of one search under another's request, as another version would find it: StoreError."""
+    """StoreError for a run folder of one search under another's request, as another version would find it."""
     run = Run.open(tmp_path / "run", {"request": 1})
     localize(small_pipeline(), [PAIR], run=run, sites=[0], ocr=Parrot())
     with pytest.raises(PatchError, match="was made by plan .* another --out"):
@@ -248,7 +273,10 @@ def test_records_of_another_plan_are_refused(tmp_path):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_all_heads_of_sites_are_the_sites(architecture):
-    """The group of all (site, head) makes the latents of the group of the sites; one head less does not.   (law 14)"""
+    """The group of all (site, head) makes the latents of the group of the sites.  One head less does not.
+
+    (law 14)
+    """
     case = fixed_case(architecture)
     heads = tuple(
         (site, head) for site in (0, 2) for head in range(case.model.sites[site].text_heads)
@@ -281,15 +309,20 @@ def test_the_heads_of_the_planted_site(answers):
 @settings(max_examples=10)
 @given(data=st.data())
 def test_a_forked_run_is_all_runs_from_the_start(architecture, data):
-    """Every start step's row ends where it ends in a run of its own from step 0: 1e-10, noise of every step included."""
+    """Every start step's row ends where it ends in a run of its own from step 0, to 1e-10.
+
+    That includes the noise of every step.
+    """
     case = data.draw(cases(architecture))
     starts = data.draw(st.lists(st.integers(0, case.steps - 1), min_size=1, unique=True))
     ends = [Row("source", "a", 5), Row("target", "b", 5)]
     forks = [
         Row(f"start-{start}", "a", 5, joins=start, copies="source") for start in sorted(starts)
     ]
-    plan = Plan(Swap(case.sites, row.name, "target", steps=range(row.joins, case.steps), branch=case.branch)
-                for row in forks)  # fmt: skip
+    plan = Plan(
+        Swap(case.sites, row.name, "target", steps=range(row.joins, case.steps), branch=case.branch)
+        for row in forks
+    )
     options = dict(steps=case.steps, guidance=case.guidance)
     alone = [replace(row, joins=0, copies=None) for row in forks]
     whole = sample(case.pipeline, [*ends, *alone], plan, **options).latents
@@ -305,9 +338,11 @@ def test_a_forked_run_is_all_runs_from_the_start(architecture, data):
 
 
 def test_the_start_curve_on_the_planted_site(tmp_path, monkeypatch):
-    """Site 1 of planted-mmdit: from step 0 on the word is the target's, from the last step on it is the source's; the
-    background only comes nearer.  S = 4 starts cost 2 + (4 + 3 + 2 + 1) / 4 generations per pair, and
-    none the second time."""
+    """The word is the target's from step 0 on, and the source's from the last step on.
+
+    The background only comes nearer.  At site 1 of planted-mmdit S = 4 starts cost
+    2 + (4 + 3 + 2 + 1) / 4 generations for each pair, and none the second time.
+    """
     pipeline, pairs = load("planted-mmdit"), sign_pairs(3, split="test")
     run = Run.open(tmp_path / "run", {"request": 1})
     found = start_curve(Trials(pipeline, pairs, steps=4, run=run), 1)
@@ -323,10 +358,28 @@ def test_the_start_curve_on_the_planted_site(tmp_path, monkeypatch):
 
 
 def test_the_command_line_looks_further(tmp_path, monkeypatch):
-    """--starts and --heads put the start curve and the heads of the set into results.json; a second call makes nothing."""
+    """--starts and --heads put the start curve and the heads of the set into results.json.
+
+    A second call makes nothing.
+    """
     monkeypatch.chdir(tmp_path)
-    search = ["localize", "planted-mmdit", "--mode", "contribution", "--pairs", "3", "--first", "2", "--steps", "2",
-              "--same-scene", "--starts", "--heads", "--out", "run"]  # fmt: skip
+    search = [
+        "localize",
+        "planted-mmdit",
+        "--mode",
+        "contribution",
+        "--pairs",
+        "3",
+        "--first",
+        "2",
+        "--steps",
+        "2",
+        "--same-scene",
+        "--starts",
+        "--heads",
+        "--out",
+        "run",
+    ]
     assert cli.main(search) == 0
     result = json.loads((tmp_path / "run/results.json").read_text())
     assert (
@@ -339,7 +392,7 @@ def test_the_command_line_looks_further(tmp_path, monkeypatch):
         "head_search"
     ]["heads"]
     stored = (tmp_path / "run/results.json").read_bytes()
-    for module in ("trials.sample_latents", "contribution.sample", "starts.sample"):
+    for module in ("trials.sample_latents", "contribution.sample", "start_step.sample"):
         monkeypatch.setattr(
             f"textpatch.localization.{module}", lambda *a, **k: pytest.fail("made again")
         )
@@ -350,7 +403,7 @@ def test_the_command_line_looks_further(tmp_path, monkeypatch):
 
 
 def test_the_command_line_searches(tmp_path, monkeypatch, capfd):
-    """--mode, --keep and --first reach the search, whose result says so; its run folder passes the audit."""
+    """--mode, --keep and --first reach the search, whose result says so.  Its run folder passes the audit."""
     monkeypatch.chdir(save_small(tmp_path / "small").parent)
     search = [
         "localize",
@@ -375,18 +428,24 @@ def test_the_command_line_searches(tmp_path, monkeypatch, capfd):
     assert cli.main(["audit", "run", "--model", "small"]) == 0
 
 
-@pytest.mark.parametrize("wrong, says", [
-    (dict(mode="stage"), "no mode 'stage'; closest: staged"),
-    (dict(keep=1), "screens nothing"),
-    (dict(first=4), "screens nothing"),
-    (dict(mode="staged", keep=2), "keep is 2 of 2 sites"),
-    (dict(mode="staged", keep=0), "keep is 0 of 2 sites"),
-    (dict(mode="staged", first=1), "an interval over pairs needs two"),
-    (dict(mode="staged", sites=[1]), "of 1 sites"),
-    (dict(mode="contribution", groups=[(0,), (0, 1)]), "scores single sites"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        (dict(mode="stage"), "no mode 'stage'; closest: staged"),
+        (dict(keep=1), "screens nothing"),
+        (dict(first=4), "screens nothing"),
+        (dict(mode="staged", keep=2), "keep is 2 of 2 sites"),
+        (dict(mode="staged", keep=0), "keep is 0 of 2 sites"),
+        (dict(mode="staged", first=1), "an interval over pairs needs two"),
+        (dict(mode="staged", sites=[1]), "of 1 sites"),
+        (dict(mode="contribution", groups=[(0,), (0, 1)]), "scores single sites"),
+    ],
+)
 def test_searches_that_cannot_be_carried_out(wrong, says, monkeypatch):
-    """An unknown mode, options without effect, more kept than there are: PatchError, and nothing is generated."""
+    """PatchError for an unknown mode, options without effect, and more kept than there are.
+
+    Nothing is generated.
+    """
     for name in ("trials.sample_latents", "contribution.sample", "attribution.sample"):
         monkeypatch.setattr(
             f"textpatch.localization.{name}", lambda *a, **k: pytest.fail("generated all the same")
@@ -396,14 +455,14 @@ def test_searches_that_cannot_be_carried_out(wrong, says, monkeypatch):
 
 
 def test_one_pair_is_not_enough_to_screen():
-    """An interval over one pair is none; an exhaustive search of it claims no set."""
+    """One pair has no interval to screen by, and an exhaustive search of it claims no set."""
     with pytest.raises(PatchError, match="given to mode 'staged': 1;"):
         localize(small_pipeline(), [PAIR], ocr=Parrot(), mode="staged")
     assert localize(small_pipeline(), [PAIR], ocr=Parrot()).result["set"] is None
 
 
 def test_sets_that_were_kept_are_measured_on_all_pairs():
-    """A staged search of sets says "measured" of those with a picture for every pair, and screened out of all others."""
+    """Sets with a picture for every pair are "measured" in a staged search, and all others screened out."""
     pipeline, pairs = load("planted-mmdit"), sign_pairs(6, split="test")
     found = localize(
         pipeline, pairs, mode="staged", groups=[(0, 1), (3, 4), (5,)], first=3, steps=4
@@ -449,7 +508,8 @@ FAULTS = {
         sampling.Loop, "_in_parts", "now[row.copies]", "now[drawn[1].name]"),
     "noise of its own": (
         raw(test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2], 64)),
-        sampling.Loop, "_in_parts", "(draw[places] for draw in draws)", "(draw[places].flip(-1) for draw in draws)"),
+        sampling.Loop, "_in_parts",
+        "(draw[places] for draw in draws)", "(draw[places].flip(-1) for draw in draws)"),
     "heads forgotten": (all_heads, groups, "rows_and_plan", "heads=heads", "heads=None"),
 }  # fmt: skip
 
@@ -461,26 +521,33 @@ def test_a_fault_is_noticed(fault, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["exhaustive", "contribution"])
-@pytest.mark.parametrize("function, old, new", [
-    ("_made", "generations = sum(row.sampled for row in rows)", "generations = len(plan.swaps)"),
-    ("_needed", "[source] * (SOURCE in names)", "[source]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "function, old, new",
+    [
+        (
+            "_made",
+            "generations = sum(row.sampled for row in rows)",
+            "generations = len(plan.swaps)",
+        ),
+        ("_needed", "if SOURCE in names:", "if True:"),
+    ],
+)
 def test_generations_not_counted_or_made_in_vain_are_noticed(mode, function, old, new, monkeypatch):
-    """Fault: swaps are counted for rows; the source is made again with every batch."""
+    """Swaps are counted for rows, or the source is made again with every batch.  (planted faults)"""
     plant(monkeypatch, trials.Trials, function, old, new)
     with pytest.raises(AssertionError):
         test_every_generation_is_counted(mode, monkeypatch)
 
 
 def test_a_target_that_runs_in_vain_is_noticed(monkeypatch):
-    """Fault: where text is static, the target is made on every pair all the same."""
+    """The target is made on every pair although text is static.  (planted fault)"""
     plant(monkeypatch, trials.Trials, "_needed", "not prompt_settles_text(", "(lambda _: True)(")
     with pytest.raises(AssertionError):
         test_where_text_is_static_the_target_does_not_run()
 
 
 def test_a_record_under_the_wrong_name_is_noticed(tmp_path, monkeypatch):
-    """Fault: every batch of a pair and seed is looked up under the name of the first."""
+    """Every batch of a pair and seed is looked up under the name of the first.  (planted fault)"""
     plant(monkeypatch, trials.Trials, "_made", "if number > 1", "if number > 9")
     with pytest.raises(trials.StoreError, match="was made by plan"):
         test_a_killed_search_ends_as_if_it_had_not_been(

@@ -1,6 +1,7 @@
-"""The searches against simulated truths: which sites carry the word is known, and pairs are easy or hard."""
+"""The searches are held against simulated truths, in which the sites that carry the word are known."""
 
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,17 +10,13 @@ from hypothesis import strategies as st
 
 from support.planting import plant, raw, require_noticed
 from support.truths import PAIRS, Truth
-from textpatch.localization import search
-from textpatch.localization.search import (
-    EARLY,
-    FEW,
-    better_than,
-    grow,
-    latest_start,
-    responsible,
-    screen,
-    take_away,
-)  # fmt: skip
+from textpatch.localization import heads as head_searching
+from textpatch.localization import racing, screening, search, start_step
+from textpatch.localization.heads import take_away
+from textpatch.localization.racing import doubling
+from textpatch.localization.screening import better_than, screen
+from textpatch.localization.search import EARLY, FEW, Growth, grow, responsible
+from textpatch.localization.start_step import latest_start
 from textpatch.metrics import FEWEST, f1_of_means, intervals, wilson
 from textpatch.metrics.intervals import gain, interval
 
@@ -53,7 +50,10 @@ def test_a_gain_is_taken_pair_by_pair(seed, shift):
 
 @given(st.integers(0, 99))
 def test_a_gain_of_f1_is_that_of_its_means(seed):
-    """With columns of precision and recall: gain = F1(a) - F1(b), inside its interval; its negative the other way."""
+    """gain = F1(a) - F1(b), inside its interval, and its negative the other way.
+
+    Columns are precision and recall.
+    """
     a, b = np.random.default_rng(seed).uniform(size=(2, PAIRS, 2))
     found, back = gain(a, b, f1_of_means), gain(b, a, f1_of_means)
     assert found["value"] == f1_of_means(*a.T) - f1_of_means(*b.T) == -back["value"]
@@ -68,7 +68,10 @@ few_scores = st.integers(1, 30).flatmap(lambda n: st.lists(st.floats(0, 1), min_
     | st.integers(1, 30).flatmap(lambda n: st.floats(0, 1).map(lambda value: [value] * n))
 )
 def test_an_interval_of_scores_has_a_width(scores):
-    """Few pairs or many, alike or not: low < high, the value between them; of one or two, and of all alike, wilson's."""
+    """low < high with the value between them, for few pairs or many, alike or not.
+
+    Of one pair or two, and of all alike, the interval is wilson's.
+    """
     values = np.array(scores)
     found = interval(values)
     assert (
@@ -79,20 +82,26 @@ def test_an_interval_of_scores_has_a_width(scores):
 
 
 def test_perfect_readings_of_words_of_other_lengths_are_alike():
-    """n / (n + 1e-8) of 3 and of 8 letters: no spread, and F1 = 1 to one in a million has wilson's width."""
+    """Values n / (n + 1e-8) of 3 and of 8 letters have no spread.
+
+    F1 = 1 to one in a million has wilson's width.
+    """
     perfect = np.array([[n / (n + 1e-8)] * 2 for n in (3, 4, 5, 8)])
     found = interval(perfect, f1_of_means)
     assert found["low"] == pytest.approx(wilson(1.0, 4).low, abs=1e-5) and found["high"] <= 1
 
 
 def test_scores_beyond_0_to_1_that_are_alike_have_no_interval():
-    """Shares of what attention gives may be negative: nothing bounds what other pairs would give."""
+    """Nothing bounds what other pairs would give, as shares of what attention gives may be negative."""
     assert interval(np.full(5, -0.5)) == {"value": -0.5, "low": None, "high": None}
 
 
 @given(st.integers(1, FEWEST - 1), st.floats(0, 1), st.floats(0, 1))
 def test_no_gain_is_clear_on_one_pair_or_two(n, more, less):
-    """Its interval is -1 to 1, all that two scores can differ by: nothing joins a set, is left out, or is kept for it."""
+    """The interval is -1 to 1, which is all that two scores can differ by.
+
+    Nothing joins a set, is left out, or is kept for it.
+    """
     found = gain(np.full(n, more), np.full(n, less))
     assert found == {"value": pytest.approx(more - less), "low": -1, "high": 1}
     truth = Truth({0: 1.0, 1: 0.0}, pairs=n)
@@ -115,14 +124,14 @@ def test_three_pairs_are_enough_where_all_gain():
 
 
 def test_a_planted_credit_on_two_pairs_is_noticed(monkeypatch):
-    """Fault: a gain is bootstrapped of any number of pairs, so that two alike are certain."""
+    """A gain is bootstrapped of any number of pairs, so that two alike are certain.  (planted fault)"""
     plant(monkeypatch, intervals, "gain", "if len(both) < FEWEST:", "if len(both) < 1:")
     with pytest.raises(AssertionError):
         test_no_gain_is_clear_on_one_pair_or_two.hypothesis.inner_test(2, 1.0, 0.2)
 
 
 def test_a_planted_interval_without_a_width_is_noticed(monkeypatch):
-    """Fault: pairs that are all alike are bootstrapped."""
+    """Pairs that are all alike are bootstrapped.  (planted fault)"""
     plant(
         monkeypatch,
         intervals,
@@ -134,12 +143,26 @@ def test_a_planted_interval_without_a_width_is_noticed(monkeypatch):
         test_an_interval_of_scores_has_a_width.hypothesis.inner_test([1.0, 1.0])
 
 
+# --- races
+
+
+@given(st.integers(1, 40), st.integers(1, 200))
+def test_the_number_of_pairs_doubles(first, last):
+    """A race looks at `first` pairs, then at twice as many each time, and at last once at all pairs."""
+    looks = list(doubling(first, last))
+    assert looks[0] == min(first, last) and looks[-1] == last and len(set(looks)) == len(looks)
+    assert all(later == min(2 * earlier, last) for earlier, later in pairwise(looks))
+
+
 # --- the responsible set
 
 
 @given(effects(), st.integers(0, 99))
 def test_the_set_is_all_that_carry_and_nothing_else(parts, seed):
-    """The set is {site: effect > 0}, grown by the largest effect next; each gain is the site's own, over all pairs."""
+    """The set is {site: effect > 0}, grown by the largest effect next.
+
+    Each gain is the site's own, over all pairs.
+    """
     truth = Truth(parts, seed=seed)
     ranked = sorted(parts, key=lambda site: (-parts[site], site))
     steps = grow(truth, ranked, PAIRS, first=4)
@@ -153,7 +176,10 @@ def test_the_set_is_all_that_carry_and_nothing_else(parts, seed):
 
 
 def test_nothing_carries_nothing():
-    """No effect anywhere: the set is empty after one step, and nothing is tried but the first site and all together."""
+    """The set is empty after one step where no site has an effect.
+
+    Nothing is tried but the first site and all together.
+    """
     truth = Truth(dict.fromkeys(range(5), 0.0))
     steps = grow(truth, range(5), PAIRS, first=4)
     assert responsible(steps) == () and len(steps) == 1 and not steps[0].kept
@@ -173,7 +199,10 @@ class Inseparable(Truth):
 
 @given(st.sets(st.integers(0, 5), min_size=2, max_size=4), st.permutations(range(6)))
 def test_sites_that_do_nothing_alone_begin_together(needed, ranked):
-    """No site is a gain alone, and those of `needed` together are all there is: the set, whichever site ranks first."""
+    """The set is `needed`, whichever site ranks first.
+
+    No site is a gain alone, and those of `needed` together are.
+    """
     steps = grow(Inseparable(needed), ranked, PAIRS, first=4)
     assert responsible(steps) == tuple(sorted(needed))
     assert [(step.added, step.kept) for step in steps] == [
@@ -184,12 +213,15 @@ def test_sites_that_do_nothing_alone_begin_together(needed, ranked):
 
 
 def test_redundant_sites_are_not_both_needed():
-    """Two sites of which each alone does all there is: one is the set."""
+    """One site is the set where each of two alone does all there is."""
     assert responsible(grow(Truth({0: 1.0, 1: 1.0, 2: 0.0}), [0, 1, 2], PAIRS, first=4)) == (0,)
 
 
 class Failing(Truth):
-    """Site 0 is perfect on all pairs but those of `failed`, where site 1 with it is; nothing else does anything."""
+    """Truth in which site 0 is perfect on all pairs but those of `failed`, where sites 0 and 1 together are.
+
+    Nothing else does anything.
+    """
 
     def __init__(self, failed):
         super().__init__(dict.fromkeys(range(4), 0.0))
@@ -205,7 +237,10 @@ class Failing(Truth):
 
 @given(st.sets(st.integers(0, PAIRS - 1), min_size=6, max_size=PAIRS - 6))
 def test_a_site_that_does_nothing_alone_joins(failed):
-    """Site 1 alone scores as no swap does, and the set is (0, 1): the others are tried on 4 of the failed pairs, no more."""
+    """The set is (0, 1) although site 1 alone scores as no swap does.
+
+    The other sites are tried on 4 of the failed pairs and no more.
+    """
     truth = Failing(failed)
     assert np.array_equal(truth.value((1,)), truth.value(()))
     assert responsible(grow(truth, range(4), PAIRS, first=4)) == (0, 1)
@@ -217,8 +252,10 @@ def test_a_site_that_does_nothing_alone_joins(failed):
 
 @given(st.sets(st.integers(0, PAIRS - 1), max_size=3))
 def test_nothing_is_tried_where_nothing_could_gain(failed):
-    """At most 3 of 24 pairs fail: (21/24)^24 > 2.5 % of draws hold none of them, so that no site, were it perfect, could
-    be a clear gain; none is tried."""
+    """No site is tried if at most 3 of 24 pairs fail.
+
+    (21/24)^24 > 2.5 % of draws hold none of these pairs.  Not even a perfect site could be a clear gain.
+    """
     truth = Failing(failed)
     assert responsible(grow(truth, range(4), PAIRS, first=4)) == (0,)
     assert {group for group, _ in truth.asked} == {(), (0,)}
@@ -235,7 +272,10 @@ def clear_on(truth: Truth, larger, before, n: int, pairs: int) -> bool:
 
 
 def hoped(truth: Truth, larger, before, looked: int) -> dict:
-    """The gain on all pairs of a group looked at on so many, those `before` fails first, and perfect on the others."""
+    """Gain on all pairs of a group that was looked at on the first pairs that `before` fails.
+
+    looked  how many these are.  The group counts as perfect on the others
+    """
     values, less = np.ones_like(truth.hard), truth.value(before)
     places = np.argsort(less, kind="stable")[:looked]
     values[places] = truth.value(larger)[places]
@@ -244,8 +284,11 @@ def hoped(truth: Truth, larger, before, looked: int) -> dict:
 
 @given(st.integers(0, 99), st.integers(2, 8))
 def test_a_gain_is_looked_at_on_few_pairs_first(seed, least):
-    """A step's gain is that of the first n pairs, n = least, later max(least, FEW), twice that ..., until it is above
-    zero at the level EARLY, at last on all pairs at 95 %; first unit and last group are scored on all."""
+    """The gain of a step is taken on the first n pairs, with n doubled until the gain is clear.
+
+    n begins with least, later with max(least, FEW).  The level is EARLY, and on all pairs 95 %.
+    The first unit and the last group are scored on all pairs.
+    """
     truth, before = Truth({0: 0.5, 1: 0.2, 2: 0.0}, noise=0.4, seed=seed, pairs=100), ()
     for step in grow(truth, [0, 1, 2], 100, first=4, least=least):
         looks = [max(least, FEW) if before else least]
@@ -265,8 +308,11 @@ def test_a_gain_is_looked_at_on_few_pairs_first(seed, least):
 
 @given(st.integers(0, 99))
 def test_a_refusal_looks_no_further_than_it_must(seed):
-    """Whom all pairs would refuse is refused on those the group fails, or on twice as many, ...: as soon as perfection
-    on the others that fail would be no clear gain.  Its gain is then what it is at most."""
+    """A unit is refused as soon as perfection on the other pairs that fail would be no clear gain.
+
+    It is looked at on the pairs that the group fails, then on twice as many.
+    The gain of the step is then an upper bound.
+    """
     truth, before = Truth({0: 1.1, 1: 0.0, 2: 0.0}, noise=0.2, seed=seed, pairs=100), ()
     truth.hard[20:] = -0.3  # most pairs are perfect, whatever is swapped
     for step in grow(truth, [0, 1, 2], 100, first=4):
@@ -286,10 +332,14 @@ def test_a_refusal_looks_no_further_than_it_must(seed):
 
 
 def test_a_group_on_the_way_is_scored_as_far_as_it_is_needed():
-    """Three sites of clear effects: two of them together on FEW pairs, the three on all; what joins is the same."""
+    """Two of three sites with clear effects are scored together on FEW pairs, and the three on all.
+
+    The same sites join.
+    """
     truths = [Truth({0: 0.5, 1: 0.2, 2: 0.2, 3: 0.0}, pairs=100) for _ in range(2)]
     early, late = (
-        grow(truth, range(4), 100, first=4, least=least) for truth, least in zip(truths, (4, None))
+        grow(truth, range(4), 100, first=4, least=least)
+        for truth, least in zip(truths, (4, None), strict=True)
     )
     assert responsible(early) == responsible(late) == (0, 1, 2) and early[1].group == late[1].group
     assert [step.pairs for step in early[:3]] == [4, FEW, FEW] and {
@@ -299,7 +349,11 @@ def test_a_group_on_the_way_is_scored_as_far_as_it_is_needed():
 
 
 class Misleading(Truth):
-    """0 and 3 together leave pairs failing: of the first 32 site 1 mends the worst alone, of the others site 2 mends all."""
+    """Truth in which the first 32 pairs propose another site than all pairs do.
+
+    0 and 3 together leave pairs failing.  Of the first 32 site 1 mends the worst alone.
+    Of the others site 2 mends all.
+    """
 
     def __init__(self):
         super().__init__(dict.fromkeys(range(4), 0.0), pairs=100)
@@ -314,16 +368,23 @@ class Misleading(Truth):
 
 
 def test_what_few_pairs_propose_and_all_refuse_is_not_the_end():
-    """The pairs that two sites were looked at on propose site 1, which all refuse; all propose site 2, which is kept."""
+    """All pairs refuse site 1, which the pairs looked at propose.  They propose site 2, which is kept."""
     steps = grow(Misleading(), [0, 1, 2, 3], 100, first=4, least=4)
     assert [(step.added, step.pairs, step.kept) for step in steps[:4]] == [
-        ((0,), 4, True), ((3,), FEW, True), ((1,), 100, False), ((2,), 64, True)]  # fmt: skip
+        ((0,), 4, True),
+        ((3,), FEW, True),
+        ((1,), 100, False),
+        ((2,), 64, True),
+    ]
     assert responsible(steps) == (0, 2, 3)
 
 
 @pytest.mark.parametrize("pairs, least", [(PAIRS, None), (100, 4)])
 def test_chance_rarely_adds_a_site(pairs, least):
-    """Scores of pure noise: at most 6 % of 400 searches end with a site too many (2.5 % were exact intervals exact)."""
+    """At most 6 % of 400 searches in pure noise end with a site too many.
+
+    They were 2.5 % were exact intervals exact.
+    """
     truths = [Truth({0: 0.5, 1: 0.0}, noise=0.2, seed=seed, pairs=pairs) for seed in range(400)]
     wrong = [responsible(grow(truth, [0, 1], pairs, first=4, least=least)) for truth in truths]
     assert set(wrong) <= {(0,), (0, 1)} and wrong.count((0, 1)) <= 24
@@ -334,7 +395,10 @@ def test_chance_rarely_adds_a_site(pairs, least):
 
 @given(effects(), st.integers(0, 99), st.integers(FEWEST, PAIRS))
 def test_a_screening_keeps_the_carriers(parts, seed, first):
-    """Those that beat no swap are kept, whichever number of pairs it begins with; without noise the first suffices."""
+    """Groups that beat no swap are kept, whichever number of pairs the screening begins with.
+
+    Without noise the first pairs suffice.
+    """
     truth = Truth(parts, seed=seed)
     rule = lambda values, pairs: better_than(truth([()], pairs)[0], values)  # noqa: E731
     found = screen(truth, alone(truth), PAIRS, first=first, by="swap", keep=rule)
@@ -348,14 +412,16 @@ def test_a_screening_keeps_the_carriers(parts, seed, first):
 
 @given(st.integers(0, 99), st.integers(2, 6), st.integers(1, 4))
 def test_a_screening_goes_on_with_those_in_doubt(seed, first, keep):
-    """Pairs double, n' = min(2 n, all), while more than k are left; out are those clearly below the k-th best, and they
-    are scored no more."""
+    """The number of pairs doubles while more than k groups are left, n' = min(2 n, all).
+
+    Groups clearly below the k-th best are out, and are scored no more.
+    """
     truth = Truth({site: 0.1 * site for site in range(6)}, noise=0.4, seed=seed)
     found = screen(
         truth, alone(truth), PAIRS, first=first, by="swap", keep=lambda values, pairs: keep
     )
     rounds = list(dict.fromkeys(len(places) for _, places in truth.asked))
-    assert rounds[0] == first and all(b == min(2 * a, PAIRS) for a, b in zip(rounds, rounds[1:]))
+    assert rounds[0] == first and all(b == min(2 * a, PAIRS) for a, b in pairwise(rounds))
     running = set(alone(truth))
     for n in rounds:
         assert {group for group, places in truth.asked if len(places) == n} == running and len(
@@ -383,7 +449,7 @@ def test_a_screening_goes_on_with_those_in_doubt(seed, first, keep):
 
 
 def test_sites_alike_are_all_kept():
-    """No gap anywhere: the screening takes all pairs, and leaves nobody out."""
+    """A screening without a gap takes all pairs and leaves nobody out."""
     truth = Truth(dict.fromkeys(range(4), 0.3))
     found = screen(truth, alone(truth), PAIRS, first=3, by="swap", keep=lambda values, pairs: 2)
     assert (
@@ -396,7 +462,7 @@ def test_sites_alike_are_all_kept():
 
 @given(effects(sites=6), st.integers(0, 99))
 def test_the_heads_taken_away_are_those_needed(parts, seed):
-    """Greedy from all heads: taken in the order of their effects, and as many as reach the score of all."""
+    """Heads are taken in the order of their effects, and as many as reach the score of all."""
     truth = Truth(parts, seed=seed)
     steps = take_away(truth, list(parts), PAIRS)
     order = sorted(carriers(truth), key=lambda head: (-parts[head], head))
@@ -406,7 +472,7 @@ def test_the_heads_taken_away_are_those_needed(parts, seed):
 
 
 def test_all_heads_are_taken_where_only_all_do():
-    """All of three needed together: the search ends with all, whatever their order."""
+    """The search ends with all of three heads that are only needed together, whatever their order."""
 
     def score(groups, pairs):
         return [np.full(pairs, float(len(group) == 3)) for group in groups]
@@ -419,7 +485,10 @@ def test_all_heads_are_taken_where_only_all_do():
 
 @given(st.integers(0, 7), st.integers(0, 99))
 def test_the_last_start_that_loses_nothing(last, seed):
-    """Scores equal up to step s and 0.2 lower after it: s; with all equal the last of all."""
+    """The start is s where scores are equal up to step s and 0.2 lower after it.
+
+    With all equal it is the last of all.
+    """
     hard = np.random.default_rng(seed).uniform(0, 0.5, PAIRS)
     values = [1 - hard - 0.2 * (step > last) for step in range(8)]
     assert latest_start(values) == last and latest_start([1 - hard] * 8) == 7
@@ -440,49 +509,67 @@ together = raw(test_sites_that_do_nothing_alone_begin_together, {1, 3}, range(6)
 on_the_way = test_a_group_on_the_way_is_scored_as_far_as_it_is_needed
 keeps = raw(test_a_screening_keeps_the_carriers, PARTS, 0, 6)
 heads = raw(test_the_heads_taken_away_are_those_needed, PARTS, 0)
+doubles = raw(test_the_number_of_pairs_doubles, 3, 12)
 last_start = raw(test_the_last_start_that_loses_nothing, 3, 0)
 
 FAULTS = {
     "both sides draw their own pairs": (
-        pair_by_pair, intervals, "gain", "statistic(*drawn[half:]", "statistic(*(np.roll(x, 1, 0) for x in drawn[half:])"),
+        pair_by_pair, intervals, "gain",
+        "statistic(*drawn[half:]", "statistic(*(np.roll(x, 1, 0) for x in drawn[half:])"),
     "any gain will do": (
-        partial(test_chance_rarely_adds_a_site, PAIRS, None), search, "_step",
+        partial(test_chance_rarely_adds_a_site, PAIRS, None), Growth, "step",
         'level)["low"] > 0', 'level)["value"] > 0'),
-    "every site against no swap": (all_that_carry, search, "_step", "score([group], n)", "score([()], n)"),
-    "a set of the last site alone": (all_that_carry, search, "_step", "(*group, *units)", "units"),
-    "any gap will do": (goes_on, search, "screen", 'if gap["low"] > 0', 'if gap["value"] > 0'),
-    "the gap to the worst": (goes_on, search, "screen", "below[:1]", "below[-1:]"),
-    "all pairs at once": (goes_on, search, "screen", "min(2 * n, pairs)", "pairs"),
+    "every site against no swap": (
+        all_that_carry, Growth, "step", "self.score([group], n)", "self.score([()], n)"),
+    "a set of the last site alone": (all_that_carry, Growth, "step", "(*group, *units)", "units"),
+    "any gap will do": (goes_on, screening, "screen", 'if gap["low"] > 0', 'if gap["value"] > 0'),
+    "the gap to the worst": (goes_on, screening, "screen", "below[0]", "below[-1]"),
+    "all pairs at once": (goes_on, screening, "screen", "doubling(first, pairs)", "(first, pairs)"),
     "who is out is scored again": (
-        goes_on, search, "screen", "score(running, n)", "score([*running, *out], n)[: len(running)]"),
-    "a race of one round": (goes_on, search, "screen", "len(running) == k", "True"),
+        goes_on, screening, "screen", "score(running, n)", "score([*running, *out], n)[: len(running)]"),
+    "a race of one round": (goes_on, screening, "screen", "len(running) == k", "True"),
     "the unclear left out": (
-        test_sites_alike_are_all_kept, search, "screen", "Screening(tuple(running),", "Screening(tuple(running[:k]),"),
-    "the least instead of the most": (all_that_carry, search, "joining", "ranking(seen, statistic)", "ranking(seen, statistic)[::-1]"),
-    "tried on all pairs": (joins, search, "joining", "min(first, len(failed))", "len(failed)"),
-    "tried on pairs that do not fail": (joins, search, "joining", "order[:n]", "order[n:]"),
+        test_sites_alike_are_all_kept, screening, "screen",
+        "Screening(tuple(running),", "Screening(tuple(running[:k]),"),
+    "the least instead of the most": (
+        all_that_carry, Growth, "_still_in",
+        "ranking(seen, self.statistic)", "ranking(seen, self.statistic)[::-1]"),
+    "tried on all pairs": (joins, Growth, "joining", "doubling(self.first,", "doubling(number,"),
+    "tried on pairs that do not fail": (joins, Growth, "joining", "order[:number]", "order[number:]"),
     "perfect is not perfect": (not_tried, search, "_worst_first", "< PERFECT", "< 1"),
-    "tried in vain": (not_tried, search, "joining", "values[:0], statistic)", "values[:0], statistic) or True"),
+    "tried in vain": (
+        not_tried, Growth, "joining", "not self._within_reach(", "False and self._within_reach("),
     "no swap on all pairs": (few_pairs, search, "grow", "least or pairs", "pairs"),
-    "no swap on few pairs, come what may": (few_pairs, search, "_step", 'if clear or', 'if True or'),
-    "the first is all there is": (together, search, "grow", "not steps[0].kept and", "False and"),
-    "what all need is what one needs": (together, search, "inseparable", "len(needed) > 1", "len(needed) > 9"),
+    "no swap on few pairs, come what may": (few_pairs, Growth, "step", "if clear:", "if True:"),
+    "the first is all there is": (together, search, "grow", "if not steps[0].kept:", "if False:"),
+    "what all need is what one needs": (
+        together, search, "inseparable", "len(needed) > 1", "len(needed) > 9"),
     "all together are always tried": (
         test_nothing_carries_nothing, search, "inseparable", '["low"] <= 0', '["low"] < 0'),
     "a refusal by few pairs' proposal ends it": (
-        test_what_few_pairs_propose_and_all_refuse_is_not_the_end, search, "_tried", "if steps[-1].kept:", "if True:"),
-    "later gains on as few": (on_the_way, search, "_step", "max(least, FEW)", "least"),
-    "an early look like the last": (few_pairs, search, "_step", 'else EARLY', 'else 0.95'),
-    "looked at in vain": (no_further, search, "_while_hopeful", "or not _within_reach(", "or _within_reach("),
-    "all pairs whatever they can say": (no_further, search, "_while_hopeful", "max(failed, 1)", "len(order)"),
+        test_what_few_pairs_propose_and_all_refuse_is_not_the_end, Growth, "extensions",
+        "if steps[-1].kept:", "if True:"),
+    "later gains on as few": (on_the_way, Growth, "step", "max(self.least, FEW)", "self.least"),
+    "an early look like the last": (few_pairs, Growth, "step", "level = EARLY", "level = 0.95"),
+    "looked at in vain": (
+        no_further, Growth, "_while_hopeful", "if not self._within_reach(", "if self._within_reach("),
+    "all pairs whatever they can say": (
+        no_further, Growth, "_while_hopeful", "max(failed, 1)", "len(order)"),
     "no hope for the rest": (joins, search, "_hoped", "[:failed]] = 1", "[:failed]] = 0"),
     "the best first": (joins, search, "_worst_first", "argsort(means", "argsort(-means"),
-    "a group on the way on all pairs": (on_the_way, search, "_tried", "fromkeys((known, pairs))", "fromkeys((pairs,))"),
-    "the last group on few pairs": (on_the_way, search, "_tried", "fromkeys((known, pairs))", "fromkeys((known,))"),
-    "clearly worse counts as better": (keeps, search, "better_than", "gain(value, least", "gain(least, value"),
-    "the least needed head first": (heads, search, "take_away", "worst = min(", "worst = max("),
-    "heads enough too early": (heads, search, "take_away", 'missing["value"] <= 0', 'missing["value"] <= 0.2'),
-    "the first start": (last_start, search, "latest_start", "max(s for", "min(s for"),
+    "a group on the way on all pairs": (
+        on_the_way, Growth, "extensions", "fromkeys((known, self.pairs))", "fromkeys((self.pairs,))"),
+    "the last group on few pairs": (
+        on_the_way, Growth, "extensions", "fromkeys((known, self.pairs))", "fromkeys((known,))"),
+    "clearly worse counts as better": (
+        keeps, screening, "better_than", "gain(value, least", "gain(least, value"),
+    "the least needed head first": (heads, head_searching, "take_away", "worst = min(", "worst = max("),
+    "heads enough too early": (
+        heads, head_searching, "take_away", 'missing["value"] <= 0', 'missing["value"] <= 0.2'),
+    "the first start": (last_start, start_step, "latest_start", "max(s for", "min(s for"),
+    "no look at all pairs": (doubles, racing, "doubling", "yield last", "return"),
+    "one look too many": (doubles, racing, "doubling", "while n < last", "while n <= last"),
+    "three times as many": (doubles, racing, "doubling", "2 * n", "3 * n"),
 }  # fmt: skip
 
 
@@ -494,6 +581,6 @@ def test_a_fault_is_noticed(fault, monkeypatch):
 
 @pytest.mark.parametrize("pairs", range(1, FEWEST))
 def test_of_one_pair_or_two_the_start_is_the_last_that_loses_nothing(pairs):
-    """No loss is clear on so few; that is no leave to begin where the score is lower."""
+    """No loss is clear on so few pairs, and the start is still not where the score is lower."""
     values = [np.full(pairs, score) for score in (1.0, 1.0, 0.9, 0.0)]
     assert latest_start(values) == 1

@@ -194,7 +194,10 @@ def test_bootstrap_refuses_a_statistic_that_ignores_the_axis():
 @checked
 @given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.95, 0.997]))
 def test_wilson_s_ends_are_the_shares_that_just_fit(n, share, level):
-    """Both ends q solve (p - q)^2 = z^2 q (1 - q) / n, the normal test of q; the share lies between, and they are apart."""
+    """Both ends q solve (p - q)^2 = z^2 q (1 - q) / n, the normal test of q.
+
+    The share lies between the ends, and they are apart.
+    """
     z = NormalDist().inv_cdf((1 + level) / 2)
     low, high = metrics.wilson(share, n, level=level)
     for end in (low, high):
@@ -203,7 +206,7 @@ def test_wilson_s_ends_are_the_shares_that_just_fit(n, share, level):
 
 
 def test_wilson_of_all_alike():
-    """n times yes is n / (n + z^2) to 1, n times no the mirror image: 34 % to 100 % of two, never 100 % alone."""
+    """n times yes is n / (n + z^2) to 1, n times no the mirror image, such as 34 % to 100 % for two."""
     for n in (1, 2, 3, 24, 283):
         assert metrics.wilson(1.0, n) == pytest.approx((n / (n + 1.959964**2), 1), abs=1e-6)
         assert metrics.wilson(0.0, n) == pytest.approx(
@@ -213,16 +216,15 @@ def test_wilson_of_all_alike():
 
 @pytest.mark.parametrize("n", [2, 3, 8, 24, 48])
 def test_wilson_covers(n):
-    """Summed over all outcomes, the 95 % interval holds the true share with probability 0.93 to 0.98 on average over shares."""
+    """The 95 % interval holds the true share with probability 0.93 to 0.98, on average over shares.
+
+    The probability is summed over all outcomes.
+    """
     ends = [metrics.wilson(k / n, n) for k in range(n + 1)]
-    held = [
-        sum(
-            comb(n, k) * p**k * (1 - p) ** (n - k)
-            for k, (low, high) in enumerate(ends)
-            if low <= p <= high
-        )
-        for p in np.linspace(0.005, 0.995, 100)
-    ]
+    held = []
+    for p in np.linspace(0.005, 0.995, 100):
+        inside = [k for k, (low, high) in enumerate(ends) if low <= p <= high]
+        held.append(sum(comb(n, k) * p**k * (1 - p) ** (n - k) for k in inside))
     assert 0.93 < np.mean(held) < 0.98
 
 
@@ -234,12 +236,15 @@ def test_wilson_refuses(arguments):
 
 
 def test_a_planted_fault_of_wilson_s_interval_is_noticed(monkeypatch):
-    """Fault: the interval of the textbook, p -+ z sqrt(p (1 - p) / n) about a moved middle, which n times yes makes too narrow."""
+    """Fault: the interval of the textbook, p -+ z sqrt(p (1 - p) / n), about a moved middle.
+
+    It is too narrow for n times yes.
+    """
     plant(monkeypatch, intervals, "wilson", " + z**2 / (4 * n**2)", "")
-    for law, arguments in ((test_wilson_s_ends_are_the_shares_that_just_fit.hypothesis.inner_test, (3, 1.0, 0.95)),
-                           (test_wilson_of_all_alike, ())):  # fmt: skip
-        with pytest.raises(AssertionError):
-            law(*arguments)
+    with pytest.raises(AssertionError):
+        test_wilson_s_ends_are_the_shares_that_just_fit.hypothesis.inner_test(3, 1.0, 0.95)
+    with pytest.raises(AssertionError):
+        test_wilson_of_all_alike()
 
 
 # pictures
@@ -401,9 +406,10 @@ def test_the_background_s_ssim_is_the_mean_of_the_windows_beside_the_box(seed, b
     left, top, right, bottom = box
     similar = slow_ssim(a, b)
     free = [
-        similar[y, x] for y, x in np.ndindex(similar.shape[:2])
+        similar[y, x]
+        for y, x in np.ndindex(similar.shape[:2])
         if x + 11 <= left or x >= right or y + 11 <= top or y >= bottom
-    ]  # fmt: skip
+    ]
     assert background(a, b, box)[0] == pytest.approx(np.mean(free), abs=1e-10)
     assert background(a, b, None) == (metrics.ssim(a, b), metrics.mse(a, b))
 
@@ -417,13 +423,16 @@ def background(a, b, box) -> tuple[float, float]:
     "height, width, box, bound", [(32, 96, LETTERING, 0.2), (128, 256, (20, 40, 200, 80), 0.05)]
 )
 def test_backgrounds_without_likeness_score_near_nothing(height, width, box, bound):
-    """Independent noise: a window correlates by 0.02, give or take 0.19 (it weighs 4 pi 1.5^2 = 28 pixels).  The free
-    windows weigh as much as 10 and 900 apart would, in three channels each; the bounds are five standard errors more."""
+    """Backgrounds of independent noise are not alike.
+
+    A window correlates by 0.02, give or take 0.19, as it weighs 4 pi 1.5^2 = 28 pixels.  The free windows
+    weigh as much as 10 and 900 windows apart would, in three channels each.  The bounds are five standard
+    errors more.
+    """
     for seed in range(0, 20, 2):
-        assert (
-            abs(background(noise(seed, height, width), noise(seed + 1, height, width), box)[0])
-            < bound
-        )
+        a = noise(seed, height, width)
+        b = noise(seed + 1, height, width)
+        assert abs(background(a, b, box)[0]) < bound
 
 
 @pytest.mark.parametrize("box", [(0, 0, 40, 32), (10, 10, 30, 22)])
@@ -438,8 +447,10 @@ def test_planted_windows_that_touch_the_lettering_are_noticed(monkeypatch):
     plant(
         monkeypatch, image_scores, "windows_outside", "pixels_outside(touched", "pixels_outside(box"
     )
-    for law in (test_the_background_s_ssim_knows_nothing_of_the_box,
-                test_the_background_s_ssim_is_the_mean_of_the_windows_beside_the_box):  # fmt: skip
+    for law in (
+        test_the_background_s_ssim_knows_nothing_of_the_box,
+        test_the_background_s_ssim_is_the_mean_of_the_windows_beside_the_box,
+    ):
         with pytest.raises(AssertionError):
             law.hypothesis.inner_test(0, (16, 12, 40, 20))
 
@@ -465,18 +476,15 @@ def test_reads_written_words(engine):
 @pytest.mark.parametrize("size", [12, 60, 300])
 def test_reads_any_size(engine, size):
     """Capitals of 8 to 210 px read exactly: enlargement ends where tesseract would get worse."""
-    assert (
-        engine.read([written(w, size=size, picture=(7 * size, 2 * size)) for w in WORDS]) == WORDS
-    )
+    pictures = [written(word, size=size, picture=(7 * size, 2 * size)) for word in WORDS]
+    assert engine.read(pictures) == WORDS
 
 
 def test_tesseract_sees_small_pictures():
     """However large the letters, at most 151 px of height are read: 4 x 300 points took 0.27 s a word."""
     for size in (12, 60, 300):
-        assert (
-            ocr._prepare(written("CAT", size=size, picture=(7 * size, 2 * size)), None, 4, 0).height
-            <= 151
-        )
+        picture = written("CAT", size=size, picture=(7 * size, 2 * size))
+        assert ocr._prepare(picture, None, 4, 0).height <= 151
 
 
 @pytest.mark.parametrize(
@@ -532,8 +540,13 @@ def test_answers_stay_in_the_alphabet(alphabet):
 
 
 def test_reading_leaves_the_environment_alone(engine, monkeypatch):
-    """OMP_THREAD_LIMIT=1 reaches tesseract, which leads a session of its own; os.environ is as before, with threads too."""
-    seen, start, before = [], subprocess.Popen, dict(os.environ)
+    """OMP_THREAD_LIMIT=1 reaches tesseract, which leads a session of its own.
+
+    os.environ is as before, also where threads read at once.
+    """
+    seen = []
+    start = subprocess.Popen
+    before = dict(os.environ)
 
     def spy(command, **options):
         seen.append((options["env"]["OMP_THREAD_LIMIT"], options["start_new_session"]))
@@ -541,10 +554,13 @@ def test_reading_leaves_the_environment_alone(engine, monkeypatch):
 
     monkeypatch.setattr(ocr_process.subprocess, "Popen", spy)
     threads = [threading.Thread(target=engine.read, args=([written("CAT")],)) for _ in range(3)]
-    [t.start() for t in threads], [t.join() for t in threads]
-    assert (
-        len(seen) >= 3 and set(seen) == {("1", True)} and dict(os.environ) == before
-    )  # the first read asks for the version, too
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) >= 3  # the first read asks for the version, too
+    assert set(seen) == {("1", True)}
+    assert dict(os.environ) == before
 
 
 def test_describe_names_the_engine(engine):

@@ -1,4 +1,4 @@
-"""Reading in a process of its own: it ends with whoever began it, and every picture reads as it would alone."""
+"""Reading in a process of its own, which ends with whoever began it, gives what each picture gives alone."""
 
 import os
 import signal
@@ -37,11 +37,8 @@ def readers(folder: Path) -> list[str]:
             told = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
         except OSError:  # it has just ended
             continue
-        found += (
-            [entry.name]
-            if os.fsencode(folder) in b"".join(told) and b"python" not in told[0]
-            else []
-        )
+        if os.fsencode(folder) in b"".join(told) and b"python" not in told[0]:
+            found.append(entry.name)
     return found
 
 
@@ -90,8 +87,9 @@ def test_a_program_with_children_is_ended_with_them(tmp_path, monkeypatch):
 
 
 def test_a_reading_begun_survives_the_terminals_interrupt(monkeypatch):
-    """Ctrl-C goes to the terminal's process group; tesseract is in another, so the record begun can be finished."""
-    groups, start = [], subprocess.Popen
+    """Ctrl-C goes to the terminal's process group, and tesseract, in another, can finish what it reads."""
+    groups = []
+    start = subprocess.Popen
 
     def spy(*arguments, **options):
         process = start(*arguments, **options)
@@ -100,11 +98,12 @@ def test_a_reading_begun_survives_the_terminals_interrupt(monkeypatch):
 
     monkeypatch.setattr(ocr_process.subprocess, "Popen", spy)
     assert Tesseract().read([ocr._draw("COFFEE", 24)]) == ["COFFEE"]
-    assert groups and os.getpgrp() not in groups
+    assert groups
+    assert os.getpgrp() not in groups
 
 
 def test_each_picture_reads_as_it_would_alone():
-    """70 pictures of words and of noise, in two processes: the same readings alone, together and backwards."""
+    """70 pictures of words and of noise, in two processes, read the same alone, together and backwards."""
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("ABCDEFGHIJKLMNOPRSTUVWXYZ"), 5)) for _ in range(60)]
     noise = [Image.fromarray(rng.integers(0, 256, (24, 90), dtype=np.uint8)) for _ in range(10)]
@@ -145,17 +144,19 @@ HOSTILE = [
 def test_no_shell_sees_the_alphabet(alphabet, tmp_path, monkeypatch):
     """Whatever the alphabet, tesseract alone is started, with the alphabet as one argument of a list."""
     monkeypatch.chdir(tmp_path)
-    commands, start = [], subprocess.Popen
-    monkeypatch.setattr(
-        ocr_process.subprocess,
-        "Popen",
-        lambda c, **k: (commands.append((c, k.get("shell"))), start(c, **k))[1],
-    )
+    commands = []
+    start = subprocess.Popen
+
+    def spy(command, **options):
+        commands.append((command, options.get("shell")))
+        return start(command, **options)
+
+    monkeypatch.setattr(ocr_process.subprocess, "Popen", spy)
     engine = Tesseract(alphabet=alphabet)
     engine._tested = True
     engine.read([ocr._draw("COFFEE", 24)])
     ((command, shell),) = commands
-    assert (
-        command[0] == "tesseract" and not shell and f"tessedit_char_whitelist={alphabet}" in command
-    )
+    assert command[0] == "tesseract"
+    assert not shell
+    assert f"tessedit_char_whitelist={alphabet}" in command
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Prompt pairs of GlyphControl's layout: splits kept apart, pairs that depend on nothing but seed and words."""
+"""Prompt pairs of GlyphControl's layout keep splits apart and depend on seed and words alone."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ from textpatch.prompts.glyphcontrol import (
     mix,
     read_pairs,
     with_words,
-)  # fmt: skip
+)
 from textpatch.prompts.pairs import Pair, quoted
 from textpatch.reference_models.text_encoders import tokenize
 
@@ -43,30 +43,39 @@ def texts(pair: Pair) -> tuple[list[str], list[str]]:
 
 
 requests = st.fixed_dictionaries(
-    {"bench": st.sampled_from(BENCHES), "split": st.sampled_from(list(SPLITS)), "seed": st.integers(0, 10**9),
-     "words": st.integers(1, 3)})  # fmt: skip
+    {
+        "bench": st.sampled_from(BENCHES),
+        "split": st.sampled_from(list(SPLITS)),
+        "seed": st.integers(0, 10**9),
+        "words": st.integers(1, 3),
+    }
+)
 
 
 @given(requests)
 def test_every_word_is_equally_often_on_either_side(folder, request_):
-    """With k words a text: each word of the split k times in sources, k times in targets, never in both of a pair."""
+    """Each word of the split is k times in sources and k times in targets, with k words a text.
+
+    No word is in both texts of a pair.
+    """
     pairs = glyphcontrol_pairs(folder, **request_)
     wanted = {word: request_["words"] for name in SPLITS[request_["split"]] for word in WORDS[name]}
-    sources, targets = zip(*map(texts, pairs))
+    sources, targets = zip(*map(texts, pairs), strict=True)
     assert Counter(sum(sources, [])) == Counter(sum(targets, [])) == wanted
-    assert not [pair for pair in zip(sources, targets) if set(pair[0]) & set(pair[1])]
+    for source, target in zip(sources, targets, strict=True):
+        assert not set(source) & set(target)
 
 
 @given(requests)
 def test_both_sides_of_a_pair_come_from_one_bucket(folder, request_):
-    """Frequencies are not mixed: the words of a pair are of one file."""
+    """The words of a pair are of one file, so that frequencies are not mixed."""
     for pair in glyphcontrol_pairs(folder, **request_):
         assert len({word[0] for side in texts(pair) for word in side}) == 1
 
 
 @given(requests, st.integers(1, 7))
 def test_fewer_pairs_are_the_first_ones(folder, request_, limit):
-    """limit=n gives the first n of all pairs, and of a split of several buckets as many from each, give or take one."""
+    """limit=n gives the first n of all pairs, as many from each bucket of a split, give or take one."""
     pairs = glyphcontrol_pairs(folder, **request_, limit=limit)
     assert pairs == glyphcontrol_pairs(folder, **request_)[:limit]
     taken = Counter(texts(pair)[0][0][0] for pair in pairs)
@@ -76,17 +85,18 @@ def test_fewer_pairs_are_the_first_ones(folder, request_, limit):
 
 @given(requests)
 def test_which_sentences_the_prompts_are(folder, request_):
-    """simple: one sentence for all; creative: one a pair; mixed: two a pair; always those of the file."""
+    """simple has one sentence for all, creative one for each pair, mixed two, all of them from the file."""
     for pair in glyphcontrol_pairs(folder, **request_):
         source, target = bare(pair.source), bare(pair.target)
-        assert {source, target} <= (
-            {'A sign that says "".'} if request_["bench"] == "simple" else set(SENTENCES)
-        )
+        known = SENTENCES
+        if request_["bench"] == "simple":
+            known = ['A sign that says "".']
+        assert {source, target} <= set(known)
         assert (source != target) == (request_["bench"] == "mixed")
 
 
 def test_the_pairs_are_the_same_everywhere(folder):
-    """Written down once: neither process, hash seed nor Python may change them."""
+    """Pairs written down once are found again, in any process and Python."""
     assert [texts(pair) for pair in glyphcontrol_pairs(folder, limit=3)] == GOLDEN_WORDS
     assert glyphcontrol_pairs(folder, "mixed", "test", seed=1, words=2, limit=1) == [GOLDEN_PAIR]
 
@@ -97,7 +107,10 @@ def test_seeds_pair_differently(folder):
 
 
 def test_the_folders_order_does_not_matter(folder, tmp_path):
-    """Files written in another order, a file more, Windows' line ends, a byte order mark, blank lines: the same pairs."""
+    """The same pairs are read from files written otherwise.
+
+    They have another order, one file more, Windows' line ends, a byte order mark, and blank lines.
+    """
     other = write(tmp_path, {name: WORDS[name] for name in reversed(BUCKETS)})
     (other / RAW / "SimpleBench" / "aaa.txt").write_text("never")
     first = other / RAW / "SimpleBench" / f"{BUCKETS[0]}.txt"
@@ -106,16 +119,22 @@ def test_the_folders_order_does_not_matter(folder, tmp_path):
         assert glyphcontrol_pairs(other, bench) == glyphcontrol_pairs(folder, bench)
 
 
-@pytest.mark.parametrize("line, says", [
-    ("two words", "expected one word without quotes, found 'two words'"),
-    ('qu"ote', "expected one word without quotes"),
-    ("balo", f"expected a new word, found 'balo', which is in .*{BUCKETS[0]}.txt, line 1 too"),
-    ("BALO", "expected a new word, found 'BALO'"),
-    ("dalo", f"expected a new word, found 'dalo', which is in .*{BUCKETS[1]}.txt, line 1 too"),
-    ("\xff", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("two words", "expected one word without quotes, found 'two words'"),
+        ('qu"ote', "expected one word without quotes"),
+        ("balo", f"expected a new word, found 'balo', which is in .*{BUCKETS[0]}.txt, line 1 too"),
+        ("BALO", "expected a new word, found 'BALO'"),
+        ("dalo", f"expected a new word, found 'dalo', which is in .*{BUCKETS[1]}.txt, line 1 too"),
+        ("\xff", None),
+    ],
+)
 def test_a_bad_word_is_named_by_file_and_line(tmp_path, line, says):
-    """Two words, quotes, a word of this or of another split (also in capitals) are errors; other letters are not."""
+    """Two words, quotes, and a word of this or another split, also in capitals, are errors.
+
+    Letters beyond ASCII are none.
+    """
     place = BUCKETS[2]
     write(tmp_path, {**WORDS, place: [*WORDS[place], line]})
     if says is None:
@@ -139,13 +158,18 @@ def test_a_bad_sentence_is_named_by_file_and_line(tmp_path, line):
         glyphcontrol_pairs(tmp_path, "creative")
 
 
-@pytest.mark.parametrize("options, says", [
-    (dict(bench="creativ"), "no 'creativ'; closest: creative"), (dict(split="train"), "no 'train'; known: validation"),
-    (dict(limit=0), "asked for 0 pairs; the validation words make 1 to 7"),
-    (dict(split="test", limit=22), "asked for 22 pairs; the test words make 1 to 21"),
-    (dict(words=0), "texts of 0 words; 7 words make texts of 1 to 3"),
-    (dict(words=4), "texts of 4 words"), (dict(folder="gone"), "cannot read prompts from gone/.*GlyphControl-release"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (dict(bench="creativ"), "no 'creativ'; closest: creative"),
+        (dict(split="train"), "no 'train'; known: validation"),
+        (dict(limit=0), "asked for 0 pairs; the validation words make 1 to 7"),
+        (dict(split="test", limit=22), "asked for 22 pairs; the test words make 1 to 21"),
+        (dict(words=0), "texts of 0 words; 7 words make texts of 1 to 3"),
+        (dict(words=4), "texts of 4 words"),
+        (dict(folder="gone"), "cannot read prompts from gone/.*GlyphControl-release"),
+    ],
+)
 def test_requests_that_cannot_be_met(folder, options, says):
     """What was asked, what there is, and what to give."""
     with pytest.raises(PromptError, match=says):
@@ -157,7 +181,7 @@ def test_requests_that_cannot_be_met(folder, options, says):
 )
 @pytest.mark.parametrize("name", BUCKETS)
 def test_unreadable_files_are_named(tmp_path, name, damage):
-    """A bucket that is gone or is no text is an error for either split, as they could not be held apart."""
+    """A bucket that is gone or is no text is an error for either split, which could not be held apart."""
     path = write(tmp_path) / RAW / "SimpleBench" / f"{name}.txt"
     damage(path)
     for split in SPLITS:
@@ -174,42 +198,92 @@ def test_one_sentence_cannot_be_mixed(tmp_path):
 
 @given(requests)
 def test_mixing_takes_template_and_text_apart(folder, request_):
-    """Of the four prompts the diagonal is the pair; each has the template of one side and the text of the other."""
+    """Each of the four prompts has one side's template and one side's text, and two are those of the pair."""
     pair = glyphcontrol_pairs(folder, **request_)[0]
     mixed = mix(pair)
     sides = {"source": pair.source, "target": pair.target}
-    assert len(mixed) == 4 and all(mixed[side, side] == prompt for side, prompt in sides.items())
+    assert len(mixed) == 4
+    assert all(mixed[side, side] == prompt for side, prompt in sides.items())
     for (template, text), prompt in mixed.items():
         assert bare(prompt) == bare(sides[template]) and quoted(prompt) == quoted(sides[text])
 
 
-@pytest.mark.parametrize("template, words", [
-    ('a ""', ()), ('a ""', ("",)), ('a ""', (" ",)), ('a ""', ('"',)), ("a", ("A",)), ('a "B"', ("A",)),
-    ('"" ""', ("A",)), ('a "', ("A",))])  # fmt: skip
+@pytest.mark.parametrize(
+    "template, words",
+    [
+        ('a ""', ()),
+        ('a ""', ("",)),
+        ('a ""', (" ",)),
+        ('a ""', ('"',)),
+        ("a", ("A",)),
+        ('a "B"', ("A",)),
+        ('"" ""', ("A",)),
+        ('a "', ("A",)),
+    ],
+)
 def test_what_makes_no_prompt_is_refused(template, words):
-    """No words, empty ones, quotes in them; a template without one empty pair of quotes."""
+    """No words, empty ones, quotes in them, or a template without one empty pair of quotes are errors."""
     with pytest.raises(PromptError):
         with_words(template, *words)
 
 
-# prompts by hand: what stands between the quotes, or None where it cannot be said
+# prompts by hand, with the text between the quotes, or None where it cannot be said
 
 PARSED = {
-    'a sign that says "HELLO"': "HELLO", '"HELLO"': "HELLO", '"HELLO" on a wall': "HELLO", '" HELLO "': "HELLO",
-    'says "two words" here': "two words", '"a\tb"': "a b", '"\n x \n"': "x", '"é"': "é", '"日本"': "日本",
-    '"😀"': "😀", '"\u202eabc"': "\u202eabc", '"it\'s"': "it's", '"a`b"': "a`b", '"-rf"': "-rf", '"../x"': "../x",
-    '"<b>"': "<b>", '"=1+1"': "=1+1", '"\x1b[31m"': "\x1b[31m", '"\0"': "\0", '"“A”"': "“A”", '"A“"': "A“",
-    'x"A"x': "A", '"%s{0}"': "%s{0}", '"0"': "0", f'"{"A" * 1000}"': "A" * 1000, '"a\u0301"': "a\u0301",
-    "": None, " ": None, "no quotes": None, '"': None, '""': None, '" "': None, '"\n"': None, '"\u3000"': None,
-    'a "b': None, 'b" a': None, '"A" "': None, '"""': None, '""""': None,
-    '""A""': None, '"A" says "': None, 'size 5" and "A"': None, "'HELLO'": None, "`HELLO`": None,
-    "″HELLO″": None, "＂HELLO＂": None, "''HELLO''": None, "&quot;HELLO&quot;": None,
-}  # fmt: skip
+    'a sign that says "HELLO"': "HELLO",
+    '"HELLO"': "HELLO",
+    '"HELLO" on a wall': "HELLO",
+    '" HELLO "': "HELLO",
+    'says "two words" here': "two words",
+    '"a\tb"': "a b",
+    '"\n x \n"': "x",
+    '"é"': "é",
+    '"日本"': "日本",
+    '"😀"': "😀",
+    '"\u202eabc"': "\u202eabc",
+    '"it\'s"': "it's",
+    '"a`b"': "a`b",
+    '"-rf"': "-rf",
+    '"../x"': "../x",
+    '"<b>"': "<b>",
+    '"=1+1"': "=1+1",
+    '"\x1b[31m"': "\x1b[31m",
+    '"\0"': "\0",
+    '"“A”"': "“A”",
+    '"A“"': "A“",
+    'x"A"x': "A",
+    '"%s{0}"': "%s{0}",
+    '"0"': "0",
+    f'"{"A" * 1000}"': "A" * 1000,
+    '"a\u0301"': "a\u0301",
+    "": None,
+    " ": None,
+    "no quotes": None,
+    '"': None,
+    '""': None,
+    '" "': None,
+    '"\n"': None,
+    '"\u3000"': None,
+    'a "b': None,
+    'b" a': None,
+    '"A" "': None,
+    '"""': None,
+    '""""': None,
+    '""A""': None,
+    '"A" says "': None,
+    'size 5" and "A"': None,
+    "'HELLO'": None,
+    "`HELLO`": None,
+    "″HELLO″": None,
+    "＂HELLO＂": None,
+    "''HELLO''": None,
+    "&quot;HELLO&quot;": None,
+}
 
 
 @pytest.mark.parametrize("prompt, text", PARSED.items())
 def test_the_quoted_text_is_found_or_refused(prompt, text):
-    """One stretch of text between straight double quotes; none, two, or an odd quote is an error, never a guess."""
+    """One text between straight double quotes is found.  None or an odd quote is an error, never a guess."""
     if text is not None:
         assert quoted(prompt) == text
         return
@@ -221,14 +295,14 @@ def test_the_quoted_text_is_found_or_refused(prompt, text):
 
 @pytest.mark.parametrize("prompt", ['"A" and "B"', '"A""B"', '"A" "B" "C"'])
 def test_several_texts_are_not_one(prompt):
-    """`quoted` says how many there are and what could be written; a pair is of all of them."""
+    """`quoted` says how many there are and what could be written.  A pair is of all of them."""
     with pytest.raises(PromptError, match=r'[23] quoted texts in .*; write "A B'):
         quoted(prompt)
     assert Pair(prompt, PROMPT).words[0].startswith("A B")
 
 
 def test_what_differs_in_more_than_the_text():
-    """The pairs with another word, mark, letter case, order or number of texts outside the quotes, in their order."""
+    """Pairs differ by another word, mark, letter case, order or number of texts outside the quotes."""
     law_scenes_differ_outside_the_quotes()
 
 
@@ -238,7 +312,7 @@ PROMPT = 'a red sign that says "HOUSE"'
 @pytest.mark.parametrize("length", [22, 77])
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_a_cut_off_word_is_an_error(length, place):
-    """For every number of words before or behind it: the model reads all letters of the quoted word, or refuses.
+    """The model reads all letters of the quoted word or refuses, with any number of words around it.
 
     Fault it would find: a tokenizer that cuts at its length without a word (the default of truncation=True).
     """
@@ -248,14 +322,17 @@ def test_a_cut_off_word_is_an_error(length, place):
     refused = []
     for n in range(length + 4):
         filler = "a " * n
-        prompt = f'{filler}"HOUSE"' if place == "last" else f'"HOUSE" {filler}'
+        prompt = f'"HOUSE" {filler}'
+        if place == "last":
+            prompt = f'{filler}"HOUSE"'
         try:
             read = tokenize([prompt], tokenizers, [length] * len(tokenizers))
         except PromptError as error:
             assert f"the model reads at most {length}" in str(error)
             refused.append(n)
             continue
-        decoded = [tokenizer.decode(ids.input_ids[0]) for tokenizer, ids in zip(tokenizers, read)]
+        pairs = zip(tokenizers, read, strict=True)
+        decoded = [tokenizer.decode(ids.input_ids[0]) for tokenizer, ids in pairs]
         assert any('" H O U S E "' in text for text in decoded), decoded
     assert refused == list(range(refused[0], length + 4)) and refused[0] <= length - 7
 
@@ -268,14 +345,19 @@ def test_a_cut_off_word_stops_a_run_before_it_begins(monkeypatch):
 
 
 def test_the_published_lists():
-    """GLYPHCONTROL=folder: 100 validation and 300 test pairs of each benchmark, and no word in both splits."""
+    """100 validation and 300 test pairs of each benchmark share no word, with GLYPHCONTROL=folder."""
     folder = os.environ.get("GLYPHCONTROL")
     if folder is None:
         pytest.skip("GLYPHCONTROL names no copy of GlyphControl-release")
     for bench in BENCHES:
-        sides = [{word for pair in glyphcontrol_pairs(folder, bench, split) for side in texts(pair) for word in side}
-                 for split in SPLITS]  # fmt: skip
-        assert [len(words) for words in sides] == [100, 300] and not sides[0] & sides[1]
+        chosen, reported = (words_of(glyphcontrol_pairs(folder, bench, split)) for split in SPLITS)
+        assert len(chosen) == 100
+        assert len(reported) == 300
+        assert not chosen & reported
+
+
+def words_of(pairs: list[Pair]) -> set[str]:
+    return {word for pair in pairs for side in texts(pair) for word in side}
 
 
 # --- pair files
@@ -289,6 +371,12 @@ SIGNS = (
 )
 
 
+def field(prompt: str, in_quotes: bool) -> str:
+    if in_quotes:
+        return quoted_field(prompt)
+    return prompt
+
+
 def quoted_field(prompt: str) -> str:
     """As a spreadsheet writes a field that has quotes."""
     data = io.StringIO()
@@ -296,35 +384,49 @@ def quoted_field(prompt: str) -> str:
     return data.getvalue().strip()
 
 
-@given(st.lists(st.tuples(*2 * [st.tuples(st.sampled_from(SIGNS), st.booleans())]), min_size=1, max_size=4),
-       st.sampled_from(["\n", "\r\n", "\n\n"]), st.sampled_from(["", "\ufeff"]))  # fmt: skip
+fields = st.tuples(st.sampled_from(SIGNS), st.booleans())
+
+
+@given(
+    st.lists(st.tuples(fields, fields), min_size=1, max_size=4),
+    st.sampled_from(["\n", "\r\n", "\n\n"]),
+    st.sampled_from(["", "\ufeff"]),
+)
 def test_a_pair_file_is_read_as_it_was_meant(tmp_path_factory, pairs, ends, mark):
-    """Fields quoted, unquoted or mixed in a line; lines of any ends, with or without a byte order mark: the same prompts."""
+    """The same prompts are read from fields quoted or not, lines of any ends, behind a byte order mark."""
     path = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
-    lines = [
-        "\t".join(quoted_field(text) if quoted else text for text, quoted in pair) for pair in pairs
-    ]
+    lines = ["\t".join(field(*given_) for given_ in pair) for pair in pairs]
     path.write_bytes((mark + ends.join(lines) + ends).encode())
     assert read_pairs(path) == [tuple(text for text, _ in pair) for pair in pairs]
 
 
 def test_the_words_of_quoted_fields_are_the_words(tmp_path):
-    """What csv writes of a pair is that pair: its words are those in the doubled quotes, not the sentence around them."""
-    path, pair = tmp_path / "pairs.tsv", (SIGNS[0], SIGNS[0].replace("OPEN", "SHUT"))
+    """A pair written by csv has the words in the doubled quotes, not the sentence around them."""
+    path = tmp_path / "pairs.tsv"
+    pair = (SIGNS[0], SIGNS[0].replace("OPEN", "SHUT"))
     with path.open("w", newline="") as file:
         csv.writer(file, "excel-tab").writerow(pair)
     assert path.read_text().startswith('"a sign that says ""OPEN"""')
     assert [Pair(*found).words for found in read_pairs(path)] == [("OPEN", "SHUT")]
 
 
-@pytest.mark.parametrize("field, says", [
-    ('"a sign that says OPEN"', 'the only quotes .* are those around the field, so no word is quoted; quote the word too'),
-    ('"OPEN"', "the only quotes"),
-    ('"a sign that says "OPEN" on a wall"', ".*may be those around the field or those around words; leave out the outer ones"),
-    ('"a sign, ""OPEN"""\t"more"', "expected `source<TAB>target`"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, says",
+    [
+        (
+            '"a sign that says OPEN"',
+            "the only quotes .* are those around the field, so no word is quoted; quote the word too",
+        ),
+        ('"OPEN"', "the only quotes"),
+        (
+            '"a sign that says "OPEN" on a wall"',
+            ".*may be those around the field or those around words; leave out the outer ones",
+        ),
+        ('"a sign, ""OPEN"""\t"more"', "expected `source<TAB>target`"),
+    ],
+)
 def test_fields_that_can_be_read_in_two_ways_are_refused(tmp_path, field, says):
-    """Never is the sentence taken for the word: file and line, and how to write it."""
+    """The sentence is never taken for the word.  The error names file and line, and how to write it."""
     path = tmp_path / "pairs.tsv"
     path.write_text(f"{SIGNS[0]}\t{SIGNS[1]}\n{SIGNS[0]}\t{field}\n")
     with pytest.raises(PromptError, match=rf"pairs\.tsv, line 2: {says}"):
@@ -333,6 +435,6 @@ def test_fields_that_can_be_read_in_two_ways_are_refused(tmp_path, field, says):
 
 def test_a_planted_reader_of_plain_lines_is_noticed(monkeypatch, tmp_path):
     """Fault: fields are taken as they stand, quotes and all."""
-    plant(monkeypatch, prompts, "_prompt", "return prompt if", "return field if")
+    plant(monkeypatch, prompts, "_prompt", "return prompt", "return field")
     with pytest.raises((AssertionError, PromptError)):
         test_the_words_of_quoted_fields_are_the_words(tmp_path)

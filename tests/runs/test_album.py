@@ -1,4 +1,6 @@
-"""`generate` keeps pictures as they are made: what Ctrl-C says of them is true, and the same command makes the rest."""
+"""`generate` keeps pictures as they are made: what Ctrl-C says of them is true, and the same
+command makes the rest.
+"""
 
 import os
 import signal
@@ -35,8 +37,11 @@ def command(model: str, out: str) -> list[str]:
 
 def pictures(folder: str) -> dict[str, bytes]:
     """Everything in the folder but what tells the command and the order of writing."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*")
-            if path.is_file() and path.name != "manifest.json"}  # fmt: skip
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in Path(folder).rglob("*")
+        if path.is_file() and path.name != "manifest.json"
+    }
 
 
 def drawn(monkeypatch, before=lambda call: None) -> list[int]:
@@ -63,11 +68,22 @@ def fail(call: int) -> None:
         raise RuntimeError("the second batch")
 
 
-@pytest.mark.parametrize("before, code, says", [
-    (stop, 130, f"interrupted; 4 of {COUNT} pictures are made and in run; the same command goes on with the rest"),
-    (fail, 1, "unexpected RuntimeError: the second batch")], ids=["Ctrl-C", "failure"])  # fmt: skip
+@pytest.mark.parametrize(
+    "before, code, says",
+    [
+        (
+            stop,
+            130,
+            f"interrupted; 4 of {COUNT} pictures are made and in run; the same command goes on with the rest",
+        ),
+        (fail, 1, "unexpected RuntimeError: the second batch"),
+    ],
+    ids=["Ctrl-C", "failure"],
+)
 def test_what_is_made_is_kept_and_not_made_again(before, code, says, model, monkeypatch, capfd):
-    """Stopped after the first batch: its pictures are there; the same command makes the others alone, to the same bytes."""
+    """Stopped after the first batch: its pictures are there; the same command makes the others
+    alone, to the same bytes.
+    """
     assert cli.main(command(model, "whole")) == 0
     with monkeypatch.context() as patched:
         drawn(patched, before)
@@ -82,7 +98,9 @@ def test_what_is_made_is_kept_and_not_made_again(before, code, says, model, monk
 
 
 def test_a_finished_run_makes_nothing(model, monkeypatch, capfd):
-    """The same command again writes the same files and draws no picture; another for that folder is refused before drawing."""
+    """The same command again writes the same files and draws no picture; another for that folder is
+    refused before drawing.
+    """
     assert cli.main(command(model, "run")) == 0
     before, made = pictures("run"), drawn(monkeypatch)
     assert cli.main(command(model, "run")) == 0 and made == []

@@ -1,4 +1,6 @@
-"""A localisation encodes every distinct prompt once, and none to check them or to tell again what is finished."""
+"""A localisation encodes every distinct prompt once, and none to check them or to tell again what
+is finished.
+"""
 
 from collections import Counter
 
@@ -48,7 +50,9 @@ def encoded(monkeypatch) -> Counter:
 @pytest.mark.parametrize("guidance, more", [(1.0, set()), (3.0, {None})])
 @pytest.mark.parametrize("mode", ["exhaustive", "staged"])
 def test_every_prompt_is_encoded_once(mode, guidance, more, encoded):
-    """Scores, growth of the set and start curve: source and target of every pair, and no prompt where that is read."""
+    """Scores, growth of the set and start curve: source and target of every pair, and no prompt
+    where that is read.
+    """
     localize(small_pipeline(), PAIRS, mode=mode, guidance=guidance, ocr=Parrot(), starts=True)
     assert encoded == Counter(DISTINCT | more)
 
@@ -56,7 +60,9 @@ def test_every_prompt_is_encoded_once(mode, guidance, more, encoded):
 def test_the_command_line_encodes_once_and_a_finished_run_not_at_all(
     encoded, tmp_path, monkeypatch
 ):
-    """Checks of the command and of the search read by the tokenizers alone; from records nothing is encoded."""
+    """Checks of the command and of the search read by the tokenizers alone; from records nothing is
+    encoded.
+    """
     model = str(save_small(tmp_path / "small"))
     monkeypatch.chdir(tmp_path)
     command = ["localize", model, "--pairs", "4", "--out", "run"]

@@ -1,4 +1,5 @@
-"""Runs are held to their word: a fault planted where requests are compared, records are looked up or pictures are read.
+"""Runs are held to their word: a fault planted where requests are compared, records are looked up
+or pictures are read.
 
 A fault is (check, owner, function, text, text put in its place); see support/faults.py.
 """
@@ -15,8 +16,7 @@ from textpatch.localization.start_step import start_curve
 from textpatch.metrics import Tesseract, ocr
 from textpatch.plan import Plan
 from textpatch.prompts import glyphcontrol
-from textpatch.runs import folder as store
-from textpatch.runs import records, work
+from textpatch.runs import folder, records, requests, work
 from textpatch.runs.folder import Run
 
 MODEL = small_pipeline()
@@ -45,9 +45,10 @@ def equal_in_python(tmp_path):
 
 def allowed(tmp_path):
     """What is allowed is that entry and all below it, and no other."""
-    request = lambda version, pad, ocr2: {
-        "request": {"ocr": {"version": version, "pad": pad}, "ocr2": ocr2}
-    }  # noqa: E731
+
+    def request(version: int, pad: int, ocr2: int) -> dict:
+        return {"request": {"ocr": {"version": version, "pad": pad}, "ocr2": ocr2}}
+
     Run.open(tmp_path / "run", request(1, 1, 1))
     for entry, may, may_not in (
         ("ocr.version", (2, 1, 1), (2, 2, 1)),
@@ -96,23 +97,88 @@ CHECKS = [
 ]  # the others are tests of test_folder.py and test_glyphcontrol.py
 FAULTS = {
     "damage is not counted": (left_out, records, "read_records", "damaged.append(number)", "pass"),
-    "damage ends a file": (left_out, records, "read_records", "damaged.append(number)", "damaged.append(number); break"),
-    "a checksum is not looked at": (left_out, records, "_unsealed", "if line[-_SEAL_LENGTH:]", "if False and line[-_SEAL_LENGTH:]"),
-    "every request is the stored one": (another, store, "_asked_otherwise", 'stored["key"] == new["key"]', "True"),
-    "no request is the stored one": (the_same, store.Run, "_resume", "not all(_covered", "not any(_covered"),
-    "values compared as Python does": (equal_in_python, store, "_differences", "_canonical(pair[0]) != _canonical(pair[1])", "pair[0] != pair[1]"),
-    "the keys alone are hashed": (another, store, "_key", "_canonical(request)", "_canonical(sorted(request))"),
+    "damage ends a file": (
+        left_out,
+        records,
+        "read_records",
+        "damaged.append(number)",
+        "damaged.append(number); break",
+    ),
+    "a checksum is not looked at": (
+        left_out,
+        records,
+        "_unsealed",
+        "if line[-_SEAL_LENGTH:]",
+        "if False and line[-_SEAL_LENGTH:]",
+    ),
+    "every request is the stored one": (
+        another,
+        requests,
+        "asked_otherwise",
+        'stored["key"] == new["key"]',
+        "True",
+    ),
+    "no request is the stored one": (
+        the_same,
+        folder.Run,
+        "_resume",
+        "not all(covered",
+        "not any(covered",
+    ),
+    "values compared as Python does": (
+        equal_in_python,
+        requests,
+        "differences",
+        "_canonical(pair[0]) != _canonical(pair[1])",
+        "pair[0] != pair[1]",
+    ),
+    "the keys alone are hashed": (
+        another,
+        requests,
+        "request_key",
+        "_canonical(request)",
+        "_canonical(sorted(request))",
+    ),
     "entries that are gone are equal": (
-        another, store, "_differences", "dict.fromkeys([*old, *new])", "old.keys() - new.keys()"),
-    "one that is allowed allows all": (allowed, store.Run, "_resume", "not all(_covered", "not any(_covered"),
-    "a name allows what begins like it": (allowed, store, "_covered", 'f"request.{entry}."', 'f"request.{entry}"'),
-    "scenes with their words": (scenes, glyphcontrol, "differing", "_QUOTED.sub('\"\"', prompt)", "prompt"),
+        another,
+        requests,
+        "differences",
+        "dict.fromkeys([*old, *new])",
+        "old.keys() - new.keys()",
+    ),
+    "one that is allowed allows all": (
+        allowed,
+        folder.Run,
+        "_resume",
+        "not all(covered",
+        "not any(covered",
+    ),
+    "a name allows what begins like it": (
+        allowed,
+        requests,
+        "covered",
+        'f"request.{entry}."',
+        'f"request.{entry}"',
+    ),
+    "scenes with their words": (
+        scenes,
+        glyphcontrol,
+        "differing",
+        "_QUOTED.sub('\"\"', prompt)",
+        "prompt",
+    ),
     "the first pair alone": (scenes, glyphcontrol, "differing", "in pairs if", "in pairs[:1] if"),
-    "whose record it is is not asked": (made_by_its_request, trials.Trials, "_require_made_by", "record.get(name) != asked", "False"),
+    "whose record it is is not asked": (
+        made_by_its_request,
+        work,
+        "_require_made_by",
+        "record.get(name) != asked",
+        "False",
+    ),
     "a plan is enough": (made_by_its_request, work, "made_by", "row.data for row in rows", ""),
     "rows are enough": (made_by_its_request, Plan, "sha256", "self.to_json()", '""'),
     "of rows their names": (made_by_its_request, work, "made_by", "[row.data", "[row.name"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -140,18 +206,28 @@ ALTERED = {
     "zeros for the pixels": (GIVEN, "data.getvalue()[:200] + bytes(len(data.getvalue()) - 200)"),
     "line ends of Windows": (GIVEN, 'data.getvalue().replace(b"\\xff", b"\\r\\n")'),
     "as text": (GIVEN, 'data.getvalue().decode("ascii", "replace").encode()'),
-    "another order": ('pictures[0].save(data, "TIFF", save_all=True, append_images=pictures[1:])',
-                      'pictures[-1].save(data, "TIFF", save_all=True, append_images=pictures[-2::-1])'),
+    "another order": (
+        'pictures[0].save(data, "TIFF", save_all=True, append_images=pictures[1:])',
+        'pictures[-1].save(data, "TIFF", save_all=True, append_images=pictures[-2::-1])',
+    ),
     "one is left out": ("append_images=pictures[1:]", "append_images=pictures[2:]"),
     "one is there twice": ("append_images=pictures[1:]", "append_images=pictures"),
-    "the first for all": ("append_images=pictures[1:]", "append_images=[pictures[0]] * (len(pictures) - 1)"),
-    "mirrored": ("data = io.BytesIO()", "data, pictures = io.BytesIO(), [picture.transpose(0) for picture in pictures]"),
-}  # fmt: skip
+    "the first for all": (
+        "append_images=pictures[1:]",
+        "append_images=[pictures[0]] * (len(pictures) - 1)",
+    ),
+    "mirrored": (
+        "data = io.BytesIO()",
+        "data, pictures = io.BytesIO(), [picture.transpose(0) for picture in pictures]",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", ALTERED)
 def test_pictures_altered_on_the_way_are_noticed(fault, monkeypatch):
-    """Fault: what tesseract is given is not what was asked about.  An OCRError before any reading is used, not a low score."""
+    """Fault: what tesseract is given is not what was asked about. An OCRError before any reading is
+    used, not a low score.
+    """
     plant(monkeypatch, Tesseract, "_ask", *ALTERED[fault])
     with pytest.raises(OCRError) as caught:
         Tesseract().read([ocr._draw(word, 24) for word in ("COFFEE", "HOTEL")])

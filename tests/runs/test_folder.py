@@ -28,7 +28,8 @@ from textpatch import disk
 from textpatch.disk import read_json
 from textpatch.errors import StoreError
 from textpatch.runs import folder as store
-from textpatch.runs.folder import Run, flatten
+from textpatch.runs.folder import Run
+from textpatch.runs.requests import flatten
 
 texts = st.text(st.characters(), max_size=20)
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -112,12 +113,16 @@ def test_planted_an_append_without_repair_is_noticed(run):
 
 
 def test_a_corrupt_middle_line_is_left_out_and_named(run):
-    """Damage anywhere but in an unfinished last line is counted in a warning; what it held is not done, the rest is."""
+    """Damage anywhere but in an unfinished last line is counted in a warning; what it held is not
+    done, the rest is.
+    """
     law_damage_is_left_out_and_named(run)
 
 
 def test_no_flipped_bit_is_silently_used(run):
-    """Any single flipped bit costs its line alone, with a warning, or two at the end of one; never another value."""
+    """Any single flipped bit costs its line alone, with a warning, or two at the end of one; never
+    another value.
+    """
     records = [{"id": "a", "f1": 0.25}, {"id": "b", "f1": 1e-9}]
     for record in records:
         run.append(record)
@@ -201,7 +206,9 @@ def test_resuming_finds_the_work_done(run):
 
 
 def test_allowing_what_the_request_has_not_is_an_error(run):
-    """A misspelled name in `allow` would do nothing: StoreError with the closest; an entry that is there may be named."""
+    """A misspelled name in `allow` would do nothing: StoreError with the closest; an entry that is
+    there may be named.
+    """
     name = next(iter(REQUEST["request"]))
     assert Run.open(run.folder, REQUEST, allow=[name]).resumed
     with pytest.raises(StoreError, match=f"closest: {name}"):
@@ -267,7 +274,9 @@ def test_an_uncreatable_folder_is_one_line_and_leaves_nothing(tmp_path, where):
 
 
 def test_workers_that_resume_at_once_lose_no_entry(tmp_path, monkeypatch):
-    """One resumes with a command of its own while another is about to tell the same, or one more: each is told once."""
+    """One resumes with a command of its own while another is about to tell the same, or one more:
+    each is told once.
+    """
     Run.open(tmp_path, REQUEST | {"command": "first"})
     alone, others = disk.alone_in, ["second", "third"]
 

@@ -41,13 +41,17 @@ def count_calls(folder, patch) -> list[str]:
 
 
 def test_a_kill_at_every_system_call_costs_one_record(tmp_path, whole, monkeypatch):
-    """For every n: killed ahead of the n-th call, the sweep resumes to the same files, redoing at most one unit."""
+    """For every n: killed ahead of the n-th call, the sweep resumes to the same files, redoing at
+    most one unit.
+    """
     n = len(count_calls(tmp_path / "count", monkeypatch))
     assert n > 40
     for i in range(n):
-        folder, log = tmp_path / f"{i}", tmp_path / f"{i}.log"
+        folder = tmp_path / f"{i}"
+        log = tmp_path / f"{i}.log"
+        opened = os.open(log, os.O_CREAT | os.O_WRONLY)
 
-        def work(folder=folder, log=os.open(log, os.O_CREAT | os.O_WRONLY), say=os.write):
+        def work(folder=folder, log=opened, say=os.write):
             sweep(folder, began=lambda unit: say(log, unit.encode()))
 
         assert killed_at(monkeypatch, i, work) == -signal.SIGKILL
@@ -59,7 +63,9 @@ def test_a_kill_at_every_system_call_costs_one_record(tmp_path, whole, monkeypat
 
 
 def started_and_killed(folder, dice) -> int:
-    """A sweep of 70 units in a process of its own, killed up to 5 ms after it began its next, 2nd, ... or 7th unit."""
+    """A sweep of 70 units in a process of its own, killed up to 5 ms after it began its next, 2nd,
+    ... or 7th unit.
+    """
     reading, writing = os.pipe()
     child = fork(lambda: sweep(folder, units=70, began=lambda unit: os.write(writing, b".")))
     os.close(writing)
@@ -97,7 +103,9 @@ FAULTS = [
 
 
 def fail_at(n: int, fault):
-    """For `watch`: the n-th call raises the error (a close still closes), or writes half of what it was given."""
+    """For `watch`: the n-th call raises the error (a close still closes), or writes half of what it
+    was given.
+    """
     count, write, close = itertools.count(), os.write, os.close
 
     def before(name, arguments):
@@ -115,14 +123,17 @@ def fail_at(n: int, fault):
 
 
 def test_a_failure_at_every_system_call_is_one_line(tmp_path, whole, monkeypatch, long):
-    """For every n and error: StoreError or success, nothing half-written, and the same files after resuming."""
+    """For every n and error: StoreError or success, nothing half-written, and the same files after
+    resuming.
+    """
     calls, refusals = count_calls(tmp_path / "count", monkeypatch), 0
     for n, name in enumerate(calls):
         short = ["short write"] * (name == "write")
         for fault in FAULTS if long else [FAULTS[n % (len(FAULTS) - 1)], *short]:
             folder = tmp_path / f"{n}-{fault}"
+            failing = fail_at(n, fault)
 
-            def work(folder=folder, before=fail_at(n, fault)):
+            def work(folder=folder, before=failing):
                 watch(monkeypatch, before)
                 try:
                     sweep(folder)
@@ -168,7 +179,9 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_what_a_power_loss_would_see(tmp_path, monkeypatch):
-    """Every file is synced before it gets its name and its folder after; every line of records before append returns."""
+    """Every file is synced before it gets its name and its folder after; every line of records
+    before append returns.
+    """
     synced, calls = set(), []
 
     def before(name, arguments):
@@ -189,7 +202,8 @@ def test_what_a_power_loss_would_see(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("locks", [True, False])
 def test_eight_processes_share_a_folder(tmp_path, long, monkeypatch, locks):
-    """8 workers that open one new folder at once and write 40 records each (--long: 500): none lost, none twice.
+    """8 workers that open one new folder at once and write 40 records each (--long: 500): none
+    lost, none twice.
 
     Nor without locks, as on a network disk that has none: each worker writes a file of its own.
     """
@@ -210,7 +224,9 @@ def test_eight_processes_share_a_folder(tmp_path, long, monkeypatch, locks):
 
 
 def test_eight_processes_under_one_name_take_turns(tmp_path, whole):
-    """Two writers by mistake, or eight: the work may be done more than once, but no process fails and no file differs."""
+    """Two writers by mistake, or eight: the work may be done more than once, but no process fails
+    and no file differs.
+    """
     for n in range(3):
         folder = tmp_path / f"{n}"
         assert [waited(child) for child in [fork(lambda: sweep(folder)) for _ in range(8)]] == [
@@ -225,7 +241,9 @@ def test_eight_processes_under_one_name_take_turns(tmp_path, whole):
 
 
 def test_every_flipped_bit_of_two_hundred_lines_is_noticed(tmp_path):
-    """Each of 8 bits somewhere in each of 200 lines, its end included, with a line behind it: it is counted, and not used."""
+    """Each of 8 bits somewhere in each of 200 lines, its end included, with a line behind it: it is
+    counted, and not used.
+    """
     run, dice = Run.open(tmp_path, REQUEST), random.Random(0)
     for n in range(201):
         run.append({"id": f"{n}", "f1": n / 7, "read": "WORD"})
@@ -258,13 +276,22 @@ print(json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in files
 """
 DEEP = "for _ in range(19): os.mkdir('d' * 200), os.chdir('d' * 200)"
 ENVIRONMENTS = {
-    "utc": dict(TZ="UTC"), "far east": dict(TZ="Pacific/Kiritimati"), "no such zone": dict(TZ="Middle/Earth"),
-    "ascii": dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"), "turkish": dict(LC_ALL="tr_TR.UTF-8"),
-    "no such locale": dict(LC_ALL="xx_YY"), "private": dict(FIRST="os.umask(0o077)"), "open": dict(FIRST="os.umask(0)"),
-    "read-only home": dict(HOME="/proc"), "no home": dict(HOME=""), "another home": dict(HOME="/nowhere/else"),
-    "deep": dict(FIRST=DEEP), "hash seed": dict(PYTHONHASHSEED="1"), "long ago": dict(FIRST="import time; time.time = lambda: 0.0"),
+    "utc": dict(TZ="UTC"),
+    "far east": dict(TZ="Pacific/Kiritimati"),
+    "no such zone": dict(TZ="Middle/Earth"),
+    "ascii": dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
+    "turkish": dict(LC_ALL="tr_TR.UTF-8"),
+    "no such locale": dict(LC_ALL="xx_YY"),
+    "private": dict(FIRST="os.umask(0o077)"),
+    "open": dict(FIRST="os.umask(0)"),
+    "read-only home": dict(HOME="/proc"),
+    "no home": dict(HOME=""),
+    "another home": dict(HOME="/nowhere/else"),
+    "deep": dict(FIRST=DEEP),
+    "hash seed": dict(PYTHONHASHSEED="1"),
+    "long ago": dict(FIRST="import time; time.time = lambda: 0.0"),
     "far ahead": dict(FIRST="import time; time.time = lambda: 1e11"),
-}  # fmt: skip
+}
 FOLDERS = [
     "a b",
     "a\nb",
@@ -278,12 +305,20 @@ FOLDERS = [
 ]
 
 
-@pytest.mark.parametrize("environment, folder", [
-    *[pytest.param(environment, "run", id=name) for name, environment in ENVIRONMENTS.items()],
-    *[pytest.param(ENVIRONMENTS["ascii"], folder, id=f"folder {i}") for i, folder in enumerate(FOLDERS)],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "environment, folder",
+    [
+        *[pytest.param(environment, "run", id=name) for name, environment in ENVIRONMENTS.items()],
+        *[
+            pytest.param(ENVIRONMENTS["ascii"], folder, id=f"folder {i}")
+            for i, folder in enumerate(FOLDERS)
+        ],
+    ],
+)
 def test_an_environment_changes_no_byte(tmp_path, whole, environment, folder):
-    """Time zone, locale, umask, home, clock, working folder, hash seed and the run folder's name leave no trace."""
+    """Time zone, locale, umask, home, clock, working folder, hash seed and the run folder's name
+    leave no trace.
+    """
     command = [
         sys.executable,
         "-c",

@@ -1,4 +1,6 @@
-"""Our models and diffusers' of the same weights, an input for both, and the law that a swap is the same in either."""
+"""Our models and diffusers' of the same weights, an input for both, and the law that a swap is the same
+in either.
+"""
 
 from dataclasses import asdict, replace
 
@@ -13,29 +15,52 @@ from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 
 IN_SDXL = SDXLConfig(
-    in_channels=4, block_out_channels=(8, 16), layers_per_block=1, attention_head_dim=(1, 2), norm_num_groups=4,
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    transformer_layers_per_block=(1, 2), cross_attention_dim=6, addition_time_embed_dim=4,
+    in_channels=4,
+    block_out_channels=(8, 16),
+    layers_per_block=1,
+    attention_head_dim=(1, 2),
+    norm_num_groups=4,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    transformer_layers_per_block=(1, 2),
+    cross_attention_dim=6,
+    addition_time_embed_dim=4,
     projection_class_embeddings_input_dim=24 + 5,
-)  # fmt: skip
+)
 IN_IF = IFConfig(
-    block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=8, cross_attention_dim=32,
-    down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"), encoder_hid_dim=6,
-    up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), addition_embed_type_num_heads=2,
-)  # fmt: skip
+    block_out_channels=(8, 16),
+    layers_per_block=1,
+    norm_num_groups=4,
+    attention_head_dim=8,
+    cross_attention_dim=32,
+    down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    encoder_hid_dim=6,
+    up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    addition_embed_type_num_heads=2,
+)
 IN_MMDIT = MMDiTConfig(
-    in_channels=4, out_channels=4, num_layers=3, num_attention_heads=2, attention_head_dim=8, joint_attention_dim=6,
-    pooled_projection_dim=5, caption_projection_dim=16, pos_embed_max_size=8,
-)  # fmt: skip
+    in_channels=4,
+    out_channels=4,
+    num_layers=3,
+    num_attention_heads=2,
+    attention_head_dim=8,
+    joint_attention_dim=6,
+    pooled_projection_dim=5,
+    caption_projection_dim=16,
+    pos_embed_max_size=8,
+)
 IN_SD35 = replace(IN_MMDIT, qk_norm="rms_norm", dual_attention_layers=(0,))
 UNETS = {
     SDXL: dict(addition_embed_type="text_time", use_linear_projection=True),
     DeepFloydIF: dict(
-        act_fn="gelu", addition_embed_type="text", cross_attention_norm="group_norm",
-        encoder_hid_dim_type="text_proj", mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        act_fn="gelu",
+        addition_embed_type="text",
+        cross_attention_norm="group_norm",
+        encoder_hid_dim_type="text_proj",
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
         resnet_time_scale_shift="scale_shift",
     ),
-}  # fmt: skip
+}
 PAIRS = {
     "SDXL": (SDXL, IN_SDXL),
     "IF": (DeepFloydIF, IN_IF),
@@ -52,7 +77,10 @@ def call(model, inputs, **others):
 
 
 def pair(diffusers, name: str, seed: int = 0):
-    """(our model, diffusers' with its weights), float64; diffusers' RMSNorms are torch's: its own go by float32."""
+    """(our model, diffusers' with its weights), float64.
+
+    Diffusers' RMSNorms are torch's: its own go by float32.
+    """
     kind, config = PAIRS[name]
     theirs = "SD3Transformer2DModel" if kind is MMDiT else "UNet2DConditionModel"
     ours = randomize(kind(config).double(), seed).requires_grad_(False)
@@ -92,7 +120,9 @@ def one_input(kind: type, rows: int):
 
 
 def native_slots_are_foreign_hooks(diffusers, name: str, swap: Swap, seed: int) -> None:
-    """Law 13: ours(slots of a swap) = capture, then patch on diffusers' class with our weights: 1e-10 in float64."""
+    """Law 13: ours(slots of a swap) = capture, then patch on diffusers' class with our weights: 1e-10 in
+    float64.
+    """
     ours, theirs = pair(diffusers, name, seed)
     torch.manual_seed(seed)
     rows, (args, inputs) = [Row(x, x) for x in "abc"], one_input(type(ours), 3)

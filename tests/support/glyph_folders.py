@@ -6,7 +6,8 @@ from textpatch.prompts.glyphcontrol import RAW, SPLITS, TEMPLATES
 
 BUCKETS = [name for names in SPLITS.values() for name in names]
 WORDS = {
-    name: [first + vowel + "lo" for vowel in "aeiouyz"] for first, name in zip("bdfg", BUCKETS)
+    name: [first + vowel + "lo" for vowel in "aeiouyz"]
+    for first, name in zip("bdfg", BUCKETS, strict=True)
 }
 SENTENCES = [
     'A lamp that says ""',

@@ -45,12 +45,12 @@ def tensors(count: int) -> bytes:
 def int8(**sizes: int) -> bytes:
     """A header of tensors of so many bytes, one behind the other."""
     ends = list(accumulate(sizes.values()))
-    offsets = zip([0, *ends], ends)
+    offsets = zip([0, *ends], ends, strict=False)  # there are as many ends as tensors
     entries = [
         {"dtype": "I8", "shape": [end - start], "data_offsets": [start, end]}
         for start, end in offsets
     ]
-    return json.dumps(dict(zip(sizes, entries))).encode()
+    return json.dumps(dict(zip(sizes, entries, strict=True))).encode()
 
 
 def metadata(body: bytes) -> bytes:
@@ -100,7 +100,11 @@ REPLACED = {
     "513 characters": (b'"a"', b'"%s"' % (b"a" * 513), "bad-name"),
     "a megabyte of name": (b'"a"', b'"%s"' % (b"a" * (1 << 20)), "not-json"),
     "same name": (b"]}}", b"]}," + GOOD[1:], "duplicate-key"),
-    "same name, escaped": (b"]}}", b"]}," + GOOD[1:].replace(b'"a"', rb'"\u0061"'), "duplicate-key"),
+    "same name, escaped": (
+        b"]}}",
+        b"]}," + GOOD[1:].replace(b'"a"', rb'"\u0061"'),
+        "duplicate-key",
+    ),
     "same field": (b'"F32",', b'"F32","dtype":"F32",', "duplicate-key"),
     "same field, another value": (b'"F32",', b'"F32","dtype":"I8",', "duplicate-key"),
     "unknown field": (b'"F32",', b'"F32","strides":[1],', "bad-fields"),
@@ -131,7 +135,11 @@ REPLACED = {
     "2^64 elements": (b"[2]", b"[18446744073709551616]", "bad-shape"),
     "wraps to two elements": (b"[2]", b"[9223372036854775809,2]", "bad-shape"),
     "2^62 times zero": (b"[2]", b"[4611686018427387904,4,0]", "bad-shape"),
-    "2^80 times zero": (b'2],"data_offsets":[0,8', b'%d,%d,0],"data_offsets":[0,0' % (1 << 40, 1 << 40), "bad-shape"),
+    "2^80 times zero": (
+        b'2],"data_offsets":[0,8',
+        b'%d,%d,0],"data_offsets":[0,0' % (1 << 40, 1 << 40),
+        "bad-shape",
+    ),
     "a thousand digits": (b"[2]", b"[%s]" % (b"9" * 900), "bad-shape"),
     "leading zero": (b"[2]", b"[02]", "not-json"),
     "hexadecimal": (b"[2]", b"[0x2]", "not-json"),
@@ -148,7 +156,11 @@ REPLACED = {
     "no bytes for a number": (b"[2]", b"[]", "bad-span"),
     "not at the start": (b"[0,8]", b"[1,9]", "gap"),
     "far away": (b"[0,8]", b"[1099511627776,1099511627784]", "gap"),
-    "larger than the file": (b'[2],"data_offsets":[0,8]', b'[4],"data_offsets":[0,16]', "truncated"),
+    "larger than the file": (
+        b'[2],"data_offsets":[0,8]',
+        b'[4],"data_offsets":[0,16]',
+        "truncated",
+    ),
     "same bytes twice": (b"]}}", b"]}," + GOOD[1:].replace(b'"a"', b'"b"'), "overlap"),
     "metadata a number": (GOOD, metadata(b"1"), "not-json"),
     "metadata null": (GOOD, metadata(b"null"), "not-json"),
@@ -160,11 +172,23 @@ REPLACED = {
     "metadata with a bad escape": (GOOD, metadata(rb'{"a":"\x"}'), "not-json"),
     "metadata 100,000 deep": (GOOD, metadata(b'{"a":' * 100_000), "not-json"),
     "metadata names one thing twice": (GOOD, metadata(b'{"a":"","a":""}'), "duplicate-key"),
-    "metadata twice": (GOOD, metadata(b"{}").replace(b"{}", b'{},"__metadata__":{}'), "duplicate-key"),
+    "metadata twice": (
+        GOOD,
+        metadata(b"{}").replace(b"{}", b'{},"__metadata__":{}'),
+        "duplicate-key",
+    ),
     "20,001 tensors": (GOOD, tensors(MANY), "too-many-tensors"),
-    "20,001 escaped tensors": (GOOD, tensors(MANY).replace(b'ts"', rb't\u0073"'), "too-many-tensors"),
-    "20,001 notes": (GOOD, metadata(json.dumps(dict.fromkeys(range(MANY), "")).encode()), "too-many-tensors"),
-}  # fmt: skip
+    "20,001 escaped tensors": (
+        GOOD,
+        tensors(MANY).replace(b'ts"', rb't\u0073"'),
+        "too-many-tensors",
+    ),
+    "20,001 notes": (
+        GOOD,
+        metadata(json.dumps(dict.fromkeys(range(MANY), "")).encode()),
+        "too-many-tensors",
+    ),
+}
 
 
 def beside(start: int) -> bytes:
@@ -203,7 +227,10 @@ WHOLE = {
     "half over another": (framed(beside(4), DATA + DATA[:4]), "overlap"),
     "a text": (b"a text of more than eight bytes\n", "header-too-large"),
     "a page": (b"<!DOCTYPE html><html>Access denied</html>", "header-too-large"),
-    "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "header-too-large"),
+    "a pointer of Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "header-too-large",
+    ),
     "JSON alone": (GOOD + DATA, "header-too-large"),
     "PNG": (starting(b"\x89PNG\r\n\x1a\n"), "header-too-large"),
     "GGUF": (starting(b"GGUF\3\0\0\0"), "header-too-large"),
@@ -212,7 +239,7 @@ WHOLE = {
     "pickle of protocol 2": (starting(b"\x80\x02}q\x00."), "pickle"),
     "pickle of protocol 5": (starting(b"\x80\x05\x95\x10"), "pickle"),
     "NumPy": (starting(b"\x93NUMPY\x01\x00"), "pickle"),
-}  # fmt: skip
+}
 FILES = {
     name: (framed(GOOD.replace(old, new)), code) for name, (old, new, code) in REPLACED.items()
 } | WHOLE
@@ -293,7 +320,9 @@ def mutant(rng: random.Random, header: bytes, data: bytes) -> bytes:
 
 
 def _other_token(rng: random.Random, header: bytes) -> bytes:
-    """A string or number replaced by another; now and then by something else, by nothing, or by itself twice."""
+    """A string or number replaced by another; now and then by something else, by nothing, or by
+    itself twice.
+    """
     token = rng.choice(list(TOKEN.finditer(header)) or [re.match(b"", header)])
     found = token.group()
     alike = STRINGS if found[:1] == b'"' else [b"%d" % n for n in INTEGERS]
@@ -314,16 +343,52 @@ INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 # what an index may not give as the file of a tensor
 BAD_NAMES = [
-    "../outside.safetensors", "../model/" + SECOND, "sub/../" + SECOND, "./" + SECOND, "sub/" + SECOND,
-    "/" + SECOND, "//server/share/" + SECOND, "/dev/stdin", "/dev/zero", "/proc/self/environ", "~/" + SECOND,
-    "..\\outside.safetensors", ".\\" + SECOND, "C:" + SECOND, "C:\\" + SECOND, "\\\\?\\C:\\" + SECOND,
-    SECOND + "\0", "\0" + SECOND, SECOND + "\0.safetensors", SECOND + "\n", SECOND + " ", "\u202e" + SECOND,
-    "%2e%2e%2foutside.safetensors", "..%2foutside.safetensors", "..\u2215outside.safetensors",
-    "..\u2044outside.safetensors", "\uff0e\uff0e\uff0foutside.safetensors", "$HOME/" + SECOND,
-    "file:///" + SECOND, "https://localhost/" + SECOND, "", ".", "..", ".safetensors", "-rf.safetensors",
-    INDEX, "model", "pytorch_model.bin", "a" * 5000 + ".safetensors",
-    1, None, True, ["x.safetensors"], {"x": "x.safetensors"}, 1.5,
-]  # fmt: skip
+    "../outside.safetensors",
+    "../model/" + SECOND,
+    "sub/../" + SECOND,
+    "./" + SECOND,
+    "sub/" + SECOND,
+    "/" + SECOND,
+    "//server/share/" + SECOND,
+    "/dev/stdin",
+    "/dev/zero",
+    "/proc/self/environ",
+    "~/" + SECOND,
+    "..\\outside.safetensors",
+    ".\\" + SECOND,
+    "C:" + SECOND,
+    "C:\\" + SECOND,
+    "\\\\?\\C:\\" + SECOND,
+    SECOND + "\0",
+    "\0" + SECOND,
+    SECOND + "\0.safetensors",
+    SECOND + "\n",
+    SECOND + " ",
+    "\u202e" + SECOND,
+    "%2e%2e%2foutside.safetensors",
+    "..%2foutside.safetensors",
+    "..\u2215outside.safetensors",
+    "..\u2044outside.safetensors",
+    "\uff0e\uff0e\uff0foutside.safetensors",
+    "$HOME/" + SECOND,
+    "file:///" + SECOND,
+    "https://localhost/" + SECOND,
+    "",
+    ".",
+    "..",
+    ".safetensors",
+    "-rf.safetensors",
+    INDEX,
+    "model",
+    "pytorch_model.bin",
+    "a" * 5000 + ".safetensors",
+    1,
+    None,
+    True,
+    ["x.safetensors"],
+    {"x": "x.safetensors"},
+    1.5,
+]
 
 
 class Canary:

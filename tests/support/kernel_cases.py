@@ -1,4 +1,6 @@
-"""Cases for the laws of the Triton kernels, their definition in eager torch, and how far from it a result may be."""
+"""Cases for the laws of the Triton kernels, their definition in eager torch, and how far from it a result
+may be.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ class Case:
         """Rows, heads and places of each tensor."""
         image, text = (self.B, self.G, self.N), (self.R, self.G, self.S)
         queries = (self.B, self.H, self.M), (self.B, self.H, self.Mt)
-        return dict(zip(QKV, (*queries, image, text, image, text)))
+        return dict(zip(QKV, (*queries, image, text, image, text), strict=True))
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,10 @@ class Inputs:
 
 
 def make(case: Case) -> Inputs:
-    """Random inputs of a case: normal numbers, rounded to its dtype; slots of any token, so that many repeat."""
+    """Random inputs of a case: normal numbers, rounded to its dtype.
+
+    Slots of any token, so that many repeat.
+    """
     generator = torch.Generator().manual_seed(case.seed)
 
     def draw(name: str) -> Tensor | None:
@@ -109,7 +114,8 @@ STRIDE = 2**30 + 2**16  # fits into 32 bits, and twice of it does not
 
 
 def far_apart(x: Inputs, dim: int) -> Inputs:
-    """The same numbers with STRIDE from one to the next along dim: on a CPU in a sparse file, which takes no memory.
+    """The same numbers with STRIDE from one to the next along dim: on a CPU in a sparse file, which takes
+    no memory.
 
     As many lie before them, so that an offset cut to 32 bits finds zeros there and no foreign memory.
     """
@@ -159,7 +165,9 @@ def full_tables(x: Inputs) -> list[Tensor]:
 
 
 def joint(x: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries (B, H, M + Mt, D), keys and values (B, H, N + T, D), and which keys are seen, (B, H or 1, 1, N + T)."""
+    """Queries (B, H, M + Mt, D), keys and values (B, H, N + T, D), and which keys are seen, (B, H or 1,
+    1, N + T).
+    """
     tables, group = full_tables(x), x.q_image.shape[1] // x.k_text.shape[1]
     q = torch.cat([part for part in (x.q_image, x.q_text) if part is not None], 2)
     segments = []
@@ -201,14 +209,14 @@ def gradients(kernels, x: Inputs, grad: Tensor) -> dict[str, Tensor]:
     first, second = grad.split([image.shape[2], grad.shape[2] - image.shape[2]], 2)
     of_text = None if text is None else second
     found = kernels.backward.backward(first, of_text, *x.arguments, image, text, lse)
-    return {name: value for name, value in zip(QKV, found) if value is not None}
+    return {name: value for name, value in zip(QKV, found, strict=True) if value is not None}
 
 
 def eager_gradients(x: Inputs, grad: Tensor) -> dict[str, Tensor]:
     """Autograd's, through the definition."""
     leaves = x.map(lambda t: t.detach().clone().requires_grad_())
     found = torch.autograd.grad(definition(leaves)[0], list(leaves.tensors.values()), grad)
-    return dict(zip(leaves.tensors, found))
+    return dict(zip(leaves.tensors, found, strict=True))
 
 
 def exact(x: Inputs) -> Inputs:
@@ -237,7 +245,9 @@ def rms(x: Tensor) -> float:
 
 
 def floor(reference: Tensor, dtype: torch.dtype) -> float:
-    """2 max |x + 0.3 - 0.3 - x| in dtype, the atol of FlashAttention's own tests: for results eager has exactly."""
+    """2 max |x + 0.3 - 0.3 - x| in dtype, the atol of FlashAttention's own tests: for results eager has
+    exactly.
+    """
     x = reference.to(dtype)
     return 2 * float((x + 0.3 - 0.3 - x).abs().max())
 
@@ -245,9 +255,9 @@ def floor(reference: Tensor, dtype: torch.dtype) -> float:
 def cancellation(x: Inputs, grad: Tensor) -> dict[str, float]:
     """What rounding can do to the gradients of queries and keys where dS = P (dP - delta) cancels.
 
-    dP and delta = rowsum(dO O) are sums of D products in float32, O one of N.  One key seen: dS is zero, and eager
-    finds just that.  |dS| <= P 2^-23 (|dO| |V|^T + rowsum(|dO| |O|)) is carried to Q and K by autograd through the
-    sum of that bound times |Q| |K|^T.
+    dP and delta = rowsum(dO O) are sums of D products in float32, O one of N.  One key seen: dS is zero,
+    and eager finds just that.  |dS| <= P 2^-23 (|dO| |V|^T + rowsum(|dO| |O|)) is carried to Q and K by
+    autograd through the sum of that bound times |Q| |K|^T.
     """
     q, k, v, seen = joint(x)
     weights = (q @ k.mT * x.scale).masked_fill(~seen, float("-inf")).softmax(-1).nan_to_num(0.0)
@@ -257,4 +267,4 @@ def cancellation(x: Inputs, grad: Tensor) -> dict[str, float]:
     q, k, _, _ = joint(leaves)
     of = {name: leaf for name, leaf in leaves.tensors.items() if name[0] != "v"}
     bounds = torch.autograd.grad((fixed * (q @ k.mT) * x.scale).sum(), list(of.values()))
-    return {name: float(bound.abs().max()) for name, bound in zip(of, bounds)}
+    return {name: float(bound.abs().max()) for name, bound in zip(of, bounds, strict=True)}

@@ -1,4 +1,6 @@
-"""Laws of the Triton kernels, each over a module of kernels (the library's, or a copy with a fault) and a device."""
+"""Laws of the Triton kernels, each over a module of kernels (the library's, or a copy with a fault) and a
+device.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +50,13 @@ def both(kernels, x: Inputs) -> list[torch.Tensor]:
 
 
 def unchanged(kernels, x: Inputs, y: Inputs) -> bool:
-    return all(same(a, b) for a, b in zip(run(kernels, x), run(kernels, y)))
+    return all(same(a, b) for a, b in zip(run(kernels, x), run(kernels, y), strict=True))
 
 
 def law_forward_errs_no_more_than_eager(kernels, cases: list[Case]):
-    """rms |out - exact| over all cases <= f rms |eager - exact|, f = 1.1 in float32 and 1.0 in half precision, and
-    <= 1.25 that of SDPA; and in each case the rule of FlashAttention's tests, max <= 2 max of eager + floor.
+    """rms |out - exact| over all cases <= f rms |eager - exact|, f = 1.1 in float32 and 1.0 in half
+    precision, and <= 1.25 that of SDPA; and in each case the rule of FlashAttention's tests, max <= 2 max
+    of eager + floor.
     """
     errors = {"kernel": [], "eager": [], "sdpa": []}
     for case in cases:
@@ -99,15 +102,17 @@ def law_gradients_err_no_more_than_twice_eager(kernels, cases: list[Case]):
             assert float(kernel.abs().max()) <= allowed, (name, case)
             total.setdefault(name, []).append((kernel.flatten(), ruler.flatten()))
     for name, errors in total.items():
-        kernel, eager = (rms(torch.cat(error)) for error in zip(*errors))
+        kernel, eager = (rms(torch.cat(error)) for error in zip(*errors, strict=True))
         assert kernel <= 2 * eager, (name, kernel / eager)
 
 
 def law_what_cancels_is_not_rounded(kernels, case: Case):
-    """|dQ - exact| <= scale (3 u |dS| + e P (|dO| |V|^T + rowsum|dO O|)) |K| + u |dQ|, e = 2^-20, number by number.
+    """|dQ - exact| <= scale (3 u |dS| + e P (|dO| |V|^T + rowsum|dO O|)) |K| + u |dQ|, e = 2^-20, number by
+    number.
 
-    u is the rounding of half precision: of dS and dQ, of which little is left where one weight is nearly all, and
-    not of dP and delta, whose difference dS is.  Both roundings end at the smallest number above zero.
+    u is the rounding of half precision: of dS and dQ, of which little is left where one weight is nearly
+    all, and not of dP and delta, whose difference dS is.  Both roundings end at the smallest number above
+    zero.
     """
     x = make(case)
     grad, inputs = normal(definition(x)[0]), exact(x)
@@ -130,7 +135,10 @@ def law_what_cancels_is_not_rounded(kernels, case: Case):
 
 
 def law_a_swap_is_a_copy(kernels, case: Case):
-    """A(q, bank, slots) = A(q, bank[slots]) by own slots, and by no table, bit for bit; gradients of q too."""
+    """A(q, bank, slots) = A(q, bank[slots]) by own slots, and by no table, bit for bit.
+
+    Gradients of q too.
+    """
     x = make(case)
     tables = full_tables(x)
     k, v = (
@@ -161,12 +169,18 @@ def law_a_row_is_alone(kernels, case: Case):
         }
         row = {name: t[b : b + 1] for name, t in x.tensors.items() if of_row(name)}
         alone = x.with_(**row, **tables)
-        assert all(same(got, of_all[b : b + 1]) for got, of_all in zip(run(kernels, alone), whole))
+        assert all(
+            same(got, of_all[b : b + 1])
+            for got, of_all in zip(run(kernels, alone), whole, strict=True)
+        )
         found, of_all = gradients(kernels, alone, grad[b : b + 1]), gradients(kernels, x, grad)
         assert all(same(found[name], of_all[name][b : b + 1]) for name in row)
         others = torch.arange(case.B, device=case.device) != b
-        spoilt = {name: t.masked_fill(others[:, None, None, None], float("nan")) for name, t in x.tensors.items()
-                  if of_row(name)}  # fmt: skip
+        spoilt = {
+            name: t.masked_fill(others[:, None, None, None], float("nan"))
+            for name, t in x.tensors.items()
+            if of_row(name)
+        }
         assert same(run(kernels, x.with_(**spoilt))[0][b], whole[0][b])
 
 
@@ -195,7 +209,9 @@ def law_unread_tokens_are_nothing(kernels, case: Case):
             and not gradients(kernels, x, normal(clean[0]))[name].masked_select(unread).any()
         )
         spoilt[name] = getattr(x, name).masked_fill(unread, float("nan"))
-    assert all(same(a, b) for a, b in zip(clean[:2], both(kernels, x.with_(**spoilt))[:2]))
+    assert all(
+        same(a, b) for a, b in zip(clean[:2], both(kernels, x.with_(**spoilt))[:2], strict=True)
+    )
 
 
 def law_the_order_of_the_bank_is_nothing(kernels, case: Case):
@@ -273,21 +289,25 @@ def law_strides_are_nothing(kernels, case: Case):
     """Any strides, an expanded table: the same bits; results and gradients lie in memory as [B, N, H, D]."""
     x = make(case)
     apart = x.map(scatter).with_(slots_k=x.slots_k.mT.contiguous().mT.expand(-1, case.H, -1))
-    assert all(same(a, b) for a, b in zip(both(kernels, x), both(kernels, apart)))
+    assert all(same(a, b) for a, b in zip(both(kernels, x), both(kernels, apart), strict=True))
     made = kernels.forward.forward(*apart.arguments, wide=True)
     grads = kernels.backward.backward(*made[:2], *apart.arguments, *made)
     assert all(t.transpose(1, 2).is_contiguous() for t in [*made[:2], *grads])
 
 
 def law_far_is_no_further_than_near(kernels, case: Case):
-    """Along every dimension of three or more, the third more than 2^31 numbers from the first: the same bits."""
+    """Along every dimension of three or more, the third more than 2^31 numbers from the first: the same
+    bits.
+    """
     x = make(case)
     near, large = (
         both(kernels, x),
         [dim for dim in range(3) if min(t.shape[dim] for t in x.tensors.values()) > 2],
     )
     assert large and all(
-        same(a, b) for dim in large for a, b in zip(near, both(kernels, far_apart(x, dim)))
+        same(a, b)
+        for dim in large
+        for a, b in zip(near, both(kernels, far_apart(x, dim)), strict=True)
     )
 
 
@@ -321,7 +341,7 @@ def law_the_lse_is_optional(kernels, case: Case):
     x = make(case)
     plain = kernels.forward.forward(*x.arguments, with_lse=False)
     assert plain[2] is None and all(
-        same(a, b) for a, b in zip(plain[:2], kernels.forward.forward(*x.arguments))
+        same(a, b) for a, b in zip(plain[:2], kernels.forward.forward(*x.arguments), strict=False)
     )
 
 

@@ -1,7 +1,8 @@
-"""A swap carried out by hand: the sites' forwards written anew, K and V as tensors of which cells are replaced.
+"""A swap carried out by hand: the sites' forwards written anew, K and V as tensors of which cells are
+replaced.
 
-Shares with the library the projections' weights and the norms around them; no slots, no bank, no torch attention.
-B rows, T text tokens, N image tokens, H heads, D head width
+Shares with the library the projections' weights and the norms around them; no slots, no bank, no torch
+attention. B rows, T text tokens, N image tokens, H heads, D head width
 """
 
 from functools import partial
@@ -36,7 +37,7 @@ def replaced(x: Tensor, named: Tensor, donor: int) -> Tensor:
 def cross(module, heads: int, named: Tensor, donor: int, x: Tensor, text: Tensor, slots) -> Tensor:
     k, v = (
         replaced(linear(p, text, heads), n, donor)
-        for p, n in zip((module.to_k, module.to_v), named)
+        for p, n in zip((module.to_k, module.to_v), named, strict=True)
     )
     return linear(module.to_out[0], attend(linear(module.to_q, x, heads), k, v))
 
@@ -44,7 +45,9 @@ def cross(module, heads: int, named: Tensor, donor: int, x: Tensor, text: Tensor
 def added(module, heads: int, named: Tensor, donor: int, x: Tensor, text: Tensor, slots) -> Tensor:
     text, pixels = module.norm_cross(text.mT).mT, module.group_norm(x.flatten(2)).mT
     projections = module.add_k_proj, module.add_v_proj
-    k, v = (replaced(linear(p, text, heads), n, donor) for p, n in zip(projections, named))
+    k, v = (
+        replaced(linear(p, text, heads), n, donor) for p, n in zip(projections, named, strict=True)
+    )
     if hasattr(module, "to_k"):
         k, v = (
             torch.cat([y, linear(p, pixels, heads)], 1)
@@ -56,7 +59,9 @@ def added(module, heads: int, named: Tensor, donor: int, x: Tensor, text: Tensor
 
 def joint(module, heads: int, named: Tensor, donor: int, image: Tensor, text: Tensor, slots):
     projections = module.add_k_proj, module.add_v_proj
-    k, v = (replaced(linear(p, text, heads), n, donor) for p, n in zip(projections, named))
+    k, v = (
+        replaced(linear(p, text, heads), n, donor) for p, n in zip(projections, named, strict=True)
+    )
     k = torch.cat([module.norm_added_k(k), module.norm_k(linear(module.to_k, image, heads))], 1)
     v = torch.cat([v, linear(module.to_v, image, heads)], 1)
     q = (
@@ -80,7 +85,7 @@ def by_hand(case: Case, swap: Swap) -> Tensor:
         [row.name for row in case.rows].index(swap.donor),
     )
     modules = [case.model.get_submodule(site.name) for site in case.model.sites]
-    for site, module in zip(case.model.sites, modules):
+    for site, module in zip(case.model.sites, modules, strict=True):
         here = named[site.index, :, :, : site.heads]
         module.forward = partial(FORWARDS[site.kind], module, site.heads, here, donor)
     try:

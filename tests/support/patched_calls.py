@@ -33,8 +33,15 @@ def refused(says: str = ""):
 
 
 def run(case: Case, rows, plan=Plan(), **options):
-    return sampling.sample(case.pipeline, rows, plan, steps=case.steps, guidance=case.guidance,
-                           keep_trajectory=True, **options)  # fmt: skip
+    return sampling.sample(
+        case.pipeline,
+        rows,
+        plan,
+        steps=case.steps,
+        guidance=case.guidance,
+        keep_trajectory=True,
+        **options,
+    )
 
 
 def paths(samples) -> dict:
@@ -43,17 +50,23 @@ def paths(samples) -> dict:
 
 
 def loop(case: Case, rows) -> dict:
-    """The paths of a run by the pipeline's own loop, tokens in every call: what capture, patch and inject go around."""
+    """The paths of a run by the pipeline's own loop, tokens in every call: what capture, patch and inject
+    go around.
+    """
     batch, latents = case.branches(rows), []
     text, pooled = (
         case.pipeline.encode(list(prompts))
-        for prompts in zip(*((r.prompt, r.pooled_prompt) for r in batch))
+        for prompts in zip(*((r.prompt, r.pooled_prompt) for r in batch), strict=True)
     )
     noises = case.pipeline.noises([row.seed for row in rows])
     case.pipeline.denoise(
-        next(noises), replace(text, pooled=pooled.pooled), steps=case.steps, guidance=case.guidance, noises=noises,
+        next(noises),
+        replace(text, pooled=pooled.pooled),
+        steps=case.steps,
+        guidance=case.guidance,
+        noises=noises,
         on_step=lambda step, x: latents.append(x),
-    )  # fmt: skip
+    )
     return {row.name: torch.stack([x[b] for x in latents]) for b, row in enumerate(rows)}
 
 
@@ -110,12 +123,15 @@ def by_cache(case: Case, cache, swap: Swap):
 
 
 def tables(case: Case, plan: Plan, step: int):
-    """What each cell reads, written out in full: (sites, k and v, B, H, T); heads that a site has not read themselves."""
+    """What each cell reads, written out in full: (sites, k and v, B, H, T).
+
+    Heads that a site has not read themselves.
+    """
     rows, sites, tokens = case.branches(case.rows), case.model.sites, case.tokens
     entries = plan.slots(step, rows, sites, tokens=tokens) or [None] * len(sites)
     own = torch.arange(len(rows) * tokens).view(len(rows), 1, tokens)
     full = own.expand(len(sites), 2, len(rows), max(site.heads for site in sites), tokens).clone()
-    for site, entry in zip(sites, entries):
+    for site, entry in zip(sites, entries, strict=True):
         for part, table in enumerate(entry if isinstance(entry, tuple) else (entry, entry)):
             full[site.index, part, :, : site.heads] = own if table is None else table
     return full

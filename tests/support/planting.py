@@ -1,4 +1,6 @@
-"""A fault planted in the library's source: a function gets the code of its own source with one text changed."""
+"""A fault planted in the library's source: a function gets the code of its own source with one text
+changed.
+"""
 
 import __future__
 
@@ -54,7 +56,9 @@ def occurrences(source: str, text: str) -> list[tuple[int, int]]:
 
 
 def tokens(text: str) -> list[tuple[str, int, int]]:
-    """(token, start, end) of a text: line breaks, comments and commas before a bracket left out, quotes alike."""
+    """(token, start, end) of a text: line breaks, comments and commas before a bracket left out, quotes
+    alike.
+    """
     starts = list(
         itertools.accumulate((len(line) for line in text.splitlines(keepends=True)), initial=0)
     )
@@ -66,7 +70,7 @@ def tokens(text: str) -> list[tuple[str, int, int]]:
                 found.append((alike(token), start, end))
     except (tokenize.TokenError, IndentationError, SyntaxError):
         pass  # a text cut out of a function may leave a bracket open
-    kept = zip(found, [*found[1:], ("", 0, 0)])
+    kept = zip(found, [*found[1:], ("", 0, 0)], strict=True)
     return [one for one, after in kept if one[0] != "," or after[0] not in list(")]}")]
 
 

@@ -50,7 +50,7 @@ def a_result(exact=(0.0, 0.1, 0.8, 0.0), target=0.9, text="tiny") -> dict:
 
 
 def records_of(result, read="TEA") -> list[dict]:
-    """A record per pair: source, target and every site, each a picture and what was read in it."""
+    """A record for each pair, with a picture of source, target and every site and what was read in it."""
     names = ["source", "target", *(f"site-{site['site']}" for site in result["sites"])]
     scored = {
         "precision_target": 0.5,

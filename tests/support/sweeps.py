@@ -15,7 +15,9 @@ CALLS = "open write fsync ftruncate replace link unlink mkdir close".split()
 
 
 def sweep(folder, units: int = 3, worker: str = "0", began=lambda unit: None) -> None:
-    """What a localisation does with its run folder: pictures and a record per unit, then one file made of all."""
+    """What a localisation does with its run folder: pictures and a record per unit, then one file
+    made of all.
+    """
     run = Run.open(folder, REQUEST, worker=worker)
     done = run.done()
     for unit in map(str, range(units)):
@@ -28,7 +30,8 @@ def sweep(folder, units: int = 3, worker: str = "0", began=lambda unit: None) ->
 
 
 def watch(patch, before) -> None:
-    """Call before(name, arguments) ahead of each system call; what it returns, unless None, replaces the call.
+    """Call before(name, arguments) ahead of each system call; what it returns, unless None,
+    replaces the call.
 
     fsync does nothing: a kill does not lose what the system holds, and a power loss cannot be made here.
     """

@@ -1,4 +1,4 @@
-"""Simulated truths for the searches: which sites carry the word is known, and pairs are easy or hard."""
+"""Simulated truths for the searches, in which the sites that carry the word are known."""
 
 import numpy as np
 
@@ -6,9 +6,12 @@ PAIRS = 24
 
 
 class Truth:
-    """A model of known effects: a unit adds its effect to the score of every pair, as far as 1, noise included.
+    """A model of known effects.
 
-    hard   how much lower each pair scores, whatever is swapped; noise: drawn anew for each group
+    A unit adds its effect to the score of every pair, noise included, and a score is 1 at most.
+
+    hard   how much lower each pair scores, whatever is swapped
+    noise  drawn anew for each group
     asked  (group, places of pairs) in the order in which a search asked
     """
 

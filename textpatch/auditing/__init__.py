@@ -1,1 +1,1 @@
-"""The audit: every swap of a run carried out again in float64."""
+"""The audit carries every swap of a run out again in float64."""

@@ -1,4 +1,4 @@
-"""Audit a finished run folder: its model is loaded again, its first plan run again and replayed in float64."""
+"""Audit a finished run folder, whose model is loaded again and whose first plan is run again and replayed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 
-from textpatch.auditing.replay import AuditReport, audit
+from textpatch.auditing.replay import AuditReport, Check, audit
 from textpatch.disk import read_json
 from textpatch.errors import PatchError
 from textpatch.groups import row_name, rows_and_plan
@@ -22,10 +22,10 @@ TOGETHER = 4  # swaps audited in one batch: all sites of SD3 or SDXL would not f
 def audit_run(folder, *, load: Callable[[str, str], tuple]) -> AuditReport:
     """Audit the first prompt pair and seed of a run of `textpatch localize` or `textpatch edit`.
 
-    load    load(model, dtype), names as in the manifest, gives (pipeline, sha256 of its weights)
-    Every swapped site is audited at the first, middle and last step at which its swap acts.
-    Raises StoreError if the folder is no run; PatchError for a run without a plan, for other weights than the
-    run's, and if the plan rebuilt from the request is not the one the run names.
+    load  load(model, dtype) gives (pipeline, sha256 of its weights) for names as in the manifest
+    Every swapped site is audited at the first, middle and last step at which its swap acts.  Raises
+    StoreError if the folder is no run.  Raises PatchError for a run without a plan, for other weights than
+    the run's, and if the plan rebuilt from the request is not the one the run names.
     """
     run = Run.load(folder)
     request = run.manifest["request"]
@@ -33,11 +33,11 @@ def audit_run(folder, *, load: Callable[[str, str], tuple]) -> AuditReport:
     pipeline, weights = load(request["model"], request["dtype"])
     if weights != request["weights"]:
         raise PatchError(
-            f"{folder} was made with weights {request['weights'][:16]}..., those loaded are {str(weights)[:16]}...; "
-            f"load the {request['model']} of that run"
+            f"{folder} was made with weights {request['weights'][:16]}..., those loaded are "
+            f"{str(weights)[:16]}...; load the {request['model']} of that run"
         )
     pipeline = sized(pipeline, request.get("height"), request.get("width"))
-    checks = []
+    checks: list[Check] = []
     for first in range(0, len(plan.swaps), TOGETHER):
         part = Plan(plan.swaps[first : first + TOGETHER])
         report = audit(
@@ -48,42 +48,52 @@ def audit_run(folder, *, load: Callable[[str, str], tuple]) -> AuditReport:
             steps=request["steps"],
             guidance=request["guidance"],
         )
-        checks += [
-            replace(c, swap=None if c.swap is None else first + c.swap) for c in report.checks
-        ]
+        checks += [_counted_from(check, first) for check in report.checks]
     return AuditReport(tuple(checks))
 
 
+def _counted_from(check: Check, first: int) -> Check:
+    """The check of a part of a plan, with the swap's place in the whole plan."""
+    if check.swap is None:
+        return check
+    return replace(check, swap=first + check.swap)
+
+
 def _first_plan(run: Run, request: dict) -> tuple[Pair, int, Plan]:
+    """Pair, seed and plan of the first record of a run."""
     if request["command"] == "edit":
         plan = Plan.from_json(json.dumps(request["plan"]))
         return Pair(request["source"], request["target"]), request["seed"], plan
-    if request["command"] != "localize":
-        raise PatchError(
-            f"{run.folder} is a run of {request['command']}, which has no plan; localize and edit have"
-        )
-    pair, seed = Pair(*request["pairs"][0]), request["seeds"][0]
-    first = next(
-        (record for record in run.records() if record["id"] == f"0-{seed}"), {"pictures": {}}
+    if request["command"] == "localize":
+        return _first_localized(run, request)
+    raise PatchError(
+        f"{run.folder} is a run of {request['command']}, which has no plan; localize and edit have"
     )
-    groups = {
-        row_name(entry["group"]): entry["group"]
-        for entry in read_json(run.folder / "results.json")["sites"]
-    }
-    made = [
-        groups[name] for name in first["pictures"] if name in groups
-    ]  # a search may begin with some of the sites
-    plan = rows_and_plan(pair, seed, made, request["steps"], request["start"], request["branch"])[1]
+
+
+def _first_localized(run: Run, request: dict) -> tuple[Pair, int, Plan]:
+    """Pair, seed and plan of the first record of a localisation, the plan rebuilt from the request."""
+    pair = Pair(*request["pairs"][0])
+    seed = request["seeds"][0]
+    made = [record for record in run.records() if record["id"] == f"0-{seed}"]
+    first = (made or [{}])[0]
+    sites = read_json(run.folder / "results.json")["sites"]
+    by_name = {row_name(entry["group"]): entry["group"] for entry in sites}
+    # a search may begin with some of the sites
+    groups = [by_name[name] for name in first.get("pictures", {}) if name in by_name]
+    _, plan = rows_and_plan(
+        pair, seed, groups, request["steps"], request["start"], request["branch"]
+    )
     if first.get("plan_sha256") != plan.sha256:
         raise PatchError(
-            f"{run.folder} says plan {first.get('plan_sha256')} made its first record; its request gives {plan.sha256}; "
-            "the run was changed, or made by another version"
+            f"{run.folder} says plan {first.get('plan_sha256')} made its first record; its request gives "
+            f"{plan.sha256}; the run was changed, or made by another version"
         )
     return pair, seed, plan
 
 
 def _rows(plan: Plan, pair: Pair, seed: int) -> list[Row]:
-    """The source, the target, and every row that reads another, all from the same noise."""
+    """Source, target, and every row that reads another, all from the same noise."""
     readers = [name for swap in plan.swaps for name in swap.readers]
     return [
         Row(SOURCE, pair.source, seed),

@@ -1,4 +1,4 @@
-"""The command line: `parser` says what can be asked, and one file per verb what it does."""
+"""The command line, where `parser` says what can be asked and one file per verb carries it out."""
 
 from textpatch.cli.parser import EXAMPLES, command_parser, main
 

@@ -1,4 +1,4 @@
-"""`python -m textpatch.cli`: what the command textpatch does."""
+"""The command textpatch as `python -m textpatch.cli`."""
 
 import sys
 

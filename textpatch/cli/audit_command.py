@@ -1,36 +1,56 @@
-"""`textpatch audit`: its options, and what it does."""
+"""The verb `textpatch audit`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from textpatch.cli.opening import load_model
+from textpatch.cli.models import load_model
+from textpatch.cli.options import Help, add_device_option
+
+HELP = Help(
+    usage="textpatch audit RUN [--model MODEL] [--device DEVICE]",
+    summary="carry a finished run's swaps out again and hold each against float64",
+    about="""\
+Carry the swaps of a finished run out again, and hold each against float64.
+
+Audited are the first prompt pair and seed of a run folder that `localize` or `edit` made.
+They run again. At the first, middle and last step of every swap, what attention gave is
+computed anew in float64 from the queries, keys and values that went into it. The table
+shows each difference beside what plain torch differs by on the same numbers. The exit code
+is 2 if a check fails.
+
+Cost: a generation for each swap, and two more for every four of them.\
+""",
+    examples=(("a run of edit", "textpatch audit runs/edit-planted-mmdit-1a2b3c4d"),),
+)
 
 
-def add_audit_options(command: argparse.ArgumentParser) -> None:
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `textpatch audit`."""
     command.add_argument(
-        "run_folder",
-        type=Path,
-        metavar="RUN",
-        help="run folder of localize or edit; its first pair and seed are audited",
+        "run_folder", type=Path, metavar="RUN", help="run folder of localize or edit"
     )
     command.add_argument(
-        "--model", help="where the model is, if not a shipped one; the run's own weights"
+        "--model",
+        metavar="MODEL",
+        help="where the run's own model is, if it is not a shipped one",
     )
-    command.add_argument(
-        "--device", default="cpu", help="where the model runs, as torch spells it (cpu)"
-    )
+    add_device_option(command)
     command.set_defaults(run=audit)
 
 
 def audit(options) -> None:
-    """`textpatch audit`: every swap of a run's first pair at three steps, against float64; exit code 2 if one fails."""
+    """Print the audit of a run's first pair and seed.
+
+    Raises PatchError if a check fails.
+    """
     from textpatch.auditing.finished import audit_run
     from textpatch.weights.fingerprint import model_sha256
 
     def load(name: str, dtype: str):
-        options.model, options.dtype = options.model or name, dtype
+        options.model = options.model or name
+        options.dtype = dtype
         return load_model(options), model_sha256(options.model)
 
     report = audit_run(options.run_folder, load=load)

@@ -1,29 +1,52 @@
-"""`textpatch doctor`: its options, and what it does."""
+"""The verb `textpatch doctor`."""
 
 from __future__ import annotations
 
 import argparse
 
 from textpatch.cli.opening import versions
-from textpatch.cli.options import MODEL_HELP
+from textpatch.cli.options import MODEL_HELP, Help
 from textpatch.errors import PatchError
 from textpatch.exits import printable
 
+HELP = Help(
+    usage="textpatch doctor [PATH ...]",
+    summary="check the installation, the OCR engine and weight files",
+    about="""\
+Check that everything works: packages, attention, the OCR engine, and models.
 
-def add_doctor_options(command: argparse.ArgumentParser) -> None:
+A shipped model is loaded and draws a picture. Of other weights every component is
+identified beside the published ones, and what cannot be used is said with its reason. The
+exit code is 2 if a part cannot be used.
+
+Cost: some seconds for each shipped model. Of weight files only the headers are read, unless
+--scan asks for every number.\
+""",
+    examples=(
+        ("the installation and all shipped models", "textpatch doctor"),
+        ("what is in a file", "textpatch doctor /models/sd_xl_base_1.0.safetensors"),
+    ),
+)
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `textpatch doctor`."""
     command.add_argument(
         "model", nargs="*", metavar="PATH", help=f"{MODEL_HELP}; all shipped models when left out"
     )
     command.add_argument(
         "--scan",
         action="store_true",
-        help="read every number, too, and name those that are none (NaN, Inf)",
+        help="also read every number, and name those that are NaN or Inf",
     )
     command.set_defaults(run=doctor)
 
 
 def doctor(options) -> None:
-    """`textpatch doctor`: what is installed and whether every part works."""
+    """Print what is installed, and whether every part works.
+
+    Raises PatchError if a part of a model cannot be used.
+    """
     from textpatch.exits import broken
     from textpatch.metrics import Tesseract
 
@@ -31,18 +54,24 @@ def doctor(options) -> None:
         print(f"{name:<14}{version}")
     for name, fault in broken().items():
         print(f"{name:<14}installed and broken: {printable(fault)}; install it anew or remove it")
-    from textpatch.weights.doctor import (
-        UNUSABLE,
-        examine,
-    )  # transformers, which some of these would break
-
     print(f"{'attention':<14}{_attention()}")
     reader = Tesseract()
     reader.self_test()
     print(f"{'tesseract':<14}{reader.describe()['version']}, reads its self-test")
+    _examine(options.model or _shipped(), options.scan)
+
+
+def _examine(models: list[str], numbers: bool) -> None:
+    """Print what each model's files are.
+
+    Raises PatchError if a part cannot be used.
+    """
+    # not before `broken` has spoken: it imports transformers, which a broken package may stop
+    from textpatch.weights.doctor import UNUSABLE, examine
+
     unusable = 0
-    for model in options.model or _shipped():
-        for line in examine(model, numbers=options.scan):
+    for model in models:
+        for line in examine(model, numbers=numbers):
             print(line)
             unusable += line.lstrip().startswith(UNUSABLE)
     if unusable:
@@ -52,22 +81,17 @@ def doctor(options) -> None:
 
 
 def _attention() -> str:
-    """Which backend attention runs on here, plain and through slots, and whether the kernels could."""
+    """Name the backends of attention here, plain and through slots, and whether Triton's kernels can run."""
     import torch
 
     from textpatch.attention import choose_backend
     from textpatch.kernels import refusal
 
-    there = torch.cuda.is_available()
-    q = torch.empty(
-        0,
-        1,
-        0,
-        64,
-        device="cuda" if there else "cpu",
-        dtype=torch.bfloat16 if there else torch.float32,
-    )
-    plain, table = (choose_backend(q, table=table) for table in (False, True))
+    q = torch.empty(0, 1, 0, 64)
+    if torch.cuda.is_available():
+        q = q.to("cuda", torch.bfloat16)
+    plain = choose_backend(q, table=False)
+    table = choose_backend(q, table=True)
     return f"{plain}, through slots {table}; triton kernels: {refusal(q) or 'can run'}"
 
 

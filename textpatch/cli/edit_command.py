@@ -1,44 +1,80 @@
-"""`textpatch edit`: its options, and what it does."""
+"""The verb `textpatch edit`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 
-from textpatch.cli.opening import load_sized, open_run, open_upscaler
+from textpatch.cli.models import load_sized, load_upscaler
+from textpatch.cli.opening import open_run, upscaled_by
 from textpatch.cli.options import (
-    MODEL_HELP,
+    OTHER_SENTENCE,
+    SENTENCE,
     SITES_HELP,
-    add_common_options,
+    Help,
+    add_folder_option,
+    add_model,
+    add_sampling_options,
     add_swap_options,
     add_upscale_option,
 )
 
+HELP = Help(
+    usage="textpatch edit MODEL --source PROMPT --target PROMPT [options]",
+    summary="keep the picture of one prompt, write the word of another",
+    about="""\
+Keep the picture of one prompt, and write the word of another into it.
 
-def add_edit_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", help=MODEL_HELP)
-    command.add_argument("--source", required=True, help="prompt whose picture is kept")
-    command.add_argument("--target", required=True, help="prompt whose word is wanted")
-    command.add_argument(
-        "--sites", nargs="+", help=f"{SITES_HELP}; swapped together (those localised for the model)"
+The source prompt is generated again from the same noise, but the sites that carry the word
+read the text of the target prompt. sheet.png shows source, edited and target picture side
+by side, and results.json keeps the plan that made them, which `textpatch audit` checks.
+
+Cost: three generations, in one batch.\
+""",
+    examples=(
+        (
+            "another word on the same sign",
+            f"textpatch edit planted-mmdit --source '{SENTENCE}' --target '{OTHER_SENTENCE}'",
+        ),
+    ),
+)
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `textpatch edit`."""
+    add_model(command)
+    swap = command.add_argument_group("what is swapped")
+    swap.add_argument(
+        "--source", required=True, metavar="PROMPT", help="prompt whose picture is kept"
     )
-    command.add_argument("--seed", type=int, default=0)
-    add_swap_options(command)
-    add_upscale_option(command)
-    add_common_options(command)
+    swap.add_argument(
+        "--target", required=True, metavar="PROMPT", help="prompt whose word is wanted"
+    )
+    swap.add_argument(
+        "--sites",
+        nargs="+",
+        metavar="SITE",
+        help=f"sites swapped together: {SITES_HELP} (default: those localised for the model)",
+    )
+    add_swap_options(swap)
+    pictures = command.add_argument_group("how pictures are made")
+    pictures.add_argument(
+        "--seed", type=int, metavar="SEED", default=0, help="seed of the noise (default: 0)"
+    )
+    add_sampling_options(pictures)
+    add_upscale_option(pictures)
+    add_folder_option(command.add_argument_group("what is kept"))
     command.set_defaults(run=edit)
 
 
 def edit(options) -> None:
-    """`textpatch edit`: source, edited and target picture side by side, and the plan that made them."""
+    """Make source, edited and target picture, and keep them with the plan that made them."""
     from textpatch.editing.localized import edit as edit_
     from textpatch.editing.localized import upscaled
-    from textpatch.pictures import png
-    from textpatch.report.contact_sheet import draw_contact_sheet
 
     pipeline = load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
-    upscaler = open_upscaler(options, said := {})
+    upscaler = load_upscaler(options)
     made = edit_(
         pipeline,
         options.source,
@@ -58,9 +94,10 @@ def edit(options) -> None:
         steps=steps,
         guidance=guidance,
         plan=json.loads(made.plan.to_json()),
-        **said,
+        **upscaled_by(options, upscaler),
     )
-    made = upscaled(made, upscaler) if upscaler else made
+    if upscaler is not None:
+        made = upscaled(made, upscaler)
     run = open_run(options, pipeline, request)
     pictures = {"source": made.source, "edited": made.image, "target": made.target}
     paths = {name: run.image(image) for name, image in pictures.items()}
@@ -68,8 +105,14 @@ def edit(options) -> None:
         "results.json",
         {"schema_version": 1, **request, "plan_sha256": made.plan.sha256, "pictures": paths},
     )
-    sheet = draw_contact_sheet(
-        [[(image, None) for image in pictures.values()]], captions=list(pictures), best=1
-    )
-    run.write_bytes("sheet.png", png(sheet))
+    run.write_bytes("sheet.png", _sheet(pictures))
     print(run.folder / "sheet.png")
+
+
+def _sheet(pictures: dict) -> bytes:
+    """Draw the pictures side by side, the edited one marked, as PNG."""
+    from textpatch.pictures import png
+    from textpatch.report.contact_sheet import draw_contact_sheet
+
+    row = [(image, None) for image in pictures.values()]
+    return png(draw_contact_sheet([row], captions=list(pictures), best=1))

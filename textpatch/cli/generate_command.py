@@ -1,47 +1,79 @@
-"""`textpatch generate`: its options, and what it does."""
+"""The verb `textpatch generate`."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from functools import partial
 
-from textpatch.cli.opening import (
-    _folder,
-    _opened,
-    _told_on_interrupt,
-    _whole,
-    load_sized,
-    open_upscaler,
+from textpatch.cli.models import load_sized, load_upscaler
+from textpatch.cli.opening import folder_of, open_folder, upscaled_by, whole_request
+from textpatch.cli.options import (
+    SENTENCE,
+    Help,
+    add_folder_option,
+    add_model,
+    add_sampling_options,
+    add_upscale_option,
 )
-from textpatch.cli.options import MODEL_HELP, SENTENCE, add_common_options, add_upscale_option
+from textpatch.runs.interrupts import told_on_interrupt
+
+HELP = Help(
+    usage="textpatch generate MODEL PROMPT [PROMPT ...] [options]",
+    summary="make pictures of prompts",
+    about="""\
+Make a picture of every prompt with every seed, and a sheet of all.
+
+Cost: one generation for every prompt and seed. Guidance doubles it, because every step then
+predicts twice. Pictures are kept as they are made, in batches of eight: after Ctrl-C the
+same command goes on with the rest.\
+""",
+    examples=(
+        (
+            "one prompt from three noises",
+            f"textpatch generate tiny-mmdit '{SENTENCE}' --seed 0 1 2",
+        ),
+    ),
+)
 
 
-def add_generate_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", help=MODEL_HELP)
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `textpatch generate`."""
+    add_model(command)
     command.add_argument(
-        "prompts", nargs="+", metavar="PROMPT", help=f"for shipped models like: {SENTENCE}"
+        "prompts",
+        nargs="+",
+        metavar="PROMPT",
+        help=f"what to draw; the shipped models understand sentences like: {SENTENCE}",
     )
-    command.add_argument(
-        "--seed", type=int, nargs="+", default=[0], help="noise seeds; every prompt with every seed"
+    pictures = command.add_argument_group("how pictures are made")
+    pictures.add_argument(
+        "--seed",
+        type=int,
+        nargs="+",
+        metavar="SEED",
+        default=[0],
+        help="seeds of the noise; every prompt is drawn with every seed (default: 0)",
     )
-    command.add_argument(
+    pictures.add_argument(
         "--negative",
+        metavar="PROMPT",
         help="negative prompt (default: none; SDXL reads zeros then, the others the empty prompt)",
     )
-    add_upscale_option(command)
-    add_common_options(command)
+    add_sampling_options(pictures)
+    add_upscale_option(pictures)
+    add_folder_option(command.add_argument_group("what is kept"))
     command.set_defaults(run=generate)
 
 
 def generate(options) -> None:
-    """`textpatch generate`: one picture per prompt and seed, and a sheet of all."""
-    from textpatch.pictures import open_picture, png
-    from textpatch.report.contact_sheet import draw_contact_sheet
+    """Make a picture per prompt and seed, and a sheet of all."""
     from textpatch.runs.album import Album
 
     pipeline = load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
+    upscaler = load_upscaler(options)
     request = dict(
         command="generate",
         prompts=options.prompts,
@@ -49,37 +81,40 @@ def generate(options) -> None:
         steps=steps,
         guidance=guidance,
         negative=options.negative,
+        **upscaled_by(options, upscaler),
     )
-    upscaler = open_upscaler(options, request)
     pipeline.check(options.prompts, seeds=options.seed, steps=steps)
-    if upscaler:
+    if upscaler is not None:
         upscaler.check(options.prompts, seeds=options.seed, steps=upscaler.defaults.steps)
 
     def draw(some: list[tuple[str, int]]) -> list:
-        prompts, seeds = zip(*some)
+        prompts, seeds = zip(*some, strict=True)
         images = pipeline.generate(
             prompts, seeds=seeds, steps=steps, guidance=guidance, negative=options.negative
         )
-        return upscaler.upscale(images, prompts, seeds=seeds) if upscaler else images
+        if upscaler is None:
+            return images
+        return upscaler.upscale(images, prompts, seeds=seeds)
 
-    request = _whole(options, pipeline, request)
-    stored = _folder(options, request) / "manifest.json"
+    request = whole_request(options, pipeline, request)
     album = Album(
-        [(prompt, seed) for prompt in options.prompts for seed in options.seed],
+        list(itertools.product(options.prompts, options.seed)),
         draw,
-        partial(_opened, options, request),
-        goes_on=os.path.exists(stored),
+        partial(open_folder, options, request),
+        goes_on=os.path.exists(folder_of(options, request) / "manifest.json"),
     )
-    with _told_on_interrupt(album):
+    with told_on_interrupt(album):
         album.fill()
-        run, images = (
-            album.run,
-            [open_picture(album.run.folder / made["image"]) for made in album.pictures],
-        )
-        run.write_json("results.json", {"schema_version": 1, "pictures": album.pictures})
-        n = len(options.seed)
-        rows = [[(image, None) for image in images[i : i + n]] for i in range(0, len(images), n)]
-        run.write_bytes(
-            "sheet.png", png(draw_contact_sheet(rows, captions=[f"seed {s}" for s in options.seed]))
-        )
-    print(run.folder / "sheet.png")
+        album.run.write_json("results.json", {"schema_version": 1, "pictures": album.pictures})
+        album.run.write_bytes("sheet.png", _sheet(album, options.seed))
+    print(album.run.folder / "sheet.png")
+
+
+def _sheet(album, seeds: list[int]) -> bytes:
+    """Draw all pictures as PNG, a line per prompt and a column per seed."""
+    from textpatch.pictures import open_picture, png
+    from textpatch.report.contact_sheet import draw_contact_sheet
+
+    cells = [(open_picture(album.run.folder / made["image"]), None) for made in album.pictures]
+    lines = [cells[first : first + len(seeds)] for first in range(0, len(cells), len(seeds))]
+    return png(draw_contact_sheet(lines, captions=[f"seed {seed}" for seed in seeds]))

@@ -1,120 +1,158 @@
-"""`textpatch localize`: its options, and what it does."""
+"""The verb `textpatch localize`."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
-from textpatch.cli.opening import _told_on_interrupt, load_sized, open_run
-from textpatch.cli.options import MODEL_HELP, SITES_HELP, add_common_options, add_swap_options
-from textpatch.errors import PatchError, PromptError, Unfinished
-from textpatch.exits import warn
+from textpatch.cli.models import load_sized
+from textpatch.cli.opening import open_run
+from textpatch.cli.options import (
+    SITES_HELP,
+    Help,
+    add_folder_option,
+    add_model,
+    add_sampling_options,
+    add_swap_options,
+)
+from textpatch.cli.prompt_pairs import (
+    WORD,
+    add_pairs_options,
+    asked_pairs,
+    reader_of,
+    warn_of_scenes,
+)
+from textpatch.errors import PatchError, Unfinished
+from textpatch.runs.interrupts import told_on_interrupt
 
-WORD = "word"  # Pair.what, which is not imported before it is known that something is to be done
+HELP = Help(
+    usage="textpatch localize MODEL [options]",
+    summary="find the sites that carry the word",
+    about="""\
+Find the sites that carry the word.
+
+A pair of prompts, source and target, asks for two words. The source's picture is generated
+again from the same noise, but at one site it reads the text of the target. If the picture
+then shows the target's word, that site carries the word. OCR reads the pictures, and a
+site's score is the F1 of the letters read towards the target's word.
+
+A table of all sites is printed, the best first, with 95 % intervals over pairs. The run
+folder keeps report.html, heatmap.png, contact_sheet.png, results.json and results.csv.
+
+Cost: for each pair and seed a generation of the source, one of the target and one for each
+site, and some more for sets of sites. The first example makes 128 generations, which take
+one CPU core 40 seconds. A screening mode (--mode) makes fewer where there are many sites.
+What is finished is kept: after Ctrl-C the same command goes on.\
+""",
+    examples=(
+        (
+            "sixteen pictures for every site of a small model",
+            "textpatch localize planted-mmdit --pairs 8 --seeds 0 1",
+        ),
+        (
+            "the site that carries the style of the lettering",
+            "textpatch localize tiny-mmdit --what style --pairs 4",
+        ),
+    ),
+)
+MODES = ["exhaustive", "staged", "contribution", "attribution"]
 
 
-def add_localize_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", help=MODEL_HELP)
-    _add_pairs_options(command)
-    command.add_argument("--sites", nargs="+", help=f"{SITES_HELP}; each tried alone (all)")
-    command.add_argument(
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `textpatch localize`."""
+    add_model(command)
+    pairs = command.add_argument_group("which pairs of prompts")
+    add_pairs_options(pairs)
+    pairs.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="SEED",
+        default=[0],
+        help="seeds of the noise; every pair is drawn with every seed (default: 0)",
+    )
+    sites = command.add_argument_group("which sites, and when they are swapped")
+    _add_sites_options(sites)
+    add_swap_options(sites)
+    _add_search_options(command.add_argument_group("how much is tried"))
+    add_sampling_options(command.add_argument_group("how pictures are made"))
+    kept = command.add_argument_group("what is kept, and by how many processes")
+    add_folder_option(kept)
+    _add_run_options(kept)
+    command.set_defaults(run=localize)
+
+
+def _add_sites_options(group) -> None:
+    group.add_argument(
+        "--sites",
+        nargs="+",
+        metavar="SITE",
+        help=f"sites, each tried alone: {SITES_HELP} (default: all)",
+    )
+    group.add_argument(
         "--set",
         dest="sets",
         nargs="+",
         action="append",
         metavar="SITE",
-        help="sites tried together; may be given several times, replaces --sites",
+        help="sites tried together, instead of --sites; give it once for each set",
     )
-    command.add_argument(
+
+
+def _add_search_options(group) -> None:
+    group.add_argument(
         "--mode",
-        choices=["exhaustive", "staged", "contribution", "attribution"],
+        choices=MODES,
         default="exhaustive",
-        help="score every site on every pair (exhaustive); or keep some by their scores on a few pairs "
-        "(staged), by what they give to the picture (contribution) or by what a backward pass at "
-        "every step promises of a swap (attribution), and score those",
+        help="exhaustive (default) scores every site on every pair. The others screen first and score only "
+        "what they keep: staged screens by scores on a few pairs, contribution by what a site gives to the "
+        "picture, attribution by what backward passes promise of a swap",
     )
-    command.add_argument(
-        "--keep", type=int, help="how many sites a screening mode keeps (as many as stand out)"
+    group.add_argument(
+        "--keep",
+        type=int,
+        metavar="N",
+        help="how many sites a screening keeps (default: as many as stand out)",
     )
-    command.add_argument(
-        "--first", type=int, help="pairs it begins with, doubled for sites still in doubt (4)"
+    group.add_argument(
+        "--first",
+        type=int,
+        metavar="N",
+        help="pairs a screening begins with, doubled for sites still in doubt (default: 4)",
     )
-    command.add_argument(
-        "--starts", action="store_true", help="also the curve over start steps of the sites found"
+    group.add_argument(
+        "--starts",
+        action="store_true",
+        help="also find the step up to which the found sites may be left alone; costs, for each pair and "
+        "seed, half a generation per step",
     )
-    command.add_argument(
-        "--heads", action="store_true", help="also which heads of these sites do their work"
+    group.add_argument(
+        "--heads",
+        action="store_true",
+        help="also find which of the found sites' n heads do the work; costs, for each pair and seed, "
+        "about n * n / 2 generations",
     )
-    command.add_argument(
+
+
+def _add_run_options(group) -> None:
+    group.add_argument(
         "--allow",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="go on in --out although these entries of its request differ, such as weights or "
-        "ocr.version; what is there stays, the manifest tells both values",
+        help="go on in --out although these entries of its request differ, such as weights or ocr.version; "
+        "what is there stays, and the manifest tells both values",
     )
-    add_swap_options(command)
-    add_common_options(command)
-    command.set_defaults(run=localize)
-
-
-def _add_pairs_options(command: argparse.ArgumentParser) -> None:
-    """Which prompt pairs and seeds."""
-    command.add_argument(
-        "--what",
-        metavar="ATTRIBUTE",
-        default=WORD,
-        help="what is looked for: the word (default), or the style, colour, shape, wall or pattern of the "
-        "shipped signs, in pairs that differ in nothing else",
-    )
-    command.add_argument(
-        "--pairs", type=int, help="how many prompt pairs of the shipped word lists (8)"
-    )
-    command.add_argument(
-        "--split", help="which words, ours or GlyphControl's: validation (default) or test"
-    )
-    command.add_argument(
-        "--same-scene",
-        action="store_true",
-        help="source and target prompt differ in the word alone",
-    )
-    command.add_argument(
-        "--prompts",
-        type=Path,
-        help="own prompt pairs: a file of lines `source<TAB>target`, or a "
-        "folder with a copy of GlyphControl-release",
-    )
-    command.add_argument(
-        "--bench",
-        help="GlyphControl's prompts: simple (default), creative, or mixed, creative with "
-        "another sentence for the target",
-    )
-    command.add_argument(
-        "--limit", type=int, help="how many of GlyphControl's pairs (all of the split)"
-    )
-    command.add_argument(
-        "--strict",
-        action="store_true",
-        help="refuse pairs that differ in more than the quoted text; of --prompts FILE they are warned of",
-    )
-    command.add_argument(
+    group.add_argument(
         "--shard",
         metavar="I/N",
-        help="do the I-th of N parts, 0/N to N-1/N, into the run folder they "
-        "share (torchrun's RANK and WORLD_SIZE)",
-    )
-    command.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=[0],
-        help="noise seeds; every pair with every seed (0)",
+        help="do the I-th of N parts, 0/N to N-1/N, into the run folder they share "
+        "(default: torchrun's RANK and WORLD_SIZE)",
     )
 
 
 def localize(options) -> None:
-    """`textpatch localize`: the ranked table, and a run folder with heat map, contact sheet and report."""
+    """Print the ranked table, and leave a run folder with heat map, contact sheet and report."""
     from textpatch.localization.layers import check
     from textpatch.localization.layers import localize as localize_
     from textpatch.localization.trials import require_known_letters
@@ -124,60 +162,33 @@ def localize(options) -> None:
         raise PatchError(
             "--sites and --set were both given, and --set replaces --sites; give one of them"
         )
-    pairs, sites_, shard = _pairs(options), options.sites or ["all"], _shard(options)
+    pairs = asked_pairs(options)
+    shard = _shard(options)
     pipeline = load_sized(options)
-    ocr = _reader(options, pipeline, pairs)
+    reader = reader_of(options, pipeline, pairs)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
-    prompts = [(pair.source, pair.target) for pair in pairs]
-    what = {} if options.what == WORD else {"what": options.what}
-    request = dict(
-        command="localize",
-        pairs=prompts,
-        seeds=options.seeds,
-        sites=sites_,
-        sets=options.sets,
-        steps=steps,
-        guidance=guidance,
-        start=options.start,
-        branch=options.branch,
-        **what,
-    )
-    search = dict(mode=options.mode, keep=options.keep, first=options.first)
-    if (
-        options.mode != "exhaustive"
-    ):  # whose requests, and so whose folders, are as they were without modes
-        request |= search
-    more = {name: True for name in ("starts", "heads") if getattr(options, name)}
-    request |= more
-    asked = dict(
-        sites=sites_,
-        groups=options.sets,
-        seeds=options.seeds,
-        steps=steps,
-        start=options.start,
-        **search,
-    )
+    asked = _asked(options, steps)
+    further = {name: True for name in ("starts", "heads") if getattr(options, name)}
     check(pipeline, pairs, **asked, shard=shard)
-    _warn_of_scenes(options, prompts)
-    ocr.self_test()
-    require_known_letters(pairs, ocr)
-    run = open_run(
-        options, pipeline, request, worker=str(shard[0] if shard else 0), ocr=ocr.describe()
-    )
-    with _told_on_interrupt(
-        f"what is finished is in {run.folder}; the same command goes on where it stopped"
-    ):
+    prompts = [(pair.source, pair.target) for pair in pairs]
+    warn_of_scenes(options, prompts)
+    reader.self_test()
+    require_known_letters(pairs, reader)
+    request = _request(options, prompts, steps, guidance) | further | {"ocr": reader.describe()}
+    run = open_run(options, pipeline, request, worker=_worker(shard))
+    there = f"what is finished is in {run.folder}; the same command goes on where it stopped"
+    with told_on_interrupt(there):
         try:
             found = localize_(
                 pipeline,
                 pairs,
                 **asked,
+                **further,
                 guidance=guidance,
                 branch=options.branch,
-                ocr=ocr,
+                ocr=reader,
                 run=run,
                 shard=shard,
-                **more,
             )
         except Unfinished as told:
             print(told)
@@ -187,102 +198,57 @@ def localize(options) -> None:
     print(run.folder / "report.html")
 
 
-def _pairs(options) -> list:
-    """The prompt pairs asked for; an option that would have no effect on them is an error."""
-    from textpatch.prompts.glyphcontrol import glyphcontrol_pairs, read_pairs
-    from textpatch.prompts.pairs import Pair
-
-    if options.what != WORD:
-        return _attribute_pairs(options)
-    listed = options.prompts is not None and options.prompts.is_dir()
-    if not listed and (options.bench or options.limit is not None):
-        raise PatchError(
-            "--bench and --limit choose among GlyphControl's prompts; give its folder with --prompts"
-        )
-    if options.prompts is None:
-        from textpatch.weights.signs.pairs import sign_pairs
-
-        return [
-            Pair(*pair) for pair in sign_pairs(**_drawn(options), same_scene=options.same_scene)
-        ]
-    if options.pairs is not None or options.same_scene or (options.split and not listed):
-        raise PatchError(
-            "--pairs, --split and --same-scene choose among our word lists; with --prompts leave them out"
-        )
-    if not listed:
-        return [Pair(*pair) for pair in read_pairs(options.prompts)]
-    return glyphcontrol_pairs(
-        options.prompts,
-        options.bench or "simple",
-        options.split or "validation",
-        limit=options.limit,
-    )
-
-
-def _drawn(options) -> dict:
-    """How many pairs of the shipped word lists, and of which words."""
-    return dict(
-        n=8 if options.pairs is None else options.pairs, split=options.split or "validation"
-    )
-
-
-def _attribute_pairs(options) -> list:
-    """Pairs of the shipped signs that differ in --what alone; options that are about words are an error."""
-    from textpatch.weights.signs.pairs import attribute_pairs
-
-    beside = {
-        "--prompts": options.prompts,
-        "--bench": options.bench,
-        "--limit": options.limit,
-        "--strict": options.strict,
-        "--same-scene": options.same_scene,
-        "--mode contribution": options.mode == "contribution",
+def _asked(options, steps: int) -> dict:
+    """Return the arguments that `check` and `localize` share."""
+    return {
+        "sites": options.sites or ["all"],
+        "groups": options.sets,
+        "seeds": options.seeds,
+        "steps": steps,
+        "start": options.start,
+        **_search(options),
     }
-    about_words = [
-        name for name, given in beside.items() if given is not None and given is not False
-    ]
-    if about_words:
-        raise PatchError(
-            f"--what {options.what} was given with {', '.join(about_words)}, which is for words alone; "
-            "leave out one or the other"
-        )
-    return attribute_pairs(options.what, **_drawn(options))
 
 
-def _reader(options, pipeline, pairs: list):
-    """Who reads the pictures: tesseract a word, in its letters, the nearest drawing another attribute of a sign."""
-    if options.what == WORD:
-        from textpatch.metrics import Tesseract, alphabet_of
-
-        return Tesseract(alphabet=alphabet_of(word for pair in pairs for word in pair.words))
-    from textpatch.pipelines import picture_size
-    from textpatch.weights.signs.reader import SignReader
-
-    reader, size = SignReader(), picture_size(pipeline)
-    if size != (reader.fmt.height, reader.fmt.width):
-        raise PatchError(
-            f"--what {options.what} is read from signs of {reader.fmt.height}x{reader.fmt.width} pixels "
-            f"(height x width), and pictures here are {size[0]}x{size[1]}; give a shipped model at its own size"
-        )
-    return reader
+def _search(options) -> dict:
+    """Return how the sites are searched."""
+    return {"mode": options.mode, "keep": options.keep, "first": options.first}
 
 
-def _warn_of_scenes(options, pairs: list[tuple[str, str]]) -> None:
-    """That the user's own pairs differ in more than the quoted text is a warning; with --strict, of any, an error."""
-    from textpatch.prompts.glyphcontrol import require_one_scene
+def _request(options, prompts: list[tuple[str, str]], steps: int, guidance: float) -> dict:
+    """Return what decides the results beside the model.
 
-    try:
-        require_one_scene(pairs)
-    except PromptError as error:
-        if options.strict:
-            raise
-        if options.prompts is not None and not options.prompts.is_dir():
-            warn(f"{error}; --strict refuses them")
+    Entries that came with later options are left out at their defaults, so that older run folders go on.
+    """
+    request = {
+        "command": "localize",
+        "pairs": prompts,
+        "seeds": options.seeds,
+        "sites": options.sites or ["all"],
+        "sets": options.sets,
+        "steps": steps,
+        "guidance": guidance,
+        "start": options.start,
+        "branch": options.branch,
+    }
+    if options.what != WORD:
+        request["what"] = options.what
+    if options.mode != "exhaustive":
+        request |= _search(options)
+    return request
+
+
+def _worker(shard: tuple[int, int] | None) -> str:
+    """Name the process by its part of the run."""
+    if shard is None:
+        return "0"
+    return str(shard[0])
 
 
 def _shard(options) -> tuple[int, int] | None:
-    """(i, n) of --shard I/N, or of torchrun's environment; None for a run that is not divided."""
-    told, ranks = options.shard, os.environ.get("WORLD_SIZE", "1")
+    """Return (i, n) of --shard I/N or of torchrun's environment, None for a run that is not divided."""
+    told = options.shard
+    ranks = os.environ.get("WORLD_SIZE", "1")
     if told is None and ranks != "1":
         told = f"{os.environ.get('RANK')}/{ranks}"
     if told is None:

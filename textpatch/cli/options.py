@@ -1,17 +1,18 @@
-"""Options that several commands share."""
+"""Options that several verbs share, and what every verb says of itself."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
+OTHER_SENTENCE = SENTENCE.replace("HELLO", "WORLD")
 MODEL_HELP = (
-    "a shipped model (tiny-mmdit, tiny-sdxl, tiny-if, planted-mmdit, planted-sdxl, planted-if; tiny-if-ii "
-    "draws their pictures larger), a folder in "
-    "diffusers layout, an original single .safetensors file, a sharded index, or org/name in the Hugging Face "
-    "cache"
+    "a shipped model (tiny-mmdit, tiny-sdxl, tiny-if, planted-mmdit, planted-sdxl, planted-if, and "
+    "tiny-if-ii, which draws the pictures of the IF models larger), a folder in diffusers layout, "
+    "an original single .safetensors file, a sharded index, or org/name in the Hugging Face cache"
 )
 SITES_HELP = (
     "indices in execution order, as in the paper (57), ranges of them (55-57), names, globs ('up_blocks.*'), "
@@ -19,60 +20,105 @@ SITES_HELP = (
 )
 
 
-def add_command(added, name: str, text: str) -> argparse.ArgumentParser:
-    command = added.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    command.add_argument(
-        "--debug", action="store_true", help="show the whole traceback of an error"
-    )
-    return command
+class Help(NamedTuple):
+    """A verb's account of itself.
 
+    usage     how it is called
+    summary   one line for the list of all verbs
+    about     what it does and what it costs, in paragraphs
+    examples  (what is asked, the command) of some calls
+    """
 
-def add_swap_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--start", type=int, default=0, help="first patched step, 0 = noisiest (0)"
-    )
-    command.add_argument(
-        "--branch",
-        choices=["both", "cond"],
-        default="both",
-        help="guidance branches patched (both)",
-    )
+    usage: str
+    summary: str
+    about: str
+    examples: tuple[tuple[str, str], ...]
 
-
-def add_upscale_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--upscale",
-        metavar="MODEL",
-        help="a stage II that draws the pictures larger; "
-        "of an edit it reads the source prompt and no swap",
-    )
+    @property
+    def epilog(self) -> str:
+        """The examples, each below what it asks."""
+        shown = [f"  # {asked}\n  {command}" for asked, command in self.examples]
+        return "\n".join(["examples:", *shown])
 
 
 def number(text: str) -> float:
-    if not math.isfinite(value := float(text)):
+    """Read a finite number."""
+    value = float(text)
+    if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text} is no finite number")
     return value
 
 
-def add_common_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--steps", type=int, help="denoising steps (the model's default)")
-    command.add_argument(
-        "--guidance", type=number, help="classifier-free guidance (the model's default)"
+def add_model(command: argparse.ArgumentParser) -> None:
+    """Add the model's place as the first argument."""
+    command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+
+
+def add_swap_options(group) -> None:
+    """Add which steps and which guidance branches a swap acts in."""
+    group.add_argument(
+        "--start",
+        type=int,
+        metavar="STEP",
+        default=0,
+        help="first step that is swapped; 0 is the noisiest, and the default",
+    )
+    group.add_argument(
+        "--branch",
+        choices=["both", "cond"],
+        default="both",
+        help="guidance branches that are swapped: both (default), or cond, the prompt's alone",
+    )
+
+
+def add_upscale_option(group) -> None:
+    """Add a second model that draws the pictures larger."""
+    group.add_argument(
+        "--upscale",
+        metavar="MODEL",
+        help="a stage II that draws the pictures larger; for an edit it reads the source prompt and no swap",
+    )
+
+
+def add_sampling_options(group) -> None:
+    """Add how pictures are generated."""
+    group.add_argument(
+        "--steps", type=int, metavar="N", help="denoising steps (default: the model's own)"
+    )
+    group.add_argument(
+        "--guidance",
+        type=number,
+        metavar="SCALE",
+        help="classifier-free guidance, 1 for none (default: the model's own)",
     )
     for side in ("height", "width"):
-        command.add_argument(
+        group.add_argument(
             f"--{side}",
             type=int,
             metavar="PIXELS",
-            help=f"{side} of the pictures (the model's own)",
+            help=f"{side} of the pictures (default: the model's own)",
         )
-    command.add_argument("--out", type=Path, help="run folder (default: runs/COMMAND-MODEL-HASH)")
-    command.add_argument(
-        "--device", default="cpu", help="where the model runs, as torch spells it (cpu)"
-    )
-    command.add_argument(
+    add_device_option(group)
+    group.add_argument(
         "--dtype",
         choices=["float32", "float16", "bfloat16"],
         default="float32",
-        help="numbers the model computes in (float32)",
+        help="numbers the model computes in (default: float32)",
+    )
+
+
+def add_device_option(group) -> None:
+    """Add where the model runs."""
+    group.add_argument(
+        "--device", default="cpu", help="where the model runs, as torch spells it (default: cpu)"
+    )
+
+
+def add_folder_option(group) -> None:
+    """Add which run folder keeps what is made."""
+    group.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="run folder (default: runs/VERB-MODEL-HASH, the same for the same request)",
     )

@@ -1,46 +1,77 @@
-"""The command line: what can be asked, and how.  `--help` imports nothing heavy."""
+"""The parser of the command line, which imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
+import textwrap
 import warnings
-from importlib import metadata
 
-from textpatch.cli.audit_command import add_audit_options
-from textpatch.cli.doctor_command import add_doctor_options
-from textpatch.cli.edit_command import add_edit_options
-from textpatch.cli.generate_command import add_generate_options
-from textpatch.cli.localize_command import add_localize_options
-from textpatch.cli.options import SENTENCE, add_command
-from textpatch.cli.sites_command import add_sites_options
+from textpatch.cli import (
+    audit_command,
+    doctor_command,
+    edit_command,
+    generate_command,
+    localize_command,
+    sites_command,
+)
 from textpatch.exits import guarded, warn
 
-EXAMPLES = f"""examples:
-  textpatch sites tiny-mmdit
-  textpatch sites --model /models/stable-diffusion-xl-base-1.0
-  textpatch generate tiny-mmdit '{SENTENCE}' --seed 0 1 2
-  textpatch localize planted-mmdit --pairs 8 --seeds 0 1
-  textpatch localize tiny-mmdit --what style --pairs 2
-  textpatch edit planted-mmdit --source '{SENTENCE}' --target 'a red sign that says "WORLD" on a blue wall'
-  textpatch audit runs/edit-planted-mmdit-1a2b3c4d
-  textpatch doctor
-  textpatch doctor /models/sd_xl_base_1.0.safetensors
+# each with its HELP and its `add_options`
+VERBS = {
+    "sites": sites_command,
+    "generate": generate_command,
+    "localize": localize_command,
+    "edit": edit_command,
+    "audit": audit_command,
+    "doctor": doctor_command,
+}
+ABOUT = """\
+Find and use the attention layers through which a text-to-image model writes words.
+
+Text enters such a model at a number of places, its sites: the attention layers that read
+the prompt's keys and values. `localize` swaps them at one site at a time for those of
+another prompt and reads the pictures. The site at which the word changes carries the word.
+`edit` uses that site to write another word into a picture that otherwise stays as it is.
+
+Everything runs on a CPU with the small models that come along. Larger models want a GPU
+(--device cuda). `textpatch VERB --help` explains a verb, and says what it costs.\
+"""
+EXAMPLES = "\n".join(
+    ["examples:"] + [f"  {command}" for verb in VERBS.values() for _, command in verb.HELP.examples]
+)
+EXIT_CODES = """\
+exit codes:
+  0    done
+  1    a fault of textpatch, which --debug shows in full
+  2    a request that cannot be carried out; one line says why, and what to do
+  74   a disk that is full or fails
+  130  Ctrl-C; the same command goes on with what it kept
+  141  nobody reads what is printed\
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; its exit code is that of `guarded`."""
+    """Run one command and return its exit code, that of `guarded`."""
+    if argv is None:
+        argv = sys.argv[1:]
     options = command_parser().parse_args(argv)
-    options.command_line = shlex.join(["textpatch", *(sys.argv[1:] if argv is None else argv)])
+    options.command_line = shlex.join(["textpatch", *argv])
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *where: warn(str(message))
+        warnings.showwarning = _show_in_a_line
         return guarded(options.run, options, debug=options.debug)
 
 
+def _show_in_a_line(message, *where) -> None:
+    warn(str(message))
+
+
 class Given(argparse.Action):
-    """Store an option's value.  A list grows with every repetition; another single value is an error."""
+    """An action that stores an option's value and loses none.
+
+    A list grows with every repetition.  Another single value is an error.
+    """
 
     def __call__(self, parser, namespace, values, option_string=None):
         before = self._given(namespace)
@@ -54,7 +85,10 @@ class Given(argparse.Action):
             )
 
     def _given(self, namespace):
-        """What the command line gave so far, None if nothing: a default is not given."""
+        """Return what the command line gave so far, None if nothing.
+
+        A default is not given.
+        """
         given = vars(namespace).setdefault("given", set())
         if self.dest in given:
             return getattr(namespace, self.dest)
@@ -62,50 +96,52 @@ class Given(argparse.Action):
         return None
 
 
+class Version(argparse.Action):
+    """An action that prints the version, which takes a while to look up, and ends the program."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from importlib import metadata
+
+        print(f"textpatch {metadata.version('textpatch')}")
+        parser.exit()
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """A formatter that keeps paragraphs as written, and breaks no model's name at its hyphen."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose options are `Given`, where argparse would keep the last value alone, silently."""
 
     def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, formatter_class=Formatter, **options)
         self.register("action", None, Given)
         self.register("action", "store", Given)
 
 
 def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of all verbs."""
     top = Parser(
         prog="textpatch",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Find and use the attention layers through which a text-to-image model writes words.",
+        usage="textpatch VERB ...",
+        description=ABOUT,
+        epilog=f"{EXAMPLES}\n\n{EXIT_CODES}",
     )
-    top.add_argument(
-        "--version", action="version", version=f"textpatch {metadata.version('textpatch')}"
-    )
-    added = top.add_subparsers(required=True, metavar="COMMAND")
-    add_sites_options(
-        add_command(
-            added, "sites", "list where text enters a model: index, name, kind, heads, parameters"
+    top.add_argument("--version", action=Version, nargs=0, help="print the version")
+    added = top.add_subparsers(title="verbs", required=True, metavar="VERB", prog="textpatch")
+    for name, verb in VERBS.items():
+        command = added.add_parser(
+            name,
+            usage=verb.HELP.usage,
+            help=verb.HELP.summary,
+            description=verb.HELP.about,
+            epilog=verb.HELP.epilog,
         )
-    )
-    add_generate_options(add_command(added, "generate", "make pictures of prompts"))
-    add_localize_options(
-        add_command(
-            added,
-            "localize",
-            "swap text K/V one site at a time and show which site carries the word",
+        command.add_argument(
+            "--debug", action="store_true", help="show the whole traceback of an error"
         )
-    )
-    add_edit_options(
-        add_command(added, "edit", "keep the picture of one prompt, write the word of another")
-    )
-    add_audit_options(
-        add_command(
-            added, "audit", "carry a finished run's swaps out again and hold each against float64"
-        )
-    )
-    add_doctor_options(
-        add_command(
-            added, "doctor", "check the installation, the OCR engine, and what is in weight files"
-        )
-    )
+        verb.add_options(command)
     return top

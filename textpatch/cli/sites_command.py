@@ -1,56 +1,69 @@
-"""`textpatch sites`: its options, and what it does."""
+"""The verb `textpatch sites`."""
 
 from __future__ import annotations
 
 import argparse
 
-from textpatch.cli.options import MODEL_HELP
+from textpatch.cli.options import MODEL_HELP, Help
 from textpatch.errors import PatchError
 
+HELP = Help(
+    usage="textpatch sites MODEL",
+    summary="list where text enters a model",
+    about="""\
+List the sites of a model, the attention layers through which text enters it.
 
-def add_sites_options(command: argparse.ArgumentParser) -> None:
+The table has a line per site, in the order in which they run: index, name, kind, heads,
+width, and the parameters of the text's key and value projections with their share of the
+whole model. A star marks the sites that the paper names for a published model. The indices
+are what --sites of `localize` and `edit` takes.
+
+Cost: a second. Only the configuration or the header of a file is read, no weights.\
+""",
+    examples=(
+        ("the sites of a shipped model", "textpatch sites tiny-mmdit"),
+        (
+            "those of a folder in diffusers layout",
+            "textpatch sites --model /models/stable-diffusion-xl-base-1.0",
+        ),
+    ),
+)
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `textpatch sites`."""
     command.add_argument(
-        "model", nargs="?", help=f"{MODEL_HELP}; or a published name, such as sdxl-base-1.0"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help=f"{MODEL_HELP}; or a published name, such as sdxl-base-1.0",
     )
     command.add_argument("--model", dest="path", metavar="PATH", help="the same, spelled out")
     command.set_defaults(run=sites)
 
 
 def sites(options) -> None:
-    """`textpatch sites`: the table of a model's sites, from its configuration or its file's header alone."""
+    """Print the table of a model's sites, from its configuration or its file's header alone."""
     from textpatch.ports.shipped import find_sites
     from textpatch.weights.loading import outline
-    from textpatch.weights.published import COUNTED, counted_parameters, localized_sites
+    from textpatch.weights.published import COUNTED, localized_sites
 
     model = outline(_one_model(options))
-    found, total = find_sites(model), sum(p.numel() for p in model.parameters())
-    marked, width = localized_sites(model), max(len(site.name) for site in found)
+    found = find_sites(model)
+    marked = localized_sites(model)
+    total = sum(p.numel() for p in model.parameters())
+    width = max(len(site.name) for site in found)
     print(f"{total:,} parameters, {len(found)} sites in execution order")
     titles = f"{'kind':<6}{'heads':>5}{'width':>7}{'text K/V':>12}{'share':>9}{'paper':>9}"
     print(f"{'site':>5}  {'name':<{width}}  {titles}")
     for site in found:
-        shares = site.parameters / total, counted_parameters(model, site) / total
-        index = f"{'*' if site.index in marked else ''}{site.index}"
-        print(
-            f"{index:>5}  {site.name:<{width}}  {site.kind:<6}{site.heads:>5}"
-            f"{site.heads * site.head_dim:>7}{site.parameters:>12,}{shares[0]:>9.4%}{shares[1]:>9.4%}"
-        )
+        print(_line(model, site, total, width, site.index in marked))
     print(
         "share: parameters of the text's own key and value projections; "
         f"paper: those of {' and '.join(COUNTED[found[0].kind])}, the paper's convention"
     )
     if marked:
-        chosen = [site for site in found if site.index in marked]
-        text, paper = (
-            sum(counts) / total
-            for counts in (
-                [site.parameters for site in chosen],
-                [counted_parameters(model, site) for site in chosen],
-            )
-        )
-        print(
-            f"* the paper's sites (ICLR 2025): together {text:.2%} of the parameters, {paper:.2%} in its convention"
-        )
+        _print_marked(model, [site for site in found if site.index in marked], total)
     if found[0].kind == "added":
         print(
             "they differ: in this model to_k and to_v are the image's; the text's, which a swap changes, "
@@ -58,8 +71,38 @@ def sites(options) -> None:
         )
 
 
+def _line(model, site, total: int, width: int, marked: bool) -> str:
+    """Return a site's line of the table."""
+    from textpatch.weights.published import counted_parameters
+
+    index = str(site.index)
+    if marked:
+        index = f"*{index}"
+    share = site.parameters / total
+    paper = counted_parameters(model, site) / total
+    return (
+        f"{index:>5}  {site.name:<{width}}  {site.kind:<6}{site.heads:>5}"
+        f"{site.heads * site.head_dim:>7}{site.parameters:>12,}{share:>9.4%}{paper:>9.4%}"
+    )
+
+
+def _print_marked(model, marked: list, total: int) -> None:
+    """Print the share of the paper's sites together."""
+    from textpatch.weights.published import counted_parameters
+
+    text = sum(site.parameters for site in marked) / total
+    paper = sum(counted_parameters(model, site) for site in marked) / total
+    print(
+        f"* the paper's sites (ICLR 2025): together {text:.2%} of the parameters, "
+        f"{paper:.2%} in its convention"
+    )
+
+
 def _one_model(options) -> str:
-    """The model named by its place or by --model; naming none or two is an error."""
+    """Return the model named by its place or by --model.
+
+    Raises PatchError where none or both name one.
+    """
     if (options.model is None) == (options.path is None):
         raise PatchError("name one model: textpatch sites MODEL, or textpatch sites --model PATH")
     return options.model or options.path

@@ -1,1 +1,1 @@
-"""Editing: another word in the same picture."""
+"""Editing puts another word into the same picture."""

@@ -1,6 +1,6 @@
-"""Change the word of a picture and keep the rest: the source's run reads the target's text at a few sites.
+"""Change the word of a picture and keep the rest.
 
-(ICLR 2025, sec. 5.2.)
+The source's run reads the target's text at a few sites.  (ICLR 2025, sec. 5.2)
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from textpatch.sites import select_sites
 
 @dataclass(frozen=True)
 class Edit:
-    """The edited picture, the two it lies between, everything needed to make it again, and what the swaps changed."""
+    """Result of `edit`.
+
+    image   the edited picture
+    source, target  the plain pictures of both prompts from the same noise
+    plan, pair, seed, steps, guidance  everything needed to make the picture again
+    ledger  what the swaps changed
+    """
 
     image: Image.Image
     source: Image.Image
@@ -37,7 +43,7 @@ class Edit:
     ledger: Ledger = field(default=Ledger(), repr=False)
 
     def _repr_html_(self) -> str:
-        asked, wanted = map(safe, self.pair.words)
+        asked, wanted = (safe(word) for word in self.pair.words)
         pictures = {
             "source": (self.source, asked),
             "edited": (self.image, wanted),
@@ -62,15 +68,24 @@ def edit(
     guidance: float | Guidance | None = None,
     branch: str = "both",
 ) -> Edit:
-    """Generate `source` with the word of `target`, by swapping text K and V at `sites` from step `start` on.
+    """Generate the source prompt's picture with the target prompt's word in it.
 
-    sites  those localised for the model when None.  Both prompts hold one word in double quotes.
-    Raises PatchError for unknown sites, a model without localised ones, a start outside the run, or a swap that changed
-    nothing.
+    The target's text K and V are swapped into the source's run at some sites, from one step on.
+
+    source, target  prompts, each with one word in double quotes
+    sites           where to swap, the sites localised for the model when None
+    start           first patched step.  Step 0 is the noisiest
+    seed            of the noise that all pictures begin with
+    steps           denoising steps, the pipeline's own when None
+    guidance        guidance of the run, the pipeline's own when None
+    branch          "both" guidance branches are patched (official), or "cond" alone
+    Raises PatchError for unknown sites, for a model without localised ones, for a start outside the run,
+    and for a swap that changed nothing.
     """
     require_parts(pipeline, "edit", SupportsSampling)
     steps, guidance = pipeline.defaults.run(steps, guidance)
-    sites = pipeline.defaults.localized if sites is None else sites
+    if sites is None:
+        sites = pipeline.defaults.localized
     if not sites and sites != 0:
         raise PatchError(
             f"no sites are known to carry the word in {pipeline.name}; name some, or run localize first"
@@ -84,16 +99,28 @@ def edit(
     rows, plan = rows_and_plan(pair, seed, [chosen], steps, start, branch)
     made = sample(pipeline, rows, plan, steps=steps, guidance=guidance)
     made.ledger.require()
-    image, before, wanted = (made.images[name] for name in (rows[-1].name, SOURCE, TARGET))
-    return Edit(image, before, wanted, plan, pair, seed, steps, made.guidance, made.ledger)
+    return Edit(
+        image=made.images[rows[-1].name],
+        source=made.images[SOURCE],
+        target=made.images[TARGET],
+        plan=plan,
+        pair=pair,
+        seed=seed,
+        steps=steps,
+        guidance=made.guidance,
+        ledger=made.ledger,
+    )
 
 
 def upscaled(made: Edit, upscaler) -> Edit:
-    """The edit's three pictures drawn larger by a stage II, a pipeline that `upscales`.
+    """The edit with its three pictures drawn larger by a stage II.
 
-    It reads the source's prompt and the noise of the edit's seed for all three, and no swap, as in the official code:
-    what differs between them then was in the small pictures.  Raises PatchError if the pipeline is no stage II.
+    upscaler  a pipeline that `upscales`
+    As in the official code all three pictures are drawn from the source's prompt and the noise of the
+    edit's seed, without a swap.  So they differ in nothing but what the small pictures differ in.  Raises
+    PatchError if the pipeline is no stage II.
     """
     small = [made.image, made.source, made.target]
-    large = upscaler.upscale(small, [made.pair.source] * len(small), seeds=[made.seed] * len(small))
-    return replace(made, **dict(zip(("image", "source", "target"), large)))
+    prompts = [made.pair.source] * len(small)
+    image, source, target = upscaler.upscale(small, prompts, seeds=[made.seed] * len(small))
+    return replace(made, image=image, source=source, target=target)

@@ -1,6 +1,7 @@
-"""The Triton backend of `segment_attention`: `forward.forward`, `backward.backward`, and where they can run.
+"""The Triton backend of `segment_attention`, and where it can run.
 
-Triton is optional: nothing here imports it until `refusal` is asked or one of the two modules is imported.
+The kernels are `forward.forward` and `backward.backward`.  Triton is optional: nothing here imports it
+until `refusal` is asked or one of the two modules is imported.
 """
 
 from __future__ import annotations
@@ -18,36 +19,35 @@ CAPABILITY = (8, 0)  # bfloat16 in the tensor cores, and asynchronous copies
 
 @cache
 def _missing() -> str:
-    """Why triton cannot be imported, or nothing."""
+    """The reason why triton cannot be imported, or ""."""
     try:
         import_module("triton")
-    except (
-        Exception
-    ) as error:  # a broken installation fails in any way it likes, and is no reason to stop
+    except Exception as error:  # a broken installation fails in any way it likes
         return f"triton cannot be imported ({error}); install it with: pip install triton"
     return ""
 
 
 @cache
 def _device_refusal(device: torch.device, dtype: torch.dtype) -> str:
-    if import_module(
-        "triton"
-    ).knobs.runtime.interpret:  # triton issue 11584: it multiplies the raw bits
-        return "triton's interpreter cannot multiply bfloat16" if dtype == torch.bfloat16 else ""
+    """The reason why the kernels cannot run on a device, or ""."""
+    if import_module("triton").knobs.runtime.interpret:
+        if dtype == torch.bfloat16:  # triton issue 11584: it multiplies the raw bits
+            return "triton's interpreter cannot multiply bfloat16"
+        return ""
     if device.type != "cuda":
         return f"the kernels run on a GPU, and the queries are on {device}"
     found = torch.cuda.get_device_capability(device)
     if found < CAPABILITY:
-        return "the kernels need compute capability {}.{}, {} has {}.{}".format(
-            *CAPABILITY, device, *found
-        )
+        needed = ".".join(map(str, CAPABILITY))
+        return f"the kernels need compute capability {needed}, {device} has {found[0]}.{found[1]}"
     return ""
 
 
 def refusal(q: Tensor) -> str:
-    """Why the kernels cannot take queries (B, H, M, D) like these, in one line; empty if they can."""
+    """The reason why the kernels cannot take queries (B, H, M, D) like these.  "" if they can."""
     if q.dtype not in DTYPES:
-        return f"the kernels take {', '.join(map(str, DTYPES))}, and the queries are {q.dtype}"
+        known = ", ".join(map(str, DTYPES))
+        return f"the kernels take {known}, and the queries are {q.dtype}"
     if q.shape[-1] not in HEAD_DIMS:
         return (
             f"the kernels take head dims up to {HEAD_DIMS[-1]}, and the queries have {q.shape[-1]}"
@@ -56,5 +56,5 @@ def refusal(q: Tensor) -> str:
 
 
 def available(q: Tensor) -> bool:
-    """Whether the kernels can take queries like these."""
+    """True if the kernels can take queries like these."""
     return not refusal(q)

@@ -1,1 +1,1 @@
-"""Localisation: which sites carry the word."""
+"""Localisation finds the sites that carry the word."""

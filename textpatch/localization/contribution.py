@@ -1,13 +1,15 @@
-"""What the word's tokens give to the picture at each site: read in plain generations, without a single swap.
+"""Contribution is what the word's tokens give to the picture at each site.
 
     c(site) = mean over image tokens i of || W_o [a_1(i); ...; a_H(i)] ||
     a_h(i) = sum over word tokens j of p_h(i, j) v_h(j),   p_h(i, j) = exp(q_h(i) k_h(j) / sqrt(D) - L_h(i))
     L the log sum exp of the query's scores over all keys
 
-"norm" is its mean over steps; "share" the same over the norm of all that attention gives the image there, as norms
-alone grow with depth.  (Zarei et al., 2025, arXiv 2505.18832; their score takes the norm token by token)
+It is read in plain generations, without a single swap.  "norm" is its mean over steps.  "share" is "norm"
+over the norm of all that attention gives the image at the site, because norms alone grow with depth.
+(Zarei et al., 2025, arXiv 2505.18832.  Their score takes the norm token by token.)
 
-It says where the word is read, not that swapping it there changes the picture: only an exact check says that.
+Contribution says where the word is read.  Only an exact check says that swapping it there changes the
+picture.
 
 B batch rows, H heads, M image tokens, N keys, T text tokens, W word tokens, D head width
 """
@@ -45,27 +47,26 @@ def contributions(
     guidance: float | Guidance | None = None,
     tokens: Sequence[int] | None = None,
 ) -> tuple[dict[int, dict[str, float]], Image.Image]:
-    """{site index: {"norm", "share"}} of one plain generation of a prompt, in its conditional branch; and its picture.
+    """Contribution of every site in one plain generation of a prompt, and the generated picture.
 
-    tokens  which text tokens spell the word; those of `word_tokens` when None
-    Raises PatchError for tokens that are not there or none, for sites of a kind whose modules are not known to the
-    audit, and as `word_tokens` does.
+    tokens  which text tokens spell the word, those of `word_tokens` when None
+    Returns {site index: {"norm", "share"}} of the conditional guidance branch, and the picture.  Raises
+    PatchError for no tokens, for tokens that are not there, and for sites of a kind whose modules are not
+    known to the audit.  Raises as `word_tokens` does.
     """
     require_parts(pipeline, "contribution", SupportsSampling, SupportsWordTokens)
     steps, guidance = pipeline.defaults.run(steps, guidance)
-    tokens = list(word_tokens(pipeline, prompt) if tokens is None else tokens)
-    total = pipeline.encode([prompt]).tokens.shape[1]
-    if not tokens or not 0 <= min(tokens) <= max(tokens) < total:
-        raise PatchError(
-            f"tokens {tokens} asked for; {prompt!r} has 0..{total - 1}, so give one or more of these"
-        )
-    row, sites = Row(SOURCE, prompt, seed), find_sites(pipeline.denoiser)
+    if tokens is None:
+        tokens = word_tokens(pipeline, prompt)
+    _require_tokens(pipeline, prompt, tokens)
+    row = Row(SOURCE, prompt, seed)
+    sites = find_sites(pipeline.denoiser)
     definition = Definition(Plan(), branch_rows([row], as_guidance(guidance)), sites)
     found: dict[Site, list[tuple[float, float]]] = {site: [] for site in sites}
 
     def add(record: Record) -> None:
         weight = pipeline.denoiser.get_submodule(f"{record.site.name}.to_out.0").weight
-        found[record.site].append(norms(record, definition, weight, tokens))
+        found[record.site].append(norms(record, definition, weight, list(tokens)))
 
     with torch.no_grad(), recording_sites(pipeline.denoiser, sites, range(steps), add):
         samples = sample(pipeline, [row], steps=steps, guidance=guidance)
@@ -76,22 +77,40 @@ def contributions(
     return scores, samples.images[SOURCE]
 
 
+def _require_tokens(pipeline, prompt: str, tokens: Sequence[int]) -> None:
+    """Raise PatchError unless there are tokens and all lie within the prompt's text."""
+    total = pipeline.encode([prompt]).tokens.shape[1]
+    if not tokens or not 0 <= min(tokens) <= max(tokens) < total:
+        raise PatchError(
+            f"tokens {list(tokens)} asked for; {prompt!r} has 0..{total - 1}, so give one or more of these"
+        )
+
+
 def norms(
     record: Record, definition: Definition, weight: Tensor, tokens: Sequence[int]
 ) -> tuple[float, float]:
-    """Mean norms over image tokens of what the word's tokens, and what all keys, give them: the last batch row's.
+    """Mean norms of what the word's tokens give the image tokens, and of what all keys give them.
 
+    record  of one site and step.  The last batch row is the conditional one, and is read
     weight  W_o, (C, H D)
     """
     # in bfloat16 the rounding of s and L alone takes exp(s - L) off by 1 %
     wide = torch.promote_types(weight.dtype, torch.float32)
-    q, scale = record.q[0][-1:].to(wide), record.q[0].shape[-1] ** -0.5  # (1, H, M, D)
-    keys, values = (
-        [x[-1:].to(wide) for x in definition.own(made)] for made in (record.k, record.v)
-    )
+    q = record.q[0][-1:].to(wide)  # (1, H, M, D), of the image
+    scale = q.shape[-1] ** -0.5
+    keys = [k[-1:].to(wide) for k in definition.own(record.k)]
+    values = [v[-1:].to(wide) for v in definition.own(record.v)]
     lse = log_sum_exp(q, torch.cat(keys, dim=2), None, scale)  # (1, H, M)
-    key, value = keys[-1][:, :, tokens], values[-1][:, :, tokens]  # (1, H, W, D), of the text
+    key = keys[-1][:, :, tokens]  # (1, H, W, D), of the text
+    value = values[-1][:, :, tokens]  # (1, H, W, D)
     p = torch.exp(q @ key.mT * scale - lse[..., None])  # (1, H, M, W)
-    given = p @ value, record.out[0][-1:].to(wide)
-    word, whole = (F.linear(x.transpose(1, 2).flatten(2), weight.to(wide)) for x in given)
-    return float(word.norm(dim=-1).mean()), float(whole.norm(dim=-1).mean())
+    word = _mean_norm(p @ value, weight)
+    whole = _mean_norm(record.out[0][-1:], weight)
+    return word, whole
+
+
+def _mean_norm(a: Tensor, weight: Tensor) -> float:
+    """Mean over image tokens of || W_o a ||, a (1, H, M, D), computed in float32 at least."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    joined = a.to(wide).transpose(1, 2).flatten(2)  # (1, M, H D)
+    return float(F.linear(joined, weight.to(wide)).norm(dim=-1).mean())

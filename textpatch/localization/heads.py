@@ -1,24 +1,35 @@
-"""Which heads of the localised sites do the work: the greedy search of the official code, for one site or several."""
+"""The greedy search of the official code for the heads of the localised sites that do their work."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
-from textpatch.localization.search import take_away
+import numpy as np
+
+from textpatch.groups import Group
+from textpatch.localization.racing import Score
 from textpatch.localization.trials import Trials
 from textpatch.metrics import f1_of_means
+from textpatch.metrics.intervals import Statistic, gain, interval, statistic_of
 from textpatch.ports.shipped import find_sites
 from textpatch.progress import phase
 from textpatch.sites import select_sites
 
 
 def head_search(trials: Trials, sites) -> dict:
-    """The heads that, swapped alone, score as all heads of the sites do, most needed first; see `search.take_away`.
+    """Find the heads that, swapped alone, score as all heads of the sites do.
 
-    sites   what `select_sites` understands; the heads of several are searched together
-    Returns {"sites", "heads", "steps"}: (site, head) of all needed, and of every step the head taken away, the F1
-    towards the target of those left and of those taken so far, and what these lack of the F1 of all heads.
-    Makes about n^2 / 2 groups of n heads, on all pairs and seeds.  Raises PatchError for unknown sites.
+    trials  pairs, seeds and model to search on
+    sites   a selector as for `select_sites`.  The heads of several sites are searched together
+    Returns {"sites", "heads", "steps"}.
+
+    - "heads" lists (site, head) of all heads needed.
+    - "steps" says of each step which head was taken away, the F1 towards the target of the heads left and
+      of the heads taken so far, and what the heads taken lack of the F1 of all heads.  See `take_away`.
+
+    For n heads about n^2 / 2 groups are made, on all pairs and seeds.
+    Raises PatchError for unknown sites.
     """
     chosen = select_sites(find_sites(trials.pipeline.denoiser), sites)
     heads = [(site.index, head) for site in chosen for head in range(site.text_heads)]
@@ -29,3 +40,46 @@ def head_search(trials: Trials, sites) -> dict:
         "heads": [list(head) for head in steps[-1].group],
         "steps": [asdict(step) for step in steps],
     }
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One unit taken away by `take_away`.
+
+    unit     the unit
+    left     score of all units that are left
+    group    all units taken so far
+    alone    score of the units taken so far, swapped alone
+    missing  gain of all units over the units taken so far
+    """
+
+    unit: object
+    left: dict[str, float]
+    group: Group
+    alone: dict[str, float]
+    missing: dict[str, float]
+
+
+def take_away(
+    score: Score, units: Sequence, pairs: int, statistic: Statistic = np.mean
+) -> list[Taken]:
+    """Take units away until those taken, swapped alone, score as all units do.
+
+    The next unit taken is the one without which the score of the units left falls lowest.
+    At the latest the search ends with all units taken.  (official code, head search)
+    """
+    left = list(units)
+    taken: list[Taken] = []
+    (whole,) = score([tuple(units)], pairs)
+    while left:
+        values = score([tuple(unit for unit in left if unit != one) for one in left], pairs)
+        worst = min(range(len(left)), key=lambda i: (statistic_of(values[i], statistic), i))
+        unit = left.pop(worst)
+        group = tuple(sorted([unit, *(step.unit for step in taken)]))
+        (alone,) = score([group], pairs)
+        missing = gain(whole, alone, statistic)
+        of_those_left = interval(values[worst], statistic)
+        taken.append(Taken(unit, of_those_left, group, interval(alone, statistic), missing))
+        if missing["value"] <= 0:
+            break
+    return taken

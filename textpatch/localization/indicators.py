@@ -1,4 +1,4 @@
-"""Scores of single sites read in plain generations of the source, without a swap: for a screening to begin with."""
+"""Scores of single sites that are read in plain generations of the source, for a screening to begin with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from textpatch.groups import Group
 from textpatch.guidance import as_guidance
 from textpatch.localization.attribution import attributions
 from textpatch.localization.contribution import contributions
-from textpatch.localization.trials import Trials
+from textpatch.localization.trials import Trials, Unit
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, in_its_words, quoted
@@ -21,13 +21,14 @@ from textpatch.runs.work import made_by
 
 @dataclass(frozen=True)
 class Reading:
-    """One way of reading: what it is called, what it says of a site, and what it takes.
+    """One way of reading what a site does without swapping it.
 
-    check    (trials) raises PatchError where it cannot read
-    read     (trials, pair, seed) -> {site index: {name: value}} and the source's picture
-    shown    the names, the first of them is what sites are kept by
-    least    a site is kept whose score is at least this part of the largest
-    costs    generations it takes beside the source's own, of the trials
+    name   what the reading is called
+    check  check(trials) raises PatchError where the sites cannot be read
+    read   read(trials, pair, seed) returns {site index: {name: value}} and the source's picture
+    shown  names of the values.  Sites are kept by the first of them
+    least  a site is kept if its value is at least this part of the largest
+    costs  costs(trials) says how many generations a reading takes beside the source's own
     """
 
     name: str
@@ -38,7 +39,8 @@ class Reading:
     costs: Callable[[Trials], int]
 
 
-def _quoted_words(trials: Trials) -> None:
+def _require_quoted_words(trials: Trials) -> None:
+    """Raise PatchError unless every pair is about its quoted word."""
     if any(quoted(pair.source) != pair.words[0] for pair in trials.pairs):
         raise PatchError(
             f"contribution reads what a quoted word gives, and {trials.pairs[0].words[0]!r} is not quoted; "
@@ -46,10 +48,19 @@ def _quoted_words(trials: Trials) -> None:
         )
 
 
+def _accept(trials: Trials) -> None:
+    """Accept any trials."""
+
+
 def _contribution(trials: Trials, pair: Pair, seed: int):
     return contributions(
         trials.pipeline, pair.source, seed=seed, steps=trials.steps, guidance=trials.guidance
     )
+
+
+def _no_cost(trials: Trials) -> int:
+    """Cost of a reading that looks on while the source is generated."""
+    return 0
 
 
 def _attribution(trials: Trials, pair: Pair, seed: int):
@@ -72,39 +83,46 @@ def _backward_passes(trials: Trials) -> int:
     return 6 // len(as_guidance(trials.guidance).branches)
 
 
-READINGS = {
-    reading.name: reading
-    for reading in (
-        Reading(
-            "contribution", _quoted_words, _contribution, ("share", "norm"), 1 / 2, lambda trials: 0
-        ),
-        Reading(
-            "attribution",
-            lambda trials: None,
-            _attribution,
-            ("share", "drop"),
-            1 / 10,
-            _backward_passes,
-        ),
-    )
-}
+CONTRIBUTION = Reading(
+    name="contribution",
+    check=_require_quoted_words,
+    read=_contribution,
+    shown=("share", "norm"),
+    least=1 / 2,
+    costs=_no_cost,
+)
+ATTRIBUTION = Reading(
+    name="attribution",
+    check=_accept,
+    read=_attribution,
+    shown=("share", "drop"),
+    least=1 / 10,
+    costs=_backward_passes,
+)
+READINGS = {reading.name: reading for reading in (CONTRIBUTION, ATTRIBUTION)}
 
 
 class Readings:
-    """What a reading says of the sites on some trials, as a score of single sites.
+    """Scores of single sites by a reading, on the pairs and seeds of some trials.
 
     The sources' pictures stay with the trials, which need them anyway.
+    Raises PatchError where the reading cannot read these pairs.
     """
 
     def __init__(self, trials: Trials, reading: Reading):
         reading.check(trials)
-        self.trials, self.reading = trials, reading
-        self.found: dict[tuple[int, int], dict] = {}
+        self.trials = trials
+        self.reading = reading
+        self.found: dict[Unit, dict] = {}
 
     def score(
         self, groups: Sequence[Group], pairs: int, what: str | None = None
     ) -> list[np.ndarray]:
-        """(pairs,) per group of one site: the mean over seeds."""
+        """Values of each group on the first pairs, (pairs,), means over seeds.
+
+        groups  of one site each
+        what    which value the reading shows, the one that sites are kept by when None
+        """
         units = self.trials.units(pairs)
         with phase("screening"):
             for unit in counted([unit for unit in units if unit not in self.found]):
@@ -117,17 +135,20 @@ class Readings:
         )
         return list(values.reshape(len(groups), pairs, -1).mean(axis=2))
 
-    def _record(self, unit: tuple[int, int]) -> dict:
-        trials, reading, (index, seed) = self.trials, self.reading, unit
+    def _record(self, unit: Unit) -> dict:
+        """Record of one pair and seed, with the source's picture and what the reading says of each site."""
+        trials = self.trials
+        reading = self.reading
+        index, seed = unit
+        pair = trials.pairs[index]
 
         def make() -> dict:
-            found, image = reading.read(trials, trials.pairs[index], seed)
+            found, image = reading.read(trials, pair, seed)
             return {
                 "generations": 1 + reading.costs(trials),
                 reading.name: {str(site): values for site, values in found.items()},
                 "pictures": trials.scored({SOURCE: image}, index),
             }
 
-        pair = trials.pairs[index]
         asked = [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed)]
         return trials.once(f"{reading.name}-{index}-{seed}", unit, made_by(asked, Plan()), make)

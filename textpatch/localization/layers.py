@@ -1,14 +1,21 @@
-"""Which sites carry the word: swap the target's text K and V into the source's run there, and read the pictures.
+"""Localisation finds the sites that carry the word.
 
-    exhaustive    every site alone on every prompt pair (ICLR 2025, sec. 4.2): L + 2 pictures per pair and seed
-    staged        every site alone on a few pairs, those that may carry the word on all
-    contribution  plain generations on a few pairs, read without a swap; the sites they point at as in staged
+The target's text K and V are swapped into the source's run at a site, and the pictures are read.
+
+    exhaustive    every site alone on every prompt pair, L + 2 pictures per pair and seed
+                  (ICLR 2025, sec. 4.2)
+    staged        every site alone on a few pairs, then those that may carry the word on all pairs
+    contribution  plain generations of a few pairs, read without a swap, then the sites they point at
+                  as in staged
     attribution   the same, read by a backward pass at every step
 
-Each ends with the responsible set: the best site, and with it what adds most, while the score clearly rises.  What was
-screened out may join it, but for sites whose share by contribution or attribution is next to nothing (NOTHING).
-The last three make the source's and the target's own pictures on the few pairs alone: a score needs neither.  The
-target still runs on every pair where its text evolves with its picture; elsewhere its prompt is enough.
+Each mode ends with the responsible set.  It begins with the best site, and the site that adds most joins
+next, for as long as the score clearly rises.  Sites that were screened out may join it.  Sites whose share
+by contribution or attribution is next to nothing may not (`modes.LEAST_SHARE`).
+
+The screening modes generate the plain source and target pictures for the first pairs only, because scores
+do not need them.  Where text K and V evolve with the picture (MMDiT) the target must still run on every
+pair.
 """
 
 from __future__ import annotations
@@ -16,37 +23,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from textpatch.errors import PatchError, closest
-from textpatch.groups import Group, row_name
+from textpatch.groups import Group
 from textpatch.guidance import Guidance
 from textpatch.localization.heads import head_search
-from textpatch.localization.indicators import READINGS
-from textpatch.localization.modes import FIRST, MODES
-from textpatch.localization.search import Screening, Step, grow
+from textpatch.localization.modes import MODES, Request, all_alone
+from textpatch.localization.preconditions import checked_pairs
+from textpatch.localization.screening import Screening
+from textpatch.localization.search import Step, grow
 from textpatch.localization.start_step import start_curve
-from textpatch.localization.summary import all_alone, best_first, summarise
-from textpatch.localization.trials import Trials, checked_pairs
+from textpatch.localization.summary import best_first, summarise
+from textpatch.localization.trials import Trials
 from textpatch.metrics import f1_of_means
 from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.ports.shipped import find_sites
 from textpatch.progress import phase
 from textpatch.prompts.pairs import require_other_texts
+from textpatch.report.headline import answer
 from textpatch.report.page import summary_html
-from textpatch.report.result import answer, table
+from textpatch.report.terminal import table
 from textpatch.sites import select_sites
 
 
 @dataclass(frozen=True, repr=False)
 class Localization:
-    """result: the scores as plain data, the content of results.json.  records: one dict per pair and seed;
-    their pictures are PIL images, or paths in the run folder if there was one."""
+    """Result of `localize`.
+
+    result   the scores as plain data, the content of results.json
+    records  one dict for each pair and seed.  Their pictures are PIL images, or paths in the run folder if
+             there was one
+    """
 
     result: dict
     records: list[dict]
 
     @property
-    def ranked(self) -> list[tuple[int, ...]]:
-        """The groups of sites, best first."""
+    def ranked(self) -> list[Group]:
+        """Groups of sites, the best first."""
         groups = {entry["site"]: tuple(entry["group"]) for entry in self.result["sites"]}
         return [groups[site] for site in self.result["ranked"]]
 
@@ -78,53 +90,41 @@ def localize(
     starts: bool = False,
     heads: bool = False,
 ) -> Localization:
-    """Score every site alone, or screen first and score exactly those kept, on every prompt pair and seed.
+    """Find the sites that carry the word.
 
-    pairs   (source, target) prompts, each with quoted text; or Pairs, whose `scored` says how readings agree
-    mode    "exhaustive", "staged", "contribution" or "attribution", see the module docstring
-    sites   which to try, each alone; groups, sets of site indices tried together, replaces it when given
-    keep    how many a screening keeps.  When None, staged keeps those that clearly beat no swap, contribution
-            those with at least half of the largest share, attribution those with a tenth
-    first   how many pairs a screening begins with, 4 when None; for sites still in doubt it doubles them
-    start   first patched step, 0 = noisiest; branch "both" guidance branches (official) or "cond"
-    ocr     a reader with `read(images, box=)`, a text each, `describe()`, plain data, and `self_test()`, which raises
-            where it cannot read; tesseract when None
-    run     a textpatch.Run: what is finished is kept there and is not run again
-    shard   (i, n): an exhaustive search's pictures of every n-th pair and seed alone, from the i-th on, into the run
-            that all n share under worker names of their own; the shard that ends last goes on to the result
-    starts  the result's "start_curve" is that of the responsible set, of the best group where no set was grown;
-            heads: its "head_search", the heads of these sites that do their work.  Neither is among its generations
-    Scores are means over pairs and seeds with 95 % intervals over pairs, see `trials.scores`.
-    Raises PatchError for unknown sites, a start outside the run or a mode's options where they have no effect,
-    OCRError if no text can be read, Unfinished while other shards are.
+    The target's text is swapped into the source's run at each site, and the pictures are read.
+    Scores are means over pairs and seeds with 95 % intervals over pairs, see `scores.all_scores`.
+
+    pairs   (source, target) prompts, each with quoted text, or Pairs, whose `scored` says how readings agree
+    mode    "exhaustive" scores every site on every pair.  "staged", "contribution" and "attribution" screen
+            the sites on a few pairs first, and score exactly those they keep
+    sites   which sites to try, each alone
+    groups  sets of site indices to try together, in place of `sites`
+    keep    how many sites a screening keeps.  When None, staged keeps those that clearly beat no swap,
+            contribution those with half of the largest share, and attribution those with a tenth
+    first   how many pairs a screening begins with, 4 when None.  It doubles for sites still in doubt
+    seeds   noise seeds.  Every pair is run with every seed
+    steps, guidance  of the runs, the pipeline's own when None
+    start   first patched step, where step 0 is the noisiest
+    branch  "both" guidance branches are patched (official), or "cond" alone
+    ocr     a reader as `Trials` takes it, tesseract when None
+    run     a textpatch.Run.  Everything finished is kept there and is not run again
+    shard   (i, n) makes the pictures of every n-th pair and seed of an exhaustive search, from the i-th on.
+            The n shards share a run folder under worker names of their own.  The last to end makes the result
+    micro_batch  most rows that go through the model at once
+    starts  whether to add "start_curve", of the responsible set or of the best group where no set was grown
+    heads   whether to add "head_search", the heads of these sites that do their work
+
+    The start curve and the head search are not among the generations that the result counts.
+    Raises PatchError for unknown sites, a start outside the run, and options that have no effect in the mode.
+    Raises OCRError if no text can be read, and Unfinished while other shards are at work.
     """
-    pairs, groups = list(pairs), _groups(pipeline, sites, groups)
-    _check_search(mode, keep, first, groups, len(pairs))
-    _check_shard(shard, mode)
-    trials = Trials(
-        pipeline,
-        pairs,
-        seeds=seeds,
-        steps=steps,
-        guidance=guidance,
-        start=start,
-        branch=branch,
-        ocr=ocr,
-        run=run,
-        micro_batch=micro_batch,
-    )
+    pairs = list(pairs)
+    asked = Request(mode, _groups(pipeline, sites, groups), len(pairs), keep, first, shard)
+    runs = dict(seeds=seeds, steps=steps, guidance=guidance, start=start, branch=branch)
+    trials = Trials(pipeline, pairs, **runs, ocr=ocr, run=run, micro_batch=micro_batch)
     require_other_texts(trials.pairs)
-    if shard is not None:
-        trials.share(groups, shard)
-    with phase("sites"):
-        screening, beside = MODES[mode](trials, groups, keep, first or FIRST)
-        trials.measure(screening.kept)
-    grown = (
-        _grown(trials, screening, first or FIRST) if all_alone(groups) and len(pairs) > 1 else None
-    )
-    found = Localization(summarise(trials, mode, groups, screening, beside, grown), trials.records)
-    found.result.update(_further(trials, found, starts, heads))
-    return found
+    return _found(trials, asked, starts, heads)
 
 
 def check(
@@ -141,63 +141,17 @@ def check(
     start: int = 0,
     shard: tuple[int, int] | None = None,
 ) -> None:
-    """Raise what `localize` would raise for a request it cannot carry out.  Nothing is generated."""
-    _check_search(mode, keep, first, _groups(pipeline, sites, groups), len(pairs))
-    _check_shard(shard, mode)
-    require_other_texts(checked_pairs(pipeline, pairs, seeds=seeds, steps=steps, start=start))
+    """Raise what `localize` would raise for a request that it cannot carry out.
 
-
-def _check_search(
-    mode: str, keep: int | None, first: int | None, groups: list[Group], pairs: int
-) -> None:
-    if len(set(groups)) != len(groups):
-        raise PatchError(
-            f"the same set of sites is asked for twice among {', '.join(map(row_name, groups))}; name it once"
-        )
-    if mode not in MODES:
-        raise PatchError(f"no mode {mode!r}{closest(mode, MODES)}")
-    if mode == "exhaustive" and (keep, first) != (None, None):
-        raise PatchError(
-            f"keep is {keep} and first {first}, and an exhaustive search screens nothing; "
-            "leave them out, or give a mode that screens"
-        )
-    if mode != "exhaustive" and pairs < 2:
-        raise PatchError(
-            f"prompt pairs given to mode {mode!r}: {pairs}; an interval over pairs needs two"
-        )
-    if mode != "exhaustive" and first is not None and first < 2:
-        raise PatchError(
-            f"first is {first}, so screening would begin with that many; an interval over pairs needs two"
-        )
-    if mode in READINGS and not all_alone(groups):
-        raise PatchError(
-            f"{mode} scores single sites, and sets of them were asked for; use another mode"
-        )
-    if mode != "exhaustive" and len(groups) < 2:
-        raise PatchError(
-            f"a screening of {len(groups)} sites was asked for; give two or more, or mode 'exhaustive'"
-        )
-    if keep is not None and not 1 <= keep < len(groups):
-        raise PatchError(
-            f"keep is {keep} of {len(groups)} sites; keep at least one and fewer than there are"
-        )
-
-
-def _check_shard(shard: tuple[int, int] | None, mode: str) -> None:
-    if shard is None:
-        return
-    if not 0 <= shard[0] < shard[1]:
-        raise PatchError(
-            f"no shard {shard[0]}/{shard[1]}; of n shards the first is 0/n, the last n-1/n"
-        )
-    if mode != "exhaustive":
-        raise PatchError(
-            f"a shard of mode {mode!r} was asked for; only an exhaustive search can be divided, the others "
-            "go by what they have seen"
-        )
+    Nothing is generated, and no reader or run folder is needed.
+    """
+    Request(mode, _groups(pipeline, sites, groups), len(pairs), keep, first, shard)
+    checked = checked_pairs(pipeline, pairs, seeds=seeds, steps=steps, start=start)
+    require_other_texts(checked)
 
 
 def _groups(pipeline, sites, groups) -> list[Group]:
+    """Groups to try, each a tuple of site indices."""
     require_parts(pipeline, "localize", SupportsSampling, SupportsPairs)
     known = find_sites(pipeline.denoiser)
     if groups is None:
@@ -208,14 +162,28 @@ def _groups(pipeline, sites, groups) -> list[Group]:
 # --- the result
 
 
-def _further(trials: Trials, found: Localization, starts: bool, heads: bool) -> dict:
-    sites = (found.result["set"] or {}).get("sites") or found.ranked[0]
-    curve = {"start_curve": start_curve(trials, sites)} if starts else {}
-    return curve | ({"head_search": head_search(trials, sites)} if heads else {})
+def _found(trials: Trials, asked: Request, starts: bool, heads: bool) -> Localization:
+    """Search, grow the responsible set, and look further where that is asked for."""
+    if asked.shard is not None:
+        trials.share(asked.groups, asked.shard)
+    with phase("sites"):
+        screening, beside = MODES[asked.mode](trials, asked)
+        trials.measure(screening.kept)
+    grown = None
+    if all_alone(asked.groups) and asked.pairs > 1:
+        grown = _grown(trials, screening, asked.begins_with)
+    result = summarise(trials, asked, screening, beside, grown)
+    found = Localization(result, trials.records)
+    of_set = (result["set"] or {}).get("sites") or found.ranked[0]
+    if starts:
+        result["start_curve"] = start_curve(trials, of_set)
+    if heads:
+        result["head_search"] = head_search(trials, of_set)
+    return found
 
 
 def _grown(trials: Trials, screening: Screening, first: int) -> list[Step]:
-    """The growth of the responsible set: from the best site measured, by all that are not barred."""
+    """Grow the responsible set from the best site measured, by all sites that are not barred."""
     measured = best_first(trials, screening.kept)
     others = [group for group in screening.ranked if group not in (*measured, *screening.barred)]
     ranked = [site for (site,) in [*measured, *others]]

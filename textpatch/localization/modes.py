@@ -1,67 +1,211 @@
-"""The modes of a search: what is scored exactly, and what else is known of the groups."""
+"""The modes of a search, and what may be asked of them.
+
+A mode decides which groups are scored exactly.  It gives a Screening, and what else is known of the groups.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
-from textpatch.groups import Group
+import numpy as np
+
+from textpatch.errors import PatchError, closest
+from textpatch.groups import Group, row_name
 from textpatch.localization.indicators import READINGS, Readings
-from textpatch.localization.search import Screening, better_than, screen
+from textpatch.localization.screening import Screening, better_than, screen
 from textpatch.localization.trials import Trials
 from textpatch.metrics import f1_of_means
 from textpatch.metrics.intervals import interval
 
 FIRST = 4  # pairs that a screening begins with
-# Of the largest share that is read; a site below it may not join the set.  Of the sites that join those of tiny-if by the
-# exhaustive search (five sets of 141 pairs) the least share was 0.09 by contribution, 0.04 by attribution; of tiny-sdxl's
-# twelve sites that never do the largest was 0.01.
-NOTHING = 1 / 50
+SWAP = "swap"  # name of a score that comes from swapping
+EXHAUSTIVE = "exhaustive"
+# A site whose share is below this fraction of the largest share cannot join the set.  Among the sites that
+# join those of tiny-if by the exhaustive search (five sets of 141 pairs) the least share was 0.09 by
+# contribution and 0.04 by attribution.  Among the twelve sites of tiny-sdxl that never join the largest was
+# 0.01.
+LEAST_SHARE = 1 / 50
+
+Values = Sequence[np.ndarray]
+Beside = dict[Group, dict]  # entries that a mode adds to those of the groups
 
 
-def _exhaustive(trials: Trials, groups: list[Group], keep, first):
-    trials.measure(groups, own=True)
-    return Screening(tuple(groups), tuple(groups), {}, len(trials.pairs)), {}
+@dataclass(frozen=True)
+class Request:
+    """Request to search in one of the modes, see `layers.localize`.
+
+    groups  sets of site indices
+    pairs   how many prompt pairs there are
+    Raises PatchError for a request that cannot be carried out.
+    """
+
+    mode: str
+    groups: list[Group]
+    pairs: int
+    keep: int | None = None
+    first: int | None = None
+    shard: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        _require_once(self.groups)
+        if self.mode not in MODES:
+            raise PatchError(f"no mode {self.mode!r}{closest(self.mode, MODES)}")
+        if self.mode == EXHAUSTIVE:
+            self._require_no_screening()
+        else:
+            self._require_screening()
+        if self.shard is not None:
+            self._require_shard(*self.shard)
+
+    @property
+    def begins_with(self) -> int:
+        """Number of pairs that a screening begins with."""
+        return self.first or FIRST
+
+    def _require_no_screening(self) -> None:
+        if (self.keep, self.first) != (None, None):
+            raise PatchError(
+                f"keep is {self.keep} and first {self.first}, and an exhaustive search screens nothing; "
+                "leave them out, or give a mode that screens"
+            )
+
+    def _require_screening(self) -> None:
+        if self.pairs < 2:
+            raise PatchError(
+                f"prompt pairs given to mode {self.mode!r}: {self.pairs}; an interval over pairs needs two"
+            )
+        if self.first is not None and self.first < 2:
+            raise PatchError(
+                f"first is {self.first}, so screening would begin with that many; "
+                "an interval over pairs needs two"
+            )
+        if self.mode in READINGS and not all_alone(self.groups):
+            raise PatchError(
+                f"{self.mode} scores single sites, and sets of them were asked for; use another mode"
+            )
+        if len(self.groups) < 2:
+            raise PatchError(
+                f"a screening of {len(self.groups)} sites was asked for; give two or more, "
+                f"or mode {EXHAUSTIVE!r}"
+            )
+        if self.keep is not None and not 1 <= self.keep < len(self.groups):
+            raise PatchError(
+                f"keep is {self.keep} of {len(self.groups)} sites; "
+                "keep at least one and fewer than there are"
+            )
+
+    def _require_shard(self, index: int, count: int) -> None:
+        if not 0 <= index < count:
+            raise PatchError(
+                f"no shard {index}/{count}; of n shards the first is 0/n, the last n-1/n"
+            )
+        if self.mode != EXHAUSTIVE:
+            raise PatchError(
+                f"a shard of mode {self.mode!r} was asked for; only an exhaustive search can be divided, "
+                "because the others go by what they have seen"
+            )
 
 
-def _staged(trials: Trials, groups: list[Group], keep: int | None, first: int):
-    def beating(values, pairs: int) -> int:
-        return better_than(*trials.score([()], pairs), values, f1_of_means)
+def _require_once(groups: list[Group]) -> None:
+    if len(set(groups)) != len(groups):
+        names = ", ".join(map(row_name, groups))
+        raise PatchError(f"the same set of sites is asked for twice among {names}; name it once")
 
-    score, rule = (
+
+def all_alone(groups: Sequence[Group]) -> bool:
+    """True where every group is a single site."""
+    return all(len(group) == 1 for group in groups)
+
+
+# --- the modes
+
+
+def _exhaustive(trials: Trials, asked: Request) -> tuple[Screening, Beside]:
+    trials.measure(asked.groups, own=True)
+    every = tuple(asked.groups)
+    return Screening(every, every, {}, asked.pairs), {}
+
+
+def _staged(trials: Trials, asked: Request) -> tuple[Screening, Beside]:
+    return _raced(trials, asked.groups, asked), {}
+
+
+def _raced(trials: Trials, groups: Sequence[Group], asked: Request) -> Screening:
+    """Screen groups by their scores, and keep those that clearly beat no swap or the number asked for."""
+
+    def beating(values: Values, pairs: int) -> int:
+        (no_swap,) = trials.score([()], pairs)
+        return better_than(no_swap, values, f1_of_means)
+
+    return screen(
         partial(trials.score, own=True),
-        beating if keep is None else lambda values, pairs: keep,
+        groups,
+        asked.pairs,
+        first=asked.begins_with,
+        by=SWAP,
+        keep=_number_or(asked.keep, beating),
+        statistic=f1_of_means,
     )
-    pairs = len(trials.pairs)
-    return screen(score, groups, pairs, first=first, by=SWAP, keep=rule, statistic=f1_of_means), {}
 
 
-def _read(trials: Trials, groups: list[Group], keep: int | None, first: int, *, by: str):
+def _number_or(
+    keep: int | None, rule: Callable[[Values, int], int]
+) -> Callable[[Values, int], int]:
+    """Rule that keeps the number asked for, or `rule` where none is."""
+    if keep is None:
+        return rule
+
+    def as_asked(values: Values, pairs: int) -> int:
+        return keep
+
+    return as_asked
+
+
+def _read(trials: Trials, asked: Request, *, by: str) -> tuple[Screening, Beside]:
+    """Screen sites by a reading of plain generations, then those kept by their scores."""
     reading = READINGS[by]
 
-    def standing_out(values, pairs: int) -> int:
+    def standing_out(values: Values, pairs: int) -> int:
         return sum(value.mean() >= values[0].mean() * reading.least for value in values)
 
-    rule, read = (
-        standing_out if keep is None else lambda values, pairs: keep,
-        Readings(trials, reading),
+    read = Readings(trials, reading)
+    screening = screen(
+        read.score,
+        asked.groups,
+        asked.pairs,
+        first=asked.begins_with,
+        by=by,
+        keep=_number_or(asked.keep, standing_out),
     )
-    screening = screen(read.score, groups, len(trials.pairs), first=first, by=by, keep=rule)
-    raced, _ = _staged(trials, list(screening.kept), keep, first)
-    out, parts = (
-        screening.ranked[len(screening.kept) :],
-        (read.score(groups, screening.pairs, x) for x in reading.shown),
+    raced = _raced(trials, screening.kept, asked)
+    out = screening.ranked[len(screening.kept) :]
+    found = _intervals(read, reading.shown, asked.groups, screening.pairs)
+    shares = {group: entry[reading.shown[0]]["value"] for group, entry in found.items()}
+    largest = max(shares.values())
+    both = Screening(
+        kept=raced.kept,
+        ranked=raced.ranked + out,
+        seen=screening.seen | raced.seen,
+        pairs=raced.pairs,
+        gaps=screening.gaps + raced.gaps,
+        barred=tuple(group for group in out if shares[group] < LEAST_SHARE * largest),
     )
-    beside = {
-        group: {by: {**dict(zip(reading.shown, map(interval, found))), "pairs": screening.pairs}}
-        for group, *found in zip(groups, *parts)
-    }
-    share = lambda group: beside[group][by][reading.shown[0]]["value"]  # noqa: E731
-    barred = tuple(group for group in out if share(group) < NOTHING * max(map(share, groups)))
-    seen, gaps = screening.seen | raced.seen, screening.gaps + raced.gaps
-    return Screening(raced.kept, raced.ranked + out, seen, raced.pairs, gaps, barred), beside
+    return both, {group: {by: entry} for group, entry in found.items()}
 
 
-SWAP = "swap"  # what is called a score by swapping
-MODES = {"exhaustive": _exhaustive, "staged": _staged} | {
+def _intervals(
+    read: Readings, names: Sequence[str], groups: Sequence[Group], pairs: int
+) -> dict[Group, dict]:
+    """Values and intervals of each group on the first pairs, by the names of what a reading shows."""
+    entries: dict[Group, dict] = {group: {} for group in groups}
+    for name in names:
+        for group, values in zip(groups, read.score(groups, pairs, name), strict=True):
+            entries[group][name] = interval(values)
+    return {group: {**entry, "pairs": pairs} for group, entry in entries.items()}
+
+
+MODES = {EXHAUSTIVE: _exhaustive, "staged": _staged} | {
     name: partial(_read, by=name) for name in READINGS
 }

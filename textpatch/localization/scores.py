@@ -12,11 +12,16 @@ from textpatch.prompts.pairs import SOURCE, TARGET
 
 
 def picture_scores(image, source, box) -> dict[str, float]:
-    """Distance from the source's picture: outside the lettering, and the official wrap-around of the whole.
+    """Distances of a picture from the source's picture.
 
-    ssim  the mean over the windows of which no pixel lies in the box
-    mse   the mean over the pixels that do not, so that it sees strips too narrow for a window of 11 pixels
-    box   left, top, right, bottom of the lettering in pixels; None scores the whole picture
+    box  left, top, right, bottom of the lettering in pixels.  None scores the whole picture
+    Returns
+
+    - "ssim", the mean over the windows of which no pixel lies in the box,
+    - "mse", the mean over the pixels outside the box, which sees strips too narrow for a window of 11
+      pixels, and
+    - "mse_uint8_wrapped" and "psnr_uint8_wrapped" over the whole picture, as the official code computes them.
+
     Raises PatchError where the box leaves no window.
     """
     size = (image.height, image.width)
@@ -34,7 +39,7 @@ BACKGROUND = ("ssim", "mse", "mse_uint8_wrapped", "psnr_uint8_wrapped")
 
 
 def column(records: Sequence[dict], name: str, key: str) -> np.ndarray:
-    """One score of one row name, (pairs,): the mean over each pair's seeds."""
+    """One score of one row name, (pairs,), each the mean over the pair's seeds."""
     table: dict[int, list[float]] = {}
     for record in records:
         table.setdefault(record["pair"], []).append(record["pictures"][name][key])
@@ -42,17 +47,21 @@ def column(records: Sequence[dict], name: str, key: str) -> np.ndarray:
 
 
 def values(records: Sequence[dict], name: str) -> np.ndarray:
-    """Precision and recall of the target's characters, (pairs, 2): what a search decides by."""
+    """Precision and recall of the target's characters, (pairs, 2), by which a search decides."""
     columns = [column(records, name, key) for key in ("precision_target", "recall_target")]
     return np.stack(columns, axis=1)
 
 
 def all_scores(records: Sequence[dict], name: str) -> dict:
-    """Every score of one row name over the n records that have it, with its 95 % interval over prompt pairs, if several.
+    """Every score of one row name, with its 95 % interval over prompt pairs where there are several.
 
-    Of the background, over those n_background of them that have the source's own picture.
-    Shares of exact matches have `wilson`'s interval, F1s that of `search.interval`, distances a bootstrapped one,
-    or none where it would have no width.
+    Returns {} if no record has the row, else also
+
+    - "n", the number of records that have the row, and
+    - "n_background", the number of these that have the source's own picture, over which background scores go.
+
+    Shares of exact matches have the interval of `metrics.wilson`, and F1s that of
+    `metrics.intervals.interval`.  Distances have a bootstrapped one, or none where it would have no width.
     """
     records = [record for record in records if name in record["pictures"]]
     if not records:
@@ -65,33 +74,48 @@ def all_scores(records: Sequence[dict], name: str) -> dict:
     beside = [record for record in records if BACKGROUND[0] in record["pictures"][name]]
     if beside:
         out |= {key: _distance(column(beside, name, key)) for key in BACKGROUND}
-        out["psnr"] = _decibels(out["mse"])
+        out["psnr"] = _in_decibels(out["mse"])
     return out | {"n": len(records), "n_background": len(beside)}
 
 
 def _share(values: np.ndarray) -> dict:
-    """The mean of exact matches and its interval over prompt pairs, of which one has none."""
+    """Mean of exact matches and its interval over prompt pairs, none for a single pair."""
     share = float(values.mean())
-    return _ends(share, metrics.wilson(share, len(values)) if len(values) > 1 else None)
+    if len(values) == 1:
+        return _without_interval(share)
+    return _with_interval(share, metrics.wilson(share, len(values)))
 
 
 def _f1(values: np.ndarray) -> dict:
-    """F1 of precisions and recalls, (pairs, 2), and its interval over prompt pairs, of which one has none."""
+    """F1 of precisions and recalls (pairs, 2) and its interval over prompt pairs, none for a single pair."""
     found = interval(values, metrics.f1_of_means)
-    return found if len(values) > 1 else _ends(found["value"], None)
+    if len(values) == 1:
+        return _without_interval(found["value"])
+    return found
 
 
 def _distance(values: np.ndarray) -> dict:
-    """The mean of a score that is no share, and its interval where the prompt pairs tell of one."""
-    return _ends(float(values.mean()), metrics.bootstrap(values) if tells_spread(values) else None)
+    """Mean of a score that is no share, and its interval where the prompt pairs tell of one."""
+    if not tells_spread(values):
+        return _without_interval(float(values.mean()))
+    return _with_interval(float(values.mean()), metrics.bootstrap(values))
 
 
-def _ends(value: float, ends: metrics.Interval | None) -> dict:
-    low, high = ends or (None, None)
-    return {"value": value, "low": low, "high": high}
+def _with_interval(value: float, ends: metrics.Interval) -> dict:
+    return {"value": value, **ends._asdict()}
 
 
-def _decibels(mse: dict) -> dict:
-    """PSNR of the mean squared error and of its interval; None where it is infinite or not known."""
-    turn = lambda x: None if not x else float(10 * np.log10(255**2 / x))  # noqa: E731
-    return {"value": turn(mse["value"]), "low": turn(mse["high"]), "high": turn(mse["low"])}
+def _without_interval(value: float) -> dict:
+    return {"value": value, "low": None, "high": None}
+
+
+def _in_decibels(mse: dict) -> dict:
+    """PSNR of a mean squared error and of its interval, whose ends change places."""
+    return {"value": _psnr(mse["value"]), "low": _psnr(mse["high"]), "high": _psnr(mse["low"])}
+
+
+def _psnr(mse: float | None) -> float | None:
+    """PSNR in decibels, None where it is infinite or the error is not known."""
+    if not mse:
+        return None
+    return float(10 * np.log10(255**2 / mse))

@@ -1,21 +1,25 @@
-"""From which step on the swap is needed: one run per start step, sharing with the source all that comes before.
+"""The start curve tells from which step on the swap is needed.
 
-    x_s(t) = x_source(t) for t <= s,   the latents entering step t of the row whose swap starts at step s
+    x_s(t) = x_source(t) for t <= s,   the latents that enter step t of the row whose swap starts at step s
 
-So the row of start s joins the lock-step batch at step s, as a copy of the source's latents: S starts cost
-S (S + 1) / 2 row-steps and not S^2.  (ICLR 2025, app. A.2)
+There is one run for each start step, and all share with the source what comes before.  The row of start s
+joins the lock-step batch at step s as a copy of the source's latents.  So S starts cost S (S + 1) / 2
+row-steps and not S^2.  (ICLR 2025, app. A.2)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError
+from textpatch.groups import Group
 from textpatch.localization.scores import all_scores, values
-from textpatch.localization.search import latest_start
-from textpatch.localization.trials import Trials
-from textpatch.metrics import f1_of_means
+from textpatch.localization.trials import Trials, Unit
+from textpatch.metrics import FEWEST, f1_of_means
+from textpatch.metrics.intervals import Statistic, gain, ranking
 from textpatch.pipelines import SupportsPartialRuns, require_parts
 from textpatch.plan import Plan, Row, Swap
 from textpatch.ports.shipped import find_sites
@@ -27,69 +31,83 @@ from textpatch.sites import select_sites
 
 
 def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> dict:
-    """The scores of one set of sites for every start step, on all pairs and seeds of the trials.
+    """Score one set of sites for every start step, on all pairs and seeds of the trials.
 
-    sites   what `select_sites` understands, swapped together; starts: which start steps, all when None
-    Returns {"sites", "curve", "chosen", "generations"}: a list of {"start", "timestep", "sigma", scores}, and the
-    last start whose F1 towards the target is not clearly below the best one's.  One generation is a row through all
-    steps.  Raises PatchError for unknown sites and for starts outside the run.
+    sites   a selector as for `select_sites`.  All these sites are swapped together
+    starts  the start steps to try, all when None
+    Returns {"sites", "curve", "chosen", "generations"}.
+
+    - "curve" is a list of {"start", "timestep", "sigma", scores}.
+    - "chosen" is the last start whose F1 towards the target is not clearly below the best one's.
+    - "generations" counts rows.  One generation is a row through all steps.
+
+    Raises PatchError for unknown sites and for starts outside the run.
     """
     require_parts(trials.pipeline, "a start curve", SupportsPartialRuns)
     known = find_sites(trials.pipeline.denoiser)
-    steps = trials.steps
     group = tuple(site.index for site in select_sites(known, sites))
-    starts = list(range(steps)) if starts is None else sorted(set(starts))
-    if not starts or not 0 <= starts[0] <= starts[-1] < steps:
-        raise PatchError(f"start steps {starts}; this run has steps 0..{steps - 1}")
+    starts = _checked_starts(starts, trials.steps)
     with phase("start steps"):
         units = counted(trials.units(len(trials.pairs)))
         records = [_record(trials, unit, group, starts) for unit in units]
-    names = [_name(start) for start in starts]
-    times, sigmas = (
-        trials.pipeline.schedule.timesteps(steps),
-        trials.pipeline.schedule.sigmas(steps),
-    )
-    curve = [
+    scored = [values(records, _name(start)) for start in starts]
+    return {
+        "sites": list(group),
+        "curve": _curve(trials, records, starts),
+        "chosen": starts[latest_start(scored, f1_of_means)],
+        "generations": sum(record["generations"] for record in records),
+    }
+
+
+def _checked_starts(starts: Sequence[int] | None, steps: int) -> list[int]:
+    if starts is None:
+        return list(range(steps))
+    starts = sorted(set(starts))
+    if not starts or not 0 <= starts[0] <= starts[-1] < steps:
+        raise PatchError(
+            f"start steps {starts} were asked for; this run has steps 0..{steps - 1}, so give some of these"
+        )
+    return starts
+
+
+def _curve(trials: Trials, records: list[dict], starts: list[int]) -> list[dict]:
+    """Scores of each start step, with its timestep and sigma."""
+    times = trials.pipeline.schedule.timesteps(trials.steps)
+    sigmas = trials.pipeline.schedule.sigmas(trials.steps)
+    return [
         {
             "start": start,
             "timestep": float(times[start]),
             "sigma": float(sigmas[start]),
-            **all_scores(records, name),
+            **all_scores(records, _name(start)),
         }
-        for start, name in zip(starts, names)
+        for start in starts
     ]
-    last = latest_start([values(records, name) for name in names], f1_of_means)
-    generations = sum(record["generations"] for record in records)
-    return {
-        "sites": list(group),
-        "curve": curve,
-        "chosen": starts[last],
-        "generations": generations,
-    }
 
 
 def _name(start: int) -> str:
     return f"start-{start}"
 
 
-def _record(
-    trials: Trials, unit: tuple[int, int], group: tuple[int, ...], starts: list[int]
-) -> dict:
-    (index, seed), steps = unit, trials.steps
+def _record(trials: Trials, unit: Unit, group: Group, starts: list[int]) -> dict:
+    """Record of one pair and seed, with a picture for every start step."""
+    index, seed = unit
     pair = trials.pairs[index]
+    steps = trials.steps
     rows = [Row(_name(start), pair.source, seed, joins=start, copies=SOURCE) for start in starts]
     plan = Plan(
-        Swap(group, row.name, TARGET, steps=range(start, steps), branch=trials.branch)
-        for start, row in zip(starts, rows)
+        Swap(group, row.name, TARGET, steps=range(row.joins, steps), branch=trials.branch)
+        for row in rows
     )
-    runs = not prompt_settles_text(trials.pipeline.denoiser)
-    ends = [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed, sampled=runs)]
-    row_steps = (1 + runs) * steps + sum(steps - start for start in starts)
+    target_runs = not prompt_settles_text(trials.pipeline.denoiser)
+    target = Row(TARGET, pair.target, seed, sampled=target_runs)
+    rows = [Row(SOURCE, pair.source, seed), target, *rows]
+    row_steps = sum(steps - row.joins for row in rows if row.sampled)
 
     def make() -> dict:
         made = sample(
             trials.pipeline,
-            [*ends, *rows],
+            rows,
             plan,
             steps=steps,
             guidance=trials.guidance,
@@ -97,4 +115,18 @@ def _record(
         )
         return {"generations": row_steps / steps, "pictures": trials.scored(made.images, index)}
 
-    return trials.once(f"starts-{index}-{seed}", unit, made_by([*ends, *rows], plan), make)
+    return trials.once(f"starts-{index}-{seed}", unit, made_by(rows, plan), make)
+
+
+def latest_start(scores: Sequence[np.ndarray], statistic: Statistic = np.mean) -> int:
+    """Place of the last start step whose score is not clearly below the best one's.
+
+    scores  values over pairs of each start, in order
+    With fewer than FEWEST pairs no loss is clear.  Then it is the last start whose score is not below at all.
+    """
+    best = scores[ranking(scores, statistic)[0]]
+    lost = [gain(best, one, statistic) for one in scores]
+    end = "value"
+    if len(best) >= FEWEST:
+        end = "low"
+    return max(s for s, loss in enumerate(lost) if loss[end] <= 0)

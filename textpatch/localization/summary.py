@@ -1,4 +1,4 @@
-"""The result of a localisation as plain data: means, intervals, ranks, and how the search came to them."""
+"""The result of a localisation as plain data, with means, intervals, ranks, and the way that led to them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import asdict
 
 from textpatch.groups import Group, group_name, row_name
 from textpatch.guidance import described
+from textpatch.localization.modes import Request, all_alone
 from textpatch.localization.scores import all_scores
-from textpatch.localization.search import Screening, Step, responsible
+from textpatch.localization.screening import Screening
+from textpatch.localization.search import Step, responsible
 from textpatch.localization.trials import Trials
 from textpatch.metrics import f1_of_means
 from textpatch.metrics.intervals import interval, ranking
@@ -17,79 +19,101 @@ from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.report.result import SCHEMA_VERSION
 
 
-def all_alone(groups: Sequence[Group]) -> bool:
-    return all(len(group) == 1 for group in groups)
-
-
 def best_first(trials: Trials, groups: Sequence[Group]) -> list[Group]:
-    """Groups by their score on all pairs."""
+    """Groups by their score on all pairs, the best first."""
     order = ranking(trials.score(groups, len(trials.pairs)), f1_of_means)
     return [groups[i] for i in order]
 
 
 def summarise(
     trials: Trials,
-    mode: str,
-    groups: list[Group],
+    asked: Request,
     screening: Screening,
     beside: dict[Group, dict],
     grown: list[Step] | None,
 ) -> dict:
-    """Means and intervals of all records, the sites ranked, and how the search came to them.
+    """Result of a search as plain data, the content of results.json.
 
-    Measured sites are ranked by F1 towards the target, those screened out after them by what screened them out.
-    One of these may have joined the set all the same: alone it does little, with the others it was measured on all pairs.
+    asked   the request, whose groups are scored
+    beside  what the mode knows of each group beside its score
+    grown   steps of the responsible set's growth, None if no set was grown
+    Measured groups are ranked by F1 towards the target.  After them come those screened out, by what
+    screened them out.  One of these may have joined the set all the same.  Alone it does little, and with
+    the others it was measured on all pairs.
     """
-    records, pairs = trials.records, trials.pairs
-    measured = [
-        group
-        for group in groups
-        if all(row_name(group) in record["pictures"] for record in records)
-    ]
+    records = trials.records
+    labels = _labels(asked.groups)
+    measured = _measured(records, asked.groups)
     out = [group for group in screening.ranked if group not in measured]
-    label = lambda group: group[0] if all_alone(groups) else group_name(group)  # noqa: E731
     entries = []
-    for group in groups:
-        status = {"state": "measured", "pairs": len(pairs)}
+    for group in asked.groups:
+        status = {"state": "measured", "pairs": len(trials.pairs)}
         if group in out:
-            joined = all_alone(groups) and grown is not None and group[0] in responsible(grown)
-            status = {"state": "joined" if joined else "screened out", **screening.seen[group]}
-        sites = [find_sites(trials.pipeline.denoiser)[index] for index in group]
-        named = {
-            "site": label(group),
-            "group": list(group),
-            "name": " + ".join(site.name for site in sites),
-            "parameters": sum(site.parameters for site in sites),
-        }
+            status = {"state": _state(group, grown), **screening.seen[group]}
         entries.append(
             {
-                **named,
-                "kind": sites[0].kind,
+                "site": labels[group],
+                "group": list(group),
+                **_of_sites(trials, group),
                 **all_scores(records, row_name(group)),
                 "status": status,
                 **beside.get(group, {}),
             }
         )
-    words = [dict(zip(("word", "target_word"), pair.words)) for pair in pairs]
     return {
         "schema_version": SCHEMA_VERSION,
         **_facts(trials),
-        **_what(pairs),
-        "mode": mode,
+        **_what(trials.pairs),
+        "mode": asked.mode,
         "baselines": {side: all_scores(records, side) for side in (SOURCE, TARGET)},
         "sites": entries,
-        "ranked": [label(group) for group in [*best_first(trials, measured), *out]],
-        "set": None if grown is None else _set(trials, grown),
+        "ranked": [labels[group] for group in [*best_first(trials, measured), *out]],
+        "set": _set(trials, grown),
         "gaps": [
-            {**gap, "kept": label(gap["kept"]), "next": label(gap["next"])}
+            {**gap, "kept": labels[gap["kept"]], "next": labels[gap["next"]]}
             for gap in screening.gaps
         ],
-        "generations": _generations(trials, len(groups)),
-        "pairs_list": [{"source": p.source, "target": p.target, **w} for p, w in zip(pairs, words)],
+        "generations": _generations(trials, len(asked.groups)),
+        "pairs_list": [_listed(pair) for pair in trials.pairs],
     }
 
 
+def _labels(groups: Sequence[Group]) -> dict[Group, int | str]:
+    """Name of each group in the result, its site's index where all groups are single sites."""
+    if all_alone(groups):
+        return {group: group[0] for group in groups}
+    return {group: group_name(group) for group in groups}
+
+
+def _of_sites(trials: Trials, group: Group) -> dict:
+    """Facts of the sites of a group."""
+    known = find_sites(trials.pipeline.denoiser)
+    sites = [known[index] for index in group]
+    return {
+        "name": " + ".join(site.name for site in sites),
+        "parameters": sum(site.parameters for site in sites),
+        "kind": sites[0].kind,
+    }
+
+
+def _measured(records: Sequence[dict], groups: Sequence[Group]) -> list[Group]:
+    """Groups that have a picture in every record."""
+    return [
+        group
+        for group in groups
+        if all(row_name(group) in record["pictures"] for record in records)
+    ]
+
+
+def _state(group: Group, grown: list[Step] | None) -> str:
+    """Word for what became of a group that was screened out."""
+    if grown is not None and group[0] in responsible(grown):
+        return "joined"
+    return "screened out"
+
+
 def _facts(trials: Trials) -> dict:
+    """Facts of the run that made the pictures."""
     parameters = sum(p.numel() for p in trials.pipeline.denoiser.parameters())
     return dict(
         model=trials.pipeline.name,
@@ -105,13 +129,30 @@ def _facts(trials: Trials) -> dict:
 
 
 def _what(pairs: Sequence[Pair]) -> dict:
-    """What the pairs differ in, where it is not the word alone."""
+    """Attribute in which the pairs differ, where it is not the word alone."""
     differ = sorted({pair.what for pair in pairs})
-    return {} if differ == [Pair.what] else {"what": " or ".join(differ)}
+    if differ == [Pair.what]:
+        return {}
+    return {"what": " or ".join(differ)}
 
 
-def _set(trials: Trials, grown: list[Step]) -> dict:
-    """The responsible set and its score, of no swap if it is empty; every step towards it, on the pairs that decided it."""
+def _listed(pair: Pair) -> dict:
+    word, target_word = pair.words
+    return {
+        "source": pair.source,
+        "target": pair.target,
+        "word": word,
+        "target_word": target_word,
+    }
+
+
+def _set(trials: Trials, grown: list[Step] | None) -> dict | None:
+    """Responsible set with its score, and every step towards it.
+
+    The score of an empty set is that of no swap.  Each step is told on the pairs that decided it.
+    """
+    if grown is None:
+        return None
     sites = responsible(grown)
     steps = [
         {**asdict(step), "added": list(step.added), "group": list(step.group)} for step in grown
@@ -121,6 +162,9 @@ def _set(trials: Trials, grown: list[Step]) -> dict:
 
 
 def _generations(trials: Trials, groups: int) -> dict:
-    """Rows generated, each pair and seed counted; and what one run for the target and one per site come to."""
+    """Rows generated, beside what one run for the target and one for each site would come to.
+
+    Each pair and seed is counted.
+    """
     one_by_one = (1 + groups) * len(trials.pairs) * len(trials.seeds)
     return {"made": trials.generations, "one_by_one": one_by_one}

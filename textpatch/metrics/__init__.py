@@ -1,6 +1,6 @@
 """Scores of words and pictures, and the reader of words.
 
-Reading needs the tesseract program, importing this does not.
+Reading needs the tesseract program.  Importing this package does not.
 """
 
 from textpatch.metrics.image import (

@@ -1,6 +1,7 @@
-"""How far two pictures are apart: correct MSE, PSNR and SSIM, and the official 8-bit ones beside them.
+"""Distances of two pictures, the correct MSE, PSNR and SSIM and the official 8-bit ones.
 
-H, W height and width in pixels; pictures are PIL images, or uint8 arrays (H, W, 3) with values 0..255.
+A picture is a PIL image, or a uint8 array (H, W, 3) with values from 0 to 255.
+H and W are its height and width in pixels.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from PIL import Image
 from textpatch.errors import PatchError
 from textpatch.pictures import require_bounded
 
-WINDOW, SIGMA = 11, 1.5
+WINDOW = 11
+SIGMA = 1.5
 RANGE = 255
-C1, C2 = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2
+C1 = (0.01 * RANGE) ** 2
+C2 = (0.03 * RANGE) ** 2
 MARGIN = WINDOW // 2
 Box = tuple[int, int, int, int]
 
@@ -23,7 +26,7 @@ def mse(a, b, mask: np.ndarray | None = None) -> float:
 
         mean over the pixels that count and the channels of (a - b)^2
 
-    mask  bool (H, W), True = counts; all when None
+    mask  bool (H, W), True where a pixel counts; None counts all pixels
     Raises PatchError for sizes that differ, values that are not 8-bit RGB, or a mask that leaves nothing.
     """
     a, b = _pair(a, b)
@@ -31,15 +34,18 @@ def mse(a, b, mask: np.ndarray | None = None) -> float:
 
 
 def psnr(a, b, mask: np.ndarray | None = None) -> float:
-    """Peak signal-to-noise ratio in dB; inf for pictures that are equal where they count.
+    """Peak signal-to-noise ratio in dB.
 
         10 log10(255^2 / mse)
 
-    mask  bool (H, W), True = counts; all when None
+    mask  as in `mse`
+    The ratio is inf for pictures that are equal where they count.
     Raises PatchError as `mse` does.
     """
     error = mse(a, b, mask)
-    return float(10 * np.log10(RANGE**2 / error)) if error else float("inf")
+    if error == 0:
+        return float("inf")
+    return float(10 * np.log10(RANGE**2 / error))
 
 
 def ssim(a, b, mask: np.ndarray | None = None) -> float:
@@ -47,11 +53,11 @@ def ssim(a, b, mask: np.ndarray | None = None) -> float:
 
         (2 m_a m_b + C1)(2 s_ab + C2) / ((m_a^2 + m_b^2 + C1)(s_a^2 + s_b^2 + C2))
 
-    m, s  Gaussian-weighted mean and (co)variance, without Bessel's correction, in an 11 x 11 window of
-          sigma 1.5 around each pixel; only windows that lie inside the picture count
-    C     (.01 * 255)^2 and (.03 * 255)^2
-    mask  bool (H, W), True = this pixel's window counts, 5 pixels around it included; all when None.
-          `windows_outside` is the mask under which no pixel of a box has a part in the score
+    m, s    Gaussian-weighted mean and (co)variance, without Bessel's correction, in an 11 x 11 window of
+            sigma 1.5 around each pixel.  Only windows that lie inside the picture count
+    C1, C2  (.01 * 255)^2 and (.03 * 255)^2
+    mask    bool (H, W), True where the window around a pixel counts; None counts all windows.
+            `windows_outside` is the mask under which no pixel of a box has a part in the score
     Raises PatchError as `mse` does, for less than 11 pixels a side, and for a mask without a whole window.
     """
     a, b = _pair(a, b)
@@ -67,7 +73,7 @@ def ssim(a, b, mask: np.ndarray | None = None) -> float:
 def pixels_outside(box: Box | None, height: int, width: int) -> np.ndarray:
     """Mask of the pixels outside a box, bool (H, W).
 
-    box  left, top, right, bottom in pixels, the last two just behind it; None is no box
+    box  left, top, right, bottom in pixels, where right and bottom are the first outside; None is no box
     """
     outside = np.ones((height, width), bool)
     if box is not None:
@@ -91,37 +97,33 @@ def windows_outside(box: Box | None, height: int, width: int) -> np.ndarray:
 
 
 def mse_uint8_wrapped(a, b) -> float:
-    """The official MSE, whose squares wrap around at 256; only for comparing with published tables.   (6.6)
+    """The official MSE, whose squares wrap around at 256.   (6.6)
 
-        mean of ((a - b)^2 mod 256),   105.5 for independent uniform pixels
+        mean of ((a - b)^2 mod 256)
 
+    It serves to compare with published tables.  Independent uniform pixels have 105.5.
     Raises PatchError as `mse` does.
     """
     a, b = _pair(a, b)
-    difference = a - b  # uint8, wraps
+    difference = a - b  # uint8, which wraps around
     return float((difference * difference).mean())
 
 
 def psnr_uint8_wrapped(a, b) -> float:
-    """The official PSNR in dB over `mse_uint8_wrapped`: 27.90 for noise, 148.13 for equal pictures.   (6.6)
+    """The official PSNR in dB, of `mse_uint8_wrapped`.   (6.6)
 
         10 log10(255^2 / max(mse_uint8_wrapped, 1e-10))
 
+    Noise has 27.90 dB, equal pictures 148.13.
     Raises PatchError as `mse` does.
     """
     return float(10 * np.log10(RANGE**2 / max(mse_uint8_wrapped(a, b), 1e-10)))
 
 
 def _pair(a, b) -> tuple[np.ndarray, np.ndarray]:
-    for x in (a, b):
-        if isinstance(x, Image.Image):
-            require_bounded(x, "a picture")
-    a, b = (np.asarray(x.convert("RGB") if isinstance(x, Image.Image) else x) for x in (a, b))
-    for x in (a, b):
-        if x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != 3 or not x.size:
-            raise PatchError(
-                f"needs PIL pictures or uint8 arrays (H, W, 3); found {x.dtype} {x.shape}"
-            )
+    """Both pictures as uint8 arrays (H, W, 3) of one size."""
+    a = _pixels(a)
+    b = _pixels(b)
     if a.shape != b.shape:
         raise PatchError(
             f"pictures differ in (H, W): {a.shape[:2]} and {b.shape[:2]}; crop or resize one"
@@ -129,8 +131,26 @@ def _pair(a, b) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
+def _pixels(picture) -> np.ndarray:
+    """One picture as a uint8 array (H, W, 3)."""
+    if isinstance(picture, Image.Image):
+        require_bounded(picture, "a picture")
+        picture = picture.convert("RGB")
+    pixels = np.asarray(picture)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise PatchError(
+            f"needs PIL pictures or uint8 arrays (H, W, 3); found {pixels.dtype} {pixels.shape}"
+        )
+    return pixels
+
+
 def _counted(values: np.ndarray, mask, inside=(slice(None), slice(None))) -> np.ndarray:
-    """`values` (H, W, 3) at the pixels that count; `inside` is where in the picture `values` lies."""
+    """Values at the pixels that count, (pixels, 3).
+
+    values  (h, w, 3), of a whole picture or of a part of it
+    mask    as in `mse`, of the whole picture; None returns `values` as they are
+    inside  the part of the picture that `values` cover, as two slices
+    """
     if mask is None:
         return values
     mask = np.asarray(mask)
@@ -146,9 +166,12 @@ def _counted(values: np.ndarray, mask, inside=(slice(None), slice(None))) -> np.
 
 
 def _ssim_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(H - 10, W - 10, 3) similarities of the windows that lie inside."""
-    mean_a, mean_b, square_a, square_b, product = (_blur(x) for x in (a, b, a * a, b * b, a * b))
-    var_a, var_b, cov = square_a - mean_a**2, square_b - mean_b**2, product - mean_a * mean_b
+    """Similarities of the windows that lie inside the picture, (H - 10, W - 10, 3)."""
+    mean_a = _blur(a)
+    mean_b = _blur(b)
+    var_a = _blur(a * a) - mean_a**2
+    var_b = _blur(b * b) - mean_b**2
+    cov = _blur(a * b) - mean_a * mean_b
     brightness = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
     return brightness * (2 * cov + C2) / (var_a + var_b + C2)
 
@@ -157,6 +180,7 @@ def _blur(x: np.ndarray) -> np.ndarray:
     """Gaussian mean over both picture axes, without padding."""
     weights = np.exp(-((np.arange(WINDOW) - MARGIN) ** 2) / (2 * SIGMA**2))
     weights /= weights.sum()
-    height, width = x.shape[0] - 2 * MARGIN, x.shape[1] - 2 * MARGIN
+    height = x.shape[0] - 2 * MARGIN
+    width = x.shape[1] - 2 * MARGIN
     x = sum(w * x[i : i + height] for i, w in enumerate(weights))
     return sum(w * x[:, i : i + width] for i, w in enumerate(weights))

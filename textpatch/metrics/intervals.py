@@ -1,9 +1,9 @@
-"""How far a score would move on another draw of the same items."""
+"""Intervals of scores, which say how far a score would move on another draw of items."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -12,7 +12,8 @@ import numpy as np
 from textpatch.errors import PatchError
 
 PERFECT = 1 - 1e-6  # the official precision of a perfect reading is n / (n + 1e-8)
-FEWEST = 3  # items: of one or two a bootstrap knows no more than that they are what they are
+# Items that an interval needs.  Drawing one or two of them again tells nothing of how they spread.
+FEWEST = 3
 CHUNK = 2**21  # resampled values held at once: 16 MB a column, whatever `n` and the number of items
 
 Statistic = Callable[..., np.ndarray]
@@ -27,7 +28,7 @@ class Interval(NamedTuple):
 
 def bootstrap(
     values,
-    statistic: Callable[..., np.ndarray] = np.mean,
+    statistic: Statistic = np.mean,
     *,
     n: int = 1000,
     level: float = 0.95,
@@ -35,7 +36,7 @@ def bootstrap(
 ) -> Interval:
     """Percentile bootstrap of a statistic over items drawn with replacement.   (Efron 1979)
 
-        low, high = quantiles (1 - level)/2 and (1 + level)/2 of statistic(values[draw]),   n draws
+        low, high = quantiles (1 - level)/2 and (1 + level)/2 of statistic(values[draw]) over n draws
 
     values     finite numbers (items,), or (items, columns) where the columns of an item stay together,
                such as its precision and recall
@@ -58,13 +59,15 @@ def wilson(share: float, n: int, *, level: float = 0.95) -> Interval:
         low, high = (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
 
     z      the normal quantile of (1 + level) / 2
-    share  p, from 0 to 1; the mean of n values from 0 to 1, too, which spread less than yes and no of that mean
-    It has a width where all answers are alike: of n times yes it is n / (n + z^2) to 1.
-    Raises PatchError for no answers, a share that is none, or a level outside 0..1.
+    share  p, from 0 to 1.  It may also be the mean of n values from 0 to 1, as these spread less than
+           answers of yes and no with the same mean
+    The interval has a width even where all answers are alike.  For n times yes it is n / (n + z^2) to 1.
+    Raises PatchError for no answers, a share outside 0..1, or a level outside 0..1.
     """
     if n < 1 or not 0 <= share <= 1 or not 0 < level < 1:
         raise PatchError(
-            f"wilson got share={share}, n={n} and level={level}; needs 0 <= share <= 1, n >= 1 and 0 < level < 1"
+            f"wilson got share={share}, n={n} and level={level}; "
+            "needs 0 <= share <= 1, n >= 1 and 0 < level < 1"
         )
     z = NormalDist().inv_cdf((1 + level) / 2)
     middle = share + z**2 / (2 * n)
@@ -72,10 +75,12 @@ def wilson(share: float, n: int, *, level: float = 0.95) -> Interval:
     whole = 1 + z**2 / n
     low = max(0.0, (middle - half) / whole)
     high = min(1.0, (middle + half) / whole)
-    return Interval(min(low, share), max(high, share))  # which rounding alone could leave outside
+    # rounding alone could leave the share outside
+    return Interval(min(low, share), max(high, share))
 
 
 def _columns(values) -> np.ndarray:
+    """Values as finite float64 numbers (columns, items)."""
     array = np.asarray(values, np.float64)
     if array.ndim not in (1, 2) or not array.size:
         raise PatchError(
@@ -89,13 +94,16 @@ def _columns(values) -> np.ndarray:
     return np.ascontiguousarray(np.atleast_2d(array.T))  # (columns, items)
 
 
-def _draws(items: int, n: int, seed: int):
-    rng, step = np.random.default_rng(seed), max(1, CHUNK // items)
+def _draws(items: int, n: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield n draws of item numbers in arrays (draws, items) of at most CHUNK entries."""
+    rng = np.random.default_rng(seed)
+    step = max(1, CHUNK // items)
     for start in range(0, n, step):
         yield rng.integers(items, size=(min(step, n - start), items))
 
 
-def _replicates(columns: np.ndarray, statistic, draw: np.ndarray) -> np.ndarray:
+def _replicates(columns: np.ndarray, statistic: Statistic, draw: np.ndarray) -> np.ndarray:
+    """Values of the statistic on draws (draws, items), one for each draw."""
     result = np.asarray(statistic(*(column[draw] for column in columns), axis=-1))
     if result.shape != draw.shape[:1]:
         raise PatchError(
@@ -108,11 +116,11 @@ def _replicates(columns: np.ndarray, statistic, draw: np.ndarray) -> np.ndarray:
 def interval(
     values: np.ndarray, statistic: Statistic = np.mean, level: float = 0.95
 ) -> dict[str, float | None]:
-    """{"value", "low", "high"}: the statistic over pairs and its interval, bootstrapped.
+    """Statistic over pairs and its interval, {"value", "low", "high"}.
 
-    values  (n,) or (n, columns)
-    Of fewer than FEWEST pairs, and of pairs that all score alike, a bootstrap has no width or next to none.
-    There scores from 0 to 1 have `wilson`'s interval.  Other scores have none: low and high are None.
+    values  scores of n pairs, (n,) or (n, columns)
+    The interval is bootstrapped where that can tell how the pairs spread (see `tells_spread`).  Elsewhere a
+    score from 0 to 1 has `wilson`'s interval, and any other score has none, so that low and high are None.
     """
     value = statistic_of(values, statistic)
     if tells_spread(values):
@@ -123,17 +131,23 @@ def interval(
 
 
 def tells_spread(values: np.ndarray) -> bool:
-    """Whether the pairs are enough, and differ: drawing them again then tells how far their mean would move."""
+    """True if drawing the pairs again tells how far their mean would move.
+
+    That takes FEWEST pairs or more, and pairs that differ.
+    """
     return len(values) >= FEWEST and bool((np.ptp(values, axis=0) > 1 - PERFECT).any())
 
 
 def gain(
     more: np.ndarray, less: np.ndarray, statistic: Statistic = np.mean, level: float = 0.95
 ) -> dict[str, float]:
-    """s(more) - s(less) and its bootstrapped interval, each draw of pairs taken on both sides.
+    """Difference s(more) - s(less) of a statistic and its interval, {"value", "low", "high"}.
 
-    Of fewer than FEWEST pairs it is -1 to 1, all that scores from 0 to 1 can differ by: no gain is clear.
-    Where all pairs gain alike it has no width.
+    more, less  scores of the same pairs, (n,) or (n, columns)
+    Each draw of the bootstrap takes the same pairs from both sides.
+    On fewer than FEWEST pairs the interval is -1 to 1, so that no gain is clear.  Scores from 0 to 1 cannot
+    differ by more.
+    Where all pairs gain alike the interval has no width.
     """
     columns = np.atleast_2d(more.T)
     both = np.concatenate([columns, np.atleast_2d(less.T)]).T  # (n, 2 columns)
@@ -149,9 +163,10 @@ def gain(
 
 
 def ranking(values: Sequence[np.ndarray], statistic: Statistic = np.mean) -> list[int]:
-    """Places of the values, best first; of equals the earlier."""
+    """Positions of the values, best first, equal ones in the order given."""
     return sorted(range(len(values)), key=lambda i: (-statistic_of(values[i], statistic), i))
 
 
 def statistic_of(values: np.ndarray, statistic: Statistic) -> float:
+    """Statistic over pairs whose scores are (n,) or (n, columns)."""
     return float(statistic(*np.atleast_2d(values.T), axis=-1))

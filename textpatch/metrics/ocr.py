@@ -16,44 +16,53 @@ from textpatch.pictures import require_bounded
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DIGITS = "0123456789"
-LINE_MODE = 7  # one line of text: of 8 px capitals it read 99 %, and mode 8, for one word, 17 %
+# Tesseract's mode for one line of text.  It reads 99 % of capitals 8 px high, mode 8 (one word) 17 %.
+LINE_MODE = 7
 PERCENTILES = (1, 99)
-# White around the ink, before enlarging: 4 pixels, or a quarter of the ink's height if that is more; and the
-# tallest enlarged ink.  So 18 of 18 words are read at 12 to 500 points; at 500 points 16 without the limit,
-# in 18 s for 1.1 s, and 10 with 4 pixels of white.
+# White around the ink before it is enlarged, in pixels, or a quarter of the ink's height if that is more.
 PAD = 4
+# Height of the enlarged ink in pixels at most.  With both limits 18 of 18 words are read at 12 to 500 points.
+# At 500 points 16 are read without this limit, in 18 s instead of 1.1 s, and 10 with 4 pixels of white.
 TALLEST = 100
-# Grey levels of 0..255.  Noise of standard deviation 5 spans 23 between the two percentiles, and stretched to
-# full contrast would be read as letters.  Ink below 1 % of a picture escapes them, so the range counts too.
+# Contrast that a picture needs to be read, in grey levels of 0..255.
+# Between the two percentiles: noise of standard deviation 5 spans 23, and would be read as letters if it
+# were stretched to full contrast.
 LEAST_SPAN = 24
+# Between the darkest and the lightest pixel: ink on less than 1 % of a picture escapes the percentiles.
 LEAST_RANGE = 64
 KNOWN_WORDS = (
     "OPEN BREAD MARKET COFFEE GARDEN HOTEL SCHOOL FLOWER STREET PAPER BRIDGE QUICK "
     "VOYAGE JACKET EXIT ZEBRA WINDOW LAMP"
 ).split()
-TEST_SIZES = (16, 24, 36)  # points of Pillow's own font: capitals of 11, 17 and 26 px
+# In points of Pillow's own font, whose capitals are then 11, 17 and 26 px high.
+TEST_SIZES = (16, 24, 36)
 LEAST_EXACT = 0.9
-# Pictures a process: what a timeout is for, and the most that is read on for a reader that was killed
+# Pictures that one process reads.  A timeout is for so many, and a process whose reader was killed reads
+# no more than these.
 A_CALL = 64
 
 
 def alphabet_of(words: Iterable[str]) -> str:
-    """The smallest alphabet to read words with: capitals; small letters, too; digits, too, if they have any.
+    """The smallest alphabet to read words with.
 
-    A larger one confuses more: 0 and O, 1 and l.  A word with other characters is spelt by none of them.
+    It holds the capitals, the small letters if the words have any, and the digits if the words have any.
+    A larger alphabet confuses more, such as 0 with O and 1 with l.  It spells no word with other characters.
     """
     letters = set("".join(words))
-    alphabet = LETTERS + LETTERS.lower() * (not letters.isdisjoint(LETTERS.lower()))
-    return alphabet + DIGITS * (not letters.isdisjoint(DIGITS))
+    alphabet = LETTERS
+    for more in (LETTERS.lower(), DIGITS):
+        if not letters.isdisjoint(more):
+            alphabet += more
+    return alphabet
 
 
 class Tesseract:
     """The tesseract program as a reader of single text lines, with its dictionaries off.
 
     alphabet  the characters it may answer with
-    blank     True keeps one blank between the words of a line; False drops all blanks
+    blank     True keeps one blank between the words of a line, False drops all blanks
     scale     enlargement before reading.  4 suits capitals of 6 px and more, 6 and 8 read no better
-    timeout   seconds that a tesseract process may take, for 64 pictures at about 10 ms a small one
+    timeout   seconds that a tesseract process may take.  It reads up to 64 pictures, a small one in 10 ms
     Raises OCRError for an alphabet or a scale that cannot be used.
     """
 
@@ -87,7 +96,8 @@ class Tesseract:
 
         The first call runs `self_test`.
         images  pictures of any sizes, 8 bits a channel, dark or light letters on a calmer ground
-        box     left, top, right, bottom in pixels, the part of each picture that holds text; all when None
+        box     the part of each picture that holds text, as left, top, right, bottom in pixels.  None is the
+                whole picture
         A picture that crashes tesseract reads as "" and is counted in `crashed`.
         Raises OCRError if tesseract is missing, fails, is too slow, or fails its self-test.
         """
@@ -106,20 +116,19 @@ class Tesseract:
             return
         words = _known_words(self.alphabet, self.blank)
         pictures = [_draw(word, TEST_SIZES[i % len(TEST_SIZES)]) for i, word in enumerate(words)]
-        read = self._read(
-            [_prepare(picture, None, self.scale, i) for i, picture in enumerate(pictures)]
-        )
-        right = sum(exact(r, w) for r, w in zip(read, words, strict=True))
+        prepared = [_prepare(picture, None, self.scale, i) for i, picture in enumerate(pictures)]
+        readings = list(zip(self._read(prepared), words, strict=True))
+        right = sum(exact(read, word) for read, word in readings)
         if right < LEAST_EXACT * len(words):
+            told = ", ".join(f"{word} as {read!r}" for read, word in readings)
             raise OCRError(
-                f"tesseract read {right} of {len(words)} known words, {LEAST_EXACT:.0%} are needed: "
-                + ", ".join(f"{w} as {r!r}" for r, w in zip(read, words, strict=True))
-                + "; check `tesseract --version`, its English data, and the alphabet for look-alikes"
+                f"tesseract read {right} of {len(words)} known words, {LEAST_EXACT:.0%} are needed: {told}; "
+                "check `tesseract --version`, its English data, and the alphabet for look-alikes"
             )
         self._tested = True
 
     def describe(self) -> dict:
-        """Engine, version, settings and preprocessing, as a manifest must hold them to repeat a reading."""
+        """Engine, version, settings and preprocessing, all that a manifest needs to repeat a reading."""
         return {
             "engine": "tesseract",
             "version": version(),
@@ -136,17 +145,22 @@ class Tesseract:
         }
 
     def _read(self, prepared: list[Image.Image | None]) -> list[str]:
+        """Text lines of prepared pictures, "" for None."""
         inked = [i for i, picture in enumerate(prepared) if picture is not None]
         lines = [""] * len(prepared)
-        between = " " if self.blank else ""
+        between = " " * self.blank
         for first in range(0, len(inked), A_CALL):
             places = inked[first : first + A_CALL]
-            for i, line in zip(places, self._run([prepared[i] for i in places]), strict=True):
+            found = self._run([prepared[i] for i in places])
+            for i, line in zip(places, found, strict=True):
                 lines[i] = between.join(line.split())
         return lines
 
     def _run(self, pictures: list[Image.Image]) -> list[str]:
-        """Lines read by one process, as starting it costs as much as reading ten; by two if it crashes."""
+        """Lines read by one process, or by two for half of the pictures each if it crashes.
+
+        Starting a process costs as much as reading ten pictures.
+        """
         try:
             return _pages(self._ask(pictures), len(pictures))
         except Crash:
@@ -157,7 +171,8 @@ class Tesseract:
             return [""]
 
     def _ask(self, pictures: list[Image.Image]) -> str:
-        data = io.BytesIO()  # no file: nothing of a reader that was killed stays behind
+        """Text that one process prints for the pictures."""
+        data = io.BytesIO()  # in memory, as a reader that is killed would leave a file behind
         pictures[0].save(data, "TIFF", save_all=True, append_images=pictures[1:])
         asked = f"reading {len(pictures)} picture{'s' * (len(pictures) != 1)}"
         return tesseract(
@@ -168,6 +183,7 @@ class Tesseract:
         )
 
     def _settings(self) -> list[str]:
+        """Arguments of the program that set the language, the mode and the alphabet."""
         settings = {
             "load_system_dawg": "0",
             "load_freq_dawg": "0",
@@ -178,8 +194,9 @@ class Tesseract:
 
 
 def _pages(text: str, count: int) -> list[str]:
+    """Readings of `count` pictures in what the program printed."""
     pages = text.split("\f")
-    # 5.3.0 puts a form feed between the pages; one behind the last, as of single pages, is no page
+    # 5.3.0 prints a form feed between two pages, and one behind a single page, after which no page comes
     if len(pages) == count + 1 and not pages[-1].strip():
         pages.pop()
     if len(pages) != count:
@@ -188,7 +205,7 @@ def _pages(text: str, count: int) -> list[str]:
 
 
 def _prepare(image: Image.Image, box, scale: float, index: int) -> Image.Image | None:
-    """Dark ink on white, cropped, padded and enlarged, or None for a picture without contrast."""
+    """Dark ink on white, cropped to the ink, padded and enlarged, or None without contrast."""
     grey = _luminance(image, box, index)
     levels = _levels(grey)
     if levels is None:
@@ -196,7 +213,8 @@ def _prepare(image: Image.Image, box, scale: float, index: int) -> Image.Image |
     ink = np.clip((levels[1] - grey) / (levels[1] - levels[0]), 0, 1)  # 1 = darkest
     if ink.mean() > 0.5:  # letters cover less than half of what they stand on
         ink = 1 - ink
-    rows, columns = (np.flatnonzero((ink > 0.5).any(axis)) for axis in (1, 0))
+    rows = np.flatnonzero((ink > 0.5).any(1))
+    columns = np.flatnonzero((ink > 0.5).any(0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = min(scale, TALLEST / len(ink))
     padded = np.pad(ink, max(PAD, len(ink) // 4))
@@ -205,11 +223,8 @@ def _prepare(image: Image.Image, box, scale: float, index: int) -> Image.Image |
 
 
 def _luminance(image: Image.Image, box, index: int) -> np.ndarray:
-    if not isinstance(image, Image.Image) or image.mode[0] in "IF":
-        found = f"mode {image.mode}" if isinstance(image, Image.Image) else type(image).__name__
-        raise OCRError(
-            f"picture {index} cannot be read: {found}; give a PIL image with 8 bits a channel"
-        )
+    """Grey levels of a picture, or of its part in a box, as float64 (H, W)."""
+    _require_8_bits(image, index)
     require_bounded(image, f"picture {index}")
     if box is not None:
         left, top, right, bottom = box
@@ -218,9 +233,22 @@ def _luminance(image: Image.Image, box, index: int) -> np.ndarray:
                 f"box {tuple(box)} is not inside picture {index} of size {image.size}; shrink it"
             )
         image = image.crop(box)
-    if "A" in image.getbands():  # what is transparent is seen as white
+    if "A" in image.getbands():  # transparent parts are seen as white
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return np.asarray(image.convert("L"), np.float64)
+
+
+def _require_8_bits(image, index: int) -> None:
+    """Raise OCRError for anything but a PIL image with 8 bits a channel."""
+    if not isinstance(image, Image.Image):
+        found = type(image).__name__
+    elif image.mode[0] in "IF":
+        found = f"mode {image.mode}"
+    else:
+        return
+    raise OCRError(
+        f"picture {index} cannot be read: {found}; give a PIL image with 8 bits a channel"
+    )
 
 
 def _levels(grey: np.ndarray) -> tuple[float, float] | None:
@@ -236,6 +264,7 @@ def _levels(grey: np.ndarray) -> tuple[float, float] | None:
 
 
 def _draw(word: str, size: int) -> Image.Image:
+    """Draw a word in black on white, `size` points high."""
     font = ImageFont.load_default(size)
     left, top, right, bottom = font.getbbox(word)
     picture = Image.new("L", (round(right - left) + size, round(bottom - top) + size), 255)
@@ -244,12 +273,23 @@ def _draw(word: str, size: int) -> Image.Image:
 
 
 def _known_words(alphabet: str, blank: bool) -> list[str]:
-    """At least twelve words of the alphabet, real ones if it spells them, else the same random ones."""
-    spelt = [w if set(w) <= set(alphabet) else w.lower() for w in KNOWN_WORDS]
-    words = [w for w in spelt if set(w) <= set(alphabet)]
+    """Twelve words of the alphabet or more, each two words long if `blank`.
+
+    They are English words in capitals or small letters as far as the alphabet spells these.  Random words,
+    the same in every call, make up the twelve.
+    """
+    words = [word for known in KNOWN_WORDS if (word := _spelt(known, alphabet))]
     rng = random.Random(0)
     while len(words) < 12:
         words.append("".join(rng.choice(alphabet) for _ in range(4)))
-    return (
-        [f"{a} {b}" for a, b in zip(words, words[1:] + words[:1], strict=True)] if blank else words
-    )
+    if not blank:
+        return words
+    return [f"{a} {b}" for a, b in zip(words, words[1:] + words[:1], strict=True)]
+
+
+def _spelt(word: str, alphabet: str) -> str | None:
+    """The word in capitals, else in small letters, or None if the alphabet spells neither."""
+    for spelling in (word, word.lower()):
+        if set(spelling) <= set(alphabet):
+            return spelling
+    return None

@@ -28,7 +28,7 @@ INSTALL = (
 INSTALL_LANGUAGE = (
     f"install its data: apt-get install tesseract-ocr-{LANGUAGE}, or mend TESSDATA_PREFIX"
 )
-# SIGABRT, SIGFPE, SIGSEGV: 5.3.0 divided by zero on 1 of 20 pictures of noise stretched to full contrast
+# SIGABRT, SIGFPE and SIGSEGV.  5.3.0 divided by zero on 1 of 20 pictures of noise stretched to full contrast.
 CRASHES = (-6, -8, -11)
 
 
@@ -38,14 +38,17 @@ class Crash(OCRError):
 
 def program() -> str:
     """The program to start, `tesseract` unless `pytesseract.pytesseract.tesseract_cmd` names another."""
-    from pytesseract import pytesseract  # here, as it imports pandas where there is one
+    from pytesseract import (
+        pytesseract,
+    )  # imported here because it imports pandas where there is one
 
     return pytesseract.tesseract_cmd
 
 
 def languages() -> list[str]:
-    """Names of the languages that the program has data of, such as eng; none where it cannot say.
+    """Names of the languages that the program has data of, such as eng.
 
+    There are none if the program cannot say which.
     This call has no time limit.  Ask a program that has answered before.
     """
     from pytesseract import pytesseract
@@ -61,8 +64,8 @@ def version() -> str:
 
     Raises OCRError as `tesseract` does, or if the program names no version.
     """
-    # pytesseract makes 5.3.0 of 5.3.0-46-g1569, and two builds would bear one name in a run's manifest.  It
-    # ends Python with SystemExit where there is no number, and waits without a limit.
+    # pytesseract shortens 5.3.0-46-g1569 to 5.3.0, and two builds would bear one name in a run's manifest.
+    # It also ends Python with SystemExit where there is no number, and waits without a limit.
     first = tesseract(["--version"], timeout=20, asked="naming its version").split("\n")[0].split()
     if len(first) < 2:
         raise OCRError(f"asked tesseract for its version; found {' '.join(first)!r}; {INSTALL}")
@@ -70,13 +73,13 @@ def version() -> str:
 
 
 def tesseract(arguments: Sequence[str], given: bytes = b"", *, timeout: float, asked: str) -> str:
-    """What the program prints, run on one thread.
+    """Run the program on one thread and return what it prints.
 
-    arguments  as a list, seen by no shell
-    given      what the program reads from its standard input
-    timeout    in seconds
-    asked      what for, as an error begins
-    Raises OCRError if there is no such program, if it fails or takes longer, and Crash if it dies.
+    arguments  of the program, which no shell sees
+    given      bytes that the program reads from its standard input
+    timeout    seconds that it may take
+    asked      what the call is for, with which an error message begins
+    Raises OCRError if there is no such program, if it fails, or if it takes longer.  Raises Crash if it dies.
     """
     process = _started(arguments, asked)
     with process:
@@ -103,7 +106,7 @@ def _started(arguments: Sequence[str], asked: str) -> subprocess.Popen:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "OMP_THREAD_LIMIT": "1"},
-            # a terminal's Ctrl-C goes to its whole group: the reading that is begun can be finished
+            # a terminal's Ctrl-C goes to our whole process group, and the reading can then be finished
             start_new_session=True,
         )
     except OSError as error:
@@ -124,6 +127,7 @@ def _failure(asked: str, status: int, told: bytes) -> OCRError:
 
 
 def _end(process: subprocess.Popen) -> None:
+    """Kill a program that still runs, with all processes that it started."""
     if process.poll() is not None:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended by itself

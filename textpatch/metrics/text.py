@@ -29,9 +29,8 @@ def characters(read: str, wanted: str) -> Match:
         P = |R n W| / (|R| + 1e-8),   Q = |R n W| / (|W| + 1e-8),   exact_multiset: R = W
 
     R, W  multisets of the lower-cased characters of `read` and `wanted`
-    As in the official code every blank becomes one and the same empty character, which is matched and counted
-    like any other.  An empty string scores 0 and 0, even against another empty one.  An anagram is an exact
-    multiset.
+    As in the official code all blanks count as one and the same character.
+    An empty string scores 0 and 0, even against another empty one.  An anagram is an exact multiset.
     """
     found = [c.strip().lower() for c in read]
     sought = [c.strip().lower() for c in wanted]
@@ -53,9 +52,12 @@ def f1(pairs: Iterable[tuple[str, str]]) -> float:
 
 
 def f1_of_means(precision, recall, axis: int = -1) -> np.ndarray:
-    """F1 of mean precision and mean recall, each (..., items), such as `bootstrap` takes.   (6.3)
+    """F1 of mean precision and mean recall.   (6.3)
 
-    F1 = 2 mean(P) mean(Q) / (mean(P) + mean(Q) + 1e-6)
+        F1 = 2 mean(P) mean(Q) / (mean(P) + mean(Q) + 1e-6)
+
+    precision, recall  (..., items), averaged along `axis`
+    It is a statistic that `bootstrap` takes.
     """
     p = np.mean(precision, axis=axis)
     q = np.mean(recall, axis=axis)
@@ -70,7 +72,8 @@ def exact(read: str, wanted: str) -> bool:
 def edit_distance(read: str, wanted: str) -> int:
     """Levenshtein distance of the lower-cased strings, in characters, not normalised.   (6.4)
 
-    d(i, j) = min(d(i-1, j) + 1, d(i, j-1) + 1, d(i-1, j-1) + [r_i != w_j]),   d(i, 0) = i, d(0, j) = j
+    d(i, j) = min(d(i-1, j) + 1, d(i, j-1) + 1, d(i-1, j-1) + [r_i != w_j])
+    d(i, 0) = i,   d(0, j) = j
     """
     read = read.lower()
     wanted = wanted.lower()

@@ -1,1 +1,1 @@
-"""Prompts: pairs of them, lists of published ones, and which tokens spell a word."""
+"""Pairs of prompts, lists of published ones, and the tokens that spell a word."""

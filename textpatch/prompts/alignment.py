@@ -1,39 +1,40 @@
-"""Which tokens of a prompt spell its quoted word."""
+"""Places of the tokens of a prompt that spell its quoted word."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from textpatch.errors import PatchError, PromptError
 from textpatch.prompts.pairs import quoted
 
 
 def word_tokens(pipeline, prompt: str) -> tuple[int, ...]:
-    """The text tokens that change with the quoted word of a prompt: what all tokenizers put between its quotes.
+    """Places of the text tokens that change with the quoted word of a prompt.
 
-    Tokens stand as the encoders of the published models lay them: two CLIPs side by side, a T5 after them.
+    They are the tokens that each tokenizer puts between the quotes, counted along all text tokens of the
+    model.  There the tokens of several encoders lie as in the published models, two CLIPs side by side and a
+    T5 after them.
     Raises PatchError for encoders without tokenizers, PromptError for a word no encoder reads.
     """
-    tokenizers = getattr(pipeline.encoders, "tokenizers", None)
+    encoders = pipeline.encoders
+    tokenizers = getattr(encoders, "tokenizers", None)
     if not tokenizers:
         raise PatchError(
-            f"the encoders of {pipeline.name} have no `tokenizers` to find the word with; give `tokens` instead"
+            f"the encoders of {pipeline.name} have no `tokenizers` to find the word with; "
+            "give `tokens` instead"
         )
-    total, read = (
-        pipeline.encode([prompt]).tokens.shape[1],
-        getattr(pipeline.encoders, "as_read", str),
-    )
-    limits = getattr(pipeline.encoders, "limits", [total] * len(tokenizers))
+    read = getattr(encoders, "as_read", str)
+    total = pipeline.encode([prompt]).tokens.shape[1]
+    limits = getattr(encoders, "limits", [total] * len(tokenizers))
     lengths = [
-        min(tokenizer.model_max_length, limit) for tokenizer, limit in zip(tokenizers, limits)
+        min(tokenizer.model_max_length, limit)
+        for tokenizer, limit in zip(tokenizers, limits, strict=True)
     ]
     offsets = [0, 0, lengths[0]]
-    places = {
-        offset + i
-        for offset, tokenizer, length in zip(offsets, tokenizers, lengths)
-        for i in _between(tokenizer, prompt, read)
-        if i < length and offset + i < total
-    }
+    places: set[int] = set()
+    for tokenizer, length, offset in zip(tokenizers, lengths, offsets, strict=False):
+        own = [place for place in _between(tokenizer, prompt, read) if place < length]
+        places.update(offset + place for place in own if offset + place < total)
     if not places:
         raise PromptError(
             f"no token of {prompt!r} is the word's; the prompt is too long, or the word unknown"
@@ -42,9 +43,17 @@ def word_tokens(pipeline, prompt: str) -> tuple[int, ...]:
 
 
 def _between(tokenizer, prompt: str, read: Callable[[str], str]) -> range:
-    """Places of the tokens that are not there without the word."""
+    """Places of the tokens that a tokenizer adds for what stands between the quotes."""
     quoted(prompt)
     before, _, after = prompt.split('"')
-    whole, empty = (tokenizer(read(text)).input_ids for text in (prompt, f'{before}""{after}'))
-    alike = lambda a, b: next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), len(b))  # noqa: E731
-    return range(alike(whole, empty), len(whole) - alike(whole[::-1], empty[::-1]))
+    whole = tokenizer(read(prompt)).input_ids
+    empty = tokenizer(read(f'{before}""{after}')).input_ids
+    return range(_alike(whole, empty), len(whole) - _alike(whole[::-1], empty[::-1]))
+
+
+def _alike(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of tokens with which both sequences begin."""
+    for place, (one, other) in enumerate(zip(a, b, strict=False)):
+        if one != other:
+            return place
+    return min(len(a), len(b))

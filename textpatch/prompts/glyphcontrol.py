@@ -1,14 +1,18 @@
-"""Prompt pairs of GlyphControl's benchmarks (NeurIPS 2023, arXiv 2305.18259), split as the paper splits them.
+"""Prompt pairs from files, from lists of one's own and from GlyphControl's benchmarks.
 
-FOLDER/text_prompts/raw/SimpleBench    four files of words by frequency, one word a line
-FOLDER/text_prompts/raw/CreativeBench  one file of sentences, each with "" where the text goes
+GlyphControl (NeurIPS 2023, arXiv 2305.18259) publishes a folder with these files.
 
+    text_prompts/raw/SimpleBench    four files of words by frequency, one word a line
+    text_prompts/raw/CreativeBench  one file of sentences, each with "" where the text goes
+
+They are split as in "Precise Parameter Localization for Textual Generation in Diffusion Models" (ICLR 2025).
 Layers and start steps are chosen on the most frequent words (validation) and reported on the others (test).
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -42,40 +46,57 @@ def glyphcontrol_pairs(
     limit: int | None = None,
     words: int = 1,
 ) -> list[Pair]:
-    """The prompt pairs of one benchmark and split, the same for the same files and arguments.
+    """Prompt pairs of one benchmark and split, the same for the same files and arguments.
 
     folder  a copy of the repository GlyphControl-release
-    bench   "simple", one sentence for all; "creative", a random template for both prompts of a pair; "mixed",
-            two different ones
-    limit   how many pairs, the first of all; the buckets of a split take turns
+    bench   "simple"    one sentence for all prompts
+            "creative"  a random sentence for both prompts of a pair
+            "mixed"     two different random sentences for the prompts of a pair
+    split   "validation" or "test"
+    seed    of the random draws
+    limit   how many pairs to return, the first of all.  The files of a split take turns
     words   how many words each text has, joined by blanks
-    Each bucket's words are laid in a random ring: every run of k words is a source's text, and the next k
-    words are its target's.  So no word is on both sides of a pair, and each is equally often on either side.
-    Raises PromptError, naming file and line, for files that are not as above, and for requests they cannot meet.
+    The words of each file are laid in a random ring.  Every run of k words is the text of a source, and the
+    next k words are the text of its target.  So no word is on both sides of a pair, and each word is equally
+    often on either side.
+    Raises PromptError for files that are not as above, naming file and line, and for requests that the files
+    cannot meet.
     """
     for name, known in ((bench, BENCHES), (split, SPLITS)):
         if name not in known:
             raise PromptError(f"GlyphControl's lists have no {name!r}{closest(name, known)}")
     buckets = _buckets(Path(folder))
-    templates = [SIMPLE] if bench == "simple" else _templates(Path(folder))
+    templates = [SIMPLE]
+    if bench != "simple":
+        templates = _templates(Path(folder))
     columns = [
         _pairs(buckets[name], templates, bench == "mixed", words, f"{seed}/{name}")
         for name in SPLITS[split]
     ]
-    turns = [
-        column[i] for i in range(max(map(len, columns))) for column in columns if i < len(column)
-    ]
+    turns = _in_turns(columns)
     if limit is not None and not 1 <= limit <= len(turns):
         raise PromptError(f"asked for {limit} pairs; the {split} words make 1 to {len(turns)}")
     return turns[:limit]
 
 
-def read_pairs(path) -> list[tuple[str, str]]:
-    """The prompt pairs in a file of lines `source<TAB>target`; blank lines are left out.
+def _in_turns(columns: Sequence[Sequence[Pair]]) -> list[Pair]:
+    """Pairs of all columns, first the first of each, then the second of each, and so on."""
+    turns = []
+    for i in range(max(map(len, columns))):
+        turns += [column[i] for column in columns if i < len(column)]
+    return turns
 
-    A field may stand in quotes as spreadsheets write it, those inside doubled: "the word ""WORD"" here".
-    Raises PromptError, naming file and line, for a line that is no pair, a field whose quotes can be read in two
-    ways, a file without a pair, or one that is no text.
+
+def read_pairs(path) -> list[tuple[str, str]]:
+    """Prompt pairs in a file of lines `source<TAB>target`, where blank lines do not count.
+
+    A field may stand in quotes as spreadsheets write it, with the quotes inside doubled, such as
+    "the word ""WORD"" here".
+    Raises PromptError, naming file and line, for each of these.
+
+    - a line that is no pair
+    - a field whose quotes can be read in two ways
+    - a file without a pair, or one that is no text
     """
     path = Path(path)
     lines = _lines(path, "a text of lines `source<TAB>target`")
@@ -92,22 +113,27 @@ def read_pairs(path) -> list[tuple[str, str]]:
 
 
 def _prompt(field: str, place: str) -> str:
-    """The prompt of a field: what it quotes if it is quoted as a whole, else the field as it stands."""
+    """The prompt in a field, without the quotes around the field as a whole if there are such."""
     try:
         ((prompt,),) = csv.reader([field.strip()], delimiter="\t", strict=True)
-    except csv.Error:  # quotes that are not around the whole: "OPEN" on a red sign
+    except csv.Error:  # the quotes are not around the whole field, such as in "OPEN" on a red sign
         _require_inner_quotes(field, place)
         return field
     if '"' in field and '"' not in prompt:
         raise PromptError(
-            f"{place}: the only quotes of {field!r} are those around the field, so no word is quoted; quote the word too, "
-            'and double its quotes: "the word ""WORD"" here"'
+            f"{place}: the only quotes of {field!r} are those around the field, so no word is quoted; "
+            'quote the word too, and double its quotes: "the word ""WORD"" here"'
         )
-    return prompt if field.strip().startswith('"') else field
+    if field.strip().startswith('"'):
+        return prompt
+    return field
 
 
 def _require_inner_quotes(field: str, place: str) -> None:
-    """Raise PromptError if a field may be quoted as a whole around quotes that are not doubled, "a sign "WORD" here"."""
+    """Raise PromptError if a field may be quoted as a whole around quotes that are not doubled.
+
+    "a sign "WORD" here" is such a field.
+    """
     field = field.strip()
     texts = field.split('"')[1::2]
     if field.endswith('"') and any(text != text.strip() for text in texts):
@@ -118,25 +144,34 @@ def _require_inner_quotes(field: str, place: str) -> None:
 
 
 def differing(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The pairs whose prompts differ in more than what stands between their quotes; blanks are blanks."""
-    scene = lambda prompt: " ".join(_QUOTED.sub('""', prompt).split())  # noqa: E731
+    """Pairs whose prompts differ in more than the texts between their quotes, and in more than blanks."""
+
+    def scene(prompt: str) -> str:
+        return " ".join(_QUOTED.sub('""', prompt).split())
+
     return [(source, target) for source, target in pairs if scene(source) != scene(target)]
 
 
 def require_one_scene(pairs: Sequence[tuple[str, str]]) -> None:
-    """Raise PromptError if prompts of a pair differ in more than the quoted text: a swap would move more than a word."""
+    """Raise PromptError if the prompts of a pair differ in more than the quoted text.
+
+    A swap between them would move more than a word.
+    """
     found = differing(pairs)
     if found:
         raise PromptError(
-            f"{len(found)} of {len(pairs)} pairs differ in more than the quoted text, first {found[0][0]!r} and "
-            f"{found[0][1]!r}: their scores are of word and scene together; give both prompts one sentence"
+            f"{len(found)} of {len(pairs)} pairs differ in more than the quoted text, first "
+            f"{found[0][0]!r} and {found[0][1]!r}: their scores are of word and scene together; "
+            "give both prompts one sentence"
         )
 
 
 def with_words(template: str, *words: str) -> str:
-    """A template with the words, joined by blanks, between its empty quotes: 'a sign "" here' -> 'a sign "A B" here'.
+    """A template with some words, joined by blanks, between its empty quotes.
 
-    Raises PromptError unless the template has one pair of double quotes, empty, and the words have none.
+    'a sign "" here' with A and B gives 'a sign "A B" here'.
+    Raises PromptError unless the template has one pair of double quotes, with nothing between them, and the
+    words have no quotes.
     """
     if not _is_template(template):
         raise PromptError(
@@ -150,43 +185,60 @@ def with_words(template: str, *words: str) -> str:
 
 
 def bare(prompt: str) -> str:
-    """The template of a prompt: the same with nothing between its quotes.  Raises PromptError as `quoted` does."""
+    """The template of a prompt, which has nothing between its quotes.
+
+    Raises PromptError as `quoted` does.
+    """
     quoted(prompt)
     before, _, after = prompt.split('"')
     return f'{before}""{after}'
 
 
 def mix(pair: Pair) -> dict[tuple[str, str], str]:
-    """The four prompts of (whose template, whose text), each "source" or "target".
+    """The four prompts that a pair's templates and texts make, by (whose template, whose text).
 
-    ("source", "target") asks for the source's picture with the target's text.  Raises PromptError as `quoted` does.
+    Both are "source" or "target".  ("source", "target") asks for the source's picture with the target's text.
+    Raises PromptError as `quoted` does.
     """
     sides = {SOURCE: pair.source, TARGET: pair.target}
-    return {(t, w): with_words(bare(sides[t]), quoted(sides[w])) for t in sides for w in sides}
+    mixed = {}
+    for template, text in itertools.product(sides, repeat=2):
+        mixed[template, text] = with_words(bare(sides[template]), quoted(sides[text]))
+    return mixed
 
 
 def _pairs(
     words: Sequence[str], templates: Sequence[str], different: bool, k: int, seed: str
 ) -> list[Pair]:
+    """Pairs from the words of one file, with k words in each text.
+
+    different  True for another template in the target than in the source
+    """
     if not 1 <= k <= len(words) // 2:
         raise PromptError(
             f"asked for texts of {k} words; {len(words)} words make texts of 1 to {len(words) // 2}"
         )
     rng = random.Random(seed)
     ring = 2 * rng.sample(words, len(words))
-    texts = [ring[i : i + 2 * k] for i in range(len(words))]
-    drawn = [rng.sample(templates, 2) if different else 2 * [rng.choice(templates)] for _ in texts]
-    return [
-        Pair(with_words(a, *text[:k]), with_words(b, *text[k:]))
-        for text, (a, b) in zip(texts, drawn)
-    ]
+    pairs = []
+    for first in range(len(words)):
+        text = ring[first : first + 2 * k]
+        if different:
+            source, target = rng.sample(templates, 2)
+        else:
+            source = target = rng.choice(templates)
+        pairs.append(Pair(with_words(source, *text[:k]), with_words(target, *text[k:])))
+    return pairs
 
 
 def _buckets(folder: Path) -> dict[str, list[str]]:
-    """The words of every bucket.  No word is in two, nor twice in one, or the splits would not be apart."""
+    """Words of every file of words, by the file's name.
+
+    Raises PromptError for a word that is in two files or twice in one, as the splits would not be apart.
+    """
     buckets: dict[str, list[str]] = {}
     places: dict[str, str] = {}
-    for name in (name for names in SPLITS.values() for name in names):
+    for name in itertools.chain(*SPLITS.values()):
         path = folder / RAW / "SimpleBench" / f"{name}.txt"
         buckets[name] = []
         for place, word in _lines(path, LAYOUT):
@@ -202,7 +254,7 @@ def _buckets(folder: Path) -> dict[str, list[str]]:
 
 
 def _templates(folder: Path) -> list[str]:
-    """The different sentences; the published file holds one of them twice."""
+    """All different sentences.  The published file holds one of them twice."""
     lines = _lines(folder / TEMPLATES, LAYOUT)
     for place, line in lines:
         if not _is_template(line):
@@ -218,11 +270,15 @@ def _templates(folder: Path) -> list[str]:
 
 
 def _is_template(line: str) -> bool:
+    """True for a sentence with one pair of double quotes and nothing between them."""
     return line.count('"') == 2 and '""' in line
 
 
 def _lines(path: Path, expected: str) -> list[tuple[str, str]]:
-    """(file and line number, text) of every line that is not blank."""
+    """Place and text of every line that is not blank, where a place is the file and the line's number.
+
+    expected  what the file should be, as an error message says it
+    """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:

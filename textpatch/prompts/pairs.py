@@ -1,4 +1,4 @@
-"""Prompt pairs: what is written in the source's picture, what the target would have there, and how a reading agrees."""
+"""Prompt pairs, the texts that they quote, and the scores of a reading against these texts."""
 
 from __future__ import annotations
 
@@ -9,32 +9,42 @@ from typing import ClassVar
 from textpatch import metrics
 from textpatch.errors import PromptError
 
-SOURCE, TARGET = "source", "target"
+SOURCE = "source"
+TARGET = "target"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two prompts with text in double quotes; `words` raises PromptError where there is none.
+    """A source prompt and a target prompt, each with a text in double quotes.
 
-    Several texts of a prompt are one of several words: `"ON" "AIR"` is scored as `"ON AIR"` is.
+    Several texts in a prompt count as one text of several words.  `"ON" "AIR"` is scored as `"ON AIR"` is.
     """
 
     source: str
     target: str
-    what: ClassVar[str] = "word"  # in which they differ, as reports say it
+    # What the prompts differ in, as reports call it.
+    what: ClassVar[str] = "word"
 
     @property
     def words(self) -> tuple[str, str]:
+        """Quoted text of the source and of the target.  Raises PromptError where there is none."""
         return " ".join(quoted_texts(self.source)), " ".join(quoted_texts(self.target))
 
     def scored(self, read: str, *, blanks: bool = True) -> dict:
-        """What was read in a picture and how it agrees with both sides; without blanks if the reader drops them."""
-        words = self.words if blanks else tuple(word.replace(" ", "") for word in self.words)
+        """Scores of a reading against the texts of both sides, and the reading itself.
+
+        read    text read in a picture
+        blanks  False for a reader that drops blanks, so that the texts are compared without theirs
+        """
+        words = self.words
+        if not blanks:
+            source, target = words
+            words = source.replace(" ", ""), target.replace(" ", "")
         return {"read": read, **word_scores(read, words)}
 
 
 def require_apart(pair: Pair) -> None:
-    """Raise PromptError for a source that is its own target: no swap between them does anything."""
+    """Raise PromptError for a source that equals its target, as no swap between them does anything."""
     if pair.source == pair.target:
         raise PromptError(
             f"source and target are both {pair.source!r}, so no swap does anything; give prompts that differ"
@@ -42,30 +52,39 @@ def require_apart(pair: Pair) -> None:
 
 
 def require_other_texts(pairs: Iterable[Pair]) -> None:
-    """Raise PromptError for a target that would have in its picture what the source has: no reading could tell them apart."""
+    """Raise PromptError for a pair whose prompts quote the same text.
+
+    No reading could tell its source's picture from its target's.
+    """
     for pair in pairs:
         source, target = pair.words
         if source == target:
             raise PromptError(
-                f"source and target both have the {pair.what} {source!r}, so no reading tells which of them a "
-                "swap made; give pairs that differ in it"
+                f"source and target both have the {pair.what} {source!r}, so no reading tells which of them "
+                "a swap made; give pairs that differ in it"
             )
 
 
 def quoted_texts(prompt: str) -> list[str]:
-    """What stands between the double quotes of a prompt.  Raises PromptError for no text, or a quote left open."""
+    """Texts between the double quotes of a prompt.
+
+    Raises PromptError for no text, or a quote left open.
+    """
     _, *parts = prompt.split('"')
     texts = [" ".join(part.split()) for part in parts[::2]]
     if not all(texts) or not texts or len(parts) % 2:
-        curly = (
-            "; its quotes are curly, and straight ones are read"
-            if set("\u201c\u201d") & set(prompt)
-            else ""
-        )
         raise PromptError(
-            f'no quoted word in {prompt!r}{curly}; write the word to render in double quotes: a sign that says "WORD"'
+            f"no quoted word in {prompt!r}{_told_of_curly(prompt)}; write the word to render in double "
+            'quotes: a sign that says "WORD"'
         )
     return texts
+
+
+def _told_of_curly(prompt: str) -> str:
+    """Part of an error message about curly quotes, empty where a prompt has none."""
+    if {"\u201c", "\u201d"}.isdisjoint(prompt):
+        return ""
+    return "; its quotes are curly, and straight ones are read"
 
 
 def quoted(prompt: str) -> str:
@@ -73,15 +92,19 @@ def quoted(prompt: str) -> str:
     texts = quoted_texts(prompt)
     if len(texts) > 1:
         raise PromptError(
-            f'{len(texts)} quoted texts in {prompt!r}, and here there can be one; write "{" ".join(texts)}"'
+            f"{len(texts)} quoted texts in {prompt!r}, and here there can be one; "
+            f'write "{" ".join(texts)}"'
         )
     return texts[0]
 
 
 def word_scores(read: str, words: tuple[str, str]) -> dict[str, float]:
-    """How a reading agrees with the source's and the target's word."""
+    """Scores of a reading against the source's and the target's word.
+
+    They are precision, recall, exact match and edit distance, each under its name with _source or _target.
+    """
     scores = {}
-    for side, word in zip((SOURCE, TARGET), words):
+    for side, word in zip((SOURCE, TARGET), words, strict=True):
         match = metrics.characters(read, word)
         scores |= {
             f"precision_{side}": match.precision,
@@ -93,11 +116,14 @@ def word_scores(read: str, words: tuple[str, str]) -> dict[str, float]:
 
 
 def in_its_words(pair: Pair) -> str:
-    """The source's prompt with the target's text between its quotes; the target, where the two quote the same.
+    """The source's prompt with the target's text between its quotes.
 
-    A target of another scene asks for more than a word, and all sites that carry any of it would share in L.
+    A target of another scene asks for more than a word, and every site that carries any of that would count
+    as carrying the word.
+    Where both prompts quote the same text, or other numbers of texts, the target itself is returned.
     """
-    own, other = (prompt.split('"') for prompt in (pair.source, pair.target))
+    own = pair.source.split('"')
+    other = pair.target.split('"')
     if len(own) != len(other) or own[1::2] == other[1::2]:
         return pair.target
     own[1::2] = other[1::2]

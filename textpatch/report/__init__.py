@@ -1,1 +1,1 @@
-"""The report of a localisation: its result, its page, its pictures."""
+"""The report of a localisation, its result, its sentences, its page and its pictures."""

@@ -1,4 +1,4 @@
-"""Curves as inline SVG: scores with their 95 % intervals, over what was tried one after another."""
+"""Curves as inline SVG, scores with their 95 % intervals over what was tried one after another."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from collections.abc import Sequence
 
 from textpatch.html import safe
 
-_LEFT, _TOP, _WIDE, _HIGH, _BOTTOM = 40, 14, 620, 190, 40  # px: margins, and the plane between them
-_COLOURS = "one", "two"
+# px: margins, and between them the plane on which the curves lie
+_LEFT = 40
+_TOP = 14
+_WIDE = 620
+_HIGH = 190
+_BOTTOM = 40
+_COLOURS = ("one", "two")
+_MOST_LABELS = 16
 
 
 def curve(
@@ -17,26 +23,36 @@ def curve(
     *,
     marked: int | None = None,
 ) -> str:
-    """Lines from 0 to 1 with intervals: a name and {"value", "low", "high"} at every label; one place may be marked."""
-    step, every = _WIDE / max(len(labels), 1), -(-len(labels) // 16)
+    """Draw lines from 0 to 1, with an interval at every point.
+
+    labels  of the points, from left to right
+    series  scores {"value", "low", "high"} of each line by its name, one at every label
+    along   what the points are, written under the plane
+    marked  position of a label to mark, if any
+    """
+    step = _WIDE / max(len(labels), 1)
     places = [_LEFT + step * (n + 0.5) for n in range(len(labels))]
-    parts = [_grid(), *(_label(x, label) for x, label in list(zip(places, labels))[::every])]
+    every = -(-len(labels) // _MOST_LABELS)
+    labelled = list(zip(places, labels, strict=True))[::every]
+    parts = [_grid(), *(_label(x, label) for x, label in labelled)]
     if marked is not None:
-        parts.append(
-            f'<path d="M{places[marked]:.1f} {_TOP}v{_HIGH}" stroke="currentColor" stroke-dasharray="4 4"/>'
-        )
-    for colour, (name, scores) in zip(_COLOURS, series.items()):
+        parts.append(_dashed(places[marked]))
+    keys = []
+    for colour, (name, scores) in zip(_COLOURS, series.items(), strict=False):
         parts.append(_line(colour, name, places, labels, scores))
+        keys.append(f'<span class="key {colour}"></span>{safe(name)}')
     parts.append(_text(_LEFT + _WIDE / 2, _TOP + _HIGH + 36, along))
-    size = f"{_LEFT + _WIDE + 10} {_TOP + _HIGH + _BOTTOM}"
-    width = f'width="{_LEFT + _WIDE + 10}"'
-    keys = "".join(
-        f'<span class="key {colour}"></span>{safe(name)}' for colour, name in zip(_COLOURS, series)
-    )
-    return f'<p class="note">{keys}</p><svg viewBox="0 0 {size}" {width} role="img">{"".join(parts)}</svg>'
+    return f'<p class="note">{"".join(keys)}</p>{_drawing(parts)}'
+
+
+def _drawing(parts: Sequence[str]) -> str:
+    width = _LEFT + _WIDE + 10
+    box = f"0 0 {width} {_TOP + _HIGH + _BOTTOM}"
+    return f'<svg viewBox="{box}" width="{width}" role="img">{"".join(parts)}</svg>'
 
 
 def _height(value: float) -> float:
+    """Place of a value from the top, at an end of the plane for values below 0 or above 1."""
     return _TOP + _HIGH * (1 - min(max(value, 0.0), 1.0))
 
 
@@ -49,27 +65,45 @@ def _grid() -> str:
     return lines
 
 
+def _dashed(x: float) -> str:
+    start = f"M{x:.1f} {_TOP}"
+    return f'<path d="{start}v{_HIGH}" stroke="currentColor" stroke-dasharray="4 4"/>'
+
+
 def _label(x: float, label: str) -> str:
     return _text(x, _TOP + _HIGH + 17, label)
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="currentColor">{safe(text)}</text>'
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text {place} fill="currentColor">{safe(text)}</text>'
 
 
-def _line(colour: str, name: str, places, labels, scores) -> str:
+def _line(
+    colour: str,
+    name: str,
+    places: Sequence[float],
+    labels: Sequence[str],
+    scores: Sequence[dict],
+) -> str:
+    """One line with its points and their intervals."""
     heights = [_height(score["value"]) for score in scores]
-    way = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(places, heights))
+    way = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(places, heights, strict=True))
     parts = [f'<polyline points="{way}" fill="none" stroke="currentColor" stroke-width="2"/>']
-    for x, y, label, score in zip(places, heights, labels, scores):
-        told = f"{name}, {label}: {score['value']:.2f}"
-        if score["low"] is not None:
-            low, high = _height(score["low"]), _height(score["high"])
-            told += f" [{score['low']:.2f}, {score['high']:.2f}]"
-            parts.append(
-                f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="currentColor" stroke-opacity=".5"/>'
-            )
-        parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="currentColor"><title>{safe(told)}</title></circle>'
-        )
+    for x, label, score in zip(places, labels, scores, strict=True):
+        parts.append(_point(x, f"{name}, {label}", score))
     return f'<g class="{colour}">{"".join(parts)}</g>'
+
+
+def _point(x: float, title: str, score: dict) -> str:
+    """A dot that tells its score when it is pointed at, over its interval if there is one."""
+    told = f"{title}: {score['value']:.2f}"
+    interval = ""
+    if score["low"] is not None:
+        told += f" [{score['low']:.2f}, {score['high']:.2f}]"
+        span = f"M{x:.1f} {_height(score['low']):.1f}V{_height(score['high']):.1f}"
+        interval = f'<path d="{span}" stroke="currentColor" stroke-opacity=".5"/>'
+    place = f'cx="{x:.1f}" cy="{_height(score["value"]):.1f}"'
+    return (
+        f'{interval}<circle {place} r="5" fill="currentColor"><title>{safe(told)}</title></circle>'
+    )

@@ -1,6 +1,9 @@
-"""A contact sheet: what was generated, one line per prompt pair, with what was read."""
+"""A contact sheet of what was generated, one line for each prompt pair, with what was read."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -8,7 +11,11 @@ from textpatch.errors import PatchError
 from textpatch.report.heatmap import BLUE, GREY, INK, ORANGE
 from textpatch.text import plain
 
-_WIDEST_CELL, _WIDEST_SHEET = 320, 12_000  # px: beyond this no eye or browser gains anything
+# px: nobody sees more in a larger cell, and no browser gains from a wider sheet
+_WIDEST_CELL = 320
+_WIDEST_SHEET = 12_000
+_GAP = 12
+_LONGEST = 200
 
 
 def draw_contact_sheet(
@@ -19,40 +26,90 @@ def draw_contact_sheet(
     best: int | None = None,
     scale: float = 3,
 ) -> Image.Image:
-    """Lay pictures out in a grid, one line per prompt pair: source, target, patched at site 0, 1, ...
+    """Lay pictures out in a grid, one line per prompt pair and one column per run.
 
-    A cell of `rows` is (PIL picture, words the OCR read, or None if it was not asked); `captions` head the
-    columns. `words` holds (source word, target word) per line: a reading equal to the target's is blue, to
-    the source's black, others grey.
-    `best` is the column to frame, by position. `scale` enlarges the pictures, but no cell beyond 320 px and
-    no sheet beyond 12000 px. Raises PatchError if the lines are no grid.
+    rows      lines of cells.  A cell is a PIL picture and what was read in it, None if it was not read
+    captions  headings of the columns
+    words     the source's and the target's word of each line.  A reading that equals the target's is blue,
+              one that equals the source's black, any other grey
+    best      position of the column to frame
+    scale     enlargement of the pictures, of a cell up to 320 px and of a sheet up to 12000 px
+    Raises PatchError if the lines are no grid.
     """
     _check_grid(rows, captions, words, best)
-    factor = _factor(rows, scale)
-    pictures = [[_scaled(picture, factor) for picture, _ in row] for row in rows]
-    width = max(64, *(picture.width for row in pictures for picture in row))
-    height = max(picture.height for row in pictures for picture in row)
-    font = ImageFont.load_default(min(max(round(width / 10.5), 11), 28))
-    gap, line = 12, round(font.size * 1.5)
-    below = line if any(read is not None for row in rows for _, read in row) else 0
-    size = gap + (width + gap) * len(captions), gap + line + (height + below + gap) * len(rows)
-    sheet = Image.new("RGB", size, "white")
+    grid = _grid(rows, captions, scale)
+    sheet = Image.new("RGB", grid.size, "white")
     draw = ImageDraw.Draw(sheet)
     for column, caption in enumerate(captions):
-        x, y = gap + column * (width + gap), gap // 2
-        _centred(draw, caption, (x, y, width, line), font, ORANGE if column == best else INK)
-        for number, row in enumerate(rows):
-            y = gap // 2 + line + number * (height + below + gap)
-            picture = pictures[number][column]
-            sheet.paste(
-                picture, (x + (width - picture.width) // 2, y + (height - picture.height) // 2)
-            )
-            text, colour = _reading(row[column][1], words[number] if words else None)
-            _centred(draw, text, (x, y + height, width, line), font, colour)
+        x = grid.left(column)
+        colour = INK
         if column == best:
-            frame = (x - 7, 2, x + width + 6, sheet.height - 4)
-            draw.rounded_rectangle(frame, radius=8, outline=ORANGE, width=4)
+            colour = ORANGE
+            _frame(draw, grid, x)
+        _centred(draw, caption, (x, _GAP // 2, grid.width, grid.line), grid.font, colour)
+    for number, row in enumerate(rows):
+        said = None
+        if words:
+            said = words[number]
+        for column, (picture, read) in enumerate(row):
+            place = grid.left(column), grid.top(number)
+            _paste(sheet, grid, _scaled(picture, grid.factor), place)
+            _write(draw, grid, read, said, place)
     return sheet
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Sizes of a sheet in pixels, and its font.
+
+    rows, columns  of cells
+    factor         enlargement of the pictures
+    width, height  of a picture's place
+    line           height of a line of text
+    below          height of the readings under the pictures, 0 where nothing was read
+    """
+
+    rows: int
+    columns: int
+    factor: float
+    width: int
+    height: int
+    font: ImageFont.ImageFont
+    line: int
+    below: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the sheet."""
+        return self.left(self.columns), self.top(self.rows) + _GAP - _GAP // 2
+
+    def left(self, column: int) -> int:
+        return _GAP + column * (self.width + _GAP)
+
+    def top(self, number: int) -> int:
+        """Upper edge of a line of pictures."""
+        return _GAP // 2 + self.line + number * (self.height + self.below + _GAP)
+
+
+def _grid(rows: Sequence[Sequence[tuple]], captions: Sequence[str], scale: float) -> _Grid:
+    factor = _factor(rows, scale)
+    sizes = [_scaled_size(picture, factor) for row in rows for picture, _ in row]
+    width = max(64, *(width for width, _ in sizes))
+    font = ImageFont.load_default(min(max(round(width / 10.5), 11), 28))
+    line = round(font.size * 1.5)
+    below = 0
+    if any(read is not None for row in rows for _, read in row):
+        below = line
+    return _Grid(
+        rows=len(rows),
+        columns=len(captions),
+        factor=factor,
+        width=width,
+        height=max(height for _, height in sizes),
+        font=font,
+        line=line,
+        below=below,
+    )
 
 
 def _check_grid(rows, captions, words, best) -> None:
@@ -69,7 +126,8 @@ def _check_grid(rows, captions, words, best) -> None:
         raise PatchError(f"`best` is a column from 0 to {len(captions) - 1}; got {best}")
 
 
-def _factor(rows, scale: float) -> float:
+def _factor(rows: Sequence[Sequence[tuple]], scale: float) -> float:
+    """Enlargement of the pictures, `scale` where cells and sheet do not become too wide."""
     widest = max(picture.width for row in rows for picture, _ in row)
     tallest = max(picture.height for row in rows for picture, _ in row)
     return min(
@@ -80,26 +138,63 @@ def _factor(rows, scale: float) -> float:
     )
 
 
+def _scaled_size(picture: Image.Image, factor: float) -> tuple[int, int]:
+    width, height = picture.size
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
 def _scaled(picture: Image.Image, factor: float) -> Image.Image:
-    size = [max(1, round(side * factor)) for side in picture.size]
+    size = _scaled_size(picture, factor)
     return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
-def _reading(read: str | None, words) -> tuple[str, str]:
-    """What to print under a picture, and in which colour, case and blanks aside; nothing where nobody read."""
+def _paste(sheet: Image.Image, grid: _Grid, picture: Image.Image, place: tuple[int, int]) -> None:
+    """Paste a picture into the middle of its place."""
+    x, y = place
+    inset_x = (grid.width - picture.width) // 2
+    inset_y = (grid.height - picture.height) // 2
+    sheet.paste(picture, (x + inset_x, y + inset_y))
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, grid: _Grid, read: str | None, words, place: tuple[int, int]
+) -> None:
+    """Write what was read under a picture."""
+    x, y = place
+    text, colour = _reading(read, words)
+    _centred(draw, text, (x, y + grid.height, grid.width, grid.line), grid.font, colour)
+
+
+def _frame(draw: ImageDraw.ImageDraw, grid: _Grid, x: int) -> None:
+    """Draw a frame around the column that begins at x."""
+    edges = (x - 7, 2, x + grid.width + 6, grid.size[1] - 4)
+    draw.rounded_rectangle(edges, radius=8, outline=ORANGE, width=4)
+
+
+def _reading(read: str | None, words: tuple[str, str] | None) -> tuple[str, str]:
+    """Text and colour for what was read, where case and blanks do not matter for the colour."""
     if read is None:
         return "", GREY
     text = plain(read)
-    said, source, target = (
-        "".join(word.split()).casefold() for word in (text, *(words or ("", "")))
-    )
-    colour = GREY if not said else BLUE if said == target else INK if said == source else GREY
-    return text or "(nothing)", colour
+    if not text:
+        return "(nothing)", GREY
+    source, target = words or ("", "")
+    if _bare(text) == _bare(target):
+        return text, BLUE
+    if _bare(text) == _bare(source):
+        return text, INK
+    return text, GREY
+
+
+def _bare(text: str) -> str:
+    """A text without blanks and case."""
+    return "".join(text.split()).casefold()
 
 
 def _centred(draw, text, box, font, colour) -> None:
+    """Write one line in the middle of a box (x, y, width, height), cut with an ellipsis to fit."""
     x, y, width, height = box
-    text = plain(text)[:200]
+    text = plain(text)[:_LONGEST]
     while draw.textlength(text, font) > width and len(text) > 1:
         text = text[:-2].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
     draw.text((x + width / 2, y + height / 2), text, fill=colour, font=font, anchor="mm")

@@ -1,11 +1,13 @@
 """The heat map of prompt pairs and sites, and the pictures and readings that its cells open.
 
-A cell links to the column of its site in its pair's block of pictures, and the stylesheet lets a block with such a
-column stand alone over the page: source, target and that one.  So no script is needed, and every picture is in the
-page once.
+A cell links to the column of its site in its pair's block of pictures.  The stylesheet then lets this block
+stand alone over the page, with source, target and that one column.  So no script is needed, and every
+picture is in the page once.
 
-`records` are a run's, one dict per pair and seed: {"pair", "seed", "pictures"}; of each picture by row name its
-"image", a PIL picture or a path, what was "read" in it, and its scores.
+`records` are those of a run, one dict for each pair and seed.
+
+    pair, seed  which pair, by its position in the result's "pairs_list", and which seed
+    pictures    by row name, a dict of "image" (a PIL picture or a path), "read" (what was read) and scores
 """
 
 from __future__ import annotations
@@ -21,27 +23,26 @@ from textpatch.report.result import credited, decimal
 from textpatch.text import plain
 
 ENDS = {"source": "source, no swap", "target": "target"}
-_TO, _BACK, _NONE = (
-    " \N{RIGHTWARDS ARROW} ",
-    "\N{LEFTWARDS ARROW} back to the heat map",
-    "\N{MIDDLE DOT}",
-)
+_TO = " \N{RIGHTWARDS ARROW} "
+_BACK = "\N{LEFTWARDS ARROW} back to the heat map"
+_NONE = "\N{MIDDLE DOT}"
 
 
 def columns(result: dict) -> dict[str, str]:
-    """Row name -> title of everything swapped: the sites in execution order, then the sets that were grown."""
-    grown = [
-        step["group"]
-        for step in (result.get("set") or {}).get("steps", ())
-        if len(step["group"]) > 1
-    ]
-    return {row_name((site["site"],)): f"site {site['site']}" for site in result["sites"]} | {
-        row_name(group): f"sites {group_name(group)}" for group in grown
-    }
+    """Titles of everything that was swapped, by row name.
+
+    The sites come first, in the order they run, then the sets that were grown.
+    """
+    titles = {row_name((site["site"],)): f"site {site['site']}" for site in result["sites"]}
+    for step in (result.get("set") or {}).get("steps", ()):
+        group = step["group"]
+        if len(group) > 1:
+            titles[row_name(group)] = f"sites {group_name(group)}"
+    return titles
 
 
 def credited_row(result: dict) -> str:
-    """What the pictures are called of what the headline names."""
+    """Row name of the pictures of what the headline names."""
     return row_name(credited(result))
 
 
@@ -53,7 +54,7 @@ def _by_pair(records: Sequence[dict]) -> dict[int, list[dict]]:
 
 
 def _pictures(records: Sequence[dict], name: str) -> list[tuple[int, dict]]:
-    """(seed, picture) of one row name."""
+    """Seed and picture of each record that has a picture of this row name."""
     return [
         (record["seed"], record["pictures"][name])
         for record in records
@@ -62,7 +63,7 @@ def _pictures(records: Sequence[dict], name: str) -> list[tuple[int, dict]]:
 
 
 def _key(result: dict) -> str:
-    """What the anchors of this result begin with: a notebook may show several."""
+    """Beginning of this result's anchors, as a notebook may show several results."""
     return "r" + hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -79,54 +80,62 @@ def _words(result: dict, pair: int) -> tuple[str, str]:
 
 
 def heat_map(result: dict, records: Sequence[dict]) -> str:
-    """F1 towards the target of every pair (rows) at every site (columns), seeds averaged; each cell a link."""
-    key, titles, best = _key(result), columns(result), credited_row(result)
-    head = "".join(f"<th>{safe(title)}</th>" for title in ENDS.values())
-    head += "".join(
-        f"<th{' class=best' * (name == best)}>{safe(titles[name])}</th>" for name in titles
-    )
+    """A table of F1 towards the target, averaged over seeds, with a link in each cell.
+
+    A row is a pair, a column a site or a set.
+    """
+    key = _key(result)
+    titles = columns(result)
+    best = credited_row(result)
+    head = "".join(f"<th>{safe(title)}</th>" for title in ("pair", *ENDS.values()))
+    for name, title in titles.items():
+        mark = " class=best" * (name == best)
+        head += f"<th{mark}>{safe(title)}</th>"
     rows = ""
     for pair, found in _by_pair(records).items():
-        label = f"<th>{safe(_TO.join(_words(result, pair)))}</th>"
         cells = [_end(name, _pictures(found, name)) for name in ENDS]
-        cells += [
-            _cell(result, key, pair, n, _pictures(found, name)) for n, name in enumerate(titles)
-        ]
-        rows += f"<tr>{label}{''.join(cells)}</tr>\n"
-    table = f"<table><thead><tr><th>pair</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        for column, name in enumerate(titles):
+            cells.append(_cell(result, key, pair, column, _pictures(found, name)))
+        label = safe(_TO.join(_words(result, pair)))
+        rows += f"<tr><th>{label}</th>{''.join(cells)}</tr>\n"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<div class="wide map" id="{key}">{table}</div>'
 
 
 def _f1(pictures: Sequence[tuple[int, dict]]) -> float:
-    """The score of `localize`, here over seeds."""
-    return float(
-        f1_of_means(
-            *([p[f"{part}_target"] for _, p in pictures] for part in ("precision", "recall"))
-        )
-    )
+    """F1 towards the target over pictures, the score of `localize`."""
+    precision = [picture["precision_target"] for _, picture in pictures]
+    recall = [picture["recall_target"] for _, picture in pictures]
+    return float(f1_of_means(precision, recall))
 
 
 def _shade(f1: float) -> str:
-    return f'style="--f: {f1:.3f}" class="{"high" if f1 > 0.5 else "low"}"'
+    """Attributes that colour a cell, where dark cells have light letters."""
+    kind = "low"
+    if f1 > 0.5:
+        kind = "high"
+    return f'style="--f: {f1:.3f}" class="{kind}"'
 
 
-def _end(name: str, pictures) -> str:
+def _end(name: str, pictures: Sequence[tuple[int, dict]]) -> str:
     """A cell of the run without a swap, or of the whole target run."""
-    last = " last" if name == "target" else ""
-    if not pictures:
-        return f'<td class="ends{last}"><span class="none">{_NONE}</span></td>'
-    f1 = _f1(pictures)
-    return f'<td class="ends{last}"><span {_shade(f1)}>{f1:.2f}</span></td>'
+    shown = f'<span class="none">{_NONE}</span>'
+    if pictures:
+        f1 = _f1(pictures)
+        shown = f"<span {_shade(f1)}>{f1:.2f}</span>"
+    last = " last" * (name == "target")
+    return f'<td class="ends{last}">{shown}</td>'
 
 
-def _cell(result, key: str, pair: int, column: int, pictures) -> str:
+def _cell(
+    result: dict, key: str, pair: int, column: int, pictures: Sequence[tuple[int, dict]]
+) -> str:
+    """A cell of a site or a set, which opens its pictures."""
     if not pictures:
         return f'<td><span class="none" title="not run on this pair">{_NONE}</span></td>'
-    f1, read = (
-        _f1(pictures),
-        ", ".join(plain(picture["read"]) or "nothing" for _, picture in pictures),
-    )
+    read = ", ".join(plain(picture["read"]) or "nothing" for _, picture in pictures)
     told = f'title="read {safe(read)}; wanted {safe(_words(result, pair)[1])}"'
+    f1 = _f1(pictures)
     return f'<td><a href="#{_anchor(key, pair, column)}" {told} {_shade(f1)}>{f1:.2f}</a></td>'
 
 
@@ -134,24 +143,29 @@ def _cell(result, key: str, pair: int, column: int, pictures) -> str:
 
 
 def gallery_html(result: dict, records: Sequence[dict]) -> str:
-    """A block for every pair: its prompts, then source, target, what is credited and all others, seeds below each other."""
-    key, titles, best = _key(result), columns(result), credited_row(result)
-    blocks = ""
-    for pair, found in _by_pair(records).items():
-        words = _words(result, pair)
-        shown = [
-            _column(ENDS[name], _pictures(found, name), words, 'class="column end"')
-            for name in ENDS
-        ]
-        order = sorted(enumerate(titles), key=lambda entry: entry[1] != best)
-        for number, name in order:
-            kind = (
-                f'class="column{" best" if name == best else ""}" id="{_anchor(key, pair, number)}"'
-            )
-            shown.append(_column(titles[name], _pictures(found, name), words, kind))
-        heading, body = _heading(result, key, pair), "".join(shown)
-        blocks += f'<article class="pair">{heading}<div class="columns">{body}</div></article>\n'
-    return blocks
+    """A block of pictures for every pair, under its words and prompts.
+
+    A block has columns of source, target, what is credited, and all others.  Seeds stand below each other.
+    """
+    key = _key(result)
+    blocks = [_block(result, key, pair, found) for pair, found in _by_pair(records).items()]
+    return "".join(blocks)
+
+
+def _block(result: dict, key: str, pair: int, records: Sequence[dict]) -> str:
+    best = credited_row(result)
+    words = _words(result, pair)
+    shown = [
+        _column(title, _pictures(records, name), words, 'class="column end"')
+        for name, title in ENDS.items()
+    ]
+    titles = enumerate(columns(result).items())
+    for number, (name, title) in sorted(titles, key=lambda entry: entry[1][0] != best):
+        kind = "column" + " best" * (name == best)
+        attributes = f'class="{kind}" id="{_anchor(key, pair, number)}"'
+        shown.append(_column(title, _pictures(records, name), words, attributes))
+    heading = _heading(result, key, pair)
+    return f'<article class="pair">{heading}<div class="columns">{"".join(shown)}</div></article>\n'
 
 
 def _heading(result: dict, key: str, pair: int) -> str:
@@ -161,26 +175,30 @@ def _heading(result: dict, key: str, pair: int) -> str:
     return f'{back}<h3>{safe(_TO.join(_words(result, pair)))}</h3><p class="prompts">{prompts}</p>'
 
 
-def _column(title: str, pictures, words: tuple[str, str], attributes: str) -> str:
+def _column(
+    title: str, pictures: Sequence[tuple[int, dict]], words: tuple[str, str], attributes: str
+) -> str:
+    """A column of pictures, a seed below the other, "" where there are none."""
     if not pictures:
         return ""
-    seeds = len(pictures) > 1
-    figures = [
-        figure(
-            picture["image"], f"{title}, seed {seed}" if seeds else title, _caption(picture, words)
-        )
-        for seed, picture in pictures
-    ]
-    return f"<div {attributes}>{''.join(figures)}</div>"
+    figures = ""
+    for seed, picture in pictures:
+        name = title
+        if len(pictures) > 1:
+            name = f"{title}, seed {seed}"
+        figures += figure(picture["image"], name, _caption(picture, words))
+    return f"<div {attributes}>{figures}</div>"
 
 
 def _caption(picture: dict, words: tuple[str, str]) -> str:
-    """What was read, and in a block that stands alone how that scores."""
-    read, sides = plain(picture["read"]), ("target", "source")
-    side = next((side for side in sides if picture.get(f"exact_{side}")), "other")
-    f1, ssim = decimal(_f1([(0, picture)])), decimal(picture.get("ssim"))
+    """The reading of a picture, and in a block that stands alone also its scores."""
+    read = plain(picture["read"]) or "(nothing)"
+    sides = [side for side in ("target", "source") if picture.get(f"exact_{side}")]
+    side = [*sides, "other"][0]
+    f1 = decimal(_f1([(0, picture)]))
+    ssim = decimal(picture.get("ssim"))
     more = f"F1 towards {safe(words[1])}: {f1}<br>background SSIM {ssim}"
     return (
-        f'<span class="what">read</span> <span class="read {side}">{safe(read or "(nothing)")}</span>'
+        f'<span class="what">read</span> <span class="read {side}">{safe(read)}</span>'
         f'<span class="more">{more}</span>'
     )

@@ -1,19 +1,29 @@
-"""Pictures of a localisation: a heat map of scores over sites, and a contact sheet of what was generated."""
+"""A drawing of the scores over all sites, as bars with intervals and as strips of colour."""
+
+from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 from textpatch.errors import PatchError
 from textpatch.report.result import credited, ranked_sites, score_of, size_of, value_of, what_of
 from textpatch.text import plain
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers
-BLUE, ORANGE, INK, GREY, PALE = "#0072B2", "#D55E00", "#1c2430", "#66707d", "#a9bfd3"
+BLUE = "#0072B2"
+ORANGE = "#D55E00"
+INK = "#1c2430"
+GREY = "#66707d"
+PALE = "#a9bfd3"
 _METRICS = (
     ("f1_target", "F1\ntowards target"),
     ("f1_source", "F1\ntowards source"),
     ("exact_target", "exact match\nto target"),
     ("ssim", "background\nSSIM"),
 )
+# Sites up to which every score is written on its strip, and up to which every index is written under it.
+_MOST_NUMBERS = 32
+_MOST_LABELS = 36
 _LINES = {
     "source": dict(color=GREY, linestyle=(0, (1, 1.5)), linewidth=1.6),
     "target": dict(color=BLUE, linestyle=(0, (5, 2)), linewidth=1.6),
@@ -21,16 +31,19 @@ _LINES = {
 
 
 def heatmap_png(result: dict) -> bytes:
-    """Draw four scores over the sites: bars with 95 % intervals, and a colour strip; returns PNG bytes.
+    """Draw four scores over the sites as a PNG.
 
-    Lines mark the source run without a swap and the whole target run, orange the sites that the headline names. Raises PatchError
-    without matplotlib, or if `result` is no result.
+    Each score has bars with 95 % intervals, and a strip of colour.  Lines mark the source run without a swap
+    and the whole target run.  Orange marks the sites that the headline names.
+    Raises PatchError without matplotlib, or if `result` is no result.
     """
-    ranked_sites(result)  # refuses what is no result
-    sites, named = result["sites"], credited(result)
+    ranked_sites(result)  # refuses a dict that is no result
+    sites = result["sites"]
+    named = credited(result)
     figure, grid = _figure(len(sites))
     for row, (metric, label) in enumerate(_METRICS):
-        bars, strip = (figure.add_subplot(grid[2 * row + part]) for part in (0, 1))
+        bars = figure.add_subplot(grid[2 * row])
+        strip = figure.add_subplot(grid[2 * row + 1])
         _draw_bars(bars, sites, metric, named, result["baselines"])
         bars.set_ylabel(
             label, rotation=0, ha="right", va="center", color=INK, fontsize=10, labelpad=12
@@ -44,6 +57,7 @@ def heatmap_png(result: dict) -> bytes:
 
 
 def _figure(sites: int):
+    """An empty figure for so many sites, and its grid with two rows for each score."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -58,21 +72,17 @@ def _figure(sites: int):
     return figure, figure.add_gridspec(8, 1, height_ratios=[6, 1.5] * 4, **margins)
 
 
-def _draw_bars(axes, sites, metric, named, baselines) -> None:
+def _draw_bars(axes, sites: Sequence[dict], metric: str, named: list, baselines: dict) -> None:
+    """Draw the bars of one score, and the lines of the two runs."""
     values = [_or_nan(value_of(site, metric)) for site in sites]
-    below, above = (
-        [
-            abs(_or_nan(score_of(site, metric).get(end)) - value)
-            for site, value in zip(sites, values)
-        ]
-        for end in ("low", "high")
-    )
-    colours = [ORANGE if site["site"] in named else PALE for site in sites]
-    axes.bar(range(len(sites)), values, width=0.72, color=colours, zorder=2)
+    bars = axes.bar(range(len(sites)), values, width=0.72, color=PALE, zorder=2)
+    for bar, site in zip(bars, sites, strict=True):
+        if site["site"] in named:
+            bar.set_facecolor(ORANGE)
     axes.errorbar(
         range(len(sites)),
         values,
-        yerr=(below, above),
+        yerr=[_distances(sites, metric, end) for end in ("low", "high")],
         fmt="none",
         ecolor=INK,
         elinewidth=1,
@@ -80,39 +90,54 @@ def _draw_bars(axes, sites, metric, named, baselines) -> None:
         zorder=4,
     )
     for run, style in _LINES.items():
-        if (value := value_of(baselines[run], metric)) is not None:
+        value = value_of(baselines[run], metric)
+        if value is not None:
             axes.axhline(value, zorder=3, **style)
     axes.set_ylim(min([0, *(value for value in values if value < 0)]), 1.06)
     axes.grid(axis="y", color="#e6e9ed", linewidth=0.8)
     _quiet(axes, len(sites), ticks=(0, 0.5, 1))
 
 
-def _draw_strip(axes, sites, metric) -> None:
+def _distances(sites: Sequence[dict], metric: str, end: str) -> list[float]:
+    """Distance of one end of the interval from the mean, for each site."""
+    scores = [score_of(site, metric) for site in sites]
+    return [abs(_or_nan(score.get(end)) - _or_nan(score.get("value"))) for score in scores]
+
+
+def _draw_strip(axes, sites: Sequence[dict], metric: str) -> None:
+    """Draw the strip of colour of one score, with numbers where there is room for them."""
     values = [value_of(site, metric) for site in sites]
     # cividis reads the same with and without colour vision
     axes.imshow(
         [[_or_nan(value) for value in values]], aspect="auto", cmap="cividis", vmin=0, vmax=1
     )
-    for place, value in enumerate(values):
-        if value is not None and len(sites) <= 32:
-            text = "1" if value > 0.995 else f"{value:.2f}".replace("0.", ".", 1)
-            axes.text(
-                place,
-                0.03,
-                text,
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if value < 0.55 else INK,
-            )
+    if len(sites) <= _MOST_NUMBERS:
+        for place, value in enumerate(values):
+            _draw_number(axes, place, value)
     _quiet(axes, len(sites), ticks=())
 
 
-def _or_nan(value) -> float:
-    return float("nan") if value is None else value
+def _draw_number(axes, place: int, value: float | None) -> None:
+    """Write a score on its cell of the strip, in white where the cell is dark."""
+    if value is None:
+        return
+    text = f"{value:.2f}".replace("0.", ".", 1)
+    if value > 0.995:
+        text = "1"
+    colour = INK
+    if value < 0.55:
+        colour = "white"
+    axes.text(place, 0.03, text, ha="center", va="center", fontsize=8, color=colour)
 
 
-def _quiet(axes, sites: int, ticks) -> None:
+def _or_nan(value: float | None) -> float:
+    if value is None:
+        return float("nan")
+    return value
+
+
+def _quiet(axes, sites: int, ticks: Sequence[float]) -> None:
+    """Leave out frame and ticks, but for numbers along the scale."""
     axes.set_facecolor("white")
     axes.spines[:].set_visible(False)
     axes.set_axisbelow(True)
@@ -121,7 +146,9 @@ def _quiet(axes, sites: int, ticks) -> None:
 
 
 def _label_sites(axes, index: list, named: list) -> None:
-    step, marked = -(-len(index) // 36), [index.index(site) for site in named]
+    """Write site indices under the last strip, those named and as many others as there is room for."""
+    step = -(-len(index) // _MOST_LABELS)
+    marked = [index.index(site) for site in named]
     places = [
         place
         for place in range(0, len(index), step)
@@ -135,7 +162,8 @@ def _label_sites(axes, index: list, named: list) -> None:
     axes.set_xlabel("site, in execution order", color=GREY, fontsize=9)
 
 
-def _draw_head(figure, left: float, result) -> None:
+def _draw_head(figure, left: float, result: dict) -> None:
+    """Write title, size and legend above the scores."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -161,10 +189,11 @@ def _draw_head(figure, left: float, result) -> None:
         parse_math=False,
     )
     named = credited(result)
+    credit = "responsible set"
+    if len(named) == 1:
+        credit = f"best site ({named[0]})"
     marks = [
-        Patch(
-            color=ORANGE, label=f"best site ({named[0]})" if len(named) == 1 else "responsible set"
-        ),
+        Patch(color=ORANGE, label=credit),
         Line2D([], [], label="whole target run", **_LINES["target"]),
         Line2D([], [], label="source run, no swap", **_LINES["source"]),
         Line2D(

@@ -1,1 +1,1 @@
-"""Run folders: what a run makes is kept there and is not made again."""
+"""Run folders keep what a run makes, so that nothing is made twice."""

@@ -19,10 +19,10 @@ AT_ONCE = 8  # pictures in a batch
 class Album:
     """The pictures asked for, of which some may be in a run folder already.
 
-    asked     (prompt, seed) of each
+    asked     (prompt, seed) of each picture
     draw      some of those asked for -> their pictures
-    open_run  () -> the run folder.  Called at once if the run goes on, else when the first batch is made:
-              a request that is refused leaves no folder
+    open_run  () -> the run folder.  A run that goes on opens it at once.  A new run opens it with its first
+              batch, so that a request that is refused leaves no folder
     goes_on   whether there is a folder to go on with
     """
 
@@ -34,13 +34,17 @@ class Album:
         *,
         goes_on: bool,
     ):
-        self.asked, self.draw, self.open_run = asked, draw, open_run
-        self.run = open_run() if goes_on else None
-        records = self.run.records() if goes_on else []
-        self._done = {record["id"]: record["pictures"] for record in records}
+        self.asked = asked
+        self.draw = draw
+        self.open_run = open_run
+        self.run = None
+        self._done: dict[str, list[dict]] = {}
+        if goes_on:
+            self.run = open_run()
+            self._done = {record["id"]: record["pictures"] for record in self.run.records()}
 
     def fill(self) -> None:
-        """Make what is missing.  A first Ctrl-C ends behind the batch that is begun."""
+        """Make what is missing.  A first Ctrl-C is heard when the current batch is kept."""
         lacking = [part for part in self._parts() if _id(part) not in self._done]
         with phase("generate", "batch"):
             for part in counted(lacking):
@@ -49,11 +53,14 @@ class Album:
 
     @property
     def pictures(self) -> list[dict]:
-        """Entries of what is there, in the order asked for: "prompt", "seed", and "image", its path."""
+        """Entries of the pictures that are there, in the order asked for.
+
+        An entry has "prompt", "seed" and "image", the picture's path in the folder.
+        """
         return [entry for part in self._parts() for entry in self._done.get(_id(part), [])]
 
     def __str__(self) -> str:
-        """What there is, and how to go on if anything is kept."""
+        """Say how many pictures there are, and how to go on if any is kept."""
         there = f"{len(self.pictures)} of {len(self.asked)} pictures are made"
         if self.run is None:
             return there

@@ -1,10 +1,14 @@
-"""A run folder that survives kills: whole files or none, and one line per finished piece of work.
+"""A run folder that survives kills.
+
+Files are whole or not there, and every finished piece of work is one line.
 
 manifest.json            what was asked (`request`, its `key`), and under which versions
 records/<worker>.jsonl   one line per finished piece of work, with a checksum; the only truth
 images/<hash>.png        pictures, named by their pixels, never by a prompt
 results.json ...         whatever follows from the records
 """
+
+from __future__ import annotations
 
 import contextlib
 import csv
@@ -20,21 +24,32 @@ from pathlib import Path
 from PIL import Image
 
 from textpatch.disk import alone_in, as_json, explained, read_json, sweep, write
-from textpatch.errors import StoreError, closest
+from textpatch.errors import StoreError
 from textpatch.runs.records import append_line, read_records, sealed
+from textpatch.runs.requests import (
+    another_run,
+    asked_otherwise,
+    covered,
+    differences,
+    request_key,
+    require_entries,
+)
 
 SCHEMA_VERSION = 1
-ABSENT = "absent"
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _WORKER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _RESERVED = ("manifest.json", "records", "images")
+_OURS = ("request", "key", "resumed", "schema_version")  # entries that are no facts of a session
 
 
 class Run:
-    """One run folder: `folder`, the stored `manifest`, this process's `worker` name, `resumed` and `changed`.
+    """One run folder as one process sees it.
 
-    `changed` maps manifest entries that differ to (stored, now). Several processes may write one folder; each has
-    its own worker name, hence its own record file.
+    folder    its path
+    manifest  what is stored in manifest.json
+    worker    this process's name; several processes may write one folder, each with a record file of its own
+    resumed   whether the folder held the run before
+    changed   manifest entries that differ now, as {name: (stored, now)}
     """
 
     def __init__(
@@ -42,80 +57,85 @@ class Run:
     ):
         if not _WORKER.fullmatch(worker):
             raise StoreError(f"worker name {worker!r}: use 1 to 64 of A-Z a-z 0-9 _ -")
-        self.folder, self.manifest, self.worker = Path(folder), manifest, worker
-        self.resumed, self.changed = resumed, changed or {}
+        self.folder = Path(folder)
+        self.manifest = manifest
+        self.worker = worker
+        self.resumed = resumed
+        self.changed = changed or {}
 
     @classmethod
     def open(
         cls, folder, manifest: dict, *, worker: str = "0", allow: Sequence[str] | None = ()
-    ) -> "Run":
-        """Create a run folder, or re-open it to resume the same request.
+    ) -> Run:
+        """Create a run folder, or open it again to go on with the same request.
 
-        The key is the sha256 of `manifest["request"]`. Other entries (versions, command) may differ when
-        resuming: `changed` lists them, and so does the stored manifest under `resumed`. Of the request only
-        entries named in `allow` may: "weights", or "ocr" for all below it; None where nothing can. Raises StoreError for another request,
-        an `allow` without effect, a folder with other things in it, a damaged manifest, or one that cannot be written.
+        The key is the sha256 of `manifest["request"]`.
+        Other entries (versions, command) may differ when a run goes on.  `changed` lists them, and the stored
+        manifest keeps them under `resumed`.
+
+        allow  entries of the request that may differ, such as "weights"; "ocr" covers everything below it.
+               None says that the command has no such option.
+        Raises StoreError for another request, an `allow` without effect, a folder with other things in it,
+        a damaged manifest, or a folder that cannot be written.
         """
         new = _stamped(manifest)
         run = cls(folder, new, worker, resumed=False)
         with explained(run.folder, "open"):
             if allow and not (run.folder / "manifest.json").exists():
                 raise StoreError(
-                    f"{', '.join(allow)} may differ, but {run.folder} holds no run yet; leave out --allow, or "
-                    "give the --out of the run to go on with"
+                    f"{', '.join(allow)} may differ, but {run.folder} holds no run yet; "
+                    "leave out --allow, or give the --out of the run to go on with"
                 )
             stored = _create(run.folder, new, worker)
             sweep(run.folder, worker)
-            return run if stored is None else cls._resume(run.folder, stored, new, worker, allow)
+            if stored is None:
+                return run
+            return cls._resume(run.folder, stored, new, worker, allow)
 
     @classmethod
-    def load(cls, folder, *, worker: str = "0") -> "Run":
-        """Open a run folder that exists, whatever its request; raises StoreError if it is none."""
+    def load(cls, folder, *, worker: str = "0") -> Run:
+        """Open a run folder that exists, whatever its request.
+
+        Raises StoreError for a folder that holds no run.
+        """
         with explained(folder, "open"):
             return cls(folder, _read_manifest(Path(folder) / "manifest.json"), worker)
 
     @classmethod
     def _resume(
         cls, folder: Path, stored: dict, new: dict, worker: str, allow: Sequence[str] | None
-    ) -> "Run":
-        _require_entries(allow or (), stored["request"], new["request"])
-        asked = _asked_otherwise(stored, new)
-        if not all(_covered(name, allow or ()) for name in asked):
-            raise StoreError(
-                _other_request(
-                    folder, asked, "" if allow is None else ", or name what may differ with --allow"
-                )
-            )
-        changed = _differences(_rest(stored), _rest(new)) | asked
-        entry = {name: {"stored": old, "now": now} for name, (old, now) in changed.items()}
-        if entry:
-            with alone_in(folder):
-                stored = _read_manifest(
-                    folder / "manifest.json"
-                )  # where another worker may have told its own meanwhile
-                if entry not in stored.setdefault("resumed", []):
-                    stored["resumed"].append(entry)
-                    write(folder / "manifest.json", as_json(stored, indent=1), worker)
+    ) -> Run:
+        require_entries(allow or (), stored["request"], new["request"])
+        asked = asked_otherwise(stored, new)
+        if not all(covered(name, allow or ()) for name in asked):
+            raise StoreError(another_run(folder, asked, may_allow=allow is not None))
+        changed = differences(_facts(stored), _facts(new)) | asked
+        if changed:
+            stored = _note_changes(folder, changed, worker)
         return cls(folder, stored, worker, changed=changed)
 
     def append(self, record: dict) -> None:
-        """Add one record (a dict with a string "id"); on return it is on the disk.
+        """Add one record, a dict with a string "id".
 
-        One os.write on an O_APPEND descriptor, then fsync; a torn line of a killed writer is cut off first.
+        On return the record is on the disk: one os.write on an O_APPEND descriptor, then fsync.
+        A torn line of a killed writer is cut off first.
         Raises StoreError for values JSON cannot hold and for a full disk; the file is then as before.
         """
         if not isinstance(record, dict) or not isinstance(record.get("id"), str):
             raise StoreError(f'a record is a dict with a string "id"; got {repr(record)[:80]}')
-        path, line = self.folder / "records" / f"{self.worker}.jsonl", sealed(record)
+        path = self.folder / "records" / f"{self.worker}.jsonl"
+        line = sealed(record)
         with explained(path, "append to"):
             path.parent.mkdir(exist_ok=True)
             append_line(path, line)
 
     def records(self) -> list[dict]:
-        """All finished records in file, then line order; of records with one id the first counts.
+        """Return all finished records, in the order of files, then of lines.
 
-        An unfinished last line is left out. So is any other damaged one, with a warning that names file and lines:
-        its piece of work is not finished.
+        - Of several records with one id the first counts.
+        - An unfinished last line is left out.
+        - Any other damaged line is left out, too, with a warning that names file and line.  Its piece of work
+          is not finished.
         """
         first: dict[str, dict] = {}
         for path in sorted((self.folder / "records").glob("*.jsonl")):
@@ -131,16 +151,23 @@ class Run:
         return list(first.values())
 
     def done(self) -> set[str]:
-        """The ids of all finished records; warns as `records` does."""
+        """Return the ids of all finished records.
+
+        Warns of damaged lines as `records` does.
+        """
         return {record["id"] for record in self.records()}
 
     def image(self, picture: Image.Image) -> str:
-        """Store a PIL picture as PNG and return its path in the folder; equal pixels make one file."""
+        """Store a PIL picture as PNG and return its path in the folder.
+
+        Pictures of equal pixels are one file.
+        """
         if not isinstance(picture, Image.Image) or 0 in picture.size:
             raise StoreError(
                 f"image() stores a PIL picture of at least one pixel; got {repr(picture)[:80]}"
             )
-        picture = picture if picture.mode in ("L", "RGB", "RGBA") else picture.convert("RGB")
+        if picture.mode not in ("L", "RGB", "RGBA"):
+            picture = picture.convert("RGB")
         pixels = picture.tobytes()
         digest = hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + pixels).hexdigest()
         name = f"images/{digest[:16]}.png"
@@ -152,77 +179,68 @@ class Run:
         return name
 
     def write_bytes(self, name: str, data: bytes) -> Path:
-        """Write a file whole or not at all, and return its path; `name` must stay inside the folder."""
+        """Write a file whole or not at all, and return its path.
+
+        Raises StoreError for a name that leads out of the folder or to a file of the run's own.
+        """
         path = _inside(self.folder, name)
         write(path, data, self.worker)
         return path
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write UTF-8 text whole or not at all; a lone surrogate becomes an escape."""
+        """Write UTF-8 text whole or not at all, and return its path.
+
+        A lone surrogate becomes an escape.
+        """
         return self.write_bytes(name, text.encode("utf-8", "backslashreplace"))
 
     def write_json(self, name: str, value) -> Path:
-        """Write JSON whole or not at all; raises StoreError for NaN, Infinity and what is not JSON."""
+        """Write JSON whole or not at all, and return its path.
+
+        Raises StoreError for NaN, Infinity and anything else that is no JSON.
+        """
         return self.write_bytes(name, as_json(value, indent=1) + b"\n")
 
     def write_csv(self, name: str, rows: list[dict]) -> Path:
-        """Write rows as CSV; the columns are all keys in order of first appearance, None is an empty cell."""
+        """Write rows as CSV whole or not at all, and return its path.
+
+        The columns are all keys in the order of their first appearance.
+        None and an absent key are an empty cell.
+        """
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        lines = [columns, *([row.get(key) for key in columns] for row in rows)] if columns else []
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(
-            [_cell(value) for value in line] for line in lines
-        )
+        writer = csv.writer(text, lineterminator="\n")
+        if columns:
+            writer.writerow([_cell(column) for column in columns])
+            for row in rows:
+                writer.writerow([_cell(row.get(column)) for column in columns])
         return self.write_text(name, text.getvalue())
-
-
-def flatten(tree, prefix: str = "") -> dict:
-    """The leaves of a nested JSON value by dotted name: {"a": {"b": [1]}} gives {"a.b.0": 1}."""
-    items = (
-        tree.items()
-        if isinstance(tree, dict)
-        else enumerate(tree)
-        if isinstance(tree, list)
-        else ()
-    )
-    leaves = {}
-    for name, value in items:
-        leaves.update(flatten(value, f"{prefix}.{name}" if prefix else str(name)))
-    return leaves or {prefix: tree}
 
 
 # --- the manifest
 
 
 def _stamped(manifest: dict) -> dict:
+    """Return a manifest as it will be read back, with its key and schema version."""
     if not isinstance(manifest, dict) or "request" not in manifest:
         raise StoreError(
             'a manifest is a dict with a "request": everything that decides the results'
         )
-    plain = json.loads(
-        as_json(manifest)
-    )  # as it will be read back: tuples are lists, keys are strings
-    return {**plain, "schema_version": SCHEMA_VERSION, "key": _key(plain["request"])}
+    # through JSON, for tuples are lists there and keys are strings
+    plain = json.loads(as_json(manifest))
+    return {**plain, "schema_version": SCHEMA_VERSION, "key": request_key(plain["request"])}
 
 
-def _canonical(value) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _key(request) -> str:
-    return hashlib.sha256(_canonical(request).encode()).hexdigest()
-
-
-def _rest(manifest: dict) -> dict:
-    return {
-        k: v
-        for k, v in manifest.items()
-        if k not in ("request", "key", "resumed", "schema_version")
-    }
+def _facts(manifest: dict) -> dict:
+    """Return what a manifest says beside its request, such as versions and the command."""
+    return {name: value for name, value in manifest.items() if name not in _OURS}
 
 
 def _create(folder: Path, manifest: dict, worker: str) -> dict | None:
-    """Claim a new or empty folder (None), or return the manifest there; a failure leaves no folder."""
+    """Claim a new or empty folder and return None, or return the manifest there.
+
+    A failure leaves no folder that was not there before.
+    """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -236,91 +254,63 @@ def _create(folder: Path, manifest: dict, worker: str) -> dict | None:
 
 def _claim(folder: Path, manifest: dict, worker: str) -> dict | None:
     path = folder / "manifest.json"
-    # listed before looking for the manifest, which is the first file a worker starting beside us would write
+    # listed before looking for the manifest, the first file that a worker starting beside us would write
     strangers = sorted(name for name in os.listdir(folder) if not name.startswith(".tmp."))
     if path.exists():
         return _read_manifest(path)
     if strangers:
-        shown = ", ".join(strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+        shown = ", ".join(strangers[:3])
+        if len(strangers) > 3:
+            shown += ", ..."
         raise StoreError(
             f"{folder} holds {shown} but no manifest.json, so it is no run; give another --out"
         )
-    claimed = write(path, as_json(manifest, indent=1), worker, exclusive=True)
-    return None if claimed else _read_manifest(path)
+    if write(path, as_json(manifest, indent=1), worker, exclusive=True):
+        return None
+    return _read_manifest(path)
 
 
 def _read_manifest(path: Path) -> dict:
     manifest = read_json(path)
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if not isinstance(manifest, dict):
+        manifest = {}
+    version = manifest.get("schema_version")
     if type(version) is int and version > SCHEMA_VERSION:
         raise StoreError(
             f"{path}: schema version {version}, known is {SCHEMA_VERSION}; upgrade textpatch"
         )
-    if version != SCHEMA_VERSION or manifest.get("key") != _key(manifest.get("request")):
+    if version != SCHEMA_VERSION or manifest.get("key") != request_key(manifest.get("request")):
         raise StoreError(
-            f"{path} is no manifest of textpatch, or was edited: its key and request disagree"
+            f"{path} is no manifest of textpatch, or was edited: its key and request disagree; "
+            "give another --out"
         )
     return manifest
 
 
-def _differences(old: dict, new: dict) -> dict[str, tuple]:
-    old, new = flatten(old), flatten(new)
-    pairs = {
-        name: (old.get(name, ABSENT), new.get(name, ABSENT))
-        for name in dict.fromkeys([*old, *new])
-        if name
-    }
-    return {
-        name: pair for name, pair in pairs.items() if _canonical(pair[0]) != _canonical(pair[1])
-    }
-
-
-def _asked_otherwise(stored: dict, new: dict) -> dict:
-    if stored["key"] == new["key"]:
-        return {}
-    old, now = stored["request"], new["request"]
-    return _differences({"request": old}, {"request": now}) or {"request": (old, now)}
-
-
-def _covered(name: str, allow: Sequence[str]) -> bool:
-    return any(f"{name}.".startswith(f"request.{entry}.") for entry in allow)
-
-
-def _require_entries(allow: Sequence[str], *requests: dict) -> None:
-    """Raise StoreError for a name in `allow` that is no entry of either request."""
-    names = {
-        part
-        for request in requests
-        for name in flatten(request)
-        for part in (name, name.partition(".")[0])
-    }
-    for entry in allow:
-        if not any(_covered(f"request.{name}", [entry]) for name in names):
-            raise StoreError(
-                f"{entry!r} may not differ, for the request has no such entry{closest(entry, names)}"
-            )
-
-
-def _other_request(folder: Path, differences: dict, otherwise: str) -> str:
-    first = list(differences.items())[:6]
-    shown = [
-        f"{name.removeprefix('request.')}: stored {_short(a)}, asked {_short(b)}"
-        for name, (a, b) in first
-    ]
-    more = f"; and {len(differences) - 6} more" if len(differences) > 6 else ""
-    return f"{folder} holds another run ({'; '.join(shown)}{more}); give another --out, ask for the same{otherwise}"
-
-
-def _short(value, limit: int = 60) -> str:
-    text = value if value is ABSENT else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def _note_changes(folder: Path, changed: dict[str, tuple], worker: str) -> dict:
+    """Add what changed to the manifest's `resumed`, unless it is there, and return the manifest."""
+    path = folder / "manifest.json"
+    entry = {name: {"stored": old, "now": now} for name, (old, now) in changed.items()}
+    with alone_in(folder):
+        manifest = _read_manifest(path)  # another worker may have added an entry meanwhile
+        resumed = manifest.setdefault("resumed", [])
+        if entry not in resumed:
+            resumed.append(entry)
+            write(path, as_json(manifest, indent=1), worker)
+    return manifest
 
 
 # --- what is written
 
 
 def _inside(folder: Path, name: str) -> Path:
-    parts = name.split("/") if isinstance(name, str) else [""]
+    """Return the path of a file name in a run folder.
+
+    Raises StoreError for a name that leads out of the folder or to a file of the run's own.
+    """
+    parts = [""]
+    if isinstance(name, str):
+        parts = name.split("/")
     if not all(_PART.fullmatch(part) for part in parts) or parts[0].lower() in _RESERVED:
         raise StoreError(
             f"{name!r} cannot be a file name here: use A-Z a-z 0-9 . _ - (and / for a folder "
@@ -333,11 +323,13 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _cell(value):
+    """Return a value as a cell of CSV, in whose text a spreadsheet finds no formula."""
+    if isinstance(value, (dict, list, tuple)):
+        return json.dumps(value)
     if not isinstance(value, str):
-        return json.dumps(value) if isinstance(value, (dict, list, tuple)) else value
-    text = value.replace(
-        "\r", "\n"
-    )  # which ends a line for some readers, and the writer does not quote
-    return (
-        "'" + text if text.startswith(tuple("=+-@\t\n")) else text
-    )  # or a spreadsheet would run =cmd(...)
+        return value
+    # some readers end a line at \r, and the writer does not quote it
+    text = value.replace("\r", "\n")
+    if text.startswith(tuple("=+-@\t\n")):
+        return "'" + text  # or a spreadsheet would run =cmd(...)
+    return text

@@ -1,4 +1,4 @@
-"""Records of a run: one sealed line of JSON each, appended whole or not at all."""
+"""Records of a run, each one sealed line of JSON that is appended whole or not at all."""
 
 import errno
 import json
@@ -13,7 +13,10 @@ _SEAL_LENGTH = len(_SEAL % 0)
 
 
 def sealed(record: dict) -> bytes:
-    """One line: the record, with the crc32 of its JSON as last entry, so that no flipped bit goes unseen."""
+    """Return a record as one line, with the crc32 of its JSON as last entry.
+
+    The checksum lets no flipped bit go unseen.
+    """
     body = as_json(record)
     return body[:-1] + _SEAL % zlib.crc32(body) + b"\n"
 
@@ -26,10 +29,14 @@ def _unsealed(line: bytes) -> dict:
 
 
 def read_records(path: Path) -> tuple[list[dict], list[int], int]:
-    """The records of a file, the numbers of its damaged lines, and how many lines it has."""
+    """Return the records of a file, the numbers of its damaged lines, and how many lines it has.
+
+    An unfinished last line is no line.
+    """
     with explained(path, "read"):
         *lines, _torn = path.read_bytes().split(b"\n")
-    records, damaged = [], []
+    records = []
+    damaged = []
     for number, line in enumerate(lines, 1):
         try:
             records.append(_unsealed(line))
@@ -39,6 +46,10 @@ def read_records(path: Path) -> tuple[list[dict], list[int], int]:
 
 
 def append_line(path: Path, line: bytes) -> None:
+    """Append a line, which is on the disk when this returns.
+
+    A torn last line of a killed writer is cut off first.  A failure leaves the file as it was.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         lock(descriptor)
@@ -57,14 +68,22 @@ def append_line(path: Path, line: bytes) -> None:
 
 
 def _cut_torn_line(descriptor: int, block: int = 1 << 16) -> int:
-    """Cut the file after its last newline, and return its length."""
-    size = end = os.lseek(descriptor, 0, os.SEEK_END)
-    keep = 0
-    while end and not keep:
-        start = max(0, end - block)
-        os.lseek(descriptor, start, os.SEEK_SET)
-        found = os.read(descriptor, end - start).rfind(b"\n")
-        keep, end = (start + found + 1 if found >= 0 else 0), start
+    """Cut a file after its last newline and return its length."""
+    size = os.lseek(descriptor, 0, os.SEEK_END)
+    keep = _end_of_last_line(descriptor, size, block)
     if keep < size:
         os.ftruncate(descriptor, keep)
     return keep
+
+
+def _end_of_last_line(descriptor: int, size: int, block: int) -> int:
+    """Return the place behind the last newline, 0 if there is none, reading backwards block by block."""
+    end = size
+    while end:
+        start = max(0, end - block)
+        os.lseek(descriptor, start, os.SEEK_SET)
+        found = os.read(descriptor, end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0

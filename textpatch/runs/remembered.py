@@ -1,4 +1,4 @@
-"""Encoding every prompt of a long piece of work once."""
+"""A pipeline that encodes every prompt of a long piece of work once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def remembering(pipeline):
-    """The same pipeline, weights and hooks shared, which encodes each distinct prompt once."""
+    """Return the same pipeline, weights and hooks shared, with an `encode` that remembers."""
     other = copy.copy(pipeline)
     other.encode = Remembered(pipeline)
     return other
@@ -19,8 +19,9 @@ def remembering(pipeline):
 class Remembered:
     """A pipeline's `encode` with a memory.
 
-    A prompt is encoded alone, so that the last bits of its text do not depend on what else is asked for: a run that
-    goes on has other batches.  It is kept on the CPU, for a thousand prompts of a large T5 take gigabytes.
+    Every prompt is encoded alone.  So the last bits of its text do not depend on the other prompts of a
+    batch, which are others when a run goes on.
+    Texts are kept on the CPU, because a thousand prompts of a large T5 take gigabytes.
     """
 
     def __init__(self, pipeline):
@@ -28,13 +29,12 @@ class Remembered:
         self._kept: dict[str | None, object] = {}
 
     def __call__(self, prompts: Sequence[str | None]):
-        """As `Pipeline.encode`, which refuses what is no list of prompts."""
+        """Encode prompts as `Pipeline.encode` does, which also refuses anything but a list of prompts."""
         if isinstance(prompts, str) or not len(prompts) or not all(map(_is_prompt, prompts)):
             return self._pipeline.encode(prompts)
         texts = [self._text(prompt) for prompt in prompts]
-        if (
-            len({text.tokens.shape for text in texts}) > 1
-        ):  # encoders that pad to the longest of a batch
+        if len({text.tokens.shape for text in texts}) > 1:
+            # this encoder pads to the longest prompt of a batch, so the batch must be encoded as a whole
             return self._pipeline.encode(prompts)
         return _joined(texts).to(self._pipeline.device)
 
@@ -49,9 +49,10 @@ def _is_prompt(prompt) -> bool:
 
 
 def _joined(texts: list):
-    """Conditions of one row each as one of all rows."""
-    parts = {
-        field.name: [getattr(text, field.name) for text in texts] for field in fields(texts[0])
-    }
-    joined = {name: torch.cat(tensors) for name, tensors in parts.items() if tensors[0] is not None}
+    """Join conditions of one row each into one condition of all rows."""
+    joined = {}
+    for field in fields(texts[0]):
+        tensors = [getattr(text, field.name) for text in texts]
+        if tensors[0] is not None:
+            joined[field.name] = torch.cat(tensors)
     return replace(texts[0], **joined)

@@ -1,15 +1,84 @@
-"""What a piece of work is made of, by which a record is known again."""
+"""A piece of work done once, or found in the run folder.
+
+    work = Work(run)
+    record = work.once("0-1", (0, 1), made_by(rows, plan), make)
+
+A record carries what it was made of, so that a run folder never answers for other prompts, seeds or swaps.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from textpatch.errors import StoreError
 from textpatch.plan import Plan, Row
+from textpatch.runs.folder import Run
+from textpatch.runs.interrupts import finishing
+
+
+class Work:
+    """The finished pieces of work of one run, by id.
+
+    run  the folder that keeps the records; None, and nothing is kept or found
+    """
+
+    def __init__(self, run: Run | None):
+        self.run = run
+        self._found: dict[str, dict] = {}
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Read the run folder anew, in which other workers may have finished pieces meanwhile."""
+        if self.run is not None:
+            self._found = {record["id"]: record for record in self.run.records()}
+
+    def __contains__(self, id: str) -> bool:
+        """True if a record of that id lay in the folder when it was last read."""
+        return id in self._found
+
+    def once(
+        self, id: str, unit: tuple[int, int], maker: dict[str, str], make: Callable[[], dict]
+    ) -> dict:
+        """Return the record of that id, made now unless the run folder has it.
+
+        unit   (pair, seed) of the piece
+        maker  what the piece is made of, see `made_by`
+        make   () -> the record's other entries; a first Ctrl-C waits until they are kept
+        Raises StoreError for a record that was made of something else.
+        """
+        record = self._found.get(id)
+        if record is None:
+            with finishing():
+                record = {"id": id, "pair": unit[0], "seed": unit[1], **maker, **make()}
+                if self.run is not None:
+                    self.run.append(record)
+        else:
+            _require_made_by(self.run.folder, maker, record)
+        return record
 
 
 def made_by(rows: Sequence[Row], plan: Plan) -> dict[str, str]:
-    """What a record is of: the plan, and the rows' names, prompts, seeds and what else makes a row."""
+    """Hashes that tell what a piece of work is made of.
+
+    plan_sha256  of the plan
+    rows_sha256  of the rows' names, prompts, seeds and whatever else makes a row
+    """
     said = json.dumps([row.data for row in rows])
     return {"plan_sha256": plan.sha256, "rows_sha256": hashlib.sha256(said.encode()).hexdigest()}
+
+
+def _require_made_by(folder: Path, maker: dict[str, str], record: dict) -> None:
+    """Raise StoreError for a record of another plan or of other rows.
+
+    --allow does not help here: it lets a request differ, and a record of something else answers no request.
+    """
+    for name, asked in maker.items():
+        if record.get(name) != asked:
+            raise StoreError(
+                f"record {record['id']} of {folder} was made by {name.partition('_')[0]} "
+                f"{str(record.get(name))[:16]}..., this request comes to {asked[:16]}...; other prompts or "
+                "another version made the run: give another --out"
+            )

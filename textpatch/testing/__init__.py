@@ -1,7 +1,7 @@
-"""Is a port right?  One call holds a table of sites to what its model really does.
+"""A test of ports, which holds a table of sites to what its model really does.
 
-Each check is a sentence that must hold of the model, the table, and capture, patch and inject by it; what the
-model's attention gets is the truth they are compared with.
+Each check is a sentence that must hold of the model, of the table, and of capture, patch and inject by it.
+They are compared with the queries, keys and values that the model's attention gets.
 """
 
 from __future__ import annotations
@@ -17,13 +17,20 @@ from textpatch.errors import PatchError
 from textpatch.ports.matching import SiteSpec, match_sites
 from textpatch.ports.shipped import shipped_table
 from textpatch.sites import Site
-from textpatch.testing import facts, swaps
+from textpatch.testing import facts as facts  # its checks join CHECKS
+from textpatch.testing import swaps as swaps
 from textpatch.testing.port import CHECKS, Findings, Port
+
+SHOWN = 3  # findings of a check
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `check_port` found to hold of a model: its sites, and every check as the sentence it makes sure of."""
+    """Findings of `check_port` on a model for which every check holds.
+
+    sites   those of the model
+    checks  every check, as the sentence it makes sure of
+    """
 
     sites: tuple[Site, ...]
     checks: tuple[str, ...]
@@ -36,35 +43,48 @@ def check_port(
     *,
     picture: str | None = None,
 ) -> Report:
-    """Run every check of a port and report them, or raise one PatchError that lists all that fail.
+    """Run every check of a port and report them.
 
     spec            the table; the shipped one when None
-    example_inputs  what the model's forward gets, by name: at least two rows, of different texts of one length,
-                    and no other size equal to the number of rows; time as a floating-point number
+    example_inputs  the arguments of the model's forward, by name: at least two rows, of different texts
+    of one
+                    length, and no other size equal to the number of rows; time as a floating-point number
     picture         the argument that holds the noisy picture; forward's first when None
-    The model is best small and random, in float32 or float64, in eval mode, with no weight zero, and must attend
-    by torch's scaled_dot_product_attention.  Raises PatchError, too, for a table that does not fit the model.
+
+    The model is best small and random, in float32 or float64, in eval mode, with no weight zero.  It must
+    attend by torch's scaled_dot_product_attention.
+
+    Raises one PatchError that lists all checks that fail, or one for a table that does not fit the model.
     """
-    table = shipped_table(model) if spec is None else tuple(spec)
+    if spec is None:
+        spec = shipped_table(model)
     picture = picture or next(iter(inspect.signature(model.forward).parameters))
-    port = Port(model, match_sites(model, table), dict(example_inputs), picture)
-    sentences = [" ".join(check.__doc__.split()) for check in CHECKS]
+    port = Port(model, match_sites(model, tuple(spec)), dict(example_inputs), picture)
+    sentences = [" ".join((check.__doc__ or "").split()) for check in CHECKS]
     found = [_findings(check, port) for check in CHECKS]
-    failed = [f"{said}  Found: {against}" for said, against in zip(sentences, found) if against]
+    pairs = zip(sentences, found, strict=True)
+    failed = [f"{said}  Found: {against}" for said, against in pairs if against]
     if failed:
         count = f"{len(failed)} of {len(CHECKS)} checks"
-        raise PatchError(
-            "\n".join([f"{type(model).__name__} fails {count} of its table:", *failed])
-        )
+        head = f"{type(model).__name__} fails {count} of its table:"
+        raise PatchError("\n".join([head, *failed]))
     return Report(port.sites, tuple(sentences))
 
 
 def _findings(check: Callable[[Port], Findings], port: Port) -> str:
-    """What speaks against a check, in words; a Site alone means that it does not hold there."""
+    """The findings against a check, in words.  "" if it holds."""
     try:
-        found = [f"not at {x.name!r}" if isinstance(x, Site) else x for x in check(port)]
+        found = [_in_words(finding) for finding in check(port)]
     except (
         Exception
-    ) as error:  # of any kind: the model is somebody else's, and what it raises is a finding
+    ) as error:  # of any kind: the model is somebody else's, and its errors are findings
         found = [f"{type(error).__name__}: {error}"]
-    return "; ".join(found[:3] + [f"and {len(found) - 3} more"] * (len(found) > 3))
+    if len(found) > SHOWN:
+        found = [*found[:SHOWN], f"and {len(found) - SHOWN} more"]
+    return "; ".join(found)
+
+
+def _in_words(finding: str | Site) -> str:
+    if isinstance(finding, Site):
+        return f"not at {finding.name!r}"
+    return finding

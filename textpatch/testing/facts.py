@@ -1,8 +1,12 @@
-"""Checks of a table: is it what the model does?  Each docstring is the sentence made sure of."""
+"""Checks of a table against what the model does.
+
+Each docstring is the sentence that its check makes sure of.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,15 +25,14 @@ def calls_agree(port: Port) -> Findings:
 def texts_differ(port: Port) -> Findings:
     """The example holds at least two rows, and each has another text than the next."""
     own = port.inputs[port.text]
-    if len(own) < 2 or any(
-        torch.equal(own[row], own[other]) for row, other in enumerate(port.next_rows)
-    ):
+    pairs = enumerate(port.next_rows)
+    if len(own) < 2 or any(torch.equal(own[row], own[other]) for row, other in pairs):
         yield f"{len(own)} rows of {port.text!r}"
 
 
 @check
 def channels_are_read_once(port: Port) -> Findings:
-    """No channel is read twice: the K and V of all sites lie apart."""
+    """No channel is read twice, so that the K and V of all sites lie apart."""
     taps = Counter(tap for site in port.sites for tap in site.taps)
     yield from (f"{tap} is read {n} times" for tap, n in taps.items() if n > 1)
 
@@ -44,7 +47,7 @@ def queries_share_heads_evenly(port: Port) -> Findings:
 def parameters_are_counted(port: Port) -> Findings:
     """A site's parameters are its K and V channels times the width they are made from, and their biases."""
     for site in port.sites:
-        modules = [port.model.get_submodule(tap.module) for tap in site.taps]
+        modules: list[Any] = [port.model.get_submodule(tap.module) for tap in site.taps]
         rows = [module.in_features + (module.bias is not None) for module in modules]
         if site.parameters != sum(rows) * site.text_heads * site.head_dim:
             yield site
@@ -64,28 +67,32 @@ def sites_run_in_order(port: Port) -> Findings:
     """Sites run in the order of their numbers."""
     fired = port.plain.names
     starts = [min(fired.index(tap.module) for tap in site.taps) for site in port.sites]
-    late = [site for site, start, after in zip(port.sites, starts, starts[1:]) if start >= after]
-    yield from (
-        f"the site after {site.name!r} does not; order the table as the model runs" for site in late
-    )
+    for site, start, after in zip(
+        port.sites, starts, starts[1:], strict=False
+    ):  # the last has none after
+        if start >= after:
+            yield f"the site after {site.name!r} does not; order the table as the model runs"
 
 
 @check
 def attention_follows(port: Port) -> Findings:
-    """Once a site's K and V are made, the next thing is a scaled_dot_product_attention."""
+    """A site's K and V, once they are made, are followed at once by a scaled_dot_product_attention."""
     yield from (site for site in port.sites if port.plain.attention(site) is None)
 
 
 @check
 def span_is_the_text(port: Port) -> Findings:
-    """A tap puts out one sequence per row, of the text's T tokens, or of more where the span is a part of it."""
+    """A tap puts out one sequence per row, of the T text tokens, or of more where the span is part of it."""
     for site, spec in port.matched:
+        length = port.length(site)
         for tap in site.taps:
-            (rows, tokens), length = port.plain.made(tap.module).shape[:2], port.length(site)
-            if rows != len(port.rows) or not (
-                tokens == length if spec.span.place == "all" else tokens > length
-            ):
-                yield f"{tap.module!r} puts out {rows} rows of {tokens} tokens for {len(port.rows)} of {length}"
+            rows, tokens = port.plain.made(tap.module).shape[:2]
+            fits = tokens > length
+            if spec.span.place == "all":
+                fits = tokens == length
+            if rows != len(port.rows) or not fits:
+                asked = f"{len(port.rows)} of {length}"
+                yield f"{tap.module!r} puts out {rows} rows of {tokens} tokens for {asked}"
 
 
 @check
@@ -93,30 +100,35 @@ def heads_are_attentions(port: Port) -> Findings:
     """Attention gets queries, keys and values in as many heads, and of that width, as the site says."""
     for site in port.sites:
         q, k, v = (x.shape[1::2] for x in port.plain.attended(site))
-        said, shared = (site.heads, site.head_dim), (site.text_heads, site.head_dim)
+        said = site.heads, site.head_dim
+        shared = site.text_heads, site.head_dim
         if q != said or k != v or k not in (said, shared):
-            yield f"site {site.name!r} says {said} and {shared}, attention gets {[*map(tuple, (q, k, v))]}"
+            gets = [tuple(x) for x in (q, k, v)]
+            yield f"site {site.name!r} says {said} and {shared}, attention gets {gets}"
 
 
 @check
 def values_are_attentions(port: Port) -> Findings:
     """The values attention gets at the text's place, first or last, are the tapped V."""
     for site, spec in port.matched:
-        v, made = port.plain.attended(site)[2], port.text_kv(port.plain, site, spec)[1]
-        if not torch.equal(
-            port.as_attended(made, site, v.shape[1]), v[:, :, port.place(site, spec.text_place)]
-        ):
+        v = port.plain.attended(site)[2]
+        made = port.as_attended(port.text_kv(port.plain, site, spec)[1], site, v.shape[1])
+        if not torch.equal(made, v[:, :, port.place(site, spec.text_place)]):
             yield site
 
 
 @check
 def keys_are_attentions(port: Port) -> Findings:
-    """The keys attention gets there are the tapped K after its norm: equal, or as long where a rotation follows."""
+    """The keys attention gets there are the tapped K after its norm, or as long if a rotation follows."""
     for site, spec in port.matched:
-        k, (made, _) = port.plain.attended(site)[1], port.text_kv(port.plain, site, spec)
-        made = port.as_attended(port.normed(made, site, spec), site, k.shape[1])
-        pair = made, k[:, :, port.place(site, spec.text_place)]
-        if not close(*((x.norm(dim=-1) for x in pair) if spec.rotary else pair)):
+        k = port.plain.attended(site)[1]
+        tapped = port.normed(port.text_kv(port.plain, site, spec)[0], site, spec)
+        made = port.as_attended(tapped, site, k.shape[1])
+        got = k[:, :, port.place(site, spec.text_place)]
+        if spec.rotary:
+            made = made.norm(dim=-1)
+            got = got.norm(dim=-1)
+        if not close(made, got):
             yield site
 
 
@@ -129,13 +141,16 @@ def pictures_do_not_reach_the_text(port: Port) -> Findings:
 
 @check
 def texts_do_not_reach_the_picture(port: Port) -> Findings:
-    """In a joint or single stream, q, k and v of image tokens at the first site do not depend on the text."""
-    heard, (site, spec) = port.listen(port.with_rows(port.text)), port.matched[0]
-    if spec.kind in ("joint", "single"):
-        for part, own, other in zip("qkv", port.plain.attended(site), heard.attended(site)):
-            image = ~port.is_text(site, spec, own)
-            if not torch.equal(own[:, :, image], other[:, :, image]):
-                yield f"{part} does"
+    """Image tokens' q, k and v at the first site do not depend on the text, in a joint or single stream."""
+    site, spec = port.matched[0]
+    if spec.kind not in ("joint", "single"):
+        return
+    heard = port.listen(port.with_rows(port.text))
+    pairs = zip("qkv", port.plain.attended(site), heard.attended(site), strict=True)
+    for part, own, other in pairs:
+        image = ~port.is_text(site, spec, own)
+        if not torch.equal(own[:, :, image], other[:, :, image]):
+            yield f"{part} does"
 
 
 @check
@@ -143,23 +158,22 @@ def text_is_read(port: Port) -> Findings:
     """Text K and V of every site and row depend on the text."""
     heard = port.listen(port.with_rows(port.text))
     for site, spec in port.matched:
-        pairs = zip(port.text_kv(port.plain, site, spec), port.text_kv(heard, site, spec))
+        before = port.text_kv(port.plain, site, spec)
+        pairs = zip(before, port.text_kv(heard, site, spec), strict=True)
         if not all((own != other).flatten(1).any(1).all() for own, other in pairs):
             yield site
 
 
 @check
 def static_text_is_static(port: Port) -> Findings:
-    """K and V of cross and added sites depend on the text alone: on no picture, no time, no pooled vector."""
-    others = {
-        name: apply(lambda x: x / 2, value)
-        for name, value in port.inputs.items()
-        if name != port.text
-    }
-    heard = port.listen(port.inputs | others)
-    yield from (
-        s for s, spec in port.matched if s.text_is_static and not port.same_text(heard, s, spec)
-    )
+    """Text K and V of cross and added sites depend on no picture, no time and no pooled vector."""
+    others = dict(port.inputs)
+    del others[port.text]
+    halves = {name: apply(lambda x: x / 2, value) for name, value in others.items()}
+    heard = port.listen(port.inputs | halves)
+    for site, spec in port.matched:
+        if site.text_is_static and not port.same_text(heard, site, spec):
+            yield site
 
 
 @check
@@ -173,25 +187,38 @@ def rows_are_apart(port: Port) -> Findings:
 @check
 def rows_may_be_permuted(port: Port) -> Findings:
     """Permuting the rows of all inputs permutes those of the output and of the captured K and V."""
-    inputs, order = port.with_rows(*port.inputs), port.next_rows
+    inputs = port.with_rows(*port.inputs)
+    order = port.next_rows
     if not close(port.listen(inputs).output, port.plain.output[order]):
         yield "not the output's"
-    for (site, step, (row,), part), x in port.captured(inputs).items():
-        if not close(x, port.cache[site, step, (order[row],), part]):
+    for (site, step, label, part), x in port.captured(inputs).items():
+        if not close(x, port.cache[site, step, (order[port.row_of(label)],), part]):
             yield f"not {part} at {site!r}"
 
 
 @check
 def the_last_text_is_dropped(port: Port) -> Findings:
-    """In a joint or single stream, what text tokens attend to at the last site never reaches the output; what
-    image tokens attend to does."""
+    """Results of text tokens at the last attention never reach the output, and those of image tokens do.
+
+    This holds of joint and single streams.
+    """
+    if port.matched[-1][1].kind not in ("joint", "single"):
+        return
+    if not torch.equal(_with_others(port, text=True), port.plain.output):
+        yield "what is text by span and order does"
+    if torch.equal(_with_others(port, text=False), port.plain.output):
+        yield "what is image by span and order does not"
+
+
+def _with_others(port: Port, text: bool) -> Tensor:
+    """The model's output if attention at the last site gives other results for text, or for image, tokens."""
     site, spec = port.matched[-1]
-    at = port.plain.attention(site)
-    for text in (True, False) if spec.kind in ("joint", "single") else ():
+    last = port.plain.attention(site)
 
-        def alter(event: int, out: Tensor, text=text) -> Tensor:
-            there = port.is_text(site, spec, out) == text
-            return out + there[:, None] if event == at else out
+    def alter(event: int, out: Tensor) -> Tensor:
+        if event != last:
+            return out
+        there = port.is_text(site, spec, out) == text
+        return out + there[:, None]
 
-        if torch.equal(port.listen(alter=alter).output, port.plain.output) != text:
-            yield f"what is {'text' if text else 'image'} by span and order {'does' if text else 'does not'}"
+    return port.listen(alter=alter).output

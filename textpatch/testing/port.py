@@ -1,7 +1,9 @@
-"""A port under test: what a model's taps put out, and what its attention gets, heard through plain torch hooks.
+"""A port under test, its taps and its attention heard through plain torch hooks.
 
-Every call of `torch.nn.functional.scaled_dot_product_attention` is noted with what it gets: that is the truth
-which a table of sites, and capture and patch by that table, can be compared with.
+Every call of `torch.nn.functional.scaled_dot_product_attention` is noted with its queries, keys and values.
+A table of sites, and capture and patch by that table, are compared with these.
+
+B rows, H heads, T text tokens, D head width, W = K and V heads x D
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from textpatch.patching import KVCache, capture, patch
 from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Site
 
-CLOSE = 1e-4  # relative: another place in the batch moves the last bits of float32, a wrong table far more
-Findings = Iterator[
-    "str | Site"
-]  # what speaks against a check; a Site alone means that it does not hold there
+# relative: another place in the batch moves the last bits of float32, a wrong table far more
+CLOSE = 1e-4
+# findings against a check; a Site alone means that it does not hold there
+Findings = Iterator["str | Site"]
 CHECKS: list[Callable[[Port], Findings]] = []
+# alter(place among the events, output of an attention) -> the output in its place
+Alter = Callable[[int, Tensor], Tensor]
 
 
 def check(function: Callable[[Port], Findings]) -> Callable[[Port], Findings]:
@@ -37,14 +41,16 @@ def check(function: Callable[[Port], Findings]) -> Callable[[Port], Findings]:
 
 
 def close(a: Tensor, b: Tensor) -> bool:
+    """True if a and b differ by at most CLOSE of b's largest number."""
     return bool((a - b).abs().max() <= CLOSE * b.abs().max())
 
 
 @dataclass
 class Heard:
-    """One call of a model: its output (B, ...), and in order what was tapped (name, output) and attended to.
+    """One call of a model.
 
-    An attention is (None, (q, k, v)).
+    output  (B, ...)
+    events  in order, (name, output) for each tapped module and (None, (q, k, v)) for each attention
     """
 
     output: Tensor
@@ -52,19 +58,23 @@ class Heard:
 
     @property
     def names(self) -> list[str | None]:
+        """Module names of the events, None for an attention."""
         return [name for name, _ in self.events]
 
     def made(self, module: str) -> Tensor:
+        """Output of a tapped module."""
         return dict(self.events)[module]
 
     def attention(self, site: Site) -> int | None:
-        """The place among the events of the attention that follows the site's taps at once; None without one."""
-        taps, names = {tap.module for tap in site.taps}, [*self.names, "end"]
-        after = 1 + max((i for i, name in enumerate(names) if name in taps), default=-1)
-        return after if names[after] is None else None
+        """Place among the events of the attention that follows the site's taps at once.  None without one."""
+        taps = {tap.module for tap in site.taps}
+        after = 1 + max((i for i, name in enumerate(self.names) if name in taps), default=-1)
+        if after < len(self.events) and self.names[after] is None:
+            return after
+        return None
 
     def attended(self, site: Site) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v, each (B, H, tokens, D), as attention gets them at a site."""
+        """Queries, keys and values, each (B, H, tokens, D), as attention gets them at a site."""
         at = self.attention(site)
         if at is None:
             raise PatchError(
@@ -74,56 +84,95 @@ class Heard:
 
 
 class _Attention(TorchFunctionMode):
-    """Notes what scaled_dot_product_attention gets; `alter`(place in events, its output) gives its output."""
+    """Notes of the q, k, v that scaled_dot_product_attention gets.
 
-    def __init__(self, events: list, alter: Callable[[int, Tensor], Tensor] | None):
+    alter  alter(place in events, output) gives the output in its place
+    """
+
+    def __init__(self, events: list[tuple[str | None, Any]], alter: Alter | None) -> None:
         super().__init__()
-        self.events, self.alter = events, alter
+        self.events = events
+        self.alter = alter
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         if func is not F.scaled_dot_product_attention:
             return out
         named = [kwargs[name] for name in ("query", "key", "value")[len(args) :]]
         self.events.append((None, (*args, *named)[:3]))
-        return out if self.alter is None else self.alter(len(self.events) - 1, out)
+        if self.alter is None:
+            return out
+        return self.alter(len(self.events) - 1, out)
 
 
 @contextmanager
-def _plain_hooks(modules: dict[str, nn.Module], events: list) -> Iterator[None]:
+def _plain_hooks(
+    modules: dict[str, nn.Module], events: list[tuple[str | None, Any]]
+) -> Iterator[None]:
+    def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        events.append((name, output))
+
     with ExitStack() as stack:
         for name, module in modules.items():
-            note = partial(lambda name, module, args, output: events.append((name, output)), name)
-            stack.callback(module.register_forward_hook(note).remove)
+            stack.callback(module.register_forward_hook(partial(note, name)).remove)
         yield
 
 
-def take(value, rows: list[int]):
-    """Some rows, in the order given, of an argument; what does not hold one entry per row stays."""
+def take(value: Any, rows: list[int]) -> Any:
+    """Rows of an argument in another order.
+
+    An argument without one entry per row stays as it is; a dictionary is taken entry by entry.
+    """
     if isinstance(value, dict):
         return {name: take(item, rows) for name, item in value.items()}
-    if isinstance(value, Tensor):
-        return value[rows] if value.dim() and len(value) == len(rows) else value
-    whole = isinstance(value, (list, tuple)) and len(value) == len(rows)
-    return [value[row] for row in rows] if whole else value
+    if isinstance(value, Tensor) and value.dim() and len(value) == len(rows):
+        return value[rows]
+    if isinstance(value, (list, tuple)) and len(value) == len(rows):
+        return [value[row] for row in rows]
+    return value
 
 
-def apply(fn, value):
-    """fn of every floating-point tensor in an argument."""
+def apply(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """An argument with fn applied to every floating-point tensor in it."""
     if isinstance(value, dict):
         return {name: apply(fn, item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [apply(fn, item) for item in value]
-    return fn(value) if isinstance(value, Tensor) and value.is_floating_point() else value
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return fn(value)
+    return value
 
 
 class Port:
-    """A model, the sites a table finds there, and inputs to try them on; row 0 is read and written first."""
+    """A model, the sites that a table finds there, and inputs to try them on.
+
+    matched    each site with the row of the table that finds it
+    inputs     the arguments of the model's forward, by name
+    text       name of the argument that holds the text
+    picture    name of the argument that holds the noisy picture
+    next_rows  the rows of the batch, turned by one
+    reads      rows for `patch`, by which row 0 reads row 1
+    plain      a call of the model as it is
+    """
 
     def __init__(
-        self, model: nn.Module, matched: list[tuple[Site, SiteSpec]], inputs: dict, picture: str
-    ):
-        self.model, self.matched, self.inputs, self.picture = model, matched, inputs, picture
+        self,
+        model: nn.Module,
+        matched: list[tuple[Site, SiteSpec]],
+        inputs: dict[str, Any],
+        picture: str,
+    ) -> None:
+        self.model = model
+        self.matched = matched
+        self.inputs = inputs
+        self.picture = picture
         self.sites = tuple(site for site, _ in matched)
         self.text = self.sites[0].span.text
         for name in (self.text, picture):
@@ -133,7 +182,7 @@ class Port:
                 )
         self.rows = list(range(len(inputs[self.text])))
         self.next_rows = [*self.rows[1:], 0]
-        self.reads = [1, *[None] * (len(self.rows) - 1)]  # row 0 reads row 1
+        self.reads: list[int | None] = [1, *[None] * (len(self.rows) - 1)]
         self.tapped = {
             tap.module: model.get_submodule(tap.module) for site in self.sites for tap in site.taps
         }
@@ -141,94 +190,106 @@ class Port:
 
     @property
     def samples(self) -> list[tuple[Site, SiteSpec]]:
-        """The last site of each row of the table."""
+        """Last site of each row of the table."""
         return list({spec: (site, spec) for site, spec in self.matched}.values())
 
-    def with_rows(self, *names: str, rows: list[int] | None = None) -> dict:
-        """The inputs, with other rows, by default the next, of some arguments."""
-        return self.inputs | {
-            name: take(self.inputs[name], rows or self.next_rows) for name in names
-        }
+    def with_rows(self, *names: str, rows: list[int] | None = None) -> dict[str, Any]:
+        """Inputs in which some arguments have other rows, by default the next."""
+        changed = {name: take(self.inputs[name], rows or self.next_rows) for name in names}
+        return self.inputs | changed
 
     @property
     def masks(self) -> list[str]:
-        """The arguments of forward that hide text tokens, by the table or by their names."""
+        """Arguments of forward that hide text tokens, by the table or by their names."""
         said = [site.span.mask for site in self.sites if site.span.mask]
-        return list(
-            dict.fromkeys(
-                said + [name for name in signature(self.model.forward).parameters if "mask" in name]
-            )
-        )
+        named = [name for name in signature(self.model.forward).parameters if "mask" in name]
+        return list(dict.fromkeys(said + named))
 
-    def masked(self, name: str, rows: list[int], inputs: dict | None = None) -> dict:
-        """The inputs with a mask (B, T) that hides the last text token of some rows, and no other."""
+    def masked(
+        self, name: str, rows: list[int], inputs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Inputs with a mask (B, T) that hides the last text token of some rows, and no other."""
         text = self.inputs[self.text]
-        seen = torch.ones(
-            len(text), len(text[0]), dtype=getattr(self.inputs.get(name), "dtype", torch.bool)
-        )
+        dtype = getattr(self.inputs.get(name), "dtype", torch.bool)
+        seen = torch.ones(len(text), len(text[0]), dtype=dtype)
         seen[rows, -1] = 0
         return (inputs or self.inputs) | {name: seen.to(text[0].device)}
 
-    def listen(self, inputs: dict | None = None, alter=None) -> Heard:
+    def listen(self, inputs: dict[str, Any] | None = None, alter: Alter | None = None) -> Heard:
         """Call the model and hear it."""
-        events = []
+        events: list[tuple[str | None, Any]] = []
         with torch.no_grad(), _Attention(events, alter), _plain_hooks(self.tapped, events):
             output = self.model(**(inputs or self.inputs))
-        output = output if isinstance(output, Tensor) else output[0]
+        if not isinstance(output, Tensor):
+            output = output[0]
         return Heard(torch.stack(list(output)), events)
 
-    def captured(self, inputs: dict | None = None) -> KVCache:
+    def captured(self, inputs: dict[str, Any] | None = None) -> KVCache:
+        """The cache of a call, its rows labelled by their numbers."""
         with capture(self.model, self.sites, rows=self.rows) as cache:
             self.listen(inputs)
         return cache
 
     @cached_property
     def cache(self) -> KVCache:
+        """The cache of the plain inputs."""
         return self.captured()
 
-    def reading(self, site: Site | None = None, inputs: dict | None = None, **options) -> Heard:
+    def reading(
+        self, site: Site | None = None, inputs: dict[str, Any] | None = None, **options: Any
+    ) -> Heard:
         """A call in which row 0 reads, at a site or at all, the K and V that row 1 has in the plain run."""
         with patch(self.model, self.cache, site or self.sites, rows=self.reads, **options):
             return self.listen(inputs)
 
     def length(self, site: Site) -> int:
-        """T, counted anew."""
-        value, pad = self.inputs[site.span.text], site.span.pad_to
+        """Text tokens T at a site, counted anew."""
+        value = self.inputs[site.span.text]
         tokens = value.shape[1] if isinstance(value, Tensor) else max(map(len, value))
-        return tokens + (-tokens) % pad
+        return tokens + (-tokens) % site.span.pad_to
 
     def place(self, site: Site, place: str) -> slice:
-        """The text among tokens, at the `first`, the `last`, or `all`."""
+        """Place of the text among tokens, which are its `first`, its `last`, or `all` of them text."""
         length = self.length(site)
         return {"all": slice(None), "first": slice(length), "last": slice(-length, None)}[place]
 
     def is_text(self, site: Site, spec: SiteSpec, x: Tensor) -> Tensor:
-        """Bool (tokens,): which tokens of x (B, H, tokens, D), as attention gets or gives it, are text."""
+        """Bool (tokens,), True for text in x (B, H, tokens, D) as attention gets or gives it."""
         text = torch.zeros(x.shape[2], dtype=torch.bool, device=x.device)
         text[self.place(site, spec.text_place)] = True
         return text
 
     def text_kv(self, heard: Heard, site: Site, spec: SiteSpec) -> list[Tensor]:
-        """K and V (B, T, W) by the table alone, cut anew from the taps' outputs."""
+        """Text K and V (B, T, W) by the table alone, cut anew from the taps' outputs."""
         first, second, parts = spec.fused or (0, 0, 1)
         made = [heard.made(tap.module)[:, self.place(site, spec.span.place)] for tap in site.taps]
-        return [x.chunk(parts, dim=-1)[part] for x, part in zip(made, (first, second))]
+        chosen = zip(made, (first, second), strict=True)
+        return [x.chunk(parts, dim=-1)[part] for x, part in chosen]
 
     def same_text(self, heard: Heard, site: Site, spec: SiteSpec) -> bool:
-        """Whether a site's text K and V are those of the plain run."""
-        pairs = zip(self.text_kv(heard, site, spec), self.text_kv(self.plain, site, spec))
+        """True if a site's text K and V are those of the plain run."""
+        before = self.text_kv(self.plain, site, spec)
+        pairs = zip(self.text_kv(heard, site, spec), before, strict=True)
         return all(torch.equal(new, own) for new, own in pairs)
 
     def as_attended(self, x: Tensor, site: Site, heads: int) -> Tensor:
-        """(B, T, W) -> (B, heads, T, D): each K and V head for the queries that share it."""
+        """Text K or V (B, T, W) as (B, heads, T, D), each head repeated for the queries that share it."""
         x = x.unflatten(-1, (site.text_heads, -1)).transpose(1, 2)
         return x.repeat_interleave(heads // site.text_heads, dim=1)
 
     def normed(self, k: Tensor, site: Site, spec: SiteSpec) -> Tensor:
-        """K (B, T, W) after the norm that the table names, of each head or of all."""
+        """Text K (B, T, W) after the norm that the table names, of each head or of all."""
         if spec.norm is None:
             return k
         norm = self.model.get_submodule(f"{site.name}.{spec.norm}")
-        wide = getattr(norm, "weight", None) is not None and len(norm.weight) == k.shape[-1]
+        weight = getattr(norm, "weight", None)
         with torch.no_grad():
-            return norm(k) if wide else norm(k.unflatten(-1, (site.text_heads, -1))).flatten(2)
+            if isinstance(weight, Tensor) and len(weight) == k.shape[-1]:
+                return norm(k)
+            return norm(k.unflatten(-1, (site.text_heads, -1))).flatten(2)
+
+    @staticmethod
+    def row_of(label: Any) -> int:
+        """Number of the row that a label of `captured` names."""
+        (row,) = label
+        return row

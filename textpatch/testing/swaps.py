@@ -1,23 +1,27 @@
-"""Checks of capture, patch and inject by a table: do they what they say?"""
+"""Checks of capture, patch and inject by a table.
+
+Each docstring is the sentence that its check makes sure of.
+"""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from textpatch.errors import PatchError
 from textpatch.patching import KVCache, capture, inject, patch
-from textpatch.testing.port import Findings, Port, check
+from textpatch.testing.port import Alter, Findings, Port, check
 
 
 @check
 def captures_are_what_hooks_see(port: Port) -> Findings:
-    """What is captured is what a plain hook sees, cut by the table."""
+    """Captured K and V are what a plain hook sees, cut by the table."""
     for site, spec in port.matched:
-        for part, made in zip("kv", port.text_kv(port.plain, site, spec)):
+        for part, made in zip("kv", port.text_kv(port.plain, site, spec), strict=True):
             captured = [port.cache[site.name, 0, (row,), part] for row in port.rows]
             if not torch.equal(torch.stack(captured), made):
                 yield f"not {part} at {site.name!r}"
@@ -33,7 +37,7 @@ def capture_changes_nothing(port: Port) -> Findings:
 
 @check
 def dtypes_are_kept(port: Port) -> Findings:
-    """What is captured has its tap's dtype, and a patched call the plain call's."""
+    """Captured K and V have their tap's dtype, and a patched call the plain call's."""
     for site in port.sites:
         kept = [port.cache[site.name, 0, (0,), part].dtype for part in "kv"]
         if kept != [port.plain.made(tap.module).dtype for tap in site.taps]:
@@ -53,9 +57,9 @@ def own_text_is_the_identity(port: Port) -> Findings:
 @check
 def a_swap_changes_its_row(port: Port) -> Findings:
     """Another row's K and V, at one site alone, change the output of the row that reads them."""
-    yield from (
-        s for s, _ in port.samples if torch.equal(port.reading(s).output[0], port.plain.output[0])
-    )
+    for site, _ in port.samples:
+        if torch.equal(port.reading(site).output[0], port.plain.output[0]):
+            yield site
 
 
 @check
@@ -67,26 +71,38 @@ def a_swap_changes_no_other_row(port: Port) -> Findings:
 
 
 def _wrongly_attended(
-    port: Port, part="kv", head: int | None = None, token: int | None = None
+    port: Port, part: str = "kv", head: int | None = None, token: int | None = None
 ) -> Findings:
-    """Sites at which row 0 under a swap gets other q, k, v than its own with what was swapped from row 1."""
-    heads, tokens = (None if x is None else [x] for x in (head, token))
+    """Sites at which row 0 under a swap gets other q, k, v than its own with row 1's swapped in.
+
+    head, token  the only ones that are swapped; all when None
+    """
+    heads = None if head is None else [head]
+    tokens = None if token is None else [token]
     for site, spec in port.samples:
         place = port.place(site, spec.text_place)
         heard = port.reading(site, part=part, heads=heads, tokens=tokens).attended(site)
-        for name, own, new in zip("qkv", port.plain.attended(site), heard):
-            expected, group = own.clone(), own.shape[1] // site.text_heads
-            h = slice(None) if head is None else slice(head * group, (head + 1) * group)
-            t = slice(None) if token is None else slice(token, token + 1)
+        for name, own, new in zip("qkv", port.plain.attended(site), heard, strict=True):
+            group = own.shape[1] // site.text_heads
+            expected = own.clone()
             if name in part:
+                h = _cells(head, group)
+                t = _cells(token, 1)
                 expected[:, :, place][0, h, t] = own[:, :, place][1, h, t]
             if not torch.equal(new, expected):
                 yield f"not {name} at {site.name!r}"
 
 
+def _cells(index: int | None, size: int) -> slice:
+    """Cells of one head or token among groups of a size.  All when None."""
+    if index is None:
+        return slice(None)
+    return slice(index * size, (index + 1) * size)
+
+
 @check
 def a_swap_is_attended_to(port: Port) -> Findings:
-    """Under a swap attention gets the other row's text K and V, to the bit, and all else as before."""
+    """Attention gets the other row's text K and V under a swap, to the bit, and all else as before."""
     yield from _wrongly_attended(port)
 
 
@@ -116,7 +132,7 @@ def values_are_values(port: Port) -> Findings:
 
 @check
 def keys_and_values_differ(port: Port) -> Findings:
-    """K alone, V alone and both give three outputs."""
+    """Swaps of K alone, of V alone and of both give three outputs."""
     k, v, both = (port.reading(part=part).output[0] for part in ("k", "v", "kv"))
     if torch.equal(k, v) or torch.equal(k, both) or torch.equal(v, both):
         yield "two of them are equal"
@@ -128,9 +144,8 @@ def all_heads_are_the_site(port: Port) -> Findings:
     for site, _ in port.samples:
         with ExitStack() as stack:
             for head in range(1, site.text_heads):
-                stack.enter_context(
-                    patch(port.model, port.cache, site, rows=port.reads, heads=[head])
-                )
+                one = patch(port.model, port.cache, site, rows=port.reads, heads=[head])
+                stack.enter_context(one)
             union = port.reading(site, heads=[0]).output
         if not torch.equal(union, port.reading(site).output):
             yield site
@@ -141,38 +156,37 @@ def earlier_sites_are_unchanged(port: Port) -> Findings:
     """A swap changes no text K and V at sites before it."""
     for site, _ in port.samples:
         heard = port.reading(site)
-        changed = [
-            s.name for s, spec in port.matched[: site.index] if not port.same_text(heard, s, spec)
-        ]
-        yield from (f"one at {site.name!r} does at {name!r}" for name in changed)
+        for earlier, spec in port.matched[: site.index]:
+            if not port.same_text(heard, earlier, spec):
+                yield f"one at {site.name!r} does at {earlier.name!r}"
 
 
 @check
 def all_sites_are_attended_to(port: Port) -> Findings:
-    """With all sites patched attention gets the other row's text K and V at each."""
+    """Attention gets the other row's text K and V at each site when all are patched."""
     heard = port.reading()
     for site, spec in port.matched:
         place = port.place(site, spec.text_place)
-        pairs = zip(heard.attended(site)[1:], port.plain.attended(site)[1:])
+        pairs = zip(heard.attended(site)[1:], port.plain.attended(site)[1:], strict=True)
         if not all(torch.equal(new[0, :, place], own[1, :, place]) for new, own in pairs):
             yield site
 
 
 @check
 def text_enters_at_the_sites_alone(port: Port) -> Findings:
-    """Where all sites are of kind cross and all read another row's text, a row's own text changes nothing."""
-    if all(site.kind == "cross" for site in port.sites):
-        own, other = (
-            port.reading(inputs=inputs).output[0] for inputs in (None, port.with_rows(port.text))
-        )
-        if not torch.equal(own, other):
-            yield "it does; the table leaves out sites"
+    """A row's own text changes nothing where all sites are of kind cross and read another row's."""
+    if not all(site.kind == "cross" for site in port.sites):
+        return
+    own = port.reading().output[0]
+    other = port.reading(inputs=port.with_rows(port.text)).output[0]
+    if not torch.equal(own, other):
+        yield "it does; the table leaves out sites"
 
 
 @check
 def steps_are_calls(port: Port) -> Findings:
     """A patch of step 1 leaves the first call as it is and changes the second."""
-    cache = KVCache({(site, 1, *rest): x for (site, _, *rest), x in port.cache.items()})
+    cache = KVCache({(site, 1, row, part): x for (site, _, row, part), x in port.cache.items()})
     with patch(port.model, cache, port.sites, rows=port.reads, steps=[1]):
         same = [torch.equal(port.listen().output, port.plain.output) for _ in range(2)]
     if same != [True, False]:
@@ -181,15 +195,14 @@ def steps_are_calls(port: Port) -> Findings:
 
 @check
 def injection_is_patching(port: Port) -> Findings:
-    """Injecting a text is patching with what a run of it captures; a text that evolves is refused."""
+    """Injecting a text is patching with what a run of it captures, and a text that evolves is refused."""
     other = port.with_rows(port.text)
     if not all(site.text_is_static for site in port.sites):
         with suppress(PatchError), inject(port.model, other[port.text], port.sites):
             yield "it was injected"
         return
-    with inject(
-        port.model, other[port.text], port.sites, mask=port.inputs.get(port.sites[0].span.mask)
-    ):
+    mask = port.inputs.get(port.sites[0].span.mask or "")
+    with inject(port.model, other[port.text], port.sites, mask=mask):
         injected = port.listen().output
     with patch(port.model, port.captured(other), port.sites, rows=port.rows):
         if not torch.equal(port.listen().output, injected):
@@ -198,26 +211,25 @@ def injection_is_patching(port: Port) -> Findings:
 
 @check
 def masked_text_is_where_it_was(port: Port) -> Findings:
-    """With the last token of every text hidden, text K and V of the first site still do not depend on the picture."""
+    """Text K and V of the first site do not depend on the picture either when every last token is hidden."""
     site = port.sites[0]
-    for name in {site.span.mask} - {None}:
-        captured, other = (
-            port.captured(port.masked(name, port.rows, inputs))
-            for inputs in (port.inputs, port.with_rows(port.picture))
-        )
-        changed = [
-            key
-            for key, x in captured.items()
-            if key[0] == site.name and not torch.equal(x, other[key])
-        ]
-        if changed:
-            yield f"it does with {name!r}; where hidden tokens are left out of the sequence, the span is packed"
+    name = site.span.mask
+    if name is None:
+        return
+    captured = port.captured(port.masked(name, port.rows))
+    other = port.captured(port.masked(name, port.rows, port.with_rows(port.picture)))
+    here = [key for key in captured if key[0] == site.name]
+    if not all(torch.equal(captured[key], other[key]) for key in here):
+        remedy = "where hidden tokens are left out of the sequence, the span is packed"
+        yield f"they do with {name!r}; {remedy}"
 
 
 @check
 def equal_masks_are_read_through(port: Port) -> Findings:
-    """Where every row hides its last token, own K and V give the bits of that call, and another row's others."""
-    for name in {site.span.mask for site in port.sites} - {None}:
+    """Own K and V give the bits of a call in which every row hides its last token, another row's others."""
+    for name in dict.fromkeys(site.span.mask for site in port.sites):
+        if name is None:
+            continue
         inputs = port.masked(name, port.rows)
         plain = port.listen(inputs).output
         cache = port.captured(inputs)
@@ -231,7 +243,7 @@ def equal_masks_are_read_through(port: Port) -> Findings:
 
 @check
 def other_masks_are_refused(port: Port) -> Findings:
-    """A row is refused the text of one whose mask hides other tokens, and of one whose mask the table does not name."""
+    """A row is refused the text of a row whose mask hides other tokens or is not named by the table."""
     for name in port.masks:
         inputs = port.masked(name, [1])
         with (
@@ -245,8 +257,10 @@ def other_masks_are_refused(port: Port) -> Findings:
 @check
 def other_masks_are_not_injected(port: Port) -> Findings:
     """An injected text is refused where its mask hides other tokens than that of the row which reads it."""
+    if not all(site.text_is_static for site in port.sites):
+        return
     text = port.inputs[port.text]
-    for name in port.masks if all(site.text_is_static for site in port.sites) else ():
+    for name in port.masks:
         for inputs in (port.masked(name, [1]), port.masked(name, port.rows)):
             with suppress(PatchError), inject(port.model, text, port.sites):
                 port.listen(inputs)
@@ -280,7 +294,11 @@ def other_shapes_are_refused(port: Port) -> Findings:
 def what_is_not_there_is_refused(port: Port) -> Findings:
     """A head and a token beyond the last are refused."""
     for site, _ in port.samples:
-        for option in ({"heads": [site.text_heads]}, {"tokens": [port.length(site)]}):
+        options: list[dict[str, Any]] = [
+            {"heads": [site.text_heads]},
+            {"tokens": [port.length(site)]},
+        ]
+        for option in options:
             with suppress(PatchError):
                 port.reading(site, **option)
                 yield f"{option} was not at {site.name!r}"
@@ -290,15 +308,16 @@ def what_is_not_there_is_refused(port: Port) -> Findings:
 def nan_does_not_leak(port: Port) -> Findings:
     """NaN in a text that a row does not read does not reach it, neither by the batch nor by the cache."""
     text = port.inputs[port.text]
-    lost = [text[0], *(x * float("nan") for x in text[1:])]
-    heard = port.listen(
-        port.inputs | {port.text: torch.stack(lost) if isinstance(text, Tensor) else lost}
-    )
+    lost: Any = [text[0], *(x * float("nan") for x in text[1:])]
+    if isinstance(text, Tensor):
+        lost = torch.stack(lost)
+    heard = port.listen(port.inputs | {port.text: lost})
     if not torch.equal(heard.output[0], port.plain.output[0]):
         yield "it does by the batch"
-    cache = KVCache(
-        {key: x if key[2] == (1,) else x * float("nan") for key, x in port.cache.items()}
-    )
+    cache = KVCache(port.cache)
+    for key, x in port.cache.items():
+        if key[2] != (1,):
+            cache[key] = x * float("nan")
     with patch(port.model, cache, port.sites, rows=port.reads):
         leaked = port.listen().output
     if not torch.equal(leaked, port.reading().output):
@@ -318,31 +337,39 @@ def threads_are_untouched(port: Port) -> Findings:
 
 
 class _Interrupt(BaseException):
-    """What comes from outside in the middle of a call, and is no Exception."""
+    """An interrupt from outside in the middle of a call, which is no Exception."""
 
 
 @check
 def nothing_is_left_behind(port: Port) -> Findings:
-    """After a capture and a patch, ended or interrupted in the middle of a call, the model is as it was."""
+    """The model is as it was after a capture and a patch, ended or interrupted in the middle of a call."""
 
     def interrupt(event: int, out: Tensor) -> Tensor:
         raise _Interrupt
 
     before = _anatomy(port.model)
-    for alter in (None, interrupt):
-        with suppress(_Interrupt), capture(port.model, port.sites, rows=port.rows):
-            with patch(port.model, port.cache, port.sites, rows=port.next_rows):
-                port.listen(alter=alter)
-        if _anatomy(port.model) != before:
-            yield "interrupted, it is not" if alter else "ended, it is not"
+    _capture_and_patch(port, None)
+    if _anatomy(port.model) != before:
+        yield "ended, it is not"
+    with suppress(_Interrupt):
+        _capture_and_patch(port, interrupt)
+    if _anatomy(port.model) != before:
+        yield "interrupted, it is not"
 
 
-def _anatomy(model: nn.Module) -> list:
-    """All that a hook could leave behind."""
-    tables = [
-        f"_forward_{kind}{more}" for kind in ("hooks", "pre_hooks") for more in ("", "_with_kwargs")
-    ]
+def _capture_and_patch(port: Port, alter: Alter | None) -> None:
+    with (
+        capture(port.model, port.sites, rows=port.rows),
+        patch(port.model, port.cache, port.sites, rows=port.next_rows),
+    ):
+        port.listen(alter=alter)
+
+
+def _anatomy(model: nn.Module) -> list[tuple[list[str], list[list[Any]]]]:
+    """Attributes and hooks of all modules, in which a hook could leave something behind."""
+    kinds = "hooks", "hooks_with_kwargs", "pre_hooks", "pre_hooks_with_kwargs"
+    tables = [f"_forward_{kind}" for kind in kinds]
     return [
-        (sorted(vars(m)), [list(vars(m)[table].items()) for table in tables])
-        for m in model.modules()
+        (sorted(vars(module)), [list(vars(module)[table].items()) for table in tables])
+        for module in model.modules()
     ]

@@ -1,0 +1,57 @@
+"""The models of a command, loaded as its options say.
+
+Nothing heavy is imported before the options are known to be good.
+"""
+
+from __future__ import annotations
+
+import os
+
+from textpatch.errors import PatchError
+
+
+def load_model(options, model: str | None = None):
+    """Load a model, the one of the options when None."""
+    import torch
+
+    from textpatch.weights import load
+
+    return load(
+        model or options.model,
+        device=_own_device(options.device),
+        dtype=getattr(torch, options.dtype),
+    )
+
+
+def load_sized(options):
+    """Load the model for pictures of --height and --width."""
+    from textpatch.pipelines import sized
+
+    return sized(load_model(options), options.height, options.width)
+
+
+def load_upscaler(options):
+    """Load the stage II of --upscale, or return None without the option.
+
+    Raises PatchError beside --height or --width, and for a model that is no stage II.
+    """
+    if options.upscale is None:
+        return None
+    if (options.height, options.width) != (None, None):
+        raise PatchError(
+            "--upscale draws at its own model's size, and --height or --width was given; "
+            "leave one of them out"
+        )
+    upscaler = load_model(options, options.upscale)
+    if not upscaler.upscales:
+        raise PatchError(
+            f"--upscale {options.upscale}: that model draws pictures from noise alone; give a stage II"
+        )
+    return upscaler
+
+
+def _own_device(device: str) -> str:
+    """Return the device asked for, of torchrun's processes to each a GPU of its own."""
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return device

@@ -1,0 +1,170 @@
+"""Prompt pairs that a command asks for, and the reader of their pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from textpatch.errors import PatchError, PromptError
+from textpatch.exits import warn
+
+WORD = "word"  # Pair.what, which is not imported before it is known that something is to be done
+PAIRS = 8
+SPLIT = "validation"
+
+
+def add_pairs_options(group) -> None:
+    """Add which prompt pairs are taken."""
+    group.add_argument(
+        "--what",
+        metavar="ATTRIBUTE",
+        default=WORD,
+        help="what is looked for: the word (default), or the style, colour, shape, wall or pattern of the "
+        "shipped signs, in pairs that differ in nothing else",
+    )
+    group.add_argument(
+        "--pairs",
+        type=int,
+        metavar="N",
+        help=f"how many prompt pairs of the shipped word lists (default: {PAIRS})",
+    )
+    group.add_argument(
+        "--same-scene",
+        action="store_true",
+        help="let source and target prompt of the shipped lists differ in the word alone",
+    )
+    group.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="PATH",
+        help="own prompt pairs instead: a file of lines `source<TAB>target`, or a folder with a copy of "
+        "GlyphControl-release",
+    )
+    group.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse pairs that differ in more than the quoted text; without it, those of --prompts FILE "
+        "are warned of",
+    )
+    group.add_argument(
+        "--bench",
+        metavar="NAME",
+        help="GlyphControl's prompts: simple (default), creative, or mixed, which is creative with another "
+        "sentence for the target",
+    )
+    group.add_argument(
+        "--limit", type=int, metavar="N", help="how many of GlyphControl's pairs (default: all)"
+    )
+    group.add_argument(
+        "--split",
+        metavar="NAME",
+        help=f"which words, of the shipped lists or GlyphControl's: {SPLIT} (default) or test",
+    )
+
+
+def asked_pairs(options) -> list:
+    """Return the prompt pairs asked for.
+
+    Raises PatchError for an option that would have no effect on them.
+    """
+    from textpatch.prompts.glyphcontrol import glyphcontrol_pairs, read_pairs
+    from textpatch.prompts.pairs import Pair
+
+    if options.what != WORD:
+        return _attribute_pairs(options)
+    _require_effect(options)
+    if options.prompts is None:
+        from textpatch.weights.signs.pairs import sign_pairs
+
+        drawn = sign_pairs(**_drawn(options), same_scene=options.same_scene)
+        return [Pair(*pair) for pair in drawn]
+    if not options.prompts.is_dir():
+        return [Pair(*pair) for pair in read_pairs(options.prompts)]
+    bench = options.bench or "simple"
+    split = options.split or SPLIT
+    return glyphcontrol_pairs(options.prompts, bench, split, limit=options.limit)
+
+
+def reader_of(options, pipeline, pairs: list):
+    """Return the reader of the pictures.
+
+    A word is read by tesseract, in its letters.  Another attribute of a sign is read by the nearest drawing.
+    """
+    if options.what == WORD:
+        from textpatch.metrics import Tesseract, alphabet_of
+
+        return Tesseract(alphabet=alphabet_of(word for pair in pairs for word in pair.words))
+    from textpatch.pipelines import picture_size
+    from textpatch.weights.signs.reader import SignReader
+
+    reader = SignReader()
+    size = picture_size(pipeline)
+    if size != (reader.fmt.height, reader.fmt.width):
+        raise PatchError(
+            f"--what {options.what} is read from signs of {reader.fmt.height}x{reader.fmt.width} pixels "
+            f"(height x width), and pictures here are {size[0]}x{size[1]}; "
+            "give a shipped model at its own size"
+        )
+    return reader
+
+
+def warn_of_scenes(options, pairs: list[tuple[str, str]]) -> None:
+    """Warn if the user's own pairs differ in more than the quoted text.
+
+    With --strict such pairs, whosever they are, raise PromptError.
+    """
+    from textpatch.prompts.glyphcontrol import require_one_scene
+
+    try:
+        require_one_scene(pairs)
+    except PromptError as error:
+        if options.strict:
+            raise
+        if options.prompts is not None and not options.prompts.is_dir():
+            warn(f"{error}; --strict refuses them")
+
+
+def _require_effect(options) -> None:
+    """Raise PatchError for an option about other prompts than those asked for."""
+    listed = options.prompts is not None and options.prompts.is_dir()
+    if not listed and (options.bench or options.limit is not None):
+        raise PatchError(
+            "--bench and --limit choose among GlyphControl's prompts; give its folder with --prompts"
+        )
+    if options.prompts is None:
+        return
+    if options.pairs is not None or options.same_scene or (options.split and not listed):
+        raise PatchError(
+            "--pairs, --split and --same-scene choose among our word lists; with --prompts leave them out"
+        )
+
+
+def _drawn(options) -> dict:
+    """Return how many pairs of the shipped word lists are asked for, and of which words."""
+    n = options.pairs
+    if n is None:
+        n = PAIRS
+    return {"n": n, "split": options.split or SPLIT}
+
+
+def _attribute_pairs(options) -> list:
+    """Return pairs of the shipped signs that differ in --what alone.
+
+    Raises PatchError for options that are about words.
+    """
+    from textpatch.weights.signs.pairs import attribute_pairs
+
+    for_words = {
+        "--prompts": options.prompts is not None,
+        "--bench": options.bench is not None,
+        "--limit": options.limit is not None,
+        "--strict": options.strict,
+        "--same-scene": options.same_scene,
+        "--mode contribution": options.mode == "contribution",
+    }
+    given = [name for name, is_given in for_words.items() if is_given]
+    if given:
+        raise PatchError(
+            f"--what {options.what} was given with {', '.join(given)}, which is for words alone; "
+            "leave out one or the other"
+        )
+    return attribute_pairs(options.what, **_drawn(options))

@@ -1,0 +1,121 @@
+"""Checks of prompt pairs, seeds, steps and a reader, before any picture is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+
+from textpatch import metrics
+from textpatch.errors import PatchError, PromptError
+from textpatch.metrics.image import WINDOW
+from textpatch.pipelines import picture_size
+from textpatch.prompts.pairs import Pair, require_apart
+
+
+def checked_pairs(
+    pipeline, pairs: Sequence, *, seeds: Sequence[int], steps: int, start: int = 0
+) -> list[Pair]:
+    """Prompt pairs, once everything that can be wrong with a run of them is known to be right.
+
+    Nothing is generated.  Raises PatchError or PromptError for the first thing that is wrong.
+    """
+    pairs = [_pair(pair) for pair in pairs]
+    if not pairs:
+        raise PatchError("no prompt pair was given; give at least one (source, target)")
+    _require_seeds(seeds)
+    if not 0 <= start < steps:
+        raise PatchError(
+            f"start {start} of {steps} steps was asked for; give a start within the run"
+        )
+    _require_once(pairs)
+    for pair in pairs:
+        pair.words  # noqa: B018  a prompt without a word is refused before anything runs
+        require_apart(pair)
+    _require_pictures(pipeline)
+    prompts = [prompt for pair in pairs for prompt in (pair.source, pair.target)]
+    pipeline.check(prompts, seeds=seeds, steps=steps)
+    return pairs
+
+
+def _pair(pair) -> Pair:
+    """Pair of two texts, or the Pair that was given."""
+    if isinstance(pair, Pair):
+        return pair
+    two = isinstance(pair, (tuple, list)) and len(pair) == 2
+    if not two or not all(isinstance(text, str) for text in pair):
+        raise PatchError(
+            f"a prompt pair is (source, target), two texts; found {pair!r}, so give a list of pairs"
+        )
+    return Pair(*pair)
+
+
+def _require_seeds(seeds: Sequence[int]) -> None:
+    """Raise PatchError unless there are seeds, each once, in a list."""
+    if isinstance(seeds, Integral):
+        raise PatchError(f"seeds is {seeds}; give several or one in a list: [{seeds}]")
+    if not seeds:
+        raise PatchError("no seed was given; give at least one")
+    if len(set(seeds)) != len(seeds):
+        raise PatchError(
+            f"seeds {', '.join(map(str, seeds))} were asked for, one of them twice; give each once"
+        )
+
+
+def _require_once(pairs: Sequence[Pair]) -> None:
+    """Raise PromptError for a pair that is there twice.
+
+    The same pictures would count as more evidence.
+    """
+    places: dict[tuple[str, str], int] = {}
+    for place, pair in enumerate(pairs):
+        first = places.setdefault((pair.source, pair.target), place)
+        if first != place:
+            raise PromptError(
+                f"pairs {first} and {place} are the same, {pair.source!r} and {pair.target!r}, "
+                "and would count as two; give each pair once, and more seeds for more pictures of it"
+            )
+
+
+def _require_pictures(pipeline) -> None:
+    """Raise PatchError unless the pipeline's pictures hold words and a background that can be compared."""
+    if pipeline.upscales:
+        raise PatchError(
+            f"{pipeline.name} draws small pictures larger, and words are localised in the model that "
+            "writes them; give that one"
+        )
+    height, width = picture_size(pipeline)
+    if min(height, width) < WINDOW:
+        raise PatchError(
+            f"pictures of {height}x{width} pixels (height x width) are compared in windows of "
+            f"{WINDOW}x{WINDOW} (SSIM); ask for {WINDOW} at least"
+        )
+    box = pipeline.defaults.text_box
+    if not metrics.windows_outside(box, height, width).any():
+        raise PatchError(
+            f"text_box {tuple(box)} of pictures of {height}x{width} pixels (height x width) leaves no "
+            f"window of {WINDOW}x{WINDOW} for the background's SSIM; give the pipeline's defaults a "
+            "smaller text_box, or None, and the whole picture is compared"
+        )
+
+
+def require_known_letters(pairs: Sequence[Pair], reader) -> None:
+    """Raise PromptError for a word with letters that the reader never answers with.
+
+    Letters count as they are written.  Scores know no case, but told to read capitals tesseract reads no
+    small ones.  A reader whose `describe()` names no alphabet takes any word.
+    """
+    alphabet = reader.describe().get("alphabet")
+    if alphabet is None:
+        return
+    for word in (word for pair in pairs for word in pair.words):
+        unknown = [
+            letter
+            for letter in dict.fromkeys(word)
+            if letter not in alphabet and not letter.isspace()
+        ]
+        if unknown:
+            raise PromptError(
+                f"the word {word!r} has {', '.join(map(repr, unknown))}, and {type(reader).__name__} "
+                f"answers with {alphabet!r} alone; write the word in these, or give a reader that knows "
+                "its letters: ocr=Tesseract(alphabet=...)"
+            )

@@ -1,0 +1,127 @@
+"""Masks of text among the arguments of a model's call.
+
+B rows, T text tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from inspect import BoundArguments
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textpatch.errors import PatchError, closest
+from textpatch.sites import Span
+
+
+def argument(inputs: BoundArguments, name: str | None) -> Any:
+    """The argument that a forward was called with under a name.  None where it was left out."""
+    return named_arguments(inputs).get(name)
+
+
+def named_arguments(inputs: BoundArguments) -> dict[str | None, Any]:
+    """All arguments by name, those inside dictionaries too, such as `**kwargs`."""
+    inside: dict[str | None, Any] = {}
+    for value in inputs.arguments.values():
+        if isinstance(value, dict):
+            inside |= value
+    return inside | inputs.arguments
+
+
+def hidden_tokens(mask: Iterable[Any] | None) -> list[Tensor | None]:
+    """Tokens that a mask hides, row by row.
+
+    Each is a tensor of numbers that are 0 for a token in full sight, or None if all tokens are.
+    mask  (B, T), nonzero for a token that is seen; or, of floating point and with more dimensions, what is
+          added to the attention scores, 0 for a token that is seen.  None hides nothing.
+    Raises PatchError for a mask without rows.
+    """
+    if mask is None:
+        return [None]
+    rows = [torch.as_tensor(row) for row in mask]
+    if any(row.dim() == 0 for row in rows):
+        raise PatchError(f"a mask of {len(rows)} numbers is one of no rows; give (rows, tokens)")
+    return [_hidden(row) for row in rows]
+
+
+def _hidden(row: Tensor) -> Tensor | None:
+    hidden = 1 - row.float()
+    if row.dim() > 1 and row.is_floating_point():  # added to the scores
+        hidden = row.float()
+    return hidden if hidden.any() else None
+
+
+def of_row(hidden: list[Tensor | None], row: int) -> Tensor | None:
+    """Tokens hidden of one row.  A mask of one row is that of all."""
+    return hidden[row if len(hidden) > 1 else 0]
+
+
+def same_mask(
+    one: Tensor | None, other: Tensor | None, tokens: Sequence[int] | None = None
+) -> bool:
+    """True if two rows hide the same of their text, or of some of its tokens."""
+    masks = [mask for mask in (one, other) if mask is not None]
+    if tokens is not None:
+        masks = [mask[..., list(tokens)] for mask in masks]
+    if len(masks) == 1:  # the other row hides nothing
+        masks.append(torch.zeros_like(masks[0]))
+    return not masks or torch.equal(masks[0].to(masks[1]), masks[1])
+
+
+def told(hidden: Tensor | None) -> str:
+    """A row's mask in words, for errors."""
+    if hidden is None:
+        return "hides nothing"
+    return f"hides {int((hidden != 0).sum())} of {hidden.numel()} tokens"
+
+
+def require_masks_are_said(inputs: BoundArguments, spans: Sequence[Span]) -> None:
+    """Raise PatchError for an argument that looks like a mask of text and is named by no span.
+
+    Such an argument has `mask` in its name, as many rows as the text or one for all, ends in one number per
+    text token, and hides some.
+    """
+    said = {span.mask for span in spans}
+    named = named_arguments(inputs)
+    shapes = [_rows_and_tokens(named.get(span.text)) for span in spans]
+    for name, value in named.items():
+        if name is None or name in said or "mask" not in name:
+            continue
+        if not any(_fits(value, shape) for shape in shapes):
+            continue
+        if any(hidden is not None for hidden in hidden_tokens(value)):
+            raise PatchError(
+                f"{name!r} of shape {tuple(value.shape)} looks like a mask that hides text tokens, and the "
+                "table says nothing of it, so a row that reads another's text would read it through its own "
+                f"mask; say Span(mask={name!r}) in the table if it is one, or call the model without it"
+            )
+
+
+def _rows_and_tokens(text: Any) -> tuple[int, int] | None:
+    """Sizes (B, T) of a text that is a tensor or a list of rows, else None."""
+    if isinstance(text, Tensor) and text.dim() > 1:
+        return len(text), text.shape[1]
+    if isinstance(text, list) and text:
+        return len(text), max(map(len, text))
+    return None
+
+
+def _fits(value: Any, shape: tuple[int, int] | None) -> bool:
+    """True for an argument with one number for each of T tokens, of each of B rows or of all."""
+    if shape is None or not isinstance(value, Tensor) or value.dim() < 2:
+        return False
+    return len(value) in (1, shape[0]) and value.shape[-1] == shape[1]
+
+
+def require_masks_are_arguments(inputs: BoundArguments, spans: Sequence[Span]) -> None:
+    """Raise PatchError for a mask that a span names and the forward cannot be given."""
+    parameters = inputs.signature.parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for span in spans:
+        if span.mask and not takes_any and span.mask not in parameters:
+            raise PatchError(
+                f"the table names the mask {span.mask!r}, and the model's forward takes no such argument"
+                f"{closest(span.mask, parameters)}; leave it out, or name the one that hides text tokens"
+            )
