@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING
 
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 
-<<<<<<< HEAD
-Unit = int | tuple[int, int]  # a site, or (site, head)
-=======
 if TYPE_CHECKING:
     from textpatch.plan import Plan, Row
 
->>>>>>> main
+Unit = int | tuple[int, int]  # a site, or (site, head)
 Group = tuple
 
 
@@ -31,11 +28,8 @@ def rows_and_plan(
     groups  each holds site indices, or (site, head) for single heads
     start   first of the `steps` steps at which patched rows read the target
     """
-    from textpatch.plan import (
-        Plan,
-        Row,
-        Swap,
-    )  # torch, which a report that needs names alone does without
+    # imported here because it imports torch, and a report needs the names of groups alone
+    from textpatch.plan import Plan, Row, Swap
 
     patched = [Row(row_name(group), pair.source, seed) for group in groups]
     window = tuple(range(start, steps))

@@ -92,21 +92,14 @@ FAULTS = {
     "step of the sampler": (sampling.Loop, "_slots", "plan.slots(step,", "plan.slots(max(step - 1, 0),"),
     "every branch": (Swap, "acts", 'self.branch == "both" or', "True or"),
     "conditional branch alone": (Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"),
-<<<<<<< HEAD
-    "wrong site": (Plan, "_tables", "tables.setdefault(site,", "tables.setdefault(sites[(site.index + 1) % len(sites)],"),
-    "first swap wins": (Plan, "_tables", "in enumerate(self.swaps):", "in reversed([*enumerate(self.swaps)]):"),
-    "part ignored": (Plan, "_tables", "in swap.part:", 'in "kv":'),
-    "keys scaled after their norm": (JointAttention, "forward", "self.norm_added_k(", "1.5 * self.norm_added_k("),
-=======
     "wrong site": (
         Plan, "_tables",
         "tables.setdefault(site,", "tables.setdefault(sites[(site.index + 1) % len(sites)],"),
     "first swap wins": (
         Plan, "_tables", "in enumerate(self.swaps):", "in reversed([*enumerate(self.swaps)]):"),
-    "part ignored": (Plan, "_tables", "in swap.part if", 'in "kv" if'),
+    "part ignored": (Plan, "_tables", "in swap.part:", 'in "kv":'),
     "keys scaled after their norm": (
         JointAttention, "forward", "self.norm_added_k(", "1.5 * self.norm_added_k("),
->>>>>>> main
 }  # fmt: skip
 
 

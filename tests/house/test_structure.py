@@ -27,18 +27,12 @@ LAYERS = [
     ["groups"],
     ["prompts", "runs"],
     ["metrics"],
-<<<<<<< HEAD
     ["checks", "packing", "sampling"],
     ["bookkeeping", "ledger", "patching", "recording"],
-    ["calls", "reference_models"],
-    ["bank"],
-=======
-    ["sampling"],
-    ["ledger", "patching", "recording"],
     ["taps"],
     ["cache", "calls", "reference_models"],
     ["masks"],
->>>>>>> main
+    ["bank"],
     ["pipelines"],
     ["guidance"],
     ["plan"],
@@ -53,13 +47,8 @@ LAYERS = [
     ["errors"],
 ]
 CORE = (
-<<<<<<< HEAD
-    "anatomy attention bank bookkeeping calls checks explaining guidance hooks ledger packing patching plan "
-    "recording rows sites swaps windows"
-=======
-    "anatomy attention bank cache calls guidance hooks ledger masks patching plan recording shapes "
-    "sites slots softmax taps"
->>>>>>> main
+    "anatomy attention bank bookkeeping cache calls checks explaining guidance hooks ledger masks packing "
+    "patching plan recording rows shapes sites slots softmax swaps taps windows"
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 SPEAKS = {

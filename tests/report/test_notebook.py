@@ -107,23 +107,15 @@ def test_a_localization_shows_what_was_found():
     assert "<img" not in found._repr_html_()
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("made, owner, name, old", [
-    (an_edit, html, "safe", "html.escape(plain(text))"), (samples, html, "safe", "html.escape(plain(text))"),
-    (a_localization, html, "safe", "html.escape(plain(text))"),
-    (a_plan, explaining, "as_html", "html.escape(cell)"),
-])  # fmt: skip
-=======
 @pytest.mark.parametrize(
     "made, owner, name, old",
     [
         (an_edit, html, "safe", "html.escape(plain(text))"),
         (samples, html, "safe", "html.escape(plain(text))"),
         (a_localization, html, "safe", "html.escape(plain(text))"),
-        (a_plan, plan_.Plan, "_repr_html_", "html.escape(cell)"),
+        (a_plan, explaining, "as_html", "html.escape(cell)"),
     ],
 )
->>>>>>> main
 def test_a_fault_is_noticed(made, owner, name, old, monkeypatch):
     """Planted: a text is not escaped."""
     plant(monkeypatch, owner, name, old, old.removeprefix("html.escape"))

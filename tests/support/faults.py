@@ -14,12 +14,8 @@ import torch
 from support import laws, laws_of_calls, recorded_runs
 from support.laws import patching
 from support.strategies import Attention, Case, fixed_case, make_attention
-<<<<<<< HEAD
-from textpatch import attention, bank, calls, hooks, packing, plan, swaps
-=======
-from textpatch import attention, bank, calls, hooks, plan, sampling, taps
+from textpatch import attention, bank, calls, hooks, packing, plan, swaps, taps
 from textpatch import cache as caches
->>>>>>> main
 from textpatch.hooks import Hook, HookRegistry
 from textpatch.plan import Plan, Swap
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
@@ -57,8 +53,7 @@ NEXT_SITE = (
     "tables.setdefault(sites[(site.index - 1) % len(sites)],",
 )
 POOLED_OF_TARGET = bank.Texts, "of", "self.place[row.pooled_prompt]", "self.place[batch[-1].prompt]"
-<<<<<<< HEAD
-IMAGE_ROWS = patching, "_at_text", "taps[tap.module] +=", 'taps[f"{site.name}.to_{part}"] +='
+IMAGE_ROWS = taps, "at_text", "taps[tap.module] +=", 'taps[f"{site.name}.to_{part}"] +='
 EARLY_HOOK = (
     HookRegistry,
     "__init__",
@@ -66,12 +61,6 @@ EARLY_HOOK = (
     "if name in modules:\n            modules[name].register_forward_hook(lambda *_: None)\n"
     "        if name not in modules:",
 )
-=======
-IMAGE_ROWS = taps, "at_text", "taps[tap.module] +=", 'taps[f"{site.name}.to_{part}"] +='
-EARLY_HOOK = (HookRegistry, "__init__", "if name not in modules:",
-              "if name in modules:\n            modules[name].register_forward_hook(lambda *_: None)\n"
-              "        if name not in modules:")  # fmt: skip
->>>>>>> main
 CLEARED = hooks, "_close", "table.pop(key, None)", "table.clear()"
 READ_THROUGH = plan, "_write", "(donor * tokens + t).int()", "table[donor][:, t]"
 OWN_ROW = (
@@ -186,13 +175,12 @@ FAULTS = {
     "every row patched": (laws.law_unnamed_rows_are_untouched, *ALL_READERS),
     "off by one site": (laws.law_earlier_sites_are_unchanged, *NEXT_SITE),
     "image rows patched": (laws.law_image_keys_and_queries_are_untouched, *IMAGE_ROWS),
-<<<<<<< HEAD
     "part not asked for patched": (
         laws_of_calls.law_patch_writes_the_named_cells_alone,
-        patching,
-        "_at_text",
-        "if part in parts else []",
-        "if True else []",
+        taps,
+        "at_text",
+        "if part in parts:",
+        "if True:",
     ),
     "heads in another order": (
         laws_of_calls.law_patch_writes_the_named_cells_alone,
@@ -210,10 +198,10 @@ FAULTS = {
     ),
     "K and V captured the other way round": (
         laws_of_calls.law_captures_are_what_a_naive_hook_sees,
-        patching,
-        "_at_text",
-        'zip("kv", site.taps)',
-        'zip("vk", site.taps)',
+        taps,
+        "at_text",
+        'zip("kv",',
+        'zip("vk",',
     ),
     "cache rounded": (
         laws.law_caches_survive_their_tensors,
@@ -224,7 +212,7 @@ FAULTS = {
     ),
     "labels turned round": (
         laws.law_caches_survive_their_tensors,
-        patching,
+        caches,
         "_key",
         "_tuples(label)",
         "_tuples(label)[::-1]",
@@ -250,31 +238,12 @@ FAULTS = {
         "2 * width",
         "width",
     ),
-=======
-    "part not asked for patched": (laws_of_calls.law_patch_writes_the_named_cells_alone,
-        taps, "at_text", "if part in parts:", "if True:"),
-    "heads in another order": (laws_of_calls.law_patch_writes_the_named_cells_alone,
-        patching, "_mixed", "= stored.unflatten(-1, split)[t[:, None], h]",
-        "= stored.unflatten(-1, split)[t[:, None], h.flip(0)]"),
-    "tokens forgotten by cache": (laws_of_calls.law_every_swap_is_a_patch,
-        patching, "_mixed", "if heads is None and tokens", "if heads is None or tokens"),
-    "K and V captured the other way round": (laws_of_calls.law_captures_are_what_a_naive_hook_sees,
-        taps, "at_text", 'zip("kv",', 'zip("vk",'),
-    "cache rounded": (laws.law_caches_survive_their_tensors,
-        patching.KVCache, "tensors", "tensor.contiguous()", "tensor.float()"),
-    "labels turned round": (laws.law_caches_survive_their_tensors,
-        caches, "_key", "_tuples(label)", "_tuples(label)[::-1]"),
-    "clone forgotten": (laws.law_caches_are_copies, patching, "capture", ".detach().clone()", ".detach()"),
-    "detach forgotten": (laws.law_caches_are_copies, patching, "capture", ".detach().clone()", ".clone()"),
-    "values not counted": (laws.law_estimates_are_exact, patching.KVCache, "estimate", "2 * width", "width"),
->>>>>>> main
     "K and V swapped": (laws.law_lock_step_is_capture_then_patch, *VALUES_AS_KEYS),
     "first step's cache": (laws.law_lock_step_is_capture_then_patch, *FIRST_STEP),
     "conditional branch only": (laws.law_lock_step_is_capture_then_patch, *COND_ONLY),
     "reader dropped": (laws.law_lock_step_is_capture_then_patch, *NO_READER),
     "donor of another row": (laws.law_lock_step_is_capture_then_patch, *OTHER_DONOR),
     "heads ignored": (laws.law_all_heads_are_the_site, *ALL_HEADS),
-<<<<<<< HEAD
     "batch size not compared": (
         laws.law_rows_mean_their_labels,
         patching,
@@ -307,8 +276,8 @@ FAULTS = {
         laws.law_injection_is_a_swap,
         patching,
         "_own_bank",
-        'zip("kv", pair)',
-        'zip("vk", pair)',
+        'zip("kv",',
+        'zip("vk",',
     ),
     "injection allowed": (
         laws.law_evolving_text_refuses_injection,
@@ -343,8 +312,8 @@ FAULTS = {
         laws.law_hidden_tokens_are_absent,
         attention,
         "attention_sdpa",
-        "out if mask is None or not blind else out.masked_fill(_blind(mask), 0.0)",
-        "out.nan_to_num(0.0)",
+        "attn_mask=mask, scale=scale)",
+        "attn_mask=mask, scale=scale).nan_to_num(0.0)",
     ),
     "donors cut from the graph": (
         laws.law_gradients_reach_the_donors,
@@ -353,31 +322,6 @@ FAULTS = {
         "bank.transpose(1, 2)",
         "(bank.detach() + bank).mul(0.5).transpose(1, 2)",
     ),
-=======
-    "batch size not compared": (laws.law_rows_mean_their_labels,
-        patching, "_require_rows", "if len(output) != len(labels):", "if False:"),
-    "labels not compared": (laws.law_rows_mean_their_labels,
-        patching, "_require_distinct", "if repeated:", "if False:"),
-    "reader parted from its donor": (laws.law_micro_batches_change_nothing,
-        sampling, "pack", "[*sorted(_needed(row.name, needs)), row.name]", "[row.name]"),
-    "donors of donors forgotten": (laws.law_micro_batches_change_nothing,
-        sampling, "_needed", "todo += new", "pass"),
-    "K and V injected the other way round": (laws.law_injection_is_a_swap,
-        patching, "_own_bank", 'zip("kv",', 'zip("vk",'),
-    "injection allowed": (laws.law_evolving_text_refuses_injection,
-        patching, "inject", "if not all(site.text_is_static for site in chosen):", "if False:"),
-    "one table for keys and values": (laws.law_slots_are_an_index,
-        attention, "_attend", "slots_k if slots_v is None else slots_v", "slots_k"),
-    "stride of another bank": (laws.law_own_slots_are_the_identity,
-        attention, "row_slots", "* tokens", "* (tokens - 1)"),
-    "own row read": (laws.law_the_order_of_the_bank_is_nothing, *OWN_ROW),
-    "hidden tokens read": (laws.law_hidden_tokens_are_absent,
-        attention, "_visible", "F.pad(~hidden,", "F.pad(hidden | True,"),
-    "NaN hidden": (laws.law_hidden_tokens_are_absent,
-        attention, "attention_sdpa", "attn_mask=mask, scale=scale)", "attn_mask=mask, scale=scale).nan_to_num(0.0)"),
-    "donors cut from the graph": (laws.law_gradients_reach_the_donors,
-        attention, "gather_text", "bank.transpose(1, 2)", "(bank.detach() + bank).mul(0.5).transpose(1, 2)"),
->>>>>>> main
     "recorded: i > s": (recorded("sd3", "patch_set_start4"), *LATE_STEP),
     "recorded: conditional branch only": (recorded("sd3", "neg_patch_2"), *COND_ONLY),
     "recorded: heads ignored": (recorded("if", "patch_7_heads"), *ALL_HEADS),
@@ -385,13 +329,12 @@ FAULTS = {
     "recorded: off by one site": (recorded("sdxl", "patch_set"), *NEXT_SITE),
     "recorded: first step's cache": (recorded("sd3", "patch_2", BY_CACHE), *FIRST_STEP),
     "recorded: K and V swapped": (recorded("sd3", "patch_2", BY_CACHE), *VALUES_AS_KEYS),
-<<<<<<< HEAD
     "recorded: K and V injected the other way round": (
         recorded("sdxl", "inject_13", recorded_runs.by_injection),
         patching,
         "_own_bank",
-        'zip("kv", pair)',
-        'zip("vk", pair)',
+        'zip("kv",',
+        'zip("vk",',
     ),
     "recorded: pooled vector of another row": (
         recorded("if", "patch_set"),
@@ -422,18 +365,6 @@ FAULTS = {
         "x",
     ),
 }
-=======
-    "recorded: K and V injected the other way round": (recorded("sdxl", "inject_13", recorded_runs.by_injection),
-        patching, "_own_bank", 'zip("kv",', 'zip("vk",'),
-    "recorded: pooled vector of another row": (recorded("if", "patch_set"),
-        DeepFloydIF, "_pooled", "else text.pooled", "else text.pooled.roll(1, 0)"),
-    "recorded: noise of another step": (recorded("if", "A"),
-        DDPM, "step", "_deviation(share, now, after) * noise", "_deviation(share, after, now) * noise"),
-    "recorded: variance guided, too": (recorded("if", "B"),
-        denoising, "advance", "channels=x.shape[1]", "channels=2 * x.shape[1]"),
-    "recorded: input not scaled": (recorded("sdxl", "A"), Euler, "model_input", "x / self._scale(step, steps)", "x"),
-}  # fmt: skip
->>>>>>> main
 
 
 EVERYWHERE = "sdxl", "if-i", "mmdit"
