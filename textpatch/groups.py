@@ -28,11 +28,8 @@ def rows_and_plan(
     groups  each holds site indices, or (site, head) for single heads
     start   first of the `steps` steps at which patched rows read the target
     """
-    from textpatch.plan import (
-        Plan,
-        Row,
-        Swap,
-    )  # torch, which a report that needs names alone does without
+    # imported here because it imports torch, and a report needs the names of groups alone
+    from textpatch.plan import Plan, Row, Swap
 
     patched = [Row(row_name(group), pair.source, seed) for group in groups]
     window = tuple(range(start, steps))

@@ -25,14 +25,14 @@ from textpatch.errors import PatchError, closest
 from textpatch.plan import CONDITIONAL, UNCONDITIONAL, Row
 
 State = dict[str, Tensor]  # memory of a guidance from step to step, (B, ...) each
-SAFETY = "safety"  # the branch that reads the concept to keep away from
+SAFETY = "safety"  # branch that reads the concept to keep away from
 
 
 class Moment(NamedTuple):
     """Place in a run at which predictions are combined.
 
-    step         loop index, 0 is the noisiest
-    noise_units  change of the implied noise when the model's own output changes by one
+    step         loop index, 0 = noisiest
+    noise_units  change of a prediction of the noise when the model's own output changes by one
     """
 
     step: int
@@ -177,13 +177,15 @@ class ClassifierFree:
 
 @dataclass(frozen=True)
 class Safety:
-    """How strongly, and from which step on, Safe Latent Diffusion leads away from its concept.   (arXiv 2211.05105)
+    """Strength of Safe Latent Diffusion, and its first step.
 
-    warmup     the first step that is led away
+    arXiv 2211.05105
+
+    warmup     first step that is led away
     scale      s_S, by which the difference of prompt and concept is multiplied
     threshold  lambda, below which a difference counts as too near to the concept
-    momentum   s_m, the share of the momentum in gamma
-    beta       how much of its past the momentum keeps
+    momentum   s_m, share of the momentum in gamma
+    beta       share of its past that the momentum keeps
     Raises PatchError for a scale below 1, which the published code reads as switched off.
     """
 
@@ -193,7 +195,7 @@ class Safety:
     momentum: float
     beta: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.scale >= 1:
             raise PatchError(
                 f"safety of scale {self.scale} has no effect; give 1 or more, or ClassifierFree in its place"
@@ -210,22 +212,26 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class SafeLatentDiffusion:
-    """Guidance away from a concept.   (Safe Latent Diffusion, arXiv 2211.05105)
+    """Safe Latent Diffusion, a guidance away from a concept.
+
+    arXiv 2211.05105
 
         d = u + scale (c - u - gamma)
         mu = min(1, s_S |c - w|) where c - w < lambda, else 0       element by element, c - w signed
         gamma = mu (w - u) + s_m nu,   nu <- beta nu + (1 - beta) gamma
 
-    w is the prediction with the concept.  gamma is left out of d before the warm-up's end, and moves nu from
-    step 0 on.
-    scale     of the guidance
-    concept   the prompt of w, pooled of its own
+    w is the prediction with the concept.  gamma is left out of d before the warm-up's end, and moves
+    nu from step 0 on.
+
+    scale     scale s of the guidance
+    concept   prompt of w, pooled of its own
     preset    "weak", "medium", "strong", "max", or a `Safety`
-    momentum  nu is "carried" from step to step, as its authors do, or "reset" to 0 at each, as the official
-              code of ICLR 2025 does
-    units     "official" for differences as the model predicts them, "noise" for those of a noise prediction, for
-              which the presets were made.  They differ where a model predicts velocities
-    negative  the prompt of u, as for ClassifierFree
+    momentum  "carried" keeps nu from step to step, as its authors do.  "reset" sets it to 0 at each
+              step, as the official code of ICLR 2025 does
+    units     "official" takes differences as the model predicts them.  "noise" takes those of a noise
+              prediction, for which the presets were made.  They differ where a model predicts
+              velocities
+    negative  prompt of u, as for ClassifierFree
     Raises PatchError for another name, and as ClassifierFree does.
     """
 
@@ -239,7 +245,7 @@ class SafeLatentDiffusion:
         default=(UNCONDITIONAL, SAFETY, CONDITIONAL), init=False, repr=False
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         ClassifierFree(self.scale, self.negative)
         if not isinstance(self.concept, str) or not self.concept.strip():
             raise PatchError(f"the concept to keep away from is {self.concept!r}; give a text")
@@ -255,21 +261,23 @@ class SafeLatentDiffusion:
 
     @property
     def safety(self) -> Safety:
-        """What the preset means."""
-        return self.preset if isinstance(self.preset, Safety) else PRESETS[self.preset]
+        """Strength that the preset names."""
+        if isinstance(self.preset, Safety):
+            return self.preset
+        return PRESETS[self.preset]
 
     def check(self, rows: Sequence[Row]) -> None:
-        """Raise PatchError unless negative prompts given by name are those of all rows, and of no others."""
+        """Raise PatchError unless negative prompts by name are those of all rows, and of no others."""
         ClassifierFree(self.scale, self.negative).check(rows)
 
     def prompt(self, branch: str, row: Row) -> str | None:
-        """The concept in the branch "safety", else the row's negative prompt."""
+        """Concept in the branch "safety", the row's negative prompt in the unconditional one."""
         if branch == SAFETY:
             return self.concept
         return ClassifierFree(self.scale, self.negative).prompt(branch, row)
 
     def begin(self, x: Tensor) -> State:
-        """No momentum yet."""
+        """Momentum of zeros, like the rows x (B, C, H, W)."""
         return {"momentum": torch.zeros_like(x)}
 
     def combine(
@@ -280,9 +288,8 @@ class SafeLatentDiffusion:
         safety = self.safety
         momentum = state["momentum"] if self.momentum == "carried" else torch.zeros_like(u)
         gamma = self._near(units * (c - w)) * (w - u)
-        if (
-            units != 0
-        ):  # at pure noise a velocity says nothing of the noise, and there is no momentum yet
+        # at pure noise a velocity says nothing of the noise, and there is no momentum yet
+        if units != 0:
             gamma = gamma + safety.momentum * (momentum / units)
         guidance = c - u
         if at.step >= safety.warmup:
@@ -291,7 +298,7 @@ class SafeLatentDiffusion:
         return u + self.scale * guidance, {"momentum": after}
 
     def _near(self, difference: Tensor) -> Tensor:
-        """mu, from 0 to 1: how far each element is led away from the concept."""
+        """Factor mu, 0 to 1, by which each element is led away from the concept."""
         scaled = (self.safety.scale * difference.abs()).clamp(max=1.0)
         return scaled.where(difference < self.safety.threshold, torch.zeros_like(scaled))
 
