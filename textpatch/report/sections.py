@@ -25,7 +25,7 @@ from textpatch.report.result import (
     value_of,
     what_of,
 )
-from textpatch.runs.folder import flatten
+from textpatch.runs.requests import flatten
 
 _RANKING = (
     "rank",
