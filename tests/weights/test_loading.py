@@ -50,7 +50,7 @@ def whole(held: list, key: str) -> torch.Tensor:
     if isinstance(function, HeadRows):
         heads = [
             tensor.unflatten(0, (-1, 64))
-            for _, tensor in sorted(held, key=lambda pair: pair[0].part)
+            for _, tensor in sorted(held, key=lambda pair: pair[0].index)
         ]
         fused = torch.stack(heads, dim=1).flatten(0, 2)
         return fused if fused.dim() == 1 else fused[..., None]
