@@ -1,6 +1,7 @@
-"""Make tests/golden/reference.safetensors with diffusers:  PYTHONPATH=tests python tests/golden/make_reference.py
+"""Make tests/golden/reference.safetensors with diffusers.
 
-The models and inputs are those of tests/support/seeded_models.py, functions of a seed; only diffusers' outputs are stored, float64.
+The models and inputs are those of tests/support/seeded_models.py, functions of a seed.  Stored are diffusers' outputs
+in float64, and the time sinusoids of this machine, float32:  PYTHONPATH=tests python tests/golden/make_reference.py
 """
 
 from dataclasses import asdict
@@ -11,10 +12,16 @@ import torch
 from safetensors.torch import save_file
 
 from support import seeded_models
+from textpatch.reference_models.layers import timestep_sinusoids
 
 UNET = diffusers.UNet2DConditionModel
-IF_FLAGS = dict(addition_embed_type="text", cross_attention_norm="group_norm", act_fn="gelu",
-                mid_block_type="UNetMidBlock2DSimpleCrossAttn", resnet_time_scale_shift="scale_shift")  # fmt: skip
+IF_FLAGS = dict(
+    addition_embed_type="text",
+    cross_attention_norm="group_norm",
+    act_fn="gelu",
+    mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+    resnet_time_scale_shift="scale_shift",
+)
 VAE_FLAGS = dict(
     down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2
 )
@@ -66,7 +73,24 @@ def reference(name: str) -> dict[str, torch.Tensor]:
     return {name: out[0]}
 
 
-made = {key: tensor.contiguous() for name in CLASSES for key, tensor in reference(name).items()}
+def sinusoids(name: str) -> dict[str, torch.Tensor]:
+    """What a model calls its time sinusoids for, in the order of the calls."""
+    made = []
+
+    def kept(t: torch.Tensor, width: int) -> torch.Tensor:
+        made.append(timestep_sinusoids(t, width))
+        return made[-1]
+
+    with torch.no_grad(), seeded_models.sinusoids(kept):
+        seeded_models.outputs(name)
+    return {f"{name}.sinusoids.{i}": one for i, one in enumerate(made)}
+
+
+made = {}
+for name in CLASSES:
+    made |= {
+        key: tensor.contiguous() for key, tensor in (reference(name) | sinusoids(name)).items()
+    }
 save_file(
     made,
     Path(__file__).parent / "reference.safetensors",

@@ -1,10 +1,15 @@
 """One small model of each architecture and its inputs, both functions of a seed: what stored reference
 outputs are of."""
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
 import torch
 from torch import Tensor, nn
 
 from support.strategies import randomize
+from textpatch.reference_models import deepfloyd_if, mmdit, sdxl
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
@@ -114,3 +119,15 @@ def outputs(name: str) -> dict[str, Tensor]:
     text = TextCondition(given["tokens"], given.get("pooled"), given.get("micro"))
     beside = {key: given[key] for key in ("low", "level") if key in given}
     return {name: ours(given["x"], given["t"], text, **beside)}
+
+
+@contextmanager
+def sinusoids(made: Callable[[Tensor, int], Tensor]) -> Iterator[None]:
+    """The block in which the models take their time sinusoids from `made(t, width)`.
+
+    Cosines in float32 differ in the last bits from CPU to CPU, and an output in float64 shows that.
+    """
+    with ExitStack() as stack:
+        for module in (sdxl, deepfloyd_if, mmdit):
+            stack.enter_context(mock.patch.object(module, "timestep_sinusoids", made))
+        yield
