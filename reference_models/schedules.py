@@ -119,7 +119,11 @@ class FlowMatchEuler(Schedule):
         return (wide + (after - now) * output).to(x.dtype)
 
     def noise_units(self, step: int, steps: int) -> float:
-        """1 - s of a velocity, as e = x_s + (1 - s) v; of the sample (s - 1) / s, as e = (x_s - (1 - s) x) / s."""
+        """Noise units of the prediction at noise level s.
+
+        A velocity has 1 - s, as e = x_s + (1 - s) v.
+        The sample has (s - 1) / s, as e = (x_s - (1 - s) x) / s.
+        """
         sigma = float(self.sigmas(steps)[step])
         if self.prediction == "velocity":
             return 1 - sigma

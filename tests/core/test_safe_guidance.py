@@ -1,4 +1,4 @@
-"""Safe Latent Diffusion as a guidance, beside recorded runs of its authors' code and of the official ports."""
+"""Safe Latent Diffusion as a guidance, beside recorded runs of its authors and of the official ports."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,9 @@
 """Make tests/golden/reference.safetensors with diffusers.
 
-The models and inputs are those of tests/support/seeded_models.py, functions of a seed.  Stored are diffusers' outputs
-in float64, and the time sinusoids of this machine, float32:  PYTHONPATH=tests python tests/golden/make_reference.py
+The models and inputs are those of tests/support/seeded_models.py, functions of a seed.  Stored are diffusers'
+outputs in float64, and the time sinusoids of this machine in float32:
+
+    PYTHONPATH=tests python tests/golden/make_reference.py
 """
 
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""The house of the design, held by parsing the sources: who imports whom, what things are called, how large they grow."""
+"""The house of the design, held by parsing the sources: who imports whom, names, sizes."""
 
 import ast
 import importlib
@@ -74,7 +74,7 @@ TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in SOURCES.item
 
 
 def imports(name: str) -> set[str]:
-    """Full names of all modules a source file imports, inside functions too; of a package the submodules asked of it."""
+    """Full names of all modules a source file imports, inside functions too."""
     found = set()
     package = name if SOURCES[name].name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(TREES[name]):
@@ -185,7 +185,7 @@ def test_models_are_read_alone():
 
 
 def test_no_module_bears_a_public_name():
-    """`import textpatch.X` never puts a module in the place of a function: not of a public one, nor of one of its own."""
+    """`import textpatch.X` never puts a module in the place of a function, public or the module's own."""
     for module in SOURCES:
         base = module.rpartition(".")[2]
         assert base not in textpatch.__all__, module
@@ -222,7 +222,7 @@ def test_tools_see_the_public_names():
 
 
 def test_the_package_shows_its_names_and_version():
-    """A fresh interpreter lists every public name and the version before any is used, and has imported no torch."""
+    """A fresh interpreter lists every public name and the version, and has imported no torch."""
     code = "import sys, textpatch as t; print(*dir(t)); print(t.__version__); print('torch' in sys.modules)"
     listed, told, torch = subprocess.check_output(
         [sys.executable, "-c", code], text=True
@@ -239,7 +239,7 @@ def test_nobody_imports_what_we_do_without():
 
 
 def test_the_library_is_quiet_and_says_why():
-    """No print outside the commands and the examples, no assert, no bare except, no except that only passes."""
+    """No print outside commands and examples, no assert, no bare except, no except that only passes."""
     for module, tree in TREES.items():
         for node in ast.walk(tree):
             where = f"{module}:{getattr(node, 'lineno', '')}"

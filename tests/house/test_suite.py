@@ -36,7 +36,7 @@ def imported(tree: ast.Module) -> set[str]:
 
 
 def listing() -> str:
-    """A heading for each folder and, below it, a line for each file: its name and its docstring's first sentence."""
+    """A heading for each folder, and a line for each file with its docstring's first sentence."""
     lines, folder = [], None
     for path, tree in sources().items():
         here, _, name = path.rpartition("/")
@@ -82,7 +82,7 @@ def test_every_file_says_what_it_is_about():
 
 
 def test_the_readme_lists_every_file():
-    """The lines under the mark in tests/README.md are those of the files; run this file to write them anew."""
+    """The lines under the mark in tests/README.md are those of the files.  Run this file to write them."""
     _, listed = README.read_text("utf-8").split(BEGIN)
     assert listed == listing()
 

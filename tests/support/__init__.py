@@ -1,1 +1,1 @@
-"""What tests share: models, cases, laws, oracles, planted faults.  No test file imports another; they import these."""
+"""Models, cases, laws, oracles and planted faults that tests share.  No test file imports another."""

@@ -3,7 +3,7 @@
     python compile_kernels.py 90:bfloat16:64 80:float32:128
 
 prints one line of JSON per compiled kernel: its name, registers per thread, bytes spilled, bytes of shared
-memory, and whether it multiplies in the tensor cores.  The driver is replaced by one that only names a target.
+memory, and whether it multiplies in the tensor cores.  The driver is replaced by one that names a target.
 """
 
 import json

@@ -1,7 +1,8 @@
 """Cut the recorded safe guidance down to what the tests hold.
 
-Of each run the denoiser's raw outputs, and what the published code made of them.  It copies and selects, nothing
-else:  python tests/golden/sld/cut.py <the full set's sld folder>
+Of each run the denoiser's raw outputs, and what the published code made of them.  It copies and selects:
+
+    python tests/golden/sld/cut.py <the full set's sld folder>
 """
 
 import json
