@@ -14,6 +14,7 @@ from pathlib import Path
 
 import textpatch
 from textpatch import metrics
+from textpatch.groups import row_name
 from textpatch.report.contact_sheet import draw_contact_sheet
 from textpatch.weights.signs import evaluation
 from textpatch.weights.signs.drawing import SignFormat
@@ -88,9 +89,10 @@ def picture(pipeline, ocr, *, same_scene: bool) -> None:
     found = textpatch.localize(
         pipeline, sign_pairs(4, split="test", same_scene=same_scene), ocr=ocr
     )
-    names = list(found.records[0]["pictures"])
+    # sets that the search tried have pictures in some records alone, and no column here
+    names = ["source", "target", *(row_name((site["site"],)) for site in found.result["sites"])]
     cells = [
-        [(cell["image"], cell["read"]) for cell in record["pictures"].values()]
+        [(record["pictures"][name]["image"], record["pictures"][name]["read"]) for name in names]
         for record in found.records
     ]
     words = [(pair["word"], pair["target_word"]) for pair in found.result["pairs_list"]]

@@ -10,9 +10,11 @@ import platform
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from textpatch import find_sites, load
 from textpatch.patching import KVCache
@@ -423,3 +425,21 @@ def test_shipped_models(benchmark, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {f"planted-mmdit-{name}" for name in names}
     _, _, *sites = rows_of(tmp_path / "planted-mmdit-same-scene.csv")
     assert len(sites) == 6 and max(sites, key=lambda row: float(row["f1_target"])) is sites[1]
+
+
+def test_a_sheet_has_a_column_for_each_site_alone(benchmark, tmp_path, monkeypatch):
+    """A set that the search tried on some pairs has pictures there, and no column."""
+    shipped = benchmark("shipped_models")
+    monkeypatch.setattr(shipped, "RESULTS", tmp_path)
+    seen = {"image": Image.new("RGB", (96, 32)), "read": "HOUSE"}
+    few = dict.fromkeys(["source", "target", "site-0", "site-1"], seen)
+    result = {
+        "sites": [{"site": 0}, {"site": 1}],
+        "ranked": [1],
+        "pairs_list": [{"word": "HOUSE", "target_word": "TIGER"}] * 2,
+    }
+    records = [{"pictures": few}, {"pictures": few | {"site-0+1": seen}}]
+    found = SimpleNamespace(records=records, result=result)
+    monkeypatch.setattr("textpatch.localize", lambda *args, **options: found)
+    shipped.picture(SimpleNamespace(name="tiny"), None, same_scene=True)
+    assert (tmp_path / "tiny-same-scene.png").is_file()
