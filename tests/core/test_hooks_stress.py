@@ -81,7 +81,7 @@ def test_no_residue_when_closing_is_interrupted(monkeypatch):
 
         interrupted = False
         try:
-            with HookRegistry(watched, "012").observe(lambda name, output: None):
+            with HookRegistry(watched, ["0", "1", "2"]).observe(lambda name, output: None):
                 watched(torch.ones(1))
                 sys.settrace(tracing)
         except KeyboardInterrupt:

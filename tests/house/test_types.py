@@ -44,7 +44,7 @@ REVEALED = {
     "plan.to_json()": "str",
     "made": "textpatch.sampling.Samples",
     "made.images": "dict[str, PIL.Image.Image]",
-    "cache": "textpatch.patching.KVCache",
+    "cache": "textpatch.cache.KVCache",
 }
 # At a prompt a name is used again for something else, and an empty dict has no annotation.
 # No public name of ours has a type of the packages left out, and mypy would take a minute to read them.

@@ -14,6 +14,7 @@ from support.planting import Drawn, plant, raw, require_noticed
 from support.small_models import relative, save_small, small_pipeline
 from support.strategies import ARCHITECTURES, STATIC, cases, fixed_case
 from textpatch import PatchError, cli, groups, load, localize, sample, sampling
+from textpatch.errors import StoreError
 from textpatch.groups import row_name, rows_and_plan
 from textpatch.localization import trials
 from textpatch.localization.attribution import attributions
@@ -424,7 +425,7 @@ def test_the_command_line_searches(tmp_path, monkeypatch, capfd):
     assert cli.main([*search, "--first", "2"]) == 0
     result = json.loads((tmp_path / "run/results.json").read_text())
     assert result["mode"] == "contribution" and result["gaps"][0]["pairs"] == 2
-    assert f"It took {result['generations']['made']} generations" in capfd.readouterr().out
+    assert f"The search took {result['generations']['made']} generations" in capfd.readouterr().out
     assert cli.main(["audit", "run", "--model", "small"]) == 0
 
 
@@ -549,7 +550,7 @@ def test_a_target_that_runs_in_vain_is_noticed(monkeypatch):
 def test_a_record_under_the_wrong_name_is_noticed(tmp_path, monkeypatch):
     """Every batch of a pair and seed is looked up under the name of the first.  (planted fault)"""
     plant(monkeypatch, trials.Trials, "_made", "if number > 1", "if number > 9")
-    with pytest.raises(trials.StoreError, match="was made by plan"):
+    with pytest.raises(StoreError, match="was made by plan"):
         test_a_killed_search_ends_as_if_it_had_not_been(
             "exhaustive", tmp_path, monkeypatch, long=False
         )

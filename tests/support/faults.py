@@ -340,8 +340,8 @@ FAULTS = {
         recorded("if", "patch_set"),
         DeepFloydIF,
         "_pooled",
-        "else text.pooled",
-        "else text.pooled.roll(1, 0)",
+        "return pooled",
+        "return pooled.roll(1, 0)",
     ),
     "recorded: noise of another step": (
         recorded("if", "A"),

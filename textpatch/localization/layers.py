@@ -57,7 +57,7 @@ class Localization:
     records: list[dict]
 
     @property
-    def ranked(self) -> list[Group]:
+    def ranked(self) -> list[tuple[int, ...]]:
         """Groups of sites, the best first."""
         groups = {entry["site"]: tuple(entry["group"]) for entry in self.result["sites"]}
         return [groups[site] for site in self.result["ranked"]]
