@@ -336,9 +336,13 @@ def test_a_pair_of_slots_is_for_keys_and_values(config):
         assert not torch.equal(swapped, model(x, t, text, **stage_ii))
 
 
+@pytest.mark.long
 @both_stages
 def test_it_compiles_in_one_piece(config):
-    """torch.compile(fullgraph=True) makes one graph for all timesteps, from tokens and from a bank."""
+    """torch.compile(fullgraph=True) makes one graph for all timesteps, from tokens and from a bank.
+
+    By default tests/core/test_bank.py compiles this model, for every plan.
+    """
     model = build(config, torch.float32)
     (x, _, text), stage_ii = inputs(config, torch.float32)
     bank = TextCondition(model.text_kv(text), model.pool(text.tokens))

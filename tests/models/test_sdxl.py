@@ -252,8 +252,12 @@ def test_a_pair_of_slots_is_for_keys_and_values():
         assert not torch.equal(swapped, model(x, t, text))
 
 
+@pytest.mark.long
 def test_it_compiles_in_one_piece():
-    """torch.compile(fullgraph=True) makes one graph for all timesteps, from tokens and from a bank."""
+    """torch.compile(fullgraph=True) makes one graph for all timesteps, from tokens and from a bank.
+
+    By default tests/core/test_bank.py compiles this model, for every plan.
+    """
     model = build(replace(SMALL, transformer_layers_per_block=(1, 1)), torch.float32)
     x, _, text = inputs(SMALL, torch.float32)
     for condition in (text, replace(text, tokens=model.text_kv(text))):

@@ -56,7 +56,7 @@ def _nothing_is_copied_back(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_forward(dtype, peak, long):
     """Results against float64: no further off than eager, and SDPA."""
-    cases = laws.numeric(range(15 if long else 6), dtype, DEVICE, peak)
+    cases = laws.numeric(range(15 if long else 4), dtype, DEVICE, peak)
     laws.law_forward_errs_no_more_than_eager(textpatch.kernels, cases)
 
 
@@ -64,7 +64,7 @@ def test_forward(dtype, peak, long):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_backward(dtype, peak, long):
     """Gradients against autograd in float64: at most twice as far off as eager's."""
-    cases = laws.numeric(range(100, 110 if long else 104), dtype, DEVICE, peak)
+    cases = laws.numeric(range(100, 110 if long else 102), dtype, DEVICE, peak)
     laws.law_gradients_err_no_more_than_twice_eager(textpatch.kernels, cases)
 
 
