@@ -26,6 +26,7 @@ takes beside weights and inputs.  Outputs are compared before anything is timed.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import time
 from collections.abc import Callable
@@ -194,8 +195,20 @@ def run_blocks(options, until: float) -> None:
             torch.cuda.empty_cache()
 
 
-def main(argv: list[str] | None = None) -> None:
+def requested(argv: list[str] | None) -> argparse.Namespace:
+    """Options of the command line.  Requests without effect end it."""
     parser = arguments(__doc__, rounds=9)
+    add_options(parser)
+    options = parsed(parser, argv)
+    if options.resume and not options.csv:
+        parser.error("--resume needs --csv, the file that holds what was measured")
+    if BARE not in options.ways and not options.only_compile:
+        parser.error(f"ratios are against {BARE!r}; name it among the --ways")
+    return options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what this benchmark asks for beside the options of all."""
     parser.add_argument(
         "--models", nargs="+", choices=MODELS, metavar="MODEL", help=f"of {', '.join(MODELS)}"
     )
@@ -234,31 +247,32 @@ def main(argv: list[str] | None = None) -> None:
         "--localize", action="store_true", help="one localisation of each model, in place of blocks"
     )
     parser.add_argument("--steps", type=int, help="of that localisation (the paper's 28 or 50)")
-    options = parsed(parser, argv)
-    if options.resume and not options.csv:
-        parser.error("--resume needs --csv, the file that holds what was measured")
-    if BARE not in options.ways and not options.only_compile:
-        parser.error(f"ratios are against {BARE!r}; name it among the --ways")
-    until = time.monotonic() + 60 * options.minutes
-    if not options.localize:
-        run_blocks(options, until)
-        return
+
+
+def run_localizations(options: argparse.Namespace) -> None:
+    """Measure one localisation of each model asked for, or of the scale's usual one."""
     table = Table(
         LOCALIZATION,
         environment(options.device, "triton"),
         options.csv,
         options.append or options.resume,
     )
-    for name in options.models or [
-        {"published": "sd3-512px", "small": "mmdit-small"}[options.scale]
-    ]:
+    usual = {"published": "sd3-512px", "small": "mmdit-small"}[options.scale]
+    for name in options.models or [usual]:
         ours = pipeline(name, options.device, options.dtype)
-        job = Job(
-            ours, options.steps or ours.defaults.steps, ours.defaults.guidance, micro_batch=64
-        )
-        measure_job(
-            table, job, rounds=1, device=options.device, with_compiled="compiled" in options.modes
-        )
+        steps = options.steps or ours.defaults.steps
+        job = Job(ours, steps, ours.defaults.guidance, micro_batch=64)
+        compiled = "compiled" in options.modes
+        measure_job(table, job, rounds=1, device=options.device, with_compiled=compiled)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = requested(argv)
+    until = time.monotonic() + 60 * options.minutes
+    if options.localize:
+        run_localizations(options)
+    else:
+        run_blocks(options, until)
 
 
 if __name__ == "__main__":
