@@ -44,3 +44,9 @@ def test_functions_and_files_are_small(counts):
     assert counts.median_function() <= prose.MOST_MEDIAN
     assert counts.longest_function() <= prose.MOST_FUNCTION
     assert not [(name, lines) for name, lines in counts.files if lines > prose.most_lines(name)]
+
+
+def test_functions_of_the_benchmarks_are_small():
+    """None has more than 60 lines."""
+    counts = prose.counted(prose.sources("benchmarks"))
+    assert counts.longest_function() <= prose.MOST_FUNCTION
