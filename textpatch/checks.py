@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from textpatch.bank import Texts
 from textpatch.errors import PatchError, closest
+from textpatch.guidance import Guidance
 from textpatch.plan import CONDITIONAL, Plan, Row
 from textpatch.swaps import Swap
 
@@ -124,3 +127,18 @@ def _refuse_unsampled(name: str, wrong: str) -> None:
         f"row {name!r} is not sampled, and the plan {wrong}; "
         "a row that is not sampled can be a donor and nothing else: sample it, or leave it out"
     )
+
+
+def require_memory(rows: Sequence[Row], guidance: Guidance) -> None:
+    """Raise PatchError for latents that enter a later step under a guidance that remembers earlier ones.
+
+    Latents alone do not hold what the guidance remembered of their run.
+    """
+    if not guidance.begin(torch.zeros(1, 1, 1, 1)):
+        return
+    for row in rows:
+        if row.latents is not None and row.joins:
+            raise PatchError(
+                f"row {row.name!r} joins at step {row.joins} with latents, and {type(guidance).__name__} "
+                "remembers the steps before; let the row copy one that ran them, or join at step 0"
+            )

@@ -14,15 +14,20 @@ from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from textpatch.bank import Texts, encode, spelled_out
 from textpatch.bookkeeping import Recorder, compiled
-from textpatch.checks import require_readable, require_rows, require_starts, starts_by_itself
+from textpatch.checks import (
+    require_memory,
+    require_readable,
+    require_rows,
+    require_starts,
+    starts_by_itself,
+)
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, State, as_guidance, branch_rows
 from textpatch.html import figure, fragment, safe
@@ -31,6 +36,9 @@ from textpatch.packing import pack
 from textpatch.pipelines import OnStep, Slots, SupportsPartialRuns, SupportsSampling, require_parts
 from textpatch.plan import Plan, Row, SiteSlots
 from textpatch.ports.shipped import find_sites
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ def sample(
     - a row not sampled whose prompt does not settle its keys and values, because the text evolves
       with the picture or others hook its projections
     - a row that joins outside the run, from nothing, or after a swap that names it
+    - a guidance that has no effect in the run, or whose memory of earlier steps a later row lacks
     """
     made = sample_latents(
         pipeline,
@@ -138,7 +147,8 @@ def sample_latents(
     if micro_batch < 1:
         raise PatchError(f"micro_batch is {micro_batch}; give one row at least")
     guiding = as_guidance(guidance, negative)
-    guiding.check(rows)
+    guiding.check(rows, steps)
+    require_memory(rows, guiding)
     texts = encode(pipeline, branch_rows(rows, guiding))
     run.check(rows, find_sites(pipeline.denoiser), steps, tokens=texts.tokens)
     require_readable(rows, plan, texts)

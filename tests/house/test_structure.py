@@ -35,6 +35,8 @@ LAYERS = [
     ["masks"],
     ["pipelines"],
     ["guidance"],
+    ["safe_guidance"],
+    ["classifier_free"],
     ["plan"],
     ["explaining"],
     ["rows", "swaps", "windows"],
@@ -47,8 +49,8 @@ LAYERS = [
     ["errors"],
 ]
 CORE = (
-    "anatomy attention bank bookkeeping cache calls checks explaining guidance hooks ledger masks packing "
-    "patching plan recording rows shapes sites slots softmax swaps taps windows"
+    "anatomy attention bank bookkeeping cache calls checks classifier_free explaining guidance hooks ledger "
+    "masks packing patching plan recording rows safe_guidance shapes sites slots softmax swaps taps windows"
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 TALKERS = {"cli", "examples"}
