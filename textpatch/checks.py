@@ -43,7 +43,9 @@ def require_starts(rows: Sequence[Row], plan: Plan, steps: int) -> None:
     """
     by_name = {row.name: row for row in rows}
     for row in rows:
-        if starts_by_itself(row):
+        if not row.sampled:
+            _require_only_read(row)
+        elif starts_by_itself(row):
             _require_start(row, steps)
         if row.copies is not None:
             _require_origin(row, row.copies, by_name)
@@ -52,12 +54,21 @@ def require_starts(rows: Sequence[Row], plan: Plan, steps: int) -> None:
             _require_present(swap, reader, by_name)
 
 
-def _require_start(row: Row, steps: int) -> None:
-    """Raise PatchError unless a row joins within the run, from one source."""
-    if not row.sampled:
+def _require_only_read(row: Row) -> None:
+    """Raise PatchError for what a row that is not sampled is given and nothing would use."""
+    if starts_by_itself(row):
         raise PatchError(
             f"row {row.name!r} is not sampled, and so starts from nothing; leave out joins, latents, copies"
         )
+    if row.pooled is not None:
+        raise PatchError(
+            f"row {row.name!r} is not sampled, and its pooled prompt {row.pooled!r} modulates nothing; "
+            "leave out pooled"
+        )
+
+
+def _require_start(row: Row, steps: int) -> None:
+    """Raise PatchError unless a sampled row joins within the run, from one source."""
     if not 0 <= row.joins < steps:
         raise PatchError(
             f"row {row.name!r} joins at step {row.joins}; this run has steps 0..{steps - 1}"

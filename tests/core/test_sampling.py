@@ -107,6 +107,11 @@ B = Row("b", "y")
             "not sampled, and so starts from nothing",
         ),
         (
+            [A, Row("c", "x", pooled="y", sampled=False)],
+            [Swap(0, "a", "c")],
+            "row 'c' is not sampled, and its pooled prompt 'y' modulates nothing",
+        ),
+        (
             [A, Row("c", "x", joins=2, copies="a")],
             [Swap(0, "c", "a", steps=(1, 2))],
             "names it from step 1 on",
