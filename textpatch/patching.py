@@ -38,10 +38,12 @@ def capture(model: nn.Module, sites: Any, *, rows: Sequence[Row | Hashable]) -> 
     The calls themselves are unchanged; the n-th call of the model is step n.
 
     sites  anything `select_sites` understands, or Sites that `find_sites` made by a table of one's own
-    rows   one Row or label per batch row, in order, or one label
+    rows   one Row or label per batch row, in order.  A Row or a string that stands alone is the only row,
+           and ("a", "cond") is two; one row of that label is [("a", "cond")]
 
     Raises PatchError
 
+    - if `rows` is no sequence
     - if a site is unknown or does not run in some call
     - if the batch has another number of rows, or two rows have one label
     - if a mask of text is given that the sites do not name, or a call holds no text
@@ -79,7 +81,8 @@ def patch(
         A = softmax(q [k'; k_image]^T / sqrt(D)) [v'; v_image],   k', v' from the captured run
 
     sites   as for `capture`
-    rows    one entry per batch row, the Row or label it reads, or None to leave it alone
+    rows    one entry per batch row, the Row or label it reads, or None to leave it alone.  A Row or a
+            string that stands alone is the only entry
     steps   the calls of the model that are patched, 0 = first; all when None.  Those of a Window are
             `window.among(sigmas)`, with the loop's own sigmas or timesteps, one per call
     heads   the heads that are replaced, all when None
@@ -89,6 +92,7 @@ def patch(
     Raises PatchError
 
     - if a site is unknown, or does not run in a call that is patched
+    - if `rows` is no sequence
     - if a row, site or step was not captured
     - if the batch has another number of rows than `rows`, or shapes, dtypes or devices differ
     - if a row's mask is not that of the row it reads, at the tokens it reads
@@ -246,8 +250,12 @@ def _numbers(name: str, values: Iterable[int] | None) -> tuple[int, ...] | None:
 
 
 def _each_row(rows: Any) -> Sequence[Any]:
-    """Rows or labels, of which one string is one label."""
-    return [rows] if isinstance(rows, str) else rows
+    """Rows or labels, of which a Row or a string alone is one.  Raises PatchError for what is no sequence."""
+    if isinstance(rows, (Row, str)):
+        return [rows]
+    if not isinstance(rows, Sequence):
+        raise PatchError(f"rows is {rows!r}; give a list with one Row or label per batch row")
+    return rows
 
 
 def _label(row: Any) -> Hashable:
