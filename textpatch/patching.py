@@ -141,6 +141,7 @@ def inject(model: nn.Module, text: Any, sites: Any, *, mask: Any = None) -> Iter
     Raises PatchError
 
     - on models whose text stream changes with depth, because no single text feeds their sites
+    - for a text of another kind than the model takes
     - for another number of rows or tokens than the batch has, another dtype, or another mask
     """
     chosen = chosen_sites(model, sites)
@@ -180,7 +181,13 @@ def _own_bank(model: Any, text: Any) -> dict[tuple[int, str], Tensor]:
     """Keys and values (B, T, W) by (site index, part), from the model's own `text_kv`.
 
     They are made in no open block, because they are nobody's step.
+    Raises PatchError for a text that is no TextCondition, and of another dtype.
     """
+    if not isinstance(getattr(text, "tokens", None), Tensor):
+        raise PatchError(
+            f"the injected text is a {type(text).__name__}, and {type(model).__name__} takes a "
+            "TextCondition; give pipeline.encode(prompts)"
+        )
     _require_dtype(text.tokens, next(model.parameters()).dtype)
     bank = {}
     for i, pair in enumerate(Context().run(model.text_kv, text)):

@@ -307,3 +307,12 @@ def test_an_injected_text_of_another_dtype():
         inject(model, text.double(), "all"),
     ):
         model(text)
+
+
+def test_an_injected_text_of_another_kind():
+    """The tokens alone, or a prompt, for a model that takes a TextCondition: PatchError that names it."""
+    case = fixed_case("sdxl")
+    for text, kind in ((case.inputs[2].tokens, "Tensor"), ("a prompt", "str"), (None, "NoneType")):
+        says = f"the injected text is a {kind}, and .* takes a TextCondition; give pipeline.encode"
+        with pytest.raises(PatchError, match=says), inject(case.model, text, 0):
+            pass
