@@ -25,7 +25,7 @@ from textpatch.cache import KVCache, stored_kv
 from textpatch.calls import Call
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
-from textpatch.masks import hidden_tokens, of_row, same_mask, told
+from textpatch.masks import argument, hidden_tokens, of_row, replace_argument, same_mask, told
 from textpatch.plan import Row, integers, require_in_range
 from textpatch.sites import Site, Span
 from textpatch.taps import at_text, chosen_sites
@@ -217,8 +217,8 @@ def _fill_at_first_call(
     def fill(name: str, inputs: BoundArguments) -> None:
         if bank:
             return
-        _require_alike(span, text, inputs.arguments.get(span.text))
-        inputs.arguments[span.text] = text
+        _require_alike(span, text, argument(inputs, span.text))
+        replace_argument(inputs, span.text, text)
         Context().run(run, inputs)  # in no open block: none counts or changes this call
 
     return HookRegistry(model, [""]).observe_inputs(fill)
