@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from configparser import ConfigParser
 from importlib.metadata import version
 from pathlib import Path
 
@@ -169,6 +170,22 @@ def test_the_core_needs_torch_alone():
             assert ours or name.split(".")[0] in {"torch", *sys.stdlib_module_names}, (
                 f"{module} imports {name}"
             )
+
+
+def untyped(files: str) -> set[str]:
+    """Flat modules of the library, the core among them, that a list of mypy's files leaves out."""
+    named = {name.strip() for name in files.split(",")}
+    return {path.name for path in ROOT.glob("*.py") if f"textpatch/{path.name}" not in named}
+
+
+def test_mypy_checks_the_core():
+    """Every flat module stands in setup.cfg's list of files, and the modules of the core are of these."""
+    settings = ConfigParser()
+    settings.read(SHIPPED.parent / "setup.cfg")
+    files = settings["mypy"]["files"]
+    assert untyped(files) == set()
+    assert {f"{name}.py" for name in (*CORE, "pipelines", "sampling")} <= untyped("")
+    assert untyped(files.replace("textpatch/swaps.py,", "")) == {"swaps.py"}
 
 
 def test_applications_take_any_pipeline():
