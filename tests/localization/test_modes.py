@@ -16,6 +16,7 @@ from support.strategies import ARCHITECTURES, STATIC, cases, fixed_case
 from textpatch import PatchError, cli, groups, load, localize, sample, sampling
 from textpatch.errors import StoreError
 from textpatch.groups import row_name, rows_and_plan
+from textpatch.localization import layers as searching
 from textpatch.localization import trials
 from textpatch.localization.attribution import attributions
 from textpatch.localization.heads import head_search
@@ -462,6 +463,18 @@ def test_one_pair_is_not_enough_to_screen():
     assert localize(small_pipeline(), [PAIR], ocr=Parrot()).result["set"] is None
 
 
+@pytest.mark.parametrize("pairs, sought", [(1, False), (2, False), (3, True)])
+def test_a_set_is_sought_where_a_gain_can_count(pairs, sought):
+    """No gain counts on one pair or two, so that a set is sought from three on.
+
+    The page says so, and the sentences on the search speak of no set.
+    """
+    found = localize(small_pipeline(), PAIRS[:pairs], ocr=Parrot())
+    assert (found.result["set"] is not None) is sought
+    assert ("set is" in answer(found.result)) is sought
+    assert ("No set of sites was sought" in found._repr_html_()) is not sought
+
+
 def test_sets_that_were_kept_are_measured_on_all_pairs():
     """Sets with a picture for every pair are "measured" in a staged search, and all others screened out."""
     pipeline, pairs = load("planted-mmdit"), sign_pairs(6, split="test")
@@ -519,6 +532,13 @@ FAULTS = {
 def test_a_fault_is_noticed(fault, monkeypatch):
     """The check holds, and with the fault in place it does not."""
     require_noticed(monkeypatch, FAULTS[fault])
+
+
+def test_a_set_sought_on_two_pairs_is_noticed(monkeypatch):
+    """Two pairs are enough to seek a set.  (planted fault)"""
+    plant(monkeypatch, searching, "_found", "asked.pairs >= FEWEST", "asked.pairs > 1")
+    with pytest.raises(AssertionError):
+        test_a_set_is_sought_where_a_gain_can_count(2, False)
 
 
 @pytest.mark.parametrize("mode", ["exhaustive", "contribution"])

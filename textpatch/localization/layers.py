@@ -9,9 +9,9 @@ The target's text K and V are swapped into the source's run at a site, and the p
                   as in staged
     attribution   the same, read by a backward pass at every step
 
-Each mode ends with the responsible set.  It begins with the best site, and the site that adds most joins
-next, for as long as the score clearly rises.  Sites that were screened out may join it.  Sites whose share
-by contribution or attribution is next to nothing may not (`modes.LEAST_SHARE`).
+On FEWEST pairs or more each mode ends with the responsible set.  It begins with the best site, and the site
+that adds most joins next, for as long as the score clearly rises.  Sites that were screened out may join it.
+Sites whose share by contribution or attribution is next to nothing may not (`modes.LEAST_SHARE`).
 
 The screening modes generate the plain source and target pictures for the first pairs only, because scores
 do not need them.  Where text K and V evolve with the picture (MMDiT) the target must still run on every
@@ -33,7 +33,7 @@ from textpatch.localization.search import Step, grow
 from textpatch.localization.start_step import start_curve
 from textpatch.localization.summary import best_first, summarise
 from textpatch.localization.trials import Trials
-from textpatch.metrics import f1_of_means
+from textpatch.metrics import FEWEST, f1_of_means
 from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.ports.shipped import find_sites
 from textpatch.progress import phase
@@ -170,7 +170,7 @@ def _found(trials: Trials, asked: Request, starts: bool, heads: bool) -> Localiz
         screening, beside = MODES[asked.mode](trials, asked)
         trials.measure(screening.kept)
     grown = None
-    if all_alone(asked.groups) and asked.pairs > 1:
+    if all_alone(asked.groups) and asked.pairs >= FEWEST:
         grown = _grown(trials, screening, asked.begins_with)
     result = summarise(trials, asked, screening, beside, grown)
     found = Localization(result, trials.records)

@@ -263,7 +263,7 @@ def _grown(result: dict) -> list[str]:
     """Sentences on the responsible set and on the steps of growing it."""
     chosen = listed(responsible_sites(result))
     if not chosen:
-        return [_empty(result)]
+        return ["No site clearly beats no swap: the set is empty."]
     said = [f"The responsible set is {chosen}."]
     steps = result["set"]["steps"]
     if not steps[-1]["kept"]:
@@ -273,12 +273,6 @@ def _grown(result: dict) -> list[str]:
         begun = listed(steps[1]["added"])
         said.append(f"The set begins with {begun} together, as no site alone is a clear gain.")
     return said
-
-
-def _empty(result: dict) -> str:
-    if result["pairs"] < FEWEST:
-        return f"On fewer than {FEWEST} pairs no gain is clear: the set is empty."
-    return "No site clearly beats no swap: the set is empty."
 
 
 def _screened(result: dict) -> list[str]:
