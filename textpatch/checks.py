@@ -8,8 +8,6 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-import torch
-
 from textpatch.bank import Texts
 from textpatch.errors import PatchError, closest
 from textpatch.guidance import Guidance

@@ -104,12 +104,7 @@ def patch(
     patched = _numbers("steps", steps)
     some_heads = _numbers("heads", heads)
     some_tokens = _numbers("tokens", tokens)
-    if not any(labels):
-        raise PatchError(
-            "patch was given no row to read; name one per batch row, or leave patch out"
-        )
-    if part not in ("kv", "k", "v"):
-        raise PatchError(f"part is {part!r}; give 'kv', 'k' or 'v'")
+    _require_what_to_read(labels, part)
 
     def swap(site: Site, which: str, call: Call, own: Tensor) -> Tensor | None:
         _require_rows(site, own, labels)
@@ -222,6 +217,15 @@ def _fill_at_first_call(
         Context().run(run, inputs)  # in no open block: none counts or changes this call
 
     return HookRegistry(model, [""]).observe_inputs(fill)
+
+
+def _require_what_to_read(labels: Sequence[Hashable | None], part: str) -> None:
+    if not any(labels):
+        raise PatchError(
+            "patch was given no row to read; name one per batch row, or leave patch out"
+        )
+    if part not in ("kv", "k", "v"):
+        raise PatchError(f"part is {part!r}; give 'kv', 'k' or 'v'")
 
 
 def _mixed(

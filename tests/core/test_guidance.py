@@ -152,7 +152,7 @@ FAULTS = {
     ),
     "state of nothing": (
         require_state_of_its_row,
-        "textpatch.sampling.Loop",
+        "textpatch.lockstep.Loop",
         "_in_parts",
         "states[row.name] = states[row.copies]",
         "pass",
@@ -165,7 +165,7 @@ def test_a_fault_is_noticed(fault, monkeypatch):
     """The check holds, and with the fault in place it does not."""
     check, owner, *place = FAULTS[fault]
     if isinstance(owner, str):
-        from textpatch.sampling import Loop as owner
+        from textpatch.lockstep import Loop as owner
     plant(monkeypatch, owner, *place)
     with pytest.raises(AssertionError):
         check()

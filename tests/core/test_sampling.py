@@ -7,7 +7,7 @@ import torch
 
 from support.planting import plant
 from support.strategies import ARCHITECTURES, fixed_case
-from textpatch import sampling
+from textpatch import lockstep
 from textpatch.checks import require_rows
 from textpatch.errors import PatchError
 from textpatch.plan import Plan, Row, Swap
@@ -75,7 +75,7 @@ FAULTS = {
 def test_a_fault_is_noticed(fault, monkeypatch):
     """A planted fault makes the check fail, on the stochastic schedule of DeepFloyd IF."""
     case = fixed_case("if-i")
-    plant(monkeypatch, sampling.Loop, "_in_parts", *FAULTS[fault])
+    plant(monkeypatch, lockstep.Loop, "_in_parts", *FAULTS[fault])
     with pytest.raises((AssertionError, StopIteration)):
         require_the_rest_of_a_run(case)
 

@@ -28,7 +28,9 @@ LAYERS = [
     ["groups"],
     ["prompts", "runs"],
     ["metrics"],
-    ["checks", "packing", "sampling"],
+    ["sampling"],
+    ["lockstep", "packing"],
+    ["checks"],
     ["bookkeeping", "ledger", "patching", "recording"],
     ["taps"],
     ["cache", "calls", "reference_models"],
@@ -184,7 +186,7 @@ def test_mypy_checks_the_core():
     settings.read(SHIPPED.parent / "setup.cfg")
     files = settings["mypy"]["files"]
     assert untyped(files) == set()
-    assert {f"{name}.py" for name in (*CORE, "pipelines", "sampling")} <= untyped("")
+    assert {f"{name}.py" for name in (*CORE, "lockstep", "pipelines", "sampling")} <= untyped("")
     assert untyped(files.replace("textpatch/swaps.py,", "")) == {"swaps.py"}
 
 
