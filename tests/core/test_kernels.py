@@ -36,7 +36,9 @@ def process(*command, **environment) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("part", ["forward or backward", "property or every", "the_law_notices"])
+@pytest.mark.parametrize(
+    "part", ["forward or backward", "property or every or opcheck", "the_law_notices"]
+)
 @pytest.mark.parametrize("device", DEVICES)
 def test_laws(device, part, triton, long):
     """The laws hold by Triton's interpreter, and on a GPU where there is one; each planted fault breaks its

@@ -104,17 +104,19 @@ def test_property(law, case):
     law(textpatch.kernels, case)
 
 
-@pytest.mark.parametrize("text", [True, False])
-def test_property_of_the_op(text):
-    """segment_attention by the kernels and its gradients, also compiled: those of the definition, 1e-5.
-
-    And torch's opcheck finds nothing.
-    """
-    case = make_attention(rows=3, image=7, bank_tokens=5)
-    tensors = [
+def _attention(**sizes) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Leaves q, k and v of image and text, and a table of slots with hidden ones."""
+    case = make_attention(**sizes)
+    leaves = [
         x.float().to(DEVICE).requires_grad_() for pair in (case.q, case.k, case.v) for x in pair
     ]
-    slots = case.slots.masked_fill(case.slots % 4 == 0, -1).to(DEVICE)
+    return leaves, case.slots.masked_fill(case.slots % 4 == 0, -1).to(DEVICE)
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_property_of_the_op(text):
+    """segment_attention by the kernels and its gradients, also compiled: those of the definition, 1e-5."""
+    tensors, slots = _attention(rows=2, image=7, bank_tokens=5)
 
     def results(backend: str):
         q, k, v = zip(tensors[::2], tensors[1::2], strict=True)
@@ -133,6 +135,12 @@ def test_property_of_the_op(text):
                 torch.allclose(a, b, rtol=1e-5, atol=1e-5)
                 for a, b in zip(made, expected, strict=True)
             )
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_opcheck(text):
+    """torch.library.opcheck finds nothing in the op by the kernels, on one row of one head."""
+    tensors, slots = _attention(rows=1, heads=1, bank=2)
     inputs = [tensors[0], tensors[1] if text else None, *tensors[2:]]
     checked = torch.library.opcheck(_segment_attention, (*inputs, slots, None, 0.5, "triton", True))
     assert set(checked.values()) == {"SUCCESS"}
