@@ -461,7 +461,13 @@ def test_a_long_ledger_is_cut():
 NO_ENTRY = '{"schema_version": 1, "entries": [{}], "silent": []}'
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2}', NO_ENTRY])
+NESTED = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"schema_version": 2}', NO_ENTRY, pytest.param(NESTED, id="nested")],
+)
 def test_what_is_no_ledger_is_refused(text):
     """Text that to_json did not write raises PatchError."""
     with pytest.raises(PatchError, match="ledger"):
