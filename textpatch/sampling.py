@@ -19,6 +19,7 @@ from textpatch.bank import encode
 from textpatch.bookkeeping import Recorder
 from textpatch.checks import (
     require_memory,
+    require_micro_batch,
     require_readable,
     require_rows,
     require_starts,
@@ -131,18 +132,17 @@ def sample_latents(
 
     `decoded` or `decoding` makes them elsewhere, or later.  Raises PatchError as `sample` does.
     """
-    rows = tuple(rows)
     require_parts(pipeline, "sample", SupportsSampling)
     steps, guidance = pipeline.defaults.run(steps, guidance)
     if not isinstance(plan, Plan):
         raise PatchError(f"the plan of a run is {plan!r}; give Plan([Swap(...), ...])")
     require_rows(rows)
+    rows = tuple(rows)
     run = plan.at(pipeline.schedule, steps)
     require_starts(rows, run, steps)
     if any(starts_by_itself(row) for row in rows):
         require_parts(pipeline, "a row with latents, or that joins later,", SupportsPartialRuns)
-    if micro_batch < 1:
-        raise PatchError(f"micro_batch is {micro_batch}; give one row at least")
+    require_micro_batch(micro_batch)
     guiding = as_guidance(guidance, negative)
     guiding.check(rows, steps)
     require_memory(rows, guiding)
