@@ -51,8 +51,8 @@ class Span:
     text    argument of the model's forward whose length is T.  It is a tensor (B, T, ...), or a list
             with one tensor (T, ...) per row
     pad_to  T is rounded up to a multiple of this
-    mask    argument of the forward that hides text tokens.  None if there is none.  It is (B, T),
-            nonzero for tokens that are seen, or has more dimensions and is added to the scores
+    mask    argument of the forward that hides text tokens, as `masks.hidden_tokens` reads it.  None
+            if there is none
     packed  True if the model leaves hidden tokens out of its sequences.  T is then the number of
             tokens that the mask lets be seen
     Raises PatchError for another place, and for packed text without a mask.
@@ -128,7 +128,8 @@ class Site:
     head_dim    width D of a head
     parameters  number of parameters of the text K and V projections, biases included
     kv_heads    number of K and V heads where queries share them.  `heads` when None
-    text_input  argument of the model's forward that holds the text
+    text_input  name of the text that is read, where a model reads several.  It is for people alone, and
+                the argument of the forward that holds the text is `span.text`
     taps        tap of K and tap of V.  By default what `TEXT_PROJECTIONS` names
     span        tokens of the taps' output that are text
     """

@@ -35,7 +35,7 @@ class SiteSpec:
     kv_heads     number of K and V heads, likewise.  As `heads` when None
     norm         norm below the attention module between these K and attention
     rotary       True if these K are turned by their position
-    text_input   argument of the model's forward that holds the text
+    text_input   `text_input` of the sites
     Raises PatchError for values that contradict each other.
     """
 
