@@ -27,8 +27,13 @@ from textpatch.errors import PatchError, closest
 
 def require_known(what: str, value: object, known: Iterable) -> None:
     """Raise PatchError unless a value is among those known."""
-    if value not in known:
+    if value not in tuple(known):  # a dict would hash the value first
         raise PatchError(f"{what} is {value!r}; known here: {', '.join(map(repr, known))}")
+
+
+def is_count(value: object) -> bool:
+    """True for a whole number from 1 on.  True itself is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ class Span:
             if there is none
     packed  True if the model leaves hidden tokens out of its sequences.  T is then the number of
             tokens that the mask lets be seen
-    Raises PatchError for another place, and for packed text without a mask.
+    Raises PatchError for another place, for packed text without a mask, for a `pad_to` that is no
+    whole number from 1 on, and for arguments that are no names.
     """
 
     place: str = "all"
@@ -66,6 +72,13 @@ class Span:
 
     def __post_init__(self) -> None:
         require_known("span", self.place, ("all", "first", "last"))
+        if not is_count(self.pad_to):
+            raise PatchError(f"pad_to is {self.pad_to!r}; give a whole number, 1 for no padding")
+        for what, name in (("text", self.text), ("mask", self.mask)):
+            if not (isinstance(name, str) and name) and not (what == "mask" and name is None):
+                raise PatchError(
+                    f"{what} of a span is {name!r}; give the name of an argument of the model's forward"
+                )
         if self.packed and (self.mask is None or self.place == "all"):
             raise PatchError(
                 f"{self} is packed; name the mask that says how many tokens are seen, "
