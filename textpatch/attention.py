@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from textpatch.errors import PatchError
 from textpatch.kernels import available, refusal
-from textpatch.shapes import Inputs, in_one_dtype, require_fit
+from textpatch.shapes import Inputs, in_one_dtype, paired, require_fit
 from textpatch.slots import below_zero, gather_text, hidden_tokens
 from textpatch.softmax import attention_reference, attention_sdpa, log_sum_exp, wider
 
@@ -91,13 +91,16 @@ def segment_attention(
     query's scaled scores is (B, H, M + Mt), float32 or float64, and carries no gradient.
     A query that may read no key at all gets zeros, and a log sum exp of -inf.
 
-    Raises PatchError for shapes, dtypes and devices that do not fit, for slots outside the bank, and for a
-    backend that cannot run here.  Kernels and CUDA graphs do not look for wild slots: they give NaN, or
-    torch's index error.
+    Raises PatchError
+
+    - for what is no pair of tensors, and for shapes, dtypes and devices that do not fit
+    - for slots outside the bank.  Kernels and CUDA graphs do not look for these: they give NaN, or torch's
+      index error
+    - for a backend that cannot run here
     """
     if slots_v is slots_k:
         slots_v = None
-    inputs = in_one_dtype(Inputs(q[0], q[1], k[0], k[1], v[0], v[1]))
+    inputs = in_one_dtype(paired(q, k, v))
     require_fit(inputs, slots_k, slots_v)
     if backend is not None:
         _require_known(backend)

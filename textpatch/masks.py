@@ -62,11 +62,14 @@ def hidden_tokens(mask: Iterable[Any] | None) -> list[Tensor | None]:
             full sight
           - None, which hides nothing
 
-    Raises PatchError for a mask without rows.
+    Raises PatchError for a mask that holds no numbers, or is without rows.
     """
     if mask is None:
         return [None]
-    rows = [torch.as_tensor(row) for row in mask]
+    try:
+        rows = [torch.as_tensor(row) for row in mask]
+    except (TypeError, ValueError, RuntimeError):
+        raise PatchError(f"a mask is {mask!r}; give numbers (rows, tokens)") from None
     if any(row.dim() == 0 for row in rows):
         raise PatchError(f"a mask of {len(rows)} numbers is one of no rows; give (rows, tokens)")
     return [_hidden(row) for row in rows]

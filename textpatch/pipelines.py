@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
@@ -230,8 +231,8 @@ def sized(pipeline: AnyPipeline, height: int | None, width: int | None) -> AnyPi
     Any other is tried for one step.
 
     height, width  in pixels.  The pipeline's own where None
-    Raises PatchError for pixels that are no whole number of latents, and for a size that the
-    denoiser cannot take.
+    Raises PatchError for pixels that are no whole number, or no whole number of latents, and for a
+    size that the denoiser cannot take.
     """
     side = _pixels_per_latent(pipeline)
     own = picture_size(pipeline)
@@ -239,6 +240,9 @@ def sized(pipeline: AnyPipeline, height: int | None, width: int | None) -> AnyPi
         own[0] if height is None else height,
         own[1] if width is None else width,
     )
+    for pixels in asked:
+        if isinstance(pixels, bool) or not isinstance(pixels, Integral):
+            raise PatchError(f"a side of {pixels!r} pixels was asked for; give a whole number")
     if asked == own:
         return pipeline
     if any(pixels % side for pixels in asked):

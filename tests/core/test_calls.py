@@ -164,6 +164,8 @@ def test_an_injected_text_is_masked_as_the_batch(diffusers, name):
         *wrong,
         (seen(3, 3, 3), "injected text holds 3 rows"),
         (seen(3)[0], "give .rows, tokens."),
+        (5, "a mask is 5; give numbers .rows, tokens."),
+        (["abc"], r"a mask is \['abc'\]; give numbers"),
     ):
         with pytest.raises(PatchError, match=says), inject(model, text, "all", mask=mask):
             call(model, inputs)
