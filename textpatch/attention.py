@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from textpatch.errors import PatchError
 from textpatch.kernels import available, refusal
 from textpatch.shapes import Inputs, in_one_dtype, paired, require_fit
-from textpatch.slots import below_zero, gather_text, hidden_tokens
+from textpatch.slots import below_zero, gather_text, hidden_by_tables
 from textpatch.softmax import attention_reference, attention_sdpa, log_sum_exp, wider
 
 BACKENDS = "sdpa", "reference", "triton"
@@ -212,7 +212,7 @@ def _forward(
     if backend == "triton":
         _require_kernels(inputs.q_image)
         return _kernel("forward")(*inputs, slots_k, slots_v, scale, with_lse=lse)
-    hidden, blind = hidden_tokens(slots_k, slots_v, inputs.k_text)
+    hidden, blind = hidden_by_tables(slots_k, slots_v, inputs.k_text)
     out, sums = _attend(*inputs, slots_k, slots_v, hidden, blind, scale, EAGER[backend], lse)
     queries = inputs.q_image.shape[2]
     text = None
