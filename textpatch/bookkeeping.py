@@ -110,7 +110,8 @@ class Recorder:
         per site.
 
         readers  rows of the batch whose reads are entered
-        Raises PatchError on leaving if the text projections of a swapped site never ran.
+        Raises PatchError as `at_text`, and on leaving if the text projections of a swapped site never
+        ran.
         """
         watch = Watch(self.sites, batch, {row.name for row in readers}, self.found)
         winners = self.plan.kept(lambda step: self._winners(step, batch))

@@ -95,7 +95,8 @@ def sample(
     observer of the projections sees that one call, while `capture` and `patch` see every step.
 
     Raises PatchError for
-    - repeated names, and rows of another branch than "cond"
+    - rows that are no list of Rows, repeated names, and rows of another branch than "cond"
+    - a micro-batch that is no whole number, or below 1
     - a plan that names rows, sites, steps, heads or tokens which this run has not, or whose swaps
       never act
     - a row not sampled that reads, or that nobody reads
