@@ -26,8 +26,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from textpatch.errors import PatchError
 from textpatch.kernels import available, refusal
-from textpatch.shapes import Inputs, in_one_dtype, require_fit
-from textpatch.slots import below_zero, gather_text, hidden_tokens
+from textpatch.shapes import Inputs, in_one_dtype, paired, require_fit
+from textpatch.slots import below_zero, gather_text, hidden_by_tables
 from textpatch.softmax import attention_reference, attention_sdpa, log_sum_exp, wider
 
 BACKENDS = "sdpa", "reference", "triton"
@@ -91,13 +91,16 @@ def segment_attention(
     query's scaled scores is (B, H, M + Mt), float32 or float64, and carries no gradient.
     A query that may read no key at all gets zeros, and a log sum exp of -inf.
 
-    Raises PatchError for shapes, dtypes and devices that do not fit, for slots outside the bank, and for a
-    backend that cannot run here.  Kernels and CUDA graphs do not look for wild slots: they give NaN, or
-    torch's index error.
+    Raises PatchError
+
+    - for what is no pair of tensors, and for shapes, dtypes and devices that do not fit
+    - for slots outside the bank.  Kernels and CUDA graphs do not look for these: they give NaN, or torch's
+      index error
+    - for a backend that cannot run here
     """
     if slots_v is slots_k:
         slots_v = None
-    inputs = in_one_dtype(Inputs(q[0], q[1], k[0], k[1], v[0], v[1]))
+    inputs = in_one_dtype(paired(q, k, v))
     require_fit(inputs, slots_k, slots_v)
     if backend is not None:
         _require_known(backend)
@@ -209,7 +212,7 @@ def _forward(
     if backend == "triton":
         _require_kernels(inputs.q_image)
         return _kernel("forward")(*inputs, slots_k, slots_v, scale, with_lse=lse)
-    hidden, blind = hidden_tokens(slots_k, slots_v, inputs.k_text)
+    hidden, blind = hidden_by_tables(slots_k, slots_v, inputs.k_text)
     out, sums = _attend(*inputs, slots_k, slots_v, hidden, blind, scale, EAGER[backend], lse)
     queries = inputs.q_image.shape[2]
     text = None

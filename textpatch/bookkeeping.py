@@ -8,19 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from textpatch.attention import choose_backend
 from textpatch.bank import Bank, Texts
-from textpatch.hooks import HookRegistry
+from textpatch.calls import Call
 from textpatch.ledger import ITSELF, NO_EFFECT, OVERRIDDEN, SAME_TEXT, Entry, Ledger, Silence
 from textpatch.pipelines import SupportsSampling
 from textpatch.plan import Plan, Row, SiteSlots, Swap
 from textpatch.ports.shipped import find_sites
 from textpatch.sites import Site, select_sites
+from textpatch.taps import at_text
 
 Winners = Mapping[Site, Mapping[str, Tensor]]
 Part = tuple[Site, str]  # keys "k" or values "v" of a site
@@ -109,7 +110,8 @@ class Recorder:
         per site.
 
         readers  rows of the batch whose reads are entered
-        Raises PatchError on leaving if the text projections of a swapped site never ran.
+        Raises PatchError as `at_text`, and on leaving if the text projections of a swapped site never
+        ran.
         """
         watch = Watch(self.sites, batch, {row.name for row in readers}, self.found)
         winners = self.plan.kept(lambda step: self._winners(step, batch))
@@ -138,16 +140,13 @@ class Recorder:
 
     @contextmanager
     def _observing(self, watch: Watch) -> Iterator[None]:
-        """Enter what the text projections put out as long as the block lasts."""
-        taps: dict[str, Part] = {}
-        for site in self.sites:
-            for part, tap in zip("kv", site.taps, strict=True):
-                taps[tap.module] = (site, part)
+        """Enter the text keys and values that are made as long as the block lasts."""
 
-        def made(name: str, output: object) -> None:
-            watch.made(*taps[name], cast("Tensor", output))
+        def made(site: Site, part: str, call: Call, own: Tensor) -> None:
+            watch.made(site, part, own)
 
-        with HookRegistry(self.pipeline.denoiser, taps).observe(made):
+        # no call must run every site, as long as every site runs in one
+        with at_text(self.pipeline.denoiser, self.sites, made, steps=()):
             yield
 
     def ledger(self) -> Ledger:

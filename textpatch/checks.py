@@ -175,6 +175,12 @@ def _refuse_unsampled(name: str, wrong: str) -> None:
     )
 
 
+def require_micro_batch(rows: object) -> None:
+    """Raise PatchError unless a number of rows of one forward pass is a whole one, 1 or more."""
+    if isinstance(rows, bool) or not isinstance(rows, Integral) or rows < 1:
+        raise PatchError(f"micro_batch is {rows!r}; give a whole number, one row at least")
+
+
 def require_memory(rows: Sequence[Row], guidance: Guidance) -> None:
     """Raise PatchError for latents that enter a later step under a guidance that remembers earlier ones.
 

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 SHOWN = 8  # known names that an error lists where none is near
+# near names that an error lists: a slip of the hand has one, and sites of one make come in down, mid and up
+NEAREST = 3
+LIKENESS = 0.5  # least share of two names that is alike, 0 to 1, for one to be near the other
 
 
 class PatchError(RuntimeError):
@@ -50,13 +53,13 @@ class Unfinished(PatchError):
     """One part of a divided run that is done while others are not, so that there is no result yet."""
 
 
-def closest(name: object, known: Iterable[object], limit: int = 3) -> str:
+def closest(name: object, known: Iterable[object]) -> str:
     """End of an error about an unknown name.
 
     That is `; closest: a, b`, or `; known: ...` if nothing is near.
     """
     names = [str(one) for one in known]
-    near = get_close_matches(str(name), names, n=limit, cutoff=0.5)
+    near = get_close_matches(str(name), names, n=NEAREST, cutoff=LIKENESS)
     if near:
         return f"; closest: {', '.join(near)}"
     shown = names[:SHOWN]

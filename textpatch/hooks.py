@@ -51,10 +51,16 @@ class HookRegistry:
     names  names of its modules, or one name; "" is the model itself
     calls  how often each module ran inside blocks of this registry
 
-    Raises PatchError if a name is not a module of the model, naming the closest ones.
+    Raises PatchError for a model that is no nn.Module, for names that are none, and if a name is not a module
+    of the model, naming the closest ones.
     """
 
     def __init__(self, model: nn.Module, names: str | Iterable[str]) -> None:
+        if not isinstance(model, nn.Module) or not isinstance(names, Iterable):
+            raise PatchError(
+                f"hooks on {names!r} of a {type(model).__name__} were asked for; give a torch.nn.Module and "
+                "names of its modules"
+            )
         self.names = tuple(dict.fromkeys([names] if isinstance(names, str) else names))
         modules = dict(model.named_modules())
         for name in self.names:

@@ -125,7 +125,7 @@ class Ledger:
     def from_json(cls, text: str) -> Ledger:
         """Read a ledger from JSON.
 
-        Raises PatchError for text that is no ledger, or of another schema.
+        Raises PatchError for text that is no ledger or too deeply nested for one, or of another schema.
         """
         try:
             body = json.loads(text)
@@ -138,7 +138,7 @@ class Ledger:
                 for entry in body["entries"]
             ]
             return cls(tuple(entries), tuple(Silence(**silence) for silence in body["silent"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise PatchError(
                 f"not a ledger: {error}; ledgers are written by Ledger.to_json"
             ) from None

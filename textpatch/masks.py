@@ -54,22 +54,34 @@ def hidden_tokens(mask: Iterable[Any] | None) -> list[Tensor | None]:
     """Tokens that a mask hides, row by row.
 
     Each is a tensor of numbers that are 0 for a token in full sight, or None if all tokens are.
-    mask  (B, T), nonzero for a token that is seen; or, of floating point and with more dimensions, what is
-          added to the attention scores, 0 for a token that is seen.  None hides nothing.
-    Raises PatchError for a mask without rows.
+    mask  one of
+
+          - (B, T) of integers or booleans, 0 for a hidden token and anything else for one that is seen
+          - (B, T) of floating point, 1 for a token in full sight
+          - of floating point with more dimensions, what is added to the attention scores, 0 for a token in
+            full sight
+          - None, which hides nothing
+
+    Raises PatchError for a mask that holds no numbers, or is without rows.
     """
     if mask is None:
         return [None]
-    rows = [torch.as_tensor(row) for row in mask]
+    try:
+        rows = [torch.as_tensor(row) for row in mask]
+    except (TypeError, ValueError, RuntimeError):
+        raise PatchError(f"a mask is {mask!r}; give numbers (rows, tokens)") from None
     if any(row.dim() == 0 for row in rows):
         raise PatchError(f"a mask of {len(rows)} numbers is one of no rows; give (rows, tokens)")
     return [_hidden(row) for row in rows]
 
 
 def _hidden(row: Tensor) -> Tensor | None:
-    hidden = 1 - row.float()
-    if row.dim() > 1 and row.is_floating_point():  # added to the scores
+    if not row.is_floating_point():
+        hidden = (row == 0).float()
+    elif row.dim() > 1:  # added to the scores
         hidden = row.float()
+    else:
+        hidden = 1 - row.float()
     return hidden if hidden.any() else None
 
 

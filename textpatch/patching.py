@@ -12,7 +12,7 @@ Hooks on the taps of the sites read and write text tokens and text channels alon
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import Context
 from inspect import BoundArguments
@@ -104,7 +104,7 @@ def patch(
     patched = _numbers("steps", steps)
     some_heads = _numbers("heads", heads)
     some_tokens = _numbers("tokens", tokens)
-    _require_what_to_read(labels, part)
+    _require_what_to_read(cache, labels, part)
 
     def swap(site: Site, which: str, call: Call, own: Tensor) -> Tensor | None:
         _require_rows(site, own, labels)
@@ -219,7 +219,11 @@ def _fill_at_first_call(
     return HookRegistry(model, [""]).observe_inputs(fill)
 
 
-def _require_what_to_read(labels: Sequence[Hashable | None], part: str) -> None:
+def _require_what_to_read(cache: object, labels: Sequence[Hashable | None], part: str) -> None:
+    if not isinstance(cache, Mapping):
+        raise PatchError(
+            f"patch was given a cache that is a {type(cache).__name__}; give what capture yields"
+        )
     if not any(labels):
         raise PatchError(
             "patch was given no row to read; name one per batch row, or leave patch out"
@@ -293,6 +297,12 @@ def _require_rows(site: Site, output: Tensor, labels: Sequence[Hashable]) -> Non
 
 def _require_alike(span: Span, text: Any, own: Any) -> None:
     """Raise PatchError unless an injected text has the rows, tokens and dtype of the batch's own."""
+    rows = text if isinstance(text, (list, tuple)) else [text]
+    if not all(isinstance(row, Tensor) and row.dim() for row in rows):
+        raise PatchError(
+            f"the injected text is a {type(text).__name__}; give what the model takes as {span.text!r}, a "
+            "tensor or a list of them"
+        )
     tokens = span.length(own)
     if (len(text), span.length(text)) != (len(own), tokens):
         raise PatchError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
@@ -30,28 +31,23 @@ class TextCondition(Protocol):
 
 
 class RunDefaults(Protocol):
-    """Sizes and settings of a model where nothing else is asked for.
-
-    text_box   left, upper, right and lower pixel of the place where the model writes.  None if
-               nobody knows it
-    localized  indices of the sites that were found to carry words
-    """
+    """Sizes and settings of a model where nothing else is asked for."""
 
     @property
     def height(self) -> int:
-        """Of latents."""
+        """Height of the latents."""
 
     @property
     def width(self) -> int:
-        """Of latents."""
+        """Width of the latents."""
 
     @property
     def text_box(self) -> tuple[int, int, int, int] | None:
-        """Left, top, right and bottom of the lettering, if fixed."""
+        """Left, upper, right and lower pixel of the place where the model writes, None if nobody knows it."""
 
     @property
     def localized(self) -> tuple[int, ...]:
-        """Sites measured to carry the word."""
+        """Indices of the sites that were found to carry words."""
 
     def run(
         self, steps: int | None, guidance: float | Guidance | None
@@ -70,15 +66,15 @@ class SupportsSampling(Protocol):
     # Read-only, or a type checker would refuse pipelines that compute them or narrow their type.
     @property
     def defaults(self) -> RunDefaults:
-        """What it is run with when nothing else is asked for."""
+        """Sizes and settings of a run of which nothing else is asked."""
 
     @property
     def device(self) -> torch.device:
-        """Where its denoiser lies."""
+        """Device of the denoiser's weights."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its denoiser's weights."""
+        """Dtype of the denoiser's weights."""
 
     def encode(self, prompts: Sequence[str | None]) -> Any:
         """TextCondition of some prompts."""
@@ -136,7 +132,7 @@ class SupportsPairs(Protocol):
 
     @property
     def upscales(self) -> bool:
-        """Whether it is a stage II, which draws small pictures larger."""
+        """True for a stage II, which draws small pictures larger."""
 
     def check(self, prompts: Sequence[str], *, seeds: Sequence[int], steps: int) -> None:
         """Raise PatchError for what would stop a run."""
@@ -230,8 +226,8 @@ def sized(pipeline: AnyPipeline, height: int | None, width: int | None) -> AnyPi
     Any other is tried for one step.
 
     height, width  in pixels.  The pipeline's own where None
-    Raises PatchError for pixels that are no whole number of latents, and for a size that the
-    denoiser cannot take.
+    Raises PatchError for pixels that are no whole number, or no whole number of latents, and for a
+    size that the denoiser cannot take.
     """
     side = _pixels_per_latent(pipeline)
     own = picture_size(pipeline)
@@ -239,6 +235,9 @@ def sized(pipeline: AnyPipeline, height: int | None, width: int | None) -> AnyPi
         own[0] if height is None else height,
         own[1] if width is None else width,
     )
+    for pixels in asked:
+        if isinstance(pixels, bool) or not isinstance(pixels, Integral):
+            raise PatchError(f"a side of {pixels!r} pixels was asked for; give a whole number")
     if asked == own:
         return pipeline
     if any(pixels % side for pixels in asked):

@@ -67,6 +67,8 @@ class Plan:
         return hash(self.swaps)
 
     def __add__(self, other: Plan) -> Plan:
+        if not isinstance(other, Plan):
+            return NotImplemented
         return Plan(self.swaps + other.swaps)
 
     def __repr__(self) -> str:
@@ -99,7 +101,8 @@ class Plan:
         """Read a plan from JSON.
 
         text  JSON, or the dict that was read from it, such as results.json holds under "plan"
-        Raises PatchError for text that is no plan, a newer schema, or an unknown field.
+        Raises PatchError for text that is no plan or too deeply nested for one, a newer schema, or an
+        unknown field.
         """
         try:
             body = text if isinstance(text, dict) else json.loads(text)
@@ -109,7 +112,7 @@ class Plan:
                     "read it with the textpatch that wrote it, or a newer one"
                 )
             return cls(_swap(**fields) for fields in body["swaps"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise PatchError(f"not a plan: {error}; plans are written by Plan.to_json") from None
 
     @property

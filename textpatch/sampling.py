@@ -19,6 +19,7 @@ from textpatch.bank import encode
 from textpatch.bookkeeping import Recorder
 from textpatch.checks import (
     require_memory,
+    require_micro_batch,
     require_readable,
     require_rows,
     require_starts,
@@ -94,7 +95,8 @@ def sample(
     observer of the projections sees that one call, while `capture` and `patch` see every step.
 
     Raises PatchError for
-    - repeated names, and rows of another branch than "cond"
+    - rows that are no list of Rows, repeated names, and rows of another branch than "cond"
+    - a micro-batch that is no whole number, or below 1
     - a plan that names rows, sites, steps, heads or tokens which this run has not, or whose swaps
       never act
     - a row not sampled that reads, or that nobody reads
@@ -131,18 +133,17 @@ def sample_latents(
 
     `decoded` or `decoding` makes them elsewhere, or later.  Raises PatchError as `sample` does.
     """
-    rows = tuple(rows)
     require_parts(pipeline, "sample", SupportsSampling)
     steps, guidance = pipeline.defaults.run(steps, guidance)
     if not isinstance(plan, Plan):
         raise PatchError(f"the plan of a run is {plan!r}; give Plan([Swap(...), ...])")
     require_rows(rows)
+    rows = tuple(rows)
     run = plan.at(pipeline.schedule, steps)
     require_starts(rows, run, steps)
     if any(starts_by_itself(row) for row in rows):
         require_parts(pipeline, "a row with latents, or that joins later,", SupportsPartialRuns)
-    if micro_batch < 1:
-        raise PatchError(f"micro_batch is {micro_batch}; give one row at least")
+    require_micro_batch(micro_batch)
     guiding = as_guidance(guidance, negative)
     guiding.check(rows, steps)
     require_memory(rows, guiding)

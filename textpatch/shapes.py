@@ -5,7 +5,7 @@ B rows, R bank rows, H heads, M image queries, N image keys, T text tokens read,
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,36 @@ NAMES = {
     "v_image": "image values",
     "v_text": "text values",
 }
+NEEDED = {"q_image", "k_text", "v_text"}  # the others may be None
+
+
+def paired(q: object, k: object, v: object) -> Inputs:
+    """Inputs of three pairs, each of the image's tensor and the text's.
+
+    Raises PatchError for what is no pair, and for a tensor that is missing or of another kind.
+    """
+    tensors: list[Any] = []
+    for name, pair in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise PatchError(
+                f"{name} is {_kind(pair)}; give a pair, of the image's tensor and of the text's"
+            )
+        tensors += pair
+    for field, x in zip(Inputs._fields, tensors, strict=True):
+        if x is None and field in NEEDED:
+            raise PatchError(
+                f"{NAMES[field]} are None; give a tensor (rows, heads, tokens, head width)"
+            )
+        if x is not None and not isinstance(x, Tensor):
+            raise PatchError(f"{NAMES[field]} are {_kind(x)}; give a torch.Tensor")
+    return Inputs._make(tensors)
+
+
+def _kind(value: object) -> str:
+    """Type of a value in words, and its length where it has one."""
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"
 
 
 def in_one_dtype(inputs: Inputs) -> Inputs:
@@ -92,6 +122,12 @@ def _require_like(name: str, x: Tensor, shape: tuple[int, ...], like: Tensor) ->
 def _require_tables(inputs: Inputs, slots_k: Tensor | None, slots_v: Tensor | None) -> None:
     rows = inputs.q_image.shape[0]
     bank_rows, _, tokens, _ = inputs.k_text.shape
+    for name, slots in (("keys", slots_k), ("values", slots_v)):
+        if slots is not None and (not isinstance(slots, Tensor) or slots.dim() != 3):
+            shown = tuple(slots.shape) if isinstance(slots, Tensor) else _kind(slots)
+            raise PatchError(
+                f"slots of {name} are {shown}; give an int32 tensor (rows, heads or 1, tokens)"
+            )
     if slots_k is not None:
         tokens = slots_k.shape[-1]
         _require_slots("keys", slots_k, inputs.q_image, tokens)

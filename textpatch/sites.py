@@ -27,8 +27,13 @@ from textpatch.errors import PatchError, closest
 
 def require_known(what: str, value: object, known: Iterable) -> None:
     """Raise PatchError unless a value is among those known."""
-    if value not in known:
+    if value not in tuple(known):  # a dict would hash the value first
         raise PatchError(f"{what} is {value!r}; known here: {', '.join(map(repr, known))}")
+
+
+def is_count(value: object) -> bool:
+    """True for a whole number from 1 on.  True itself is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,12 @@ class Span:
     text    argument of the model's forward whose length is T.  It is a tensor (B, T, ...), or a list
             with one tensor (T, ...) per row
     pad_to  T is rounded up to a multiple of this
-    mask    argument of the forward that hides text tokens.  None if there is none.  It is (B, T),
-            nonzero for tokens that are seen, or has more dimensions and is added to the scores
+    mask    argument of the forward that hides text tokens, as `masks.hidden_tokens` reads it.  None
+            if there is none
     packed  True if the model leaves hidden tokens out of its sequences.  T is then the number of
             tokens that the mask lets be seen
-    Raises PatchError for another place, and for packed text without a mask.
+    Raises PatchError for another place, for packed text without a mask, for a `pad_to` that is no
+    whole number from 1 on, and for arguments that are no names.
     """
 
     place: str = "all"
@@ -66,6 +72,13 @@ class Span:
 
     def __post_init__(self) -> None:
         require_known("span", self.place, ("all", "first", "last"))
+        if not is_count(self.pad_to):
+            raise PatchError(f"pad_to is {self.pad_to!r}; give a whole number, 1 for no padding")
+        for what, name in (("text", self.text), ("mask", self.mask)):
+            if not (isinstance(name, str) and name) and not (what == "mask" and name is None):
+                raise PatchError(
+                    f"{what} of a span is {name!r}; give the name of an argument of the model's forward"
+                )
         if self.packed and (self.mask is None or self.place == "all"):
             raise PatchError(
                 f"{self} is packed; name the mask that says how many tokens are seen, "
@@ -128,7 +141,8 @@ class Site:
     head_dim    width D of a head
     parameters  number of parameters of the text K and V projections, biases included
     kv_heads    number of K and V heads where queries share them.  `heads` when None
-    text_input  argument of the model's forward that holds the text
+    text_input  name of the text that is read, where a model reads several.  It is for people alone, and
+                the argument of the forward that holds the text is `span.text`
     taps        tap of K and tap of V.  By default what `TEXT_PROJECTIONS` names
     span        tokens of the taps' output that are text
     """

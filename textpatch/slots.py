@@ -27,7 +27,7 @@ class Hidden(NamedTuple):
     blind: bool
 
 
-class Found(NamedTuple):
+class Answers(NamedTuple):
     """The answers of one look into a table.
 
     hides  whether it hides a token
@@ -38,7 +38,7 @@ class Found(NamedTuple):
     blind: bool
 
 
-# table -> ((its version, entries of the bank), Found)
+# table -> ((its version, entries of the bank), Answers)
 _answers = WeakTensorKeyDictionary()
 
 
@@ -59,7 +59,7 @@ def gather_text(bank: Tensor, slots: Tensor | None) -> Tensor:
     return rows.index_select(0, read.flatten()).view(B, T, H, D).transpose(1, 2)
 
 
-def hidden_tokens(slots_k: Tensor | None, slots_v: Tensor | None, bank: Tensor) -> Hidden:
+def hidden_by_tables(slots_k: Tensor | None, slots_v: Tensor | None, bank: Tensor) -> Hidden:
     """Tokens that either table hides.
 
     Raises PatchError for slots outside the bank.
@@ -85,7 +85,7 @@ def below_zero(tables: list[Tensor]) -> Tensor:
     return hidden
 
 
-def look(slots: Tensor, entries: int) -> Found:
+def look(slots: Tensor, entries: int) -> Answers:
     """Answers of a table, from memory for a table on a GPU that nobody has written to since.
 
     To ask a GPU is to wait until it has done all its work.
@@ -95,7 +95,7 @@ def look(slots: Tensor, entries: int) -> Found:
     return _look(slots, entries)
 
 
-def _look_once(slots: Tensor, entries: int) -> Found:
+def _look_once(slots: Tensor, entries: int) -> Answers:
     """Answers of a table, looked up again only when the table was written to."""
     if slots.is_inference():  # torch counts no versions of it
         return _look(slots, entries)
@@ -107,14 +107,14 @@ def _look_once(slots: Tensor, entries: int) -> Found:
     return found
 
 
-def _look(slots: Tensor, entries: int) -> Found:
+def _look(slots: Tensor, entries: int) -> Answers:
     """Answers of a table.  Raises PatchError for slots outside a bank of so many entries."""
     if not slots.numel():
-        return Found(hides=False, blind=False)
+        return Answers(hides=False, blind=False)
     low, high = (int(x) for x in slots.aminmax())
     for slot in (low, high):
         if not -1 <= slot < entries:
             raise PatchError(
                 f"slot {slot} is outside the bank, whose slots are 0..{entries - 1}, or -1 to hide"
             )
-    return Found(hides=low < 0, blind=low < 0 and bool((slots.amax(-1) < 0).any()))
+    return Answers(hides=low < 0, blind=low < 0 and bool((slots.amax(-1) < 0).any()))

@@ -19,8 +19,13 @@ from textpatch.sites import Site, select_sites
 
 
 def chosen_sites(model: nn.Module, sites: Any) -> tuple[Site, ...]:
-    """Sites as they were given, or those of the model that selectors name."""
-    given: list[Any] = [sites] if isinstance(sites, (Site, str, int)) else list(sites)
+    """Sites as they were given, or those of the model that selectors name.
+
+    Raises PatchError as `select_sites`, which lists the selectors.
+    """
+    given: list[Any] = [sites]
+    if isinstance(sites, Iterable) and not isinstance(sites, str):
+        given = list(sites)
     known: Iterable[Site] = given
     if not given or not all(isinstance(site, Site) for site in given):
         known = find_sites(model)

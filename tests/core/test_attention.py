@@ -354,6 +354,14 @@ BAD = {
     r"text keys are \(3, 4, 4\); give four": lambda c: dict(k=(c.k[0], c.k[1][:, 0])),
     r"text values are \(1, 3, 2, 4, 4\); give four": lambda c: dict(v=(c.v[0], c.v[1][None])),
     "text values are .*torch.float32": lambda c: dict(slots_k=c.slots, v=(c.v[0], c.v[1].float())),
+    "text keys are None; give a tensor": lambda c: dict(k=(c.k[0], None)),
+    "text values are None; give a tensor": lambda c: dict(v=(c.v[0], None)),
+    "image queries are None; give a tensor": lambda c: dict(q=(None, c.q[1])),
+    "image keys are a list of 2; give a torch.Tensor": lambda c: dict(k=([1, 2], c.k[1])),
+    "q is a Tensor; give a pair": lambda c: dict(q=c.q[0]),
+    "v is a tuple of 1; give a pair": lambda c: dict(v=c.v[:1]),
+    "slots of keys are a list of 2; give an int32": lambda c: dict(slots_k=c.slots.tolist()),
+    r"slots of values are \(\); give an int32": lambda c: dict(slots_v=torch.tensor(0)),
     "text keys are .* on meta": lambda c: dict(slots_k=c.slots, k=(c.k[0], c.k[1].to("meta"))),
 }
 

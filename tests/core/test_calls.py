@@ -13,6 +13,7 @@ from support.planting import plant
 from support.small_models import relative
 from textpatch import calls, capture, find_sites, inject, patch
 from textpatch.errors import PatchError
+from textpatch.masks import hidden_tokens
 from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Site, Span, Tap
 from textpatch.testing import check_port
@@ -163,6 +164,8 @@ def test_an_injected_text_is_masked_as_the_batch(diffusers, name):
         *wrong,
         (seen(3, 3, 3), "injected text holds 3 rows"),
         (seen(3)[0], "give .rows, tokens."),
+        (5, "a mask is 5; give numbers .rows, tokens."),
+        (["abc"], r"a mask is \['abc'\]; give numbers"),
     ):
         with pytest.raises(PatchError, match=says), inject(model, text, "all", mask=mask):
             call(model, inputs)
@@ -211,6 +214,23 @@ def test_a_mask_that_the_model_does_not_take_is_refused(diffusers):
         PatchError, match="takes no such argument; closest: .*encoder_attention_mask"
     ):
         captured(model, inputs, sites)
+
+
+@pytest.mark.parametrize(
+    "mask, hidden",
+    [
+        (torch.tensor([[255, 255, 0]], dtype=torch.uint8), [0.0, 0.0, 1.0]),
+        (torch.tensor([[True, False, True]]), [0.0, 1.0, 0.0]),
+        (torch.tensor([[1.0, 0.25, 0.0]]), [0.0, 0.75, 1.0]),
+        (torch.tensor([[[0.0, -1e4, 0.0]]]), [[0.0, -1e4, 0.0]]),
+        (torch.full((1, 3), 255, dtype=torch.uint8), None),
+    ],
+    ids=["bytes", "booleans", "shares", "added", "nothing hidden"],
+)
+def test_masks_of_every_kind(mask, hidden):
+    """An integer other than 0 shows a token, a float is the share of it, and more dimensions are added."""
+    (found,) = hidden_tokens(mask)
+    assert (found if found is None else found.tolist()) == hidden
 
 
 # --- text that is shorter than the sequence says, or not there ---

@@ -1,6 +1,7 @@
 """Ledgers tell who read whom, by how much that changed K and V, and why a swap changed nothing."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from textpatch.ledger import (
 )
 from textpatch.plan import Plan, Row, Swap
 from textpatch.sampling import Samples, sample
+from textpatch.sites import Site, Span, Tap
 
 
 def changes(case, cache, step: int, among=True):
@@ -160,8 +162,8 @@ FAULTS = {
     "keys entered as values": (
         Recorder,
         "_observing",
-        'zip("kv", site.taps,',
-        'zip("vk", site.taps,',
+        "watch.made(site, part, own)",
+        'watch.made(site, {"k": "v", "v": "k"}[part], own)',
     ),
 }
 
@@ -401,12 +403,43 @@ def test_a_compiled_model_runs_unwatched(monkeypatch):
     plan = Plan([Swap(1, "a", "b")])
     plain = sample(case.pipeline, case.rows, plan, steps=2, guidance=4.5)
     case.model.compile(backend="eager")
-    monkeypatch.setattr(bookkeeping, "HookRegistry", None)
+    monkeypatch.setattr(bookkeeping, "at_text", None)
     made = sample(case.pipeline, case.rows, plan, steps=2, guidance=4.5)
     assert all(torch.equal(made.latents[name], plain.latents[name]) for name in plain.latents)
     unwatched = [replace(entry, change_k=None, change_v=None) for entry in plain.ledger.entries]
     assert list(made.ledger.entries) == unwatched and made.ledger.silent == ()
     assert "unwatched" in str(made.ledger)
+
+
+class Shared(torch.nn.Module):
+    """A model of which one module makes keys and values of picture and text together."""
+
+    def __init__(self):
+        super().__init__()
+        self.kv = torch.nn.Linear(3, 8)
+        taps = Tap("kv", (0, 4)), Tap("kv", (4, 8))
+        self.sites = (Site(0, "block", "single", 2, 2, 32, taps=taps, span=Span("last", "text")),)
+
+    def forward(self, x, text):
+        return self.kv(torch.cat([x, text], dim=1))
+
+
+def test_keys_and_values_of_one_module_are_watched_apart():
+    """The text's tokens and the tap's channels are entered, and nothing of the picture's."""
+    model = Shared()
+    seen = {}
+    recorder = Recorder(
+        SimpleNamespace(denoiser=model),
+        make_rows((0, 1)),
+        Plan([Swap(0, "a", "b")]),
+        1,
+        SimpleNamespace(bank=None),
+    )
+    watch = SimpleNamespace(made=lambda site, part, kv: seen.update({part: kv}))
+    with recorder._observing(watch):
+        output = model(torch.randn(2, 5, 3), torch.randn(2, 4, 3))
+    assert seen.keys() == {"k", "v"}
+    assert torch.equal(seen["k"], output[:, 5:, :4]) and torch.equal(seen["v"], output[:, 5:, 4:])
 
 
 # --- print and parse
@@ -428,7 +461,13 @@ def test_a_long_ledger_is_cut():
 NO_ENTRY = '{"schema_version": 1, "entries": [{}], "silent": []}'
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 2}', NO_ENTRY])
+NESTED = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"schema_version": 2}', NO_ENTRY, pytest.param(NESTED, id="nested")],
+)
 def test_what_is_no_ledger_is_refused(text):
     """Text that to_json did not write raises PatchError."""
     with pytest.raises(PatchError, match="ledger"):

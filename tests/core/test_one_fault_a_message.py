@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from functools import partial
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import torch
 import textpatch
 from support.small_models import PROMPTS, small_pipeline
 from textpatch import HookRegistry, PatchError, Row, Swap, capture, localize, patch
+from textpatch.pipelines import sized
 from textpatch.reference_models.pipeline import Defaults
 
 PIPELINE = small_pipeline()
@@ -22,8 +24,13 @@ PAIR = PROMPTS[0], PROMPTS[0].replace("HELLO", "WORLD")
 FINE = dict(height=32, width=96, steps=8, guidance=1.0)
 
 
-def patching(**fields):
-    with patch(MODEL, {}, "all", rows=["source"], **fields):
+def patching(cache=MappingProxyType({}), **fields):
+    with patch(MODEL, cache, "all", rows=["source"], **fields):
+        pass
+
+
+def capturing(sites):
+    with capture(MODEL, sites, rows=["source"]):
         pass
 
 
@@ -65,6 +72,24 @@ FAULTS = {
         ["steps", "heads", "tokens"],
     ),
     "patching no head": (lambda: patching(heads=[]), "heads is empty", ["steps", "tokens", "part"]),
+    "patching from no cache": (
+        lambda: patching(cache=None),
+        "a cache that is a NoneType; give what capture yields",
+        ["steps", "row"],
+    ),
+    "capturing at no site": (
+        lambda: capturing(None),
+        "sites hold None, which is no index, name or glob",
+        ["row"],
+    ),
+    "hooks on no model": (lambda: HookRegistry(None, "a"), "of a NoneType were asked for", []),
+    "hooks on a number": (lambda: HookRegistry(MODEL, 5), "hooks on 5 of a MMDiT", []),
+    "a side in words": (
+        lambda: sized(PIPELINE, "64", None),
+        "a side of '64' pixels was asked for; give a whole number",
+        ["96", "multiples"],
+    ),
+    "a side of a half": (lambda: sized(PIPELINE, None, 64.5), "a side of 64.5 pixels", ["mult"]),
     "a height of a half": (
         lambda: Defaults(**FINE | {"height": 0.5}),
         "height is 0.5",

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from support.patched_calls import cells
@@ -35,6 +35,8 @@ def test_swaps_add():
     b = Swap(1, "a", "b")
     assert Plan([a]) + Plan([b]) == Plan([a, b]) != Plan([b, a])
     assert Plan([a, b]).sha256 != Plan([b, a]).sha256
+    with pytest.raises(TypeError, match="unsupported operand"):
+        Plan([a]) + [b]
 
 
 def test_sites_by_any_name():
@@ -158,6 +160,7 @@ def test_json_that_is_no_plan(change):
 
 
 @given(st.text() | st.sampled_from(["null", "[]", "3", '"plan"', "{}", '{"schema_version":1}']))
+@example("[" * 100_000)
 def test_text_that_is_no_plan(text):
     """Any other text raises PatchError, and never another error."""
     with pytest.raises(PatchError, match="not a plan"):

@@ -144,6 +144,8 @@ def test_what_is_no_list_of_rows_is_refused(rows, says):
     """A row, a text, or a list of anything but named rows is refused in a sentence."""
     with pytest.raises(PatchError, match=says):
         require_rows(rows)
+    with pytest.raises(PatchError, match=says):
+        sample(fixed_case().pipeline, rows)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +163,14 @@ def test_a_start_of_another_kind_is_refused(fields, says):
     """Steps that are no whole numbers, names that are no texts and latents that are no finite tensor."""
     with pytest.raises(PatchError, match=says):
         run(fixed_case(), [A, Row("c", "x", **fields)])
+
+
+@pytest.mark.parametrize("wrong", ["4", 2.5, True, None, 0])
+def test_a_micro_batch_of_another_kind_is_refused(wrong):
+    """Rows of a forward pass are counted in whole numbers from 1."""
+    case = fixed_case()
+    with pytest.raises(PatchError, match=f"micro_batch is {wrong!r}; give a whole number"):
+        sample(case.pipeline, case.rows, steps=1, micro_batch=wrong)
 
 
 def test_hashes_of_rows():

@@ -17,7 +17,7 @@ from support.strategies import some
 from textpatch import Swap, capture, find_sites, inject, patch, ports
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
-from textpatch.ports import tables
+from textpatch.ports import shipped
 from textpatch.ports.matching import SiteSpec
 from textpatch.ports.shipped import shipped_table
 from textpatch.sites import Site, Span, Tap
@@ -96,17 +96,15 @@ def test_tables_are_literal(diffusers):
     """
     folder = Path(ports.__file__).parent
     files = [
-        path
-        for path in folder.glob("*.py")
-        if path.stem not in ("__init__", "matching", "shipped", "tables")
+        path for path in folder.glob("*.py") if path.stem not in ("__init__", "matching", "shipped")
     ]
     for path in files:
         nodes = ast.walk(ast.parse(path.read_text()))
         imported = [node for node in nodes if isinstance(node, ast.ImportFrom | ast.Import)]
         assert len(path.read_text().splitlines()) < 80
         assert {node.module for node in imported} <= {"textpatch.sites", "textpatch.ports.matching"}
-    assert len(files) == len(tables.TABLES) and all(
-        hasattr(diffusers, name) for name in tables.TABLES
+    assert len(files) == len(shipped.TABLES) and all(
+        hasattr(diffusers, name) for name in shipped.TABLES
     )
 
 
@@ -193,6 +191,16 @@ def test_native_injection_is_the_foreign_copys(diffusers, name):
         ),
         (dict(kind="single", order="text first"), "kind 'single' and spans 'all'"),
         (dict(kind="cross", fused=(1, 2, 2)), r"fused is \(1, 2, 2\); parts are numbered 0..1"),
+        (dict(kind="cross", fused=(0, 1)), r"fused is \(0, 1\); give three whole numbers"),
+        (dict(kind="cross", fused=(0, 1.0, 2)), r"fused is \(0, 1.0, 2\); give three"),
+        (dict(kind="cross", fused=()), r"fused is \(\); give three"),
+        (dict(kind=["cross"]), r"kind is \['cross'\]; known here: 'cross'"),
+        (dict(kind="cross", heads=0), "heads of 'blocks.*' is 0; give a whole number from 1 on"),
+        (dict(kind="cross", heads=True), "heads of 'blocks.*' is True; give a whole number"),
+        (dict(kind="cross", kv_heads=-2), "kv_heads of 'blocks.*' is -2; give a whole number"),
+        (dict(kind="cross", projections=("to_k",)), "projections is .*; give the path of K's and"),
+        (dict(kind="cross", projections="to_kv"), "projections is 'to_kv'; give the path of K's"),
+        (dict(kind="cross", span="first"), "span of 'blocks.*' is 'first'; give a Span"),
     ],
 )
 def test_a_row_that_contradicts_itself_is_refused(fields, says):
@@ -203,6 +211,50 @@ def test_a_row_that_contradicts_itself_is_refused(fields, says):
     """
     with pytest.raises(PatchError, match=says):
         SiteSpec("blocks.*.attn", **fields)
+
+
+@pytest.mark.parametrize("modules", ["", (), ("blocks.*", ""), 5])
+def test_a_row_of_no_module_is_refused(modules):
+    """A row names its modules by a pattern, or by several."""
+    with pytest.raises(PatchError, match="modules is .*; give a pattern of paths, or several"):
+        SiteSpec(modules, "cross")
+
+
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        (dict(pad_to=0), "pad_to is 0; give a whole number, 1 for no padding"),
+        (dict(pad_to=-8), "pad_to is -8"),
+        (dict(pad_to="8"), "pad_to is '8'"),
+        (dict(text=None), "text of a span is None; give the name of an argument"),
+        (dict(mask=""), "mask of a span is ''; give the name of an argument"),
+    ],
+)
+def test_a_span_of_another_kind_is_refused(fields, says):
+    """Padding that is no number from 1 on, and arguments without a name."""
+    with pytest.raises(PatchError, match=says):
+        Span("first", **fields)
+
+
+@pytest.mark.parametrize(
+    "table, says",
+    [
+        ([], "the table of sites is empty"),
+        (SiteSpec("*", "cross"), "the table of sites is SiteSpec.*; give a list"),
+        (["blocks.*"], r"the table of sites is \['blocks.\*'\]; give a list"),
+        ([SiteSpec("*", "cross")] * 2, "the table finds module '0' 2 times"),
+        ([SiteSpec(("*", "0"), "cross")], "the table finds module '0' 2 times"),
+        ([SiteSpec("*", "cross", heads="no_heads")], "'no_heads' of '0' is 0, and heads"),
+    ],
+)
+def test_a_table_of_another_kind_is_refused(table, says):
+    """Tables are lists of rows, one at least, and find a module once, with one head at least."""
+    attention = torch.nn.Module()
+    attention.to_k = torch.nn.Linear(4, 12)
+    attention.to_v = torch.nn.Linear(4, 12)
+    attention.no_heads = 0
+    with pytest.raises(PatchError, match=says):
+        find_sites(torch.nn.ModuleList([attention]), table)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +298,10 @@ def test_models_without_a_table_are_refused(diffusers):
         PatchError, match="no sites known for Linear: it has no `sites`, and no table is shipped"
     ):
         find_sites(torch.nn.Linear(1, 1))
+    with pytest.raises(
+        PatchError, match="sites were asked of a NoneType, which is no torch.nn.Mod"
+    ):
+        find_sites(None)
     model = foreign(diffusers, "pixart")[0]
     del model.transformer_blocks
     with pytest.raises(
@@ -373,6 +429,15 @@ def test_injected_text_must_be_as_large(diffusers, text):
     ):
         call(model, inputs)
     assert anatomy(model) == before
+
+
+@pytest.mark.parametrize("text", [None, "a prompt", ["a prompt"], [torch.tensor(0.0)] * 2])
+def test_injected_text_of_another_kind_is_refused(diffusers, text):
+    """A prompt, or none, where the model takes a tensor or a list of them."""
+    model, inputs = foreign(diffusers, "pixart")
+    says = f"the injected text is a {type(text).__name__}; give what the model takes as 'encoder_"
+    with pytest.raises(PatchError, match=says), inject(model, text, "all"):
+        call(model, inputs)
 
 
 def test_one_text_is_injected_at_sites_that_read_one(diffusers):

@@ -59,7 +59,7 @@ def test_any_division_gives_the_same_result(model, whole, tmp_path, count):
             except Unfinished as told:
                 left.append(str(told))
             else:
-                assert count == 7 and plain(done) == whole  # six units: one shard of seven has none
+                assert count == 7 and plain(done) == whole  # six tasks: one shard of seven has none
         assert len(left) >= count - 2 and all(
             "are not: the shard that ends last writes" in told for told in left
         )
@@ -67,8 +67,8 @@ def test_any_division_gives_the_same_result(model, whole, tmp_path, count):
         assert plain(localized(model, folder)) == whole
 
 
-def test_a_shard_makes_its_own_units_alone(model, tmp_path):
-    """Shard 1 of 3 makes units 1 and 4 of 6 and no other; the three files hold every unit once."""
+def test_a_shard_makes_its_own_tasks_alone(model, tmp_path):
+    """Shard 1 of 3 makes tasks 1 and 4 of 6 and no other; the three files hold every task once."""
     for index in range(3):
         try:
             localized(model, tmp_path, shard=(index, 3))
@@ -77,8 +77,8 @@ def test_a_shard_makes_its_own_units_alone(model, tmp_path):
             assert len(made) == 2 * (index + 1)
         lines = (tmp_path / f"records/{index}.jsonl").read_text().splitlines()
         ids = [json.loads(line)["id"] for line in lines][:2]
-        units = [f"{pair}-{seed}" for pair, seed in itertools.product(range(3), range(2))]
-        assert ids == units[index::3]
+        tasks = [f"{pair}-{seed}" for pair, seed in itertools.product(range(3), range(2))]
+        assert ids == tasks[index::3]
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -143,7 +143,7 @@ def test_shards_that_make_no_sense(model, tmp_path, shard, options):
 
 
 def test_planted_a_shard_that_takes_its_neighbours_unit_is_noticed(model, tmp_path, monkeypatch):
-    """Fault: shards that all begin at unit 0. Then units are lacking when the last shard is done."""
+    """Fault: shards that all begin at task 0. Then tasks are lacking when the last shard is done."""
     from textpatch.localization.trials import Trials
 
     measure = Trials.measure
@@ -164,7 +164,7 @@ def test_planted_a_shard_that_takes_its_neighbours_unit_is_noticed(model, tmp_pa
 
 @pytest.mark.parametrize("times, kept", [(1, 2), (2, 0)])
 def test_a_first_interrupt_finishes_the_record(model, whole, tmp_path, monkeypatch, times, kept):
-    """Ctrl-C while the second unit is generated: both are kept; twice: neither the second nor the
+    """Ctrl-C while the second task is generated: both are kept; twice: neither the second nor the
     first, which is read then. Resuming gives the undivided result either way.
     """
     made, honest = [], trials.sample_latents
@@ -184,7 +184,7 @@ def test_a_first_interrupt_finishes_the_record(model, whole, tmp_path, monkeypat
 
 
 def test_a_failure_keeps_what_was_finished(model, whole, tmp_path, monkeypatch):
-    """The third unit fails: the two before it are kept, the second too, whose pictures were being read."""
+    """The third task fails: the two before it are kept, the second too, whose pictures were being read."""
     made, honest = [], trials.sample_latents
 
     def failing(*args, **options):
@@ -229,7 +229,7 @@ class Patient:
 def test_pictures_are_decoded_and_read_while_others_are_generated(
     model, whole, tmp_path, monkeypatch, what, pool, seconds, saw
 ):
-    """The second unit is generated while the first unit's pictures are made of its latents, and
+    """The second task is generated while the first task's pictures are made of its latents, and
     while they are read; the result is the same. Fault: a pool that does all at once, which is
     noticed.
     """

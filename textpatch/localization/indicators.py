@@ -12,7 +12,7 @@ from textpatch.groups import Group
 from textpatch.guidance import as_guidance
 from textpatch.localization.attribution import attributions
 from textpatch.localization.contribution import contributions
-from textpatch.localization.trials import Trials, Unit
+from textpatch.localization.trials import Task, Trials
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, in_its_words, quoted
@@ -113,7 +113,7 @@ class Readings:
         reading.check(trials)
         self.trials = trials
         self.reading = reading
-        self.found: dict[Unit, dict] = {}
+        self.found: dict[Task, dict] = {}
 
     def score(
         self, groups: Sequence[Group], pairs: int, what: str | None = None
@@ -123,23 +123,23 @@ class Readings:
         groups  of one site each
         what    which value the reading shows, the one that sites are kept by when None
         """
-        units = self.trials.units(pairs)
+        tasks = self.trials.tasks(pairs)
         with phase("screening"):
-            for unit in counted([unit for unit in units if unit not in self.found]):
-                record = self._record(unit)
+            for task in counted([task for task in tasks if task not in self.found]):
+                record = self._record(task)
                 self.trials.join(record)
-                self.found[unit] = record[self.reading.name]
+                self.found[task] = record[self.reading.name]
         name = what or self.reading.shown[0]
         values = np.array(
-            [[self.found[unit][str(site)][name] for unit in units] for (site,) in groups]
+            [[self.found[task][str(site)][name] for task in tasks] for (site,) in groups]
         )
         return list(values.reshape(len(groups), pairs, -1).mean(axis=2))
 
-    def _record(self, unit: Unit) -> dict:
+    def _record(self, task: Task) -> dict:
         """Record of one pair and seed, with the source's picture and what the reading says of each site."""
         trials = self.trials
         reading = self.reading
-        index, seed = unit
+        index, seed = task
         pair = trials.pairs[index]
 
         def make() -> dict:
@@ -151,4 +151,4 @@ class Readings:
             }
 
         asked = [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed)]
-        return trials.once(f"{reading.name}-{index}-{seed}", unit, made_by(asked, Plan()), make)
+        return trials.once(f"{reading.name}-{index}-{seed}", task, made_by(asked, Plan()), make)

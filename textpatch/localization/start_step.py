@@ -17,7 +17,7 @@ from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError
 from textpatch.groups import Group
 from textpatch.localization.scores import all_scores, values
-from textpatch.localization.trials import Trials, Unit
+from textpatch.localization.trials import Task, Trials
 from textpatch.metrics import FEWEST, f1_of_means
 from textpatch.metrics.intervals import Statistic, gain, ranking
 from textpatch.pipelines import SupportsPartialRuns, require_parts
@@ -48,8 +48,8 @@ def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> d
     group = tuple(site.index for site in select_sites(known, sites))
     starts = _checked_starts(starts, trials.steps)
     with phase("start steps"):
-        units = counted(trials.units(len(trials.pairs)))
-        records = [_record(trials, unit, group, starts) for unit in units]
+        tasks = counted(trials.tasks(len(trials.pairs)))
+        records = [_record(trials, task, group, starts) for task in tasks]
     scored = [values(records, _name(start)) for start in starts]
     return {
         "sites": list(group),
@@ -89,9 +89,9 @@ def _name(start: int) -> str:
     return f"start-{start}"
 
 
-def _record(trials: Trials, unit: Unit, group: Group, starts: list[int]) -> dict:
+def _record(trials: Trials, task: Task, group: Group, starts: list[int]) -> dict:
     """Record of one pair and seed, with a picture for every start step."""
-    index, seed = unit
+    index, seed = task
     pair = trials.pairs[index]
     steps = trials.steps
     rows = [Row(_name(start), pair.source, seed, joins=start, copies=SOURCE) for start in starts]
@@ -115,7 +115,7 @@ def _record(trials: Trials, unit: Unit, group: Group, starts: list[int]) -> dict
         )
         return {"generations": row_steps / steps, "pictures": trials.scored(made.images, index)}
 
-    return trials.once(f"starts-{index}-{seed}", unit, made_by(rows, plan), make)
+    return trials.once(f"starts-{index}-{seed}", task, made_by(rows, plan), make)
 
 
 def latest_start(scores: Sequence[np.ndarray], statistic: Statistic = np.mean) -> int:

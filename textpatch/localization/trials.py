@@ -37,7 +37,7 @@ from textpatch.runs.remembered import remembering
 from textpatch.runs.work import Work, made_by
 from textpatch.sampling import decoding, sample_latents
 
-Unit = tuple[int, int]  # place of a pair, seed
+Task = tuple[int, int]  # place of a pair, seed
 
 
 class Trials:
@@ -92,15 +92,15 @@ class Trials:
         self.blanks = self.ocr.describe().get("blank", True)
         self.generations = 0
         self.work = Work(run)
-        self._found: dict[Unit, dict] = {}
-        self._batches: Counter[Unit] = Counter()
+        self._found: dict[Task, dict] = {}
+        self._batches: Counter[Task] = Counter()
 
     @property
     def records(self) -> list[dict]:
         """Records of all pairs and seeds touched, in order."""
-        return [self._found[unit] for unit in self.units(len(self.pairs)) if unit in self._found]
+        return [self._found[task] for task in self.tasks(len(self.pairs)) if task in self._found]
 
-    def units(self, pairs: int | Sequence[int]) -> list[Unit]:
+    def tasks(self, pairs: int | Sequence[int]) -> list[Task]:
         """Every (pair, seed) of the first so many pairs, or of the pairs at the given places."""
         places = pairs
         if isinstance(pairs, int):
@@ -112,11 +112,11 @@ class Trials:
     ) -> list[np.ndarray]:
         """Precision and recall of the target's characters, (pairs, 2) for each group, means over seeds.
 
-        pairs  as in `units`
+        pairs  as in `tasks`
         own    as in `measure`
         """
         self.measure(groups, pairs, own=own)
-        records = [self._found[unit] for unit in self.units(pairs)]
+        records = [self._found[task] for task in self.tasks(pairs)]
         return [values(records, row_name(group)) for group in groups]
 
     def measure(
@@ -129,7 +129,7 @@ class Trials:
     ) -> None:
         """Generate the pictures of groups that are still missing.
 
-        pairs  as in `units`, all pairs when None
+        pairs  as in `tasks`, all pairs when None
         part   the slice of these pairs and seeds to work on
         own    generate the plain source and target as well.  Scores of the background need the source's
                picture, scores of a word do not.  The target runs in any case if its text K and V exist in
@@ -141,14 +141,14 @@ class Trials:
         if pairs is None:
             pairs = len(self.pairs)
         lacking = [
-            unit for unit in self.units(pairs)[part] if not names <= self._pictures(unit).keys()
+            task for task in self.tasks(pairs)[part] if not names <= self._pictures(task).keys()
         ]
         pending = Pending()
         with phase("pictures"), ThreadPoolExecutor(1, "read") as reader:
-            for unit in counted(lacking):
+            for task in counted(lacking):
                 with finishing() as interrupted:
                     try:
-                        keep = self._made(unit, names - self._pictures(unit).keys(), groups, reader)
+                        keep = self._made(task, names - self._pictures(task).keys(), groups, reader)
                     except Exception:
                         pending.flush()
                         raise
@@ -170,19 +170,19 @@ class Trials:
             )
         self.measure(groups, part=slice(index, None, count), own=True)
         self.work.look_again()
-        units = self.units(len(self.pairs))
-        left = sum(f"{pair}-{seed}" not in self.work for pair, seed in units)
+        tasks = self.tasks(len(self.pairs))
+        left = sum(f"{pair}-{seed}" not in self.work for pair, seed in tasks)
         if left:
             raise Unfinished(
-                f"shard {index}/{count} is done, {left} of {len(units)} pairs and seeds are not: the shard "
+                f"shard {index}/{count} is done, {left} of {len(tasks)} pairs and seeds are not: the shard "
                 f"that ends last writes the results to {self.run.folder}"
             )
 
-    def _pictures(self, unit: Unit) -> dict:
-        return self._found.get(unit, {}).get("pictures", {})
+    def _pictures(self, task: Task) -> dict:
+        return self._found.get(task, {}).get("pictures", {})
 
     def _made(
-        self, unit: Unit, names: set[str], groups: Sequence[Group], reader: Executor
+        self, task: Task, names: set[str], groups: Sequence[Group], reader: Executor
     ) -> Callable[[], None]:
         """Generate the rows of these names in one lock-step run, and return how to keep their record.
 
@@ -190,9 +190,9 @@ class Trials:
         groups  holds the groups of these names
         reader  decodes and reads the pictures while others are generated.  The function returned waits for it
         """
-        index, seed = unit
-        self._batches[unit] += 1
-        number = self._batches[unit]
+        index, seed = task
+        self._batches[task] += 1
+        number = self._batches[task]
         id = f"{index}-{seed}"
         if number > 1:
             id += f"-{number}"
@@ -203,21 +203,21 @@ class Trials:
         rows = self._needed(names, *rows)
         scored = None
         if id not in self.work:
-            scored = self._generated(unit, rows, plan, reader)
+            scored = self._generated(task, rows, plan, reader)
 
         def make() -> dict:
             generations = sum(row.sampled for row in rows)
             return {"generations": generations, "pictures": scored.result()}
 
         def keep() -> None:
-            self.join(self.once(id, unit, made_by(rows, plan), make))
+            self.join(self.once(id, task, made_by(rows, plan), make))
 
         return keep
 
-    def _generated(self, unit: Unit, rows: list[Row], plan: Plan, reader: Executor) -> Future:
+    def _generated(self, task: Task, rows: list[Row], plan: Plan, reader: Executor) -> Future:
         """Future of the scored pictures of some rows, whose latents are generated here and now."""
-        index, _ = unit
-        before = self._pictures(unit)
+        index, _ = task
+        before = self._pictures(task)
         latents = sample_latents(
             self.pipeline,
             rows,
@@ -244,20 +244,20 @@ class Trials:
             rows.append(replace(target, sampled=runs))
         return [*rows, *patched]
 
-    def once(self, id: str, unit: Unit, maker: dict[str, str], make: Callable[[], dict]) -> dict:
+    def once(self, id: str, task: Task, maker: dict[str, str], make: Callable[[], dict]) -> dict:
         """Return `Work.once`'s record, and count its generations.
 
         Raises StoreError for a record whose pictures are scored by another definition, too.
         """
-        record = self.work.once(id, unit, maker | SCORED, make)
+        record = self.work.once(id, task, maker | SCORED, make)
         self.generations += record["generations"]
         return record
 
     def join(self, record: dict) -> None:
         """Add the pictures of a record to those of its pair and seed."""
-        unit = (record["pair"], record["seed"])
-        empty = {"id": f"{unit[0]}-{unit[1]}", "pair": unit[0], "seed": unit[1], "pictures": {}}
-        self._found.setdefault(unit, empty)["pictures"] |= record["pictures"]
+        task = (record["pair"], record["seed"])
+        empty = {"id": f"{task[0]}-{task[1]}", "pair": task[0], "seed": task[1], "pictures": {}}
+        self._found.setdefault(task, empty)["pictures"] |= record["pictures"]
 
     def scored(
         self, images: dict[str, Image.Image], index: int, source: dict | None = None

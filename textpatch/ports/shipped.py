@@ -1,4 +1,4 @@
-"""Search for the sites of any model by its own list, a given table, or a shipped table that fits."""
+"""Sites of any model, by its own list, a given table, or a shipped table that fits its class."""
 
 from __future__ import annotations
 
@@ -7,9 +7,21 @@ from collections.abc import Sequence
 from torch import nn
 
 from textpatch.errors import PatchError
-from textpatch.ports.matching import SiteSpec, match_sites
-from textpatch.ports.tables import TABLES
+from textpatch.ports import flux, krea2, pixart, prx, qwen_image, sd3, unet, z_image
+from textpatch.ports.matching import SiteSpec, match_sites, require_module
 from textpatch.sites import Site
+
+# tables by the name of the model's class, the fullest first
+TABLES = {
+    "FluxTransformer2DModel": (flux.FUSED, flux.FLUX),
+    "Krea2Transformer2DModel": (krea2.KREA2,),
+    "PRXTransformer2DModel": (prx.PRX,),
+    "PixArtTransformer2DModel": (pixart.PIXART,),
+    "QwenImageTransformer2DModel": (qwen_image.QWEN_IMAGE,),
+    "SD3Transformer2DModel": (sd3.SD35, sd3.SD3),
+    "UNet2DConditionModel": (unet.SDXL, unet.DEEPFLOYD_IF),
+    "ZImageTransformer2DModel": (z_image.Z_IMAGE,),
+}
 
 
 def find_sites(model: nn.Module, spec: Sequence[SiteSpec] | None = None) -> tuple[Site, ...]:
@@ -31,6 +43,7 @@ def shipped_table(model: nn.Module) -> tuple[SiteSpec, ...]:
 
     Raises PatchError if there is none.
     """
+    require_module(model)
     reasons = []
     classes = [kind.__name__ for kind in type(model).__mro__]
     for table in (table for name in classes for table in TABLES.get(name, ())):

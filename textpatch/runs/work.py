@@ -40,11 +40,11 @@ class Work:
         return id in self._found
 
     def once(
-        self, id: str, unit: tuple[int, int], maker: dict[str, str], make: Callable[[], dict]
+        self, id: str, task: tuple[int, int], maker: dict[str, str], make: Callable[[], dict]
     ) -> dict:
         """Return the record of that id, made now unless the run folder has it.
 
-        unit   (pair, seed) of the piece
+        task   (pair, seed) of the piece
         maker  what the piece is made of, see `made_by`
         make   () -> the record's other entries; a first Ctrl-C waits until they are kept
         Raises StoreError for a record that was made of something else.
@@ -52,7 +52,7 @@ class Work:
         record = self._found.get(id)
         if record is None:
             with finishing():
-                record = {"id": id, "pair": unit[0], "seed": unit[1], **maker, **make()}
+                record = {"id": id, "pair": task[0], "seed": task[1], **maker, **make()}
                 if self.run is not None:
                     self.run.append(record)
         else:
