@@ -63,8 +63,11 @@ def test_a_site_is_left_out_below_a_part_of_the_best(name, second, left_out, mon
     )
     pairs = [PAIR, PAIR[::-1], (PAIR[0], PAIR[0].replace("HOUSE", "TIGER"))]
     result = localize(pipeline, pairs, mode=name, sites=[0, 1], first=3, ocr=Parrot()).result
-    by = result["sites"][1]["status"].get("by")
-    assert (by == name) is (name in left_out)
+    status = result["sites"][1]["status"]
+    assert (status.get("by") == name) is (name in left_out)
+    told = [*result["sites"][1][name].values(), *[status] * (name in left_out)]
+    ends = [score[end] for score in told if isinstance(score, dict) for end in ("low", "high")]
+    assert set(ends) == {None}  # alike on all pairs, and no share of a whole
 
 
 @pytest.mark.parametrize(

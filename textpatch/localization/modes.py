@@ -17,7 +17,7 @@ from textpatch.localization.indicators import READINGS, Readings
 from textpatch.localization.screening import Screening, better_than, screen
 from textpatch.localization.trials import Trials
 from textpatch.metrics import f1_of_means
-from textpatch.metrics.intervals import interval
+from textpatch.metrics.intervals import interval, share_interval
 
 FIRST = 4  # pairs that a screening begins with
 SWAP = "swap"  # name of a score that comes from swapping
@@ -147,6 +147,7 @@ def _raced(trials: Trials, groups: Sequence[Group], asked: Request) -> Screening
         by=SWAP,
         keep=_number_or(asked.keep, beating),
         statistic=f1_of_means,
+        spread=share_interval,
     )
 
 

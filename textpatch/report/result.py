@@ -20,7 +20,7 @@ A result has these entries.
                       what these functions return, where somebody put it there to be reported
 
 A score is {"value", "low", "high"}, a mean and its 95 % interval.  An end is None where there is no interval,
-as of an infinite PSNR, or of distances of pairs that are too few or all alike.
+as of an infinite PSNR, or of scores that are no shares, of pairs that are too few or all alike.
 """
 
 from __future__ import annotations
