@@ -234,8 +234,11 @@ def mixing() -> str:
             for model in MODELS:
                 row = one(measured, model=model, template=template, text=text)
                 cells += [f"{share(row['f1_source'], 2)}, {share(row['f1_target'], 2)}"]
+                cells += [share(row["ssim"])]
             rows.append(cells)
-    titles = ["template, text", *(f"{model}: F1 to source, target" for model in MODELS)]
+    titles = ["template, text"]
+    for model in MODELS:
+        titles += [f"{model}: F1 to source, target", "background SSIM"]
     return drawn(titles, rows)
 
 

@@ -323,6 +323,7 @@ class Pipeline(nn.Module):
         negative     one text for all; None is "no prompt", which SDXL reads as zeros and the others as ""
         micro_batch  the most pictures made at once
 
+        A guidance that names rows finds the prompts as rows "0", "1" and so on.
         Raises PatchError if the numbers of prompts and seeds differ, and for a stage II.
         """
         prompts = _listed(prompts)
@@ -336,10 +337,11 @@ class Pipeline(nn.Module):
                 f"{self.name} draws small pictures larger; "
                 "give it some: upscale(pictures, prompts, ...)"
             )
+        rows, steps, guidance = self._asked(prompts, steps, guidance, negative)
         pictures = []
         for part in _parts(len(prompts), micro_batch):
             noises = self.noises(seeds[part])
-            latents = self._run(next(noises), noises, prompts[part], steps, guidance, negative)
+            latents = self._run(next(noises), noises, rows[part], steps, guidance)
             pictures += self.decode(latents)
         return pictures
 
@@ -367,10 +369,10 @@ class Pipeline(nn.Module):
         seeds = _each(seeds, len(pictures))
         require_one_each(pictures, prompts, seeds)
         small = small_tensor(pictures)
-        options = dict(steps=steps, guidance=guidance, negative=negative, level=level)
+        rows, steps, guidance = self._asked(prompts, steps, guidance, negative)
         large = []
         for part in _parts(len(small), micro_batch):
-            latents = self.enlarge(small[part], prompts[part], seeds=seeds[part], **options)
+            latents = self._enlarged(small[part], rows[part], seeds[part], steps, guidance, level)
             large += self.decode(latents)
         return large
 
@@ -396,28 +398,40 @@ class Pipeline(nn.Module):
         picture, which the denoiser reads beside its own.
         Raises PatchError if this is no stage II, and if the numbers of pictures, prompts and seeds differ.
         """
+        seeds = _each(seeds, len(small))
+        require_one_each(small, prompts, seeds)
+        rows, steps, guidance = self._asked(prompts, steps, guidance, negative)
+        return self._enlarged(small, rows, seeds, steps, guidance, level)
+
+    @torch.no_grad()
+    def _enlarged(
+        self, small: Tensor, rows: list[Row], seeds: list[int], steps, guidance, level: int | None
+    ) -> Tensor:
+        """`enlarge` of rows that were checked."""
         if not self.upscales:
             raise PatchError(
                 f"{self.name} draws pictures from noise alone; "
                 "a stage II is needed to draw them larger"
             )
-        seeds = _each(seeds, len(small))
-        require_one_each(small, prompts, seeds)
         if level is None:
             level = self.defaults.level
         noises = self.noises(seeds)
         x = next(noises)
         beside = read_beside(self.schedule, small.to(x), next(noises), level)
-        return self._run(x, noises, list(prompts), steps, guidance, negative, **beside)
+        return self._run(x, noises, rows, steps, guidance, **beside)
 
-    def _run(
-        self, x, noises, prompts: list[str], steps, guidance, negative, **beside: Tensor
-    ) -> Tensor:
-        """Denoise x for these prompts, with the model's defaults in place of None."""
+    def _asked(self, prompts, steps, guidance, negative) -> tuple[list[Row], int, Guidance]:
+        """Rows, steps and guidance of a request, with the model's defaults in place of None."""
         steps, guidance = self.defaults.run(steps, guidance)
         guidance = as_guidance(guidance, negative)
-        rows = [Row(str(i), prompt) for i, prompt in enumerate(prompts)]
-        guidance.check(rows)
+        rows = [Row(str(place), prompt) for place, prompt in enumerate(prompts)]
+        guidance.check(rows, steps)
+        return rows, steps, guidance
+
+    def _run(
+        self, x: Tensor, noises, rows: list[Row], steps: int, guidance: Guidance, **beside: Tensor
+    ) -> Tensor:
+        """Denoise x for the prompts of rows."""
         text = self.encode([row.prompt for row in branch_rows(rows, guidance)])
         return self.denoise(x, text, steps=steps, guidance=guidance, noises=noises, **beside)
 

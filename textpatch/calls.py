@@ -77,7 +77,11 @@ class Calls:
     def counted(self) -> Iterator[Calls]:
         """See the model's calls inside a block.  Raises PatchError on leaving if it was never called."""
         model = HookRegistry(self.model, [""])
-        with model.observe_inputs(self._begin), model.observe(self._end):
+        with (
+            model.observe_inputs(self._begin),
+            model.observe(self._end),
+            model.observe_leaving(self._left),
+        ):
             yield self
 
     def at(self, module: str) -> Call:
@@ -132,7 +136,11 @@ class Calls:
             return
         self._require_all_ran()
         self.count += 1
-        self._under_way = False
+
+    def _left(self, name: str) -> None:
+        """End the call, which may have failed, so that what runs after it belongs to no step."""
+        if not _in_backward_pass():
+            self._under_way = False
 
     def _require_all_ran(self) -> None:
         silent = [tap for tap in self.taps if tap not in self._call.ran]

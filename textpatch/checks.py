@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
+
+import torch
+from torch import Tensor
 
 from textpatch.bank import Texts
 from textpatch.errors import PatchError, closest
+from textpatch.guidance import Guidance
 from textpatch.plan import CONDITIONAL, Plan, Row
 from textpatch.swaps import Swap
 
 
 def require_rows(rows: Sequence[Row]) -> None:
-    """Raise PatchError unless rows are conditional, named apart, and their prompts texts or None."""
+    """Raise PatchError unless rows are conditional Rows, named apart, with prompts that are texts or None."""
+    if isinstance(rows, str) or not isinstance(rows, Sequence):
+        raise PatchError(f"the rows of a run are {rows!r}; give a list, [Row(name, prompt), ...]")
     for row in rows:
-        for prompt in (row.prompt, row.pooled):
-            if prompt is not None and not isinstance(prompt, str):
-                raise PatchError(
-                    f"a prompt is {prompt!r}, no text; give each row one, and one negative prompt for all"
-                )
+        if not isinstance(row, Row):
+            raise PatchError(f"a row of a run is {row!r}; give Row(name, prompt)")
+        _require_texts(row)
     names = [row.name for row in rows]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated or not rows:
@@ -28,6 +33,17 @@ def require_rows(rows: Sequence[Row]) -> None:
         if row.branch != CONDITIONAL:
             raise PatchError(
                 f"row {row.name!r} is unconditional; name conditional rows alone, guidance adds their twins"
+            )
+
+
+def _require_texts(row: Row) -> None:
+    """Raise PatchError unless a row's name is a text, and its prompts are texts or None."""
+    if not isinstance(row.name, str):
+        raise PatchError(f"a row's name is {row.name!r}, no text; give each row a name of its own")
+    for prompt in (row.prompt, row.pooled):
+        if prompt is not None and not isinstance(prompt, str):
+            raise PatchError(
+                f"a prompt is {prompt!r}, no text; give each row one, and one negative prompt for all"
             )
 
 
@@ -43,7 +59,10 @@ def require_starts(rows: Sequence[Row], plan: Plan, steps: int) -> None:
     """
     by_name = {row.name: row for row in rows}
     for row in rows:
-        if starts_by_itself(row):
+        _require_kinds(row)
+        if not row.sampled:
+            _require_only_read(row)
+        elif starts_by_itself(row):
             _require_start(row, steps)
         if row.copies is not None:
             _require_origin(row, row.copies, by_name)
@@ -52,12 +71,42 @@ def require_starts(rows: Sequence[Row], plan: Plan, steps: int) -> None:
             _require_present(swap, reader, by_name)
 
 
-def _require_start(row: Row, steps: int) -> None:
-    """Raise PatchError unless a row joins within the run, from one source."""
-    if not row.sampled:
+def _require_kinds(row: Row) -> None:
+    """Raise PatchError unless joins is a whole number, latents a finite tensor and copies a name."""
+    if isinstance(row.joins, bool) or not isinstance(row.joins, Integral):
+        raise PatchError(f"row {row.name!r} joins at step {row.joins!r}; give a whole number")
+    if row.copies is not None and not isinstance(row.copies, str):
+        raise PatchError(f"row {row.name!r} copies {row.copies!r}; give the name of a row")
+    if row.latents is None:
+        return
+    if not isinstance(row.latents, Tensor):
+        raise PatchError(
+            f"row {row.name!r} starts from latents of type {type(row.latents).__name__}; "
+            "give a torch.Tensor"
+        )
+    unbound = row.latents.numel() - int(torch.isfinite(row.latents).sum())
+    if unbound:
+        raise PatchError(
+            f"row {row.name!r} starts from latents of which {unbound} of {row.latents.numel()} are NaN or "
+            "infinite; give finite ones"
+        )
+
+
+def _require_only_read(row: Row) -> None:
+    """Raise PatchError for what a row that is not sampled is given and nothing would use."""
+    if starts_by_itself(row):
         raise PatchError(
             f"row {row.name!r} is not sampled, and so starts from nothing; leave out joins, latents, copies"
         )
+    if row.pooled is not None:
+        raise PatchError(
+            f"row {row.name!r} is not sampled, and its pooled prompt {row.pooled!r} modulates nothing; "
+            "leave out pooled"
+        )
+
+
+def _require_start(row: Row, steps: int) -> None:
+    """Raise PatchError unless a sampled row joins within the run, from one source."""
     if not 0 <= row.joins < steps:
         raise PatchError(
             f"row {row.name!r} joins at step {row.joins}; this run has steps 0..{steps - 1}"
@@ -124,3 +173,18 @@ def _refuse_unsampled(name: str, wrong: str) -> None:
         f"row {name!r} is not sampled, and the plan {wrong}; "
         "a row that is not sampled can be a donor and nothing else: sample it, or leave it out"
     )
+
+
+def require_memory(rows: Sequence[Row], guidance: Guidance) -> None:
+    """Raise PatchError for latents that enter a later step under a guidance that remembers earlier ones.
+
+    Latents alone do not hold what the guidance remembered of their run.
+    """
+    if not guidance.begin(torch.zeros(1, 1, 1, 1)):
+        return
+    for row in rows:
+        if row.latents is not None and row.joins:
+            raise PatchError(
+                f"row {row.name!r} joins at step {row.joins} with latents, and {type(guidance).__name__} "
+                "remembers the steps before; let the row copy one that ran them, or join at step 0"
+            )

@@ -88,7 +88,7 @@ def _tensors(swap: Swap, site: Site, tokens: int | str) -> Iterator[str]:
             yield f"          {part}' {place}  {shape}"
 
 
-def _how_many(named: tuple[int, ...] | None, every: int | str) -> int | str:
+def _how_many(named: Sequence[int] | None, every: int | str) -> int | str:
     """Number of heads or tokens named, all of them when None."""
     if named is None:
         return every

@@ -119,6 +119,18 @@ class HookRegistry:
         register = partial(nn.Module.register_forward_pre_hook, with_kwargs=True)
         return self._block(register, before, looks_only=True)
 
+    def observe_leaving(self, fn: Callable[[str], Any]) -> AbstractContextManager[HookRegistry]:
+        """Call fn(name) after each call of a named module, whether it gave an output or raised an Exception.
+
+        Otherwise as `observe`.
+        """
+
+        def leave(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            fn(name)
+
+        register = partial(nn.Module.register_forward_hook, always_call=True)
+        return self._block(register, leave, looks_only=True)
+
     @contextmanager
     def _block(
         self, register: Callable[..., Any], act: Callable[..., Any], looks_only: bool = False
@@ -214,3 +226,4 @@ def _close(block: object, hooks: list[tuple[nn.Module, Hook]]) -> None:
             for key in [key for key, other in table.items() if other is hook]:
                 table.pop(key, None)
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
+                module._forward_hooks_always_called.pop(key, None)

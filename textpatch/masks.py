@@ -21,13 +21,33 @@ def argument(inputs: BoundArguments, name: str | None) -> Any:
     return named_arguments(inputs).get(name)
 
 
+def replace_argument(inputs: BoundArguments, name: str, value: Any) -> None:
+    """Put a value where `argument` finds one of that name.
+
+    A dictionary that holds it is copied, because it may be the caller's own.
+    """
+    holders = [outer for outer, inside in inputs.arguments.items() if _holds(inside, name)]
+    if name in inputs.arguments or not holders:
+        inputs.arguments[name] = value
+    else:
+        holder = holders[-1]
+        inputs.arguments[holder] = inputs.arguments[holder] | {name: value}
+
+
 def named_arguments(inputs: BoundArguments) -> dict[str | None, Any]:
-    """All arguments by name, those inside dictionaries too, such as `**kwargs`."""
+    """All arguments by name, those inside dictionaries too, such as `**kwargs`.
+
+    The last of several dictionaries that hold a name counts, and an argument of the forward before all.
+    """
     inside: dict[str | None, Any] = {}
     for value in inputs.arguments.values():
         if isinstance(value, dict):
             inside |= value
     return inside | inputs.arguments
+
+
+def _holds(value: Any, name: str) -> bool:
+    return isinstance(value, dict) and name in value
 
 
 def hidden_tokens(mask: Iterable[Any] | None) -> list[Tensor | None]:

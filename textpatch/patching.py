@@ -25,7 +25,7 @@ from textpatch.cache import KVCache, stored_kv
 from textpatch.calls import Call
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
-from textpatch.masks import hidden_tokens, of_row, same_mask, told
+from textpatch.masks import argument, hidden_tokens, of_row, replace_argument, same_mask, told
 from textpatch.plan import Row, integers, require_in_range
 from textpatch.sites import Site, Span
 from textpatch.taps import at_text, chosen_sites
@@ -38,10 +38,12 @@ def capture(model: nn.Module, sites: Any, *, rows: Sequence[Row | Hashable]) -> 
     The calls themselves are unchanged; the n-th call of the model is step n.
 
     sites  anything `select_sites` understands, or Sites that `find_sites` made by a table of one's own
-    rows   one Row or label per batch row, in order, or one label
+    rows   one Row or label per batch row, in order.  A Row or a string that stands alone is the only row,
+           and ("a", "cond") is two; one row of that label is [("a", "cond")]
 
     Raises PatchError
 
+    - if `rows` is no sequence
     - if a site is unknown or does not run in some call
     - if the batch has another number of rows, or two rows have one label
     - if a mask of text is given that the sites do not name, or a call holds no text
@@ -79,7 +81,8 @@ def patch(
         A = softmax(q [k'; k_image]^T / sqrt(D)) [v'; v_image],   k', v' from the captured run
 
     sites   as for `capture`
-    rows    one entry per batch row, the Row or label it reads, or None to leave it alone
+    rows    one entry per batch row, the Row or label it reads, or None to leave it alone.  A Row or a
+            string that stands alone is the only entry
     steps   the calls of the model that are patched, 0 = first; all when None.  Those of a Window are
             `window.among(sigmas)`, with the loop's own sigmas or timesteps, one per call
     heads   the heads that are replaced, all when None
@@ -89,6 +92,7 @@ def patch(
     Raises PatchError
 
     - if a site is unknown, or does not run in a call that is patched
+    - if `rows` is no sequence
     - if a row, site or step was not captured
     - if the batch has another number of rows than `rows`, or shapes, dtypes or devices differ
     - if a row's mask is not that of the row it reads, at the tokens it reads
@@ -100,12 +104,7 @@ def patch(
     patched = _numbers("steps", steps)
     some_heads = _numbers("heads", heads)
     some_tokens = _numbers("tokens", tokens)
-    if not any(labels):
-        raise PatchError(
-            "patch was given no row to read; name one per batch row, or leave patch out"
-        )
-    if part not in ("kv", "k", "v"):
-        raise PatchError(f"part is {part!r}; give 'kv', 'k' or 'v'")
+    _require_what_to_read(labels, part)
 
     def swap(site: Site, which: str, call: Call, own: Tensor) -> Tensor | None:
         _require_rows(site, own, labels)
@@ -137,6 +136,7 @@ def inject(model: nn.Module, text: Any, sites: Any, *, mask: Any = None) -> Iter
     Raises PatchError
 
     - on models whose text stream changes with depth, because no single text feeds their sites
+    - for a text of another kind than the model takes
     - for another number of rows or tokens than the batch has, another dtype, or another mask
     """
     chosen = chosen_sites(model, sites)
@@ -176,7 +176,13 @@ def _own_bank(model: Any, text: Any) -> dict[tuple[int, str], Tensor]:
     """Keys and values (B, T, W) by (site index, part), from the model's own `text_kv`.
 
     They are made in no open block, because they are nobody's step.
+    Raises PatchError for a text that is no TextCondition, and of another dtype.
     """
+    if not isinstance(getattr(text, "tokens", None), Tensor):
+        raise PatchError(
+            f"the injected text is a {type(text).__name__}, and {type(model).__name__} takes a "
+            "TextCondition; give pipeline.encode(prompts)"
+        )
     _require_dtype(text.tokens, next(model.parameters()).dtype)
     bank = {}
     for i, pair in enumerate(Context().run(model.text_kv, text)):
@@ -206,11 +212,20 @@ def _fill_at_first_call(
     def fill(name: str, inputs: BoundArguments) -> None:
         if bank:
             return
-        _require_alike(span, text, inputs.arguments.get(span.text))
-        inputs.arguments[span.text] = text
+        _require_alike(span, text, argument(inputs, span.text))
+        replace_argument(inputs, span.text, text)
         Context().run(run, inputs)  # in no open block: none counts or changes this call
 
     return HookRegistry(model, [""]).observe_inputs(fill)
+
+
+def _require_what_to_read(labels: Sequence[Hashable | None], part: str) -> None:
+    if not any(labels):
+        raise PatchError(
+            "patch was given no row to read; name one per batch row, or leave patch out"
+        )
+    if part not in ("kv", "k", "v"):
+        raise PatchError(f"part is {part!r}; give 'kv', 'k' or 'v'")
 
 
 def _mixed(
@@ -246,8 +261,12 @@ def _numbers(name: str, values: Iterable[int] | None) -> tuple[int, ...] | None:
 
 
 def _each_row(rows: Any) -> Sequence[Any]:
-    """Rows or labels, of which one string is one label."""
-    return [rows] if isinstance(rows, str) else rows
+    """Rows or labels, of which a Row or a string alone is one.  Raises PatchError for what is no sequence."""
+    if isinstance(rows, (Row, str)):
+        return [rows]
+    if not isinstance(rows, Sequence):
+        raise PatchError(f"rows is {rows!r}; give a list with one Row or label per batch row")
+    return rows
 
 
 def _label(row: Any) -> Hashable:

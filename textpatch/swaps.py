@@ -65,7 +65,7 @@ class Swap:
                 )
 
     @property
-    def loop_indices(self) -> tuple[int, ...] | None:
+    def loop_indices(self) -> Sequence[int] | None:
         """Steps as loop indices, None for all.  Raises PatchError for a window."""
         if isinstance(self.steps, Window):
             raise PatchError(

@@ -16,7 +16,7 @@ from support.planting import plant
 from support.small_models import PROMPTS, save_small
 from support.strategies import build_pipeline, cases, fixed_case, make_rows, swaps
 from support.unets import TOKENS, unet
-from textpatch import attention, cli, load, plan, sampling
+from textpatch import attention, cli, load, lockstep, plan
 from textpatch.auditing.finished import audit_run
 from textpatch.auditing.replay import AuditReport, Check, Definition, audit, replayed, telling_steps
 from textpatch.errors import PatchError
@@ -89,7 +89,7 @@ FAULTS = {
     "row dropped": (plan, "_write", "zip(readers, donors, strict=True)", "zip(readers[:-1], donors)"),
     "rows nobody named": (plan, "_write", "table[reader, h[:, None], t]", "table[:, h[:, None], t]"),
     "late by a step": (Swap, "in_step", "step in indices", "step - 1 in indices"),
-    "step of the sampler": (sampling.Loop, "_slots", "plan.slots(step,", "plan.slots(max(step - 1, 0),"),
+    "step of the sampler": (lockstep.Loop, "_slots", "plan.slots(step,", "plan.slots(max(step - 1, 0),"),
     "every branch": (Swap, "acts", 'self.branch == "both" or', "True or"),
     "conditional branch alone": (Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"),
     "wrong site": (

@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from support.planting import plant
 from support.strategies import build_pipeline, make_rows
 from support.unets import unet
-from textpatch import bank, packing, sampling
+from textpatch import bank, lockstep, packing
 from textpatch.attention import gather_text, row_slots
 from textpatch.auditing.replay import audit
 from textpatch.bank import encode, spelled_out
@@ -334,7 +334,7 @@ READ_FAULTS = {
     ),
     "slots of the first rows": (bank, "_of_table", "through[drawn]", "through[: int(drawn.sum())]"),
     "tokens of all rows": (bank.Texts, "of", "if row.sampled", ""),
-    "noise of all rows": (sampling.Loop, "run", "if row.sampled", ""),
+    "noise of all rows": (lockstep.Loop, "run", "if row.sampled", ""),
     "donors fill the batch": (
         packing,
         "_names_of_groups",

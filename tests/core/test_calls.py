@@ -364,6 +364,29 @@ def test_a_call_that_fails_is_no_step():
     assert {step for _, step, *_ in cache} == {0, 1}
 
 
+def require_refused_after_a_call_that_fails() -> None:
+    """A module that runs by itself after a call that failed belongs to no step, as at any other time."""
+    model = Skipping()
+    with capture(model, SKIPPING, rows=["a", "b"]) as cache:
+        run(model, False, False)
+    with (
+        pytest.raises(PatchError, match="'one' ran outside a call of the Skipping"),
+        patch(model, cache, SKIPPING, rows=["b", None]),
+    ):
+        run(model, False)
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+            model(torch.zeros(2, 2, 5))
+        model.one(TEXT)
+
+
+def test_a_call_that_fails_is_over(monkeypatch):
+    """What runs after it is refused.  Were the call still under way, it would be patched in silence."""
+    require_refused_after_a_call_that_fails()
+    plant(monkeypatch, calls.Calls, "_left", "self._under_way = False", "pass")
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        require_refused_after_a_call_that_fails()
+
+
 def test_steps_of_a_model_with_a_block_cache_do_not_drift(diffusers):
     """FLUX under diffusers' FirstBlockCache, which leaves blocks out of the second call: refused, and
     told.

@@ -33,7 +33,7 @@ class Pulled:
     scale: float = 3.0
     branches: tuple[str, ...] = ("uncond", "away", "cond")
 
-    def check(self, rows):
+    def check(self, rows, steps):
         pass
 
     def prompt(self, branch, row):
@@ -152,7 +152,7 @@ FAULTS = {
     ),
     "state of nothing": (
         require_state_of_its_row,
-        "textpatch.sampling.Loop",
+        "textpatch.lockstep.Loop",
         "_in_parts",
         "states[row.name] = states[row.copies]",
         "pass",
@@ -165,7 +165,7 @@ def test_a_fault_is_noticed(fault, monkeypatch):
     """The check holds, and with the fault in place it does not."""
     check, owner, *place = FAULTS[fault]
     if isinstance(owner, str):
-        from textpatch.sampling import Loop as owner
+        from textpatch.lockstep import Loop as owner
     plant(monkeypatch, owner, *place)
     with pytest.raises(AssertionError):
         check()
@@ -184,6 +184,26 @@ def test_the_batch_of_a_run():
         ("prompt a", "cond", "pooled"),
     ]
     assert branch_rows(rows, Unguided()) == rows
+
+
+def test_rows_of_plain_generation_are_the_prompts_places():
+    """Negative prompts by name are held to all prompts, and micro-batches change nothing."""
+    pipeline = build_pipeline()
+    prompts = ["a", "b", "c"]
+    named = ClassifierFree(3, {"0": "dull", "1": None, "2": "loud"})
+    whole, parts = (
+        pipeline.generate(prompts, seeds=[0, 1, 2], guidance=named, micro_batch=size)
+        for size in (64, 2)
+    )
+    rows = [Row(str(i), prompt, i) for i, prompt in enumerate(prompts)]
+    expected = sample(pipeline, rows, guidance=named).latents.values()
+    for one, other, x in zip(whole, parts, expected, strict=True):
+        assert torch.allclose(one, x, rtol=1e-10, atol=1e-12)
+        assert torch.allclose(other, x, rtol=1e-10, atol=1e-12)
+    with pytest.raises(PatchError, match="row '2' has none"):
+        pipeline.generate(
+            prompts, seeds=0, guidance=ClassifierFree(3, {"0": "dull", "1": None}), micro_batch=2
+        )
 
 
 def test_what_manifests_hold():
@@ -206,6 +226,8 @@ def test_what_manifests_hold():
         (lambda: ClassifierFree(1), "never reads its negative prompt"),
         (lambda: as_guidance(float("nan")), "give a finite number"),
         (lambda: as_guidance(True), "give a number, or an object"),
+        (lambda: as_guidance(Unguided), "give a number, or an object"),
+        (lambda: as_guidance(Pulled(branches=())), "their last must be 'cond'"),
         (lambda: as_guidance("3"), "give a number, or an object"),
         (lambda: as_guidance(1, "n"), "has no effect at guidance 1"),
         (lambda: as_guidance(ClassifierFree(3), "n"), "leave one of them out"),

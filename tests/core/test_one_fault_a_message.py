@@ -6,13 +6,14 @@ One string is one name.
 import re
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 import textpatch
 from support.small_models import PROMPTS, small_pipeline
-from textpatch import HookRegistry, PatchError, Swap, capture, localize, patch
+from textpatch import HookRegistry, PatchError, Row, Swap, capture, localize, patch
 from textpatch.reference_models.pipeline import Defaults
 
 PIPELINE = small_pipeline()
@@ -129,6 +130,32 @@ def test_one_string_is_one_row():
     assert cache.keys() == listed.keys() and {label for _, _, label, _ in cache} == {("source",)}
     with patch(MODEL, cache, "all", rows="source"):
         run_model()
+
+
+def test_one_row_is_one_row():
+    """capture(rows=row) is of one row, and a tuple of two texts of two rows, as each list of them is."""
+    row = Row("source", PROMPTS[0])
+    with capture(MODEL, "all", rows=row) as cache:
+        run_model()
+    assert {label for _, _, label, _ in cache} == {row.label}
+    with patch(MODEL, cache, "all", rows=row):
+        run_model()
+    with (
+        pytest.raises(PatchError, match="batch of 1 rows, but 2 rows were labelled"),
+        capture(MODEL, "all", rows=row.label),
+    ):
+        run_model()
+
+
+@pytest.mark.parametrize("rows", [None, 3, {"source": 0}, iter(["source"])])
+@pytest.mark.parametrize("block", [capture, partial(patch, cache={})])
+def test_rows_that_are_no_sequence_are_refused(block, rows):
+    """A number, a dictionary and an iterator have no rows in an order that can be asked for twice."""
+    with (
+        pytest.raises(PatchError, match="; give a list with one Row or label per batch row"),
+        block(MODEL, sites="all", rows=rows),
+    ):
+        pass
 
 
 MISSPELT = "import textpatch; textpatch.localise"

@@ -289,6 +289,37 @@ class Foreign(nn.Module):
         return self.attn["to_k"](encoder_hidden_states) + self.attn["to_v"](encoder_hidden_states)
 
 
+class AnyArguments(Foreign):
+    """The same, with a forward that takes any arguments, as those of wrappers do."""
+
+    def forward(self, x, **kw):
+        return x + super().forward(**kw)
+
+
+class OneDictionary(Foreign):
+    """The same, with a forward that takes its text in a dictionary."""
+
+    def forward(self, x, texts):
+        return x + super().forward(**texts)
+
+
+@pytest.mark.parametrize("kind", [AnyArguments, OneDictionary])
+def test_a_text_is_injected_where_the_call_holds_it(kind):
+    """A text in `**kw`, or in a dictionary, is replaced there, and the caller's dictionary stays as it is."""
+    model = kind()
+    text, own = ({"encoder_hidden_states": one} for one in torch.randn(2, 2, 5, 3))
+
+    def call(held):
+        with torch.no_grad():
+            return model(0, held) if kind is OneDictionary else model(0, **held)
+
+    before = dict(own)
+    with inject(model, text["encoder_hidden_states"], "all"):
+        injected = call(own)
+    assert torch.equal(injected, call(text)) and not torch.equal(injected, call(own))
+    assert own["encoder_hidden_states"] is before["encoder_hidden_states"]
+
+
 def test_an_injected_text_of_another_dtype():
     """float32 for a model in float64, float64 for a foreign one in float32: PatchError with both."""
     case = fixed_case("sdxl")
@@ -307,3 +338,12 @@ def test_an_injected_text_of_another_dtype():
         inject(model, text.double(), "all"),
     ):
         model(text)
+
+
+def test_an_injected_text_of_another_kind():
+    """The tokens alone, or a prompt, for a model that takes a TextCondition: PatchError that names it."""
+    case = fixed_case("sdxl")
+    for text, kind in ((case.inputs[2].tokens, "Tensor"), ("a prompt", "str"), (None, "NoneType")):
+        says = f"the injected text is a {kind}, and .* takes a TextCondition; give pipeline.encode"
+        with pytest.raises(PatchError, match=says), inject(case.model, text, 0):
+            pass

@@ -1,6 +1,7 @@
 """Safe Latent Diffusion as a guidance, beside recorded runs of its authors and of the official ports."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,13 +176,54 @@ def test_three_branches_in_lock_step():
         (lambda: SafeLatentDiffusion(3, "x", momentum="kept"), "give 'carried' or 'reset'"),
         (lambda: SafeLatentDiffusion(3, "x", units="velocity"), "give 'official' or 'noise'"),
         (lambda: SafeLatentDiffusion(1, "x"), "never reads its negative prompt"),
+        (lambda: SafeLatentDiffusion(3, "x", ["weak"]), "no preset"),
         (lambda: Safety(10, 0, 0.01, 0.3, 0.4), "has no effect; give 1 or more"),
+        (lambda: Safety(10, "20", 0.01, 0.3, 0.4), "scale of safety is '20'; give a finite number"),
+        (lambda: Safety(10, 20, 0.01, float("nan"), 0.4), "momentum of safety is nan"),
+        (lambda: Safety(2.5, 20, 0.01, 0.3, 0.4), "warmup of safety is 2.5; give a step"),
+        (lambda: Safety(-1, 20, 0.01, 0.3, 0.4), "warmup of safety is -1; give a step"),
     ],
 )
 def test_what_has_no_effect_is_refused(ask, says):
     """What was given, and what to give."""
     with pytest.raises(PatchError, match=says):
         ask()
+
+
+def test_a_run_that_ends_in_the_warm_up_is_refused():
+    """Safety that begins at step 10 does nothing in a run of 10 steps, and something in one of 11."""
+    pipeline, rows = build_pipeline(), make_rows((0,))
+    guidance = SafeLatentDiffusion(3, "what is kept away", "medium")
+    ask = {
+        "sample": lambda steps: sample(pipeline, rows, steps=steps, guidance=guidance),
+        "generate": lambda steps: pipeline.generate("a", seeds=0, steps=steps, guidance=guidance),
+    }
+    for make in ask.values():
+        with pytest.raises(
+            PatchError, match="acts from step 10 on, and this run has steps 0..9; give more"
+        ):
+            make(10)
+        assert make(11)
+
+
+def test_latents_alone_do_not_go_on_with_a_memory():
+    """A row that joins later with latents lacks the momentum of its run; a copy, or step 0, does not."""
+    case = fixed_case()
+    rows = make_rows((0, 1))
+    guidance = SafeLatentDiffusion(3, "what is kept away", Safety(0, 30, 0.05, 0.5, 0.7))
+    given = sample(case.pipeline, rows, guidance=guidance, keep_trajectory=True).trajectory["a"]
+    late = replace(rows[0], name="late", joins=2, latents=given[2])
+    with pytest.raises(
+        PatchError,
+        match="with latents, and SafeLatentDiffusion remembers",
+    ):
+        sample(case.pipeline, [*rows, late], guidance=guidance)
+    assert sample(case.pipeline, [*rows, late], guidance=3).latents["late"].isfinite().all()
+    first = replace(late, joins=0, latents=given[0])
+    copy = replace(late, latents=None, copies="a")
+    for row in (first, copy):
+        made = sample(case.pipeline, [*rows, row], guidance=guidance).latents
+        assert torch.allclose(made["late"], made["a"], rtol=1e-10, atol=1e-12)
 
 
 def test_plain_data():

@@ -7,7 +7,8 @@ import torch
 
 from support.planting import plant
 from support.strategies import ARCHITECTURES, fixed_case
-from textpatch import sampling
+from textpatch import lockstep
+from textpatch.checks import require_rows
 from textpatch.errors import PatchError
 from textpatch.plan import Plan, Row, Swap
 from textpatch.sampling import sample
@@ -74,7 +75,7 @@ FAULTS = {
 def test_a_fault_is_noticed(fault, monkeypatch):
     """A planted fault makes the check fail, on the stochastic schedule of DeepFloyd IF."""
     case = fixed_case("if-i")
-    plant(monkeypatch, sampling.Loop, "_in_parts", *FAULTS[fault])
+    plant(monkeypatch, lockstep.Loop, "_in_parts", *FAULTS[fault])
     with pytest.raises((AssertionError, StopIteration)):
         require_the_rest_of_a_run(case)
 
@@ -107,6 +108,11 @@ B = Row("b", "y")
             "not sampled, and so starts from nothing",
         ),
         (
+            [A, Row("c", "x", pooled="y", sampled=False)],
+            [Swap(0, "a", "c")],
+            "row 'c' is not sampled, and its pooled prompt 'y' modulates nothing",
+        ),
+        (
             [A, Row("c", "x", joins=2, copies="a")],
             [Swap(0, "c", "a", steps=(1, 2))],
             "names it from step 1 on",
@@ -122,6 +128,39 @@ def test_what_cannot_start_is_refused(rows, swaps, says):
     """A message says before anything runs what row, at what step, and what to do."""
     with pytest.raises(PatchError, match=says):
         run(fixed_case(), rows, Plan(swaps))
+
+
+@pytest.mark.parametrize(
+    "rows, says",
+    [
+        (Row("a", "x"), r"the rows of a run are Row\(name='a'.*; give a list"),
+        ("a prompt", "the rows of a run are 'a prompt'; give a list"),
+        (None, "the rows of a run are None; give a list"),
+        (["a prompt"], r"a row of a run is 'a prompt'; give Row\(name, prompt\)"),
+        ([Row(None, "x")], "a row's name is None, no text"),
+    ],
+)
+def test_what_is_no_list_of_rows_is_refused(rows, says):
+    """A row, a text, or a list of anything but named rows is refused in a sentence."""
+    with pytest.raises(PatchError, match=says):
+        require_rows(rows)
+
+
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        (dict(joins=1.0, copies="a"), "row 'c' joins at step 1.0; give a whole number"),
+        (dict(joins="1", copies="a"), "row 'c' joins at step '1'; give a whole number"),
+        (dict(joins=True, copies="a"), "row 'c' joins at step True; give a whole number"),
+        (dict(joins=1, copies=["a"]), r"row 'c' copies \['a'\]; give the name of a row"),
+        (dict(latents=X.numpy()), "latents of type ndarray; give a torch.Tensor"),
+        (dict(latents=X * float("nan")), "of which 128 of 128 are NaN or infinite"),
+    ],
+)
+def test_a_start_of_another_kind_is_refused(fields, says):
+    """Steps that are no whole numbers, names that are no texts and latents that are no finite tensor."""
+    with pytest.raises(PatchError, match=says):
+        run(fixed_case(), [A, Row("c", "x", **fields)])
 
 
 def test_hashes_of_rows():

@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from configparser import ConfigParser
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,7 +28,9 @@ LAYERS = [
     ["groups"],
     ["prompts", "runs"],
     ["metrics"],
-    ["checks", "packing", "sampling"],
+    ["sampling"],
+    ["lockstep", "packing"],
+    ["checks"],
     ["bookkeeping", "ledger", "patching", "recording"],
     ["taps"],
     ["cache", "calls", "reference_models"],
@@ -35,6 +38,8 @@ LAYERS = [
     ["masks"],
     ["pipelines"],
     ["guidance"],
+    ["safe_guidance"],
+    ["classifier_free"],
     ["plan"],
     ["explaining"],
     ["rows", "swaps", "windows"],
@@ -47,8 +52,8 @@ LAYERS = [
     ["errors"],
 ]
 CORE = (
-    "anatomy attention bank bookkeeping cache calls checks explaining guidance hooks ledger masks packing "
-    "patching plan recording rows shapes sites slots softmax swaps taps windows"
+    "anatomy attention bank bookkeeping cache calls checks classifier_free explaining guidance hooks ledger "
+    "masks packing patching plan recording rows safe_guidance shapes sites slots softmax swaps taps windows"
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 TALKERS = {"cli", "examples"}
@@ -167,6 +172,22 @@ def test_the_core_needs_torch_alone():
             assert ours or name.split(".")[0] in {"torch", *sys.stdlib_module_names}, (
                 f"{module} imports {name}"
             )
+
+
+def untyped(files: str) -> set[str]:
+    """Flat modules of the library, the core among them, that a list of mypy's files leaves out."""
+    named = {name.strip() for name in files.split(",")}
+    return {path.name for path in ROOT.glob("*.py") if f"textpatch/{path.name}" not in named}
+
+
+def test_mypy_checks_the_core():
+    """Every flat module stands in setup.cfg's list of files, and the modules of the core are of these."""
+    settings = ConfigParser()
+    settings.read(SHIPPED.parent / "setup.cfg")
+    files = settings["mypy"]["files"]
+    assert untyped(files) == set()
+    assert {f"{name}.py" for name in (*CORE, "lockstep", "pipelines", "sampling")} <= untyped("")
+    assert untyped(files.replace("textpatch/swaps.py,", "")) == {"swaps.py"}
 
 
 def test_applications_take_any_pipeline():

@@ -1,5 +1,6 @@
 """The built wheel carries everything, and runs where its own files are the only textpatch there is."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,7 @@ from textpatch.weights.loading import SHIPPED, shipped_models
 
 ROOT = SHIPPED.parent
 OUTER = {"": "textpatch", "reference_models/": "reference_models", "weights/": "weights"}
-BESIDE = [  # what is needed and is no Python
-    "textpatch/__init__.pyi",
-    "textpatch/examples/first_hour.ipynb",
-    "textpatch/page.css",
-    "textpatch/py.typed",
-]
+LEAVE_OUT = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*")
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
 GENERATE = """
 import textpatch
@@ -42,13 +38,26 @@ def run(command: list[str], cwd: Path) -> str:
     return done.stdout
 
 
+def belongs_in_it() -> set[str]:
+    """Paths in the wheel of all files of the sources, Python or not, but for the pages."""
+    paths = set()
+    for package, folder in OUTER.items():
+        for parent, folders, files in os.walk(ROOT / folder):
+            left_out = LEAVE_OUT(parent, [*folders, *files]) | {"README.md"}
+            folders[:] = sorted({*folders} - left_out)
+            within = Path(parent).relative_to(ROOT / folder)
+            paths |= {
+                f"textpatch/{package}{(within / name).as_posix()}" for name in {*files} - left_out
+            }
+    return paths
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """The wheel of a clean copy of the sources, so that no earlier build's leftovers get in."""
     work = tmp_path_factory.mktemp("wheel")
-    leave_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in OUTER.values():
-        shutil.copytree(ROOT / name, work / "source" / name, ignore=leave_out)
+        shutil.copytree(ROOT / name, work / "source" / name, ignore=LEAVE_OUT)
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, work / "source")
     build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(work)]
@@ -65,17 +74,11 @@ def installed(wheel) -> Path:
 
 
 def test_the_wheel_holds_every_source_and_every_model(wheel):
-    """All Python files, all shipped models, the licence and the command are in it, and nothing else."""
+    """All sources, models, manifests and what else lies there, the licence and the command are in it."""
     held = set(zipfile.ZipFile(wheel).namelist())
-    for package, folder in OUTER.items():
-        sources = (path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*.py"))
-        assert {f"textpatch/{package}{path.as_posix()}" for path in sources} <= held
-    assert {*BESIDE} <= held
-    models = [
-        path for name in shipped_models() for path in (SHIPPED / name).rglob("*") if path.is_file()
-    ]
-    assert len(models) >= 30
-    assert {f"textpatch/weights/{path.relative_to(SHIPPED).as_posix()}" for path in models} <= held
+    assert {name for name in held if name.startswith("textpatch/")} == belongs_in_it()
+    models = {f"textpatch/weights/{name}/model_index.json" for name in shipped_models()}
+    assert len(models) >= 7 and models <= held
     others = {name for name in held if not name.startswith("textpatch/")}
     assert any(name.endswith("/LICENSE") for name in others) and any(
         name.endswith("entry_points.txt") for name in others

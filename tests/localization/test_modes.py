@@ -13,7 +13,7 @@ from support.localizing import PAIR, Parrot
 from support.planting import Drawn, plant, raw, require_noticed
 from support.small_models import relative, save_small, small_pipeline
 from support.strategies import ARCHITECTURES, STATIC, cases, fixed_case
-from textpatch import PatchError, cli, groups, load, localize, sample, sampling
+from textpatch import PatchError, cli, groups, load, localize, lockstep, sample
 from textpatch.errors import StoreError
 from textpatch.groups import row_name, rows_and_plan
 from textpatch.localization import layers as searching
@@ -519,10 +519,10 @@ all_heads = raw(test_all_heads_of_sites_are_the_sites, "sdxl")
 FAULTS = {
     "a fork of the target": (
         raw(test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2], 64)),
-        sampling.Loop, "_in_parts", "now[row.copies]", "now[drawn[1].name]"),
+        lockstep.Loop, "_in_parts", "now[row.copies]", "now[drawn[1].name]"),
     "noise of its own": (
         raw(test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2], 64)),
-        sampling.Loop, "_in_parts",
+        lockstep.Loop, "_in_parts",
         "(draw[places] for draw in draws)", "(draw[places].flip(-1) for draw in draws)"),
     "heads forgotten": (all_heads, groups, "rows_and_plan", "heads=heads", "heads=None"),
 }  # fmt: skip

@@ -128,9 +128,19 @@ def test_so_they_are_with_the_older_checkpointing(name, part):
         require_the_same(name, part, "tokens", slots, reentrant=True)
 
 
+USED_UP = "skips = skips[: -len(block.resnets)]", "del skips[-len(block.resnets):]"
 FAULTS = {
-    "the skips are used up": (sdxl.UpBlock, "forward", "skips[-1 - j]", "skips.pop()"),
-    "a site is read once": (
+    "sdxl: the skips are used up": ("sdxl", sdxl.UpBlock, sdxl.SDXL, "forward", *USED_UP),
+    "if: the skips are used up": (
+        "if",
+        deepfloyd_if.UpBlock,
+        deepfloyd_if.DeepFloydIF,
+        "forward",
+        *USED_UP,
+    ),
+    "sdxl: a site is read once": (
+        "sdxl",
+        sdxl.Transformer,
         sdxl.Transformer,
         "forward",
         "reads[block.attn2.site]",
@@ -141,9 +151,11 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_of_running_again_is_seen(fault, monkeypatch):
-    """A part that changes what it was given finds it changed when it runs again."""
-    owner = FAULTS[fault][0]
-    expected("sdxl", "tokens", "turned")
-    plant(monkeypatch, *FAULTS[fault])
+    """A model that changes what a part was given holds, until that part runs again."""
+    name, part, *change = FAULTS[fault]
+    wanted = expected(name, "tokens", "turned")
+    plant(monkeypatch, *change)
+    found = gradients(shipped(name), "tokens", "turned")
+    assert all(torch.equal(found[parameter], grad) for parameter, grad in wanted.items())
     with pytest.raises((IndexError, KeyError, RuntimeError)):
-        require_the_same("sdxl", owner, "tokens", "turned", reentrant=False)
+        require_the_same(name, part, "tokens", "turned", reentrant=False)

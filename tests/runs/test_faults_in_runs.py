@@ -7,7 +7,7 @@ A fault is (check, owner, function, text, text put in its place); see support/fa
 import pytest
 
 from support import laws_of_runs
-from support.localizing import PAIRS, PixelReader, localized
+from support.localizing import PAIRS, REQUEST, PixelReader, localized
 from support.planting import plant
 from support.small_models import small_pipeline
 from textpatch.errors import OCRError, StoreError
@@ -82,6 +82,18 @@ def made_by_its_request(tmp_path):
             start_curve(trials_in(tmp_path / "run"), sites, starts)
 
 
+def scored_by_one_definition(tmp_path):
+    """A record that does not say what its background scores go over, as those of 0.1.0 do not, is refused."""
+    localized(MODEL, tmp_path / "run", PAIRS[:1], seeds=(0,), sites=[0])
+    (record,) = Run.load(tmp_path / "run").records()
+    assert record.get("background") == "windows free of lettering"
+    del record["background"]
+    Run.open(tmp_path / "old", REQUEST).append(record)
+    says = "made by background .not told., .* to 'windows free of lettering'; .* another --out"
+    with pytest.raises(StoreError, match=says):
+        localized(MODEL, tmp_path / "old", PAIRS[:1], seeds=(0,), sites=[0])
+
+
 def trials_in(folder):
     return trials.Trials(MODEL, PAIRS[:1], ocr=PixelReader(), run=Run.load(folder))
 
@@ -94,6 +106,7 @@ CHECKS = [
     equal_in_python,
     allowed,
     made_by_its_request,
+    scored_by_one_definition,
 ]  # the others are tests of test_folder.py and test_glyphcontrol.py
 FAULTS = {
     "damage is not counted": (left_out, records, "read_records", "damaged.append(number)", "pass"),
@@ -177,6 +190,13 @@ FAULTS = {
     ),
     "a plan is enough": (made_by_its_request, work, "made_by", "row.data for row in rows", ""),
     "rows are enough": (made_by_its_request, Plan, "sha256", "self.to_json()", '""'),
+    "what scores go over is not asked": (
+        scored_by_one_definition,
+        trials.Trials,
+        "once",
+        "maker | SCORED",
+        "maker",
+    ),
     "of rows their names": (made_by_its_request, work, "made_by", "[row.data", "[row.name"),
 }
 

@@ -72,7 +72,7 @@ def loop(case: Case, rows) -> dict:
 
 def anatomy(model):
     """All that a hook could leave behind on a model or in this thread."""
-    tables = "_forward_hooks", "_forward_pre_hooks", "_buffers"
+    tables = "_forward_hooks", "_forward_hooks_always_called", "_forward_pre_hooks", "_buffers"
     parts = [
         (sorted(vars(m)), [list(vars(m)[table].items()) for table in tables])
         for m in model.modules()

@@ -26,7 +26,7 @@ from textpatch.errors import OCRError, PatchError, Unfinished
 from textpatch.groups import Group, row_name, rows_and_plan
 from textpatch.guidance import Guidance
 from textpatch.localization.preconditions import checked_pairs, require_known_letters
-from textpatch.localization.scores import picture_scores, values
+from textpatch.localization.scores import SCORED, picture_scores, values
 from textpatch.pictures import open_picture
 from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.plan import Plan, Row
@@ -245,8 +245,11 @@ class Trials:
         return [*rows, *patched]
 
     def once(self, id: str, unit: Unit, maker: dict[str, str], make: Callable[[], dict]) -> dict:
-        """Return `Work.once`'s record, and count its generations."""
-        record = self.work.once(id, unit, maker, make)
+        """Return `Work.once`'s record, and count its generations.
+
+        Raises StoreError for a record whose pictures are scored by another definition, too.
+        """
+        record = self.work.once(id, unit, maker | SCORED, make)
         self.generations += record["generations"]
         return record
 

@@ -79,6 +79,15 @@ def _require_made_by(folder: Path, maker: dict[str, str], record: dict) -> None:
         if record.get(name) != asked:
             raise StoreError(
                 f"record {record['id']} of {folder} was made by {name.partition('_')[0]} "
-                f"{str(record.get(name))[:16]}..., this request comes to {asked[:16]}...; other prompts or "
-                "another version made the run: give another --out"
+                f"{_shown(name, record.get(name))}, this request comes to {_shown(name, asked)}; other "
+                "prompts or another version made the run: give another --out"
             )
+
+
+def _shown(name: str, entry: str | None) -> str:
+    """An entry of a maker as a message shows it, a hash by its first characters."""
+    if entry is None:
+        return "(not told)"
+    if name.endswith("_sha256"):
+        return f"{entry[:16]}..."
+    return repr(entry)
