@@ -4,7 +4,8 @@
 
 Units, groups and scores are those of `racing`.  Scores are shares from 0 to 1, and their intervals are over
 pairs, see `metrics.intervals.share_interval`.  A gain counts if its whole interval is above zero.  While a
-group is judged on fewer than all pairs, the stricter level EARLY is used.  On fewer than FEWEST pairs no gain counts.
+group is judged on fewer than all pairs, the stricter level EARLY is used.  On fewer than FEWEST pairs no
+gain counts.
 """
 
 from __future__ import annotations
