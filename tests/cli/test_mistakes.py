@@ -246,7 +246,7 @@ TYPED = {
         [*EDIT, "--sites", "0", "--start", "9"],
         "start is 9",
         "of 2 steps",
-        "would never act",
+        "give a start within the run",
     ),
     "sites with commas": (
         [*EDIT, "--sites", "0,1"],

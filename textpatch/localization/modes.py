@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 
 import numpy as np
 
@@ -49,7 +50,10 @@ class Request:
     shard: tuple[int, int] | None = None
 
     def __post_init__(self):
+        if not self.groups:
+            raise PatchError("no set of sites was given to try; give at least one")
         _require_once(self.groups)
+        _require_whole(keep=self.keep, first=self.first)
         if self.mode not in MODES:
             raise PatchError(f"no mode {self.mode!r}{closest(self.mode, MODES)}")
         if self.mode == EXHAUSTIVE:
@@ -106,6 +110,13 @@ class Request:
                 f"a shard of mode {self.mode!r} was asked for; only an exhaustive search can be divided, "
                 "because the others go by what they have seen"
             )
+
+
+def _require_whole(**numbers: int | None) -> None:
+    """Raise PatchError for a number that is neither whole nor None."""
+    for name, number in numbers.items():
+        if not isinstance(number, Integral | None):
+            raise PatchError(f"{name} is {number!r}; give a whole number, or None")
 
 
 def _require_once(groups: list[Group]) -> None:
