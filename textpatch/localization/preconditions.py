@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from numbers import Integral
-from operator import index
 
 from textpatch import metrics
 from textpatch.errors import PatchError, PromptError
@@ -24,7 +23,7 @@ def checked_pairs(
     pairs = [_pair(pair) for pair in pairs]
     if not pairs:
         raise PatchError("no prompt pair was given; give at least one (source, target)")
-    seeds = checked_seeds(seeds)
+    seeds = listed_seeds(seeds)
     require_start(start, steps)
     _require_once(pairs)
     for pair in pairs:
@@ -33,6 +32,7 @@ def checked_pairs(
     _require_pictures(pipeline)
     prompts = [prompt for pair in pairs for prompt in (pair.source, pair.target)]
     pipeline.check(prompts, seeds=seeds, steps=steps)
+    _require_seeds_once(seeds)
     return pairs
 
 
@@ -48,24 +48,25 @@ def _pair(pair) -> Pair:
     return Pair(*pair)
 
 
-def checked_seeds(seeds: Iterable[int]) -> list[int]:
-    """Seeds as plain integers, because numpy's are no JSON.
-
-    Raises PatchError unless they are whole numbers in a list or an array, one at least and each once.
-    """
+def listed_seeds(seeds: Iterable[int]) -> list[int]:
+    """Seeds in a list.  Raises PatchError for none, and for what is no list or array of seeds."""
     if isinstance(seeds, Integral):
         raise PatchError(f"seeds is {seeds}; give several or one in a list: [{seeds}]")
     try:
-        found = [index(seed) for seed in seeds]
+        found = list(seeds)
     except TypeError:
         raise PatchError(f"seeds is {seeds!r}; give whole numbers in a list") from None
     if not found:
         raise PatchError("no seed was given; give at least one")
-    if len(set(found)) != len(found):
-        raise PatchError(
-            f"seeds {', '.join(map(str, found))} were asked for, one of them twice; give each once"
-        )
     return found
+
+
+def _require_seeds_once(seeds: Sequence[int]) -> None:
+    """Raise PatchError for a seed that is there twice."""
+    if len(set(seeds)) != len(seeds):
+        raise PatchError(
+            f"seeds {', '.join(map(str, seeds))} were asked for, one of them twice; give each once"
+        )
 
 
 def _require_once(pairs: Sequence[Pair]) -> None:

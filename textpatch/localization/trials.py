@@ -26,7 +26,7 @@ from textpatch.groups import Group, row_name, rows_and_plan
 from textpatch.guidance import Guidance, require_branch
 from textpatch.localization.preconditions import (
     checked_pairs,
-    checked_seeds,
+    listed_seeds,
     require_known_letters,
 )
 from textpatch.localization.scores import SCORED, picture_scores, values
@@ -83,9 +83,9 @@ class Trials:
         self.branch = branch
         self.micro_batch = micro_batch
         self.steps, self.guidance = pipeline.defaults.run(steps, guidance)
-        self.seeds = checked_seeds(seeds)
-        runs = dict(seeds=self.seeds, steps=self.steps, start=start)
-        self.pairs = checked_pairs(self.pipeline, pairs, **runs)
+        seeds = listed_seeds(seeds)
+        self.pairs = checked_pairs(self.pipeline, pairs, seeds=seeds, steps=self.steps, start=start)
+        self.seeds = [int(seed) for seed in seeds]  # numpy's are no JSON
         self.start = int(start)
         require_branch(branch, self.guidance)
         _require_no_path(run)
