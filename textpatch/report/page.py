@@ -103,7 +103,8 @@ def _sheet_of(run, result: dict, records: list[dict]) -> Image.Image:
     best = None
     if credited_row(result) in whole:
         best = whole.index(credited_row(result))
-    captions = [name.replace("-", " ") for name in whole]
+    titles = columns(result)
+    captions = [titles.get(name, name) for name in whole]
     return draw_contact_sheet(cells, captions=captions, words=words, best=best)
 
 
