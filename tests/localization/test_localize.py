@@ -142,7 +142,7 @@ def test_words_the_reader_cannot_spell_are_refused_before_anything_runs(monkeypa
     )
     with pytest.raises(
         PromptError,
-        match="word 'TIGER' has 'T', 'I', 'G', 'R', and Spelling answers with 'HOUSE' alone; .*in Python: ocr=",
+        match="'TIGER' has 'T', 'I', 'G', 'R', and Spelling answers with 'HOUSE' alone; .*in Python: ocr=",
     ):
         localize(small_pipeline(), [PAIR], ocr=Spelling("HOUSE"))
 
