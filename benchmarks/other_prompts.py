@@ -26,8 +26,7 @@ from textpatch.localization.scores import column, values
 from textpatch.localization.trials import Trials
 from textpatch.metrics import Tesseract, exact, f1, f1_of_means
 from textpatch.metrics.intervals import share_interval
-from textpatch.prompts.glyphcontrol import mix
-from textpatch.prompts.pairs import SOURCE, TARGET, Pair, word_scores
+from textpatch.prompts.pairs import SOURCE, TARGET, Pair, mix, word_scores
 from textpatch.weights.signs.drawing import PATTERNS, Sign, SignFormat, random_sign
 from textpatch.weights.signs.pairs import sign_pairs
 from textpatch.weights.signs.reader import read_sign

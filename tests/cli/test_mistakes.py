@@ -27,7 +27,7 @@ from textpatch import (
 from textpatch.errors import PatchError
 from textpatch.metrics import Tesseract
 from textpatch.plan import Row
-from textpatch.prompts.glyphcontrol import read_pairs
+from textpatch.prompts.files import read_pairs
 from textpatch.reference_models.pipeline import Defaults
 from textpatch.reference_models.schedules import Euler, FlowMatchEuler
 
