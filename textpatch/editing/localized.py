@@ -93,7 +93,6 @@ def edit(
     require_branch(branch, guidance)
     chosen = site_indices(pipeline.denoiser, sites)
     pair = Pair(source, target)
-    pair.words  # noqa: B018  refuses prompts without a word
     require_apart(pair)
     rows, plan = rows_and_plan(pair, seed, [chosen], steps, start, branch)
     made = sample(pipeline, rows, plan, steps=steps, guidance=guidance)

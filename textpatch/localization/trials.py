@@ -30,7 +30,7 @@ from textpatch.localization.preconditions import (
     require_known_letters,
 )
 from textpatch.localization.scores import SCORED, picture_scores, values
-from textpatch.pictures import open_picture
+from textpatch.pictures import opened
 from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
@@ -330,10 +330,3 @@ def _require_no_path(run) -> None:
         raise PatchError(
             f"run is the path {str(run)!r}; give a textpatch.Run: Run.open({str(run)!r}, {{'request': ...}})"
         )
-
-
-def opened(image: Image.Image | str, run) -> Image.Image:
-    """Picture of a record, which holds the picture or its path in the run's folder."""
-    if isinstance(image, Image.Image):
-        return image
-    return open_picture(run.folder / image)

@@ -47,7 +47,11 @@ class Pair:
 
 
 def require_apart(pair: Pair) -> None:
-    """Raise PromptError for a source that equals its target, as no swap between them does anything."""
+    """Raise PromptError for a prompt without a word, and for a source that equals its target.
+
+    No swap between equal prompts does anything.
+    """
+    pair.words  # noqa: B018  refuses prompts without a word
     if pair.source == pair.target:
         raise PromptError(
             f"source and target are both {pair.source!r}, so no swap does anything; give prompts that differ"
