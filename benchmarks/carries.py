@@ -35,9 +35,10 @@ from textpatch.groups import group_name, row_name
 from textpatch.localization.modes import FIRST
 from textpatch.localization.scores import column
 from textpatch.localization.search import grow, responsible
-from textpatch.localization.trials import Trials, opened
+from textpatch.localization.trials import Trials
 from textpatch.metrics import f1_of_means, wilson
 from textpatch.metrics.intervals import gain, interval, ranking
+from textpatch.pictures import opened
 from textpatch.ports.shipped import find_sites
 from textpatch.prompts.pairs import SOURCE, TARGET
 from textpatch.report.contact_sheet import draw_contact_sheet

@@ -25,9 +25,8 @@ from textpatch.groups import row_name
 from textpatch.localization.scores import column, values
 from textpatch.localization.trials import Trials
 from textpatch.metrics import Tesseract, exact, f1, f1_of_means
-from textpatch.metrics.intervals import interval
-from textpatch.prompts.glyphcontrol import mix
-from textpatch.prompts.pairs import SOURCE, TARGET, Pair, word_scores
+from textpatch.metrics.intervals import share_interval
+from textpatch.prompts.pairs import SOURCE, TARGET, Pair, mix, word_scores
 from textpatch.weights.signs.drawing import PATTERNS, Sign, SignFormat, random_sign
 from textpatch.weights.signs.pairs import sign_pairs
 from textpatch.weights.signs.reader import read_sign
@@ -129,7 +128,7 @@ def towards(readings: list[str], pairs: list[Pair]) -> dict:
         columns = np.array(
             [[score[f"{part}_{side}"] for part in ("precision", "recall")] for score in scores]
         )
-        ends = interval(columns, f1_of_means)
+        ends = share_interval(columns, f1_of_means)
         found |= {
             f"f1_{side}": ends["value"],
             f"f1_{side}_low": ends["low"],

@@ -6,8 +6,10 @@ A unit is a site or a head, which can be swapped alone.  A group is a tuple of u
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING
 
+from textpatch.errors import PatchError
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 
 if TYPE_CHECKING:
@@ -15,6 +17,14 @@ if TYPE_CHECKING:
 
 Unit = int | tuple[int, int]  # a site, or (site, head)
 Group = tuple
+
+
+def require_start(start: object, steps: int) -> None:
+    """Raise PatchError unless the first patched step is a step of the run."""
+    if not isinstance(start, Integral) or not 0 <= int(start) < steps:
+        raise PatchError(
+            f"start is {start!r} of {steps} steps; give a start within the run, a whole number from 0 on"
+        )
 
 
 def rows_and_plan(

@@ -22,6 +22,7 @@ from textpatch.classifier_free import (
 from textpatch.errors import PatchError
 from textpatch.plan import CONDITIONAL, Row
 from textpatch.safe_guidance import PRESETS, SAFETY, SafeLatentDiffusion, Safety
+from textpatch.swaps import BRANCHES
 
 __all__ = [
     "PRESETS",
@@ -36,6 +37,7 @@ __all__ = [
     "as_guidance",
     "branch_rows",
     "described",
+    "require_branch",
     "with_guidance",
 ]
 
@@ -86,6 +88,16 @@ def described(guidance: float | Guidance) -> float | dict:
     if isinstance(guidance, Guidance):
         return guidance.describe()
     return guidance
+
+
+def require_branch(branch: str, guidance: float | Guidance) -> None:
+    """Raise PatchError unless a swap can act in "both" branches of a run, or in "cond" beside another."""
+    if branch not in BRANCHES:
+        raise PatchError(f"branch is {branch!r}; known: {', '.join(BRANCHES)}")
+    if branch == CONDITIONAL and len(as_guidance(guidance).branches) == 1:
+        raise PatchError(
+            f"branch is {branch!r} at guidance {guidance!r}, where there is no other branch; leave it out"
+        )
 
 
 def branch_rows(rows: Sequence[Row], guidance: Guidance) -> list[Row]:

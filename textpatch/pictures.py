@@ -8,6 +8,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -41,6 +42,13 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
         raise StoreError(
             f"cannot read picture {path}: {error}; expected a whole PNG file, make it anew"
         ) from error
+
+
+def opened(image: Image.Image | str, run: Any) -> Image.Image:
+    """Picture of a record, which holds the picture or its path in the run's folder."""
+    if isinstance(image, Image.Image):
+        return image
+    return open_picture(run.folder / image)
 
 
 def require_bounded(image: Image.Image, what: str) -> None:

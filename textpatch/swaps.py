@@ -11,6 +11,7 @@ from textpatch.rows import CONDITIONAL, Row
 from textpatch.sites import Site, plain_selectors
 from textpatch.windows import Window
 
+BRANCHES = ("both", CONDITIONAL)
 NUMBERED = ("steps", "heads", "tokens")
 
 
@@ -54,7 +55,7 @@ class Swap:
                 plain[name] = _counted(name, value)
         for name, value in plain.items():
             object.__setattr__(self, name, value)
-        if self.part not in ("kv", "k", "v") or self.branch not in ("both", "cond"):
+        if self.part not in ("kv", "k", "v") or self.branch not in BRANCHES:
             raise PatchError(
                 f"part is {self.part!r} and branch {self.branch!r}; known: kv, k, v and both, cond"
             )

@@ -24,6 +24,7 @@ from textpatch.guidance import with_guidance
 from textpatch.plan import Plan, Swap
 from textpatch.recording import recording_sites
 from textpatch.reference_models.mmdit import JointAttention
+from textpatch.runs.folder import Run
 from textpatch.sampling import sample
 from textpatch.weights.fingerprint import model_sha256
 
@@ -373,6 +374,19 @@ def test_run_folders_that_cannot_be_audited(runs, tmp_path):
         audit_run(runs / "edit", load=lambda name, dtype: (None, "0" * 64))
     with refused("a run of generate, which has no plan"):
         audit_run(runs / "generate", load=loading(runs))
+    mine = {
+        name: 1 for name in ("model", "weights", "dtype", "steps", "guidance", "pairs", "start")
+    }
+    for number, (request, lacks) in enumerate(
+        [
+            ("three pairs", "command, model, weights"),
+            ({"pairs": [PROMPTS]}, "command, model, weights"),
+            ({**mine, "command": "localize"}, "seeds, branch"),
+        ]
+    ):
+        Run.open(tmp_path / f"{number}", {"request": request})
+        with pytest.raises(PatchError, match=f"does not say {lacks}.*made in Python, audit it"):
+            audit_run(tmp_path / f"{number}", load=loading(runs))
     results = json.loads((runs / "localize/results.json").read_text())
     results["sites"] = results["sites"][:1]
     changed = tmp_path / "changed"

@@ -185,7 +185,7 @@ BAD = {
     ),
     "start outside": (
         ["localize", "MODEL", "--start", "2"],
-        "start 2 of 2 steps",
+        "start is 2 of 2 steps",
         "start within the run",
     ),
     "start outside, edit": (

@@ -27,7 +27,7 @@ from textpatch import (
 from textpatch.errors import PatchError
 from textpatch.metrics import Tesseract
 from textpatch.plan import Row
-from textpatch.prompts.glyphcontrol import read_pairs
+from textpatch.prompts.files import read_pairs
 from textpatch.reference_models.pipeline import Defaults
 from textpatch.reference_models.schedules import Euler, FlowMatchEuler
 
@@ -246,7 +246,7 @@ TYPED = {
         [*EDIT, "--sites", "0", "--start", "9"],
         "start is 9",
         "of 2 steps",
-        "would never act",
+        "give a start within the run",
     ),
     "sites with commas": (
         [*EDIT, "--sites", "0,1"],

@@ -6,6 +6,7 @@ import pytest
 from torch import nn
 
 import textpatch
+from support.localizing import Parrot
 from support.small_models import PROMPTS, small_pipeline
 from textpatch import pipelines
 from textpatch.errors import PatchError
@@ -79,3 +80,5 @@ def test_later_rows_need_partial_runs():
         PatchError, match="a row with latents, or that joins later, needs .* no advance"
     ):
         textpatch.sample(whole, rows)
+    with pytest.raises(PatchError, match="a start curve needs .* no advance"):
+        localize(whole, PAIR, ocr=Parrot(), starts=True)

@@ -41,6 +41,20 @@ def test_an_edit_needs_sites_and_words():
         edit(small_pipeline(), "a red sign on a blue wall", PAIR[1], sites=0)
 
 
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (dict(start="0"), "start is '0' of 2 steps"),
+        (dict(start=2), "start is 2 of 2 steps"),
+        (dict(branch="cond"), "there is no other branch"),
+    ],
+)
+def test_an_edit_that_would_be_none_is_refused(options, says):
+    """PatchError for a start that is no step of the run, and for one branch where there is one alone."""
+    with pytest.raises(PatchError, match=says):
+        edit(small_pipeline(), *PAIR, sites=0, **options)
+
+
 def test_an_edit_that_changed_nothing_is_an_error():
     """A swap at a site that makes no keys and values of the text is named.
 

@@ -114,7 +114,7 @@ def test_prompts_read_alike_are_refused():
 @pytest.mark.parametrize("start", [-1, 3, 9])
 def test_a_start_outside_the_run_is_refused(start):
     """PatchError for a start outside 0..n - 1, before anything is generated."""
-    with pytest.raises(PatchError, match=f"start {start} of 3 steps; .*a start within the run"):
+    with pytest.raises(PatchError, match=f"start is {start} of 3 steps; .*a start within the run"):
         attributions(fixed_case().pipeline, "a", "b", steps=3, start=start)
 
 

@@ -112,6 +112,14 @@ def test_tokens_that_are_not_there_are_refused(tokens):
         contributions(fixed_case().pipeline, "a", steps=1, tokens=tokens)
 
 
+def test_a_site_that_gives_nothing_has_no_share():
+    """norm = share = 0 at a site whose output projection is zero, and the other site keeps its share."""
+    pipeline = small_pipeline()
+    pipeline.denoiser.transformer_blocks[0].attn.to_out[0].weight.data.zero_()
+    found, _ = contributions(pipeline, PAIR[0])
+    assert found[0] == {"norm": 0, "share": 0} and 0 < found[1]["share"] <= 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_all_tokens_together_give_all(dtype):
     """All tokens with W_o = 1 have share |sum_j p_j v_j| / |out| = 1.

@@ -1,8 +1,10 @@
 """Localising on the shipped models, whose words tesseract reads."""
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from support.localizing import PAIR, Parrot, planted_site
@@ -12,6 +14,7 @@ from textpatch import PatchError, Row, load, localize, sample
 from textpatch import groups as groups_
 from textpatch.errors import OCRError, PromptError
 from textpatch.localization import preconditions, trials
+from textpatch.localization.layers import check
 from textpatch.metrics import Tesseract, alphabet_of
 from textpatch.metrics.ocr import KNOWN_WORDS, _draw
 from textpatch.prompts.pairs import Pair
@@ -139,7 +142,7 @@ def test_words_the_reader_cannot_spell_are_refused_before_anything_runs(monkeypa
     )
     with pytest.raises(
         PromptError,
-        match="word 'TIGER' has 'T', 'I', 'G', 'R', and Spelling answers with 'HOUSE' alone; .*ocr=",
+        match="'TIGER' has 'T', 'I', 'G', 'R', and Spelling answers with 'HOUSE' alone; .*in Python: ocr=",
     ):
         localize(small_pipeline(), [PAIR], ocr=Spelling("HOUSE"))
 
@@ -222,21 +225,48 @@ def test_scores_are_means_over_pairs_and_seeds():
 
 
 @pytest.mark.parametrize(
-    "options",
+    "options, says",
     [
-        dict(start=2),
-        dict(start=-1),
-        dict(sites=[9]),
-        dict(sites="x.*"),
-        dict(steps=0),
-        dict(seeds=()),
-        dict(groups=[(0,), (0,)]),
+        (dict(start=2), "start is 2 of 2 steps"),
+        (dict(start=-1), "start is -1 of 2 steps"),
+        (dict(start="0"), "start is '0' of 2 steps"),
+        (dict(start=0.5), "start is 0.5 of 2 steps"),
+        (dict(sites=[9]), "no site index 9"),
+        (dict(sites="x.*"), r"no site 'x\.\*'"),
+        (dict(steps=0), "0 steps"),
+        (dict(seeds=()), "no seed was given"),
+        (dict(seeds=np.array([0.5])), "give a whole number of 0 to"),
+        (dict(seeds=np.array([3, 3])), "seeds 3, 3 were asked for, one of them twice"),
+        (dict(seeds=np.array([[1, 2]])), "give a whole number of 0 to"),
+        (dict(seeds=None), "seeds is None; give whole numbers"),
+        (dict(groups=[(0,), (0,)]), "asked for twice"),
+        (dict(groups=[]), "no set of sites was given"),
+        (dict(groups=[(0, 1)], sites=[0]), "groups replace sites"),
+        (dict(branch="cond"), "there is no other branch"),
+        (dict(branch="uncond", guidance=2), "known: both, cond"),
     ],
 )
-def test_requests_that_cannot_be_carried_out(options):
-    """PatchError for an unknown site, a start outside the run, no seed, and one set twice."""
-    with pytest.raises(PatchError):
-        localize(small_pipeline(), [PAIR], ocr=Parrot(), **options)
+def test_requests_that_cannot_be_carried_out(options, says):
+    """PatchError for what a search cannot do, from `localize` and from `check`.
+
+    That is an unknown site, a start outside the run, seeds that are none, sets that are none or twice there
+    or beside sites, and one branch of a run that has no other.
+    """
+    pipeline = small_pipeline()
+    with pytest.raises(PatchError, match=says):
+        localize(pipeline, [PAIR], ocr=Parrot(), **options)
+    with pytest.raises(PatchError, match=says):
+        check(pipeline, [PAIR], **{"steps": 2, "guidance": 1.0, **options})
+
+
+def test_numbers_of_numpy_are_numbers():
+    """Seeds in an array and a start of numpy's give the result of Python's, which is plain JSON."""
+    options = [dict(seeds=[0, 3], start=1), dict(seeds=np.array([0, 3]), start=np.int64(1))]
+    plain, theirs = (
+        json.dumps(localize(small_pipeline(), [PAIR], ocr=Parrot(), **some).result)
+        for some in options
+    )
+    assert plain == theirs
 
 
 def test_a_negative_prompt_without_guidance_is_refused():

@@ -438,6 +438,8 @@ def test_the_command_line_searches(tmp_path, monkeypatch, capfd):
         (dict(first=4), "screens nothing"),
         (dict(mode="staged", keep=2), "keep is 2 of 2 sites"),
         (dict(mode="staged", keep=0), "keep is 0 of 2 sites"),
+        (dict(mode="staged", keep=1.5), "keep is 1.5; give a whole number"),
+        (dict(mode="staged", first="4"), "first is '4'; give a whole number"),
         (dict(mode="staged", first=1), "an interval over pairs needs two"),
         (dict(mode="staged", sites=[1]), "of 1 sites"),
         (dict(mode="contribution", groups=[(0,), (0, 1)]), "scores single sites"),

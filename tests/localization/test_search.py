@@ -18,7 +18,7 @@ from textpatch.localization.screening import better_than, screen
 from textpatch.localization.search import EARLY, FEW, Growth, grow, responsible
 from textpatch.localization.start_step import latest_start
 from textpatch.metrics import FEWEST, f1_of_means, intervals, wilson
-from textpatch.metrics.intervals import gain, interval
+from textpatch.metrics.intervals import gain, interval, share_interval, tells_spread
 
 
 def effects(sites: int = 9, most: int = 4):
@@ -67,13 +67,13 @@ few_scores = st.integers(1, 30).flatmap(lambda n: st.lists(st.floats(0, 1), min_
     few_scores
     | st.integers(1, 30).flatmap(lambda n: st.floats(0, 1).map(lambda value: [value] * n))
 )
-def test_an_interval_of_scores_has_a_width(scores):
+def test_an_interval_of_shares_has_a_width(scores):
     """low < high with the value between them, for few pairs or many, alike or not.
 
     Of one pair or two, and of all alike, the interval is wilson's.
     """
     values = np.array(scores)
-    found = interval(values)
+    found = share_interval(values)
     assert (
         0 <= found["low"] <= found["value"] <= found["high"] <= 1 and found["low"] < found["high"]
     )
@@ -87,13 +87,36 @@ def test_perfect_readings_of_words_of_other_lengths_are_alike():
     F1 = 1 to one in a million has wilson's width.
     """
     perfect = np.array([[n / (n + 1e-8)] * 2 for n in (3, 4, 5, 8)])
-    found = interval(perfect, f1_of_means)
+    found = share_interval(perfect, f1_of_means)
     assert found["low"] == pytest.approx(wilson(1.0, 4).low, abs=1e-5) and found["high"] <= 1
 
 
-def test_scores_beyond_0_to_1_that_are_alike_have_no_interval():
-    """Nothing bounds what other pairs would give, as shares of what attention gives may be negative."""
+@given(few_scores)
+def test_scores_that_are_no_shares_have_a_bootstrapped_interval_or_none(scores):
+    """Nothing bounds what other pairs would give, though those seen happen to lie from 0 to 1.
+
+    Of one pair or two, and of all alike, there is none.  Elsewhere it is that of shares.
+    """
+    values = np.array(scores)
+    none = {"value": float(values.mean()), "low": None, "high": None}
+    if tells_spread(values):
+        assert interval(values) == share_interval(values)
+    else:
+        assert interval(values) == none
     assert interval(np.full(5, -0.5)) == {"value": -0.5, "low": None, "high": None}
+
+
+def test_shares_of_any_score_are_noticed(monkeypatch):
+    """A score that happens to lie from 0 to 1 is given a share's interval.  (planted fault)"""
+    plant(
+        monkeypatch,
+        intervals,
+        "interval",
+        'return {"value": value, "low": None, "high": None}',
+        'return {"value": value, **wilson(value, len(values))._asdict()}',
+    )
+    with pytest.raises(AssertionError):
+        raw(test_scores_that_are_no_shares_have_a_bootstrapped_interval_or_none, [0.5, 0.5])()
 
 
 @given(st.integers(1, FEWEST - 1), st.floats(0, 1), st.floats(0, 1))
@@ -140,7 +163,7 @@ def test_a_planted_interval_without_a_width_is_noticed(monkeypatch):
         "return len(values) >= 1 or",
     )
     with pytest.raises(AssertionError):
-        test_an_interval_of_scores_has_a_width.hypothesis.inner_test([1.0, 1.0])
+        test_an_interval_of_shares_has_a_width.hypothesis.inner_test([1.0, 1.0])
 
 
 # --- races

@@ -15,18 +15,10 @@ from support.planting import plant
 from support.small_models import small_encoders, small_pipeline
 from textpatch import localize
 from textpatch.errors import PromptError
-from textpatch.prompts import glyphcontrol as prompts
-from textpatch.prompts.glyphcontrol import (
-    BENCHES,
-    RAW,
-    SPLITS,
-    bare,
-    glyphcontrol_pairs,
-    mix,
-    read_pairs,
-    with_words,
-)
-from textpatch.prompts.pairs import Pair, quoted
+from textpatch.prompts import files
+from textpatch.prompts.files import read_pairs
+from textpatch.prompts.glyphcontrol import BENCHES, RAW, SPLITS, glyphcontrol_pairs
+from textpatch.prompts.pairs import Pair, bare, mix, quoted, with_words
 from textpatch.reference_models.text_encoders import tokenize
 
 GOLDEN_WORDS = [(["bolo"], ["balo"]), (["balo"], ["bilo"]), (["bilo"], ["belo"])]
@@ -435,6 +427,6 @@ def test_fields_that_can_be_read_in_two_ways_are_refused(tmp_path, field, says):
 
 def test_a_planted_reader_of_plain_lines_is_noticed(monkeypatch, tmp_path):
     """Fault: fields are taken as they stand, quotes and all."""
-    plant(monkeypatch, prompts, "_prompt", "return prompt", "return field")
+    plant(monkeypatch, files, "_prompt", "return prompt", "return field")
     with pytest.raises((AssertionError, PromptError)):
         test_the_words_of_quoted_fields_are_the_words(tmp_path)

@@ -12,7 +12,7 @@ from PIL import Image
 from support.pages import BROWSER, HOSTILE, POLICY, browse, browsed, hold, parsed
 from support.planting import plant
 from textpatch import html, load, localize
-from textpatch.localization.trials import opened
+from textpatch.pictures import opened
 from textpatch.report import gallery
 from textpatch.report import page as report
 from textpatch.runs.folder import Run

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.pages import Page
 from support.planting import plant
-from support.reports import section, set_of, words_of
-from support.results import METRICS, a_result, html_of, scores
+from support.reports import of_sets, section, set_of, words_of
+from support.results import METRICS, a_result, html_of, records_of, scores
 from textpatch.report import headline
 from textpatch.report import result as result_
 from textpatch.report.headline import answer, search, verdict
@@ -243,3 +244,32 @@ def test_the_answer_admits_a_tie():
     assert "The interval of site 2 overlaps those of sites 1, 3:" in answer(
         a_result((0.0, 0.75, 0.8, 0.72))
     )
+
+
+def test_sets_of_sites_are_called_so():
+    """Where sets were tried, no sentence of the answer or the page is about a single site."""
+    gap = {
+        "by": "swap",
+        "pairs": 8,
+        "kept": "2+3",
+        "next": "0+1",
+        "value": 0.1,
+        "low": 0.0,
+        "high": 0.2,
+    }
+    cost = {"gaps": [gap], "generations": {"made": 9, "one_by_one": 24}}
+    result = of_sets(0.75, 0.8) | cost
+    said = answer(result)
+    assert said.startswith(
+        "Sites 2+3 (blocks.1.attn tiny) together carry the word. With a swap at these sites alone,"
+    )
+    assert "The interval of sites 2+3 overlaps those of sites 0+1:" in said
+    assert "The gap from sites 2+3 to sites 0+1 is" in said
+    assert "one for each of 2 sets of sites, on every pair" in said
+    none = answer(of_sets(0.1, 0.2))
+    assert none.startswith("None of these sets of sites carries the word. The best is sites 2+3")
+    assert "too few to credit a set of sites: give 3" in answer(of_sets(0.1) | {"pairs": 2})
+    page = Page(html_of(result, sheet=records_of(result))).root.text
+    assert "2 sets of sites, each on every pair" in page
+    for text in (said, none, page):
+        assert not re.search(r"\b[Ss]ite \d|single site|one site alone|this site", text)

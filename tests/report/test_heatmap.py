@@ -8,7 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from support.reports import a_set
+from support.reports import a_set, of_sets, set_of
 from support.results import a_result
 from textpatch.errors import PatchError
 from textpatch.report.heatmap import heatmap_png
@@ -67,6 +67,43 @@ def test_the_heat_map_marks_a_set_that_is_credited():
     """Where the headline names two sites, both are orange, and the mean of orange lies between them."""
     result = a_result((0.1, 0.1, 0.1, 0.1)) | {"set": a_set()}
     assert orange_middles(result) == pytest.approx([share_of_width(1.5)] * 2, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "result, says",
+    [
+        (
+            a_result(),
+            [
+                "which site carries",
+                "one site at a time",
+                "best site (2)",
+                "site, in execution order",
+            ],
+        ),
+        (a_result() | {"set": set_of([1])}, ["responsible set"]),
+        (
+            of_sets(0.1, 0.9),
+            ["which set of sites carries", "one set of sites at", "best set of sites (2+3)"],
+        ),
+    ],
+)
+def test_the_heat_map_says_what_was_tried(result, says, monkeypatch):
+    """Title, legend and axis are about single sites or about sets, and "best" is the first of the ranking."""
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    drawn = []
+    save = Figure.savefig
+
+    def saved(figure, *args, **options):
+        save(figure, *args, **options)
+        drawn.extend(text.get_text() for text in figure.findobj(Text))
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    heatmap_png(result)
+    assert all(words in " ".join(drawn) for words in says)
+    assert ("best" in " ".join(drawn)) == ("best" in " ".join(says))
 
 
 def test_the_heat_map_leaves_pyplot_alone():

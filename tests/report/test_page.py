@@ -13,6 +13,7 @@ from support.reports import a_set, section, words_of
 from support.results import a_result, html_of, quiet, records_of, tags_of
 from textpatch import html
 from textpatch.errors import PatchError
+from textpatch.guidance import ClassifierFree, SafeLatentDiffusion, described
 from textpatch.report import charts
 from textpatch.report.headline import answer
 from textpatch.report.heatmap import heatmap_png
@@ -72,6 +73,33 @@ def test_the_page_is_one_file_without_addresses():
         assert part in bare
     hostile = a_result(text=HOSTILE)
     assert html_of(hostile, sheet=records_of(hostile, HOSTILE)).encode()
+
+
+@pytest.mark.parametrize(
+    "guidance, says",
+    [
+        (1.0, "guidancenone"),
+        (4.5, "guidance 4.5, swapped in both guidance branches"),
+        (ClassifierFree(4.5, "blurry"), "guidance 4.5 away from 'blurry', swapped in both"),
+        (
+            ClassifierFree(3, {"a": "x"}),
+            "guidance 3.0 away from a negative prompt of each row's own,",
+        ),
+        (
+            SafeLatentDiffusion(7.5, "violence"),
+            "guidance 7.5, and safe latent diffusion away from 'violence', swapped in all guidance",
+        ),
+        (
+            {"kind": "other", "ends": [1, 2]},
+            "guidance of kind other, ends.0 1, ends.1 2, swapped in all",
+        ),
+    ],
+)
+def test_the_guidance_is_told_in_words(guidance, says):
+    """A number, a negative prompt or several, and a concept are told, and no dictionary is shown."""
+    told = section(a_result() | {"guidance": described(guidance)}, "What was asked").text
+    assert says in told
+    assert "{" not in told
 
 
 def test_the_page_tells_how_it_was_made():

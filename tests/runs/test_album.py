@@ -109,6 +109,18 @@ def test_a_finished_run_makes_nothing(model, monkeypatch, capfd):
     assert "run holds another run" in capfd.readouterr().err
 
 
+def test_a_picture_that_is_gone_is_made_again(model, monkeypatch):
+    """A folder from which the last picture was deleted is filled again, by its batch alone, to the same
+    bytes.
+    """
+    assert cli.main(command(model, "run")) == 0
+    before = pictures("run")
+    Path("run", read_json("run/results.json")["pictures"][-1]["image"]).unlink()
+    made = drawn(monkeypatch)
+    assert cli.main(command(model, "run")) == 0 and made == [2]
+    assert pictures("run") == before
+
+
 def test_ctrl_c_before_the_first_batch_promises_nothing(model, monkeypatch, capfd):
     """No picture and no folder: it says so, and no word of going on."""
 

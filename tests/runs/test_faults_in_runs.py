@@ -15,7 +15,7 @@ from textpatch.localization import trials
 from textpatch.localization.start_step import start_curve
 from textpatch.metrics import Tesseract, ocr
 from textpatch.plan import Plan
-from textpatch.prompts import glyphcontrol
+from textpatch.prompts import pairs as pairs_
 from textpatch.runs import folder, records, requests, work
 from textpatch.runs.folder import Run
 
@@ -175,12 +175,12 @@ FAULTS = {
     ),
     "scenes with their words": (
         scenes,
-        glyphcontrol,
+        pairs_,
         "differing",
         "_QUOTED.sub('\"\"', prompt)",
         "prompt",
     ),
-    "the first pair alone": (scenes, glyphcontrol, "differing", "in pairs if", "in pairs[:1] if"),
+    "the first pair alone": (scenes, pairs_, "differing", "in pairs if", "in pairs[:1] if"),
     "whose record it is is not asked": (
         made_by_its_request,
         work,

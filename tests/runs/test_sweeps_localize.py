@@ -505,7 +505,7 @@ def test_a_resume_shows_what_is_different(weights, here, monkeypatch, capfd):
     """Any other setting, other weights, another OCR: exit code 2, the field with both values, the
     folder as before.
     """
-    command = ["localize", weights, "--pairs", "1", "--out", "run"]
+    command = ["localize", weights, "--pairs", "1", "--guidance", "3", "--out", "run"]
     assert cli.main(command) == 0
     before = {path: path.read_bytes() for path in (here / "run").rglob("*") if path.is_file()}
 
@@ -537,7 +537,7 @@ def test_what_is_allowed_may_differ(weights, here, monkeypatch, capfd, long):
     Only where swaps or prompts are others than the stored pictures' no word helps: those are of
     another plan, or of other rows.
     """
-    cli.main(["localize", weights, "--pairs", "1", "--out", "run"])
+    cli.main(["localize", weights, "--pairs", "1", "--guidance", "3", "--out", "run"])
     other = str(save_small(here / "small", small_pipeline(seed=1)))
     describe = Tesseract.describe
     changes = {**CHANGES, "weights": [], "ocr.version": []}
@@ -553,6 +553,8 @@ def test_what_is_allowed_may_differ(weights, here, monkeypatch, capfd, long):
             other if field == "weights" else weights,
             "--pairs",
             "1",
+            "--guidance",
+            "3",
             "--out",
             f"{number}",
             *change,

@@ -6,7 +6,7 @@ import pytest
 
 from textpatch.disk import read_json
 from textpatch.errors import StoreError
-from textpatch.prompts.glyphcontrol import differing
+from textpatch.prompts.pairs import differing
 from textpatch.runs.folder import Run
 
 REQUEST = {

@@ -1,7 +1,7 @@
 """Parts of a page about a localisation, and responsible sets made up for one."""
 
 from support.pages import Node, Page
-from support.results import html_of
+from support.results import a_result, html_of
 
 
 def words_of(result: dict, manifest: dict | None = None) -> list[str]:
@@ -15,6 +15,16 @@ def section(result: dict, title: str) -> Node:
     sections = Page(html_of(result)).root.of("section")
     (found,) = [part for part in sections if part.of("h2")[0].text == title]
     return found
+
+
+def of_sets(*exact: float, **options) -> dict:
+    """A result of sets of two sites each, 0+1 and so on, with these exact matches."""
+    result = a_result(exact, **options)
+    names = {site["site"]: f"{2 * site['site']}+{2 * site['site'] + 1}" for site in result["sites"]}
+    for site in result["sites"]:
+        number = site["site"]
+        site |= {"site": names[number], "group": [2 * number, 2 * number + 1]}
+    return result | {"ranked": [names[site] for site in result["ranked"]]}
 
 
 def set_of(sites, score: float = 0.9, kept: bool = True) -> dict:

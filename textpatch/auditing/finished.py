@@ -16,6 +16,12 @@ from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.runs.folder import Run
 from textpatch.sampling import sample
 
+# What a request of the command line says of every run, and what by command.
+_NEEDED = ("command", "model", "weights", "dtype", "steps", "guidance")
+_PLANNED = {
+    "edit": ("source", "target", "seed", "plan"),
+    "localize": ("pairs", "seeds", "start", "branch"),
+}
 TOGETHER = 4  # swaps audited in one batch: all sites of SD3 or SDXL would not fit at once
 
 
@@ -24,11 +30,12 @@ def audit_run(folder, *, load: Callable[[str, str], tuple]) -> AuditReport:
 
     load  load(model, dtype) gives (pipeline, sha256 of its weights) for names as in the manifest
     Every swapped site is audited at the first, middle and last step at which its swap acts.  Raises
-    StoreError if the folder is no run.  Raises PatchError for a run without a plan, for other weights than
-    the run's, and if the plan rebuilt from the request is not the one the run names.
+    StoreError if the folder is no run.  Raises PatchError for a run made in Python or without a plan, for
+    other weights than the run's, and if the plan rebuilt from the request is not the one the run names.
     """
     run = Run.load(folder)
     request = run.manifest["request"]
+    _require_told(run, request)
     pair, seed, plan = _first_plan(run, request)
     pipeline, weights = load(request["model"], request["dtype"])
     if weights != request["weights"]:
@@ -57,6 +64,19 @@ def _counted_from(check: Check, first: int) -> Check:
     if check.swap is None:
         return check
     return replace(check, swap=first + check.swap)
+
+
+def _require_told(run: Run, request) -> None:
+    """Raise PatchError for a request that does not say what an audit needs, as one written in Python may."""
+    told = request if isinstance(request, dict) else {}
+    lacking = [name for name in _NEEDED if name not in told]
+    lacking += [name for name in _PLANNED.get(told.get("command"), ()) if name not in told]
+    if lacking:
+        raise PatchError(
+            f"the request of {run.folder} does not say {', '.join(lacking)}, as that of `textpatch localize` "
+            "or `edit` does; where a run was made in Python, audit it there: "
+            "textpatch.auditing.replay.audit(pipeline, rows, plan, sample=textpatch.sample, ...)"
+        )
 
 
 def _first_plan(run: Run, request: dict) -> tuple[Pair, int, Plan]:

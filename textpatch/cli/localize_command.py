@@ -112,7 +112,7 @@ def _add_search_options(group) -> None:
         "--keep",
         type=int,
         metavar="N",
-        help="how many sites a screening keeps (default: as many as stand out)",
+        help="how many sites a screening keeps at least (default: as many as stand out)",
     )
     group.add_argument(
         "--first",
@@ -167,9 +167,9 @@ def localize(options) -> None:
     pipeline = load_sized(options)
     reader = reader_of(options, pipeline, pairs)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
-    asked = _asked(options, steps)
+    asked = _asked(options, steps, guidance)
     further = {name: True for name in ("starts", "heads") if getattr(options, name)}
-    check(pipeline, pairs, **asked, shard=shard)
+    check(pipeline, pairs, **asked, shard=shard, starts=options.starts)
     prompts = [(pair.source, pair.target) for pair in pairs]
     warn_of_scenes(options, prompts)
     reader.self_test()
@@ -184,8 +184,6 @@ def localize(options) -> None:
                 pairs,
                 **asked,
                 **further,
-                guidance=guidance,
-                branch=options.branch,
                 ocr=reader,
                 run=run,
                 shard=shard,
@@ -198,13 +196,15 @@ def localize(options) -> None:
     print(run.folder / "report.html")
 
 
-def _asked(options, steps: int) -> dict:
+def _asked(options, steps: int, guidance: float) -> dict:
     """Return the arguments that `check` and `localize` share."""
     return {
-        "sites": options.sites or ["all"],
+        "sites": options.sites or "all",
         "groups": options.sets,
         "seeds": options.seeds,
         "steps": steps,
+        "guidance": guidance,
+        "branch": options.branch,
         "start": options.start,
         **_search(options),
     }

@@ -66,7 +66,8 @@ def asked_pairs(options) -> list:
 
     Raises PatchError for an option that would have no effect on them.
     """
-    from textpatch.prompts.glyphcontrol import glyphcontrol_pairs, read_pairs
+    from textpatch.prompts.files import read_pairs
+    from textpatch.prompts.glyphcontrol import glyphcontrol_pairs
     from textpatch.prompts.pairs import Pair
 
     if options.what != WORD:
@@ -112,7 +113,7 @@ def warn_of_scenes(options, pairs: list[tuple[str, str]]) -> None:
 
     With --strict such pairs, whosever they are, raise PromptError.
     """
-    from textpatch.prompts.glyphcontrol import require_one_scene
+    from textpatch.prompts.pairs import require_one_scene
 
     try:
         require_one_scene(pairs)

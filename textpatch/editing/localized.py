@@ -10,16 +10,15 @@ from dataclasses import dataclass, field, replace
 from PIL import Image
 
 from textpatch.errors import PatchError
-from textpatch.groups import rows_and_plan
-from textpatch.guidance import Guidance
+from textpatch.groups import require_start, rows_and_plan
+from textpatch.guidance import Guidance, require_branch
 from textpatch.html import figure, fragment, safe
 from textpatch.ledger import Ledger
 from textpatch.pipelines import SupportsSampling, require_parts
 from textpatch.plan import Plan
-from textpatch.ports.shipped import find_sites
+from textpatch.ports.shipped import site_indices
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.sampling import sample
-from textpatch.sites import select_sites
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def edit(
     guidance        guidance of the run, the pipeline's own when None
     branch          "both" guidance branches are patched (official), or "cond" alone
     Raises PatchError for unknown sites, for a model without localised ones, for a start outside the run,
-    and for a swap that changed nothing.
+    for one branch of a run that has no other, and for a swap that changed nothing.
     """
     require_parts(pipeline, "edit", SupportsSampling)
     steps, guidance = pipeline.defaults.run(steps, guidance)
@@ -90,11 +89,10 @@ def edit(
         raise PatchError(
             f"no sites are known to carry the word in {pipeline.name}; name some, or run localize first"
         )
-    if not 0 <= start < steps:
-        raise PatchError(f"start is {start} of {steps} steps; a swap from there on would never act")
-    chosen = tuple(site.index for site in select_sites(find_sites(pipeline.denoiser), sites))
+    require_start(start, steps)
+    require_branch(branch, guidance)
+    chosen = site_indices(pipeline.denoiser, sites)
     pair = Pair(source, target)
-    pair.words  # noqa: B018  refuses prompts without a word
     require_apart(pair)
     rows, plan = rows_and_plan(pair, seed, [chosen], steps, start, branch)
     made = sample(pipeline, rows, plan, steps=steps, guidance=guidance)

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from textpatch.errors import PatchError
+from textpatch.groups import require_start
 from textpatch.hooks import HookRegistry
 from textpatch.pipelines import SupportsModelCalls, SupportsSampling, require_parts
 from textpatch.plan import Row
@@ -51,8 +52,7 @@ def attributions(
     """
     require_parts(pipeline, "attribution", SupportsSampling, SupportsModelCalls)
     steps, guidance = pipeline.defaults.run(steps, guidance)
-    if not 0 <= start < steps:
-        raise PatchError(f"start {start} of {steps} steps; needs a start within the run")
+    require_start(start, steps)
     text = pipeline.encode([source, target])
     if torch.equal(*text.tokens):
         raise PatchError(

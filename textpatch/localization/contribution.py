@@ -71,8 +71,10 @@ def contributions(
     with torch.no_grad(), recording_sites(pipeline.denoiser, sites, range(steps), add):
         samples = sample(pipeline, [row], steps=steps, guidance=guidance)
     means = {site.index: np.mean(values, axis=0).tolist() for site, values in found.items()}
+    # where attention gives the picture nothing at all, the word's share of it is 0
     scores = {
-        index: {"norm": word, "share": word / whole} for index, (word, whole) in means.items()
+        index: {"norm": word, "share": word / (whole or 1.0)}
+        for index, (word, whole) in means.items()
     }
     return scores, samples.images[SOURCE]
 

@@ -11,7 +11,7 @@ from textpatch.groups import Group
 from textpatch.localization.racing import Score
 from textpatch.localization.trials import Trials
 from textpatch.metrics import f1_of_means
-from textpatch.metrics.intervals import Statistic, gain, interval, statistic_of
+from textpatch.metrics.intervals import Statistic, gain, share_interval, statistic_of
 from textpatch.ports.shipped import find_sites
 from textpatch.progress import phase
 from textpatch.sites import select_sites
@@ -78,8 +78,8 @@ def take_away(
         group = tuple(sorted([unit, *(step.unit for step in taken)]))
         (alone,) = score([group], pairs)
         missing = gain(whole, alone, statistic)
-        of_those_left = interval(values[worst], statistic)
-        taken.append(Taken(unit, of_those_left, group, interval(alone, statistic), missing))
+        of_those_left = share_interval(values[worst], statistic)
+        taken.append(Taken(unit, of_those_left, group, share_interval(alone, statistic), missing))
         if missing["value"] <= 0:
             break
     return taken

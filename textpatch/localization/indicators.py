@@ -1,4 +1,8 @@
-"""Scores of single sites that are read in plain generations of the source, for a screening to begin with."""
+"""Indicators tell, without a swap, which single sites a screening should look at first.
+
+An indicator gives every site a value in plain generations of the source, see `contribution` and
+`attribution`.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +24,15 @@ from textpatch.runs.work import made_by
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One way of reading what a site does without swapping it.
+class Indicator:
+    """One way of telling what a site does without swapping it.
 
-    name   what the reading is called
+    name   what the indicator is called
     check  check(trials) raises PatchError where the sites cannot be read
     read   read(trials, pair, seed) returns {site index: {name: value}} and the source's picture
     shown  names of the values.  Sites are kept by the first of them
     least  a site is kept if its value is at least this part of the largest
-    costs  costs(trials) says how many generations a reading takes beside the source's own
+    costs  costs(trials) says how many generations it takes beside the source's own
     """
 
     name: str
@@ -59,7 +63,7 @@ def _contribution(trials: Trials, pair: Pair, seed: int):
 
 
 def _no_cost(trials: Trials) -> int:
-    """Cost of a reading that looks on while the source is generated."""
+    """Cost of an indicator that looks on while the source is generated."""
     return 0
 
 
@@ -83,7 +87,7 @@ def _backward_passes(trials: Trials) -> int:
     return 6 // len(as_guidance(trials.guidance).branches)
 
 
-CONTRIBUTION = Reading(
+CONTRIBUTION = Indicator(
     name="contribution",
     check=_require_quoted_words,
     read=_contribution,
@@ -91,7 +95,7 @@ CONTRIBUTION = Reading(
     least=1 / 2,
     costs=_no_cost,
 )
-ATTRIBUTION = Reading(
+ATTRIBUTION = Indicator(
     name="attribution",
     check=_accept,
     read=_attribution,
@@ -99,20 +103,20 @@ ATTRIBUTION = Reading(
     least=1 / 10,
     costs=_backward_passes,
 )
-READINGS = {reading.name: reading for reading in (CONTRIBUTION, ATTRIBUTION)}
+INDICATORS = {indicator.name: indicator for indicator in (CONTRIBUTION, ATTRIBUTION)}
 
 
-class Readings:
-    """Scores of single sites by a reading, on the pairs and seeds of some trials.
+class Indications:
+    """Scores of single sites by an indicator, on the pairs and seeds of some trials.
 
     The sources' pictures stay with the trials, which need them anyway.
-    Raises PatchError where the reading cannot read these pairs.
+    Raises PatchError where the indicator cannot read these pairs.
     """
 
-    def __init__(self, trials: Trials, reading: Reading):
-        reading.check(trials)
+    def __init__(self, trials: Trials, indicator: Indicator):
+        indicator.check(trials)
         self.trials = trials
-        self.reading = reading
+        self.indicator = indicator
         self.found: dict[Task, dict] = {}
 
     def score(
@@ -121,34 +125,34 @@ class Readings:
         """Values of each group on the first pairs, (pairs,), means over seeds.
 
         groups  of one site each
-        what    which value the reading shows, the one that sites are kept by when None
+        what    which value, the one that sites are kept by when None
         """
         tasks = self.trials.tasks(pairs)
         with phase("screening"):
             for task in counted([task for task in tasks if task not in self.found]):
                 record = self._record(task)
                 self.trials.join(record)
-                self.found[task] = record[self.reading.name]
-        name = what or self.reading.shown[0]
+                self.found[task] = record[self.indicator.name]
+        name = what or self.indicator.shown[0]
         values = np.array(
             [[self.found[task][str(site)][name] for task in tasks] for (site,) in groups]
         )
         return list(values.reshape(len(groups), pairs, -1).mean(axis=2))
 
     def _record(self, task: Task) -> dict:
-        """Record of one pair and seed, with the source's picture and what the reading says of each site."""
+        """Record of one pair and seed, with the source's picture and what the indicator says of each site."""
         trials = self.trials
-        reading = self.reading
+        indicator = self.indicator
         index, seed = task
         pair = trials.pairs[index]
 
         def make() -> dict:
-            found, image = reading.read(trials, pair, seed)
+            found, image = indicator.read(trials, pair, seed)
             return {
-                "generations": 1 + reading.costs(trials),
-                reading.name: {str(site): values for site, values in found.items()},
+                "generations": 1 + indicator.costs(trials),
+                indicator.name: {str(site): values for site, values in found.items()},
                 "pictures": trials.scored({SOURCE: image}, index),
             }
 
         asked = [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed)]
-        return trials.once(f"{reading.name}-{index}-{seed}", task, made_by(asked, Plan()), make)
+        return trials.once(f"{indicator.name}-{index}-{seed}", task, made_by(asked, Plan()), make)

@@ -23,8 +23,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from textpatch.errors import PatchError
 from textpatch.groups import Group
-from textpatch.guidance import Guidance
+from textpatch.guidance import Guidance, require_branch
 from textpatch.localization.heads import head_search
 from textpatch.localization.modes import MODES, Request, all_alone
 from textpatch.localization.preconditions import checked_pairs
@@ -34,14 +35,13 @@ from textpatch.localization.start_step import start_curve
 from textpatch.localization.summary import best_first, summarise
 from textpatch.localization.trials import Trials
 from textpatch.metrics import FEWEST, f1_of_means
-from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
-from textpatch.ports.shipped import find_sites
+from textpatch.pipelines import SupportsPairs, SupportsPartialRuns, SupportsSampling, require_parts
+from textpatch.ports.shipped import site_indices
 from textpatch.progress import phase
 from textpatch.prompts.pairs import require_other_texts
 from textpatch.report.headline import answer
 from textpatch.report.page import summary_html
 from textpatch.report.terminal import table
-from textpatch.sites import select_sites
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,8 +100,8 @@ def localize(
             the sites on a few pairs first, and score exactly those they keep
     sites   which sites to try, each alone
     groups  sets of site indices to try together, in place of `sites`
-    keep    how many sites a screening keeps.  When None, staged keeps those that clearly beat no swap,
-            contribution those with half of the largest share, and attribution those with a tenth
+    keep    how many sites a screening keeps at least.  When None, staged keeps those that clearly beat no
+            swap, contribution those with half of the largest share, and attribution those with a tenth
     first   how many pairs a screening begins with, 4 when None.  It doubles for sites still in doubt
     seeds   noise seeds.  Every pair is run with every seed
     steps, guidance  of the runs, the pipeline's own when None
@@ -121,6 +121,7 @@ def localize(
     """
     pairs = list(pairs)
     asked = Request(mode, _groups(pipeline, sites, groups), len(pairs), keep, first, shard)
+    _require_curve(pipeline, starts)
     runs = dict(seeds=seeds, steps=steps, guidance=guidance, start=start, branch=branch)
     trials = Trials(pipeline, pairs, **runs, ocr=ocr, run=run, micro_batch=micro_batch)
     require_other_texts(trials.pairs)
@@ -138,25 +139,40 @@ def check(
     first: int | None = None,
     seeds: Sequence[int] = (0,),
     steps: int,
+    guidance: float | Guidance,
     start: int = 0,
+    branch: str = "both",
     shard: tuple[int, int] | None = None,
+    starts: bool = False,
 ) -> None:
     """Raise what `localize` would raise for a request that it cannot carry out.
 
     Nothing is generated, and no reader or run folder is needed.
     """
     Request(mode, _groups(pipeline, sites, groups), len(pairs), keep, first, shard)
+    _require_curve(pipeline, starts)
     checked = checked_pairs(pipeline, pairs, seeds=seeds, steps=steps, start=start)
+    require_branch(branch, guidance)
     require_other_texts(checked)
+
+
+def _require_curve(pipeline, starts: bool) -> None:
+    """Raise PatchError for a start curve of a pipeline that cannot make one."""
+    if starts:
+        require_parts(pipeline, "a start curve", SupportsPartialRuns)
 
 
 def _groups(pipeline, sites, groups) -> list[Group]:
     """Groups to try, each a tuple of site indices."""
     require_parts(pipeline, "localize", SupportsSampling, SupportsPairs)
-    known = find_sites(pipeline.denoiser)
     if groups is None:
-        return [(site.index,) for site in select_sites(known, sites)]
-    return [tuple(site.index for site in select_sites(known, list(group))) for group in groups]
+        return [(index,) for index in site_indices(pipeline.denoiser, sites)]
+    if not (isinstance(sites, str) and sites == "all"):
+        raise PatchError(
+            f"sites {sites!r} and groups {groups!r} were both given, and groups replace sites; "
+            "give one of them"
+        )
+    return [site_indices(pipeline.denoiser, group) for group in groups]
 
 
 # --- the result

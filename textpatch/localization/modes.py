@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 
 import numpy as np
 
 from textpatch.errors import PatchError, closest
 from textpatch.groups import Group, row_name
-from textpatch.localization.indicators import READINGS, Readings
+from textpatch.localization.indicators import INDICATORS, Indications
 from textpatch.localization.screening import Screening, better_than, screen
 from textpatch.localization.trials import Trials
 from textpatch.metrics import f1_of_means
-from textpatch.metrics.intervals import interval
+from textpatch.metrics.intervals import interval, share_interval
 
 FIRST = 4  # pairs that a screening begins with
 SWAP = "swap"  # name of a score that comes from swapping
@@ -49,7 +50,10 @@ class Request:
     shard: tuple[int, int] | None = None
 
     def __post_init__(self):
+        if not self.groups:
+            raise PatchError("no set of sites was given to try; give at least one")
         _require_once(self.groups)
+        _require_whole(keep=self.keep, first=self.first)
         if self.mode not in MODES:
             raise PatchError(f"no mode {self.mode!r}{closest(self.mode, MODES)}")
         if self.mode == EXHAUSTIVE:
@@ -81,7 +85,7 @@ class Request:
                 f"first is {self.first}, so screening would begin with that many; "
                 "an interval over pairs needs two"
             )
-        if self.mode in READINGS and not all_alone(self.groups):
+        if self.mode in INDICATORS and not all_alone(self.groups):
             raise PatchError(
                 f"{self.mode} scores single sites, and sets of them were asked for; use another mode"
             )
@@ -106,6 +110,13 @@ class Request:
                 f"a shard of mode {self.mode!r} was asked for; only an exhaustive search can be divided, "
                 "because the others go by what they have seen"
             )
+
+
+def _require_whole(**numbers: int | None) -> None:
+    """Raise PatchError for a number that is neither whole nor None."""
+    for name, number in numbers.items():
+        if not isinstance(number, Integral | None):
+            raise PatchError(f"{name} is {number!r}; give a whole number, or None")
 
 
 def _require_once(groups: list[Group]) -> None:
@@ -147,6 +158,7 @@ def _raced(trials: Trials, groups: Sequence[Group], asked: Request) -> Screening
         by=SWAP,
         keep=_number_or(asked.keep, beating),
         statistic=f1_of_means,
+        spread=share_interval,
     )
 
 
@@ -163,16 +175,16 @@ def _number_or(
     return as_asked
 
 
-def _read(trials: Trials, asked: Request, *, by: str) -> tuple[Screening, Beside]:
-    """Screen sites by a reading of plain generations, then those kept by their scores."""
-    reading = READINGS[by]
+def _indicated(trials: Trials, asked: Request, *, by: str) -> tuple[Screening, Beside]:
+    """Screen sites by an indicator, then those kept by their scores."""
+    indicator = INDICATORS[by]
 
     def standing_out(values: Values, pairs: int) -> int:
-        return sum(value.mean() >= values[0].mean() * reading.least for value in values)
+        return sum(value.mean() >= values[0].mean() * indicator.least for value in values)
 
-    read = Readings(trials, reading)
+    indications = Indications(trials, indicator)
     screening = screen(
-        read.score,
+        indications.score,
         asked.groups,
         asked.pairs,
         first=asked.begins_with,
@@ -181,8 +193,8 @@ def _read(trials: Trials, asked: Request, *, by: str) -> tuple[Screening, Beside
     )
     raced = _raced(trials, screening.kept, asked)
     out = screening.ranked[len(screening.kept) :]
-    found = _intervals(read, reading.shown, asked.groups, screening.pairs)
-    shares = {group: entry[reading.shown[0]]["value"] for group, entry in found.items()}
+    found = _intervals(indications, indicator.shown, asked.groups, screening.pairs)
+    shares = {group: entry[indicator.shown[0]]["value"] for group, entry in found.items()}
     largest = max(shares.values())
     both = Screening(
         kept=raced.kept,
@@ -196,16 +208,16 @@ def _read(trials: Trials, asked: Request, *, by: str) -> tuple[Screening, Beside
 
 
 def _intervals(
-    read: Readings, names: Sequence[str], groups: Sequence[Group], pairs: int
+    indications: Indications, names: Sequence[str], groups: Sequence[Group], pairs: int
 ) -> dict[Group, dict]:
-    """Values and intervals of each group on the first pairs, by the names of what a reading shows."""
+    """Values and intervals of each group on the first pairs, by the names of what an indicator shows."""
     entries: dict[Group, dict] = {group: {} for group in groups}
     for name in names:
-        for group, values in zip(groups, read.score(groups, pairs, name), strict=True):
+        for group, values in zip(groups, indications.score(groups, pairs, name), strict=True):
             entries[group][name] = interval(values)
     return {group: {**entry, "pairs": pairs} for group, entry in entries.items()}
 
 
 MODES = {EXHAUSTIVE: _exhaustive, "staged": _staged} | {
-    name: partial(_read, by=name) for name in READINGS
+    name: partial(_indicated, by=name) for name in INDICATORS
 }

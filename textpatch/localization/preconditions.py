@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 from textpatch import metrics
 from textpatch.errors import PatchError, PromptError
+from textpatch.groups import require_start
 from textpatch.metrics.image import WINDOW
 from textpatch.pipelines import picture_size
 from textpatch.prompts.pairs import Pair, require_apart
@@ -22,18 +23,15 @@ def checked_pairs(
     pairs = [_pair(pair) for pair in pairs]
     if not pairs:
         raise PatchError("no prompt pair was given; give at least one (source, target)")
-    _require_seeds(seeds)
-    if not 0 <= start < steps:
-        raise PatchError(
-            f"start {start} of {steps} steps was asked for; give a start within the run"
-        )
+    seeds = listed_seeds(seeds)
+    require_start(start, steps)
     _require_once(pairs)
     for pair in pairs:
-        pair.words  # noqa: B018  a prompt without a word is refused before anything runs
         require_apart(pair)
     _require_pictures(pipeline)
     prompts = [prompt for pair in pairs for prompt in (pair.source, pair.target)]
     pipeline.check(prompts, seeds=seeds, steps=steps)
+    _require_seeds_once(seeds)
     return pairs
 
 
@@ -49,12 +47,21 @@ def _pair(pair) -> Pair:
     return Pair(*pair)
 
 
-def _require_seeds(seeds: Sequence[int]) -> None:
-    """Raise PatchError unless there are seeds, each once, in a list."""
+def listed_seeds(seeds: Iterable[int]) -> list[int]:
+    """Seeds in a list.  Raises PatchError for none, and for what is no list or array of seeds."""
     if isinstance(seeds, Integral):
         raise PatchError(f"seeds is {seeds}; give several or one in a list: [{seeds}]")
-    if not seeds:
+    try:
+        found = list(seeds)
+    except TypeError:
+        raise PatchError(f"seeds is {seeds!r}; give whole numbers in a list") from None
+    if not found:
         raise PatchError("no seed was given; give at least one")
+    return found
+
+
+def _require_seeds_once(seeds: Sequence[int]) -> None:
+    """Raise PatchError for a seed that is there twice."""
     if len(set(seeds)) != len(seeds):
         raise PatchError(
             f"seeds {', '.join(map(str, seeds))} were asked for, one of them twice; give each once"
@@ -117,5 +124,5 @@ def require_known_letters(pairs: Sequence[Pair], reader) -> None:
             raise PromptError(
                 f"the word {word!r} has {', '.join(map(repr, unknown))}, and {type(reader).__name__} "
                 f"answers with {alphabet!r} alone; write the word in these, or give a reader that knows "
-                "its letters: ocr=Tesseract(alphabet=...)"
+                "its letters; in Python: ocr=Tesseract(alphabet=...)"
             )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from textpatch import metrics
-from textpatch.metrics.intervals import interval, tells_spread
+from textpatch.metrics.intervals import interval, share_interval
 from textpatch.prompts.pairs import SOURCE, TARGET
 
 
@@ -64,19 +64,19 @@ def all_scores(records: Sequence[dict], name: str) -> dict:
     - "n_background", the number of these that have the source's own picture, over which background scores go.
 
     Shares of exact matches have the interval of `metrics.wilson`, and F1s that of
-    `metrics.intervals.interval`.  Distances have a bootstrapped one, or none where it would have no width.
+    `metrics.intervals.share_interval`.  Distances have that of `metrics.intervals.interval`.
     """
     records = [record for record in records if name in record["pictures"]]
     if not records:
         return {}
     out = {key: _share(column(records, name, key)) for key in EXACT}
-    out |= {key: _distance(column(records, name, key)) for key in EDITS}
+    out |= {key: interval(column(records, name, key)) for key in EDITS}
     for side in (SOURCE, TARGET):
         columns = [column(records, name, f"{part}_{side}") for part in ("precision", "recall")]
         out[f"f1_{side}"] = _f1(np.stack(columns, axis=1))
     beside = [record for record in records if BACKGROUND[0] in record["pictures"][name]]
     if beside:
-        out |= {key: _distance(column(beside, name, key)) for key in BACKGROUND}
+        out |= {key: interval(column(beside, name, key)) for key in BACKGROUND}
         out["psnr"] = _in_decibels(out["mse"])
     return out | {"n": len(records), "n_background": len(beside)}
 
@@ -86,26 +86,15 @@ def _share(values: np.ndarray) -> dict:
     share = float(values.mean())
     if len(values) == 1:
         return _without_interval(share)
-    return _with_interval(share, metrics.wilson(share, len(values)))
+    return {"value": share, **metrics.wilson(share, len(values))._asdict()}
 
 
 def _f1(values: np.ndarray) -> dict:
     """F1 of precisions and recalls (pairs, 2) and its interval over prompt pairs, none for a single pair."""
-    found = interval(values, metrics.f1_of_means)
+    found = share_interval(values, metrics.f1_of_means)
     if len(values) == 1:
         return _without_interval(found["value"])
     return found
-
-
-def _distance(values: np.ndarray) -> dict:
-    """Mean of a score that is no share, and its interval where the prompt pairs tell of one."""
-    if not tells_spread(values):
-        return _without_interval(float(values.mean()))
-    return _with_interval(float(values.mean()), metrics.bootstrap(values))
-
-
-def _with_interval(value: float, ends: metrics.Interval) -> dict:
-    return {"value": value, **ends._asdict()}
 
 
 def _without_interval(value: float) -> dict:

@@ -47,6 +47,7 @@ def screen(
     by: str,
     keep: Callable[[Sequence[np.ndarray], int], int],
     statistic: Statistic = np.mean,
+    spread: Callable[[np.ndarray, Statistic], dict] = interval,
 ) -> Screening:
     """Race all groups on a few pairs, then those left on twice as many, until it is clear which groups stay.
 
@@ -55,6 +56,7 @@ def screen(
     first   how many pairs the race begins with
     by      name of the score
     keep    keep(values best first, n) says how many groups to keep.  At least one is kept
+    spread  gives the score of a group's values and its interval, `share_interval` for shares
     A group is out as soon as the gap from the last group to keep down to it lies above zero.
     Groups that all pairs cannot tell apart from the last group to keep are kept as well.
     """
@@ -66,7 +68,7 @@ def screen(
         running, values = _best_first(running, score(running, n), statistic)
         k = max(1, keep(values, n))
         for group, value in zip(running, values, strict=True):
-            seen[group] = {"by": by, "pairs": n, **interval(value, statistic)}
+            seen[group] = {"by": by, "pairs": n, **spread(value, statistic)}
         below = [gain(values[k - 1], value, statistic) for value in values[k:]]
         if below:
             names = {"by": by, "pairs": n, "kept": running[k - 1], "next": running[k]}

@@ -2,9 +2,10 @@
 
     gain(a, b) = s(values of a) - s(values of b),   s the statistic over pairs, the same pairs on both sides
 
-Units, groups and scores are those of `racing`.  Intervals are over pairs, see `metrics.intervals.interval`.
-A gain counts if its whole interval is above zero.  While a group is judged on fewer than all pairs, the
-stricter level EARLY is used.  On fewer than FEWEST pairs no gain counts.
+Units, groups and scores are those of `racing`.  Scores are shares from 0 to 1, and their intervals are over
+pairs, see `metrics.intervals.share_interval`.  A gain counts if its whole interval is above zero.  While a
+group is judged on fewer than all pairs, the stricter level EARLY is used.  On fewer than FEWEST pairs no
+gain counts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from textpatch.groups import Group
 from textpatch.localization.racing import Score, doubling
-from textpatch.metrics.intervals import PERFECT, Statistic, gain, interval, ranking
+from textpatch.metrics.intervals import PERFECT, Statistic, gain, ranking, share_interval
 
 LEVEL = 0.95  # of an interval on all pairs
 # Of 400 searches in pure noise (tests/localization/test_search.py, chance) 11 end with a site too many, and
@@ -139,7 +140,7 @@ class Growth:
             clear = gain(values, before, self.statistic, level)["low"] > 0
             if clear:
                 break
-        score = interval(values, self.statistic)
+        score = share_interval(values, self.statistic)
         return Step(units, larger, n, looked, score, gain(values, before, self.statistic), clear)
 
     def _values(

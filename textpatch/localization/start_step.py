@@ -22,12 +22,12 @@ from textpatch.metrics import FEWEST, f1_of_means
 from textpatch.metrics.intervals import Statistic, gain, ranking
 from textpatch.pipelines import SupportsPartialRuns, require_parts
 from textpatch.plan import Plan, Row, Swap
-from textpatch.ports.shipped import find_sites
+from textpatch.ports.shipped import site_indices
 from textpatch.progress import counted, phase
 from textpatch.prompts.pairs import SOURCE, TARGET
 from textpatch.runs.work import made_by
 from textpatch.sampling import sample
-from textpatch.sites import select_sites
+from textpatch.swaps import integers
 
 
 def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> dict:
@@ -44,8 +44,7 @@ def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> d
     Raises PatchError for unknown sites and for starts outside the run.
     """
     require_parts(trials.pipeline, "a start curve", SupportsPartialRuns)
-    known = find_sites(trials.pipeline.denoiser)
-    group = tuple(site.index for site in select_sites(known, sites))
+    group = site_indices(trials.pipeline.denoiser, sites)
     starts = _checked_starts(starts, trials.steps)
     with phase("start steps"):
         tasks = counted(trials.tasks(len(trials.pairs)))
@@ -62,12 +61,13 @@ def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> d
 def _checked_starts(starts: Sequence[int] | None, steps: int) -> list[int]:
     if starts is None:
         return list(range(steps))
-    starts = sorted(set(starts))
-    if not starts or not 0 <= starts[0] <= starts[-1] < steps:
+    asked = integers("starts", starts)
+    if not asked or not 0 <= asked[0] <= asked[-1] < steps:
         raise PatchError(
-            f"start steps {starts} were asked for; this run has steps 0..{steps - 1}, so give some of these"
+            f"start steps {list(asked)} were asked for; this run has steps 0..{steps - 1}, so give some of "
+            "these"
         )
-    return starts
+    return list(asked)
 
 
 def _curve(trials: Trials, records: list[dict], starts: list[int]) -> list[dict]:

@@ -13,7 +13,7 @@ from textpatch.localization.screening import Screening
 from textpatch.localization.search import Step, responsible
 from textpatch.localization.trials import Trials
 from textpatch.metrics import f1_of_means
-from textpatch.metrics.intervals import interval, ranking
+from textpatch.metrics.intervals import ranking, share_interval
 from textpatch.ports.shipped import find_sites
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.report.result import SCHEMA_VERSION
@@ -158,7 +158,7 @@ def _set(trials: Trials, grown: list[Step] | None) -> dict | None:
         {**asdict(step), "added": list(step.added), "group": list(step.group)} for step in grown
     ]
     (values,) = trials.score([sites], len(trials.pairs))
-    return {"sites": list(sites), "score": interval(values, f1_of_means), "steps": steps}
+    return {"sites": list(sites), "score": share_interval(values, f1_of_means), "steps": steps}
 
 
 def _generations(trials: Trials, groups: int) -> dict:

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
-from numbers import Integral
 
 import numpy as np
 from PIL import Image
@@ -24,10 +23,14 @@ from textpatch import metrics
 from textpatch.bank import prompt_settles_text
 from textpatch.errors import OCRError, PatchError, Unfinished
 from textpatch.groups import Group, row_name, rows_and_plan
-from textpatch.guidance import Guidance
-from textpatch.localization.preconditions import checked_pairs, require_known_letters
+from textpatch.guidance import Guidance, require_branch
+from textpatch.localization.preconditions import (
+    checked_pairs,
+    listed_seeds,
+    require_known_letters,
+)
 from textpatch.localization.scores import SCORED, picture_scores, values
-from textpatch.pictures import open_picture
+from textpatch.pictures import opened
 from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
@@ -56,7 +59,8 @@ class Trials:
     records      one dict for each pair and seed touched, with all its pictures by row name
     generations  how many rows were generated for the records.  A donor that travels with a later batch
                  counts again
-    Raises PatchError for a start outside the run and for no pairs or seeds, OCRError if no text can be
+    Raises PatchError for a start outside the run, for one branch of a run that has no other, and for no
+    pairs or seeds, OCRError if no text can be
     read, and PromptError for a pair that is there twice and for words that the reader cannot spell.
     """
 
@@ -76,14 +80,14 @@ class Trials:
     ):
         require_parts(pipeline, "a trial", SupportsSampling, SupportsPairs)
         self.pipeline = remembering(pipeline)
-        self.start = start
         self.branch = branch
         self.micro_batch = micro_batch
         self.steps, self.guidance = pipeline.defaults.run(steps, guidance)
-        if not isinstance(seeds, Integral):
-            seeds = list(seeds)
+        seeds = listed_seeds(seeds)
         self.pairs = checked_pairs(self.pipeline, pairs, seeds=seeds, steps=self.steps, start=start)
         self.seeds = [int(seed) for seed in seeds]  # numpy's are no JSON
+        self.start = int(start)
+        require_branch(branch, self.guidance)
         _require_no_path(run)
         self.run = run
         self.ocr = ocr or metrics.Tesseract()
@@ -326,10 +330,3 @@ def _require_no_path(run) -> None:
         raise PatchError(
             f"run is the path {str(run)!r}; give a textpatch.Run: Run.open({str(run)!r}, {{'request': ...}})"
         )
-
-
-def opened(image: Image.Image | str, run) -> Image.Image:
-    """Picture of a record, which holds the picture or its path in the run's folder."""
-    if isinstance(image, Image.Image):
-        return image
-    return open_picture(run.folder / image)

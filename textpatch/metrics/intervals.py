@@ -119,15 +119,28 @@ def interval(
     """Statistic over pairs and its interval, {"value", "low", "high"}.
 
     values  scores of n pairs, (n,) or (n, columns)
-    The interval is bootstrapped where that can tell how the pairs spread (see `tells_spread`).  Elsewhere a
-    score from 0 to 1 has `wilson`'s interval, and any other score has none, so that low and high are None.
+    The interval is bootstrapped where that can tell how the pairs spread (see `tells_spread`).  Elsewhere
+    there is none, and low and high are None, because nothing bounds what other pairs would give.
     """
     value = statistic_of(values, statistic)
-    if tells_spread(values):
-        return {"value": value, **bootstrap(values, statistic, level=level)._asdict()}
-    if not 0 <= value <= 1:
+    if not tells_spread(values):
         return {"value": value, "low": None, "high": None}
-    return {"value": value, **wilson(value, len(values), level=level)._asdict()}
+    return {"value": value, **bootstrap(values, statistic, level=level)._asdict()}
+
+
+def share_interval(
+    values: np.ndarray, statistic: Statistic = np.mean, level: float = 0.95
+) -> dict[str, float]:
+    """Statistic of shares over pairs and its interval, {"value", "low", "high"}.
+
+    values  shares from 0 to 1 of n pairs, (n,) or (n, columns), such as precision and recall
+    The interval is that of `interval`, and `wilson`'s where that gives none.
+    Raises PatchError where it is `wilson`'s, and the statistic lies outside 0..1.
+    """
+    found = interval(values, statistic, level)
+    if found["low"] is None:
+        found |= wilson(found["value"], len(values), level=level)._asdict()
+    return found
 
 
 def tells_spread(values: np.ndarray) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 from textpatch.errors import PatchError
 from textpatch.ports import flux, krea2, pixart, prx, qwen_image, sd3, unet, z_image
 from textpatch.ports.matching import SiteSpec, match_sites, require_module
-from textpatch.sites import Site
+from textpatch.sites import Site, select_sites
 
 # tables by the name of the model's class, the fullest first
 TABLES = {
@@ -36,6 +36,11 @@ def find_sites(model: nn.Module, spec: Sequence[SiteSpec] | None = None) -> tupl
             return tuple(own)
         spec = shipped_table(model)
     return tuple(site for site, _ in match_sites(model, spec))
+
+
+def site_indices(model: nn.Module, wanted: object) -> tuple[int, ...]:
+    """Indices of the sites of a model that are selected as for `select_sites`, in execution order."""
+    return tuple(site.index for site in select_sites(find_sites(model), wanted))
 
 
 def shipped_table(model: nn.Module) -> tuple[SiteSpec, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from textpatch.errors import PatchError, PromptError
-from textpatch.prompts.pairs import quoted
+from textpatch.prompts.pairs import bare
 
 
 def word_tokens(pipeline, prompt: str) -> tuple[int, ...]:
@@ -44,10 +44,8 @@ def word_tokens(pipeline, prompt: str) -> tuple[int, ...]:
 
 def _between(tokenizer, prompt: str, read: Callable[[str], str]) -> range:
     """Places of the tokens that a tokenizer adds for what stands between the quotes."""
-    quoted(prompt)
-    before, _, after = prompt.split('"')
     whole = tokenizer(read(prompt)).input_ids
-    empty = tokenizer(read(f'{before}""{after}')).input_ids
+    empty = tokenizer(read(bare(prompt))).input_ids
     return range(_alike(whole, empty), len(whole) - _alike(whole[::-1], empty[::-1]))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +13,7 @@ from textpatch.errors import PromptError
 
 SOURCE = "source"
 TARGET = "target"
+_QUOTED = re.compile('"[^"]*"')
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,11 @@ class Pair:
 
 
 def require_apart(pair: Pair) -> None:
-    """Raise PromptError for a source that equals its target, as no swap between them does anything."""
+    """Raise PromptError for a prompt without a word, and for a source that equals its target.
+
+    No swap between equal prompts does anything.
+    """
+    pair.words  # noqa: B018  refuses prompts without a word
     if pair.source == pair.target:
         raise PromptError(
             f"source and target are both {pair.source!r}, so no swap does anything; give prompts that differ"
@@ -128,3 +135,78 @@ def in_its_words(pair: Pair) -> str:
         return pair.target
     own[1::2] = other[1::2]
     return '"'.join(own)
+
+
+# --- templates, which have nothing between their quotes
+
+
+def is_template(line: str) -> bool:
+    """True for a sentence with one pair of double quotes and nothing between them."""
+    return line.count('"') == 2 and '""' in line
+
+
+def bare(prompt: str) -> str:
+    """The template of a prompt, which has nothing between its quotes.
+
+    Raises PromptError as `quoted` does.
+    """
+    quoted(prompt)
+    before, _, after = prompt.split('"')
+    return f'{before}""{after}'
+
+
+def with_words(template: str, *words: str) -> str:
+    """A template with some words, joined by blanks, between its empty quotes.
+
+    'a sign "" here' with A and B gives 'a sign "A B" here'.
+    Raises PromptError unless the template has one pair of double quotes, with nothing between them, and the
+    words have no quotes.
+    """
+    if not is_template(template):
+        raise PromptError(
+            f'{template!r} is no template; write "" once, where the text goes, and no other quotes'
+        )
+    if not words or any(not word.strip() or '"' in word for word in words):
+        raise PromptError(
+            f"{words!r} cannot stand between quotes; give words, none empty and none with a quote"
+        )
+    return template.replace('""', f'"{" ".join(words)}"')
+
+
+def mix(pair: Pair) -> dict[tuple[str, str], str]:
+    """The four prompts that a pair's templates and texts make, by (whose template, whose text).
+
+    Both are "source" or "target".  ("source", "target") asks for the source's picture with the target's text.
+    Raises PromptError as `quoted` does.
+    """
+    sides = {SOURCE: pair.source, TARGET: pair.target}
+    mixed = {}
+    for template, text in itertools.product(sides, repeat=2):
+        mixed[template, text] = with_words(bare(sides[template]), quoted(sides[text]))
+    return mixed
+
+
+# --- scenes
+
+
+def differing(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Pairs whose prompts differ in more than the texts between their quotes, and in more than blanks."""
+
+    def scene(prompt: str) -> str:
+        return " ".join(_QUOTED.sub('""', prompt).split())
+
+    return [(source, target) for source, target in pairs if scene(source) != scene(target)]
+
+
+def require_one_scene(pairs: Sequence[tuple[str, str]]) -> None:
+    """Raise PromptError if the prompts of a pair differ in more than the quoted text.
+
+    A swap between them would move more than a word.
+    """
+    found = differing(pairs)
+    if found:
+        raise PromptError(
+            f"{len(found)} of {len(pairs)} pairs differ in more than the quoted text, first "
+            f"{found[0][0]!r} and {found[0][1]!r}: their scores are of word and scene together; "
+            "give both prompts one sentence"
+        )

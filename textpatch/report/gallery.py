@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from textpatch.groups import group_name, row_name
 from textpatch.html import figure, safe
 from textpatch.metrics import f1_of_means
-from textpatch.report.result import credited, decimal
+from textpatch.report.result import credited, decimal, listed
 from textpatch.text import plain
 
 ENDS = {"source": "source, no swap", "target": "target"}
@@ -33,7 +33,7 @@ def columns(result: dict) -> dict[str, str]:
 
     The sites come first, in the order they run, then the sets that were grown.
     """
-    titles = {row_name((site["site"],)): f"site {site['site']}" for site in result["sites"]}
+    titles = {row_name((site["site"],)): listed([site["site"]]) for site in result["sites"]}
     for step in (result.get("set") or {}).get("steps", ()):
         group = step["group"]
         if len(group) > 1:

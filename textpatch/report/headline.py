@@ -9,6 +9,7 @@ from textpatch.report.result import (
     counted,
     decimal,
     is_out,
+    is_set,
     listed,
     percent_of,
     ranked_sites,
@@ -16,6 +17,7 @@ from textpatch.report.result import (
     score_of,
     signed,
     span_of,
+    tried,
     value_of,
     what_of,
 )
@@ -102,7 +104,7 @@ def _of_too_few(result: dict, best: dict) -> tuple[str, str]:
     if result["pairs"] == 1:
         few = "1 pair is"
     return "Not clear yet.", (
-        f"{few} too few to credit a site: give {FEWEST} or more. "
+        f"{few} too few to credit a {tried(result)}: give {FEWEST} or more. "
         f"The best is {_named(best)}. {_reach(result, best)}"
     )
 
@@ -123,16 +125,24 @@ def _of_the_best(result: dict, best: dict) -> tuple[str, str]:
     if not _spread(result, best):
         return _carried(result, best)
     what = what_of(result)
-    return f"No single site carries the {what}.", (
+    none = "No single site carries"
+    more = "several"
+    if tried(result) != "site":
+        none = "None of these sets of sites carries"
+        more = "more"
+    return f"{none} the {what}.", (
         f"The best is {_named(best)}. {_reach(result, best)} "
-        f"The {what} is spread over several sites, or enters elsewhere."
+        f"The {what} is spread over {more} sites, or enters elsewhere."
     )
 
 
 def _carried(result: dict, site: dict) -> tuple[str, str]:
     others = [other for other in ranked_sites(result) if other is not site]
     background = f"Background SSIM {span_of(site, 'ssim')}, where 1 is the source's own background."
-    return f"{_capital(_named(site))} carries the {what_of(result)}.", (
+    carry = "carries"
+    if is_set(site["site"]):
+        carry = "together carry"
+    return f"{_capital(_named(site))} {carry} the {what_of(result)}.", (
         f"{_reach(result, site)} {background}{_rivals(site, others)}"
     )
 
@@ -146,14 +156,17 @@ def _capital(text: str) -> str:
 
 
 def _named(site: dict) -> str:
-    return f"site {site['site']} ({plain(site['name'])})"
+    return f"{listed([site['site']])} ({plain(site['name'])})"
 
 
 def _reach(result: dict, site: dict) -> str:
-    """A sentence on how often the target's word is read, with a swap at one site and without."""
+    """A sentence on how often the target's word is read, with a swap at a site or a set, and without."""
     source, target = (result["baselines"][run] for run, _ in RUNS)
+    where = "this site alone"
+    if is_set(site["site"]):
+        where = "these sites alone"
     return (
-        f"With a swap at this site alone, the target's {what_of(result)} is read exactly in "
+        f"With a swap at {where}, the target's {what_of(result)} is read exactly in "
         f"{percent_of(site)} of {_pictures(site)}; in the whole target run it is in "
         f"{percent_of(target)}{_of(target, site)}, and without a swap in "
         f"{percent_of(source)}{_of(source, site)}."
@@ -204,8 +217,8 @@ def _rivals(best: dict, others: list[dict]) -> str:
     shown = listed(near[:_NAMED_RIVALS])
     if len(near) > _NAMED_RIVALS:
         shown += ", ..."
-    own = f"The interval of site {best['site']}"
-    return f" {own} overlaps those of {shown}: more pairs or seeds would tell them apart."
+    own = listed([best["site"]])
+    return f" The interval of {own} overlaps those of {shown}: more pairs or seeds would tell them apart."
 
 
 # --- how far is enough
@@ -252,9 +265,10 @@ def search(result: dict) -> list[str]:
         said.append(_gap(result["gaps"][-1]))
     if result.get("generations"):
         cost = result["generations"]
+        each = counted(len(result["sites"]), tried(result))
         said.append(
             f"The search took {cost['made']} generations. One of the target and one for each of "
-            f"{len(result['sites'])} sites, on every pair and seed, would be {cost['one_by_one']}."
+            f"{each}, on every pair and seed, would be {cost['one_by_one']}."
         )
     return said
 
@@ -288,7 +302,8 @@ def _screened(result: dict) -> list[str]:
 
 def _gap(gap: dict) -> str:
     """Sentences on the last gap between sites kept and sites left out."""
-    said = f"The gap from site {gap['kept']} to site {gap['next']} is {signed(gap)}."
+    kept, next_ = (listed([gap[side]]) for side in ("kept", "next"))
+    said = f"The gap from {kept} to {next_} is {signed(gap)}."
     if gap["low"] > 0:
         return said
     return f"{said} All pairs cannot tell these two apart, so both were kept."

@@ -6,7 +6,15 @@ import io
 from collections.abc import Sequence
 
 from textpatch.errors import PatchError
-from textpatch.report.result import credited, ranked_sites, score_of, size_of, value_of, what_of
+from textpatch.report.result import (
+    credited,
+    ranked_sites,
+    score_of,
+    size_of,
+    tried,
+    value_of,
+    what_of,
+)
 from textpatch.text import plain
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers
@@ -50,6 +58,10 @@ def heatmap_png(result: dict) -> bytes:
         )
         _draw_strip(strip, sites, metric)
     _label_sites(strip, [site["site"] for site in sites], named)
+    label = tried(result)
+    if label == "site":
+        label = "site, in execution order"
+    strip.set_xlabel(label, color=GREY, fontsize=9)
     _draw_head(figure, bars.get_position().x0, result)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=144, facecolor="white")
@@ -159,7 +171,6 @@ def _label_sites(axes, index: list, named: list) -> None:
     axes.tick_params(axis="x", labelsize=9, labelcolor=INK, pad=4)
     for place in marked:
         axes.get_xticklabels()[places.index(place)].set(color=ORANGE, weight="bold")
-    axes.set_xlabel("site, in execution order", color=GREY, fontsize=9)
 
 
 def _draw_head(figure, left: float, result: dict) -> None:
@@ -172,7 +183,7 @@ def _draw_head(figure, left: float, result: dict) -> None:
     figure.text(
         left,
         0.965,
-        f"{plain(result['model'])}: which site carries the {what_of(result)}?",
+        f"{plain(result['model'])}: which {tried(result)} carries the {what_of(result)}?",
         color=INK,
         fontsize=14,
         weight="bold",
@@ -182,7 +193,7 @@ def _draw_head(figure, left: float, result: dict) -> None:
     figure.text(
         left,
         0.937,
-        f"{size}; text keys and values of one site at a time come from the target",
+        f"{size}; text keys and values of one {tried(result)} at a time come from the target",
         color=GREY,
         fontsize=9.5,
         va="center",
@@ -190,8 +201,8 @@ def _draw_head(figure, left: float, result: dict) -> None:
     )
     named = credited(result)
     credit = "responsible set"
-    if len(named) == 1:
-        credit = f"best site ({named[0]})"
+    if named == result["ranked"][:1]:
+        credit = f"best {tried(result)} ({named[0]})"
     marks = [
         Patch(color=ORANGE, label=credit),
         Line2D([], [], label="whole target run", **_LINES["target"]),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 
 from textpatch.html import fragment, page
-from textpatch.pictures import open_picture, png
+from textpatch.pictures import opened, png
 from textpatch.report import sections
 from textpatch.report.contact_sheet import draw_contact_sheet
 from textpatch.report.gallery import ENDS, columns, credited_row, gallery_html
@@ -26,7 +26,7 @@ def publish(run, result: dict, records: list[dict], *, lines: int = 8) -> None:
     """
     heatmap = heatmap_png(result)
     sheet = png(_sheet_of(run, result, records[:lines]))
-    shown = _within(result, records, lambda picture: _opened(run, picture))
+    shown = _within(result, records, lambda picture: opened(picture["image"], run))
     text = report_html(result, heatmap=heatmap, sheet=shown, manifest=run.manifest)
     run.write_bytes("heatmap.png", heatmap)
     run.write_bytes("contact_sheet.png", sheet)
@@ -97,22 +97,15 @@ def _sheet_of(run, result: dict, records: list[dict]) -> Image.Image:
     words = []
     for record in records:
         pictures = [record["pictures"][name] for name in whole]
-        cells.append([(_opened(run, picture), picture["read"]) for picture in pictures])
+        cells.append([(opened(picture["image"], run), picture["read"]) for picture in pictures])
         pair = result["pairs_list"][record["pair"]]
         words.append((pair["word"], pair["target_word"]))
     best = None
     if credited_row(result) in whole:
         best = whole.index(credited_row(result))
-    captions = [name.replace("-", " ") for name in whole]
+    titles = columns(result)
+    captions = [titles.get(name, name) for name in whole]
     return draw_contact_sheet(cells, captions=captions, words=words, best=best)
-
-
-def _opened(run, picture: dict) -> Image.Image:
-    """The image of a picture, opened if it is a path in the run folder."""
-    image = picture["image"]
-    if isinstance(image, Image.Image):
-        return image
-    return open_picture(run.folder / image)
 
 
 def _within(result: dict, records: Sequence[dict], open_: Callable[[dict], object]) -> list[dict]:

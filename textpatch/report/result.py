@@ -20,7 +20,7 @@ A result has these entries.
                       what these functions return, where somebody put it there to be reported
 
 A score is {"value", "low", "high"}, a mean and its 95 % interval.  An end is None where there is no interval,
-as of an infinite PSNR, or of distances of pairs that are too few or all alike.
+as of an infinite PSNR, or of scores that are no shares, of pairs that are too few or all alike.
 """
 
 from __future__ import annotations
@@ -85,6 +85,18 @@ def responsible_sites(result: dict) -> list:
 def credited(result: dict) -> list:
     """Sites that the headline names, those of the responsible set or else the best one."""
     return responsible_sites(result) or result["ranked"][:1]
+
+
+def is_set(site) -> bool:
+    """True for the name of a set of sites, such as 1+2."""
+    return "+" in str(site)
+
+
+def tried(result: dict) -> str:
+    """Word for what was tried, "site" where each was tried alone."""
+    if any(is_set(site["site"]) for site in result["sites"]):
+        return "set of sites"
+    return "site"
 
 
 def is_out(site: dict) -> bool:
@@ -176,10 +188,11 @@ def what_of(result: dict) -> str:
 
 
 def counted(number, noun: str) -> str:
-    """A number with its noun, such as 1 pair and 2 pairs."""
+    """A number with its noun, such as 1 pair, 2 pairs and 2 sets of sites."""
     if number == 1:
         return f"{number} {noun}"
-    return f"{number} {noun}s"
+    first, of, rest = noun.partition(" of ")
+    return f"{number} {first}s{of}{rest}"
 
 
 def size_of(result: dict, noun: str) -> str:
@@ -188,8 +201,8 @@ def size_of(result: dict, noun: str) -> str:
 
 
 def listed(sites: Sequence) -> str:
-    """Sites as text, such as site 1 and sites 1, 2, or "" for none."""
+    """Sites as text, such as site 1, sites 1, 2, and sites 1+2 for a set, or "" for none."""
     names = ", ".join(map(str, sites))
-    if len(sites) > 1:
+    if len(sites) > 1 or any(map(is_set, sites)):
         return f"sites {names}"
     return names and f"site {names}"

@@ -13,6 +13,7 @@ from textpatch.report.headline import further, search, verdict
 from textpatch.report.result import (
     RUNS,
     at_most,
+    counted,
     decimal,
     is_out,
     listed,
@@ -22,6 +23,7 @@ from textpatch.report.result import (
     signed,
     size_of,
     span_of,
+    tried,
     value_of,
     what_of,
 )
@@ -133,9 +135,8 @@ def ranking(result: dict) -> str:
 
 def search_went(result: dict) -> str:
     """The course of the search, with what was left out, the gaps seen, and the steps of growing the set."""
-    sentences = "".join(f"<p>{safe(sentence)}</p>" for sentence in search(result))
     parts = [
-        sentences or words.ALL_ALONE,
+        *(f"<p>{safe(sentence)}</p>" for sentence in search(result)),
         _left_out(result),
         _gaps(result.get("gaps") or ()),
         _growth(result),
@@ -201,7 +202,7 @@ def _facts(result: dict, manifest: dict) -> dict[str, str]:
         command = f"<pre>{safe(manifest['command'])}</pre>"
     return {
         "model": f"<b>{safe(result['model'])}</b>",
-        "sites tried": f"{len(result['sites'])}, {mode}",
+        "tried": f"{counted(len(result['sites']), tried(result))}, {mode}",
         "pictures": f"{size_of(result, 'prompt pair')} (seed {safe(seeds)})",
         "steps": (
             f"{safe(result['steps'])}, from pure noise at step 0 to the picture; "
@@ -216,12 +217,31 @@ def _facts(result: dict, manifest: dict) -> dict[str, str]:
 
 
 def _guidance(result: dict) -> str:
-    if result["guidance"] == 1:
+    """What guided the run, and in which of its branches was swapped."""
+    guidance = result["guidance"]
+    if guidance == 1:
         return "none"
     branch = f"the {result['branch']} branch"
     if result["branch"] == "both":
         branch = "both guidance branches"
-    return safe(f"guidance {result['guidance']}, swapped in {branch}")
+        if isinstance(guidance, dict) and not guidance.keys() >= {"scale", "negative"}:
+            branch = "all guidance branches"
+    return safe(f"{_guided(guidance)}, swapped in {branch}")
+
+
+def _guided(guidance: float | dict) -> str:
+    """A guidance as words, see `describe` of the guidances."""
+    if not isinstance(guidance, dict):
+        return f"guidance {guidance}"
+    if guidance.keys() >= {"guidance", "concept"}:
+        own = _guided(guidance["guidance"])
+        return f"{own}, and safe latent diffusion away from {guidance['concept']!r}"
+    if guidance.keys() >= {"scale", "negative"}:
+        negative = repr(guidance["negative"])
+        if isinstance(guidance["negative"], dict):
+            negative = "a negative prompt of each row's own"
+        return f"guidance {guidance['scale']} away from {negative}"
+    return "guidance of " + ", ".join(f"{name} {told}" for name, told in flatten(guidance).items())
 
 
 def _prompts(result: dict) -> str:

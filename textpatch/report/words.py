@@ -11,8 +11,8 @@ to 1 for all of it and nothing else.</p>"""
 QUESTION = """<p>A text-to-image model reads its prompt through many attention layers, here
 called <b>sites</b>. Which of them carry the {what}?</p>
 <p>A <b>source</b> prompt makes a picture. Then the same picture is made again, but at one site
-the model reads a <b>target</b> prompt, which asks for another {what}. This is a <b>swap</b>. If
-the target's {what} appears and all else stays as it was, the {what} passes through that site. A
+or a few the model reads a <b>target</b> prompt, which asks for another {what}. This is a
+<b>swap</b>. If the target's {what} appears and all else stays as it was, the {what} passes there. A
 program reads the {what}s off the pictures, so that nobody judges by eye.</p>"""
 
 # by mode
@@ -71,10 +71,10 @@ KINDS = {
 
 # --- the evidence
 
-RAMP = """<p>How far the {what} read off a picture is the target's, swapping at one site alone
-(F1, averaged over seeds). <b>Click a number</b> for the pictures and readings behind it.
-Agreement by chance counts too, such as letters that two words share, so compare with the first
-column, which has no swap.</p>
+RAMP = """<p>How far the {what} read off a picture is the target's, swapping at what heads the
+column and nowhere else (F1, averaged over seeds). <b>Click a number</b> for the pictures and
+readings behind it. Agreement by chance counts too, such as letters that two words share, so
+compare with the first column, which has no swap.</p>
 <p class="note">0, nothing of it<span class="ramp"></span>1, all of it</p>"""
 
 LEGEND = """<p>Under each picture stands what was read: <span class="read target">blue</span>
@@ -108,7 +108,7 @@ nothing, which is less than a fiftieth of the largest."""
 
 # by the score that left a site out
 SCREENED = {
-    "swap": """<p>A site left out by its F1 towards the target was swapped on the first pairs
+    "swap": """<p>What was left out by its F1 towards the target was swapped on the first pairs
 alone. Its score there lay clearly below those kept.</p>""",
     "contribution": f"""<p>A site left out by its share of what attention gives was not swapped
 alone. In the source's own run the word's tokens gave clearly less to the picture there than at
@@ -117,8 +117,6 @@ the sites kept, as a share of all that attention gives the picture. {_MAY_JOIN}<
 source's own run gradients estimate, at each step, how far a swap there would move the model's
 prediction towards the target. That was clearly less than at the sites kept. {_MAY_JOIN}</p>""",
 }
-
-ALL_ALONE = "<p>Every site was tried alone.</p>"
 
 GROWTH = """<p class="note">Each row adds to the sites kept so far. A gain is clear if its whole
 interval lies above zero.</p>"""

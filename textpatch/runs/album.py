@@ -38,10 +38,12 @@ class Album:
         self.draw = draw
         self.open_run = open_run
         self.run = None
+        self._recorded: dict[str, list[dict]] = {}
         self._done: dict[str, list[dict]] = {}
         if goes_on:
             self.run = open_run()
-            self._done = {record["id"]: record["pictures"] for record in self.run.records()}
+            self._recorded = {record["id"]: record["pictures"] for record in self.run.records()}
+            self._done = {id: some for id, some in self._recorded.items() if self._are_there(some)}
 
     def fill(self) -> None:
         """Make what is missing.  A first Ctrl-C is heard when the current batch is kept."""
@@ -70,6 +72,10 @@ class Album:
         count = len(self.asked)
         return [range(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE)]
 
+    def _are_there(self, entries: list[dict]) -> bool:
+        """True if the folder has the pictures of a batch.  Where one is gone the batch is made again."""
+        return all((self.run.folder / entry["image"]).exists() for entry in entries)
+
     def _make(self, part: range) -> None:
         some = [self.asked[place] for place in part]
         images = self.draw(some)
@@ -78,7 +84,8 @@ class Album:
             {"prompt": prompt, "seed": seed, "image": self.run.image(image)}
             for (prompt, seed), image in zip(some, images, strict=True)
         ]
-        self.run.append({"id": _id(part), "pictures": entries})
+        if entries != self._recorded.get(_id(part)):
+            self.run.append({"id": _id(part), "pictures": entries})
         self._done[_id(part)] = entries
 
 
