@@ -174,6 +174,26 @@ def test_the_core_needs_torch_alone():
             )
 
 
+def also_loaded(modules: list[str]) -> str:
+    """What a fresh interpreter loads for these modules beside torch, what comes with torch, and textpatch."""
+    code = """if True:
+        import importlib, sys, torch
+        before = {name.split(".")[0] for name in sys.modules}
+        for name in sys.argv[1:]:
+            importlib.import_module(name)
+        after = {name.split(".")[0] for name in sys.modules}
+        print(*sorted(after - before - {"textpatch", *sys.stdlib_module_names}))
+    """
+    return subprocess.check_output([sys.executable, "-c", code, *modules], text=True).strip()
+
+
+def test_the_core_loads_torch_alone():
+    """Importing all of the core, the tables of ports and the sampler loads torch and the standard library."""
+    rooms = (*CORE, "lockstep", "pipelines", "ports", "sampling")
+    assert also_loaded([name for name in LIBRARY if room(name) in rooms]) == ""
+    assert also_loaded(["textpatch.pictures"]) == "PIL"  # which is no part of it
+
+
 def untyped(files: str) -> set[str]:
     """Flat modules of the library, the core among them, that a list of mypy's files leaves out."""
     named = {name.strip() for name in files.split(",")}
