@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.documents import PAGES, ROOT
+from support.documents import PAGES, ROOT, links
 
 FIGURE = re.compile(r"(?<![\w.])\d*\.\d\d+|\d %")
 BY_HAND = "<!-- by hand: "
@@ -43,6 +43,19 @@ def test_every_table_stands_on_a_page(tables):
         asked.split()[0] for text in PAGES.values() for _, asked, *_ in tables.PLACE.findall(text)
     }
     assert asked == set(tables.TABLES)
+
+
+def test_every_result_is_used(tables, monkeypatch):
+    """Each file of benchmarks/results is read for a table, or shown or linked on a page."""
+    read, read_rows = set(), tables.read_rows
+    monkeypatch.setattr(
+        tables, "read_rows", lambda name: read.add(f"{name}.csv") or read_rows(name)
+    )
+    shown = {path.name for page in PAGES for path, _ in links(page)}
+    for page, text in PAGES.items():
+        tables.filled(text, page)
+    there = {path.name for path in tables.RESULTS.iterdir() if path.is_file()}
+    assert there - read - shown == set() and len(read) > 20
 
 
 def typed(text: str, place: re.Pattern) -> list[str]:
