@@ -7,6 +7,7 @@ import argparse
 import importlib.util
 import re
 import shlex
+from collections.abc import Iterable
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -157,6 +158,31 @@ def is_there(span: str, folder: Path) -> bool:
     if re.fullmatch(r"[a-z_]+\.py", span):
         return any(True for _ in folder.rglob(span))
     return True
+
+
+READ_IN_ORDER = [
+    "benchmarks/README.md",
+    "reference_models/README.md",
+    "textpatch/README.md",
+    "textpatch/localization/README.md",
+    "textpatch/ports/README.md",
+    "weights/README.md",
+]
+
+
+def not_told(page: str, files: Iterable[str]) -> list[str]:
+    """Files that a page names neither as `file.py` nor as `file`."""
+    named = {word for span in spans(page) for word in re.split(r"[\s,/]+", span)}
+    return [name for name in files if not {name, name.removesuffix(".py")} & named]
+
+
+@pytest.mark.parametrize("page", READ_IN_ORDER)
+def test_a_page_tells_in_which_order_its_files_are_read(page):
+    """Every file of the page's folder stands on it, and one sentence says with which to begin."""
+    files = [path.name for path in (ROOT / page).parent.glob("*.py") if path.stem != "__init__"]
+    assert len(files) > 5 and not_told(page, files) == []
+    assert re.search(r"^(Read |## In which order to read)", PAGES[page], re.MULTILINE)
+    assert not_told(page, ["nothing_there.py"])
 
 
 def test_the_make_targets_are_told():
