@@ -2,7 +2,6 @@
 concludes.
 """
 
-import importlib
 import json
 import os
 import subprocess
@@ -15,15 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+from support.scripts import FOLDER, importer
+
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def benchmark(monkeypatch):
     """A benchmark's module by name, imported as a script finds its neighbours."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module
+    return importer(monkeypatch)
 
 
 def shell(out: Path, *words: str) -> subprocess.CompletedProcess:

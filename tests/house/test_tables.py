@@ -1,14 +1,13 @@
 """The tables of the pages are those of the CSV files, and no figure is typed into one by hand."""
 
 import csv
-import importlib
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
 from support.documents import PAGES, ROOT, links
+from support.scripts import importer, rows_of
 
 FIGURE = re.compile(r"(?<![\w.])\d*\.\d\d+|\d %")
 BY_HAND = "<!-- by hand: "
@@ -17,8 +16,7 @@ BY_HAND = "<!-- by hand: "
 @pytest.fixture
 def tables(monkeypatch):
     """benchmarks/tables.py, imported as a script finds its neighbours."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("tables")
+    return importer(monkeypatch)("tables")
 
 
 @pytest.fixture
@@ -99,11 +97,6 @@ def test_a_new_measurement_is_noticed(copied):
         writer.writerows(rows)
     assert copied.differing(PAGES[page], page) == ["each_site"]
     assert "| .123 |" in copied.filled(PAGES[page], page)
-
-
-def rows_of(path: Path) -> list[dict]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_the_best_site_is_read_off_the_file(copied):

@@ -1,7 +1,6 @@
 """DeepFloyd IF is the published U-Net, stage I and stage II: sites, counts, diffusers' outputs; and its
 bank."""
 
-from copy import deepcopy
 from dataclasses import asdict, replace
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
+from support.copies import TOLERANCE, full_width
 from support.small_models import outputs, relative
 from support.strategies import randomize
 from textpatch.attention import row_slots
@@ -19,7 +19,6 @@ from textpatch.reference_models.layers import TextCondition
 
 RESNET_DOWN, SITES_DOWN = "ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"
 RESNET_UP, SITES_UP = "ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6}
 
 # what every published configuration has and IFConfig therefore does not say
 FIXED = dict(
@@ -237,17 +236,6 @@ def test_each_setting_alone_equals_diffusers(diffusers, config, batch, seed):
 def reference_xl(diffusers):
     with torch.device("meta"):
         return diffusers.UNet2DConditionModel(**asdict(IFConfig()), **FIXED)
-
-
-def full_width(xl, reference_xl, name: str):
-    """A module of IF-I-XL and diffusers' module of that name, in float64, sharing one set of random
-    weights."""
-    ours = deepcopy(xl.get_submodule(name)).double().to_empty(device="cpu").requires_grad_(False)
-    for parameter in ours.parameters():
-        parameter.normal_(std=parameter[0].numel() ** -0.5)
-    theirs = deepcopy(reference_xl.get_submodule(name))
-    theirs.load_state_dict(ours.state_dict(), assign=True)
-    return ours, theirs.requires_grad_(False)
 
 
 def test_attention_at_full_width(xl, reference_xl):

@@ -69,3 +69,8 @@ def anchors(path: Path) -> set[str]:
     """Names by which the headings of a page are linked to."""
     headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def without_decimals(text: str) -> list[str]:
+    """The words of an output, with `#` for every decimal number, whose last digits are the machine's."""
+    return re.sub(r"\d+\.\d+(e[+-]\d+)?", "#", text).split()
