@@ -47,9 +47,8 @@ def test_dry_run(tmp_path, benchmark):
     assert first.returncode == 0, first.stdout + first.stderr + log
     assert state_of(tmp_path) == {part.name: "done" for part in parts}
     assert " passed" in log
-    tables = {table for part in parts for table in part.tables} - {
-        "op-graphs.csv"
-    }  # a CPU has no graphs
+    # a CPU has no graphs
+    tables = {table for part in parts for table in part.tables} - {"op-graphs.csv"}
     assert {path.name for path in tmp_path.glob("*.csv")} == tables
     summary = (tmp_path / "summary.md").read_text()
     assert (

@@ -57,10 +57,8 @@ CORE = (
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 TALKERS = {"cli", "examples"}
-SPEAKS = {
-    "textpatch.weights.training.loop",
-    "textpatch.weights.signs.evaluation",
-}  # beside the command line
+# beside the command line
+SPEAKS = {"textpatch.weights.training.loop", "textpatch.weights.signs.evaluation"}
 
 
 def modules(package: str, folder: Path) -> dict[str, Path]:

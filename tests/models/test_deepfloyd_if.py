@@ -74,11 +74,8 @@ def inputs(config: IFConfig, dtype=torch.float64, rows=2, size=(1, 2), tokens=5,
     return (x, t, text), dict(low=low, level=level) if config.class_embed_type else {}
 
 
-PUBLISHED = {
-    704: 4_304_695_110,
-    320: 935_365_830,
-    192: 371_605_830,
-}  # XL, L, M: first width, parameters
+# XL, L, M: first width, parameters
+PUBLISHED = {704: 4_304_695_110, 320: 935_365_830, 192: 371_605_830}
 
 
 @pytest.mark.parametrize("first", PUBLISHED)
@@ -290,10 +287,11 @@ def test_slots_at_all_sites_are_the_donors_text(config, dtype):
     donors, pooled = torch.randn_like(readers.tokens), model.pool(readers.tokens)
     target = model(x, t, TextCondition(donors, pooled), **stage_ii)
     own, theirs = model.text_kv(readers), model.text_kv(TextCondition(donors))
+    # R = 4, B = 2
     bank = tuple(
         tuple(torch.cat(pair) for pair in zip(a, b, strict=True))
         for a, b in zip(own, theirs, strict=True)
-    )  # R = 4, B = 2
+    )
     slots = [row_slots(torch.tensor([2, 3]), tokens=5)] * len(model.sites)
     assert torch.equal(model(x, t, TextCondition(bank, pooled), slots=slots, **stage_ii), target)
     tokens = torch.cat([readers.tokens, donors])

@@ -22,9 +22,8 @@ DOWN, SITES_DOWN, UP, SITES_UP = (
     "UpBlock2D",
     "CrossAttnUpBlock2D",
 )
-FIXED = dict(
-    addition_embed_type="text_time", use_linear_projection=True
-)  # so published, and no size
+# so published, and no size
+FIXED = dict(addition_embed_type="text_time", use_linear_projection=True)
 PARAMETERS = 2_567_463_684
 SMALL = SDXLConfig(
     in_channels=3,
@@ -300,9 +299,8 @@ def test_it_compiles_in_one_piece():
             r"block_out_channels has 24, which is no multiple of 5 \(attention_head_dim",
         ),
         (
-            dict(
-                attention_head_dim=(2, 5), down_block_types=(DOWN, DOWN), up_block_types=(UP, UP)
-            ),  # the middle has sites
+            # the middle has sites
+            dict(attention_head_dim=(2, 5), down_block_types=(DOWN, DOWN), up_block_types=(UP, UP)),
             r"block_out_channels has 24, which is no multiple of 5 \(attention_head_dim",
         ),
         (

@@ -9,11 +9,8 @@ from textpatch.weights.loading import SHIPPED
 ROOT = SHIPPED.parent
 FOLDERS = "benchmarks", "reference_models", "tests", "textpatch", "weights"
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-RUN = (
-    "",
-    "sh",
-    "console",
-)  # languages of blocks that hold commands; `text` is what is printed, or only shown
+# languages of blocks that hold commands; `text` is what is printed, or only shown
+RUN = ("", "sh", "console")
 
 
 def read_pages() -> dict[str, str]:
