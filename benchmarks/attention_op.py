@@ -518,9 +518,8 @@ def main(argv: list[str] | None = None) -> None:
     where = environment(options.device, "triton") + (", CUDA graphs" if options.graphs else "")
     there = kept(options.csv, KEYS) if options.resume else set()
     table = Table(COLUMNS, where, options.csv, options.append or options.resume)
-    warnings.filterwarnings(
-        "ignore", category=UserWarning
-    )  # a pinned backend says why it refuses; `note` says it too
+    # a pinned backend says why it refuses; `note` says it too
+    warnings.filterwarnings("ignore", category=UserWarning)
     for name in options.shapes:
         for rows in options.rows or ([1] if on_cpu else [1, 8, 26]):
             for kind in options.cases:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measure on a GPU what is worth measuring there, the most valuable first, in eight minutes.
-# Nothing is downloaded. README.md says more.
+# Nothing is downloaded. It has not run on a GPU yet, only dry on a CPU. README.md says more.
 #   OUT=FOLDER benchmarks/on_gpu.sh [--again PART ...] [--minutes 8]
 #   benchmarks/on_gpu.sh --dry-run
 set -euo pipefail

@@ -92,11 +92,12 @@ MODELS = {
     "if-small": Model(DeepFloydIF, _if((32, 64), 16, 32), 8, 7),
     "mmdit-small": Model(MMDiT, _mmdit(3, 2, 16, 32), 8, 7),
 }
+# of the paper's runs
 STEPS_AND_GUIDANCE = {
     SDXL: (50, 5.0),
     DeepFloydIF: (50, 7.0),
     MMDiT: (28, 7.0),
-}  # of the paper's runs
+}
 VAES = {
     SDXL: VAEConfig(),
     MMDiT: VAEConfig(

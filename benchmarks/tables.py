@@ -384,6 +384,17 @@ def idle_hooks() -> str:
     )
 
 
+def full_size() -> str:
+    """A sentence: what one call of a published denoiser takes, here and in diffusers."""
+    ours, theirs = (one(read_rows("full_size-cpu"), way=way) for way in ("textpatch", "diffusers"))
+    here, there = (f"{float(row['median_ms']) / 1000:.1f} s" for row in (ours, theirs))
+    return (
+        f"One row of IF-L's U-Net takes {here} here and {there} in diffusers, "
+        f"{ratio(float(theirs['ratio']))} times as long; "
+        f"the outputs differ by {float(theirs['difference']):.0e} of the largest.\n"
+    )
+
+
 SHAPES = {
     "sd3-4429": "4,429 tokens (SD3)",
     "flux-4608": "4,608 tokens (FLUX)",
@@ -474,7 +485,7 @@ TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, other_sizes,
-        searches, promised, overhead, idle_hooks, attention, localization, published,
+        searches, promised, overhead, idle_hooks, full_size, attention, localization, published,
     )
 }  # fmt: skip
 

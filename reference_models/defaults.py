@@ -18,7 +18,7 @@ WANTED = {
     "text_box": "four whole numbers: left, top, right, bottom",
     "localized": "site indices, whole numbers",
     "micro": "six whole numbers",
-    "level": "a finite number",
+    "level": "a timestep, a whole number",
 }
 
 
@@ -92,8 +92,10 @@ def _fits(name: str, value) -> bool:
     """True where a field of `Defaults` may have this value."""
     if name in ("height", "width", "steps"):
         return is_whole(value) and value > 0
-    if name in ("guidance", "level"):
+    if name == "guidance":
         return _is_finite(value)
+    if name == "level":
+        return is_whole(value)
     if name == "localized":
         return _are_whole(value)
     return value is None or _are_whole(value, {"text_box": 4, "micro": 6}[name])

@@ -40,7 +40,23 @@ LONGEST = 4096
 ONE_AT_A_TIME = threading.Lock()
 
 
-class SDXLTextEncoders(nn.Module):
+class TextEncoders(nn.Module):
+    """Encoders of a pipeline, each with the tokenizer and the most tokens of its place."""
+
+    tokenizers: tuple[PreTrainedTokenizerBase, ...]
+    limits: tuple[int, ...]
+
+    def check(self, prompts: Sequence[str | None]) -> None:
+        """Raise what encoding would for prompts that cannot be read.  No encoder runs."""
+        for tokens, encoder in zip(self._tokens(prompts), self.children(), strict=True):
+            _ids(tokens, encoder)
+
+    def _tokens(self, prompts: Sequence[str | None]) -> list[BatchEncoding]:
+        """Tokens of the prompts for each encoder.   Raises PromptError as `tokenize` does."""
+        return tokenize(prompts, self.tokenizers, self.limits)
+
+
+class SDXLTextEncoders(TextEncoders):
     """Two CLIPs, in the order of Stable Diffusion XL (arXiv 2307.01952, section 2.1).
 
     tokens          last-but-one hidden states of both, side by side on channels
@@ -68,7 +84,7 @@ class SDXLTextEncoders(nn.Module):
 
     def forward(self, prompts: Sequence[str | None]) -> TextCondition:
         """Condition of tokens (B, T, C) and pooled (B, P).   Raises PromptError as `tokenize` does."""
-        ids, ids_2 = tokenize(prompts, self.tokenizers, self.limits)
+        ids, ids_2 = self._tokens(prompts)
         first = _read_clip(self.text_encoder, ids)
         second = _read_clip(self.text_encoder_2, ids_2)
         tokens = _side_by_side(first, second)
@@ -79,12 +95,8 @@ class SDXLTextEncoders(nn.Module):
             pooled = pooled.masked_fill(none[:, None], 0)
         return TextCondition(tokens, pooled)
 
-    def check(self, prompts: Sequence[str | None]) -> None:
-        """Raise what encoding would for prompts that cannot be read.  No encoder runs."""
-        _require_tokens(tokenize(prompts, self.tokenizers, self.limits), self)
 
-
-class SD3TextEncoders(nn.Module):
+class SD3TextEncoders(TextEncoders):
     """Two CLIPs and a T5, in the order of Stable Diffusion 3 (arXiv 2403.03206, app. B.3).
 
     tokens  last-but-one hidden states of both CLIPs, side by side on channels and padded with zeros to T5's
@@ -127,7 +139,7 @@ class SD3TextEncoders(nn.Module):
 
         Raises PromptError as `tokenize` does.
         """
-        ids, ids_2, *ids_3 = tokenize(prompts, self.tokenizers, self.limits)
+        ids, ids_2, *ids_3 = self._tokens(prompts)
         first = _read_clip(self.text_encoder, ids)
         second = _read_clip(self.text_encoder_2, ids_2)
         clips = _side_by_side(first, second)
@@ -140,12 +152,8 @@ class SD3TextEncoders(nn.Module):
         pooled = torch.cat([first.text_embeds, second.text_embeds], dim=-1)
         return TextCondition(torch.cat([clips, t5], dim=1), pooled)
 
-    def check(self, prompts: Sequence[str | None]) -> None:
-        """Raise what encoding would for prompts that cannot be read.  No encoder runs."""
-        _require_tokens(tokenize(prompts, self.tokenizers, self.limits), self)
 
-
-class IFTextEncoder(nn.Module):
+class IFTextEncoder(TextEncoders):
     """T5 of DeepFloyd IF, which reads 77 tokens and attends to those that are no padding.
 
     tokens  all 77 states; the denoiser reads those of padding as text, too
@@ -169,13 +177,9 @@ class IFTextEncoder(nn.Module):
         states = self.text_encoder(ids, attention_mask=tokens.attention_mask.to(ids.device))
         return TextCondition(states.last_hidden_state)
 
-    def check(self, prompts: Sequence[str | None]) -> None:
-        """Raise what encoding would for prompts that cannot be read.  No encoder runs."""
-        _require_tokens(self._tokens(prompts), self)
-
     def _tokens(self, prompts: Sequence[str | None]) -> list[BatchEncoding]:
         plain = [self.as_read(text) for text in _texts(prompts)]
-        return tokenize(plain, self.tokenizers, self.limits)
+        return super()._tokens(plain)
 
     def as_read(self, prompt: str) -> str:
         """Text that the tokenizer is given for a prompt."""
@@ -288,12 +292,6 @@ def _ids(
             f"the tokenizer gave token {highest}, its encoder has 0 to {known - 1}; fetch both again"
         )
     return tokens.input_ids.to(encoder.device)
-
-
-def _require_tokens(tokens: Sequence[BatchEncoding], encoders: nn.Module) -> None:
-    """Raise WeightsError for ids that their encoder has no vector for."""
-    for some, encoder in zip(tokens, encoders.children(), strict=True):
-        _ids(some, encoder)
 
 
 def _side_by_side(first: ModelOutput, second: ModelOutput) -> Tensor:

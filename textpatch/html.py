@@ -10,10 +10,12 @@ import html
 import io
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from textpatch.text import plain
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 LARGEST = 320  # px of the longer side of a picture on a page
 
@@ -34,7 +36,7 @@ def picture(image: Image.Image | str | None, words: str) -> str:
     A picture of at most 320 px a side is shown as it is, a larger one as a JPEG of that size.
     A path is shown by its name, and None by nothing.
     """
-    if not isinstance(image, Image.Image):
+    if image is None or isinstance(image, str):
         return f"<code>{safe(image)}</code>" if image else ""
     kind = "png" if max(image.size) <= LARGEST else "jpeg"
     shown = image.convert("RGB")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, State
 from textpatch.windows import NoiseSchedule
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Slots = Callable[[int], object]  # step -> slots as the denoiser takes them
 OnStep = Callable[[int, Tensor], None]  # (step, latents entering it)

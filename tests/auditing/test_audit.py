@@ -166,9 +166,8 @@ def test_the_replay_is_a_loop_by_hand():
     q, image_k, image_v = torch.cat(record.q, 2), record.k[0], record.v[0]
     k, v = definition.read("k", record, record.k), definition.read("v", record, record.v)
     made, _ = replayed(q, k, v)
-    reads = {
-        (row, 1): row + 1 if row % 4 == 0 else row - 1 for row in (0, 2, 4, 6)
-    }  # batch: uncond abcd, cond abcd
+    # batch: uncond abcd, cond abcd
+    reads = {(row, 1): row + 1 if row % 4 == 0 else row - 1 for row in (0, 2, 4, 6)}
     for b in range(8):
         for h in range(2):
             text = reads.get((b, h), b)

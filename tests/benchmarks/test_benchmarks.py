@@ -3,23 +3,20 @@
 Each runs at its smallest size, and refuses ways that do not agree.
 """
 
-import csv
-import importlib
 import math
 import platform
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
+from support.scripts import importer, rows_of
 from textpatch import find_sites, load
 from textpatch.patching import KVCache
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 NAMES = ["attention_op", "overhead", "localization_cost", "full_size", "graphs"]
 CPU = torch.device("cpu")
 
@@ -27,8 +24,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def benchmark(monkeypatch):
     """A benchmark's module by name, imported as a script finds its neighbours."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module
+    return importer(monkeypatch)
 
 
 @pytest.fixture
@@ -54,11 +50,6 @@ def tables(benchmark, tmp_path):
         }
 
     return by_name
-
-
-def rows_of(path: Path) -> list[dict]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def require_ratios(rows: list[dict], base, *same: str) -> None:

@@ -2,7 +2,6 @@
 concludes.
 """
 
-import importlib
 import json
 import os
 import subprocess
@@ -15,15 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+from support.scripts import FOLDER, importer
+
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def benchmark(monkeypatch):
     """A benchmark's module by name, imported as a script finds its neighbours."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module
+    return importer(monkeypatch)
 
 
 def shell(out: Path, *words: str) -> subprocess.CompletedProcess:
@@ -48,9 +47,8 @@ def test_dry_run(tmp_path, benchmark):
     assert first.returncode == 0, first.stdout + first.stderr + log
     assert state_of(tmp_path) == {part.name: "done" for part in parts}
     assert " passed" in log
-    tables = {table for part in parts for table in part.tables} - {
-        "op-graphs.csv"
-    }  # a CPU has no graphs
+    # a CPU has no graphs
+    tables = {table for part in parts for table in part.tables} - {"op-graphs.csv"}
     assert {path.name for path in tmp_path.glob("*.csv")} == tables
     summary = (tmp_path / "summary.md").read_text()
     assert (

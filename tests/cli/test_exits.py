@@ -129,10 +129,8 @@ def test_a_disk_that_is_full_at_any_point(model, tmp_path, monkeypatch):
     assert cli.main([*command, "--out", "run"]) == 0
     found, wanted = files(tmp_path / "run"), files(tmp_path / "whole")
     assert found.keys() == wanted.keys()
-    assert {n for n in wanted if found[n] != wanted[n]} <= {
-        "manifest.json",
-        "report.html",
-    }  # which tell the command
+    telling = {"manifest.json", "report.html"}  # tell the command
+    assert {n for n in wanted if found[n] != wanted[n]} <= telling
 
 
 # --- optional packages that are there and broken
@@ -156,11 +154,8 @@ examined = main(["doctor", sys.argv[1]])
 drawn = main(["generate", sys.argv[1], sys.argv[2], "--steps", "1", "--out", "run"])
 sys.exit(10 * examined + drawn)
 """
-TRANSFORMERS = [
-    "torchvision",
-    "accelerate",
-    "triton",
-]  # transformers 5 imports them where they are, and breaks with them
+# transformers 5 imports them where they are, and breaks with them
+TRANSFORMERS = ["torchvision", "accelerate", "triton"]
 
 
 def test_broken_packages_are_explained(model, tmp_path, long):

@@ -114,6 +114,21 @@ def made(tmp_path_factory):
         os.chdir(here)
 
 
+def test_the_page_names_what_is_written():
+    """The table of run folders in textpatch/localization/README.md has every file beside who leaves it."""
+    page = (GOLDEN.parents[2] / "textpatch/localization/README.md").read_text("utf-8")
+    told = {}
+    for files, commands in re.findall(r"^\| (`[^|]+`) \| (`[^|]+`) \|", page, re.MULTILINE):
+        for file in re.findall(r"`([^`]+)`", files):
+            told[file] = set(re.findall(r"`([^`]+)`", commands))
+    left: dict[str, set[str]] = {}
+    for name, made in json.loads(GOLDEN.read_text("utf-8")).items():
+        for file in made.get("files", []):
+            place, inner, _ = file.partition("/")
+            left.setdefault(place + inner, set()).add(name.split()[0])
+    assert told == left
+
+
 def hold(found: dict, golden: dict) -> None:
     """The same paths; of types none that was not there: whether a mean is infinite, None, is for
     the pictures to say.

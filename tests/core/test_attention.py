@@ -78,9 +78,8 @@ def test_no_gradient_is_nan_where_nothing_is_seen(backend):
 def test_what_nobody_reads_may_be_nan(backend):
     """NaN in every bank entry that no slot names: the output without it, and gradients of 0 there."""
     case = make_attention(rows=2, bank=2, tokens=2, per_head=False, backend=backend)
-    slots = torch.tensor(
-        [[[5, 6]], [[-1, 5]]]
-    )  # of 8; entry 0, which stands in for -1, is not named
+    # of 8; entry 0, which stands in for -1, is not named
+    slots = torch.tensor([[[5, 6]], [[-1, 5]]])
     entries = torch.arange(8).view(2, 1, 4, 1)
     read = (entries == 5) | (entries == 6)
     banks = [x[1].masked_fill(~read, float("nan")).requires_grad_() for x in (case.k, case.v)]

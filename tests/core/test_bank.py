@@ -166,9 +166,8 @@ def test_hooks_beside_a_projection_see_every_step():
     pipeline = unet("sdxl")
     sizes = []
     site = pipeline.denoiser.get_submodule(pipeline.denoiser.sites[1].name)
-    site.to_k = torch.nn.Sequential(
-        site.to_k, torch.nn.Identity()
-    )  # as low-rank adapters wrap a projection
+    # as low-rank adapters wrap a projection
+    site.to_k = torch.nn.Sequential(site.to_k, torch.nn.Identity())
     with altered(pipeline.denoiser, pipeline.denoiser.sites[1].name + ".to_k.1", sizes):
         sample(pipeline, make_rows((0, 1)), PLANS[1], steps=4, guidance=1)
     assert sizes == [2] * 4

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
+from support.copies import call
 from support.foreign import foreign
 from support.laws import patching
 from support.planting import plant
@@ -24,13 +25,6 @@ MASKS = {  # of shipped tables, the argument that hides text tokens
     "qwen_image": "encoder_hidden_states_mask", "krea2": "encoder_attention_mask",
 }  # fmt: skip
 STATIC = ["sdxl", "pixart", "prx"]  # whose text can be injected
-
-
-def call(model, inputs, **others):
-    """The model's output as one tensor."""
-    with torch.no_grad():
-        output = model(**inputs | others)[0]
-    return torch.stack(list(output))
 
 
 def seen(*lengths: int) -> torch.Tensor:

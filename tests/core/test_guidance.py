@@ -90,9 +90,8 @@ def require_negatives_of_their_rows() -> None:
     negatives = {"a": "dull", "b": None, "c": "loud"}
     made = final(pipeline, ROWS, ClassifierFree(3.5, negatives), micro_batch=2)
     for name, x in by_definition(pipeline, ROWS, negatives, 3.5).items():
-        assert torch.allclose(
-            made[name], x, rtol=1e-10, atol=1e-12
-        )  # another batch shape moves the last bits
+        # another batch shape moves the last bits
+        assert torch.allclose(made[name], x, rtol=1e-10, atol=1e-12)
 
 
 def test_a_negative_prompt_per_row():

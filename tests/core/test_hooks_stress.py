@@ -438,9 +438,8 @@ def test_checkpointed_blocks_recompute_under_the_patch():
 def held() -> tuple[int, int]:
     """Bytes of Python's objects, and of the memory of all tensors that Python can reach."""
     gc.collect()
-    tensors = [
-        x for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)
-    ]  # none of the compiler's
+    # none of the compiler's
+    tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)]
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
     return tracemalloc.get_traced_memory()[0], sum(storages.values())
 

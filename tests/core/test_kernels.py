@@ -14,10 +14,8 @@ from textpatch import kernels
 
 HERE = Path(__file__).parents[1]
 DEVICES = ["interpreter", *(["gpu"] if torch.cuda.is_available() else [])]
-SHARED = {
-    80: 163 * 1024,
-    90: 227 * 1024,
-}  # bytes a block may have (CUDA programming guide, table of capabilities)
+# bytes a block may have (CUDA programming guide, table of capabilities)
+SHARED = {80: 163 * 1024, 90: 227 * 1024}
 
 
 @pytest.fixture(scope="module")

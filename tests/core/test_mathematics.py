@@ -164,10 +164,8 @@ def compiled(model):
 
 
 SINGLE, HALF = torch.float32, torch.bfloat16
-LONG = [
-    (compiled, HALF),
-    (on_two_threads, HALF),
-]  # compiling and waiting for threads cost most, and know no dtype
+# compiling and waiting for threads cost most, and know no dtype
+LONG = [(compiled, HALF), (on_two_threads, HALF)]
 WAYS = [
     pytest.param(
         way, dtype, id=f"{way.__name__}-{dtype}", marks=[pytest.mark.long] * ((way, dtype) in LONG)

@@ -100,6 +100,11 @@ FAULTS = {
         "text_box is (1, 2, 3)",
         ["micro", "height"],
     ),
+    "a level between two timesteps": (
+        lambda: Defaults(**FINE, level=250.5),
+        "level is 250.5 among what a model is run with; give a timestep, a whole number",
+        ["finite", "trained"],
+    ),
     "an endless guidance": (
         lambda: Defaults(**FINE | {"guidance": float("inf")}),
         "give a finite number",

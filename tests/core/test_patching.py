@@ -249,10 +249,8 @@ def require_apart(case) -> None:
     patched = lambda: patch(case.model, cache, 1, rows=rows, steps=[0])  # noqa: E731
     assert torch.equal(within(case, patched(), there())[0], within(case, there())[0])
     assert torch.equal(within(case, there(), patched())[0], within(case, patched())[0])
-    for order, text in (
-        (1, None),
-        (-1, injected),
-    ):  # whom a capture sees, outside the injection and inside
+    # whom a capture sees, outside the injection and inside
+    for order, text in ((1, None), (-1, injected)):
         kept = within(case, *[capture(case.model, 1, rows=rows), there()][::order])[1][::order][0]
         require_same(kept, captured(case, text))
 

@@ -6,11 +6,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-SITES = {
-    "sdxl": "13",
-    "if": "7",
-    "sd3": "2",
-}  # the one site of which captured keys and values are kept
+# the one site of which captured keys and values are kept
+SITES = {"sdxl": "13", "if": "7", "sd3": "2"}
 
 source, target = map(Path, sys.argv[1:])
 target.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import sys
 import pytest
 from PIL import Image
 
+from support.documents import without_decimals
 from support.examples import (
     FOLDER,
     NOTEBOOK,
@@ -29,11 +30,6 @@ STORED = NOTEBOOK.read_text("utf-8")
 CODE = code_cells(json.loads(STORED))
 LONGEST = 60  # lines of code, without the docstring
 MOST_BYTES = 400_000
-
-
-def without_decimals(text: str) -> list[str]:
-    """The words of an output, with `#` for every decimal number, whose last digits are the machine's."""
-    return re.sub(r"\d+\.\d+(e[+-]\d+)?", "#", text).split()
 
 
 @pytest.mark.parametrize("name", summaries())

@@ -3,6 +3,10 @@
 `python tests/support/prose.py --list` names every place that counts against one.
 """
 
+import io
+import re
+import tokenize
+
 import pytest
 
 from support import prose
@@ -50,3 +54,23 @@ def test_functions_of_the_benchmarks_are_small():
     """None has more than 60 lines."""
     counts = prose.counted(prose.sources("benchmarks"))
     assert counts.longest_function() <= prose.MOST_FUNCTION
+
+
+def hanging(source: str) -> list[str]:
+    """Comments behind a closing bracket that stands alone on its line, far from what they are about."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = [token for token in tokens if token.type == tokenize.COMMENT]
+    return [
+        token.line.strip()
+        for token in comments
+        if re.fullmatch(r"\s*[)\]}]+[,:]?\s*", token.line[: token.start[1]])
+        and not token.string.startswith(("# fmt:", "# noqa", "# type:"))
+    ]
+
+
+@pytest.mark.parametrize("folder", [*prose.FOLDERS, "tests", "benchmarks"])
+def test_comments_stand_by_what_they_are_about(folder):
+    """A formatter that breaks a line leaves its comment behind the last bracket; it belongs above."""
+    for path in prose.sources(folder):
+        assert hanging(path.read_text("utf-8")) == [], path
+    assert hanging("x = f(\n    1\n)  # why\n") and not hanging("x = f(1)  # why\n")

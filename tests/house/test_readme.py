@@ -7,12 +7,24 @@ import argparse
 import importlib.util
 import re
 import shlex
+from collections.abc import Iterable
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
-from support.documents import FOLDERS, PAGES, README, ROOT, anchors, blocks, links, spans, starting
+from support.documents import (
+    FOLDERS,
+    PAGES,
+    README,
+    ROOT,
+    anchors,
+    blocks,
+    links,
+    spans,
+    starting,
+    without_decimals,
+)
 from textpatch import cli
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -49,11 +61,6 @@ def test_every_page_is_linked_from_another():
 # --- what runs
 
 
-def words(text: str) -> list[str]:
-    """What stands in an output, with `#` for every decimal number: the last digits are the machine's."""
-    return re.sub(r"\d+\.\d+(e[+-]\d+)?", "#", text).split()
-
-
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_the_python_runs(page, tmp_path, monkeypatch, capsys):
     """All Python blocks of a page in one session, as a reader pastes them; each prints the text after it."""
@@ -65,7 +72,8 @@ def test_the_python_runs(page, tmp_path, monkeypatch, capsys):
         if language == "python":
             exec(compile(body, f"a Python block of {page}", "exec"), session)
             printed = capsys.readouterr().out
-            assert words(printed) == (words(shown) if after == "text" else [])
+            expected = shown if after == "text" else ""
+            assert without_decimals(printed) == without_decimals(expected)
 
 
 def test_each_door_has_something_to_run():
@@ -159,6 +167,31 @@ def is_there(span: str, folder: Path) -> bool:
     return True
 
 
+READ_IN_ORDER = [
+    "benchmarks/README.md",
+    "reference_models/README.md",
+    "textpatch/README.md",
+    "textpatch/localization/README.md",
+    "textpatch/ports/README.md",
+    "weights/README.md",
+]
+
+
+def not_told(page: str, files: Iterable[str]) -> list[str]:
+    """Files that a page names neither as `file.py` nor as `file`."""
+    named = {word for span in spans(page) for word in re.split(r"[\s,/]+", span)}
+    return [name for name in files if not {name, name.removesuffix(".py")} & named]
+
+
+@pytest.mark.parametrize("page", READ_IN_ORDER)
+def test_a_page_tells_in_which_order_its_files_are_read(page):
+    """Every file of the page's folder stands on it, and one sentence says with which to begin."""
+    files = [path.name for path in (ROOT / page).parent.glob("*.py") if path.stem != "__init__"]
+    assert len(files) > 5 and not_told(page, files) == []
+    assert re.search(r"^(Read |## In which order to read)", PAGES[page], re.MULTILINE)
+    assert not_told(page, ["nothing_there.py"])
+
+
 def test_the_make_targets_are_told():
     """The first lines of the Makefile say what each target for people does, and `make help` prints them."""
     told = re.findall(r"^# make (\w+)", MAKEFILE, re.MULTILINE)
@@ -174,4 +207,5 @@ def test_a_fault_on_a_page_is_noticed(tmp_path):
     assert anchors(page) == {"title", "what-a-search-costs"}
     assert is_there("tests/support/laws.py", ROOT) and not is_there("tests/laws.py", ROOT)
     assert is_there("plan.py", ROOT / "textpatch") and not is_there("plan_.py", ROOT / "textpatch")
-    assert words("a 1.5e-06 b\n") == words("a 2.75 b") != words("a 2.75 c")
+    told = without_decimals("a 2.75 b")
+    assert without_decimals("a 1.5e-06 b\n") == told != without_decimals("a 2.75 c")

@@ -57,10 +57,8 @@ CORE = (
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 TALKERS = {"cli", "examples"}
-SPEAKS = {
-    "textpatch.weights.training.loop",
-    "textpatch.weights.signs.evaluation",
-}  # beside the command line
+# beside the command line
+SPEAKS = {"textpatch.weights.training.loop", "textpatch.weights.signs.evaluation"}
 
 
 def modules(package: str, folder: Path) -> dict[str, Path]:
@@ -172,6 +170,26 @@ def test_the_core_needs_torch_alone():
             assert ours or name.split(".")[0] in {"torch", *sys.stdlib_module_names}, (
                 f"{module} imports {name}"
             )
+
+
+def also_loaded(modules: list[str]) -> str:
+    """What a fresh interpreter loads for these modules beside torch, what comes with torch, and textpatch."""
+    code = """if True:
+        import importlib, sys, torch
+        before = {name.split(".")[0] for name in sys.modules}
+        for name in sys.argv[1:]:
+            importlib.import_module(name)
+        after = {name.split(".")[0] for name in sys.modules}
+        print(*sorted(after - before - {"textpatch", *sys.stdlib_module_names}))
+    """
+    return subprocess.check_output([sys.executable, "-c", code, *modules], text=True).strip()
+
+
+def test_the_core_loads_torch_alone():
+    """Importing all of the core, the tables of ports and the sampler loads torch and the standard library."""
+    rooms = (*CORE, "lockstep", "pipelines", "ports", "sampling")
+    assert also_loaded([name for name in LIBRARY if room(name) in rooms]) == ""
+    assert also_loaded(["textpatch.pictures"]) == "PIL"  # which is no part of it
 
 
 def untyped(files: str) -> set[str]:

@@ -1,14 +1,13 @@
 """The tables of the pages are those of the CSV files, and no figure is typed into one by hand."""
 
 import csv
-import importlib
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
-from support.documents import PAGES, ROOT
+from support.documents import PAGES, ROOT, links
+from support.scripts import importer, rows_of
 
 FIGURE = re.compile(r"(?<![\w.])\d*\.\d\d+|\d %")
 BY_HAND = "<!-- by hand: "
@@ -17,8 +16,7 @@ BY_HAND = "<!-- by hand: "
 @pytest.fixture
 def tables(monkeypatch):
     """benchmarks/tables.py, imported as a script finds its neighbours."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("tables")
+    return importer(monkeypatch)("tables")
 
 
 @pytest.fixture
@@ -43,6 +41,19 @@ def test_every_table_stands_on_a_page(tables):
         asked.split()[0] for text in PAGES.values() for _, asked, *_ in tables.PLACE.findall(text)
     }
     assert asked == set(tables.TABLES)
+
+
+def test_every_result_is_used(tables, monkeypatch):
+    """Each file of benchmarks/results is read for a table, or shown or linked on a page."""
+    read, read_rows = set(), tables.read_rows
+    monkeypatch.setattr(
+        tables, "read_rows", lambda name: read.add(f"{name}.csv") or read_rows(name)
+    )
+    shown = {path.name for page in PAGES for path, _ in links(page)}
+    for page, text in PAGES.items():
+        tables.filled(text, page)
+    there = {path.name for path in tables.RESULTS.iterdir() if path.is_file()}
+    assert there - read - shown == set() and len(read) > 20
 
 
 def typed(text: str, place: re.Pattern) -> list[str]:
@@ -86,11 +97,6 @@ def test_a_new_measurement_is_noticed(copied):
         writer.writerows(rows)
     assert copied.differing(PAGES[page], page) == ["each_site"]
     assert "| .123 |" in copied.filled(PAGES[page], page)
-
-
-def rows_of(path: Path) -> list[dict]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_the_best_site_is_read_off_the_file(copied):

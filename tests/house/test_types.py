@@ -1,6 +1,5 @@
 """A user's script is typed: mypy finds no error in it, and every result has a type of its own."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +7,9 @@ from pathlib import Path
 import pytest
 
 import textpatch
-from textpatch.weights.loading import SHIPPED
+from support import documents
 
-ROOT = SHIPPED.parent
-FOLDERS = ["textpatch", "reference_models", "weights", "benchmarks"]
-PAGES = [
-    ROOT / "README.md",
-    *(page for name in FOLDERS for page in (ROOT / name).rglob("README.md")),
-]
+ROOT = documents.ROOT
 SCRIPT = """
 from textpatch import Pair, Plan, Row, Swap, capture, edit, load, localize, patch, sample
 
@@ -64,15 +58,14 @@ pictures.save("a.png")
 """
 
 
-def blocks(page: Path) -> str:
+def blocks(page: str) -> str:
     """All Python blocks of a page, as one reader would paste them into one session."""
-    text = page.read_text("utf-8")
-    return "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    return "\n".join(body for language, body in documents.blocks(page) if language == "python")
 
 
-def script_name(page: Path) -> str:
+def script_name(page: str) -> str:
     """The script that holds the blocks of a page, README or textpatch_ports_README."""
-    return "_".join(page.relative_to(ROOT).with_suffix("").parts)
+    return page.removesuffix(".md").replace("/", "_")
 
 
 def installed(folder: Path) -> Path:
@@ -92,10 +85,11 @@ def said(tmp_path_factory) -> dict[str, list[str]]:
     scripts = tmp_path_factory.mktemp("scripts")
     reveals = "\n".join(f"reveal_type({name})" for name in REVEALED)
     written = {"script": SCRIPT, "reveals": SCRIPT + reveals, "wrong": SCRIPT + WRONG}
-    written |= {script_name(page): blocks(page) for page in PAGES}
+    written |= {script_name(page): blocks(page) for page in documents.PAGES}
     for name, source in written.items():
         (scripts / f"{name}.py").write_text(source, "utf-8")
     library = installed(tmp_path_factory.mktemp("library"))
+    (library / "support").symlink_to(ROOT / "tests" / "support")  # which tests/README.md imports
     (scripts / "mypy.ini").write_text(CONFIGURATION, "utf-8")
     command = [sys.executable, "-m", "mypy", "--no-error-summary", "--hide-error-context"]
     command += ["--cache-dir", str(ROOT / ".mypy_cache"), *(f"{name}.py" for name in written)]
@@ -129,4 +123,5 @@ def test_wrong_use_is_noticed(said):
 
 def test_the_pages_have_no_type_errors(said):
     """Neither have the Python blocks of any page."""
-    assert [line for page in PAGES for line in said[script_name(page)]] == []
+    assert "plant(" in blocks("tests/README.md")
+    assert [line for page in documents.PAGES for line in said[script_name(page)]] == []

@@ -59,11 +59,9 @@ def test_it_is_the_slope_towards_the_swap(architecture, seed):
     `swapped` is what the swap itself puts out.
     """
     case = fixed_case(architecture, seed=seed)
-    model, (x, t, text), e = (
-        case.model,
-        first_call(case.pipeline),
-        1e-5,
-    )  # its square's share of L was measured: 2e-8
+    model = case.model
+    x, t, text = first_call(case.pipeline)
+    e = 1e-5  # its square's share of L was measured: 2e-8
     found, tokens = drops(model, x, t, text), text.tokens.shape[1]
     largest = max(map(abs, found.values()))
     assert largest > 0

@@ -251,9 +251,8 @@ class Failing(Truth):
         self.failed = list(failed)
 
     def value(self, group) -> np.ndarray:
-        values = np.full(
-            PAIRS, 0.2 + 0.8 * (0 in group) * (1 - 1e-9)
-        )  # of a perfect reading n / (n + 1e-8)
+        # of a perfect reading n / (n + 1e-8)
+        values = np.full(PAIRS, 0.2 + 0.8 * (0 in group) * (1 - 1e-9))
         values[self.failed] = 1.0 if {0, 1} <= set(group) else 0.2
         return values
 

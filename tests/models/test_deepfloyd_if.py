@@ -1,7 +1,6 @@
 """DeepFloyd IF is the published U-Net, stage I and stage II: sites, counts, diffusers' outputs; and its
 bank."""
 
-from copy import deepcopy
 from dataclasses import asdict, replace
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
+from support.copies import TOLERANCE, full_width
 from support.small_models import outputs, relative
 from support.strategies import randomize
 from textpatch.attention import row_slots
@@ -19,7 +19,6 @@ from textpatch.reference_models.layers import TextCondition
 
 RESNET_DOWN, SITES_DOWN = "ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"
 RESNET_UP, SITES_UP = "ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6}
 
 # what every published configuration has and IFConfig therefore does not say
 FIXED = dict(
@@ -75,11 +74,8 @@ def inputs(config: IFConfig, dtype=torch.float64, rows=2, size=(1, 2), tokens=5,
     return (x, t, text), dict(low=low, level=level) if config.class_embed_type else {}
 
 
-PUBLISHED = {
-    704: 4_304_695_110,
-    320: 935_365_830,
-    192: 371_605_830,
-}  # XL, L, M: first width, parameters
+# XL, L, M: first width, parameters
+PUBLISHED = {704: 4_304_695_110, 320: 935_365_830, 192: 371_605_830}
 
 
 @pytest.mark.parametrize("first", PUBLISHED)
@@ -239,17 +235,6 @@ def reference_xl(diffusers):
         return diffusers.UNet2DConditionModel(**asdict(IFConfig()), **FIXED)
 
 
-def full_width(xl, reference_xl, name: str):
-    """A module of IF-I-XL and diffusers' module of that name, in float64, sharing one set of random
-    weights."""
-    ours = deepcopy(xl.get_submodule(name)).double().to_empty(device="cpu").requires_grad_(False)
-    for parameter in ours.parameters():
-        parameter.normal_(std=parameter[0].numel() ** -0.5)
-    theirs = deepcopy(reference_xl.get_submodule(name))
-    theirs.load_state_dict(ours.state_dict(), assign=True)
-    return ours, theirs.requires_grad_(False)
-
-
 def test_attention_at_full_width(xl, reference_xl):
     """A site of width 2816 = diffusers' Attention with AttnAddedKVProcessor2_0, at 77 tokens."""
     ours, theirs = full_width(xl, reference_xl, "mid_block.attentions.0")
@@ -302,10 +287,11 @@ def test_slots_at_all_sites_are_the_donors_text(config, dtype):
     donors, pooled = torch.randn_like(readers.tokens), model.pool(readers.tokens)
     target = model(x, t, TextCondition(donors, pooled), **stage_ii)
     own, theirs = model.text_kv(readers), model.text_kv(TextCondition(donors))
+    # R = 4, B = 2
     bank = tuple(
         tuple(torch.cat(pair) for pair in zip(a, b, strict=True))
         for a, b in zip(own, theirs, strict=True)
-    )  # R = 4, B = 2
+    )
     slots = [row_slots(torch.tensor([2, 3]), tokens=5)] * len(model.sites)
     assert torch.equal(model(x, t, TextCondition(bank, pooled), slots=slots, **stage_ii), target)
     tokens = torch.cat([readers.tokens, donors])

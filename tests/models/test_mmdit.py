@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
+from support.copies import TOLERANCE
 from support.small_models import relative
 from support.strategies import randomize
 from textpatch.attention import row_slots
@@ -17,7 +18,6 @@ from textpatch.hooks import HookRegistry
 from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.mmdit import Block, MMDiT, MMDiTConfig
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6}
 PUBLISHED = {
     "SD3-medium": MMDiTConfig(),
     "SD3.5-medium": MMDiTConfig(

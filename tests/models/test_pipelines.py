@@ -11,10 +11,11 @@ from support.small_models import relative, small_pipeline
 from textpatch import load
 from textpatch.errors import PatchError
 
+# lower case: IF lowers its prompts
 PROMPTS = [
     "a red sign on a blue wall",
     "a green badge on a striped yellow wall",
-]  # lower case: IF lowers its prompts
+]
 SEEDS = [5, 11]
 
 

@@ -1,6 +1,5 @@
 """SDXL is the published U-Net: sites, diffusers' numbers at small sizes and full width; and its bank."""
 
-from copy import deepcopy
 from dataclasses import asdict, replace
 
 import pytest
@@ -9,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
+from support.copies import TOLERANCE, full_width
 from support.small_models import outputs, relative
 from support.strategies import randomize
 from textpatch.attention import row_slots
@@ -22,10 +22,8 @@ DOWN, SITES_DOWN, UP, SITES_UP = (
     "UpBlock2D",
     "CrossAttnUpBlock2D",
 )
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6}
-FIXED = dict(
-    addition_embed_type="text_time", use_linear_projection=True
-)  # so published, and no size
+# so published, and no size
+FIXED = dict(addition_embed_type="text_time", use_linear_projection=True)
 PARAMETERS = 2_567_463_684
 SMALL = SDXLConfig(
     in_channels=3,
@@ -169,16 +167,6 @@ def reference_base(diffusers):
         return diffusers.UNet2DConditionModel(**asdict(SDXLConfig()), **FIXED)
 
 
-def full_width(base, reference_base, name: str):
-    """A module of SDXL base 1.0 and diffusers' module of that name, in float64, sharing random weights."""
-    ours = deepcopy(base.get_submodule(name)).double().to_empty(device="cpu").requires_grad_(False)
-    for parameter in ours.parameters():
-        parameter.normal_(std=parameter[0].numel() ** -0.5)
-    theirs = reference_base.get_submodule(name).requires_grad_(False)
-    theirs.load_state_dict(ours.state_dict(), assign=True)
-    return ours, theirs
-
-
 @pytest.mark.parametrize("where, width", [("down_blocks.1", 640), ("mid_block", 1280)])
 def test_block_at_full_width(base, reference_base, where, width):
     """A block of 640 = 10 heads or 1280 = 20 heads of 64 is diffusers' BasicTransformerBlock, at 77
@@ -311,9 +299,8 @@ def test_it_compiles_in_one_piece():
             r"block_out_channels has 24, which is no multiple of 5 \(attention_head_dim",
         ),
         (
-            dict(
-                attention_head_dim=(2, 5), down_block_types=(DOWN, DOWN), up_block_types=(UP, UP)
-            ),  # the middle has sites
+            # the middle has sites
+            dict(attention_head_dim=(2, 5), down_block_types=(DOWN, DOWN), up_block_types=(UP, UP)),
             r"block_out_channels has 24, which is no multiple of 5 \(attention_head_dim",
         ),
         (

@@ -65,13 +65,14 @@ def test_an_edit_is_upscaled_by_its_source_prompt_alone(stage_i, stage_ii):
     assert one.source.size == (192, 64) and one.source.tobytes() == other.source.tobytes()
     small = [edits[0].image, edits[0].source, edits[0].target]
     alone = [stage_ii.upscale([picture], [SOURCE], seeds=[3])[0] for picture in small]
+    # another batch moves the last bits
     assert (
         max(
             np.abs(np.asarray(a, int) - np.asarray(b, int)).max()
             for a, b in zip(alone, (one.image, one.source, one.target), strict=True)
         )
         <= 1
-    )  # another batch moves the last bits
+    )
     assert large(one) != large(upscaled(replace(edits[0], seed=4), stage_ii))
     by_target = replace(edits[0], pair=replace(edits[0].pair, source=TARGET))
     assert large(one) != large(upscaled(by_target, stage_ii))

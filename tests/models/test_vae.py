@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.copies import TOLERANCE
 from support.small_models import relative
 from support.strategies import randomize
 from textpatch.errors import PatchError
 from textpatch.reference_models.vae import VAE, MidBlock, VAEConfig
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6}
 BARE = dict(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
 PUBLISHED = {
     "SDXL": VAEConfig(),

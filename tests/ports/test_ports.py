@@ -465,10 +465,8 @@ def test_injection_at_all_sites_is_the_other_text(diffusers, name):
         injected = [call(model, inputs) for _ in range(2)]
     assert len(calls) == 3
     assert all(torch.equal(x, call(model, inputs, encoder_hidden_states=text)) for x in injected)
-    assert {step for _, step, *_ in cache} == {
-        0,
-        1,
-    }  # the call that makes the bank is nobody's step
+    # the call that makes the bank is nobody's step
+    assert {step for _, step, *_ in cache} == {0, 1}
 
 
 def test_inputs_are_bound_to_their_names():

@@ -102,12 +102,13 @@ def left_out(tmp_path):
     laws_of_runs.law_damage_is_left_out_and_named(Run.open(tmp_path / "run", laws_of_runs.REQUEST))
 
 
+# the others are tests of test_folder.py and test_glyphcontrol.py
 CHECKS = [
     equal_in_python,
     allowed,
     made_by_its_request,
     scored_by_one_definition,
-]  # the others are tests of test_folder.py and test_glyphcontrol.py
+]
 FAULTS = {
     "damage is not counted": (left_out, records, "read_records", "damaged.append(number)", "pass"),
     "damage ends a file": (

@@ -2,6 +2,7 @@
 in either.
 """
 
+from copy import deepcopy
 from dataclasses import asdict, replace
 
 import torch
@@ -14,6 +15,8 @@ from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 
+# between ours and diffusers, of the largest value
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6}
 IN_SDXL = SDXLConfig(
     in_channels=4,
     block_out_channels=(8, 16),
@@ -135,3 +138,16 @@ def native_slots_are_foreign_hooks(diffusers, name: str, swap: Swap, seed: int) 
         patched = call(theirs, inputs)
     assert relative(patched, native) <= 1e-10 and torch.equal(patched[1:], plain[1:])
     assert not torch.equal(patched[0], plain[0])
+
+
+def full_width(ours, theirs, name: str):
+    """A module of our model and diffusers' module of that name, in float64, sharing random weights.
+
+    The models may be on the meta device.
+    """
+    module = deepcopy(ours.get_submodule(name)).double().to_empty(device="cpu")
+    for parameter in module.requires_grad_(False).parameters():
+        parameter.normal_(std=parameter[0].numel() ** -0.5)
+    other = deepcopy(theirs.get_submodule(name))
+    other.load_state_dict(module.state_dict(), assign=True)
+    return module, other.requires_grad_(False)

@@ -9,11 +9,8 @@ from textpatch.weights.loading import SHIPPED
 ROOT = SHIPPED.parent
 FOLDERS = "benchmarks", "reference_models", "tests", "textpatch", "weights"
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-RUN = (
-    "",
-    "sh",
-    "console",
-)  # languages of blocks that hold commands; `text` is what is printed, or only shown
+# languages of blocks that hold commands; `text` is what is printed, or only shown
+RUN = ("", "sh", "console")
 
 
 def read_pages() -> dict[str, str]:
@@ -69,3 +66,8 @@ def anchors(path: Path) -> set[str]:
     """Names by which the headings of a page are linked to."""
     headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def without_decimals(text: str) -> list[str]:
+    """The words of an output, with `#` for every decimal number, whose last digits are the machine's."""
+    return re.sub(r"\d+\.\d+(e[+-]\d+)?", "#", text).split()

@@ -371,9 +371,8 @@ EVERYWHERE = "sdxl", "if-i", "mmdit"
 ELSEWHERE_NONE = {  # what is no fault on the other architectures
     "first step's cache": ["mmdit"],
     "image rows patched": ["if-i", "mmdit"],
-    "conditional branch only": [
-        "mmdit"
-    ],  # where text is static all unconditional rows have one K and V
+    # where text is static all unconditional rows have one K and V
+    "conditional branch only": ["mmdit"],
     "injection allowed": ["mmdit"],
     "K and V injected the other way round": ["sdxl", "if-i"],
 }

@@ -37,9 +37,8 @@ def law_patch_writes_the_named_cells_alone(case: Case):
         named = cells(case, swap, 0, case.rows)
         for site in reached:
             for part, tap in enumerate(site.taps):
-                own = torch.stack(
-                    [cache[site.name, 0, row.label, "kv"[part]] for row in case.rows]
-                )  # (B, T, H D)
+                # (B, T, H D)
+                own = torch.stack([cache[site.name, 0, row.label, "kv"[part]] for row in case.rows])
                 cell = (
                     named[site.index, part, :, : site.heads]
                     .transpose(1, 2)
@@ -135,9 +134,8 @@ def law_the_order_of_a_sites_bank_is_nothing(case: Case):
         full = tables(case, Plan(replace(s, sites=site.index) for s in every_step(case.plan)), 0)
         B = len(case.rows)
         slots = [None] * len(case.model.sites)
-        pair = (
-            full[site.index, :, -B:, : site.heads] - (full.shape[2] - B) * case.tokens
-        )  # the conditional rows
+        # the conditional rows
+        pair = full[site.index, :, -B:, : site.heads] - (full.shape[2] - B) * case.tokens
         moved = (
             rows.argsort()[pair // case.tokens] * case.tokens + tokens.argsort()[pair % case.tokens]
         )

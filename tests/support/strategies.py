@@ -100,9 +100,8 @@ def randomize(model: nn.Module, seed: int) -> nn.Module:
         noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
         matrix = tensor.dim() > 1 and name.endswith("weight")
         scale = tensor[0].numel() ** -0.5 if matrix else 0.2
-        tensor.copy_(
-            noise * scale + (not matrix and name.endswith("weight"))
-        )  # norm weights lie around one
+        # norm weights lie around one
+        tensor.copy_(noise * scale + (not matrix and name.endswith("weight")))
     return model
 
 

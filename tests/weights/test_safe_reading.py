@@ -132,9 +132,8 @@ def test_what_mutants_are_accepted_safetensors_accepts_too(path):
     rng, accepted, codes = random.Random(0), 0, set()
     for number in range(20_000):
         body = mutant(rng, *((GOOD, DATA), (TWO, DATA * 2))[number % 2])
-        path.unlink(
-            missing_ok=True
-        )  # a file written anew where it was is flushed to the disk, which takes long
+        # a file written anew where it was is flushed to the disk, which takes long
+        path.unlink(missing_ok=True)
         path.write_bytes(body)
         try:
             found = open_tensors(path)

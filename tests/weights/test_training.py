@@ -341,9 +341,8 @@ def test_a_planted_batch_shows_the_word_it_reads(name, sites):
         drawn = draw_sign(replace(own, word=donor.word), recipe.signs, random.Random(0)).transpose(
             2, 0, 1
         )
-        if (
-            own.shape == "sign"
-        ):  # its plate hides the wall behind the letters, whose pattern has its own phase
+        # its plate hides the wall behind the letters, whose pattern has its own phase
+        if own.shape == "sign":
             assert np.array_equal(
                 drawn[:, top:bottom, left:right], picture[:, top:bottom, left:right]
             )
@@ -363,9 +362,8 @@ def test_stage_ii_is_shown_its_picture_at_half_the_size(step):
     abar = trained_abars(recipe.schedule)[level]
     noise = (batch.beside["low"] - abar.sqrt() * low) / (1 - abar).sqrt()
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
-    assert (
-        abs((noise * batch.noise).mean()) < 0.01
-    )  # another draw than the noise of the picture itself
+    # another draw than the noise of the picture itself
+    assert abs((noise * batch.noise).mean()) < 0.01
     left, top, right, bottom = recipe.signs.text_box
     for prompt, picture in zip(batch.prompts, batch.pictures, strict=True):
         drawn = torch.from_numpy(draw_sign(parse(prompt), recipe.signs, random.Random(0))).permute(

@@ -38,9 +38,8 @@ class Crash(OCRError):
 
 def program() -> str:
     """The program to start, `tesseract` unless `pytesseract.pytesseract.tesseract_cmd` names another."""
-    from pytesseract import (
-        pytesseract,
-    )  # imported here because it imports pandas where there is one
+    # imported here because it imports pandas where there is one
+    from pytesseract import pytesseract
 
     return pytesseract.tesseract_cmd
 

@@ -67,9 +67,8 @@ def sites_run_in_order(port: Port) -> Findings:
     """Sites run in the order of their numbers."""
     fired = port.plain.names
     starts = [min(fired.index(tap.module) for tap in site.taps) for site in port.sites]
-    for site, start, after in zip(
-        port.sites, starts, starts[1:], strict=False
-    ):  # the last has none after
+    # the last has none after
+    for site, start, after in zip(port.sites, starts, starts[1:], strict=False):
         if start >= after:
             yield f"the site after {site.name!r} does not; order the table as the model runs"
 
