@@ -64,7 +64,7 @@ def bars(written: str) -> list[str]:
     return [part for part in re.split(r"[\r\n]", written) if re.search(r"\d+%\|", part)]
 
 
-@pytest.fixture(scope="module", params=[80, 40])
+@pytest.fixture(scope="module", params=[80, pytest.param(40, marks=pytest.mark.long)])
 def seen(request, model, tmp_path_factory):
     """Width, and what one localisation writes to a terminal so wide."""
     command = [

@@ -42,7 +42,7 @@ def test_laws(device, part, triton, long):
     """The laws hold by Triton's interpreter, and on a GPU where there is one; each planted fault breaks its
     law.
 
-    The short form holds the errors against those of eager in 6 random cases of 25.
+    The short form holds the errors against those of eager in 4 random cases of 25.
     """
     if device == "gpu" and part == "the_law_notices":
         part = "every"  # faults are planted on the CPU alone
@@ -66,9 +66,9 @@ def test_the_kernels_compile(triton, long, tmp_path):
     """For sm_80 and sm_90, without a GPU: half precision goes to the tensor cores, and every kernel fits
     its block.
 
-    The short form compiles what SD3 and FLUX would run on an H100 and an A100.
+    The short form compiles what SD3 would run on an H100.
     """
-    wanted = ["90:bfloat16:64", "80:bfloat16:128"]
+    wanted = ["90:bfloat16:64"]
     if long:
         wanted = [
             ":".join(each)

@@ -30,7 +30,7 @@ from support.kernel_cases import (
     sdpa,
 )  # fmt: skip
 
-SMALL = Case(M=5, Mt=3, N=4, T=21)
+SMALL = Case(H=1, G=1, M=5, Mt=3, N=4, T=21)
 
 
 def normal(like: torch.Tensor, seed: int = 0) -> torch.Tensor:

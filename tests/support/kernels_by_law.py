@@ -56,7 +56,7 @@ def _nothing_is_copied_back(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_forward(dtype, peak, long):
     """Results against float64: no further off than eager, and SDPA."""
-    cases = laws.numeric(range(15 if long else 4), dtype, DEVICE, peak)
+    cases = laws.numeric(range(15 if long else 3), dtype, DEVICE, peak)
     laws.law_forward_errs_no_more_than_eager(textpatch.kernels, cases)
 
 
@@ -64,20 +64,21 @@ def test_forward(dtype, peak, long):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_backward(dtype, peak, long):
     """Gradients against autograd in float64: at most twice as far off as eager's."""
-    cases = laws.numeric(range(100, 110 if long else 102), dtype, DEVICE, peak)
+    cases = laws.numeric(range(100, 110 if long else 101), dtype, DEVICE, peak)
     laws.law_gradients_err_no_more_than_twice_eager(textpatch.kernels, cases)
 
 
 SMALL = replace(laws.SMALL, device=DEVICE)
-RAGGED = replace(SMALL, tables="kv", per_head=True, hidden=0.3)
-PEAKED = replace(SMALL, dtype=torch.float16, H=1, G=1, D=32, peak=8.0)
-FAR = replace(SMALL, dtype=torch.float16, B=3, H=1, G=1, M=3, Mt=0, N=3, T=4, S=3)
+HEADS = replace(SMALL, H=2, G=2)
+RAGGED = replace(HEADS, tables="kv", per_head=True, hidden=0.3)
+PEAKED = replace(SMALL, dtype=torch.float16, D=32, peak=8.0)
+FAR = replace(SMALL, dtype=torch.float16, B=3, M=3, Mt=0, N=3, T=4, S=3)
 FAR_HEADS = replace(FAR, B=1, R=1, H=3, G=3, M=1, N=2, S=2)
-LONG = replace(SMALL, dtype=torch.float16, B=2, H=1, G=1, T=83, N=66)
+LONG = replace(SMALL, dtype=torch.float16, T=83, N=66)
 PROPERTIES = [
     (laws.law_what_cancels_is_not_rounded, PEAKED),
-    (laws.law_a_swap_is_a_copy, replace(SMALL, T=9)),
-    (laws.law_a_swap_is_a_copy, replace(SMALL, T=9, tables="v", H=1, G=1, R=2)),
+    (laws.law_a_swap_is_a_copy, replace(HEADS, T=9)),
+    (laws.law_a_swap_is_a_copy, replace(SMALL, T=9, tables="v", R=2)),
     (laws.law_a_swap_is_a_copy, replace(LONG, tables="kv")),
     (laws.law_a_row_is_alone, replace(RAGGED, H=1, G=1)),
     (laws.law_rows_not_named_stay, SMALL),
@@ -86,12 +87,12 @@ PROPERTIES = [
     (laws.law_hidden_in_either_is_hidden, replace(SMALL, tables="kv")),
     (laws.law_nothing_seen_is_zero, SMALL),
     (laws.law_wild_slots_are_loud, replace(SMALL, tables="kv")),
-    (laws.law_strides_are_nothing, SMALL),
+    (laws.law_strides_are_nothing, HEADS),
     (laws.law_far_is_no_further_than_near, FAR),
     (laws.law_far_is_no_further_than_near, FAR_HEADS),
-    (laws.law_one_table_serves_all_heads, SMALL),
+    (laws.law_one_table_serves_all_heads, HEADS),
     (laws.law_padding_is_nothing, replace(SMALL, D=40)),
-    (laws.law_key_heads_serve_their_group, replace(SMALL, H=4)),
+    (laws.law_key_heads_serve_their_group, replace(HEADS, H=4)),
     (laws.law_the_lse_is_optional, SMALL),
 ]  # fmt: skip
 
@@ -164,7 +165,7 @@ def backward(kernels, case):
     laws.law_gradients_err_no_more_than_twice_eager(kernels, [case])
 
 
-TWO_TILES = replace(SMALL, H=1, G=1, M=34, Mt=3, N=33, T=37, S=9)
+TWO_TILES = replace(SMALL, M=34, Mt=3, N=33, T=37, S=9)
 FAULTS = {
     "earlier weights not scaled down": (forward, TWO_TILES, "forward", "total * decay +", "total +"),
     "earlier values not scaled down": (forward, TWO_TILES, "forward", "out * decay[:, None],", "out,"),
@@ -180,11 +181,11 @@ FAULTS = {
     "values through the table of keys": (forward, replace(SMALL, tables="kv"), "tiles",
         "slot_v // given.sizes.bank_tokens\n token_v = slot_v %",
         "slot_k // given.sizes.bank_tokens\n        token_v = slot_k %"),
-    "table of one head for all": (forward, replace(SMALL, per_head=True), "tiles",
+    "table of one head for all": (forward, replace(HEADS, per_head=True), "tiles",
         "vectors(slots.expand(-1, heads, -1))", "vectors(slots[:, :1].expand(-1, heads, -1))"),
     "hidden in keys alone": (laws.law_hidden_in_either_is_hidden, replace(SMALL, tables="kv"), "tiles",
         "seen = (tl.minimum(slot_k, slot_v) >= 0)", "seen = (slot_k >= 0)"),
-    "head dim stride taken for one": (laws.law_strides_are_nothing, SMALL, "tiles",
+    "head dim stride taken for one": (laws.law_strides_are_nothing, HEADS, "tiles",
         "[:, None] + (d * x.d)[None, :]\n    return", "[:, None] + d[None, :]\n    return"),
     "row in 32 bits": (laws.law_far_is_no_further_than_near, FAR, "tiles",
         "row.to(tl.int64) * x.b", "row * x.b"),
@@ -198,10 +199,10 @@ FAULTS = {
         'tl.where(wild, float("nan"), ', "tl.where(wild, 0.0, "),
     "wild slots of values hidden": (laws.law_wild_slots_are_loud, replace(SMALL, tables="kv"), "tiles",
         "wild = (tl.minimum(slot_k, slot_v) < -1)", "wild = (slot_k < -1)"),
-    "key heads not shared": (laws.law_key_heads_serve_their_group, replace(SMALL, H=4), "tiles",
+    "key heads not shared": (laws.law_key_heads_serve_their_group, replace(HEADS, H=4), "tiles",
         "k = load_tile(given.k_text, row_k, head // given.sizes.group,",
         "k = load_tile(given.k_text, row_k, head % (4 // given.sizes.group),"),
-    "results in rows of heads": (laws.law_strides_are_nothing, SMALL, "tiles",
+    "results in rows of heads": (laws.law_strides_are_nothing, HEADS, "tiles",
         "like.new_empty(b, n, h, d, dtype=dtype).transpose(1, 2)", "like.new_empty(b, h, n, d, dtype=dtype)"),
     "delta forgotten": (backward, SMALL, "backward",
         "tl.trans(v), input_precision=\"ieee\") - delta[:, None])",
