@@ -359,7 +359,7 @@ def wait_for(path: Path, process: subprocess.Popen, lines: int) -> None:
 
 def test_an_interrupted_run_goes_on_where_it_stopped(model, here):
     """SIGINT midway: code 130, one line, records kept; the same command again ends on the same results."""
-    arguments = ["localize", model, "--pairs", "5", "--seeds", "0", "1"]
+    arguments = ["localize", model, "--pairs", "3", "--seeds", "0", "1"]
     process = subprocess.Popen(
         [*COMMAND, *arguments, "--out", "a"],
         stdout=subprocess.PIPE,
@@ -375,7 +375,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(model, here):
         == "textpatch: interrupted; what is finished is in a; the same command goes on where it stopped\n"
     )
     kept = (here / "a/records/0.jsonl").read_bytes()
-    assert 2 <= kept.count(b"\n") < 10 and not (here / "a/results.json").exists()
+    assert 2 <= kept.count(b"\n") < 6 and not (here / "a/results.json").exists()
     assert cli.main([*arguments, "--out", "a"]) == 0 and cli.main([*arguments, "--out", "b"]) == 0
     assert (here / "a/records/0.jsonl").read_bytes().startswith(kept)
     for name in ("results.json", "results.csv", "heatmap.png", "contact_sheet.png"):

@@ -241,7 +241,7 @@ def test_ctrl_c_at_any_time(model, tmp_path, long):
         "--out",
         str(tmp_path / "run"),
     ]
-    for n in range(20 if long else 3):
+    for n in range(20 if long else 2):
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
         )

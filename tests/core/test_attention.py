@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
@@ -50,6 +50,7 @@ def test_hidden_tokens(case):
     laws.law_hidden_tokens_are_absent(case)
 
 
+@settings(max_examples=8)
 @given(attentions())
 def test_gradients(case):
     """gradcheck; d out / d (unread token) = 0."""

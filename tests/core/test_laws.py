@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support import laws, laws_of_calls
 from support.strategies import ARCHITECTURES, STATIC, cases, fixed_case
 
-EXAMPLES = max(settings().max_examples // 4, 1)  # of each architecture
+EXAMPLES = max(settings().max_examples // 5, 1)  # of each architecture
 
 
 def over(law, architectures=ARCHITECTURES):

@@ -48,7 +48,7 @@ FAULTS = {
     ),
     "start outside": (
         lambda: localize(PIPELINE, [PAIR], start=2),
-        "start 2 of 2 steps",
+        "start is 2 of 2 steps",
         ["seed", "pair"],
     ),
     "one pair": (
