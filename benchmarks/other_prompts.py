@@ -240,7 +240,7 @@ def sizes(pipeline, n: int, guidance: float, ocr) -> list[dict]:
             rows.append(row | {"refused": error})
             continue
         for place, box in boxes(pipeline.defaults.text_box, height, width).items():
-            read = ocr.read(pictures, box=box)
+            read = [reading.text for reading in ocr.read(pictures, [box] * len(pictures))]
             pairs = list(zip(read, [sign.word for sign in signs], strict=True))
             row |= {
                 f"exact_{place}": float(np.mean([exact(*pair) for pair in pairs])),

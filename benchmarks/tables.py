@@ -345,6 +345,21 @@ def promised() -> str:
     return drawn(titles, rows)
 
 
+# --- who reads
+
+
+def readers() -> str:
+    """What each reader reads of words whole and broken."""
+    rows = read_rows("readers")
+    names = list(dict.fromkeys(row["reader"] for row in rows))
+    lines = []
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        of = {row["reader"]: row for row in chosen(rows, kind=kind)}
+        must = "must not" if of[names[0]]["must"] == "False" else "must"
+        lines.append([kind, must, *(f"{of[name]['read']} of {of[name]['n']}" for name in names)])
+    return drawn(["pictures", "be read", *names], lines)
+
+
 # --- what a swap costs
 
 WAYS = {
@@ -485,7 +500,7 @@ TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, other_sizes,
-        searches, promised, overhead, idle_hooks, full_size, attention, localization, published,
+        searches, promised, readers, overhead, idle_hooks, full_size, attention, localization, published,
     )
 }  # fmt: skip
 

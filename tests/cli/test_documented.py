@@ -92,6 +92,7 @@ def test_an_example_is_carried_out(example, places, monkeypatch, capfd):
     """Exit code 0, something said on stdout, nothing on stderr; what it says it wrote is there."""
     here, stand_ins = places
     monkeypatch.chdir(here)
+    monkeypatch.setattr("textpatch.metrics.calibration.EACH", 2)
     assert cli.main(placed(smaller(EXAMPLES[example]), stand_ins)) == 0
     out, err = capfd.readouterr()
     last = out.splitlines()[-1]

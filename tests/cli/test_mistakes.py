@@ -435,7 +435,7 @@ def test_a_mistake_in_the_options_is_a_usage(name, capfd):
 class Short(Parrot):
     """Reads one picture of many."""
 
-    def read(self, images, box=None):
+    def read(self, images, boxes=None):
         return ["x"]
 
 

@@ -24,6 +24,7 @@ from textpatch import cli, load, metrics
 from textpatch.auditing import finished
 from textpatch.disk import read_json
 from textpatch.errors import PatchError, StoreError
+from textpatch.metrics.readers import named
 from textpatch.pipelines import picture_size, sized
 from textpatch.reference_models.pipeline import Defaults, LatentPixels, Pipeline
 from textpatch.reference_models.schedules import FlowMatchEuler
@@ -183,7 +184,7 @@ def test_words_that_the_reader_cannot_spell(model, here, capfd, monkeypatch):
     """Refused in one line before the run folder is opened; the reader's alphabet is that of the
     words asked for.
     """
-    monkeypatch.setattr(metrics, "alphabet_of", lambda words: asked.extend(words) or "XYZ")
+    monkeypatch.setattr(named, "alphabet_of", lambda words: asked.extend(words) or "XYZ")
     monkeypatch.setattr(metrics.Tesseract, "self_test", lambda self: None)
     asked = []
     refused(

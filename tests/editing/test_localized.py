@@ -6,8 +6,8 @@ from support.localizing import PAIR, planted_site
 from support.small_models import small_pipeline
 from textpatch import PatchError, edit, load
 from textpatch.errors import PromptError
-from textpatch.localization import scores, trials
-from textpatch.metrics import Tesseract
+from textpatch.localization import scores
+from textpatch.metrics import Tesseract, mse
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,8 @@ def planted():
 def test_an_edit_keeps_the_picture_and_writes_the_word(planted):
     """At the localised site the edit reads as the target, outside the letters it is the source."""
     made, box = edit(planted, *PAIR, seed=3), planted.defaults.text_box
-    words = Tesseract().read([made.source, made.image, made.target], box=box)
+    readings = Tesseract().read([made.source, made.image, made.target], [box] * 3)
+    words = [reading.text for reading in readings]
     kept, other = (
         scores.picture_scores(x, made.source, box)["mse"] for x in (made.image, made.target)
     )
@@ -29,7 +30,7 @@ def test_an_edit_keeps_the_picture_and_writes_the_word(planted):
 def test_an_edit_from_the_last_step_on_changes_less(planted):
     """The later the start, the nearer to the source."""
     whole = [edit(planted, *PAIR, start=s) for s in (0, planted.defaults.steps - 1)]
-    early, late = (trials.metrics.mse(made.image, made.source) for made in whole)
+    early, late = (mse(made.image, made.source) for made in whole)
     assert late < early / 4
 
 

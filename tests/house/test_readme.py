@@ -111,7 +111,7 @@ def test_the_extras_exist():
         for extra in re.findall(r"\[(\w+)\]", word)
     }
     named |= {span.strip("[]") for span in spans("README.md") if re.fullmatch(r"\[\w+\]", span)}
-    assert named == {"plots", "triton", "reference"} and named <= set(
+    assert named == {"plots", "ocr", "triton", "reference"} and named <= set(
         setup["options.extras_require"]
     )
 

@@ -298,7 +298,7 @@ class Says:
     def self_test(self):
         pass
 
-    def read(self, images, box=None):
+    def read(self, images, boxes=None):
         return [self.text] * len(images)
 
     def describe(self):

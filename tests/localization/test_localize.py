@@ -16,7 +16,7 @@ from textpatch.errors import OCRError, PromptError
 from textpatch.localization import preconditions, trials
 from textpatch.localization.layers import check
 from textpatch.metrics import Tesseract, alphabet_of
-from textpatch.metrics.ocr import KNOWN_WORDS, _draw
+from textpatch.metrics.readers.known_words import KNOWN_WORDS, draw
 from textpatch.prompts.pairs import Pair
 from textpatch.weights.loading import shipped_models
 from textpatch.weights.signs import evaluation
@@ -82,7 +82,7 @@ def test_held_out_words_are_read_as_well_as_clean_drawings(model, long):
     assert made >= 0.95 * clean > 0.9
 
 
-class Blind:
+class Blind(Parrot):
     """A reader that reads nothing."""
 
     def self_test(self):
@@ -188,8 +188,8 @@ def test_the_alphabet_of_words_spells_them_and_no_more():
         62,
         26,
     ]
-    read = Tesseract(alphabet=alphabet_of(words)).read([_draw(word, 24) for word in words])
-    assert [one.lower() for one in read] == [word.lower() for word in words]
+    read = Tesseract(alphabet=alphabet_of(words)).read([draw(word, 24) for word in words])
+    assert [one.text.lower() for one in read] == [word.lower() for word in words]
 
 
 def test_a_planted_reader_of_unknown_letters_is_noticed(monkeypatch):

@@ -54,7 +54,7 @@ class Fortune(Parrot):
         made = [image for seed in (0, 1) for image in pipeline.generate(prompts, seeds=seed)]
         self.sources = [np.asarray(image, int) for image in made]
 
-    def read(self, images, box=None):
+    def read(self, images, boxes=None):
         return [self.word(np.asarray(image, int)) for image in images]
 
     def word(self, pixels) -> str:

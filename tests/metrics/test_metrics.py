@@ -1,58 +1,30 @@
-"""The laws of the scores: of words, of pictures, and of the engine that reads."""
+"""The laws of the scores, of words and of pictures."""
 
-import io
-import json
-import os
 import subprocess
 import sys
-import threading
 from math import comb
 from statistics import NormalDist
 
 import numpy as np
-import pytesseract
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageFont, ImageSequence
+from PIL import Image
 
 from support.planting import plant
 from textpatch import metrics
-from textpatch.errors import OCRError, PatchError
+from textpatch.errors import PatchError
 from textpatch.localization import scores as trials
 from textpatch.metrics import image as image_scores
-from textpatch.metrics import intervals, ocr, ocr_process
+from textpatch.metrics import intervals
 
 checked = settings(deadline=None, derandomize=True, print_blob=True, max_examples=100)
 words = st.text("abABcC é", max_size=7)
 seeds = st.integers(0, 2**32 - 1)
-WORDS = "CAT HOUSE KITCHEN BRAVE WATER SIGNAL".split()
-
-
-@pytest.fixture(scope="module")
-def engine():
-    return metrics.Tesseract()
 
 
 def noise(seed, height=24, width=30):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def written(word, ink=(0, 0, 0), ground=(255, 255, 255), size=20, picture=(160, 48)):
-    image = Image.new("RGB", picture, ground)
-    ImageDraw.Draw(image).text((20, 10), word, fill=ink, font=ImageFont.load_default(size))
-    return image
-
-
-def sign(word, ink, plate, wall):
-    """A plate from (20, 16) to (180, 64) on a wall with stripes as dark as the ink of other signs."""
-    image = Image.new("RGB", (200, 80), wall)
-    draw = ImageDraw.Draw(image)
-    for x in range(-80, 200, 16):
-        draw.line((x, 80, x + 80, 0), fill=tuple(c // 2 for c in wall), width=6)
-    draw.rectangle((20, 16, 180, 64), fill=plate)
-    draw.text((30, 26), word, fill=ink, font=ImageFont.load_default(24))
-    return image
 
 
 # strings
@@ -464,304 +436,10 @@ def test_planted_faults_of_image_scores_are_noticed(monkeypatch, name, wrong):
         test_mse_of_a_constant_shift.hypothesis.inner_test(0, 10)
 
 
-# reading
-
-
-def test_reads_written_words(engine):
-    """Dark words on white and white words on black read exactly, in order, one answer for each picture."""
-    pictures = [written(w) for w in WORDS] + [written(w, (255,) * 3, (0,) * 3) for w in WORDS]
-    assert engine.read(pictures) == WORDS + WORDS
-
-
-@pytest.mark.parametrize("size", [12, 60, 300])
-def test_reads_any_size(engine, size):
-    """Capitals of 8 to 210 px read exactly: enlargement ends where tesseract would get worse."""
-    pictures = [written(word, size=size, picture=(7 * size, 2 * size)) for word in WORDS]
-    assert engine.read(pictures) == WORDS
-
-
-def test_tesseract_sees_small_pictures():
-    """However large the letters, at most 151 px of height are read: 4 x 300 points took 0.27 s a word."""
-    for size in (12, 60, 300):
-        picture = written("CAT", size=size, picture=(7 * size, 2 * size))
-        assert ocr._prepare(picture, None, 4, 0).height <= 151
-
-
-@pytest.mark.parametrize(
-    "ink, plate, wall",
-    [
-        ((250, 250, 250), (200, 30, 35), (245, 220, 50)),
-        ((20, 20, 20), (250, 160, 195), (35, 75, 190)),
-        ((250, 250, 250), (30, 140, 60), (250, 160, 195)),
-    ],
-)
-def test_reads_signs_inside_their_box(engine, ink, plate, wall):
-    """Given the box of its plate, a word reads exactly, whatever the colours and however striped the wall."""
-    assert engine.read([sign(w, ink, plate, wall) for w in WORDS], box=(22, 18, 178, 62)) == WORDS
-
-
-def test_blank_pictures_read_as_nothing(engine):
-    """White, black, one colour, one pixel, faint noise: "" at their places, beside a word that is read."""
-    faint = Image.fromarray(
-        (128 + np.random.default_rng(0).normal(0, 3, (48, 160))).astype(np.uint8)
-    )
-    flat = [Image.new("RGB", (160, 48), c) for c in ("white", "black", "red")]
-    blanks = [*flat, Image.new("L", (1, 1)), faint]
-    # none may reach tesseract, which reads stretched noise as words
-    assert [ocr._prepare(blank, None, 4, 0) for blank in blanks] == [None] * 5
-    assert engine.read([*blanks, written("CAT"), *blanks]) == [""] * 5 + ["CAT"] + [""] * 5
-    assert engine.read(blanks) == [""] * 5 and engine.read([]) == []
-
-
-def test_transparent_is_white(engine):
-    """Black letters on a transparent ground read like black on white."""
-    clear = Image.new("RGBA", (160, 48))
-    clear.paste((0, 0, 0, 255), mask=Image.eval(written("HOUSE").convert("L"), lambda v: 255 - v))
-    assert engine.read([clear]) == ["HOUSE"]
-
-
-def test_reads_faint_words(engine):
-    """Letters 50 levels from their ground read like black on white: contrast is stretched."""
-    assert engine.read([written(w, (150,) * 3, (200,) * 3) for w in WORDS]) == WORDS
-
-
-def test_blank_keeps_the_gap_between_words(engine):
-    """`blank=True` keeps one blank between two words, the default none."""
-    picture = written("OPEN SHOP")
-    assert metrics.Tesseract(blank=True).read([picture]) == ["OPEN SHOP"]
-    assert engine.read([picture]) == ["OPENSHOP"]
-
-
-@pytest.mark.parametrize("alphabet", ["abcdefghijklmnopqrstuvwxyz", "0123456789", "ACE"])
-def test_answers_stay_in_the_alphabet(alphabet):
-    """Every alphabet passes its own self-test, and nothing else is ever answered."""
-    answers = metrics.Tesseract(alphabet=alphabet).read([written(w) for w in WORDS])
-    assert set("".join(answers)) <= set(alphabet)
-
-
-def test_reading_leaves_the_environment_alone(engine, monkeypatch):
-    """OMP_THREAD_LIMIT=1 reaches tesseract, which leads a session of its own.
-
-    os.environ is as before, also where threads read at once.
-    """
-    seen = []
-    start = subprocess.Popen
-    before = dict(os.environ)
-
-    def spy(command, **options):
-        seen.append((options["env"]["OMP_THREAD_LIMIT"], options["start_new_session"]))
-        return start(command, **options)
-
-    monkeypatch.setattr(ocr_process.subprocess, "Popen", spy)
-    threads = [threading.Thread(target=engine.read, args=([written("CAT")],)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(seen) >= 3  # the first read asks for the version, too
-    assert set(seen) == {("1", True)}
-    assert dict(os.environ) == before
-
-
-def test_describe_names_the_engine(engine):
-    """A manifest gets engine, version and every setting, as plain JSON values."""
-    facts = json.loads(json.dumps(engine.describe()))
-    assert facts["engine"] == "tesseract" and facts["version"][0].isdigit()
-    assert (facts["psm"], facts["scale"], facts["dictionaries"]) == (7, 4, False)
-
-
-@pytest.mark.parametrize("answer", ["", "\f" * 17, "OPEN\n\f" * 18, "OPEN\n"])
-def test_an_engine_that_cannot_read_is_an_error(monkeypatch, answer):
-    """Nothing, blanks, one word for all, too few pages: OCRError before any score, never zeros."""
-    monkeypatch.setattr(ocr, "tesseract", lambda *a, **k: answer)
-    with pytest.raises(OCRError, match="known words|readings"):
-        metrics.Tesseract().read([written("CAT")])
-
-
-def test_the_self_test_is_not_trivial():
-    """At least twelve words, all different, in every alphabet, with blanks and without."""
-    for alphabet in (ocr.LETTERS, "abcdefgh", "0123456789", "ABCDEFGHIKLMNOPRSTUVWXYZ"):
-        for blank in (False, True):
-            assert len(set(ocr._known_words(alphabet, blank))) >= 12
-
-
-def test_the_self_test_says_what_was_read(monkeypatch):
-    """Its error holds the words, the readings and their number."""
-    monkeypatch.setattr(ocr, "tesseract", lambda *a, **k: "OPEN\n\f" * 18)
-    with pytest.raises(OCRError, match=r"read 1 of 18 known words.*BREAD as 'OPEN'"):
-        metrics.Tesseract().self_test()
-
-
-def test_the_self_test_runs_once(monkeypatch):
-    """A second self-test starts no process; a failed one is not remembered as passed."""
-    engine = metrics.Tesseract()
-    with monkeypatch.context() as broken, pytest.raises(OCRError):
-        broken.setattr(ocr, "tesseract", lambda *a, **k: "\f" * 17)
-        engine.self_test()
-    engine.self_test()
-    monkeypatch.setattr(ocr, "tesseract", None)
-    engine.self_test()
-
-
-def test_a_missing_engine_is_one_line(monkeypatch, tmp_path):
-    """Without the program: one line with what was asked, what was found, and what to install."""
-    monkeypatch.setenv("PATH", str(tmp_path))
-    for call in (metrics.Tesseract().self_test, metrics.Tesseract().describe):
-        with pytest.raises(OCRError, match="apt-get install tesseract-ocr.*brew install") as error:
-            call()
-        assert "\n" not in str(error.value)
-
-
-def test_a_crash_costs_one_picture(engine, monkeypatch):
-    """A picture that tesseract dies on reads as "" and is counted; all the others are read."""
-
-    def dies(arguments, given, ask=ocr.tesseract, **options):
-        if any(
-            page.width == page.height
-            for page in ImageSequence.Iterator(Image.open(io.BytesIO(given)))
-        ):
-            raise ocr_process.Crash("floating point exception")
-        return ask(arguments, given, **options)
-
-    monkeypatch.setattr(ocr, "tesseract", dies)
-    square = Image.fromarray(np.pad(np.zeros((9, 9), np.uint8), 9, constant_values=255))
-    before = engine.crashed
-    assert engine.read([*map(written, WORDS), square, written("CAT")]) == [*WORDS, "", "CAT"]
-    assert engine.crashed == before + 1
-
-
-def test_a_failure_is_not_a_crash(monkeypatch):
-    """A status of tesseract's own, such as for missing language data, is an OCRError with its words."""
-    monkeypatch.setenv("TESSDATA_PREFIX", "/nowhere")
-    with pytest.raises(OCRError, match="ended with 1: .*/nowhere"):
-        metrics.Tesseract().self_test()
-
-
-def test_a_missing_language_is_named(monkeypatch):
-    """Where tesseract has no English data, the error names the languages it has and what to install."""
-    monkeypatch.setenv("TESSDATA_PREFIX", "/nowhere")
-    with pytest.raises(
-        OCRError, match=r"has the languages \[\] and needs 'eng'; .*tesseract-ocr-eng"
-    ):
-        metrics.Tesseract().self_test()
-    monkeypatch.undo()
-    with pytest.raises(OCRError) as error:  # a failure that has nothing to do with languages
-        ocr_process.tesseract(["/nowhere.tiff", "stdout"], timeout=20, asked="reading nothing")
-    assert "languages" not in str(error.value) and ocr_process.LANGUAGE in ocr_process.languages()
-
-
-def stand_in(monkeypatch, folder, script):
-    """Make a shell script the program that pytesseract, and so the reader, starts."""
-    path = folder / "stand-in"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    monkeypatch.setattr(pytesseract.pytesseract, "tesseract_cmd", str(path))
-
-
-@pytest.mark.parametrize("named", ["5.3.0", "5.3.0-46-g1569", "v5.4.0.20240606", "main"])
-def test_a_version_is_told_as_the_program_tells_it(named, monkeypatch, tmp_path):
-    """No part of a version is lost: two builds of one release are two engines in a manifest."""
-    stand_in(monkeypatch, tmp_path, f"echo tesseract {named}")
-    assert metrics.Tesseract().describe()["version"] == named
-
-
-def test_languages_of_a_program_that_tells_none(monkeypatch, tmp_path):
-    """A program that fails, names nothing, answers in no UTF-8, or is not there has no languages."""
-    for script in ("exit 3", "exit 0", "printf '\\377\\n'", "kill -SEGV $$"):
-        stand_in(monkeypatch, tmp_path, script)
-        assert ocr_process.languages() == []
-    monkeypatch.setattr(pytesseract.pytesseract, "tesseract_cmd", "/nowhere/tesseract")
-    assert ocr_process.languages() == []
-
-
-def test_pytesseracts_program_is_the_one_that_reads(monkeypatch):
-    """Whoever points pytesseract at a program has pointed the reader at it; the error names that program."""
-    monkeypatch.setattr(pytesseract.pytesseract, "tesseract_cmd", "/nowhere/tesseract")
-    with pytest.raises(OCRError, match="found no program '/nowhere/tesseract'"):
-        metrics.Tesseract().self_test()
-
-
-def test_pytesseract_reads_the_same(engine):
-    """The batch of one own call gives what pytesseract gives picture by picture with the same settings."""
-    prepared = [ocr._prepare(written(word), None, 4, 0) for word in WORDS]
-    asked = " ".join(engine._settings()[2:])
-    read = [
-        pytesseract.image_to_string(picture.copy(), lang="eng", config=asked)
-        for picture in prepared
-    ]
-    assert ["".join(line.split()) for line in read] == engine._read(prepared)
-
-
-def test_a_slow_engine_is_an_error():
-    """A call that outlasts its timeout is an OCRError naming it."""
-    with pytest.raises(OCRError, match="timeout=0.001 s"):
-        metrics.Tesseract(timeout=0.001).self_test()
-
-
-@pytest.mark.parametrize("box", [(0, 0, 161, 48), (-1, 0, 10, 10), (10, 0, 10, 10)])
-def test_a_box_outside_the_picture_is_an_error(engine, box):
-    """Cropping never invents pixels nor leaves none; both sizes are named."""
-    with pytest.raises(OCRError, match=r"box .* is not inside picture \d of size \(160, 48\)"):
-        engine.read([written("CAT"), written("CAT")], box=box)
-
-
-@pytest.mark.parametrize(
-    "picture", [np.zeros((8, 8), np.uint8), Image.new("F", (8, 8)), Image.new("I;16", (8, 8)), "a"]
-)
-def test_pictures_of_other_kinds_are_errors(engine, picture):
-    """Arrays, paths, float and 16-bit pictures are refused: they would be read as blank."""
-    with pytest.raises(OCRError, match="picture 0 cannot be read"):
-        engine.read([picture])
-
-
-@pytest.mark.parametrize(
-    "options", [{"alphabet": ""}, {"alphabet": "A B"}, {"scale": 0}, {"timeout": 0}]
-)
-def test_senseless_engines_are_errors(options):
-    """Options no reading can be made with are refused when given."""
-    with pytest.raises(OCRError, match="cannot read with"):
-        metrics.Tesseract(**options)
-
-
-def no_box(image, box, index, luminance=ocr._luminance):
-    return luminance(image, None, index)
-
-
-def backwards(text, count, pages=ocr._pages):
-    return pages(text, count)[::-1]
-
-
-def red_sign(engine):
-    test_reads_signs_inside_their_box(engine, (250, 250, 250), (200, 30, 35), (245, 220, 50))
-
-
-@pytest.mark.parametrize(
-    "name, wrong, law",
-    [
-        ("_luminance", no_box, red_sign),
-        ("LEAST_SPAN", 1, test_blank_pictures_read_as_nothing),
-        ("_pages", backwards, test_reads_written_words),
-        (
-            "_known_words",
-            lambda alphabet, blank: ["I"],
-            lambda engine: test_the_self_test_is_not_trivial(),
-        ),
-        ("TALLEST", 10**6, lambda engine: test_tesseract_sees_small_pictures()),
-    ],
-)
-def test_planted_faults_of_reading_are_noticed(monkeypatch, name, wrong, law):
-    """A reader with one wrong step breaks the law that the step is for."""
-    monkeypatch.setattr(ocr, name, wrong)
-    faulty = metrics.Tesseract()
-    faulty._tested = True
-    with pytest.raises(AssertionError):
-        law(faulty)
-
-
 def test_importing_needs_no_engine():
-    """`import textpatch.metrics` loads neither torch nor pytesseract and starts no program."""
+    """`import textpatch.metrics` loads neither torch nor an engine and starts no program."""
     code = (
         "import os, sys; os.environ['PATH'] = ''; import textpatch.metrics; "
-        "sys.exit(not {'torch', 'pytesseract'}.isdisjoint(sys.modules))"
+        "sys.exit(not {'torch', 'pytesseract', 'ocrust', 'onnxruntime'}.isdisjoint(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -13,7 +13,8 @@ from support.small_models import small_pipeline
 from textpatch.errors import OCRError, StoreError
 from textpatch.localization import trials
 from textpatch.localization.start_step import start_curve
-from textpatch.metrics import Tesseract, ocr
+from textpatch.metrics import Tesseract
+from textpatch.metrics.readers.known_words import draw
 from textpatch.plan import Plan
 from textpatch.prompts import pairs as pairs_
 from textpatch.runs import folder, records, requests, work
@@ -251,5 +252,5 @@ def test_pictures_altered_on_the_way_are_noticed(fault, monkeypatch):
     """
     plant(monkeypatch, Tesseract, "_ask", *ALTERED[fault])
     with pytest.raises(OCRError) as caught:
-        Tesseract().read([ocr._draw(word, 24) for word in ("COFFEE", "HOTEL")])
+        Tesseract().read([draw(word, 24) for word in ("COFFEE", "HOTEL")])
     assert "\n" not in str(caught.value)

@@ -155,7 +155,7 @@ def localize(options) -> None:
     """Print the ranked table, and leave a run folder with heat map, contact sheet and report."""
     from textpatch.localization.layers import check
     from textpatch.localization.layers import localize as localize_
-    from textpatch.localization.trials import require_known_letters
+    from textpatch.localization.preconditions import require_known_letters
     from textpatch.report.page import publish
 
     if options.sets and options.sites:

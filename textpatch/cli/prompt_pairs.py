@@ -7,6 +7,8 @@ from pathlib import Path
 from textpatch.errors import PatchError, PromptError
 from textpatch.exits import warn
 
+# those of metrics.readers.named, which is not imported before it is known that something is to be done
+READERS = ["tesseract", "ppocr", "agreement"]
 WORD = "word"  # Pair.what, which is not imported before it is known that something is to be done
 PAIRS = 8
 SPLIT = "validation"
@@ -38,6 +40,13 @@ def add_pairs_options(group) -> None:
         metavar="PATH",
         help="own prompt pairs instead: a file of lines `source<TAB>target`, or a folder with a copy of "
         "GlyphControl-release",
+    )
+    group.add_argument(
+        "--reader",
+        choices=READERS,
+        help="what reads the words: tesseract (default), strict and for one line; ppocr, which finds lines "
+        "anywhere and repairs broken letters; or agreement, which counts a word only where both read it "
+        "(the last two need pip install 'textpatch[ocr]')",
     )
     group.add_argument(
         "--strict",
@@ -88,12 +97,21 @@ def asked_pairs(options) -> list:
 def reader_of(options, pipeline, pairs: list):
     """Return the reader of the pictures.
 
-    A word is read by tesseract, in its letters.  Another attribute of a sign is read by the nearest drawing.
+    A word is read by the reader asked for, in its letters.  Another attribute of a sign is read by the
+    nearest drawing.
+    Raises PatchError for a reader of words where another attribute is read.
     """
     if options.what == WORD:
-        from textpatch.metrics import Tesseract, alphabet_of
+        from textpatch.metrics.readers.named import DEFAULT, reader_named
 
-        return Tesseract(alphabet=alphabet_of(word for pair in pairs for word in pair.words))
+        return reader_named(
+            options.reader or DEFAULT, [word for pair in pairs for word in pair.words]
+        )
+    if options.reader is not None:
+        raise PatchError(
+            f"--reader {options.reader} reads words, and --what {options.what} is read by the nearest "
+            "drawing; leave out one of them"
+        )
     from textpatch.pipelines import picture_size
     from textpatch.weights.signs.reader import SignReader
 

@@ -52,9 +52,9 @@ def main() -> None:
         patched = integrate(model, noise, text, times, sigmas)
 
     pictures = pipeline.decode(torch.cat([plain, patched[:1]]))
-    words = Tesseract().read(pictures, box=pipeline.defaults.text_box)
-    for name, word in zip(["source", "target", "edited"], words, strict=True):
-        print(f"{name}  reads {word}")
+    readings = Tesseract().read(pictures, [pipeline.defaults.text_box] * len(pictures))
+    for name, reading in zip(["source", "target", "edited"], readings, strict=True):
+        print(f"{name}  reads {reading.text}")
 
 
 if __name__ == "__main__":

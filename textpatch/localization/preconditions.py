@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 from textpatch import metrics
-from textpatch.errors import PatchError, PromptError
+from textpatch.errors import OCRError, PatchError, PromptError
 from textpatch.groups import require_start
 from textpatch.metrics.image import WINDOW
+from textpatch.metrics.readers.named import DEFAULT, READERS, reader_named
+from textpatch.metrics.readers.reading import Reader
 from textpatch.pipelines import picture_size
 from textpatch.prompts.pairs import Pair, require_apart
 
@@ -105,7 +107,25 @@ def _require_pictures(pipeline) -> None:
         )
 
 
-def require_known_letters(pairs: Sequence[Pair], reader) -> None:
+def reader_for(pairs: Sequence[Pair], reader: Reader | str | None) -> Reader:
+    """Reader of the pairs' words, which a name makes with their letters.
+
+    Raises OCRError for an unknown name and for what is no reader, and PromptError as
+    `require_known_letters` does.
+    """
+    if reader is None or isinstance(reader, str):
+        words = [word for pair in pairs for word in pair.words]
+        return reader_named(reader or DEFAULT, words)
+    if not isinstance(reader, Reader):
+        raise OCRError(
+            f"ocr is a {type(reader).__name__}; a reader has read, describe and self_test; give one, or the "
+            f"name of one: {', '.join(READERS)}"
+        )
+    require_known_letters(pairs, reader)
+    return reader
+
+
+def require_known_letters(pairs: Sequence[Pair], reader: Reader) -> None:
     """Raise PromptError for a word with letters that the reader never answers with.
 
     Letters count as they are written.  Scores know no case, but told to read capitals tesseract reads no

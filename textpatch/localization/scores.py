@@ -38,6 +38,7 @@ def picture_scores(image, source, box) -> dict[str, float]:
 SCORED = {"background": "windows free of lettering"}
 EXACT = ("exact_target", "exact_source")
 EDITS = ("edit_target", "edit_source")
+DISAGREEMENT = "disagreement"  # 1 where one of two readers read what the other did not
 BACKGROUND = ("ssim", "mse", "mse_uint8_wrapped", "psnr_uint8_wrapped")
 
 
@@ -60,8 +61,11 @@ def all_scores(records: Sequence[dict], name: str) -> dict:
 
     Returns {} if no record has the row, else also
 
-    - "n", the number of records that have the row, and
-    - "n_background", the number of these that have the source's own picture, over which background scores go.
+    - "n", the number of records that have the row,
+    - "n_background", the number of these that have the source's own picture, over which background scores
+      go, and
+    - "disagreement", the share of pictures in which one of two readers read what the other did not, where
+      two read.
 
     Shares of exact matches have the interval of `metrics.wilson`, and F1s that of
     `metrics.intervals.share_interval`.  Distances have that of `metrics.intervals.interval`.
@@ -74,6 +78,8 @@ def all_scores(records: Sequence[dict], name: str) -> dict:
     for side in (SOURCE, TARGET):
         columns = [column(records, name, f"{part}_{side}") for part in ("precision", "recall")]
         out[f"f1_{side}"] = _f1(np.stack(columns, axis=1))
+    if all(DISAGREEMENT in record["pictures"][name] for record in records):
+        out[DISAGREEMENT] = _share(column(records, name, DISAGREEMENT))
     beside = [record for record in records if BACKGROUND[0] in record["pictures"][name]]
     if beside:
         out |= {key: interval(column(beside, name, key)) for key in BACKGROUND}

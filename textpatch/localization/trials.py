@@ -19,22 +19,22 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from textpatch import metrics
 from textpatch.bank import prompt_settles_text
-from textpatch.errors import OCRError, PatchError, Unfinished
+from textpatch.errors import PatchError, Unfinished
 from textpatch.groups import Group, row_name, rows_and_plan
 from textpatch.guidance import Guidance, require_branch
 from textpatch.localization.preconditions import (
     checked_pairs,
     listed_seeds,
-    require_known_letters,
+    reader_for,
 )
-from textpatch.localization.scores import SCORED, picture_scores, values
+from textpatch.localization.scores import DISAGREEMENT, SCORED, picture_scores, values
+from textpatch.metrics.readers.reading import Reading, readings_of
 from textpatch.pictures import opened
 from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
-from textpatch.prompts.pairs import SOURCE, TARGET
+from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.runs.interrupts import finishing
 from textpatch.runs.remembered import remembering
 from textpatch.runs.work import Work, made_by
@@ -52,16 +52,16 @@ class Trials:
     steps, guidance  of the runs, the pipeline's own when None
     start        first patched step, 0 = noisiest
     branch       "both" guidance branches are patched, or "cond" alone
-    ocr          a reader, tesseract when None.  It has `read(images, box=)`, which returns one text each,
-                 `describe()`, which returns plain data, and `self_test()`, which raises where it cannot read
+    ocr          a `metrics.Reader`, or the name of one: "tesseract" (when None), "ppocr" or "agreement",
+                 which then knows the letters of the pairs' words
     run          a textpatch.Run.  Everything made is kept there as a record and is not made again
     micro_batch  most rows that go through the model at once
     records      one dict for each pair and seed touched, with all its pictures by row name
     generations  how many rows were generated for the records.  A donor that travels with a later batch
                  counts again
     Raises PatchError for a start outside the run, for one branch of a run that has no other, and for no
-    pairs or seeds, OCRError if no text can be
-    read, and PromptError for a pair that is there twice and for words that the reader cannot spell.
+    pairs or seeds, OCRError if no text can be read, and PromptError for a pair that is there twice and for
+    words that the reader cannot spell.
     """
 
     def __init__(
@@ -90,9 +90,8 @@ class Trials:
         require_branch(branch, self.guidance)
         _require_no_path(run)
         self.run = run
-        self.ocr = ocr or metrics.Tesseract()
+        self.ocr = reader_for(self.pairs, ocr)
         self.ocr.self_test()
-        require_known_letters(self.pairs, self.ocr)
         self.blanks = self.ocr.describe().get("blank", True)
         self.generations = 0
         self.work = Work(run)
@@ -278,23 +277,28 @@ class Trials:
             beside = opened(source["image"], self.run)
         entries = {}
         for (name, image), read in zip(images.items(), readings, strict=True):
-            entries[name] = {
-                "image": self._kept(image),
-                **self.pairs[index].scored(read, blanks=self.blanks),
-            }
+            entries[name] = {"image": self._kept(image), **self._read_as(read, self.pairs[index])}
             if beside is not None:
                 entries[name] |= picture_scores(image, beside, self.pipeline.defaults.text_box)
         return entries
 
-    def _readings(self, images: list[Image.Image]) -> list[str]:
-        """Texts that the reader finds in pictures, one each.  Raises OCRError for anything else."""
-        readings = self.ocr.read(images, box=self.pipeline.defaults.text_box)
-        if len(readings) != len(images) or None in readings:
-            raise OCRError(
-                f"{len(images)} pictures were given to {type(self.ocr).__name__}, which read {readings!r}; "
-                "`read` gives a text for each, empty for nothing"
-            )
-        return readings
+    def _readings(self, images: list[Image.Image]) -> list:
+        """What the reader finds in pictures, one each.  Raises OCRError for anything else."""
+        boxes = [self.pipeline.defaults.text_box] * len(images)
+        return readings_of(self.ocr.read(images, boxes), len(images), self.ocr)
+
+    def _read_as(self, read, pair: Pair) -> dict:
+        """Scores of what was read in one picture, and the text itself.
+
+        Text that only one of two readers read stands beside it, and does not count.
+        """
+        if not isinstance(read, Reading):
+            return pair.scored(read, blanks=self.blanks)
+        scored = pair.scored(read.text, blanks=self.blanks)
+        if read.unconfirmed is not None:
+            alone = " ".join(line.text for line in read.unconfirmed)
+            scored |= {"unconfirmed": alone, DISAGREEMENT: float(bool(alone))}
+        return scored
 
     def _kept(self, image: Image.Image) -> Image.Image | str:
         """The picture, or where the run folder keeps it."""

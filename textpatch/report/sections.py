@@ -209,11 +209,16 @@ def _facts(result: dict, manifest: dict) -> dict[str, str]:
             f"swapped from step {safe(result['start'])} on"
         ),
         "guidance": _guidance(result),
-        f"{safe(what_of(result))}s read by": safe(
-            f"{ocr.get('engine', '-')} {ocr.get('version', '')}"
-        ),
+        f"{safe(what_of(result))}s read by": safe(_reader(ocr)),
         "command": command,
     }
+
+
+def _reader(described: dict) -> str:
+    """What read the pictures, both readers where two had to agree."""
+    if "finder" in described:
+        return f"{_reader(described['finder'])} and {_reader(described['confirmer'])}, where both agree"
+    return f"{described.get('engine', '-')} {described.get('version', '')}"
 
 
 def _guidance(result: dict) -> str:

@@ -71,9 +71,9 @@ def reading_accuracy(
     pictures: Sequence[Image.Image], signs: Sequence[Sign], fmt: SignFormat, ocr
 ) -> np.ndarray:
     """Scores (n,), 1 for a word that was read exactly and 0 for another."""
-    words = ocr.read(pictures, box=fmt.text_box)
-    pairs = zip(words, signs, strict=True)
-    return np.array([float(metrics.exact(word, sign.word)) for word, sign in pairs])
+    readings = ocr.read(pictures, [fmt.text_box] * len(pictures))
+    pairs = zip(readings, signs, strict=True)
+    return np.array([float(metrics.exact(reading.text, sign.word)) for reading, sign in pairs])
 
 
 def sign_format(pipeline, *times: int) -> SignFormat:

@@ -179,8 +179,8 @@ class SignReader:
     def __init__(self, fmt: SignFormat = SignFormat()):
         self.fmt = fmt
 
-    def read(self, images: Sequence[Image.Image], box=None) -> list[dict[str, str]]:
-        """Read the attributes of each picture.   The places of a sign are known, so `box` is not needed."""
+    def read(self, images: Sequence[Image.Image], boxes=None) -> list[dict[str, str]]:
+        """Read the attributes of each picture.   Their places are known without `boxes`."""
         return [asdict(read_sign(image, self.fmt)) for image in images]
 
     def self_test(self) -> None:

@@ -17,6 +17,8 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Sequence
 
 from textpatch.errors import OCRError
@@ -25,9 +27,8 @@ LANGUAGE = "eng"
 INSTALL = (
     "install it: apt-get install tesseract-ocr (Debian, Ubuntu), brew install tesseract (macOS)"
 )
-INSTALL_LANGUAGE = (
-    f"install its data: apt-get install tesseract-ocr-{LANGUAGE}, or mend TESSDATA_PREFIX"
-)
+# Bytes that the program may print, some thousand times what 64 pictures of text take.
+MOST_PRINTED = 2**24
 # SIGABRT, SIGFPE and SIGSEGV.  5.3.0 divided by zero on 1 of 20 pictures of noise stretched to full contrast.
 CRASHES = (-6, -8, -11)
 
@@ -71,28 +72,95 @@ def version() -> str:
     return first[1]
 
 
-def tesseract(arguments: Sequence[str], given: bytes = b"", *, timeout: float, asked: str) -> str:
+def tesseract(
+    arguments: Sequence[str],
+    given: bytes = b"",
+    *,
+    timeout: float,
+    asked: str,
+    language: str = LANGUAGE,
+) -> str:
     """Run the program on one thread and return what it prints.
 
     arguments  of the program, which no shell sees
     given      bytes that the program reads from its standard input
     timeout    seconds that it may take
     asked      what the call is for, with which an error message begins
-    Raises OCRError if there is no such program, if it fails, or if it takes longer.  Raises Crash if it dies.
+    language   data that the program needs, which an error message names where it is missing
+    Raises OCRError if there is no such program, if it fails, takes longer, or prints more than MOST_PRINTED
+    bytes or what is no UTF-8.  Raises Crash if it dies.
     """
     process = _started(arguments, asked)
-    with process:
+    with process, contextlib.ExitStack() as unless_it_ends:
+        unless_it_ends.callback(_kill, process)
         try:
-            printed, told = process.communicate(given, timeout=timeout)
+            printed, told = _Exchange(process, given).carried_out(timeout)
         except subprocess.TimeoutExpired:
             raise OCRError(
                 f"{asked} took longer than {timeout=} s; raise it, or read fewer a call"
             ) from None
-        finally:
-            _end(process)
+        unless_it_ends.pop_all()
     if process.returncode:
-        raise _failure(asked, process.returncode, told)
-    return printed.decode()
+        raise _failure(asked, process.returncode, told, language)
+    try:
+        return printed.decode()
+    except UnicodeDecodeError as error:
+        raise OCRError(f"{asked} failed; tesseract printed no UTF-8 ({error}); {INSTALL}") from None
+
+
+class _Exchange:
+    """What a program is given and what it prints, by a thread for each of its pipes.
+
+    The threads end with the pipes, or with `over`.  A pipe is read without Python's buffer, whose lock would
+    be held for as long as a child that has left the program's group keeps the pipe open.
+    """
+
+    def __init__(self, process: subprocess.Popen, given: bytes):
+        self.process = process
+        self.printed = {process.stdout: bytearray(), process.stderr: bytearray()}
+        self.over = threading.Event()
+        self.workers = [threading.Thread(target=self._give, args=(given,), daemon=True)]
+        for pipe in self.printed:
+            self.workers.append(threading.Thread(target=self._take, args=(pipe,), daemon=True))
+
+    def carried_out(self, timeout: float) -> tuple[bytes, bytes]:
+        """Return what came on both outputs.
+
+        Raises subprocess.TimeoutExpired where a pipe is open when the time is over, and OCRError for more
+        than MOST_PRINTED bytes.
+        """
+        end = time.monotonic() + timeout
+        for worker in self.workers:
+            worker.start()
+        try:
+            for worker in self.workers:
+                worker.join(max(0.0, end - time.monotonic()))
+                if worker.is_alive() and not self._too_much():
+                    raise subprocess.TimeoutExpired(self.process.args, timeout)
+        finally:
+            self.over.set()
+        if self._too_much():
+            raise OCRError(
+                f"{self.process.args[0]!r} printed more than {MOST_PRINTED:,} bytes, which no reading takes; "
+                f"{INSTALL}"
+            )
+        self.process.wait(max(0.0, end - time.monotonic()))
+        return tuple(bytes(part) for part in self.printed.values())
+
+    def _too_much(self) -> bool:
+        return any(len(part) > MOST_PRINTED for part in self.printed.values())
+
+    def _give(self, given: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError), self.process.stdin as pipe:
+            pipe.write(given)
+
+    def _take(self, pipe) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the pipe is closed when all is over
+            while not self.over.is_set() and not self._too_much():
+                part = os.read(pipe.fileno(), 2**16)
+                if not part:
+                    return
+                self.printed[pipe] += part
 
 
 def _started(arguments: Sequence[str], asked: str) -> subprocess.Popen:
@@ -113,22 +181,23 @@ def _started(arguments: Sequence[str], asked: str) -> subprocess.Popen:
         raise OCRError(f"{asked} needs tesseract; {found}; {INSTALL}") from None
 
 
-def _failure(asked: str, status: int, told: bytes) -> OCRError:
+def _failure(asked: str, status: int, told: bytes, language: str) -> OCRError:
     """The error to raise for a program that ended with a status other than 0."""
     reason = " ".join(told.decode(errors="replace").split())
     message = f"{asked} failed; tesseract ended with {status}: {reason}"
     if status in CRASHES:
         return Crash(message)
     known = languages()
-    if LANGUAGE not in known:
-        message += f"; it has the languages {known} and needs {LANGUAGE!r}; {INSTALL_LANGUAGE}"
+    if language not in known:
+        install = (
+            f"install its data: apt-get install tesseract-ocr-{language}, or mend TESSDATA_PREFIX"
+        )
+        message += f"; it has the languages {known} and needs {language!r}; {install}"
     return OCRError(message)
 
 
-def _end(process: subprocess.Popen) -> None:
-    """Kill a program that still runs, with all processes that it started."""
-    if process.poll() is not None:
-        return
+def _kill(process: subprocess.Popen) -> None:
+    """Kill a program with all processes that it started, also those that it left behind."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended by itself
         if os.name == "posix":
             os.killpg(process.pid, signal.SIGKILL)

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from textpatch.errors import OCRError
-from textpatch.metrics import Tesseract, ocr, ocr_process
+from textpatch.metrics import Tesseract
+from textpatch.metrics.readers import tesseract_call
+from textpatch.metrics.readers.known_words import draw
 
 pytestmark = pytest.mark.skipif(
     not os.path.isdir("/proc/self"), reason="looks for processes in /proc"
@@ -22,10 +24,10 @@ GONE = 5  # seconds
 # 1000 pictures in one process, which would take ten seconds or more
 READS = """
 import sys
-from textpatch.metrics import ocr
-ocr.A_CALL = 1000
-picture = ocr._prepare(ocr._draw("COFFEE", 24), None, 4, 0)
-ocr.Tesseract(timeout=float(sys.argv[1]))._read([picture] * 1000)
+from textpatch.metrics.readers import known_words, tesseract
+tesseract.A_CALL = 1000
+engine = tesseract.Tesseract(timeout=float(sys.argv[1]))
+engine._read([engine._sheet(known_words.draw("COFFEE", 24), None, 0)] * 1000)
 """
 
 
@@ -82,7 +84,7 @@ def test_a_program_with_children_is_ended_with_them(tmp_path, monkeypatch):
     script.chmod(0o755)
     monkeypatch.setattr(pytesseract.pytesseract, "tesseract_cmd", str(script))
     with pytest.raises(OCRError, match="took longer"):
-        ocr_process.tesseract([], timeout=0.5, asked="waiting")
+        tesseract_call.tesseract([], timeout=0.5, asked="waiting")
     assert wait_until(lambda: not readers(tmp_path), GONE)
 
 
@@ -96,8 +98,8 @@ def test_a_reading_begun_survives_the_terminals_interrupt(monkeypatch):
         groups.append(os.getpgid(process.pid))
         return process
 
-    monkeypatch.setattr(ocr_process.subprocess, "Popen", spy)
-    assert Tesseract().read([ocr._draw("COFFEE", 24)]) == ["COFFEE"]
+    monkeypatch.setattr(tesseract_call.subprocess, "Popen", spy)
+    assert Tesseract().read([draw("COFFEE", 24)])[0].text == "COFFEE"
     assert groups
     assert os.getpgrp() not in groups
 
@@ -107,12 +109,12 @@ def test_each_picture_reads_as_it_would_alone():
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("ABCDEFGHIJKLMNOPRSTUVWXYZ"), 5)) for _ in range(60)]
     noise = [Image.fromarray(rng.integers(0, 256, (24, 90), dtype=np.uint8)) for _ in range(10)]
-    pictures = [ocr._draw(word, 16 + i % 20) for i, word in enumerate(words)] + noise
+    pictures = [draw(word, 16 + i % 20) for i, word in enumerate(words)] + noise
     engine = Tesseract()
     together = engine.read(pictures)
     assert together == engine.read(pictures[::-1])[::-1]
     assert together[::5] == [engine.read([picture])[0] for picture in pictures[::5]]
-    assert len(set(together)) > 40
+    assert len({reading.text for reading in together}) > 40
 
 
 HOSTILE = [
@@ -151,10 +153,10 @@ def test_no_shell_sees_the_alphabet(alphabet, tmp_path, monkeypatch):
         commands.append((command, options.get("shell")))
         return start(command, **options)
 
-    monkeypatch.setattr(ocr_process.subprocess, "Popen", spy)
+    monkeypatch.setattr(tesseract_call.subprocess, "Popen", spy)
     engine = Tesseract(alphabet=alphabet)
     engine._tested = True
-    engine.read([ocr._draw("COFFEE", 24)])
+    engine.read([draw("COFFEE", 24)])
     ((command, shell),) = commands
     assert command[0] == "tesseract"
     assert not shell

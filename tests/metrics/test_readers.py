@@ -1,0 +1,310 @@
+"""What every reader is, where it reads, and what two readers say together."""
+
+import json
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from support.planting import plant
+from textpatch import cli
+from textpatch.cli import prompt_pairs
+from textpatch.errors import OCRError
+from textpatch.metrics import (
+    PPOCR,
+    Agreement,
+    Line,
+    Reader,
+    Reading,
+    Tesseract,
+    alphabet_of,
+    calibration,
+    reader_named,
+)
+from textpatch.metrics.readers import agreement, named, reading
+from textpatch.metrics.readers.known_words import draw
+
+SQUARE = ((0.0, 0.0), (9.0, 0.0), (9.0, 4.0), (0.0, 4.0))
+
+
+class Told:
+    """A reader that says what it was told to, whatever it sees, and keeps what it was asked."""
+
+    def __init__(self, *readings, **described):
+        self.readings = readings
+        self.described = described
+        self.asked = []
+
+    def read(self, images, boxes=None):
+        self.asked.append(boxes)
+        return list(self.readings[: len(images)])
+
+    def describe(self):
+        return {"engine": "told", **self.described}
+
+    def self_test(self):
+        pass
+
+
+def line(text: str, confidence: float | None = None) -> Line:
+    return Line(text, SQUARE, confidence)
+
+
+# --- readings
+
+
+def test_a_reading_is_its_lines():
+    """Text is the lines with a blank between two; boxes go around the corners, in whole pixels."""
+    turned = Line("AIR", ((1.5, 2.0), (8.2, 3.0), (8.0, 9.9), (1.0, 9.0)), 0.5)
+    whole = Reading((line("ON"), turned), (line("X"),))
+    assert (whole.text, Reading().text) == ("ON AIR", "")
+    assert whole.boxes == [(0, 0, 9, 4), (1, 2, 9, 10), (0, 0, 9, 4)]
+    assert Line("A").box is None and Reading((Line("A"),)).boxes == []
+
+
+def test_plain_texts_are_readings():
+    """A reader may give texts.  Empty ones are readings of nothing, and other data stays as it is."""
+    assert reading.readings_of(["ON", ""], 2, Told()) == [Reading((Line("ON"),)), Reading()]
+    assert reading.readings_of([{"word": "A"}], 1, Told()) == [{"word": "A"}]
+
+
+@pytest.mark.parametrize("found", [["A"], ["A", None], None, 3, "AB"[:1]])
+def test_too_few_readings_are_an_error(found):
+    """Another number than of pictures, None for a picture, and no list name the reader and what it gave."""
+    with pytest.raises(OCRError, match=r"2 pictures were given to Told, which read"):
+        reading.readings_of(found, 2, Told())
+
+
+@pytest.mark.parametrize(
+    "reader", [Tesseract(), Told(), Agreement(Told(), Told())], ids=lambda x: type(x).__name__
+)
+def test_readers_have_the_parts_of_a_reader(reader):
+    """Whatever has read, describe and self_test is a reader, and nothing else."""
+    assert isinstance(reader, Reader) and not isinstance(draw("A", 16), Reader)
+
+
+# --- where is read
+
+
+def side_by_side(*words: str) -> tuple[Image.Image, list]:
+    """One picture with words beside each other, and their boxes."""
+    drawn = [draw(word, 24) for word in words]
+    sheet = Image.new("L", (sum(one.width for one in drawn), drawn[0].height + 20), 255)
+    boxes = []
+    left = 0
+    for one in drawn:
+        sheet.paste(one, (left, 10))
+        boxes.append((left, 10, left + one.width, 10 + one.height))
+        left += one.width
+    return sheet, boxes
+
+
+@pytest.mark.parametrize("make", [Tesseract, PPOCR])
+def test_lines_come_in_the_order_of_their_boxes(make):
+    """A line for each box, a box alone for one, None for the whole picture, each where it stands."""
+    sheet, (first, second) = side_by_side("HOTEL", "BREAD")
+    found = make().read([sheet, sheet], [[second, first], first])
+    assert [[one.text for one in each.lines] for each in found] == [["BREAD", "HOTEL"], ["HOTEL"]]
+    for box, one in zip((second, first), found[0].lines, strict=True):
+        left, top, right, bottom = one.box
+        assert box[0] - 4 <= left < right <= box[2] + 4 and box[1] - 4 <= top < bottom <= box[3] + 4
+
+
+@pytest.mark.parametrize("make", [Tesseract, PPOCR])
+def test_a_turned_line_is_read_upright(make):
+    """Corners of a line that hangs at 25 degrees are turned before it is read."""
+    sheet, ((left, top, right, bottom),) = side_by_side("GARDEN")
+    middle = (sheet.width / 2, sheet.height / 2)
+    turned = sheet.rotate(25, Image.Resampling.BICUBIC, center=middle, fillcolor=255, expand=False)
+
+    def moved(x, y):
+        c, s = 0.9063, 0.4226  # of 25 degrees
+        x, y = x - middle[0], y - middle[1]
+        return middle[0] + c * x + s * y, middle[1] - s * x + c * y
+
+    corners = tuple(
+        moved(*at) for at in ((left, top), (right, top), (right, bottom), (left, bottom))
+    )
+    (found,) = make().read([turned], [[corners]])
+    assert found.text == "GARDEN" and found.lines[0].corners == corners
+
+
+def test_tesseract_finds_lines_on_a_page():
+    """Two lines are two lines, from the upper one down, each in its place, in both modes for pages."""
+    page = Image.new("L", (300, 140), 255)
+    page.paste(draw("MARKET", 36), (20, 10))
+    page.paste(draw("STREET", 36), (60, 80))
+    for mode in ("page", "sparse"):
+        (found,) = Tesseract(mode=mode).read([page])
+        assert [one.text for one in found.lines] == ["MARKET", "STREET"]
+        assert found.lines[0].box[3] < 75 < found.lines[1].box[1]
+        assert all(one.confidence > 0.5 for one in found.lines)
+
+
+def test_entries_of_boxes_are_one_a_picture():
+    """Other numbers are refused with both."""
+    with pytest.raises(OCRError, match="boxes has 1 entries for 2 pictures"):
+        Tesseract().read([draw("A", 16)] * 2, [(0, 0, 4, 4)])
+
+
+# --- agreement
+
+
+words = st.lists(st.text("abAB", min_size=1, max_size=3), max_size=4).map(" ".join)
+
+
+@given(words, words)
+def test_what_counts_is_read_by_both(first, second):
+    """Each word that counts is a word of both in any case, and none is lost: the rest is unconfirmed."""
+    images = [draw("A", 16)]
+    both = Agreement(Told(Reading((line(first),) * bool(first))), Told(second))
+    (found,) = both.read(images)
+    counted = found.text.casefold().split()
+    whole = "".join(first.split()).casefold() == "".join(second.split()).casefold()
+    assert whole or set(counted) <= set(first.casefold().split()) & set(second.casefold().split())
+    alone = " ".join(one.text for one in found.unconfirmed)
+    letters = "".join([*counted, *alone.casefold().split()])
+    assert sorted(letters) == sorted("".join(first.split()).casefold())
+
+
+@pytest.mark.parametrize(
+    "text, confidence, other, counts, alone",
+    [
+        ("HOUSE", None, "house", "house", ""),
+        ("HOUSE", 0.999, "HOUSF", "", "HOUSE"),
+        ("ON AIR", 0.999, "ON ALR", "ON", "AIR"),
+        ("ONAIR", 0.999, "ON AIR", "ON AIR", ""),
+        ("HOUSE", 0.5, "HOUSE", "", "HOUSE"),  # the finder is not sure
+        ("H O USE", 0.5, "HOUSE", "HOUSE", ""),  # of the blanks alone
+        ("HOUSE", 0.999, "", "", "HOUSE"),
+    ],
+)
+def test_agreement_on_a_line(text, confidence, other, counts, alone):
+    """Case and blanks are the confirmer's.  A line in doubt, and a word read otherwise, do not count."""
+    (found,) = Agreement(Told(Reading((line(text, confidence),))), Told(other)).read(
+        [draw("A", 16)]
+    )
+    assert (found.text, " ".join(one.text for one in found.unconfirmed)) == (counts, alone)
+
+
+def test_the_confirmer_reads_where_the_finder_saw_lines():
+    """Each line in its corners.  Where the finder sees none, the boxes asked for, and else nothing."""
+    images = [draw("A", 16)] * 3
+    finder = Told(Reading((line("A"), line("B"))), Reading(), Reading())
+    confirmer = Told("A", "B", "C")
+    found = Agreement(finder, confirmer).read(images, [None, (0, 0, 4, 4), None])
+    assert confirmer.asked == [[[SQUARE], [SQUARE], [(0, 0, 4, 4)]]]
+    assert [one.text for one in found] == ["A B", "", ""]
+    assert [[line.text for line in one.unconfirmed] for one in found] == [[], ["C"], []]
+
+
+AGREEMENTS = {
+    "either is enough": ("_words", "if _letters(text) == _letters(other)", "if text or other"),
+    "case counts": ("_letters", ".casefold()", ""),
+    "the finder is believed": ("_in_doubt", "return line.confidence < sure", "return False"),
+    "blanks are doubted": (
+        "_in_doubt", "if line.confidence is None or len(line.text.split()) != len(text.split())",
+        "if line.confidence is None"),
+    "what differs is dropped": ("_words", 'return "", text', 'return "", ""'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", AGREEMENTS)
+def test_a_fault_of_agreement_is_noticed(fault, monkeypatch):
+    """Planted faults: one of the lines above, or the law of what counts, no longer holds."""
+    plant(monkeypatch, agreement, *AGREEMENTS[fault])
+    cases = test_agreement_on_a_line.pytestmark[0].args[1]
+    with pytest.raises(AssertionError):
+        for case in cases:
+            test_agreement_on_a_line(*case)
+        test_what_counts_is_read_by_both.hypothesis.inner_test("AB BA", "A")
+
+
+# --- by name
+
+
+def test_the_command_line_knows_the_readers():
+    """--reader takes the names that `reader_named` does."""
+    assert list(named.READERS) == prompt_pairs.READERS
+
+
+@pytest.mark.parametrize("name", named.READERS)
+def test_a_reader_by_name_knows_the_words(name):
+    """It reads them, in small letters and with digits, and answers with no other letters by choice."""
+    written = ["House", "A380"]
+    found = reader_named(name, written).read([draw(word, 24) for word in written])
+    assert [one.text.casefold() for one in found] == [word.casefold() for word in written]
+
+
+def test_an_unknown_reader_is_refused():
+    """The nearest name is told."""
+    with pytest.raises(OCRError, match="no reader 'tesserakt'; closest: tesseract"):
+        reader_named("tesserakt", ["A"])
+
+
+def test_a_missing_package_says_what_to_install(monkeypatch):
+    """PPOCR without ocrust is one sentence, when it is made and not after an hour of generating."""
+    monkeypatch.setitem(sys.modules, "ocrust", None)
+    with pytest.raises(
+        OCRError, match=r"needs the package ocrust .*pip install 'textpatch\[ocr\]'"
+    ):
+        PPOCR()
+
+
+def test_the_alphabet_has_every_character_of_the_words():
+    """Capitals always; small letters, digits and others as the words have them."""
+    assert alphabet_of(["Café 24!"]).startswith("ABC") and {*"fé24!"} <= {
+        *alphabet_of(["Café 24!"])
+    }
+
+
+# --- calibration
+
+
+def test_calibration_counts_what_is_read():
+    """Every kind has its row.  Words of the first kind are read, misspelt ones are not."""
+    rows = calibration.calibrated("tesseract", each=3)
+    assert [row["kind"] for row in rows] == [kind.name for kind in calibration.KINDS]
+    of = {row["kind"]: row for row in rows}
+    assert of["words, 96 x 32"]["read"] == 3 and of["another letter"]["read"] == 0
+    assert all(row["n"] == 3 and row["low"] <= row["read"] / 3 <= row["high"] for row in rows)
+
+
+@pytest.mark.parametrize("kind", calibration.KINDS, ids=lambda kind: kind.name)
+def test_calibration_draws_the_same_every_time(kind):
+    """The same pictures and words in every call, no two alike, and of wordless pictures no word."""
+    first, again = calibration.samples(kind, 6), calibration.samples(kind, 6)
+    assert [one.picture.tobytes() for one in first] == [one.picture.tobytes() for one in again]
+    assert len({one.picture.tobytes() for one in first}) == 6
+    assert all(bool(one.word) is (kind.name != "no words, 256 px") for one in first)
+
+
+@pytest.mark.long
+def test_agreement_can_be_trusted():
+    """At most 5 % of the broken words are called right, 95 % of the clean ones are read, 0 of 40 wordless."""
+    of = {row["kind"]: row for row in calibration.calibrated("agreement", 40)}
+    broken = [row for row in of.values() if not row["must"] and row["kind"] != "no words, 256 px"]
+    assert sum(row["read"] for row in broken) <= 0.05 * sum(row["n"] for row in broken)
+    for kind in ("words, 96 x 32", "signs in scenes, 256 px"):
+        assert of[kind]["read"] >= 0.95 * of[kind]["n"]
+    assert of["no words, 256 px"]["read"] == 0
+
+
+# --- in a localisation
+
+
+def test_the_command_line_reads_by_agreement(tmp_path, monkeypatch, capsys):
+    """--reader agreement is in the manifest and the result, with a column of disagreement."""
+    monkeypatch.chdir(tmp_path)
+    search = "localize planted-mmdit --pairs 3 --steps 2 --sites 1 --same-scene --out run --reader agreement"
+    assert cli.main(search.split()) == 0
+    result = json.loads((tmp_path / "run/results.json").read_text())
+    assert result["ocr"]["engine"] == "agreement" and result["sites"][0]["n"] == 3
+    assert 0 <= result["sites"][0]["disagreement"]["value"] <= 1
+    assert result["sites"][0]["f1_target"]["value"] > 0.5
+    assert cli.main([*search.split()[:-1], "ppocr"]) == 2
+    assert "ocr.engine" in capsys.readouterr().err
+    assert cli.main("localize tiny-mmdit --what style --reader ppocr".split()) == 2
+    assert "--reader ppocr reads words" in capsys.readouterr().err

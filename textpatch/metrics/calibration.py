@@ -1,0 +1,317 @@
+"""Calibration of readers, by pictures of words that must be read and of words that must not.
+
+A reader that repairs letters calls a broken word right, and a model that draws broken words then passes for
+one that can write.  So half of the pictures show a word with one letter broken, and half of a reader's score
+is how often it reads such a word as if it were whole.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from textpatch.metrics.intervals import wilson
+from textpatch.metrics.readers.known_words import KNOWN_WORDS
+from textpatch.metrics.readers.named import reader_named
+from textpatch.metrics.text import exact
+
+EACH = 20  # pictures of a kind, with which three readers take less than a minute
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# Letters that are others, or no letters, when they are mirrored or turned upside down.
+LOPSIDED = "BCDEFGJKLNPQRSZ"
+HEADED = "AFGJLPQRTUVY"
+FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")
+SMALL = (96, 32)
+SCENE = (256, 256)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture, and the word that is read in it, or must not be."""
+
+    picture: Image.Image
+    word: str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Pictures of one kind.
+
+    draw  gives a sample for dice and a font file
+    must  True if the word must be read, False if it must not
+    """
+
+    name: str
+    draw: Callable[[random.Random, str | None], Sample]
+    must: bool
+
+
+def font_files() -> list[str | None]:
+    """Files of free fonts that are there, Pillow's own, as None, and matplotlib's DejaVu."""
+    try:
+        import matplotlib
+    except ImportError:
+        return [None]
+    folder = Path(matplotlib.get_data_path()) / "fonts/ttf"
+    return [None, *(str(folder / f"{face}.ttf") for face in FACES)]
+
+
+def samples(kind: Kind, each: int = EACH) -> list[Sample]:
+    """Pictures of a kind, the same in every call."""
+    rng = random.Random(kind.name)
+    files = font_files()
+    return [kind.draw(rng, files[i % len(files)]) for i in range(each)]
+
+
+def calibrated(name: str, each: int = EACH) -> list[dict]:
+    """Shares of the words of every kind that a reader reads, with intervals and seconds a picture.
+
+    name  as `reader_named` takes it
+    Raises OCRError where the reader is not installed, or cannot read.
+    """
+    rows = []
+    for kind in KINDS:
+        drawn = samples(kind, each)
+        reader = reader_named(name, [sample.word for sample in drawn if kind.must])
+        reader.self_test()
+        start = time.perf_counter()
+        readings = reader.read([sample.picture for sample in drawn])
+        seconds = (time.perf_counter() - start) / len(drawn)
+        right = sum(
+            _is_read(reading.text, sample.word)
+            for reading, sample in zip(readings, drawn, strict=True)
+        )
+        ends = wilson(right / len(drawn), len(drawn))
+        rows.append(
+            {
+                "reader": name,
+                "kind": kind.name,
+                "must": kind.must,
+                "read": right,
+                "n": len(drawn),
+                **ends._asdict(),
+                "seconds": seconds,
+            }
+        )
+    return rows
+
+
+def _is_read(text: str, word: str) -> bool:
+    """True if the word is read, where blanks and case do not matter, or anything in a wordless picture."""
+    if not word:
+        return bool(text)
+    return exact("".join(text.split()), "".join(word.split()))
+
+
+# --- drawing
+
+
+def _font(file: str | None, size: int) -> ImageFont.FreeTypeFont:
+    if file is None:
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(file, size)
+
+
+def _tiles(word: str, font: ImageFont.FreeTypeFont) -> list[Image.Image]:
+    """Masks of the letters of a word, each as wide as its place and as high as the line."""
+    ascent, descent = font.getmetrics()
+    tiles = []
+    for letter in word:
+        tile = Image.new("L", (max(1, round(font.getlength(letter))), ascent + descent))
+        ImageDraw.Draw(tile).text((0, 0), letter, fill=255, font=font)
+        tiles.append(tile)
+    return tiles
+
+
+def _joined(tiles: list[Image.Image]) -> Image.Image:
+    """Mask of a line of letters, cropped to its ink."""
+    line = Image.new("L", (sum(tile.width for tile in tiles), tiles[0].height))
+    left = 0
+    for tile in tiles:
+        line.paste(tile, (left, 0))
+        left += tile.width
+    return line.crop(line.getbbox())
+
+
+def _colours(rng: random.Random) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Dark and light colour, either of which may be the ink."""
+    dark = tuple(rng.randrange(0, 90) for _ in range(3))
+    light = tuple(rng.randrange(170, 256) for _ in range(3))
+    return rng.choice([(dark, light), (light, dark)])
+
+
+def _sign(mask: Image.Image, rng: random.Random, size: tuple[int, int]) -> Image.Image:
+    """Letters in the middle of a plain ground, as large as they fit."""
+    ink, ground = _colours(rng)
+    scale = min(0.8 * size[0] / mask.width, 0.6 * size[1] / mask.height)
+    mask = mask.resize(
+        [max(1, round(scale * side)) for side in mask.size], Image.Resampling.LANCZOS
+    )
+    picture = Image.new("RGB", size, ground)
+    place = (size[0] - mask.width) // 2, (size[1] - mask.height) // 2
+    picture.paste(ink, (*place, place[0] + mask.width, place[1] + mask.height), mask)
+    return picture
+
+
+def _wall(rng: random.Random, size: tuple[int, int] = SCENE) -> Image.Image:
+    """Picture without words, of soft light, blurred shapes and grain."""
+    dice = np.random.default_rng(rng.randrange(2**32))
+    coarse = dice.integers(40, 216, (5, 5, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(picture)
+    for _ in range(6):
+        left, top = dice.integers(0, size[0]), dice.integers(0, size[1])
+        box = (
+            int(left),
+            int(top),
+            int(left + dice.integers(20, 120)),
+            int(top + dice.integers(20, 120)),
+        )
+        colour = tuple(int(part) for part in dice.integers(0, 256, 3))
+        rng.choice([draw.ellipse, draw.rectangle])(box, fill=colour)
+    picture = picture.filter(ImageFilter.GaussianBlur(2))
+    grain = dice.normal(0, 10, (size[1], size[0], 3))
+    return Image.fromarray(np.clip(np.asarray(picture) + grain, 0, 255).astype(np.uint8))
+
+
+def _scene(mask: Image.Image, rng: random.Random, angle: float = 0.0) -> Image.Image:
+    """A sign that hangs somewhere on a wall, turned by an angle in degrees."""
+    wall = _wall(rng)
+    width = rng.randrange(110, 190)
+    sign = _sign(mask, rng, (width, width // 3)).convert("RGBA")
+    sign = sign.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    place = rng.randrange(0, SCENE[0] - sign.width), rng.randrange(0, SCENE[1] - sign.height)
+    wall.paste(sign, place, sign)
+    return wall
+
+
+# --- kinds
+
+
+def _word(rng: random.Random, among: str | None = None) -> str:
+    """A known word, with a letter out of `among`."""
+    words = [word for word in KNOWN_WORDS if among is None or not set(word).isdisjoint(among)]
+    return rng.choice(words)
+
+
+def _mask(word: str, file: str | None, size: int = 64) -> Image.Image:
+    return _joined(_tiles(word, _font(file, size)))
+
+
+def _clean(rng: random.Random, file: str | None) -> Sample:
+    word = _word(rng)
+    return Sample(_sign(_mask(word, file), rng, SMALL), word)
+
+
+def _small_letters(rng: random.Random, file: str | None) -> Sample:
+    word = _word(rng).lower()
+    return Sample(_sign(_mask(word, file), rng, SMALL), word)
+
+
+def _random_letters(rng: random.Random, file: str | None) -> Sample:
+    word = "".join(rng.choices(LETTERS, k=5))
+    return Sample(_sign(_mask(word, file), rng, SMALL), word)
+
+
+def _in_a_scene(rng: random.Random, file: str | None) -> Sample:
+    word = _word(rng)
+    return Sample(_scene(_mask(word, file), rng), word)
+
+
+def _turned(rng: random.Random, file: str | None) -> Sample:
+    word = _word(rng)
+    return Sample(_scene(_mask(word, file), rng, rng.uniform(-8, 8)), word)
+
+
+def _blurred(rng: random.Random, file: str | None) -> Sample:
+    sample = _in_a_scene(rng, file)
+    return Sample(sample.picture.filter(ImageFilter.GaussianBlur(1.2)), sample.word)
+
+
+def _two_lines(rng: random.Random, file: str | None) -> Sample:
+    words = [_word(rng), _word(rng)]
+    first, second = (_mask(word, file) for word in words)
+    both = Image.new("L", (max(first.width, second.width), first.height + second.height + 24))
+    both.paste(first, (0, 0))
+    both.paste(second, (0, first.height + 24))
+    wall = _wall(rng)
+    sign = _sign(both, rng, (180, 110))
+    wall.paste(sign, (rng.randrange(0, 70), rng.randrange(0, 140)))
+    return Sample(wall, " ".join(words))
+
+
+def _broken(
+    among: str, change: Callable[[Image.Image], Image.Image]
+) -> Callable[[random.Random, str | None], Sample]:
+    """Kind of pictures in which one letter out of `among` is changed."""
+
+    def draw(rng: random.Random, file: str | None) -> Sample:
+        word = _word(rng, among)
+        place = rng.choice([i for i, letter in enumerate(word) if letter in among])
+        tiles = _tiles(word, _font(file, 64))
+        tiles[place] = change(tiles[place])
+        return Sample(_sign(_joined(tiles), rng, SMALL), word)
+
+    return draw
+
+
+def _mirrored(tile: Image.Image) -> Image.Image:
+    return tile.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def _upside_down(tile: Image.Image) -> Image.Image:
+    """Letter turned about the middle of its ink."""
+    box = tile.getbbox()
+    turned = tile.copy()
+    turned.paste(tile.crop(box).transpose(Image.Transpose.ROTATE_180), box[:2])
+    return turned
+
+
+def _half_erased(tile: Image.Image) -> Image.Image:
+    """Letter without the lower half of its ink."""
+    left, top, right, bottom = tile.getbbox()
+    tile.paste(0, (left, (top + bottom) // 2, right, bottom))
+    return tile
+
+
+def _without_a_stroke(tile: Image.Image) -> Image.Image:
+    """Letter without the left third of its ink, where its stem is."""
+    left, top, right, bottom = tile.getbbox()
+    tile.paste(0, (left, top, left + (right - left) // 3, bottom))
+    return tile
+
+
+def _misspelt(rng: random.Random, file: str | None) -> Sample:
+    """A word with another letter in the place of one."""
+    word = _word(rng)
+    place = rng.randrange(len(word))
+    other = rng.choice([letter for letter in LETTERS if letter != word[place]])
+    written = word[:place] + other + word[place + 1 :]
+    return Sample(_sign(_mask(written, file), rng, SMALL), word)
+
+
+def _wordless(rng: random.Random, file: str | None) -> Sample:
+    return Sample(_wall(rng), "")
+
+
+KINDS = (
+    Kind("words, 96 x 32", _clean, True),
+    Kind("small letters, 96 x 32", _small_letters, True),
+    Kind("random letters, 96 x 32", _random_letters, True),
+    Kind("signs in scenes, 256 px", _in_a_scene, True),
+    Kind("turned up to 8 degrees, 256 px", _turned, True),
+    Kind("blurred, 256 px", _blurred, True),
+    Kind("two lines, 256 px", _two_lines, True),
+    Kind("a letter mirrored", _broken(LOPSIDED, _mirrored), False),
+    Kind("a letter upside down", _broken(HEADED, _upside_down), False),
+    Kind("a letter half erased", _broken(LETTERS, _half_erased), False),
+    Kind("a letter without its stem", _broken("BDEFHKLMNPR", _without_a_stroke), False),
+    Kind("another letter", _misspelt, False),
+    Kind("no words, 256 px", _wordless, False),
+)

