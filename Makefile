@@ -22,7 +22,7 @@ demo: install
 	$(TEXTPATCH) edit planted-mmdit --source '$(SOURCE)' --target '$(TARGET)'
 
 test: install
-	.venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+	.venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	.venv/bin/ruff format --check

@@ -677,7 +677,7 @@ CALLED = {
         lambda: localize(PIPELINE, [(SOURCE, TARGET)], ocr=Short()),
         "pictures were given to Short",
         "read ['x']",
-        "a text for each",
+        "a reading for each",
     ),
     "a name for a model": (
         lambda: localize("tiny-mmdit", [(SOURCE, TARGET)]),

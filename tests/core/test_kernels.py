@@ -42,7 +42,7 @@ def test_laws(device, part, triton, long):
     """The laws hold by Triton's interpreter, and on a GPU where there is one; each planted fault breaks its
     law.
 
-    The short form holds the errors against those of eager in 4 random cases of 25.
+    The short form holds the errors against those of eager in 3 random cases of 25.
     """
     if device == "gpu" and part == "the_law_notices":
         part = "every"  # faults are planted on the CPU alone

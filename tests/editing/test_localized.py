@@ -21,7 +21,7 @@ def test_an_edit_keeps_the_picture_and_writes_the_word(planted):
     readings = Tesseract().read([made.source, made.image, made.target], [box] * 3)
     words = [reading.text for reading in readings]
     kept, other = (
-        scores.picture_scores(x, made.source, box)["mse"] for x in (made.image, made.target)
+        scores.picture_scores(x, made.source, [box])["mse"] for x in (made.image, made.target)
     )
     assert words == ["HOUSE", "TIGER", "TIGER"] and kept < other / 20
     assert made.plan.swaps[0].sites == planted.defaults.localized == (planted_site(),)

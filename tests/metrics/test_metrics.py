@@ -387,7 +387,7 @@ def test_the_background_s_ssim_is_the_mean_of_the_windows_beside_the_box(seed, b
 
 
 def background(a, b, box) -> tuple[float, float]:
-    scores = trials.picture_scores(Image.fromarray(a), Image.fromarray(b), box)
+    scores = trials.picture_scores(Image.fromarray(a), Image.fromarray(b), [box])
     return scores["ssim"], scores["mse"]
 
 

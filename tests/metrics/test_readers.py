@@ -1,7 +1,9 @@
 """What every reader is, where it reads, and what two readers say together."""
 
 import json
+import random
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,22 +11,28 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from support.planting import plant
-from textpatch import cli
+from textpatch import cli, load, localize
 from textpatch.cli import prompt_pairs
 from textpatch.errors import OCRError
+from textpatch.localization.preconditions import reader_for
+from textpatch.localization.scores import picture_scores
 from textpatch.metrics import (
     PPOCR,
     Agreement,
+    Called,
     Line,
     Reader,
     Reading,
     Tesseract,
     alphabet_of,
     calibration,
+    joined_as_official,
     reader_named,
 )
 from textpatch.metrics.readers import agreement, named, reading
 from textpatch.metrics.readers.known_words import draw
+from textpatch.prompts.pairs import Pair
+from textpatch.weights.signs.pairs import sign_pairs
 
 SQUARE = ((0.0, 0.0), (9.0, 0.0), (9.0, 4.0), (0.0, 4.0))
 
@@ -222,6 +230,52 @@ def test_a_fault_of_agreement_is_noticed(fault, monkeypatch):
         test_what_counts_is_read_by_both.hypothesis.inner_test("AB BA", "A")
 
 
+# --- by a function
+
+
+def of_width(pictures: list[Image.Image]) -> list[str]:
+    """A function that reads the width of a picture."""
+    return [str(one.width) if one.width > 1 else "" for one in pictures]
+
+
+def test_a_function_is_a_reader():
+    """It reads pictures, or their parts in boxes, as RGB, and its name is in the manifest."""
+    reader = Called(of_width)
+    reader._tested = True
+    found = reader.read(
+        [draw("A", 16), draw("B", 16)], [[(0, 0, 3, 4), (0, 0, 5, 4)], (0, 0, 1, 1)]
+    )
+    assert [one.text for one in found] == ["3 5", ""] and found[0].boxes[1] == (0, 0, 5, 4)
+    assert reader.describe()["engine"] == "of_width" and isinstance(reader, Reader)
+
+
+def test_a_function_that_cannot_read_is_refused():
+    """It is tested before its readings count, must give a text for each, and be a function."""
+    with pytest.raises(OCRError, match="of_width read 0 of 18 known words"):
+        Called(of_width).read([draw("A", 16)])
+    with pytest.raises(OCRError, match=r"18 pictures were given to .*lambda.*, which read \[1\]"):
+        Called(lambda pictures: [1]).self_test()
+    with pytest.raises(OCRError, match="give a function of pictures"):
+        Called("EasyOCR")
+
+
+def test_ocr_may_be_a_function_or_a_name_and_nothing_else():
+    """What is neither a reader, nor a function, nor a name is refused with what may be given."""
+    pairs = [Pair('a sign that says "ON"', 'a sign that says "OFF"')]
+    assert reader_for(pairs, of_width).name == "of_width"
+    assert reader_for(pairs, None).alphabet == reader_for(pairs, "tesseract").alphabet
+    for wrong in (3, Tesseract, draw("A", 16)):
+        with pytest.raises(OCRError, match="ocr is .*; a reader has read, describe and self"):
+            reader_for(pairs, wrong)
+
+
+def test_pieces_are_joined_as_the_papers_code_does():
+    """One blank between two pieces, lower case."""
+    assert (
+        joined_as_official(["Hello", "WORLD 2"]) == "hello world 2" and joined_as_official([]) == ""
+    )
+
+
 # --- by name
 
 
@@ -293,6 +347,60 @@ def test_agreement_can_be_trusted():
 
 
 # --- in a localisation
+
+
+def hung(pictures: list[Image.Image], size: int) -> list[Image.Image]:
+    """Signs turned by six degrees on one wall like a photograph, of size x size pixels."""
+    made = []
+    for picture in pictures:
+        wall = calibration._wall(random.Random(1), (size, size))
+        sign = picture.resize((size // 2, size // 6), Image.Resampling.BICUBIC).convert("RGBA")
+        sign = sign.rotate(6, Image.Resampling.BICUBIC, expand=True)
+        wall.paste(sign, (size // 5, size // 3), sign)
+        made.append(wall)
+    return made
+
+
+@pytest.mark.parametrize(
+    "reader, size, least",
+    [
+        ("ppocr", 512, 0.6),
+        pytest.param("ppocr", 1024, 0.6, marks=pytest.mark.long),
+        pytest.param("agreement", 512, 0.3, marks=pytest.mark.long),
+        pytest.param("agreement", 1024, 0.3, marks=pytest.mark.long),
+    ],
+)
+def test_the_site_is_found_in_scenes(reader, size, least, monkeypatch):
+    """planted-mmdit's signs hang turned in a scene, and nobody says where: its site is found all the same.
+
+    The background is what lies beside the lettering that was found.  Agreement counts fewer of these enlarged
+    words, as PP-OCR is not sure of them.
+    """
+    pipeline = load("planted-mmdit")
+    pipeline.defaults = replace(pipeline.defaults, text_box=None)
+    monkeypatch.setattr(pipeline, "decode", lambda x, plain=pipeline.decode: hung(plain(x), size))
+    pairs = sign_pairs(3, split="test", same_scene=True)
+    found = localize(pipeline, pairs, sites=[0, 1], steps=2, ocr=reader).result
+    assert found["ranked"][0] == 1
+    first, second = found["sites"]
+    assert first["exact_target"]["value"] == 0 and second["exact_target"]["value"] >= least
+    assert second["exact_source"]["value"] == 0
+    assert second["ssim"]["value"] > 0.9 and second["n_background"] == 3
+
+
+def test_the_lettering_of_both_pictures_is_left_out():
+    """Pictures that differ where one of them has lettering are alike beside the boxes of both.
+
+    With the box of one alone they are not.
+    """
+    plain = Image.effect_noise((60, 40), 60).convert("RGB")
+    one, other = plain.copy(), plain.copy()
+    one.paste("red", (5, 5, 15, 15))
+    other.paste("blue", (40, 5, 55, 15))
+    boxes = [(5, 5, 15, 15), (40, 5, 55, 15)]
+    assert picture_scores(one, other, boxes)["ssim"] == pytest.approx(1, abs=1e-12)
+    assert all(picture_scores(one, other, [box])["mse"] > 0 for box in boxes)
+    assert reading.grown((10, 10, 30, 18)) == (8, 8, 32, 20)
 
 
 def test_the_command_line_reads_by_agreement(tmp_path, monkeypatch, capsys):

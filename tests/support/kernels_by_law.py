@@ -56,7 +56,7 @@ def _nothing_is_copied_back(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_forward(dtype, peak, long):
     """Results against float64: no further off than eager, and SDPA."""
-    cases = laws.numeric(range(15 if long else 3), dtype, DEVICE, peak)
+    cases = laws.numeric(range(15 if long else 2), dtype, DEVICE, peak)
     laws.law_forward_errs_no_more_than_eager(textpatch.kernels, cases)
 
 

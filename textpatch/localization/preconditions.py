@@ -9,6 +9,7 @@ from textpatch import metrics
 from textpatch.errors import OCRError, PatchError, PromptError
 from textpatch.groups import require_start
 from textpatch.metrics.image import WINDOW
+from textpatch.metrics.readers.called import Called
 from textpatch.metrics.readers.named import DEFAULT, READERS, reader_named
 from textpatch.metrics.readers.reading import Reader
 from textpatch.pipelines import picture_size
@@ -108,7 +109,7 @@ def _require_pictures(pipeline) -> None:
 
 
 def reader_for(pairs: Sequence[Pair], reader: Reader | str | None) -> Reader:
-    """Reader of the pairs' words, which a name makes with their letters.
+    """Reader of the pairs' words, which a name makes with their letters, and a function by its own.
 
     Raises OCRError for an unknown name and for what is no reader, and PromptError as
     `require_known_letters` does.
@@ -116,10 +117,12 @@ def reader_for(pairs: Sequence[Pair], reader: Reader | str | None) -> Reader:
     if reader is None or isinstance(reader, str):
         words = [word for pair in pairs for word in pair.words]
         return reader_named(reader or DEFAULT, words)
-    if not isinstance(reader, Reader):
+    if isinstance(reader, type) or not isinstance(reader, Reader):
+        if callable(reader) and not isinstance(reader, type):
+            return Called(reader)
         raise OCRError(
-            f"ocr is a {type(reader).__name__}; a reader has read, describe and self_test; give one, or the "
-            f"name of one: {', '.join(READERS)}"
+            f"ocr is {reader!r}; a reader has read, describe and self_test; give one, a function from "
+            f"pictures to texts, or the name of a reader: {', '.join(READERS)}"
         )
     require_known_letters(pairs, reader)
     return reader

@@ -2,40 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from textpatch import metrics
+from textpatch.metrics.image import Box
 from textpatch.metrics.intervals import interval, share_interval
 from textpatch.prompts.pairs import SOURCE, TARGET
 
 
-def picture_scores(image, source, box) -> dict[str, float]:
+def picture_scores(image, source, boxes: Sequence[Box]) -> dict[str, float]:
     """Distances of a picture from the source's picture.
 
-    box  left, top, right, bottom of the lettering in pixels.  None scores the whole picture
+    boxes  left, top, right, bottom of the lettering of both in pixels.  None of them scores the whole picture
     Returns
 
-    - "ssim", the mean over the windows of which no pixel lies in the box,
-    - "mse", the mean over the pixels outside the box, which sees strips too narrow for a window of 11
+    - "ssim", the mean over the windows of which no pixel lies in a box,
+    - "mse", the mean over the pixels outside the boxes, which sees strips too narrow for a window of 11
       pixels, and
     - "mse_uint8_wrapped" and "psnr_uint8_wrapped" over the whole picture, as the official code computes them.
 
-    Raises PatchError where the box leaves no window.
+    Raises PatchError where the boxes leave no window.
     """
     size = (image.height, image.width)
     return {
-        "ssim": metrics.ssim(image, source, metrics.windows_outside(box, *size)),
-        "mse": metrics.mse(image, source, metrics.pixels_outside(box, *size)),
+        "ssim": metrics.ssim(image, source, _outside(metrics.windows_outside, boxes, *size)),
+        "mse": metrics.mse(image, source, _outside(metrics.pixels_outside, boxes, *size)),
         "mse_uint8_wrapped": metrics.mse_uint8_wrapped(image, source),
         "psnr_uint8_wrapped": metrics.psnr_uint8_wrapped(image, source),
     }
 
 
+def has_background(image, boxes: Sequence[Box]) -> bool:
+    """True if a window of a picture is free of the lettering in the boxes."""
+    return bool(_outside(metrics.windows_outside, boxes, image.height, image.width).any())
+
+
+def _outside(
+    mask: Callable[[Box | None, int, int], np.ndarray],
+    boxes: Sequence[Box],
+    height: int,
+    width: int,
+) -> np.ndarray:
+    """What counts beside all boxes, bool (H, W)."""
+    counts = mask(None, height, width)
+    for box in boxes:
+        counts = counts & mask(box, height, width)
+    return counts
+
+
 # What the background scores of a record go over, which every record says.  Those of 0.1.0 say nothing: there
 # the lettering was blackened and counted as equal.
 SCORED = {"background": "windows free of lettering"}
+FOUND = {"background": "windows free of the lettering that was found in both pictures"}
 EXACT = ("exact_target", "exact_source")
 EDITS = ("edit_target", "edit_source")
 DISAGREEMENT = "disagreement"  # 1 where one of two readers read what the other did not

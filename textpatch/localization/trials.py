@@ -28,8 +28,16 @@ from textpatch.localization.preconditions import (
     listed_seeds,
     reader_for,
 )
-from textpatch.localization.scores import DISAGREEMENT, SCORED, picture_scores, values
-from textpatch.metrics.readers.reading import Reading, readings_of
+from textpatch.localization.scores import (
+    DISAGREEMENT,
+    FOUND,
+    SCORED,
+    has_background,
+    picture_scores,
+    values,
+)
+from textpatch.metrics.image import Box
+from textpatch.metrics.readers.reading import Reading, grown, readings_of
 from textpatch.pictures import opened
 from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.plan import Plan, Row
@@ -52,8 +60,8 @@ class Trials:
     steps, guidance  of the runs, the pipeline's own when None
     start        first patched step, 0 = noisiest
     branch       "both" guidance branches are patched, or "cond" alone
-    ocr          a `metrics.Reader`, or the name of one: "tesseract" (when None), "ppocr" or "agreement",
-                 which then knows the letters of the pairs' words
+    ocr          a `metrics.Reader`, a function from pictures to their texts, or the name of a reader:
+                 "tesseract" (when None), "ppocr" or "agreement", which knows the letters of the pairs' words
     run          a textpatch.Run.  Everything made is kept there as a record and is not made again
     micro_batch  most rows that go through the model at once
     records      one dict for each pair and seed touched, with all its pictures by row name
@@ -252,7 +260,7 @@ class Trials:
 
         Raises StoreError for a record whose pictures are scored by another definition, too.
         """
-        record = self.work.once(id, task, maker | SCORED, make)
+        record = self.work.once(id, task, maker | self._scored_over(), make)
         self.generations += record["generations"]
         return record
 
@@ -272,15 +280,30 @@ class Trials:
         source  entry of the source's picture if it was made before
         """
         readings = self._readings(list(images.values()))
-        beside = images.get(SOURCE)
-        if source is not None:
-            beside = opened(source["image"], self.run)
         entries = {}
         for (name, image), read in zip(images.items(), readings, strict=True):
             entries[name] = {"image": self._kept(image), **self._read_as(read, self.pairs[index])}
-            if beside is not None:
-                entries[name] |= picture_scores(image, beside, self.pipeline.defaults.text_box)
+        beside = images.get(SOURCE)
+        if source is not None:
+            beside = opened(source["image"], self.run)
+        if beside is not None:
+            for name, image in images.items():
+                boxes = self._lettering(source or entries[SOURCE], entries[name])
+                if has_background(image, boxes):
+                    entries[name] |= picture_scores(image, beside, boxes)
         return entries
+
+    def _lettering(self, *entries: dict) -> list[Box]:
+        """Boxes of the lettering of pictures, the model's own place, or where their reader saw text."""
+        if self.pipeline.defaults.text_box is not None:
+            return [self.pipeline.defaults.text_box]
+        return [tuple(box) for entry in entries for box in entry.get("boxes", [])]
+
+    def _scored_over(self) -> dict:
+        """What the background scores of a record go over."""
+        if self.pipeline.defaults.text_box is not None:
+            return SCORED
+        return FOUND
 
     def _readings(self, images: list[Image.Image]) -> list:
         """What the reader finds in pictures, one each.  Raises OCRError for anything else."""
@@ -295,6 +318,8 @@ class Trials:
         if not isinstance(read, Reading):
             return pair.scored(read, blanks=self.blanks)
         scored = pair.scored(read.text, blanks=self.blanks)
+        if self.pipeline.defaults.text_box is None:
+            scored["boxes"] = [grown(box) for box in read.boxes]
         if read.unconfirmed is not None:
             alone = " ".join(line.text for line in read.unconfirmed)
             scored |= {"unconfirmed": alone, DISAGREEMENT: float(bool(alone))}

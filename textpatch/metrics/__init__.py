@@ -14,6 +14,7 @@ from textpatch.metrics.image import (
 )
 from textpatch.metrics.intervals import FEWEST, Interval, bootstrap, wilson
 from textpatch.metrics.readers.agreement import Agreement
+from textpatch.metrics.readers.called import Called, joined_as_official
 from textpatch.metrics.readers.named import reader_named
 from textpatch.metrics.readers.ppocr import PPOCR
 from textpatch.metrics.readers.reading import Line, Reader, Reading
@@ -24,6 +25,7 @@ __all__ = [
     "FEWEST",
     "PPOCR",
     "Agreement",
+    "Called",
     "Interval",
     "Line",
     "Match",
@@ -37,6 +39,7 @@ __all__ = [
     "exact",
     "f1",
     "f1_of_means",
+    "joined_as_official",
     "mse",
     "mse_uint8_wrapped",
     "pixels_outside",

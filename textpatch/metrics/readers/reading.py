@@ -99,6 +99,16 @@ def box_around(area: Area) -> Box:
     return int(min(columns)), int(min(rows)), -int(-max(columns) // 1), -int(-max(rows) // 1)
 
 
+def grown(box: Box) -> Box:
+    """A box with a quarter of its height more on each side.
+
+    The rims of letters, and what a model draws around them, lie beside what a reader marks.
+    """
+    left, top, right, bottom = box
+    more = -((top - bottom) // 4)
+    return left - more, top - more, right + more, bottom + more
+
+
 def corners_of(box: Box) -> Corners:
     """Corners of an upright box."""
     left, top, right, bottom = box

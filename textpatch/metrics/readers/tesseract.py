@@ -178,7 +178,6 @@ class Tesseract:
         return {
             "engine": "tesseract",
             "version": version(),
-            "mode": self.mode,
             "psm": MODES[self.mode],
             "language": self.language,
             "alphabet": self.alphabet,

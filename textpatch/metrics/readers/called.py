@@ -1,0 +1,87 @@
+"""Reader by a function of one's own, and the official way to make text of EasyOCR's pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from PIL import Image
+
+from textpatch.errors import OCRError
+from textpatch.metrics.readers import ink
+from textpatch.metrics.readers.known_words import require_read, words_of
+from textpatch.metrics.readers.reading import Line, Reading, areas_of, box_around, corners_of
+from textpatch.metrics.readers.tesseract import LETTERS
+
+
+class Called:
+    """A function from pictures to their texts as a reader.
+
+    function  takes a list of RGB pictures and returns a text for each, "" where there is none
+    name      what a manifest calls it, the function's own name when None
+    Raises OCRError for what cannot be called.
+    """
+
+    def __init__(
+        self, function: Callable[[list[Image.Image]], Sequence[str]], name: str | None = None
+    ):
+        if not callable(function):
+            raise OCRError(f"a reader was asked of {function!r}; give a function of pictures")
+        self.function = function
+        self.name = name or getattr(function, "__qualname__", type(function).__name__)
+        self._tested = False
+
+    def read(
+        self, images: Sequence[Image.Image], boxes: Sequence[Any] | None = None
+    ) -> list[Reading]:
+        """Readings of pictures, with a line for each box, or one for the whole picture.
+
+        boxes  as in `Reader.read`
+        Raises OCRError for a function that gives another number of texts than it was given pictures.
+        """
+        if len(images):
+            self.self_test()
+        parts = []
+        places = []
+        for i, areas in enumerate(areas_of(images, boxes)):
+            for area in [None] if areas is None else areas:
+                parts.append(ink.part_of(images[i], area, i))
+                places.append((i, area or (0, 0, *images[i].size)))
+        lines: list[list[Line]] = [[] for _ in images]
+        for (i, area), text in zip(places, self._texts(parts), strict=True):
+            corners = area if isinstance(area[0], Sequence) else corners_of(box_around(area))
+            lines[i] += [Line(text, corners)] * bool(text)
+        return [Reading(tuple(some)) for some in lines]
+
+    def self_test(self) -> None:
+        """Read known words drawn with Pillow's own font, once per instance.
+
+        Raises OCRError, naming words and readings, if fewer than 0.9 of them are read exactly.
+        """
+        if self._tested:
+            return
+        require_read(
+            self._texts, words_of(LETTERS, blank=False), self.name, "look at its own settings"
+        )
+        self._tested = True
+
+    def describe(self) -> dict:
+        """Name of the function.  What it depends on, its owner must note."""
+        return {"engine": self.name, "blank": True}
+
+    def _texts(self, pictures: list[Image.Image]) -> list[str]:
+        texts = list(self.function([picture.convert("RGB") for picture in pictures]))
+        if len(texts) != len(pictures) or not all(isinstance(text, str) for text in texts):
+            raise OCRError(
+                f"{len(pictures)} pictures were given to {self.name}, which read {texts!r}; "
+                "a reader gives a text for each, empty for nothing"
+            )
+        return texts
+
+
+def joined_as_official(pieces: Iterable[str]) -> str:
+    """Text of the pieces that EasyOCR's `readtext(picture, detail=0)` gives, as the paper's code joins them.
+
+    Pieces are joined by one blank and lower-cased.   (6.1)
+    """
+    return " ".join(pieces).lower()
