@@ -196,7 +196,7 @@ FAULTS = {
         scored_by_one_definition,
         trials.Trials,
         "once",
-        "maker | SCORED",
+        "maker | self._scored_over()",
         "maker",
     ),
     "of rows their names": (made_by_its_request, work, "made_by", "[row.data", "[row.name"),
