@@ -21,7 +21,7 @@ from textpatch.metrics.readers.known_words import KNOWN_WORDS
 from textpatch.metrics.readers.named import reader_named
 from textpatch.metrics.text import exact
 
-EACH = 20  # pictures of a kind, with which three readers take less than a minute
+EACH = 16  # pictures of a kind, with which three readers take less than a minute
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Letters that are others, or no letters, when they are mirrored or turned upside down.
 LOPSIDED = "BCDEFGJKLNPQRSZ"
