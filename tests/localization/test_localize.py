@@ -198,8 +198,8 @@ def test_a_planted_reader_of_unknown_letters_is_noticed(monkeypatch):
         monkeypatch,
         preconditions,
         "require_known_letters",
-        "if letter not in alphabet",
-        "if letter.upper() not in alphabet",
+        "not knows(reader, letter)",
+        "not knows(reader, letter.upper())",
     )
     with pytest.raises(pytest.fail.Exception):
         test_letters_count_as_they_are_written(("HOUSE", "house"), Tesseract(), "h")

@@ -5,6 +5,7 @@ import random
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from PIL import Image
 from support.planting import plant
 from textpatch import cli, load, localize
 from textpatch.cli import prompt_pairs
-from textpatch.errors import OCRError
+from textpatch.errors import OCRError, PromptError
 from textpatch.localization.preconditions import reader_for
 from textpatch.localization.scores import picture_scores
 from textpatch.metrics import (
@@ -29,7 +30,7 @@ from textpatch.metrics import (
     joined_as_official,
     reader_named,
 )
-from textpatch.metrics.readers import agreement, named, reading
+from textpatch.metrics.readers import agreement, ink, named, reading
 from textpatch.metrics.readers.known_words import draw
 from textpatch.prompts.pairs import Pair
 from textpatch.weights.signs.pairs import sign_pairs
@@ -157,6 +158,36 @@ def test_entries_of_boxes_are_one_a_picture():
         Tesseract().read([draw("A", 16)] * 2, [(0, 0, 4, 4)])
 
 
+@pytest.mark.parametrize(
+    "entry", [(0, 0, 4), [(0, 0, 4, 4), (1, 2)], "four", [[(0, 0), (4, 0), (4, 4)]], 7, [None]]
+)
+def test_what_is_no_area_is_refused(entry):
+    """Neither four sides nor four corners, nor a list of these: the entry is told, and what one is."""
+    with pytest.raises(OCRError, match="a box is left, top, right, bottom, and corners are four"):
+        Tesseract().read([draw("A", 16)], [entry])
+
+
+def test_areas_may_be_lists_and_arrays():
+    """Boxes and corners mean the same as tuples, lists and arrays, alone or in a list."""
+    box, corners = (1, 2, 3, 4), ((0, 0), (3, 0), (3, 2), (0, 2))
+    asked = [
+        box,
+        [list(box), np.array(box)],
+        corners,
+        [list(map(list, corners))],
+        np.array(corners),
+    ]
+    (one, two, *turned) = reading.areas_of([None] * 5, asked)
+    assert one == [box] and two == [box, box] and turned == [[corners]] * 3
+
+
+def test_corners_beside_the_picture_bring_no_black():
+    """Corners a little outside, as finders give them, cut white paper out of a white picture."""
+    outside = ((-6, -6), (46, -2), (46, 26), (-6, 22))
+    part = ink.part_of(Image.new("RGB", (40, 20), "white"), outside, 0)
+    assert part.getextrema() == ((255, 255),) * 3
+
+
 # --- agreement
 
 
@@ -206,6 +237,12 @@ def test_the_confirmer_reads_where_the_finder_saw_lines():
     assert confirmer.asked == [[[SQUARE], [SQUARE], [(0, 0, 4, 4)]]]
     assert [one.text for one in found] == ["A B", "", ""]
     assert [[line.text for line in one.unconfirmed] for one in found] == [[], ["C"], []]
+
+
+def test_a_finder_must_tell_places():
+    """Without a place of its line there is nothing to confirm, and the finder is named."""
+    with pytest.raises(OCRError, match="the finder Told reads 'ON' and tells no place"):
+        Agreement(Told("ON"), Told("ON")).read([draw("A", 16)])
 
 
 AGREEMENTS = {
@@ -307,11 +344,36 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
         PPOCR()
 
 
-def test_the_alphabet_has_every_character_of_the_words():
-    """Capitals always; small letters, digits and others as the words have them."""
-    assert alphabet_of(["Café 24!"]).startswith("ABC") and {*"fé24!"} <= {
-        *alphabet_of(["Café 24!"])
-    }
+def test_the_alphabet_has_the_signs_of_the_words():
+    """Capitals always; small letters, digits and ASCII's signs as the words have them, and no accents.
+
+    What is in it is read.
+    """
+    alphabet = alphabet_of(["Café 24!"])
+    assert alphabet.startswith("ABC") and {*"f24!"} <= {*alphabet} and not {*"é?"} & {*alphabet}
+    words = ["OPEN!", "A&B", "24/7", "DON'T", "CO-OP", "50%", "(ON)", "X@Y"]
+    found = reader_named("tesseract", words).read([draw(word, 36) for word in words])
+    assert [one.text for one in found] == words
+
+
+@pytest.mark.parametrize(
+    "name, word, unknown",
+    [
+        ("tesseract", "CAFÉ", "É"),
+        ("agreement", "CAFÉ", "É"),
+        ("tesseract", "ПРИ", "П"),
+        ("ppocr", "ПРИ", "П"),
+        ("ppocr", "CAFÉ 24!", None),
+    ],
+)
+def test_words_that_a_reader_never_reads_are_refused(name, word, unknown):
+    """Whichever reader is named: tesseract would read E for É, and PP-OCR nothing of Cyrillic."""
+    pairs = [Pair(f'a sign that says "{word}"', 'a sign that says "A"')]
+    if unknown is None:
+        assert reader_for(pairs, name).knows("É")
+        return
+    with pytest.raises(PromptError, match=f"has '{unknown}'.*such as --reader ppocr"):
+        reader_for(pairs, name)
 
 
 # --- calibration

@@ -11,7 +11,7 @@ from textpatch.groups import require_start
 from textpatch.metrics.image import WINDOW
 from textpatch.metrics.readers.called import Called
 from textpatch.metrics.readers.named import DEFAULT, READERS, reader_named
-from textpatch.metrics.readers.reading import Reader
+from textpatch.metrics.readers.reading import Reader, knows
 from textpatch.pipelines import picture_size
 from textpatch.prompts.pairs import Pair, require_apart
 
@@ -116,7 +116,7 @@ def reader_for(pairs: Sequence[Pair], reader: Reader | str | None) -> Reader:
     """
     if reader is None or isinstance(reader, str):
         words = [word for pair in pairs for word in pair.words]
-        return reader_named(reader or DEFAULT, words)
+        reader = reader_named(reader or DEFAULT, words)
     if isinstance(reader, type) or not isinstance(reader, Reader):
         if callable(reader) and not isinstance(reader, type):
             return Called(reader)
@@ -132,20 +132,25 @@ def require_known_letters(pairs: Sequence[Pair], reader: Reader) -> None:
     """Raise PromptError for a word with letters that the reader never answers with.
 
     Letters count as they are written.  Scores know no case, but told to read capitals tesseract reads no
-    small ones.  A reader whose `describe()` names no alphabet takes any word.
+    small ones.  A reader that does not say what it answers with takes any word.
     """
-    alphabet = reader.describe().get("alphabet")
-    if alphabet is None:
-        return
     for word in (word for pair in pairs for word in pair.words):
         unknown = [
             letter
             for letter in dict.fromkeys(word)
-            if letter not in alphabet and not letter.isspace()
+            if not letter.isspace() and not knows(reader, letter)
         ]
         if unknown:
             raise PromptError(
-                f"the word {word!r} has {', '.join(map(repr, unknown))}, and {type(reader).__name__} "
-                f"answers with {alphabet!r} alone; write the word in these, or give a reader that knows "
-                "its letters; in Python: ocr=Tesseract(alphabet=...)"
+                f"the word {word!r} has {', '.join(map(repr, unknown))}, and {_answers_of(reader)}; write "
+                "the word in others, or give a reader that knows its letters, such as --reader ppocr; "
+                'in Python: ocr="ppocr" or Tesseract(alphabet=...)'
             )
+
+
+def _answers_of(reader: Reader) -> str:
+    """What a reader answers with, for an error message."""
+    alphabet = reader.describe().get("alphabet")
+    if alphabet is None:
+        return f"{type(reader).__name__} never answers with these"
+    return f"{type(reader).__name__} answers with {alphabet!r} alone"

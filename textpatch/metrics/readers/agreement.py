@@ -13,7 +13,16 @@ from typing import Any
 
 from PIL import Image
 
-from textpatch.metrics.readers.reading import Area, Line, Reader, Reading, areas_of, readings_of
+from textpatch.errors import OCRError
+from textpatch.metrics.readers.reading import (
+    Area,
+    Line,
+    Reader,
+    Reading,
+    areas_of,
+    knows,
+    readings_of,
+)
 
 # Confidence of the finder from which a line counts.  Of 300 broken words (`metrics.calibration`, other dice)
 # both readers read 22 as if they were whole, and 6 with this limit, the lowest whose 95 % interval ends below
@@ -43,12 +52,14 @@ class Agreement:
         """Lines of the finder, each without the words that the confirmer does not read.
 
         boxes  as in `Reader.read`.  Both readers read in them
-        Raises OCRError as both readers do.
+        Raises OCRError as both readers do, and for a finder that does not tell where a line stands.
         """
         found = readings_of(self.finder.read(images, boxes), len(images), self.finder)
         areas = areas_of(images, boxes)
         asked = [
-            (i, place) for i, reading in enumerate(found) for place in _places(reading, areas[i])
+            (i, place)
+            for i, reading in enumerate(found)
+            for place in self._places(reading, areas[i])
         ]
         seen = self.confirmer.read([images[i] for i, _ in asked], [[place] for _, place in asked])
         told: list[list[str]] = [[] for _ in images]
@@ -58,10 +69,30 @@ class Agreement:
             _agreed(reading, texts, self.sure) for reading, texts in zip(found, told, strict=True)
         ]
 
+    def _places(self, reading: Reading, areas: Sequence[Area] | None) -> list[Area]:
+        """Places that the confirmer reads, one for each line of the finder.
+
+        Where the finder sees no line, the confirmer reads the areas that were asked for.  It reads nothing in
+        a whole picture without a line.
+        """
+        if not reading.lines:
+            return list(areas or [])
+        places = [line.corners for line in reading.lines]
+        if None in places:
+            raise OCRError(
+                f"the finder {type(self.finder).__name__} reads {reading.text!r} and tells no place of it, "
+                "where it is to be confirmed; give a finder that tells, such as PPOCR"
+            )
+        return places
+
     def self_test(self) -> None:
         """Test both readers.   Raises OCRError where one cannot read."""
         self.finder.self_test()
         self.confirmer.self_test()
+
+    def knows(self, letter: str) -> bool:
+        """True for a character that both readers know."""
+        return knows(self.finder, letter) and knows(self.confirmer, letter)
 
     def describe(self) -> dict:
         """Descriptions of both readers."""
@@ -71,20 +102,8 @@ class Agreement:
             "sure": self.sure,
             "finder": self.finder.describe(),
             "confirmer": confirmer,
-            "alphabet": confirmer.get("alphabet"),
             "blank": confirmer.get("blank", True),
         }
-
-
-def _places(reading: Reading, areas: Sequence[Area] | None) -> list[Any]:
-    """Places that the confirmer reads, one for each line of the finder.
-
-    Where the finder sees no line, the confirmer reads the areas that were asked for.  It reads nothing in a
-    whole picture without a line.
-    """
-    if reading.lines:
-        return [line.corners for line in reading.lines]
-    return list(areas or [])
 
 
 def _agreed(reading: Reading, texts: Sequence[str], sure: float) -> Reading:

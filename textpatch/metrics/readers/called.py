@@ -10,7 +10,7 @@ from PIL import Image
 from textpatch.errors import OCRError
 from textpatch.metrics.readers import ink
 from textpatch.metrics.readers.known_words import require_read, words_of
-from textpatch.metrics.readers.reading import Line, Reading, areas_of, box_around, corners_of
+from textpatch.metrics.readers.reading import Line, Reading, corners_of, gathered, places_of
 from textpatch.metrics.readers.tesseract import LETTERS
 
 
@@ -41,17 +41,13 @@ class Called:
         """
         if len(images):
             self.self_test()
-        parts = []
-        places = []
-        for i, areas in enumerate(areas_of(images, boxes)):
-            for area in [None] if areas is None else areas:
-                parts.append(ink.part_of(images[i], area, i))
-                places.append((i, area or (0, 0, *images[i].size)))
-        lines: list[list[Line]] = [[] for _ in images]
-        for (i, area), text in zip(places, self._texts(parts), strict=True):
-            corners = area if isinstance(area[0], Sequence) else corners_of(box_around(area))
-            lines[i] += [Line(text, corners)] * bool(text)
-        return [Reading(tuple(some)) for some in lines]
+        places = places_of(images, boxes)
+        texts = self._texts([ink.part_of(images[i], area, i) for i, area in places])
+        found = [
+            [Line(text, corners_of(area or (0, 0, *images[i].size)))] * bool(text)
+            for (i, area), text in zip(places, texts, strict=True)
+        ]
+        return gathered(len(images), places, found)
 
     def self_test(self) -> None:
         """Read known words drawn with Pillow's own font, once per instance.

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from textpatch.errors import OCRError
-from textpatch.metrics.readers.reading import Area, Box
+from textpatch.metrics.readers.reading import Area, Box, is_turned
 from textpatch.pictures import require_bounded
 
 PERCENTILES = (1, 99)
@@ -87,14 +87,16 @@ def grey_levels(picture: Image.Image) -> np.ndarray:
 
 
 def _cut(image: Image.Image, area: Area, index: int) -> Image.Image:
-    if len(area) == 4 and not isinstance(area[0], tuple):
+    if not is_turned(area):
         left, top, right, bottom = area
         if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
             raise OCRError(
                 f"box {tuple(area)} is not inside picture {index} of size {image.size}; shrink it"
             )
         return image.crop(area)
-    first, second, third, fourth = area
+    # a point outside would bring black paper along, which reads as ink
+    inside = [(min(max(x, 0), image.width), min(max(y, 0), image.height)) for x, y in area]
+    first, second, third, fourth = inside
     width = max(1, round(np.hypot(second[0] - first[0], second[1] - first[1])))
     height = max(1, round(np.hypot(fourth[0] - first[0], fourth[1] - first[1])))
     if image.mode not in ("L", "RGB", "RGBA"):  # a palette cannot be interpolated

@@ -1,12 +1,13 @@
 """Reader by PP-OCRv6, a network that finds lines anywhere and repairs letters as it reads them.
 
-The package ocrust carries the models and runs them on the CPU, without a network connection.  It reads 16 of
-40 words with a mirrored letter as if they were whole, where tesseract reads 2.  So it is best at finding
-lines, and a stricter reader should confirm them, see `Agreement`.
+The package ocrust carries the models and runs them on the CPU, without a network connection.  They read 11 of
+40 words with a mirrored letter as if they were whole, and tesseract none (`benchmarks/readers.py`).  So they
+are best at finding lines, and a stricter reader should confirm these, see `Agreement`.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,15 @@ from PIL import Image
 from textpatch.errors import OCRError
 from textpatch.metrics.readers import ink
 from textpatch.metrics.readers.known_words import require_read, words_of
-from textpatch.metrics.readers.reading import Area, Corners, Line, Reading, areas_of
+from textpatch.metrics.readers.reading import (
+    Area,
+    Corners,
+    Line,
+    Reading,
+    gathered,
+    is_turned,
+    places_of,
+)
 from textpatch.metrics.readers.tesseract import LETTERS
 
 INSTALL = "install it: pip install 'textpatch[ocr]'"
@@ -47,8 +56,7 @@ class PPOCR:
         """
         if len(images):
             self.self_test()
-        areas = areas_of(images, boxes)
-        return [self._reading(image, areas[i], i) for i, image in enumerate(images)]
+        return self._readings(images, boxes)
 
     def self_test(self) -> None:
         """Read known words drawn with Pillow's own font, once per instance.
@@ -58,12 +66,16 @@ class PPOCR:
         if self._tested:
             return
         require_read(
-            lambda pictures: [self._reading(one, None, i).text for i, one in enumerate(pictures)],
+            lambda pictures: [reading.text for reading in self._readings(pictures, None)],
             words_of(LETTERS, blank=False),
             "ocrust",
             "install it and its models anew: pip install --force-reinstall 'textpatch[ocr]'",
         )
         self._tested = True
+
+    def knows(self, letter: str) -> bool:
+        """True for a character that the network can answer with."""
+        return letter in _characters(self._engine.models["recognition"])
 
     def describe(self) -> dict:
         """Engine, versions and settings, all that a manifest needs to repeat a reading."""
@@ -75,13 +87,17 @@ class PPOCR:
             "blank": True,
         }
 
-    def _reading(self, image: Image.Image, areas: list[Area] | None, index: int) -> Reading:
-        """Lines of one picture, in areas of it where there are any."""
-        lines = []
-        for area in [None] if areas is None else areas:
-            found = self._engine.scan(ink.part_of(image, area, index)).lines
-            lines += [Line(x.text, _moved(x.polygon, area), float(x.confidence)) for x in found]
-        return Reading(tuple(lines))
+    def _readings(
+        self, images: Sequence[Image.Image], boxes: Sequence[Any] | None
+    ) -> list[Reading]:
+        places = places_of(images, boxes)
+        return gathered(
+            len(images), places, [self._lines(images[i], area, i) for i, area in places]
+        )
+
+    def _lines(self, image: Image.Image, area: Area | None, index: int) -> list[Line]:
+        found = self._engine.scan(ink.part_of(image, area, index)).lines
+        return [Line(x.text, _moved(x.polygon, area), float(x.confidence)) for x in found]
 
 
 def _engine(threads: int) -> Any:
@@ -103,10 +119,19 @@ def _engine(threads: int) -> Any:
         raise OCRError(f"ocrust cannot start: {error}; {INSTALL}") from None
 
 
+@functools.lru_cache
+def _characters(path: str) -> frozenset[str]:
+    """Characters that a network of PP-OCR answers with, which its file lists line by line."""
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(path, providers=["CPUExecutionProvider"])
+    return frozenset(session.get_modelmeta().custom_metadata_map["character"].splitlines())
+
+
 def _moved(points: Sequence[tuple[float, float]], area: Area | None) -> Corners:
     """Corners in the original of points in an area of it, the corners themselves where it is turned."""
     if area is None:
         return tuple((float(x), float(y)) for x, y in points)
-    if isinstance(area[0], Sequence):
+    if is_turned(area):
         return area
     return tuple((float(x) + area[0], float(y) + area[1]) for x, y in points)

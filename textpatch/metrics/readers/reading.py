@@ -6,8 +6,9 @@ they stand and how sure it is of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
@@ -90,10 +91,21 @@ class Reader(Protocol):
         ...
 
 
+def knows(reader: Reader, letter: str) -> bool:
+    """True unless a reader says that it never answers with a character.
+
+    A reader says so by a method `knows(letter)`, or by an alphabet in what it describes.
+    """
+    if hasattr(reader, "knows"):
+        return reader.knows(letter)
+    alphabet = reader.describe().get("alphabet")
+    return alphabet is None or letter in alphabet
+
+
 def box_around(area: Area) -> Box:
     """Smallest upright box of whole pixels around a box or corners."""
-    if not isinstance(area[0], Sequence):
-        return tuple(area)
+    if not is_turned(area):
+        return area
     columns = [point[0] for point in area]
     rows = [point[1] for point in area]
     return int(min(columns)), int(min(rows)), -int(-max(columns) // 1), -int(-max(rows) // 1)
@@ -109,18 +121,23 @@ def grown(box: Box) -> Box:
     return left - more, top - more, right + more, bottom + more
 
 
-def corners_of(box: Box) -> Corners:
-    """Corners of an upright box."""
-    left, top, right, bottom = box
+def corners_of(area: Area) -> Corners:
+    """Corners of an upright box, and corners as they are."""
+    if is_turned(area):
+        return area
+    left, top, right, bottom = area
     return (left, top), (right, top), (right, bottom), (left, bottom)
 
 
-def areas_of(
-    images: Sequence[Image.Image], boxes: Sequence[Any] | None
-) -> list[Sequence[Area] | None]:
+def is_turned(area: Area) -> bool:
+    """True for corners, False for an upright box."""
+    return isinstance(area[0], tuple)
+
+
+def areas_of(images: Sequence[Image.Image], boxes: Sequence[Any] | None) -> list[list[Area] | None]:
     """Areas to read in each picture, None for a whole picture.
 
-    Raises OCRError for another number of entries than pictures.
+    Raises OCRError for another number of entries than pictures, and for what is neither box nor corners.
     """
     if boxes is None:
         return [None] * len(images)
@@ -132,12 +149,58 @@ def areas_of(
     return [_areas(entry) for entry in boxes]
 
 
+def places_of(
+    images: Sequence[Image.Image], boxes: Sequence[Any] | None
+) -> list[tuple[int, Area | None]]:
+    """Every line to read, as the place of its picture and the area in it, None for the whole picture.
+
+    Raises OCRError as `areas_of` does.
+    """
+    places: list[tuple[int, Area | None]] = []
+    for i, areas in enumerate(areas_of(images, boxes)):
+        if areas is None:
+            places.append((i, None))
+        else:
+            places += [(i, area) for area in areas]
+    return places
+
+
+def gathered(
+    count: int, places: Sequence[tuple[int, Area | None]], found: Sequence[Sequence[Line]]
+) -> list[Reading]:
+    """Readings of so many pictures, with the lines that were found in each of the places."""
+    lines: list[list[Line]] = [[] for _ in range(count)]
+    for (i, _), some in zip(places, found, strict=True):
+        lines[i] += some
+    return [Reading(tuple(some)) for some in lines]
+
+
 def _areas(entry: Any) -> list[Area] | None:
     if entry is None:
         return None
-    if len(entry) and not isinstance(entry[0], Sequence):
-        return [tuple(entry)]
-    return list(entry)
+    area = _area(entry)
+    if area is not None:
+        return [area]
+    areas = [None]
+    if isinstance(entry, Iterable):
+        areas = [_area(one) for one in entry]
+    if None in areas:
+        raise OCRError(
+            f"boxes has the entry {entry!r}; a box is left, top, right, bottom, and corners are four points "
+            "(x, y): give one of these, or a list of them"
+        )
+    return areas
+
+
+def _area(one: Any) -> Area | None:
+    """A box or corners as tuples, None for anything else."""
+    if not hasattr(one, "__len__") or len(one) != 4:
+        return None
+    if all(isinstance(side, Real) for side in one):
+        return tuple(one)
+    if all(hasattr(point, "__len__") and len(point) == 2 for point in one):
+        return tuple((float(x), float(y)) for x, y in one)
+    return None
 
 
 def readings_of(found: Any, count: int, reader: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import string
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -19,9 +20,11 @@ from textpatch.metrics.readers.reading import (
     Corners,
     Line,
     Reading,
-    areas_of,
     box_around,
     corners_of,
+    gathered,
+    is_turned,
+    places_of,
 )
 from textpatch.metrics.readers.tesseract_call import LANGUAGE, Crash, tesseract, version
 
@@ -42,15 +45,16 @@ CELLS = 12
 def alphabet_of(words: Iterable[str]) -> str:
     """The smallest alphabet to read words with.
 
-    It holds the capitals, the small letters if the words have any, the digits if the words have any, and
-    every other character of the words.  A larger alphabet confuses more, such as 0 with O and 1 with l.
+    It holds the capitals, the small letters if the words have any, the digits if the words have any, and the
+    signs of ASCII that the words have, such as !.  A larger alphabet confuses more, such as 0 with O and 1
+    with l.  Other characters are left out: told to read them, tesseract with English data reads E for É.
     """
     letters = {letter for letter in "".join(words) if not letter.isspace()}
     alphabet = LETTERS
     for more in (LETTERS.lower(), DIGITS):
         if not letters.isdisjoint(more):
             alphabet += more
-    return alphabet + "".join(sorted(letters - set(alphabet)))
+    return alphabet + "".join(sorted(letters & set(string.punctuation)))
 
 
 class Word(NamedTuple):
@@ -173,6 +177,10 @@ class Tesseract:
         )
         self._tested = True
 
+    def knows(self, letter: str) -> bool:
+        """True for a character of the alphabet."""
+        return letter in self.alphabet
+
     def describe(self) -> dict:
         """Engine, version, settings and preprocessing, all that a manifest needs to repeat a reading."""
         return {
@@ -194,16 +202,9 @@ class Tesseract:
     def _readings(
         self, images: Sequence[Image.Image], boxes: Sequence[Any] | None
     ) -> list[Reading]:
-        sheets = []
-        places = []
-        for i, areas in enumerate(areas_of(images, boxes)):
-            for area in [None] if areas is None else areas:
-                sheets.append(self._sheet(images[i], area, i))
-                places.append(i)
-        found: list[list[Line]] = [[] for _ in images]
-        for place, lines in zip(places, self._read(sheets), strict=True):
-            found[place] += lines
-        return [Reading(tuple(lines)) for lines in found]
+        places = places_of(images, boxes)
+        sheets = [self._sheet(images[i], area, i) for i, area in places]
+        return gathered(len(images), places, self._read(sheets))
 
     def _sheet(self, image: Image.Image, area: Area | None, index: int) -> Sheet:
         """Picture that the program is given of an area, None for the whole picture."""
@@ -278,7 +279,7 @@ def _inside(area: Area | None, around: Box) -> Area:
     """Place of the ink in the original, the corners themselves where the area is turned."""
     if area is None:
         return around
-    if isinstance(area[0], Sequence):
+    if is_turned(area):
         return area
     left, top = area[:2]
     return left + around[0], top + around[1], left + around[2], top + around[3]
@@ -286,9 +287,7 @@ def _inside(area: Area | None, around: Box) -> Area:
 
 def _place(words: list[Word], sheet: Sheet) -> Corners:
     """Corners of a line in the original."""
-    if isinstance(sheet.area[0], Sequence):
-        return sheet.area
-    if sheet.scale is None:
+    if sheet.scale is None or is_turned(sheet.area):
         return corners_of(sheet.area)
     points = [point for word in words for point in corners_of(word.box)]
     left, top, right, bottom = (side / sheet.scale for side in box_around(points))
