@@ -348,6 +348,16 @@ def promised() -> str:
 # --- who reads
 
 
+def limits() -> str:
+    """What agreement reads of words whole and broken at each limit of confidence."""
+    lines = []
+    for row in read_rows("readers-limits"):
+        whole = f"{row['whole_read']} of {row['whole']}"
+        broken = f"{row['broken_read']} of {row['broken']}"
+        lines.append([share(row["limit"]), whole, broken])
+    return drawn(["limit", "whole words read", "broken words read"], lines)
+
+
 def readers() -> str:
     """What each reader reads of words whole and broken."""
     rows = read_rows("readers")
@@ -500,7 +510,8 @@ TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, other_sizes,
-        searches, promised, readers, overhead, idle_hooks, full_size, attention, localization, published,
+        searches, promised, limits, readers, overhead, idle_hooks, full_size, attention, localization,
+        published,
     )
 }  # fmt: skip
 

@@ -392,6 +392,17 @@ def test_other_prompts(tables):
     )
 
 
+def test_readers(run):
+    """Every kind for a reader; and at a higher limit of confidence agreement reads no more, of the same words."""
+    rows = run("readers", "tesseract", "--each", "2")
+    assert {row["reader"] for row in rows} == {"tesseract"} and len(rows) == 15
+    limits = run("readers", "--limits", "--each", "1")
+    for name in ("whole", "broken"):
+        read = [int(row[f"{name}_read"]) for row in limits]
+        assert read == sorted(read, reverse=True) and len({row[name] for row in limits}) == 1
+    assert int(limits[0]["whole_read"]) > int(limits[0]["broken_read"])
+
+
 def test_shipped_models(benchmark, tmp_path, monkeypatch):
     """The tables and sheets of one model, at the smallest size; the planted site is the best of six."""
     shipped, pipeline = benchmark("shipped_models"), load("planted-mmdit")

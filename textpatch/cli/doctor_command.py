@@ -20,7 +20,7 @@ identified beside the published ones, and what cannot be used is said with its r
 exit code is 2 if a part cannot be used.
 
 A reader that repairs letters calls broken words right. --readers lets every reader that is
-installed read 208 pictures, of words that must be read and of words that must not.
+installed read 240 pictures, of words that must be read and of words that must not.
 
 Cost: some seconds for each shipped model. Of weight files only the headers are read, unless
 --scan asks for every number. --readers takes less than a minute.\
@@ -94,6 +94,10 @@ def _measure_readers(options) -> None:
                 columns[name] = calibrated(name, EACH)
             except OCRError as error:
                 print(f"{name} is left out: {printable(str(error))}")
+    if not columns:
+        raise OCRError(
+            "no reader can read here; install tesseract, or pip install 'textpatch[ocr]'"
+        )
     lines = [["", *columns]]
     for i, kind in enumerate(KINDS):
         wanted = "reads" if kind.must else "must not read"

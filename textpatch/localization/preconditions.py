@@ -104,7 +104,7 @@ def _require_pictures(pipeline) -> None:
         raise PatchError(
             f"text_box {tuple(box)} of pictures of {height}x{width} pixels (height x width) leaves no "
             f"window of {WINDOW}x{WINDOW} for the background's SSIM; give the pipeline's defaults a "
-            "smaller text_box, or None, and the whole picture is compared"
+            "smaller text_box, or None, and what lies beside the lettering that is read is compared"
         )
 
 

@@ -191,14 +191,22 @@ def _column(
 
 
 def _caption(picture: dict, words: tuple[str, str]) -> str:
-    """The reading of a picture, and in a block that stands alone also its scores."""
+    """The reading of a picture, and in a block that stands alone also its scores.
+
+    Where two readers had to agree, what one of them read alone stands beside it.
+    """
     read = plain(picture["read"]) or "(nothing)"
     sides = [side for side in ("target", "source") if picture.get(f"exact_{side}")]
     side = [*sides, "other"][0]
     f1 = decimal(_f1([(0, picture)]))
     ssim = decimal(picture.get("ssim"))
     more = f"F1 towards {safe(words[1])}: {f1}<br>background SSIM {ssim}"
+    alone = ""
+    if picture.get("unconfirmed"):
+        alone = (
+            f' <span class="what">one of two readers: {safe(plain(picture["unconfirmed"]))}</span>'
+        )
     return (
-        f'<span class="what">read</span> <span class="read {side}">{safe(read)}</span>'
+        f'<span class="what">read</span> <span class="read {side}">{safe(read)}</span>{alone}'
         f'<span class="more">{more}</span>'
     )

@@ -24,9 +24,9 @@ from textpatch.metrics.readers.reading import (
     readings_of,
 )
 
-# Confidence of the finder from which a line counts.  Of 300 broken words (`metrics.calibration`, other dice)
-# both readers read 22 as if they were whole, and 6 with this limit, the lowest whose 95 % interval ends below
-# 5 %.  Of 300 whole words they read 291, and 282 with it: 48 of 60 of random letters, 234 of 240 others.
+# Confidence of the finder from which a line counts.  Of 360 broken words both readers read 25 as if they were
+# whole, and 10 with this limit (95 % interval 1.5 to 5.0 %); of 480 whole ones 465 and 444.  With .999 it is
+# one broken word less, and 18 whole ones (`benchmarks/readers.py --limits`, pictures of their own).
 SURE = 0.997
 
 
