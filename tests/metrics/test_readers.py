@@ -494,13 +494,13 @@ def test_lettering_everywhere_leaves_no_background():
     assert "ssim" not in trials.scored({"source": Image.new("RGB", (96, 32))}, 0)["source"]
 
 
-def test_the_report_tells_what_one_reader_read_alone():
+def test_the_report_tells_what_is_in_doubt():
     """A word that does not count stands beside "(nothing)", as text."""
     picture = {"read": "", "unconfirmed": "<HABIT>", "image": None, "f1_target": 0.0}
     told = gallery._caption(picture | word_scores("", ("HABIT", "FOCUS")), ("HABIT", "FOCUS"))
-    assert "(nothing)" in told and "one of two readers: &lt;HABIT&gt;" in told
+    assert "(nothing)" in told and "in doubt: &lt;HABIT&gt;" in told
     both = picture | {"unconfirmed": ""} | word_scores("", ("HABIT", "FOCUS"))
-    assert "one of two" not in gallery._caption(both, ("HABIT", "FOCUS"))
+    assert "in doubt" not in gallery._caption(both, ("HABIT", "FOCUS"))
 
 
 def test_the_lettering_of_both_pictures_is_left_out():

@@ -58,7 +58,7 @@ SCORED = {"background": "windows free of lettering"}
 FOUND = {"background": "windows free of the lettering that was found in both pictures"}
 EXACT = ("exact_target", "exact_source")
 EDITS = ("edit_target", "edit_source")
-DISAGREEMENT = "disagreement"  # 1 where one of two readers read what the other did not
+DISAGREEMENT = "disagreement"  # 1 where one of two readers read what does not count
 BACKGROUND = ("ssim", "mse", "mse_uint8_wrapped", "psnr_uint8_wrapped")
 
 
@@ -84,8 +84,8 @@ def all_scores(records: Sequence[dict], name: str) -> dict:
     - "n", the number of records that have the row,
     - "n_background", the number of these that have the source's own picture, over which background scores
       go, and
-    - "disagreement", the share of pictures in which one of two readers read what the other did not, where
-      two read.
+    - "disagreement", the share of pictures in which one of two readers read what the other did not, or was
+      not sure, where two read.
 
     Shares of exact matches have the interval of `metrics.wilson`, and F1s that of
     `metrics.intervals.share_interval`.  Distances have that of `metrics.intervals.interval`.

@@ -313,7 +313,7 @@ class Trials:
     def _read_as(self, read, pair: Pair) -> dict:
         """Scores of what was read in one picture, and the text itself.
 
-        Text that only one of two readers read stands beside it, and does not count.
+        Text that only one of two readers read, or was not sure of, stands beside it and does not count.
         """
         if not isinstance(read, Reading):
             return pair.scored(read, blanks=self.blanks)

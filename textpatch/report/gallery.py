@@ -193,7 +193,7 @@ def _column(
 def _caption(picture: dict, words: tuple[str, str]) -> str:
     """The reading of a picture, and in a block that stands alone also its scores.
 
-    Where two readers had to agree, what one of them read alone stands beside it.
+    Where two readers had to agree, what only one read, or was not sure of, stands beside it.
     """
     read = plain(picture["read"]) or "(nothing)"
     sides = [side for side in ("target", "source") if picture.get(f"exact_{side}")]
@@ -201,12 +201,10 @@ def _caption(picture: dict, words: tuple[str, str]) -> str:
     f1 = decimal(_f1([(0, picture)]))
     ssim = decimal(picture.get("ssim"))
     more = f"F1 towards {safe(words[1])}: {f1}<br>background SSIM {ssim}"
-    alone = ""
+    doubt = ""
     if picture.get("unconfirmed"):
-        alone = (
-            f' <span class="what">one of two readers: {safe(plain(picture["unconfirmed"]))}</span>'
-        )
+        doubt = f' <span class="what">in doubt: {safe(plain(picture["unconfirmed"]))}</span>'
     return (
-        f'<span class="what">read</span> <span class="read {side}">{safe(read)}</span>{alone}'
+        f'<span class="what">read</span> <span class="read {side}">{safe(read)}</span>{doubt}'
         f'<span class="more">{more}</span>'
     )

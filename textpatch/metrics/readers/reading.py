@@ -48,8 +48,8 @@ class Reading:
     """What is read in one picture.
 
     lines        lines in reading order
-    unconfirmed  lines, or what is left of them, that only one of two readers read.  They do not count.
-                 None from a reader that is one
+    unconfirmed  lines, or what is left of them, that only one of two readers read, or was not sure of.  They
+                 do not count.  None from a reader that is one
     """
 
     lines: tuple[Line, ...] = ()
