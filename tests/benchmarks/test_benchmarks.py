@@ -393,8 +393,8 @@ def test_other_prompts(tables):
     )
 
 
+def test_readers(run, benchmark, monkeypatch):
     """A row for each kind; at a higher limit of confidence agreement reads no more of the same."""
-    """A row for each kind of a reader.  At a higher limit of confidence agreement reads no more of the same."""
     some = tuple(x for x in calibration.KINDS if x.name.startswith("words") or "stem" in x.name)
     monkeypatch.setattr(calibration, "KINDS", some)
     monkeypatch.setattr(benchmark("readers"), "KINDS", some)
