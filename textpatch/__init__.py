@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 _HOMES = {
+    "adapters.low_rank": "Adapter",
     "attention": "segment_attention",
     "auditing.replay": "audit",
     "editing.localized": "Edit edit",
@@ -24,7 +25,7 @@ _HOMES = {
     "sampling": "Samples sample",
     "sites": "Site Span",
     "testing": "check_port",
-    "weights": "load load_denoiser",
+    "weights": "load load_adapter load_denoiser",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME_OF)

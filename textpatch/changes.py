@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from textpatch.errors import PatchError
 
+FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
+
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
@@ -58,10 +60,14 @@ class LowRank:
                 f"alpha is {self.alpha}; give a positive number, which is the rank for a change as it is"
             )
         for name, factor in (("A", self.down), ("B", self.up)):
-            if not factor.is_floating_point() or not factor.detach().isfinite().all():
+            if factor.dtype not in FLOATS:
                 raise PatchError(
-                    f"{name} {tuple(factor.shape)} of a low-rank change, {factor.dtype}, holds NaN, infinity "
-                    "or no floating-point numbers; the adapter is damaged or its training diverged"
+                    f"{name} of a low-rank change is {factor.dtype}; give one of {FLOATS}"
+                )
+            if not factor.detach().isfinite().all():
+                raise PatchError(
+                    f"{name} {tuple(factor.shape)} of a low-rank change holds NaN or infinity; the adapter "
+                    "is damaged, or its training diverged"
                 )
 
     @property

@@ -53,7 +53,8 @@ LAYERS = [
 ]
 CORE = (
     "anatomy attention bank bookkeeping cache calls changes checks classifier_free explaining guidance hooks "
-    "ledger masks packing patching plan recording rows safe_guidance shapes sites slots softmax swaps taps windows"
+    "ledger masks packing patching plan recording rows safe_guidance shapes sites slots softmax swaps "
+    "taps windows"
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 TALKERS = {"cli", "examples"}

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from textpatch.adapters.writing import write_changes
 from textpatch.changes import LowRank, beside, changes_of, original_weight, within
 from textpatch.errors import PatchError, closest
 
+VERSION = 1  # of what files say beside the tensors
 SHOWN = 12  # hex digits of an adapter's hash in messages and marks
 
 
@@ -62,7 +64,7 @@ class Adapter:
         digest = hashlib.sha256()
         for name in sorted(self.changes):
             change = self.changes[name]
-            digest.update(f"{name}\0{change.alpha!r}\0".encode())
+            digest.update(f"{name}\0{float(change.alpha)!r}\0".encode())
             for factor in (change.down, change.up):
                 digest.update(f"{tuple(factor.shape)} {factor.dtype}\0".encode() + _bytes(factor))
         return digest.hexdigest()
@@ -109,9 +111,8 @@ class Adapter:
         The file or folder is there whole or as it was.
         Raises PatchError for an unknown spelling and for one that cannot name a projection.
         """
-        from textpatch.adapters.writing import write_adapter
-
-        write_adapter(self, path, spelling, layers_per_block)
+        said = {"version": VERSION, "base": self.base, "made": dict(self.made)}
+        write_changes(self.changes, said, path, spelling, layers_per_block)
 
     def _layers(self, model: nn.Module, scale: float, any_base: bool) -> dict[str, nn.Linear]:
         """Linear layers of a model that the adapter changes, after all checks."""
