@@ -6,6 +6,7 @@ from typing import Any
 
 _HOMES = {
     "adapters.low_rank": "Adapter",
+    "adapters.rewriting": "rewrite",
     "attention": "segment_attention",
     "auditing.replay": "audit",
     "editing.localized": "Edit edit",

@@ -1,6 +1,7 @@
 """The public names, for tools that read types; `__init__.py` imports each when it is first used."""
 
 from textpatch.adapters.low_rank import Adapter as Adapter
+from textpatch.adapters.rewriting import rewrite as rewrite
 from textpatch.attention import segment_attention as segment_attention
 from textpatch.auditing.replay import audit as audit
 from textpatch.cache import KVCache as KVCache
