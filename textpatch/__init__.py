@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 _HOMES = {
+    "adapters.finetuning": "finetune",
     "adapters.low_rank": "Adapter",
     "adapters.rewriting": "rewrite",
     "attention": "segment_attention",

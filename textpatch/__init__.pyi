@@ -1,5 +1,6 @@
 """The public names, for tools that read types; `__init__.py` imports each when it is first used."""
 
+from textpatch.adapters.finetuning import finetune as finetune
 from textpatch.adapters.low_rank import Adapter as Adapter
 from textpatch.adapters.rewriting import rewrite as rewrite
 from textpatch.attention import segment_attention as segment_attention
