@@ -22,8 +22,9 @@ OUTER = {
 LAYERS = [
     ["cli", "examples"],
     ["weights"],
+    ["editing"],
     ["localization"],
-    ["adapters", "auditing", "editing", "testing"],
+    ["adapters", "auditing", "testing"],
     ["report"],
     ["groups"],
     ["prompts", "runs"],
