@@ -67,21 +67,13 @@ def rewrite(
     _require_static(pipeline, chosen)
     _require_edits(edits, preserve)
     _require_settings(tokens, part, ridge=ridge, weight=weight, preserve_weight=preserve_weight)
-    prompts = list(dict.fromkeys([*(text for edit in edits for text in edit), *preserve]))
-    condition = pipeline.encode(prompts)
-    total = condition.tokens.shape[1]
     kept = [(text, text) for text in preserve]
-    rows = _rows(pipeline, [*edits, *kept], prompts, tokens, total)
+    prompts = list(dict.fromkeys(text for pair in [*edits, *kept] for text in pair))
+    condition = pipeline.encode(prompts)
+    rows = _rows(pipeline, [*edits, *kept], prompts, tokens, condition.tokens.shape[1])
     weights = [weight] * len(edits) + [preserve_weight] * len(kept)
     names = [site.taps["kv".index(one)].module for site in chosen for one in part]
-    read = _inputs(pipeline.denoiser, names, condition)
-    changes = {}
-    residuals = []
-    for name in names:
-        layer = pipeline.denoiser.get_submodule(name)
-        change, residual = solved(layer.weight, _readings(read[name], rows, weights), ridge)
-        changes[name] = change
-        residuals.append(residual)
+    changes, residual = _solved(pipeline.denoiser, names, condition, rows, weights, ridge)
     made = {
         "by": "rewrite",
         "edits": [list(edit) for edit in edits],
@@ -89,15 +81,28 @@ def rewrite(
         "tokens": tokens,
         "ridge": ridge,
         "weights": [weight, preserve_weight],
-        "residual": max(residuals),
+        "residual": residual,
     }
-    return _adapter(pipeline, changes, made)
-
-
-def _adapter(
-    pipeline: SupportsSampling, changes: dict[str, LowRank], made: dict[str, object]
-) -> Adapter:
     return Adapter(changes, base_sha256(layers_of(pipeline.denoiser, changes)), made)
+
+
+def _solved(
+    denoiser: Any,
+    names: list[str],
+    condition: Any,
+    edits: list[Edit],
+    weights: list[float],
+    ridge: float,
+) -> tuple[dict[str, LowRank], float]:
+    """Change of each projection, and the largest share of the wanted change that one lacks."""
+    read = _inputs(denoiser, names, condition)
+    changes = {}
+    residuals = []
+    for name in names:
+        readings = _readings(read[name], edits, weights)
+        changes[name], residual = solved(denoiser.get_submodule(name).weight, readings, ridge)
+        residuals.append(residual)
+    return changes, max(residuals)
 
 
 def _rows(
