@@ -245,6 +245,19 @@ def original_weight(layer: nn.Linear) -> Tensor:
     return merge.original
 
 
+def acting_weight(layer: nn.Linear) -> Tensor:
+    """Weight (out, in) that acts in a layer, with the changes beside it and those within."""
+    weight = layer.weight.detach()
+    forward = layer.__dict__.get("forward")
+    if not isinstance(forward, _Forward):
+        return weight
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    total = weight.to(dtype)
+    for _, change, strength in forward.added:
+        total = total + strength * change.matrix(dtype).detach().to(weight.device)
+    return total
+
+
 @contextmanager
 def within(
     layers: Mapping[str, nn.Linear], changes: Mapping[str, LowRank], strength: float, mark: str

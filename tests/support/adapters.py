@@ -7,7 +7,7 @@ from support.strategies import Case
 from textpatch import HookRegistry, Plan, Swap
 from textpatch.adapters.low_rank import Adapter, base_sha256, layers_of
 from textpatch.anatomy import TEXT_PROJECTIONS
-from textpatch.changes import LowRank
+from textpatch.changes import LowRank, acting_weight
 
 
 def random_change(layer, rank: int, generator) -> LowRank:
@@ -57,6 +57,7 @@ def law_applied_is_the_equation(case: Case):
         matrix = layer.weight + 0.5 * change.alpha / change.rank * delta
         bias = 0 if layer.bias is None else layer.bias
         assert close(output, given[name] @ matrix.mT + bias), name
+        assert close(acting_weight(layer), matrix), name
         seen.append(name)
 
     def keep(name, inputs):

@@ -186,4 +186,6 @@ def _require_settings(tokens: str, part: str, **numbers: Any) -> None:
         least = 0 if name != "weight" else math.ulp(0)
         real = isinstance(number, Real) and not isinstance(number, bool)
         if not real or not math.isfinite(number) or number < least:
-            raise PatchError(f"{name} is {number!r}; give a number that is not negative")
+            raise PatchError(
+                f"{name} is {number!r}; give a positive number (ridge and preserve_weight may be 0)"
+            )

@@ -37,7 +37,6 @@ REFUSED = {
     "hada_": "LoHa is a product of two changes entry by entry",
     "lokr_": "LoKr is a Kronecker product",
     "lora_mid": "it changes a convolution, and adapters here change linear layers alone",
-    ".diff": "it is a whole difference of weights",
     "lora_B.bias": "it changes a bias, and adapters here change matrices alone",
     "lora_up.bias": "it changes a bias, and adapters here change matrices alone",
 }
@@ -144,13 +143,14 @@ def original(name: str, layers: int) -> str:
 
     Raises PatchError for a name that neither has, such as one of DeepFloyd IF.
     """
-    if "add_k_proj" in name or "add_v_proj" in name:
+    match = UNET.fullmatch(name)
+    last = name.removeprefix("mid_block.attentions.0.") if match is None else match[4]
+    if last.startswith(("to_", "add_")):
         raise PatchError(
             f"{name!r} is DeepFloyd IF's, which neither kohya nor ComfyUI reads; save it as 'diffusers'"
         )
     if name.startswith("mid_block.attentions.0."):
         return name.replace("mid_block.attentions.0.", "middle_block.1.", 1)
-    match = UNET.fullmatch(name)
     if match is None:
         raise PatchError(
             f"{name!r} has no original name that is known here; save it as 'diffusers'"
