@@ -370,6 +370,15 @@ def readers() -> str:
     return drawn(["pictures", "be read", *names], lines)
 
 
+def rewriting() -> str:
+    """Words rewritten by a closed form at each arm's sites, and neighbours that stay."""
+    lines = [
+        [row["model"], row["arm"], row["sites"], share(row["written"]), share(row["neighbour"])]
+        for row in read_rows("rewriting")
+    ]
+    return drawn(["model", "edited at", "sites", "word written", "neighbour kept"], lines)
+
+
 # --- what a swap costs
 
 WAYS = {
@@ -510,8 +519,8 @@ TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, other_sizes,
-        searches, promised, limits, readers, overhead, idle_hooks, full_size, attention, localization,
-        published,
+        searches, promised, limits, readers, rewriting, overhead, idle_hooks, full_size, attention,
+        localization, published,
     )
 }  # fmt: skip
 

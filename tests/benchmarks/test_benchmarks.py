@@ -115,7 +115,9 @@ def test_the_environment_names_no_host_and_no_path(benchmark):
     assert platform.node() not in line and "/" not in line
 
 
-@pytest.mark.parametrize("name", [*NAMES, "attribution", "search", "carries", "other_prompts"])
+@pytest.mark.parametrize(
+    "name", [*NAMES, "attribution", "search", "carries", "other_prompts", "rewriting"]
+)
 def test_the_device_used_is_written_down(name, benchmark, monkeypatch):
     """The environment in a table is that of --device, whose first word it is asked with."""
 
@@ -391,6 +393,14 @@ def test_other_prompts(tables):
     assert len(found["sizes"]) == 10 and all(
         bool(row["refused"]) != bool(row["f1_middle"]) for row in found["sizes"]
     )
+
+
+def test_rewriting(run, benchmark):
+    """Rewritten at the planted site the word is the other one, at as many others it is not."""
+    rows = run("rewriting", *"planted-sdxl --pairs 2 --steps 2".split())
+    written = {row["arm"]: row["written"] for row in rows}
+    assert [*written] == [*benchmark("rewriting").arms(load("planted-sdxl"))]
+    assert float(written["found"]) > max(float(written["none"]), float(written["by lot"]))
 
 
 def test_readers(run, benchmark, monkeypatch):
