@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from textpatch.errors import PatchError, PromptError, WeightsError, closest
+from textpatch.quotes import STRAIGHT, STRAIGHTENED
 from textpatch.reference_models.layers import TextCondition
 
 # Tokens that the published pipelines of SD3 and of DeepFloyd IF give a T5, whose tokenizer would take more.
@@ -338,14 +339,20 @@ def _unknown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bool:
     )
 
 
+def _other_spellings(word: str) -> list[str]:
+    """A word in straight double quotes, and so a quoted word in capitals, where that changes the word."""
+    straight = word.translate(STRAIGHTENED)
+    spellings = [straight]
+    if STRAIGHT in straight:
+        spellings.append(straight.upper())
+    return [written for written in spellings if written != word]
+
+
 def _unknown_word(tokenizer: PreTrainedTokenizerBase, prompt: str) -> PromptError:
     word = next((w for w in prompt.split() if _unknown(tokenizer, tokenizer(w).input_ids)), prompt)
-    if (
-        '"' in word
-        and word != word.upper()
-        and not _unknown(tokenizer, tokenizer(word.upper()).input_ids)
-    ):
-        return PromptError(f"the model does not know {word!r} in {prompt!r}; write {word.upper()}")
+    for written in _other_spellings(word):
+        if not _unknown(tokenizer, tokenizer(written).input_ids):
+            return PromptError(f"the model does not know {word!r} in {prompt!r}; write {written}")
     vocabulary = tokenizer.get_vocab()
     known = [
         w for w in sorted(vocabulary, key=vocabulary.get) if w not in tokenizer.all_special_tokens

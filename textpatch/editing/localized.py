@@ -71,7 +71,7 @@ def edit(
 
     The target's text K and V are swapped into the source's run at some sites, from one step on.
 
-    source, target  prompts, each with one word in double quotes
+    source, target  prompts, each with its word in quotes
     sites           where to swap, the sites localised for the model when None
     start           first patched step.  Step 0 is the noisiest
     seed            of the noise that all pictures begin with

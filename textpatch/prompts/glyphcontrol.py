@@ -135,7 +135,7 @@ def _templates(folder: Path) -> list[str]:
     """All different sentences.  The published file holds one of them twice."""
     lines = numbered_lines(folder / TEMPLATES, LAYOUT)
     for place, line in lines:
-        if not is_template(line):
+        if not is_template(line) or '""' not in line:
             raise PromptError(
                 f'{place}: expected a sentence with "" once, where the text goes, found {line!r}'
             )
