@@ -135,9 +135,10 @@ def _single(prompt: str) -> list[Quotation]:
     close a text that was opened before it.
     """
     matches = list(_SINGLE.finditer(prompt))
-    taken = [match.span() for match in matches]
-    first = min([start for start, _ in taken], default=len(prompt))
-    for sign in _SINGLE_SIGN.finditer(_without(prompt, taken)):
+    first = len(prompt)
+    if matches:
+        first = matches[0].start()
+    for sign in _SINGLE_SIGN.finditer(_SINGLE.sub(_blanks, prompt)):
         place = sign.start()
         possessive = place < first and _BEHIND_A_WORD.match(prompt, place)
         if not possessive and not _INSIDE_A_WORD.match(prompt, place):
@@ -145,11 +146,9 @@ def _single(prompt: str) -> list[Quotation]:
     return [_quotation(match) for match in matches]
 
 
-def _without(prompt: str, spans: Sequence[tuple[int, int]]) -> str:
-    """The prompt with blanks in place of some spans, which moves no other character."""
-    for start, end in spans:
-        prompt = prompt[:start] + " " * (end - start) + prompt[end:]
-    return prompt
+def _blanks(match: re.Match[str]) -> str:
+    """As many blanks, which move no other character."""
+    return " " * len(match[0])
 
 
 def _quotation(match: re.Match[str]) -> Quotation:
