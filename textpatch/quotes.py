@@ -32,13 +32,14 @@ STRAIGHTENED = str.maketrans(dict.fromkeys(_ALL, STRAIGHT))
 _ESCAPED = re.compile(r'\\(["\\])')
 # backslashes that would otherwise be read as escapes
 _ESCAPING = re.compile(r'\\(?=["\\]|\Z)|"')
-# a backslash belongs to the sign behind it
+# a backslash in front of a quote or a backslash takes it into the text
 _BETWEEN_STRAIGHT = r'(?:[^"\\]|\\(?:["\\]|(?!["\\])))*'
 # 'n', as in rock 'n' roll, is no text
 _BETWEEN_APOSTROPHES = r"(?![nN]'(?!\w))(?:[^']|(?<=\w)'(?=\w))*"
 
 
 def _pattern(opening: str, closing: str) -> str:
+    """Pattern of a quoted text of one kind, with the text as its group."""
     if opening == STRAIGHT:
         return f'"({_BETWEEN_STRAIGHT})"'
     if opening == "'":
@@ -155,7 +156,8 @@ def _quotation(match: re.Match[str]) -> Quotation:
     """The quoted text of a match, which has the group of one kind alone."""
     group = match.lastindex or 0
     start, end = match.span(group)
-    opening, closing = match[0][0], match[0][-1]
+    opening = match[0][0]
+    closing = match[0][-1]
     text = match[group]
     if opening == STRAIGHT:
         text = _ESCAPED.sub(r"\1", text)

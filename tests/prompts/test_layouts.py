@@ -187,7 +187,7 @@ BROKEN = {
         "\"index\" is 'x'; expected a whole number from 0"),
     "an index twice": (
         cvtg_prompts, "CVTG/2.json",
-        '{"data_list": [{"index": 1, "prompt": "a"}, {"index": 1, "prompt": "b"}]}',
+        '{"data_list": [{"index": 1, "prompt": "a"}, {"index": "1", "prompt": "b"}]}',
         "has two entries for CVTG/2/1, whose pictures would have one name"),
     "a line of no JSON": (longtext_prompts, "p.jsonl", "{}x", "p.jsonl, line 1: no JSON"),
     "a line of a list": (longtext_prompts, "p.jsonl", "\n[]", 'p.jsonl, line 2: "prompt" is None'),

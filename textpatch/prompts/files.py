@@ -46,7 +46,7 @@ def _prompt(field: str, place: str) -> str:
             f"{place}: the only quotes of {field!r} are those around the field, so no word is quoted; "
             'quote the word too, and double its quotes: "the word ""WORD"" here"'
         )
-    if field.strip().startswith('"'):
+    if field.strip().startswith(STRAIGHT):
         return prompt
     return field
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from textpatch.errors import PromptError
+
+_NUMBER = re.compile("0|[1-9][0-9]{0,8}")  # written as a picture's name would be
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ def prompt_of(entry: Any, number: str, where: str) -> tuple[str, int]:
         entry = {}
     prompt = entry.get("prompt")
     place = entry.get(number)
+    if isinstance(place, str) and _NUMBER.fullmatch(place):
+        place = int(place)
     if not isinstance(prompt, str) or not prompt.strip():
         raise PromptError(
             f'{where}: "prompt" is {prompt!r}; expected the prompt, a text that is not empty'
@@ -63,8 +68,8 @@ def prompt_of(entry: Any, number: str, where: str) -> tuple[str, int]:
     return prompt, place
 
 
-def require_once(asked: list[Asked], where: str) -> list[Asked]:
-    """Return the entries.  Raises PromptError for none, and for two whose pictures would have one name."""
+def require_apart(asked: list[Asked], where: str) -> None:
+    """Raise PromptError for no entries, and for two whose pictures would have one name."""
     if not asked:
         raise PromptError(f"{where} holds no prompt; expected at least one")
     places = set()
@@ -75,7 +80,6 @@ def require_once(asked: list[Asked], where: str) -> list[Asked]:
                 "give each a number of its own"
             )
         places.add(one.place)
-    return asked
 
 
 def require_first(repeat: int, benchmark: str) -> None:

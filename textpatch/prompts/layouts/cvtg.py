@@ -24,8 +24,8 @@ from textpatch.prompts.layouts.asked import (
     Asked,
     parsed,
     prompt_of,
+    require_apart,
     require_first,
-    require_once,
     text_of,
 )
 
@@ -52,7 +52,9 @@ def cvtg_prompts(path) -> list[Asked]:
             raise PromptError(
                 f"{path} has neither CVTG/2.json nor another file of CVTG-2K; give a copy of its folder"
             )
-    return require_once([one for file in files for one in _entries(file)], str(path))
+    asked = [one for file in files for one in _entries(file)]
+    require_apart(asked, str(path))
+    return asked
 
 
 def cvtg_pictures(asked: Sequence[Asked], repeat: int = 0) -> list[str]:

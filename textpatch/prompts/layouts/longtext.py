@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from textpatch.errors import PromptError
-from textpatch.prompts.layouts.asked import Asked, parsed, prompt_of, require_once, text_of
+from textpatch.prompts.layouts.asked import Asked, parsed, prompt_of, require_apart, text_of
 
 REPEATS = 4
 LAYOUT = 'a file of LongText-Bench: a line {"prompt_id": 0, "prompt": "...", "text": ["...", ...]} a prompt'
@@ -37,7 +37,8 @@ def longtext_prompts(path) -> list[Asked]:
             entry = parsed(line, where, LAYOUT)
             prompt, place = prompt_of(entry, "prompt_id", where)
             asked.append(Asked(prompt, _texts(entry.get("text"), where), f"{place:04d}", entry))
-    return require_once(asked, str(path))
+    require_apart(asked, str(path))
+    return asked
 
 
 def longtext_pictures(asked: Sequence[Asked], repeat: int = 0) -> list[str]:

@@ -25,6 +25,7 @@ from textpatch.errors import PromptError
 from textpatch.prompts.files import numbered_lines
 from textpatch.prompts.layouts.asked import Asked, require_first
 from textpatch.prompts.pairs import Pair, is_template, with_words
+from textpatch.quotes import STRAIGHT
 
 HARMFUL = "toxic_words.txt"
 BENIGN = "test_non_tox.txt"
@@ -105,7 +106,7 @@ def _words(path: Path) -> list[str]:
     if not lines:
         raise PromptError(f"{path}: expected {WORDS}, found none")
     for place, word in lines:
-        if '"' in word:
+        if STRAIGHT in word:
             raise PromptError(f"{place}: expected words without quotes, found a quote")
     return [word for _, word in lines]
 
