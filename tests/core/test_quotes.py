@@ -1,14 +1,17 @@
 """Quoted texts are found between quotes of any kind, come out as they were put in, and are never guessed."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from support.planting import plant
 from textpatch import quotes
 from textpatch.errors import PromptError
+from textpatch.prompts.alignment import word_tokens
 from textpatch.prompts.pairs import (
     Pair,
     bare,
@@ -189,6 +192,26 @@ def test_an_escaped_quote_is_part_of_the_text():
     assert pair.words[0] == 'SAY "HI"'
     assert mix(pair)["target", "source"] == 'a map «SAY "HI"»'
     assert mix(pair)["source", "source"] == pair.source
+
+
+def letters(prompt: str) -> SimpleNamespace:
+    """A tokenizer of letters, with a token at the beginning and one at the end."""
+    return SimpleNamespace(input_ids=[0, *map(ord, prompt), 0])
+
+
+letters.model_max_length = 99
+
+
+@pytest.mark.parametrize("opening, closing", [*KINDS, *SINGLE.items()])
+def test_the_words_tokens_are_found_in_any_quotes(opening, closing):
+    """They are the letters between the signs, wherever the word stands."""
+    pipeline = SimpleNamespace(
+        encoders=SimpleNamespace(tokenizers=[letters]),
+        encode=lambda prompts: SimpleNamespace(tokens=torch.zeros(1, 99, 1)),
+    )
+    for prompt in (f"a sign, {opening}TIGER{closing}", f"{opening}TIGER{closing} on a wall"):
+        first = 1 + prompt.index("T")
+        assert word_tokens(pipeline, prompt) == tuple(range(first, first + 5))
 
 
 @pytest.mark.parametrize("lowered", [False, True])
