@@ -197,14 +197,14 @@ TYPED = {
     "single quotes": (
         ["generate", "small", SOURCE.replace('"', "'")],
         "does not know \"'HELLO'\"",
-        "known:",
-        '", a, on, in',
+        "sign that says 'HELLO' on",
+        'write "HELLO"',
     ),
     "quotes of a word processor": (
         ["generate", "small", SOURCE.replace('"', "\u201c")],
         "does not know '\u201cHELLO",
-        "known:",
-        '", a',
+        "sign that says \u201cHELLO\u201c on",
+        'write "HELLO"',
     ),
     "capitals everywhere": (
         ["generate", "small", SOURCE.upper()],
@@ -278,9 +278,9 @@ TYPED = {
     ),
     "quotes of a text editor": (
         [*FIND, "--prompts", "curly.tsv"],
-        "no quoted word",
-        "its quotes are curly",
-        'says "WORD"',
+        "does not know '\u201cHELLO\u201d'",
+        "sign that says \u201cHELLO\u201d on",
+        'write "HELLO"',
     ),
     "a word in small letters": (
         [
