@@ -29,20 +29,22 @@ class Edit:
     source, target  the plain pictures of both prompts from the same noise
     plan, pair, seed, steps, guidance  everything needed to make the picture again
     ledger  what the swaps changed
+    method  another method that made the picture, without a plan.  None where a plan did
     """
 
     image: Image.Image
     source: Image.Image
     target: Image.Image
-    plan: Plan
+    plan: Plan | None
     pair: Pair
     seed: int
     steps: int
     guidance: float | Guidance
     ledger: Ledger = field(default=Ledger(), repr=False)
+    method: object = None
 
     def _repr_html_(self) -> str:
-        asked, wanted = (safe(word) for word in self.pair.words)
+        asked, wanted = (safe(text) for text in _asked_for(self.pair))
         pictures = {
             "source": (self.source, asked),
             "edited": (self.image, wanted),
@@ -52,7 +54,17 @@ class Edit:
             figure(image, name, f"asked for <b>{word}</b>")
             for name, (image, word) in pictures.items()
         ]
-        return fragment(f'<div class="gallery">{"".join(figures)}</div>{self.plan._repr_html_()}')
+        how = f"<p>{safe(self.method)}</p>"
+        if self.plan is not None:
+            how = self.plan._repr_html_()
+        return fragment(f'<div class="gallery">{"".join(figures)}</div>{how}')
+
+
+def _asked_for(pair: Pair) -> tuple[str, str]:
+    """Words of a pair, or its prompts where nothing is quoted."""
+    if '"' not in pair.source + pair.target:
+        return pair.source, pair.target
+    return pair.words
 
 
 def edit(
