@@ -26,6 +26,7 @@ from textpatch.reference_models.pipeline import Defaults, Pipeline
 from textpatch.reference_models.schedules import Euler
 
 FOLDER = Path(__file__).parents[1] / "golden" / "p2p"
+ALIGNERS = json.loads((FOLDER / "aligners.json").read_text())
 SAID = json.loads((FOLDER / "runs.json").read_text())
 RUNS = SAID["runs"]
 INPUTS = load_file(FOLDER / "inputs.safetensors")
@@ -91,16 +92,15 @@ class RecordedTexts:
         return INPUTS[negative]
 
 
-def pipeline_of(name: str, dtype=torch.float64) -> Pipeline:
-    """The recorded model, with the text and the noise of a run."""
+def pipeline_of(name: str) -> Pipeline:
+    """The recorded model in float64, with the text and the noise of a run."""
     run = RUNS[name]
     micro = tuple(map(int, INPUTS["time_ids"][0]))
     defaults = Defaults(*run["latent_size"], run["steps"], SAID["guidance_scale"], micro=micro)
-    model = RECORDINGS["sdxl"].pipeline(dtype).denoiser
+    model = RECORDINGS["sdxl"].pipeline(torch.float64).denoiser
     made = Pipeline(RecordedTexts(run["negative"]), model, RecordedEuler(), list, defaults, name)
-    made.noises = lambda seeds: iter(
-        [INPUTS[run["init_noise"]].expand(len(seeds), -1, -1, -1).to(dtype)]
-    )
+    noise = INPUTS[run["init_noise"]].double()
+    made.noises = lambda seeds: iter([noise.expand(len(seeds), -1, -1, -1)])
     return made
 
 
@@ -152,22 +152,29 @@ def blend_sites(name: str) -> list:
     return [*down[2:4], *up[:3]]
 
 
-def paths(
-    name: str, method: PromptToPrompt, target: int = 1, dtype=torch.float64
-) -> list[torch.Tensor]:
-    """Latents (source and target, C, H, W) after each step of a run edited by a method."""
-    run = RUNS[name]
-    pipeline = pipeline_of(name, dtype)
-    pair = Pair(run["prompts"][0], run["prompts"][target])
+def recorded_sinusoids():
+    """The block in which the model reads the sinusoids of the recording machine."""
+    return mock.patch.object(sdxl, "timestep_sinusoids", sinusoids)
+
+
+def edited_path(pipeline, method, pair: Pair, steps: int, guidance) -> list[torch.Tensor]:
+    """Latents (source and target, C, H, W) after each step of an edit of a pair."""
     rows = [Row("source", pair.source), Row("edited", pair.target)]
-    guidance = ClassifierFree(SAID["guidance_scale"])
     texts = encode(pipeline, branch_rows(rows, guidance))
-    edit = method.of(pipeline, pair, run["steps"], texts.tokens)
     seen = []
-    edited = EditedRun(pipeline, rows, texts, "source", "edited", run["steps"], guidance)
-    with mock.patch.object(sdxl, "timestep_sinusoids", sinusoids):
-        edited.latents(edit, on_step=lambda step, x: seen.append(x))
+    run = EditedRun(pipeline, rows, texts, "source", "edited", steps, guidance)
+    edit = method.of(pipeline, pair, steps, texts.tokens)
+    run.latents(edit, on_step=lambda step, x: seen.append(x))
     return seen[1:]
+
+
+def paths(name: str, method: PromptToPrompt, target: int = 1) -> list[torch.Tensor]:
+    """Latents (source and target, C, H, W) after each step of a recorded run edited by a method."""
+    run = RUNS[name]
+    pair = Pair(run["prompts"][0], run["prompts"][target])
+    guidance = ClassifierFree(SAID["guidance_scale"])
+    with recorded_sinusoids():
+        return edited_path(pipeline_of(name), method, pair, run["steps"], guidance)
 
 
 def farthest(made: list[torch.Tensor], recorded: torch.Tensor) -> float:
@@ -214,15 +221,24 @@ def joint_edit(family: str, name: str) -> PairEdit:
     )
 
 
-def joint_path(family: str, edit: PairEdit) -> list[torch.Tensor]:
-    """Latents (source and target, C, H, W) after each step of an edited run."""
+def joint_path(family: str, edit: PairEdit, also=None) -> list[torch.Tensor]:
+    """Latents (source and target, C, H, W) after each step of an edited run.
+
+    also  a function of each step and the latents entering it
+    """
     recording = RECORDINGS[family]
     pipeline = recording.pipeline(torch.float64)
     rows = [Row("source", "A0", 0), Row("edited", "B0", 0)]
     guidance = ClassifierFree(pipeline.defaults.guidance, "empty0")
     texts = encode(pipeline, branch_rows(rows, guidance))
     seen = []
+
+    def keep(step: int, x: torch.Tensor) -> None:
+        seen.append(x)
+        if also:
+            also(step, x)
+
     run = EditedRun(pipeline, rows, texts, "source", "edited", recording.steps, guidance)
     with recording.recorded_sinusoids():
-        run.latents(edit, on_step=lambda step, x: seen.append(x))
+        run.latents(edit, on_step=keep)
     return seen[1:]

@@ -33,7 +33,7 @@ from textpatch.editing.mappers import (
 )
 from textpatch.editing.pair_edit import SELF_LIMIT, PairEdit
 from textpatch.editing.replacing import TextStep, text_steps
-from textpatch.editing.word_windows import Window, bounds, self_steps, token_windows
+from textpatch.editing.word_windows import DEFAULT, Window, bounds, self_steps, token_windows
 from textpatch.editing.words import PromptTokens, prompt_tokens
 from textpatch.errors import PatchError, PromptError
 from textpatch.guidance import Guidance, as_guidance, branch_rows
@@ -47,10 +47,12 @@ EDITED = "edited"
 SWAP = "swap"
 REFINE = "refine"
 REWEIGHT = "reweight"
+TEXT_COLUMNS = "all", "text"
+IMAGE_QK = "image_qk"
 CHOICES = {
     "edit": (SWAP, REFINE, REWEIGHT),
     "align": ALIGNMENTS,
-    "columns": ("all", "text", "image", "image_qk"),
+    "columns": (*TEXT_COLUMNS, "image", IMAGE_QK),
     "words": ("all", "changed"),
     "queries": ("image", "all"),
 }
@@ -101,9 +103,7 @@ class PromptToPrompt:
             value = getattr(self, name)
             if value not in known:
                 raise PatchError(f"{name} is {value!r}; give one of {', '.join(map(repr, known))}")
-        for what, window in _windows(self.cross_window).items():
-            bounds(what, window)
-        bounds("self-attention", self.self_window)
+        _require_windows(self.cross_window, self.self_window)
         _require_weights(self.weights)
         _require_effect(self)
 
@@ -163,7 +163,7 @@ class PromptToPrompt:
         mapper = self._mapper(source, target)
         if self.words == "changed":
             windows = windows * _changed(source, target, mapper)
-        if self.columns in ("all", "text"):
+        if self.columns in TEXT_COLUMNS:
             text = text_steps(mapper, windows, _factors(self.weights, target))
         image = range(0) if self.columns == "text" else self_steps(self.self_window, steps)
         edit = PairEdit(
@@ -171,7 +171,7 @@ class PromptToPrompt:
             image=image,
             sites=_names(pipeline, self.sites),
             self_limit=self.self_limit,
-            one_call=self.columns == "image_qk",
+            one_call=self.columns == IMAGE_QK,
             all_queries=self.queries == "all",
             renormalise=self.renormalise,
         )
@@ -197,32 +197,48 @@ class PromptToPrompt:
         return block_diagonal(mappers, source.total)
 
 
-def _windows(window: Window | Mapping[str, Window]) -> Mapping[str, Window]:
-    """Windows of text columns by what they are of."""
-    if isinstance(window, Mapping):
-        return {repr(word): one for word, one in window.items()}
-    return {"words": window}
+def _require_windows(cross: object, self_window: object) -> None:
+    by_word = cross if isinstance(cross, Mapping) else {DEFAULT: cross}
+    _require_words("cross_window", by_word)
+    for word, window in by_word.items():
+        bounds(repr(word), window)
+    bounds("self-attention", self_window)
 
 
 def _require_weights(weights: object) -> None:
     if not isinstance(weights, Mapping):
         raise PatchError(f"weights are {weights!r}; give factors by word, such as {{'neon': 2.0}}")
+    _require_words("weights", weights)
     for word, factor in weights.items():
         number = isinstance(factor, Real) and not isinstance(factor, bool)
         if not number or not math.isfinite(factor):
             raise PatchError(f"the weight of {word!r} is {factor!r}; give a finite number")
 
 
+def _require_words(what: str, by_word: Mapping) -> None:
+    for word in by_word:
+        if not isinstance(word, str):
+            raise PatchError(f"{what} names the word {word!r}; give a text")
+
+
 def _require_effect(method: PromptToPrompt) -> None:
-    """Raise PatchError for settings of which some would do nothing."""
+    """Raise PatchError for settings of which one would do nothing."""
+    wrong = ""
     if method.edit == REWEIGHT and not method.weights:
-        raise PatchError(
-            "edit='reweight' without weights changes nothing; give weights={'word': 2.0}"
+        wrong = "edit='reweight' has no weights; give weights={'word': 2.0}"
+    elif method.columns not in TEXT_COLUMNS and (method.weights or method.words != "all"):
+        wrong = (
+            f"weights and words are of text columns, and columns={method.columns!r} edits none; give 'all' "
+            "or 'text'"
         )
-    if method.weights and method.columns not in ("all", "text"):
-        raise PatchError(
-            f"weights are of text columns, and columns={method.columns!r} edits none; give 'all' or 'text'"
+    elif method.words == "changed" and method.edit != SWAP:
+        wrong = (
+            f"words='changed' are those of a swap, and edit={method.edit!r} has none; give 'all'"
         )
+    elif method.columns == IMAGE_QK and method.renormalise:
+        wrong = f"the weights of columns={IMAGE_QK!r} sum to one; leave renormalise out"
+    if wrong:
+        raise PatchError(f"a part of this method has no effect: {wrong}")
 
 
 def _require_differing(method: PromptToPrompt, pair: Pair) -> None:
@@ -245,7 +261,7 @@ def _require_admitted(method: PromptToPrompt, pipeline) -> None:
             f"{pipeline.name} draws small pictures larger; edit these by their own pipeline, and upscale"
         )
     kinds = {site.kind for site in find_sites(pipeline.denoiser)}
-    if method.columns == "image_qk" and "cross" in kinds:
+    if method.columns == IMAGE_QK and "cross" in kinds:
         raise PatchError(
             f"columns='image_qk' needs sites with image keys beside the text's, and those of {pipeline.name} "
             "read the text alone; give 'all', 'text' or 'image'"

@@ -47,13 +47,13 @@ class TokenizedPrompt:
         )
 
     def places(self, phrase: str) -> Places:
-        """Tokens of a word or phrase wherever it stands in the prompt, none where it does not.
+        """Tokens of a word or phrase wherever it stands in the prompt, in any case, none where it does not.
 
         The phrase is no part of a longer word.  What it stands between, such as quotes, is not its own.
         """
         whole = rf"(?<!\w){re.escape(phrase)}(?!\w)"
         found: set[int] = set()
-        for match in re.finditer(whole, self.text):
+        for match in re.finditer(whole, self.text, re.IGNORECASE):
             found.update(self.between(*match.span()))
         return tuple(sorted(found))
 
