@@ -6,6 +6,7 @@ The source's run reads the target's text at a few sites.  (ICLR 2025, sec. 5.2)
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from PIL import Image
 
@@ -35,7 +36,8 @@ class Edit:
     image: Image.Image
     source: Image.Image
     target: Image.Image
-    plan: Plan | None
+    # None where another method made it; said so, for whoever edits by a plan need not look
+    plan: Plan | Any
     pair: Pair
     seed: int
     steps: int
