@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch import nn
 
 from support.patched_calls import anatomy
 from support.planting import require_noticed
@@ -27,17 +28,18 @@ from support.recorded_runs import RECORDINGS
 from support.small_models import small_pipeline
 from textpatch import Pair, Row, load
 from textpatch.editing import carrying, local_blend, pair_edit
-from textpatch.editing.carrying import SELF, Place
 from textpatch.editing.local_blend import LocalBlend, WordMaps, map_shape
 from textpatch.editing.localized import Edit
 from textpatch.editing.pair_edit import PairEdit
+from textpatch.editing.places import SELF, Place, places_of
 from textpatch.editing.prompt_to_prompt import PRESETS, PromptToPrompt
 from textpatch.editing.replacing import Heads
 from textpatch.errors import PatchError, PromptError
 from textpatch.guidance import ClassifierFree
+from textpatch.hooks import HookRegistry
 from textpatch.recording import AttentionModules
 from textpatch.sampling import sample_latents
-from textpatch.sites import Site
+from textpatch.sites import Site, Span
 
 SIGN = 'a red sign that says "{}" on a blue wall'
 PAIR = Pair(SIGN.format("HOUSE"), SIGN.format("TIGER"))
@@ -185,6 +187,30 @@ def test_nothing_is_left_on_the_model(error):
     assert anatomy(model) == before
 
 
+def test_text_is_read_where_others_hook_it():
+    """Hooks of others on the text's projections leave no bank, and the edit is the recorded one."""
+    model = RECORDINGS["if"].pipeline(torch.float64).denoiser
+    names = [name for name in model.text_modules if name.endswith("add_v_proj")]
+    with HookRegistry(model, names).replace(lambda name, output: None) as hooked:
+        require_recorded_joint("if", "text_columns_subset")
+    assert set(hooked.calls.values()) == {RECORDINGS["if"].steps}
+
+
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        (dict(kind="single"), "is of kind 'single'"),
+        (dict(kind="joint", kv_heads=1), "shares the keys of 1 heads among 2"),
+        (dict(kind="joint", span=Span(mask="text_mask")), "hides text by the mask 'text_mask'"),
+    ],
+)
+def test_sites_without_a_map_to_edit_are_refused(fields, says):
+    """One stream, shared keys and masked text."""
+    site = Site(0, "block.attn", heads=2, head_dim=4, parameters=0, **fields)
+    with pytest.raises(PatchError, match=says):
+        places_of(nn.Identity(), [site], [site])
+
+
 # --- as a method of editing
 
 
@@ -242,6 +268,7 @@ REFUSED = [
     (dict(columns="image", weights={"now": 2.0}), "edits none"),
     (dict(edit="refine", words="changed"), "those of a swap"),
     (dict(columns="image_qk", renormalise=True), "sum to one"),
+    (dict(self_limit=0), "self_limit is 0"),
 ]
 
 
@@ -311,14 +338,14 @@ FAULTS = {
     "the unconditional half is edited": (
         partial(require_recorded_joint, "sd3", "text_columns"),
         carrying.Carrier,
-        "_written",
+        "_with_target",
         "new[self.rows[1]]",
         "new[self.rows[1] - 2]",
     ),
     "both halves are edited": (
         partial(require_recorded_joint, "sd3", "text_columns"),
         carrying.Carrier,
-        "_written",
+        "_with_target",
         "new[self.rows[1]]",
         "new[[self.rows[1], self.rows[1] - 2]]",
     ),

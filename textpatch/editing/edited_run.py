@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from textpatch.bank import Texts
-from textpatch.editing.carrying import Carrier, bank_of_rows, places_of
+from textpatch.editing.carrying import Carrier, bank_of_rows
 from textpatch.editing.local_blend import blended
 from textpatch.editing.pair_edit import PairEdit
+from textpatch.editing.places import places_of
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, branch_rows
 from textpatch.lockstep import to_device

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from textpatch.editing.carrying import SELF, Place
 from textpatch.editing.local_blend import WordMaps
+from textpatch.editing.places import SELF, Place
 from textpatch.editing.replacing import (
     Columns,
     Heads,
@@ -66,7 +66,7 @@ class PairEdit:
 
     def edits_text_queries(self, place: Place) -> bool:
         """True where the text has queries and an output, and they are edited, too."""
-        return place.has_text_queries and (self.all_queries or self.one_call)
+        return place.has_text_output and (self.all_queries or self.one_call)
 
     def look(self, place: Place, heads: Heads, attend: Values | None) -> None:
         """Read the words of a local blend in the source's map and in the target's edited one."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -105,6 +105,8 @@ class PromptToPrompt:
                 raise PatchError(f"{name} is {value!r}; give one of {', '.join(map(repr, known))}")
         _require_windows(self.cross_window, self.self_window)
         _require_weights(self.weights)
+        if not isinstance(self.self_limit, Integral) or self.self_limit < 1:
+            raise PatchError(f"self_limit is {self.self_limit!r}; give a number of keys, 1 or more")
         _require_effect(self)
 
     def __call__(
@@ -162,8 +164,10 @@ class PromptToPrompt:
         text: list[TextStep | None] = [None] * steps
         mapper = self._mapper(source, target)
         if self.words == "changed":
-            windows = windows * _changed(source, target, mapper)
+            windows = windows * _changed(source, target)
         if self.columns in TEXT_COLUMNS:
+            matrix = mapper.matrix.to(pipeline.device, pipeline.dtype)
+            mapper = replace(mapper, matrix=matrix)
             text = text_steps(mapper, windows, _factors(self.weights, target))
         image = range(0) if self.columns == "text" else self_steps(self.self_window, steps)
         edit = PairEdit(
@@ -288,7 +292,7 @@ def _factors(weights: Mapping[str, float], target: PromptTokens) -> Tensor:
     return factors
 
 
-def _changed(source: PromptTokens, target: PromptTokens, mapper: Mapper) -> Tensor:
+def _changed(source: PromptTokens, target: PromptTokens) -> Tensor:
     """Text tokens (T,) of the words that are others in the target, 1 there and 0 elsewhere."""
     changed = torch.zeros(target.total)
     parts = zip(source.parts, target.parts, target.offsets, strict=True)

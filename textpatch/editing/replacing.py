@@ -58,13 +58,17 @@ def text_steps(mapper: Mapper, windows: Tensor, factors: Tensor) -> list[TextSte
 
     windows  w (steps, T), 1 where a token is edited and 0 where it is not
     factors  c (T,), by which the edited columns are multiplied
+    All is in the dtype and on the device of the mapper's matrix.
     """
     steps: list[TextStep | None] = []
     for w in windows.double():
         taken = w * factors * mapper.alpha
         kept = (1 - w) + w * factors * (1 - mapper.alpha)
         same = not taken.any() and bool((kept == 1).all())
-        steps.append(None if same else TextStep(mapper.matrix, taken, kept, bool(kept.any())))
+        keeps = bool(kept.any())
+        matrix = mapper.matrix
+        weights = taken.to(matrix), kept.to(matrix)
+        steps.append(None if same else TextStep(matrix, *weights, keeps))
     return steps
 
 
