@@ -29,7 +29,7 @@ from support.small_models import small_pipeline
 from textpatch import Pair, Row, load
 from textpatch.editing import carrying, local_blend, pair_edit
 from textpatch.editing.local_blend import LocalBlend, WordMaps, map_shape
-from textpatch.editing.localized import Edit
+from textpatch.editing.methods import METHODS, edit
 from textpatch.editing.pair_edit import PairEdit
 from textpatch.editing.places import SELF, Place, places_of
 from textpatch.editing.prompt_to_prompt import PRESETS, PromptToPrompt
@@ -231,11 +231,19 @@ SHIPPED = [(preset, name) for preset in PRESETS for name in ("tiny-mmdit", "tiny
 )
 def test_every_preset_edits_every_shipped_model(preset, name):
     """A picture that is neither the source's nor the plain target's; the others are the plain ones."""
-    made = PRESETS[preset](shipped(name), PAIR, seed=3, steps=2)
-    assert isinstance(made, Edit) and made.plan is None and made.method == PRESETS[preset]
+    made = edit(shipped(name), PAIR.source, PAIR.target, method=preset, seed=3, steps=2)
     assert made.image.tobytes() not in (made.source.tobytes(), made.target.tobytes())
-    assert (made.pair, made.seed, made.steps) == (PAIR, 3, 2) and not made.ledger.entries
-    assert "PromptToPrompt(" in made._repr_html_()
+    assert (made.method, made.generations, made.plan.swaps) == (preset, 3, ())
+
+
+def test_a_plain_picture_that_is_not_asked_for_is_not_made():
+    """The source's row runs in any case, the target's only for its picture; what is edited stays the same."""
+    method = METHODS["p2p"](columns="text")
+    pair = Pair("a red sign on a blue wall", "a red sign on a green wall")  # no word is quoted
+    whole, alone = (method(small_pipeline(), pair, steps=1, also=also) for also in (["source"], []))
+    assert (whole.generations, whole.source is None, whole.target) == (2, False, None)
+    assert alone.source is None and alone.image.tobytes() == whole.image.tobytes()
+    assert "a red sign on a green wall" in alone._repr_html_()
 
 
 def test_blocks_of_two_tokenizers_are_edited_apart():

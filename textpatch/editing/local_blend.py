@@ -30,7 +30,7 @@ class LocalBlend:
     words      one word or phrase of the source, one of the target
     sites      sites whose maps are read, all of one size.  Any selector of sites
     threshold  share of a map's maximum from which on a place belongs to the word
-    Raises PatchError for words that are not two texts, and for a threshold outside 0 to 1.
+    Raises PatchError for words that are not two texts, for no sites, and for a threshold outside 0 to 1.
     """
 
     words: tuple[str, str]
@@ -44,6 +44,8 @@ class LocalBlend:
                 f"the words of a local blend are {words!r}; give a pair, a word of the source and one of "
                 "the target"
             )
+        if self.sites is None:
+            raise PatchError("a local blend has no sites to read its words at; name some")
         if not isinstance(self.threshold, Real) or not 0 <= self.threshold < 1:
             raise PatchError(
                 f"the threshold of a local blend is {self.threshold!r}; give a share of the largest weight, "

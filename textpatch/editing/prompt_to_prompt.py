@@ -8,8 +8,9 @@ its own pooled vector.  No map is made, as `replacing` says.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,7 +20,6 @@ from torch import Tensor
 from textpatch.bank import encode
 from textpatch.editing.edited_run import EditedRun
 from textpatch.editing.local_blend import LocalBlend, WordMaps
-from textpatch.editing.localized import Edit
 from textpatch.editing.mappers import (
     ALIGNMENTS,
     CORRECTED,
@@ -33,12 +33,13 @@ from textpatch.editing.mappers import (
 )
 from textpatch.editing.pair_edit import SELF_LIMIT, PairEdit
 from textpatch.editing.replacing import TextStep, text_steps
+from textpatch.editing.result import Edit
 from textpatch.editing.word_windows import DEFAULT, Window, bounds, self_steps, token_windows
 from textpatch.editing.words import PromptTokens, prompt_tokens
 from textpatch.errors import PatchError, PromptError
 from textpatch.guidance import Guidance, as_guidance, branch_rows
 from textpatch.pipelines import SupportsSampling, SupportsWordTokens, require_parts
-from textpatch.plan import Row
+from textpatch.plan import Plan, Row
 from textpatch.ports.shipped import find_sites, site_indices
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.sampling import decoded
@@ -80,6 +81,7 @@ class PromptToPrompt:
     self_limit    most keys of a self-attention that is edited
     sites         sites that are edited, with the self-attentions in their blocks.  All when None
     blend         keeps the edit to where two words are, None nowhere
+    name          as the picture says what made it
 
     Raises PatchError for choices that are none, windows that are no fractions, weights that are no numbers,
     and for an edit without any effect.
@@ -97,6 +99,7 @@ class PromptToPrompt:
     self_limit: int = SELF_LIMIT
     sites: Any = None
     blend: LocalBlend | None = None
+    name: str = "prompt_to_prompt"
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -117,9 +120,11 @@ class PromptToPrompt:
         seed: int = 0,
         steps: int | None = None,
         guidance: float | Guidance | None = None,
+        also: Sequence[str] = (SOURCE, TARGET),
     ) -> Edit:
         """Generate the target prompt's picture with the maps of the source's.
 
+        See `textpatch.editing.methods.Method`.  Steps and guidance are the pipeline's own when None.
         Raises
 
         - PatchError for a model with sites that cannot be edited, or without tokenizers
@@ -129,26 +134,26 @@ class PromptToPrompt:
         require_parts(pipeline, "Prompt-to-Prompt", SupportsSampling, SupportsWordTokens)
         steps, guidance = pipeline.defaults.run(steps, guidance)
         guiding = as_guidance(guidance)
-        rows = [
-            Row(SOURCE, pair.source, seed),
-            Row(TARGET, pair.target, seed),
-            Row(EDITED, pair.target, seed),
-        ]
+        rows = [Row(SOURCE, pair.source, seed), Row(EDITED, pair.target, seed)]
+        if TARGET in also:
+            rows.append(Row(TARGET, pair.target, seed))
         guiding.check(rows, steps)
         texts = encode(pipeline, branch_rows(rows, guiding))
         edit = self.of(pipeline, pair, steps, texts.tokens)
         run = EditedRun(pipeline, rows, texts, SOURCE, EDITED, steps, guiding)
-        images = decoded(pipeline, run.latents(edit))
+        latents = run.latents(edit)
+        images = decoded(pipeline, {name: latents[name] for name in (EDITED, *also)})
         return Edit(
             image=images[EDITED],
-            source=images[SOURCE],
-            target=images[TARGET],
-            plan=None,
+            source=images.get(SOURCE),
+            target=images.get(TARGET),
+            plan=Plan(),
             pair=pair,
             seed=seed,
             steps=steps,
             guidance=guidance,
-            method=self,
+            method=self.name,
+            generations=len(rows),
         )
 
     def of(self, pipeline, pair: Pair, steps: int, tokens: int) -> PairEdit:
@@ -305,8 +310,8 @@ def _changed(source: PromptTokens, target: PromptTokens) -> Tensor:
 # The paper's Table 3 has rows P2P, and P2P* for DeepFloyd IF and SD3 alone.  It says of neither what is
 # replaced.  We read P2P as the whole map of the image's queries and P2P* as its text columns, because these
 # two models alone have maps with columns of both.  Code and windows of the table are not published.
-PRESETS = {
-    "prompt_to_prompt": PromptToPrompt(),
-    "p2p": PromptToPrompt(self_window=0.8, align=OFFICIAL),
-    "p2p_star": PromptToPrompt(align=OFFICIAL, columns="text"),
+PRESETS: dict[str, Callable[..., PromptToPrompt]] = {
+    "prompt_to_prompt": PromptToPrompt,
+    "p2p": partial(PromptToPrompt, name="p2p", align=OFFICIAL, self_window=0.8),
+    "p2p_star": partial(PromptToPrompt, name="p2p_star", align=OFFICIAL, columns="text"),
 }
