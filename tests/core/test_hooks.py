@@ -12,6 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from torch import nn
 
 from support import laws
+from support.planting import plant
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry, _open_blocks
 
@@ -54,6 +55,13 @@ def test_an_input_is_replaced():
     with HookRegistry(model, ["1"]).replace_input(lambda name, x: None) as seen:
         assert torch.equal(model(x), plain)
     assert seen.calls == {"1": 1} and not model[1]._forward_pre_hooks
+
+
+def test_an_input_that_is_not_replaced_is_noticed(monkeypatch):
+    """Fault: the module is given what it was given before."""
+    plant(monkeypatch, HookRegistry, "replace_input", "(new, *args[1:])", "args")
+    with pytest.raises(AssertionError):
+        test_an_input_is_replaced()
 
 
 def test_an_input_of_another_form_is_refused():

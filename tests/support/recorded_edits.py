@@ -34,7 +34,7 @@ RECORDED = load_file(FOLDER / "runs.safetensors")
 TOKENS = 77
 BEGIN = 49406
 END = 49407
-EDITS = {"none": "swap", "replace": "swap", "refine": "refine", "reweight": "reweight"}
+EDITS = {"replace": "swap", "refine": "refine", "reweight": "reweight"}
 TOLERANCE = 1e-12  # in float64, of the largest number
 
 

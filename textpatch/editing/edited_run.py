@@ -99,6 +99,7 @@ class EditedRun:
         target = names.index(self.target)
         x = self.pipeline.enter(noise, self.steps)
         state = self.guidance.begin(x)
+        edit.maps.sums.clear()  # those of another run of the same edit
         for step in range(self.steps):
             only = range(step, step + 1)
             x, state = self.pipeline.advance(x, state=state, only=only, **settings)

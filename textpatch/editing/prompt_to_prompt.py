@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -189,10 +189,6 @@ class PromptToPrompt:
         places = source.places(self.blend.words[0]), target.places(self.blend.words[1])
         maps = WordMaps(places, tokens, self.blend.threshold)
         return replace(edit, maps=maps, read=_names(pipeline, self.blend.sites))
-
-    def describe(self) -> dict[str, Any]:
-        """Fields as plain data, for manifests and reports."""
-        return asdict(self)
 
     def _mapper(self, source: PromptTokens, target: PromptTokens) -> Mapper:
         """Mapper of all text tokens, one tokenizer's after the other's."""

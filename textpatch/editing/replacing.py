@@ -60,15 +60,14 @@ def text_steps(mapper: Mapper, windows: Tensor, factors: Tensor) -> list[TextSte
     factors  c (T,), by which the edited columns are multiplied
     All is in the dtype and on the device of the mapper's matrix.
     """
+    matrix = mapper.matrix
     steps: list[TextStep | None] = []
     for w in windows.double():
         taken = w * factors * mapper.alpha
         kept = (1 - w) + w * factors * (1 - mapper.alpha)
-        same = not taken.any() and bool((kept == 1).all())
-        keeps = bool(kept.any())
-        matrix = mapper.matrix
-        weights = taken.to(matrix), kept.to(matrix)
-        steps.append(None if same else TextStep(matrix, *weights, keeps))
+        step = TextStep(matrix, taken.to(matrix), kept.to(matrix), keeps=bool(kept.any()))
+        unedited = not taken.any() and bool((kept == 1).all())
+        steps.append(None if unedited else step)
     return steps
 
 
@@ -144,11 +143,12 @@ def by_columns(
 
 def of_row(heads: Heads, row: int) -> Values:
     """Attention of one row as it is, of the image's queries alone."""
-    q = heads.q_image[row]
-    k = joined(heads.k_image, heads.k_text)[row]
+    q = heads.q_image[row : row + 1]
+    k = joined(heads.k_image, heads.k_text)[row : row + 1]
 
     def attend(image: Tensor | None, text: Tensor | None) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, joined(image, text, dim=1))
+        values = joined(image, text, dim=1)
+        return F.scaled_dot_product_attention(q, k, values[None])[0]
 
     return attend
 

@@ -58,15 +58,11 @@ def token_windows(cross: Window | Mapping[str, Window], target: PromptTokens, st
     """
     by_word = dict(cross) if isinstance(cross, Mapping) else {DEFAULT: cross}
     windows = torch.zeros(steps + 1, target.total)
-    windows[_among(DEFAULT, by_word.pop(DEFAULT, 1.0), steps)] = 1
+    others = word_steps(DEFAULT, by_word.pop(DEFAULT, 1.0), steps)
+    windows[others.start : others.stop] = 1
     for word, window in by_word.items():
         places = list(target.places(word))
+        own = word_steps(repr(word), window, steps)
         windows[:, places] = 0
-        for step in word_steps(repr(word), window, steps):
-            windows[step, places] = 1
+        windows[own.start : own.stop, places] = 1
     return windows[:steps]
-
-
-def _among(what: str, window: Window, steps: int) -> slice:
-    found = word_steps(what, window, steps)
-    return slice(found.start, found.stop)

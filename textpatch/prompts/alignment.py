@@ -32,8 +32,8 @@ def token_blocks(pipeline, total: int) -> list[TokenBlock]:
     tokenizers = getattr(encoders, "tokenizers", None)
     if not tokenizers:
         raise PatchError(
-            f"the encoders of {pipeline.name} have no `tokenizers` to find the word with; "
-            "give `tokens` instead"
+            f"the encoders of {pipeline.name} have no `tokenizers` to find a word with; "
+            "give them some, or `tokens` where a call takes these"
         )
     limits = getattr(encoders, "limits", [total] * len(tokenizers))
     lengths = [
