@@ -5,7 +5,7 @@ Every method begins with the noise of the seed, so that its picture can be compa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -106,12 +106,16 @@ def method_named(method: str | Method, **options: Any) -> Method:
     if method not in METHODS:
         raise PatchError(f"no method of editing is called {method!r}{closest(method, METHODS)}")
     kind = METHODS[method]
-    made = getattr(kind, "func", kind)  # by a preset, with some options set
-    _require_taken(given, getattr(made, "__dataclass_fields__", ()), method)
+    _require_taken(given, options_of(kind), method)
     return kind(**given)
 
 
-def _require_taken(given: dict, taken, method: str) -> None:
+def options_of(kind: Callable[..., Method]) -> set[str]:
+    """Names of the options of a method in METHODS, those that a preset has set included."""
+    return set(getattr(kind, "func", kind).__dataclass_fields__)
+
+
+def _require_taken(given: dict, taken: Collection[str], method: str) -> None:
     """Raise PatchError for options that a method does not take."""
     for name in given:
         if name not in taken:

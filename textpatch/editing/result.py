@@ -11,6 +11,7 @@ from textpatch.html import figure, fragment, safe
 from textpatch.ledger import Ledger
 from textpatch.plan import Plan
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
+from textpatch.quotes import quotations
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Edit:
 
 def _shown(pair: Pair) -> tuple[str, str]:
     """Quoted texts of a pair, or its prompts where nothing is quoted."""
-    if '"' in pair.source + pair.target:
+    if quotations(pair.source) and quotations(pair.target):
         return pair.words
     return pair.source, pair.target
 
