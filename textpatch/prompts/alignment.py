@@ -33,7 +33,7 @@ def token_blocks(pipeline, total: int) -> list[TokenBlock]:
     if not tokenizers:
         raise PatchError(
             f"the encoders of {pipeline.name} have no `tokenizers` to find a word with; "
-            "give them some, or `tokens` where a call takes these"
+            "give `tokens`, where a call takes these, or encoders with tokenizers"
         )
     limits = getattr(encoders, "limits", [total] * len(tokenizers))
     lengths = [
