@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.planting import plant, raw
+from support.scripts import FOLDER, importer, rows_of
 from textpatch import metrics
 from textpatch.errors import PatchError
 from textpatch.localization.scores import chance_levels
@@ -96,6 +97,22 @@ def test_results_show_their_chance_level():
     *_, (run, label, scores) = runs_of(old | level)
     assert (run, label) == ("chance", "chance level")
     assert scores == {"f1_source": {"value": 0.25}, "f1_target": {"value": 0.5}}
+
+
+def test_levels_of_the_pages_are_those_of_the_words(monkeypatch):
+    """The rows of results/chance.csv whose words are here, computed anew."""
+    script = importer(monkeypatch)("chance")
+    stored = {
+        row["words"]: row for row in rows_of(FOLDER / "results/chance.csv") if row["score"] == "f1"
+    }
+    sets = script.shipped()
+    assert stored.keys() == {*sets, "SimpleBench"}
+    for words, pairs in sets.items():
+        row = stored[words]
+        assert len(pairs) == int(row["pairs"])
+        found = script.levels(pairs, "f1")
+        for side, level in found.items():
+            assert level == pytest.approx(float(row[side]), abs=1e-12), (words, side)
 
 
 @pytest.mark.parametrize(
