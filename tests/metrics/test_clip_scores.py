@@ -131,6 +131,7 @@ def test_long_prompts_are_refused_or_cut(clip):
         (lambda clip: clip.picture_features([]), "no pictures were given"),
         (lambda clip: clip.text_chance(PICTURES[:1], PROMPTS[:1]), "chance level of one picture"),
         (lambda clip: clip.picture_features([np.zeros((8, 8, 3))]), "found float64"),
+        (lambda clip: clip.picture_features([noise(0, 1, 40_000)]), "becomes 1280000 x 32 before"),
     ],
 )
 def test_refusals(clip, ask, message):

@@ -187,7 +187,7 @@ FAULTS = [
      "max(lines, key", "min(lines, key"),
     (require_scores_by_hand, reading_scores, "_lines", "if text.strip()", "if True"),
     (require_scores_by_hand, reading_scores, "scores_of_readings",
-     '"best_line_accuracy": _of(accuracy, closest', '"best_line_accuracy": _of(accuracy, texts'),
+     "_values(score, closest, words)", "_values(score, texts, words)"),
 ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from textpatch.metrics.normalised import (
     sample_f1,
     word_accuracy,
 )
-from textpatch.metrics.paired import Comparison, compared
+from textpatch.metrics.paired import Difference, compared
 from textpatch.metrics.readers.agreement import Agreement
 from textpatch.metrics.readers.called import Called, joined_as_official
 from textpatch.metrics.readers.named import reader_named
@@ -48,7 +48,7 @@ __all__ = [
     "Agreement",
     "Background",
     "Called",
-    "Comparison",
+    "Difference",
     "Interval",
     "Line",
     "Match",

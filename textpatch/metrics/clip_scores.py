@@ -18,6 +18,7 @@ from PIL import Image
 from textpatch.disk import read_json
 from textpatch.errors import PatchError, PromptError, WeightsError
 from textpatch.metrics.image import rgb_pixels
+from textpatch.pictures import MOST_PIXELS
 
 WEIGHT = 2.5  # of CLIPScore (arXiv 2104.08718), so that .30 of cosine is .75
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -82,7 +83,7 @@ class CLIP:
         Raises PatchError for other numbers of both, and as `picture_features` does.
         """
         _require_as_many(pictures, others, "other pictures")
-        return np.diag(_weighted(self.picture_features(pictures) @ self.picture_features(others).T))
+        return _weighted(_each(self.picture_features(pictures), self.picture_features(others)))
 
     def picture_features(self, pictures: Sequence[Any]) -> np.ndarray:
         """Unit vectors of pictures, (n, dimensions) in float64, such as `neighbours_of` compares."""
@@ -156,11 +157,16 @@ def prepared(picture: Any, size: int) -> np.ndarray:
     published means are subtracted, and the rest is divided by their published deviations.
 
     picture  a PIL image, or a uint8 array (H, W, 3)
-    Raises PatchError for anything else.
+    Raises PatchError for anything else, and for a strip that would grow beyond MOST_PIXELS.
     """
     image = Image.fromarray(rgb_pixels(picture))
     shorter = min(image.size)
     width, height = (size * side // shorter for side in image.size)
+    if width * height > MOST_PIXELS:
+        raise PatchError(
+            f"a picture of {image.width} x {image.height} pixels becomes {width} x {height} before its "
+            "middle is cut out; cut it yourself"
+        )
     left, top = (width - size) // 2, (height - size) // 2
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255
@@ -207,9 +213,8 @@ def _opened(folder: Path) -> Any:
             model, told = CLIPModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
-    except (
-        Exception
-    ) as error:  # whatever the files of a stranger make transformers or safetensors raise
+    # whatever the files of a stranger make transformers or safetensors raise
+    except Exception as error:
         raise WeightsError(f"cannot read the CLIP in {folder}: {error}") from error
     lacking = sorted({*told["missing_keys"], *map(str, told["mismatched_keys"])})
     if lacking:
@@ -240,7 +245,7 @@ def _tokenizer(folder: Path, config: Any) -> Any:
 
     try:
         tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # as above
+    except Exception as error:
         raise WeightsError(f"cannot read the tokenizer in {folder}: {error}") from error
     if config.eos_token_id not in (OLD_END, tokenizer.eos_token_id):
         raise WeightsError(

@@ -1,4 +1,4 @@
-"""Comparison of two methods on the same pairs, by an interval of their difference and by a test of it."""
+"""Difference of two methods on the same pairs, by an interval of their difference and by a test of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUNDING = 1e-9  # differences that are this close are the same but for the orde
 _SHOWN = 5
 
 
-class Comparison(NamedTuple):
+class Difference(NamedTuple):
     """Difference of a statistic between two methods.
 
     value      s(more) - s(less)
@@ -37,7 +37,7 @@ class Comparison(NamedTuple):
 
 def compared(
     more: Any, less: Any, statistic: Statistic = np.mean, *, level: float = 0.95, seed: int = 0
-) -> Comparison:
+) -> Difference:
     """Compare two methods by a statistic of their scores on the same pairs.
 
     more, less  scores (n,) or (n, columns), in the same order of pairs.  Or dicts from a pair to its score,
@@ -59,7 +59,7 @@ def compared(
         found |= {"low": None, "high": None}
     p = _share_as_large(first, second, statistic, seed)
     differ = int((first != second).any(axis=1).sum())
-    return Comparison(**found, p=p, n=len(first), differ=differ)
+    return Difference(**found, p=p, n=len(first), differ=differ)
 
 
 def _sides(more: Any, less: Any) -> tuple[np.ndarray, np.ndarray]:
