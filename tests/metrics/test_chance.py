@@ -11,6 +11,7 @@ from support.planting import plant, raw
 from support.scripts import FOLDER, importer, rows_of
 from textpatch import metrics
 from textpatch.errors import PatchError
+from textpatch.localization import scores
 from textpatch.localization.scores import chance_levels
 from textpatch.metrics import chance
 from textpatch.prompts.pairs import Pair
@@ -57,12 +58,12 @@ def test_shuffled_readings_score_the_chance_level():
     """2,000 readings of 40 words by others drawn at random: within five standard errors of the level."""
     words = [Pair(*pair).words[1] for pair in sign_pairs(40)]
     dice = random.Random(0)
-    scores = []
+    drawn = []
     for _ in range(2000):
         read, wanted = dice.sample(words, 2)
-        scores.append(metrics.one_minus_ned(read, wanted))
-    error = np.std(scores) / len(scores) ** 0.5
-    assert abs(np.mean(scores) - metrics.chance_level(words, metrics.one_minus_ned)) < 5 * error
+        drawn.append(metrics.one_minus_ned(read, wanted))
+    error = np.std(drawn) / len(drawn) ** 0.5
+    assert abs(np.mean(drawn) - metrics.chance_level(words, metrics.one_minus_ned)) < 5 * error
 
 
 def test_one_item_has_no_chance_level():
@@ -94,9 +95,9 @@ def test_results_show_their_chance_level():
     level = {"chance": {"f1_source": 0.25, "f1_target": 0.5}}
     assert chance_of(old) is None and len(runs_of(old)) == 2
     assert len(runs_of(old | {"chance": dict.fromkeys(level["chance"])})) == 2
-    *_, (run, label, scores) = runs_of(old | level)
+    *_, (run, label, told) = runs_of(old | level)
     assert (run, label) == ("chance", "chance level")
-    assert scores == {"f1_source": {"value": 0.25}, "f1_target": {"value": 0.5}}
+    assert told == {"f1_source": {"value": 0.25}, "f1_target": {"value": 0.5}}
 
 
 def test_levels_of_the_pages_are_those_of_the_words(monkeypatch):
@@ -133,3 +134,18 @@ def test_planted_faults_are_noticed(monkeypatch, old, new):
         check()
         uneven()
         test_chance_levels_by_hand()
+
+
+@pytest.mark.parametrize(
+    "check, old, new",
+    [
+        (test_pairs_have_the_levels_of_their_words, "if not blanks", "if blanks"),
+        (test_pairs_have_the_levels_of_their_words, "pair.words[place]", "pair.words[1 - place]"),
+        (test_other_attributes_are_right_or_wrong_as_a_whole, "operator.eq", "metrics.sample_f1"),
+    ],
+)
+def test_planted_faults_of_a_localisation_s_levels_are_noticed(monkeypatch, check, old, new):
+    """Blanks the other way round, the other side's words, and colours compared letter by letter."""
+    plant(monkeypatch, scores, "chance_levels", old, new)
+    with pytest.raises(AssertionError):
+        check()

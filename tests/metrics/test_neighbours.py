@@ -188,3 +188,11 @@ def test_distances_by_products_would_be_noticed(monkeypatch):
     )
     with pytest.raises((AssertionError, PatchError)):
         require_recorded_values()
+
+
+@pytest.mark.parametrize("old, new", [("np.arange(k)", "np.arange(k + 1)"), ("+ n_generated", "")])
+def test_planted_faults_of_the_expected_coverage_are_noticed(monkeypatch, old, new):
+    """One neighbour too many, and others among the real points alone."""
+    plant(monkeypatch, neighbours, "expected_coverage", old, new)
+    with pytest.raises(AssertionError):
+        test_the_expected_coverage_counts_orders(6, 3, 1)

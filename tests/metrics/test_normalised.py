@@ -183,6 +183,8 @@ FAULTS = [
      "2 * common / (len(read) + len(wanted))", "common / max(len(read), len(wanted))"),
     (raw(test_scores_are_their_definitions, "a", "A", metrics.STRICT), normalised.Normaliser, "__call__",
      "if self.fold:", "if True:"),
+    (raw(test_what_a_normaliser_takes_as_the_same, "\u0915\u093f", "\u0915", 0, 0, 0), normalised, "_counts",
+     "in _LETTERING", 'in "LN"'),
     (raw(test_no_line_is_closer_than_the_best, ["b", "a"], "a"), normalised, "best_line",
      "max(lines, key", "min(lines, key"),
     (require_scores_by_hand, reading_scores, "_lines", "if text.strip()", "if True"),
