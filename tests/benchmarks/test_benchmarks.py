@@ -395,12 +395,25 @@ def test_other_prompts(tables):
     )
 
 
-def test_rewriting(run, benchmark):
+def test_arms_of_rewriting(benchmark):
+    """The arms divide the sites into those found and the others, and the lot draws as many as were found."""
+    sites = [SimpleNamespace(index=i) for i in range(9)]
+    pipeline = SimpleNamespace(
+        defaults=SimpleNamespace(localized=(3, 4)), denoiser=SimpleNamespace(sites=sites)
+    )
+    arms = {arm: set(sites) for arm, (sites, _) in benchmark("rewriting").arms(pipeline).items()}
+    assert arms["found"] == arms["found, some preserved"] == {3, 4} and arms["none"] == set()
+    assert arms["all"] == arms["found"] | arms["all but found"] and len(arms["all"]) == 9
+    assert len(arms["by lot"]) == 2 and arms["by lot"] < arms["all but found"]
+
+
+# the default form is above; that a rewritten word is drawn is in tests/adapters/test_rewriting.py
+@pytest.mark.long
+def test_rewriting(run):
     """Rewritten at the planted site the word is the other one, at as many others it is not."""
-    rows = run("rewriting", *"planted-sdxl --pairs 2 --steps 2".split())
-    written = {row["arm"]: row["written"] for row in rows}
-    assert [*written] == [*benchmark("rewriting").arms(load("planted-sdxl"))]
-    assert float(written["found"]) > max(float(written["none"]), float(written["by lot"]))
+    rows = run("rewriting", *"planted-sdxl --pairs 4 --steps 4".split())
+    written = {row["arm"]: float(row["written"]) for row in rows}
+    assert written["found"] > max(written["none"], written["by lot"], written["all but found"])
 
 
 def test_readers(run, benchmark, monkeypatch):
