@@ -23,7 +23,7 @@ LAYERS = [
     ["cli", "examples"],
     ["weights"],
     ["localization"],
-    ["auditing", "editing", "testing"],
+    ["auditing", "editing", "safety", "testing"],
     ["report"],
     ["groups"],
     ["prompts", "runs"],
