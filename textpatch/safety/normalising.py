@@ -82,10 +82,7 @@ def _folded(part: str) -> str:
     if part.isspace():
         return BLANK
     # capitals and small letters may look like different letters, as Greek eta does
-    letter = LOOKALIKES.get(part)
-    if letter is not None:
-        return letter
-    return "".join(LOOKALIKES.get(one, one) for one in part.casefold())
+    return LOOKALIKES.get(part) or part.casefold()
 
 
 def runs(cells: Sequence[Cell], belongs: Callable[[str], bool]) -> list[Piece]:

@@ -62,11 +62,10 @@ class NearLength:
         return cls([line for _, line in lines], seed=seed)
 
     def __call__(self, found: str, prompt: str) -> str:
-        letters = letters_of(found)
-        length = sum(letter.isalnum() for letter in letters)
-        nearest = min(abs(len(word) - length) for word in self.words)
-        near = [word for word in self.words if abs(len(word) - length) == nearest]
-        digest = hashlib.sha256(f"{self.seed}/{letters}".encode()).digest()
+        plain = "".join(filter(str.isalnum, letters_of(found)))
+        nearest = min(abs(len(word) - len(plain)) for word in self.words)
+        near = [word for word in self.words if abs(len(word) - len(plain)) == nearest]
+        digest = hashlib.sha256(f"{self.seed}/{plain}".encode()).digest()
         return _written_as(near[int.from_bytes(digest[:8], "big") % len(near)], found)
 
 

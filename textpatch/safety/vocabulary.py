@@ -100,7 +100,7 @@ class Vocabulary:
 
     def rule_of_signs(self, letters: str) -> str | None:
         """Rule by which letters with signs among them are a word.  None where they are none."""
-        if len(letters) > self.longest:
+        if letters.isalpha() or len(letters) > self.longest:
             return None
         if any(sign in MASKS for sign in letters):
             return "masked" if self._is_masked(letters) else None

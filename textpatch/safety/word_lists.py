@@ -30,6 +30,7 @@ from textpatch.safety.normalising import (
 from textpatch.safety.vocabulary import Vocabulary
 
 FEWEST_LETTERS = 2
+PUNCTUATION = "!|+" + MASKS  # what may stand beside a word and be no part of it
 JOINED_FROM = 6  # letters of several words that count as one word, too
 
 
@@ -90,7 +91,8 @@ class WordList:
         masked = runs(cells, _is_masked)
         found = [*self._words(plain), *self._together(cells, plain)]
         if signs != plain:
-            found += [*self._disguised(signs), *self._together(cells, signs)]
+            bare = [piece for piece in map(_trimmed, signs) if piece.letters]
+            found += [*self._disguised(signs), *self._together(cells, bare)]
         if masked != signs:
             found += self._disguised(masked)
         for piece, rule in found:
@@ -108,8 +110,6 @@ class WordList:
         """Pieces with signs in place of letters, as they are and without the signs at their ends."""
         for piece in pieces:
             for part in dict.fromkeys([piece, _trimmed(piece)]):
-                if part.letters.isalpha() or not part.letters:
-                    continue
                 rule = self.vocabulary.rule_of_signs(part.letters)
                 if rule is not None:
                     yield part, rule
@@ -154,6 +154,8 @@ def _entry(word: object) -> str:
     if not isinstance(word, str):
         raise PatchError(f"a word of the list is of type {type(word).__name__}; give texts alone")
     parts = letters_of(word).split()
+    if not any(map(str.isalpha, "".join(parts))):
+        return ""
     read = ["".join(LEET.get(letter, letter)[0] for letter in part) for part in parts]
     lettered = ["".join(filter(str.isalpha, part)) for part in read]
     return BLANK.join(filter(None, lettered))
@@ -168,14 +170,11 @@ def _is_masked(letter: str) -> bool:
 
 
 def _trimmed(piece: Piece) -> Piece:
-    """Piece without the signs at its ends, which may be punctuation."""
-    left = piece.letters.lstrip(_SIGNS)
-    both = left.rstrip(_SIGNS)
+    """Piece without the signs at its ends that may be punctuation."""
+    left = piece.letters.lstrip(PUNCTUATION)
+    both = left.rstrip(PUNCTUATION)
     first = piece.first + len(piece.letters) - len(left)
     return Piece(both, first, first + len(both) - 1)
-
-
-_SIGNS = "".join(LEET) + MASKS
 
 
 def _joins(cells: Sequence[Cell], before: Piece, after: Piece) -> bool:
