@@ -141,7 +141,7 @@ def test_a_file_is_a_list(tmp_path):
         WordList.of_file(path)
 
 
-HOSTILE = ["a", "a.b.", "a*", "a ", "\u200b", "g\u0301", "grumpl", "g.r.u.m.p.l.", "1!|l"]
+HOSTILE = ["a.b.", "a*", "a ", "g\u0301", "grumpl", "g.r.u.m.p.l."]
 
 
 @pytest.mark.parametrize("unit", HOSTILE)

@@ -17,7 +17,8 @@ _WIDE = {code: code + 0xFEE0 for code in range(33, 127)}
 INNOCENT = """
 Scunthorpe;therapist;Arsenal;as sad;5.00;$5;100 m;A55;classic;bassist;assassin;cocktail;Essex;Sussex;
 Penistone;analysis;title;shiitake;basement;mass;pass;glass;Dickens;button;document;cucumber;Hancock;Saturday;
-the pen is red;basic;as I said;class A;Clitheroe;Lightwater;grumble;crumple;rumpled;hello;shell;tithe;parse;bass;grape
+the pen is red;basic;as I said;class A;Clitheroe;Lightwater;grumble;crumple;rumpled;hello;shell;tithe;parse;
+bass;grape
 """.replace("\n", "").split(";")
 
 

@@ -245,19 +245,17 @@ def sanitize(
     A prompt without harmful text gives the picture that it gives without this function, bit for bit.
 
     prompts   one, or a list.  Each is run by itself, so that its picture does not depend on the others
-    detector  finds harmful text, such as WordList, AnyOf, or any function as `Detector` says
-    replacer  names a benign text, such as NearLength (when None) or Mapped, or any function as `Replacer`
-              says
+    detector  finds harmful text, such as WordList, AnyOf, or any `Detector`
+    replacer  names a benign text, such as NearLength (when None), Mapped, or any `Replacer`
     sites     where the clean prompt's text is read, the sites localised for the model when None
     start     first step at which it is read, 0 when None
     branch    "both" guidance branches read it (when None), or "cond" alone
-    method    "localized" (when None), or another of `textpatch.safety.methods`, by name or as an object
+    method    "localized" (when None), or another of `METHODS`, by name or as an object
     verify    "reader", the name of another reader, or a reader, by which the picture is read again.  If the
               harmful text is legible an earlier start is tried, then the clean prompt, then the prompt is
               refused
     policy    "replace", or "refuse" for any prompt that quotes harmful text
-    outside   "refuse" for a prompt with harmful text outside its quotes, or "pass" to look at quoted texts
-              alone
+    outside   "refuse" for harmful text outside the quotes, or "pass" to look at quoted texts alone
     seed      of the noise that each picture begins with
     steps, guidance  the pipeline's own when None
 
