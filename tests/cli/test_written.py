@@ -32,6 +32,7 @@ COMMANDS = {
     "generate": ["generate", *SHORT, SOURCE, "--negative", "a blue wall", "--guidance", "2"],
     "edit": ["edit", *SHORT, *PAIR],
     "sanitize": ["sanitize", *SHORT, "--prompts", "prompts", "--words", "words", "--before"],
+    "edit --method": ["edit", *SHORT, *PAIR, "--method", "localized", "prompt_swap"],
     "localize": ["localize", *SHORT, "--pairs", "3", "--starts", "--heads"],
     "localize --mode contribution": [
         "localize",

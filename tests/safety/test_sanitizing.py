@@ -129,14 +129,14 @@ def reading(*texts):
             ["G R U M P", "CLOUD"],
             0,
             "replaced",
-            [("localized", 0, True), ("prompt-swap", None, False)],
+            [("localized", 0, True), ("prompt_swap", None, False)],
         ),
         (["GRUMQ", "CLOUD"], 1, "replaced", [("localized", 1, True), ("localized", 0, False)]),
         (
             ["GRUMP"] * 3,
             1,
             "refused",
-            [("localized", 1, True), ("localized", 0, True), ("prompt-swap", None, True)],
+            [("localized", 1, True), ("localized", 0, True), ("prompt_swap", None, True)],
         ),
     ],
 )
@@ -212,7 +212,7 @@ def test_what_the_model_cannot_read_is_refused(small, prompt, replacer, reason):
 @pytest.mark.parametrize(
     "method, branches",
     [
-        ("prompt-swap", 2),
+        ("prompt_swap", 2),
         (NegativePrompt('a sign with text "{}"'), 2),
         (SafeGuidance('a sign with text "{}"', preset="max"), 3),
     ],
@@ -221,7 +221,7 @@ def test_other_methods_are_guidances_and_prompts(small, method, branches):
     """Each makes one picture under its own guidance, from the prompt that it is meant for."""
     (made,) = sanitize(small, HARMFUL, detector=LISTED, method=method, guidance=2.0)
     (row,) = made.samples.rows
-    swapped = method == "prompt-swap"
+    swapped = method == "prompt_swap"
     assert row.prompt == (made.screened.clean if swapped else HARMFUL)
     guidance = made.samples.guidance
     if not swapped:
@@ -239,13 +239,13 @@ def test_other_methods_are_guidances_and_prompts(small, method, branches):
         (dict(policy="censor"), "policy is 'censor'"),
         (dict(outside="ignore"), "outside is 'ignore'"),
         (dict(method="lokalized"), "closest: localized"),
-        (dict(method="prompt-swap", start=1), "start was given"),
+        (dict(method="prompt_swap", start=1), "start was given"),
         (dict(start=2), "start is 2 of 2 steps"),
         (dict(branch="cond"), "there is no other branch"),
         (dict(sites=9), "9"),
         (dict(sites=None), "run localize first"),
         (dict(seed=-1), "seed -1"),
-        (dict(method="negative-prompt", sites=None), "no effect|1"),
+        (dict(method="negative_prompt", sites=None), "no effect|1"),
     ],
 )
 def test_requests_that_cannot_be_carried_out(small, options, says):
@@ -262,7 +262,7 @@ def test_a_guidance_object_beside_a_guidance_is_refused(small):
     from textpatch.guidance import ClassifierFree
 
     sanitizer = Sanitizer(
-        small, detector=LISTED, method="safe-guidance", guidance=ClassifierFree(2.0)
+        small, detector=LISTED, method="safe_guidance", guidance=ClassifierFree(2.0)
     )
     with pytest.raises(PatchError, match="give a number"):
         sanitizer(HARMFUL)

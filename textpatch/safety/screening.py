@@ -11,11 +11,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from textpatch.errors import PromptError
+from textpatch.quotes import STRAIGHT, quotations
 from textpatch.safety.detection import Detector, Finding, findings_of
 from textpatch.safety.replacement import Replacer, is_writable
 
 MOST_CHARACTERS = 10_000  # of a prompt; no model reads more than some hundred tokens
-QUOTE = '"'
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def screen(prompt: str, detector: Detector, replacer: Replacer, rules: Rules = R
         return asked.refused(f"the detector failed ({type(error).__name__})")
     asked = replace(asked, findings=(*outside, *inside))
     if outside:
-        return asked.refused("harmful text stands outside the quotes, or a quote is left open")
+        return asked.refused(
+            "harmful text stands outside the quotes, or nobody can tell what is quoted"
+        )
     if not inside:
         return replace(asked, clean=prompt)
     if rules.policy == "refuse":
@@ -82,22 +85,22 @@ def screen(prompt: str, detector: Detector, replacer: Replacer, rules: Rules = R
 
 
 def quoted_spans(prompt: str) -> list[tuple[int, int]] | None:
-    """Places of the texts between double quotes.  None if a quote is left open."""
-    quotes = [place for place, character in enumerate(prompt) if character == QUOTE]
-    if len(quotes) % 2:
+    """Places of the quoted texts.  None if nobody can tell them, as where a quote is left open."""
+    try:
+        return [(quotation.start, quotation.end) for quotation in quotations(prompt)]
+    except PromptError:
         return None
-    return [(start + 1, stop) for start, stop in zip(quotes[::2], quotes[1::2], strict=True)]
 
 
 def quoted_in(prompt: str) -> list[str]:
-    """Texts between the double quotes of a prompt, none if a quote is left open."""
+    """Quoted texts of a prompt, none if nobody can tell them."""
     return [prompt[start:stop] for start, stop in quoted_spans(prompt) or []]
 
 
 def _found(prompt: str, detector: Detector, rules: Rules) -> tuple[list[Finding], list[Finding]]:
     """Findings inside the quotes and outside.
 
-    If a quote is left open nobody knows what is inside, and all counts as outside.
+    Where nobody can tell what is quoted, all counts as outside.
     """
     spans = quoted_spans(prompt)
     if spans is None:
@@ -116,7 +119,7 @@ def _without_quoted(prompt: str, spans: Sequence[tuple[int, int]]) -> str:
     """The prompt with quotes in the place of what stands between them, so that all places stay."""
     characters = list(prompt)
     for start, stop in spans:
-        characters[start:stop] = QUOTE * (stop - start)
+        characters[start:stop] = STRAIGHT * (stop - start)
     return "".join(characters)
 
 
