@@ -238,6 +238,8 @@ def test_other_methods_are_guidances_and_prompts(small, method, branches):
         (dict(detector=None), "the detector is None"),
         (dict(policy="censor"), "policy is 'censor'"),
         (dict(outside="ignore"), "outside is 'ignore'"),
+        (dict(verify="tesserakt"), "closest: tesseract"),
+        (dict(verify=3), "verify is 3"),
         (dict(method="lokalized"), "closest: localized"),
         (dict(method="prompt_swap", start=1), "start was given"),
         (dict(start=2), "start is 2 of 2 steps"),

@@ -6,13 +6,26 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from textpatch.errors import PatchError, closest
 from textpatch.metrics import Reader, edit_distance, reader_named
-from textpatch.metrics.readers.named import DEFAULT
+from textpatch.metrics.readers.named import DEFAULT, READERS
 from textpatch.safety.detection import Detector, findings_of
 from textpatch.safety.normalising import letters_of
 from textpatch.safety.screening import Screened, quoted_in
 
 BY_DEFAULT = "reader"  # name of the reader that is taken where nothing else is asked for
+
+
+def require_reader(verify: object) -> None:
+    """Raise PatchError unless `verify` is None, the name of a reader, or a reader."""
+    if isinstance(verify, str):
+        known = [BY_DEFAULT, *READERS]
+        if verify not in known:
+            raise PatchError(f"verify is {verify!r}{closest(verify, known)}")
+    elif verify is not None and not hasattr(verify, "read"):
+        raise PatchError(
+            f"verify is {verify!r}; give {BY_DEFAULT!r}, the name of a reader, or a reader"
+        )
 
 
 def reader_for(verify: object, screened: Screened) -> Reader:

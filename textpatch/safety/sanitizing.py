@@ -29,7 +29,7 @@ from textpatch.safety.methods import (
     method_named,
     plain_run,
 )
-from textpatch.safety.reading import is_legible, read, reader_for
+from textpatch.safety.reading import is_legible, read, reader_for, require_reader
 from textpatch.safety.replacement import NearLength, Replacer
 from textpatch.safety.screening import Rules, Screened, screen
 from textpatch.sampling import Samples
@@ -129,6 +129,7 @@ class Sanitizer:
         ):
             if given not in known:
                 raise PatchError(f"{what} is {given!r}{closest(given, known)}")
+        require_reader(verify)
         self.pipeline = pipeline
         self.detector = detector
         self.replacer = replacer
@@ -261,7 +262,7 @@ def sanitize(
 
     Returns a Sanitized for each prompt.  Its `decision` is what may be logged.
     A detector, replacer or reader that fails refuses the prompt, as do words that the model cannot read.
-    Raises PatchError for no prompts, unknown sites, methods and policies, a start outside the run, and a swap
+    Raises PatchError for no prompts, unknown sites, methods, readers and policies, a start outside the run, and a swap
     that changed nothing.
     """
     asked = [prompts] if isinstance(prompts, str) else list(prompts)

@@ -8,7 +8,7 @@
     leet       signs in place of letters
     masked     signs that hide letters, of which at least two and at least half are seen
 
-Every rule is a look-up, so that its time does not grow with the number of words.
+Every rule is a look-up, so that its time hardly grows with the number of words.
 """
 
 from __future__ import annotations
