@@ -536,12 +536,76 @@ def published() -> str:
     return drawn([*titles, "in the paper's convention"], rows)
 
 
+# --- harmful words
+
+
+def disguises() -> str:
+    """Words that a list finds under each disguise, and innocent ones that it takes for harmful."""
+    table = read_rows("safety-words")
+    sets = list(dict.fromkeys(row["words"] for row in table))
+    names = list(dict.fromkeys(row["disguise"] for row in table))
+    rows = [
+        [name, *(share(one(table, words=words, disguise=name)["found"]) for words in sets)]
+        for name in names
+    ]
+    counts = [one(table, words=words, disguise="none")["n"] for words in sets]
+    titles = [f"{words}, {n}" for words, n in zip(sets, counts, strict=True)]
+    return drawn(["disguise", *titles], rows)
+
+
+def safety_methods() -> str:
+    """What each method writes, and what it keeps of the picture."""
+    rows = [
+        [
+            f"{row['model']}, {row['method']}",
+            *(share(row[name], 2) for name in ("f1_harmful", "f1_benign", "flagged", "unreadable")),
+            *(share(row[name]) for name in ("ssim", "scene")),
+        ]
+        for row in read_rows("safety-pictures")
+    ]
+    (n,) = {row["n"] for row in read_rows("safety-pictures")}
+    (chance,) = {share(row["chance"], 2) for row in read_rows("safety-pictures")}
+    titles = [f"{n} prompts, chance {chance}", "F1 harmful", "F1 benign", "flagged"]
+    return drawn([*titles, "unreadable", "background SSIM", "scene"], rows)
+
+
+def safety_time() -> str:
+    """CPU time of sanitizing beside that of a plain run."""
+    rows = [
+        [
+            row["model"],
+            row["rows"],
+            ratio(float(row["ratio"])),
+            f"{ratio(float(row['ratio_low']))} to {ratio(float(row['ratio_high']))}",
+        ]
+        for row in read_rows("safety-time")
+    ]
+    return drawn(["", "rows", "times the plain run", "quartiles"], rows)
+
+
+# Table 7 of arXiv 2502.09935: F1 towards the harmful text and toxicity, SDXL, DeepFloyd IF, SD3
+PAPER_SAFETY = (
+    ("its own method", ".20", ".003", ".32", ".018", ".32", ".018"),
+    ("negative prompt", ".23", ".052", ".59", ".250", ".77", ".407"),
+    ("safe guidance", ".34", ".222", ".79", ".555", ".73", ".571"),
+    ("prompt swap", ".19", ".000", ".30", ".015", ".30", ".015"),
+)
+
+
+def safety_published() -> str:
+    """What the paper's table says of large models."""
+    titles = [""]
+    for model in ("SDXL", "DeepFloyd IF", "SD3"):
+        titles += [f"{model}, F1 harmful", "toxicity"]
+    return drawn(titles, [[f"*{name}*", *figures] for name, *figures in PAPER_SAFETY])
+
+
 TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, chance,
         other_sizes, searches, promised, limits, readers, overhead, idle_hooks, full_size, attention,
-        localization, published,
+        localization, published, disguises, safety_methods, safety_time, safety_published,
     )
 }  # fmt: skip
 
