@@ -409,6 +409,19 @@ def test_safety(tables, monkeypatch):
     assert [row["rows"] for row in found["time"]] == ["2"]
 
 
+def test_editing(run, benchmark, monkeypatch):
+    """Three methods on the same pairs; the target's own picture has one row, and no difference to itself."""
+    editing = benchmark("editing")
+    monkeypatch.setattr(editing, "PRESETS", {"p2p": editing.PRESETS["p2p"]})
+    words = "planted-mmdit --pairs 2 --validation 1 --steps 2 --guidance 1 --scenes same".split()
+    rows = {row["method"]: row for row in run("editing", *words)}
+    assert [*rows] == ["localized", "prompt_swap", "p2p"]
+    assert [float(row["rows"]) for row in rows.values()] == [2, 1, 2]
+    assert rows["localized"]["more_f1"] == "" and rows["localized"]["start"] in ("0", "1")
+    for row in rows.values():
+        assert 0 <= float(row["f1_target"]) <= 1 and float(row["ssim"]) <= 1 and row["n"] == "2"
+
+
 def test_readers(run, benchmark, monkeypatch):
     """A row for each kind; at a higher limit of confidence agreement reads no more of the same."""
     some = tuple(x for x in calibration.KINDS if x.name.startswith("words") or "stem" in x.name)
