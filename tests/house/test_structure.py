@@ -24,7 +24,7 @@ LAYERS = [
     ["weights"],
     ["editing"],
     ["localization"],
-    ["adapters", "auditing", "testing"],
+    ["adapters", "auditing", "safety", "testing"],
     ["report"],
     ["groups"],
     ["prompts", "runs"],
