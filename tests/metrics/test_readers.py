@@ -32,7 +32,14 @@ from textpatch.metrics import (
     joined_as_official,
     reader_named,
 )
-from textpatch.metrics.readers import agreement, ink, named, reading
+from textpatch.metrics.readers import (
+    agreement,
+    broken_words,
+    ink,
+    known_words,
+    named,
+    reading,
+)
 from textpatch.metrics.readers.known_words import draw
 from textpatch.prompts.pairs import Pair, word_scores
 from textpatch.report import gallery
@@ -281,7 +288,7 @@ def of_width(pictures: list[Image.Image]) -> list[str]:
 def test_a_function_is_a_reader():
     """It reads pictures, or their parts in boxes, as RGB, and its name is in the manifest."""
     reader = Called(of_width)
-    reader._tested = True
+    reader._overread = broken_words.Overread(0, 0)
     found = reader.read(
         [draw("A", 16), draw("B", 16)], [[(0, 0, 3, 4), (0, 0, 5, 4)], (0, 0, 1, 1)]
     )
@@ -314,6 +321,55 @@ def test_pieces_are_joined_as_the_papers_code_does():
     assert (
         joined_as_official(["Hello", "WORLD 2"]) == "hello world 2" and joined_as_official([]) == ""
     )
+
+
+# --- strictly
+
+
+def test_one_broken_word_may_be_read_as_whole():
+    """A second one is an error that has both numbers, since such a reader repairs letters."""
+    words = known_words.KNOWN_WORDS[:12]
+    for right in (0, 1):
+        told = words[:right] + ["X"] * (12 - right)
+        broken_words.require_strict(lambda pictures, told=told: told, alphabet_of([]), "it", "cure")
+    told = words[:2] + ["X"] * 10
+    with pytest.raises(
+        OCRError, match="it read 2 of 12 words with a broken letter.*and 1 may be; cure"
+    ):
+        broken_words.require_strict(lambda pictures: told, alphabet_of([]), "it", "cure")
+    assert broken_words.read_as_whole(None, "0123456789") == (0, 0)
+
+
+def test_broken_words_are_not_whole():
+    """None is drawn as the whole word is, and a third of them has another letter."""
+    for turn, word in enumerate(known_words.KNOWN_WORDS):
+        size = known_words.TEST_SIZES[turn // 3 % 3]
+        whole = broken_words.joined(broken_words.letters_of(word, broken_words.font_of(None, size)))
+        broken = broken_words.broken_word(word, turn)
+        place = size // 2
+        ink = broken.crop((place, place, broken.width - size + place, broken.height - size + place))
+        assert broken.size != (whole.width + size, whole.height + size) or (
+            np.abs(255.0 - np.asarray(ink) - np.asarray(whole)).max() > 200
+        )
+    assert broken_words.another_letter("OPEN") == "BPEN"
+
+
+@pytest.mark.parametrize("name", ["tesseract", "agreement"])
+def test_a_strict_reader_reads_broken_words_as_such(name, monkeypatch):
+    """It passes.  Told that whole words are broken ones, as if it had repaired them, it does not."""
+    reader = reader_named(name, [])
+    reader.self_test()
+    monkeypatch.setattr(broken_words, "broken_word", lambda word, turn: draw(word, 24))
+    with pytest.raises(OCRError, match=r"read 1\d of 12 words with a broken letter"):
+        reader._test()
+
+
+def test_a_reader_that_repairs_says_how_often():
+    """PP-OCR reads 1 to 6 of 12 broken words as whole, and a function's number is that of its readings."""
+    assert 1 <= PPOCR().overread().read <= 6 and PPOCR().overread().n == 12
+    whole = known_words.words_of(alphabet_of([]), blank=False)
+    knowing = Called(lambda pictures: whole[: len(pictures)])
+    assert knowing.overread() == (12, 12)
 
 
 # --- by name

@@ -14,20 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
 from textpatch.metrics.intervals import wilson
-from textpatch.metrics.readers.known_words import KNOWN_WORDS
+from textpatch.metrics.readers.broken_words import (
+    HEADED,
+    LOPSIDED,
+    font_of,
+    half_erased,
+    joined,
+    letters_of,
+    mirrored,
+    upside_down,
+    without_stem,
+)
+from textpatch.metrics.readers.known_words import KNOWN_WORDS, LETTERS
 from textpatch.metrics.readers.named import reader_named
 from textpatch.metrics.readers.reading import Reader, Reading
 from textpatch.metrics.readers.tesseract import alphabet_of
 from textpatch.metrics.text import exact
 
 EACH = 16  # pictures of a kind, with which three readers take less than a minute
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-# Letters that are others, or no letters, when they are mirrored or turned upside down.
-LOPSIDED = "BCDEFGJKLNPQRSZ"
-HEADED = "AFGJLPQRTUVY"
 FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")
 SIZE = 64  # points, from which letters are made smaller
 GAP = 22  # about the space that the shipped models leave between two letters
@@ -125,36 +132,6 @@ def _is_read(text: str, word: str) -> bool:
 # --- drawing
 
 
-def _font(file: str | None, size: int) -> ImageFont.FreeTypeFont:
-    if file is None:
-        return ImageFont.load_default(size)
-    return ImageFont.truetype(file, size)
-
-
-def _tiles(word: str, font: ImageFont.FreeTypeFont) -> list[Image.Image]:
-    """Masks of the letters of a word, each as wide as its place and as high as the line."""
-    ascent, descent = font.getmetrics()
-    tiles = []
-    for letter in word:
-        tile = Image.new("L", (max(1, round(font.getlength(letter))), ascent + descent))
-        ImageDraw.Draw(tile).text((0, 0), letter, fill=255, font=font)
-        tiles.append(tile)
-    return tiles
-
-
-def _joined(tiles: list[Image.Image], gap: int = 0) -> Image.Image:
-    """Mask of a line of letters, cropped to its ink.
-
-    gap  pixels between two letters more than their font leaves
-    """
-    line = Image.new("L", (sum(tile.width + gap for tile in tiles), tiles[0].height))
-    left = 0
-    for tile in tiles:
-        line.paste(tile, (left, 0))
-        left += tile.width + gap
-    return line.crop(line.getbbox())
-
-
 def _colours(rng: random.Random) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """Dark and light colour, either of which may be the ink."""
     dark = tuple(rng.randrange(0, 90) for _ in range(3))
@@ -217,7 +194,7 @@ def _word(rng: random.Random, among: str | None = None) -> str:
 
 
 def _mask(word: str, file: str | None) -> Image.Image:
-    return _joined(_tiles(word, _font(file, SIZE)))
+    return joined(letters_of(word, font_of(file, SIZE)))
 
 
 def _clean(rng: random.Random, file: str | None) -> Sample:
@@ -227,7 +204,7 @@ def _clean(rng: random.Random, file: str | None) -> Sample:
 
 def _far_apart(rng: random.Random, file: str | None) -> Sample:
     word = _word(rng)
-    return Sample(_sign(_joined(_tiles(word, _font(file, SIZE)), GAP), rng, SMALL), word)
+    return Sample(_sign(joined(letters_of(word, font_of(file, SIZE)), GAP), rng, SMALL), word)
 
 
 def _small_letters(rng: random.Random, file: str | None) -> Sample:
@@ -275,37 +252,11 @@ def _broken(
     def draw(rng: random.Random, file: str | None) -> Sample:
         word = _word(rng, among)
         place = rng.choice([i for i, letter in enumerate(word) if letter in among])
-        tiles = _tiles(word, _font(file, SIZE))
+        tiles = letters_of(word, font_of(file, SIZE))
         tiles[place] = change(tiles[place])
-        return Sample(_sign(_joined(tiles, gap), rng, SMALL), word)
+        return Sample(_sign(joined(tiles, gap), rng, SMALL), word)
 
     return draw
-
-
-def _mirrored(tile: Image.Image) -> Image.Image:
-    return tile.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-
-
-def _upside_down(tile: Image.Image) -> Image.Image:
-    """Letter turned about the middle of its ink."""
-    box = tile.getbbox()
-    turned = tile.copy()
-    turned.paste(tile.crop(box).transpose(Image.Transpose.ROTATE_180), box[:2])
-    return turned
-
-
-def _half_erased(tile: Image.Image) -> Image.Image:
-    """Letter without the lower half of its ink."""
-    left, top, right, bottom = tile.getbbox()
-    tile.paste(0, (left, (top + bottom) // 2, right, bottom))
-    return tile
-
-
-def _without_a_stroke(tile: Image.Image) -> Image.Image:
-    """Letter without the left third of its ink, where its stem is."""
-    left, top, right, bottom = tile.getbbox()
-    tile.paste(0, (left, top, left + (right - left) // 3, bottom))
-    return tile
 
 
 def _misspelt(rng: random.Random, file: str | None) -> Sample:
@@ -330,11 +281,11 @@ KINDS = (
     Kind("turned up to 8 degrees, 256 px", _turned, True),
     Kind("blurred, 256 px", _blurred, True),
     Kind("two lines, 256 px", _two_lines, True),
-    Kind("a letter mirrored", _broken(LOPSIDED, _mirrored), False),
-    Kind("a letter upside down", _broken(HEADED, _upside_down), False),
-    Kind("a letter half erased", _broken(LETTERS, _half_erased), False),
-    Kind("a letter without its stem", _broken("BDEFHKLMNPR", _without_a_stroke), False),
-    Kind("half erased, letters far apart", _broken(LETTERS, _half_erased, GAP), False),
+    Kind("a letter mirrored", _broken(LOPSIDED, mirrored), False),
+    Kind("a letter upside down", _broken(HEADED, upside_down), False),
+    Kind("a letter half erased", _broken(LETTERS, half_erased), False),
+    Kind("a letter without its stem", _broken("BDEFHKLMNPR", without_stem), False),
+    Kind("half erased, letters far apart", _broken(LETTERS, half_erased, GAP), False),
     Kind("another letter", _misspelt, False),
     Kind("no words, 256 px", _wordless, False),
 )
