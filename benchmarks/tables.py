@@ -101,7 +101,7 @@ def headline() -> str:
         rows.append([f"{model}, one scene", sites["of"], listed(sites["needed"]), *written])
     rows += [[f"*{name}, the paper's*", of, sites, "", f1] for name, of, sites, f1 in PAPER]
     titles = ["", "sites", "those with the word", "word = target", "F1 towards the target"]
-    return drawn(titles, rows)
+    return f"{drawn(titles, rows)}\n{over_reading('tesseract')}"
 
 
 SCENES = (
@@ -347,6 +347,27 @@ def promised() -> str:
 
 # --- who reads
 
+WORDLESS = "no words, 256 px"
+
+
+def over_reading(reader: str) -> str:
+    """A sentence with the reader of a page's figures, and how often it calls a broken word right."""
+    from textpatch.metrics import wilson
+
+    read, n = broken_read(reader)
+    low, high = wilson(read / n, n)
+    return (
+        f"Words are read by {reader}, which calls {read} of {n} broken words right ({share(str(read / n))}, "
+        f"95 % interval {share(str(low))} to {share(str(high))}, `benchmarks/readers.py`).\n"
+    )
+
+
+def broken_read(reader: str) -> tuple[int, int]:
+    """Broken words that a reader reads as if they were whole, and how many there were."""
+    rows = chosen(read_rows("readers"), reader=reader, must="False")
+    broken = [row for row in rows if row["kind"] != WORDLESS]
+    return sum(int(row["read"]) for row in broken), sum(int(row["n"]) for row in broken)
+
 
 def limits() -> str:
     """What agreement reads of words whole and broken at each limit of confidence."""
@@ -510,8 +531,8 @@ TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, other_sizes,
-        searches, promised, limits, readers, overhead, idle_hooks, full_size, attention, localization,
-        published,
+        searches, promised, over_reading, limits, readers, overhead, idle_hooks, full_size, attention,
+        localization, published,
     )
 }  # fmt: skip
 

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from support.planting import plant
+from support.results import a_result
 from support.small_models import DEFAULTS, small_pipeline
 from textpatch import cli, load, localize
 from textpatch.cli import prompt_pairs
 from textpatch.errors import OCRError, PromptError
+from textpatch.localization.layers import Localization
 from textpatch.localization.preconditions import reader_for
 from textpatch.localization.scores import picture_scores
 from textpatch.localization.trials import Trials
@@ -41,8 +43,10 @@ from textpatch.metrics.readers import (
     reading,
 )
 from textpatch.metrics.readers.known_words import draw
+from textpatch.metrics.readers.over_reading import CALIBRATED, over_reading, told_over_reading
 from textpatch.prompts.pairs import Pair, word_scores
-from textpatch.report import gallery
+from textpatch.report import gallery, sections
+from textpatch.report.reader import told_reader
 from textpatch.weights.signs.pairs import sign_pairs
 
 SQUARE = ((0.0, 0.0), (9.0, 0.0), (9.0, 4.0), (0.0, 4.0))
@@ -364,6 +368,39 @@ def test_a_strict_reader_reads_broken_words_as_such(name, monkeypatch):
         reader._test()
 
 
+def test_over_reading_is_told_of_the_reader_that_was_measured():
+    """Of readers by name that of their calibration, of a function that of its self-test, else nothing."""
+    for name, counted in CALIBRATED.items():
+        found = over_reading(reader_named(name, ["House"]))
+        assert (found["read"], found["n"], found["by"]) == (*counted, "calibration")
+        assert found["low"] < counted.read / counted.n < found["high"]
+        assert f"calls {counted.read} of {counted.n} broken words right" in told_over_reading(found)
+    others = [
+        Tesseract(scale=1),
+        Agreement(PPOCR(), Told()),
+        Agreement(PPOCR(), Tesseract(), sure=0),
+    ]
+    assert [over_reading(one) for one in others] == [None] * 3
+    function = Called(of_width)
+    function._overread = broken_words.Overread(3, 12)
+    assert over_reading(function)["by"] == "self-test" and over_reading(function)["n"] == 12
+    assert "nobody has counted" in told_over_reading(None)
+
+
+def test_a_result_names_its_reader():
+    """A sentence for the terminal and the page, of both readers where two had to agree, and escaped there."""
+    described = {"finder": {"engine": "<i>", "version": "6"}, "confirmer": {"engine": "tesseract"}}
+    result = a_result() | {"ocr": described, "over_reading": over_reading(Tesseract())}
+    told = told_reader(result)
+    assert told == (
+        "words read by <i> 6 and tesseract, where both agree, which calls 23 of 240 broken words right "
+        "(calibration, 95 % interval 6 to 14 %)"
+    )
+    assert "&lt;i&gt; 6 and tesseract" in sections.ranking(result)
+    assert told in repr(Localization(result, []))
+    assert told_reader(result | {"what": "style"}).endswith("where both agree")
+
+
 def test_a_reader_that_repairs_says_how_often():
     """PP-OCR reads 1 to 6 of 12 broken words as whole, and a function's number is that of its readings."""
     assert 1 <= PPOCR().overread().read <= 6 and PPOCR().overread().n == 12
@@ -580,6 +617,10 @@ def test_the_command_line_reads_by_agreement(tmp_path, monkeypatch, capsys):
     search = "localize planted-mmdit --pairs 3 --steps 2 --sites 1 --same-scene --out run --reader agreement"
     assert cli.main(search.split()) == 0
     result = json.loads((tmp_path / "run/results.json").read_text())
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert (
+        result["over_reading"] == manifest["over_reading"] and manifest["over_reading"]["n"] == 240
+    )
     assert result["ocr"]["engine"] == "agreement" and result["sites"][0]["n"] == 3
     assert 0 <= result["sites"][0]["disagreement"]["value"] <= 1
     assert result["sites"][0]["f1_target"]["value"] > 0.5
