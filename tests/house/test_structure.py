@@ -216,8 +216,8 @@ def test_applications_take_any_pipeline():
 
 
 def test_models_are_read_alone():
-    """A model imports errors, the attention op, sites, rows and their guidance, and what lies beside it."""
-    allowed = {"attention", "errors", "guidance", "plan", "reference_models", "sites"}
+    """A model imports errors, pictures, attention, sites, rows and guidance, and what lies beside it."""
+    allowed = {"attention", "errors", "guidance", "pictures", "plan", "reference_models", "sites"}
     for module in SOURCES:
         if room(module) == "reference_models":
             assert {room(name) for name in GRAPH[module]} <= allowed, module

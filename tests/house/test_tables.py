@@ -8,7 +8,7 @@ import pytest
 
 from support.documents import PAGES, ROOT, links
 from support.scripts import importer, rows_of
-from textpatch.metrics.readers.over_reading import CALIBRATED
+from textpatch.metrics.readers.strictness import CALIBRATED
 
 FIGURE = re.compile(r"(?<![\w.])\d*\.\d\d+|\d %")
 BY_HAND = "<!-- by hand: "

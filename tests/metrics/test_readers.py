@@ -43,7 +43,7 @@ from textpatch.metrics.readers import (
     reading,
 )
 from textpatch.metrics.readers.known_words import draw
-from textpatch.metrics.readers.over_reading import CALIBRATED, over_reading, told_over_reading
+from textpatch.metrics.readers.strictness import CALIBRATED, over_reading, told_over_reading
 from textpatch.prompts.pairs import Pair, word_scores
 from textpatch.report import gallery, sections
 from textpatch.report.reader import told_reader

@@ -156,7 +156,7 @@ def localize(options) -> None:
     from textpatch.localization.layers import check
     from textpatch.localization.layers import localize as localize_
     from textpatch.localization.preconditions import require_known_letters
-    from textpatch.metrics.readers.over_reading import over_reading
+    from textpatch.metrics.readers.strictness import over_reading
     from textpatch.report.page import publish
 
     if options.sets and options.sites:

@@ -14,7 +14,7 @@ from textpatch.localization.search import Step, responsible
 from textpatch.localization.trials import Trials
 from textpatch.metrics import f1_of_means
 from textpatch.metrics.intervals import ranking, share_interval
-from textpatch.metrics.readers.over_reading import over_reading
+from textpatch.metrics.readers.strictness import over_reading
 from textpatch.ports.shipped import find_sites
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.report.result import SCHEMA_VERSION

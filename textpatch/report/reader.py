@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from textpatch.metrics.readers.over_reading import told_over_reading
+from textpatch.metrics.readers.strictness import told_over_reading
 from textpatch.report.result import what_of
 from textpatch.text import plain
 

@@ -18,7 +18,7 @@ from PIL import Image
 from textpatch import metrics
 from textpatch.errors import PatchError
 from textpatch.exits import guarded
-from textpatch.metrics.readers.over_reading import over_reading, told_over_reading
+from textpatch.metrics.readers.strictness import over_reading, told_over_reading
 from textpatch.pipelines import picture_size
 from textpatch.weights.loading import load
 from textpatch.weights.signs.drawing import Sign, SignFormat, draw_sign, random_sign, with_word

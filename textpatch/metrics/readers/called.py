@@ -42,10 +42,10 @@ class Called:
         if len(images):
             self.self_test()
         places = places_of(images, boxes)
-        texts = self._texts([ink.part_of(images[i], area, i) for i, area in places])
+        parts = [ink.part_of(images[i], area, i) for i, area in places]
         found = [
-            [Line(text, corners_of(area or (0, 0, *images[i].size)))] * bool(text)
-            for (i, area), text in zip(places, texts, strict=True)
+            [Line(text, corners_of(area or (0, 0, *part.size)))] * bool(text)
+            for (_, area), part, text in zip(places, parts, self._texts(parts), strict=True)
         ]
         return gathered(len(images), places, found)
 

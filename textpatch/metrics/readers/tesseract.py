@@ -221,12 +221,13 @@ class Tesseract:
 
     def _sheet(self, image: Image.Image, area: Area | None, index: int) -> Sheet:
         """Picture that the program is given of an area, None for the whole picture."""
-        grey = ink.grey_levels(ink.part_of(image, area, index))
+        part = ink.part_of(image, area, index)
+        grey = ink.grey_levels(part)
         if self.mode == "line":
             picture, around = ink.line_of_ink(grey, self.scale)
             return Sheet(picture, _inside(area, around))
         picture, scale = ink.page(grey, self.scale)
-        return Sheet(picture, area or (0, 0, *image.size), scale)
+        return Sheet(picture, area or (0, 0, *part.size), scale)
 
     def _read(self, sheets: list[Sheet]) -> list[list[Line]]:
         """Lines of sheets, none where there is nothing to read."""
