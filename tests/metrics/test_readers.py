@@ -17,6 +17,7 @@ from support.small_models import DEFAULTS, small_pipeline
 from textpatch import cli, load, localize
 from textpatch.cli import prompt_pairs
 from textpatch.errors import OCRError, PromptError
+from textpatch.html import figure
 from textpatch.localization.layers import Localization
 from textpatch.localization.preconditions import reader_for
 from textpatch.localization.scores import picture_scores
@@ -594,6 +595,24 @@ def test_the_report_tells_what_is_in_doubt():
     assert "(nothing)" in told and "in doubt: &lt;HABIT&gt;" in told
     both = picture | {"unconfirmed": ""} | word_scores("", ("HABIT", "FOCUS"))
     assert "in doubt" not in gallery._caption(both, ("HABIT", "FOCUS"))
+
+
+def test_the_report_outlines_what_was_read():
+    """Each line's box in shares of the picture, its text as title, and neither is markup.
+
+    Nothing is outlined where a reader tells no place, or the picture is not on the page.
+    """
+    found = Reading((Line("ON", SQUARE), Line("A")), (Line("<b>", SQUARE),))
+    pipeline = small_pipeline(defaults=replace(DEFAULTS, text_box=None))
+    pairs = [Pair('a sign that says "ON"', 'a sign that says "OFF"')]
+    image = Image.new("RGB", (96, 32))
+    scored = Trials(pipeline, pairs, ocr=Told(found)).scored({"source": image}, 0)["source"]
+    place = 'style="left: 0.00%; top: 0.00%; width: 9.38%; height: 12.50%"'
+    told = gallery._column("t", [(0, scored)], ("ON", "OFF"), "")
+    assert told.count("<i ") == 2 and f'<i title="ON" {place}></i>' in told
+    assert f'<i title="&lt;b&gt;" {place}></i>' in told
+    for shown, seen in ((image, ()), ("a.png", scored["seen"]), (None, scored["seen"])):
+        assert "<i " not in figure(shown, "t", seen=seen)
 
 
 def test_the_lettering_of_both_pictures_is_left_out():
