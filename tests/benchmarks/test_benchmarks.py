@@ -407,6 +407,21 @@ def test_readers(run, benchmark, monkeypatch):
     assert int(limits[0]["whole_read"]) > int(limits[0]["broken_read"])
 
 
+def test_the_picture_of_the_readers_is_that_of_the_table(benchmark, tmp_path, monkeypatch):
+    """The picture on the first page holds the lines of today's table, and is drawn from them."""
+    script = benchmark("readers_picture")
+    lines = [script.COMMAND, *calibration.told_calibration(script.columns())]
+    with Image.open(script.RESULTS / "readers.png") as stored:
+        assert stored.text["lines"].splitlines() == lines
+        shown = stored.size
+    (tmp_path / "readers.csv").write_bytes((script.RESULTS / "readers.csv").read_bytes())
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    script.main()
+    drawn = Image.open(tmp_path / "readers.png")
+    assert drawn.text["lines"].splitlines() == lines
+    assert abs(drawn.width - shown[0]) < 40 and drawn.height == shown[1]
+
+
 def test_shipped_models(benchmark, tmp_path, monkeypatch):
     """The tables and sheets of one model, at the smallest size; the planted site is the best of six."""
     shipped, pipeline = benchmark("shipped_models"), load("planted-mmdit")

@@ -394,10 +394,10 @@ def test_a_result_names_its_reader():
     result = a_result() | {"ocr": described, "over_reading": over_reading(Tesseract())}
     told = told_reader(result)
     assert told == (
-        "words read by <i> 6 and tesseract, where both agree, which calls 23 of 240 broken words right "
+        "words read by <i> and tesseract, where both agree, which calls 23 of 240 broken words right "
         "(calibration, 95 % interval 6 to 14 %)"
     )
-    assert "&lt;i&gt; 6 and tesseract" in sections.ranking(result)
+    assert "&lt;i&gt; and tesseract" in sections.ranking(result)
     assert told in repr(Localization(result, []))
     assert told_reader(result | {"what": "style"}).endswith("where both agree")
 
@@ -508,38 +508,36 @@ def test_agreement_can_be_trusted():
 # --- in a localisation
 
 
-def hung(pictures: list[Image.Image], size: int) -> list[Image.Image]:
-    """Signs turned by six degrees on one wall like a photograph, of size x size pixels."""
+def hung(pictures: list[Image.Image], size: int, angle: float) -> list[Image.Image]:
+    """Signs turned by an angle in degrees on one wall like a photograph, of size x size pixels."""
     made = []
     for picture in pictures:
-        wall = calibration._wall(random.Random(1), (size, size))
+        wall = calibration.draw_wall(random.Random(1), (size, size))
         sign = picture.resize((size // 2, size // 6), Image.Resampling.BICUBIC).convert("RGBA")
-        sign = sign.rotate(6, Image.Resampling.BICUBIC, expand=True)
+        sign = sign.rotate(angle, Image.Resampling.BICUBIC, expand=True)
         wall.paste(sign, (size // 5, size // 3), sign)
         made.append(wall)
     return made
 
 
+# The example signs_in_scenes finds the site of tiny-mmdit at 512 px in every run.
+@pytest.mark.long
 @pytest.mark.parametrize(
-    "reader, size, least",
-    [
-        ("ppocr", 512, 0.6),
-        pytest.param("ppocr", 1024, 0.6, marks=pytest.mark.long),
-        pytest.param("agreement", 512, 0.3, marks=pytest.mark.long),
-        pytest.param("agreement", 1024, 0.3, marks=pytest.mark.long),
-    ],
+    "reader, size, angle, least",
+    [("ppocr", 512, -8, 0.6), ("ppocr", 1024, 8, 0.6), ("agreement", 1024, -8, 0.3)],
 )
-def test_the_site_is_found_in_scenes(reader, size, least, monkeypatch):
-    """planted-mmdit's signs hang turned in a scene, and nobody says where: its site is found all the same.
+def test_the_site_is_found_in_scenes(reader, size, angle, least, monkeypatch):
+    """tiny-mmdit's signs hang turned in a scene, and nobody says where: its site is found all the same.
 
     The background is what lies beside the lettering that was found.  Agreement counts fewer of these enlarged
     words, as PP-OCR is not sure of them.
     """
-    pipeline = load("planted-mmdit")
+    pipeline = load("tiny-mmdit")
     pipeline.defaults = replace(pipeline.defaults, text_box=None)
-    monkeypatch.setattr(pipeline, "decode", lambda x, plain=pipeline.decode: hung(plain(x), size))
+    plain = pipeline.decode
+    monkeypatch.setattr(pipeline, "decode", lambda x: hung(plain(x), size, angle))
     pairs = sign_pairs(3, split="test", same_scene=True)
-    found = localize(pipeline, pairs, sites=[0, 1], steps=2, ocr=reader).result
+    found = localize(pipeline, pairs, sites=[0, 1], ocr=reader).result
     assert found["ranked"][0] == 1
     first, second = found["sites"]
     assert first["exact_target"]["value"] == 0 and second["exact_target"]["value"] >= least

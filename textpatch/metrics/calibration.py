@@ -33,6 +33,7 @@ from textpatch.metrics.readers.named import reader_named
 from textpatch.metrics.readers.reading import Reader, Reading
 from textpatch.metrics.readers.tesseract import alphabet_of
 from textpatch.metrics.text import exact
+from textpatch.text import aligned
 
 EACH = 16  # pictures of a kind, with which three readers take less than a minute
 FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")
@@ -116,6 +117,27 @@ def calibrated(name: str, each: int = EACH) -> list[dict]:
     return rows
 
 
+def told_calibration(columns: dict[str, list[dict]]) -> list[str]:
+    """Lines of a table with a column for each reader.
+
+    columns  what `calibrated` gave, by the reader's name
+    """
+    first, *_ = columns.values()
+    lines = [["", *columns]]
+    for i, row in enumerate(first):
+        wanted = "reads" if row["must"] else "must not read"
+        shares = [_share(rows[i]) for rows in columns.values()]
+        lines.append([f"{wanted}: {row['kind']}", *shares])
+    seconds = [f"{1000 * rows[0]['seconds']:.0f}" for rows in columns.values()]
+    lines.append(["milliseconds a picture of 96 x 32", *seconds])
+    head = f"pictures read, of {first[0]['n']} of each kind, with 95 % intervals of the share"
+    return [head, *aligned(lines)]
+
+
+def _share(row: dict) -> str:
+    return f"{row['read']} ({row['low']:.2f} to {row['high']:.2f})"
+
+
 def read_of(readings: Sequence[Reading], drawn: Sequence[Sample]) -> int:
     """Number of samples whose word is read, or in which anything is, where there is none."""
     pairs = zip(readings, drawn, strict=True)
@@ -152,7 +174,7 @@ def _sign(mask: Image.Image, rng: random.Random, size: tuple[int, int]) -> Image
     return picture
 
 
-def _wall(rng: random.Random, size: tuple[int, int] = SCENE) -> Image.Image:
+def draw_wall(rng: random.Random, size: tuple[int, int] = SCENE) -> Image.Image:
     """Picture without words, of soft light, blurred shapes and grain."""
     dice = np.random.default_rng(rng.randrange(2**32))
     coarse = dice.integers(40, 216, (5, 5, 3), dtype=np.uint8)
@@ -175,7 +197,7 @@ def _wall(rng: random.Random, size: tuple[int, int] = SCENE) -> Image.Image:
 
 def _scene(mask: Image.Image, rng: random.Random, angle: float = 0.0) -> Image.Image:
     """A sign that hangs somewhere on a wall, turned by an angle in degrees."""
-    wall = _wall(rng)
+    wall = draw_wall(rng)
     width = rng.randrange(110, 190)
     sign = _sign(mask, rng, (width, width // 3)).convert("RGBA")
     sign = sign.rotate(angle, Image.Resampling.BICUBIC, expand=True)
@@ -238,7 +260,7 @@ def _two_lines(rng: random.Random, file: str | None) -> Sample:
     both = Image.new("L", (max(first.width, second.width), first.height + second.height + 24))
     both.paste(first, (0, 0))
     both.paste(second, (0, first.height + 24))
-    wall = _wall(rng)
+    wall = draw_wall(rng)
     sign = _sign(both, rng, (180, 110))
     wall.paste(sign, (rng.randrange(0, 70), rng.randrange(0, 140)))
     return Sample(wall, " ".join(words))
@@ -269,7 +291,7 @@ def _misspelt(rng: random.Random, file: str | None) -> Sample:
 
 
 def _wordless(rng: random.Random, file: str | None) -> Sample:
-    return Sample(_wall(rng), "")
+    return Sample(draw_wall(rng), "")
 
 
 KINDS = (

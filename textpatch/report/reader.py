@@ -7,12 +7,13 @@ from textpatch.report.result import what_of
 from textpatch.text import plain
 
 
-def reader_name(described: dict) -> str:
-    """Engine and version of a reader, of both readers where two had to agree."""
+def reader_name(described: dict, *entries: str) -> str:
+    """Engine of a reader, of both where two had to agree, and further entries of what it describes."""
     if "finder" in described:
-        finder, confirmer = (reader_name(described[part]) for part in ("finder", "confirmer"))
-        return f"{finder} and {confirmer}, where both agree"
-    return f"{described.get('engine', '-')} {described.get('version', '')}".strip()
+        parts = (reader_name(described[part], *entries) for part in ("finder", "confirmer"))
+        return f"{' and '.join(parts)}, where both agree"
+    names = [described.get("engine", "-"), *(described.get(entry, "") for entry in entries)]
+    return " ".join(map(str, names)).strip()
 
 
 def told_reader(result: dict) -> str:

@@ -211,7 +211,7 @@ def _facts(result: dict, manifest: dict) -> dict[str, str]:
             f"swapped from step {safe(result['start'])} on"
         ),
         "guidance": _guidance(result),
-        f"{safe(what_of(result))}s read by": safe(reader_name(ocr)),
+        f"{safe(what_of(result))}s read by": safe(reader_name(ocr, "version")),
         "command": command,
     }
 
