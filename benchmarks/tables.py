@@ -369,6 +369,18 @@ def broken_read(reader: str) -> tuple[int, int]:
     return sum(int(row["read"]) for row in broken), sum(int(row["n"]) for row in broken)
 
 
+def misread() -> str:
+    """Held-out words that each reader does not read in drawings and in the models' pictures."""
+    rows = read_rows("misread")
+    lines = []
+    for pictures in dict.fromkeys(row["pictures"] for row in rows):
+        of = {row["reader"]: row for row in chosen(rows, pictures=pictures)}
+        counts = [f"{int(row['n']) - int(row['read'])} of {row['n']}" for row in of.values()]
+        lines.append([pictures, *counts, of["tesseract"]["misread"], of["ppocr"]["misread"]])
+    titles = ["pictures", "tesseract misreads", "ppocr misreads", "agreement does not count"]
+    return drawn([*titles, "as tesseract", "as ppocr"], lines)
+
+
 def limits() -> str:
     """What agreement reads of words whole and broken at each limit of confidence."""
     lines = []
@@ -531,8 +543,8 @@ TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, other_sizes,
-        searches, promised, over_reading, limits, readers, overhead, idle_hooks, full_size, attention,
-        localization, published,
+        searches, promised, over_reading, misread, limits, readers, overhead, idle_hooks, full_size,
+        attention, localization, published,
     )
 }  # fmt: skip
 

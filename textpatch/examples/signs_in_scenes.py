@@ -30,9 +30,9 @@ PAIRS = [
 ]
 
 
-def hang(sign: Image.Image) -> Image.Image:
-    """A picture with the sign in it, turned, of half its width."""
-    scene = draw_wall(random.Random(1), (SIZE, SIZE))
+def hang(sign: Image.Image, wall: Image.Image) -> Image.Image:
+    """The wall with the sign on it, turned, of half its width."""
+    scene = wall.copy()
     large = sign.resize((SIZE // 2, SIZE // 6), Image.Resampling.BICUBIC).convert("RGBA")
     turned = large.rotate(ANGLE, Image.Resampling.BICUBIC, expand=True)
     scene.paste(turned, (SIZE // 5, SIZE // 3), turned)
@@ -42,7 +42,8 @@ def hang(sign: Image.Image) -> Image.Image:
 def main() -> None:
     pipeline = load("tiny-mmdit")
     plain = pipeline.decode
-    pipeline.decode = lambda latents: [hang(sign) for sign in plain(latents)]
+    wall = draw_wall(random.Random(1), (SIZE, SIZE))
+    pipeline.decode = lambda latents: [hang(sign, wall) for sign in plain(latents)]
     pipeline.defaults = replace(pipeline.defaults, text_box=None)  # nobody knows where
     found = localize(pipeline, PAIRS, sites=[0, 1], ocr="ppocr")
     print(f"pictures of {SIZE} x {SIZE}, the sign turned by {ANGLE} degrees")
