@@ -7,7 +7,9 @@ from typing import Any
 _HOMES = {
     "attention": "segment_attention",
     "auditing.replay": "audit",
-    "editing.localized": "Edit edit",
+    "editing.comparing": "compare",
+    "editing.methods": "edit",
+    "editing.result": "Edit",
     "errors": "PatchError",
     "hooks": "HookRegistry",
     "localization.heads": "head_search",

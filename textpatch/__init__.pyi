@@ -3,8 +3,9 @@
 from textpatch.attention import segment_attention as segment_attention
 from textpatch.auditing.replay import audit as audit
 from textpatch.cache import KVCache as KVCache
-from textpatch.editing.localized import Edit as Edit
-from textpatch.editing.localized import edit as edit
+from textpatch.editing.comparing import compare as compare
+from textpatch.editing.methods import edit as edit
+from textpatch.editing.result import Edit as Edit
 from textpatch.errors import PatchError as PatchError
 from textpatch.hooks import HookRegistry as HookRegistry
 from textpatch.localization.heads import head_search as head_search

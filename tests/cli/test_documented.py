@@ -10,6 +10,7 @@ from support.documents import starting
 from support.glyph_folders import GLYPH, write
 from support.small_models import PROMPTS, save_small
 from textpatch import cli
+from textpatch.metrics import calibration
 from textpatch.weights.loading import find
 
 FROM_HELP = [shlex.split(line) for line in cli.EXAMPLES.splitlines()[1:]]
@@ -26,6 +27,8 @@ def places(tmp_path_factory):
         find("tiny-sdxl") / "unet/diffusion_pytorch_model.safetensors",
         here / "original.safetensors",
     )
+    pairs = here / "two.tsv"
+    pairs.write_text("\t".join(PAIR) + "\n")
     for path in write(here / "glyph", sentences=GLYPH).glob("text_prompts/raw/SimpleBench/*.txt"):
         path.write_text(path.read_text().upper())  # the small model's alphabet
     return here, {
@@ -33,6 +36,7 @@ def places(tmp_path_factory):
         "MODEL": small,
         "GlyphControl-release": str(here / "glyph"),
         "/models/sd_xl_base_1.0.safetensors": str(file),
+        "pairs.tsv": str(pairs),
     }
 
 
@@ -40,6 +44,8 @@ def smaller(words: list[str]) -> list[str]:
     """The same request for a pair, or the two a search needs, one seed, steps up to the first patched one."""
     screened = {"--mode", "--what"} & set(words)
     fewer, made = {"--pairs": "2" if screened else "1", "--seeds": "1", "--seed": "1"}, list(words)
+    if words[0] == "edit":  # whose pairs are those of a file
+        del fewer["--pairs"]
     for option in fewer.keys() & set(words):
         start = end = made.index(option) + 1
         while end < len(made) and not made[end].startswith("-"):
@@ -92,7 +98,8 @@ def test_an_example_is_carried_out(example, places, monkeypatch, capfd):
     """Exit code 0, something said on stdout, nothing on stderr; what it says it wrote is there."""
     here, stand_ins = places
     monkeypatch.chdir(here)
-    monkeypatch.setattr("textpatch.metrics.calibration.EACH", 2)
+    monkeypatch.setattr("textpatch.metrics.calibration.EACH", 1)
+    monkeypatch.setattr("textpatch.metrics.calibration.KINDS", calibration.KINDS[:2])
     assert cli.main(placed(smaller(EXAMPLES[example]), stand_ins)) == 0
     out, err = capfd.readouterr()
     last = out.splitlines()[-1]

@@ -31,6 +31,7 @@ PAIR = ["--source", SOURCE, "--target", SOURCE.replace("HELLO", "WORLD")]
 COMMANDS = {
     "generate": ["generate", *SHORT, SOURCE, "--negative", "a blue wall", "--guidance", "2"],
     "edit": ["edit", *SHORT, *PAIR],
+    "edit --method": ["edit", *SHORT, *PAIR, "--method", "localized", "prompt_swap"],
     "localize": ["localize", *SHORT, "--pairs", "3", "--starts", "--heads"],
     "localize --mode contribution": [
         "localize",

@@ -22,8 +22,9 @@ OUTER = {
 LAYERS = [
     ["cli", "examples"],
     ["weights"],
+    ["editing"],
     ["localization"],
-    ["auditing", "editing", "testing"],
+    ["auditing", "testing"],
     ["report"],
     ["groups"],
     ["prompts", "runs"],
@@ -48,7 +49,7 @@ LAYERS = [
     ["anatomy", "attention", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
     ["disk", "exits", "html", "pictures", "progress"],
-    ["text"],
+    ["quotes", "text"],
     ["errors"],
 ]
 CORE = (
@@ -216,8 +217,17 @@ def test_applications_take_any_pipeline():
 
 
 def test_models_are_read_alone():
-    """A model imports errors, pictures, attention, sites, rows and guidance, and what lies beside it."""
-    allowed = {"attention", "errors", "guidance", "pictures", "plan", "reference_models", "sites"}
+    """A model imports errors, quotes, pictures, attention, sites, rows, guidance, and what lies beside it."""
+    allowed = {
+        "attention",
+        "errors",
+        "guidance",
+        "pictures",
+        "plan",
+        "quotes",
+        "reference_models",
+        "sites",
+    }
     for module in SOURCES:
         if room(module) == "reference_models":
             assert {room(name) for name in GRAPH[module]} <= allowed, module

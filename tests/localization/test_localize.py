@@ -63,11 +63,19 @@ def test_a_swap_one_site_off_is_noticed(planted, monkeypatch):
         check_planted_site_is_found(planted)
 
 
-@pytest.mark.parametrize("model", [name for name in shipped_models() if not name.endswith("-ii")])
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * name.startswith("planted"))
+        for name in shipped_models()
+        if not name.endswith("-ii")
+    ],
+)
 def test_held_out_words_are_read_as_well_as_clean_drawings(model, long):
     """exact(model) >= 0.95 exact(clean drawings) on held-out words of four letters or more, --long all 283.
 
-    The short form asks for 20 words, and for 8 of DeepFloyd IF's models, whose 20 steps in pixels cost most.
+    The short form asks the tiny models for 20 words, and for 8 of DeepFloyd IF's, whose 20 steps in pixels
+    cost most.  The planted models' words are read where their site is found.
     """
     fmt, ocr = SignFormat(), Tesseract()
     few = 8 if model.endswith("-if") else 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from textpatch.cli.compared_edits import add_comparison_options, compare_edits, is_comparison
 from textpatch.cli.models import load_sized, load_upscaler
 from textpatch.cli.opening import open_run, upscaled_by
 from textpatch.cli.options import (
@@ -18,9 +19,10 @@ from textpatch.cli.options import (
     add_swap_options,
     add_upscale_option,
 )
+from textpatch.errors import PatchError
 
 HELP = Help(
-    usage="textpatch edit MODEL --source PROMPT --target PROMPT [options]",
+    usage="textpatch edit MODEL (--source PROMPT --target PROMPT | --pairs FILE) [options]",
     summary="keep the picture of one prompt, write the word of another",
     about="""\
 Keep the picture of one prompt, and write the word of another into it.
@@ -29,12 +31,20 @@ The source prompt is generated again from the same noise, but the sites that car
 read the text of the target prompt. sheet.png shows source, edited and target picture side
 by side, and results.json keeps the plan that made them, which `textpatch audit` checks.
 
-Cost: three generations, in one batch.\
+Several pairs or several methods are compared: the words are read, a table is printed, and
+the sheet has a line for each pair. After Ctrl-C the same command goes on with the rest.
+
+Cost: three generations, in one batch; of a comparison one or two for each pair and method,
+and two more for each pair.\
 """,
     examples=(
         (
             "another word on the same sign",
             f"textpatch edit planted-mmdit --source '{SENTENCE}' --target '{OTHER_SENTENCE}'",
+        ),
+        (
+            "the swap beside drawing the target's prompt, on the pairs of a file",
+            "textpatch edit planted-mmdit --pairs pairs.tsv --method localized prompt_swap",
         ),
     ),
 )
@@ -44,12 +54,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     """Add the options of `textpatch edit`."""
     add_model(command)
     swap = command.add_argument_group("what is swapped")
-    swap.add_argument(
-        "--source", required=True, metavar="PROMPT", help="prompt whose picture is kept"
-    )
-    swap.add_argument(
-        "--target", required=True, metavar="PROMPT", help="prompt whose word is wanted"
-    )
+    swap.add_argument("--source", metavar="PROMPT", help="prompt whose picture is kept")
+    swap.add_argument("--target", metavar="PROMPT", help="prompt whose word is wanted")
     swap.add_argument(
         "--sites",
         nargs="+",
@@ -57,6 +63,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help=f"sites swapped together: {SITES_HELP} (default: those localised for the model)",
     )
     add_swap_options(swap)
+    add_comparison_options(command)
     pictures = command.add_argument_group("how pictures are made")
     pictures.add_argument(
         "--seed", type=int, metavar="SEED", default=0, help="seed of the noise (default: 0)"
@@ -64,14 +71,19 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_sampling_options(pictures)
     add_upscale_option(pictures)
     add_folder_option(command.add_argument_group("what is kept"))
-    command.set_defaults(run=edit)
+    # None, so that a start of 0 that is given is told from none
+    command.set_defaults(run=edit, start=None, branch=None)
 
 
 def edit(options) -> None:
     """Make source, edited and target picture, and keep them with the plan that made them."""
-    from textpatch.editing.localized import edit as edit_
-    from textpatch.editing.localized import upscaled
+    from textpatch.editing.methods import edit as edit_
+    from textpatch.editing.result import upscaled
 
+    if is_comparison(options):
+        compare_edits(options)
+        return
+    _require_alone(options)
     pipeline = load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
     upscaler = load_upscaler(options)
@@ -79,6 +91,7 @@ def edit(options) -> None:
         pipeline,
         options.source,
         options.target,
+        method=options.method[0],
         start=options.start,
         seed=options.seed,
         steps=steps,
@@ -94,12 +107,13 @@ def edit(options) -> None:
         steps=steps,
         guidance=guidance,
         plan=json.loads(made.plan.to_json()),
+        **_made_otherwise(made),
         **upscaled_by(options, upscaler),
     )
     if upscaler is not None:
         made = upscaled(made, upscaler)
     run = open_run(options, pipeline, request)
-    pictures = {"source": made.source, "edited": made.image, "target": made.target}
+    pictures = made.pictures
     paths = {name: run.image(image) for name, image in pictures.items()}
     run.write_json(
         "results.json",
@@ -107,6 +121,25 @@ def edit(options) -> None:
     )
     run.write_bytes("sheet.png", _sheet(pictures))
     print(run.folder / "sheet.png")
+
+
+def _made_otherwise(made) -> dict:
+    """The method in a request, nothing for the localized one, so that older run folders go on."""
+    if made.method == "localized":
+        return {}
+    return {"method": made.method}
+
+
+def _require_alone(options) -> None:
+    """Raise PatchError for a prompt that is missing, and for --reader where nothing is read."""
+    for name in ("source", "target"):
+        if getattr(options, name) is None:
+            raise PatchError(f"edit needs --{name} PROMPT beside the other prompt, or --pairs FILE")
+    if options.reader is not None:
+        raise PatchError(
+            f"--reader {options.reader} reads the pictures of several pairs or methods, and there is one of "
+            "each; leave it out"
+        )
 
 
 def _sheet(pictures: dict) -> bytes:
