@@ -43,7 +43,11 @@ def main() -> None:
     pipeline = load("tiny-mmdit")
     plain = pipeline.decode
     wall = draw_wall(random.Random(1), (SIZE, SIZE))
-    pipeline.decode = lambda latents: [hang(sign, wall) for sign in plain(latents)]
+
+    def in_scenes(latents) -> list[Image.Image]:
+        return [hang(sign, wall) for sign in plain(latents)]
+
+    pipeline.decode = in_scenes
     pipeline.defaults = replace(pipeline.defaults, text_box=None)  # nobody knows where
     found = localize(pipeline, PAIRS, sites=[0, 1], ocr="ppocr")
     print(f"pictures of {SIZE} x {SIZE}, the sign turned by {ANGLE} degrees")

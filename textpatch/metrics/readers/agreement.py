@@ -110,10 +110,12 @@ class Agreement:
 
     def identity(self) -> dict | None:
         """All that the result of a self-test depends on, None where a reader does not tell."""
-        if hasattr(self.finder, "identity") and hasattr(self.confirmer, "identity"):
-            parts = [self.finder.identity(), self.confirmer.identity()]
-            return {"sure": self.sure, "parts": parts}
-        return None
+        if not (hasattr(self.finder, "identity") and hasattr(self.confirmer, "identity")):
+            return None
+        parts = [self.finder.identity(), self.confirmer.identity()]
+        if None in parts:
+            return None
+        return {"sure": self.sure, "parts": parts}
 
     def knows(self, letter: str) -> bool:
         """True for a character that both readers know."""

@@ -26,15 +26,23 @@ def over_reading(reader: Any) -> dict | None:
     read, n    how many of how many
     low, high  95 % interval of their share
     by         "calibration" for a reader as `reader_named` makes it, "self-test" for another that counts them
+    self_test  what a calibrated reader that repairs letters read of the self-test's broken words
     None for a reader of which nobody has counted any.
     """
-    found = CALIBRATED.get(_name(reader))
-    by = "calibration"
-    if found is None and hasattr(reader, "overread"):
-        found = reader.overread()
-        by = "self-test"
-    if found is None or not found.n:
+    calibrated = CALIBRATED.get(_name(reader))
+    tested = None
+    if hasattr(reader, "overread"):
+        tested = reader.overread()
+    if calibrated is None and tested is None:
         return None
+    if calibrated is None:
+        return _entries(tested, "self-test")
+    if tested is None:
+        return _entries(calibrated, "calibration")
+    return {**_entries(calibrated, "calibration"), "self_test": tested._asdict()}
+
+
+def _entries(found: Overread, by: str) -> dict:
     return {**found._asdict(), **wilson(found.read / found.n, found.n)._asdict(), "by": by}
 
 
