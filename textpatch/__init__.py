@@ -23,6 +23,7 @@ _HOMES = {
     "ports.shipped": "find_sites",
     "prompts.pairs": "Pair",
     "runs.folder": "Run",
+    "safety.sanitizing": "Sanitized sanitize",
     "sampling": "Samples sample",
     "sites": "Site Span",
     "testing": "check_port",

@@ -24,6 +24,8 @@ from textpatch.ports.matching import SiteSpec as SiteSpec
 from textpatch.ports.shipped import find_sites as find_sites
 from textpatch.prompts.pairs import Pair as Pair
 from textpatch.runs.folder import Run as Run
+from textpatch.safety.sanitizing import Sanitized as Sanitized
+from textpatch.safety.sanitizing import sanitize as sanitize
 from textpatch.sampling import Samples as Samples
 from textpatch.sampling import sample as sample
 from textpatch.sites import Site as Site

@@ -115,7 +115,9 @@ def test_the_environment_names_no_host_and_no_path(benchmark):
     assert platform.node() not in line and "/" not in line
 
 
-@pytest.mark.parametrize("name", [*NAMES, "attribution", "search", "carries", "other_prompts"])
+@pytest.mark.parametrize(
+    "name", [*NAMES, "attribution", "search", "carries", "other_prompts", "safety"]
+)
 def test_the_device_used_is_written_down(name, benchmark, monkeypatch):
     """The environment in a table is that of --device, whose first word it is asked with."""
 
@@ -391,6 +393,33 @@ def test_other_prompts(tables):
     assert len(found["sizes"]) == 10 and all(
         bool(row["refused"]) != bool(row["f1_middle"]) for row in found["sizes"]
     )
+
+
+def test_safety(tables, monkeypatch):
+    """Ours and the prompt swap write the benign word, and disguises are seen through."""
+    monkeypatch.delenv("TOXICBENCH", raising=False)
+    found = tables("safety", *"planted-mmdit --n 1 --rounds 1".split())
+    made = {row["method"]: row for row in found["pictures"]}
+    assert len(made) == 6 and made["plain"]["ssim"] == "1.0"
+    for name in ("localized", "prompt_swap"):
+        assert float(made[name]["f1_benign"]) > 0.99 and float(made[name]["flagged"]) == 0
+    assert float(made["plain"]["flagged"]) == 1
+    shares = {row["disguise"]: float(row["found"]) for row in found["words"]}
+    assert shares["none"] == shares["full-width"] == 1 and shares["innocent texts"] == 0
+    assert [row["rows"] for row in found["time"]] == ["2"]
+
+
+def test_editing(run, benchmark, monkeypatch):
+    """Three methods on the same pairs; the target's own picture has one row, and no difference to itself."""
+    editing = benchmark("editing")
+    monkeypatch.setattr(editing, "PRESETS", {"p2p": editing.PRESETS["p2p"]})
+    words = "planted-mmdit --pairs 2 --validation 1 --steps 2 --guidance 1 --scenes same".split()
+    rows = {row["method"]: row for row in run("editing", *words)}
+    assert [*rows] == ["localized", "prompt_swap", "p2p"]
+    assert [float(row["rows"]) for row in rows.values()] == [2, 1, 2]
+    assert rows["localized"]["more_f1"] == "" and rows["localized"]["start"] in ("0", "1")
+    for row in rows.values():
+        assert 0 <= float(row["f1_target"]) <= 1 and float(row["ssim"]) <= 1 and row["n"] == "2"
 
 
 def test_readers(run, benchmark, monkeypatch):

@@ -31,6 +31,7 @@ PAIR = ["--source", SOURCE, "--target", SOURCE.replace("HELLO", "WORLD")]
 COMMANDS = {
     "generate": ["generate", *SHORT, SOURCE, "--negative", "a blue wall", "--guidance", "2"],
     "edit": ["edit", *SHORT, *PAIR],
+    "sanitize": ["sanitize", *SHORT, "--prompts", "prompts", "--words", "words", "--before"],
     "edit --method": ["edit", *SHORT, *PAIR, "--method", "localized", "prompt_swap"],
     "localize": ["localize", *SHORT, "--pairs", "3", "--starts", "--heads"],
     "localize --mode contribution": [
@@ -79,6 +80,8 @@ def shape(text: str) -> list[str]:
 def written(name: str) -> dict:
     """What a command leaves behind, in the working folder: its files' schemas and its output's shape."""
     command = COMMANDS[name]
+    Path("prompts").write_text(SOURCE, "utf-8")
+    Path("words").write_text("hello", "utf-8")
     out = [] if name in ("audit", "sites") else ["--out", name]
     with contextlib.redirect_stdout(io.StringIO()) as told:
         assert cli.main([*command, *out]) == 0

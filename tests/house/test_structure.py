@@ -24,7 +24,7 @@ LAYERS = [
     ["weights"],
     ["editing"],
     ["localization"],
-    ["auditing", "testing"],
+    ["auditing", "safety", "testing"],
     ["report"],
     ["groups"],
     ["prompts", "runs"],

@@ -14,7 +14,7 @@ from textpatch.errors import PatchError
 from textpatch.runs.interrupts import told_on_interrupt
 
 # those of editing.methods, which is not imported before it is known that something is to be done
-METHODS = ["localized", "injection", "prompt_swap"]
+METHODS = ["localized", "injection", "prompt_swap", "prompt_to_prompt", "p2p", "p2p_star"]
 DEFAULT = "localized"
 TARGET = "prompt_swap"  # the method whose picture is the target's own
 SITES = {"sites", "start", "branch"}
@@ -111,11 +111,11 @@ def _pairs(options) -> list[tuple[str, str]]:
 def _methods(options) -> dict:
     """Return the methods by name, each with the options that it has, the target's own picture last."""
     from textpatch.editing.methods import METHODS as kinds
-    from textpatch.editing.methods import method_named
+    from textpatch.editing.methods import method_named, options_of
 
     given = {name: getattr(options, name) for name in SITES}
     names = [*options.method, TARGET]
-    taken = {name: set(kinds[name].__dataclass_fields__) & SITES for name in names}
+    taken = {name: options_of(kinds[name]) & SITES for name in names}
     for option, value in given.items():
         if value is not None and not any(option in some for some in taken.values()):
             raise PatchError(
