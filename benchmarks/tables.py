@@ -106,7 +106,7 @@ def headline() -> str:
     paper = by_chance("SimpleBench")
     rows += [[f"*{name}, the paper's*", of, sites, "", f1, paper] for name, of, sites, f1 in PAPER]
     titles = ["", "sites", "those with the word", "word = target", "F1 towards the target"]
-    return drawn([*titles, "F1 by chance"], rows)
+    return f"{drawn([*titles, 'F1 by chance'], rows)}\n{over_reading('tesseract')}"
 
 
 def by_chance(words: str, side: str = "target") -> str:
@@ -376,6 +376,39 @@ def promised() -> str:
 
 
 # --- who reads
+
+WORDLESS = "no words, 256 px"
+
+
+def over_reading(reader: str) -> str:
+    """A sentence with the reader of a page's figures, and how often it calls a broken word right."""
+    from textpatch.metrics import wilson
+
+    read, n = broken_read(reader)
+    low, high = wilson(read / n, n)
+    return (
+        f"Words are read by {reader}, which calls {read} of {n} broken words right ({share(str(read / n))}, "
+        f"95 % interval {share(str(low))} to {share(str(high))}, `benchmarks/readers.py`).\n"
+    )
+
+
+def broken_read(reader: str) -> tuple[int, int]:
+    """Broken words that a reader reads as if they were whole, and how many there were."""
+    rows = chosen(read_rows("readers"), reader=reader, must="False")
+    broken = [row for row in rows if row["kind"] != WORDLESS]
+    return sum(int(row["read"]) for row in broken), sum(int(row["n"]) for row in broken)
+
+
+def misread() -> str:
+    """Held-out words that each reader does not read in drawings and in the models' pictures."""
+    rows = read_rows("misread")
+    lines = []
+    for pictures in dict.fromkeys(row["pictures"] for row in rows):
+        of = {row["reader"]: row for row in chosen(rows, pictures=pictures)}
+        counts = [f"{int(row['n']) - int(row['read'])} of {row['n']}" for row in of.values()]
+        lines.append([pictures, *counts, of["tesseract"]["misread"], of["ppocr"]["misread"]])
+    titles = ["pictures", "tesseract misreads", "ppocr misreads", "agreement does not count"]
+    return drawn([*titles, "as tesseract", "as ppocr"], lines)
 
 
 def limits() -> str:
@@ -676,9 +709,9 @@ TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, chance,
-        other_sizes, searches, promised, limits, readers, rewriting, edits, edits_told, edits_published,
-        overhead, idle_hooks, full_size, attention, localization, published, disguises, safety_methods,
-        safety_time, safety_published,
+        other_sizes, searches, promised, over_reading, misread, limits, readers, rewriting, edits, edits_told,
+        edits_published, overhead, idle_hooks, full_size, attention, localization, published, disguises,
+        safety_methods, safety_time, safety_published,
     )
 }  # fmt: skip
 

@@ -14,14 +14,19 @@ from PIL import Image
 from torch import Tensor
 
 from textpatch.errors import PatchError
+from textpatch.pictures import as_rgb
 
 
 def small_tensor(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures of one size as numbers (B, 3, h, w) in -1..1.   Raises PatchError for several sizes."""
+    """Pictures of one size as numbers (B, 3, h, w) in -1..1.
+
+    Raises PatchError for several sizes, and for pictures that `as_rgb` refuses.
+    """
+    pictures = [as_rgb(picture, f"picture {i}") for i, picture in enumerate(pictures)]
     sizes = {picture.size for picture in pictures}
     if len(sizes) > 1:
         raise PatchError(f"pictures of sizes {sorted(sizes)}; give those of one size together")
-    arrays = [np.asarray(picture.convert("RGB"), np.float32) for picture in pictures]
+    arrays = [np.asarray(picture, np.float32) for picture in pictures]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1
 
 

@@ -47,10 +47,30 @@ def picture(image: Image.Image | str | None, words: str) -> str:
     return f'<img alt="{safe(words)}" src="{uri}">'
 
 
-def figure(image: Image.Image | str | None, title: str, caption: str = "") -> str:
-    """A picture under its title and over its caption, which is HTML already."""
+def figure(
+    image: Image.Image | str | None, title: str, caption: str = "", seen: Iterable[dict] = ()
+) -> str:
+    """A picture under its title and over its caption, which is HTML already.
+
+    seen  what a reader saw, each a text and its box, which is outlined and says the text when pointed at
+    """
     head = f'<span class="title">{safe(title)}</span>'
-    return f"<figure>{head}{picture(image, title)}<figcaption>{caption}</figcaption></figure>"
+    shown = picture(image, title)
+    if image is not None and not isinstance(image, str):
+        outlines = "".join(_outline(one, image.size) for one in seen)
+        shown = f'<div class="seen">{shown}{outlines}</div>' if outlines else shown
+    return f"<figure>{head}{shown}<figcaption>{caption}</figcaption></figure>"
+
+
+def _outline(one: dict, size: tuple[int, int]) -> str:
+    """The outline of a box, in shares of the picture's size."""
+    left, top, right, bottom = one["box"]
+    width, height = size
+    style = (
+        f"left: {left / width:.2%}; top: {top / height:.2%}; "
+        f"width: {(right - left) / width:.2%}; height: {(bottom - top) / height:.2%}"
+    )
+    return f'<i title="{safe(one["text"])}" style="{style}"></i>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], kind: str = "text") -> str:

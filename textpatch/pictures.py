@@ -1,4 +1,4 @@
-"""Pictures from a disk, opened as if somebody hostile had written them."""
+"""Pictures that somebody else wrote or gave, opened and made RGB as if they were hostile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from textpatch.errors import PatchError, StoreError
 
@@ -44,6 +44,30 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
         ) from error
 
 
+def as_rgb(image: Any, what: str) -> Image.Image:
+    """A picture as RGB of 8 bits, as it would be shown on white paper, the picture itself if it is that.
+
+    It is turned as its EXIF says, and transparent parts are white.
+    what  the name of the picture for the message
+    Raises PatchError for what is no PIL picture, has no pixel or more than MOST_PIXELS, has 16 bits or floats
+    in a channel, whose range nobody has told, and for a file that is not whole.
+    """
+    _require_8_bits(image, what)
+    require_bounded(image, what)
+    try:
+        image.load()
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
+        raise PatchError(f"{what} cannot be read: {error}; give a whole one") from None
+    if image.has_transparency_data:
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image.convert("RGBA"))
+    if image.mode == "RGB":
+        return image
+    return image.convert("RGB")
+
+
 def opened(image: Image.Image | str, run: Any) -> Image.Image:
     """Picture of a record, which holds the picture or its path in the run's folder."""
     if isinstance(image, Image.Image):
@@ -58,6 +82,19 @@ def require_bounded(image: Image.Image, what: str) -> None:
             f"{what} has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are opened, "
             "shrink it"
         )
+
+
+def _require_8_bits(image: Any, what: str) -> None:
+    """Raise PatchError for anything but a PIL picture with 8 bits a channel and a pixel at least."""
+    if not isinstance(image, Image.Image):
+        found = type(image).__name__
+    elif image.mode[0] in "IF":
+        found = f"mode {image.mode}"
+    elif not image.width or not image.height:
+        found = f"no pixels, {image.width} x {image.height}"
+    else:
+        return
+    raise PatchError(f"{what} cannot be read: {found}; give a PIL image with 8 bits a channel")
 
 
 def png(picture: Image.Image) -> bytes:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from support.scripts import importer, rows_of
 from textpatch import find_sites, load
-from textpatch.metrics import calibration
+from textpatch.metrics import Called, calibration
 from textpatch.patching import KVCache
 
 NAMES = ["attention_op", "overhead", "localization_cost", "full_size", "graphs"]
@@ -456,6 +456,44 @@ def test_readers(run, benchmark, monkeypatch):
         read = [int(row[f"{name}_read"]) for row in limits]
         assert read == sorted(read, reverse=True) and len({row[name] for row in limits}) == 1
     assert int(limits[0]["whole_read"]) > int(limits[0]["broken_read"])
+
+
+def test_misread(run, benchmark, tmp_path, monkeypatch):
+    """Shares of drawings and of a model's pictures for each reader, and a picture of what was misread."""
+    script = benchmark("misread")
+    pipeline = load("planted-mmdit")
+    pipeline.defaults = replace(pipeline.defaults, steps=2, guidance=1.0)
+    monkeypatch.setattr(script, "load", lambda name: pipeline)
+    says = {"tesseract": "A CORN", "ppocr": "ACTOR", "agreement": ""}
+
+    def parrot(name, words):
+        return Called(lambda pictures: [says[name]] * len(pictures), name)
+
+    monkeypatch.setattr(script, "reader_named", parrot)
+    monkeypatch.setattr(Called, "self_test", lambda self: None)
+    rows = run("misread", "planted-mmdit", "--words", "2")
+    assert [row["reader"] for row in rows] == 2 * script.READERS
+    assert [row["read"] for row in rows] == 2 * ["1", "1", "0"]
+    assert rows[3]["misread"] == "ACTOR as ACORN"
+    assert rows[5]["misread"].startswith("ACORN as nothing")
+    with Image.open(tmp_path / "misread.png") as sheet:
+        assert sheet.width > 4 * 96 and sheet.height > 2 * 32
+    assert not script.Drawn("A", None, ("A", "a", "")).is_misread
+
+
+def test_the_picture_of_the_readers_is_that_of_the_table(benchmark, tmp_path, monkeypatch):
+    """The picture on the first page holds the lines of today's table, and is drawn from them."""
+    script = benchmark("readers_picture")
+    lines = [script.COMMAND, *calibration.told_calibration(script.columns())]
+    with Image.open(script.RESULTS / "readers.png") as stored:
+        assert stored.text["lines"].splitlines() == lines
+        shown = stored.size
+    (tmp_path / "readers.csv").write_bytes((script.RESULTS / "readers.csv").read_bytes())
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    script.main()
+    drawn = Image.open(tmp_path / "readers.png")
+    assert drawn.text["lines"].splitlines() == lines
+    assert abs(drawn.width - shown[0]) < 40 and drawn.height == shown[1]
 
 
 def test_shipped_models(benchmark, tmp_path, monkeypatch):

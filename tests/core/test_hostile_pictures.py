@@ -7,12 +7,16 @@ import sys
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
-from textpatch import metrics
-from textpatch.errors import PatchError, StoreError
+from support.planting import plant
+from textpatch import metrics, pictures
+from textpatch.errors import OCRError, PatchError, StoreError
+from textpatch.metrics.readers import ink
 from textpatch.pictures import MOST_PIXELS, open_picture
+from textpatch.reference_models.upscaling import small_tensor
 
 RIGHT = Image.frombytes("RGB", (4, 2), bytes(range(24)))
 
@@ -34,6 +38,13 @@ def saved(picture: Image.Image, format: str = "PNG", **options) -> bytes:
     data = io.BytesIO()
     picture.save(data, format, **options)
     return data.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    """EXIF data of a picture that was taken with the camera turned."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif
 
 
 def noted(size: int) -> bytes:
@@ -82,6 +93,34 @@ BAD = {
     "unknown depth": claimed(4, 2, depth=3),
     "unknown colours": claimed(4, 2, colours=9),
     "PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n",
+}
+WORD = Image.new("RGB", (12, 8), "white")
+WORD.paste("black", (2, 2, 9, 3))
+# the same picture as somebody might give it
+GIVEN = {
+    **{mode: WORD.convert(mode) for mode in ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK")},
+    "black on nothing": Image.composite(
+        Image.new("RGBA", WORD.size, "black"),
+        Image.new("RGBA", WORD.size, (0, 0, 0, 0)),
+        WORD.convert("L").point([255] + [0] * 255),
+    ),
+    "a palette with a hole": Image.open(
+        io.BytesIO(saved(WORD.quantize(2), transparency=WORD.quantize(2).getpixel((0, 0))))
+    ),
+    "upside down by EXIF": Image.open(io.BytesIO(saved(WORD.rotate(180), exif=turned(3)))),
+    "on its side by EXIF": Image.open(
+        io.BytesIO(saved(WORD.transpose(Image.Transpose.ROTATE_90), exif=turned(6)))
+    ),
+}
+REFUSED = {
+    "16 bits": (Image.new("I;16", (12, 8), 40_000), "mode I;16; give a PIL image with 8 bits"),
+    "32 bits": (Image.new("I", (12, 8)), "mode I;"),
+    "floats": (Image.new("F", (12, 8)), "mode F;"),
+    "empty": (Image.new("RGB", (0, 8)), "no pixels, 0 x 8"),
+    "an array": (np.zeros((8, 12, 3), np.uint8), "ndarray;"),
+    "a path": ("a.png", "str;"),
+    "truncated": (Image.open(io.BytesIO(BAD["truncated"])), "give a whole one"),
+    "too large": (Image.open(io.BytesIO(BAD["just too large"])), "shrink it"),
 }
 # the most memory this Python ever held, before and after, in kB
 GREEDY = """
@@ -169,3 +208,43 @@ def test_planted_a_reader_without_a_limit_is_noticed(tmp_path, monkeypatch):
         with pytest.raises(PatchError) as caught:
             open_picture(tmp_path / "x.png")
         assert "at most" in str(caught.value)
+
+
+def seen(picture) -> list:
+    """A picture as a reader and as a stage II see it, in grey levels 0..255."""
+    tensor = (small_tensor([picture])[0].permute(1, 2, 0).numpy() + 1) * 127.5
+    return [np.asarray(ink.part_of(picture, None, 0)), tensor]
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_a_picture_is_seen_alike_however_it_is_given(given):
+    """By readers and by a stage II: transparent parts are white, and a turned camera is turned back."""
+    for pixels in seen(GIVEN[given]):
+        assert pixels.shape == (8, 12, 3)
+        assert np.abs(pixels - np.asarray(WORD, np.float64)).max() < 1e-3
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_a_picture_that_cannot_be_seen_is_refused(given):
+    """By both, in one sentence that says what was found.  16 bits would be white, and floats black."""
+    picture, says = REFUSED[given]
+    with pytest.raises(OCRError, match=says):
+        ink.part_of(picture, None, 0)
+    with pytest.raises(PatchError, match=says):
+        small_tensor([picture])
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("if image.has_transparency_data:", "if False:"),
+        ("if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:", "if False:"),
+        ('"white"', '"black"'),
+    ],
+)
+def test_a_picture_seen_otherwise_is_noticed(old, new, monkeypatch):
+    """Planted faults: transparency is dropped or black, a turned camera is not turned back."""
+    plant(monkeypatch, pictures, "as_rgb", old, new)
+    with pytest.raises(AssertionError):
+        for given in GIVEN:
+            test_a_picture_is_seen_alike_however_it_is_given(given)

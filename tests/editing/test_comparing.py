@@ -65,7 +65,7 @@ def test_the_result_has_scores_costs_and_differences():
         assert more[key]["low"] <= more[key]["value"] <= more[key]["high"]
     assert f1_of_means is comparing.f1_of_means
     lines = repr(found).splitlines()
-    assert [line.split()[0] for line in lines] == ["method", "source", *METHODS, "chance"]
+    assert [line.split()[0] for line in lines] == ["method", "source", *METHODS, "chance", "words"]
 
 
 def test_nothing_is_made_twice(tmp_path, monkeypatch):

@@ -218,8 +218,17 @@ def test_applications_take_any_pipeline():
 
 
 def test_models_are_read_alone():
-    """A model imports errors and quotes, the attention op, sites, rows, guidance, and what lies beside it."""
-    allowed = {"attention", "errors", "guidance", "plan", "quotes", "reference_models", "sites"}
+    """A model imports errors, quotes, pictures, attention, sites, rows, guidance, and what lies beside it."""
+    allowed = {
+        "attention",
+        "errors",
+        "guidance",
+        "pictures",
+        "plan",
+        "quotes",
+        "reference_models",
+        "sites",
+    }
     for module in SOURCES:
         if room(module) == "reference_models":
             assert {room(name) for name in GRAPH[module]} <= allowed, module

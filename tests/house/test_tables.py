@@ -8,6 +8,7 @@ import pytest
 
 from support.documents import PAGES, ROOT, links
 from support.scripts import importer, rows_of
+from textpatch.metrics.readers.strictness import CALIBRATED
 
 FIGURE = re.compile(r"(?<![\w.])\d*\.\d\d+|\d %")
 BY_HAND = "<!-- by hand: "
@@ -33,6 +34,15 @@ def test_the_pages_are_those_of_the_files(tables):
     for page, text in PAGES.items():
         assert tables.differing(text, page) == [], page
     assert tables.main(["--check"]) == 0
+
+
+def test_readers_are_told_as_measured(tables):
+    """What the library says of its readers, and the sentence on the pages, are the counts of the file."""
+    for reader, counted in CALIBRATED.items():
+        assert tables.broken_read(reader) == counted
+        assert f"by {reader}, which calls {counted.read} of {counted.n}" in tables.over_reading(
+            reader
+        )
 
 
 def test_every_table_stands_on_a_page(tables):

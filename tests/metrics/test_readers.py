@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from support.planting import plant
+from support.results import a_result
 from support.small_models import DEFAULTS, small_pipeline
 from textpatch import cli, load, localize
 from textpatch.cli import prompt_pairs
 from textpatch.errors import OCRError, PromptError
+from textpatch.html import figure
+from textpatch.localization.layers import Localization
 from textpatch.localization.preconditions import reader_for
 from textpatch.localization.scores import picture_scores
 from textpatch.localization.trials import Trials
@@ -32,10 +35,19 @@ from textpatch.metrics import (
     joined_as_official,
     reader_named,
 )
-from textpatch.metrics.readers import agreement, ink, named, reading
+from textpatch.metrics.readers import (
+    agreement,
+    broken_words,
+    ink,
+    known_words,
+    named,
+    reading,
+)
 from textpatch.metrics.readers.known_words import draw
+from textpatch.metrics.readers.strictness import CALIBRATED, over_reading, told_over_reading
 from textpatch.prompts.pairs import Pair, word_scores
-from textpatch.report import gallery
+from textpatch.report import gallery, sections
+from textpatch.report.reader import told_reader
 from textpatch.weights.signs.pairs import sign_pairs
 
 SQUARE = ((0.0, 0.0), (9.0, 0.0), (9.0, 4.0), (0.0, 4.0))
@@ -281,7 +293,7 @@ def of_width(pictures: list[Image.Image]) -> list[str]:
 def test_a_function_is_a_reader():
     """It reads pictures, or their parts in boxes, as RGB, and its name is in the manifest."""
     reader = Called(of_width)
-    reader._tested = True
+    reader._overread = broken_words.Overread(0, 0)
     found = reader.read(
         [draw("A", 16), draw("B", 16)], [[(0, 0, 3, 4), (0, 0, 5, 4)], (0, 0, 1, 1)]
     )
@@ -314,6 +326,89 @@ def test_pieces_are_joined_as_the_papers_code_does():
     assert (
         joined_as_official(["Hello", "WORLD 2"]) == "hello world 2" and joined_as_official([]) == ""
     )
+
+
+# --- strictly
+
+
+def test_one_broken_word_may_be_read_as_whole():
+    """A second one is an error that has both numbers, since such a reader repairs letters."""
+    words = known_words.KNOWN_WORDS[:12]
+    for right in (0, 1):
+        told = words[:right] + ["X"] * (12 - right)
+        broken_words.require_strict(lambda pictures, told=told: told, alphabet_of([]), "it", "cure")
+    told = words[:2] + ["X"] * 10
+    with pytest.raises(
+        OCRError, match="it read 2 of 12 words with a broken letter.*and 1 may be; cure"
+    ):
+        broken_words.require_strict(lambda pictures: told, alphabet_of([]), "it", "cure")
+    assert broken_words.read_as_whole(None, "0123456789") == (0, 0)
+
+
+def test_broken_words_are_not_whole():
+    """None is drawn as the whole word is, and a third of them has another letter."""
+    for turn, word in enumerate(known_words.KNOWN_WORDS):
+        size = known_words.TEST_SIZES[turn // 3 % 3]
+        whole = broken_words.joined(broken_words.letters_of(word, broken_words.font_of(None, size)))
+        broken = broken_words.broken_word(word, turn)
+        place = size // 2
+        ink = broken.crop((place, place, broken.width - size + place, broken.height - size + place))
+        assert broken.size != (whole.width + size, whole.height + size) or (
+            np.abs(255.0 - np.asarray(ink) - np.asarray(whole)).max() > 200
+        )
+    assert broken_words.another_letter("OPEN") == "BPEN"
+
+
+@pytest.mark.parametrize("name", ["tesseract", "agreement"])
+def test_a_strict_reader_reads_broken_words_as_such(name, monkeypatch):
+    """It passes.  Told that whole words are broken ones, as if it had repaired them, it does not."""
+    reader = reader_named(name, [])
+    reader.self_test()
+    monkeypatch.setattr(broken_words, "broken_word", lambda word, turn: draw(word, 24))
+    with pytest.raises(OCRError, match=r"read 1\d of 12 words with a broken letter"):
+        reader._test()
+
+
+def test_over_reading_is_told_of_the_reader_that_was_measured():
+    """Of readers by name that of their calibration, of a function that of its self-test, else nothing."""
+    for name, counted in CALIBRATED.items():
+        found = over_reading(reader_named(name, ["House"]))
+        assert (found["read"], found["n"], found["by"]) == (*counted, "calibration")
+        assert found["low"] < counted.read / counted.n < found["high"]
+        assert f"calls {counted.read} of {counted.n} broken words right" in told_over_reading(found)
+    assert over_reading(PPOCR())["self_test"] == PPOCR().overread()._asdict()
+    others = [
+        Tesseract(scale=1),
+        Agreement(PPOCR(), Told()),
+        Agreement(PPOCR(), Tesseract(), sure=0),
+    ]
+    assert [over_reading(one) for one in others] == [None] * 3
+    function = Called(of_width)
+    function._overread = broken_words.Overread(3, 12)
+    assert over_reading(function)["by"] == "self-test" and over_reading(function)["n"] == 12
+    assert "nobody has counted" in told_over_reading(None)
+
+
+def test_a_result_names_its_reader():
+    """A sentence for the terminal and the page, of both readers where two had to agree, and escaped there."""
+    described = {"finder": {"engine": "<i>", "version": "6"}, "confirmer": {"engine": "tesseract"}}
+    result = a_result() | {"ocr": described, "over_reading": over_reading(Tesseract())}
+    told = told_reader(result)
+    assert told == (
+        "words read by <i> and tesseract, where both agree, which calls 23 of 240 broken words right "
+        "(calibration, 95 % interval 6 to 14 %)"
+    )
+    assert "&lt;i&gt; and tesseract" in sections.ranking(result)
+    assert told in repr(Localization(result, []))
+    assert told_reader(result | {"what": "style"}).endswith("where both agree")
+
+
+def test_a_reader_that_repairs_says_how_often():
+    """PP-OCR reads 1 to 6 of 12 broken words as whole, and a function's number is that of its readings."""
+    assert 1 <= PPOCR().overread().read <= 6 and PPOCR().overread().n == 12
+    whole = known_words.words_of(alphabet_of([]), blank=False)
+    knowing = Called(lambda pictures: whole[: len(pictures)])
+    assert knowing.overread() == (12, 12)
 
 
 # --- by name
@@ -384,11 +479,11 @@ def test_words_that_a_reader_never_reads_are_refused(name, word, unknown):
 
 def test_calibration_counts_what_is_read():
     """Every kind has its row.  Words of the first kind are read, misspelt ones are not."""
-    rows = calibration.calibrated("tesseract", each=3)
+    rows = calibration.calibrated("tesseract", each=2)
     assert [row["kind"] for row in rows] == [kind.name for kind in calibration.KINDS]
     of = {row["kind"]: row for row in rows}
-    assert of["words, 96 x 32"]["read"] == 3 and of["another letter"]["read"] == 0
-    assert all(row["n"] == 3 and row["low"] <= row["read"] / 3 <= row["high"] for row in rows)
+    assert of["words, 96 x 32"]["read"] == 2 and of["another letter"]["read"] == 0
+    assert all(row["n"] == 2 and row["low"] <= row["read"] / 2 <= row["high"] for row in rows)
 
 
 @pytest.mark.parametrize("kind", calibration.KINDS, ids=lambda kind: kind.name)
@@ -414,38 +509,36 @@ def test_agreement_can_be_trusted():
 # --- in a localisation
 
 
-def hung(pictures: list[Image.Image], size: int) -> list[Image.Image]:
-    """Signs turned by six degrees on one wall like a photograph, of size x size pixels."""
+def hung(pictures: list[Image.Image], size: int, angle: float) -> list[Image.Image]:
+    """Signs turned by an angle in degrees on one wall like a photograph, of size x size pixels."""
     made = []
     for picture in pictures:
-        wall = calibration._wall(random.Random(1), (size, size))
+        wall = calibration.draw_wall(random.Random(1), (size, size))
         sign = picture.resize((size // 2, size // 6), Image.Resampling.BICUBIC).convert("RGBA")
-        sign = sign.rotate(6, Image.Resampling.BICUBIC, expand=True)
+        sign = sign.rotate(angle, Image.Resampling.BICUBIC, expand=True)
         wall.paste(sign, (size // 5, size // 3), sign)
         made.append(wall)
     return made
 
 
+# The example signs_in_scenes finds the site of tiny-mmdit at 512 px in every run.
+@pytest.mark.long
 @pytest.mark.parametrize(
-    "reader, size, least",
-    [
-        ("ppocr", 512, 0.6),
-        pytest.param("ppocr", 1024, 0.6, marks=pytest.mark.long),
-        pytest.param("agreement", 512, 0.3, marks=pytest.mark.long),
-        pytest.param("agreement", 1024, 0.3, marks=pytest.mark.long),
-    ],
+    "reader, size, angle, least",
+    [("ppocr", 512, -8, 0.6), ("ppocr", 1024, 8, 0.6), ("agreement", 512, 8, 0.3)],
 )
-def test_the_site_is_found_in_scenes(reader, size, least, monkeypatch):
-    """planted-mmdit's signs hang turned in a scene, and nobody says where: its site is found all the same.
+def test_the_site_is_found_in_scenes(reader, size, angle, least, monkeypatch):
+    """tiny-mmdit's signs hang turned in a scene, and nobody says where: its site is found all the same.
 
     The background is what lies beside the lettering that was found.  Agreement counts fewer of these enlarged
-    words, as PP-OCR is not sure of them.
+    words, as PP-OCR is not sure of them, and none at 1024 px.
     """
-    pipeline = load("planted-mmdit")
+    pipeline = load("tiny-mmdit")
     pipeline.defaults = replace(pipeline.defaults, text_box=None)
-    monkeypatch.setattr(pipeline, "decode", lambda x, plain=pipeline.decode: hung(plain(x), size))
+    plain = pipeline.decode
+    monkeypatch.setattr(pipeline, "decode", lambda x: hung(plain(x), size, angle))
     pairs = sign_pairs(3, split="test", same_scene=True)
-    found = localize(pipeline, pairs, sites=[0, 1], steps=2, ocr=reader).result
+    found = localize(pipeline, pairs, sites=[0, 1], ocr=reader).result
     assert found["ranked"][0] == 1
     first, second = found["sites"]
     assert first["exact_target"]["value"] == 0 and second["exact_target"]["value"] >= least
@@ -503,6 +596,24 @@ def test_the_report_tells_what_is_in_doubt():
     assert "in doubt" not in gallery._caption(both, ("HABIT", "FOCUS"))
 
 
+def test_the_report_outlines_what_was_read():
+    """Each line's box in shares of the picture, its text as title, and neither is markup.
+
+    Nothing is outlined where a reader tells no place, or the picture is not on the page.
+    """
+    found = Reading((Line("ON", SQUARE), Line("A")), (Line("<b>", SQUARE),))
+    pipeline = small_pipeline(defaults=replace(DEFAULTS, text_box=None))
+    pairs = [Pair('a sign that says "ON"', 'a sign that says "OFF"')]
+    image = Image.new("RGB", (96, 32))
+    scored = Trials(pipeline, pairs, ocr=Told(found)).scored({"source": image}, 0)["source"]
+    place = 'style="left: 0.00%; top: 0.00%; width: 9.38%; height: 12.50%"'
+    told = gallery._column("t", [(0, scored)], ("ON", "OFF"), "")
+    assert told.count("<i ") == 2 and f'<i title="ON" {place}></i>' in told
+    assert f'<i title="&lt;b&gt;" {place}></i>' in told
+    for shown, seen in ((image, ()), ("a.png", scored["seen"]), (None, scored["seen"])):
+        assert "<i " not in figure(shown, "t", seen=seen)
+
+
 def test_the_lettering_of_both_pictures_is_left_out():
     """Pictures that differ where one of them has lettering are alike beside the boxes of both.
 
@@ -524,6 +635,10 @@ def test_the_command_line_reads_by_agreement(tmp_path, monkeypatch, capsys):
     search = "localize planted-mmdit --pairs 3 --steps 2 --sites 1 --same-scene --out run --reader agreement"
     assert cli.main(search.split()) == 0
     result = json.loads((tmp_path / "run/results.json").read_text())
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert (
+        result["over_reading"] == manifest["over_reading"] and manifest["over_reading"]["n"] == 240
+    )
     assert result["ocr"]["engine"] == "agreement" and result["sites"][0]["n"] == 3
     assert 0 <= result["sites"][0]["disagreement"]["value"] <= 1
     assert result["sites"][0]["f1_target"]["value"] > 0.5

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 from textpatch import metrics
 from textpatch.errors import OCRError
-from textpatch.metrics.readers import ink, known_words, tesseract, tesseract_call
+from textpatch.metrics.readers import ink, known_words, passed, tesseract, tesseract_call
 
 WORDS = "CAT HOUSE KITCHEN BRAVE WATER SIGNAL".split()
 
@@ -23,6 +23,12 @@ WORDS = "CAT HOUSE KITCHEN BRAVE WATER SIGNAL".split()
 @pytest.fixture(scope="module")
 def engine():
     return metrics.Tesseract()
+
+
+@pytest.fixture
+def untested(monkeypatch):
+    """No reader has passed its self-test yet."""
+    monkeypatch.setattr(passed, "RESULTS", {})
 
 
 def texts(engine, *asked) -> list[str]:
@@ -169,6 +175,7 @@ def test_describe_names_the_engine(engine):
 
 
 @pytest.mark.parametrize("answer", ["", table(*[""] * 18), table(*["OPEN"] * 18), table("OPEN")])
+@pytest.mark.usefixtures("untested")
 def test_an_engine_that_cannot_read_is_an_error(monkeypatch, answer):
     """Nothing, blanks, one word for all, too few pages: OCRError before any score, never zeros."""
     monkeypatch.setattr(tesseract, "tesseract", lambda *a, **k: answer)
@@ -183,6 +190,7 @@ def test_the_self_test_is_not_trivial():
             assert len(set(known_words.words_of(alphabet, blank))) >= 12
 
 
+@pytest.mark.usefixtures("untested")
 def test_the_self_test_says_what_was_read(monkeypatch):
     """Its error holds the words, the readings and their number."""
     monkeypatch.setattr(tesseract, "tesseract", lambda *a, **k: table(*["OPEN"] * 18))
@@ -190,15 +198,24 @@ def test_the_self_test_says_what_was_read(monkeypatch):
         metrics.Tesseract().self_test()
 
 
+@pytest.mark.usefixtures("untested")
 def test_the_self_test_runs_once(monkeypatch):
-    """A second self-test starts no process; a failed one is not remembered as passed."""
-    engine = metrics.Tesseract()
+    """A second one of the same settings reads nothing, in another instance too.
+
+    A failed one is not remembered as passed, and other settings are tested anew.
+    """
     with monkeypatch.context() as broken, pytest.raises(OCRError):
         broken.setattr(tesseract, "tesseract", lambda *a, **k: table(*[""] * 18))
-        engine.self_test()
-    engine.self_test()
+        metrics.Tesseract().self_test()
+    metrics.Tesseract().self_test()
     monkeypatch.setattr(tesseract, "tesseract", None)
-    engine.self_test()
+    metrics.Tesseract().self_test()
+    for other in (metrics.Tesseract(scale=3), metrics.Tesseract(alphabet="ABC")):
+        with pytest.raises(TypeError):
+            other.self_test()
+    monkeypatch.setenv("TESSDATA_PREFIX", "/nowhere")
+    with pytest.raises(TypeError):
+        metrics.Tesseract().self_test()
 
 
 def test_a_missing_engine_is_one_line(monkeypatch, tmp_path):

@@ -52,6 +52,7 @@ def is_comparison(options) -> bool:
 def compare_edits(options) -> None:
     """Edit all pairs by all methods, print the table, and leave a run folder with all pictures."""
     from textpatch.editing.comparing import compare
+    from textpatch.metrics.readers.strictness import over_reading
 
     pairs = _pairs(options)
     methods = _methods(options)
@@ -67,7 +68,7 @@ def compare_edits(options) -> None:
         guidance=guidance,
         ocr=reader.describe(),
     )
-    run = open_run(options, pipeline, request)
+    run = open_run(options, pipeline, request, over_reading=over_reading(reader))
     there = f"what is finished is in {run.folder}; the same command goes on where it stopped"
     with told_on_interrupt(there):
         found = compare(

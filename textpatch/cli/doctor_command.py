@@ -82,10 +82,9 @@ def _measure_readers(options) -> None:
         raise PatchError(
             "--readers measures readers alone, and PATH and --scan are about models; leave out one of them"
         )
-    from textpatch.metrics.calibration import EACH, KINDS, calibrated
+    from textpatch.metrics.calibration import EACH, calibrated, told_calibration
     from textpatch.metrics.readers.named import READERS
     from textpatch.progress import counted, phase
-    from textpatch.text import aligned
 
     columns = {}
     with phase("readers", unit="reader"):
@@ -98,23 +97,8 @@ def _measure_readers(options) -> None:
         raise OCRError(
             "no reader can read here; install tesseract, or pip install 'textpatch[ocr]'"
         )
-    lines = [["", *columns]]
-    for i, kind in enumerate(KINDS):
-        wanted = "reads" if kind.must else "must not read"
-        lines.append([f"{wanted}: {kind.name}", *(_share(rows[i]) for rows in columns.values())])
-    lines.append(
-        [
-            "milliseconds a picture of 96 x 32",
-            *(f"{1000 * rows[0]['seconds']:.0f}" for rows in columns.values()),
-        ]
-    )
-    print(f"pictures read, of {EACH} of each kind, with 95 % intervals of the share")
-    for line in aligned(lines):
+    for line in told_calibration(columns):
         print(line)
-
-
-def _share(row: dict) -> str:
-    return f"{row['read']} ({row['low']:.2f} to {row['high']:.2f})"
 
 
 def _examine(models: list[str], numbers: bool) -> None:

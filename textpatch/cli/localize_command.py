@@ -156,6 +156,7 @@ def localize(options) -> None:
     from textpatch.localization.layers import check
     from textpatch.localization.layers import localize as localize_
     from textpatch.localization.preconditions import require_known_letters
+    from textpatch.metrics.readers.strictness import over_reading
     from textpatch.report.page import publish
 
     if options.sets and options.sites:
@@ -175,7 +176,9 @@ def localize(options) -> None:
     reader.self_test()
     require_known_letters(pairs, reader)
     request = _request(options, prompts, steps, guidance) | further | {"ocr": reader.describe()}
-    run = open_run(options, pipeline, request, worker=_worker(shard))
+    run = open_run(
+        options, pipeline, request, worker=_worker(shard), over_reading=over_reading(reader)
+    )
     there = f"what is finished is in {run.folder}; the same command goes on where it stopped"
     with told_on_interrupt(there):
         try:

@@ -43,18 +43,26 @@ def folder_of(options, request: dict) -> Path:
     return options.out or Path("runs") / f"{request['command']}-{request['model']}-{digest}"
 
 
-def open_folder(options, request: dict, *, worker: str = "0"):
-    """Open the run folder of a whole request, and return a `Run`."""
+def open_folder(options, request: dict, *, worker: str = "0", **facts):
+    """Open the run folder of a whole request, and return a `Run`.
+
+    facts  what the manifest tells beside the request, and may differ when the run goes on
+    """
     from textpatch.runs.folder import Run
 
-    manifest = {"request": request, "versions": versions(), "command": options.command_line}
+    manifest = {
+        "request": request,
+        "versions": versions(),
+        "command": options.command_line,
+        **facts,
+    }
     allow = getattr(options, "allow", None)  # localize alone goes on under another request
     return Run.open(folder_of(options, request), manifest, worker=worker, allow=allow)
 
 
-def open_run(options, pipeline, request: dict, *, worker: str = "0"):
+def open_run(options, pipeline, request: dict, *, worker: str = "0", **facts):
     """Open the run folder of a request that does not name its model yet, and return a `Run`."""
-    return open_folder(options, whole_request(options, pipeline, request), worker=worker)
+    return open_folder(options, whole_request(options, pipeline, request), worker=worker, **facts)
 
 
 def versions() -> dict[str, str]:

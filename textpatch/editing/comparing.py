@@ -18,12 +18,14 @@ from textpatch.guidance import Guidance
 from textpatch.localization.scores import all_scores, chance_levels, column, values
 from textpatch.localization.trials import Task, Trials
 from textpatch.metrics import compared, f1_of_means
+from textpatch.metrics.readers.strictness import over_reading
 from textpatch.pictures import opened, png
 from textpatch.pipelines import SupportsSampling
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.report.contact_sheet import draw_contact_sheet
+from textpatch.report.reader import told_reader
 from textpatch.report.result import decimal, span_of, value_of
 from textpatch.runs.work import made_by
 from textpatch.text import aligned
@@ -49,7 +51,8 @@ class Comparison:
 
     def __repr__(self) -> str:
         lines = [_line(name, scores) for name, scores in self._scored()]
-        return "\n".join(aligned([_TITLES, *lines, *_by_chance(self.result["chance"])]))
+        table = aligned([_TITLES, *lines, *_by_chance(self.result["chance"])])
+        return "\n".join([*table, told_reader(self.result)])
 
     def _scored(self) -> list[tuple[str, dict]]:
         """Name and scores of the plain source and of every method."""
@@ -192,6 +195,7 @@ def _result(trials: Trials, names: list[str]) -> dict:
         "schema_version": SCHEMA_VERSION,
         "model": trials.pipeline.name,
         "ocr": trials.ocr.describe(),
+        "over_reading": over_reading(trials.ocr),
         "steps": trials.steps,
         "guidance": trials.guidance,
         "seeds": trials.seeds,

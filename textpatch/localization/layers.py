@@ -41,6 +41,7 @@ from textpatch.progress import phase
 from textpatch.prompts.pairs import require_other_texts
 from textpatch.report.headline import answer
 from textpatch.report.page import summary_html
+from textpatch.report.reader import told_reader
 from textpatch.report.terminal import table
 
 
@@ -63,7 +64,7 @@ class Localization:
         return [groups[site] for site in self.result["ranked"]]
 
     def __repr__(self) -> str:
-        return f"{table(self.result)}\n{answer(self.result)}"
+        return f"{table(self.result)}\n{told_reader(self.result)}\n{answer(self.result)}"
 
     def _repr_html_(self) -> str:
         return summary_html(self.result, self.records)

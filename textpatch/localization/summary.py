@@ -14,6 +14,7 @@ from textpatch.localization.search import Step, responsible
 from textpatch.localization.trials import Trials
 from textpatch.metrics import f1_of_means
 from textpatch.metrics.intervals import ranking, share_interval
+from textpatch.metrics.readers.strictness import over_reading
 from textpatch.ports.shipped import find_sites
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.report.result import SCHEMA_VERSION
@@ -126,6 +127,7 @@ def _facts(trials: Trials) -> dict:
         start=trials.start,
         branch=trials.branch,
         ocr=trials.ocr.describe(),
+        over_reading=over_reading(trials.ocr),
     )
 
 

@@ -14,20 +14,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
 from textpatch.metrics.intervals import wilson
-from textpatch.metrics.readers.known_words import KNOWN_WORDS
+from textpatch.metrics.readers.broken_words import (
+    HEADED,
+    LOPSIDED,
+    font_of,
+    half_erased,
+    joined,
+    letters_of,
+    mirrored,
+    upside_down,
+    without_stem,
+)
+from textpatch.metrics.readers.known_words import KNOWN_WORDS, LETTERS
 from textpatch.metrics.readers.named import reader_named
 from textpatch.metrics.readers.reading import Reader, Reading
 from textpatch.metrics.readers.tesseract import alphabet_of
 from textpatch.metrics.text import exact
+from textpatch.text import aligned
 
 EACH = 16  # pictures of a kind, with which three readers take less than a minute
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-# Letters that are others, or no letters, when they are mirrored or turned upside down.
-LOPSIDED = "BCDEFGJKLNPQRSZ"
-HEADED = "AFGJLPQRTUVY"
 FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")
 SIZE = 64  # points, from which letters are made smaller
 GAP = 22  # about the space that the shipped models leave between two letters
@@ -109,6 +117,27 @@ def calibrated(name: str, each: int = EACH) -> list[dict]:
     return rows
 
 
+def told_calibration(columns: dict[str, list[dict]]) -> list[str]:
+    """Lines of a table with a column for each reader.
+
+    columns  what `calibrated` gave, by the reader's name
+    """
+    first, *_ = columns.values()
+    lines = [["", *columns]]
+    for i, row in enumerate(first):
+        wanted = "reads" if row["must"] else "must not read"
+        shares = [_share(rows[i]) for rows in columns.values()]
+        lines.append([f"{wanted}: {row['kind']}", *shares])
+    seconds = [f"{1000 * rows[0]['seconds']:.0f}" for rows in columns.values()]
+    lines.append(["milliseconds a picture of 96 x 32", *seconds])
+    head = f"pictures read, of {first[0]['n']} of each kind, with 95 % intervals of the share"
+    return [head, *aligned(lines)]
+
+
+def _share(row: dict) -> str:
+    return f"{row['read']} ({row['low']:.2f} to {row['high']:.2f})"
+
+
 def read_of(readings: Sequence[Reading], drawn: Sequence[Sample]) -> int:
     """Number of samples whose word is read, or in which anything is, where there is none."""
     pairs = zip(readings, drawn, strict=True)
@@ -123,36 +152,6 @@ def _is_read(text: str, word: str) -> bool:
 
 
 # --- drawing
-
-
-def _font(file: str | None, size: int) -> ImageFont.FreeTypeFont:
-    if file is None:
-        return ImageFont.load_default(size)
-    return ImageFont.truetype(file, size)
-
-
-def _tiles(word: str, font: ImageFont.FreeTypeFont) -> list[Image.Image]:
-    """Masks of the letters of a word, each as wide as its place and as high as the line."""
-    ascent, descent = font.getmetrics()
-    tiles = []
-    for letter in word:
-        tile = Image.new("L", (max(1, round(font.getlength(letter))), ascent + descent))
-        ImageDraw.Draw(tile).text((0, 0), letter, fill=255, font=font)
-        tiles.append(tile)
-    return tiles
-
-
-def _joined(tiles: list[Image.Image], gap: int = 0) -> Image.Image:
-    """Mask of a line of letters, cropped to its ink.
-
-    gap  pixels between two letters more than their font leaves
-    """
-    line = Image.new("L", (sum(tile.width + gap for tile in tiles), tiles[0].height))
-    left = 0
-    for tile in tiles:
-        line.paste(tile, (left, 0))
-        left += tile.width + gap
-    return line.crop(line.getbbox())
 
 
 def _colours(rng: random.Random) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -175,7 +174,7 @@ def _sign(mask: Image.Image, rng: random.Random, size: tuple[int, int]) -> Image
     return picture
 
 
-def _wall(rng: random.Random, size: tuple[int, int] = SCENE) -> Image.Image:
+def draw_wall(rng: random.Random, size: tuple[int, int] = SCENE) -> Image.Image:
     """Picture without words, of soft light, blurred shapes and grain."""
     dice = np.random.default_rng(rng.randrange(2**32))
     coarse = dice.integers(40, 216, (5, 5, 3), dtype=np.uint8)
@@ -198,7 +197,7 @@ def _wall(rng: random.Random, size: tuple[int, int] = SCENE) -> Image.Image:
 
 def _scene(mask: Image.Image, rng: random.Random, angle: float = 0.0) -> Image.Image:
     """A sign that hangs somewhere on a wall, turned by an angle in degrees."""
-    wall = _wall(rng)
+    wall = draw_wall(rng)
     width = rng.randrange(110, 190)
     sign = _sign(mask, rng, (width, width // 3)).convert("RGBA")
     sign = sign.rotate(angle, Image.Resampling.BICUBIC, expand=True)
@@ -217,7 +216,7 @@ def _word(rng: random.Random, among: str | None = None) -> str:
 
 
 def _mask(word: str, file: str | None) -> Image.Image:
-    return _joined(_tiles(word, _font(file, SIZE)))
+    return joined(letters_of(word, font_of(file, SIZE)))
 
 
 def _clean(rng: random.Random, file: str | None) -> Sample:
@@ -227,7 +226,7 @@ def _clean(rng: random.Random, file: str | None) -> Sample:
 
 def _far_apart(rng: random.Random, file: str | None) -> Sample:
     word = _word(rng)
-    return Sample(_sign(_joined(_tiles(word, _font(file, SIZE)), GAP), rng, SMALL), word)
+    return Sample(_sign(joined(letters_of(word, font_of(file, SIZE)), GAP), rng, SMALL), word)
 
 
 def _small_letters(rng: random.Random, file: str | None) -> Sample:
@@ -261,7 +260,7 @@ def _two_lines(rng: random.Random, file: str | None) -> Sample:
     both = Image.new("L", (max(first.width, second.width), first.height + second.height + 24))
     both.paste(first, (0, 0))
     both.paste(second, (0, first.height + 24))
-    wall = _wall(rng)
+    wall = draw_wall(rng)
     sign = _sign(both, rng, (180, 110))
     wall.paste(sign, (rng.randrange(0, 70), rng.randrange(0, 140)))
     return Sample(wall, " ".join(words))
@@ -275,37 +274,11 @@ def _broken(
     def draw(rng: random.Random, file: str | None) -> Sample:
         word = _word(rng, among)
         place = rng.choice([i for i, letter in enumerate(word) if letter in among])
-        tiles = _tiles(word, _font(file, SIZE))
+        tiles = letters_of(word, font_of(file, SIZE))
         tiles[place] = change(tiles[place])
-        return Sample(_sign(_joined(tiles, gap), rng, SMALL), word)
+        return Sample(_sign(joined(tiles, gap), rng, SMALL), word)
 
     return draw
-
-
-def _mirrored(tile: Image.Image) -> Image.Image:
-    return tile.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-
-
-def _upside_down(tile: Image.Image) -> Image.Image:
-    """Letter turned about the middle of its ink."""
-    box = tile.getbbox()
-    turned = tile.copy()
-    turned.paste(tile.crop(box).transpose(Image.Transpose.ROTATE_180), box[:2])
-    return turned
-
-
-def _half_erased(tile: Image.Image) -> Image.Image:
-    """Letter without the lower half of its ink."""
-    left, top, right, bottom = tile.getbbox()
-    tile.paste(0, (left, (top + bottom) // 2, right, bottom))
-    return tile
-
-
-def _without_a_stroke(tile: Image.Image) -> Image.Image:
-    """Letter without the left third of its ink, where its stem is."""
-    left, top, right, bottom = tile.getbbox()
-    tile.paste(0, (left, top, left + (right - left) // 3, bottom))
-    return tile
 
 
 def _misspelt(rng: random.Random, file: str | None) -> Sample:
@@ -318,7 +291,7 @@ def _misspelt(rng: random.Random, file: str | None) -> Sample:
 
 
 def _wordless(rng: random.Random, file: str | None) -> Sample:
-    return Sample(_wall(rng), "")
+    return Sample(draw_wall(rng), "")
 
 
 KINDS = (
@@ -330,11 +303,11 @@ KINDS = (
     Kind("turned up to 8 degrees, 256 px", _turned, True),
     Kind("blurred, 256 px", _blurred, True),
     Kind("two lines, 256 px", _two_lines, True),
-    Kind("a letter mirrored", _broken(LOPSIDED, _mirrored), False),
-    Kind("a letter upside down", _broken(HEADED, _upside_down), False),
-    Kind("a letter half erased", _broken(LETTERS, _half_erased), False),
-    Kind("a letter without its stem", _broken("BDEFHKLMNPR", _without_a_stroke), False),
-    Kind("half erased, letters far apart", _broken(LETTERS, _half_erased, GAP), False),
+    Kind("a letter mirrored", _broken(LOPSIDED, mirrored), False),
+    Kind("a letter upside down", _broken(HEADED, upside_down), False),
+    Kind("a letter half erased", _broken(LETTERS, half_erased), False),
+    Kind("a letter without its stem", _broken("BDEFHKLMNPR", without_stem), False),
+    Kind("half erased, letters far apart", _broken(LETTERS, half_erased, GAP), False),
     Kind("another letter", _misspelt, False),
     Kind("no words, 256 px", _wordless, False),
 )

@@ -186,7 +186,8 @@ def _column(
         name = title
         if len(pictures) > 1:
             name = f"{title}, seed {seed}"
-        figures += figure(picture["image"], name, _caption(picture, words))
+        seen = picture.get("seen", ())
+        figures += figure(picture["image"], name, _caption(picture, words), seen)
     return f"<div {attributes}>{figures}</div>"
 
 

@@ -4,6 +4,7 @@ A result has these entries.
 
     schema_version    SCHEMA_VERSION
     model, ocr        what made the pictures, and what read them
+    over_reading      how often the reader calls a broken word right; None where nobody has counted
     pairs, seeds      the number of prompt pairs, and a list of seeds
     pairs_list        the prompts and the words of each pair
     what              what the pairs differ in, where it is not the word

@@ -10,6 +10,7 @@ from textpatch.report import words
 from textpatch.report.charts import curve
 from textpatch.report.gallery import gallery_html, heat_map
 from textpatch.report.headline import further, search, verdict
+from textpatch.report.reader import reader_name, told_reader
 from textpatch.report.result import (
     at_most,
     chance_of,
@@ -125,13 +126,14 @@ def drawing(heatmap: bytes) -> str:
 
 
 def ranking(result: dict) -> str:
-    """The table of the runs and all sites, best first, and how to read it."""
+    """The table of the runs and all sites, best first, what read the pictures, and how to read it."""
     rows = [["", "", label, "", *_figures(scores), ""] for _, label, scores in runs_of(result)]
     for rank, site in enumerate(ranked_sites(result), 1):
         name = _code(site["name"])
         own = [rank, safe(site["site"]), name, share_of(result, [site])]
         rows.append([*own, *_figures(site), _status(site)])
-    return table(_RANKING, rows, "scores") + _told(words.COLUMNS, result)
+    reader = f'<p class="note">{safe(told_reader(result))}.</p>'
+    return table(_RANKING, rows, "scores") + reader + _told(words.COLUMNS, result)
 
 
 def search_went(result: dict) -> str:
@@ -218,16 +220,9 @@ def _facts(result: dict, manifest: dict) -> dict[str, str]:
             f"swapped from step {safe(result['start'])} on"
         ),
         "guidance": _guidance(result),
-        f"{safe(what_of(result))}s read by": safe(_reader(ocr)),
+        f"{safe(what_of(result))}s read by": safe(reader_name(ocr, "version")),
         "command": command,
     }
-
-
-def _reader(described: dict) -> str:
-    """What read the pictures, both readers where two had to agree."""
-    if "finder" in described:
-        return f"{_reader(described['finder'])} and {_reader(described['confirmer'])}, where both agree"
-    return f"{described.get('engine', '-')} {described.get('version', '')}"
 
 
 def _guidance(result: dict) -> str:

@@ -25,6 +25,7 @@ from PIL import Image
 
 from textpatch.disk import alone_in, as_json, explained, read_json, sweep, write
 from textpatch.errors import StoreError
+from textpatch.pictures import MODES, as_rgb
 from textpatch.runs.records import append_line, read_records, sealed
 from textpatch.runs.requests import (
     another_run,
@@ -166,8 +167,8 @@ class Run:
             raise StoreError(
                 f"image() stores a PIL picture of at least one pixel; got {repr(picture)[:80]}"
             )
-        if picture.mode not in ("L", "RGB", "RGBA"):
-            picture = picture.convert("RGB")
+        if picture.mode not in MODES:
+            picture = as_rgb(picture, "a picture of the run")
         pixels = picture.tobytes()
         digest = hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + pixels).hexdigest()
         name = f"images/{digest[:16]}.png"

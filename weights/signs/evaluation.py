@@ -18,6 +18,7 @@ from PIL import Image
 from textpatch import metrics
 from textpatch.errors import PatchError
 from textpatch.exits import guarded
+from textpatch.metrics.readers.strictness import over_reading, told_over_reading
 from textpatch.pipelines import picture_size
 from textpatch.weights.loading import load
 from textpatch.weights.signs.drawing import Sign, SignFormat, draw_sign, random_sign, with_word
@@ -95,6 +96,7 @@ def sign_format(pipeline, *times: int) -> SignFormat:
 def stage_i(pipeline, signs: Sequence[Sign], ocr, **options) -> None:
     """Print how a model's pictures are read, and how clean drawings are."""
     fmt = sign_format(pipeline, 1)
+    tell_reader("pictures", ocr)
     tell("clean drawings", clean_pictures(signs, fmt), signs, fmt, ocr)
     tell(pipeline.name, generated_pictures(pipeline, signs, **options), signs, fmt, ocr)
 
@@ -113,6 +115,8 @@ def stage_ii(pipeline, of, signs: Sequence[Sign], ocr, **options) -> None:
     fmt = SignFormat() if of is None else sign_format(of, 1)
     unscaled = metrics.Tesseract(scale=1)
     large = sign_format(pipeline, 2, 4, 8)
+    tell_reader("small pictures", ocr)
+    tell_reader("large pictures", unscaled)
     truth = None
     if of is None:
         small = clean_pictures(signs, fmt)
@@ -128,6 +132,12 @@ def stage_ii(pipeline, of, signs: Sequence[Sign], ocr, **options) -> None:
     others = [with_word(sign, donors[i].word) for i, sign in enumerate(signs)]
     drawn = generated_pictures(pipeline, others, small, **options)
     tell("another word", drawn, signs, large, unscaled, truth)
+
+
+def tell_reader(pictures: str, ocr) -> None:
+    """Print what reads some pictures, and how often it calls a broken word right."""
+    engine = ocr.describe()["engine"]
+    print(f"{pictures} are read by {engine}, {told_over_reading(over_reading(ocr))}")
 
 
 def tell(name: str, pictures, signs: Sequence[Sign], fmt: SignFormat, ocr, truth=None) -> None:

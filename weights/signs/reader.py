@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from textpatch.errors import OCRError, PatchError
+from textpatch.pictures import as_rgb
 from textpatch.weights.signs.drawing import (
     COLOURS,
     DARK,
@@ -50,12 +51,13 @@ def read_sign(image: Image.Image, fmt: SignFormat = SignFormat()) -> Sign:
 
     Raises PatchError for a picture of another size than the format's.
     """
+    image = as_rgb(image, "the picture of a sign")
     if image.size != (fmt.width, fmt.height):
         raise PatchError(
             f"a sign is read from {fmt.width}x{fmt.height} pixels, found a picture of "
             f"{image.width}x{image.height}; generate it at the model's own size"
         )
-    picture = np.asarray(image.convert("RGB"), np.float32)  # (H, W, 3)
+    picture = np.asarray(image, np.float32)  # (H, W, 3)
     wall, pattern = _wall(picture, fmt)
     colour, shape = _plate(picture, wall, fmt)
     style, word = _lettering(picture, colour, fmt)

@@ -14,6 +14,9 @@ from typing import Any
 from PIL import Image
 
 from textpatch.errors import OCRError
+from textpatch.metrics.readers.broken_words import require_strict
+from textpatch.metrics.readers.known_words import LETTERS
+from textpatch.metrics.readers.passed import once
 from textpatch.metrics.readers.reading import (
     Area,
     Line,
@@ -45,6 +48,7 @@ class Agreement:
         self.finder = finder
         self.confirmer = confirmer
         self.sure = sure
+        self._tested = False
 
     def read(
         self, images: Sequence[Image.Image], boxes: Sequence[Any] | None = None
@@ -69,6 +73,13 @@ class Agreement:
             _agreed(reading, texts, self.sure) for reading, texts in zip(found, told, strict=True)
         ]
 
+    def _test(self) -> None:
+        cure = "let a stricter reader confirm, such as Tesseract(blank=True)"
+        require_strict(self._texts, LETTERS, "two readers that agree", cure)
+
+    def _texts(self, pictures: list[Image.Image]) -> list[str]:
+        return [reading.text for reading in self.read(pictures)]
+
     def _places(self, reading: Reading, areas: Sequence[Area] | None) -> list[Area]:
         """Places that the confirmer reads, one for each line of the finder.
 
@@ -86,9 +97,25 @@ class Agreement:
         return places
 
     def self_test(self) -> None:
-        """Test both readers.   Raises OCRError where one cannot read."""
-        self.finder.self_test()
-        self.confirmer.self_test()
+        """Test both readers, and let them read words with a broken letter together.
+
+        Raises OCRError where one of them cannot read, or where they agree on more than one broken word as if
+        it were whole.
+        """
+        if not self._tested:
+            self.finder.self_test()
+            self.confirmer.self_test()
+            once(self.identity(), self._test)
+            self._tested = True
+
+    def identity(self) -> dict | None:
+        """All that the result of a self-test depends on, None where a reader does not tell."""
+        if not (hasattr(self.finder, "identity") and hasattr(self.confirmer, "identity")):
+            return None
+        parts = [self.finder.identity(), self.confirmer.identity()]
+        if None in parts:
+            return None
+        return {"sure": self.sure, "parts": parts}
 
     def knows(self, letter: str) -> bool:
         """True for a character that both readers know."""

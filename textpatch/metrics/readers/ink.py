@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from textpatch.errors import OCRError
+from textpatch.errors import OCRError, PatchError
 from textpatch.metrics.readers.reading import Area, Box, is_turned
-from textpatch.pictures import require_bounded
+from textpatch.pictures import as_rgb
 
 PERCENTILES = (1, 99)
 # White around the ink before it is enlarged, in pixels, or a quarter of the ink's height if that is more.
@@ -66,19 +66,15 @@ def part_of(image: Image.Image, area: Area | None, index: int) -> Image.Image:
     """Area of a picture as RGB, turned upright, None for the whole picture.
 
     Transparent parts are seen as white.
-    Raises OCRError for what is no picture of 8 bits a channel, and for a box outside it.
+    Raises OCRError for what `as_rgb` refuses, and for a box outside the picture.
     """
-    _require_8_bits(image, index)
-    require_bounded(image, f"picture {index}")
     try:
-        image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise OCRError(f"picture {index} cannot be read: {error}; give a whole one") from None
+        image = as_rgb(image, f"picture {index}")
+    except PatchError as error:
+        raise OCRError(str(error)) from None
     if area is not None:
         image = _cut(image, area, index)
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
+    return image
 
 
 def grey_levels(picture: Image.Image) -> np.ndarray:
@@ -99,25 +95,8 @@ def _cut(image: Image.Image, area: Area, index: int) -> Image.Image:
     first, second, third, fourth = inside
     width = max(1, round(np.hypot(second[0] - first[0], second[1] - first[1])))
     height = max(1, round(np.hypot(fourth[0] - first[0], fourth[1] - first[1])))
-    if image.mode not in ("L", "RGB", "RGBA"):  # a palette cannot be interpolated
-        image = image.convert("RGBA")
     corners = (*first, *fourth, *third, *second)
     return image.transform((width, height), Image.Transform.QUAD, corners, Image.Resampling.BICUBIC)
-
-
-def _require_8_bits(image, index: int) -> None:
-    """Raise OCRError for anything but a PIL image with 8 bits a channel and a pixel at least."""
-    if not isinstance(image, Image.Image):
-        found = type(image).__name__
-    elif image.mode[0] in "IF":
-        found = f"mode {image.mode}"
-    elif not image.width or not image.height:
-        found = f"no pixels, {image.width} x {image.height}"
-    else:
-        return
-    raise OCRError(
-        f"picture {index} cannot be read: {found}; give a PIL image with 8 bits a channel"
-    )
 
 
 def _levels(grey: np.ndarray) -> tuple[float, float] | None:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from textpatch.errors import OCRError
 from textpatch.metrics.text import exact
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 KNOWN_WORDS = (
     "OPEN BREAD MARKET COFFEE GARDEN HOTEL SCHOOL FLOWER STREET PAPER BRIDGE QUICK "
     "VOYAGE JACKET EXIT ZEBRA WINDOW LAMP"

@@ -61,11 +61,16 @@ class Reading:
         return " ".join(line.text for line in self.lines if line.text)
 
     @property
+    def placed(self) -> list[Line]:
+        """Lines whose place a reader told, whether they count or not."""
+        return [
+            line for line in (*self.lines, *(self.unconfirmed or ())) if line.corners is not None
+        ]
+
+    @property
     def boxes(self) -> list[Box]:
         """Boxes of all places where a reader saw text, whether it counts or not."""
-        return [
-            line.box for line in (*self.lines, *(self.unconfirmed or ())) if line.box is not None
-        ]
+        return [box_around(line.corners) for line in self.placed]
 
 
 @runtime_checkable
