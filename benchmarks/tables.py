@@ -400,6 +400,78 @@ def readers() -> str:
     return drawn(["pictures", "be read", *names], lines)
 
 
+def rewriting() -> str:
+    """Words rewritten by a closed form at each arm's sites, and neighbours that stay."""
+    lines = [
+        [row["model"], row["arm"], row["sites"], share(row["written"]), share(row["neighbour"])]
+        for row in read_rows("rewriting")
+    ]
+    return drawn(["model", "edited at", "sites", "word written", "neighbour kept"], lines)
+
+
+# --- editing
+
+EDITED = "f1_target", "exact", "ssim", "psnr_official", "seconds"
+# Table 3 of arXiv 2502.09935: F1, SSIM, PSNR on SimpleBench, the same on CreativeBench, seconds
+PAPER_EDITS = {
+    "SDXL": {
+        "localized": (".34", ".81", "32.25", ".32", ".90", "35.42", "10.4"),
+        "P2P": (".29", ".82", "30.77", ".26", ".83", "30.93", "31.2"),
+    },
+    "DeepFloyd IF": {
+        "localized": (".70", ".64", "29.90", ".48", ".74", "31.46", "13.9"),
+        "P2P": (".27", ".41", "27.90", ".08", ".74", "96.84", "28.0"),
+        "P2P*": (".41", ".21", "27.91", ".11", ".67", "96.85", "28.0"),
+    },
+    "SD3": {
+        "localized": (".53", ".72", "29.84", ".41", ".73", "30.61", "15.2"),
+        "P2P": (".31", ".82", "28.65", ".29", ".82", "29.13", "118.3"),
+        "P2P*": (".90", ".58", "28.24", ".66", ".64", "28.90", "118.3"),
+    },
+}
+
+
+def edits(scene: str) -> str:
+    """Every method of editing on the shipped models, on test words in one scene or in another."""
+    rows = []
+    for row in chosen(read_rows("editing"), scene=scene):
+        *shares, psnr, seconds = (row[name] for name in EDITED)
+        model = f"{row['model']}, from step {row['start']} of {row['steps']}"
+        if row["method"] != "localized":
+            model = ""
+        numbers = [*(share(value, 2) for value in shares), f"{float(psnr):.1f}"]
+        rows.append([model, row["method"], *numbers, f"{float(seconds):.2f}"])
+    titles = [
+        "",
+        "method",
+        "F1",
+        "word = target",
+        "background SSIM",
+        "PSNR, official",
+        "s a picture",
+    ]
+    return drawn(titles, rows)
+
+
+def edits_told() -> str:
+    """A sentence: on how many pairs, and by which reader."""
+    rows = read_rows("editing")
+    ((n, reader),) = {(row["n"], row["reader"]) for row in rows}
+    return f"Each line is of {n} pairs of test words, read by {reader}.\n"
+
+
+def edits_published() -> str:
+    """The rows of the paper's Table 3 that are not fine-tuned."""
+    rows = []
+    for model, methods in PAPER_EDITS.items():
+        for number, (method, cells) in enumerate(methods.items()):
+            rows.append([f"*{model}*" if number == 0 else "", method, *cells])
+    scores = [
+        f"{bench} {score}" for bench in ("Simple", "Creative") for score in ("F1", "SSIM", "PSNR")
+    ]
+    return drawn(["the paper's", "method", *scores, "s a picture"], rows)
+
+
 # --- what a swap costs
 
 WAYS = {
@@ -604,8 +676,9 @@ TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, chance,
-        other_sizes, searches, promised, limits, readers, overhead, idle_hooks, full_size, attention,
-        localization, published, disguises, safety_methods, safety_time, safety_published,
+        other_sizes, searches, promised, limits, readers, rewriting, edits, edits_told, edits_published,
+        overhead, idle_hooks, full_size, attention, localization, published, disguises, safety_methods,
+        safety_time, safety_published,
     )
 }  # fmt: skip
 
