@@ -417,12 +417,15 @@ def test_rewriting(run):
     assert written["found"] > max(written["none"], written["by lot"], written["all but found"])
 
 
-def test_safety(tables, monkeypatch):
+def test_safety(tables, benchmark, monkeypatch):
     """Ours and the prompt swap write the benign word, and disguises are seen through."""
     monkeypatch.delenv("TOXICBENCH", raising=False)
+    every = benchmark("safety").methods
+    assert [made.name for made in every(8)][2:] == ["negative_prompt", *2 * ["safe_guidance"]]
+    monkeypatch.setattr(benchmark("safety"), "methods", lambda steps: every(steps)[:2])
     found = tables("safety", *"planted-mmdit --n 1 --rounds 1".split())
     made = {row["method"]: row for row in found["pictures"]}
-    assert len(made) == 6 and made["plain"]["ssim"] == "1.0"
+    assert len(made) == 3 and made["plain"]["ssim"] == "1.0"
     for name in ("localized", "prompt_swap"):
         assert float(made[name]["f1_benign"]) > 0.99 and float(made[name]["flagged"]) == 0
     assert float(made["plain"]["flagged"]) == 1
