@@ -433,6 +433,15 @@ def readers() -> str:
     return drawn(["pictures", "be read", *names], lines)
 
 
+def rewriting() -> str:
+    """Words rewritten by a closed form at each arm's sites, and neighbours that stay."""
+    lines = [
+        [row["model"], row["arm"], row["sites"], share(row["written"]), share(row["neighbour"])]
+        for row in read_rows("rewriting")
+    ]
+    return drawn(["model", "edited at", "sites", "word written", "neighbour kept"], lines)
+
+
 # --- editing
 
 EDITED = "f1_target", "exact", "ssim", "psnr_official", "seconds"
@@ -700,7 +709,7 @@ TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, chance,
-        other_sizes, searches, promised, over_reading, misread, limits, readers, edits, edits_told,
+        other_sizes, searches, promised, over_reading, misread, limits, readers, rewriting, edits, edits_told,
         edits_published, overhead, idle_hooks, full_size, attention, localization, published, disguises,
         safety_methods, safety_time, safety_published,
     )

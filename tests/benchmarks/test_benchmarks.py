@@ -116,7 +116,8 @@ def test_the_environment_names_no_host_and_no_path(benchmark):
 
 
 @pytest.mark.parametrize(
-    "name", [*NAMES, "attribution", "search", "carries", "other_prompts", "safety"]
+    "name",
+    [*NAMES, "attribution", "search", "carries", "other_prompts", "rewriting", "safety"],
 )
 def test_the_device_used_is_written_down(name, benchmark, monkeypatch):
     """The environment in a table is that of --device, whose first word it is asked with."""
@@ -393,6 +394,27 @@ def test_other_prompts(tables):
     assert len(found["sizes"]) == 10 and all(
         bool(row["refused"]) != bool(row["f1_middle"]) for row in found["sizes"]
     )
+
+
+def test_arms_of_rewriting(benchmark):
+    """The arms divide the sites into those found and the others, and the lot draws as many as were found."""
+    sites = [SimpleNamespace(index=i) for i in range(9)]
+    pipeline = SimpleNamespace(
+        defaults=SimpleNamespace(localized=(3, 4)), denoiser=SimpleNamespace(sites=sites)
+    )
+    arms = {arm: set(sites) for arm, (sites, _) in benchmark("rewriting").arms(pipeline).items()}
+    assert arms["found"] == arms["found, some preserved"] == {3, 4} and arms["none"] == set()
+    assert arms["all"] == arms["found"] | arms["all but found"] and len(arms["all"]) == 9
+    assert len(arms["by lot"]) == 2 and arms["by lot"] < arms["all but found"]
+
+
+# the default form is above; that a rewritten word is drawn is in tests/adapters/test_rewriting.py
+@pytest.mark.long
+def test_rewriting(run):
+    """Rewritten at the planted site the word is the other one, at as many others it is not."""
+    rows = run("rewriting", *"planted-sdxl --pairs 4 --steps 4".split())
+    written = {row["arm"]: float(row["written"]) for row in rows}
+    assert written["found"] > max(written["none"], written["by lot"], written["all but found"])
 
 
 def test_safety(tables, monkeypatch):

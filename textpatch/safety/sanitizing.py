@@ -262,8 +262,8 @@ def sanitize(
 
     Returns a Sanitized for each prompt.  Its `decision` is what may be logged.
     A detector, replacer or reader that fails refuses the prompt, as do words that the model cannot read.
-    Raises PatchError for no prompts, unknown sites, methods, readers and policies, a start outside the run, and a swap
-    that changed nothing.
+    Raises PatchError for no prompts, unknown sites, methods, readers and policies, a start outside the
+    run, and a swap that changed nothing.
     """
     asked = [prompts] if isinstance(prompts, str) else list(prompts)
     if not asked:
