@@ -32,16 +32,28 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
             file = Image.open(path, formats=["PNG"])
         with file:
             require_bounded(file, str(path))
-            if file.mode not in MODES:
-                modes = ", ".join(MODES)
-                raise StoreError(
-                    f"{path} has colours of mode {file.mode}; expected {modes}; make it anew"
-                )
-            return file.convert("RGB")
+            return as_rgb(file, str(path))
     except (OSError, ValueError, SyntaxError, struct.error, zlib.error, *_BOMBS) as error:
         raise StoreError(
             f"cannot read picture {path}: {error}; expected a whole PNG file, make it anew"
         ) from error
+
+
+def as_rgb(picture: Image.Image, what: str) -> Image.Image:
+    """A picture in RGB, without its transparency.
+
+    Raises StoreError for colours of another mode than MODES, and PatchError for what is no picture.
+    """
+    if not isinstance(picture, Image.Image):
+        raise PatchError(
+            f"{what} is {type(picture).__name__}; give a PIL picture, or the path of a PNG file"
+        )
+    if picture.mode not in MODES:
+        modes = ", ".join(MODES)
+        raise StoreError(
+            f"{what} has colours of mode {picture.mode}; expected {modes}; make it anew"
+        )
+    return picture.convert("RGB")
 
 
 def opened(image: Image.Image | str, run: Any) -> Image.Image:
