@@ -405,6 +405,9 @@ class DeterministicDDPM(DDPM):
 
     stochastic: ClassVar[bool] = False
 
+    def deterministic(self) -> DeterministicDDPM:
+        return self
+
     def step(
         self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None
     ) -> Tensor:

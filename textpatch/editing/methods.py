@@ -54,7 +54,7 @@ class FixedPoint(SamplerUndone):
 
     def invert(self, x: Tensor, predict: Prediction, step: int, memory: Memory) -> Tensor:
         return solvers.fixed_point(
-            x, *predict.undoing(step), iterations=self.iterations, tolerance=self.TOLERANCE
+            x, *predict.undoing(x, step), iterations=self.iterations, tolerance=self.TOLERANCE
         )
 
 
@@ -66,7 +66,7 @@ class DDIM(SamplerUndone):
     flows: ClassVar[bool | None] = False
 
     def invert(self, x: Tensor, predict: Prediction, step: int, memory: Memory) -> Tensor:
-        return solvers.fixed_point(x, *predict.undoing(step))
+        return solvers.fixed_point(x, *predict.undoing(x, step))
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class ReNoise(SamplerUndone):
     def invert(self, x: Tensor, predict: Prediction, step: int, memory: Memory) -> Tensor:
         late = bool(predict.timesteps[step] < solvers.LATE)
         return solvers.renoise(
-            x, *predict.undoing(step), iterations=self.iterations, average=late
+            x, *predict.undoing(x, step), iterations=self.iterations, average=late
         )
 
 

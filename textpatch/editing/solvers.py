@@ -29,47 +29,60 @@ AVERAGED = 5  # most predictions in that mean
 
 
 def fixed_point(
-    x: Tensor, predict: Predict, undo: Undo, *, iterations: int = 0, tolerance: float = 0.0
+    x: Tensor,
+    output: Tensor,
+    predict: Predict,
+    undo: Undo,
+    *,
+    iterations: int = 0,
+    tolerance: float = 0.0,
 ) -> Tensor:
     """Latents y that the sampler's step takes to x, by iteration of
 
-        y <- undo(x, predict(y)),   begun at y = x
+        y <- undo(x, predict(y)),   begun at y = undo(x, output)
 
-    With iterations 0 this is DDIM inversion, which predicts once, for x at the timestep of the noisier end.
-    A fixed point is exact: sampling takes it back to x.
+    With iterations 0 this is DDIM inversion.  A fixed point is exact: sampling takes it back to x.
 
+    output      what the denoiser predicts for x itself at the timestep of the noisier end
     iterations  most further predictions, each at the newest y
     tolerance   change of y, relative to its size, at which iterations end before
     Raises PatchError if y does not come to rest, which is where its last change exceeds its first.  In a
     contraction every change is smaller than the one before.
     """
-    y = undo(x, predict(x))
-    first = None
+    y = undo(x, output)
+    changes = []
     for _ in range(iterations):
         newer = undo(x, predict(y))
-        change = _size(newer - y)
+        changes.append(_size(newer - y))
         y = newer
-        first = change if first is None else first
-        if change <= tolerance * _size(y):
-            break
-    if first is not None and not change <= max(first, tolerance * _size(y)):
-        raise PatchError(f"its last change, {change:.2g}, exceeds its first, {first:.2g}")
+        if changes[-1] <= tolerance * _size(y):
+            return y
+    # written so that a change that is no number counts as well
+    if changes and not changes[-1] <= changes[0]:
+        raise PatchError(f"its last change, {changes[-1]:.2g}, exceeds its first, {changes[0]:.2g}")
     return y
 
 
 def renoise(
-    x: Tensor, predict: Predict, undo: Undo, *, iterations: int = 1, average: bool = False
+    x: Tensor,
+    output: Tensor,
+    predict: Predict,
+    undo: Undo,
+    *,
+    iterations: int = 1,
+    average: bool = False,
 ) -> Tensor:
     """Latents y that the sampler's step about takes to x, by ReNoise (arXiv 2403.14602).
 
-        e_k = predict(y_k),   y_(k+1) = undo(x, e_k),   begun at y_0 = x
+        y_(k+1) = undo(x, e_k),   e_k = predict(y_k),   begun at e_0 = output
 
     The result is the last y, or undo(x, mean of e_0 .. e_4) with `average`, as published below timestep 250.
     Neither its regularisation nor its correction of the noise is here.
 
+    output      what the denoiser predicts for x itself at the timestep of the noisier end
     iterations  predictions after the first
     """
-    predictions = [predict(x)]
+    predictions = [output]
     for _ in range(iterations):
         predictions.append(predict(undo(x, predictions[-1])))
     if average:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from textpatch.classifier_free import Guidance, Moment
+from textpatch.editing.solvers import Predict, Undo
 from textpatch.errors import PatchError
 
 
@@ -21,7 +22,8 @@ class Prediction:
     slots     slots of the step, None where every row reads its own text
     calls     how often the denoiser was called
 
-    sigmas (N + 1,) and timesteps (N,) are float32 on the latents' device, as the schedules have them.
+    sigmas (N + 1,) are the schedule's in float64 on the CPU, so that a level between two of them is exact.
+    timesteps (N,) are float32 on the latents' device.
     """
 
     pipeline: Any
@@ -34,12 +36,15 @@ class Prediction:
 
     def __post_init__(self) -> None:
         device = self.pipeline.device
-        self.sigmas = self.schedule.sigmas(self.steps).to(device)
+        self.sigmas = self.schedule.sigmas(self.steps).double().cpu()
         self.timesteps = self.schedule.timesteps(self.steps).to(device)
 
     def at_step(self, x: Tensor, step: int) -> Tensor:
         """Guided output (B, C, H, W) for latents x (B, C, H, W) entering a step."""
-        inputs = self.schedule.model_input(x, step, self.steps)
+        return self._in_step(self.schedule.model_input(x, step, self.steps), step)
+
+    def _in_step(self, inputs: Tensor, step: int) -> Tensor:
+        """Guided output (B, C, H, W) for what the denoiser is given at the timestep of a step."""
         moment = Moment(step, self.schedule.noise_units(step, self.steps))
         outputs = self._outputs(inputs, self.timesteps[step])
         return self.guidance.combine(outputs, moment, {})[0]
@@ -50,14 +55,20 @@ class Prediction:
 
     def outputs_at(self, x: Tensor, level: Tensor) -> dict[str, Tensor]:
         """Velocities (B, C, H, W) of a flow at a noise level, by guidance branch."""
-        return self._outputs(x, (level * self.schedule.num_train_timesteps).to(x.device).float())
+        time = (level * self.schedule.num_train_timesteps).float()
+        return self._outputs(x, time.to(x.device))
 
     def combined(self, outputs: dict[str, Tensor], guidance: Guidance, level: Tensor) -> Tensor:
         """Velocity (B, C, H, W) that a guidance makes of those of its branches."""
         return guidance.combine(outputs, Moment(0, float(1 - level)), {})[0]
 
-    def undoing(self, step: int):
-        """Functions `predict` and `undo` of a step, as `solvers.fixed_point` takes them."""
+    def undoing(self, x: Tensor, step: int) -> tuple[Tensor, Predict, Undo]:
+        """First output, `predict` and `undo` of a step, as `solvers.fixed_point` takes them.
+
+        x  (B, C, H, W) after the step.  The denoiser is first given what it would be given for x where x
+           lies, and told the timestep of the noisier end
+        """
+        output = self._in_step(self.schedule.model_input(x, step + 1, self.steps), step)
 
         def predict(y: Tensor) -> Tensor:
             return self.at_step(y, step)
@@ -65,7 +76,7 @@ class Prediction:
         def undo(x: Tensor, output: Tensor) -> Tensor:
             return self.schedule.invert_step(x, output, step, self.steps)
 
-        return predict, undo
+        return output, predict, undo
 
     @torch.no_grad()
     def _outputs(self, x: Tensor, time: Tensor) -> dict[str, Tensor]:
