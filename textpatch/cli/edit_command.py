@@ -18,6 +18,11 @@ from textpatch.cli.options import (
     add_swap_options,
     add_upscale_option,
 )
+from textpatch.cli.real_picture import (
+    add_picture_options,
+    edit_real_picture,
+    require_no_picture_options,
+)
 
 HELP = Help(
     usage="textpatch edit MODEL --source PROMPT --target PROMPT [options]",
@@ -29,12 +34,19 @@ The source prompt is generated again from the same noise, but the sites that car
 read the text of the target prompt. sheet.png shows source, edited and target picture side
 by side, and results.json keeps the plan that made them, which `textpatch audit` checks.
 
-Cost: three generations, in one batch.\
+With --picture the picture of a file is kept, which the source prompt describes. Its noise is
+found first, and the sheet shows beside the edit what comes back from it without one.
+
+Cost: three generations, in one batch; with --picture an inversion and two more.\
 """,
     examples=(
         (
             "another word on the same sign",
             f"textpatch edit planted-mmdit --source '{SENTENCE}' --target '{OTHER_SENTENCE}'",
+        ),
+        (
+            "another word in the picture of a file",
+            "textpatch edit planted-mmdit --picture sign.png --source '...' --target '...'",
         ),
     ),
 )
@@ -57,6 +69,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help=f"sites swapped together: {SITES_HELP} (default: those localised for the model)",
     )
     add_swap_options(swap)
+    add_picture_options(command)
     pictures = command.add_argument_group("how pictures are made")
     pictures.add_argument(
         "--seed", type=int, metavar="SEED", default=0, help="seed of the noise (default: 0)"
@@ -72,6 +85,10 @@ def edit(options) -> None:
     from textpatch.editing.localized import edit as edit_
     from textpatch.editing.localized import upscaled
 
+    if options.picture is not None:
+        show(*edit_real_picture(options))
+        return
+    require_no_picture_options(options)
     pipeline = load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
     upscaler = load_upscaler(options)
@@ -105,14 +122,16 @@ def edit(options) -> None:
         "results.json",
         {"schema_version": 1, **request, "plan_sha256": made.plan.sha256, "pictures": paths},
     )
-    run.write_bytes("sheet.png", _sheet(pictures))
-    print(run.folder / "sheet.png")
+    show(run, pictures)
 
 
-def _sheet(pictures: dict) -> bytes:
-    """Draw the pictures side by side, the edited one marked, as PNG."""
+def show(run, pictures: dict) -> None:
+    """Write the pictures side by side, the edited one marked, as sheet.png, and print its path."""
     from textpatch.pictures import png
     from textpatch.report.contact_sheet import draw_contact_sheet
 
     row = [(image, None) for image in pictures.values()]
-    return png(draw_contact_sheet([row], captions=list(pictures), best=1))
+    captions = list(pictures)
+    sheet = draw_contact_sheet([row], captions=captions, best=captions.index("edited"))
+    run.write_bytes("sheet.png", png(sheet))
+    print(run.folder / "sheet.png")
