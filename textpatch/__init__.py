@@ -7,7 +7,9 @@ from typing import Any
 _HOMES = {
     "attention": "segment_attention",
     "auditing.replay": "audit",
+    "editing.inversion": "Inversion invert",
     "editing.localized": "Edit edit",
+    "editing.real_pictures": "PictureEdit edit_picture",
     "errors": "PatchError",
     "hooks": "HookRegistry",
     "localization.heads": "head_search",

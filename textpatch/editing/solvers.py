@@ -20,6 +20,8 @@ Velocity = Callable[[Tensor, Tensor], Tensor]  # (x, noise level) -> v
 Predict = Callable[[Tensor], Tensor]  # latents at the noisier end of a step -> the denoiser's output there
 Undo = Callable[[Tensor, Tensor], Tensor]  # (x, output) -> latents that the sampler's step takes to x
 
+# Largest share of a change that the next may be.  With it six digits take 450 iterations.
+SLOWEST = 0.97
 # ReNoise's published settings
 LATE = 250  # timestep below which predictions are averaged
 AVERAGED = 5  # most predictions in that mean
@@ -46,8 +48,7 @@ def fixed_point(
     output      what the denoiser predicts for x itself at the timestep of the noisier end
     iterations  most further predictions, each at the newest y
     tolerance   change of y, relative to its size, at which iterations end before
-    Raises PatchError if y does not come to rest, which is where its last change exceeds its first.  In a
-    contraction every change is smaller than the one before.
+    Raises PatchError if y does not come to rest.  In a contraction every change is a share of the one before.
     """
     y = undo(x, output)
     changes = []
@@ -57,10 +58,21 @@ def fixed_point(
         y = newer
         if changes[-1] <= tolerance * _size(y):
             return y
-    # written so that a change that is no number counts as well
-    if changes and not changes[-1] <= changes[0]:
-        raise PatchError(f"its last change, {changes[-1]:.2g}, exceeds its first, {changes[0]:.2g}")
+    _require_rest(changes)
     return y
+
+
+def _require_rest(changes: list[float]) -> None:
+    """Raise PatchError unless changes shrink by a factor of less than SLOWEST each, on average."""
+    if len(changes) < 2:
+        return
+    rate = (changes[-1] / changes[0]) ** (1 / (len(changes) - 1))
+    # written so that a rate that is no number counts as well
+    if not rate < SLOWEST:
+        raise PatchError(
+            f"{len(changes)} iterations changed the latents by {changes[0]:.2g} at first and "
+            f"{changes[-1]:.2g} at last, and do not come to rest"
+        )
 
 
 def renoise(
