@@ -22,7 +22,8 @@ from support.recorded_inversions import (
     source,
 )
 from support.recorded_runs import distance
-from textpatch.editing import methods, solvers, velocities
+from textpatch.editing import inverting as methods
+from textpatch.editing import solvers, velocities
 from textpatch.editing.inversion import inverted
 from textpatch.errors import PatchError
 from textpatch.reference_models import schedules

@@ -12,7 +12,7 @@ from support.small_models import DEFAULTS, small_denoiser, small_encoders
 from support.strategies import randomize
 from textpatch import PatchError, edit_picture, invert, load
 from textpatch.editing import inversion
-from textpatch.editing.methods import METHODS, FlowEdit, NegativePrompt, RFInversion
+from textpatch.editing.inverting import METHODS, FlowEdit, NegativePrompt, RFInversion
 from textpatch.errors import PromptError, StoreError
 from textpatch.guidance import SafeLatentDiffusion
 from textpatch.metrics import Tesseract, mse

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from support.recorded_runs import FOLDER, RECORDINGS, distance
 from textpatch.editing.inversion import inverted
-from textpatch.editing.methods import FlowEdit, Method
+from textpatch.editing.inverting import FlowEdit, Method
 from textpatch.editing.solved import Moving, Solved
 from textpatch.guidance import ClassifierFree
 from textpatch.plan import Plan, Row, Swap

@@ -11,7 +11,7 @@ from textpatch.cli.models import load_sized
 from textpatch.cli.opening import open_run
 from textpatch.errors import PatchError
 
-# the names of textpatch.editing.methods, which imports torch
+# the names of textpatch.editing.inverting, which imports torch
 INVERSIONS = (
     "ddim",
     "fixed_point",
@@ -88,7 +88,7 @@ def edit_real_picture(options) -> tuple:
 
 def _request(options, made) -> dict:
     """Return everything that decides an edit of a picture, whose pixels stand for it."""
-    from textpatch.editing.methods import settings
+    from textpatch.editing.inverting import settings
     from textpatch.guidance import described
 
     return dict(

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from textpatch import metrics
-from textpatch.editing.methods import DEFAULT, FlowEdit, Memory, Method, as_method
+from textpatch.editing.inverting import DEFAULT, FlowEdit, Memory, Method, as_method
 from textpatch.editing.solved import Solved
 from textpatch.editing.velocities import Prediction, require_forgetful
 from textpatch.errors import PatchError
@@ -127,7 +127,7 @@ def invert(
 
     picture   a PIL picture, or a PNG file, of the size that the model draws
     prompt    what the picture shows
-    method    a name of `textpatch.editing.methods`, or an object from there
+    method    a name of `textpatch.editing.inverting`, or an object from there
     steps     steps of the run, the pipeline's own when None
     guidance  of the second drawing, the pipeline's own when None
     seed      of the noise that RF-Inversion pulls towards.  The other methods draw none

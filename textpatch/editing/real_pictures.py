@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from textpatch.editing.inversion import LIMIT, Inversion, flows, given_picture, invert, latents_of
-from textpatch.editing.methods import DEFAULT, AnyMethod, FlowEdit, NegativePrompt, as_method
+from textpatch.editing.inverting import DEFAULT, AnyMethod, FlowEdit, NegativePrompt, as_method
 from textpatch.editing.solved import Moving, Solved, rescaled
 from textpatch.errors import PatchError
 from textpatch.groups import require_start, row_name, rows_and_plan
@@ -100,7 +100,7 @@ def edit_picture(
     source, target  prompts, each with one word in double quotes.  The source describes the picture
     sites           where to swap, the sites localised for the model when None
     start           first patched step.  Step 0 is the noisiest
-    method          a name of `textpatch.editing.methods`, or an object from there
+    method          a name of `textpatch.editing.inverting`, or an object from there
     seed            of the noises of RF-Inversion and FlowEdit.  The other methods draw none
     steps           steps of the run, the pipeline's own when None
     guidance        guidance of the run, the pipeline's own when None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from textpatch.classifier_free import ClassifierFree, Guidance, State, Unguided
-from textpatch.editing.methods import FlowEdit, Memory, Method
+from textpatch.editing.inverting import FlowEdit, Memory, Method
 from textpatch.editing.solvers import noised
 from textpatch.editing.velocities import Prediction, require_forgetful
 from textpatch.errors import PatchError

@@ -267,7 +267,7 @@ def as_method(method: str | AnyMethod, flows: bool, name: str) -> AnyMethod:
         method = METHODS[method]()
     wanted = getattr(method, "flows", "none")
     if wanted not in (True, False, None):
-        raise PatchError(f"method is {method!r}; give a name, or an object of textpatch.editing.methods")
+        raise PatchError(f"method is {method!r}; give a name, or an object of textpatch.editing.inverting")
     if wanted is not None and wanted != flows:
         kinds = {True: "a rectified flow", False: "a noise model"}
         fit = [kind for kind, made in METHODS.items() if made.flows in (None, flows)]
