@@ -8,6 +8,8 @@
 PYTHON ?= python3
 # on a busy machine threads that wait for each other cost more than they bring to models this small
 export OMP_NUM_THREADS ?= 1
+# a process need not compile what the one before it has compiled: half a second of every command
+unexport PYTHONDONTWRITEBYTECODE
 TEXTPATCH := .venv/bin/textpatch
 SOURCE := a red sign that says "HELLO" on a blue wall
 TARGET := a green badge that says "WORLD" on a striped yellow wall

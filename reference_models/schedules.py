@@ -391,7 +391,6 @@ class DDPM(Diffusion):
         abar = trained_abars(self)[t].to(wide)
         return (abar.sqrt() * wide + (1 - abar).sqrt() * noise).to(x.dtype)
 
-
     def deterministic(self) -> DeterministicDDPM:
         return DeterministicDDPM(self.num_train_timesteps)
 

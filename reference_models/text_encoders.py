@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    BatchEncoding,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    PreTrainedTokenizerBase,
-    T5EncoderModel,
-)
-from transformers.utils import ModelOutput
 
 from textpatch.errors import PatchError, PromptError, WeightsError, closest
 from textpatch.reference_models.layers import TextCondition
+
+if TYPE_CHECKING:  # importing transformers takes 3 s, and a denoiser does without
+    from transformers import (
+        BatchEncoding,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        PreTrainedTokenizerBase,
+        T5EncoderModel,
+    )
+    from transformers.utils import ModelOutput
 
 # Tokens that the published pipelines of SD3 and of DeepFloyd IF give a T5, whose tokenizer would take more.
 # A CLIP is given what its tokenizer takes, and reads no more than it has positions.  A T5 has no positions.

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
 common = settings(deadline=None, print_blob=True, suppress_health_check=QUIET)
-settings.register_profile("ci", common, derandomize=True, max_examples=20)
+settings.register_profile("ci", common, derandomize=True, max_examples=10)
 settings.register_profile("deep", common, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 torch.set_num_threads(1)

@@ -7,9 +7,11 @@ from typing import Any
 _HOMES = {
     "attention": "segment_attention",
     "auditing.replay": "audit",
+    "editing.comparing": "compare",
     "editing.inversion": "Inversion invert",
-    "editing.localized": "Edit edit",
+    "editing.methods": "edit",
     "editing.real_pictures": "PictureEdit edit_picture",
+    "editing.result": "Edit",
     "errors": "PatchError",
     "hooks": "HookRegistry",
     "localization.heads": "head_search",

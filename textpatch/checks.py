@@ -98,7 +98,8 @@ def _require_only_read(row: Row) -> None:
     """Raise PatchError for what a row that is not sampled is given and nothing would use."""
     if starts_by_itself(row):
         raise PatchError(
-            f"row {row.name!r} is not sampled, and so starts from nothing; leave out joins, latents, copies, path"
+            f"row {row.name!r} is not sampled, and so starts from nothing; "
+            "leave out joins, latents, copies, path"
         )
     if row.pooled is not None:
         raise PatchError(

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import (
-    AutoTokenizer,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    PreTrainedTokenizerBase,
-    T5Config,
-    T5EncoderModel,
-)
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.pipeline import LatentPixels, pixels
@@ -31,6 +23,14 @@ from textpatch.weights.fill import Part, fill_module
 from textpatch.weights.layouts import CLIP, T5
 from textpatch.weights.locating import File, Folder, explained
 from textpatch.weights.sizes import require_held
+
+if TYPE_CHECKING:  # transformers is imported where it builds something
+    from transformers import (
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        PreTrainedTokenizerBase,
+        T5EncoderModel,
+    )
 
 # entries of the encoders' configurations that decide their shapes and their arithmetic
 CLIP_SIZES = (
@@ -79,7 +79,21 @@ class Builder:
         dtype = torch.float32 if config.force_upcast else self.dtype
         return LatentPixels(fill_module(vae, part, dtype=dtype, device=self.device))
 
-    def clip(self, component: str, kind=CLIPTextModelWithProjection) -> nn.Module:
+    def clip(self, component: str) -> CLIPTextModel:
+        """CLIP whose pooled vector is not projected."""
+        from transformers import CLIPTextModel
+
+        return self._filled_clip(component, CLIPTextModel)
+
+    def projecting_clip(self, component: str) -> CLIPTextModelWithProjection:
+        """CLIP whose pooled vector is projected."""
+        from transformers import CLIPTextModelWithProjection
+
+        return self._filled_clip(component, CLIPTextModelWithProjection)
+
+    def _filled_clip(self, component: str, kind: type[nn.Module]) -> nn.Module:
+        from transformers import CLIPTextConfig
+
         sizes, part = self.source.encoder(component, CLIP, CLIP_SIZES)
         require_held(self.source.path / component, sizes, part)
         with explained(self.source.path / component / "config.json"), torch.device("meta"):
@@ -92,6 +106,8 @@ class Builder:
         return clip
 
     def t5(self, component: str) -> T5EncoderModel:
+        from transformers import T5Config, T5EncoderModel
+
         sizes, part = self.source.encoder(component, T5, T5_SIZES)
         require_held(self.source.path / component, sizes, part)
         with explained(self.source.path / component / "config.json"), torch.device("meta"):
@@ -105,6 +121,8 @@ class Builder:
 
     def tokenizer(self, component: str) -> PreTrainedTokenizerBase:
         """Tokenizer of a folder, tried on two prompts, because a file may be read and still be of no use."""
+        from transformers import AutoTokenizer
+
         folder = self.source.tokenizer(component)
         if not folder.is_dir():
             raise WeightsError(
@@ -131,7 +149,7 @@ class Builder:
 def sdxl(build: Builder) -> tuple[nn.Module, nn.Module]:
     """Text encoders and denoiser of an SDXL."""
     tokenizers = build.tokenizer("tokenizer"), build.tokenizer("tokenizer_2")
-    clips = build.clip("text_encoder", CLIPTextModel), build.clip("text_encoder_2")
+    clips = build.clip("text_encoder"), build.projecting_clip("text_encoder_2")
     zeros = getattr(build.source, "index", {}).get("force_zeros_for_empty_prompt", True)
     with explained(build.source.path):
         encoders = SDXLTextEncoders(*clips, tokenizers, zeros)
@@ -143,7 +161,7 @@ def sd3(build: Builder) -> tuple[nn.Module, nn.Module]:
     tokenizers = [build.tokenizer("tokenizer"), build.tokenizer("tokenizer_2")]
     if build.source.has("text_encoder_3"):
         tokenizers.append(build.tokenizer("tokenizer_3"))
-    clips = build.clip("text_encoder"), build.clip("text_encoder_2")
+    clips = build.projecting_clip("text_encoder"), build.projecting_clip("text_encoder_2")
     t5 = None
     if build.source.has("text_encoder_3"):
         t5 = build.t5("text_encoder_3")

@@ -111,12 +111,12 @@ ALGEBRA = [
 
 @pytest.mark.parametrize("law", ALGEBRA, ids=lambda law: law.__name__)
 def test_algebra(law, long):
-    """The law on 40 random cases of any architecture; on 5,000 in the long form.
+    """The law on 12 random cases of any architecture; on 5,000 in the long form.
 
     Each law's faults break it on one case of each architecture (test_faults.py), so that few cases notice
     much.
     """
-    settings(max_examples=5000 if long else 40)(
+    settings(max_examples=5000 if long else 12)(
         given(st.sampled_from(ARCHITECTURES).flatmap(cases))(law)
     )()
 

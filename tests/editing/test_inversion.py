@@ -258,7 +258,11 @@ def test_sampling_along_a_fixed_point_is_the_identity(monkeypatch):
     """Fault: every iteration predicts for the cleaner latents."""
     require_identity_along_a_fixed_point()
     plant(
-        monkeypatch, solvers, "fixed_point", "newer = undo(x, predict(y))", "newer = undo(x, predict(x))"
+        monkeypatch,
+        solvers,
+        "fixed_point",
+        "newer = undo(x, predict(y))",
+        "newer = undo(x, predict(x))",
     )
     with pytest.raises(AssertionError):
         require_identity_along_a_fixed_point()

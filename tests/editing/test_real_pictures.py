@@ -12,7 +12,7 @@ from support.small_models import DEFAULTS, small_denoiser, small_encoders
 from support.strategies import randomize
 from textpatch import PatchError, edit_picture, invert, load
 from textpatch.editing import inversion
-from textpatch.editing.inverting import METHODS, FlowEdit, NegativePrompt, RFInversion
+from textpatch.editing.inverting import INVERSIONS, FlowEdit, NegativePrompt, RFInversion
 from textpatch.errors import PromptError, StoreError
 from textpatch.guidance import SafeLatentDiffusion
 from textpatch.metrics import Tesseract, mse
@@ -168,7 +168,10 @@ def test_pictures_that_the_model_cannot_take_are_refused(planted, given, says):
     "options, says",
     [
         (dict(method="dim"), "no inversion is called 'dim'; closest: ddim"),
-        (dict(method="ddim"), "ddim is a method of a noise model, and planted-mmdit is a rectified"),
+        (
+            dict(method="ddim"),
+            "ddim is a method of a noise model, and planted-mmdit is a rectified",
+        ),
         (dict(method=3), "method is 3; give a name"),
         (dict(method=FlowEdit(last=2)), "the last 2 of 8 steps"),
         (dict(method=FlowEdit(), guidance=1), "FlowEdit's source has guidance 1.5"),
@@ -215,6 +218,6 @@ def test_the_other_branch_reads_the_source_prompt(picture):
 
 def test_the_names_of_methods():
     """Each is found by its name, and the settings of RF-Inversion say when eta acts."""
-    assert all(made.name == name for name, made in METHODS.items())
+    assert all(made.name == name for name, made in INVERSIONS.items())
     fading = RFInversion(eta=0.8, start=0.25, stop=0.75, decay=2.0)
     assert [fading.pull(step, 4) for step in range(4)] == [0, 0.8 * 0.75**2, 0.8 * 0.5**2, 0]

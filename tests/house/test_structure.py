@@ -22,8 +22,9 @@ OUTER = {
 LAYERS = [
     ["cli", "examples"],
     ["weights"],
+    ["editing"],
     ["localization"],
-    ["auditing", "editing", "testing"],
+    ["auditing", "testing"],
     ["report"],
     ["groups"],
     ["prompts", "runs"],

@@ -31,7 +31,7 @@ REVEALED = {
     "pictures": "list[PIL.Image.Image]",
     "found": "textpatch.localization.layers.Localization",
     "ranked": "list[tuple[int, ...]]",
-    "edited": "textpatch.editing.localized.Edit",
+    "edited": "textpatch.editing.result.Edit",
     "edited.image": "PIL.Image.Image",
     "edited.ledger": "textpatch.ledger.Ledger",
     "plan": "textpatch.plan.Plan",

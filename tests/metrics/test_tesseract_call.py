@@ -57,9 +57,12 @@ def reading(folder: Path, timeout: float = 60, **options) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", READS, str(timeout)], env=environment, **options)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_no_program_outlives_its_reader(tmp_path, how):
-    """SIGINT, SIGTERM, SIGKILL amid a reading: soon no tesseract is left, and no file at any time."""
+    """SIGINT, SIGKILL amid a reading: soon no tesseract is left, and no file at any time; SIGTERM in the long
+    form, which ends Python as SIGKILL does."""
     python = reading(tmp_path, stderr=subprocess.DEVNULL)
     assert wait_until(lambda: readers(tmp_path), 60)
     time.sleep(0.5)
@@ -105,16 +108,16 @@ def test_a_reading_begun_survives_the_terminals_interrupt(monkeypatch):
 
 
 def test_each_picture_reads_as_it_would_alone():
-    """70 pictures of words and of noise, in two processes, read the same alone, together and backwards."""
+    """30 pictures of words and of noise, in two processes, read the same alone, together and backwards."""
     rng = np.random.default_rng(0)
-    words = ["".join(rng.choice(list("ABCDEFGHIJKLMNOPRSTUVWXYZ"), 5)) for _ in range(60)]
-    noise = [Image.fromarray(rng.integers(0, 256, (24, 90), dtype=np.uint8)) for _ in range(10)]
+    words = ["".join(rng.choice(list("ABCDEFGHIJKLMNOPRSTUVWXYZ"), 5)) for _ in range(24)]
+    noise = [Image.fromarray(rng.integers(0, 256, (24, 90), dtype=np.uint8)) for _ in range(6)]
     pictures = [draw(word, 16 + i % 20) for i, word in enumerate(words)] + noise
     engine = Tesseract()
     together = engine.read(pictures)
     assert together == engine.read(pictures[::-1])[::-1]
     assert together[::5] == [engine.read([picture])[0] for picture in pictures[::5]]
-    assert len({reading.text for reading in together}) > 40
+    assert len({reading.text for reading in together}) > 16
 
 
 HOSTILE = [

@@ -193,14 +193,14 @@ def equals_diffusers(diffusers, config, batch, seed):
 STAGE_I = dict(in_channels=st.integers(1, 4), out_channels=st.integers(1, 6))
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(config=configs(**STAGE_I), batch=batches(), seed=st.integers(0, 99))
 def test_stage_i_equals_diffusers(diffusers, config, batch, seed):
     """Stage I = UNet2DConditionModel: output, and text K and V of every site; pictures need not be square."""
     equals_diffusers(diffusers, config, batch, seed)
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(
     config=configs(**{name: st.just(value) for name, value in STAGE_II.items()}),
     batch=batches(),
@@ -222,7 +222,7 @@ MIXED = dict(
 )
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(config=configs(**MIXED), batch=batches(), seed=st.integers(0, 99))
 def test_each_setting_alone_equals_diffusers(diffusers, config, batch, seed):
     """Every setting in which the stages differ means the same on its own, in models between the two."""

@@ -131,7 +131,7 @@ def batches():
     )
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(config=configs(), batch=batches(), seed=st.integers(0, 99))
 def test_sdxl_equals_diffusers(diffusers, config, batch, seed):
     """SDXL = UNet2DConditionModel: output, and text K and V of every site, in the order of `sites`.

@@ -11,7 +11,7 @@ from PIL import Image
 from support.small_models import PROMPTS, small_pipeline
 from support.strategies import randomize
 from textpatch import capture, cli, edit, load, patch
-from textpatch.editing.localized import upscaled
+from textpatch.editing.result import upscaled
 from textpatch.errors import PatchError, WeightsError
 from textpatch.metrics import Tesseract
 from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels
@@ -112,10 +112,10 @@ def test_picture_prompt_seed_and_level_all_matter(stage_ii):
 
 
 def test_the_shipped_stage_ii_draws_what_it_is_given(long):
-    """Of drawings of 3 held-out words, --long all 283: read as well as clean ones, and less than half as
+    """Of drawings of 2 held-out words, --long all 283: read as well as clean ones, and less than half as
     far from the large drawings as bicubic enlargements; a model that is not trained draws neither."""
     pipeline, fmt = load("tiny-if-ii"), SignFormat()
-    signs, large = evaluation.held_out_signs(len(TEST) if long else 3, fmt), fmt.enlarged(2)
+    signs, large = evaluation.held_out_signs(len(TEST) if long else 2, fmt), fmt.enlarged(2)
     small, truth = (evaluation.clean_pictures(signs, size) for size in (fmt, large))
     made, reader = evaluation.generated_pictures(pipeline, signs, small), Tesseract(scale=1)
     assert evaluation.reading_accuracy(made, signs, large, reader).mean() >= 0.95

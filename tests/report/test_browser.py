@@ -213,11 +213,17 @@ MORE_FAULTS = {
     "eyes, fault",
     [
         *((parsed, fault) for fault in FAULTS | MORE_FAULTS),
-        *(pytest.param(browsed, fault, marks=needs_browser) for fault in FAULTS),
+        *(
+            pytest.param(browsed, fault, marks=[needs_browser, pytest.mark.long])
+            for fault in FAULTS
+        ),
     ],
 )
 def test_a_fault_is_noticed(eyes, fault, run, tmp_path, monkeypatch):
-    """The page of a hostile text does not hold what is tested above, with the fault in place."""
+    """The page of a hostile text does not hold what is tested above, with the fault in place.
+
+    By default they are planted under the parser's eyes.  What a browser alone sees is below.
+    """
     result, records = hostile(run, HOSTILE[0])
     plant(monkeypatch, *(FAULTS | MORE_FAULTS)[fault])
     with pytest.raises(AssertionError):

@@ -73,8 +73,8 @@ def test_readings_are_coloured_by_what_they_say():
 
 def test_seventy_large_pictures_stay_bounded():
     """A sheet of all SDXL sites at 1024 px is shrunk, not refused and not enormous."""
-    rows = [[(Image.new("L", (1024, 1024)), HOSTILE)] * 72] * 2
-    sheet = draw_contact_sheet(rows, captions=[HOSTILE] * 72, words=[("a", "b")] * 2)
+    rows = [[(Image.new("L", (1024, 1024)), HOSTILE)] * 72]
+    sheet = draw_contact_sheet(rows, captions=[HOSTILE] * 72, words=[("a", "b")])
     assert sheet.width <= 14_000
     assert sheet.height <= 1000
 

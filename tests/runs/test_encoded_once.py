@@ -65,7 +65,7 @@ def test_the_command_line_encodes_once_and_a_finished_run_not_at_all(
     """
     model = str(save_small(tmp_path / "small"))
     monkeypatch.chdir(tmp_path)
-    command = ["localize", model, "--pairs", "4", "--out", "run"]
+    command = ["localize", model, "--pairs", "4", "--steps", "1", "--out", "run"]
     assert cli.main(command) == 0 and encoded == Counter(DISTINCT)
     encoded.clear()
     assert cli.main(command) == 0 and encoded == Counter()

@@ -345,7 +345,7 @@ def test_shards_of_the_command_line(weights, here, monkeypatch, capfd):
     """--shard 0/2, then RANK 1 of WORLD_SIZE 2: one default folder, one record file each, the
     undivided files.
     """
-    command = ["localize", weights, "--pairs", "3"]
+    command = ["localize", weights, "--pairs", "3", "--steps", "1"]
     assert cli.main([*command, "--shard", "0/2"]) == 0
     told = capfd.readouterr().out
     assert (
@@ -383,7 +383,7 @@ def test_two_processes_at_once(weights, here):
     """Both shards at the same time: whoever ends last writes the files of the undivided run, at
     times both do.
     """
-    command = ["localize", weights, "--pairs", "3", "--out"]
+    command = ["localize", weights, "--pairs", "3", "--steps", "1", "--out"]
 
     def shard(index):
         if cli.main([*command, "both", "--shard", f"{index}/2"]):

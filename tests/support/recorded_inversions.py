@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from support.recorded_runs import FOLDER, RECORDINGS, distance
 from textpatch.editing.inversion import inverted
-from textpatch.editing.inverting import FlowEdit, Method
+from textpatch.editing.inverting import FlowEdit, InversionMethod
 from textpatch.editing.solved import Moving, Solved
 from textpatch.guidance import ClassifierFree
 from textpatch.plan import Plan, Row, Swap
@@ -86,9 +86,7 @@ def sinusoids(t: torch.Tensor, width: int) -> torch.Tensor:
     """Sinusoids of the recording machine, whose last bits differ from CPU to CPU."""
     made = timestep_sinusoids(t, width)
     if width == 256:
-        known = dict(
-            zip(INPUTS["flow_sd3/times"].tolist(), INPUTS["flow_sd3/t_emb"], strict=True)
-        )
+        known = dict(zip(INPUTS["flow_sd3/times"].tolist(), INPUTS["flow_sd3/t_emb"], strict=True))
         for row, time in zip(made, t.tolist(), strict=True):
             row.copy_(known[time])
     return made
@@ -102,7 +100,7 @@ def on_their_machine() -> ExitStack:
     return stack
 
 
-def inverts(folder: str, run: str, schedule, method: Method, **options) -> float:
+def inverts(folder: str, run: str, schedule, method: InversionMethod, **options) -> float:
     """Distance from a recorded inversion of prompts A, all steps counted."""
     pipeline = pipeline_of(folder, schedule, **options)
     expected = recorded(folder, run)
@@ -117,7 +115,7 @@ def samples(
     folder: str,
     run: str,
     schedule,
-    method: Method,
+    method: InversionMethod,
     *,
     begun: str,
     prompt: str = "A",

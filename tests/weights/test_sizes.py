@@ -108,7 +108,7 @@ def build(folder: Path, component: str) -> None:
     elif component == "text_encoder_3":
         builder.t5(component)
     else:
-        builder.clip(component)
+        builder.projecting_clip(component)
 
 
 def refused(folder: Path, component: str) -> tuple[str, float]:

@@ -83,8 +83,8 @@ def _first_plan(run: Run, request: dict) -> tuple[Pair, int, Plan]:
     """Pair, seed and plan of the first record of a run."""
     if "picture" in request:
         raise PatchError(
-            f"{run.folder} edits a real picture, and an audit begins from a seed's noise; audit it in Python, "
-            "with the inverted latents in the rows: textpatch.auditing.replay.audit(pipeline, rows, plan, ...)"
+            f"{run.folder} edits a real picture, and an audit begins from a seed's noise; audit it in "
+            "Python, by textpatch.auditing.replay.audit(...) of rows with the inverted latents"
         )
     if request["command"] == "edit":
         plan = Plan.from_json(json.dumps(request["plan"]))

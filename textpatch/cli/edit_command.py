@@ -82,8 +82,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def edit(options) -> None:
     """Make source, edited and target picture, and keep them with the plan that made them."""
-    from textpatch.editing.localized import edit as edit_
-    from textpatch.editing.localized import upscaled
+    from textpatch.editing.methods import edit as edit_
+    from textpatch.editing.result import upscaled
 
     if options.picture is not None:
         show(*edit_real_picture(options))

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from textpatch import metrics
-from textpatch.editing.inverting import DEFAULT, FlowEdit, Memory, Method, as_method
+from textpatch.editing.inverting import DEFAULT, FlowEdit, InversionMethod, Memory, as_method
 from textpatch.editing.solved import Solved
 from textpatch.editing.velocities import Prediction, require_forgetful
 from textpatch.errors import PatchError
@@ -74,7 +74,7 @@ class Inversion:
 
     picture: Image.Image
     prompt: str
-    method: Method
+    method: InversionMethod
     steps: int
     guidance: float | Guidance
     seed: int
@@ -114,7 +114,7 @@ def invert(
     picture: Image.Image | str | os.PathLike,
     prompt: str,
     *,
-    method: str | Method = DEFAULT,
+    method: str | InversionMethod = DEFAULT,
     steps: int | None = None,
     guidance: float | Guidance | None = None,
     seed: int = 0,
@@ -191,7 +191,12 @@ def flows(pipeline: Any) -> bool:
 
 @torch.no_grad()
 def inverted(
-    pipeline: Any, latents: Tensor, prompts: list[str], method: Method, steps: int, seed: int = 0
+    pipeline: Any,
+    latents: Tensor,
+    prompts: list[str],
+    method: InversionMethod,
+    steps: int,
+    seed: int = 0,
 ) -> tuple[Tensor, int]:
     """Trajectories (N + 1, B, C, H, W) from noise to pictures, and the number of calls of the denoiser.
 
@@ -213,7 +218,7 @@ def inverted(
     return torch.stack(path[::-1]), predict.calls
 
 
-def _diverged(step: int, predict: Prediction, method: Method, why: str) -> PatchError:
+def _diverged(step: int, predict: Prediction, method: InversionMethod, why: str) -> PatchError:
     time = float(predict.timesteps[step])
     return PatchError(
         f"{method.name} diverges at step {step} of {predict.steps}, timestep {time:.1f}: {why}; "
@@ -221,7 +226,7 @@ def _diverged(step: int, predict: Prediction, method: Method, why: str) -> Patch
     )
 
 
-def _require_represented(errors: Errors, limit: float, name: str, method: Method) -> None:
+def _require_represented(errors: Errors, limit: float, name: str, method: InversionMethod) -> None:
     """Raise PatchError for a picture that an edit would lose, because the model cannot represent it."""
     if errors.guided <= limit:
         return

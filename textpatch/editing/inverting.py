@@ -20,11 +20,13 @@ from textpatch.errors import PatchError, closest
 Memory = dict[str, Tensor]
 
 
-class Method(Protocol):
+class InversionMethod(Protocol):
     """A way from a picture to noise, and back."""
 
     name: ClassVar[str]
-    flows: ClassVar[bool | None]  # True for flows alone, False for noise models alone, None for both
+    flows: ClassVar[
+        bool | None
+    ]  # True for flows alone, False for noise models alone, None for both
 
     def invert(self, x: Tensor, predict: Prediction, step: int, memory: Memory) -> Tensor:
         """Latents entering a step, from the latents x (B, C, H, W) after it."""
@@ -173,9 +175,7 @@ class RFInversion:
     def sample(self, x: Tensor, predict: Prediction, step: int, memory: Memory) -> Tensor:
         now, after = predict.sigmas[step : step + 2]
         eta = self.pull(step, predict.steps)
-        return solvers.towards_picture(
-            x, memory["picture"], predict.at_level, now, after, eta=eta
-        )
+        return solvers.towards_picture(x, memory["picture"], predict.at_level, now, after, eta=eta)
 
     def pull(self, step: int, steps: int) -> float:
         """The value of eta in a step."""
@@ -234,8 +234,8 @@ class FlowEdit:
         return steps - moving
 
 
-AnyMethod = Method | FlowEdit
-METHODS: dict[str, Callable[[], AnyMethod]] = {
+AnyMethod = InversionMethod | FlowEdit
+INVERSIONS: dict[str, Callable[[], AnyMethod]] = {
     kind.name: kind
     for kind in (
         DDIM,
@@ -262,15 +262,17 @@ def as_method(method: str | AnyMethod, flows: bool, name: str) -> AnyMethod:
     Raises PatchError for an unknown name, and for a method of the other kind of models.
     """
     if isinstance(method, str):
-        if method not in METHODS:
-            raise PatchError(f"no inversion is called {method!r}{closest(method, METHODS)}")
-        method = METHODS[method]()
+        if method not in INVERSIONS:
+            raise PatchError(f"no inversion is called {method!r}{closest(method, INVERSIONS)}")
+        method = INVERSIONS[method]()
     wanted = getattr(method, "flows", "none")
     if wanted not in (True, False, None):
-        raise PatchError(f"method is {method!r}; give a name, or an object of textpatch.editing.inverting")
+        raise PatchError(
+            f"method is {method!r}; give a name, or an object of textpatch.editing.inverting"
+        )
     if wanted is not None and wanted != flows:
         kinds = {True: "a rectified flow", False: "a noise model"}
-        fit = [kind for kind, made in METHODS.items() if made.flows in (None, flows)]
+        fit = [kind for kind, made in INVERSIONS.items() if made.flows in (None, flows)]
         raise PatchError(
             f"{method.name} is a method of {kinds[wanted]}, and {name} is {kinds[flows]}; "
             f"give {', '.join(fit)}"

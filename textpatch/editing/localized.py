@@ -5,120 +5,125 @@ The source's run reads the target's text at a few sites.  (ICLR 2025, sec. 5.2)
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from PIL import Image
-
+from textpatch.bank import prompt_settles_text
+from textpatch.editing.result import Edit
 from textpatch.errors import PatchError
 from textpatch.groups import require_start, rows_and_plan
 from textpatch.guidance import Guidance, require_branch
-from textpatch.html import figure, fragment, safe
-from textpatch.ledger import Ledger
-from textpatch.pipelines import SupportsSampling, require_parts
-from textpatch.plan import Plan
+from textpatch.pipelines import SupportsSampling
+from textpatch.plan import Row
 from textpatch.ports.shipped import site_indices
-from textpatch.prompts.pairs import SOURCE, TARGET, Pair, require_apart
+from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.sampling import sample
 
 
 @dataclass(frozen=True)
-class Edit:
-    """Result of `edit`.
+class Localized:
+    """Method of editing that swaps the target's text K and V into the source's run.
 
-    image   the edited picture
-    source, target  the plain pictures of both prompts from the same noise
-    plan, pair, seed, steps, guidance  everything needed to make the picture again
-    ledger  what the swaps changed
+    sites   where to swap, the sites localised for the model when None
+    start   first patched step.  Step 0 is the noisiest
+    branch  "both" guidance branches are patched (official), or "cond" alone
+    Where text is static the target's prompt is encoded, and its row runs only if its picture is asked for.
     """
 
-    image: Image.Image
-    source: Image.Image
-    target: Image.Image
-    plan: Plan
-    pair: Pair
-    seed: int
-    steps: int
-    guidance: float | Guidance
-    ledger: Ledger = field(default=Ledger(), repr=False)
+    sites: object = None
+    start: int = 0
+    branch: str = "both"
+    name = "localized"
 
-    def _repr_html_(self) -> str:
-        asked, wanted = (safe(word) for word in self.pair.words)
-        pictures = {
-            "source": (self.source, asked),
-            "edited": (self.image, wanted),
-            "target": (self.target, wanted),
-        }
-        figures = [
-            figure(image, name, f"asked for <b>{word}</b>")
-            for name, (image, word) in pictures.items()
-        ]
-        return fragment(f'<div class="gallery">{"".join(figures)}</div>{self.plan._repr_html_()}')
+    def __call__(
+        self,
+        pipeline: SupportsSampling,
+        pair: Pair,
+        *,
+        seed: int,
+        steps: int,
+        guidance: float | Guidance,
+        also: Sequence[str] = (SOURCE, TARGET),
+    ) -> Edit:
+        """Make the edited picture.  See `textpatch.editing.methods.Method`.
+
+        Raises PatchError for unknown sites, for a model without localised ones, for a start outside the run,
+        for one branch of a run that has no other, and for a swap that changed nothing.
+        """
+        require_start(self.start, steps)
+        require_branch(self.branch, guidance)
+        chosen = site_indices(pipeline.denoiser, sites_of(pipeline, self.sites))
+        rows, plan = rows_and_plan(pair, seed, [chosen], steps, self.start, self.branch)
+        rows = _needed(rows, also, settled=prompt_settles_text(pipeline.denoiser))
+        made = sample(pipeline, rows, plan, steps=steps, guidance=guidance)
+        made.ledger.require()
+        return Edit(
+            image=made.images[rows[-1].name],
+            source=_asked_for(SOURCE, made.images, also),
+            target=_asked_for(TARGET, made.images, also),
+            plan=plan,
+            pair=pair,
+            seed=seed,
+            steps=steps,
+            guidance=made.guidance,
+            ledger=made.ledger,
+            method=self.name,
+            generations=sum(row.sampled for row in rows),
+        )
 
 
-def edit(
-    pipeline: SupportsSampling,
-    source: str,
-    target: str,
-    *,
-    sites=None,
-    start: int = 0,
-    seed: int = 0,
-    steps: int | None = None,
-    guidance: float | Guidance | None = None,
-    branch: str = "both",
-) -> Edit:
-    """Generate the source prompt's picture with the target prompt's word in it.
+def sites_of(pipeline: SupportsSampling, sites):
+    """Sites to swap at, those localised for the model when None.
 
-    The target's text K and V are swapped into the source's run at some sites, from one step on.
-
-    source, target  prompts, each with one word in double quotes
-    sites           where to swap, the sites localised for the model when None
-    start           first patched step.  Step 0 is the noisiest
-    seed            of the noise that all pictures begin with
-    steps           denoising steps, the pipeline's own when None
-    guidance        guidance of the run, the pipeline's own when None
-    branch          "both" guidance branches are patched (official), or "cond" alone
-    Raises PatchError for unknown sites, for a model without localised ones, for a start outside the run,
-    for one branch of a run that has no other, and for a swap that changed nothing.
+    Raises PatchError where none is known and none was named.
     """
-    require_parts(pipeline, "edit", SupportsSampling)
-    steps, guidance = pipeline.defaults.run(steps, guidance)
     if sites is None:
         sites = pipeline.defaults.localized
     if not sites and sites != 0:
         raise PatchError(
             f"no sites are known to carry the word in {pipeline.name}; name some, or run localize first"
         )
-    require_start(start, steps)
-    require_branch(branch, guidance)
-    chosen = site_indices(pipeline.denoiser, sites)
-    pair = Pair(source, target)
-    require_apart(pair)
-    rows, plan = rows_and_plan(pair, seed, [chosen], steps, start, branch)
-    made = sample(pipeline, rows, plan, steps=steps, guidance=guidance)
-    made.ledger.require()
-    return Edit(
-        image=made.images[rows[-1].name],
-        source=made.images[SOURCE],
-        target=made.images[TARGET],
-        plan=plan,
-        pair=pair,
-        seed=seed,
-        steps=steps,
-        guidance=made.guidance,
-        ledger=made.ledger,
-    )
+    return sites
 
 
-def upscaled(made: Edit, upscaler) -> Edit:
-    """The edit with its three pictures drawn larger by a stage II.
+@dataclass(frozen=True)
+class Injection:
+    """Method of editing that lets the sites read the target's prompt at every step.   (sec. 4.1, Injection)
 
-    upscaler  a pipeline that `upscales`
-    As in the official code all three pictures are drawn from the source's prompt and the noise of the
-    edit's seed, without a swap.  So they differ in nothing but what the small pictures differ in.  Raises
-    PatchError if the pipeline is no stage II.
+    sites  as `Localized` has them
+    It is defined where text is static.  There it costs one prompt encoding more than generating.
     """
-    small = [made.image, made.source, made.target]
-    prompts = [made.pair.source] * len(small)
-    image, source, target = upscaler.upscale(small, prompts, seeds=[made.seed] * len(small))
-    return replace(made, image=image, source=source, target=target)
+
+    sites: object = None
+    name = "injection"
+
+    def __call__(self, pipeline: SupportsSampling, pair: Pair, **run) -> Edit:
+        """Make the edited picture.  See `textpatch.editing.methods.Method`.
+
+        Raises PatchError for a model whose text changes with depth, and as `Localized` does.
+        """
+        if not prompt_settles_text(pipeline.denoiser):
+            raise PatchError(
+                f"injection is undefined for {pipeline.name}: its text changes with depth, so no prompt "
+                "alone feeds a site; take the method localized"
+            )
+        return replace(Localized(self.sites)(pipeline, pair, **run), method=self.name)
+
+
+def _needed(rows: list[Row], also: Sequence[str], *, settled: bool) -> list[Row]:
+    """Rows to run when some plain pictures are asked for.
+
+    settled  whether a prompt alone gives its text K and V, so that the target may be read without a run
+    """
+    source, target, edited = rows
+    kept = [replace(target, sampled=TARGET in also or not settled), edited]
+    if SOURCE in also:
+        kept.insert(0, source)
+    return kept
+
+
+def _asked_for(name: str, images: dict, also: Sequence[str]):
+    """Picture of that name, None where it was not asked for."""
+    if name in also:
+        return images[name]
+    return None

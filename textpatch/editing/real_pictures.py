@@ -1,7 +1,7 @@
 """Change the word of a picture that no model drew.
 
-The picture is inverted under the source prompt, and from its noise the source's run reads the target's text at
-a few sites.  FlowEdit inverts nothing, and moves the picture by a difference of velocities.
+The picture is inverted under the source prompt, and from its noise the source's run reads the target's text
+at a few sites.  FlowEdit inverts nothing, and moves the picture by a difference of velocities.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from textpatch.editing.inversion import LIMIT, Inversion, flows, given_picture, invert, latents_of
 from textpatch.editing.inverting import DEFAULT, AnyMethod, FlowEdit, NegativePrompt, as_method
+from textpatch.editing.localized import sites_of
 from textpatch.editing.solved import Moving, Solved, rescaled
 from textpatch.errors import PatchError
 from textpatch.groups import require_start, row_name, rows_and_plan
@@ -28,7 +29,7 @@ from textpatch.pipelines import (
 )
 from textpatch.plan import Plan, Row
 from textpatch.ports.shipped import site_indices
-from textpatch.prompts.pairs import SOURCE, TARGET, Pair, require_apart
+from textpatch.prompts.pairs import TARGET, Pair, require_apart
 from textpatch.sampling import Samples, sample
 
 
@@ -111,18 +112,12 @@ def edit_picture(
     parts = SupportsSampling, SupportsPartialRuns, SupportsModelCalls
     require_parts(pipeline, "edit_picture", *parts)
     steps, guidance = pipeline.defaults.run(steps, guidance)
-    if sites is None:
-        sites = pipeline.defaults.localized
-    if not sites and sites != 0:
-        raise PatchError(
-            f"no sites are known to carry the word in {pipeline.name}; name some, or run localize first"
-        )
     require_start(start, steps)
     require_branch(branch, guidance)
     chosen = as_method(method, flows(pipeline), pipeline.name)
     pair = Pair(source, target)
     require_apart(pair)
-    group = site_indices(pipeline.denoiser, sites)
+    group = site_indices(pipeline.denoiser, sites_of(pipeline, sites))
     first = start
     if isinstance(chosen, FlowEdit):
         first = max(start, chosen.first(steps))

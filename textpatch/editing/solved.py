@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from textpatch.classifier_free import ClassifierFree, Guidance, State, Unguided
-from textpatch.editing.inverting import FlowEdit, Memory, Method
+from textpatch.editing.inverting import FlowEdit, InversionMethod, Memory
 from textpatch.editing.solvers import noised
 from textpatch.editing.velocities import Prediction, require_forgetful
 from textpatch.errors import PatchError
@@ -67,9 +67,7 @@ class Beside:
             x = self.go(x, predict, step, memory, noises)
         return x, memory
 
-    def go(
-        self, x: Tensor, predict: Prediction, step: int, memory: Memory, noises
-    ) -> Tensor:
+    def go(self, x: Tensor, predict: Prediction, step: int, memory: Memory, noises) -> Tensor:
         """Latents after a step."""
         raise NotImplementedError
 
@@ -80,7 +78,7 @@ class Solved(Beside):
     picture  (1, C, H, W) latents that the method may pull towards
     """
 
-    def __init__(self, pipeline: Any, method: Method, picture: Tensor) -> None:
+    def __init__(self, pipeline: Any, method: InversionMethod, picture: Tensor) -> None:
         super().__init__(pipeline)
         self.method = method
         self.picture = picture

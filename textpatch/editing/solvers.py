@@ -17,8 +17,12 @@ from torch import Tensor
 from textpatch.errors import PatchError
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (x, noise level) -> v
-Predict = Callable[[Tensor], Tensor]  # latents at the noisier end of a step -> the denoiser's output there
-Undo = Callable[[Tensor, Tensor], Tensor]  # (x, output) -> latents that the sampler's step takes to x
+Predict = Callable[
+    [Tensor], Tensor
+]  # latents at the noisier end of a step -> the denoiser's output there
+Undo = Callable[
+    [Tensor, Tensor], Tensor
+]  # (x, output) -> latents that the sampler's step takes to x
 
 # Largest share of a change that the next may be.  With it six digits take 450 iterations.
 SLOWEST = 0.97
@@ -124,7 +128,7 @@ def midpoint(x: Tensor, velocity: Velocity, now: Tensor, after: Tensor) -> Tenso
 def rf_solver(x: Tensor, velocity: Velocity, now: Tensor, after: Tensor) -> Tensor:
     """One step of RF-Solver-2 (arXiv 2411.04746), as its Taylor form is published.
 
-        x + h v + h^2/2 (v_mid - v) / (h/2),   which is `midpoint` but for rounding
+    x + h v + h^2/2 (v_mid - v) / (h/2),   which is `midpoint` but for rounding
     """
     h = after - now
     v = velocity(x, now)
@@ -174,7 +178,7 @@ def towards_picture(
 ) -> Tensor:
     """One sampling step of RF-Inversion (arXiv 2410.10792).
 
-        x + (s - s') (-v + eta ((picture - x) / s + v)),   v = v(x, s)
+    x + (s - s') (-v + eta ((picture - x) / s + v)),   v = v(x, s)
     """
     v = velocity(x, now)
     return x + (now - after) * (-v + eta * ((picture - x) / now + v))

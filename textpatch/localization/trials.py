@@ -152,14 +152,14 @@ class Trials:
         if pairs is None:
             pairs = len(self.pairs)
         lacking = [
-            task for task in self.tasks(pairs)[part] if not names <= self._pictures(task).keys()
+            task for task in self.tasks(pairs)[part] if not names <= self.pictures(task).keys()
         ]
         pending = Pending()
         with phase("pictures"), ThreadPoolExecutor(1, "read") as reader:
             for task in counted(lacking):
                 with finishing() as interrupted:
                     try:
-                        keep = self._made(task, names - self._pictures(task).keys(), groups, reader)
+                        keep = self._made(task, names - self.pictures(task).keys(), groups, reader)
                     except Exception:
                         pending.flush()
                         raise
@@ -189,7 +189,8 @@ class Trials:
                 f"that ends last writes the results to {self.run.folder}"
             )
 
-    def _pictures(self, task: Task) -> dict:
+    def pictures(self, task: Task) -> dict:
+        """Entries of the pictures of a pair and seed, by row name."""
         return self._found.get(task, {}).get("pictures", {})
 
     def _made(
@@ -228,7 +229,7 @@ class Trials:
     def _generated(self, task: Task, rows: list[Row], plan: Plan, reader: Executor) -> Future:
         """Future of the scored pictures of some rows, whose latents are generated here and now."""
         index, _ = task
-        before = self._pictures(task)
+        before = self.pictures(task)
         latents = sample_latents(
             self.pipeline,
             rows,

@@ -1,0 +1,238 @@
+"""Compare methods of editing on the same prompt pairs and the same noise.   (ICLR 2025, table 3)"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from textpatch.editing.methods import Method, PromptSwap, method_named
+from textpatch.editing.result import Edit
+from textpatch.errors import PatchError
+from textpatch.guidance import Guidance
+from textpatch.localization.scores import all_scores, column, values
+from textpatch.localization.trials import Task, Trials
+from textpatch.metrics import f1_of_means
+from textpatch.metrics.intervals import gain
+from textpatch.pictures import opened, png
+from textpatch.pipelines import SupportsSampling
+from textpatch.plan import Plan, Row
+from textpatch.progress import counted, phase
+from textpatch.prompts.pairs import SOURCE, TARGET, Pair
+from textpatch.report.contact_sheet import draw_contact_sheet
+from textpatch.report.result import decimal, span_of, value_of
+from textpatch.runs.work import made_by
+from textpatch.text import aligned
+
+SCHEMA_VERSION = 1
+COST = ("seconds", "generations")
+_TITLES = ("method", "exact", "F1 target", "F1 source", "bg SSIM", "bg PSNR", "s", "rows")
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Result of `compare`.
+
+    result   plain data, the content of results.json
+    records  one dict for each pair and seed, with the entry of every picture under "pictures", by "source"
+             and the methods' names
+    run      the run folder that keeps the pictures, None where there is none
+    """
+
+    result: dict
+    records: list[dict]
+    run: object = None
+
+    def __repr__(self) -> str:
+        lines = aligned([_TITLES, *(_line(name, scores) for name, scores in self._scored())])
+        return "\n".join(lines)
+
+    def _scored(self) -> list[tuple[str, dict]]:
+        """Name and scores of the plain source and of every method."""
+        return [(SOURCE, self.result["source"]), *self.result["methods"].items()]
+
+    @property
+    def sheet(self) -> Image.Image:
+        """Contact sheet, a line for each pair and seed: source, then each method."""
+        names = [name for name, _ in self._scored()]
+        cells = [
+            [self._cell(record["pictures"][name]) for name in names] for record in self.records
+        ]
+        words = [self.result["pairs_list"][record["pair"]]["words"] for record in self.records]
+        return draw_contact_sheet(cells, captions=names, words=[tuple(two) for two in words])
+
+    def _cell(self, entry: dict) -> tuple[Image.Image, str]:
+        return opened(entry["image"], self.run), entry["read"]
+
+    def _repr_png_(self) -> bytes:
+        return png(self.sheet)
+
+
+def compare(
+    pipeline: SupportsSampling,
+    pairs: Sequence,
+    methods: Sequence[str | Method] | Mapping[str, Method] = ("localized", "prompt_swap"),
+    *,
+    seeds: Sequence[int] = (0,),
+    steps: int | None = None,
+    guidance: float | Guidance | None = None,
+    ocr=None,
+    run=None,
+) -> Comparison:
+    """Edit every prompt pair by several methods from the same noise, and score the pictures.
+
+    pairs    (source, target) prompts, each with quoted text
+    methods  names of methods, Methods, or Methods by the name to be shown.  Of all others the difference to
+             the first is told
+    seeds, steps, guidance  as `localize` has them
+    ocr      a reader or the name of one, as `localize` has it
+    run      a textpatch.Run.  Every picture is kept there as it is made, and is not made again
+
+    The result has for each method
+
+    - the scores of `textpatch.localization.scores.all_scores`,
+    - "seconds" and "generations", means over pairs and seeds of what the edited picture alone took, and
+    - "more_than_first", the differences of F1 towards the target, of its background's SSIM and of seconds
+      from the first method, with intervals that draw the same pairs on both sides.
+
+    Raises PatchError for no methods, two of one name, and as `textpatch.edit` and `Trials` do.
+    """
+    named = _named(methods)
+    trials = Trials(pipeline, pairs, seeds=seeds, steps=steps, guidance=guidance, ocr=ocr, run=run)
+    drawn = {SOURCE: Source(), **named}
+    asked = list(itertools.product(trials.tasks(len(trials.pairs)), drawn))
+    with phase("edits", "picture"):
+        for task, name in counted(asked):
+            trials.join(_record(trials, task, name, drawn[name]))
+    return Comparison(_result(trials, list(named)), trials.records, run)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Method that edits nothing, whose picture is the source's."""
+
+    name = SOURCE
+
+    def __call__(self, pipeline: SupportsSampling, pair: Pair, **run) -> Edit:
+        """Make the source's picture.  See `textpatch.editing.methods.Method`."""
+        made = PromptSwap()(pipeline, replace(pair, target=pair.source), **run)
+        return replace(made, pair=pair, method=self.name)
+
+
+def _named(methods) -> dict[str, Method]:
+    """Methods by name.  Raises PatchError for none, and for a name that is there twice."""
+    if isinstance(methods, str):
+        methods = [methods]
+    if not isinstance(methods, Mapping):
+        made = [method_named(method) for method in methods]
+        names = [getattr(method, "name", getattr(method, "__name__", "?")) for method in made]
+        for name in names:
+            if names.count(name) > 1:
+                raise PatchError(
+                    f"two methods are called {name}; give them names: {{'one': ..., 'other': ...}}"
+                )
+        methods = dict(zip(names, made, strict=True))
+    if not methods:
+        raise PatchError("no method of editing was given; give at least one, such as 'localized'")
+    if SOURCE in methods:
+        raise PatchError(
+            f"a method is called {SOURCE!r}, which is the plain picture's name; give it another"
+        )
+    return {str(name): method_named(method) for name, method in methods.items()}
+
+
+def _record(trials: Trials, task: Task, name: str, method: Method) -> dict:
+    """Record of one picture of a pair and seed, made now unless the run folder has it."""
+    index, seed = task
+    pair = trials.pairs[index]
+    rows = [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed)]
+    maker = made_by(rows, Plan()) | {"method": _described(method)}
+
+    def make() -> dict:
+        made, seconds = _timed(trials, pair, seed, method)
+        source = trials.pictures(task).get(SOURCE)
+        scored = trials.scored({name: made.image}, index, source)
+        scored[name] |= {"seconds": seconds, "generations": made.generations}
+        return {"generations": made.generations, "pictures": scored}
+
+    return trials.once(f"{index}-{seed}-{name}", task, maker, make)
+
+
+def _timed(trials: Trials, pair: Pair, seed: int, method: Method) -> tuple[Edit, float]:
+    """Edit of a pair, and the seconds of sampling and decoding.  The prompts are encoded before."""
+    trials.pipeline.encode([pair.source, pair.target])
+    start = time.perf_counter()
+    made = method(
+        trials.pipeline, pair, seed=seed, steps=trials.steps, guidance=trials.guidance, also=()
+    )
+    return made, time.perf_counter() - start
+
+
+def _described(method: Method) -> str:
+    """Name of a method and its options, the same in every process."""
+    if dataclasses.is_dataclass(method):
+        return repr(method)
+    return f"{method.__module__}.{method.__qualname__}"
+
+
+def _result(trials: Trials, names: list[str]) -> dict:
+    """Content of results.json."""
+    records = trials.records
+    methods = {name: _scores(records, name) for name in names}
+    first = names[0]
+    for name in names[1:]:
+        methods[name]["more_than_first"] = _differences(records, name, first)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": trials.pipeline.name,
+        "ocr": trials.ocr.describe(),
+        "steps": trials.steps,
+        "guidance": trials.guidance,
+        "seeds": trials.seeds,
+        "pairs": len(trials.pairs),
+        "pairs_list": [
+            {"source": pair.source, "target": pair.target, "words": list(pair.words)}
+            for pair in trials.pairs
+        ],
+        "source": _scores(records, SOURCE),
+        "methods": methods,
+        "first": first,
+    }
+
+
+def _scores(records: Sequence[dict], name: str) -> dict:
+    """Scores of one method, and what a picture cost."""
+    cost = {key: float(column(records, name, key).mean()) for key in COST}
+    return all_scores(records, name) | cost
+
+
+def _differences(records: Sequence[dict], name: str, first: str) -> dict:
+    """By how much a method scores more than the first one, over the same pairs."""
+    told = {"f1_target": gain(values(records, name), values(records, first), f1_of_means)}
+    if all("ssim" in record["pictures"][one] for record in records for one in (name, first)):
+        told["ssim"] = gain(*(column(records, one, "ssim") for one in (name, first)))
+    told["seconds"] = {
+        "value": float(
+            np.mean([column(records, name, "seconds") - column(records, first, "seconds")])
+        )
+    }
+    return told
+
+
+def _line(name: str, scores: dict) -> list[str]:
+    """Cells of a method in the table."""
+    return [
+        name,
+        decimal(value_of(scores, "exact_target")),
+        span_of(scores, "f1_target"),
+        decimal(value_of(scores, "f1_source")),
+        decimal(value_of(scores, "ssim")),
+        decimal(value_of(scores, "psnr")),
+        f"{scores['seconds']:.2f}",
+        f"{scores['generations']:g}",
+    ]
