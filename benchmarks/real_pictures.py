@@ -51,15 +51,19 @@ COLUMNS = [
     "ssim",
     "calls",
 ]
+# RF-Solver is the midpoint rule
+METHODS = [name for name in INVERSIONS if name != "rf_solver"]
 # of the fixed point, whose default of 30 is for one picture and not for many
 ITERATIONS = 8
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=1)
-    parser.add_argument("models", nargs="*", metavar="MODEL")
-    parser.add_argument("--each", type=int, default=6, help="pictures a method (default: 6)")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", default=list(INVERSIONS))
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"({' '.join(MODELS)})")
+    parser.add_argument("--each", type=int, default=4, help="signs for each method (4)")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=METHODS, help="which inversions (all)"
+    )
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device), options.csv, options.append)
     signs = held_out_signs(options.each + 1, SignFormat())
