@@ -370,6 +370,34 @@ def readers() -> str:
     return drawn(["pictures", "be read", *names], lines)
 
 
+def real_pictures() -> str:
+    """How drawings come back from their noise, and whether their word changes, method by method."""
+    lines = []
+    for row in chosen(read_rows("real_pictures"), pictures="signs"):
+        errors = [share(row[name], 2) for name in ("inverted", "guided", "worst")]
+        calls = row["calls"] and f"{float(row['calls']):.0f}"
+        scores = [share(row["target"], 2), share(row["source"], 2), share(row["ssim"], 2)]
+        lines.append([row["model"], row["method"], calls, *errors, *scores])
+    titles = ["", "method", "calls", "error without guidance", "with", "worst"]
+    return drawn([*titles, "word = target", "word = source", "background SSIM"], lines)
+
+
+def strangers() -> str:
+    """The smallest and largest errors of pictures that no model draws, over all methods."""
+    rows = read_rows("real_pictures")
+    lines = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        for pictures in ("signs", "photograph-like", "white noise"):
+            of = [row for row in chosen(rows, model=model, pictures=pictures) if row["guided"]]
+            spans = [_span([float(row[name]) for row in of]) for name in ("inverted", "guided")]
+            lines.append([model, pictures, *spans])
+    return drawn(["", "pictures", "error without guidance", "with"], lines)
+
+
+def _span(values: Sequence[float]) -> str:
+    return f"{share(str(min(values)), 2)} to {max(values):.2f}".replace(" 0.", " .")
+
+
 # --- what a swap costs
 
 WAYS = {
@@ -510,7 +538,7 @@ TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, other_sizes,
-        searches, promised, limits, readers, overhead, idle_hooks, full_size, attention, localization,
+        real_pictures, strangers, searches, promised, limits, readers, overhead, idle_hooks, full_size, attention, localization,
         published,
     )
 }  # fmt: skip

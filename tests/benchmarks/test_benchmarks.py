@@ -393,6 +393,19 @@ def test_other_prompts(tables):
     )
 
 
+def test_real_pictures(run):
+    """A sign's word changes, and a photograph comes back from its noise only where nothing guides."""
+    rows = run("real_pictures", *"planted-mmdit --each 1 --methods euler flowedit".split())
+    assert [(row["method"], row["pictures"]) for row in rows] == [
+        ("euler", "signs"),
+        ("euler", "photograph-like"),
+        ("euler", "white noise"),
+        ("flowedit", "signs"),
+    ]
+    assert [row["target"] for row in rows if row["target"]] == ["1.0", "1.0"]
+    assert [row["refused"] for row in rows] == ["0.0", "1.0", "1.0", ""]
+
+
 def test_readers(run, benchmark, monkeypatch):
     """A row for each kind; at a higher limit of confidence agreement reads no more of the same."""
     some = tuple(x for x in calibration.KINDS if x.name.startswith("words") or "stem" in x.name)
