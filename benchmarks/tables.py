@@ -538,7 +538,8 @@ TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, other_sizes,
-        real_pictures, strangers, searches, promised, limits, readers, overhead, idle_hooks, full_size, attention, localization,
+        real_pictures, strangers,
+        searches, promised, limits, readers, overhead, idle_hooks, full_size, attention, localization,
         published,
     )
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""`textpatch edit --picture` edits a file, keeps four pictures side by side, and refuses what has no effect."""
+"""`textpatch edit --picture` edits a file, keeps four pictures side by side, and refuses what is none."""
 
 import contextlib
 import io
@@ -71,5 +71,5 @@ def test_what_cannot_be_is_refused_in_a_line(folder, words, says):
 
 def test_the_names_are_those_of_the_library():
     """They are written out, because the command line answers without torch."""
-    assert real_picture.INVERSIONS == tuple(inverting.INVERSIONS)
-    assert real_picture.DEFAULT == inverting.DEFAULT
+    assert tuple(inverting.INVERSIONS) == real_picture.INVERSIONS
+    assert inverting.DEFAULT == real_picture.DEFAULT

@@ -31,13 +31,14 @@ from textpatch.pipelines import (
     require_parts,
 )
 from textpatch.plan import Row
-from textpatch.reference_models.upscaling import small_tensor
 from textpatch.sampling import sample
 
 # Error at which half of a picture's variance comes back.  Beyond it more of what is drawn again is the
 # model's than the picture's.
 LIMIT = sqrt(0.5)
 REBUILT = "rebuilt"
+# what inverting asks of a pipeline
+PARTS = SupportsSampling, SupportsPartialRuns, SupportsModelCalls
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,8 @@ def invert(
 ) -> Inversion:
     """Find the noise from which the model draws a real picture.
 
-    Inverting reads the prompt without guidance, as published.  Then the picture is drawn again twice, without
-    guidance and with that of an edit, and both are compared with it.
+    Inverting reads the prompt without guidance, as published.  Then the picture is drawn again, without
+    guidance and with that of an edit.
 
     picture   a PIL picture, or a PNG file, of the size that the model draws
     prompt    what the picture shows
@@ -139,7 +140,7 @@ def invert(
     - an inversion that diverges, with its step
     - a picture that the model cannot represent, which the guided drawing has lost by more than `limit`
     """
-    require_parts(pipeline, "invert", SupportsSampling, SupportsPartialRuns, SupportsModelCalls)
+    require_parts(pipeline, "invert", *PARTS)
     steps, guidance = pipeline.defaults.run(steps, guidance)
     chosen = as_method(method, flows(pipeline), pipeline.name)
     if isinstance(chosen, FlowEdit):
@@ -150,17 +151,11 @@ def invert(
     require_forgetful(guiding)
     image = given_picture(pipeline, picture)
     latents = latents_of(pipeline, image)
-    trajectory, calls = inverted(pipeline, latents, [prompt], chosen, steps, seed)
-    trajectory = trajectory[:, 0]
-    solved = Solved(pipeline, chosen, latents)
-    row = Row(REBUILT, prompt, seed, latents=trajectory[0])
-    rebuilt = sample(solved, [row], steps=steps, guidance=1).images[REBUILT]
-    guided = rebuilt
-    if not isinstance(guiding, Unguided):
-        guided = sample(solved, [row], steps=steps, guidance=guidance).images[REBUILT]
-    errors = Errors(
-        _autoencoder_error(pipeline, image, latents), error(image, rebuilt), error(image, guided)
-    )
+    path, calls = inverted(pipeline, latents, [prompt], chosen, steps, seed)
+    row = Row(REBUILT, prompt, seed, latents=path[0, 0])
+    rebuilt, guided = _drawn_again(Solved(pipeline, chosen, latents), row, steps, guiding)
+    floor = _autoencoder_error(pipeline, image, latents)
+    errors = Errors(floor, error(image, rebuilt), error(image, guided))
     _require_represented(errors, limit, pipeline.name, chosen)
     return Inversion(
         picture=image,
@@ -169,12 +164,22 @@ def invert(
         steps=steps,
         guidance=guidance,
         seed=seed,
-        trajectory=trajectory,
+        trajectory=path[:, 0],
         rebuilt=rebuilt,
         guided=guided,
         errors=errors,
         calls=calls,
     )
+
+
+def _drawn_again(
+    solved: Solved, row: Row, steps: int, guidance: Guidance
+) -> tuple[Image.Image, Image.Image]:
+    """Pictures of a row without guidance and with it, one picture where there is none."""
+    rebuilt = sample(solved, [row], steps=steps, guidance=1).images[row.name]
+    if isinstance(guidance, Unguided):
+        return rebuilt, rebuilt
+    return rebuilt, sample(solved, [row], steps=steps, guidance=guidance).images[row.name]
 
 
 def flows(pipeline: Any) -> bool:
@@ -271,7 +276,8 @@ def latents_of(pipeline: Any, picture: Image.Image) -> Tensor:
     The VAE keeps its own dtype.
     Raises PatchError for latents of other channels than pixels have, of which there is no VAE.
     """
-    numbers = small_tensor([picture]).to(pipeline.device)
+    values = torch.from_numpy(np.asarray(picture, np.float32).copy())  # (H, W, 3)
+    numbers = values.permute(2, 0, 1)[None].to(pipeline.device) / 127.5 - 1
     vae = getattr(pipeline.decoder, "vae", None)
     if vae is not None:
         dtype = next(vae.parameters()).dtype

@@ -21,12 +21,14 @@ Memory = dict[str, Tensor]
 
 
 class InversionMethod(Protocol):
-    """A way from a picture to noise, and back."""
+    """A way from a picture to noise, and back.
+
+    name   by which it is asked for
+    flows  True for flows alone, False for noise models alone, None for both
+    """
 
     name: ClassVar[str]
-    flows: ClassVar[
-        bool | None
-    ]  # True for flows alone, False for noise models alone, None for both
+    flows: ClassVar[bool | None]
 
     def invert(self, x: Tensor, predict: Prediction, step: int, memory: Memory) -> Tensor:
         """Latents entering a step, from the latents x (B, C, H, W) after it."""

@@ -12,21 +12,24 @@ from dataclasses import dataclass, field, replace
 from PIL import Image
 from torch import Tensor
 
-from textpatch.editing.inversion import LIMIT, Inversion, flows, given_picture, invert, latents_of
+from textpatch.editing.inversion import (
+    LIMIT,
+    PARTS,
+    Inversion,
+    flows,
+    given_picture,
+    invert,
+    latents_of,
+)
 from textpatch.editing.inverting import DEFAULT, AnyMethod, FlowEdit, NegativePrompt, as_method
 from textpatch.editing.localized import sites_of
 from textpatch.editing.solved import Moving, Solved, rescaled
 from textpatch.errors import PatchError
-from textpatch.groups import require_start, row_name, rows_and_plan
+from textpatch.groups import require_start, rows_and_plan
 from textpatch.guidance import ClassifierFree, Guidance, as_guidance, require_branch
 from textpatch.html import figure, fragment, safe
 from textpatch.ledger import Ledger
-from textpatch.pipelines import (
-    SupportsModelCalls,
-    SupportsPartialRuns,
-    SupportsSampling,
-    require_parts,
-)
+from textpatch.pipelines import SupportsSampling, require_parts
 from textpatch.plan import Plan, Row
 from textpatch.ports.shipped import site_indices
 from textpatch.prompts.pairs import TARGET, Pair, require_apart
@@ -91,53 +94,42 @@ def edit_picture(
 ) -> PictureEdit:
     """Write the target prompt's word into a real picture that the source prompt describes.
 
-    Three rows begin with the inverted noise.  The source's is held to the inverted trajectory, so that it
-    stays the picture.  The target's gives its text K and V.  The patched one reads the source's prompt, and
-    at the sites the target's K and V.
-    FlowEdit's rows begin with the picture.  The patched one moves by the patched velocity less the source's,
-    the target's by the target's velocity less the source's, as published.
+    Three rows begin with the inverted noise.  The source's is held to the inverted trajectory.  The patched
+    one reads the source's prompt, and at the sites the text K and V of the target's.  FlowEdit's rows begin
+    with the picture, and move by the velocity of the patched row or the target's less the source's.
 
-    picture         a PIL picture, or a PNG file, of the size that the model draws
+    picture         as `invert` takes it
     source, target  prompts, each with one word in double quotes.  The source describes the picture
     sites           where to swap, the sites localised for the model when None
     start           first patched step.  Step 0 is the noisiest
     method          a name of `textpatch.editing.inverting`, or an object from there
     seed            of the noises of RF-Inversion and FlowEdit.  The other methods draw none
-    steps           steps of the run, the pipeline's own when None
-    guidance        guidance of the run, the pipeline's own when None
+    steps, guidance  of the run, the pipeline's own when None
     branch          "both" guidance branches are patched (official), or "cond" alone
     limit           largest error of the inversion, as in `invert`.  FlowEdit has none
     Raises PatchError as `invert` and `edit` do.
     """
-    parts = SupportsSampling, SupportsPartialRuns, SupportsModelCalls
-    require_parts(pipeline, "edit_picture", *parts)
+    require_parts(pipeline, "edit_picture", *PARTS)
     steps, guidance = pipeline.defaults.run(steps, guidance)
-    require_start(start, steps)
-    require_branch(branch, guidance)
     chosen = as_method(method, flows(pipeline), pipeline.name)
     pair = Pair(source, target)
-    require_apart(pair)
-    group = site_indices(pipeline.denoiser, sites_of(pipeline, sites))
-    first = start
-    if isinstance(chosen, FlowEdit):
-        first = max(start, chosen.first(steps))
-    rows, plan = rows_and_plan(pair, seed, [group], steps, first, branch)
+    rows, plan = _asked(pipeline, pair, seed, sites, (start, steps), branch, guidance, chosen)
     inversion = None
     if isinstance(chosen, FlowEdit):
         image = given_picture(pipeline, picture)
         made = _moved(pipeline, latents_of(pipeline, image), rows, plan, chosen, steps, guidance)
     else:
-        options = dict(method=chosen, steps=steps, guidance=guidance, seed=seed, limit=limit)
-        inversion = invert(pipeline, picture, source, **options)
+        how = dict(method=chosen, steps=steps, guidance=guidance, seed=seed, limit=limit)
+        inversion = invert(pipeline, picture, source, **how)
         image = inversion.picture
         made = _drawn(pipeline, inversion, rows, plan, guidance)
     made.ledger.require()
     return PictureEdit(
         picture=image,
-        image=made.images[row_name(group)],
+        image=made.images[rows[-1].name],
         target=made.images[TARGET],
         inversion=inversion,
-        plan=made.plan,
+        plan=plan,
         pair=pair,
         method=chosen,
         seed=seed,
@@ -145,6 +137,30 @@ def edit_picture(
         guidance=made.guidance,
         ledger=made.ledger,
     )
+
+
+def _asked(
+    pipeline: SupportsSampling,
+    pair: Pair,
+    seed: int,
+    sites,
+    window: tuple[int, int],
+    branch: str,
+    guidance: float | Guidance,
+    method: AnyMethod,
+) -> tuple[list[Row], Plan]:
+    """Rows of source, target and patched run, and the plan of the swap, as `edit_picture` was asked.
+
+    window  first patched step, and the number of steps
+    """
+    start, steps = window
+    require_apart(pair)
+    require_start(start, steps)
+    require_branch(branch, guidance)
+    group = site_indices(pipeline.denoiser, sites_of(pipeline, sites))
+    if isinstance(method, FlowEdit):
+        start = max(start, method.first(steps))
+    return rows_and_plan(pair, seed, [group], steps, start, branch)
 
 
 def _drawn(

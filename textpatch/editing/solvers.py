@@ -16,13 +16,12 @@ from torch import Tensor
 
 from textpatch.errors import PatchError
 
-Velocity = Callable[[Tensor, Tensor], Tensor]  # (x, noise level) -> v
-Predict = Callable[
-    [Tensor], Tensor
-]  # latents at the noisier end of a step -> the denoiser's output there
-Undo = Callable[
-    [Tensor, Tensor], Tensor
-]  # (x, output) -> latents that the sampler's step takes to x
+# (x, noise level) -> v
+Velocity = Callable[[Tensor, Tensor], Tensor]
+# latents at the noisier end of a step -> the denoiser's output there
+Predict = Callable[[Tensor], Tensor]
+# (x, output) -> latents that the sampler's step takes to x
+Undo = Callable[[Tensor, Tensor], Tensor]
 
 # Largest share of a change that the next may be.  With it six digits take 450 iterations.
 SLOWEST = 0.97
