@@ -91,17 +91,27 @@ def headline() -> str:
         site = best_site(measured)
         scores = measured[2 + site]
         written = _written(scores, "exact_target", "f1_target")
-        rows.append([f"{model}, {told}", str(len(measured) - 2), str(site), *written])
+        pairs = f"{measured[0]['n']} signs"
+        rows.append(
+            [f"{model}, {told}", str(len(measured) - 2), str(site), *written, by_chance(pairs)]
+        )
     for model in ("tiny-sdxl", "tiny-if"):
         sites = one(read_rows("carries-sets"), model=model, attribute="word")
         scores = one(
             read_rows("carries-sites"), model=model, attribute="word", sites=sites["needed"]
         )
         written = _written(scores, "exact", "target")
-        rows.append([f"{model}, one scene", sites["of"], listed(sites["needed"]), *written])
-    rows += [[f"*{name}, the paper's*", of, sites, "", f1] for name, of, sites, f1 in PAPER]
+        chance = by_chance(f"{sites['pairs']} signs")
+        rows.append([f"{model}, one scene", sites["of"], listed(sites["needed"]), *written, chance])
+    paper = by_chance("SimpleBench")
+    rows += [[f"*{name}, the paper's*", of, sites, "", f1, paper] for name, of, sites, f1 in PAPER]
     titles = ["", "sites", "those with the word", "word = target", "F1 towards the target"]
-    return drawn(titles, rows)
+    return drawn([*titles, "F1 by chance"], rows)
+
+
+def by_chance(words: str, side: str = "target") -> str:
+    """F1 of readings that are each another pair's word."""
+    return share(one(read_rows("chance"), words=words, score="f1")[side], 2)
 
 
 SCENES = (
@@ -236,6 +246,9 @@ def mixing() -> str:
                 cells += [f"{share(row['f1_source'], 2)}, {share(row['f1_target'], 2)}"]
                 cells += [share(row["ssim"])]
             rows.append(cells)
+    words = f"{one(measured, model=model, template='source', text='source')['pairs']} signs"
+    chance = ", ".join(by_chance(words, side) for side in ("source", "target"))
+    rows.append(["*by chance*", *[chance, ""] * len(MODELS)])
     titles = ["template, text"]
     for model in MODELS:
         titles += [f"{model}: F1 to source, target", "background SSIM"]
@@ -248,13 +261,14 @@ def several_words() -> str:
     rows = []
     for row in measured:
         if row["refused"]:
-            cells = ["refused", "", ""]
+            cells = ["refused", "", "", ""]
         else:
             exact = f"{float(row['exact']) * int(row['pairs']):.0f} of {row['pairs']}"
-            cells = [exact, share(row["f1"], 2), share(row["edit_f1"], 2)]
+            chance = (by_chance(row["text"], side) for side in ("source", "target"))
+            cells = [exact, share(row["f1"], 2), share(row["edit_f1"], 2), ", ".join(chance)]
         rows.append([row["model"], row["text"], f"`{row['example']}`", *cells])
     titles = ["", "text", "for instance", "drawn as asked", "F1 drawn", "F1 swapped in"]
-    return drawn(titles, rows)
+    return drawn([*titles, "both by chance"], rows)
 
 
 def other_sizes() -> str:
@@ -283,6 +297,22 @@ def _counted(part: str, of: str) -> str:
     if part == "":
         return "-"
     return f"{float(part) * int(of):.0f}"
+
+
+def chance() -> str:
+    """What each score of words is where each reading is another pair's word."""
+    measured = read_rows("chance")
+    scores = [row["score"] for row in chosen(measured, words="SimpleBench")]
+    rows = []
+    for score in scores:
+        found = [
+            one(measured, words=words, score=score)["target"]
+            for words in ("SimpleBench", "48 signs")
+        ]
+        rows.append([f"`{score}`", *(ratio(float(value)) for value in found)])
+    return drawn(
+        ["by chance", "SimpleBench, 300 test words", "48 words of the shipped models"], rows
+    )
 
 
 # --- what a search takes
@@ -537,10 +567,9 @@ def published() -> str:
 TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
-        headline, reading, each_site, start_step, carries, read_back, mixing, several_words, other_sizes,
-        real_pictures, strangers,
-        searches, promised, limits, readers, overhead, idle_hooks, full_size, attention, localization,
-        published,
+        headline, reading, each_site, start_step, carries, read_back, mixing, several_words, chance,
+        other_sizes, real_pictures, strangers, searches, promised, limits, readers, overhead, idle_hooks,
+        full_size, attention, localization, published,
     )
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from textpatch.errors import PatchError, PromptError, WeightsError, closest
+from textpatch.quotes import STRAIGHT, STRAIGHTENED
 from textpatch.reference_models.layers import TextCondition
 
 if TYPE_CHECKING:  # importing transformers takes 3 s, and a denoiser does without
@@ -341,14 +342,20 @@ def _unknown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bool:
     )
 
 
+def _other_spellings(word: str) -> list[str]:
+    """A word with straight double quotes for all others, and with capitals too where it is quoted."""
+    straight = word.translate(STRAIGHTENED)
+    spellings = [straight]
+    if STRAIGHT in straight:
+        spellings.append(straight.upper())
+    return [written for written in spellings if written != word]
+
+
 def _unknown_word(tokenizer: PreTrainedTokenizerBase, prompt: str) -> PromptError:
     word = next((w for w in prompt.split() if _unknown(tokenizer, tokenizer(w).input_ids)), prompt)
-    if (
-        '"' in word
-        and word != word.upper()
-        and not _unknown(tokenizer, tokenizer(word.upper()).input_ids)
-    ):
-        return PromptError(f"the model does not know {word!r} in {prompt!r}; write {word.upper()}")
+    for written in _other_spellings(word):
+        if not _unknown(tokenizer, tokenizer(written).input_ids):
+            return PromptError(f"the model does not know {word!r} in {prompt!r}; write {written}")
     vocabulary = tokenizer.get_vocab()
     known = [
         w for w in sorted(vocabulary, key=vocabulary.get) if w not in tokenizer.all_special_tokens

@@ -14,18 +14,27 @@ TEXT_PROJECTIONS: dict[str, tuple[str, str]] = {
 # attention's output in.  One that is not there is passed over: DeepFloyd IF's stage II has no image keys,
 # SD3's last block no text output.
 Modules = dict[str, tuple[str, ...]]
-QUERIES: Modules = {"cross": ("to_q",), "added": ("to_q",), "joint": ("to_q", "add_q_proj")}
+# "self" is an attention of the picture to itself, which is no site.
+QUERIES: Modules = {
+    "self": ("to_q",),
+    "cross": ("to_q",),
+    "added": ("to_q",),
+    "joint": ("to_q", "add_q_proj"),
+}
 KEYS: Modules = {
+    "self": ("to_k",),
     "cross": ("to_k",),
     "added": ("to_k", "add_k_proj"),
     "joint": ("to_k", "add_k_proj"),
 }
 VALUES: Modules = {
+    "self": ("to_v",),
     "cross": ("to_v",),
     "added": ("to_v", "add_v_proj"),
     "joint": ("to_v", "add_v_proj"),
 }
 EXITS: Modules = {
+    "self": ("to_out.0",),
     "cross": ("to_out.0",),
     "added": ("to_out.0",),
     "joint": ("to_out.0", "to_add_out"),

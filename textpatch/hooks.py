@@ -100,14 +100,34 @@ class HookRegistry:
 
         def after(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             new = fn(name, output)
-            if new is not None and _form(new) != _form(output):
-                raise PatchError(
-                    f"the hook of module {name!r} gave {_form(new)} for {_form(output)}; give the like, or "
-                    "None to leave the output as it is"
-                )
+            _require_alike(name, new, output)
             return new
 
         return self._block(nn.Module.register_forward_hook, after)
+
+    def replace_input(self, fn: Callable[[str, Any], Any]) -> AbstractContextManager[HookRegistry]:
+        """Make fn(name, x) the first argument of each named module, where x is what it was given.
+
+        None leaves it as it is.  Raises PatchError as `replace`, and for a module that is given no argument
+        by its place.
+        """
+
+        def before(
+            name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            if not args:
+                raise PatchError(
+                    f"module {name!r} is called with {', '.join(kwargs) or 'nothing'} by keyword and has no "
+                    "first argument to replace; replace the output of a module before it"
+                )
+            new = fn(name, args[0])
+            if new is None:
+                return None
+            _require_alike(name, new, args[0])
+            return (new, *args[1:]), kwargs
+
+        register = partial(nn.Module.register_forward_pre_hook, with_kwargs=True)
+        return self._block(register, before)
 
     def observe_inputs(
         self, fn: Callable[[str, inspect.BoundArguments], Any]
@@ -208,6 +228,15 @@ class Hook:
         raise PatchError(
             f"the model is copied or pickled while module {self.name!r} is watched or patched; "
             "do it before the block or after"
+        )
+
+
+def _require_alike(name: str, new: Any, old: Any) -> None:
+    """Raise PatchError unless what a hook gave, if anything, has the form of what it replaces."""
+    if new is not None and _form(new) != _form(old):
+        raise PatchError(
+            f"the hook of module {name!r} gave {_form(new)} for {_form(old)}; give the like, or "
+            "None to leave it as it is"
         )
 
 

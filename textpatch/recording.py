@@ -34,8 +34,8 @@ class Record:
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """Names of the modules of one site, image first and text last."""
+class AttentionModules:
+    """Names of the modules of one attention, image first and text last."""
 
     q: list[str]
     k: list[str]
@@ -52,7 +52,7 @@ class _Parts:
 class _Recorder:
     """Collector of the tensors of some sites, which gives a record of each as soon as it is full."""
 
-    parts: Mapping[Site, _Parts]
+    parts: Mapping[Site, AttentionModules]
     at: Sequence[int]
     done: Callable[[Record], object]
     latest: dict[str, Tensor] = field(default_factory=dict)  # last output of each projection
@@ -73,7 +73,7 @@ class _Recorder:
         if site not in self.open:
             self.open[site] = self._begun(site, step)
         record = self.open[site]
-        record.out.append(_by_head(out, site))
+        record.out.append(by_head(out, site.head_dim))
         if len(record.out) == len(self.parts[site].out):
             self.done(self.open.pop(site))
 
@@ -85,7 +85,7 @@ class _Recorder:
         """
 
         def read(names: list[str]) -> list[Tensor]:
-            return [_by_head(self.latest[name], site) for name in names]
+            return [by_head(self.latest[name], site.head_dim) for name in names]
 
         parts = self.parts[site]
         return Record(site, step, read(parts.q), read(parts.k), read(parts.v), [])
@@ -101,7 +101,7 @@ def recording_sites(
     Raises PatchError for sites of a kind whose modules are not known here.
     """
     modules = dict(model.named_modules())
-    parts = {site: _parts(modules, site) for site in sites}
+    parts = {site: attention_modules(modules, site.name, site.kind) for site in sites}
     recorder = _Recorder(parts, at, done)
     owner = {name: site for site in sites for name in parts[site].out}
 
@@ -120,39 +120,45 @@ def exit_modules(model: nn.Module, sites: Sequence[Site]) -> dict[Site, list[str
     Raises PatchError as `recording_sites`.
     """
     modules = dict(model.named_modules())
-    return {site: _present(modules, site, EXITS) for site in sites}
+    return {site: _present(modules, site.name, site.kind, EXITS) for site in sites}
 
 
-def _parts(modules: Mapping[str, nn.Module], site: Site) -> _Parts:
-    return _Parts(*(_present(modules, site, table) for table in (QUERIES, KEYS, VALUES, EXITS)))
+def attention_modules(modules: Mapping[str, nn.Module], name: str, kind: str) -> AttentionModules:
+    """Names of the modules of one attention.
+
+    modules  all modules of the model
+    name     the attention's own name
+    kind     that of a site, or "self"
+    Raises PatchError for a kind that is not known here.
+    """
+    tables = QUERIES, KEYS, VALUES, EXITS
+    return AttentionModules(*(_present(modules, name, kind, table) for table in tables))
 
 
 def _present(
-    modules: Mapping[str, nn.Module], site: Site, table: Mapping[str, tuple[str, ...]]
+    modules: Mapping[str, nn.Module], name: str, kind: str, table: Mapping[str, tuple[str, ...]]
 ) -> list[str]:
-    """Names of the modules of a site that a table lists and that are there.
+    """Names of the modules of an attention that a table lists and that are there.
 
     A projection that a norm follows is replaced by the norm, since attention reads that one.
-    Raises PatchError for a site of a kind that the table has not.
+    Raises PatchError for a kind that the table has not.
     """
-    if site.kind not in table:
-        raise PatchError(
-            f"site {site.name!r} is of kind {site.kind!r}; the audit knows {', '.join(table)}"
-        )
+    if kind not in table:
+        raise PatchError(f"site {name!r} is of kind {kind!r}; the audit knows {', '.join(table)}")
     present = []
-    for path in table[site.kind]:
-        projection = f"{site.name}.{path}"
-        norm = f"{site.name}.{NORMS.get(path, path)}"
+    for path in table[kind]:
+        projection = f"{name}.{path}"
+        norm = f"{name}.{NORMS.get(path, path)}"
         if projection in modules:
             present.append(norm if norm in modules else projection)
     return present
 
 
-def _by_head(x: Tensor, site: Site) -> Tensor:
+def by_head(x: Tensor, head_dim: int) -> Tensor:
     """Tensor (B, H, n, D) of one of (B, n, H D), or of the output of a norm per head."""
     if x.dim() == 4:
         return x.detach()
-    return x.detach().unflatten(-1, (-1, site.head_dim)).transpose(1, 2)
+    return x.detach().unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ def places(tmp_path_factory):
         find("tiny-sdxl") / "unet/diffusion_pytorch_model.safetensors",
         here / "original.safetensors",
     )
+    pairs = here / "two.tsv"
+    pairs.write_text("\t".join(PAIR) + "\n")
     for path in write(here / "glyph", sentences=GLYPH).glob("text_prompts/raw/SimpleBench/*.txt"):
         path.write_text(path.read_text().upper())  # the small model's alphabet
     return here, {
@@ -34,6 +36,7 @@ def places(tmp_path_factory):
         "MODEL": small,
         "GlyphControl-release": str(here / "glyph"),
         "/models/sd_xl_base_1.0.safetensors": str(file),
+        "pairs.tsv": str(pairs),
     }
 
 
@@ -41,6 +44,8 @@ def smaller(words: list[str]) -> list[str]:
     """The same request for a pair, or the two a search needs, one seed, steps up to the first patched one."""
     screened = {"--mode", "--what"} & set(words)
     fewer, made = {"--pairs": "2" if screened else "1", "--seeds": "1", "--seed": "1"}, list(words)
+    if words[0] == "edit":  # whose pairs are those of a file
+        del fewer["--pairs"]
     for option in fewer.keys() & set(words):
         start = end = made.index(option) + 1
         while end < len(made) and not made[end].startswith("-"):

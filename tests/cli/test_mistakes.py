@@ -197,14 +197,14 @@ TYPED = {
     "single quotes": (
         ["generate", "small", SOURCE.replace('"', "'")],
         "does not know \"'HELLO'\"",
-        "known:",
-        '", a, on, in',
+        "sign that says 'HELLO' on",
+        'write "HELLO"',
     ),
     "quotes of a word processor": (
         ["generate", "small", SOURCE.replace('"', "\u201c")],
         "does not know '\u201cHELLO",
-        "known:",
-        '", a',
+        "sign that says \u201cHELLO\u201c on",
+        'write "HELLO"',
     ),
     "capitals everywhere": (
         ["generate", "small", SOURCE.upper()],
@@ -254,11 +254,33 @@ TYPED = {
         "indices 0..1",
         "one by one, without commas",
     ),
+    "no target": (
+        ["edit", "small", "--source", SOURCE],
+        "edit needs --target PROMPT",
+        "or --pairs FILE",
+    ),
+    "a pair beside a file of pairs": (
+        [*EDIT, "--pairs", "curly.tsv"],
+        "--pairs names a file of pairs, and --source and --target one pair",
+    ),
+    "a start of methods that have none": (
+        [*EDIT, "--method", "injection", "prompt_swap", "--start", "1"],
+        "--start 1 is of the method localized",
+        "the methods are injection, prompt_swap",
+    ),
+    "a reader of one edit": (
+        [*EDIT, "--reader", "tesseract"],
+        "--reader tesseract reads the pictures of several pairs or methods",
+    ),
+    "one edit enlarged among several": (
+        [*EDIT, "--method", "localized", "prompt_swap", "--upscale", "tiny-if-ii"],
+        "--upscale draws one edit larger",
+    ),
     "quotes of a text editor": (
         [*FIND, "--prompts", "curly.tsv"],
-        "no quoted word",
-        "its quotes are curly",
-        'says "WORD"',
+        "does not know '\u201cHELLO\u201d'",
+        "sign that says \u201cHELLO\u201d on",
+        'write "HELLO"',
     ),
     "a word in small letters": (
         [
@@ -402,7 +424,6 @@ def test_debug_shows_where(name, shelf, monkeypatch, capfd):
 USAGE = {
     "an unknown command": (["locate"], "invalid choice: 'locate'", "choose from", "localize"),
     "no prompt": (["generate", "small"], "required", "PROMPT", "generate: error"),
-    "no target": (["edit", "small", "--source", SOURCE], "required", "--target", "edit: error"),
     "a number in words": ([*MAKE, "--steps", "two"], "--steps", "invalid int value", "'two'"),
     "a dtype by another name": (
         [*MAKE, "--dtype", "fp16"],

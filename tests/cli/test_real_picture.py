@@ -59,6 +59,14 @@ def test_a_file_is_edited(folder, capsys):
             ["--picture", "sign.png", "--upscale", "tiny-if-ii"],
             "--upscale draws generated pictures",
         ),
+        (
+            ["--picture", "sign.png", "--method", "prompt_swap"],
+            "edits generated pictures, and --pic",
+        ),
+        (
+            ["--picture", "sign.png", "--method", "localized", "prompt_swap"],
+            "was given with several pairs or methods",
+        ),
         (["--picture", "other.png"], "cannot read picture other.png"),
         (["--picture", "sign.png", "--inversion", "ddim"], "ddim is a method of a noise model"),
     ],

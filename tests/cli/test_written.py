@@ -33,6 +33,7 @@ COMMANDS = {
     "generate": ["generate", *SHORT, SOURCE, "--negative", "a blue wall", "--guidance", "2"],
     "edit": ["edit", *SHORT, *PAIR],
     "edit --picture": ["edit", *SHORT, *PAIR, "--picture", "sign.png", "--inversion", "flowedit"],
+    "edit --method": ["edit", *SHORT, *PAIR, "--method", "localized", "prompt_swap"],
     "localize": ["localize", *SHORT, "--pairs", "3", "--starts", "--heads"],
     "localize --mode contribution": [
         "localize",

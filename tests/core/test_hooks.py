@@ -12,6 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from torch import nn
 
 from support import laws
+from support.planting import plant
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry, _open_blocks
 
@@ -41,6 +42,41 @@ def test_nested_replacements_compose():
         with HookRegistry(model, ["0"]).replace(lambda name, x: x * 10):
             assert model(torch.ones(1)) == 20
         assert model(torch.ones(1)) == 2
+
+
+def test_an_input_is_replaced():
+    """The first argument becomes what fn gives, None leaves it, and nothing is left behind."""
+    model = nn.Sequential(nn.Identity(), nn.Linear(2, 2))
+    x = torch.ones(1, 2)
+    plain = model(x)
+    tripled = model(3 * x)
+    with HookRegistry(model, ["1"]).replace_input(lambda name, x: 3 * x):
+        assert torch.equal(model(x), tripled)
+    with HookRegistry(model, ["1"]).replace_input(lambda name, x: None) as seen:
+        assert torch.equal(model(x), plain)
+    assert seen.calls == {"1": 1} and not model[1]._forward_pre_hooks
+
+
+def test_an_input_that_is_not_replaced_is_noticed(monkeypatch):
+    """Fault: the module is given what it was given before."""
+    plant(monkeypatch, HookRegistry, "replace_input", "(new, *args[1:])", "args")
+    with pytest.raises(AssertionError):
+        test_an_input_is_replaced()
+
+
+def test_an_input_of_another_form_is_refused():
+    """Another shape, and an argument that is given by keyword alone."""
+    model = nn.Linear(2, 2)
+    with (
+        pytest.raises(PatchError, match="gave a tensor .1, 1., .* for a tensor .1, 2."),
+        HookRegistry(model, [""]).replace_input(lambda name, x: x[:, :1]),
+    ):
+        model(torch.ones(1, 2))
+    with (
+        pytest.raises(PatchError, match="is called with input by keyword"),
+        HookRegistry(model, [""]).replace_input(lambda name, x: x),
+    ):
+        model(input=torch.ones(1, 2))
 
 
 def test_blocks_of_an_exit_stack():

@@ -49,7 +49,7 @@ LAYERS = [
     ["anatomy", "attention", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
     ["disk", "exits", "html", "pictures", "progress"],
-    ["text"],
+    ["quotes", "text"],
     ["errors"],
 ]
 CORE = (
@@ -217,8 +217,8 @@ def test_applications_take_any_pipeline():
 
 
 def test_models_are_read_alone():
-    """A model imports errors, the attention op, sites, rows and their guidance, and what lies beside it."""
-    allowed = {"attention", "errors", "guidance", "plan", "reference_models", "sites"}
+    """A model imports errors and quotes, the attention op, sites, rows, guidance, and what lies beside it."""
+    allowed = {"attention", "errors", "guidance", "plan", "quotes", "reference_models", "sites"}
     for module in SOURCES:
         if room(module) == "reference_models":
             assert {room(name) for name in GRAPH[module]} <= allowed, module

@@ -170,7 +170,7 @@ FAULTS = {
         partial(test_guidance_is_looked_through, "mmdit"), contributing, "norms",
         "record.q[0][-1:]", "(record.q[0][:1] * 1.5)"),
     "T5's tokens among CLIP's": (
-        test_the_word_is_found_among_the_tokens, alignment, "word_tokens", "lengths[0]]", "0]"),
+        test_the_word_is_found_among_the_tokens, alignment, "token_blocks", "lengths[0]]", "0]"),
 }  # fmt: skip
 
 

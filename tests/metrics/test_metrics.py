@@ -407,11 +407,16 @@ def test_backgrounds_without_likeness_score_near_nothing(height, width, box, bou
         assert abs(background(a, b, box)[0]) < bound
 
 
-@pytest.mark.parametrize("box", [(0, 0, 40, 32), (10, 10, 30, 22)])
-def test_a_box_that_leaves_no_window_is_refused(box):
+@pytest.mark.parametrize(
+    "box, why", [((0, 0, 40, 32), "fills 100% of the picture"), ((10, 10, 30, 22), "no window")]
+)
+def test_a_box_that_leaves_no_window_is_told(box, why):
     """Neither nan nor a score of strips in which no window of 11 pixels has room."""
-    with pytest.raises(PatchError, match="mask leaves nothing to score"):
-        background(noise(1, 32, 40), noise(2, 32, 40), box)
+    a, b = (Image.fromarray(noise(seed, 32, 40)) for seed in (1, 2))
+    scores = trials.picture_scores(a, b, [box])
+    assert why in scores["no_background"]
+    assert {"ssim", "mse"}.isdisjoint(scores)
+    assert scores["mse_uint8_wrapped"] == metrics.mse_uint8_wrapped(a, b)
 
 
 def test_planted_windows_that_touch_the_lettering_are_noticed(monkeypatch):

@@ -248,6 +248,7 @@ PARSED = {
     '"0"': "0",
     f'"{"A" * 1000}"': "A" * 1000,
     '"a\u0301"': "a\u0301",
+    "'HELLO'": "HELLO",
     "": None,
     " ": None,
     "no quotes": None,
@@ -264,7 +265,6 @@ PARSED = {
     '""A""': None,
     '"A" says "': None,
     'size 5" and "A"': None,
-    "'HELLO'": None,
     "`HELLO`": None,
     "″HELLO″": None,
     "＂HELLO＂": None,
@@ -275,7 +275,7 @@ PARSED = {
 
 @pytest.mark.parametrize("prompt, text", PARSED.items())
 def test_the_quoted_text_is_found_or_refused(prompt, text):
-    """One text between straight double quotes is found.  None or an odd quote is an error, never a guess."""
+    """One text between quotes is found.  None or an odd quote is an error, never a guess."""
     if text is not None:
         assert quoted(prompt) == text
         return
@@ -360,6 +360,7 @@ SIGNS = (
     'a lamp, "ON", and a bell "AIR"',
     'signs "A" and "B"',
     '"UP" over "DOWN"',
+    "“UP” over “DOWN”",
 )
 
 
@@ -410,6 +411,8 @@ def test_the_words_of_quoted_fields_are_the_words(tmp_path):
             "the only quotes .* are those around the field, so no word is quoted; quote the word too",
         ),
         ('"OPEN"', "the only quotes"),
+        (r'"a sign that says \"OPEN\""', ".*may be those around the field or those around words"),
+        ('"OPEN" and “SHUT”', "no quoted word can be told .* in quotes of two kinds"),
         (
             '"a sign that says "OPEN" on a wall"',
             ".*may be those around the field or those around words; leave out the outer ones",

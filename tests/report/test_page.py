@@ -15,6 +15,7 @@ from textpatch import html
 from textpatch.errors import PatchError
 from textpatch.guidance import ClassifierFree, SafeLatentDiffusion, described
 from textpatch.report import charts
+from textpatch.report import result as result_
 from textpatch.report.headline import answer
 from textpatch.report.heatmap import heatmap_png
 from textpatch.report.terminal import table
@@ -274,3 +275,37 @@ def test_what_is_no_result_is_refused(change):
             view(bad)
     with pytest.raises(PatchError, match="lacks seeds"):
         table({name: value for name, value in a_result().items() if name != "seeds"})
+
+
+CHANCE = {"f1_source": 0.27, "f1_target": 0.31}
+
+
+def page_words(result: dict) -> str:
+    """All words of a page, a blank between two."""
+    return " ".join(" ".join(words_of(result)).split())
+
+
+def require_the_chance_level():
+    """The page says what F1 is by chance, below the headline, and so does a line of both tables."""
+    result = a_result() | {"chance": CHANCE}
+    words = page_words(result)
+    assert "By chance F1 is 0.31: that is what readings of the other pairs' words would" in words
+    assert "chance level - 0.31 0.27 - - -" in words
+    lines = table(result, 200).splitlines()
+    assert lines[4].split() == ["-", "0.31", "0.27", "-", "-", "chance", "level"]
+    assert table(result, 40).splitlines()[4].split() == ["0.31", "chance"]
+
+
+def test_the_chance_level_is_shown():
+    """Where the result has one, and nowhere else."""
+    require_the_chance_level()
+    for result in (a_result(), a_result() | {"chance": dict.fromkeys(CHANCE)}):
+        words = page_words(result)
+        assert "chance level" not in words and "By chance" not in words
+
+
+def test_a_chance_level_of_the_other_side_is_noticed(monkeypatch):
+    """Fault: the level beside F1 towards the target is that of the source's words."""
+    plant(monkeypatch, result_, "chance_of", '"f1_target"', '"f1_source"')
+    with pytest.raises(AssertionError):
+        require_the_chance_level()

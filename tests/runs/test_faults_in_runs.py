@@ -178,8 +178,8 @@ FAULTS = {
     "scenes with their words": (
         scenes,
         pairs_,
-        "differing",
-        "_QUOTED.sub('\"\"', prompt)",
+        "_scene",
+        'with_texts(prompt, [""] * len(quotations(prompt)))',
         "prompt",
     ),
     "the first pair alone": (scenes, pairs_, "differing", "in pairs if", "in pairs[:1] if"),

@@ -37,6 +37,11 @@ def audit_run(folder, *, load: Callable[[str, str], tuple]) -> AuditReport:
     request = run.manifest["request"]
     _require_told(run, request)
     pair, seed, plan = _first_plan(run, request)
+    if not plan.swaps:
+        raise PatchError(
+            f"{folder} was made by the method {request.get('method')}, which swaps nothing, so there is "
+            "nothing to audit"
+        )
     pipeline, weights = load(request["model"], request["dtype"])
     if weights != request["weights"]:
         raise PatchError(

@@ -19,11 +19,13 @@ from textpatch.cli.options import (
 )
 from textpatch.runs.interrupts import told_on_interrupt
 
+ON_SHEET = 256  # prompts, since a sheet holds all its pictures in memory
+
 HELP = Help(
     usage="textpatch generate MODEL PROMPT [PROMPT ...] [options]",
     summary="make pictures of prompts",
     about="""\
-Make a picture of every prompt with every seed, and a sheet of all.
+Make a picture of every prompt with every seed, and a sheet of all, of 256 prompts at most.
 
 Cost: one generation for every prompt and seed. Guidance doubles it, because every step then
 predicts twice. Pictures are kept as they are made, in batches of eight: after Ctrl-C the
@@ -47,6 +49,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="PROMPT",
         help=f"what to draw; the shipped models understand sentences like: {SENTENCE}",
     )
+    command.add_argument(
+        "--prompts-from",
+        metavar="LAYOUT",
+        help="take PROMPT for the path of a benchmark's prompts, a file or a folder of the layout cvtg-2k, "
+        "longtext-bench, toxicbench, simplebench or creativebench; for the first three the pictures also "
+        "get the names that the scorer looks for, in the run folder's LAYOUT/",
+    )
     pictures = command.add_argument_group("how pictures are made")
     pictures.add_argument(
         "--seed",
@@ -69,23 +78,25 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def generate(options) -> None:
     """Make a picture per prompt and seed, and a sheet of all."""
+    from textpatch.cli.benchmark_prompts import asked_prompts, keep_for_scorer
     from textpatch.runs.album import Album
 
+    asked = asked_prompts(options)
     pipeline = load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
     upscaler = load_upscaler(options)
     request = dict(
         command="generate",
-        prompts=options.prompts,
+        prompts=asked.prompts,
         seeds=options.seed,
         steps=steps,
         guidance=guidance,
         negative=options.negative,
         **upscaled_by(options, upscaler),
     )
-    pipeline.check(options.prompts, seeds=options.seed, steps=steps)
+    pipeline.check(asked.prompts, seeds=options.seed, steps=steps)
     if upscaler is not None:
-        upscaler.check(options.prompts, seeds=options.seed, steps=upscaler.defaults.steps)
+        upscaler.check(asked.prompts, seeds=options.seed, steps=upscaler.defaults.steps)
 
     def draw(some: list[tuple[str, int]]) -> list:
         prompts, seeds = zip(*some, strict=True)
@@ -98,7 +109,7 @@ def generate(options) -> None:
 
     request = whole_request(options, pipeline, request)
     album = Album(
-        list(itertools.product(options.prompts, options.seed)),
+        list(itertools.product(asked.prompts, options.seed)),
         draw,
         partial(open_folder, options, request),
         goes_on=os.path.exists(folder_of(options, request) / "manifest.json"),
@@ -106,15 +117,17 @@ def generate(options) -> None:
     with told_on_interrupt(album):
         album.fill()
         album.run.write_json("results.json", {"schema_version": 1, "pictures": album.pictures})
-        album.run.write_bytes("sheet.png", _sheet(album, options.seed))
+        keep_for_scorer(asked, album)
+        shown = album.pictures[: ON_SHEET * len(options.seed)]
+        album.run.write_bytes("sheet.png", _sheet(album.run, shown, options.seed))
     print(album.run.folder / "sheet.png")
 
 
-def _sheet(album, seeds: list[int]) -> bytes:
-    """Draw all pictures as PNG, a line per prompt and a column per seed."""
+def _sheet(run, pictures: list[dict], seeds: list[int]) -> bytes:
+    """Draw pictures as PNG, a line per prompt and a column per seed."""
     from textpatch.pictures import open_picture, png
     from textpatch.report.contact_sheet import draw_contact_sheet
 
-    cells = [(open_picture(album.run.folder / made["image"]), None) for made in album.pictures]
+    cells = [(open_picture(run.folder / made["image"]), None) for made in pictures]
     lines = [cells[first : first + len(seeds)] for first in range(0, len(cells), len(seeds))]
     return png(draw_contact_sheet(lines, captions=[f"seed {seed}" for seed in seeds]))

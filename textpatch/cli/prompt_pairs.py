@@ -10,6 +10,7 @@ from textpatch.exits import warn
 # those of metrics.readers.named, which is not imported before it is known that something is to be done
 READERS = ["tesseract", "ppocr", "agreement"]
 WORD = "word"  # Pair.what, which is not imported before it is known that something is to be done
+TOXIC = "toxic"  # --bench of ToxicBench
 PAIRS = 8
 SPLIT = "validation"
 
@@ -39,7 +40,7 @@ def add_pairs_options(group) -> None:
         type=Path,
         metavar="PATH",
         help="own prompt pairs instead: a file of lines `source<TAB>target`, or a folder with a copy of "
-        "GlyphControl-release",
+        "GlyphControl-release or, with --bench toxic, of ToxicBench",
     )
     group.add_argument(
         "--reader",
@@ -58,15 +59,16 @@ def add_pairs_options(group) -> None:
         "--bench",
         metavar="NAME",
         help="GlyphControl's prompts: simple (default), creative, or mixed, which is creative with another "
-        "sentence for the target",
+        "sentence for the target; or toxic, ToxicBench's harmful words with benign ones as targets",
     )
     group.add_argument(
-        "--limit", type=int, metavar="N", help="how many of GlyphControl's pairs (default: all)"
+        "--limit", type=int, metavar="N", help="how many of a folder's pairs (default: all)"
     )
     group.add_argument(
         "--split",
         metavar="NAME",
-        help=f"which words, of the shipped lists or GlyphControl's: {SPLIT} (default) or test",
+        help=f"which words, of the shipped lists or GlyphControl's: {SPLIT} (default) or test; of "
+        "ToxicBench's: test (default) or another folder of lists",
     )
 
 
@@ -77,6 +79,7 @@ def asked_pairs(options) -> list:
     """
     from textpatch.prompts.files import read_pairs
     from textpatch.prompts.glyphcontrol import glyphcontrol_pairs
+    from textpatch.prompts.layouts.toxicbench import toxicbench_pairs
     from textpatch.prompts.pairs import Pair
 
     if options.what != WORD:
@@ -90,6 +93,8 @@ def asked_pairs(options) -> list:
     if not options.prompts.is_dir():
         return [Pair(*pair) for pair in read_pairs(options.prompts)]
     bench = options.bench or "simple"
+    if bench == TOXIC:
+        return toxicbench_pairs(options.prompts, options.split or "test", limit=options.limit)
     split = options.split or SPLIT
     return glyphcontrol_pairs(options.prompts, bench, split, limit=options.limit)
 
@@ -147,7 +152,8 @@ def _require_effect(options) -> None:
     listed = options.prompts is not None and options.prompts.is_dir()
     if not listed and (options.bench or options.limit is not None):
         raise PatchError(
-            "--bench and --limit choose among GlyphControl's prompts; give its folder with --prompts"
+            "--bench and --limit choose among GlyphControl's prompts or ToxicBench's; give its folder "
+            "with --prompts"
         )
     if options.prompts is None:
         return

@@ -53,13 +53,27 @@ def require_no_picture_options(options) -> None:
         )
 
 
+def require_no_picture(options) -> None:
+    """Raise PatchError for a picture beside several pairs or methods, which are of generated ones."""
+    if options.picture is not None:
+        raise PatchError(
+            f"--picture {options.picture} was given with several pairs or methods, which are compared on "
+            "generated pictures; leave one of them out"
+        )
+
+
 def edit_real_picture(options) -> tuple:
     """Edit --picture, keep what was made, and return the open run and the pictures by name.
 
-    Raises PatchError beside --upscale, which draws from a seed.
+    Raises PatchError beside --upscale and another --method, which begin from a seed.
     """
     from textpatch.editing.real_pictures import edit_picture
 
+    if options.method != ["localized"]:
+        raise PatchError(
+            f"--method {' '.join(options.method)} edits generated pictures, and --picture was given; "
+            "leave one of them out"
+        )
     if options.upscale is not None:
         raise PatchError(
             "--upscale draws generated pictures larger, and --picture was given; leave one of them out"
@@ -71,12 +85,12 @@ def edit_real_picture(options) -> tuple:
         options.source,
         options.target,
         sites=options.sites,
-        start=options.start,
+        start=options.start or 0,
         method=options.inversion or DEFAULT,
         seed=options.seed,
         steps=options.steps,
         guidance=options.guidance,
-        branch=options.branch,
+        branch=options.branch or "both",
     )
     request = _request(options, made)
     run = open_run(options, pipeline, request)

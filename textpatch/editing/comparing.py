@@ -15,10 +15,9 @@ from textpatch.editing.methods import Method, PromptSwap, method_named
 from textpatch.editing.result import Edit
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance
-from textpatch.localization.scores import all_scores, column, values
+from textpatch.localization.scores import all_scores, chance_levels, column, values
 from textpatch.localization.trials import Task, Trials
-from textpatch.metrics import f1_of_means
-from textpatch.metrics.intervals import gain
+from textpatch.metrics import compared, f1_of_means
 from textpatch.pictures import opened, png
 from textpatch.pipelines import SupportsSampling
 from textpatch.plan import Plan, Row
@@ -49,8 +48,8 @@ class Comparison:
     run: object = None
 
     def __repr__(self) -> str:
-        lines = aligned([_TITLES, *(_line(name, scores) for name, scores in self._scored())])
-        return "\n".join(lines)
+        lines = [_line(name, scores) for name, scores in self._scored()]
+        return "\n".join(aligned([_TITLES, *lines, *_by_chance(self.result["chance"])]))
 
     def _scored(self) -> list[tuple[str, dict]]:
         """Name and scores of the plain source and of every method."""
@@ -98,7 +97,9 @@ def compare(
     - the scores of `textpatch.localization.scores.all_scores`,
     - "seconds" and "generations", means over pairs and seeds of what the edited picture alone took, and
     - "more_than_first", the differences of F1 towards the target, of its background's SSIM and of seconds
-      from the first method, with intervals that draw the same pairs on both sides.
+      from the first method.  Those of the two scores are `textpatch.metrics.compared`'s, over the same pairs.
+
+    "chance" has the chance levels of both F1s, see `textpatch.localization.scores.chance_levels`.
 
     Raises PatchError for no methods, two of one name, and as `textpatch.edit` and `Trials` do.
     """
@@ -199,6 +200,7 @@ def _result(trials: Trials, names: list[str]) -> dict:
             {"source": pair.source, "target": pair.target, "words": list(pair.words)}
             for pair in trials.pairs
         ],
+        "chance": chance_levels(trials.pairs, blanks=trials.blanks),
         "source": _scores(records, SOURCE),
         "methods": methods,
         "first": first,
@@ -213,15 +215,25 @@ def _scores(records: Sequence[dict], name: str) -> dict:
 
 def _differences(records: Sequence[dict], name: str, first: str) -> dict:
     """By how much a method scores more than the first one, over the same pairs."""
-    told = {"f1_target": gain(values(records, name), values(records, first), f1_of_means)}
+    f1s = (values(records, one) for one in (name, first))
+    told = {"f1_target": compared(*f1s, f1_of_means)._asdict()}
     if all("ssim" in record["pictures"][one] for record in records for one in (name, first)):
-        told["ssim"] = gain(*(column(records, one, "ssim") for one in (name, first)))
+        likeness = (column(records, one, "ssim") for one in (name, first))
+        told["ssim"] = compared(*likeness)._asdict()
     told["seconds"] = {
         "value": float(
             np.mean([column(records, name, "seconds") - column(records, first, "seconds")])
         )
     }
     return told
+
+
+def _by_chance(levels: dict[str, float | None]) -> list[list[str]]:
+    """The line of the chance level below the methods, none where a single pair has no level."""
+    if None in levels.values():
+        return []
+    f1s = (decimal(levels[f"f1_{side}"]) for side in (TARGET, SOURCE))
+    return [["chance level", "-", *f1s, *["-"] * 4]]
 
 
 def _line(name: str, scores: dict) -> list[str]:

@@ -5,11 +5,12 @@ Every method begins with the noise of the seed, so that its picture can be compa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from textpatch.editing.localized import Injection, Localized
+from textpatch.editing.prompt_to_prompt import PRESETS
 from textpatch.editing.result import Edit
 from textpatch.errors import PatchError, closest
 from textpatch.guidance import Guidance
@@ -82,6 +83,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "localized": Localized,
     "injection": Injection,
     "prompt_swap": PromptSwap,
+    **PRESETS,
 }
 
 
@@ -104,11 +106,16 @@ def method_named(method: str | Method, **options: Any) -> Method:
     if method not in METHODS:
         raise PatchError(f"no method of editing is called {method!r}{closest(method, METHODS)}")
     kind = METHODS[method]
-    _require_taken(given, getattr(kind, "__dataclass_fields__", ()), method)
+    _require_taken(given, options_of(kind), method)
     return kind(**given)
 
 
-def _require_taken(given: dict, taken, method: str) -> None:
+def options_of(kind: Callable[..., Method]) -> set[str]:
+    """Names of the options of a method in METHODS, those that a preset has set included."""
+    return set(getattr(kind, "func", kind).__dataclass_fields__)
+
+
+def _require_taken(given: dict, taken: Collection[str], method: str) -> None:
     """Raise PatchError for options that a method does not take."""
     for name in given:
         if name not in taken:

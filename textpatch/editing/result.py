@@ -11,6 +11,7 @@ from textpatch.html import figure, fragment, safe
 from textpatch.ledger import Ledger
 from textpatch.plan import Plan
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
+from textpatch.quotes import quotations
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,20 @@ class Edit:
         return {name: image for name, image in named.items() if image is not None}
 
     def _repr_html_(self) -> str:
-        asked, wanted = (safe(word) for word in self.pair.words)
+        asked, wanted = (safe(text) for text in _shown(self.pair))
         words = {SOURCE: asked, "edited": wanted, TARGET: wanted}
         figures = [
             figure(image, name, f"asked for <b>{words[name]}</b>")
             for name, image in self.pictures.items()
         ]
         return fragment(f'<div class="gallery">{"".join(figures)}</div>{self.plan._repr_html_()}')
+
+
+def _shown(pair: Pair) -> tuple[str, str]:
+    """Quoted texts of a pair, or its prompts where nothing is quoted."""
+    if quotations(pair.source) and quotations(pair.target):
+        return pair.words
+    return pair.source, pair.target
 
 
 def upscaled(made: Edit, upscaler) -> Edit:

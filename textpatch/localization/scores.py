@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Sequence
 
 import numpy as np
 
 from textpatch import metrics
+from textpatch.metrics.background import background_scores
 from textpatch.metrics.image import Box
 from textpatch.metrics.intervals import interval, share_interval
-from textpatch.prompts.pairs import SOURCE, TARGET
+from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 
 
 def picture_scores(image, source, boxes: Sequence[Box]) -> dict[str, float]:
@@ -18,38 +20,22 @@ def picture_scores(image, source, boxes: Sequence[Box]) -> dict[str, float]:
     boxes  left, top, right, bottom of the lettering of both in pixels.  None of them scores the whole picture
     Returns
 
+    - "masked", the share of the pixels that lie in a box,
     - "ssim", the mean over the windows of which no pixel lies in a box,
     - "mse", the mean over the pixels outside the boxes, which sees strips too narrow for a window of 11
-      pixels, and
+      pixels,
+    - "no_background" in place of these two, which says why the boxes leave too little to score, and
     - "mse_uint8_wrapped" and "psnr_uint8_wrapped" over the whole picture, as the official code computes them.
-
-    Raises PatchError where the boxes leave no window.
     """
-    size = (image.height, image.width)
+    found = background_scores(image, source, boxes)
+    scored = {"masked": found.masked, "ssim": found.ssim, "mse": found.mse}
+    if found.reason:
+        scored = {"masked": found.masked, "no_background": found.reason}
     return {
-        "ssim": metrics.ssim(image, source, _outside(metrics.windows_outside, boxes, *size)),
-        "mse": metrics.mse(image, source, _outside(metrics.pixels_outside, boxes, *size)),
+        **scored,
         "mse_uint8_wrapped": metrics.mse_uint8_wrapped(image, source),
         "psnr_uint8_wrapped": metrics.psnr_uint8_wrapped(image, source),
     }
-
-
-def has_background(image, boxes: Sequence[Box]) -> bool:
-    """True if a window of a picture is free of the lettering in the boxes."""
-    return bool(_outside(metrics.windows_outside, boxes, image.height, image.width).any())
-
-
-def _outside(
-    mask: Callable[[Box | None, int, int], np.ndarray],
-    boxes: Sequence[Box],
-    height: int,
-    width: int,
-) -> np.ndarray:
-    """What counts beside all boxes, bool (H, W)."""
-    counts = mask(None, height, width)
-    for box in boxes:
-        counts = counts & mask(box, height, width)
-    return counts
 
 
 # What the background scores of a record go over, which every record says.  Those of 0.1.0 say nothing: there
@@ -59,6 +45,7 @@ FOUND = {"background": "windows free of the lettering that was found in both pic
 EXACT = ("exact_target", "exact_source")
 EDITS = ("edit_target", "edit_source")
 DISAGREEMENT = "disagreement"  # 1 where one of two readers read what does not count
+MASKED = "masked"  # which records of older versions lack
 BACKGROUND = ("ssim", "mse", "mse_uint8_wrapped", "psnr_uint8_wrapped")
 
 
@@ -82,8 +69,9 @@ def all_scores(records: Sequence[dict], name: str) -> dict:
     Returns {} if no record has the row, else also
 
     - "n", the number of records that have the row,
-    - "n_background", the number of these that have the source's own picture, over which background scores
-      go, and
+    - "n_background", the number of these that have the source's own picture and a background beside the
+      lettering, over which background scores go,
+    - "masked", the share of the pixels of these that lettering takes, and
     - "disagreement", the share of pictures in which one of two readers read what the other did not, or was
       not sure, where two read.
 
@@ -104,7 +92,29 @@ def all_scores(records: Sequence[dict], name: str) -> dict:
     if beside:
         out |= {key: interval(column(beside, name, key)) for key in BACKGROUND}
         out["psnr"] = _in_decibels(out["mse"])
+    if beside and all(MASKED in record["pictures"][name] for record in beside):
+        out[MASKED] = interval(column(beside, name, MASKED))
     return out | {"n": len(records), "n_background": len(beside)}
+
+
+def chance_levels(pairs: Sequence[Pair], *, blanks: bool = True) -> dict[str, float | None]:
+    """F1 of readings that are each another pair's word, "f1_source" and "f1_target", as `metrics.chance_f1`.
+
+    blanks  as in `Pair.scored`
+    What is no word is right or wrong as a whole.  Of a single pair there is no chance level, and it is None.
+    """
+    if len(pairs) < 2:
+        return dict.fromkeys((f"f1_{SOURCE}", f"f1_{TARGET}"))
+    levels = {}
+    for place, side in enumerate((SOURCE, TARGET)):
+        words = [pair.words[place] for pair in pairs]
+        if not blanks:
+            words = [word.replace(" ", "") for word in words]
+        if any(pair.what != Pair.what for pair in pairs):
+            levels[f"f1_{side}"] = metrics.chance_level(words, operator.eq)
+        else:
+            levels[f"f1_{side}"] = metrics.chance_f1(words)
+    return levels
 
 
 def _share(values: np.ndarray) -> dict:

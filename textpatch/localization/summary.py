@@ -8,7 +8,7 @@ from dataclasses import asdict
 from textpatch.groups import Group, group_name, row_name
 from textpatch.guidance import described
 from textpatch.localization.modes import Request, all_alone
-from textpatch.localization.scores import all_scores
+from textpatch.localization.scores import all_scores, chance_levels
 from textpatch.localization.screening import Screening
 from textpatch.localization.search import Step, responsible
 from textpatch.localization.trials import Trials
@@ -66,6 +66,7 @@ def summarise(
         **_what(trials.pairs),
         "mode": asked.mode,
         "baselines": {side: all_scores(records, side) for side in (SOURCE, TARGET)},
+        "chance": chance_levels(trials.pairs, blanks=trials.blanks),
         "sites": entries,
         "ranked": [labels[group] for group in [*best_first(trials, measured), *out]],
         "set": _set(trials, grown),

@@ -32,7 +32,6 @@ from textpatch.localization.scores import (
     DISAGREEMENT,
     FOUND,
     SCORED,
-    has_background,
     picture_scores,
     values,
 )
@@ -290,8 +289,7 @@ class Trials:
         if beside is not None:
             for name, image in images.items():
                 boxes = self._lettering(source or entries[SOURCE], entries[name])
-                if has_background(image, boxes):
-                    entries[name] |= picture_scores(image, beside, boxes)
+                entries[name] |= picture_scores(image, beside, boxes)
         return entries
 
     def _lettering(self, *entries: dict) -> list[Box]:

@@ -29,7 +29,7 @@ def mse(a, b, mask: np.ndarray | None = None) -> float:
     mask  bool (H, W), True where a pixel counts; None counts all pixels
     Raises PatchError for sizes that differ, values that are not 8-bit RGB, or a mask that leaves nothing.
     """
-    a, b = _pair(a, b)
+    a, b = same_size(a, b)
     return float(_counted((a.astype(np.float64) - b) ** 2, mask).mean())
 
 
@@ -60,7 +60,7 @@ def ssim(a, b, mask: np.ndarray | None = None) -> float:
             `windows_outside` is the mask under which no pixel of a box has a part in the score
     Raises PatchError as `mse` does, for less than 11 pixels a side, and for a mask without a whole window.
     """
-    a, b = _pair(a, b)
+    a, b = same_size(a, b)
     if min(a.shape[:2]) < WINDOW:
         raise PatchError(
             f"ssim needs {WINDOW} x {WINDOW} pixels; found {a.shape[:2]}; enlarge the pictures"
@@ -104,7 +104,7 @@ def mse_uint8_wrapped(a, b) -> float:
     It serves to compare with published tables.  Independent uniform pixels have 105.5.
     Raises PatchError as `mse` does.
     """
-    a, b = _pair(a, b)
+    a, b = same_size(a, b)
     difference = a - b  # uint8, which wraps around
     return float((difference * difference).mean())
 
@@ -120,10 +120,10 @@ def psnr_uint8_wrapped(a, b) -> float:
     return float(10 * np.log10(RANGE**2 / max(mse_uint8_wrapped(a, b), 1e-10)))
 
 
-def _pair(a, b) -> tuple[np.ndarray, np.ndarray]:
-    """Both pictures as uint8 arrays (H, W, 3) of one size."""
-    a = _pixels(a)
-    b = _pixels(b)
+def same_size(a, b) -> tuple[np.ndarray, np.ndarray]:
+    """Both pictures as uint8 arrays (H, W, 3) of one size.  Raises PatchError as `mse` does."""
+    a = rgb_pixels(a)
+    b = rgb_pixels(b)
     if a.shape != b.shape:
         raise PatchError(
             f"pictures differ in (H, W): {a.shape[:2]} and {b.shape[:2]}; crop or resize one"
@@ -131,8 +131,8 @@ def _pair(a, b) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
-def _pixels(picture) -> np.ndarray:
-    """One picture as a uint8 array (H, W, 3)."""
+def rgb_pixels(picture) -> np.ndarray:
+    """One picture as a uint8 array (H, W, 3).  Raises PatchError for what is no 8-bit picture."""
     if isinstance(picture, Image.Image):
         require_bounded(picture, "a picture")
         picture = picture.convert("RGB")

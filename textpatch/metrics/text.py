@@ -75,8 +75,11 @@ def edit_distance(read: str, wanted: str) -> int:
     d(i, j) = min(d(i-1, j) + 1, d(i, j-1) + 1, d(i-1, j-1) + [r_i != w_j])
     d(i, 0) = i,   d(0, j) = j
     """
-    read = read.lower()
-    wanted = wanted.lower()
+    return edits(read.lower(), wanted.lower())
+
+
+def edits(read: str, wanted: str) -> int:
+    """Levenshtein distance of two strings as they stand."""
     row = list(range(len(wanted) + 1))
     for i, r in enumerate(read, 1):
         above = row

@@ -3,38 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from textpatch.errors import PatchError, PromptError
 from textpatch.prompts.pairs import bare
 
 
-def word_tokens(pipeline, prompt: str) -> tuple[int, ...]:
-    """Places of the text tokens that change with the quoted word of a prompt.
+class TokenBlock(NamedTuple):
+    """Neighbouring text tokens of a model, which one tokenizer makes.
 
-    They are the tokens that each tokenizer puts between the quotes, counted along all text tokens of the
-    model.  There the tokens of several encoders lie as in the published models, two CLIPs side by side and a
-    T5 after them.
-    Raises PatchError for encoders without tokenizers, PromptError for a word no encoder reads.
+    offset  place of the first among all text tokens
+    length  number of them, padding included
+    """
+
+    tokenizer: Any
+    offset: int
+    length: int
+
+
+def token_blocks(pipeline, total: int) -> list[TokenBlock]:
+    """Blocks of the `total` text tokens of a model, one for each tokenizer.
+
+    They lie as in the published models, those of two CLIPs in one place, side by side on channels, and those
+    of a T5 after them.
+    Raises PatchError for encoders without tokenizers.
     """
     encoders = pipeline.encoders
     tokenizers = getattr(encoders, "tokenizers", None)
     if not tokenizers:
         raise PatchError(
-            f"the encoders of {pipeline.name} have no `tokenizers` to find the word with; "
-            "give `tokens` instead"
+            f"the encoders of {pipeline.name} have no `tokenizers` to find a word with; "
+            "give `tokens`, where a call takes these, or encoders with tokenizers"
         )
-    read = getattr(encoders, "as_read", str)
-    total = pipeline.encode([prompt]).tokens.shape[1]
     limits = getattr(encoders, "limits", [total] * len(tokenizers))
     lengths = [
         min(tokenizer.model_max_length, limit)
         for tokenizer, limit in zip(tokenizers, limits, strict=True)
     ]
     offsets = [0, 0, lengths[0]]
+    return [
+        TokenBlock(tokenizer, offset, min(length, total - offset))
+        for tokenizer, offset, length in zip(tokenizers, offsets, lengths, strict=False)
+        if offset < total
+    ]
+
+
+def word_tokens(pipeline, prompt: str) -> tuple[int, ...]:
+    """Places of the text tokens that change with the quoted word of a prompt.
+
+    They are the tokens that each tokenizer puts between the quotes, counted along all text tokens of the
+    model, as `token_blocks` lays them out.
+    Raises PatchError as `token_blocks`, PromptError for a word no encoder reads.
+    """
+    total = pipeline.encode([prompt]).tokens.shape[1]
+    read = getattr(pipeline.encoders, "as_read", str)
     places: set[int] = set()
-    for tokenizer, length, offset in zip(tokenizers, lengths, offsets, strict=False):
-        own = [place for place in _between(tokenizer, prompt, read) if place < length]
-        places.update(offset + place for place in own if offset + place < total)
+    for tokenizer, offset, length in token_blocks(pipeline, total):
+        own = _between(tokenizer, prompt, read)
+        places.update(offset + place for place in own if place < length)
     if not places:
         raise PromptError(
             f"no token of {prompt!r} is the word's; the prompt is too long, or the word unknown"

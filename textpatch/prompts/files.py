@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from textpatch.errors import PromptError
+from textpatch.quotes import STRAIGHT, Quotation, quotations
 
 
 def read_pairs(path) -> list[tuple[str, str]]:
@@ -40,28 +41,36 @@ def _prompt(field: str, place: str) -> str:
     except csv.Error:  # the quotes are not around the whole field, such as in "OPEN" on a red sign
         _require_inner_quotes(field, place)
         return field
-    if '"' in field and '"' not in prompt:
+    if STRAIGHT in field and not _quotations(prompt, place):
         raise PromptError(
             f"{place}: the only quotes of {field!r} are those around the field, so no word is quoted; "
             'quote the word too, and double its quotes: "the word ""WORD"" here"'
         )
-    if field.strip().startswith('"'):
+    if field.strip().startswith(STRAIGHT):
         return prompt
     return field
 
 
 def _require_inner_quotes(field: str, place: str) -> None:
-    """Raise PromptError if a field may be quoted as a whole around quotes that are not doubled.
+    r"""Raise PromptError if a field may be quoted as a whole around quotes that are not doubled.
 
-    "a sign "WORD" here" is such a field.
+    "a sign "WORD" here" is such a field, and so is "a sign \"WORD\" here".
     """
     field = field.strip()
-    texts = field.split('"')[1::2]
-    if field.endswith('"') and any(text != text.strip() for text in texts):
+    texts = [quotation.text for quotation in _quotations(field, place)]
+    whole = len(texts) == 1 or any(text != text.strip() for text in texts)
+    if field.endswith(STRAIGHT) and whole:
         raise PromptError(
             f"{place}: the quotes of {field!r} may be those around the field or those around words; "
             'leave out the outer ones, or double the inner ones: "the word ""WORD"" here"'
         )
+
+
+def _quotations(text: str, place: str) -> list[Quotation]:
+    try:
+        return quotations(text)
+    except PromptError as error:
+        raise PromptError(f"{place}: {error}") from None
 
 
 def numbered_lines(path: Path, expected: str) -> list[tuple[str, str]]:

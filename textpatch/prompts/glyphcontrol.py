@@ -18,7 +18,7 @@ from pathlib import Path
 
 from textpatch.errors import PromptError, closest
 from textpatch.prompts.files import numbered_lines
-from textpatch.prompts.pairs import Pair, is_template, with_words
+from textpatch.prompts.pairs import Pair, is_template, quoted, with_words
 
 RAW = Path("text_prompts", "raw")
 TEMPLATES = RAW / "CreativeBench" / "GlyphDraw_origin_remove_render_words.txt"
@@ -75,6 +75,28 @@ def glyphcontrol_pairs(
     if limit is not None and not 1 <= limit <= len(turns):
         raise PromptError(f"asked for {limit} pairs; the {split} words make 1 to {len(turns)}")
     return turns[:limit]
+
+
+def glyphcontrol_pictures(prompts: Sequence[str], repeat: int = 0) -> list[str]:
+    """Name of each prompt's picture, within the folder that GlyphControl's scorer (ocr_acc.py) is given.
+
+    The scorer takes the name of a picture's folder for its text, and reads four .png files of each.
+    repeat  which picture of its prompt, from 0
+    Raises PromptError for a text that can name no folder, and for one that two prompts ask for.
+    """
+    texts = [quoted(prompt) for prompt in prompts]
+    for text in texts:
+        if text.startswith(".") or set(text) & set('/\\:*?<>|"') or not text.isprintable():
+            raise PromptError(
+                f"the text {text!r} cannot name a folder, and the scorer takes a folder's name for its text; "
+                "leave the prompt out"
+            )
+        if texts.count(text) > 1:
+            raise PromptError(
+                f"the text {text!r} is asked for twice, and its pictures would have one name; "
+                "give each text once"
+            )
+    return [f"{text}/{text}_{repeat}.png" for text in texts]
 
 
 def _in_turns(columns: Sequence[Sequence[Pair]]) -> list[Pair]:
@@ -135,7 +157,7 @@ def _templates(folder: Path) -> list[str]:
     """All different sentences.  The published file holds one of them twice."""
     lines = numbered_lines(folder / TEMPLATES, LAYOUT)
     for place, line in lines:
-        if not is_template(line):
+        if not is_template(line) or '""' not in line:
             raise PromptError(
                 f'{place}: expected a sentence with "" once, where the text goes, found {line!r}'
             )

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from textpatch import metrics
 from textpatch.errors import PromptError
+from textpatch.quotes import quotations, with_texts
 
 SOURCE = "source"
 TARGET = "target"
-_QUOTED = re.compile('"[^"]*"')
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A source prompt and a target prompt, each with a text in double quotes.
+    """A source prompt and a target prompt, each with a text in quotes of any kind of `textpatch.quotes`.
 
     Several texts in a prompt count as one text of several words.  `"ON" "AIR"` is scored as `"ON AIR"` is.
     """
@@ -73,25 +72,25 @@ def require_other_texts(pairs: Iterable[Pair]) -> None:
 
 
 def quoted_texts(prompt: str) -> list[str]:
-    """Texts between the double quotes of a prompt.
+    """Texts between the quotes of a prompt, their blanks joined.
 
-    Raises PromptError for no text, or a quote left open.
+    Raises PromptError for no text, and as `quotations` does.
     """
-    _, *parts = prompt.split('"')
-    texts = [" ".join(part.split()) for part in parts[::2]]
-    if not all(texts) or not texts or len(parts) % 2:
-        raise PromptError(
-            f"no quoted word in {prompt!r}{_told_of_curly(prompt)}; write the word to render in double "
-            'quotes: a sign that says "WORD"'
-        )
+    found = quotations(prompt)
+    texts = [" ".join(quotation.text.split()) for quotation in found]
+    if not texts:
+        raise _no_word(prompt, "")
+    for quotation, text in zip(found, texts, strict=True):
+        if not text:
+            raise _no_word(prompt, f" between {quotation.opening} and {quotation.closing}")
     return texts
 
 
-def _told_of_curly(prompt: str) -> str:
-    """Part of an error message about curly quotes, empty where a prompt has none."""
-    if {"\u201c", "\u201d"}.isdisjoint(prompt):
-        return ""
-    return "; its quotes are curly, and straight ones are read"
+def _no_word(prompt: str, where: str) -> PromptError:
+    return PromptError(
+        f"no quoted word in {prompt!r}{where}; write the word to render in double quotes: "
+        'a sign that says "WORD"'
+    )
 
 
 def quoted(prompt: str) -> str:
@@ -123,26 +122,30 @@ def word_scores(read: str, words: tuple[str, str]) -> dict[str, float]:
 
 
 def in_its_words(pair: Pair) -> str:
-    """The source's prompt with the target's text between its quotes.
+    """The source's prompt with the target's text between its own quotes.
 
     A target of another scene asks for more than a word, and every site that carries any of that would count
     as carrying the word.
     Where both prompts quote the same text, or other numbers of texts, the target itself is returned.
+    Raises PromptError as `with_texts` does.
     """
-    own = pair.source.split('"')
-    other = pair.target.split('"')
-    if len(own) != len(other) or own[1::2] == other[1::2]:
+    own = [quotation.text for quotation in quotations(pair.source)]
+    other = [quotation.text for quotation in quotations(pair.target)]
+    if len(own) != len(other) or own == other:
         return pair.target
-    own[1::2] = other[1::2]
-    return '"'.join(own)
+    return with_texts(pair.source, other)
 
 
 # --- templates, which have nothing between their quotes
 
 
 def is_template(line: str) -> bool:
-    """True for a sentence with one pair of double quotes and nothing between them."""
-    return line.count('"') == 2 and '""' in line
+    """True for a sentence with one pair of quotes and nothing between them."""
+    try:
+        found = quotations(line)
+    except PromptError:
+        return False
+    return [quotation.text for quotation in found] == [""]
 
 
 def bare(prompt: str) -> str:
@@ -151,38 +154,40 @@ def bare(prompt: str) -> str:
     Raises PromptError as `quoted` does.
     """
     quoted(prompt)
-    before, _, after = prompt.split('"')
-    return f'{before}""{after}'
+    return with_texts(prompt, [""])
 
 
 def with_words(template: str, *words: str) -> str:
     """A template with some words, joined by blanks, between its empty quotes.
 
     'a sign "" here' with A and B gives 'a sign "A B" here'.
-    Raises PromptError unless the template has one pair of double quotes, with nothing between them, and the
-    words have no quotes.
+    Raises PromptError unless the template has one pair of quotes, with nothing between them, and the words
+    have no quotes of its kind.
     """
     if not is_template(template):
         raise PromptError(
             f'{template!r} is no template; write "" once, where the text goes, and no other quotes'
         )
-    if not words or any(not word.strip() or '"' in word for word in words):
+    (place,) = quotations(template)
+    signs = {place.opening, place.closing}
+    if not words or any(not word.strip() or signs & set(word) for word in words):
         raise PromptError(
             f"{words!r} cannot stand between quotes; give words, none empty and none with a quote"
         )
-    return template.replace('""', f'"{" ".join(words)}"')
+    return with_texts(template, [" ".join(words)])
 
 
 def mix(pair: Pair) -> dict[tuple[str, str], str]:
     """The four prompts that a pair's templates and texts make, by (whose template, whose text).
 
     Both are "source" or "target".  ("source", "target") asks for the source's picture with the target's text.
-    Raises PromptError as `quoted` does.
+    Raises PromptError as `quoted` does, and for a text that cannot stand between the other side's quotes.
     """
     sides = {SOURCE: pair.source, TARGET: pair.target}
+    texts = {side: quoted(prompt) for side, prompt in sides.items()}
     mixed = {}
     for template, text in itertools.product(sides, repeat=2):
-        mixed[template, text] = with_words(bare(sides[template]), quoted(sides[text]))
+        mixed[template, text] = with_texts(sides[template], [texts[text]])
     return mixed
 
 
@@ -190,12 +195,17 @@ def mix(pair: Pair) -> dict[tuple[str, str], str]:
 
 
 def differing(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Pairs whose prompts differ in more than the texts between their quotes, and in more than blanks."""
+    """Pairs whose prompts differ in more than the texts between their quotes, and in more than blanks.
 
-    def scene(prompt: str) -> str:
-        return " ".join(_QUOTED.sub('""', prompt).split())
+    Raises PromptError as `quotations` does.
+    """
+    return [(source, target) for source, target in pairs if _scene(source) != _scene(target)]
 
-    return [(source, target) for source, target in pairs if scene(source) != scene(target)]
+
+def _scene(prompt: str) -> str:
+    """A prompt with nothing between its quotes, its blanks joined."""
+    emptied = with_texts(prompt, [""] * len(quotations(prompt)))
+    return " ".join(emptied.split())
 
 
 def require_one_scene(pairs: Sequence[tuple[str, str]]) -> None:

@@ -11,6 +11,8 @@ A result has these entries.
                       how the pictures were made
     parameters        of the denoiser; of a site those of its text key and value projections
     baselines         scores of the "source" run without a swap and of the whole "target" run
+    chance            "f1_source" and "f1_target" of readings that are each another pair's word, None of a
+                      single pair.  Older results lack this entry
     sites             "site" (its index), "name", "kind", "status" and scores of each site
     ranked            site indices, best first
     mode, gaps, generations
@@ -33,6 +35,7 @@ from textpatch.text import plain
 
 SCHEMA_VERSION = 3
 RUNS = (("source", "source, no swap"), ("target", "whole target run"))
+CHANCE = ("chance", "chance level")
 _NEEDED = (
     "model",
     "pairs",
@@ -118,6 +121,23 @@ def score_of(scores: dict, metric: str) -> dict:
 def value_of(scores: dict, metric: str) -> float | None:
     """Mean of one metric, None where there is none."""
     return score_of(scores, metric).get("value")
+
+
+def runs_of(result: dict) -> list[tuple[str, str, dict]]:
+    """Lines of a table above the sites, each with its name, its label and its scores.
+
+    They are the runs, and the chance level where the result has one.
+    """
+    lines = [(run, label, result["baselines"][run]) for run, label in RUNS]
+    if chance_of(result) is not None:
+        scores = {name: {"value": value} for name, value in result["chance"].items()}
+        lines.append((*CHANCE, scores))
+    return lines
+
+
+def chance_of(result: dict) -> float | None:
+    """F1 towards the target of readings that are each another pair's word, None where that is not known."""
+    return result.get("chance", {}).get("f1_target")
 
 
 # --- numbers as text

@@ -11,14 +11,15 @@ from textpatch.report.charts import curve
 from textpatch.report.gallery import gallery_html, heat_map
 from textpatch.report.headline import further, search, verdict
 from textpatch.report.result import (
-    RUNS,
     at_most,
+    chance_of,
     counted,
     decimal,
     is_out,
     listed,
     ranked_sites,
     responsible_sites,
+    runs_of,
     share_of,
     signed,
     size_of,
@@ -56,7 +57,7 @@ def header(result: dict) -> str:
     over = f"textpatch: which layers of {model} carry the {safe(what_of(result))}?"
     return (
         f'<header><p class="over">{over}</p><h1>{safe(headline)}</h1>'
-        f'<p class="lead">{safe(numbers)}</p>{_told(words.READING, result)}</header>'
+        f'<p class="lead">{safe(numbers)}</p>{_told(words.READING, result)}{_by_chance(result)}</header>'
     )
 
 
@@ -124,8 +125,8 @@ def drawing(heatmap: bytes) -> str:
 
 
 def ranking(result: dict) -> str:
-    """The table of the two runs and all sites, best first, and how to read it."""
-    rows = [["", "", label, "", *_figures(result["baselines"][run]), ""] for run, label in RUNS]
+    """The table of the runs and all sites, best first, and how to read it."""
+    rows = [["", "", label, "", *_figures(scores), ""] for _, label, scores in runs_of(result)]
     for rank, site in enumerate(ranked_sites(result), 1):
         name = _code(site["name"])
         own = [rank, safe(site["site"]), name, share_of(result, [site])]
@@ -186,6 +187,14 @@ def making(result: dict, manifest: dict) -> str:
 def _told(text: str, result: dict) -> str:
     """A text of words.py, with what the pairs of this run differ in."""
     return text.format(what=safe(what_of(result)))
+
+
+def _by_chance(result: dict) -> str:
+    """The chance level of F1, "" in a result without one."""
+    level = chance_of(result)
+    if level is None:
+        return ""
+    return words.CHANCE.format(what=safe(what_of(result)), level=decimal(level))
 
 
 def _code(text) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
-from textpatch.report.result import RUNS, decimal, ranked_sites, span_of, value_of
+from textpatch.report.result import decimal, ranked_sites, runs_of, span_of, value_of
 from textpatch.text import plain
 
 _TITLES = ("rank", "site", "exact", "F1 target", "F1 source", "bg SSIM", "n")
@@ -19,7 +19,7 @@ _STATES = {"screened out": "out", "joined": "set"}
 
 
 def table(result: dict, width: int | None = None) -> str:
-    """The ranked plain-text table, two baselines and then the sites, best first.
+    """The ranked plain-text table, baselines and then the sites, best first.
 
     width  columns that the table may take.  None takes the terminal's, or 80 where there is none
     In a narrow table names are cut first.  Then scores are left out, but not F1 towards the target.
@@ -37,7 +37,7 @@ def table(result: dict, width: int | None = None) -> str:
 
 def _columns(result: dict) -> dict[str, list[str]]:
     """Cells of all columns but the names, by title."""
-    rows = [("", "", *_cells(result["baselines"][run])) for run, _ in RUNS]
+    rows = [("", "", *_cells(scores)) for _, _, scores in runs_of(result)]
     for rank, site in enumerate(ranked_sites(result), 1):
         rows.append((_place(site, rank), str(site["site"]), *_cells(site)))
     cells = zip(*rows, strict=True)
@@ -78,7 +78,7 @@ def _padded(title: str, cells: Sequence[str]) -> list[str]:
 def _names(result: dict, width: int) -> list[str]:
     """Names of the runs and the sites, none longer than `width`."""
     names = []
-    for run, label in RUNS:
+    for run, label, _ in runs_of(result):
         if len(label) > width:
             label = run
         names.append(label)

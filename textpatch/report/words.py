@@ -6,6 +6,9 @@ READING = """<p class="note">Numbers in brackets are 95&nbsp;% intervals over th
 <b>F1</b> says how far what was read agrees with the target's {what}, from 0 for nothing of it
 to 1 for all of it and nothing else.</p>"""
 
+CHANCE = """<p class="note">By chance F1 is {level}: that is what readings of the other pairs' {what}s
+would score.</p>"""
+
 # --- what was asked
 
 QUESTION = """<p>A text-to-image model reads its prompt through many attention layers, here
@@ -91,6 +94,7 @@ pairs in brackets.</p>
 {what}. Words are compared letter by letter, anything else is right or wrong as a whole.</li>
 <li>bg SSIM, PSNR (in dB): likeness of the background to the source's, 1 and infinity where they
 are equal.</li>
+<li>Chance level: F1 of readings that are each another pair's {what}.</li>
 <li>n: number of pictures.</li>
 </ul>"""
 

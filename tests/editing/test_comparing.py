@@ -1,0 +1,93 @@
+"""Methods compared: each picture is that of `edit`, made once from one noise, and differences are paired."""
+
+import math
+
+import numpy as np
+import pytest
+
+from support.localizing import PAIRS, REQUEST, PixelReader
+from support.planting import plant
+from support.small_models import small_pipeline
+from textpatch import PatchError, compare, edit
+from textpatch.editing import comparing
+from textpatch.editing.localized import Localized
+from textpatch.metrics import f1_of_means
+from textpatch.pictures import opened
+from textpatch.runs.folder import Run
+
+METHODS = {"early": Localized(sites=0), "late": Localized(sites=0, start=1), "swap": "prompt_swap"}
+SEEDS = (0, 4)
+
+
+def compared(folder=None):
+    run = None
+    if folder is not None:
+        run = Run.open(folder, REQUEST)
+    return compare(small_pipeline(), PAIRS, METHODS, seeds=SEEDS, ocr=PixelReader(), run=run)
+
+
+def require_the_pictures_of_edit():
+    """Each method's picture of a pair and seed is that of `edit`, but for the last bits of other batches."""
+    found = compared()
+    for record in found.records:
+        pair = PAIRS[record["pair"]]
+        made = edit(small_pipeline(), *pair, sites=0, start=1, seed=record["seed"])
+        for name, image in (("late", made.image), ("source", made.source), ("swap", made.target)):
+            apart = np.asarray(record["pictures"][name]["image"], int) - np.asarray(image, int)
+            assert abs(apart).max() <= 1, name
+
+
+def test_every_picture_is_that_of_an_edit():
+    """From the same noise, for every pair and seed."""
+    require_the_pictures_of_edit()
+
+
+def test_methods_from_other_noise_are_noticed(monkeypatch):
+    """Fault: the first seed is every record's."""
+    plant(monkeypatch, comparing, "_timed", "pair, seed=seed,", "pair, seed=trials.seeds[0],")
+    with pytest.raises(AssertionError):
+        require_the_pictures_of_edit()
+
+
+def test_the_result_has_scores_costs_and_differences():
+    """Every method has its scores, and all but the first the differences to it, over the same pairs."""
+    found = compared()
+    methods = found.result["methods"]
+    assert list(methods) == list(METHODS) and found.result["first"] == "early"
+    assert [scores["generations"] for scores in methods.values()] == [2, 2, 1]
+    assert all(scores["n"] == len(PAIRS) * len(SEEDS) for scores in methods.values())
+    assert all(scores["seconds"] > 0 for scores in methods.values())
+    assert "more_than_first" not in methods["early"]
+    more = methods["late"]["more_than_first"]
+    for key in ("f1_target", "ssim"):
+        apart = methods["late"][key]["value"] - methods["early"][key]["value"]
+        assert math.isclose(more[key]["value"], apart, abs_tol=1e-9)
+        assert more[key]["low"] <= more[key]["value"] <= more[key]["high"]
+    assert f1_of_means is comparing.f1_of_means
+    lines = repr(found).splitlines()
+    assert [line.split()[0] for line in lines] == ["method", "source", *METHODS, "chance"]
+
+
+def test_nothing_is_made_twice(tmp_path, monkeypatch):
+    """A comparison given again takes every picture from the folder, and is the same to the second."""
+    first = compared(tmp_path / "run")
+    monkeypatch.setattr(comparing, "_timed", lambda *_: pytest.fail("made again"))
+    again = compared(tmp_path / "run")
+    assert again.result == first.result and again.sheet.tobytes() == first.sheet.tobytes()
+    entry = first.records[0]["pictures"]["late"]
+    assert opened(entry["image"], first.run).size == (96, 32)
+
+
+@pytest.mark.parametrize(
+    "methods, says",
+    [
+        ([], "no method of editing was given"),
+        (["prompt_swap", "prompt_swap"], "two methods are called prompt_swap"),
+        ({"source": "prompt_swap"}, "a method is called 'source'"),
+        (["none"], "no method of editing is called 'none'"),
+    ],
+)
+def test_methods_that_cannot_be_compared(methods, says):
+    """PatchError before anything is made."""
+    with pytest.raises(PatchError, match=says):
+        compare(small_pipeline(), PAIRS, methods, ocr=PixelReader())
