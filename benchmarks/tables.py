@@ -404,7 +404,8 @@ def real_pictures() -> str:
     """How drawings come back from their noise, and whether their word changes, method by method."""
     lines = []
     for row in chosen(read_rows("real_pictures"), pictures="signs"):
-        errors = [share(row[name], 2) for name in ("inverted", "guided", "worst")]
+        told = [row[name] for name in ("inverted", "guided", "worst")]
+        errors = [value and ratio(float(value)) for value in told]
         calls = row["calls"] and f"{float(row['calls']):.0f}"
         scores = [share(row["target"], 2), share(row["source"], 2), share(row["ssim"], 2)]
         lines.append([row["model"], row["method"], calls, *errors, *scores])
@@ -425,7 +426,7 @@ def strangers() -> str:
 
 
 def _span(values: Sequence[float]) -> str:
-    return f"{share(str(min(values)), 2)} to {max(values):.2f}".replace(" 0.", " .")
+    return f"{ratio(min(values))} to {ratio(max(values))}"
 
 
 # --- what a swap costs
