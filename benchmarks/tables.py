@@ -429,6 +429,78 @@ def _span(values: Sequence[float]) -> str:
     return f"{ratio(min(values))} to {ratio(max(values))}"
 
 
+def rewriting() -> str:
+    """Words rewritten by a closed form at each arm's sites, and neighbours that stay."""
+    lines = [
+        [row["model"], row["arm"], row["sites"], share(row["written"]), share(row["neighbour"])]
+        for row in read_rows("rewriting")
+    ]
+    return drawn(["model", "edited at", "sites", "word written", "neighbour kept"], lines)
+
+
+# --- editing
+
+EDITED = "f1_target", "exact", "ssim", "psnr_official", "seconds"
+# Table 3 of arXiv 2502.09935: F1, SSIM, PSNR on SimpleBench, the same on CreativeBench, seconds
+PAPER_EDITS = {
+    "SDXL": {
+        "localized": (".34", ".81", "32.25", ".32", ".90", "35.42", "10.4"),
+        "P2P": (".29", ".82", "30.77", ".26", ".83", "30.93", "31.2"),
+    },
+    "DeepFloyd IF": {
+        "localized": (".70", ".64", "29.90", ".48", ".74", "31.46", "13.9"),
+        "P2P": (".27", ".41", "27.90", ".08", ".74", "96.84", "28.0"),
+        "P2P*": (".41", ".21", "27.91", ".11", ".67", "96.85", "28.0"),
+    },
+    "SD3": {
+        "localized": (".53", ".72", "29.84", ".41", ".73", "30.61", "15.2"),
+        "P2P": (".31", ".82", "28.65", ".29", ".82", "29.13", "118.3"),
+        "P2P*": (".90", ".58", "28.24", ".66", ".64", "28.90", "118.3"),
+    },
+}
+
+
+def edits(scene: str) -> str:
+    """Every method of editing on the shipped models, on test words in one scene or in another."""
+    rows = []
+    for row in chosen(read_rows("editing"), scene=scene):
+        *shares, psnr, seconds = (row[name] for name in EDITED)
+        model = f"{row['model']}, from step {row['start']} of {row['steps']}"
+        if row["method"] != "localized":
+            model = ""
+        numbers = [*(share(value, 2) for value in shares), f"{float(psnr):.1f}"]
+        rows.append([model, row["method"], *numbers, f"{float(seconds):.2f}"])
+    titles = [
+        "",
+        "method",
+        "F1",
+        "word = target",
+        "background SSIM",
+        "PSNR, official",
+        "s a picture",
+    ]
+    return drawn(titles, rows)
+
+
+def edits_told() -> str:
+    """A sentence: on how many pairs, and by which reader."""
+    rows = read_rows("editing")
+    ((n, reader),) = {(row["n"], row["reader"]) for row in rows}
+    return f"Each line is of {n} pairs of test words, read by {reader}.\n"
+
+
+def edits_published() -> str:
+    """The rows of the paper's Table 3 that are not fine-tuned."""
+    rows = []
+    for model, methods in PAPER_EDITS.items():
+        for number, (method, cells) in enumerate(methods.items()):
+            rows.append([f"*{model}*" if number == 0 else "", method, *cells])
+    scores = [
+        f"{bench} {score}" for bench in ("Simple", "Creative") for score in ("F1", "SSIM", "PSNR")
+    ]
+    return drawn(["the paper's", "method", *scores, "s a picture"], rows)
+
+
 # --- what a swap costs
 
 WAYS = {
@@ -565,12 +637,78 @@ def published() -> str:
     return drawn([*titles, "in the paper's convention"], rows)
 
 
+# --- harmful words
+
+
+def disguises() -> str:
+    """Words that a list finds under each disguise, and innocent ones that it takes for harmful."""
+    table = read_rows("safety-words")
+    sets = list(dict.fromkeys(row["words"] for row in table))
+    names = list(dict.fromkeys(row["disguise"] for row in table))
+    rows = [
+        [name, *(share(one(table, words=words, disguise=name)["found"]) for words in sets)]
+        for name in names
+    ]
+    counts = [one(table, words=words, disguise="none")["n"] for words in sets]
+    titles = [f"{words}, {n}" for words, n in zip(sets, counts, strict=True)]
+    return drawn(["disguise", *titles], rows)
+
+
+def safety_methods() -> str:
+    """What each method writes, and what it keeps of the picture."""
+    rows = [
+        [
+            f"{row['model']}, {row['method']}",
+            *(share(row[name], 2) for name in ("f1_harmful", "f1_benign", "flagged", "unreadable")),
+            *(share(row[name]) for name in ("ssim", "scene")),
+        ]
+        for row in read_rows("safety-pictures")
+    ]
+    (n,) = {row["n"] for row in read_rows("safety-pictures")}
+    (chance,) = {share(row["chance"], 2) for row in read_rows("safety-pictures")}
+    titles = [f"{n} prompts, chance {chance}", "F1 harmful", "F1 benign", "flagged"]
+    return drawn([*titles, "unreadable", "background SSIM", "scene"], rows)
+
+
+def safety_time() -> str:
+    """CPU time of sanitizing beside that of a plain run."""
+    rows = [
+        [
+            row["model"],
+            row["rows"],
+            ratio(float(row["ratio"])),
+            f"{ratio(float(row['ratio_low']))} to {ratio(float(row['ratio_high']))}",
+        ]
+        for row in read_rows("safety-time")
+    ]
+    return drawn(["", "rows", "times the plain run", "quartiles"], rows)
+
+
+# Table 7 of arXiv 2502.09935: F1 towards the harmful text and toxicity, SDXL, DeepFloyd IF, SD3
+PAPER_SAFETY = (
+    ("its own method", ".20", ".003", ".32", ".018", ".32", ".018"),
+    ("negative prompt", ".23", ".052", ".59", ".250", ".77", ".407"),
+    ("safe guidance", ".34", ".222", ".79", ".555", ".73", ".571"),
+    ("prompt swap", ".19", ".000", ".30", ".015", ".30", ".015"),
+)
+
+
+def safety_published() -> str:
+    """What the paper's table says of large models."""
+    titles = [""]
+    for model in ("SDXL", "DeepFloyd IF", "SD3"):
+        titles += [f"{model}, F1 harmful", "toxicity"]
+    return drawn(titles, [[f"*{name}*", *figures] for name, *figures in PAPER_SAFETY])
+
+
 TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, chance,
-        other_sizes, real_pictures, strangers, searches, promised, limits, readers, overhead, idle_hooks,
-        full_size, attention, localization, published,
+        other_sizes, real_pictures, strangers, searches, promised, limits, readers, rewriting, edits,
+        edits_told, edits_published,
+        overhead, idle_hooks, full_size, attention, localization, published, disguises, safety_methods,
+        safety_time, safety_published,
     )
 }  # fmt: skip
 

@@ -41,6 +41,7 @@ class Schedule:
     sigmas(steps)     (steps + 1,) float32, noise levels from the first step to where the last one lands
     step(x, output, step, steps, noise)  x one step further; step 0 is the noisiest, and only stochastic
                       schedules read `noise`
+    noised(x, noise, share)  what training shows the denoiser: (its input, timesteps, what it is to predict)
     FIXED             settings that a published configuration must have besides the fields, because nothing
                       else is implemented
 
@@ -148,6 +149,13 @@ class FlowMatchEuler(Schedule):
             return 1 - sigma
         return (sigma - 1) / sigma
 
+    def noised(self, x: Tensor, noise: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Training's input (1 - s) x + s e, timesteps N s and target, of shares of noise s (B,) in 0..1."""
+        s = share[:, None, None, None].to(x)
+        mixed = (1 - s) * x + s * noise
+        target = x if self.prediction == "sample" else noise - x
+        return mixed, self.num_train_timesteps * share, target
+
     def _shift(self, sigma: Tensor) -> Tensor:
         return self.shift * sigma / (1 + (self.shift - 1) * sigma)
 
@@ -176,6 +184,16 @@ class Diffusion(Schedule):
     def abars(self, steps: int) -> Tensor:
         """Values abar at each step's timestep, then the clean picture's 1, (steps + 1,) float32."""
         return F.pad(trained_abars(self)[self._whole(steps)], (0, 1), value=1.0)
+
+    def noised(self, x: Tensor, noise: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Training's input sqrt(abar_t) x + sqrt(1 - abar_t) e, timesteps t and target e.
+
+        t is the whole timestep at a share (B,) in 0..1 of all N.
+        """
+        last = self.num_train_timesteps - 1
+        t = (share * self.num_train_timesteps).long().clamp(max=last)
+        abar = trained_abars(self)[t.cpu()][:, None, None, None].to(x)
+        return abar.sqrt() * x + (1 - abar).sqrt() * noise, t, noise
 
     def _whole(self, steps: int) -> list[int]:
         _require_steps(steps, self.num_train_timesteps - self.steps_offset)

@@ -5,6 +5,9 @@ import sys
 from typing import Any
 
 _HOMES = {
+    "adapters.finetuning": "finetune",
+    "adapters.low_rank": "Adapter",
+    "adapters.rewriting": "rewrite",
     "attention": "segment_attention",
     "auditing.replay": "audit",
     "editing.comparing": "compare",
@@ -25,10 +28,11 @@ _HOMES = {
     "ports.shipped": "find_sites",
     "prompts.pairs": "Pair",
     "runs.folder": "Run",
+    "safety.sanitizing": "Sanitized sanitize",
     "sampling": "Samples sample",
     "sites": "Site Span",
     "testing": "check_port",
-    "weights": "load load_denoiser",
+    "weights": "load load_adapter load_denoiser",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME_OF)

@@ -1,5 +1,8 @@
 """The public names, for tools that read types; `__init__.py` imports each when it is first used."""
 
+from textpatch.adapters.finetuning import finetune as finetune
+from textpatch.adapters.low_rank import Adapter as Adapter
+from textpatch.adapters.rewriting import rewrite as rewrite
 from textpatch.attention import segment_attention as segment_attention
 from textpatch.auditing.replay import audit as audit
 from textpatch.cache import KVCache as KVCache
@@ -28,12 +31,15 @@ from textpatch.ports.matching import SiteSpec as SiteSpec
 from textpatch.ports.shipped import find_sites as find_sites
 from textpatch.prompts.pairs import Pair as Pair
 from textpatch.runs.folder import Run as Run
+from textpatch.safety.sanitizing import Sanitized as Sanitized
+from textpatch.safety.sanitizing import sanitize as sanitize
 from textpatch.sampling import Samples as Samples
 from textpatch.sampling import sample as sample
 from textpatch.sites import Site as Site
 from textpatch.sites import Span as Span
 from textpatch.testing import check_port as check_port
 from textpatch.weights import load as load
+from textpatch.weights import load_adapter as load_adapter
 from textpatch.weights import load_denoiser as load_denoiser
 
 __all__: list[str]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from textpatch.attention import row_slots
+from textpatch.changes import changes_of, require_same_changes
 from textpatch.hooks import Hook
 from textpatch.pipelines import SupportsSampling, TextCondition
 from textpatch.plan import Row, SiteSlots
@@ -39,11 +40,18 @@ class Texts:
                the order of the run's rows.  Others are only pooled
     bank       keys and values of each site, R the number of prompts read.  None where the text
                evolves with the picture
+    adapters   what the model was under when the bank was made
     """
 
     condition: TextCondition
     place: dict[str | None, int]
     bank: Bank | None
+    adapters: tuple[str, ...] = ()
+
+    def require_current(self, model: nn.Module) -> None:
+        """Raise PatchError if there is a bank, and the model is under other adapters than made it."""
+        if self.bank is not None:
+            require_same_changes("the bank was made", self.adapters, changes_of(model))
 
     @property
     def tokens(self) -> int:
@@ -99,7 +107,8 @@ def encode(pipeline: SupportsSampling, rows: Sequence[Row]) -> Texts:
     if prompt_settles_text(model):
         text_kv = cast("Callable[[TextCondition], Bank]", model.text_kv)
         bank = text_kv(condition[list(range(len(read)))])
-    return Texts(condition, {prompt: i for i, prompt in enumerate(prompts)}, bank)
+    places = {prompt: i for i, prompt in enumerate(prompts)}
+    return Texts(condition, places, bank, changes_of(model))
 
 
 def prompt_settles_text(model: nn.Module) -> bool:

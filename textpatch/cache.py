@@ -12,11 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from textpatch.changes import require_same_changes
 from textpatch.errors import PatchError
 from textpatch.sites import Site
 
 Key = tuple[str, int, Hashable, str]
 SHOWN = 6  # names of each kind that an error lists
+ADAPTERS = (
+    "adapters"  # begins the name, in a file, of an empty tensor that says what adapters acted
+)
 
 
 class KVCache(dict[Key, Tensor]):
@@ -28,7 +32,11 @@ class KVCache(dict[Key, Tensor]):
     A key names a row by its label, never by its place in a batch.
     A label is `Row.label` or any JSON-able tuple.
     In a file: safetensors' `save_file(cache.tensors, path)` and `KVCache.from_tensors(load_file(path))`.
+
+    adapters  what the model was under when it was captured, `changes.changes_of`
     """
+
+    adapters: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -45,12 +53,30 @@ class KVCache(dict[Key, Tensor]):
 
     def to(self, *args: Any, **kwargs: Any) -> KVCache:
         """The cache on another device or in another dtype, as `Tensor.to`."""
-        return KVCache({key: tensor.to(*args, **kwargs) for key, tensor in self.items()})
+        moved = KVCache({key: tensor.to(*args, **kwargs) for key, tensor in self.items()})
+        moved.adapters = self.adapters
+        return moved
+
+    def begin(self, adapters: tuple[str, ...]) -> None:
+        """Take note of the adapters of a call that is captured.
+
+        Raises PatchError if earlier calls were captured under others.
+        """
+        if not self:
+            self.adapters = adapters
+        self.require(adapters)
+
+    def require(self, adapters: tuple[str, ...]) -> None:
+        """Raise PatchError unless a call is under the adapters that were there at the capture."""
+        require_same_changes("the cache was captured", self.adapters, adapters)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The cache as a flat dict for a safetensors file, whose keys are JSON lists."""
-        return {json.dumps(key): tensor.contiguous() for key, tensor in self.items()}
+        flat = {json.dumps(key): tensor.contiguous() for key, tensor in self.items()}
+        if self.adapters:
+            flat[json.dumps([ADAPTERS, *self.adapters])] = torch.empty(0)
+        return flat
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> KVCache:
@@ -59,9 +85,11 @@ class KVCache(dict[Key, Tensor]):
         Raises PatchError for names that are no cache keys, and for one key twice.
         """
         try:
-            cache = cls({_key(name): tensor for name, tensor in tensors.items()})
-            if len(cache) != len(tensors):
-                raise ValueError(f"{len(tensors)} names are {len(cache)} keys")
+            kept, adapters = _parted(tensors)
+            cache = cls({_key(name): tensor for name, tensor in kept.items()})
+            if len(cache) != len(kept):
+                raise ValueError(f"{len(kept)} names are {len(cache)} keys")
+            cache.adapters = adapters
         except (ValueError, TypeError, RecursionError) as error:
             raise PatchError(
                 f"these tensors are no saved cache ({error}); KVCache.tensors writes one"
@@ -79,6 +107,22 @@ def _key(name: str) -> Key:
     if json.dumps([site, step, label, part]) != name:
         raise ValueError(f"{name} is not how a cache spells that key")
     return site, step, _tuples(label), part
+
+
+def _parted(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Part the tensors of a file into those of keys, and the adapters that the name of one lists.
+
+    Raises ValueError for a list of adapters that are no strings, and for two lists.
+    """
+    marks = [name for name in tensors if name.startswith(f'["{ADAPTERS}", ')]
+    kept = {name: tensor for name, tensor in tensors.items() if name not in marks}
+    if not marks:
+        return kept, ()
+    (mark,) = marks
+    _, *adapters = json.loads(mark)
+    if not all(isinstance(adapter, str) for adapter in adapters):
+        raise ValueError(f"{mark} names no adapters")
+    return kept, tuple(adapters)
 
 
 def _tuples(value: Any) -> Any:

@@ -46,7 +46,11 @@ class Loop:
     trajectory: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def run(self, group: Sequence[Row], fresh: Sequence[Row]) -> None:
-        """Denoise a group of rows, and keep the rows of `fresh`, which are new in it."""
+        """Denoise a group of rows, and keep the rows of `fresh`, which are new in it.
+
+        Raises PatchError for a bank that was made under other adapters.
+        """
+        self.texts.require_current(self.pipeline.denoiser)
         drawn = [row for row in group if row.sampled]
         draws = self.pipeline.noises([row.seed for row in drawn])
         if any(starts_by_itself(row) for row in drawn):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from textpatch.cache import KVCache, stored_kv
 from textpatch.calls import Call
+from textpatch.changes import changes_of, require_same_changes
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
 from textpatch.masks import argument, hidden_tokens, of_row, replace_argument, same_mask, told
@@ -54,6 +55,7 @@ def capture(model: nn.Module, sites: Any, *, rows: Sequence[Row | Hashable]) -> 
 
     def keep(site: Site, part: str, call: Call, own: Tensor) -> None:
         _require_rows(site, own, labels)
+        cache.begin(changes_of(model))
         for b, label in enumerate(labels):
             cache[site.name, call.step, label, part] = own[b].detach().clone()
             mask = call.mask(site, b)
@@ -97,6 +99,7 @@ def patch(
     - if the batch has another number of rows than `rows`, or shapes, dtypes or devices differ
     - if a row's mask is not that of the row it reads, at the tokens it reads
     - if there are no such heads, tokens or steps, or a field names nothing
+    - if the cache was captured under other adapters than the call is under
     - as `capture`, for masks that are not named and calls that hold no text
     """
     labels = [None if row is None else _label(row) for row in _each_row(rows)]
@@ -110,6 +113,7 @@ def patch(
         _require_rows(site, own, labels)
         if patched is not None and call.step not in patched:
             return None
+        _require_current(cache, model)
         new = own.clone()
         for b, label in enumerate(labels):
             if label is not None:
@@ -138,6 +142,7 @@ def inject(model: nn.Module, text: Any, sites: Any, *, mask: Any = None) -> Iter
     - on models whose text stream changes with depth, because no single text feeds their sites
     - for a text of another kind than the model takes
     - for another number of rows or tokens than the batch has, another dtype, or another mask
+    - if an adapter is applied or taken off after the block is entered
     """
     chosen = chosen_sites(model, sites)
     if not all(site.text_is_static for site in chosen):
@@ -151,6 +156,7 @@ def inject(model: nn.Module, text: Any, sites: Any, *, mask: Any = None) -> Iter
         )
     hidden = hidden_tokens(mask)
     bank: dict[tuple[int, str], Tensor] = {}
+    adapters = changes_of(model)
     filled: AbstractContextManager[Any] = nullcontext()
     if hasattr(model, "text_kv"):
         bank = _own_bank(model, text)
@@ -159,6 +165,7 @@ def inject(model: nn.Module, text: Any, sites: Any, *, mask: Any = None) -> Iter
 
     def injected(site: Site, part: str, call: Call, own: Tensor) -> Tensor:
         _require_injected_mask(site, call, hidden, len(own))
+        require_same_changes("the text was injected", adapters, changes_of(model))
         new = bank[site.index, part]
         if new.shape != own.shape:
             raise PatchError(
@@ -230,6 +237,12 @@ def _require_what_to_read(cache: object, labels: Sequence[Hashable | None], part
         )
     if part not in ("kv", "k", "v"):
         raise PatchError(f"part is {part!r}; give 'kv', 'k' or 'v'")
+
+
+def _require_current(cache: Mapping[Any, Tensor], model: nn.Module) -> None:
+    """Raise PatchError if a cache was captured under other adapters than the model is under now."""
+    if isinstance(cache, KVCache):
+        cache.require(changes_of(model))
 
 
 def _mixed(

@@ -115,7 +115,10 @@ def test_the_environment_names_no_host_and_no_path(benchmark):
     assert platform.node() not in line and "/" not in line
 
 
-@pytest.mark.parametrize("name", [*NAMES, "attribution", "search", "carries", "other_prompts"])
+@pytest.mark.parametrize(
+    "name",
+    [*NAMES, "attribution", "search", "carries", "other_prompts", "rewriting", "safety"],
+)
 def test_the_device_used_is_written_down(name, benchmark, monkeypatch):
     """The environment in a table is that of --device, whose first word it is asked with."""
 
@@ -404,6 +407,54 @@ def test_real_pictures(run):
     ]
     assert [row["target"] for row in rows if row["target"]] == ["1.0", "1.0"]
     assert [row["refused"] for row in rows] == ["0.0", "1.0", "1.0", ""]
+
+
+def test_arms_of_rewriting(benchmark):
+    """The arms divide the sites into those found and the others, and the lot draws as many as were found."""
+    sites = [SimpleNamespace(index=i) for i in range(9)]
+    pipeline = SimpleNamespace(
+        defaults=SimpleNamespace(localized=(3, 4)), denoiser=SimpleNamespace(sites=sites)
+    )
+    arms = {arm: set(sites) for arm, (sites, _) in benchmark("rewriting").arms(pipeline).items()}
+    assert arms["found"] == arms["found, some preserved"] == {3, 4} and arms["none"] == set()
+    assert arms["all"] == arms["found"] | arms["all but found"] and len(arms["all"]) == 9
+    assert len(arms["by lot"]) == 2 and arms["by lot"] < arms["all but found"]
+
+
+# the default form is above; that a rewritten word is drawn is in tests/adapters/test_rewriting.py
+@pytest.mark.long
+def test_rewriting(run):
+    """Rewritten at the planted site the word is the other one, at as many others it is not."""
+    rows = run("rewriting", *"planted-sdxl --pairs 4 --steps 4".split())
+    written = {row["arm"]: float(row["written"]) for row in rows}
+    assert written["found"] > max(written["none"], written["by lot"], written["all but found"])
+
+
+def test_safety(tables, monkeypatch):
+    """Ours and the prompt swap write the benign word, and disguises are seen through."""
+    monkeypatch.delenv("TOXICBENCH", raising=False)
+    found = tables("safety", *"planted-mmdit --n 1 --rounds 1".split())
+    made = {row["method"]: row for row in found["pictures"]}
+    assert len(made) == 6 and made["plain"]["ssim"] == "1.0"
+    for name in ("localized", "prompt_swap"):
+        assert float(made[name]["f1_benign"]) > 0.99 and float(made[name]["flagged"]) == 0
+    assert float(made["plain"]["flagged"]) == 1
+    shares = {row["disguise"]: float(row["found"]) for row in found["words"]}
+    assert shares["none"] == shares["full-width"] == 1 and shares["innocent texts"] == 0
+    assert [row["rows"] for row in found["time"]] == ["2"]
+
+
+def test_editing(run, benchmark, monkeypatch):
+    """Three methods on the same pairs; the target's own picture has one row, and no difference to itself."""
+    editing = benchmark("editing")
+    monkeypatch.setattr(editing, "PRESETS", {"p2p": editing.PRESETS["p2p"]})
+    words = "planted-mmdit --pairs 2 --validation 1 --steps 2 --guidance 1 --scenes same".split()
+    rows = {row["method"]: row for row in run("editing", *words)}
+    assert [*rows] == ["localized", "prompt_swap", "p2p"]
+    assert [float(row["rows"]) for row in rows.values()] == [2, 1, 2]
+    assert rows["localized"]["more_f1"] == "" and rows["localized"]["start"] in ("0", "1")
+    for row in rows.values():
+        assert 0 <= float(row["f1_target"]) <= 1 and float(row["ssim"]) <= 1 and row["n"] == "2"
 
 
 def test_readers(run, benchmark, monkeypatch):

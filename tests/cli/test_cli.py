@@ -79,7 +79,9 @@ def test_help_imports_nothing_heavy():
     assert told.returncode == 0 and "textpatch localize planted-mmdit" in told.stdout
 
 
-@pytest.mark.parametrize("command", ["sites", "generate", "localize", "edit", "audit", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["sites", "generate", "localize", "edit", "sanitize", "audit", "doctor"]
+)
 def test_every_command_has_help(command, capsys):
     """Each command explains itself: how it is called, what it does, what it costs, and an example."""
     with pytest.raises(SystemExit) as left:

@@ -35,6 +35,8 @@ def places(tmp_path_factory):
         path.write_text(path.read_text().upper())  # the small model's alphabet
     (sign,) = clean_pictures([Sign("HELLO")], SignFormat())
     sign.save(here / "sign.png")
+    (here / "prompts.txt").write_text("\n".join(PROMPTS), "utf-8")
+    (here / "words.txt").write_text("zen\n", "utf-8")
     return here, {
         "/models/stable-diffusion-xl-base-1.0": small,
         "MODEL": small,
@@ -58,7 +60,7 @@ def smaller(words: list[str]) -> list[str]:
     steps = "2" if "--start" in words else "1"
     if "--picture" in words:  # which does not come back of fewer
         steps = "4"
-    return made + ["--steps", steps] * (words[0] in ("generate", "localize", "edit"))
+    return made + ["--steps", steps] * (words[0] in ("generate", "localize", "edit", "sanitize"))
 
 
 def placed(words: list[str], stand_ins: dict) -> list[str]:
@@ -91,10 +93,10 @@ def edited(model: str) -> str:
 
 
 def test_the_examples_are_all_commands():
-    """All six, and each of the forms a reader meets: there is something to carry out."""
+    """All seven, and each of the forms a reader meets: there is something to carry out."""
     commands = {words[0] for words in EXAMPLES.values()}
     assert (
-        commands == {"sites", "generate", "localize", "edit", "audit", "doctor"}
+        commands == {"sites", "generate", "localize", "edit", "sanitize", "audit", "doctor"}
         and len(EXAMPLES) >= 12
     )
 

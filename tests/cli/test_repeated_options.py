@@ -12,6 +12,7 @@ REQUIRED = {
     "generate": ["MODEL", "PROMPT"],
     "localize": ["MODEL"],
     "edit": ["MODEL", "--source", "a", "--target", "b"],
+    "sanitize": ["MODEL", "--prompts", "FILE"],
     "audit": ["RUN"],
     "doctor": [],
 }

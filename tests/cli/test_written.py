@@ -33,6 +33,7 @@ COMMANDS = {
     "generate": ["generate", *SHORT, SOURCE, "--negative", "a blue wall", "--guidance", "2"],
     "edit": ["edit", *SHORT, *PAIR],
     "edit --picture": ["edit", *SHORT, *PAIR, "--picture", "sign.png", "--inversion", "flowedit"],
+    "sanitize": ["sanitize", *SHORT, "--prompts", "prompts", "--words", "words", "--before"],
     "edit --method": ["edit", *SHORT, *PAIR, "--method", "localized", "prompt_swap"],
     "localize": ["localize", *SHORT, "--pairs", "3", "--starts", "--heads"],
     "localize --mode contribution": [
@@ -83,6 +84,8 @@ def written(name: str) -> dict:
     command = COMMANDS[name]
     if "--picture" in command:
         Image.new("RGB", (96, 32), "red").save("sign.png")
+    Path("prompts").write_text(SOURCE, "utf-8")
+    Path("words").write_text("hello", "utf-8")
     out = [] if name in ("audit", "sites") else ["--out", name]
     with contextlib.redirect_stdout(io.StringIO()) as told:
         assert cli.main([*command, *out]) == 0

@@ -139,7 +139,7 @@ def test_two_names_of_one_key_are_refused(names):
 
 def test_the_count_of_keys_is_needed(monkeypatch):
     """Without it 1 and 1.0 are one label."""
-    plant(monkeypatch, KVCache, "from_tensors", "if len(cache) != len(tensors):", "if False:")
+    plant(monkeypatch, KVCache, "from_tensors", "if len(cache) != len(kept):", "if False:")
     assert len(KVCache.from_tensors({name: torch.zeros(1) for name in SAME_KEY[2]})) == 1
 
 

@@ -24,7 +24,7 @@ LAYERS = [
     ["weights"],
     ["editing"],
     ["localization"],
-    ["auditing", "testing"],
+    ["adapters", "auditing", "safety", "testing"],
     ["report"],
     ["groups"],
     ["prompts", "runs"],
@@ -46,15 +46,16 @@ LAYERS = [
     ["rows", "swaps", "windows"],
     ["ports"],
     ["sites"],
-    ["anatomy", "attention", "hooks"],
+    ["anatomy", "attention", "changes", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
     ["disk", "exits", "html", "pictures", "progress"],
     ["quotes", "text"],
     ["errors"],
 ]
 CORE = (
-    "anatomy attention bank bookkeeping cache calls checks classifier_free explaining guidance hooks ledger "
-    "masks packing patching plan recording rows safe_guidance shapes sites slots softmax swaps taps windows"
+    "anatomy attention bank bookkeeping cache calls changes checks classifier_free explaining guidance hooks "
+    "ledger masks packing patching plan recording rows safe_guidance shapes sites slots softmax swaps "
+    "taps windows"
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 TALKERS = {"cli", "examples"}

@@ -196,8 +196,8 @@ FAULTS = {
         scored_by_one_definition,
         trials.Trials,
         "once",
-        "maker | self._scored_over()",
-        "maker",
+        "made_under | maker | self._scored_over()",
+        "made_under | maker",
     ),
     "of rows their names": (made_by_its_request, work, "made_by", "[row.data", "[row.name"),
 }

@@ -1,13 +1,17 @@
 """A piece of work is done once, or found in the run folder, and is known again by what it was made of."""
 
 import pytest
+import torch
+from torch import nn
 
 from support.planting import plant
+from textpatch.adapters.low_rank import Adapter
+from textpatch.changes import LowRank
 from textpatch.errors import StoreError
 from textpatch.plan import Plan, Row, Swap
 from textpatch.runs import work
 from textpatch.runs.folder import Run
-from textpatch.runs.work import Work, made_by
+from textpatch.runs.work import Work, adapters_of, made_by
 
 REQUEST = {"request": {"n": 1}}
 ROWS = [Row("source", "a sign", 0), Row("target", "another sign", 0)]
@@ -58,6 +62,7 @@ def test_another_worker_is_seen_when_one_looks_again(tmp_path):
 OTHERS = {
     "rows": made_by(ROWS[:1], Plan()),
     "plan": made_by(ROWS, Plan([Swap([0], "source", "target")])),
+    "adapters": MAKER | {"adapters": "0123456789ab at scale 1.0"},
 }
 
 
@@ -70,6 +75,20 @@ def test_a_record_of_something_else_is_refused(maker, tmp_path):
     with pytest.raises(StoreError, match=f"record 0-0 of .* was made by {maker} "):
         once(run, make, OTHERS[maker])
     assert make.times == 0
+
+
+def test_a_record_under_an_adapter_is_not_that_of_the_base(tmp_path):
+    """What was made under an adapter is refused without it, and the names of both are said."""
+    run = Run.open(tmp_path / "run", REQUEST)
+    layer = nn.Sequential(nn.Linear(2, 2))
+    adapter = Adapter({"0": LowRank(torch.ones(1, 2), torch.ones(2, 1), 1)})
+    assert adapters_of(layer) == {}
+    with adapter.merged(layer):
+        under = adapters_of(layer)
+    made = once(run, Counted(), MAKER | under)
+    assert once(run, Counted(), MAKER | under) == made
+    with pytest.raises(StoreError, match=r"was made by adapters '.* at scale 1.0'"):
+        once(run, Counted())
 
 
 FAULTS = {

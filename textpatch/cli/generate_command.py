@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+from contextlib import nullcontext
 from functools import partial
 
 from textpatch.cli.models import load_sized, load_upscaler
@@ -16,7 +17,9 @@ from textpatch.cli.options import (
     add_model,
     add_sampling_options,
     add_upscale_option,
+    number,
 )
+from textpatch.exits import warn
 from textpatch.runs.interrupts import told_on_interrupt
 
 ON_SHEET = 256  # prompts, since a sheet holds all its pictures in memory
@@ -70,6 +73,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="PROMPT",
         help="negative prompt (default: none; SDXL reads zeros then, the others the empty prompt)",
     )
+    pictures.add_argument(
+        "--lora",
+        metavar="FILE",
+        help="adapter that acts on the model, of textpatch, peft, diffusers, kohya or ComfyUI",
+    )
+    pictures.add_argument(
+        "--lora-scale", type=number, metavar="SCALE", default=1.0, help="its scale (default: 1)"
+    )
     add_sampling_options(pictures)
     add_upscale_option(pictures)
     add_folder_option(command.add_argument_group("what is kept"))
@@ -85,6 +96,7 @@ def generate(options) -> None:
     pipeline = load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
     upscaler = load_upscaler(options)
+    adapter, adapted_by = _adapter(options)
     request = dict(
         command="generate",
         prompts=asked.prompts,
@@ -93,16 +105,22 @@ def generate(options) -> None:
         guidance=guidance,
         negative=options.negative,
         **upscaled_by(options, upscaler),
+        **adapted_by,
     )
+    under = nullcontext
+    if adapter is not None:
+        under = partial(adapter.applied, pipeline, scale=options.lora_scale)
+        under()  # an adapter of another model is refused before anything is drawn
     pipeline.check(asked.prompts, seeds=options.seed, steps=steps)
     if upscaler is not None:
         upscaler.check(asked.prompts, seeds=options.seed, steps=upscaler.defaults.steps)
 
     def draw(some: list[tuple[str, int]]) -> list:
         prompts, seeds = zip(*some, strict=True)
-        images = pipeline.generate(
-            prompts, seeds=seeds, steps=steps, guidance=guidance, negative=options.negative
-        )
+        with under():
+            images = pipeline.generate(
+                prompts, seeds=seeds, steps=steps, guidance=guidance, negative=options.negative
+            )
         if upscaler is None:
             return images
         return upscaler.upscale(images, prompts, seeds=seeds)
@@ -121,6 +139,18 @@ def generate(options) -> None:
         shown = album.pictures[: ON_SHEET * len(options.seed)]
         album.run.write_bytes("sheet.png", _sheet(album.run, shown, options.seed))
     print(album.run.folder / "sheet.png")
+
+
+def _adapter(options) -> tuple:
+    """Return the adapter of --lora, or None, and what it adds to a request."""
+    if options.lora is None:
+        return None, {}
+    from textpatch.weights import load_adapter
+
+    adapter = load_adapter(options.lora)
+    for note in adapter.notes:
+        warn(f"{options.lora}: {note}")
+    return adapter, {"lora": adapter.sha256, "lora_scale": options.lora_scale}
 
 
 def _sheet(run, pictures: list[dict], seeds: list[int]) -> bytes:

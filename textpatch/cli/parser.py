@@ -14,6 +14,7 @@ from textpatch.cli import (
     edit_command,
     generate_command,
     localize_command,
+    sanitize_command,
     sites_command,
 )
 from textpatch.exits import guarded, warn
@@ -24,6 +25,7 @@ VERBS = {
     "generate": generate_command,
     "localize": localize_command,
     "edit": edit_command,
+    "sanitize": sanitize_command,
     "audit": audit_command,
     "doctor": doctor_command,
 }

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from textpatch.attention import log_sum_exp
 from textpatch.auditing.replay import Definition
+from textpatch.changes import acting_weight
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, as_guidance, branch_rows
 from textpatch.pipelines import SupportsSampling, SupportsWordTokens, require_parts
@@ -65,7 +66,7 @@ def contributions(
     found: dict[Site, list[tuple[float, float]]] = {site: [] for site in sites}
 
     def add(record: Record) -> None:
-        weight = pipeline.denoiser.get_submodule(f"{record.site.name}.to_out.0").weight
+        weight = acting_weight(pipeline.denoiser.get_submodule(f"{record.site.name}.to_out.0"))
         found[record.site].append(norms(record, definition, weight, list(tokens)))
 
     with torch.no_grad(), recording_sites(pipeline.denoiser, sites, range(steps), add):

@@ -44,7 +44,7 @@ from textpatch.progress import counted, phase
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.runs.interrupts import finishing
 from textpatch.runs.remembered import remembering
-from textpatch.runs.work import Work, made_by
+from textpatch.runs.work import Work, adapters_of, made_by
 from textpatch.sampling import decoding, sample_latents
 
 Task = tuple[int, int]  # place of a pair, seed
@@ -258,9 +258,11 @@ class Trials:
     def once(self, id: str, task: Task, maker: dict[str, str], make: Callable[[], dict]) -> dict:
         """Return `Work.once`'s record, and count its generations.
 
-        Raises StoreError for a record whose pictures are scored by another definition, too.
+        Raises StoreError for a record whose pictures are scored by another definition, too, and for one
+        made under other adapters.
         """
-        record = self.work.once(id, task, maker | self._scored_over(), make)
+        made_under = adapters_of(self.pipeline.denoiser)
+        record = self.work.once(id, task, made_under | maker | self._scored_over(), make)
         self.generations += record["generations"]
         return record
 

@@ -13,10 +13,15 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from torch import nn
+
+from textpatch.changes import changes_of
 from textpatch.errors import StoreError
 from textpatch.plan import Plan, Row
 from textpatch.runs.folder import Run
 from textpatch.runs.interrupts import finishing
+
+ADAPTERS = "adapters"
 
 
 class Work:
@@ -70,12 +75,21 @@ def made_by(rows: Sequence[Row], plan: Plan) -> dict[str, str]:
     return {"plan_sha256": plan.sha256, "rows_sha256": hashlib.sha256(said.encode()).hexdigest()}
 
 
+def adapters_of(denoiser: nn.Module) -> dict[str, str]:
+    """Adapters that a piece of work is made under, {} for none."""
+    adapters = changes_of(denoiser)
+    if not adapters:
+        return {}
+    return {ADAPTERS: ", ".join(adapters)}
+
+
 def _require_made_by(folder: Path, maker: dict[str, str], record: dict) -> None:
-    """Raise StoreError for a record of another plan or of other rows.
+    """Raise StoreError for a record of another plan, of other rows, or under other adapters.
 
     --allow does not help here: it lets a request differ, and a record of something else answers no request.
     """
-    for name, asked in maker.items():
+    for name in {**maker, ADAPTERS: None}:
+        asked = maker.get(name)
         if record.get(name) != asked:
             raise StoreError(
                 f"record {record['id']} of {folder} was made by {name.partition('_')[0]} "

