@@ -433,6 +433,35 @@ def readers() -> str:
     return drawn(["pictures", "be read", *names], lines)
 
 
+def real_pictures() -> str:
+    """How drawings come back from their noise, and whether their word changes, method by method."""
+    lines = []
+    for row in chosen(read_rows("real_pictures"), pictures="signs"):
+        told = [row[name] for name in ("inverted", "guided", "worst")]
+        errors = [value and ratio(float(value)) for value in told]
+        calls = row["calls"] and f"{float(row['calls']):.0f}"
+        scores = [share(row["target"], 2), share(row["source"], 2), share(row["ssim"], 2)]
+        lines.append([row["model"], row["method"], calls, *errors, *scores])
+    titles = ["", "method", "calls", "error without guidance", "with", "worst"]
+    return drawn([*titles, "word = target", "word = source", "background SSIM"], lines)
+
+
+def strangers() -> str:
+    """The smallest and largest errors of pictures that no model draws, over all methods."""
+    rows = read_rows("real_pictures")
+    lines = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        for pictures in ("signs", "photograph-like", "white noise"):
+            of = [row for row in chosen(rows, model=model, pictures=pictures) if row["guided"]]
+            spans = [_span([float(row[name]) for row in of]) for name in ("inverted", "guided")]
+            lines.append([model, pictures, *spans])
+    return drawn(["", "pictures", "error without guidance", "with"], lines)
+
+
+def _span(values: Sequence[float]) -> str:
+    return f"{ratio(min(values))} to {ratio(max(values))}"
+
+
 def rewriting() -> str:
     """Words rewritten by a closed form at each arm's sites, and neighbours that stay."""
     lines = [
@@ -709,9 +738,9 @@ TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, chance,
-        other_sizes, searches, promised, over_reading, misread, limits, readers, rewriting, edits, edits_told,
-        edits_published, overhead, idle_hooks, full_size, attention, localization, published, disguises,
-        safety_methods, safety_time, safety_published,
+        other_sizes, real_pictures, strangers, searches, promised, over_reading, misread, limits, readers,
+        rewriting, edits, edits_told, edits_published, overhead, idle_hooks, full_size, attention,
+        localization, published, disguises, safety_methods, safety_time, safety_published,
     )
 }  # fmt: skip
 

@@ -50,6 +50,11 @@ class Schedule:
 
     FIXED: ClassVar[dict[str, object]]
     stochastic: ClassVar[bool] = False
+    flows: ClassVar[bool] = False  # True for a rectified flow, whose denoiser predicts a velocity
+
+    def deterministic(self) -> Schedule:
+        """Schedule of the same noise levels whose steps draw nothing, and can be undone by `invert_step`."""
+        return self
 
     def start(self, noise: Tensor, steps: int) -> Tensor:
         """Latents entering step 0, from standard normal noise (B, C, H, W)."""
@@ -77,6 +82,7 @@ class FlowMatchEuler(Schedule):
     shift: float = 3.0
     prediction: str = "velocity"
 
+    flows: ClassVar[bool] = True
     FIXED: ClassVar[dict[str, object]] = IN_PLACE | {
         "use_dynamic_shifting": False,
         "shift_terminal": None,
@@ -118,6 +124,19 @@ class FlowMatchEuler(Schedule):
         if self.prediction == "sample":
             output = (wide - output) / now
         return (wide + (after - now) * output).to(x.dtype)
+
+    def invert_step(self, x: Tensor, output: Tensor, step: int, steps: int) -> Tensor:
+        """Latents (B, C, H, W) that `step` takes to x, given the same velocity.
+
+        Raises PatchError for a denoiser that predicts the sample, whose velocity is that of latents not
+        known yet.
+        """
+        if self.prediction != "velocity":
+            raise PatchError(
+                f"steps of a flow whose prediction is {self.prediction!r} cannot be undone; "
+                "a prediction of 'velocity' can"
+            )
+        return _euler_undone(x, output, *self.sigmas(steps)[step : step + 2])
 
     def noise_units(self, step: int, steps: int) -> float:
         """Noise units of the prediction at noise level s.
@@ -245,6 +264,10 @@ class Euler(ScaledLinear):
         now, after = self.sigmas(steps)[step : step + 2]
         wide, output = _widened(x, output)
         return (wide + (after - now) * output).to(x.dtype)
+
+    def invert_step(self, x: Tensor, output: Tensor, step: int, steps: int) -> Tensor:
+        """Latents (B, C, H, W) that `step` takes to x, given the same output."""
+        return _euler_undone(x, output, *self.sigmas(steps)[step : step + 2])
 
     def _scale(self, step: int, steps: int) -> Tensor:
         return (self.sigmas(steps)[step] ** 2 + 1).sqrt()
@@ -386,6 +409,34 @@ class DDPM(Diffusion):
         abar = trained_abars(self)[t].to(wide)
         return (abar.sqrt() * wide + (1 - abar).sqrt() * noise).to(x.dtype)
 
+    def deterministic(self) -> DeterministicDDPM:
+        return DeterministicDDPM(self.num_train_timesteps)
+
+
+@dataclass(frozen=True)
+class DeterministicDDPM(DDPM):
+    """Deterministic steps between DeepFloyd IF's noise levels (arXiv 2010.02502, eq. 12 with eta 0).
+
+    The variance is not read, and nothing is thresholded, so that a step can be undone.
+    """
+
+    stochastic: ClassVar[bool] = False
+
+    def deterministic(self) -> DeterministicDDPM:
+        return self
+
+    def step(
+        self, x: Tensor, output: Tensor, step: int, steps: int, noise: Tensor | None = None
+    ) -> Tensor:
+        """Latents one noise level further down, from x (B, C, H, W) and the output's first C channels."""
+        now, after = self.abars(steps)[step : step + 2]
+        return _ddim(x, output[:, : x.shape[1]], now, after)
+
+    def invert_step(self, x: Tensor, output: Tensor, step: int, steps: int) -> Tensor:
+        """Latents (B, C, H, W) that `step` takes to x, given the same output."""
+        now, after = self.abars(steps)[step : step + 2]
+        return _ddim(x, output[:, : x.shape[1]], after, now)
+
 
 @lru_cache
 def trained_abars(schedule: Diffusion) -> Tensor:
@@ -400,6 +451,11 @@ def _ddim(x: Tensor, epsilon: Tensor, abar: Tensor, to_abar: Tensor) -> Tensor:
     wide, epsilon = _widened(x, epsilon)
     clean = (wide - (1 - abar).sqrt() * epsilon) / abar.sqrt()
     return (to_abar.sqrt() * clean + (1 - to_abar).sqrt() * epsilon).to(x.dtype)
+
+
+def _euler_undone(x: Tensor, output: Tensor, now: Tensor, after: Tensor) -> Tensor:
+    wide, output = _widened(x, output)
+    return (wide - (after - now) * output).to(x.dtype)
 
 
 def _deviation(share: Tensor, now: Tensor, after: Tensor) -> Tensor:

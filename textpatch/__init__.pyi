@@ -7,7 +7,11 @@ from textpatch.attention import segment_attention as segment_attention
 from textpatch.auditing.replay import audit as audit
 from textpatch.cache import KVCache as KVCache
 from textpatch.editing.comparing import compare as compare
+from textpatch.editing.inversion import Inversion as Inversion
+from textpatch.editing.inversion import invert as invert
 from textpatch.editing.methods import edit as edit
+from textpatch.editing.real_pictures import PictureEdit as PictureEdit
+from textpatch.editing.real_pictures import edit_picture as edit_picture
 from textpatch.editing.result import Edit as Edit
 from textpatch.errors import PatchError as PatchError
 from textpatch.hooks import HookRegistry as HookRegistry

@@ -49,7 +49,8 @@ def _require_texts(row: Row) -> None:
 
 def starts_by_itself(row: Row) -> bool:
     """True if a row starts from anything else than its seed's noise at step 0."""
-    return row.joins != 0 or row.latents is not None or row.copies is not None
+    given = row.latents, row.copies, row.path
+    return row.joins != 0 or any(one is not None for one in given)
 
 
 def require_starts(rows: Sequence[Row], plan: Plan, steps: int) -> None:
@@ -77,18 +78,19 @@ def _require_kinds(row: Row) -> None:
         raise PatchError(f"row {row.name!r} joins at step {row.joins!r}; give a whole number")
     if row.copies is not None and not isinstance(row.copies, str):
         raise PatchError(f"row {row.name!r} copies {row.copies!r}; give the name of a row")
-    if row.latents is None:
-        return
-    if not isinstance(row.latents, Tensor):
-        raise PatchError(
-            f"row {row.name!r} starts from latents of type {type(row.latents).__name__}; "
-            "give a torch.Tensor"
-        )
-    unbound = row.latents.numel() - int(torch.isfinite(row.latents).sum())
+    for what, given in (("starts from latents", row.latents), ("is held to a path", row.path)):
+        if given is not None:
+            _require_finite(f"row {row.name!r} {what}", given)
+
+
+def _require_finite(what: str, given: object) -> None:
+    """Raise PatchError unless what a row is given is a tensor without NaN and infinity."""
+    if not isinstance(given, Tensor):
+        raise PatchError(f"{what} of type {type(given).__name__}; give a torch.Tensor")
+    unbound = given.numel() - int(torch.isfinite(given).sum())
     if unbound:
         raise PatchError(
-            f"row {row.name!r} starts from latents of which {unbound} of {row.latents.numel()} are NaN or "
-            "infinite; give finite ones"
+            f"{what} of which {unbound} of {given.numel()} are NaN or infinite; give finite ones"
         )
 
 
@@ -96,7 +98,8 @@ def _require_only_read(row: Row) -> None:
     """Raise PatchError for what a row that is not sampled is given and nothing would use."""
     if starts_by_itself(row):
         raise PatchError(
-            f"row {row.name!r} is not sampled, and so starts from nothing; leave out joins, latents, copies"
+            f"row {row.name!r} is not sampled, and so starts from nothing; "
+            "leave out joins, latents, copies, path"
         )
     if row.pooled is not None:
         raise PatchError(
@@ -111,10 +114,26 @@ def _require_start(row: Row, steps: int) -> None:
         raise PatchError(
             f"row {row.name!r} joins at step {row.joins}; this run has steps 0..{steps - 1}"
         )
-    if (row.latents is None) == (row.copies is None):
+    if row.path is not None:
+        _require_path(row, row.path, steps)
+    elif (row.latents is None) == (row.copies is None):
         given = "neither" if row.latents is None else "both"
         raise PatchError(
             f"row {row.name!r} joins at step {row.joins} with {given} latents and copies; give one of them"
+        )
+
+
+def _require_path(row: Row, path: Tensor, steps: int) -> None:
+    """Raise PatchError unless a path has latents for every step, and is the row's only start."""
+    if row.joins or row.latents is not None or row.copies is not None:
+        raise PatchError(
+            f"row {row.name!r} is held to a path, which says where it starts; "
+            "leave out joins, latents, copies"
+        )
+    if path.dim() != 4 or len(path) != steps + 1:
+        raise PatchError(
+            f"row {row.name!r} is held to a path of shape {tuple(path.shape)}; a run of {steps} steps "
+            f"has a path of {steps + 1} latents, (N + 1, C, H, W)"
         )
 
 

@@ -1,7 +1,8 @@
 """Lock-step loop, which denoises the rows of a run group by group.
 
 A row starts from its seed's noise, from latents of its own, or later from the latents of another row.  Where
-a row joins, one part of the run ends and the next begins with one row more.
+a row joins, one part of the run ends and the next begins with one row more.  A row with a path is put back
+on it before every step, so that every step is a part then.
 
 B rows, C channels, H x W latent size
 """
@@ -85,10 +86,11 @@ class Loop:
         drawn = [row for row in group if row.sampled]
         now = self._entering(drawn, next(draws))
         states = {name: self._first_state(x) for name, x in now.items()}
-        bounds = sorted({row.joins for row in drawn} | {self.steps})
+        bounds = self._bounds(drawn)
         for _ in range(bounds[0]):  # a row's noise of step i is the same wherever the run begins
             next(draws)
         for first, stop in pairwise(bounds):
+            _put_on_paths(drawn, now, first)
             for row in drawn:
                 if row.joins == first and row.copies is not None:
                     now[row.name] = now[row.copies]
@@ -101,10 +103,17 @@ class Loop:
             now |= dict(zip(names, x, strict=True))
             for b, name in enumerate(names):
                 states[name] = {key: value[b] for key, value in state.items()}
+        _put_on_paths(drawn, now, self.steps)
         keeping = self._keeping(drawn, fresh)
         if keeping is not None:
             keeping(self.steps, torch.stack([now[row.name] for row in drawn]))
         return now
+
+    def _bounds(self, drawn: Sequence[Row]) -> list[int]:
+        """Steps at which parts of a run begin, and the number of steps."""
+        if any(row.path is not None for row in drawn):
+            return list(range(min(row.joins for row in drawn), self.steps + 1))
+        return sorted({row.joins for row in drawn} | {self.steps})
 
     def _part(
         self,
@@ -146,14 +155,15 @@ class Loop:
         """
         now = _by_name(drawn, self._partial_runs.enter(noise, self.steps))
         for row in drawn:
-            if row.latents is None:
+            given = row.latents if row.path is None else row.path[0]
+            if given is None:
                 continue
-            if row.latents.shape != noise.shape[1:]:
+            if given.shape != noise.shape[1:]:
                 raise PatchError(
-                    f"row {row.name!r} starts from latents of shape {tuple(row.latents.shape)}; "
+                    f"row {row.name!r} starts from latents of shape {tuple(given.shape)}; "
                     f"this model's are {tuple(noise.shape[1:])}: give channels, height and width of one row"
                 )
-            now[row.name] = row.latents.to(noise)
+            now[row.name] = given.to(noise)
         return now
 
     def _first_state(self, x: Tensor) -> State:
@@ -202,6 +212,13 @@ class Loop:
         if slots is None:
             return None
         return [to_device(entry, self.pipeline.device) for entry in slots]
+
+
+def _put_on_paths(rows: Sequence[Row], now: dict[str, Tensor], step: int) -> None:
+    """Put the latents of rows that are held to a path back on it, where they enter a step."""
+    for row in rows:
+        if row.path is not None:
+            now[row.name] = row.path[step].to(now[row.name])
 
 
 def _by_name(rows: Sequence[Row], x: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 UNCONDITIONAL = "uncond"
 CONDITIONAL = "cond"
 # records of version 0.1 hash the other fields, so that these are written only where they are given
-WRITTEN_WHERE_GIVEN = ("joins", "latents", "copies")
+WRITTEN_WHERE_GIVEN = ("joins", "latents", "copies", "path")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Row:
     joins    step at which the row joins the run.  A later one than 0 needs `latents` or `copies`
     latents  (C, H, W) entering that step, in place of the seed's noise
     copies   name of another row, whose latents entering that step are taken
+    path     (N + 1, C, H, W) latents that hold the row, those entering each of the N steps and the
+             final ones.  What the row's own prediction would do to them is not read
     """
 
     name: str
@@ -40,6 +42,7 @@ class Row:
     # left out of comparisons, because two tensors are equal element by element
     latents: Tensor | None = field(default=None, compare=False, repr=False)
     copies: str | None = None
+    path: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def label(self) -> tuple[str, str]:
@@ -55,9 +58,9 @@ class Row:
 
     @property
     def data(self) -> dict[str, Any]:
-        """Row as plain data, with the hash of the latents in their place.
+        """Row as plain data, with the hashes of latents and path in their places.
 
-        joins, latents and copies are left out where they have their defaults.
+        joins, latents, copies and path are left out where they have their defaults.
         """
         fields = {k: value for k, value in vars(self).items() if k not in WRITTEN_WHERE_GIVEN}
         if self.joins:
@@ -65,6 +68,13 @@ class Row:
         if self.copies is not None:
             fields["copies"] = self.copies
         if self.latents is not None:
-            values = self.latents.detach().double().cpu().contiguous().numpy()
-            fields["latents_sha256"] = hashlib.sha256(values.tobytes()).hexdigest()
+            fields["latents_sha256"] = _sha256(self.latents)
+        if self.path is not None:
+            fields["path_sha256"] = _sha256(self.path)
         return fields
+
+
+def _sha256(x: Tensor) -> str:
+    """Hash of a tensor's values in float64."""
+    values = x.detach().double().cpu().contiguous().numpy()
+    return hashlib.sha256(values.tobytes()).hexdigest()

@@ -396,6 +396,19 @@ def test_other_prompts(tables):
     )
 
 
+def test_real_pictures(run):
+    """A sign's word changes, and a photograph comes back from its noise only where nothing guides."""
+    rows = run("real_pictures", *"planted-mmdit --each 1 --methods euler flowedit".split())
+    assert [(row["method"], row["pictures"]) for row in rows] == [
+        ("euler", "signs"),
+        ("euler", "photograph-like"),
+        ("euler", "white noise"),
+        ("flowedit", "signs"),
+    ]
+    assert [row["target"] for row in rows if row["target"]] == ["1.0", "1.0"]
+    assert [row["refused"] for row in rows] == ["0.0", "1.0", "1.0", ""]
+
+
 def test_arms_of_rewriting(benchmark):
     """The arms divide the sites into those found and the others, and the lot draws as many as were found."""
     sites = [SimpleNamespace(index=i) for i in range(9)]

@@ -12,6 +12,8 @@ from support.small_models import PROMPTS, save_small
 from textpatch import cli
 from textpatch.metrics import calibration
 from textpatch.weights.loading import find
+from textpatch.weights.signs.drawing import Sign, SignFormat
+from textpatch.weights.signs.evaluation import clean_pictures
 
 FROM_HELP = [shlex.split(line) for line in cli.EXAMPLES.splitlines()[1:]]
 EXAMPLES = {" ".join(words): words[1:] for words in [*starting("textpatch"), *FROM_HELP]}
@@ -31,6 +33,8 @@ def places(tmp_path_factory):
     pairs.write_text("\t".join(PAIR) + "\n")
     for path in write(here / "glyph", sentences=GLYPH).glob("text_prompts/raw/SimpleBench/*.txt"):
         path.write_text(path.read_text().upper())  # the small model's alphabet
+    (sign,) = clean_pictures([Sign("HELLO")], SignFormat())
+    sign.save(here / "sign.png")
     (here / "prompts.txt").write_text("\n".join(PROMPTS), "utf-8")
     (here / "words.txt").write_text("zen\n", "utf-8")
     return here, {
@@ -54,6 +58,8 @@ def smaller(words: list[str]) -> list[str]:
             end += 1
         made[start:end] = [fewer[option]]
     steps = "2" if "--start" in words else "1"
+    if "--picture" in words:  # which does not come back of fewer
+        steps = "4"
     return made + ["--steps", steps] * (words[0] in ("generate", "localize", "edit", "sanitize"))
 
 

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from support.planting import plant
 from textpatch import cli
@@ -31,6 +32,7 @@ PAIR = ["--source", SOURCE, "--target", SOURCE.replace("HELLO", "WORLD")]
 COMMANDS = {
     "generate": ["generate", *SHORT, SOURCE, "--negative", "a blue wall", "--guidance", "2"],
     "edit": ["edit", *SHORT, *PAIR],
+    "edit --picture": ["edit", *SHORT, *PAIR, "--picture", "sign.png", "--inversion", "flowedit"],
     "sanitize": ["sanitize", *SHORT, "--prompts", "prompts", "--words", "words", "--before"],
     "edit --method": ["edit", *SHORT, *PAIR, "--method", "localized", "prompt_swap"],
     "localize": ["localize", *SHORT, "--pairs", "3", "--starts", "--heads"],
@@ -80,6 +82,8 @@ def shape(text: str) -> list[str]:
 def written(name: str) -> dict:
     """What a command leaves behind, in the working folder: its files' schemas and its output's shape."""
     command = COMMANDS[name]
+    if "--picture" in command:
+        Image.new("RGB", (96, 32), "red").save("sign.png")
     Path("prompts").write_text(SOURCE, "utf-8")
     Path("words").write_text("hello", "utf-8")
     out = [] if name in ("audit", "sites") else ["--out", name]

@@ -186,3 +186,54 @@ def test_hashes_of_rows():
     assert Row("a", "x", joins=2, copies="b").data.items() >= {"joins": 2, "copies": "b"}.items()
     one, two = (Row("a", "x", latents=x).data for x in (X, X + 1))
     assert one["latents_sha256"] != two["latents_sha256"]
+
+
+def require_a_path_to_hold(case) -> None:
+    """A row goes along its path, whatever it predicts, and the others do not notice."""
+    rows = case.rows[:2]
+    plan = Plan([Swap(1, "a", "b", steps=range(1, 4))])
+    free = run(case, rows, plan)
+    path = torch.stack(free.trajectory["b"]) + 0.5
+    held = run(case, [rows[0], replace(rows[1], path=path)])
+    assert torch.equal(torch.stack(held.trajectory["b"]), path)
+    plain = run(case, rows)
+    assert torch.allclose(held.latents["a"], plain.latents["a"], rtol=1e-10, atol=1e-10)
+    copy = replace(rows[0], name="copy", joins=2, copies="b")
+    later = run(case, [rows[0], replace(rows[1], path=path), copy])
+    assert torch.equal(later.trajectory["copy"][0], path[2])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_row_that_is_held_to_a_path(architecture):
+    """On every architecture."""
+    require_a_path_to_hold(fixed_case(architecture))
+
+
+def test_a_path_left_after_the_first_step_is_noticed(monkeypatch):
+    """Fault: the row is put on its path once."""
+    plant(
+        monkeypatch,
+        lockstep,
+        "_put_on_paths",
+        "if row.path is not None",
+        "if row.path is not None and step == 0",
+    )
+    with pytest.raises(AssertionError):
+        require_a_path_to_hold(fixed_case())
+
+
+def test_paths_that_hold_nothing_are_refused():
+    """A path of another length, with NaNs, or beside another start."""
+    case = fixed_case()
+    path = torch.stack(run(case, case.rows[:1]).trajectory["a"])
+    for fields, says in (
+        (dict(path=path[1:]), "a run of 4 steps has a path of 5 latents"),
+        (dict(path=path * torch.nan), "is held to a path of which"),
+        (dict(path=[1]), "is held to a path of type list"),
+        (dict(path=path, joins=1), "says where it starts"),
+        (dict(path=path, latents=path[0]), "says where it starts"),
+        (dict(path=path[..., 1:]), "starts from latents of shape"),
+    ):
+        with pytest.raises(PatchError, match=says):
+            run(case, [replace(case.rows[0], **fields)])
+    assert replace(case.rows[0], path=path).data["path_sha256"]

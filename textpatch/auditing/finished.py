@@ -86,6 +86,11 @@ def _require_told(run: Run, request) -> None:
 
 def _first_plan(run: Run, request: dict) -> tuple[Pair, int, Plan]:
     """Pair, seed and plan of the first record of a run."""
+    if "picture" in request:
+        raise PatchError(
+            f"{run.folder} edits a real picture, and an audit begins from a seed's noise; audit it in "
+            "Python, by textpatch.auditing.replay.audit(...) of rows with the inverted latents"
+        )
     if request["command"] == "edit":
         plan = Plan.from_json(json.dumps(request["plan"]))
         return Pair(request["source"], request["target"]), request["seed"], plan

@@ -19,6 +19,12 @@ from textpatch.cli.options import (
     add_swap_options,
     add_upscale_option,
 )
+from textpatch.cli.real_picture import (
+    add_picture_options,
+    edit_real_picture,
+    require_no_picture,
+    require_no_picture_options,
+)
 from textpatch.errors import PatchError
 
 HELP = Help(
@@ -34,8 +40,11 @@ by side, and results.json keeps the plan that made them, which `textpatch audit`
 Several pairs or several methods are compared: the words are read, a table is printed, and
 the sheet has a line for each pair. After Ctrl-C the same command goes on with the rest.
 
+With --picture the picture of a file is kept, which the source prompt describes. Its noise is
+found first, and the sheet shows beside the edit what comes back from it without one.
+
 Cost: three generations, in one batch; of a comparison one or two for each pair and method,
-and two more for each pair.\
+and two more for each pair; of --picture two more, and as many calls as its inversion takes.\
 """,
     examples=(
         (
@@ -45,6 +54,10 @@ and two more for each pair.\
         (
             "the swap beside drawing the target's prompt, on the pairs of a file",
             "textpatch edit planted-mmdit --pairs pairs.tsv --method localized prompt_swap",
+        ),
+        (
+            "another word in the picture of a file",
+            "textpatch edit planted-mmdit --picture sign.png --source '...' --target '...'",
         ),
     ),
 )
@@ -64,6 +77,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     add_swap_options(swap)
     add_comparison_options(command)
+    add_picture_options(command)
     pictures = command.add_argument_group("how pictures are made")
     pictures.add_argument(
         "--seed", type=int, metavar="SEED", default=0, help="seed of the noise (default: 0)"
@@ -80,10 +94,16 @@ def edit(options) -> None:
     from textpatch.editing.methods import edit as edit_
     from textpatch.editing.result import upscaled
 
+    if options.picture is None:
+        require_no_picture_options(options)
     if is_comparison(options):
+        require_no_picture(options)
         compare_edits(options)
         return
     _require_alone(options)
+    if options.picture is not None:
+        show(*edit_real_picture(options))
+        return
     pipeline = load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
     upscaler = load_upscaler(options)
@@ -119,8 +139,7 @@ def edit(options) -> None:
         "results.json",
         {"schema_version": 1, **request, "plan_sha256": made.plan.sha256, "pictures": paths},
     )
-    run.write_bytes("sheet.png", _sheet(pictures))
-    print(run.folder / "sheet.png")
+    show(run, pictures)
 
 
 def _made_otherwise(made) -> dict:
@@ -142,10 +161,13 @@ def _require_alone(options) -> None:
         )
 
 
-def _sheet(pictures: dict) -> bytes:
-    """Draw the pictures side by side, the edited one marked, as PNG."""
+def show(run, pictures: dict) -> None:
+    """Write the pictures side by side, the edited one marked, as sheet.png, and print its path."""
     from textpatch.pictures import png
     from textpatch.report.contact_sheet import draw_contact_sheet
 
     row = [(image, None) for image in pictures.values()]
-    return png(draw_contact_sheet([row], captions=list(pictures), best=1))
+    captions = list(pictures)
+    sheet = draw_contact_sheet([row], captions=captions, best=captions.index("edited"))
+    run.write_bytes("sheet.png", png(sheet))
+    print(run.folder / "sheet.png")

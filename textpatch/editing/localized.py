@@ -52,7 +52,7 @@ class Localized:
         """
         require_start(self.start, steps)
         require_branch(self.branch, guidance)
-        chosen = site_indices(pipeline.denoiser, self._sites_of(pipeline))
+        chosen = site_indices(pipeline.denoiser, sites_of(pipeline, self.sites))
         rows, plan = rows_and_plan(pair, seed, [chosen], steps, self.start, self.branch)
         rows = _needed(rows, also, settled=prompt_settles_text(pipeline.denoiser))
         made = sample(pipeline, rows, plan, steps=steps, guidance=guidance)
@@ -71,16 +71,19 @@ class Localized:
             generations=sum(row.sampled for row in rows),
         )
 
-    def _sites_of(self, pipeline: SupportsSampling):
-        """Sites to swap at.  Raises PatchError where none is known and none was named."""
-        sites = self.sites
-        if sites is None:
-            sites = pipeline.defaults.localized
-        if not sites and sites != 0:
-            raise PatchError(
-                f"no sites are known to carry the word in {pipeline.name}; name some, or run localize first"
-            )
-        return sites
+
+def sites_of(pipeline: SupportsSampling, sites):
+    """Sites to swap at, those localised for the model when None.
+
+    Raises PatchError where none is known and none was named.
+    """
+    if sites is None:
+        sites = pipeline.defaults.localized
+    if not sites and sites != 0:
+        raise PatchError(
+            f"no sites are known to carry the word in {pipeline.name}; name some, or run localize first"
+        )
+    return sites
 
 
 @dataclass(frozen=True)
