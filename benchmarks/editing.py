@@ -56,14 +56,15 @@ def opened(folder: Path | None, name: str, request: dict) -> Run | None:
     """Run folder of that name in --runs, None without one."""
     if folder is None:
         return None
-    return Run.open(folder / name, request)
+    return Run.open(folder / name, {"request": request})
 
 
 def chosen_start(pipeline, scene: str, options) -> int:
     """Start step that a curve on validation words chooses."""
     pairs = sign_pairs(options.validation, same_scene=scene == "same")
     name = f"start-{pipeline.name}-{scene}"
-    run = opened(options.runs, name, {"start": name, "pairs": options.validation})
+    asked = {"pairs": options.validation, "steps": options.steps, "guidance": options.guidance}
+    run = opened(options.runs, name, {"start": name, **asked})
     trials = Trials(
         pipeline,
         pairs,
@@ -113,7 +114,8 @@ def main(argv: list[str] | None = None) -> None:
         steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
         for scene in options.scenes:
             start = chosen_start(pipeline, scene, options)
-            request = {"edits": model, "scene": scene, "start": start, "pairs": options.pairs}
+            asked = {"pairs": options.pairs, "steps": steps, "guidance": guidance}
+            request = {"edits": model, "scene": scene, "start": start, **asked}
             found = textpatch.compare(
                 pipeline,
                 sign_pairs(options.pairs, split="test", same_scene=scene == "same"),

@@ -534,6 +534,22 @@ def edits_published() -> str:
     return drawn(["the paper's", "method", *scores, "s a picture"], rows)
 
 
+def beyond() -> str:
+    """What a swap at the word's sites makes of requests for more or less than another word."""
+    rows = []
+    for row in read_rows("beyond"):
+        read = [f"{row[name]} of {row['n']}" if row[name] else "-" for name in ("text", "own")]
+        rows.append([row["model"], row["asked"], share(row["way"], 2), *read])
+    titles = [
+        "",
+        "asked for",
+        "way to the target's picture",
+        "target's text read",
+        "in its own picture",
+    ]
+    return drawn(titles, rows)
+
+
 # --- what a swap costs
 
 WAYS = {
@@ -739,7 +755,7 @@ TABLES: dict[str, Callable[..., str]] = {
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, chance,
         other_sizes, real_pictures, strangers, searches, promised, over_reading, misread, limits, readers,
-        rewriting, edits, edits_told, edits_published, overhead, idle_hooks, full_size, attention,
+        rewriting, beyond, edits, edits_told, edits_published, overhead, idle_hooks, full_size, attention,
         localization, published, disguises, safety_methods, safety_time, safety_published,
     )
 }  # fmt: skip

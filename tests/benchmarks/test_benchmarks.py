@@ -447,6 +447,14 @@ def test_safety(tables, benchmark, monkeypatch):
     assert [row["rows"] for row in found["time"]] == ["2"]
 
 
+def test_beyond(run, tmp_path):
+    """Every request has a row and a line of the picture; a word that is asked for is read, none is not."""
+    rows = {row["asked"]: row for row in run("beyond", "planted-mmdit", "--seeds", "1")}
+    assert len(rows) == 8 and (tmp_path / "beyond.png").exists()
+    assert rows["another word"]["text"] == "1" and rows["no word"]["text"] == ""
+    assert 0 <= float(rows["on a pink wall"]["way"]) < 0.5 < float(rows["another word"]["way"]) <= 1
+
+
 def test_editing(run, benchmark, monkeypatch):
     """Three methods on the same pairs; the target's own picture has one row, and no difference to itself."""
     editing = benchmark("editing")

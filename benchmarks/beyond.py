@@ -1,0 +1,101 @@
+"""Ask of editing by a swap what it was not made for: to remove, add or restyle a word, and more than a word.
+
+    python benchmarks/beyond.py [MODEL ...] --csv benchmarks/results/beyond.csv
+
+The text of the target's prompt is swapped in at the sites that carry the word, at every step, whatever the
+prompts differ in.
+
+  way    how far the edited picture went from the source's to the target's own, the mean over seeds of
+         d(edited, source) / (d(edited, source) + d(edited, target)) with root mean squared distances d.
+         It is 0 at the source's picture and 1 at the target's
+  text   edited pictures in which the target's text is read, of n; empty where there is none to read
+  own    the same of the target's own pictures
+
+Beside the CSV file a picture of the same name shows source, edited and target picture of each request, from
+the first seed.
+"""
+
+from __future__ import annotations
+
+import math
+
+from PIL import Image
+
+from measure import Table, arguments, environment, parsed
+from textpatch import load
+from textpatch.editing.localized import Localized
+from textpatch.editing.result import Edit
+from textpatch.metrics import Tesseract, exact, mse
+from textpatch.prompts.pairs import Pair, quoted_texts
+from textpatch.quotes import quotations
+from textpatch.report.contact_sheet import draw_contact_sheet
+
+MODELS = "tiny-mmdit", "tiny-sdxl"
+COLUMNS = ["model", "asked", "source", "target", "way", "text", "own", "n"]
+HOUSE = 'a red sign that says "HOUSE" on a blue wall'
+BARE = "a red sign on a blue wall"
+REQUESTS = {
+    "another word": (HOUSE, HOUSE.replace("HOUSE", "TIGER")),
+    "a longer word": (HOUSE.replace("HOUSE", "SUN"), HOUSE.replace("HOUSE", "PLANET")),
+    "no word": (HOUSE, BARE),
+    "a first word": (BARE, HOUSE),
+    "in serif": (HOUSE, HOUSE.replace('"HOUSE"', '"HOUSE" in serif')),
+    "on a green badge": (HOUSE, HOUSE.replace("red sign", "green badge")),
+    "on a pink wall": (HOUSE, HOUSE.replace("blue", "pink")),
+    "two words": (HOUSE, HOUSE.replace('"HOUSE"', '"WE GO"')),
+}
+
+
+def edited(pipeline, pair: Pair, seed: int) -> Edit:
+    """Edit of any two prompts, with or without quoted text."""
+    steps, guidance = pipeline.defaults.run(None, None)
+    return Localized()(pipeline, pair, seed=seed, steps=steps, guidance=guidance)
+
+
+def way(made: Edit) -> float:
+    """How far the edited picture is on the way from the source's to the target's."""
+    from_source = math.sqrt(mse(made.image, made.source))
+    from_target = math.sqrt(mse(made.image, made.target))
+    return from_source / ((from_source + from_target) or 1)
+
+
+def read_as_asked(pipeline, prompt: str, pictures: list[Image.Image]) -> int | None:
+    """Pictures in which a prompt's text is read, blanks aside, None for a prompt without text."""
+    if not quotations(prompt):
+        return None
+    wanted = "".join(quoted_texts(prompt))
+    boxes = [pipeline.defaults.text_box] * len(pictures)
+    readings = Tesseract().read(pictures, boxes)
+    return sum(exact("".join(one.text.split()), wanted) for one in readings)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = arguments(__doc__, rounds=1)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"models ({', '.join(MODELS)})")
+    parser.add_argument("--seeds", type=int, default=12, help="pictures of each request (12)")
+    options = parsed(parser, argv)
+    table = Table(COLUMNS, environment(options.device, "numpy"), options.csv, options.append)
+    lines = []
+    for model in options.models or MODELS:
+        pipeline = load(model, device=options.device)
+        for asked, prompts in REQUESTS.items():
+            pair = Pair(*prompts)
+            made = [edited(pipeline, pair, seed) for seed in range(options.seeds)]
+            table.add(
+                model=model,
+                asked=asked,
+                source=pair.source,
+                target=pair.target,
+                way=sum(map(way, made)) / len(made),
+                text=read_as_asked(pipeline, pair.target, [one.image for one in made]),
+                own=read_as_asked(pipeline, pair.target, [one.target for one in made]),
+                n=len(made),
+            )
+            lines.append(list(zip(made[0].pictures.values(), (asked, model, ""), strict=True)))
+    if options.csv:
+        names = ["source", "edited", "target"]
+        draw_contact_sheet(lines, captions=names).save(options.csv.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
