@@ -14,7 +14,7 @@ With --runs the same command goes on where it stopped.
   f1_target, f1_source  official F1 of the letters read towards the target's and the source's word
   ssim, psnr  of the background beside the source's picture, over windows and pixels free of lettering
   psnr_official  as the paper's code computes it, over the whole picture
-  seconds    of one picture, without encoding the prompts
+  seconds    of one picture, without encoding the prompts, the median over pairs
   rows       generations of one picture
   more_f1, more_ssim  differences to the localized swap over the same pairs
 """

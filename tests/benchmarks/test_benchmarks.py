@@ -236,7 +236,14 @@ def test_one_output_is_asked_for(benchmark):
 # --- localization_cost ---
 
 
-@pytest.mark.parametrize("model", ["mmdit-small", "sdxl-small", "if-small", "tiny-mmdit"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "mmdit-small",
+        "tiny-mmdit",
+        *(pytest.param(x, marks=pytest.mark.long) for x in ("sdxl-small", "if-small")),
+    ],
+)
 def test_localization_cost(model, run, benchmark):
     """Naive: L + 2 runs and a cache of exactly the estimated bytes; lock-step: one batch, no cache."""
     naive, lock_step = run(

@@ -1,5 +1,6 @@
 """Every command that a page or --help shows is carried out, but for its places and its size as it stands."""
 
+import json
 import shlex
 import shutil
 from pathlib import Path
@@ -29,6 +30,10 @@ def places(tmp_path_factory):
         find("tiny-sdxl") / "unet/diffusion_pytorch_model.safetensors",
         here / "original.safetensors",
     )
+    larger = shutil.copytree(find("tiny-if-ii"), here / "larger")
+    told = json.loads((larger / "textpatch.json").read_text())
+    told["steps"] = 2  # of fifty
+    (larger / "textpatch.json").write_text(json.dumps(told))
     pairs = here / "two.tsv"
     pairs.write_text("\t".join(PAIR) + "\n")
     for path in write(here / "glyph", sentences=GLYPH).glob("text_prompts/raw/SimpleBench/*.txt"):
@@ -43,6 +48,7 @@ def places(tmp_path_factory):
         "GlyphControl-release": str(here / "glyph"),
         "/models/sd_xl_base_1.0.safetensors": str(file),
         "pairs.tsv": str(pairs),
+        "tiny-if-ii": str(larger),
     }
 
 

@@ -78,6 +78,8 @@ def seen(request, model, tmp_path_factory):
         "--out",
         "run",
         "--starts",
+        "--steps",
+        "2",
     ]
     return request.param, on_a_terminal(request.param, command, tmp_path_factory.mktemp("seen"))
 

@@ -610,7 +610,7 @@ def test_the_report_outlines_what_was_read():
     told = gallery._column("t", [(0, scored)], ("ON", "OFF"), "")
     assert told.count("<i ") == 2 and f'<i title="ON" {place}></i>' in told
     assert f'<i title="&lt;b&gt;" {place}></i>' in told
-    for shown, seen in ((image, ()), ("a.png", scored["seen"]), (None, scored["seen"])):
+    for shown, seen in ((image, ()), ("a.png", scored["lettering"]), (None, scored["lettering"])):
         assert "<i " not in figure(shown, "t", seen=seen)
 
 

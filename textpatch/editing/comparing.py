@@ -98,7 +98,7 @@ def compare(
     The result has for each method
 
     - the scores of `textpatch.localization.scores.all_scores`,
-    - "seconds" and "generations", means over pairs and seeds of what the edited picture alone took, and
+    - "seconds" and "generations", medians over pairs and seeds of what the edited picture alone took, and
     - "more_than_first", the differences of F1 towards the target, of its background's SSIM and of seconds
       from the first method.  Those of the two scores are `textpatch.metrics.compared`'s, over the same pairs.
 
@@ -213,7 +213,7 @@ def _result(trials: Trials, names: list[str]) -> dict:
 
 def _scores(records: Sequence[dict], name: str) -> dict:
     """Scores of one method, and what a picture cost."""
-    cost = {key: float(column(records, name, key).mean()) for key in COST}
+    cost = {key: float(np.median(column(records, name, key))) for key in COST}
     return all_scores(records, name) | cost
 
 
@@ -226,7 +226,7 @@ def _differences(records: Sequence[dict], name: str, first: str) -> dict:
         told["ssim"] = compared(*likeness)._asdict()
     told["seconds"] = {
         "value": float(
-            np.mean([column(records, name, "seconds") - column(records, first, "seconds")])
+            np.median(column(records, name, "seconds") - column(records, first, "seconds"))
         )
     }
     return told

@@ -321,7 +321,7 @@ class Trials:
         scored = pair.scored(read.text, blanks=self.blanks)
         if self.pipeline.defaults.text_box is None:
             scored["boxes"] = [grown(box) for box in read.boxes]
-            scored["seen"] = [{"text": line.text, "box": line.box} for line in read.placed]
+            scored["lettering"] = [{"text": line.text, "box": line.box} for line in read.placed]
         if read.unconfirmed is not None:
             alone = " ".join(line.text for line in read.unconfirmed)
             scored |= {"unconfirmed": alone, DISAGREEMENT: float(bool(alone))}

@@ -59,7 +59,7 @@ def _require_inner_quotes(field: str, place: str) -> None:
     field = field.strip()
     texts = [quotation.text for quotation in _quotations(field, place)]
     whole = len(texts) == 1 or any(text != text.strip() for text in texts)
-    if field.endswith(STRAIGHT) and whole:
+    if field.startswith(STRAIGHT) and field.endswith(STRAIGHT) and whole:
         raise PromptError(
             f"{place}: the quotes of {field!r} may be those around the field or those around words; "
             'leave out the outer ones, or double the inner ones: "the word ""WORD"" here"'

@@ -186,8 +186,8 @@ def _column(
         name = title
         if len(pictures) > 1:
             name = f"{title}, seed {seed}"
-        seen = picture.get("seen", ())
-        figures += figure(picture["image"], name, _caption(picture, words), seen)
+        lettering = picture.get("lettering", ())
+        figures += figure(picture["image"], name, _caption(picture, words), lettering)
     return f"<div {attributes}>{figures}</div>"
 
 
