@@ -516,10 +516,9 @@ def edits(scene: str) -> str:
 
 
 def edits_told() -> str:
-    """A sentence: on how many pairs, and by which reader."""
-    rows = read_rows("editing")
-    ((n, reader),) = {(row["n"], row["reader"]) for row in rows}
-    return f"Each line is of {n} pairs of test words, read by {reader}.\n"
+    """A sentence: on how many pairs, and how far their reader can be trusted."""
+    ((n, reader),) = {(row["n"], row["reader"]) for row in read_rows("editing")}
+    return f"Each line is of {n} pairs of test words. {over_reading(reader)}"
 
 
 def edits_published() -> str:
