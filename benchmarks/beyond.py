@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
                 own=read_as_asked(pipeline, pair.target, [one.target for one in made]),
                 n=len(made),
             )
-            lines.append(list(zip(made[0].pictures.values(), (asked, model, ""), strict=True)))
+            lines.append(list(zip(made[0].pictures.values(), (asked, model, None), strict=True)))
     if options.csv:
         names = ["source", "edited", "target"]
         draw_contact_sheet(lines, captions=names).save(options.csv.with_suffix(".png"))
