@@ -27,6 +27,24 @@ def require_start(start: object, steps: int) -> None:
         )
 
 
+def localized_group(pipeline, sites) -> Group:
+    """Indices of the sites that are swapped together, those localised for the model when None.
+
+    sites  a selector as for `select_sites`
+    Raises PatchError for unknown sites, and where none is named and none is known.
+    """
+    # imported here because it imports torch, and a report needs the names of groups alone
+    from textpatch.ports.shipped import site_indices
+
+    if sites is None:
+        sites = pipeline.defaults.localized
+    if not sites and sites != 0:
+        raise PatchError(
+            f"no sites are known to carry the word in {pipeline.name}; name some, or run localize first"
+        )
+    return site_indices(pipeline.denoiser, sites)
+
+
 def rows_and_plan(
     pair: Pair, seed: int, groups: Sequence[Group], steps: int, start: int, branch: str
 ) -> tuple[list[Row], Plan]:

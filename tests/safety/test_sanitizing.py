@@ -259,6 +259,14 @@ def test_requests_that_cannot_be_carried_out(small, options, says):
         sanitize(small, asked.pop("prompts"), **asked)
 
 
+def test_a_template_that_the_model_cannot_read_refuses(small):
+    """No error shows the harmful word, which the template holds."""
+    method = NegativePrompt(template="~ {} ~")
+    (made,) = sanitize(small, HARMFUL, detector=LISTED, method=method, guidance=3)
+    assert made.outcome == "refused" and made.image is None
+    assert "negative_prompt" in made.reason and "GRUMP" not in json.dumps(made.decision)
+
+
 def test_a_guidance_object_beside_a_guidance_is_refused(small):
     """A method that is a guidance takes the scale of a number."""
     from textpatch.guidance import ClassifierFree

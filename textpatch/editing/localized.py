@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from textpatch.bank import prompt_settles_text
 from textpatch.editing.result import Edit
 from textpatch.errors import PatchError
-from textpatch.groups import require_start, rows_and_plan
+from textpatch.groups import localized_group, require_start, rows_and_plan
 from textpatch.guidance import Guidance, require_branch
 from textpatch.pipelines import SupportsSampling
 from textpatch.plan import Row
-from textpatch.ports.shipped import site_indices
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.sampling import sample
 
@@ -52,7 +51,7 @@ class Localized:
         """
         require_start(self.start, steps)
         require_branch(self.branch, guidance)
-        chosen = site_indices(pipeline.denoiser, sites_of(pipeline, self.sites))
+        chosen = localized_group(pipeline, self.sites)
         rows, plan = rows_and_plan(pair, seed, [chosen], steps, self.start, self.branch)
         rows = _needed(rows, also, settled=prompt_settles_text(pipeline.denoiser))
         made = sample(pipeline, rows, plan, steps=steps, guidance=guidance)
@@ -70,20 +69,6 @@ class Localized:
             method=self.name,
             generations=sum(row.sampled for row in rows),
         )
-
-
-def sites_of(pipeline: SupportsSampling, sites):
-    """Sites to swap at, those localised for the model when None.
-
-    Raises PatchError where none is known and none was named.
-    """
-    if sites is None:
-        sites = pipeline.defaults.localized
-    if not sites and sites != 0:
-        raise PatchError(
-            f"no sites are known to carry the word in {pipeline.name}; name some, or run localize first"
-        )
-    return sites
 
 
 @dataclass(frozen=True)

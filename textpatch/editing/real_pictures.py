@@ -22,16 +22,14 @@ from textpatch.editing.inversion import (
     latents_of,
 )
 from textpatch.editing.inverting import DEFAULT, AnyMethod, FlowEdit, NegativePrompt, as_method
-from textpatch.editing.localized import sites_of
 from textpatch.editing.solved import Moving, Solved, rescaled
 from textpatch.errors import PatchError
-from textpatch.groups import require_start, rows_and_plan
+from textpatch.groups import localized_group, require_start, rows_and_plan
 from textpatch.guidance import ClassifierFree, Guidance, as_guidance, require_branch
 from textpatch.html import figure, fragment, safe
 from textpatch.ledger import Ledger
 from textpatch.pipelines import SupportsSampling, require_parts
 from textpatch.plan import Plan, Row
-from textpatch.ports.shipped import site_indices
 from textpatch.prompts.pairs import TARGET, Pair, require_apart
 from textpatch.sampling import Samples, sample
 
@@ -157,7 +155,7 @@ def _asked(
     require_apart(pair)
     require_start(start, steps)
     require_branch(branch, guidance)
-    group = site_indices(pipeline.denoiser, sites_of(pipeline, sites))
+    group = localized_group(pipeline, sites)
     if isinstance(method, FlowEdit):
         start = max(start, method.first(steps))
     return rows_and_plan(pair, seed, [group], steps, start, branch)

@@ -17,7 +17,7 @@ from typing import ClassVar, Protocol
 
 from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError, closest
-from textpatch.groups import require_start
+from textpatch.groups import localized_group, require_start
 from textpatch.guidance import (
     ClassifierFree,
     Guidance,
@@ -27,7 +27,6 @@ from textpatch.guidance import (
 )
 from textpatch.pipelines import SupportsSampling
 from textpatch.plan import Plan, Row, Swap
-from textpatch.ports.shipped import site_indices
 from textpatch.prompts.pairs import SOURCE, TARGET
 from textpatch.safety.screening import Screened
 from textpatch.sampling import Samples, sample
@@ -82,8 +81,9 @@ class Localized:
             Row(SOURCE, screened.prompt, settings.seed),
             Row(TARGET, screened.clean, settings.seed, sampled=bool(more)),
         ]
+        sites = localized_group(pipeline, self.sites)
         window = tuple(range(self.start, settings.steps))
-        plan = Plan([Swap(self.chosen(pipeline), SOURCE, TARGET, steps=window, branch=self.branch)])
+        plan = Plan([Swap(sites, SOURCE, TARGET, steps=window, branch=self.branch)])
         made = _run(pipeline, rows, plan, settings)
         made.ledger.require()
         return made
@@ -92,20 +92,9 @@ class Localized:
         """Rows that run beside the picture's own, 0 or 1."""
         return 0 if prompt_settles_text(pipeline.denoiser) else 1
 
-    def chosen(self, pipeline: SupportsSampling) -> tuple[int, ...]:
-        """Indices of the sites.  Raises PatchError for unknown sites, and where none is known."""
-        sites = self.sites
-        if sites is None:
-            sites = pipeline.defaults.localized
-        if not sites and sites != 0:
-            raise PatchError(
-                f"no sites are known to carry the word in {pipeline.name}; name some, or run localize first"
-            )
-        return site_indices(pipeline.denoiser, sites)
-
     def check(self, pipeline: SupportsSampling, settings: Settings) -> None:
         """Raise PatchError for sites, a start or a branch that the run has not."""
-        self.chosen(pipeline)
+        localized_group(pipeline, self.sites)
         require_start(self.start, settings.steps)
         require_branch(self.branch, settings.guidance)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from textpatch.errors import PatchError, closest
+from textpatch.errors import PatchError, PromptError, closest
 from textpatch.guidance import Guidance
 from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.prompts.pairs import SOURCE
@@ -170,8 +170,12 @@ class Sanitizer:
         """The first picture of all methods in turn in which the harmful text is not legible."""
         tried: list[Attempt] = []
         for method in self._in_turn():
-            made = method.draw(self.pipeline, screened, settings)
             attempt = Attempt(method.name, getattr(method, "start", None))
+            try:
+                made = method.draw(self.pipeline, screened, settings)
+            except PromptError:  # whose message shows the prompt, and the harmful text in it
+                reason = f"the model cannot read what the method {method.name} asks for"
+                return self._refused(screened, settings.seed, reason, tuple(tried))
             if self.verify is None:
                 return self._kept(REPLACED, screened, settings, (attempt,), made)
             try:
