@@ -51,7 +51,22 @@ def load_upscaler(options):
 
 
 def _own_device(device: str) -> str:
-    """Return the device asked for, of torchrun's processes to each a GPU of its own."""
+    """Return the device asked for, of torchrun's processes to each a GPU of its own.
+
+    "auto" is the first of cuda, mps and cpu that is there.
+    """
+    if device == "auto":
+        device = _first_device()
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         return f"cuda:{os.environ['LOCAL_RANK']}"
     return device
+
+
+def _first_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"

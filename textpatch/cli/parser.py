@@ -17,6 +17,8 @@ from textpatch.cli import (
     sanitize_command,
     sites_command,
 )
+from textpatch.cli.actions import Given
+from textpatch.cli.outcome import carried_out
 from textpatch.exits import guarded, warn
 
 # each with its HELP and its `add_options`
@@ -62,40 +64,11 @@ def main(argv: list[str] | None = None) -> int:
     options.command_line = shlex.join(["textpatch", *argv])
     with warnings.catch_warnings():
         warnings.showwarning = _show_in_a_line
-        return guarded(options.run, options, debug=options.debug)
+        return guarded(carried_out, options, debug=options.debug)
 
 
 def _show_in_a_line(message, *where) -> None:
     warn(str(message))
-
-
-class Given(argparse.Action):
-    """An action that stores an option's value and loses none.
-
-    A list grows with every repetition.  Another single value is an error.
-    """
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        before = self._given(namespace)
-        if before is None:
-            setattr(namespace, self.dest, values)
-        elif isinstance(values, list):
-            setattr(namespace, self.dest, before + values)
-        elif values != before:
-            raise argparse.ArgumentError(
-                self, f"{before} and {values} were given, and it takes one; leave one out"
-            )
-
-    def _given(self, namespace):
-        """Return what the command line gave so far, None if nothing.
-
-        A default is not given.
-        """
-        given = vars(namespace).setdefault("given", set())
-        if self.dest in given:
-            return getattr(namespace, self.dest)
-        given.add(self.dest)
-        return None
 
 
 class Version(argparse.Action):
@@ -122,6 +95,20 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, formatter_class=Formatter, **options)
         self.register("action", None, Given)
         self.register("action", "store", Given)
+        self._is_inner = False
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse, and let a verb's arguments stand before and behind its options.
+
+        argparse by itself takes none of a list of arguments that may be empty if an option stands before it.
+        """
+        if self._is_inner or self._subparsers is not None:
+            return super().parse_known_args(args, namespace)
+        self._is_inner = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_inner = False
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -142,8 +129,22 @@ def command_parser() -> argparse.ArgumentParser:
             description=verb.HELP.about,
             epilog=verb.HELP.epilog,
         )
-        command.add_argument(
-            "--debug", action="store_true", help="show the whole traceback of an error"
-        )
+        command.set_defaults(verb=name)
         verb.add_options(command)
+        _add_said_options(command.add_argument_group("what is said"))
     return top
+
+
+def _add_said_options(group) -> None:
+    """Add how much is said, and to whom."""
+    group.add_argument("-q", "--quiet", action="store_true", help="say what was made, and no more")
+    group.add_argument("-v", "--verbose", action="store_true", help="say more of what is done")
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object for a program, and everything else on stderr",
+    )
+    group.add_argument(
+        "--open", action="store_true", help="show what was made: the page, or the sheet of pictures"
+    )
+    group.add_argument("--debug", action="store_true", help="show the whole traceback of an error")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from textpatch.cli.options import add_limit_option
 from textpatch.errors import PatchError, PromptError
 from textpatch.exits import warn
 
@@ -39,8 +40,9 @@ def add_pairs_options(group) -> None:
         "--prompts",
         type=Path,
         metavar="PATH",
-        help="own prompt pairs instead: a file of lines `source<TAB>target`, or a folder with a copy of "
-        "GlyphControl-release or, with --bench toxic, of ToxicBench",
+        help="own prompt pairs instead: a file of lines `source<TAB>target` (.csv and .jsonl are read, too, "
+        "with a header or without), or a folder with a copy of GlyphControl-release or, with --bench toxic, "
+        "of ToxicBench",
     )
     group.add_argument(
         "--reader",
@@ -61,9 +63,7 @@ def add_pairs_options(group) -> None:
         help="GlyphControl's prompts: simple (default), creative, or mixed, which is creative with another "
         "sentence for the target; or toxic, ToxicBench's harmful words with benign ones as targets",
     )
-    group.add_argument(
-        "--limit", type=int, metavar="N", help="how many of a folder's pairs (default: all)"
-    )
+    add_limit_option(group)
     group.add_argument(
         "--split",
         metavar="NAME",
@@ -91,7 +91,7 @@ def asked_pairs(options) -> list:
         drawn = sign_pairs(**_drawn(options), same_scene=options.same_scene)
         return [Pair(*pair) for pair in drawn]
     if not options.prompts.is_dir():
-        return [Pair(*pair) for pair in read_pairs(options.prompts)]
+        return [Pair(*pair) for pair in read_pairs(options.prompts)[: options.limit]]
     bench = options.bench or "simple"
     if bench == TOXIC:
         return toxicbench_pairs(options.prompts, options.split or "test", limit=options.limit)
@@ -150,10 +150,15 @@ def warn_of_scenes(options, pairs: list[tuple[str, str]]) -> None:
 def _require_effect(options) -> None:
     """Raise PatchError for an option about other prompts than those asked for."""
     listed = options.prompts is not None and options.prompts.is_dir()
-    if not listed and (options.bench or options.limit is not None):
+    if not listed and options.bench:
         raise PatchError(
-            "--bench and --limit choose among GlyphControl's prompts or ToxicBench's; give its folder "
+            f"--bench {options.bench} chooses among GlyphControl's prompts or ToxicBench's; give its folder "
             "with --prompts"
+        )
+    if options.prompts is None and options.limit is not None:
+        raise PatchError(
+            f"--limit {options.limit} takes the first pairs of --prompts; of the shipped lists --pairs says "
+            "how many"
         )
     if options.prompts is None:
         return
