@@ -124,20 +124,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAYS)
 
 
-def with_less(work: Callable[[int], Any], at_once: int) -> Any:
+def with_less(work: Callable[[int], Any], at_once: int, of: int) -> Any:
     """Return work(at_once), or the work with half as many at once for as long as the memory is too small.
 
+    of  how many there are in all
     Raises the error itself where a single one is too much.
     """
     while True:
         try:
             return work(at_once)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or at_once == 1:
+            if not is_out_of_memory(error) or min(at_once, of) == 1:
                 raise
         # here the error is gone, and with it the tensors that its frames hold
-        at_once //= 2
+        at_once = min(at_once, of) // 2
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        warnings.warn(f"out of memory; going on with {at_once} rows at once", stacklevel=2)
+        warnings.warn(f"out of memory; going on with {at_once} at once", stacklevel=2)

@@ -162,7 +162,7 @@ def sample_latents(
             loop.latents, {}, plan, rows, steps, guidance, loop.trajectory, recorder.ledger()
         )
 
-    return with_less(run_all, min(micro_batch, len(rows) * len(guiding.branches)))
+    return with_less(run_all, micro_batch, of=len(rows) * len(guiding.branches))
 
 
 # --- pictures

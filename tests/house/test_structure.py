@@ -48,7 +48,7 @@ LAYERS = [
     ["sites"],
     ["anatomy", "attention", "changes", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
-    ["disk", "exits", "html", "pictures", "progress"],
+    ["disk", "exits", "html", "memory", "pictures", "progress"],
     ["quotes", "text"],
     ["errors"],
 ]
@@ -218,11 +218,12 @@ def test_applications_take_any_pipeline():
 
 
 def test_models_are_read_alone():
-    """A model imports errors, quotes, pictures, attention, sites, rows, guidance, and what lies beside it."""
+    """A model imports errors, quotes, pictures, memory, attention, sites, rows, guidance, its neighbours."""
     allowed = {
         "attention",
         "errors",
         "guidance",
+        "memory",
         "pictures",
         "plan",
         "quotes",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
 from textpatch.cli.before import announced, fitting
-from textpatch.cli.models import load_sized, load_upscaler
+from textpatch.cli.models import import_heavy, load_sized, load_upscaler
 from textpatch.cli.opening import folder_of, open_folder, upscaled_by, whole_request
 from textpatch.cli.options import (
     SENTENCE,
@@ -99,41 +100,18 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def generate(options) -> Outcome:
     """Make a picture per prompt and seed, and a sheet of all."""
     from textpatch.cli.benchmark_prompts import asked_prompts, keep_for_scorer
-    from textpatch.runs.album import AT_ONCE, Album
 
     asked = asked_prompts(options)
+    import_heavy()
+    from textpatch.runs.album import AT_ONCE, Album
+
     pipeline = load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
-    upscaler = load_upscaler(options)
-    adapter, adapted_by = _adapter(options)
-    request = dict(
-        command="generate",
-        prompts=asked.prompts,
-        seeds=options.seeds,
-        steps=steps,
-        guidance=guidance,
-        negative=options.negative,
-        **upscaled_by(options, upscaler),
-        **adapted_by,
+    run = {"steps": steps, "guidance": guidance}
+    draw, drawn_by = _drawing(
+        options, pipeline, asked.prompts, {**run, "negative": options.negative}
     )
-    under = nullcontext
-    if adapter is not None:
-        under = partial(adapter.applied, pipeline, scale=options.lora_scale)
-        under()  # an adapter of another model is refused before anything is drawn
-    pipeline.check(asked.prompts, seeds=options.seeds, steps=steps)
-    if upscaler is not None:
-        upscaler.check(asked.prompts, seeds=options.seeds, steps=upscaler.defaults.steps)
-
-    def draw(some: list[tuple[str, int]]) -> list:
-        prompts, seeds = zip(*some, strict=True)
-        with under():
-            images = pipeline.generate(
-                prompts, seeds=seeds, steps=steps, guidance=guidance, negative=options.negative
-            )
-        if upscaler is None:
-            return images
-        return upscaler.upscale(images, prompts, seeds=seeds)
-
+    request = dict(command="generate", prompts=asked.prompts, seeds=options.seeds, **drawn_by)
     request = whole_request(options, pipeline, request)
     album = Album(
         list(itertools.product(asked.prompts, options.seeds)),
@@ -142,15 +120,9 @@ def generate(options) -> Outcome:
         goes_on=os.path.exists(folder_of(options, request) / "manifest.json"),
         at_once=fitting(options, pipeline, guidance, AT_ONCE),
     )
-    planned = announced(
-        options,
-        pipeline,
-        f"{len(asked.prompts)} prompts x {len(options.seeds)} seeds{_there(album)}",
-        len(album.asked) - len(album.pictures),
-        at_once=album.at_once,
-        steps=steps,
-        guidance=guidance,
-    )
+    made = f"{len(asked.prompts)} prompts x {len(options.seeds)} seeds{_there(album)}"
+    left = len(album.asked) - len(album.pictures)
+    planned = announced(options, pipeline, made, left, at_once=album.at_once, **run)
     if planned is not None:
         return planned
     with told_on_interrupt(album):
@@ -162,6 +134,33 @@ def generate(options) -> Outcome:
         sheet = album.run.write_bytes("sheet.png", _sheet(album.run, album.pictures[:ON_SHEET]))
     told = f"{len(album.pictures)} pictures are in {album.run.folder / 'pictures'}"
     return Outcome(told, result, sheet, album.run.folder)
+
+
+def _drawing(options, pipeline, prompts: list[str], run: dict) -> tuple[Callable, dict]:
+    """Return the function that draws some prompts and seeds, and what decides its pictures.
+
+    run  steps, guidance and negative prompt
+    Raises PatchError for prompts that cannot be drawn, and for an adapter of another model.
+    """
+    upscaler = load_upscaler(options)
+    adapter, adapted_by = _adapter(options)
+    under = nullcontext
+    if adapter is not None:
+        under = partial(adapter.applied, pipeline, scale=options.lora_scale)
+        under()  # an adapter of another model is refused before anything is drawn
+    pipeline.check(prompts, seeds=options.seeds, steps=run["steps"])
+    if upscaler is not None:
+        upscaler.check(prompts, seeds=options.seeds, steps=upscaler.defaults.steps)
+
+    def draw(some: list[tuple[str, int]]) -> list:
+        prompts, seeds = zip(*some, strict=True)
+        with under():
+            images = pipeline.generate(prompts, seeds=seeds, **run)
+        if upscaler is None:
+            return images
+        return upscaler.upscale(images, prompts, seeds=seeds)
+
+    return draw, {**run, **upscaled_by(options, upscaler), **adapted_by}
 
 
 def _there(album) -> str:

@@ -6,7 +6,7 @@ import argparse
 import os
 
 from textpatch.cli.before import announced, fitting
-from textpatch.cli.models import load_sized
+from textpatch.cli.models import import_heavy, load_sized
 from textpatch.cli.opening import open_run
 from textpatch.cli.options import (
     SITES_HELP,
@@ -155,6 +155,7 @@ def _add_run_options(group) -> None:
 
 def localize(options) -> Outcome:
     """Print the ranked table, and leave a run folder with heat map, contact sheet and report."""
+    import_heavy()
     from textpatch.localization.layers import check
     from textpatch.localization.layers import localize as localize_
     from textpatch.localization.preconditions import require_known_letters

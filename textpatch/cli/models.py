@@ -8,10 +8,22 @@ from __future__ import annotations
 import os
 
 from textpatch.errors import PatchError
+from textpatch.runs.interrupts import finishing
+
+
+def import_heavy() -> None:
+    """Import what every model needs, before a first Ctrl-C is heard.
+
+    Packages swallow an interrupt in the middle of their import, or cannot be imported again after it.
+    """
+    with finishing():
+        import textpatch.localization.layers
+        import textpatch.weights  # noqa: F401
 
 
 def load_model(options, model: str | None = None):
     """Load a model, the one of the options when None."""
+    import_heavy()
     import torch
 
     from textpatch.weights import load
