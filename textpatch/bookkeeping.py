@@ -19,7 +19,7 @@ from textpatch.calls import Call
 from textpatch.ledger import ITSELF, NO_EFFECT, OVERRIDDEN, SAME_TEXT, Entry, Ledger, Silence
 from textpatch.pipelines import SupportsSampling
 from textpatch.plan import Plan, Row, SiteSlots, Swap
-from textpatch.ports.shipped import find_sites
+from textpatch.ports.shipped import pipeline_sites
 from textpatch.sites import Site, select_sites
 from textpatch.taps import at_text
 
@@ -96,7 +96,7 @@ class Recorder:
         self.prompts = {row.name: row.prompt for row in rows}
         self.sites: tuple[Site, ...] = ()
         if plan.swaps:
-            self.sites = select_sites(find_sites(pipeline.denoiser), plan.selectors)
+            self.sites = select_sites(pipeline_sites(pipeline), plan.selectors)
         self.watched = texts.bank is not None or not compiled(pipeline.denoiser)
         self.found: dict[Key, Found] = {}
 

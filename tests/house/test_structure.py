@@ -29,7 +29,7 @@ LAYERS = [
     ["groups"],
     ["prompts", "runs"],
     ["metrics"],
-    ["sampling"],
+    ["foreign", "sampling"],
     ["lockstep", "packing"],
     ["checks"],
     ["bookkeeping", "ledger", "patching", "recording"],
@@ -48,7 +48,7 @@ LAYERS = [
     ["sites"],
     ["anatomy", "attention", "changes", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
-    ["disk", "exits", "html", "pictures", "progress"],
+    ["disk", "exits", "html", "pictures", "progress", "sounds"],
     ["quotes", "text"],
     ["errors"],
 ]
