@@ -8,13 +8,13 @@
   wrapped       `textpatch.sample` on the wrapped pipeline
   nnsight, pyvene  the same swap by a stand-in for the transformer, where they are installed
 
-Rows are a source, a target, and for every site the source with the target's text at that site.  All ways are
-shown to draw the same latents, bit for bit, before anything is timed.  `step_ms` is what a step of the bare
-call takes.  `held` is the number of bytes of tensors alive when the last step begins, beyond those of the bare
-call: what a way keeps from step to step.
+Rows are a source, a target, and for every site the source with the target's text at that site.  All ways
+are shown to draw the same latents, bit for bit, before anything is timed.  `step_ms` is what a step of the
+bare call takes.  `held` is the number of bytes of tensors alive when the last step begins, beyond those of
+the bare call.  It is what a way keeps from step to step.
 
-Pipelines are diffusers' StableDiffusion3Pipeline, `tiny-mmdit` with the shipped weights, and `wide` with random
-weights and steps of more than 100 ms on a CPU thread.
+Pipelines are diffusers' StableDiffusion3Pipeline, `tiny-mmdit` with the shipped weights, and `wide` with
+random weights and steps of more than 100 ms on a CPU thread.
 """
 
 from __future__ import annotations

@@ -143,6 +143,7 @@ def sample_latents(
     if draws_by_itself(pipeline):
         return _drawn(pipeline, rows, plan, steps, guidance, negative, micro_batch, keep_trajectory)
     require_parts(pipeline, "sample", SupportsSampling)
+    pipeline = cast("SupportsSampling", pipeline)
     steps, guidance = pipeline.defaults.run(steps, guidance)
     _require_plan(plan)
     require_rows(rows)

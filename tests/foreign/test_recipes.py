@@ -1,4 +1,4 @@
-"""Recipes call diffusers' pipelines by arguments that they have, and the shipped weights draw there as here."""
+"""Recipes call diffusers' pipelines by arguments that they have, and shipped weights draw there as here."""
 
 import inspect
 from types import SimpleNamespace
@@ -8,10 +8,10 @@ import pytest
 
 import textpatch
 from support.drawing import distance
+from support.planting import plant
 from textpatch.errors import PatchError
 from textpatch.foreign import recipes
 from textpatch.foreign.recipes import RECIPES, CalledPipe
-from support.planting import plant
 
 diffusers = pytest.importorskip("diffusers")
 SOURCE = 'a red sign that says "HOUSE" on a blue wall'

@@ -9,12 +9,12 @@ from torch import nn
 import textpatch
 from support.drawing import SETTINGS, Drawing, TwoCalls, distance, wrapped
 from support.localizing import Parrot, PixelReader
+from support.planting import plant
 from textpatch import Plan, Row, Swap
 from textpatch.errors import PatchError
-from textpatch.foreign import joining, trying, wrapping
+from textpatch.foreign import drawn, joining, trying
 from textpatch.foreign.wrapping import wrap
 from textpatch.runs.folder import Run
-from support.planting import plant
 
 SOURCE = 'a red sign that says "HOUSE"'
 TARGET = 'a green badge that says "TIGER" in serif'
@@ -44,7 +44,7 @@ def test_rows_given_in_another_order_are_noticed(monkeypatch):
     """Fault: the draw is given the prompts of a part in another order than the swap's rows."""
     plant(
         monkeypatch,
-        wrapping.Wrapped,
+        drawn.Wrapped,
         "_part",
         "[str(row.prompt) for row in part.rows]",
         "[str(row.prompt) for row in part.rows][::-1]",
@@ -55,7 +55,7 @@ def test_rows_given_in_another_order_are_noticed(monkeypatch):
 
 @pytest.mark.parametrize("together", [2, 4, 64])
 def test_a_run_in_parts_is_the_run(together):
-    """However many rows are drawn at once, pictures are those of one batch, and the ledger counts each once."""
+    """However many rows are drawn at once, pictures are those of one batch, and a read counts once."""
     pipeline = wrapped()
     plan = Plan([Swap(0, ["edited", "again"], "target"), Swap(1, "edited", "source")])
     rows = [*ROWS, Row("again", SOURCE, seed=1)]

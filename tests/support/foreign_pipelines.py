@@ -1,7 +1,6 @@
 """Small random pipelines of other people's classes, which `textpatch.wrap` must take as they are."""
 
 import diffusers
-import torch
 from transformers import (
     CLIPTextModel,
     Qwen2_5_VLConfig,

@@ -161,7 +161,8 @@ def reader_of(options, pipeline, pairs: list):
 def warn_of_scenes(options, pairs: list[tuple[str, str]]) -> None:
     """Warn if the user's own pairs differ in more than the quoted text.
 
-    With --strict such pairs, whosever they are, raise PromptError.  Pairs with names of their own quote nothing.
+    With --strict such pairs, whosever they are, raise PromptError.  Pairs with names of their own quote no
+    text.
     """
     if _has_names_of_its_own(options):
         return
@@ -199,8 +200,8 @@ def _named_pairs(options) -> list:
     given = [name for name, is_given in chosen.items() if is_given]
     if given:
         raise PatchError(
-            f"--what {options.what} was given with {', '.join(given)}, which says nothing of pairs with names "
-            "of their own; leave it out"
+            f"--what {options.what} was given with {', '.join(given)}, which says nothing of pairs with "
+            "names of their own; leave it out"
         )
     return read_labelled_pairs(options.prompts, options.what)
 

@@ -142,8 +142,8 @@ class CalledPipe:
             return recipe.blank if guided else None
         if recipe.negative is None or not guided:
             raise PatchError(
-                f"negative prompt {asked!r} was given, and this call of {type(self.pipe).__name__} reads none; "
-                f"leave it out{self._cure()}"
+                f"negative prompt {asked!r} was given, and this call of {type(self.pipe).__name__} reads "
+                f"none; leave it out{self._cure()}"
             )
         return asked
 
@@ -161,8 +161,8 @@ class CalledPipe:
             if found and all(tokens > most for tokens, most in found):
                 tokens, most = max(found, key=lambda pair: pair[1])
                 raise PatchError(
-                    f"the prompt {prompt!r} has {tokens} tokens, and {type(self.pipe).__name__} cuts it after "
-                    f"{most}; give a shorter one{self._longer()}"
+                    f"the prompt {prompt!r} has {tokens} tokens, and {type(self.pipe).__name__} cuts it "
+                    f"after {most}; give a shorter one{self._longer()}"
                 )
 
     def _longer(self) -> str:

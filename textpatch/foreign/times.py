@@ -36,7 +36,10 @@ class HeardSchedule:
         return steps in self._heard
 
     def hear(self, steps: int, told: list[float | None]) -> None:
-        """Keep the times that a run of so many steps was told.   Raises PatchError for another number of them."""
+        """Keep the times that a run of so many steps was told.
+
+        Raises PatchError for another number of them.
+        """
         if len(told) != steps:
             raise PatchError(
                 f"a run of {steps} steps was asked for, and the model's calls make {len(told)}; give a "

@@ -48,8 +48,8 @@ def as_drawn(made: Any, count: int, what: str) -> list[Any]:
     listed = [made] if isinstance(made, Image.Image) or not hasattr(made, "__len__") else list(made)
     if len(listed) != count:
         raise PatchError(
-            f"{what} was given {count} prompts and gave {len(listed)} results; return a list with one picture, "
-            "or one array of a sound, for each prompt, in their order"
+            f"{what} was given {count} prompts and gave {len(listed)} results; return a list with one "
+            "picture, or one array of a sound, for each prompt, in their order"
         )
     return [_one(drawn, what) for drawn in listed]
 

@@ -1,4 +1,4 @@
-"""What a localisation will take, told before it begins, of pipelines that know what a step of theirs takes."""
+"""What a localisation will take, told before it begins, of pipelines that know what their steps take."""
 
 from __future__ import annotations
 

@@ -146,8 +146,9 @@ def _listener(pairs: Sequence[Pair], reader: Any) -> Reader:
         return reader.among(word for pair in pairs for word in pair.words)
     if reader is None or isinstance(reader, (str, type)):
         raise OCRError(
-            f"the reader is {reader!r}, and this pipeline makes sounds; give textpatch.metrics.Nearest(score) "
-            "with the scores of sounds and labels, or a function from sounds to texts"
+            f"the reader is {reader!r}, and this pipeline makes sounds; give "
+            "textpatch.metrics.Nearest(score) with scores of sounds and labels, or a function from sounds to "
+            "texts"
         )
     if isinstance(reader, Reader):
         return reader

@@ -52,8 +52,8 @@ class Nearest:
         scores = np.asarray(self.score(list(images), labels), np.float64)
         if scores.shape != (len(images), len(labels)) or np.isnan(scores).any():
             raise OCRError(
-                f"{self.name} was given {len(images)} things and {len(labels)} labels and gave scores of shape "
-                f"{scores.shape}; give a number for each thing and label, (things, labels), none of them NaN"
+                f"{self.name} was given {len(images)} things and {len(labels)} labels and gave scores of "
+                f"shape {scores.shape}; give a number for each thing and label, (things, labels), none NaN"
             )
         return [labels[best] for best in scores.argmax(axis=1)]
 
