@@ -13,7 +13,7 @@ from support.planting import plant
 from textpatch import Plan, Row, Swap
 from textpatch.errors import PatchError
 from textpatch.foreign import drawn, joining, trying
-from textpatch.foreign.wrapping import wrap
+from textpatch import wrap
 from textpatch.runs.folder import Run
 
 SOURCE = 'a red sign that says "HOUSE"'

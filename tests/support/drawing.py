@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 from textpatch import SiteSpec, Span
-from textpatch.foreign.wrapping import wrap
+from textpatch import wrap
 
 SIZE = 12  # pixels along a side
 WIDTH = 8
