@@ -47,7 +47,7 @@ def test_rows_given_in_another_order_are_noticed(monkeypatch):
         drawn.Wrapped,
         "_part",
         "[str(row.prompt) for row in part.rows]",
-        "[str(row.prompt) for row in part.rows][::-1]",
+        "sorted(str(row.prompt) for row in part.rows)",
     )
     with pytest.raises((AssertionError, PatchError)):
         require_whole_swap(Drawing())
@@ -57,7 +57,8 @@ def test_rows_given_in_another_order_are_noticed(monkeypatch):
 def test_a_run_in_parts_is_the_run(together):
     """However many rows are drawn at once, pictures are those of one batch, and a read counts once."""
     pipeline = wrapped()
-    plan = Plan([Swap(0, ["edited", "again"], "target"), Swap(1, "edited", "source")])
+    swaps = [Swap(0, ["edited", "again"], "target"), Swap(1, "edited", "source")]
+    plan = Plan([*swaps, Swap(2, "again", "edited")])
     rows = [*ROWS, Row("again", SOURCE, seed=1)]
     whole = textpatch.sample(pipeline, rows, plan)
     parts = textpatch.sample(pipeline, rows, plan, micro_batch=together)
@@ -166,7 +167,7 @@ def test_what_needs_latents_is_refused_in_a_sentence(application):
 
 def compiled_net():
     net = Drawing().net
-    net.layers[0].compile()
+    net.layers[0]._compiled_call_impl = net.layers[0]._call_impl  # as torch leaves it
     return net
 
 

@@ -134,6 +134,7 @@ class Wrapped:
         """
         for row in rows:
             self._require_plain(row)
+        self.tried  # noqa: B018  refuses a call that does not keep to its word, before it is believed
         scale, negative = _as_numbers(guidance, negative)
         layout = self._layout(scale, negative)
         drawn: dict[str, Any] = {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
 from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError
@@ -83,12 +84,17 @@ def _curve(trials: Trials, records: list[dict], starts: list[int]) -> list[dict]
     return [
         {
             "start": start,
-            "timestep": float(times[start]),
-            "sigma": float(sigmas[start]),
+            "timestep": _known(times[start]),
+            "sigma": _known(sigmas[start]),
             **all_scores(records, _name(start)),
         }
         for start in starts
     ]
+
+
+def _known(level: Tensor) -> float | None:
+    """A time or noise level, None where nobody tells it."""
+    return None if level.isnan() else float(level)
 
 
 def _name(start: int) -> str:
