@@ -85,21 +85,31 @@ class Span:
                 "and the place 'first' or 'last'"
             )
 
+    def lengths(
+        self, text: Tensor | Sequence[Tensor] | None, mask: Tensor | None = None
+    ) -> list[int]:
+        """Number T of tokens of each row of a text with its mask."""
+        rows = [] if text is None else list(text)
+        if self.packed and mask is not None:
+            rows = [row[row != 0] for row in mask]
+        return [-(-len(row) // self.pad_to) * self.pad_to for row in rows]
+
     def length(self, text: Tensor | Sequence[Tensor] | None, mask: Tensor | None = None) -> int:
         """Number T of tokens of a text with its mask.
 
         Raises PatchError if rows differ in it, or if there is no text.
         """
-        rows = [] if text is None else list(text)
-        if self.packed and mask is not None:
-            rows = [row[row != 0] for row in mask]
-        lengths = {-(-len(row) // self.pad_to) * self.pad_to for row in rows}
-        if len(lengths) != 1:
+        return self.one_length(self.lengths(text, mask))
+
+    def one_length(self, lengths: Sequence[int]) -> int:
+        """Number T that rows have in common.  Raises PatchError if they differ in it, or without rows."""
+        found = sorted(set(lengths))
+        if len(found) != 1:
             raise PatchError(
-                f"the rows of {self.text!r} hold {sorted(lengths) or 'no'} text tokens; sites that read the "
-                f"{self.place} tokens need one number for the whole batch, so give texts of equal length"
+                f"the rows of {self.text!r} hold {found or 'no'} text tokens; rows that read one another "
+                f"need one number where the text is the {self.place} tokens, so give texts of equal length"
             )
-        return lengths.pop()
+        return found[0]
 
     def tokens(self, total: int, length: int | None) -> slice:
         """Slice of the text among `total` tokens.
@@ -145,6 +155,9 @@ class Site:
                 the argument of the forward that holds the text is `span.text`
     taps        tap of K and tap of V.  By default what `TEXT_PROJECTIONS` names
     span        tokens of the taps' output that are text
+    keys        tokens that are text among the keys of the module's attention, as torch's
+                scaled_dot_product_attention gets them.  None on textpatch's own models, which attend
+                otherwise
     """
 
     index: int
@@ -157,6 +170,7 @@ class Site:
     text_input: str = "text"
     taps: tuple[Tap, ...] = field(default=(), repr=False)
     span: Span = Span()
+    keys: Span | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         require_known("kind", self.kind, TEXT_PROJECTIONS)
