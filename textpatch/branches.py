@@ -71,8 +71,9 @@ def _written(calls: Sequence[Sequence[str]]) -> str:
 
 def text_rows(inputs: BoundArguments, site: Site) -> list[Tensor]:
     """Text of each row of a call, as the model gets it.  Raises PatchError if there is none."""
-    text = argument(inputs, site.span.text)
-    rows = [] if text is None else list(text)
+    texts = [argument(inputs, name) for name in site.span.texts]
+    given = [text for text in texts if text is not None]
+    rows = list(given[0]) if given else []
     if not rows or not all(isinstance(row, Tensor) for row in rows):
         raise PatchError(
             f"the model was called without a text {site.span.text!r}, so its rows are not known; see that "

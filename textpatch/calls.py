@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
-from textpatch.masks import argument, hidden_tokens, of_row
+from textpatch.masks import argument, hidden_tokens, joined, of_row
 from textpatch.sites import Site, Span
 
 
@@ -30,6 +30,7 @@ class Call:
 
     step     its number among the finished calls of the block, 0 = first
     lengths  T of each row, for every span that is a part of a sequence
+    found    the text's place in the sequence, for each span whose place is "where"
     masks    the mask of each span that names one
     ran      the watched modules that have run in it
     hidden   what `masks.hidden_tokens` gives for these masks, where somebody asked
@@ -37,6 +38,7 @@ class Call:
 
     step: int
     lengths: dict[Span, list[int]]
+    found: dict[Span, slice]
     masks: dict[Span, Any]
     ran: set[str] = field(default_factory=set)
     hidden: dict[Span, list[Tensor | None]] = field(default_factory=dict)
@@ -69,7 +71,7 @@ class Calls:
         self.required = required
         self.begun = begun
         self.count = 0
-        self._call = Call(0, {}, {})
+        self._call = Call(0, {}, {}, {})
         self._under_way = False
         self._image_tokens: dict[str, int] = {}
 
@@ -118,6 +120,8 @@ class Calls:
 
         Raises PatchError where which tokens are text is not known.
         """
+        if span in self._call.found:
+            return self._call.found[span]
         lengths = self._call.lengths.get(span)
         if lengths is None:
             return span.tokens(total, None)
@@ -139,13 +143,22 @@ class Calls:
             return  # checkpointing repeats the call that is known; `at` asks each of its modules
         if self.begun is not None:
             self.begun(self.count, inputs)
-        masks = {span: argument(inputs, span.mask) for span in self.spans if span.mask}
-        lengths = {
-            span: span.lengths(argument(inputs, span.text), masks.get(span))
+        masks = {
+            span: joined([argument(inputs, name) for name in span.masks])
             for span in self.spans
-            if span.place != "all"
+            if span.masks
         }
-        self._call = Call(self.count, lengths, masks)
+        lengths = {
+            span: span.joined_lengths(
+                [argument(inputs, name) for name in span.texts], masks.get(span)
+            )
+            for span in self.spans
+            if span.place in ("first", "last")
+        }
+        found = {
+            span: span.found(argument(inputs, span.where[0])) for span in self.spans if span.where
+        }
+        self._call = Call(self.count, lengths, found, masks)
         self._under_way = True
 
     def _end(self, name: str, output: object) -> None:
