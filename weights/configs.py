@@ -16,7 +16,7 @@ from torch import nn
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
-from textpatch.reference_models.sdxl import SDXL, SDXLConfig
+from textpatch.reference_models.sdxl import SDXL, SDConfig, SDXLConfig, StableDiffusion
 from textpatch.reference_models.vae import VAE, VAEConfig
 
 Shapes = Mapping[str, "tuple[int, ...]"]
@@ -108,6 +108,10 @@ VAE_DEFAULTS = dict(
 )
 # Width of a head in every published denoiser.  Shapes tell it only where queries have a norm of their own.
 HEAD = 64
+# heads at every level of Stable Diffusion 1
+HEADS = 8
+# a tensor whose width is that of the text tokens, in every Stable Diffusion and SDXL
+SD_TEXT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 # a default size, and a dtype that the caller chooses
 WITHOUT_EFFECT = {"sample_size", "force_upcast"}
 
@@ -128,15 +132,13 @@ class Kind:
 
 
 SD3 = Kind(MMDiT, MMDiTConfig, SD3_DEFAULTS)
+# `upcast_attention` takes the softmax in float32, as the attention here does in every dtype
+SD_UNET = Kind(StableDiffusion, SDConfig, UNET_DEFAULTS, dict(upcast_attention=(False, None, True)))
 SDXL_UNET = Kind(
     SDXL,
     SDXLConfig,
     UNET_DEFAULTS,
-    dict(
-        addition_embed_type=("text_time",),
-        use_linear_projection=(True,),
-        upcast_attention=(False, None),
-    ),
+    dict(addition_embed_type=("text_time",), upcast_attention=(False, None, True)),
 )
 IF_UNET = Kind(
     DeepFloydIF,
@@ -154,8 +156,15 @@ IF_UNET = Kind(
 )
 KL_VAE = Kind(VAE, VAEConfig, VAE_DEFAULTS)
 
+# sizes that SDXL's refiner alone has together
+REFINER = dict(
+    addition_embed_type="text_time",
+    cross_attention_dim=1280,
+    projection_class_embeddings_input_dim=2560,
+)
 DENOISER_KINDS = {
     ("SD3Transformer2DModel", None): SD3,
+    ("UNet2DConditionModel", None): SD_UNET,
     ("UNet2DConditionModel", "text_time"): SDXL_UNET,
     ("UNet2DConditionModel", "text"): IF_UNET,
 }
@@ -173,6 +182,11 @@ def denoiser_from_config(config: Mapping[str, Any]) -> tuple[type[nn.Module], An
         raise WeightsError(
             f"no denoiser for {asked[0]} with addition_embed_type {asked[1]!r}; "
             f"known: {', '.join(known)}"
+        )
+    if all(config.get(name) == size for name, size in REFINER.items()):
+        raise WeightsError(
+            "these are the sizes of SDXL's refiner, which redraws a given picture by an aesthetic score that "
+            "no text gives; load the base model"
         )
     kind = DENOISER_KINDS[asked]
     return kind.model, _built(config, kind)
@@ -192,7 +206,7 @@ def _built(config: Mapping[str, Any], kind: Kind):
     settings = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
-    if kind.config is SDXLConfig:
+    if issubclass(kind.config, SDConfig):
         settings |= _of_each_depth(settings)
     sizes = {f.name for f in fields(kind.config)}
     for name in sorted(settings.keys() - sizes - WITHOUT_EFFECT):
@@ -212,7 +226,7 @@ def _built(config: Mapping[str, Any], kind: Kind):
 
 
 def _of_each_depth(settings: dict[str, Any]) -> dict[str, tuple]:
-    """Fields of SDXL that hold one entry per depth, where one number alone stands for all depths."""
+    """Fields of `SDConfig` that hold one entry per depth, where one number alone stands for all depths."""
     depths = len(_items(settings["block_out_channels"]))
     spelled = {}
     for name in ("transformer_layers_per_block", "attention_head_dim"):
@@ -301,13 +315,35 @@ def sdxl_config(shapes: Shapes) -> SDXLConfig:
     for width, n in zip(levels["block_out_channels"], blocks, strict=False):
         # a level without attention may have a width that heads do not divide
         heads.append(1 if n == 0 and width % HEAD else _heads(width))
-    middle = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     return SDXLConfig(
         **levels,
         transformer_layers_per_block=tuple(max(n, 1) for n in blocks),
         attention_head_dim=tuple(heads),
-        cross_attention_dim=_shape(shapes, middle)[1],
+        cross_attention_dim=_shape(shapes, SD_TEXT)[1],
         projection_class_embeddings_input_dim=_shape(shapes, "add_embedding.linear_1.weight")[1],
+    )
+
+
+def sd_config(shapes: Shapes) -> SDConfig:
+    """Configuration of a Stable Diffusion 1 or 2 U-Net of these shapes.
+
+    Version 1 is the one whose transformers are projected by convolutions.  It has 8 heads at every level.
+    Raises WeightsError if a shape is missing, or the width of a level holds no whole heads.
+    """
+    levels = _levels(shapes, "CrossAttn{}Block2D", "{}Block2D")
+    widths = levels["block_out_channels"]
+    linear = len(_shape(shapes, "mid_block.attentions.0.proj_in.weight")) == 2
+    outer = [f"down_blocks.{i}" for i in range(len(widths) - 1)]
+    blocks = [
+        _count(shapes, f"{place}.attentions.0.transformer_blocks")
+        for place in (*outer, "mid_block")
+    ]
+    return SDConfig(
+        **levels,
+        transformer_layers_per_block=tuple(max(n, 1) for n in blocks),
+        attention_head_dim=tuple(_heads(width) if linear else HEADS for width in widths),
+        cross_attention_dim=_shape(shapes, SD_TEXT)[1],
+        use_linear_projection=linear,
     )
 
 
@@ -335,14 +371,19 @@ def _levels(shapes: Shapes, attention: str, plain: str) -> dict[str, Any]:
     )
 
 
-LATENT_SCALES = {"SDXL": (0.13025, 0.0), "SD3": (1.5305, 0.0609), "FLUX.1": (0.3611, 0.1159)}
+LATENT_SCALES = {
+    "SD": (0.18215, 0.0),
+    "SDXL": (0.13025, 0.0),
+    "SD3": (1.5305, 0.0609),
+    "FLUX.1": (0.3611, 0.1159),
+}
 
 
 def vae_config(shapes: Shapes, family: str | None = None) -> VAEConfig:
     """Configuration of a VAE of these shapes.
 
-    family  `SDXL`, `SD3` or `FLUX.1`, which scale and shift depend on; None is SDXL where the latents have 4
-            channels
+    family  `SD`, `SDXL`, `SD3` or `FLUX.1`, which scale and shift depend on; None is SDXL where the latents
+            have 4 channels
     Raises WeightsError for 16 channels of no family, and if a shape is missing.
     """
     channels = _shape(shapes, "decoder.conv_in.weight")[1]
