@@ -25,6 +25,9 @@ TEXT_WIDTH = 6
 POOLED = 5
 STATIC = "sdxl", "if-i", "if-ii"  # text keys and values are a function of the text alone
 ARCHITECTURES = *STATIC, "mmdit"
+# of which the laws see one case by default, because they share what the laws are about with those above
+STATIC_KIN = ("sd",)
+KIN = STATIC_KIN
 
 
 @dataclass(frozen=True)
@@ -260,7 +263,7 @@ def fixed_case(architecture: str = "mmdit", **sizes) -> Case:
             Swap(0, "b", "d"),
         ]
     )
-    build = {"mmdit": build_pipeline, "sdxl": build_sdxl}.get(
+    build = {"mmdit": build_pipeline, "sdxl": build_sdxl, "sd": build_sd}.get(
         architecture, partial(build_if, architecture)
     )
     return Case(build(**sizes), make_rows((0, 1, 2, 3)), 3, 4.5, (1,), 1, "both", plan)
@@ -301,6 +304,8 @@ def pipelines(draw, architecture: str) -> Pipeline:
             blocks, heads, head_dim, norm, tokens, draw(st.sampled_from([(8, 8), (8, 12)])), seed
         )
     size = draw(st.sampled_from([(4, 8), (4, 4)]))
+    if architecture == "sd":
+        return build_sd(draw(st.booleans()), tokens=tokens, size=size, seed=seed)
     if architecture == "sdxl":
         heads = draw(st.sampled_from([(2, 3), (3, 2), (2, 4)]))
         return build_sdxl(heads, draw(st.booleans()), tokens=tokens, size=size, seed=seed)
