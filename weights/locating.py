@@ -15,18 +15,17 @@ from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.schedules import DDIM, Euler, FlowMatchEuler, Schedule
 from textpatch.reference_models.sdxl import SDXL, StableDiffusion
 from textpatch.reference_models.vae import VAEConfig
-from textpatch.weights.configs import (
+from textpatch.weights.configs import denoiser_from_config, vae_from_config
+from textpatch.weights.fill import Part
+from textpatch.weights.identify import identify_tensors
+from textpatch.weights.inferring import (
     SD_TEXT,
-    denoiser_from_config,
     if_config,
     mmdit_config,
     sd_config,
     sdxl_config,
     vae_config,
-    vae_from_config,
 )
-from textpatch.weights.fill import Part
-from textpatch.weights.identify import identify_tensors
 from textpatch.weights.layouts import VAE_DIFFUSERS, Layout, SingleFile, recognise
 from textpatch.weights.reading.files import (
     Tensors,

@@ -14,14 +14,13 @@ from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDConfig, SDXLConfig, StableDiffusion
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.weights import configs
-from textpatch.weights.configs import (
-    denoiser_from_config,
+from textpatch.weights.configs import denoiser_from_config, vae_from_config
+from textpatch.weights.inferring import (
     if_config,
     mmdit_config,
     sd_config,
     sdxl_config,
     vae_config,
-    vae_from_config,
 )
 from textpatch.weights.manifests import manifest
 from textpatch.weights.published import DENOISERS
