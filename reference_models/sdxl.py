@@ -256,9 +256,8 @@ class Transformer(nn.Module):
         self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, reads: dict[str, tuple]) -> Tensor:
-        pixels = projected(
-            self.proj_in, rearrange(self.norm(x), "b c h w -> b (h w) c")
-        )  # (B, N, W)
+        pixels = rearrange(self.norm(x), "b c h w -> b (h w) c")  # (B, N, W)
+        pixels = projected(self.proj_in, pixels)
         for block in self.transformer_blocks:
             pixels = block(pixels, *reads[block.attn2.site])
         pixels = projected(self.proj_out, pixels)
