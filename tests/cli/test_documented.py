@@ -19,6 +19,23 @@ from textpatch.weights.signs.evaluation import clean_pictures
 FROM_HELP = [shlex.split(line) for line in cli.EXAMPLES.splitlines()[1:]]
 EXAMPLES = {" ".join(words): words[1:] for words in [*starting("textpatch"), *FROM_HELP]}
 PAIR = [PROMPTS[0], PROMPTS[0].replace("HELLO", "WORLD")]
+# functions that the pages name, of small random models
+MY_MODELS = """
+from support.foreign_pipelines import flux
+"""
+MY_SOUNDS = """
+from support.foreign_sounds import audioldm2 as pipe, similarities
+from textpatch import wrap
+from textpatch.metrics import Nearest
+
+
+def audioldm2():
+    return wrap(pipe(), audio_length_in_s=0.01)
+
+
+def clap():
+    return Nearest(similarities)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +58,10 @@ def places(tmp_path_factory):
     (sign,) = clean_pictures([Sign("HELLO")], SignFormat())
     sign.save(here / "sign.png")
     (here / "prompts.txt").write_text("\n".join(PROMPTS), "utf-8")
+    (here / "my_models.py").write_text(MY_MODELS, "utf-8")
+    (here / "my_sounds.py").write_text(MY_SOUNDS, "utf-8")
+    instruments = here / "two_instruments.tsv"
+    instruments.write_text("\t".join([*PROMPTS[:2], "violin", "piano"]) + "\n", "utf-8")
     (here / "words.txt").write_text("zen\n", "utf-8")
     return here, {
         "/models/stable-diffusion-xl-base-1.0": small,
@@ -48,6 +69,7 @@ def places(tmp_path_factory):
         "GlyphControl-release": str(here / "glyph"),
         "/models/sd_xl_base_1.0.safetensors": str(file),
         "pairs.tsv": str(pairs),
+        "instruments.tsv": str(instruments),
         "tiny-if-ii": str(larger),
     }
 

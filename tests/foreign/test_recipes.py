@@ -160,7 +160,7 @@ def told(ledger):
 @pytest.mark.parametrize("name", ["tiny-mmdit", "tiny-sdxl", "tiny-if"])
 def test_an_edit_is_the_one_that_our_own_pipeline_makes(both, name):
     """Pictures within a level of 255, and the same reads at the same times."""
-    theirs, ours = (textpatch.edit(each, SOURCE, TARGET, steps=3) for each in both(name))
+    theirs, ours = (textpatch.edit(each, SOURCE, TARGET, steps=2) for each in both(name))
     for side in ("image", "source", "target"):
         assert distance(getattr(theirs, side), getattr(ours, side)) <= 1, side
     assert theirs.plan == ours.plan and told(theirs.ledger) == told(ours.ledger)
@@ -174,7 +174,7 @@ def test_a_localisation_is_the_one_that_our_own_pipeline_makes(both):
     """Readings, scores, ranks, set and counts are equal; distances of pictures within a rounded level."""
     from textpatch.weights.signs.pairs import sign_pairs
 
-    run = dict(sites=[1, 2, 4], steps=4)
+    run = dict(sites=[1, 4], steps=3)
     theirs, ours = (
         textpatch.localize(each, sign_pairs(3), **run).result for each in both("tiny-mmdit")
     )
@@ -187,9 +187,9 @@ def test_a_localisation_is_the_one_that_our_own_pipeline_makes(both):
     ]
     for one, other in (pair for pairs in scored for pair in pairs):
         for name, value in one.items():
-            if isinstance(value, dict) and "value" in value:
-                near = pytest.approx(other[name]["value"], rel=1e-3, abs=1e-3, nan_ok=True)
-                assert value["value"] == near or name == "psnr", name
+            if isinstance(value, dict) and value.get("value") is not None:
+                near = pytest.approx(other[name]["value"], rel=1e-3, abs=1e-3)
+                assert value["value"] == near, name
 
 
 def test_an_audit_of_the_wrapped_pipeline_passes(both):

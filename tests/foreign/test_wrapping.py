@@ -10,10 +10,9 @@ import textpatch
 from support.drawing import SETTINGS, Drawing, TwoCalls, distance, wrapped
 from support.localizing import Parrot, PixelReader
 from support.planting import plant
-from textpatch import Plan, Row, Swap
+from textpatch import Plan, Row, Swap, wrap
 from textpatch.errors import PatchError
 from textpatch.foreign import drawn, joining, trying
-from textpatch import wrap
 from textpatch.runs.folder import Run
 
 SOURCE = 'a red sign that says "HOUSE"'

@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from textpatch import SiteSpec, Span
-from textpatch import wrap
+from textpatch import SiteSpec, Span, wrap
 
 SIZE = 12  # pixels along a side
 WIDTH = 8

@@ -24,17 +24,17 @@ def flux(seed: int = 0):
         axes_dims_rope=(4, 6, 6),
         guidance_embeds=True,
     )
-    return quiet(
-        diffusers.FluxPipeline(
-            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-            vae=vae(4, seed, scaling_factor=0.3611, shift_factor=0.1159),
-            text_encoder=clip(CLIPTextModel, 64, seed),
-            tokenizer=word_tokenizer(begin=True),
-            text_encoder_2=t5_encoder(seed),
-            tokenizer_2=word_tokenizer(begin=False),
-            transformer=random(transformer, seed),
-        )
+    pipe = diffusers.FluxPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae(4, seed, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=clip(CLIPTextModel, 64, seed),
+        tokenizer=word_tokenizer(begin=True),
+        text_encoder_2=t5_encoder(seed),
+        tokenizer_2=word_tokenizer(begin=False),
+        transformer=random(transformer, seed),
     )
+    pipe.default_sample_size = 4  # latents along a side, 32 pixels
+    return quiet(pipe)
 
 
 def qwen_image(seed: int = 0):

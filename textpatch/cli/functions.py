@@ -1,4 +1,4 @@
-"""Python functions that a command line names as MODULE:FUNCTION.
+"""Functions of Python that a command line names by their module.
 
 A function of no arguments gives a pipeline, somebody else's too, or a reader.
 """
@@ -19,12 +19,12 @@ LOADING = ("device", "dtype", "height", "width")
 
 
 def names_function(named: object) -> bool:
-    """True for MODULE:FUNCTION, and False where a file or folder bears that name."""
+    """True for a module and a function with a colon between, unless a file or folder bears that name."""
     return isinstance(named, str) and bool(NAMED.fullmatch(named)) and not os.path.exists(named)
 
 
 def given_by(named: str) -> Any:
-    """What a function gives.
+    """Call a function by its name, and return what it gives.
 
     Its module is looked for in the working folder first.
     Raises PatchError for a module or function that is not there, and for one that fails.

@@ -1,4 +1,4 @@
-"""How diffusers' own pipelines are called, by the names of their classes.
+"""Recipes of the calls of diffusers' own pipelines, by the names of their classes.
 
 A recipe is data about the arguments of a call.  Nothing here imports diffusers.
 """

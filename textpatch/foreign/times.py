@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from textpatch.errors import PatchError
@@ -15,7 +16,7 @@ class HeardSchedule:
     """Schedule of runs that were heard, or are heard when somebody asks.
 
     run        run(steps) makes a plain run, and gives the time told at each step, None for one not told
-    scheduler  somebody's scheduler with `sigmas`, None where there is none
+    scheduler  somebody's scheduler with `sigmas` or `alphas_cumprod`, None where there is none
     """
 
     def __init__(self, run: Callable[[int], list[float | None]], scheduler: Any = None) -> None:
@@ -46,15 +47,20 @@ class HeardSchedule:
                 "scheduler that makes as many as it is asked for"
             )
         times = torch.tensor([float("nan") if one is None else one for one in told])
-        self._heard[steps] = times, self._sigmas(steps)
+        self._heard[steps] = times, self._sigmas(times)
 
     def _of(self, steps: int) -> tuple[Tensor, Tensor]:
         if not self.knows(steps):
             self.hear(steps, self._run(steps))
         return self._heard[steps]
 
-    def _sigmas(self, steps: int) -> Tensor:
+    def _sigmas(self, times: Tensor) -> Tensor:
+        """Noise levels that the scheduler says, or sqrt((1 - abar) / abar) by its table of abar."""
         told = getattr(self._scheduler, "sigmas", None)
-        if isinstance(told, Tensor) and told.shape == (steps + 1,):
+        if isinstance(told, Tensor) and len(told) == len(times) + 1:
             return told.detach().float().cpu().clone()
-        return torch.full((steps + 1,), float("nan"))
+        abars = getattr(self._scheduler, "alphas_cumprod", None)
+        if isinstance(abars, Tensor) and not times.isnan().any() and times.max() < len(abars):
+            abar = abars.float().cpu()[times.long()]
+            return F.pad(((1 - abar) / abar).sqrt(), (0, 1))
+        return torch.full((len(times) + 1,), float("nan"))

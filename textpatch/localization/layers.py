@@ -116,9 +116,8 @@ def localize(
     steps, guidance  of the runs, the pipeline's own when None
     start   first patched step, where step 0 is the noisiest
     branch  "both" guidance branches are patched (official), or "cond" alone
-    reader  what reads the pictures or the sounds, as `Trials` takes it, tesseract when None
-    ocr     the same by its older name
-    background  score of what is drawn beside its source's, as `Trials` takes it.  None for none
+    reader, ocr  what reads pictures or sounds, as `Trials` takes it, tesseract when None.  `ocr` is older
+    background  what scores the rest, as `Trials` takes it
     run     a textpatch.Run.  Everything finished is kept there and is not run again
     shard   (i, n) makes the pictures of every n-th pair and seed of an exhaustive search, from the i-th on.
             The n shards share a run folder under worker names of their own.  The last to end makes the result
@@ -134,8 +133,8 @@ def localize(
     asked = Request(mode, _groups(pipeline, sites, groups), len(pairs), keep, first, shard)
     _require_curve(pipeline, starts)
     runs = dict(seeds=seeds, steps=steps, guidance=guidance, start=start, branch=branch)
-    read = dict(ocr=ocr, reader=reader, background=background)
-    trials = Trials(pipeline, pairs, **runs, **read, run=run, micro_batch=micro_batch)
+    runs |= dict(ocr=ocr, reader=reader, background=background)
+    trials = Trials(pipeline, pairs, **runs, run=run, micro_batch=micro_batch)
     require_other_texts(trials.pairs)
     return _found(trials, asked, starts, heads)
 
