@@ -124,7 +124,6 @@ def localize(
     micro_batch  most rows that go through the model at once
     starts  whether to add "start_curve", of the responsible set or of the best group where no set was grown
     heads   whether to add "head_search", the heads of these sites that do their work
-
     The start curve and the head search are not among the generations that the result counts.
     Raises PatchError for unknown sites, a start outside the run, and options that have no effect in the mode.
     Raises OCRError if no text can be read, and Unfinished while other shards are at work.
