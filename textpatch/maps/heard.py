@@ -5,7 +5,6 @@ H heads, M tokens of the picture, N keys, T text tokens, D head width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch

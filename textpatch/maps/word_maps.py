@@ -70,11 +70,12 @@ class AttentionMap:
         if kind not in KINDS:
             raise PatchError(f"a map of {kind!r} was asked for; there are {', '.join(KINDS)}")
         maps = self.received if kind == "received" else self.given
-        chosen = [site for site in select_sites(self.sites, sites) if site.index in maps]
+        asked = select_sites(self.sites, sites)
+        chosen = [site for site in asked if site.index in maps]
         if not chosen:
             raise PatchError(
-                f"the text asks nothing at sites {[site.index for site in select_sites(self.sites, sites)]} "
-                f"of kind {self.sites[0].kind!r}, so its tokens give nothing there; look at what they received"
+                f"the text asks nothing at sites {[site.index for site in asked]} of kind "
+                f"{asked[0].kind!r}, so its tokens give nothing there; look at what they received"
             )
         means = [maps[site.index].mean(0) for site in chosen]
         largest = max((mean.shape for mean in means), key=torch.Size.numel)
@@ -220,7 +221,17 @@ def _on_grids(
     for site in sites:
         if (site, steps[0]) in kept:
             flat = torch.stack([kept[site, step] for step in steps])
-            maps[site.index] = flat.unflatten(
-                1, grid or grid_of(flat.shape[1], image.height, image.width)
-            )
+            maps[site.index] = _on_grid(flat, image, grid)
     return maps
+
+
+def _on_grid(flat: Tensor, image: Image.Image, grid: tuple[int, int] | None) -> Tensor:
+    """Map (steps, rows, columns) of one (steps, M)."""
+    tokens = flat.shape[1]
+    rows, columns = grid or grid_of(tokens, image.height, image.width)
+    if rows * columns != tokens:
+        raise PatchError(
+            f"{tokens} tokens of the picture do not lie in {rows} rows of {columns}; give a `grid` of as "
+            "many, or leave it out"
+        )
+    return flat.unflatten(1, (rows, columns))
