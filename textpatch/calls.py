@@ -22,6 +22,7 @@ from textpatch.hooks import HookRegistry
 from textpatch.masks import (
     argument,
     hidden_tokens,
+    joined,
     of_row,
     require_masks_are_arguments,
     require_masks_are_said,
@@ -35,12 +36,14 @@ class Call:
 
     step     its number among the finished calls of the block, 0 = first
     lengths  T of each span that is a part of a tap's tokens
+    found    the text's place in the sequence, for each span whose place is "where"
     hidden   what `masks.hidden_tokens` gives for the mask of each span that names one
     ran      the watched modules that have run in it
     """
 
     step: int
     lengths: dict[Span, int]
+    found: dict[Span, slice]
     hidden: dict[Span, list[Tensor | None]]
     ran: set[str] = field(default_factory=set)
 
@@ -69,7 +72,7 @@ class Calls:
         self.steps = steps
         self.spans = list(dict.fromkeys(site.span for site in sites))
         self.count = 0
-        self._call = Call(0, {}, {})
+        self._call = Call(0, {}, {}, {})
         self._under_way = False
         self._image_tokens: dict[str, int] = {}
 
@@ -110,6 +113,8 @@ class Calls:
 
         Raises PatchError where which tokens are text is not known.
         """
+        if site.span in self._call.found:
+            return self._call.found[site.span]
         length = self._call.lengths.get(site.span)
         text = site.span.tokens(total, length)
         if length is not None:
@@ -121,14 +126,23 @@ class Calls:
             return  # checkpointing repeats the call that is known; `at` asks each of its modules
         require_masks_are_said(inputs, self.spans)
         require_masks_are_arguments(inputs, self.spans)
-        masks = {span: argument(inputs, span.mask) for span in self.spans if span.mask}
-        lengths = {
-            span: span.length(argument(inputs, span.text), masks.get(span))
+        masks = {
+            span: joined([argument(inputs, name) for name in span.masks])
             for span in self.spans
-            if span.place != "all"
+            if span.masks
+        }
+        lengths = {
+            span: span.joined_length(
+                [argument(inputs, name) for name in span.texts], masks.get(span)
+            )
+            for span in self.spans
+            if span.place in ("first", "last")
+        }
+        found = {
+            span: span.found(argument(inputs, span.where[0])) for span in self.spans if span.where
         }
         hidden = {span: hidden_tokens(mask) for span, mask in masks.items()}
-        self._call = Call(self.count, lengths, hidden)
+        self._call = Call(self.count, lengths, found, hidden)
         self._under_way = True
 
     def _end(self, name: str, output: object) -> None:
