@@ -1,4 +1,4 @@
-"""Data sets of files hold what their captions are of, and one that is not whole is refused by the file's name."""
+"""Data sets in files come back as written, and one that is not whole is refused by a file's name."""
 
 import json
 import random
@@ -75,14 +75,23 @@ def truncated(folder: Path) -> None:
 
 ONE = json.dumps({"file_name": "z.png", "text": "a"}) + "\n"
 BAD = {
-    "no caption": (lambda folder: (folder / "z.txt").unlink(), "z.png has no caption, z.txt beside it"),
-    "no picture": (lambda folder: (folder / "z.png").unlink(), "z.txt is the caption of no picture"),
+    "no caption": (
+        lambda folder: (folder / "z.txt").unlink(),
+        "z.png has no caption, z.txt beside it",
+    ),
+    "no picture": (
+        lambda folder: (folder / "z.png").unlink(),
+        "z.txt is the caption of no picture",
+    ),
     "truncated": (truncated, "z.png"),
     "no pixels": (lambda folder: (folder / "z.png").write_text("x"), "z.png is no picture"),
     "latin": (lambda folder: (folder / "z.txt").write_bytes(b"\xe4"), "z.txt is no UTF-8 text"),
     "no line": (lambda folder: metadata(folder, ONE), "a.bmp has no line in metadata.jsonl"),
     "twice": (lambda folder: metadata(folder, 2 * ONE), "line 2: 'z.png' has a line already"),
-    "no text": (lambda folder: metadata(folder, '{"file_name": "z.png", "label": 1}'), "the keys file_name"),
+    "no text": (
+        lambda folder: metadata(folder, '{"file_name": "z.png", "label": 1}'),
+        "the keys file_name",
+    ),
     "no object": (lambda folder: metadata(folder, "[]"), "give an object with file_name and text"),
     "no JSON": (lambda folder: metadata(folder, ONE + "{"), "line 2 is no JSON"),
     "another": (
@@ -157,7 +166,9 @@ def test_pictures_for_a_model_of_latents_are_encoded():
 
     made = fixed_case("sdxl").pipeline
     decoder = SimpleNamespace(vae=Halving())
-    pipeline = Pipeline(made.encoders, made.denoiser, made.schedule, decoder, made.defaults, "small")
+    pipeline = Pipeline(
+        made.encoders, made.denoiser, made.schedule, decoder, made.defaults, "small"
+    )
     height, width = made.defaults.height, made.defaults.width
     picture = Image.new("RGB", (2 * width, 2 * height), (255, 0, 0))
     own = examples(pipeline, [("a", picture)], 1)
@@ -178,7 +189,10 @@ def test_signs_to_learn_from():
     faded = drawn(sign, "faded", fmt, random.Random(0))
     assert read_sign(plain) == sign
     assert read_sign(faded).word == "HOUSE" and np.asarray(faded)[0].std(0).max() < 1  # a bare wall
-    assert np.ptp(np.asarray(faded, float), 2).mean() < 0.5 * np.ptp(np.asarray(plain, float), 2).mean()
+    assert (
+        np.ptp(np.asarray(faded, float), 2).mean()
+        < 0.5 * np.ptp(np.asarray(plain, float), 2).mean()
+    )
     assert set(LETTERS) >= {*"".join(words)} and "red" in COLOURS
     with refused("known: plain, faded"):
         sign_examples(1, style="x")

@@ -44,9 +44,7 @@ def data_of(pipeline) -> list:
 
 def training_of(architecture: str, *, checkpointing: bool = False, **more) -> training.Training:
     pipeline = fixed_case(architecture).pipeline
-    return prepared(
-        pipeline, data_of(pipeline), [0, 1], "all", SETTINGS | more, checkpointing
-    )
+    return prepared(pipeline, data_of(pipeline), [0, 1], "all", SETTINGS | more, checkpointing)
 
 
 def after_steps(made: training.Training, steps: int = 2) -> list:
@@ -73,7 +71,9 @@ def test_min_snr_is_its_formula(schedule):
 
 def test_a_row_without_signal_weighs_one():
     """Where abar is 0, which makes 0 / 0 of the formula as it is printed, the weight is its limit."""
-    level = type("Level", (), {"noised": lambda self, x, noise, share: (0 * x + noise, None, None)})()
+    level = type(
+        "Level", (), {"noised": lambda self, x, noise, share: (0 * x + noise, None, None)}
+    )()
     assert weights(level, "min_snr", torch.tensor([0.5])).tolist() == [1.0]
 
 
@@ -86,7 +86,9 @@ def test_weights_of_flows_are_their_formulas():
     mixed, _, velocity = flow.noised(x, noise, share)
     implied = mixed - share[:, None, None, None] * (velocity + off)
     error = (implied - x).square().mean((1, 2, 3))
-    assert torch.allclose(error, weights(flow, "sigma_squared", share) * off.square().mean((1, 2, 3)))
+    assert torch.allclose(
+        error, weights(flow, "sigma_squared", share) * off.square().mean((1, 2, 3))
+    )
     even = (torch.arange(100_000).double() + 0.5) / 100_000
     assert math.isclose(float(weights(flow, "cosmap", even).mean()), 1, rel_tol=1e-6)
 
@@ -164,7 +166,7 @@ def test_first_factors_have_the_spread_that_is_said():
 
 
 def test_autocast_and_half_weights_keep_float32_factors():
-    """Under autocast, and beside weights in bfloat16, A and B are float32, and the loss is near the exact one."""
+    """Under autocast and with weights in bfloat16, A and B are float32 and losses near the true ones."""
     whole = of_dtype(torch.float32)
     after_steps(whole)
     for made in (of_dtype(torch.float32, autocast=True), of_dtype(torch.bfloat16)):
@@ -274,7 +276,7 @@ def test_a_batch_that_cannot_be_divided_is_refused():
 # the default form is test_parts_of_a_batch_are_the_batch, without processes
 @pytest.mark.long
 def test_two_processes_train_what_one_does(tmp_path):
-    """Two processes with gloo end with one adapter, near that of one process, and the first keeps the state."""
+    """Two processes end with one adapter, near that of one process, and the first keeps the state."""
     code = f"""
 import sys
 sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
@@ -322,7 +324,7 @@ distributed.destroy_process_group()
 FAULTS = {
     "weights left out": (
         law_the_loss_is_weighted,
-        (training.Training, "_loss", '* each).mean()', "** 0 * each).mean()"),
+        (training.Training, "_loss", "* each).mean()", "** 0 * each).mean()"),
     ),
     "average too slow": (
         law_the_average_follows_the_factors,
@@ -338,7 +340,12 @@ FAULTS = {
     ),
     "rows twice": (
         lambda: law_parts_of_a_batch_are_the_batch(2),
-        (processes.Processes, "rows", "range(self.rank, batch, self.count)", "range(batch // self.count)"),
+        (
+            processes.Processes,
+            "rows",
+            "range(self.rank, batch, self.count)",
+            "range(batch // self.count)",
+        ),
     ),
 }
 

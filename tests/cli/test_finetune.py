@@ -1,4 +1,4 @@
-"""`textpatch finetune` and `rewrite` keep an adapter that `generate --lora` draws with, and show its effect."""
+"""`textpatch finetune` and `rewrite` keep an adapter for `generate --lora`, and show what it does."""
 
 import json
 import os
