@@ -112,30 +112,39 @@ class Span:
             return ()
         return self.mask if isinstance(self.mask, tuple) else (self.mask,)
 
+    def lengths(
+        self, text: Tensor | Sequence[Tensor] | None, mask: Tensor | None = None
+    ) -> list[int]:
+        """Number T of tokens of each row of a text with its mask."""
+        rows = [] if text is None else list(text)
+        if self.packed and mask is not None:
+            rows = [row[row != 0] for row in mask]
+        return [-(-len(row) // self.pad_to) * self.pad_to for row in rows]
+
     def length(self, text: Tensor | Sequence[Tensor] | None, mask: Tensor | None = None) -> int:
         """Number T of tokens of a text with its mask.
 
         Raises PatchError if rows differ in it, or if there is no text.
         """
-        rows = [] if text is None else list(text)
-        if self.packed and mask is not None:
-            rows = [row[row != 0] for row in mask]
-        lengths = {-(-len(row) // self.pad_to) * self.pad_to for row in rows}
-        if len(lengths) != 1:
-            raise PatchError(
-                f"the rows of {self.text!r} hold {sorted(lengths) or 'no'} text tokens; sites that read the "
-                f"{self.place} tokens need one number for the whole batch, so give texts of equal length"
-            )
-        return lengths.pop()
+        return self.one_length(self.lengths(text, mask))
 
-    def joined_length(self, texts: Sequence[Any], mask: Tensor | None = None) -> int:
-        """Number T of tokens of several texts together, with those of the model's own.
+    def one_length(self, lengths: Sequence[int]) -> int:
+        """Number T that rows have in common.  Raises PatchError if they differ in it, or without rows."""
+        found = sorted(set(lengths))
+        if len(found) != 1:
+            raise PatchError(
+                f"the rows of {self.text!r} hold {found or 'no'} text tokens; rows that read one another "
+                f"need one number where the text is the {self.place} tokens, so give texts of equal length"
+            )
+        return found[0]
+
+    def joined_lengths(self, texts: Sequence[Any], mask: Tensor | None = None) -> list[int]:
+        """Number T of each row's tokens of several texts together, with those of the model's own.
 
         A text that was left out counts nothing where another is there.
-        Raises PatchError as `length`.
         """
-        given = [text for text in texts if text is not None]
-        return sum(self.length(text, mask) for text in given or [None]) + self.extra
+        given = [self.lengths(text, mask) for text in texts if text is not None]
+        return [sum(row) + self.extra for row in zip(*given, strict=False)]
 
     def found(self, says: Tensor | None) -> slice:
         """Slice of the text by the argument (B, S) that says where it is.
@@ -201,6 +210,9 @@ class Site:
                 the argument of the forward that holds the text is `span.text`
     taps        tap of K and tap of V.  By default what `TEXT_PROJECTIONS` names
     span        tokens of the taps' output that are text
+    keys        tokens that are text among the keys of the module's attention, as torch's
+                scaled_dot_product_attention gets them.  None on textpatch's own models, which attend
+                otherwise
     """
 
     index: int
@@ -213,6 +225,7 @@ class Site:
     text_input: str = "text"
     taps: tuple[Tap, ...] = field(default=(), repr=False)
     span: Span = Span()
+    keys: Span | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         require_known("kind", self.kind, TEXT_PROJECTIONS)

@@ -11,7 +11,7 @@ from torch import nn
 from textpatch.errors import PatchError, WeightsError, closest
 from textpatch.reference_models.pipeline import Pipeline, pixels
 from textpatch.reference_models.schedules import Schedule
-from textpatch.weights.building import BUILDERS, Builder, on_meta
+from textpatch.weights.building import BUILDERS, NOT_RUN, Builder, on_meta
 from textpatch.weights.defaults import published_defaults, written_defaults
 from textpatch.weights.fill import Part, fill_module
 from textpatch.weights.locating import File, Folder, denoiser_file, denoiser_folder
@@ -42,6 +42,11 @@ def load(where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = N
     path = find(where)
     device, dtype = _usable(device, dtype)
     source = Folder(path) if path.is_dir() else File(path)
+    if source.pipeline in NOT_RUN:
+        raise WeightsError(
+            f"{path} holds a {source.pipeline}, which {NOT_RUN[source.pipeline]}, and pictures are drawn "
+            "from text alone here; load_denoiser reads its denoiser by itself"
+        )
     if source.pipeline not in BUILDERS:
         raise WeightsError(f"{path} holds a {source.pipeline}; known: {', '.join(BUILDERS)}")
     encoders_and_denoiser, schedules = BUILDERS[source.pipeline]

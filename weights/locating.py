@@ -12,19 +12,20 @@ from torch import nn
 from textpatch.errors import PatchError, WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
 from textpatch.reference_models.mmdit import MMDiT
-from textpatch.reference_models.schedules import Euler, FlowMatchEuler, Schedule
-from textpatch.reference_models.sdxl import SDXL
+from textpatch.reference_models.schedules import DDIM, Euler, FlowMatchEuler, Schedule
+from textpatch.reference_models.sdxl import SDXL, StableDiffusion
 from textpatch.reference_models.vae import VAEConfig
-from textpatch.weights.configs import (
-    denoiser_from_config,
-    if_config,
-    mmdit_config,
-    sdxl_config,
-    vae_config,
-    vae_from_config,
-)
+from textpatch.weights.configs import denoiser_from_config, vae_from_config
 from textpatch.weights.fill import Part
 from textpatch.weights.identify import identify_tensors
+from textpatch.weights.inferring import (
+    SD_TEXT,
+    if_config,
+    mmdit_config,
+    sd_config,
+    sdxl_config,
+    vae_config,
+)
 from textpatch.weights.layouts import VAE_DIFFUSERS, Layout, SingleFile, recognise
 from textpatch.weights.reading.files import (
     Tensors,
@@ -67,8 +68,19 @@ T5_XXL = dict(
     pad_token_id=0,
     eos_token_id=1,
 )
+CLIP_H = dict(
+    vocab_size=49408,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=23,  # of 24
+    num_attention_heads=16,
+    projection_dim=512,
+    hidden_act="gelu",
+)
 ENCODER_SIZES = {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5_XXL}
 SINGLE_FILE_PIPELINES = {
+    "SD1": ("StableDiffusionPipeline", DDIM(), "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+    "SD2": ("StableDiffusionPipeline", DDIM(), "stabilityai/stable-diffusion-2-1"),
     "SDXL": ("StableDiffusionXLPipeline", Euler(), "stabilityai/stable-diffusion-xl-base-1.0"),
     "SD3": (
         "StableDiffusion3Pipeline",
@@ -81,12 +93,17 @@ SINGLE_FILE_PIPELINES = {
         "stabilityai/stable-diffusion-3.5-large",
     ),
 }
-# A tensor that only one denoiser has, that denoiser, and its configuration from the shapes of all.
+VAE_FAMILIES = {"SD1": "SD", "SD2": "SD", "SDXL": "SDXL", "SD3": "SD3", "SD3.5-large": "SD3"}
+# A tensor that a denoiser has and those below it have not, that denoiser, and its configuration from the
+# shapes of all.
 TELLTALES = {
     "add_embedding.linear_1.weight": (SDXL, sdxl_config),
     "add_embedding.pool.positional_embedding": (DeepFloydIF, if_config),
     "pos_embed.pos_embed": (MMDiT, mmdit_config),
+    SD_TEXT: (StableDiffusion, sd_config),
 }
+# two keys that only SDXL's refiner has both, an embedding of sizes and a fourth depth
+REFINER_KEYS = "label_emb.0.0.weight", "input_blocks.11.0.in_layers.0.weight"
 # entries of a schedule's configuration that its noise levels follow from
 LEVELS = (
     "num_train_timesteps beta_start beta_end beta_schedule trained_betas rescale_betas_zero_snr"
@@ -170,6 +187,7 @@ class File:
         self.path = path
         self.name = path.stem
         self.tensors = open_tensors(path)
+        _require_no_refiner(path, self.tensors)
         self.kind = recognise(self.tensors)
         if self.kind is None or self.kind.name not in SINGLE_FILE_PIPELINES:
             raise WeightsError(
@@ -187,8 +205,7 @@ class File:
 
     def vae(self) -> tuple[VAEConfig, Part]:
         part = self.parts["vae"]
-        family = "SDXL" if self.kind.name == "SDXL" else "SD3"
-        return vae_config(part.shapes(), family), part
+        return vae_config(part.shapes(), VAE_FAMILIES[self.kind.name]), part
 
     def encoder(self, component: str, layout: Layout, sizes: Iterable[str]) -> tuple[dict, Part]:
         if component not in self.parts:
@@ -197,6 +214,8 @@ class File:
                 "load_denoiser reads its denoiser, "
                 "for pictures load the folder in diffusers layout"
             )
+        if self.kind.name == "SD2":
+            return CLIP_H, self.parts[component]
         return ENCODER_SIZES[component], self.parts[component]
 
     def tokenizer(self, component: str) -> Path:
@@ -232,6 +251,7 @@ def denoiser_file(path: Path) -> tuple[type[nn.Module], object, Part]:
     inferred from the shapes.
     """
     tensors = open_tensors(path)
+    _require_no_refiner(path, tensors)
     kind = recognise(tensors)
     if kind is not None:
         parts = _split(tensors, kind)
@@ -243,6 +263,14 @@ def denoiser_file(path: Path) -> tuple[type[nn.Module], object, Part]:
     if (path.parent / "config.json").is_file():
         return *_built(path.parent, denoiser_from_config), part
     return *_inferred(part), part
+
+
+def _require_no_refiner(path: Path, tensors: Tensors) -> None:
+    if all(f"model.diffusion_model.{key}" in tensors for key in REFINER_KEYS):
+        raise WeightsError(
+            f"{path} holds SDXL's refiner, which redraws a given picture by an aesthetic score, "
+            "and pictures are drawn from text alone here; load the base model"
+        )
 
 
 def identified(tensors: Tensors) -> str:

@@ -16,7 +16,7 @@ from textpatch.reference_models.deepfloyd_if import DeepFloydIF
 from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.pipeline import Pipeline, pixels
 from textpatch.reference_models.schedules import Schedule
-from textpatch.reference_models.sdxl import SDXL
+from textpatch.reference_models.sdxl import SDXL, StableDiffusion
 from textpatch.weights.building import CLIP_SIZES, T5_SIZES
 from textpatch.weights.configs import DENOISER_KINDS
 from textpatch.weights.layouts import CLIP, T5, Layout
@@ -26,6 +26,7 @@ from textpatch.weights.schedulers import SCHEDULES
 PIPELINES = {
     MMDiT: ("StableDiffusion3Pipeline", "transformer"),
     SDXL: ("StableDiffusionXLPipeline", "unet"),
+    StableDiffusion: ("StableDiffusionPipeline", "unet"),
     DeepFloydIF: ("IFPipeline", "unet"),
 }
 ENCODER_LAYOUTS = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -239,6 +239,7 @@ def _read_site(index: int, name: str, spec: SiteSpec, modules: dict[str, nn.Modu
         text_input=spec.text_input,
         taps=tuple(map(Tap, taps, channels)),
         span=spec.span,
+        keys=replace(spec.span, place=spec.text_place),
     )
 
 
