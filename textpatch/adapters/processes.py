@@ -51,7 +51,7 @@ class Processes:
         return bool(self.averaged([torch.tensor([float(said)], device=device)])[0] > 0)
 
 
-def processes() -> Processes:
+def current_processes() -> Processes:
     """Processes of torch's default group, this one alone where there is no group."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return Processes()

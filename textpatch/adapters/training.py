@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from textpatch.adapters.low_rank import Adapter, base_sha256
-from textpatch.adapters.processes import processes
+from textpatch.adapters.processes import current_processes
 from textpatch.adapters.recomputing import recomputed
 from textpatch.adapters.training_data import Batch, Examples, batch_of
 from textpatch.adapters.weighting import weights
@@ -59,7 +59,7 @@ class Training:
             name: pipeline.denoiser.get_submodule(name) for name in settings["projections"]
         }
         self.settings = settings | {"base": base_sha256(self.layers), "data": own.sha256}
-        self.processes = processes()
+        self.processes = current_processes()
         self.rows = self.processes.rows(settings["batch"])
         self.changes = self._first()
         self.average = [factor.detach().clone() for factor in self._factors()]
