@@ -65,34 +65,20 @@ def finetune(
     steps, rate, batch  of AdamW.  Processes of torchrun share the batch
     dropout  share of captions that are left out, for classifier-free guidance
     times    how times are drawn: "uniform", or "logit_normal" as for SD3
-    weighting      weights of the loss by time: "none", "min_snr", "sigma_squared" or "cosmap" (`weighting`)
-    average        decay of moving averages of A and of B, of which the adapter is made.  None for no average
-    autocast       True for products in bfloat16.  Factors and loss are float32
-    checkpointing  True for blocks that run again in the backward pass, which saves memory and changes no bit
+    weighting  weights of the loss by time: "none", "min_snr", "sigma_squared" or "cosmap" (`weighting`)
+    average  decay of moving averages of A and of B, of which the adapter is made.  None for no average
+    autocast, checkpointing  products in bfloat16, and blocks that run again in the backward pass
     seed     of A, the order of the data, noise and times
     folder   keeps state and adapter every so many steps.  The same call goes on from there, to the same bits
     on_step  on_step(step, loss), under the adapter as it is then
 
     A first Ctrl-C is heard after the step, whose state is kept.
-    Raises PatchError
-
-    - for projections, data and numbers that cannot be
-    - for a folder of another run
-    - for a loss that is not finite
+    Raises PatchError for projections, data and numbers that cannot be, for a folder of another run, and for
+    a loss that is not finite.
     """
-    settings = {
-        "rank": rank,
-        "alpha": rank if alpha is None else alpha,
-        "initial": initial,
-        "rate": rate,
-        "batch": batch,
-        "dropout": dropout,
-        "times": times,
-        "weighting": weighting,
-        "average": average,
-        "autocast": autocast,
-        "seed": seed,
-    }
+    drawn = dict(batch=batch, seed=seed, dropout=dropout, times=times)
+    factors = dict(rank=rank, alpha=alpha, initial=initial, average=average)
+    settings = dict(**factors, rate=rate, weighting=weighting, autocast=autocast, **drawn)
     require_counts(steps=steps, every=every)
     training = prepared(pipeline, data, sites, targets, settings, checkpointing)
     place = None if folder is None else Path(folder)
@@ -111,8 +97,10 @@ def prepared(
 ) -> Training:
     """Training of which no step is made yet, and everything is checked.
 
-    settings  the arguments of `finetune` that settle what a step does, alpha a number
+    settings  the arguments of `finetune` that settle what a step does
     """
+    if settings["alpha"] is None:
+        settings = {**settings, "alpha": settings["rank"]}
     _require_trainable(pipeline)
     _require_settings(settings)
     require_weighting(pipeline.schedule, settings["weighting"])

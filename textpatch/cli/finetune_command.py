@@ -188,15 +188,14 @@ def finetune(options) -> None:
     if every is None:
         every = max(1, math.ceil(options.steps / PARTS))
     require_counts(steps=options.steps, every=every)
+    settings = {name: getattr(options, name) for name in SETTINGS}
     pipeline = load_model(options)
     sites = sites_of(pipeline, options.sites)
     data = _data(options)
     prompts = options.sample or _some_captions(data)
     pipeline.check(prompts, seeds=[options.seed], steps=pipeline.defaults.steps)
     with group_of_processes(options.device):
-        training = prepared(
-            pipeline, data, sites, options.targets, _settings(options), options.checkpointing
-        )
+        training = prepared(pipeline, data, sites, options.targets, settings, options.checkpointing)
         whole = dict(
             command="finetune",
             sites=list(sites),
@@ -244,14 +243,6 @@ def _some_captions(data: list) -> list[str]:
     if not captions:
         raise PatchError("the data are of no example; give some")
     return captions
-
-
-def _settings(options) -> dict:
-    """Arguments of `finetune` that settle what a step does."""
-    settings = {name: getattr(options, name) for name in SETTINGS}
-    if settings["alpha"] is None:
-        settings["alpha"] = options.rank
-    return settings
 
 
 def _data(options) -> list:
