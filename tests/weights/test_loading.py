@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -130,7 +131,7 @@ def test_the_hugging_face_cache_is_read_offline(tmp_path, monkeypatch):
     """load("org/name") finds refs/main -> snapshots/<commit>, whose files link into blobs, without any
     network."""
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was tried"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     made, commit = save_small(tmp_path / "made"), "a" * 40
     repository = tmp_path / "models--org--name"
     (repository / "blobs").mkdir(parents=True)
@@ -213,7 +214,7 @@ def test_a_single_file_is_a_pipeline(sdxl_file):
 def test_a_single_file_without_tokenizers_says_where_they_go(sdxl_file, tmp_path, monkeypatch):
     """Single files hold no tokenizers: without them beside it or in the cache, the message names both
     places."""
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     path, _ = sdxl_file
     (tmp_path / "tokenizer").rename(tmp_path / "elsewhere")
     with pytest.raises(
