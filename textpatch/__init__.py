@@ -30,6 +30,7 @@ _HOMES = {
     "runs.folder": "Run",
     "safety.sanitizing": "Sanitized sanitize",
     "sampling": "Samples sample",
+    "swapping": "swap",
     "sites": "Site Span",
     "testing": "check_port",
     "weights": "load load_adapter load_denoiser",

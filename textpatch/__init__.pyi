@@ -37,6 +37,7 @@ from textpatch.sampling import Samples as Samples
 from textpatch.sampling import sample as sample
 from textpatch.sites import Site as Site
 from textpatch.sites import Span as Span
+from textpatch.swapping import swap as swap
 from textpatch.testing import check_port as check_port
 from textpatch.weights import load as load
 from textpatch.weights import load_adapter as load_adapter

@@ -11,9 +11,9 @@ from torch import nn
 from textpatch.errors import WeightsError
 from textpatch.reference_models.schedules import Schedule
 from textpatch.reference_models.vae import VAEConfig
-from textpatch.weights.configs import vae_config
 from textpatch.weights.fill import Part
 from textpatch.weights.folders import Folder, vae_folder
+from textpatch.weights.inferring import vae_config
 from textpatch.weights.layouts import VAE_DIFFUSERS, Layout
 from textpatch.weights.locating import FAMILIES, File
 from textpatch.weights.parts import split_names

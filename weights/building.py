@@ -14,10 +14,12 @@ from torch import nn
 from textpatch.errors import WeightsError
 from textpatch.reference_models.pipeline import LatentPixels, pixels
 from textpatch.reference_models.schedules import DDPM, FlowMatchEuler, ScaledLinear
+from textpatch.reference_models.sdxl import SDConfig
 from textpatch.reference_models.text_encoders import (
     T5_LENGTH,
     IFTextEncoder,
     SD3TextEncoders,
+    SDTextEncoder,
     SDXLTextEncoders,
     tokenize,
 )
@@ -65,6 +67,16 @@ def on_meta(where: Path, model: type[nn.Module], config, part: Part) -> tuple[nn
         return model(config), part
 
 
+def _require_from_noise(where: Path, config) -> None:
+    """Raise WeightsError for a U-Net that reads more beside its latents than noise."""
+    if isinstance(config, SDConfig) and config.in_channels != config.out_channels:
+        raise WeightsError(
+            f"{where} reads {config.in_channels} channels and gives {config.out_channels}, as U-Nets do that "
+            "change a given picture (inpainting has 9), and pictures are drawn from text alone here; "
+            "load_denoiser reads it by itself"
+        )
+
+
 class Builder:
     """Builder of a source's components, on one device and in one dtype.
 
@@ -110,8 +122,10 @@ class Builder:
         return module
 
     def denoiser(self, component: str) -> nn.Module:
-        model, part = on_meta(self.source.path / component, *self.source.denoiser(component))
-        return self._filled(model, part)
+        path = self.source.path / component
+        kind, config, part = self.source.denoiser(component)
+        _require_from_noise(path, config)
+        return self._filled(*on_meta(path, kind, config, part))
 
     def decoder(self):
         """Decoder through the VAE, or `pixels` where there is none."""
@@ -201,6 +215,15 @@ class Builder:
         return tokenizer
 
 
+def stable_diffusion(build: Builder) -> tuple[nn.Module, nn.Module]:
+    """Text encoder and denoiser of a Stable Diffusion 1 or 2."""
+    clip = build.clip("text_encoder")
+    tokenizer = build.tokenizer("tokenizer")
+    with explained(build.source.path):
+        encoder = SDTextEncoder(clip, tokenizer)
+    return encoder, build.denoiser("unet")
+
+
 def sdxl(build: Builder) -> tuple[nn.Module, nn.Module]:
     """Text encoders and denoiser of an SDXL."""
     tokenizers = build.tokenizer("tokenizer"), build.tokenizer("tokenizer_2")
@@ -238,6 +261,7 @@ def deepfloyd_if(build: Builder) -> tuple[nn.Module, nn.Module]:
 # Class of a published pipeline: the function that builds its encoders and denoiser, and the base of the
 # schedules that its denoiser can be sampled by.
 BUILDERS = {
+    "StableDiffusionPipeline": (stable_diffusion, ScaledLinear),
     "StableDiffusionXLPipeline": (sdxl, ScaledLinear),
     "StableDiffusion3Pipeline": (sd3, FlowMatchEuler),
     "IFPipeline": (deepfloyd_if, DDPM),

@@ -17,6 +17,7 @@ from textpatch.weights.reading.files import read_config, read_json
 
 # steps and guidance of the published pipelines
 STEPS_AND_GUIDANCE = {
+    "StableDiffusionPipeline": (50, 7.5),
     "StableDiffusionXLPipeline": (50, 5.0),
     "StableDiffusion3Pipeline": (28, 7.0),
     "IFPipeline": (100, 7.0),

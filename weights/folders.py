@@ -15,7 +15,7 @@ from textpatch.reference_models.vae import VAEConfig
 from textpatch.weights.configs import denoiser_from_config, denoiser_kind, vae_from_config
 from textpatch.weights.fill import Part
 from textpatch.weights.layouts import VAE_DIFFUSERS, Layout
-from textpatch.weights.locating import PIPELINES, PLACES, SUPPORTED, pipeline_of
+from textpatch.weights.locating import NOT_RUN, PIPELINES, PLACES, SUPPORTED, pipeline_of
 from textpatch.weights.parts import built, part_of
 from textpatch.weights.reading.files import component_file, inside, read_config, read_json
 from textpatch.weights.reading.terms import Terms
@@ -68,7 +68,7 @@ class Folder:
         Custom classes are a list of a module and a name, and none is ever imported.
         """
         named = self.index.get("_class_name")
-        if named in [*SUPPORTED]:
+        if named in [*SUPPORTED, *NOT_RUN]:
             return named
         found = self._of_denoiser()
         if found is None:

@@ -17,7 +17,7 @@ from textpatch.weights.building import BUILDERS, Builder, on_meta
 from textpatch.weights.defaults import published_defaults, written_defaults
 from textpatch.weights.fill import Part, fill_module
 from textpatch.weights.folders import Folder, denoiser_folder
-from textpatch.weights.locating import PLACES, denoiser_file
+from textpatch.weights.locating import NOT_RUN, PLACES, denoiser_file
 from textpatch.weights.neighbours import require_neighbours
 from textpatch.weights.published import DENOISERS
 from textpatch.weights.reading.hub import MAIN, cached_snapshot
@@ -78,6 +78,11 @@ def assembled(build: Builder) -> Pipeline:
     """Pipeline of a builder's source, all held against its files, before any data is read."""
     source = build.source
     path = source.path
+    if source.pipeline in NOT_RUN:
+        raise WeightsError(
+            f"{path} holds a {source.pipeline}, which {NOT_RUN[source.pipeline]}, and pictures are drawn "
+            "from text alone here; load_denoiser reads its denoiser by itself"
+        )
     if source.pipeline not in BUILDERS:
         raise WeightsError(f"{path} holds a {source.pipeline}; known: {', '.join(BUILDERS)}")
     encoders_and_denoiser, schedules = BUILDERS[source.pipeline]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,17 +11,19 @@ from torch import nn
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
 from textpatch.reference_models.mmdit import MMDiT
-from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, Schedule
-from textpatch.reference_models.sdxl import SDXL
+from textpatch.reference_models.schedules import DDIM, DDPM, Euler, FlowMatchEuler, Schedule
+from textpatch.reference_models.sdxl import SDXL, StableDiffusion
 from textpatch.reference_models.vae import VAEConfig
-from textpatch.weights.configs import (
-    denoiser_from_config,
+from textpatch.weights.configs import denoiser_from_config
+from textpatch.weights.fill import Part
+from textpatch.weights.inferring import (
+    SD_TEXT,
     if_config,
     mmdit_config,
+    sd_config,
     sdxl_config,
     vae_config,
 )
-from textpatch.weights.fill import Part
 from textpatch.weights.layouts import Layout
 from textpatch.weights.parts import built, identified, parts_of, recognised
 from textpatch.weights.reading.files import (
@@ -62,8 +64,19 @@ T5_XXL = dict(
     pad_token_id=0,
     eos_token_id=1,
 )
+CLIP_H = dict(
+    vocab_size=49408,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=23,  # of 24
+    num_attention_heads=16,
+    projection_dim=512,
+    hidden_act="gelu",
+)
 ENCODER_SIZES = {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5_XXL}
 SINGLE_FILE_PIPELINES = {
+    "SD1": ("StableDiffusionPipeline", DDIM(), "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+    "SD2": ("StableDiffusionPipeline", DDIM(), "stabilityai/stable-diffusion-2-1"),
     "SDXL": ("StableDiffusionXLPipeline", Euler(), "stabilityai/stable-diffusion-xl-base-1.0"),
     "SD3": (
         "StableDiffusion3Pipeline",
@@ -80,24 +93,41 @@ SINGLE_FILE_PIPELINES = {
 PIPELINES = {
     MMDiT: ("StableDiffusion3Pipeline", "transformer"),
     SDXL: ("StableDiffusionXLPipeline", "unet"),
+    StableDiffusion: ("StableDiffusionPipeline", "unet"),
     DeepFloydIF: ("IFPipeline", "unet"),
 }
 PLACES = ("transformer", "unet")
 # classes of pipelines, each with its published schedule
 SUPPORTED = {
+    "StableDiffusionPipeline": DDIM(),
     "StableDiffusionXLPipeline": Euler(),
     "StableDiffusion3Pipeline": FlowMatchEuler(),
     "IFPipeline": DDPM(),
     "IFSuperResolutionPipeline": DDPM(),
 }
+# Classes of pipelines that are known and not run, and what they do.
+NOT_RUN = {
+    "StableDiffusionInpaintPipeline": "fills a masked place of a given picture",
+    "StableDiffusionXLInpaintPipeline": "fills a masked place of a given picture",
+    "StableDiffusionImg2ImgPipeline": "redraws a given picture",
+    "StableDiffusionXLImg2ImgPipeline": "redraws a given picture, as SDXL's refiner does",
+}
 # families of their VAEs
-FAMILIES = {"StableDiffusionXLPipeline": "SDXL", "StableDiffusion3Pipeline": "SD3"}
-# A tensor that only one denoiser has, that denoiser, and its configuration from the shapes of all.
+FAMILIES = {
+    "StableDiffusionPipeline": "SD",
+    "StableDiffusionXLPipeline": "SDXL",
+    "StableDiffusion3Pipeline": "SD3",
+}
+# A tensor that a denoiser has and those below it have not, that denoiser, and its configuration from the
+# shapes of all.
 TELLTALES = {
     "add_embedding.linear_1.weight": (SDXL, sdxl_config),
     "add_embedding.pool.positional_embedding": (DeepFloydIF, if_config),
     "pos_embed.pos_embed": (MMDiT, mmdit_config),
+    SD_TEXT: (StableDiffusion, sd_config),
 }
+# two keys that only SDXL's refiner has both, an embedding of sizes and a fourth depth
+REFINER_KEYS = "label_emb.0.0.weight", "input_blocks.11.0.in_layers.0.weight"
 
 
 class File:
@@ -109,6 +139,7 @@ class File:
         self.terms = terms or Terms()
         self.tensors = open_tensors(path, self.terms)
         names, self.kind = recognised(named(self.tensors, path.name, self.terms), self.terms)
+        _require_no_refiner(path, names.keys)
         self.home = None
         if self.kind is not None and self.kind.name in SINGLE_FILE_PIPELINES:
             self.pipeline, self._schedule, self.home = SINGLE_FILE_PIPELINES[self.kind.name]
@@ -149,6 +180,8 @@ class File:
     def encoder(self, component: str, layout: Layout, sizes: Iterable[str]) -> tuple[dict, Part]:
         if component not in self.parts:
             raise self._lacking(component)
+        if self.kind is not None and self.kind.name == "SD2":
+            return CLIP_H, self.parts[component]
         return ENCODER_SIZES[component], self.parts[component]
 
     def _lacking(self, component: str) -> WeightsError:
@@ -194,6 +227,7 @@ def denoiser_file(path: Path, terms: Terms | None = None) -> tuple[type[nn.Modul
     terms = terms or Terms()
     tensors = open_tensors(path, terms)
     names, kind = recognised(named(tensors, path.name, terms), terms)
+    _require_no_refiner(path, names.keys)
     if kind is not None:
         parts = parts_of(names, kind, terms)
         part = next((parts[place] for place in PLACES if place in parts), None)
@@ -208,6 +242,14 @@ def denoiser_file(path: Path, terms: Terms | None = None) -> tuple[type[nn.Modul
 
 class NoDenoiser(WeightsError):
     """A file without a denoiser of ours."""
+
+
+def _require_no_refiner(path: Path, names: Container[str]) -> None:
+    if all(f"model.diffusion_model.{key}" in names for key in REFINER_KEYS):
+        raise WeightsError(
+            f"{path} holds SDXL's refiner, which redraws a given picture by an aesthetic score, "
+            "and pictures are drawn from text alone here; load the base model"
+        )
 
 
 def pipeline_of(model: type[nn.Module], class_embed_type: str | None = None) -> str:

@@ -11,10 +11,11 @@ from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
 from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.pipeline import LatentPixels
-from textpatch.reference_models.sdxl import SDXL
+from textpatch.reference_models.sdxl import SDXL, StableDiffusion
 from textpatch.reference_models.text_encoders import (
     IFTextEncoder,
     SD3TextEncoders,
+    SDTextEncoder,
     SDXLTextEncoders,
 )
 
@@ -47,6 +48,9 @@ def _meetings(encoders: nn.Module, denoiser: nn.Module, decoder) -> Iterator[Mee
             "the VAE",
             decoder.vae.config.latent_channels,
         )
+    if isinstance(denoiser, StableDiffusion) and isinstance(encoders, SDTextEncoder):
+        width = encoders.text_encoder.config.hidden_size
+        yield "text of the width", "the U-Net", config.cross_attention_dim, "the CLIP", width
     if isinstance(denoiser, SDXL) and isinstance(encoders, SDXLTextEncoders):
         first = encoders.text_encoder.config
         second = encoders.text_encoder_2.config
@@ -58,7 +62,7 @@ def _meetings(encoders: nn.Module, denoiser: nn.Module, decoder) -> Iterator[Mee
             "the CLIPs together",
             width,
         )
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        pooled = config.pooled_width
         yield "a pooled vector of the width", "the U-Net", pooled, "CLIP 2", second.projection_dim
     if isinstance(denoiser, MMDiT) and isinstance(encoders, SD3TextEncoders):
         clips = encoders.text_encoder.config, encoders.text_encoder_2.config
