@@ -167,20 +167,26 @@ def denoiser_from_config(config: Mapping[str, Any]) -> tuple[type[nn.Module], An
     Raises WeightsError for a class or a value that none of our models has, with both values, and PatchError
     for sizes that do not fit each other.
     """
-    asked = config.get("_class_name"), config.get("addition_embed_type")
-    if asked not in DENOISER_KINDS:
+    kind = denoiser_kind(config)
+    if kind is None:
         known = [f"{name} with {kind!r}" if kind else name for name, kind in DENOISER_KINDS]
         raise WeightsError(
-            f"no denoiser for {asked[0]} with addition_embed_type {asked[1]!r}; "
-            f"known: {', '.join(known)}"
+            f"no denoiser for {config.get('_class_name')} "
+            f"with addition_embed_type {config.get('addition_embed_type')!r}; known: {', '.join(known)}"
         )
     if all(config.get(name) == size for name, size in REFINER.items()):
         raise WeightsError(
             "these are the sizes of SDXL's refiner, which redraws a given picture by an aesthetic score that "
             "no text gives; load the base model"
         )
-    kind = DENOISER_KINDS[asked]
     return kind.model, _built(config, kind)
+
+
+def denoiser_kind(config: Mapping[str, Any]) -> Kind | None:
+    """Kind of the denoiser of a config.json, by its class alone, None for one that we have not."""
+    asked = config.get("_class_name"), config.get("addition_embed_type")
+    # anything may stand there, and lists cannot be looked up
+    return next((kind for known, kind in DENOISER_KINDS.items() if known == asked), None)
 
 
 def vae_from_config(config: Mapping[str, Any]) -> VAEConfig:

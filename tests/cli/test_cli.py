@@ -80,7 +80,18 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "command", ["sites", "generate", "localize", "edit", "sanitize", "audit", "doctor"]
+    "command",
+    [
+        "sites",
+        "generate",
+        "localize",
+        "edit",
+        "sanitize",
+        "finetune",
+        "rewrite",
+        "audit",
+        "doctor",
+    ],
 )
 def test_every_command_has_help(command, capsys):
     """Each command explains itself: how it is called, what it does, what it costs, and an example."""
