@@ -1,6 +1,6 @@
 """Reference models, one file per architecture, each read top to bottom in the order of execution.
 
-sdxl            the U-Net of Stable Diffusion XL
+sdxl            the U-Nets of Stable Diffusion 1, 2 and XL
 deepfloyd_if    the U-Nets of DeepFloyd IF, stages I and II
 mmdit           the joint-attention transformer of Stable Diffusion 3 and 3.5
 vae             pictures to latents and back

@@ -8,10 +8,20 @@ from torch import nn
 
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
-from textpatch.reference_models.sdxl import SDXL, SDXLConfig
+from textpatch.reference_models.sdxl import SDXL, SDConfig, SDXLConfig, StableDiffusion
 from textpatch.sites import Site
 
 DENOISERS = {
+    "sd-1.5": (StableDiffusion, SDConfig()),
+    "sd-2.1": (
+        StableDiffusion,
+        SDConfig(
+            sample_size=96,
+            attention_head_dim=(5, 10, 20, 20),
+            cross_attention_dim=1024,
+            use_linear_projection=True,
+        ),
+    ),
     "sdxl-base-1.0": (SDXL, SDXLConfig()),
     "if-i-xl": (DeepFloydIF, IFConfig()),
     "if-i-l": (

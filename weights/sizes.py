@@ -15,7 +15,7 @@ from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import IFConfig
 from textpatch.reference_models.layers import has_sites
 from textpatch.reference_models.mmdit import MMDiTConfig
-from textpatch.reference_models.sdxl import SDXLConfig
+from textpatch.reference_models.sdxl import SDConfig, SDXLConfig
 from textpatch.reference_models.vae import VAEConfig
 from textpatch.weights.fill import Part, likely
 
@@ -75,7 +75,7 @@ def fewest_of_mmdit(config: MMDiTConfig) -> int:
     return _whole(config.num_layers) * MMDIT_BLOCK
 
 
-def fewest_of_sdxl(config: SDXLConfig) -> int:
+def fewest_of_sdxl(config: SDConfig) -> int:
     """Tensors of the ResNets of both sides, and of the transformers' blocks where there are some."""
     down = config.layers_per_block
     up = down + 1
@@ -99,6 +99,7 @@ def fewest_of_vae(config: VAEConfig) -> int:
 
 FEWEST = {
     MMDiTConfig: fewest_of_mmdit,
+    SDConfig: fewest_of_sdxl,
     SDXLConfig: fewest_of_sdxl,
     IFConfig: fewest_of_if,
     VAEConfig: fewest_of_vae,

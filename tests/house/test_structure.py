@@ -22,6 +22,7 @@ OUTER = {
 LAYERS = [
     ["cli", "examples"],
     ["weights"],
+    ["maps"],
     ["editing"],
     ["localization"],
     ["adapters", "auditing", "safety", "testing"],
@@ -31,9 +32,9 @@ LAYERS = [
     ["metrics"],
     ["sampling"],
     ["lockstep", "packing"],
-    ["checks"],
-    ["bookkeeping", "ledger", "patching", "recording"],
-    ["taps"],
+    ["checks", "swapping"],
+    ["bookkeeping", "ledger", "patching", "reads", "recording"],
+    ["attending", "branches", "taps"],
     ["cache", "calls", "reference_models"],
     ["bank"],
     ["masks"],
@@ -53,9 +54,9 @@ LAYERS = [
     ["errors"],
 ]
 CORE = (
-    "anatomy attention bank bookkeeping cache calls changes checks classifier_free explaining guidance hooks "
-    "ledger masks packing patching plan recording rows safe_guidance shapes sites slots softmax swaps "
-    "taps windows"
+    "anatomy attending attention bank bookkeeping branches cache calls changes checks classifier_free "
+    "explaining guidance hooks ledger masks packing patching plan reads recording rows safe_guidance shapes "
+    "sites slots softmax swapping swaps taps windows"
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 TALKERS = {"cli", "examples"}

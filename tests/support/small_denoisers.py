@@ -3,9 +3,19 @@
 from support.strategies import randomize
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
-from textpatch.reference_models.sdxl import SDXL, SDXLConfig
+from textpatch.reference_models.sdxl import SDXL, SDConfig, SDXLConfig, StableDiffusion
 
 SMALL = {
+    "SD1": (StableDiffusion, SDConfig(block_out_channels=(32, 32, 32, 32), cross_attention_dim=24)),
+    "SD2": (
+        StableDiffusion,
+        SDConfig(
+            block_out_channels=(64, 64, 128, 128),
+            attention_head_dim=(1, 1, 2, 2),
+            cross_attention_dim=24,
+            use_linear_projection=True,
+        ),
+    ),
     "SDXL": (
         SDXL,
         SDXLConfig(

@@ -11,18 +11,19 @@ import torch
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
-from textpatch.reference_models.sdxl import SDXL, SDXLConfig
+from textpatch.reference_models.sdxl import SDXL, SDConfig, SDXLConfig, StableDiffusion
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.weights import configs
-from textpatch.weights.configs import (
-    denoiser_from_config,
+from textpatch.weights.configs import denoiser_from_config, vae_from_config
+from textpatch.weights.inferring import (
     if_config,
     mmdit_config,
+    sd_config,
     sdxl_config,
     vae_config,
-    vae_from_config,
 )
 from textpatch.weights.manifests import manifest
+from textpatch.weights.published import DENOISERS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 UNETS = {
@@ -71,6 +72,23 @@ PUBLISHED_SD3 = dict(
     caption_projection_dim=1536,
     pos_embed_max_size=192,
 )
+PUBLISHED_SD1 = dict(
+    _class_name="UNet2DConditionModel",
+    sample_size=64,
+    act_fn="silu",
+    attention_head_dim=8,
+    block_out_channels=[320, 640, 1280, 1280],
+    cross_attention_dim=768,
+    down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+)
+PUBLISHED_SD2 = PUBLISHED_SD1 | dict(
+    sample_size=96,
+    attention_head_dim=[5, 10, 20, 20],
+    cross_attention_dim=1024,
+    upcast_attention=True,
+    use_linear_projection=True,
+)
 PUBLISHED_VAE = dict(
     _class_name="AutoencoderKL",
     block_out_channels=[128, 256, 512, 512],
@@ -89,11 +107,13 @@ WIDE_VAE = dict(latent_channels=16, use_quant_conv=False, use_post_quant_conv=Fa
         (PUBLISHED_SDXL, SDXL, SDXLConfig()),
         (PUBLISHED_IF, DeepFloydIF, IFConfig()),
         (PUBLISHED_SD3, MMDiT, MMDiTConfig()),
+        (PUBLISHED_SD1, StableDiffusion, SDConfig()),
+        (PUBLISHED_SD2, *DENOISERS["sd-2.1"]),
     ],
-    ids=["SDXL", "IF-I-XL", "SD3-medium"],
+    ids=["SDXL", "IF-I-XL", "SD3-medium", "SD-1.5", "SD-2.1"],
 )
 def test_published_denoisers_are_our_defaults(published, model, config):
-    """config.json of each published denoiser gives its class with its default configuration."""
+    """config.json of each published denoiser gives its class with its configuration, mostly the default."""
     assert denoiser_from_config(published) == (model, config)
 
 
@@ -113,6 +133,9 @@ def test_configurations_from_shapes_are_the_published_ones():
 
     rms = {"qk_norm": "rms_norm"}
     assert sdxl_config(shapes("sdxl-base-1.0.unet")) == SDXLConfig()
+    for name in ("sd-1.5", "sd-2.1"):
+        expected = replace(DENOISERS[name][1], sample_size=64)  # which no shape tells
+        assert sd_config(shapes(f"{name}.unet")) == expected
     assert mmdit_config(shapes("sd3-medium.transformer")) == MMDiTConfig()
     assert mmdit_config(shapes("sd3.5-medium.transformer")) == MMDiTConfig(
         pos_embed_max_size=384, dual_attention_layers=tuple(range(13)), **rms
@@ -140,7 +163,7 @@ def test_the_family_gives_a_vae_its_scale(name, family, scale, shift):
         scaling_factor=scale, shift_factor=shift, **WIDE_VAE
     )
     with pytest.raises(
-        WeightsError, match="16 latent channels .* family None.*; say one of SDXL, SD3, FLUX.1"
+        WeightsError, match="16 latent channels .* family None.*; say one of SD, SDXL, SD3, FLUX.1"
     ):
         vae_config(shapes)
 
@@ -273,8 +296,8 @@ def test_defaults_are_those_of_diffusers():
     [
         (
             PUBLISHED_SDXL,
-            dict(use_linear_projection=False),
-            "use_linear_projection False; SDXL is .* with True",
+            dict(dual_cross_attention=True),
+            "dual_cross_attention True; SDXL is .* with False",
         ),
         (PUBLISHED_SDXL, dict(act_fn="gelu"), "act_fn 'gelu'; SDXL is .* with 'silu'"),
         (PUBLISHED_SDXL, dict(norm_eps=1e-6), "norm_eps 1e-06; SDXL is .* with 1e-05"),
@@ -303,8 +326,8 @@ def test_defaults_are_those_of_diffusers():
         ),
         (
             PUBLISHED_IF,
-            dict(addition_embed_type=None),
-            "type None; known: .* with 'text_time', .* 'text'$",
+            dict(addition_embed_type="image"),
+            "type 'image'; known: .* with 'text_time', .* 'text'$",
         ),
     ],
 )
