@@ -9,7 +9,7 @@ import pytest
 
 from support.documents import starting
 from support.glyph_folders import GLYPH, write
-from support.small_models import PROMPTS, save_small
+from support.small_models import PROMPTS, save_small, write_flux_config
 from textpatch import cli
 from textpatch.cli.parser import VERBS
 from textpatch.metrics import calibration
@@ -48,6 +48,7 @@ def places(tmp_path_factory):
         "MODEL": small,
         "GlyphControl-release": str(here / "glyph"),
         "/models/sd_xl_base_1.0.safetensors": str(file),
+        "/models/FLUX.1-dev": str(write_flux_config(here / "flux")),
         "pairs.tsv": str(pairs),
         "tiny-if-ii": str(larger),
     }
@@ -112,6 +113,8 @@ def test_the_examples_are_all_commands():
 def test_an_example_is_carried_out(example, places, monkeypatch, capfd):
     """Exit code 0, something said on stdout, nothing on stderr; what it says it wrote is there."""
     here, stand_ins = places
+    if "--diffusers" in example:
+        pytest.importorskip("diffusers")
     monkeypatch.chdir(here)
     monkeypatch.setattr("textpatch.metrics.calibration.EACH", 1)
     monkeypatch.setattr("textpatch.metrics.calibration.KINDS", calibration.KINDS[:2])
