@@ -202,7 +202,7 @@ def localize(options) -> None:
 
 def _tell_cost(options, pipeline, asked: dict, pairs: int) -> None:
     """Print what the run will take, of a pipeline that knows what its steps take."""
-    from textpatch.localization.forecast import forecast
+    from textpatch.localization.forecast import cost_of
     from textpatch.pipelines import draws_by_itself
     from textpatch.ports.shipped import site_indices
 
@@ -210,7 +210,7 @@ def _tell_cost(options, pipeline, asked: dict, pairs: int) -> None:
         return
     groups = asked["groups"] or site_indices(pipeline, asked["sites"])
     run = {name: asked[name] for name in ("mode", "steps", "guidance")}
-    print(forecast(pipeline, len(groups), pairs * len(options.seeds), **run), flush=True)
+    print(cost_of(pipeline, len(groups), pairs * len(options.seeds), **run), flush=True)
 
 
 def _asked(options, steps: int, guidance: float) -> dict:

@@ -33,7 +33,7 @@ class Forecast:
         )
 
 
-def forecast(
+def cost_of(
     pipeline: DrawsByItself,
     groups: int,
     tasks: int,
