@@ -21,7 +21,11 @@ from textpatch.sampling import sample
 
 
 class Method(Protocol):
-    """A way to write the target's word into the source's picture."""
+    """A way to write the target's word into the source's picture.
+
+    A method that admits some pairs alone may also have `check(pipeline, pair, steps=...)`, which raises for
+    the others.  `compare` asks it of every pair before a picture is made.
+    """
 
     def __call__(
         self,

@@ -156,6 +156,12 @@ class PromptToPrompt:
             generations=len(rows),
         )
 
+    def check(self, pipeline: SupportsSampling, pair: Pair, *, steps: int) -> None:
+        """Raise for a pair what a call would raise, without generating."""
+        require_parts(pipeline, "Prompt-to-Prompt", SupportsSampling, SupportsWordTokens)
+        tokens = pipeline.encode([pair.source]).tokens.shape[1]
+        self.of(pipeline, pair, steps, tokens)
+
     def of(self, pipeline, pair: Pair, steps: int, tokens: int) -> PairEdit:
         """Edit of a pair in a run of some steps, of a model that reads `tokens` text tokens.
 
