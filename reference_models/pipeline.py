@@ -111,6 +111,8 @@ class Pipeline(nn.Module):
     decoder   decoder(latents) -> pictures
     defaults  settings used where nothing else is asked for
     name      which weights these are
+
+    `notes` holds a line on what was loaded, and one for each thing that was dropped or decided.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class Pipeline(nn.Module):
         self.decoder = decoder
         self.defaults = defaults
         self.name = name
+        self.notes: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -148,23 +151,38 @@ class Pipeline(nn.Module):
         if micro is not None:
             growth = (height / now.height, width / now.width) * 3
             micro = tuple(round(side * by) for side, by in zip(micro, growth, strict=True))
-        other = copy.copy(self)
-        # the copy gets its own dict, so that a module replaced in one pipeline stays in the other
-        other._modules = dict(self._modules)
+        other = self._copy()
         other.defaults = replace(now, height=height, width=width, micro=micro, text_box=None)
+        return other
+
+    def with_clip_skip(self, layers: int) -> Pipeline:
+        """A pipeline of the same weights whose CLIPs are read some layers before their end.
+
+        `text_encoders.TextEncoders.skipping` says how layers are counted.  The name tells them.
+        Raises PatchError for encoders that are not read so, and for more layers than there are.
+        """
+        other = self._copy()
+        other.encoders = self.encoders.skipping(layers)
+        other.name = f"{self.name} with clip skip {layers}"
+        return other
+
+    def _copy(self) -> Pipeline:
+        """A copy with a dict of modules of its own, so that one replaced in it stays in this pipeline."""
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
         return other
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str | None]) -> TextCondition:
         """Text condition of tokens (R, T, C) and pooled vectors (R, P), in the denoiser's dtype.
 
-        A prompt of None is "no prompt".  Encoders that give no pooled vector leave the pooling to the
-        denoiser (DeepFloyd IF).
+        A prompt of None is "no prompt".  Encoders that give no pooled vector leave the pooling to a denoiser
+        that pools (DeepFloyd IF); Stable Diffusion 1 and 2 have none.
         """
         if isinstance(prompts, str) or not len(prompts):
             raise PatchError(f"prompts to encode are {prompts!r}; give one or more in a list")
         text = self.encoders(prompts).to(self.device, self.dtype)
-        if text.pooled is None:
+        if text.pooled is None and hasattr(self.denoiser, "pool"):
             text = replace(text, pooled=self.denoiser.pool(text.tokens))
         if self.defaults.micro is not None:
             micro = torch.tensor(self.defaults.micro, device=self.device, dtype=torch.float32)

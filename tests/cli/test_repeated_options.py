@@ -9,11 +9,17 @@ from textpatch.cli import actions, parser
 from textpatch.cli.actions import GivenSeeds
 
 REQUIRED = {
+    "models": [],
     "sites": [],
     "generate": ["MODEL", "PROMPT"],
     "localize": ["MODEL"],
     "edit": ["MODEL"],
     "sanitize": ["MODEL"],
+    "finetune": ["MODEL", "--data", "FOLDER"],
+    "rewrite": ["MODEL"],
+    "runs": [],
+    "report": ["RUN"],
+    "compare": ["RUN", "RUN"],
     "audit": ["RUN"],
     "doctor": [],
 }
@@ -41,6 +47,8 @@ def valued() -> dict[str, argparse.Action]:
 
 def two_values(action: argparse.Action) -> list[str]:
     """Two different values that an option takes."""
+    if "--reader" in action.option_strings:
+        return ["tesseract", "ppocr"]
     return list(action.choices)[:2] if action.choices else ["3", "7"]
 
 

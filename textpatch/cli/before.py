@@ -24,15 +24,25 @@ def announced(options, pipeline, made: str, generations: int, *, at_once: int, s
     seen = options.verbose or (sys.stderr.isatty() and not options.quiet)
     if not (options.plan or (seen and generations)):
         return None
+    from textpatch.pipelines import draws_by_itself
+
     at_once = min(at_once, max(generations, 1))
+    told = {"generations": generations, "steps": steps}
+    line = f"{made} = {generations} generations of {steps} steps"
+    if draws_by_itself(pipeline):  # by a call of its own, of which nothing is known before
+        return _ended(options, line, told)
     seconds = generations * steps * _seconds_of_step(pipeline, at_once, guidance)
-    told = {"generations": generations, "steps": steps, "seconds": round(seconds, 2)}
-    line = f"{made} = {generations} generations of {steps} steps, {_spoken(seconds)}"
+    told["seconds"] = round(seconds, 2)
+    line += f", {_spoken(seconds)}"
     if options.plan or _weights(pipeline) > HEAVY:
         needed = _weights(pipeline) + (_of_rows(pipeline, at_once, guidance) or 0)
         told["bytes"] = needed
         line += f" and {needed / GIGA:.2f} GB of memory"
-    line += f" on {pipeline.device}, {at_once} at once"
+    return _ended(options, f"{line} on {pipeline.device}, {at_once} at once", told)
+
+
+def _ended(options, line: str, told: dict) -> Outcome | None:
+    """Return the Outcome of --plan, or say the line to whoever waits for the run."""
     if options.plan:
         return Outcome(f"{line}; nothing was made", told)
     tell(line)
@@ -45,8 +55,9 @@ def fitting(options, pipeline, guidance, at_once: int) -> int:
     Raises PatchError for --batch-size of more than the memory holds.
     """
     from textpatch.memory import free_bytes, require_room
+    from textpatch.pipelines import draws_by_itself
 
-    if _weights(pipeline) < HEAVY:
+    if draws_by_itself(pipeline) or _weights(pipeline) < HEAVY:
         return options.batch_size or at_once
     if options.batch_size is not None:
         needed = _of_rows(pipeline, options.batch_size, guidance)
@@ -70,8 +81,8 @@ def _spoken(seconds: float) -> str:
 
 
 def _weights(pipeline) -> int:
-    """Bytes of a model's weights."""
-    return sum(p.numel() * p.element_size() for p in pipeline.parameters())
+    """Bytes of a denoiser's weights."""
+    return sum(p.numel() * p.element_size() for p in pipeline.denoiser.parameters())
 
 
 def _branches(guidance) -> int:

@@ -7,10 +7,11 @@ import csv
 import io
 
 from textpatch.cli.before import announced
+from textpatch.cli.functions import given_by, names_function
 from textpatch.cli.models import load_sized
 from textpatch.cli.opening import open_run
 from textpatch.cli.outcome import Outcome
-from textpatch.cli.prompt_pairs import READERS
+from textpatch.cli.prompt_pairs import READERS, reader_name
 from textpatch.errors import PatchError
 from textpatch.runs.interrupts import told_on_interrupt
 
@@ -34,7 +35,8 @@ def add_comparison_options(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--reader",
-        choices=READERS,
+        type=reader_name,
+        metavar="NAME",
         help="what reads the words, as in `textpatch localize` (default: tesseract)",
     )
 
@@ -123,9 +125,12 @@ def _methods(options) -> dict:
 
 def reader_of_edits(options, pairs: list[tuple[str, str]]):
     """Return the reader asked for, which knows the letters of the pairs' words."""
+    from textpatch.localization.preconditions import reader_for
     from textpatch.metrics.readers.named import reader_named
     from textpatch.prompts.pairs import Pair
 
+    if names_function(options.reader):
+        return reader_for([Pair(*pair) for pair in pairs], given_by(options.reader))
     words = [word for pair in pairs for word in Pair(*pair).words]
     return reader_named(options.reader or READERS[0], words)
 

@@ -176,6 +176,7 @@ def localize(options) -> Outcome:
     check(pipeline, pairs, **asked, shard=shard, starts=options.starts)
     prompts = [(pair.source, pair.target) for pair in pairs]
     warn_of_scenes(options, prompts)
+    _tell_cost(options, pipeline, asked, len(pairs))
     reader.self_test()
     require_known_letters(pairs, reader)
     at_once = fitting(options, pipeline, guidance, ROWS)
@@ -218,6 +219,19 @@ def _announced(options, pipeline, asked: dict, pairs: int, at_once: int):
     generations = pairs * len(options.seeds) * (sites + 2)
     run = {name: asked[name] for name in ("steps", "guidance")}
     return announced(options, pipeline, made, generations, at_once=at_once, **run)
+
+
+def _tell_cost(options, pipeline, asked: dict, pairs: int) -> None:
+    """Print what the run will take, of a pipeline that knows what its steps take."""
+    from textpatch.localization.forecast import cost_of
+    from textpatch.pipelines import draws_by_itself
+    from textpatch.ports.shipped import site_indices
+
+    if not draws_by_itself(pipeline):
+        return
+    groups = asked["groups"] or site_indices(pipeline, asked["sites"])
+    run = {name: asked[name] for name in ("mode", "steps", "guidance")}
+    print(cost_of(pipeline, len(groups), pairs * len(options.seeds), **run), flush=True)
 
 
 def _asked(options, steps: int, guidance: float) -> dict:

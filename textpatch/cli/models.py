@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from textpatch.cli.functions import names_function, pipeline_given_by
 from textpatch.errors import PatchError
 from textpatch.runs.interrupts import finishing
 
@@ -22,11 +23,16 @@ def import_heavy() -> None:
 
 
 def load_model(options, model: str | None = None):
-    """Load a model, the one of the options when None."""
+    """Load a model, the one of the options when None, or take the pipeline that a function gives."""
+    if names_function(model or options.model):
+        return pipeline_given_by(options, model or options.model)
     import_heavy()
     import torch
 
     from textpatch.weights import load
+
+    if options.device == "auto":
+        options.device = _first_device()
 
     return load(
         model or options.model,
@@ -37,6 +43,8 @@ def load_model(options, model: str | None = None):
 
 def load_sized(options):
     """Load the model for pictures of --height and --width."""
+    if names_function(options.model):
+        return load_model(options)
     from textpatch.pipelines import sized
 
     return sized(load_model(options), options.height, options.width)
@@ -63,18 +71,14 @@ def load_upscaler(options):
 
 
 def _own_device(device: str) -> str:
-    """Return the device asked for, of torchrun's processes to each a GPU of its own.
-
-    "auto" is the first of cuda, mps and cpu that is there.
-    """
-    if device == "auto":
-        device = _first_device()
+    """Return the device asked for, of torchrun's processes to each a GPU of its own."""
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         return f"cuda:{os.environ['LOCAL_RANK']}"
     return device
 
 
 def _first_device() -> str:
+    """Return the first of cuda, mps and cpu that is there."""
     import torch
 
     if torch.cuda.is_available():

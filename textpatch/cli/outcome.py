@@ -6,6 +6,7 @@ A verb's function returns an Outcome, or prints by itself and returns None.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -44,11 +45,12 @@ def carried_out(options) -> None:
     asked = _asked(options)  # before the verb puts in what was left out
     outcome = _remembered(options, asked)
     if outcome is None:
-        with _stdout_kept_free(options):
+        with _stdout_kept_free(options) as printed:
             outcome = options.run(options)
+        if outcome is None:
+            outcome = Outcome(printed.getvalue())
         _remember(options, asked, outcome)
-    if outcome is not None:
-        _tell(options, outcome)
+    _tell(options, outcome)
 
 
 def _tell(options, outcome: Outcome) -> None:
@@ -84,13 +86,14 @@ def linked(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _stdout_kept_free(options) -> Iterator[None]:
-    """Let stdout hold the one object of --json, and all that is printed meanwhile go to stderr."""
+def _stdout_kept_free(options) -> Iterator[io.StringIO]:
+    """Keep what is printed meanwhile for the one object of --json.  Without --json it is printed."""
+    printed = io.StringIO()
     if not options.json:
-        yield
+        yield printed
         return
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+    with contextlib.redirect_stdout(printed):
+        yield printed
 
 
 # --- answers of finished commands
@@ -110,9 +113,9 @@ def _remembered(options, asked: dict) -> Outcome | None:
     return None
 
 
-def _remember(options, asked: dict, outcome: Outcome | None) -> None:
+def _remember(options, asked: dict, outcome: Outcome) -> None:
     """Keep an outcome in its run folder, where everything that decided it is in files."""
-    if outcome is None or outcome.folder is None or not _may_remember(options):
+    if outcome.folder is None or not _may_remember(options):
         return
     from textpatch.errors import WeightsError
     from textpatch.weights.loading import find

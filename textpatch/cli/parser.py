@@ -7,27 +7,41 @@ import shlex
 import sys
 import textwrap
 import warnings
+from pathlib import Path
 
 from textpatch.cli import (
     audit_command,
+    compare_command,
     doctor_command,
     edit_command,
+    finetune_command,
     generate_command,
     localize_command,
+    models_command,
+    report_command,
+    rewrite_command,
+    runs_command,
     sanitize_command,
     sites_command,
 )
 from textpatch.cli.actions import Given
+from textpatch.cli.config import use_config
 from textpatch.cli.outcome import carried_out
 from textpatch.exits import guarded, warn
 
 # each with its HELP and its `add_options`
 VERBS = {
+    "models": models_command,
     "sites": sites_command,
     "generate": generate_command,
     "localize": localize_command,
     "edit": edit_command,
     "sanitize": sanitize_command,
+    "finetune": finetune_command,
+    "rewrite": rewrite_command,
+    "runs": runs_command,
+    "report": report_command,
+    "compare": compare_command,
     "audit": audit_command,
     "doctor": doctor_command,
 }
@@ -45,6 +59,7 @@ Everything runs on a CPU with the small models that come along. Larger models wa
 EXAMPLES = "\n".join(
     ["examples:"] + [f"  {command}" for verb in VERBS.values() for _, command in verb.HELP.examples]
 )
+SHELLS = ("bash", "zsh", "tcsh")
 EXIT_CODES = """\
 exit codes:
   0    done
@@ -60,7 +75,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code, that of `guarded`."""
     if argv is None:
         argv = sys.argv[1:]
-    options = command_parser().parse_args(argv)
+    parser = command_parser()
+    refused = guarded(use_config, parser.verbs, argv, command_parser().parse_args)
+    if refused:
+        return refused
+    options = parser.parse_args(argv)
     options.command_line = shlex.join(["textpatch", *argv])
     with warnings.catch_warnings():
         warnings.showwarning = _show_in_a_line
@@ -81,6 +100,18 @@ class Version(argparse.Action):
         parser.exit()
 
 
+class Completion(argparse.Action):
+    """An action that prints a shell's completion of all commands, and ends the program."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            import shtab
+        except ImportError:
+            parser.error("completion is made by shtab; pip install 'textpatch[completion]'")
+        print(shtab.complete(command_parser(), shell=values))
+        parser.exit()
+
+
 class Formatter(argparse.RawDescriptionHelpFormatter):
     """A formatter that keeps paragraphs as written, and breaks no model's name at its hyphen."""
 
@@ -96,6 +127,7 @@ class Parser(argparse.ArgumentParser):
         self.register("action", None, Given)
         self.register("action", "store", Given)
         self._is_inner = False
+        self.verbs: dict[str, Parser] = {}
 
     def parse_known_args(self, args=None, namespace=None):
         """Parse, and let a verb's arguments stand before and behind its options.
@@ -120,6 +152,13 @@ def command_parser() -> argparse.ArgumentParser:
         epilog=f"{EXAMPLES}\n\n{EXIT_CODES}",
     )
     top.add_argument("--version", action=Version, nargs=0, help="print the version")
+    top.add_argument(
+        "--completion",
+        action=Completion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"print the completion of a shell ({', '.join(SHELLS)}), which `eval` or a file of its takes",
+    )
     added = top.add_subparsers(title="verbs", required=True, metavar="VERB", prog="textpatch")
     for name, verb in VERBS.items():
         command = added.add_parser(
@@ -129,6 +168,7 @@ def command_parser() -> argparse.ArgumentParser:
             description=verb.HELP.about,
             epilog=verb.HELP.epilog,
         )
+        top.verbs[name] = command
         command.set_defaults(verb=name)
         verb.add_options(command)
         _add_said_options(command.add_argument_group("what is said"))
@@ -146,5 +186,12 @@ def _add_said_options(group) -> None:
     )
     group.add_argument(
         "--open", action="store_true", help="show what was made: the page, or the sheet of pictures"
+    )
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="options from a file of TOML, by the names that they have here, or those of a run, by its folder "
+        "or manifest.json; what is given here takes their place",
     )
     group.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
