@@ -20,6 +20,7 @@ OUTER = {
 }
 # The house from top to bottom: a room imports from its own layer and from those below it.
 LAYERS = [
+    ["__main__"],
     ["cli", "examples"],
     ["weights"],
     ["maps"],

@@ -191,7 +191,7 @@ def _add_said_options(group) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help="options from a file of TOML, by the names that they have here, or those of a run, by its folder "
-        "or manifest.json; what is given here takes their place",
+        help="options from a file of TOML, by the names that they have here, or those of a run, by its "
+        "folder or manifest.json; what is given here takes their place",
     )
     group.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
