@@ -25,7 +25,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from measure import Table, arguments, environment, parsed
-
 from support.at_attention import exchanged
 from support.copies import call
 from support.foreign import TEXT_KEYS, foreign
@@ -90,9 +89,7 @@ UNSAID = {
         "it repeats the text for every frame, so that a row of the batch is many rows at a site",
     ),
 }
-COLUMNS = (
-    "build class models encoder kinds place means checks of unlike apart asks reason".split()
-)
+COLUMNS = "build class models encoder kinds place means checks of unlike apart asks reason".split()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -136,7 +133,7 @@ def checked(model: torch.nn.Module, inputs: dict) -> tuple[int, str]:
 def meaning(site: Site) -> str:
     """What a row reads at a site under a swap."""
     texts = len(site.span.texts)
-    said = "the text" if texts == 1 else f"all {texts} texts of the sequence"
+    said = "the text" if texts == 1 else "both texts of the sequence"
     if site.text_input != "text":
         said = f"the {site.text_input} text"
     if any("[" in name for name in site.span.texts):

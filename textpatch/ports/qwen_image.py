@@ -18,7 +18,5 @@ QWEN_IMAGE = (
     ),
 )
 QWEN_IMAGE21 = (
-    SiteSpec(
-        "transformer_blocks.*.attn", "single", span=Span("first"), norm="norm_k", rotary=True
-    ),
+    SiteSpec("transformer_blocks.*.attn", "single", span=Span("first"), norm="norm_k", rotary=True),
 )
