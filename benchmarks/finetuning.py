@@ -3,8 +3,8 @@
     python benchmarks/finetuning.py --csv results/finetuning.csv --append
 
 The base has forgotten some letters.  Their rows in the token embeddings of its text encoders are drawn anew,
-so that it writes no word with one of them.  It is trained on words with such letters.  Shifted data have faded
-colours and bare walls, of which the captions do not speak; matched data are signs as the base was trained.
+so that it writes no word with one of them.  It is trained on words with such letters.  Shifted data have
+faded colours and bare walls, of which the captions do not speak.  Matched data are signs as the base knows.
 Every arm trains the text's keys and values of its sites.  The first seed is trained at every rate, and the
 others at that which reads best on validation words.
 
