@@ -32,7 +32,7 @@ from measure import Table, arguments, environment, kept, parsed
 from textpatch.adapters.low_rank import Adapter
 from textpatch.metrics import Tesseract, mse, pixels_outside
 from textpatch.metrics.neighbours import neighbours_of
-from textpatch.weights.signs.drawing import LETTERS, Sign, SignFormat, random_sign
+from textpatch.weights.signs.drawing import Sign, SignFormat, random_sign
 from textpatch.weights.signs.examples import sign_examples
 from textpatch.weights.signs.reader import read_sign
 from textpatch.weights.signs.words import TEST, VALIDATION
@@ -42,7 +42,7 @@ FORGOTTEN = "AEKR"
 RATES = 5e-3, 1.5e-2
 SEEDS = 3
 RANK = 16
-STEPS_OF_RUN = {"tiny-sdxl": 4, "tiny-if": 8, "tiny-mmdit": 4}  # denoising steps of a picture
+STEPS = {"tiny-if": 8}  # denoising steps of a picture, 4 of other models
 SCENE = "colour", "shape", "wall", "pattern"
 KEY = ["model", "data", "arm", "seed", "rate", "steps", "n"]
 MEASURED = (
@@ -69,11 +69,11 @@ def arms(pipeline) -> dict[str, list[list[int]]]:
 def forget(pipeline, letters: str) -> None:
     """Draw the embeddings of some letters anew, in every text encoder, with the spread of all."""
     generator = torch.Generator().manual_seed(0)
+    tokenizer = pipeline.encoders.tokenizers[0]
     places = {}
     for part in pipeline.encoders.modules():
-        if isinstance(part, torch.nn.Embedding) and part.num_embeddings >= len(LETTERS):
+        if isinstance(part, torch.nn.Embedding) and part.num_embeddings == len(tokenizer):
             places[part.weight.data_ptr()] = part.weight
-    tokenizer = pipeline.encoders.tokenizers[0]
     rows = tokenizer.convert_tokens_to_ids(list(letters))
     for weight in places.values():
         drawn = torch.randn(len(rows), weight.shape[1], generator=generator)
@@ -103,7 +103,7 @@ class Eyes:
         return self.pipeline.generate(
             [sign.prompt() for sign in self.signs],
             seeds=range(shift, shift + count),
-            steps=STEPS_OF_RUN[self.pipeline.name],
+            steps=STEPS.get(self.pipeline.name, 4),
             guidance=1.0,
             micro_batch=32,
         )
