@@ -10,7 +10,7 @@ from torch import nn
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.pipeline import LatentPixels, pixels
-from textpatch.reference_models.schedules import DDPM, FlowMatchEuler, ScaledLinear
+from textpatch.reference_models.schedules import DDPM, Diffusion, FlowMatchEuler
 from textpatch.reference_models.text_encoders import (
     T5_LENGTH,
     IFTextEncoder,
@@ -180,7 +180,7 @@ def deepfloyd_if(build: Builder) -> tuple[nn.Module, nn.Module]:
 # Class of a published pipeline: the function that builds its encoders and denoiser, and the base of the
 # schedules that its denoiser can be sampled by.
 BUILDERS = {
-    "StableDiffusionXLPipeline": (sdxl, ScaledLinear),
+    "StableDiffusionXLPipeline": (sdxl, Diffusion),
     "StableDiffusion3Pipeline": (sd3, FlowMatchEuler),
     "IFPipeline": (deepfloyd_if, DDPM),
     "IFSuperResolutionPipeline": (deepfloyd_if, DDPM),

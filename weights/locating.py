@@ -13,6 +13,7 @@ from textpatch.errors import PatchError, WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
 from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.schedules import Euler, FlowMatchEuler, Schedule
+from textpatch.reference_models.schedules.published import BETAS
 from textpatch.reference_models.sdxl import SDXL
 from textpatch.reference_models.vae import VAEConfig
 from textpatch.weights.configs import (
@@ -34,7 +35,7 @@ from textpatch.weights.reading.files import (
     read_config,
     read_json,
 )
-from textpatch.weights.schedulers import BETAS, schedule_from_config
+from textpatch.weights.schedulers import schedule_from_config
 
 # Single files leave out the sizes of their text encoders, their schedules (whose defaults are the published
 # values) and their tokenizers (named here by the repository that has them).

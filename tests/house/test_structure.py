@@ -49,12 +49,12 @@ LAYERS = [
     ["anatomy", "attention", "changes", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
     ["disk", "exits", "html", "pictures", "progress"],
-    ["quotes", "text"],
+    ["quotes", "seeds", "text"],
     ["errors"],
 ]
 CORE = (
     "anatomy attention bank bookkeeping cache calls changes checks classifier_free explaining guidance hooks "
-    "ledger masks packing patching plan recording rows safe_guidance shapes sites slots softmax swaps "
+    "ledger masks packing patching plan recording rows safe_guidance seeds shapes sites slots softmax swaps "
     "taps windows"
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
@@ -227,6 +227,7 @@ def test_models_are_read_alone():
         "plan",
         "quotes",
         "reference_models",
+        "seeds",
         "sites",
     }
     for module in SOURCES:
