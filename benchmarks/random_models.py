@@ -113,7 +113,7 @@ SCHEDULES = {SDXL: Euler(), DeepFloydIF: DDPM(), MMDiT: FlowMatchEuler()}
 MICRO = (1024, 1024, 0, 0, 1024, 1024)
 # what diffusers' UNet2DConditionModel must be told beside the sizes to be SDXL's or IF's
 FLAGS = {
-    SDXL: dict(addition_embed_type="text_time", use_linear_projection=True),
+    SDXL: dict(addition_embed_type="text_time"),
     DeepFloydIF: dict(
         addition_embed_type="text",
         cross_attention_norm="group_norm",

@@ -69,6 +69,8 @@ class Pipeline(nn.Module):
     decoder   decoder(latents) -> pictures
     defaults  settings used where nothing else is asked for
     name      which weights these are
+
+    `notes` holds a line on what was loaded, and one for each thing that was dropped or decided.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Pipeline(nn.Module):
         self.decoder = decoder
         self.defaults = defaults
         self.name = name
+        self.notes: tuple[str, ...] = ()
         self.schedule = schedule.for_image(self._image_tokens())
 
     @property
@@ -112,15 +115,8 @@ class Pipeline(nn.Module):
                 f"{self.name} is sampled by {self.schedule!r}, and {schedule!r} was asked for; "
                 "a flow and a diffusion read different predictions, so give one of the same kind"
             )
-        return self._copied(schedule=schedule.for_image(self._image_tokens()))
-
-    def _copied(self, **parts) -> Pipeline:
-        """A pipeline that shares this one's modules and differs in some parts."""
-        other = copy.copy(self)
-        # the copy gets its own dict, so that a module replaced in one pipeline stays in the other
-        other._modules = dict(self._modules)
-        for name, part in parts.items():
-            setattr(other, name, part)
+        other = self._copy()
+        other.schedule = schedule.for_image(self._image_tokens())
         return other
 
     def _image_tokens(self) -> int:
@@ -144,22 +140,39 @@ class Pipeline(nn.Module):
         if micro is not None:
             growth = (height / now.height, width / now.width) * 3
             micro = tuple(round(side * by) for side, by in zip(micro, growth, strict=True))
-        size = replace(now, height=height, width=width, micro=micro, text_box=None)
-        other = self._copied(defaults=size)
+        other = self._copy()
+        other.defaults = replace(now, height=height, width=width, micro=micro, text_box=None)
         other.schedule = self.schedule.for_image(other._image_tokens())
+        return other
+
+    def with_clip_skip(self, layers: int) -> Pipeline:
+        """A pipeline of the same weights whose CLIPs are read some layers before their end.
+
+        `text_encoders.TextEncoders.skipping` says how layers are counted.  The name tells them.
+        Raises PatchError for encoders that are not read so, and for more layers than there are.
+        """
+        other = self._copy()
+        other.encoders = self.encoders.skipping(layers)
+        other.name = f"{self.name} with clip skip {layers}"
+        return other
+
+    def _copy(self) -> Pipeline:
+        """A copy with a dict of modules of its own, so that one replaced in it stays in this pipeline."""
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
         return other
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str | None]) -> TextCondition:
         """Text condition of tokens (R, T, C) and pooled vectors (R, P), in the denoiser's dtype.
 
-        A prompt of None is "no prompt".  Encoders that give no pooled vector leave the pooling to the
-        denoiser (DeepFloyd IF).
+        A prompt of None is "no prompt".  Encoders that give no pooled vector leave the pooling to a denoiser
+        that pools (DeepFloyd IF); Stable Diffusion 1 and 2 have none.
         """
         if isinstance(prompts, str) or not len(prompts):
             raise PatchError(f"prompts to encode are {prompts!r}; give one or more in a list")
         text = self.encoders(prompts).to(self.device, self.dtype)
-        if text.pooled is None:
+        if text.pooled is None and hasattr(self.denoiser, "pool"):
             text = replace(text, pooled=self.denoiser.pool(text.tokens))
         if self.defaults.micro is not None:
             micro = torch.tensor(self.defaults.micro, device=self.device, dtype=torch.float32)

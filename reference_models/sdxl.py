@@ -1,7 +1,9 @@
-"""U-Net of SDXL, ResNets and transformers on latents that read the text by cross-attention.
+"""U-Net of Stable Diffusion 1, 2 and XL, ResNets and transformers on latents that cross-attend to the text.
 
-Podell et al., "SDXL", 2023 (arXiv 2307.01952, section 2.1), after Rombach et al. (arXiv 2112.10752).
-Module names are the diffusers layout's; the defaults of `SDXLConfig` are SDXL base 1.0.
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", CVPR 2022 (arXiv 2112.10752).
+SDXL (Podell et al., 2023, arXiv 2307.01952, section 2.1) adds a pooled text and sizes to the embedding.
+Module names are the diffusers layout's; the defaults of `SDConfig` are Stable Diffusion 1.5, those of
+`SDXLConfig` SDXL base 1.0.
 
 B rows, R text rows, T text tokens, N latent pixels at a depth, W width there = H heads x D, E width of the
 embedding
@@ -29,46 +31,42 @@ from textpatch.reference_models.layers import (
 )
 from textpatch.sites import Site, make_site
 
-TYPES = {
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-}
+# published types of blocks, the second of each pair with sites
+DOWN, CROSS_DOWN = "DownBlock2D", "CrossAttnDownBlock2D"
+UP, CROSS_UP = "UpBlock2D", "CrossAttnUpBlock2D"
+TYPES = {"down_block_types": (DOWN, CROSS_DOWN), "up_block_types": (UP, CROSS_UP)}
 COUNTS = ("transformer_layers_per_block", "attention_head_dim")
 
 
 @dataclass(frozen=True)
-class SDXLConfig:
-    """Sizes of an SDXL U-Net, with the names and defaults published for SDXL base 1.0.
+class SDConfig:
+    """Sizes of a Stable Diffusion U-Net, with the names and defaults published for 1.5.
 
-    Raises PatchError for sizes that do not fit each other and for block types that SDXL does not have.
+    Raises PatchError for sizes that do not fit each other and for block types that it does not have.
     """
 
-    sample_size: int | None = 128  # latent height and width the model was trained at
+    sample_size: int | None = 64  # latent height and width the model was trained at
     in_channels: int = 4
     out_channels: int = 4
-    block_out_channels: tuple[int, ...] = (320, 640, 1280)  # the width of each depth
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)  # the width of each depth
     layers_per_block: int = 2  # on the way down; there is one more on the way up
-    down_block_types: tuple[str, ...] = (
-        "DownBlock2D",
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-    )
-    up_block_types: tuple[str, ...] = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+    down_block_types: tuple[str, ...] = (CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, DOWN)
+    up_block_types: tuple[str, ...] = (UP, CROSS_UP, CROSS_UP, CROSS_UP)
     # blocks in each transformer of a depth
-    transformer_layers_per_block: tuple[int, ...] = (1, 2, 10)
+    transformer_layers_per_block: tuple[int, ...] = (1, 1, 1, 1)
     # the NUMBER of heads, published under this name
-    attention_head_dim: tuple[int, ...] = (5, 10, 20)
-    cross_attention_dim: int = 2048  # width of the text tokens
-    addition_time_embed_dim: int = 256  # sinusoids of each of the six micro numbers
-    projection_class_embeddings_input_dim: int = 2816  # pooled text beside the sinusoids of all six
+    attention_head_dim: tuple[int, ...] = (8, 8, 8, 8)
+    cross_attention_dim: int = 768  # width of the text tokens
     norm_num_groups: int = 32
+    # the projections around each transformer: a Linear from version 2 on, before it a 1x1 convolution
+    use_linear_projection: bool = False
 
     def __post_init__(self):
         for field, known in TYPES.items():
             for found in self._of_each_depth(field):
                 if found not in known:
                     raise PatchError(
-                        f"{field} has {found!r}; SDXL has {known[0]!r} and {known[1]!r}"
+                        f"{field} has {found!r}; this U-Net has {known[0]!r} and {known[1]!r}"
                     )
         _require_counts("layers_per_block", (self.layers_per_block,))
         for field in COUNTS:
@@ -87,13 +85,40 @@ class SDXLConfig:
 
     def _require_widths(self):
         widths = self.block_out_channels
-        sines = self.addition_time_embed_dim
         for width in widths:
             require_multiple("block_out_channels", width, self.norm_num_groups, "norm_num_groups")
         for depth in depths_with_sites(self.down_block_types, self.up_block_types):
             heads = self.attention_head_dim[depth]
             require_multiple("block_out_channels", widths[depth], heads, "attention_head_dim")
         require_multiple("block_out_channels", widths[0], 2, "cosines and sines of the time")
+
+    @property
+    def embedding_width(self) -> int:
+        """Width E of the vector that modulates every ResNet."""
+        return 4 * self.block_out_channels[0]
+
+
+@dataclass(frozen=True)
+class SDXLConfig(SDConfig):
+    """Sizes of an SDXL U-Net, with the names and defaults published for SDXL base 1.0.
+
+    Raises PatchError as `SDConfig` does.
+    """
+
+    sample_size: int | None = 128
+    block_out_channels: tuple[int, ...] = (320, 640, 1280)
+    down_block_types: tuple[str, ...] = (DOWN, CROSS_DOWN, CROSS_DOWN)
+    up_block_types: tuple[str, ...] = (CROSS_UP, CROSS_UP, UP)
+    transformer_layers_per_block: tuple[int, ...] = (1, 2, 10)
+    attention_head_dim: tuple[int, ...] = (5, 10, 20)
+    cross_attention_dim: int = 2048
+    use_linear_projection: bool = True
+    addition_time_embed_dim: int = 256  # sinusoids of each of the six micro numbers
+    projection_class_embeddings_input_dim: int = 2816  # pooled text beside the sinusoids of all six
+
+    def _require_widths(self):
+        super()._require_widths()
+        sines = self.addition_time_embed_dim
         require_multiple("addition_time_embed_dim", sines, 2, "cosines and sines")
         if self.pooled_width < 1:
             raise PatchError(
@@ -108,22 +133,17 @@ class SDXLConfig:
         """Width P of the pooled text, the input of `add_embedding` without the six micro numbers."""
         return self.projection_class_embeddings_input_dim - 6 * self.addition_time_embed_dim
 
-    @property
-    def embedding_width(self) -> int:
-        """Width E of the vector that modulates every ResNet."""
-        return 4 * self.block_out_channels[0]
-
 
 def _require_counts(field: str, values: tuple) -> None:
     for found in values:
         if not isinstance(found, int) or found < 1:
-            raise PatchError(f"{field} has {found!r}; SDXL has whole numbers from 1 on there")
+            raise PatchError(f"{field} has {found!r}; give whole numbers from 1 on there")
 
 
 class ResNet(nn.Module):
     """shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time_emb_proj(silu(c)))))."""
 
-    def __init__(self, config: SDXLConfig, width_in: int, width: int):
+    def __init__(self, config: SDConfig, width_in: int, width: int):
         super().__init__()
         self.norm1 = nn.GroupNorm(config.norm_num_groups, width_in)
         self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
@@ -205,7 +225,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Self-attention, cross-attention, feed-forward, each of a normalised x and added to x."""
 
-    def __init__(self, config: SDXLConfig, depth: int):
+    def __init__(self, config: SDConfig, depth: int):
         super().__init__()
         width = config.block_out_channels[depth]
         heads = config.attention_head_dim[depth]
@@ -225,20 +245,30 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Blocks over the latent pixels of one depth, between two projections, added to its input."""
 
-    def __init__(self, config: SDXLConfig, depth: int):
+    def __init__(self, config: SDConfig, depth: int):
         super().__init__()
         width = config.block_out_channels[depth]
         blocks = config.transformer_layers_per_block[depth]
+        linear = config.use_linear_projection
         self.norm = nn.GroupNorm(config.norm_num_groups, width, eps=1e-6)  # 1e-5 everywhere else
-        self.proj_in = nn.Linear(width, width)
+        self.proj_in = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
         self.transformer_blocks = nn.ModuleList(Block(config, depth) for _ in range(blocks))
-        self.proj_out = nn.Linear(width, width)
+        self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, reads: dict[str, tuple]) -> Tensor:
-        pixels = self.proj_in(rearrange(self.norm(x), "b c h w -> b (h w) c"))  # (B, N, W)
+        pixels = rearrange(self.norm(x), "b c h w -> b (h w) c")  # (B, N, W)
+        pixels = projected(self.proj_in, pixels)
         for block in self.transformer_blocks:
             pixels = block(pixels, *reads[block.attn2.site])
-        return x + rearrange(self.proj_out(pixels), "b (h w) c -> b c h w", h=x.shape[2])
+        pixels = projected(self.proj_out, pixels)
+        return x + rearrange(pixels, "b (h w) c -> b c h w", h=x.shape[2])
+
+
+def projected(projection: nn.Linear | nn.Conv2d, pixels: Tensor) -> Tensor:
+    """Pixels (B, N, W) through a Linear, or through a 1x1 convolution, which reads them as a picture."""
+    if isinstance(projection, nn.Linear):
+        return projection(pixels)
+    return projection(pixels.mT[..., None])[..., 0].mT
 
 
 class Downsample(nn.Module):
@@ -266,7 +296,7 @@ class Upsample(nn.Module):
 class Layers(nn.Module):
     """ResNets, each followed by a transformer where the type of block has sites."""
 
-    def __init__(self, config: SDXLConfig, block_type: str, widths_in: list[int], depth: int):
+    def __init__(self, config: SDConfig, block_type: str, widths_in: list[int], depth: int):
         super().__init__()
         width = config.block_out_channels[depth]
         self.resnets = nn.ModuleList(ResNet(config, width_in, width) for width_in in widths_in)
@@ -281,7 +311,7 @@ class Layers(nn.Module):
 class DownBlock(Layers):
     """Layers of one depth on the way down, then half the size.   Returns each result as a skip."""
 
-    def __init__(self, config: SDXLConfig, depth: int):
+    def __init__(self, config: SDConfig, depth: int):
         widths = config.block_out_channels
         width = widths[depth]
         above = widths[max(depth - 1, 0)]
@@ -303,7 +333,7 @@ class DownBlock(Layers):
 class MidBlock(nn.Module):
     """ResNet, transformer, ResNet at the smallest size."""
 
-    def __init__(self, config: SDXLConfig):
+    def __init__(self, config: SDConfig):
         super().__init__()
         depth = len(config.block_out_channels) - 1
         width = config.block_out_channels[depth]
@@ -319,7 +349,7 @@ class MidBlock(nn.Module):
 class UpBlock(Layers):
     """Layers of one depth on the way up, each beside its skip, then the size of the depth above."""
 
-    def __init__(self, config: SDXLConfig, depth: int):
+    def __init__(self, config: SDConfig, depth: int):
         widths = config.block_out_channels
         layers = config.layers_per_block
         width = widths[depth]
@@ -340,30 +370,27 @@ class UpBlock(Layers):
         return x
 
 
-class SDXL(nn.Module):
-    """Denoiser of SDXL, denoiser(x, t, text) -> noise.
+class StableDiffusion(nn.Module):
+    """Denoiser of Stable Diffusion 1 and 2, denoiser(x, t, text) -> noise, or v where it was so trained.
 
     x      (B, in_channels, H, W) latents
     t      scalar or (B,), timesteps in 0..1000
-    text   tokens (R, T, cross_attention_dim) or the bank that `text_kv` makes of them, pooled (B, P), and
-           micro (B, 6): height and width of the original, top and left of the crop, height and width
-           wanted, in pixels
+    text   tokens (R, T, cross_attention_dim), or the bank that `text_kv` makes of them, and no more
     slots  None, or one entry per site: None, int (B, H or 1, T), or a pair of these for keys and values
 
     Returns (B, out_channels, H, W) in x's dtype.
-    Raises PatchError for channels, widths and rows that do not fit, and for pooled or micro missing.
+    Raises PatchError for channels and widths that do not fit, and for a text with parts that nothing reads.
     """
 
     text_is_static = True  # every site reads the same tokens, whatever the depth and the step
 
-    def __init__(self, config: SDXLConfig = SDXLConfig()):
+    def __init__(self, config: SDConfig = SDConfig()):
         super().__init__()
         self.config = config
         first = config.block_out_channels[0]
-        width = config.embedding_width
         depths = range(len(config.block_out_channels))
-        self.time_embedding = TwoLayer(first, width)
-        self.add_embedding = TwoLayer(config.projection_class_embeddings_input_dim, width)
+        self.time_embedding = TwoLayer(first, config.embedding_width)
+        self.register_module("add_embedding", None)  # SDXL has one
         self.conv_in = nn.Conv2d(config.in_channels, first, 3, padding=1)
         self.down_blocks = nn.ModuleList(DownBlock(config, depth) for depth in depths)
         self.mid_block = MidBlock(config)
@@ -397,7 +424,12 @@ class SDXL(nn.Module):
         return tuple(self.get_submodule(name).text_kv(text.tokens) for name in self.site_names)
 
     def forward(self, x: Tensor, t: Tensor, text: TextCondition, *, slots=None) -> Tensor:
-        self._require(x, text)
+        if x.shape[1] != self.config.in_channels:
+            raise PatchError(
+                f"x has {x.shape[1]} channels; this model takes {self.config.in_channels}"
+            )
+        if not isinstance(text.tokens, tuple):
+            self._require_width(text.tokens)
         c = self._embed(x, t, text)  # (B, E)
         reads = site_reads(text.tokens, slots, self.site_names)
         skips = [self.conv_in(x)]
@@ -410,21 +442,6 @@ class SDXL(nn.Module):
             skips = skips[: -len(block.resnets)]
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
-    def _require(self, x: Tensor, text: TextCondition) -> None:
-        if x.shape[1] != self.config.in_channels:
-            raise PatchError(
-                f"x has {x.shape[1]} channels; this model takes {self.config.in_channels}"
-            )
-        if not isinstance(text.tokens, tuple):
-            self._require_width(text.tokens)
-        for name, width in (("pooled", self.config.pooled_width), ("micro", 6)):
-            value = getattr(text, name)
-            found = None if value is None else tuple(value.shape)
-            if found != (len(x), width):
-                raise PatchError(
-                    f"text.{name} is {found}; {len(x)} rows of x need {(len(x), width)}"
-                )
-
     def _require_width(self, tokens: Tensor) -> None:
         if tokens.shape[-1] != self.config.cross_attention_dim:
             raise PatchError(
@@ -433,10 +450,46 @@ class SDXL(nn.Module):
             )
 
     def _embed(self, x: Tensor, t: Tensor, text: TextCondition) -> Tensor:
-        """Embedding (B, E) of the time, the pooled text and the six micro numbers."""
+        """Embedding (B, E) of the time."""
+        for name in ("pooled", "micro"):
+            if getattr(text, name) is not None:
+                raise PatchError(
+                    f"text.{name} was given; Stable Diffusion 1 and 2 read tokens alone: leave it out"
+                )
+        return self._embed_time(x, t)
+
+    def _embed_time(self, x: Tensor, t: Tensor) -> Tensor:
         t = torch.as_tensor(t, device=x.device).expand(len(x))
         time = timestep_sinusoids(t, self.config.block_out_channels[0]).to(x.dtype)
+        return self.time_embedding(time)
+
+
+class SDXL(StableDiffusion):
+    """Denoiser of SDXL, denoiser(x, t, text) -> noise.
+
+    text   tokens or bank as in `StableDiffusion`, pooled (B, P), and micro (B, 6): height and width of the
+           original, top and left of the crop, height and width wanted, in pixels
+    The other arguments are those of `StableDiffusion`.
+
+    Returns (B, out_channels, H, W) in x's dtype.
+    Raises PatchError for channels, widths and rows that do not fit, and for pooled or micro missing.
+    """
+
+    def __init__(self, config: SDXLConfig = SDXLConfig()):
+        super().__init__(config)
+        width = config.projection_class_embeddings_input_dim
+        self.add_embedding = TwoLayer(width, config.embedding_width)
+
+    def _embed(self, x: Tensor, t: Tensor, text: TextCondition) -> Tensor:
+        """Embedding (B, E) of the time, the pooled text and the six micro numbers."""
+        for name, width in (("pooled", self.config.pooled_width), ("micro", 6)):
+            value = getattr(text, name)
+            found = None if value is None else tuple(value.shape)
+            if found != (len(x), width):
+                raise PatchError(
+                    f"text.{name} is {found}; {len(x)} rows of x need {(len(x), width)}"
+                )
+        time = self._embed_time(x, t)
         micro = timestep_sinusoids(text.micro.flatten(), self.config.addition_time_embed_dim)
         micro = micro.to(x.dtype).reshape(len(x), -1)  # (B, 6 sinusoids)
-        added = torch.cat([text.pooled, micro], dim=-1)
-        return self.time_embedding(time) + self.add_embedding(added)
+        return time + self.add_embedding(torch.cat([text.pooled, micro], dim=-1))

@@ -7,6 +7,7 @@ B prompts, T tokens, C width of the text tokens, P width of the pooled vector
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from textpatch.errors import PatchError, PromptError, WeightsError, closest
 from textpatch.quotes import STRAIGHT, STRAIGHTENED
+from textpatch.reference_models.defaults import is_whole
 from textpatch.reference_models.layers import TextCondition
 
 if TYPE_CHECKING:  # importing transformers takes 3 s, and a denoiser does without
@@ -32,6 +34,7 @@ if TYPE_CHECKING:  # importing transformers takes 3 s, and a denoiser does witho
 # Tokens that the published pipelines of SD3 and of DeepFloyd IF give a T5, whose tokenizer would take more.
 # A CLIP is given what its tokenizer takes, and reads no more than it has positions.  A T5 has no positions.
 T5_LENGTH = 256
+FLUX_LENGTHS = {True: 512, False: 256}  # by guidance_embeds: dev, then schnell
 IF_LENGTH = 77
 # The end token in CLIP configurations written by older versions of transformers.  For such a configuration
 # transformers pools the highest token of the prompt.
@@ -49,6 +52,19 @@ class TextEncoders(nn.Module):
 
     tokenizers: tuple[PreTrainedTokenizerBase, ...]
     limits: tuple[int, ...]
+    clip_skip: int = 0
+
+    def skipping(self, layers: int) -> TextEncoders:
+        """Encoders of the same weights that leave out the last layers of their CLIPs.
+
+        Layers are counted as in diffusers, where 0 is none.  (In other programs 1 is none.)  They are left
+        out for negative prompts, too, which diffusers reads with all layers.
+        Raises PatchError for encoders that are not read so, and for more layers than there are.
+        """
+        raise PatchError(
+            f"clip skip {layers!r} was asked of {type(self).__name__}, "
+            "and only the CLIPs of Stable Diffusion 1, 2 and XL are read so; leave it out"
+        )
 
     def check(self, prompts: Sequence[str | None]) -> None:
         """Raise what encoding would for prompts that cannot be read.  No encoder runs."""
@@ -60,10 +76,37 @@ class TextEncoders(nn.Module):
         return tokenize(prompts, self.tokenizers, self.limits)
 
 
+class SDTextEncoder(TextEncoders):
+    """CLIP of Stable Diffusion 1 and 2.
+
+    tokens     states of its last layer through the final norm
+    pooled     None, because these U-Nets read none
+    clip_skip  layers left out at the end, as `skipping` says
+
+    Raises WeightsError as `SDXLTextEncoders` does.
+    """
+
+    def __init__(self, clip: CLIPTextModel, tokenizer: PreTrainedTokenizerBase):
+        super().__init__()
+        self.text_encoder = clip
+        self.tokenizers = (tokenizer,)
+        self.limits = _clip_limits((clip,), self.tokenizers)
+
+    def forward(self, prompts: Sequence[str | None]) -> TextCondition:
+        """Condition of tokens (B, T, C).   Raises PromptError as `tokenize` does."""
+        (ids,) = self._tokens(prompts)
+        states = _read_clip(self.text_encoder, ids).hidden_states[-1 - self.clip_skip]
+        return TextCondition(_final_norm(self.text_encoder)(states))
+
+    def skipping(self, layers: int) -> SDTextEncoder:
+        return _skipping(self, layers, self.text_encoder.config.num_hidden_layers)
+
+
 class SDXLTextEncoders(TextEncoders):
     """Two CLIPs, in the order of Stable Diffusion XL (arXiv 2307.01952, section 2.1).
 
-    tokens          last-but-one hidden states of both, side by side on channels
+    tokens          last-but-one hidden states of both, side by side on channels; with a clip_skip those of
+                    so many layers before
     pooled          projected end token of the second
     zeros_for_none  True makes all zeros of "no prompt" and reads "" as text; published as
                     `force_zeros_for_empty_prompt`
@@ -91,13 +134,18 @@ class SDXLTextEncoders(TextEncoders):
         ids, ids_2 = self._tokens(prompts)
         first = _read_clip(self.text_encoder, ids)
         second = _read_clip(self.text_encoder_2, ids_2)
-        tokens = _side_by_side(first, second)
+        tokens = _side_by_side(first, second, self.clip_skip)
         pooled = second.text_embeds
         if self.zeros_for_none:
             none = torch.tensor([prompt is None for prompt in prompts], device=tokens.device)
             tokens = tokens.masked_fill(none[:, None, None], 0)
             pooled = pooled.masked_fill(none[:, None], 0)
         return TextCondition(tokens, pooled)
+
+    def skipping(self, layers: int) -> SDXLTextEncoders:
+        clips = self.text_encoder, self.text_encoder_2
+        # the last layer of each is never read
+        return _skipping(self, layers, min(clip.config.num_hidden_layers for clip in clips) - 1)
 
 
 class SD3TextEncoders(TextEncoders):
@@ -155,6 +203,37 @@ class SD3TextEncoders(TextEncoders):
             t5 = clips.new_zeros(len(prompts), T5_LENGTH, self.width)
         pooled = torch.cat([first.text_embeds, second.text_embeds], dim=-1)
         return TextCondition(torch.cat([clips, t5], dim=1), pooled)
+
+
+class FluxTextEncoders(TextEncoders):
+    """CLIP and T5 of FLUX.1.
+
+    tokens  states of T5, of `length` tokens, 512 in dev and 256 in schnell
+    pooled  end token of CLIP, through its final norm and not projected
+
+    There is no attention mask, so that padding is read as text, as the published model was trained.
+    Raises WeightsError as `SDXLTextEncoders` does.
+    """
+
+    def __init__(
+        self,
+        clip: CLIPTextModel,
+        t5: T5EncoderModel,
+        tokenizers: Sequence[PreTrainedTokenizerBase],
+        length: int = 512,
+    ):
+        super().__init__()
+        self.text_encoder = clip
+        self.text_encoder_2 = t5
+        self.tokenizers = tuple(tokenizers)
+        self.limits = (*_clip_limits((clip,), tokenizers), length)
+
+    def forward(self, prompts: Sequence[str | None]) -> TextCondition:
+        """Condition of tokens (B, T, C) and pooled (B, P).   Raises PromptError as `tokenize` does."""
+        ids, ids_2 = self._tokens(prompts)
+        pooled = self.text_encoder(_ids(ids, self.text_encoder)).pooler_output
+        tokens = self.text_encoder_2(_ids(ids_2, self.text_encoder_2)).last_hidden_state
+        return TextCondition(tokens, pooled)
 
 
 class IFTextEncoder(TextEncoders):
@@ -284,6 +363,11 @@ def _read_clip(
     return clip(_ids(tokens, clip), output_hidden_states=True)
 
 
+def _final_norm(clip: CLIPTextModel) -> nn.Module:
+    # transformers 4 has the model inside the model
+    return getattr(clip, "text_model", clip).final_layer_norm
+
+
 def _ids(
     tokens: BatchEncoding, encoder: CLIPTextModel | CLIPTextModelWithProjection | T5EncoderModel
 ) -> Tensor:
@@ -298,9 +382,21 @@ def _ids(
     return tokens.input_ids.to(encoder.device)
 
 
-def _side_by_side(first: ModelOutput, second: ModelOutput) -> Tensor:
-    """Last-but-one hidden states of both CLIPs, (B, T, C)."""
-    return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+def _side_by_side(first: ModelOutput, second: ModelOutput, clip_skip: int = 0) -> Tensor:
+    """Last-but-one hidden states of both CLIPs, (B, T, C), or those of `clip_skip` layers before."""
+    place = -2 - clip_skip
+    return torch.cat([first.hidden_states[place], second.hidden_states[place]], dim=-1)
+
+
+def _skipping(encoders: TextEncoders, layers: int, held: int) -> TextEncoders:
+    """Copy of encoders that skips some of the layers read, of which the shorter CLIP holds `held`."""
+    if not is_whole(layers) or not 0 <= layers <= held:
+        raise PatchError(
+            f"clip skip {layers!r} was asked for; {held} layers are read here, so give 0 to {held}"
+        )
+    other = copy.copy(encoders)
+    other.clip_skip = layers
+    return other
 
 
 def _texts(prompts: Sequence[str | None]) -> list[str]:

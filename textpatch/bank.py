@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from textpatch.attention import row_slots
 from textpatch.changes import changes_of, require_same_changes
+from textpatch.errors import PatchError
 from textpatch.hooks import Hook
 from textpatch.pipelines import SupportsSampling, TextCondition
 from textpatch.plan import Row, SiteSlots
@@ -69,8 +70,10 @@ class Texts:
         of each row's `pooled_prompt`.
         """
         drawn = [row for row in batch if row.sampled]
-        pooled = self.condition.pooled[[self.place[row.pooled_prompt] for row in drawn]]
-        own = replace(self.condition[self.rows(drawn)], pooled=pooled)
+        own = self.condition[self.rows(drawn)]
+        if self.condition.pooled is not None:
+            pooled = self.condition.pooled[[self.place[row.pooled_prompt] for row in drawn]]
+            own = replace(own, pooled=pooled)
         if self.bank is None:
             return own
         return replace(own, tokens=self.bank)
@@ -102,6 +105,8 @@ def encode(pipeline: SupportsSampling, rows: Sequence[Row]) -> Texts:
     read = list(dict.fromkeys(row.prompt for row in rows))
     prompts = list(dict.fromkeys([*read, *(row.pooled_prompt for row in rows)]))
     condition = pipeline.encode(prompts)
+    if condition.pooled is None:
+        _require_none_pooled(rows)
     model = pipeline.denoiser
     bank = None
     if prompt_settles_text(model):
@@ -109,6 +114,16 @@ def encode(pipeline: SupportsSampling, rows: Sequence[Row]) -> Texts:
         bank = text_kv(condition[list(range(len(read)))])
     places = {prompt: i for i, prompt in enumerate(prompts)}
     return Texts(condition, places, bank, changes_of(model))
+
+
+def _require_none_pooled(rows: Sequence[Row]) -> None:
+    """Raise PatchError for a row with a pooled prompt of its own, where the model reads no pooled vector."""
+    for row in rows:
+        if row.pooled is not None:
+            raise PatchError(
+                f"row {row.name!r} has the pooled prompt {row.pooled!r}, and this model reads no pooled "
+                "vector, so that it would have no effect; leave out pooled"
+            )
 
 
 def prompt_settles_text(model: nn.Module) -> bool:

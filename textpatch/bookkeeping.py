@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 from textpatch.attention import choose_backend
 from textpatch.bank import Bank, Texts
 from textpatch.calls import Call
-from textpatch.ledger import ITSELF, NO_EFFECT, OVERRIDDEN, SAME_TEXT, Entry, Ledger, Silence
+from textpatch.ledger import Ledger
 from textpatch.pipelines import SupportsSampling
-from textpatch.plan import Plan, Row, SiteSlots, Swap
-from textpatch.ports.shipped import find_sites
+from textpatch.plan import Plan, Row, SiteSlots
+from textpatch.ports.shipped import pipeline_sites
+from textpatch.reads import Found, Key, Reads
 from textpatch.sites import Site, select_sites
 from textpatch.taps import at_text
 
@@ -28,16 +28,6 @@ Part = tuple[Site, str]  # keys "k" or values "v" of a site
 BEFORE_THE_FIRST = -1  # step of a watch whose run has not begun
 # winners at a site that no swap of the plan names
 NOBODY = dict.fromkeys("kv", torch.full((1, 1, 1), -1))
-
-
-class Key(NamedTuple):
-    """Place of a swap's reads in the ledger."""
-
-    step: int
-    site: int
-    reader: str
-    donor: str
-    swap: int
 
 
 class Cells(NamedTuple):
@@ -56,28 +46,6 @@ class Cells(NamedTuple):
     donor_tokens: Tensor
 
 
-@dataclass
-class Found:
-    """Hits and changes of one swap in an entry that is being made."""
-
-    branches: set[str] = field(default_factory=set)
-    hits: dict[str, int] = field(default_factory=lambda: {"k": 0, "v": 0})
-    changes: dict[str, list[Tensor]] = field(default_factory=lambda: {"k": [], "v": []})
-
-    def change(self, part: str) -> float:
-        """Largest change of the keys or values, 0 where there is none."""
-        if not self.changes[part]:
-            return 0.0
-        return float(torch.stack(self.changes[part]).max())
-
-    def add(self, other: Found) -> None:
-        """Add the hits and changes of another swap to the same entry."""
-        self.branches |= other.branches
-        for part in "kv":
-            self.hits[part] += other.hits[part]
-            self.changes[part] += other.changes[part]
-
-
 class Recorder:
     """Maker of the ledger of one run, from all batches that it was `watching`."""
 
@@ -93,12 +61,11 @@ class Recorder:
         self.plan = plan
         self.steps = steps
         self.texts = texts
-        self.prompts = {row.name: row.prompt for row in rows}
         self.sites: tuple[Site, ...] = ()
         if plan.swaps:
-            self.sites = select_sites(find_sites(pipeline.denoiser), plan.selectors)
-        self.watched = texts.bank is not None or not compiled(pipeline.denoiser)
-        self.found: dict[Key, Found] = {}
+            self.sites = select_sites(pipeline_sites(pipeline), plan.selectors)
+        self.reads = Reads(plan, rows, self.sites)
+        self.reads.watched = texts.bank is not None or not compiled(pipeline.denoiser)
 
     @contextmanager
     def watching(
@@ -113,7 +80,7 @@ class Recorder:
         Raises PatchError as `at_text`, and on leaving if the text projections of a swapped site never
         ran.
         """
-        watch = Watch(self.sites, batch, {row.name for row in readers}, self.found)
+        watch = Watch(self.sites, batch, {row.name for row in readers}, self.reads.found)
         winners = self.plan.kept(lambda step: self._winners(step, batch))
 
         def enter(step: int, slots: Sequence[SiteSlots] | None) -> None:
@@ -122,7 +89,7 @@ class Recorder:
         if self.texts.bank is not None:
             self._enter_bank(watch, batch, self.texts.bank)
             yield enter
-        elif self.sites and self.watched:
+        elif self.sites and self.reads.watched:
             with self._observing(watch):
                 yield enter
         else:
@@ -151,42 +118,13 @@ class Recorder:
 
     def ledger(self) -> Ledger:
         """Ledger of all that was watched, in the order of steps and sites."""
-        if not self.sites:
-            return Ledger()
-        merged: dict[tuple[int, int, str, str], Found] = {}
-        for key, found in self.found.items():
-            merged.setdefault(key[:4], Found()).add(found)
-        return Ledger(tuple(self._entries(merged)), tuple(self._silent()))
-
-    def _entries(self, merged: Mapping[tuple[int, int, str, str], Found]) -> Iterator[Entry]:
         times = self.pipeline.schedule.timesteps(self.steps).tolist()
         sigmas = self.pipeline.schedule.sigmas(self.steps).tolist()
-        dtype = str(self.pipeline.dtype).removeprefix("torch.")
-        sites = {site.index: site for site in self.sites}
-        backends = {site.index: self._backend(site) for site in self.sites}
-        for (step, site, reader, donor), found in sorted(merged.items()):
-            yield Entry(
-                site=site,
-                name=sites[site].name,
-                step=step,
-                timestep=times[step],
-                sigma=sigmas[step],
-                reader=reader,
-                donor=donor,
-                branches=tuple(sorted(found.branches)),
-                hits_k=found.hits["k"],
-                hits_v=found.hits["v"],
-                change_k=self._change(found, "k"),
-                change_v=self._change(found, "v"),
-                dtype=dtype,
-                backend=backends[site],
-            )
 
-    def _change(self, found: Found, part: str) -> float | None:
-        """Largest change of keys or values, None where nobody could watch."""
-        if not self.watched:
-            return None
-        return found.change(part)
+        def noise(step: int) -> tuple[float, float]:
+            return times[step], sigmas[step]
+
+        return self.reads.ledger(noise, self.pipeline.dtype, self._backend)
 
     def _backend(self, site: Site) -> str:
         """Backend that carries out the swaps of a site.
@@ -197,34 +135,6 @@ class Recorder:
             0, 1, 0, site.head_dim, device=self.pipeline.device, dtype=self.pipeline.dtype
         )
         return choose_backend(queries, table=True)
-
-    def _silent(self) -> Iterator[Silence]:
-        for i, swap in enumerate(self.plan.swaps):
-            why = self._why_silent(i, swap)
-            if why is not None:
-                sites = ", ".join(str(site.index) for site in select_sites(self.sites, swap.sites))
-                yield Silence(i, f"{', '.join(swap.readers)} <- {swap.donor} at site {sites}", why)
-
-    def _why_silent(self, i: int, swap: Swap) -> str | None:
-        """Reason why the i-th swap changed nothing.
-
-        None if it changed something, or if nobody could watch.
-        """
-        if swap.readers == (swap.donor,):
-            return ITSELF
-        own = [(key, found) for key, found in self.found.items() if key.swap == i]
-        if not own:
-            return OVERRIDDEN
-        apart = [found for key, found in own if self._texts_differ(key)]
-        counted = apart or [found for _, found in own]
-        if any(self._change(found, part) != 0 for found in counted for part in swap.part):
-            return None
-        if apart:
-            return NO_EFFECT
-        return SAME_TEXT
-
-    def _texts_differ(self, key: Key) -> bool:
-        return self.prompts[key.reader] != self.prompts[key.donor]
 
 
 class Watch:
@@ -260,13 +170,16 @@ class Watch:
         """Enter the hits of a step, and the changes of what was made before the first step."""
         self.step = step
         for site in self.sites:
-            entry = None if slots is None else slots[site.index]
-            pair = entry if isinstance(entry, tuple) else (entry, entry)
-            for part, table in zip("kv", pair, strict=True):
-                self._look_up((site, part), table, winners.get(site, NOBODY)[part])
-                self._count(site, part)
+            self.enter_site(site, None if slots is None else slots[site.index], winners)
         for (site, part), kv in self.bank.items():
             self._measure(site, part, kv)
+
+    def enter_site(self, site: Site, entry: SiteSlots, winners: Winners) -> None:
+        """Enter the hits at one site in the present step."""
+        pair = entry if isinstance(entry, tuple) else (entry, entry)
+        for part, table in zip("kv", pair, strict=True):
+            self._look_up((site, part), table, winners.get(site, NOBODY)[part])
+            self._count(site, part)
 
     def made(self, site: Site, part: str, kv: Tensor) -> None:
         """Take in keys or values (B, T, W) from a projection, in a step or once before the first."""

@@ -9,23 +9,18 @@ masks hide of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import BoundArguments
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
-from textpatch.masks import (
-    argument,
-    hidden_tokens,
-    of_row,
-    require_masks_are_arguments,
-    require_masks_are_said,
-)
+from textpatch.masks import argument, hidden_tokens, joined, of_row
 from textpatch.sites import Site, Span
 
 
@@ -34,42 +29,49 @@ class Call:
     """One call of a model.
 
     step     its number among the finished calls of the block, 0 = first
-    lengths  T of each span that is a part of a tap's tokens
-    hidden   what `masks.hidden_tokens` gives for the mask of each span that names one
+    lengths  T of each row, for every span that is a part of a sequence
+    found    the text's place in the sequence, for each span whose place is "where"
+    masks    the mask of each span that names one
     ran      the watched modules that have run in it
+    hidden   what `masks.hidden_tokens` gives for these masks, where somebody asked
     """
 
     step: int
-    lengths: dict[Span, int]
-    hidden: dict[Span, list[Tensor | None]]
+    lengths: dict[Span, list[int]]
+    found: dict[Span, slice]
+    masks: dict[Span, Any]
     ran: set[str] = field(default_factory=set)
+    hidden: dict[Span, list[Tensor | None]] = field(default_factory=dict)
 
     def mask(self, site: Site, row: int) -> Tensor | None:
         """Tokens hidden of a row's text at a site.  None if there are none."""
-        return of_row(self.hidden.get(site.span, [None]), row)
+        if site.span not in self.hidden:  # to look into a mask is to wait for the device
+            self.hidden[site.span] = hidden_tokens(self.masks.get(site.span))
+        return of_row(self.hidden[site.span], row)
 
 
 class Calls:
-    """The calls of one model inside a block, some of which must run all of the named modules.
+    """The calls of one model inside a block, each of which must run some of its modules.
 
-    taps   the modules, by name
-    steps  the calls that must run them, all when None
-    count  the number of finished calls
+    spans     where text is among the tokens that the modules put out or get
+    required  number of a call -> names of the modules that must run in it
+    begun     called at the beginning of each call, with its number and its arguments
+    count     the number of finished calls
     """
 
     def __init__(
         self,
         model: nn.Module,
-        sites: tuple[Site, ...],
-        taps: Iterable[str],
-        steps: Collection[int] | None,
+        spans: Iterable[Span],
+        required: Callable[[int], Collection[str]],
+        begun: Callable[[int, BoundArguments], None] | None = None,
     ) -> None:
         self.model = model
-        self.taps = tuple(taps)
-        self.steps = steps
-        self.spans = list(dict.fromkeys(site.span for site in sites))
+        self.spans = list(dict.fromkeys(spans))
+        self.required = required
+        self.begun = begun
         self.count = 0
-        self._call = Call(0, {}, {})
+        self._call = Call(0, {}, {}, {})
         self._under_way = False
         self._image_tokens: dict[str, int] = {}
 
@@ -87,8 +89,22 @@ class Calls:
     def at(self, module: str) -> Call:
         """The call in which a watched module has just run.
 
-        Raises PatchError outside a call of the model, for a second run in one call, and in a backward pass
-        that may repeat one of several calls.
+        Raises PatchError as `within`, and for a second run in one call.
+        """
+        call = self.within(module)
+        if module in call.ran and not _in_backward_pass():
+            raise PatchError(
+                f"module {module!r} ran twice in call {self.count} of the {type(self.model).__name__}, and "
+                "a step holds one K and V of a site; leave out sites of modules that a call runs twice"
+            )
+        call.ran.add(module)
+        return call
+
+    def within(self, module: str) -> Call:
+        """The call in which a watched module runs.
+
+        Raises PatchError outside a call of the model, and in a backward pass that may repeat one of several
+        calls.
         """
         if _in_backward_pass():
             self._require_one_call(module)
@@ -97,38 +113,52 @@ class Calls:
                 f"module {module!r} ran outside a call of the {type(self.model).__name__}, and belongs to "
                 "no step; call the model itself inside the block, not `.forward` or one of its blocks"
             )
-        elif module in self._call.ran:
-            raise PatchError(
-                f"module {module!r} ran twice in call {self.count} of the {type(self.model).__name__}, and "
-                "a step holds one K and V of a site; leave out sites of modules that a call runs twice"
-            )
-        self._call.ran.add(module)
         return self._call
 
-    def text(self, site: Site, module: str, total: int) -> slice:
-        """The text among the `total` tokens that a tap puts out.
+    def text(self, span: Span, module: str, total: int, rows: slice = slice(None)) -> slice:
+        """The text of some rows among the `total` tokens of each row that a module puts out or gets.
 
         Raises PatchError where which tokens are text is not known.
         """
-        length = self._call.lengths.get(site.span)
-        text = site.span.tokens(total, length)
-        if length is not None:
-            self._require_as_many_image_tokens(module, total, length)
-        return text
+        if span in self._call.found:
+            return self._call.found[span]
+        lengths = self._call.lengths.get(span)
+        if lengths is None:
+            return span.tokens(total, None)
+        longest = max(lengths, default=0)
+        text = span.tokens(total, longest)
+        self._require_as_many_image_tokens(module, total, longest)
+        # a shorter text begins where the longest does, and what follows it is padding
+        return slice(text.start, text.start + span.one_length(lengths[rows]))
+
+    def text_alone(self, span: Span, total: int, rows: slice) -> slice | None:
+        """The text of some rows where the `total` tokens are the text alone.  None where they are not."""
+        lengths = self._call.lengths.get(span)
+        if lengths is None or total != max(lengths, default=0):
+            return None
+        return slice(0, span.one_length(lengths[rows]))
 
     def _begin(self, name: str, inputs: BoundArguments) -> None:
         if _in_backward_pass():
             return  # checkpointing repeats the call that is known; `at` asks each of its modules
-        require_masks_are_said(inputs, self.spans)
-        require_masks_are_arguments(inputs, self.spans)
-        masks = {span: argument(inputs, span.mask) for span in self.spans if span.mask}
-        lengths = {
-            span: span.length(argument(inputs, span.text), masks.get(span))
+        if self.begun is not None:
+            self.begun(self.count, inputs)
+        masks = {
+            span: joined([argument(inputs, name) for name in span.masks])
             for span in self.spans
-            if span.place != "all"
+            if span.masks
         }
-        hidden = {span: hidden_tokens(mask) for span, mask in masks.items()}
-        self._call = Call(self.count, lengths, hidden)
+        lengths = {
+            span: span.joined_lengths(
+                [argument(inputs, name) for name in span.texts], masks.get(span)
+            )
+            for span in self.spans
+            if span.place in ("first", "last")
+        }
+        found = {
+            span: span.found(argument(inputs, span.where[0])) for span in self.spans if span.where
+        }
+        self._call = Call(self.count, lengths, found, masks)
         self._under_way = True
 
     def _end(self, name: str, output: object) -> None:
@@ -143,11 +173,12 @@ class Calls:
             self._under_way = False
 
     def _require_all_ran(self) -> None:
-        silent = [tap for tap in self.taps if tap not in self._call.ran]
-        if silent and (self.steps is None or self.count in self.steps):
+        required = self.required(self.count)
+        silent = [module for module in required if module not in self._call.ran]
+        if silent:
             shown = ", ".join(silent[:3]) + ", ..." * (len(silent) > 3)
             raise PatchError(
-                f"{len(silent)} of {len(self.taps)} modules never ran in call {self.count} of the "
+                f"{len(silent)} of {len(required)} modules never ran in call {self.count} of the "
                 f"{type(self.model).__name__} ({shown}), so this step is neither captured nor patched there; "
                 "switch off what skips or replaces blocks of the model, or patch other sites or `steps`"
             )

@@ -145,6 +145,15 @@ class HookRegistry:
         register = partial(nn.Module.register_forward_pre_hook, with_kwargs=True)
         return self._block(register, before, looks_only=True)
 
+    def observe_entering(self, fn: Callable[[str], Any]) -> AbstractContextManager[HookRegistry]:
+        """Call fn(name) before each call of a named module.  Otherwise as `observe`."""
+
+        def enter(name: str, module: nn.Module, args: tuple[Any, ...], rest: Any) -> None:
+            fn(name)
+
+        register = partial(nn.Module.register_forward_pre_hook, with_kwargs=True)
+        return self._block(register, enter, looks_only=True)
+
     def observe_leaving(self, fn: Callable[[str], Any]) -> AbstractContextManager[HookRegistry]:
         """Call fn(name) after each call of a named module, whether it gave an output or raised an Exception.
 

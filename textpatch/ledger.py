@@ -26,6 +26,8 @@ TITLES = (
     "K change",
     "V change",
 )
+UNKNOWN = "?"  # a timestep or sigma
+UNWATCHED = "unwatched"  # a change
 # reasons of a silent swap
 ITSELF = "its readers are its donor"
 OVERRIDDEN = "later swaps take all it names"
@@ -37,7 +39,7 @@ NO_EFFECT = "the texts differ, yet everything read equals the reader's own"
 class Entry:
     """Reads of one row from another at one site and step, in all guidance branches together.
 
-    timestep, sigma     those of the schedule at the step
+    timestep, sigma     those of the schedule at the step.  None where no schedule is known
     hits_k, hits_v      number of (row, head, token) entries read
     change_k, change_v  largest change, in the units of K and V.  None where a compiled model could
                         not be watched
@@ -47,8 +49,8 @@ class Entry:
     site: int
     name: str
     step: int
-    timestep: float
-    sigma: float
+    timestep: float | None
+    sigma: float | None
     reader: str
     donor: str
     branches: tuple[str, ...]
@@ -65,20 +67,20 @@ class Entry:
         return (
             str(self.step),
             str(self.site),
-            f"{self.timestep:.1f}",
-            f"{self.sigma:.4f}",
+            _number(self.timestep, ".1f", UNKNOWN),
+            _number(self.sigma, ".4f", UNKNOWN),
             f"{self.reader} <- {self.donor}",
             str(self.hits_k),
             str(self.hits_v),
-            _number(self.change_k),
-            _number(self.change_v),
+            _number(self.change_k, ".3g", UNWATCHED),
+            _number(self.change_v, ".3g", UNWATCHED),
         )
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | None, form: str, otherwise: str) -> str:
     if value is None:
-        return "unwatched"
-    return f"{value:.3g}"
+        return otherwise
+    return format(value, form)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,11 @@ class Ledger:
 
     entries: tuple[Entry, ...] = ()
     silent: tuple[Silence, ...] = ()
+
+    def fill(self, other: Ledger) -> None:
+        """Take in all of another ledger.  For whoever gives a ledger away before the run is over."""
+        object.__setattr__(self, "entries", other.entries)
+        object.__setattr__(self, "silent", other.silent)
 
     def require(self) -> None:
         """Raise PatchError if a swap between different texts changed nothing.

@@ -16,9 +16,25 @@ from textpatch.errors import PatchError, closest
 from textpatch.sites import Span
 
 
-def argument(inputs: BoundArguments, name: str | None) -> Any:
-    """The argument that a forward was called with under a name.  None where it was left out."""
-    return named_arguments(inputs).get(name)
+def argument(inputs: BoundArguments, name: str) -> Any:
+    """The argument that a forward was called with under a name.  None where it was left out.
+
+    `name[0]` is its first entry, and `name.part` an attribute of it.
+    """
+    whole, _, attribute = name.partition(".")
+    plain, entry = argument_and_entry(whole)
+    value = named_arguments(inputs).get(plain)
+    if value is None:
+        return None
+    if entry is not None:
+        value = value[entry]
+    return getattr(value, attribute) if attribute else value
+
+
+def argument_and_entry(name: str) -> tuple[str, int | None]:
+    """Name of an argument, and the entry of it that `name[0]` means.  None where all of it is meant."""
+    plain, bracket, entry = name.partition("[")
+    return plain, int(entry.removesuffix("]")) if bracket else None
 
 
 def replace_argument(inputs: BoundArguments, name: str, value: Any) -> None:
@@ -85,6 +101,17 @@ def _hidden(row: Tensor) -> Tensor | None:
     return hidden if hidden.any() else None
 
 
+def joined(masks: Sequence[Any]) -> Any:
+    """One mask (B, T) of those (B, T1), (B, T2), ... of the texts that a model joins to one.
+
+    Those that were left out count nothing.  A single one stays as it is.
+    """
+    given = [mask for mask in masks if mask is not None]
+    if len(given) > 1:
+        return torch.cat([torch.as_tensor(mask).float() for mask in given], dim=1)
+    return given[0] if given else None
+
+
 def of_row(hidden: list[Tensor | None], row: int) -> Tensor | None:
     """Tokens hidden of one row.  A mask of one row is that of all."""
     return hidden[row if len(hidden) > 1 else 0]
@@ -115,9 +142,9 @@ def require_masks_are_said(inputs: BoundArguments, spans: Sequence[Span]) -> Non
     Such an argument has `mask` in its name, as many rows as the text or one for all, ends in one number per
     text token, and hides some.
     """
-    said = {span.mask for span in spans}
+    said = {name for span in spans for name in span.masks}
     named = named_arguments(inputs)
-    shapes = [_rows_and_tokens(named.get(span.text)) for span in spans]
+    shapes = [_rows_and_tokens(argument(inputs, name)) for span in spans for name in span.texts]
     for name, value in named.items():
         if name is None or name in said or "mask" not in name:
             continue
@@ -151,9 +178,9 @@ def require_masks_are_arguments(inputs: BoundArguments, spans: Sequence[Span]) -
     """Raise PatchError for a mask that a span names and the forward cannot be given."""
     parameters = inputs.signature.parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    for span in spans:
-        if span.mask and not takes_any and span.mask not in parameters:
+    for mask in (name for span in spans for name in span.masks):
+        if not takes_any and mask not in parameters:
             raise PatchError(
-                f"the table names the mask {span.mask!r}, and the model's forward takes no such argument"
-                f"{closest(span.mask, parameters)}; leave it out, or name the one that hides text tokens"
+                f"the table names the mask {mask!r}, and the model's forward takes no such argument"
+                f"{closest(mask, parameters)}; leave it out, or name the one that hides text tokens"
             )

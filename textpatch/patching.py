@@ -150,7 +150,7 @@ def inject(model: nn.Module, text: Any, sites: Any, *, mask: Any = None) -> Iter
             f"injection is undefined for {type(model).__name__}: its text stream changes with depth, so no "
             "single text feeds a site; use capture and patch, or a plan"
         )
-    if mask is not None and not all(site.span.mask for site in chosen):
+    if mask is not None and not all(site.span.masks for site in chosen):
         raise PatchError(
             "a mask was injected, and the sites name no mask of the model; leave it out, or see their span"
         )
@@ -203,7 +203,7 @@ def _fill_at_first_call(
 ) -> AbstractContextManager[HookRegistry]:
     """A block in which a call with `text`, which fills `bank`, precedes the model's first call."""
     span = sites[0].span
-    read = sorted({site.span.text for site in sites})
+    read = sorted({name for site in sites for name in site.span.texts})
     if len(read) > 1:
         raise PatchError(
             f"these sites read {read}, and one text was given; inject at sites that read one"
@@ -219,8 +219,8 @@ def _fill_at_first_call(
     def fill(name: str, inputs: BoundArguments) -> None:
         if bank:
             return
-        _require_alike(span, text, argument(inputs, span.text))
-        replace_argument(inputs, span.text, text)
+        _require_alike(span, text, argument(inputs, read[0]))
+        replace_argument(inputs, read[0], text)
         Context().run(run, inputs)  # in no open block: none counts or changes this call
 
     return HookRegistry(model, [""]).observe_inputs(fill)

@@ -42,6 +42,7 @@ __all__ = [
 SCHEMA_VERSION = 2
 
 SiteSlots = Tensor | tuple[Tensor, Tensor] | None  # one for K and V, or a pair, (B, H or 1, T) each
+Tokens = int | Mapping[Site, int]  # number of text tokens of all sites, or of each
 Made = TypeVar("Made")
 
 
@@ -168,14 +169,25 @@ class Plan:
 
         That is rows, sites, steps as loop indices, heads and tokens.
         """
+        self.check_rows(rows)
+        self.check_steps(sites, steps)
+        for swap in self.swaps:
+            for site in select_sites(sites, swap.sites):
+                swap.require_cells(site, tokens)
+
+    def check_rows(self, rows: Sequence[Row]) -> None:
+        """Raise PatchError unless all rows that the swaps name are there."""
         names = [row.name for row in rows]  # in their order, for the message
         for swap in self.swaps:
             for name in (*swap.readers, swap.donor):
                 if name not in names:
                     raise PatchError(f"no row {name!r} in this run{closest(name, names)}")
+
+    def check_steps(self, sites: Sequence[Site], steps: int) -> None:
+        """Raise PatchError unless all sites and all steps, as loop indices, that the swaps name are there."""
+        for swap in self.swaps:
             for site in select_sites(sites, swap.sites):
                 require_in_range("step", swap.loop_indices, steps, site)
-                swap.require_cells(site, tokens)
 
     def kept(self, make: Callable[[int], Made]) -> Callable[[int], Made]:
         """Function of a step that calls make(step) once for all steps at which the same swaps act."""
@@ -190,14 +202,15 @@ class Plan:
         return of_step
 
     def slots(
-        self, step: int, rows: Sequence[Row], sites: Sequence[Site], *, tokens: int
+        self, step: int, rows: Sequence[Row], sites: Sequence[Site], *, tokens: Tokens
     ) -> list[SiteSlots] | None:
         """Slots tables of a step for a denoiser, one entry per site, None where no swap acts.
 
         An entry is None, int32 (B, H or 1, T), or a pair of these for K and V.
 
-        rows  may be a part of a run's.  A swap with no reader among them does nothing, and unknown
-              names are for `check` to refuse
+        rows    may be a part of a run's.  A swap with no reader among them does nothing, and unknown
+                names are for `check` to refuse
+        tokens  number T of text tokens, or one for each of some sites, the others being left out
         Raises PatchError for
         - a reader whose donor is not among `rows` in the reader's branch
         - sites, heads and tokens that are not there, whether or not their swap acts
@@ -214,7 +227,7 @@ class Plan:
         return [_entry(tables.get(site)) for site in sites]
 
     def winners(
-        self, step: int, rows: Sequence[Row], sites: Sequence[Site], *, tokens: int
+        self, step: int, rows: Sequence[Row], sites: Sequence[Site], *, tokens: Tokens
     ) -> dict[Site, dict[str, Tensor]]:
         """Winning swaps of a step, by site and by "k" or "v".
 
@@ -228,8 +241,9 @@ class Plan:
             return B + i  # a row beyond the batch stands for swap i
 
         tables = self._tables(step, rows, sites, tokens, donor)
+        length = _per_site(sites, tokens)
         return {
-            site: {part: (table // tokens - B).clamp(min=-1) for part, table in pair.items()}
+            site: {part: (table // length[site] - B).clamp(min=-1) for part, table in pair.items()}
             for site, pair in tables.items()
         }
 
@@ -238,26 +252,41 @@ class Plan:
         step: int,
         rows: Sequence[Row],
         sites: Sequence[Site],
-        tokens: int,
+        tokens: Tokens,
         donor: Callable[[int, Row], int],
     ) -> dict[Site, dict[str, Tensor]]:
         """Tables (B, H or 1, T) of keys and values at every site where a swap acts.
 
         donor  (i, reader) -> place of the row that a reader reads by swap i
         """
-        own = torch.arange(len(rows) * tokens, dtype=torch.int32).reshape(len(rows), 1, tokens)
+        length = _per_site(sites, tokens)
+        own = {T: _own(len(rows), T) for T in set(length.values())}
         tables: dict[Site, dict[str, Tensor]] = {}
         for i, swap in enumerate(self.swaps):
             readers = [b for b, row in enumerate(rows) if swap.acts(step, row)]
             donors = [donor(i, rows[b]) for b in readers]
             for site in select_sites(sites, swap.sites):
-                swap.require_cells(site, tokens)
+                if site not in length:
+                    continue
+                swap.require_cells(site, length[site])
                 if not readers:
                     continue
-                pair = tables.setdefault(site, {"k": own, "v": own})
+                pair = tables.setdefault(site, dict.fromkeys("kv", own[length[site]]))
                 for part in swap.part:
                     pair[part] = _write(pair[part], readers, donors, swap, site.text_heads)
         return tables
+
+
+def _per_site(sites: Sequence[Site], tokens: Tokens) -> Mapping[Site, int]:
+    """Number of text tokens of each site that has one."""
+    if isinstance(tokens, Mapping):
+        return tokens
+    return dict.fromkeys(sites, tokens)
+
+
+def _own(rows: int, tokens: int) -> Tensor:
+    """Table (B, 1, T) by which every row reads itself."""
+    return torch.arange(rows * tokens, dtype=torch.int32).reshape(rows, 1, tokens)
 
 
 def _swap(*, steps: Any = None, **fields: Any) -> Swap:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from operator import index
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from torch import Tensor, nn
 
@@ -52,54 +52,118 @@ class Tap:
 class Span:
     """Tokens of a tap's output that are text.
 
-    place   "all" of them, or the "first" or "last" T of text and image tokens
+    place   "all" of them, the "first" or "last" T of text and image tokens, or those "where" an
+            argument says so
     text    argument of the model's forward whose length is T.  It is a tensor (B, T, ...), or a list
-            with one tensor (T, ...) per row
+            with one tensor (T, ...) per row.  `name[0]` is the first entry of one that holds a text per
+            layer, `name.part` an attribute.  Of several names, which the model joins to one sequence, T is
+            the sum
     pad_to  T is rounded up to a multiple of this
-    mask    argument of the forward that hides text tokens, as `masks.hidden_tokens` reads it.  None
-            if there is none
+    mask    argument of the forward that hides text tokens, as `masks.hidden_tokens` reads it, or
+            several, one per text.  None if there is none
     packed  True if the model leaves hidden tokens out of its sequences.  T is then the number of
             tokens that the mask lets be seen
+    extra   tokens of the model's own that it joins with the text.  They count as text
+    where   (argument, number) for the place "where".  A token is text if this argument (B, S) has that
+            number for it
     Raises PatchError for another place, for packed text without a mask, for a `pad_to` that is no
     whole number from 1 on, and for arguments that are no names.
     """
 
     place: str = "all"
-    text: str = "encoder_hidden_states"
+    text: str | tuple[str, ...] = "encoder_hidden_states"
     pad_to: int = 1
-    mask: str | None = None
+    mask: str | tuple[str, ...] | None = None
     packed: bool = False
+    extra: int = 0
+    where: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:
-        require_known("span", self.place, ("all", "first", "last"))
+        require_known("span", self.place, ("all", "first", "last", "where"))
         if not is_count(self.pad_to):
             raise PatchError(f"pad_to is {self.pad_to!r}; give a whole number, 1 for no padding")
-        for what, name in (("text", self.text), ("mask", self.mask)):
-            if not (isinstance(name, str) and name) and not (what == "mask" and name is None):
+        if self.extra != 0 and not is_count(self.extra):
+            raise PatchError(f"extra is {self.extra!r}; give a number of tokens, 0 for none")
+        for what, names in (("text", self.texts), ("mask", self.masks)):
+            if not all(isinstance(name, str) and name for name in names):
                 raise PatchError(
-                    f"{what} of a span is {name!r}; give the name of an argument of the model's forward"
+                    f"{what} of a span is {getattr(self, what)!r}; give the name of an argument of the "
+                    "model's forward, or several"
                 )
-        if self.packed and (self.mask is None or self.place == "all"):
+        if (self.where is None) == (self.place == "where"):
+            raise PatchError(
+                f"{self} has a `where` without its place, or the place without it; give both, as in "
+                "Span('where', where=('indicator', 3))"
+            )
+        if self.packed and (len(self.masks) != 1 or self.place not in ("first", "last")):
             raise PatchError(
                 f"{self} is packed; name the mask that says how many tokens are seen, "
                 "and the place 'first' or 'last'"
             )
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Arguments of the forward that hold text, in order."""
+        return self.text if isinstance(self.text, tuple) else (self.text,)
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """Arguments of the forward that hide text tokens."""
+        if self.mask is None:
+            return ()
+        return self.mask if isinstance(self.mask, tuple) else (self.mask,)
+
+    def lengths(
+        self, text: Tensor | Sequence[Tensor] | None, mask: Tensor | None = None
+    ) -> list[int]:
+        """Number T of tokens of each row of a text with its mask."""
+        rows = [] if text is None else list(text)
+        if self.packed and mask is not None:
+            rows = [row[row != 0] for row in mask]
+        return [-(-len(row) // self.pad_to) * self.pad_to for row in rows]
 
     def length(self, text: Tensor | Sequence[Tensor] | None, mask: Tensor | None = None) -> int:
         """Number T of tokens of a text with its mask.
 
         Raises PatchError if rows differ in it, or if there is no text.
         """
-        rows = [] if text is None else list(text)
-        if self.packed and mask is not None:
-            rows = [row[row != 0] for row in mask]
-        lengths = {-(-len(row) // self.pad_to) * self.pad_to for row in rows}
-        if len(lengths) != 1:
+        return self.one_length(self.lengths(text, mask))
+
+    def one_length(self, lengths: Sequence[int]) -> int:
+        """Number T that rows have in common.  Raises PatchError if they differ in it, or without rows."""
+        found = sorted(set(lengths))
+        if len(found) != 1:
             raise PatchError(
-                f"the rows of {self.text!r} hold {sorted(lengths) or 'no'} text tokens; sites that read the "
-                f"{self.place} tokens need one number for the whole batch, so give texts of equal length"
+                f"the rows of {self.text!r} hold {found or 'no'} text tokens; rows that read one another "
+                f"need one number where the text is the {self.place} tokens, so give texts of equal length"
             )
-        return lengths.pop()
+        return found[0]
+
+    def joined_lengths(self, texts: Sequence[Any], mask: Tensor | None = None) -> list[int]:
+        """Number T of each row's tokens of several texts together, with those of the model's own.
+
+        A text that was left out counts nothing where another is there.
+        """
+        given = [self.lengths(text, mask) for text in texts if text is not None]
+        return [sum(row) + self.extra for row in zip(*given, strict=False)]
+
+    def found(self, says: Tensor | None) -> slice:
+        """Slice of the text by the argument (B, S) that says where it is.
+
+        Raises PatchError if there is no such argument, and unless all rows hold their text in one piece at
+        one place.
+        """
+        name, number = self.where or ("", 0)
+        rows = [] if says is None else [row.nonzero()[:, 0].tolist() for row in says == number]
+        places = {(row[0], row[-1] + 1, len(row)) for row in rows if row}
+        first, stop, count = next(iter(places), (0, 0, 0))
+        if len(places) != 1 or not all(rows) or stop - first != count:
+            raise PatchError(
+                f"the text is where {name!r} is {number}, and the rows of this batch hold "
+                f"{list(map(len, rows))} such tokens, not in one piece at one place of all rows; give each "
+                "row a text, all of equal length"
+            )
+        return slice(first, stop)
 
     def tokens(self, total: int, length: int | None) -> slice:
         """Slice of the text among `total` tokens.
@@ -121,8 +185,10 @@ class Span:
 
     def cut(self, length: int | str, channels: tuple[int, int] | None) -> str:
         """Index in Python that cuts the text out of a tap's output, "" if all of it is text."""
-        where = {"all": ":", "first": f":{length}", "last": f"-{length}:"}[self.place]
-        parts = [":", where]
+        where = {"all": ":", "first": f":{length}", "last": f"-{length}:"}
+        if self.where is not None:
+            where["where"] = "{} == {}".format(*self.where)
+        parts = [":", where[self.place]]
         if channels:
             parts.append(f"{channels[0]}:{channels[1]}")
         if parts == [":", ":"]:
@@ -145,6 +211,9 @@ class Site:
                 the argument of the forward that holds the text is `span.text`
     taps        tap of K and tap of V.  By default what `TEXT_PROJECTIONS` names
     span        tokens of the taps' output that are text
+    keys        tokens that are text among the keys of the module's attention, as torch's
+                scaled_dot_product_attention gets them.  None on textpatch's own models, which attend
+                otherwise
     """
 
     index: int
@@ -157,6 +226,7 @@ class Site:
     text_input: str = "text"
     taps: tuple[Tap, ...] = field(default=(), repr=False)
     span: Span = Span()
+    keys: Span | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         require_known("kind", self.kind, TEXT_PROJECTIONS)

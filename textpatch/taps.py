@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from inspect import BoundArguments
 from typing import Any
 
 from torch import Tensor, nn
 
 from textpatch.calls import Call, Calls
 from textpatch.hooks import HookRegistry
+from textpatch.masks import require_masks_are_arguments, require_masks_are_said
 from textpatch.ports.shipped import find_sites
 from textpatch.sites import Site, select_sites
 
@@ -50,13 +52,22 @@ def at_text(
         for part, tap in zip("kv", site.taps, strict=True):
             if part in parts:
                 taps[tap.module] += [(site, part, tap.channels)]
-    calls = Calls(model, sites, taps, steps)
+    spans = list(dict.fromkeys(site.span for site in sites))
+
+    def required(call: int) -> Collection[str]:
+        return taps if steps is None or call in steps else ()
+
+    def begun(call: int, inputs: BoundArguments) -> None:
+        require_masks_are_said(inputs, spans)
+        require_masks_are_arguments(inputs, spans)
+
+    calls = Calls(model, spans, required, begun)
 
     def at(name: str, output: Any) -> Tensor | None:
         call = calls.at(name)
         new = None
         for site, part, channels in taps[name]:
-            text = calls.text(site, name, output.shape[1])
+            text = calls.text(site.span, name, output.shape[1])
             where = slice(None), text, slice(*channels or (None,))
             read = fn(site, part, call, output[where])
             if read is not None:

@@ -423,9 +423,9 @@ FAULTS = {
     "text of a cached call": (test_calls_that_hold_no_text_are_refused,
         calls.Calls, "_require_as_many_image_tokens", "if total - length != first:", "if False:"),
     "steps counted by what runs": (test_steps_of_a_model_with_a_block_cache_do_not_drift,
-        calls.Calls, "_require_all_ran", "if silent and", "if False and"),
+        calls.Calls, "_require_all_ran", "if silent:", "if False:"),
     "packed text as long as padded": (test_packed_texts_of_several_lengths_are_refused,
-        Span, "length", "if self.packed and mask is not None:", "if False:"),
+        Span, "lengths", "if self.packed and mask is not None:", "if False:"),
 }  # fmt: skip
 
 

@@ -167,7 +167,7 @@ FAULTS = {  # check that must find it, model, fault
     "steps from one": (swaps.steps_are_calls, "sd3",
         code(calls.Calls, "_begin", "Call(self.count,", "Call(self.count + 1,")),
     "the prompt injected": (swaps.injection_is_patching, "prx",
-        code(patching, "_fill_at_first_call", "replace_argument(inputs, span.text, text)", "pass")),
+        code(patching, "_fill_at_first_call", "replace_argument(inputs, read[0], text)", "pass")),
     "packed text not declared": (swaps.masked_text_is_where_it_was, "lumina2", table(lambda _: UNPACKED)),
     "own text read as masked": (swaps.equal_masks_are_read_through, "pixart",
         code(patching, "patch", "new[b] = _mixed(", "new[b] = (call.mask(site, b) is not None) + _mixed(")),

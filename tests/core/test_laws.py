@@ -13,13 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support import laws, laws_of_calls
-from support.strategies import ARCHITECTURES, STATIC, cases, fixed_case
+from support.strategies import ARCHITECTURES, KIN, STATIC, STATIC_KIN, cases, fixed_case
 
 EXAMPLES = max(settings().max_examples // 5, 1)  # of each architecture
+STATED = []  # laws with their architectures
+EVOLVING = ["mmdit"]
 
 
 def over(law, architectures=ARCHITECTURES):
     """A test of a law on random cases of each architecture."""
+    STATED.append((law, architectures))
 
     def test(architecture, data):
         law(data.draw(cases(architecture)))
@@ -70,18 +73,32 @@ test_rows_mean_their_labels = over(laws.law_rows_mean_their_labels)
 test_lock_step_is_capture_then_patch = over(laws.law_lock_step_is_capture_then_patch)
 test_every_swap_is_a_patch = over(laws_of_calls.law_every_swap_is_a_patch)
 test_injection_is_a_swap = over(laws.law_injection_is_a_swap, STATIC)
-test_evolving_text_refuses_injection = over(laws.law_evolving_text_refuses_injection, ["mmdit"])
+test_evolving_text_refuses_injection = over(laws.law_evolving_text_refuses_injection, EVOLVING)
 
 # 14, 17: heads, gradients; 15 is in test_mathematics.py
 test_all_heads_are_the_site = over(laws.law_all_heads_are_the_site)
 test_gradients_pass_through_a_swap = over(laws_of_calls.law_gradients_pass_through_a_swap)
 
 
+OF_KIN = [
+    pytest.param(law, kin, id=f"{law.__name__}-{kin}")
+    for law, architectures in STATED
+    for kin in KIN
+    if architectures is ARCHITECTURES or (architectures is STATIC) == (kin in STATIC_KIN)
+]
+
+
+@pytest.mark.parametrize("law, architecture", OF_KIN)
+def test_their_kin_keep_the_laws(law, architecture):
+    """One case of each model that shares its attention, or its text, with one of the above."""
+    law(fixed_case(architecture))
+
+
 @pytest.mark.parametrize("architecture", STATIC)
-def test_injection_at_subsets_of_the_sites(architecture):
-    """Law 5 for each site, each pair that does not begin with the first, and all four."""
+def test_injection_at_subsets_of_the_sites(architecture, long):
+    """Law 5 for each site and for all four, in the long form for every subset."""
     case = fixed_case(architecture)
     sites = range(len(case.model.sites))
-    pairs = combinations(sites[1:], 2)
-    for chosen in chain(combinations(sites, 1), pairs, [tuple(sites)]):
+    sizes = range(1, 5) if long else (1, 4)
+    for chosen in chain.from_iterable(combinations(sites, size) for size in sizes):
         laws.law_injection_is_a_swap(replace(case, sites=chosen))

@@ -25,6 +25,7 @@ from textpatch.ledger import (
     Ledger,
 )
 from textpatch.plan import Plan, Row, Swap
+from textpatch.reads import Reads
 from textpatch.sampling import Samples, sample
 from textpatch.sites import Site, Span, Tap
 
@@ -149,7 +150,7 @@ FAULTS = {
     ),
     "one table for keys and values": (
         Watch,
-        "enter",
+        "enter_site",
         "entry if isinstance(entry, tuple)",
         "(entry[0],) * 2 if isinstance(entry, tuple)",
     ),
@@ -293,7 +294,7 @@ def test_no_swap_vouches_for_another():
 
 
 SILENCE_FAULTS = {
-    "one swap vouches for another": (Recorder, "_why_silent", "if key.swap == i", ""),
+    "one swap vouches for another": (Reads, "_why_silent", "if key.swap == i", ""),
     "swaps of another step": (Recorder, "_winners", "winners(step,", "winners(0,"),
     "swaps of the step before": (
         Watch,
@@ -307,7 +308,7 @@ SILENCE_FAULTS = {
         "(who == pair).all(-1)",
         "(who[..., 0] == pair[0])",
     ),
-    "off by one swap": (Plan, "winners", "table // tokens - B)", "table // tokens - B - 1)"),
+    "off by one swap": (Plan, "winners", "// length[site] - B)", "// length[site] - B - 1)"),
 }
 
 

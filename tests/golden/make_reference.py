@@ -28,7 +28,7 @@ VAE_FLAGS = dict(
     down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2
 )
 CLASSES = {
-    "sdxl": (UNET, dict(addition_embed_type="text_time", use_linear_projection=True)),
+    "sdxl": (UNET, dict(addition_embed_type="text_time")),
     "if-i": (UNET, IF_FLAGS),
     "if-ii": (UNET, IF_FLAGS),
     "sd3": (diffusers.SD3Transformer2DModel, {}),

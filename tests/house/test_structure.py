@@ -22,6 +22,7 @@ OUTER = {
 LAYERS = [
     ["cli", "examples"],
     ["weights"],
+    ["maps"],
     ["editing"],
     ["localization"],
     ["adapters", "auditing", "safety", "testing"],
@@ -29,11 +30,11 @@ LAYERS = [
     ["groups"],
     ["prompts", "runs"],
     ["metrics"],
-    ["sampling"],
+    ["foreign", "sampling"],
     ["lockstep", "packing"],
-    ["checks"],
-    ["bookkeeping", "ledger", "patching", "recording"],
-    ["taps"],
+    ["checks", "swapping"],
+    ["bookkeeping", "ledger", "patching", "reads", "recording"],
+    ["attending", "branches", "taps"],
     ["cache", "calls", "reference_models"],
     ["bank"],
     ["masks"],
@@ -48,14 +49,14 @@ LAYERS = [
     ["sites"],
     ["anatomy", "attention", "changes", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
-    ["disk", "exits", "html", "pictures", "progress"],
+    ["disk", "exits", "html", "pictures", "progress", "sounds"],
     ["quotes", "seeds", "text"],
     ["errors"],
 ]
 CORE = (
-    "anatomy attention bank bookkeeping cache calls changes checks classifier_free explaining guidance hooks "
-    "ledger masks packing patching plan recording rows safe_guidance seeds shapes sites slots softmax swaps "
-    "taps windows"
+    "anatomy attending attention bank bookkeeping branches cache calls changes checks classifier_free "
+    "explaining guidance hooks ledger masks packing patching plan reads recording rows safe_guidance seeds "
+    "shapes sites slots softmax swapping swaps taps windows"
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 TALKERS = {"cli", "examples"}

@@ -80,7 +80,7 @@ IMAGE_OF_ANOTHER_ROW = {
     "mmdit": (JOINT, "forward", "self.to_k(image)", f"self.to_k({where_read('image')})"),
 }
 OFF_BY_ONE_SITE = {
-    "sdxl": (sdxl.SDXL, "forward", *site_before("site_reads", "text.tokens, ")),
+    "sdxl": (sdxl.StableDiffusion, "forward", *site_before("site_reads", "text.tokens, ")),
     "if-i": (deepfloyd_if.DeepFloydIF, "forward", *site_before("site_reads", "tokens, ")),
     "mmdit": (mmdit.MMDiT, "forward", *site_before("slots_per_site")),
 }

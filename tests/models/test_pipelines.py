@@ -59,14 +59,20 @@ def generators():
     return [torch.Generator().manual_seed(seed) for seed in SEEDS]
 
 
-LATENT = [("sdxl", {}), ("sd3", {}), ("sd3", {"t5": False}), ("sd3", {"dual": True})]
+LATENT = [
+    ("sdxl", {}),
+    ("sd3", {}),
+    ("sd3", {"t5": False}),
+    ("sd3", {"dual": True}),
+    ("stable_diffusion", {}),
+]
 
 
 @pytest.mark.parametrize(
     "guidance, negative", [(1.0, None), (5.0, None), (5.0, ""), (3.0, "a yellow wall")]
 )
 @pytest.mark.parametrize(
-    "name, options", LATENT, ids=["sdxl", "sd3", "sd3-without-t5", "sd3.5-medium"]
+    "name, options", LATENT, ids=["sdxl", "sd3", "sd3-without-t5", "sd3.5-medium", "sd1"]
 )
 def test_latent_pipelines_equal_diffusers(saved, name, options, guidance, negative):
     """Latents within 1e-5 and pictures within one level of 255, with and without guidance and negative
@@ -95,6 +101,35 @@ def test_latent_pipelines_equal_diffusers(saved, name, options, guidance, negati
         strict=True,
     ):
         assert np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "name, options, skip",
+    [("stable_diffusion", {}, 1), ("stable_diffusion", {"version": 2}, 0), ("sdxl", {}, 1)],
+)
+def test_clip_skip_is_that_of_diffusers(saved, name, options, skip):
+    """Prompts read some layers before the end, as diffusers reads them; another version's CLIP, too."""
+    theirs, ours = saved(name, **options)
+    # where diffusers looks for the norm, and transformers 4 has it
+    object.__setattr__(theirs.text_encoder, "text_model", theirs.text_encoder)
+    call = dict(num_inference_steps=2, guidance_scale=1.0, height=64, width=64, clip_skip=skip)
+    expected = theirs(PROMPTS, latents=ours.noise(SEEDS), output_type="latent", **call).images
+    skipping = ours.with_clip_skip(skip)
+    made = skipping.denoise(ours.noise(SEEDS), skipping.encode(PROMPTS), steps=2, guidance=1)
+    assert relative(made, expected) <= tolerance(2, 1)
+    assert skipping.name == f"{ours.name} with clip skip {skip}" and not ours.encoders.clip_skip
+    same = torch.equal(skipping.encode(PROMPTS).tokens, ours.encode(PROMPTS).tokens)
+    assert same == (skip == 0)
+
+
+def test_a_clip_skip_that_leaves_no_layer_is_refused(saved):
+    """Two layers are read of Stable Diffusion's small CLIP and one of SDXL's.   SD3's are read whole."""
+    for name, most in (("stable_diffusion", 2), ("sdxl", 1)):
+        _, ours = saved(name)
+        with pytest.raises(PatchError, match=f"clip skip 3 was asked for; .* give 0 to {most}$"):
+            ours.with_clip_skip(3)
+    with pytest.raises(PatchError, match="clip skip 1 was asked of SD3TextEncoders, and only"):
+        small_pipeline().with_clip_skip(1)
 
 
 @pytest.mark.parametrize("guidance, negative", [(1.0, None), (7.0, None), (4.0, "a yellow wall")])

@@ -23,7 +23,7 @@ DOWN, SITES_DOWN, UP, SITES_UP = (
     "CrossAttnUpBlock2D",
 )
 # so published, and no size
-FIXED = dict(addition_embed_type="text_time", use_linear_projection=True)
+FIXED = dict(addition_embed_type="text_time")
 PARAMETERS = 2_567_463_684
 SMALL = SDXLConfig(
     in_channels=3,
@@ -263,11 +263,11 @@ def test_it_compiles_in_one_piece():
         (
             dict(down_block_types=("DownBlock2D", "ResnetDownsampleBlock2D")),
             "down_block_types has 'ResnetDownsampleBlock2D'; "
-            "SDXL has 'DownBlock2D' and 'CrossAttnDownBlock2D'",
+            "this U-Net has 'DownBlock2D' and 'CrossAttnDownBlock2D'",
         ),
         (
             dict(up_block_types=(SITES_DOWN, UP)),
-            "up_block_types has 'CrossAttnDownBlock2D'; SDXL has 'UpBlock2D'",
+            "up_block_types has 'CrossAttnDownBlock2D'; this U-Net has 'UpBlock2D'",
         ),
         (
             dict(up_block_types=(UP,)),
@@ -283,16 +283,16 @@ def test_it_compiles_in_one_piece():
         ),
         (
             dict(transformer_layers_per_block=(1, (2, 1))),
-            r"transformer_layers_per_block has \(2, 1\); SDXL has whole",
+            r"transformer_layers_per_block has \(2, 1\); give whole",
         ),
         (
             dict(layers_per_block=(1, 2)),
-            r"layers_per_block has \(1, 2\); SDXL has whole numbers from 1 on",
+            r"layers_per_block has \(1, 2\); give whole numbers from 1 on",
         ),
-        (dict(layers_per_block=0), "layers_per_block has 0; SDXL has whole numbers from 1 on"),
+        (dict(layers_per_block=0), "layers_per_block has 0; give whole numbers from 1 on"),
         (
             dict(attention_head_dim=(2, 0)),
-            "attention_head_dim has 0; SDXL has whole numbers from 1 on",
+            "attention_head_dim has 0; give whole numbers from 1 on",
         ),
         (
             dict(attention_head_dim=(2, 5)),

@@ -1,6 +1,7 @@
 """Ports hold on diffusers' own classes, and foreign models swap as ours do."""
 
 import ast
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.copies import PAIRS, call, native_slots_are_foreign_hooks, one_input, pair
-from support.foreign import FOREIGN, foreign
+from support.foreign import FOREIGN, SAME, foreign
 from support.laws import anatomy, patching
 from support.small_models import relative
 from support.strategies import some
@@ -65,9 +66,14 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[pytest.mark.long] * (x in SAME)) for x in FOREIGN]
+)
 def test_a_shipped_table_passes_every_check(diffusers, name):
-    """A shipped table passes check_port on diffusers' class, which reports over 25 sentences."""
+    """A shipped table passes check_port on diffusers' class, which reports over 25 sentences.
+
+    By default one form of each make is tried, and with --long all.
+    """
     model, inputs = foreign(diffusers, name)
     report = check_port(model, None, inputs)
     assert report.sites == find_sites(model)
@@ -92,7 +98,7 @@ def test_sites_of_foreign_models(diffusers, name):
 def test_tables_are_literal(diffusers):
     """A table is one file under 80 lines that imports SiteSpec and Span alone.
 
-    Every class that it names is one of diffusers.
+    Every class that has one is one of diffusers, and every file is one that has a table.
     """
     folder = Path(ports.__file__).parent
     files = [
@@ -103,9 +109,11 @@ def test_tables_are_literal(diffusers):
         imported = [node for node in nodes if isinstance(node, ast.ImportFrom | ast.Import)]
         assert len(path.read_text().splitlines()) < 80
         assert {node.module for node in imported} <= {"textpatch.sites", "textpatch.ports.matching"}
-    assert len(files) == len(shipped.TABLES) and all(
-        hasattr(diffusers, name) for name in shipped.TABLES
-    )
+    assert all(hasattr(diffusers, name) for name in shipped.TABLES)
+    used = {id(table) for tables in shipped.TABLES.values() for table in tables}
+    for path in files:
+        tables = vars(getattr(ports, path.stem)).values()
+        assert any(id(table) in used for table in tables), path.stem
 
 
 def test_a_subclass_has_the_table_of_its_class(diffusers):
@@ -194,6 +202,7 @@ def test_native_injection_is_the_foreign_copys(diffusers, name):
         (dict(kind="cross", fused=(0, 1)), r"fused is \(0, 1\); give three whole numbers"),
         (dict(kind="cross", fused=(0, 1.0, 2)), r"fused is \(0, 1.0, 2\); give three"),
         (dict(kind="cross", fused=()), r"fused is \(\); give three"),
+        (dict(kind="cross", fused=(-1, 2, "width")), r"fused is \(-1, 2, 'width'\); parts are"),
         (dict(kind=["cross"]), r"kind is \['cross'\]; known here: 'cross'"),
         (dict(kind="cross", heads=0), "heads of 'blocks.*' is 0; give a whole number from 1 on"),
         (dict(kind="cross", heads=True), "heads of 'blocks.*' is True; give a whole number"),
@@ -228,12 +237,42 @@ def test_a_row_of_no_module_is_refused(modules):
         (dict(pad_to="8"), "pad_to is '8'"),
         (dict(text=None), "text of a span is None; give the name of an argument"),
         (dict(mask=""), "mask of a span is ''; give the name of an argument"),
+        (dict(text=("words", "")), r"text of a span is \('words', ''\); give the name"),
+        (dict(extra=-1), "extra is -1; give a number of tokens, 0 for none"),
+        (dict(where=("indicator", 3)), "has a `where` without its place"),
+        (dict(place="where"), "has a `where` without its place, or the place without it"),
+        (dict(packed=True, mask=("a", "b")), "is packed; name the mask that says how many"),
     ],
 )
 def test_a_span_of_another_kind_is_refused(fields, says):
     """Padding that is no number from 1 on, and arguments without a name."""
     with pytest.raises(PatchError, match=says):
-        Span("first", **fields)
+        Span(**dict(place="first") | fields)
+
+
+def test_rows_that_run_in_between_have_as_many_patterns():
+    """Rows that run in between each other do so pattern by pattern, and one of braces matches some names."""
+    attention = torch.nn.ModuleDict(dict(to_k=torch.nn.Linear(2, 4), to_v=torch.nn.Linear(2, 4)))
+    model = torch.nn.ModuleList([attention] + [copy.deepcopy(attention) for _ in range(11)])
+    rows = [SiteSpec("{0,3}", "cross", heads=2), SiteSpec("{2,11}", "cross", heads=2, between=True)]
+    assert [site.name for site in find_sites(model, rows)] == ["0", "2", "3", "11"]
+    with pytest.raises(PatchError, match="run in between '.0,3.', pattern by pattern; give both"):
+        find_sites(model, [rows[0], replace(rows[1], modules=("{2,11}", "5"))])
+
+
+@pytest.mark.parametrize(
+    "says",
+    [None, [[3, 3, 2], [3, 2, 2]], [[2, 2, 2]], [[3, 2, 3]], [[3, 3, 2], [2, 3, 3]]],
+    ids=["no argument", "another length", "none", "two pieces", "another place"],
+)
+def test_text_by_an_argument_is_in_one_piece(says):
+    """Text that an argument places is in one piece, and at one place in all rows."""
+    span = Span("where", where=("indicator", 3))
+    assert span.found(torch.tensor([[0, 3, 3, 2]] * 2)) == slice(1, 3)
+    with pytest.raises(
+        PatchError, match="the text is where 'indicator' is 3, and the rows of this"
+    ):
+        span.found(None if says is None else torch.tensor(says))
 
 
 @pytest.mark.parametrize(
@@ -278,7 +317,13 @@ def test_a_table_of_another_kind_is_refused(table, says):
             dict(heads=3),
             "16 channels of 'transformer_blocks.0.attn.add_k_proj' do not divide into 1 parts of 3 heads",
         ),
-        (dict(fused=(1, 2, 3)), "do not divide into 3 parts of 2 heads"),
+        (dict(fused=(1, 2, 3)), "do not divide into 3 parts"),
+        (
+            dict(fused=(0, 1, "inner_dim")),
+            "16 channels of .* do not hold part 1 of parts of 16, which is 'inner_dim'",
+        ),
+        (dict(fused=(0, 1, "width")), "'transformer_blocks.0.attn' has no number 'width'"),
+        (dict(queries="to_queries"), "has no module 'transformer_blocks.0.attn.to_queries'"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(diffusers, fields, says):

@@ -54,7 +54,7 @@ IN_MMDIT = MMDiTConfig(
 )
 IN_SD35 = replace(IN_MMDIT, qk_norm="rms_norm", dual_attention_layers=(0,))
 UNETS = {
-    SDXL: dict(addition_embed_type="text_time", use_linear_projection=True),
+    SDXL: dict(addition_embed_type="text_time"),
     DeepFloydIF: dict(
         act_fn="gelu",
         addition_embed_type="text",

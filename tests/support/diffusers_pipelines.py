@@ -58,6 +58,35 @@ def sdxl(seed: int = 0):
     )
 
 
+def stable_diffusion(seed: int = 0, version: int = 1, schedule=None):
+    wide = version == 2
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=[2, 4] if wide else 8,
+        cross_attention_dim=64,
+        use_linear_projection=wide,
+        upcast_attention=wide,
+    )
+    betas = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    return diffusers.StableDiffusionPipeline(
+        vae=vae(4, seed, scaling_factor=0.18215),
+        text_encoder=clip(CLIPTextModel, 64, seed, "gelu" if wide else "quick_gelu"),
+        tokenizer=word_tokenizer(begin=True),
+        unet=random(unet, seed),
+        scheduler=schedule
+        or diffusers.DDIMScheduler(
+            **betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 def sd3(seed: int = 0, t5: bool = True, dual: bool = False):
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,

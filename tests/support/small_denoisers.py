@@ -2,10 +2,21 @@
 
 from support.strategies import randomize
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
+from textpatch.reference_models.flux import Flux, FluxConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
-from textpatch.reference_models.sdxl import SDXL, SDXLConfig
+from textpatch.reference_models.sdxl import SDXL, SDConfig, SDXLConfig, StableDiffusion
 
 SMALL = {
+    "SD1": (StableDiffusion, SDConfig(block_out_channels=(32, 32, 32, 32), cross_attention_dim=24)),
+    "SD2": (
+        StableDiffusion,
+        SDConfig(
+            block_out_channels=(64, 64, 128, 128),
+            attention_head_dim=(1, 1, 2, 2),
+            cross_attention_dim=24,
+            use_linear_projection=True,
+        ),
+    ),
     "SDXL": (
         SDXL,
         SDXLConfig(
@@ -14,6 +25,17 @@ SMALL = {
             cross_attention_dim=96,
             transformer_layers_per_block=(1, 1, 2),
             projection_class_embeddings_input_dim=1568,
+        ),
+    ),
+    "FLUX.1": (
+        Flux,
+        FluxConfig(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=2,
+            num_attention_heads=1,
+            joint_attention_dim=24,
+            pooled_projection_dim=20,
         ),
     ),
     "SD3": (

@@ -10,19 +10,22 @@ import torch
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
+from textpatch.reference_models.flux import Flux, FluxConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
-from textpatch.reference_models.sdxl import SDXL, SDXLConfig
+from textpatch.reference_models.sdxl import SDXL, SDConfig, SDXLConfig, StableDiffusion
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.weights import configs
-from textpatch.weights.configs import (
-    denoiser_from_config,
+from textpatch.weights.configs import denoiser_from_config, vae_from_config
+from textpatch.weights.inferring import (
+    flux_config,
     if_config,
     mmdit_config,
+    sd_config,
     sdxl_config,
     vae_config,
-    vae_from_config,
 )
 from textpatch.weights.manifests import manifest
+from textpatch.weights.published import DENOISERS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 UNETS = {
@@ -71,6 +74,35 @@ PUBLISHED_SD3 = dict(
     caption_projection_dim=1536,
     pos_embed_max_size=192,
 )
+PUBLISHED_FLUX = dict(
+    _class_name="FluxTransformer2DModel",
+    attention_head_dim=128,
+    guidance_embeds=True,
+    in_channels=64,
+    joint_attention_dim=4096,
+    num_attention_heads=24,
+    num_layers=19,
+    num_single_layers=38,
+    patch_size=1,
+    pooled_projection_dim=768,
+)
+PUBLISHED_SD1 = dict(
+    _class_name="UNet2DConditionModel",
+    sample_size=64,
+    act_fn="silu",
+    attention_head_dim=8,
+    block_out_channels=[320, 640, 1280, 1280],
+    cross_attention_dim=768,
+    down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+)
+PUBLISHED_SD2 = PUBLISHED_SD1 | dict(
+    sample_size=96,
+    attention_head_dim=[5, 10, 20, 20],
+    cross_attention_dim=1024,
+    upcast_attention=True,
+    use_linear_projection=True,
+)
 PUBLISHED_VAE = dict(
     _class_name="AutoencoderKL",
     block_out_channels=[128, 256, 512, 512],
@@ -89,11 +121,14 @@ WIDE_VAE = dict(latent_channels=16, use_quant_conv=False, use_post_quant_conv=Fa
         (PUBLISHED_SDXL, SDXL, SDXLConfig()),
         (PUBLISHED_IF, DeepFloydIF, IFConfig()),
         (PUBLISHED_SD3, MMDiT, MMDiTConfig()),
+        (PUBLISHED_FLUX, Flux, FluxConfig()),
+        (PUBLISHED_SD1, StableDiffusion, SDConfig()),
+        (PUBLISHED_SD2, *DENOISERS["sd-2.1"]),
     ],
-    ids=["SDXL", "IF-I-XL", "SD3-medium"],
+    ids=["SDXL", "IF-I-XL", "SD3-medium", "FLUX.1-dev", "SD-1.5", "SD-2.1"],
 )
 def test_published_denoisers_are_our_defaults(published, model, config):
-    """config.json of each published denoiser gives its class with its default configuration."""
+    """config.json of each published denoiser gives its class with its configuration, mostly the default."""
     assert denoiser_from_config(published) == (model, config)
 
 
@@ -113,6 +148,10 @@ def test_configurations_from_shapes_are_the_published_ones():
 
     rms = {"qk_norm": "rms_norm"}
     assert sdxl_config(shapes("sdxl-base-1.0.unet")) == SDXLConfig()
+    for name in ("sd-1.5", "sd-2.1"):
+        expected = replace(DENOISERS[name][1], sample_size=64)  # which no shape tells
+        assert sd_config(shapes(f"{name}.unet")) == expected
+    assert flux_config(shapes("flux.1-dev.transformer")) == FluxConfig()
     assert mmdit_config(shapes("sd3-medium.transformer")) == MMDiTConfig()
     assert mmdit_config(shapes("sd3.5-medium.transformer")) == MMDiTConfig(
         pos_embed_max_size=384, dual_attention_layers=tuple(range(13)), **rms
@@ -140,7 +179,7 @@ def test_the_family_gives_a_vae_its_scale(name, family, scale, shift):
         scaling_factor=scale, shift_factor=shift, **WIDE_VAE
     )
     with pytest.raises(
-        WeightsError, match="16 latent channels .* family None.*; say one of SDXL, SD3, FLUX.1"
+        WeightsError, match="16 latent channels .* family None.*; say one of SD, SDXL, SD3, FLUX.1"
     ):
         vae_config(shapes)
 
@@ -237,6 +276,9 @@ def test_heads_that_tensors_do_not_tell_are_not_guessed():
     shapes = manifest("sd3-medium.transformer.diffusers").shapes | {
         "pos_embed.proj.weight": (96, 16, 2, 2)
     }
+    narrow = {"x_embedder.weight": (64, 16), "transformer_blocks.0.attn.norm_q.weight": (32,)}
+    with pytest.raises(WeightsError, match="heads of 32, and no shape says .* load it with its"):
+        flux_config(narrow)
     with pytest.raises(
         WeightsError, match="a width of 96 holds no whole heads of 64; load it with its"
     ):
@@ -249,7 +291,9 @@ def test_heads_that_tensors_do_not_tell_are_not_guessed():
     )
 
 
-@pytest.mark.parametrize("infer", [mmdit_config, if_config, sdxl_config, vae_config])
+@pytest.mark.parametrize(
+    "infer", [mmdit_config, flux_config, if_config, sdxl_config, sd_config, vae_config]
+)
 def test_an_incomplete_file_is_named(infer):
     """A shape that is needed and missing is a WeightsError."""
     with pytest.raises(WeightsError, match=r"no tensor '[\w.]+' among 1; the file is incomplete"):
@@ -261,6 +305,7 @@ def test_defaults_are_those_of_diffusers():
     diffusers = pytest.importorskip("diffusers")
     for name, defaults in [
         ("SD3Transformer2DModel", configs.SD3_DEFAULTS),
+        ("FluxTransformer2DModel", configs.FLUX_DEFAULTS),
         ("UNet2DConditionModel", configs.UNET_DEFAULTS),
         ("AutoencoderKL", configs.VAE_DEFAULTS),
     ]:
@@ -273,8 +318,8 @@ def test_defaults_are_those_of_diffusers():
     [
         (
             PUBLISHED_SDXL,
-            dict(use_linear_projection=False),
-            "use_linear_projection False; SDXL is .* with True",
+            dict(dual_cross_attention=True),
+            "dual_cross_attention True; SDXL is .* with False",
         ),
         (PUBLISHED_SDXL, dict(act_fn="gelu"), "act_fn 'gelu'; SDXL is .* with 'silu'"),
         (PUBLISHED_SDXL, dict(norm_eps=1e-6), "norm_eps 1e-06; SDXL is .* with 1e-05"),
@@ -290,6 +335,8 @@ def test_defaults_are_those_of_diffusers():
             dict(flip_sin_to_cos=False),
             "flip_sin_to_cos False; DeepFloydIF is .* with True",
         ),
+        # with the tensors of a picture beside the latents
+        (PUBLISHED_FLUX, dict(out_channels=64), "out_channels 64; Flux is .* with None"),
         (PUBLISHED_SD3, dict(a_new_field=[1, 2]), r"a_new_field \(1, 2\); MMDiT is .* with None"),
         (
             PUBLISHED_SD3,
@@ -298,13 +345,13 @@ def test_defaults_are_those_of_diffusers():
         ),
         (
             PUBLISHED_SD3,
-            dict(_class_name="FluxTransformer2DModel"),
-            "for FluxTransformer2DModel .*; known: SD3",
+            dict(_class_name="DiTTransformer2DModel"),
+            "for DiTTransformer2DModel .*; known: SD3",
         ),
         (
             PUBLISHED_IF,
-            dict(addition_embed_type=None),
-            "type None; known: .* with 'text_time', .* 'text'$",
+            dict(addition_embed_type="image"),
+            "type 'image'; known: .* with 'text_time', .* 'text'$",
         ),
     ],
 )

@@ -144,6 +144,31 @@ def test_sdxl_unet_is_diffusers(converters):
     assert_same(ours, converters.convert_ldm_unet_checkpoint(file, config))
 
 
+@pytest.mark.parametrize("version", ["sd-1.5", "sd-2.1"])
+def test_stable_diffusion_unet_is_diffusers(converters, version):
+    """Both versions, narrow and of full depth: the inverse of the table, through diffusers' converter and
+    through ours, gives back the published names."""
+    shapes = manifest(f"{version}.unet.diffusers").shapes
+    layout = next(kind for kind in SINGLE_FILES if kind.name == "SD1").layout("unet")
+    keys = {target: key for key, ((target, _),) in layout.table.items()}
+    file = random_tensors({keys[name]: narrow(shape) for name, shape in shapes.items()})
+    ours = converted(file, layout)
+    assert ours.keys() == shapes.keys()
+    full = {f"model.diffusion_model.{key}": tensor for key, tensor in file.items()}
+    config = dict(class_embed_type=None, addition_embed_type=None, layers_per_block=2)
+    assert_same(ours, converters.convert_ldm_unet_checkpoint(full, config))
+
+
+def test_the_text_encoder_of_sd2_is_diffusers(converters):
+    """OpenCLIP's ViT-H without its last layer and its projection: convert_open_clip_checkpoint."""
+    layout = next(kind for kind in SINGLE_FILES if kind.name == "SD2").layout("text_encoder")
+    prefix = "cond_stage_model.model."
+    file = {prefix + key: torch.randn(24 if "in_proj" in key else 8, 8) for key in layout.table}
+    file |= {prefix + key: torch.randn(8, 8) for key in layout.dropped}
+    ours = converted({key.removeprefix(prefix): x for key, x in file.items()}, layout)
+    assert_same(ours, converters.convert_open_clip_checkpoint(None, file, prefix))
+
+
 @pytest.mark.parametrize("name", ["sdxl-base-1.0", "sd3-medium", "flux.1-dev.ae"])
 def test_vae_is_diffusers(converters, name):
     """The VAE with and without prefix and quant convolutions: names and values of

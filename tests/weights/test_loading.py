@@ -5,9 +5,11 @@ import hashlib
 import json
 import socket
 import weakref
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -16,13 +18,18 @@ from support.small_models import PROMPTS, save_small, small_pipeline
 from support.strategies import randomize
 from textpatch import load, load_denoiser
 from textpatch.errors import WeightsError
+from textpatch.reference_models.sdxl import StableDiffusion
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.weights import locating
+from textpatch.weights.building import Builder
+from textpatch.weights.configs import REFINER, denoiser_from_config
 from textpatch.weights.fill import Part, fill_module
 from textpatch.weights.fingerprint import model_sha256
+from textpatch.weights.folders import Folder
 from textpatch.weights.layouts import SINGLE_FILES
 from textpatch.weights.layouts.tensors import HeadRows, Rows, swapped
 from textpatch.weights.loading import outline
+from textpatch.weights.locating import NOT_RUN
 from textpatch.weights.reading import files
 from textpatch.weights.signs.tokens import word_tokenizer
 
@@ -76,7 +83,14 @@ def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 
 @pytest.mark.parametrize(
-    "kind, component", [("SDXL", "unet"), ("SD3", "transformer"), ("IF-I", "unet")]
+    "kind, component",
+    [
+        ("SD1", "unet"),
+        ("SDXL", "unet"),
+        ("SD3", "transformer"),
+        ("FLUX.1", "transformer"),
+        ("IF-I", "unet"),
+    ],
 )
 def test_an_original_file_is_the_same_denoiser(tmp_path, kind, component):
     """load_denoiser(original names, fused rows, swapped halves) = the model, every tensor; sizes from the
@@ -130,7 +144,7 @@ def test_the_hugging_face_cache_is_read_offline(tmp_path, monkeypatch):
     """load("org/name") finds refs/main -> snapshots/<commit>, whose files link into blobs, without any
     network."""
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was tried"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     made, commit = save_small(tmp_path / "made"), "a" * 40
     repository = tmp_path / "models--org--name"
     (repository / "blobs").mkdir(parents=True)
@@ -146,32 +160,25 @@ def test_the_hugging_face_cache_is_read_offline(tmp_path, monkeypatch):
         load("org/other")
 
 
-@pytest.fixture
-def sdxl_file(tmp_path, monkeypatch):
-    """A whole small SDXL in one original file, its tokenizers beside it; the sizes of its encoders made
-    known."""
-    clip = dict(
-        vocab_size=len(word_tokenizer(begin=True)),
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        bos_token_id=2,
-        eos_token_id=3,
-        pad_token_id=1,
-    )
-    sizes = {
-        "text_encoder": clip | dict(hidden_size=64, projection_dim=64),
-        "text_encoder_2": clip | dict(hidden_size=32, projection_dim=32, hidden_act="gelu"),
-    }
-    monkeypatch.setattr(locating, "ENCODER_SIZES", sizes)
-    first, second = (
-        kind(kind.config_class(**size))
-        for kind, size in zip(
-            (CLIPTextModel, CLIPTextModelWithProjection), sizes.values(), strict=True
-        )
-    )
-    vae = VAE(VAEConfig(block_out_channels=(32, 32, 64, 64)))
-    parts = {"unet": small("SDXL"), "vae": vae, "text_encoder": first, "text_encoder_2": second}
+SMALL_CLIP = dict(
+    vocab_size=len(word_tokenizer(begin=True)),
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    bos_token_id=2,
+    eos_token_id=3,
+    pad_token_id=1,
+)
+
+
+def clip_of(kind, width: int, act: str = "quick_gelu"):
+    """A small CLIP, and its sizes."""
+    sizes = SMALL_CLIP | dict(hidden_size=width, projection_dim=width, hidden_act=act)
+    return kind(kind.config_class(**sizes)), sizes
+
+
+def single_file(folder, kind: str, parts: dict):
+    """A whole small pipeline in one original file, the tokenizers of its encoders beside it."""
     state = {}
     for seed, (component, module) in enumerate(parts.items()):
         tensors = {
@@ -179,17 +186,99 @@ def sdxl_file(tmp_path, monkeypatch):
             for k, v in randomize(module, seed).state_dict().items()
             if not k.endswith("position_ids")
         }
-        if component == "text_encoder":
+        if type(module) is CLIPTextModel:
             tensors = {
                 k if k.startswith("text_model.") else f"text_model.{k}": v
                 for k, v in tensors.items()
             }
-        state |= originals("SDXL", component, tensors)
-    path = tmp_path / "sd_xl.safetensors"
+        state |= originals(kind, component, tensors)
+        if component.startswith("text_encoder"):
+            tokenizer = component.replace("text_encoder", "tokenizer")
+            word_tokenizer(begin=True).save_pretrained(folder / tokenizer)
+    path = folder / "one.safetensors"
     save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
-    for name in ("tokenizer", "tokenizer_2"):
-        word_tokenizer(begin=True).save_pretrained(tmp_path / name)
-    return path, parts
+    return path
+
+
+def small_vae() -> VAE:
+    return VAE(VAEConfig(block_out_channels=(32, 32, 64, 64)))
+
+
+@pytest.fixture
+def sdxl_file(tmp_path, monkeypatch):
+    """A whole small SDXL in one original file; the sizes of its encoders made known."""
+    first, sizes = clip_of(CLIPTextModel, 64)
+    second, sizes_2 = clip_of(CLIPTextModelWithProjection, 32, "gelu")
+    known = {"text_encoder": sizes, "text_encoder_2": sizes_2}
+    monkeypatch.setattr(locating, "ENCODER_SIZES", known)
+    parts = {
+        "unet": small("SDXL"),
+        "vae": small_vae(),
+        "text_encoder": first,
+        "text_encoder_2": second,
+    }
+    return single_file(tmp_path, "SDXL", parts), parts
+
+
+@pytest.mark.parametrize("kind", ["SD1", "SD2"])
+def test_a_single_file_is_a_stable_diffusion(kind, tmp_path, monkeypatch):
+    """Both versions, told by their CLIPs: all parts are the ones put in, with the published defaults."""
+    clip, sizes = clip_of(CLIPTextModel, 24, {"SD1": "quick_gelu", "SD2": "gelu"}[kind])
+    monkeypatch.setattr(locating, "ENCODER_SIZES", {"text_encoder": sizes})
+    monkeypatch.setattr(locating, "CLIP_H", sizes)
+    parts = {"unet": small(kind), "vae": small_vae(), "text_encoder": clip}
+    made = load(single_file(tmp_path, kind, parts))
+    loaded = made.denoiser, made.decoder.vae, made.encoders.text_encoder
+    assert all(equal(a, b) for a, b in zip(loaded, parts.values(), strict=True))
+    assert made.decoder.vae.scale == 0.18215
+    assert (made.defaults.steps, made.defaults.guidance, made.defaults.height) == (50, 7.5, 64)
+
+
+def relabelled(folder, name: str):
+    """A saved folder whose index names another class."""
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": name}))
+    return folder
+
+
+def refiner(folder):
+    """The first tensors of SDXL's refiner, by the names of its single file."""
+    keys = [f"model.diffusion_model.{key}" for key in locating.REFINER_KEYS]
+    save_file({key: torch.zeros(1) for key in keys}, folder / "refiner.safetensors")
+    return folder / "refiner.safetensors"
+
+
+@pytest.mark.parametrize("name", NOT_RUN)
+def test_a_pipeline_that_starts_from_a_picture_is_refused(tmp_path, name):
+    """Inpainting and redrawing: one sentence with the class, and what can still be read."""
+    folder = relabelled(save_small(tmp_path / "model"), name)
+    with pytest.raises(WeightsError, match=f"holds a {name}, which .* load_denoiser reads its"):
+        load(folder)
+
+
+def test_a_unet_that_reads_a_picture_is_refused_and_its_denoiser_is_not(tmp_path):
+    """Nine channels in a plain pipeline: refused when it is loaded, before any tensor is read."""
+    model = StableDiffusion(replace(small("SD1").config, in_channels=9))
+    config = {"_class_name": "UNet2DConditionModel", **asdict(model.config)}
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    save_file(model.state_dict(), tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    builder = Builder(Folder(tmp_path), torch.device("cpu"), torch.float32)
+    with pytest.raises(
+        WeightsError, match="reads 9 channels and gives 4, as U-Nets do that change"
+    ):
+        builder.denoiser("unet")
+    assert load_denoiser(tmp_path / "unet").config == model.config
+
+
+def test_the_refiner_is_recognised(tmp_path):
+    """By the keys of its single file, and by the sizes of its configuration."""
+    for read in (load, load_denoiser):
+        with pytest.raises(WeightsError, match="holds SDXL's refiner, which redraws a given"):
+            read(refiner(tmp_path))
+    with pytest.raises(WeightsError, match="these are the sizes of SDXL's refiner"):
+        denoiser_from_config({"_class_name": "UNet2DConditionModel", **REFINER})
 
 
 def test_a_single_file_is_a_pipeline(sdxl_file):
@@ -213,7 +302,7 @@ def test_a_single_file_is_a_pipeline(sdxl_file):
 def test_a_single_file_without_tokenizers_says_where_they_go(sdxl_file, tmp_path, monkeypatch):
     """Single files hold no tokenizers: without them beside it or in the cache, the message names both
     places."""
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     path, _ = sdxl_file
     (tmp_path / "tokenizer").rename(tmp_path / "elsewhere")
     with pytest.raises(
@@ -326,7 +415,7 @@ WRONG = {
         wrong(
             "SDXL", lambda s: {k: v for k, v in s.items() if "up_blocks.1.attentions.1" not in k}
         ),
-        "missing .*up_blocks.1.attentions.1.*the closest known model is sdxl-base-1.0.unet.diffusers",
+        r"missing .*up_blocks.1.attentions.1.*the closest known model is sd\S+.unet.diffusers",
     ),
     "an added tensor": (
         wrong("SD3", lambda s: s | {"ema.extra": torch.zeros(1)}),

@@ -17,11 +17,13 @@ from transformers import (
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
+from textpatch.reference_models.flux import Flux
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
-from textpatch.reference_models.sdxl import SDXL
+from textpatch.reference_models.sdxl import SDXL, SDConfig
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.weights.layouts import CLIP
 from textpatch.weights.manifests import expand, manifest, published
+from textpatch.weights.published import DENOISERS
 
 # (tensors, elements) of every published list
 COUNTS = {
@@ -33,6 +35,8 @@ COUNTS = {
     "if-i-m.unet.diffusers": (775, 371_605_830),
     "if-i-xl.original": (643, 4_304_695_110),
     "if-i-xl.unet.diffusers": (775, 4_304_695_110),
+    "sd-1.5.unet.diffusers": (686, 859_520_964),
+    "sd-2.1.unet.diffusers": (686, 865_910_724),
     "sd3-medium.single-file": (735, 2_168_770_787),
     "sd3-medium.text_encoder.diffusers": (197, 123_650_304),
     "sd3-medium.text_encoder_2.diffusers": (517, 694_659_840),
@@ -109,9 +113,25 @@ def test_sd3_is_the_published_one():
     assert_is(on_meta(MMDiT, large), "sd3.5-large.transformer.diffusers")
 
 
+def test_flux_is_the_published_one():
+    """FLUX.1-dev is Flux's defaults; schnell lacks the embedding of the guidance alone."""
+    assert_is(on_meta(Flux), "flux.1-dev.transformer.diffusers")
+    schnell = on_meta(*DENOISERS["flux.1-schnell"]).state_dict()
+    missing = manifest("flux.1-dev.transformer.diffusers").shapes.keys() - schnell.keys()
+    assert len(missing) == 4 and all("guidance_embedder" in name for name in missing)
+
+
 def test_sdxl_is_the_published_one():
     """SDXL base 1.0 is SDXL's defaults."""
     assert_is(on_meta(SDXL), "sdxl-base-1.0.unet.diffusers")
+
+
+@pytest.mark.parametrize("name", ["sd-1.5", "sd-2.1"])
+def test_stable_diffusion_is_the_published_one(name):
+    """Version 1.5 is the defaults; 2.1 has Linears around its transformers and another text encoder."""
+    model, config = DENOISERS[name]
+    assert (config == SDConfig()) == (name == "sd-1.5")
+    assert_is(on_meta(model, config), f"{name}.unet.diffusers")
 
 
 @pytest.mark.parametrize("name, width", [("xl", 704), ("l", 320), ("m", 192)])

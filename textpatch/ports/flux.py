@@ -1,7 +1,8 @@
-"""FLUX.1, with double blocks and then single blocks.
+"""FLUX.1, with double blocks and then single blocks, and the models that are built like it.
 
-Double blocks have projections for text, and in single blocks text and image share theirs.  FUSED is the
-model as diffusers' `fuse_qkv_projections` leaves it.  K is taken before its norm and its rotation.
+Double blocks have projections for text, and in single blocks text and image share theirs.  Chroma,
+LongCat-Image, Ovis-Image and Bria have the same blocks.  FUSED is the model as diffusers'
+`fuse_qkv_projections` leaves it.  K is taken before its norm and its rotation.
 """
 
 from textpatch.ports.matching import SiteSpec

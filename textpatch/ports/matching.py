@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -22,18 +22,23 @@ class SiteSpec:
     """One row of a port, for attention modules of one make.
 
     modules      paths of the modules, as one pattern or several, where `*` stands for one name between
-                 dots.  If several patterns are given, some may match nothing.  Execution order is
-                 that of the table's rows, then of the patterns within a row, then of the model's
-                 own modules
+                 dots and `{1,4}` for one of these.  If several patterns are given, some may match
+                 nothing.  Execution order is that of the table's rows, then of the patterns within a
+                 row, then of the model's own modules
+    between      True if the modules of each pattern run in between those of the pattern at the same
+                 place in the row before
     kind         "cross", "added", "joint" or "single"
     projections  modules that make K and V, below the attention module.  `TEXT_PROJECTIONS` when None
     fused        (i, j, n) if K and V are the i-th and j-th, from 0, of n equal parts of the
-                 projections' output.  None if K and V are all of it
+                 projections' output, or of parts as wide as the attribute n of the attention module
+                 says.  None if K and V are all of it
     span         tokens of that output that are text
     order        order of the concatenated keys, "text first" or "image first".  None if the text
                  stands alone, or if the span says it
     heads        number of query heads, or the attribute of the attention module that holds it
     kv_heads     number of K and V heads, likewise.  As `heads` when None
+    queries      module that makes queries, below the attention module, if K and V have as many heads
+                 as their width holds of its heads, and no attribute counts them
     norm         norm below the attention module between these K and attention
     rotary       True if these K are turned by their position
     text_input   `text_input` of the sites
@@ -43,14 +48,16 @@ class SiteSpec:
     modules: str | tuple[str, ...]
     kind: str
     projections: tuple[str, str] | None = None
-    fused: tuple[int, int, int] | None = None
+    fused: tuple[int, int, int | str] | None = None
     span: Span = Span()
     order: str | None = None
     heads: str | int = "heads"
     kv_heads: str | int | None = None
+    queries: str | None = None
     norm: str | None = None
     rotary: bool = False
     text_input: str = "text"
+    between: bool = False
 
     def __post_init__(self) -> None:
         require_known("kind", self.kind, TEXT_PROJECTIONS)
@@ -81,16 +88,23 @@ class SiteSpec:
             raise PatchError(
                 f"projections is {self.projections!r}; give the path of K's and the path of V's"
             )
-        if self.fused is None:
-            return
-        if not _is_several(self.fused, 3) or not all(type(part) is int for part in self.fused):
+        if self.fused is not None:
+            self._require_parts(self.fused)
+
+    @staticmethod
+    def _require_parts(fused: object) -> None:
+        """Raise PatchError unless K's part and V's are numbers below how many there are."""
+        parts = tuple(fused) if isinstance(fused, (tuple, list)) else ()
+        numbers = parts[:2] if len(parts) == 3 and _is_name(parts[2]) else parts
+        if len(parts) != 3 or not all(type(part) is int for part in numbers):
             raise PatchError(
-                f"fused is {self.fused!r}; give three whole numbers: K's part, V's part and how many"
+                f"fused is {fused!r}; give three whole numbers: K's part, V's part and how many, or the "
+                "attribute that holds how wide they are"
             )
-        if not all(0 <= part < self.fused[2] for part in self.fused[:2]):
+        last = numbers[2] - 1 if len(numbers) == 3 else max(numbers)
+        if not all(0 <= part <= last for part in numbers[:2]):
             raise PatchError(
-                f"fused is {self.fused}; parts are numbered 0..{self.fused[2] - 1}; "
-                "give K's, V's and how many"
+                f"fused is {fused!r}; parts are numbered 0..{last}; give K's, V's and how many"
             )
 
     @property
@@ -126,19 +140,47 @@ def match_sites(model: nn.Module, table: Sequence[SiteSpec]) -> list[tuple[Site,
     _require_table(table)
     modules = dict(model.named_modules())
     found: list[tuple[str, SiteSpec]] = []
-    for spec in table:
-        paths = [_path(pattern) for pattern in spec.patterns]
-        names = [name for path in paths for name in modules if path.fullmatch(name)]
-        if not names:
-            near = closest(" ".join(spec.patterns), modules)
-            raise PatchError(f"no module {spec.modules!r} in {type(model).__name__}{near}")
-        found += [(name, spec) for name in names]
+    for rows in _runs(table):
+        for spec in rows:
+            if not any(
+                _path(pattern).fullmatch(name) for pattern in spec.patterns for name in modules
+            ):
+                near = closest(" ".join(spec.patterns), modules)
+                raise PatchError(f"no module {spec.modules!r} in {type(model).__name__}{near}")
+        found += _in_order(rows, modules)
     for name, times in Counter(name for name, _ in found).items():
         if times > 1:
             raise PatchError(
                 f"the table finds module {name!r} {times} times; let one pattern alone match it"
             )
     return [(_read_site(i, name, spec, modules), spec) for i, (name, spec) in enumerate(found)]
+
+
+def _runs(table: Sequence[SiteSpec]) -> list[list[SiteSpec]]:
+    """Rows of a table, those together that run in between each other.
+
+    Raises PatchError for rows with other numbers of patterns that do so.
+    """
+    runs: list[list[SiteSpec]] = []
+    for spec in table:
+        if not spec.between or not runs:
+            runs.append([])
+        elif len(spec.patterns) != len(runs[-1][0].patterns):
+            raise PatchError(
+                f"{spec.modules!r} run in between {runs[-1][0].modules!r}, pattern by pattern; give both "
+                "rows as many patterns"
+            )
+        runs[-1].append(spec)
+    return runs
+
+
+def _in_order(rows: Sequence[SiteSpec], names: Iterable[str]) -> list[tuple[str, SiteSpec]]:
+    """Modules of some rows that run in between each other, each with its row, in execution order."""
+    found = []
+    for patterns in zip(*(spec.patterns for spec in rows), strict=True):
+        paths = list(zip(map(_path, patterns), rows, strict=True))
+        found += [(name, spec) for name in names for path, spec in paths if path.fullmatch(name)]
+    return found
 
 
 def require_module(model: object) -> None:
@@ -160,7 +202,10 @@ def _require_table(table: Sequence[SiteSpec]) -> None:
 
 def _path(pattern: str) -> re.Pattern[str]:
     """Regular expression of a module's path."""
-    return re.compile(re.escape(pattern).replace(r"\*", "[^.]+"))
+    plain = re.escape(pattern).replace(r"\*", "[^.]+")
+    return re.compile(
+        re.sub(r"\\{(.*?)\\}", lambda some: f"(?:{some[1].replace(',', '|')})", plain)
+    )
 
 
 def _read_site(index: int, name: str, spec: SiteSpec, modules: dict[str, nn.Module]) -> Site:
@@ -171,12 +216,15 @@ def _read_site(index: int, name: str, spec: SiteSpec, modules: dict[str, nn.Modu
     if spec.norm:
         _require_present(name, [f"{name}.{spec.norm}"], modules)
     heads = _number(modules[name], name, spec.heads)
-    kv_heads = None
-    if spec.kv_heads is not None:
-        kv_heads = _number(modules[name], name, spec.kv_heads)
     first, second, parts = spec.fused or (0, 0, 1)
     out = _number(modules[taps[0]], taps[0], "out_features")
-    width = _width(taps[0], out, parts, kv_heads or heads)
+    width = _part_width(spec, name, taps[0], modules)
+    kv_heads = _kv_heads(spec, name, width, modules)
+    if width % (kv_heads or heads):
+        raise PatchError(
+            f"{out} channels of {taps[0]!r} do not divide into {parts} parts of {kv_heads or heads} heads; "
+            "see `heads`, `kv_heads` and `fused` of the table"
+        )
     channels: list[tuple[int, int] | None] = [None, None]
     if spec.fused:
         channels = [(part * width, (part + 1) * width) for part in (first, second)]
@@ -186,11 +234,12 @@ def _read_site(index: int, name: str, spec: SiteSpec, modules: dict[str, nn.Modu
         kind=spec.kind,
         heads=heads,
         head_dim=width // (kv_heads or heads),
-        parameters=sum(parameter_count(modules[tap]) for tap in taps) // parts,
+        parameters=sum(parameter_count(modules[tap]) for tap in taps) * width // out,
         kv_heads=kv_heads,
         text_input=spec.text_input,
         taps=tuple(map(Tap, taps, channels)),
         span=spec.span,
+        keys=replace(spec.span, place=spec.text_place),
     )
 
 
@@ -201,18 +250,42 @@ def _require_present(site: str, paths: Sequence[str], modules: dict[str, nn.Modu
             raise PatchError(f"site {site!r} has no module {path!r}{closest(path, modules)}")
 
 
-def _width(tap: str, out: int, parts: int, heads: int) -> int:
-    """Number of channels of one of the equal parts of a projection's output.
+def _part_width(spec: SiteSpec, name: str, tap: str, modules: dict[str, nn.Module]) -> int:
+    """Number of channels of K or V in a projection's output.
 
-    Raises PatchError unless they divide into the parts, and each part into the heads.
+    Raises PatchError unless the output divides into the parts that the table says, or holds those it names.
     """
+    out = _number(modules[tap], tap, "out_features")
+    if spec.fused is None:
+        return out
+    first, second, parts = spec.fused
+    if isinstance(parts, str):
+        width = _number(modules[name], name, parts)
+        wanted = width * (max(first, second) + 1)
+        if out < wanted:
+            raise PatchError(
+                f"{out} channels of {tap!r} do not hold part {max(first, second)} of parts of {width}, "
+                f"which is {parts!r}; see `fused` of the table"
+            )
+        return width
     width, rest = divmod(out, parts)
-    if rest or width % heads:
+    if rest:
         raise PatchError(
-            f"{out} channels of {tap!r} do not divide into {parts} parts of {heads} heads; "
-            "see `heads`, `kv_heads` and `fused` of the table"
+            f"{out} channels of {tap!r} do not divide into {parts} parts; see `fused` of the table"
         )
     return width
+
+
+def _kv_heads(spec: SiteSpec, name: str, width: int, modules: dict[str, nn.Module]) -> int | None:
+    """Number of K and V heads by the table.  None where it says nothing of them."""
+    if spec.queries is not None:
+        heads = _number(modules[name], name, spec.heads)
+        tap = f"{name}.{spec.queries}"
+        _require_present(name, [tap], modules)
+        return width * heads // _number(modules[tap], tap, "out_features")
+    if spec.kv_heads is not None:
+        return _number(modules[name], name, spec.kv_heads)
+    return None
 
 
 def _number(module: nn.Module, name: str, asked: str | int) -> int:

@@ -3,23 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from textpatch.errors import PatchError
-from textpatch.ports import flux, krea2, pixart, prx, qwen_image, sd3, unet, z_image
+from textpatch.ports import (
+    audio,
+    audioldm2,
+    auraflow,
+    cogview4,
+    ernie_image,
+    flux,
+    flux2,
+    flux3,
+    hidream,
+    hunyuan,
+    ideogram4,
+    krea2,
+    lumina2,
+    pixart,
+    prx,
+    qwen_image,
+    sana,
+    sd3,
+    unet,
+    wan,
+    z_image,
+)
 from textpatch.ports.matching import SiteSpec, match_sites, require_module
 from textpatch.sites import Site, select_sites
 
 # tables by the name of the model's class, the fullest first
 TABLES = {
+    "AceStepTransformer1DModel": (audio.ACE_STEP,),
+    "AudioLDM2UNet2DConditionModel": (audioldm2.AUDIOLDM2,),
+    "AuraFlowTransformer2DModel": (auraflow.AURAFLOW,),
+    "BriaTransformer2DModel": (flux.FLUX,),
+    "ChromaTransformer2DModel": (flux.FLUX,),
+    "CogVideoXTransformer3DModel": (cogview4.COGVIEW4,),
+    "CogView4Transformer2DModel": (cogview4.COGVIEW4,),
+    "ErnieImageTransformer2DModel": (ernie_image.ERNIE_IMAGE,),
+    "Flux2Transformer2DModel": (flux2.FLUX2,),
+    "Flux3Transformer2DModel": (flux3.FLUX3,),
     "FluxTransformer2DModel": (flux.FUSED, flux.FLUX),
+    "GlmImageTransformer2DModel": (cogview4.COGVIEW4,),
+    "HiDreamImageTransformer2DModel": (hidream.HIDREAM,),
+    "HunyuanImageTransformer2DModel": (hunyuan.HUNYUAN_IMAGE,),
+    "HunyuanVideoTransformer3DModel": (hunyuan.HUNYUAN_VIDEO,),
+    "Ideogram4Transformer2DModel": (ideogram4.IDEOGRAM4,),
     "Krea2Transformer2DModel": (krea2.KREA2,),
+    "LTXVideoTransformer3DModel": (sana.NORMED,),
+    "LongCatImageTransformer2DModel": (flux.FLUX,),
+    "Lumina2Transformer2DModel": (lumina2.LUMINA2,),
+    "OvisImageTransformer2DModel": (flux.FLUX,),
     "PRXTransformer2DModel": (prx.PRX,),
     "PixArtTransformer2DModel": (pixart.PIXART,),
     "QwenImageTransformer2DModel": (qwen_image.QWEN_IMAGE,),
     "SD3Transformer2DModel": (sd3.SD35, sd3.SD3),
+    "SanaTransformer2DModel": (sana.NORMED, sana.SANA),
+    "StableAudioDiTModel": (audio.STABLE_AUDIO,),
     "UNet2DConditionModel": (unet.SDXL, unet.DEEPFLOYD_IF),
+    "WanTransformer3DModel": (wan.WAN,),
     "ZImageTransformer2DModel": (z_image.Z_IMAGE,),
 }
 
@@ -38,9 +83,17 @@ def find_sites(model: nn.Module, spec: Sequence[SiteSpec] | None = None) -> tupl
     return tuple(site for site, _ in match_sites(model, spec))
 
 
-def site_indices(model: nn.Module, wanted: object) -> tuple[int, ...]:
-    """Indices of the sites of a model that are selected as for `select_sites`, in execution order."""
-    return tuple(site.index for site in select_sites(find_sites(model), wanted))
+def pipeline_sites(pipeline: Any) -> tuple[Site, ...]:
+    """Sites of a pipeline, its own list if it has one, else those of its denoiser."""
+    own = getattr(pipeline, "sites", None)
+    if own:
+        return tuple(own)
+    return find_sites(pipeline.denoiser)
+
+
+def site_indices(pipeline: Any, wanted: object) -> tuple[int, ...]:
+    """Indices of the sites of a pipeline that are selected as for `select_sites`, in execution order."""
+    return tuple(site.index for site in select_sites(pipeline_sites(pipeline), wanted))
 
 
 def shipped_table(model: nn.Module) -> tuple[SiteSpec, ...]:

@@ -24,10 +24,11 @@ def calls_agree(port: Port) -> Findings:
 @check
 def texts_differ(port: Port) -> Findings:
     """The example holds at least two rows, and each has another text than the next."""
-    own = port.inputs[port.text]
-    pairs = enumerate(port.next_rows)
-    if len(own) < 2 or any(torch.equal(own[row], own[other]) for row, other in pairs):
-        yield f"{len(own)} rows of {port.text!r}"
+    for site, _ in port.samples:
+        for own in port.texts_of(site):
+            pairs = enumerate(port.next_rows)
+            if len(own) < 2 or any(torch.equal(own[row], own[other]) for row, other in pairs):
+                yield f"{len(own)} rows of {site.span.text!r}"
 
 
 @check
@@ -144,7 +145,7 @@ def texts_do_not_reach_the_picture(port: Port) -> Findings:
     site, spec = port.matched[0]
     if spec.kind not in ("joint", "single"):
         return
-    heard = port.listen(port.with_rows(port.text))
+    heard = port.listen(port.with_rows(*port.texts))
     pairs = zip("qkv", port.plain.attended(site), heard.attended(site), strict=True)
     for part, own, other in pairs:
         image = ~port.is_text(site, spec, own)
@@ -155,7 +156,7 @@ def texts_do_not_reach_the_picture(port: Port) -> Findings:
 @check
 def text_is_read(port: Port) -> Findings:
     """Text K and V of every site and row depend on the text."""
-    heard = port.listen(port.with_rows(port.text))
+    heard = port.listen(port.with_rows(*port.texts))
     for site, spec in port.matched:
         before = port.text_kv(port.plain, site, spec)
         pairs = zip(before, port.text_kv(heard, site, spec), strict=True)
@@ -166,8 +167,7 @@ def text_is_read(port: Port) -> Findings:
 @check
 def static_text_is_static(port: Port) -> Findings:
     """Text K and V of cross and added sites depend on no picture, no time and no pooled vector."""
-    others = dict(port.inputs)
-    del others[port.text]
+    others = {name: value for name, value in port.inputs.items() if name not in port.texts}
     halves = {name: apply(lambda x: x / 2, value) for name, value in others.items()}
     heard = port.listen(port.inputs | halves)
     for site, spec in port.matched:
@@ -178,7 +178,7 @@ def static_text_is_static(port: Port) -> Findings:
 @check
 def rows_are_apart(port: Port) -> Findings:
     """A row does not depend on the text of the others."""
-    heard = port.listen(port.with_rows(port.text, rows=[0, 0, *port.rows[2:]]))
+    heard = port.listen(port.with_rows(*port.texts, rows=[0, 0, *port.rows[2:]]))
     if not torch.equal(heard.output[0], port.plain.output[0]):
         yield "row 0 depends on row 1's"
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from textpatch.errors import PatchError
+from textpatch.masks import argument_and_entry
 from textpatch.patching import KVCache, capture, patch
 from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Site
@@ -155,7 +156,8 @@ class Port:
 
     matched    each site with the row of the table that finds it
     inputs     the arguments of the model's forward, by name
-    text       name of the argument that holds the text
+    texts      names of the arguments that hold text, those that the inputs have
+    layered    names of those that hold one text per layer
     picture    name of the argument that holds the noisy picture
     next_rows  the rows of the batch, turned by one
     reads      rows for `patch`, by which row 0 reads row 1
@@ -174,13 +176,16 @@ class Port:
         self.inputs = inputs
         self.picture = picture
         self.sites = tuple(site for site, _ in matched)
-        self.text = self.sites[0].span.text
-        for name in (self.text, picture):
+        spelled = [argument_and_entry(name) for site in self.sites for name in site.span.texts]
+        self.layered = {name for name, entry in spelled if entry is not None}
+        known = dict.fromkeys(name for name, _ in spelled)
+        self.texts = tuple(name for name in known if inputs.get(name) is not None)
+        for name in (*(self.texts or known), picture):
             if name not in inputs:
                 raise PatchError(
                     f"no {name!r} among the example inputs {sorted(inputs)}; give forward's by name"
                 )
-        self.rows = list(range(len(inputs[self.text])))
+        self.rows = list(range(len(self.texts_of(self.sites[0])[0])))
         self.next_rows = [*self.rows[1:], 0]
         self.reads: list[int | None] = [1, *[None] * (len(self.rows) - 1)]
         self.tapped = {
@@ -195,13 +200,29 @@ class Port:
 
     def with_rows(self, *names: str, rows: list[int] | None = None) -> dict[str, Any]:
         """Inputs in which some arguments have other rows, by default the next."""
-        changed = {name: take(self.inputs[name], rows or self.next_rows) for name in names}
-        return self.inputs | changed
+        order = rows or self.next_rows
+        changed = dict(self.inputs)
+        for name in names:
+            value = self.inputs[name]
+            if name in self.layered:
+                layers = [take(layer, order) for layer in value]
+                changed[name] = torch.stack(layers) if isinstance(value, Tensor) else layers
+            else:
+                changed[name] = take(value, order)
+        return changed
+
+    def texts_of(self, site: Site) -> list[Any]:
+        """Texts that a site reads and that the inputs have."""
+        texts = []
+        for name, entry in map(argument_and_entry, site.span.texts):
+            if name in self.texts:
+                texts.append(self.inputs[name] if entry is None else self.inputs[name][entry])
+        return texts
 
     @property
     def masks(self) -> list[str]:
         """Arguments of forward that hide text tokens, by the table or by their names."""
-        said = [site.span.mask for site in self.sites if site.span.mask]
+        said = [name for site in self.sites for name in site.span.masks]
         named = [name for name in signature(self.model.forward).parameters if "mask" in name]
         return list(dict.fromkeys(said + named))
 
@@ -209,11 +230,19 @@ class Port:
         self, name: str, rows: list[int], inputs: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """Inputs with a mask (B, T) that hides the last text token of some rows, and no other."""
-        text = self.inputs[self.text]
+        text = self.text_behind(name)
         dtype = getattr(self.inputs.get(name), "dtype", torch.bool)
         seen = torch.ones(len(text), len(text[0]), dtype=dtype)
         seen[rows, -1] = 0
         return (inputs or self.inputs) | {name: seen.to(text[0].device)}
+
+    def text_behind(self, mask: str) -> Any:
+        """Text whose tokens a mask hides, by the table, or the first."""
+        for site in self.sites:
+            for name, text in zip(site.span.masks, self.texts_of(site), strict=False):
+                if name == mask:
+                    return text
+        return self.texts_of(self.sites[0])[0]
 
     def listen(self, inputs: dict[str, Any] | None = None, alter: Alter | None = None) -> Heard:
         """Call the model and hear it."""
@@ -244,12 +273,24 @@ class Port:
 
     def length(self, site: Site) -> int:
         """Text tokens T at a site, counted anew."""
-        value = self.inputs[site.span.text]
-        tokens = value.shape[1] if isinstance(value, Tensor) else max(map(len, value))
-        return tokens + (-tokens) % site.span.pad_to
+        if site.span.where:
+            place = self.place(site, "where")
+            return place.stop - place.start
+        total = site.span.extra
+        for value in self.texts_of(site):
+            tokens = value.shape[1] if isinstance(value, Tensor) else max(map(len, value))
+            total += tokens + (-tokens) % site.span.pad_to
+        return total
 
     def place(self, site: Site, place: str) -> slice:
-        """Place of the text among tokens, which are its `first`, its `last`, or `all` of them text."""
+        """Place of the text among tokens.
+
+        place  "first" or "last" of them, "all", or "where" the table says
+        """
+        if place == "where":
+            name, number = site.span.where or ("", 0)
+            places = [i for i, says in enumerate(self.inputs[name][0].tolist()) if says == number]
+            return slice(places[0], places[-1] + 1)
         length = self.length(site)
         return {"all": slice(None), "first": slice(length), "last": slice(-length, None)}[place]
 
@@ -261,10 +302,11 @@ class Port:
 
     def text_kv(self, heard: Heard, site: Site, spec: SiteSpec) -> list[Tensor]:
         """Text K and V (B, T, W) by the table alone, cut anew from the taps' outputs."""
-        first, second, parts = spec.fused or (0, 0, 1)
+        first, second, _ = spec.fused or (0, 0, 1)
+        width = site.text_heads * site.head_dim
         made = [heard.made(tap.module)[:, self.place(site, spec.span.place)] for tap in site.taps]
         chosen = zip(made, (first, second), strict=True)
-        return [x.chunk(parts, dim=-1)[part] for x, part in chosen]
+        return [x.split(width, dim=-1)[part] for x, part in chosen]
 
     def same_text(self, heard: Heard, site: Site, spec: SiteSpec) -> bool:
         """True if a site's text K and V are those of the plain run."""

@@ -178,7 +178,7 @@ def text_enters_at_the_sites_alone(port: Port) -> Findings:
     if not all(site.kind == "cross" for site in port.sites):
         return
     own = port.reading().output[0]
-    other = port.reading(inputs=port.with_rows(port.text)).output[0]
+    other = port.reading(inputs=port.with_rows(*port.texts)).output[0]
     if not torch.equal(own, other):
         yield "it does; the table leaves out sites"
 
@@ -196,26 +196,28 @@ def steps_are_calls(port: Port) -> Findings:
 @check
 def injection_is_patching(port: Port) -> Findings:
     """Injecting a text is patching with what a run of it captures, and a text that evolves is refused."""
-    other = port.with_rows(port.text)
+    other = port.with_rows(*port.texts)
     if not all(site.text_is_static for site in port.sites):
-        with suppress(PatchError), inject(port.model, other[port.text], port.sites):
+        with suppress(PatchError), inject(port.model, other[port.texts[0]], port.sites):
             yield "it was injected"
         return
-    mask = port.inputs.get(port.sites[0].span.mask or "")
-    with inject(port.model, other[port.text], port.sites, mask=mask):
-        injected = port.listen().output
-    with patch(port.model, port.captured(other), port.sites, rows=port.rows):
-        if not torch.equal(port.listen().output, injected):
-            yield "it is not"
+    for name in port.texts:
+        sites = [site for site in port.sites if name in site.span.texts]
+        mask = port.inputs.get("".join(sites[0].span.masks))
+        with inject(port.model, other[name], sites, mask=mask):
+            injected = port.listen().output
+        with patch(port.model, port.captured(other), sites, rows=port.rows):
+            if not torch.equal(port.listen().output, injected):
+                yield f"it is not, of {name!r}"
 
 
 @check
 def masked_text_is_where_it_was(port: Port) -> Findings:
     """Text K and V of the first site do not depend on the picture either when every last token is hidden."""
     site = port.sites[0]
-    name = site.span.mask
-    if name is None:
+    if not site.span.masks:
         return
+    name = site.span.masks[0]
     captured = port.captured(port.masked(name, port.rows))
     other = port.captured(port.masked(name, port.rows, port.with_rows(port.picture)))
     here = [key for key in captured if key[0] == site.name]
@@ -227,9 +229,7 @@ def masked_text_is_where_it_was(port: Port) -> Findings:
 @check
 def equal_masks_are_read_through(port: Port) -> Findings:
     """Own K and V give the bits of a call in which every row hides its last token, another row's others."""
-    for name in dict.fromkeys(site.span.mask for site in port.sites):
-        if name is None:
-            continue
+    for name in dict.fromkeys(name for site in port.sites for name in site.span.masks):
         inputs = port.masked(name, port.rows)
         plain = port.listen(inputs).output
         cache = port.captured(inputs)
@@ -259,10 +259,11 @@ def other_masks_are_not_injected(port: Port) -> Findings:
     """An injected text is refused where its mask hides other tokens than that of the row which reads it."""
     if not all(site.text_is_static for site in port.sites):
         return
-    text = port.inputs[port.text]
     for name in port.masks:
+        text = port.text_behind(name)
+        sites = [site for site in port.sites if any(text is own for own in port.texts_of(site))]
         for inputs in (port.masked(name, [1]), port.masked(name, port.rows)):
-            with suppress(PatchError), inject(port.model, text, port.sites):
+            with suppress(PatchError), inject(port.model, text, sites):
                 port.listen(inputs)
                 yield f"with {name!r} it was not"
 
@@ -307,11 +308,8 @@ def what_is_not_there_is_refused(port: Port) -> Findings:
 @check
 def nan_does_not_leak(port: Port) -> Findings:
     """NaN in a text that a row does not read does not reach it, neither by the batch nor by the cache."""
-    text = port.inputs[port.text]
-    lost: Any = [text[0], *(x * float("nan") for x in text[1:])]
-    if isinstance(text, Tensor):
-        lost = torch.stack(lost)
-    heard = port.listen(port.inputs | {port.text: lost})
+    lost = {name: _lost(port, name) for name in port.texts}
+    heard = port.listen(port.inputs | lost)
     if not torch.equal(heard.output[0], port.plain.output[0]):
         yield "it does by the batch"
     cache = KVCache(port.cache)
@@ -322,6 +320,20 @@ def nan_does_not_leak(port: Port) -> Findings:
         leaked = port.listen().output
     if not torch.equal(leaked, port.reading().output):
         yield "it does by the cache"
+
+
+def _lost(port: Port, name: str) -> Any:
+    """A text in which all rows but the first are NaN."""
+
+    def lost(text: Any) -> Any:
+        rows = [text[0], *(x * float("nan") for x in text[1:])]
+        return torch.stack(rows) if isinstance(text, Tensor) else rows
+
+    text = port.inputs[name]
+    if name not in port.layered:
+        return lost(text)
+    layers = list(map(lost, text))
+    return torch.stack(layers) if isinstance(text, Tensor) else layers
 
 
 @check

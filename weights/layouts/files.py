@@ -9,9 +9,9 @@ from textpatch.errors import WeightsError
 from textpatch.weights.layouts.deepfloyd_if import IF_I, IF_II
 from textpatch.weights.layouts.flux import FLUX
 from textpatch.weights.layouts.sd3 import sd3_layout
-from textpatch.weights.layouts.sdxl import SDXL_UNET
+from textpatch.weights.layouts.sdxl import SD_UNET, SDXL_UNET
 from textpatch.weights.layouts.table import Layout, listed
-from textpatch.weights.layouts.text_encoders import CLIP, OPENCLIP, T5, TEMPERATURE
+from textpatch.weights.layouts.text_encoders import CLIP, OPENCLIP, OPENCLIP_H, T5, TEMPERATURE
 from textpatch.weights.layouts.vae import VAE_ORIGINAL
 
 
@@ -79,6 +79,17 @@ def _sd3(name: str, depth: int) -> SingleFile:
     )
 
 
+SD_UNET_KEY = "model.diffusion_model.input_blocks.1.1.norm.weight"
+SD2_TEXT = "cond_stage_model.model.ln_final.weight"
+
+
+def _sd(name: str, signature: str, encoder: FilePart) -> SingleFile:
+    """Single file of a Stable Diffusion 1 or 2."""
+    unet = FilePart("unet", "model.diffusion_model.", SD_UNET)
+    vae = FilePart("vae", "first_stage_model.", VAE_ORIGINAL)
+    return SingleFile(name, signature, (unet, vae, encoder))
+
+
 SINGLE_FILES = (
     SingleFile(
         "SDXL",
@@ -90,6 +101,9 @@ SINGLE_FILES = (
             FilePart("text_encoder_2", "conditioner.embedders.1.model.", OPENCLIP),
         ),
     ),
+    # two versions by their text encoders; a file of version 2 without one is read as one of version 1
+    _sd("SD2", SD2_TEXT, FilePart("text_encoder", "cond_stage_model.model.", OPENCLIP_H)),
+    _sd("SD1", SD_UNET_KEY, FilePart("text_encoder", "cond_stage_model.transformer.", CLIP)),
     _sd3("SD3.5-large", depth=38),
     _sd3("SD3", depth=24),
     SingleFile(

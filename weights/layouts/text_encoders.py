@@ -39,6 +39,20 @@ OPENCLIP = make_layout(
     OPENCLIP_REST,
     dropped={"logit_scale": TEMPERATURE},
 )
+UNREAD = "the model reads the states before the last layer, and no pooled vector"
+# Stable Diffusion 2 reads 23 of 24 layers
+OPENCLIP_H = make_layout(
+    "OpenCLIP text model of Stable Diffusion 2",
+    within({"transformer.resblocks.{0..22}": "text_model.encoder.layers.{0..22}"}, OPENCLIP_LAYER),
+    {key: row for key, row in OPENCLIP_REST.items() if key != "text_projection"},
+    dropped={
+        "logit_scale": TEMPERATURE,
+        "attn_mask": "the causal mask, which the class makes itself",
+        "text_projection": UNREAD,
+        "transformer.resblocks.23.{ln_1,ln_2,attn.out_proj,mlp.c_fc,mlp.c_proj}.{weight,bias}": UNREAD,
+        "transformer.resblocks.23.attn.in_proj_{weight,bias}": UNREAD,
+    },
+)
 T5 = make_layout(
     "T5 encoder",
     unchanged(
