@@ -89,6 +89,7 @@ def test_help_imports_nothing_heavy():
         "sanitize",
         "finetune",
         "rewrite",
+        "export",
         "audit",
         "doctor",
     ],
