@@ -10,7 +10,7 @@ prints
 
     a harmless prompt: 200 image/png, passed
     a harmful word: 200 image/png, replaced
-    harm outside the quotes: 422 {'detail': 'refused: harmful text stands outside the quotes, or nobody can tell what is quoted'}
+    harm outside the quotes: 422 harmful text stands outside the quotes, or nobody can tell what is quoted
     a prompt of 500 characters: 422
 """
 
@@ -38,7 +38,7 @@ def picture(prompt: Annotated[str, Query(max_length=LONGEST)], seed: int = 0) ->
     with turn:
         made = sanitizer(prompt, seed)
     if made.image is None:
-        raise HTTPException(422, f"refused: {made.reason}")
+        raise HTTPException(422, made.reason)
     png = io.BytesIO()
     made.image.save(png, "PNG")
     return Response(png.getvalue(), media_type="image/png", headers={"outcome": made.outcome})
@@ -56,7 +56,7 @@ def main() -> None:
         if answer.status_code == 200:
             print(f"{what}: 200 {answer.headers['content-type']}, {answer.headers['outcome']}")
         else:
-            print(f"{what}: {answer.status_code} {answer.json()}")
+            print(f"{what}: {answer.status_code} {answer.json()['detail']}")
     long = client.get("/picture", params={"prompt": "x" * 500})
     print(f"a prompt of 500 characters: {long.status_code}")
 
