@@ -288,6 +288,7 @@ def test_a_map_shows_itself(mapped):
     """One figure for the picture, one for each kind and each site, and the prompt as text."""
     page = mapped._repr_html_()
     assert page.count("<figure>") == 3 + len(mapped.sites) and "&quot;HELLO&quot;" in page
+    assert [title for title, _ in mapped.pictures()][:3] == ["picture", "received", "given"]
 
 
 @pytest.mark.parametrize(

@@ -85,21 +85,28 @@ class AttentionMap:
     def picture(self, kind: str = "received", sites: Any = "all") -> Image.Image:
         """The picture in grey, in colour where the map is high.
 
-        Raises PatchError as `array`.
+        Raises PatchError as `array`, and for sounds.
         """
+        if not isinstance(self.image, Image.Image):
+            raise PatchError(
+                f"what was drawn is a {type(self.image).__name__} and no picture; look at `array`"
+            )
         return laid_over(self.image, self.array(kind, sites))
 
-    def _repr_html_(self) -> str:
-        word = ", ".join(self.words) or f"tokens {list(self.tokens)}"
-        figures = [figure(self.image, "picture", safe(self.prompt))]
-        figures.append(figure(self.picture(), "received", f"<b>{safe(word)}</b>, all sites"))
+    def pictures(self) -> list[tuple[str, Image.Image]]:
+        """Titles and pictures of the plain drawing, of both kinds at all sites, and of each site."""
+        shown = [("picture", self.image), ("received", self.picture())]
         if self.given:
-            figures.append(
-                figure(self.picture("given"), "given", f"<b>{safe(word)}</b>, all sites")
-            )
+            shown.append(("given", self.picture("given")))
         for site in self.sites:
-            figures.append(figure(self.picture(sites=site), f"site {site.index}", safe(site.name)))
-        return fragment(f'<div class="gallery">{"".join(figures)}</div>')
+            shown.append((f"received at site {site.index}", self.picture(sites=site)))
+        return shown
+
+    def _repr_html_(self) -> str:
+        asked = ", ".join(self.words) or f"tokens {list(self.tokens)}"
+        figures = [figure(image, title) for title, image in self.pictures()]
+        said = f"<p><b>{safe(asked)}</b> in {safe(self.prompt)}</p>"
+        return fragment(f'{said}<div class="gallery">{"".join(figures)}</div>')
 
 
 def attention_map(
@@ -237,6 +244,11 @@ def _on_grids(
 def _on_grid(flat: Tensor, image: Image.Image, grid: tuple[int, int] | None) -> Tensor:
     """Map (steps, rows, columns) of one (steps, M)."""
     tokens = flat.shape[1]
+    if grid is None and not isinstance(image, Image.Image):
+        raise PatchError(
+            f"what was drawn is a {type(image).__name__} and no picture, whose shape would tell how its "
+            f"{tokens} tokens lie; give a `grid`, such as (1, {tokens})"
+        )
     rows, columns = grid or grid_of(tokens, image.height, image.width)
     if rows * columns != tokens:
         raise PatchError(
