@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from reprlib import repr as shown
 from typing import Any
 
 from torch import nn
@@ -18,6 +17,7 @@ from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDConfig, SDXLConfig, StableDiffusion
 from textpatch.reference_models.vae import VAE, VAEConfig
+from textpatch.weights.reading.files import shown
 
 SD3_DEFAULTS = dict(
     sample_size=128,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from reprlib import repr as shown
 
 from torch import nn
 
@@ -22,7 +21,13 @@ from textpatch.weights.fill import Part
 from textpatch.weights.layouts import VAE_DIFFUSERS, Layout
 from textpatch.weights.locating import NOT_RUN, PIPELINES, PLACES, SUPPORTED, pipeline_of
 from textpatch.weights.parts import built, explained, part_of
-from textpatch.weights.reading.files import component_file, inside, read_config, read_json
+from textpatch.weights.reading.files import (
+    component_file,
+    inside,
+    read_config,
+    read_json,
+    shown,
+)
 from textpatch.weights.reading.terms import Terms
 from textpatch.weights.schedulers import BETAS, schedule_from_config
 
