@@ -38,11 +38,15 @@ class Attended:
     keys, values  (B, H, N, D)
     mask          boolean, True for a key in sight, or what is added to the scores.  It is broadcast to
                   (B, heads of queries, queries, N).  None if there is none
+    queries       (B, heads, queries, D), which are never replaced
+    scale         of the scores, D ** -0.5 when None
     """
 
     keys: Tensor
     values: Tensor
     mask: Tensor | None
+    queries: Tensor
+    scale: float | None = None
 
 
 # what takes the place of what attention gets, None to leave it.  `text` are the text tokens of some rows
@@ -129,7 +133,13 @@ def _attend(
     given  arguments of the attention by name
     """
     call = calls.within(site.name)
-    own = Attended(given["key"], given["value"], given.get("attn_mask"))
+    own = Attended(
+        given["key"],
+        given["value"],
+        given.get("attn_mask"),
+        given["query"],
+        given.get("scale"),
+    )
     if own.keys.dim() != 4:
         raise PatchError(
             f"attention at site {site.name!r} gets keys of shape {tuple(own.keys.shape)}, and sites need "

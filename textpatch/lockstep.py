@@ -24,7 +24,7 @@ from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, State, branch_rows
 from textpatch.pipelines import OnStep, Slots, SupportsPartialRuns, SupportsSampling
 from textpatch.plan import Plan, Row, SiteSlots
-from textpatch.ports.shipped import find_sites
+from textpatch.ports.shipped import pipeline_sites
 
 
 @dataclass
@@ -190,7 +190,7 @@ class Loop:
         Tables of seventy sites take a quarter of a second, so that they are made once for all steps
         with the same swaps.
         """
-        sites = find_sites(self.pipeline.denoiser)
+        sites = pipeline_sites(self.pipeline)
         graph = compiled(self.pipeline.denoiser)
         tokens = self.texts.tokens
 

@@ -317,7 +317,7 @@ class _Reading:
     def __init__(self, site: Site, own: Attended) -> None:
         self.site = site
         self.own = own
-        self.attended = Attended(own.keys.clone(), own.values.clone(), own.mask)
+        self.attended = replace(own, keys=own.keys.clone(), values=own.values.clone())
 
     def read(self, rows: slice, text: slice, branch: _Branch, call: int, step: int) -> None:
         """Write the reads of one branch's rows, and enter them in the ledger."""

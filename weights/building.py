@@ -16,6 +16,8 @@ from textpatch.reference_models.pipeline import LatentPixels, pixels
 from textpatch.reference_models.schedules import DDPM, FlowMatchEuler, ScaledLinear
 from textpatch.reference_models.sdxl import SDConfig
 from textpatch.reference_models.text_encoders import (
+    FLUX_LENGTHS,
+    FluxTextEncoders,
     IFTextEncoder,
     SD3TextEncoders,
     SDTextEncoder,
@@ -252,6 +254,18 @@ def sd3(build: Builder) -> tuple[nn.Module, nn.Module]:
     return encoders, denoiser
 
 
+def flux(build: Builder) -> tuple[nn.Module, nn.Module]:
+    """Text encoders and denoiser of a FLUX.1, dev or schnell."""
+    tokenizers = build.tokenizer("tokenizer"), build.tokenizer("tokenizer_2")
+    clip = build.clip("text_encoder")
+    t5 = build.t5("text_encoder_2")
+    denoiser = build.denoiser("transformer")
+    length = FLUX_LENGTHS[denoiser.config.guidance_embeds]
+    with explained(build.source.path):
+        encoders = FluxTextEncoders(clip, t5, tokenizers, length)
+    return encoders, denoiser
+
+
 def deepfloyd_if(build: Builder) -> tuple[nn.Module, nn.Module]:
     """Text encoder and denoiser of a DeepFloyd IF, stage I or II."""
     encoder = IFTextEncoder(build.t5("text_encoder"), build.tokenizer("tokenizer"))
@@ -264,6 +278,7 @@ BUILDERS = {
     "StableDiffusionPipeline": (stable_diffusion, ScaledLinear),
     "StableDiffusionXLPipeline": (sdxl, ScaledLinear),
     "StableDiffusion3Pipeline": (sd3, FlowMatchEuler),
+    "FluxPipeline": (flux, FlowMatchEuler),
     "IFPipeline": (deepfloyd_if, DDPM),
     "IFSuperResolutionPipeline": (deepfloyd_if, DDPM),
 }

@@ -14,6 +14,7 @@ from torch import nn
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
+from textpatch.reference_models.flux import Flux, FluxConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDConfig, SDXLConfig, StableDiffusion
 from textpatch.reference_models.vae import VAE, VAEConfig
@@ -33,6 +34,19 @@ SD3_DEFAULTS = dict(
     pos_embed_max_size=96,
     dual_attention_layers=(),
     qk_norm=None,
+)
+FLUX_DEFAULTS = dict(
+    patch_size=1,
+    in_channels=64,
+    out_channels=None,
+    num_layers=19,
+    num_single_layers=38,
+    attention_head_dim=128,
+    num_attention_heads=24,
+    joint_attention_dim=4096,
+    pooled_projection_dim=768,
+    guidance_embeds=False,
+    axes_dims_rope=(16, 56, 56),
 )
 UNET_DEFAULTS = dict(
     sample_size=None,
@@ -134,6 +148,7 @@ class Kind:
 
 
 SD3 = Kind(MMDiT, MMDiTConfig, SD3_DEFAULTS)
+FLUX = Kind(Flux, FluxConfig, FLUX_DEFAULTS)
 # `upcast_attention` takes the softmax in float32, as the attention here does in every dtype
 SD_UNET = Kind(StableDiffusion, SDConfig, UNET_DEFAULTS, dict(upcast_attention=(False, None, True)))
 SDXL_UNET = Kind(
@@ -166,6 +181,7 @@ REFINER = dict(
 )
 DENOISER_KINDS = {
     ("SD3Transformer2DModel", None): SD3,
+    ("FluxTransformer2DModel", None): FLUX,
     ("UNet2DConditionModel", None): SD_UNET,
     ("UNet2DConditionModel", "text_time"): SDXL_UNET,
     ("UNet2DConditionModel", "text"): IF_UNET,

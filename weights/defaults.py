@@ -20,6 +20,7 @@ STEPS_AND_GUIDANCE = {
     "StableDiffusionPipeline": (50, 7.5),
     "StableDiffusionXLPipeline": (50, 5.0),
     "StableDiffusion3Pipeline": (28, 7.0),
+    "FluxPipeline": (28, 3.5),
     "IFPipeline": (100, 7.0),
     "IFSuperResolutionPipeline": (50, 4.0),
 }

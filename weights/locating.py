@@ -10,6 +10,7 @@ from torch import nn
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
+from textpatch.reference_models.flux import Flux
 from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.schedules import DDIM, DDPM, Euler, FlowMatchEuler, Schedule
 from textpatch.reference_models.sdxl import SDXL, StableDiffusion
@@ -18,6 +19,7 @@ from textpatch.weights.configs import denoiser_from_config
 from textpatch.weights.fill import Part
 from textpatch.weights.inferring import (
     SD_TEXT,
+    flux_config,
     if_config,
     mmdit_config,
     sd_config,
@@ -92,6 +94,7 @@ SINGLE_FILE_PIPELINES = {
 # Denoisers, each with the class of its published pipeline and its folder there.
 PIPELINES = {
     MMDiT: ("StableDiffusion3Pipeline", "transformer"),
+    Flux: ("FluxPipeline", "transformer"),
     SDXL: ("StableDiffusionXLPipeline", "unet"),
     StableDiffusion: ("StableDiffusionPipeline", "unet"),
     DeepFloydIF: ("IFPipeline", "unet"),
@@ -102,6 +105,7 @@ SUPPORTED = {
     "StableDiffusionPipeline": DDIM(),
     "StableDiffusionXLPipeline": Euler(),
     "StableDiffusion3Pipeline": FlowMatchEuler(),
+    "FluxPipeline": FlowMatchEuler(),
     "IFPipeline": DDPM(),
     "IFSuperResolutionPipeline": DDPM(),
 }
@@ -117,6 +121,7 @@ FAMILIES = {
     "StableDiffusionPipeline": "SD",
     "StableDiffusionXLPipeline": "SDXL",
     "StableDiffusion3Pipeline": "SD3",
+    "FluxPipeline": "FLUX.1",
 }
 # A tensor that a denoiser has and those below it have not, that denoiser, and its configuration from the
 # shapes of all.
@@ -124,6 +129,7 @@ TELLTALES = {
     "add_embedding.linear_1.weight": (SDXL, sdxl_config),
     "add_embedding.pool.positional_embedding": (DeepFloydIF, if_config),
     "pos_embed.pos_embed": (MMDiT, mmdit_config),
+    "single_transformer_blocks.0.proj_mlp.weight": (Flux, flux_config),
     SD_TEXT: (StableDiffusion, sd_config),
 }
 # two keys that only SDXL's refiner has both, an embedding of sizes and a fourth depth

@@ -9,10 +9,12 @@ from torch import nn
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
+from textpatch.reference_models.flux import Flux
 from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.pipeline import LatentPixels
 from textpatch.reference_models.sdxl import SDXL, StableDiffusion
 from textpatch.reference_models.text_encoders import (
+    FluxTextEncoders,
     IFTextEncoder,
     SD3TextEncoders,
     SDTextEncoder,
@@ -88,6 +90,12 @@ def _meetings(encoders: nn.Module, denoiser: nn.Module, decoder) -> Iterator[Mee
             "the CLIPs together",
             pooled,
         )
+    if isinstance(denoiser, Flux) and isinstance(encoders, FluxTextEncoders):
+        clip = encoders.text_encoder.config.hidden_size
+        t5 = encoders.text_encoder_2.config.d_model
+        yield "text of the width", "the transformer", config.joint_attention_dim, "T5", t5
+        pooled = config.pooled_projection_dim
+        yield "a pooled vector of the width", "the transformer", pooled, "the CLIP", clip
     if isinstance(denoiser, DeepFloydIF) and isinstance(encoders, IFTextEncoder):
         width = encoders.text_encoder.config.d_model
         yield "text of the width", "the U-Net", config.encoder_hid_dim, "T5", width
@@ -95,6 +103,8 @@ def _meetings(encoders: nn.Module, denoiser: nn.Module, decoder) -> Iterator[Mee
 
 def _channels_made(denoiser: nn.Module) -> int:
     """Channels of a denoiser's prediction, without those of the variance that IF predicts, too."""
+    if isinstance(denoiser, Flux):
+        return denoiser.config.latent_channels
     made = denoiser.config.out_channels
     if isinstance(denoiser, DeepFloydIF) and made == 2 * denoiser.config.latent_channels:
         return denoiser.config.latent_channels

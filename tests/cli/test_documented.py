@@ -9,9 +9,11 @@ import pytest
 
 from support.documents import starting
 from support.glyph_folders import GLYPH, write
-from support.small_models import PROMPTS, save_small
+from support.small_models import PROMPTS, save_small, write_flux_config
 from textpatch import cli
+from textpatch.cli.parser import VERBS
 from textpatch.metrics import calibration
+from textpatch.runs.folder import Run
 from textpatch.weights.loading import find
 from textpatch.weights.signs.drawing import Sign, SignFormat
 from textpatch.weights.signs.evaluation import clean_pictures
@@ -19,6 +21,23 @@ from textpatch.weights.signs.evaluation import clean_pictures
 FROM_HELP = [shlex.split(line) for line in cli.EXAMPLES.splitlines()[1:]]
 EXAMPLES = {" ".join(words): words[1:] for words in [*starting("textpatch"), *FROM_HELP]}
 PAIR = [PROMPTS[0], PROMPTS[0].replace("HELLO", "WORLD")]
+# functions that the pages name, of small random models
+MY_MODELS = """
+from support.foreign_pipelines import flux
+"""
+MY_SOUNDS = """
+from support.foreign_sounds import audioldm2 as pipe, similarities
+from textpatch import wrap
+from textpatch.metrics import Nearest
+
+
+def audioldm2():
+    return wrap(pipe(), audio_length_in_s=0.01)
+
+
+def clap():
+    return Nearest(similarities)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +60,28 @@ def places(tmp_path_factory):
     (sign,) = clean_pictures([Sign("HELLO")], SignFormat())
     sign.save(here / "sign.png")
     (here / "prompts.txt").write_text("\n".join(PROMPTS), "utf-8")
+    (here / "my_models.py").write_text(MY_MODELS, "utf-8")
+    (here / "my_sounds.py").write_text(MY_SOUNDS, "utf-8")
+    instruments = here / "two_instruments.tsv"
+    instruments.write_text("\t".join([*PROMPTS[:2], "violin", "piano"]) + "\n", "utf-8")
     (here / "words.txt").write_text("zen\n", "utf-8")
     return here, {
         "/models/stable-diffusion-xl-base-1.0": small,
         "MODEL": small,
         "GlyphControl-release": str(here / "glyph"),
         "/models/sd_xl_base_1.0.safetensors": str(file),
+        "/models/FLUX.1-dev": str(write_flux_config(here / "flux")),
         "pairs.tsv": str(pairs),
+        "instruments.tsv": str(instruments),
         "tiny-if-ii": str(larger),
     }
 
 
 def smaller(words: list[str]) -> list[str]:
     """The same request for a pair, or the two a search needs, one seed, steps up to the first patched one."""
+    if words[0] == "finetune":  # whose steps are those of the training
+        fewer = ["--steps", "1", "--batch", "2", "--examples", "2", "--sample", PROMPTS[0]]
+        return [*words[: words.index("--steps")], *fewer, *words[words.index("--steps") + 2 :]]
     screened = {"--mode", "--what"} & set(words)
     fewer, made = {"--pairs": "2" if screened else "1", "--seeds": "1", "--seed": "1"}, list(words)
     if words[0] == "edit":  # whose pairs are those of a file
@@ -73,10 +101,18 @@ def placed(words: list[str], stand_ins: dict) -> list[str]:
     """What is named and not there replaced by what is: models, folders, prompts, and runs, which are made."""
     prompts = iter(PAIR)
     made = [next(prompts) if word == "..." else stand_ins.get(word, word) for word in words]
-    return [
-        edited(word.split("-", 1)[1].rpartition("-")[0]) if word.startswith("runs/edit-") else word
-        for word in made
-    ]
+    return [run_of(word) if word.startswith("runs/") else word for word in made]
+
+
+def run_of(place: str) -> str:
+    """The folder of a run that an example only names."""
+    verb, _, rest = place.removeprefix("runs/").partition("-")
+    model = rest.rpartition("-")[0]
+    if verb == "edit":
+        return edited(model)
+    run = Run.open(f"{verb}-{model}", {"request": {"command": verb, "model": model}})
+    run.write_json("results.json", {"pairs": 1, "ranked": [1], "set": None})
+    return str(run.folder)
 
 
 def edited(model: str) -> str:
@@ -99,18 +135,17 @@ def edited(model: str) -> str:
 
 
 def test_the_examples_are_all_commands():
-    """All seven, and each of the forms a reader meets: there is something to carry out."""
+    """All verbs, and each of the forms a reader meets: there is something to carry out."""
     commands = {words[0] for words in EXAMPLES.values()}
-    assert (
-        commands == {"sites", "generate", "localize", "edit", "sanitize", "audit", "doctor"}
-        and len(EXAMPLES) >= 12
-    )
+    assert commands == {*VERBS} and len(EXAMPLES) >= 12
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_is_carried_out(example, places, monkeypatch, capfd):
     """Exit code 0, something said on stdout, nothing on stderr; what it says it wrote is there."""
     here, stand_ins = places
+    if "--diffusers" in example:
+        pytest.importorskip("diffusers")
     monkeypatch.chdir(here)
     monkeypatch.setattr("textpatch.metrics.calibration.EACH", 1)
     monkeypatch.setattr("textpatch.metrics.calibration.KINDS", calibration.KINDS[:2])

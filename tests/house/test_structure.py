@@ -22,6 +22,7 @@ OUTER = {
 LAYERS = [
     ["cli", "examples"],
     ["weights"],
+    ["maps"],
     ["editing"],
     ["localization"],
     ["adapters", "auditing", "safety", "testing"],
@@ -29,7 +30,7 @@ LAYERS = [
     ["groups"],
     ["prompts", "runs"],
     ["metrics"],
-    ["sampling"],
+    ["foreign", "sampling"],
     ["lockstep", "packing"],
     ["checks", "swapping"],
     ["bookkeeping", "ledger", "patching", "reads", "recording"],
@@ -48,7 +49,7 @@ LAYERS = [
     ["sites"],
     ["anatomy", "attention", "changes", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
-    ["disk", "exits", "html", "pictures", "progress"],
+    ["disk", "exits", "html", "pictures", "progress", "sounds"],
     ["quotes", "text"],
     ["errors"],
 ]

@@ -42,7 +42,13 @@ def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 @pytest.mark.parametrize(
     "kind, component",
-    [("SD1", "unet"), ("SDXL", "unet"), ("SD3", "transformer"), ("IF-I", "unet")],
+    [
+        ("SD1", "unet"),
+        ("SDXL", "unet"),
+        ("SD3", "transformer"),
+        ("FLUX.1", "transformer"),
+        ("IF-I", "unet"),
+    ],
 )
 def test_an_original_file_is_the_same_denoiser(tmp_path, kind, component):
     """load_denoiser(original names, fused rows, swapped halves) = the model, every tensor; sizes from the

@@ -12,8 +12,11 @@ from textpatch.cli import (
     audit_command,
     doctor_command,
     edit_command,
+    export_command,
+    finetune_command,
     generate_command,
     localize_command,
+    rewrite_command,
     sanitize_command,
     sites_command,
 )
@@ -26,6 +29,9 @@ VERBS = {
     "localize": localize_command,
     "edit": edit_command,
     "sanitize": sanitize_command,
+    "finetune": finetune_command,
+    "rewrite": rewrite_command,
+    "export": export_command,
     "audit": audit_command,
     "doctor": doctor_command,
 }
