@@ -10,6 +10,7 @@ from torch import nn
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.schedules import Schedule
+from textpatch.reference_models.schedules.published import BETAS
 from textpatch.reference_models.vae import VAEConfig
 from textpatch.weights.configs import (
     denoiser_from_config,
@@ -29,7 +30,7 @@ from textpatch.weights.reading.files import (
     shown,
 )
 from textpatch.weights.reading.terms import Terms
-from textpatch.weights.schedulers import BETAS, schedule_from_config
+from textpatch.weights.schedulers import schedule_from_config
 
 FETCH = "the model is incomplete: fetch it"
 # what can be done without a component
