@@ -19,7 +19,7 @@ from support.originals import originals, write_shards
 
 PAGE = Path(__file__).parents[2] / "weights" / "README.md"
 START = "<!-- files as people have them: python tests/support/wild.py -->"
-END = "<!-- end -->"
+END = "<!-- end of the files as people have them -->"
 
 USED = "used"
 DROPPED = "dropped and told"
