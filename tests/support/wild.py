@@ -670,7 +670,7 @@ FOLDERS = [
     ),
     Row(
         "old-vae",
-        "a VAE with the names of diffusers before 0.18",
+        "a VAE with the older names of its attention (`query`, `proj_attn`)",
         "read",
         "sdxl",
         rewritten(VAE, old_attention),
