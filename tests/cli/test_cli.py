@@ -89,6 +89,7 @@ def test_help_imports_nothing_heavy():
         "sanitize",
         "finetune",
         "rewrite",
+        "export",
         "audit",
         "doctor",
     ],
@@ -250,8 +251,12 @@ BAD = {
     ),
     "no steps": (["generate", "MODEL", SOURCE, "--steps", "0"], "asked for 0 steps"),
     "too large a seed": (
-        ["generate", "MODEL", SOURCE, "--seed", str(2**32)],
-        "seed 4294967296 does not",
+        ["generate", "MODEL", SOURCE, "--seed", str(2**64)],
+        "seed 18446744073709551616 does not",
+    ),
+    "two seeds of one noise": (
+        ["generate", "MODEL", SOURCE, "--seed", "0", str(2**32)],
+        "seeds 0 and 4294967296 are the same noise",
     ),
     "no sites known": (
         ["edit", "MODEL"],
@@ -364,7 +369,7 @@ def test_the_real_process_says_the_same(here):
 
 def test_localize_leaves_a_whole_run_folder(model, here, capfd):
     """Table and path on stdout, nothing on a stderr that is no terminal, every file in the folder."""
-    assert cli.main(["localize", model, "--pairs", "2", "--out", "run"]) == 0
+    assert cli.main(["localize", model, "--pairs", "2", "--out", "run", "--maps"]) == 0
     out, err = capfd.readouterr()
     assert (
         err == ""
@@ -380,6 +385,7 @@ def test_localize_leaves_a_whole_run_folder(model, here, capfd):
         for name in ("heatmap.png", "contact_sheet.png")
     )
     page = (here / "run/report.html").read_text()
+    assert "<h2>Where the word is read</h2>" in page and page.count("received at site") == 2 * 2
     assert 'src="data:image/png;base64,' in page and "http://" not in page.replace(
         "http://www.w3.org", ""
     )

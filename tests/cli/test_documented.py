@@ -13,6 +13,7 @@ from support.small_models import PROMPTS, save_small, write_flux_config
 from textpatch import cli
 from textpatch.cli.parser import VERBS
 from textpatch.metrics import calibration
+from textpatch.runs.folder import Run
 from textpatch.weights.loading import find
 from textpatch.weights.signs.drawing import Sign, SignFormat
 from textpatch.weights.signs.evaluation import clean_pictures
@@ -113,7 +114,16 @@ def finished(word: str) -> str:
         command = ["localize", "planted-mmdit", "--pairs", "1", "--steps", "1", "--sites", "0", "1"]
         assert cli.main([*command, "--out", "localized"]) == 0
         return "localized"
+    if word.startswith("runs/"):
+        return run_of(verb, rest.rpartition("-")[0])
     return word
+
+
+def run_of(verb: str, model: str) -> str:
+    """The folder of a run of which an example needs the words alone."""
+    run = Run.open(f"{verb}-{model}", {"request": {"command": verb, "model": model}})
+    run.write_json("results.json", {"pairs": 1, "ranked": [1], "set": None})
+    return str(run.folder)
 
 
 def edited(model: str) -> str:

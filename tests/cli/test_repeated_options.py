@@ -17,6 +17,7 @@ REQUIRED = {
     "sanitize": ["MODEL"],
     "finetune": ["MODEL", "--data", "FOLDER"],
     "rewrite": ["MODEL"],
+    "export": ["RUN", "--for", "peft"],
     "runs": [],
     "report": ["RUN"],
     "compare": ["RUN", "RUN"],

@@ -51,13 +51,13 @@ LAYERS = [
     ["anatomy", "attention", "changes", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
     ["disk", "exits", "html", "memory", "pictures", "progress", "sounds"],
-    ["quotes", "text"],
+    ["quotes", "seeds", "text"],
     ["errors"],
 ]
 CORE = (
     "anatomy attending attention bank bookkeeping branches cache calls changes checks classifier_free "
-    "explaining guidance hooks ledger masks packing patching plan reads recording rows safe_guidance shapes "
-    "sites slots softmax swapping swaps taps windows"
+    "explaining guidance hooks ledger masks packing patching plan reads recording rows safe_guidance seeds "
+    "shapes sites slots softmax swapping swaps taps windows"
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 TALKERS = {"cli", "examples"}
@@ -230,6 +230,7 @@ def test_models_are_read_alone():
         "plan",
         "quotes",
         "reference_models",
+        "seeds",
         "sites",
     }
     for module in SOURCES:

@@ -1,15 +1,21 @@
 """Whole pipelines: saved by diffusers, loaded here, and equal to diffusers from the prompt to the picture."""
 
-import re
+import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from support.planting import plant
 from support.small_models import PROMPTS as SIGNS
 from support.small_models import relative, small_pipeline
-from textpatch import load
+from textpatch import Row, load, sample
+from textpatch import seeds as seeds_of_requests
 from textpatch.errors import PatchError
+from textpatch.guidance import ClassifierFree
+from textpatch.reference_models.flux import GUIDANCE
 
 # lower case: IF lowers its prompts
 PROMPTS = [
@@ -50,6 +56,7 @@ def saved(published, tmp_path_factory):
             folder = tmp_path_factory.mktemp(name) / "pipeline"
             theirs.save_pretrained(folder)
             made[key] = theirs, load(folder)
+            made[key][1].folder = folder
         return made[key]
 
     return both
@@ -101,6 +108,71 @@ def test_latent_pipelines_equal_diffusers(saved, name, options, guidance, negati
         strict=True,
     ):
         assert np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("dev", [True, False], ids=["dev", "schnell"])
+@pytest.mark.parametrize("told, true, negative", [(3.5, 1.0, None), (2.0, 4.0, "a yellow wall")])
+def test_flux_equals_diffusers(saved, dev, told, true, negative):
+    """Latents and pictures of both, on a picture that is not square, told a guidance and guided twice."""
+    theirs, ours = saved("flux", dev=dev)
+    ours = ours.at(8, 12)
+    noise = ours.noise(SEEDS)
+    call = dict(
+        negative_prompt=None if negative is None else [negative] * 2,
+        true_cfg_scale=true,
+        guidance_scale=GUIDANCE if negative else told,
+        num_inference_steps=3,
+        height=64,
+        width=96,
+        max_sequence_length=22,
+        latents=theirs._pack_latents(noise, 2, 16, 8, 12),
+    )
+    expected = theirs(PROMPTS, output_type="latent", **call).images
+    guidance = told if dev else 1
+    if negative:
+        guidance = ClassifierFree(true, negative)
+    text = ours.encode(PROMPTS if negative is None else [negative] * 2 + PROMPTS)
+    made = ours.denoise(noise, text, steps=3, guidance=guidance)
+    unpacked = theirs._unpack_latents(expected, 64, 96, 8)
+    assert relative(made, unpacked) <= tolerance(3, true)
+    drawn = theirs(PROMPTS, output_type="pil", **call).images
+    for a, b in zip(
+        ours.generate(PROMPTS, seeds=SEEDS, steps=3, guidance=guidance), drawn, strict=True
+    ):
+        assert np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max() <= 1
+
+
+def test_flux_without_a_folder_takes_its_parts_from_one(saved, tmp_path):
+    """A transformer's own file, encoders and VAE of a folder: the pictures of the whole folder."""
+    _, ours = saved("flux", dev=False)
+    path = tmp_path / "schnell.safetensors"
+    save_file(ours.denoiser.state_dict(), path)
+    config = dict(_class_name="FluxTransformer2DModel", **asdict(ours.denoiser.config))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    folder = ours.folder
+    made = load(path, text_encoders=folder, vae=folder)
+    assert made.schedule == ours.schedule and made.defaults == ours.defaults
+    assert (made.defaults.steps, made.defaults.guidance, made.defaults.embeds_guidance) == (
+        4,
+        1.0,
+        False,
+    )
+    noise = ours.at(4, 4).noise(SEEDS[:1])
+    text = made.encode(PROMPTS[:1])
+    assert torch.equal(text.tokens, ours.encode(PROMPTS[:1]).tokens)
+    a, b = (which.at(4, 4).denoise(noise, text, steps=2, guidance=1) for which in (made, ours))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_stable_diffusion_by_its_published_schedule(saved, prediction):
+    """PNDM, of noise as in version 1 and of v as in version 2, whose 4 steps are 5 calls, with guidance."""
+    theirs, ours = saved("stable_diffusion", version=2, prediction=prediction)
+    noise = ours.noise(SEEDS)
+    call = dict(num_inference_steps=4, guidance_scale=3.0, height=64, width=64)
+    expected = theirs(PROMPTS, latents=noise, output_type="latent", **call).images
+    text = ours.encode([None, None, *PROMPTS])
+    assert relative(ours.denoise(noise, text, steps=5, guidance=3.0), expected) <= tolerance(5, 3)
 
 
 @pytest.mark.parametrize(
@@ -241,21 +313,60 @@ def test_a_seed_is_one_noise(dtype):
         torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32, 5 + 2**40, 2**63 - 1, -(2**63), 2**64, True, 1.5, "0"])
-def test_a_seed_that_would_repeat_another_is_refused(seed):
-    """Torch's generator takes a seed modulo 2^32: of 0 to 2^32 - 1 each is a noise of its own, and the rest
-    is refused."""
+@pytest.mark.parametrize(
+    "seed, says",
+    [
+        *((seed, "does not fit the noise generator") for seed in (-1, 2**64, True, 1.5, "0")),
+        (2**32, "seeds 0 and 4294967296 are the same noise"),
+    ],
+)
+def test_a_seed_that_is_none_or_repeats_another_is_refused(seed, says):
+    """Of all seeds of a request, before any noise is drawn."""
     pipeline = small_pipeline()
-    says = re.escape(
-        f"seed {seed!r} does not fit the noise generator; give a whole number of 0 to 4294967295"
-    )
     for refused in (
         pipeline.noise,
         pipeline.noises,
         lambda seeds: pipeline.check(["a red sign"], seeds=seeds, steps=1),
+        lambda seeds: pipeline.generate(["a red sign"] * 2, seeds=seeds, steps=1, micro_batch=1),
+        lambda seeds: sample(
+            pipeline,
+            [Row(f"row {i}", SIGNS[0], s) for i, s in enumerate(seeds)],
+            steps=1,
+            micro_batch=1,
+        ),
     ):
-        with pytest.raises(PatchError, match=f"^{says}$"):
-            list(refused([0, seed]))
+        with pytest.raises(PatchError, match=says):
+            refused([0, seed])
+
+
+def test_seeds_of_64_bits_and_as_tensors():
+    """A seed is heard modulo 2^32, and more bits are told; tensors of seeds are seeds."""
+    pipeline = small_pipeline()
+    with pytest.warns(UserWarning, match="seed 1099511627781 is the noise of seed 5"):
+        large = pipeline.noise([5 + 2**40])
+    assert torch.equal(large, pipeline.noise([5]))
+    drawn = [
+        pipeline.generate(SIGNS[:2], seeds=seeds, steps=1)
+        for seeds in ([3, 3], torch.tensor([3, 3]), torch.tensor(3), np.array([3, 3]))
+    ]
+    assert len({tuple(picture.tobytes() for picture in pictures) for pictures in drawn}) == 1
+    row = Row("a", SIGNS[0], torch.tensor(3))
+    assert row == Row("a", SIGNS[0], 3) and type(row.seed) is int
+
+
+@pytest.mark.parametrize(
+    "function, change",
+    [
+        ("whole_seeds", ("if other != seed:", "if False:")),
+        ("_tell", ("if seed >= HEARD", "if seed >= SEEDS")),
+    ],
+)
+def test_a_fault_in_seeds_is_noticed(function, change, monkeypatch):
+    """Seeds that are one noise pass as two, or are cut without a word."""
+    plant(monkeypatch, seeds_of_requests, function, *change)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        test_a_seed_that_is_none_or_repeats_another_is_refused(2**32, "same noise")
+        test_seeds_of_64_bits_and_as_tensors()
 
 
 def test_every_bit_of_a_seed_counts():

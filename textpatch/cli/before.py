@@ -30,7 +30,7 @@ def announced(options, pipeline, made: str, generations: int, *, at_once: int, s
     told = {"generations": generations, "steps": steps}
     line = f"{made} = {generations} generations of {steps} steps"
     if draws_by_itself(pipeline):  # by a call of its own, of which nothing is known before
-        return _ended(options, line, told)
+        return _ended(options, line, told) if options.plan else None
     seconds = generations * steps * _seconds_of_step(pipeline, at_once, guidance)
     told["seconds"] = round(seconds, 2)
     line += f", {_spoken(seconds)}"

@@ -61,6 +61,7 @@ What is finished is kept: after Ctrl-C the same command goes on.\
     ),
 )
 ROWS = 64  # at once, where the memory holds them
+MOST_MAPS = 8  # sites whose maps the page shows
 MODES = ["exhaustive", "staged", "contribution", "attribution"]
 
 
@@ -134,6 +135,12 @@ def _add_search_options(group) -> None:
         help="also find which of the found sites' n heads do the work; costs, for each pair and seed, "
         "about n * n / 2 generations",
     )
+    group.add_argument(
+        "--maps",
+        action="store_true",
+        help="also show on the page where the first source's word is read, at the eight best sites; costs a "
+        "generation",
+    )
 
 
 def _add_run_options(group) -> None:
@@ -202,7 +209,10 @@ def localize(options) -> Outcome:
             )
         except Unfinished as told:
             return Outcome(str(told))
-        publish(run, found.result, found.records)
+        maps = []
+        if options.maps:
+            maps = _maps(pipeline, pairs[0].source, found.ranked, options.seeds[0], steps, guidance)
+        publish(run, found.result, found.records, maps=maps)
     return Outcome(repr(found), found.result, run.folder / "report.html", run.folder)
 
 
@@ -219,6 +229,17 @@ def _announced(options, pipeline, asked: dict, pairs: int, at_once: int):
     generations = pairs * len(options.seeds) * (sites + 2)
     run = {name: asked[name] for name in ("steps", "guidance")}
     return announced(options, pipeline, made, generations, at_once=at_once, **run)
+
+
+def _maps(pipeline, prompt: str, ranked: list, seed: int, steps: int, guidance) -> list:
+    """Return titles and pictures of the maps of a prompt's word at the best sites."""
+    from textpatch.maps.word_maps import attention_map
+
+    best = [site for group in ranked for site in group][:MOST_MAPS]
+    made = attention_map(
+        pipeline, prompt, sites=best, seed=seed, run_steps=steps, guidance=guidance
+    )
+    return made.pictures()
 
 
 def _tell_cost(options, pipeline, asked: dict, pairs: int) -> None:

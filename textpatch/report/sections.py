@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from textpatch.html import data_uri, safe, table
+from PIL import Image
+
+from textpatch.classifier_free import NO_GUIDANCE
+from textpatch.html import data_uri, figure, safe, table
 from textpatch.metrics import FEWEST
 from textpatch.report import words
 from textpatch.report.charts import curve
@@ -112,6 +115,14 @@ def every_pair(result: dict, records: Sequence[dict]) -> str:
     if not records:
         return ""
     return _told(words.RAMP, result) + heat_map(result, records)
+
+
+def word_maps(maps: Sequence[tuple[str, Image.Image]]) -> str:
+    """Maps of the word's attention, and how to read them.  "" where there are none."""
+    if not maps:
+        return ""
+    figures = "".join(figure(image, title) for title, image in maps)
+    return f'{words.MAPS}<div class="gallery">{figures}</div>'
 
 
 def drawing(heatmap: bytes) -> str:
@@ -228,7 +239,7 @@ def _facts(result: dict, manifest: dict) -> dict[str, str]:
 def _guidance(result: dict) -> str:
     """What guided the run, and in which of its branches was swapped."""
     guidance = result["guidance"]
-    if guidance == 1:
+    if guidance in NO_GUIDANCE:
         return "none"
     branch = f"the {result['branch']} branch"
     if result["branch"] == "both":
