@@ -354,8 +354,7 @@ class Pipeline(nn.Module):
         steps        denoising steps; the model's default when None
         guidance     a scale or a `Guidance`; the model's default when None
         negative     one text for all; None is "no prompt", which SDXL reads as zeros and the others as ""
-        micro_batch  the most pictures made at once.  Where the memory does not hold them, half as many
-                     are, with a warning
+        micro_batch  the most pictures made at once, or half as many where the memory does not hold them
 
         A guidance that names rows finds the prompts as rows "0", "1" and so on.
         Raises PatchError if the numbers of prompts and seeds differ, and for a stage II.
