@@ -65,6 +65,7 @@ class Pixels(nn.Module):
             scaling_factor=1.0, shift_factor=0.0, block_out_channels=(1,), latent_channels=3
         )
         self.dtype = torch.float32
+        self.device = torch.device("cpu")
 
     def decode(self, x: Tensor, return_dict: bool = True) -> tuple[Tensor]:
         return (x,)
