@@ -167,8 +167,9 @@ class Loop:
         return now
 
     def _first_state(self, x: Tensor) -> State:
-        """State of the guidance of one row x (C, H, W) before its first step."""
-        return {key: value[0] for key, value in self.guidance.begin(x[None]).items()}
+        """Memory of one row x (C, H, W) before its first step."""
+        begun = self._partial_runs.begin(x[None], self.guidance)
+        return {key: value[0] for key, value in begun.items()}
 
     def _keeping(self, drawn: Sequence[Row], fresh: Sequence[Row]) -> OnStep | None:
         """Function on_step that keeps the latents of fresh rows.  None if no latents are kept."""

@@ -155,6 +155,9 @@ class SupportsPartialRuns(Protocol):
     def enter(self, noise: Tensor, steps: int) -> Tensor:
         """Latents entering step 0, of standard normal noise (B, C, H, W)."""
 
+    def begin(self, x: Tensor, guidance: Guidance) -> State:
+        """Memory of rows x (B, C, H, W) before their first step, the guidance's and the schedule's."""
+
     def advance(
         self,
         x: Tensor,
@@ -168,7 +171,7 @@ class SupportsPartialRuns(Protocol):
         on_step: OnStep | None = None,
         noises: Iterator[Tensor] | None = None,
     ) -> tuple[Tensor, State]:
-        """Latents and the guidance's state after the steps `only` of a run.
+        """Latents and the rows' memory after the steps `only` of a run.
 
         only  consecutive steps among range(steps)
         """

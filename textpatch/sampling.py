@@ -91,7 +91,7 @@ def sample(
                      in the bank
     plan             its windows of timesteps or sigmas are taken in the pipeline's schedule
     steps, guidance  the model's defaults when None.  A number is the scale of classifier-free
-                     guidance, and 1 is none
+                     guidance, and 0 or 1 is none
     negative         prompt of the unconditional branch, one for all rows
     micro_batch      most batch rows of one forward pass, all branches counted.  Rows that a row reads
                      or copies travel with it into every micro-batch
@@ -155,7 +155,9 @@ def sample_latents(
     require_micro_batch(micro_batch)
     guiding = as_guidance(guidance, negative)
     guiding.check(rows, steps)
-    require_memory(rows, guiding)
+    # nothing is drawn yet, and seeds of all rows are refused before anything runs
+    pipeline.noises([row.seed for row in rows if row.sampled])
+    require_memory(rows, guiding, pipeline.schedule)
     texts = encode(pipeline, branch_rows(rows, guiding))
     run.check(rows, pipeline_sites(pipeline), steps, tokens=texts.tokens)
     require_readable(rows, plan, texts)

@@ -13,6 +13,7 @@ from support.small_models import PROMPTS, save_small, write_flux_config
 from textpatch import cli
 from textpatch.cli.parser import VERBS
 from textpatch.metrics import calibration
+from textpatch.runs.folder import Run
 from textpatch.weights.loading import find
 from textpatch.weights.signs.drawing import Sign, SignFormat
 from textpatch.weights.signs.evaluation import clean_pictures
@@ -100,10 +101,18 @@ def placed(words: list[str], stand_ins: dict) -> list[str]:
     """What is named and not there replaced by what is: models, folders, prompts, and runs, which are made."""
     prompts = iter(PAIR)
     made = [next(prompts) if word == "..." else stand_ins.get(word, word) for word in words]
-    return [
-        edited(word.split("-", 1)[1].rpartition("-")[0]) if word.startswith("runs/edit-") else word
-        for word in made
-    ]
+    return [run_of(word) if word.startswith("runs/") else word for word in made]
+
+
+def run_of(place: str) -> str:
+    """The folder of a run that an example only names."""
+    verb, _, rest = place.removeprefix("runs/").partition("-")
+    model = rest.rpartition("-")[0]
+    if verb == "edit":
+        return edited(model)
+    run = Run.open(f"{verb}-{model}", {"request": {"command": verb, "model": model}})
+    run.write_json("results.json", {"pairs": 1, "ranked": [1], "set": None})
+    return str(run.folder)
 
 
 def edited(model: str) -> str:

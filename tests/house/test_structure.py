@@ -50,13 +50,13 @@ LAYERS = [
     ["anatomy", "attention", "changes", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
     ["disk", "exits", "html", "pictures", "progress", "sounds"],
-    ["quotes", "text"],
+    ["quotes", "seeds", "text"],
     ["errors"],
 ]
 CORE = (
     "anatomy attending attention bank bookkeeping branches cache calls changes checks classifier_free "
-    "explaining guidance hooks ledger masks packing patching plan reads recording rows safe_guidance shapes "
-    "sites slots softmax swapping swaps taps windows"
+    "explaining guidance hooks ledger masks packing patching plan reads recording rows safe_guidance seeds "
+    "shapes sites slots softmax swapping swaps taps windows"
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 TALKERS = {"cli", "examples"}
@@ -228,6 +228,7 @@ def test_models_are_read_alone():
         "plan",
         "quotes",
         "reference_models",
+        "seeds",
         "sites",
     }
     for module in SOURCES:

@@ -90,7 +90,7 @@ def add_sampling_options(group) -> None:
         "--guidance",
         type=number,
         metavar="SCALE",
-        help="classifier-free guidance, 1 for none (default: the model's own)",
+        help="classifier-free guidance, 0 or 1 for none (default: the model's own)",
     )
     for side in ("height", "width"):
         group.add_argument(

@@ -16,6 +16,7 @@ from textpatch.metrics.readers.nearest import Nearest
 from textpatch.metrics.readers.reading import Reader, knows
 from textpatch.pipelines import draws_pictures, picture_size
 from textpatch.prompts.pairs import Pair, require_apart
+from textpatch.seeds import whole_seeds
 
 
 def checked_pairs(
@@ -53,11 +54,14 @@ def _pair(pair) -> Pair:
 
 
 def listed_seeds(seeds: Iterable[int]) -> list[int]:
-    """Seeds in a list.  Raises PatchError for none, and for what is no list or array of seeds."""
+    """Seeds in a list.
+
+    Raises PatchError for none, for what is no list, array or tensor of seeds, and as `whole_seeds` does.
+    """
     if isinstance(seeds, Integral):
         raise PatchError(f"seeds is {seeds}; give several or one in a list: [{seeds}]")
     try:
-        found = list(seeds)
+        found = whole_seeds(seeds)
     except TypeError:
         raise PatchError(f"seeds is {seeds!r}; give whole numbers in a list") from None
     if not found:
