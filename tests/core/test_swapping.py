@@ -31,7 +31,8 @@ from textpatch.errors import PatchError
 from textpatch.testing.port import apply, take
 
 TEXT = "encoder_hidden_states"
-QWEN_IMAGE21 = (SiteSpec("transformer_blocks.*.attn", "single", span=Span("first")),)
+QWEN_IMAGE21 = (SiteSpec("transformer_blocks.*.attn", "single",
+                         span=Span("first", mask="encoder_hidden_states_mask")),)  # fmt: skip
 LUMINA2 = (SiteSpec("layers.*.attn", "single", span=Span("first", mask="encoder_attention_mask", packed=True),
                     kv_heads=2),)  # fmt: skip
 TABLES = {"qwen_image21": QWEN_IMAGE21, "lumina2": LUMINA2}
@@ -97,11 +98,11 @@ def test_a_row_that_reads_another_everywhere_is_that_row(diffusers, name):
 
 
 LAW_FAULTS = {
-    "masks stay": (swapping._Reading, "_read_mask", "mask[place] = by_keys.mT", "pass"),
+    "masks stay": (swapping._Reading, "_read_mask", "self.mask[place] = by_keys.mT", "pass"),
     "values stay": (swapping._Reading, "read", 'own["v"], _for', '1 * own["v"], None and _for'),
     "keys of the next token": (swapping._Reading, "read", 'own["k"], _for', 'own["k"].roll(1, 2), _for'),
-    "masks read backwards": (swapping._Reading, "_read_mask", "mask[place] = by_keys.mT",
-                             "mask[place] = by_keys.mT.flip(-1)"),
+    "masks read backwards": (swapping._Reading, "_read_mask", "self.mask[place] = by_keys.mT",
+                             "self.mask[place] = by_keys.mT.flip(-1)"),
 }  # fmt: skip
 
 

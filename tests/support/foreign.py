@@ -294,14 +294,6 @@ FOREIGN = {
         foreign_cross.stable_audio,
         foreign_cross.ace_step,
         foreign_cross.audioldm2,
-    )
-}
-
-# models of which a check of check_port does not hold, though their tables are right
-UNLIKE = {
-    make.__name__: make
-    for make in (
-        foreign_streams.hidream,
         foreign_streams.ernie_image,
         foreign_streams.ideogram4,
         foreign_cross.sana_sprint,
@@ -309,6 +301,22 @@ UNLIKE = {
         foreign_cross.ltx_video,
     )
 }
+
+
+def after_the_text(output):
+    """Picture of Ideogram 4, which puts out the five text tokens too."""
+    return output[:, 5:]
+
+
+# what check_port is told of a model beside its inputs
+OPTIONS = {
+    "deepfloyd_if": dict(pooled=["add_embedding"]),
+    "ideogram4": dict(output=after_the_text),
+}
+
+# models of which a check of check_port does not hold, though their tables are right: HiDream's experts let
+# NaN pass from row to row
+UNLIKE = {make.__name__: make for make in (foreign_streams.hidream,)}
 # other sizes or classes of a make that is there already, which --long adds
 SAME = {"stable_diffusion2", "kolors", "flux2_narrow", "bria", "ovis_image", "hunyuan_image"}
 WITHOUT_TABLE = {make.__name__: make for make in (qwen_image21,)}
