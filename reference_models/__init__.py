@@ -3,6 +3,7 @@
 sdxl            the U-Nets of Stable Diffusion 1, 2 and XL
 deepfloyd_if    the U-Nets of DeepFloyd IF, stages I and II
 mmdit           the joint-attention transformer of Stable Diffusion 3 and 3.5
+flux            the transformer of FLUX.1, of two streams and then one
 vae             pictures to latents and back
 schedules       noise levels and the steps between them
 text_encoders   CLIP and T5 as each pipeline reads them

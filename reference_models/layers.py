@@ -3,6 +3,7 @@
 TextCondition, site_reads   the text, and what each site reads of it
 timestep_sinusoids          numbers as vectors
 TwoLayer                    two Linears under the checkpoints' names
+AdaNorm, modulate, FeedForward        parts of the transformers' blocks
 depths_with_sites, require_multiple   checks of U-Nets' configurations
 """
 
@@ -146,3 +147,32 @@ class TwoLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_2(self.activation(self.linear_1(x)))
+
+
+class AdaNorm(nn.Module):
+    """Modulation vectors made from the conditioning (adaLN), `chunks` of them."""
+
+    def __init__(self, width: int, chunks: int):
+        super().__init__()
+        self.chunks = chunks
+        self.linear = nn.Linear(width, chunks * width)
+
+    def forward(self, c: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(F.silu(c))[:, None].chunk(self.chunks, dim=-1)  # each (B, 1, W)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+class FeedForward(nn.Module):
+    """Linear to four times the width, GELU (tanh), Linear back, named `net.0.proj` and `net.2`."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        up = nn.Module()
+        up.proj = nn.Linear(width, 4 * width)
+        self.net = nn.ModuleList([up, nn.Identity(), nn.Linear(4 * width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](F.gelu(self.net[0].proj(x), approximate="tanh"))

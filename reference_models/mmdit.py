@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from textpatch.attention import segment_attention
 from textpatch.errors import PatchError
 from textpatch.reference_models.layers import (
+    AdaNorm,
+    FeedForward,
     TextCondition,
     TwoLayer,
+    modulate,
     slots_per_site,
     timestep_sinusoids,
 )
@@ -110,35 +113,6 @@ class TimeTextEmbed(nn.Module):
     def forward(self, t: Tensor, pooled: Tensor) -> Tensor:
         sinusoids = timestep_sinusoids(t, 256).to(pooled.dtype)
         return self.timestep_embedder(sinusoids) + self.text_embedder(pooled)  # (B, W)
-
-
-class AdaNorm(nn.Module):
-    """Modulation vectors made from the conditioning (adaLN), `chunks` of them."""
-
-    def __init__(self, width: int, chunks: int):
-        super().__init__()
-        self.chunks = chunks
-        self.linear = nn.Linear(width, chunks * width)
-
-    def forward(self, c: Tensor) -> tuple[Tensor, ...]:
-        return self.linear(F.silu(c))[:, None].chunk(self.chunks, dim=-1)  # each (B, 1, W)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
-
-
-class FeedForward(nn.Module):
-    """Linear to four times the width, GELU (tanh), Linear back, named `net.0.proj` and `net.2`."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        up = nn.Module()
-        up.proj = nn.Linear(width, 4 * width)
-        self.net = nn.ModuleList([up, nn.Identity(), nn.Linear(4 * width, width)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](F.gelu(self.net[0].proj(x), approximate="tanh"))
 
 
 def head_norm(config: MMDiTConfig) -> nn.Module:

@@ -110,6 +110,8 @@ class Pipeline(nn.Module):
     decoder   decoder(latents) -> pictures
     defaults  settings used where nothing else is asked for
     name      which weights these are
+
+    `notes` holds a line on what was loaded, and one for each thing that was dropped or decided.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class Pipeline(nn.Module):
         self.decoder = decoder
         self.defaults = defaults
         self.name = name
+        self.notes: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:

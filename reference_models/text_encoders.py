@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # importing transformers takes 3 s, and a denoiser does witho
 # Tokens that the published pipelines of SD3 and of DeepFloyd IF give a T5, whose tokenizer would take more.
 # A CLIP is given what its tokenizer takes, and reads no more than it has positions.  A T5 has no positions.
 T5_LENGTH = 256
+FLUX_LENGTHS = {True: 512, False: 256}  # by guidance_embeds: dev, then schnell
 IF_LENGTH = 77
 # The end token in CLIP configurations written by older versions of transformers.  For such a configuration
 # transformers pools the highest token of the prompt.
@@ -202,6 +203,37 @@ class SD3TextEncoders(TextEncoders):
             t5 = clips.new_zeros(len(prompts), T5_LENGTH, self.width)
         pooled = torch.cat([first.text_embeds, second.text_embeds], dim=-1)
         return TextCondition(torch.cat([clips, t5], dim=1), pooled)
+
+
+class FluxTextEncoders(TextEncoders):
+    """CLIP and T5 of FLUX.1.
+
+    tokens  states of T5, of `length` tokens, 512 in dev and 256 in schnell
+    pooled  end token of CLIP, through its final norm and not projected
+
+    There is no attention mask, so that padding is read as text, as the published model was trained.
+    Raises WeightsError as `SDXLTextEncoders` does.
+    """
+
+    def __init__(
+        self,
+        clip: CLIPTextModel,
+        t5: T5EncoderModel,
+        tokenizers: Sequence[PreTrainedTokenizerBase],
+        length: int = 512,
+    ):
+        super().__init__()
+        self.text_encoder = clip
+        self.text_encoder_2 = t5
+        self.tokenizers = tuple(tokenizers)
+        self.limits = (*_clip_limits((clip,), tokenizers), length)
+
+    def forward(self, prompts: Sequence[str | None]) -> TextCondition:
+        """Condition of tokens (B, T, C) and pooled (B, P).   Raises PromptError as `tokenize` does."""
+        ids, ids_2 = self._tokens(prompts)
+        pooled = self.text_encoder(_ids(ids, self.text_encoder)).pooler_output
+        tokens = self.text_encoder_2(_ids(ids_2, self.text_encoder_2)).last_hidden_state
+        return TextCondition(tokens, pooled)
 
 
 class IFTextEncoder(TextEncoders):

@@ -21,6 +21,8 @@ _HOMES = {
     "localization.layers": "Localization localize",
     "localization.start_step": "start_curve",
     "localization.trials": "Trials",
+    "maps.hearing": "hearing_words",
+    "maps.word_maps": "AttentionMap attention_map",
     "cache": "KVCache",
     "patching": "capture inject patch",
     "plan": "Plan Row Swap Window",

@@ -20,6 +20,9 @@ from textpatch.localization.layers import Localization as Localization
 from textpatch.localization.layers import localize as localize
 from textpatch.localization.start_step import start_curve as start_curve
 from textpatch.localization.trials import Trials as Trials
+from textpatch.maps.hearing import hearing_words as hearing_words
+from textpatch.maps.word_maps import AttentionMap as AttentionMap
+from textpatch.maps.word_maps import attention_map as attention_map
 from textpatch.patching import capture as capture
 from textpatch.patching import inject as inject
 from textpatch.patching import patch as patch

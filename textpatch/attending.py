@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import BoundArguments
 from typing import Any
@@ -38,12 +38,16 @@ class Attended:
     keys, values  (B, H, N, D)
     mask          boolean, True for a key in sight, or what is added to the scores.  It is broadcast to
                   (B, heads of queries, queries, N).  None if there is none
+    queries       (B, heads, queries, D), which are never replaced
+    scale         of the scores, D ** -0.5 when None
     alone         True where a text attends to itself, in a call beside that of the image
     """
 
     keys: Tensor
     values: Tensor
     mask: Tensor | None
+    queries: Tensor
+    scale: float | None = None
     alone: bool = False
 
 
@@ -133,7 +137,7 @@ def text_at_attention(
         mask = own.mask
         if not own.alone:  # what hides a text from itself hides nothing of it from the image
             mask = _read_mask(site, call, own, place, at_mask)
-        return Attended(kv["k"], kv["v"], mask)
+        return replace(own, keys=kv["k"], values=kv["v"], mask=mask)
 
     return at_attention(model, sites, read, required, begun)
 
@@ -201,7 +205,14 @@ def _attend(
         )
     total = keys.shape[2]
     alone = calls.is_text_alone(span, total)
-    own = Attended(keys, given["value"], given.get("attn_mask"), alone)
+    own = Attended(
+        keys,
+        given["value"],
+        given.get("attn_mask"),
+        given["query"],
+        given.get("scale"),
+        alone,
+    )
     text = partial(calls.text, span, site.name, total, alone=alone)
     new = read(site, call, own, text)
     if not alone:

@@ -24,13 +24,16 @@ MIXED = (
 def argument(inputs: BoundArguments, name: str) -> Any:
     """The argument that a forward was called with under a name.  None where it was left out.
 
-    `name[0]` is its first entry.
+    `name[0]` is its first entry, and `name.part` an attribute of it.
     """
-    plain, entry = argument_and_entry(name)
+    whole, _, attribute = name.partition(".")
+    plain, entry = argument_and_entry(whole)
     value = named_arguments(inputs).get(plain)
-    if entry is None or value is None:
-        return value
-    return value[entry]
+    if value is None:
+        return None
+    if entry is not None:
+        value = value[entry]
+    return getattr(value, attribute) if attribute else value
 
 
 def argument_and_entry(name: str) -> tuple[str, int | None]:

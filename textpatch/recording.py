@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from textpatch.anatomy import EXITS, KEYS, NORMS, QUERIES, VALUES
+from textpatch.anatomy import AFTER, EXITS, KEYS, QUERIES, VALUES
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
 from textpatch.sites import Site
@@ -132,7 +132,13 @@ def attention_modules(modules: Mapping[str, nn.Module], name: str, kind: str) ->
     Raises PatchError for a kind that is not known here.
     """
     tables = QUERIES, KEYS, VALUES, EXITS
-    return AttentionModules(*(_present(modules, name, kind, table) for table in tables))
+    parts = AttentionModules(*(_present(modules, name, kind, table) for table in tables))
+    if not parts.q:
+        raise PatchError(
+            f"site {name!r} is of kind {kind!r}, and has no module of {', '.join(QUERIES[kind])}, where its "
+            "queries are seen; leave it out"
+        )
+    return parts
 
 
 def _present(
@@ -140,17 +146,16 @@ def _present(
 ) -> list[str]:
     """Names of the modules of an attention that a table lists and that are there.
 
-    A projection that a norm follows is replaced by the norm, since attention reads that one.
+    A projection that others of `AFTER` follow is replaced by the last, since attention reads that one.
     Raises PatchError for a kind that the table has not.
     """
     if kind not in table:
         raise PatchError(f"site {name!r} is of kind {kind!r}; the audit knows {', '.join(table)}")
     present = []
     for path in table[kind]:
-        projection = f"{name}.{path}"
-        norm = f"{name}.{NORMS.get(path, path)}"
-        if projection in modules:
-            present.append(norm if norm in modules else projection)
+        chain = [f"{name}.{part}" for part in (path, *AFTER.get(path, ()))]
+        if chain[0] in modules:
+            present.append([part for part in chain if part in modules][-1])
     return present
 
 

@@ -56,7 +56,8 @@ class Span:
             argument says so
     text    argument of the model's forward whose length is T.  It is a tensor (B, T, ...), or a list
             with one tensor (T, ...) per row.  `name[0]` is the first entry of one that holds a text per
-            layer.  Of several names, which the model joins to one sequence, T is the sum
+            layer, `name.part` an attribute.  Of several names, which the model joins to one sequence, T is
+            the sum
     pad_to  T is rounded up to a multiple of this
     mask    argument of the forward that hides text tokens, as `masks.hidden_tokens` reads it, or
             several, one per text.  None if there is none

@@ -328,7 +328,8 @@ class _Reading:
     @property
     def attended(self) -> Attended:
         """What attention gets."""
-        return Attended(self.keys, self.values, self.own.mask if self.mask is None else self.mask)
+        mask = self.own.mask if self.mask is None else self.mask
+        return replace(self.own, keys=self.keys, values=self.values, mask=mask)
 
     def read(self, rows: slice, text: slice, branch: _Branch, call: int, step: int) -> None:
         """Write the reads of one branch's rows, and enter them in the ledger."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +16,9 @@ from textpatch.reference_models.pipeline import LatentPixels, pixels
 from textpatch.reference_models.schedules import DDPM, FlowMatchEuler, ScaledLinear
 from textpatch.reference_models.sdxl import SDConfig
 from textpatch.reference_models.text_encoders import (
+    FLUX_LENGTHS,
     T5_LENGTH,
+    FluxTextEncoders,
     IFTextEncoder,
     SD3TextEncoders,
     SDTextEncoder,
@@ -21,10 +26,12 @@ from textpatch.reference_models.text_encoders import (
     tokenize,
 )
 from textpatch.reference_models.vae import VAE
-from textpatch.weights.fill import Part, fill_module
+from textpatch.weights.borrowing import Source
+from textpatch.weights.fill import Part, fill_module, require_module
 from textpatch.weights.layouts import CLIP, T5
-from textpatch.weights.locating import File, Folder, explained
+from textpatch.weights.parts import explained
 from textpatch.weights.sizes import require_held
+from textpatch.weights.strays import dropped
 
 if TYPE_CHECKING:  # transformers is imported where it builds something
     from transformers import (
@@ -43,6 +50,10 @@ T5_SIZES = (
     "vocab_size d_model d_kv d_ff num_layers num_heads relative_attention_num_buckets "
     "relative_attention_max_distance layer_norm_epsilon feed_forward_proj pad_token_id eos_token_id"
 ).split()
+# tensors that an encoder of texts does not read
+OF_PICTURES = {r"vision_model\..*|visual_projection\.weight": "CLIP's half for pictures"}
+UNREAD_PROJECTION = {r"text_projection\.weight": "a projection that this encoder does not use"}
+OF_DECODER = {r"decoder\..*|lm_head\.weight": "T5's decoder, which writes texts"}
 # other names of `shared.weight`, left out of published files
 TIED_T5 = ["encoder.embed_tokens.weight"]
 
@@ -69,19 +80,54 @@ def _require_from_noise(where: Path, config) -> None:
 
 
 class Builder:
-    """Builder of a source's components, on one device and in one dtype."""
+    """Builder of a source's components, on one device and in one dtype.
 
-    def __init__(self, source: Folder | File, device: torch.device, dtype: torch.dtype):
+    Components are made without data and held against their files.  `fill` reads the data of all.
+    """
+
+    def __init__(self, source: Source, device: torch.device, dtype: torch.dtype):
         self.source = source
         self.device = device
         self.dtype = dtype
+        self.terms = source.terms
+        self.dtypes: Counter[str] = Counter()
+        self._fillings: list[Callable[[], None]] = []
+
+    def fill(self) -> None:
+        """Read the data of all components that were built."""
+        for filling in self._fillings:
+            filling()
+
+    def _filled(
+        self, module: nn.Module, part: Part, *, names=None, exact=(), dtype=None, then=None
+    ) -> nn.Module:
+        """The module, whose data `fill` will read.   Raises WeightsError for a part that does not fit it.
+
+        then  what is to be done after that
+        """
+        require_module(part, module, names)
+        self.dtypes.update(part.tensors[key].dtype for key in part.keys)
+
+        def filling() -> None:
+            fill_module(
+                module,
+                part,
+                dtype=dtype or self.dtype,
+                device=self.device,
+                names=names,
+                exact=exact,
+            )
+            if then:
+                then()
+
+        self._fillings.append(filling)
+        return module
 
     def denoiser(self, component: str) -> nn.Module:
         path = self.source.path / component
         kind, config, part = self.source.denoiser(component)
         _require_from_noise(path, config)
-        model, part = on_meta(path, kind, config, part)
-        return fill_module(model, part, dtype=self.dtype, device=self.device)
+        return self._filled(*on_meta(path, kind, config, part))
 
     def decoder(self):
         """Decoder through the VAE, or `pixels` where there is none."""
@@ -91,47 +137,58 @@ class Builder:
         vae, part = on_meta(self.source.path / "vae", VAE, config, part)
         # SDXL's VAE overflows in float16, and published configurations say so
         dtype = torch.float32 if config.force_upcast else self.dtype
-        return LatentPixels(fill_module(vae, part, dtype=dtype, device=self.device))
+        return LatentPixels(self._filled(vae, part, dtype=dtype))
 
     def clip(self, component: str) -> CLIPTextModel:
         """CLIP whose pooled vector is not projected."""
         from transformers import CLIPTextModel
 
-        return self._filled_clip(component, CLIPTextModel)
+        return self._clip(component, CLIPTextModel, {**OF_PICTURES, **UNREAD_PROJECTION})
 
     def projecting_clip(self, component: str) -> CLIPTextModelWithProjection:
         """CLIP whose pooled vector is projected."""
         from transformers import CLIPTextModelWithProjection
 
-        return self._filled_clip(component, CLIPTextModelWithProjection)
+        return self._clip(component, CLIPTextModelWithProjection, OF_PICTURES)
 
-    def _filled_clip(self, component: str, kind: type[nn.Module]) -> nn.Module:
+    def _clip(self, component: str, kind: type[nn.Module], unread: dict[str, str]) -> nn.Module:
         from transformers import CLIPTextConfig
 
         sizes, part = self.source.encoder(component, CLIP, CLIP_SIZES)
+        part = self._without(part, component, unread)
         require_held(self.source.path / component, sizes, part)
         with explained(self.source.path / component / "config.json"), torch.device("meta"):
             clip = kind(CLIPTextConfig(**sizes))
         names = {CLIP.targets(name)[0][0]: name for name in clip.state_dict() if CLIP.targets(name)}
-        fill_module(clip, part, dtype=self.dtype, device=self.device, names=names)
-        # no file holds the positions; the class made them on the meta device, so without data
-        positions = torch.arange(clip.config.max_position_embeddings, device=self.device)[None]
-        next(m for m in clip.modules() if hasattr(m, "position_ids")).position_ids = positions
-        return clip
+
+        def count_positions() -> None:
+            # no file holds the positions; the class made them on the meta device, so without data
+            positions = torch.arange(clip.config.max_position_embeddings, device=self.device)[None]
+            next(m for m in clip.modules() if hasattr(m, "position_ids")).position_ids = positions
+
+        return self._filled(clip, part, names=names, then=count_positions)
+
+    def _without(self, part: Part, component: str, unread: dict[str, str]) -> Part:
+        """The part without tensors that this encoder does not read."""
+        gone = dropped(part.keys.values(), unread, component, self.terms)
+        return replace(part, keys={key: n for key, n in part.keys.items() if n not in gone})
 
     def t5(self, component: str) -> T5EncoderModel:
         from transformers import T5Config, T5EncoderModel
 
         sizes, part = self.source.encoder(component, T5, T5_SIZES)
+        part = self._without(part, component, OF_DECODER)
         require_held(self.source.path / component, sizes, part)
         with explained(self.source.path / component / "config.json"), torch.device("meta"):
             t5 = T5EncoderModel(T5Config(**sizes, is_encoder_decoder=False, use_cache=False))
         names = {name: name for name in t5.state_dict() if name not in TIED_T5}
+
+        def tie() -> None:
+            t5.encoder.embed_tokens.weight = t5.shared.weight
+
         # `wo` overflows in float16, so it stays float32, as transformers keeps it
         exact = ("wo.weight",) if self.dtype == torch.float16 else ()
-        fill_module(t5, part, dtype=self.dtype, device=self.device, names=names, exact=exact)
-        t5.encoder.embed_tokens.weight = t5.shared.weight
-        return t5
+        return self._filled(t5, part, names=names, exact=exact, then=tie)
 
     def tokenizer(self, component: str) -> PreTrainedTokenizerBase:
         """Tokenizer of a folder, tried on two prompts, because a file may be read and still be of no use."""
@@ -182,15 +239,30 @@ def sdxl(build: Builder) -> tuple[nn.Module, nn.Module]:
 def sd3(build: Builder) -> tuple[nn.Module, nn.Module]:
     """Text encoders and denoiser of a Stable Diffusion 3, whose T5 may be missing."""
     tokenizers = [build.tokenizer("tokenizer"), build.tokenizer("tokenizer_2")]
-    if build.source.has("text_encoder_3"):
-        tokenizers.append(build.tokenizer("tokenizer_3"))
     clips = build.projecting_clip("text_encoder"), build.projecting_clip("text_encoder_2")
     t5 = None
     if build.source.has("text_encoder_3"):
+        tokenizers.append(build.tokenizer("tokenizer_3"))
         t5 = build.t5("text_encoder_3")
+    else:
+        build.terms.note(
+            "without text_encoder_3: zeros in the place of T5's tokens, as published for SD3 without it"
+        )
     denoiser = build.denoiser("transformer")
     with explained(build.source.path):
         encoders = SD3TextEncoders(*clips, t5, tokenizers, denoiser.config.joint_attention_dim)
+    return encoders, denoiser
+
+
+def flux(build: Builder) -> tuple[nn.Module, nn.Module]:
+    """Text encoders and denoiser of a FLUX.1, dev or schnell."""
+    tokenizers = build.tokenizer("tokenizer"), build.tokenizer("tokenizer_2")
+    clip = build.clip("text_encoder")
+    t5 = build.t5("text_encoder_2")
+    denoiser = build.denoiser("transformer")
+    length = FLUX_LENGTHS[denoiser.config.guidance_embeds]
+    with explained(build.source.path):
+        encoders = FluxTextEncoders(clip, t5, tokenizers, length)
     return encoders, denoiser
 
 
@@ -206,15 +278,9 @@ BUILDERS = {
     "StableDiffusionPipeline": (stable_diffusion, ScaledLinear),
     "StableDiffusionXLPipeline": (sdxl, ScaledLinear),
     "StableDiffusion3Pipeline": (sd3, FlowMatchEuler),
+    "FluxPipeline": (flux, FlowMatchEuler),
     "IFPipeline": (deepfloyd_if, DDPM),
     "IFSuperResolutionPipeline": (deepfloyd_if, DDPM),
-}
-# Classes of pipelines that are known and not run, and what they do.
-NOT_RUN = {
-    "StableDiffusionInpaintPipeline": "fills a masked place of a given picture",
-    "StableDiffusionXLInpaintPipeline": "fills a masked place of a given picture",
-    "StableDiffusionImg2ImgPipeline": "redraws a given picture",
-    "StableDiffusionXLImg2ImgPipeline": "redraws a given picture, as SDXL's refiner does",
 }
 # Classes whose pictures are made of pixels, without a VAE.
 OF_PIXELS = ("IFPipeline", "IFSuperResolutionPipeline")

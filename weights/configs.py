@@ -14,6 +14,7 @@ from torch import nn
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
+from textpatch.reference_models.flux import Flux, FluxConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDConfig, SDXLConfig, StableDiffusion
 from textpatch.reference_models.vae import VAE, VAEConfig
@@ -32,6 +33,19 @@ SD3_DEFAULTS = dict(
     pos_embed_max_size=96,
     dual_attention_layers=(),
     qk_norm=None,
+)
+FLUX_DEFAULTS = dict(
+    patch_size=1,
+    in_channels=64,
+    out_channels=None,
+    num_layers=19,
+    num_single_layers=38,
+    attention_head_dim=128,
+    num_attention_heads=24,
+    joint_attention_dim=4096,
+    pooled_projection_dim=768,
+    guidance_embeds=False,
+    axes_dims_rope=(16, 56, 56),
 )
 UNET_DEFAULTS = dict(
     sample_size=None,
@@ -123,6 +137,7 @@ class Kind:
 
 
 SD3 = Kind(MMDiT, MMDiTConfig, SD3_DEFAULTS)
+FLUX = Kind(Flux, FluxConfig, FLUX_DEFAULTS)
 # `upcast_attention` takes the softmax in float32, as the attention here does in every dtype
 SD_UNET = Kind(StableDiffusion, SDConfig, UNET_DEFAULTS, dict(upcast_attention=(False, None, True)))
 SDXL_UNET = Kind(
@@ -155,6 +170,7 @@ REFINER = dict(
 )
 DENOISER_KINDS = {
     ("SD3Transformer2DModel", None): SD3,
+    ("FluxTransformer2DModel", None): FLUX,
     ("UNet2DConditionModel", None): SD_UNET,
     ("UNet2DConditionModel", "text_time"): SDXL_UNET,
     ("UNet2DConditionModel", "text"): IF_UNET,
@@ -167,20 +183,26 @@ def denoiser_from_config(config: Mapping[str, Any]) -> tuple[type[nn.Module], An
     Raises WeightsError for a class or a value that none of our models has, with both values, and PatchError
     for sizes that do not fit each other.
     """
-    asked = config.get("_class_name"), config.get("addition_embed_type")
-    if asked not in DENOISER_KINDS:
+    kind = denoiser_kind(config)
+    if kind is None:
         known = [f"{name} with {kind!r}" if kind else name for name, kind in DENOISER_KINDS]
         raise WeightsError(
-            f"no denoiser for {asked[0]} with addition_embed_type {asked[1]!r}; "
-            f"known: {', '.join(known)}"
+            f"no denoiser for {config.get('_class_name')} "
+            f"with addition_embed_type {config.get('addition_embed_type')!r}; known: {', '.join(known)}"
         )
     if all(config.get(name) == size for name, size in REFINER.items()):
         raise WeightsError(
             "these are the sizes of SDXL's refiner, which redraws a given picture by an aesthetic score that "
             "no text gives; load the base model"
         )
-    kind = DENOISER_KINDS[asked]
     return kind.model, _built(config, kind)
+
+
+def denoiser_kind(config: Mapping[str, Any]) -> Kind | None:
+    """Kind of the denoiser of a config.json, by its class alone, None for one that we have not."""
+    asked = config.get("_class_name"), config.get("addition_embed_type")
+    # anything may stand there, and lists cannot be looked up
+    return next((kind for known, kind in DENOISER_KINDS.items() if known == asked), None)
 
 
 def vae_from_config(config: Mapping[str, Any]) -> VAEConfig:

@@ -11,7 +11,7 @@ from textpatch.errors import WeightsError, closest
 from textpatch.reference_models.defaults import Defaults
 from textpatch.reference_models.pipeline import pixels
 from textpatch.weights.building import OF_PIXELS
-from textpatch.weights.locating import explained
+from textpatch.weights.parts import explained
 from textpatch.weights.published import localized_sites
 from textpatch.weights.reading.files import read_config, read_json
 
@@ -20,6 +20,7 @@ STEPS_AND_GUIDANCE = {
     "StableDiffusionPipeline": (50, 7.5),
     "StableDiffusionXLPipeline": (50, 5.0),
     "StableDiffusion3Pipeline": (28, 7.0),
+    "FluxPipeline": (28, 3.5),
     "IFPipeline": (100, 7.0),
     "IFSuperResolutionPipeline": (50, 4.0),
 }
@@ -58,7 +59,7 @@ def published_defaults(path: Path, pipeline: str, denoiser: nn.Module, decoder) 
     if decoder is pixels and pipeline not in OF_PIXELS:
         raise WeightsError(
             f"{path} holds a {pipeline} without a VAE, and no textpatch.json; "
-            "fetch the folder 'vae', too"
+            "fetch the folder 'vae', too, or take another's: vae=..."
         )
     micro = None
     if pipeline == "StableDiffusionXLPipeline":

@@ -7,20 +7,29 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from textpatch.errors import PatchError, WeightsError
 from textpatch.weights.building import Builder
+from textpatch.weights.fill import require_module
+from textpatch.weights.folders import Folder
 from textpatch.weights.identify import identify_tensors
-from textpatch.weights.loading import find, load
-from textpatch.weights.locating import Folder
+from textpatch.weights.loading import assembled, find, load, outlined
+from textpatch.weights.locating import PLACES, File, NoDenoiser
 from textpatch.weights.reading.entry import scan
 from textpatch.weights.reading.files import Tensors, component_file, open_tensors, read_json
+from textpatch.weights.reading.terms import Terms
 
 UNUSABLE = "unusable:"
 # Components that `load` reads.  An IF's index names three more.
 COMPONENTS = re.compile(r"unet|transformer|vae|scheduler|(text_encoder|tokenizer)(_\d)?")
+# name of the lines on a folder as a whole
+WHOLE = "as a pipeline"
+META = torch.device("meta")
+# what is done without a component
+OPTIONAL = {"text_encoder_3": "zeros are read in its place, as published for SD3 without it"}
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
 
 
@@ -62,35 +71,103 @@ def _run(where: str | os.PathLike) -> Iterator[str]:
 
 
 def _components(path: Path, numbers: bool) -> Iterator[tuple[str, Iterator[str]]]:
-    """Names of components, each with its lines.
+    """Names of components, each with its lines, and last the whole.
 
     In a pipeline's folder these are all components that it has or that its index names.  A file, or a folder
     of one component, is the only one.
     """
-    if not (path / "model_index.json").is_file():
-        yield path.name, _tensors(path, numbers)
+    terms = Terms()
+    if not path.is_dir() or not _is_pipeline(path):
+        yield path.name, _alone(path, numbers, terms)
         return
     try:
-        source = Folder(path)
+        source = Folder(path, terms)
     except PatchError as error:
         yield path.name, iter([f"{UNUSABLE} {error}"])
         return
-    named = {name for name in source.index if COMPONENTS.fullmatch(name) and source.has(name)}
+    named = {name for name in source.index if COMPONENTS.fullmatch(name)}
+    named = {name for name in named if source.index[name] != [None, None]}
     there = {folder.name for folder in path.iterdir() if (folder / "config.json").is_file()}
+    build = Builder(source, META, torch.float32)
+    refused: list[str] = []
     for name in sorted(named | there):
-        yield name, _component(source, name, numbers)
+        yield name, _noting(_component(build, name, numbers), refused)
+    if not refused:
+        yield WHOLE, _told(build)
 
 
-def _component(source: Folder, name: str, numbers: bool) -> Iterator[str]:
-    """Lines on one component of a pipeline, read as `load` reads it."""
+def _is_pipeline(folder: Path) -> bool:
+    """True for a folder of components, with or without an index."""
+    if (folder / "model_index.json").is_file():
+        return True
+    return any((folder / place).is_dir() for place in PLACES)
+
+
+def _noting(lines: Iterator[str], refused: list[str]) -> Iterator[str]:
+    """The lines, with the error that ends them kept as well."""
+    try:
+        yield from lines
+    except PatchError as error:
+        refused.append(str(error))
+        raise
+
+
+def _component(build: Builder, name: str, numbers: bool) -> Iterator[str]:
+    """Lines on one component of a pipeline, read and held against its file as `load` does."""
+    source = build.source
     if name == "scheduler":
         yield repr(source.schedule())
     elif name.startswith("tokenizer"):
-        yield f"{len(Builder(source, None, None).tokenizer(name))} tokens"
+        yield f"{len(build.tokenizer(name))} tokens"
+    elif name in OPTIONAL and not source.has(name):
+        yield f"absent; {OPTIONAL[name]}"
     else:
         folder = source.folder(name)
         read_json(folder, "config.json")
         yield from _tensors(folder, numbers)
+        _build(build, name)
+
+
+def _build(build: Builder, name: str) -> None:
+    """Make one component without data, and hold it against its file."""
+    named = build.source.index.get(name)
+    kind = named[-1] if isinstance(named, list) and named else None
+    encoders = {
+        "CLIPTextModel": build.clip,
+        "CLIPTextModelWithProjection": build.projecting_clip,
+        "T5EncoderModel": build.t5,
+    }
+    if name in PLACES:
+        build.denoiser(name)
+    elif name == "vae":
+        build.decoder()
+    elif isinstance(kind, str) and kind in encoders:
+        encoders[kind](name)
+
+
+def _told(build: Builder) -> Iterator[str]:
+    """What `load` says of a model, without its data."""
+    fresh = Builder(build.source, META, torch.float32)
+    loaded, *notes = assembled(fresh).notes
+    yield f"loads: {loaded}"
+    yield from notes
+
+
+def _alone(path: Path, numbers: bool, terms: Terms) -> Iterator[str]:
+    """Lines on a file, or on a folder of one component, and whether it loads."""
+    yield from _tensors(path, numbers)
+    try:
+        model, part = outlined(path, terms)
+    except NoDenoiser:
+        return
+    require_module(part, model)
+    yield from terms.notes
+    if path.is_dir():
+        return
+    try:
+        yield from _told(Builder(File(path, Terms()), META, torch.float32))
+    except PatchError as error:
+        yield f"loads as a denoiser; for pictures: {error}"
 
 
 def _tensors(path: Path, numbers: bool) -> Iterator[str]:

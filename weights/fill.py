@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,29 @@ class Part:
     tensors  all tensors of the file
     keys     {key in the file: key in the layout}, for this component alone
     layout   how the keys become names in diffusers layout; None means that they are such names
+    scales   {key in the file: key of what it is multiplied by}, of weights in 8 bits
     """
 
     tensors: Tensors
     keys: dict[str, str]
     layout: Layout | None = None
+    scales: dict[str, str] = field(default_factory=dict)
+
+    def read(self, key: str) -> Tensor:
+        """Read the tensor of a key in the file, times its scale if it has one."""
+        tensor = self.tensors.read(key)
+        if key not in self.scales:
+            return tensor
+        scale = self.tensors.read(self.scales[key]).float()
+        if scale.dim() == 1 and len(scale) > 1:
+            scale = scale.reshape(-1, *[1] * (tensor.dim() - 1))  # one for each row
+        try:
+            return (tensor.float() * scale).reshape(tensor.shape)
+        except RuntimeError:
+            raise WeightsError(
+                f"{self.tensors.files[0]}: {key!r} of shape {tuple(tensor.shape)} has scales of shape "
+                f"{tuple(scale.shape)}; expected one number, or one for each row"
+            ) from None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes by name in diffusers layout, from the header alone."""
@@ -58,12 +76,11 @@ def fill_module(
     One tensor of the file at a time is in memory beside the module's own.
     Raises WeightsError listing every missing, unexpected and mismatched tensor, before any is read.
     """
-    meta = module.state_dict()
-    in_module = names or {name: name for name in meta}
-    require_same(part, {name: tuple(meta[target].shape) for name, target in in_module.items()})
+    require_module(part, module, names)
+    in_module = names or {name: name for name in module.state_dict()}
     state = {}
     for key, targets in part.origins().items():
-        converted = _converted(part.tensors.read(key), targets)
+        converted = _converted(part.read(key), targets)
         for name, value in converted.items():
             kept = torch.float32 if name.endswith(tuple(exact)) else dtype
             if not value.is_floating_point():
@@ -72,6 +89,13 @@ def fill_module(
         del converted, value  # so that nothing of this tensor lives on while the next is read
     module.load_state_dict(state, strict=names is None, assign=True)
     return module
+
+
+def require_module(part: Part, module: nn.Module, names: dict[str, str] | None = None) -> None:
+    """Raise WeightsError unless the part holds exactly a module's tensors.   No tensor is read."""
+    meta = module.state_dict()
+    in_module = names or {name: name for name in meta}
+    require_same(part, {name: tuple(meta[target].shape) for name, target in in_module.items()})
 
 
 def _converted(

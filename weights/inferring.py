@@ -8,6 +8,7 @@ from typing import Any
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import IFConfig
+from textpatch.reference_models.flux import FluxConfig
 from textpatch.reference_models.mmdit import MMDiTConfig
 from textpatch.reference_models.sdxl import SDConfig, SDXLConfig
 from textpatch.reference_models.vae import VAEConfig
@@ -47,6 +48,29 @@ def mmdit_config(shapes: Shapes) -> MMDiTConfig:
         pos_embed_max_size=isqrt(_shape(shapes, "pos_embed.pos_embed")[1]),
         qk_norm=qk_norm,
         dual_attention_layers=tuple(dual),
+    )
+
+
+def flux_config(shapes: Shapes) -> FluxConfig:
+    """Configuration of a FLUX.1 transformer of these shapes.
+
+    Raises WeightsError if one is missing, or heads are not as wide as published, 128.
+    """
+    width, channels = _shape(shapes, "x_embedder.weight")
+    (head_dim,) = _shape(shapes, "transformer_blocks.0.attn.norm_q.weight")
+    if head_dim != FluxConfig.attention_head_dim:
+        raise WeightsError(
+            f"heads of {head_dim}, and no shape says which of their channels turn with which axis; "
+            "load it with its config.json"
+        )
+    return FluxConfig(
+        in_channels=channels,
+        num_layers=_count(shapes, "transformer_blocks"),
+        num_single_layers=_count(shapes, "single_transformer_blocks"),
+        num_attention_heads=_heads(width, head_dim),
+        joint_attention_dim=_shape(shapes, "context_embedder.weight")[1],
+        pooled_projection_dim=_shape(shapes, "time_text_embed.text_embedder.linear_1.weight")[1],
+        guidance_embeds="time_text_embed.guidance_embedder.linear_1.weight" in shapes,
     )
 
 

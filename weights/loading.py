@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -11,13 +12,18 @@ from torch import nn
 from textpatch.errors import PatchError, WeightsError, closest
 from textpatch.reference_models.pipeline import Pipeline, pixels
 from textpatch.reference_models.schedules import Schedule
-from textpatch.weights.building import BUILDERS, NOT_RUN, Builder, on_meta
+from textpatch.weights.borrowing import with_others
+from textpatch.weights.building import BUILDERS, Builder, on_meta
 from textpatch.weights.defaults import published_defaults, written_defaults
 from textpatch.weights.fill import Part, fill_module
-from textpatch.weights.locating import File, Folder, denoiser_file, denoiser_folder
+from textpatch.weights.folders import Folder, denoiser_folder
+from textpatch.weights.locating import NOT_RUN, PLACES, denoiser_file
+from textpatch.weights.neighbours import require_neighbours
 from textpatch.weights.published import DENOISERS
-from textpatch.weights.reading.files import cached_snapshot
+from textpatch.weights.reading.hub import MAIN, cached_snapshot
+from textpatch.weights.reading.terms import Terms
 
+log = logging.getLogger("textpatch")
 SHIPPED = Path(__file__).parent
 PIXEL_CHANNELS = 3
 DTYPES = torch.float32, torch.float16, torch.bfloat16, torch.float64
@@ -28,20 +34,50 @@ def shipped_models() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob("*/model_index.json"))
 
 
-def load(where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = None) -> Pipeline:
+def load(
+    where: str | os.PathLike,
+    *,
+    device=None,
+    dtype: torch.dtype | None = None,
+    text_encoders: str | os.PathLike | None = None,
+    vae: str | os.PathLike | None = None,
+    variant: str | None = None,
+    ema: bool = False,
+    follow_links: bool = False,
+) -> Pipeline:
     """Load a Pipeline that is ready to run.
 
-    where   a shipped model's name, a folder in diffusers layout, an original single file or its sharded
-            index, or `org/name` in the local Hugging Face cache
-    device  the CPU when None
-    dtype   float32 when None
+    where          a shipped model's name, a folder in diffusers layout, an original single file or its
+                   sharded index, or `org/name` or `org/name@revision` in the local Hugging Face cache
+    device         the CPU when None
+    dtype          float32 when None
+    text_encoders  another model, whose text encoders and tokenizers are taken
+    vae            another model, or a VAE's own folder or file, which is taken
+    variant        variant of the weights, as "fp16" is in `model.fp16.safetensors`
+    ema            True takes the moving average of the denoiser's weights that training has left
+    follow_links   True follows links out of a folder, where they end in a regular file
 
-    Raises WeightsError for an unknown name, a missing or damaged file, or tensors that do not fit their
-    configuration.  Raises PatchError for a device or dtype that cannot be used.
+    `pipeline.notes` says what was loaded, and what was dropped or decided.
+    Raises WeightsError for an unknown name, a missing or damaged file, tensors that do not fit their
+    configuration, and components that do not fit each other.  Raises PatchError for a device or dtype that
+    cannot be used.
     """
-    path = find(where)
+    terms = Terms(follow_links, variant, ema)
+    path = find(where, terms)
     device, dtype = _usable(device, dtype)
-    source = Folder(path) if path.is_dir() else File(path)
+    others = [other if other is None else find(other, terms) for other in (text_encoders, vae)]
+    build = Builder(with_others(path, terms, *others), device, dtype)
+    pipeline = assembled(build)
+    terms.require_met(path)
+    build.fill()
+    log.info("%s", pipeline.notes[0])
+    return pipeline.eval().requires_grad_(False)
+
+
+def assembled(build: Builder) -> Pipeline:
+    """Pipeline of a builder's source, all held against its files, before any data is read."""
+    source = build.source
+    path = source.path
     if source.pipeline in NOT_RUN:
         raise WeightsError(
             f"{path} holds a {source.pipeline}, which {NOT_RUN[source.pipeline]}, and pictures are drawn "
@@ -50,27 +86,50 @@ def load(where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = N
     if source.pipeline not in BUILDERS:
         raise WeightsError(f"{path} holds a {source.pipeline}; known: {', '.join(BUILDERS)}")
     encoders_and_denoiser, schedules = BUILDERS[source.pipeline]
-    build = Builder(source, device, dtype)
     encoders, denoiser = encoders_and_denoiser(build)
     schedule = source.schedule()
     decoder = build.decoder()
     _require_schedule(path, source.pipeline, schedule, schedules)
     _require_decoder(path, source.pipeline, denoiser, decoder)
+    require_neighbours(path, encoders, denoiser, decoder)
     defaults = written_defaults(path)
     if defaults is None:
         defaults = published_defaults(path, source.pipeline, denoiser, decoder)
     pipeline = Pipeline(encoders, denoiser, schedule, decoder, defaults, name=source.name)
-    return pipeline.eval().requires_grad_(False)
+    pipeline.notes = (_summary(build, pipeline), *build.terms.notes)
+    return pipeline
+
+
+def _summary(build: Builder, pipeline: Pipeline) -> str:
+    """One line on what was loaded."""
+    layout = "diffusers layout" if build.source.path.is_dir() else "a single file"
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in build.dtypes.most_common())
+    sites = pipeline.denoiser.sites
+    where = f"{sites[0].name} to {sites[-1].name}" if sites else "none"
+    run = str(build.dtype).removeprefix("torch.")
+    return (
+        f"{pipeline.name}: {build.source.pipeline} of {layout}; tensors {dtypes}, run in {run}; "
+        f"schedule {type(pipeline.schedule).__name__}; {len(sites)} sites, {where}"
+    )
 
 
 def load_denoiser(
-    where: str | os.PathLike, *, device=None, dtype: torch.dtype | None = None
+    where: str | os.PathLike,
+    *,
+    device=None,
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    ema: bool = False,
+    follow_links: bool = False,
 ) -> nn.Module:
     """Load the bare denoiser of whatever `load` takes, or of a component's own folder, file or sharded index.
 
     Raises as `load` does.
     """
-    model, part = _outlined(find(where))
+    terms = Terms(follow_links, variant, ema)
+    path = find(where, terms)
+    model, part = outlined(path, terms)
+    terms.require_met(path)
     device, dtype = _usable(device, dtype)
     return fill_module(model, part, dtype=dtype, device=device).eval()
 
@@ -85,27 +144,30 @@ def outline(where: str | os.PathLike) -> nn.Module:
         model, config = DENOISERS[str(where)]
         with torch.device("meta"):
             return model(config)
-    return _outlined(find(where))[0]
+    terms = Terms()
+    return outlined(find(where, terms), terms)[0]
 
 
-def find(where: str | os.PathLike) -> Path:
-    """Folder or file of a shipped name, a path, or a cached repository.
+def find(where: str | os.PathLike, terms: Terms | None = None) -> Path:
+    """Folder or file of a shipped name, a path, or a cached repository, at a revision after an `@`.
 
     Raises WeightsError for anything else, with the shipped names that are close.
     """
     if str(where) in shipped_models():
         return SHIPPED / str(where)
     # os.path.exists gives False for a name too long to be a file's, where Path.exists raises OSError
-    if os.path.exists(where):
-        return Path(where)
+    for path in (where, os.path.expanduser(where)):
+        if os.path.exists(path):
+            return Path(path)
     if str(where).count("/") == 1 and not str(where).startswith(("/", ".", "~")):
-        return cached_snapshot(str(where))
+        name, at, revision = str(where).partition("@")
+        return cached_snapshot(name, revision if at else MAIN, terms)
     if str(where) in DENOISERS:
         raise WeightsError(
             f"no weights of {where} come along, its configuration alone; give the published files"
         )
     raise WeightsError(
-        f"no model {str(where)!r}: neither a shipped name, nor a folder or file, nor org/name of the "
+        f"no model {str(where)[:200]!r}: neither a shipped name, nor a folder or file, nor org/name of the "
         f"Hugging Face cache{closest(where, shipped_models())}"
     )
 
@@ -130,15 +192,16 @@ def _usable(device, dtype) -> tuple[torch.device, torch.dtype]:
     return number.device, dtype
 
 
-def _outlined(path: Path) -> tuple[nn.Module, Part]:
+def outlined(path: Path, terms: Terms) -> tuple[nn.Module, Part]:
     """Denoiser of a folder or file on the meta device, and the tensors for it."""
-    if (path / "model_index.json").is_file():
-        folder = Folder(path)
-        component = "transformer" if folder.has("transformer") else "unet"
+    if not path.is_dir():
+        return on_meta(path, *denoiser_file(path, terms))
+    components = [place for place in PLACES if (path / place).exists()]
+    if components or (path / "model_index.json").is_file():
+        folder = Folder(path, terms)
+        component = components[0] if components else "unet"
         return on_meta(path, *folder.denoiser(component))
-    if path.is_dir():
-        return on_meta(path, *denoiser_folder(path))
-    return on_meta(path, *denoiser_file(path))
+    return on_meta(path, *denoiser_folder(path, terms))
 
 
 def _require_schedule(
@@ -156,5 +219,5 @@ def _require_decoder(path: Path, pipeline: str, denoiser: nn.Module, decoder) ->
     if decoder is pixels and channels != PIXEL_CHANNELS:
         raise WeightsError(
             f"{path} holds a {pipeline} of {channels} latent channels without a VAE; "
-            "fetch the folder 'vae', too"
+            "fetch the folder 'vae', too, or take another's: vae=..."
         )

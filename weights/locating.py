@@ -1,41 +1,39 @@
-"""Sources of a model's components, a folder in diffusers layout or a file that holds one or several."""
+"""Single files as sources of a model's components, and what they leave out: sizes, schedules, tokenizers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Container, Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from textpatch.errors import PatchError, WeightsError
+from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
+from textpatch.reference_models.flux import Flux
 from textpatch.reference_models.mmdit import MMDiT
-from textpatch.reference_models.schedules import DDIM, Euler, FlowMatchEuler, Schedule
+from textpatch.reference_models.schedules import DDIM, DDPM, Euler, FlowMatchEuler, Schedule
 from textpatch.reference_models.sdxl import SDXL, StableDiffusion
 from textpatch.reference_models.vae import VAEConfig
-from textpatch.weights.configs import denoiser_from_config, vae_from_config
+from textpatch.weights.configs import denoiser_from_config
 from textpatch.weights.fill import Part
-from textpatch.weights.identify import identify_tensors
 from textpatch.weights.inferring import (
     SD_TEXT,
+    flux_config,
     if_config,
     mmdit_config,
     sd_config,
     sdxl_config,
     vae_config,
 )
-from textpatch.weights.layouts import VAE_DIFFUSERS, Layout, SingleFile, recognise
+from textpatch.weights.layouts import Layout
+from textpatch.weights.parts import built, identified, parts_of, recognised
 from textpatch.weights.reading.files import (
-    Tensors,
-    cached_snapshot,
-    component_file,
     open_tensors,
-    read_config,
-    read_json,
 )
-from textpatch.weights.schedulers import BETAS, schedule_from_config
+from textpatch.weights.reading.hub import cached_snapshot
+from textpatch.weights.reading.terms import Terms
+from textpatch.weights.strays import named
 
 # Single files leave out the sizes of their text encoders, their schedules (whose defaults are the published
 # values) and their tokenizers (named here by the repository that has them).
@@ -93,130 +91,112 @@ SINGLE_FILE_PIPELINES = {
         "stabilityai/stable-diffusion-3.5-large",
     ),
 }
-VAE_FAMILIES = {"SD1": "SD", "SD2": "SD", "SDXL": "SDXL", "SD3": "SD3", "SD3.5-large": "SD3"}
+# Denoisers, each with the class of its published pipeline and its folder there.
+PIPELINES = {
+    MMDiT: ("StableDiffusion3Pipeline", "transformer"),
+    Flux: ("FluxPipeline", "transformer"),
+    SDXL: ("StableDiffusionXLPipeline", "unet"),
+    StableDiffusion: ("StableDiffusionPipeline", "unet"),
+    DeepFloydIF: ("IFPipeline", "unet"),
+}
+PLACES = ("transformer", "unet")
+# classes of pipelines, each with its published schedule
+SUPPORTED = {
+    "StableDiffusionPipeline": DDIM(),
+    "StableDiffusionXLPipeline": Euler(),
+    "StableDiffusion3Pipeline": FlowMatchEuler(),
+    "FluxPipeline": FlowMatchEuler(),
+    "IFPipeline": DDPM(),
+    "IFSuperResolutionPipeline": DDPM(),
+}
+# Classes of pipelines that are known and not run, and what they do.
+NOT_RUN = {
+    "StableDiffusionInpaintPipeline": "fills a masked place of a given picture",
+    "StableDiffusionXLInpaintPipeline": "fills a masked place of a given picture",
+    "StableDiffusionImg2ImgPipeline": "redraws a given picture",
+    "StableDiffusionXLImg2ImgPipeline": "redraws a given picture, as SDXL's refiner does",
+}
+# families of their VAEs
+FAMILIES = {
+    "StableDiffusionPipeline": "SD",
+    "StableDiffusionXLPipeline": "SDXL",
+    "StableDiffusion3Pipeline": "SD3",
+    "FluxPipeline": "FLUX.1",
+}
 # A tensor that a denoiser has and those below it have not, that denoiser, and its configuration from the
 # shapes of all.
 TELLTALES = {
     "add_embedding.linear_1.weight": (SDXL, sdxl_config),
     "add_embedding.pool.positional_embedding": (DeepFloydIF, if_config),
     "pos_embed.pos_embed": (MMDiT, mmdit_config),
+    "single_transformer_blocks.0.proj_mlp.weight": (Flux, flux_config),
     SD_TEXT: (StableDiffusion, sd_config),
 }
 # two keys that only SDXL's refiner has both, an embedding of sizes and a fourth depth
 REFINER_KEYS = "label_emb.0.0.weight", "input_blocks.11.0.in_layers.0.weight"
-# entries of a schedule's configuration that its noise levels follow from
-LEVELS = (
-    "num_train_timesteps beta_start beta_end beta_schedule trained_betas rescale_betas_zero_snr"
-).split()
-
-
-class Folder:
-    """Pipeline in diffusers layout, with a folder for each component and a configuration in each folder."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.name = path.name
-        self.index = read_json(path, "model_index.json")
-        self.pipeline = self.index.get("_class_name")
-
-    def has(self, component: str) -> bool:
-        """True for a component that the index names, or that has a folder.
-
-        An index entry of `[null, null]` says that the component is missing.
-        """
-        if component in self.index:
-            return self.index[component] != [None, None]
-        return (self.path / component).exists()
-
-    def folder(self, component: str) -> Path:
-        """Folder of a component, inside the model's.   Raises WeightsError for a link that leads out."""
-        folder = self.path / component
-        target = folder.resolve()
-        if self.path.resolve() not in target.parents:
-            raise WeightsError(
-                f"{folder} leads out of its folder to {target}; copy it", "leads-out"
-            )
-        return folder
-
-    def denoiser(self, component: str) -> tuple[type[nn.Module], object, Part]:
-        return denoiser_folder(self.folder(component))
-
-    def vae(self) -> tuple[VAEConfig, Part]:
-        folder = self.folder("vae")
-        config = _built(folder, vae_from_config)
-        return config, _part(component_file(folder, "diffusion_pytorch_model"), VAE_DIFFUSERS)
-
-    def encoder(self, component: str, layout: Layout, sizes: Iterable[str]) -> tuple[dict, Part]:
-        folder = self.folder(component)
-        return read_config(folder, sizes), _part(component_file(folder, "model"), layout)
-
-    def tokenizer(self, component: str) -> Path:
-        return self.folder(component)
-
-    def schedule(self) -> Schedule:
-        """Schedule of the model, which also noises the small pictures that IF's stage II reads.
-
-        Raises WeightsError for an `image_noising_scheduler` with other noise levels, because nothing here
-        would use it.
-        """
-        schedule = _built(self.folder("scheduler"), schedule_from_config, "scheduler_config.json")
-        if self.has("image_noising_scheduler"):
-            folder = self.folder("image_noising_scheduler")
-            noising = _built(folder, self._with_levels, "scheduler_config.json")
-            if noising != schedule:
-                raise WeightsError(
-                    f"{self.path} noises small pictures by {noising}, and its own by {schedule}; "
-                    "one schedule does both here, so give both the same noise levels"
-                )
-        return schedule
-
-    def _with_levels(self, config: dict) -> Schedule:
-        """Schedule of the model with the noise levels of another configuration.
-
-        An `image_noising_scheduler` uses its noise levels alone.
-        """
-        settings = read_json(self.path / "scheduler", "scheduler_config.json")
-        levels = {key: value for key, value in {**BETAS, **config}.items() if key in LEVELS}
-        return schedule_from_config({**settings, **levels})
 
 
 class File:
-    """Original single file, or its sharded index, with the components that its kind is known to hold."""
+    """Original single file or its sharded index, or a denoiser's file in diffusers layout."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, terms: Terms | None = None):
         self.path = path
         self.name = path.stem
-        self.tensors = open_tensors(path)
-        _require_no_refiner(path, self.tensors)
-        self.kind = recognise(self.tensors)
-        if self.kind is None or self.kind.name not in SINGLE_FILE_PIPELINES:
+        self.terms = terms or Terms()
+        self.tensors = open_tensors(path, self.terms)
+        names, self.kind = recognised(named(self.tensors, path.name, self.terms), self.terms)
+        _require_no_refiner(path, names.keys)
+        self.home = None
+        if self.kind is not None and self.kind.name in SINGLE_FILE_PIPELINES:
+            self.pipeline, self._schedule, self.home = SINGLE_FILE_PIPELINES[self.kind.name]
+            self.parts = parts_of(names, self.kind, self.terms)
+            return
+        self.parts = {}
+        if self.kind is None or any(part.component in PLACES for part in self.kind.parts):
+            with suppress(NoDenoiser):
+                self._bare(path)
+        if not self.parts:
             raise WeightsError(
                 f"{path} holds no whole pipeline: {identified(self.tensors)}; "
                 "load_denoiser reads a bare denoiser"
             )
-        self.pipeline, self._schedule, self.home = SINGLE_FILE_PIPELINES[self.kind.name]
-        self.parts = _split(self.tensors, self.kind)
+
+    def _bare(self, path: Path) -> None:
+        """Take the file for one of a denoiser alone."""
+        self._model, self._config, part = denoiser_file(path, self.terms)
+        self.pipeline = pipeline_of(self._model, getattr(self._config, "class_embed_type", None))
+        self._schedule = SUPPORTED[self.pipeline]
+        self.parts = {PIPELINES[self._model][1]: part}
 
     def has(self, component: str) -> bool:
         return component in self.parts
 
     def denoiser(self, component: str) -> tuple[type[nn.Module], object, Part]:
-        return *_inferred(self.parts[component]), self.parts[component]
+        if component not in self.parts:
+            raise WeightsError(f"{self.path} holds {', '.join(self.parts)} and no {component}")
+        part = self.parts[component]
+        if self.home is None:
+            return self._model, self._config, part
+        return *_inferred(part), part
 
     def vae(self) -> tuple[VAEConfig, Part]:
         part = self.parts["vae"]
-        return vae_config(part.shapes(), VAE_FAMILIES[self.kind.name]), part
+        return vae_config(part.shapes(), FAMILIES[self.pipeline]), part
 
     def encoder(self, component: str, layout: Layout, sizes: Iterable[str]) -> tuple[dict, Part]:
         if component not in self.parts:
-            raise WeightsError(
-                f"{self.path} holds {', '.join(self.parts)} and no {component}; "
-                "load_denoiser reads its denoiser, "
-                "for pictures load the folder in diffusers layout"
-            )
-        if self.kind.name == "SD2":
+            raise self._lacking(component)
+        if self.kind is not None and self.kind.name == "SD2":
             return CLIP_H, self.parts[component]
         return ENCODER_SIZES[component], self.parts[component]
+
+    def _lacking(self, component: str) -> WeightsError:
+        return WeightsError(
+            f"{self.path} holds no whole pipeline, {', '.join(self.parts)} and no {component}; "
+            "take the rest of another model: text_encoders=..., vae=...; "
+            "load_denoiser reads the denoiser alone",
+            "no-part",
+        )
 
     def tokenizer(self, component: str) -> Path:
         """Folder of a tokenizer, beside the file or in the Hugging Face cache.
@@ -226,77 +206,63 @@ class File:
         beside = self.path.parent / component
         if beside.is_dir():
             return beside
+        if self.home is None:
+            raise self._lacking(component)
         try:
             return cached_snapshot(self.home) / component
         except WeightsError as error:
             raise WeightsError(
                 f"{self.path} holds no tokenizer, as no single file does; "
-                f"put the folder {component!r} of {self.home} beside it ({error})"
+                f"put the folder {component!r} of {self.home} beside it, "
+                f"or give text_encoders=... ({error})"
             ) from None
+
+    def tokenizer_class(self, component: str) -> str | None:
+        return None
 
     def schedule(self) -> Schedule:
         return self._schedule
 
 
-def denoiser_folder(folder: Path) -> tuple[type[nn.Module], object, Part]:
-    """Class, configuration and tensors of a denoiser's own folder in diffusers layout."""
-    model, config = _built(folder, denoiser_from_config)
-    return model, config, _part(component_file(folder, "diffusion_pytorch_model"))
-
-
-def denoiser_file(path: Path) -> tuple[type[nn.Module], object, Part]:
+def denoiser_file(path: Path, terms: Terms | None = None) -> tuple[type[nn.Module], object, Part]:
     """Class, configuration and tensors of a denoiser's file or sharded index, in any layout.
 
     The configuration is the `config.json` beside a file in diffusers layout.  Where there is none, it is
     inferred from the shapes.
     """
-    tensors = open_tensors(path)
-    _require_no_refiner(path, tensors)
-    kind = recognise(tensors)
+    terms = terms or Terms()
+    tensors = open_tensors(path, terms)
+    names, kind = recognised(named(tensors, path.name, terms), terms)
+    _require_no_refiner(path, names.keys)
     if kind is not None:
-        parts = _split(tensors, kind)
-        part = parts.get("transformer") or parts.get("unet")
+        parts = parts_of(names, kind, terms)
+        part = next((parts[place] for place in PLACES if place in parts), None)
         if part is None:
-            raise WeightsError(f"{path} holds no denoiser: {identified(tensors)}")
+            raise NoDenoiser(f"{path} holds no denoiser: {identified(tensors)}")
         return *_inferred(part), part
-    part = _part(path)
+    part = Part(tensors, {key: name for name, key in names.keys.items()}, None, names.scales)
     if (path.parent / "config.json").is_file():
-        return *_built(path.parent, denoiser_from_config), part
+        return *built(path.parent, denoiser_from_config, terms), part
     return *_inferred(part), part
 
 
-def _require_no_refiner(path: Path, tensors: Tensors) -> None:
-    if all(f"model.diffusion_model.{key}" in tensors for key in REFINER_KEYS):
+class NoDenoiser(WeightsError):
+    """A file without a denoiser of ours."""
+
+
+def _require_no_refiner(path: Path, names: Container[str]) -> None:
+    if all(f"model.diffusion_model.{key}" in names for key in REFINER_KEYS):
         raise WeightsError(
             f"{path} holds SDXL's refiner, which redraws a given picture by an aesthetic score, "
             "and pictures are drawn from text alone here; load the base model"
         )
 
 
-def identified(tensors: Tensors) -> str:
-    """Report on what a file is, in one line."""
-    finding = identify_tensors(
-        {name: (entry.dtype, entry.shape) for name, entry in tensors.items()}
-    )
-    return finding.report().replace("\n", "; ")
-
-
-def _built(folder: Path, build: Callable[[dict], Any], name: str = "config.json") -> Any:
-    """Object that `build` makes of all entries of a folder's flat configuration.   Raises WeightsError."""
-    config = read_config(folder, read_json(folder, name), name)
-    with explained(folder / name):
-        return build(config)
-
-
-def _part(path: Path, layout: Layout | None = None) -> Part:
-    tensors = open_tensors(path)
-    return Part(tensors, {name: name for name in tensors}, layout)
-
-
-def _split(tensors: Tensors, kind: SingleFile) -> dict[str, Part]:
-    return {
-        name: Part(tensors, keys, kind.layout(name)) for name, keys in kind.split(tensors).items()
-    }
+def pipeline_of(model: type[nn.Module], class_embed_type: str | None = None) -> str:
+    """Class of the published pipeline of a denoiser."""
+    if model is DeepFloydIF and class_embed_type is not None:
+        return "IFSuperResolutionPipeline"
+    return PIPELINES[model][0]
 
 
 def _inferred(part: Part) -> tuple[type[nn.Module], object]:
@@ -304,21 +270,6 @@ def _inferred(part: Part) -> tuple[type[nn.Module], object]:
     for telltale, (model, infer) in TELLTALES.items():
         if telltale in shapes:
             return model, infer(shapes)
-    raise WeightsError(
+    raise NoDenoiser(
         f"{part.tensors.files[0]} holds none of our denoisers: {identified(part.tensors)}"
     )
-
-
-@contextmanager
-def explained(where: object) -> Iterator[None]:
-    """Turn an error inside the block into a WeightsError of one line that names the file.
-
-    All exceptions are caught, because transformers raises many kinds for values that build nothing.
-    """
-    try:
-        yield
-    except PatchError as error:
-        raise WeightsError(f"{where}: {error}") from None
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise WeightsError(f"{where} describes no model that can be built ({reason})") from None

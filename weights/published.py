@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
+from textpatch.reference_models.flux import Flux, FluxConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDConfig, SDXLConfig, StableDiffusion
 from textpatch.sites import Site
@@ -32,6 +33,8 @@ DENOISERS = {
         DeepFloydIF,
         IFConfig(block_out_channels=(192, 384, 576, 768), cross_attention_dim=768),
     ),
+    "flux.1-dev": (Flux, FluxConfig()),
+    "flux.1-schnell": (Flux, FluxConfig(guidance_embeds=False)),
     "sd3-medium": (MMDiT, MMDiTConfig()),
     "sd3.5-medium": (
         MMDiT,
@@ -56,6 +59,7 @@ COUNTED = {
     "cross": ("to_k", "to_v"),
     "added": ("to_k", "to_v"),
     "joint": ("add_k_proj", "add_v_proj"),
+    "single": ("to_k", "to_v"),
 }
 
 

@@ -12,23 +12,15 @@ from torch import Tensor, nn
 
 from textpatch.disk import placed
 from textpatch.errors import PatchError, StoreError, WeightsError
-from textpatch.reference_models.deepfloyd_if import DeepFloydIF
-from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.pipeline import Pipeline, pixels
 from textpatch.reference_models.schedules import Schedule
-from textpatch.reference_models.sdxl import SDXL, StableDiffusion
+from textpatch.reference_models.sdxl import SDXL
 from textpatch.weights.building import CLIP_SIZES, T5_SIZES
 from textpatch.weights.configs import DENOISER_KINDS
 from textpatch.weights.layouts import CLIP, T5, Layout
+from textpatch.weights.locating import PIPELINES
 from textpatch.weights.schedulers import SCHEDULES
 
-# class of the published pipeline, and folder of its denoiser
-PIPELINES = {
-    MMDiT: ("StableDiffusion3Pipeline", "transformer"),
-    SDXL: ("StableDiffusionXLPipeline", "unet"),
-    StableDiffusion: ("StableDiffusionPipeline", "unet"),
-    DeepFloydIF: ("IFPipeline", "unet"),
-}
 ENCODER_LAYOUTS = {
     "CLIPTextModel": (CLIP, CLIP_SIZES),
     "CLIPTextModelWithProjection": (CLIP, CLIP_SIZES),

@@ -13,6 +13,7 @@ from typing import Any
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import IFConfig
+from textpatch.reference_models.flux import FluxConfig
 from textpatch.reference_models.layers import has_sites
 from textpatch.reference_models.mmdit import MMDiTConfig
 from textpatch.reference_models.sdxl import SDConfig, SDXLConfig
@@ -23,6 +24,8 @@ from textpatch.weights.fill import Part, likely
 MMDIT_BLOCK = (
     22  # two modulations, seven projections of the attention, two of the image's feed-forward
 )
+FLUX_BLOCK = 32  # two modulations, eight projections and four norms of heads, two feed-forwards
+FLUX_SINGLE = 14  # a modulation, three projections and two norms of heads, two of the feed-forward
 SDXL_BLOCK = 20  # three norms, eight projections with two biases, two of the feed-forward
 UNET_RESNET = 10  # two norms, two convolutions, one projection of the time
 VAE_RESNET = 8
@@ -33,6 +36,7 @@ COUNTED = {"num_layers": T5_LAYER, "num_hidden_layers": CLIP_LAYER}
 # fields that the number of layers follows from, for messages
 LAYERS = (
     "num_layers",
+    "num_single_layers",
     "num_hidden_layers",
     "block_out_channels",
     "layers_per_block",
@@ -75,6 +79,10 @@ def fewest_of_mmdit(config: MMDiTConfig) -> int:
     return _whole(config.num_layers) * MMDIT_BLOCK
 
 
+def fewest_of_flux(config: FluxConfig) -> int:
+    return config.num_layers * FLUX_BLOCK + config.num_single_layers * FLUX_SINGLE
+
+
 def fewest_of_sdxl(config: SDConfig) -> int:
     """Tensors of the ResNets of both sides, and of the transformers' blocks where there are some."""
     down = config.layers_per_block
@@ -99,6 +107,7 @@ def fewest_of_vae(config: VAEConfig) -> int:
 
 FEWEST = {
     MMDiTConfig: fewest_of_mmdit,
+    FluxConfig: fewest_of_flux,
     SDConfig: fewest_of_sdxl,
     SDXLConfig: fewest_of_sdxl,
     IFConfig: fewest_of_if,

@@ -12,7 +12,7 @@ from support.planting import plant
 from support.small_models import small_pipeline
 from support.strategies import fixed_case
 from textpatch import finetune
-from textpatch.adapters import finetuning, training_data
+from textpatch.adapters import training, training_data
 from textpatch.adapters.targets import target_names
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler
 from textpatch.weights.training.noising import objective
@@ -54,10 +54,15 @@ def test_a_run_goes_on_to_the_same_bits(architecture, tmp_path):
 
 
 FAULTS = {
-    "optimizer forgotten": (finetuning._Training, "read", '{"state": state,', '{"state": {},'),
-    "step forgotten": (finetuning._Training, "read", "self.step = step", "self.step = step - 1"),
+    "optimizer forgotten": (training.Training, "read", '{"state": state,', '{"state": {},'),
+    "step forgotten": (
+        training.Training,
+        "read",
+        "self.losses = losses",
+        "self.losses = losses[1:]",
+    ),
     "factors forgotten": (
-        finetuning._Training,
+        training.Training,
         "read",
         'factor.copy_(tensors[f"factor.{i}"])',
         "pass",

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import textpatch
-from support.small_models import PROMPTS, save_small
+from support.small_models import PROMPTS, save_small, write_flux_config
 from textpatch import attention, cli
 from textpatch.weights.loading import find
 
@@ -80,7 +80,18 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "command", ["sites", "generate", "localize", "edit", "sanitize", "audit", "doctor"]
+    "command",
+    [
+        "sites",
+        "generate",
+        "localize",
+        "edit",
+        "sanitize",
+        "finetune",
+        "rewrite",
+        "audit",
+        "doctor",
+    ],
 )
 def test_every_command_has_help(command, capsys):
     """Each command explains itself: how it is called, what it does, what it costs, and an example."""
@@ -150,6 +161,49 @@ def test_the_papers_sites_are_marked(name, count, marked, shares, capsys):
     assert len(rows) == count and {row[0] for row in rows if row[0].startswith("*")} == marked
     assert any(shares in line for line in below)
     assert any("to_k and to_v are the image's" in line for line in below) == (name == "if-i-xl")
+
+
+def test_sites_of_diffusers_folder(diffusers, tmp_path, capsys):
+    """A pipeline's folder and its denoiser's own give one table, from the configuration alone."""
+    tables = []
+    pipeline = write_flux_config(tmp_path / "flux")
+    for folder in (pipeline, pipeline / "transformer"):
+        assert cli.main(["sites", "--diffusers", str(folder)]) == 0
+        tables.append(capsys.readouterr().out)
+    first, _, *rows, _ = tables[0].splitlines()
+    assert tables[0] == tables[1] and first.endswith("2 sites in execution order")
+    assert [row.split()[:3] for row in rows] == [
+        ["0", "transformer_blocks.0.attn", "joint"],
+        ["1", "single_transformer_blocks.0.attn", "single"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "written, says",
+    [
+        (None, "no configuration of a denoiser: looked for"),
+        ("{}", "names no `_class_name`; give a folder of diffusers"),
+        ("[1", "is not JSON"),
+        (
+            '{"_class_name": "UNet2DModel"}',
+            "for which no table is shipped; closest: UNet2DCondition",
+        ),
+        ('{"_class_name": "FluxTransformer2DModel", "num_layers": "two"}', "builds no FluxTransf"),
+    ],
+)
+def test_a_folder_without_sites_is_refused(diffusers, written, says, tmp_path, capsys):
+    """A folder of no model, of one without a table, and of sizes that build nothing, in one line each."""
+    if written is not None:
+        (tmp_path / "config.json").write_text(written)
+    assert cli.main(["sites", "--diffusers", str(tmp_path)]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_diffusers_is_asked_for_where_it_is_missing(tmp_path, monkeypatch, capsys):
+    """Without diffusers the command says what to install."""
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert cli.main(["sites", "--diffusers", str(write_flux_config(tmp_path / "flux"))]) == 2
+    assert "install it: pip install 'textpatch[reference]'" in capsys.readouterr().err
 
 
 def test_sites_wants_one_model(model, capsys):

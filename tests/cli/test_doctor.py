@@ -14,7 +14,7 @@ from support.small_models import save_small
 from textpatch import cli
 from textpatch.errors import WeightsError
 from textpatch.weights import load
-from textpatch.weights.doctor import UNUSABLE, examine
+from textpatch.weights.doctor import UNUSABLE, WHOLE, examine
 
 T5 = "text_encoder_3/model.safetensors"
 
@@ -53,9 +53,16 @@ def linked_out(folder: Path, name: str) -> None:
 
 
 def test_every_part_of_a_whole_folder_is_read(theirs):
-    """Of the eight parts that its index names each is said what it is, and of none that it cannot be used."""
+    """Of the eight parts that its index names each is said what it is, and of none that it cannot be used.
+
+    As a pipeline it is refused, as by `load`.
+    """
     index = json.loads((theirs / "model_index.json").read_text())
     found = said(theirs)
+    (whole,) = found.pop(WHOLE)
+    with pytest.raises(WeightsError) as refusal:
+        load(theirs)
+    assert whole == f"{UNUSABLE} {refusal.value}" and "without a VAE" in whole
     assert found.keys() == {name for name in index if not name.startswith("_")} and all(
         found.values()
     )
@@ -64,13 +71,13 @@ def test_every_part_of_a_whole_folder_is_read(theirs):
 
 
 LACKING = {
-    "transformer": (shutil.rmtree, "no file 'config.json' in"),
+    "transformer": (shutil.rmtree, "no folder 'transformer' in"),
     "transformer/config.json": (Path.unlink, "no file 'config.json' in"),
-    "text_encoder_2": (shutil.rmtree, "no file 'config.json' in"),
+    "text_encoder_2": (shutil.rmtree, "take another's: text_encoders=..."),
     T5: (Path.unlink, "no file 'model.safetensors' in"),
-    "tokenizer": (shutil.rmtree, "no folder 'tokenizer' in"),
+    "tokenizer": (shutil.rmtree, "a few small files of the model's repository"),
     "tokenizer_2/tokenizer.json": (Path.unlink, "holds no tokenizer transformers can read"),
-    "scheduler": (shutil.rmtree, "no file 'scheduler_config.json' in"),
+    "scheduler": (shutil.rmtree, "one small file, scheduler_config.json"),
 }
 
 
@@ -90,6 +97,30 @@ def test_what_is_missing_is_said(theirs, name, capsys):
         cli.main(["doctor", str(theirs)]) == 2
         and "1 of the parts above cannot be used" in capsys.readouterr().err
     )
+
+
+def lacking(folder: Path, part: str, name: str) -> None:
+    """The part's file without one tensor."""
+    tensors = load_file(folder / part)
+    del tensors[name]
+    save_file(tensors, folder / part)
+
+
+@pytest.mark.parametrize(
+    "part, name",
+    [
+        ("transformer/diffusion_pytorch_model.safetensors", "proj_out.bias"),
+        ("text_encoder/model.safetensors", "text_model.final_layer_norm.bias"),
+        (T5, "encoder.final_layer_norm.weight"),
+    ],
+)
+def test_a_missing_tensor_is_said(theirs, part, name):
+    """Of a tensor that `load` would miss doctor says the same."""
+    lacking(theirs, part, name)
+    last = said(theirs)[part.split("/")[0]][-1]
+    with pytest.raises(WeightsError) as refusal:
+        load(theirs)
+    assert last == f"{UNUSABLE} {refusal.value}" and f"missing 1: {name}" in last
 
 
 @pytest.mark.parametrize("name", ["transformer", "text_encoder", T5, "tokenizer_3", "scheduler"])
@@ -134,7 +165,9 @@ def test_what_load_does_not_read_need_not_be_there(theirs):
         "watermarker": ["deepfloyd_if", "IFWatermarker"],
     }
     (theirs / "model_index.json").write_text(json.dumps(index))
-    assert not any(line.startswith(UNUSABLE) for lines in said(theirs).values() for line in lines)
+    found = said(theirs)
+    del found[WHOLE]
+    assert not any(line.startswith(UNUSABLE) for lines in found.values() for line in lines)
 
 
 def test_one_of_ours_is_scanned_when_asked(ours):

@@ -154,15 +154,14 @@ TYPED = {
     ),
     "a component's folder": (
         ["generate", "small/transformer", SOURCE],
+        "small/transformer holds a denoiser alone",
         "model_index.json",
-        "in small/transformer",
-        "incomplete or is no model",
+        "load_denoiser reads it",
     ),
     "a component's file": (
         ["generate", "small/transformer/diffusion_pytorch_model.safetensors", SOURCE],
-        "holds no whole pipeline",
-        "closest to",
-        "load_denoiser reads a bare denoiser",
+        "holds no whole pipeline, transformer and no tokenizer",
+        "load_denoiser reads the denoiser alone",
     ),
     "the folder of an encoder": (
         ["sites", "small/text_encoder"],

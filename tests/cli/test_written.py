@@ -29,11 +29,14 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "written.json"
 SOURCE = 'a red sign that says "HELLO" on a blue wall'
 SHORT = ["planted-mmdit", "--steps", "1"]
 PAIR = ["--source", SOURCE, "--target", SOURCE.replace("HELLO", "WORLD")]
+EDIT = ["--old", SOURCE, "--new", SOURCE.replace("HELLO", "WORLD")]
 COMMANDS = {
     "generate": ["generate", *SHORT, SOURCE, "--negative", "a blue wall", "--guidance", "2"],
     "edit": ["edit", *SHORT, *PAIR],
     "edit --picture": ["edit", *SHORT, *PAIR, "--picture", "sign.png", "--inversion", "flowedit"],
     "sanitize": ["sanitize", *SHORT, "--prompts", "prompts", "--words", "words", "--before"],
+    "finetune": ["finetune", *SHORT, "--data", "signs", "--examples", "2", "--batch", "2"],
+    "rewrite": ["rewrite", "planted-sdxl", *EDIT],
     "edit --method": ["edit", *SHORT, *PAIR, "--method", "localized", "prompt_swap"],
     "localize": ["localize", *SHORT, "--pairs", "3", "--starts", "--heads"],
     "localize --mode contribution": [

@@ -61,8 +61,12 @@ def test_the_examples_are_listed_without_importing_torch():
     assert subprocess.check_output([sys.executable, "-c", code], text=True).endswith("False\n")
 
 
+@pytest.mark.long
 def test_the_notebook_runs(tmp_path, monkeypatch):
-    """Its cells, run in order in one session, print what is stored beside them."""
+    """Its cells, run in order in one session, print what is stored beside them.
+
+    By default the examples run, and so do the pages' code blocks.
+    """
     monkeypatch.chdir(tmp_path)
     session: dict = {}
     for number, cell in enumerate(CODE, 1):

@@ -22,6 +22,7 @@ OUTER = {
 LAYERS = [
     ["cli", "examples"],
     ["weights"],
+    ["maps"],
     ["editing"],
     ["localization"],
     ["adapters", "auditing", "safety", "testing"],

@@ -402,14 +402,17 @@ def test_what_few_pairs_propose_and_all_refuse_is_not_the_end():
 
 
 @pytest.mark.parametrize("pairs, least", [(PAIRS, None), (100, 4)])
-def test_chance_rarely_adds_a_site(pairs, least):
-    """At most 6 % of 400 searches in pure noise end with a site too many.
+def test_chance_rarely_adds_a_site(pairs, least, long):
+    """At most 6 % of 200 searches in pure noise end with a site too many, --long of 400.
 
     They were 2.5 % were exact intervals exact.
     """
-    truths = [Truth({0: 0.5, 1: 0.0}, noise=0.2, seed=seed, pairs=pairs) for seed in range(400)]
+    searches = 400 if long else 200
+    truths = [
+        Truth({0: 0.5, 1: 0.0}, noise=0.2, seed=seed, pairs=pairs) for seed in range(searches)
+    ]
     wrong = [responsible(grow(truth, [0, 1], pairs, first=4, least=least)) for truth in truths]
-    assert set(wrong) <= {(0,), (0, 1)} and wrong.count((0, 1)) <= 24
+    assert set(wrong) <= {(0,), (0, 1)} and wrong.count((0, 1)) <= 0.06 * searches
 
 
 # --- screening
@@ -539,7 +542,7 @@ FAULTS = {
         pair_by_pair, intervals, "gain",
         "statistic(*drawn[half:]", "statistic(*(np.roll(x, 1, 0) for x in drawn[half:])"),
     "any gain will do": (
-        partial(test_chance_rarely_adds_a_site, PAIRS, None), Growth, "step",
+        partial(test_chance_rarely_adds_a_site, PAIRS, None, False), Growth, "step",
         'level)["low"] > 0', 'level)["value"] > 0'),
     "every site against no swap": (
         all_that_carry, Growth, "step", "self.score([group], n)", "self.score([()], n)"),

@@ -344,7 +344,9 @@ def test_senseless_engines_are_errors(options):
         metrics.Tesseract(**options)
 
 
-@pytest.mark.parametrize("size", [(60_000, 1), (3, 4000)])
+@pytest.mark.parametrize(
+    "size", [(6_000, 1), pytest.param((60_000, 1), marks=pytest.mark.long), (3, 4000)]
+)
 def test_narrow_pictures_take_little(engine, size):
     """The program is given no more of a strip than of a photograph, and reads in it what it may."""
     picture = Image.effect_noise(size, 200)

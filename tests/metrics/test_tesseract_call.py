@@ -58,11 +58,18 @@ def reading(folder: Path, timeout: float = 60, **options) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize(
-    "how", [signal.SIGINT, signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+    "how",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
+    ],
 )
 def test_no_program_outlives_its_reader(tmp_path, how):
-    """SIGINT, SIGKILL amid a reading: soon no tesseract is left, and no file at any time; SIGTERM in the long
-    form, which ends Python as SIGKILL does."""
+    """SIGKILL amid a reading: soon no tesseract is left, and no file at any time.
+
+    The long form sends SIGINT and SIGTERM, too, in which Python has its say.
+    """
     python = reading(tmp_path, stderr=subprocess.DEVNULL)
     assert wait_until(lambda: readers(tmp_path), 60)
     time.sleep(0.5)

@@ -235,16 +235,24 @@ def reference_xl(diffusers):
         return diffusers.UNet2DConditionModel(**asdict(IFConfig()), **FIXED)
 
 
+@pytest.mark.long
 def test_attention_at_full_width(xl, reference_xl):
-    """A site of width 2816 = diffusers' Attention with AttnAddedKVProcessor2_0, at 77 tokens."""
+    """A site of width 2816 = diffusers' Attention with AttnAddedKVProcessor2_0, at 77 tokens.
+
+    By default whole models are compared at small widths, and names and shapes at full width.
+    """
     ours, theirs = full_width(xl, reference_xl, "mid_block.attentions.0")
     x = torch.randn(1, 2816, 3, 2, dtype=torch.float64)
     tokens = torch.randn(1, 77, 2816, dtype=torch.float64)
     assert relative(ours(x, tokens, (None, None)), theirs(x, encoder_hidden_states=tokens)) <= 1e-10
 
 
+@pytest.mark.long
 def test_resnet_at_full_width(xl, reference_xl):
-    """A ResNet of width 1408 -> 2112 = diffusers' ResnetBlock2D, which takes the activation of c itself."""
+    """A ResNet of width 1408 -> 2112 = diffusers' ResnetBlock2D, which takes the activation of c itself.
+
+    By default whole models are compared at small widths, and names and shapes at full width.
+    """
     ours, theirs = full_width(xl, reference_xl, "down_blocks.2.resnets.0")
     x, c = (
         torch.randn(1, 1408, 3, 2, dtype=torch.float64),

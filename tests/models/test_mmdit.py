@@ -169,9 +169,13 @@ def test_mmdit_equals_diffusers(diffusers, config, rows, size, tokens, seed):
         assert max(relative(our_text[name], their_text[name]) for name in names) <= tolerance
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name, last", [("SD3.5-medium", False), ("SD3.5-large", True)])
 def test_blocks_at_full_width(diffusers, name, last):
-    """A dual block of width 1536, and a last one of 2432, = diffusers' JointTransformerBlock in float64."""
+    """A dual block of width 1536, and a last one of 2432, = diffusers' JointTransformerBlock in float64.
+
+    By default whole models are compared at small widths, and names and shapes at full width.
+    """
     from diffusers.models.attention import JointTransformerBlock
 
     config = PUBLISHED[name]

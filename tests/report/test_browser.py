@@ -242,9 +242,13 @@ STYLES = {
 
 
 @needs_browser
+@pytest.mark.long
 @pytest.mark.parametrize("fault", STYLES)
 def test_a_fault_of_the_stylesheet_is_noticed(fault, run, tmp_path, monkeypatch):
-    """Faults that only a browser sees: a block does not open, or not alone, or cannot be closed."""
+    """Faults that only a browser sees: a block does not open, or not alone, or cannot be closed.
+
+    By default the sheet without a fault is held to the same.
+    """
     old, new = STYLES[fault]
     assert html.STYLE.count(old) == 1
     monkeypatch.setattr(html, "STYLE", html.STYLE.replace(old, new))

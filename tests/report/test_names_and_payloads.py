@@ -150,10 +150,10 @@ SEEN: dict[str, str] = {}
 
 
 @every(NAMES)
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(st.text(st.characters()))
 def test_no_name_is_made_of_a_prompt(root, text):
-    """500 texts and more as prompts leave no trace in any name.
+    """200 texts as prompts leave no trace in any name.
 
     Each has a folder of its own, also where a disk does not tell capitals from small letters.  All names
     below are hashes or our own.  The text itself is in the files, unchanged.

@@ -45,7 +45,13 @@ def law_patch_writes_the_named_cells_alone(case: Case):
                     .repeat_interleave(site.head_dim, -1)
                 )
                 donor = cache[site.name, 0, (swap.donor, "cond"), "kv"[part]]
-                assert torch.equal(seen[tap.module], torch.where(cell, donor, own))
+                made = of_text(case, site, seen[tap.module])
+                assert torch.equal(made, torch.where(cell, donor, own))
+
+
+def of_text(case: Case, site, output):
+    """The text's part of what a projection puts out; a single stream has it first."""
+    return output[:, : case.tokens] if site.kind == "single" else output
 
 
 def law_every_swap_is_a_patch(case: Case):
@@ -68,6 +74,7 @@ def law_captures_are_what_a_naive_hook_sees(case: Case):
         "cross": ("to_k", "to_v"),
         "added": ("add_k_proj", "add_v_proj"),
         "joint": ("add_k_proj", "add_v_proj"),
+        "single": ("to_k", "to_v"),
     }
     seen = {}
     handles = []
@@ -75,8 +82,8 @@ def law_captures_are_what_a_naive_hook_sees(case: Case):
         for part, name in zip("kv", names[site.kind], strict=True):
             module = case.model.get_submodule(f"{site.name}.{name}")
 
-            def keep(module, args, output, key=(site.name, part)):
-                seen[key] = output.clone()
+            def keep(module, args, output, key=(site.name, part), site=site):
+                seen[key] = of_text(case, site, output).clone()
 
             handles.append(module.register_forward_hook(keep))
     with patching.capture(case.model, "all", rows=case.rows) as cache:

@@ -2,6 +2,7 @@
 
 from support.strategies import randomize
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
+from textpatch.reference_models.flux import Flux, FluxConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDConfig, SDXLConfig, StableDiffusion
 
@@ -24,6 +25,17 @@ SMALL = {
             cross_attention_dim=96,
             transformer_layers_per_block=(1, 1, 2),
             projection_class_embeddings_input_dim=1568,
+        ),
+    ),
+    "FLUX.1": (
+        Flux,
+        FluxConfig(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=2,
+            num_attention_heads=1,
+            joint_attention_dim=24,
+            pooled_projection_dim=20,
         ),
     ),
     "SD3": (

@@ -1,5 +1,6 @@
 """Small random models in SD3's layout, for tests that need weights and no skill."""
 
+import json
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -63,3 +64,21 @@ def outputs(model, *suffixes):
     yield made
     for handle in handles:
         handle.remove()
+
+
+def write_flux_config(folder: Path) -> Path:
+    """Write the configuration of a FLUX.1 of two blocks where a pipeline's folder holds it."""
+    sizes = dict(
+        num_layers=1,
+        num_single_layers=1,
+        in_channels=4,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=6,
+        axes_dims_rope=[2, 2, 4],
+    )
+    (folder / "transformer").mkdir(parents=True)
+    body = json.dumps({"_class_name": "FluxTransformer2DModel"} | sizes)
+    (folder / "transformer" / "config.json").write_text(body)
+    return folder

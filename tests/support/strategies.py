@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from textpatch.guidance import with_guidance
 from textpatch.plan import Plan, Row, Swap
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
+from textpatch.reference_models.flux import Flux, FluxConfig
 from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.pipeline import Defaults, Pipeline
@@ -27,7 +28,7 @@ STATIC = "sdxl", "if-i", "if-ii"  # text keys and values are a function of the t
 ARCHITECTURES = *STATIC, "mmdit"
 # of which the laws see one case by default, because they share what the laws are about with those above
 STATIC_KIN = ("sd",)
-KIN = STATIC_KIN
+KIN = *STATIC_KIN, "flux"
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,24 @@ class StageII(DeepFloydIF):
         return super().forward(x, t, text, slots=slots, low=x.flip(-1), level=torch.tensor(250.0))
 
 
+def build_flux(blocks=2, singles=2, tokens=4, size=(4, 8), seed=0) -> Pipeline:
+    """A random float64 FLUX.1 of `blocks` sites in two streams and `singles` in one, with 3 heads."""
+    config = FluxConfig(
+        in_channels=4 * CHANNELS,
+        num_layers=blocks,
+        num_single_layers=singles,
+        num_attention_heads=3,
+        attention_head_dim=8,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=POOLED,
+        axes_dims_rope=(2, 4, 2),
+    )
+    model = randomize(Flux(config).double(), seed).eval().requires_grad_(False)
+    return Pipeline(
+        fake_encoders(tokens), model, FlowMatchEuler(), list, Defaults(*size, 3, 4.5), "random"
+    )
+
+
 def build_sdxl(heads=(2, 3), everywhere=False, **others) -> Pipeline:
     """A random float64 SDXL of four sites with 3 heads.
 
@@ -263,9 +282,12 @@ def fixed_case(architecture: str = "mmdit", **sizes) -> Case:
             Swap(0, "b", "d"),
         ]
     )
-    build = {"mmdit": build_pipeline, "sdxl": build_sdxl, "sd": build_sd}.get(
-        architecture, partial(build_if, architecture)
-    )
+    build = {
+        "mmdit": build_pipeline,
+        "sdxl": build_sdxl,
+        "sd": build_sd,
+        "flux": build_flux,
+    }.get(architecture, partial(build_if, architecture))
     return Case(build(**sizes), make_rows((0, 1, 2, 3)), 3, 4.5, (1,), 1, "both", plan)
 
 
@@ -304,6 +326,9 @@ def pipelines(draw, architecture: str) -> Pipeline:
             blocks, heads, head_dim, norm, tokens, draw(st.sampled_from([(8, 8), (8, 12)])), seed
         )
     size = draw(st.sampled_from([(4, 8), (4, 4)]))
+    if architecture == "flux":
+        blocks = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+        return build_flux(*blocks, tokens=tokens, size=size, seed=seed)
     if architecture == "sd":
         return build_sd(draw(st.booleans()), tokens=tokens, size=size, seed=seed)
     if architecture == "sdxl":

@@ -10,12 +10,14 @@ import torch
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
+from textpatch.reference_models.flux import Flux, FluxConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDConfig, SDXLConfig, StableDiffusion
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.weights import configs
 from textpatch.weights.configs import denoiser_from_config, vae_from_config
 from textpatch.weights.inferring import (
+    flux_config,
     if_config,
     mmdit_config,
     sd_config,
@@ -72,6 +74,18 @@ PUBLISHED_SD3 = dict(
     caption_projection_dim=1536,
     pos_embed_max_size=192,
 )
+PUBLISHED_FLUX = dict(
+    _class_name="FluxTransformer2DModel",
+    attention_head_dim=128,
+    guidance_embeds=True,
+    in_channels=64,
+    joint_attention_dim=4096,
+    num_attention_heads=24,
+    num_layers=19,
+    num_single_layers=38,
+    patch_size=1,
+    pooled_projection_dim=768,
+)
 PUBLISHED_SD1 = dict(
     _class_name="UNet2DConditionModel",
     sample_size=64,
@@ -107,10 +121,11 @@ WIDE_VAE = dict(latent_channels=16, use_quant_conv=False, use_post_quant_conv=Fa
         (PUBLISHED_SDXL, SDXL, SDXLConfig()),
         (PUBLISHED_IF, DeepFloydIF, IFConfig()),
         (PUBLISHED_SD3, MMDiT, MMDiTConfig()),
+        (PUBLISHED_FLUX, Flux, FluxConfig()),
         (PUBLISHED_SD1, StableDiffusion, SDConfig()),
         (PUBLISHED_SD2, *DENOISERS["sd-2.1"]),
     ],
-    ids=["SDXL", "IF-I-XL", "SD3-medium", "SD-1.5", "SD-2.1"],
+    ids=["SDXL", "IF-I-XL", "SD3-medium", "FLUX.1-dev", "SD-1.5", "SD-2.1"],
 )
 def test_published_denoisers_are_our_defaults(published, model, config):
     """config.json of each published denoiser gives its class with its configuration, mostly the default."""
@@ -136,6 +151,7 @@ def test_configurations_from_shapes_are_the_published_ones():
     for name in ("sd-1.5", "sd-2.1"):
         expected = replace(DENOISERS[name][1], sample_size=64)  # which no shape tells
         assert sd_config(shapes(f"{name}.unet")) == expected
+    assert flux_config(shapes("flux.1-dev.transformer")) == FluxConfig()
     assert mmdit_config(shapes("sd3-medium.transformer")) == MMDiTConfig()
     assert mmdit_config(shapes("sd3.5-medium.transformer")) == MMDiTConfig(
         pos_embed_max_size=384, dual_attention_layers=tuple(range(13)), **rms
@@ -260,6 +276,9 @@ def test_heads_that_tensors_do_not_tell_are_not_guessed():
     shapes = manifest("sd3-medium.transformer.diffusers").shapes | {
         "pos_embed.proj.weight": (96, 16, 2, 2)
     }
+    narrow = {"x_embedder.weight": (64, 16), "transformer_blocks.0.attn.norm_q.weight": (32,)}
+    with pytest.raises(WeightsError, match="heads of 32, and no shape says .* load it with its"):
+        flux_config(narrow)
     with pytest.raises(
         WeightsError, match="a width of 96 holds no whole heads of 64; load it with its"
     ):
@@ -272,7 +291,9 @@ def test_heads_that_tensors_do_not_tell_are_not_guessed():
     )
 
 
-@pytest.mark.parametrize("infer", [mmdit_config, if_config, sdxl_config, vae_config])
+@pytest.mark.parametrize(
+    "infer", [mmdit_config, flux_config, if_config, sdxl_config, sd_config, vae_config]
+)
 def test_an_incomplete_file_is_named(infer):
     """A shape that is needed and missing is a WeightsError."""
     with pytest.raises(WeightsError, match=r"no tensor '[\w.]+' among 1; the file is incomplete"):
@@ -284,6 +305,7 @@ def test_defaults_are_those_of_diffusers():
     diffusers = pytest.importorskip("diffusers")
     for name, defaults in [
         ("SD3Transformer2DModel", configs.SD3_DEFAULTS),
+        ("FluxTransformer2DModel", configs.FLUX_DEFAULTS),
         ("UNet2DConditionModel", configs.UNET_DEFAULTS),
         ("AutoencoderKL", configs.VAE_DEFAULTS),
     ]:
@@ -313,6 +335,8 @@ def test_defaults_are_those_of_diffusers():
             dict(flip_sin_to_cos=False),
             "flip_sin_to_cos False; DeepFloydIF is .* with True",
         ),
+        # with the tensors of a picture beside the latents
+        (PUBLISHED_FLUX, dict(out_channels=64), "out_channels 64; Flux is .* with None"),
         (PUBLISHED_SD3, dict(a_new_field=[1, 2]), r"a_new_field \(1, 2\); MMDiT is .* with None"),
         (
             PUBLISHED_SD3,
@@ -321,8 +345,8 @@ def test_defaults_are_those_of_diffusers():
         ),
         (
             PUBLISHED_SD3,
-            dict(_class_name="FluxTransformer2DModel"),
-            "for FluxTransformer2DModel .*; known: SD3",
+            dict(_class_name="DiTTransformer2DModel"),
+            "for DiTTransformer2DModel .*; known: SD3",
         ),
         (
             PUBLISHED_IF,

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -20,13 +21,15 @@ from textpatch.errors import WeightsError
 from textpatch.reference_models.sdxl import StableDiffusion
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.weights import locating
-from textpatch.weights.building import NOT_RUN, Builder
+from textpatch.weights.building import Builder
 from textpatch.weights.configs import REFINER, denoiser_from_config
 from textpatch.weights.fill import Part, fill_module
 from textpatch.weights.fingerprint import model_sha256
+from textpatch.weights.folders import Folder
 from textpatch.weights.layouts import SINGLE_FILES
 from textpatch.weights.layouts.tensors import HeadRows, Rows, swapped
 from textpatch.weights.loading import outline
+from textpatch.weights.locating import NOT_RUN
 from textpatch.weights.reading import files
 from textpatch.weights.signs.tokens import word_tokenizer
 
@@ -81,7 +84,13 @@ def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 @pytest.mark.parametrize(
     "kind, component",
-    [("SD1", "unet"), ("SDXL", "unet"), ("SD3", "transformer"), ("IF-I", "unet")],
+    [
+        ("SD1", "unet"),
+        ("SDXL", "unet"),
+        ("SD3", "transformer"),
+        ("FLUX.1", "transformer"),
+        ("IF-I", "unet"),
+    ],
 )
 def test_an_original_file_is_the_same_denoiser(tmp_path, kind, component):
     """load_denoiser(original names, fused rows, swapped halves) = the model, every tensor; sizes from the
@@ -135,7 +144,7 @@ def test_the_hugging_face_cache_is_read_offline(tmp_path, monkeypatch):
     """load("org/name") finds refs/main -> snapshots/<commit>, whose files link into blobs, without any
     network."""
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was tried"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     made, commit = save_small(tmp_path / "made"), "a" * 40
     repository = tmp_path / "models--org--name"
     (repository / "blobs").mkdir(parents=True)
@@ -255,7 +264,7 @@ def test_a_unet_that_reads_a_picture_is_refused_and_its_denoiser_is_not(tmp_path
     (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     save_file(model.state_dict(), tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
-    builder = Builder(locating.Folder(tmp_path), torch.device("cpu"), torch.float32)
+    builder = Builder(Folder(tmp_path), torch.device("cpu"), torch.float32)
     with pytest.raises(
         WeightsError, match="reads 9 channels and gives 4, as U-Nets do that change"
     ):
@@ -293,7 +302,7 @@ def test_a_single_file_is_a_pipeline(sdxl_file):
 def test_a_single_file_without_tokenizers_says_where_they_go(sdxl_file, tmp_path, monkeypatch):
     """Single files hold no tokenizers: without them beside it or in the cache, the message names both
     places."""
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     path, _ = sdxl_file
     (tmp_path / "tokenizer").rename(tmp_path / "elsewhere")
     with pytest.raises(

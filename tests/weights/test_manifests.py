@@ -17,6 +17,7 @@ from transformers import (
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
+from textpatch.reference_models.flux import Flux
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDConfig
 from textpatch.reference_models.vae import VAE, VAEConfig
@@ -110,6 +111,14 @@ def test_sd3_is_the_published_one():
     large = MMDiTConfig(num_layers=38, num_attention_heads=38, caption_projection_dim=2432, **norms)
     assert_is(on_meta(MMDiT, medium), "sd3.5-medium.transformer.diffusers")
     assert_is(on_meta(MMDiT, large), "sd3.5-large.transformer.diffusers")
+
+
+def test_flux_is_the_published_one():
+    """FLUX.1-dev is Flux's defaults; schnell lacks the embedding of the guidance alone."""
+    assert_is(on_meta(Flux), "flux.1-dev.transformer.diffusers")
+    schnell = on_meta(*DENOISERS["flux.1-schnell"]).state_dict()
+    missing = manifest("flux.1-dev.transformer.diffusers").shapes.keys() - schnell.keys()
+    assert len(missing) == 4 and all("guidance_embedder" in name for name in missing)
 
 
 def test_sdxl_is_the_published_one():

@@ -1,5 +1,6 @@
 """Folders of weights from strangers: no path leads out of them, no pickle is opened, nothing is fetched."""
 
+import importlib.util
 import json
 import os
 import pickle
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from safetensors.torch import save_file
 
 from support.hostile import (
@@ -31,13 +32,14 @@ from support.hostile import (
 from textpatch.weights.reading.files import (
     CONFIG_BYTES,
     INDEX_BYTES,
-    cached_snapshot,
     component_file,
     inside,
     open_tensors,
     read_config,
     read_json,
 )
+from textpatch.weights.reading.hub import cached_snapshot
+from textpatch.weights.reading.terms import Terms
 
 WHERE = {"x": FIRST, "y": FIRST, "z": SECOND}
 VALUES = {
@@ -208,12 +210,29 @@ INDEXES = {f"shard {str(name)[:40]!r}": (names(z=name), "bad-shard-name") for na
     "tensor in no shard": (names(w=SECOND), "wrong-shard"),
     "tensor not listed": (whole({"x": FIRST, "z": SECOND}), "wrong-shard"),
     "tensor in two shards": (same_tensor_twice, "wrong-shard"),
-    "a byte too much": (total(27), "wrong-total"),
-    "a negative size": (total(-26), "wrong-total"),
-    "a size in words": (total("26"), "wrong-total"),
-    "a size of nothing": (total(None), "wrong-total"),
-    "metadata a list": (whole(WHERE, [26]), "wrong-total"),
 }
+# what indices say beside their map, as programs write it
+TOTALS = {
+    "a byte too much": total(27),
+    "a negative size": total(-26),
+    "a size in words": total("26"),
+    "a size of nothing": total(None),
+    "metadata a list": whole(WHERE, [26]),
+    "metadata a text": text(
+        json.dumps({"metadata": "total_size: 26", "weight_map": WHERE}).encode()
+    ),
+    "metadata null": text(json.dumps({"metadata": None, "weight_map": WHERE}).encode()),
+}
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_the_tensors_decide_whatever_an_index_says_of_their_size(folder, name):
+    """A total size of another precision, of the files or of nothing: all is read, and a note tells."""
+    TOTALS[name](folder)
+    terms = Terms()
+    assert same(open_tensors(folder / INDEX, terms), VALUES)
+    (note,) = terms.notes
+    assert "its index says" in note and "the tensors are 26 bytes, which decide" in note
 
 
 @pytest.mark.parametrize("name", INDEXES)
@@ -389,7 +408,7 @@ def test_a_whole_file_beside_shards_is_refused(folder, both):
 def test_a_component_without_weights_says_what_is_missing(tmp_path):
     """Pickles alone are refused with the way to convert them; nothing at all with the names looked for."""
     error = refusal(component_file, tmp_path, "model")
-    wanted = "no file 'model.safetensors' in .*, nor .*model.fp16.safetensors.*; the folder is incomplete"
+    wanted = "no file 'model.safetensors' in .*, nor an index .*; the folder is incomplete"
     assert error.code == "no-file" and re.search(wanted, str(error))
     (tmp_path / "model.bin").touch()
     error = refusal(component_file, tmp_path, "model")
@@ -413,10 +432,8 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> Path:
     """A cache with one sharded model: every file of its snapshot is a link into its blobs."""
-    for name in ("HF_HUB_CACHE", "HF_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
     repository = tmp_path / ".cache/huggingface/hub/models--org--name"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(repository.parent))
     sharded(repository / "made")
     component = repository / "snapshots" / SHA / "transformer"
     component.mkdir(parents=True)
@@ -443,18 +460,46 @@ def test_a_snapshot_is_found_as_by_the_hub_itself(hub):
     assert read_json(found / "transformer", INDEX)["metadata"] == {"total_size": 26}
 
 
-def test_where_the_cache_is(hub, tmp_path, monkeypatch):
-    """HF_HUB_CACHE before HF_HOME/hub before ~/.cache/huggingface/hub."""
-    wanted = cached_snapshot("org/name").relative_to(hub)
-    shutil.move(hub, tmp_path / "home/hub")
-    assert refusal(cached_snapshot, "org/name").code == "not-cached"
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    assert cached_snapshot("org/name") == tmp_path / "home/hub" / wanted
-    monkeypatch.setenv("HF_HUB_CACHE", "~/other")
+PLACES = {
+    "the home": ({}, "home/.cache/huggingface/hub"),
+    "XDG_CACHE_HOME": ({"XDG_CACHE_HOME": "xdg"}, "xdg/huggingface/hub"),
+    "HF_HOME": ({"HF_HOME": "~/hf"}, "home/hf/hub"),
+    "HUGGINGFACE_HUB_CACHE": ({"HUGGINGFACE_HUB_CACHE": "old", "HF_HOME": "~/hf"}, "old"),
+    "HF_HUB_CACHE": ({"HF_HUB_CACHE": "$HOME/new", "HUGGINGFACE_HUB_CACHE": "old"}, "home/new"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_where_the_cache_is(tmp_path, monkeypatch, place):
+    """Wherever huggingface_hub looks for it, by every variable that it reads."""
+    variables, wanted = PLACES[place]
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"HOME": str(tmp_path / "home"), **variables}.items():
+        monkeypatch.setenv(name, value)
+    # huggingface_hub reads the environment when it is imported
+    fresh = importlib.util.find_spec("huggingface_hub.constants")
+    module = importlib.util.module_from_spec(fresh)
+    fresh.loader.exec_module(module)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", module.HF_HUB_CACHE)
     error = refusal(cached_snapshot, "org/name")
-    assert str(tmp_path / "other") in str(error) and "hf download org/name" in str(error)
-    shutil.move(tmp_path / "home/hub", tmp_path / "other")
-    assert cached_snapshot("org/name") == tmp_path / "other" / wanted
+    assert error.code == "not-cached" and "hf download org/name" in str(error)
+    assert f"is not in {Path(module.HF_HUB_CACHE)};" in str(error)
+    assert Path(module.HF_HUB_CACHE).resolve() == tmp_path / wanted
+
+
+def test_a_repository_fetched_by_its_commit_is_found(hub):
+    """Without a ref the only commit is taken and told; of two the error names both; a wrong one is told."""
+    repository = hub / "models--org--name"
+    (repository / "refs/main").unlink()
+    terms = Terms()
+    assert cached_snapshot("org/name", terms=terms).name == SHA
+    assert terms.notes == [f"org/name: its commit {SHA[:12]}, the only one in the cache"]
+    (repository / "snapshots" / ("f" * 40)).mkdir()
+    error = refusal(cached_snapshot, "org/name")
+    assert error.code == "not-cached" and f"there are org/name@{SHA}, org/name@fff" in str(error)
+    assert cached_snapshot("org/name", SHA).name == SHA
 
 
 NO_NAMES = [
@@ -517,9 +562,8 @@ def piped(repository):
 
 CACHES = {
     "no model": (lambda repository: shutil.rmtree(repository), "not-cached"),
-    "no such revision": (lambda repository: (repository / "refs/main").unlink(), "not-cached"),
     "no snapshot": (ref("f" * 40), "not-cached"),
-    "revision a FIFO": (piped, "not-cached"),
+    "revision a FIFO": (piped, None),  # the only commit is taken instead
     "ref leads out": (ref("../../../../elsewhere"), "bad-ref"),
     "ref too short": (ref("f" * 39), "bad-ref"),
     "ref of a megabyte": (ref("f" * (1 << 20)), "bad-ref"),
@@ -545,5 +589,8 @@ def test_a_cache_that_leads_out_is_refused(hub, opened, name):
         folder = cached_snapshot("org/name") / "transformer"
         return open_tensors(component_file(folder, "model"))
 
-    assert refusal(read).code == code
+    if code:
+        assert refusal(read).code == code
+    else:
+        assert same(read(), VALUES)
     assert [path for path in opened if hub / "models--org--name" not in Path(path).parents] == []

@@ -19,8 +19,8 @@ from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.weights import sizes
 from textpatch.weights.building import Builder
+from textpatch.weights.folders import Folder
 from textpatch.weights.loading import find, load_denoiser
-from textpatch.weights.locating import Folder
 from textpatch.weights.sizes import require_held
 
 HUGE = 10**9

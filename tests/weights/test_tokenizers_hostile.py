@@ -17,8 +17,8 @@ from textpatch.errors import PromptError, WeightsError
 from textpatch.reference_models import text_encoders
 from textpatch.reference_models.text_encoders import LONGEST, tokenize
 from textpatch.weights.building import Builder
+from textpatch.weights.folders import Folder
 from textpatch.weights.loading import SHIPPED
-from textpatch.weights.locating import Folder
 
 KINDS = {
     "CLIP": ("tiny-mmdit", "tokenizer"),

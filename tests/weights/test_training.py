@@ -50,9 +50,19 @@ MINIS = {
 MINI = MINIS["tiny-mmdit"]
 
 
-@pytest.fixture(params=MINIS)
+@pytest.fixture(
+    params=[
+        "tiny-mmdit",
+        "tiny-if-ii",
+        pytest.param("tiny-sdxl", marks=pytest.mark.long),
+        pytest.param("tiny-if", marks=pytest.mark.long),
+    ]
+)
 def mini(request, monkeypatch):
-    """A recipe of two steps, once per family, and of IF's both stages, as `mini`."""
+    """A recipe of two steps as `mini`, of a flow and of a U-Net that upscales.
+
+    The long form takes one of every family.
+    """
     monkeypatch.setitem(training.RECIPES, "mini", MINIS[request.param])
     return MINIS[request.param]
 

@@ -139,11 +139,14 @@ DAMAGES = {
         remove(TRANSFORMER),
         "no file 'diffusion_pytorch_model.safetensors' in .*; the folder is incomplete",
     ),
-    "no encoder": (remove("text_encoder_3"), "no file 'config.json' in .*text_encoder_3"),
-    "no index": (remove("model_index.json"), "no file 'model_index.json'"),
+    "no encoder": (remove("text_encoder_3"), "no folder 'text_encoder_3' in .*; fetch it, or take"),
+    "no index and no denoiser": (
+        lambda folder: (remove("model_index.json")(folder), remove("transformer")(folder)),
+        "no file 'model_index.json' in .*, and no denoiser of ours",
+    ),
     "no tokenizer": (
         remove("tokenizer_2"),
-        "no folder 'tokenizer_2' in .*; the model is incomplete",
+        "no folder 'tokenizer_2' in .*; fetch it, a few small files",
     ),
     "empty tokenizer": (
         write("tokenizer/tokenizer.json", b""),
@@ -190,8 +193,11 @@ DAMAGES = {
         "tokenizer_2 leads out of its folder to .*; copy it",
     ),
     "other pipeline": (
-        edit_json("model_index.json", _class_name="FluxPipeline"),
-        "holds a FluxPipeline; known: StableDiffusionXLPipeline",
+        lambda folder: (
+            edit_json("model_index.json", _class_name="AuraFlowPipeline")(folder),
+            edit_json("transformer/config.json", _class_name="AuraFlowTransformer2DModel")(folder),
+        ),
+        "holds a 'AuraFlowPipeline'; known: StableDiffusionXLPipeline",
     ),
     "other denoiser": (
         edit_json("transformer/config.json", _class_name="UNet"),

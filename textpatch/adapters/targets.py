@@ -20,7 +20,8 @@ def target_names(model: nn.Module, sites: Sequence[Site], targets: str) -> list[
 
     targets  "text_kv"   the projections of the text's keys and values, which a swap replaces
              "qkvo"      to_q, to_k, to_v and to_out.0, as in the paper's LoRA
-             "text_all"  all projections of the text: on SD3 its queries and its way out, too
+             "text_all"  all projections of the text: on SD3 its queries and its way out, too, in a block
+                         of one stream those of the image
              "all"       all projections of the sites
 
     One that a site does not have is passed over, such as the text's way out of SD3's last block.
@@ -45,6 +46,8 @@ def _parts(kind: str, targets: str) -> Sequence[str]:
     if targets == "text_kv":
         return text
     if targets == "qkvo":
+        return IMAGE
+    if kind == "single":  # image and text share these, and the tables name what follows them
         return IMAGE
     whole = [part for table in (QUERIES, KEYS, VALUES, EXITS) for part in table.get(kind, ())]
     if targets == "text_all":

@@ -8,7 +8,8 @@ B rows, C channels, H x W latent size
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -18,7 +19,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from textpatch.adapters.data_files import read_data
 from textpatch.errors import PatchError
+from textpatch.pictures import as_rgb
+from textpatch.pipelines import picture_size
 
 TIMES = "uniform", "logit_normal"
 
@@ -55,16 +59,23 @@ class Batch:
     text: Any
 
 
-def examples(pipeline: Any, data: Sequence[tuple[str, Any]], batch: int) -> Examples:
+def examples(pipeline: Any, data: Any, batch: int) -> Examples:
     """Encode a data set.
 
-    data  (caption, picture), the picture PIL's for a model of pixels, or latents (C, H, W)
-    Raises PatchError for less than a batch, a caption that is no text, and a picture of another size.
+    data  (caption, picture) of an iterable that ends, the picture PIL's or latents (C, H, W), or the place of
+          data in files, as `read_data` takes it
+    Raises PatchError for less than a batch, a caption that is no text, and a picture of another size, and as
+    `read_data` does.
     """
-    if isinstance(data, str) or not isinstance(data, Sequence) or len(data) < batch:
-        found = len(data) if isinstance(data, Sequence) else type(data).__name__
+    if isinstance(data, (str, os.PathLike)):
+        data = read_data(data)
+    if not isinstance(data, Iterable):
+        raise PatchError(f"the data are a {type(data).__name__}; give a list of (caption, picture)")
+    data = list(data)
+    if len(data) < batch:
         raise PatchError(
-            f"the data are {found} of (caption, picture), and a batch takes {batch}; give a list of more"
+            f"the data are {len(data)} of (caption, picture), and a batch takes {batch}; give more, or a "
+            "smaller batch"
         )
     rows = [_latents(pipeline, i, item) for i, item in enumerate(data)]
     captions = [item[0] for item in data]
@@ -80,31 +91,54 @@ def _latents(pipeline: Any, number: int, item: Any) -> Tensor:
     if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], str):
         raise PatchError(f"example {number} is {str(item)[:60]!r}; give (caption, picture)")
     picture = item[1]
+    where = getattr(picture, "filename", "") or f"example {number}"
     shape = tuple(pipeline.noise([0]).shape[1:])
     if isinstance(picture, Image.Image):
-        if hasattr(pipeline.decoder, "vae"):
-            raise PatchError(
-                f"example {number} is a picture, and {pipeline.name} denoises latents; give its latents"
-            )
-        numbers = np.asarray(picture.convert("RGB"), np.float32) / 127.5 - 1
-        picture = torch.from_numpy(numbers).permute(2, 0, 1)
+        picture = _encoded(pipeline, as_rgb(picture, where), where)
     if not isinstance(picture, Tensor) or tuple(picture.shape) != shape:
         found = tuple(getattr(picture, "shape", ())) or type(picture).__name__
         raise PatchError(
-            f"example {number} is {found}, and {pipeline.name} takes {shape} (channels, height, width); "
+            f"{where} is {found}, and {pipeline.name} takes {shape} (channels, height, width); "
             "resize it, or use pipeline.at(height, width)"
         )
     if not picture.isfinite().all():
-        raise PatchError(f"example {number} holds NaN or infinity; leave it out")
+        raise PatchError(f"{where} holds NaN or infinity; leave it out")
     return picture
 
 
+@torch.no_grad()
+def _encoded(pipeline: Any, picture: Image.Image, where: str) -> Tensor:
+    """Latents (C, H, W) of a picture, the mean of the VAE's posterior, or the pixels in -1..1."""
+    numbers = torch.from_numpy(np.asarray(picture, np.float32) / 127.5 - 1)
+    pixels = numbers.permute(2, 0, 1)  # (3, H, W)
+    vae = getattr(pipeline.decoder, "vae", None)
+    if vae is None:
+        return pixels
+    height, width = picture_size(pipeline)
+    if picture.size != (width, height):
+        raise PatchError(
+            f"{where} has {picture.width} x {picture.height} pixels, and {pipeline.name} draws "
+            f"{width} x {height} (width x height); resize it, or use pipeline.at(height, width)"
+        )
+    dtype = next(vae.parameters()).dtype
+    encoded: Tensor = vae.encode(pixels[None].to(pipeline.device, dtype))
+    return encoded[0]
+
+
 def batch_of(
-    own: Examples, step: int, *, batch: int, seed: int, dropout: float, times: str
+    own: Examples,
+    step: int,
+    *,
+    batch: int,
+    seed: int,
+    dropout: float,
+    times: str,
+    rows: Sequence[int] | None = None,
 ) -> Batch:
-    """Batch of one step.
+    """Batch of one step, or some rows of it.
 
     The set is gone through in an order of its own each epoch.  A batch may end one epoch and begin the next.
+    A row is the same, whichever others are asked for.
     """
     count = len(own.caption)
     first = step * batch
@@ -113,13 +147,14 @@ def batch_of(
     noise = torch.randn(batch, *own.latents.shape[1:], generator=generator)
     share = _shares(times, batch, generator)
     dropped = torch.rand(batch, generator=generator) < dropout
-    none = len(own.prompts) - 1
+    chosen = list(range(batch)) if rows is None else list(rows)
     captions = [own.caption[place] for place in places]
-    kept = [
-        none if lost else own_caption for own_caption, lost in zip(captions, dropped, strict=True)
-    ]
-    latents = own.latents[places]
-    return Batch(latents, noise.to(latents), share.to(latents.device), own.texts[kept])
+    for row, lost in enumerate(dropped.tolist()):
+        if lost:
+            captions[row] = len(own.prompts) - 1
+    latents = own.latents[[places[row] for row in chosen]]
+    text = own.texts[[captions[row] for row in chosen]]
+    return Batch(latents, noise[chosen].to(latents), share[chosen].to(latents.device), text)
 
 
 def _place(seed: int, drawn: int, count: int) -> int:

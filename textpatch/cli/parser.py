@@ -12,8 +12,10 @@ from textpatch.cli import (
     audit_command,
     doctor_command,
     edit_command,
+    finetune_command,
     generate_command,
     localize_command,
+    rewrite_command,
     sanitize_command,
     sites_command,
 )
@@ -26,6 +28,8 @@ VERBS = {
     "localize": localize_command,
     "edit": edit_command,
     "sanitize": sanitize_command,
+    "finetune": finetune_command,
+    "rewrite": rewrite_command,
     "audit": audit_command,
     "doctor": doctor_command,
 }

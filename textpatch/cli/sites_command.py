@@ -8,7 +8,7 @@ from textpatch.cli.options import MODEL_HELP, Help
 from textpatch.errors import PatchError
 
 HELP = Help(
-    usage="textpatch sites MODEL",
+    usage="textpatch sites MODEL | --diffusers FOLDER",
     summary="list where text enters a model",
     about="""\
 List the sites of a model, the attention layers through which text enters it.
@@ -18,6 +18,9 @@ width, and the parameters of the text's key and value projections with their sha
 whole model. A star marks the sites that the paper names for a published model. The indices
 are what --sites of `localize` and `edit` takes.
 
+With --diffusers the model is one of diffusers' own classes, such as FLUX or Qwen-Image,
+for which a table of sites is shipped (textpatch/ports/README.md has them all).
+
 Cost: a second. Only the configuration or the header of a file is read, no weights.\
 """,
     examples=(
@@ -25,6 +28,10 @@ Cost: a second. Only the configuration or the header of a file is read, no weigh
         (
             "those of a folder in diffusers layout",
             "textpatch sites --model /models/stable-diffusion-xl-base-1.0",
+        ),
+        (
+            "those of somebody else's model, by diffusers' class",
+            "textpatch sites --diffusers /models/FLUX.1-dev",
         ),
     ),
 )
@@ -39,16 +46,26 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help=f"{MODEL_HELP}; or a published name, such as sdxl-base-1.0",
     )
     command.add_argument("--model", dest="path", metavar="PATH", help="the same, spelled out")
+    command.add_argument(
+        "--diffusers",
+        metavar="FOLDER",
+        help="a pipeline or denoiser of a class of diffusers, which must be installed",
+    )
     command.set_defaults(run=sites)
 
 
 def sites(options) -> None:
     """Print the table of a model's sites, from its configuration or its file's header alone."""
+    from textpatch.cli.foreign_sites import print_foreign_sites
     from textpatch.ports.shipped import find_sites
     from textpatch.weights.loading import outline
     from textpatch.weights.published import COUNTED, localized_sites
 
-    model = outline(_one_model(options))
+    named = _one_model(options)
+    if options.diffusers is not None:
+        print_foreign_sites(named)
+        return
+    model = outline(named)
     found = find_sites(model)
     marked = localized_sites(model)
     total = sum(p.numel() for p in model.parameters())
@@ -99,10 +116,15 @@ def _print_marked(model, marked: list, total: int) -> None:
 
 
 def _one_model(options) -> str:
-    """Return the model named by its place or by --model.
+    """Return the model named by its place, by --model or by --diffusers.
 
-    Raises PatchError where none or both name one.
+    Raises PatchError where none or several name one.
     """
-    if (options.model is None) == (options.path is None):
-        raise PatchError("name one model: textpatch sites MODEL, or textpatch sites --model PATH")
-    return options.model or options.path
+    given = [options.model, options.path, options.diffusers]
+    named = [name for name in given if name is not None]
+    if len(named) != 1:
+        raise PatchError(
+            "name one model: textpatch sites MODEL, textpatch sites --model PATH, or textpatch sites "
+            "--diffusers FOLDER"
+        )
+    return named[0]

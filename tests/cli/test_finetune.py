@@ -1,0 +1,112 @@
+"""`textpatch finetune` and `rewrite` keep an adapter for `generate --lora`, and show what it does."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from support.small_models import PROMPTS, save_small
+from textpatch import cli, load_adapter
+from textpatch.adapters.data_files import write_folder
+from textpatch.reference_models.pipeline import Pipeline
+from textpatch.runs.folder import Run
+
+TRAIN = "--sites 0 --steps 2 --batch 2 --every 1 --out run".split()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(save_small(tmp_path_factory.mktemp("finetune") / "small"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder with pictures to learn from."""
+    monkeypatch.chdir(tmp_path)
+    pictures = [Image.new("RGB", (96, 32), colour) for colour in ("red", "green")]
+    write_folder("pictures", list(zip(PROMPTS, pictures, strict=True)))
+    return tmp_path
+
+
+def trained(model: str, *more: str) -> int:
+    return cli.main(["finetune", model, "--data", "pictures", *TRAIN, *more])
+
+
+def test_an_adapter_is_trained_shown_and_drawn_with(model, here, capfd):
+    """The projections are told first, the sheet has all states, and `generate --lora` takes the adapter."""
+    assert trained(model) == 0
+    first, *names, adapter, sheet = capfd.readouterr().out.splitlines()
+    assert first.startswith("text_kv of sites 0: 2 modules, 1,024 parameters, 0.34% of")
+    assert names == [f"  transformer_blocks.0.attn.add_{part}_proj" for part in "kv"]
+    assert [adapter, sheet] == ["run/adapter.safetensors", "run/sheet.png"]
+    told = json.loads(Path("run/results.json").read_text())
+    assert list(told["pictures"]) == ["before", "step 1", "after"] and len(told["losses"]) == 2
+    assert load_adapter(adapter).sha256 == told["adapter_sha256"]
+    assert load_adapter("run/checkpoints/000002.safetensors").sha256 == told["adapter_sha256"]
+    assert cli.main(["generate", model, PROMPTS[0], "--steps", "1", "--lora", adapter]) == 0
+    records = Run.load("run").records()
+    assert trained(model) == 0 and Run.load("run").records() == records
+
+
+def test_ctrl_c_keeps_the_step_and_the_same_command_goes_on(model, here, monkeypatch, capfd):
+    """The line says how many steps there are, and what comes of it is what an unbroken run makes."""
+    assert trained(model) == 0
+    whole = json.loads(Path("run/results.json").read_text())
+    draws = Pipeline.generate
+    calls = []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:  # the sample after the first step
+            os.kill(os.getpid(), signal.SIGINT)
+        return draws(*arguments, **options)
+
+    monkeypatch.setattr(Pipeline, "generate", interrupted)
+    again = ["finetune", model, "--data", "pictures", *TRAIN[:-1], "other"]
+    capfd.readouterr()
+    assert cli.main(again) == 130
+    assert "1 of 2 steps are made and in other; the same command goes on" in capfd.readouterr().err
+    assert cli.main(again) == 0
+    assert json.loads(Path("other/results.json").read_text()) == whole
+
+
+BAD = {
+    "unknown site": (["--sites", "9"], "no site"),
+    "no picture": (["--data", "nowhere"], "no data at nowhere"),
+    "style": (["--data", "signs:blue"], "not drawn 'blue'; known: plain, faded"),
+    "examples": (["--examples", "3"], "--examples 3 is a number of signs"),
+    "weighting": (["--weighting", "min_snr"], "this schedule is a flow's"),
+    "every": (["--every", "0"], "every is 0"),
+    "batch": (["--batch", "3"], "the data are 2 of (caption, picture), and a batch takes 3"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_requests_leave_no_folder(model, here, capfd, bad):
+    """One line, exit code 2, and nothing on the disk."""
+    more, says = BAD[bad]
+    options = ["--data", "pictures", "--sites", "0", "--steps", "2", "--batch", "2", "--out", "run"]
+    for option, value in zip(more[::2], more[1::2], strict=True):
+        if option in options:
+            options[options.index(option) + 1] = value
+        else:
+            options += [option, value]
+    assert cli.main(["finetune", model, *options]) == 2
+    err = capfd.readouterr().err
+    assert says in err and err.count("\n") == 1 and not Path("run").exists()
+
+
+def test_no_localised_site_and_text_that_evolves_are_said(model, here, capfd):
+    """A model of which no site is known wants --sites, and a closed form is none for MMDiT."""
+    command = ["finetune", model, "--data", "pictures", "--steps", "1", "--batch", "2"]
+    assert cli.main(command) == 2
+    assert "no sites are known to carry the word" in capfd.readouterr().err
+    pair = ["--old", PROMPTS[0], "--new", PROMPTS[0].replace("HELLO", "WORLD")]
+    assert cli.main(["rewrite", model, "--sites", "0", *pair]) == 2
+    assert "a closed form is undefined" in capfd.readouterr().err
+    assert cli.main(["rewrite", model, "--sites", "0", "--old", PROMPTS[0]]) == 2
+    assert "needs --old PROMPT and --new PROMPT" in capfd.readouterr().err
+    assert not Path("runs").exists()

@@ -1,0 +1,237 @@
+"""Folders in diffusers layout as sources of a model's components."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from reprlib import repr as shown
+
+from torch import nn
+
+from textpatch.errors import WeightsError
+from textpatch.reference_models.schedules import Schedule
+from textpatch.reference_models.vae import VAEConfig
+from textpatch.weights.configs import denoiser_from_config, denoiser_kind, vae_from_config
+from textpatch.weights.fill import Part
+from textpatch.weights.layouts import VAE_DIFFUSERS, Layout
+from textpatch.weights.locating import NOT_RUN, PIPELINES, PLACES, SUPPORTED, pipeline_of
+from textpatch.weights.parts import built, part_of
+from textpatch.weights.reading.files import component_file, inside, read_config, read_json
+from textpatch.weights.reading.terms import Terms
+from textpatch.weights.schedulers import BETAS, schedule_from_config
+
+FETCH = "the model is incomplete: fetch it"
+# what can be done without a component
+ABSENT = {
+    "vae": "fetch it, or take another's: vae=...",
+    "scheduler": "fetch it; it holds one small file, scheduler_config.json",
+    **{
+        f"text_encoder{n}": "fetch it, or take another's: text_encoders=..."
+        for n in ("", "_2", "_3")
+    },
+    **{
+        f"tokenizer{n}": "fetch it, a few small files of the model's repository, "
+        "or take another's with its encoders: text_encoders=..."
+        for n in ("", "_2", "_3")
+    },
+}
+# entries of a schedule's configuration that its noise levels follow from
+LEVELS = (
+    "num_train_timesteps beta_start beta_end beta_schedule trained_betas rescale_betas_zero_snr"
+).split()
+
+
+class Folder:
+    """Pipeline in diffusers layout, with a folder for each component and a configuration in each folder.
+
+    Training scripts write such folders without an index, or hold a denoiser alone.
+    """
+
+    def __init__(self, path: Path, terms: Terms | None = None):
+        self.path = path
+        self.name = path.name
+        self.terms = terms or Terms()
+        self.index = {}
+        if os.path.lexists(path / "model_index.json"):
+            self.index = self._json(path, "model_index.json")
+        self.pipeline = self._pipeline()
+        for lora in sorted(path.glob("*lora*.safetensors")):
+            self.terms.note(f"{lora.name} beside is not applied; load_adapter reads it")
+
+    def _json(self, folder: Path, name: str) -> dict:
+        return read_json(folder, name, follow_links=self.terms.follow_links)
+
+    def _pipeline(self) -> str:
+        """Class of the pipeline, that of its denoiser where the index names none of ours.
+
+        Custom classes are a list of a module and a name, and none is ever imported.
+        """
+        named = self.index.get("_class_name")
+        if named in [*SUPPORTED, *NOT_RUN]:
+            return named
+        found = self._of_denoiser()
+        if found is None:
+            if not self.index:
+                raise WeightsError(
+                    f"no file 'model_index.json' in {self.path}, and no denoiser of ours; "
+                    "the folder is incomplete or is no model",
+                    "no-file",
+                )
+            return shown(named)
+        if self.index:
+            self.terms.note(
+                f"its class {shown(named)} is not run; its components are those of a {found}"
+            )
+        else:
+            self.terms.note(f"no model_index.json; its denoiser is that of a {found}")
+        return found
+
+    def _of_denoiser(self) -> str | None:
+        """Class of the published pipeline of the folder's denoiser, None if it is none of ours."""
+        for place in {place: None for _, place in PIPELINES.values()}:
+            folder = self.path / place
+            if not folder.is_dir() and not self.index:
+                folder = self.path
+            if not (folder / "config.json").is_file():
+                continue
+            config = self._json(folder, "config.json")
+            kind = denoiser_kind(config)
+            if kind is not None and PIPELINES[kind.model][1] == place:
+                return pipeline_of(kind.model, config.get("class_embed_type"))
+        return None
+
+    def has(self, component: str) -> bool:
+        """True for a component whose folder is there, or must be, because a model of ours has all parts.
+
+        An index entry of `[null, null]` says that the component is missing.
+        """
+        if self.index.get(component) == [None, None]:
+            return False
+        there = os.path.lexists(self.path / component)
+        if there or component not in self.index:
+            return there
+        if os.path.lexists(self.path / "textpatch.json"):
+            return True
+        self.terms.note(f"{component} is named in the index and is not there")
+        return False
+
+    def folder(self, component: str) -> Path:
+        """Folder of a component, inside the model's.
+
+        Raises WeightsError for a link that leads out, unless links are followed, and for one that is absent
+        says what can be done.
+        """
+        folder = self.path / component
+        if not os.path.lexists(folder):
+            bare = not self.index and (self.path / "config.json").is_file()
+            if bare and component in PLACES:
+                return self.path
+            if bare:
+                raise WeightsError(
+                    f"{self.path} holds a denoiser alone, without model_index.json and {component!r}; "
+                    "load_denoiser reads it, text_encoders=... and vae=... take the rest of another",
+                    "no-part",
+                )
+            raise WeightsError(
+                f"no folder {component!r} in {self.path}; {ABSENT.get(component, FETCH)}", "no-part"
+            )
+        target = folder.resolve()
+        if self.path.resolve() not in target.parents and not self.terms.follow_links:
+            raise WeightsError(
+                f"{folder} leads out of its folder to {target}; "
+                "copy it, or allow it: follow_links=True",
+                "leads-out",
+            )
+        return folder
+
+    def denoiser(self, component: str) -> tuple[type[nn.Module], object, Part]:
+        average = f"{component}_ema"
+        if not (self.path / average).is_dir():
+            return denoiser_folder(self.folder(component), self.terms, component)
+        if self.terms.ema:
+            self.terms.met.add("ema")
+            self.terms.note(f"{component}: the moving average of the folder {average!r}")
+            return denoiser_folder(self.folder(average), self.terms, component)
+        self.terms.note(
+            f"{component}: a moving average beside it in {average!r}; ema=True takes it instead"
+        )
+        return denoiser_folder(self.folder(component), self.terms, component)
+
+    def vae(self) -> tuple[VAEConfig, Part]:
+        return vae_folder(self.folder("vae"), self.terms)
+
+    def encoder(self, component: str, layout: Layout, sizes: Iterable[str]) -> tuple[dict, Part]:
+        folder = self.folder(component)
+        links = self.terms.follow_links
+        file = component_file(folder, "model", self.terms)
+        return (
+            read_config(folder, sizes, follow_links=links),
+            part_of(file, component, layout, self.terms),
+        )
+
+    def tokenizer(self, component: str) -> Path:
+        """Folder of a tokenizer, whose files lie inside it."""
+        folder = self.folder(component)
+        for name in sorted(os.listdir(folder)):
+            if (folder / name).is_file():
+                inside(folder, name, follow_links=self.terms.follow_links)
+        return folder
+
+    def tokenizer_class(self, component: str) -> str | None:
+        """Class of a tokenizer that the index names, None without one."""
+        named = self.index.get(component)
+        return named[1] if isinstance(named, list) and len(named) == 2 else None
+
+    def schedule(self) -> Schedule:
+        """Schedule of the model, which also noises the small pictures that IF's stage II reads.
+
+        Raises WeightsError for an `image_noising_scheduler` with other noise levels, because nothing here
+        would use it.
+        """
+        if not self.index and not os.path.lexists(self.path / "scheduler"):
+            self.terms.note("no folder 'scheduler'; the schedule is the published one")
+            return SUPPORTED[self.pipeline]
+        schedule = self._schedule(self.folder("scheduler"), schedule_from_config)
+        if self.has("image_noising_scheduler"):
+            folder = self.folder("image_noising_scheduler")
+            noising = self._schedule(folder, self._with_levels)
+            if noising != schedule:
+                raise WeightsError(
+                    f"{self.path} noises small pictures by {noising}, and its own by {schedule}; "
+                    "one schedule does both here, so give both the same noise levels"
+                )
+        return schedule
+
+    def _schedule(self, folder: Path, build: Callable[[dict], Schedule]) -> Schedule:
+        return built(folder, build, self.terms, "scheduler_config.json")
+
+    def _with_levels(self, config: dict) -> Schedule:
+        """Schedule of the model with the noise levels of another configuration.
+
+        An `image_noising_scheduler` uses its noise levels alone.
+        """
+        settings = self._json(self.path / "scheduler", "scheduler_config.json")
+        levels = {key: value for key, value in {**BETAS, **config}.items() if key in LEVELS}
+        return schedule_from_config({**settings, **levels})
+
+
+def denoiser_folder(
+    folder: Path, terms: Terms | None = None, component: str | None = None
+) -> tuple[type[nn.Module], object, Part]:
+    """Class, configuration and tensors of a denoiser's own folder in diffusers layout.
+
+    component  its name in a pipeline, for notes
+    """
+    terms = terms or Terms()
+    model, config = built(folder, denoiser_from_config, terms)
+    file = component_file(folder, "diffusion_pytorch_model", terms)
+    place = PIPELINES[model][1] if model in PIPELINES else folder.name
+    return model, config, part_of(file, component or place, None, terms)
+
+
+def vae_folder(folder: Path, terms: Terms) -> tuple[VAEConfig, Part]:
+    """Configuration and tensors of a VAE's own folder in diffusers layout."""
+    config = built(folder, vae_from_config, terms)
+    file = component_file(folder, "diffusion_pytorch_model", terms)
+    return config, part_of(file, "vae", VAE_DIFFUSERS, terms)
