@@ -235,7 +235,7 @@ def test_masks_of_every_kind(mask, hidden):
 # --- text that is shorter than the sequence says, or not there ---
 
 LUMINA2 = (SiteSpec("layers.*.attn", "single", span=Span("first", mask="encoder_attention_mask", packed=True),
-                    kv_heads=2, norm="norm_k", rotary=True),)  # fmt: skip
+                    kv_heads=2),)  # fmt: skip
 
 
 def test_packed_text_is_as_long_as_its_mask_says(diffusers):

@@ -77,7 +77,7 @@ def attention_of_its_own(bench: Bench):
 
 
 UNPACKED = (SiteSpec("layers.*.attn", "single", span=Span("first", mask="encoder_attention_mask"),
-                     kv_heads=2, norm="norm_k", rotary=True),)  # fmt: skip
+                     kv_heads=2),)  # fmt: skip
 
 
 class Shared:
@@ -104,7 +104,7 @@ FAULTS = {  # check that must find it, model, fault
     "image attention": (facts.span_is_the_text, "sdxl",
         rows(lambda spec: {"modules": tuple(path.replace("attn2", "attn1") for path in spec.modules)})),
     "SD3.5's second attention": (facts.span_is_the_text, "sd35",
-        rows(modules="transformer_blocks.*.attn2", projections=("to_k", "to_v"), norm="norm_k")),
+        rows(modules="transformer_blocks.*.attn2", projections=("to_k", "to_v"))),
     "half the heads": (facts.heads_are_attentions, "qwen_image", rows(heads=1)),
     "twice the heads": (facts.heads_are_attentions, "sdxl", rows(heads=4)),
     "shared heads not declared": (facts.heads_are_attentions, "krea2", rows(kv_heads=None)),

@@ -307,7 +307,6 @@ def test_a_table_of_another_kind_is_refused(table, says):
             dict(projections=("to_kk", "to_v")),
             "has no module 'transformer_blocks.0.attn.to_kk'; closest: ",
         ),
-        (dict(norm="norm_text"), "has no module 'transformer_blocks.0.attn.norm_text'"),
         (dict(heads="num_heads"), "'transformer_blocks.0.attn' has no number 'num_heads'"),
         (
             dict(projections=("norm_q", "norm_k")),

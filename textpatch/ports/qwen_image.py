@@ -12,7 +12,5 @@ QWEN_IMAGE = (
         "joint",
         span=Span(mask="encoder_hidden_states_mask"),
         order="text first",
-        norm="norm_added_k",
-        rotary=True,
     ),
 )
