@@ -6,24 +6,26 @@ B rows, C channels, H x W latent size
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from numbers import Integral
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, Moment, State, as_guidance, branch_rows
 from textpatch.plan import CONDITIONAL, Row
 from textpatch.reference_models.defaults import Defaults, is_whole
 from textpatch.reference_models.layers import TextCondition
+from textpatch.reference_models.requests import each_seed, listed, parts
+from textpatch.reference_models.schedules import Schedule
+from textpatch.reference_models.schedules.published import changed
 from textpatch.reference_models.upscaling import read_beside, require_one_each, small_tensor
+from textpatch.seeds import HEARD, whole_seeds
 
-# torch's generator on the CPU takes a seed modulo this number, so that larger seeds would repeat these
-SEEDS = 2**32
+# begins the names of what the schedule remembers in the state of a run, beside what the guidance does
+OF_SCHEDULE = "schedule."
 # prompts given to the encoders at once to see whether they can be read
 AT_ONCE = 16
 # given to every draw, because torch's defaults would otherwise decide what noise a seed is
@@ -58,49 +60,6 @@ class LatentPixels(nn.Module):
         return [picture for one in latents.split(1) for picture in pixels(self.vae.decode(one))]
 
 
-def _parts(count: int, at_once: int) -> Iterator[slice]:
-    """Slices of at most `at_once` pictures each.  More than one slice shows a progress bar on a terminal."""
-    if not is_whole(at_once) or at_once < 1:
-        raise PatchError(f"micro_batch is {at_once}; make at least one picture at once")
-    starts = tqdm(
-        range(0, count, at_once),
-        desc="generate",
-        unit="batch",
-        # None asks tqdm to look whether there is a terminal
-        disable=True if count <= at_once else None,
-        leave=False,
-        dynamic_ncols=True,
-    )
-    return (slice(start, start + at_once) for start in starts)
-
-
-def _each(seeds, count: int) -> list[int]:
-    """Seeds as a list, from a list or from one seed for all."""
-    if isinstance(seeds, Integral):
-        return [seeds] * count
-    if not isinstance(seeds, Iterable):
-        raise PatchError(
-            f"seeds is {seeds!r}; give a whole number for all, or a list with one for each"
-        )
-    return list(seeds)
-
-
-def _listed(given) -> list:
-    """A list of pictures or prompts, from a sequence of them or from one alone."""
-    if isinstance(given, (Image.Image, str)):
-        return [given]
-    return list(given)
-
-
-def _require_seeds(seeds: Sequence[int]) -> None:
-    wrong = [seed for seed in seeds if not is_whole(seed) or not 0 <= seed < SEEDS]
-    if wrong:
-        raise PatchError(
-            f"seed {wrong[0]!r} does not fit the noise generator; "
-            f"give a whole number of 0 to {SEEDS - 1}"
-        )
-
-
 class Pipeline(nn.Module):
     """Encoders, denoiser, schedule and decoder, from a prompt to a picture.
 
@@ -125,6 +84,7 @@ class Pipeline(nn.Module):
         self.defaults = defaults
         self.name = name
         self.notes: tuple[str, ...] = ()
+        self.schedule = schedule.for_image(self._image_tokens())
 
     @property
     def device(self) -> torch.device:
@@ -133,6 +93,36 @@ class Pipeline(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.denoiser.parameters()).dtype
+
+    def with_schedule(self, schedule: Schedule | str) -> Pipeline:
+        """A pipeline of the same weights that is sampled by another schedule.
+
+        schedule  an object of `textpatch.reference_models.schedules`, or a name of its `published.NAMES`,
+                  which takes the settings that this pipeline's own schedule has, too
+
+        Raises PatchError for an unknown name, for settings that the named schedule cannot have, and for a
+        diffusion in place of a flow or a flow in place of a diffusion.
+        """
+        if isinstance(schedule, str):
+            schedule = changed(schedule, self.schedule)
+        if not isinstance(schedule, Schedule):
+            raise PatchError(
+                f"schedule is {schedule!r}; give a name, or an object of "
+                "textpatch.reference_models.schedules"
+            )
+        if schedule.flows != self.schedule.flows:
+            raise PatchError(
+                f"{self.name} is sampled by {self.schedule!r}, and {schedule!r} was asked for; "
+                "a flow and a diffusion read different predictions, so give one of the same kind"
+            )
+        other = self._copy()
+        other.schedule = schedule.for_image(self._image_tokens())
+        return other
+
+    def _image_tokens(self) -> int:
+        """Number of image tokens of a denoiser that reads patches, or of latents where it does not."""
+        patch = getattr(getattr(self.denoiser, "config", None), "patch_size", 1)
+        return (self.defaults.height // patch) * (self.defaults.width // patch)
 
     def at(self, height: int, width: int) -> Pipeline:
         """A pipeline of the same weights for latents of another size.
@@ -152,6 +142,7 @@ class Pipeline(nn.Module):
             micro = tuple(round(side * by) for side, by in zip(micro, growth, strict=True))
         other = self._copy()
         other.defaults = replace(now, height=height, width=width, micro=micro, text_box=None)
+        other.schedule = self.schedule.for_image(other._image_tokens())
         return other
 
     def with_clip_skip(self, layers: int) -> Pipeline:
@@ -191,7 +182,7 @@ class Pipeline(nn.Module):
     def check(self, prompts: Sequence[str], *, seeds: Sequence[int], steps: int) -> None:
         """Raise PatchError for an unknown word, a seed that is none, and less than one step."""
         self.schedule.timesteps(steps)
-        _require_seeds(seeds)
+        whole_seeds(seeds)
         distinct = list(dict.fromkeys(prompts))
         # encoders of other people may have no check, so that only encoding tells
         read = getattr(self.encoders, "check", self.encode)
@@ -203,9 +194,13 @@ class Pipeline(nn.Module):
 
         The first is the starting noise, and each step that asks for noise takes one more.  Every seed has a
         CPU generator of its own, so that neither the batch nor the device matters.  C is `latent_channels`.
+        Raises PatchError as `textpatch.seeds.whole_seeds` does, before the first draw.
         """
-        _require_seeds(seeds)
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        return self._draws(whole_seeds(seeds))
+
+    def _draws(self, seeds: Sequence[int]) -> Iterator[Tensor]:
+        # the generator would take more bits, and hear 32 of them
+        generators = [torch.Generator().manual_seed(seed % HEARD) for seed in seeds]
         shape = self.latent_channels, self.defaults.height, self.defaults.width
         while True:
             rows = [
@@ -220,7 +215,6 @@ class Pipeline(nn.Module):
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Starting noise (B, C, H, W), the first draw of `noises`."""
-        _require_seeds(seeds)
         return next(self.noises(seeds))
 
     @torch.no_grad()
@@ -250,7 +244,7 @@ class Pipeline(nn.Module):
         x, _ = self.advance(
             x,
             text,
-            guidance.begin(x),
+            self.begin(x, guidance),
             only=range(steps),
             steps=steps,
             guidance=guidance,
@@ -266,6 +260,11 @@ class Pipeline(nn.Module):
     def enter(self, noise: Tensor, steps: int) -> Tensor:
         """Latents entering step 0 of a run, from standard normal noise (B, C, H, W)."""
         return self.schedule.start(noise, steps)
+
+    def begin(self, x: Tensor, guidance: Guidance) -> State:
+        """Memory of rows x (B, C, H, W) before their first step, the guidance's and the schedule's."""
+        own = {OF_SCHEDULE + name: value for name, value in self.schedule.begin(x).items()}
+        return {**guidance.begin(x), **own}
 
     def model_input(self, x: Tensor, step: int, steps: int) -> Tensor:
         """Input of the denoiser, from the latents x (B, C, H, W) entering a step."""
@@ -289,13 +288,14 @@ class Pipeline(nn.Module):
         """Run some consecutive steps of the loop.
 
         x      latents (B, C, H, W) entering the first of these steps
-        state  the guidance's memory of these rows: its `begin(x)`, or the state after the steps before
+        state  memory of these rows, `begin(x, guidance)` or the state after the steps before
         only   the steps
         The other arguments are those of `denoise`.  on_step is not called after the last step.
 
-        Returns the latents after the last of these steps, and the guidance's state then.
+        Returns the latents after the last of these steps, and the state then.
         """
         guidance = as_guidance(guidance)
+        state, memory = _parted(state)
         times = self.schedule.timesteps(steps).to(x.device)
         for i in only:
             if on_step:
@@ -305,11 +305,13 @@ class Pipeline(nn.Module):
             predictions = self._predict(inputs, times[i], text, guidance.branches, now, beside)
             at = Moment(i, self.schedule.noise_units(i, steps))
             output, state = _guided(predictions, guidance, at, state, channels=x.shape[1])
+            if not self.schedule.reads_variance:
+                output = output[:, : x.shape[1]]
             noise = None
-            if noises and self.schedule.stochastic and i < steps - 1:
+            if noises and self.schedule.adds_noise(i, steps):
                 noise = next(noises)
-            x = self.schedule.step(x, output, i, steps, noise)
-        return x, state
+            x, memory = self.schedule.advance(x, output, i, steps, noise, memory)
+        return x, state | {OF_SCHEDULE + name: value for name, value in memory.items()}
 
     def _predict(
         self, x, t, text, branches: tuple[str, ...], slots, beside: dict[str, Tensor]
@@ -344,8 +346,8 @@ class Pipeline(nn.Module):
         A guidance that names rows finds the prompts as rows "0", "1" and so on.
         Raises PatchError if the numbers of prompts and seeds differ, and for a stage II.
         """
-        prompts = _listed(prompts)
-        seeds = _each(seeds, len(prompts))
+        prompts = listed(prompts)
+        seeds = each_seed(seeds, len(prompts))
         if len(seeds) != len(prompts) or not prompts:
             raise PatchError(
                 f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed, or one per prompt"
@@ -357,7 +359,7 @@ class Pipeline(nn.Module):
             )
         rows, steps, guidance = self._asked(prompts, steps, guidance, negative)
         pictures = []
-        for part in _parts(len(prompts), micro_batch):
+        for part in parts(len(prompts), micro_batch):
             noises = self.noises(seeds[part])
             latents = self._run(next(noises), noises, rows[part], steps, guidance)
             pictures += self.decode(latents)
@@ -382,14 +384,14 @@ class Pipeline(nn.Module):
 
         Raises PatchError as `enlarge` does, and for pictures of several sizes.
         """
-        pictures = _listed(pictures)
-        prompts = _listed(prompts)
-        seeds = _each(seeds, len(pictures))
+        pictures = listed(pictures)
+        prompts = listed(prompts)
+        seeds = each_seed(seeds, len(pictures))
         require_one_each(pictures, prompts, seeds)
         small = small_tensor(pictures)
         rows, steps, guidance = self._asked(prompts, steps, guidance, negative)
         large = []
-        for part in _parts(len(small), micro_batch):
+        for part in parts(len(small), micro_batch):
             latents = self._enlarged(small[part], rows[part], seeds[part], steps, guidance, level)
             large += self.decode(latents)
         return large
@@ -416,7 +418,7 @@ class Pipeline(nn.Module):
         picture, which the denoiser reads beside its own.
         Raises PatchError if this is no stage II, and if the numbers of pictures, prompts and seeds differ.
         """
-        seeds = _each(seeds, len(small))
+        seeds = each_seed(seeds, len(small))
         require_one_each(small, prompts, seeds)
         rows, steps, guidance = self._asked(prompts, steps, guidance, negative)
         return self._enlarged(small, rows, seeds, steps, guidance, level)
@@ -452,6 +454,17 @@ class Pipeline(nn.Module):
         """Denoise x for the prompts of rows."""
         text = self.encode([row.prompt for row in branch_rows(rows, guidance)])
         return self.denoise(x, text, steps=steps, guidance=guidance, noises=noises, **beside)
+
+
+def _parted(state: State) -> tuple[State, State]:
+    """The guidance's part of a state, and the schedule's."""
+    own = {name: value for name, value in state.items() if not name.startswith(OF_SCHEDULE)}
+    memory = {
+        name.removeprefix(OF_SCHEDULE): value
+        for name, value in state.items()
+        if name.startswith(OF_SCHEDULE)
+    }
+    return own, memory
 
 
 def _guided(

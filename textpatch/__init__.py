@@ -16,6 +16,7 @@ _HOMES = {
     "editing.real_pictures": "PictureEdit edit_picture",
     "editing.result": "Edit",
     "errors": "PatchError",
+    "foreign.wrapping": "wrap",
     "hooks": "HookRegistry",
     "localization.heads": "head_search",
     "localization.layers": "Localization localize",

@@ -14,6 +14,7 @@ from textpatch.editing.real_pictures import PictureEdit as PictureEdit
 from textpatch.editing.real_pictures import edit_picture as edit_picture
 from textpatch.editing.result import Edit as Edit
 from textpatch.errors import PatchError as PatchError
+from textpatch.foreign.wrapping import wrap as wrap
 from textpatch.hooks import HookRegistry as HookRegistry
 from textpatch.localization.heads import head_search as head_search
 from textpatch.localization.layers import Localization as Localization

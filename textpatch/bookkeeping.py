@@ -18,7 +18,7 @@ from textpatch.calls import Call
 from textpatch.ledger import Ledger
 from textpatch.pipelines import SupportsSampling
 from textpatch.plan import Plan, Row, SiteSlots
-from textpatch.ports.shipped import find_sites
+from textpatch.ports.shipped import pipeline_sites
 from textpatch.reads import Found, Key, Reads
 from textpatch.sites import Site, select_sites
 from textpatch.taps import at_text
@@ -63,7 +63,7 @@ class Recorder:
         self.texts = texts
         self.sites: tuple[Site, ...] = ()
         if plan.swaps:
-            self.sites = select_sites(find_sites(pipeline.denoiser), plan.selectors)
+            self.sites = select_sites(pipeline_sites(pipeline), plan.selectors)
         self.reads = Reads(plan, rows, self.sites)
         self.reads.watched = texts.bank is not None or not compiled(pipeline.denoiser)
 

@@ -200,16 +200,21 @@ def require_micro_batch(rows: object) -> None:
         raise PatchError(f"micro_batch is {rows!r}; give a whole number, one row at least")
 
 
-def require_memory(rows: Sequence[Row], guidance: Guidance) -> None:
-    """Raise PatchError for latents that enter a later step under a guidance that remembers earlier ones.
+def require_memory(rows: Sequence[Row], guidance: Guidance, schedule: object) -> None:
+    """Raise PatchError for latents that enter a later step of a run in which earlier ones are remembered.
 
-    Latents alone do not hold what the guidance remembered of their run.
+    Latents alone do not hold what a guidance or a multistep schedule remembered of their run.
     """
-    if not guidance.begin(torch.zeros(1, 1, 1, 1)):
+    remembering: object = None
+    if guidance.begin(torch.zeros(1, 1, 1, 1)):
+        remembering = guidance
+    elif getattr(schedule, "remembers", False):
+        remembering = schedule
+    if remembering is None:
         return
     for row in rows:
         if row.latents is not None and row.joins:
             raise PatchError(
-                f"row {row.name!r} joins at step {row.joins} with latents, and {type(guidance).__name__} "
+                f"row {row.name!r} joins at step {row.joins} with latents, and {type(remembering).__name__} "
                 "remembers the steps before; let the row copy one that ran them, or join at step 0"
             )

@@ -21,6 +21,7 @@ from torch import Tensor
 from textpatch.errors import PatchError, closest
 from textpatch.plan import CONDITIONAL, UNCONDITIONAL, Row
 
+NO_GUIDANCE = (0, 1)  # numbers that mean no guidance
 State = dict[str, Tensor]  # memory of a guidance from step to step, (B, ...) each
 
 
@@ -72,7 +73,7 @@ class Guidance(Protocol):
 class Unguided:
     """No guidance, a single branch with the row's own prompt.
 
-    A guidance of 1 means this.
+    The numbers 0 and 1 mean this.
     """
 
     branches: tuple[str, ...] = field(default=(CONDITIONAL,), init=False, repr=False)
@@ -105,8 +106,8 @@ class ClassifierFree:
         d = u + scale (c - u)   (arXiv 2207.12598)
 
     negative  prompt of u, one for all rows, or one for each by the row's name.  None is no prompt
-    Raises PatchError for a scale that is no finite number, and for the scales 0 and 1, at which a
-    prompt has no effect.
+    Raises PatchError for a scale that is no finite number, and for the scales 0 and 1, at which one of the
+    prompts has no effect.
     """
 
     scale: float
@@ -115,9 +116,11 @@ class ClassifierFree:
 
     def __post_init__(self) -> None:
         require_scale(self.scale)
-        if self.scale == 1:
+        unread: dict[float, str] = {0: "the rows' own prompts", 1: "its negative prompt"}
+        if self.scale in unread:
             raise PatchError(
-                "classifier-free guidance of scale 1 never reads its negative prompt; give Unguided()"
+                f"classifier-free guidance of scale {self.scale:g} never reads {unread[self.scale]}; "
+                "give Unguided()"
             )
         prompts = [self.negative]
         if isinstance(self.negative, Mapping):
@@ -172,12 +175,8 @@ class ClassifierFree:
 
 
 def require_scale(scale: object) -> None:
-    """Raise PatchError unless a guidance scale is a finite number other than 0."""
+    """Raise PatchError unless a guidance scale is a finite number."""
     if not isinstance(scale, Real) or isinstance(scale, bool) or not math.isfinite(scale):
         raise PatchError(
             f"guidance is {scale!r}; give a finite number, or an object of textpatch.guidance"
-        )
-    if scale == 0:
-        raise PatchError(
-            "guidance 0 was asked for, at which the prompt has no effect; give 1 for no guidance"
         )

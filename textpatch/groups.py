@@ -42,7 +42,7 @@ def localized_group(pipeline, sites) -> Group:
         raise PatchError(
             f"no sites are known to carry the word in {pipeline.name}; name some, or run localize first"
         )
-    return site_indices(pipeline.denoiser, sites)
+    return site_indices(pipeline, sites)
 
 
 def rows_and_plan(

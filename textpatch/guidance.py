@@ -12,6 +12,7 @@ from numbers import Real
 from typing import cast
 
 from textpatch.classifier_free import (
+    NO_GUIDANCE,
     ClassifierFree,
     Guidance,
     Moment,
@@ -45,7 +46,9 @@ __all__ = [
 def as_guidance(guidance: float | Guidance, negative: str | None = None) -> Guidance:
     """Guidance object that a number means.
 
-    A number is the scale of classifier-free guidance, and 1 is none.  An object stays as it is.
+    A number is the scale of classifier-free guidance.  0 and 1 are none, 1 by the equation and 0 as the
+    cards of few-step models write it.  Where diffusers takes .5 for none, too, it is the mean of both
+    predictions here.  An object stays as it is.
 
     negative  prompt of the unconditional branch, one for all rows
     Raises PatchError for
@@ -72,13 +75,13 @@ def as_guidance(guidance: float | Guidance, negative: str | None = None) -> Guid
 
 
 def _of_scale(scale: float, negative: str | None) -> Guidance:
-    """Classifier-free guidance of a scale, none for 1."""
+    """Classifier-free guidance of a scale, none for 0 and 1."""
     require_scale(scale)
-    if scale != 1:
+    if scale not in NO_GUIDANCE:
         return ClassifierFree(scale, negative)
     if negative is not None:
         raise PatchError(
-            f"negative prompt {negative!r} has no effect at guidance 1; leave one of them out"
+            f"negative prompt {negative!r} has no effect at guidance {scale:g}; leave one of them out"
         )
     return Unguided()
 

@@ -24,7 +24,7 @@ from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, State, branch_rows
 from textpatch.pipelines import OnStep, Slots, SupportsPartialRuns, SupportsSampling
 from textpatch.plan import Plan, Row, SiteSlots
-from textpatch.ports.shipped import find_sites
+from textpatch.ports.shipped import pipeline_sites
 
 
 @dataclass
@@ -167,8 +167,9 @@ class Loop:
         return now
 
     def _first_state(self, x: Tensor) -> State:
-        """State of the guidance of one row x (C, H, W) before its first step."""
-        return {key: value[0] for key, value in self.guidance.begin(x[None]).items()}
+        """Memory of one row x (C, H, W) before its first step."""
+        begun = self._partial_runs.begin(x[None], self.guidance)
+        return {key: value[0] for key, value in begun.items()}
 
     def _keeping(self, drawn: Sequence[Row], fresh: Sequence[Row]) -> OnStep | None:
         """Function on_step that keeps the latents of fresh rows.  None if no latents are kept."""
@@ -190,7 +191,7 @@ class Loop:
         Tables of seventy sites take a quarter of a second, so that they are made once for all steps
         with the same swaps.
         """
-        sites = find_sites(self.pipeline.denoiser)
+        sites = pipeline_sites(self.pipeline)
         graph = compiled(self.pipeline.denoiser)
         tokens = self.texts.tokens
 

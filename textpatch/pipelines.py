@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, State
+from textpatch.plan import Plan, Row
 from textpatch.windows import NoiseSchedule
 
 if TYPE_CHECKING:
@@ -101,6 +102,50 @@ class SupportsSampling(Protocol):
         """Pictures of latents (B, C, H, W)."""
 
 
+class DrawsByItself(Protocol):
+    """Part of a pipeline that draws by a call of its own, which carries a plan out as a whole.
+
+    `sample`, `edit` and `localize` take it in the place of `SupportsSampling`.  What asks for latents or for
+    the denoiser's own call does not.
+    """
+
+    name: str
+    denoiser: nn.Module
+    schedule: NoiseSchedule
+
+    @property
+    def defaults(self) -> RunDefaults:
+        """Sizes and settings of a run of which nothing else is asked."""
+
+    def draw_rows(
+        self,
+        rows: Sequence[Row],
+        plan: Plan,
+        *,
+        steps: int,
+        guidance: float | Guidance,
+        negative: str | None = None,
+        micro_batch: int = 64,
+    ) -> tuple[dict[str, Any], Any]:
+        """What is drawn of each row by its name, and the ledger of the plan.
+
+        plan  with loop indices, without a window
+        """
+
+    def cost(
+        self, rows: int, steps: int, guidance: float | Guidance, micro_batch: int
+    ) -> tuple[int, float]:
+        """Calls of the denoiser and seconds that a run of so many rows takes."""
+
+    def audited_batch(
+        self, rows: Sequence[Row], guidance: float | Guidance, negative: str | None
+    ) -> list[Row]:
+        """Rows of the one call of a step that an audit records.
+
+        Raises PatchError where it cannot replay the calls.
+        """
+
+
 class SupportsPartialRuns(Protocol):
     """Part of a pipeline that rows with latents of their own need, and rows that join later.
 
@@ -109,6 +154,9 @@ class SupportsPartialRuns(Protocol):
 
     def enter(self, noise: Tensor, steps: int) -> Tensor:
         """Latents entering step 0, of standard normal noise (B, C, H, W)."""
+
+    def begin(self, x: Tensor, guidance: Guidance) -> State:
+        """Memory of rows x (B, C, H, W) before their first step, the guidance's and the schedule's."""
 
     def advance(
         self,
@@ -123,7 +171,7 @@ class SupportsPartialRuns(Protocol):
         on_step: OnStep | None = None,
         noises: Iterator[Tensor] | None = None,
     ) -> tuple[Tensor, State]:
-        """Latents and the guidance's state after the steps `only` of a run.
+        """Latents and the rows' memory after the steps `only` of a run.
 
         only  consecutive steps among range(steps)
         """
@@ -177,6 +225,17 @@ class SupportsSizes(Protocol):
         """Clean latents (B, C, H, W) of starting noise x (B, C, H, W)."""
 
 
+def draws_by_itself(pipeline: object) -> TypeGuard[DrawsByItself]:
+    """True for a pipeline that draws by a call of its own."""
+    return all(hasattr(pipeline, name) for name in _members(DrawsByItself))
+
+
+def require_sampling(pipeline: object, asker: str) -> None:
+    """Raise PatchError unless a pipeline can draw the rows of a plan, in either way."""
+    if not draws_by_itself(pipeline):
+        require_parts(pipeline, asker, SupportsSampling)
+
+
 def require_parts(pipeline: object, asker: str, *parts: type) -> None:
     """Raise PatchError unless a pipeline has every member of the parts.
 
@@ -203,16 +262,33 @@ def _members(part: type) -> list[str]:
 
 
 def _cure(pipeline: object) -> str:
-    """Advice for an object that is no pipeline of ours."""
-    for name in ("transformer", "unet"):
-        if hasattr(pipeline, name):
-            return (
-                f"for somebody else's pipeline use capture and patch on its .{name}, "
-                "or save it and give load() the folder"
-            )
+    """Advice for an object that lacks a part."""
+    if draws_by_itself(pipeline):
+        return (
+            "a wrapped pipeline runs as a whole, by its own call; take what asks for whole runs alone, such "
+            "as the modes exhaustive and staged of localize, or a pipeline from load()"
+        )
+    if denoiser_of(pipeline) is not None:
+        return "somebody else's pipeline is wrapped first: textpatch.wrap(pipe)"
     if isinstance(pipeline, nn.Module):
-        return "a model alone takes capture and patch; a pipeline comes from load()"
-    return "a pipeline comes from load()"
+        return (
+            "a model alone takes capture, patch and swap; a pipeline comes from load(), or from "
+            "textpatch.wrap(model, draw)"
+        )
+    return "a pipeline comes from load(), or from textpatch.wrap"
+
+
+def denoiser_of(pipe: object) -> str | None:
+    """Name of the part of somebody else's pipeline that is its denoiser, None where there is none."""
+    for name in ("transformer", "unet"):
+        if isinstance(getattr(pipe, name, None), nn.Module):
+            return name
+    return None
+
+
+def draws_pictures(pipeline: SupportsSizes | SupportsSampling | DrawsByItself) -> bool:
+    """False for a pipeline of sounds."""
+    return getattr(pipeline.defaults, "height", 0) is not None
 
 
 def picture_size(pipeline: SupportsSizes | SupportsSampling) -> tuple[int, int]:

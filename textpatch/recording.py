@@ -58,6 +58,7 @@ class _Recorder:
     latest: dict[str, Tensor] = field(default_factory=dict)  # last output of each projection
     calls: Counter[str] = field(default_factory=Counter)  # how often each exit was called
     open: dict[Site, Record] = field(default_factory=dict)
+    outputs: dict[Site, dict[str, Tensor]] = field(default_factory=dict)  # of open records, by exit
 
     def projected(self, name: str, output: object) -> None:
         """Keep the output of a projection."""
@@ -72,10 +73,15 @@ class _Recorder:
             return
         if site not in self.open:
             self.open[site] = self._begun(site, step)
-        record = self.open[site]
-        record.out.append(by_head(out, site.head_dim))
-        if len(record.out) == len(self.parts[site].out):
-            self.done(self.open.pop(site))
+            self.outputs[site] = {}
+        outputs = self.outputs[site]
+        outputs[name] = by_head(out, site.head_dim)
+        exits = self.parts[site].out
+        if len(outputs) == len(exits):
+            record = self.open.pop(site)
+            # a model may let the text leave before the image
+            record.out.extend(outputs[exit_] for exit_ in exits)
+            self.done(record)
 
     def _begun(self, site: Site, step: int) -> Record:
         """Record of what a site has read, without its outputs.

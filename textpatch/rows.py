@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from textpatch.seeds import whole_seed
+
 UNCONDITIONAL = "uncond"
 CONDITIONAL = "cond"
 # records of version 0.1 hash the other fields, so that these are written only where they are given
@@ -20,7 +22,8 @@ class Row:
 
     name     unique among the conditional rows of a run
     prompt   text that the row reads.  None is no prompt at all
-    seed     seed of the starting noise, and of the noise that a stochastic schedule adds
+    seed     seed of the starting noise, and of the noise that a stochastic schedule adds: a whole
+             number, or a tensor of one
     branch   guidance branch, "cond" for the row's own prompt
     pooled   prompt whose pooled vector modulates this row.  The row's own prompt when None
     sampled  False for a row that is only read, a donor of which no picture is made.  Its prompt
@@ -43,6 +46,10 @@ class Row:
     latents: Tensor | None = field(default=None, compare=False, repr=False)
     copies: str | None = None
     path: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, Tensor):
+            object.__setattr__(self, "seed", whole_seed(self.seed))
 
     @property
     def label(self) -> tuple[str, str]:

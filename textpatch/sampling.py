@@ -6,11 +6,11 @@ readers at every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,15 @@ from textpatch.html import figure, fragment, safe
 from textpatch.ledger import Ledger
 from textpatch.lockstep import Loop
 from textpatch.packing import pack
-from textpatch.pipelines import SupportsPartialRuns, SupportsSampling, require_parts
+from textpatch.pipelines import (
+    DrawsByItself,
+    SupportsPartialRuns,
+    SupportsSampling,
+    draws_by_itself,
+    require_parts,
+)
 from textpatch.plan import Plan, Row
-from textpatch.ports.shipped import find_sites
+from textpatch.ports.shipped import pipeline_sites
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,8 +49,8 @@ if TYPE_CHECKING:
 class Samples:
     """Results of a run by row name, with the request that made them.
 
-    latents     final latents (C, H, W)
-    images      pictures of them
+    latents     final latents (C, H, W), {} of a pipeline that draws by itself
+    images      pictures of them, or what else such a pipeline draws
     trajectory  latents entering each step from the row's first on, and the final ones
     ledger      ledger of who read whom
     """
@@ -68,7 +74,7 @@ class Samples:
 
 
 def sample(
-    pipeline: SupportsSampling,
+    pipeline: SupportsSampling | DrawsByItself,
     rows: Sequence[Row],
     plan: Plan = Plan(),
     *,
@@ -85,7 +91,7 @@ def sample(
                      in the bank
     plan             its windows of timesteps or sigmas are taken in the pipeline's schedule
     steps, guidance  the model's defaults when None.  A number is the scale of classifier-free
-                     guidance, and 1 is none
+                     guidance, and 0 or 1 is none
     negative         prompt of the unconditional branch, one for all rows
     micro_batch      most batch rows of one forward pass, all branches counted.  Rows that a row reads
                      or copies travel with it into every micro-batch
@@ -115,11 +121,11 @@ def sample(
         micro_batch=micro_batch,
         keep_trajectory=keep_trajectory,
     )
-    return replace(made, images=decoded(pipeline, made.latents))
+    return replace(made, images=decoding(pipeline, made)())
 
 
 def sample_latents(
-    pipeline: SupportsSampling,
+    pipeline: SupportsSampling | DrawsByItself,
     rows: Sequence[Row],
     plan: Plan = Plan(),
     *,
@@ -131,12 +137,15 @@ def sample_latents(
 ) -> Samples:
     """Generate as `sample` does, without the pictures.
 
-    `decoded` or `decoding` makes them elsewhere, or later.  Raises PatchError as `sample` does.
+    `decoding` makes them elsewhere, or later.  A pipeline that draws by itself has drawn them already.
+    Raises PatchError as `sample` does.
     """
+    if draws_by_itself(pipeline):
+        return _drawn(pipeline, rows, plan, steps, guidance, negative, micro_batch, keep_trajectory)
     require_parts(pipeline, "sample", SupportsSampling)
+    pipeline = cast("SupportsSampling", pipeline)
     steps, guidance = pipeline.defaults.run(steps, guidance)
-    if not isinstance(plan, Plan):
-        raise PatchError(f"the plan of a run is {plan!r}; give Plan([Swap(...), ...])")
+    _require_plan(plan)
     require_rows(rows)
     rows = tuple(rows)
     run = plan.at(pipeline.schedule, steps)
@@ -146,9 +155,11 @@ def sample_latents(
     require_micro_batch(micro_batch)
     guiding = as_guidance(guidance, negative)
     guiding.check(rows, steps)
-    require_memory(rows, guiding)
+    # nothing is drawn yet, and seeds of all rows are refused before anything runs
+    pipeline.noises([row.seed for row in rows if row.sampled])
+    require_memory(rows, guiding, pipeline.schedule)
     texts = encode(pipeline, branch_rows(rows, guiding))
-    run.check(rows, find_sites(pipeline.denoiser), steps, tokens=texts.tokens)
+    run.check(rows, pipeline_sites(pipeline), steps, tokens=texts.tokens)
     require_readable(rows, plan, texts)
     recorder = Recorder(pipeline, rows, run, steps, texts)
     loop = Loop(pipeline, run, texts, recorder, steps, guiding, keep_trajectory)
@@ -157,6 +168,43 @@ def sample_latents(
     return Samples(
         loop.latents, {}, plan, rows, steps, guidance, loop.trajectory, recorder.ledger()
     )
+
+
+def _require_plan(plan: object) -> None:
+    """Raise PatchError for anything but a plan."""
+    if not isinstance(plan, Plan):
+        raise PatchError(f"the plan of a run is {plan!r}; give Plan([Swap(...), ...])")
+
+
+def _drawn(
+    pipeline: DrawsByItself,
+    rows: Sequence[Row],
+    plan: Plan,
+    steps: int | None,
+    guidance: float | Guidance | None,
+    negative: str | None,
+    micro_batch: int,
+    keep_trajectory: bool,
+) -> Samples:
+    """What a pipeline that draws by itself makes of rows and a plan.   Raises PatchError for a trajectory."""
+    steps, guidance = pipeline.defaults.run(steps, guidance)
+    _require_plan(plan)
+    require_rows(rows)
+    require_micro_batch(micro_batch)
+    if keep_trajectory:
+        raise PatchError(
+            f"keep_trajectory was asked for, and {pipeline.name} draws by a call of its own, whose latents "
+            "nobody sees; leave it out"
+        )
+    images, ledger = pipeline.draw_rows(
+        rows,
+        plan.at(pipeline.schedule, steps),
+        steps=steps,
+        guidance=guidance,
+        negative=negative,
+        micro_batch=micro_batch,
+    )
+    return Samples({}, images, plan, tuple(rows), steps, guidance, ledger=ledger)
 
 
 # --- pictures
@@ -171,15 +219,24 @@ def decoded(pipeline: SupportsSampling, latents: dict[str, Tensor]) -> dict[str,
 
 
 def decoding(
-    pipeline: SupportsSampling, latents: dict[str, Tensor]
-) -> Callable[[], dict[str, Image.Image]]:
+    pipeline: SupportsSampling | DrawsByItself, made: Samples, names: Collection[str] | None = None
+) -> Callable[[], dict[str, Any]]:
     """Prepare `decoded` for another thread, with this thread's autocast, inference mode and context.
 
+    made   samples of `sample_latents`
+    names  rows whose pictures are wanted, all when None
+    What a pipeline that draws by itself has drawn is given as it is.
     If the decoder has hooks, or a forward that somebody replaced as offloading does, decode now
     instead.  Hooks act only in the thread that set them, and weights must not move while the denoiser
     runs.
     """
-    act = partial(decoded, pipeline, latents)
+    wanted: dict[str, Any] = made.images or made.latents
+    if names is not None:
+        wanted = {name: one for name, one in wanted.items() if name in names}
+    if draws_by_itself(pipeline):
+        return partial(dict, wanted)
+    pipeline = cast("SupportsSampling", pipeline)
+    act = partial(decoded, pipeline, wanted)
     if _is_intervened(pipeline.decoder):
         return partial(dict, act())
     here = copy_context()

@@ -23,3 +23,12 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _flush_right(row: Sequence[str], widths: Sequence[int]) -> list[str]:
     return [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+
+
+def duration(seconds: float) -> str:
+    """A span of time in its largest unit, rounded: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    if seconds < 90 * 60:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"

@@ -13,7 +13,7 @@ from torch import nn
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.pipeline import LatentPixels, pixels
-from textpatch.reference_models.schedules import DDPM, FlowMatchEuler, ScaledLinear
+from textpatch.reference_models.schedules import DDPM, Diffusion, FlowMatchEuler
 from textpatch.reference_models.sdxl import SDConfig
 from textpatch.reference_models.text_encoders import (
     FLUX_LENGTHS,
@@ -275,8 +275,8 @@ def deepfloyd_if(build: Builder) -> tuple[nn.Module, nn.Module]:
 # Class of a published pipeline: the function that builds its encoders and denoiser, and the base of the
 # schedules that its denoiser can be sampled by.
 BUILDERS = {
-    "StableDiffusionPipeline": (stable_diffusion, ScaledLinear),
-    "StableDiffusionXLPipeline": (sdxl, ScaledLinear),
+    "StableDiffusionPipeline": (stable_diffusion, Diffusion),
+    "StableDiffusionXLPipeline": (sdxl, Diffusion),
     "StableDiffusion3Pipeline": (sd3, FlowMatchEuler),
     "FluxPipeline": (flux, FlowMatchEuler),
     "IFPipeline": (deepfloyd_if, DDPM),

@@ -11,6 +11,7 @@ from torch import nn
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.schedules import Schedule
+from textpatch.reference_models.schedules.published import BETAS
 from textpatch.reference_models.vae import VAEConfig
 from textpatch.weights.configs import denoiser_from_config, denoiser_kind, vae_from_config
 from textpatch.weights.fill import Part
@@ -19,7 +20,7 @@ from textpatch.weights.locating import NOT_RUN, PIPELINES, PLACES, SUPPORTED, pi
 from textpatch.weights.parts import built, part_of
 from textpatch.weights.reading.files import component_file, inside, read_config, read_json
 from textpatch.weights.reading.terms import Terms
-from textpatch.weights.schedulers import BETAS, schedule_from_config
+from textpatch.weights.schedulers import schedule_from_config
 
 FETCH = "the model is incomplete: fetch it"
 # what can be done without a component

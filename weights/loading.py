@@ -207,7 +207,7 @@ def outlined(path: Path, terms: Terms) -> tuple[nn.Module, Part]:
 def _require_schedule(
     path: Path, pipeline: str, schedule: Schedule, schedules: type[Schedule]
 ) -> None:
-    if not isinstance(schedule, schedules):
+    if schedule.flows != schedules.flows:
         raise WeightsError(
             f"{path} holds a {pipeline} with the schedule {type(schedule).__name__}; "
             f"its denoiser is sampled by {schedules.__name__}: give it that scheduler_config.json"

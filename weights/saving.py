@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from textpatch.disk import placed
 from textpatch.errors import PatchError, StoreError, WeightsError
 from textpatch.reference_models.pipeline import Pipeline, pixels
-from textpatch.reference_models.schedules import Schedule
+from textpatch.reference_models.schedules.published import config_of
 from textpatch.reference_models.sdxl import SDXL
 from textpatch.weights.building import CLIP_SIZES, T5_SIZES
 from textpatch.weights.configs import DENOISER_KINDS
 from textpatch.weights.layouts import CLIP, T5, Layout
 from textpatch.weights.locating import PIPELINES
-from textpatch.weights.schedulers import SCHEDULES
 
 ENCODER_LAYOUTS = {
     "CLIPTextModel": (CLIP, CLIP_SIZES),
@@ -82,7 +81,7 @@ def _write(folder: Path, pipeline: Pipeline, trained: dict, matrices: torch.dtyp
 
 def _write_schedulers(folder: Path, pipeline: Pipeline) -> dict:
     """Write the schedule, in a stage II for the small pictures, too.   Returns its entries of the index."""
-    config = _schedule_config(pipeline.schedule)
+    config = config_of(pipeline.schedule)
     names = ["scheduler"]
     if pipeline.upscales:
         names.append("image_noising_scheduler")
@@ -112,11 +111,6 @@ def _denoiser_config(denoiser: nn.Module) -> dict:
     name, kind = names[type(denoiser)]
     fixed = {field: values[0] for field, values in kind.fixed.items()}
     return {"_class_name": name, **fixed, **asdict(denoiser.config)}
-
-
-def _schedule_config(schedule: Schedule) -> dict:
-    names = {kind: name for name, (kind, _) in SCHEDULES.items()}
-    return {"_class_name": names[type(schedule)], **schedule.FIXED, **asdict(schedule)}
 
 
 def _encoder(folder: Path, encoder: nn.Module, matrices: torch.dtype) -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from support.scripts import importer, rows_of
+from support.small_models import small_pipeline
 from textpatch import find_sites, load
 from textpatch.metrics import Called, calibration
 from textpatch.patching import KVCache
@@ -117,7 +118,16 @@ def test_the_environment_names_no_host_and_no_path(benchmark):
 
 @pytest.mark.parametrize(
     "name",
-    [*NAMES, "attribution", "search", "carries", "other_prompts", "rewriting", "safety"],
+    [
+        *NAMES,
+        "attribution",
+        "search",
+        "carries",
+        "other_prompts",
+        "rewriting",
+        "safety",
+        "finetuning",
+    ],
 )
 def test_the_device_used_is_written_down(name, benchmark, monkeypatch):
     """The environment in a table is that of --device, whose first word it is asked with."""
@@ -426,6 +436,50 @@ def test_arms_of_rewriting(benchmark):
     assert arms["found"] == arms["found, some preserved"] == {3, 4} and arms["none"] == set()
     assert arms["all"] == arms["found"] | arms["all but found"] and len(arms["all"]) == 9
     assert len(arms["by lot"]) == 2 and arms["by lot"] < arms["all but found"]
+
+
+def test_arms_of_finetuning(benchmark):
+    """The arms divide the sites as those of rewriting do, and each seed draws another lot."""
+    sites = [SimpleNamespace(index=i) for i in range(9)]
+    pipeline = SimpleNamespace(
+        defaults=SimpleNamespace(localized=(3, 4)), denoiser=SimpleNamespace(sites=sites)
+    )
+    arms = benchmark("finetuning").arms(pipeline)
+    assert all(len(own) == 3 for own in arms.values())
+    assert {*arms["all"][0]} == {*arms["found"][0]} | {*arms["all but found"][0]} == {*range(9)}
+    assert all(len(lot) == 2 and not {3, 4} & {*lot} for lot in arms["by lot"])
+    assert len({*map(tuple, arms["by lot"])}) == 3
+
+
+def test_forgotten_letters_are_not_written(benchmark):
+    """The base encodes words with forgotten letters otherwise than before, and others to the same bits."""
+    pipeline = small_pipeline()
+    prompts = [
+        'a red sign that says "BED" on a blue wall',
+        'a red sign that says "BUD" on a blue wall',
+    ]
+    before = pipeline.encode(prompts).tokens
+    benchmark("finetuning").forget(pipeline, "E")
+    after = pipeline.encode(prompts).tokens
+    assert torch.equal(after[1], before[1]) and not torch.allclose(after[0], before[0], atol=0.1)
+
+
+# the default form is test_arms_of_finetuning; what is trained is held in tests/adapters/test_finetuning.py
+@pytest.mark.long
+def test_finetuning(run, tmp_path):
+    """A row for the base and for each run, with all scores; the same call makes none of them again."""
+    words = "planted-mmdit --steps 2 --batch 2 --examples 4 --n 8 --seeds 1 --rates 0.01".split()
+    rows = run("finetuning", *words, "--append")
+    told = [(row["data"], row["arm"]) for row in rows]
+    shifted = ["none", "found", "all", "all but found", "by lot"]
+    assert told == [
+        *(("shifted", arm) for arm in shifted),
+        ("matched", "found"),
+        ("matched", "all"),
+    ]
+    assert rows[0]["colour"] == rows[0]["recall"] == "1.0" and rows[0]["background"] == "0.0"
+    assert all(0 <= float(row["word"]) <= 1 and row["half"] for row in rows[1:])
+    assert run("finetuning", *words, "--append") == rows
 
 
 # the default form is above; that a rewritten word is drawn is in tests/adapters/test_rewriting.py

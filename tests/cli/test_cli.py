@@ -89,6 +89,7 @@ def test_help_imports_nothing_heavy():
         "sanitize",
         "finetune",
         "rewrite",
+        "export",
         "audit",
         "doctor",
     ],
@@ -250,8 +251,12 @@ BAD = {
     ),
     "no steps": (["generate", "MODEL", SOURCE, "--steps", "0"], "asked for 0 steps"),
     "too large a seed": (
-        ["generate", "MODEL", SOURCE, "--seed", str(2**32)],
-        "seed 4294967296 does not",
+        ["generate", "MODEL", SOURCE, "--seed", str(2**64)],
+        "seed 18446744073709551616 does not",
+    ),
+    "two seeds of one noise": (
+        ["generate", "MODEL", SOURCE, "--seed", "0", str(2**32)],
+        "seeds 0 and 4294967296 are the same noise",
     ),
     "no sites known": (
         ["edit", "MODEL"],

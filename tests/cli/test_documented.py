@@ -13,6 +13,7 @@ from support.small_models import PROMPTS, save_small, write_flux_config
 from textpatch import cli
 from textpatch.cli.parser import VERBS
 from textpatch.metrics import calibration
+from textpatch.runs.folder import Run
 from textpatch.weights.loading import find
 from textpatch.weights.signs.drawing import Sign, SignFormat
 from textpatch.weights.signs.evaluation import clean_pictures
@@ -20,6 +21,23 @@ from textpatch.weights.signs.evaluation import clean_pictures
 FROM_HELP = [shlex.split(line) for line in cli.EXAMPLES.splitlines()[1:]]
 EXAMPLES = {" ".join(words): words[1:] for words in [*starting("textpatch"), *FROM_HELP]}
 PAIR = [PROMPTS[0], PROMPTS[0].replace("HELLO", "WORLD")]
+# functions that the pages name, of small random models
+MY_MODELS = """
+from support.foreign_pipelines import flux
+"""
+MY_SOUNDS = """
+from support.foreign_sounds import audioldm2 as pipe, similarities
+from textpatch import wrap
+from textpatch.metrics import Nearest
+
+
+def audioldm2():
+    return wrap(pipe(), audio_length_in_s=0.01)
+
+
+def clap():
+    return Nearest(similarities)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +60,10 @@ def places(tmp_path_factory):
     (sign,) = clean_pictures([Sign("HELLO")], SignFormat())
     sign.save(here / "sign.png")
     (here / "prompts.txt").write_text("\n".join(PROMPTS), "utf-8")
+    (here / "my_models.py").write_text(MY_MODELS, "utf-8")
+    (here / "my_sounds.py").write_text(MY_SOUNDS, "utf-8")
+    instruments = here / "two_instruments.tsv"
+    instruments.write_text("\t".join([*PROMPTS[:2], "violin", "piano"]) + "\n", "utf-8")
     (here / "words.txt").write_text("zen\n", "utf-8")
     return here, {
         "/models/stable-diffusion-xl-base-1.0": small,
@@ -50,6 +72,7 @@ def places(tmp_path_factory):
         "/models/sd_xl_base_1.0.safetensors": str(file),
         "/models/FLUX.1-dev": str(write_flux_config(here / "flux")),
         "pairs.tsv": str(pairs),
+        "instruments.tsv": str(instruments),
         "tiny-if-ii": str(larger),
     }
 
@@ -78,10 +101,18 @@ def placed(words: list[str], stand_ins: dict) -> list[str]:
     """What is named and not there replaced by what is: models, folders, prompts, and runs, which are made."""
     prompts = iter(PAIR)
     made = [next(prompts) if word == "..." else stand_ins.get(word, word) for word in words]
-    return [
-        edited(word.split("-", 1)[1].rpartition("-")[0]) if word.startswith("runs/edit-") else word
-        for word in made
-    ]
+    return [run_of(word) if word.startswith("runs/") else word for word in made]
+
+
+def run_of(place: str) -> str:
+    """The folder of a run that an example only names."""
+    verb, _, rest = place.removeprefix("runs/").partition("-")
+    model = rest.rpartition("-")[0]
+    if verb == "edit":
+        return edited(model)
+    run = Run.open(f"{verb}-{model}", {"request": {"command": verb, "model": model}})
+    run.write_json("results.json", {"pairs": 1, "ranked": [1], "set": None})
+    return str(run.folder)
 
 
 def edited(model: str) -> str:

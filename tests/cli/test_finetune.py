@@ -110,3 +110,32 @@ def test_no_localised_site_and_text_that_evolves_are_said(model, here, capfd):
     assert cli.main(["rewrite", model, "--sites", "0", "--old", PROMPTS[0]]) == 2
     assert "needs --old PROMPT and --new PROMPT" in capfd.readouterr().err
     assert not Path("runs").exists()
+
+
+def test_projections_are_exported_for_other_trainers(model, here, capfd):
+    """The selector is printed and kept with its count, and what a trainer cannot select is refused."""
+    assert trained(model) == 0
+    capfd.readouterr()
+    export = ["export", "run", "--model", model, "--for"]
+    assert cli.main([*export, "diffusers"]) == 0
+    text, count, path = capfd.readouterr().out.splitlines()
+    assert text == "--lora_blocks 0 --lora_layers attn.add_k_proj,attn.add_v_proj"
+    assert count == "2 of 2 modules, as diffusers reads it"
+    assert Path(path).read_text() == f"{text}\n"
+    localized = Run.open("found", {"request": {"command": "localize", "model": "small"}})
+    localized.write_json("results.json", {"pairs": 99, "ranked": [0], "set": {"sites": [0, 1]}})
+    found = ["export", "found", "--model", model, "--targets", "text_all", "--for", "kohya"]
+    assert cli.main(found) == 0
+    assert "train_block_indices=0,1 context_attn_dim=4" in capfd.readouterr().out
+    generated = Run.open("made", {"request": {"command": "generate", "model": "small"}})
+    generated.write_json("results.json", {})
+    for command, says in [
+        ([*export, "kohya"], "2 of these were asked for"),
+        ([*export, "peft", "--targets", "all"], "names its own; leave it out"),
+        (["export", "run", "--for", "peft"], "small"),
+        (["export", "made", "--model", model, "--for", "peft"], "is a run of generate"),
+        (["export", "nowhere", "--for", "peft"], "nowhere"),
+    ]:
+        assert cli.main(command) == 2
+        err = capfd.readouterr().err
+        assert says in err and err.count("\n") == 1

@@ -25,6 +25,7 @@ from textpatch import (
     sample,
 )
 from textpatch.errors import PatchError
+from textpatch.guidance import ClassifierFree
 from textpatch.metrics import Tesseract
 from textpatch.plan import Row
 from textpatch.prompts.files import read_pairs
@@ -578,16 +579,15 @@ CALLED = {
         "whole number",
     ),
     "a guidance of nothing": (
-        lambda: PIPELINE.generate("a red sign", seeds=0, guidance=0),
-        "guidance 0",
-        "prompt has no effect",
-        "give 1",
+        lambda: PIPELINE.generate("a red sign", seeds=0, guidance=ClassifierFree(0)),
+        "scale 0 never reads the rows' own prompts",
+        "give Unguided()",
     ),
-    "a guidance of nothing, in lock-step": (
-        lambda: sample(PIPELINE, ROWS, guidance=0.0),
-        "guidance 0",
-        "prompt has no effect",
-        "give 1",
+    "a negative prompt at no guidance": (
+        lambda: PIPELINE.generate("a red sign", seeds=0, guidance=0, negative="a blue sign"),
+        "negative prompt 'a blue sign'",
+        "no effect at guidance 0",
+        "leave one of them out",
     ),
     "a guidance in words": (
         lambda: PIPELINE.generate("a red sign", seeds=0, guidance="3"),
@@ -599,13 +599,13 @@ CALLED = {
         lambda: localize(PIPELINE, [(SOURCE, TARGET)], seeds=[1.5], ocr=Parrot()),
         "seed 1.5",
         "give a whole",
-        "of 0 to 4294967295",
+        "of 0 to 2^64 - 1",
     ),
     "a seed in words": (
         lambda: localize(PIPELINE, [(SOURCE, TARGET)], seeds=["a"], ocr=Parrot()),
         "seed 'a'",
         "give a whole",
-        "of 0 to 4294967295",
+        "of 0 to 2^64 - 1",
     ),
     "a model's sizes of five": (
         lambda: Defaults(32, 96, 8, 1.0, micro=[1] * 5),

@@ -51,6 +51,7 @@ COMMANDS = {
     ],
     "audit": ["audit", "edit"],
     "sites": ["sites", "planted-mmdit"],
+    "export": ["export", "finetune", "--for", "peft"],
 }
 
 
@@ -89,7 +90,7 @@ def written(name: str) -> dict:
         Image.new("RGB", (96, 32), "red").save("sign.png")
     Path("prompts").write_text(SOURCE, "utf-8")
     Path("words").write_text("hello", "utf-8")
-    out = [] if name in ("audit", "sites") else ["--out", name]
+    out = [] if name in ("audit", "sites", "export") else ["--out", name]
     with contextlib.redirect_stdout(io.StringIO()) as told:
         assert cli.main([*command, *out]) == 0
     if not out:

@@ -56,15 +56,20 @@ def final(pipeline, rows, guidance, plan=Plan(), **options):
 
 
 def test_a_number_is_classifier_free_guidance():
-    """A number 3 is ClassifierFree(3), bit for bit, and 1 is Unguided.
+    """A number 3 is ClassifierFree(3), bit for bit, and 0 and 1 are Unguided; .5 is a scale.
 
-    Both are Guidance, and so is what others write.
+    All are Guidance, and so is what others write.
     """
     pipeline = build_pipeline()
-    for number, object_ in ((3, ClassifierFree(3)), (1, Unguided())):
+    numbers = {3: ClassifierFree(3), 0.5: ClassifierFree(0.5), 1: Unguided(), 0: Unguided()}
+    for number, object_ in numbers.items():
         a, b = (final(pipeline, ROWS, guidance) for guidance in (number, object_))
         assert all(torch.equal(a[name], b[name]) for name in a)
         assert as_guidance(number) == object_ and isinstance(object_, Guidance)
+    rows = []
+    pipeline.denoiser.register_forward_pre_hook(lambda model, inputs: rows.append(len(inputs[0])))
+    final(pipeline, ROWS, 0)
+    assert set(rows) == {len(ROWS)}  # none is unconditional
     assert isinstance(Pulled(), Guidance) and as_guidance(Pulled()) == Pulled()
 
 
@@ -220,8 +225,7 @@ def test_what_manifests_hold():
 @pytest.mark.parametrize(
     "ask, says",
     [
-        (lambda: as_guidance(0), "the prompt has no effect"),
-        (lambda: ClassifierFree(0), "the prompt has no effect"),
+        (lambda: ClassifierFree(0), "never reads the rows' own prompts"),
         (lambda: ClassifierFree(1), "never reads its negative prompt"),
         (lambda: as_guidance(float("nan")), "give a finite number"),
         (lambda: as_guidance(True), "give a number, or an object"),
@@ -229,6 +233,7 @@ def test_what_manifests_hold():
         (lambda: as_guidance(Pulled(branches=())), "their last must be 'cond'"),
         (lambda: as_guidance("3"), "give a number, or an object"),
         (lambda: as_guidance(1, "n"), "has no effect at guidance 1"),
+        (lambda: as_guidance(0, "n"), "has no effect at guidance 0"),
         (lambda: as_guidance(ClassifierFree(3), "n"), "leave one of them out"),
         (lambda: as_guidance(Pulled(branches=("cond", "uncond"))), "their last must be 'cond'"),
         (lambda: ClassifierFree(3, 5), "a negative prompt is 5"),

@@ -62,7 +62,7 @@ def test_others_objects_are_told_what_to_do(application):
     ask = APPLICATIONS[application]
     theirs = SimpleNamespace(transformer=nn.Linear(1, 1), scheduler=None)
     for given, says in (
-        (theirs, r"capture and patch on its \.transformer"),
+        (theirs, r"wrapped first: textpatch\.wrap\(pipe\)"),
         (nn.Linear(1, 1), "a model alone takes"),
         ("tiny-mmdit", r"load\('tiny-mmdit'\)"),
         (None, "a pipeline comes from load"),

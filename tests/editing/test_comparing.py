@@ -11,6 +11,7 @@ from support.small_models import small_pipeline
 from textpatch import PatchError, compare, edit
 from textpatch.editing import comparing
 from textpatch.editing.localized import Localized
+from textpatch.errors import PromptError
 from textpatch.metrics import f1_of_means
 from textpatch.pictures import opened
 from textpatch.runs.folder import Run
@@ -91,3 +92,10 @@ def test_methods_that_cannot_be_compared(methods, says):
     """PatchError before anything is made."""
     with pytest.raises(PatchError, match=says):
         compare(small_pipeline(), PAIRS, methods, ocr=PixelReader())
+
+
+def test_a_pair_that_a_method_does_not_admit_is_refused_before_anything_runs(monkeypatch):
+    """Prompt-to-Prompt swaps word for word, and the prompts of the second pair differ in their length."""
+    monkeypatch.setattr(comparing, "_record", lambda *a, **k: pytest.fail("generated all the same"))
+    with pytest.raises(PromptError, match="pair 1 by p2p: .*equally many words"):
+        compare(small_pipeline(), PAIRS, ["prompt_swap", "p2p"], ocr=PixelReader())

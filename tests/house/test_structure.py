@@ -30,7 +30,7 @@ LAYERS = [
     ["groups"],
     ["prompts", "runs"],
     ["metrics"],
-    ["sampling"],
+    ["foreign", "sampling"],
     ["lockstep", "packing"],
     ["checks", "swapping"],
     ["bookkeeping", "ledger", "patching", "reads", "recording"],
@@ -49,14 +49,14 @@ LAYERS = [
     ["sites"],
     ["anatomy", "attention", "changes", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
-    ["disk", "exits", "html", "pictures", "progress"],
-    ["quotes", "text"],
+    ["disk", "exits", "html", "pictures", "progress", "sounds"],
+    ["quotes", "seeds", "text"],
     ["errors"],
 ]
 CORE = (
     "anatomy attending attention bank bookkeeping branches cache calls changes checks classifier_free "
-    "explaining guidance hooks ledger masks packing patching plan reads recording rows safe_guidance shapes "
-    "sites slots softmax swapping swaps taps windows"
+    "explaining guidance hooks ledger masks packing patching plan reads recording rows safe_guidance seeds "
+    "shapes sites slots softmax swapping swaps taps windows"
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 TALKERS = {"cli", "examples"}
@@ -228,6 +228,7 @@ def test_models_are_read_alone():
         "plan",
         "quotes",
         "reference_models",
+        "seeds",
         "sites",
     }
     for module in SOURCES:

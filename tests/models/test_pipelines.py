@@ -1,14 +1,14 @@
 """Whole pipelines: saved by diffusers, loaded here, and equal to diffusers from the prompt to the picture."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
 
+from support.planting import plant
 from support.small_models import PROMPTS as SIGNS
 from support.small_models import relative, small_pipeline
-from textpatch import load
+from textpatch import Row, load, sample
+from textpatch import seeds as seeds_of_requests
 from textpatch.errors import PatchError
 
 # lower case: IF lowers its prompts
@@ -241,21 +241,60 @@ def test_a_seed_is_one_noise(dtype):
         torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32, 5 + 2**40, 2**63 - 1, -(2**63), 2**64, True, 1.5, "0"])
-def test_a_seed_that_would_repeat_another_is_refused(seed):
-    """Torch's generator takes a seed modulo 2^32: of 0 to 2^32 - 1 each is a noise of its own, and the rest
-    is refused."""
+@pytest.mark.parametrize(
+    "seed, says",
+    [
+        *((seed, "does not fit the noise generator") for seed in (-1, 2**64, True, 1.5, "0")),
+        (2**32, "seeds 0 and 4294967296 are the same noise"),
+    ],
+)
+def test_a_seed_that_is_none_or_repeats_another_is_refused(seed, says):
+    """Of all seeds of a request, before any noise is drawn."""
     pipeline = small_pipeline()
-    says = re.escape(
-        f"seed {seed!r} does not fit the noise generator; give a whole number of 0 to 4294967295"
-    )
     for refused in (
         pipeline.noise,
         pipeline.noises,
         lambda seeds: pipeline.check(["a red sign"], seeds=seeds, steps=1),
+        lambda seeds: pipeline.generate(["a red sign"] * 2, seeds=seeds, steps=1, micro_batch=1),
+        lambda seeds: sample(
+            pipeline,
+            [Row(f"row {i}", SIGNS[0], s) for i, s in enumerate(seeds)],
+            steps=1,
+            micro_batch=1,
+        ),
     ):
-        with pytest.raises(PatchError, match=f"^{says}$"):
-            list(refused([0, seed]))
+        with pytest.raises(PatchError, match=says):
+            refused([0, seed])
+
+
+def test_seeds_of_64_bits_and_as_tensors():
+    """A seed is heard modulo 2^32, and more bits are told; tensors of seeds are seeds."""
+    pipeline = small_pipeline()
+    with pytest.warns(UserWarning, match="seed 1099511627781 is the noise of seed 5"):
+        large = pipeline.noise([5 + 2**40])
+    assert torch.equal(large, pipeline.noise([5]))
+    drawn = [
+        pipeline.generate(SIGNS[:2], seeds=seeds, steps=1)
+        for seeds in ([3, 3], torch.tensor([3, 3]), torch.tensor(3), np.array([3, 3]))
+    ]
+    assert len({tuple(picture.tobytes() for picture in pictures) for pictures in drawn}) == 1
+    row = Row("a", SIGNS[0], torch.tensor(3))
+    assert row == Row("a", SIGNS[0], 3) and type(row.seed) is int
+
+
+@pytest.mark.parametrize(
+    "function, change",
+    [
+        ("whole_seeds", ("if other != seed:", "if False:")),
+        ("_tell", ("if seed >= HEARD", "if seed >= SEEDS")),
+    ],
+)
+def test_a_fault_in_seeds_is_noticed(function, change, monkeypatch):
+    """Seeds that are one noise pass as two, or are cut without a word."""
+    plant(monkeypatch, seeds_of_requests, function, *change)
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        test_a_seed_that_is_none_or_repeats_another_is_refused(2**32, "same noise")
+        test_seeds_of_64_bits_and_as_tensors()
 
 
 def test_every_bit_of_a_seed_counts():

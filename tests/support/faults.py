@@ -20,7 +20,8 @@ from textpatch.hooks import Hook, HookRegistry
 from textpatch.plan import Plan, Swap
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
 from textpatch.reference_models.pipeline import Pipeline as denoising
-from textpatch.reference_models.schedules import DDPM, Euler
+from textpatch.reference_models.schedules import DDPM
+from textpatch.reference_models.schedules.euler import InSigma
 
 
 def recorded(family: str, run: str, reproduce=recorded_runs.in_one_batch):
@@ -347,8 +348,8 @@ FAULTS = {
         recorded("if", "A"),
         DDPM,
         "step",
-        "_deviation(share, now, after) * noise",
-        "_deviation(share, after, now) * noise",
+        "self.deviation(share, now, after) * noise",
+        "self.deviation(share, after, now) * noise",
     ),
     "recorded: variance guided, too": (
         recorded("if", "B"),
@@ -359,7 +360,7 @@ FAULTS = {
     ),
     "recorded: input not scaled": (
         recorded("sdxl", "A"),
-        Euler,
+        InSigma,
         "model_input",
         "x / self._scale(step, steps)",
         "x",

@@ -39,6 +39,9 @@ class TableInDouble:
     def abars(self, steps: int) -> torch.Tensor:
         return super().abars(steps).double()
 
+    def landings(self, steps: int) -> torch.Tensor:
+        return super().landings(steps).double()
+
 
 class RecordedDDIM(TableInDouble, DDIM):
     """Schedule of the recordings of SDXL."""
@@ -46,6 +49,10 @@ class RecordedDDIM(TableInDouble, DDIM):
 
 class RecordedEuler(TableInDouble, Euler):
     """Schedule of the pipeline of SDXL, in  x / sqrt(abar)."""
+
+    def sigmas(self, steps: int) -> torch.Tensor:
+        abars = self.abars(steps)
+        return ((1 - abars) / abars).sqrt()
 
 
 class RecordedIF(TableInDouble, DeterministicDDPM):

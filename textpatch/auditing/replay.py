@@ -22,9 +22,14 @@ from torch import Tensor
 
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, as_guidance, branch_rows
-from textpatch.pipelines import SupportsSampling, require_parts
+from textpatch.pipelines import (
+    DrawsByItself,
+    SupportsSampling,
+    draws_by_itself,
+    require_sampling,
+)
 from textpatch.plan import Plan, Row, Swap
-from textpatch.ports.shipped import find_sites
+from textpatch.ports.shipped import pipeline_sites
 from textpatch.recording import Record, eager, recording_sites
 from textpatch.sites import Site, select_sites
 
@@ -170,8 +175,8 @@ def audit(
     A check that fails raises nothing by itself, see `AuditReport.failed` and `AuditReport.require`.
     Raises PatchError for a plan without swaps and for unknown sites and steps, and whatever `sample` raises.
     """
-    require_parts(pipeline, "audit", SupportsSampling)
-    known = find_sites(pipeline.denoiser)
+    require_sampling(pipeline, "audit")
+    known = pipeline_sites(pipeline)
     if not plan.swaps:
         raise PatchError(
             "the plan has no swap, so there is nothing to audit; give the plan of the run"
@@ -183,7 +188,7 @@ def audit(
     at = _checked_steps(plan, at, steps)
     # a donor is audited, too, and reads what it read unsampled
     rows = [replace(row, sampled=True) for row in rows]
-    batch = branch_rows(rows, as_guidance(guidance, negative))
+    batch = _batch(pipeline, rows, guidance, negative)
     definition = Definition(plan, batch, known)
     checks: list[Check] = []
 
@@ -202,6 +207,18 @@ def audit(
         )
     _require_all(checks, chosen, at, steps)
     return AuditReport(tuple(checks))
+
+
+def _batch(
+    pipeline: SupportsSampling | DrawsByItself,
+    rows: Sequence[Row],
+    guidance: float | Guidance,
+    negative: str | None,
+) -> list[Row]:
+    """Rows of the denoiser's one call in a step."""
+    if draws_by_itself(pipeline):
+        return pipeline.audited_batch(rows, guidance, negative)
+    return branch_rows(rows, as_guidance(guidance, negative))
 
 
 def _checked_steps(plan: Plan, at: Iterable[int] | None, steps: int) -> tuple[int, ...]:

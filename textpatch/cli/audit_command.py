@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from textpatch.cli.models import load_model
+from textpatch.cli.opening import weights_of
 from textpatch.cli.options import Help, add_device_option
 
 HELP = Help(
@@ -46,12 +47,12 @@ def audit(options) -> None:
     Raises PatchError if a check fails.
     """
     from textpatch.auditing.finished import audit_run
-    from textpatch.weights.fingerprint import model_sha256
 
     def load(name: str, dtype: str):
         options.model = options.model or name
         options.dtype = dtype
-        return load_model(options), model_sha256(options.model)
+        pipeline = load_model(options)
+        return pipeline, weights_of(options.model, pipeline)
 
     report = audit_run(options.run_folder, load=load)
     print(report)

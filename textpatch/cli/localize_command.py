@@ -173,6 +173,7 @@ def localize(options) -> None:
     check(pipeline, pairs, **asked, shard=shard, starts=options.starts)
     prompts = [(pair.source, pair.target) for pair in pairs]
     warn_of_scenes(options, prompts)
+    _tell_cost(options, pipeline, asked, len(pairs))
     reader.self_test()
     require_known_letters(pairs, reader)
     request = _request(options, prompts, steps, guidance) | further | {"ocr": reader.describe()}
@@ -197,6 +198,19 @@ def localize(options) -> None:
         publish(run, found.result, found.records)
     print(found)
     print(run.folder / "report.html")
+
+
+def _tell_cost(options, pipeline, asked: dict, pairs: int) -> None:
+    """Print what the run will take, of a pipeline that knows what its steps take."""
+    from textpatch.localization.forecast import cost_of
+    from textpatch.pipelines import draws_by_itself
+    from textpatch.ports.shipped import site_indices
+
+    if not draws_by_itself(pipeline):
+        return
+    groups = asked["groups"] or site_indices(pipeline, asked["sites"])
+    run = {name: asked[name] for name in ("mode", "steps", "guidance")}
+    print(cost_of(pipeline, len(groups), pairs * len(options.seeds), **run), flush=True)
 
 
 def _asked(options, steps: int, guidance: float) -> dict:

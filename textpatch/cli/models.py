@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 
+from textpatch.cli.functions import names_function, pipeline_given_by
 from textpatch.errors import PatchError
 
 
 def load_model(options, model: str | None = None):
-    """Load a model, the one of the options when None."""
+    """Load a model, the one of the options when None, or take the pipeline that a function gives."""
+    if names_function(model or options.model):
+        return pipeline_given_by(options, model or options.model)
     import torch
 
     from textpatch.weights import load
@@ -25,6 +28,8 @@ def load_model(options, model: str | None = None):
 
 def load_sized(options):
     """Load the model for pictures of --height and --width."""
+    if names_function(options.model):
+        return load_model(options)
     from textpatch.pipelines import sized
 
     return sized(load_model(options), options.height, options.width)

@@ -11,21 +11,39 @@ import json
 import platform
 from pathlib import Path
 
+from textpatch.cli.functions import names_function
+
 PACKAGES = ("textpatch", "torch", "transformers", "safetensors", "numpy", "Pillow")
 
 
 def whole_request(options, pipeline, request: dict) -> dict:
     """Return a request together with the model, its weights and numbers, and the sizes asked for."""
-    from textpatch.weights.fingerprint import model_sha256
-
     made_by = {
         "model": pipeline.name,
-        "weights": model_sha256(options.model),
-        "dtype": options.dtype,
+        "weights": weights_of(options.model, pipeline),
+        "dtype": dtype_of(options, pipeline),
     }
     sizes = {"height": options.height, "width": options.width}
     given = {name: pixels for name, pixels in sizes.items() if pixels is not None}
     return {**made_by, **request, **given}
+
+
+def weights_of(model: str, pipeline) -> str:
+    """Return the sha256 of a model's files, or of the parameters of a pipeline that a function gave."""
+    if names_function(model):
+        from textpatch.foreign.fingerprint import parameters_sha256
+
+        return parameters_sha256(pipeline.denoiser)
+    from textpatch.weights.fingerprint import model_sha256
+
+    return model_sha256(model)
+
+
+def dtype_of(options, pipeline) -> str:
+    """Return --dtype, or the dtype of the denoiser of a pipeline that a function gave."""
+    if names_function(options.model):
+        return str(next(pipeline.denoiser.parameters()).dtype).removeprefix("torch.")
+    return options.dtype
 
 
 def upscaled_by(options, upscaler) -> dict:

@@ -12,7 +12,8 @@ OTHER_SENTENCE = SENTENCE.replace("HELLO", "WORLD")
 MODEL_HELP = (
     "a shipped model (tiny-mmdit, tiny-sdxl, tiny-if, planted-mmdit, planted-sdxl, planted-if, and "
     "tiny-if-ii, which draws the pictures of the IF models larger), a folder in diffusers layout, "
-    "an original single .safetensors file, a sharded index, or org/name in the Hugging Face cache"
+    "an original single .safetensors file, a sharded index, org/name in the Hugging Face cache, or "
+    "MODULE:FUNCTION, a Python function that gives a pipeline, of diffusers' or a wrapped one"
 )
 SITES_HELP = (
     "indices in execution order, as in the paper (57), ranges of them (55-57), names, globs ('up_blocks.*'), "
@@ -89,7 +90,7 @@ def add_sampling_options(group) -> None:
         "--guidance",
         type=number,
         metavar="SCALE",
-        help="classifier-free guidance, 1 for none (default: the model's own)",
+        help="classifier-free guidance, 0 or 1 for none (default: the model's own)",
     )
     for side in ("height", "width"):
         group.add_argument(

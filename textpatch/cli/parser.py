@@ -12,6 +12,7 @@ from textpatch.cli import (
     audit_command,
     doctor_command,
     edit_command,
+    export_command,
     finetune_command,
     generate_command,
     localize_command,
@@ -30,6 +31,7 @@ VERBS = {
     "sanitize": sanitize_command,
     "finetune": finetune_command,
     "rewrite": rewrite_command,
+    "export": export_command,
     "audit": audit_command,
     "doctor": doctor_command,
 }

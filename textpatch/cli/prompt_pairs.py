@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
+from textpatch.cli.functions import given_by, names_function
 from textpatch.errors import PatchError, PromptError
 from textpatch.exits import warn
 
@@ -22,7 +24,8 @@ def add_pairs_options(group) -> None:
         metavar="ATTRIBUTE",
         default=WORD,
         help="what is looked for: the word (default), or the style, colour, shape, wall or pattern of the "
-        "shipped signs, in pairs that differ in nothing else",
+        "shipped signs, in pairs that differ in nothing else; or anything with names, such as an instrument, "
+        "which the lines of --prompts then give: `source<TAB>target<TAB>violin<TAB>piano`",
     )
     group.add_argument(
         "--pairs",
@@ -44,10 +47,12 @@ def add_pairs_options(group) -> None:
     )
     group.add_argument(
         "--reader",
-        choices=READERS,
+        type=_reader,
+        metavar="READER",
         help="what reads the words: tesseract (default), strict and for one line; ppocr, which finds lines "
         "anywhere and repairs broken letters; or agreement, which counts a word only where both read it "
-        "(the last two need pip install 'textpatch[ocr]')",
+        "(the last two need pip install 'textpatch[ocr]'); or MODULE:FUNCTION, a Python function that gives "
+        "a reader",
     )
     group.add_argument(
         "--strict",
@@ -72,6 +77,15 @@ def add_pairs_options(group) -> None:
     )
 
 
+def _reader(text: str) -> str:
+    """Name of a reader, or a function that gives one."""
+    if text not in READERS and not names_function(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no reader; give {', '.join(READERS)}, or MODULE:FUNCTION"
+        )
+    return text
+
+
 def asked_pairs(options) -> list:
     """Return the prompt pairs asked for.
 
@@ -82,6 +96,8 @@ def asked_pairs(options) -> list:
     from textpatch.prompts.layouts.toxicbench import toxicbench_pairs
     from textpatch.prompts.pairs import Pair
 
+    if _has_names_of_its_own(options):
+        return _named_pairs(options)
     if options.what != WORD:
         return _attribute_pairs(options)
     _require_effect(options)
@@ -100,12 +116,23 @@ def asked_pairs(options) -> list:
 
 
 def reader_of(options, pipeline, pairs: list):
-    """Return the reader of the pictures.
+    """Return the reader of the pictures or sounds.
 
     A word is read by the reader asked for, in its letters.  Another attribute of a sign is read by the
-    nearest drawing.
-    Raises PatchError for a reader of words where another attribute is read.
+    nearest drawing.  What has names of its own is read by what a function gives.
+    Raises PatchError for a reader of words where another attribute is read, and for names without a reader.
     """
+    if names_function(options.reader):
+        from textpatch.localization.preconditions import reader_for
+        from textpatch.pipelines import draws_pictures
+
+        given = given_by(options.reader)
+        return reader_for(pairs, given, pictures=draws_pictures(pipeline))
+    if _has_names_of_its_own(options):
+        raise PatchError(
+            f"--what {options.what} has names of its own, in {options.prompts}, and nothing here tells them "
+            "apart; give --reader MODULE:FUNCTION, a function that gives textpatch.metrics.Nearest(score)"
+        )
     if options.what == WORD:
         from textpatch.metrics.readers.named import DEFAULT, reader_named
 
@@ -134,8 +161,11 @@ def reader_of(options, pipeline, pairs: list):
 def warn_of_scenes(options, pairs: list[tuple[str, str]]) -> None:
     """Warn if the user's own pairs differ in more than the quoted text.
 
-    With --strict such pairs, whosever they are, raise PromptError.
+    With --strict such pairs, whosever they are, raise PromptError.  Pairs with names of their own quote no
+    text.
     """
+    if _has_names_of_its_own(options):
+        return
     from textpatch.prompts.pairs import require_one_scene
 
     try:
@@ -145,6 +175,35 @@ def warn_of_scenes(options, pairs: list[tuple[str, str]]) -> None:
             raise
         if options.prompts is not None and not options.prompts.is_dir():
             warn(f"{error}; --strict refuses them")
+
+
+def _has_names_of_its_own(options) -> bool:
+    """True where the pairs of a file differ in what shipped signs do not have."""
+    from textpatch.weights.signs.pairs import ATTRIBUTES
+
+    return options.prompts is not None and options.what not in (WORD, *ATTRIBUTES)
+
+
+def _named_pairs(options) -> list:
+    """Return the pairs of a file with names.   Raises PatchError for options that are about other prompts."""
+    from textpatch.prompts.labels import read_labelled_pairs
+
+    chosen = {
+        "--bench": options.bench is not None,
+        "--limit": options.limit is not None,
+        "--strict": options.strict,
+        "--same-scene": options.same_scene,
+        "--pairs": options.pairs is not None,
+        "--split": options.split is not None,
+        "--mode contribution": options.mode == "contribution",
+    }
+    given = [name for name, is_given in chosen.items() if is_given]
+    if given:
+        raise PatchError(
+            f"--what {options.what} was given with {', '.join(given)}, which says nothing of pairs with "
+            "names of their own; leave it out"
+        )
+    return read_labelled_pairs(options.prompts, options.what)
 
 
 def _require_effect(options) -> None:

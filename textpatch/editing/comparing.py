@@ -104,10 +104,12 @@ def compare(
 
     "chance" has the chance levels of both F1s, see `textpatch.localization.scores.chance_levels`.
 
-    Raises PatchError for no methods, two of one name, and as `textpatch.edit` and `Trials` do.
+    Raises PatchError for no methods, two of one name, and as `textpatch.edit` and `Trials` do.  A pair that a
+    method does not admit is refused before a picture is made.
     """
     named = _named(methods)
     trials = Trials(pipeline, pairs, seeds=seeds, steps=steps, guidance=guidance, ocr=ocr, run=run)
+    _require_admitted(trials, named)
     drawn = {SOURCE: Source(), **named}
     asked = list(itertools.product(trials.tasks(len(trials.pairs)), drawn))
     with phase("edits", "picture"):
@@ -148,6 +150,19 @@ def _named(methods) -> dict[str, Method]:
             f"a method is called {SOURCE!r}, which is the plain picture's name; give it another"
         )
     return {str(name): method_named(method) for name, method in methods.items()}
+
+
+def _require_admitted(trials: Trials, methods: Mapping[str, Method]) -> None:
+    """Raise for the first pair that a method does not admit, with the number of the pair."""
+    for name, method in methods.items():
+        check = getattr(method, "check", None)
+        if check is None:
+            continue
+        for number, pair in enumerate(trials.pairs):
+            try:
+                check(trials.pipeline, pair, steps=trials.steps)
+            except PatchError as error:
+                raise type(error)(f"pair {number} by {name}: {error}") from None
 
 
 def _record(trials: Trials, task: Task, name: str, method: Method) -> dict:

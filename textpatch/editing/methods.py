@@ -14,14 +14,18 @@ from textpatch.editing.prompt_to_prompt import PRESETS
 from textpatch.editing.result import Edit
 from textpatch.errors import PatchError, closest
 from textpatch.guidance import Guidance
-from textpatch.pipelines import SupportsSampling, require_parts
+from textpatch.pipelines import SupportsSampling, require_sampling
 from textpatch.plan import Plan, Row
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.sampling import sample
 
 
 class Method(Protocol):
-    """A way to write the target's word into the source's picture."""
+    """A way to write the target's word into the source's picture.
+
+    A method that admits some pairs alone may also have `check(pipeline, pair, steps=...)`, which raises for
+    the others.  `compare` asks it of every pair before a picture is made.
+    """
 
     def __call__(
         self,
@@ -156,7 +160,7 @@ def edit(
     Raises PatchError for an unknown method, for an option that the method does not have, and as the method
     does.  Raises PromptError for a prompt without quoted text, and for a target that equals the source.
     """
-    require_parts(pipeline, "edit", SupportsSampling)
+    require_sampling(pipeline, "edit")
     chosen = method_named(method, sites=sites, start=start, branch=branch)
     _require_plain(also)
     steps, guidance = pipeline.defaults.run(steps, guidance)

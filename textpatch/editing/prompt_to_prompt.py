@@ -40,7 +40,7 @@ from textpatch.errors import PatchError, PromptError
 from textpatch.guidance import Guidance, as_guidance, branch_rows
 from textpatch.pipelines import SupportsSampling, SupportsWordTokens, require_parts
 from textpatch.plan import Plan, Row
-from textpatch.ports.shipped import find_sites, site_indices
+from textpatch.ports.shipped import pipeline_sites, site_indices
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.sampling import decoded
 
@@ -156,6 +156,12 @@ class PromptToPrompt:
             generations=len(rows),
         )
 
+    def check(self, pipeline: SupportsSampling, pair: Pair, *, steps: int) -> None:
+        """Raise for a pair what a call would raise, without generating."""
+        require_parts(pipeline, "Prompt-to-Prompt", SupportsSampling, SupportsWordTokens)
+        tokens = pipeline.encode([pair.source]).tokens.shape[1]
+        self.of(pipeline, pair, steps, tokens)
+
     def of(self, pipeline, pair: Pair, steps: int, tokens: int) -> PairEdit:
         """Edit of a pair in a run of some steps, of a model that reads `tokens` text tokens.
 
@@ -265,7 +271,7 @@ def _require_admitted(method: PromptToPrompt, pipeline) -> None:
         raise PatchError(
             f"{pipeline.name} draws small pictures larger; edit these by their own pipeline, and upscale"
         )
-    kinds = {site.kind for site in find_sites(pipeline.denoiser)}
+    kinds = {site.kind for site in pipeline_sites(pipeline)}
     if method.columns == IMAGE_QK and "cross" in kinds:
         raise PatchError(
             f"columns='image_qk' needs sites with image keys beside the text's, and those of {pipeline.name} "
@@ -281,8 +287,8 @@ def _names(pipeline, sites: object) -> frozenset[str] | None:
     """Names of the sites that a selector means, None for all."""
     if sites is None:
         return None
-    known = find_sites(pipeline.denoiser)
-    return frozenset(known[index].name for index in site_indices(pipeline.denoiser, sites))
+    known = pipeline_sites(pipeline)
+    return frozenset(known[index].name for index in site_indices(pipeline, sites))
 
 
 def _factors(weights: Mapping[str, float], target: PromptTokens) -> Tensor:

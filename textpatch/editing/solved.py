@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textpatch.classifier_free import ClassifierFree, Guidance, State, Unguided
+from textpatch.classifier_free import NO_GUIDANCE, ClassifierFree, Guidance, State, Unguided
 from textpatch.editing.inverting import FlowEdit, InversionMethod, Memory
 from textpatch.editing.solvers import noised
 from textpatch.editing.velocities import Prediction, require_forgetful
@@ -28,6 +28,10 @@ class Beside:
 
     def enter(self, noise: Tensor, steps: int) -> Tensor:
         return self.schedule.start(noise, steps)
+
+    def begin(self, x: Tensor, guidance: Guidance) -> State:
+        """Nothing, because a method fills its memory as it goes."""
+        return {}
 
     def model_input(self, x: Tensor, step: int, steps: int) -> Tensor:
         return self.schedule.model_input(x, step, steps)
@@ -132,10 +136,10 @@ def rescaled(guidance: Guidance, scale: float) -> Guidance:
     branches do not allow.
     """
     if isinstance(guidance, ClassifierFree):
-        return Unguided() if scale == 1 else ClassifierFree(scale, guidance.negative)
-    if isinstance(guidance, Unguided) and scale == 1:
+        return Unguided() if scale in NO_GUIDANCE else ClassifierFree(scale, guidance.negative)
+    if isinstance(guidance, Unguided) and scale in NO_GUIDANCE:
         return guidance
     raise PatchError(
         f"FlowEdit's source has guidance {scale:g}, and the run's is {guidance.describe()!r}; "
-        "give the run a scale other than 1, or FlowEdit a source_guidance of 1"
+        "give the run another scale than 0 and 1, or FlowEdit a source_guidance of 1"
     )

@@ -31,7 +31,7 @@ from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, as_guidance, branch_rows
 from textpatch.pipelines import SupportsSampling, SupportsWordTokens, require_parts
 from textpatch.plan import Plan, Row
-from textpatch.ports.shipped import find_sites
+from textpatch.ports.shipped import pipeline_sites
 from textpatch.prompts.alignment import word_tokens
 from textpatch.prompts.pairs import SOURCE
 from textpatch.recording import Record, recording_sites
@@ -61,7 +61,7 @@ def contributions(
         tokens = word_tokens(pipeline, prompt)
     _require_tokens(pipeline, prompt, tokens)
     row = Row(SOURCE, prompt, seed)
-    sites = find_sites(pipeline.denoiser)
+    sites = pipeline_sites(pipeline)
     definition = Definition(Plan(), branch_rows([row], as_guidance(guidance)), sites)
     found: dict[Site, list[tuple[float, float]]] = {site: [] for site in sites}
 

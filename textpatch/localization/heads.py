@@ -12,7 +12,7 @@ from textpatch.localization.racing import Score
 from textpatch.localization.trials import Trials
 from textpatch.metrics import f1_of_means
 from textpatch.metrics.intervals import Statistic, gain, share_interval, statistic_of
-from textpatch.ports.shipped import find_sites
+from textpatch.ports.shipped import pipeline_sites
 from textpatch.progress import phase
 from textpatch.sites import select_sites
 
@@ -31,7 +31,7 @@ def head_search(trials: Trials, sites) -> dict:
     For n heads about n^2 / 2 groups are made, on all pairs and seeds.
     Raises PatchError for unknown sites.
     """
-    chosen = select_sites(find_sites(trials.pipeline.denoiser), sites)
+    chosen = select_sites(pipeline_sites(trials.pipeline), sites)
     heads = [(site.index, head) for site in chosen for head in range(site.text_heads)]
     with phase("heads"):
         steps = take_away(trials.score, heads, len(trials.pairs), f1_of_means)

@@ -29,13 +29,19 @@ from textpatch.guidance import Guidance, require_branch
 from textpatch.localization.heads import head_search
 from textpatch.localization.modes import MODES, Request, all_alone
 from textpatch.localization.preconditions import checked_pairs
+from textpatch.localization.scores import LETTERING
 from textpatch.localization.screening import Screening
 from textpatch.localization.search import Step, grow
-from textpatch.localization.start_step import start_curve
+from textpatch.localization.start_step import require_startable, start_curve
 from textpatch.localization.summary import best_first, summarise
 from textpatch.localization.trials import Trials
 from textpatch.metrics import FEWEST, f1_of_means
-from textpatch.pipelines import SupportsPairs, SupportsPartialRuns, SupportsSampling, require_parts
+from textpatch.pipelines import (
+    SupportsPairs,
+    SupportsSampling,
+    require_parts,
+    require_sampling,
+)
 from textpatch.ports.shipped import site_indices
 from textpatch.progress import phase
 from textpatch.prompts.pairs import require_other_texts
@@ -85,6 +91,8 @@ def localize(
     start: int = 0,
     branch: str = "both",
     ocr=None,
+    reader=None,
+    background=LETTERING,
     run=None,
     shard: tuple[int, int] | None = None,
     micro_batch: int = 64,
@@ -108,14 +116,14 @@ def localize(
     steps, guidance  of the runs, the pipeline's own when None
     start   first patched step, where step 0 is the noisiest
     branch  "both" guidance branches are patched (official), or "cond" alone
-    ocr     a reader as `Trials` takes it, tesseract when None
+    reader, ocr  what reads pictures or sounds, as `Trials` takes it, tesseract when None.  `ocr` is older
+    background  what scores the rest, as `Trials` takes it
     run     a textpatch.Run.  Everything finished is kept there and is not run again
     shard   (i, n) makes the pictures of every n-th pair and seed of an exhaustive search, from the i-th on.
             The n shards share a run folder under worker names of their own.  The last to end makes the result
     micro_batch  most rows that go through the model at once
     starts  whether to add "start_curve", of the responsible set or of the best group where no set was grown
     heads   whether to add "head_search", the heads of these sites that do their work
-
     The start curve and the head search are not among the generations that the result counts.
     Raises PatchError for unknown sites, a start outside the run, and options that have no effect in the mode.
     Raises OCRError if no text can be read, and Unfinished while other shards are at work.
@@ -124,7 +132,8 @@ def localize(
     asked = Request(mode, _groups(pipeline, sites, groups), len(pairs), keep, first, shard)
     _require_curve(pipeline, starts)
     runs = dict(seeds=seeds, steps=steps, guidance=guidance, start=start, branch=branch)
-    trials = Trials(pipeline, pairs, **runs, ocr=ocr, run=run, micro_batch=micro_batch)
+    runs |= dict(ocr=ocr, reader=reader, background=background)
+    trials = Trials(pipeline, pairs, **runs, run=run, micro_batch=micro_batch)
     require_other_texts(trials.pairs)
     return _found(trials, asked, starts, heads)
 
@@ -160,20 +169,21 @@ def check(
 def _require_curve(pipeline, starts: bool) -> None:
     """Raise PatchError for a start curve of a pipeline that cannot make one."""
     if starts:
-        require_parts(pipeline, "a start curve", SupportsPartialRuns)
+        require_startable(pipeline)
 
 
 def _groups(pipeline, sites, groups) -> list[Group]:
     """Groups to try, each a tuple of site indices."""
-    require_parts(pipeline, "localize", SupportsSampling, SupportsPairs)
+    require_sampling(pipeline, "localize")
+    require_parts(pipeline, "localize", SupportsPairs)
     if groups is None:
-        return [(index,) for index in site_indices(pipeline.denoiser, sites)]
+        return [(index,) for index in site_indices(pipeline, sites)]
     if not (isinstance(sites, str) and sites == "all"):
         raise PatchError(
             f"sites {sites!r} and groups {groups!r} were both given, and groups replace sites; "
             "give one of them"
         )
-    return [site_indices(pipeline.denoiser, group) for group in groups]
+    return [site_indices(pipeline, group) for group in groups]
 
 
 # --- the result

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from numbers import Integral
+from typing import Any
 
 from textpatch import metrics
 from textpatch.errors import OCRError, PatchError, PromptError
 from textpatch.groups import require_start
 from textpatch.metrics.image import WINDOW
-from textpatch.metrics.readers.called import Called
+from textpatch.metrics.readers.called import Called, Listening
 from textpatch.metrics.readers.named import DEFAULT, READERS, reader_named
+from textpatch.metrics.readers.nearest import Nearest
 from textpatch.metrics.readers.reading import Reader, knows
-from textpatch.pipelines import picture_size
+from textpatch.pipelines import draws_pictures, picture_size
 from textpatch.prompts.pairs import Pair, require_apart
+from textpatch.seeds import whole_seeds
 
 
 def checked_pairs(
@@ -51,11 +54,14 @@ def _pair(pair) -> Pair:
 
 
 def listed_seeds(seeds: Iterable[int]) -> list[int]:
-    """Seeds in a list.  Raises PatchError for none, and for what is no list or array of seeds."""
+    """Seeds in a list.
+
+    Raises PatchError for none, for what is no list, array or tensor of seeds, and as `whole_seeds` does.
+    """
     if isinstance(seeds, Integral):
         raise PatchError(f"seeds is {seeds}; give several or one in a list: [{seeds}]")
     try:
-        found = list(seeds)
+        found = whole_seeds(seeds)
     except TypeError:
         raise PatchError(f"seeds is {seeds!r}; give whole numbers in a list") from None
     if not found:
@@ -87,12 +93,17 @@ def _require_once(pairs: Sequence[Pair]) -> None:
 
 
 def _require_pictures(pipeline) -> None:
-    """Raise PatchError unless the pipeline's pictures hold words and a background that can be compared."""
+    """Raise PatchError unless the pipeline's pictures hold words and a background that can be compared.
+
+    Of sounds nothing is asked.
+    """
     if pipeline.upscales:
         raise PatchError(
             f"{pipeline.name} draws small pictures larger, and words are localised in the model that "
             "writes them; give that one"
         )
+    if not draws_pictures(pipeline):
+        return
     height, width = picture_size(pipeline)
     if min(height, width) < WINDOW:
         raise PatchError(
@@ -108,12 +119,17 @@ def _require_pictures(pipeline) -> None:
         )
 
 
-def reader_for(pairs: Sequence[Pair], reader: Reader | str | None) -> Reader:
+def reader_for(pairs: Sequence[Pair], reader: Any, *, pictures: bool = True) -> Reader:
     """Reader of the pairs' words, which a name makes with their letters, and a function by its own.
 
+    pictures  False for a reader of sounds
     Raises OCRError for an unknown name and for what is no reader, and PromptError as
     `require_known_letters` does.
     """
+    if not pictures:
+        return _listener(pairs, reader)
+    if isinstance(reader, Nearest):
+        return reader.among(word for pair in pairs for word in pair.words)
     if reader is None or isinstance(reader, str):
         words = [word for pair in pairs for word in pair.words]
         reader = reader_named(reader or DEFAULT, words)
@@ -126,6 +142,21 @@ def reader_for(pairs: Sequence[Pair], reader: Reader | str | None) -> Reader:
         )
     require_known_letters(pairs, reader)
     return reader
+
+
+def _listener(pairs: Sequence[Pair], reader: Any) -> Reader:
+    """Reader of sounds.   Raises OCRError for none, and for the name of a reader of pictures."""
+    if isinstance(reader, Nearest):
+        return reader.among(word for pair in pairs for word in pair.words)
+    if reader is None or isinstance(reader, (str, type)):
+        raise OCRError(
+            f"the reader is {reader!r}, and this pipeline makes sounds; give "
+            "textpatch.metrics.Nearest(score) with scores of sounds and labels, or a function from sounds to "
+            "texts"
+        )
+    if isinstance(reader, Reader):
+        return reader
+    return Listening(reader)
 
 
 def require_known_letters(pairs: Sequence[Pair], reader: Reader) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
 from textpatch import metrics
+from textpatch.errors import PatchError
 from textpatch.metrics.background import background_scores
 from textpatch.metrics.image import Box
 from textpatch.metrics.intervals import interval, share_interval
@@ -38,10 +42,55 @@ def picture_scores(image, source, boxes: Sequence[Box]) -> dict[str, float]:
     }
 
 
+class Background:
+    """What compares a picture, or a sound, with its source's.
+
+    score  "lettering" for the scores of pictures beside their lettering, a function (drawn, source's) that
+           gives a number, or None for no score
+    Raises PatchError for anything else.
+    """
+
+    def __init__(self, score: Any, *, pictures: bool) -> None:
+        known = score is None or score == LETTERING or callable(score)
+        if not known:
+            raise PatchError(
+                f"background is {score!r}; give a function of what is drawn and of its source's that gives a "
+                f"number, None for no score, or {LETTERING!r} for those of pictures"
+            )
+        self.score = score
+        if score == LETTERING and not pictures:
+            self.score = None  # sounds have no lettering
+
+    @property
+    def told(self) -> dict[str, str] | None:
+        """What a record says of its scores, None for those beside lettering, of which more is to be told."""
+        if self.score is None:
+            return NONE
+        if callable(self.score):
+            return {OWN: f"by {getattr(self.score, '__qualname__', type(self.score).__name__)}"}
+        return None
+
+    def scores(self, drawn: Any, source: Any, boxes: Sequence[Box]) -> dict[str, float]:
+        """Scores of what is drawn beside its source's.   Raises PatchError for what is no finite number."""
+        if self.score is None:
+            return {}
+        if not callable(self.score):
+            return picture_scores(drawn, source, boxes)
+        value = self.score(drawn, source)
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise PatchError(
+                f"background gave {value!r}; give a function that gives a finite number"
+            )
+        return {OWN: float(value)}
+
+
+LETTERING = "lettering"
 # What the background scores of a record go over, which every record says.  Those of 0.1.0 say nothing: there
 # the lettering was blackened and counted as equal.
 SCORED = {"background": "windows free of lettering"}
 FOUND = {"background": "windows free of the lettering that was found in both pictures"}
+NONE = {"background": "none"}
+OWN = "background"  # score of a background by a function of one's own
 EXACT = ("exact_target", "exact_source")
 EDITS = ("edit_target", "edit_source")
 DISAGREEMENT = "disagreement"  # 1 where one of two readers read what does not count
@@ -71,6 +120,7 @@ def all_scores(records: Sequence[dict], name: str) -> dict:
     - "n", the number of records that have the row,
     - "n_background", the number of these that have the source's own picture and a background beside the
       lettering, over which background scores go,
+    - "background", the score of a function of one's own where one was given,
     - "masked", the share of the pixels of these that lettering takes, and
     - "disagreement", the share of pictures in which one of two readers read what the other did not, or was
       not sure, where two read.
@@ -92,6 +142,9 @@ def all_scores(records: Sequence[dict], name: str) -> dict:
     if beside:
         out |= {key: interval(column(beside, name, key)) for key in BACKGROUND}
         out["psnr"] = _in_decibels(out["mse"])
+    own = [record for record in records if OWN in record["pictures"][name]]
+    if own:
+        out[OWN] = interval(column(own, name, OWN))
     if beside and all(MASKED in record["pictures"][name] for record in beside):
         out[MASKED] = interval(column(beside, name, MASKED))
     return out | {"n": len(records), "n_background": len(beside)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
 from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError
@@ -20,7 +21,7 @@ from textpatch.localization.scores import all_scores, values
 from textpatch.localization.trials import Task, Trials
 from textpatch.metrics import FEWEST, f1_of_means
 from textpatch.metrics.intervals import Statistic, gain, ranking
-from textpatch.pipelines import SupportsPartialRuns, require_parts
+from textpatch.pipelines import SupportsPartialRuns, draws_by_itself, require_parts
 from textpatch.plan import Plan, Row, Swap
 from textpatch.ports.shipped import site_indices
 from textpatch.progress import counted, phase
@@ -43,8 +44,8 @@ def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> d
 
     Raises PatchError for unknown sites and for starts outside the run.
     """
-    require_parts(trials.pipeline, "a start curve", SupportsPartialRuns)
-    group = site_indices(trials.pipeline.denoiser, sites)
+    require_startable(trials.pipeline)
+    group = site_indices(trials.pipeline, sites)
     starts = _checked_starts(starts, trials.steps)
     with phase("start steps"):
         tasks = counted(trials.tasks(len(trials.pairs)))
@@ -70,6 +71,12 @@ def _checked_starts(starts: Sequence[int] | None, steps: int) -> list[int]:
     return list(asked)
 
 
+def require_startable(pipeline: object) -> None:
+    """Raise PatchError for a pipeline that can make no start curve."""
+    if not draws_by_itself(pipeline):
+        require_parts(pipeline, "a start curve", SupportsPartialRuns)
+
+
 def _curve(trials: Trials, records: list[dict], starts: list[int]) -> list[dict]:
     """Scores of each start step, with its timestep and sigma."""
     times = trials.pipeline.schedule.timesteps(trials.steps)
@@ -77,12 +84,17 @@ def _curve(trials: Trials, records: list[dict], starts: list[int]) -> list[dict]
     return [
         {
             "start": start,
-            "timestep": float(times[start]),
-            "sigma": float(sigmas[start]),
+            "timestep": _known(times[start]),
+            "sigma": _known(sigmas[start]),
             **all_scores(records, _name(start)),
         }
         for start in starts
     ]
+
+
+def _known(level: Tensor) -> float | None:
+    """A time or noise level, None where nobody tells it."""
+    return None if level.isnan() else float(level)
 
 
 def _name(start: int) -> str:
@@ -94,10 +106,10 @@ def _record(trials: Trials, task: Task, group: Group, starts: list[int]) -> dict
     index, seed = task
     pair = trials.pairs[index]
     steps = trials.steps
-    rows = [Row(_name(start), pair.source, seed, joins=start, copies=SOURCE) for start in starts]
+    rows = [_row(trials, pair.source, seed, start) for start in starts]
     plan = Plan(
-        Swap(group, row.name, TARGET, steps=range(row.joins, steps), branch=trials.branch)
-        for row in rows
+        Swap(group, row.name, TARGET, steps=range(start, steps), branch=trials.branch)
+        for start, row in zip(starts, rows, strict=True)
     )
     target_runs = not prompt_settles_text(trials.pipeline.denoiser)
     target = Row(TARGET, pair.target, seed, sampled=target_runs)
@@ -116,6 +128,13 @@ def _record(trials: Trials, task: Task, group: Group, starts: list[int]) -> dict
         return {"generations": row_steps / steps, "pictures": trials.scored(made.images, index)}
 
     return trials.once(f"starts-{index}-{seed}", task, made_by(rows, plan), make)
+
+
+def _row(trials: Trials, prompt: str, seed: int, start: int) -> Row:
+    """Row of a start step, which joins there, or runs from the noise on where a pipeline draws by itself."""
+    if draws_by_itself(trials.pipeline):
+        return Row(_name(start), prompt, seed)
+    return Row(_name(start), prompt, seed, joins=start, copies=SOURCE)
 
 
 def latest_start(scores: Sequence[np.ndarray], statistic: Statistic = np.mean) -> int:

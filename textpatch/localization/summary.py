@@ -15,7 +15,7 @@ from textpatch.localization.trials import Trials
 from textpatch.metrics import f1_of_means
 from textpatch.metrics.intervals import ranking, share_interval
 from textpatch.metrics.readers.strictness import over_reading
-from textpatch.ports.shipped import find_sites
+from textpatch.ports.shipped import pipeline_sites
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.report.result import SCHEMA_VERSION
 
@@ -89,7 +89,7 @@ def _labels(groups: Sequence[Group]) -> dict[Group, int | str]:
 
 def _of_sites(trials: Trials, group: Group) -> dict:
     """Facts of the sites of a group."""
-    known = find_sites(trials.pipeline.denoiser)
+    known = pipeline_sites(trials.pipeline)
     sites = [known[index] for index in group]
     return {
         "name": " + ".join(site.name for site in sites),

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from textpatch.bank import prompt_settles_text
-from textpatch.errors import PatchError, Unfinished
+from textpatch.errors import OCRError, PatchError, Unfinished
 from textpatch.groups import Group, row_name, rows_and_plan
 from textpatch.guidance import Guidance, require_branch
 from textpatch.localization.preconditions import (
@@ -31,14 +31,21 @@ from textpatch.localization.preconditions import (
 from textpatch.localization.scores import (
     DISAGREEMENT,
     FOUND,
+    LETTERING,
     SCORED,
-    picture_scores,
+    Background,
     values,
 )
 from textpatch.metrics.image import Box
 from textpatch.metrics.readers.reading import Reading, grown, readings_of
 from textpatch.pictures import opened
-from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
+from textpatch.pipelines import (
+    SupportsPairs,
+    SupportsSampling,
+    draws_pictures,
+    require_parts,
+    require_sampling,
+)
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
@@ -46,6 +53,7 @@ from textpatch.runs.interrupts import finishing
 from textpatch.runs.remembered import remembering
 from textpatch.runs.work import Work, adapters_of, made_by
 from textpatch.sampling import decoding, sample_latents
+from textpatch.sounds import as_picture
 
 Task = tuple[int, int]  # place of a pair, seed
 
@@ -59,8 +67,12 @@ class Trials:
     steps, guidance  of the runs, the pipeline's own when None
     start        first patched step, 0 = noisiest
     branch       "both" guidance branches are patched, or "cond" alone
-    ocr          a `metrics.Reader`, a function from pictures to their texts, or the name of a reader:
-                 "tesseract" (when None), "ppocr" or "agreement", which knows the letters of the pairs' words
+    reader       a `metrics.Reader`, a function from pictures to their texts, or the name of a reader:
+                 "tesseract" (when None), "ppocr" or "agreement", which knows the letters of the pairs' words.
+                 Sounds are read by `metrics.Nearest`, or by a function from sounds to texts
+    ocr          the same by its older name
+    background   "lettering" scores pictures beside their lettering.  A function of what is drawn and of its
+                 source's gives a number of its own, and None no score
     run          a textpatch.Run.  Everything made is kept there as a record and is not made again
     micro_batch  most rows that go through the model at once
     records      one dict for each pair and seed touched, with all its pictures by row name
@@ -82,11 +94,15 @@ class Trials:
         start: int = 0,
         branch: str = "both",
         ocr=None,
+        reader=None,
+        background=LETTERING,
         run=None,
         micro_batch: int = 64,
     ):
-        require_parts(pipeline, "a trial", SupportsSampling, SupportsPairs)
+        require_sampling(pipeline, "a trial")
+        require_parts(pipeline, "a trial", SupportsPairs)
         self.pipeline = remembering(pipeline)
+        self.background = Background(background, pictures=draws_pictures(pipeline))
         self.branch = branch
         self.micro_batch = micro_batch
         self.steps, self.guidance = pipeline.defaults.run(steps, guidance)
@@ -97,7 +113,9 @@ class Trials:
         require_branch(branch, self.guidance)
         _require_no_path(run)
         self.run = run
-        self.ocr = reader_for(self.pairs, ocr)
+        self.ocr = reader_for(
+            self.pairs, _one_reader(ocr, reader), pictures=draws_pictures(pipeline)
+        )
         self.ocr.self_test()
         self.blanks = self.ocr.describe().get("blank", True)
         self.generations = 0
@@ -229,16 +247,16 @@ class Trials:
         """Future of the scored pictures of some rows, whose latents are generated here and now."""
         index, _ = task
         before = self.pictures(task)
-        latents = sample_latents(
+        made = sample_latents(
             self.pipeline,
             rows,
             plan,
             steps=self.steps,
             guidance=self.guidance,
             micro_batch=self.micro_batch,
-        ).latents
-        fresh = {name: one for name, one in latents.items() if name not in before}
-        pictures = decoding(self.pipeline, fresh)
+        )
+        fresh = [row.name for row in rows if row.sampled and row.name not in before]
+        pictures = decoding(self.pipeline, made, fresh)
         return reader.submit(lambda: self.scored(pictures(), index, before.get(SOURCE)))
 
     def _needed(self, names: set[str], source: Row, target: Row, *patched: Row) -> list[Row]:
@@ -286,12 +304,13 @@ class Trials:
         for (name, image), read in zip(images.items(), readings, strict=True):
             entries[name] = {"image": self._kept(image), **self._read_as(read, self.pairs[index])}
         beside = images.get(SOURCE)
-        if source is not None:
+        if source is not None and draws_pictures(self.pipeline):
+            # of a sound the record has a picture alone
             beside = opened(source["image"], self.run)
         if beside is not None:
             for name, image in images.items():
                 boxes = self._lettering(source or entries[SOURCE], entries[name])
-                entries[name] |= picture_scores(image, beside, boxes)
+                entries[name] |= self.background.scores(image, beside, boxes)
         return entries
 
     def _lettering(self, *entries: dict) -> list[Box]:
@@ -302,6 +321,8 @@ class Trials:
 
     def _scored_over(self) -> dict:
         """What the background scores of a record go over."""
+        if self.background.told is not None:
+            return self.background.told
         if self.pipeline.defaults.text_box is not None:
             return SCORED
         return FOUND
@@ -328,7 +349,8 @@ class Trials:
         return scored
 
     def _kept(self, image: Image.Image) -> Image.Image | str:
-        """The picture, or where the run folder keeps it."""
+        """The picture, or where the run folder keeps it.   A sound is kept as a picture of its wave."""
+        image = as_picture(image)
         if self.run is None:
             return image
         return self.run.image(image)
@@ -354,6 +376,13 @@ class Pending:
         self._work = None
         if work is not None:
             work()
+
+
+def _one_reader(ocr, reader):
+    """The reader by either of its names.   Raises OCRError where both are given."""
+    if ocr is not None and reader is not None:
+        raise OCRError(f"ocr={ocr!r} and reader={reader!r} are the same argument; give one of them")
+    return ocr if reader is None else reader
 
 
 def _require_no_path(run) -> None:

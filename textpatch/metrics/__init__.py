@@ -32,6 +32,7 @@ from textpatch.metrics.paired import Difference, compared
 from textpatch.metrics.readers.agreement import Agreement
 from textpatch.metrics.readers.called import Called, joined_as_official
 from textpatch.metrics.readers.named import reader_named
+from textpatch.metrics.readers.nearest import Nearest
 from textpatch.metrics.readers.ppocr import PPOCR
 from textpatch.metrics.readers.reading import Line, Reader, Reading
 from textpatch.metrics.readers.tesseract import Tesseract, alphabet_of
@@ -52,6 +53,7 @@ __all__ = [
     "Interval",
     "Line",
     "Match",
+    "Nearest",
     "Neighbours",
     "Normaliser",
     "Reader",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -82,9 +83,17 @@ def find_sites(model: nn.Module, spec: Sequence[SiteSpec] | None = None) -> tupl
     return tuple(site for site, _ in match_sites(model, spec))
 
 
-def site_indices(model: nn.Module, wanted: object) -> tuple[int, ...]:
-    """Indices of the sites of a model that are selected as for `select_sites`, in execution order."""
-    return tuple(site.index for site in select_sites(find_sites(model), wanted))
+def pipeline_sites(pipeline: Any) -> tuple[Site, ...]:
+    """Sites of a pipeline, its own list if it has one, else those of its denoiser."""
+    own = getattr(pipeline, "sites", None)
+    if own:
+        return tuple(own)
+    return find_sites(pipeline.denoiser)
+
+
+def site_indices(pipeline: Any, wanted: object) -> tuple[int, ...]:
+    """Indices of the sites of a pipeline that are selected as for `select_sites`, in execution order."""
+    return tuple(site.index for site in select_sites(pipeline_sites(pipeline), wanted))
 
 
 def shipped_table(model: nn.Module) -> tuple[SiteSpec, ...]:

@@ -45,6 +45,31 @@ class Pair:
         return {"read": read, **word_scores(read, words)}
 
 
+@dataclass(frozen=True)
+class LabelledPair(Pair):
+    """Prompts that differ in something that has names, such as two instruments.
+
+    labels  name of the source's and of the target's
+    what    what they name
+    """
+
+    labels: tuple[str, str]
+    named: str = "label"
+
+    @property
+    def what(self) -> str:
+        return self.named
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """Names of the source's and of the target's."""
+        return self.labels
+
+    def scored(self, read: str, *, blanks: bool = True) -> dict:
+        """Scores of a reading, which is right or wrong as a whole."""
+        return {"read": read, **value_scores(read, self.labels)}
+
+
 def require_apart(pair: Pair) -> None:
     """Raise PromptError for a prompt without a word, and for a source that equals its target.
 
@@ -118,6 +143,17 @@ def word_scores(read: str, words: tuple[str, str]) -> dict[str, float]:
             f"exact_{side}": float(metrics.exact(read, word)),
             f"edit_{side}": metrics.edit_distance(read, word),
         }
+    return scores
+
+
+def value_scores(value: str, values: tuple[str, str]) -> dict[str, float]:
+    """Scores of a value towards the source's and the target's, all or nothing."""
+    scores = {}
+    for side, wanted in zip((SOURCE, TARGET), values, strict=True):
+        right = float(value == wanted)
+        for name in ("precision", "recall", "exact"):
+            scores[f"{name}_{side}"] = right
+        scores[f"edit_{side}"] = 1 - right
     return scores
 
 

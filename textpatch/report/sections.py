@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from textpatch.classifier_free import NO_GUIDANCE
 from textpatch.html import data_uri, safe, table
 from textpatch.metrics import FEWEST
 from textpatch.report import words
@@ -228,7 +229,7 @@ def _facts(result: dict, manifest: dict) -> dict[str, str]:
 def _guidance(result: dict) -> str:
     """What guided the run, and in which of its branches was swapped."""
     guidance = result["guidance"]
-    if guidance == 1:
+    if guidance in NO_GUIDANCE:
         return "none"
     branch = f"the {result['branch']} branch"
     if result["branch"] == "both":

@@ -8,9 +8,16 @@ from dataclasses import fields, replace
 
 import torch
 
+from textpatch.pipelines import draws_by_itself
+
 
 def remembering(pipeline):
-    """Return the same pipeline, weights and hooks shared, with an `encode` that remembers."""
+    """Return the same pipeline, weights and hooks shared, with an `encode` that remembers.
+
+    One that draws by itself encodes nothing here, and is returned as it is.
+    """
+    if draws_by_itself(pipeline):
+        return pipeline
     other = copy.copy(pipeline)
     other.encode = Remembered(pipeline)
     return other

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, fields, replace
 
 from textpatch.errors import PatchError, closest
-from textpatch.prompts.pairs import SOURCE, TARGET, Pair, word_scores
+from textpatch.prompts.pairs import Pair, value_scores, word_scores
 from textpatch.weights.signs.drawing import COLOURS, PATTERNS, SHAPES, Sign, SignFormat, random_sign
 from textpatch.weights.signs.words import TEST, VALIDATION
 
@@ -88,21 +88,10 @@ class SignPair(Pair):
         if self.attribute == "word":
             scores = word_scores(value, self.words)
         else:
-            scores = _value_scores(value, self.words)
+            scores = value_scores(value, self.words)
         names = [name for name in ATTRIBUTES if name != self.attribute]
         kept = sum(read[name] == getattr(self.signs[0], name) for name in names)
         return {"read": value, **scores, "others": kept / len(names), "seen": read}
-
-
-def _value_scores(value: str, values: tuple[str, str]) -> dict[str, float]:
-    """Scores of a value towards the source's and the target's, all or nothing."""
-    scores = {}
-    for side, wanted in zip((SOURCE, TARGET), values, strict=True):
-        right = float(value == wanted)
-        for name in ("precision", "recall", "exact"):
-            scores[f"{name}_{side}"] = right
-        scores[f"edit_{side}"] = 1 - right
-    return scores
 
 
 def attribute_pairs(

@@ -28,7 +28,8 @@ from tqdm import tqdm
 from textpatch.disk import writing
 from textpatch.errors import PatchError, closest
 from textpatch.reference_models.defaults import Defaults
-from textpatch.reference_models.pipeline import SEEDS, Pipeline, pixels
+from textpatch.reference_models.pipeline import Pipeline, pixels
+from textpatch.seeds import HEARD
 from textpatch.weights.loading import SHIPPED, load
 from textpatch.weights.saving import save_pipeline
 from textpatch.weights.training.batches import Batch, number_of_sites
@@ -150,9 +151,9 @@ def _require_possible(name: str, batch: int, images: int, seed: int) -> None:
             f"{images} images asked for; one step of {name} takes {batch}, "
             "so give that many or more"
         )
-    if not isinstance(seed, int) or not 0 <= seed < SEEDS:
+    if not isinstance(seed, int) or not 0 <= seed < HEARD:
         raise PatchError(
-            f"seed {seed!r} does not fit torch's generator; give a whole number of 0 to {SEEDS - 1}"
+            f"seed {seed!r} does not fit torch's generator; give a whole number of 0 to {HEARD - 1}"
         )
 
 

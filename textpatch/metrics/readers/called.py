@@ -71,12 +71,42 @@ class Called:
 
     def _texts(self, pictures: list[Image.Image]) -> list[str]:
         texts = list(self.function([picture.convert("RGB") for picture in pictures]))
-        if len(texts) != len(pictures) or not all(isinstance(text, str) for text in texts):
-            raise OCRError(
-                f"{len(pictures)} pictures were given to {self.name}, which read {texts!r}; "
-                "a reader gives a text for each, empty for nothing"
-            )
+        require_texts(texts, len(pictures), self.name)
         return texts
+
+
+class Listening:
+    """A function from sounds to their texts as a reader, which nothing can test before there are sounds.
+
+    function, name  as of `Called`
+    """
+
+    def __init__(self, function: Callable[[list[Any]], Sequence[str]], name: str | None = None):
+        called = Called(function, name)
+        self.function = function
+        self.name = called.name
+
+    def read(self, images: Sequence[Any], boxes: Sequence[Any] | None = None) -> list[str]:
+        """Texts of sounds, each as a whole.   Raises OCRError for another number of texts than sounds."""
+        texts = list(self.function(list(images)))
+        require_texts(texts, len(images), self.name)
+        return texts
+
+    def self_test(self) -> None:
+        """Test nothing."""
+
+    def describe(self) -> dict:
+        """Name of the function.  What it depends on, its owner must note."""
+        return {"engine": self.name, "blank": True}
+
+
+def require_texts(texts: list[Any], count: int, name: str) -> None:
+    """Raise OCRError unless a function gave a text for each of so many things."""
+    if len(texts) != count or not all(isinstance(text, str) for text in texts):
+        raise OCRError(
+            f"{count} pictures were given to {name}, which read {texts!r}; "
+            "a reader gives a text for each, empty for nothing"
+        )
 
 
 def joined_as_official(pieces: Iterable[str]) -> str:

@@ -1,0 +1,295 @@
+"""Time what a wrapped pipeline's swap adds to the pipeline's own call.
+
+    python benchmarks/foreign.py [PIPELINE ...]
+
+  bare          the pipeline's call with the same rows, nothing swapped
+  plain hooks   the same call under forward hooks written for this model and this swap alone
+  swap          the same call inside `textpatch.swap`
+  wrapped       `textpatch.sample` on the wrapped pipeline
+  nnsight, pyvene  the same swap by a stand-in for the transformer, where they are installed
+
+Rows are a source, a target, and for every site the source with the target's text at that site.  All ways
+are shown to draw the same latents, bit for bit, before anything is timed.  `step_ms` is what a step of the
+bare call takes.  `held` is the number of bytes of tensors alive when the last step begins, beyond those of
+the bare call.  It is what a way keeps from step to step.
+
+Pipelines are diffusers' StableDiffusion3Pipeline, `tiny-mmdit` with the shipped weights, and `wide` with
+random weights and steps of more than 100 ms on a CPU thread.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+import textpatch
+from measure import TIMES, Table, arguments, environment, in_turns, parsed, require_close, timed
+from textpatch import Plan, Row, Swap
+from textpatch.foreign.wrapping import wrap
+from textpatch.weights.loading import find
+
+SOURCE = 'a red sign that says "HOUSE" on a blue wall'
+TARGET = 'a green badge that says "TIGER" on a striped yellow wall'
+STEPS = 4
+GUIDANCE = 3.0
+PIXELS = dict(height=32, width=96)
+# of a model whose step takes more than 100 ms for eight rows and both branches
+WIDE = dict(
+    sample_size=32,
+    patch_size=2,
+    in_channels=3,
+    out_channels=3,
+    num_layers=6,
+    num_attention_heads=8,
+    attention_head_dim=64,
+    joint_attention_dim=128,
+    pooled_projection_dim=128,
+    caption_projection_dim=512,
+    pos_embed_max_size=48,
+    qk_norm="rms_norm",
+)
+BARE = "bare"
+
+
+class Pixels(nn.Module):
+    """A VAE that decodes nothing, since the shipped models draw pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(
+            scaling_factor=1.0, shift_factor=0.0, block_out_channels=(1,), latent_channels=3
+        )
+        self.dtype = torch.float32
+
+    def decode(self, x: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        return (x,)
+
+
+def pipe_of(name: str):
+    """A StableDiffusion3Pipeline, with the shipped encoders."""
+    import diffusers
+
+    transformer = {}
+    if name == "wide":
+        torch.manual_seed(0)
+        transformer["transformer"] = diffusers.SD3Transformer2DModel(**WIDE).eval()
+        for parameter in transformer["transformer"].parameters():
+            nn.init.normal_(parameter, std=0.02)
+    pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(
+        str(find("tiny-mmdit")), vae=Pixels(), torch_dtype=torch.float32, **transformer
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class Case:
+    """One pipeline, its rows, and the swap at every site that all ways carry out."""
+
+    def __init__(self, name: str):
+        self.pipe = pipe_of(name)
+        longest = self.pipe.tokenizer_3.model_max_length
+        self.call = dict(
+            **PIXELS,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            max_sequence_length=longest,
+            output_type="latent",
+        )
+        self.model = self.pipe.transformer
+        options = dict(**PIXELS, max_sequence_length=longest, output_type="latent")
+        self.wrapped = wrap(self.pipe, steps=STEPS, guidance=GUIDANCE, **options)
+        sites = self.wrapped.sites
+        names = [f"site-{site.index}" for site in sites]
+        self.rows = [Row("source", SOURCE), Row("target", TARGET)]
+        self.rows += [Row(name, SOURCE) for name in names]
+        self.plan = Plan(Swap(i, name, "target") for i, name in enumerate(names))
+        self.taps = [tap.module for site in sites for tap in site.taps]
+
+    def draw(self) -> Tensor:
+        """Latents of all rows, by the pipeline's own call."""
+        prompts = [row.prompt for row in self.rows]
+        seeds = [torch.Generator().manual_seed(row.seed) for row in self.rows]
+        return self.pipe(prompts, generator=seeds, **self.call).images
+
+    def bare(self) -> Tensor:
+        return self.draw()
+
+    def plain_hooks(self) -> Tensor:
+        B = len(self.rows)
+        with ExitStack() as hooks:
+            for i, tap in enumerate(self.taps):
+                row = 2 + i // 2  # two taps a site, and the rows of sites after source and target
+
+                def swapped(module, args, output, row=row):
+                    output = output.clone()
+                    output[[row, B + row]] = output[[1, B + 1]]
+                    return output
+
+                handle = self.model.get_submodule(tap).register_forward_hook(swapped)
+                hooks.callback(handle.remove)
+            return self.draw()
+
+    def swap(self) -> Tensor:
+        with textpatch.swap(self.model, self.plan, self.rows, calls=[["uncond", "cond"]]):
+            return self.draw()
+
+    def wrap(self) -> Tensor:
+        made = textpatch.sample(self.wrapped, self.rows, self.plan).images
+        return torch.stack([torch.as_tensor(made[row.name]) for row in self.rows])
+
+    def nnsight(self) -> Tensor:
+        import nnsight
+
+        traced = nnsight.NNsight(self.model)
+        B = len(self.rows)
+
+        def call(*args, **kwargs):
+            with traced.trace(*args, **kwargs):
+                for i, tap in enumerate(self.taps):
+                    row = 2 + i // 2
+                    module = traced.get(tap)
+                    new = module.output.clone()
+                    new[[row, B + row]] = new[[1, B + 1]]
+                    module.output = new
+                out = traced.output.save()
+            return out  # noqa: RET504  saved inside, and an output only after the block
+
+        return self.in_place(call)
+
+    def pyvene(self) -> Tensor:
+        import pyvene
+
+        B = len(self.rows)
+
+        def swapped(row):
+            def act(base, source=None):
+                new = base.clone()
+                new[[row, B + row]] = base[[1, B + 1]]
+                return new
+
+            return act
+
+        changes = [
+            {"component": f"{tap}.output", "intervention": swapped(2 + i // 2)}
+            for i, tap in enumerate(self.taps)
+        ]
+        intervened = pyvene.IntervenableModel(changes, model=self.model)
+
+        def call(**kwargs):
+            return next(out for out in intervened(kwargs) if out is not None)
+
+        return self.in_place(call)
+
+    def in_place(self, call: Callable) -> Tensor:
+        """Latents with a call in the place of the transformer's."""
+        stand_in = StandIn(self.model, call)
+        self.pipe.transformer = stand_in
+        try:
+            return self.draw()
+        finally:
+            self.pipe.transformer = self.model
+
+    def held(self, way: Callable[[], Tensor]) -> int:
+        """Bytes of the tensors that are alive when the last step begins."""
+        counted = []
+
+        def count(module, args, kwargs):
+            gc.collect()
+            storages = {}
+            for one in gc.get_objects():
+                if isinstance(one, Tensor):
+                    storage = one.untyped_storage()
+                    storages[storage.data_ptr()] = storage.nbytes()
+            counted.append(sum(storages.values()))
+
+        hook = self.model.register_forward_pre_hook(count, with_kwargs=True)
+        try:
+            way()
+        finally:
+            hook.remove()
+        return counted[-1]
+
+
+class StandIn(nn.Module):
+    """A module called in the place of another, whose settings it shows."""
+
+    def __init__(self, model: nn.Module, call: Callable):
+        super().__init__()
+        self.config = model.config
+        self.dtype = model.dtype
+        self._call = call
+
+    def forward(self, *args, **kwargs):
+        return self._call(*args, **kwargs)
+
+
+def ways_of(case: Case) -> dict[str, Callable[[], Tensor]]:
+    """The ways that can be gone here, which draw the same latents.   Raises Unequal where they do not."""
+    ways = {
+        BARE: case.bare,
+        "plain hooks": case.plain_hooks,
+        "swap": case.swap,
+        "wrapped": case.wrap,
+        "nnsight": case.nnsight,
+        "pyvene": case.pyvene,
+    }
+    expected = case.plain_hooks()
+    for name in list(ways):
+        try:
+            made = ways[name]()
+        except ImportError as reason:
+            print(f"{name} is left out: {reason}")
+            del ways[name]
+            continue
+        if name == BARE:
+            made, expected_here = made[:2], expected[:2]  # the rows that nothing is swapped in
+        else:
+            expected_here = expected
+        require_close(name, made, expected_here, 0)
+    return ways
+
+
+COLUMNS = ["pipeline", "rows", "steps", "step_ms", "way", *TIMES, "held"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = arguments(__doc__, rounds=11)
+    known = ["tiny-mmdit", "wide"]
+    parser.add_argument(
+        "pipelines", nargs="*", metavar="PIPELINE", help=f"of {', '.join(known)} (both)"
+    )
+    options = parsed(parser, argv)
+    if unknown := sorted(set(options.pipelines) - set(known)):
+        parser.error(f"no pipeline {unknown[0]!r}; known: {', '.join(known)}")
+    table = Table(
+        COLUMNS,
+        environment(options.device, "diffusers", "transformers", "nnsight", "pyvene"),
+        options.csv,
+        options.append,
+    )
+    with torch.no_grad():
+        for name in options.pipelines or known:
+            case = Case(name)
+            ways = ways_of(case)
+            kept = {way: case.held(act) for way, act in ways.items()}
+            taken = in_turns(ways, rounds=options.rounds, device=options.device)
+            step = timed(taken, BARE, BARE)["median_ms"] / STEPS
+            for way in ways:
+                table.add(
+                    pipeline=name,
+                    rows=len(case.rows),
+                    steps=STEPS,
+                    step_ms=step,
+                    way=way,
+                    held=kept[way] - kept[BARE],
+                    **timed(taken, way, BARE),
+                )
+
+
+if __name__ == "__main__":
+    main()

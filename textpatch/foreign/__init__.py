@@ -1,0 +1,1 @@
+"""Other people's pipelines as ours."""
