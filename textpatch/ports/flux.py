@@ -9,7 +9,7 @@ from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Span
 
 FLUX = (
-    SiteSpec("transformer_blocks.*.attn", "joint", order="text first"),
+    SiteSpec("transformer_blocks.*.attn", "joint", order="text first", rotary=True),
     SiteSpec("single_transformer_blocks.*.attn", "single", span=Span("first")),
 )
 FUSED = (
@@ -19,6 +19,7 @@ FUSED = (
         ("to_added_qkv", "to_added_qkv"),
         (1, 2, 3),
         order="text first",
+        rotary=True,
     ),
     SiteSpec(
         "single_transformer_blocks.*.attn",

@@ -4,7 +4,7 @@ from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Span
 
 FLUX2 = (
-    SiteSpec("transformer_blocks.*.attn", "joint", order="text first"),
+    SiteSpec("transformer_blocks.*.attn", "joint", order="text first", rotary=True),
     SiteSpec(
         "single_transformer_blocks.*.attn",
         "single",

@@ -20,6 +20,7 @@ HIDREAM = (
         ("to_k_t", "to_v_t"),
         span=Span(text=TEXTS),
         order="image first",
+        rotary=True,
     ),
     SiteSpec(
         "single_stream_blocks.*.block.attn1",

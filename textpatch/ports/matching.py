@@ -39,6 +39,7 @@ class SiteSpec:
     kv_heads     number of K and V heads, likewise.  As `heads` when None
     queries      module that makes queries, below the attention module, if K and V have as many heads
                  as their width holds of its heads, and no attribute counts them
+    rotary       True if keys of a joint stream are turned by their position, which `audit` does not replay
     text_input   `text_input` of the sites
     Raises PatchError for values that contradict each other.
     """
@@ -52,6 +53,7 @@ class SiteSpec:
     heads: str | int = "heads"
     kv_heads: str | int | None = None
     queries: str | None = None
+    rotary: bool = False
     text_input: str = "text"
     between: bool = False
 

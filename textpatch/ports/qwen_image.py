@@ -12,5 +12,6 @@ QWEN_IMAGE = (
         "joint",
         span=Span(mask="encoder_hidden_states_mask"),
         order="text first",
+        rotary=True,
     ),
 )
