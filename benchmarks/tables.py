@@ -749,6 +749,71 @@ def safety_published() -> str:
     return drawn(titles, [[f"*{name}*", *figures] for name, *figures in PAPER_SAFETY])
 
 
+# --- ports
+
+
+PLACES = {
+    "all": "the text alone",
+    "first": "text first",
+    "last": "text last",
+    "where": "text where an argument says",
+}
+
+
+def ports_verified() -> str:
+    """Classes of diffusers with a shipped table, and what was found on a small model of each."""
+    rows = []
+    for row in chosen(read_rows("ports"), reason=""):
+        apart = float(row["apart"])
+        same = "same bits" if apart == 0 else f"{apart:.0e}"
+        attention = f"{row['kinds']}; {PLACES[row['place']]}"
+        rows.append(
+            [
+                row["models"],
+                f"`{row['class']}`",
+                attention,
+                row["encoder"],
+                row["means"],
+                f"{row['checks']} of {row['of']}",
+                same,
+            ]
+        )
+    titles = ["model", "class of diffusers", "attention", "text encoder"]
+    return drawn([*titles, "what a swap reads", "checks", "exchange"], rows)
+
+
+def ports_exceptions() -> str:
+    """Checks that do not hold of a model, although its swaps are exchanges."""
+    failed = [row for row in chosen(read_rows("ports"), reason="") if row["unlike"]]
+    sentences = list(dict.fromkeys(row["unlike"] for row in failed))
+    rows = [
+        [", ".join(row["models"] for row in chosen(failed, unlike=sentence)), sentence]
+        for sentence in sentences
+    ]
+    return drawn(["model", "check of its table that does not hold"], rows)
+
+
+def ports_unsaid() -> str:
+    """Classes that no table says, and why."""
+    rows = [
+        [row["models"], f"`{row['class']}`", row["reason"]]
+        for row in read_rows("ports")
+        if row["reason"]
+    ]
+    return drawn(["model", "class of diffusers", "why no table says it"], rows)
+
+
+def ports_tried() -> str:
+    """A sentence: how many classes and builds were tried, and with which versions."""
+    table = chosen(read_rows("ports"), reason="")
+    (versions,) = {row["environment"].split("; ")[1].split(", python")[0] for row in table}
+    classes = len({row["class"] for row in table})
+    return (
+        f"{len(table)} builds of {classes} classes, small and with random weights in float32, were tried "
+        f"with {versions}.\n"
+    )
+
+
 TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
@@ -756,6 +821,7 @@ TABLES: dict[str, Callable[..., str]] = {
         other_sizes, real_pictures, strangers, searches, promised, over_reading, misread, limits, readers,
         rewriting, beyond, edits, edits_told, edits_published, overhead, idle_hooks, full_size, attention,
         localization, published, disguises, safety_methods, safety_time, safety_published,
+        ports_verified, ports_exceptions, ports_unsaid, ports_tried,
     )
 }  # fmt: skip
 

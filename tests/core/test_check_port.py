@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from support.foreign import WITHOUT_TABLE, foreign
+from support.foreign import foreign
 from support.laws import patching
 from support.planting import plant
 from textpatch import anatomy, attending, cache, calls, hooks, ports, sites, swapping, taps, testing
@@ -187,9 +187,7 @@ def test_a_wrong_table_is_found(diffusers, monkeypatch, fault):
     """The check named for a fault fails with it; without it, as for every shipped table, it holds."""
     check, name, spoil = FAULTS[fault]
     model, inputs = foreign(diffusers, name)
-    bench = Bench(
-        diffusers, monkeypatch, model, inputs, () if name in WITHOUT_TABLE else shipped_table(model)
-    )
+    bench = Bench(diffusers, monkeypatch, model, inputs, shipped_table(model))
     spoil(bench)
     monkeypatch.setattr(testing, "CHECKS", [check])
     with pytest.raises(

@@ -235,10 +235,7 @@ def lumina2(diffusers):
 
 
 def qwen_image21(diffusers):
-    """A Qwen-Image 2.1, for which no table is shipped.
-
-    Its pipeline keeps the text's K and V of the first call, and sees them in no other.
-    """
+    """A Qwen-Image 2.1, whose pipeline keeps the text's K and V of the first call."""
     model = diffusers.QwenImage21Transformer2DModel(
         in_channels=8,
         out_channels=8,
@@ -296,6 +293,7 @@ FOREIGN = {
         foreign_cross.audioldm2,
         foreign_streams.ernie_image,
         foreign_streams.ideogram4,
+        qwen_image21,
         foreign_cross.sana_sprint,
         foreign_cross.wan,
         foreign_cross.ltx_video,
@@ -304,7 +302,7 @@ FOREIGN = {
 
 
 def after_the_text(output):
-    """Picture of Ideogram 4, which puts out the five text tokens too."""
+    """Picture of Ideogram 4 and Qwen-Image 2.1, which put out the five text tokens too."""
     return output[:, 5:]
 
 
@@ -312,6 +310,7 @@ def after_the_text(output):
 OPTIONS = {
     "deepfloyd_if": dict(pooled=["add_embedding"]),
     "ideogram4": dict(output=after_the_text),
+    "qwen_image21": dict(output=after_the_text),
 }
 
 # models of which a check of check_port does not hold, though their tables are right: HiDream's experts let
@@ -319,7 +318,6 @@ OPTIONS = {
 UNLIKE = {make.__name__: make for make in (foreign_streams.hidream,)}
 # other sizes or classes of a make that is there already, which --long adds
 SAME = {"stable_diffusion2", "kolors", "flux2_narrow", "bria", "ovis_image", "hunyuan_image"}
-WITHOUT_TABLE = {make.__name__: make for make in (qwen_image21,)}
 
 
 # text among the keys of attention, written down by hand: five tokens first, last or all there are
@@ -342,6 +340,7 @@ TEXT_KEYS = {
     "ovis_image": FIRST,
     "bria": FIRST,
     "qwen_image": FIRST,
+    "qwen_image21": FIRST,
     "hunyuan_image": LAST,
     "hunyuan_glyphs": slice(-8, None),  # three of glyphs and five
     "hunyuan_video": LAST,
@@ -370,5 +369,5 @@ TEXT_KEYS = {
 def foreign(diffusers, name: str):
     """A model and its inputs, with every weight random and none zero, in eval mode."""
     torch.manual_seed(0)
-    model, inputs = (FOREIGN | UNLIKE | WITHOUT_TABLE)[name](diffusers)
+    model, inputs = (FOREIGN | UNLIKE)[name](diffusers)
     return randomize(model, 0).eval().requires_grad_(False), inputs

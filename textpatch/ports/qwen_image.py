@@ -1,6 +1,6 @@
-"""Qwen-Image, with double blocks alone.
+"""Qwen-Image, with double blocks alone, and Qwen-Image 2.1, a single stream with the text first.
 
-Text is turned by its position, as the image is.
+The pipeline of 2.1 keeps the text's keys and values of the first call, and attends to them in later ones.
 """
 
 from textpatch.ports.matching import SiteSpec
@@ -13,5 +13,12 @@ QWEN_IMAGE = (
         span=Span(mask="encoder_hidden_states_mask"),
         order="text first",
         rotary=True,
+    ),
+)
+QWEN_IMAGE21 = (
+    SiteSpec(
+        "transformer_blocks.*.attn",
+        "single",
+        span=Span("first", mask="encoder_hidden_states_mask"),
     ),
 )
