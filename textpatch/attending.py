@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from textpatch.calls import Call, Calls
 from textpatch.errors import PatchError
-from textpatch.hooks import HookRegistry
+from textpatch.hooks import HookRegistry, compiled
 from textpatch.masks import require_known_layout, rows_of_mask
 from textpatch.sites import Site, Span
 
@@ -73,10 +73,15 @@ def at_attention(
 
     Raises PatchError
 
-    - for sites of textpatch's own models, whose `keys` are None
+    - for a model that runs compiled code, and for sites of textpatch's own models, whose `keys` are None
     - in a call that must run a site whose module does not run, or attends in another way
     - where which keys are text is not known, and as `Calls.within`
     """
+    if compiled(model):
+        raise PatchError(
+            f"the {type(model).__name__} runs compiled code, into which nothing can be put; load it anew and "
+            "go without torch.compile and compile_repeated_blocks"
+        )
     spans = {site.name: _keys(site) for site in sites}
     calls = Calls(model, spans.values(), required, begun)
     modes = {

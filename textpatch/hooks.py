@@ -327,3 +327,11 @@ def _close(block: object, hooks: list[tuple[nn.Module, Hook]]) -> None:
                 table.pop(key, None)
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
                 module._forward_hooks_always_called.pop(key, None)
+
+
+def compiled(model: nn.Module) -> bool:
+    """True if a model runs compiled code, which no hook put on later can see into."""
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None)
+        for module in model.modules()
+    )

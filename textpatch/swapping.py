@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from textpatch.attending import Attended, Text, at_attention
-from textpatch.bookkeeping import Watch, Winners, compiled
+from textpatch.bookkeeping import Watch, Winners
 from textpatch.branches import Layout, layout_of, require_texts, text_rows, time_of, work_out
 from textpatch.calls import Call, Calls
 from textpatch.errors import PatchError
@@ -63,15 +63,9 @@ def swap(
     - for a plan of windows, and for rows, sites, heads, tokens and steps that are not there
     - for a batch of other rows or texts than `rows` and `calls` say, and for a run that ends within a step
     - as `at_attention`, and for masks and texts that cannot be read from another row
-    - for a model that runs compiled code
     """
     known = tuple(find_sites(model) if sites is None else sites)
     _require_fit(plan, rows, known)
-    if compiled(model):
-        raise PatchError(
-            f"the {type(model).__name__} runs compiled code, into which nothing can be put; load it anew and "
-            "swap without torch.compile and compile_repeated_blocks"
-        )
     ledger = Ledger()
     if not plan.swaps:
         yield ledger

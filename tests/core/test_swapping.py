@@ -175,6 +175,31 @@ def test_a_cache_of_keys_and_values_is_read_through(diffusers):
     assert torch.equal(swapped[0], plain[1]) and relative(plain[0], plain[1]) > 1e-3
 
 
+def test_branches_may_have_texts_of_other_lengths(diffusers):
+    """Z-Image pads a caption to a multiple of 32: a short unconditional text beside longer conditional ones.
+
+    Readers give their donors' pictures, and unconditional rows keep theirs.  Within a branch other lengths
+    are refused, because the picture's positions begin where the caption ends.
+    """
+    model, inputs, _ = doubled(diffusers, "z_image")
+    short, one, other = (torch.randn(n, 12, dtype=torch.float64) for n in (7, 40, 50))
+    batch = {key: take(value, [1, 1]) * 2 for key, value in inputs.items() if key == "x"}
+    batch |= dict(t=inputs["t"][:1].expand(4), cap_feats=[short, short, one, other])
+    plain = call(model, batch)
+    with swap(model, EVERYWHERE, PAIR, calls=[["uncond", "cond"]]):
+        swapped = call(model, batch)
+    assert torch.equal(swapped[2], plain[3]) and relative(plain[2], plain[3]) > 1e-3
+    assert torch.equal(swapped[:2], plain[:2]) and torch.equal(swapped[3], plain[3])
+    batch["cap_feats"] = [short, short, short + 1, other]
+    with (
+        pytest.raises(
+            PatchError, match=r"'cap_feats' hold \[32, 64\] text tokens; rows that read one another"
+        ),
+        swap(model, EVERYWHERE, PAIR, calls=[["uncond", "cond"]]),
+    ):
+        call(model, batch)
+
+
 # --- steps and branches ---
 
 NAMES = ["source", "target", "edited"]
@@ -447,8 +472,9 @@ def test_compiled_blocks_are_refused(diffusers):
     model, _, _ = doubled(diffusers, "flux")
     block = model.transformer_blocks[0]
     block._compiled_call_impl = block._call_impl  # as torch's `compile` leaves it
-    with pytest.raises(PatchError, match="runs compiled code"), swap(model, EVERYWHERE, PAIR):
-        pytest.fail("the block was entered")
+    for opened in (swap(model, EVERYWHERE, PAIR), capture(model, "all", rows=["a", "b"])):
+        with pytest.raises(PatchError, match="runs compiled code"), opened:
+            pytest.fail("the block was entered")
 
 
 @pytest.mark.long  # by default a block stands for it that looks compiled

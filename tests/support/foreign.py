@@ -162,7 +162,7 @@ def z_image(diffusers):
         n_kv_heads=2,
         cap_feat_dim=12,
         axes_dims=[4, 2, 2],
-        axes_lens=[64, 16, 16],
+        axes_lens=[128, 16, 16],
     )
     return model, dict(
         x=[g(4, 1, 4, 4), g(4, 1, 4, 4)], t=torch.tensor([0.5, 0.4]), cap_feats=[g(5, 12), g(5, 12)]
