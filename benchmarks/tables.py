@@ -691,14 +691,22 @@ def published() -> str:
 def disguises() -> str:
     """Words that a list finds under each disguise, and innocent ones that it takes for harmful."""
     table = read_rows("safety-words")
-    sets = list(dict.fromkeys(row["words"] for row in table))
+    columns = list(dict.fromkeys((row["words"], row["by"]) for row in table))
     names = list(dict.fromkeys(row["disguise"] for row in table))
     rows = [
-        [name, *(share(one(table, words=words, disguise=name)["found"]) for words in sets)]
+        [
+            name,
+            *(
+                share(one(table, words=words, by=by, disguise=name)["found"])
+                for words, by in columns
+            ),
+        ]
         for name in names
     ]
-    counts = [one(table, words=words, disguise="none")["n"] for words in sets]
-    titles = [f"{words}, {n}" for words, n in zip(sets, counts, strict=True)]
+    titles = [
+        f"{words}, {one(table, words=words, by=by, disguise='none')['n']}, by {by}"
+        for words, by in columns
+    ]
     return drawn(["disguise", *titles], rows)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from textpatch.errors import PatchError, WeightsError, closest
+from textpatch.reference_models.flux import Flux
 from textpatch.reference_models.pipeline import Pipeline, pixels
 from textpatch.reference_models.schedules import Schedule
 from textpatch.weights.borrowing import with_others
@@ -90,6 +92,9 @@ def assembled(build: Builder) -> Pipeline:
     schedule = source.schedule()
     decoder = build.decoder()
     _require_schedule(path, source.pipeline, schedule, schedules)
+    if isinstance(denoiser, Flux):
+        # FLUX's published pipeline says its noise levels itself, and no configuration does
+        schedule = replace(schedule, spacing="steps")
     _require_decoder(path, source.pipeline, denoiser, decoder)
     require_neighbours(path, encoders, denoiser, decoder)
     defaults = written_defaults(path)

@@ -78,7 +78,11 @@ CLIP_H = dict(
 ENCODER_SIZES = {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5_XXL}
 SINGLE_FILE_PIPELINES = {
     "SD1": ("StableDiffusionPipeline", DDIM(), "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-    "SD2": ("StableDiffusionPipeline", DDIM(), "stabilityai/stable-diffusion-2-1"),
+    "SD2": (
+        "StableDiffusionPipeline",
+        DDIM(prediction_type="v_prediction"),
+        "stabilityai/stable-diffusion-2-1",
+    ),
     "SDXL": ("StableDiffusionXLPipeline", Euler(), "stabilityai/stable-diffusion-xl-base-1.0"),
     "SD3": (
         "StableDiffusion3Pipeline",
@@ -105,10 +109,11 @@ SUPPORTED = {
     "StableDiffusionPipeline": DDIM(),
     "StableDiffusionXLPipeline": Euler(),
     "StableDiffusion3Pipeline": FlowMatchEuler(),
-    "FluxPipeline": FlowMatchEuler(),
+    "FluxPipeline": FlowMatchEuler(use_dynamic_shifting=True, spacing="steps"),
     "IFPipeline": DDPM(),
     "IFSuperResolutionPipeline": DDPM(),
 }
+SCHNELL = FlowMatchEuler(shift=1.0, spacing="steps")
 # Classes of pipelines that are known and not run, and what they do.
 NOT_RUN = {
     "StableDiffusionInpaintPipeline": "fills a masked place of a given picture",
@@ -150,6 +155,11 @@ class File:
         if self.kind is not None and self.kind.name in SINGLE_FILE_PIPELINES:
             self.pipeline, self._schedule, self.home = SINGLE_FILE_PIPELINES[self.kind.name]
             self.parts = parts_of(names, self.kind, self.terms)
+            if self.kind.name == "SD2":
+                self.terms.note(
+                    "taken for a Stable Diffusion 2 that predicts v on latents of 96x96, as 2.1 does; "
+                    "base models of 64x64 predict noise: pipeline.at(64, 64).with_schedule(DDIM())"
+                )
             return
         self.parts = {}
         if self.kind is None or any(part.component in PLACES for part in self.kind.parts):
@@ -166,6 +176,8 @@ class File:
         self._model, self._config, part = denoiser_file(path, self.terms)
         self.pipeline = pipeline_of(self._model, getattr(self._config, "class_embed_type", None))
         self._schedule = SUPPORTED[self.pipeline]
+        if not getattr(self._config, "guidance_embeds", True):
+            self._schedule = SCHNELL
         self.parts = {PIPELINES[self._model][1]: part}
 
     def has(self, component: str) -> bool:
