@@ -87,24 +87,21 @@ def patch(
         A = softmax(q [k'; k_image]^T / sqrt(D)) [v'; v_image],   k', v' from the captured run
 
     sites   as for `capture`
-    rows    one entry per batch row, the Row or label it reads, or None to leave it alone.  A Row or a
-            string that stands alone is the only entry
-    steps   the calls of the model that are patched, 0 = first; all when None.  Those of a Window are
+    rows    one entry per batch row, the Row or label it reads, or None to leave it alone.  One that
+            stands alone is the only entry
+    steps   the calls that are patched, 0 = first; all when None.  Those of a Window are
             `window.among(sigmas)`, with the loop's own sigmas or timesteps, one per call
-    heads   the heads that are replaced, all when None
-    tokens  the tokens that are replaced, all when None
-    part    "kv", or only "k" or only "v"
+    heads, tokens  those that are replaced, all when None
+    part           "kv", or only "k" or only "v"
 
     Raises PatchError
 
-    - if a site is unknown, or does not run in a call that is patched
-    - if `rows` is no sequence
+    - if a site is unknown, or does not run in a call that is patched, or `rows` is no sequence
     - if a row, site or step was not captured
     - if the batch has another number of rows than `rows`, or shapes, dtypes or devices differ
     - if K or V alone is read of a row whose mask differs, or a mask finds none in this call
     - if there are no such heads, tokens or steps, or a field names nothing
-    - if the cache was captured under other adapters than the call is under
-    - as `capture`, for calls that hold no text
+    - for a cache of other adapters than the call is under, and, as `capture`, calls that hold no text
     """
     labels = [None if row is None else _label(row) for row in _each_row(rows)]
     chosen = chosen_sites(model, sites)
@@ -128,11 +125,7 @@ def patch(
     def swap_mask(site: Site, call: Call, own: Tensor | None) -> Tensor | None:
         if patched is not None and call.step not in patched:
             return None
-        others = {
-            b: cache.get((site.name, call.step, label, "mask"))
-            for b, label in enumerate(labels)
-            if label is not None
-        }
+        others = _masks_to_read(cache, site, call.step, labels)
         return read_masks(site, own, others, some_heads, some_tokens, part)
 
     with _at_sites(model, chosen, swap, swap_mask, part, patched) as calls:
@@ -278,6 +271,14 @@ def _require_what_to_read(cache: object, labels: Sequence[Hashable | None], part
         )
     if part not in ("kv", "k", "v"):
         raise PatchError(f"part is {part!r}; give 'kv', 'k' or 'v'")
+
+
+def _masks_to_read(
+    cache: Mapping[Any, Tensor], site: Site, step: int, labels: Sequence[Hashable | None]
+) -> dict[int, Tensor | None]:
+    """Captured mask of the text that each row of a batch reads, None where it was captured without one."""
+    rows = {b: label for b, label in enumerate(labels) if label is not None}
+    return {b: cache.get((site.name, step, label, "mask")) for b, label in rows.items()}
 
 
 def _require_current(cache: Mapping[Any, Tensor], model: nn.Module) -> None:
