@@ -691,14 +691,22 @@ def published() -> str:
 def disguises() -> str:
     """Words that a list finds under each disguise, and innocent ones that it takes for harmful."""
     table = read_rows("safety-words")
-    sets = list(dict.fromkeys(row["words"] for row in table))
+    columns = list(dict.fromkeys((row["words"], row["by"]) for row in table))
     names = list(dict.fromkeys(row["disguise"] for row in table))
     rows = [
-        [name, *(share(one(table, words=words, disguise=name)["found"]) for words in sets)]
+        [
+            name,
+            *(
+                share(one(table, words=words, by=by, disguise=name)["found"])
+                for words, by in columns
+            ),
+        ]
         for name in names
     ]
-    counts = [one(table, words=words, disguise="none")["n"] for words in sets]
-    titles = [f"{words}, {n}" for words, n in zip(sets, counts, strict=True)]
+    titles = [
+        f"{words}, {one(table, words=words, by=by, disguise='none')['n']}, by {by}"
+        for words, by in columns
+    ]
     return drawn(["disguise", *titles], rows)
 
 
@@ -749,6 +757,71 @@ def safety_published() -> str:
     return drawn(titles, [[f"*{name}*", *figures] for name, *figures in PAPER_SAFETY])
 
 
+# --- ports
+
+
+PLACES = {
+    "all": "the text alone",
+    "first": "text first",
+    "last": "text last",
+    "where": "text where an argument says",
+}
+
+
+def ports_verified() -> str:
+    """Classes of diffusers with a shipped table, and what was found on a small model of each."""
+    rows = []
+    for row in chosen(read_rows("ports"), reason=""):
+        apart = float(row["apart"])
+        same = "same bits" if apart == 0 else f"{apart:.0e}"
+        attention = f"{row['kinds']}; {PLACES[row['place']]}"
+        rows.append(
+            [
+                row["models"],
+                f"`{row['class']}`",
+                attention,
+                row["encoder"],
+                row["means"],
+                f"{row['checks']} of {row['of']}",
+                same,
+            ]
+        )
+    titles = ["model", "class of diffusers", "attention", "text encoder"]
+    return drawn([*titles, "what a swap reads", "checks", "exchange"], rows)
+
+
+def ports_exceptions() -> str:
+    """Checks that do not hold of a model, although its swaps are exchanges."""
+    failed = [row for row in chosen(read_rows("ports"), reason="") if row["unlike"]]
+    sentences = list(dict.fromkeys(row["unlike"] for row in failed))
+    rows = [
+        [", ".join(row["models"] for row in chosen(failed, unlike=sentence)), sentence]
+        for sentence in sentences
+    ]
+    return drawn(["model", "check of its table that does not hold"], rows)
+
+
+def ports_unsaid() -> str:
+    """Classes that no table says, and why."""
+    rows = [
+        [row["models"], f"`{row['class']}`", row["reason"]]
+        for row in read_rows("ports")
+        if row["reason"]
+    ]
+    return drawn(["model", "class of diffusers", "why no table says it"], rows)
+
+
+def ports_tried() -> str:
+    """A sentence: how many classes and builds were tried, and with which versions."""
+    table = chosen(read_rows("ports"), reason="")
+    (versions,) = {row["environment"].split("; ")[1].split(", python")[0] for row in table}
+    classes = len({row["class"] for row in table})
+    return (
+        f"{len(table)} builds of {classes} classes, small and with random weights in float32, were tried "
+        f"with {versions}.\n"
+    )
+
+
 TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
@@ -756,6 +829,7 @@ TABLES: dict[str, Callable[..., str]] = {
         other_sizes, real_pictures, strangers, searches, promised, over_reading, misread, limits, readers,
         rewriting, beyond, edits, edits_told, edits_published, overhead, idle_hooks, full_size, attention,
         localization, published, disguises, safety_methods, safety_time, safety_published,
+        ports_verified, ports_exceptions, ports_unsaid, ports_tried,
     )
 }  # fmt: skip
 

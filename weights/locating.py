@@ -80,7 +80,11 @@ CLIP_H = dict(
 ENCODER_SIZES = {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5_XXL}
 SINGLE_FILE_PIPELINES = {
     "SD1": ("StableDiffusionPipeline", DDIM(), "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-    "SD2": ("StableDiffusionPipeline", DDIM(), "stabilityai/stable-diffusion-2-1"),
+    "SD2": (
+        "StableDiffusionPipeline",
+        DDIM(prediction_type="v_prediction"),
+        "stabilityai/stable-diffusion-2-1",
+    ),
     "SDXL": ("StableDiffusionXLPipeline", Euler(), "stabilityai/stable-diffusion-xl-base-1.0"),
     "SD3": (
         "StableDiffusion3Pipeline",

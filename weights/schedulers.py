@@ -92,7 +92,7 @@ def _of_stable_diffusion_2(tensors: Tensors, terms: Terms) -> str:
     if "global_step" in tensors and int(tensors.read("global_step")) == BASE_STEP:
         return "epsilon"
     terms.note(
-        "nothing says what it predicts; taken for velocities, as Stable Diffusion 2.1 does; "
-        "schedule=... takes another"
+        "taken for a Stable Diffusion 2 that predicts v on latents of 96x96, as 2.1 does; "
+        "base models of 64x64 predict noise: pipeline.at(64, 64).with_schedule(DDIM())"
     )
     return "v_prediction"

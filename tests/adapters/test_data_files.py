@@ -54,6 +54,20 @@ def test_captions_stay_with_their_pictures(tmp_path):
     law_captions_stay_with_their_pictures(tmp_path / "written")
 
 
+def test_a_data_set_is_replaced_and_nothing_else(tmp_path):
+    """A data set is written anew in the place of another; whatever else is there stays, and is named."""
+    folder = tmp_path / "written"
+    write_folder(folder, pairs())
+    write_folder(folder, pairs()[:1])
+    assert len(read_data(folder)) == 1
+    (folder / "notes.txt").write_text("mine")
+    with refused("holds notes.txt"):
+        write_folder(folder, pairs())
+    with refused("of no pairs"):
+        write_folder(tmp_path / "none", [])
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
 def test_planted_another_order_is_noticed(tmp_path, monkeypatch):
     """Fault: captions in the order of their own names."""
     folder = beside(tmp_path / "beside")

@@ -10,9 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from support.adapters import random_adapter
+from support.copies import call as call_of
+from support.copies import one_input, pair
 from support.patched_calls import refused
 from support.planting import plant
 from support.recorded_runs import RECORDINGS, distance
+from support.small_models import relative
 from support.strategies import fixed_case
 from textpatch import Adapter, load_adapter
 from textpatch.adapters import fused, spellings, writing
@@ -192,6 +195,35 @@ def test_a_round_trip_changes_nothing(family, spelling, name, tmp_path):
         difference = (made - change.matrix()).abs().max() / change.matrix().abs().max()
         assert difference <= (0 if name == "diffusers.safetensors" else 1e-6), projection
     assert spelling == "old-diffusers" or again.notes == ()
+
+
+@pytest.mark.parametrize(
+    "name, component", [("SDXL", "unet"), ("IF", "unet"), ("SD3", "transformer")]
+)
+def test_a_saved_file_is_to_diffusers_model_what_it_is_here(name, component, tmp_path):
+    """diffusers' own model with W + (alpha / r) B A of the file's tensors and header gives our output."""
+    diffusers = pytest.importorskip("diffusers")
+    ours, theirs = pair(diffusers, name)
+    adapter = random_adapter(ours, sites=(0, 1))
+    adapter.save(tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        told = json.loads(file.metadata()["lora_adapter_metadata"])
+    tensors = load_file(tmp_path / "a.safetensors")
+    targets = told[f"{component}.target_modules"]
+    assert len(tensors) == 2 * len(targets) and {*targets} == {*adapter.changes}
+    for target in targets:
+        down, up = (tensors[f"{component}.{target}.lora_{part}.weight"] for part in "AB")
+        rank = told[f"{component}.rank_pattern"].get(target, told[f"{component}.r"])
+        alpha = told[f"{component}.alpha_pattern"].get(target, told[f"{component}.lora_alpha"])
+        assert rank == len(down)
+        theirs.get_submodule(target).weight += alpha / rank * up.double() @ down.double()
+    arguments, inputs = one_input(type(ours), 2)
+    with torch.no_grad():
+        base = ours(*arguments)
+        with adapter.applied(ours):
+            adapted = ours(*arguments)
+    assert relative(call_of(theirs, inputs), adapted) <= 1e-10
+    assert not torch.allclose(base, adapted, rtol=1e-3)
 
 
 @pytest.mark.parametrize("spelling", ["diffusers", "kohya"])

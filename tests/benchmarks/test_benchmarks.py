@@ -127,6 +127,7 @@ def test_the_environment_names_no_host_and_no_path(benchmark):
         "rewriting",
         "safety",
         "finetuning",
+        "safe_tuning",
     ],
 )
 def test_the_device_used_is_written_down(name, benchmark, monkeypatch):
@@ -480,6 +481,17 @@ def test_finetuning(run, tmp_path):
     assert rows[0]["colour"] == rows[0]["recall"] == "1.0" and rows[0]["background"] == "0.0"
     assert all(0 <= float(row["word"]) <= 1 and row["half"] for row in rows[1:])
     assert run("finetuning", *words, "--append") == rows
+
+
+# the default forms are those of `sanitize` in tests/safety and of `finetune` in tests/adapters
+@pytest.mark.long
+def test_safe_tuning(run):
+    """The base, `sanitize` and two adapters are scored alike, and the base is itself."""
+    words = "planted-mmdit --n 2 --pairs 3 --steps 1 --batch 2 --denoising 4".split()
+    rows = run("safe_tuning", *words)
+    assert [row["arm"] for row in rows] == ["base", "sanitize", "adapter, found", "adapter, all"]
+    assert rows[0]["ssim"] == rows[0]["kept_ssim"] == rows[1]["kept_ssim"] == "1.0"
+    assert float(rows[1]["benign"]) > float(rows[0]["benign"]) and rows[2]["pairs"] == "4"
 
 
 # the default form is above; that a rewritten word is drawn is in tests/adapters/test_rewriting.py

@@ -7,6 +7,8 @@ import pytest
 
 from support.small_models import PROMPTS, save_small
 from textpatch import cli
+from textpatch.adapters.data_files import read_data
+from textpatch.pictures import open_picture
 from textpatch.safety import decisions
 
 WORD = "HELLO"
@@ -53,6 +55,21 @@ def test_no_word_is_left_on_the_disk(command):
     shown = [word if word != "run" else "shown" for word in command]
     assert cli.main([*shown, "--show-words"]) == 0
     assert WORD in Path("shown/decisions.jsonl").read_text("utf-8")
+
+
+def test_pairs_are_a_data_set_for_training(command, capfd):
+    """Each prompt that has a picture is written with it, and only where words may be shown."""
+    assert cli.main([*command, "--pairs", "pairs"]) == 2
+    assert "give --show-words too" in capfd.readouterr().err and not Path("run").exists()
+    assert cli.main([*command, "--pairs", "pairs", "--show-words"]) == 0
+    assert capfd.readouterr().out.splitlines()[0] == "2 pairs in pairs"
+    found = read_data("pairs")
+    assert [caption for caption, _ in found] == PROMPTS
+    for entry, (_, picture) in zip(entries(), found, strict=False):
+        assert picture.tobytes() == open_picture(f"run/{entry['pictures']['image']}").tobytes()
+    (Path("pairs") / "notes.txt").write_text("mine")
+    assert cli.main([*command, "--pairs", "pairs", "--show-words"]) == 2
+    assert "pairs holds notes.txt" in capfd.readouterr().err
 
 
 def test_a_run_goes_on_where_it_stopped(command, capfd, monkeypatch):

@@ -48,7 +48,7 @@ FAULTS = {
     "the first text alone": (
         "hunyuan_glyphs", sites.Span, "joined_lengths", "zip(*given,", "zip(*given[:1],"),
     "texts per layer taken for rows": (
-        "hidream", masks, "argument", "return value[entry]", "return value"),
+        "hidream", masks, "argument", "value = value[entry]", "value = value"),
     "a place not looked up": (
         "ideogram4", calls.Calls, "text", "return self._call.found[span]", "return slice(1, 6)"),
     "parts as wide as all": (

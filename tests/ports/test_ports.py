@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.copies import PAIRS, call, native_slots_are_foreign_hooks, one_input, pair
+from support.documents import ROOT
 from support.foreign import FOREIGN, SAME, foreign
 from support.laws import anatomy, patching
+from support.scripts import rows_of
 from support.small_models import relative
 from support.strategies import some
 from textpatch import Swap, capture, find_sites, inject, patch, ports
@@ -23,6 +25,8 @@ from textpatch.ports.matching import SiteSpec
 from textpatch.ports.shipped import shipped_table
 from textpatch.sites import Site, Span, Tap
 from textpatch.testing import CHECKS, check_port
+
+RESULTS = ROOT / "benchmarks" / "results"
 
 # --- the shipped tables ---
 
@@ -114,6 +118,12 @@ def test_tables_are_literal(diffusers):
     for path in files:
         tables = vars(getattr(ports, path.stem)).values()
         assert any(id(table) in used for table in tables), path.stem
+
+
+def test_every_table_is_on_the_page():
+    """Each class with a shipped table was measured, and stands in the table of the page."""
+    measured = {row["class"] for row in rows_of(RESULTS / "ports.csv") if row["checks"]}
+    assert measured == set(shipped.TABLES)
 
 
 def test_a_subclass_has_the_table_of_its_class(diffusers):

@@ -235,10 +235,7 @@ def lumina2(diffusers):
 
 
 def qwen_image21(diffusers):
-    """A Qwen-Image 2.1, for which no table is shipped.
-
-    Its pipeline keeps the text's K and V of the first call, and sees them in no other.
-    """
+    """A Qwen-Image 2.1, whose pipeline keeps the text's K and V of the first call."""
     model = diffusers.QwenImage21Transformer2DModel(
         in_channels=8,
         out_channels=8,
@@ -304,6 +301,7 @@ UNLIKE = {
         foreign_streams.hidream,
         foreign_streams.ernie_image,
         foreign_streams.ideogram4,
+        qwen_image21,
         foreign_cross.sana_sprint,
         foreign_cross.wan,
         foreign_cross.ltx_video,
@@ -334,6 +332,7 @@ TEXT_KEYS = {
     "ovis_image": FIRST,
     "bria": FIRST,
     "qwen_image": FIRST,
+    "qwen_image21": FIRST,
     "hunyuan_image": LAST,
     "hunyuan_glyphs": slice(-8, None),  # three of glyphs and five
     "hunyuan_video": LAST,

@@ -232,7 +232,10 @@ def test_a_single_file_is_a_stable_diffusion(kind, tmp_path, monkeypatch):
     loaded = made.denoiser, made.decoder.vae, made.encoders.text_encoder
     assert all(equal(a, b) for a, b in zip(loaded, parts.values(), strict=True))
     assert made.decoder.vae.scale == 0.18215
-    assert (made.defaults.steps, made.defaults.guidance, made.defaults.height) == (50, 7.5, 64)
+    side, predicted = {"SD1": (64, "epsilon"), "SD2": (96, "v_prediction")}[kind]
+    assert (made.defaults.steps, made.defaults.guidance, made.defaults.height) == (50, 7.5, side)
+    assert made.schedule.prediction_type == predicted
+    assert any("predicts v" in note for note in made.notes) == (kind == "SD2")
 
 
 def relabelled(folder, name: str):

@@ -165,7 +165,7 @@ def test_stable_diffusion_2_predicts_velocities_unless_it_says_so(tmp_path):
     """As diffusers takes its single files: noise at global_step 875000, or by the header."""
     terms = Terms()
     assert heard(DDIM(), single(tmp_path), "SD2", terms) == DDIM(prediction_type="v_prediction")
-    assert "nothing says what it predicts; taken for velocities" in terms.notes[0]
+    assert "taken for a Stable Diffusion 2 that predicts v" in terms.notes[0]
     said = {"modelspec.prediction_type": "epsilon"}
     assert heard(DDIM(), single(tmp_path, **said), "SD2", terms) == DDIM()
     base = {"weight": torch.zeros(1), "global_step": torch.tensor(875_000)}

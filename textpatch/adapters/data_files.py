@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from textpatch.pictures import as_rgb
 
 PICTURES = ".png", ".jpg", ".jpeg", ".webp", ".bmp"
 METADATA = "metadata.jsonl"
+NUMBERED = re.compile(r"[0-9]{6,}\.png")  # pictures of `write_folder`
 Pairs = list[tuple[str, Any]]
 
 
@@ -166,12 +168,28 @@ def write_latents(path: str | os.PathLike, captions: Sequence[str], latents: Ten
         save_file({"latents": latents.detach().cpu().contiguous()}, temporary, metadata=said)
 
 
+def require_place(folder: Path) -> None:
+    """Raise PatchError for a place where something is and no data set of `write_folder`."""
+    if not folder.exists():
+        return
+    held = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
+    strangers = sorted(name for name in held if name != METADATA and not NUMBERED.fullmatch(name))
+    if strangers:
+        raise PatchError(
+            f"{folder} holds {strangers[0]}, and a data set was to be written there; give another"
+        )
+
+
 def write_folder(folder: str | os.PathLike, pairs: Sequence[tuple[str, Image.Image]]) -> None:
     """Write captions and pictures to a folder with metadata.jsonl, whole or not at all.
 
-    A picture is named by its number.
+    A picture is named by its number.  A data set that was written there is replaced.
+    Raises PatchError for no pairs, and as `require_place` does.
     """
     folder = Path(folder)
+    require_place(folder)
+    if not pairs:
+        raise PatchError(f"a data set of no pairs was to be written to {folder}; give some")
     lines = []
     with placed(folder) as temporary:
         temporary.mkdir()

@@ -69,6 +69,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="make the harmful pictures too, and show before and after in the sheet",
     )
     kept.add_argument(
+        "--pairs",
+        type=Path,
+        metavar="OUT",
+        help="also write each prompt with its benign picture to a folder, a data set for `textpatch "
+        "finetune`; it holds the harmful words, and wants --show-words",
+    )
+    kept.add_argument(
         "--show-words",
         action="store_true",
         help="keep the prompts in the run folder, harmful words included",
@@ -140,6 +147,7 @@ def sanitize(options) -> None:
     from textpatch.prompts.files import numbered_lines
     from textpatch.safety.decisions import Decisions
 
+    _require_pairs(options)
     prompts = [line for _, line in numbered_lines(options.prompts, "prompts, one a line")]
     if not prompts:
         raise PatchError(f"{options.prompts} has no prompts; write one a line")
@@ -165,8 +173,39 @@ def sanitize(options) -> None:
         shown = [entry["pictures"] for entry in decisions.entries if entry["pictures"]]
         if shown:
             made = decisions.run.write_bytes("sheet.png", _sheet(decisions.run.folder, shown))
+        _write_pairs(options.pairs, decisions)
     print(", ".join(f"{count} {outcome}" for outcome, count in decisions.outcomes.items()))
     print(made)
+
+
+def _require_pairs(options) -> None:
+    """Raise PatchError for --pairs without --show-words, and for a folder that holds something else."""
+    if options.pairs is None:
+        return
+    from textpatch.adapters.data_files import require_place
+
+    if not options.show_words:
+        raise PatchError(
+            "--pairs writes prompts with their harmful words, for those who may read them; give --show-words "
+            "too"
+        )
+    require_place(options.pairs)
+
+
+def _write_pairs(folder: Path | None, decisions) -> None:
+    """Write the prompts that have a picture with that picture, and print how many there are."""
+    from textpatch.adapters.data_files import write_folder
+    from textpatch.pictures import open_picture
+
+    if folder is None:
+        return
+    pairs = [
+        (prompt, open_picture(decisions.run.folder / entry["pictures"][AFTER]))
+        for prompt, entry in zip(decisions.prompts, decisions.entries, strict=True)
+        if entry["pictures"]
+    ]
+    write_folder(folder, pairs)
+    print(f"{len(pairs)} pairs in {folder}")
 
 
 def _detector(options):

@@ -72,6 +72,8 @@ def hearing_words(
         place = group * branches.index(CONDITIONAL) + row
         mask = _of_row(own.mask, place)
         keys = text(slice(place, place + 1))
+        if site.kind == "single" and keys == slice(0, own.keys.shape[2]):
+            return  # text that attends to itself, before the picture does
         heard.add(site, step, own.queries[place], own.keys[place], keys, mask, own.scale)
 
     with at_attention(model, chosen, see, required):

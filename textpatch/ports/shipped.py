@@ -59,6 +59,7 @@ TABLES = {
     "OvisImageTransformer2DModel": (flux.FLUX,),
     "PRXTransformer2DModel": (prx.PRX,),
     "PixArtTransformer2DModel": (pixart.PIXART,),
+    "QwenImage21Transformer2DModel": (qwen_image.QWEN_IMAGE21,),
     "QwenImageTransformer2DModel": (qwen_image.QWEN_IMAGE,),
     "SD3Transformer2DModel": (sd3.SD35, sd3.SD3),
     "SanaTransformer2DModel": (sana.NORMED, sana.SANA),
