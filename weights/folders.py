@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from reprlib import repr as shown
 
 from torch import nn
 
@@ -15,12 +14,23 @@ from textpatch.errors import WeightsError
 from textpatch.reference_models.schedules import FlowMatchEuler, Schedule
 from textpatch.reference_models.schedules.published import BETAS, changed, named, unread
 from textpatch.reference_models.vae import VAEConfig
-from textpatch.weights.configs import denoiser_from_config, denoiser_kind, vae_from_config
+from textpatch.weights.configs import (
+    denoiser_from_config,
+    denoiser_kind,
+    require_sizes,
+    vae_from_config,
+)
 from textpatch.weights.fill import Part
 from textpatch.weights.layouts import VAE_DIFFUSERS, Layout, listed
 from textpatch.weights.locating import NOT_RUN, PIPELINES, PLACES, SUPPORTED, pipeline_of
-from textpatch.weights.parts import built, part_of
-from textpatch.weights.reading.files import component_file, inside, read_config, read_json
+from textpatch.weights.parts import built, explained, part_of
+from textpatch.weights.reading.files import (
+    component_file,
+    inside,
+    read_config,
+    read_json,
+    shown,
+)
 from textpatch.weights.reading.terms import Terms
 from textpatch.weights.schedulers import schedule_from_config
 
@@ -168,10 +178,11 @@ class Folder:
         folder = self.folder(component)
         links = self.terms.follow_links
         file = component_file(folder, "model", self.terms)
-        return (
-            read_config(folder, sizes, follow_links=links),
-            part_of(file, component, layout, self.terms),
-        )
+        config = read_config(folder, sizes, follow_links=links)
+        with explained(folder / "config.json"):
+            require_sizes(config, {})
+            _require_distances(config)
+        return config, part_of(file, component, layout, self.terms)
 
     def tokenizer(self, component: str) -> Path:
         """Folder of a tokenizer, whose files lie inside it."""
@@ -245,6 +256,20 @@ class Folder:
         settings = self._json(self.path / "scheduler", "scheduler_config.json")
         levels = {key: value for key, value in {**BETAS, **config}.items() if key in LEVELS}
         return schedule_from_config({**settings, **levels})
+
+
+def _require_distances(config: dict) -> None:
+    """Raise WeightsError for a T5 whose buckets of distances have no room.
+
+    Half of them are for either side, half of these for one distance each, and the others for longer ones.
+    """
+    buckets = config.get("relative_attention_num_buckets", 32)
+    most = config.get("relative_attention_max_distance", 128)
+    if buckets < 4 or most <= buckets // 4:
+        raise WeightsError(
+            f"relative_attention_num_buckets is {buckets}, and relative_attention_max_distance {most}; "
+            "give four buckets or more, and a distance above a quarter of their number"
+        )
 
 
 def denoiser_folder(

@@ -13,6 +13,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from support.originals import originals, write_shards
 from support.small_denoisers import SMALL, small
 from support.small_models import PROMPTS, save_small, small_pipeline
 from support.strategies import randomize
@@ -27,53 +28,10 @@ from textpatch.weights.configs import REFINER, denoiser_from_config
 from textpatch.weights.fill import Part, fill_module
 from textpatch.weights.fingerprint import model_sha256
 from textpatch.weights.folders import Folder
-from textpatch.weights.layouts import SINGLE_FILES
-from textpatch.weights.layouts.tensors import HeadRows, Rows, swapped
 from textpatch.weights.loading import outline
 from textpatch.weights.locating import NOT_RUN
 from textpatch.weights.reading import files
 from textpatch.weights.signs.tokens import word_tokenizer
-
-
-def originals(kind: str, component: str, state: dict) -> dict:
-    """A component's tensors under the names, and fused as, its original file has them."""
-    single = next(single for single in SINGLE_FILES if single.name == kind)
-    part = next(part for part in single.parts if part.component == component)
-    made, left = {}, dict(state)  # of two spellings in a table, the first
-    for key, targets in part.layout.table.items():
-        held = [(function, left.pop(name)) for name, function in targets if name in left]
-        if held:
-            made[part.prefix + key] = whole(held, key)
-    assert sum(tensor.numel() for tensor in made.values()) == sum(
-        tensor.numel() for tensor in state.values()
-    )
-    return made
-
-
-def whole(held: list, key: str) -> torch.Tensor:
-    """The tensor whose parts, by their functions, are those held."""
-    (function, tensor), *_ = held
-    if isinstance(function, Rows):
-        return torch.cat([tensor for _, tensor in sorted(held, key=lambda pair: pair[0].start)])
-    if isinstance(function, HeadRows):
-        heads = [
-            tensor.unflatten(0, (-1, 64))
-            for _, tensor in sorted(held, key=lambda pair: pair[0].index)
-        ]
-        fused = torch.stack(heads, dim=1).flatten(0, 2)
-        return fused if fused.dim() == 1 else fused[..., None]
-    if function is swapped:
-        return swapped(tensor)
-    if function.__name__ == "transposed":
-        return tensor.T.contiguous()
-    if function.__name__ == "linear" and tensor.dim() == 2:
-        return tensor[..., None] if kind_of_convolution(key) == 1 else tensor[..., None, None]
-    return tensor
-
-
-def kind_of_convolution(key: str) -> int:
-    """IF's attention is a convolution over a line, the VAE's over a plane."""
-    return 2 if "mid.attn_1" in key else 1
 
 
 def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -108,18 +66,6 @@ def test_a_file_in_diffusers_layout_needs_no_config(tmp_path, kind):
     model = small(kind)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     assert equal(load_denoiser(tmp_path / "model.safetensors"), model)
-
-
-def write_shards(folder, stem: str, state: dict, count: int = 3) -> None:
-    names, width = list(state), f"-of-{count:05d}.safetensors"
-    shards = {f"{stem}-{i + 1:05d}{width}": names[i::count] for i in range(count)}
-    for file, held in shards.items():
-        save_file({name: state[name] for name in held}, folder / file)
-    body = {
-        "metadata": {"total_size": sum(t.nbytes for t in state.values())},
-        "weight_map": {name: file for file, held in shards.items() for name in held},
-    }
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(body))
 
 
 def test_shards_are_the_same_model(tmp_path):

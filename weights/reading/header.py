@@ -37,7 +37,12 @@ CONVERT = (
     "fetch the safetensors version, or convert it on a machine you can lose: "
     "safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')"
 )
-CHARACTER = rb'[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4}'
+# an escape that is no half of a surrogate pair, or a whole pair
+ESCAPE = (
+    rb"\\u(?![dD][89a-fA-F])[0-9a-fA-F]{4}"
+    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+CHARACTER = rb'[^"\\\x00-\x1f]|\\["\\/bfnrt]|' + ESCAPE
 GRAMMAR = {
     "an object": re.compile(rb'\{[ \t\n\r]*(?=["}])'),
     # a character is at most 4 bytes or two escapes
