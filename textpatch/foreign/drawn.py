@@ -168,6 +168,13 @@ class Wrapped:
         groups = math.ceil(rows / _rows_at_once(layout, micro_batch))
         return groups * steps * len(layout), rows * steps * self.tried.seconds
 
+    def calls_of_step(
+        self, guidance: float | Guidance, negative: str | None = None
+    ) -> tuple[tuple[str, ...], ...]:
+        """Calls of the denoiser that make a step, with the branches of each one's rows."""
+        self.tried  # noqa: B018  as `draw_rows`, so that no try is heard later
+        return self._layout(*_as_numbers(guidance, negative))
+
     def audited_batch(
         self, rows: Sequence[Row], guidance: float | Guidance, negative: str | None
     ) -> list[Row]:
