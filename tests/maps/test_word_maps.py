@@ -201,8 +201,24 @@ def test_maps_of_our_models_are_whole_maps(name):
 # --- somebody else's pipelines
 
 
+def test_a_wrapped_pipeline_is_mapped(diffusers):
+    """The quoted word is found in FLUX.1's T5, and a single site of the drawn call gives both maps."""
+    from support.foreign_pipelines import flux
+
+    pipe = flux()
+    found = attention_map(wrap(pipe, height=32, width=32), PROMPTS[0], run_steps=1, sites=1)
+    ids = pipe.tokenizer_2(PROMPTS[0]).input_ids
+    spelled = pipe.tokenizer_2.decode([ids[place] for place in found.tokens])
+    assert spelled.replace(" ", "").upper().strip('"') == "HELLO"
+    assert found.array().shape == found.array("given").shape == (2, 2)
+
+
+@pytest.mark.long
 def test_maps_of_a_wrapped_pipeline_are_those_of_ours(diffusers):
-    """With the weights of tiny-mmdit, diffusers' pipeline gives our words, tokens and maps (1e-4)."""
+    """With the weights of tiny-mmdit, diffusers' pipeline gives our words, tokens and maps (1e-4).
+
+    By default foreign models and ours are each held to the softmax.
+    """
     from support.signs_in_diffusers import MADE
 
     pipe, options = MADE["tiny-mmdit"]()
