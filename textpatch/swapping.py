@@ -28,7 +28,7 @@ from textpatch.masks import MIXED, require_known_layout, rows_of_mask
 from textpatch.plan import CONDITIONAL, Plan, Row, SiteSlots, require_in_range
 from textpatch.ports.shipped import find_sites
 from textpatch.reads import Reads
-from textpatch.sites import Site, select_sites
+from textpatch.sites import Site, Span, select_sites
 from textpatch.slots import gather_text
 
 BACKEND = "sdpa"  # of the ledger: the model's own attention
@@ -248,15 +248,20 @@ class _Branch:
         self.sites = sites
         self.watch = Watch(sites, self.rows, {row.name for row in rows}, reads.found)
         self.names = plan.kept(self._names)
-        self._tables: dict[tuple[Site, int, torch.device], Callable[[int], _Tables]] = {}
+        self._tables: dict[
+            tuple[Span, int, torch.device], Callable[[int], dict[Site, _Tables]]
+        ] = {}
         self._entered: dict[Site, int] = {}
 
     def tables(self, site: Site, step: int, tokens: int, device: torch.device) -> _Tables:
-        """Tables of a site in a step, for so many text tokens."""
-        key = site, tokens, device
+        """Tables of a site in a step, for so many text tokens.
+
+        They are made at once for all sites that read the same text.
+        """
+        key = site.span, tokens, device
         if key not in self._tables:
             self._tables[key] = self.plan.kept(partial(self._made, *key))
-        return self._tables[key](step)
+        return self._tables[key](step)[site]
 
     def enter(
         self, call: int, step: int, site: Site, tables: _Tables, kv: dict[str, Tensor]
@@ -281,14 +286,18 @@ class _Branch:
             for site in select_sites(self.sites, swap.sites)
         )
 
-    def _made(self, site: Site, tokens: int, device: torch.device, step: int) -> _Tables:
-        length = {site: tokens}
+    def _made(
+        self, span: Span, tokens: int, device: torch.device, step: int
+    ) -> dict[Site, _Tables]:
+        length = {site: tokens for site in self.sites if site.span == span}
         slots = self.plan.slots(step, self.rows, self.sites, tokens=length)
         winners = self.plan.winners(step, self.rows, self.sites, tokens=length)
-        entry = None if slots is None else slots[self.sites.index(site)]
-        pair = entry if isinstance(entry, tuple) else (entry, entry)
-        k, v = (None if table is None else table.to(device) for table in pair)
-        return _Tables(entry, winners, k, v)
+        made = {}
+        for site, entry in zip(self.sites, slots or [None] * len(self.sites), strict=True):
+            pair = entry if isinstance(entry, tuple) else (entry, entry)
+            k, v = (None if table is None else table.to(device) for table in pair)
+            made[site] = _Tables(entry, winners, k, v)
+        return made
 
 
 class _Tables(NamedTuple):

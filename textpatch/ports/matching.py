@@ -184,9 +184,19 @@ def _in_order(rows: Sequence[SiteSpec], names: Iterable[str]) -> list[tuple[str,
 def require_module(model: object) -> None:
     """Raise PatchError unless a model is a module, which alone has sites to be found."""
     if not isinstance(model, nn.Module):
+        parts = [name for name in ("transformer", "unet") if hasattr(model, name)]
+        cure = (
+            f"give its .{parts[0]}, or textpatch.wrap(pipe)"
+            if parts
+            else "give the denoiser itself"
+        )
         raise PatchError(
-            f"sites were asked of a {type(model).__name__}, which is no torch.nn.Module; "
-            "give the denoiser itself"
+            f"sites were asked of a {type(model).__name__}, which is no torch.nn.Module; {cure}"
+        )
+    if hasattr(model, "_orig_mod"):
+        raise PatchError(
+            f"sites were asked of a model that torch.compile made ({type(model).__name__}), and compiled "
+            "code passes by what is put into it; give the model as it was before, its ._orig_mod"
         )
 
 
