@@ -9,10 +9,12 @@ from numbers import Integral, Real
 from textpatch.errors import PatchError
 from textpatch.guidance import Embedded, Guidance, as_guidance
 
+# most latents along a side, far beyond what any model draws
+LARGEST = 32768
 # What each of the fields of `Defaults` must be.
 WANTED = {
-    "height": "a positive whole number",
-    "width": "a positive whole number",
+    "height": "a whole number of 1 to 32768",
+    "width": "a whole number of 1 to 32768",
     "steps": "a positive whole number",
     "guidance": "a finite number",
     "text_box": "four whole numbers: left, top, right, bottom",
@@ -100,7 +102,9 @@ def _is_finite(value) -> bool:
 
 def _fits(name: str, value) -> bool:
     """True where a field of `Defaults` may have this value."""
-    if name in ("height", "width", "steps"):
+    if name in ("height", "width"):
+        return is_whole(value) and 0 < value <= LARGEST
+    if name == "steps":
         return is_whole(value) and value > 0
     if name == "guidance":
         return _is_finite(value)
