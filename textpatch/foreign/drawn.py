@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from textpatch.bookkeeping import compiled
 from textpatch.branches import layout_of, probe_calls
 from textpatch.checks import starts_by_itself
 from textpatch.errors import PatchError
@@ -26,6 +25,7 @@ from textpatch.foreign.joining import Part, joined, parts_of
 from textpatch.foreign.times import HeardSchedule
 from textpatch.foreign.trying import PROMPT, PROMPTS, STEPS, Tried, as_drawn, try_draw
 from textpatch.guidance import ClassifierFree, Guidance
+from textpatch.hooks import compiled
 from textpatch.ledger import Ledger
 from textpatch.plan import Plan, Row
 from textpatch.sites import Site, is_count
