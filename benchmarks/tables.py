@@ -577,6 +577,26 @@ def overhead() -> str:
     return drawn(["one call, against the bare one", "tiny-mmdit", "a small SDXL"], rows)
 
 
+def foreign_runs() -> str:
+    """A whole run of somebody else's pipeline, as many times as long as the bare one, with quartiles."""
+    measured = read_rows("foreign")
+    rows = []
+    for way in ("plain hooks", "swap", "wrapped"):
+        found = [one(measured, rows=count, way=way) for count in ("3", "8")]
+        spans = [
+            f"{ratio(float(row['ratio']))} ({ratio(float(row['ratio_low']))} to "
+            f"{ratio(float(row['ratio_high']))})"
+            for row in found
+        ]
+        held = f"{float(found[1]['held']) / 1000:.0f} kB"
+        rows.append([way, *spans, held])
+    steps = [
+        f"{count} rows, {float(one(measured, rows=count, way='bare')['step_ms']):.0f} ms a step"
+        for count in ("3", "8")
+    ]
+    return drawn(["one run, against the bare one", *steps, "kept between steps"], rows)
+
+
 def idle_hooks() -> str:
     """A sentence: what a hook costs, idle and open."""
     measured = read_rows("overhead-cpu")
@@ -827,7 +847,8 @@ TABLES: dict[str, Callable[..., str]] = {
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, chance,
         other_sizes, real_pictures, strangers, searches, promised, over_reading, misread, limits, readers,
-        rewriting, beyond, edits, edits_told, edits_published, overhead, idle_hooks, full_size, attention,
+        rewriting, beyond, edits, edits_told, edits_published, overhead,
+        foreign_runs, idle_hooks, full_size, attention,
         localization, published, disguises, safety_methods, safety_time, safety_published,
         ports_verified, ports_exceptions, ports_unsaid, ports_tried,
     )

@@ -13,6 +13,7 @@ from textpatch.reference_models.deepfloyd_if import DeepFloydIF
 from textpatch.reference_models.flux import Flux
 from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.schedules import DDIM, DDPM, Euler, FlowMatchEuler, Schedule
+from textpatch.reference_models.schedules.published import changed
 from textpatch.reference_models.sdxl import SDXL, StableDiffusion
 from textpatch.reference_models.vae import VAEConfig
 from textpatch.weights.configs import denoiser_from_config
@@ -33,6 +34,7 @@ from textpatch.weights.reading.files import (
 )
 from textpatch.weights.reading.hub import cached_snapshot
 from textpatch.weights.reading.terms import Terms
+from textpatch.weights.schedulers import FLUX_DEV, FLUX_SCHNELL, heard
 from textpatch.weights.strays import named
 
 # Single files leave out the sizes of their text encoders, their schedules (whose defaults are the published
@@ -109,11 +111,10 @@ SUPPORTED = {
     "StableDiffusionPipeline": DDIM(),
     "StableDiffusionXLPipeline": Euler(),
     "StableDiffusion3Pipeline": FlowMatchEuler(),
-    "FluxPipeline": FlowMatchEuler(use_dynamic_shifting=True, spacing="steps"),
+    "FluxPipeline": FLUX_DEV,
     "IFPipeline": DDPM(),
     "IFSuperResolutionPipeline": DDPM(),
 }
-SCHNELL = FlowMatchEuler(shift=1.0, spacing="steps")
 # Classes of pipelines that are known and not run, and what they do.
 NOT_RUN = {
     "StableDiffusionInpaintPipeline": "fills a masked place of a given picture",
@@ -155,11 +156,6 @@ class File:
         if self.kind is not None and self.kind.name in SINGLE_FILE_PIPELINES:
             self.pipeline, self._schedule, self.home = SINGLE_FILE_PIPELINES[self.kind.name]
             self.parts = parts_of(names, self.kind, self.terms)
-            if self.kind.name == "SD2":
-                self.terms.note(
-                    "taken for a Stable Diffusion 2 that predicts v on latents of 96x96, as 2.1 does; "
-                    "base models of 64x64 predict noise: pipeline.at(64, 64).with_schedule(DDIM())"
-                )
             return
         self.parts = {}
         if self.kind is None or any(part.component in PLACES for part in self.kind.parts):
@@ -176,8 +172,8 @@ class File:
         self._model, self._config, part = denoiser_file(path, self.terms)
         self.pipeline = pipeline_of(self._model, getattr(self._config, "class_embed_type", None))
         self._schedule = SUPPORTED[self.pipeline]
-        if not getattr(self._config, "guidance_embeds", True):
-            self._schedule = SCHNELL
+        if self._model is Flux and not self._config.guidance_embeds:
+            self._schedule = FLUX_SCHNELL
         self.parts = {PIPELINES[self._model][1]: part}
 
     def has(self, component: str) -> bool:
@@ -233,7 +229,13 @@ class File:
         return None
 
     def schedule(self) -> Schedule:
-        return self._schedule
+        """Published schedule of the family, with what the file says of its own."""
+        kind = None if self.kind is None else self.kind.name
+        return heard(self._schedule, self.tensors, kind, self.terms)
+
+    def schedule_named(self, name: str) -> Schedule:
+        """Schedule of a name with the settings of the file's own.   Raises PatchError as `changed` does."""
+        return changed(name, self.schedule())
 
 
 def denoiser_file(path: Path, terms: Terms | None = None) -> tuple[type[nn.Module], object, Part]:

@@ -16,6 +16,8 @@ from textpatch import seeds as seeds_of_requests
 from textpatch.errors import PatchError
 from textpatch.guidance import ClassifierFree
 from textpatch.reference_models.flux import GUIDANCE
+from textpatch.reference_models.schedules.published import named
+from textpatch.sampling import sample_latents
 
 # lower case: IF lowers its prompts
 PROMPTS = [
@@ -60,6 +62,10 @@ def saved(published, tmp_path_factory):
         return made[key]
 
     return both
+
+
+def diffusers_classes():
+    return pytest.importorskip("diffusers")
 
 
 def generators():
@@ -202,6 +208,53 @@ def test_a_clip_skip_that_leaves_no_layer_is_refused(saved):
             ours.with_clip_skip(3)
     with pytest.raises(PatchError, match="clip skip 1 was asked of SD3TextEncoders, and only"):
         small_pipeline().with_clip_skip(1)
+
+
+@pytest.mark.parametrize(
+    "name, ours_named, options, steps, guidance",
+    [
+        ("EulerAncestralDiscreteScheduler", "euler_ancestral", {}, 1, 0.0),  # SDXL-Turbo
+        ("EulerAncestralDiscreteScheduler", "euler_ancestral", {}, 4, 0.0),
+        ("EulerDiscreteScheduler", "euler", {"prediction_type": "sample"}, 1, 0.0),  # Lightning
+        ("LCMScheduler", "lcm", {}, 4, 0.0),
+        ("PNDMScheduler", "pndm", {"skip_prk_steps": True}, 4, 3.0),
+        ("DPMSolverMultistepScheduler", "dpmpp_2m_sde", {}, 4, 3.0),
+    ],
+)
+def test_schedules_by_name_equal_diffusers(saved, name, ours_named, options, steps, guidance):
+    """A whole SDXL with another scheduler of its settings, in few steps and without guidance, too."""
+    theirs, ours = saved("sdxl")
+    settings = {**theirs.scheduler.config, "timestep_spacing": "trailing", **options}
+    settings.pop("_use_default_values", None)  # which diffusers would take back
+    if ours_named == "dpmpp_2m_sde":
+        settings["algorithm_type"] = "sde-dpmsolver++"
+    made = ours.with_schedule(named(ours_named, settings))
+    shape = (ours.latent_channels, ours.defaults.height, ours.defaults.width)
+    drawn = generators()
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in drawn])
+    kept = theirs.scheduler
+    theirs.scheduler = getattr(diffusers_classes(), name).from_config(settings)
+    try:
+        expected = theirs(
+            PROMPTS,
+            latents=noise,
+            generator=drawn,
+            num_inference_steps=steps - (name == "PNDMScheduler"),
+            guidance_scale=guidance,
+            height=64,
+            width=64,
+            output_type="latent",
+        ).images
+    finally:
+        theirs.scheduler = kept
+    rows = [
+        Row(str(i), prompt, seed)
+        for i, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True))
+    ]
+    latents = sample_latents(made, rows, steps=steps, guidance=guidance).latents
+    assert relative(torch.stack([*latents.values()]), expected) <= tolerance(
+        steps, max(guidance, 1)
+    )
 
 
 @pytest.mark.parametrize("guidance, negative", [(1.0, None), (7.0, None), (4.0, "a yellow wall")])

@@ -314,6 +314,7 @@ FOLDERS = [
         "holds the variants ema, fp16 and no plain file; choose one: variant=",
         True,
         diffusers="refuses",
+        reader="load_denoiser",
     ),
     Row(
         "variant-chosen",
@@ -343,6 +344,7 @@ FOLDERS = [
         "and nothing says which is meant; move one",
         True,
         diffusers="same",
+        reader="load_denoiser",
     ),
     Row(
         "whole-and-index",
@@ -368,6 +370,7 @@ FOLDERS = [
         "names 3 files and lacks 1: .*00002-of-00003",
         True,
         diffusers="refuses",
+        reader="load_denoiser",
     ),
     Row(
         "no-index-of-shards",
@@ -378,6 +381,7 @@ FOLDERS = [
         "only shards .* without their index; fetch 'diffusion_pytorch_model.safetensors.index.json'",
         True,
         diffusers="refuses",
+        reader="load_denoiser",
     ),
     Row(
         "metadata-null",
@@ -421,6 +425,7 @@ FOLDERS = [
         "only pickles .*; a pickle can run any code",
         True,
         diffusers="",
+        reader="load_denoiser",
     ),
     Row(
         "no-t5",
@@ -647,6 +652,7 @@ FOLDERS = [
         "missing .*attn1.to_k.weight.*unexpected .*to_k.base_layer.weight",
         True,
         diffusers="",
+        reader="load_denoiser",
     ),
     Row(
         "original-in-folder",
@@ -753,6 +759,7 @@ FOLDERS = [
         linked_out(UNET),
         "leads out of its folder to .* follow_links=True",
         True,
+        reader="load_denoiser",
     ),
     Row(
         "linked-file-allowed",
@@ -785,6 +792,7 @@ FOLDERS = [
         True,
         options=lambda folder: {"follow_links": True},
         diffusers="",
+        reader="load_denoiser",
     ),
     Row(
         "lfs-pointer",
@@ -795,6 +803,7 @@ FOLDERS = [
         "is a Git-LFS pointer, .* git lfs pull",
         True,
         diffusers="refuses",
+        reader="load_denoiser",
     ),
     Row(
         "lfs-config",
@@ -805,6 +814,7 @@ FOLDERS = [
         "config.json is a Git-LFS pointer",
         True,
         diffusers="refuses",
+        reader="load_denoiser",
     ),
     Row(
         "web-page",
@@ -815,6 +825,7 @@ FOLDERS = [
         "is a web page, .*needs a login",
         True,
         diffusers="refuses",
+        reader="load_denoiser",
     ),
     Row(
         "json-answer",
@@ -825,6 +836,7 @@ FOLDERS = [
         "is JSON, such as",
         True,
         diffusers="refuses",
+        reader="load_denoiser",
     ),
     Row(
         "empty-file",
@@ -835,6 +847,7 @@ FOLDERS = [
         "damaged or no safetensors file .0 bytes",
         True,
         diffusers="refuses",
+        reader="load_denoiser",
     ),
     Row(
         "half-a-file",
@@ -845,6 +858,7 @@ FOLDERS = [
         "is damaged .* fetch it again",
         True,
         diffusers="refuses",
+        reader="load_denoiser",
     ),
     Row(
         "a-tensor-less",
@@ -855,6 +869,7 @@ FOLDERS = [
         "missing 1: conv_in.bias",
         True,
         diffusers="",
+        reader="load_denoiser",
     ),
     Row(
         "a-stranger",
@@ -865,6 +880,7 @@ FOLDERS = [
         "unexpected 1: time_gate.weight",
         True,
         diffusers="",
+        reader="load_denoiser",
     ),
     Row(
         "mixed-precision",
@@ -944,6 +960,7 @@ CONFIGURATIONS = [
         "with norm_eps 0.001; SDXL is the published one, with 1e-05",
         True,
         diffusers="",
+        reader="load_denoiser",
     ),
     Row(
         "too-many-layers",
@@ -984,6 +1001,7 @@ CONFIGURATIONS = [
         "cannot be read as JSON",
         True,
         diffusers="",
+        reader="load_denoiser",
     ),
 ]
 

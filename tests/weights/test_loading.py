@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from support.originals import originals, write_shards
@@ -19,6 +19,7 @@ from support.small_models import PROMPTS, save_small, small_pipeline
 from support.strategies import randomize
 from textpatch import load, load_denoiser
 from textpatch.errors import WeightsError
+from textpatch.reference_models.schedules import Euler
 from textpatch.reference_models.sdxl import StableDiffusion
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.weights import locating
@@ -246,6 +247,16 @@ def test_a_single_file_is_a_pipeline(sdxl_file):
         5.0,
         (1024, 1024, 0, 0, 1024, 1024),
     )
+
+
+def test_a_single_file_of_velocities_is_heard(sdxl_file):
+    """A whole SDXL with the keys of a model of velocities: they are dropped, and its schedule has them."""
+    path, _ = sdxl_file
+    marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    save_file(load_file(path) | marks, path)
+    made = load(path)
+    assert made.schedule == Euler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert "as the key 'v_pred' says" in " ".join(made.notes)
 
 
 def test_a_single_file_without_tokenizers_says_where_they_go(sdxl_file, tmp_path, monkeypatch):

@@ -116,7 +116,7 @@ def generate(options) -> Outcome:
     album = Album(
         list(itertools.product(asked.prompts, options.seeds)),
         draw,
-        partial(open_folder, options, request),
+        partial(open_folder, options, request, loaded=list(pipeline.notes)),
         goes_on=os.path.exists(folder_of(options, request) / "manifest.json"),
         at_once=fitting(options, pipeline, guidance, AT_ONCE),
     )

@@ -78,6 +78,19 @@ def read_header(where: str | os.PathLike) -> dict[str, TensorEntry]:
             ) from None
 
 
+def said_in_header(where: str | os.PathLike, name: str) -> str | None:
+    """Short text without escapes that the metadata of a file has under a name, None without one.
+
+    The header must have been read by `read_header`, so that between unescaped quotes stands a name.
+    Raises WeightsError for a file that changed since.
+    """
+    path = Path(where)
+    with opened(path) as file:
+        text, _ = _header_text(file, size=identity_of(file)[0])
+    said = re.search(rb'"%s"[ \t\n\r]*:[ \t\n\r]*"([^"\\]{0,64})"' % re.escape(name.encode()), text)
+    return said[1].decode() if said else None
+
+
 def _require_safetensors(path: Path, file: io.FileIO, code: str) -> None:
     """Raise WeightsError with what a file is instead, if its header cannot be and that is known."""
     if code not in ("header-too-large", "header-beyond-file"):
