@@ -1,6 +1,6 @@
 """Time what a wrapped pipeline's swap adds to the pipeline's own call.
 
-    python benchmarks/foreign.py [PIPELINE ...]
+    python benchmarks/foreign.py [MODEL ...]
 
   bare          the pipeline's call with the same rows, nothing swapped
   plain hooks   the same call under forward hooks written for this model and this swap alone
@@ -8,18 +8,19 @@
   wrapped       `textpatch.sample` on the wrapped pipeline
   nnsight, pyvene  the same swap by a stand-in for the transformer, where they are installed
 
-Rows are a source, a target, and for every site the source with the target's text at that site.  All ways
-are shown to draw the same latents, bit for bit, before anything is timed.  `step_ms` is what a step of the
-bare call takes.  `held` is the number of bytes of tensors alive when the last step begins, beyond those of
-the bare call.  It is what a way keeps from step to step.
+Rows are a source, a target, and for every site, or for one, the source with the target's text at that site.
+All ways are shown to draw the same latents, bit for bit, before anything is timed.  On a CPU the time is
+that of the processor.  `step_ms` is what a step of the bare call takes.  `held` is the number of bytes of
+tensors alive when the last step begins, beyond those of the bare call.  It is what a way keeps from step to
+step.
 
-Pipelines are diffusers' StableDiffusion3Pipeline, `tiny-mmdit` with the shipped weights, and `wide` with
-random weights and steps of more than 100 ms on a CPU thread.
+The pipeline is diffusers' StableDiffusion3Pipeline with the weights of a shipped MMDiT.
 """
 
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -35,24 +36,9 @@ from textpatch.weights.loading import find
 
 SOURCE = 'a red sign that says "HOUSE" on a blue wall'
 TARGET = 'a green badge that says "TIGER" on a striped yellow wall'
-STEPS = 4
+STEPS = 8
 GUIDANCE = 3.0
 PIXELS = dict(height=32, width=96)
-# of a model whose step takes more than 100 ms for eight rows and both branches
-WIDE = dict(
-    sample_size=32,
-    patch_size=2,
-    in_channels=3,
-    out_channels=3,
-    num_layers=6,
-    num_attention_heads=8,
-    attention_head_dim=64,
-    joint_attention_dim=128,
-    pooled_projection_dim=128,
-    caption_projection_dim=512,
-    pos_embed_max_size=48,
-    qk_norm="rms_norm",
-)
 BARE = "bare"
 
 
@@ -65,6 +51,7 @@ class Pixels(nn.Module):
             scaling_factor=1.0, shift_factor=0.0, block_out_channels=(1,), latent_channels=3
         )
         self.dtype = torch.float32
+        self.device = torch.device("cpu")
 
     def decode(self, x: Tensor, return_dict: bool = True) -> tuple[Tensor]:
         return (x,)
@@ -74,23 +61,20 @@ def pipe_of(name: str):
     """A StableDiffusion3Pipeline, with the shipped encoders."""
     import diffusers
 
-    transformer = {}
-    if name == "wide":
-        torch.manual_seed(0)
-        transformer["transformer"] = diffusers.SD3Transformer2DModel(**WIDE).eval()
-        for parameter in transformer["transformer"].parameters():
-            nn.init.normal_(parameter, std=0.02)
     pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(
-        str(find("tiny-mmdit")), vae=Pixels(), torch_dtype=torch.float32, **transformer
+        str(find(name)), vae=Pixels(), torch_dtype=torch.float32
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 class Case:
-    """One pipeline, its rows, and the swap at every site that all ways carry out."""
+    """One pipeline, its rows, and the swap at all sites, each in a row of its own, or at one.
 
-    def __init__(self, name: str):
+    count  number of sites that are swapped
+    """
+
+    def __init__(self, name: str, count: int | None):
         self.pipe = pipe_of(name)
         longest = self.pipe.tokenizer_3.model_max_length
         self.call = dict(
@@ -103,7 +87,7 @@ class Case:
         self.model = self.pipe.transformer
         options = dict(**PIXELS, max_sequence_length=longest, output_type="latent")
         self.wrapped = wrap(self.pipe, steps=STEPS, guidance=GUIDANCE, **options)
-        sites = self.wrapped.sites
+        sites = self.wrapped.sites[:count]
         names = [f"site-{site.index}" for site in sites]
         self.rows = [Row("source", SOURCE), Row("target", TARGET)]
         self.rows += [Row(name, SOURCE) for name in names]
@@ -202,7 +186,7 @@ class Case:
             gc.collect()
             storages = {}
             for one in gc.get_objects():
-                if isinstance(one, Tensor):
+                if issubclass(type(one), Tensor):
                     storage = one.untyped_storage()
                     storages[storage.data_ptr()] = storage.nbytes()
             counted.append(sum(storages.values()))
@@ -254,41 +238,43 @@ def ways_of(case: Case) -> dict[str, Callable[[], Tensor]]:
     return ways
 
 
-COLUMNS = ["pipeline", "rows", "steps", "step_ms", "way", *TIMES, "held"]
+COLUMNS = ["model", "rows", "steps", "step_ms", "way", *TIMES, "held"]
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=11)
-    known = ["tiny-mmdit", "wide"]
+    known = ["tiny-mmdit", "planted-mmdit"]
     parser.add_argument(
-        "pipelines", nargs="*", metavar="PIPELINE", help=f"of {', '.join(known)} (both)"
+        "models", nargs="*", metavar="MODEL", help=f"of {', '.join(known)} (the first)"
     )
     options = parsed(parser, argv)
-    if unknown := sorted(set(options.pipelines) - set(known)):
-        parser.error(f"no pipeline {unknown[0]!r}; known: {', '.join(known)}")
+    if unknown := sorted(set(options.models) - set(known)):
+        parser.error(f"no model {unknown[0]!r}; known: {', '.join(known)}")
     table = Table(
         COLUMNS,
         environment(options.device, "diffusers", "transformers", "nnsight", "pyvene"),
         options.csv,
         options.append,
     )
+    clock = time.perf_counter if options.device.type == "cuda" else time.process_time
     with torch.no_grad():
-        for name in options.pipelines or known:
-            case = Case(name)
-            ways = ways_of(case)
-            kept = {way: case.held(act) for way, act in ways.items()}
-            taken = in_turns(ways, rounds=options.rounds, device=options.device)
-            step = timed(taken, BARE, BARE)["median_ms"] / STEPS
-            for way in ways:
-                table.add(
-                    pipeline=name,
-                    rows=len(case.rows),
-                    steps=STEPS,
-                    step_ms=step,
-                    way=way,
-                    held=kept[way] - kept[BARE],
-                    **timed(taken, way, BARE),
-                )
+        for name in options.models or known[:1]:
+            for count in (1, None):
+                case = Case(name, count)
+                ways = ways_of(case)
+                kept = {way: case.held(act) for way, act in ways.items()}
+                taken = in_turns(ways, rounds=options.rounds, device=options.device, clock=clock)
+                step = timed(taken, BARE, BARE)["median_ms"] / STEPS
+                for way in ways:
+                    table.add(
+                        model=name,
+                        rows=len(case.rows),
+                        steps=STEPS,
+                        step_ms=step,
+                        way=way,
+                        held=kept[way] - kept[BARE],
+                        **timed(taken, way, BARE),
+                    )
 
 
 if __name__ == "__main__":

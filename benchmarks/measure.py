@@ -49,12 +49,19 @@ def require_alike(what: str, made: Tensor, expected: Tensor, tolerance: float) -
 
 
 def in_turns(
-    ways: dict[str, Callable[[], object]], *, rounds: int, device: torch.device, least: float = 0.0
+    ways: dict[str, Callable[[], object]],
+    *,
+    rounds: int,
+    device: torch.device,
+    least: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of one call of each way, one number per round.
 
     Every way is to have been called before, to be checked.  A way that takes less than `least` seconds is
     called again and again for that long, and the mean is taken.
+
+    clock  `time.process_time` for ways that compute on one CPU thread of a machine with other work
     """
     calls = {
         name: max(1, math.ceil(least / _seconds(way, 1, device))) if least else 1
@@ -64,18 +71,23 @@ def in_turns(
     order = random.Random(0)
     for _ in range(rounds):
         for name in order.sample(list(ways), len(ways)):
-            taken[name].append(_seconds(ways[name], calls[name], device))
+            taken[name].append(_seconds(ways[name], calls[name], device, clock))
     return taken
 
 
-def _seconds(way: Callable[[], object], calls: int, device: torch.device) -> float:
+def _seconds(
+    way: Callable[[], object],
+    calls: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """The mean of some calls in a row."""
     _wait(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(calls):
         way()
     _wait(device)
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def _wait(device: torch.device) -> None:

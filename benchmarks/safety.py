@@ -6,14 +6,17 @@ pictures  Prompts with invented words in the role of harmful ones, drawn by each
           of what tesseract reads towards the harmful and towards the benign word, how often the detector
           finds the reading harmful, how often nothing is read, the SSIM to the plain picture outside the
           lettering, and how much of its scene (colour, shape, wall, pattern) is kept.
-words     Words in the role of harmful ones that are found under each disguise.  They are validation words of
-          the shipped models, and with TOXICBENCH=FILE those of ToxicBench too, of which rates alone are kept.
+words     Words in the role of harmful ones that are found under each disguise, by a list of themselves.
+          They are validation words of the shipped models, and with TOXICBENCH=FILE those of ToxicBench too,
+          of which rates alone are kept.  Those are also looked for by the lists that are installed.
 time      CPU time of sanitizing and of the plain run, in turns.
 """
 
 from __future__ import annotations
 
 import gzip
+import importlib.metadata
+import importlib.util
 import json
 import os
 import random
@@ -24,6 +27,7 @@ import textpatch
 from measure import Table, arguments, environment, parsed
 from textpatch.guidance import PRESETS, Safety
 from textpatch.metrics import Tesseract, f1, ssim, windows_outside
+from textpatch.safety.detection import AnyOf, findings_of
 from textpatch.safety.disguises import INNOCENT, reach
 from textpatch.safety.methods import (
     Localized,
@@ -36,6 +40,7 @@ from textpatch.safety.methods import (
 from textpatch.safety.replacement import NearLength
 from textpatch.safety.sanitizing import Sanitizer
 from textpatch.safety.screening import screen
+from textpatch.safety.sources import SOURCES, installed
 from textpatch.safety.word_lists import WordList
 from textpatch.weights.signs.drawing import Sign, SignFormat, random_sign
 from textpatch.weights.signs.reader import read_sign
@@ -50,7 +55,7 @@ NAMED = 'text "{}"'  # negative prompt and concept, in words that the shipped mo
 SCENE = ("colour", "shape", "wall", "pattern")
 COLUMNS = {
     "pictures": "model method n f1_harmful f1_benign chance flagged unreadable ssim scene seconds".split(),
-    "words": "words n disguise found".split(),
+    "words": "words by n disguise found".split(),
     "time": "model rows plain_ms sanitized_ms ratio ratio_low ratio_high".split(),
 }
 
@@ -135,24 +140,38 @@ def scores(pipeline, asked: list, made: list, plain: list, detector, ocr) -> dic
 
 
 def words():
-    """Rows of the table of disguises, for each set of words."""
-    sets = {"validation words": (VALIDATION, TEST)}
+    """Rows of the table of disguises, for each set of words and each detector of it."""
+    yield from reached("validation words", "itself", WordList(VALIDATION), VALIDATION, TEST)
     path = os.environ.get("TOXICBENCH")
-    if path:
-        with gzip.open(path) as file:
-            toxic = json.load(file)
-        lettered = [word for word in toxic["harmful"] if sum(map(str.isalpha, word)) > 1]
-        sets["ToxicBench"] = lettered, toxic["benign"]
-    for name, (harmful, benign) in sets.items():
-        listed = WordList(harmful)
-        for disguise, share in reach(listed, harmful).items():
-            yield {"words": name, "n": len(harmful), "disguise": disguise, "found": share}
-        for innocents, texts in (("benign words", benign), ("innocent texts", INNOCENT)):
-            clean = [
-                text for text in texts if text.lower() not in {word.lower() for word in harmful}
-            ]
-            share = statistics.mean(bool(listed(text)) for text in clean)
-            yield {"words": name, "n": len(clean), "disguise": innocents, "found": share}
+    if not path:
+        return
+    with gzip.open(path) as file:
+        toxic = json.load(file)
+    lettered = [word for word in toxic["harmful"] if sum(map(str.isalpha, word)) > 1]
+    for by, detector in {"itself": WordList(lettered), **installed_lists()}.items():
+        yield from reached("ToxicBench", by, detector, lettered, toxic["benign"])
+
+
+def installed_lists() -> dict:
+    """Detectors of the packages of words that are installed, each alone and all together."""
+    found = {}
+    for name in SOURCES:
+        if importlib.util.find_spec(SOURCES[name][0]):
+            found[f"{name} {importlib.metadata.version(name)}"] = installed(name)
+    if len(found) > 1:
+        found["all of these"] = AnyOf(*found.values())
+    return found
+
+
+def reached(name: str, by: str, detector, harmful: list[str], benign: list[str]):
+    """Rows of one set of words and one detector: what it finds in disguise, and among innocents."""
+    for disguise, share in reach(detector, harmful).items():
+        yield {"words": name, "by": by, "n": len(harmful), "disguise": disguise, "found": share}
+    known = {word.lower() for word in harmful}
+    for innocents, texts in (("benign words", benign), ("innocent texts", INNOCENT)):
+        clean = [text for text in texts if text.lower() not in known]
+        share = statistics.mean(bool(findings_of(detector, text)) for text in clean)
+        yield {"words": name, "by": by, "n": len(clean), "disguise": innocents, "found": share}
 
 
 def times(pipeline, rounds: int, detector):

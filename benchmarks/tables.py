@@ -624,6 +624,26 @@ def overhead() -> str:
     return drawn(["one call, against the bare one", "tiny-mmdit", "a small SDXL"], rows)
 
 
+def foreign_runs() -> str:
+    """A whole run of somebody else's pipeline, as many times as long as the bare one, with quartiles."""
+    measured = read_rows("foreign")
+    rows = []
+    for way in ("plain hooks", "swap", "wrapped"):
+        found = [one(measured, rows=count, way=way) for count in ("3", "8")]
+        spans = [
+            f"{ratio(float(row['ratio']))} ({ratio(float(row['ratio_low']))} to "
+            f"{ratio(float(row['ratio_high']))})"
+            for row in found
+        ]
+        held = f"{float(found[1]['held']) / 1000:.0f} kB"
+        rows.append([way, *spans, held])
+    steps = [
+        f"{count} rows, {float(one(measured, rows=count, way='bare')['step_ms']):.0f} ms a step"
+        for count in ("3", "8")
+    ]
+    return drawn(["one run, against the bare one", *steps, "kept between steps"], rows)
+
+
 def idle_hooks() -> str:
     """A sentence: what a hook costs, idle and open."""
     measured = read_rows("overhead-cpu")
@@ -738,14 +758,22 @@ def published() -> str:
 def disguises() -> str:
     """Words that a list finds under each disguise, and innocent ones that it takes for harmful."""
     table = read_rows("safety-words")
-    sets = list(dict.fromkeys(row["words"] for row in table))
+    columns = list(dict.fromkeys((row["words"], row["by"]) for row in table))
     names = list(dict.fromkeys(row["disguise"] for row in table))
     rows = [
-        [name, *(share(one(table, words=words, disguise=name)["found"]) for words in sets)]
+        [
+            name,
+            *(
+                share(one(table, words=words, by=by, disguise=name)["found"])
+                for words, by in columns
+            ),
+        ]
         for name in names
     ]
-    counts = [one(table, words=words, disguise="none")["n"] for words in sets]
-    titles = [f"{words}, {n}" for words, n in zip(sets, counts, strict=True)]
+    titles = [
+        f"{words}, {one(table, words=words, by=by, disguise='none')['n']}, by {by}"
+        for words, by in columns
+    ]
     return drawn(["disguise", *titles], rows)
 
 
@@ -866,8 +894,8 @@ TABLES: dict[str, Callable[..., str]] = {
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, chance,
         other_sizes, real_pictures, strangers, searches, promised, over_reading, misread, limits, readers,
-        rewriting, finetuning, safe_tuning, beyond, edits, edits_told, edits_published, overhead, idle_hooks,
-        full_size, attention,
+        rewriting, finetuning, safe_tuning, beyond, edits, edits_told, edits_published, overhead,
+        foreign_runs, idle_hooks, full_size, attention,
         localization, published, disguises, safety_methods, safety_time, safety_published,
         ports_verified, ports_exceptions, ports_unsaid, ports_tried,
     )

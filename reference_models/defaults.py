@@ -7,18 +7,21 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 
 from textpatch.errors import PatchError
-from textpatch.guidance import Guidance, as_guidance
+from textpatch.guidance import Embedded, Guidance, as_guidance
 
+# most latents along a side, far beyond what any model draws
+LARGEST = 32768
 # What each of the fields of `Defaults` must be.
 WANTED = {
-    "height": "a positive whole number",
-    "width": "a positive whole number",
+    "height": "a whole number of 1 to 32768",
+    "width": "a whole number of 1 to 32768",
     "steps": "a positive whole number",
     "guidance": "a finite number",
     "text_box": "four whole numbers: left, top, right, bottom",
     "localized": "site indices, whole numbers",
     "micro": "six whole numbers",
     "level": "a timestep, a whole number",
+    "embeds_guidance": "true or false",
 }
 
 
@@ -34,6 +37,7 @@ class Defaults:
     micro          SDXL's six: height and width of the original, top and left of the crop, height and width
                    wanted; None for the other models
     level          timestep of the noise that a stage II gets in the small pictures
+    embeds_guidance  True for a distilled model, to which every number of guidance is told
 
     Raises PatchError for a value that no run can be given.
     """
@@ -46,6 +50,7 @@ class Defaults:
     localized: tuple[int, ...] = ()
     micro: tuple[int, ...] | None = None
     level: int = 250
+    embeds_guidance: bool = False
 
     def __post_init__(self):
         for field in fields(self):
@@ -68,8 +73,15 @@ class Defaults:
             guidance = self.guidance
         if not is_whole(steps):
             raise PatchError(f"{steps!r} steps were asked for; give a whole number of them")
+        guidance = self.meant(guidance)
         as_guidance(guidance)
         return steps, guidance
+
+    def meant(self, guidance: float | Guidance) -> float | Guidance:
+        """Guidance that is asked for, where a number is told to a distilled model."""
+        if self.embeds_guidance and not isinstance(guidance, Guidance):
+            return Embedded(guidance)
+        return guidance
 
 
 def is_whole(value) -> bool:
@@ -90,12 +102,16 @@ def _is_finite(value) -> bool:
 
 def _fits(name: str, value) -> bool:
     """True where a field of `Defaults` may have this value."""
-    if name in ("height", "width", "steps"):
+    if name in ("height", "width"):
+        return is_whole(value) and 0 < value <= LARGEST
+    if name == "steps":
         return is_whole(value) and value > 0
     if name == "guidance":
         return _is_finite(value)
     if name == "level":
         return is_whole(value)
+    if name == "embeds_guidance":
+        return isinstance(value, bool)
     if name == "localized":
         return _are_whole(value)
     return value is None or _are_whole(value, {"text_box": 4, "micro": 6}[name])

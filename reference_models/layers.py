@@ -131,7 +131,13 @@ def depths_with_sites(down_block_types: Sequence[str], up_block_types: Sequence[
 
 
 def require_multiple(field: str, value: int, divisor: int, what: str) -> None:
-    """Raise PatchError for the value of a configuration's field that is no multiple of a divisor."""
+    """Raise PatchError for the value of a configuration's field that is no multiple of a divisor.
+
+    Both are whole numbers of 1 or more, because a divisor of -1 or 0.5 divides everything.
+    """
+    for name, number in ((field, value), (what, divisor)):
+        if type(number) is not int or number < 1:
+            raise PatchError(f"{name} has {number!r}; give a whole number of 1 or more")
     if value % divisor:
         raise PatchError(f"{field} has {value}, which is no multiple of {divisor} ({what})")
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from textpatch.errors import PatchError
-from textpatch.guidance import Guidance, Moment, State, as_guidance, branch_rows
+from textpatch.guidance import Guidance, Moment, State, as_guidance, branch_rows, told
 from textpatch.plan import CONDITIONAL, Row
 from textpatch.reference_models.defaults import Defaults, is_whole
 from textpatch.reference_models.layers import TextCondition
@@ -81,6 +81,8 @@ class Pipeline(nn.Module):
         self.denoiser = denoiser
         self.schedule = schedule
         self.decoder = decoder
+        if getattr(getattr(denoiser, "config", None), "guidance_embeds", False):
+            defaults = replace(defaults, embeds_guidance=True)
         self.defaults = defaults
         self.name = name
         self.notes: tuple[str, ...] = ()
@@ -239,7 +241,7 @@ class Pipeline(nn.Module):
         noises   what a stochastic schedule adds, `noises(seeds)` after its first draw
         beside   further arguments of the denoiser, one row per row of x
         """
-        guidance = as_guidance(guidance)
+        guidance = as_guidance(self.defaults.meant(guidance))
         x = self.enter(x, steps)
         x, _ = self.advance(
             x,
@@ -294,7 +296,8 @@ class Pipeline(nn.Module):
 
         Returns the latents after the last of these steps, and the state then.
         """
-        guidance = as_guidance(guidance)
+        guidance = as_guidance(self.defaults.meant(guidance))
+        self._require_told(guidance)
         state, memory = _parted(state)
         times = self.schedule.timesteps(steps).to(x.device)
         for i in only:
@@ -302,7 +305,7 @@ class Pipeline(nn.Module):
                 on_step(i, x)
             inputs = self.model_input(x, i, steps)
             now = slots(i) if slots else None
-            predictions = self._predict(inputs, times[i], text, guidance.branches, now, beside)
+            predictions = self._predict(inputs, times[i], text, guidance, now, beside)
             at = Moment(i, self.schedule.noise_units(i, steps))
             output, state = _guided(predictions, guidance, at, state, channels=x.shape[1])
             if not self.schedule.reads_variance:
@@ -314,12 +317,21 @@ class Pipeline(nn.Module):
         return x, state | {OF_SCHEDULE + name: value for name, value in memory.items()}
 
     def _predict(
-        self, x, t, text, branches: tuple[str, ...], slots, beside: dict[str, Tensor]
+        self, x, t, text, guidance: Guidance, slots, beside: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Predictions (B, C', H, W) by branch, all from one call of the denoiser."""
+        branches = guidance.branches
         repeated = {name: torch.cat([value] * len(branches)) for name, value in beside.items()}
-        output = self.denoiser(torch.cat([x] * len(branches)), t, text, slots=slots, **repeated)
+        whole = torch.cat([x] * len(branches))
+        output = self.denoiser(whole, t, text, slots=slots, **repeated, **told(guidance))
         return dict(zip(branches, output.chunk(len(branches)), strict=True))
+
+    def _require_told(self, guidance: Guidance) -> None:
+        if told(guidance) and not self.defaults.embeds_guidance:
+            raise PatchError(
+                f"{guidance!r} was asked of {self.name}, which reads no guidance as a number; "
+                "give a number, which is classifier-free guidance here"
+            )
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:

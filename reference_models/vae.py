@@ -33,12 +33,23 @@ class VAEConfig:
     norm_num_groups: int = 32
     scaling_factor: float = 0.13025  # makes the variance of the denoiser's latents about one
     shift_factor: float | None = 0.0  # mean of the latents before scaling; None in files means 0
+    # mean and deviation of each latent channel before scaling, in place of the shift
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     force_upcast: bool = True  # for whoever chooses the dtype: SDXL's overflows in float16
     mid_block_add_attention: bool = True
 
     def __post_init__(self):
+        statistics = self.latents_mean, self.latents_std
+        if statistics != (None, None):
+            lengths = [len(numbers or ()) for numbers in statistics]
+            if lengths != [self.latent_channels] * 2:
+                raise PatchError(
+                    f"latents_mean and latents_std have {lengths[0]} and {lengths[1]} numbers, "
+                    f"and there are {self.latent_channels} latent channels; give one each, or neither"
+                )
         if self.layers_per_block < 1:
             raise PatchError(
                 f"layers_per_block is {self.layers_per_block}; each depth needs at least one"
@@ -205,7 +216,8 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """Encoder of pictures to latents and decoder of latents to pictures.
 
-    The latents are the denoiser's, (z - shift) * scale of the z between encoder and decoder.
+    The latents are the denoiser's, (z - shift) * scale of the z between encoder and decoder, or
+    (z - mean) * scale / deviation where a configuration has the statistics of each channel.
     """
 
     def __init__(self, config: VAEConfig = VAEConfig()):
@@ -242,7 +254,16 @@ class VAE(nn.Module):
             if noise.shape != z.shape:
                 raise PatchError(f"noise is {tuple(noise.shape)}; the latents are {tuple(z.shape)}")
             z = z + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
+        if self.config.latents_mean:
+            mean, deviation = self._statistics(z)
+            return (z - mean) * self.scale / deviation
         return (z - self.shift) * self.scale
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation (C, 1, 1) of the latents' channels."""
+        mean = latents.new_tensor(self.config.latents_mean)
+        deviation = latents.new_tensor(self.config.latents_std)
+        return mean[:, None, None], deviation[:, None, None]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, out_channels, H, W), about in -1..1, of the denoiser's latents (B, C, h, w).
@@ -250,6 +271,9 @@ class VAE(nn.Module):
         Raises PatchError for other channels.
         """
         self._require_channels("latents", latents, self.config.latent_channels)
+        if self.config.latents_mean:
+            mean, deviation = self._statistics(latents)
+            return self.decoder(self.post_quant_conv(latents * deviation / self.scale + mean))
         return self.decoder(self.post_quant_conv(latents / self.scale + self.shift))
 
     def _require_channels(self, what: str, given: Tensor, channels: int) -> None:

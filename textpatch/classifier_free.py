@@ -2,6 +2,7 @@
 
     none             d = c
     classifier-free  d = u + s (c - u)      (arXiv 2207.12598)
+    embedded         d = c(s)               (arXiv 2210.03142)
 
 c is the prediction with the row's prompt, u the prediction with its negative prompt, or with none.
 
@@ -172,6 +173,48 @@ class ClassifierFree:
         if isinstance(self.negative, Mapping):
             return {"scale": float(self.scale), "negative": dict(self.negative)}
         return {"scale": float(self.scale), "negative": self.negative}
+
+
+class Embedded(float):
+    """Guidance that a distilled model is told as a number, in a single branch (FLUX.1-dev, arXiv 2210.03142).
+
+    It is that number, and records hold it as one.  On a pipeline of such a model every number means this,
+    and `ClassifierFree` is what its authors call the true scale.
+    """
+
+    branches = (CONDITIONAL,)
+
+    def __new__(cls, scale: float) -> Embedded:
+        require_scale(scale)
+        return super().__new__(cls, scale)
+
+    def __repr__(self) -> str:
+        return f"Embedded({float(self)!r})"
+
+    def check(self, rows: Sequence[Row], steps: int) -> None:
+        """Accept any run."""
+
+    def prompt(self, branch: str, row: Row) -> str | None:
+        """Raise PatchError, because there is no other branch."""
+        return Unguided().prompt(branch, row)
+
+    def begin(self, x: Tensor) -> State:
+        return {}
+
+    def combine(
+        self, predictions: dict[str, Tensor], at: Moment, state: State
+    ) -> tuple[Tensor, State]:
+        return predictions[CONDITIONAL], state
+
+    def describe(self) -> float | dict:
+        return float(self)
+
+
+def told(guidance: Guidance) -> dict[str, float]:
+    """Argument of the denoiser that a guidance asks for, {} for all but `Embedded`."""
+    if isinstance(guidance, Embedded):
+        return {"guidance": float(guidance)}
+    return {}
 
 
 def require_scale(scale: object) -> None:

@@ -14,11 +14,13 @@ from typing import cast
 from textpatch.classifier_free import (
     NO_GUIDANCE,
     ClassifierFree,
+    Embedded,
     Guidance,
     Moment,
     State,
     Unguided,
     require_scale,
+    told,
 )
 from textpatch.errors import PatchError
 from textpatch.plan import CONDITIONAL, Row
@@ -29,6 +31,7 @@ __all__ = [
     "PRESETS",
     "SAFETY",
     "ClassifierFree",
+    "Embedded",
     "Guidance",
     "Moment",
     "SafeLatentDiffusion",
@@ -39,6 +42,7 @@ __all__ = [
     "branch_rows",
     "described",
     "require_branch",
+    "told",
     "with_guidance",
 ]
 
@@ -56,7 +60,7 @@ def as_guidance(guidance: float | Guidance, negative: str | None = None) -> Guid
     - a negative prompt that nothing would read
     - an object whose last branch is not "cond"
     """
-    if isinstance(guidance, Real) and not isinstance(guidance, bool):
+    if isinstance(guidance, Real) and not isinstance(guidance, (bool, Guidance)):
         return _of_scale(cast(float, guidance), negative)
     if not isinstance(guidance, Guidance) or isinstance(guidance, type):
         raise PatchError(

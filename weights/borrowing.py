@@ -87,6 +87,9 @@ class Borrowing:
     def schedule(self) -> Schedule:
         return self.own.schedule()
 
+    def schedule_named(self, name: str) -> Schedule:
+        return self.own.schedule_named(name)
+
 
 Source = Folder | File | Borrowing
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +17,11 @@ from textpatch.reference_models.schedules import DDPM, Diffusion, FlowMatchEuler
 from textpatch.reference_models.sdxl import SDConfig
 from textpatch.reference_models.text_encoders import (
     FLUX_LENGTHS,
-    T5_LENGTH,
     FluxTextEncoders,
     IFTextEncoder,
     SD3TextEncoders,
     SDTextEncoder,
     SDXLTextEncoders,
-    tokenize,
 )
 from textpatch.reference_models.vae import VAE
 from textpatch.weights.borrowing import Source
@@ -32,6 +30,7 @@ from textpatch.weights.layouts import CLIP, T5
 from textpatch.weights.parts import explained
 from textpatch.weights.sizes import require_held
 from textpatch.weights.strays import dropped
+from textpatch.weights.tokenizers import CLIP_LENGTH, read_tokenizer
 
 if TYPE_CHECKING:  # transformers is imported where it builds something
     from transformers import (
@@ -191,36 +190,35 @@ class Builder:
         return self._filled(t5, part, names=names, exact=exact, then=tie)
 
     def tokenizer(self, component: str) -> PreTrainedTokenizerBase:
-        """Tokenizer of a folder, tried on two prompts, because a file may be read and still be of no use."""
-        from transformers import AutoTokenizer
-
+        """Tokenizer of a folder, by the published class, tried on two prompts."""
         folder = self.source.tokenizer(component)
         if not folder.is_dir():
             raise WeightsError(
                 f"no folder {folder.name!r} in {folder.parent}; the model is incomplete"
             )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-            tokenize([""], [tokenizer], [T5_LENGTH])
-            tokenizer("\uffff")  # a word that nobody knows
-        except BaseException as error:
-            # tokenizers raises bare Exceptions and Rust's panics.  A panic is no Exception, and its class has
-            # no name to import.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise WeightsError(
-                f"{folder} holds no tokenizer transformers can read: {reason}; fetch it again"
-            ) from None
-        return tokenizer
+        named = self.source.tokenizer_class(component)
+        return read_tokenizer(folder, named, t5=(self.source.pipeline, component) in OF_T5)
+
+    def read_in_full(self, clips: Sequence[nn.Module], tokenizers: Sequence) -> None:
+        """Have a CLIP of more positions than CLIP has usually read as many tokens.
+
+        Its tokenizer often still says the usual number, which is nobody's choice.
+        """
+        for clip, tokenizer in zip(clips, tokenizers, strict=False):  # an SD3 has a third
+            positions = clip.config.max_position_embeddings
+            if tokenizer.model_max_length == CLIP_LENGTH < positions:
+                tokenizer.model_max_length = positions
+                self.terms.note(
+                    f"prompts of {positions} tokens, as the CLIP has positions, though its tokenizer says "
+                    f"{CLIP_LENGTH}"
+                )
 
 
 def stable_diffusion(build: Builder) -> tuple[nn.Module, nn.Module]:
     """Text encoder and denoiser of a Stable Diffusion 1 or 2."""
     clip = build.clip("text_encoder")
     tokenizer = build.tokenizer("tokenizer")
+    build.read_in_full([clip], [tokenizer])
     with explained(build.source.path):
         encoder = SDTextEncoder(clip, tokenizer)
     return encoder, build.denoiser("unet")
@@ -230,6 +228,7 @@ def sdxl(build: Builder) -> tuple[nn.Module, nn.Module]:
     """Text encoders and denoiser of an SDXL."""
     tokenizers = build.tokenizer("tokenizer"), build.tokenizer("tokenizer_2")
     clips = build.clip("text_encoder"), build.projecting_clip("text_encoder_2")
+    build.read_in_full(clips, tokenizers)
     zeros = getattr(build.source, "index", {}).get("force_zeros_for_empty_prompt", True)
     with explained(build.source.path):
         encoders = SDXLTextEncoders(*clips, tokenizers, zeros)
@@ -240,6 +239,7 @@ def sd3(build: Builder) -> tuple[nn.Module, nn.Module]:
     """Text encoders and denoiser of a Stable Diffusion 3, whose T5 may be missing."""
     tokenizers = [build.tokenizer("tokenizer"), build.tokenizer("tokenizer_2")]
     clips = build.projecting_clip("text_encoder"), build.projecting_clip("text_encoder_2")
+    build.read_in_full(clips, tokenizers)
     t5 = None
     if build.source.has("text_encoder_3"):
         tokenizers.append(build.tokenizer("tokenizer_3"))
@@ -281,6 +281,13 @@ BUILDERS = {
     "FluxPipeline": (flux, FlowMatchEuler),
     "IFPipeline": (deepfloyd_if, DDPM),
     "IFSuperResolutionPipeline": (deepfloyd_if, DDPM),
+}
+# tokenizers of a T5, by pipeline and component; all others are a CLIP's
+OF_T5 = {
+    ("StableDiffusion3Pipeline", "tokenizer_3"),
+    ("FluxPipeline", "tokenizer_2"),
+    ("IFPipeline", "tokenizer"),
+    ("IFSuperResolutionPipeline", "tokenizer"),
 }
 # Classes whose pictures are made of pixels, without a VAE.
 OF_PIXELS = ("IFPipeline", "IFSuperResolutionPipeline")

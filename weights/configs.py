@@ -18,6 +18,7 @@ from textpatch.reference_models.flux import Flux, FluxConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.sdxl import SDXL, SDConfig, SDXLConfig, StableDiffusion
 from textpatch.reference_models.vae import VAE, VAEConfig
+from textpatch.weights.reading.files import shown
 
 SD3_DEFAULTS = dict(
     sample_size=128,
@@ -116,6 +117,16 @@ VAE_DEFAULTS = dict(
     use_quant_conv=True,
     use_post_quant_conv=True,
     mid_block_add_attention=True,
+)
+# fields of all configurations that are sizes or counts
+SIZES = set(
+    "in_channels out_channels latent_channels block_out_channels layers_per_block norm_num_groups "
+    "attention_head_dim num_attention_heads transformer_layers_per_block cross_attention_dim "
+    "encoder_hid_dim addition_embed_type_num_heads projection_class_embeddings_input_dim "
+    "addition_time_embed_dim time_embedding_dim patch_size num_layers num_single_layers "
+    "joint_attention_dim caption_projection_dim pooled_projection_dim pos_embed_max_size "
+    "vocab_size hidden_size intermediate_size num_hidden_layers projection_dim max_position_embeddings "
+    "d_model d_kv d_ff num_heads relative_attention_num_buckets relative_attention_max_distance".split()
 )
 # a default size, and a dtype that the caller chooses
 WITHOUT_EFFECT = {"sample_size", "force_upcast"}
@@ -226,9 +237,10 @@ def _built(config: Mapping[str, Any], kind: Kind):
         published = kind.fixed.get(name) or _items(kind.defaults.get(name))
         if not all(item in published for item in _items(settings[name])):
             raise WeightsError(
-                f"{config['_class_name']} with {name} {settings[name]!r}; "
+                f"{config['_class_name']} with {name} {shown(settings[name])}; "
                 f"{kind.model.__name__} is the published one, with {published[0]!r}"
             )
+    require_sizes({name: settings[name] for name in sizes & settings.keys()}, kind.defaults)
     try:
         return kind.config(**{name: settings[name] for name in sizes & settings.keys()})
     # null, text or zero where a size belongs
@@ -236,6 +248,22 @@ def _built(config: Mapping[str, Any], kind: Kind):
         raise WeightsError(
             f"this {config['_class_name']} configuration builds nothing ({error})"
         ) from None
+
+
+def require_sizes(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raise WeightsError for a size that is no whole number of 1 or more.
+
+    defaults  None here allows null
+    """
+    for name in sorted(SIZES & settings.keys()):
+        value = settings[name]
+        if value is None and defaults.get(name, 1) is None:
+            continue
+        wrong = [item for item in _items(value) if type(item) is not int or item < 1]
+        if wrong:
+            raise WeightsError(
+                f"{name} has {shown(wrong[0])}; give whole numbers of 1 or more there", "bad-size"
+            )
 
 
 def _of_each_depth(settings: dict[str, Any]) -> dict[str, tuple]:

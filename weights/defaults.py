@@ -20,10 +20,12 @@ STEPS_AND_GUIDANCE = {
     "StableDiffusionPipeline": (50, 7.5),
     "StableDiffusionXLPipeline": (50, 5.0),
     "StableDiffusion3Pipeline": (28, 7.0),
-    "FluxPipeline": (28, 3.5),
+    "FluxPipeline": (28, 3.5),  # of dev
     "IFPipeline": (100, 7.0),
     "IFSuperResolutionPipeline": (50, 4.0),
 }
+
+SCHNELL = (4, 1.0)
 
 
 def written_defaults(path: Path) -> Defaults | None:
@@ -66,5 +68,7 @@ def published_defaults(path: Path, pipeline: str, denoiser: nn.Module, decoder) 
         height = width = side * decoder.vae.config.downsampling
         micro = (height, width, 0, 0, height, width)
     steps, guidance = STEPS_AND_GUIDANCE[pipeline]
+    if not getattr(denoiser.config, "guidance_embeds", True):
+        steps, guidance = SCHNELL
     localized = localized_sites(denoiser)
     return Defaults(side, side, steps, guidance, localized=localized, micro=micro)

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from reprlib import repr as shown
 
 from torch import nn
 
 from textpatch.errors import WeightsError
-from textpatch.reference_models.schedules import Schedule
-from textpatch.reference_models.schedules.published import BETAS
+from textpatch.reference_models.schedules import FlowMatchEuler, Schedule
+from textpatch.reference_models.schedules.published import BETAS, changed, named, unread
 from textpatch.reference_models.vae import VAEConfig
-from textpatch.weights.configs import denoiser_from_config, denoiser_kind, vae_from_config
+from textpatch.weights.configs import (
+    denoiser_from_config,
+    denoiser_kind,
+    require_sizes,
+    vae_from_config,
+)
 from textpatch.weights.fill import Part
-from textpatch.weights.layouts import VAE_DIFFUSERS, Layout
+from textpatch.weights.layouts import VAE_DIFFUSERS, Layout, listed
 from textpatch.weights.locating import NOT_RUN, PIPELINES, PLACES, SUPPORTED, pipeline_of
-from textpatch.weights.parts import built, part_of
-from textpatch.weights.reading.files import component_file, inside, read_config, read_json
+from textpatch.weights.parts import built, explained, part_of
+from textpatch.weights.reading.files import (
+    component_file,
+    inside,
+    read_config,
+    read_json,
+    shown,
+)
 from textpatch.weights.reading.terms import Terms
 from textpatch.weights.schedulers import schedule_from_config
 
@@ -26,7 +38,7 @@ FETCH = "the model is incomplete: fetch it"
 # what can be done without a component
 ABSENT = {
     "vae": "fetch it, or take another's: vae=...",
-    "scheduler": "fetch it; it holds one small file, scheduler_config.json",
+    "scheduler": "fetch it, one small file, scheduler_config.json; or say which: schedule=...",
     **{
         f"text_encoder{n}": "fetch it, or take another's: text_encoders=..."
         for n in ("", "_2", "_3")
@@ -166,10 +178,11 @@ class Folder:
         folder = self.folder(component)
         links = self.terms.follow_links
         file = component_file(folder, "model", self.terms)
-        return (
-            read_config(folder, sizes, follow_links=links),
-            part_of(file, component, layout, self.terms),
-        )
+        config = read_config(folder, sizes, follow_links=links)
+        with explained(folder / "config.json"):
+            require_sizes(config, {})
+            _require_distances(config)
+        return config, part_of(file, component, layout, self.terms)
 
     def tokenizer(self, component: str) -> Path:
         """Folder of a tokenizer, whose files lie inside it."""
@@ -193,7 +206,7 @@ class Folder:
         if not self.index and not os.path.lexists(self.path / "scheduler"):
             self.terms.note("no folder 'scheduler'; the schedule is the published one")
             return SUPPORTED[self.pipeline]
-        schedule = self._schedule(self.folder("scheduler"), schedule_from_config)
+        schedule = self._schedule(self.folder("scheduler"), self._published)
         if self.has("image_noising_scheduler"):
             folder = self.folder("image_noising_scheduler")
             noising = self._schedule(folder, self._with_levels)
@@ -202,6 +215,34 @@ class Folder:
                     f"{self.path} noises small pictures by {noising}, and its own by {schedule}; "
                     "one schedule does both here, so give both the same noise levels"
                 )
+        return schedule
+
+    def schedule_named(self, name: str) -> Schedule:
+        """Schedule of a name with the settings of the folder's configuration, whatever class that is of.
+
+        Raises WeightsError for an unknown name, and for settings that the named schedule cannot have.
+        """
+        if not os.path.lexists(self.path / "scheduler"):
+            return changed(name, SUPPORTED[self.pipeline])
+        return self._schedule(self.folder("scheduler"), partial(self._named, name))
+
+    def _named(self, name: str, config: dict) -> Schedule:
+        self.terms.note(f"scheduler: {name} in the place of {shown(config.get('_class_name'))}")
+        return self._of_pipeline(named(name, config))
+
+    def _published(self, config: dict) -> Schedule:
+        """Schedule of the folder's configuration, with a note of the settings that it does not read."""
+        schedule = schedule_from_config(config)
+        left = unread(config)
+        if left:
+            name = config["_class_name"]
+            self.terms.note(f"scheduler: dropped {listed(left)}, which {name} does not read")
+        return self._of_pipeline(schedule)
+
+    def _of_pipeline(self, schedule: Schedule) -> Schedule:
+        """Schedule with what a published pipeline gives its scheduler, which no configuration says."""
+        if self.pipeline == "FluxPipeline" and isinstance(schedule, FlowMatchEuler):
+            return replace(schedule, spacing="steps")
         return schedule
 
     def _schedule(self, folder: Path, build: Callable[[dict], Schedule]) -> Schedule:
@@ -215,6 +256,20 @@ class Folder:
         settings = self._json(self.path / "scheduler", "scheduler_config.json")
         levels = {key: value for key, value in {**BETAS, **config}.items() if key in LEVELS}
         return schedule_from_config({**settings, **levels})
+
+
+def _require_distances(config: dict) -> None:
+    """Raise WeightsError for a T5 whose buckets of distances have no room.
+
+    Half of them are for either side, half of these for one distance each, and the others for longer ones.
+    """
+    buckets = config.get("relative_attention_num_buckets", 32)
+    most = config.get("relative_attention_max_distance", 128)
+    if buckets < 4 or most <= buckets // 4:
+        raise WeightsError(
+            f"relative_attention_num_buckets is {buckets}, and relative_attention_max_distance {most}; "
+            "give four buckets or more, and a distance above a quarter of their number"
+        )
 
 
 def denoiser_folder(

@@ -144,6 +144,7 @@ def sd_config(shapes: Shapes) -> SDConfig:
     ]
     return SDConfig(
         **levels,
+        sample_size=96 if linear else 64,  # no shape tells it; of version 2 that of 2.1
         transformer_layers_per_block=tuple(max(n, 1) for n in blocks),
         attention_head_dim=tuple(_heads(width) if linear else HEADS for width in widths),
         cross_attention_dim=_shape(shapes, SD_TEXT)[1],

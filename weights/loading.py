@@ -12,7 +12,7 @@ from torch import nn
 from textpatch.errors import PatchError, WeightsError, closest
 from textpatch.reference_models.pipeline import Pipeline, pixels
 from textpatch.reference_models.schedules import Schedule
-from textpatch.weights.borrowing import with_others
+from textpatch.weights.borrowing import Source, with_others
 from textpatch.weights.building import BUILDERS, Builder, on_meta
 from textpatch.weights.defaults import published_defaults, written_defaults
 from textpatch.weights.fill import Part, fill_module
@@ -41,6 +41,7 @@ def load(
     dtype: torch.dtype | None = None,
     text_encoders: str | os.PathLike | None = None,
     vae: str | os.PathLike | None = None,
+    schedule: Schedule | str | None = None,
     variant: str | None = None,
     ema: bool = False,
     follow_links: bool = False,
@@ -53,6 +54,8 @@ def load(
     dtype          float32 when None
     text_encoders  another model, whose text encoders and tokenizers are taken
     vae            another model, or a VAE's own folder or file, which is taken
+    schedule       object of `textpatch.reference_models.schedules` or name of its `published.NAMES`, which
+                   takes the settings of the model's own schedule and the place of one that is none of ours
     variant        variant of the weights, as "fp16" is in `model.fp16.safetensors`
     ema            True takes the moving average of the denoiser's weights that training has left
     follow_links   True follows links out of a folder, where they end in a regular file
@@ -67,15 +70,18 @@ def load(
     device, dtype = _usable(device, dtype)
     others = [other if other is None else find(other, terms) for other in (text_encoders, vae)]
     build = Builder(with_others(path, terms, *others), device, dtype)
-    pipeline = assembled(build)
+    pipeline = assembled(build, schedule)
     terms.require_met(path)
     build.fill()
     log.info("%s", pipeline.notes[0])
     return pipeline.eval().requires_grad_(False)
 
 
-def assembled(build: Builder) -> Pipeline:
-    """Pipeline of a builder's source, all held against its files, before any data is read."""
+def assembled(build: Builder, asked: Schedule | str | None = None) -> Pipeline:
+    """Pipeline of a builder's source, all held against its files, before any data is read.
+
+    asked  schedule in the place of the source's own
+    """
     source = build.source
     path = source.path
     if source.pipeline in NOT_RUN:
@@ -87,7 +93,7 @@ def assembled(build: Builder) -> Pipeline:
         raise WeightsError(f"{path} holds a {source.pipeline}; known: {', '.join(BUILDERS)}")
     encoders_and_denoiser, schedules = BUILDERS[source.pipeline]
     encoders, denoiser = encoders_and_denoiser(build)
-    schedule = source.schedule()
+    schedule = _schedule(source, asked)
     decoder = build.decoder()
     _require_schedule(path, source.pipeline, schedule, schedules)
     _require_decoder(path, source.pipeline, denoiser, decoder)
@@ -100,6 +106,19 @@ def assembled(build: Builder) -> Pipeline:
     return pipeline
 
 
+def _schedule(source: Source, asked: Schedule | str | None) -> Schedule:
+    """Schedule asked for, or the source's own.   Raises PatchError for what is no schedule."""
+    if asked is None:
+        return source.schedule()
+    if isinstance(asked, str):
+        return source.schedule_named(asked)
+    if not isinstance(asked, Schedule):
+        raise PatchError(
+            f"schedule is {asked!r}; give a name, or an object of textpatch.reference_models.schedules"
+        )
+    return asked
+
+
 def _summary(build: Builder, pipeline: Pipeline) -> str:
     """One line on what was loaded."""
     layout = "diffusers layout" if build.source.path.is_dir() else "a single file"
@@ -109,7 +128,7 @@ def _summary(build: Builder, pipeline: Pipeline) -> str:
     run = str(build.dtype).removeprefix("torch.")
     return (
         f"{pipeline.name}: {build.source.pipeline} of {layout}; tensors {dtypes}, run in {run}; "
-        f"schedule {type(pipeline.schedule).__name__}; {len(sites)} sites, {where}"
+        f"schedule {pipeline.schedule!r}; {len(sites)} sites, {where}"
     )
 
 
@@ -210,7 +229,8 @@ def _require_schedule(
     if schedule.flows != schedules.flows:
         raise WeightsError(
             f"{path} holds a {pipeline} with the schedule {type(schedule).__name__}; "
-            f"its denoiser is sampled by {schedules.__name__}: give it that scheduler_config.json"
+            f"its denoiser is sampled by {schedules.__name__}: give it that scheduler_config.json, "
+            "or schedule=..."
         )
 
 

@@ -13,6 +13,7 @@ from textpatch.reference_models.deepfloyd_if import DeepFloydIF
 from textpatch.reference_models.flux import Flux
 from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.schedules import DDIM, DDPM, Euler, FlowMatchEuler, Schedule
+from textpatch.reference_models.schedules.published import changed
 from textpatch.reference_models.sdxl import SDXL, StableDiffusion
 from textpatch.reference_models.vae import VAEConfig
 from textpatch.weights.configs import denoiser_from_config
@@ -33,6 +34,7 @@ from textpatch.weights.reading.files import (
 )
 from textpatch.weights.reading.hub import cached_snapshot
 from textpatch.weights.reading.terms import Terms
+from textpatch.weights.schedulers import FLUX_DEV, FLUX_SCHNELL, heard
 from textpatch.weights.strays import named
 
 # Single files leave out the sizes of their text encoders, their schedules (whose defaults are the published
@@ -78,7 +80,11 @@ CLIP_H = dict(
 ENCODER_SIZES = {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5_XXL}
 SINGLE_FILE_PIPELINES = {
     "SD1": ("StableDiffusionPipeline", DDIM(), "stable-diffusion-v1-5/stable-diffusion-v1-5"),
-    "SD2": ("StableDiffusionPipeline", DDIM(), "stabilityai/stable-diffusion-2-1"),
+    "SD2": (
+        "StableDiffusionPipeline",
+        DDIM(prediction_type="v_prediction"),
+        "stabilityai/stable-diffusion-2-1",
+    ),
     "SDXL": ("StableDiffusionXLPipeline", Euler(), "stabilityai/stable-diffusion-xl-base-1.0"),
     "SD3": (
         "StableDiffusion3Pipeline",
@@ -105,7 +111,7 @@ SUPPORTED = {
     "StableDiffusionPipeline": DDIM(),
     "StableDiffusionXLPipeline": Euler(),
     "StableDiffusion3Pipeline": FlowMatchEuler(),
-    "FluxPipeline": FlowMatchEuler(),
+    "FluxPipeline": FLUX_DEV,
     "IFPipeline": DDPM(),
     "IFSuperResolutionPipeline": DDPM(),
 }
@@ -166,6 +172,8 @@ class File:
         self._model, self._config, part = denoiser_file(path, self.terms)
         self.pipeline = pipeline_of(self._model, getattr(self._config, "class_embed_type", None))
         self._schedule = SUPPORTED[self.pipeline]
+        if self._model is Flux and not self._config.guidance_embeds:
+            self._schedule = FLUX_SCHNELL
         self.parts = {PIPELINES[self._model][1]: part}
 
     def has(self, component: str) -> bool:
@@ -221,7 +229,13 @@ class File:
         return None
 
     def schedule(self) -> Schedule:
-        return self._schedule
+        """Published schedule of the family, with what the file says of its own."""
+        kind = None if self.kind is None else self.kind.name
+        return heard(self._schedule, self.tensors, kind, self.terms)
+
+    def schedule_named(self, name: str) -> Schedule:
+        """Schedule of a name with the settings of the file's own.   Raises PatchError as `changed` does."""
+        return changed(name, self.schedule())
 
 
 def denoiser_file(path: Path, terms: Terms | None = None) -> tuple[type[nn.Module], object, Part]:

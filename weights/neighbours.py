@@ -26,7 +26,14 @@ Meeting = tuple[str, str, int, str, int]
 
 
 def require_neighbours(path: Path, encoders: nn.Module, denoiser: nn.Module, decoder) -> None:
-    """Raise WeightsError for two components of other widths or channels than each other."""
+    """Raise WeightsError for two components of other widths, channels or statistics than each other."""
+    statistics = isinstance(decoder, LatentPixels) and decoder.vae.config.latents_mean
+    if statistics and not isinstance(denoiser, SDXL):
+        raise WeightsError(
+            f"{path}: the VAE says latents_mean and latents_std, which SDXL's pipeline alone reads, and the "
+            f"denoiser is a {type(denoiser).__name__}; take both out of vae/config.json",
+            "neighbours",
+        )
     for what, asking, wanted, neighbour, found in _meetings(encoders, denoiser, decoder):
         if wanted != found:
             raise WeightsError(

@@ -18,7 +18,7 @@ from textpatch.reference_models.layers import has_sites
 from textpatch.reference_models.mmdit import MMDiTConfig
 from textpatch.reference_models.sdxl import SDConfig, SDXLConfig
 from textpatch.reference_models.vae import VAEConfig
-from textpatch.weights.fill import Part, likely
+from textpatch.weights.fill import Part
 
 # Tensors of one layer.  A projection, a convolution or a norm has a weight and most often a bias.
 MMDIT_BLOCK = (
@@ -58,7 +58,7 @@ def require_held(where: Path, config: Any, part: Part) -> None:
     if asked > max(held, FEW):
         raise WeightsError(
             f"{where} says {_layers(config)}, which is {_short(asked)} tensors or more, "
-            f"and its file holds {held}; fetch both again; {likely(part)}",
+            f"and its file holds {held}; fetch both again",
             "too-many-layers",
         )
 

@@ -29,6 +29,7 @@ DROPPED = {
     r"(first_stage_model\.)?loss\..*": "losses of the autoencoder's training",
     r"(.*\.)?(num_batches_tracked|num_updates|decay)|global_step|epoch": "bookkeeping of training",
     r"(.*\.)?logit_scale": "temperature of the contrastive training, which no text is encoded with",
+    r"v_pred|ztsnr": "marks of what the model predicts, which its schedule has",
     r"(.*\.)?scaled_fp8": "marks of weights in 8 bits",
     r"(.*\.)?(scale_input|input_scale)": "scales of 8-bit activations, which are not rounded here",
     r"(.*\.)?spiece_model": "a tokenizer's file, of which the folder of the tokenizer has its own",

@@ -369,7 +369,7 @@ def test_the_real_process_says_the_same(here):
 
 def test_localize_leaves_a_whole_run_folder(model, here, capfd):
     """Table and path on stdout, nothing on a stderr that is no terminal, every file in the folder."""
-    assert cli.main(["localize", model, "--pairs", "2", "--out", "run"]) == 0
+    assert cli.main(["localize", model, "--pairs", "2", "--out", "run", "--maps"]) == 0
     out, err = capfd.readouterr()
     assert (
         err == ""
@@ -385,6 +385,7 @@ def test_localize_leaves_a_whole_run_folder(model, here, capfd):
         for name in ("heatmap.png", "contact_sheet.png")
     )
     page = (here / "run/report.html").read_text()
+    assert "<h2>Where the word is read</h2>" in page and page.count("received at site") == 2 * 2
     assert 'src="data:image/png;base64,' in page and "http://" not in page.replace(
         "http://www.w3.org", ""
     )

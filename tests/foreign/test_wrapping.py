@@ -170,6 +170,14 @@ def compiled_net():
     return net
 
 
+class Compiled(nn.Module):
+    """What torch.compile makes of a model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self._orig_mod = model
+
+
 def whole_pipe():
     return SimpleNamespace(transformer=Drawing().net)
 
@@ -185,6 +193,20 @@ WRONG = {
     "no steps": (lambda: wrap(Drawing().net, Drawing(), sites=SETTINGS["sites"]), "steps=28"),
     "options of a draw": (lambda: wrapped(height=8), "height beside a draw"),
     "no table": (lambda: wrapped(sites=None), "no sites known for Net"),
+    "sites of a pipe": (
+        lambda: textpatch.find_sites(whole_pipe()),
+        r"give its \.transformer, or textpatch\.wrap\(pipe\)",
+    ),
+    "rows of a pipe": (
+        lambda: textpatch.capture(whole_pipe(), "all", rows=["a"]).__enter__(),
+        r"give its \.transformer",
+    ),
+    "sites of a compiled model": (
+        lambda: textpatch.find_sites(Compiled(Drawing().net)),
+        r"before, its \._orig_mod",
+    ),
+    "a pipe to localize": (lambda: textpatch.localize(whole_pipe(), PAIRS), r"wrapped first"),
+    "a pipe to edit": (lambda: textpatch.edit(whole_pipe(), SOURCE, TARGET), r"wrapped first"),
     "a compiled model": (
         lambda: wrap(compiled_net(), Drawing(), **SETTINGS),
         "before it is compiled",

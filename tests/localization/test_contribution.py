@@ -30,21 +30,27 @@ def given_to_the_picture(case, site, tokens, silent: bool) -> torch.Tensor:
     """
     pipeline, seen = case.pipeline, {}
 
-    def silence(name, v):
+    def silence(name, v):  # a single stream begins with the text
         return v.index_fill(1, torch.tensor(tokens), 0) if silent else None
 
     def see(name, out):
-        seen[name] = out[0] - pipeline.denoiser.get_submodule(name).bias
+        module = pipeline.denoiser.get_submodule(name)
+        if site.kind == "single":
+            block = pipeline.denoiser.get_submodule(site.name.removesuffix(".attn"))
+            seen[name] = out[0] @ block.proj_out.weight[:, : out.shape[-1]].T
+        else:
+            seen[name] = out[0] - module.bias
 
+    exit_ = f"{site.name}.{'image_out' if site.kind == 'single' else 'to_out.0'}"
     taps = HookRegistry(pipeline.denoiser, [site.taps[1].module])
-    exits = HookRegistry(pipeline.denoiser, [f"{site.name}.to_out.0"])
+    exits = HookRegistry(pipeline.denoiser, [exit_])
     with taps.replace(silence), exits.observe(see):
         text, noises = pipeline.encode(["a"]), pipeline.noises([3])
         pipeline.denoise(next(noises), text, steps=1, guidance=1, noises=noises)
-    return seen[f"{site.name}.to_out.0"]
+    return seen[exit_]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "flux"])
 @given(
     seed=st.integers(0, 99), tokens=st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True)
 )

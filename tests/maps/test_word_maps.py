@@ -10,9 +10,9 @@ from torch.overrides import TorchFunctionMode
 from support.copies import call
 from support.foreign import TEXT_KEYS, foreign
 from support.planting import plant
-from support.small_models import PROMPTS, outputs, small_pipeline
+from support.small_models import PROMPTS, outputs, relative, small_pipeline
 from support.unets import unet
-from textpatch import PatchError, find_sites, load
+from textpatch import PatchError, find_sites, load, wrap
 from textpatch.errors import PromptError
 from textpatch.maps import heard, weights, word_maps
 from textpatch.maps.drawing import COLOUR, laid_over
@@ -177,6 +177,36 @@ def test_maps_of_our_models_are_whole_maps(name):
     own_maps_are_whole_maps(name)
 
 
+# --- somebody else's pipelines
+
+
+def test_maps_of_a_wrapped_pipeline_are_those_of_ours(diffusers):
+    """With the weights of tiny-mmdit, diffusers' pipeline gives our words, tokens and maps (1e-4)."""
+    from support.signs_in_diffusers import MADE
+
+    pipe, options = MADE["tiny-mmdit"]()
+    asked = dict(sites=[1, 3], steps=[1], run_steps=2, seed=3, guidance=3.0)
+    theirs = attention_map(wrap(pipe, height=32, width=96, **options), PROMPTS[0], **asked)
+    ours = attention_map(load("tiny-mmdit"), PROMPTS[0], **asked)
+    assert (theirs.words, theirs.tokens) == (ours.words, ours.tokens)
+    for kind in ("received", "given"):
+        for site, own in getattr(ours, kind).items():
+            assert relative(getattr(theirs, kind)[site], own) <= 1e-4
+
+
+def test_words_of_a_pipeline_that_is_not_known_are_refused(diffusers):
+    """Where the tokens of a wrapped pipeline lie is known for some, and for others they are to be given."""
+    from support.foreign_pipelines import qwen_image
+
+    pipeline = wrap(qwen_image(), height=32, width=32)
+    with pytest.raises(
+        PatchError, match="text tokens of QwenImage.* is not known; give their places"
+    ):
+        attention_map(pipeline, PROMPTS[0], run_steps=1)
+    found = attention_map(pipeline, PROMPTS[0], tokens=[1, 2], run_steps=1, sites=0)
+    assert found.array().shape == found.array("given").shape and found.words == ()
+
+
 FAULTS = {
     "a mask not looked at": ("pixart", weights, "attention_rows", "if mask is not None:", "if False:"),
     "another scale": ("flux", weights, "attention_rows", "** -0.5", "** -1.0"),
@@ -258,6 +288,7 @@ def test_a_map_shows_itself(mapped):
     """One figure for the picture, one for each kind and each site, and the prompt as text."""
     page = mapped._repr_html_()
     assert page.count("<figure>") == 3 + len(mapped.sites) and "&quot;HELLO&quot;" in page
+    assert [title for title, _ in mapped.pictures()][:3] == ["picture", "received", "given"]
 
 
 @pytest.mark.parametrize(

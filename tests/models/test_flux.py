@@ -1,5 +1,6 @@
 """FLUX.1 is the published transformer: sites of both kinds, diffusers' numbers, turns, refusals."""
 
+import json
 from dataclasses import asdict, replace
 
 import pytest
@@ -10,13 +11,15 @@ from hypothesis import strategies as st
 from support.copies import TOLERANCE, full_width
 from support.planting import plant
 from support.small_models import outputs, relative
-from support.strategies import build_flux, randomize
+from support.strategies import build_flux, build_pipeline, randomize
 from textpatch import audit, capture, patch, sample
 from textpatch.errors import PatchError
+from textpatch.guidance import ClassifierFree, Embedded, described
 from textpatch.plan import Plan, Row, Swap
 from textpatch.reference_models import flux
 from textpatch.reference_models.flux import Flux, FluxConfig, turns
 from textpatch.reference_models.layers import TextCondition
+from textpatch.reference_models.pipeline import Pipeline
 
 SMALL = FluxConfig(
     in_channels=12,
@@ -293,3 +296,49 @@ def test_a_config_that_fits_nothing_is_refused(sizes, says):
     """A configuration the model cannot build is a PatchError with both values."""
     with pytest.raises(PatchError, match=says):
         replace(SMALL, **sizes)
+
+
+def test_a_number_is_told_to_a_distilled_model():
+    """On dev every number is embedded guidance, one row a prompt; ClassifierFree is around it, two rows."""
+    pipeline, rows = build_flux(guidance_embeds=True), [Row("a", "prompt a", 0)]
+    seen = []
+    pipeline.denoiser.register_forward_pre_hook(
+        lambda model, args, given: seen.append((len(args[0]), given.get("guidance"))),
+        with_kwargs=True,
+    )
+    outputs = [
+        sample(pipeline, rows, steps=1, guidance=guidance)
+        for guidance in (None, 2.0, Embedded(2.0), ClassifierFree(2.0))
+    ]
+    assert seen == [(1, 4.5), (1, 2.0), (1, 2.0), (2, None)]
+    first, number, embedded, free = (made.latents["a"] for made in outputs)
+    assert torch.equal(number, embedded)
+    assert not torch.equal(first, number) and not torch.equal(number, free)
+    assert json.dumps([outputs[1].guidance]) == "[2.0]" and described(outputs[1].guidance) == 2.0
+
+
+def test_embedded_guidance_is_refused_where_nothing_reads_it():
+    """On SD3, and beside a negative prompt.   On schnell a number is classifier-free guidance."""
+    with pytest.raises(PatchError, match=r"Embedded\(2.0\) was asked of random, which reads no"):
+        sample(build_pipeline(), [Row("a", "prompt a")], steps=1, guidance=Embedded(2.0))
+    with pytest.raises(PatchError, match=r"negative prompt 'x' was given beside Embedded\(2.0\)"):
+        sample(
+            build_flux(guidance_embeds=True), [Row("a", "a")], steps=1, guidance=2.0, negative="x"
+        )
+    with pytest.raises(PatchError, match="guidance is nan; give a finite number"):
+        Embedded(float("nan"))
+    schnell = build_flux()
+    assert schnell.defaults.run(None, 2.0)[1] == 2.0
+    assert not isinstance(schnell.defaults.run(None, 2.0)[1], Embedded)
+
+
+def test_a_told_number_that_is_dropped_is_noticed(monkeypatch):
+    """Fault: the pipeline tells the denoiser nothing."""
+    pipeline, rows = build_flux(guidance_embeds=True), [Row("a", "prompt a", 0)]
+
+    def drawn(guidance):
+        return sample(pipeline, rows, steps=1, guidance=guidance).latents["a"]
+
+    assert not torch.equal(drawn(2.0), drawn(3.0))
+    plant(monkeypatch, Pipeline, "_predict", ", **told(guidance)", "")
+    assert torch.equal(drawn(2.0), drawn(3.0))

@@ -1,8 +1,12 @@
 """Whole pipelines: saved by diffusers, loaded here, and equal to diffusers from the prompt to the picture."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from support.planting import plant
 from support.small_models import PROMPTS as SIGNS
@@ -10,6 +14,10 @@ from support.small_models import relative, small_pipeline
 from textpatch import Row, load, sample
 from textpatch import seeds as seeds_of_requests
 from textpatch.errors import PatchError
+from textpatch.guidance import ClassifierFree
+from textpatch.reference_models.flux import GUIDANCE
+from textpatch.reference_models.schedules.published import named
+from textpatch.sampling import sample_latents
 
 # lower case: IF lowers its prompts
 PROMPTS = [
@@ -50,9 +58,14 @@ def saved(published, tmp_path_factory):
             folder = tmp_path_factory.mktemp(name) / "pipeline"
             theirs.save_pretrained(folder)
             made[key] = theirs, load(folder)
+            made[key][1].folder = folder
         return made[key]
 
     return both
+
+
+def diffusers_classes():
+    return pytest.importorskip("diffusers")
 
 
 def generators():
@@ -103,6 +116,71 @@ def test_latent_pipelines_equal_diffusers(saved, name, options, guidance, negati
         assert np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize("dev", [True, False], ids=["dev", "schnell"])
+@pytest.mark.parametrize("told, true, negative", [(3.5, 1.0, None), (2.0, 4.0, "a yellow wall")])
+def test_flux_equals_diffusers(saved, dev, told, true, negative):
+    """Latents and pictures of both, on a picture that is not square, told a guidance and guided twice."""
+    theirs, ours = saved("flux", dev=dev)
+    ours = ours.at(8, 12)
+    noise = ours.noise(SEEDS)
+    call = dict(
+        negative_prompt=None if negative is None else [negative] * 2,
+        true_cfg_scale=true,
+        guidance_scale=GUIDANCE if negative else told,
+        num_inference_steps=3,
+        height=64,
+        width=96,
+        max_sequence_length=22,
+        latents=theirs._pack_latents(noise, 2, 16, 8, 12),
+    )
+    expected = theirs(PROMPTS, output_type="latent", **call).images
+    guidance = told if dev else 1
+    if negative:
+        guidance = ClassifierFree(true, negative)
+    text = ours.encode(PROMPTS if negative is None else [negative] * 2 + PROMPTS)
+    made = ours.denoise(noise, text, steps=3, guidance=guidance)
+    unpacked = theirs._unpack_latents(expected, 64, 96, 8)
+    assert relative(made, unpacked) <= tolerance(3, true)
+    drawn = theirs(PROMPTS, output_type="pil", **call).images
+    for a, b in zip(
+        ours.generate(PROMPTS, seeds=SEEDS, steps=3, guidance=guidance), drawn, strict=True
+    ):
+        assert np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max() <= 1
+
+
+def test_flux_without_a_folder_takes_its_parts_from_one(saved, tmp_path):
+    """A transformer's own file, encoders and VAE of a folder: the pictures of the whole folder."""
+    _, ours = saved("flux", dev=False)
+    path = tmp_path / "schnell.safetensors"
+    save_file(ours.denoiser.state_dict(), path)
+    config = dict(_class_name="FluxTransformer2DModel", **asdict(ours.denoiser.config))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    folder = ours.folder
+    made = load(path, text_encoders=folder, vae=folder)
+    assert made.schedule == ours.schedule and made.defaults == ours.defaults
+    assert (made.defaults.steps, made.defaults.guidance, made.defaults.embeds_guidance) == (
+        4,
+        1.0,
+        False,
+    )
+    noise = ours.at(4, 4).noise(SEEDS[:1])
+    text = made.encode(PROMPTS[:1])
+    assert torch.equal(text.tokens, ours.encode(PROMPTS[:1]).tokens)
+    a, b = (which.at(4, 4).denoise(noise, text, steps=2, guidance=1) for which in (made, ours))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_stable_diffusion_by_its_published_schedule(saved, prediction):
+    """PNDM, of noise as in version 1 and of v as in version 2, whose 4 steps are 5 calls, with guidance."""
+    theirs, ours = saved("stable_diffusion", version=2, prediction=prediction)
+    noise = ours.noise(SEEDS)
+    call = dict(num_inference_steps=4, guidance_scale=3.0, height=64, width=64)
+    expected = theirs(PROMPTS, latents=noise, output_type="latent", **call).images
+    text = ours.encode([None, None, *PROMPTS])
+    assert relative(ours.denoise(noise, text, steps=5, guidance=3.0), expected) <= tolerance(5, 3)
+
+
 @pytest.mark.parametrize(
     "name, options, skip",
     [("stable_diffusion", {}, 1), ("stable_diffusion", {"version": 2}, 0), ("sdxl", {}, 1)],
@@ -130,6 +208,53 @@ def test_a_clip_skip_that_leaves_no_layer_is_refused(saved):
             ours.with_clip_skip(3)
     with pytest.raises(PatchError, match="clip skip 1 was asked of SD3TextEncoders, and only"):
         small_pipeline().with_clip_skip(1)
+
+
+@pytest.mark.parametrize(
+    "name, ours_named, options, steps, guidance",
+    [
+        ("EulerAncestralDiscreteScheduler", "euler_ancestral", {}, 1, 0.0),  # SDXL-Turbo
+        ("EulerAncestralDiscreteScheduler", "euler_ancestral", {}, 4, 0.0),
+        ("EulerDiscreteScheduler", "euler", {"prediction_type": "sample"}, 1, 0.0),  # Lightning
+        ("LCMScheduler", "lcm", {}, 4, 0.0),
+        ("PNDMScheduler", "pndm", {"skip_prk_steps": True}, 4, 3.0),
+        ("DPMSolverMultistepScheduler", "dpmpp_2m_sde", {}, 4, 3.0),
+    ],
+)
+def test_schedules_by_name_equal_diffusers(saved, name, ours_named, options, steps, guidance):
+    """A whole SDXL with another scheduler of its settings, in few steps and without guidance, too."""
+    theirs, ours = saved("sdxl")
+    settings = {**theirs.scheduler.config, "timestep_spacing": "trailing", **options}
+    settings.pop("_use_default_values", None)  # which diffusers would take back
+    if ours_named == "dpmpp_2m_sde":
+        settings["algorithm_type"] = "sde-dpmsolver++"
+    made = ours.with_schedule(named(ours_named, settings))
+    shape = (ours.latent_channels, ours.defaults.height, ours.defaults.width)
+    drawn = generators()
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in drawn])
+    kept = theirs.scheduler
+    theirs.scheduler = getattr(diffusers_classes(), name).from_config(settings)
+    try:
+        expected = theirs(
+            PROMPTS,
+            latents=noise,
+            generator=drawn,
+            num_inference_steps=steps - (name == "PNDMScheduler"),
+            guidance_scale=guidance,
+            height=64,
+            width=64,
+            output_type="latent",
+        ).images
+    finally:
+        theirs.scheduler = kept
+    rows = [
+        Row(str(i), prompt, seed)
+        for i, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True))
+    ]
+    latents = sample_latents(made, rows, steps=steps, guidance=guidance).latents
+    assert relative(torch.stack([*latents.values()]), expected) <= tolerance(
+        steps, max(guidance, 1)
+    )
 
 
 @pytest.mark.parametrize("guidance, negative", [(1.0, None), (7.0, None), (4.0, "a yellow wall")])

@@ -91,7 +91,7 @@ class Filter:
     def init(self, languages):
         assert languages == ["en"]
 
-    def filter_text(self, text):
+    def is_profane(self, text):
         return text == "grumple"
 
 

@@ -58,8 +58,14 @@ def sdxl(seed: int = 0):
     )
 
 
-def stable_diffusion(seed: int = 0, version: int = 1, schedule=None):
+def stable_diffusion(seed: int = 0, version: int = 1, prediction: str | None = None):
     wide = version == 2
+    betas = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+    schedule = diffusers.DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False)
+    if prediction:
+        schedule = diffusers.PNDMScheduler(
+            **betas, skip_prk_steps=True, set_alpha_to_one=False, prediction_type=prediction
+        )
     unet = diffusers.UNet2DConditionModel(
         sample_size=8,
         layers_per_block=1,
@@ -71,16 +77,12 @@ def stable_diffusion(seed: int = 0, version: int = 1, schedule=None):
         use_linear_projection=wide,
         upcast_attention=wide,
     )
-    betas = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     return diffusers.StableDiffusionPipeline(
         vae=vae(4, seed, scaling_factor=0.18215),
         text_encoder=clip(CLIPTextModel, 64, seed, "gelu" if wide else "quick_gelu"),
         tokenizer=word_tokenizer(begin=True),
         unet=random(unet, seed),
-        scheduler=schedule
-        or diffusers.DDIMScheduler(
-            **betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1
-        ),
+        scheduler=schedule,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -122,6 +124,38 @@ def sd3(seed: int = 0, t5: bool = True, dual: bool = False):
             use_post_quant_conv=False,
         ),
         **encoders,
+    )
+
+
+def flux(seed: int = 0, dev: bool = True):
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        joint_attention_dim=128,
+        pooled_projection_dim=64,
+        guidance_embeds=dev,
+        axes_dims_rope=(4, 6, 6),
+    )
+    return diffusers.FluxPipeline(
+        transformer=random(transformer, seed),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            shift=3.0 if dev else 1.0, use_dynamic_shifting=dev
+        ),
+        vae=vae(
+            16,
+            seed,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        text_encoder=clip(CLIPTextModel, 64, seed),
+        tokenizer=word_tokenizer(begin=True),
+        text_encoder_2=t5_encoder(seed),
+        tokenizer_2=word_tokenizer(begin=False),
     )
 
 

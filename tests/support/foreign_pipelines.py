@@ -10,6 +10,8 @@ from transformers import (
 from support.diffusers_pipelines import clip, random, t5_encoder, vae
 from textpatch.weights.signs.tokens import word_tokenizer
 
+diffusers.utils.logging.set_verbosity_error()  # it warns of what `to` does to an empty list of modules
+
 
 def flux(seed: int = 0):
     """A FLUX.1 with guidance that is a number, as FLUX.1-dev has."""

@@ -14,6 +14,7 @@ SMALL = {
             block_out_channels=(64, 64, 128, 128),
             attention_head_dim=(1, 1, 2, 2),
             cross_attention_dim=24,
+            sample_size=96,
             use_linear_projection=True,
         ),
     ),

@@ -157,7 +157,9 @@ class StageII(DeepFloydIF):
         return super().forward(x, t, text, slots=slots, low=x.flip(-1), level=torch.tensor(250.0))
 
 
-def build_flux(blocks=2, singles=2, tokens=4, size=(4, 8), seed=0) -> Pipeline:
+def build_flux(
+    blocks=2, singles=2, tokens=4, size=(4, 8), seed=0, guidance_embeds=False
+) -> Pipeline:
     """A random float64 FLUX.1 of `blocks` sites in two streams and `singles` in one, with 3 heads."""
     config = FluxConfig(
         in_channels=4 * CHANNELS,
@@ -167,6 +169,7 @@ def build_flux(blocks=2, singles=2, tokens=4, size=(4, 8), seed=0) -> Pipeline:
         attention_head_dim=8,
         joint_attention_dim=TEXT_WIDTH,
         pooled_projection_dim=POOLED,
+        guidance_embeds=guidance_embeds,
         axes_dims_rope=(2, 4, 2),
     )
     model = randomize(Flux(config).double(), seed).eval().requires_grad_(False)

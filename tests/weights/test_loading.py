@@ -10,14 +10,16 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from support.originals import originals, write_shards
 from support.small_denoisers import SMALL, small
 from support.small_models import PROMPTS, save_small, small_pipeline
 from support.strategies import randomize
 from textpatch import load, load_denoiser
 from textpatch.errors import WeightsError
+from textpatch.reference_models.schedules import Euler
 from textpatch.reference_models.sdxl import StableDiffusion
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.weights import locating
@@ -26,53 +28,10 @@ from textpatch.weights.configs import REFINER, denoiser_from_config
 from textpatch.weights.fill import Part, fill_module
 from textpatch.weights.fingerprint import model_sha256
 from textpatch.weights.folders import Folder
-from textpatch.weights.layouts import SINGLE_FILES
-from textpatch.weights.layouts.tensors import HeadRows, Rows, swapped
 from textpatch.weights.loading import outline
 from textpatch.weights.locating import NOT_RUN
 from textpatch.weights.reading import files
 from textpatch.weights.signs.tokens import word_tokenizer
-
-
-def originals(kind: str, component: str, state: dict) -> dict:
-    """A component's tensors under the names, and fused as, its original file has them."""
-    single = next(single for single in SINGLE_FILES if single.name == kind)
-    part = next(part for part in single.parts if part.component == component)
-    made, left = {}, dict(state)  # of two spellings in a table, the first
-    for key, targets in part.layout.table.items():
-        held = [(function, left.pop(name)) for name, function in targets if name in left]
-        if held:
-            made[part.prefix + key] = whole(held, key)
-    assert sum(tensor.numel() for tensor in made.values()) == sum(
-        tensor.numel() for tensor in state.values()
-    )
-    return made
-
-
-def whole(held: list, key: str) -> torch.Tensor:
-    """The tensor whose parts, by their functions, are those held."""
-    (function, tensor), *_ = held
-    if isinstance(function, Rows):
-        return torch.cat([tensor for _, tensor in sorted(held, key=lambda pair: pair[0].start)])
-    if isinstance(function, HeadRows):
-        heads = [
-            tensor.unflatten(0, (-1, 64))
-            for _, tensor in sorted(held, key=lambda pair: pair[0].index)
-        ]
-        fused = torch.stack(heads, dim=1).flatten(0, 2)
-        return fused if fused.dim() == 1 else fused[..., None]
-    if function is swapped:
-        return swapped(tensor)
-    if function.__name__ == "transposed":
-        return tensor.T.contiguous()
-    if function.__name__ == "linear" and tensor.dim() == 2:
-        return tensor[..., None] if kind_of_convolution(key) == 1 else tensor[..., None, None]
-    return tensor
-
-
-def kind_of_convolution(key: str) -> int:
-    """IF's attention is a convolution over a line, the VAE's over a plane."""
-    return 2 if "mid.attn_1" in key else 1
 
 
 def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -107,18 +66,6 @@ def test_a_file_in_diffusers_layout_needs_no_config(tmp_path, kind):
     model = small(kind)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     assert equal(load_denoiser(tmp_path / "model.safetensors"), model)
-
-
-def write_shards(folder, stem: str, state: dict, count: int = 3) -> None:
-    names, width = list(state), f"-of-{count:05d}.safetensors"
-    shards = {f"{stem}-{i + 1:05d}{width}": names[i::count] for i in range(count)}
-    for file, held in shards.items():
-        save_file({name: state[name] for name in held}, folder / file)
-    body = {
-        "metadata": {"total_size": sum(t.nbytes for t in state.values())},
-        "weight_map": {name: file for file, held in shards.items() for name in held},
-    }
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(body))
 
 
 def test_shards_are_the_same_model(tmp_path):
@@ -231,7 +178,10 @@ def test_a_single_file_is_a_stable_diffusion(kind, tmp_path, monkeypatch):
     loaded = made.denoiser, made.decoder.vae, made.encoders.text_encoder
     assert all(equal(a, b) for a, b in zip(loaded, parts.values(), strict=True))
     assert made.decoder.vae.scale == 0.18215
-    assert (made.defaults.steps, made.defaults.guidance, made.defaults.height) == (50, 7.5, 64)
+    side, predicted = {"SD1": (64, "epsilon"), "SD2": (96, "v_prediction")}[kind]
+    assert (made.defaults.steps, made.defaults.guidance, made.defaults.height) == (50, 7.5, side)
+    assert made.schedule.prediction_type == predicted
+    assert any("predicts v" in note for note in made.notes) == (kind == "SD2")
 
 
 def relabelled(folder, name: str):
@@ -297,6 +247,16 @@ def test_a_single_file_is_a_pipeline(sdxl_file):
         5.0,
         (1024, 1024, 0, 0, 1024, 1024),
     )
+
+
+def test_a_single_file_of_velocities_is_heard(sdxl_file):
+    """A whole SDXL with the keys of a model of velocities: they are dropped, and its schedule has them."""
+    path, _ = sdxl_file
+    marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    save_file(load_file(path) | marks, path)
+    made = load(path)
+    assert made.schedule == Euler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert "as the key 'v_pred' says" in " ".join(made.notes)
 
 
 def test_a_single_file_without_tokenizers_says_where_they_go(sdxl_file, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from textpatch import cli, exits, load
 from textpatch.errors import PromptError, WeightsError
 from textpatch.reference_models import text_encoders
 from textpatch.reference_models.text_encoders import LONGEST, tokenize
+from textpatch.weights import tokenizers
 from textpatch.weights.building import Builder
 from textpatch.weights.folders import Folder
 from textpatch.weights.loading import SHIPPED
@@ -301,7 +302,13 @@ def test_planted_a_loader_that_expects_too_few_errors_is_noticed(tokenizer_of, m
         ("Exception", "an end that is no word"),
     ):
         with monkeypatch.context() as faulty:
-            plant(faulty, Builder, "tokenizer", "except BaseException as", f"except {narrow} as")
+            plant(
+                faulty,
+                tokenizers,
+                "read_tokenizer",
+                "except BaseException as",
+                f"except {narrow} as",
+            )
             with pytest.raises(BaseException) as caught:
                 refused(tokenizer_of, "CLIP", "tokenizer.json", BAD[name])
             assert not isinstance(caught.value, WeightsError)
@@ -309,7 +316,7 @@ def test_planted_a_loader_that_expects_too_few_errors_is_noticed(tokenizer_of, m
 
 def test_planted_a_tokenizer_that_is_not_tried_is_noticed(tokenizer_of, monkeypatch):
     """Fault: it is read and not tried.  What cannot pad or has no unknown word would then fail in a run."""
-    plant(monkeypatch, Builder, "tokenizer", 'tokenizer("\\uffff")', "pass")
+    plant(monkeypatch, tokenizers, "read_tokenizer", 'tokenizer("\\uffff")', "pass")
     with pytest.raises(pytest.fail.Exception):
         refused(tokenizer_of, "CLIP", "tokenizer.json", BAD["an unknown word nobody knows"])
 

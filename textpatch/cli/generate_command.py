@@ -129,7 +129,7 @@ def generate(options) -> None:
     album = Album(
         list(itertools.product(asked.prompts, options.seed)),
         draw,
-        partial(open_folder, options, request),
+        partial(open_folder, options, request, loaded=list(pipeline.notes)),
         goes_on=os.path.exists(folder_of(options, request) / "manifest.json"),
     )
     with told_on_interrupt(album):

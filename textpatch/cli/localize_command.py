@@ -55,6 +55,7 @@ What is finished is kept: after Ctrl-C the same command goes on.\
         ),
     ),
 )
+MOST_MAPS = 8  # sites whose maps the page shows
 MODES = ["exhaustive", "staged", "contribution", "attribution"]
 
 
@@ -132,6 +133,12 @@ def _add_search_options(group) -> None:
         help="also find which of the found sites' n heads do the work; costs, for each pair and seed, "
         "about n * n / 2 generations",
     )
+    group.add_argument(
+        "--maps",
+        action="store_true",
+        help="also show on the page where the first source's word is read, at the eight best sites; costs a "
+        "generation",
+    )
 
 
 def _add_run_options(group) -> None:
@@ -195,9 +202,23 @@ def localize(options) -> None:
         except Unfinished as told:
             print(told)
             return
-        publish(run, found.result, found.records)
+        maps = []
+        if options.maps:
+            maps = _maps(pipeline, pairs[0].source, found.ranked, options.seeds[0], steps, guidance)
+        publish(run, found.result, found.records, maps=maps)
     print(found)
     print(run.folder / "report.html")
+
+
+def _maps(pipeline, prompt: str, ranked: list, seed: int, steps: int, guidance) -> list:
+    """Return titles and pictures of the maps of a prompt's word at the best sites."""
+    from textpatch.maps.word_maps import attention_map
+
+    best = [site for group in ranked for site in group][:MOST_MAPS]
+    made = attention_map(
+        pipeline, prompt, sites=best, seed=seed, run_steps=steps, guidance=guidance
+    )
+    return made.pictures()
 
 
 def _tell_cost(options, pipeline, asked: dict, pairs: int) -> None:

@@ -79,8 +79,12 @@ def open_folder(options, request: dict, *, worker: str = "0", **facts):
 
 
 def open_run(options, pipeline, request: dict, *, worker: str = "0", **facts):
-    """Open the run folder of a request that does not name its model yet, and return a `Run`."""
-    return open_folder(options, whole_request(options, pipeline, request), worker=worker, **facts)
+    """Open the run folder of a request that does not name its model yet, and return a `Run`.
+
+    The manifest tells what was loaded, too, and what was dropped or decided.
+    """
+    request = whole_request(options, pipeline, request)
+    return open_folder(options, request, worker=worker, loaded=list(pipeline.notes), **facts)
 
 
 def versions() -> dict[str, str]:

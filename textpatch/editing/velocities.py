@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textpatch.classifier_free import Guidance, Moment
+from textpatch.classifier_free import Guidance, Moment, told
 from textpatch.editing.solvers import Predict, Undo
 from textpatch.errors import PatchError
 
@@ -83,8 +83,9 @@ class Prediction:
         """Outputs (B, C, H, W) by guidance branch, without a learned variance."""
         self.calls += 1
         names = self.guidance.branches
+        rows = torch.cat([x] * len(names))
         whole = self.pipeline.denoiser(
-            torch.cat([x] * len(names)), time, self.text, slots=self.slots
+            rows, time, self.text, slots=self.slots, **told(self.guidance)
         )
         parts = whole[:, : x.shape[1]].chunk(len(names))
         return dict(zip(names, parts, strict=True))

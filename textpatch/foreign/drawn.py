@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from textpatch.bookkeeping import compiled
 from textpatch.branches import layout_of, probe_calls
 from textpatch.checks import starts_by_itself
 from textpatch.errors import PatchError
@@ -26,6 +25,7 @@ from textpatch.foreign.joining import Part, joined, parts_of
 from textpatch.foreign.times import HeardSchedule
 from textpatch.foreign.trying import PROMPT, PROMPTS, STEPS, Tried, as_drawn, try_draw
 from textpatch.guidance import ClassifierFree, Guidance
+from textpatch.hooks import compiled
 from textpatch.ledger import Ledger
 from textpatch.plan import Plan, Row
 from textpatch.sites import Site, is_count
@@ -167,6 +167,13 @@ class Wrapped:
         layout = self._layout(*_as_numbers(guidance, None))
         groups = math.ceil(rows / _rows_at_once(layout, micro_batch))
         return groups * steps * len(layout), rows * steps * self.tried.seconds
+
+    def calls_of_step(
+        self, guidance: float | Guidance, negative: str | None = None
+    ) -> tuple[tuple[str, ...], ...]:
+        """Calls of the denoiser that make a step, with the branches of each one's rows."""
+        self.tried  # noqa: B018  as `draw_rows`, so that no try is heard later
+        return self._layout(*_as_numbers(guidance, negative))
 
     def audited_batch(
         self, rows: Sequence[Row], guidance: float | Guidance, negative: str | None

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from textpatch.errors import PatchError
 from textpatch.groups import require_start
+from textpatch.guidance import as_guidance, told
 from textpatch.hooks import HookRegistry
 from textpatch.pipelines import SupportsModelCalls, SupportsSampling, require_parts
 from textpatch.plan import Row
@@ -65,18 +66,19 @@ def attributions(
     found = []
     for step in range(start, steps):
         x = pipeline.model_input(path[step][None], step, steps)
-        found.append(drops(pipeline.denoiser, x, times[step], text))
+        found.append(drops(pipeline.denoiser, x, times[step], text, **told(as_guidance(guidance))))
     total = {site.index: sum(drop[site] for drop in found) for site in found[0]}
     whole = sum(map(abs, total.values())) or 1.0
     scores = {index: {"drop": a, "share": a / whole} for index, a in total.items()}
     return scores, samples.images[SOURCE]
 
 
-def drops(model: nn.Module, x: Tensor, t: Tensor, text) -> dict[Site, float]:
+def drops(model: nn.Module, x: Tensor, t: Tensor, text, **told: float) -> dict[Site, float]:
     """Drop a of every site at one x_t.
 
     x     (1, C, H, W)
     text  of source and target, as the model takes it
+    told  guidance that a distilled model is told
     """
     sites = find_sites(model)
     names = exit_modules(model, sites)
@@ -94,7 +96,7 @@ def drops(model: nn.Module, x: Tensor, t: Tensor, text) -> dict[Site, float]:
         recording_sites(model, sites, [0], records.append),
         looking.observe_inputs(see),
     ):
-        own, wanted = model(both, t, text)[:, : x.shape[1]]  # without a learned variance
+        own, wanted = model(both, t, text, **told)[:, : x.shape[1]]  # without a learned variance
     loss = (own - wanted.detach()).square().sum()
     slopes = _slopes(loss, outputs)
     found = {}

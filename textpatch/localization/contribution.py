@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from textpatch.attention import log_sum_exp
 from textpatch.auditing.replay import Definition
@@ -66,7 +66,7 @@ def contributions(
     found: dict[Site, list[tuple[float, float]]] = {site: [] for site in sites}
 
     def add(record: Record) -> None:
-        weight = acting_weight(pipeline.denoiser.get_submodule(f"{record.site.name}.to_out.0"))
+        weight = way_out(pipeline.denoiser, record.site)
         found[record.site].append(norms(record, definition, weight, list(tokens)))
 
     with torch.no_grad(), recording_sites(pipeline.denoiser, sites, range(steps), add):
@@ -78,6 +78,17 @@ def contributions(
         for index, (word, whole) in means.items()
     }
     return scores, samples.images[SOURCE]
+
+
+def way_out(model: nn.Module, site: Site) -> Tensor:
+    """Weight W_o (C, H D) that takes a site's attention to the image.
+
+    A block of one stream has one projection for its attention and its feed-forward, in this order.
+    """
+    if site.kind != "single":
+        return acting_weight(model.get_submodule(f"{site.name}.to_out.0"))
+    block, _, _ = site.name.rpartition(".")
+    return acting_weight(model.get_submodule(f"{block}.proj_out"))[:, : site.heads * site.head_dim]
 
 
 def _require_tokens(pipeline, prompt: str, tokens: Sequence[int]) -> None:

@@ -19,15 +19,16 @@ from PIL import Image
 from torch import Tensor
 
 from textpatch.auditing.replay import Definition
-from textpatch.editing.words import prompt_tokens
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, as_guidance, branch_rows
 from textpatch.html import figure, fragment, safe
 from textpatch.maps.drawing import laid_over, resized
 from textpatch.maps.heard import HeardWeights, Kept, grid_of
-from textpatch.pipelines import SupportsSampling, SupportsWordTokens, require_parts
+from textpatch.maps.hearing import hearing_words
+from textpatch.maps.places import word_places
+from textpatch.pipelines import draws_by_itself, require_sampling
 from textpatch.plan import CONDITIONAL, Plan, Row, integers, require_in_range
-from textpatch.ports.shipped import find_sites
+from textpatch.ports.shipped import pipeline_sites
 from textpatch.prompts.pairs import SOURCE
 from textpatch.quotes import quotations
 from textpatch.recording import Record, recording_sites
@@ -84,21 +85,28 @@ class AttentionMap:
     def picture(self, kind: str = "received", sites: Any = "all") -> Image.Image:
         """The picture in grey, in colour where the map is high.
 
-        Raises PatchError as `array`.
+        Raises PatchError as `array`, and for sounds.
         """
+        if not isinstance(self.image, Image.Image):
+            raise PatchError(
+                f"what was drawn is a {type(self.image).__name__} and no picture; look at `array`"
+            )
         return laid_over(self.image, self.array(kind, sites))
 
-    def _repr_html_(self) -> str:
-        word = ", ".join(self.words) or f"tokens {list(self.tokens)}"
-        figures = [figure(self.image, "picture", safe(self.prompt))]
-        figures.append(figure(self.picture(), "received", f"<b>{safe(word)}</b>, all sites"))
+    def pictures(self) -> list[tuple[str, Image.Image]]:
+        """Titles and pictures of the plain drawing, of both kinds at all sites, and of each site."""
+        shown = [("picture", self.image), ("received", self.picture())]
         if self.given:
-            figures.append(
-                figure(self.picture("given"), "given", f"<b>{safe(word)}</b>, all sites")
-            )
+            shown.append(("given", self.picture("given")))
         for site in self.sites:
-            figures.append(figure(self.picture(sites=site), f"site {site.index}", safe(site.name)))
-        return fragment(f'<div class="gallery">{"".join(figures)}</div>')
+            shown.append((f"received at site {site.index}", self.picture(sites=site)))
+        return shown
+
+    def _repr_html_(self) -> str:
+        asked = ", ".join(self.words) or f"tokens {list(self.tokens)}"
+        figures = [figure(image, title) for title, image in self.pictures()]
+        said = f"<p><b>{safe(asked)}</b> in {safe(self.prompt)}</p>"
+        return fragment(f'{said}<div class="gallery">{"".join(figures)}</div>')
 
 
 def attention_map(
@@ -130,14 +138,16 @@ def attention_map(
     Raises PatchError for words that the prompt has not or the model does not read, and for sites, steps and
     heads that are not there.
     """
-    require_parts(pipeline, "attention_map", SupportsSampling)
+    require_sampling(pipeline, "attention_map")
     run_steps, guidance = pipeline.defaults.run(run_steps, guidance)
-    chosen = select_sites(find_sites(pipeline.denoiser), sites)
+    chosen = select_sites(pipeline_sites(pipeline), sites)
     at = tuple(range(run_steps)) if steps is None else integers("steps", steps)
     require_in_range("step", at, run_steps, chosen[0])
     looked_at = _words(prompt, words, tokens)
     places = (
-        integers("tokens", tokens) if tokens is not None else _tokens(pipeline, prompt, looked_at)
+        integers("tokens", tokens)
+        if tokens is not None
+        else word_places(pipeline, prompt, looked_at)
     )
     heard = HeardWeights(places, None if heads is None else integers("heads", heads))
     row = Row(SOURCE, prompt, seed)
@@ -179,14 +189,6 @@ def _words(
     return quoted
 
 
-def _tokens(pipeline: Any, prompt: str, words: Sequence[str]) -> tuple[int, ...]:
-    """Places of the tokens of words among the text tokens of a pipeline's model."""
-    require_parts(pipeline, "attention_map", SupportsWordTokens)
-    total = pipeline.encode([prompt]).tokens.shape[1]
-    read = prompt_tokens(pipeline, prompt, total)
-    return tuple(sorted({place for word in words for place in read.places(word)}))
-
-
 def _drawn(
     pipeline: Any,
     row: Row,
@@ -197,6 +199,20 @@ def _drawn(
     guidance: float | Guidance,
 ) -> Image.Image:
     """Picture of a row, whose weights are heard while it is drawn."""
+    if draws_by_itself(pipeline):
+        calls = pipeline.calls_of_step(guidance)
+        with hearing_words(
+            pipeline.denoiser,
+            heard.tokens,
+            sites=sites,
+            steps=steps,
+            heads=heard.heads,
+            calls=calls,
+        ) as kept:
+            samples = sample(pipeline, [row], steps=run_steps, guidance=guidance)
+        heard.received.update(kept.received)
+        heard.given.update(kept.given)
+        return samples.images[SOURCE]
     rows = branch_rows([row], as_guidance(guidance))
     batch = Definition(Plan(), rows, sites)
     place = [one.branch for one in rows].index(CONDITIONAL)
@@ -228,6 +244,11 @@ def _on_grids(
 def _on_grid(flat: Tensor, image: Image.Image, grid: tuple[int, int] | None) -> Tensor:
     """Map (steps, rows, columns) of one (steps, M)."""
     tokens = flat.shape[1]
+    if grid is None and not isinstance(image, Image.Image):
+        raise PatchError(
+            f"what was drawn is a {type(image).__name__} and no picture, whose shape would tell how its "
+            f"{tokens} tokens lie; give a `grid`, such as (1, {tokens})"
+        )
     rows, columns = grid or grid_of(tokens, image.height, image.width)
     if rows * columns != tokens:
         raise PatchError(

@@ -8,7 +8,5 @@ ERNIE_IMAGE = (
         "layers.*.self_attention",
         "single",
         span=Span("last", "text_bth"),
-        norm="norm_k",
-        rotary=True,
     ),
 )

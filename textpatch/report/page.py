@@ -18,16 +18,24 @@ from textpatch.runs.requests import flatten
 SHOWN = 600
 
 
-def publish(run, result: dict, records: list[dict], *, lines: int = 8) -> None:
+def publish(
+    run,
+    result: dict,
+    records: list[dict],
+    *,
+    lines: int = 8,
+    maps: Sequence[tuple[str, Image.Image]] = (),
+) -> None:
     """Write results.json and .csv, heatmap.png, contact_sheet.png and report.html into a run folder.
 
     lines  number of records on the contact sheet, the first ones
+    maps   titles and pictures that show where the word is read
     Raises PatchError if matplotlib is missing, StoreError if the folder cannot be written.
     """
     heatmap = heatmap_png(result)
     sheet = png(_sheet_of(run, result, records[:lines]))
     shown = _within(result, records, lambda picture: opened(picture["image"], run))
-    text = report_html(result, heatmap=heatmap, sheet=shown, manifest=run.manifest)
+    text = report_html(result, heatmap=heatmap, sheet=shown, manifest=run.manifest, maps=maps)
     run.write_bytes("heatmap.png", heatmap)
     run.write_bytes("contact_sheet.png", sheet)
     run.write_bytes("report.html", text.encode())
@@ -35,7 +43,14 @@ def publish(run, result: dict, records: list[dict], *, lines: int = 8) -> None:
     run.write_csv("results.csv", [flatten(entry) for entry in _all_rows(result)])
 
 
-def report_html(result: dict, *, heatmap: bytes, sheet: Sequence[dict] = (), manifest: dict) -> str:
+def report_html(
+    result: dict,
+    *,
+    heatmap: bytes,
+    sheet: Sequence[dict] = (),
+    manifest: dict,
+    maps: Sequence[tuple[str, Image.Image]] = (),
+) -> str:
     """Write one self-contained page.
 
     It gives the answer, then what was asked and how, the layers found, the evidence, and how it was made.
@@ -43,6 +58,7 @@ def report_html(result: dict, *, heatmap: bytes, sheet: Sequence[dict] = (), man
     heatmap   a PNG
     sheet     the records whose pictures are shown (see gallery.py)
     manifest  of the run
+    maps      titles and pictures that show where the word is read
     Prompts are escaped, there is no script, and nothing is loaded.
     Raises PatchError if `result` is no result.
     """
@@ -53,6 +69,7 @@ def report_html(result: dict, *, heatmap: bytes, sheet: Sequence[dict] = (), man
         "What is swapped": sections.equation(result),
         "The layers found": sections.layers(result),
         "The evidence: every pair at every site": sections.every_pair(result, sheet),
+        "Where the word is read": sections.word_maps(maps),
         "The other pictures": gallery_html(result, sheet[len(first) :]),
         "The evidence: all sites": sections.drawing(heatmap) + sections.ranking(result),
         "How the search went": sections.search_went(result),

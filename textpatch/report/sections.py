@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from PIL import Image
+
 from textpatch.classifier_free import NO_GUIDANCE
-from textpatch.html import data_uri, safe, table
+from textpatch.html import data_uri, figure, safe, table
 from textpatch.metrics import FEWEST
 from textpatch.report import words
 from textpatch.report.charts import curve
@@ -113,6 +115,14 @@ def every_pair(result: dict, records: Sequence[dict]) -> str:
     if not records:
         return ""
     return _told(words.RAMP, result) + heat_map(result, records)
+
+
+def word_maps(maps: Sequence[tuple[str, Image.Image]]) -> str:
+    """Maps of the word's attention, and how to read them.  "" where there are none."""
+    if not maps:
+        return ""
+    figures = "".join(figure(image, title) for title, image in maps)
+    return f'{words.MAPS}<div class="gallery">{figures}</div>'
 
 
 def drawing(heatmap: bytes) -> str:

@@ -129,3 +129,10 @@ interval lies above zero.</p>"""
 
 STARTS = {"F1 towards the target": "f1_target", "background as in the source (SSIM)": "ssim"}
 HEADS = {"F1 of the heads taken, alone": "alone", "F1 of the heads left": "left"}
+
+MAPS = (
+    "<p>Colour shows how much attention a place of the source's picture gives the quoted word (received), "
+    "and how much the word gives the place where the text asks as well (given). They are means over heads "
+    "and steps, from the least to the largest value of each map. Whether what is read changes the picture, "
+    "only the swaps say.</p>"
+)

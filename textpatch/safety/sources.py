@@ -53,7 +53,7 @@ def _badwords(package: ModuleType, told: str) -> Detector:
     filtering.init(languages=["en"])
 
     def is_harmful(word: str) -> bool:
-        return bool(filtering.filter_text(word))
+        return bool(filtering.is_profane(word))
 
     return EachWord(is_harmful, "badwords-py", told)
 

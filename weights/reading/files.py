@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from reprlib import repr as shown  # short and shallow, for what other people wrote
+from reprlib import Repr
 
 from torch import Tensor
 
@@ -23,6 +23,11 @@ from textpatch.weights.reading.terms import Terms
 CONFIG_BYTES = 1 << 20
 # FLUX.1's index is 0.1 MB and names 1,160 tensors
 INDEX_BYTES = 4 << 20
+# short and shallow, for what other people wrote, and long enough for the name of a file
+SHORT = Repr()
+SHORT.maxstring = 100
+shown = SHORT.repr
+
 SUFFIXES = {".safetensors", ".sft"}
 PICKLES = {".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
 

@@ -37,7 +37,12 @@ CONVERT = (
     "fetch the safetensors version, or convert it on a machine you can lose: "
     "safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')"
 )
-CHARACTER = rb'[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4}'
+# an escape that is no half of a surrogate pair, or a whole pair
+ESCAPE = (
+    rb"\\u(?![dD][89a-fA-F])[0-9a-fA-F]{4}"
+    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+CHARACTER = rb'[^"\\\x00-\x1f]|\\["\\/bfnrt]|' + ESCAPE
 GRAMMAR = {
     "an object": re.compile(rb'\{[ \t\n\r]*(?=["}])'),
     # a character is at most 4 bytes or two escapes
@@ -71,6 +76,19 @@ def read_header(where: str | os.PathLike) -> dict[str, TensorEntry]:
             raise WeightsError(
                 f"{path} is damaged or no safetensors file ({fault}); {advice}", code
             ) from None
+
+
+def said_in_header(where: str | os.PathLike, name: str) -> str | None:
+    """Short text without escapes that the metadata of a file has under a name, None without one.
+
+    The header must have been read by `read_header`, so that between unescaped quotes stands a name.
+    Raises WeightsError for a file that changed since.
+    """
+    path = Path(where)
+    with opened(path) as file:
+        text, _ = _header_text(file, size=identity_of(file)[0])
+    said = re.search(rb'"%s"[ \t\n\r]*:[ \t\n\r]*"([^"\\]{0,64})"' % re.escape(name.encode()), text)
+    return said[1].decode() if said else None
 
 
 def _require_safetensors(path: Path, file: io.FileIO, code: str) -> None:

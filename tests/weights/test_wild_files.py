@@ -1,0 +1,298 @@
+"""Files as people have them: used, dropped by name with a note, or refused, beside diffusers' own loading."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from support.originals import originals
+from support.planting import plant
+from support.small_denoisers import small
+from support.wild import END, ONE, PAGE, ROWS, START, edited, table
+from textpatch import load, load_denoiser
+from textpatch.errors import WeightsError
+from textpatch.weights import fill, neighbours, strays
+from textpatch.weights.reading import files
+from textpatch.weights.saving import _denoiser_config
+
+READERS = {"load": load, "load_denoiser": load_denoiser}
+ROOMS = {
+    "unet": "UNet2DConditionModel",
+    "unet_ema": "UNet2DConditionModel",
+    "transformer": "SD3Transformer2DModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "CLIPTextModelWithProjection",
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, diffusers) -> Path:
+    """One small saved folder of each family, and an original file of SDXL's denoiser and VAE."""
+    from support import diffusers_pipelines as made
+
+    home = tmp_path_factory.mktemp("wild")
+    for name, build in {"sdxl": made.sdxl, "sd3": made.sd3, "if": made.deepfloyd_if}.items():
+        build().save_pretrained(home / name)
+    narrow = made.t5_encoder(0).config
+    narrow.d_model = 64
+    type(made.t5_encoder(0))(narrow).save_pretrained(home / "narrow_t5")
+    unet = small("SDXL")
+    flat = home / "flat" / "unet"
+    flat.mkdir(parents=True)
+    (flat / "config.json").write_text(json.dumps(_denoiser_config(unet)))
+    save_file(unet.state_dict(), flat / "diffusion_pytorch_model.safetensors")
+    vae = load_file(home / "sdxl" / "vae" / "diffusion_pytorch_model.safetensors")
+    tensors = originals("SDXL", "unet", unet.state_dict()) | originals("SDXL", "vae", vae)
+    (home / "file").mkdir()
+    save_file({key: value.contiguous() for key, value in tensors.items()}, home / "file" / ONE)
+    return home
+
+
+@pytest.fixture(scope="module")
+def wanted(home):
+    """Tensors of each base by component, as saved."""
+    found = {}
+    for base in ("sdxl", "sd3", "if", "flat"):
+        for path in sorted((home / base).glob("*/*.safetensors")):
+            found[base, path.parent.name] = load_file(path)
+    found["file", "unet"] = small("SDXL").state_dict()
+    return found
+
+
+def component(made, name: str) -> torch.nn.Module:
+    """A component of what was loaded, which may be a denoiser alone."""
+    if not hasattr(made, "denoiser"):
+        return made
+    if name == "vae":
+        return made.decoder.vae
+    if name.startswith("text_encoder"):
+        return getattr(made.encoders, name)
+    return made.denoiser
+
+
+def same(module: torch.nn.Module, tensors: dict) -> bool:
+    """True if the module's tensors are these, whatever prefix transformers gives the names of its CLIP."""
+    held = {name.removeprefix("text_model."): value for name, value in module.state_dict().items()}
+    asked = {name.removeprefix("text_model."): value for name, value in tensors.items()}
+    shared = held.keys() & asked.keys()
+    return len(shared) >= len(asked) - 1 and all(
+        torch.equal(held[name].double(), asked[name].double()) for name in shared
+    )
+
+
+def theirs(diffusers, row, where: Path, options: dict, home: Path):
+    """What diffusers loads in the place of the row's component."""
+    import transformers
+
+    if row.base == "file":
+        kind = diffusers.UNet2DConditionModel
+        return kind.from_single_file(
+            where, config=str(home / "flat"), subfolder="unet", local_files_only=True
+        )
+    name = ROOMS[row.component]
+    if row.base == "if" and row.component == "text_encoder":
+        name = "T5EncoderModel"
+    kind = getattr(diffusers, name, None) or getattr(transformers, name)
+    more = {"variant": options["variant"]} if "variant" in options else {}
+    # a row may be about the component's own folder
+    folder = where / row.component if (where / row.component).is_dir() else where
+    return kind.from_pretrained(folder, local_files_only=True, **more)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+def test_what_happens(row, home, wanted, tmp_path, diffusers):
+    """The situation is refused in one line, or loads the tensors that were saved, with its note."""
+    for name in ("sdxl", "sd3", "narrow_t5"):
+        os.symlink(home / name, tmp_path / name)
+    os.symlink(home / row.base, tmp_path / "base")
+    folder = tmp_path / "model"
+    shutil.copytree(home / row.base, folder, copy_function=os.link)
+    place = row.change(folder)
+    where = place if isinstance(place, Path) else folder
+    if row.base == "file" and where == folder:
+        where = folder / ONE
+    if row.reader == "load_denoiser" and row.base == "flat":
+        where = folder / "unet"
+    options = row.options(folder)
+    if row.refused:
+        with pytest.raises(WeightsError) as refusal:
+            READERS[row.reader](where, **options)
+        said = str(refusal.value)
+        assert re.search(row.says, said), said
+        assert "\n" not in said and len(said) < 2000
+    else:
+        made = READERS[row.reader](where, **options)
+        notes = getattr(made, "notes", ())
+        if row.reader == "load":
+            assert not row.says or any(re.search(row.says, note) for note in notes), notes
+        if not row.differs:
+            name = row.component.removesuffix("_ema")
+            assert same(component(made, name), wanted[row.base, name])
+    if row.diffusers == "refuses":
+        with pytest.raises(Exception):  # noqa: B017 of any kind
+            theirs(diffusers, row, where, options, home)
+    if row.diffusers == "same":
+        other = theirs(diffusers, row, where, options, home)
+        name = row.component.removesuffix("_ema")
+        assert same(other, wanted[row.base, name])
+
+
+def test_the_page_has_the_rows():
+    """The table of weights/README.md is this list, of sixty situations or more, and no cell is empty."""
+    text = PAGE.read_text("utf-8")
+    found = text.partition(START)[2].partition(END)[0].strip()
+    assert found == table(), "write it anew: python tests/support/wild.py"
+    assert len(ROWS) >= 60 and len({row.name for row in ROWS}) == len(ROWS)
+    assert all(row.situation and row.happens for row in ROWS)
+
+
+def base(home, name: str, tmp_path) -> Path:
+    return Path(shutil.copytree(home / name, tmp_path / name, copy_function=os.link))
+
+
+FAULTS = {
+    "a scale forgotten": (
+        fill.Part,
+        "read",
+        "if key not in self.scales:",
+        "if True:",
+        "fp8-scaled",
+    ),
+    "the average not taken": (
+        strays,
+        "_averaged",
+        "{**kept, **averages}",
+        "kept",
+        "moving-average-chosen",
+    ),
+    "a wrapper's prefix kept": (strays, "_unwrapped", 'WRAPPERS.sub("", key)', "key", "compiled"),
+    "an index's size believed": (
+        files,
+        "_note_total",
+        "if size != held:",
+        "if False:",
+        "metadata-null",
+    ),
+    "neighbours not compared": (
+        neighbours,
+        "require_neighbours",
+        "if wanted != found:",
+        "if False:",
+        "text-of-another-width",
+    ),
+    "links followed unasked": (files, "inside", "if follow_links and", "if", "linked-file"),
+}
+
+
+def numbers(module: torch.nn.Module) -> float:
+    """Sum of all weights, which a scale or an average of others would change."""
+    return float(sum(p.double().sum() for p in module.parameters()))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_is_noticed(fault, home, tmp_path, monkeypatch):
+    """With the fault the row's model has other numbers, loads where it must not, or is told nothing."""
+    owner, function, old, new, name = FAULTS[fault]
+    row = next(row for row in ROWS if row.name == name)
+    folder = base(home, row.base, tmp_path)
+    place = row.change(folder)
+    where = folder / ONE if row.base == "file" else place or folder
+
+    def outcome():
+        try:
+            made = READERS[row.reader](where, **row.options(folder))
+        except WeightsError as error:
+            return "refused", type(error)
+        notes = getattr(made, "notes", ())
+        return numbers(component(made, row.component)), len(notes)
+
+    right = outcome()
+    plant(monkeypatch, owner, function, old, new)
+    assert outcome() != right
+
+
+def test_scaled_weights_are_their_products(home, tmp_path):
+    """fp8 times scale: the same as halved, rounded to 8 bits and doubled again, number by number."""
+    row = next(row for row in ROWS if row.name == "fp8-scaled")
+    folder = base(home, "file", tmp_path)
+    row.change(folder)
+    found = load_denoiser(folder / ONE).state_dict()
+    wanted = small("SDXL").state_dict()
+    for name, value in wanted.items():
+        rounded = (value / 2).to(torch.float8_e4m3fn).float() * 2
+        assert torch.equal(found[name], rounded) or torch.equal(found[name], value), name
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    assert not torch.equal(found[name], wanted[name])
+
+
+def test_the_moving_average_is_the_one_in_the_file(home, tmp_path):
+    """ema=True: the weights plus one, as the file's average was made, of every tensor of the denoiser."""
+    row = next(row for row in ROWS if row.name == "moving-average-chosen")
+    folder = base(home, "file", tmp_path)
+    row.change(folder)
+    found = load_denoiser(folder / ONE, ema=True).state_dict()
+    assert all(torch.equal(found[name], v + 1) for name, v in small("SDXL").state_dict().items())
+
+
+def test_statistics_of_the_latents_are_honoured(home, tmp_path, diffusers):
+    """SDXL with latents_mean and latents_std in its VAE draws what diffusers draws, within a level of 255."""
+    folder = base(home, "sdxl", tmp_path)
+    said = {"latents_mean": [0.4, -0.3, 0.2, 0.1], "latents_std": [1.5, 0.5, 2.0, 0.8]}
+    edited("vae/config.json", **said)(folder)
+    ours = load(folder)
+    theirs = diffusers.StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
+    theirs.set_progress_bar_config(disable=True)
+    prompt = "a red sign on a blue wall"
+    call = dict(num_inference_steps=1, guidance_scale=1.0, height=64, width=64)
+    (wanted,) = theirs(prompt, latents=ours.noise([3]), **call).images
+    (found,) = ours.generate(prompt, seeds=3, steps=1, guidance=1)
+    apart = np.abs(np.asarray(found).astype(int) - np.asarray(wanted).astype(int)).max()
+    plain = load(home / "sdxl").generate(prompt, seeds=3, steps=1, guidance=1)[0]
+    assert apart <= 1 < np.abs(np.asarray(plain).astype(int) - np.asarray(found).astype(int)).max()
+
+
+WAYS = {
+    "whole": {},
+    "shards": {"max_shard_size": "200KB"},
+    "a variant": {"variant": "fp16"},
+    "a variant in shards": {"variant": "bf16", "max_shard_size": "200KB"},
+}
+
+
+def require_equal(diffusers, pipeline, folder: Path, ways: dict) -> None:
+    """A pipeline saved in each way loads with the tensors it has."""
+    names = ["vae", "text_encoder", "text_encoder_2", "text_encoder_3", "unet", "transformer"]
+    for way, options in ways.items():
+        pipeline.save_pretrained(folder / way, **options)
+        made = load(folder / way)
+        for name in names:
+            saved = getattr(pipeline, name, None)
+            if saved is not None:
+                tensors = saved.state_dict()
+                tensors = {k: v for k, v in tensors.items() if "embed_tokens" not in k}
+                assert same(component(made, name), tensors), (way, name)
+
+
+def test_every_way_of_saving_loads_equal(diffusers, tmp_path):
+    """One random SDXL, saved whole, in shards, as a variant and as a variant in shards."""
+    from support import diffusers_pipelines as made
+
+    require_equal(diffusers, made.sdxl(7), tmp_path, WAYS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["stable_diffusion", "sdxl", "sd3", "deepfloyd_if"])
+def test_twenty_pipelines_saved_in_every_way_load_equal(diffusers, tmp_path, family):
+    """Long: twenty random pipelines of each family; test_every_way_of_saving_loads_equal covers one."""
+    from support import diffusers_pipelines as made
+
+    for seed in range(20):
+        require_equal(diffusers, getattr(made, family)(seed), tmp_path / str(seed), WAYS)
+        shutil.rmtree(tmp_path / str(seed))
