@@ -82,7 +82,7 @@ def smaller(words: list[str]) -> list[str]:
     """The same request for a pair, or the two a search needs, one seed, steps up to the first patched one."""
     if words[0] == "finetune":  # whose steps are those of the training
         fewer = ["--steps", "1", "--batch", "2", "--examples", "2", "--sample", PROMPTS[0]]
-        return [*words[: words.index("--steps")], *fewer, *words[words.index("--steps") + 2 :]]
+        return [*words[: words.index("--steps")], *fewer]
     screened = {"--mode", "--what"} & set(words)
     fewer, made = {"--pairs": "2" if screened else "1", "--seeds": "1", "--seed": "1"}, list(words)
     if words[0] == "edit":  # whose pairs are those of a file
