@@ -7,7 +7,7 @@ with swap(denoiser, plan, rows):
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -114,6 +114,20 @@ class Wrapped:
         scheduler = getattr(getattr(draw, "pipe", None), "scheduler", None)
         self.schedule = HeardSchedule(self._times, scheduler)
         self._layouts: dict[tuple[float, bool], Any] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the denoiser's weights."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the denoiser's weights."""
+        return next(self.parameters()).dtype
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the denoiser, as a module gives them."""
+        return self.denoiser.parameters()
 
     # --- what applications ask
 
