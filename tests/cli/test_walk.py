@@ -1,4 +1,4 @@
-"""A walk through the command line: commands as people type them, each with its exit code and a phrase of its answer.
+"""A walk through the command line: commands as people type them, with exit codes and phrases of the answers.
 
 By default they are given in this process; --long gives them again in processes whose output is a pipe.
 """
