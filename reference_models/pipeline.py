@@ -18,7 +18,7 @@ from textpatch.guidance import Guidance, Moment, State, as_guidance, branch_rows
 from textpatch.plan import CONDITIONAL, Row
 from textpatch.reference_models.defaults import Defaults, is_whole
 from textpatch.reference_models.layers import TextCondition
-from textpatch.reference_models.requests import each_seed, listed, parts
+from textpatch.reference_models.requests import each_seed, listed, parts, sampled_by
 from textpatch.reference_models.schedules import Schedule
 from textpatch.reference_models.schedules.published import changed
 from textpatch.reference_models.upscaling import read_beside, require_one_each, small_tensor
@@ -100,7 +100,8 @@ class Pipeline(nn.Module):
         """A pipeline of the same weights that is sampled by another schedule.
 
         schedule  an object of `textpatch.reference_models.schedules`, or a name of its `published.NAMES`,
-                  which takes the settings that this pipeline's own schedule has, too
+                  which takes the settings that this pipeline's own schedule has, too.  The name of the
+                  new pipeline tells it
 
         Raises PatchError for an unknown name, for settings that the named schedule cannot have, and for a
         diffusion in place of a flow or a flow in place of a diffusion.
@@ -119,6 +120,7 @@ class Pipeline(nn.Module):
             )
         other = self._copy()
         other.schedule = schedule.for_image(self._image_tokens())
+        other.name = sampled_by(self.name, schedule)
         return other
 
     def _image_tokens(self) -> int:
