@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from measure import Table, arguments, environment, parsed
 from support.at_attention import exchanged
 from support.copies import call
-from support.foreign import TEXT_KEYS, foreign
+from support.foreign import OPTIONS, TEXT_KEYS, foreign
 from textpatch import capture, find_sites, hearing_words, patch
 from textpatch.errors import PatchError
 from textpatch.sites import Site
@@ -52,7 +52,7 @@ MODELS = {
     "ovis_image": ("Ovis-Image", "Qwen3"),
     "bria": ("Bria 3", "T5"),
     "qwen_image": ("Qwen-Image", "Qwen2.5-VL"),
-    "qwen_image21": ("Qwen-Image 2.1 with `use_kv_cache=False`", "Qwen3-VL"),
+    "qwen_image21": ("Qwen-Image 2.1", "Qwen3-VL"),
     "hunyuan_image": ("HunyuanImage 2.1 without glyphs", "Qwen2.5-VL"),
     "hunyuan_glyphs": ("HunyuanImage 2.1", "Qwen2.5-VL, ByT5"),
     "hunyuan_video": ("HunyuanVideo", "Llama"),
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     for build, (models, encoder) in MODELS.items():
         model, inputs = foreign(diffusers, build)
         sites = find_sites(model)
-        held, unlike = checked(model, inputs)
+        held, unlike = checked(model, inputs, OPTIONS.get(build, {}))
         table.add(
             build=build,
             **{"class": type(model).__name__},
@@ -120,10 +120,10 @@ def main(argv: list[str] | None = None) -> None:
         table.add(**{"class": name}, models=models, encoder=encoder, reason=reason)
 
 
-def checked(model: torch.nn.Module, inputs: dict) -> tuple[int, str]:
+def checked(model: torch.nn.Module, inputs: dict, options: dict) -> tuple[int, str]:
     """How many checks of check_port hold, and what the others say."""
     try:
-        return len(check_port(model, None, inputs).checks), ""
+        return len(check_port(model, None, inputs, **options).checks), ""
     except PatchError as error:
         _, *failed = str(error).splitlines()
         said = [line.partition("  Found: ")[0] for line in failed]

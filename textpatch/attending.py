@@ -12,20 +12,20 @@ B batch rows, H heads of keys and values, N keys, T text tokens, D head width
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import BoundArguments
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from textpatch.calls import Call, Calls
 from textpatch.errors import PatchError
-from textpatch.hooks import HookRegistry
+from textpatch.hooks import HookRegistry, compiled
+from textpatch.masks import require_known_layout, rows_of_mask
 from textpatch.sites import Site, Span
 
 ARGUMENTS = "query", "key", "value", "attn_mask", "dropout_p", "is_causal"  # those given by place
@@ -40,6 +40,7 @@ class Attended:
                   (B, heads of queries, queries, N).  None if there is none
     queries       (B, heads, queries, D), which are never replaced
     scale         of the scores, D ** -0.5 when None
+    alone         True where a text attends to itself, in a call beside that of the image
     """
 
     keys: Tensor
@@ -47,6 +48,7 @@ class Attended:
     mask: Tensor | None
     queries: Tensor
     scale: float | None = None
+    alone: bool = False
 
 
 # what takes the place of what attention gets, None to leave it.  `text` are the text tokens of some rows
@@ -71,10 +73,15 @@ def at_attention(
 
     Raises PatchError
 
-    - for sites of textpatch's own models, whose `keys` are None
+    - for a model that runs compiled code, and for sites of textpatch's own models, whose `keys` are None
     - in a call that must run a site whose module does not run, or attends in another way
     - where which keys are text is not known, and as `Calls.within`
     """
+    if compiled(model):
+        raise PatchError(
+            f"the {type(model).__name__} runs compiled code, into which nothing can be put; load it anew and "
+            "go without torch.compile and compile_repeated_blocks"
+        )
     spans = {site.name: _keys(site) for site in sites}
     calls = Calls(model, spans.values(), required, begun)
     modes = {
@@ -82,32 +89,94 @@ def at_attention(
         for site in sites
     }
 
-    def enter(name: str) -> None:
-        modes[name].__enter__()
-
-    def leave(name: str) -> None:
-        _take_off(modes[name])
-
-    def after(name: str, output: Any) -> None:
+    def around(name: str, forward: Callable[[], Any]) -> Any:
+        with modes[name]:
+            output = forward()
         if name not in calls.within(name).ran and name in required(calls.count):
             raise PatchError(
                 f"site {name!r} ran in call {calls.count} and called no scaled_dot_product_attention, so its "
                 "attention is no softmax of torch's, or is hidden in a kernel of its own; choose torch's, in "
                 'diffusers by model.set_attention_backend("native") or its default processors'
             )
+        return output
 
-    modules = HookRegistry(model, list(spans))
-    try:
-        with (
-            calls.counted(),
-            modules.observe_leaving(leave),
-            modules.observe(after),
-            modules.observe_entering(enter),
-        ):
-            yield calls
-    finally:
-        for mode in modes.values():
-            _take_off(mode)  # an interrupt in the middle of a module leaves it there
+    with calls.counted(), HookRegistry(model, list(spans)).around(around):
+        yield calls
+
+
+def text_at_attention(
+    model: nn.Module,
+    sites: tuple[Site, ...],
+    fn: Callable[[Site, str, Call, Tensor], Tensor | None],
+    at_mask: Callable[[Site, Call, Tensor | None], Tensor | None],
+    parts: str = "kv",
+    steps: Collection[int] | None = None,
+) -> AbstractContextManager[Calls]:
+    """Call fn(site, part, call, own) with the text K or V (B, T, W) of `sites` as their attention gets them.
+
+    A tensor that fn returns takes their place; None leaves them.  So does at_mask(site, call, own), with the
+    mask (B, heads of queries or 1, queries, T) of the text.
+    Gives the calls of the model, of which those in `steps` must run every site.
+    """
+    names = [site.name for site in sites]
+    spans = [_keys(site) for site in sites]
+
+    def required(call: int) -> Collection[str]:
+        return names if steps is None or call in steps else ()
+
+    def begun(call: int, inputs: BoundArguments) -> None:
+        require_known_layout(inputs, spans)
+
+    def read(site: Site, call: Call, own: Attended, text: Text) -> Attended:
+        if site.name in call.ran:
+            raise PatchError(
+                f"site {site.name!r} attends twice in call {call.step}, and a step holds one K and V of a "
+                "site; leave it out, or use `swap`"
+            )
+        place = text(slice(None))
+        kv = {"k": own.keys, "v": own.values}
+        for part in parts:
+            new = fn(site, part, call, _in_rows(kv[part][:, :, place], site))
+            if new is not None:
+                kv[part] = _put(kv[part], place, site, new)
+        mask = own.mask
+        if not own.alone:  # what hides a text from itself hides nothing of it from the image
+            mask = _read_mask(site, call, own, place, at_mask)
+        return replace(own, keys=kv["k"], values=kv["v"], mask=mask)
+
+    return at_attention(model, sites, read, required, begun)
+
+
+def _in_rows(x: Tensor, site: Site) -> Tensor:
+    """Text K or V (B, T, W) of (B, heads, T, D), where each of W's heads may stand several times."""
+    group = x.shape[1] // site.text_heads
+    return x[:, ::group].transpose(1, 2).flatten(2)
+
+
+def _put(x: Tensor, place: slice, site: Site, text: Tensor) -> Tensor:
+    """K or V (B, heads, N, D) with the text (B, T, W) in its place."""
+    group = x.shape[1] // site.text_heads
+    new = x.clone()
+    heads = text.unflatten(-1, (site.text_heads, -1)).transpose(1, 2)
+    new[:, :, place] = heads.repeat_interleave(group, dim=1)
+    return new
+
+
+def _read_mask(
+    site: Site,
+    call: Call,
+    own: Attended,
+    place: slice,
+    at_mask: Callable[[Site, Call, Tensor | None], Tensor | None],
+) -> Tensor | None:
+    """Mask of an attention, with what at_mask gives in the place of the text."""
+    rows = rows_of_mask(site, own.mask, len(own.keys), own.keys.shape[2])
+    new = at_mask(site, call, None if rows is None else rows[..., place])
+    if rows is None or new is None:
+        return own.mask
+    rows = rows.expand(-1, new.shape[1], -1, -1).clone()
+    rows[..., place] = new
+    return rows
 
 
 def _keys(site: Site) -> Span:
@@ -133,26 +202,25 @@ def _attend(
     given  arguments of the attention by name
     """
     call = calls.within(site.name)
+    keys = given["key"]
+    if keys.dim() != 4:
+        raise PatchError(
+            f"attention at site {site.name!r} gets keys of shape {tuple(keys.shape)}, and sites need "
+            "those of (rows, heads, tokens, width); leave the site out"
+        )
+    total = keys.shape[2]
+    alone = calls.is_text_alone(span, total)
     own = Attended(
-        given["key"],
+        keys,
         given["value"],
         given.get("attn_mask"),
         given["query"],
         given.get("scale"),
+        alone,
     )
-    if own.keys.dim() != 4:
-        raise PatchError(
-            f"attention at site {site.name!r} gets keys of shape {tuple(own.keys.shape)}, and sites need "
-            "those of (rows, heads, tokens, width); leave the site out"
-        )
-    total = own.keys.shape[2]
-
-    def text(rows: slice) -> slice:
-        alone = calls.text_alone(span, total, rows)
-        return calls.text(span, site.name, total, rows) if alone is None else alone
-
+    text = partial(calls.text, span, site.name, total, alone=alone)
     new = read(site, call, own, text)
-    if calls.text_alone(span, total, slice(None)) is None:  # text that attends to itself is no site
+    if not alone:
         call.ran.add(site.name)
     if new is not None:
         given = given | {"key": new.keys, "value": new.values, "attn_mask": new.mask}
@@ -180,16 +248,3 @@ class _Attention(TorchFunctionMode):
             with self:
                 return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
-
-
-def _take_off(mode: TorchFunctionMode) -> None:
-    """Take a mode off this thread's stack, wherever it lies there."""
-    stack = [
-        torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())
-    ]
-    if mode not in stack:
-        return
-    for _ in stack[stack.index(mode) :]:
-        torch._C._pop_torch_function_stack()
-    for other in stack[stack.index(mode) + 1 :]:
-        torch._C._push_on_torch_function_stack(other)

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from textpatch.attention import choose_backend
 from textpatch.bank import Bank, Texts
 from textpatch.calls import Call
+from textpatch.hooks import compiled
 from textpatch.ledger import Ledger
 from textpatch.pipelines import SupportsSampling
 from textpatch.plan import Plan, Row, SiteSlots
@@ -254,11 +255,3 @@ def cells_read(
             read = table[reader, heads, at].long() % tokens
             found.append(Cells(reader, donor, swap, heads, at, read))
     return found
-
-
-def compiled(model: nn.Module) -> bool:
-    """True if a model runs compiled code, which no hook put on later can see into."""
-    return any(
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None)
-        for module in model.modules()
-    )

@@ -27,7 +27,8 @@ class KVCache(dict[Key, Tensor]):
     """Captured text K and V, as detached copies.
 
     (site name, step, row label, "k" or "v")   (T, W)
-    (site name, step, row label, "mask")       what `masks.hidden_tokens` gives, for a row that hides tokens
+    (site name, step, row label, "mask")       (heads of queries or 1, queries or 1, T), as attention gets it,
+                                               where it gets one
 
     A key names a row by its label, never by its place in a batch.
     A label is `Row.label` or any JSON-able tuple.

@@ -3,8 +3,7 @@
 T text tokens
 
 One call of the model itself is one step, whichever of its modules run in it.  A call is seen at the model's
-own forward, before it runs and after.  Its arguments, by name, tell how many text tokens it holds and what
-masks hide of them.
+own forward, before it runs and after.  Its arguments, by name, tell how many text tokens it holds.
 """
 
 from __future__ import annotations
@@ -13,15 +12,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import BoundArguments
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
-from textpatch.masks import argument, hidden_tokens, joined, of_row
-from textpatch.sites import Site, Span
+from textpatch.masks import argument
+from textpatch.sites import Span
 
 
 @dataclass
@@ -30,24 +28,16 @@ class Call:
 
     step     its number among the finished calls of the block, 0 = first
     lengths  T of each row, for every span that is a part of a sequence
+    counts   tokens of each row, for every span that names an argument which tells them
     found    the text's place in the sequence, for each span whose place is "where"
-    masks    the mask of each span that names one
     ran      the watched modules that have run in it
-    hidden   what `masks.hidden_tokens` gives for these masks, where somebody asked
     """
 
     step: int
     lengths: dict[Span, list[int]]
+    counts: dict[Span, list[int]]
     found: dict[Span, slice]
-    masks: dict[Span, Any]
     ran: set[str] = field(default_factory=set)
-    hidden: dict[Span, list[Tensor | None]] = field(default_factory=dict)
-
-    def mask(self, site: Site, row: int) -> Tensor | None:
-        """Tokens hidden of a row's text at a site.  None if there are none."""
-        if site.span not in self.hidden:  # to look into a mask is to wait for the device
-            self.hidden[site.span] = hidden_tokens(self.masks.get(site.span))
-        return of_row(self.hidden[site.span], row)
 
 
 class Calls:
@@ -115,28 +105,32 @@ class Calls:
             )
         return self._call
 
-    def text(self, span: Span, module: str, total: int, rows: slice = slice(None)) -> slice:
+    def text(
+        self, span: Span, module: str, total: int, rows: slice = slice(None), *, alone: bool = False
+    ) -> slice:
         """The text of some rows among the `total` tokens of each row that a module puts out or gets.
 
+        alone  True if these are the text alone
         Raises PatchError where which tokens are text is not known.
         """
+        if span in self._call.counts:
+            span.one_length(self._call.counts[span][rows])
         if span in self._call.found:
             return self._call.found[span]
         lengths = self._call.lengths.get(span)
         if lengths is None:
             return span.tokens(total, None)
-        longest = max(lengths, default=0)
-        text = span.tokens(total, longest)
-        self._require_as_many_image_tokens(module, total, longest)
+        first = 0
+        if not alone:
+            longest = max(lengths, default=0)
+            first = span.tokens(total, longest).start
+            self._require_as_many_image_tokens(module, total, longest)
         # a shorter text begins where the longest does, and what follows it is padding
-        return slice(text.start, text.start + span.one_length(lengths[rows]))
+        return slice(first, first + span.one_length(lengths[rows]))
 
-    def text_alone(self, span: Span, total: int, rows: slice) -> slice | None:
-        """The text of some rows where the `total` tokens are the text alone.  None where they are not."""
-        lengths = self._call.lengths.get(span)
-        if lengths is None or total != max(lengths, default=0):
-            return None
-        return slice(0, span.one_length(lengths[rows]))
+    def is_text_alone(self, span: Span, total: int) -> bool:
+        """True where `total` tokens are as many as the longest text of a span, which is a part of them."""
+        return max(self._call.lengths.get(span, []), default=None) == total
 
     def _begin(self, name: str, inputs: BoundArguments) -> None:
         if _in_backward_pass():
@@ -144,9 +138,10 @@ class Calls:
         if self.begun is not None:
             self.begun(self.count, inputs)
         masks = {
-            span: joined([argument(inputs, name) for name in span.masks])
+            span: argument(inputs, name)
             for span in self.spans
-            if span.masks
+            if span.packed
+            for name in span.masks
         }
         lengths = {
             span: span.joined_lengths(
@@ -155,10 +150,12 @@ class Calls:
             for span in self.spans
             if span.place in ("first", "last")
         }
+        told = {span: argument(inputs, span.counts) for span in self.spans if span.counts}
+        counts = {span: x.tolist() for span, x in told.items() if x is not None}
         found = {
             span: span.found(argument(inputs, span.where[0])) for span in self.spans if span.where
         }
-        self._call = Call(self.count, lengths, found, masks)
+        self._call = Call(self.count, lengths, counts, found)
         self._under_way = True
 
     def _end(self, name: str, output: object) -> None:
@@ -187,7 +184,7 @@ class Calls:
         first = self._image_tokens.setdefault(module, total - length)
         if total - length != first:
             raise PatchError(
-                f"module {module!r} puts out {total} tokens in call {self.count}; with {length} of text that "
+                f"module {module!r} has {total} tokens in call {self.count}; with {length} of text that "
                 f"leaves {total - length} of the picture, and in the first call it left {first}, so which "
                 "are text is not known; switch off a key and value cache that leaves the text out of later "
                 "calls, or open one block for each size of picture"

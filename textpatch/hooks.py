@@ -145,15 +145,6 @@ class HookRegistry:
         register = partial(nn.Module.register_forward_pre_hook, with_kwargs=True)
         return self._block(register, before, looks_only=True)
 
-    def observe_entering(self, fn: Callable[[str], Any]) -> AbstractContextManager[HookRegistry]:
-        """Call fn(name) before each call of a named module.  Otherwise as `observe`."""
-
-        def enter(name: str, module: nn.Module, args: tuple[Any, ...], rest: Any) -> None:
-            fn(name)
-
-        register = partial(nn.Module.register_forward_pre_hook, with_kwargs=True)
-        return self._block(register, enter, looks_only=True)
-
     def observe_leaving(self, fn: Callable[[str], Any]) -> AbstractContextManager[HookRegistry]:
         """Call fn(name) after each call of a named module, whether it gave an output or raised an Exception.
 
@@ -165,6 +156,21 @@ class HookRegistry:
 
         register = partial(nn.Module.register_forward_hook, always_call=True)
         return self._block(register, leave, looks_only=True)
+
+    def around(
+        self, fn: Callable[[str, Callable[[], Any]], Any]
+    ) -> AbstractContextManager[HookRegistry]:
+        """Make fn(name, forward) the output of each named module, where forward() runs the module's own.
+
+        It stands in the place of the module's `forward`, so that hooks of the module see what fn gives, and
+        what fn enters it also leaves, whatever ends the call.
+        Raises PatchError on leaving, as `replace`.
+        """
+
+        def register(module: nn.Module, hook: Hook) -> None:
+            _forward_of(module).hooks.append(hook)
+
+        return self._block(register, fn)
 
     @contextmanager
     def _block(
@@ -240,6 +246,55 @@ class Hook:
         )
 
 
+class _Forward:
+    """Forward of a module, with hooks of open blocks around it, of which later ones stand outside."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.replaced = module.__dict__.get("forward")
+        self.plain = module.forward
+        # whoever asks for a module's arguments by name finds the names of its own forward
+        self.__signature__ = inspect.signature(self.plain)
+        self.hooks: list[Hook] = []
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        forward: Callable[[], Any] = partial(self.plain, *args, **named)
+        for hook in self.hooks:
+            if hook.block in _open_blocks.get():
+                hook.fired[hook.name] += 1
+                forward = partial(hook.act, hook.name, forward)
+        return forward()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse copies, from which nobody would take it away."""
+        raise PatchError(
+            "the model is copied or pickled while it is watched or patched; do it before the block or after"
+        )
+
+
+def _forward_of(module: nn.Module) -> _Forward:
+    """Forward with hooks around it of a module, put in place by the first of them."""
+    now = module.__dict__.get("forward")
+    if isinstance(now, _Forward):
+        return now
+    made = _Forward(module)
+    module.forward = made
+    return made
+
+
+def _stand_aside(module: nn.Module, hook: Hook) -> None:
+    """Take a hook from around a module's forward, and with the last one what held it."""
+    forward = module.__dict__.get("forward")
+    if not isinstance(forward, _Forward):
+        return
+    forward.hooks = [other for other in forward.hooks if other is not hook]
+    if forward.hooks:
+        return
+    if forward.replaced is None:
+        del module.__dict__["forward"]
+    else:
+        module.__dict__["forward"] = forward.replaced
+
+
 def _require_alike(name: str, new: Any, old: Any) -> None:
     """Raise PatchError unless what a hook gave, if anything, has the form of what it replaces."""
     if new is not None and _form(new) != _form(old):
@@ -266,8 +321,17 @@ def _close(block: object, hooks: list[tuple[nn.Module, Hook]]) -> None:
     """
     _open_blocks.set(_open_blocks.get() - {block})
     for module, hook in hooks:
+        _stand_aside(module, hook)
         for table in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, other in table.items() if other is hook]:
                 table.pop(key, None)
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
                 module._forward_hooks_always_called.pop(key, None)
+
+
+def compiled(model: nn.Module) -> bool:
+    """True if a model runs compiled code, which no hook put on later can see into."""
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None)
+        for module in model.modules()
+    )

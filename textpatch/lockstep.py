@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from textpatch.bank import Texts, spelled_out
-from textpatch.bookkeeping import Recorder, compiled
+from textpatch.bookkeeping import Recorder
 from textpatch.checks import starts_by_itself
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, State, branch_rows
+from textpatch.hooks import compiled
 from textpatch.pipelines import OnStep, Slots, SupportsPartialRuns, SupportsSampling
 from textpatch.plan import Plan, Row, SiteSlots
 from textpatch.ports.shipped import pipeline_sites

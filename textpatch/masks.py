@@ -1,11 +1,11 @@
-"""Masks of text among the arguments of a model's call.
+"""Masks of text, among the arguments of a model's call and where attention gets them.
 
-B rows, T text tokens
+B rows, N keys, T of them text tokens
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from inspect import BoundArguments
 from typing import Any
 
@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 
 from textpatch.errors import PatchError, closest
-from textpatch.sites import Span
+from textpatch.sites import Site, Span
+
+MIXED = (
+    "at site {site!r} a row reads the keys of one text and the values of another, and their masks differ, so "
+    "that hidden values would be seen; read both, or name `tokens` that both texts show"
+)
 
 
 def argument(inputs: BoundArguments, name: str) -> Any:
@@ -66,96 +71,62 @@ def _holds(value: Any, name: str) -> bool:
     return isinstance(value, dict) and name in value
 
 
-def hidden_tokens(mask: Iterable[Any] | None) -> list[Tensor | None]:
-    """Tokens that a mask hides, row by row.
+def hides(mask: Tensor) -> bool:
+    """True if a mask hides something.
 
-    Each is a tensor of numbers that are 0 for a token in full sight, or None if all tokens are.
     mask  one of
 
-          - (B, T) of integers or booleans, 0 for a hidden token and anything else for one that is seen
+          - integers or booleans, 0 for a hidden token and anything else for one that is seen
           - (B, T) of floating point, 1 for a token in full sight
           - of floating point with more dimensions, what is added to the attention scores, 0 for a token in
             full sight
-          - None, which hides nothing
-
-    Raises PatchError for a mask that holds no numbers, or is without rows.
     """
-    if mask is None:
-        return [None]
-    try:
-        rows = [torch.as_tensor(row) for row in mask]
-    except (TypeError, ValueError, RuntimeError):
-        raise PatchError(f"a mask is {mask!r}; give numbers (rows, tokens)") from None
-    if any(row.dim() == 0 for row in rows):
-        raise PatchError(f"a mask of {len(rows)} numbers is one of no rows; give (rows, tokens)")
-    return [_hidden(row) for row in rows]
+    seen = 1.0 if mask.is_floating_point() and mask.dim() == 2 else 0.0
+    if not mask.is_floating_point():
+        return bool((mask == 0).any())
+    return bool((mask != seen).any())
 
 
-def _hidden(row: Tensor) -> Tensor | None:
-    if not row.is_floating_point():
-        hidden = (row == 0).float()
-    elif row.dim() > 1:  # added to the scores
-        hidden = row.float()
-    else:
-        hidden = 1 - row.float()
-    return hidden if hidden.any() else None
+def require_known_layout(inputs: BoundArguments, spans: Sequence[Span]) -> None:
+    """Raise PatchError for a mask of text that no span names where text is a part of a sequence.
 
-
-def joined(masks: Sequence[Any]) -> Any:
-    """One mask (B, T) of those (B, T1), (B, T2), ... of the texts that a model joins to one.
-
-    Those that were left out count nothing.  A single one stays as it is.
+    Whether the model leaves the hidden tokens out of its sequences is then not known.
     """
-    given = [mask for mask in masks if mask is not None]
-    if len(given) > 1:
-        return torch.cat([torch.as_tensor(mask).float() for mask in given], dim=1)
-    return given[0] if given else None
-
-
-def of_row(hidden: list[Tensor | None], row: int) -> Tensor | None:
-    """Tokens hidden of one row.  A mask of one row is that of all."""
-    return hidden[row if len(hidden) > 1 else 0]
-
-
-def same_mask(
-    one: Tensor | None, other: Tensor | None, tokens: Sequence[int] | None = None
-) -> bool:
-    """True if two rows hide the same of their text, or of some of its tokens."""
-    masks = [mask for mask in (one, other) if mask is not None]
-    if tokens is not None:
-        masks = [mask[..., list(tokens)] for mask in masks]
-    if len(masks) == 1:  # the other row hides nothing
-        masks.append(torch.zeros_like(masks[0]))
-    return not masks or torch.equal(masks[0].to(masks[1]), masks[1])
-
-
-def told(hidden: Tensor | None) -> str:
-    """A row's mask in words, for errors."""
-    if hidden is None:
-        return "hides nothing"
-    return f"hides {int((hidden != 0).sum())} of {hidden.numel()} tokens"
-
-
-def require_masks_are_said(inputs: BoundArguments, spans: Sequence[Span]) -> None:
-    """Raise PatchError for an argument that looks like a mask of text and is named by no span.
-
-    Such an argument has `mask` in its name, as many rows as the text or one for all, ends in one number per
-    text token, and hides some.
-    """
-    said = {name for span in spans for name in span.masks}
-    named = named_arguments(inputs)
-    shapes = [_rows_and_tokens(argument(inputs, name)) for span in spans for name in span.texts]
-    for name, value in named.items():
-        if name is None or name in said or "mask" not in name:
-            continue
-        if not any(_fits(value, shape) for shape in shapes):
-            continue
-        if any(hidden is not None for hidden in hidden_tokens(value)):
+    parts = [span for span in spans if span.place != "all"]
+    said = {name for span in parts for name in span.masks}
+    for name, value in _masks_of_text(inputs, parts).items():
+        if name not in said:
             raise PatchError(
                 f"{name!r} of shape {tuple(value.shape)} looks like a mask that hides text tokens, and the "
-                "table says nothing of it, so a row that reads another's text would read it through its own "
-                f"mask; say Span(mask={name!r}) in the table if it is one, or call the model without it"
+                "table says nothing of it, so where the text is in a sequence is not known; say "
+                f"Span(mask={name!r}), and packed=True if the model leaves hidden tokens out, or call it "
+                "without one"
             )
+
+
+def require_no_mask(inputs: BoundArguments, spans: Sequence[Span]) -> None:
+    """Raise PatchError for a mask of text, which cannot be read from another row at projections."""
+    for name, value in _masks_of_text(inputs, spans).items():
+        raise PatchError(
+            f"{name!r} of shape {tuple(value.shape)} looks like a mask that hides text tokens, and sites "
+            "without `keys` read a text through the mask of their own; give sites that find_sites made by a "
+            "table, or call the model without one"
+        )
+
+
+def _masks_of_text(inputs: BoundArguments, spans: Sequence[Span]) -> dict[str, Tensor]:
+    """Arguments that look like a mask of text and hide some.
+
+    Such an argument has `mask` in its name, as many rows as the text or one for all, and ends in one number
+    per text token.
+    """
+    shapes = [_rows_and_tokens(argument(inputs, name)) for span in spans for name in span.texts]
+    return {
+        name: value
+        for name, value in named_arguments(inputs).items()
+        if name is not None and "mask" in name
+        if any(_fits(value, shape) for shape in shapes) and hides(value)
+    }
 
 
 def _rows_and_tokens(text: Any) -> tuple[int, int] | None:
@@ -184,3 +155,75 @@ def require_masks_are_arguments(inputs: BoundArguments, spans: Sequence[Span]) -
                 f"the table names the mask {mask!r}, and the model's forward takes no such argument"
                 f"{closest(mask, parameters)}; leave it out, or name the one that hides text tokens"
             )
+
+
+# --- masks that go with the keys they hide
+
+
+def read_masks(
+    site: Site,
+    own: Tensor | None,
+    others: Mapping[int, Tensor | None],
+    heads: Sequence[int] | None = None,
+    tokens: Sequence[int] | None = None,
+    part: str = "kv",
+) -> Tensor | None:
+    """Masks of a batch in which some rows read the keys of other texts.  None where they stay.
+
+    own     what attention gets for the text, (B, heads of queries or 1, queries, T), None without a mask
+    others  for each row that reads, the same of the text it reads, (heads or 1, queries, T)
+    heads, tokens, part  what is read, all when None
+    Raises PatchError for a mask of another kind, one that finds no mask in this call, and keys and values of
+    texts whose masks differ.
+    """
+    if own is None:
+        if any(other is not None and hides(other) for other in others.values()):
+            raise PatchError(
+                f"site {site.name!r} attends without a mask, and a text is to be read there of which some "
+                "tokens are hidden; give the batch a mask, be it one of ones"
+            )
+        return None
+    if heads is not None or any(x is not None and len(x) > own.shape[1] for x in others.values()):
+        own = own.expand(-1, site.heads, -1, -1)
+    new = own.clone()
+    group = site.heads // site.text_heads
+    h = [head * group + i for head in heads or range(site.text_heads) for i in range(group)]
+    h = h if new.shape[1] > 1 else [0]
+    t = list(range(own.shape[-1])) if tokens is None else list(tokens)
+    for row, other in others.items():
+        read = _as_alike(site, other, own[row])
+        for head in h:
+            new[row, head][:, t] = read[head][:, t]
+    if part != "kv" and not torch.equal(new, own):
+        raise PatchError(MIXED.format(site=site.name))
+    return new
+
+
+def _as_alike(site: Site, other: Tensor | None, own: Tensor) -> Tensor:
+    """Mask of another text in the form of a row's own.  Without one all its tokens are seen."""
+    if other is None:
+        return torch.zeros_like(own) if own.is_floating_point() else torch.ones_like(own)
+    if other.dtype != own.dtype or other.shape[-2:] not in (own.shape[-2:], (1, own.shape[-1])):
+        raise PatchError(
+            f"attention at site {site.name!r} gets a mask {tuple(own.shape)}, {own.dtype} of a row's text, "
+            f"and that of the text to be read is {tuple(other.shape)}, {other.dtype}; capture and patch "
+            "calls of one kind"
+        )
+    return other.expand_as(own)
+
+
+def rows_of_mask(site: Site, mask: Tensor | None, rows: int, keys: int) -> Tensor | None:
+    """Mask (B, heads of queries or 1, queries, N) as attention gets it, None where it hides no keys apart.
+
+    Raises PatchError for a mask of another shape.
+    """
+    if mask is None or mask.shape[-1] == 1:
+        return None
+    while mask.dim() < 4:
+        mask = mask[None]
+    if len(mask) not in (1, rows) or mask.shape[-1] != keys:
+        raise PatchError(
+            f"attention at site {site.name!r} gets a mask of shape {tuple(mask.shape)} for {rows} rows of "
+            f"{keys} keys, so which row each part hides is not known; leave the site out"
+        )
+    return mask.expand(rows, -1, -1, -1)

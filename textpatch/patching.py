@@ -2,17 +2,18 @@
 
 B batch rows, T text tokens, W = H heads x D, where H counts the heads of K and V
 
-Hooks on the taps of the sites read and write text tokens and text channels alone.
+Text tokens alone are read and written.
 
 - Image keys, image values and all queries are out of reach by construction.
-- A norm or rotation after a tap acts on the keys put there, at the reader's own positions.
-- A mask stays the reader's, so a donor whose mask differs is refused.
+- On other people's models K, V and the mask are those that attention gets, see `attending`.  A mask goes with
+  the keys that it hides.
+- On textpatch's own they are the outputs of the projections, and there are no masks.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import Context
 from inspect import BoundArguments
@@ -21,12 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from textpatch.attending import text_at_attention
 from textpatch.cache import KVCache, stored_kv
-from textpatch.calls import Call
+from textpatch.calls import Call, Calls
 from textpatch.changes import changes_of, require_same_changes
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
-from textpatch.masks import argument, hidden_tokens, of_row, replace_argument, same_mask, told
+from textpatch.masks import argument, read_masks, replace_argument
 from textpatch.plan import Row, integers, require_in_range
 from textpatch.sites import Site, Span
 from textpatch.taps import at_text, chosen_sites
@@ -47,7 +49,7 @@ def capture(model: nn.Module, sites: Any, *, rows: Sequence[Row | Hashable]) -> 
     - if `rows` is no sequence
     - if a site is unknown or does not run in some call
     - if the batch has another number of rows, or two rows have one label
-    - if a mask of text is given that the sites do not name, or a call holds no text
+    - as `at_attention`, and if a call holds no text
     """
     cache = KVCache()
     labels = [_label(row) for row in _each_row(rows)]
@@ -58,11 +60,13 @@ def capture(model: nn.Module, sites: Any, *, rows: Sequence[Row | Hashable]) -> 
         cache.begin(changes_of(model))
         for b, label in enumerate(labels):
             cache[site.name, call.step, label, part] = own[b].detach().clone()
-            mask = call.mask(site, b)
-            if mask is not None:
-                cache[site.name, call.step, label, "mask"] = mask.to(own.device, copy=True)
 
-    with at_text(model, chosen_sites(model, sites), keep):
+    def keep_mask(site: Site, call: Call, own: Tensor | None) -> None:
+        if own is not None:
+            for b, label in enumerate(labels):
+                cache[site.name, call.step, label, "mask"] = own[b].detach().clone()
+
+    with _at_sites(model, chosen_sites(model, sites), keep, keep_mask):
         yield cache
 
 
@@ -83,24 +87,21 @@ def patch(
         A = softmax(q [k'; k_image]^T / sqrt(D)) [v'; v_image],   k', v' from the captured run
 
     sites   as for `capture`
-    rows    one entry per batch row, the Row or label it reads, or None to leave it alone.  A Row or a
-            string that stands alone is the only entry
-    steps   the calls of the model that are patched, 0 = first; all when None.  Those of a Window are
+    rows    one entry per batch row, the Row or label it reads, or None to leave it alone.  One that
+            stands alone is the only entry
+    steps   the calls that are patched, 0 = first; all when None.  Those of a Window are
             `window.among(sigmas)`, with the loop's own sigmas or timesteps, one per call
-    heads   the heads that are replaced, all when None
-    tokens  the tokens that are replaced, all when None
-    part    "kv", or only "k" or only "v"
+    heads, tokens  those that are replaced, all when None
+    part           "kv", or only "k" or only "v"
 
     Raises PatchError
 
-    - if a site is unknown, or does not run in a call that is patched
-    - if `rows` is no sequence
+    - if a site is unknown, or does not run in a call that is patched, or `rows` is no sequence
     - if a row, site or step was not captured
     - if the batch has another number of rows than `rows`, or shapes, dtypes or devices differ
-    - if a row's mask is not that of the row it reads, at the tokens it reads
+    - if K or V alone is read of a row whose mask differs, or a mask finds none in this call
     - if there are no such heads, tokens or steps, or a field names nothing
-    - if the cache was captured under other adapters than the call is under
-    - as `capture`, for masks that are not named and calls that hold no text
+    - for a cache of other adapters than the call is under, and, as `capture`, calls that hold no text
     """
     labels = [None if row is None else _label(row) for row in _each_row(rows)]
     chosen = chosen_sites(model, sites)
@@ -119,10 +120,15 @@ def patch(
             if label is not None:
                 stored = stored_kv(cache, site, call.step, label, which, own[b])
                 new[b] = _mixed(own[b], stored, site, some_heads, some_tokens)
-                _require_same_mask(cache, site, call, label, b, some_tokens)
         return new
 
-    with at_text(model, chosen, swap, part, patched) as calls:
+    def swap_mask(site: Site, call: Call, own: Tensor | None) -> Tensor | None:
+        if patched is not None and call.step not in patched:
+            return None
+        others = _masks_to_read(cache, site, call.step, labels)
+        return read_masks(site, own, others, some_heads, some_tokens, part)
+
+    with _at_sites(model, chosen, swap, swap_mask, part, patched) as calls:
         yield
     require_in_range("step", patched, calls.count, chosen[0])
 
@@ -141,7 +147,7 @@ def inject(model: nn.Module, text: Any, sites: Any, *, mask: Any = None) -> Iter
 
     - on models whose text stream changes with depth, because no single text feeds their sites
     - for a text of another kind than the model takes
-    - for another number of rows or tokens than the batch has, another dtype, or another mask
+    - for another number of rows or tokens than the batch has, another dtype, or a mask in a batch without
     - if an adapter is applied or taken off after the block is entered
     """
     chosen = chosen_sites(model, sites)
@@ -154,17 +160,15 @@ def inject(model: nn.Module, text: Any, sites: Any, *, mask: Any = None) -> Iter
         raise PatchError(
             "a mask was injected, and the sites name no mask of the model; leave it out, or see their span"
         )
-    hidden = hidden_tokens(mask)
     bank: dict[tuple[int, str], Tensor] = {}
     adapters = changes_of(model)
     filled: AbstractContextManager[Any] = nullcontext()
     if hasattr(model, "text_kv"):
         bank = _own_bank(model, text)
     else:
-        filled = _fill_at_first_call(bank, model, text, chosen)
+        filled = _fill_at_first_call(bank, model, text, mask, chosen)
 
     def injected(site: Site, part: str, call: Call, own: Tensor) -> Tensor:
-        _require_injected_mask(site, call, hidden, len(own))
         require_same_changes("the text was injected", adapters, changes_of(model))
         new = bank[site.index, part]
         if new.shape != own.shape:
@@ -175,8 +179,27 @@ def inject(model: nn.Module, text: Any, sites: Any, *, mask: Any = None) -> Iter
             )
         return new
 
-    with filled, at_text(model, chosen, injected):
+    def injected_mask(site: Site, call: Call, own: Tensor | None) -> Tensor | None:
+        masks = bank.get((site.index, "mask"))
+        rows = range(len(bank[site.index, "k"]))
+        return read_masks(site, own, {b: None if masks is None else masks[b] for b in rows})
+
+    with filled, _at_sites(model, chosen, injected, injected_mask):
         yield
+
+
+def _at_sites(
+    model: nn.Module,
+    sites: tuple[Site, ...],
+    fn: Callable[[Site, str, Call, Tensor], Tensor | None],
+    at_mask: Callable[[Site, Call, Tensor | None], Tensor | None],
+    parts: str = "kv",
+    steps: Collection[int] | None = None,
+) -> AbstractContextManager[Calls]:
+    """Block in which fn gets K and V of sites: at their attention, or, on our own models, at projections."""
+    if all(site.keys is None for site in sites):
+        return at_text(model, sites, fn, parts, steps)
+    return text_at_attention(model, sites, fn, at_mask, parts, steps)
 
 
 def _own_bank(model: Any, text: Any) -> dict[tuple[int, str], Tensor]:
@@ -199,9 +222,13 @@ def _own_bank(model: Any, text: Any) -> dict[tuple[int, str], Tensor]:
 
 
 def _fill_at_first_call(
-    bank: dict[tuple[int, str], Tensor], model: nn.Module, text: Any, sites: tuple[Site, ...]
+    bank: dict[tuple[int, str], Tensor],
+    model: nn.Module,
+    text: Any,
+    mask: Any,
+    sites: tuple[Site, ...],
 ) -> AbstractContextManager[HookRegistry]:
-    """A block in which a call with `text`, which fills `bank`, precedes the model's first call."""
+    """A block in which a call with `text` and mask, which fills `bank`, precedes the first of the model."""
     span = sites[0].span
     read = sorted({name for site in sites for name in site.span.texts})
     if len(read) > 1:
@@ -212,15 +239,22 @@ def _fill_at_first_call(
     def keep(site: Site, part: str, call: Call, own: Tensor) -> None:
         bank[site.index, part] = own
 
+    def keep_mask(site: Site, call: Call, own: Tensor | None) -> None:
+        if own is not None:
+            bank[site.index, "mask"] = own
+
     def run(inputs: BoundArguments) -> None:
-        with at_text(model, sites, keep):
+        with _at_sites(model, sites, keep, keep_mask):
             model(*inputs.args, **inputs.kwargs)
 
     def fill(name: str, inputs: BoundArguments) -> None:
         if bank:
             return
         _require_alike(span, text, argument(inputs, read[0]))
+        _require_mask_of(mask, text)
         replace_argument(inputs, read[0], text)
+        for name in span.masks:
+            replace_argument(inputs, name, mask)
         Context().run(run, inputs)  # in no open block: none counts or changes this call
 
     return HookRegistry(model, [""]).observe_inputs(fill)
@@ -237,6 +271,14 @@ def _require_what_to_read(cache: object, labels: Sequence[Hashable | None], part
         )
     if part not in ("kv", "k", "v"):
         raise PatchError(f"part is {part!r}; give 'kv', 'k' or 'v'")
+
+
+def _masks_to_read(
+    cache: Mapping[Any, Tensor], site: Site, step: int, labels: Sequence[Hashable | None]
+) -> dict[int, Tensor | None]:
+    """Captured mask of the text that each row of a batch reads, None where it was captured without one."""
+    rows = {b: label for b, label in enumerate(labels) if label is not None}
+    return {b: cache.get((site.name, step, label, "mask")) for b, label in rows.items()}
 
 
 def _require_current(cache: Mapping[Any, Tensor], model: nn.Module) -> None:
@@ -325,43 +367,25 @@ def _require_alike(span: Span, text: Any, own: Any) -> None:
     _require_dtype(text[0], own[0].dtype)
 
 
+def _require_mask_of(mask: Any, text: Any) -> None:
+    """Raise PatchError unless a mask, if there is one, has a number for each token of a text."""
+    if mask is None:
+        return
+    rows, tokens = len(text), max(map(len, text))
+    found = tuple(getattr(mask, "shape", ())) or repr(mask)
+    if (
+        not isinstance(mask, Tensor)
+        or len(mask) not in (1, rows)
+        or mask.shape[1:][-1:] != (tokens,)
+    ):
+        raise PatchError(
+            f"the mask of the injected text is {found}; give numbers (rows, tokens), for {rows} rows of "
+            f"{tokens} tokens"
+        )
+
+
 def _require_dtype(text: Tensor, dtype: torch.dtype) -> None:
     if text.dtype != dtype:
         raise PatchError(
             f"the injected text is {text.dtype}, and the model reads {dtype}; inject text.to({dtype})"
         )
-
-
-def _require_same_mask(
-    cache: KVCache,
-    site: Site,
-    call: Call,
-    label: Hashable,
-    row: int,
-    tokens: tuple[int, ...] | None,
-) -> None:
-    """Raise PatchError unless a row of this call and the row it reads hide the same of the tokens read."""
-    own = call.mask(site, row)
-    other = cache.get((site.name, call.step, label, "mask"))
-    if not same_mask(own, other, tokens):
-        raise PatchError(
-            f"the mask of row {label} {told(other)} at step {call.step}, and {site.span.mask!r} of batch "
-            f"row {row}, which reads it at site {site.name!r}, {told(own)}; its mask would stay and cut or "
-            "pad the text it reads, so give both texts of one length, or `tokens` that both see"
-        )
-
-
-def _require_injected_mask(site: Site, call: Call, hidden: list[Tensor | None], rows: int) -> None:
-    """Raise PatchError unless an injected text's mask is that of the batch, row by row."""
-    if len(hidden) not in (1, rows):
-        raise PatchError(
-            f"the mask of the injected text holds {len(hidden)} rows, the batch {rows}; give one per row"
-        )
-    for row in range(rows):
-        own = call.mask(site, row)
-        other = of_row(hidden, row)
-        if not same_mask(own, other):
-            raise PatchError(
-                f"the mask of the injected text {told(other)} in row {row}, and {site.span.mask!r} of the "
-                f"batch, which stays, {told(own)}; inject(..., mask=...) a text masked as the batch is"
-            )

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from textpatch.attending import Attended, Text, at_attention
-from textpatch.bookkeeping import Watch, Winners, compiled
+from textpatch.bookkeeping import Watch, Winners
 from textpatch.branches import Layout, layout_of, require_texts, text_rows, time_of, work_out
 from textpatch.calls import Call, Calls
 from textpatch.errors import PatchError
 from textpatch.ledger import Ledger
+from textpatch.masks import MIXED, require_known_layout, rows_of_mask
 from textpatch.plan import CONDITIONAL, Plan, Row, SiteSlots, require_in_range
 from textpatch.ports.shipped import find_sites
 from textpatch.reads import Reads
@@ -62,15 +63,9 @@ def swap(
     - for a plan of windows, and for rows, sites, heads, tokens and steps that are not there
     - for a batch of other rows or texts than `rows` and `calls` say, and for a run that ends within a step
     - as `at_attention`, and for masks and texts that cannot be read from another row
-    - for a model that runs compiled code
     """
     known = tuple(find_sites(model) if sites is None else sites)
     _require_fit(plan, rows, known)
-    if compiled(model):
-        raise PatchError(
-            f"the {type(model).__name__} runs compiled code, into which nothing can be put; load it anew and "
-            "swap without torch.compile and compile_repeated_blocks"
-        )
     ledger = Ledger()
     if not plan.swaps:
         yield ledger
@@ -168,6 +163,7 @@ class _Run:
 
     def _begun(self, number: int, inputs: BoundArguments) -> None:
         """Look at the arguments of a call.  Raises PatchError unless its rows are those of the layout."""
+        require_known_layout(inputs, [site.span for site in self.swapped])
         texts = text_rows(inputs, self.swapped[0])
         if self.layout is None:
             self.layout = work_out(self.rows, texts)
@@ -319,14 +315,24 @@ class _Tables(NamedTuple):
 class _Reading:
     """Keys, values and mask of one attention, into which the reads of some rows are written.
 
-    own       what attention would get
-    attended  what it gets
+    own   what attention would get
+    mask  (B, heads of queries or 1, queries, N), None where all rows have one
     """
 
     def __init__(self, site: Site, own: Attended) -> None:
         self.site = site
         self.own = own
-        self.attended = replace(own, keys=own.keys.clone(), values=own.values.clone())
+        self.keys = own.keys.clone()
+        self.values = own.values.clone()
+        rows = rows_of_mask(site, own.mask, len(own.keys), own.keys.shape[2])
+        shared = own.mask is None or own.mask.dim() < 4 or len(own.mask) == 1
+        self.mask = None if rows is None or shared else rows.clone()
+
+    @property
+    def attended(self) -> Attended:
+        """What attention gets."""
+        mask = self.own.mask if self.mask is None else self.mask
+        return replace(self.own, keys=self.keys, values=self.values, mask=mask)
 
     def read(self, rows: slice, text: slice, branch: _Branch, call: int, step: int) -> None:
         """Write the reads of one branch's rows, and enter them in the ledger."""
@@ -334,48 +340,28 @@ class _Reading:
         own = {"k": self.own.keys[place], "v": self.own.values[place]}  # (R, H, T, D)
         tokens = text.stop - text.start
         tables = branch.tables(self.site, step, tokens, self.own.keys.device)
-        self.attended.keys[place] = gather_text(own["k"], _for_heads(tables.k, own["k"].shape[1]))
-        self.attended.values[place] = gather_text(own["v"], _for_heads(tables.v, own["v"].shape[1]))
+        self.keys[place] = gather_text(own["k"], _for_heads(tables.k, own["k"].shape[1]))
+        self.values[place] = gather_text(own["v"], _for_heads(tables.v, own["v"].shape[1]))
         self._read_mask(rows, text, tables)
         branch.enter(call, step, self.site, tables, own)
 
     def _read_mask(self, rows: slice, text: slice, tables: _Tables) -> None:
         """Let the mask of a row's text go with its keys.
 
-        Raises PatchError for a mask of another shape, and where a row reads keys of one row and values of
-        another whose masks differ.
+        Raises PatchError where a row reads keys of one row and values of another whose masks differ.
         """
-        mask = self.attended.mask
-        if mask is None or mask.dim() < 4 or len(mask) == 1 or mask.shape[-1] == 1:
-            return  # all rows have one
-        B, _, N, _ = self.own.keys.shape
-        if len(mask) != B or mask.shape[-1] != N:
-            raise PatchError(
-                f"attention at site {self.site.name!r} gets a mask of shape {tuple(mask.shape)} for "
-                f"{B} rows of {N} keys, so which row each part hides is not known; leave the site out"
-            )
-        heads = _several_heads(tables)
-        if heads and mask.shape[1] == 1:
-            mask = mask.expand(-1, self.site.heads, -1, -1)
-        if mask is not self.attended.mask or mask is self.own.mask:
-            mask = mask.clone()
+        if self.mask is None:
+            return
+        if _several_heads(tables) and self.mask.shape[1] == 1:
+            self.mask = self.mask.expand(-1, self.site.heads, -1, -1).clone()
         place = rows, slice(None), slice(None), text
-        own = mask[place].mT  # (R, H or 1, T, queries)
+        own = self.mask[place].mT  # (R, H or 1, T, queries)
         by_keys = gather_text(own, _for_heads(tables.k, own.shape[1]))
         if isinstance(tables.entry, tuple):
             by_values = gather_text(own, _for_heads(tables.v, own.shape[1]))
-            self._require_one_mask(by_keys, by_values)
-        mask[place] = by_keys.mT
-        self.attended = replace(self.attended, mask=mask)
-
-    def _require_one_mask(self, by_keys: Tensor, by_values: Tensor) -> None:
-        """Raise PatchError unless the masks of the rows that keys and values are read from are alike."""
-        if not torch.equal(by_keys, by_values):
-            raise PatchError(
-                f"at site {self.site.name!r} a row reads the keys of one text and the values of another, and "
-                "their masks differ, so that hidden values would be seen; read both, or name `tokens` that "
-                "both texts show"
-            )
+            if not torch.equal(by_keys, by_values):
+                raise PatchError(MIXED.format(site=self.site.name))
+        self.mask[place] = by_keys.mT
 
 
 def _several_heads(tables: _Tables) -> bool:

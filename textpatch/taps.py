@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from textpatch.calls import Call, Calls
 from textpatch.hooks import HookRegistry
-from textpatch.masks import require_masks_are_arguments, require_masks_are_said
+from textpatch.masks import require_no_mask
 from textpatch.ports.shipped import find_sites
 from textpatch.sites import Site, select_sites
 
@@ -58,8 +58,7 @@ def at_text(
         return taps if steps is None or call in steps else ()
 
     def begun(call: int, inputs: BoundArguments) -> None:
-        require_masks_are_said(inputs, spans)
-        require_masks_are_arguments(inputs, spans)
+        require_no_mask(inputs, spans)
 
     calls = Calls(model, spans, required, begun)
 

@@ -43,7 +43,7 @@ LAYERS = (
     "transformer_layers_per_block",
 )
 # So many tensors are made without data in a moment, and are then compared with the file's by name.
-FEW = 1000
+FEW = 400
 
 
 def require_held(where: Path, config: Any, part: Part) -> None:

@@ -31,7 +31,8 @@ from textpatch.errors import PatchError
 from textpatch.testing.port import apply, take
 
 TEXT = "encoder_hidden_states"
-QWEN_IMAGE21 = (SiteSpec("transformer_blocks.*.attn", "single", span=Span("first")),)
+QWEN_IMAGE21 = (SiteSpec("transformer_blocks.*.attn", "single",
+                         span=Span("first", mask="encoder_hidden_states_mask")),)  # fmt: skip
 LUMINA2 = (SiteSpec("layers.*.attn", "single", span=Span("first", mask="encoder_attention_mask", packed=True),
                     kv_heads=2),)  # fmt: skip
 TABLES = {"qwen_image21": QWEN_IMAGE21, "lumina2": LUMINA2}
@@ -97,11 +98,11 @@ def test_a_row_that_reads_another_everywhere_is_that_row(diffusers, name):
 
 
 LAW_FAULTS = {
-    "masks stay": (swapping._Reading, "_read_mask", "mask[place] = by_keys.mT", "pass"),
+    "masks stay": (swapping._Reading, "_read_mask", "self.mask[place] = by_keys.mT", "pass"),
     "values stay": (swapping._Reading, "read", 'own["v"], _for', '1 * own["v"], None and _for'),
     "keys of the next token": (swapping._Reading, "read", 'own["k"], _for', 'own["k"].roll(1, 2), _for'),
-    "masks read backwards": (swapping._Reading, "_read_mask", "mask[place] = by_keys.mT",
-                             "mask[place] = by_keys.mT.flip(-1)"),
+    "masks read backwards": (swapping._Reading, "_read_mask", "self.mask[place] = by_keys.mT",
+                             "self.mask[place] = by_keys.mT.flip(-1)"),
 }  # fmt: skip
 
 
@@ -172,6 +173,31 @@ def test_a_cache_of_keys_and_values_is_read_through(diffusers):
             seen.append(call(model, inputs, kv_cache=kept, kv_cache_mode="cached"))
     plain, swapped = (picture("qwen_image21", one) for one in seen)
     assert torch.equal(swapped[0], plain[1]) and relative(plain[0], plain[1]) > 1e-3
+
+
+def test_branches_may_have_texts_of_other_lengths(diffusers):
+    """Z-Image pads a caption to a multiple of 32: a short unconditional text beside longer conditional ones.
+
+    Readers give their donors' pictures, and unconditional rows keep theirs.  Within a branch other lengths
+    are refused, because the picture's positions begin where the caption ends.
+    """
+    model, inputs, _ = doubled(diffusers, "z_image")
+    short, one, other = (torch.randn(n, 12, dtype=torch.float64) for n in (7, 40, 50))
+    batch = {key: take(value, [1, 1]) * 2 for key, value in inputs.items() if key == "x"}
+    batch |= dict(t=inputs["t"][:1].expand(4), cap_feats=[short, short, one, other])
+    plain = call(model, batch)
+    with swap(model, EVERYWHERE, PAIR, calls=[["uncond", "cond"]]):
+        swapped = call(model, batch)
+    assert torch.equal(swapped[2], plain[3]) and relative(plain[2], plain[3]) > 1e-3
+    assert torch.equal(swapped[:2], plain[:2]) and torch.equal(swapped[3], plain[3])
+    batch["cap_feats"] = [short, short, short + 1, other]
+    with (
+        pytest.raises(
+            PatchError, match=r"'cap_feats' hold \[32, 64\] text tokens; rows that read one another"
+        ),
+        swap(model, EVERYWHERE, PAIR, calls=[["uncond", "cond"]]),
+    ):
+        call(model, batch)
 
 
 # --- steps and branches ---
@@ -441,13 +467,30 @@ def test_packed_texts_of_two_lengths_are_refused(diffusers):
         call(model, inputs)
 
 
+def test_texts_that_move_the_picture_are_refused(diffusers):
+    """ERNIE-Image counts a picture's positions from the end of its row's text: one number within a branch."""
+    model, inputs, _ = twins(diffusers, "ernie_image")
+    plain = call(model, inputs | {"text_lens": torch.tensor([3, 3])})
+    with swap(model, EVERYWHERE, PAIR):
+        swapped = call(model, inputs | {"text_lens": torch.tensor([3, 3])})
+    assert torch.equal(swapped[0], plain[1]) and relative(plain[0], plain[1]) > 1e-3
+    with (
+        pytest.raises(
+            PatchError, match=r"hold \[3, 5\] text tokens; rows that read one another need one"
+        ),
+        swap(model, EVERYWHERE, PAIR),
+    ):
+        call(model, inputs | {"text_lens": torch.tensor([3, 5])})
+
+
 def test_compiled_blocks_are_refused(diffusers):
     """Blocks that were compiled before run no hooks, which is said before a call."""
     model, _, _ = doubled(diffusers, "flux")
     block = model.transformer_blocks[0]
     block._compiled_call_impl = block._call_impl  # as torch's `compile` leaves it
-    with pytest.raises(PatchError, match="runs compiled code"), swap(model, EVERYWHERE, PAIR):
-        pytest.fail("the block was entered")
+    for opened in (swap(model, EVERYWHERE, PAIR), capture(model, "all", rows=["a", "b"])):
+        with pytest.raises(PatchError, match="runs compiled code"), opened:
+            pytest.fail("the block was entered")
 
 
 @pytest.mark.long  # by default a block stands for it that looks compiled

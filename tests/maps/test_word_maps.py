@@ -5,12 +5,14 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.overrides import TorchFunctionMode
 
 from support.copies import call
 from support.foreign import TEXT_KEYS, foreign
 from support.planting import plant
 from support.small_models import PROMPTS, outputs, relative, small_pipeline
+from support.strategies import build_flux
 from support.unets import unet
 from textpatch import PatchError, find_sites, load, wrap
 from textpatch.errors import PromptError
@@ -121,20 +123,38 @@ def own_pipeline(name: str):
     """A small pipeline with guidance, of two blocks of one kind of site."""
     if name == "mmdit":
         return small_pipeline()
+    if name == "flux":
+        pipeline = build_flux(1, 1)
+        pipeline.decoder = lambda latents: [Image.new("RGB", (8, 4)) for _ in latents]
+        return pipeline
     pipeline = unet(name)
     pipeline.decoder = pixels
     return pipeline
 
 
-PARTS = "to_q", "to_k", "add_q_proj", "add_k_proj"
-NORMS = "norm_q", "norm_k", "norm_added_q", "norm_added_k"
+# of each kind of site, what makes image keys, text keys and text queries
+MADE_BY = {
+    "cross": ("none", "to_k", "none"),
+    "added": ("to_k", "add_k_proj", "none"),
+    "joint": ("to_k", "add_k_proj", "add_q_proj"),
+    "single": ("to_k", "text_k", "text_q"),
+}
+# what follows a projection, the last first
+AFTER = {
+    "to_q": ("turned_q", "norm_q"),
+    "to_k": ("turned_k", "norm_k"),
+    "add_q_proj": ("norm_added_q",),
+    "add_k_proj": ("norm_added_k",),
+    "text_q": (),
+    "text_k": (),
+}
 
 
 def made_there(made, site, part: str, step: int) -> torch.Tensor:
     """What a projection, or the norm after it, makes of the second row, (heads, n, width), without it n 0."""
-    wanted = dict(zip(PARTS, NORMS, strict=True)).get(part, part)
-    own = [out for path, out in made if path == f"{site.name}.{wanted}"]
-    own = own or [out for path, out in made if path == f"{site.name}.{part}"]
+    own = []
+    for name in (*AFTER.get(part, ()), part):
+        own = own or [out for path, out in made if path == f"{site.name}.{name}"]
     if not own:
         return torch.zeros(site.heads, 0, site.head_dim, dtype=torch.float64)
     own = own[step][1]
@@ -149,7 +169,8 @@ def own_maps_are_whole_maps(name: str):
     found = attention_map(
         pipeline, PROMPTS[0], tokens=TOKENS, seed=3, run_steps=2, guidance=3.0, sites=[0, 1]
     )
-    with outputs(pipeline.denoiser, *(f".{one}" for one in PARTS + NORMS)) as made:
+    names = [f".{name}" for part, after in AFTER.items() for name in (part, *after)]
+    with outputs(pipeline.denoiser, *names) as made:
         pipeline.generate(PROMPTS[0], seeds=3, steps=2, guidance=3.0)
     for site in found.sites:
         for step in (0, 1):
@@ -157,31 +178,47 @@ def own_maps_are_whole_maps(name: str):
             def split(part, site=site, step=step):
                 return made_there(made, site, part, step)
 
-            image_k = split("to_k") if site.kind != "cross" else split("none")
-            text_k = split("to_k" if site.kind == "cross" else "add_k_proj")
-            image_q, text_q = split("to_q"), split("add_q_proj")
+            image_k, text_k, text_q = map(split, MADE_BY[site.kind])
+            image_q = split("to_q")
             k = torch.cat([image_k.to(text_k), text_k], dim=1)
             word = [image_k.shape[1] + token for token in TOKENS]
             whole = whole_map(image_q, k)
             received = whole[:, :, word].sum(-1).mean(0)
             assert torch.allclose(found.received[site.index][step].flatten(), received, rtol=1e-4)
-            assert (site.index in found.given) == (site.kind == "joint")
-            if site.kind == "joint":
+            asks = site.kind in ("joint", "single")
+            assert (site.index in found.given) == asks
+            if asks:
                 given_to = whole_map(text_q[:, TOKENS], k)[:, :, : image_k.shape[1]].mean((0, 1))
                 assert torch.allclose(found.given[site.index][step].flatten(), given_to, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mmdit", "sdxl", "if"])
+@pytest.mark.parametrize("name", ["mmdit", "flux", "sdxl", "if"])
 def test_maps_of_our_models_are_whole_maps(name):
-    """Joint, cross and added sites, guided, whether the text is projected once or at every step."""
+    """Joint, single, cross and added sites, guided, whether the text is projected once or at every step."""
     own_maps_are_whole_maps(name)
 
 
 # --- somebody else's pipelines
 
 
+def test_a_wrapped_pipeline_is_mapped(diffusers):
+    """The quoted word is found in FLUX.1's T5, and a single site of the drawn call gives both maps."""
+    from support.foreign_pipelines import flux
+
+    pipe = flux()
+    found = attention_map(wrap(pipe, height=32, width=32), PROMPTS[0], run_steps=1, sites=1)
+    ids = pipe.tokenizer_2(PROMPTS[0]).input_ids
+    spelled = pipe.tokenizer_2.decode([ids[place] for place in found.tokens])
+    assert spelled.replace(" ", "").upper().strip('"') == "HELLO"
+    assert found.array().shape == found.array("given").shape == (2, 2)
+
+
+@pytest.mark.long
 def test_maps_of_a_wrapped_pipeline_are_those_of_ours(diffusers):
-    """With the weights of tiny-mmdit, diffusers' pipeline gives our words, tokens and maps (1e-4)."""
+    """With the weights of tiny-mmdit, diffusers' pipeline gives our words, tokens and maps (1e-4).
+
+    By default foreign models and ours are each held to the softmax.
+    """
     from support.signs_in_diffusers import MADE
 
     pipe, options = MADE["tiny-mmdit"]()

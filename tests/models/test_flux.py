@@ -241,10 +241,10 @@ def test_native_slots_are_hooks_on_diffusers_class(reference, part, tokens):
 
 def test_the_audit_sees_both_kinds_of_sites():
     """Every site of a patched run equals its replay: what attention read is seen after norm and turn."""
-    pipeline = build_flux()
+    pipeline = build_flux(guidance_embeds=True)
     rows = [Row("a", "prompt a", 0), Row("b", "prompt b", 1)]
     plan = Plan([Swap("all", "a", "b")])
-    report = audit(pipeline, rows, plan, sample=sample, steps=2, guidance=1)
+    report = audit(pipeline, rows, plan, sample=sample, steps=2, guidance=2.0)
     report.require()
     assert {check.site for check in report.checks} == {0, 1, 2, 3}
 

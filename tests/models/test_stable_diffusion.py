@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.copies import TOLERANCE, full_width
+from support.planting import plant
 from support.small_models import outputs, relative
-from support.strategies import randomize
+from support.strategies import build_sd, randomize
 from textpatch import Plan, Row, Swap
 from textpatch.errors import PatchError
+from textpatch.reference_models import sdxl
 from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.sdxl import (
     CROSS_DOWN,
@@ -143,6 +145,25 @@ def test_it_equals_diffusers_on_forty(diffusers, config, seed):
     equals_diffusers(diffusers, config, seed)
 
 
+def test_faults_in_what_version_1_has_of_its_own_are_noticed(diffusers, monkeypatch):
+    """Faults: pixels in another order through the convolutions, and a time that nothing reads."""
+    faults = [
+        (sdxl, "projected", "pixels.mT[..., None])", "pixels.roll(1, 1).mT[..., None])"),
+        (
+            StableDiffusion,
+            "_embed_time",
+            "self.time_embedding(time)",
+            "0 * self.time_embedding(time)",
+        ),
+    ]
+    equals_diffusers(diffusers, SMALL, 0)
+    for fault in faults:
+        with monkeypatch.context() as patch:
+            plant(patch, *fault)
+            with pytest.raises(AssertionError):
+                equals_diffusers(diffusers, SMALL, 0)
+
+
 def test_a_transformer_at_full_width(diffusers, published):
     """The first transformer, 320 wide, is diffusers' Transformer2DModel, at 77 tokens."""
     with torch.device("meta"):
@@ -168,8 +189,6 @@ def test_parts_of_a_text_that_nothing_reads_are_refused():
 
 def test_a_pooled_prompt_is_refused_where_no_pooled_vector_is_read():
     """A row's `pooled` would have no effect, so that it is an error; without it the swap is carried out."""
-    from support.strategies import build_sd
-
     pipeline = build_sd()
     plan = Plan([Swap("all", "a", "b")])
     rows = [Row("a", "one", 3), Row("b", "two", 3)]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from textpatch.weights.loading import find, load_denoiser
 from textpatch.weights.sizes import require_held
 
 HUGE = 10**9
+SECONDS = 0.2
 MEGABYTES = (
     40  # what reading a configuration and the header of a small file may take, with much room
 )
@@ -129,6 +131,18 @@ def test_a_product_of_sizes_is_refused_before_anything_is_made(case, tmp_path, m
     said, megabytes = refused(copied(model, component, tmp_path / "copy", **changed), component)
     assert "tensors or more, and its file holds" in said
     assert not made and megabytes < MEGABYTES and len(said) < 1000 and "\n" not in said
+
+
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_a_refusal_takes_no_time(case, tmp_path):
+    """A fifth of a second of the processor at most, whatever a configuration asks for."""
+    model, component, changed = PRODUCTS[case]
+    folder = copied(model, component, tmp_path / "copy", **changed)
+    build(find(model), component)  # so that nothing is imported for the first time
+    began = time.process_time()
+    with pytest.raises(PatchError):
+        build(folder, component)
+    assert time.process_time() - began < SECONDS
 
 
 def test_a_dual_layer_that_is_none_is_not_looked_for(tmp_path, made):

@@ -3,12 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import transformers
 
 from support.planting import plant
 from textpatch.weights import tokenizers
+from textpatch.weights.building import Builder
+from textpatch.weights.reading.terms import Terms
 from textpatch.weights.tokenizers import read_tokenizer
 
 PROMPTS = ["red a", "b", ""]
@@ -99,3 +102,55 @@ def test_both_paddings_are_there(tmp_path):
         padding.add(read_tokenizer(folder, None, t5=False).pad_token)
         shutil.rmtree(folder)
     assert padding == {"!", "<|endoftext|>"}
+
+
+def sentencepiece_of(folder: Path) -> None:
+    """A sentencepiece file alone, as T5 was published with."""
+    trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
+    sentences = [
+        "a red sign on a blue wall",
+        "a green badge that says hello",
+        "zebra quick fox jumps",
+    ]
+    trainer.train(
+        sentence_iterator=iter(sentences * 20),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (folder / "spiece.vocab").unlink()
+
+
+def test_a_sentencepiece_file_is_t5s_tokenizer(tmp_path):
+    """The ids of T5's class, its end and padding included, though nothing in the folder names it."""
+    sentencepiece_of(tmp_path)
+    ours, published = (
+        read_tokenizer(tmp_path, None, t5=True),
+        transformers.T5Tokenizer.from_pretrained(tmp_path),
+    )
+    wanted, found = (
+        tokenizer(PROMPTS, padding="max_length", max_length=12, truncation=True).input_ids
+        for tokenizer in (published, ours)
+    )
+    assert found == wanted and type(ours) is transformers.T5Tokenizer
+    assert all(ours.eos_token_id in ids and ids[-1] == ours.pad_token_id for ids in found)
+
+
+@pytest.mark.parametrize(
+    "positions, says, reads",
+    [(248, 77, 248), (248, 200, 200), (77, 77, 77), (22, 22, 22), (100, 22, 22)],
+)
+def test_a_clip_of_more_positions_is_read_in_full(positions, says, reads):
+    """Where a tokenizer says the usual 77 and its CLIP has more, all are read and told; a choice stays."""
+    clip = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=positions))
+    tokenizer = SimpleNamespace(model_max_length=says)
+    terms = Terms()
+    Builder(SimpleNamespace(terms=terms), None, None).read_in_full([clip], [tokenizer])
+    assert tokenizer.model_max_length == reads
+    assert [note for note in terms.notes if "prompts of 248 tokens" in note] == terms.notes
+    assert bool(terms.notes) == (reads > says)

@@ -181,6 +181,7 @@ def audit(
         raise PatchError(
             "the plan has no swap, so there is nothing to audit; give the plan of the run"
         )
+    steps, guidance = pipeline.defaults.run(steps, guidance)
     plan = plan.at(pipeline.schedule, steps)
     if sites is None:
         sites = [site for swap in plan.swaps for site in swap.sites]

@@ -7,7 +7,7 @@ with swap(denoiser, plan, rows):
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from textpatch.bookkeeping import compiled
 from textpatch.branches import layout_of, probe_calls
 from textpatch.checks import starts_by_itself
 from textpatch.errors import PatchError
@@ -26,6 +25,7 @@ from textpatch.foreign.joining import Part, joined, parts_of
 from textpatch.foreign.times import HeardSchedule
 from textpatch.foreign.trying import PROMPT, PROMPTS, STEPS, Tried, as_drawn, try_draw
 from textpatch.guidance import ClassifierFree, Guidance
+from textpatch.hooks import compiled
 from textpatch.ledger import Ledger
 from textpatch.plan import Plan, Row
 from textpatch.sites import Site, is_count
@@ -114,6 +114,20 @@ class Wrapped:
         scheduler = getattr(getattr(draw, "pipe", None), "scheduler", None)
         self.schedule = HeardSchedule(self._times, scheduler)
         self._layouts: dict[tuple[float, bool], Any] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the denoiser's weights."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the denoiser's weights."""
+        return next(self.parameters()).dtype
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the denoiser, as a module gives them."""
+        return self.denoiser.parameters()
 
     # --- what applications ask
 

@@ -60,7 +60,7 @@ def hearing_words(
         return [site.name for site in chosen] if looks(call) else ()
 
     def see(site: Site, call: Call, own: Attended, text: Text) -> None:
-        if not looks(call.step):
+        if own.alone or not looks(call.step):
             return
         step, branches = layout.at(call.step)
         group = len(own.keys) // len(branches)

@@ -11,4 +11,4 @@ STABLE_AUDIO = (
         queries="to_q",
     ),
 )
-ACE_STEP = (SiteSpec("layers.*.cross_attn", "cross", kv_heads="kv_heads", norm="norm_k"),)
+ACE_STEP = (SiteSpec("layers.*.cross_attn", "cross", kv_heads="kv_heads"),)

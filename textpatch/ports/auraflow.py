@@ -12,9 +12,6 @@ AURAFLOW = (
         "joint",
         span=Span(extra=8),
         order="text first",
-        norm="norm_added_k",
     ),
-    SiteSpec(
-        "single_transformer_blocks.*.attn", "single", span=Span("first", extra=8), norm="norm_k"
-    ),
+    SiteSpec("single_transformer_blocks.*.attn", "single", span=Span("first", extra=8)),
 )

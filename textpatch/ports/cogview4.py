@@ -6,4 +6,4 @@ GLM-Image is told its prompt by code words of the picture as well, which no site
 from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Span
 
-COGVIEW4 = (SiteSpec("transformer_blocks.*.attn1", "single", span=Span("first"), norm="norm_k"),)
+COGVIEW4 = (SiteSpec("transformer_blocks.*.attn1", "single", span=Span("first")),)

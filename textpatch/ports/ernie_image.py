@@ -7,8 +7,6 @@ ERNIE_IMAGE = (
     SiteSpec(
         "layers.*.self_attention",
         "single",
-        span=Span("last", "text_bth"),
-        norm="norm_k",
-        rotary=True,
+        span=Span("last", "text_bth", counts="text_lens"),
     ),
 )

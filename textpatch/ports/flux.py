@@ -2,19 +2,15 @@
 
 Double blocks have projections for text, and in single blocks text and image share theirs.  Chroma,
 LongCat-Image, Ovis-Image and Bria have the same blocks.  FUSED is the model as diffusers'
-`fuse_qkv_projections` leaves it.  K is taken before its norm and its rotation.
+`fuse_qkv_projections` leaves it.
 """
 
 from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Span
 
 FLUX = (
-    SiteSpec(
-        "transformer_blocks.*.attn", "joint", order="text first", norm="norm_added_k", rotary=True
-    ),
-    SiteSpec(
-        "single_transformer_blocks.*.attn", "single", span=Span("first"), norm="norm_k", rotary=True
-    ),
+    SiteSpec("transformer_blocks.*.attn", "joint", order="text first", rotary=True),
+    SiteSpec("single_transformer_blocks.*.attn", "single", span=Span("first")),
 )
 FUSED = (
     SiteSpec(
@@ -23,7 +19,6 @@ FUSED = (
         ("to_added_qkv", "to_added_qkv"),
         (1, 2, 3),
         order="text first",
-        norm="norm_added_k",
         rotary=True,
     ),
     SiteSpec(
@@ -32,7 +27,5 @@ FUSED = (
         ("to_qkv", "to_qkv"),
         (1, 2, 3),
         span=Span("first"),
-        norm="norm_k",
-        rotary=True,
     ),
 )

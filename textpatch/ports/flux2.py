@@ -4,16 +4,12 @@ from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Span
 
 FLUX2 = (
-    SiteSpec(
-        "transformer_blocks.*.attn", "joint", order="text first", norm="norm_added_k", rotary=True
-    ),
+    SiteSpec("transformer_blocks.*.attn", "joint", order="text first", rotary=True),
     SiteSpec(
         "single_transformer_blocks.*.attn",
         "single",
         ("to_qkv_mlp_proj", "to_qkv_mlp_proj"),
         (1, 2, "inner_dim"),
         span=Span("first"),
-        norm="norm_k",
-        rotary=True,
     ),
 )

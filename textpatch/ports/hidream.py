@@ -1,7 +1,7 @@
 """HiDream, with double blocks and then single blocks, the image first, and a text of its own for every block.
 
 The sequence of a block ends in T5's text, the last layer of Llama's, and the layer of Llama's that is the
-block's own.  K are normed over all heads.
+block's own.
 """
 
 from textpatch.ports.matching import SiteSpec
@@ -20,14 +20,11 @@ HIDREAM = (
         ("to_k_t", "to_v_t"),
         span=Span(text=TEXTS),
         order="image first",
-        norm="k_rms_norm_t",
         rotary=True,
     ),
     SiteSpec(
         "single_stream_blocks.*.block.attn1",
         "single",
         span=Span("last", TEXTS),
-        norm="k_rms_norm",
-        rotary=True,
     ),
 )

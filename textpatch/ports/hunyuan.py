@@ -16,13 +16,11 @@ HUNYUAN_IMAGE = (
         "joint",
         span=Span(text=TEXTS, mask=MASKS),
         order="image first",
-        norm="norm_added_k",
     ),
     SiteSpec(
         "single_transformer_blocks.*.attn",
         "single",
         span=Span("last", TEXTS, mask=MASKS),
-        norm="norm_k",
     ),
 )
 HUNYUAN_VIDEO = (
@@ -31,12 +29,10 @@ HUNYUAN_VIDEO = (
         "joint",
         span=Span(mask="encoder_attention_mask"),
         order="image first",
-        norm="norm_added_k",
     ),
     SiteSpec(
         "single_transformer_blocks.*.attn",
         "single",
         span=Span("last", mask="encoder_attention_mask"),
-        norm="norm_k",
     ),
 )

@@ -9,7 +9,5 @@ IDEOGRAM4 = (
         "single",
         span=Span("where", where=("indicator", 3)),
         heads="num_heads",
-        norm="norm_k",
-        rotary=True,
     ),
 )

@@ -13,7 +13,5 @@ KREA2 = (
         span=Span("first", mask="encoder_attention_mask"),
         heads="num_heads",
         kv_heads="num_kv_heads",
-        norm="norm_k",
-        rotary=True,
     ),
 )

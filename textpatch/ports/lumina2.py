@@ -12,7 +12,5 @@ LUMINA2 = (
         "single",
         span=Span("first", mask="encoder_attention_mask", packed=True),
         queries="to_q",
-        norm="norm_k",
-        rotary=True,
     ),
 )

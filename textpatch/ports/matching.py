@@ -39,8 +39,7 @@ class SiteSpec:
     kv_heads     number of K and V heads, likewise.  As `heads` when None
     queries      module that makes queries, below the attention module, if K and V have as many heads
                  as their width holds of its heads, and no attribute counts them
-    norm         norm below the attention module between these K and attention
-    rotary       True if these K are turned by their position
+    rotary       True if keys of a joint stream are turned by their position, which `audit` does not replay
     text_input   `text_input` of the sites
     Raises PatchError for values that contradict each other.
     """
@@ -54,7 +53,6 @@ class SiteSpec:
     heads: str | int = "heads"
     kv_heads: str | int | None = None
     queries: str | None = None
-    norm: str | None = None
     rotary: bool = False
     text_input: str = "text"
     between: bool = False
@@ -223,8 +221,6 @@ def _read_site(index: int, name: str, spec: SiteSpec, modules: dict[str, nn.Modu
     paths = spec.projections or TEXT_PROJECTIONS[spec.kind]
     taps = [f"{name}.{path}" for path in paths]
     _require_present(name, taps, modules)
-    if spec.norm:
-        _require_present(name, [f"{name}.{spec.norm}"], modules)
     heads = _number(modules[name], name, spec.heads)
     first, second, parts = spec.fused or (0, 0, 1)
     out = _number(modules[taps[0]], taps[0], "out_features")

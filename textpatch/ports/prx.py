@@ -14,6 +14,5 @@ PRX = (
         (0, 1, 2),
         span=Span(mask="attention_mask"),
         order="text first",
-        norm="norm_added_k",
     ),
 )

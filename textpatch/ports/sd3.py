@@ -6,4 +6,3 @@ In some blocks of 3.5-medium there is an attn2, which sees the image alone and i
 from textpatch.ports.matching import SiteSpec
 
 SD3 = (SiteSpec("transformer_blocks.*.attn", "joint", order="image first"),)
-SD35 = (SiteSpec("transformer_blocks.*.attn", "joint", order="image first", norm="norm_added_k"),)

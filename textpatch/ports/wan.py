@@ -1,5 +1,5 @@
-"""Wan, with cross-attention in attn2, whose keys are normed over all heads."""
+"""Wan, with cross-attention in attn2."""
 
 from textpatch.ports.matching import SiteSpec
 
-WAN = (SiteSpec("blocks.*.attn2", "cross", norm="norm_k"),)
+WAN = (SiteSpec("blocks.*.attn2", "cross"),)

@@ -12,7 +12,5 @@ Z_IMAGE = (
         "layers.*.attention",
         "single",
         span=Span("last", "cap_feats", pad_to=32),
-        norm="norm_k",
-        rotary=True,
     ),
 )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from textpatch.errors import PatchError
 from textpatch.ports.matching import SiteSpec, match_sites
@@ -42,6 +42,8 @@ def check_port(
     example_inputs: dict[str, Any],
     *,
     picture: str | None = None,
+    output: Callable[[Tensor], Tensor] | None = None,
+    pooled: Sequence[str] = (),
 ) -> Report:
     """Run every check of a port and report them.
 
@@ -50,6 +52,8 @@ def check_port(
     of one
                     length, and no other size equal to the number of rows; time as a floating-point number
     picture         the argument that holds the noisy picture; forward's first when None
+    output          output(x) is the picture in the model's output x, where it puts out text, too
+    pooled          modules that make a vector of each row's text, which reaches the picture beside the sites
 
     The model is best small and random, in float32 or float64, in eval mode, with no weight zero.  It must
     attend by torch's scaled_dot_product_attention.
@@ -59,7 +63,8 @@ def check_port(
     if spec is None:
         spec = shipped_table(model)
     picture = picture or next(iter(inspect.signature(model.forward).parameters))
-    port = Port(model, match_sites(model, tuple(spec)), dict(example_inputs), picture)
+    matched = match_sites(model, tuple(spec))
+    port = Port(model, matched, dict(example_inputs), picture, output, pooled)
     sentences = [" ".join((check.__doc__ or "").split()) for check in CHECKS]
     found = [_findings(check, port) for check in CHECKS]
     pairs = zip(sentences, found, strict=True)

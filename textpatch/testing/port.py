@@ -8,8 +8,8 @@ B rows, H heads, T text tokens, D head width, W = K and V heads x D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from inspect import signature
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from textpatch.errors import PatchError
+from textpatch.hooks import HookRegistry
 from textpatch.masks import argument_and_entry
 from textpatch.patching import KVCache, capture, patch
 from textpatch.ports.matching import SiteSpec
@@ -28,6 +29,7 @@ from textpatch.sites import Site
 
 # relative: another place in the batch moves the last bits of float32, a wrong table far more
 CLOSE = 1e-4
+EXACT = 1e-12  # relative, of float64
 # findings against a check; a Site alone means that it does not hold there
 Findings = Iterator["str | Site"]
 CHECKS: list[Callable[[Port], Findings]] = []
@@ -44,6 +46,13 @@ def check(function: Callable[[Port], Findings]) -> Callable[[Port], Findings]:
 def close(a: Tensor, b: Tensor) -> bool:
     """True if a and b differ by at most CLOSE of b's largest number."""
     return bool((a - b).abs().max() <= CLOSE * b.abs().max())
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """True if a and b, of two rows of one batch, differ by at most 1e-12 in float64, and are close else."""
+    if a.dtype == torch.float64:
+        return bool((a - b).abs().max() <= EXACT * b.abs().max())
+    return close(a, b)
 
 
 @dataclass
@@ -129,13 +138,14 @@ def _plain_hooks(
 def take(value: Any, rows: list[int]) -> Any:
     """Rows of an argument in another order.
 
-    An argument without one entry per row stays as it is; a dictionary is taken entry by entry.
+    An argument without one entry per row stays as it is, and so does a tuple, such as the cosines and
+    sines of positions.  A dictionary is taken entry by entry.
     """
     if isinstance(value, dict):
         return {name: take(item, rows) for name, item in value.items()}
     if isinstance(value, Tensor) and value.dim() and len(value) == len(rows):
         return value[rows]
-    if isinstance(value, (list, tuple)) and len(value) == len(rows):
+    if isinstance(value, list) and len(value) == len(rows):
         return [value[row] for row in rows]
     return value
 
@@ -151,6 +161,11 @@ def apply(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
     return value
 
 
+def _whole(output: Tensor) -> Tensor:
+    """Output of a model that puts out nothing but the picture."""
+    return output
+
+
 class Port:
     """A model, the sites that a table finds there, and inputs to try them on.
 
@@ -159,6 +174,8 @@ class Port:
     texts      names of the arguments that hold text, those that the inputs have
     layered    names of those that hold one text per layer
     picture    name of the argument that holds the noisy picture
+    shown      shown(output) is the part of the output that is picture
+    pooled     names of modules that make something of the text beside the sites
     next_rows  the rows of the batch, turned by one
     reads      rows for `patch`, by which row 0 reads row 1
     plain      a call of the model as it is
@@ -170,7 +187,11 @@ class Port:
         matched: list[tuple[Site, SiteSpec]],
         inputs: dict[str, Any],
         picture: str,
+        output: Callable[[Tensor], Tensor] | None = None,
+        pooled: Sequence[str] = (),
     ) -> None:
+        self.shown = output or _whole
+        self.pooled = tuple(pooled)
         self.model = model
         self.matched = matched
         self.inputs = inputs
@@ -319,16 +340,44 @@ class Port:
         x = x.unflatten(-1, (site.text_heads, -1)).transpose(1, 2)
         return x.repeat_interleave(heads // site.text_heads, dim=1)
 
-    def normed(self, k: Tensor, site: Site, spec: SiteSpec) -> Tensor:
-        """Text K (B, T, W) after the norm that the table names, of each head or of all."""
-        if spec.norm is None:
-            return k
-        norm = self.model.get_submodule(f"{site.name}.{spec.norm}")
-        weight = getattr(norm, "weight", None)
-        with torch.no_grad():
-            if isinstance(weight, Tensor) and len(weight) == k.shape[-1]:
-                return norm(k)
-            return norm(k.unflatten(-1, (site.text_heads, -1))).flatten(2)
+    @property
+    def twins(self) -> dict[str, Any]:
+        """Inputs whose first two rows differ in their text alone."""
+        texts = (*self.texts, *self.masks)
+        others = [name for name in self.inputs if name not in texts]
+        return self.with_rows(*others, rows=[1, 1, *self.rows[2:]])
+
+    def runs(self, inputs: dict[str, Any]) -> bool:
+        """True if the model takes such inputs."""
+        try:
+            self.listen(inputs)
+        except Exception:  # of any kind: the model is somebody else's
+            return False
+        return True
+
+    def pooled_alike(self) -> AbstractContextManager[Any]:
+        """Block in which what is made of row 0's text beside the sites is that of row 1."""
+
+        def first_as_second(name: str, output: Tensor) -> Tensor:
+            return torch.cat([output[1:2], output[1:]])
+
+        if not self.pooled:
+            return nullcontext()
+        return HookRegistry(self.model, self.pooled).replace(first_as_second)
+
+    def exchanged(self, site: Site, spec: SiteSpec) -> Heard:
+        """A call in which the K that row 0's text makes at a site is row 1's, by its tap alone."""
+        tap = site.taps[0]
+        text = self.place(site, spec.span.place)
+        channels = slice(*tap.channels or (None,))
+
+        def exchange(name: str, output: Tensor) -> Tensor:
+            new = output.clone()
+            new[0, text, channels] = output[1, text, channels]
+            return new
+
+        with HookRegistry(self.model, [tap.module]).replace(exchange):
+            return self.listen()
 
     @staticmethod
     def row_of(label: Any) -> int:

@@ -14,16 +14,19 @@ from torch import Tensor, nn
 
 from textpatch.errors import PatchError
 from textpatch.patching import KVCache, capture, inject, patch
-from textpatch.testing.port import Alter, Findings, Port, check
+from textpatch.plan import Plan, Row, Swap
+from textpatch.swapping import swap
+from textpatch.testing.port import Alter, Findings, Port, alike, check
 
 
 @check
-def captures_are_what_hooks_see(port: Port) -> Findings:
-    """Captured K and V are what a plain hook sees, cut by the table."""
+def captures_are_what_attention_gets(port: Port) -> Findings:
+    """Captured K and V are what attention gets at the text's place, of every head once."""
     for site, spec in port.matched:
-        for part, made in zip("kv", port.text_kv(port.plain, site, spec), strict=True):
+        for part, made in zip("kv", port.plain.attended(site)[1:], strict=True):
+            text = made[:, :: made.shape[1] // site.text_heads, port.place(site, spec.text_place)]
             captured = [port.cache[site.name, 0, (row,), part] for row in port.rows]
-            if not torch.equal(torch.stack(captured), made):
+            if not torch.equal(torch.stack(captured), text.transpose(1, 2).flatten(2)):
                 yield f"not {part} at {site.name!r}"
 
 
@@ -37,10 +40,10 @@ def capture_changes_nothing(port: Port) -> Findings:
 
 @check
 def dtypes_are_kept(port: Port) -> Findings:
-    """Captured K and V have their tap's dtype, and a patched call the plain call's."""
+    """Captured K and V have their attention's dtype, and a patched call the plain call's."""
     for site in port.sites:
         kept = [port.cache[site.name, 0, (0,), part].dtype for part in "kv"]
-        if kept != [port.plain.made(tap.module).dtype for tap in site.taps]:
+        if kept != [x.dtype for x in port.plain.attended(site)[1:]]:
             yield site
     if port.reading().output.dtype != port.plain.output.dtype:
         yield "a patched call has another"
@@ -173,14 +176,37 @@ def all_sites_are_attended_to(port: Port) -> Findings:
 
 
 @check
-def text_enters_at_the_sites_alone(port: Port) -> Findings:
-    """A row's own text changes nothing where all sites are of kind cross and read another row's."""
-    if not all(site.kind == "cross" for site in port.sites):
-        return
-    own = port.reading().output[0]
-    other = port.reading(inputs=port.with_rows(*port.texts)).output[0]
-    if not torch.equal(own, other):
-        yield "it does; the table leaves out sites"
+def a_row_that_reads_another_is_that_row(port: Port) -> Findings:
+    """A row that reads another's text at all sites gives that row's picture, where all else is alike."""
+    yield from _not_the_donor(port, port.twins)
+
+
+@check
+def masks_go_with_their_keys(port: Port) -> Findings:
+    """So does a row that reads a longer or a shorter text under a mask, unless that is refused."""
+    for name in port.masks:
+        for rows in ([0], [1]):
+            inputs = port.masked(name, rows, port.twins)
+            if not port.runs(inputs):
+                continue  # this argument hides something else than text tokens
+            with suppress(PatchError):
+                yield from (f"{found}, with {name!r}" for found in _not_the_donor(port, inputs))
+
+
+def _not_the_donor(port: Port, inputs: dict[str, Any]) -> Findings:
+    """Finding unless row 0, which reads row 1 at all sites in lock-step, gives row 1's picture."""
+    plain = port.shown(port.listen(inputs).output)
+    rows = [Row(str(row), str(row)) for row in port.rows]
+    plan = Plan([Swap("all", "0", "1")])
+    swapping = swap(port.model, plan, rows, calls=[["cond"]], sites=port.sites)
+    with port.pooled_alike(), swapping:
+        swapped = port.shown(port.listen(inputs).output)
+    if not alike(swapped[0], plain[1]):
+        away, apart = ((x - plain[1]).abs().max().item() for x in (swapped[0], plain[0]))
+        yield (
+            f"it is {away:.3g} off, of {apart:.3g} between the two; see whether the table has all sites, "
+            "whether the output is picture alone (`output`), and what else is made of the text (`pooled`)"
+        )
 
 
 @check
@@ -227,45 +253,22 @@ def masked_text_is_where_it_was(port: Port) -> Findings:
 
 
 @check
-def equal_masks_are_read_through(port: Port) -> Findings:
-    """Own K and V give the bits of a call in which every row hides its last token, another row's others."""
-    for name in dict.fromkeys(name for site in port.sites for name in site.span.masks):
-        inputs = port.masked(name, port.rows)
-        plain = port.listen(inputs).output
-        cache = port.captured(inputs)
-        with patch(port.model, cache, port.sites, rows=port.rows):
-            own = port.listen(inputs).output
-        with patch(port.model, cache, port.sites, rows=port.reads):
-            other = port.listen(inputs).output
-        if not torch.equal(own, plain) or torch.equal(other[0], plain[0]):
-            yield f"not with {name!r}"
-
-
-@check
-def other_masks_are_refused(port: Port) -> Findings:
-    """A row is refused the text of a row whose mask hides other tokens or is not named by the table."""
-    for name in port.masks:
-        inputs = port.masked(name, [1])
-        with (
-            suppress(PatchError),
-            patch(port.model, port.captured(inputs), port.sites, rows=port.reads),
-        ):
-            port.listen(inputs)
-            yield f"with {name!r} it was not"
-
-
-@check
-def other_masks_are_not_injected(port: Port) -> Findings:
-    """An injected text is refused where its mask hides other tokens than that of the row which reads it."""
-    if not all(site.text_is_static for site in port.sites):
-        return
-    for name in port.masks:
-        text = port.text_behind(name)
-        sites = [site for site in port.sites if any(text is own for own in port.texts_of(site))]
-        for inputs in (port.masked(name, [1]), port.masked(name, port.rows)):
-            with suppress(PatchError), inject(port.model, text, sites):
-                port.listen(inputs)
-                yield f"with {name!r} it was not"
+def an_injected_text_brings_its_mask(port: Port) -> Findings:
+    """A text injected with a mask is that text under that mask, whatever the batch's own mask is."""
+    for site, _ in port.samples:
+        if not site.text_is_static or len(site.span.masks) != 1:
+            continue
+        (name,) = site.span.masks
+        own = port.masked(name, port.rows)
+        other = port.masked(name, [1])
+        sites = [one for one in port.sites if one.span == site.span]
+        with inject(port.model, port.texts_of(site)[0], sites, mask=other[name]):
+            injected = port.listen(own).output
+        with capture(port.model, sites, rows=port.rows) as cache:
+            port.listen(other)
+        with patch(port.model, cache, sites, rows=port.rows):
+            if not torch.equal(port.listen(own).output, injected):
+                yield f"not with {name!r}"
 
 
 @check
