@@ -21,7 +21,7 @@ from textpatch.reference_models.defaults import Defaults, is_whole
 from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.requests import each_seed, listed, parts, sampled_by
 from textpatch.reference_models.schedules import Schedule
-from textpatch.reference_models.schedules.published import changed
+from textpatch.reference_models.schedules.published import chosen
 from textpatch.reference_models.upscaling import read_beside, require_one_each, small_tensor
 from textpatch.seeds import HEARD, whole_seeds
 
@@ -107,18 +107,7 @@ class Pipeline(nn.Module):
         Raises PatchError for an unknown name, for settings that the named schedule cannot have, and for a
         diffusion in place of a flow or a flow in place of a diffusion.
         """
-        if isinstance(schedule, str):
-            schedule = changed(schedule, self.schedule)
-        if not isinstance(schedule, Schedule):
-            raise PatchError(
-                f"schedule is {schedule!r}; give a name, or an object of "
-                "textpatch.reference_models.schedules"
-            )
-        if schedule.flows != self.schedule.flows:
-            raise PatchError(
-                f"{self.name} is sampled by {self.schedule!r}, and {schedule!r} was asked for; "
-                "a flow and a diffusion read different predictions, so give one of the same kind"
-            )
+        schedule = chosen(schedule, self.schedule)
         other = self._copy()
         other.schedule = schedule.for_image(self._image_tokens())
         other.name = sampled_by(self.name, schedule)
