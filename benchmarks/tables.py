@@ -13,7 +13,7 @@ import argparse
 import csv
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -471,6 +471,53 @@ def rewriting() -> str:
     return drawn(["model", "edited at", "sites", "word written", "neighbour kept"], lines)
 
 
+# --- fine-tuning
+
+
+def finetuning() -> str:
+    """Words learned and pictures kept by adapters of each arm, at the rate chosen for it."""
+    groups: dict[tuple, list[dict]] = defaultdict(list)
+    for row in read_rows("finetuning"):
+        groups[row["model"], row["data"], row["arm"]].append(row)
+    lines = []
+    for (model, data, arm), rows in groups.items():
+        firsts = [row for row in rows if row["seed"] == "0"]
+        rate = max(firsts, key=lambda row: float(row["chosen"]))["rate"]
+        taken = [row for row in rows if row["rate"] == rate]
+        told = [model, data, arm, taken[0]["sites"], taken[0]["parameters"], str(len(taken))]
+        told += [share(_mean(taken, "half")), _whole(_mean(taken, "half_background"))]
+        told += [share(_mean(taken, "word")), _whole(_mean(taken, "background"))]
+        lines.append([*told, *(share(_mean(taken, name)) for name in ("colour", "recall"))])
+    titles = (
+        "model, data, trained at, sites, numbers, seeds, word half-way, background half-way, word"
+    )
+    return drawn([*titles.split(", "), "background", "colour", "recall"], lines)
+
+
+def _whole(value: str) -> str:
+    return value and f"{float(value):.0f}"
+
+
+def _mean(rows: Sequence[dict], name: str) -> str:
+    """Mean of a column, "" where it is empty."""
+    if not all(row[name] for row in rows):
+        return ""
+    return str(sum(float(row[name]) for row in rows) / len(rows))
+
+
+def safe_tuning() -> str:
+    """What is written and kept after training on harmful prompts with benign pictures."""
+    names = "harmful", "benign", "chance", "kept", "ssim", "kept_ssim"
+    lines = [
+        [row["model"], row["arm"], row["sites"], *(share(row[name]) for name in names)]
+        for row in read_rows("safe_tuning")
+    ]
+    titles = (
+        "model, what is done, sites, F1 harmful, F1 benign, F1 by chance, clean words read, SSIM"
+    )
+    return drawn([*titles.split(", "), "SSIM of clean prompts"], lines)
+
+
 # --- editing
 
 EDITED = "f1_target", "exact", "ssim", "psnr_official", "seconds"
@@ -847,7 +894,7 @@ TABLES: dict[str, Callable[..., str]] = {
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, chance,
         other_sizes, real_pictures, strangers, searches, promised, over_reading, misread, limits, readers,
-        rewriting, beyond, edits, edits_told, edits_published, overhead,
+        rewriting, finetuning, safe_tuning, beyond, edits, edits_told, edits_published, overhead,
         foreign_runs, idle_hooks, full_size, attention,
         localization, published, disguises, safety_methods, safety_time, safety_published,
         ports_verified, ports_exceptions, ports_unsaid, ports_tried,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, Moment, State, as_guidance, branch_rows, told
+from textpatch.memory import with_less
 from textpatch.plan import CONDITIONAL, Row
 from textpatch.reference_models.defaults import Defaults, is_whole
 from textpatch.reference_models.layers import TextCondition
@@ -353,7 +354,7 @@ class Pipeline(nn.Module):
         steps        denoising steps; the model's default when None
         guidance     a scale or a `Guidance`; the model's default when None
         negative     one text for all; None is "no prompt", which SDXL reads as zeros and the others as ""
-        micro_batch  the most pictures made at once
+        micro_batch  the most pictures made at once, or half as many where the memory does not hold them
 
         A guidance that names rows finds the prompts as rows "0", "1" and so on.
         Raises PatchError if the numbers of prompts and seeds differ, and for a stage II.
@@ -370,12 +371,16 @@ class Pipeline(nn.Module):
                 "give it some: upscale(pictures, prompts, ...)"
             )
         rows, steps, guidance = self._asked(prompts, steps, guidance, negative)
-        pictures = []
-        for part in parts(len(prompts), micro_batch):
-            noises = self.noises(seeds[part])
-            latents = self._run(next(noises), noises, rows[part], steps, guidance)
-            pictures += self.decode(latents)
-        return pictures
+
+        def drawn(at_once: int) -> list[Image.Image]:
+            pictures = []
+            for part in parts(len(prompts), at_once):
+                noises = self.noises(seeds[part])
+                latents = self._run(next(noises), noises, rows[part], steps, guidance)
+                pictures += self.decode(latents)
+            return pictures
+
+        return with_less(drawn, micro_batch, of=len(prompts))
 
     def upscale(
         self,

@@ -28,12 +28,14 @@ class Call:
 
     step     its number among the finished calls of the block, 0 = first
     lengths  T of each row, for every span that is a part of a sequence
+    counts   tokens of each row, for every span that names an argument which tells them
     found    the text's place in the sequence, for each span whose place is "where"
     ran      the watched modules that have run in it
     """
 
     step: int
     lengths: dict[Span, list[int]]
+    counts: dict[Span, list[int]]
     found: dict[Span, slice]
     ran: set[str] = field(default_factory=set)
 
@@ -59,7 +61,7 @@ class Calls:
         self.required = required
         self.begun = begun
         self.count = 0
-        self._call = Call(0, {}, {})
+        self._call = Call(0, {}, {}, {})
         self._under_way = False
         self._image_tokens: dict[str, int] = {}
 
@@ -111,6 +113,8 @@ class Calls:
         alone  True if these are the text alone
         Raises PatchError where which tokens are text is not known.
         """
+        if span in self._call.counts:
+            span.one_length(self._call.counts[span][rows])
         if span in self._call.found:
             return self._call.found[span]
         lengths = self._call.lengths.get(span)
@@ -146,10 +150,12 @@ class Calls:
             for span in self.spans
             if span.place in ("first", "last")
         }
+        told = {span: argument(inputs, span.counts) for span in self.spans if span.counts}
+        counts = {span: x.tolist() for span, x in told.items() if x is not None}
         found = {
             span: span.found(argument(inputs, span.where[0])) for span in self.spans if span.where
         }
-        self._call = Call(self.count, lengths, found)
+        self._call = Call(self.count, lengths, counts, found)
         self._under_way = True
 
     def _end(self, name: str, output: object) -> None:

@@ -48,7 +48,12 @@ def guarded(work: Callable[..., object], *arguments: Any, debug: bool = False) -
 
 def warn(message: str) -> None:
     """Write one line to stderr, while the work goes on."""
-    sys.stderr.write(f"textpatch: warning: {printable(_shortened(message))}\n")
+    tell(f"warning: {message}")
+
+
+def tell(message: str) -> None:
+    """Write one line to stderr that is no warning."""
+    sys.stderr.write(f"textpatch: {printable(_shortened(message))}\n")
 
 
 def printable(text: str) -> str:

@@ -20,7 +20,12 @@ _BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 
 
 def open_picture(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a PNG file as an RGB picture.
+    """Read a PNG file as an RGB picture.  Raises as `stored_picture` does."""
+    return stored_picture(path).convert("RGB")
+
+
+def stored_picture(path: str | os.PathLike[str]) -> Image.Image:
+    """Read a PNG file as a picture of one of MODES.
 
     Raises StoreError for a file that is no PNG, is damaged, or has colours of another mode than MODES, and
     PatchError for a picture of more than MOST_PIXELS.
@@ -37,7 +42,8 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
                 raise StoreError(
                     f"{path} has colours of mode {file.mode}; expected {modes}; make it anew"
                 )
-            return file.convert("RGB")
+            file.load()
+            return file
     except (OSError, ValueError, SyntaxError, struct.error, zlib.error, *_BOMBS) as error:
         raise StoreError(
             f"cannot read picture {path}: {error}; expected a whole PNG file, make it anew"
@@ -72,7 +78,7 @@ def opened(image: Image.Image | str, run: Any) -> Image.Image:
     """Picture of a record, which holds the picture or its path in the run's folder."""
     if isinstance(image, Image.Image):
         return image
-    return open_picture(run.folder / image)
+    return run.picture(image)
 
 
 def require_bounded(image: Image.Image, what: str) -> None:

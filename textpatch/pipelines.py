@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, State
+from textpatch.memory import bytes_of_call, require_room
 from textpatch.plan import Plan, Row
 from textpatch.windows import NoiseSchedule
 
@@ -291,6 +292,21 @@ def draws_pictures(pipeline: SupportsSizes | SupportsSampling | DrawsByItself) -
     return getattr(pipeline.defaults, "height", 0) is not None
 
 
+def bytes_of_rows(pipeline: SupportsSizes, rows: int, height: int, width: int) -> int | None:
+    """Most bytes that a step of some rows holds at one time, None where nobody can tell.
+
+    height, width  of the latents
+    """
+    text = pipeline.encode([None] * rows)
+    noise = pipeline.noise([0])
+
+    def step() -> None:
+        x = noise.new_empty((rows, noise.shape[1], height, width))
+        pipeline.denoiser(x, noise.new_tensor(500.0), text)
+
+    return bytes_of_call(step)
+
+
 def picture_size(pipeline: SupportsSizes | SupportsSampling) -> tuple[int, int]:
     """Height and width of a pipeline's pictures in pixels."""
     side = _pixels_per_latent(pipeline)
@@ -323,7 +339,12 @@ def sized(pipeline: AnyPipeline, height: int | None, width: int | None) -> AnyPi
             f"pictures of {asked[0]}x{asked[1]} pixels (height x width) asked for, and those of "
             f"{pipeline.name} are decoded {side}x{side} at a time; give multiples of {side}"
         )
-    other = pipeline.at(asked[0] // side, asked[1] // side)
+    latents = asked[0] // side, asked[1] // side
+    if asked[0] * asked[1] > own[0] * own[1]:
+        device = next(pipeline.denoiser.parameters()).device
+        what = f"pictures of {asked[0]}x{asked[1]} pixels (height x width)"
+        require_room(bytes_of_rows(pipeline, 1, *latents), device, what)
+    other = pipeline.at(*latents)
     other.denoise(other.noise([0]), other.encode([None]), steps=1, guidance=1)
     return other
 

@@ -30,6 +30,7 @@ from textpatch.guidance import Guidance, as_guidance, branch_rows
 from textpatch.html import figure, fragment, safe
 from textpatch.ledger import Ledger
 from textpatch.lockstep import Loop
+from textpatch.memory import with_less
 from textpatch.packing import pack
 from textpatch.pipelines import (
     DrawsByItself,
@@ -94,7 +95,8 @@ def sample(
                      guidance, and 0 or 1 is none
     negative         prompt of the unconditional branch, one for all rows
     micro_batch      most batch rows of one forward pass, all branches counted.  Rows that a row reads
-                     or copies travel with it into every micro-batch
+                     or copies travel with it into every micro-batch.  Where the memory does not hold
+                     them, half as many are run, with a warning
     keep_trajectory  True keeps the latents entering each step and the final ones
 
     Projections of static text run once, on the distinct prompts, unless hooks may change them.  An
@@ -161,13 +163,17 @@ def sample_latents(
     texts = encode(pipeline, branch_rows(rows, guiding))
     run.check(rows, pipeline_sites(pipeline), steps, tokens=texts.tokens)
     require_readable(rows, plan, texts)
-    recorder = Recorder(pipeline, rows, run, steps, texts)
-    loop = Loop(pipeline, run, texts, recorder, steps, guiding, keep_trajectory)
-    for group, fresh in pack(rows, plan, max(micro_batch // len(guiding.branches), 1)):
-        loop.run(group, fresh)
-    return Samples(
-        loop.latents, {}, plan, rows, steps, guidance, loop.trajectory, recorder.ledger()
-    )
+
+    def run_all(at_once: int) -> Samples:
+        recorder = Recorder(pipeline, rows, run, steps, texts)
+        loop = Loop(pipeline, run, texts, recorder, steps, guiding, keep_trajectory)
+        for group, fresh in pack(rows, plan, max(at_once // len(guiding.branches), 1)):
+            loop.run(group, fresh)
+        return Samples(
+            loop.latents, {}, plan, rows, steps, guidance, loop.trajectory, recorder.ledger()
+        )
+
+    return with_less(run_all, micro_batch, of=len(rows) * len(guiding.branches))
 
 
 def _require_plan(plan: object) -> None:

@@ -66,6 +66,8 @@ class Span:
     extra   tokens of the model's own that it joins with the text.  They count as text
     where   (argument, number) for the place "where".  A token is text if this argument (B, S) has that
             number for it
+    counts  argument (B,) that tells how many tokens each row's text has, where the picture's positions
+            begin behind these.  Rows that read one another then need one number
     Raises PatchError for another place, for packed text without a mask, for a `pad_to` that is no
     whole number from 1 on, and for arguments that are no names.
     """
@@ -77,6 +79,7 @@ class Span:
     packed: bool = False
     extra: int = 0
     where: tuple[str, int] | None = None
+    counts: str | None = None
 
     def __post_init__(self) -> None:
         require_known("span", self.place, ("all", "first", "last", "where"))

@@ -20,9 +20,8 @@ from textpatch.adapters.data_files import read_data, write_folder, write_latents
 from textpatch.adapters.training_data import examples
 from textpatch.errors import StoreError
 from textpatch.reference_models.pipeline import Pipeline
-from textpatch.weights.signs.drawing import COLOURS, LETTERS, Sign, SignFormat
-from textpatch.weights.signs.examples import HELD_OUT, drawn, sign_examples
-from textpatch.weights.signs.reader import read_sign
+from textpatch.weights.signs.drawing import Sign, SignFormat
+from textpatch.weights.signs.examples import HELD_OUT, STYLES, drawn, sign_examples
 
 COLOURS_BY_CAPTION = {PROMPTS[0]: (255, 0, 0), PROMPTS[1]: (0, 128, 0), "two\nlines": (0, 0, 255)}
 
@@ -192,21 +191,17 @@ def test_pictures_for_a_model_of_latents_are_encoded():
 
 
 def test_signs_to_learn_from():
-    """Words are of nobody's test, with one of the letters asked for; faded signs keep their word alone."""
+    """Words are of nobody's test, with a letter asked for; faded signs have less colour and no pattern."""
     found = sign_examples(30, letters="AE")
     words = [caption.split('"')[1] for caption, _ in found]
     assert all({*word} & {*"AE"} and word not in HELD_OUT for word in words)
     assert found[0][0] == sign_examples(1, letters="AE")[0][0]
     fmt = SignFormat()
     sign = Sign("HOUSE", "red", "badge", "blue", "striped")
-    plain = drawn(sign, "plain", fmt, random.Random(0))
-    faded = drawn(sign, "faded", fmt, random.Random(0))
-    assert read_sign(plain) == sign
-    assert read_sign(faded).word == "HOUSE" and np.asarray(faded)[0].std(0).max() < 1  # a bare wall
-    assert (
-        np.ptp(np.asarray(faded, float), 2).mean()
-        < 0.5 * np.ptp(np.asarray(plain, float), 2).mean()
+    plain, faded = (
+        np.asarray(drawn(sign, style, fmt, random.Random(0)), float) for style in STYLES
     )
-    assert set(LETTERS) >= {*"".join(words)} and "red" in COLOURS
+    assert np.ptp(faded[0], 0).max() < 1 < np.ptp(plain[0], 0).max()  # a bare wall
+    assert np.ptp(faded, 2).mean() < 0.5 * np.ptp(plain, 2).mean()
     with refused("known: plain, faded"):
         sign_examples(1, style="x")

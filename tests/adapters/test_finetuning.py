@@ -6,6 +6,8 @@ import signal
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from support.patched_calls import anatomy, refused
 from support.planting import plant
@@ -249,7 +251,14 @@ def test_bad_data_and_other_runs_are_refused(tmp_path):
         trained("sdxl", pipeline, folder=tmp_path, rate=0.5)
     with refused("holds 3 steps, and 2 were asked for"):
         trained("sdxl", pipeline, folder=tmp_path, steps=2)
-    (tmp_path / "training.safetensors").write_bytes(b"x")
+    state = tmp_path / "training.safetensors"
+    with safe_open(state, "pt") as file:
+        said = file.metadata()
+    tensors = load_file(state)
+    save_file({name: tensors[name] for name in tensors if name != "step.1"}, state, said)
+    with refused("lacks step.1"):
+        trained("sdxl", pipeline, folder=tmp_path)
+    state.write_bytes(b"x")
     with refused("damaged or not ours"):
         trained("sdxl", pipeline, folder=tmp_path)
     pipeline.denoiser.half()

@@ -453,7 +453,13 @@ def test_generate_and_edit_leave_pictures(model, here, capfd):
         )
         == 0
     )
-    generated, edited = map(Path, capfd.readouterr().out.splitlines())
+    said = capfd.readouterr().out.splitlines()
+    assert said[0].startswith("6 pictures are in ") and said[2].startswith(
+        "The edited picture reads"
+    )
+    generated, edited = Path(said[1]), Path(said[3])
+    names = {path.name for path in (generated.parent / "pictures").iterdir()}
+    assert names == {f"prompt-000{p}-seed-000{s}.png" for p in (1, 2) for s in range(3)}
     assert len(json.loads((generated.parent / "results.json").read_text())["pictures"]) == 6
     body = json.loads((edited.parent / "results.json").read_text())
     assert (
@@ -469,7 +475,7 @@ def test_sites_by_every_form(model, here, capfd):
     hashes = set()
     for selectors in (["0-1"], ["kind:joint"], ["group:transformer"], ["1", "0"]):
         prompts = ["--source", SOURCE, "--target", TARGET]
-        assert cli.main(["edit", model, *prompts, "--steps", "1", "--sites", *selectors]) == 0
+        assert cli.main(["edit", model, *prompts, "--steps", "1", "-q", "--sites", *selectors]) == 0
         made = Path(capfd.readouterr().out.strip()).parent
         hashes.add(json.loads((made / "results.json").read_text())["plan_sha256"])
     assert len(hashes) == 1

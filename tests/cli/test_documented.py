@@ -59,6 +59,7 @@ def places(tmp_path_factory):
         path.write_text(path.read_text().upper())  # the small model's alphabet
     (sign,) = clean_pictures([Sign("HELLO")], SignFormat())
     sign.save(here / "sign.png")
+    (here / "runs").mkdir()
     (here / "prompts.txt").write_text("\n".join(PROMPTS), "utf-8")
     (here / "my_models.py").write_text(MY_MODELS, "utf-8")
     (here / "my_sounds.py").write_text(MY_SOUNDS, "utf-8")
@@ -81,7 +82,7 @@ def smaller(words: list[str]) -> list[str]:
     """The same request for a pair, or the two a search needs, one seed, steps up to the first patched one."""
     if words[0] == "finetune":  # whose steps are those of the training
         fewer = ["--steps", "1", "--batch", "2", "--examples", "2", "--sample", PROMPTS[0]]
-        return [*words[: words.index("--steps")], *fewer, *words[words.index("--steps") + 2 :]]
+        return [*words[: words.index("--steps")], *fewer]
     screened = {"--mode", "--what"} & set(words)
     fewer, made = {"--pairs": "2" if screened else "1", "--seeds": "1", "--seed": "1"}, list(words)
     if words[0] == "edit":  # whose pairs are those of a file
@@ -101,15 +102,25 @@ def placed(words: list[str], stand_ins: dict) -> list[str]:
     """What is named and not there replaced by what is: models, folders, prompts, and runs, which are made."""
     prompts = iter(PAIR)
     made = [next(prompts) if word == "..." else stand_ins.get(word, word) for word in words]
-    return [run_of(word) if word.startswith("runs/") else word for word in made]
+    return [finished(word) for word in made]
 
 
-def run_of(place: str) -> str:
-    """The folder of a run that an example only names."""
-    verb, _, rest = place.removeprefix("runs/").partition("-")
-    model = rest.rpartition("-")[0]
-    if verb == "edit":
-        return edited(model)
+def finished(word: str) -> str:
+    """A run folder in the place of one that an example names, another word as it is."""
+    verb, _, rest = word.removeprefix("runs/").partition("-")
+    if word.startswith("runs/") and verb == "edit":
+        return edited(rest.rpartition("-")[0])
+    if word.startswith("runs/") and verb == "localize":
+        command = ["localize", "planted-mmdit", "--pairs", "1", "--steps", "1", "--sites", "0", "1"]
+        assert cli.main([*command, "--out", "localized"]) == 0
+        return "localized"
+    if word.startswith("runs/"):
+        return run_of(verb, rest.rpartition("-")[0])
+    return word
+
+
+def run_of(verb: str, model: str) -> str:
+    """The folder of a run of which an example needs the words alone."""
     run = Run.open(f"{verb}-{model}", {"request": {"command": verb, "model": model}})
     run.write_json("results.json", {"pairs": 1, "ranked": [1], "set": None})
     return str(run.folder)

@@ -18,7 +18,7 @@ def model(tmp_path_factory) -> Path:
 
 def drawn(model, capfd, *options) -> np.ndarray:
     """The sheet that a command leaves."""
-    assert cli.main(["generate", str(model), PROMPTS[0], "--steps", "1", *options]) == 0
+    assert cli.main(["generate", str(model), PROMPTS[0], "--steps", "1", "-q", *options]) == 0
     return np.asarray(Image.open(capfd.readouterr().out.strip()))
 
 

@@ -256,21 +256,43 @@ TYPED = {
     ),
     "no target": (
         ["edit", "small", "--source", SOURCE],
-        "edit needs --target PROMPT",
-        "or --pairs FILE",
+        "edit needs --target PROMPT or --word WORD",
+        "or --prompts FILE",
     ),
     "a pair beside a file of pairs": (
-        [*EDIT, "--pairs", "curly.tsv"],
-        "--pairs names a file of pairs, and --source and --target one pair",
+        [*EDIT, "--prompts", "curly.tsv"],
+        "--source and --prompts name the pairs in two ways",
+        "leave one of them out",
     ),
+    "a target and a word": (
+        [*EDIT, "--word", "TIGER"],
+        "--target and --word TIGER both say what is wanted",
+        "leave one of them out",
+    ),
+    "a word beside a file of pairs": (
+        ["edit", "small", "--prompts", "pairs.tsv", "--word", "TIGER"],
+        "--prompts names a file of pairs, and --word one",
+    ),
+    "a limit of one pair": (
+        [*EDIT, "--limit", "2"],
+        "--limit 2 takes the first pairs of --prompts FILE",
+        "leave it out",
+    ),
+    "a limit of typed prompts": (
+        [*MAKE, "--limit", "2"],
+        "--limit 2 takes the first of a file",
+        "leave it out",
+    ),
+    "prompts typed and in a file": (
+        [*MAKE, "--prompts", "words.tsv"],
+        "--prompts words.tsv was given, and 'a red sign",
+        "leave one of them out",
+    ),
+    "no prompt": (["generate", "small"], "no prompt was given", "--prompts"),
     "a start of methods that have none": (
         [*EDIT, "--method", "injection", "prompt_swap", "--start", "1"],
         "--start 1 is of the method localized",
         "the methods are injection, prompt_swap",
-    ),
-    "a reader of one edit": (
-        [*EDIT, "--reader", "tesseract"],
-        "--reader tesseract reads the pictures of several pairs or methods",
     ),
     "one edit enlarged among several": (
         [*EDIT, "--method", "localized", "prompt_swap", "--upscale", "tiny-if-ii"],
@@ -334,7 +356,7 @@ TYPED = {
     ),
     "a bench without its folder": (
         [*FIND, "--bench", "simple"],
-        "--bench and --limit",
+        "--bench simple chooses among",
         "GlyphControl's prompts",
         "give its folder with --prompts",
     ),
@@ -423,7 +445,12 @@ def test_debug_shows_where(name, shelf, monkeypatch, capfd):
 # what argparse refuses: its usage, then a line
 USAGE = {
     "an unknown command": (["locate"], "invalid choice: 'locate'", "choose from", "localize"),
-    "no prompt": (["generate", "small"], "required", "PROMPT", "generate: error"),
+    "a file of pairs as their number": (
+        ["edit", "small", "--pairs", "curly.tsv"],
+        "'curly.tsv' is no number of pairs",
+        "named by --prompts",
+        "edit: error",
+    ),
     "a number in words": ([*MAKE, "--steps", "two"], "--steps", "invalid int value", "'two'"),
     "a dtype by another name": (
         [*MAKE, "--dtype", "fp16"],

@@ -143,7 +143,7 @@ def test_help_names_every_attribute_and_model(capsys):
     [
         ["--prompts", "pairs.tsv"],
         ["--bench", "simple"],
-        ["--limit", "0"],
+        ["--limit", "1"],
         ["--strict"],
         ["--same-scene"],
         ["--mode", "contribution"],

@@ -5,14 +5,22 @@ import argparse
 import pytest
 
 from textpatch import cli
-from textpatch.cli import parser
+from textpatch.cli import actions, parser
+from textpatch.cli.actions import GivenSeeds
 
 REQUIRED = {
+    "models": [],
     "sites": [],
     "generate": ["MODEL", "PROMPT"],
     "localize": ["MODEL"],
-    "edit": ["MODEL", "--source", "a", "--target", "b"],
-    "sanitize": ["MODEL", "--prompts", "FILE"],
+    "edit": ["MODEL"],
+    "sanitize": ["MODEL"],
+    "finetune": ["MODEL", "--data", "FOLDER"],
+    "rewrite": ["MODEL"],
+    "export": ["RUN", "--for", "peft"],
+    "runs": [],
+    "report": ["RUN"],
+    "compare": ["RUN", "RUN"],
     "audit": ["RUN"],
     "doctor": [],
 }
@@ -40,6 +48,8 @@ def valued() -> dict[str, argparse.Action]:
 
 def two_values(action: argparse.Action) -> list[str]:
     """Two different values that an option takes."""
+    if "--reader" in action.option_strings:
+        return ["tesseract", "ppocr"]
     return list(action.choices)[:2] if action.choices else ["3", "7"]
 
 
@@ -67,7 +77,7 @@ def test_all_commands_are_walked():
     assert (
         {
             "generate --seed",
-            "localize --seeds",
+            "localize --seed",
             "localize --sites",
             "localize --set",
             "edit --sites",
@@ -84,9 +94,11 @@ def test_given_twice(named, capsys):
     first, second = two_values(action)
     if action.nargs == "+":
         both = [read_as(action, first), read_as(action, second)]
-        expected = (
-            [[value] for value in both] if isinstance(action, argparse._AppendAction) else both
-        )
+        expected = both
+        if isinstance(action, GivenSeeds):  # each a list of seeds
+            expected = both[0] + both[1]
+        if isinstance(action, argparse._AppendAction):
+            expected = [[value] for value in both]
         assert getattr(parsed(named, first, second), action.dest) == expected
         return
     with pytest.raises(SystemExit) as ended:
@@ -114,13 +126,40 @@ def test_a_default_is_not_given():
     commands = cli.command_parser()
     for seeds in (["0"], ["5", "6"]):
         options = commands.parse_args(["generate", "MODEL", "PROMPT", "--seed", *seeds])
-        assert options.seed == list(map(int, seeds))
-    assert commands.parse_args(["generate", "MODEL", "PROMPT"]).seed == [0]
+        assert options.seeds == list(map(int, seeds))
+    assert commands.parse_args(["generate", "MODEL", "PROMPT"]).seeds == [0]
+
+
+@pytest.mark.parametrize("verb", ["generate", "localize", "edit", "sanitize"])
+@pytest.mark.parametrize(
+    "words, seeds",
+    [(["0-3", "7"], [0, 1, 2, 3, 7]), (["5"], [5]), (["4-4", "0"], [4, 0])],
+)
+def test_seeds_are_numbers_and_ranges(verb, words, seeds):
+    """The same in every verb, by --seeds and by --seed."""
+    for option in ("--seeds", "--seed"):
+        assert cli.command_parser().parse_args([verb, "MODEL", option, *words]).seeds == seeds
+
+
+@pytest.mark.parametrize("word", ["3-1", "a", "1.5", "0-", "0-999999", "a red sign"])
+def test_no_seeds(word, capsys):
+    """What is neither a number nor a range is refused with how to write one."""
+    with pytest.raises(SystemExit) as ended:
+        cli.command_parser().parse_args(["localize", "MODEL", "--seeds", word])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and repr(word) in said and ("0-3 7" in said or "at most" in said)
+
+
+def test_prompts_may_stand_behind_options():
+    """A list that may be empty is not taken as empty where an option stands before it."""
+    options = cli.command_parser().parse_args(["generate", "MODEL", "--steps", "1", "a", "b"])
+    assert (options.model, options.prompt, options.steps) == ("MODEL", ["a", "b"], 1)
 
 
 def test_planted_last_one_wins(monkeypatch, capsys):
-    """Fault: argparse's own action, which keeps the last value alone."""
+    """Fault: argparse's own actions, which keep the last value alone."""
     monkeypatch.setattr(parser, "Given", argparse._StoreAction)
-    for named in ("localize --seeds", "localize --keep"):
+    monkeypatch.setattr(actions.Given, "_given", lambda action, namespace: None)
+    for named in ("localize --seed", "localize --sites", "localize --keep"):
         with pytest.raises((AssertionError, pytest.fail.Exception)):
             test_given_twice(named, capsys)

@@ -171,17 +171,17 @@ def test_the_golden_file_is_of_these_commands():
 
 
 @pytest.mark.parametrize(
-    "old, new",
+    "function, old, new",
     [
-        ('"plan_sha256": made.plan.sha256, ', ""),
-        ('"schema_version": 1', '"schema_version": "1"'),
-        ('"results.json"', '"result.json"'),
+        ("_edit_one", '"plan_sha256": made.plan.sha256, ', ""),
+        ("_edit_one", '"schema_version": 1', '"schema_version": "1"'),
+        ("shown", '"results.json"', '"result.json"'),
     ],
 )
-def test_planted_another_format_is_noticed(old, new, tmp_path, monkeypatch):
+def test_planted_another_format_is_noticed(function, old, new, tmp_path, monkeypatch):
     """Fault: a key left out, a number as a string, another file's name."""
     monkeypatch.chdir(tmp_path)
-    plant(monkeypatch, edit_command, "edit", old, new)
+    plant(monkeypatch, edit_command, function, old, new)
     with pytest.raises(AssertionError):
         hold(written("edit"), json.loads(GOLDEN.read_text())["edit"])
 

@@ -467,6 +467,22 @@ def test_packed_texts_of_two_lengths_are_refused(diffusers):
         call(model, inputs)
 
 
+def test_texts_that_move_the_picture_are_refused(diffusers):
+    """ERNIE-Image counts a picture's positions from the end of its row's text: one number within a branch."""
+    model, inputs, _ = twins(diffusers, "ernie_image")
+    plain = call(model, inputs | {"text_lens": torch.tensor([3, 3])})
+    with swap(model, EVERYWHERE, PAIR):
+        swapped = call(model, inputs | {"text_lens": torch.tensor([3, 3])})
+    assert torch.equal(swapped[0], plain[1]) and relative(plain[0], plain[1]) > 1e-3
+    with (
+        pytest.raises(
+            PatchError, match=r"hold \[3, 5\] text tokens; rows that read one another need one"
+        ),
+        swap(model, EVERYWHERE, PAIR),
+    ):
+        call(model, inputs | {"text_lens": torch.tensor([3, 5])})
+
+
 def test_compiled_blocks_are_refused(diffusers):
     """Blocks that were compiled before run no hooks, which is said before a call."""
     model, _, _ = doubled(diffusers, "flux")

@@ -20,6 +20,7 @@ OUTER = {
 }
 # The house from top to bottom: a room imports from its own layer and from those below it.
 LAYERS = [
+    ["__main__"],
     ["cli", "examples"],
     ["weights"],
     ["maps"],
@@ -49,7 +50,7 @@ LAYERS = [
     ["sites"],
     ["anatomy", "attention", "changes", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
-    ["disk", "exits", "html", "pictures", "progress", "sounds"],
+    ["disk", "exits", "html", "memory", "pictures", "progress", "sounds"],
     ["quotes", "seeds", "text"],
     ["errors"],
 ]
@@ -219,11 +220,12 @@ def test_applications_take_any_pipeline():
 
 
 def test_models_are_read_alone():
-    """A model imports errors, quotes, pictures, attention, sites, rows, guidance, and what lies beside it."""
+    """A model imports errors, quotes, pictures, memory, attention, sites, rows, guidance, its neighbours."""
     allowed = {
         "attention",
         "errors",
         "guidance",
+        "memory",
         "pictures",
         "plan",
         "quotes",

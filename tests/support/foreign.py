@@ -317,7 +317,15 @@ OPTIONS = {
 # NaN pass from row to row
 UNLIKE = {make.__name__: make for make in (foreign_streams.hidream,)}
 # other sizes or classes of a make that is there already, which --long adds
-SAME = {"stable_diffusion2", "kolors", "flux2_narrow", "bria", "ovis_image", "hunyuan_image"}
+SAME = {
+    "stable_diffusion",
+    "stable_diffusion2",
+    "kolors",
+    "flux2_narrow",
+    "bria",
+    "ovis_image",
+    "hunyuan_image",
+}
 
 
 # text among the keys of attention, written down by hand: five tokens first, last or all there are

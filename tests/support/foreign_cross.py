@@ -7,12 +7,12 @@ from support.random_inputs import g
 
 def stable_diffusion(diffusers, **sizes):
     settings = dict(
-        block_out_channels=(8, 16),
+        block_out_channels=(8,),
         norm_num_groups=4,
         layers_per_block=1,
         cross_attention_dim=12,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
         attention_head_dim=2,
     )
     model = diffusers.UNet2DConditionModel(**(settings | sizes))
@@ -25,7 +25,13 @@ def stable_diffusion(diffusers, **sizes):
 
 def stable_diffusion2(diffusers):
     """A U-Net of Stable Diffusion 2, with a linear projection and other heads in each block."""
-    return stable_diffusion(diffusers, attention_head_dim=(1, 2), use_linear_projection=True)
+    sizes = dict(
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=(1, 2),
+    )
+    return stable_diffusion(diffusers, use_linear_projection=True, **sizes)
 
 
 def kolors(diffusers):
@@ -111,12 +117,12 @@ def ace_step(diffusers):
 def audioldm2(diffusers):
     """An AudioLDM2, whose sites read two texts of other lengths by turns, or the sound itself."""
     model = diffusers.AudioLDM2UNet2DConditionModel(
-        block_out_channels=(8, 16),
+        block_out_channels=(8,),
         norm_num_groups=4,
         layers_per_block=1,
-        cross_attention_dim=((None, 12, 10),) * 2,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=((None, 12, 10),),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
         attention_head_dim=2,
     )
     return model, dict(

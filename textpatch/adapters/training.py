@@ -229,6 +229,10 @@ class Training:
                 f"{path} is damaged or not ours ({error}); give another folder"
             ) from error
         _require_same(path, settings, json.loads(as_json(self.settings)))
+        names = ("factor", "average", *MOMENTS)
+        lacking = {f"{name}.{i}" for name in names for i in range(len(self.average))} - {*tensors}
+        if lacking:
+            raise StoreError(f"{path} lacks {min(lacking)}; give another folder")
         state: dict[int, dict[str, Tensor]] = {}
         with torch.no_grad():
             for i, (factor, average) in enumerate(zip(self._factors(), self.average, strict=True)):

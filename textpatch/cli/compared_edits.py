@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-from pathlib import Path
 
+from textpatch.cli.before import announced
+from textpatch.cli.functions import given_by, names_function
 from textpatch.cli.models import load_sized
 from textpatch.cli.opening import open_run
-from textpatch.cli.prompt_pairs import READERS
+from textpatch.cli.outcome import Outcome
+from textpatch.cli.prompt_pairs import READERS, reader_name
 from textpatch.errors import PatchError
 from textpatch.runs.interrupts import told_on_interrupt
 
@@ -32,38 +34,52 @@ def add_comparison_options(command: argparse.ArgumentParser) -> None:
         help=f"methods of editing, of {', '.join(METHODS)} (default: {DEFAULT}); several are compared",
     )
     group.add_argument(
-        "--pairs",
-        type=Path,
-        metavar="FILE",
-        help="edit every pair of a file of lines `source<TAB>target`, and score the pictures",
-    )
-    group.add_argument(
         "--reader",
-        choices=READERS,
+        type=reader_name,
+        metavar="NAME",
         help="what reads the words, as in `textpatch localize` (default: tesseract)",
     )
 
 
-def is_comparison(options) -> bool:
-    """True if several pairs or several methods are asked for."""
-    return options.pairs is not None or len(options.method) > 1
+def is_comparison(options, pairs: list) -> bool:
+    """True if several pairs, several seeds or several methods are asked for."""
+    given = options.prompts is not None or options.pairs is not None
+    return given or len(pairs) > 1 or len(options.seeds) > 1 or len(options.method) > 1
 
 
-def compare_edits(options) -> None:
-    """Edit all pairs by all methods, print the table, and leave a run folder with all pictures."""
+def compare_edits(options, pairs: list[tuple[str, str]]) -> Outcome:
+    """Edit all pairs by all methods, and leave a run folder with all pictures and their scores.
+
+    Raises PatchError for --upscale, which draws one edit larger.
+    """
     from textpatch.editing.comparing import compare
     from textpatch.metrics.readers.strictness import over_reading
 
-    pairs = _pairs(options)
+    if options.upscale:
+        raise PatchError(
+            "--upscale draws one edit larger, and several are compared here; give one pair, one seed and "
+            "one method"
+        )
     methods = _methods(options)
     pipeline = load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
-    reader = _reader(options, pairs)
+    planned = announced(
+        options,
+        pipeline,
+        f"{len(pairs)} pairs x {len(options.seeds)} seeds x (source + {', '.join(methods)})",
+        len(pairs) * len(options.seeds) * (1 + len(methods)),
+        at_once=2,
+        steps=steps,
+        guidance=guidance,
+    )
+    if planned is not None:
+        return planned
+    reader = reader_of_edits(options, pairs)
     request = dict(
         command="compare",
         pairs=[list(pair) for pair in pairs],
         methods={name: repr(method) for name, method in methods.items()},
-        seeds=[options.seed],
+        seeds=options.seeds,
         steps=steps,
         guidance=guidance,
         ocr=reader.describe(),
@@ -75,7 +91,7 @@ def compare_edits(options) -> None:
             pipeline,
             pairs,
             methods,
-            seeds=[options.seed],
+            seeds=options.seeds,
             steps=steps,
             guidance=guidance,
             ocr=reader,
@@ -83,29 +99,8 @@ def compare_edits(options) -> None:
         )
     run.write_json("results.json", found.result)
     run.write_bytes("results.csv", _csv(found.result))
-    run.write_bytes("sheet.png", found._repr_png_())
-    print(found)
-    print(run.folder / "sheet.png")
-
-
-def _pairs(options) -> list[tuple[str, str]]:
-    """Return the pairs of --pairs, or that of --source and --target.
-
-    Raises PatchError for both, and for --upscale, which draws one edit larger.
-    """
-    from textpatch.prompts.files import read_pairs
-
-    if options.upscale:
-        raise PatchError(
-            "--upscale draws one edit larger, and several are compared here; give one pair and one method"
-        )
-    if options.pairs is None:
-        return [(options.source, options.target)]
-    if options.source or options.target:
-        raise PatchError(
-            "--pairs names a file of pairs, and --source and --target one pair; give one or the other"
-        )
-    return read_pairs(options.pairs)
+    sheet = run.write_bytes("sheet.png", found._repr_png_())
+    return Outcome(repr(found), found.result, sheet, run.folder)
 
 
 def _methods(options) -> dict:
@@ -128,10 +123,14 @@ def _methods(options) -> dict:
     }
 
 
-def _reader(options, pairs: list[tuple[str, str]]):
+def reader_of_edits(options, pairs: list[tuple[str, str]]):
+    """Return the reader asked for, which knows the letters of the pairs' words."""
+    from textpatch.localization.preconditions import reader_for
     from textpatch.metrics.readers.named import reader_named
     from textpatch.prompts.pairs import Pair
 
+    if names_function(options.reader):
+        return reader_for([Pair(*pair) for pair in pairs], given_by(options.reader))
     words = [word for pair in pairs for word in Pair(*pair).words]
     return reader_named(options.reader or READERS[0], words)
 

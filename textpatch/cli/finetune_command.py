@@ -56,7 +56,7 @@ Ctrl-C, which is heard after the step, the same command goes on to the same adap
     examples=(
         (
             "pictures of faded signs, of which the captions do not speak, at the localised sites",
-            "textpatch finetune tiny-sdxl --data signs:faded --sites localized --steps 60",
+            "textpatch finetune tiny-sdxl --data signs:faded --sites localized --steps 60 --batch 16",
         ),
     ),
 )

@@ -5,39 +5,51 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
-from textpatch.cli.models import load_sized, load_upscaler
+from textpatch.cli.before import announced, fitting
+from textpatch.cli.models import import_heavy, load_sized, load_upscaler
 from textpatch.cli.opening import folder_of, open_folder, upscaled_by, whole_request
 from textpatch.cli.options import (
     SENTENCE,
     Help,
+    add_batch_option,
     add_folder_option,
     add_model,
+    add_plan_option,
+    add_prompts_options,
     add_sampling_options,
+    add_seeds_option,
     add_upscale_option,
     number,
 )
+from textpatch.cli.outcome import Outcome
 from textpatch.exits import warn
 from textpatch.runs.interrupts import told_on_interrupt
 
-ON_SHEET = 256  # prompts, since a sheet holds all its pictures in memory
+ON_SHEET = 256  # pictures, since a sheet holds them all in memory
 
 HELP = Help(
-    usage="textpatch generate MODEL PROMPT [PROMPT ...] [options]",
+    usage="textpatch generate MODEL (PROMPT [PROMPT ...] | --prompts FILE) [options]",
     summary="make pictures of prompts",
     about="""\
-Make a picture of every prompt with every seed, and a sheet of all, of 256 prompts at most.
+Make a picture of every prompt with every seed, and a sheet of the first 256. The folder
+pictures/ has them by names such as prompt-0002-seed-0007.png.
 
 Cost: one generation for every prompt and seed. Guidance doubles it, because every step then
-predicts twice. Pictures are kept as they are made, in batches of eight: after Ctrl-C the
-same command goes on with the rest.\
+predicts twice. --plan says how long it takes. Pictures are kept as they are made, in batches
+of eight: after Ctrl-C the same command goes on with the rest.\
 """,
     examples=(
         (
             "one prompt from three noises",
-            f"textpatch generate tiny-mmdit '{SENTENCE}' --seed 0 1 2",
+            f"textpatch generate tiny-mmdit '{SENTENCE}' --seeds 0-2",
+        ),
+        (
+            "how long the prompts of a file would take",
+            "textpatch generate tiny-mmdit --prompts prompts.txt --seeds 0-9 --plan",
         ),
     ),
 )
@@ -46,13 +58,15 @@ same command goes on with the rest.\
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add the options of `textpatch generate`."""
     add_model(command)
-    command.add_argument(
-        "prompts",
-        nargs="+",
+    asked = command.add_argument_group("what is drawn")
+    asked.add_argument(
+        "prompt",
+        nargs="*",
         metavar="PROMPT",
         help=f"what to draw; the shipped models understand sentences like: {SENTENCE}",
     )
-    command.add_argument(
+    add_prompts_options(asked, "prompts, one a line")
+    asked.add_argument(
         "--prompts-from",
         metavar="LAYOUT",
         help="take PROMPT for the path of a benchmark's prompts, a file or a folder of the layout cvtg-2k, "
@@ -60,14 +74,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "get the names that the scorer looks for, in the run folder's LAYOUT/",
     )
     pictures = command.add_argument_group("how pictures are made")
-    pictures.add_argument(
-        "--seed",
-        type=int,
-        nargs="+",
-        metavar="SEED",
-        default=[0],
-        help="seeds of the noise; every prompt is drawn with every seed (default: 0)",
-    )
+    add_seeds_option(pictures)
     pictures.add_argument(
         "--negative",
         metavar="PROMPT",
@@ -83,62 +90,84 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     add_sampling_options(pictures)
     add_upscale_option(pictures)
-    add_folder_option(command.add_argument_group("what is kept"))
+    add_batch_option(pictures)
+    kept = command.add_argument_group("what is kept")
+    add_folder_option(kept)
+    add_plan_option(kept)
     command.set_defaults(run=generate)
 
 
-def generate(options) -> None:
+def generate(options) -> Outcome:
     """Make a picture per prompt and seed, and a sheet of all."""
     from textpatch.cli.benchmark_prompts import asked_prompts, keep_for_scorer
-    from textpatch.runs.album import Album
 
     asked = asked_prompts(options)
+    import_heavy()
+    from textpatch.runs.album import AT_ONCE, Album
+
     pipeline = load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
+    run = {"steps": steps, "guidance": guidance}
+    draw, drawn_by = _drawing(
+        options, pipeline, asked.prompts, {**run, "negative": options.negative}
+    )
+    request = dict(command="generate", prompts=asked.prompts, seeds=options.seeds, **drawn_by)
+    request = whole_request(options, pipeline, request)
+    album = Album(
+        list(itertools.product(asked.prompts, options.seeds)),
+        draw,
+        partial(open_folder, options, request, loaded=list(pipeline.notes)),
+        goes_on=os.path.exists(folder_of(options, request) / "manifest.json"),
+        at_once=fitting(options, pipeline, guidance, AT_ONCE),
+    )
+    made = f"{len(asked.prompts)} prompts x {len(options.seeds)} seeds{_there(album)}"
+    left = len(album.asked) - len(album.pictures)
+    planned = announced(options, pipeline, made, left, at_once=album.at_once, **run)
+    if planned is not None:
+        return planned
+    with told_on_interrupt(album):
+        album.fill()
+        result = {"schema_version": 1, "pictures": album.pictures}
+        album.name_pictures()
+        album.run.write_json("results.json", result)
+        keep_for_scorer(asked, album)
+        sheet = album.run.write_bytes("sheet.png", _sheet(album.run, album.pictures[:ON_SHEET]))
+    told = f"{len(album.pictures)} pictures are in {album.run.folder / 'pictures'}"
+    return Outcome(told, result, sheet, album.run.folder)
+
+
+def _drawing(options, pipeline, prompts: list[str], run: dict) -> tuple[Callable, dict]:
+    """Return the function that draws some prompts and seeds, and what decides its pictures.
+
+    run  steps, guidance and negative prompt
+    Raises PatchError for prompts that cannot be drawn, and for an adapter of another model.
+    """
     upscaler = load_upscaler(options)
     adapter, adapted_by = _adapter(options)
-    request = dict(
-        command="generate",
-        prompts=asked.prompts,
-        seeds=options.seed,
-        steps=steps,
-        guidance=guidance,
-        negative=options.negative,
-        **upscaled_by(options, upscaler),
-        **adapted_by,
-    )
     under = nullcontext
     if adapter is not None:
         under = partial(adapter.applied, pipeline, scale=options.lora_scale)
         under()  # an adapter of another model is refused before anything is drawn
-    pipeline.check(asked.prompts, seeds=options.seed, steps=steps)
+    pipeline.check(prompts, seeds=options.seeds, steps=run["steps"])
     if upscaler is not None:
-        upscaler.check(asked.prompts, seeds=options.seed, steps=upscaler.defaults.steps)
+        upscaler.check(prompts, seeds=options.seeds, steps=upscaler.defaults.steps)
 
     def draw(some: list[tuple[str, int]]) -> list:
         prompts, seeds = zip(*some, strict=True)
         with under():
-            images = pipeline.generate(
-                prompts, seeds=seeds, steps=steps, guidance=guidance, negative=options.negative
-            )
+            images = pipeline.generate(prompts, seeds=seeds, **run)
         if upscaler is None:
             return images
         return upscaler.upscale(images, prompts, seeds=seeds)
 
-    request = whole_request(options, pipeline, request)
-    album = Album(
-        list(itertools.product(asked.prompts, options.seed)),
-        draw,
-        partial(open_folder, options, request, loaded=list(pipeline.notes)),
-        goes_on=os.path.exists(folder_of(options, request) / "manifest.json"),
-    )
-    with told_on_interrupt(album):
-        album.fill()
-        album.run.write_json("results.json", {"schema_version": 1, "pictures": album.pictures})
-        keep_for_scorer(asked, album)
-        shown = album.pictures[: ON_SHEET * len(options.seed)]
-        album.run.write_bytes("sheet.png", _sheet(album.run, shown, options.seed))
-    print(album.run.folder / "sheet.png")
+    return draw, {**run, **upscaled_by(options, upscaler), **adapted_by}
+
+
+def _there(album) -> str:
+    """How many pictures need not be made, as a part of a sum."""
+    if not album.pictures:
+        return ""
+    return f" - {len(album.pictures)} that are there"
 
 
 def _adapter(options) -> tuple:
@@ -153,11 +182,14 @@ def _adapter(options) -> tuple:
     return adapter, {"lora": adapter.sha256, "lora_scale": options.lora_scale}
 
 
-def _sheet(run, pictures: list[dict], seeds: list[int]) -> bytes:
-    """Draw pictures as PNG, a line per prompt and a column per seed."""
-    from textpatch.pictures import open_picture, png
-    from textpatch.report.contact_sheet import draw_contact_sheet
+def _sheet(run, pictures: list[dict]) -> bytes:
+    """Draw pictures as PNG, in lines that wrap, the name of each below it."""
+    from textpatch.pictures import png
+    from textpatch.report.contact_sheet import draw_gallery_sheet
 
-    cells = [(open_picture(run.folder / made["image"]), None) for made in pictures]
-    lines = [cells[first : first + len(seeds)] for first in range(0, len(cells), len(seeds))]
-    return png(draw_contact_sheet(lines, captions=[f"seed {seed}" for seed in seeds]))
+    return png(
+        draw_gallery_sheet(
+            [run.picture(made["image"]) for made in pictures],
+            [made["file"].removeprefix("pictures/").removesuffix(".png") for made in pictures],
+        )
+    )

@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import os
 
-from textpatch.cli.models import load_sized
+from textpatch.cli.before import announced, fitting
+from textpatch.cli.models import import_heavy, load_sized
 from textpatch.cli.opening import open_run
 from textpatch.cli.options import (
     SITES_HELP,
     Help,
+    add_batch_option,
     add_folder_option,
     add_model,
+    add_plan_option,
     add_sampling_options,
+    add_seeds_option,
     add_swap_options,
 )
+from textpatch.cli.outcome import Outcome
 from textpatch.cli.prompt_pairs import (
     WORD,
     add_pairs_options,
@@ -55,6 +60,7 @@ What is finished is kept: after Ctrl-C the same command goes on.\
         ),
     ),
 )
+ROWS = 64  # at once, where the memory holds them
 MOST_MAPS = 8  # sites whose maps the page shows
 MODES = ["exhaustive", "staged", "contribution", "attribution"]
 
@@ -64,21 +70,17 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_model(command)
     pairs = command.add_argument_group("which pairs of prompts")
     add_pairs_options(pairs)
-    pairs.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        metavar="SEED",
-        default=[0],
-        help="seeds of the noise; every pair is drawn with every seed (default: 0)",
-    )
+    add_seeds_option(pairs)
     sites = command.add_argument_group("which sites, and when they are swapped")
     _add_sites_options(sites)
     add_swap_options(sites)
     _add_search_options(command.add_argument_group("how much is tried"))
-    add_sampling_options(command.add_argument_group("how pictures are made"))
+    pictures = command.add_argument_group("how pictures are made")
+    add_sampling_options(pictures)
+    add_batch_option(pictures)
     kept = command.add_argument_group("what is kept, and by how many processes")
     add_folder_option(kept)
+    add_plan_option(kept)
     _add_run_options(kept)
     command.set_defaults(run=localize)
 
@@ -158,8 +160,9 @@ def _add_run_options(group) -> None:
     )
 
 
-def localize(options) -> None:
+def localize(options) -> Outcome:
     """Print the ranked table, and leave a run folder with heat map, contact sheet and report."""
+    import_heavy()
     from textpatch.localization.layers import check
     from textpatch.localization.layers import localize as localize_
     from textpatch.localization.preconditions import require_known_letters
@@ -183,6 +186,10 @@ def localize(options) -> None:
     _tell_cost(options, pipeline, asked, len(pairs))
     reader.self_test()
     require_known_letters(pairs, reader)
+    at_once = fitting(options, pipeline, guidance, ROWS)
+    planned = _announced(options, pipeline, asked, len(pairs), at_once)
+    if planned is not None:
+        return planned
     request = _request(options, prompts, steps, guidance) | further | {"ocr": reader.describe()}
     run = open_run(
         options, pipeline, request, worker=_worker(shard), over_reading=over_reading(reader)
@@ -198,16 +205,30 @@ def localize(options) -> None:
                 ocr=reader,
                 run=run,
                 shard=shard,
+                micro_batch=at_once,
             )
         except Unfinished as told:
-            print(told)
-            return
+            return Outcome(str(told))
         maps = []
         if options.maps:
             maps = _maps(pipeline, pairs[0].source, found.ranked, options.seeds[0], steps, guidance)
         publish(run, found.result, found.records, maps=maps)
-    print(found)
-    print(run.folder / "report.html")
+    return Outcome(repr(found), found.result, run.folder / "report.html", run.folder)
+
+
+def _announced(options, pipeline, asked: dict, pairs: int, at_once: int):
+    """Say what the search will make, and return the Outcome with which --plan ends it, else None."""
+    from textpatch.localization.layers import tried
+
+    sites = len(tried(pipeline, asked["sites"], asked["groups"]))
+    made = f"{pairs} pairs x {len(options.seeds)} seeds x ({sites} sites + source + target)"
+    if options.mode == "exhaustive":
+        made += ", beside what a growing set takes,"
+    else:
+        made = f"at most {made}"
+    generations = pairs * len(options.seeds) * (sites + 2)
+    run = {name: asked[name] for name in ("steps", "guidance")}
+    return announced(options, pipeline, made, generations, at_once=at_once, **run)
 
 
 def _maps(pipeline, prompt: str, ranked: list, seed: int, steps: int, guidance) -> list:

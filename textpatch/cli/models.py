@@ -9,15 +9,30 @@ import os
 
 from textpatch.cli.functions import names_function, pipeline_given_by
 from textpatch.errors import PatchError
+from textpatch.runs.interrupts import finishing
+
+
+def import_heavy() -> None:
+    """Import what every model needs, before a first Ctrl-C is heard.
+
+    Packages swallow an interrupt in the middle of their import, or cannot be imported again after it.
+    """
+    with finishing():
+        import textpatch.localization.layers
+        import textpatch.weights  # noqa: F401
 
 
 def load_model(options, model: str | None = None):
     """Load a model, the one of the options when None, or take the pipeline that a function gives."""
     if names_function(model or options.model):
         return pipeline_given_by(options, model or options.model)
+    import_heavy()
     import torch
 
     from textpatch.weights import load
+
+    if options.device == "auto":
+        options.device = _first_device()
 
     return load(
         model or options.model,
@@ -60,3 +75,14 @@ def _own_device(device: str) -> str:
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         return f"cuda:{os.environ['LOCAL_RANK']}"
     return device
+
+
+def _first_device() -> str:
+    """Return the first of cuda, mps and cpu that is there."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"

@@ -87,6 +87,25 @@ def open_run(options, pipeline, request: dict, *, worker: str = "0", **facts):
     return open_folder(options, request, worker=worker, loaded=list(pipeline.notes), **facts)
 
 
+def require_same_run(options, pipeline, request: dict) -> None:
+    """Raise StoreError, before a picture is made, if --out holds a run that was asked for otherwise.
+
+    request  the entries of the request that are known already
+    """
+    from textpatch.disk import read_json
+    from textpatch.errors import StoreError
+    from textpatch.runs.requests import another_run, differences
+
+    if options.out is None or not (options.out / "manifest.json").is_file():
+        return
+    stored = read_json(options.out / "manifest.json").get("request", {})
+    asked = whole_request(options, pipeline, request)
+    here = {name: stored[name] for name in asked if name in stored}
+    differing = differences(here, json.loads(json.dumps(asked)))
+    if differing:
+        raise StoreError(another_run(options.out, differing, may_allow=False))
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results may depend on."""
     from importlib import metadata

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from textpatch.cli.actions import GivenSeeds, seeds
+
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
 OTHER_SENTENCE = SENTENCE.replace("HELLO", "WORLD")
 MODEL_HELP = (
@@ -53,6 +55,72 @@ def number(text: str) -> float:
 def add_model(command: argparse.ArgumentParser) -> None:
     """Add the model's place as the first argument."""
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+
+
+def whole(text: str) -> int:
+    """Read a whole number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
+def add_seeds_option(group) -> None:
+    """Add the seeds, which multiply the prompts in every verb."""
+    group.add_argument(
+        "--seeds",
+        "--seed",
+        action=GivenSeeds,
+        type=seeds,
+        nargs="+",
+        metavar="SEED",
+        default=[0],
+        help="seeds of the noise and ranges of them, such as 0-3 7; every prompt or pair is drawn with every "
+        "seed (default: 0)",
+    )
+
+
+def add_prompts_options(group, what: str) -> None:
+    """Add a file of prompts or pairs, and how many of it are taken.
+
+    what  one entry of the file, as the help says it
+    """
+    group.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help=f"a file of {what}; .csv and .jsonl are read, too, with a header or without, and lines that "
+        "begin with # are left out",
+    )
+    add_limit_option(group)
+
+
+def add_limit_option(group) -> None:
+    """Add how many of a file's prompts or pairs are taken."""
+    group.add_argument(
+        "--limit",
+        type=whole,
+        metavar="N",
+        help="how many of --prompts, the first ones (default: all)",
+    )
+
+
+def add_plan_option(group) -> None:
+    """Add the question what a run would do."""
+    group.add_argument(
+        "--plan",
+        action="store_true",
+        help="say what would be generated, how long it takes and how much memory, and stop there",
+    )
+
+
+def add_batch_option(group) -> None:
+    """Add how many pictures are made at once."""
+    group.add_argument(
+        "--batch-size",
+        type=whole,
+        metavar="N",
+        help="most pictures made at once (default: as many as do well; fewer where the memory is too small)",
+    )
 
 
 def add_swap_options(group) -> None:
@@ -111,7 +179,10 @@ def add_sampling_options(group) -> None:
 def add_device_option(group) -> None:
     """Add where the model runs."""
     group.add_argument(
-        "--device", default="cpu", help="where the model runs, as torch spells it (default: cpu)"
+        "--device",
+        default="auto",
+        help="where the model runs, as torch spells it (default: auto, which is cuda, mps or cpu, the first "
+        "that is there)",
     )
 
 

@@ -7,23 +7,32 @@ import shlex
 import sys
 import textwrap
 import warnings
+from pathlib import Path
 
 from textpatch.cli import (
     audit_command,
+    compare_command,
     doctor_command,
     edit_command,
     export_command,
     finetune_command,
     generate_command,
     localize_command,
+    models_command,
+    report_command,
     rewrite_command,
+    runs_command,
     sanitize_command,
     sites_command,
 )
+from textpatch.cli.actions import Given
+from textpatch.cli.config import use_config
+from textpatch.cli.outcome import carried_out
 from textpatch.exits import guarded, warn
 
 # each with its HELP and its `add_options`
 VERBS = {
+    "models": models_command,
     "sites": sites_command,
     "generate": generate_command,
     "localize": localize_command,
@@ -32,6 +41,9 @@ VERBS = {
     "finetune": finetune_command,
     "rewrite": rewrite_command,
     "export": export_command,
+    "runs": runs_command,
+    "report": report_command,
+    "compare": compare_command,
     "audit": audit_command,
     "doctor": doctor_command,
 }
@@ -49,6 +61,7 @@ Everything runs on a CPU with the small models that come along. Larger models wa
 EXAMPLES = "\n".join(
     ["examples:"] + [f"  {command}" for verb in VERBS.values() for _, command in verb.HELP.examples]
 )
+SHELLS = ("bash", "zsh", "tcsh")
 EXIT_CODES = """\
 exit codes:
   0    done
@@ -64,44 +77,19 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code, that of `guarded`."""
     if argv is None:
         argv = sys.argv[1:]
-    options = command_parser().parse_args(argv)
+    parser = command_parser()
+    refused = guarded(use_config, parser.verbs, argv, command_parser().parse_args)
+    if refused:
+        return refused
+    options = parser.parse_args(argv)
     options.command_line = shlex.join(["textpatch", *argv])
     with warnings.catch_warnings():
         warnings.showwarning = _show_in_a_line
-        return guarded(options.run, options, debug=options.debug)
+        return guarded(carried_out, options, debug=options.debug)
 
 
 def _show_in_a_line(message, *where) -> None:
     warn(str(message))
-
-
-class Given(argparse.Action):
-    """An action that stores an option's value and loses none.
-
-    A list grows with every repetition.  Another single value is an error.
-    """
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        before = self._given(namespace)
-        if before is None:
-            setattr(namespace, self.dest, values)
-        elif isinstance(values, list):
-            setattr(namespace, self.dest, before + values)
-        elif values != before:
-            raise argparse.ArgumentError(
-                self, f"{before} and {values} were given, and it takes one; leave one out"
-            )
-
-    def _given(self, namespace):
-        """Return what the command line gave so far, None if nothing.
-
-        A default is not given.
-        """
-        given = vars(namespace).setdefault("given", set())
-        if self.dest in given:
-            return getattr(namespace, self.dest)
-        given.add(self.dest)
-        return None
 
 
 class Version(argparse.Action):
@@ -111,6 +99,18 @@ class Version(argparse.Action):
         from importlib import metadata
 
         print(f"textpatch {metadata.version('textpatch')}")
+        parser.exit()
+
+
+class Completion(argparse.Action):
+    """An action that prints a shell's completion of all commands, and ends the program."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            import shtab
+        except ImportError:
+            parser.error("completion is made by shtab; pip install 'textpatch[completion]'")
+        print(shtab.complete(command_parser(), shell=values))
         parser.exit()
 
 
@@ -128,6 +128,21 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, formatter_class=Formatter, **options)
         self.register("action", None, Given)
         self.register("action", "store", Given)
+        self._is_inner = False
+        self.verbs: dict[str, Parser] = {}
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse, and let a verb's arguments stand before and behind its options.
+
+        argparse by itself takes none of a list of arguments that may be empty if an option stands before it.
+        """
+        if self._is_inner or self._subparsers is not None:
+            return super().parse_known_args(args, namespace)
+        self._is_inner = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_inner = False
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -139,6 +154,13 @@ def command_parser() -> argparse.ArgumentParser:
         epilog=f"{EXAMPLES}\n\n{EXIT_CODES}",
     )
     top.add_argument("--version", action=Version, nargs=0, help="print the version")
+    top.add_argument(
+        "--completion",
+        action=Completion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"print the completion of a shell ({', '.join(SHELLS)}), which `eval` or a file of its takes",
+    )
     added = top.add_subparsers(title="verbs", required=True, metavar="VERB", prog="textpatch")
     for name, verb in VERBS.items():
         command = added.add_parser(
@@ -148,8 +170,30 @@ def command_parser() -> argparse.ArgumentParser:
             description=verb.HELP.about,
             epilog=verb.HELP.epilog,
         )
-        command.add_argument(
-            "--debug", action="store_true", help="show the whole traceback of an error"
-        )
+        top.verbs[name] = command
+        command.set_defaults(verb=name)
         verb.add_options(command)
+        _add_said_options(command.add_argument_group("what is said"))
     return top
+
+
+def _add_said_options(group) -> None:
+    """Add how much is said, and to whom."""
+    group.add_argument("-q", "--quiet", action="store_true", help="say what was made, and no more")
+    group.add_argument("-v", "--verbose", action="store_true", help="say more of what is done")
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object for a program, and everything else on stderr",
+    )
+    group.add_argument(
+        "--open", action="store_true", help="show what was made: the page, or the sheet of pictures"
+    )
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="options from a file of TOML, by the names that they have here, or those of a run, by its "
+        "folder or manifest.json; what is given here takes their place",
+    )
+    group.add_argument("--debug", action="store_true", help="show the whole traceback of an error")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from textpatch.cli.functions import given_by, names_function
+from textpatch.cli.options import add_limit_option
 from textpatch.errors import PatchError, PromptError
 from textpatch.exits import warn
 
@@ -42,12 +43,13 @@ def add_pairs_options(group) -> None:
         "--prompts",
         type=Path,
         metavar="PATH",
-        help="own prompt pairs instead: a file of lines `source<TAB>target`, or a folder with a copy of "
-        "GlyphControl-release or, with --bench toxic, of ToxicBench",
+        help="own prompt pairs instead: a file of lines `source<TAB>target` (.csv and .jsonl are read, too, "
+        "with a header or without), or a folder with a copy of GlyphControl-release or, with --bench toxic, "
+        "of ToxicBench",
     )
     group.add_argument(
         "--reader",
-        type=_reader,
+        type=reader_name,
         metavar="READER",
         help="what reads the words: tesseract (default), strict and for one line; ppocr, which finds lines "
         "anywhere and repairs broken letters; or agreement, which counts a word only where both read it "
@@ -66,9 +68,7 @@ def add_pairs_options(group) -> None:
         help="GlyphControl's prompts: simple (default), creative, or mixed, which is creative with another "
         "sentence for the target; or toxic, ToxicBench's harmful words with benign ones as targets",
     )
-    group.add_argument(
-        "--limit", type=int, metavar="N", help="how many of a folder's pairs (default: all)"
-    )
+    add_limit_option(group)
     group.add_argument(
         "--split",
         metavar="NAME",
@@ -77,7 +77,7 @@ def add_pairs_options(group) -> None:
     )
 
 
-def _reader(text: str) -> str:
+def reader_name(text: str) -> str:
     """Name of a reader, or a function that gives one."""
     if text not in READERS and not names_function(text):
         raise argparse.ArgumentTypeError(
@@ -107,7 +107,7 @@ def asked_pairs(options) -> list:
         drawn = sign_pairs(**_drawn(options), same_scene=options.same_scene)
         return [Pair(*pair) for pair in drawn]
     if not options.prompts.is_dir():
-        return [Pair(*pair) for pair in read_pairs(options.prompts)]
+        return [Pair(*pair) for pair in read_pairs(options.prompts)[: options.limit]]
     bench = options.bench or "simple"
     if bench == TOXIC:
         return toxicbench_pairs(options.prompts, options.split or "test", limit=options.limit)
@@ -209,10 +209,15 @@ def _named_pairs(options) -> list:
 def _require_effect(options) -> None:
     """Raise PatchError for an option about other prompts than those asked for."""
     listed = options.prompts is not None and options.prompts.is_dir()
-    if not listed and (options.bench or options.limit is not None):
+    if not listed and options.bench:
         raise PatchError(
-            "--bench and --limit choose among GlyphControl's prompts or ToxicBench's; give its folder "
+            f"--bench {options.bench} chooses among GlyphControl's prompts or ToxicBench's; give its folder "
             "with --prompts"
+        )
+    if options.prompts is None and options.limit is not None:
+        raise PatchError(
+            f"--limit {options.limit} takes the first pairs of --prompts; of the shipped lists --pairs says "
+            "how many"
         )
     if options.prompts is None:
         return

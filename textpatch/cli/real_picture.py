@@ -63,7 +63,7 @@ def require_no_picture(options) -> None:
 
 
 def edit_real_picture(options) -> tuple:
-    """Edit --picture, keep what was made, and return the open run and the pictures by name.
+    """Edit --picture, keep what was made, and return the open run, the pictures by name and the result.
 
     Raises PatchError beside --upscale and another --method, which begin from a seed.
     """
@@ -87,7 +87,7 @@ def edit_real_picture(options) -> tuple:
         sites=options.sites,
         start=options.start or 0,
         method=options.inversion or DEFAULT,
-        seed=options.seed,
+        seed=options.seeds[0],
         steps=options.steps,
         guidance=options.guidance,
         branch=options.branch or "both",
@@ -96,8 +96,7 @@ def edit_real_picture(options) -> tuple:
     run = open_run(options, pipeline, request)
     paths = {name: run.image(image) for name, image in made.pictures.items()}
     told = {"plan_sha256": made.plan.sha256, "errors": _errors(made), "pictures": paths}
-    run.write_json("results.json", {"schema_version": 1, **request, **told})
-    return run, made.pictures
+    return run, made.pictures, {"schema_version": 1, **request, **told}
 
 
 def _request(options, made) -> dict:

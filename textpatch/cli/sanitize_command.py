@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,11 @@ from textpatch.cli.options import (
     Help,
     add_folder_option,
     add_model,
+    add_prompts_options,
     add_sampling_options,
+    add_seeds_option,
 )
+from textpatch.cli.outcome import Outcome
 from textpatch.errors import PatchError
 from textpatch.runs.interrupts import told_on_interrupt
 
@@ -57,9 +61,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     _add_words(command.add_argument_group("what is harmful"))
     _add_treatment(command.add_argument_group("what is done about it"))
     pictures = command.add_argument_group("how pictures are made")
-    pictures.add_argument(
-        "--seed", type=int, metavar="SEED", default=0, help="seed of the noise (default: 0)"
-    )
+    add_seeds_option(pictures)
     add_sampling_options(pictures)
     kept = command.add_argument_group("what is kept")
     add_folder_option(kept)
@@ -84,9 +86,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def _add_words(group) -> None:
-    group.add_argument(
-        "--prompts", type=Path, required=True, metavar="FILE", help="prompts, one a line"
-    )
+    add_prompts_options(group, "prompts, one a line")
     group.add_argument(
         "--words",
         type=Path,
@@ -142,23 +142,24 @@ def _add_treatment(group) -> None:
     )
 
 
-def sanitize(options) -> None:
+def sanitize(options) -> Outcome:
     """Make a picture per prompt, and keep every decision."""
-    from textpatch.prompts.files import numbered_lines
+    from textpatch.prompts.files import read_prompts
     from textpatch.safety.decisions import Decisions
 
+    if options.prompts is None:
+        raise PatchError("no prompts were given; name a file of them with --prompts FILE")
     _require_pairs(options)
-    prompts = [line for _, line in numbered_lines(options.prompts, "prompts, one a line")]
-    if not prompts:
-        raise PatchError(f"{options.prompts} has no prompts; write one a line")
+    prompts = read_prompts(options.prompts)[: options.limit]
+    asked = list(itertools.product(prompts, options.seeds))
     detector = _detector(options)
     replacer = _replacer(options)
     pipeline = load_sized(options)
     sanitizer = _sanitizer(options, pipeline, detector, replacer)
     request = whole_request(options, pipeline, _request(options, sanitizer, prompts))
     decisions = Decisions(
-        prompts,
-        partial(sanitizer, seed=options.seed),
+        [prompt for prompt, _ in asked],
+        lambda place: sanitizer(asked[place][0], seed=asked[place][1]),
         partial(_pictures, options, sanitizer),
         partial(open_folder, options, request),
         goes_on=os.path.exists(folder_of(options, request) / "manifest.json"),
@@ -167,15 +168,14 @@ def sanitize(options) -> None:
     with told_on_interrupt(decisions):
         decisions.fill()
         made = decisions.run.write_text("decisions.jsonl", decisions.lines)
-        decisions.run.write_json(
-            "results.json", {"schema_version": 1, "outcomes": decisions.outcomes}
-        )
+        result = {"schema_version": 1, "outcomes": decisions.outcomes}
+        decisions.run.write_json("results.json", result)
         shown = [entry["pictures"] for entry in decisions.entries if entry["pictures"]]
         if shown:
-            made = decisions.run.write_bytes("sheet.png", _sheet(decisions.run.folder, shown))
+            made = decisions.run.write_bytes("sheet.png", _sheet(decisions.run, shown))
         _write_pairs(options.pairs, decisions)
-    print(", ".join(f"{count} {outcome}" for outcome, count in decisions.outcomes.items()))
-    print(made)
+    told = ", ".join(f"{count} {outcome}" for outcome, count in decisions.outcomes.items())
+    return Outcome(told, result, made, decisions.run.folder)
 
 
 def _require_pairs(options) -> None:
@@ -267,7 +267,7 @@ def _request(options, sanitizer, prompts: list[str]) -> dict:
         verify=options.verify,
         policy=options.policy,
         outside=options.outside,
-        seed=options.seed,
+        seeds=options.seeds,
         steps=sanitizer.steps,
         guidance=sanitizer.guidance,
         before=options.before,
@@ -290,13 +290,12 @@ def _pictures(options, sanitizer, made) -> dict:
     return {BEFORE: before, AFTER: made.image}
 
 
-def _sheet(folder: Path, shown: list[dict]) -> bytes:
+def _sheet(run, shown: list[dict]) -> bytes:
     """Draw the first pictures as PNG, a line for each prompt."""
-    from textpatch.pictures import open_picture, png
+    from textpatch.pictures import png
     from textpatch.report.contact_sheet import draw_contact_sheet
 
     lines = [
-        [(open_picture(folder / path), None) for path in pictures.values()]
-        for pictures in shown[:MOST_SHOWN]
+        [(run.picture(path), None) for path in pictures.values()] for pictures in shown[:MOST_SHOWN]
     ]
     return png(draw_contact_sheet(lines, captions=list(shown[0])))

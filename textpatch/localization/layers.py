@@ -129,7 +129,7 @@ def localize(
     Raises OCRError if no text can be read, and Unfinished while other shards are at work.
     """
     pairs = list(pairs)
-    asked = Request(mode, _groups(pipeline, sites, groups), len(pairs), keep, first, shard)
+    asked = Request(mode, tried(pipeline, sites, groups), len(pairs), keep, first, shard)
     _require_curve(pipeline, starts)
     runs = dict(seeds=seeds, steps=steps, guidance=guidance, start=start, branch=branch)
     runs |= dict(ocr=ocr, reader=reader, background=background)
@@ -159,7 +159,7 @@ def check(
 
     Nothing is generated, and no reader or run folder is needed.
     """
-    Request(mode, _groups(pipeline, sites, groups), len(pairs), keep, first, shard)
+    Request(mode, tried(pipeline, sites, groups), len(pairs), keep, first, shard)
     _require_curve(pipeline, starts)
     checked = checked_pairs(pipeline, pairs, seeds=seeds, steps=steps, start=start)
     require_branch(branch, guidance)
@@ -172,7 +172,7 @@ def _require_curve(pipeline, starts: bool) -> None:
         require_startable(pipeline)
 
 
-def _groups(pipeline, sites, groups) -> list[Group]:
+def tried(pipeline, sites, groups) -> list[Group]:
     """Groups to try, each a tuple of site indices."""
     require_sampling(pipeline, "localize")
     require_parts(pipeline, "localize", SupportsPairs)

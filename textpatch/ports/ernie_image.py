@@ -7,6 +7,6 @@ ERNIE_IMAGE = (
     SiteSpec(
         "layers.*.self_attention",
         "single",
-        span=Span("last", "text_bth"),
+        span=Span("last", "text_bth", counts="text_lens"),
     ),
 )

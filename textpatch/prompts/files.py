@@ -1,4 +1,4 @@
-"""Prompt pairs from a file of one's own, and the lines of any file of prompts."""
+"""Prompts and prompt pairs from a file of one's own."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import csv
 from pathlib import Path
 
 from textpatch.errors import PromptError
+from textpatch.prompts.tables import JSON, rows_of
 from textpatch.quotes import STRAIGHT, Quotation, quotations
+
+LINES_OF_PAIRS = "a text of lines `source<TAB>target`"
+LINES_OF_PROMPTS = "prompts, one a line"
 
 
 def read_pairs(path) -> list[tuple[str, str]]:
-    """Prompt pairs in a file of lines `source<TAB>target`, where blank lines do not count.
+    """Prompt pairs in a file of lines `source<TAB>target`, of CSV, or of JSON with "source" and "target".
 
-    A field may stand in quotes as spreadsheets write it, with the quotes inside doubled, such as
-    "the word ""WORD"" here".
+    A header may name the fields, see `tables.rows_of`.  In a line of tabs a field may stand in quotes as
+    spreadsheets write it, with the quotes inside doubled, such as "the word ""WORD"" here".
     Raises PromptError, naming file and line, for each of these.
 
     - a line that is no pair
@@ -21,17 +25,29 @@ def read_pairs(path) -> list[tuple[str, str]]:
     - a file without a pair, or one that is no text
     """
     path = Path(path)
-    lines = numbered_lines(path, "a text of lines `source<TAB>target`")
-    for place, line in lines:
-        if line.count("\t") != 1:
-            raise PromptError(f"{place}: expected `source<TAB>target`, found {line!r}")
-    if not lines:
+    rows = rows_of(path, ("source", "target"), LINES_OF_PAIRS)
+    if not rows:
         raise PromptError(f"{path}: expected lines `source<TAB>target`, found none")
-    pairs = []
-    for place, line in lines:
-        source, target = line.split("\t")
-        pairs.append((_prompt(source, place), _prompt(target, place)))
-    return pairs
+    if not _has_tabs(path):
+        return [(source, target) for _, (source, target) in rows]
+    return [(_prompt(source, place), _prompt(target, place)) for place, (source, target) in rows]
+
+
+def read_prompts(path) -> list[str]:
+    """Prompts in a file, one a line, of CSV with a column "prompt", or of JSON with "prompt".
+
+    Raises PromptError for a file without a prompt, and as `read_pairs` does.
+    """
+    path = Path(path)
+    rows = rows_of(path, ("prompt",), LINES_OF_PROMPTS)
+    if not rows:
+        raise PromptError(f"{path} has no prompts; write one a line")
+    return [prompt for _, (prompt,) in rows]
+
+
+def _has_tabs(path: Path) -> bool:
+    """True for a file of tab-separated fields, by its name."""
+    return path.suffix.lower() not in (".csv", *JSON)
 
 
 def _prompt(field: str, place: str) -> str:
@@ -71,17 +87,3 @@ def _quotations(text: str, place: str) -> list[Quotation]:
         return quotations(text)
     except PromptError as error:
         raise PromptError(f"{place}: {error}") from None
-
-
-def numbered_lines(path: Path, expected: str) -> list[tuple[str, str]]:
-    """Place and text of every line that is not blank, where a place is the file and the line's number.
-
-    expected  what the file should be, as an error message says it
-    """
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise PromptError(
-            f"cannot read prompts from {path}: {error}; expected {expected}"
-        ) from None
-    return [(f"{path}, line {n}", line.strip()) for n, line in enumerate(lines, 1) if line.strip()]

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from textpatch.errors import PromptError, closest
-from textpatch.prompts.files import numbered_lines
 from textpatch.prompts.pairs import Pair, is_template, quoted, with_words
+from textpatch.prompts.tables import numbered_lines
 
 RAW = Path("text_prompts", "raw")
 TEMPLATES = RAW / "CreativeBench" / "GlyphDraw_origin_remove_render_words.txt"

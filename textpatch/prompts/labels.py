@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from textpatch.errors import PromptError
-from textpatch.prompts.files import numbered_lines
 from textpatch.prompts.pairs import LabelledPair
+from textpatch.prompts.tables import numbered_lines
 
 LINE = "source<TAB>target<TAB>name in the source<TAB>name in the target"
 

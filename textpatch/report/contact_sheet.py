@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -14,6 +14,7 @@ from textpatch.text import plain
 # px: nobody sees more in a larger cell, and no browser gains from a wider sheet
 _WIDEST_CELL = 320
 _WIDEST_SHEET = 12_000
+_WIDEST_GALLERY = 1_400  # what a screen shows without scrolling
 _GAP = 12
 _LONGEST = 200
 
@@ -55,6 +56,33 @@ def draw_contact_sheet(
             place = grid.left(column), grid.top(number)
             _paste(sheet, grid, _scaled(picture, grid.factor), place)
             _write(draw, grid, read, said, place)
+    return sheet
+
+
+def draw_gallery_sheet(
+    pictures: Sequence[Image.Image], labels: Sequence[str], *, scale: float = 3
+) -> Image.Image:
+    """Lay pictures out in lines that wrap, the label of each below it.
+
+    scale  enlargement of the pictures, of a cell up to 320 px
+    Raises PatchError for no pictures, and for another number of labels.
+    """
+    if not pictures or len(pictures) != len(labels):
+        raise PatchError(
+            f"a sheet needs pictures, and a label for each; got {len(pictures)} and {len(labels)}"
+        )
+    cells = list(zip(pictures, labels, strict=True))
+    one = _grid([cells], labels, scale)
+    columns = min(len(cells), max(1, _WIDEST_GALLERY // (one.width + _GAP)))
+    lines = -(-len(cells) // columns)
+    grid = replace(one, rows=lines, columns=columns)
+    sheet = Image.new("RGB", grid.size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (picture, label) in enumerate(cells):
+        x = grid.left(number % columns)
+        y = grid.top(number // columns)
+        _paste(sheet, grid, _scaled(picture, grid.factor), (x, y))
+        _centred(draw, label, (x, y + grid.height, grid.width, grid.line), grid.font, INK)
     return sheet
 
 

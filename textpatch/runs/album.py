@@ -2,6 +2,7 @@
 
 A batch is one record.  So a run that goes on makes whole batches, the same as a run that never stopped.
 Another batch shape would move the last bits of a picture.
+Each picture also has a name for people, pictures/prompt-0002-seed-0007.png.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Album:
     open_run  () -> the run folder.  A run that goes on opens it at once.  A new run opens it with its first
               batch, so that a request that is refused leaves no folder
     goes_on   whether there is a folder to go on with
+    at_once   pictures in a batch, AT_ONCE when None
     """
 
     def __init__(
@@ -33,23 +35,27 @@ class Album:
         open_run: Callable,
         *,
         goes_on: bool,
+        at_once: int | None = None,
     ):
         self.asked = asked
+        self.names = _names(asked)
         self.draw = draw
         self.open_run = open_run
+        self.at_once = at_once or AT_ONCE
         self.run = None
-        self._recorded: dict[str, list[dict]] = {}
-        self._done: dict[str, list[dict]] = {}
+        self._recorded: dict[str, dict] = {}
+        self._done: dict[int, dict] = {}
         if goes_on:
             self.run = open_run()
-            self._recorded = {record["id"]: record["pictures"] for record in self.run.records()}
-            self._done = {id: some for id, some in self._recorded.items() if self._are_there(some)}
+            self._recorded = {record["id"]: record for record in self.run.records()}
+            for record in self.run.finished():
+                self._put(record)
 
     def fill(self) -> None:
         """Make what is missing.  A first Ctrl-C is heard when the current batch is kept."""
-        lacking = [part for part in self._parts() if _id(part) not in self._done]
-        with phase("generate", "batch"):
-            for part in counted(lacking):
+        lacking = [part for part in self._parts() if not self._done.keys() >= set(part)]
+        with phase("generate", "picture"):
+            for part in counted(lacking, weight=len):
                 with finishing():
                     self._make(part)
 
@@ -57,9 +63,15 @@ class Album:
     def pictures(self) -> list[dict]:
         """Entries of the pictures that are there, in the order asked for.
 
-        An entry has "prompt", "seed" and "image", the picture's path in the folder.
+        An entry has "prompt", "seed", "image", the picture's path in the folder, and "file", its path for
+        people.
         """
-        return [entry for part in self._parts() for entry in self._done.get(_id(part), [])]
+        return [self._done[place] for place in range(len(self.asked)) if place in self._done]
+
+    def name_pictures(self) -> None:
+        """Give every picture that is there its name for people, where it has none yet."""
+        for entry in self.pictures:
+            self.run.also_named(entry["image"], entry["file"])
 
     def __str__(self) -> str:
         """Say how many pictures there are, and how to go on if any is kept."""
@@ -70,11 +82,16 @@ class Album:
 
     def _parts(self) -> list[range]:
         count = len(self.asked)
-        return [range(start, min(start + AT_ONCE, count)) for start in range(0, count, AT_ONCE)]
+        return [
+            range(start, min(start + self.at_once, count))
+            for start in range(0, count, self.at_once)
+        ]
 
-    def _are_there(self, entries: list[dict]) -> bool:
-        """True if the folder has the pictures of a batch.  Where one is gone the batch is made again."""
-        return all((self.run.folder / entry["image"]).exists() for entry in entries)
+    def _put(self, record: dict) -> None:
+        """Take the pictures of a record, whose id says their places among those asked for."""
+        _, start, _ = record["id"].split("-")
+        for place, entry in enumerate(record["pictures"], int(start)):
+            self._done[place] = entry | {"file": self.names[place]}
 
     def _make(self, part: range) -> None:
         some = [self.asked[place] for place in part]
@@ -84,10 +101,17 @@ class Album:
             {"prompt": prompt, "seed": seed, "image": self.run.image(image)}
             for (prompt, seed), image in zip(some, images, strict=True)
         ]
-        if entries != self._recorded.get(_id(part)):
-            self.run.append({"id": _id(part), "pictures": entries})
-        self._done[_id(part)] = entries
+        record = {"id": f"pictures-{part.start}-{part.stop}", "pictures": entries}
+        if record != self._recorded.get(record["id"]):
+            self.run.append(record)
+        self._put(record)
+        for place in part:
+            self.run.also_named(self._done[place]["image"], self._done[place]["file"])
 
 
-def _id(part: range) -> str:
-    return f"pictures-{part.start}-{part.stop}"
+def _names(asked: Sequence[tuple[str, int]]) -> list[str]:
+    """Paths of the pictures for people, after the numbers of their prompts, from 1 on, and their seeds."""
+    numbers = {prompt: number for number, prompt in enumerate(dict(asked), 1)}
+    if len(numbers) == 1:
+        return [f"pictures/seed-{seed:04}.png" for _, seed in asked]
+    return [f"pictures/prompt-{numbers[prompt]:04}-seed-{seed:04}.png" for prompt, seed in asked]

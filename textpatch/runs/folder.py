@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import io
 import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -26,6 +26,7 @@ from PIL import Image
 from textpatch.disk import alone_in, as_json, explained, read_json, sweep, write
 from textpatch.errors import StoreError
 from textpatch.pictures import MODES, as_rgb
+from textpatch.runs.kept_pictures import holds_pictures, kept_picture, name_of
 from textpatch.runs.records import append_line, read_records, sealed
 from textpatch.runs.requests import (
     another_run,
@@ -124,6 +125,7 @@ class Run:
         """
         if not isinstance(record, dict) or not isinstance(record.get("id"), str):
             raise StoreError(f'a record is a dict with a string "id"; got {repr(record)[:80]}')
+        self._require_there()
         path = self.folder / "records" / f"{self.worker}.jsonl"
         line = sealed(record)
         with explained(path, "append to"):
@@ -131,13 +133,24 @@ class Run:
             append_line(path, line)
 
     def records(self) -> list[dict]:
-        """Return all finished records, in the order of files, then of lines.
+        """Return all records, in the order of files, then of lines.
 
         - Of several records with one id the first counts.
         - An unfinished last line is left out.
         - Any other damaged line is left out, too, with a warning that names file and line.  Its piece of work
           is not finished.
         """
+        return list(self._first(lambda record: True).values())
+
+    def finished(self) -> list[dict]:
+        """Return the records whose pictures are all in the folder, else as `records` does.
+
+        A record is not finished if a picture of it is gone, damaged or another's.
+        """
+        return list(self._first(partial(holds_pictures, self.folder)).values())
+
+    def _first(self, counts: Callable[[dict], bool]) -> dict[str, dict]:
+        """Return the first record of each id that counts, by id."""
         first: dict[str, dict] = {}
         for path in sorted((self.folder / "records").glob("*.jsonl")):
             records, damaged, lines = read_records(path)
@@ -148,8 +161,16 @@ class Run:
                     stacklevel=2,
                 )
             for record in records:
-                first.setdefault(record["id"], record)
-        return list(first.values())
+                if record["id"] not in first and counts(record):
+                    first[record["id"]] = record
+        return first
+
+    def _require_there(self) -> None:
+        """Raise StoreError if the folder was deleted, which a write would begin anew without a manifest."""
+        if not (self.folder / "manifest.json").exists():
+            raise StoreError(
+                f"{self.folder} was deleted while the run went on; the same command begins it anew"
+            )
 
     def done(self) -> set[str]:
         """Return the ids of all finished records.
@@ -169,15 +190,36 @@ class Run:
             )
         if picture.mode not in MODES:
             picture = as_rgb(picture, "a picture of the run")
-        pixels = picture.tobytes()
-        digest = hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + pixels).hexdigest()
-        name = f"images/{digest[:16]}.png"
-        if not (self.folder / name).exists():
+        self._require_there()
+        name = name_of(picture)
+        if not holds_pictures(self.folder, {"pictures": [name]}):
             data = io.BytesIO()
             # from bare pixels: a profile or comment riding on the picture would get into the file
-            Image.frombytes(picture.mode, picture.size, pixels).save(data, "PNG")
+            Image.frombytes(picture.mode, picture.size, picture.tobytes()).save(data, "PNG")
             write(self.folder / name, data.getvalue(), self.worker)
         return name
+
+    def picture(self, name: str) -> Image.Image:
+        """Return a stored picture as RGB, from its path in the folder.
+
+        Raises StoreError as `kept_picture` does.
+        """
+        return kept_picture(self.folder, name)
+
+    def also_named(self, image: str, name: str) -> None:
+        """Give a stored picture a second name, which people can use.
+
+        It is another link to the same file, or a copy on a disk without links.
+        """
+        path = _inside(self.folder, name)
+        self._require_there()
+        with explained(path, "write"):
+            path.parent.mkdir(exist_ok=True)
+            with contextlib.suppress(OSError):  # a file is there already, or this disk has no links
+                os.link(self.folder / image, path)
+            data = (self.folder / image).read_bytes()
+            if not path.exists() or path.read_bytes() != data:
+                write(path, data, self.worker)
 
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Write a file whole or not at all, and return its path.
@@ -185,6 +227,7 @@ class Run:
         Raises StoreError for a name that leads out of the folder or to a file of the run's own.
         """
         path = _inside(self.folder, name)
+        self._require_there()
         write(path, data, self.worker)
         return path
 

@@ -38,7 +38,7 @@ class Work:
     def look_again(self) -> None:
         """Read the run folder anew, in which other workers may have finished pieces meanwhile."""
         if self.run is not None:
-            self._found = {record["id"]: record for record in self.run.records()}
+            self._found = {record["id"]: record for record in self.run.finished()}
 
     def __contains__(self, id: str) -> bool:
         """True if a record of that id lay in the folder when it was last read."""

@@ -15,8 +15,8 @@ OUTCOMES = (PASSED, REPLACED, REFUSED)
 class Decisions:
     """The decisions about all prompts, of which some may be in a run folder already.
 
-    prompts     texts to decide about
-    sanitize    prompt -> Sanitized
+    prompts     texts to decide about, each as often as it is drawn
+    sanitize    place of a prompt -> Sanitized
     pictures    Sanitized -> its pictures by name, of which "image" is the one that is given out
     open_run    () -> the run folder.  A run that goes on opens it at once.  A new run opens it with its first
                 decision, so that a request that is refused leaves no folder
@@ -27,7 +27,7 @@ class Decisions:
     def __init__(
         self,
         prompts: Sequence[str],
-        sanitize: Callable[[str], Sanitized],
+        sanitize: Callable[[int], Sanitized],
         pictures: Callable[[Sanitized], dict],
         open_run: Callable,
         *,
@@ -45,7 +45,7 @@ class Decisions:
         if goes_on:
             self.run = open_run()
             self._recorded = {entry["id"]: entry for entry in self.run.records()}
-            self._done = {id: one for id, one in self._recorded.items() if self._is_there(one)}
+            self._done = {entry["id"]: entry for entry in self.run.finished()}
 
     def fill(self) -> None:
         """Decide what is not decided.  A first Ctrl-C is heard when the current decision is kept."""
@@ -80,20 +80,16 @@ class Decisions:
         return f"{there} and in {self.run.folder}; the same command goes on with the rest"
 
     def _decide(self, place: int) -> None:
-        made = self.sanitize(self.prompts[place])
+        made = self.sanitize(place)
         images = self.pictures(made)
         self.run = self.run or self.open_run()
         entry = {"id": _id(place), **made.decision}
         if self.show_words:
             entry |= {"prompt": self.prompts[place], "found": list(made.screened.found)}
         entry["pictures"] = {name: self.run.image(image) for name, image in images.items()}
-        if _id(place) not in self._recorded:
+        if entry != self._recorded.get(_id(place)):
             self.run.append(entry)
         self._done[_id(place)] = entry
-
-    def _is_there(self, entry: dict) -> bool:
-        """True if the folder has the pictures of a decision.  Where one is gone they are made again."""
-        return all((self.run.folder / path).exists() for path in entry["pictures"].values())
 
 
 def _id(place: int) -> str:

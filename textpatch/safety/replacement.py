@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from textpatch.errors import PatchError, PromptError
-from textpatch.prompts.files import numbered_lines
+from textpatch.prompts.tables import numbered_lines
 from textpatch.quotes import STRAIGHT, STRAIGHTENED
 from textpatch.safety.normalising import letters_of
 

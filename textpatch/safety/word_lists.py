@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from textpatch.errors import PatchError
-from textpatch.prompts.files import numbered_lines
+from textpatch.prompts.tables import numbered_lines
 from textpatch.safety.detection import Finding
 from textpatch.safety.lookalikes import LEET, MASKS
 from textpatch.safety.normalising import (

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from textpatch.errors import PromptError
-from textpatch.prompts.files import numbered_lines
 from textpatch.prompts.layouts.asked import Asked, require_first
 from textpatch.prompts.pairs import Pair, is_template, with_words
+from textpatch.prompts.tables import numbered_lines
 from textpatch.quotes import STRAIGHT
 
 HARMFUL = "toxic_words.txt"
