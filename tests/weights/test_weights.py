@@ -197,7 +197,7 @@ DAMAGES = {
             edit_json("model_index.json", _class_name="AuraFlowPipeline")(folder),
             edit_json("transformer/config.json", _class_name="AuraFlowTransformer2DModel")(folder),
         ),
-        "holds a 'AuraFlowPipeline'; known: StableDiffusionXLPipeline",
+        "holds a 'AuraFlowPipeline'; known: StableDiffusionPipeline",
     ),
     "other denoiser": (
         edit_json("transformer/config.json", _class_name="UNet"),
@@ -218,11 +218,11 @@ DAMAGES = {
     ),
     "words for numbers": (
         edit_json("transformer/config.json", num_layers="two"),
-        "transformer/config.json: num_layers is 'two'; give a whole number from 1 on",
+        "transformer/config.json: num_layers has 'two'; give whole numbers of 1 or more",
     ),
     "words in CLIP": (
         edit_json("text_encoder/config.json", hidden_size="two"),
-        "text_encoder/config.json describes no.*two",
+        "text_encoder/config.json: hidden_size has 'two'; give whole numbers",
     ),
     "unknown act": (
         edit_json("text_encoder_3/config.json", feed_forward_proj="gated-nothing"),
