@@ -19,9 +19,9 @@ from textpatch.memory import with_less
 from textpatch.plan import CONDITIONAL, Row
 from textpatch.reference_models.defaults import Defaults, is_whole
 from textpatch.reference_models.layers import TextCondition
-from textpatch.reference_models.requests import each_seed, listed, parts
+from textpatch.reference_models.requests import each_seed, listed, parts, sampled_by
 from textpatch.reference_models.schedules import Schedule
-from textpatch.reference_models.schedules.published import changed
+from textpatch.reference_models.schedules.published import chosen
 from textpatch.reference_models.upscaling import read_beside, require_one_each, small_tensor
 from textpatch.seeds import HEARD, whole_seeds
 
@@ -101,25 +101,16 @@ class Pipeline(nn.Module):
         """A pipeline of the same weights that is sampled by another schedule.
 
         schedule  an object of `textpatch.reference_models.schedules`, or a name of its `published.NAMES`,
-                  which takes the settings that this pipeline's own schedule has, too
+                  which takes the settings that this pipeline's own schedule has, too.  The name of the
+                  new pipeline tells it
 
         Raises PatchError for an unknown name, for settings that the named schedule cannot have, and for a
         diffusion in place of a flow or a flow in place of a diffusion.
         """
-        if isinstance(schedule, str):
-            schedule = changed(schedule, self.schedule)
-        if not isinstance(schedule, Schedule):
-            raise PatchError(
-                f"schedule is {schedule!r}; give a name, or an object of "
-                "textpatch.reference_models.schedules"
-            )
-        if schedule.flows != self.schedule.flows:
-            raise PatchError(
-                f"{self.name} is sampled by {self.schedule!r}, and {schedule!r} was asked for; "
-                "a flow and a diffusion read different predictions, so give one of the same kind"
-            )
+        schedule = chosen(schedule, self.schedule)
         other = self._copy()
         other.schedule = schedule.for_image(self._image_tokens())
+        other.name = sampled_by(self.name, schedule)
         return other
 
     def _image_tokens(self) -> int:

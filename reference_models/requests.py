@@ -1,4 +1,4 @@
-"""Prompts, pictures and seeds of a request as lists, and the parts that are made at once."""
+"""Prompts, pictures and seeds of a request as lists, its parts, and the name of what it asks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from tqdm import tqdm
 from textpatch.errors import PatchError
 from textpatch.reference_models.defaults import is_whole
 from textpatch.seeds import whole_seeds
+
+SAMPLED = " sampled by "
 
 
 def parts(count: int, at_once: int) -> Iterator[slice]:
@@ -46,3 +48,8 @@ def listed(given) -> list:
     if isinstance(given, (Image.Image, str)):
         return [given]
     return list(given)
+
+
+def sampled_by(name: str, schedule: object) -> str:
+    """Name of a model that is sampled by another schedule than its own."""
+    return f"{name.partition(SAMPLED)[0]}{SAMPLED}{schedule!r}"

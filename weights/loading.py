@@ -11,6 +11,7 @@ from torch import nn
 
 from textpatch.errors import PatchError, WeightsError, closest
 from textpatch.reference_models.pipeline import Pipeline, pixels
+from textpatch.reference_models.requests import sampled_by
 from textpatch.reference_models.schedules import Schedule
 from textpatch.weights.borrowing import Source, with_others
 from textpatch.weights.building import BUILDERS, Builder, on_meta
@@ -101,7 +102,8 @@ def assembled(build: Builder, asked: Schedule | str | None = None) -> Pipeline:
     defaults = written_defaults(path)
     if defaults is None:
         defaults = published_defaults(path, source.pipeline, denoiser, decoder)
-    pipeline = Pipeline(encoders, denoiser, schedule, decoder, defaults, name=source.name)
+    name = source.name if asked is None else sampled_by(source.name, schedule)
+    pipeline = Pipeline(encoders, denoiser, schedule, decoder, defaults, name=name)
     pipeline.notes = (_summary(build, pipeline), *build.terms.notes)
     return pipeline
 

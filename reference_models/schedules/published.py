@@ -130,6 +130,26 @@ def changed(name: str, schedule: Schedule) -> Schedule:
     return named(name, OF_LATENTS | asdict(schedule))
 
 
+def chosen(asked: Schedule | str, own: Schedule) -> Schedule:
+    """Schedule that is asked for in the place of another one, by name or as an object.
+
+    Raises PatchError as `changed` does, for what is no schedule, and for a diffusion in place of a flow or a
+    flow in place of a diffusion.
+    """
+    if isinstance(asked, str):
+        asked = changed(asked, own)
+    if not isinstance(asked, Schedule):
+        raise PatchError(
+            f"schedule is {asked!r}; give a name, or an object of textpatch.reference_models.schedules"
+        )
+    if asked.flows != own.flows:
+        raise PatchError(
+            f"the model is sampled by {own!r}, and {asked!r} was asked for; "
+            "a flow and a diffusion read different predictions, so give one of the same kind"
+        )
+    return asked
+
+
 def config_of(schedule: Schedule) -> dict[str, Any]:
     """Published configuration of a schedule.   What is only ours is left out where it has its default."""
     kind = DDPM if isinstance(schedule, DeterministicDDPM) else type(schedule)

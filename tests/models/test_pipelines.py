@@ -213,10 +213,8 @@ def test_a_clip_skip_that_leaves_no_layer_is_refused(saved):
 @pytest.mark.parametrize(
     "name, ours_named, options, steps, guidance",
     [
-        ("EulerAncestralDiscreteScheduler", "euler_ancestral", {}, 1, 0.0),  # SDXL-Turbo
-        ("EulerAncestralDiscreteScheduler", "euler_ancestral", {}, 4, 0.0),
+        ("EulerAncestralDiscreteScheduler", "euler_ancestral", {}, 3, 0.0),  # SDXL-Turbo
         ("EulerDiscreteScheduler", "euler", {"prediction_type": "sample"}, 1, 0.0),  # Lightning
-        ("LCMScheduler", "lcm", {}, 4, 0.0),
         ("PNDMScheduler", "pndm", {"skip_prk_steps": True}, 4, 3.0),
         ("DPMSolverMultistepScheduler", "dpmpp_2m_sde", {}, 4, 3.0),
     ],

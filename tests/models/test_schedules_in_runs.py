@@ -20,7 +20,7 @@ from textpatch.reference_models.schedules import (
     FlowMatchEuler,
 )
 
-STEPS = 5
+STEPS = 4
 MULTISTEP = [DPMSolver(), DPMSolver(solver_order=3, use_karras_sigmas=True), PNDM()]
 STOCHASTIC = [
     EulerAncestral(timestep_spacing="trailing"),
@@ -116,7 +116,7 @@ def require_noise_of_seed_and_step(schedule) -> None:
                 assert torch.equal(its, added.setdefault((row.seed, step), its))
 
 
-@pytest.mark.parametrize("schedule", [*MULTISTEP, STOCHASTIC[0], BOTH], ids=repr)
+@pytest.mark.parametrize("schedule", [*MULTISTEP[1:], STOCHASTIC[0], BOTH], ids=repr)
 def test_a_row_is_its_own(schedule):
     """Memory and noise belong to a row, and not to its place."""
     require_its_own(schedule)
@@ -128,7 +128,7 @@ def test_a_copy_has_the_memory_of_its_origin(schedule):
     require_copies(schedule)
 
 
-@pytest.mark.parametrize("schedule", [*MULTISTEP, *STOCHASTIC[:2], BOTH], ids=repr)
+@pytest.mark.parametrize("schedule", [MULTISTEP[1], PNDM(), STOCHASTIC[1], BOTH], ids=repr)
 def test_a_run_in_two_parts_is_the_run(schedule):
     """The state holds all that a later step reads."""
     require_continued(schedule)
@@ -215,6 +215,11 @@ def test_a_schedule_by_name_takes_the_settings_of_the_other():
         prediction_type="v_prediction", beta_end=0.013, use_karras_sigmas=True
     )
     assert made.denoiser is pipeline.denoiser and pipeline.schedule != made.schedule
+    assert made.name == f"{pipeline.name} sampled by {made.schedule}"
+    assert (
+        made.with_schedule(pipeline.schedule).name
+        == f"{pipeline.name} sampled by {pipeline.schedule}"
+    )
     back = made.with_schedule("EulerDiscreteScheduler").schedule
     assert back == replace(pipeline.schedule, use_karras_sigmas=True)
     assert not pipeline.with_schedule("ddim").schedule.clip_sample

@@ -68,6 +68,7 @@ def qwen_image(seed: int = 0):
         tokenizer=tokenizer,
         transformer=random(transformer, seed),
     )
+    pipe.default_sample_size = 4
     pipe.prompt_template_encode = "{}"
     pipe.prompt_template_encode_start_idx = 0
     return quiet(pipe)

@@ -17,9 +17,9 @@ from textpatch.reference_models.schedules.levels import beta_quantile
 SHAPE = (2, 2, 2, 3)
 TRAINED = 50
 BETAS = dict(
-    num_train_timesteps=[TRAINED],
+    num_train_timesteps=[TRAINED, 1000],
     beta_start=[0.00085, 0.01],
-    beta_end=[0.012, 0.3],
+    beta_end=[0.012, 0.05],
     beta_schedule=["linear", "scaled_linear", "squaredcos_cap_v2"],
     trained_betas=[None, None, tuple(np.linspace(0.001, 0.2, TRAINED).tolist())],
     prediction_type=["epsilon", "v_prediction", "sample"],
@@ -158,6 +158,8 @@ def some(options: dict[str, list], count: int, seed: int = 0):
         if forms:
             form = draw.choice([None, *forms])
             chosen |= {name: name == form for name in forms}
+        if chosen.get("trained_betas") is not None:
+            chosen["num_train_timesteps"] = TRAINED
         yield chosen
 
 
