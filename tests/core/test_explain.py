@@ -17,45 +17,52 @@ HEADS = (0,)
 PLACES = (1, 3)
 
 
-def changed(model, site, call, part: str) -> dict[str, torch.Tensor]:
-    """Boolean for every element of a tap's output, whether it differs after a swap.
-
-    Row 0 reads row 1's text at some heads and tokens.
-    """
-    seen = []
-    taps = {tap.module for tap in site.taps}
+def patched(model, site, call, part: str) -> torch.Tensor:
+    """Output of a call in which row 0 reads row 1's text at some heads and tokens."""
     with capture(model, site, rows=["a", "b"]) as cache:
         call()
-    for rows in (["a", "b"], ["b", None]):
-        seen.append({})
-        with (
-            patch(model, cache, site, rows=rows, heads=HEADS, tokens=PLACES, part=part),
-            HookRegistry(model, taps).observe(
-                lambda name, output: seen[-1].update({name: output.clone()})
-            ),
-        ):
-            call()
-    return {name: seen[0][name] != seen[1][name] for name in taps}
+    with patch(model, cache, site, rows=["b", None], heads=HEADS, tokens=PLACES, part=part):
+        return output_of(call)
+
+
+def by_hand(model, site, call, lines, tokens: int) -> torch.Tensor:
+    """Output of a call in which these entries of the tensors named are row 1's in row 0."""
+
+    def replaced(name: str, output: torch.Tensor) -> torch.Tensor:
+        made = output.clone()
+        for cut in (line[2] for line in lines if line[1] == name):
+            text = eval(f"made{cut}")  # (B, T, W)
+            assert text.shape[1] == tokens
+            entries = text.unflatten(2, (site.text_heads, -1))
+            places = torch.tensor(PLACES)[:, None], torch.tensor(HEADS)
+            entries[0, *places] = entries[1, *places].clone()
+        return made
+
+    with HookRegistry(model, {line[1] for line in lines}).replace(replaced):
+        return output_of(call)
+
+
+def output_of(call) -> torch.Tensor:
+    """First tensor of what a model returns, that of row 0 where it returns a list."""
+    made = call()
+    while not isinstance(made, torch.Tensor):
+        made = made[0]
+    return made
 
 
 def require_true(model, call, tokens: int, part: str) -> None:
-    """Tensors named change at row 0, the swap's heads and tokens, at every site, and nothing else does."""
+    """The tensors named, replaced by hand at a swap's row, heads and tokens, make a patch's output."""
+    plain = output_of(call)
     for site in find_sites(model):
         swap = Swap(site, "a", "b", heads=HEADS, tokens=PLACES, part=part)
         lines = TENSOR.findall(Plan([swap]).explain(find_sites(model), tokens=tokens))
         assert [line[0] for line in lines] == list(part)
-        real = changed(model, site, call, part)
-        said = {name: torch.zeros_like(mask) for name, mask in real.items()}
-        for _, name, cut, *shape in lines:
-            text = eval(f"said[{name!r}]{cut}")  # (B, T, W)
-            assert (1, len(HEADS), len(PLACES), text.shape[2] // site.text_heads) == tuple(
-                map(int, shape)
-            )
-            text.unflatten(2, (site.text_heads, -1))[
-                0, torch.tensor(PLACES)[:, None], torch.tensor(HEADS)
-            ] = True
-            assert text.shape[1] == tokens
-        assert all(torch.equal(real[name], said[name]) for name in real)
+        width = site.head_dim
+        counted = ("1", str(len(HEADS)), str(len(PLACES)), str(width))
+        assert all(tuple(line[3:]) == counted for line in lines)
+        found = patched(model, site, call, part)
+        assert torch.equal(by_hand(model, site, call, lines, tokens), found)
+        assert not torch.equal(found, plain)
 
 
 @pytest.mark.parametrize("part", ["kv", "k", "v"])
