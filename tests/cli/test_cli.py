@@ -528,8 +528,8 @@ def test_doctor_says_what_files_are(tmp_path, capsys):
     (tmp_path / "broken.safetensors").write_bytes(b"\x80\x04pickled")
     assert cli.main(["doctor", str(folder), str(tmp_path / "broken.safetensors"), "--scan"]) == 2
     told, said = capsys.readouterr()
-    assert "1 of the parts above cannot be used" in said
-    assert "closest to sdxl-base-1.0.unet.diffusers; missing" in told and "of another shape" in told
+    assert "2 of the parts above cannot be used" in said
+    assert "closest to sd-1.5.unet.diffusers; missing" in told and "of another shape" in told
     assert (
         "'conv_in.bias': 1 of 64 values are not finite" in told
         and "1 with numbers that are none" in told

@@ -35,7 +35,7 @@ def by_hand(model, site, call, lines, tokens: int) -> torch.Tensor:
             assert text.shape[1] == tokens
             entries = text.unflatten(2, (site.text_heads, -1))
             places = torch.tensor(PLACES)[:, None], torch.tensor(HEADS)
-            entries[0, *places] = entries[1, *places].clone()
+            entries[0][places] = entries[1][places].clone()
         return made
 
     with HookRegistry(model, {line[1] for line in lines}).replace(replaced):

@@ -110,6 +110,9 @@ class Wrapped:
         self.beyond_audit = beyond_audit
         self.calls = None if calls is None else layout_of(calls).calls
         self.name = name
+        self.notes = (
+            f"{name}, a {type(denoiser).__name__} of {len(sites)} sites in a call of its own",
+        )
         self.defaults = WrappedDefaults(steps, guidance, text_box, localized, lambda: self.tried)
         scheduler = getattr(getattr(draw, "pipe", None), "scheduler", None)
         self.schedule = HeardSchedule(self._times, scheduler)
