@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from support.documents import starting
 from support.glyph_folders import GLYPH, write
+from support.small_denoisers import small as denoiser
 from support.small_models import PROMPTS, save_small, write_flux_config
 from textpatch import cli
 from textpatch.cli.parser import VERBS
@@ -45,10 +47,8 @@ def places(tmp_path_factory):
     """Working folder, and what is there in the place of each model and folder that the examples only name."""
     here = tmp_path_factory.mktemp("documented")
     small = str(save_small(here / "small"))
-    file = shutil.copy(
-        find("tiny-sdxl") / "unet/diffusion_pytorch_model.safetensors",
-        here / "original.safetensors",
-    )
+    file = here / "original.safetensors"
+    save_file(denoiser("SDXL").state_dict(), file)
     larger = shutil.copytree(find("tiny-if-ii"), here / "larger")
     told = json.loads((larger / "textpatch.json").read_text())
     told["steps"] = 2  # of fifty

@@ -101,17 +101,18 @@ def test_a_phase_is_one_line_with_its_end(seen):
 
 
 def test_nothing_is_left_behind(seen):
-    """When all is done no progress line is on the screen, and the table begins on its first."""
+    """When all is done no progress line is on the screen, and the table follows on what was announced."""
     _, written = seen
-    lines = screen(written)
+    announced, *lines = screen(written)
     assert bars(written) and not bars("\n".join(lines))
+    assert announced.startswith(f"textpatch: {PAIRS} pairs x 1 seeds")
     assert lines[0].startswith("rank  site")
 
 
 def test_the_table_fits(seen):
     """Its lines are no longer than the terminal is wide, so that none wraps."""
     width, written = seen
-    lines = screen(written)
+    _, *lines = screen(written)
     table = lines[: 5 + SITES]
     assert table[4].endswith("chance level") or width < 80
     assert max(map(len, table)) <= width and [line.split()[0] for line in table[5:]] == ["1", "2"]
