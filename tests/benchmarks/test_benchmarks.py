@@ -355,8 +355,12 @@ def test_a_swap_without_effect_is_refused(benchmark):
 # --- what the shipped models do ---
 
 
+@pytest.mark.long
 def test_search(run):
-    """Every mode on two sets of pairs, against the exhaustive one, which is its own truth."""
+    """Every mode on two sets of pairs, against the exhaustive one, which is its own truth.
+
+    By default tests/localization holds the modes to the exhaustive one.
+    """
     rows = run(
         "search",
         *"planted-mmdit --sets 2 --pairs 3 --first 2 --keep 1 --steps 2 --guidance 1 --scenes same".split(),
@@ -399,8 +403,12 @@ def test_carries(tables, tmp_path):
     ).exists()
 
 
+@pytest.mark.long
 def test_other_prompts(tables):
-    """Mixed prompts read as the text asked for, and every text and size has its row or its refusal."""
+    """Mixed prompts read as the text asked for, and every text and size has its row or its refusal.
+
+    By default tests/core asks for the laws of mixed prompts, and tests/models for sizes.
+    """
     found = tables("other_prompts", *"planted-mmdit --pairs 2 --words 1".split())
     mixed = {(row["template"], row["text"]): row for row in found["mixing"]}
     assert len(mixed) == 4 and mixed["source", "source"]["ssim"] == "1.0"

@@ -158,16 +158,16 @@ sys.exit(10 * examined + drawn)
 TRANSFORMERS = ["torchvision", "accelerate", "triton"]
 
 
-def test_broken_packages_are_explained(model, tmp_path, long):
+@pytest.mark.long
+def test_broken_packages_are_explained(model, tmp_path):
     """With packages that raise on import the core works and doctor names them; so does everything
     that needs no transformers.
 
-    Where transformers breaks with them, the one line on stderr names them, too.  That, and each package
-    alone, is left to the long form.
+    Where transformers breaks with them, the one line on stderr names them, too.  By default kernels and
+    readers are without their packages.
     """
-    groups = [[name for name in STUBS if name not in TRANSFORMERS]]
-    if long:
-        groups += [TRANSFORMERS, *([name] for name in STUBS)]
+    whole = [name for name in STUBS if name not in TRANSFORMERS]
+    groups = [TRANSFORMERS, whole, *([name] for name in STUBS)]
     for packages in groups:
         folder = tmp_path / "-".join(packages)
         for package in packages:
@@ -225,9 +225,12 @@ def test_what_is_light_stays_light(module, heavy):
     )
 
 
-def test_ctrl_c_at_any_time(model, tmp_path, long):
-    """SIGINT at random times, importing included: 130 and one line, or done before it; what is left
-    can be resumed (--long: 20).
+@pytest.mark.long
+def test_ctrl_c_at_any_time(model, tmp_path):
+    """SIGINT at 20 random times, importing included: 130 and one line, or done before it; what is left
+    can be resumed.
+
+    By default test_cli.py interrupts runs, and tests/runs every call of the system.
     """
     command = [
         *COMMAND,
@@ -240,7 +243,7 @@ def test_ctrl_c_at_any_time(model, tmp_path, long):
         "--out",
         str(tmp_path / "run"),
     ]
-    for n in range(20 if long else 2):
+    for n in range(20):
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
         )

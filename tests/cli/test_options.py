@@ -70,9 +70,12 @@ EXAMPLES = [shlex.split(line)[1:] for line in cli.EXAMPLES.splitlines()[1:]]
 # --- what the pairs differ in
 
 
+@pytest.mark.long
 def test_the_example_of_what_finds_the_site(here, capfd):
     """As --help shows it: site 1 of tiny-mmdit carries the style; table, report and audit are of
     the style.
+
+    By default test_attributes.py searches for attributes.
     """
     (example,) = [words for words in EXAMPLES if "--what" in words]
     assert cli.main([*example, "--out", "run"]) == 0
