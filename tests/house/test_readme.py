@@ -163,7 +163,7 @@ def test_the_files_exist(page):
 
 
 # Not of the repository: what a run folder holds, and what a script makes when it runs
-MADE = "records/", "images/", "checkpoints/", "benchmarks/results/gpu"
+MADE = "records/", "images/", "pictures/", "checkpoints/", "benchmarks/results/gpu"
 
 
 def is_there(span: str, folder: Path) -> bool:

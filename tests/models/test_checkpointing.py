@@ -134,7 +134,13 @@ def test_so_they_are_with_the_older_checkpointing(name, part):
 
 USED_UP = "skips = skips[: -len(block.resnets)]", "del skips[-len(block.resnets):]"
 FAULTS = {
-    "sdxl: the skips are used up": ("sdxl", sdxl.UpBlock, sdxl.SDXL, "forward", *USED_UP),
+    "sdxl: the skips are used up": (
+        "sdxl",
+        sdxl.UpBlock,
+        sdxl.StableDiffusion,
+        "forward",
+        *USED_UP,
+    ),
     "if: the skips are used up": (
         "if",
         deepfloyd_if.UpBlock,

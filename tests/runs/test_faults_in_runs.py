@@ -4,6 +4,8 @@ or pictures are read.
 A fault is (check, owner, function, text, text put in its place); see support/faults.py.
 """
 
+import shutil
+
 import pytest
 
 from support import laws_of_runs
@@ -91,6 +93,7 @@ def scored_by_one_definition(tmp_path):
     assert record.get("background") == "windows free of lettering"
     del record["background"]
     Run.open(tmp_path / "old", REQUEST).append(record)
+    shutil.copytree(tmp_path / "run" / "images", tmp_path / "old" / "images")
     says = "made by background .not told., .* to 'windows free of lettering'; .* another --out"
     with pytest.raises(StoreError, match=says):
         localized(MODEL, tmp_path / "old", PAIRS[:1], seeds=(0,), sites=[0])

@@ -11,7 +11,7 @@ from functools import partial
 
 from textpatch.cli.before import announced, fitting
 from textpatch.cli.models import import_heavy, load_sized, load_upscaler
-from textpatch.cli.opening import folder_of, open_folder, upscaled_by, whole_request
+from textpatch.cli.opening import folder_of, notes_of, open_folder, upscaled_by, whole_request
 from textpatch.cli.options import (
     SENTENCE,
     Help,
@@ -116,7 +116,7 @@ def generate(options) -> Outcome:
     album = Album(
         list(itertools.product(asked.prompts, options.seeds)),
         draw,
-        partial(open_folder, options, request, loaded=list(pipeline.notes)),
+        partial(open_folder, options, request, loaded=notes_of(pipeline)),
         goes_on=os.path.exists(folder_of(options, request) / "manifest.json"),
         at_once=fitting(options, pipeline, guidance, AT_ONCE),
     )

@@ -84,7 +84,12 @@ def open_run(options, pipeline, request: dict, *, worker: str = "0", **facts):
     The manifest tells what was loaded, too, and what was dropped or decided.
     """
     request = whole_request(options, pipeline, request)
-    return open_folder(options, request, worker=worker, loaded=list(pipeline.notes), **facts)
+    return open_folder(options, request, worker=worker, loaded=notes_of(pipeline), **facts)
+
+
+def notes_of(pipeline) -> list[str]:
+    """What was loaded, dropped or decided, nothing for a pipeline of somebody else that does not tell."""
+    return list(getattr(pipeline, "notes", ()))
 
 
 def require_same_run(options, pipeline, request: dict) -> None:

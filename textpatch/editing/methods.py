@@ -14,7 +14,7 @@ from textpatch.editing.prompt_to_prompt import PRESETS
 from textpatch.editing.result import Edit
 from textpatch.errors import PatchError, closest
 from textpatch.guidance import Guidance
-from textpatch.pipelines import SupportsSampling, require_sampling
+from textpatch.pipelines import DrawsByItself, SupportsSampling, require_sampling
 from textpatch.plan import Plan, Row
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.sampling import sample
@@ -130,7 +130,7 @@ def _require_taken(given: dict, taken: Collection[str], method: str) -> None:
 
 
 def edit(
-    pipeline: SupportsSampling,
+    pipeline: SupportsSampling | DrawsByItself,
     source: str,
     target: str,
     *,

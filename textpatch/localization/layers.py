@@ -37,6 +37,7 @@ from textpatch.localization.summary import best_first, summarise
 from textpatch.localization.trials import Trials
 from textpatch.metrics import FEWEST, f1_of_means
 from textpatch.pipelines import (
+    DrawsByItself,
     SupportsPairs,
     SupportsSampling,
     require_parts,
@@ -77,7 +78,7 @@ class Localization:
 
 
 def localize(
-    pipeline: SupportsSampling,
+    pipeline: SupportsSampling | DrawsByItself,
     pairs: Sequence,
     *,
     mode: str = "exhaustive",

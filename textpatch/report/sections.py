@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from textpatch.classifier_free import NO_GUIDANCE
 from textpatch.html import data_uri, figure, safe, table
 from textpatch.metrics import FEWEST
 from textpatch.report import words
@@ -52,6 +51,9 @@ _STEPS = ("added", "together", "pairs", "F1 towards target", "gain", "clear gain
 _GAPS = ("score", "pairs", "last site to keep", "next site", "gap between them")
 _LEFT_OUT = ("site left out", "name", "by its", "value", "pairs")
 _LONGEST = 500
+
+# numbers that mean no guidance, as in textpatch.classifier_free, which needs torch
+UNGUIDED = (0, 1)
 
 
 def header(result: dict) -> str:
@@ -239,7 +241,7 @@ def _facts(result: dict, manifest: dict) -> dict[str, str]:
 def _guidance(result: dict) -> str:
     """What guided the run, and in which of its branches was swapped."""
     guidance = result["guidance"]
-    if guidance in NO_GUIDANCE:
+    if guidance in UNGUIDED:
         return "none"
     branch = f"the {result['branch']} branch"
     if result["branch"] == "both":
