@@ -103,6 +103,33 @@ class SupportsSampling(Protocol):
         """Pictures of latents (B, C, H, W)."""
 
 
+class TimesAndLevels(Protocol):
+    """Times and noise levels of a run."""
+
+    def timesteps(self, steps: int) -> Tensor:
+        """Times (steps,) that the denoiser is told."""
+
+    def sigmas(self, steps: int) -> Tensor:
+        """Noise levels (steps + 1,)."""
+
+
+class DrawnDefaults(Protocol):
+    """Settings of a pipeline that draws by itself, where nothing else is asked for."""
+
+    @property
+    def text_box(self) -> tuple[int, int, int, int] | None:
+        """Left, upper, right and lower pixel of the place where words stand, None if nobody knows it."""
+
+    @property
+    def localized(self) -> tuple[int, ...]:
+        """Indices of the sites that were found to carry words."""
+
+    def run(
+        self, steps: int | None, guidance: float | Guidance | None
+    ) -> tuple[int, float | Guidance]:
+        """Steps and guidance asked for, with the pipeline's own in the place of None."""
+
+
 class DrawsByItself(Protocol):
     """Part of a pipeline that draws by a call of its own, which carries a plan out as a whole.
 
@@ -112,11 +139,14 @@ class DrawsByItself(Protocol):
 
     name: str
     denoiser: nn.Module
-    schedule: NoiseSchedule
 
     @property
-    def defaults(self) -> RunDefaults:
-        """Sizes and settings of a run of which nothing else is asked."""
+    def schedule(self) -> TimesAndLevels:
+        """What the denoiser is told of a run's steps."""
+
+    @property
+    def defaults(self) -> DrawnDefaults:
+        """Settings of a run of which nothing else is asked."""
 
     def draw_rows(
         self,
