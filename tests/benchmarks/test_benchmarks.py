@@ -392,8 +392,12 @@ def test_attribution(run):
     )
 
 
+@pytest.mark.long
 def test_carries(tables, tmp_path):
-    """Every site alone and all together for an attribute that is read; its set, and a sheet of pictures."""
+    """Every site alone and all together for an attribute that is read; its set, and a sheet of pictures.
+
+    By default test_attributes.py searches for attributes.
+    """
     found = tables("carries", *"planted-mmdit --pairs 2 --signs 6 --attributes word".split())
     assert {*"012345", "0+1+2+3+4+5", "source", "target"} <= {
         row["sites"] for row in found["sites"]
@@ -422,8 +426,12 @@ def test_other_prompts(tables):
     )
 
 
+@pytest.mark.long
 def test_real_pictures(run):
-    """A sign's word changes, and a photograph comes back from its noise only where nothing guides."""
+    """A sign's word changes, and a photograph comes back from its noise only where nothing guides.
+
+    By default tests/editing inverts and edits pictures.
+    """
     rows = run("real_pictures", *"planted-mmdit --each 1 --methods euler flowedit".split())
     assert [(row["method"], row["pictures"]) for row in rows] == [
         ("euler", "signs"),
@@ -528,8 +536,12 @@ def test_safety(tables, benchmark, monkeypatch):
     assert [row["rows"] for row in found["time"]] == ["2"]
 
 
+@pytest.mark.long
 def test_beyond(run, tmp_path):
-    """Every request has a row and a line of the picture; a word that is asked for is read, none is not."""
+    """Every request has a row and a line of the picture; a word that is asked for is read, none is not.
+
+    By default test_editing edits by every method.
+    """
     rows = {row["asked"]: row for row in run("beyond", "planted-mmdit", "--seeds", "1")}
     assert len(rows) == 8 and (tmp_path / "beyond.png").exists()
     assert rows["another word"]["text"] == "1" and rows["no word"]["text"] == ""
@@ -601,8 +613,12 @@ def test_the_picture_of_the_readers_is_that_of_the_table(benchmark, tmp_path, mo
     assert abs(drawn.width - shown[0]) < 40 and drawn.height == shown[1]
 
 
+@pytest.mark.long
 def test_shipped_models(benchmark, tmp_path, monkeypatch):
-    """The tables and sheets of one model, at the smallest size; the planted site is the best of six."""
+    """The tables and sheets of one model, at the smallest size; the planted site is the best of six.
+
+    By default tests/localization searches the planted models.
+    """
     shipped, pipeline = benchmark("shipped_models"), load("planted-mmdit")
     pipeline.defaults = replace(pipeline.defaults, steps=2, guidance=1.0)
     monkeypatch.setattr("textpatch.load", lambda name: pipeline)

@@ -419,8 +419,12 @@ def wait_for(path: Path, process: subprocess.Popen, lines: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_an_interrupted_run_goes_on_where_it_stopped(model, here):
-    """SIGINT midway: code 130, one line, records kept; the same command again ends on the same results."""
+    """SIGINT midway: code 130, one line, records kept; the same command again ends on the same results.
+
+    By default tests/runs kills and interrupts runs, by the same code.
+    """
     arguments = ["localize", model, "--pairs", "3", "--seeds", "0", "1"]
     process = subprocess.Popen(
         [*COMMAND, *arguments, "--out", "a"],

@@ -32,7 +32,14 @@ LONGEST = 60  # lines of code, without the docstring
 MOST_BYTES = 400_000
 
 
-@pytest.mark.parametrize("name", summaries())
+# the longest; tests/metrics hangs signs in scenes, too
+LONG = {"signs_in_scenes"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in summaries()],
+)
 def test_an_example_prints_what_it_says(name, tmp_path, monkeypatch):
     """Run as `python -m` runs it, an example prints the block of its docstring and writes no file."""
     monkeypatch.chdir(tmp_path)

@@ -362,10 +362,13 @@ def test_the_start_curve_on_the_planted_site(tmp_path, monkeypatch):
     assert start_curve(Trials(pipeline, pairs, steps=4, run=run), 1) == found
 
 
+@pytest.mark.long
 def test_the_command_line_looks_further(tmp_path, monkeypatch):
     """--starts and --heads put the start curve and the heads of the set into results.json.
 
     A second call makes nothing.
+
+    By default the start curve and the heads are searched for in Python.
     """
     monkeypatch.chdir(tmp_path)
     search = [

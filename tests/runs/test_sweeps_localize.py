@@ -382,9 +382,12 @@ def test_a_shard_must_be_one(weights, here, told, capfd):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="forks")
+@pytest.mark.long
 def test_two_processes_at_once(weights, here):
     """Both shards at the same time: whoever ends last writes the files of the undivided run, at
     times both do.
+
+    By default the same command runs twice at once.
     """
     command = ["localize", weights, "--pairs", "3", "--steps", "1", "--out"]
 

@@ -325,6 +325,9 @@ SAME = {
     "bria",
     "ovis_image",
     "hunyuan_image",
+    "longcat_image",
+    "glm_image",
+    "cogvideox",
 }
 
 

@@ -65,7 +65,11 @@ def test_forward(dtype, peak, long):
 
 
 @pytest.mark.parametrize("peak", PEAKS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(dtype, marks=[SLOW] * (dtype is torch.float16)) for dtype in DTYPES],
+    ids=str,
+)
 def test_backward(dtype, peak, long):
     """Gradients against autograd in float64: at most twice as far off as eager's."""
     cases = laws.numeric(range(100, 110 if long else 101), dtype, DEVICE, peak)
