@@ -395,10 +395,13 @@ def test_a_bank_is_watched_as_every_step_is(name):
         audited(pipeline, rows, plan, 3, 4.5).require()
 
 
+@pytest.mark.long
 def test_a_compiled_model_runs_unwatched(monkeypatch):
     """Compiled code gets no hook, and the ledger has the same hits, with None for changes.
 
     A hook would not run, or would break the graph.  The latents are the same.
+
+    By default test_bank.py compiles a model once for every plan.
     """
     case = fixed_case()
     plan = Plan([Swap(1, "a", "b")])

@@ -86,8 +86,12 @@ def test_the_wheel_holds_every_source_and_every_model(wheel):
     assert all(name.startswith("textpatch-") for name in others)
 
 
+@pytest.mark.long
 def test_the_wheel_generates(installed, tmp_path):
-    """A shipped model makes a picture from another folder, with the wheel's files alone."""
+    """A shipped model makes a picture from another folder, with the wheel's files alone.
+
+    By default its command line answers from the wheel alone.
+    """
     size, path = run(isolated(installed, GENERATE), tmp_path).rsplit(" ", 1)
     assert size == "(96, 32)" and Path(path.strip()).is_relative_to(installed)
 

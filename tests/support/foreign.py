@@ -328,6 +328,12 @@ SAME = {
     "longcat_image",
     "glm_image",
     "cogvideox",
+    "flux3",
+    "chroma",
+    "hunyuan_video",
+    "ltx_video",
+    "sana_sprint",
+    "ace_step",
 }
 
 

@@ -278,6 +278,15 @@ LONG_FAULTS = {
     "readers of the next token",
     "last reader forgotten",
     "delta of a rounded result",
+    "row in 32 bits",
+    "hidden in keys alone",
+    "text queries read the image's numbers",
+    "largest of this tile alone",
+    "gradient of nothing seen",
+    "donors of values by the keys' table",
+    "scale forgotten in dK",
+    "earlier values not scaled down",
+    "table of one head for all",
 }
 
 if INTERPRETED:  # a planted fault may read wild, which is no way to treat a GPU
