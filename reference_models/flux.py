@@ -175,7 +175,10 @@ class SingleAttention(nn.Module):
 
 
 class JointAttention(nn.Module):
-    """Attention of two streams, each with projections of its own.   The text keys and values are a site."""
+    """Attention of two streams, each with projections of its own.
+
+    The text keys and values are a site.
+    """
 
     def __init__(self, config: FluxConfig):
         super().__init__()
@@ -218,7 +221,7 @@ class JointAttention(nn.Module):
 
 
 def within_range(x: Tensor) -> Tensor:
-    """Numbers of float16 within its range, as published; other dtypes hold them all."""
+    """Numbers of float16 within its range, as published.  Other dtypes hold them all."""
     return x.clip(-65504, 65504) if x.dtype == torch.float16 else x
 
 
@@ -249,7 +252,10 @@ class Block(nn.Module):
 
 
 class SingleBlock(nn.Module):
-    """Attention and a feed-forward beside it, x + gate proj_out([attention; gelu(proj_mlp(x))])."""
+    """Attention and a feed-forward side by side.
+
+    y = x + gate proj_out([attention(h); gelu(proj_mlp(h))]),   h = modulate(x)
+    """
 
     def __init__(self, config: FluxConfig):
         super().__init__()
