@@ -118,6 +118,13 @@ def test_whatever_changes_is_noticed(change, finished):
     assert not remembered()
 
 
+def test_another_version_makes_its_own_answer(finished, monkeypatch):
+    """An answer of another version of textpatch is none."""
+    assert remembered()
+    monkeypatch.setattr(outcome.metadata, "version", lambda name: "0.0.0")
+    assert not remembered()
+
+
 def test_a_link_to_a_folder_above_ends(tmp_path):
     """A folder that links to itself has an end."""
     (tmp_path / "model").mkdir()

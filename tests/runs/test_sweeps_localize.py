@@ -510,7 +510,7 @@ def test_a_resume_shows_what_is_different(weights, here, monkeypatch, capfd):
     """Any other setting, other weights, another OCR: exit code 2, the field with both values, the
     folder as before.
 
-    A finished run whose answer is kept reads nothing again, so that another OCR changes nothing there.
+    The answer of a finished run holds while the program tesseract is the same file, which it is here.
     """
     command = ["localize", weights, "--pairs", "1", "--guidance", "3", "--out", "run"]
     assert cli.main(command) == 0

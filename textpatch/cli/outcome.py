@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,11 +148,11 @@ def _folders(options) -> list[Path]:
 
 
 def _asked(options) -> dict:
-    """What decides the answer, as the options tell it, and where the paths in them begin."""
+    """What decides the answer: the options, where the paths in them begin, and this version."""
     asked = {
         name: _plain(value) for name, value in vars(options).items() if name not in (*SAID, *WHERE)
     }
-    return asked | {"from": os.getcwd()}
+    return asked | {"from": os.getcwd(), "textpatch": metadata.version("textpatch")}
 
 
 def _plain(value):
