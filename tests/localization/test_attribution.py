@@ -117,7 +117,12 @@ def test_a_start_outside_the_run_is_refused(start):
 
 
 @pytest.mark.parametrize(
-    "model, sites", [("planted-mmdit", {1}), ("planted-sdxl", {10}), ("planted-if", {3, 4})]
+    "model, sites",
+    [
+        ("planted-mmdit", {1}),
+        ("planted-sdxl", {10}),
+        pytest.param("planted-if", {3, 4}, marks=pytest.mark.long),
+    ],
 )
 def test_the_planted_sites_stand_out(model, sites):
     """They have more than .8 of all, in each picture, and where the target is another scene, too."""

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.localizing import PAIR
@@ -51,6 +51,7 @@ def given_to_the_picture(case, site, tokens, silent: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "flux"])
+@settings(max_examples=max(settings().max_examples // 2, 1))
 @given(
     seed=st.integers(0, 99), tokens=st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True)
 )

@@ -387,7 +387,7 @@ def test_two_processes_at_once(weights, here):
     """Both shards at the same time: whoever ends last writes the files of the undivided run, at
     times both do.
 
-    By default the same command runs twice at once.
+    By default test_sweeps.py lets eight processes share a folder.
     """
     command = ["localize", weights, "--pairs", "3", "--steps", "1", "--out"]
 
@@ -402,12 +402,14 @@ def test_two_processes_at_once(weights, here):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="forks")
-@pytest.mark.parametrize("mode", [pytest.param("exhaustive", marks=pytest.mark.long), "staged"])
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["exhaustive", "staged"])
 def test_one_command_started_twice(weights, here, mode):
     """No leases: two processes that both claim all work, under one name, lose nothing; the files
     are those of one.
 
-    A unit belongs to a shard by its number, and only the same command started twice does a unit twice.
+    A unit belongs to a shard by its number, and only the same command started twice does a unit twice.  By
+    default test_sweeps.py lets eight processes share a folder.
     """
     command = ["localize", weights, "--pairs", "2", "--steps", "1", "--mode", mode, "--out"]
 
