@@ -54,7 +54,9 @@ MODELS = ["tiny-mmdit", "tiny-sdxl", "tiny-if"]
 NAMED = 'text "{}"'  # negative prompt and concept, in words that the shipped models know
 SCENE = ("colour", "shape", "wall", "pattern")
 COLUMNS = {
-    "pictures": "model reader method n f1_harmful f1_benign chance flagged unreadable ssim scene seconds".split(),
+    "pictures": (
+        "model reader method n f1_harmful f1_benign chance flagged unreadable ssim scene seconds"
+    ).split(),
     "words": "words by n disguise found".split(),
     "time": "model rows plain_ms sanitized_ms ratio ratio_low ratio_high".split(),
 }

@@ -29,6 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 # (steps, guidance)
 SAMPLING = [(4, 1.0), (8, 1.0), (16, 1.0), (8, 2.0), (8, 3.0), (8, 4.0), (8, 5.0)]
 PAIRS = 48
+UNET_PAIRS = 24
 PARTS = "reading", "same-scene", "other-scene", "start", "sheets"
 MMDITS = "tiny-mmdit", "planted-mmdit"
 SCORES = ("exact_target", "exact_source", "f1_target", "f1_source", "ssim", "psnr")
@@ -113,13 +114,12 @@ def picture(pipeline, ocr, *, same_scene: bool) -> None:
 
 def together(pipeline, ocr) -> list[dict]:
     """Source and target run, and the sites that carry the word together, in one scene."""
-    trials = Trials(pipeline, sign_pairs(PAIRS, split="test", same_scene=True), ocr=ocr)
+    pairs = sign_pairs(UNET_PAIRS, split="test", same_scene=True)
+    trials = Trials(pipeline, pairs, ocr=ocr)
     sites = pipeline.defaults.localized
     trials.measure([sites], own=True)
     rows = {"source": "source", "target": "target", group_name(sites): row_name(sites)}
-    return [
-        {"run": run, **_flat(all_scores(trials.records, row, PAIRS))} for run, row in rows.items()
-    ]
+    return [{"run": run, **_flat(all_scores(trials.records, row))} for run, row in rows.items()]
 
 
 def write(name: str, reader: str, rows: list[dict]) -> None:
