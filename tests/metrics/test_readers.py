@@ -675,7 +675,7 @@ def test_the_command_line_reads_by_agreement(tmp_path, monkeypatch, capsys):
     result = json.loads((tmp_path / "run/results.json").read_text())
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert (
-        result["over_reading"] == manifest["over_reading"] and manifest["over_reading"]["n"] == 240
+        result["over_reading"] == manifest["over_reading"] and manifest["over_reading"]["n"] == 600
     )
     assert result["ocr"]["engine"] == "agreement" and result["sites"][0]["n"] == 3
     assert 0 <= result["sites"][0]["disagreement"]["value"] <= 1
