@@ -19,7 +19,7 @@ from textpatch.prompts import files
 from textpatch.prompts.files import read_pairs
 from textpatch.prompts.glyphcontrol import BENCHES, RAW, SPLITS, glyphcontrol_pairs
 from textpatch.prompts.pairs import Pair, bare, mix, quoted, with_words
-from textpatch.reference_models.text_encoders import tokenize
+from textpatch.reference_models.tokenizing import tokenize
 
 GOLDEN_WORDS = [(["bolo"], ["balo"]), (["balo"], ["bilo"]), (["bilo"], ["belo"])]
 GOLDEN_PAIR = Pair(source='"dzlo dilo" on a ship', target='a map titled "dylo dulo", folded')
