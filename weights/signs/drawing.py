@@ -46,7 +46,8 @@ STYLES = {
     "serif": "DejaVuSerif-Bold.ttf",
     "mono": "DejaVuSansMono-Bold.ttf",
 }
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # token of a space between quotes, the sign that T5 writes for it
+# token of a space between quotes, the sign that T5 writes for it
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 # what describes a sign beside its word
 FACTORS = dict(colour=COLOURS, shape=SHAPES, wall=COLOURS, pattern=PATTERNS, style=STYLES)
 # DejaVu's bold capitals are wider than a letter's place.  At 0.84 of its width, W just fits the pitch.
@@ -99,7 +100,18 @@ class SignFormat:
 
     def enlarged(self, times: int) -> SignFormat:
         """Format in which a sign is drawn 1, 2, 4 or 8 times as large.   Raises PatchError for others."""
-        sizes = "height", "width", "cap", "top", "left", "pitch", "unit", "leading", "margin", "corner"
+        sizes = (
+            "height",
+            "width",
+            "cap",
+            "top",
+            "left",
+            "pitch",
+            "unit",
+            "leading",
+            "margin",
+            "corner",
+        )
         return replace(self, **{name: times * getattr(self, name) for name in sizes})
 
     @property
@@ -122,13 +134,17 @@ class SignFormat:
 
     @property
     def line_boxes(self) -> tuple[tuple[int, int, int, int], ...]:
-        """Left, top, right, bottom of each line's part of the plate."""
+        """Left, top, right, bottom of each line's part of the plate.   They do not overlap."""
         unit = self.unit
+        left = self.left - unit
         right = min(self.left + self.longest * self.pitch + unit, self.width)
-        return tuple(
-            (self.left - unit, top - 2 * unit, right, top + self.cap + 3 * unit)
-            for top in self.tops
-        )
+        boxes = []
+        above = 0
+        for top in self.tops:
+            bottom = top + self.cap + 3 * unit
+            boxes.append((left, max(top - 2 * unit, above), right, bottom))
+            above = bottom
+        return tuple(boxes)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from textpatch.weights.signs.words import HELD_OUT, TEST, VALIDATION
 from textpatch.weights.training.families import FAMILIES
 from textpatch.weights.training.recipes import Recipe
 
-SHORT_HELD_OUT = frozenset(TEST) | frozenset(VALIDATION)
+ONE_LINE_HELD_OUT = frozenset(TEST) | frozenset(VALIDATION)
 
 
 class Batch:
@@ -71,7 +71,7 @@ def _unseen_sign(rng: random.Random, recipe: Recipe) -> Sign:
     """Random sign of whose words none is kept for validation or test, however it is written."""
     while True:
         sign = random_sign(rng, recipe.signs)
-        kept = SHORT_HELD_OUT if recipe.signs.lines == 1 else HELD_OUT
+        kept = ONE_LINE_HELD_OUT if recipe.signs.lines == 1 else HELD_OUT
         if kept.isdisjoint(sign.word.upper().split()):
             return sign
 

@@ -96,7 +96,8 @@ def train(
 
     out         folder of the state, the log and the model
     seed        of weights and data; the recipe's when None
-    images      pictures to train on; the recipe's number when None
+    images      pictures to train on; the recipe's number when None.  A run may go on with another number as
+                long as its rate has not begun to fall
     save_every  seconds between two states
 
     The result is deterministic in name, seed and images on one machine and thread count.
