@@ -356,10 +356,10 @@ def runs(tmp_path_factory):
 
 
 def loading(folder):
-    """load(model, dtype) -> (pipeline, fingerprint)."""
-    return lambda name, dtype: (
-        load(folder / name, dtype=getattr(torch, dtype)),
-        model_sha256(folder / name),
+    """load(request) -> (pipeline, fingerprint)."""
+    return lambda request: (
+        load(folder / request["model"], dtype=getattr(torch, request["dtype"])),
+        model_sha256(folder / request["model"]),
     )
 
 
@@ -385,7 +385,7 @@ def test_a_run_folder_is_audited(command, sites, steps, together, runs, monkeypa
 def test_run_folders_that_cannot_be_audited(runs, tmp_path):
     """PatchError for other weights, a run without a plan, and a plan that is not the run's."""
     with refused("was made with weights"):
-        audit_run(runs / "edit", load=lambda name, dtype: (None, "0" * 64))
+        audit_run(runs / "edit", load=lambda request: (None, "0" * 64))
     with refused("a run of generate, which has no plan"):
         audit_run(runs / "generate", load=loading(runs))
     mine = {
