@@ -131,7 +131,7 @@ def test_held_out_words_are_never_trained_on(monkeypatch):
     kept = [*MANY_TEST, *MANY_VALIDATION]
     texts = iter([kept[0].lower(), f"QXZ\n{kept[-1].title()}", f"qxz {kept[7]}", *["QXZ Abc"] * 2])
 
-    def rigged(rng, fmt):
+    def rigged(rng, fmt, texts):
         return Sign(next(texts))
 
     monkeypatch.setattr(batches, "random_sign", rigged)
