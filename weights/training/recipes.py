@@ -139,7 +139,7 @@ RECIPES = {
         tokens=38,
         stages=((0, Texts()), (2131, Texts(longest=5, alone=0.1, twos=0.0, cases=("upper",)))),
         batch=16,
-        images=52_800,
+        images=153_600,
         decay=0.2,
         text_weight=2.0,
     ),
