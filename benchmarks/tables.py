@@ -199,7 +199,7 @@ def claims() -> str:
     rows = []
     for part in parts:
         there = [one(measured, pictures=name, what=part) for name in names]
-        rows.append([part, there[0]["n"], *(share(row["read"]) for row in there)])
+        rows.append([part, there[0]["n"], *(share(row["share"]) for row in there)])
     return drawn(["", "signs", *names], rows)
 
 
