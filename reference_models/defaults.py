@@ -18,7 +18,7 @@ WANTED = {
     "width": "a whole number of 1 to 32768",
     "steps": "a positive whole number",
     "guidance": "a finite number",
-    "text_box": "four whole numbers (left, top, right, bottom), or as many for each line of text",
+    "text_box": "four whole numbers: left, top, right, bottom; or as many for each line of text",
     "localized": "site indices, whole numbers",
     "micro": "six whole numbers",
     "level": "a timestep, a whole number",
