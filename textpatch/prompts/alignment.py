@@ -27,7 +27,7 @@ def token_blocks(pipeline, total: int) -> list[TokenBlock]:
 
     They lie as in the published models, those of two CLIPs in one place, side by side on channels, and those
     of a T5 after them.
-    Raises PatchError for encoders without tokenizers.
+    Raises PatchError for encoders without tokenizers, and for prompts in several windows.
     """
     encoders = pipeline.encoders
     tokenizers = getattr(encoders, "tokenizers", None)
@@ -35,6 +35,11 @@ def token_blocks(pipeline, total: int) -> list[TokenBlock]:
         raise PatchError(
             f"the encoders of {pipeline.name} have no `tokenizers` to find a word with; "
             "give `tokens`, where a call takes these, or encoders with tokenizers"
+        )
+    if getattr(encoders, "windows", 1) > 1:
+        raise PatchError(
+            f"{pipeline.name} reads prompts in several windows, between which the places of a word are not "
+            "told; give `tokens`, where a call takes these, or a pipeline without long prompts"
         )
     limits = getattr(encoders, "limits", [total] * len(tokenizers))
     lengths = [
