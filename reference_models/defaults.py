@@ -8,8 +8,8 @@ from numbers import Integral, Real
 
 from textpatch.errors import PatchError
 from textpatch.guidance import Embedded, Guidance, as_guidance
-from textpatch.pipelines import TextBox
 
+Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels
 # most latents along a side, far beyond what any model draws
 LARGEST = 32768
 # What each of the fields of `Defaults` must be.
@@ -48,7 +48,7 @@ class Defaults:
     width: int
     steps: int
     guidance: float
-    text_box: TextBox | None = None
+    text_box: Box | tuple[Box, ...] | None = None
     localized: tuple[int, ...] = ()
     micro: tuple[int, ...] | None = None
     level: int = 250
