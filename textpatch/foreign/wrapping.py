@@ -41,8 +41,7 @@ def wrap(
     calls     which branches the rows of each call of a step are: [["uncond", "cond"]] for one call with the
               unconditional rows first, [["cond"], ["uncond"]] for two.  Found out in short runs when None
     name      what manifests and reports call it
-    text_box  left, upper, right and lower pixel of the place where words stand, or a box for each line of
-              text.  None if nobody knows it
+    text_box  left, upper, right, lower pixel of where words stand, or these of each line, None if unknown
     localized indices of the sites that were found to carry words
     options   further arguments of every call of a pipeline with a recipe, such as height and width
 
