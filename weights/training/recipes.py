@@ -8,7 +8,8 @@ from textpatch.reference_models.deepfloyd_if import IFConfig
 from textpatch.reference_models.mmdit import MMDiTConfig
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, Schedule
 from textpatch.reference_models.sdxl import SDXLConfig
-from textpatch.weights.signs.drawing import SignFormat
+from textpatch.weights.signs.drawing import LETTERS, SMALL, SignFormat, Texts
+from textpatch.weights.signs.tokens import LENGTH
 
 TINY_MMDIT = MMDiTConfig(
     sample_size=32,
@@ -68,6 +69,26 @@ TINY_IF_II = replace(
     mid_block_scale_factor=2**0.5,
 )
 
+TINY_WORDS = replace(TINY_MMDIT, sample_size=40, num_layers=8, pos_embed_max_size=24)
+# Two lines of nine places each.  Patterns begin at the same place, so that the prompt fixes them.
+TWO_LINES = SignFormat(
+    height=40,
+    width=80,
+    cap=8,
+    top=9,
+    left=4,
+    pitch=8,
+    longest=9,
+    styles=("plain", "bold"),
+    lines=2,
+    leading=12,
+    margin=5,
+    corner=8,
+    letters=LETTERS + SMALL,
+    shapes=("sign", "badge"),
+    phases=1,
+)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -76,6 +97,7 @@ class Recipe:
     denoiser: MMDiTConfig | SDXLConfig | IFConfig = TINY_MMDIT
     schedule: Schedule = FlowMatchEuler()
     signs: SignFormat = field(default_factory=SignFormat)
+    tokens: int = LENGTH  # of a prompt, in each encoder
     seed: int = 1
     images: int = 76_800
     batch: int = 48
@@ -100,10 +122,27 @@ class Recipe:
     micro: tuple[int, ...] | None = None  # SDXL's sizes, the same for every sign
     low_noise: int | None = None  # stage II's small pictures are noised to timesteps below this one
     level: int = 250  # timestep they are noised to when nothing else is asked for
+    # (first step, texts from there on), in order, where a sign has several lines
+    stages: tuple[tuple[int, Texts], ...] = ((0, Texts()),)
+
+    def texts_of(self, step: int) -> Texts:
+        """What the texts of a step are."""
+        return [texts for first, texts in self.stages if first <= step][-1]
 
 
 RECIPES = {
     "tiny-mmdit": Recipe(localized=(1,)),
+    # Every text that fits for 34,096 images, then two lines of a short word each, in capitals.
+    "tiny-words": Recipe(
+        denoiser=TINY_WORDS,
+        signs=TWO_LINES,
+        tokens=38,
+        stages=((0, Texts()), (2131, Texts(longest=5, alone=0.1, twos=0.0, cases=("upper",)))),
+        batch=16,
+        images=153_600,
+        decay=0.2,
+        text_weight=2.0,
+    ),
     # Site 1 is where the word already is in tiny-mmdit.  Planting it at site 3 instead failed: after 36,000
     # images site 0 of a model of seed 0 still carried most of it (F1 towards target .48, site 3 .18, over
     # 6 validation pairs at guidance 1).
