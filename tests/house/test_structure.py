@@ -51,14 +51,14 @@ LAYERS = [
     ["sites"],
     ["anatomy", "attention", "changes", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
-    ["disk", "exits", "html", "memory", "pictures", "progress", "sounds"],
+    ["disk", "equality", "exits", "html", "memory", "pictures", "progress", "sounds"],
     ["quotes", "seeds", "text"],
     ["errors"],
 ]
 CORE = (
     "anatomy attending attention bank bookkeeping branches cache calls changes checks classifier_free "
-    "explaining guidance hooks ledger masks packing patching plan reads recording rows safe_guidance seeds "
-    "shapes sites slots softmax swapping swaps taps windows"
+    "equality explaining guidance hooks ledger masks packing patching plan reads recording rows "
+    "safe_guidance seeds shapes sites slots softmax swapping swaps taps windows"
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 TALKERS = {"cli", "examples"}

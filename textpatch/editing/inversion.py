@@ -19,6 +19,7 @@ from textpatch import metrics
 from textpatch.editing.inverting import DEFAULT, FlowEdit, InversionMethod, Memory, as_method
 from textpatch.editing.solved import Solved
 from textpatch.editing.velocities import Prediction, require_forgetful
+from textpatch.equality import equal
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, Unguided, as_guidance
 from textpatch.html import figure, fragment, safe
@@ -60,7 +61,7 @@ class Errors:
     guided: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inversion:
     """Result of `invert`.
 
@@ -84,6 +85,9 @@ class Inversion:
     guided: Image.Image
     errors: Errors
     calls: int
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Inversion) and equal(vars(self), vars(other))
 
     @property
     def noise(self) -> Tensor:

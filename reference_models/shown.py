@@ -1,0 +1,32 @@
+"""What a pipeline says of itself at a prompt."""
+
+from __future__ import annotations
+
+from textwrap import shorten
+
+from textpatch.ports.shipped import pipeline_sites
+from textpatch.sites import Sites
+from textpatch.text import plain
+
+NOTES = 2  # shown
+WIDEST = 100  # characters of a note
+
+
+def lines_of(pipeline) -> list[str]:
+    """Name, size, sites, run, place and first notes of a pipeline, in eight lines at most."""
+    size = sum(parameter.numel() for parameter in pipeline.denoiser.parameters())
+    defaults = pipeline.defaults
+    place = f"{str(pipeline.dtype).removeprefix('torch.')} on {pipeline.device}"
+    sites = repr(Sites(pipeline_sites(pipeline))).partition("\n")[0]
+    channels = pipeline.latent_channels
+    lines = [
+        f"Pipeline {plain(pipeline.name)}",
+        f"  denoiser {type(pipeline.denoiser).__name__}, {size:,} parameters, {place}",
+        f"  {sites}",
+        f"  latents {channels} x {defaults.height} x {defaults.width}",
+        f"  by default {defaults.steps} steps, guidance {defaults.guidance}",
+    ]
+    lines += [f"  note: {shorten(plain(note), WIDEST)}" for note in pipeline.notes[:NOTES]]
+    if len(pipeline.notes) > NOTES:
+        lines.append(f"  and {len(pipeline.notes) - NOTES} more in notes")
+    return lines
