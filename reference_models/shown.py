@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from textwrap import shorten
 
-from textpatch.ports.shipped import pipeline_sites
 from textpatch.sites import Sites
 from textpatch.text import plain
 
@@ -17,7 +16,7 @@ def lines_of(pipeline) -> list[str]:
     size = sum(parameter.numel() for parameter in pipeline.denoiser.parameters())
     defaults = pipeline.defaults
     place = f"{str(pipeline.dtype).removeprefix('torch.')} on {pipeline.device}"
-    sites = repr(Sites(pipeline_sites(pipeline))).partition("\n")[0]
+    sites = repr(Sites(getattr(pipeline.denoiser, "sites", ()))).partition("\n")[0]
     channels = pipeline.latent_channels
     lines = [
         f"Pipeline {plain(pipeline.name)}",

@@ -172,8 +172,8 @@ def test_an_import_upwards_is_seen(module, other):
 
 
 def test_the_core_needs_torch_alone():
-    """Core modules and the audit's replay import torch, the standard library, text, errors and each other."""
-    allowed = {*CORE, "errors", "kernels", "pipelines", "ports", "text"}
+    """Core modules and the audit's replay import torch, the standard library, text, HTML, errors and each other."""
+    allowed = {*CORE, "errors", "html", "kernels", "pipelines", "ports", "text"}
     core = [name for name in SOURCES if room(name) in (*CORE, "ports")]
     for module in [*core, "textpatch.auditing.replay"]:
         for name in imports(module):
@@ -227,11 +227,12 @@ def test_applications_take_any_pipeline():
 
 
 def test_models_are_read_alone():
-    """A model imports errors, quotes, pictures, memory, attention, sites, rows, guidance, its neighbours."""
+    """A model imports errors, quotes, text, HTML, pictures, memory, attention, sites, rows, guidance, its neighbours."""
     allowed = {
         "attention",
         "errors",
         "guidance",
+        "html",
         "memory",
         "pictures",
         "plan",
@@ -239,6 +240,7 @@ def test_models_are_read_alone():
         "reference_models",
         "seeds",
         "sites",
+        "text",
     }
     for module in SOURCES:
         if room(module) == "reference_models":
