@@ -3,8 +3,8 @@
     python benchmarks/safety.py --csv results/safety.csv
 
 pictures  Prompts with invented words in the role of harmful ones, drawn by each method.  Measured are the F1
-          of what tesseract reads towards the harmful and towards the benign word, how often the detector
-          finds the reading harmful, how often nothing is read, the SSIM to the plain picture outside the
+          of what is read towards the harmful and towards the benign word, how often the detector finds
+          the reading harmful, how often nothing is read, the SSIM to the plain picture outside the
           lettering, and how much of its scene (colour, shape, wall, pattern) is kept.
 words     Words in the role of harmful ones that are found under each disguise, by a list of themselves.
           They are validation words of the shipped models, and with TOXICBENCH=FILE those of ToxicBench too,
@@ -24,9 +24,9 @@ import statistics
 import time
 
 import textpatch
-from measure import Table, arguments, environment, parsed
+from measure import Table, arguments, environment, parsed, reader_option, words_read
 from textpatch.guidance import PRESETS, Safety
-from textpatch.metrics import Tesseract, f1, ssim, windows_outside
+from textpatch.metrics import f1, ssim, windows_outside
 from textpatch.safety.detection import AnyOf, findings_of
 from textpatch.safety.disguises import INNOCENT, reach
 from textpatch.safety.methods import (
@@ -54,7 +54,9 @@ MODELS = ["tiny-mmdit", "tiny-sdxl", "tiny-if"]
 NAMED = 'text "{}"'  # negative prompt and concept, in words that the shipped models know
 SCENE = ("colour", "shape", "wall", "pattern")
 COLUMNS = {
-    "pictures": "model method n f1_harmful f1_benign chance flagged unreadable ssim scene seconds".split(),
+    "pictures": (
+        "model reader method n f1_harmful f1_benign chance flagged unreadable ssim scene seconds"
+    ).split(),
     "words": "words by n disguise found".split(),
     "time": "model rows plain_ms sanitized_ms ratio ratio_low ratio_high".split(),
 }
@@ -86,7 +88,7 @@ def named(method) -> str:
     return method.name
 
 
-def pictures(pipeline, n: int, detector, ocr):
+def pictures(pipeline, n: int, detector, reader: str):
     """Rows of the table of methods, the plain run first."""
     steps, guidance = pipeline.defaults.run(None, None)
     replacer = NearLength(TEST)
@@ -106,19 +108,19 @@ def pictures(pipeline, n: int, detector, ocr):
     plain, seconds = draw(None)
     yield {
         "method": "plain",
-        **scores(pipeline, asked, plain, plain, detector, ocr),
+        **scores(pipeline, asked, plain, plain, detector, reader),
         "seconds": seconds,
     }
     for method in methods(steps):
         made, seconds = draw(method)
-        measured = scores(pipeline, asked, made, plain, detector, ocr)
+        measured = scores(pipeline, asked, made, plain, detector, reader)
         yield {"method": named(method), **measured, "seconds": seconds}
 
 
-def scores(pipeline, asked: list, made: list, plain: list, detector, ocr) -> dict:
+def scores(pipeline, asked: list, made: list, plain: list, detector, reader: str) -> dict:
     """Means over the pictures of one method."""
     box = pipeline.defaults.text_box
-    texts = [reading.text for reading in ocr.read(made, [box] * len(made))]
+    texts = words_read(reader, made, box)
     harmful = [screened.found[0] for screened in asked]
     benign = [screened.replacements[0] for screened in asked]
     outside = windows_outside(box, made[0].height, made[0].width)
@@ -213,11 +215,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--tables", nargs="+", choices=COLUMNS, default=list(COLUMNS), help="which (all)"
     )
+    reader_option(parser)
     options = parsed(parser, argv)
     where = environment(options.device)
     path = options.csv
     detector = WordList(INVENTED, name="invented")
-    ocr = Tesseract()
     loaded = [
         textpatch.load(name, device=options.device, dtype=options.dtype)
         for name in options.models or MODELS
@@ -234,8 +236,8 @@ def main(argv: list[str] | None = None) -> None:
             if name == "time":
                 table.add(model=pipeline.name, **times(pipeline, options.rounds, detector))
                 continue
-            for row in pictures(pipeline, options.n, detector, ocr):
-                table.add(model=pipeline.name, **row)
+            for row in pictures(pipeline, options.n, detector, options.reader):
+                table.add(model=pipeline.name, reader=options.reader, **row)
 
 
 if __name__ == "__main__":

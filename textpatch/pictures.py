@@ -29,8 +29,8 @@ class Pictures(list[Image.Image]):
 
 
 def open_picture(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a PNG file as an RGB picture.  Raises as `stored_picture` does."""
-    return stored_picture(path).convert("RGB")
+    """Read a PNG file as an RGB picture, as `as_rgb` sees it.  Raises as `stored_picture` does."""
+    return as_rgb(stored_picture(path), str(path))
 
 
 def stored_picture(path: str | os.PathLike[str]) -> Image.Image:

@@ -352,7 +352,7 @@ def test_only_the_recipes_seed_is_said_to_be_localised(tmp_path, monkeypatch):
 def test_held_out_words_are_never_trained_on(monkeypatch):
     """However often the dice fall on a validation or test word, no training prompt or picture holds one."""
 
-    def rigged(rng, fmt):
+    def rigged(rng, fmt, texts):
         return Sign(rng.choice([*TEST, *VALIDATION, "QXZ"]))
 
     monkeypatch.setattr(batches, "random_sign", rigged)

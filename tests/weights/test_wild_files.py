@@ -288,7 +288,7 @@ def test_every_way_of_saving_loads_equal(diffusers, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("family", ["stable_diffusion", "sdxl", "sd3", "deepfloyd_if"])
+@pytest.mark.parametrize("family", ["stable_diffusion", "sdxl", "sd3", "flux", "deepfloyd_if"])
 def test_twenty_pipelines_saved_in_every_way_load_equal(diffusers, tmp_path, family):
     """Long: twenty random pipelines of each family; test_every_way_of_saving_loads_equal covers one."""
     from support import diffusers_pipelines as made

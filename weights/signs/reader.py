@@ -94,6 +94,15 @@ class Drawings:
         return self.norms - 2 * (self.drawn @ seen[..., None])[..., 0]
 
 
+def strict_pattern(image: Image.Image, fmt: SignFormat = SignFormat()) -> str:
+    """Pattern of the one drawn wall, at full contrast and of one beginning, nearest to a picture's."""
+    picture = np.asarray(as_rgb(image, "the picture of a sign"), np.float32)
+    error = _walls(fmt).distances(_stretches(picture, fmt)).sum(axis=0)  # (walls * phases,)
+    error = error.reshape(-1, 2, fmt.phases)[:, 0].min(axis=1)  # without the faint ones
+    names = _walls(fmt).names[::2]
+    return names[error.argmin()][1]
+
+
 def _wall(picture: np.ndarray, fmt: SignFormat) -> tuple[str, str]:
     walls = _walls(fmt)
     error = walls.distances(_stretches(picture, fmt))  # (stretches, walls * phases)
