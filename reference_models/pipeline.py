@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, Moment, State, as_guidance, branch_rows, told
-from textpatch.html import fragment, safe
 from textpatch.memory import with_less
 from textpatch.pictures import Pictures
 from textpatch.plan import Row
@@ -26,7 +25,7 @@ from textpatch.reference_models.predictions import OF_SCHEDULE, guided, parted
 from textpatch.reference_models.requests import each_seed, listed, parts, sampled_by
 from textpatch.reference_models.schedules import Schedule
 from textpatch.reference_models.schedules.published import chosen
-from textpatch.reference_models.shown import lines_of
+from textpatch.reference_models.shown import html_of, lines_of
 from textpatch.reference_models.upscaling import read_beside, require_one_each, small_tensor
 from textpatch.seeds import HEARD, whole_seeds
 
@@ -96,7 +95,7 @@ class Pipeline(nn.Module):
         return "\n".join(lines_of(self))
 
     def _repr_html_(self) -> str:
-        return fragment(f"<pre>{'<br>'.join(map(safe, lines_of(self)))}</pre>")
+        return html_of(self)
 
     @property
     def device(self) -> torch.device:

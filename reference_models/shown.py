@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textwrap import shorten
 
+from textpatch.html import fragment, safe
 from textpatch.sites import Sites
 from textpatch.text import plain
 
@@ -29,3 +30,8 @@ def lines_of(pipeline) -> list[str]:
     if len(pipeline.notes) > NOTES:
         lines.append(f"  and {len(pipeline.notes) - NOTES} more in notes")
     return lines
+
+
+def html_of(pipeline) -> str:
+    """The same lines for a notebook."""
+    return fragment(f"<pre>{'<br>'.join(map(safe, lines_of(pipeline)))}</pre>")

@@ -172,7 +172,7 @@ def test_an_import_upwards_is_seen(module, other):
 
 
 def test_the_core_needs_torch_alone():
-    """Core modules and the audit's replay import torch, the standard library, text, HTML, errors and each other."""
+    """Core modules and the audit's replay import torch, the standard library, errors, text and each other."""
     allowed = {*CORE, "errors", "html", "kernels", "pipelines", "ports", "text"}
     core = [name for name in SOURCES if room(name) in (*CORE, "ports")]
     for module in [*core, "textpatch.auditing.replay"]:
@@ -227,7 +227,7 @@ def test_applications_take_any_pipeline():
 
 
 def test_models_are_read_alone():
-    """A model imports errors, quotes, text, HTML, pictures, memory, attention, sites, rows, guidance, its neighbours."""
+    """A model imports the ground floor, attention, sites, rows, guidance, and its neighbours."""
     allowed = {
         "attention",
         "errors",
