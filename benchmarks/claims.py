@@ -51,7 +51,7 @@ def row(name: str, what: str, right: list[bool]) -> dict:
     return {
         "pictures": name,
         "what": what,
-        "read": share,
+        "share": share,
         "low": low,
         "high": high,
         "n": len(right),

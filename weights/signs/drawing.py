@@ -333,11 +333,14 @@ def painted(picture: np.ndarray, colour, cover: np.ndarray) -> np.ndarray:
 def draw_sign(sign: Sign, fmt: SignFormat, rng: random.Random) -> np.ndarray:
     """Draw a sign, float32 (height, width, 3) in -1..1.   Raises PatchError for a word that does not fit."""
     _require_drawable(sign.word, fmt)
-    plate = COLOURS[sign.colour]
     picture = draw_wall(sign.wall, sign.pattern, fmt, rng.choice(PHASES[: fmt.phases]))
-    picture = painted(picture, plate, plate_mask(sign.shape, fmt))
-    ink = DARK if luminance(plate) > 140 else LIGHT
-    return painted(picture, ink, word_mask(sign.word, sign.style, fmt)) / 127.5 - 1
+    picture = painted(picture, COLOURS[sign.colour], plate_mask(sign.shape, fmt))
+    return painted(picture, ink_on(sign.colour), word_mask(sign.word, sign.style, fmt)) / 127.5 - 1
+
+
+def ink_on(colour: str) -> tuple[int, int, int]:
+    """Colour of the letters on a plate of this colour."""
+    return DARK if luminance(COLOURS[colour]) > 140 else LIGHT
 
 
 def _require_drawable(text: str, fmt: SignFormat) -> None:
