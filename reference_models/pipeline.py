@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, Moment, State, as_guidance, branch_rows, told
 from textpatch.memory import with_less
-from textpatch.pictures import Pictures
 from textpatch.plan import Row
 from textpatch.reference_models.defaults import Defaults, is_whole
 from textpatch.reference_models.layers import TextCondition
@@ -25,7 +24,7 @@ from textpatch.reference_models.predictions import OF_SCHEDULE, guided, parted
 from textpatch.reference_models.requests import each_seed, listed, parts, sampled_by
 from textpatch.reference_models.schedules import Schedule
 from textpatch.reference_models.schedules.published import chosen
-from textpatch.reference_models.shown import html_of, lines_of
+from textpatch.reference_models.shown import Pictures, html_of, lines_of
 from textpatch.reference_models.upscaling import read_beside, require_one_each, small_tensor
 from textpatch.seeds import HEARD, whole_seeds
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from textwrap import shorten
 
-from textpatch.html import fragment, safe
+from PIL import Image
+
+from textpatch.html import figure, fragment, safe
 from textpatch.sites import Sites
 from textpatch.text import plain
 
@@ -35,3 +37,11 @@ def lines_of(pipeline) -> list[str]:
 def html_of(pipeline) -> str:
     """The same lines for a notebook."""
     return fragment(f"<pre>{'<br>'.join(map(safe, lines_of(pipeline)))}</pre>")
+
+
+class Pictures(list[Image.Image]):
+    """A list of pictures, which a notebook shows side by side."""
+
+    def _repr_html_(self) -> str:
+        figures = "".join(figure(picture, str(place)) for place, picture in enumerate(self))
+        return fragment(f'<div class="gallery">{figures}</div>')

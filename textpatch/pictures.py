@@ -13,19 +13,10 @@ from typing import Any
 from PIL import ExifTags, Image, ImageOps
 
 from textpatch.errors import PatchError, StoreError
-from textpatch.html import figure, fragment
 
 MOST_PIXELS = 2**25  # 100 MB as RGB; no model here draws a thirtieth of it
 MODES = ("L", "RGB", "RGBA")  # those of a run folder; no other is converted without a loss
 _BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
-
-
-class Pictures(list[Image.Image]):
-    """A list of pictures, which a notebook shows side by side."""
-
-    def _repr_html_(self) -> str:
-        figures = "".join(figure(picture, str(place)) for place, picture in enumerate(self))
-        return fragment(f'<div class="gallery">{figures}</div>')
 
 
 def open_picture(path: str | os.PathLike[str]) -> Image.Image:
