@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from textpatch.bank import prompt_settles_text
 from textpatch.editing.result import Edit
 from textpatch.errors import PatchError
-from textpatch.groups import localized_group, require_start, rows_and_plan
+from textpatch.groups import Group, localized_group, require_start, rows_and_plan
 from textpatch.guidance import Guidance, require_branch
 from textpatch.pipelines import SupportsSampling
 from textpatch.plan import Row
@@ -49,9 +49,7 @@ class Localized:
         Raises PatchError for unknown sites, for a model without localised ones, for a start outside the run,
         for one branch of a run that has no other, and for a swap that changed nothing.
         """
-        require_start(self.start, steps)
-        require_branch(self.branch, guidance)
-        chosen = localized_group(pipeline, self.sites)
+        chosen = self.swapped(pipeline, steps, guidance)
         rows, plan = rows_and_plan(pair, seed, [chosen], steps, self.start, self.branch)
         rows = _needed(rows, also, settled=prompt_settles_text(pipeline.denoiser))
         made = sample(pipeline, rows, plan, steps=steps, guidance=guidance)
@@ -69,6 +67,17 @@ class Localized:
             method=self.name,
             generations=sum(row.sampled for row in rows),
         )
+
+    def swapped(
+        self, pipeline: SupportsSampling, steps: int, guidance: float | Guidance
+    ) -> Group:
+        """Indices of the sites that are swapped in a run.
+
+        Raises PatchError for sites, a start or a branch that the run has not.
+        """
+        require_start(self.start, steps)
+        require_branch(self.branch, guidance)
+        return localized_group(pipeline, self.sites)
 
 
 @dataclass(frozen=True)
