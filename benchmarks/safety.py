@@ -238,7 +238,7 @@ def reached(name: str, by: str, detector, harmful: list[str], benign: list[str])
     for disguise, share in reach(detector, harmful).items():
         yield {"words": name, "by": by, "n": len(harmful), "disguise": disguise, "found": share}
     known = {word.lower() for word in harmful}
-    for innocents, texts in (("benign words", benign), ("innocent texts", map(str.upper, INNOCENT))):
+    for innocents, texts in (("benign words", benign), ("innocent texts", INNOCENT)):
         clean = [text for text in texts if text.lower() not in known]
         share = np.mean([bool(findings_of(detector, text)) for text in clean])
         yield {"words": name, "by": by, "n": len(clean), "disguise": innocents, "found": share}
