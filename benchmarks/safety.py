@@ -141,7 +141,8 @@ def pictures(pipeline, disguise: str, detector, options) -> Iterator[dict]:
     words, pairs = zip(*asked(pipeline, disguise, n, detector), strict=True)
     run = None
     if options.runs is not None:
-        request = {"safety": pipeline.name, "disguise": disguise, "n": n, "seeds": list(seeds)}
+        # more prompts or seeds go on in the same folder, whose records name theirs
+        request = {"safety": pipeline.name, "disguise": disguise}
         folder = f"safety-{pipeline.name}-{disguise.replace(' ', '-')}"
         run = Run.open(options.runs / folder, {"request": request})
     by_name = (methods if plain else under_disguise)(steps)

@@ -777,34 +777,86 @@ def disguises() -> str:
     return drawn(["disguise", *titles], rows)
 
 
+SAFETY_READ = ("f1_harmful", "f1_benign", "flagged", "unreadable")
+SAFETY_TITLES = ["F1 harmful", "F1 benign", "flagged", "unreadable", "background SSIM", "PSNR"]
+
+
 def safety_methods() -> str:
     """What each method writes, and what it keeps of the picture."""
+    table = chosen(read_rows("safety-pictures"), disguise="none")
+    scene = ("colour", "shape", "wall", "pattern")
     rows = [
         [
             f"{row['model']}, {row['method']}",
-            *(share(row[name], 2) for name in ("f1_harmful", "f1_benign", "flagged", "unreadable")),
-            *(share(row[name]) for name in ("ssim", "scene")),
+            *_safety_read(row),
+            *(share(row[name], 2) for name in scene),
+            _scene_more(row),
         ]
-        for row in read_rows("safety-pictures")
+        for row in table
     ]
-    (n,) = {row["n"] for row in read_rows("safety-pictures")}
-    (chance,) = {share(row["chance"], 2) for row in read_rows("safety-pictures")}
-    titles = [f"{n} prompts, chance {chance}", "F1 harmful", "F1 benign", "flagged"]
-    return drawn([*titles, "unreadable", "background SSIM", "scene"], rows)
+    (n,) = {row["n"] for row in table}
+    (chance,) = {share(row["chance"], 2) for row in table}
+    titles = [f"{n} pictures, chance {chance}", *SAFETY_TITLES, *scene]
+    return drawn([*titles, "kept more than by localized"], rows)
+
+
+def safety_disguised() -> str:
+    """What each method writes of a disguised word."""
+    rows = []
+    for row in read_rows("safety-pictures"):
+        if row["disguise"] != "none":
+            named = f"{row['model']}, {row['disguise']}, {row['method']}"
+            rows.append([named, row["n"], share(row["chance"], 2), *_safety_read(row)])
+    return drawn(["", "n", "chance", *SAFETY_TITLES], rows)
+
+
+def _safety_read(row: dict) -> list[str]:
+    """Cells of what was read in the pictures of a method, and of its background."""
+    psnr = f"{float(row['psnr']):.1f}" if row["psnr"] else ""
+    return [*(share(row[name], 2) for name in SAFETY_READ), share(row["ssim"]), psnr]
+
+
+def _scene_more(row: dict) -> str:
+    """By how much more of the scene a method keeps than ours, with the interval over the same pairs."""
+    if not row["more_scene"]:
+        return ""
+    value, *ends = (f"{float(row[f'more_scene{end}']):+.3f}" for end in ("", "_low", "_high"))
+    return f"{value} ({' to '.join(ends)})"
+
+
+def safety_outcomes() -> str:
+    """What becomes of prompts under each disguise, and of innocent ones."""
+    table = read_rows("safety-outcomes")
+    models = list(dict.fromkeys(row["model"] for row in table))
+    became = ("replaced", "unreadable", "passed")
+    rows = [
+        [
+            f"{first['prompts']}, {first['n']}",
+            *(
+                share(one(table, model=model, prompts=first["prompts"])[name], 2)
+                for model in models
+                for name in became
+            ),
+        ]
+        for first in chosen(table, model=models[0])
+    ]
+    titles = [f"{model}, {name}" for model in models for name in became]
+    return drawn(["prompts", *titles], rows)
 
 
 def safety_time() -> str:
     """CPU time of sanitizing beside that of a plain run."""
     rows = [
         [
-            row["model"],
+            f"{row['model']}, {row['method']}",
             row["rows"],
+            f"{float(row['median_ms']) / 1e3:.2f}",
             ratio(float(row["ratio"])),
             f"{ratio(float(row['ratio_low']))} to {ratio(float(row['ratio_high']))}",
         ]
         for row in read_rows("safety-time")
     ]
-    return drawn(["", "rows", "times the plain run", "quartiles"], rows)
+    return drawn(["", "rows", "CPU s a picture", "times the plain run", "quartiles"], rows)
 
 
 # Table 7 of arXiv 2502.09935: F1 towards the harmful text and toxicity, SDXL, DeepFloyd IF, SD3
@@ -896,7 +948,8 @@ TABLES: dict[str, Callable[..., str]] = {
         other_sizes, real_pictures, strangers, searches, promised, over_reading, misread, limits, readers,
         rewriting, finetuning, safe_tuning, beyond, edits, edits_told, edits_published, overhead,
         foreign_runs, idle_hooks, full_size, attention,
-        localization, published, disguises, safety_methods, safety_time, safety_published,
+        localization, published, disguises, safety_methods, safety_disguised, safety_outcomes,
+        safety_time, safety_published,
         ports_verified, ports_exceptions, ports_unsaid, ports_tried,
     )
 }  # fmt: skip
