@@ -462,6 +462,20 @@ def _span(values: Sequence[float]) -> str:
     return f"{ratio(min(values))} to {ratio(max(values))}"
 
 
+def edited_maps() -> str:
+    """Time and largest tensor of Prompt-to-Prompt's attention, by two calls and by maps."""
+    table = read_rows("edited_maps")
+    rows = []
+    for first in chosen(table, way="plain"):
+        cells = [f"{first['image']} + {first['text']}"]
+        for way in ("two calls", "maps"):
+            row = one(table, image=first["image"], way=way)
+            cells += [ratio(float(row["ratio"])), f"{float(row['mb']):.1f}"]
+        rows.append([*cells, f"{float(first['mb']):.1f}"])
+    titles = ["tokens of image and text", "two calls, times plain", "MB", "maps, times plain", "MB"]
+    return drawn([*titles, "plain, MB"], rows)
+
+
 def rewriting() -> str:
     """Words rewritten by a closed form at each arm's sites, and neighbours that stay."""
     lines = [
@@ -783,21 +797,20 @@ SAFETY_TITLES = ["F1 harmful", "F1 benign", "flagged", "unreadable", "background
 
 def safety_methods() -> str:
     """What each method writes, and what it keeps of the picture."""
-    table = chosen(read_rows("safety-pictures"), disguise="none")
     scene = ("colour", "shape", "wall", "pattern")
     rows = [
         [
             f"{row['model']}, {row['method']}",
+            row["n"],
+            share(row["chance"], 2),
             *_safety_read(row),
-            *(share(row[name], 2) for name in scene),
+            *(share(row[name], 2) for name in (*scene, "scene")),
             _scene_more(row),
         ]
-        for row in table
+        for row in chosen(read_rows("safety-pictures"), disguise="none")
     ]
-    (n,) = {row["n"] for row in table}
-    (chance,) = {share(row["chance"], 2) for row in table}
-    titles = [f"{n} pictures, chance {chance}", *SAFETY_TITLES, *scene]
-    return drawn([*titles, "kept more than by localized"], rows)
+    titles = ["", "n", "chance", *SAFETY_TITLES, *scene, "all four"]
+    return drawn([*titles, "all four, more than localized"], rows)
 
 
 def safety_disguised() -> str:
@@ -846,16 +859,14 @@ def safety_outcomes() -> str:
 
 def safety_time() -> str:
     """CPU time of sanitizing beside that of a plain run."""
-    rows = [
-        [
-            f"{row['model']}, {row['method']}",
-            row["rows"],
-            f"{float(row['median_ms']) / 1e3:.2f}",
-            ratio(float(row["ratio"])),
-            f"{ratio(float(row['ratio_low']))} to {ratio(float(row['ratio_high']))}",
-        ]
-        for row in read_rows("safety-time")
-    ]
+    rows = []
+    for row in read_rows("safety-time"):
+        span = ""
+        if row["method"] != "plain":
+            span = f"{ratio(float(row['ratio_low']))} to {ratio(float(row['ratio_high']))}"
+        named = f"{row['model']}, {row['method']}"
+        seconds = f"{float(row['median_ms']) / 1e3:.2f}"
+        rows.append([named, row["rows"], seconds, ratio(float(row["ratio"])), span])
     return drawn(["", "rows", "CPU s a picture", "times the plain run", "quartiles"], rows)
 
 
@@ -946,7 +957,7 @@ TABLES: dict[str, Callable[..., str]] = {
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, chance,
         other_sizes, real_pictures, strangers, searches, promised, over_reading, misread, limits, readers,
-        rewriting, finetuning, safe_tuning, beyond, edits, edits_told, edits_published, overhead,
+        rewriting, finetuning, safe_tuning, beyond, edits, edits_told, edits_published, edited_maps, overhead,
         foreign_runs, idle_hooks, full_size, attention,
         localization, published, disguises, safety_methods, safety_disguised, safety_outcomes,
         safety_time, safety_published,
