@@ -52,4 +52,9 @@ def listed(given) -> list:
 
 def sampled_by(name: str, schedule: object) -> str:
     """Name of a model that is sampled by another schedule than its own."""
-    return f"{name.partition(SAMPLED)[0]}{SAMPLED}{schedule!r}"
+    return f"{name_of_weights(name)}{SAMPLED}{schedule!r}"
+
+
+def name_of_weights(name: str) -> str:
+    """Name of a model without the schedule that it is sampled by."""
+    return name.partition(SAMPLED)[0]

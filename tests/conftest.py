@@ -1,5 +1,6 @@
 """Shared by all tests: one thread, and how hard they search (--long; HYPOTHESIS_PROFILE=ci or deep)."""
 
+import gc
 import os
 
 import pytest
@@ -18,6 +19,25 @@ def pytest_addoption(parser):
     parser.addoption(
         "--long", action="store_true", help="the long forms: more interrupts, mutants and examples"
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    """Collect tests with the garbage collector at rest, and leave what was collected to the end.
+
+    A million objects stay: looking through them took 5 of the 20 seconds, and again in many a test.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure():
+    """Let what was collected go, so that libraries find nothing leaked at the end."""
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(config, items):

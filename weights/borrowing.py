@@ -94,19 +94,19 @@ class Borrowing:
 Source = Folder | File | Borrowing
 
 
-def source_of(path: Path, terms: Terms) -> Folder | File:
+def own_source(path: Path, terms: Terms) -> Folder | File:
     """Source of the components of a folder or a file."""
     return Folder(path, terms) if path.is_dir() else File(path, terms)
 
 
 def with_others(path: Path, terms: Terms, text_encoders: Path | None, vae: Path | None) -> Source:
     """Source of a model's components, with those of others in their place."""
-    own = source_of(path, terms)
+    own = own_source(path, terms)
     if text_encoders is None and vae is None:
         return own
     encoders = None
     if text_encoders is not None:
-        encoders = source_of(text_encoders, terms)
+        encoders = own_source(text_encoders, terms)
         terms.note(f"text encoders and tokenizers of {text_encoders}")
     other_vae = None
     if vae is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -12,12 +13,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from textpatch.errors import PatchError, WeightsError
+from textpatch.weights.borrowing import OF_TEXT
 from textpatch.weights.building import Builder
 from textpatch.weights.fill import require_module
 from textpatch.weights.folders import Folder
 from textpatch.weights.identify import identify_tensors
-from textpatch.weights.loading import assembled, find, load, outlined
-from textpatch.weights.locating import PLACES, File, NoDenoiser
+from textpatch.weights.loading import assembled, find, load, outlined, source_of
+from textpatch.weights.locating import PLACES, NoDenoiser
 from textpatch.weights.reading.entry import scan
 from textpatch.weights.reading.files import Tensors, component_file, open_tensors, read_json
 from textpatch.weights.reading.terms import Terms
@@ -33,21 +35,47 @@ OPTIONAL = {"text_encoder_3": "zeros are read in its place, as published for SD3
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
 
 
-def examine(where: str | os.PathLike, *, numbers: bool = False) -> Iterator[str]:
+@dataclass(frozen=True)
+class Asked:
+    """Arguments of `load` that say what is loaded."""
+
+    text_encoders: str | os.PathLike | None = None
+    vae: str | os.PathLike | None = None
+    schedule: str | None = None
+    variant: str | None = None
+    ema: bool = False
+    follow_links: bool = False
+
+    def terms(self) -> Terms:
+        """Terms without a note yet."""
+        return Terms(self.follow_links, self.variant, self.ema)
+
+    def replaces(self, component: str) -> bool:
+        """True for a component that another model gives, or a name in its place."""
+        if component == "scheduler":
+            return self.schedule is not None
+        if component == "vae":
+            return self.vae is not None
+        return component.startswith(OF_TEXT) and self.text_encoders is not None
+
+
+def examine(where: str | os.PathLike, *, numbers: bool = False, **asked) -> Iterator[str]:
     """Lines on what a model is, whether it is complete, and what differs from the closest published one.
 
     numbers  True reads every tensor, too, and names those with NaN or Inf
+    asked    what is loaded, as the arguments of `load` say it
 
     A component that cannot be read is named in a line, and the others are examined all the same.
     """
-    path = find(where)
+    asked = Asked(**asked)
+    path = find(where, asked.terms())
     # a model of ours is small enough to be run
     ours = (path / "textpatch.json").is_file()
     if ours:
         yield str(where)
-        yield from _indented(_run(where))
+        yield from _indented(_run(where, asked))
     if numbers or not ours:
-        for name, lines in _components(path, numbers):
+        for name, lines in _components(path, numbers, asked):
             yield name
             yield from _indented(lines)
 
@@ -60,8 +88,8 @@ def _indented(lines: Iterator[str]) -> Iterator[str]:
         yield f"    {UNUSABLE} {error}"
 
 
-def _run(where: str | os.PathLike) -> Iterator[str]:
-    pipeline = load(where)
+def _run(where: str | os.PathLike, asked: Asked) -> Iterator[str]:
+    pipeline = load(where, **asdict(asked))
     if pipeline.upscales:
         pipeline.upscale([Image.new("RGB", (96, 32))], [SENTENCE], seeds=[0], steps=1)
     else:
@@ -70,18 +98,17 @@ def _run(where: str | os.PathLike) -> Iterator[str]:
     yield f"loads and runs: {count:,} parameters, {len(pipeline.denoiser.sites)} sites"
 
 
-def _components(path: Path, numbers: bool) -> Iterator[tuple[str, Iterator[str]]]:
+def _components(path: Path, numbers: bool, asked: Asked) -> Iterator[tuple[str, Iterator[str]]]:
     """Names of components, each with its lines, and last the whole.
 
-    In a pipeline's folder these are all components that it has or that its index names.  A file, or a folder
-    of one component, is the only one.
+    In a pipeline's folder these are all components that it has or that its index names, but for those taken
+    of other models.  A file, or a folder of one component, is the only one.
     """
-    terms = Terms()
     if not path.is_dir() or not _is_pipeline(path):
-        yield path.name, _alone(path, numbers, terms)
+        yield path.name, _alone(path, numbers, asked)
         return
     try:
-        source = Folder(path, terms)
+        source = Folder(path, asked.terms())
     except PatchError as error:
         yield path.name, iter([f"{UNUSABLE} {error}"])
         return
@@ -91,9 +118,10 @@ def _components(path: Path, numbers: bool) -> Iterator[tuple[str, Iterator[str]]
     build = Builder(source, META, torch.float32)
     refused: list[str] = []
     for name in sorted(named | there):
-        yield name, _noting(_component(build, name, numbers), refused)
+        if not asked.replaces(name):
+            yield name, _noting(_component(build, name, numbers), refused)
     if not refused:
-        yield WHOLE, _told(build)
+        yield WHOLE, _told(path, asked)
 
 
 def _is_pipeline(folder: Path) -> bool:
@@ -123,8 +151,8 @@ def _component(build: Builder, name: str, numbers: bool) -> Iterator[str]:
         yield f"absent; {OPTIONAL[name]}"
     else:
         folder = source.folder(name)
-        read_json(folder, "config.json")
-        yield from _tensors(folder, numbers)
+        read_json(folder, "config.json", follow_links=build.terms.follow_links)
+        yield from _tensors(folder, numbers, build.terms)
         _build(build, name)
 
 
@@ -145,17 +173,18 @@ def _build(build: Builder, name: str) -> None:
         encoders[kind](name)
 
 
-def _told(build: Builder) -> Iterator[str]:
+def _told(path: Path, asked: Asked) -> Iterator[str]:
     """What `load` says of a model, without its data."""
-    fresh = Builder(build.source, META, torch.float32)
-    loaded, *notes = assembled(fresh).notes
+    source = source_of(path, asked.terms(), asked.text_encoders, asked.vae)
+    loaded, *notes = assembled(Builder(source, META, torch.float32), asked.schedule).notes
     yield f"loads: {loaded}"
     yield from notes
 
 
-def _alone(path: Path, numbers: bool, terms: Terms) -> Iterator[str]:
+def _alone(path: Path, numbers: bool, asked: Asked) -> Iterator[str]:
     """Lines on a file, or on a folder of one component, and whether it loads."""
-    yield from _tensors(path, numbers)
+    terms = asked.terms()
+    yield from _tensors(path, numbers, terms)
     try:
         model, part = outlined(path, terms)
     except NoDenoiser:
@@ -165,14 +194,14 @@ def _alone(path: Path, numbers: bool, terms: Terms) -> Iterator[str]:
     if path.is_dir():
         return
     try:
-        yield from _told(Builder(File(path, Terms()), META, torch.float32))
+        yield from _told(path, asked)
     except PatchError as error:
         yield f"loads as a denoiser; for pictures: {error}"
 
 
-def _tensors(path: Path, numbers: bool) -> Iterator[str]:
+def _tensors(path: Path, numbers: bool, terms: Terms) -> Iterator[str]:
     """Lines on a file of tensors, or on the one in a component's folder."""
-    tensors = open_tensors(_weights(path) if path.is_dir() else path)
+    tensors = open_tensors(_weights(path, terms) if path.is_dir() else path, terms)
     finding = identify_tensors(
         {name: (entry.dtype, entry.shape) for name, entry in tensors.items()}
     )
@@ -181,7 +210,7 @@ def _tensors(path: Path, numbers: bool) -> Iterator[str]:
         yield from _scanned(tensors)
 
 
-def _weights(folder: Path) -> Path:
+def _weights(folder: Path, terms: Terms) -> Path:
     """File of a component's weights, by the usual name first.
 
     A text encoder's file is usually `model`, a denoiser's or VAE's `diffusion_pytorch_model`.
@@ -190,11 +219,11 @@ def _weights(folder: Path) -> Path:
     if folder.name.startswith("text_encoder"):
         usual, other = other, usual
     try:
-        return component_file(folder, usual)
+        return component_file(folder, usual, terms)
     except WeightsError as error:
         if error.code != "no-file" or not any(folder.glob(f"{other}.*")):
             raise
-    return component_file(folder, other)
+    return component_file(folder, other, terms)
 
 
 def _scanned(tensors: Tensors) -> Iterator[str]:

@@ -11,11 +11,12 @@ from textpatch.errors import WeightsError
 from textpatch.weights.loading import find
 from textpatch.weights.locating import File
 from textpatch.weights.reading.files import INDEX, open_tensors
+from textpatch.weights.reading.terms import Terms
 
 TOKENIZERS = "tokenizer", "tokenizer_2", "tokenizer_3"
 
 
-def model_sha256(where: str | os.PathLike) -> str:
+def model_sha256(where: str | os.PathLike, *, follow_links: bool = False) -> str:
     """Compute the sha256 over the names and contents of a model's files, for manifests.
 
     - of a folder: all files in it
@@ -23,11 +24,12 @@ def model_sha256(where: str | os.PathLike) -> str:
 
     Raises WeightsError as `load` does.
     """
-    path = find(where)
+    terms = Terms(follow_links)
+    path = find(where, terms)
     if path.is_dir():
         named = {file: file.relative_to(path) for file in _files(path)}
     else:
-        named = {path: "."} | _beside(path)
+        named = {path: "."} | _beside(path, terms)
     digest = hashlib.sha256()
     for file, name in named.items():
         digest.update(f"{name}\0".encode() + _digest(file))
@@ -47,14 +49,14 @@ def _files(folder: Path) -> list[Path]:
     return sorted(files)
 
 
-def _beside(path: Path) -> dict[Path, Path]:
+def _beside(path: Path, terms: Terms) -> dict[Path, Path]:
     """Files that `load` reads beside a file, with their names, the shards of an index and the tokenizers."""
-    shards = open_tensors(path).files if INDEX.fullmatch(path.name) else ()
+    shards = open_tensors(path, terms).files if INDEX.fullmatch(path.name) else ()
     named = {file: file.relative_to(path.parent) for file in sorted({*shards} - {path})}
     folders = {folder.name: folder for folder in sorted(path.parent.glob("tokenizer*"))}
     # a bare denoiser has no tokenizers, and those that are not in the cache are not read
     with suppress(WeightsError):
-        source = File(path)
+        source = File(path, terms)
         folders |= {name: source.tokenizer(name) for name in TOKENIZERS if name not in folders}
     return named | {
         file: Path(name) / file.relative_to(folder)

@@ -34,7 +34,7 @@ class Match:
 
     component  its folder in diffusers layout, "" if the file holds this component alone
     exact      manifests of the very same names and shapes
-    closest    manifest with the most names and shapes in common, None if no name is
+    closest    manifest that most names of the file fit, None if none does
     missing, extra, reshaped   differences from the closest, as names in diffusers layout; a reshaped one
                comes with the shape in the file and the published shape
     """
@@ -173,11 +173,11 @@ def _unknown(shapes: dict[str, Shape], layout: Layout) -> dict[str, Shape]:
 
 
 def _compared(component: str, shapes: dict[str, Shape]) -> Match:
-    """Match with the manifest that has most names in common, and most shapes among these."""
+    """Match with the manifest that most of the names fit."""
     known = {name: manifest(name).shapes for name in published() if name.endswith(".diffusers")}
     exact = tuple(name for name, wanted in known.items() if wanted == shapes)
     closest = max(known, key=lambda name: _likeness(shapes, known[name]))
-    if not _likeness(shapes, known[closest]):
+    if not shapes.keys() & known[closest].keys():
         return Match(component, (), None, extra=tuple(sorted(shapes)))
     wanted = known[closest]
     reshaped = [
@@ -190,8 +190,12 @@ def _compared(component: str, shapes: dict[str, Shape]) -> Match:
     return Match(component, exact, closest, missing, extra, tuple(sorted(reshaped)))
 
 
-def _likeness(shapes: dict[str, Shape], wanted: dict[str, Shape]) -> float:
-    """Share of names in common plus the share that have the same shape, too, 0..2."""
+def _likeness(shapes: dict[str, Shape], wanted: dict[str, Shape]) -> tuple[int, int]:
+    """Number of names in common, then that of the same shapes, less that of names that are missing.
+
+    Missing names count among equals alone, because a small model lacks more of its own family than of one of
+    fewer layers.
+    """
     both = shapes.keys() & wanted.keys()
     same = sum(shapes[name] == wanted[name] for name in both)
-    return (len(both) + same) / len(shapes.keys() | wanted.keys())
+    return len(both), same - len(wanted.keys() - both)

@@ -67,12 +67,9 @@ def load(
     cannot be used.
     """
     terms = Terms(follow_links, variant, ema)
-    path = find(where, terms)
     device, dtype = _usable(device, dtype)
-    others = [other if other is None else find(other, terms) for other in (text_encoders, vae)]
-    build = Builder(with_others(path, terms, *others), device, dtype)
+    build = Builder(source_of(where, terms, text_encoders, vae), device, dtype)
     pipeline = assembled(build, schedule)
-    terms.require_met(path)
     build.fill()
     log.info("%s", pipeline.notes[0])
     return pipeline.eval().requires_grad_(False)
@@ -104,8 +101,16 @@ def assembled(build: Builder, asked: Schedule | str | None = None) -> Pipeline:
         defaults = published_defaults(path, source.pipeline, denoiser, decoder)
     name = source.name if asked is None else sampled_by(source.name, schedule)
     pipeline = Pipeline(encoders, denoiser, schedule, decoder, defaults, name=name)
+    build.terms.require_met(path)
     pipeline.notes = (_summary(build, pipeline), *build.terms.notes)
     return pipeline
+
+
+def source_of(where, terms: Terms, text_encoders=None, vae=None) -> Source:
+    """Source of the components of what `load` takes, with those of other models in their place."""
+    path = find(where, terms)
+    others = [other if other is None else find(other, terms) for other in (text_encoders, vae)]
+    return with_others(path, terms, *others)
 
 
 def _schedule(source: Source, asked: Schedule | str | None) -> Schedule:
@@ -155,18 +160,28 @@ def load_denoiser(
     return fill_module(model, part, dtype=dtype, device=device).eval()
 
 
-def outline(where: str | os.PathLike) -> nn.Module:
+def outline(
+    where: str | os.PathLike,
+    *,
+    variant: str | None = None,
+    ema: bool = False,
+    follow_links: bool = False,
+) -> nn.Module:
     """Denoiser on the meta device, with names, shapes and sites but no data.
 
     No tensor is read, and for the name of a published model no file either.
     Raises WeightsError as `load` does.
     """
+    terms = Terms(follow_links, variant, ema)
     if str(where) in DENOISERS:
+        terms.require_met(where)
         model, config = DENOISERS[str(where)]
         with torch.device("meta"):
             return model(config)
-    terms = Terms()
-    return outlined(find(where, terms), terms)[0]
+    path = find(where, terms)
+    model, _ = outlined(path, terms)
+    terms.require_met(path)
+    return model
 
 
 def find(where: str | os.PathLike, terms: Terms | None = None) -> Path:

@@ -131,8 +131,15 @@ def inputs(case, text=True, image=True, grad=False):
     return [None if x is None else x.clone().requires_grad_(grad) for pair in pairs for x in pair]
 
 
-# (text queries, image keys, log sum exp, a table for the values)
-@pytest.mark.parametrize("text, image, lse, apart", [(1, 1, 1, 0), (0, 1, 0, 1), (0, 0, 1, 0)])
+# (text queries, image keys, log sum exp, a table for the values); by default the case that has most
+@pytest.mark.parametrize(
+    "text, image, lse, apart",
+    [
+        (1, 1, 1, 0),
+        pytest.param(0, 1, 0, 1, marks=pytest.mark.long),
+        pytest.param(0, 0, 1, 0, marks=pytest.mark.long),
+    ],
+)
 def test_the_op_is_a_good_citizen(text, image, lse, apart):
     """torch's own check: schema, fake shapes and strides, autograd, and tracing with dynamic shapes."""
     case = make_attention(per_head=bool(apart))

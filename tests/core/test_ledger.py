@@ -169,10 +169,16 @@ FAULTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def _true_without_a_fault():
+    """true(ledger), once for all faults."""
+    require_true(rich_case(), *recorded(rich_case()))
+
+
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.usefixtures("_true_without_a_fault")
 def test_the_test_notices(fault, monkeypatch):
     """true(ledger), and not true(ledger with the fault)."""
-    require_true(rich_case(), *recorded(rich_case()))
     plant(monkeypatch, *FAULTS[fault])
     with pytest.raises((AssertionError, RuntimeError)):
         require_true(rich_case(), *recorded(rich_case()))

@@ -31,15 +31,39 @@ mostly_double = pytest.mark.parametrize(
 every_family = pytest.mark.parametrize("family", RECORDINGS)
 
 
-def runs(wanted=lambda run: True):
+def wanted_runs(wanted) -> list[tuple[str, str]]:
     """(family, run) of all runs that are wanted."""
-    chosen = [
-        (f, name)
-        for f, recording in RECORDINGS.items()
+    return [
+        (family, name)
+        for family, recording in RECORDINGS.items()
         for name, run in recording.runs.items()
         if wanted(run)
     ]
-    return pytest.mark.parametrize("family, name", chosen, ids=map("-".join, chosen))
+
+
+def parametrized(chosen: list[tuple[str, str]], by_default: set[tuple[str, str]]):
+    """A test of each chosen run; those not held by default are --long."""
+    cases = [
+        pytest.param(*case, id="-".join(case), marks=[pytest.mark.long] * (case not in by_default))
+        for case in chosen
+    ]
+    return pytest.mark.parametrize("family, name", cases)
+
+
+def each_third(wanted):
+    """A test of all runs that are wanted, by default of one in three.
+
+    By default test_in_one_batch and test_all_runs_of_one_negative_at_once hold every run to what was
+    recorded, and tests/core/test_laws.py says that the ways are one intervention.
+    """
+    chosen = wanted_runs(wanted)
+    return parametrized(chosen, {*chosen[::3]})
+
+
+def not_held_at_once():
+    """A test of all runs, by default of those that test_all_runs_of_one_negative_at_once leaves out."""
+    others = wanted_runs(lambda run: run["negative"] != "empty")
+    return parametrized(wanted_runs(lambda run: True), {*others})
 
 
 @every_family
@@ -91,21 +115,21 @@ def test_the_sites(family):
 
 
 @mostly_double
-@runs()
+@not_held_at_once()
 def test_in_one_batch(family, name, dtype):
     """Source and donor rows in lock-step, the plan as slots = recorded."""
     in_one_batch(family, name, dtype)
 
 
 @mostly_double
-@runs(lambda run: run["layers"] and not run["heads"])
+@each_third(lambda run: run["layers"] and not run["heads"])
 def test_capture_then_patch(family, name, dtype):
     """The donor's run captured, the source's run patched from the start step on = recorded."""
     by_capture(family, name, dtype)
 
 
 @mostly_double
-@runs(lambda run: run.get("heads"))
+@pytest.mark.parametrize("family, name", wanted_runs(lambda run: run.get("heads")))
 def test_capture_then_patch_heads(family, name, dtype):
     """The named heads of every site, put in from the same cache by nested patches = recorded."""
     recording = RECORDINGS[family]
@@ -123,7 +147,7 @@ def test_capture_then_patch_heads(family, name, dtype):
 
 
 @mostly_double
-@runs(lambda run: run["layers"] and run["start"] == 0 and not run["heads"] and "donor" in run)
+@each_third(lambda run: run["layers"] and run["start"] == 0 and not run["heads"] and "donor" in run)
 def test_injection(family, name, dtype):
     """Text fed to the projections of the sites, no cache = recorded.
 

@@ -1,6 +1,7 @@
 """The house of the design, held by parsing the sources: who imports whom, names, sizes."""
 
 import ast
+import functools
 import importlib
 import subprocess
 import sys
@@ -77,14 +78,19 @@ LIBRARY = modules("textpatch", ROOT)
 SOURCES = LIBRARY | {
     name: path for outer in OUTER.items() for name, path in modules(*outer).items()
 }
-TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in SOURCES.items()}
 
 
+def parsed(name: str) -> ast.Module:
+    """Source of a module as a tree.   It is parsed anew each time, as trees are large."""
+    return ast.parse(SOURCES[name].read_text("utf-8"))
+
+
+@functools.cache
 def imports(name: str) -> set[str]:
     """Full names of all modules a source file imports, inside functions too."""
     found = set()
     package = name if SOURCES[name].name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(parsed(name)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -97,9 +103,10 @@ def imports(name: str) -> set[str]:
     return found
 
 
-GRAPH = {
-    name: {other for other in imports(name) & SOURCES.keys() if other != name} for name in SOURCES
-}
+@functools.cache
+def graph() -> dict[str, set[str]]:
+    """Full name of each module -> the library's modules that it imports."""
+    return {name: (imports(name) & SOURCES.keys()) - {name} for name in SOURCES}
 
 
 def room(module: str) -> str:
@@ -115,7 +122,7 @@ def layer(module: str) -> int:
 
 def circle(start: str) -> list[str]:
     """A way along imports from a module back to it; [] if there is none."""
-    ways = [[start, other] for other in GRAPH[start]]
+    ways = [[start, other] for other in graph()[start]]
     seen = set()
     while ways:
         way = ways.pop()
@@ -123,17 +130,17 @@ def circle(start: str) -> list[str]:
             return way
         if way[-1] not in seen:
             seen.add(way[-1])
-            ways += [[*way, other] for other in GRAPH[way[-1]]]
+            ways += [[*way, other] for other in graph()[way[-1]]]
     return []
 
 
-def above(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
+def above(imported: dict[str, set[str]]) -> list[tuple[str, str]]:
     """(module, what it imports from a layer above its own)."""
-    inner = [name for name in graph if name != "textpatch"]
+    inner = [name for name in imported if name != "textpatch"]
     return [
         (name, other)
         for name in inner
-        for other in graph[name]
+        for other in imported[name]
         if other != "textpatch" and layer(other) < layer(name)
     ]
 
@@ -152,7 +159,7 @@ def test_imports_form_no_circle():
 
 def test_imports_point_down():
     """A module imports from its own layer or from those below it."""
-    assert above(GRAPH) == []
+    assert above(graph()) == []
 
 
 @pytest.mark.parametrize(
@@ -161,7 +168,7 @@ def test_imports_point_down():
 )
 def test_an_import_upwards_is_seen(module, other):
     """One import more, from above, is found."""
-    assert above(GRAPH | {module: GRAPH[module] | {other}}) == [(module, other)]
+    assert above(graph() | {module: graph()[module] | {other}}) == [(module, other)]
 
 
 def test_the_core_needs_torch_alone():
@@ -235,7 +242,7 @@ def test_models_are_read_alone():
     }
     for module in SOURCES:
         if room(module) == "reference_models":
-            assert {room(name) for name in GRAPH[module]} <= allowed, module
+            assert {room(name) for name in graph()[module]} <= allowed, module
 
 
 def test_no_module_bears_a_public_name():
@@ -245,7 +252,7 @@ def test_no_module_bears_a_public_name():
         assert base not in textpatch.__all__, module
         own = {
             node.name
-            for node in TREES[module].body
+            for node in parsed(module).body
             if isinstance(node, (ast.FunctionDef, ast.ClassDef))
         }
         # a kernel's file and the function in it are asked for by one name
@@ -294,7 +301,8 @@ def test_nobody_imports_what_we_do_without():
 
 def test_the_library_is_quiet_and_says_why():
     """No print outside commands and examples, no assert, no bare except, no except that only passes."""
-    for module, tree in TREES.items():
+    for module in SOURCES:
+        tree = parsed(module)
         for node in ast.walk(tree):
             where = f"{module}:{getattr(node, 'lineno', '')}"
             assert not isinstance(node, ast.Assert), where
@@ -318,7 +326,8 @@ def most_lines(module: str) -> int:
 
 def test_nothing_grows_too_large():
     """Functions of at most 60 lines, files as `most_lines` says, a docstring at the top of every file."""
-    for module, tree in TREES.items():
+    for module in SOURCES:
+        tree = parsed(module)
         assert len(SOURCES[module].read_text("utf-8").splitlines()) <= most_lines(module), module
         assert ast.get_docstring(tree), module
         for node in ast.walk(tree):

@@ -9,6 +9,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parents[1]
 README = TESTS / "README.md"
 BEGIN = "<!-- the files: python tests/house/test_suite.py -->\n"
@@ -35,10 +37,10 @@ def imported(tree: ast.Module) -> set[str]:
     return names
 
 
-def listing() -> str:
+def listing(trees: dict[str, ast.Module]) -> str:
     """A heading for each folder, and a line for each file with its docstring's first sentence."""
     lines, folder = [], None
-    for path, tree in sources().items():
+    for path, tree in trees.items():
         here, _, name = path.rpartition("/")
         if name == "__init__.py":
             continue
@@ -55,36 +57,37 @@ def summary(tree: ast.Module) -> str:
     return re.split(r"(?<=\.)\s+(?=[A-Z])", paragraph)[0]
 
 
-def test_no_test_file_imports_another():
+@pytest.fixture(scope="module")
+def trees():
+    """Parsed sources, which are large and go with the module."""
+    return sources()
+
+
+def test_no_test_file_imports_another(trees):
     """Test files import tests/support and the library; what two of them need is in tests/support."""
-    trees = sources()
     tests = {Path(path).stem for path in trees if Path(path).name.startswith("test_")}
     wings = {Path(path).parts[0] for path in trees} - {"support"}
     assert len(tests) > 70
     for path, tree in trees.items():
+        names = imported(tree)
         parts = {
-            part
-            for name in imported(tree)
-            if not name.startswith("textpatch")
-            for part in name.split(".")
+            part for name in names if not name.startswith("textpatch") for part in name.split(".")
         }
         assert not parts & tests, path
-        assert not {name.split(".")[0] for name in imported(tree)} & {"tests", "conftest"}, path
-        assert not {
-            name for name in imported(tree) if name.split(".")[0] in wings and "." in name
-        }, path
+        assert not {name.split(".")[0] for name in names} & {"tests", "conftest"}, path
+        assert not {name for name in names if name.split(".")[0] in wings and "." in name}, path
 
 
-def test_every_file_says_what_it_is_about():
+def test_every_file_says_what_it_is_about(trees):
     """A docstring begins every file, and it begins with a sentence."""
-    for path, tree in sources().items():
+    for path, tree in trees.items():
         assert summary(tree).endswith((".", ":")), path
 
 
-def test_the_readme_lists_every_file():
+def test_the_readme_lists_every_file(trees):
     """The lines under the mark in tests/README.md are those of the files.  Run this file to write them."""
     _, listed = README.read_text("utf-8").split(BEGIN)
-    assert listed == listing()
+    assert listed == listing(trees)
 
 
 def test_the_readmes_fault_is_noticed(monkeypatch):
@@ -99,4 +102,4 @@ def test_the_readmes_fault_is_noticed(monkeypatch):
 
 if __name__ == "__main__":
     told, _ = README.read_text("utf-8").split(BEGIN)
-    README.write_text(told + BEGIN + listing(), "utf-8")
+    README.write_text(told + BEGIN + listing(sources()), "utf-8")

@@ -229,7 +229,9 @@ def test_every_generation_is_counted(mode, monkeypatch):
     assert set(Counter(once).values()) == {1}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=[pytest.mark.long] * (mode == "staged")) for mode in MODES]
+)
 def test_a_killed_search_ends_as_if_it_had_not_been(mode, tmp_path, monkeypatch, long):
     """A search stopped before any record and started again gives the same records and the same result.
 
@@ -311,7 +313,7 @@ def test_the_heads_of_the_planted_site():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@settings(max_examples=4)
+@settings(max_examples=2)
 @given(data=st.data())
 def test_a_forked_run_is_all_runs_from_the_start(architecture, data):
     """Every start step's row ends where it ends in a run of its own from step 0, to 1e-10.

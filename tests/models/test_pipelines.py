@@ -81,8 +81,15 @@ LATENT = [
 ]
 
 
+# by default without guidance, and with a negative prompt, which goes the whole way
 @pytest.mark.parametrize(
-    "guidance, negative", [(1.0, None), (5.0, None), (5.0, ""), (3.0, "a yellow wall")]
+    "guidance, negative",
+    [
+        (1.0, None),
+        pytest.param(5.0, None, marks=pytest.mark.long),
+        pytest.param(5.0, "", marks=pytest.mark.long),
+        (3.0, "a yellow wall"),
+    ],
 )
 @pytest.mark.parametrize(
     "name, options", LATENT, ids=["sdxl", "sd3", "sd3-without-t5", "sd3.5-medium", "sd1"]

@@ -4,6 +4,7 @@ device.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -346,6 +347,6 @@ def law_the_lse_is_optional(kernels, case: Case):
     )
 
 
-def numeric(seeds: range, dtype: torch.dtype, device: str, peak: float) -> list[Case]:
+def numeric(seeds: Iterable[int], dtype: torch.dtype, device: str, peak: float) -> list[Case]:
     """Random cases of one dtype and one height of peaks."""
     return [replace(random_case(seed, dtype, device), peak=peak) for seed in seeds]

@@ -249,6 +249,7 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 SD3 = "transformer/diffusion_pytorch_model.safetensors"
 INDEX = "unet/diffusion_pytorch_model.safetensors.index.json"
+SECOND = "unet/diffusion_pytorch_model-00002-of-00003.safetensors"
 ONE = "one.safetensors"
 FP16 = "unet/diffusion_pytorch_model.fp16.safetensors"
 ORIGINAL = dict(base="file", reader="load_denoiser")
@@ -375,13 +376,44 @@ FOLDERS = [
     Row(
         "no-index-of-shards",
         "shards without their index",
-        "refused: the index is a small file to fetch",
+        "read and told, as their names say how many there are",
         "sdxl",
         both(sharded("unet"), removed(INDEX)),
-        "only shards .* without their index; fetch 'diffusion_pytorch_model.safetensors.index.json'",
+        "unet: 3 shards without their index",
+        diffusers="refuses",
+    ),
+    Row(
+        "no-index-and-a-shard-less",
+        "shards without their index, of which one is not there",
+        "refused, with its number",
+        "sdxl",
+        both(sharded("unet"), removed(INDEX, SECOND)),
+        r"one of 3 shards, of which 1: '2' are not there; fetch them",
         True,
         diffusers="refuses",
         reader="load_denoiser",
+    ),
+    Row(
+        "two-sets-of-shards",
+        "shards of two sets without an index",
+        "refused: both are named",
+        "sdxl",
+        both(
+            sharded("unet"), removed(INDEX), copied(SECOND, SECOND.replace("of-00003", "of-00002"))
+        ),
+        "of two sets of shards, and no index says which is meant",
+        True,
+        diffusers="refuses",
+        reader="load_denoiser",
+    ),
+    Row(
+        "a-shard-by-itself",
+        "one shard named by its path",
+        "its whole set is read and told",
+        "sdxl",
+        both(sharded("unet"), lambda folder: folder / SECOND),
+        reader="load_denoiser",
+        diffusers="",
     ),
     Row(
         "metadata-null",

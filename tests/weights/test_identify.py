@@ -3,7 +3,9 @@
 import pytest
 
 from textpatch.weights.identify import identify_tensors
+from textpatch.weights.loading import SHIPPED
 from textpatch.weights.manifests import manifest, published
+from textpatch.weights.reading.files import open_tensors
 
 UNET = "sdxl-base-1.0.unet.diffusers"
 
@@ -170,3 +172,19 @@ def test_what_is_nothing_is_said_to_be():
         == "shares no name with any published component; 1: a.weight"
     )
     assert identify_tensors({}).report() == "no model: tensors none; 0 elements"
+
+
+@pytest.mark.parametrize(
+    "name, component, family",
+    [
+        ("tiny-sdxl", "unet", "sdxl-base-1.0"),
+        ("tiny-if", "unet", "if-i-"),
+        ("tiny-mmdit", "transformer", "sd3.5-medium"),
+    ],
+)
+def test_a_small_model_is_closest_to_its_own_family(name, component, family):
+    """Its names decide, though it lacks more of a large model than of one of fewer layers."""
+    file = SHIPPED / name / component / "diffusion_pytorch_model.safetensors"
+    tensors = {key: (entry.dtype, entry.shape) for key, entry in open_tensors(file).items()}
+    (match,) = identify_tensors(tensors).matches
+    assert match.closest.startswith(family) and not match.exact

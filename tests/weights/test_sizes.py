@@ -168,7 +168,12 @@ def fields(model: str, component: str) -> dict[str, object]:
 
 
 USUAL: dict[tuple[str, str], int] = {}  # modules of each intact component, counted once
-EVERY_FIELD = [(*place, name) for place in COMPONENTS for name in fields(*place)]
+# the two U-Nets of DeepFloyd IF have the same fields; by default those of stage I are asked
+EVERY_FIELD = [
+    pytest.param(*place, name, marks=[pytest.mark.long] * (place[0] == "tiny-if-ii"))
+    for place in COMPONENTS
+    for name in fields(*place)
+]
 
 
 @pytest.mark.parametrize("model, component, name", EVERY_FIELD)

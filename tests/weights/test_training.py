@@ -172,14 +172,38 @@ def test_every_weight_is_trained(mini):
 
 
 def test_another_runs_state_is_refused(mini_mmdit, tmp_path):
-    """A state of another seed, and an unknown recipe, are PatchErrors."""
+    """A state of another seed, that of a finished run, and an unknown recipe, are PatchErrors."""
     training.train("mini", tmp_path, images=4)
     with pytest.raises(
         PatchError, match="holds a run of seed 0, asked for seed 1; give another --out"
     ):
         training.train("mini", tmp_path, images=4, seed=1)
+    with pytest.raises(PatchError, match="holds a run of steps 1, asked for steps 2"):
+        training.train("mini", tmp_path, images=8)
     with pytest.raises(PatchError, match="no recipe 'minni'; closest: mini"):
         training.train("minni", tmp_path)
+
+
+@pytest.mark.long  # four trainings; that other steps are else refused is in the default run
+def test_a_run_may_become_longer_before_its_rate_falls(mini_mmdit, tmp_path, monkeypatch):
+    """Two steps, stopped after the first, and then four are the four of a run that was never shorter."""
+    recipe = replace(MINI, decay=0.5, warmup=1)
+    monkeypatch.setitem(training.RECIPES, "mini", recipe)
+    straight = files(training.train("mini", tmp_path / "a", images=16))
+    train_step = training.train_step
+
+    def killed(recipe, seed, step, *rest):
+        if step == 1:
+            raise KeyboardInterrupt
+        return train_step(recipe, seed, step, *rest)
+
+    monkeypatch.setattr(training, "train_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        training.train("mini", tmp_path / "b", images=8, save_every=0.0)
+    monkeypatch.setattr(training, "train_step", train_step)
+    assert files(training.train("mini", tmp_path / "b", images=16)) == straight
+    with pytest.raises(PatchError, match="holds a run of steps 4, asked for steps 8"):
+        training.train("mini", tmp_path / "b", images=32)
 
 
 def test_another_recipes_state_is_refused(mini_mmdit, tmp_path, monkeypatch):

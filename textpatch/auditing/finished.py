@@ -25,10 +25,10 @@ _PLANNED = {
 TOGETHER = 4  # swaps audited in one batch: all sites of SD3 or SDXL would not fit at once
 
 
-def audit_run(folder, *, load: Callable[[str, str], tuple]) -> AuditReport:
+def audit_run(folder, *, load: Callable[[dict], tuple]) -> AuditReport:
     """Audit the first prompt pair and seed of a run of `textpatch localize` or `textpatch edit`.
 
-    load  load(model, dtype) gives (pipeline, sha256 of its weights) for names as in the manifest
+    load  load(request) gives (pipeline, sha256 of its weights) for the request of a manifest
     Every swapped site is audited at the first, middle and last step at which its swap acts.  Raises
     StoreError if the folder is no run.  Raises PatchError for a run made in Python or without a plan, for
     other weights than the run's, and if the plan rebuilt from the request is not the one the run names.
@@ -42,7 +42,7 @@ def audit_run(folder, *, load: Callable[[str, str], tuple]) -> AuditReport:
             f"{folder} was made by the method {request.get('method')}, which swaps nothing, so there is "
             "nothing to audit"
         )
-    pipeline, weights = load(request["model"], request["dtype"])
+    pipeline, weights = load(request)
     if weights != request["weights"]:
         raise PatchError(
             f"{folder} was made with weights {request['weights'][:16]}..., those loaded are "

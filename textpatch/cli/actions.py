@@ -36,6 +36,16 @@ class Given(argparse.Action):
         return None
 
 
+class GivenFlag(Given):
+    """An action that stores True for an option without a value."""
+
+    def __init__(self, *arguments, default=False, **named):
+        super().__init__(*arguments, nargs=0, default=default, **named)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        super().__call__(parser, namespace, True, option_string)
+
+
 class GivenSeeds(Given):
     """An action that stores seeds and ranges of seeds, each range a list, as one list of seeds."""
 

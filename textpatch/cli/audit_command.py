@@ -6,8 +6,16 @@ import argparse
 from pathlib import Path
 
 from textpatch.cli.models import load_model
-from textpatch.cli.opening import weights_of
-from textpatch.cli.options import Help, add_device_option
+from textpatch.cli.opening import loaded_by, weights_of
+from textpatch.cli.options import (
+    BORROWING,
+    CHOSEN,
+    Help,
+    add_borrowing_options,
+    add_device_option,
+    add_links_option,
+)
+from textpatch.errors import PatchError
 
 HELP = Help(
     usage="textpatch audit RUN [--model MODEL] [--device DEVICE]",
@@ -37,6 +45,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="where the run's own model is, if it is not a shipped one",
     )
+    add_borrowing_options(command)
+    add_links_option(command)
     add_device_option(command)
     command.set_defaults(run=audit)
 
@@ -48,12 +58,30 @@ def audit(options) -> None:
     """
     from textpatch.auditing.finished import audit_run
 
-    def load(name: str, dtype: str):
-        options.model = options.model or name
-        options.dtype = dtype
+    def load(request: dict) -> tuple:
+        options.model = options.model or request["model"]
+        for name in ("dtype", *CHOSEN):
+            setattr(options, name, request.get(name))
         pipeline = load_model(options)
-        return pipeline, weights_of(options.model, pipeline)
+        _require_same_parts(options, request)
+        return pipeline, weights_of(options, pipeline)
 
     report = audit_run(options.run_folder, load=load)
     print(report)
     report.require()
+
+
+def _require_same_parts(options, request: dict) -> None:
+    """Raise PatchError unless the parts of other models are those of the run."""
+    held = loaded_by(options)
+    for name in BORROWING:
+        if held.get(name) != request.get(name):
+            option = name.replace("_", "-")
+            raise PatchError(
+                f"--{option}: {options.run_folder} was made with {_told(request.get(name))}, "
+                f"and the audit with {_told(held.get(name))}; give the same"
+            )
+
+
+def _told(weights: str | None) -> str:
+    return "the model's own" if weights is None else f"weights {weights[:16]}..."

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from textpatch.cli.models import chosen
 from textpatch.cli.opening import versions
-from textpatch.cli.options import MODEL_HELP, Help
+from textpatch.cli.options import LOADING, MODEL_HELP, Help, add_loading_options
 from textpatch.errors import OCRError, PatchError
 from textpatch.exits import printable
 
@@ -48,6 +49,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure the readers alone: what each reads of words whole and broken",
     )
+    add_loading_options(command)
     command.set_defaults(run=doctor)
 
 
@@ -70,7 +72,8 @@ def doctor(options) -> None:
     reader = Tesseract()
     reader.self_test()
     print(f"{'tesseract':<14}{reader.describe()['version']}, reads its self-test")
-    _examine(options.model or _shipped(), options.scan)
+    asked = chosen(options, LOADING)
+    _examine(options.model or _shipped(), {"numbers": options.scan, **asked})
 
 
 def _measure_readers(options) -> None:
@@ -78,9 +81,10 @@ def _measure_readers(options) -> None:
 
     Raises PatchError if models are named as well.
     """
-    if options.model or options.scan:
+    if options.model or options.scan or chosen(options, LOADING):
         raise PatchError(
-            "--readers measures readers alone, and PATH and --scan are about models; leave out one of them"
+            "--readers measures readers alone, and PATH, --scan and how a model is loaded are about models; "
+            "leave out one of them"
         )
     from textpatch.metrics.calibration import EACH, calibrated, told_calibration
     from textpatch.metrics.readers.named import READERS
@@ -101,9 +105,10 @@ def _measure_readers(options) -> None:
         print(line)
 
 
-def _examine(models: list[str], numbers: bool) -> None:
+def _examine(models: list[str], asked: dict) -> None:
     """Print what each model's files are.
 
+    asked  arguments of `examine`
     Raises PatchError if a part cannot be used.
     """
     # not before `broken` has spoken: it imports transformers, which a broken package may stop
@@ -111,7 +116,7 @@ def _examine(models: list[str], numbers: bool) -> None:
 
     unusable = 0
     for model in models:
-        for line in examine(model, numbers=numbers):
+        for line in examine(model, **asked):
             print(line)
             unusable += line.lstrip().startswith(UNUSABLE)
     if unusable:

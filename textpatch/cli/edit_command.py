@@ -21,6 +21,7 @@ from textpatch.cli.options import (
     SITES_HELP,
     Help,
     add_folder_option,
+    add_loading_options,
     add_model,
     add_plan_option,
     add_sampling_options,
@@ -100,6 +101,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_folder_option(kept)
     add_plan_option(kept)
     # None, so that a start of 0 that is given is told from none
+    add_loading_options(command)
     command.set_defaults(run=edit, start=None, branch=None)
 
 

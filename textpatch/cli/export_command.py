@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from textpatch.cli.options import Help
+from textpatch.cli.models import chosen
+from textpatch.cli.options import READING, Help, add_reading_options
 from textpatch.errors import PatchError
 
 # those of textpatch.adapters, which is not imported before it is known that something is to be done
@@ -48,6 +49,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", metavar="MODEL", help="the run's model, where it is none of the shipped ones"
     )
+    add_reading_options(command)
     command.set_defaults(run=export)
 
 
@@ -62,7 +64,7 @@ def export(options) -> None:
 
     run = Run.load(options.folder)
     request = run.manifest["request"]
-    model = outline(options.model or request["model"])
+    model = outline(options.model or request["model"], **chosen(options, READING))
     result = read_json(run.folder / "results.json")
     wanted = _projections(options, request["command"], result, model)
     linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]

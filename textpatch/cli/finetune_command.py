@@ -15,12 +15,13 @@ from textpatch.cli.adapted import (
     tell_projections,
 )
 from textpatch.cli.models import load_model
-from textpatch.cli.opening import folder_of, open_folder, whole_request
+from textpatch.cli.opening import folder_of, notes_of, open_folder, whole_request
 from textpatch.cli.options import (
     SITES_HELP,
     Help,
     add_device_option,
     add_folder_option,
+    add_loading_options,
     add_model,
     number,
 )
@@ -69,6 +70,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     _add_places(command.add_argument_group("what is trained"))
     _add_training(command.add_argument_group("how it is trained"))
     _add_samples(command.add_argument_group("what is shown and kept"))
+    add_loading_options(command)
     command.set_defaults(run=finetune, height=None, width=None)
 
 
@@ -212,7 +214,7 @@ def finetune(options) -> None:
             training.run(options.steps, folder, every, None)
             return
         tell_projections(pipeline, sites, options.targets, training.changes)
-        run = open_folder(options, request)
+        run = open_folder(options, request, loaded=notes_of(pipeline))
         training.resumed(run.folder, options.steps)
         shown = Shown(run, pipeline, prompts, options.seed)
         with told_on_interrupt(_Progress(training, options.steps, run.folder)):

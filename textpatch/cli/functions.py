@@ -11,11 +11,12 @@ import re
 import sys
 from typing import Any
 
+from textpatch.cli.options import LOADING
 from textpatch.errors import PatchError, closest
 
 NAMED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 # options that say how a model is loaded, which a function says itself
-LOADING = ("device", "dtype", "height", "width")
+OF_LOADING = ("device", "dtype", "height", "width", *LOADING)
 
 
 def names_function(named: object) -> bool:
@@ -69,10 +70,11 @@ def pipeline_given_by(options, named: str) -> Any:
     from textpatch.foreign.wrapping import wrap
     from textpatch.pipelines import denoiser_of
 
-    given = [name for name in LOADING if name in vars(options).get("given", ())]
+    given = [name for name in OF_LOADING if name in vars(options).get("given", ())]
     if given:
+        option = given[0].replace("_", "-")
         raise PatchError(
-            f"--{given[0]} says how a model is loaded, and {named} loads its own; leave it out, and let the "
+            f"--{option} says how a model is loaded, and {named} loads its own; leave it out, and let the "
             "function do it"
         )
     pipeline = given_by(named)

@@ -17,6 +17,7 @@ from textpatch.cli.options import (
     Help,
     add_batch_option,
     add_folder_option,
+    add_loading_options,
     add_model,
     add_plan_option,
     add_prompts_options,
@@ -94,6 +95,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     kept = command.add_argument_group("what is kept")
     add_folder_option(kept)
     add_plan_option(kept)
+    add_loading_options(command)
     command.set_defaults(run=generate)
 
 

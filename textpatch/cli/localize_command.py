@@ -13,6 +13,7 @@ from textpatch.cli.options import (
     Help,
     add_batch_option,
     add_folder_option,
+    add_loading_options,
     add_model,
     add_plan_option,
     add_sampling_options,
@@ -82,6 +83,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_folder_option(kept)
     add_plan_option(kept)
     _add_run_options(kept)
+    add_loading_options(command)
     command.set_defaults(run=localize)
 
 

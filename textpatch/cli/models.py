@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from textpatch.cli.functions import names_function, pipeline_given_by
+from textpatch.cli.options import LOADING
 from textpatch.errors import PatchError
 from textpatch.runs.interrupts import finishing
 
@@ -22,10 +23,20 @@ def import_heavy() -> None:
         import textpatch.weights  # noqa: F401
 
 
+def chosen(options, names: tuple[str, ...]) -> dict:
+    """Return the options of some names that ask for something, flags that are on among them."""
+    asked = {name: getattr(options, name, None) for name in names}
+    return {name: value for name, value in asked.items() if value not in (None, False)}
+
+
 def load_model(options, model: str | None = None):
-    """Load a model, the one of the options when None, or take the pipeline that a function gives."""
+    """Load a model as the options say, or take the pipeline that a function gives.
+
+    model  None for the model of the options; what they say of its files is not said of another, but for links
+    """
     if names_function(model or options.model):
         return pipeline_given_by(options, model or options.model)
+    asked = chosen(options, LOADING if model is None else ("follow_links",))
     import_heavy()
     import torch
 
@@ -38,6 +49,7 @@ def load_model(options, model: str | None = None):
         model or options.model,
         device=_own_device(options.device),
         dtype=getattr(torch, options.dtype),
+        **asked,
     )
 
 

@@ -12,31 +12,48 @@ import platform
 from pathlib import Path
 
 from textpatch.cli.functions import names_function
+from textpatch.cli.models import chosen
+from textpatch.cli.options import BORROWING, LOADING
 
 PACKAGES = ("textpatch", "torch", "transformers", "safetensors", "numpy", "Pillow")
 
 
 def whole_request(options, pipeline, request: dict) -> dict:
     """Return a request together with the model, its weights and numbers, and the sizes asked for."""
+    from textpatch.reference_models.requests import name_of_weights
+
     made_by = {
-        "model": pipeline.name,
-        "weights": weights_of(options.model, pipeline),
+        "model": name_of_weights(pipeline.name),
+        "weights": weights_of(options, pipeline),
         "dtype": dtype_of(options, pipeline),
+        **loaded_by(options),
     }
     sizes = {"height": options.height, "width": options.width}
     given = {name: pixels for name, pixels in sizes.items() if pixels is not None}
     return {**made_by, **request, **given}
 
 
-def weights_of(model: str, pipeline) -> str:
+def loaded_by(options) -> dict:
+    """Return what the options of loading add to a request, models in the place of parts by their weights."""
+    from textpatch.weights.fingerprint import model_sha256
+
+    asked = chosen(options, LOADING)
+    links = asked.pop("follow_links", False)  # a permission, which decides no number
+    for name in BORROWING:
+        if name in asked:
+            asked[name] = model_sha256(asked[name], follow_links=links)
+    return asked
+
+
+def weights_of(options, pipeline) -> str:
     """Return the sha256 of a model's files, or of the parameters of a pipeline that a function gave."""
-    if names_function(model):
+    if names_function(options.model):
         from textpatch.foreign.fingerprint import parameters_sha256
 
         return parameters_sha256(pipeline.denoiser)
     from textpatch.weights.fingerprint import model_sha256
 
-    return model_sha256(model)
+    return model_sha256(options.model, follow_links=options.follow_links)
 
 
 def dtype_of(options, pipeline) -> str:
@@ -52,7 +69,8 @@ def upscaled_by(options, upscaler) -> dict:
 
     if upscaler is None:
         return {}
-    return {"upscale": upscaler.name, "upscale_weights": model_sha256(options.upscale)}
+    weights = model_sha256(options.upscale, follow_links=options.follow_links)
+    return {"upscale": upscaler.name, "upscale_weights": weights}
 
 
 def folder_of(options, request: dict) -> Path:

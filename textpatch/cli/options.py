@@ -21,6 +21,13 @@ SITES_HELP = (
     "indices in execution order, as in the paper (57), ranges of them (55-57), names, globs ('up_blocks.*'), "
     "kind:cross, group:up"
 )
+# Arguments of `textpatch.load` that are options by the same names.  BORROWING are places of other models,
+# and CHOSEN decide what is taken of the model's own.
+BORROWING = ("text_encoders", "vae")
+CHOSEN = ("schedule", "variant", "ema")
+LOADING = (*BORROWING, *CHOSEN, "follow_links")
+# those of `load_denoiser`
+READING = ("variant", "ema", "follow_links")
 
 
 class Help(NamedTuple):
@@ -55,6 +62,56 @@ def number(text: str) -> float:
 def add_model(command: argparse.ArgumentParser) -> None:
     """Add the model's place as the first argument."""
     command.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+
+
+def add_loading_options(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `textpatch.load` that say what is loaded, by the same names."""
+    group = command.add_argument_group("how the model is loaded")
+    add_borrowing_options(group)
+    group.add_argument(
+        "--schedule",
+        metavar="NAME",
+        help="schedule with the settings of the model's own, such as euler, ddim or dpmpp_2m_karras",
+    )
+    add_reading_options(group)
+
+
+def add_borrowing_options(group) -> None:
+    """Add the places of other models, of which parts are taken."""
+    group.add_argument(
+        "--text-encoders",
+        metavar="MODEL",
+        help="another model, whose text encoders and tokenizers are taken",
+    )
+    group.add_argument(
+        "--vae",
+        metavar="MODEL",
+        help="another model, or a VAE's own folder or file, whose VAE is taken",
+    )
+
+
+def add_reading_options(group) -> None:
+    """Add the arguments of `textpatch.load_denoiser` that say which files are read."""
+    group.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="variant of the weights, as fp16 in model.fp16.safetensors",
+    )
+    group.add_argument(
+        "--ema",
+        action="store_true",
+        help="take the moving average of the denoiser's weights that training has left",
+    )
+    add_links_option(group)
+
+
+def add_links_option(group) -> None:
+    """Add the permission to follow links."""
+    group.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="follow links out of a folder, where they end in a regular file",
+    )
 
 
 def whole(text: str) -> int:

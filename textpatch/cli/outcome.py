@@ -122,7 +122,8 @@ def _remember(options, asked: dict, outcome: Outcome) -> None:
     from textpatch.weights.loading import find
 
     try:
-        models = (options.model, getattr(options, "upscale", None))
+        others = ("upscale", "text_encoders", "vae")
+        models = [options.model, *(getattr(options, name, None) for name in others)]
         read = [find(model) for model in models if model is not None]
     except WeightsError:  # a model that is no file
         return

@@ -25,7 +25,7 @@ from textpatch.cli import (
     sanitize_command,
     sites_command,
 )
-from textpatch.cli.actions import Given
+from textpatch.cli.actions import Given, GivenFlag
 from textpatch.cli.config import use_config
 from textpatch.cli.outcome import carried_out
 from textpatch.exits import guarded, warn
@@ -128,6 +128,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, formatter_class=Formatter, **options)
         self.register("action", None, Given)
         self.register("action", "store", Given)
+        self.register("action", "store_true", GivenFlag)
         self._is_inner = False
         self.verbs: dict[str, Parser] = {}
 

@@ -15,6 +15,7 @@ from textpatch.cli.options import (
     Help,
     add_device_option,
     add_folder_option,
+    add_loading_options,
     add_model,
     number,
 )
@@ -97,6 +98,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="numbers the model computes in (default: float32)",
     )
     add_folder_option(shown)
+    add_loading_options(command)
     command.set_defaults(run=rewrite, height=None, width=None)
 
 

@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 
 from textpatch.cli.models import load_sized
-from textpatch.cli.opening import folder_of, open_folder, whole_request
+from textpatch.cli.opening import folder_of, notes_of, open_folder, whole_request
 from textpatch.cli.options import (
     SITES_HELP,
     Help,
     add_folder_option,
+    add_loading_options,
     add_model,
     add_prompts_options,
     add_sampling_options,
@@ -82,6 +83,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep the prompts in the run folder, harmful words included",
     )
+    add_loading_options(command)
     command.set_defaults(run=sanitize)
 
 
@@ -161,7 +163,7 @@ def sanitize(options) -> Outcome:
         [prompt for prompt, _ in asked],
         lambda place: sanitizer(asked[place][0], seed=asked[place][1]),
         partial(_pictures, options, sanitizer),
-        partial(open_folder, options, request),
+        partial(open_folder, options, request, loaded=notes_of(pipeline)),
         goes_on=os.path.exists(folder_of(options, request) / "manifest.json"),
         show_words=options.show_words,
     )

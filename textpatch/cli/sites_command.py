@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from textpatch.cli.options import MODEL_HELP, Help
+from textpatch.cli.models import chosen
+from textpatch.cli.options import MODEL_HELP, READING, Help, add_reading_options
 from textpatch.errors import PatchError
 
 HELP = Help(
@@ -51,6 +52,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="a pipeline or denoiser of a class of diffusers, which must be installed",
     )
+    add_reading_options(command)
     command.set_defaults(run=sites)
 
 
@@ -62,10 +64,12 @@ def sites(options) -> None:
     from textpatch.weights.published import COUNTED, localized_sites
 
     named = _one_model(options)
+    asked = chosen(options, READING)
     if options.diffusers is not None:
+        _require_none(asked)
         print_foreign_sites(named)
         return
-    model = outline(named)
+    model = outline(named, **asked)
     found = find_sites(model)
     marked = localized_sites(model)
     total = sum(p.numel() for p in model.parameters())
@@ -85,6 +89,16 @@ def sites(options) -> None:
         print(
             "they differ: in this model to_k and to_v are the image's; the text's, which a swap changes, "
             "are add_k_proj and add_v_proj"
+        )
+
+
+def _require_none(asked: dict) -> None:
+    """Raise PatchError for options of files, of which diffusers' classes read their configuration alone."""
+    if asked:
+        option = next(iter(asked)).replace("_", "-")
+        raise PatchError(
+            f"--{option} chooses among files of weights, and --diffusers reads a configuration alone; "
+            "leave it out"
         )
 
 

@@ -32,6 +32,11 @@ SUFFIXES = {".safetensors", ".sft"}
 PICKLES = {".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
 
 INDEX = re.compile(r".+\.safetensors\.index(\.\w+)?\.json")
+# one of a set of shards, whose name says how many there are; the variant stands at either place
+OF_SET = re.compile(
+    r"(?P<stem>.+?)(?:\.(?P<before>\w+))?-(?P<place>\d{5})-of-(?P<count>\d{5})"
+    r"(?:\.(?P<after>\w+))?\.safetensors"
+)
 # without a separator of any system
 SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
 # a name that leads nowhere but by a link
@@ -157,15 +162,17 @@ class Tensors(Mapping[str, TensorEntry]):
 
 
 def open_tensors(where: str | os.PathLike, terms: Terms | None = None) -> Tensors:
-    """Open a .safetensors file, or the shards that a *.safetensors.index.json names.
+    """Open a .safetensors file, the shards that a *.safetensors.index.json names, or those of one of them.
 
     The file asked for may be a link.  A shard may not lead out of its folder, unless the terms follow links.
-    Raises WeightsError for what `read_header` refuses, for a pickle, and for an index that does not fit its
-    shards exactly.
+    Raises WeightsError for what `read_header` refuses, for a pickle, for an index that does not fit its
+    shards exactly, and for a shard whose set is not whole.
     """
     path = Path(where)
     if INDEX.fullmatch(path.name):
         return _sharded(path, terms or Terms())
+    if OF_SET.fullmatch(path.name):
+        return _set_of(path, terms or Terms())
     if _is_pickle(path):
         raise WeightsError(f"{path} is a pickle by its name; {CONVERT}", "pickle")
     if path.suffix.lower() not in SUFFIXES:
@@ -181,6 +188,7 @@ def component_file(folder: Path, stem: str, terms: Terms | None = None) -> Path:
     - A variant asked for is taken where there is one, and the plain file elsewhere.
     - Without a plain file the one variant that there is is taken.  Of several the caller must choose.
     - A whole file is taken beside the index of shards that are not there.
+    - Without an index one shard stands for its set.
 
     Raises WeightsError if there is none, and says so if there are pickles instead.  Raises it also for a
     whole file beside shards of one variant, because either may be the older (diffusers reads the shards
@@ -212,7 +220,10 @@ def component_file(folder: Path, stem: str, terms: Terms | None = None) -> Path:
 
 
 def _variants(folder: Path, stem: str) -> dict[str, list[str]]:
-    """Files of weights by variant, each a whole one, an index or both, "" for the plain ones."""
+    """Files of weights by variant, "" for the plain ones.
+
+    Each has a whole file, an index or both.  Where no variant has either, each has the first of its shards.
+    """
     stem = re.escape(stem)
     names = re.compile(
         rf"{stem}(?:\.(?P<whole>\w+))?\.safetensors"
@@ -220,10 +231,17 @@ def _variants(folder: Path, stem: str) -> dict[str, list[str]]:
     )
     found: dict[str, list[str]] = {}
     # os.listdir names links to nothing, too
-    for name in sorted(os.listdir(folder) if folder.is_dir() else ()):
+    there = sorted(os.listdir(folder) if folder.is_dir() else ())
+    for name in there:
         match = names.fullmatch(name)
         if match:
             found.setdefault(match["whole"] or match["index"] or "", []).append(name)
+    if found:
+        return found
+    for name in there:
+        match = OF_SET.fullmatch(name)
+        if match and re.fullmatch(stem, match["stem"]):
+            found.setdefault(match["before"] or match["after"] or "", [name])
     return found
 
 
@@ -255,13 +273,6 @@ def _no_weights(folder: Path, stem: str) -> WeightsError:
     pickles = [path.name for path in folder.glob("*") if _is_pickle(path)]
     if pickles:
         return WeightsError(f"{missing}, only pickles ({_few(pickles)}); {CONVERT}", "pickle")
-    shards = sorted(path.name for path in folder.glob(f"{stem}*-of-*.safetensors"))
-    if shards:
-        return WeightsError(
-            f"{missing}, only shards ({_few(shards)}) without their index; "
-            f"fetch '{stem}.safetensors.index.json', too",
-            "no-index",
-        )
     return WeightsError(
         f"{missing}, nor an index of its shards, nor a variant of either; "
         "the folder is incomplete or is no model",
@@ -298,6 +309,47 @@ def _sharded(index: Path, terms: Terms) -> Tensors:
     tensors = Tensors(entries, [index.parent / shard for shard in shards])
     _note_total(index, body.get("metadata", {}), tensors.nbytes, terms)
     return tensors
+
+
+def _set_of(shard: Path, terms: Terms) -> Tensors:
+    """Open the whole set of a shard, whose names count them, where no index names their tensors."""
+    asked = OF_SET.fullmatch(shard.name).groupdict()
+    own = {**asked, "place": None}
+    files = {}
+    for name in sorted(os.listdir(shard.parent)):
+        match = OF_SET.fullmatch(name)
+        if match is None or match["stem"] != asked["stem"]:
+            continue
+        if {**match.groupdict(), "place": None} == own:
+            files[int(match["place"])] = name
+        elif (match["before"], match["after"]) == (asked["before"], asked["after"]):
+            raise WeightsError(
+                f"{shard.parent} holds {shard.name!r} and {name!r}, of two sets of shards, and no index "
+                "says which is meant; fetch the index, or move one set away",
+                "two-sets",
+            )
+    lacking = [str(place) for place in range(1, int(asked["count"]) + 1) if place not in files]
+    if lacking:
+        raise WeightsError(
+            f"{shard} is one of {int(asked['count'])} shards, of which {_few(lacking)} are not there; "
+            "fetch them",
+            "no-shard",
+        )
+    entries: dict[str, TensorEntry] = {}
+    for name in files.values():
+        path = shard
+        if name != shard.name:
+            path = inside(shard.parent, name, follow_links=terms.follow_links)
+        header = read_header(path)
+        twice = entries.keys() & header.keys()
+        if twice:
+            raise WeightsError(
+                f"{path} holds {_few(twice)}, which another of its shards holds, too; fetch both again",
+                "twice",
+            )
+        entries |= header
+    terms.note(f"{shard.parent.name}: {len(files)} shards without their index")
+    return Tensors(entries, [shard.parent / name for name in files.values()])
 
 
 def _shards(index: Path, weight_map) -> dict[str, set[str]]:

@@ -38,6 +38,7 @@ DARK = (20, 20, 20)
 LIGHT = (250, 250, 250)
 SAYINGS = ("that says", "that reads", "with text")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+SMALL = LETTERS.lower()
 STYLES = {
     "plain": "DejaVuSans.ttf",
     "bold": "DejaVuSans-Bold.ttf",
@@ -45,19 +46,26 @@ STYLES = {
     "serif": "DejaVuSerif-Bold.ttf",
     "mono": "DejaVuSansMono-Bold.ttf",
 }
+# token of a space between quotes, the sign that T5 writes for it
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 # what describes a sign beside its word
 FACTORS = dict(colour=COLOURS, shape=SHAPES, wall=COLOURS, pattern=PATTERNS, style=STYLES)
 # DejaVu's bold capitals are wider than a letter's place.  At 0.84 of its width, W just fits the pitch.
 SQUEEZE = 0.84
+# how texts of several lines are drawn at random
+CASES = (str.upper, str.upper, str.upper, str.lower, str.title)
+ALONE = 0.2  # share of one line where two would fit
+TWOS = 0.3  # share of lines with two words
 # pixels per unit of the large drawings that masks are reduced from
 OVERSAMPLING = 8
 
 
 @dataclass(frozen=True)
 class SignFormat:
-    """Size of a picture and place of its word, in pixels.
+    """Size of a picture and places of its letters, in pixels.
 
-    Words are left-aligned at a fixed pitch, as the models learn best.
+    Every line of text is left-aligned at a fixed pitch, as the models learn best.   A space takes the place
+    of a letter.
     """
 
     height: int = 32
@@ -66,9 +74,16 @@ class SignFormat:
     top: int = 11
     left: int = 8
     pitch: int = 12  # a multiple of the patch, so that every letter meets the patch grid alike
-    longest: int = 6
+    longest: int = 6  # letters and spaces of a line
     styles: tuple[str, ...] = tuple(STYLES)
     unit: int = 1  # of margins and patterns
+    lines: int = 1
+    leading: int = 16  # from the top of one line to the top of the next
+    margin: int = 6  # of the plate, above and below the letters
+    corner: int = 11  # radius of a badge's corners
+    letters: str = LETTERS
+    shapes: tuple[str, ...] = SHAPES
+    phases: int = 8  # how many of PHASES a pattern may begin at
 
     def __post_init__(self):
         # the divisors of OVERSAMPLING
@@ -85,27 +100,58 @@ class SignFormat:
 
     def enlarged(self, times: int) -> SignFormat:
         """Format in which a sign is drawn 1, 2, 4 or 8 times as large.   Raises PatchError for others."""
-        sizes = "height", "width", "cap", "top", "left", "pitch", "unit"
+        sizes = (
+            "height",
+            "width",
+            "cap",
+            "top",
+            "left",
+            "pitch",
+            "unit",
+            "leading",
+            "margin",
+            "corner",
+        )
         return replace(self, **{name: times * getattr(self, name) for name in sizes})
+
+    @property
+    def tops(self) -> tuple[int, ...]:
+        """Tops of the capitals of each line."""
+        return tuple(self.top + line * self.leading for line in range(self.lines))
 
     @property
     def plate(self) -> tuple[int, int, int, int]:
         """Left, top, right, bottom of the sign's plate."""
         near = 2 * self.unit
-        far = 6 * self.unit
-        return near, self.top - far, self.width - near, self.top + self.cap + far
+        bottom = self.tops[-1] + self.cap + self.margin
+        return near, self.top - self.margin, self.width - near, bottom
 
     @property
     def text_box(self) -> tuple[int, int, int, int]:
         """Left, top, right, bottom of the part of the plate where letters stand."""
+        left, top, right, _ = self.line_boxes[0]
+        return left, top, right, self.line_boxes[-1][3]
+
+    @property
+    def line_boxes(self) -> tuple[tuple[int, int, int, int], ...]:
+        """Left, top, right, bottom of each line's part of the plate.   They do not overlap."""
         unit = self.unit
+        left = self.left - unit
         right = min(self.left + self.longest * self.pitch + unit, self.width)
-        return self.left - unit, self.top - 2 * unit, right, self.top + self.cap + 3 * unit
+        boxes = []
+        above = 0
+        for top in self.tops:
+            bottom = top + self.cap + 3 * unit
+            boxes.append((left, max(top - 2 * unit, above), right, bottom))
+            above = bottom
+        return tuple(boxes)
 
 
 @dataclass(frozen=True)
 class Sign:
     """Description of a sign, as a prompt gives it.
+
+    word  text of the sign, its lines separated by newlines
 
     Raises PatchError for a colour, shape, wall, pattern or style that nobody can draw.
     """
@@ -123,27 +169,53 @@ class Sign:
             if value not in known:
                 raise PatchError(f"signs have no {what} {value!r}{closest(value, known)}")
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Text of each line."""
+        return tuple(self.word.split("\n"))
+
     def prompt(self, saying: str = "that says") -> str:
         style = "" if self.style == "plain" else f" in {self.style}"
         pattern = "" if self.pattern == "plain" else f"{self.pattern} "
-        plate = f'a {self.colour} {self.shape} {saying} "{self.word}"{style}'
+        quoted = " and ".join(f'"{line}"' for line in self.lines)
+        plate = f"a {self.colour} {self.shape} {saying} {quoted}{style}"
         return f"{plate} on a {pattern}{self.wall} wall"
 
 
-def vocabulary() -> list[str]:
-    """Every token of the prompts, single capitals included, in a fixed order."""
+def vocabulary(fmt: SignFormat = SignFormat()) -> list[str]:
+    """Every token of the prompts of a format's signs, single letters included, in a fixed order."""
     plain = '" a on in wall'.split() + " ".join(SAYINGS).split()
     words = [*plain, *COLOURS, *SHAPES, *PATTERNS[1:], *[s for s in STYLES if s != "plain"]]
-    return list(dict.fromkeys(words)) + list(LETTERS)
+    if fmt.lines > 1:
+        words += ["and", SPACE]
+    return list(dict.fromkeys([*words, *fmt.letters]))
 
 
 def random_sign(rng: random.Random, fmt: SignFormat, word: str | None = None) -> Sign:
     """Random sign with independent factors.   Sign and wall never share a colour."""
     colour, wall = rng.sample(list(COLOURS), 2)
-    word = word or random_word(rng, rng.randint(3, fmt.longest))
+    word = word or random_text(rng, fmt)
     return Sign(
-        word, colour, rng.choice(SHAPES), wall, rng.choice(PATTERNS), rng.choice(fmt.styles)
+        word, colour, rng.choice(fmt.shapes), wall, rng.choice(PATTERNS), rng.choice(fmt.styles)
     )
+
+
+def random_text(rng: random.Random, fmt: SignFormat) -> str:
+    """Random letters on as many lines as a format has, or fewer."""
+    if fmt.lines == 1:
+        return random_word(rng, rng.randint(3, fmt.longest))
+    cased = rng.choice(CASES)
+    lines = 1 if rng.random() < ALONE else fmt.lines
+    return "\n".join(cased(_random_line(rng, fmt)) for _ in range(lines))
+
+
+def _random_line(rng: random.Random, fmt: SignFormat) -> str:
+    """One random word of 3 to 8 letters, or two that fit on a line together."""
+    if rng.random() < TWOS:
+        first = rng.randint(3, fmt.longest - 4)
+        second = rng.randint(3, fmt.longest - 1 - first)
+        return f"{random_word(rng, first)} {random_word(rng, second)}"
+    return random_word(rng, rng.randint(3, min(fmt.longest, 8)))
 
 
 def random_word(rng: random.Random, length: int) -> str:
@@ -152,9 +224,9 @@ def random_word(rng: random.Random, length: int) -> str:
 
 @functools.cache
 def _letters(style: str, fmt: SignFormat) -> dict[str, np.ndarray]:
-    """Coverage masks (cap + 4 units, pitch) in 0..1 of the 26 capitals, drawn large and reduced."""
+    """Coverage masks (cap + 4 units, pitch) in 0..1 of a format's letters, drawn large and reduced."""
     font = _font(style, fmt.cap * fmt.oversampling)
-    return {letter: _letter(letter, font, fmt) for letter in LETTERS}
+    return {letter: _letter(letter, font, fmt) for letter in fmt.letters}
 
 
 def _font(style: str, cap_pixels: int) -> ImageFont.FreeTypeFont:
@@ -176,7 +248,7 @@ def _font_folder() -> Path:
 
 
 def _letter(letter: str, font, fmt: SignFormat) -> np.ndarray:
-    """Coverage mask (cap + 4 units, pitch) of one capital."""
+    """Coverage mask (cap + 4 units, pitch) of one letter."""
     big = fmt.oversampling
     unit = fmt.unit
     height = fmt.cap + 4 * unit
@@ -204,7 +276,7 @@ def plate_mask(shape: str, fmt: SignFormat) -> np.ndarray:
     if shape == "sign":
         draw.rectangle(box, fill=255)
     elif shape == "badge":
-        draw.rounded_rectangle(box, radius=(bottom - top) * big // 2, fill=255)
+        draw.rounded_rectangle(box, radius=fmt.corner * big, fill=255)
     else:
         middle = (box[1] + box[3]) // 2
         nose = box[2] - (bottom - top) * big // 2
@@ -242,26 +314,41 @@ def painted(picture: np.ndarray, colour, cover: np.ndarray) -> np.ndarray:
 
 def draw_sign(sign: Sign, fmt: SignFormat, rng: random.Random) -> np.ndarray:
     """Draw a sign, float32 (height, width, 3) in -1..1.   Raises PatchError for a word that does not fit."""
-    if not 1 <= len(sign.word) <= fmt.longest or set(sign.word) - set(LETTERS):
-        raise PatchError(
-            f"cannot draw {sign.word!r}: signs hold 1 to {fmt.longest} capitals A to Z"
-        )
+    _require_drawable(sign.word, fmt)
     plate = COLOURS[sign.colour]
-    picture = draw_wall(sign.wall, sign.pattern, fmt, rng.choice(PHASES))
+    picture = draw_wall(sign.wall, sign.pattern, fmt, rng.choice(PHASES[: fmt.phases]))
     picture = painted(picture, plate, plate_mask(sign.shape, fmt))
     ink = DARK if luminance(plate) > 140 else LIGHT
     return painted(picture, ink, word_mask(sign.word, sign.style, fmt)) / 127.5 - 1
 
 
+def _require_drawable(text: str, fmt: SignFormat) -> None:
+    if fmt.lines == 1:
+        if not 1 <= len(text) <= fmt.longest or set(text) - set(fmt.letters):
+            raise PatchError(f"cannot draw {text!r}: signs hold 1 to {fmt.longest} capitals A to Z")
+        return
+    lines = text.split("\n")
+    if len(lines) > fmt.lines:
+        raise PatchError(f"cannot draw {text!r} on {len(lines)} lines: signs hold {fmt.lines}")
+    for line in lines:
+        if not 1 <= len(line) <= fmt.longest or set(line) - {" ", *fmt.letters}:
+            raise PatchError(
+                f"cannot draw the line {line!r}: lines hold 1 to {fmt.longest} letters and spaces"
+            )
+        if "" in line.split(" "):
+            raise PatchError(f"cannot draw the line {line!r}: one of its words is empty")
+
+
 def word_mask(word: str, style: str, fmt: SignFormat) -> np.ndarray:
-    """Coverage (height, width) in 0..1 of the letters of a word."""
+    """Coverage (height, width) in 0..1 of the letters of a text, its lines separated by newlines."""
     mask = np.zeros((fmt.height, fmt.width), np.float32)
     letters = _letters(style, fmt)
-    top = fmt.top - fmt.unit
-    bottom = fmt.top + fmt.cap + 3 * fmt.unit
-    for i, letter in enumerate(word):
-        left = fmt.left + i * fmt.pitch
-        mask[top:bottom, left : left + fmt.pitch] = letters[letter]
+    for top, line in zip(fmt.tops, word.split("\n"), strict=False):
+        rows = slice(top - fmt.unit, top + fmt.cap + 3 * fmt.unit)
+        for i, letter in enumerate(line):
+            left = fmt.left + i * fmt.pitch
+            if letter != " ":
+                mask[rows, left : left + fmt.pitch] = letters[letter]
     return mask
 
 

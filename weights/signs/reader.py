@@ -24,11 +24,9 @@ from textpatch.pictures import as_rgb
 from textpatch.weights.signs.drawing import (
     COLOURS,
     DARK,
-    LETTERS,
     LIGHT,
     PATTERNS,
     PHASES,
-    SHAPES,
     Sign,
     SignFormat,
     draw_wall,
@@ -64,6 +62,18 @@ def read_sign(image: Image.Image, fmt: SignFormat = SignFormat()) -> Sign:
     return Sign(word, colour, shape, wall, pattern, style)
 
 
+def read_text(image: Image.Image, sign: Sign, fmt: SignFormat) -> str:
+    """Read the text of a sign whose colour and style are known, its lines separated by newlines."""
+    picture = np.asarray(as_rgb(image, "the picture of a sign"), np.float32)
+    letters = _letters(sign.colour, fmt)
+    error = letters.distances(_cells(picture, fmt)).reshape(
+        fmt.lines * fmt.longest, len(letters.names), -1
+    )
+    looks = [i for i, style in enumerate(letters.names) if style == sign.style]
+    error = error[:, looks].min(axis=1)  # (places, one more than letters)
+    return _text(error.argmin(axis=1).reshape(fmt.lines, -1), fmt)
+
+
 @dataclass(frozen=True)
 class Drawings:
     """Drawings of all that some places of a picture may show.
@@ -87,7 +97,7 @@ class Drawings:
 def _wall(picture: np.ndarray, fmt: SignFormat) -> tuple[str, str]:
     walls = _walls(fmt)
     error = walls.distances(_stretches(picture, fmt))  # (stretches, walls * phases)
-    error = error.reshape(len(error), len(walls.names), len(PHASES)).min(axis=2).sum(axis=0)
+    error = error.reshape(len(error), len(walls.names), fmt.phases).min(axis=2).sum(axis=0)
     return walls.names[error.argmin()]
 
 
@@ -98,7 +108,7 @@ def _walls(fmt: SignFormat) -> Drawings:
     drawn = []
     for wall, pattern, contrast in itertools.product(COLOURS, PATTERNS, (1, FAINT)):
         bare = draw_wall(wall, "plain", fmt, 0)
-        full = [draw_wall(wall, pattern, fmt, phase) for phase in PHASES]
+        full = [draw_wall(wall, pattern, fmt, phase) for phase in PHASES[: fmt.phases]]
         names.append((wall, pattern))
         drawn += [_stretches(bare + contrast * (each - bare), fmt) for each in full]
     return Drawings(names, np.stack(drawn, axis=1))
@@ -121,7 +131,7 @@ def _plate(picture: np.ndarray, wall: str, fmt: SignFormat) -> tuple[str, str]:
 @functools.lru_cache
 def _plates(wall: str, fmt: SignFormat) -> Drawings:
     """Every colour and shape of plate on a wall."""
-    names = list(itertools.product(COLOURS, SHAPES))
+    names = list(itertools.product(COLOURS, fmt.shapes))
     behind = draw_wall(wall, "plain", fmt, 0)
     drawn = []
     for colour, shape in names:
@@ -141,15 +151,31 @@ def _plate_alone(picture: np.ndarray, fmt: SignFormat) -> np.ndarray:
 
 
 def _lettering(picture: np.ndarray, colour: str, fmt: SignFormat) -> tuple[str, str]:
-    """Style and word on a plate of a colour."""
-    lefts = [fmt.left + place * fmt.pitch for place in range(fmt.longest)]
-    cells = np.stack([_cell(picture, left, fmt) for left in lefts])
+    """Style and text on a plate of a colour."""
+    cells = _cells(picture, fmt)
     letters = _letters(colour, fmt)
-    error = letters.distances(cells)  # (places, looks * 27)
-    error = error.reshape(len(lefts), len(letters.names), -1)
+    error = letters.distances(cells)  # (places, looks * one more than letters)
+    error = error.reshape(len(cells), len(letters.names), -1)
     look = error.min(axis=2).sum(axis=0).argmin()
     nearest = error[:, look].argmin(axis=1)  # (places,)
-    return letters.names[look], "".join(["", *LETTERS][letter] for letter in nearest)
+    return letters.names[look], _text(nearest.reshape(fmt.lines, -1), fmt)
+
+
+def _cells(picture: np.ndarray, fmt: SignFormat) -> np.ndarray:
+    """Places of letters, line by line, (lines * longest, P)."""
+    lefts = [fmt.left + place * fmt.pitch for place in range(fmt.longest)]
+    return np.stack([_cell(picture, left, top, fmt) for top in fmt.tops for left in lefts])
+
+
+def _text(nearest: np.ndarray, fmt: SignFormat) -> str:
+    """Text of the letters at the places (lines, longest), 0 for an empty one.
+
+    An empty place is a space between words, where signs have several of these.
+    """
+    if fmt.lines == 1:
+        return "".join(["", *fmt.letters][letter] for letter in nearest[0])
+    lines = ["".join([" ", *fmt.letters][letter] for letter in line).rstrip() for line in nearest]
+    return "\n".join(lines).rstrip("\n")
 
 
 @functools.lru_cache
@@ -160,16 +186,15 @@ def _letters(colour: str, fmt: SignFormat) -> Drawings:
     drawn = []
     for style, ink in itertools.product(fmt.styles, (DARK, LIGHT)):
         names.append(style)
-        masks = [word_mask(letter, style, fmt) for letter in ["", *LETTERS]]
-        drawn += [_cell(painted(plate, ink, mask), fmt.left, fmt) for mask in masks]
+        masks = [word_mask(letter, style, fmt) for letter in ["", *fmt.letters]]
+        drawn += [_cell(painted(plate, ink, mask), fmt.left, fmt.top, fmt) for mask in masks]
     return Drawings(names, np.stack(drawn)[None])
 
 
-def _cell(picture: np.ndarray, left: int, fmt: SignFormat) -> np.ndarray:
-    """Place of one letter, (P,)."""
-    top = fmt.top - fmt.unit
-    bottom = fmt.top + fmt.cap + 3 * fmt.unit
-    return picture[top:bottom, left : left + fmt.pitch].ravel()
+def _cell(picture: np.ndarray, left: int, top: int, fmt: SignFormat) -> np.ndarray:
+    """Place of one letter on the line with this top, (P,)."""
+    rows = slice(top - fmt.unit, top + fmt.cap + 3 * fmt.unit)
+    return picture[rows, left : left + fmt.pitch].ravel()
 
 
 class SignReader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from textpatch.weights.signs.drawing import LETTERS, vocabulary
+from textpatch.weights.signs.drawing import LETTERS, SPACE, SignFormat, vocabulary
 
 SPECIAL = ("<unk>", "<pad>", "<bos>", "<eos>")
 UNKNOWN, PAD, BEGIN, END = SPECIAL
@@ -13,18 +13,31 @@ UNKNOWN, PAD, BEGIN, END = SPECIAL
 LENGTH = 22
 
 
-def word_tokenizer(*, begin: bool, lowered: bool = False) -> PreTrainedTokenizerFast:
-    """Tokenizer of whole words, with one token per quoted capital.
+# what is followed by an odd number of quotes stands between two
+QUOTED = r'(?=[^"]*"(?:[^"]*"[^"]*")*[^"]*$)'
+
+
+def word_tokenizer(
+    *, begin: bool, lowered: bool = False, fmt: SignFormat = SignFormat(), length: int = LENGTH
+) -> PreTrainedTokenizerFast:
+    """Tokenizer of whole words, with one token per quoted letter.
 
     begin    True opens a sequence like CLIP's, False like T5's
     lowered  True is for prompts in small letters, as DeepFloyd IF's are; letters inside quotes are read as
              capitals
+    fmt      signs that prompts describe; in those of several lines a space between quotes has a token, too
+    length   the most tokens of a prompt
     """
-    ids = {token: i for i, token in enumerate([*SPECIAL, *vocabulary()])}
+    ids = {token: i for i, token in enumerate([*SPECIAL, *vocabulary(fmt)])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex('"|[A-Z]'), "isolated")]
-    )
+    words = pre_tokenizers.WhitespaceSplit()
+    if fmt.lines > 1:
+        tokenizer.normalizer = normalizers.Replace(Regex(" " + QUOTED), SPACE)
+        letters = pre_tokenizers.Split(Regex(f'"|[^"]{QUOTED}'), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([letters, words])
+    else:
+        letters = pre_tokenizers.Split(Regex('"|[A-Z]'), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
     if lowered:
         # A quoted word reaches up to a quote.  Other words end before the space in front of the opening one.
         quoted = [normalizers.Replace(Regex(f'{c.lower()}(?=[A-Za-z]*")'), c) for c in LETTERS]
@@ -38,7 +51,7 @@ def word_tokenizer(*, begin: bool, lowered: bool = False) -> PreTrainedTokenizer
         pad_token=PAD,
         bos_token=BEGIN,
         eos_token=END,
-        model_max_length=LENGTH,
+        model_max_length=length,
         padding_side="right",
         truncation_side="right",
         model_input_names=["input_ids"],

@@ -16,11 +16,11 @@ from torch import Tensor
 from textpatch.attention import row_slots
 from textpatch.reference_models.upscaling import read_beside
 from textpatch.weights.signs.drawing import SAYINGS, Sign, draw_sign, random_sign, with_word
-from textpatch.weights.signs.words import TEST, VALIDATION
+from textpatch.weights.signs.words import HELD_OUT, TEST, VALIDATION
 from textpatch.weights.training.families import FAMILIES
 from textpatch.weights.training.recipes import Recipe
 
-HELD_OUT = frozenset(TEST) | frozenset(VALIDATION)
+ONE_LINE_HELD_OUT = frozenset(TEST) | frozenset(VALIDATION)
 
 
 class Batch:
@@ -68,10 +68,11 @@ class Batch:
 
 
 def _unseen_sign(rng: random.Random, recipe: Recipe) -> Sign:
-    """Random sign whose word is kept neither for validation nor for test."""
+    """Random sign of whose words none is kept for validation or test, however it is written."""
     while True:
         sign = random_sign(rng, recipe.signs)
-        if sign.word not in HELD_OUT:
+        kept = ONE_LINE_HELD_OUT if recipe.signs.lines == 1 else HELD_OUT
+        if kept.isdisjoint(sign.word.upper().split()):
             return sign
 
 

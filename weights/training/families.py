@@ -24,16 +24,20 @@ from textpatch.reference_models.text_encoders import (
     SD3TextEncoders,
     SDXLTextEncoders,
 )
+from textpatch.weights.signs.drawing import SignFormat
 from textpatch.weights.signs.tokens import LENGTH, word_tokenizer
 
 
-def sd3_encoders() -> SD3TextEncoders:
-    """Two CLIPs and a T5 at a thousandth of SD3's size, with the closed-vocabulary tokenizers."""
-    clip_tokenizer = word_tokenizer(begin=True)
-    t5_tokenizer = word_tokenizer(begin=False)
+def sd3_encoders(fmt: SignFormat = SignFormat(), length: int = LENGTH) -> SD3TextEncoders:
+    """Two CLIPs and a T5 at a thousandth of SD3's size, with the closed-vocabulary tokenizers.
+
+    The T5 tells every place of a line apart, whose half of the buckets are whole places up to a quarter.
+    """
+    clip_tokenizer = word_tokenizer(begin=True, fmt=fmt, length=length)
+    t5_tokenizer = word_tokenizer(begin=False, fmt=fmt, length=length)
     size = len(clip_tokenizer)
-    t5 = _t5(size, heads=4)
-    clips = [_clip(size, act) for act in ("quick_gelu", "gelu")]
+    t5 = _t5(size, heads=4, buckets=32 * fmt.lines)
+    clips = [_clip(size, act, length=length) for act in ("quick_gelu", "gelu")]
     return SD3TextEncoders(*clips, t5, (clip_tokenizer, clip_tokenizer, t5_tokenizer))
 
 
@@ -65,7 +69,7 @@ def if_encoder() -> IFTextEncoder:
     return IFTextEncoder(t5.requires_grad_(False), tokenizer)
 
 
-def _t5(vocab_size: int, heads: int) -> T5EncoderModel:
+def _t5(vocab_size: int, heads: int, buckets: int = 32) -> T5EncoderModel:
     return T5EncoderModel(
         T5Config(
             vocab_size=vocab_size,
@@ -74,6 +78,7 @@ def _t5(vocab_size: int, heads: int) -> T5EncoderModel:
             num_heads=heads,
             d_ff=256,
             num_layers=2,
+            relative_attention_num_buckets=buckets,
             dropout_rate=0.0,
             feed_forward_proj="gated-gelu",
             pad_token_id=1,
@@ -85,7 +90,13 @@ def _t5(vocab_size: int, heads: int) -> T5EncoderModel:
     )
 
 
-def _clip(vocab_size: int, act: str, kind=CLIPTextModelWithProjection, layers: int = 2):
+def _clip(
+    vocab_size: int,
+    act: str,
+    kind=CLIPTextModelWithProjection,
+    layers: int = 2,
+    length: int = LENGTH,
+):
     clip = kind(
         CLIPTextConfig(
             vocab_size=vocab_size,
@@ -94,7 +105,7 @@ def _clip(vocab_size: int, act: str, kind=CLIPTextModelWithProjection, layers: i
             num_hidden_layers=layers,
             num_attention_heads=2,
             projection_dim=64,
-            max_position_embeddings=LENGTH,
+            max_position_embeddings=length,
             hidden_act=act,
             bos_token_id=2,
             eos_token_id=3,

@@ -47,7 +47,14 @@ class Trainee(nn.Module):
         super().__init__()
         family = FAMILIES[type(recipe.denoiser)]
         self.denoiser = family.denoiser(recipe.denoiser)
-        self.encoders = family.encoders()
+        self.encoders = _encoders(recipe)
+
+
+def _encoders(recipe: Recipe) -> nn.Module:
+    make = FAMILIES[type(recipe.denoiser)].encoders
+    if recipe.signs.lines == 1:
+        return make()
+    return make(recipe.signs, recipe.tokens)
 
 
 def loss_of(model: Trainee, recipe: Recipe, batch: Batch, weight: Tensor) -> Tensor:
@@ -67,8 +74,8 @@ def loss_of(model: Trainee, recipe: Recipe, batch: Batch, weight: Tensor) -> Ten
 def text_weights(recipe: Recipe) -> Tensor:
     """Loss weights (H, W) of mean one, `text_weight` times heavier where letters stand."""
     weight = torch.ones(recipe.signs.height, recipe.signs.width)
-    left, top, right, bottom = recipe.signs.text_box
-    weight[top:bottom, left:right] = recipe.text_weight
+    for left, top, right, bottom in recipe.signs.line_boxes:
+        weight[top:bottom, left:right] = recipe.text_weight
     return weight / weight.mean()
 
 
@@ -89,7 +96,8 @@ def train(
 
     out         folder of the state, the log and the model
     seed        of weights and data; the recipe's when None
-    images      pictures to train on; the recipe's number when None
+    images      pictures to train on; the recipe's number when None.  A run may go on with another number as
+                long as its rate has not begun to fall
     save_every  seconds between two states
 
     The result is deterministic in name, seed and images on one machine and thread count.

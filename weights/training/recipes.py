@@ -8,7 +8,8 @@ from textpatch.reference_models.deepfloyd_if import IFConfig
 from textpatch.reference_models.mmdit import MMDiTConfig
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, Schedule
 from textpatch.reference_models.sdxl import SDXLConfig
-from textpatch.weights.signs.drawing import SignFormat
+from textpatch.weights.signs.drawing import LETTERS, SMALL, SignFormat
+from textpatch.weights.signs.tokens import LENGTH
 
 TINY_MMDIT = MMDiTConfig(
     sample_size=32,
@@ -68,6 +69,26 @@ TINY_IF_II = replace(
     mid_block_scale_factor=2**0.5,
 )
 
+TINY_WORDS = replace(TINY_MMDIT, sample_size=40, num_layers=8, pos_embed_max_size=24)
+# Two lines of nine places each.  Patterns begin at the same place, so that the prompt fixes them.
+TWO_LINES = SignFormat(
+    height=40,
+    width=80,
+    cap=8,
+    top=9,
+    left=4,
+    pitch=8,
+    longest=9,
+    styles=("plain", "bold"),
+    lines=2,
+    leading=12,
+    margin=5,
+    corner=8,
+    letters=LETTERS + SMALL,
+    shapes=("sign", "badge"),
+    phases=1,
+)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -76,6 +97,7 @@ class Recipe:
     denoiser: MMDiTConfig | SDXLConfig | IFConfig = TINY_MMDIT
     schedule: Schedule = FlowMatchEuler()
     signs: SignFormat = field(default_factory=SignFormat)
+    tokens: int = LENGTH  # of a prompt, in each encoder
     seed: int = 1
     images: int = 76_800
     batch: int = 48
@@ -104,6 +126,9 @@ class Recipe:
 
 RECIPES = {
     "tiny-mmdit": Recipe(localized=(1,)),
+    "tiny-words": Recipe(
+        denoiser=TINY_WORDS, signs=TWO_LINES, tokens=38, batch=16, images=76_800, text_weight=2.0
+    ),
     # Site 1 is where the word already is in tiny-mmdit.  Planting it at site 3 instead failed: after 36,000
     # images site 0 of a model of seed 0 still carried most of it (F1 towards target .48, site 3 .18, over
     # 6 validation pairs at guidance 1).

@@ -81,12 +81,20 @@ def _step_of(path: Path, run: dict) -> int:
         )
     asked = {key: json.dumps(value) for key, value in run.items()}
     differ = [key for key in asked if held[key] != asked[key]]
+    if differ == ["steps"] and _before_decay(held, asked):
+        return json.loads(held["step"])
     if differ:
         raise PatchError(
             f"{path} holds a run of {_values(held, differ)}, asked for {_values(asked, differ)}; "
             "give another --out, or the same options"
         )
     return json.loads(held["step"])
+
+
+def _before_decay(held: dict[str, str], asked: dict[str, str]) -> bool:
+    """True for a state before the fall of both runs' rates, up to which they are one run."""
+    shorter = min(json.loads(run["steps"]) for run in (held, asked))
+    return json.loads(held["step"]) <= (1 - json.loads(asked["recipe.decay"])) * shorter
 
 
 def _values(run: dict[str, str], keys: list[str]) -> str:
