@@ -21,17 +21,17 @@ import math
 
 from PIL import Image
 
-from measure import Table, arguments, environment, parsed
+from measure import Table, arguments, environment, parsed, reader_option, words_read
 from textpatch import load
 from textpatch.editing.localized import Localized
 from textpatch.editing.result import Edit
-from textpatch.metrics import Tesseract, exact, mse
+from textpatch.metrics import exact, mse
 from textpatch.prompts.pairs import Pair, quoted_texts
 from textpatch.quotes import quotations
 from textpatch.report.contact_sheet import draw_contact_sheet
 
 MODELS = "tiny-mmdit", "tiny-sdxl"
-COLUMNS = ["model", "asked", "source", "target", "way", "text", "own", "n"]
+COLUMNS = ["model", "reader", "asked", "source", "target", "way", "text", "own", "n"]
 HOUSE = 'a red sign that says "HOUSE" on a blue wall'
 BARE = "a red sign on a blue wall"
 REQUESTS = {
@@ -59,20 +59,20 @@ def way(made: Edit) -> float:
     return from_source / ((from_source + from_target) or 1)
 
 
-def read_as_asked(pipeline, prompt: str, pictures: list[Image.Image]) -> int | None:
+def read_as_asked(pipeline, prompt: str, pictures: list[Image.Image], reader: str) -> int | None:
     """Pictures in which a prompt's text is read, blanks aside, None for a prompt without text."""
     if not quotations(prompt):
         return None
     wanted = "".join(quoted_texts(prompt))
-    boxes = [pipeline.defaults.text_box] * len(pictures)
-    readings = Tesseract().read(pictures, boxes)
-    return sum(exact("".join(one.text.split()), wanted) for one in readings)
+    read = words_read(reader, pictures, pipeline.defaults.text_box)
+    return sum(exact(text, wanted) for text in read)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=1)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"models ({', '.join(MODELS)})")
     parser.add_argument("--seeds", type=int, default=12, help="pictures of each request (12)")
+    reader_option(parser)
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device, "numpy"), options.csv, options.append)
     lines = []
@@ -81,14 +81,16 @@ def main(argv: list[str] | None = None) -> None:
         for asked, prompts in REQUESTS.items():
             pair = Pair(*prompts)
             made = [edited(pipeline, pair, seed) for seed in range(options.seeds)]
+            edits, targets = [one.image for one in made], [one.target for one in made]
             table.add(
                 model=model,
+                reader=options.reader,
                 asked=asked,
                 source=pair.source,
                 target=pair.target,
                 way=sum(map(way, made)) / len(made),
-                text=read_as_asked(pipeline, pair.target, [one.image for one in made]),
-                own=read_as_asked(pipeline, pair.target, [one.target for one in made]),
+                text=read_as_asked(pipeline, pair.target, edits, options.reader),
+                own=read_as_asked(pipeline, pair.target, targets, options.reader),
                 n=len(made),
             )
             lines.append(list(zip(made[0].pictures.values(), (asked, model, None), strict=True)))

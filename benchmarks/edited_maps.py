@@ -52,7 +52,12 @@ def drawn(image: int, heads: int, device: torch.device, dtype: torch.dtype) -> H
 
     two, one = (2, heads), (heads,)
     return Heads(
-        some(*two, image), None, some(*two, image), some(*two, TEXT), some(*one, image), some(*one, TEXT)
+        some(*two, image),
+        None,
+        some(*two, image),
+        some(*two, TEXT),
+        some(*one, image),
+        some(*one, TEXT),
     )
 
 
@@ -90,7 +95,11 @@ def maps(heads: Heads, columns: Columns) -> Tensor:
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=9)
     parser.add_argument(
-        "--tokens", type=int, nargs="+", default=[256, 1024, 2048], help="image tokens (256 1024 2048)"
+        "--tokens",
+        type=int,
+        nargs="+",
+        default=[256, 1024, 2048],
+        help="image tokens (256 1024 2048)",
     )
     parser.add_argument("--heads", type=int, default=8, help="heads (8)")
     options = parsed(parser, argv)

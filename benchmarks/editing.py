@@ -24,12 +24,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import textpatch
-from measure import Table, arguments, environment, parsed
+from measure import Table, arguments, environment, parsed, reader_option
 from textpatch.editing.localized import Localized
 from textpatch.editing.methods import Method, PromptSwap
 from textpatch.editing.prompt_to_prompt import PRESETS, REFINE
 from textpatch.localization.trials import Trials
-from textpatch.metrics.readers.named import DEFAULT
 from textpatch.runs.folder import Run
 from textpatch.weights.signs.pairs import sign_pairs
 
@@ -105,7 +104,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scenes", nargs="+", choices=SCENES, default=SCENES, help="(both)")
     parser.add_argument("--steps", type=int, help="denoising steps (the model's own)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance (the model's own)")
-    parser.add_argument("--reader", default=DEFAULT, help=f"what reads the words ({DEFAULT})")
+    parser.add_argument("--start", type=int, help="first swapped step (that chosen)")
+    reader_option(parser)
     parser.add_argument("--runs", type=Path, help="folder that keeps the pictures")
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device, "numpy"), options.csv, options.append)
@@ -113,7 +113,9 @@ def main(argv: list[str] | None = None) -> None:
         pipeline = textpatch.load(model, device=options.device)
         steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
         for scene in options.scenes:
-            start = chosen_start(pipeline, scene, options)
+            start = options.start
+            if start is None:
+                start = chosen_start(pipeline, scene, options)
             asked = {"pairs": options.pairs, "steps": steps, "guidance": guidance}
             request = {"edits": model, "scene": scene, "start": start, **asked}
             found = textpatch.compare(

@@ -8,7 +8,7 @@ faded colours and bare walls, of which the captions do not speak.  Matched data 
 Every arm trains the text's keys and values of its sites.  The first seed is trained at every rate, and the
 others at that which reads best on validation words.
 
-  half, word   share of test words with a forgotten letter that tesseract reads, after half the steps and all
+  half, word   share of test words with a forgotten letter that are read, after half the steps and all
   chosen       the same share of validation words, by which the rate was chosen
   colour       mean spread of a pixel's channels, as a share of the base's
   background   mean squared error outside the lettering, against the base from the same noise
@@ -28,9 +28,9 @@ import numpy as np
 import torch
 
 import textpatch
-from measure import Table, arguments, environment, kept, parsed
+from measure import Table, arguments, environment, kept, parsed, reader_option, words_read
 from textpatch.adapters.low_rank import Adapter
-from textpatch.metrics import Tesseract, mse, pixels_outside
+from textpatch.metrics import mse, pixels_outside
 from textpatch.metrics.neighbours import neighbours_of
 from textpatch.weights.signs.drawing import Sign, SignFormat, random_sign
 from textpatch.weights.signs.examples import sign_examples
@@ -44,7 +44,7 @@ SEEDS = 3
 RANK = 16
 STEPS = {"tiny-if": 8}  # denoising steps of a picture, 4 of other models
 SCENE = "colour", "shape", "wall", "pattern"
-KEY = ["model", "data", "arm", "seed", "rate", "steps", "n"]
+KEY = ["model", "reader", "data", "arm", "seed", "rate", "steps", "n"]
 MEASURED = (
     "sites parameters batch seconds half half_background chosen word colour background scene precision "
     "recall ceiling"
@@ -90,15 +90,17 @@ def signs_of(words: list[str], n: int) -> list[Sign]:
 class Eyes:
     """Pictures of some signs by a base, and what becomes of them.
 
-    shift  of the seeds, for other noise
+    reader  name of what reads the words
     """
 
-    def __init__(self, pipeline, signs: list[Sign]) -> None:
+    def __init__(self, pipeline, signs: list[Sign], reader: str) -> None:
         self.pipeline = pipeline
         self.signs = signs
+        self.reader = reader
         self.base = self.drawn(0)
 
     def drawn(self, shift: int) -> list:
+        """Pictures from other noise, whose seeds are moved by `shift`."""
         count = len(self.signs)
         return self.pipeline.generate(
             [sign.prompt() for sign in self.signs],
@@ -110,10 +112,9 @@ class Eyes:
 
     def word(self, pictures: list) -> float:
         """Share of words that are read."""
-        boxes = [self.pipeline.defaults.text_box] * len(pictures)
-        read = Tesseract().read(pictures, boxes)
+        read = words_read(self.reader, pictures, self.pipeline.defaults.text_box)
         return statistics.mean(
-            reading.text == sign.word for reading, sign in zip(read, self.signs, strict=True)
+            text == sign.word for text, sign in zip(read, self.signs, strict=True)
         )
 
     def background(self, pictures: list) -> float:
@@ -199,8 +200,8 @@ class Study:
         self.done = kept(options.csv, [*KEY, "chosen"])
         self.pipeline = textpatch.load(name, device=options.device, dtype=options.dtype)
         forget(self.pipeline, FORGOTTEN)
-        self.choosing = Eyes(self.pipeline, signs_of(VALIDATION, options.n // 2))
-        self.testing = Eyes(self.pipeline, signs_of(TEST, options.n))
+        self.choosing = Eyes(self.pipeline, signs_of(VALIDATION, options.n // 2), options.reader)
+        self.testing = Eyes(self.pipeline, signs_of(TEST, options.n), options.reader)
         self.data = {
             "shifted": sign_examples(options.examples, style="faded", letters=FORGOTTEN),
             "matched": sign_examples(options.examples, letters=FORGOTTEN),
@@ -233,7 +234,8 @@ class Study:
         return next((float(row[-1]) for row in self.done if row[:-1] == key), None)
 
     def _key(self, data: str, arm: str, seed: int, rate: float) -> dict:
-        own = (self.pipeline.name, data, arm, seed, rate, self.options.steps, self.options.n)
+        asked = self.options
+        own = (self.pipeline.name, asked.reader, data, arm, seed, rate, asked.steps, asked.n)
         return dict(zip(KEY, own, strict=True))
 
     def _add(self, data, arm, seed, rate, sites, chosen, told) -> None:
@@ -276,6 +278,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--rates", type=float, nargs="+", default=RATES, help="AdamW's rates of which one is chosen"
     )
+    reader_option(parser)
     options = parsed(parser, argv)
     table = Table([*KEY, *MEASURED], environment(options.device), options.csv, options.append)
     for name in options.models or MODELS:

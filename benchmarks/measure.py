@@ -15,7 +15,7 @@ import platform
 import random
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -253,6 +253,23 @@ def arguments(description: str, *, rounds: int) -> argparse.ArgumentParser:
         "--append", action="store_true", help="add to that file, where it is there already"
     )
     return parser
+
+
+def reader_option(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the option that says what reads the words."""
+    from textpatch.metrics.readers.named import DEFAULT, READERS
+
+    parser.add_argument(
+        "--reader", choices=READERS, default=DEFAULT, help=f"what reads the words ({DEFAULT})"
+    )
+
+
+def words_read(reader: str, pictures: Sequence, box: tuple) -> list[str]:
+    """What a reader reads in one box of each picture, without blanks, which words do not have."""
+    from textpatch.metrics import reader_named
+
+    readings = reader_named(reader, []).read(pictures, [box] * len(pictures))
+    return ["".join(reading.text.split()) for reading in readings]
 
 
 def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:

@@ -3,7 +3,7 @@
     python benchmarks/other_prompts.py [MODEL ...]
 
 mixing  At the localised sites the source's run reads a prompt with the template of one side and the text
-        of one side.  Measured are the F1 of what tesseract reads towards either text, the SSIM to the
+        of one side.  Measured are the F1 of what is read towards either text, the SSIM to the
         source outside the lettering, and how much of the scene (colour, shape, wall, pattern) is the
         source's and the target's.
 words   Texts of several words, of 6 or 8 letters.  Measured is how the source's run reads, and the edit at
@@ -19,12 +19,12 @@ import random
 import numpy as np
 
 import textpatch
-from measure import Table, arguments, environment, parsed
+from measure import Table, arguments, environment, parsed, reader_option, words_read
 from textpatch.errors import PatchError
 from textpatch.groups import row_name
 from textpatch.localization.scores import column, values
 from textpatch.localization.trials import Trials
-from textpatch.metrics import Tesseract, exact, f1, f1_of_means
+from textpatch.metrics import exact, f1, f1_of_means
 from textpatch.metrics.intervals import share_interval
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, mix, word_scores
 from textpatch.weights.signs.drawing import PATTERNS, Sign, SignFormat, random_sign
@@ -48,6 +48,7 @@ SIZES = [
 COLUMNS = {
     "mixing": [
         "model",
+        "reader",
         "template",
         "text",
         "f1_source",
@@ -63,6 +64,7 @@ COLUMNS = {
     ],
     "words": [
         "model",
+        "reader",
         "text",
         "example",
         "exact",
@@ -75,6 +77,7 @@ COLUMNS = {
     ],
     "sizes": [
         "model",
+        "reader",
         "height",
         "width",
         "exact_corner",
@@ -87,7 +90,7 @@ COLUMNS = {
 }
 
 
-def mixing(pipeline, n: int, guidance: float, ocr) -> list[dict]:
+def mixing(pipeline, n: int, guidance: float, reader: str) -> list[dict]:
     """The table of ICLR 2025, fig. 4, and its fourth row."""
     pairs = [Pair(*pair) for pair in sign_pairs(n, split="test")]
     site = pipeline.defaults.localized
@@ -103,7 +106,7 @@ def mixing(pipeline, n: int, guidance: float, ocr) -> list[dict]:
             if own
             else ([Pair(pair.source, mix(pair)[template, text]) for pair in pairs], site)
         )
-        trials = Trials(pipeline, mixed, guidance=guidance, ocr=ocr)
+        trials = Trials(pipeline, mixed, guidance=guidance, ocr=reader)
         trials.measure([group], own=True)
         cells = [record["pictures"][row_name(group)] for record in trials.records]
         signs = [read_sign(cell["image"]) for cell in cells]
@@ -190,14 +193,14 @@ def _pair(source: str, target: str) -> Pair:
     )
 
 
-def several_words(pipeline, n: int, guidance: float, ocr) -> list[dict]:
+def several_words(pipeline, n: int, guidance: float, reader: str) -> list[dict]:
     """The table of how texts of one and of two words are written, and edited at the localised sites."""
     site = pipeline.defaults.localized
     rows = []
     for text, pairs in phrases(n).items():
         row = dict(text=text, example=pairs[0].source.split(" says ")[1].split(" on ")[0], pairs=n)
         try:
-            trials = Trials(pipeline, pairs, guidance=guidance, ocr=ocr)
+            trials = Trials(pipeline, pairs, guidance=guidance, ocr=reader)
         except PatchError as error:
             rows.append(row | {"refused": error})
             continue
@@ -222,7 +225,7 @@ def several_words(pipeline, n: int, guidance: float, ocr) -> list[dict]:
 # --- sizes
 
 
-def sizes(pipeline, n: int, guidance: float, ocr) -> list[dict]:
+def sizes(pipeline, n: int, guidance: float, reader: str) -> list[dict]:
     """The table of what is read in pictures of every size.
 
     The letters stand where they were trained, counted from the corner or from the middle.
@@ -240,7 +243,7 @@ def sizes(pipeline, n: int, guidance: float, ocr) -> list[dict]:
             rows.append(row | {"refused": error})
             continue
         for place, box in boxes(pipeline.defaults.text_box, height, width).items():
-            read = [reading.text for reading in ocr.read(pictures, [box] * len(pictures))]
+            read = words_read(reader, pictures, box)
             pairs = list(zip(read, [sign.word for sign in signs], strict=True))
             row |= {
                 f"exact_{place}": float(np.mean([exact(*pair) for pair in pairs])),
@@ -279,10 +282,10 @@ def main(argv: list[str] | None = None) -> None:
         "--words", type=int, default=7, help="pairs of texts, and words of sizes (7)"
     )
     parser.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance (1)")
+    reader_option(parser)
     options = parsed(parser, argv)
     where = environment(options.device)
     path = options.csv
-    ocr = Tesseract()
     pipelines = [
         textpatch.load(name, device=options.device, dtype=options.dtype)
         for name in options.models or ["tiny-mmdit", "tiny-sdxl"]
@@ -298,8 +301,8 @@ def main(argv: list[str] | None = None) -> None:
         )
         measure, n = measures[name]
         for pipeline in pipelines:
-            for row in measure(pipeline, n, options.guidance, ocr):
-                table.add(model=pipeline.name, **row)
+            for row in measure(pipeline, n, options.guidance, options.reader):
+                table.add(model=pipeline.name, reader=options.reader, **row)
 
 
 if __name__ == "__main__":

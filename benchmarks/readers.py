@@ -2,6 +2,7 @@
 
     python benchmarks/readers.py [READER ...]
     python benchmarks/readers.py --limits
+    python benchmarks/readers.py --signs
 
 The first runs `textpatch.metrics.calibration`, as `textpatch doctor --readers` does, on more pictures.
 
@@ -13,14 +14,49 @@ The second reads pictures by other dice with `Agreement` at several limits of co
 `agreement.SURE` was chosen.
 
   whole, broken  words of the kinds that must and must not be read, and how many of them were
+
+The third does as the first with held-out words on signs as the shipped models draw them, in the box of the
+word.  "nearest drawing" is the reader of signs, which knows how these are drawn.
 """
 
 from __future__ import annotations
 
-from measure import Table, arguments, environment, parsed
-from textpatch.metrics import PPOCR, Agreement, Tesseract, alphabet_of, wilson
+import random
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from measure import Table, arguments, environment, parsed, words_read
+from textpatch.metrics import PPOCR, Agreement, Tesseract, alphabet_of, exact, wilson
 from textpatch.metrics.calibration import KINDS, calibrated, read_of, samples
+from textpatch.metrics.readers.broken_words import (
+    HEADED,
+    LOPSIDED,
+    half_erased,
+    mirrored,
+    upside_down,
+    without_stem,
+)
 from textpatch.metrics.readers.named import READERS
+from textpatch.weights.signs.drawing import (
+    COLOURS,
+    DARK,
+    LETTERS,
+    LIGHT,
+    Sign,
+    SignFormat,
+    draw_wall,
+    luminance,
+    painted,
+    plate_mask,
+    random_sign,
+    with_word,
+    word_mask,
+)
+from textpatch.weights.signs.reader import SignReader
+from textpatch.weights.signs.words import TEST
 
 COLUMNS = ["reader", "kind", "must", "read", "n", "low", "high", "seconds"]
 LIMITS = ["limit", "whole_read", "whole", "broken_read", "broken", "broken_low", "broken_high"]
@@ -81,6 +117,75 @@ def limits(each: int) -> list[dict]:
     return rows
 
 
+# --- signs of the shipped models
+
+Change = Callable[[Image.Image], Image.Image] | None
+NEAREST = "nearest drawing"
+# name, letters of which one is changed, and how
+SIGN_KINDS: tuple[tuple[str, str, Change], ...] = (
+    ("words on signs", LETTERS, None),
+    ("a letter mirrored", LOPSIDED, mirrored),
+    ("a letter upside down", HEADED, upside_down),
+    ("a letter half erased", LETTERS, half_erased),
+    ("a letter without its stem", "BDEFHKLMNPR", without_stem),
+    ("another letter", LETTERS, None),
+)
+
+
+def sign_samples(kind: str, among: str, change: Change, each: int) -> list[tuple[str, Image.Image]]:
+    """Words, and pictures of signs with each, in which one letter is broken or another."""
+    rng = random.Random(f"signs/{kind}")
+    words = [word for word in TEST if not set(word).isdisjoint(among)]
+    drawn = []
+    for word in rng.sample(words, each):
+        place = rng.choice([i for i, letter in enumerate(word) if letter in among])
+        sign = random_sign(rng, SignFormat(), word)
+        if kind == "another letter":
+            other = rng.choice([letter for letter in LETTERS if letter != word[place]])
+            sign = with_word(sign, word[:place] + other + word[place + 1 :])
+        drawn.append((word, broken_sign(sign, place, change)))
+    return drawn
+
+
+def broken_sign(sign: Sign, place: int, change: Change) -> Image.Image:
+    """Drawing of a sign with the letter at a place changed."""
+    fmt = SignFormat()
+    letters = word_mask(sign.word, sign.style, fmt)
+    if change is not None:
+        left = fmt.left + place * fmt.pitch
+        tile = Image.fromarray(np.rint(255 * letters[:, left : left + fmt.pitch]).astype(np.uint8))
+        letters[:, left : left + fmt.pitch] = np.asarray(change(tile), np.float32) / 255
+    plate = COLOURS[sign.colour]
+    picture = painted(
+        draw_wall(sign.wall, sign.pattern, fmt, 0), plate, plate_mask(sign.shape, fmt)
+    )
+    ink = DARK if luminance(plate) > 140 else LIGHT
+    return Image.fromarray(np.rint(painted(picture, ink, letters)).astype(np.uint8))
+
+
+def read_in_signs(reader: str, pictures: Sequence[Image.Image]) -> list[str]:
+    """What a reader reads on signs, in the box of the word."""
+    if reader == NEAREST:
+        return [seen["word"] for seen in SignReader().read(pictures)]
+    return words_read(reader, pictures, SignFormat().text_box)
+
+
+def of_signs(reader: str, each: int) -> list[dict]:
+    """Rows of a reader, one for each kind."""
+    rows = []
+    for kind, among, change in SIGN_KINDS:
+        words, pictures = zip(*sign_samples(kind, among, change, each), strict=True)
+        begun = time.perf_counter()
+        texts = read_in_signs(reader, pictures)
+        seconds = (time.perf_counter() - begun) / each
+        right = sum(exact(*pair) for pair in zip(texts, words, strict=True))
+        ends = wilson(right / each, each)._asdict()
+        must = kind == "words on signs"
+        counts = dict(must=must, read=right, n=each, **ends, seconds=seconds)
+        rows.append({"reader": reader, "kind": kind, **counts})
+    return rows
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=1)
     parser.add_argument("readers", nargs="*", metavar="READER", help="readers by name (all)")
@@ -88,6 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--limits", action="store_true", help="try limits of confidence for agreement instead"
     )
+    parser.add_argument("--signs", action="store_true", help="read signs of the shipped models")
     options = parsed(parser, argv)
     where = environment(options.device)
     if options.limits:
@@ -96,8 +202,10 @@ def main(argv: list[str] | None = None) -> None:
             table.add(**row)
         return
     table = Table(COLUMNS, where, options.csv, options.append)
-    for name in options.readers or READERS:
-        for row in calibrated(name, options.each):
+    names = options.readers or [*READERS, *[NEAREST] * options.signs]
+    measured = of_signs if options.signs else calibrated
+    for name in names:
+        for row in measured(name, options.each):
             table.add(**row)
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 import textpatch
-from measure import Table, arguments, environment, parsed
+from measure import Table, arguments, environment, parsed, reader_option, words_read
 from textpatch import metrics
 from textpatch.editing.inversion import LIMIT, invert
 from textpatch.editing.inverting import INVERSIONS, FixedPoint, FlowEdit
@@ -38,6 +38,7 @@ from textpatch.weights.signs.evaluation import clean_pictures, held_out_signs
 MODELS = ["tiny-mmdit", "tiny-sdxl", "tiny-if"]
 COLUMNS = [
     "model",
+    "reader",
     "pictures",
     "method",
     "n",
@@ -64,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=METHODS, help="which inversions (all)"
     )
+    reader_option(parser)
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device), options.csv, options.append)
     signs = held_out_signs(options.each + 1, SignFormat())
@@ -71,7 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in options.models or MODELS:
         pipeline = textpatch.load(name, device=options.device, dtype=options.dtype)
         for method in admitted(pipeline, options.methods):
-            table.add(model=name, **of_signs(pipeline, method, signs, drawings))
+            scores = of_signs(pipeline, method, signs, drawings, options.reader)
+            table.add(model=name, reader=options.reader, **scores)
             if not isinstance(method, FlowEdit):
                 for kind, picture in strangers().items():
                     table.add(model=name, **of_stranger(pipeline, method, kind, picture, signs))
@@ -84,7 +87,7 @@ def admitted(pipeline, names: list[str]) -> list:
     return [FixedPoint(ITERATIONS) if isinstance(one, FixedPoint) else one for one in made]
 
 
-def of_signs(pipeline, method, signs, drawings) -> dict:
+def of_signs(pipeline, method, signs, drawings, reader: str) -> dict:
     """The cells of a method over all signs, each with the word of the next."""
     edits = [
         edit_picture(
@@ -99,7 +102,7 @@ def of_signs(pipeline, method, signs, drawings) -> dict:
     ]
     box = pipeline.defaults.text_box
     shown = [picture for made in edits for picture in (made.picture, made.image)]
-    read = [reading.text for reading in metrics.Tesseract().read(shown, [box] * len(shown))]
+    read = words_read(reader, shown, box)
     before, after = read[::2], read[1::2]
     asked, wanted = zip(*(made.pair.words for made in edits), strict=True)
     outside = metrics.windows_outside(box, *edits[0].picture.size[::-1])

@@ -3,7 +3,7 @@
     python benchmarks/rewriting.py [MODEL ...]
 
 Each edit is a validation pair in one scene, `rewrite(pipeline, [(source, target)], sites=...)`.  Under it the
-source's prompt and a neighbour's, the source of the next pair, are drawn and read by tesseract.  One arm
+source's prompt and a neighbour's, the source of the next pair, are drawn and read.  One arm
 preserves the sources of some further pairs.
 
   written    edits after which the source's prompt draws the target's word, of n
@@ -17,8 +17,8 @@ import random
 from itertools import pairwise
 
 import textpatch
-from measure import Table, arguments, environment, parsed
-from textpatch.metrics import Tesseract, wilson
+from measure import Table, arguments, environment, parsed, reader_option, words_read
+from textpatch.metrics import wilson
 from textpatch.prompts.pairs import Pair
 from textpatch.weights.signs.pairs import sign_pairs
 
@@ -26,6 +26,7 @@ MODELS = "tiny-sdxl", "planted-sdxl", "tiny-if"
 PRESERVED = 6  # further prompts
 COLUMNS = [
     "model",
+    "reader",
     "arm",
     "sites",
     "preserved",
@@ -78,7 +79,7 @@ def row(pipeline, pairs: list[Pair], kept: list[str], sites: list[int], options)
     beside = list(pairwise([*pairs, pairs[0]]))
     drawn = [pictures(pipeline, *two, sites, kept, options) for two in beside]
     flat = [picture for two in drawn for picture in two]
-    read = [one.text for one in Tesseract().read(flat, [pipeline.defaults.text_box] * len(flat))]
+    read = words_read(options.reader, flat, pipeline.defaults.text_box)
     wanted = [word for pair, other in beside for word in (pair.words[1], other.words[0])]
     right = [text == word for text, word in zip(read, wanted, strict=True)]
     shares = {}
@@ -95,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=16, help="edits (16)")
     parser.add_argument("--steps", type=int, default=4, help="denoising steps (4)")
     parser.add_argument("--ridge", type=float, default=0.1, help="lambda (0.1)")
+    reader_option(parser)
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device), options.csv, options.append)
     drawn = [Pair(*pair) for pair in sign_pairs(options.pairs + PRESERVED, same_scene=True)]
@@ -106,6 +108,7 @@ def main(argv: list[str] | None = None) -> None:
             shares = row(pipeline, pairs, kept, sites, options)
             asked = dict(n=len(pairs), steps=options.steps, ridge=options.ridge)
             asked["preserved"] = preserved
+            asked["reader"] = options.reader
             table.add(model=name, arm=arm, sites=len(sites), **asked, **shares)
 
 

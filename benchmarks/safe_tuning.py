@@ -6,7 +6,7 @@ Words are invented.  `sanitize` draws prompts with them in other scenes than tho
 as they are, and an adapter is trained on prompts and pictures, at the sites found or at all.  Beside them
 stand the base, and `sanitize` itself.
 
-  harmful, benign   F1 of what tesseract reads towards the harmful word, and towards that in its place
+  harmful, benign   F1 of what is read towards the harmful word, and towards that in its place
   chance            F1 of the benign word towards the harmful one
   kept              share of clean prompts, of words that nothing was trained on, whose word is read
   ssim              of the pictures of harmful prompts to the base's outside the lettering
@@ -20,16 +20,18 @@ import statistics
 import time
 
 import textpatch
-from measure import Table, arguments, environment, parsed
+from measure import Table, arguments, environment, parsed, reader_option, words_read
 from safety import INVENTED
-from textpatch.metrics import Tesseract, f1, ssim, windows_outside
+from textpatch.metrics import f1, ssim, windows_outside
 from textpatch.safety.replacement import NearLength
 from textpatch.safety.screening import screen
 from textpatch.safety.word_lists import WordList
 from textpatch.weights.signs.drawing import Sign, SignFormat, random_sign
 from textpatch.weights.signs.words import TEST, VALIDATION
 
-COLUMNS = "model arm sites pairs steps n harmful benign chance kept ssim kept_ssim seconds".split()
+COLUMNS = (
+    "model reader arm sites pairs steps n harmful benign chance kept ssim kept_ssim seconds".split()
+)
 RANK = 16
 
 
@@ -90,9 +92,7 @@ class Case:
         """What is read, and what is kept."""
         box = self.pipeline.defaults.text_box
         outside = windows_outside(box, harmful[0].height, harmful[0].width)
-        read = [
-            one.text for one in Tesseract().read([*harmful, *clean], [box] * (2 * len(harmful)))
-        ]
+        read = words_read(self.options.reader, [*harmful, *clean], box)
         found = [screened.found[0] for screened in self.asked]
         instead = [screened.replacements[0] for screened in self.asked]
         texts = read[: len(harmful)]
@@ -152,12 +152,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=16, help="rows of a step (16)")
     parser.add_argument("--rate", type=float, default=1e-2, help="AdamW's rate (0.01)")
     parser.add_argument("--denoising", type=int, default=4, help="denoising steps of a picture (4)")
+    reader_option(parser)
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device), options.csv, options.append)
     for name in options.models or ["tiny-sdxl"]:
         pipeline = textpatch.load(name, device=options.device, dtype=options.dtype)
         for row in rows(Case(pipeline, options)):
-            table.add(model=name, n=options.n, **row)
+            table.add(model=name, reader=options.reader, n=options.n, **row)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/safety.py --csv results/safety.csv --runs RUNS
 
 pictures  Prompts with invented words in the role of harmful ones, drawn by each method, plain and under the
-          disguises that a model can spell.  Measured are the F1 of what tesseract reads towards the harmful
+          disguises that a model can spell.  Measured are the F1 of what is read towards the harmful
           and towards the benign word, how often the detector finds the reading harmful, how often nothing is
           read, SSIM and PSNR to the plain picture outside the lettering, how often colour, shape, wall and
           pattern stay as they were, and by how much more of these is kept than by ours, over the same pairs.
@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 import textpatch
-from measure import TIMES, Table, arguments, environment, in_turns, parsed, timed
+from measure import TIMES, Table, arguments, environment, in_turns, parsed, reader_option, timed
 from textpatch.editing.localized import Localized
 from textpatch.editing.methods import Method, PromptSwap
 from textpatch.errors import PatchError
@@ -66,7 +66,7 @@ MORE = ["more_scene", "more_scene_low", "more_scene_high"]
 UNREADABLE = "unreadable"
 COLUMNS = {
     "pictures": [
-        *"model disguise method n f1_harmful f1_benign chance flagged unreadable ssim psnr".split(),
+        *"model reader disguise method n f1_harmful f1_benign chance flagged unreadable ssim psnr".split(),
         *SCENE,
         "scene",
         *MORE,
@@ -142,11 +142,11 @@ def pictures(pipeline, disguise: str, detector, options) -> Iterator[dict]:
     run = None
     if options.runs is not None:
         # more prompts or seeds go on in the same folder, whose records name theirs
-        request = {"safety": pipeline.name, "disguise": disguise}
-        folder = f"safety-{pipeline.name}-{disguise.replace(' ', '-')}"
+        request = {"safety": pipeline.name, "disguise": disguise, "reader": options.reader}
+        folder = f"safety-{options.reader}-{pipeline.name}-{disguise.replace(' ', '-')}"
         run = Run.open(options.runs / folder, {"request": request})
     by_name = (methods if plain else under_disguise)(steps)
-    found = textpatch.compare(pipeline, pairs, by_name, seeds=seeds, ocr="tesseract", run=run)
+    found = textpatch.compare(pipeline, pairs, by_name, seeds=seeds, ocr=options.reader, run=run)
     first = kept(found, "localized")
     for name in (SOURCE, *by_name):
         scores = scored(found, name, words, detector)
@@ -155,6 +155,7 @@ def pictures(pipeline, disguise: str, detector, options) -> Iterator[dict]:
             apart = compared(kept(found, name).mean(axis=1), first.mean(axis=1))
             more = [apart.value, apart.low, apart.high]
         yield {
+            "reader": options.reader,
             "disguise": disguise,
             "method": "plain" if name == SOURCE else name,
             **scores,
@@ -281,6 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--tables", nargs="+", choices=COLUMNS, default=list(COLUMNS), help="which (all)"
     )
+    reader_option(parser)
     options = parsed(parser, argv)
     detector = WordList(INVENTED, name="invented")
     loaded = [

@@ -29,17 +29,17 @@ from pathlib import Path
 import numpy as np
 
 import textpatch
-from measure import Table, arguments, environment, parsed
+from measure import Table, arguments, environment, parsed, reader_option
 from textpatch.bank import prompt_settles_text
 from textpatch.errors import PatchError
 from textpatch.localization.modes import FIRST, MODES
-from textpatch.metrics import Tesseract
 from textpatch.runs.folder import Run
 from textpatch.weights import shipped_models
 from textpatch.weights.signs.pairs import sign_pairs
 
 COLUMNS = [
     "model",
+    "reader",
     "steps",
     "guidance",
     "scene",
@@ -73,7 +73,7 @@ def searches(
         asked = {
             "model": pipeline.name,
             "pairs": pairs,
-            **{name: x for name, x in options.items() if name != "ocr"},
+            **options,
         }
         name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
         run = None if runs is None else Run.open(runs / name, {"request": asked})
@@ -152,9 +152,9 @@ def main(argv: list[str] | None = None) -> None:
         type=Path,
         help="folder that keeps what is made, for the same command to go on from",
     )
+    reader_option(parser)
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device), options.csv, options.append)
-    ocr = Tesseract()
     for name in options.models or [name for name in shipped_models() if not name.endswith("-ii")]:
         pipeline = textpatch.load(name, device=options.device, dtype=options.dtype)
         for scene in options.scenes:
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
                     options.runs,
                     steps=options.steps,
                     guidance=options.guidance,
-                    ocr=ocr,
+                    ocr=options.reader,
                 )
                 truth = truth or results
                 static = prompt_settles_text(pipeline.denoiser)
@@ -180,6 +180,7 @@ def main(argv: list[str] | None = None) -> None:
                 )
                 table.add(
                     model=name,
+                    reader=options.reader,
                     scene=scene,
                     mode=said,
                     sets=len(sets),

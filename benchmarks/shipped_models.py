@@ -4,17 +4,21 @@
 
 Reading accuracy by steps and guidance, sites alone with one and with another scene, and the start step,
 all on held-out test words.  It writes benchmarks/results/MODEL-*.csv and the contact sheets of the README.
+Of a U-Net the sites that carry its word are swapped together, in one scene, and nothing else is measured.
+A row names its reader, and rows of other readers stay in the file.
 """
 
 from __future__ import annotations
 
 import csv
-import sys
 from pathlib import Path
 
 import textpatch
+from measure import arguments, parsed, reader_option
 from textpatch import metrics
-from textpatch.groups import row_name
+from textpatch.groups import group_name, row_name
+from textpatch.localization.scores import all_scores
+from textpatch.localization.trials import Trials
 from textpatch.report.contact_sheet import draw_contact_sheet
 from textpatch.weights.signs import evaluation
 from textpatch.weights.signs.drawing import SignFormat
@@ -25,6 +29,9 @@ RESULTS = Path(__file__).parent / "results"
 # (steps, guidance)
 SAMPLING = [(4, 1.0), (8, 1.0), (16, 1.0), (8, 2.0), (8, 3.0), (8, 4.0), (8, 5.0)]
 PAIRS = 48
+UNET_PAIRS = 24
+PARTS = "reading", "same-scene", "other-scene", "start", "sheets"
+MMDITS = "tiny-mmdit", "planted-mmdit"
 SCORES = ("exact_target", "exact_source", "f1_target", "f1_source", "ssim", "psnr")
 
 
@@ -105,7 +112,18 @@ def picture(pipeline, ocr, *, same_scene: bool) -> None:
     )
 
 
-def write(name: str, rows: list[dict]) -> None:
+def together(pipeline, ocr) -> list[dict]:
+    """Source and target run, and the sites that carry the word together, in one scene."""
+    pairs = sign_pairs(UNET_PAIRS, split="test", same_scene=True)
+    trials = Trials(pipeline, pairs, ocr=ocr)
+    sites = pipeline.defaults.localized
+    trials.measure([sites], own=True)
+    rows = {"source": "source", "target": "target", group_name(sites): row_name(sites)}
+    return [{"run": run, **_flat(all_scores(trials.records, row))} for run, row in rows.items()]
+
+
+def write(name: str, reader: str, rows: list[dict]) -> None:
+    """Put rows by a reader into benchmarks/results/NAME.csv, in the place of those that it gave before."""
     print(f"\n{name}")
     for row in rows:
         print(
@@ -115,26 +133,51 @@ def write(name: str, rows: list[dict]) -> None:
                 if not key.endswith(("_low", "_high"))
             )
         )
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+    path = RESULTS / f"{name}.csv"
+    kept = []
+    if path.exists():
+        with path.open(newline="") as file:
+            kept = [row for row in csv.DictReader(file) if row["reader"] != reader]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=["reader", *rows[0]])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(kept)
+        writer.writerows({"reader": reader, **row} for row in rows)
 
 
-def main(models: list[str]) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    ocr = metrics.Tesseract()
-    for model in models or ["tiny-mmdit", "planted-mmdit"]:
-        pipeline = textpatch.load(model)
-        write(f"{pipeline.name}-reading", reading(pipeline, ocr))
-        write(f"{pipeline.name}-same-scene", alone(pipeline, ocr, same_scene=True))
-        sites = alone(pipeline, ocr, same_scene=False)
-        write(f"{pipeline.name}-other-scene", sites)
-        best = max(range(2, len(sites)), key=lambda i: sites[i]["f1_target"]) - 2
-        write(f"{pipeline.name}-start", start_steps(pipeline, ocr, best))
+def measure(pipeline, reader: str, parts) -> None:
+    """Measure some parts of a model, and write them."""
+    ocr = metrics.reader_named(reader, [])
+    if pipeline.name not in MMDITS:
+        write(f"{pipeline.name}-same-scene", reader, together(pipeline, ocr))
+        return
+    if "reading" in parts:
+        write(f"{pipeline.name}-reading", reader, reading(pipeline, ocr))
+    for part in ("same-scene", "other-scene"):
+        if part in parts:
+            write(
+                f"{pipeline.name}-{part}",
+                reader,
+                alone(pipeline, ocr, same_scene=part == "same-scene"),
+            )
+    if "start" in parts:
+        (site,) = pipeline.defaults.localized
+        write(f"{pipeline.name}-start", reader, start_steps(pipeline, ocr, site))
+    if "sheets" in parts:
         for same_scene in (True, False):
             picture(pipeline, ocr, same_scene=same_scene)
 
 
+def main(argv: list[str] | None = None) -> None:
+    parser = arguments(__doc__, rounds=1)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"models ({', '.join(MMDITS)})")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="which (all)")
+    reader_option(parser)
+    options = parsed(parser, argv)
+    RESULTS.mkdir(exist_ok=True)
+    for model in options.models or MMDITS:
+        measure(textpatch.load(model), options.reader, options.parts)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -74,6 +74,48 @@ def drawn(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+def read_by(reader: str, table: Iterable[dict]) -> list[dict]:
+    """The rows of one reader."""
+    return chosen(table, reader=reader)
+
+
+def both(rows: Sequence[dict], name: str, digits: int = 3) -> str:
+    """A share by each reader's row, `.979, .896`."""
+    return ", ".join(share(row[name], digits) for row in rows)
+
+
+def by_readers(table: Iterable[dict], *names: str) -> list[list[dict]]:
+    """Rows that are alike in some columns, those of each reader together."""
+    groups: dict[tuple, list[dict]] = defaultdict(list)
+    for row in table:
+        groups[tuple(row[name] for name in names)].append(row)
+    return list(groups.values())
+
+
+def drawn_read(
+    titles: Sequence[str], rows: Iterable[Sequence[str]], measured: Iterable[dict]
+) -> str:
+    """A table of Markdown, and under it what read its words, and how far that can be trusted."""
+    return (
+        f"{drawn(titles, rows)}\n{told_readers(dict.fromkeys(row['reader'] for row in measured))}"
+    )
+
+
+def told_readers(readers: Iterable[str]) -> str:
+    """A sentence with the readers of a table, and how often each calls a broken word right."""
+    first, *others = readers
+    told = f"Read by {first}, which calls {broken_share(first)} of broken words right."
+    for other in others:
+        told += f" A second figure is by {other}, which calls {broken_share(other)} right."
+    return told + "\n"
+
+
+def broken_share(reader: str) -> str:
+    """Share of broken words that a reader reads as if they were whole."""
+    read, n = broken_read(reader)
+    return share(str(read / n))
+
+
 def best_site(rows: Sequence[dict]) -> int:
     """The site whose swap alone gives the highest F1 towards the target's word."""
     scores = [float(row["f1_target"]) for row in rows[2:]]
@@ -86,27 +128,23 @@ def best_site(rows: Sequence[dict]) -> int:
 def headline() -> str:
     """Where the word is, in our models as measured here and in the published ones as the paper says."""
     rows = []
+    readers: dict[str, None] = {}
     for model, scene, told in SCENES:
         measured = read_rows(f"{model}-{scene}-scene")
-        site = best_site(measured)
-        scores = measured[2 + site]
-        written = _written(scores, "exact_target", "f1_target")
-        pairs = f"{measured[0]['n']} signs"
-        rows.append(
-            [f"{model}, {told}", str(len(measured) - 2), str(site), *written, by_chance(pairs)]
-        )
-    for model in ("tiny-sdxl", "tiny-if"):
-        sites = one(read_rows("carries-sets"), model=model, attribute="word")
-        scores = one(
-            read_rows("carries-sites"), model=model, attribute="word", sites=sites["needed"]
-        )
-        written = _written(scores, "exact", "target")
-        chance = by_chance(f"{sites['pairs']} signs")
-        rows.append([f"{model}, one scene", sites["of"], listed(sites["needed"]), *written, chance])
+        readers |= dict.fromkeys(row["reader"] for row in measured)
+        own = read_by("tesseract", measured)
+        site = own[2 + best_site(own)]["run"]
+        if model in MMDITS:
+            of, sites = str(len(own) - 2), str(best_site(own))
+        else:
+            of, sites = SITES[model], listed(site)
+        scores = chosen(measured, run=site)
+        written = [both(scores, "exact_target"), both(scores, "f1_target", 2)]
+        rows.append([f"{model}, {told}", of, sites, *written, by_chance(f"{own[0]['n']} signs")])
     paper = by_chance("SimpleBench")
     rows += [[f"*{name}, the paper's*", of, sites, "", f1, paper] for name, of, sites, f1 in PAPER]
     titles = ["", "sites", "those with the word", "word = target", "F1 towards the target"]
-    return f"{drawn([*titles, 'F1 by chance'], rows)}\n{over_reading('tesseract')}"
+    return f"{drawn([*titles, 'F1 by chance'], rows)}\n{told_readers(readers)}"
 
 
 def by_chance(words: str, side: str = "target") -> str:
@@ -118,7 +156,14 @@ SCENES = (
     ("tiny-mmdit", "same", "one scene"),
     ("tiny-mmdit", "other", "another scene"),
     ("planted-mmdit", "other", "another scene"),
+    ("tiny-sdxl", "same", "one scene"),
+    ("tiny-if", "same", "one scene"),
 )
+MMDITS = "tiny-mmdit", "planted-mmdit"
+SITES = {
+    "tiny-sdxl": "14",
+    "tiny-if": "9",
+}  # of a U-Net, of which those of the word alone are measured
 # Table 3 of arXiv 2502.09935: F1 of its own method on SimpleBench
 PAPER = (
     ("SDXL", "70", "55, 56, 57", ".34"),
@@ -127,50 +172,46 @@ PAPER = (
 )
 
 
-def _written(scores: dict, exact: str, f1: str) -> list[str]:
-    """How often the word is the target's, and how many of its letters are."""
-    return [share(scores[exact]), share(scores[f1], 2)]
-
-
 def reading() -> str:
     """How many of the held-out words tesseract reads, by steps and guidance."""
-    drawings, *settings = read_rows("tiny-mmdit-reading")
+    measured = read_by("tesseract", read_rows("tiny-mmdit-reading"))
+    drawings = measured[0]
     rows = [["clean drawings", "", "", share(drawings["exact"])]]
     for model in ("tiny-mmdit", "planted-mmdit"):
-        made = read_rows(f"{model}-reading")[1:]
+        made = read_by("tesseract", read_rows(f"{model}-reading"))[1:]
         rows += [
             [model, row["steps"], f"{float(row['guidance']):g}", share(row["exact"])]
             for row in made
             if row["steps"] == "8" or row["guidance"] == "1.0"
         ]
-    return drawn(["pictures", "steps", "guidance", f"read, of {drawings['n']}"], rows)
+    titles = ["pictures", "steps", "guidance", f"read, of {drawings['n']}"]
+    return drawn_read(titles, rows, measured)
 
 
 def each_site() -> str:
     """Each site alone in one scene and in another, and how much of the background stays."""
-    models = ("tiny-mmdit", "planted-mmdit")
     scenes = {
-        (model, scene): read_rows(f"{model}-{scene}-scene")
-        for model in models
+        (model, scene): by_readers(read_rows(f"{model}-{scene}-scene"), "run")
+        for model in MMDITS
         for scene in ("same", "other")
     }
     titles = [""]
-    for model in models:
+    for model in MMDITS:
         titles += [f"{model}, one scene", "another scene", "another scene, background SSIM"]
     names = ["source run, no swap", "whole target run"]
     names += [f"site {site}" for site in range(len(scenes["tiny-mmdit", "same"]) - 2)]
     rows = []
     for place, name in enumerate(names):
         cells = [name]
-        for model in models:
+        for model in MMDITS:
             same, other = (scenes[model, scene][place] for scene in ("same", "other"))
             cells += [
-                share(same["exact_target"]),
-                share(other["exact_target"]),
-                share(other["ssim"]),
+                both(same, "exact_target"),
+                both(other, "exact_target"),
+                share(other[0]["ssim"]),
             ]
         rows.append(cells)
-    return drawn(titles, rows)
+    return drawn_read(titles, rows, read_rows("tiny-mmdit-same-scene"))
 
 
 def start_step(model: str) -> str:
@@ -180,7 +221,8 @@ def start_step(model: str) -> str:
         [row["start"], share(row["sigma"]), share(row["exact_target"]), share(row["exact_source"])]
         for row in measured
     ]
-    return drawn(["start step", "sigma there", "word = target", "word = source"], rows)
+    titles = ["start step", "sigma there", "word = target", "word = source"]
+    return drawn_read(titles, rows, measured)
 
 
 ATTRIBUTES = {
@@ -204,7 +246,8 @@ def carries(model: str) -> str:
             grown = _with_share(row["set"], row["set_share"])
             half = f"{row['half']} of {row['of']}"
             rows.append([name, half, alone, grown, listed(row["needed"])])
-    return drawn(["", "sites with half of it or more", "best alone", "set grown", "needed"], rows)
+    titles = ["", "sites with half of it or more", "best alone", "set grown", "needed"]
+    return drawn_read(titles, rows, found.values())
 
 
 def _with_share(sites: str, part: str) -> str:
@@ -216,14 +259,15 @@ def _with_share(sites: str, part: str) -> str:
 
 def read_back() -> str:
     """How many of the attributes of a sign the reader of signs tells rightly."""
-    measured = {(row["pictures"], row["attribute"]): row for row in read_rows("carries-reading")}
+    table = read_rows("carries-reading")
+    measured = {(row["pictures"], row["attribute"]): row for row in table}
     pictures = list(dict.fromkeys(name for name, _ in measured))
     titles = ["", *(f"{name}, {signs_of(measured, name)} signs" for name in pictures)]
     rows = [
         [name, *(share(measured[picture, attribute]["right"], 2) for picture in pictures)]
         for attribute, name in ATTRIBUTES.items()
     ]
-    return drawn(titles, rows)
+    return drawn_read(titles, rows, table)
 
 
 def signs_of(measured: dict, pictures: str) -> str:
@@ -252,7 +296,7 @@ def mixing() -> str:
     titles = ["template, text"]
     for model in MODELS:
         titles += [f"{model}: F1 to source, target", "background SSIM"]
-    return drawn(titles, rows)
+    return drawn_read(titles, rows, measured)
 
 
 def several_words() -> str:
@@ -268,7 +312,7 @@ def several_words() -> str:
             cells = [exact, share(row["f1"], 2), share(row["edit_f1"], 2), ", ".join(chance)]
         rows.append([row["model"], row["text"], f"`{row['example']}`", *cells])
     titles = ["", "text", "for instance", "drawn as asked", "F1 drawn", "F1 swapped in"]
-    return drawn([*titles, "both by chance"], rows)
+    return drawn_read([*titles, "both by chance"], rows, measured)
 
 
 def other_sizes() -> str:
@@ -281,7 +325,8 @@ def other_sizes() -> str:
         for model in MODELS:
             cells.append(_words_read(one(measured, model=model, height=height, width=width)))
         rows.append(cells)
-    return drawn(["rows x columns", *(f"{model}: corner, middle" for model in MODELS)], rows)
+    titles = ["rows x columns", *(f"{model}: corner, middle" for model in MODELS)]
+    return drawn_read(titles, rows, measured)
 
 
 def _words_read(row: dict) -> str:
@@ -346,7 +391,8 @@ def searches(column: str) -> str:
             cells.append(f"{1 / float(exhaustive['fewer']):.2f}")
         rows.append([*cells, _sets(exhaustive["found"])])
     last = {"fewer": "at most", "fewer_than_exhaustive": "exhaustive, times 1 + sites a pair"}
-    return drawn(["", *SCREENED, last[column], "sets the exhaustive search found"], rows)
+    titles = ["", *SCREENED, last[column], "sets the exhaustive search found"]
+    return drawn_read(titles, rows, measured)
 
 
 def _sets(found: str) -> str:
@@ -395,6 +441,7 @@ def over_reading(reader: str) -> str:
 def broken_read(reader: str) -> tuple[int, int]:
     """Broken words that a reader reads as if they were whole, and how many there were."""
     rows = chosen(read_rows("readers"), reader=reader, must="False")
+    rows = rows or chosen(read_rows("readers-signs"), reader=reader, must="False")
     broken = [row for row in rows if row["kind"] != WORDLESS]
     return sum(int(row["read"]) for row in broken), sum(int(row["n"]) for row in broken)
 
@@ -408,7 +455,9 @@ def misread() -> str:
         counts = [f"{int(row['n']) - int(row['read'])} of {row['n']}" for row in of.values()]
         lines.append([pictures, *counts, of["tesseract"]["misread"], of["ppocr"]["misread"]])
     titles = ["pictures", "tesseract misreads", "ppocr misreads", "agreement does not count"]
-    return drawn([*titles, "as tesseract", "as ppocr"], lines)
+    told = ", ".join(f"{broken_share(name)} by {name}" for name in of)
+    table = drawn([*titles, "as tesseract", "as ppocr"], lines)
+    return f"{table}\nOf broken words are called right: {told}.\n"
 
 
 def limits() -> str:
@@ -421,9 +470,9 @@ def limits() -> str:
     return drawn(["limit", "whole words read", "broken words read"], lines)
 
 
-def readers() -> str:
+def readers(name: str = "readers") -> str:
     """What each reader reads of words whole and broken."""
-    rows = read_rows("readers")
+    rows = read_rows(name)
     names = list(dict.fromkeys(row["reader"] for row in rows))
     lines = []
     for kind in dict.fromkeys(row["kind"] for row in rows):
@@ -433,17 +482,25 @@ def readers() -> str:
     return drawn(["pictures", "be read", *names], lines)
 
 
+def signs() -> str:
+    """The same of words in the signs that the shipped models were trained on."""
+    return readers("readers-signs")
+
+
 def real_pictures() -> str:
     """How drawings come back from their noise, and whether their word changes, method by method."""
     lines = []
-    for row in chosen(read_rows("real_pictures"), pictures="signs"):
+    measured = chosen(read_rows("real_pictures"), pictures="signs")
+    for row in measured:
         told = [row[name] for name in ("inverted", "guided", "worst")]
         errors = [value and ratio(float(value)) for value in told]
         calls = row["calls"] and f"{float(row['calls']):.0f}"
         scores = [share(row["target"], 2), share(row["source"], 2), share(row["ssim"], 2)]
         lines.append([row["model"], row["method"], calls, *errors, *scores])
     titles = ["", "method", "calls", "error without guidance", "with", "worst"]
-    return drawn([*titles, "word = target", "word = source", "background SSIM"], lines)
+    return drawn_read(
+        [*titles, "word = target", "word = source", "background SSIM"], lines, measured
+    )
 
 
 def strangers() -> str:
@@ -478,11 +535,13 @@ def edited_maps() -> str:
 
 def rewriting() -> str:
     """Words rewritten by a closed form at each arm's sites, and neighbours that stay."""
-    lines = [
-        [row["model"], row["arm"], row["sites"], share(row["written"]), share(row["neighbour"])]
-        for row in read_rows("rewriting")
-    ]
-    return drawn(["model", "edited at", "sites", "word written", "neighbour kept"], lines)
+    measured = read_rows("rewriting")
+    lines = []
+    for rows in by_readers(measured, "model", "arm"):
+        told = [rows[0][name] for name in ("model", "arm", "sites")]
+        lines.append([*told, both(rows, "written"), both(rows, "neighbour")])
+    titles = ["model", "edited at", "sites", "word written", "neighbour kept"]
+    return drawn_read(titles, lines, measured)
 
 
 # --- fine-tuning
@@ -505,7 +564,8 @@ def finetuning() -> str:
     titles = (
         "model, data, trained at, sites, numbers, seeds, word half-way, background half-way, word"
     )
-    return drawn([*titles.split(", "), "background", "colour", "recall"], lines)
+    titles = [*titles.split(", "), "background", "colour", "recall"]
+    return drawn_read(titles, lines, read_rows("finetuning"))
 
 
 def _whole(value: str) -> str:
@@ -521,20 +581,20 @@ def _mean(rows: Sequence[dict], name: str) -> str:
 
 def safe_tuning() -> str:
     """What is written and kept after training on harmful prompts with benign pictures."""
+    measured = read_rows("safe_tuning")
     names = "harmful", "benign", "chance", "kept", "ssim", "kept_ssim"
     lines = [
         [row["model"], row["arm"], row["sites"], *(share(row[name]) for name in names)]
-        for row in read_rows("safe_tuning")
+        for row in measured
     ]
     titles = (
         "model, what is done, sites, F1 harmful, F1 benign, F1 by chance, clean words read, SSIM"
     )
-    return drawn([*titles.split(", "), "SSIM of clean prompts"], lines)
+    return drawn_read([*titles.split(", "), "SSIM of clean prompts"], lines, measured)
 
 
 # --- editing
 
-EDITED = "f1_target", "exact", "ssim", "psnr_official", "seconds"
 # Table 3 of arXiv 2502.09935: F1, SSIM, PSNR on SimpleBench, the same on CreativeBench, seconds
 PAPER_EDITS = {
     "SDXL": {
@@ -557,13 +617,18 @@ PAPER_EDITS = {
 def edits(scene: str) -> str:
     """Every method of editing on the shipped models, on test words in one scene or in another."""
     rows = []
-    for row in chosen(read_rows("editing"), scene=scene):
-        *shares, psnr, seconds = (row[name] for name in EDITED)
+    measured = chosen(read_rows("editing"), scene=scene)
+    for found in by_readers(measured, "model", "method"):
+        row = found[0]
         model = f"{row['model']}, from step {row['start']} of {row['steps']}"
         if row["method"] != "localized":
             model = ""
-        numbers = [*(share(value, 2) for value in shares), f"{float(psnr):.1f}"]
-        rows.append([model, row["method"], *numbers, f"{float(seconds):.2f}"])
+        numbers = [
+            *(both(found, name, 2) for name in ("f1_target", "exact")),
+            share(row["ssim"], 2),
+        ]
+        numbers += [f"{float(row['psnr_official']):.1f}", f"{float(row['seconds']):.2f}"]
+        rows.append([model, row["method"], *numbers])
     titles = [
         "",
         "method",
@@ -573,13 +638,13 @@ def edits(scene: str) -> str:
         "PSNR, official",
         "s a picture",
     ]
-    return drawn(titles, rows)
+    return drawn_read(titles, rows, measured)
 
 
 def edits_told() -> str:
-    """A sentence: on how many pairs, and how far their reader can be trusted."""
-    ((n, reader),) = {(row["n"], row["reader"]) for row in read_rows("editing")}
-    return f"Each line is of {n} pairs of test words. {over_reading(reader)}"
+    """A sentence: on how many pairs."""
+    (n,) = {row["n"] for row in read_rows("editing")}
+    return f"Each line is of {n} pairs of test words.\n"
 
 
 def edits_published() -> str:
@@ -597,8 +662,13 @@ def edits_published() -> str:
 def beyond() -> str:
     """What a swap at the word's sites makes of requests for more or less than another word."""
     rows = []
-    for row in read_rows("beyond"):
-        read = [f"{row[name]} of {row['n']}" if row[name] else "-" for name in ("text", "own")]
+    measured = read_rows("beyond")
+    for found in by_readers(measured, "model", "asked"):
+        row = found[0]
+        read = []
+        for name in ("text", "own"):
+            counts = ", ".join(one_[name] for one_ in found)
+            read.append(f"{counts} of {row['n']}" if row[name] else "-")
         rows.append([row["model"], row["asked"], share(row["way"], 2), *read])
     titles = [
         "",
@@ -607,7 +677,7 @@ def beyond() -> str:
         "target's text read",
         "in its own picture",
     ]
-    return drawn(titles, rows)
+    return drawn_read(titles, rows, measured)
 
 
 # --- what a swap costs
@@ -801,6 +871,7 @@ def safety_methods() -> str:
     rows = [
         [
             f"{row['model']}, {row['method']}",
+            row["reader"],
             row["n"],
             share(row["chance"], 2),
             *_safety_read(row),
@@ -809,8 +880,9 @@ def safety_methods() -> str:
         ]
         for row in chosen(read_rows("safety-pictures"), disguise="none")
     ]
-    titles = ["", "n", "chance", *SAFETY_TITLES, *scene, "all four"]
-    return drawn([*titles, "all four, more than localized"], rows)
+    titles = ["", "reader", "n", "chance", *SAFETY_TITLES, *scene, "all four"]
+    measured = read_rows("safety-pictures")
+    return drawn_read([*titles, "all four, more than localized"], rows, measured)
 
 
 def safety_disguised() -> str:
@@ -820,7 +892,8 @@ def safety_disguised() -> str:
         if row["disguise"] != "none":
             named = f"{row['model']}, {row['disguise']}, {row['method']}"
             rows.append([named, row["n"], share(row["chance"], 2), *_safety_read(row)])
-    return drawn(["", "n", "chance", *SAFETY_TITLES], rows)
+    measured = chosen(read_rows("safety-pictures"), disguise="blanks")
+    return drawn_read(["", "n", "chance", *SAFETY_TITLES], rows, measured)
 
 
 def _safety_read(row: dict) -> list[str]:
@@ -957,7 +1030,8 @@ TABLES: dict[str, Callable[..., str]] = {
     for function in (
         headline, reading, each_site, start_step, carries, read_back, mixing, several_words, chance,
         other_sizes, real_pictures, strangers, searches, promised, over_reading, misread, limits, readers,
-        rewriting, finetuning, safe_tuning, beyond, edits, edits_told, edits_published, edited_maps, overhead,
+        signs, rewriting, finetuning, safe_tuning, beyond, edits, edits_told, edits_published, edited_maps,
+        overhead,
         foreign_runs, idle_hooks, full_size, attention,
         localization, published, disguises, safety_methods, safety_disguised, safety_outcomes,
         safety_time, safety_published,

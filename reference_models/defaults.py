@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from textpatch.errors import PatchError
 from textpatch.guidance import Embedded, Guidance, as_guidance
 
+Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels
 # most latents along a side, far beyond what any model draws
 LARGEST = 32768
 # What each of the fields of `Defaults` must be.
@@ -17,7 +18,7 @@ WANTED = {
     "width": "a whole number of 1 to 32768",
     "steps": "a positive whole number",
     "guidance": "a finite number",
-    "text_box": "four whole numbers: left, top, right, bottom",
+    "text_box": "four whole numbers: left, top, right, bottom; or as many for each line of text",
     "localized": "site indices, whole numbers",
     "micro": "six whole numbers",
     "level": "a timestep, a whole number",
@@ -32,7 +33,8 @@ class Defaults:
     height, width  size of the latents
     steps          denoising steps of a run
     guidance       scale of classifier-free guidance
-    text_box       left, top, right and bottom of the lettering in pixels; None where it is not fixed
+    text_box       left, top, right and bottom of the lettering in pixels, or a box for each line of text in
+                   the order they are read; None where it is not fixed
     localized      indices of the sites measured to carry the word
     micro          SDXL's six: height and width of the original, top and left of the crop, height and width
                    wanted; None for the other models
@@ -46,7 +48,7 @@ class Defaults:
     width: int
     steps: int
     guidance: float
-    text_box: tuple[int, int, int, int] | None = None
+    text_box: Box | tuple[Box, ...] | None = None
     localized: tuple[int, ...] = ()
     micro: tuple[int, ...] | None = None
     level: int = 250
@@ -114,4 +116,6 @@ def _fits(name: str, value) -> bool:
         return isinstance(value, bool)
     if name == "localized":
         return _are_whole(value)
+    if name == "text_box" and isinstance(value, (tuple, list)) and value and not is_whole(value[0]):
+        return all(_are_whole(box, 4) for box in value)
     return value is None or _are_whole(value, {"text_box": 4, "micro": 6}[name])

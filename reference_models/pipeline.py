@@ -145,9 +145,16 @@ class Pipeline(nn.Module):
         `text_encoders.TextEncoders.skipping` says how layers are counted.  The name tells them.
         Raises PatchError for encoders that are not read so, and for more layers than there are.
         """
+        return self._read_by(self.encoders.skipping(layers), f"with clip skip {layers}")
+
+    def with_long_prompts(self, windows: int) -> Pipeline:
+        """A pipeline that reads prompts in several windows, as `TextEncoders.in_windows` says."""
+        return self._read_by(self.encoders.in_windows(windows), f"of {windows} windows")
+
+    def _read_by(self, encoders, told: str) -> Pipeline:
         other = self._copy()
-        other.encoders = self.encoders.skipping(layers)
-        other.name = f"{self.name} with clip skip {layers}"
+        other.encoders = encoders
+        other.name = f"{self.name} {told}"
         return other
 
     def _copy(self) -> Pipeline:

@@ -8,7 +8,6 @@ B prompts, T tokens, C width of the text tokens, P width of the pooled vector
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,10 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from textpatch.errors import PatchError, PromptError, WeightsError, closest
-from textpatch.quotes import STRAIGHT, STRAIGHTENED
+from textpatch.errors import PatchError, WeightsError
 from textpatch.reference_models.defaults import is_whole
 from textpatch.reference_models.layers import TextCondition
+from textpatch.reference_models.tokenizing import (
+    Windows,
+    as_texts,
+    in_windows,
+    lengths_read,
+    tokenize,
+)
 
 if TYPE_CHECKING:  # importing transformers takes 3 s, and a denoiser does without
     from transformers import (
@@ -39,12 +44,6 @@ IF_LENGTH = 77
 # The end token in CLIP configurations written by older versions of transformers.  For such a configuration
 # transformers pools the highest token of the prompt.
 OLD_END = 2
-# Characters of a prompt, 16 for each of T5's tokens.  Tokenizers may take quadratic time: tiny-if's takes
-# .06 s for 4,000 letters without a blank and an hour for a million.
-LONGEST = 4096
-# A fast tokenizer keeps between calls whether it pads.  Of 120 prompts read by three threads, two came back
-# without padding.
-ONE_AT_A_TIME = threading.Lock()
 
 
 class TextEncoders(nn.Module):
@@ -53,6 +52,20 @@ class TextEncoders(nn.Module):
     tokenizers: tuple[PreTrainedTokenizerBase, ...]
     limits: tuple[int, ...]
     clip_skip: int = 0
+    windows: int = 1
+
+    def in_windows(self, windows: int) -> TextEncoders:
+        """Encoders of the same weights that read every prompt in so many windows of a CLIP's length.
+
+        The windows are encoded one by one.  Their tokens stand behind each other on the token axis, and the
+        pooled vector is the first window's.  AUTOMATIC1111's web UI does so where its shifting of commas is
+        off, and ComfyUI where no word lies across two windows.
+        Raises PatchError for encoders that are not read so, and for less than one window.
+        """
+        raise PatchError(
+            f"{windows!r} windows were asked of {type(self).__name__}, and only the CLIPs of "
+            "Stable Diffusion 1, 2 and XL are read so; leave it out"
+        )
 
     def skipping(self, layers: int) -> TextEncoders:
         """Encoders of the same weights that leave out the last layers of their CLIPs.
@@ -71,8 +84,10 @@ class TextEncoders(nn.Module):
         for tokens, encoder in zip(self._tokens(prompts), self.children(), strict=True):
             _ids(tokens, encoder)
 
-    def _tokens(self, prompts: Sequence[str | None]) -> list[BatchEncoding]:
+    def _tokens(self, prompts: Sequence[str | None]) -> list[BatchEncoding] | list[Windows]:
         """Tokens of the prompts for each encoder.   Raises PromptError as `tokenize` does."""
+        if self.windows > 1:
+            return in_windows(prompts, self.tokenizers, self.limits, self.windows)
         return tokenize(prompts, self.tokenizers, self.limits)
 
 
@@ -96,7 +111,11 @@ class SDTextEncoder(TextEncoders):
         """Condition of tokens (B, T, C).   Raises PromptError as `tokenize` does."""
         (ids,) = self._tokens(prompts)
         states = _read_clip(self.text_encoder, ids).hidden_states[-1 - self.clip_skip]
-        return TextCondition(_final_norm(self.text_encoder)(states))
+        tokens = _final_norm(self.text_encoder)(states)  # (B * windows, T, C)
+        return TextCondition(tokens.reshape(len(prompts), -1, tokens.shape[-1]))
+
+    def in_windows(self, windows: int) -> SDTextEncoder:
+        return _in_windows(self, windows)
 
     def skipping(self, layers: int) -> SDTextEncoder:
         return _skipping(self, layers, self.text_encoder.config.num_hidden_layers)
@@ -134,13 +153,17 @@ class SDXLTextEncoders(TextEncoders):
         ids, ids_2 = self._tokens(prompts)
         first = _read_clip(self.text_encoder, ids)
         second = _read_clip(self.text_encoder_2, ids_2)
-        tokens = _side_by_side(first, second, self.clip_skip)
-        pooled = second.text_embeds
+        tokens = _side_by_side(first, second, self.clip_skip)  # (B * windows, T, C)
+        tokens = tokens.reshape(len(prompts), -1, tokens.shape[-1])
+        pooled = second.text_embeds[:: self.windows]
         if self.zeros_for_none:
             none = torch.tensor([prompt is None for prompt in prompts], device=tokens.device)
             tokens = tokens.masked_fill(none[:, None, None], 0)
             pooled = pooled.masked_fill(none[:, None], 0)
         return TextCondition(tokens, pooled)
+
+    def in_windows(self, windows: int) -> SDXLTextEncoders:
+        return _in_windows(self, windows)
 
     def skipping(self, layers: int) -> SDXLTextEncoders:
         clips = self.text_encoder, self.text_encoder_2
@@ -261,63 +284,12 @@ class IFTextEncoder(TextEncoders):
         return TextCondition(states.last_hidden_state)
 
     def _tokens(self, prompts: Sequence[str | None]) -> list[BatchEncoding]:
-        plain = [self.as_read(text) for text in _texts(prompts)]
+        plain = [self.as_read(text) for text in as_texts(prompts)]
         return super()._tokens(plain)
 
     def as_read(self, prompt: str) -> str:
         """Text that the tokenizer is given for a prompt."""
         return prompt.lower().strip()
-
-
-def tokenize(
-    prompts: Sequence[str | None],
-    tokenizers: Sequence[PreTrainedTokenizerBase],
-    limits: Sequence[int],
-) -> list[BatchEncoding]:
-    """Tokenize prompts for each encoder, to ids and attention mask (B, T), padded or cut to its length.
-
-    prompts  texts; None reads as ""
-    limits   the most tokens of each encoder, where its tokenizer would take more
-
-    Raises PromptError for
-
-    - a word that no tokenizer knows,
-    - a prompt whose end every encoder would cut off,
-    - half a character (a lone surrogate),
-    - more than LONGEST characters,
-    - anything but a text.
-
-    Raises PatchError unless there is a tokenizer per encoder.
-    """
-    if len(tokenizers) != len(limits):
-        raise PatchError(
-            f"{len(tokenizers)} tokenizers for {len(limits)} text encoders; give one each"
-        )
-    prompts = _texts(prompts)
-    lengths = _lengths(tokenizers, limits)
-    with ONE_AT_A_TIME:
-        for prompt in prompts:
-            _require_text(prompt)
-            _require_readable(prompt, tokenizers, lengths)
-        return [
-            tokenizer(
-                prompts,
-                padding="max_length",
-                truncation=True,
-                max_length=length,
-                return_attention_mask=True,
-                return_tensors="pt",
-            )
-            for tokenizer, length in zip(tokenizers, lengths, strict=True)
-        ]
-
-
-def _lengths(tokenizers: Sequence[PreTrainedTokenizerBase], limits: Sequence[int]) -> list[int]:
-    """Tokens that each encoder reads, the lower of its tokenizer's limit and its own."""
-    return [
-        min(tokenizer.model_max_length, limit)
-        for tokenizer, limit in zip(tokenizers, limits, strict=False)
-    ]
 
 
 def _clip_limits(
@@ -329,7 +301,7 @@ def _clip_limits(
     by side, and as `_require_end` does.
     """
     limits = tuple(clip.config.max_position_embeddings for clip in clips)
-    if len(set(_lengths(tokenizers, limits))) > 1:
+    if len(set(lengths_read(tokenizers, limits))) > 1:
         takes = [tokenizer.model_max_length for tokenizer in tokenizers[: len(limits)]]
         raise WeightsError(
             f"the CLIPs have {limits[0]} and {limits[1]} positions, "
@@ -358,7 +330,7 @@ def _require_end(clip: CLIPTextModel, tokenizer: PreTrainedTokenizerBase) -> Non
 
 
 def _read_clip(
-    clip: CLIPTextModel | CLIPTextModelWithProjection, tokens: BatchEncoding
+    clip: CLIPTextModel | CLIPTextModelWithProjection, tokens: BatchEncoding | Windows
 ) -> ModelOutput:
     return clip(_ids(tokens, clip), output_hidden_states=True)
 
@@ -369,7 +341,8 @@ def _final_norm(clip: CLIPTextModel) -> nn.Module:
 
 
 def _ids(
-    tokens: BatchEncoding, encoder: CLIPTextModel | CLIPTextModelWithProjection | T5EncoderModel
+    tokens: BatchEncoding | Windows,
+    encoder: CLIPTextModel | CLIPTextModelWithProjection | T5EncoderModel,
 ) -> Tensor:
     """Ids (B, T) on the encoder's device.   Raises WeightsError for one the encoder has no vector for."""
     highest = int(tokens.input_ids.max())
@@ -399,61 +372,10 @@ def _skipping(encoders: TextEncoders, layers: int, held: int) -> TextEncoders:
     return other
 
 
-def _texts(prompts: Sequence[str | None]) -> list[str]:
-    """Prompts with "" for None.   Raises PromptError for a list among them, which a tokenizer would join."""
-    for prompt in prompts:
-        if prompt is not None and not isinstance(prompt, str):
-            raise PromptError(
-                f"a prompt is {prompt!r}, no text; give one text, or None, for each picture"
-            )
-    return [prompt or "" for prompt in prompts]
-
-
-def _require_text(prompt: str) -> None:
-    if len(prompt) > LONGEST:
-        found = f"{prompt[:40]!r}... is {len(prompt):,} characters long"
-        raise PromptError(f"{found}, and the model reads at most {LONGEST:,}; shorten it")
-    if any("\ud800" <= c <= "\udfff" for c in prompt):
-        raise PromptError(f"{prompt!r} holds half a character (a lone surrogate); give it as UTF-8")
-
-
-def _require_readable(
-    prompt: str, tokenizers: Sequence[PreTrainedTokenizerBase], lengths: list[int]
-) -> None:
-    whole = [tokenizer(prompt, verbose=False).input_ids for tokenizer in tokenizers]
-    if all(_unknown(tokenizers[i], ids) for i, ids in enumerate(whole)):
-        raise _unknown_word(tokenizers[0], prompt)
-    if all(len(ids) > lengths[i] for i, ids in enumerate(whole)):
-        raise PromptError(
-            f"{prompt!r} is {min(map(len, whole))} tokens long, "
-            f"and the model reads at most {max(lengths)}; shorten it"
-        )
-
-
-def _unknown(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> bool:
-    # CLIP's byte-level vocabulary knows every word, and names its end token as the unknown one
-    return (
-        tokenizer.unk_token_id not in (None, tokenizer.eos_token_id)
-        and tokenizer.unk_token_id in ids
-    )
-
-
-def _other_spellings(word: str) -> list[str]:
-    """A word with straight double quotes for all others, and with capitals too where it is quoted."""
-    straight = word.translate(STRAIGHTENED)
-    spellings = [straight]
-    if STRAIGHT in straight:
-        spellings.append(straight.upper())
-    return [written for written in spellings if written != word]
-
-
-def _unknown_word(tokenizer: PreTrainedTokenizerBase, prompt: str) -> PromptError:
-    word = next((w for w in prompt.split() if _unknown(tokenizer, tokenizer(w).input_ids)), prompt)
-    for written in _other_spellings(word):
-        if not _unknown(tokenizer, tokenizer(written).input_ids):
-            return PromptError(f"the model does not know {word!r} in {prompt!r}; write {written}")
-    vocabulary = tokenizer.get_vocab()
-    known = [
-        w for w in sorted(vocabulary, key=vocabulary.get) if w not in tokenizer.all_special_tokens
-    ]
-    return PromptError(f"the model does not know {word!r} in {prompt!r}{closest(word, known)}")
+def _in_windows(encoders: TextEncoders, windows: int) -> TextEncoders:
+    """Copy of encoders that reads so many windows."""
+    if not is_whole(windows) or windows < 1:
+        raise PatchError(f"{windows!r} windows were asked for; give 1 or more")
+    other = copy.copy(encoders)
+    other.windows = windows
+    return other

@@ -46,7 +46,13 @@ def localized_group(pipeline, sites) -> Group:
 
 
 def rows_and_plan(
-    pair: Pair, seed: int, groups: Sequence[Group], steps: int, start: int, branch: str
+    pair: Pair,
+    seed: int,
+    groups: Sequence[Group],
+    steps: int,
+    start: int,
+    branch: str,
+    tokens: Sequence[int] | None = None,
 ) -> tuple[list[Row], Plan]:
     """Rows and plan that swap each group in a row of its own.
 
@@ -55,6 +61,7 @@ def rows_and_plan(
 
     groups  each holds site indices, or (site, head) for single heads
     start   first of the `steps` steps at which patched rows read the target
+    tokens  places of the text tokens that are swapped, all when None
     """
     # imported here because it imports torch, and a report needs the names of groups alone
     from textpatch.plan import Plan, Row, Swap
@@ -62,7 +69,7 @@ def rows_and_plan(
     patched = [Row(row_name(group), pair.source, seed) for group in groups]
     window = tuple(range(start, steps))
     swaps = [
-        Swap(sites, row.name, TARGET, steps=window, heads=heads, branch=branch)
+        Swap(sites, row.name, TARGET, steps=window, heads=heads, tokens=tokens, branch=branch)
         for group, row in zip(groups, patched, strict=True)
         for sites, heads in _parts(group)
     ]

@@ -34,17 +34,25 @@ def picture(image: Image.Image | str | None, words: str) -> str:
     """The element that shows a picture.
 
     A picture of at most 320 px a side is shown as it is, a larger one as a JPEG of that size.
+    It is seen as `pictures.as_rgb` has it, and refused as there.
     A path is shown by its name, and None by nothing.
     """
     if image is None or isinstance(image, str):
         return f"<code>{safe(image)}</code>" if image else ""
-    kind = "png" if max(image.size) <= LARGEST else "jpeg"
-    shown = image.convert("RGB")
+    shown = _as_readers_see(image, words).copy()
+    kind = "png" if max(shown.size) <= LARGEST else "jpeg"
     shown.thumbnail((LARGEST, LARGEST))
     data = io.BytesIO()
     shown.save(data, kind, quality=90)
     uri = data_uri(data.getvalue(), kind)
     return f'<img alt="{safe(words)}" src="{uri}">'
+
+
+def _as_readers_see(image: Image.Image, words: str) -> Image.Image:
+    """A picture as RGB, turned as its EXIF says and on white paper."""
+    from textpatch.pictures import as_rgb
+
+    return as_rgb(image, f"the picture {plain(words)!r}")
 
 
 def figure(
@@ -57,7 +65,8 @@ def figure(
     head = f'<span class="title">{safe(title)}</span>'
     shown = picture(image, title)
     if image is not None and not isinstance(image, str):
-        outlines = "".join(_outline(one, image.size) for one in seen)
+        size = _as_readers_see(image, title).size
+        outlines = "".join(_outline(one, size) for one in seen)
         shown = f'<div class="seen">{shown}{outlines}</div>' if outlines else shown
     return f"<figure>{head}{shown}<figcaption>{caption}</figcaption></figure>"
 

@@ -22,8 +22,8 @@ _BROKEN = (OSError, ValueError, SyntaxError, struct.error, zlib.error, *_BOMBS)
 
 
 def open_picture(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a PNG file as an RGB picture.  Raises as `stored_picture` does."""
-    return stored_picture(path).convert("RGB")
+    """Read a PNG file as an RGB picture, as `as_rgb` sees it.  Raises as `stored_picture` does."""
+    return as_rgb(stored_picture(path), str(path))
 
 
 def stored_picture(path: str | os.PathLike[str]) -> Image.Image:

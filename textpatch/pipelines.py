@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Slots = Callable[[int], object]  # step -> slots as the denoiser takes them
 OnStep = Callable[[int, Tensor], None]  # (step, latents entering it)
+# left, upper, right and lower pixel of the place where words stand, or these of each line
+TextBox = tuple[int, int, int, int] | tuple[tuple[int, int, int, int], ...]
 AnyPipeline = TypeVar("AnyPipeline", bound="SupportsSizes")
 
 
@@ -46,8 +48,8 @@ class RunDefaults(Protocol):
         """Width of the latents."""
 
     @property
-    def text_box(self) -> tuple[int, int, int, int] | None:
-        """Left, upper, right and lower pixel of the place where the model writes, None if nobody knows it."""
+    def text_box(self) -> TextBox | None:
+        """Place where the model writes, None if nobody knows it."""
 
     @property
     def localized(self) -> tuple[int, ...]:
@@ -117,8 +119,8 @@ class DrawnDefaults(Protocol):
     """Settings of a pipeline that draws by itself, where nothing else is asked for."""
 
     @property
-    def text_box(self) -> tuple[int, int, int, int] | None:
-        """Left, upper, right and lower pixel of the place where words stand, None if nobody knows it."""
+    def text_box(self) -> TextBox | None:
+        """Place where words stand, None if nobody knows it."""
 
     @property
     def localized(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ text.  The signs ' and ’ are apostrophes, too, and are read as quotes only whe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from textpatch.errors import PromptError
@@ -116,6 +116,69 @@ def with_texts(prompt: str, texts: Sequence[str]) -> str:
             'texts, or write the prompt with straight double quotes, between which \\" is a quote'
         )
     return made
+
+
+@dataclass(frozen=True)
+class QuotedWord:
+    """A word of a prompt's quoted texts.
+
+    start, end  the word's characters in the prompt, escapes included
+    text        place of the quoted text among those of the prompt
+    word        the word without its escapes
+    """
+
+    start: int
+    end: int
+    text: int
+    word: str
+
+
+def quoted_words(prompt: str) -> list[QuotedWord]:
+    """Find the words of the quoted texts, which blanks separate, in their order.
+
+    `"GOOD DAY" and "TIGER"` has the words GOOD, DAY and TIGER.  Raises PromptError as `quotations` does.
+    """
+    found = []
+    for place, quotation in enumerate(quotations(prompt)):
+        written = re.finditer(r"\S+", prompt[quotation.start : quotation.end])
+        for match, word in zip(written, quotation.text.split(), strict=True):
+            start = quotation.start + match.start()
+            found.append(QuotedWord(start, start + len(match[0]), place, word))
+    return found
+
+
+def with_other_words(prompt: str, words: Mapping[int, str]) -> str:
+    """Put other words in the places of some words of a prompt's quoted texts.
+
+    words  by number, counted from 1 in the order of the prompt
+    `with_other_words('a sign "RED HOUSE"', {2: "BOAT"})` is `a sign "RED BOAT"`.
+
+    Raises PromptError for no words, for a number that no word has, for an empty word, and as `with_texts`
+    does.
+    """
+    found = quoted_words(prompt)
+    _require_numbered(prompt, found, words)
+    texts: list[list[str]] = [[] for _ in quotations(prompt)]
+    for number, one in enumerate(found, 1):
+        texts[one.text].append(words.get(number, one.word))
+    return with_texts(prompt, [" ".join(text) for text in texts])
+
+
+def _require_numbered(prompt: str, found: list[QuotedWord], words: Mapping[int, str]) -> None:
+    there = ", ".join(f"{number} {one.word}" for number, one in enumerate(found, 1)) or "none"
+    if not words:
+        raise PromptError(f"no word was given for {prompt!r}; give one by its number: {there}")
+    for number, word in words.items():
+        if number not in range(1, len(found) + 1):
+            raise PromptError(
+                f"{word!r} was asked for in the place of word {number!r} of {prompt!r}, which quotes "
+                f"{len(found)}: {there}; give the number of one of these"
+            )
+        if not isinstance(word, str) or not word.strip():
+            raise PromptError(
+                f"{word!r} was asked for in the place of word {number}, {found[number - 1].word}, of "
+                f"{prompt!r}, and is no word; give letters, or a prompt without that word"
+            )
 
 
 def _double(prompt: str) -> Iterator[Quotation]:

@@ -26,6 +26,7 @@ STEPS_AND_GUIDANCE = {
 }
 
 SCHNELL = (4, 1.0)
+BOX = "text_box"  # of one line of text, or a list of these
 
 
 def written_defaults(path: Path) -> Defaults | None:
@@ -42,9 +43,18 @@ def written_defaults(path: Path) -> Defaults | None:
             f"{path / 'textpatch.json'} says {unknown[0]!r}, which nothing reads"
             f"{closest(unknown[0], names)}"
         )
-    body = read_config(path, names, "textpatch.json")
+    plain = [name for name in names if name != BOX]
+    body = read_config(path, plain, "textpatch.json")
+    box = read_json(path, "textpatch.json").get(BOX)
     with explained(path / "textpatch.json"):
-        return Defaults(**body)
+        return Defaults(**body, text_box=_tupled(box))
+
+
+def _tupled(box):
+    """The box of one line of text, or those of several, with tuples for lists."""
+    if isinstance(box, list):
+        return tuple(_tupled(one) for one in box)
+    return box
 
 
 def published_defaults(path: Path, pipeline: str, denoiser: nn.Module, decoder) -> Defaults:

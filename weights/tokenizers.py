@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textpatch.errors import WeightsError
-from textpatch.reference_models.text_encoders import T5_LENGTH, tokenize
+from textpatch.reference_models.text_encoders import T5_LENGTH
+from textpatch.reference_models.tokenizing import tokenize
 from textpatch.weights.reading.files import read_json
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
 """Pictures somebody else wrote: a right result or one line, and memory for neither bombs nor lies."""
 
+import base64
 import io
 import struct
 import subprocess
@@ -12,11 +13,13 @@ import pytest
 from PIL import ExifTags, Image, PngImagePlugin
 
 from support.planting import plant
-from textpatch import metrics, pictures
+from textpatch import html, metrics, pictures
 from textpatch.errors import OCRError, PatchError, StoreError
+from textpatch.metrics.image import rgb_pixels
 from textpatch.metrics.readers import ink
 from textpatch.pictures import MOST_PIXELS, open_picture
 from textpatch.reference_models.upscaling import small_tensor
+from textpatch.report.contact_sheet import draw_gallery_sheet
 
 RIGHT = Image.frombytes("RGB", (4, 2), bytes(range(24)))
 
@@ -178,7 +181,9 @@ def test_files_that_are_no_picture(tmp_path, name):
     """One line with the file's name, and no more memory than a picture may take."""
     if NO_FILES[name] is not None:
         (tmp_path / "x").write_bytes(NO_FILES[name])
-    with pytest.raises(PatchError, match="x (cannot be read: .*; give|has .* shrink)|picture .*x: ") as error:
+    with pytest.raises(
+        PatchError, match="x (cannot be read: .*; give|has .* shrink)|picture .*x: "
+    ) as error:
         pictures.open_given(tmp_path / "x")
     assert "\n" not in str(error.value)
 
@@ -257,27 +262,35 @@ def test_planted_a_reader_without_a_limit_is_noticed(tmp_path, monkeypatch):
 
 
 def seen(picture) -> list:
-    """A picture as a reader and as a stage II see it, in grey levels 0..255."""
+    """A picture as a reader, a stage II, the scores and a page see it, in grey levels 0..255."""
     tensor = (small_tensor([picture])[0].permute(1, 2, 0).numpy() + 1) * 127.5
-    return [np.asarray(ink.part_of(picture, None, 0)), tensor]
+    shown = base64.b64decode(html.picture(picture, "x").rpartition("base64,")[2].rstrip('">'))
+    page = np.asarray(Image.open(io.BytesIO(shown)))
+    return [np.asarray(ink.part_of(picture, None, 0)), tensor, rgb_pixels(picture), page]
 
 
 @pytest.mark.parametrize("given", GIVEN)
 def test_a_picture_is_seen_alike_however_it_is_given(given):
-    """By readers and by a stage II: transparent parts are white, and a turned camera is turned back."""
+    """By all who look at it: transparent parts are white, and a turned camera is turned back."""
     for pixels in seen(GIVEN[given]):
         assert pixels.shape == (8, 12, 3)
         assert np.abs(pixels - np.asarray(WORD, np.float64)).max() < 1e-3
+    sheets = [draw_gallery_sheet([picture], ["x"]) for picture in (GIVEN[given], WORD)]
+    assert sheets[0].tobytes() == sheets[1].tobytes()
 
 
 @pytest.mark.parametrize("given", REFUSED)
 def test_a_picture_that_cannot_be_seen_is_refused(given):
-    """By both, in one sentence that says what was found.  16 bits would be white, and floats black."""
+    """By all, in one sentence that says what was found.  16 bits would be white, and floats black."""
     picture, says = REFUSED[given]
     with pytest.raises(OCRError, match=says):
         ink.part_of(picture, None, 0)
-    with pytest.raises(PatchError, match=says):
-        small_tensor([picture])
+    looks = [small_tensor, lambda pictures: draw_gallery_sheet(pictures, ["x"])]
+    if given != "a path":  # which a page shows by its name
+        looks.append(lambda pictures: html.picture(*pictures, "x"))
+    for look in looks:
+        with pytest.raises(PatchError, match=says):
+            look([picture])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from support.planting import raw, require_noticed
 from support.recorded_edits import ALIGNERS, FourLetters
 from support.small_models import small_pipeline
-from textpatch.editing import mappers, word_windows, words
+from textpatch.editing import mappers, word_windows
 from textpatch.editing.mappers import (
     ALIGNMENTS,
     block_diagonal,
@@ -30,8 +30,9 @@ from textpatch.editing.mappers import (
     swap_mapper,
 )
 from textpatch.editing.word_windows import self_steps, token_windows
-from textpatch.editing.words import PromptTokens, TokenizedPrompt, prompt_tokens, tokenized
 from textpatch.errors import PatchError, PromptError
+from textpatch.prompts import tokens
+from textpatch.prompts.tokens import PromptTokens, TokenizedPrompt, prompt_tokens, tokenized
 
 LENGTH = 77
 CASES = [(name, pair) for name, pairs in ALIGNERS["pairs"].items() for pair in pairs]
@@ -344,7 +345,7 @@ FAULTS = {
     ),
     "a blank before a word belongs to the word before": (
         partial(require_words_found, unigram),
-        words,
+        tokens,
         "_without_blanks",
         "first < len(text) and",
         "False and",

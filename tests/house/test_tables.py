@@ -45,6 +45,49 @@ def test_readers_are_told_as_measured(tables):
         )
 
 
+# columns that hold what was read of words
+WORDS = {
+    *"exact exact_target f1 f1_target f1_harmful harmful read right same_set set_share".split(),
+    *"target text word written".split(),
+}
+OF_NO_READER = {"chance"}  # computed from the words alone
+OF_NO_WORDS = {"edits_told", "strangers"}
+RATES = {"readers", "signs"}
+
+
+def require_readers(tables, monkeypatch) -> int:
+    """Rows with what was read name their reader, and each table of them tells it with its rate."""
+    checked = 0
+    read_rows = tables.read_rows
+    used: dict[str, list[dict]] = {}
+    monkeypatch.setattr(tables, "read_rows", lambda name: used.setdefault(name, read_rows(name)))
+    for page, text in PAGES.items():
+        for place in tables.PLACE.finditer(text):
+            used.clear()
+            table = tables.made(place[2], page)
+            kinds = [rows for name, rows in used.items() if name not in OF_NO_READER]
+            readers = {row["reader"] for rows in kinds if WORDS & rows[0].keys() for row in rows}
+            if readers and place[2] not in OF_NO_WORDS:
+                told = [name for name in readers if name in table]
+                assert told, f"{place[2]} names no reader"
+                rated = place[2] in RATES or all(tables.broken_share(one) in table for one in told)
+                assert rated, f"{place[2]} says nothing of how far {told} can be trusted"
+                checked += 1
+    return checked
+
+
+def test_no_table_is_without_its_reader(tables, monkeypatch):
+    """Wherever words were read, the table says by what, and how often that calls a broken word right."""
+    assert require_readers(tables, monkeypatch) > 20
+
+
+def test_a_table_without_its_reader_is_noticed(tables, monkeypatch):
+    """Fault: the sentence under a table says nothing of how far its reader can be trusted."""
+    monkeypatch.setattr(tables, "told_readers", lambda readers: f"Read by {', '.join(readers)}.\n")
+    with pytest.raises(AssertionError, match="can be trusted"):
+        require_readers(tables, monkeypatch)
+
+
 def test_every_table_stands_on_a_page(tables):
     """No function makes a table that nobody sees."""
     asked = {

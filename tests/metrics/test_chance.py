@@ -42,6 +42,10 @@ def test_the_chance_f1_is_that_of_expected_precision_and_recall(words):
     matches = [metrics.characters(words[j], words[i]) for i in range(n) for j in range(n) if i != j]
     wanted = metrics.f1_of_means([m.precision for m in matches], [m.recall for m in matches])
     assert metrics.chance_f1(words) == pytest.approx(wanted, abs=1e-12)
+    one_by_one = metrics.chance_level(
+        words, lambda *pair: metrics.characters(*pair)[:2], metrics.f1_of_means
+    )
+    assert one_by_one == pytest.approx(wanted, abs=1e-12)
 
 
 def test_chance_levels_by_hand():
@@ -117,19 +121,22 @@ def test_levels_of_the_pages_are_those_of_the_words(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "old, new",
+    "function, old, new",
     [
-        ("- own", "- 0 * own"),
-        ("/ (len(words) - 1)", "/ len(words)"),
-        ("score(read, wanted)", "score(wanted, read)"),
-        ("np.repeat(others / (len(words) - 1), list(counts.values()), axis=0)", "others / (len(words) - 1)"),
+        ("chance_level", "- own", "- 0 * own"),
+        ("chance_level", "/ (len(words) - 1)", "/ len(words)"),
+        ("chance_level", "score(read, wanted)", "score(wanted, read)"),
+        ("chance_level", "np.repeat(others / (len(words) - 1), list(counts.values()), axis=0)", "others / 2"),
+        ("chance_f1", "- len(own) / size", ""),
+        ("chance_f1", "+= 1 / size", "+= 1"),
+        ("_numbered", "(letter, before[letter])", "(letter, 0)"),
     ],
 )  # fmt: skip
-def test_planted_faults_are_noticed(monkeypatch, old, new):
-    """Items that are read as themselves, sides exchanged, and words counted once that are there twice."""
-    check = raw(test_the_chance_f1_is_that_of_expected_precision_and_recall, ["ab", "ab", "abc"])
+def test_planted_faults_are_noticed(monkeypatch, function, old, new):
+    """Items read as themselves, sides exchanged, and words or letters counted once that stand twice."""
+    check = raw(test_the_chance_f1_is_that_of_expected_precision_and_recall, ["abb", "abb", "abc"])
     uneven = raw(test_a_chance_level_is_the_mean_over_all_others, ["ab", "ab", "ac"])
-    plant(monkeypatch, chance, "chance_level", old, new)
+    plant(monkeypatch, chance, function, old, new)
     with pytest.raises(AssertionError):
         check()
         uneven()

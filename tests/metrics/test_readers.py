@@ -396,8 +396,8 @@ def test_a_result_names_its_reader():
     result = a_result() | {"ocr": described, "over_reading": over_reading(Tesseract())}
     told = told_reader(result)
     assert told == (
-        "words read by <i> and tesseract, where both agree, which calls 23 of 240 broken words right "
-        "(calibration, 95 % interval 6 to 14 %)"
+        "words read by <i> and tesseract, where both agree, which calls 61 of 600 broken words right "
+        "(calibration, 95 % interval 8 to 13 %)"
     )
     assert "&lt;i&gt; and tesseract" in sections.ranking(result)
     assert told in repr(Localization(result, []))
@@ -675,7 +675,7 @@ def test_the_command_line_reads_by_agreement(tmp_path, monkeypatch, capsys):
     result = json.loads((tmp_path / "run/results.json").read_text())
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert (
-        result["over_reading"] == manifest["over_reading"] and manifest["over_reading"]["n"] == 240
+        result["over_reading"] == manifest["over_reading"] and manifest["over_reading"]["n"] == 600
     )
     assert result["ocr"]["engine"] == "agreement" and result["sites"][0]["n"] == 3
     assert 0 <= result["sites"][0]["disagreement"]["value"] <= 1

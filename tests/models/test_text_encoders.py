@@ -8,16 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from support.planting import plant
 from support.small_models import PROMPTS, relative, small_encoders
 from support.strategies import randomize
 from textpatch import load
+from textpatch.adapters.token_pairs import token_ids
 from textpatch.errors import PatchError, PromptError, WeightsError
+from textpatch.prompts.alignment import word_tokens
+from textpatch.reference_models import tokenizing
 from textpatch.reference_models.text_encoders import (
     IFTextEncoder,
     SD3TextEncoders,
     SDXLTextEncoders,
-    tokenize,
 )
+from textpatch.reference_models.tokenizing import tokenize
 
 WRITTEN = ["", *PROMPTS, "a red sign"]
 # IF lower-cases, and this vocabulary has no small letters to spell a quoted word with
@@ -172,13 +176,102 @@ def test_one_reader_is_enough(published):
     long = "a " * 30 + "sign"
     encode = sd3(published.sd3())
     encode.tokenizers[2].model_max_length = 256
-    assert not torch.equal(encode([long]).tokens, encode(["a " * 31 + "sign"]).tokens)
+    told = "a prompt of 33 tokens is read to its first 22 by text encoders 1, 2 of 3; .* by text encoder 3"
+    with pytest.warns(UserWarning, match=told):
+        found = encode([long]).tokens
+    with pytest.warns(UserWarning, match="a prompt of 34 tokens"):
+        assert not torch.equal(found, encode(["a " * 31 + "sign"]).tokens)
     encode.tokenizers[0].unk_token = encode.tokenizers[
         0
     ].eos_token  # as CLIP's, whose bytes spell every word
     assert encode(["a rad sign"]).tokens.isfinite().all()
     with pytest.raises(PromptError, match="is 33 tokens long, and the model reads at most 22"):
         sd3(published.sd3(t5=False))([long])
+
+
+@pytest.fixture(scope="module")
+def long_read(published):
+    """An SDXL of diffusers that no test changes."""
+    return published.sdxl()
+
+
+def test_the_word_decides_whether_a_long_prompt_is_read(long_read):
+    """With its quoted text inside it is read as by diffusers, and told; with it cut off it is refused."""
+    pipeline = long_read
+    word = 'a red sign that says "HELLO" on a blue wall'
+    before, behind = "a " * 12 + word, word + " a" * 22
+    with pytest.raises(
+        PromptError, match="reads at most 22, so that no encoder reads its quoted text"
+    ):
+        sdxl(pipeline)([before])
+    tokens, _, pooled, _ = pipeline.encode_prompt([behind], do_classifier_free_guidance=False)
+    with pytest.warns(
+        UserWarning, match="is read to its first 22 by text encoders 1, 2 of 2; .* 1, 2$"
+    ):
+        require_equal(sdxl(pipeline)([behind]), tokens, pooled)
+
+
+def by_windows(clip, tokenizer, prompt: str, windows: int):
+    """States of the last layer but one, side by side, and the output of the first window: each read alone."""
+    ids = tokenizer(prompt).input_ids[1:-1]
+    made = []
+    for place in range(windows):
+        own = ids[place * (LENGTH - 2) : (place + 1) * (LENGTH - 2)]
+        row = [tokenizer.bos_token_id, *own, tokenizer.eos_token_id]
+        row += [tokenizer.pad_token_id] * (LENGTH - len(row))
+        made.append(clip(torch.tensor([row]), output_hidden_states=True))
+    return torch.cat([one.hidden_states[-2] for one in made], dim=1), made[0]
+
+
+def test_long_prompts_are_read_window_by_window(long_read):
+    """SDXL in three windows, a short prompt beside a long one; one window is what is read without; None is
+    zeros."""
+    pipeline = long_read
+    encode = sdxl(pipeline)
+    long = 'a red sign that says "HELLO" on ' + "a blue " * 20 + "wall"
+    found = encode.in_windows(3)([long, PROMPTS[0], None])
+    assert found.tokens.shape[1] == 3 * LENGTH and found.tokens[2].abs().max() == 0
+    for row, prompt in enumerate([long, PROMPTS[0]]):
+        first, _ = by_windows(pipeline.text_encoder, pipeline.tokenizer, prompt, 3)
+        second, pooled = by_windows(pipeline.text_encoder_2, pipeline.tokenizer_2, prompt, 3)
+        tokens = torch.cat([first, second], dim=-1)
+        assert relative(found.tokens[row], tokens[0]) <= 1e-5
+        assert relative(found.pooled[row], pooled.text_embeds[0]) <= 1e-5
+    one = encode.in_windows(1)(WRITTEN)
+    require_equal(encode(WRITTEN), one.tokens, one.pooled)
+    with pytest.raises(PromptError, match="tokens long, and the model reads at most 62"):
+        encode.in_windows(3)(["a " * 61])
+
+
+def test_windows_that_cannot_be_are_refused(long_read):
+    """Of encoders that have a T5, of no window, and where the places of a word would be wrong."""
+    with pytest.raises(PatchError, match="2 windows were asked of SD3TextEncoders"):
+        small_encoders().in_windows(2)
+    with pytest.raises(PatchError, match="0 windows were asked for"):
+        sdxl(long_read).in_windows(0)
+    pipeline = load("tiny-sdxl").with_long_prompts(2)
+    assert pipeline.name == "tiny-sdxl of 2 windows"
+    assert pipeline.encode([PROMPTS[0]]).tokens.shape[1] == 2 * LENGTH
+    with pytest.raises(PatchError, match="reads prompts in several windows"):
+        word_tokens(pipeline, PROMPTS[0])
+    with pytest.raises(PatchError, match="in which tokens are not paired"):
+        token_ids(pipeline, PROMPTS[0])
+
+
+def test_faults_in_windows_are_noticed(long_read, monkeypatch):
+    """Faults: windows that overlap, a pooled vector of the last one, and a word that nobody looks for."""
+    faults = [
+        (tokenizing, "_windows", "ids[start :", "ids[start + 1 :"),
+        (SDXLTextEncoders, "forward", "[:: self.windows]", "[self.windows - 1 :: self.windows]"),
+    ]
+    for fault in faults:
+        with monkeypatch.context() as patch:
+            plant(patch, *fault)
+            with pytest.raises(AssertionError):
+                test_long_prompts_are_read_window_by_window(long_read)
+    plant(monkeypatch, tokenizing, "_needed", "prompt[: found[-1].end + 1]", "prompt[:0]")
+    with pytest.raises(pytest.fail.Exception):
+        test_the_word_decides_whether_a_long_prompt_is_read(long_read)
 
 
 @pytest.mark.parametrize(

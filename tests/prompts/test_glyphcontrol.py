@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import warnings
 from collections import Counter
 
 import pytest
@@ -19,7 +20,7 @@ from textpatch.prompts import files
 from textpatch.prompts.files import read_pairs
 from textpatch.prompts.glyphcontrol import BENCHES, RAW, SPLITS, glyphcontrol_pairs
 from textpatch.prompts.pairs import Pair, bare, mix, quoted, with_words
-from textpatch.reference_models.text_encoders import tokenize
+from textpatch.reference_models.tokenizing import tokenize
 
 GOLDEN_WORDS = [(["bolo"], ["balo"]), (["balo"], ["bilo"]), (["bilo"], ["belo"])]
 GOLDEN_PAIR = Pair(source='"dzlo dilo" on a ship', target='a map titled "dylo dulo", folded')
@@ -306,6 +307,7 @@ PROMPT = 'a red sign that says "HOUSE"'
 def test_a_cut_off_word_is_an_error(length, place):
     """The model reads all letters of the quoted word or refuses, with any number of words around it.
 
+    Words behind it may be cut off, which is told.
     Fault it would find: a tokenizer that cuts at its length without a word (the default of truncation=True).
     """
     tokenizers = small_encoders().tokenizers
@@ -318,7 +320,8 @@ def test_a_cut_off_word_is_an_error(length, place):
         if place == "last":
             prompt = f'{filler}"HOUSE"'
         try:
-            read = tokenize([prompt], tokenizers, [length] * len(tokenizers))
+            with warnings.catch_warnings(record=True) as told:
+                read = tokenize([prompt], tokenizers, [length] * len(tokenizers))
         except PromptError as error:
             assert f"the model reads at most {length}" in str(error)
             refused.append(n)
@@ -326,7 +329,10 @@ def test_a_cut_off_word_is_an_error(length, place):
         pairs = zip(tokenizers, read, strict=True)
         decoded = [tokenizer.decode(ids.input_ids[0]) for tokenizer, ids in pairs]
         assert any('" H O U S E "' in text for text in decoded), decoded
-    assert refused == list(range(refused[0], length + 4)) and refused[0] <= length - 7
+    if place == "first":
+        assert not refused and f"is read to its first {length}" in str(told[0].message)
+    else:
+        assert refused == list(range(refused[0], length + 4)) and refused[0] <= length - 7
 
 
 def test_a_cut_off_word_stops_a_run_before_it_begins(monkeypatch):

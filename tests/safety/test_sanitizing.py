@@ -82,7 +82,9 @@ def test_evolving_text_takes_one_row_more(small):
 
 def test_a_donor_that_runs_along_is_noticed(monkeypatch):
     """Fault: the clean prompt is sampled although its text is static."""
-    plant(monkeypatch, localized, "_needed", "sampled=TARGET in also or not settled", "sampled=True")
+    plant(
+        monkeypatch, localized, "_needed", "sampled=TARGET in also or not settled", "sampled=True"
+    )
     with pytest.raises(AssertionError):
         test_static_text_takes_one_row("sdxl")
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from support.strategies import randomize
-from textpatch.reference_models import deepfloyd_if, mmdit, sdxl
+from textpatch.reference_models import deepfloyd_if, flux, mmdit, sdxl
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
+from textpatch.reference_models.flux import Flux, FluxConfig
 from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
-from textpatch.reference_models.sdxl import SDXL, SDXLConfig
+from textpatch.reference_models.sdxl import SDXL, SDConfig, SDXLConfig, StableDiffusion
 from textpatch.reference_models.vae import VAE, VAEConfig
 
 IF_WIDTHS = dict(
@@ -47,7 +48,31 @@ SD3_WIDTHS = dict(
     caption_projection_dim=32,
     pos_embed_max_size=12,
 )
+SD_WIDTHS = dict(
+    block_out_channels=(32, 64),
+    layers_per_block=1,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    transformer_layers_per_block=(1, 1),
+    cross_attention_dim=24,
+)
+FLUX_WIDTHS = dict(
+    in_channels=16,
+    num_layers=1,
+    num_single_layers=2,
+    attention_head_dim=16,
+    num_attention_heads=2,
+    joint_attention_dim=24,
+    pooled_projection_dim=20,
+    axes_dims_rope=(4, 6, 6),
+)
 MODELS = {
+    "sd-1": (StableDiffusion, SDConfig(**SD_WIDTHS, attention_head_dim=(2, 2))),
+    "sd-2": (
+        StableDiffusion,
+        SDConfig(**SD_WIDTHS, attention_head_dim=(2, 4), use_linear_projection=True),
+    ),
+    "flux.1-dev": (Flux, FluxConfig(**FLUX_WIDTHS)),
     "sdxl": (
         SDXL,
         SDXLConfig(
@@ -69,6 +94,9 @@ MODELS = {
     "vae": (VAE, VAEConfig(block_out_channels=(32, 64), layers_per_block=1)),
 }
 TEXT_WIDTHS = {
+    "sd-1": (24, None),
+    "sd-2": (24, None),
+    "flux.1-dev": (24, 20),
     "sdxl": (24, 20),
     "if-i": (48, None),
     "if-ii": (48, None),
@@ -103,6 +131,8 @@ def inputs(name: str) -> dict[str, Tensor]:
         given["pooled"] = normal(2, pooled)
     if name == "sdxl":
         given["micro"] = torch.tensor([[64.0, 96, 0, 0, 64, 96], [512, 512, 8, 16, 64, 96]])
+    if name.startswith("flux"):
+        given["guidance"] = torch.tensor([2.5, 4.0])
     if name == "if-ii":
         given |= {"low": normal(2, 3, 8, 12), "level": torch.tensor([250.0, 40.0])}
     return given
@@ -117,7 +147,7 @@ def outputs(name: str) -> dict[str, Tensor]:
             "vae.decoded": ours.decode(given["latents"]),
         }
     text = TextCondition(given["tokens"], given.get("pooled"), given.get("micro"))
-    beside = {key: given[key] for key in ("low", "level") if key in given}
+    beside = {key: given[key] for key in ("low", "level", "guidance") if key in given}
     return {name: ours(given["x"], given["t"], text, **beside)}
 
 
@@ -128,6 +158,6 @@ def sinusoids(made: Callable[[Tensor, int], Tensor]) -> Iterator[None]:
     Cosines in float32 differ in the last bits from CPU to CPU, and an output in float64 shows that.
     """
     with ExitStack() as stack:
-        for module in (sdxl, deepfloyd_if, mmdit):
+        for module in (sdxl, deepfloyd_if, mmdit, flux):
             stack.enter_context(mock.patch.object(module, "timestep_sinusoids", made))
         yield

@@ -14,8 +14,8 @@ from support.small_models import PROMPTS, save_small
 from support.sweeps import forked
 from textpatch import cli, exits, load
 from textpatch.errors import PromptError, WeightsError
-from textpatch.reference_models import text_encoders
-from textpatch.reference_models.text_encoders import LONGEST, tokenize
+from textpatch.reference_models import text_encoders, tokenizing
+from textpatch.reference_models.tokenizing import LONGEST, tokenize
 from textpatch.weights import tokenizers
 from textpatch.weights.building import Builder
 from textpatch.weights.folders import Folder
@@ -323,7 +323,7 @@ def test_planted_a_tokenizer_that_is_not_tried_is_noticed(tokenizer_of, monkeypa
 
 def test_planted_limits_that_are_none_are_noticed(tokenizer_of, monkeypatch):
     """Fault: any length is read, any id is looked up."""
-    monkeypatch.setattr(text_encoders, "LONGEST", 10 * MILLION)
+    monkeypatch.setattr(tokenizing, "LONGEST", 10 * MILLION)
     with pytest.raises(PromptError, match="tokens long, and the model reads at most 22"):
         tokenize(["a " * LONGEST], [tokenizer_of("T5")], [77])
     plant(monkeypatch, text_encoders, "_ids", "highest >= known", "highest > known")

@@ -14,13 +14,18 @@ KINDS = "all", "aligned", "last"
 def token_ids(pipeline: Any, text: str) -> list[list[int]]:
     """Token numbers of a text by each tokenizer of a pipeline, without padding.
 
-    Raises PatchError for encoders without tokenizers.
+    Raises PatchError for encoders without tokenizers, and for prompts in several windows.
     """
     encoders = pipeline.encoders
     tokenizers = getattr(encoders, "tokenizers", None)
     if not tokenizers:
         raise PatchError(
             f"the encoders of {pipeline.name} have no `tokenizers` to pair tokens with; give tokens='all'"
+        )
+    if getattr(encoders, "windows", 1) > 1:
+        raise PatchError(
+            f"{pipeline.name} reads prompts in several windows, in which tokens are not paired; "
+            "give tokens='all', or a pipeline without long prompts"
         )
     read = getattr(encoders, "as_read", str)
     return [list(tokenizer(read(text)).input_ids) for tokenizer in tokenizers]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from textpatch.cli.options import add_prompts_options
-from textpatch.errors import PatchError
+from textpatch.errors import PatchError, PromptError
 
 
 def add_pair_options(command: argparse.ArgumentParser) -> None:
@@ -16,7 +16,8 @@ def add_pair_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--word",
         metavar="WORD",
-        help="instead of --target, the word that is wanted: the source prompt with another word",
+        help="instead of --target, the word that is wanted: the source prompt with another word; of several "
+        "words 2=TIGER changes the second alone, '1=RED 2=TIGER' two of them",
     )
     add_prompts_options(
         group, "lines `source<TAB>target`, every pair of which is edited and scored"
@@ -92,10 +93,33 @@ def _one_pair(options) -> tuple[str, str]:
 
 
 def with_word(prompt: str, word: str) -> str:
-    """The prompt with another text in its quotes.
+    """The prompt with another text in its quotes, or with other words in the places of those numbered.
 
-    Raises PromptError for a prompt that does not quote one text.
+    Raises PromptError for a prompt that does not quote one text, and as `with_other_words` does.
     """
-    from textpatch.quotes import with_texts
+    from textpatch.quotes import quotations, with_other_words, with_texts
 
+    numbered = _numbered(word)
+    if numbered:
+        return with_other_words(prompt, numbered)
+    found = quotations(prompt)
+    if len(found) > 1:
+        raise PromptError(
+            f"--word {word} is one text, and {prompt!r} quotes {len(found)}; say which word it replaces, "
+            f"such as --word 2={word}"
+        )
     return with_texts(prompt, [word])
+
+
+def _numbered(text: str) -> dict[int, str]:
+    """Words by number of a text like `2=TIGER` or `1=RED 2=TIGER`, {} of any other.
+
+    Raises PromptError for a number that is there twice.
+    """
+    parts = [part.partition("=") for part in text.split()]
+    if not all(number.isdecimal() and equals for number, equals, _ in parts):
+        return {}
+    numbers = [int(number) for number, _, _ in parts]
+    if len(set(numbers)) != len(numbers):
+        raise PromptError(f"--word {text} names a word twice; give each number once")
+    return dict(zip(numbers, (word for _, _, word in parts), strict=True))

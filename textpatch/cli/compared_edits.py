@@ -19,7 +19,7 @@ from textpatch.runs.interrupts import told_on_interrupt
 METHODS = ["localized", "injection", "prompt_swap", "prompt_to_prompt", "p2p", "p2p_star"]
 DEFAULT = "localized"
 TARGET = "prompt_swap"  # the method whose picture is the target's own
-SITES = {"sites", "start", "branch"}
+SITES = {"sites", "start", "branch", "tokens"}
 
 
 def add_comparison_options(command: argparse.ArgumentParser) -> None:
@@ -154,6 +154,8 @@ def _flat(scores: dict, prefix: str = "") -> dict:
     flat: dict = {}
     for name, score in scores.items():
         name = f"{prefix}{name}"
+        if isinstance(score, list):
+            score = {number: one for number, one in enumerate(score, 1)}
         if not isinstance(score, dict):
             flat[name] = score
         elif "value" in score:

@@ -68,6 +68,10 @@ and two more for each pair; of --picture two more, and as many calls as its inve
             f"textpatch edit planted-mmdit --source '{SENTENCE}' --target '{OTHER_SENTENCE}'",
         ),
         (
+            "another second word, of a model that writes two lines",
+            'textpatch edit MODEL --source \'a sign "RED" "HOUSE"\' --word 2=TIGER --tokens changed',
+        ),
+        (
             "the swap beside drawing the target's prompt, on the pairs of a file",
             "textpatch edit planted-mmdit --prompts pairs.tsv --method localized prompt_swap",
         ),
@@ -77,6 +81,9 @@ and two more for each pair; of --picture two more, and as many calls as its inve
         ),
     ),
 )
+
+
+CHANGED = "changed"  # of editing.localized, which is not imported before something is to be done
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -89,6 +96,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="SITE",
         help=f"sites swapped together: {SITES_HELP} (default: those localised for the model)",
+    )
+    swap.add_argument(
+        "--tokens",
+        choices=["all", CHANGED],
+        help="which tokens are swapped: all (default), or changed, those of the words that differ",
     )
     add_swap_options(swap)
     add_comparison_options(command)
@@ -152,6 +164,7 @@ def _edit_one(options) -> Outcome:
         guidance=guidance,
         branch=options.branch,
         sites=options.sites,
+        tokens=options.tokens,
     )
     request |= {"plan": json.loads(made.plan.to_json()), **_made_otherwise(made)}
     if upscaler is not None:
@@ -160,7 +173,10 @@ def _edit_one(options) -> Outcome:
     pictures = made.pictures
     paths = {name: run.image(image) for name, image in pictures.items()}
     told = {"plan_sha256": made.plan.sha256, "pictures": paths}
-    return shown(options, run, pictures, {"schema_version": 1, **request, **told})
+    result = {"schema_version": 1, **request, **told}
+    # those of larger pictures are not known
+    place = None if upscaler is not None else pipeline.defaults.text_box
+    return shown(options, run, pictures, result, place)
 
 
 def _made_otherwise(made) -> dict:
@@ -170,15 +186,16 @@ def _made_otherwise(made) -> dict:
     return {"method": made.method}
 
 
-def shown(options, run, pictures: dict, result: dict) -> Outcome:
+def shown(options, run, pictures: dict, result: dict, text_box=None) -> Outcome:
     """Write results.json and sheet.png with the pictures side by side, the edited one marked.
 
+    text_box  where words stand.  Several lines are read line by line
     Beside each picture stands what is read in it, where something can read here.
     """
     from textpatch.pictures import png
     from textpatch.report.contact_sheet import draw_contact_sheet
 
-    read, told = _read(options, pictures)
+    read, told = _read(options, pictures, text_box)
     if read:
         result = {**result, "read": read}
     run.write_json("results.json", result)
@@ -189,15 +206,17 @@ def shown(options, run, pictures: dict, result: dict) -> Outcome:
     return Outcome(told, result, made, run.folder)
 
 
-def _read(options, pictures: dict) -> tuple[dict[str, str], str]:
+def _read(options, pictures: dict, text_box) -> tuple[dict[str, str], str]:
     """Return what is read in each picture, {} where nothing can read here, and the sentence about it."""
-    from textpatch.metrics.readers.reading import readings_of
+    from textpatch.metrics.readers.reading import line_boxes, readings_of
     from textpatch.prompts.pairs import Pair
     from textpatch.text import plain
 
     try:
         reader = reader_of_edits(options, [(options.source, options.target)])
-        found = readings_of(reader.read(list(pictures.values())), len(pictures), reader)
+        lines = line_boxes(text_box)
+        boxes = [lines] * len(pictures) if len(lines) > 1 else None
+        found = readings_of(reader.read(list(pictures.values()), boxes), len(pictures), reader)
     except OCRError as error:
         return {}, f"nothing was read: {error}"
     read = {name: plain(one.text) for name, one in zip(pictures, found, strict=True)}

@@ -78,6 +78,11 @@ def edit_real_picture(options) -> tuple:
         raise PatchError(
             "--upscale draws generated pictures larger, and --picture was given; leave one of them out"
         )
+    if options.tokens is not None:
+        raise PatchError(
+            f"--tokens {options.tokens} edits generated pictures, and --picture was given; leave one of them "
+            "out"
+        )
     pipeline = load_sized(options)
     made = edit_picture(
         pipeline,

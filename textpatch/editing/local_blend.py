@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from textpatch.editing.replacing import Heads, Values
-from textpatch.editing.words import Places
 from textpatch.errors import PatchError
+from textpatch.prompts.tokens import Places
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ The source's run reads the target's text at a few sites.  (ICLR 2025, sec. 5.2)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from textpatch.bank import prompt_settles_text
 from textpatch.editing.result import Edit
@@ -16,7 +16,10 @@ from textpatch.guidance import Guidance, require_branch
 from textpatch.pipelines import SupportsSampling
 from textpatch.plan import Row
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
+from textpatch.prompts.tokens import shared_places
 from textpatch.sampling import sample
+
+CHANGED = "changed"  # tokens of the words in which the prompts differ
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,21 @@ class Localized:
     sites   where to swap, the sites localised for the model when None
     start   first patched step.  Step 0 is the noisiest
     branch  "both" guidance branches are patched (official), or "cond" alone
+    tokens  places of the text tokens that are swapped, all when None or "all", "changed" for those of the
+            quoted words in which the prompts differ
     Where text is static the target's prompt is encoded, and its row runs only if its picture is asked for.
     """
 
     sites: object = None
     start: int = 0
     branch: str = "both"
+    tokens: str | Sequence[int] | None = None
     name = "localized"
+
+    def __repr__(self) -> str:
+        # requests hold it, and those of run folders older than `tokens` name none
+        own = [f"{field.name}={getattr(self, field.name)!r}" for field in fields(self)]
+        return f"Localized({', '.join(own if self.tokens is not None else own[:-1])})"
 
     def __call__(
         self,
@@ -47,10 +58,12 @@ class Localized:
         """Make the edited picture.  See `textpatch.editing.methods.Method`.
 
         Raises PatchError for unknown sites, for a model without localised ones, for a start outside the run,
-        for one branch of a run that has no other, and for a swap that changed nothing.
+        for one branch of a run that has no other, and for a swap that changed nothing.  Raises PromptError
+        for words whose tokens cannot be swapped one by one.
         """
         chosen = self.swapped(pipeline, steps, guidance)
-        rows, plan = rows_and_plan(pair, seed, [chosen], steps, self.start, self.branch)
+        tokens = self._tokens(pipeline, pair)
+        rows, plan = rows_and_plan(pair, seed, [chosen], steps, self.start, self.branch, tokens)
         rows = _needed(rows, also, settled=prompt_settles_text(pipeline.denoiser))
         made = sample(pipeline, rows, plan, steps=steps, guidance=guidance)
         made.ledger.require()
@@ -68,9 +81,7 @@ class Localized:
             generations=sum(row.sampled for row in rows),
         )
 
-    def swapped(
-        self, pipeline: SupportsSampling, steps: int, guidance: float | Guidance
-    ) -> Group:
+    def swapped(self, pipeline: SupportsSampling, steps: int, guidance: float | Guidance) -> Group:
         """Indices of the sites that are swapped in a run.
 
         Raises PatchError for sites, a start or a branch that the run has not.
@@ -78,6 +89,15 @@ class Localized:
         require_start(self.start, steps)
         require_branch(self.branch, guidance)
         return localized_group(pipeline, self.sites)
+
+    def _tokens(self, pipeline: SupportsSampling, pair: Pair) -> Sequence[int] | None:
+        """Places of the tokens to swap, None for all."""
+        if self.tokens is None or self.tokens == "all":
+            return None
+        if self.tokens != CHANGED:
+            return self.tokens
+        places = shared_places(pipeline, pair)
+        return sorted(token for own in places.values() for token in own)
 
 
 @dataclass(frozen=True)

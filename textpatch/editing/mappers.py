@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from textpatch.editing.words import Places, TokenizedPrompt
 from textpatch.errors import PromptError
+from textpatch.prompts.tokens import Places, TokenizedPrompt
 
 OFFICIAL = "official"
 CORRECTED = "corrected"

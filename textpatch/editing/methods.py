@@ -5,7 +5,7 @@ Every method begins with the noise of the seed, so that its picture can be compa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -14,9 +14,11 @@ from textpatch.editing.prompt_to_prompt import PRESETS
 from textpatch.editing.result import Edit
 from textpatch.errors import PatchError, closest
 from textpatch.guidance import Guidance
+from textpatch.localization.preconditions import require_room
 from textpatch.pipelines import DrawsByItself, SupportsSampling, require_sampling
 from textpatch.plan import Plan, Row
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, require_apart
+from textpatch.quotes import with_other_words
 from textpatch.sampling import sample
 
 
@@ -144,7 +146,7 @@ def _require_taken(given: dict, taken: Collection[str], method: str) -> None:
 def edit(
     pipeline: SupportsSampling | DrawsByItself,
     source: str,
-    target: str,
+    target: str | Mapping[int, str],
     *,
     method: str | Method = "localized",
     sites=None,
@@ -153,6 +155,7 @@ def edit(
     steps: int | None = None,
     guidance: float | Guidance | None = None,
     branch: str | None = None,
+    tokens: str | Sequence[int] | None = None,
     also: Sequence[str] = (SOURCE, TARGET),
 ) -> Edit:
     """Generate the source prompt's picture with the target prompt's word in it.
@@ -160,11 +163,14 @@ def edit(
     By default the target's text K and V are swapped into the source's run at the sites that are localised for
     the model.   (ICLR 2025, sec. 5.2)
 
-    source, target  prompts, each with quoted text
+    source, target  prompts, each with quoted text.  A target may also be words by their number, {2: "TIGER"}
+                    for the source's prompt with another second word
     method          name of a method in METHODS, or a Method
     sites           where "localized" and "injection" swap, the sites localised for the model when None
     start           first patched step of "localized", 0 when None, which is the noisiest
     branch          "both" guidance branches are patched by "localized" (official, when None), or "cond" alone
+    tokens          places of the text tokens that "localized" swaps, all when None, "changed" for those of
+                    the words that differ
     seed            of the noise that all pictures begin with
     steps           denoising steps, the pipeline's own when None
     guidance        guidance of the run, the pipeline's own when None
@@ -173,11 +179,14 @@ def edit(
     does.  Raises PromptError for a prompt without quoted text, and for a target that equals the source.
     """
     require_sampling(pipeline, "edit")
-    chosen = method_named(method, sites=sites, start=start, branch=branch)
+    chosen = method_named(method, sites=sites, start=start, branch=branch, tokens=tokens)
     _require_plain(also)
     steps, guidance = pipeline.defaults.run(steps, guidance)
+    if isinstance(target, Mapping):
+        target = with_other_words(source, target)
     pair = Pair(source, target)
     require_apart(pair)
+    require_room(pipeline, pair)
     return chosen(pipeline, pair, seed=seed, steps=steps, guidance=guidance, also=also)
 
 

@@ -35,13 +35,13 @@ from textpatch.editing.pair_edit import SELF_LIMIT, PairEdit
 from textpatch.editing.replacing import TextStep, text_steps
 from textpatch.editing.result import Edit
 from textpatch.editing.word_windows import DEFAULT, Window, bounds, self_steps, token_windows
-from textpatch.editing.words import PromptTokens, prompt_tokens
 from textpatch.errors import PatchError, PromptError
 from textpatch.guidance import Guidance, as_guidance, branch_rows
 from textpatch.pipelines import SupportsSampling, SupportsWordTokens, require_parts
 from textpatch.plan import Plan, Row
 from textpatch.ports.shipped import pipeline_sites, site_indices
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
+from textpatch.prompts.tokens import PromptTokens, prompt_tokens
 from textpatch.sampling import decoded
 
 EDITED = "edited"

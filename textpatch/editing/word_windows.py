@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from textpatch.editing.words import PromptTokens
 from textpatch.errors import PatchError
+from textpatch.prompts.tokens import PromptTokens
 
 DEFAULT = "default_"  # key of the words that have no window of their own, as published
 Window = float | Sequence[float]

@@ -27,6 +27,7 @@ from textpatch.foreign.trying import PROMPT, PROMPTS, STEPS, Tried, as_drawn, tr
 from textpatch.guidance import ClassifierFree, Guidance
 from textpatch.hooks import compiled
 from textpatch.ledger import Ledger
+from textpatch.pipelines import TextBox
 from textpatch.plan import Plan, Row
 from textpatch.sites import Site, is_count
 from textpatch.swapping import swap
@@ -45,7 +46,7 @@ class WrappedDefaults:
         self,
         steps: int,
         guidance: float,
-        text_box: tuple[int, int, int, int] | None,
+        text_box: TextBox | None,
         localized: tuple[int, ...],
         tried: Callable[[], Tried],
     ) -> None:
@@ -101,7 +102,7 @@ class Wrapped:
         guidance: float,
         calls: Sequence[Sequence[str]] | None,
         name: str,
-        text_box: tuple[int, int, int, int] | None,
+        text_box: TextBox | None,
         localized: tuple[int, ...],
     ) -> None:
         self.denoiser = denoiser

@@ -11,7 +11,7 @@ from torch import nn
 from textpatch.errors import PatchError
 from textpatch.foreign.drawn import Draw, Wrapped, require_not_compiled
 from textpatch.foreign.recipes import CalledPipe
-from textpatch.pipelines import denoiser_of
+from textpatch.pipelines import TextBox, denoiser_of
 from textpatch.ports.matching import SiteSpec, match_sites
 from textpatch.ports.shipped import find_sites, shipped_table
 from textpatch.sites import Site
@@ -26,7 +26,7 @@ def wrap(
     guidance: float | None = None,
     calls: Sequence[Sequence[str]] | None = None,
     name: str | None = None,
-    text_box: tuple[int, int, int, int] | None = None,
+    text_box: TextBox | None = None,
     localized: Sequence[int] = (),
     **options: Any,
 ) -> Wrapped:
@@ -41,7 +41,7 @@ def wrap(
     calls     which branches the rows of each call of a step are: [["uncond", "cond"]] for one call with the
               unconditional rows first, [["cond"], ["uncond"]] for two.  Found out in short runs when None
     name      what manifests and reports call it
-    text_box  left, upper, right and lower pixel of the place where words stand, None if nobody knows it
+    text_box  left, upper, right, lower pixel of where words stand, or these of each line, None if unknown
     localized indices of the sites that were found to carry words
     options   further arguments of every call of a pipeline with a recipe, such as height and width
 

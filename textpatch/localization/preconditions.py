@@ -9,11 +9,12 @@ from typing import Any
 from textpatch import metrics
 from textpatch.errors import OCRError, PatchError, PromptError
 from textpatch.groups import require_start
+from textpatch.metrics.background import outside_all
 from textpatch.metrics.image import WINDOW
 from textpatch.metrics.readers.called import Called, Listening
 from textpatch.metrics.readers.named import DEFAULT, READERS, reader_named
 from textpatch.metrics.readers.nearest import Nearest
-from textpatch.metrics.readers.reading import Reader, knows
+from textpatch.metrics.readers.reading import Reader, knows, line_boxes
 from textpatch.pipelines import draws_pictures, picture_size
 from textpatch.prompts.pairs import Pair, require_apart
 from textpatch.seeds import whole_seeds
@@ -35,6 +36,8 @@ def checked_pairs(
     for pair in pairs:
         require_apart(pair)
     _require_pictures(pipeline)
+    for pair in pairs:
+        require_room(pipeline, pair)
     prompts = [prompt for pair in pairs for prompt in (pair.source, pair.target)]
     pipeline.check(prompts, seeds=seeds, steps=steps)
     _require_seeds_once(seeds)
@@ -110,13 +113,28 @@ def _require_pictures(pipeline) -> None:
             f"pictures of {height}x{width} pixels (height x width) are compared in windows of "
             f"{WINDOW}x{WINDOW} (SSIM); ask for {WINDOW} at least"
         )
-    box = pipeline.defaults.text_box
-    if not metrics.windows_outside(box, height, width).any():
+    boxes = line_boxes(pipeline.defaults.text_box)
+    if not outside_all(metrics.windows_outside, boxes, height, width).any():
+        told = boxes[0] if len(boxes) == 1 else boxes
         raise PatchError(
-            f"text_box {tuple(box)} of pictures of {height}x{width} pixels (height x width) leaves no "
+            f"text_box {told} of pictures of {height}x{width} pixels (height x width) leaves no "
             f"window of {WINDOW}x{WINDOW} for the background's SSIM; give the pipeline's defaults a "
             "smaller text_box, or None, and what lies beside the lettering that is read is compared"
         )
+
+
+def require_room(pipeline, pair: Pair) -> None:
+    """Raise PromptError for a prompt of more texts than a pipeline's pictures have lines of.
+
+    A pipeline of one line, or of which nobody knows where it writes, takes any number of texts.
+    """
+    boxes = line_boxes(pipeline.defaults.text_box)
+    for prompt, texts in zip((pair.source, pair.target), pair.texts, strict=True):
+        if 1 < len(boxes) < len(texts):
+            raise PromptError(
+                f"{prompt!r} quotes {len(texts)} texts ({', '.join(texts)}), and pictures of {pipeline.name} "
+                f"have {len(boxes)} lines, one for each; write several words between the quotes of a line"
+            )
 
 
 def reader_for(pairs: Sequence[Pair], reader: Any, *, pictures: bool = True) -> Reader:

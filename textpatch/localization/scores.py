@@ -94,6 +94,7 @@ OWN = "background"  # score of a background by a function of one's own
 EXACT = ("exact_target", "exact_source")
 EDITS = ("edit_target", "edit_source")
 DISAGREEMENT = "disagreement"  # 1 where one of two readers read what does not count
+TEXTS = "texts"  # scores of each quoted text, where the place of each is known
 MASKED = "masked"  # which records of older versions lack
 BACKGROUND = ("ssim", "mse", "mse_uint8_wrapped", "psnr_uint8_wrapped")
 
@@ -120,6 +121,7 @@ def all_scores(records: Sequence[dict], name: str) -> dict:
     - "n", the number of records that have the row,
     - "n_background", the number of these that have the source's own picture and a background beside the
       lettering, over which background scores go,
+    - "texts", a list with the scores of each quoted text, where the pictures have a place for each,
     - "background", the score of a function of one's own where one was given,
     - "masked", the share of the pixels of these that lettering takes, and
     - "disagreement", the share of pictures in which one of two readers read what the other did not, or was
@@ -131,11 +133,7 @@ def all_scores(records: Sequence[dict], name: str) -> dict:
     records = [record for record in records if name in record["pictures"]]
     if not records:
         return {}
-    out = {key: _share(column(records, name, key)) for key in EXACT}
-    out |= {key: interval(column(records, name, key)) for key in EDITS}
-    for side in (SOURCE, TARGET):
-        columns = [column(records, name, f"{part}_{side}") for part in ("precision", "recall")]
-        out[f"f1_{side}"] = _f1(np.stack(columns, axis=1))
+    out = reading_scores(records, name)
     if all(DISAGREEMENT in record["pictures"][name] for record in records):
         out[DISAGREEMENT] = _share(column(records, name, DISAGREEMENT))
     beside = [record for record in records if BACKGROUND[0] in record["pictures"][name]]
@@ -147,7 +145,40 @@ def all_scores(records: Sequence[dict], name: str) -> dict:
         out[OWN] = interval(column(own, name, OWN))
     if beside and all(MASKED in record["pictures"][name] for record in beside):
         out[MASKED] = interval(column(beside, name, MASKED))
-    return out | {"n": len(records), "n_background": len(beside)}
+    out |= {"n": len(records), "n_background": len(beside)}
+    each = scores_of_texts(records, name)
+    return out | ({TEXTS: each} if each else {})
+
+
+def reading_scores(records: Sequence[dict], name: str) -> dict:
+    """Scores of what was read in the pictures of one row name, towards both sides."""
+    out = {key: _share(column(records, name, key)) for key in EXACT}
+    out |= {key: interval(column(records, name, key)) for key in EDITS}
+    for side in (SOURCE, TARGET):
+        columns = [column(records, name, f"{part}_{side}") for part in ("precision", "recall")]
+        out[f"f1_{side}"] = _f1(np.stack(columns, axis=1))
+    return out
+
+
+def scores_of_texts(records: Sequence[dict], name: str) -> list[dict]:
+    """Scores of one row name for the first, the second and every further text of the prompts.
+
+    Each has its own "n", the number of records whose prompts have so many texts.  Prompts of one text have
+    none.
+    """
+    scored = [record for record in records if TEXTS in record["pictures"][name]]
+    count = max((len(record["pictures"][name][TEXTS]) for record in scored), default=0)
+    if count < 2:
+        return []
+    each = []
+    for place in range(count):
+        alone = [
+            {"pair": record["pair"], "pictures": {name: record["pictures"][name][TEXTS][place]}}
+            for record in scored
+            if place < len(record["pictures"][name][TEXTS])
+        ]
+        each.append({**reading_scores(alone, name), "n": len(alone)})
+    return each
 
 
 def chance_levels(pairs: Sequence[Pair], *, blanks: bool = True) -> dict[str, float | None]:

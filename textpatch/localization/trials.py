@@ -33,11 +33,18 @@ from textpatch.localization.scores import (
     FOUND,
     LETTERING,
     SCORED,
+    TEXTS,
     Background,
     values,
 )
 from textpatch.metrics.image import Box
-from textpatch.metrics.readers.reading import Reading, grown, readings_of
+from textpatch.metrics.readers.reading import (
+    Reading,
+    grown,
+    line_boxes,
+    readings_of,
+    texts_in,
+)
 from textpatch.pictures import opened
 from textpatch.pipelines import (
     SupportsPairs,
@@ -117,6 +124,7 @@ class Trials:
             self.pairs, _one_reader(ocr, reader), pictures=draws_pictures(pipeline)
         )
         self.ocr.self_test()
+        self.boxes = line_boxes(pipeline.defaults.text_box)
         self.blanks = self.ocr.describe().get("blank", True)
         self.generations = 0
         self.work = Work(run)
@@ -314,9 +322,9 @@ class Trials:
         return entries
 
     def _lettering(self, *entries: dict) -> list[Box]:
-        """Boxes of the lettering of pictures, the model's own place, or where their reader saw text."""
-        if self.pipeline.defaults.text_box is not None:
-            return [self.pipeline.defaults.text_box]
+        """Boxes of the lettering of pictures, the model's own places, or where their reader saw text."""
+        if self.boxes:
+            return [*self.boxes]
         return [tuple(box) for entry in entries for box in entry.get("boxes", [])]
 
     def _scored_over(self) -> dict:
@@ -340,6 +348,9 @@ class Trials:
         if not isinstance(read, Reading):
             return pair.scored(read, blanks=self.blanks)
         scored = pair.scored(read.text, blanks=self.blanks)
+        if len(self.boxes) > 1:
+            each = pair.scored_each(texts_in(read, self.boxes), blanks=self.blanks)
+            scored |= {TEXTS: each} if each else {}
         if self.pipeline.defaults.text_box is None:
             scored["boxes"] = [grown(box) for box in read.boxes]
             scored["lettering"] = [{"text": line.text, "box": line.box} for line in read.placed]

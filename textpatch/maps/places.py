@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from textpatch.editing.words import PromptTokens, prompt_tokens, tokenized
 from textpatch.errors import PatchError
 from textpatch.pipelines import SupportsWordTokens, draws_by_itself, require_parts
+from textpatch.prompts.tokens import PromptTokens, prompt_tokens, tokenized
 
 # class of one of diffusers' pipelines -> for each part of its text the attribute of a tokenizer, and the
 # place of the first token or the attribute that holds it

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from textpatch.errors import PatchError
-from textpatch.pictures import require_bounded
+from textpatch.pictures import as_rgb
 
 WINDOW = 11
 SIGMA = 1.5
@@ -134,8 +134,7 @@ def same_size(a, b) -> tuple[np.ndarray, np.ndarray]:
 def rgb_pixels(picture) -> np.ndarray:
     """One picture as a uint8 array (H, W, 3).  Raises PatchError for what is no 8-bit picture."""
     if isinstance(picture, Image.Image):
-        require_bounded(picture, "a picture")
-        picture = picture.convert("RGB")
+        picture = as_rgb(picture, "a picture")
     pixels = np.asarray(picture)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise PatchError(

@@ -14,6 +14,8 @@ import numpy as np
 
 from textpatch.errors import PatchError
 
+TINY = 1e-8  # of the official precision and recall, so that an empty string has them
+
 
 class Match(NamedTuple):
     """Character scores of one reading, as `characters` gives them."""
@@ -36,7 +38,7 @@ def characters(read: str, wanted: str) -> Match:
     sought = [c.strip().lower() for c in wanted]
     common = (Counter(found) & Counter(sought)).total()
     same = sorted(found) == sorted(sought)
-    return Match(common / (len(found) + 1e-8), common / (len(sought) + 1e-8), same)
+    return Match(common / (len(found) + TINY), common / (len(sought) + TINY), same)
 
 
 def f1(pairs: Iterable[tuple[str, str]]) -> float:

@@ -19,7 +19,8 @@ TARGET = "target"
 class Pair:
     """A source prompt and a target prompt, each with a text in quotes of any kind of `textpatch.quotes`.
 
-    Several texts in a prompt count as one text of several words.  `"ON" "AIR"` is scored as `"ON AIR"` is.
+    Together several texts of a prompt count as one text of several words.  `"ON" "AIR"` is scored as
+    `"ON AIR"` is.  `scored_each` scores them one by one.
     """
 
     source: str
@@ -28,9 +29,15 @@ class Pair:
     what: ClassVar[str] = "word"
 
     @property
+    def texts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Quoted texts of the source and of the target, one by one.  Raises PromptError for none."""
+        return tuple(quoted_texts(self.source)), tuple(quoted_texts(self.target))
+
+    @property
     def words(self) -> tuple[str, str]:
         """Quoted text of the source and of the target.  Raises PromptError where there is none."""
-        return " ".join(quoted_texts(self.source)), " ".join(quoted_texts(self.target))
+        source, target = self.texts
+        return " ".join(source), " ".join(target)
 
     def scored(self, read: str, *, blanks: bool = True) -> dict:
         """Scores of a reading against the texts of both sides, and the reading itself.
@@ -43,6 +50,23 @@ class Pair:
             source, target = words
             words = source.replace(" ", ""), target.replace(" ", "")
         return {"read": read, **word_scores(read, words)}
+
+    def scored_each(self, read: Sequence[str], *, blanks: bool = True) -> list[dict]:
+        """Scores of what was read in the place of each text, against what belongs there on both sides.
+
+        read    text read in each place
+        blanks  as in `scored`
+        There are none, [], where source and target have other numbers of texts, or more than places.
+        """
+        source, target = self.texts
+        if len(source) != len(target) or len(source) > len(read):
+            return []
+        each = []
+        for one, *words in zip(read, source, target, strict=False):
+            if not blanks:
+                words = [word.replace(" ", "") for word in words]
+            each.append({"read": one, **word_scores(one, (words[0], words[1]))})
+        return each
 
 
 @dataclass(frozen=True)
@@ -59,6 +83,12 @@ class LabelledPair(Pair):
     @property
     def what(self) -> str:
         return self.named
+
+    @property
+    def texts(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the source's and of the target's, of which there is one each."""
+        source, target = self.labels
+        return (source,), (target,)
 
     @property
     def words(self) -> tuple[str, str]:

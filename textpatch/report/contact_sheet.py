@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from PIL import Image, ImageDraw, ImageFont
 
 from textpatch.errors import PatchError
+from textpatch.pictures import as_rgb
 from textpatch.report.heatmap import BLUE, GREY, INK, ORANGE
 from textpatch.text import plain
 
@@ -35,9 +36,10 @@ def draw_contact_sheet(
               one that equals the source's black, any other grey
     best      position of the column to frame
     scale     enlargement of the pictures, of a cell up to 320 px and of a sheet up to 12000 px
-    Raises PatchError if the lines are no grid.
+    Raises PatchError if the lines are no grid, and for a picture that `pictures.as_rgb` refuses.
     """
     _check_grid(rows, captions, words, best)
+    rows = [[(_seen(picture), read) for picture, read in row] for row in rows]
     grid = _grid(rows, captions, scale)
     sheet = Image.new("RGB", grid.size, "white")
     draw = ImageDraw.Draw(sheet)
@@ -71,7 +73,7 @@ def draw_gallery_sheet(
         raise PatchError(
             f"a sheet needs pictures, and a label for each; got {len(pictures)} and {len(labels)}"
         )
-    cells = list(zip(pictures, labels, strict=True))
+    cells = list(zip(map(_seen, pictures), labels, strict=True))
     one = _grid([cells], labels, scale)
     columns = min(len(cells), max(1, _WIDEST_GALLERY // (one.width + _GAP)))
     lines = -(-len(cells) // columns)
@@ -84,6 +86,11 @@ def draw_gallery_sheet(
         _paste(sheet, grid, _scaled(picture, grid.factor), (x, y))
         _centred(draw, label, (x, y + grid.height, grid.width, grid.line), grid.font, INK)
     return sheet
+
+
+def _seen(picture: Image.Image) -> Image.Image:
+    """A picture as readers see it."""
+    return as_rgb(picture, "a picture of the sheet")
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,7 @@ def _scaled_size(picture: Image.Image, factor: float) -> tuple[int, int]:
 
 def _scaled(picture: Image.Image, factor: float) -> Image.Image:
     size = _scaled_size(picture, factor)
-    return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    return picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def _paste(sheet: Image.Image, grid: _Grid, picture: Image.Image, place: tuple[int, int]) -> None:

@@ -192,20 +192,24 @@ def _column(
 
 
 def _caption(picture: dict, words: tuple[str, str]) -> str:
-    """The reading of a picture, and in a block that stands alone also its scores.
+    """The reading of a picture, line by line, and in a block that stands alone also its scores.
 
     Where two readers had to agree, what only one read, or was not sure of, stands beside it.
     """
-    read = plain(picture["read"]) or "(nothing)"
-    sides = [side for side in ("target", "source") if picture.get(f"exact_{side}")]
-    side = [*sides, "other"][0]
+    lines = picture.get("texts") or [picture]
+    read = " / ".join(_read(line) for line in lines)
     f1 = decimal(_f1([(0, picture)]))
     ssim = decimal(picture.get("ssim"))
     more = f"F1 towards {safe(words[1])}: {f1}<br>background SSIM {ssim}"
     doubt = ""
     if picture.get("unconfirmed"):
         doubt = f' <span class="what">in doubt: {safe(plain(picture["unconfirmed"]))}</span>'
-    return (
-        f'<span class="what">read</span> <span class="read {side}">{safe(read)}</span>{doubt}'
-        f'<span class="more">{more}</span>'
-    )
+    return f'<span class="what">read</span> {read}{doubt}<span class="more">{more}</span>'
+
+
+def _read(scored: dict) -> str:
+    """What was read in a picture or in one of its lines, in the colour of the side whose text it is."""
+    read = plain(scored["read"]) or "(nothing)"
+    sides = [side for side in ("target", "source") if scored.get(f"exact_{side}")]
+    side = [*sides, "other"][0]
+    return f'<span class="read {side}">{safe(read)}</span>'

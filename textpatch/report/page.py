@@ -72,6 +72,7 @@ def report_html(
         "Where the word is read": sections.word_maps(maps),
         "The other pictures": gallery_html(result, sheet[len(first) :]),
         "The evidence: all sites": sections.drawing(heatmap) + sections.ranking(result),
+        "The evidence: line by line": sections.line_by_line(result),
         "How the search went": sections.search_went(result),
         "From which step on": sections.starts(result.get("start_curve")),
         "Which heads": sections.heads(result.get("head_search")),

@@ -14,7 +14,8 @@ A result has these entries.
     baselines         scores of the "source" run without a swap and of the whole "target" run
     chance            "f1_source" and "f1_target" of readings that are each another pair's word, None of a
                       single pair.  Older results lack this entry
-    sites             "site" (its index), "name", "kind", "status" and scores of each site
+    sites             "site" (its index), "name", "kind", "status" and scores of each site.  Where prompts
+                      quote several texts and each has its place, "texts" are the scores of each
     ranked            site indices, best first
     mode, gaps, generations
                       how the search went

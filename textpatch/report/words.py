@@ -98,6 +98,10 @@ are equal.</li>
 <li>n: number of pictures.</li>
 </ul>"""
 
+LINES = """<p class="note">Each quoted text has a line of its own in the picture, and what was
+read there is compared with the texts of that line alone. Where one line reads as the target and
+the other as the source, the swap carried one {what} and not the other.</p>"""
+
 # --- how the search went
 
 # by the score that a site was judged by

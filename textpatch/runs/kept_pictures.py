@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from textpatch.errors import PatchError, StoreError
-from textpatch.pictures import stored_picture
+from textpatch.pictures import as_rgb, stored_picture
 from textpatch.runs.requests import flatten
 
 _NAME = re.compile(r"images/[0-9a-f]{16}\.png")
@@ -37,7 +37,7 @@ def kept_picture(folder: Path, name: str) -> Image.Image:
         raise StoreError(
             f"{folder / name} holds another picture than its name says; the same command makes it anew"
         )
-    return picture.convert("RGB")
+    return as_rgb(picture, str(folder / name))
 
 
 def holds_pictures(folder: Path, record: dict) -> bool:

@@ -15,7 +15,7 @@ from textpatch.metrics.text import exact
 LOPSIDED = "BCDEFGJKLNPQRSZ"
 HEADED = "AFGJLPQRTUVY"
 # Broken words of a self-test, a third of each kind.  The kinds are those of which tesseract and the agreement
-# of two read 0 of 40 (`benchmarks/readers.py`).
+# of two read 0 of 100 (`benchmarks/readers.py`).
 TESTED = 12
 # Broken words that a strict reader may read as if they were whole, for one that another version reads.
 MOST_READ = 1

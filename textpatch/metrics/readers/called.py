@@ -12,6 +12,7 @@ from textpatch.metrics.readers import ink
 from textpatch.metrics.readers.broken_words import Overread, read_as_whole
 from textpatch.metrics.readers.known_words import LETTERS, require_read, words_of
 from textpatch.metrics.readers.reading import Line, Reading, corners_of, gathered, places_of
+from textpatch.pictures import as_rgb
 
 
 class Called:
@@ -70,7 +71,7 @@ class Called:
         return {"engine": self.name, "blank": True}
 
     def _texts(self, pictures: list[Image.Image]) -> list[str]:
-        texts = list(self.function([picture.convert("RGB") for picture in pictures]))
+        texts = list(self.function([as_rgb(picture, "a picture") for picture in pictures]))
         require_texts(texts, len(pictures), self.name)
         return texts
 

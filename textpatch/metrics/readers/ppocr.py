@@ -1,7 +1,7 @@
 """Reader by PP-OCRv6, a network that finds lines anywhere and repairs letters as it reads them.
 
-The package ocrust carries the models and runs them on the CPU, without a network connection.  They read 11 of
-40 words with a mirrored letter as if they were whole, and tesseract none (`benchmarks/readers.py`).  So they
+The package ocrust carries the models and runs them on the CPU, without a network connection.  They read 20 of
+100 words with a mirrored letter as if they were whole, and tesseract none (`benchmarks/readers.py`).  So they
 are best at finding lines, and a stricter reader should confirm these, see `Agreement`.
 """
 

@@ -139,6 +139,37 @@ def is_turned(area: Area) -> bool:
     return isinstance(area[0], tuple)
 
 
+def line_boxes(text_box: Any) -> tuple[Box, ...]:
+    """Boxes of the lines of text of a pipeline's pictures.
+
+    text_box  that of the pipeline's defaults, one box, a box for each line, or None where nobody knows them
+    Raises OCRError for anything else.
+    """
+    return tuple(_areas(text_box) or ())
+
+
+def texts_in(reading: Reading, boxes: Sequence[Box]) -> list[str]:
+    """Text that was read in each box, [] where nobody can tell.
+
+    A line belongs to the box that holds its middle.  Lines without a place belong to the boxes in their order
+    if there are as many.
+    """
+    lines = reading.lines
+    if any(line.box is None for line in lines):
+        return [line.text for line in lines] if len(lines) == len(boxes) else []
+    return [
+        " ".join(line.text for line in lines if line.text and _holds(box, line.box))
+        for box in boxes
+    ]
+
+
+def _holds(box: Box, line: Box) -> bool:
+    """True where the middle of a line lies in a box."""
+    left, top, right, bottom = box
+    across = left <= (line[0] + line[2]) / 2 <= right
+    return across and top <= (line[1] + line[3]) / 2 <= bottom
+
+
 def areas_of(images: Sequence[Image.Image], boxes: Sequence[Any] | None) -> list[list[Area] | None]:
     """Areas to read in each picture, None for a whole picture.
 
@@ -222,9 +253,7 @@ def readings_of(found: Any, count: int, reader: Any) -> list[Any]:
 
 
 def as_reading(one: Any) -> Any:
-    """Reading of a plain text, and anything else as it is."""
+    """Reading of a plain text, line by line, and anything else as it is."""
     if not isinstance(one, str):
         return one
-    if not one:
-        return Reading()
-    return Reading((Line(one),))
+    return Reading(tuple(Line(line) for line in one.splitlines()))

@@ -10,7 +10,10 @@ import re
 from dataclasses import dataclass
 
 from textpatch.errors import PatchError, PromptError, closest
+from textpatch.pipelines import SupportsSampling, SupportsWordTokens, require_parts
 from textpatch.prompts.alignment import token_blocks
+from textpatch.prompts.pairs import Pair
+from textpatch.quotes import quoted_words
 
 Places = tuple[int, ...]  # of tokens in a prompt
 
@@ -122,6 +125,20 @@ class PromptTokens:
             raise self._not_found(phrase)
         return tuple(found)
 
+    def of_words(self) -> list[Places]:
+        """Text tokens of each word of the quoted texts, in the order of the prompt.
+
+        Raises PromptError for a word that stands behind the last token that is read.
+        """
+        found: list[list[int]] = [[] for _ in quoted_words(self.prompt)]
+        for part, offset in zip(self.parts, self.offsets, strict=True):
+            for places, word in zip(found, quoted_words(part.text), strict=True):
+                places += [offset + place for place in part.between(word.start, word.end)]
+        for places, word in zip(found, quoted_words(self.prompt), strict=True):
+            if not places:
+                raise self._not_found(word.word)
+        return [tuple(places) for places in found]
+
     def _not_found(self, phrase: str) -> PromptError:
         words = dict.fromkeys(re.findall(r"\w+", self.prompt))
         return PromptError(
@@ -145,3 +162,48 @@ def prompt_tokens(pipeline, prompt: str, total: int) -> PromptTokens:
     ]
     lengths = [blocks[offset].length for offset in offsets]
     return PromptTokens(prompt, tuple(parts), tuple(offsets), tuple(lengths), total)
+
+
+def tokens_of_words(pipeline, prompt: str) -> list[Places]:
+    """Text tokens of each word of a prompt's quoted texts, along all text tokens of a pipeline's model.
+
+    A `Swap` of these `tokens` lets the readers read the donor's word in the place of this one alone.
+    Raises PatchError as `prompt_tokens` and for a pipeline that does not tell its tokens, PromptError for a
+    word behind the last token that is read.
+    """
+    require_parts(pipeline, "a swap of a word's tokens", SupportsWordTokens, SupportsSampling)
+    total = pipeline.encode([prompt]).tokens.shape[1]
+    return prompt_tokens(pipeline, prompt, total).of_words()
+
+
+def shared_places(pipeline, pair: Pair) -> dict[int, Places]:
+    """Text tokens of each quoted word in which two prompts differ, by the word's number, counted from 1.
+
+    A swap exchanges tokens place by place.  So the words of a number must stand at the same tokens in both
+    prompts.
+    Raises PromptError where they do not, for another number of words, and for words that are all alike.
+    """
+    words = [[one.word for one in quoted_words(prompt)] for prompt in (pair.source, pair.target)]
+    if len(words[0]) != len(words[1]):
+        raise PromptError(
+            f"{pair.source!r} quotes {len(words[0])} words and {pair.target!r} {len(words[1])}, and the "
+            "tokens of one word are swapped with those of its counterpart; give prompts of as many words"
+        )
+    places = [tokens_of_words(pipeline, prompt) for prompt in (pair.source, pair.target)]
+    found = {}
+    for number, (old, new, own, other) in enumerate(zip(*words, *places, strict=True), 1):
+        if old == new:
+            continue
+        if own != other:
+            raise PromptError(
+                f"word {number} stands at tokens {list(own)} as {old} and at {list(other)} as {new}, and "
+                "tokens are swapped place by place; give words of as many tokens each in prompts that are "
+                "otherwise alike, or swap all tokens"
+            )
+        found[number] = own
+    if not found:
+        raise PromptError(
+            f"the quoted words of {pair.source!r} and {pair.target!r} are alike, so none of their tokens is "
+            "to be swapped; give prompts that differ in one"
+        )
+    return found
