@@ -256,10 +256,10 @@ def given_picture(
 
     Raises PatchError for another size than the model's, and as `open_given` and `as_rgb` do.
     """
+    image = picture
     if isinstance(picture, (str, os.PathLike)):
         image = open_given(picture)
-    else:
-        image = as_rgb(picture, "the picture")
+    image = as_rgb(image, "the picture")
     height, width = picture_size(pipeline)
     if image.size != (width, height):
         raise PatchError(
