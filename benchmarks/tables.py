@@ -188,6 +188,24 @@ def reading() -> str:
     return drawn_read(titles, rows, measured)
 
 
+CLAIMED = "word", "colour", "shape", "wall", "style"
+
+
+def claims() -> str:
+    """How much of what a sentence names is drawn, by the nearest drawing."""
+    measured = read_rows("claims")
+    names = [row["pictures"] for row in chosen(measured, what="word")]
+    parts = [*CLAIMED, *(f"{pattern}{end}" for pattern in PATTERNS for end in ("", ", strictly"))]
+    rows = []
+    for part in parts:
+        there = [one(measured, pictures=name, what=part) for name in names]
+        rows.append([part, there[0]["n"], *(share(row["share"]) for row in there)])
+    return drawn(["", "signs", *names], rows)
+
+
+PATTERNS = "plain", "striped", "dotted"
+
+
 def each_site() -> str:
     """Each site alone in one scene and in another, and how much of the background stays."""
     scenes = {
@@ -1028,7 +1046,7 @@ def ports_tried() -> str:
 TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
-        headline, reading, each_site, start_step, carries, read_back, mixing, several_words, chance,
+        headline, reading, claims, each_site, start_step, carries, read_back, mixing, several_words, chance,
         other_sizes, real_pictures, strangers, searches, promised, over_reading, misread, limits, readers,
         signs, rewriting, finetuning, safe_tuning, beyond, edits, edits_told, edits_published, edited_maps,
         overhead,

@@ -11,7 +11,7 @@ B rows, C channels, H x W latent size
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -219,7 +219,9 @@ def told(guidance: Guidance) -> dict[str, float]:
 
 def require_scale(scale: object) -> None:
     """Raise PatchError unless a guidance scale is a finite number."""
-    if not isinstance(scale, Real) or isinstance(scale, bool) or not math.isfinite(scale):
+    # compared and not made a float, which a whole number of 400 digits cannot be
+    finite = isinstance(scale, Real) and abs(scale) <= sys.float_info.max
+    if isinstance(scale, bool) or not finite:
         raise PatchError(
             f"guidance is {scale!r}; give a finite number, or an object of textpatch.guidance"
         )
