@@ -7,7 +7,7 @@ Every way puts out the source's row as it is, and the target's with text columns
   plain      both rows by one ordinary call, which edits nothing
   two calls  the source's row, and the target's by `textpatch.editing.replacing`, which makes no map
   maps       the maps of both rows, the target's edited, each times its values
-  image, text, heads  tokens of the image and of the text, and heads of width 64
+  image_tokens, text_tokens, heads  with heads of width 64
   mb         megabytes of the largest tensor that a way makes, a copy of its inputs included
 """
 
@@ -27,7 +27,7 @@ from textpatch.editing.replacing import Columns, Heads, by_columns, joined, of_r
 WIDTH = 64
 TEXT = 77
 TOLERANCE = 1e-4  # float32, of the largest output
-COLUMNS = ["image", "text", "heads", "way", "mb", *TIMES]
+COLUMNS = ["image_tokens", "text_tokens", "heads", "way", "mb", *TIMES]
 
 
 class Largest(TorchDispatchMode):
@@ -121,7 +121,13 @@ def main(argv: list[str] | None = None) -> None:
         clock = time.process_time if options.device.type == "cpu" else time.perf_counter
         taken = in_turns(ways, rounds=options.rounds, device=options.device, clock=clock)
         for name in ways:
-            shape = dict(image=tokens, text=TEXT, heads=options.heads, way=name, mb=largest[name])
+            shape = dict(
+                image_tokens=tokens,
+                text_tokens=TEXT,
+                heads=options.heads,
+                way=name,
+                mb=largest[name],
+            )
             table.add(**shape, **timed(taken, name, "plain"))
 
 

@@ -542,9 +542,9 @@ def edited_maps() -> str:
     table = read_rows("edited_maps")
     rows = []
     for first in chosen(table, way="plain"):
-        cells = [f"{first['image']} + {first['text']}"]
+        cells = [f"{first['image_tokens']} + {first['text_tokens']}"]
         for way in ("two calls", "maps"):
-            row = one(table, image=first["image"], way=way)
+            row = one(table, image_tokens=first["image_tokens"], way=way)
             cells += [ratio(float(row["ratio"])), f"{float(row['mb']):.1f}"]
         rows.append([*cells, f"{float(first['mb']):.1f}"])
     titles = ["tokens of image and text", "two calls, times plain", "MB", "maps, times plain", "MB"]
