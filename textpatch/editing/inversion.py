@@ -23,7 +23,7 @@ from textpatch.equality import equal
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, Unguided, as_guidance
 from textpatch.html import figure, fragment, safe
-from textpatch.pictures import as_rgb, open_picture
+from textpatch.pictures import as_rgb, open_given
 from textpatch.pipelines import (
     SupportsModelCalls,
     SupportsPartialRuns,
@@ -130,7 +130,7 @@ def invert(
     Inverting reads the prompt without guidance, as published.  Then the picture is drawn again, without
     guidance and with that of an edit.
 
-    picture   a PIL picture, or a PNG file, of the size that the model draws
+    picture   a PIL picture, or a PNG, JPEG or WebP file, of the size that the model draws
     prompt    what the picture shows
     method    a name of `textpatch.editing.inverting`, or an object from there
     steps     steps of the run, the pipeline's own when None
@@ -258,12 +258,12 @@ def given_picture(
 ) -> Image.Image:
     """The picture that was given, opened if it is a file, as RGB.
 
-    Raises PatchError for another size than the model's, and as `open_picture` and `as_rgb` do.
+    Raises PatchError for another size than the model's, and as `open_given` and `as_rgb` do.
     """
+    image = picture
     if isinstance(picture, (str, os.PathLike)):
-        image = open_picture(picture)
-    else:
-        image = as_rgb(picture, "the picture")
+        image = open_given(picture)
+    image = as_rgb(image, "the picture")
     height, width = picture_size(pipeline)
     if image.size != (width, height):
         raise PatchError(
