@@ -11,7 +11,7 @@ B rows, C channels, H x W latent size
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -219,9 +219,15 @@ def told(guidance: Guidance) -> dict[str, float]:
 
 def require_scale(scale: object) -> None:
     """Raise PatchError unless a guidance scale is a finite number."""
-    # compared and not made a float, which a whole number of 400 digits cannot be
-    finite = isinstance(scale, Real) and abs(scale) <= sys.float_info.max
-    if isinstance(scale, bool) or not finite:
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not _is_finite(scale):
         raise PatchError(
             f"guidance is {scale!r}; give a finite number, or an object of textpatch.guidance"
         )
+
+
+def _is_finite(scale: Real) -> bool:
+    """True for a finite number that a float can hold, which a whole number of 400 digits is not."""
+    try:
+        return math.isfinite(scale)
+    except OverflowError:
+        return False
