@@ -12,14 +12,21 @@ from PIL import Image
 from support.planting import plant
 from textpatch.errors import PatchError
 from textpatch.weights.signs import drawing, reader, tokens
-from textpatch.weights.signs.drawing import SPACE, Sign, draw_sign, random_sign, word_mask
+from textpatch.weights.signs.drawing import (
+    SPACE,
+    TWO_LINES,
+    Sign,
+    draw_sign,
+    random_sign,
+    word_mask,
+)
 from textpatch.weights.signs.evaluation import clean_pictures
 from textpatch.weights.signs.reader import read_sign, read_text, strict_pattern
 from textpatch.weights.signs.tokens import word_tokenizer
 from textpatch.weights.signs.words import MANY_TEST, MANY_VALIDATION
 from textpatch.weights.training import batches
 from textpatch.weights.training.loop import text_weights
-from textpatch.weights.training.recipes import RECIPES, TWO_LINES
+from textpatch.weights.training.recipes import RECIPES
 
 RECIPE = RECIPES["tiny-words"]
 TEXTS = "HOUSE\nTIGER", "SUN map\nwindmill", "Oak", "ant box\njam Lid"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from textpatch.cli.options import add_prompts_options
+from textpatch.cli.prompt_pairs import drawn_pairs
 from textpatch.errors import PatchError, PromptError
 
 
@@ -63,9 +64,7 @@ def asked_pairs(options) -> list[tuple[str, str]]:
         return read_pairs(options.prompts)[: options.limit]
     if options.pairs is not None:
         _require_no_target(options, "--pairs takes pairs of the shipped lists")
-        from textpatch.weights.signs.pairs import sign_pairs
-
-        return sign_pairs(options.pairs, same_scene=True)
+        return drawn_pairs(options.model, options.pairs, same_scene=True)
     return [_one_pair(options)]
 
 

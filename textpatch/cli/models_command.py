@@ -14,9 +14,10 @@ HELP = Help(
     about="""\
 List the shipped models, and the sentences that they understand.
 
-The table has the size of a model's pictures in pixels, its steps, its guidance, the longest
-word it can draw, and the sites that carry the word. Below stand the sentence, the colours,
-the shapes and the patterns. Words are capitals without blanks.
+The table has the size of a model's pictures in pixels, its steps, its guidance, the lines of
+its signs, the longest word it can draw, and the sites that carry the word. Below stand the
+sentence, the colours, the shapes and the patterns. Words are capitals without blanks. A sign
+of two lines has a quoted word for each.
 
 Cost: a second. No weights are read.\
 """,
@@ -38,13 +39,14 @@ def models(options) -> Outcome:
 
     told = {name: read_json(SHIPPED / name / "textpatch.json") for name in shipped_models()}
     found = {name: _model(entry) for name, entry in told.items()}
-    titles = ("pixels", "steps", "guidance", "longest", "sites of the word", "name")
+    titles = ("pixels", "steps", "guidance", "lines", "longest", "sites of the word", "name")
     table = aligned([titles, *([*map(str, model.values()), name] for name, model in found.items())])
     lines = [
         *table,
         "pixels: width x height of a picture; longest: letters of a word at most",
         "",
-        'they understand: a COLOUR [PATTERN] SHAPE SAYING "WORD" [in STYLE] on a [PATTERN] COLOUR wall',
+        'they understand: a COLOUR SHAPE SAYING "WORD" [in STYLE] on a [PATTERN] COLOUR wall',
+        'on two lines:    a COLOUR SHAPE SAYING "WORD" and "WORD" [in bold] on a [PATTERN] COLOUR wall',
         f"COLOUR   {', '.join(COLOURS)}",
         f"PATTERN  {', '.join(PATTERNS)} (none for plain)",
         f"SHAPE    {', '.join(SHAPES)}",
@@ -56,11 +58,20 @@ def models(options) -> Outcome:
 
 def _model(told: dict) -> dict:
     """What the table says of a model, from the settings beside its weights."""
-    signs = told.get("trained", {}).get("recipe", {}).get("signs", {})
+    recipe = told.get("trained", {}).get("recipe", {})
+    signs = recipe.get("signs", {})
     return {
         "pixels": f"{told['width']} x {told['height']}",
         "steps": told["steps"],
         "guidance": told["guidance"],
-        "longest": signs.get("longest", "-"),
+        "lines": signs.get("lines", 1) if signs else "-",
+        "longest": _longest(signs, recipe.get("stages", [])),
         "localized": ", ".join(map(str, told.get("localized") or [])) or "-",
     }
+
+
+def _longest(signs: dict, stages: list) -> int | str:
+    """Letters of the longest word, those of the last stage of training where signs have several lines."""
+    if signs.get("lines", 1) > 1:
+        return stages[-1][1]["longest"]
+    return signs.get("longest", "-")

@@ -12,8 +12,8 @@ from textpatch.cli.actions import GivenSeeds, seeds
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
 OTHER_SENTENCE = SENTENCE.replace("HELLO", "WORLD")
 MODEL_HELP = (
-    "a shipped model (tiny-mmdit, tiny-sdxl, tiny-if, planted-mmdit, planted-sdxl, planted-if, and "
-    "tiny-if-ii, which draws the pictures of the IF models larger), a folder in diffusers layout, "
+    "a shipped model (tiny-mmdit, tiny-sdxl, tiny-if, tiny-words, planted-mmdit, planted-sdxl, planted-if, "
+    "and tiny-if-ii, which draws the pictures of the IF models larger), a folder in diffusers layout, "
     "an original single .safetensors file, a sharded index, org/name in the Hugging Face cache, or "
     "MODULE:FUNCTION, a Python function that gives a pipeline, of diffusers' or a wrapped one"
 )

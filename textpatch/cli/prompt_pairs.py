@@ -7,6 +7,7 @@ from pathlib import Path
 
 from textpatch.cli.functions import given_by, names_function
 from textpatch.cli.options import add_limit_option
+from textpatch.disk import read_json
 from textpatch.errors import PatchError, PromptError
 from textpatch.exits import warn
 
@@ -102,9 +103,7 @@ def asked_pairs(options) -> list:
         return _attribute_pairs(options)
     _require_effect(options)
     if options.prompts is None:
-        from textpatch.weights.signs.pairs import sign_pairs
-
-        drawn = sign_pairs(**_drawn(options), same_scene=options.same_scene)
+        drawn = drawn_pairs(options.model, **_drawn(options), same_scene=options.same_scene)
         return [Pair(*pair) for pair in drawn]
     if not options.prompts.is_dir():
         return [Pair(*pair) for pair in read_pairs(options.prompts)[: options.limit]]
@@ -113,6 +112,26 @@ def asked_pairs(options) -> list:
         return toxicbench_pairs(options.prompts, options.split or "test", limit=options.limit)
     split = options.split or SPLIT
     return glyphcontrol_pairs(options.prompts, bench, split, limit=options.limit)
+
+
+def drawn_pairs(model: str, n: int, **asked) -> list[tuple[str, str]]:
+    """Return n pairs of the shipped word lists, with as many texts as a model's signs have lines."""
+    from textpatch.weights.signs.pairs import line_pairs, sign_pairs
+
+    if _lines_of(model) > 1:
+        return line_pairs(n, **asked)
+    return sign_pairs(n, **asked)
+
+
+def _lines_of(model: str) -> int:
+    """Return the lines of the signs that a model was trained on, 1 where nothing is said of any."""
+    from textpatch.weights.loading import SHIPPED, shipped_models
+
+    folder = SHIPPED / model if model in shipped_models() else Path(model)
+    if not (folder / "textpatch.json").is_file():
+        return 1
+    recipe = (read_json(folder / "textpatch.json").get("trained") or {}).get("recipe") or {}
+    return recipe.get("signs", {}).get("lines", 1)
 
 
 def reader_of(options, pipeline, pairs: list):
@@ -255,5 +274,10 @@ def _attribute_pairs(options) -> list:
         raise PatchError(
             f"--what {options.what} was given with {', '.join(given)}, which is for words alone; "
             "leave out one or the other"
+        )
+    if _lines_of(options.model) > 1:
+        raise PatchError(
+            f"--what {options.what} is looked for in signs of one line, and {options.model} draws several; "
+            "look for the word"
         )
     return attribute_pairs(options.what, **_drawn(options))

@@ -7,10 +7,23 @@ from dataclasses import dataclass, fields, replace
 
 from textpatch.errors import PatchError, closest
 from textpatch.prompts.pairs import Pair, value_scores, word_scores
-from textpatch.weights.signs.drawing import COLOURS, PATTERNS, SHAPES, Sign, SignFormat, random_sign
-from textpatch.weights.signs.words import TEST, VALIDATION
+from textpatch.weights.signs.drawing import (
+    COLOURS,
+    PATTERNS,
+    SHAPES,
+    TWO_LINES,
+    Sign,
+    SignFormat,
+    random_sign,
+)
+from textpatch.weights.signs.words import MANY_TEST, MANY_VALIDATION, TEST, VALIDATION
 
 SPLITS = {"validation": VALIDATION, "test": TEST}
+SHORT = 5  # letters of a word that stands on a line of its own
+SPLITS_OF_LINES = {
+    "validation": [word for word in MANY_VALIDATION if len(word) <= SHORT],
+    "test": [word for word in MANY_TEST if len(word) <= SHORT],
+}
 ATTRIBUTES = tuple(field.name for field in fields(Sign))
 
 
@@ -27,35 +40,61 @@ def sign_pairs(
     The words of a pair differ, and no word is used twice.
     Raises PatchError for an unknown split, and for more pairs than it has words for.
     """
-    words, rng = _words(2 * n, split, seed)
-    return [_pair(rng, words[2 * i], words[2 * i + 1], same_scene) for i in range(n)]
+    words, rng = _words(n, 2, SPLITS, split, seed)
+    return _pairs(rng, words, SignFormat(), same_scene)
 
 
-def _words(n: int, split: str, seed: int) -> tuple[list[str], random.Random]:
-    """Words of a split in the seed's order, at least n, and the generator to go on with."""
-    if split not in SPLITS:
-        raise PatchError(f"no split {split!r}{closest(split, SPLITS)}")
-    words = list(SPLITS[split])
-    if not 2 <= n <= len(words):
-        raise PatchError(f"asked for {n // 2} pairs; the {split} words make 1 to {len(words) // 2}")
+def line_pairs(
+    n: int, *, split: str = "validation", seed: int = 0, same_scene: bool = False
+) -> list[tuple[str, str]]:
+    """Make n (source, target) prompts with a short word on each of two lines, as `sign_pairs` makes its.
+
+    The four words of a pair differ, and no word is used twice.
+    Raises PatchError as `sign_pairs` does.
+    """
+    words, rng = _words(n, 4, SPLITS_OF_LINES, split, seed)
+    texts = ["\n".join(words[i : i + 2]) for i in range(0, 4 * n, 2)]
+    return _pairs(rng, texts, TWO_LINES, same_scene)
+
+
+def _words(
+    n: int, each: int, splits: dict[str, list[str]], split: str, seed: int
+) -> tuple[list[str], random.Random]:
+    """Words of n pairs, `each` for a pair, in the seed's order, and the generator to go on with."""
+    if split not in splits:
+        raise PatchError(f"no split {split!r}{closest(split, splits)}")
+    words = list(splits[split])
+    if not each <= each * n <= len(words):
+        raise PatchError(f"asked for {n} pairs; the {split} words make 1 to {len(words) // each}")
     rng = random.Random(f"{split}/{seed}")
     rng.shuffle(words)
-    return words, rng
+    return words[: each * n], rng
 
 
-def _pair(rng: random.Random, word: str, other: str, same_scene: bool) -> tuple[str, str]:
-    source = random_sign(rng, SignFormat(), word)
+def _pairs(
+    rng: random.Random, texts: list[str], fmt: SignFormat, same_scene: bool
+) -> list[tuple[str, str]]:
+    return [
+        _pair(rng, text, other, fmt, same_scene)
+        for text, other in zip(texts[::2], texts[1::2], strict=True)
+    ]
+
+
+def _pair(
+    rng: random.Random, text: str, other: str, fmt: SignFormat, same_scene: bool
+) -> tuple[str, str]:
+    source = random_sign(rng, fmt, text)
     target = replace(source, word=other)
     if not same_scene:
-        target = _another_scene(rng, source, other)
+        target = _another_scene(rng, source, other, fmt)
     return source.prompt(), target.prompt()
 
 
-def _another_scene(rng: random.Random, source: Sign, word: str) -> Sign:
+def _another_scene(rng: random.Random, source: Sign, text: str, fmt: SignFormat) -> Sign:
     """Sign with another colour, shape, wall and pattern than the source's, its lettering drawn anew."""
     factors = ("colour", "shape", "wall", "pattern")
     while True:
-        target = random_sign(rng, SignFormat(), word)
+        target = random_sign(rng, fmt, text)
         if all(getattr(target, factor) != getattr(source, factor) for factor in factors):
             return target
 
@@ -104,7 +143,7 @@ def attribute_pairs(
     """
     if attribute not in ATTRIBUTES:
         raise PatchError(f"signs have no {attribute!r}{closest(attribute, ATTRIBUTES)}")
-    words, rng = _words(2 * n, split, seed)
+    words, rng = _words(n, 2, SPLITS, split, seed)
     sources = [random_sign(rng, SignFormat(), word) for word in words[:n]]
     pairs = []
     for i, source in enumerate(sources):

@@ -8,7 +8,7 @@ from textpatch.reference_models.deepfloyd_if import IFConfig
 from textpatch.reference_models.mmdit import MMDiTConfig
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, Schedule
 from textpatch.reference_models.sdxl import SDXLConfig
-from textpatch.weights.signs.drawing import LETTERS, SMALL, SignFormat, Texts
+from textpatch.weights.signs.drawing import TWO_LINES, SignFormat, Texts
 from textpatch.weights.signs.tokens import LENGTH
 
 TINY_MMDIT = MMDiTConfig(
@@ -70,26 +70,6 @@ TINY_IF_II = replace(
 )
 
 TINY_WORDS = replace(TINY_MMDIT, sample_size=40, num_layers=8, pos_embed_max_size=24)
-# Two lines of nine places each.  Patterns begin at the same place, so that the prompt fixes them.
-TWO_LINES = SignFormat(
-    height=40,
-    width=80,
-    cap=8,
-    top=9,
-    left=4,
-    pitch=8,
-    longest=9,
-    styles=("plain", "bold"),
-    lines=2,
-    leading=12,
-    margin=5,
-    corner=8,
-    letters=LETTERS + SMALL,
-    shapes=("sign", "badge"),
-    phases=1,
-)
-
-
 @dataclass(frozen=True)
 class Recipe:
     """Recipe of one shipped model.   A planted one starts from another and learns through the swap."""
@@ -139,9 +119,10 @@ RECIPES = {
         tokens=38,
         stages=((0, Texts()), (2131, Texts(longest=5, alone=0.1, twos=0.0, cases=("upper",)))),
         batch=16,
-        images=153_600,
+        images=73_408,
         decay=0.2,
         text_weight=2.0,
+        guidance=1.0,
     ),
     # Site 1 is where the word already is in tiny-mmdit.  Planting it at site 3 instead failed: after 36,000
     # images site 0 of a model of seed 0 still carried most of it (F1 towards target .48, site 3 .18, over
