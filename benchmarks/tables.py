@@ -188,6 +188,24 @@ def reading() -> str:
     return drawn_read(titles, rows, measured)
 
 
+CLAIMED = "word", "colour", "shape", "wall", "style"
+
+
+def claims() -> str:
+    """How much of what a sentence names is drawn, by the nearest drawing."""
+    measured = read_rows("claims")
+    names = [row["pictures"] for row in chosen(measured, what="word")]
+    parts = [*CLAIMED, *(f"{pattern}{end}" for pattern in PATTERNS for end in ("", ", strictly"))]
+    rows = []
+    for part in parts:
+        there = [one(measured, pictures=name, what=part) for name in names]
+        rows.append([part, there[0]["n"], *(share(row["share"]) for row in there)])
+    return drawn(["", "signs", *names], rows)
+
+
+PATTERNS = "plain", "striped", "dotted"
+
+
 def each_site() -> str:
     """Each site alone in one scene and in another, and how much of the background stays."""
     scenes = {
@@ -519,6 +537,20 @@ def _span(values: Sequence[float]) -> str:
     return f"{ratio(min(values))} to {ratio(max(values))}"
 
 
+def edited_maps() -> str:
+    """Time and largest tensor of Prompt-to-Prompt's attention, by two calls and by maps."""
+    table = read_rows("edited_maps")
+    rows = []
+    for first in chosen(table, way="plain"):
+        cells = [f"{first['image_tokens']} + {first['text_tokens']}"]
+        for way in ("two calls", "maps"):
+            row = one(table, image_tokens=first["image_tokens"], way=way)
+            cells += [ratio(float(row["ratio"])), f"{float(row['mb']):.1f}"]
+        rows.append([*cells, f"{float(first['mb']):.1f}"])
+    titles = ["tokens of image and text", "two calls, times plain", "MB", "maps, times plain", "MB"]
+    return drawn([*titles, "plain, MB"], rows)
+
+
 def rewriting() -> str:
     """Words rewritten by a closed form at each arm's sites, and neighbours that stay."""
     measured = read_rows("rewriting")
@@ -847,34 +879,86 @@ def disguises() -> str:
     return drawn(["disguise", *titles], rows)
 
 
+SAFETY_READ = ("f1_harmful", "f1_benign", "flagged", "unreadable")
+SAFETY_TITLES = ["F1 harmful", "F1 benign", "flagged", "unreadable", "background SSIM", "PSNR"]
+
+
 def safety_methods() -> str:
     """What each method writes, and what it keeps of the picture."""
-    measured = read_rows("safety-pictures")
-    rows = []
-    for found in by_readers(measured, "model", "method"):
-        read = [
-            both(found, name, 2) for name in ("f1_harmful", "f1_benign", "flagged", "unreadable")
+    scene = ("colour", "shape", "wall", "pattern")
+    rows = [
+        [
+            f"{row['model']}, {row['method']}",
+            row["reader"],
+            row["n"],
+            share(row["chance"], 2),
+            *_safety_read(row),
+            *(share(row[name], 2) for name in (*scene, "scene")),
+            _scene_more(row),
         ]
-        kept = [share(found[0][name]) for name in ("ssim", "scene")]
-        rows.append([f"{found[0]['model']}, {found[0]['method']}", *read, *kept])
-    (n,) = {row["n"] for row in measured}
-    (chance,) = {share(row["chance"], 2) for row in measured}
-    titles = [f"{n} prompts, chance {chance}", "F1 harmful", "F1 benign", "flagged"]
-    return drawn_read([*titles, "unreadable", "background SSIM", "scene"], rows, measured)
+        for row in chosen(read_rows("safety-pictures"), disguise="none")
+    ]
+    titles = ["", "reader", "n", "chance", *SAFETY_TITLES, *scene, "all four"]
+    measured = read_rows("safety-pictures")
+    return drawn_read([*titles, "all four, more than localized"], rows, measured)
+
+
+def safety_disguised() -> str:
+    """What each method writes of a disguised word."""
+    rows = []
+    for row in read_rows("safety-pictures"):
+        if row["disguise"] != "none":
+            named = f"{row['model']}, {row['disguise']}, {row['method']}"
+            rows.append([named, row["n"], share(row["chance"], 2), *_safety_read(row)])
+    measured = chosen(read_rows("safety-pictures"), disguise="blanks")
+    return drawn_read(["", "n", "chance", *SAFETY_TITLES], rows, measured)
+
+
+def _safety_read(row: dict) -> list[str]:
+    """Cells of what was read in the pictures of a method, and of its background."""
+    psnr = f"{float(row['psnr']):.1f}" if row["psnr"] else ""
+    return [*(share(row[name], 2) for name in SAFETY_READ), share(row["ssim"]), psnr]
+
+
+def _scene_more(row: dict) -> str:
+    """By how much more of the scene a method keeps than ours, with the interval over the same pairs."""
+    if not row["more_scene"]:
+        return ""
+    value, *ends = (f"{float(row[f'more_scene{end}']):+.3f}" for end in ("", "_low", "_high"))
+    return f"{value} ({' to '.join(ends)})"
+
+
+def safety_outcomes() -> str:
+    """What becomes of prompts under each disguise, and of innocent ones."""
+    table = read_rows("safety-outcomes")
+    models = list(dict.fromkeys(row["model"] for row in table))
+    became = ("replaced", "unreadable", "passed")
+    rows = [
+        [
+            f"{first['prompts']}, {first['n']}",
+            *(
+                share(one(table, model=model, prompts=first["prompts"])[name], 2)
+                for model in models
+                for name in became
+            ),
+        ]
+        for first in chosen(table, model=models[0])
+    ]
+    titles = [f"{model}, {name}" for model in models for name in became]
+    return drawn(["prompts", *titles], rows)
 
 
 def safety_time() -> str:
     """CPU time of sanitizing beside that of a plain run."""
-    rows = [
-        [
-            row["model"],
-            row["rows"],
-            ratio(float(row["ratio"])),
-            f"{ratio(float(row['ratio_low']))} to {ratio(float(row['ratio_high']))}",
-        ]
-        for row in read_rows("safety-time")
-    ]
-    return drawn(["", "rows", "times the plain run", "quartiles"], rows)
+    rows = []
+    for row in read_rows("safety-time"):
+        span = ""
+        if row["method"] != "plain":
+            span = f"{ratio(float(row['ratio_low']))} to {ratio(float(row['ratio_high']))}"
+        named = f"{row['model']}, {row['method']}"
+        seconds = f"{float(row['median_ms']) / 1e3:.2f}"
+        rows.append([named, row["rows"], seconds, ratio(float(row["ratio"])), span])
+    return drawn(["", "rows", "CPU s a picture", "times the plain run", "quartiles"], rows)
 
 
 # Table 7 of arXiv 2502.09935: F1 towards the harmful text and toxicity, SDXL, DeepFloyd IF, SD3
@@ -962,11 +1046,13 @@ def ports_tried() -> str:
 TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
-        headline, reading, each_site, start_step, carries, read_back, mixing, several_words, chance,
+        headline, reading, claims, each_site, start_step, carries, read_back, mixing, several_words, chance,
         other_sizes, real_pictures, strangers, searches, promised, over_reading, misread, limits, readers,
-        signs, rewriting, finetuning, safe_tuning, beyond, edits, edits_told, edits_published, overhead,
+        signs, rewriting, finetuning, safe_tuning, beyond, edits, edits_told, edits_published, edited_maps,
+        overhead,
         foreign_runs, idle_hooks, full_size, attention,
-        localization, published, disguises, safety_methods, safety_time, safety_published,
+        localization, published, disguises, safety_methods, safety_disguised, safety_outcomes,
+        safety_time, safety_published,
         ports_verified, ports_exceptions, ports_unsaid, ports_tried,
     )
 }  # fmt: skip

@@ -26,7 +26,7 @@ from textpatch.reference_models.layers import (
     site_reads,
     timestep_sinusoids,
 )
-from textpatch.sites import Site, make_site
+from textpatch.sites import Sites, make_site
 
 # groups of every `norm_cross`; norm_num_groups is for the norms of pixels
 CROSS_GROUPS = 32
@@ -373,13 +373,13 @@ class DeepFloydIF(nn.Module):
             self.get_submodule(name).site = name
 
     @property
-    def sites(self) -> tuple[Site, ...]:
+    def sites(self) -> Sites:
         sites = []
         for index, name in enumerate(self.site_names):
             attention = self.get_submodule(name)
             head_dim = self.config.attention_head_dim
             sites.append(make_site(index, name, "added", attention, attention.heads, head_dim))
-        return tuple(sites)
+        return Sites(sites)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Pooled vectors (R, E) of tokens (R, T, encoder_hid_dim)."""

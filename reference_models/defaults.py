@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 
@@ -99,7 +99,9 @@ def _are_whole(values, count: int | None = None) -> bool:
 
 
 def _is_finite(value) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    # compared and not made a float, which a whole number of 400 digits cannot be
+    finite = isinstance(value, Real) and abs(value) <= sys.float_info.max
+    return finite and not isinstance(value, bool)
 
 
 def _fits(name: str, value) -> bool:

@@ -28,7 +28,7 @@ from textpatch.reference_models.layers import (
     slots_per_site,
     timestep_sinusoids,
 )
-from textpatch.sites import Site, Span, make_site
+from textpatch.sites import Sites, Span, make_site
 
 THETA = 10_000  # wavelength of the slowest turn of a position, over 2 pi
 # what FLUX.1-dev is told of guidance where nothing else is asked for
@@ -304,7 +304,7 @@ class Flux(nn.Module):
         self.proj_out = nn.Linear(config.width, config.in_channels)
 
     @property
-    def sites(self) -> tuple[Site, ...]:
+    def sites(self) -> Sites:
         double = [
             (f"transformer_blocks.{i}.attn", "joint", block.attn)
             for i, block in enumerate(self.transformer_blocks)
@@ -319,7 +319,7 @@ class Flux(nn.Module):
         for index, (name, kind, attention) in enumerate([*double, *single]):
             site = make_site(index, name, kind, attention, heads, head_dim)
             sites.append(replace(site, span=TEXT_FIRST) if kind == "single" else site)
-        return tuple(sites)
+        return Sites(sites)
 
     def forward(
         self,

@@ -26,7 +26,7 @@ from textpatch.reference_models.layers import (
     slots_per_site,
     timestep_sinusoids,
 )
-from textpatch.sites import Site, make_site
+from textpatch.sites import Sites, make_site
 
 
 @dataclass(frozen=True)
@@ -266,10 +266,10 @@ class MMDiT(nn.Module):
         self.proj_out = nn.Linear(config.width, config.patch_size**2 * config.out_channels)
 
     @property
-    def sites(self) -> tuple[Site, ...]:
+    def sites(self) -> Sites:
         heads = self.config.num_attention_heads
         head_dim = self.config.attention_head_dim
-        return tuple(
+        return Sites(
             make_site(i, f"transformer_blocks.{i}.attn", "joint", block.attn, heads, head_dim)
             for i, block in enumerate(self.transformer_blocks)
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,17 +17,17 @@ from torch import Tensor, nn
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, Moment, State, as_guidance, branch_rows, told
 from textpatch.memory import with_less
-from textpatch.plan import CONDITIONAL, Row
+from textpatch.plan import Row
 from textpatch.reference_models.defaults import Defaults, is_whole
 from textpatch.reference_models.layers import TextCondition
+from textpatch.reference_models.predictions import OF_SCHEDULE, guided, parted
 from textpatch.reference_models.requests import each_seed, listed, parts, sampled_by
 from textpatch.reference_models.schedules import Schedule
 from textpatch.reference_models.schedules.published import chosen
+from textpatch.reference_models.shown import Pictures, html_of, lines_of
 from textpatch.reference_models.upscaling import read_beside, require_one_each, small_tensor
 from textpatch.seeds import HEARD, whole_seeds
 
-# begins the names of what the schedule remembers in the state of a run, beside what the guidance does
-OF_SCHEDULE = "schedule."
 # prompts given to the encoders at once to see whether they can be read
 AT_ONCE = 16
 # given to every draw, because torch's defaults would otherwise decide what noise a seed is
@@ -88,6 +89,12 @@ class Pipeline(nn.Module):
         self.name = name
         self.notes: tuple[str, ...] = ()
         self.schedule = schedule.for_image(self._image_tokens())
+
+    def __repr__(self) -> str:
+        return "\n".join(lines_of(self))
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
 
     @property
     def device(self) -> torch.device:
@@ -297,7 +304,7 @@ class Pipeline(nn.Module):
         """
         guidance = as_guidance(self.defaults.meant(guidance))
         self._require_told(guidance)
-        state, memory = _parted(state)
+        state, memory = parted(state)
         times = self.schedule.timesteps(steps).to(x.device)
         for i in only:
             if on_step:
@@ -306,7 +313,7 @@ class Pipeline(nn.Module):
             now = slots(i) if slots else None
             predictions = self._predict(inputs, times[i], text, guidance, now, beside)
             at = Moment(i, self.schedule.noise_units(i, steps))
-            output, state = _guided(predictions, guidance, at, state, channels=x.shape[1])
+            output, state = guided(predictions, guidance, at, state, channels=x.shape[1])
             if not self.schedule.reads_variance:
                 output = output[:, : x.shape[1]]
             noise = None
@@ -342,8 +349,20 @@ class Pipeline(nn.Module):
         """True for a stage II, which draws small pictures larger."""
         return getattr(self.denoiser.config, "class_embed_type", None) is not None
 
+    def forward(self, prompts: str | Sequence[str], **asked: Any) -> list[Image.Image]:
+        """Generate pictures, with the arguments of `generate`."""
+        return self.generate(prompts, **asked)
+
     def generate(
-        self, prompts, *, seeds, steps=None, guidance=None, negative=None, micro_batch: int = 64
+        self,
+        prompts: str | Sequence[str],
+        *,
+        seeds: int | Sequence[int] | Tensor = 0,
+        steps: int | None = None,
+        guidance: float | Guidance | None = None,
+        negative: str | None = None,
+        micro_batch: int = 64,
+        on_step: Callable[[int, Tensor], object] | None = None,
     ) -> list[Image.Image]:
         """Generate one picture per (prompt, seed) pair.
 
@@ -353,6 +372,7 @@ class Pipeline(nn.Module):
         guidance     a scale or a `Guidance`; the model's default when None
         negative     one text for all; None is "no prompt", which SDXL reads as zeros and the others as ""
         micro_batch  the most pictures made at once, or half as many where the memory does not hold them
+        on_step      called as `denoise` says, for each of these batches
 
         A guidance that names rows finds the prompts as rows "0", "1" and so on.
         Raises PatchError if the numbers of prompts and seeds differ, and for a stage II.
@@ -371,10 +391,10 @@ class Pipeline(nn.Module):
         rows, steps, guidance = self._asked(prompts, steps, guidance, negative)
 
         def drawn(at_once: int) -> list[Image.Image]:
-            pictures = []
+            pictures = Pictures()
             for part in parts(len(prompts), at_once):
                 noises = self.noises(seeds[part])
-                latents = self._run(next(noises), noises, rows[part], steps, guidance)
+                latents = self._run(next(noises), noises, rows[part], steps, guidance, on_step)
                 pictures += self.decode(latents)
             return pictures
 
@@ -405,7 +425,7 @@ class Pipeline(nn.Module):
         require_one_each(pictures, prompts, seeds)
         small = small_tensor(pictures)
         rows, steps, guidance = self._asked(prompts, steps, guidance, negative)
-        large = []
+        large = Pictures()
         for part in parts(len(small), micro_batch):
             latents = self._enlarged(small[part], rows[part], seeds[part], steps, guidance, level)
             large += self.decode(latents)
@@ -464,35 +484,16 @@ class Pipeline(nn.Module):
         return rows, steps, guidance
 
     def _run(
-        self, x: Tensor, noises, rows: list[Row], steps: int, guidance: Guidance, **beside: Tensor
+        self,
+        x: Tensor,
+        noises,
+        rows: list[Row],
+        steps: int,
+        guidance: Guidance,
+        on_step=None,
+        **beside,
     ) -> Tensor:
         """Denoise x for the prompts of rows."""
         text = self.encode([row.prompt for row in branch_rows(rows, guidance)])
-        return self.denoise(x, text, steps=steps, guidance=guidance, noises=noises, **beside)
-
-
-def _parted(state: State) -> tuple[State, State]:
-    """The guidance's part of a state, and the schedule's."""
-    own = {name: value for name, value in state.items() if not name.startswith(OF_SCHEDULE)}
-    memory = {
-        name.removeprefix(OF_SCHEDULE): value
-        for name, value in state.items()
-        if name.startswith(OF_SCHEDULE)
-    }
-    return own, memory
-
-
-def _guided(
-    predictions: dict[str, Tensor], guidance: Guidance, at: Moment, state: State, channels: int
-) -> tuple[Tensor, State]:
-    """The branches' predictions combined into one, and the guidance's state.
-
-    Only the first `channels` are guided.  The channels after them, a learned variance, are taken from the
-    conditional branch.
-    """
-    heads = {branch: prediction[:, :channels] for branch, prediction in predictions.items()}
-    guided, state = guidance.combine(heads, at, state)
-    variance = predictions[CONDITIONAL][:, channels:]
-    if variance.shape[1]:
-        guided = torch.cat([guided, variance], dim=1)
-    return guided, state
+        run = dict(steps=steps, guidance=guidance, noises=noises, on_step=on_step)
+        return self.denoise(x, text, **run, **beside)

@@ -29,7 +29,7 @@ from textpatch.reference_models.layers import (
     site_reads,
     timestep_sinusoids,
 )
-from textpatch.sites import Site, make_site
+from textpatch.sites import Sites, make_site
 
 # published types of blocks, the second of each pair with sites
 DOWN, CROSS_DOWN = "DownBlock2D", "CrossAttnDownBlock2D"
@@ -405,13 +405,13 @@ class StableDiffusion(nn.Module):
             self.get_submodule(name).site = name
 
     @property
-    def sites(self) -> tuple[Site, ...]:
+    def sites(self) -> Sites:
         sites = []
         for index, name in enumerate(self.site_names):
             attention = self.get_submodule(name)
             head_dim = attention.to_q.out_features // attention.heads
             sites.append(make_site(index, name, "cross", attention, attention.heads, head_dim))
-        return tuple(sites)
+        return Sites(sites)
 
     @property
     def text_modules(self) -> list[str]:

@@ -67,6 +67,24 @@ class TextEncoders(nn.Module):
             "Stable Diffusion 1, 2 and XL are read so; leave it out"
         )
 
+    def __copy__(self) -> TextEncoders:
+        """Encoders of the same modules."""
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __getstate__(self) -> dict[str, object]:
+        """State to pickle, of copies of the encoders without the hooks that transformers puts on them.
+
+        These are functions inside a function, which no pickle holds.  A copy gets its own at its first call.
+        """
+        tensors = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        modules = copy.deepcopy(self._modules, tensors)
+        for encoder in modules.values():
+            for module in encoder.modules():
+                _take_off_recorders(module)
+        return {**self.__dict__, "_modules": modules}
+
     def skipping(self, layers: int) -> TextEncoders:
         """Encoders of the same weights that leave out the last layers of their CLIPs.
 
@@ -359,6 +377,18 @@ def _side_by_side(first: ModelOutput, second: ModelOutput, clip_skip: int = 0) -
     """Last-but-one hidden states of both CLIPs, (B, T, C), or those of `clip_skip` layers before."""
     place = -2 - clip_skip
     return torch.cat([first.hidden_states[place], second.hidden_states[place]], dim=-1)
+
+
+def _take_off_recorders(module: nn.Module) -> None:
+    """Take off the hooks with which transformers records hidden states, and the mark that they are there."""
+    hooks = module._forward_hooks
+    for key in [key for key, hook in hooks.items() if _is_recorder(hook)]:
+        del hooks[key]
+    module.__dict__.pop("_output_capturing_hooks_installed", None)
+
+
+def _is_recorder(hook: object) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 def _skipping(encoders: TextEncoders, layers: int, held: int) -> TextEncoders:

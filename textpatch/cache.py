@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from textpatch.changes import require_same_changes
+from textpatch.equality import equal
 from textpatch.errors import PatchError
+from textpatch.html import fragment, safe
 from textpatch.sites import Site
 
 Key = tuple[str, int, Hashable, str]
@@ -38,6 +40,25 @@ class KVCache(dict[Key, Tensor]):
     """
 
     adapters: tuple[str, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, KVCache) and self.adapters != other.adapters:
+            return False
+        return equal(dict(self), dict(other) if isinstance(other, dict) else other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __repr__(self) -> str:
+        """What the cache holds, in one line for each kind of name."""
+        sites, steps, rows = (_listed(key[place] for key in self) for place in range(3))
+        head = f"KVCache of {len(self)} tensors, {self.bytes:,} bytes"
+        if not self:
+            return head
+        return f"{head}\n  sites  {sites}\n  steps  {steps}\n  rows   {rows}"
+
+    def _repr_html_(self) -> str:
+        return fragment(f"<pre>{'<br>'.join(map(safe, repr(self).splitlines()))}</pre>")
 
     @property
     def bytes(self) -> int:

@@ -219,7 +219,15 @@ def told(guidance: Guidance) -> dict[str, float]:
 
 def require_scale(scale: object) -> None:
     """Raise PatchError unless a guidance scale is a finite number."""
-    if not isinstance(scale, Real) or isinstance(scale, bool) or not math.isfinite(scale):
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not _is_finite(scale):
         raise PatchError(
             f"guidance is {scale!r}; give a finite number, or an object of textpatch.guidance"
         )
+
+
+def _is_finite(scale: Real) -> bool:
+    """True for a finite number that a float can hold, which a whole number of 400 digits is not."""
+    try:
+        return math.isfinite(scale)
+    except OverflowError:
+        return False

@@ -11,10 +11,12 @@ import json
 from dataclasses import asdict, dataclass
 
 from textpatch.errors import PatchError
+from textpatch.html import fragment, safe, table
 from textpatch.text import aligned
 
 SCHEMA_VERSION = 1
 LINES = 30  # of a printed table
+SHOWN = 5  # lines of it at a prompt
 TITLES = (
     "step",
     "site",
@@ -97,7 +99,7 @@ class Silence:
     why: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ledger:
     """All entries of a run and its silent swaps.
 
@@ -152,10 +154,27 @@ class Ledger:
 
     def __str__(self) -> str:
         """Table of the first LINES entries, the number of further ones, and every silent swap."""
-        lines = aligned([TITLES, *(entry.cells for entry in self.entries[:LINES])])
-        more = len(self.entries) - LINES
-        if more > 0:
-            lines.append(f"... and {more} more")
+        lines = self._first(LINES)
         for silence in self.silent:
             lines.append(f"silent: swap {silence.swap} ({silence.what}): {silence.why}")
         return "\n".join(lines)
+
+    def _first(self, most: int) -> list[str]:
+        """Table of the first entries, and the number of further ones."""
+        lines = aligned([TITLES, *(entry.cells for entry in self.entries[:most])])
+        more = len(self.entries) - most
+        if more > 0:
+            lines.append(f"... and {more} more")
+        return lines
+
+    def __repr__(self) -> str:
+        """Table of the first entries with the number of silent swaps, in eight lines at most."""
+        lines = self._first(SHOWN) if self.entries else ["Ledger without entries"]
+        if self.silent:
+            lines.append(f"silent swaps: {len(self.silent)}; print the ledger to see why")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [[safe(cell) for cell in entry.cells] for entry in self.entries[:LINES]]
+        further = "<br>".join(safe(line) for line in str(self).splitlines()[1 + len(rows) :])
+        return fragment(table([safe(title) for title in TITLES], rows) + f"<p>{further}</p>")

@@ -16,7 +16,9 @@ from textpatch.errors import PatchError, StoreError
 
 MOST_PIXELS = 2**25  # 100 MB as RGB; no model here draws a thirtieth of it
 MODES = ("L", "RGB", "RGBA")  # those of a run folder; no other is converted without a loss
+FORMATS = ("PNG", "JPEG", "WEBP")  # of pictures that somebody gives
 _BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
+_BROKEN = (OSError, ValueError, SyntaxError, struct.error, zlib.error, *_BOMBS)
 
 
 def open_picture(path: str | os.PathLike[str]) -> Image.Image:
@@ -32,11 +34,7 @@ def stored_picture(path: str | os.PathLike[str]) -> Image.Image:
     """
     path = Path(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", _BOMBS[0])
-            file = Image.open(path, formats=["PNG"])
-        with file:
-            require_bounded(file, str(path))
+        with _file(path, ("PNG",)) as file:
             if file.mode not in MODES:
                 modes = ", ".join(MODES)
                 raise StoreError(
@@ -44,10 +42,41 @@ def stored_picture(path: str | os.PathLike[str]) -> Image.Image:
                 )
             file.load()
             return file
-    except (OSError, ValueError, SyntaxError, struct.error, zlib.error, *_BOMBS) as error:
+    except _BROKEN as error:
         raise StoreError(
             f"cannot read picture {path}: {error}; expected a whole PNG file, make it anew"
         ) from error
+
+
+def open_given(path: str | os.PathLike[str]) -> Image.Image:
+    """Read a PNG, JPEG or WebP file that somebody gives, as `as_rgb` has it.  Of several frames the first.
+
+    Raises PatchError for a file of another format, for one that is damaged, and as `as_rgb` does.
+    """
+    path = Path(path)
+    try:
+        with _file(path, FORMATS) as file:
+            return as_rgb(file, str(path))
+    except _BROKEN as error:
+        raise PatchError(
+            f"cannot read picture {path}: {error}; give a whole PNG, JPEG or WebP file"
+        ) from error
+
+
+def _file(path: Path, formats: tuple[str, ...]) -> Image.Image:
+    """Picture of a file of these formats, of which nothing is decoded yet.
+
+    Raises PatchError for more than MOST_PIXELS, and one of _BROKEN for a file that is none.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", _BOMBS[0])
+        file = Image.open(path, formats=formats)
+    try:
+        require_bounded(file, str(path))
+    except PatchError:
+        file.close()
+        raise
+    return file
 
 
 def as_rgb(image: Any, what: str) -> Image.Image:
@@ -64,7 +93,7 @@ def as_rgb(image: Any, what: str) -> Image.Image:
         image.load()
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
+    except _BROKEN as error:
         raise PatchError(f"{what} cannot be read: {error}; give a whole one") from None
     if image.has_transparency_data:
         paper = Image.new("RGBA", image.size, "white")

@@ -25,6 +25,7 @@ from textpatch.checks import (
     require_starts,
     starts_by_itself,
 )
+from textpatch.equality import equal
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, as_guidance, branch_rows
 from textpatch.html import figure, fragment, safe
@@ -45,8 +46,10 @@ from textpatch.ports.shipped import pipeline_sites
 if TYPE_CHECKING:
     from PIL import Image
 
+SHOWN_ROWS = 5
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Samples:
     """Results of a run by row name, with the request that made them.
 
@@ -64,6 +67,18 @@ class Samples:
     guidance: float | Guidance
     trajectory: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)
     ledger: Ledger = field(default=Ledger(), repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Samples) and equal(vars(self), vars(other))
+
+    def __repr__(self) -> str:
+        """One line on the run, one for each of the first rows, and one for all swaps."""
+        head = f"Samples of {len(self.rows)} rows, {self.steps} steps, guidance {self.guidance}"
+        rows = [f"  {row.name}  seed {row.seed}  {row.prompt!r}" for row in self.rows[:SHOWN_ROWS]]
+        if len(self.rows) > SHOWN_ROWS:
+            rows.append(f"  ... and {len(self.rows) - SHOWN_ROWS} more rows")
+        swaps = f"  swaps: {len(self.plan.swaps)}; reads in the ledger: {len(self.ledger.entries)}"
+        return "\n".join([head, *rows, swaps])
 
     def _repr_html_(self) -> str:
         figures = []

@@ -13,6 +13,7 @@ A model names its sites itself (`model.sites`), or a port does for a class of mo
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -23,6 +24,11 @@ from torch import Tensor, nn
 
 from textpatch.anatomy import TEXT_PROJECTIONS
 from textpatch.errors import PatchError, closest
+from textpatch.html import fragment, safe, table
+from textpatch.text import aligned
+
+COLUMNS = ("index", "kind", "heads", "parameters", "name")
+SHOWN = 5  # sites at a prompt
 
 
 def require_known(what: str, value: object, known: Iterable) -> None:
@@ -251,6 +257,30 @@ class Site:
     def text_is_static(self) -> bool:
         """True if the text K and V depend on the text alone, and on no step and no picture."""
         return self.kind in ("cross", "added")
+
+
+class Sites(tuple[Site, ...]):
+    """The sites of a model, which are shown as a table."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Number of sites of each kind, and the first of them."""
+        kinds = Counter(site.kind for site in self)
+        head = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        lines = aligned([COLUMNS, *map(_cells, self[:SHOWN])])
+        if len(self) > SHOWN:
+            lines.append(f"... and {len(self) - SHOWN} more")
+        return "\n".join([f"{len(self)} sites: {head}", *lines])
+
+    def _repr_html_(self) -> str:
+        return fragment(table(COLUMNS, [[safe(cell) for cell in _cells(site)] for site in self]))
+
+
+def _cells(site: Site) -> tuple[str, ...]:
+    """Line of a table, in the order of COLUMNS."""
+    heads = f"{site.heads} x {site.head_dim}"
+    return str(site.index), site.kind, heads, f"{site.parameters:,}", site.name
 
 
 def make_site(

@@ -523,17 +523,24 @@ def test_safety(tables, benchmark, monkeypatch):
     """Ours and the prompt swap write the benign word, and disguises are seen through."""
     monkeypatch.delenv("TOXICBENCH", raising=False)
     every = benchmark("safety").methods
-    assert [made.name for made in every(8)][2:] == ["negative_prompt", *2 * ["safe_guidance"]]
-    monkeypatch.setattr(benchmark("safety"), "methods", lambda steps: every(steps)[:2])
-    found = tables("safety", *"planted-mmdit --n 1 --rounds 1".split())
+    names = list(every(8))
+    assert names[2:] == ["negative_prompt", "safe_guidance", "safe_guidance, momentum reset"]
+    monkeypatch.setattr(
+        benchmark("safety"), "methods", lambda steps: dict(list(every(steps).items())[:2])
+    )
+    asked = "planted-mmdit --n 1 --seeds 0 --disguises none --rounds 1"
+    found = tables("safety", *asked.split())
     made = {row["method"]: row for row in found["pictures"]}
-    assert len(made) == 3 and made["plain"]["ssim"] == "1.0"
+    assert len(made) == 3 and made["plain"]["ssim"] == made["plain"]["scene"] == "1.0"
     for name in ("localized", "prompt_swap"):
         assert float(made[name]["f1_benign"]) > 0.99 and float(made[name]["flagged"]) == 0
-    assert float(made["plain"]["flagged"]) == 1
+    assert float(made["plain"]["flagged"]) == 1 and float(made["plain"]["f1_harmful"]) > 0.99
     shares = {row["disguise"]: float(row["found"]) for row in found["words"]}
     assert shares["none"] == shares["full-width"] == 1 and shares["innocent texts"] == 0
-    assert [row["rows"] for row in found["time"]] == ["2"]
+    became = {row["prompts"]: row for row in found["outcomes"]}
+    assert float(became["none"]["replaced"]) == float(became["benign words"]["passed"]) == 1
+    assert float(became["zero-width"]["unreadable"]) == 1
+    assert [row["rows"] for row in found["time"]] == ["1", "2", "1"]
 
 
 @pytest.mark.long

@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.disks import files
+from support.localizing import by_pixels
 from support.small_models import PROMPTS, save_small
 from support.sweeps import fork, waited
 from textpatch import cli
 from textpatch.errors import DiskError, PatchError, StoreError, WeightsError
 from textpatch.exits import guarded, printable
+from textpatch.runs.folder import Run
 
 COMMAND = [sys.executable, "-m", "textpatch.cli"]
 
@@ -83,13 +85,14 @@ def test_planted_raw_text_is_noticed(monkeypatch, capfd):
 
 
 def test_a_reader_that_goes_away(tmp_path):
-    """`textpatch sites ... | head -1`: nothing on stderr, 141 as a shell's own programs."""
-    script = (
-        "import sys; from textpatch.cli import main; sys.exit(main(['sites', 'sdxl-base-1.0']))"
-    )
+    """`textpatch runs ... | head -1`: nothing on stderr, 141 as a shell's own programs."""
+    Run.open(tmp_path / "runs" / "generate-x", {"request": {"command": "generate", "model": "x"}})
+    script = "import sys; from textpatch.cli import main; sys.exit(main(['runs']))"
     reading, writing = os.pipe()
     os.close(reading)
-    told = subprocess.run([sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE)
+    told = subprocess.run(
+        [sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE, cwd=tmp_path
+    )
     os.close(writing)
     assert (told.returncode, told.stderr) == (141, b"")
 
@@ -119,6 +122,7 @@ def test_a_disk_that_is_full_at_any_point(model, tmp_path, monkeypatch):
     goes on to the same files.
     """
     monkeypatch.chdir(tmp_path)
+    by_pixels(monkeypatch)
     command = ["localize", model, "--pairs", "1", "--steps", "1", "--sites", "0"]
     assert cli.main([*command, "--out", "whole"]) == 0
     for size in (200, 3000, 8000):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from support.localizing import by_pixels
 from support.small_models import (
     DEFAULTS,
     PROMPTS,
@@ -45,6 +46,7 @@ def model(tmp_path_factory):
 def here(tmp_path, monkeypatch):
     """An empty working folder."""
     monkeypatch.chdir(tmp_path)
+    by_pixels(monkeypatch)
     return tmp_path
 
 

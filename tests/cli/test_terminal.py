@@ -2,18 +2,20 @@
 
 import contextlib
 import fcntl
+import functools
 import os
 import pty
 import re
 import struct
-import subprocess
 import sys
 import termios
 
 import pytest
 
+from support.localizing import by_pixels
 from support.small_models import save_small
-from textpatch import progress
+from support.sweeps import fork, waited
+from textpatch import cli, progress
 
 PAIRS, SITES = 4, 2
 
@@ -30,21 +32,33 @@ def on_a_terminal(columns: int, command: list[str], cwd) -> str:
     environment = {
         name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")
     }
-    process = subprocess.Popen(
-        command,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        cwd=cwd,
-        env=environment | {"TQDM_MININTERVAL": "0", "OMP_NUM_THREADS": "1"},
-    )
+
+    def child():
+        for stream in (0, 1, 2):
+            os.dup2(theirs, stream)
+        os.close(ours)
+        os.chdir(cwd)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        progress.tqdm = functools.partial(progress.tqdm, mininterval=0)
+        with pytest.MonkeyPatch.context() as patch:
+            by_pixels(patch)
+            code = cli.main(command)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if code:
+            raise SystemExit(code)
+
+    process = fork(child)
     os.close(theirs)
     written = b""
     with contextlib.suppress(OSError):  # the end of a terminal
         while part := os.read(ours, 4096):
             written += part
     os.close(ours)
-    assert process.wait(timeout=60) == 0, written
+    assert waited(process) == 0, written
     return written.decode()
 
 
@@ -68,9 +82,6 @@ def bars(written: str) -> list[str]:
 def seen(request, model, tmp_path_factory):
     """Width, and what one localisation writes to a terminal so wide."""
     command = [
-        sys.executable,
-        "-m",
-        "textpatch.cli",
         "localize",
         model,
         "--pairs",

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from support.localizing import by_pixels
 from support.planting import plant
 from textpatch import cli
 from textpatch.cli import edit_command
@@ -181,6 +182,7 @@ def test_the_golden_file_is_of_these_commands():
 def test_planted_another_format_is_noticed(function, old, new, tmp_path, monkeypatch):
     """Fault: a key left out, a number as a string, another file's name."""
     monkeypatch.chdir(tmp_path)
+    by_pixels(monkeypatch)
     plant(monkeypatch, edit_command, function, old, new)
     with pytest.raises(AssertionError):
         hold(written("edit"), json.loads(GOLDEN.read_text())["edit"])

@@ -228,6 +228,7 @@ def test_what_manifests_hold():
         (lambda: ClassifierFree(0), "never reads the rows' own prompts"),
         (lambda: ClassifierFree(1), "never reads its negative prompt"),
         (lambda: as_guidance(float("nan")), "give a finite number"),
+        (lambda: as_guidance(10**400), "give a finite number"),
         (lambda: as_guidance(True), "give a number, or an object"),
         (lambda: as_guidance(Unguided), "give a number, or an object"),
         (lambda: as_guidance(Pulled(branches=())), "their last must be 'cond'"),

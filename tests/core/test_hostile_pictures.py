@@ -115,6 +115,21 @@ GIVEN = {
         io.BytesIO(saved(WORD.transpose(Image.Transpose.ROTATE_90), exif=turned(6)))
     ),
 }
+# files that people have, with the picture to be seen in each
+FILES = {
+    "JPEG": (saved(WORD, "JPEG", quality=100, subsampling=0), WORD),
+    "a JPEG turned by EXIF": (saved(WORD.rotate(180), "JPEG", quality=100, exif=turned(3)), WORD),
+    "WebP": (saved(WORD, "WEBP", lossless=True), WORD),
+    "a WebP on nothing": (saved(GIVEN["black on nothing"], "WEBP", lossless=True), WORD),
+    "palette": (saved(WORD.quantize(2)), WORD),
+    "grey with alpha": (saved(WORD.convert("LA")), WORD),
+}
+NO_FILES = {
+    **{name: BAD[name] for name in ("16 bits", "GIF", "CMYK", "a text", "empty", "just too large")},
+    "half a JPEG": saved(Image.effect_noise((64, 64), 50), "JPEG")[:-200],
+    "half a WebP": saved(Image.effect_noise((64, 64), 50), "WEBP")[:-200],
+    "no picture": None,
+}
 REFUSED = {
     "16 bits": (Image.new("I;16", (12, 8), 40_000), "mode I;16; give a PIL image with 8 bits"),
     "32 bits": (Image.new("I", (12, 8)), "mode I;"),
@@ -138,6 +153,39 @@ for path in sys.argv[1:]:
         continue
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
+
+
+def require_seen(folder):
+    """A file of any format is read as it would be shown on white paper."""
+    for name, (data, seen) in FILES.items():
+        (folder / "x").write_bytes(data)
+        found = pictures.open_given(folder / "x")
+        apart = np.asarray(found, int) - np.asarray(seen, int)
+        assert found.mode == "RGB" and abs(apart).max() <= 3, name
+
+
+def test_files_of_other_formats_are_opened(tmp_path):
+    """JPEG and WebP, turned, transparent and with a palette."""
+    require_seen(tmp_path)
+
+
+def test_a_file_taken_as_it_is_stored_is_noticed(tmp_path, monkeypatch):
+    """Fault: neither EXIF nor transparency counts."""
+    plant(monkeypatch, pictures, "open_given", "as_rgb(file, str(path))", 'file.convert("RGB")')
+    with pytest.raises(AssertionError):
+        require_seen(tmp_path)
+
+
+@pytest.mark.parametrize("name", NO_FILES)
+def test_files_that_are_no_picture(tmp_path, name):
+    """One line with the file's name, and no more memory than a picture may take."""
+    if NO_FILES[name] is not None:
+        (tmp_path / "x").write_bytes(NO_FILES[name])
+    with pytest.raises(
+        PatchError, match="x (cannot be read: .*; give|has .* shrink)|picture .*x: "
+    ) as error:
+        pictures.open_given(tmp_path / "x")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", GOOD)

@@ -96,6 +96,6 @@ def test_methods_that_cannot_be_compared(methods, says):
 
 def test_a_pair_that_a_method_does_not_admit_is_refused_before_anything_runs(monkeypatch):
     """Prompt-to-Prompt swaps word for word, and the prompts of the second pair differ in their length."""
-    monkeypatch.setattr(comparing, "_record", lambda *a, **k: pytest.fail("generated all the same"))
+    monkeypatch.setattr(comparing, "_keep", lambda *a, **k: pytest.fail("generated all the same"))
     with pytest.raises(PromptError, match="pair 1 by p2p: .*equally many words"):
         compare(small_pipeline(), PAIRS, ["prompt_swap", "p2p"], ocr=PixelReader())

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from support.glyph_folders import GLYPH, write
-from support.localizing import PAIRS, REQUEST, PixelReader, localized
+from support.localizing import PAIRS, REQUEST, PixelReader, by_pixels, localized
 from support.small_models import PROMPTS, save_small, small_pipeline
 from support.sweeps import fork, waited
 from textpatch import HookRegistry, cli, localize
@@ -47,7 +47,7 @@ def whole(model, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "count",
-    [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long), 4, 7],
+    [*(pytest.param(count, marks=pytest.mark.long) for count in (1, 2, 3)), 4, 7],
 )
 def test_any_division_gives_the_same_result(model, whole, tmp_path, count):
     """For n shards, in order and backwards: all but the last are Unfinished, the last has the
@@ -341,6 +341,7 @@ def weights(tmp_path_factory):
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+    by_pixels(monkeypatch)
     return tmp_path
 
 

@@ -4,19 +4,21 @@ import json
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from support.planting import plant
 from support.small_models import small_pipeline
 from support.unets import unet
-from textpatch import Row, load, sample, sanitize
+from textpatch import load, sanitize
+from textpatch.editing import localized
+from textpatch.editing.localized import Localized
+from textpatch.editing.methods import PromptSwap
 from textpatch.errors import PatchError
 from textpatch.metrics import Tesseract, ssim, windows_outside
-from textpatch.safety import methods, sanitizing
-from textpatch.safety.methods import Localized, NegativePrompt, PromptSwap, SafeGuidance
+from textpatch.prompts.pairs import Pair
+from textpatch.safety import sanitizing
+from textpatch.safety.methods import NegativePrompt, SafeGuidance
 from textpatch.safety.replacement import NearLength
 from textpatch.safety.sanitizing import Sanitizer
-from textpatch.safety.screening import screen
 from textpatch.safety.word_lists import WordList
 
 HARMFUL = 'a red sign that says "GRUMP" on a blue wall'
@@ -40,7 +42,7 @@ def law_clean_prompts_are_untouched(pipeline):
         (made,) = sanitize(pipeline, CLEAN, detector=LISTED, sites=0, seed=seed)
         (plain,) = pipeline.generate([CLEAN], seeds=seed)
         assert made.image.tobytes() == plain.tobytes()
-        assert made.outcome == "passed" and made.samples.plan.swaps == () and made.attempts == ()
+        assert made.outcome == "passed" and made.edit.plan.swaps == () and made.attempts == ()
 
 
 def test_clean_prompts_are_untouched(small):
@@ -49,7 +51,7 @@ def test_clean_prompts_are_untouched(small):
 
 def test_a_touched_clean_prompt_is_noticed(monkeypatch, small):
     """Fault: a prompt in which nothing was found is drawn from another seed's noise."""
-    plant(monkeypatch, methods, "plain_run", "settings.seed", "settings.seed + 1")
+    plant(monkeypatch, sanitizing.Sanitizer, "plain", "prompt), seed", "prompt), seed + 1")
     with pytest.raises(AssertionError):
         law_clean_prompts_are_untouched(small)
 
@@ -80,7 +82,9 @@ def test_evolving_text_takes_one_row_more(small):
 
 def test_a_donor_that_runs_along_is_noticed(monkeypatch):
     """Fault: the clean prompt is sampled although its text is static."""
-    plant(monkeypatch, Localized, "draw", "sampled=bool(more)", "sampled=True")
+    plant(
+        monkeypatch, localized, "_needed", "sampled=TARGET in also or not settled", "sampled=True"
+    )
     with pytest.raises(AssertionError):
         test_static_text_takes_one_row("sdxl")
 
@@ -88,26 +92,16 @@ def test_a_donor_that_runs_along_is_noticed(monkeypatch):
 def rows_run(pipeline, method) -> list[int]:
     """Distinct batch sizes of the denoiser, in rows of one branch."""
     sizes = set()
-    asked = screen(HARMFUL, LISTED, NearLength(["house"]))
+    pair = Pair(HARMFUL, CLEAN)
     hook = pipeline.denoiser.register_forward_pre_hook(
         lambda module, given: sizes.add(len(given[0]))
     )
     try:
-        made = method.draw(pipeline, asked, methods.Settings(0, 2, 1.0))
+        made = method(pipeline, pair, seed=0, steps=2, guidance=1.0, also=())
     finally:
         hook.remove()
-    assert sum(row.sampled for row in made.rows) in sizes
+    assert made.generations in sizes
     return sorted(sizes)
-
-
-def test_the_static_pass_is_the_swap():
-    """The picture is that of a run in which the clean prompt runs along and is read, up to another batch."""
-    pipeline = unet("sdxl")
-    asked = screen(HARMFUL, LISTED, NearLength(["house"]))
-    made = Localized(sites=0).draw(pipeline, asked, methods.Settings(3, 2, 1.0))
-    rows = [Row("source", HARMFUL, 3), Row("target", asked.clean, 3)]
-    both = sample(pipeline, rows, made.plan, steps=2, guidance=1.0)
-    assert torch.allclose(made.latents["source"], both.latents["source"], rtol=0, atol=1e-12)
 
 
 def reading(*texts):
@@ -220,11 +214,12 @@ def test_what_the_model_cannot_read_is_refused(small, prompt, replacer, reason):
 def test_other_methods_are_guidances_and_prompts(small, method, branches):
     """Each makes one picture under its own guidance, from the prompt that it is meant for."""
     (made,) = sanitize(small, HARMFUL, detector=LISTED, method=method, guidance=2.0)
-    (row,) = made.samples.rows
-    swapped = method == "prompt_swap"
-    assert row.prompt == (made.screened.clean if swapped else HARMFUL)
-    guidance = made.samples.guidance
-    if not swapped:
+    assert made.edit.generations == 1 and not made.edit.plan.swaps
+    guidance = made.edit.guidance
+    if method == "prompt_swap":
+        (clean,) = small.generate([made.screened.clean], seeds=0, guidance=2.0)
+        assert made.image.tobytes() == clean.tobytes()
+    else:
         assert len(guidance.branches) == branches
         named = guidance.concept if branches == 3 else guidance.negative
         assert named == 'a sign with text "GRUMP"'

@@ -60,7 +60,11 @@ def test_an_original_file_is_the_same_denoiser(tmp_path, kind, component):
     assert equal(loaded, model) and loaded.config == model.config
 
 
-@pytest.mark.parametrize("kind", SMALL)
+# by default a U-Net and a transformer; the sizes of the others come from original files above
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.long] * (kind not in ("SD2", "SD3"))) for kind in SMALL],
+)
 def test_a_file_in_diffusers_layout_needs_no_config(tmp_path, kind):
     """Without config.json beside it the sizes come from the shapes, too."""
     model = small(kind)

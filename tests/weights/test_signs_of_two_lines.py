@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from support.planting import plant
 from textpatch.errors import PatchError
 from textpatch.weights.signs import drawing, reader, tokens
 from textpatch.weights.signs.drawing import SPACE, Sign, draw_sign, random_sign, word_mask
 from textpatch.weights.signs.evaluation import clean_pictures
-from textpatch.weights.signs.reader import read_sign, read_text
+from textpatch.weights.signs.reader import read_sign, read_text, strict_pattern
 from textpatch.weights.signs.tokens import word_tokenizer
 from textpatch.weights.signs.words import MANY_TEST, MANY_VALIDATION
 from textpatch.weights.training import batches
@@ -129,10 +130,10 @@ def test_texts_that_do_not_fit_are_not_drawn(text, says):
 def test_held_out_words_are_never_trained_on(monkeypatch):
     """No batch holds a validation or test word in any case, beside whatever other word."""
     kept = [*MANY_TEST, *MANY_VALIDATION]
-    texts = iter([kept[0].lower(), f"QXZ\n{kept[-1].title()}", f"qxz {kept[7]}", *["QXZ Abc"] * 2])
+    asked = iter([kept[0].lower(), f"QXZ\n{kept[-1].title()}", f"qxz {kept[7]}", *["QXZ Abc"] * 2])
 
-    def rigged(rng, fmt):
-        return Sign(next(texts))
+    def rigged(rng, fmt, texts):
+        return Sign(next(asked))
 
     monkeypatch.setattr(batches, "random_sign", rigged)
     small = replace(RECIPE, batch=2, dropout=0.0)
@@ -145,3 +146,46 @@ def test_a_prompt_fixes_its_picture():
     sign = Sign("HOUSE", pattern="striped")
     drawn = [draw_sign(sign, TWO_LINES, random.Random(seed)) for seed in range(4)]
     assert all(np.array_equal(drawn[0], each) for each in drawn)
+
+
+def require_strictness():
+    """Raise unless drawn patterns are read strictly, and faint ones that begin anew are not."""
+    fmt = replace(TWO_LINES, phases=8)
+    middle = fmt.width // 2
+    bare = drawing.draw_wall("white", "plain", fmt, 0)
+    for phase in (0, 3):
+        whole = drawing.draw_wall("white", "striped", fmt, phase)
+        anew = drawing.draw_wall("white", "striped", fmt, phase + 4)
+        broken = np.concatenate([whole[:, :middle], anew[:, middle:]], axis=1)
+        faint = bare + reader.FAINT * (broken - bare)
+        assert strict_pattern(picture(whole), fmt) == "striped"
+        assert strict_pattern(picture(faint), fmt) == "plain"
+        assert read_sign(picture(faint), fmt).pattern == "striped"
+
+
+def picture(levels: np.ndarray) -> Image.Image:
+    return Image.fromarray(levels.round().astype(np.uint8))
+
+
+def test_a_pattern_that_begins_anew_is_told_from_a_whole_one():
+    require_strictness()
+
+
+def test_a_lenient_reading_for_a_strict_one_is_noticed(monkeypatch):
+    old = "[:, 0].min(axis=1)"
+    plant(monkeypatch, reader, "strict_pattern", old, "[:, 1].max(axis=1)")
+    with pytest.raises(AssertionError):
+        require_strictness()
+
+
+def test_the_texts_of_a_step_are_those_of_its_stage():
+    """A stage begins at its step, and lasts until the next one's."""
+    first, then = (texts for _, texts in RECIPE.stages)
+    change = RECIPE.stages[1][0]
+    assert [RECIPE.texts_of(step) for step in (0, change - 1, change, change + 1)] == [
+        first, first, then, then
+    ]  # fmt: skip
+    rng = random.Random(0)
+    texts = [drawing.random_text(rng, TWO_LINES, then) for _ in range(50)]
+    assert all(text.isupper() and " " not in text for text in texts)
+    assert max(len(line) for text in texts for line in text.split("\n")) == then.longest

@@ -2,6 +2,7 @@
 begins."""
 
 import random
+import shutil
 import sys
 from dataclasses import replace
 
@@ -70,6 +71,16 @@ def mini(request, monkeypatch):
 @pytest.fixture
 def mini_mmdit(monkeypatch):
     monkeypatch.setitem(training.RECIPES, "mini", MINI)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a training of `mini_mmdit` on four pictures."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(training.RECIPES, "mini", MINI)
+        training.train("mini", folder, images=4)
+    return folder
 
 
 def pictures(pipeline) -> list[Image.Image]:
@@ -244,13 +255,13 @@ def test_another_recipes_state_is_refused(mini_mmdit, tmp_path, monkeypatch):
     ],
     ids=["cut", "bytes", "another's", "older", "stepless", "tensorless", "folder", "link"],
 )
-def test_what_is_no_state_is_refused(mini_mmdit, tmp_path, damage, says):
+def test_what_is_no_state_is_refused(mini_mmdit, trained, tmp_path, damage, says):
     """A file cut off, another's, an older version's, one without a tensor, a folder: a WeightsError in one
     line."""
-    training.train("mini", tmp_path, images=4)
-    damage(tmp_path / "state.safetensors")
+    shutil.copytree(trained, tmp_path / "run")
+    damage(tmp_path / "run" / "state.safetensors")
     with pytest.raises(WeightsError, match=f"state.safetensors .*{says}") as refusal:
-        training.train("mini", tmp_path, images=4)
+        training.train("mini", tmp_path / "run", images=4)
     assert "\n" not in str(refusal.value)
 
 
@@ -352,7 +363,7 @@ def test_only_the_recipes_seed_is_said_to_be_localised(tmp_path, monkeypatch):
 def test_held_out_words_are_never_trained_on(monkeypatch):
     """However often the dice fall on a validation or test word, no training prompt or picture holds one."""
 
-    def rigged(rng, fmt):
+    def rigged(rng, fmt, texts):
         return Sign(rng.choice([*TEST, *VALIDATION, "QXZ"]))
 
     monkeypatch.setattr(batches, "random_sign", rigged)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 from textpatch.cli.models import chosen
-from textpatch.cli.opening import versions
 from textpatch.cli.options import LOADING, MODEL_HELP, Help, add_loading_options
 from textpatch.errors import OCRError, PatchError
 from textpatch.exits import printable
+from textpatch.runs.packages import versions
 
 HELP = Help(
     usage="textpatch doctor [PATH ...] [--scan] [--readers]",

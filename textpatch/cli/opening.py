@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from pathlib import Path
 
 from textpatch.cli.functions import names_function
 from textpatch.cli.models import chosen
 from textpatch.cli.options import BORROWING, LOADING
-
-PACKAGES = ("textpatch", "torch", "transformers", "safetensors", "numpy", "Pillow")
+from textpatch.runs.packages import versions
 
 
 def whole_request(options, pipeline, request: dict) -> dict:
@@ -127,11 +125,3 @@ def require_same_run(options, pipeline, request: dict) -> None:
     differing = differences(here, json.loads(json.dumps(asked)))
     if differing:
         raise StoreError(another_run(options.out, differing, may_allow=False))
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results may depend on."""
-    from importlib import metadata
-
-    found = {name: metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found}

@@ -35,7 +35,7 @@ def add_picture_options(command: argparse.ArgumentParser) -> None:
         "--picture",
         type=Path,
         metavar="FILE",
-        help="PNG file of the model's size to edit, which the source prompt describes",
+        help="PNG, JPEG or WebP file of the model's size to edit, which the source prompt describes",
     )
     group.add_argument(
         "--inversion",

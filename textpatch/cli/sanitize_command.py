@@ -279,17 +279,14 @@ def _request(options, sanitizer, prompts: list[str]) -> dict:
 
 def _pictures(options, sanitizer, made) -> dict:
     """Return the picture of a prompt, with --before the harmful one too, and none if it was refused."""
-    from textpatch.safety.methods import Settings, plain_run
-
     if made.image is None:
         return {}
     if not options.before:
         return {AFTER: made.image}
     if made.outcome == "passed":
         return {BEFORE: made.image, AFTER: made.image}
-    settings = Settings(made.seed, sanitizer.steps, sanitizer.guidance)
-    (before,) = plain_run(sanitizer.pipeline, made.screened.prompt, settings).images.values()
-    return {BEFORE: before, AFTER: made.image}
+    before = sanitizer.plain(made.screened.prompt, made.seed)
+    return {BEFORE: before.image, AFTER: made.image}
 
 
 def _sheet(run, shown: list[dict]) -> bytes:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image
 
-from textpatch.editing.methods import Method, PromptSwap, method_named
+from textpatch.editing.methods import Method, Source, method_named
 from textpatch.editing.result import Edit
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance
@@ -93,7 +93,7 @@ def compare(
              the first is told
     seeds, steps, guidance  as `localize` has them
     ocr      a reader or the name of one, as `localize` has it
-    run      a textpatch.Run.  Every picture is kept there as it is made, and is not made again
+    run      a textpatch.Run.  The pictures of a pair are kept there as they are made, and are not made again
 
     The result has for each method
 
@@ -111,23 +111,10 @@ def compare(
     trials = Trials(pipeline, pairs, seeds=seeds, steps=steps, guidance=guidance, ocr=ocr, run=run)
     _require_admitted(trials, named)
     drawn = {SOURCE: Source(), **named}
-    asked = list(itertools.product(trials.tasks(len(trials.pairs)), drawn))
-    with phase("edits", "picture"):
-        for task, name in counted(asked):
-            trials.join(_record(trials, task, name, drawn[name]))
+    with phase("edits", "pair"):
+        for task in counted(trials.tasks(len(trials.pairs))):
+            _keep(trials, task, drawn)
     return Comparison(_result(trials, list(named)), trials.records, run)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Method that edits nothing, whose picture is the source's."""
-
-    name = SOURCE
-
-    def __call__(self, pipeline: SupportsSampling, pair: Pair, **run) -> Edit:
-        """Make the source's picture.  See `textpatch.editing.methods.Method`."""
-        made = PromptSwap()(pipeline, replace(pair, target=pair.source), **run)
-        return replace(made, pair=pair, method=self.name)
 
 
 def _named(methods) -> dict[str, Method]:
@@ -165,21 +152,32 @@ def _require_admitted(trials: Trials, methods: Mapping[str, Method]) -> None:
                 raise type(error)(f"pair {number} by {name}: {error}") from None
 
 
-def _record(trials: Trials, task: Task, name: str, method: Method) -> dict:
-    """Record of one picture of a pair and seed, made now unless the run folder has it."""
+def _keep(trials: Trials, task: Task, methods: Mapping[str, Method]) -> None:
+    """Keep the records of a pair and seed, one for each method.
+
+    Pictures that the run folder has not are made now, and a reader sees all of them at once.
+    """
     index, seed = task
     pair = trials.pairs[index]
     rows = [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed)]
-    maker = made_by(rows, Plan()) | {"method": _described(method)}
+    ids = {name: f"{index}-{seed}-{name}" for name in methods}
 
-    def make() -> dict:
-        made, seconds = _timed(trials, pair, seed, method)
-        source = trials.pictures(task).get(SOURCE)
-        scored = trials.scored({name: made.image}, index, source)
-        scored[name] |= {"seconds": seconds, "generations": made.generations}
-        return {"generations": made.generations, "pictures": scored}
+    def keep(name: str, make: Callable[[], dict]) -> None:
+        maker = made_by(rows, Plan()) | {"method": _described(methods[name])}
+        trials.join(trials.once(ids[name], task, maker, make))
 
-    return trials.once(f"{index}-{seed}-{name}", task, maker, make)
+    lacking = [name for name in methods if ids[name] not in trials.work]
+    for name in methods.keys() - lacking:
+        keep(name, dict)
+    if not lacking:
+        return
+    made = {name: _timed(trials, pair, seed, methods[name]) for name in lacking}
+    images = {name: edit.image for name, (edit, _) in made.items()}
+    scored = trials.scored(images, index, trials.pictures(task).get(SOURCE))
+    for name, (edit, seconds) in made.items():
+        cost = {"seconds": seconds, "generations": edit.generations}
+        pictures = {name: scored[name] | cost}
+        keep(name, partial(dict, generations=edit.generations, pictures=pictures))
 
 
 def _timed(trials: Trials, pair: Pair, seed: int, method: Method) -> tuple[Edit, float]:

@@ -19,10 +19,11 @@ from textpatch import metrics
 from textpatch.editing.inverting import DEFAULT, FlowEdit, InversionMethod, Memory, as_method
 from textpatch.editing.solved import Solved
 from textpatch.editing.velocities import Prediction, require_forgetful
+from textpatch.equality import equal
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, Unguided, as_guidance
 from textpatch.html import figure, fragment, safe
-from textpatch.pictures import as_rgb, open_picture
+from textpatch.pictures import as_rgb, open_given
 from textpatch.pipelines import (
     SupportsModelCalls,
     SupportsPartialRuns,
@@ -60,7 +61,7 @@ class Errors:
     guided: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Inversion:
     """Result of `invert`.
 
@@ -84,6 +85,9 @@ class Inversion:
     guided: Image.Image
     errors: Errors
     calls: int
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Inversion) and equal(vars(self), vars(other))
 
     @property
     def noise(self) -> Tensor:
@@ -126,7 +130,7 @@ def invert(
     Inverting reads the prompt without guidance, as published.  Then the picture is drawn again, without
     guidance and with that of an edit.
 
-    picture   a PIL picture, or a PNG file, of the size that the model draws
+    picture   a PIL picture, or a PNG, JPEG or WebP file, of the size that the model draws
     prompt    what the picture shows
     method    a name of `textpatch.editing.inverting`, or an object from there
     steps     steps of the run, the pipeline's own when None
@@ -254,12 +258,12 @@ def given_picture(
 ) -> Image.Image:
     """The picture that was given, opened if it is a file, as RGB.
 
-    Raises PatchError for another size than the model's, and as `open_picture` and `as_rgb` do.
+    Raises PatchError for another size than the model's, and as `open_given` and `as_rgb` do.
     """
+    image = picture
     if isinstance(picture, (str, os.PathLike)):
-        image = open_picture(picture)
-    else:
-        image = as_rgb(picture, "the picture")
+        image = open_given(picture)
+    image = as_rgb(image, "the picture")
     height, width = picture_size(pipeline)
     if image.size != (width, height):
         raise PatchError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from textpatch.bank import prompt_settles_text
 from textpatch.editing.result import Edit
 from textpatch.errors import PatchError
-from textpatch.groups import localized_group, require_start, rows_and_plan
+from textpatch.groups import Group, localized_group, require_start, rows_and_plan
 from textpatch.guidance import Guidance, require_branch
 from textpatch.pipelines import SupportsSampling
 from textpatch.plan import Row
@@ -61,9 +61,7 @@ class Localized:
         for one branch of a run that has no other, and for a swap that changed nothing.  Raises PromptError
         for words whose tokens cannot be swapped one by one.
         """
-        require_start(self.start, steps)
-        require_branch(self.branch, guidance)
-        chosen = localized_group(pipeline, self.sites)
+        chosen = self.swapped(pipeline, steps, guidance)
         tokens = self._tokens(pipeline, pair)
         rows, plan = rows_and_plan(pair, seed, [chosen], steps, self.start, self.branch, tokens)
         rows = _needed(rows, also, settled=prompt_settles_text(pipeline.denoiser))
@@ -82,6 +80,15 @@ class Localized:
             method=self.name,
             generations=sum(row.sampled for row in rows),
         )
+
+    def swapped(self, pipeline: SupportsSampling, steps: int, guidance: float | Guidance) -> Group:
+        """Indices of the sites that are swapped in a run.
+
+        Raises PatchError for sites, a start or a branch that the run has not.
+        """
+        require_start(self.start, steps)
+        require_branch(self.branch, guidance)
+        return localized_group(pipeline, self.sites)
 
     def _tokens(self, pipeline: SupportsSampling, pair: Pair) -> Sequence[int] | None:
         """Places of the tokens to swap, None for all."""

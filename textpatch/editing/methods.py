@@ -6,7 +6,7 @@ Every method begins with the noise of the seed, so that its picture can be compa
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from textpatch.editing.localized import Injection, Localized
@@ -83,6 +83,18 @@ class PromptSwap:
             method=self.name,
             generations=len(rows),
         )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Method that edits nothing, whose picture is the source's."""
+
+    name = SOURCE
+
+    def __call__(self, pipeline: SupportsSampling, pair: Pair, **run) -> Edit:
+        """Make the source's picture.  See `Method`."""
+        made = PromptSwap()(pipeline, replace(pair, target=pair.source), **run)
+        return replace(made, pair=pair, method=self.name)
 
 
 METHODS: dict[str, Callable[..., Method]] = {

@@ -21,7 +21,9 @@ pair.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import TYPE_CHECKING
 
 from textpatch.errors import PatchError
 from textpatch.groups import Group
@@ -46,10 +48,16 @@ from textpatch.pipelines import (
 from textpatch.ports.shipped import site_indices
 from textpatch.progress import phase
 from textpatch.prompts.pairs import require_other_texts
-from textpatch.report.headline import answer
-from textpatch.report.page import summary_html
+from textpatch.report.headline import answer, verdict
+from textpatch.report.keeping import frame_of, keep, manifest_of
+from textpatch.report.page import page_of, summary_html
 from textpatch.report.reader import told_reader
+from textpatch.report.result import responsible_sites
 from textpatch.report.terminal import table
+from textpatch.runs.folder import Run
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,16 +67,59 @@ class Localization:
     result   the scores as plain data, the content of results.json
     records  one dict for each pair and seed.  Their pictures are PIL images, or paths in the run folder if
              there was one
+    run      that run folder, None if there was none
     """
 
     result: dict
     records: list[dict]
+    run: Run | None = field(default=None, compare=False)
 
     @property
     def ranked(self) -> list[tuple[int, ...]]:
         """Groups of sites, the best first."""
         groups = {entry["site"]: tuple(entry["group"]) for entry in self.result["sites"]}
         return [groups[site] for site in self.result["ranked"]]
+
+    @property
+    def set(self) -> tuple[int, ...]:
+        """Indices of the responsible set's sites, () where it is empty or was not sought."""
+        return tuple(responsible_sites(self.result))
+
+    @property
+    def headline(self) -> str:
+        """Which sites carry the word, in one sentence."""
+        return verdict(self.result)[0]
+
+    def scores(self, site: int | str) -> dict:
+        """All scores of a site, by its index or name, or of a set such as "1+2".
+
+        Each has a value and the ends of its interval.  Raises PatchError for a site that was not tried.
+        """
+        entries = self.result["sites"]
+        for entry in entries:
+            if site in (entry["site"], entry["name"]):
+                return entry
+        tried_ = ", ".join(str(entry["site"]) for entry in entries)
+        raise PatchError(f"scores of site {site!r} were asked for; tried were {tried_}")
+
+    def table(self) -> str:
+        """All sites with their scores, the best first."""
+        return table(self.result)
+
+    def to_pandas(self) -> DataFrame:
+        """Rows of results.csv, the two runs and then the sites.  Raises PatchError without pandas."""
+        return frame_of(self.result)
+
+    def report(self) -> str:
+        """The page about this localisation, as HTML that stands alone."""
+        return page_of(self.result, self.records, self.run, manifest_of(self.result, self.run))
+
+    def save(self, folder: str | PathLike[str]) -> Run:
+        """Write a run folder with the pictures, tables and page, as `textpatch localize` does.
+
+        Raises StoreError for a folder that holds another run or other things.
+        """
+        return keep(self.result, self.records, self.run, folder)
 
     def __repr__(self) -> str:
         return f"{table(self.result)}\n{told_reader(self.result)}\n{answer(self.result)}"
@@ -201,7 +252,7 @@ def _found(trials: Trials, asked: Request, starts: bool, heads: bool) -> Localiz
     if all_alone(asked.groups) and asked.pairs >= FEWEST:
         grown = _grown(trials, screening, asked.begins_with)
     result = summarise(trials, asked, screening, beside, grown)
-    found = Localization(result, trials.records)
+    found = Localization(result, trials.records, trials.run)
     of_set = (result["set"] or {}).get("sites") or found.ranked[0]
     if starts:
         result["start_curve"] = start_curve(trials, of_set)

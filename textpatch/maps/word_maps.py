@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from textpatch.auditing.replay import Definition
+from textpatch.equality import equal
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, as_guidance, branch_rows
 from textpatch.html import figure, fragment, safe
@@ -38,7 +39,7 @@ from textpatch.sites import Site, select_sites
 KINDS = "received", "given"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttentionMap:
     """What a word's tokens receive and give in one generation.
 
@@ -62,6 +63,9 @@ class AttentionMap:
     seed: int
     run_steps: int
     guidance: float | Guidance
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AttentionMap) and equal(vars(self), vars(other))
 
     def array(self, kind: str = "received", sites: Any = "all") -> Tensor:
         """Mean (rows, columns) over steps and sites, on the largest grid of these sites.

@@ -32,7 +32,7 @@ from textpatch.ports import (
     z_image,
 )
 from textpatch.ports.matching import SiteSpec, match_sites, require_module
-from textpatch.sites import Site, select_sites
+from textpatch.sites import Site, Sites, select_sites
 
 # tables by the name of the model's class, the fullest first
 TABLES = {
@@ -70,7 +70,7 @@ TABLES = {
 }
 
 
-def find_sites(model: nn.Module, spec: Sequence[SiteSpec] | None = None) -> tuple[Site, ...]:
+def find_sites(model: nn.Module, spec: Sequence[SiteSpec] | None = None) -> Sites:
     """Find all sites of a model, in execution order.
 
     They are those of the table `spec`, else the model's own `sites`, else those of a shipped table.
@@ -79,9 +79,9 @@ def find_sites(model: nn.Module, spec: Sequence[SiteSpec] | None = None) -> tupl
     if spec is None:
         own = getattr(model, "sites", None)
         if own:
-            return tuple(own)
+            return Sites(own)
         spec = shipped_table(model)
-    return tuple(site for site, _ in match_sites(model, spec))
+    return Sites(site for site, _ in match_sites(model, spec))
 
 
 def pipeline_sites(pipeline: Any) -> tuple[Site, ...]:

@@ -35,13 +35,32 @@ def publish(
     """
     heatmap = heatmap_png(result)
     sheet = png(_sheet_of(run, result, records[:lines]))
-    shown = _within(result, records, lambda picture: opened(picture["image"], run))
-    text = report_html(result, heatmap=heatmap, sheet=shown, manifest=run.manifest, maps=maps)
+    text = page_of(result, records, run, run.manifest, heatmap=heatmap, maps=maps)
     run.write_bytes("heatmap.png", heatmap)
     run.write_bytes("contact_sheet.png", sheet)
     run.write_bytes("report.html", text.encode())
     run.write_json("results.json", result)
-    run.write_csv("results.csv", [flatten(entry) for entry in _all_rows(result)])
+    run.write_csv("results.csv", [flatten(entry) for entry in all_rows(result)])
+
+
+def page_of(
+    result: dict,
+    records: Sequence[dict],
+    run,
+    manifest: dict,
+    *,
+    heatmap: bytes | None = None,
+    maps: Sequence[tuple[str, Image.Image]] = (),
+) -> str:
+    """The page about a result and its records, whose pictures are images or lie in the folder of `run`.
+
+    heatmap  a PNG, drawn here when None
+    Raises PatchError as `publish` does.
+    """
+    shown = _within(result, records, lambda picture: opened(picture["image"], run))
+    if heatmap is None:
+        heatmap = heatmap_png(result)
+    return report_html(result, heatmap=heatmap, sheet=shown, manifest=manifest, maps=maps)
 
 
 def report_html(
@@ -99,7 +118,7 @@ def summary_html(result: dict, records: Sequence[dict]) -> str:
     return fragment("".join(parts))
 
 
-def _all_rows(result: dict) -> list[dict]:
+def all_rows(result: dict) -> list[dict]:
     """The rows of results.csv, first the two runs and then the sites."""
     runs = [{"name": name, **scores} for name, scores in result["baselines"].items()]
     return runs + result["sites"]

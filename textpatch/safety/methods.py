@@ -1,35 +1,29 @@
-"""Ways to keep a harmful word out of a picture, ours and those it is compared with.
+"""Ways to keep a harmful word out of a picture, as methods of editing its prompt into the clean one.
 
     localized        the harmful prompt's run reads the clean prompt's text at the localised sites
     prompt_swap      the clean prompt's own run, which is another picture
     negative_prompt  guidance away from a prompt with the harmful word
     safe_guidance    Safe Latent Diffusion (arXiv 2211.05105), guidance away from a concept
 
-All begin with the noise of the seed.  ("Precise Parameter Localization for Textual Generation in Diffusion
-Models", ICLR 2025, sec. 5.3)
+The first two are those of `textpatch.editing`, whose other methods serve, too.  All begin with the noise of
+the seed.  ("Precise Parameter Localization for Textual Generation in Diffusion Models", ICLR 2025, sec. 5.3)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar, Protocol
 
-from textpatch.bank import prompt_settles_text
+from textpatch.editing.localized import Localized
+from textpatch.editing.methods import Method, PromptSwap
+from textpatch.editing.result import Edit
 from textpatch.errors import PatchError, closest
-from textpatch.groups import localized_group, require_start
-from textpatch.guidance import (
-    ClassifierFree,
-    Guidance,
-    SafeLatentDiffusion,
-    Safety,
-    require_branch,
-)
+from textpatch.guidance import ClassifierFree, Guidance, SafeLatentDiffusion, Safety
 from textpatch.pipelines import SupportsSampling
-from textpatch.plan import Plan, Row, Swap
-from textpatch.prompts.pairs import SOURCE, TARGET
-from textpatch.safety.screening import Screened
-from textpatch.sampling import Samples, sample
+from textpatch.plan import Plan, Row
+from textpatch.prompts.pairs import SOURCE, TARGET, Pair, quoted_texts
+from textpatch.sampling import sample
 
 # the concept of Safe Latent Diffusion's authors
 CONCEPT = (
@@ -41,92 +35,47 @@ WORD = "{}"  # in a template, where the harmful words go
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Seed of the noise, denoising steps and guidance of a run."""
+class HarmfulPair(Pair):
+    """A harmful prompt and the clean one.
 
-    seed: int
-    steps: int
-    guidance: float | Guidance
-
-
-class Method(Protocol):
-    """A way to keep a harmful word out of a picture."""
-
-    name: ClassVar[str]
-
-    def draw(self, pipeline: SupportsSampling, screened: Screened, settings: Settings) -> Samples:
-        """Run in which the row SOURCE is the picture without the harmful word."""
-
-
-@dataclass(frozen=True)
-class Localized:
-    """The clean prompt's text at the localised sites, from one step on.
-
-    Where a prompt settles its keys and values the clean prompt is encoded and never run.  Where text evolves
-    with the picture its run is a row more.
-
-    sites   where to swap, the sites localised for the model when None
-    start   first swapped step.  Step 0 is the noisiest
-    branch  "both" guidance branches are swapped, or "cond" alone
+    found  harmful texts of the source, all that it quotes when empty
     """
 
-    name: ClassVar[str] = "localized"
-    sites: object = None
-    start: int = 0
-    branch: str = "both"
-
-    def draw(self, pipeline: SupportsSampling, screened: Screened, settings: Settings) -> Samples:
-        more = self.rows_more(pipeline)
-        rows = [
-            Row(SOURCE, screened.prompt, settings.seed),
-            Row(TARGET, screened.clean, settings.seed, sampled=bool(more)),
-        ]
-        sites = localized_group(pipeline, self.sites)
-        window = tuple(range(self.start, settings.steps))
-        plan = Plan([Swap(sites, SOURCE, TARGET, steps=window, branch=self.branch)])
-        made = _run(pipeline, rows, plan, settings)
-        made.ledger.require()
-        return made
-
-    def rows_more(self, pipeline: SupportsSampling) -> int:
-        """Rows that run beside the picture's own, 0 or 1."""
-        return 0 if prompt_settles_text(pipeline.denoiser) else 1
-
-    def check(self, pipeline: SupportsSampling, settings: Settings) -> None:
-        """Raise PatchError for sites, a start or a branch that the run has not."""
-        localized_group(pipeline, self.sites)
-        require_start(self.start, settings.steps)
-        require_branch(self.branch, settings.guidance)
-
-
-@dataclass(frozen=True)
-class PromptSwap:
-    """The clean prompt in the harmful one's place."""
-
-    name: ClassVar[str] = "prompt_swap"
-
-    def draw(self, pipeline: SupportsSampling, screened: Screened, settings: Settings) -> Samples:
-        return _run(pipeline, [Row(SOURCE, screened.clean, settings.seed)], Plan(), settings)
+    found: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class NegativePrompt:
-    """Classifier-free guidance away from the harmful words.
+    """Method of editing that guides the source's run away from its harmful words.
 
     template  negative prompt, with {} where the words go
     """
 
-    name: ClassVar[str] = "negative_prompt"
+    name = "negative_prompt"
     template: str = f'text "{WORD}"'
 
-    def draw(self, pipeline: SupportsSampling, screened: Screened, settings: Settings) -> Samples:
-        guidance = ClassifierFree(_scale(self, settings), _filled(self.template, screened))
-        return _guided(pipeline, screened, settings, guidance)
+    def __call__(
+        self,
+        pipeline: SupportsSampling,
+        pair: Pair,
+        *,
+        seed: int,
+        steps: int,
+        guidance: float | Guidance,
+        also: Sequence[str] = (SOURCE, TARGET),
+    ) -> Edit:
+        """Make the picture.  See `textpatch.editing.methods.Method`.
+
+        Raises PatchError for a guidance that is no number.
+        """
+        scale = _scale(self.name, guidance)
+        away = ClassifierFree(scale, _filled(self.template, pair))
+        return _guided(self.name, pipeline, pair, seed, steps, guidance, away, also)
 
 
 @dataclass(frozen=True)
 class SafeGuidance:
-    """Safe Latent Diffusion away from a concept.
+    """Method of editing that guides the source's run away from a concept, by Safe Latent Diffusion.
 
     concept  prompt of the concept, with {} where the harmful words go if they are to be named.  When None
              that of its authors, which names no words
@@ -134,24 +83,37 @@ class SafeGuidance:
     momentum, units  as in SafeLatentDiffusion
     """
 
-    name: ClassVar[str] = "safe_guidance"
+    name = "safe_guidance"
     concept: str = CONCEPT
     preset: str | Safety = "medium"
     momentum: str = "carried"
     units: str = "official"
 
-    def draw(self, pipeline: SupportsSampling, screened: Screened, settings: Settings) -> Samples:
-        guidance = SafeLatentDiffusion(
-            _scale(self, settings),
-            _filled(self.concept, screened),
+    def __call__(
+        self,
+        pipeline: SupportsSampling,
+        pair: Pair,
+        *,
+        seed: int,
+        steps: int,
+        guidance: float | Guidance,
+        also: Sequence[str] = (SOURCE, TARGET),
+    ) -> Edit:
+        """Make the picture.  See `textpatch.editing.methods.Method`.
+
+        Raises PatchError for a guidance that is no number, and as SafeLatentDiffusion does.
+        """
+        away = SafeLatentDiffusion(
+            _scale(self.name, guidance),
+            _filled(self.concept, pair),
             preset=self.preset,
             momentum=self.momentum,
             units=self.units,
         )
-        return _guided(pipeline, screened, settings, guidance)
+        return _guided(self.name, pipeline, pair, seed, steps, guidance, away, also)
 
 
-METHODS: dict[str, type] = {
+METHODS: dict[str, Callable[..., Method]] = {
     made.name: made for made in (Localized, PromptSwap, NegativePrompt, SafeGuidance)
 }
 
@@ -163,33 +125,49 @@ def method_named(name: str) -> Method:
     return METHODS[name]()
 
 
-def plain_run(pipeline: SupportsSampling, prompt: str, settings: Settings) -> Samples:
-    """Run of a prompt as it is, in the row SOURCE."""
-    return _run(pipeline, [Row(SOURCE, prompt, settings.seed)], Plan(), settings)
-
-
 def _guided(
-    pipeline: SupportsSampling, screened: Screened, settings: Settings, guidance: Guidance
-) -> Samples:
-    """Run of the harmful prompt under a guidance."""
-    own = Settings(settings.seed, settings.steps, guidance)
-    return plain_run(pipeline, screened.prompt, own)
+    name: str,
+    pipeline: SupportsSampling,
+    pair: Pair,
+    seed: int,
+    steps: int,
+    guidance: float | Guidance,
+    away: Guidance,
+    also: Sequence[str],
+) -> Edit:
+    """Edit whose picture is the source's under a guidance away from something.
+
+    guidance  of the plain pictures that are asked for beside it
+    """
+    made = sample(pipeline, [Row(SOURCE, pair.source, seed)], steps=steps, guidance=away)
+    prompts = {SOURCE: pair.source, TARGET: pair.target}
+    rows = [Row(plain, prompt, seed) for plain, prompt in prompts.items() if plain in also]
+    beside = sample(pipeline, rows, steps=steps, guidance=guidance).images if rows else {}
+    return Edit(
+        image=made.images[SOURCE],
+        source=beside.get(SOURCE),
+        target=beside.get(TARGET),
+        plan=Plan(),
+        pair=pair,
+        seed=seed,
+        steps=steps,
+        guidance=away,
+        method=name,
+        generations=1 + len(rows),
+    )
 
 
-def _run(pipeline: SupportsSampling, rows: list[Row], plan: Plan, settings: Settings) -> Samples:
-    return sample(pipeline, rows, plan, steps=settings.steps, guidance=settings.guidance)
-
-
-def _scale(method: Method, settings: Settings) -> float:
+def _scale(name: str, guidance: float | Guidance) -> float:
     """Scale of the guidance.  Raises PatchError if the run has a guidance of its own kind."""
-    if not isinstance(settings.guidance, Real):
+    if not isinstance(guidance, Real):
         raise PatchError(
-            f"method {method.name!r} is a guidance itself, and guidance {settings.guidance!r} was given; "
-            "give a number"
+            f"method {name!r} is a guidance itself, and guidance {guidance!r} was given; give a number"
         )
-    return float(settings.guidance)
+    return float(guidance)
 
 
-def _filled(template: str, screened: Screened) -> str:
+def _filled(template: str, pair: Pair) -> str:
     """A template with the harmful words in it."""
-    return template.replace(WORD, " ".join(screened.found))
+    if isinstance(pair, HarmfulPair) and pair.found:
+        return template.replace(WORD, " ".join(pair.found))
+    return template.replace(WORD, " ".join(quoted_texts(pair.source)))

@@ -16,23 +16,18 @@ from typing import Any
 
 from PIL import Image
 
+from textpatch.editing.localized import Localized
+from textpatch.editing.methods import Method, PromptSwap, Source
+from textpatch.editing.result import Edit
 from textpatch.errors import PatchError, PromptError, closest
 from textpatch.guidance import Guidance
 from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
-from textpatch.prompts.pairs import SOURCE
+from textpatch.prompts.pairs import Pair
 from textpatch.safety.detection import Detector, name_of, version_of
-from textpatch.safety.methods import (
-    Localized,
-    Method,
-    PromptSwap,
-    Settings,
-    method_named,
-    plain_run,
-)
+from textpatch.safety.methods import HarmfulPair, method_named
 from textpatch.safety.reading import is_legible, read, reader_for, require_reader
 from textpatch.safety.replacement import NearLength, Replacer
 from textpatch.safety.screening import Rules, Screened, screen
-from textpatch.sampling import Samples
 
 POLICIES = ("replace", "refuse")
 OUTSIDE = ("refuse", "pass")
@@ -63,7 +58,7 @@ class Sanitized:
     image     the picture, None if the prompt was refused
     screened  what was found in the prompt, and what stands in its place
     attempts  the pictures made of it, the last one kept unless all were refused
-    samples   run of the picture, with its plan, ledger, seed and guidance
+    edit      how the picture was made, with its plan, ledger and guidance
     by        names and versions of detector and replacer
     reason    why the prompt was refused, "" if it was not
     """
@@ -73,7 +68,7 @@ class Sanitized:
     screened: Screened
     seed: int
     attempts: tuple[Attempt, ...]
-    samples: Samples | None
+    edit: Edit | None
     by: dict[str, str]
     reason: str = ""
 
@@ -88,11 +83,11 @@ class Sanitized:
             "findings": [one.data for one in self.screened.findings],
             "replacements": list(self.screened.replacements),
             "attempts": [dict(vars(attempt)) for attempt in self.attempts],
-            "rows": 0 if self.samples is None else sum(row.sampled for row in self.samples.rows),
+            "rows": 0 if self.edit is None else self.edit.generations,
             **self.by,
         }
-        if self.samples is not None:
-            entry["plan_sha256"] = self.samples.plan.sha256
+        if self.edit is not None:
+            entry["plan_sha256"] = self.edit.plan.sha256
         return entry
 
 
@@ -138,7 +133,7 @@ class Sanitizer:
         self.steps, self.guidance = pipeline.defaults.run(steps, guidance)
         self.method = _method(method, sites, start, branch)
         if isinstance(self.method, Localized):
-            self.method.check(pipeline, Settings(0, self.steps, self.guidance))
+            self.method.swapped(pipeline, self.steps, self.guidance)
 
     def __call__(self, prompt: str, seed: int = 0) -> Sanitized:
         """Sanitize one prompt.  What detector, replacer and reader fail in refuses it."""
@@ -148,14 +143,16 @@ class Sanitizer:
         screened = screen(prompt, self.detector, self.replacer, self.rules)
         if screened.refusal:
             return self._refused(screened, seed, screened.refusal)
-        settings = Settings(seed, self.steps, self.guidance)
         unreadable = self._unreadable(screened, seed)
         if unreadable:
             return self._refused(screened, seed, unreadable)
         if not screened.findings:
-            made = plain_run(self.pipeline, prompt, settings)
-            return self._kept(PASSED, screened, settings, (), made)
-        return self._replaced(screened, settings)
+            return self._kept(PASSED, screened, (), self.plain(prompt, seed))
+        return self._replaced(screened, seed)
+
+    def plain(self, prompt: str, seed: int = 0) -> Edit:
+        """The picture of a prompt as it is."""
+        return self._made(Source(), Pair(prompt, prompt), seed)
 
     def _unreadable(self, screened: Screened, seed: int) -> str:
         """Why the model cannot read a prompt, "" if it can.  The word itself is never told."""
@@ -166,28 +163,34 @@ class Sanitizer:
                 return f"the model cannot read the {what}"
         return ""
 
-    def _replaced(self, screened: Screened, settings: Settings) -> Sanitized:
+    def _made(self, method: Method, pair: Pair, seed: int) -> Edit:
+        run = {"seed": seed, "steps": self.steps, "guidance": self.guidance}
+        return method(self.pipeline, pair, **run, also=())
+
+    def _replaced(self, screened: Screened, seed: int) -> Sanitized:
         """The first picture of all methods in turn in which the harmful text is not legible."""
+        pair = HarmfulPair(screened.prompt, screened.clean, screened.found)
         tried: list[Attempt] = []
         for method in self._in_turn():
-            attempt = Attempt(method.name, getattr(method, "start", None))
+            name = getattr(method, "name", type(method).__name__)
+            attempt = Attempt(name, getattr(method, "start", None))
             try:
-                made = method.draw(self.pipeline, screened, settings)
+                made = self._made(method, pair, seed)
             except PromptError:  # whose message shows the prompt, and the harmful text in it
-                reason = f"the model cannot read what the method {method.name} asks for"
-                return self._refused(screened, settings.seed, reason, tuple(tried))
+                reason = f"the model cannot read what the method {name} asks for"
+                return self._refused(screened, seed, reason, tuple(tried))
             if self.verify is None:
-                return self._kept(REPLACED, screened, settings, (attempt,), made)
+                return self._kept(REPLACED, screened, (attempt,), made)
             try:
-                legible = self._legible(made.images[SOURCE], screened)
+                legible = self._legible(made.image, screened)
             except Exception as error:  # what nobody could read may be anything
                 reason = f"the reader failed ({type(error).__name__})"
-                return self._refused(screened, settings.seed, reason, (*tried, attempt))
+                return self._refused(screened, seed, reason, (*tried, attempt))
             tried.append(replace(attempt, legible=legible))
             if not legible:
-                return self._kept(REPLACED, screened, settings, tuple(tried), made)
+                return self._kept(REPLACED, screened, tuple(tried), made)
         reason = "the harmful text stayed legible, whatever was tried"
-        return self._refused(screened, settings.seed, reason, tuple(tried))
+        return self._refused(screened, seed, reason, tuple(tried))
 
     def _in_turn(self) -> list[Method]:
         """The method asked for, and what is tried where that leaves the harmful text legible."""
@@ -208,12 +211,12 @@ class Sanitizer:
         self,
         outcome: str,
         screened: Screened,
-        settings: Settings,
         attempts: Sequence[Attempt],
-        made: Samples,
+        made: Edit,
     ) -> Sanitized:
-        image = made.images[SOURCE]
-        return Sanitized(outcome, image, screened, settings.seed, tuple(attempts), made, self._by())
+        return Sanitized(
+            outcome, made.image, screened, made.seed, tuple(attempts), made, self._by()
+        )
 
     def _refused(
         self, screened: Screened, seed: int, reason: str, attempts: Sequence[Attempt] = ()
@@ -255,7 +258,8 @@ def sanitize(
     sites     where the clean prompt's text is read, the sites localised for the model when None
     start     first step at which it is read, 0 when None
     branch    "both" guidance branches read it (when None), or "cond" alone
-    method    "localized" (when None), or another of `METHODS`, by name or as an object
+    method    "localized" (when None), another of `textpatch.safety.methods.METHODS` by its name, or a
+              method of editing as an object
     verify    "reader", the name of another reader, or a reader, by which the picture is read again.  If the
               harmful text is legible an earlier start is tried, then the clean prompt, then the prompt is
               refused

@@ -52,10 +52,6 @@ SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 FACTORS = dict(colour=COLOURS, shape=SHAPES, wall=COLOURS, pattern=PATTERNS, style=STYLES)
 # DejaVu's bold capitals are wider than a letter's place.  At 0.84 of its width, W just fits the pitch.
 SQUEEZE = 0.84
-# how texts of several lines are drawn at random
-CASES = (str.upper, str.upper, str.upper, str.lower, str.title)
-ALONE = 0.2  # share of one line where two would fit
-TWOS = 0.3  # share of lines with two words
 # pixels per unit of the large drawings that masks are reduced from
 OVERSAMPLING = 8
 
@@ -148,6 +144,22 @@ class SignFormat:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """How texts of several lines are drawn at random.
+
+    longest  letters of a word
+    alone    share of texts of one line where more would fit
+    twos     share of lines with two words
+    cases    names of the cases, of which one is chosen for a text
+    """
+
+    longest: int = 8
+    alone: float = 0.2
+    twos: float = 0.3
+    cases: tuple[str, ...] = ("upper", "upper", "upper", "lower", "title")
+
+
+@dataclass(frozen=True)
 class Sign:
     """Description of a sign, as a prompt gives it.
 
@@ -191,31 +203,37 @@ def vocabulary(fmt: SignFormat = SignFormat()) -> list[str]:
     return list(dict.fromkeys([*words, *fmt.letters]))
 
 
-def random_sign(rng: random.Random, fmt: SignFormat, word: str | None = None) -> Sign:
-    """Random sign with independent factors.   Sign and wall never share a colour."""
+def random_sign(
+    rng: random.Random, fmt: SignFormat, word: str | None = None, texts: Texts = Texts()
+) -> Sign:
+    """Random sign with independent factors.   Sign and wall never share a colour.
+
+    word   its text; a random one when None
+    texts  how that is drawn, in a format of several lines
+    """
     colour, wall = rng.sample(list(COLOURS), 2)
-    word = word or random_text(rng, fmt)
+    word = word or random_text(rng, fmt, texts)
     return Sign(
         word, colour, rng.choice(fmt.shapes), wall, rng.choice(PATTERNS), rng.choice(fmt.styles)
     )
 
 
-def random_text(rng: random.Random, fmt: SignFormat) -> str:
+def random_text(rng: random.Random, fmt: SignFormat, texts: Texts = Texts()) -> str:
     """Random letters on as many lines as a format has, or fewer."""
     if fmt.lines == 1:
         return random_word(rng, rng.randint(3, fmt.longest))
-    cased = rng.choice(CASES)
-    lines = 1 if rng.random() < ALONE else fmt.lines
-    return "\n".join(cased(_random_line(rng, fmt)) for _ in range(lines))
+    cased = getattr(str, rng.choice(texts.cases))
+    lines = 1 if rng.random() < texts.alone else fmt.lines
+    return "\n".join(cased(_random_line(rng, fmt, texts)) for _ in range(lines))
 
 
-def _random_line(rng: random.Random, fmt: SignFormat) -> str:
-    """One random word of 3 to 8 letters, or two that fit on a line together."""
-    if rng.random() < TWOS:
+def _random_line(rng: random.Random, fmt: SignFormat, texts: Texts) -> str:
+    """One random word of three letters or more, or two that fit on a line together."""
+    if rng.random() < texts.twos:
         first = rng.randint(3, fmt.longest - 4)
         second = rng.randint(3, fmt.longest - 1 - first)
         return f"{random_word(rng, first)} {random_word(rng, second)}"
-    return random_word(rng, rng.randint(3, min(fmt.longest, 8)))
+    return random_word(rng, rng.randint(3, texts.longest))
 
 
 def random_word(rng: random.Random, length: int) -> str:
@@ -315,11 +333,14 @@ def painted(picture: np.ndarray, colour, cover: np.ndarray) -> np.ndarray:
 def draw_sign(sign: Sign, fmt: SignFormat, rng: random.Random) -> np.ndarray:
     """Draw a sign, float32 (height, width, 3) in -1..1.   Raises PatchError for a word that does not fit."""
     _require_drawable(sign.word, fmt)
-    plate = COLOURS[sign.colour]
     picture = draw_wall(sign.wall, sign.pattern, fmt, rng.choice(PHASES[: fmt.phases]))
-    picture = painted(picture, plate, plate_mask(sign.shape, fmt))
-    ink = DARK if luminance(plate) > 140 else LIGHT
-    return painted(picture, ink, word_mask(sign.word, sign.style, fmt)) / 127.5 - 1
+    picture = painted(picture, COLOURS[sign.colour], plate_mask(sign.shape, fmt))
+    return painted(picture, ink_on(sign.colour), word_mask(sign.word, sign.style, fmt)) / 127.5 - 1
+
+
+def ink_on(colour: str) -> tuple[int, int, int]:
+    """Colour of the letters on a plate of this colour."""
+    return DARK if luminance(COLOURS[colour]) > 140 else LIGHT
 
 
 def _require_drawable(text: str, fmt: SignFormat) -> None:

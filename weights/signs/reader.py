@@ -30,6 +30,7 @@ from textpatch.weights.signs.drawing import (
     Sign,
     SignFormat,
     draw_wall,
+    ink_on,
     painted,
     plate_mask,
     random_sign,
@@ -42,6 +43,7 @@ from textpatch.weights.signs.evaluation import clean_pictures
 # .79.  On 96 test signs it is .98 and .79.
 STRETCHES = 4
 FAINT = 0.7
+INKS = DARK, LIGHT
 
 
 def read_sign(image: Image.Image, fmt: SignFormat = SignFormat()) -> Sign:
@@ -69,8 +71,8 @@ def read_text(image: Image.Image, sign: Sign, fmt: SignFormat) -> str:
     error = letters.distances(_cells(picture, fmt)).reshape(
         fmt.lines * fmt.longest, len(letters.names), -1
     )
-    looks = [i for i, style in enumerate(letters.names) if style == sign.style]
-    error = error[:, looks].min(axis=1)  # (places, one more than letters)
+    look = letters.names.index(sign.style) + INKS.index(ink_on(sign.colour))
+    error = error[:, look]  # (places, one more than letters)
     return _text(error.argmin(axis=1).reshape(fmt.lines, -1), fmt)
 
 
@@ -92,6 +94,15 @@ class Drawings:
     def distances(self, seen: np.ndarray) -> np.ndarray:
         """Squared distances (places, N) from what is seen (places, P), up to a constant for each place."""
         return self.norms - 2 * (self.drawn @ seen[..., None])[..., 0]
+
+
+def strict_pattern(image: Image.Image, fmt: SignFormat = SignFormat()) -> str:
+    """Pattern of the one drawn wall, at full contrast and of one beginning, nearest to a picture's."""
+    picture = np.asarray(as_rgb(image, "the picture of a sign"), np.float32)
+    error = _walls(fmt).distances(_stretches(picture, fmt)).sum(axis=0)  # (walls * phases,)
+    error = error.reshape(-1, 2, fmt.phases)[:, 0].min(axis=1)  # without the faint ones
+    names = _walls(fmt).names[::2]
+    return names[error.argmin()][1]
 
 
 def _wall(picture: np.ndarray, fmt: SignFormat) -> tuple[str, str]:
@@ -184,7 +195,7 @@ def _letters(colour: str, fmt: SignFormat) -> Drawings:
     plate = np.broadcast_to(np.float32(COLOURS[colour]), (fmt.height, fmt.width, 3))
     names = []
     drawn = []
-    for style, ink in itertools.product(fmt.styles, (DARK, LIGHT)):
+    for style, ink in itertools.product(fmt.styles, INKS):
         names.append(style)
         masks = [word_mask(letter, style, fmt) for letter in ["", *fmt.letters]]
         drawn += [_cell(painted(plate, ink, mask), fmt.left, fmt.top, fmt) for mask in masks]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from textpatch.attention import row_slots
 from textpatch.reference_models.upscaling import read_beside
-from textpatch.weights.signs.drawing import SAYINGS, Sign, draw_sign, random_sign, with_word
+from textpatch.weights.signs.drawing import SAYINGS, Sign, Texts, draw_sign, random_sign, with_word
 from textpatch.weights.signs.words import HELD_OUT, TEST, VALIDATION
 from textpatch.weights.training.families import FAMILIES
 from textpatch.weights.training.recipes import Recipe
@@ -36,7 +36,8 @@ class Batch:
 
     def __init__(self, recipe: Recipe, seed: int, step: int):
         rng = random.Random(f"{seed}/{step}")
-        signs = [_unseen_sign(rng, recipe) for _ in range(recipe.batch)]
+        texts = recipe.texts_of(step)
+        signs = [_unseen_sign(rng, recipe, texts) for _ in range(recipe.batch)]
         sayings = [sign.prompt(rng.choice(SAYINGS)) for sign in signs]
         self.prompts = [None if rng.random() < recipe.dropout else saying for saying in sayings]
         self.sites = _swapped_sites(recipe, rng, step)
@@ -67,10 +68,10 @@ class Batch:
         return [row_slots(donors, tokens) if i in self.sites else None for i in range(sites)]
 
 
-def _unseen_sign(rng: random.Random, recipe: Recipe) -> Sign:
+def _unseen_sign(rng: random.Random, recipe: Recipe, texts: Texts) -> Sign:
     """Random sign of whose words none is kept for validation or test, however it is written."""
     while True:
-        sign = random_sign(rng, recipe.signs)
+        sign = random_sign(rng, recipe.signs, texts=texts)
         kept = ONE_LINE_HELD_OUT if recipe.signs.lines == 1 else HELD_OUT
         if kept.isdisjoint(sign.word.upper().split()):
             return sign

@@ -8,7 +8,7 @@ from textpatch.reference_models.deepfloyd_if import IFConfig
 from textpatch.reference_models.mmdit import MMDiTConfig
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, Schedule
 from textpatch.reference_models.sdxl import SDXLConfig
-from textpatch.weights.signs.drawing import LETTERS, SMALL, SignFormat
+from textpatch.weights.signs.drawing import LETTERS, SMALL, SignFormat, Texts
 from textpatch.weights.signs.tokens import LENGTH
 
 TINY_MMDIT = MMDiTConfig(
@@ -122,12 +122,26 @@ class Recipe:
     micro: tuple[int, ...] | None = None  # SDXL's sizes, the same for every sign
     low_noise: int | None = None  # stage II's small pictures are noised to timesteps below this one
     level: int = 250  # timestep they are noised to when nothing else is asked for
+    # (first step, texts from there on), in order, where a sign has several lines
+    stages: tuple[tuple[int, Texts], ...] = ((0, Texts()),)
+
+    def texts_of(self, step: int) -> Texts:
+        """What the texts of a step are."""
+        return [texts for first, texts in self.stages if first <= step][-1]
 
 
 RECIPES = {
     "tiny-mmdit": Recipe(localized=(1,)),
+    # Every text that fits for 34,096 images, then two lines of a short word each, in capitals.
     "tiny-words": Recipe(
-        denoiser=TINY_WORDS, signs=TWO_LINES, tokens=38, batch=16, images=76_800, text_weight=2.0
+        denoiser=TINY_WORDS,
+        signs=TWO_LINES,
+        tokens=38,
+        stages=((0, Texts()), (2131, Texts(longest=5, alone=0.1, twos=0.0, cases=("upper",)))),
+        batch=16,
+        images=153_600,
+        decay=0.2,
+        text_weight=2.0,
     ),
     # Site 1 is where the word already is in tiny-mmdit.  Planting it at site 3 instead failed: after 36,000
     # images site 0 of a model of seed 0 still carried most of it (F1 towards target .48, site 3 .18, over
