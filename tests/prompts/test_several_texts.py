@@ -18,8 +18,8 @@ from textpatch.prompts.alignment import word_tokens
 from textpatch.prompts.pairs import Pair
 from textpatch.prompts.tokens import shared_places, tokens_of_words
 from textpatch.quotes import quoted_words, with_other_words
+from textpatch.report.lines import line_by_line
 from textpatch.report.page import summary_html
-from textpatch.report.sections import line_by_line
 
 UPPER = (7, 2, 81, 14)
 LOWER = (7, 15, 81, 30)

@@ -23,11 +23,7 @@ from textpatch.bank import prompt_settles_text
 from textpatch.errors import OCRError, PatchError, Unfinished
 from textpatch.groups import Group, row_name, rows_and_plan
 from textpatch.guidance import Guidance, require_branch
-from textpatch.localization.preconditions import (
-    checked_pairs,
-    listed_seeds,
-    reader_for,
-)
+from textpatch.localization.preconditions import checked_pairs, listed_seeds, reader_for
 from textpatch.localization.scores import (
     DISAGREEMENT,
     FOUND,

@@ -12,6 +12,7 @@ from textpatch.report import sections
 from textpatch.report.contact_sheet import draw_contact_sheet
 from textpatch.report.gallery import ENDS, columns, credited_row, gallery_html
 from textpatch.report.heatmap import heatmap_png
+from textpatch.report.lines import line_by_line
 from textpatch.runs.requests import flatten
 
 # Pictures that a page holds.  Of the records after these it names the files.
@@ -91,7 +92,7 @@ def report_html(
         "Where the word is read": sections.word_maps(maps),
         "The other pictures": gallery_html(result, sheet[len(first) :]),
         "The evidence: all sites": sections.drawing(heatmap) + sections.ranking(result),
-        "The evidence: line by line": sections.line_by_line(result),
+        "The evidence: line by line": line_by_line(result),
         "How the search went": sections.search_went(result),
         "From which step on": sections.starts(result.get("start_curve")),
         "Which heads": sections.heads(result.get("head_search")),

@@ -14,7 +14,6 @@ from textpatch.report.gallery import gallery_html, heat_map
 from textpatch.report.headline import further, search, verdict
 from textpatch.report.reader import reader_name, told_reader
 from textpatch.report.result import (
-    RUNS,
     at_most,
     chance_of,
     counted,
@@ -50,8 +49,6 @@ _RANKING = (
 _LAYERS = ("site", "name", "kind", "share of parameters", "F1 towards target", "background SSIM")
 _STEPS = ("added", "together", "pairs", "F1 towards target", "gain", "clear gain")
 _GAPS = ("score", "pairs", "last site to keep", "next site", "gap between them")
-_OF_LINES = ("exact_target", "exact_source", "f1_target", "f1_source")
-_LINES = ("site", "name", "line", "exact target", "exact source", "F1 target", "F1 source")
 _LEFT_OUT = ("site left out", "name", "by its", "value", "pairs")
 _LONGEST = 500
 
@@ -150,18 +147,6 @@ def ranking(result: dict) -> str:
         rows.append([*own, *_figures(site), _status(site)])
     reader = f'<p class="note">{safe(told_reader(result))}.</p>'
     return table(_RANKING, rows, "scores") + reader + _told(words.COLUMNS, result)
-
-
-def line_by_line(result: dict) -> str:
-    """The scores of each line, where prompts quote several texts and each has its place.  "" elsewhere."""
-    scored = [("", label, result["baselines"][run]) for run, label in RUNS]
-    scored += [(site["site"], site["name"], site) for site in ranked_sites(result)]
-    rows = [
-        [safe(site), _code(name), number, *(span_of(line, metric) for metric in _OF_LINES)]
-        for site, name, scores in scored
-        for number, line in enumerate(scores.get("texts", ()), 1)
-    ]
-    return _told(words.LINES, result) + table(_LINES, rows, "scores") if rows else ""
 
 
 def search_went(result: dict) -> str:
