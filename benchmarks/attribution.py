@@ -24,6 +24,8 @@ from textpatch.prompts.pairs import Pair, in_its_words
 from textpatch.weights import shipped_models
 from textpatch.weights.signs.pairs import sign_pairs
 
+# a model that enlarges pictures, and one whose signs have two lines
+OTHER_SIGNS = "tiny-if-ii", "tiny-words"
 COLUMNS = [
     "model",
     "scene",
@@ -68,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device), options.csv, options.append)
-    for name in options.models or [name for name in shipped_models() if not name.endswith("-ii")]:
+    for name in options.models or [name for name in shipped_models() if name not in OTHER_SIGNS]:
         pipeline = textpatch.load(name, device=options.device, dtype=options.dtype)
         for scene in options.scenes:
             pairs = [Pair(*pair) for pair in sign_pairs(options.pairs, same_scene=scene == "same")]

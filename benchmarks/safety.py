@@ -285,6 +285,7 @@ def main(argv: list[str] | None = None) -> None:
     reader_option(parser)
     options = parsed(parser, argv)
     detector = WordList(INVENTED, name="invented")
+    measured_on = environment(options.device)
     loaded = [
         textpatch.load(name, device=options.device, dtype=options.dtype)
         for name in options.models or MODELS
@@ -292,7 +293,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in options.tables:
         table = Table(
             COLUMNS[name],
-            environment(options.device),
+            measured_on,
             options.csv and options.csv.with_name(f"{options.csv.stem}-{name}.csv"),
             options.append,
         )

@@ -37,6 +37,8 @@ from textpatch.runs.folder import Run
 from textpatch.weights import shipped_models
 from textpatch.weights.signs.pairs import sign_pairs
 
+# a model that enlarges pictures, and one whose signs have two lines
+OTHER_SIGNS = "tiny-if-ii", "tiny-words"
 COLUMNS = [
     "model",
     "reader",
@@ -127,6 +129,13 @@ def compared(results: list[dict], truth: list[dict], static: bool) -> dict:
     )
 
 
+def told(mode: str, keep: int | None) -> str:
+    """Name of a mode in the table, with the number of sites that it is asked to keep."""
+    if mode == "exhaustive" or keep is None:
+        return mode
+    return f"{mode}, keep {keep}"
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=1)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="shipped models (all)")
@@ -155,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     reader_option(parser)
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device), options.csv, options.append)
-    for name in options.models or [name for name in shipped_models() if not name.endswith("-ii")]:
+    for name in options.models or [name for name in shipped_models() if name not in OTHER_SIGNS]:
         pipeline = textpatch.load(name, device=options.device, dtype=options.dtype)
         for scene in options.scenes:
             sets = disjoint(options.sets, options.pairs, scene == "same")
@@ -173,16 +182,11 @@ def main(argv: list[str] | None = None) -> None:
                 )
                 truth = truth or results
                 static = prompt_settles_text(pipeline.denoiser)
-                said = (
-                    mode
-                    if mode == "exhaustive" or options.keep is None
-                    else f"{mode}, keep {options.keep}"
-                )
                 table.add(
                     model=name,
                     reader=options.reader,
                     scene=scene,
-                    mode=said,
+                    mode=told(mode, options.keep),
                     sets=len(sets),
                     pairs=options.pairs,
                     **compared(results, truth, static),

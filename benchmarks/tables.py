@@ -160,10 +160,8 @@ SCENES = (
     ("tiny-if", "same", "one scene"),
 )
 MMDITS = "tiny-mmdit", "planted-mmdit"
-SITES = {
-    "tiny-sdxl": "14",
-    "tiny-if": "9",
-}  # of a U-Net, of which those of the word alone are measured
+# of a U-Net, of which those of the word alone are measured
+SITES = {"tiny-sdxl": "14", "tiny-if": "9"}
 # Table 3 of arXiv 2502.09935: F1 of its own method on SimpleBench
 PAPER = (
     ("SDXL", "70", "55, 56, 57", ".34"),
@@ -204,6 +202,21 @@ def claims() -> str:
 
 
 PATTERNS = "plain", "striped", "dotted"
+
+
+def two_lines() -> str:
+    """Signs of two lines as a model draws them, beside clean drawings, by each reader."""
+    measured = read_rows("two_lines")
+    clean, model = dict.fromkeys(row["pictures"] for row in measured)
+    rows = []
+    for words, reader in dict.fromkeys((row["words"], row["reader"]) for row in measured):
+        drawn_clean = one(measured, pictures=clean, words=words, reader=reader)
+        made = one(measured, pictures=model, words=words, reader=reader)
+        shares = [share(row[part]) for part in ("lines", "both") for row in (drawn_clean, made)]
+        rows.append([words, reader, broken_share(reader), made["n"], *shares])
+    titles = ["", "read by", "broken words it calls right", "signs"]
+    parts = [f"{part}, {name}" for part in ("lines", "both lines") for name in (clean, model)]
+    return drawn([*titles, *parts], rows)
 
 
 def each_site() -> str:
@@ -1046,7 +1059,8 @@ def ports_tried() -> str:
 TABLES: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
-        headline, reading, claims, each_site, start_step, carries, read_back, mixing, several_words, chance,
+        headline, reading, claims, two_lines,
+        each_site, start_step, carries, read_back, mixing, several_words, chance,
         other_sizes, real_pictures, strangers, searches, promised, over_reading, misread, limits, readers,
         signs, rewriting, finetuning, safe_tuning, beyond, edits, edits_told, edits_published, edited_maps,
         overhead,

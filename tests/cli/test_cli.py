@@ -541,7 +541,7 @@ def test_doctor_says_what_files_are(tmp_path, capsys):
     assert cli.main(["doctor", str(folder), str(tmp_path / "broken.safetensors"), "--scan"]) == 2
     told, said = capsys.readouterr()
     assert "2 of the parts above cannot be used" in said
-    assert "closest to sd-1.5.unet.diffusers; missing" in told and "of another shape" in told
+    assert "closest to sdxl-base-1.0.unet.diffusers; missing" in told and "of another shape" in told
     assert (
         "'conv_in.bias': 1 of 64 values are not finite" in told
         and "1 with numbers that are none" in told

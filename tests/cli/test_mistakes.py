@@ -210,7 +210,7 @@ TYPED = {
         ["generate", "small", SOURCE.upper()],
         "RED SIGN",
         "is 35 tokens long",
-        "at most 22; shorten it",
+        "at most 22, so that no encoder reads its quoted text; shorten it",
     ),
     "bytes of another encoding": (
         ["generate", "small", "a caf\udce9"],

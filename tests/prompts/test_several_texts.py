@@ -181,3 +181,11 @@ def test_boxes_of_lines_are_kept_in_a_folder(small, tmp_path):
 def test_the_command_line_says_what_is_wrong_with_a_word(word, says, capsys):
     assert cli.main(["edit", "small", "--source", SOURCE, "--word", word]) == 2
     assert re.search(says, capsys.readouterr().err)
+
+
+def test_lines_of_a_reader_without_blanks_are_scored_without_them():
+    """The blank that joins two lines is nobody's reading, and the texts are read exactly."""
+    pair = Pair(SOURCE, SOURCE)
+    read = " ".join(pair.texts[0])
+    assert " " in read and pair.scored(read, blanks=False)["exact_source"] == 1
+    assert pair.scored(read.replace(" ", ""), blanks=True)["exact_source"] == 0

@@ -10,19 +10,23 @@ import pytest
 from PIL import Image
 
 from support.planting import plant
+from textpatch import cli, load
+from textpatch.cli.prompt_pairs import drawn_pairs
 from textpatch.errors import PatchError
+from textpatch.quotes import quoted_words
 from textpatch.weights.signs import drawing, reader, tokens
 from textpatch.weights.signs.drawing import (
     SPACE,
-    TWO_LINES,
     Sign,
     draw_sign,
     random_sign,
     word_mask,
 )
 from textpatch.weights.signs.evaluation import clean_pictures
+from textpatch.weights.signs.pairs import line_pairs
 from textpatch.weights.signs.reader import read_sign, read_text, strict_pattern
 from textpatch.weights.signs.tokens import word_tokenizer
+from textpatch.weights.signs.two_lines import TWO_LINES
 from textpatch.weights.signs.words import MANY_TEST, MANY_VALIDATION
 from textpatch.weights.training import batches
 from textpatch.weights.training.loop import text_weights
@@ -196,3 +200,33 @@ def test_the_texts_of_a_step_are_those_of_its_stage():
     texts = [drawing.random_text(rng, TWO_LINES, then) for _ in range(50)]
     assert all(text.isupper() and " " not in text for text in texts)
     assert max(len(line) for text in texts for line in text.split("\n")) == then.longest
+
+
+def test_pairs_of_lines_hold_four_words_and_no_word_twice():
+    """Two texts on either side, held-out words that the model can write, the same pairs for the same seed."""
+    pairs = line_pairs(20, split="test", same_scene=True)
+    words = [quoted.word for pair in pairs for prompt in pair for quoted in quoted_words(prompt)]
+    assert len(words) == len({*words}) == 80 and {*words} <= {*MANY_TEST}
+    assert max(map(len, words)) <= RECIPE.stages[-1][1].longest
+    assert pairs == line_pairs(20, split="test", same_scene=True)
+    with pytest.raises(PatchError, match="asked for 1000 pairs; the test words make 1 to 41"):
+        line_pairs(1000, split="test")
+
+
+def test_the_shipped_model_writes_both_lines():
+    """Every word of a few held-out signs is read by the nearest drawing, in the box of its line."""
+    pipeline = load("tiny-words")
+    signs = [Sign(text, "red", "sign", "blue") for text in ("SKY\nTEA", "OWL\nVAN", "PEN\nRUG")]
+    pictures = pipeline.generate([sign.prompt() for sign in signs], seeds=range(3))
+    read = [read_text(*pair, TWO_LINES) for pair in zip(pictures, signs, strict=True)]
+    assert read == [sign.word for sign in signs]
+    assert pipeline.defaults.text_box == RECIPE.text_box and len(RECIPE.text_box) == 2
+
+
+def test_the_command_line_takes_pairs_of_lines_for_it(capsys, tmp_path):
+    """localize tiny-words asks for two texts a prompt, and for the word alone."""
+    command = ["localize", "tiny-words", "--pairs", "3", "--out", str(tmp_path / "run")]
+    assert [len(quoted_words(source)) for source, _ in drawn_pairs("tiny-words", 2)] == [2, 2]
+    assert [len(quoted_words(source)) for source, _ in drawn_pairs("tiny-mmdit", 2)] == [1, 1]
+    assert cli.main([*command, "--what", "style"]) == 2
+    assert "tiny-words draws several; look for the word" in capsys.readouterr().err

@@ -68,8 +68,9 @@ and two more for each pair; of --picture two more, and as many calls as its inve
             f"textpatch edit planted-mmdit --source '{SENTENCE}' --target '{OTHER_SENTENCE}'",
         ),
         (
-            "another second word, of a model that writes two lines",
-            'textpatch edit MODEL --source \'a sign "RED" "HOUSE"\' --word 2=TIGER --tokens changed',
+            "another word on the second line of a sign",
+            "textpatch edit tiny-words --word 2=TIGER "
+            '--source \'a red sign that says "OPEN" and "DAILY" on a blue wall\'',
         ),
         (
             "the swap beside drawing the target's prompt, on the pairs of a file",

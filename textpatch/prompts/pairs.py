@@ -43,13 +43,15 @@ class Pair:
         """Scores of a reading against the texts of both sides, and the reading itself.
 
         read    text read in a picture
-        blanks  False for a reader that drops blanks, so that the texts are compared without theirs
+        blanks  False for a reader that drops the blanks of a line, so that all is compared without any
         """
         words = self.words
+        letters = read
         if not blanks:
             source, target = words
             words = source.replace(" ", ""), target.replace(" ", "")
-        return {"read": read, **word_scores(read, words)}
+            letters = read.replace(" ", "")  # several lines are joined by blanks
+        return {"read": read, **word_scores(letters, words)}
 
     def scored_each(self, read: Sequence[str], *, blanks: bool = True) -> list[dict]:
         """Scores of what was read in the place of each text, against what belongs there on both sides.

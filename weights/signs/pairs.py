@@ -11,11 +11,11 @@ from textpatch.weights.signs.drawing import (
     COLOURS,
     PATTERNS,
     SHAPES,
-    TWO_LINES,
     Sign,
     SignFormat,
     random_sign,
 )
+from textpatch.weights.signs.two_lines import TWO_LINES
 from textpatch.weights.signs.words import MANY_TEST, MANY_VALIDATION, TEST, VALIDATION
 
 SPLITS = {"validation": VALIDATION, "test": TEST}

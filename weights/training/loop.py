@@ -198,7 +198,7 @@ def export(recipe: Recipe, folder: Path, average: dict[str, Tensor], run: dict) 
         width=recipe.signs.width,
         steps=recipe.steps,
         guidance=recipe.guidance,
-        text_box=recipe.signs.text_box if recipe.signs.lines == 1 else recipe.signs.line_boxes,
+        text_box=recipe.text_box,
         # measured in the model of the recipe's seed alone
         localized=recipe.localized if run["seed"] == recipe.seed else (),
         micro=recipe.micro,

@@ -8,8 +8,9 @@ from textpatch.reference_models.deepfloyd_if import IFConfig
 from textpatch.reference_models.mmdit import MMDiTConfig
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, Schedule
 from textpatch.reference_models.sdxl import SDXLConfig
-from textpatch.weights.signs.drawing import TWO_LINES, SignFormat, Texts
+from textpatch.weights.signs.drawing import SignFormat, Texts
 from textpatch.weights.signs.tokens import LENGTH
+from textpatch.weights.signs.two_lines import TWO_LINES
 
 TINY_MMDIT = MMDiTConfig(
     sample_size=32,
@@ -70,6 +71,8 @@ TINY_IF_II = replace(
 )
 
 TINY_WORDS = replace(TINY_MMDIT, sample_size=40, num_layers=8, pos_embed_max_size=24)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Recipe of one shipped model.   A planted one starts from another and learns through the swap."""
@@ -109,6 +112,19 @@ class Recipe:
         """What the texts of a step are."""
         return [texts for first, texts in self.stages if first <= step][-1]
 
+    @property
+    def text_box(self) -> tuple:
+        """Box of the lettering, one for each line where there are several.
+
+        A line's box is as long as the longest word of the last stage, when no line has two.
+        """
+        if self.signs.lines == 1:
+            return self.signs.text_box
+        last = self.stages[-1][1]
+        if last.twos:
+            return self.signs.line_boxes
+        return replace(self.signs, longest=last.longest).line_boxes
+
 
 RECIPES = {
     "tiny-mmdit": Recipe(localized=(1,)),
@@ -123,6 +139,7 @@ RECIPES = {
         decay=0.2,
         text_weight=2.0,
         guidance=1.0,
+        localized=(0, 1, 2, 3),
     ),
     # Site 1 is where the word already is in tiny-mmdit.  Planting it at site 3 instead failed: after 36,000
     # images site 0 of a model of seed 0 still carried most of it (F1 towards target .48, site 3 .18, over
