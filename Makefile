@@ -12,6 +12,7 @@ export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 TEXTPATCH := .venv/bin/textpatch
 SOURCE := a red sign that says "HELLO" on a blue wall
+LINES := a red sign that says "OPEN" and "DAILY" on a blue wall
 TARGET := a green badge that says "WORLD" on a striped yellow wall
 
 .PHONY: demo test lint install clean help
@@ -22,6 +23,8 @@ demo: install
 	@echo "tiny-mmdit: nobody chose the site that carries the word"
 	$(TEXTPATCH) localize tiny-mmdit --pairs 8 --same-scene
 	$(TEXTPATCH) edit planted-mmdit --source '$(SOURCE)' --target '$(TARGET)'
+	@echo "tiny-words writes two lines; the second word is another, and the first stays"
+	$(TEXTPATCH) edit tiny-words --source '$(LINES)' --word 2=TIGER
 
 test: install
 	.venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
