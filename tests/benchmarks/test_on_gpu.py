@@ -39,12 +39,8 @@ def state_of(out: Path) -> dict[str, str]:
 # --- as a whole
 
 
-@pytest.mark.long
 def test_dry_run(tmp_path, benchmark):
-    """Every part runs at toy size and leaves its table, the summary has all, a second run runs nothing.
-
-    By default the script is told apart into parts, and a late part is ended.
-    """
+    """Every part runs at toy size and leaves its table, the summary has all, a second run runs nothing."""
     parts = benchmark("gpu_parts").PARTS
     first = shell(tmp_path, "--dry-run")
     log = (tmp_path / "log.txt").read_text()
