@@ -181,8 +181,15 @@ def test_a_mask_is_injected_where_there_is_one(diffusers):
         pass
 
 
-UNNAMED = (SiteSpec("transformer_blocks.*.attn", "single", span=Span("first"), kv_heads="num_kv_heads",
-                    heads="num_heads"),)  # fmt: skip
+UNNAMED = (
+    SiteSpec(
+        "transformer_blocks.*.attn",
+        "single",
+        span=Span("first"),
+        kv_heads="num_kv_heads",
+        heads="num_heads",
+    ),
+)
 
 
 @pytest.mark.parametrize("rows", [(5, 3), (3,)])
@@ -234,8 +241,14 @@ def test_masks_of_every_kind(mask, hidden):
 
 # --- text that is shorter than the sequence says, or not there ---
 
-LUMINA2 = (SiteSpec("layers.*.attn", "single", span=Span("first", mask="encoder_attention_mask", packed=True),
-                    kv_heads=2),)  # fmt: skip
+LUMINA2 = (
+    SiteSpec(
+        "layers.*.attn",
+        "single",
+        span=Span("first", mask="encoder_attention_mask", packed=True),
+        kv_heads=2,
+    ),
+)
 
 
 def test_packed_text_is_as_long_as_its_mask_says(diffusers):
@@ -363,8 +376,10 @@ class Masked(Skipping):
         return (super().forward(encoder_hidden_states),)
 
 
-SKIPPING = [Site(i, name, "cross", 1, 2, 0, taps=(Tap(name, (0, 2)), Tap(name, (2, 4)))) for i, name in
-            enumerate(("one", "two"))]  # fmt: skip
+SKIPPING = [
+    Site(i, name, "cross", 1, 2, 0, taps=(Tap(name, (0, 2)), Tap(name, (2, 4))))
+    for i, name in enumerate(("one", "two"))
+]
 TEXT = torch.linspace(-1, 2, 12).view(2, 2, 3)
 
 

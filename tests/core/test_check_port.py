@@ -33,8 +33,11 @@ class Bench:
 
 def rows(change=None, **fields):
     """A table with other rows."""
-    return lambda bench: setattr(bench, "table", tuple(
-        replace(spec, **(change(spec) if change else fields)) for spec in bench.table))  # fmt: skip
+    return lambda bench: setattr(
+        bench,
+        "table",
+        tuple(replace(spec, **(change(spec) if change else fields)) for spec in bench.table),
+    )
 
 
 def flipped(spec: SiteSpec) -> dict:
@@ -76,8 +79,11 @@ def attention_of_its_own(bench: Bench):
     bench.model.set_attn_processor(bench.diffusers.models.attention_processor.AttnProcessor())
 
 
-UNPACKED = (SiteSpec("layers.*.attn", "single", span=Span("first", mask="encoder_attention_mask"),
-                     kv_heads=2),)  # fmt: skip
+UNPACKED = (
+    SiteSpec(
+        "layers.*.attn", "single", span=Span("first", mask="encoder_attention_mask"), kv_heads=2
+    ),
+)
 
 
 class Shared:

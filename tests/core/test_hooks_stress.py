@@ -128,9 +128,11 @@ def test_interrupts_by_signal(long):
     """
     times = 2_000 if long else 200
     child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(times)], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(times)],
+        stdout=subprocess.PIPE,
+        text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     with child:
         said = []
         for n in range(times):

@@ -27,9 +27,13 @@ def triton():
 def process(*command, **environment) -> str:
     """The output of a Python process of its own, which must succeed."""
     done = subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, cwd=HERE.parent, timeout=1200,
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=HERE.parent,
+        timeout=1200,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

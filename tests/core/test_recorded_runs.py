@@ -178,8 +178,11 @@ def test_all_runs_of_one_negative_at_once(family, dtype):
     """sample(): every run with the empty negative as rows of one plan, the donor rows shared = recorded."""
     recording = RECORDINGS[family]
     chosen = [name for name, run in recording.runs.items() if run["negative"] == "empty"]
-    rows = [Row(f"{name}:{p}", f"{recording.runs[name]['source']}{p}", p)
-            for name in chosen for p in range(recording.prompts)]  # fmt: skip
+    rows = [
+        Row(f"{name}:{p}", f"{recording.runs[name]['source']}{p}", p)
+        for name in chosen
+        for p in range(recording.prompts)
+    ]
     plan = sum((recording.plan(name, f"{name}:", "B:") for name in chosen), Plan())
     with recording.recorded_sinusoids():
         made = sample(

@@ -31,10 +31,19 @@ from textpatch.errors import PatchError
 from textpatch.testing.port import apply, take
 
 TEXT = "encoder_hidden_states"
-QWEN_IMAGE21 = (SiteSpec("transformer_blocks.*.attn", "single",
-                         span=Span("first", mask="encoder_hidden_states_mask")),)  # fmt: skip
-LUMINA2 = (SiteSpec("layers.*.attn", "single", span=Span("first", mask="encoder_attention_mask", packed=True),
-                    kv_heads=2),)  # fmt: skip
+QWEN_IMAGE21 = (
+    SiteSpec(
+        "transformer_blocks.*.attn", "single", span=Span("first", mask="encoder_hidden_states_mask")
+    ),
+)
+LUMINA2 = (
+    SiteSpec(
+        "layers.*.attn",
+        "single",
+        span=Span("first", mask="encoder_attention_mask", packed=True),
+        kv_heads=2,
+    ),
+)
 TABLES = {"qwen_image21": QWEN_IMAGE21, "lumina2": LUMINA2}
 MASKS = {  # of each model, the argument that hides text tokens
     "sdxl": "encoder_attention_mask", "pixart": "encoder_attention_mask", "prx": "attention_mask",

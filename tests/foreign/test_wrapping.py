@@ -95,14 +95,22 @@ def test_an_audit_holds_the_calls_to_float64():
     """A step of one call is replayed, one of two is refused, and so are sites of other projections."""
     with pytest.raises(PatchError, match="projections of other names, which the audit does not"):
         textpatch.audit(
-            wrapped(), ROWS, Plan([Swap(0, "edited", "target")]), sample=textpatch.sample,
-            steps=2, guidance=2.0,
-        )  # fmt: skip
+            wrapped(),
+            ROWS,
+            Plan([Swap(0, "edited", "target")]),
+            sample=textpatch.sample,
+            steps=2,
+            guidance=2.0,
+        )
     with pytest.raises(PatchError, match="a step of TwoCalls is 2 calls"):
         textpatch.audit(
-            wrapped(TwoCalls(), name="TwoCalls"), ROWS, Plan([Swap(0, "edited", "target")]),
-            sample=textpatch.sample, steps=2, guidance=2.0,
-        )  # fmt: skip
+            wrapped(TwoCalls(), name="TwoCalls"),
+            ROWS,
+            Plan([Swap(0, "edited", "target")]),
+            sample=textpatch.sample,
+            steps=2,
+            guidance=2.0,
+        )
 
 
 # --- what cannot be done

@@ -11,8 +11,13 @@ SITES = {"sdxl": "13", "if": "7", "sd3": "2"}
 
 source, target = map(Path, sys.argv[1:])
 target.mkdir(parents=True, exist_ok=True)
-for name in ("config.json", "scheduler_config.json", "runs.json", "inputs.safetensors",
-             "diffusion_pytorch_model.safetensors"):  # fmt: skip
+for name in (
+    "config.json",
+    "scheduler_config.json",
+    "runs.json",
+    "inputs.safetensors",
+    "diffusion_pytorch_model.safetensors",
+):
     shutil.copyfile(source / name, target / name)
 runs = load_file(source / "runs_float64.safetensors")
 kept = {name: tensor for name, tensor in runs.items() if name.endswith(".latents")}

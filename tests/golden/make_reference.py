@@ -69,8 +69,10 @@ def reference(name: str) -> dict[str, torch.Tensor]:
     in_float64(theirs)
     if name == "vae":
         scale = theirs.config.scaling_factor
-        return {"vae.encoded": theirs.encode(given["pictures"]).latent_dist.mean * scale,
-                "vae.decoded": theirs.decode(given["latents"] / scale).sample}  # fmt: skip
+        return {
+            "vae.encoded": theirs.encode(given["pictures"]).latent_dist.mean * scale,
+            "vae.decoded": theirs.decode(given["latents"] / scale).sample,
+        }
     if name.startswith("sd3"):
         out = theirs(given["x"], given["tokens"], given["pooled"], given["t"], return_dict=False)
     elif name.startswith("flux"):

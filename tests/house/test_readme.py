@@ -38,9 +38,19 @@ def test_the_top_page_is_one_page():
     """At most 150 lines, in the order in which a newcomer asks."""
     assert len(README.splitlines()) <= 150
     assert re.findall(r"^## (.+)$", README, re.MULTILINE) == [
-        "Install", "Thirty seconds", "Which door?", "The idea", "What comes out", "Embed", "Audit",
-        "Commands", "Published models", "What is proved", "Limits", "Folders, citation, licence",
-    ]  # fmt: skip
+        "Install",
+        "Thirty seconds",
+        "Which door?",
+        "The idea",
+        "What comes out",
+        "Embed",
+        "Audit",
+        "Commands",
+        "Published models",
+        "What is proved",
+        "Limits",
+        "Folders, citation, licence",
+    ]
 
 
 def test_the_first_screen_says_what_it_is_and_how_to_get_it():

@@ -191,7 +191,11 @@ def test_check_writes_nothing_and_ends_with_1(copied, monkeypatch, tmp_path, cap
 def test_numbers_as_they_are_written(tables):
     """Shares without their zero, what rounds to one as 1.00, ratios with two digits, nothing as nothing."""
     assert [tables.share(value) for value in ("0.9787", "0.99999", "0.0", "1.0", "")] == [
-        ".979", "1.00", ".000", "1.00", "",
-    ]  # fmt: skip
+        ".979",
+        "1.00",
+        ".000",
+        "1.00",
+        "",
+    ]
     assert (tables.ratio(0.994), tables.ratio(1.1), tables.ratio(10.0)) == (".99", "1.10", "10.00")
     assert tables._sets("3 4; 3 4; 3 4 5") == "3, 4 in 2; 3, 4, 5 in 1"

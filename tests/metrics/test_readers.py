@@ -620,9 +620,12 @@ def test_a_trial_leaves_out_the_lettering_of_both_pictures():
 def test_lettering_of_one_picture_alone_is_noticed(monkeypatch):
     """Fault: only the picture's own lettering is left out.  (planted fault)"""
     plant(
-        monkeypatch, Trials, "scored",
-        "self._lettering(source or entries[SOURCE], entries[name])", "self._lettering(entries[name])",
-    )  # fmt: skip
+        monkeypatch,
+        Trials,
+        "scored",
+        "self._lettering(source or entries[SOURCE], entries[name])",
+        "self._lettering(entries[name])",
+    )
     with pytest.raises(AssertionError):
         both_are_left_out(small_pipeline(defaults=replace(DEFAULTS, text_box=None)))
 

@@ -73,8 +73,13 @@ def described(kernel) -> dict:
         usage = subprocess.run(command, capture_output=True, text=True, check=True)
     said = usage.stdout + usage.stderr
     registers, stack = (int(re.search(rf"{name}:(\d+)", said)[1]) for name in ("REG", "STACK"))
-    return {"name": kernel.metadata.name, "registers": registers, "spilled": stack,
-            "shared": kernel.metadata.shared, "tensor_cores": "mma" in kernel.asm["ptx"]}  # fmt: skip
+    return {
+        "name": kernel.metadata.name,
+        "registers": registers,
+        "spilled": stack,
+        "shared": kernel.metadata.shared,
+        "tensor_cores": "mma" in kernel.asm["ptx"],
+    }
 
 
 for argument in sys.argv[1:]:

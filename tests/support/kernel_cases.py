@@ -232,12 +232,25 @@ def random_case(seed: int, dtype: torch.dtype, device: str) -> Case:
     heads, group = draw.choice([(1, 1), (2, 1), (2, 2)])
     B, T = draw.choice([1, 2]), S if tables in ("", "v") else draw.choice([1, 16, 77, 83])
     return Case(
-        B=B, H=heads, G=heads // group, M=draw.choice([1, 16, 33, 50]), Mt=draw.choice([0, 0, 3, 33]),
-        N=draw.choice([0, 1, 32, 45, 70]), T=T, R=B if tables in ("", "v") else draw.choice([1, 3]), S=S,
-        D=draw.choice([16, 24, 32, 40, 64, 72, 80, 96, 128, 160, 256]), tables=tables,
-        per_head=draw.random() < 0.4, hidden=draw.choice([0, 0, 0.3, 1.0]), peak=draw.choice([1.0, 1.0, 8.0]),
-        mixed=draw.random() < 0.3, dtype=dtype, device=device, seed=seed,
-    )  # fmt: skip
+        B=B,
+        H=heads,
+        G=heads // group,
+        M=draw.choice([1, 16, 33, 50]),
+        Mt=draw.choice([0, 0, 3, 33]),
+        N=draw.choice([0, 1, 32, 45, 70]),
+        T=T,
+        R=B if tables in ("", "v") else draw.choice([1, 3]),
+        S=S,
+        D=draw.choice([16, 24, 32, 40, 64, 72, 80, 96, 128, 160, 256]),
+        tables=tables,
+        per_head=draw.random() < 0.4,
+        hidden=draw.choice([0, 0, 0.3, 1.0]),
+        peak=draw.choice([1.0, 1.0, 8.0]),
+        mixed=draw.random() < 0.3,
+        dtype=dtype,
+        device=device,
+        seed=seed,
+    )
 
 
 def rms(x: Tensor) -> float:

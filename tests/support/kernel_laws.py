@@ -223,10 +223,19 @@ def law_the_order_of_the_bank_is_nothing(kernels, case: Case):
         case.device
     )
     place = order.argsort().int()
-    moved = {name: getattr(x, name).transpose(1, 2).flatten(0, 1)[order].unflatten(0, (case.R, case.S))
-             .transpose(1, 2) for name in ("k_text", "v_text")}  # fmt: skip
-    tables = {part: torch.where(t < 0, t, place[t.clamp(min=0).long()])
-              for part in ("slots_k", "slots_v") if (t := getattr(x, part)) is not None}  # fmt: skip
+    moved = {
+        name: getattr(x, name)
+        .transpose(1, 2)
+        .flatten(0, 1)[order]
+        .unflatten(0, (case.R, case.S))
+        .transpose(1, 2)
+        for name in ("k_text", "v_text")
+    }
+    tables = {
+        part: torch.where(t < 0, t, place[t.clamp(min=0).long()])
+        for part in ("slots_k", "slots_v")
+        if (t := getattr(x, part)) is not None
+    }
     y = x.with_(**moved, **tables)
     results = run(kernels, x)
     assert alike(run(kernels, y), results)

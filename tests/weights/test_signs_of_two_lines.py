@@ -194,8 +194,11 @@ def test_the_texts_of_a_step_are_those_of_its_stage():
     first, then = (texts for _, texts in RECIPE.stages)
     change = RECIPE.stages[1][0]
     assert [RECIPE.texts_of(step) for step in (0, change - 1, change, change + 1)] == [
-        first, first, then, then
-    ]  # fmt: skip
+        first,
+        first,
+        then,
+        then,
+    ]
     rng = random.Random(0)
     texts = [drawing.random_text(rng, TWO_LINES, then) for _ in range(50)]
     assert all(text.isupper() and " " not in text for text in texts)
