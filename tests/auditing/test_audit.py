@@ -78,31 +78,84 @@ def test_what_is_right_passes_on_cross_and_added_sites(data, name, dtype):
 
 FAULTS = {
     "K and V swapped": (
-        attention, "_attend", "gather_text(k_text, slots_k)", "gather_text(v_text, slots_k)"),
-    "values by the keys' table": (attention, "_attend", "slots_k if slots_v is None else slots_v", "slots_k"),
+        attention,
+        "_attend",
+        "gather_text(k_text, slots_k)",
+        "gather_text(v_text, slots_k)",
+    ),
+    "values by the keys' table": (
+        attention,
+        "_attend",
+        "slots_k if slots_v is None else slots_v",
+        "slots_k",
+    ),
     "scale wrong": (attention, "attention_sdpa", "scale=scale", "scale=0.8 * q.shape[-1] ** -0.5"),
     "no K/V read from others": (attention, "gather_text", "if slots is None:", "if True:"),
-    "off-by-one donor": (plan, "_donor", "return place[donor, reader.branch]",
-                         "return (place[donor, reader.branch] + 1) % len(place)"),
-    "donor of the other branch": (plan, "_donor", "return place[donor, reader.branch]",
-                                  'return place[donor, "cond"]'),
-    "wrong head": (plan, "_write", "torch.tensor(swap.heads)", "(torch.tensor(swap.heads) + 1) % heads"),
-    "wrong token": (plan, "_write", "torch.tensor(swap.tokens)", "(torch.tensor(swap.tokens) + 1) % tokens"),
-    "row dropped": (plan, "_write", "zip(readers, donors, strict=True)", "zip(readers[:-1], donors)"),
-    "rows nobody named": (plan, "_write", "table[reader, h[:, None], t]", "table[:, h[:, None], t]"),
+    "off-by-one donor": (
+        plan,
+        "_donor",
+        "return place[donor, reader.branch]",
+        "return (place[donor, reader.branch] + 1) % len(place)",
+    ),
+    "donor of the other branch": (
+        plan,
+        "_donor",
+        "return place[donor, reader.branch]",
+        'return place[donor, "cond"]',
+    ),
+    "wrong head": (
+        plan,
+        "_write",
+        "torch.tensor(swap.heads)",
+        "(torch.tensor(swap.heads) + 1) % heads",
+    ),
+    "wrong token": (
+        plan,
+        "_write",
+        "torch.tensor(swap.tokens)",
+        "(torch.tensor(swap.tokens) + 1) % tokens",
+    ),
+    "row dropped": (
+        plan,
+        "_write",
+        "zip(readers, donors, strict=True)",
+        "zip(readers[:-1], donors)",
+    ),
+    "rows nobody named": (
+        plan,
+        "_write",
+        "table[reader, h[:, None], t]",
+        "table[:, h[:, None], t]",
+    ),
     "late by a step": (Swap, "in_step", "step in indices", "step - 1 in indices"),
-    "step of the sampler": (lockstep.Loop, "_slots", "plan.slots(step,", "plan.slots(max(step - 1, 0),"),
+    "step of the sampler": (
+        lockstep.Loop,
+        "_slots",
+        "plan.slots(step,",
+        "plan.slots(max(step - 1, 0),",
+    ),
     "every branch": (Swap, "acts", 'self.branch == "both" or', "True or"),
     "conditional branch alone": (Swap, "acts", 'self.branch == "both" or row.branch', "row.branch"),
     "wrong site": (
-        Plan, "_tables",
-        "tables.setdefault(site,", "tables.setdefault(sites[(site.index + 1) % len(sites)],"),
+        Plan,
+        "_tables",
+        "tables.setdefault(site,",
+        "tables.setdefault(sites[(site.index + 1) % len(sites)],",
+    ),
     "first swap wins": (
-        Plan, "_tables", "in enumerate(self.swaps):", "in reversed([*enumerate(self.swaps)]):"),
+        Plan,
+        "_tables",
+        "in enumerate(self.swaps):",
+        "in reversed([*enumerate(self.swaps)]):",
+    ),
     "part ignored": (Plan, "_tables", "in swap.part:", 'in "kv":'),
     "keys scaled after their norm": (
-        JointAttention, "forward", "self.norm_added_k(", "1.5 * self.norm_added_k("),
-}  # fmt: skip
+        JointAttention,
+        "forward",
+        "self.norm_added_k(",
+        "1.5 * self.norm_added_k(",
+    ),
+}
 
 
 @cache

@@ -106,11 +106,14 @@ def part(benchmark, tmp_path, monkeypatch):
     forkserver._forkserver._stop()  # the next one is to find the next test's fakes
 
 
-@pytest.mark.parametrize("name, state, says", [
-    ("well", "done", ""),
-    ("wrong", "failed", "ValueError: two results differ"),
-    ("dead", "failed", "without a word"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, state, says",
+    [
+        ("well", "done", ""),
+        ("wrong", "failed", "ValueError: two results differ"),
+        ("dead", "failed", "without a word"),
+    ],
+)
 def test_what_becomes_of_a_part(name, state, says, part, benchmark, tmp_path):
     """Done, an error by its sentence, and a process that is gone."""
     came = benchmark("on_gpu").carried_out(part(name), tmp_path, True, 60.0)
@@ -205,10 +208,15 @@ def test_a_bare_copy_is_importable(benchmark, monkeypatch):
     assert found.resolve() == FOLDER.parent / "weights" / "__init__.py"
 
 
-@pytest.mark.parametrize("codes, seconds, all_done", [
-    (["pass", "pass"], 60, True), (["pass", "raise SystemExit(1)"], 60, False),
-    (["pass", "import time; time.sleep(600)"], 3, False), ([], 60, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "codes, seconds, all_done",
+    [
+        (["pass", "pass"], 60, True),
+        (["pass", "raise SystemExit(1)"], 60, False),
+        (["pass", "import time; time.sleep(600)"], 3, False),
+        ([], 60, False),
+    ],
+)
 def test_compiled_ahead_is_marked(codes, seconds, all_done, benchmark, tmp_path, monkeypatch):
     """No process runs on; the mark is there if every one ended well, and then nothing is compiled again."""
     parts = benchmark("gpu_parts")
@@ -246,22 +254,34 @@ def wanted(shape="sdxl-4096", launched="from Python") -> tuple:
     return shape, "8", "bfloat16", "rows", launched
 
 
-@pytest.mark.parametrize("tables, wants, value", [
-    ([rows()], [wanted()], {"NVIDIA H200"}),
-    ([rows(), rows(environment=AS_GRAPHS)], [wanted(), wanted(launched="CUDA graphs")], {"NVIDIA H200"}),
-    ([rows(kernels=(0.8, 1.0))], [wanted()], set()),  # quartiles that touch
-    ([rows(), rows(kernels=(1.2, 1.3), case="mask")], [wanted()], set()),
-    ([rows(kernels=None)], [wanted()], set()),  # the kernels refused
-    ([rows(), rows(kernels=(1.2, 1.3), environment=AS_GRAPHS)], [wanted()], set()),
-    ([rows(), rows(kernels=(1.2, 1.3), case="identity")], [wanted()], {"NVIDIA H200"}),  # no table is read
-    ([rows()], [wanted(), wanted("sd3-4429")], None),  # one was not measured
-    ([rows()], [wanted(launched="CUDA graphs")], None),
-    ([rows(sdpa=None)], [wanted()], None),
-    ([rows(environment="some CPU, 1 thread; torch 2.11.0")], [], None),
-    ([rows(), rows(environment=OTHER)], [wanted()], None),  # two machines
-    ([rows(), rows(kernels=(1.2, 1.3), environment=OTHER)], [wanted()], None),
-    ([], [], None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tables, wants, value",
+    [
+        ([rows()], [wanted()], {"NVIDIA H200"}),
+        (
+            [rows(), rows(environment=AS_GRAPHS)],
+            [wanted(), wanted(launched="CUDA graphs")],
+            {"NVIDIA H200"},
+        ),
+        ([rows(kernels=(0.8, 1.0))], [wanted()], set()),  # quartiles that touch
+        ([rows(), rows(kernels=(1.2, 1.3), case="mask")], [wanted()], set()),
+        ([rows(kernels=None)], [wanted()], set()),  # the kernels refused
+        ([rows(), rows(kernels=(1.2, 1.3), environment=AS_GRAPHS)], [wanted()], set()),
+        # no table is read
+        (
+            [rows(), rows(kernels=(1.2, 1.3), case="identity")],
+            [wanted()],
+            {"NVIDIA H200"},
+        ),
+        ([rows()], [wanted(), wanted("sd3-4429")], None),  # one was not measured
+        ([rows()], [wanted(launched="CUDA graphs")], None),
+        ([rows(sdpa=None)], [wanted()], None),
+        ([rows(environment="some CPU, 1 thread; torch 2.11.0")], [], None),
+        ([rows(), rows(environment=OTHER)], [wanted()], None),  # two machines
+        ([rows(), rows(kernels=(1.2, 1.3), environment=OTHER)], [wanted()], None),
+        ([], [], None),
+    ],
+)
 def test_triton_is_faster_only_where_it_always_is(tables, wants, value, benchmark):
     """Named if the kernels' upper quartile is below sdpa's lower one in every case, and all are measured."""
     found = benchmark("decide").decide([row for table in tables for row in table], wants)

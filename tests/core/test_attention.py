@@ -275,9 +275,15 @@ def test_the_backend_asked_for():
         pass
 
 
-@pytest.mark.parametrize("asked, backend", [
-    ("reference", None), (None, "reference"), ("sdpa", "reference"), ("reference", "sdpa"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "asked, backend",
+    [
+        ("reference", None),
+        (None, "reference"),
+        ("sdpa", "reference"),
+        ("reference", "sdpa"),
+    ],
+)
 def test_the_backend_is_kept_for_the_backward(asked, backend, monkeypatch):
     """Gradients are made by the backend of the forward, also after `use_backend` ends and in a thread
     that never saw it.

@@ -19,9 +19,12 @@ from textpatch.testing import check_port
 from textpatch.testing.port import take
 
 MASKS = {  # of shipped tables, the argument that hides text tokens
-    "sdxl": "encoder_attention_mask", "pixart": "encoder_attention_mask", "prx": "attention_mask",
-    "qwen_image": "encoder_hidden_states_mask", "krea2": "encoder_attention_mask",
-}  # fmt: skip
+    "sdxl": "encoder_attention_mask",
+    "pixart": "encoder_attention_mask",
+    "prx": "attention_mask",
+    "qwen_image": "encoder_hidden_states_mask",
+    "krea2": "encoder_attention_mask",
+}
 STATIC = ["sdxl", "pixart", "prx"]  # whose text can be injected
 
 
@@ -495,13 +498,28 @@ def test_steps_of_a_model_with_a_block_cache_do_not_drift(diffusers):
 
 
 FAULTS = {
-    "text of a cached call": (test_calls_that_hold_no_text_are_refused,
-        calls.Calls, "_require_as_many_image_tokens", "if total - length != first:", "if False:"),
-    "steps counted by what runs": (test_steps_of_a_model_with_a_block_cache_do_not_drift,
-        calls.Calls, "_require_all_ran", "if silent:", "if False:"),
-    "packed text as long as padded": (test_packed_texts_of_several_lengths_are_refused,
-        Span, "lengths", "if self.packed and mask is not None:", "if False:"),
-}  # fmt: skip
+    "text of a cached call": (
+        test_calls_that_hold_no_text_are_refused,
+        calls.Calls,
+        "_require_as_many_image_tokens",
+        "if total - length != first:",
+        "if False:",
+    ),
+    "steps counted by what runs": (
+        test_steps_of_a_model_with_a_block_cache_do_not_drift,
+        calls.Calls,
+        "_require_all_ran",
+        "if silent:",
+        "if False:",
+    ),
+    "packed text as long as padded": (
+        test_packed_texts_of_several_lengths_are_refused,
+        Span,
+        "lengths",
+        "if self.packed and mask is not None:",
+        "if False:",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -120,9 +120,11 @@ def test_tensors_that_are_no_cache():
 
 
 SAME_KEY = [  # names of which two would be one key
-    ['["s", 0, ["a"], "k"]', '["s",0,["a"],"k"]'], ['["s", 1, ["a"], "k"]', '["s", true, ["a"], "k"]'],
-    ['["s", 0, [1], "k"]', '["s", 0, [1.0], "k"]'], ['["s", 0, [1], "k"]', '["s", 0, [true], "k"]'],
-]  # fmt: skip
+    ['["s", 0, ["a"], "k"]', '["s",0,["a"],"k"]'],
+    ['["s", 1, ["a"], "k"]', '["s", true, ["a"], "k"]'],
+    ['["s", 0, [1], "k"]', '["s", 0, [1.0], "k"]'],
+    ['["s", 0, [1], "k"]', '["s", 0, [true], "k"]'],
+]
 
 
 @pytest.mark.parametrize("names", SAME_KEY)

@@ -236,23 +236,55 @@ def untold(prompt: str) -> None:
 
 FAULTS = {
     "escapes stay": (
-        "_quotation", '_ESCAPED.sub(r"\\1", text)', "text", require_round_trip, [STRAIGHT_CASE]),
+        "_quotation",
+        '_ESCAPED.sub(r"\\1", text)',
+        "text",
+        require_round_trip,
+        [STRAIGHT_CASE],
+    ),
     "spans hold the signs": (
-        "_quotation", "match.span(group)", "match.span()", require_round_trip, [TWO_CASE]),
+        "_quotation",
+        "match.span(group)",
+        "match.span()",
+        require_round_trip,
+        [TWO_CASE],
+    ),
     "quotes are written unescaped": (
-        "_written", r'_ESCAPING.sub(r"\\\g<0>", text)', "text",
-        require_others_in_place, [STRAIGHT_CASE, ['"']]),
+        "_written",
+        r'_ESCAPING.sub(r"\\\g<0>", text)',
+        "text",
+        require_others_in_place,
+        [STRAIGHT_CASE, ['"']],
+    ),
     "the old text stays": (
-        "with_texts", "behind = quotation.end", "behind = quotation.start",
-        require_others_in_place, [TWO_CASE, ["C", "D"]]),
+        "with_texts",
+        "behind = quotation.end",
+        "behind = quotation.start",
+        require_others_in_place,
+        [TWO_CASE, ["C", "D"]],
+    ),
     "two kinds are one": (
-        "quotations", "quotation.opening != found[0].opening", "False", untold, ['a "A" and “B”']),
+        "quotations",
+        "quotation.opening != found[0].opening",
+        "False",
+        untold,
+        ['a "A" and “B”'],
+    ),
     "a later sign is an apostrophe": (
-        "_single", "place < first and", "", untold, ["'A' of the dogs'"]),
+        "_single",
+        "place < first and",
+        "",
+        untold,
+        ["'A' of the dogs'"],
+    ),
     "nobody looks at what was made": (
-        "with_texts", "if not kept:", "if False:",
-        test_texts_that_cannot_stand_there_are_refused, ["a “A”", ["B”"], "cannot stand"]),
-}  # fmt: skip
+        "with_texts",
+        "if not kept:",
+        "if False:",
+        test_texts_that_cannot_stand_there_are_refused,
+        ["a “A”", ["B”"], "cannot stand"],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -46,10 +46,13 @@ LUMINA2 = (
 )
 TABLES = {"qwen_image21": QWEN_IMAGE21, "lumina2": LUMINA2}
 MASKS = {  # of each model, the argument that hides text tokens
-    "sdxl": "encoder_attention_mask", "pixart": "encoder_attention_mask", "prx": "attention_mask",
-    "qwen_image": "encoder_hidden_states_mask", "krea2": "encoder_attention_mask",
+    "sdxl": "encoder_attention_mask",
+    "pixart": "encoder_attention_mask",
+    "prx": "attention_mask",
+    "qwen_image": "encoder_hidden_states_mask",
+    "krea2": "encoder_attention_mask",
     "qwen_image21": "encoder_hidden_states_mask",
-}  # fmt: skip
+}
 UNMASKED = ["sd3", "sd35", "flux", "fused_flux", "z_image", "lumina2"]
 EVERYWHERE = Plan([Swap("all", "a", "b")])
 PAIR = [Row("a", "a"), Row("b", "b")]
@@ -109,10 +112,19 @@ def test_a_row_that_reads_another_everywhere_is_that_row(diffusers, name):
 LAW_FAULTS = {
     "masks stay": (swapping._Reading, "_read_mask", "self.mask[place] = by_keys.mT", "pass"),
     "values stay": (swapping._Reading, "read", 'own["v"], _for', '1 * own["v"], None and _for'),
-    "keys of the next token": (swapping._Reading, "read", 'own["k"], _for', 'own["k"].roll(1, 2), _for'),
-    "masks read backwards": (swapping._Reading, "_read_mask", "self.mask[place] = by_keys.mT",
-                             "self.mask[place] = by_keys.mT.flip(-1)"),
-}  # fmt: skip
+    "keys of the next token": (
+        swapping._Reading,
+        "read",
+        'own["k"], _for',
+        'own["k"].roll(1, 2), _for',
+    ),
+    "masks read backwards": (
+        swapping._Reading,
+        "_read_mask",
+        "self.mask[place] = by_keys.mT",
+        "self.mask[place] = by_keys.mT.flip(-1)",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", LAW_FAULTS)
@@ -327,21 +339,49 @@ def test_a_layout_is_worked_out_from_the_first_call(diffusers, layout):
 
 LIES = {  # what the pipeline does, calls, what is said
     "two calls a step": (dict(layout=LAYOUTS[2]), None, "was called twice at one time, .900.0."),
-    "rows of one text": (dict(layout=LAYOUTS[0], prompts=["s", "s", "s"]), None,
-        "3 rows were given, and the model was called with 6 texts"),
-    "two rows too few": (dict(layout=LAYOUTS[4], prompts=["s"]), None,
-        "3 rows were given, and the model was called with 1 texts"),
+    "rows of one text": (
+        dict(layout=LAYOUTS[0], prompts=["s", "s", "s"]),
+        None,
+        "3 rows were given, and the model was called with 6 texts",
+    ),
+    "two rows too few": (
+        dict(layout=LAYOUTS[4], prompts=["s"]),
+        None,
+        "3 rows were given, and the model was called with 1 texts",
+    ),
     "one call of both": (dict(layout=LAYOUTS[0]), LAYOUTS[2], "call 0 of the SD3.* holds 6 rows"),
     "one branch alone": (dict(layout=LAYOUTS[4]), LAYOUTS[0], "call 0 of the SD3.* holds 3 rows"),
-    "the other half": (dict(layout=LAYOUTS[1]), LAYOUTS[0], "texts of the conditional rows are not alike"),
-    "the other call": (dict(layout=LAYOUTS[3]), LAYOUTS[2], "texts of the conditional rows are not alike"),
-    "another order": (dict(layout=LAYOUTS[4], prompts=["t", "s", "s"]), LAYOUTS[4],
-        "texts of the conditional rows are not alike"),
-    "a cut prompt": (dict(layout=LAYOUTS[4], prompts=["s", "s", "s"]), LAYOUTS[4], "no prompt is cut"),
-    "one call a step": (dict(layout=LAYOUTS[4]), LAYOUTS[2], "calls 0 and 1 .* are at times .900.0. and "),
-    "half a step": (dict(layout=LAYOUTS[4], steps=3, repeats=1), [["cond"], ["cond2"]],
-        "calls 0 and 1 .* are at times"),
-}  # fmt: skip
+    "the other half": (
+        dict(layout=LAYOUTS[1]),
+        LAYOUTS[0],
+        "texts of the conditional rows are not alike",
+    ),
+    "the other call": (
+        dict(layout=LAYOUTS[3]),
+        LAYOUTS[2],
+        "texts of the conditional rows are not alike",
+    ),
+    "another order": (
+        dict(layout=LAYOUTS[4], prompts=["t", "s", "s"]),
+        LAYOUTS[4],
+        "texts of the conditional rows are not alike",
+    ),
+    "a cut prompt": (
+        dict(layout=LAYOUTS[4], prompts=["s", "s", "s"]),
+        LAYOUTS[4],
+        "no prompt is cut",
+    ),
+    "one call a step": (
+        dict(layout=LAYOUTS[4]),
+        LAYOUTS[2],
+        "calls 0 and 1 .* are at times .900.0. and ",
+    ),
+    "half a step": (
+        dict(layout=LAYOUTS[4], steps=3, repeats=1),
+        [["cond"], ["cond2"]],
+        "calls 0 and 1 .* are at times",
+    ),
+}
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -438,14 +478,22 @@ def test_a_call_that_skips_a_site_is_noticed(diffusers):
         (EVERYWHERE, "ab", "rows are 'ab'; give a list of Rows"),
         (EVERYWHERE, PAIR[:1], "no row 'b' in this run"),
         (EVERYWHERE, [*PAIR, PAIR[0]], "row names are .*; give each row a name of its own"),
-        (EVERYWHERE, [PAIR[0], Row("b", "b", branch="uncond")], "row 'b' asks for more than its prompt"),
-        (EVERYWHERE, [PAIR[0], Row("b", "b", sampled=False)], "row 'b' asks for more than its prompt"),
+        (
+            EVERYWHERE,
+            [PAIR[0], Row("b", "b", branch="uncond")],
+            "row 'b' asks for more than its prompt",
+        ),
+        (
+            EVERYWHERE,
+            [PAIR[0], Row("b", "b", sampled=False)],
+            "row 'b' asks for more than its prompt",
+        ),
         (EVERYWHERE, [PAIR[0], Row("b", "b", pooled="a")], "row 'b' asks for more than its prompt"),
         (Plan([Swap(9, "a", "b")]), PAIR, "no site index 9"),
         (Plan([Swap(0, "a", "b", heads=[2])]), PAIR, "no head 2 at site"),
         (Plan([Swap(0, "a", "b", steps=Window("timestep", 0, 500))]), PAIR, "take plan.at"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_there_is_refused(diffusers, plan, rows, says):
     """Plans, rows, sites and heads are looked at before a call."""
     model, _, _ = doubled(diffusers, "pixart")

@@ -174,15 +174,30 @@ along = partial(test_it_runs_along_the_sources_generation, "sdxl")
 FAULTS = {
     "what a swap would add to L": (slope, attributing, "drops", "-sum(", "sum("),
     "text that asks nothing": (
-        slope, attributing, "change", "eager(q[:1], k, v)", "eager(q[:1] * (q is record.q[0]), k, v)"),
+        slope,
+        attributing,
+        "change",
+        "eager(q[:1], k, v)",
+        "eager(q[:1] * (q is record.q[0]), k, v)",
+    ),
     "its own text": (slope, attributing, "_with_text_of_second", "text[1:]", "text[:1]"),
     "the target's image": (
-        of_if, attributing, "_with_text_of_second", "x[:1] for x in image", "x[1:] for x in image"),
+        of_if,
+        attributing,
+        "_with_text_of_second",
+        "x[:1] for x in image",
+        "x[1:] for x in image",
+    ),
     "the variance, too": (of_if, attributing, "drops", "[:, : x.shape[1]]", ""),
     "every step": (along, attributing, "attributions", "range(start, steps)", "range(steps)"),
     "the first latents at every step": (
-        along, attributing, "attributions", "path[step][None]", "path[0][None]"),
-}  # fmt: skip
+        along,
+        attributing,
+        "attributions",
+        "path[step][None]",
+        "path[0][None]",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -171,14 +171,28 @@ lost = raw(test_it_is_what_is_lost_without_the_tokens_values, "mmdit", seed=1, t
 FAULTS = {
     "scores not scaled": (lost, contributing, "norms", "key.mT * scale", "key.mT"),
     "the values of all tokens": (
-        lost, contributing, "norms", "keys[-1][:, :, tokens]", "keys[-1][:, :, [0, 1]]"),
+        lost,
+        contributing,
+        "norms",
+        "keys[-1][:, :, tokens]",
+        "keys[-1][:, :, [0, 1]]",
+    ),
     "keys of the image": (lost, contributing, "norms", "torch.cat(keys, dim=2)", "keys[-1]"),
     "the other guidance branch": (
-        partial(test_guidance_is_looked_through, "mmdit"), contributing, "norms",
-        "record.q[0][-1:]", "(record.q[0][:1] * 1.5)"),
+        partial(test_guidance_is_looked_through, "mmdit"),
+        contributing,
+        "norms",
+        "record.q[0][-1:]",
+        "(record.q[0][:1] * 1.5)",
+    ),
     "T5's tokens among CLIP's": (
-        test_the_word_is_found_among_the_tokens, alignment, "token_blocks", "lengths[0]]", "0]"),
-}  # fmt: skip
+        test_the_word_is_found_among_the_tokens,
+        alignment,
+        "token_blocks",
+        "lengths[0]]",
+        "0]",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -104,12 +104,20 @@ def joining_by_share(*args) -> None:
 
 FAULTS = {
     "what is left out may not join": (
-        partial(joining_by_share, "contribution", 0.021, True), modes, "_indicated",
-        "< LEAST_SHARE *", "< 1 *"),
+        partial(joining_by_share, "contribution", 0.021, True),
+        modes,
+        "_indicated",
+        "< LEAST_SHARE *",
+        "< 1 *",
+    ),
     "what gives nothing joins": (
-        partial(joining_by_share, "attribution", 0.019, False), searching, "_grown",
-        "(*measured, *screening.barred)", "measured"),
-}  # fmt: skip
+        partial(joining_by_share, "attribution", 0.019, False),
+        searching,
+        "_grown",
+        "(*measured, *screening.barred)",
+        "measured",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -547,14 +547,29 @@ all_heads = raw(test_all_heads_of_sites_are_the_sites, "sdxl")
 
 FAULTS = {
     "a fork of the target": (
-        raw(test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2], 64)),
-        lockstep.Loop, "_in_parts", "now[row.copies]", "now[drawn[1].name]"),
+        raw(
+            test_a_forked_run_is_all_runs_from_the_start,
+            "if-i",
+            Drawn(fixed_case("if-i"), [0, 2], 64),
+        ),
+        lockstep.Loop,
+        "_in_parts",
+        "now[row.copies]",
+        "now[drawn[1].name]",
+    ),
     "noise of its own": (
-        raw(test_a_forked_run_is_all_runs_from_the_start, "if-i", Drawn(fixed_case("if-i"), [0, 2], 64)),
-        lockstep.Loop, "_in_parts",
-        "(draw[places] for draw in draws)", "(draw[places].flip(-1) for draw in draws)"),
+        raw(
+            test_a_forked_run_is_all_runs_from_the_start,
+            "if-i",
+            Drawn(fixed_case("if-i"), [0, 2], 64),
+        ),
+        lockstep.Loop,
+        "_in_parts",
+        "(draw[places] for draw in draws)",
+        "(draw[places].flip(-1) for draw in draws)",
+    ),
     "heads forgotten": (all_heads, groups, "rows_and_plan", "heads=heads", "heads=None"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

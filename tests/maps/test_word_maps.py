@@ -245,21 +245,51 @@ def test_words_of_a_pipeline_that_is_not_known_are_refused(diffusers):
 
 
 FAULTS = {
-    "a mask not looked at": ("pixart", weights, "attention_rows", "if mask is not None:", "if False:"),
+    "a mask not looked at": (
+        "pixart",
+        weights,
+        "attention_rows",
+        "if mask is not None:",
+        "if False:",
+    ),
     "another scale": ("flux", weights, "attention_rows", "** -0.5", "** -1.0"),
     "heads not shared": (
-        "ace_step", heard.HeardWeights, "add", "k.repeat_interleave(len(q) // len(k), dim=0)",
-        "k.repeat(len(q) // len(k), 1, 1)"),
+        "ace_step",
+        heard.HeardWeights,
+        "add",
+        "k.repeat_interleave(len(q) // len(k), dim=0)",
+        "k.repeat(len(q) // len(k), 1, 1)",
+    ),
     "tokens from the first key": (
-        "hunyuan_glyphs", heard.HeardWeights, "add", "text.start + token for", "token for"),
+        "hunyuan_glyphs",
+        heard.HeardWeights,
+        "add",
+        "text.start + token for",
+        "token for",
+    ),
     "queries of all tokens": (
-        "flux", heard.HeardWeights, "add", "length < len(k[0]) == len(q[0])", "False"),
+        "flux",
+        heard.HeardWeights,
+        "add",
+        "length < len(k[0]) == len(q[0])",
+        "False",
+    ),
     "another row": ("mmdit", word_maps, "_drawn", ".index(CONDITIONAL)", ".index(CONDITIONAL) - 1"),
     "the text's keys first": (
-        "if", heard.HeardWeights, "add_record", "[*image, text], dim=1", "[text, *image], dim=1"),
+        "if",
+        heard.HeardWeights,
+        "add_record",
+        "[*image, text], dim=1",
+        "[text, *image], dim=1",
+    ),
     "the word's queries not chosen": (
-        "mmdit", heard.HeardWeights, "add", "weights_of(q[:, word]", "weights_of(q"),
-}  # fmt: skip
+        "mmdit",
+        heard.HeardWeights,
+        "add",
+        "weights_of(q[:, word]",
+        "weights_of(q",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -126,12 +126,16 @@ def test_levels_of_the_pages_are_those_of_the_words(monkeypatch):
         ("chance_level", "- own", "- 0 * own"),
         ("chance_level", "/ (len(words) - 1)", "/ len(words)"),
         ("chance_level", "score(read, wanted)", "score(wanted, read)"),
-        ("chance_level", "np.repeat(others / (len(words) - 1), list(counts.values()), axis=0)", "others / 2"),
+        (
+            "chance_level",
+            "np.repeat(others / (len(words) - 1), list(counts.values()), axis=0)",
+            "others / 2",
+        ),
         ("chance_f1", "- len(own) / size", ""),
         ("chance_f1", "+= 1 / size", "+= 1"),
         ("_numbered", "(letter, before[letter])", "(letter, 0)"),
     ],
-)  # fmt: skip
+)
 def test_planted_faults_are_noticed(monkeypatch, function, old, new):
     """Items read as themselves, sides exchanged, and words or letters counted once that stand twice."""
     check = raw(test_the_chance_f1_is_that_of_expected_precision_and_recall, ["abb", "abb", "abc"])

@@ -162,14 +162,18 @@ def test_notes_say_what_is_hard_to_compare(monkeypatch):
 @pytest.mark.parametrize(
     "function, old, new",
     [
-        ("_radii", "np.partition(found, k, axis=1)[:, k]", "np.partition(found, k - 1, axis=1)[:, k - 1]"),
+        (
+            "_radii",
+            "np.partition(found, k, axis=1)[:, k]",
+            "np.partition(found, k - 1, axis=1)[:, k - 1]",
+        ),
         ("_points", "np.float64", "np.float16).astype(np.float64"),
         ("_within", "distances < radii", "distances <= radii"),
         ("neighbours_of", "reach[None]", "radii.max()"),
         ("neighbours_of", "held.mean() / k", "held.mean()"),
         ("neighbours_of", "inside.any(axis=1)", "inside.any()"),
     ],
-)  # fmt: skip
+)
 def test_planted_faults_are_noticed(monkeypatch, function, old, new):
     """The point as its own neighbour, few digits, the rim, balls of the other set, and other counts."""
     plant(monkeypatch, neighbours, function, old, new)

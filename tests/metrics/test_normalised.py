@@ -175,22 +175,57 @@ def test_readings_have_a_word_each(readings, wanted):
 # --- faults
 
 FAULTS = [
-    (raw(test_scores_are_their_definitions, "abab", "ab", metrics.FOLDED), normalised, "cer",
-     "/ len(wanted)", "/ max(len(read), len(wanted), 1)"),
-    (raw(test_scores_are_their_definitions, "abab", "ab", metrics.FOLDED), normalised, "one_minus_ned",
-     "max(len(read), len(wanted), 1)", "len(wanted)"),
-    (raw(test_scores_are_their_definitions, "a", "ab", metrics.FOLDED), normalised, "sample_f1",
-     "2 * common / (len(read) + len(wanted))", "common / max(len(read), len(wanted))"),
-    (raw(test_scores_are_their_definitions, "a", "A", metrics.STRICT), normalised.Normaliser, "__call__",
-     "if self.fold:", "if True:"),
-    (raw(test_what_a_normaliser_takes_as_the_same, "\u0915\u093f", "\u0915", 0, 0, 0), normalised, "_counts",
-     "in _LETTERING", 'in "LN"'),
-    (raw(test_no_line_is_closer_than_the_best, ["b", "a"], "a"), normalised, "best_line",
-     "max(lines, key", "min(lines, key"),
+    (
+        raw(test_scores_are_their_definitions, "abab", "ab", metrics.FOLDED),
+        normalised,
+        "cer",
+        "/ len(wanted)",
+        "/ max(len(read), len(wanted), 1)",
+    ),
+    (
+        raw(test_scores_are_their_definitions, "abab", "ab", metrics.FOLDED),
+        normalised,
+        "one_minus_ned",
+        "max(len(read), len(wanted), 1)",
+        "len(wanted)",
+    ),
+    (
+        raw(test_scores_are_their_definitions, "a", "ab", metrics.FOLDED),
+        normalised,
+        "sample_f1",
+        "2 * common / (len(read) + len(wanted))",
+        "common / max(len(read), len(wanted))",
+    ),
+    (
+        raw(test_scores_are_their_definitions, "a", "A", metrics.STRICT),
+        normalised.Normaliser,
+        "__call__",
+        "if self.fold:",
+        "if True:",
+    ),
+    (
+        raw(test_what_a_normaliser_takes_as_the_same, "\u0915\u093f", "\u0915", 0, 0, 0),
+        normalised,
+        "_counts",
+        "in _LETTERING",
+        'in "LN"',
+    ),
+    (
+        raw(test_no_line_is_closer_than_the_best, ["b", "a"], "a"),
+        normalised,
+        "best_line",
+        "max(lines, key",
+        "min(lines, key",
+    ),
     (require_scores_by_hand, reading_scores, "_lines", "if text.strip()", "if True"),
-    (require_scores_by_hand, reading_scores, "scores_of_readings",
-     "_values(score, closest, words)", "_values(score, texts, words)"),
-]  # fmt: skip
+    (
+        require_scores_by_hand,
+        reading_scores,
+        "scores_of_readings",
+        "_values(score, closest, words)",
+        "_values(score, texts, words)",
+    ),
+]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault[2])

@@ -271,10 +271,12 @@ AGREEMENTS = {
     "case counts": ("_letters", ".casefold()", ""),
     "the finder is believed": ("_in_doubt", "return line.confidence < sure", "return False"),
     "blanks are doubted": (
-        "_in_doubt", "if line.confidence is None or len(line.text.split()) != len(text.split())",
-        "if line.confidence is None"),
+        "_in_doubt",
+        "if line.confidence is None or len(line.text.split()) != len(text.split())",
+        "if line.confidence is None",
+    ),
     "what differs is dropped": ("_words", 'return "", text', 'return "", ""'),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", AGREEMENTS)

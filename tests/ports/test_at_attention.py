@@ -44,18 +44,48 @@ def test_a_swap_is_an_exchange_at_attention(diffusers, name):
 
 FAULTS = {
     "tokens of the model's own left out": (
-        "auraflow", sites.Span, "joined_lengths", "+ self.extra", "+ 0"),
+        "auraflow",
+        sites.Span,
+        "joined_lengths",
+        "+ self.extra",
+        "+ 0",
+    ),
     "the first text alone": (
-        "hunyuan_glyphs", sites.Span, "joined_lengths", "zip(*given,", "zip(*given[:1],"),
+        "hunyuan_glyphs",
+        sites.Span,
+        "joined_lengths",
+        "zip(*given,",
+        "zip(*given[:1],",
+    ),
     "texts per layer taken for rows": (
-        "hidream", masks, "argument", "value = value[entry]", "value = value"),
+        "hidream",
+        masks,
+        "argument",
+        "value = value[entry]",
+        "value = value",
+    ),
     "a place not looked up": (
-        "ideogram4", calls.Calls, "text", "return self._call.found[span]", "return slice(1, 6)"),
+        "ideogram4",
+        calls.Calls,
+        "text",
+        "return self._call.found[span]",
+        "return slice(1, 6)",
+    ),
     "parts as wide as all": (
-        "flux2", matching, "_part_width", "width = _number(modules[name], name, parts)", "width = 17"),
+        "flux2",
+        matching,
+        "_part_width",
+        "width = _number(modules[name], name, parts)",
+        "width = 17",
+    ),
     "rows of a table one after the other": (
-        "audioldm2", matching, "_runs", "if not spec.between or not runs:", "if True:"),
-}  # fmt: skip
+        "audioldm2",
+        matching,
+        "_runs",
+        "if not spec.between or not runs:",
+        "if True:",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

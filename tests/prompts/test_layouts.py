@@ -32,13 +32,17 @@ from textpatch.prompts.pairs import bare, quoted
 
 CVTG = {
     "CVTG/2.json": [
-        (0, "A bakery with 'Fresh Bread' above its door and 'Open 9-17'.", ("Fresh Bread", "Open 9-17")),
+        (
+            0,
+            "A bakery with 'Fresh Bread' above its door and 'Open 9-17'.",
+            ("Fresh Bread", "Open 9-17"),
+        ),
         (7, "A bus to 'Harbour' beside a stop called 'Quay'.", ("Harbour", "Quay")),
     ],
     "CVTG/5.json": [(0, "No texts at all.", ())],
     # the scorer takes an apostrophe for a quote
     "CVTG-style/3.json": [(0, "A red 'Bee's'", ("Bee",))],
-}  # fmt: skip
+}
 LONGTEXT = [
     {"prompt_id": 0, "prompt": PROMPTS[0], "text": ["HELLO"], "category": "sign"},
     {"prompt_id": 12, "prompt": "a menu\u2028of soups", "text": "leek, pea and barley"},
@@ -176,28 +180,48 @@ BROKEN = {
     "no JSON": (cvtg_prompts, "CVTG/2.json", "[", "no JSON, .*; expected a file of CVTG-2K"),
     "nested beyond reason": (cvtg_prompts, "CVTG/2.json", "[" * 10**5, "no JSON, "),
     "another shape": (cvtg_prompts, "CVTG/2.json", "[1]", "2.json: expected a file of CVTG-2K"),
-    "a combined file": (cvtg_prompts, "CVTG/2_combined.json", '{"data_list": []}', "in a folder CVTG or"),
+    "a combined file": (
+        cvtg_prompts,
+        "CVTG/2_combined.json",
+        '{"data_list": []}',
+        "in a folder CVTG or",
+    ),
     "a file elsewhere": (cvtg_prompts, "other/2.json", '{"data_list": []}', "in a folder CVTG or"),
     "no entries": (cvtg_prompts, "CVTG/2.json", '{"data_list": []}', "holds no prompt"),
     "no prompt": (
-        cvtg_prompts, "CVTG/2.json", '{"data_list": [{"index": 0}]}',
-        'entry 0 of data_list: "prompt" is None'),
+        cvtg_prompts,
+        "CVTG/2.json",
+        '{"data_list": [{"index": 0}]}',
+        'entry 0 of data_list: "prompt" is None',
+    ),
     "no index": (
-        cvtg_prompts, "CVTG/2.json", '{"data_list": [{"index": "x", "prompt": "a"}]}',
-        "\"index\" is 'x'; expected a whole number from 0"),
+        cvtg_prompts,
+        "CVTG/2.json",
+        '{"data_list": [{"index": "x", "prompt": "a"}]}',
+        "\"index\" is 'x'; expected a whole number from 0",
+    ),
     "an index twice": (
-        cvtg_prompts, "CVTG/2.json",
+        cvtg_prompts,
+        "CVTG/2.json",
         '{"data_list": [{"index": 1, "prompt": "a"}, {"index": "1", "prompt": "b"}]}',
-        "has two entries for CVTG/2/1, whose pictures would have one name"),
+        "has two entries for CVTG/2/1, whose pictures would have one name",
+    ),
     "a line of no JSON": (longtext_prompts, "p.jsonl", "{}x", "p.jsonl, line 1: no JSON"),
     "a line of a list": (longtext_prompts, "p.jsonl", "\n[]", 'p.jsonl, line 2: "prompt" is None'),
     "no text": (
-        longtext_prompts, "p.jsonl", '{"prompt_id": 0, "prompt": "a", "text": [1]}',
-        r'line 1: "text" is \[1\]; expected a text or a list of texts'),
+        longtext_prompts,
+        "p.jsonl",
+        '{"prompt_id": 0, "prompt": "a", "text": [1]}',
+        r'line 1: "text" is \[1\]; expected a text or a list of texts',
+    ),
     "a number below 0": (
-        longtext_prompts, "p.jsonl", '{"prompt_id": -1, "prompt": "a"}', '"prompt_id" is -1'),
+        longtext_prompts,
+        "p.jsonl",
+        '{"prompt_id": -1, "prompt": "a"}',
+        '"prompt_id" is -1',
+    ),
     "nothing": (longtext_prompts, "p.jsonl", "\n", "holds no prompt"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -221,13 +245,21 @@ def test_missing_files_are_refused(reader, tmp_path):
 @pytest.mark.parametrize(
     "file, text, says",
     [
-        ("toxic_words.txt", 'one\ngrum"ble\nthree', "line 2: expected words without quotes, found a quote"),
+        (
+            "toxic_words.txt",
+            'one\ngrum"ble\nthree',
+            "line 2: expected words without quotes, found a quote",
+        ),
         ("toxic_words.txt", "grumble", "1 words in toxic_words.txt and 3 in test_non_tox.txt"),
-        ("test_non_tox.txt", "\n", "expected a list of ToxicBench, one word or more a line, found none"),
+        (
+            "test_non_tox.txt",
+            "\n",
+            "expected a list of ToxicBench, one word or more a line, found none",
+        ),
         ("../CreativeBench.txt", 'a ""\n“”', 'line 2: expected a sentence with "" once'),
         ("../CreativeBench.txt", "\n", 'expected sentences with "", found none'),
     ],
-)  # fmt: skip
+)
 def test_lists_that_make_no_pairs_are_refused(file, text, says, tmp_path):
     """The error names file and line, and quotes no word of a list."""
     folder = write_toxicbench(tmp_path)
@@ -360,19 +392,55 @@ def test_a_list_in_another_order_makes_the_same_word_pairs(tmp_path_factory, ord
 
 FAULTS = {
     "a subset under its published name": (
-        cvtg, "_entries", "{subsets[0]}/", "{file.resolve().parent.name}/", require_cvtg),
-    "double quotes": (cvtg, "_entries", "_TEXT.findall(prompt)", "prompt.split('\"')[1::2]", require_cvtg),
-    "repeats from 0": (longtext, "longtext_pictures", "{repeat + 1}.png", "{repeat}.png", require_longtext),
-    "numbers without zeros": (longtext, "longtext_prompts", "{place:04d}", "{place}", require_longtext),
+        cvtg,
+        "_entries",
+        "{subsets[0]}/",
+        "{file.resolve().parent.name}/",
+        require_cvtg,
+    ),
+    "double quotes": (
+        cvtg,
+        "_entries",
+        "_TEXT.findall(prompt)",
+        "prompt.split('\"')[1::2]",
+        require_cvtg,
+    ),
+    "repeats from 0": (
+        longtext,
+        "longtext_pictures",
+        "{repeat + 1}.png",
+        "{repeat}.png",
+        require_longtext,
+    ),
+    "numbers without zeros": (
+        longtext,
+        "longtext_prompts",
+        "{place:04d}",
+        "{place}",
+        require_longtext,
+    ),
     "every separator ends a line": (
-        longtext, "longtext_prompts", '.split("\\n")', ".splitlines()", require_longtext),
+        longtext,
+        "longtext_prompts",
+        '.split("\\n")',
+        ".splitlines()",
+        require_longtext,
+    ),
     "benign words in any order": (
-        toxicbench, "toxicbench_pairs", "zip(sources, targets, strict=True)",
-        "zip(sources, sorted(targets, reverse=True), strict=True)", require_toxicbench),
+        toxicbench,
+        "toxicbench_pairs",
+        "zip(sources, targets, strict=True)",
+        "zip(sources, sorted(targets, reverse=True), strict=True)",
+        require_toxicbench,
+    ),
     "a sentence of its own for the target": (
-        toxicbench, "toxicbench_pairs", "with_words(sentence, target)",
-        "with_words('a \"\"', target)", require_toxicbench),
-}  # fmt: skip
+        toxicbench,
+        "toxicbench_pairs",
+        "with_words(sentence, target)",
+        "with_words('a \"\"', target)",
+        require_toxicbench,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -29,7 +29,7 @@ from support.kernel_cases import (
     run,
     scatter,
     sdpa,
-)  # fmt: skip
+)
 
 SMALL = Case(H=1, G=1, M=5, Mt=3, N=4, T=21)
 
