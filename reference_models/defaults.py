@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from numbers import Integral
 
 from textpatch.errors import PatchError
-from textpatch.guidance import Embedded, Guidance, as_guidance
+from textpatch.guidance import Embedded, Guidance, as_guidance, is_finite
 
 Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels
 # most latents along a side, far beyond what any model draws
@@ -98,12 +97,6 @@ def _are_whole(values, count: int | None = None) -> bool:
     return count is None or len(values) == count
 
 
-def _is_finite(value) -> bool:
-    # compared and not made a float, which a whole number of 400 digits cannot be
-    finite = isinstance(value, Real) and abs(value) <= sys.float_info.max
-    return finite and not isinstance(value, bool)
-
-
 def _fits(name: str, value) -> bool:
     """True where a field of `Defaults` may have this value."""
     if name in ("height", "width"):
@@ -111,7 +104,7 @@ def _fits(name: str, value) -> bool:
     if name == "steps":
         return is_whole(value) and value > 0
     if name == "guidance":
-        return _is_finite(value)
+        return is_finite(value)
     if name == "level":
         return is_whole(value)
     if name == "embeds_guidance":

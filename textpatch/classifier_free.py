@@ -219,15 +219,17 @@ def told(guidance: Guidance) -> dict[str, float]:
 
 def require_scale(scale: object) -> None:
     """Raise PatchError unless a guidance scale is a finite number."""
-    if isinstance(scale, bool) or not isinstance(scale, Real) or not _is_finite(scale):
+    if not is_finite(scale):
         raise PatchError(
             f"guidance is {scale!r}; give a finite number, or an object of textpatch.guidance"
         )
 
 
-def _is_finite(scale: Real) -> bool:
+def is_finite(value: object) -> bool:
     """True for a finite number that a float can hold, which a whole number of 400 digits is not."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
     try:
-        return math.isfinite(scale)
+        return math.isfinite(value)
     except OverflowError:
         return False

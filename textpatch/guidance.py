@@ -19,6 +19,7 @@ from textpatch.classifier_free import (
     Moment,
     State,
     Unguided,
+    is_finite,
     require_scale,
     told,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "as_guidance",
     "branch_rows",
     "described",
+    "is_finite",
     "require_branch",
     "told",
     "with_guidance",

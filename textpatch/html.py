@@ -63,10 +63,11 @@ def figure(
     seen  what a reader saw, each a text and its box, which is outlined and says the text when pointed at
     """
     head = f'<span class="title">{safe(title)}</span>'
+    if image is not None and not isinstance(image, str):
+        image = _as_readers_see(image, title)
     shown = picture(image, title)
     if image is not None and not isinstance(image, str):
-        size = _as_readers_see(image, title).size
-        outlines = "".join(_outline(one, size) for one in seen)
+        outlines = "".join(_outline(one, image.size) for one in seen)
         shown = f'<div class="seen">{shown}{outlines}</div>' if outlines else shown
     return f"<figure>{head}{shown}<figcaption>{caption}</figcaption></figure>"
 

@@ -9,15 +9,13 @@ B rows, C channels, H x W latent size
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from numbers import Real
 
 import torch
 from torch import Tensor
 
-from textpatch.classifier_free import ClassifierFree, Moment, State
+from textpatch.classifier_free import ClassifierFree, Moment, State, is_finite
 from textpatch.errors import PatchError, closest
 from textpatch.plan import CONDITIONAL, UNCONDITIONAL, Row
 
@@ -47,7 +45,7 @@ class Safety:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not isinstance(value, Real) or not math.isfinite(value):
+            if not is_finite(value):
                 raise PatchError(f"{name} of safety is {value!r}; give a finite number")
         if not isinstance(self.warmup, int) or self.warmup < 0:
             raise PatchError(f"warmup of safety is {self.warmup!r}; give a step, 0 or a later one")

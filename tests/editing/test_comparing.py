@@ -1,6 +1,8 @@
 """Methods compared: each picture is that of `edit`, made once from one noise, and differences are paired."""
 
+import contextlib
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -67,6 +69,39 @@ def test_the_result_has_scores_costs_and_differences():
     assert f1_of_means is comparing.f1_of_means
     lines = repr(found).splitlines()
     assert [line.split()[0] for line in lines] == ["method", "source", *METHODS, "chance", "words"]
+
+
+def require_a_pair_kept(folder, monkeypatch):
+    """A first Ctrl-C while a pair's second picture is made waits until the pair is kept whole."""
+    honest, asked = comparing._timed, []
+
+    def interrupted(*arguments):
+        asked.append(arguments)
+        if len(asked) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return honest(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(comparing, "_timed", interrupted)
+        compared(folder)
+    assert len(Run.load(folder).records()) == len(asked) == 1 + len(METHODS)
+
+
+def test_an_interrupt_costs_no_pair(tmp_path, monkeypatch):
+    require_a_pair_kept(tmp_path / "run", monkeypatch)
+    made = []
+    honest = comparing._timed
+    monkeypatch.setattr(comparing, "_timed", lambda *a: made.append(a) or honest(*a))
+    found = compared(tmp_path / "run")
+    assert len(made) == (len(PAIRS) * len(SEEDS) - 1) * (1 + len(METHODS))
+    assert found.result["methods"]["swap"]["n"] == len(PAIRS) * len(SEEDS)
+
+
+def test_an_interrupt_heard_at_once_is_noticed(tmp_path, monkeypatch):
+    """Fault: nothing waits until a pair is kept."""
+    monkeypatch.setattr(comparing, "finishing", contextlib.nullcontext)
+    with pytest.raises(AssertionError):
+        require_a_pair_kept(tmp_path / "run", monkeypatch)
 
 
 def test_nothing_is_made_twice(tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.report.contact_sheet import draw_contact_sheet
 from textpatch.report.reader import told_reader
 from textpatch.report.result import decimal, span_of, value_of
+from textpatch.runs.interrupts import finishing
 from textpatch.runs.work import made_by
 from textpatch.text import aligned
 
@@ -93,7 +94,8 @@ def compare(
              the first is told
     seeds, steps, guidance  as `localize` has them
     ocr      a reader or the name of one, as `localize` has it
-    run      a textpatch.Run.  The pictures of a pair are kept there as they are made, and are not made again
+    run      a textpatch.Run.  The pictures of a pair are kept there together once they are made, and are not
+             made again
 
     The result has for each method
 
@@ -155,7 +157,8 @@ def _require_admitted(trials: Trials, methods: Mapping[str, Method]) -> None:
 def _keep(trials: Trials, task: Task, methods: Mapping[str, Method]) -> None:
     """Keep the records of a pair and seed, one for each method.
 
-    Pictures that the run folder has not are made now, and a reader sees all of them at once.
+    Pictures that the run folder has not are made now, and a reader sees all of them at once.  A first Ctrl-C
+    waits until they are kept.
     """
     index, seed = task
     pair = trials.pairs[index]
@@ -166,18 +169,20 @@ def _keep(trials: Trials, task: Task, methods: Mapping[str, Method]) -> None:
         maker = made_by(rows, Plan()) | {"method": _described(methods[name])}
         trials.join(trials.once(ids[name], task, maker, make))
 
-    lacking = [name for name in methods if ids[name] not in trials.work]
-    for name in methods.keys() - lacking:
-        keep(name, dict)
+    there = [name for name in methods if ids[name] in trials.work]
+    lacking = [name for name in methods if name not in there]
+    for name in there:
+        keep(name, dict)  # whose record is found, so that nothing is made
     if not lacking:
         return
-    made = {name: _timed(trials, pair, seed, methods[name]) for name in lacking}
-    images = {name: edit.image for name, (edit, _) in made.items()}
-    scored = trials.scored(images, index, trials.pictures(task).get(SOURCE))
-    for name, (edit, seconds) in made.items():
-        cost = {"seconds": seconds, "generations": edit.generations}
-        pictures = {name: scored[name] | cost}
-        keep(name, partial(dict, generations=edit.generations, pictures=pictures))
+    with finishing():
+        made = {name: _timed(trials, pair, seed, methods[name]) for name in lacking}
+        images = {name: edit.image for name, (edit, _) in made.items()}
+        scored = trials.scored(images, index, trials.pictures(task).get(SOURCE))
+        for name, (edit, seconds) in made.items():
+            cost = {"seconds": seconds, "generations": edit.generations}
+            pictures = {name: scored[name] | cost}
+            keep(name, partial(dict, generations=edit.generations, pictures=pictures))
 
 
 def _timed(trials: Trials, pair: Pair, seed: int, method: Method) -> tuple[Edit, float]:
