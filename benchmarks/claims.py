@@ -5,7 +5,7 @@
 Pictures of 144 held-out test words on random signs are read by the nearest drawing, colour by colour and
 pattern by pattern, and beside them clean drawings of the same signs.  A pattern is read twice: as models
 paint it, fainter than drawn and begun anew in every stretch of the wall, and strictly, as one drawn wall at
-full contrast.  It writes benchmarks/results/claims.csv.
+full contrast.  It writes benchmarks/results/claims.csv, and claims-two-lines.csv for tiny-words.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ import numpy as np
 import textpatch
 from textpatch import metrics
 from textpatch.weights.signs import evaluation
-from textpatch.weights.signs.drawing import PATTERNS, SignFormat
+from textpatch.weights.signs.drawing import PATTERNS, Sign, SignFormat
 from textpatch.weights.signs.reader import read_sign, strict_pattern
+from textpatch.weights.signs.two_lines import TWO_LINES
+from two_lines import signs as signs_of_two_lines
 
 RESULTS = Path(__file__).parent / "results"
-MODELS = ["tiny-mmdit", "tiny-if", "tiny-sdxl"]
+ONE_LINE = ["tiny-mmdit", "tiny-if", "tiny-sdxl"]
+TWO_LINED = "tiny-words"
 SIGNS = 144
 ATTRIBUTES = "word", "colour", "shape", "wall", "style", "pattern"
 
@@ -58,20 +61,34 @@ def row(name: str, what: str, right: list[bool]) -> dict:
     }
 
 
-def main(models: list[str]) -> None:
-    fmt = SignFormat()
-    signs = evaluation.held_out_signs(SIGNS, fmt)
+def measured(models: list[str], signs: list[Sign], fmt: SignFormat) -> list[dict]:
+    """Rows of clean drawings of some signs, and of each model's pictures of them."""
     rows = claims("clean drawings", evaluation.clean_pictures(signs, fmt), signs, fmt)
-    for model in models or MODELS:
+    for model in models:
         pictures = evaluation.generated_pictures(textpatch.load(model), signs)
         found = claims(model, pictures, signs, fmt)
         for each in found:
             print(*each.values())
         rows += found
-    with (RESULTS / "claims.csv").open("w", newline="") as file:
+    return rows
+
+
+def write(name: str, rows: list[dict]) -> None:
+    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def main(models: list[str]) -> None:
+    models = models or [*ONE_LINE, TWO_LINED]
+    ours = [model for model in models if model != TWO_LINED]
+    if ours:
+        fmt = SignFormat()
+        write("claims", measured(ours, evaluation.held_out_signs(SIGNS, fmt), fmt))
+    if TWO_LINED in models:
+        drawn = signs_of_two_lines(SIGNS, "held-out words")
+        write("claims-two-lines", measured([TWO_LINED], drawn, TWO_LINES))
 
 
 if __name__ == "__main__":

@@ -191,7 +191,16 @@ CLAIMED = "word", "colour", "shape", "wall", "style"
 
 def claims() -> str:
     """How much of what a sentence names is drawn, by the nearest drawing."""
-    measured = read_rows("claims")
+    return _claimed("claims")
+
+
+def two_lines_claims() -> str:
+    """The same of signs of two lines."""
+    return _claimed("claims-two-lines")
+
+
+def _claimed(name: str) -> str:
+    measured = read_rows(name)
     names = [row["pictures"] for row in chosen(measured, what="word")]
     parts = [*CLAIMED, *(f"{pattern}{end}" for pattern in PATTERNS for end in ("", ", strictly"))]
     rows = []
@@ -1063,6 +1072,7 @@ TABLES: dict[str, Callable[..., str]] = {
         reading,
         claims,
         two_lines,
+        two_lines_claims,
         each_site,
         start_step,
         carries,
