@@ -179,6 +179,7 @@ class Pipeline(nn.Module):
         """
         if isinstance(prompts, str) or not len(prompts):
             raise PatchError(f"prompts to encode are {prompts!r}; give one or more in a list")
+        self.defaults.require_drawn(prompts, self.name)
         text = self.encoders(prompts).to(self.device, self.dtype)
         if text.pooled is None and hasattr(self.denoiser, "pool"):
             text = replace(text, pooled=self.denoiser.pool(text.tokens))
@@ -188,12 +189,12 @@ class Pipeline(nn.Module):
         return text
 
     def check(self, prompts: Sequence[str], *, seeds: Sequence[int], steps: int) -> None:
-        """Raise PatchError for an unknown word, a seed that is none, and less than one step."""
+        """Raise PatchError for unknown and undrawn words, a seed that is none, and less than one step."""
         self.schedule.timesteps(steps)
         whole_seeds(seeds)
         distinct = list(dict.fromkeys(prompts))
-        # encoders of other people may have no check, so that only encoding tells
-        read = getattr(self.encoders, "check", self.encode)
+        self.defaults.require_drawn(distinct, self.name)
+        read = getattr(self.encoders, "check", self.encode)  # other people's may have no check
         for start in range(0, len(distinct), AT_ONCE):
             read(distinct[start : start + AT_ONCE])
 
