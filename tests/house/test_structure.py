@@ -231,6 +231,7 @@ def test_models_are_read_alone():
     allowed = {
         "attention",
         "errors",
+        "finite",
         "guidance",
         "html",
         "memory",
