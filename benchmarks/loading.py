@@ -3,7 +3,7 @@
     python benchmarks/loading.py --threads 1 --csv results/loading.csv
 
 A pipeline of random weights is written as a folder in float16, of the published sizes but for the blocks
-of its deepest transformers, of which --blocks are made (SDXL has 10; 6 give 5.3 GB). It has no VAE. Every
+of its deepest transformers, of which --blocks are made (SDXL has 10; 6 give 5.1 GB). It has no VAE. Every
 way ends with all tensors in one dtype, and every byte of them looked at, and runs in a process of its own,
 in which everything is imported. Before anything is timed, the tensors are compared bit for bit.
 
@@ -45,6 +45,7 @@ COLUMNS = ["way", "dtype", "clock", "gb", "largest_mb", "beyond_mb", *TIMES]
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 BACKENDS = {"mapped": "mmap", "read": "pread"}
 WAYS = ["textpatch", *BACKENDS]
+SELF = [sys.executable, __file__]
 STATUS = Path("/proc/self/status")
 # of a CLIP: width, layers, heads
 CLIPS = {"text_encoder": (768, 12, 12), "text_encoder_2": (1280, 32, 20)}
@@ -165,7 +166,7 @@ def told(way: str, folder: Path, dtype: torch.dtype) -> dict[str, float]:
 def measure(folder: Path, dtype: str, rounds: int, threads: int | None, table: Table) -> None:
     """Compare what is loaded with the files, and then time all ways in turns, each in a new process."""
     require_same(loaded("textpatch", folder, getattr(torch, dtype)), folder)
-    command = [sys.executable, __file__, "--folder", str(folder), "--dtypes", dtype]
+    command = [*SELF, "--folder", str(folder), "--dtypes", dtype]
     if threads:
         command += ["--threads", str(threads)]
     runs: dict[str, list[dict]] = {way: [] for way in WAYS}
@@ -191,19 +192,25 @@ def main(argv: list[str] | None = None) -> None:
         "--blocks", type=int, default=6, help="blocks of the deepest transformers (6)"
     )
     parser.add_argument(
-        "--dtypes", nargs="+", default=["float16", "float32"], help="dtypes to load in"
+        "--dtypes", nargs="+", default=["float16"], help="dtypes to load in (float16)"
     )
     parser.add_argument("--one", choices=WAYS, help="time this way once, in this process")
+    parser.add_argument("--write", action="store_true", help="write --folder, and no more")
     parser.add_argument("--folder", type=Path, help="a folder that was written before")
     options = parsed(parser, argv)
     if options.one:
         print(json.dumps(told(options.one, options.folder, getattr(torch, options.dtypes[0]))))
         return
+    if options.write:
+        written(options.folder, options.blocks)
+        return
     table = Table(COLUMNS, environment(options.device, "safetensors"), options.csv, options.append)
     with tempfile.TemporaryDirectory() as home:
         folder = options.folder or Path(home) / "model"
         if not folder.is_dir():
-            written(folder, options.blocks)
+            # in another process, whose memory ends with it
+            writing = [*SELF, "--write", "--folder", str(folder), "--blocks", str(options.blocks)]
+            subprocess.run(writing, check=True)
         for dtype in options.dtypes:
             measure(folder, dtype, options.rounds, options.threads, table)
 
