@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from textpatch.errors import PatchError
 from textpatch.groups import Group
 from textpatch.guidance import Guidance, require_branch
+from textpatch.localization import word_by_word
 from textpatch.localization.heads import head_search
 from textpatch.localization.modes import MODES, Request, all_alone
 from textpatch.localization.preconditions import checked_pairs
@@ -37,6 +38,7 @@ from textpatch.localization.search import Step, grow
 from textpatch.localization.start_step import require_startable, start_curve
 from textpatch.localization.summary import best_first, summarise
 from textpatch.localization.trials import Trials
+from textpatch.localization.word_by_word import require_several_words
 from textpatch.metrics import FEWEST, f1_of_means
 from textpatch.pipelines import (
     DrawsByItself,
@@ -47,7 +49,7 @@ from textpatch.pipelines import (
 )
 from textpatch.ports.shipped import site_indices
 from textpatch.progress import phase
-from textpatch.prompts.pairs import require_other_texts
+from textpatch.prompts.pairs import Pair, require_other_texts
 from textpatch.report.headline import answer, verdict
 from textpatch.report.keeping import frame_of, keep, manifest_of
 from textpatch.report.page import page_of, summary_html
@@ -150,6 +152,7 @@ def localize(
     micro_batch: int = 64,
     starts: bool = False,
     heads: bool = False,
+    each_word: bool = False,
 ) -> Localization:
     """Find the sites that carry the word.
 
@@ -176,7 +179,8 @@ def localize(
     micro_batch  most rows that go through the model at once
     starts  whether to add "start_curve", of the responsible set or of the best group where no set was grown
     heads   whether to add "head_search", the heads of these sites that do their work
-    The start curve and the head search are not among the generations that the result counts.
+    each_word  whether to add "each_word", in which each word is exchanged alone at each site and at the set
+    What is added is not among the generations that the result counts.
     Raises PatchError for unknown sites, a start outside the run, and options that have no effect in the mode.
     Raises OCRError if no text can be read, and Unfinished while other shards are at work.
     """
@@ -187,7 +191,8 @@ def localize(
     runs |= dict(ocr=ocr, reader=reader, background=background)
     trials = Trials(pipeline, pairs, **runs, run=run, micro_batch=micro_batch)
     require_other_texts(trials.pairs)
-    return _found(trials, asked, starts, heads)
+    _require_words(pipeline, trials.pairs, each_word)
+    return _found(trials, asked, starts=starts, heads=heads, each_word=each_word)
 
 
 def check(
@@ -206,6 +211,7 @@ def check(
     branch: str = "both",
     shard: tuple[int, int] | None = None,
     starts: bool = False,
+    each_word: bool = False,
 ) -> None:
     """Raise what `localize` would raise for a request that it cannot carry out.
 
@@ -216,12 +222,20 @@ def check(
     checked = checked_pairs(pipeline, pairs, seeds=seeds, steps=steps, start=start)
     require_branch(branch, guidance)
     require_other_texts(checked)
+    _require_words(pipeline, checked, each_word)
 
 
 def _require_curve(pipeline, starts: bool) -> None:
     """Raise PatchError for a start curve of a pipeline that cannot make one."""
     if starts:
         require_startable(pipeline)
+
+
+def _require_words(pipeline, pairs: Sequence[Pair], each_word: bool) -> None:
+    """Raise PatchError where each word alone was asked for, and a pair has no several words."""
+    if each_word:
+        for pair in pairs:
+            require_several_words(pipeline, pair)
 
 
 def tried(pipeline, sites, groups) -> list[Group]:
@@ -241,7 +255,9 @@ def tried(pipeline, sites, groups) -> list[Group]:
 # --- the result
 
 
-def _found(trials: Trials, asked: Request, starts: bool, heads: bool) -> Localization:
+def _found(
+    trials: Trials, asked: Request, *, starts: bool, heads: bool, each_word: bool
+) -> Localization:
     """Search, grow the responsible set, and look further where that is asked for."""
     if asked.shard is not None:
         trials.share(asked.groups, asked.shard)
@@ -258,6 +274,10 @@ def _found(trials: Trials, asked: Request, starts: bool, heads: bool) -> Localiz
         result["start_curve"] = start_curve(trials, of_set)
     if heads:
         result["head_search"] = head_search(trials, of_set)
+    if each_word:
+        together = tuple(trials.pipeline.defaults.localized)
+        groups = [*screening.kept, tuple(of_set), *([together] if together else [])]
+        result["each_word"] = word_by_word.each_word(trials, groups)
     return found
 
 
