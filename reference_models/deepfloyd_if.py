@@ -347,6 +347,7 @@ class DeepFloydIF(nn.Module):
     match, and low or level missing or unread.
     """
 
+    family = "DeepFloyd IF"
     text_is_static = True  # every site reads the same tokens, whatever the depth and the step
 
     def __init__(self, config: IFConfig = IFConfig()):

@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from numbers import Integral
 
 from textpatch.errors import PatchError
-from textpatch.guidance import Embedded, Guidance, as_guidance, is_finite
+from textpatch.finite import is_finite
+from textpatch.guidance import Embedded, Guidance, as_guidance
 from textpatch.reference_models.drawn_words import DrawnWords
 
 Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels

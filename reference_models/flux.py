@@ -287,6 +287,7 @@ class Flux(nn.Module):
     fit, and for a guidance that nothing reads.
     """
 
+    family = "FLUX.1"
     # the text stream changes with depth, so that keys and values differ between blocks and steps
     text_is_static = False
 

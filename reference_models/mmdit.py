@@ -248,6 +248,7 @@ class MMDiT(nn.Module):
     widths and rows of x and text that do not fit.
     """
 
+    family = "Stable Diffusion 3"
     # the text stream changes with depth, so that keys and values differ between blocks and steps
     text_is_static = False
 

@@ -21,7 +21,7 @@ from textpatch.plan import Row
 from textpatch.reference_models.defaults import Defaults, is_whole
 from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.predictions import OF_SCHEDULE, guided, parted
-from textpatch.reference_models.requests import each_seed, listed, parts, sampled_by
+from textpatch.reference_models.requests import each_seed, listed, parts, read_by, sampled_by
 from textpatch.reference_models.schedules import Schedule
 from textpatch.reference_models.schedules.published import chosen
 from textpatch.reference_models.shown import Pictures, html_of, lines_of
@@ -152,16 +152,16 @@ class Pipeline(nn.Module):
         `text_encoders.TextEncoders.skipping` says how layers are counted.  The name tells them.
         Raises PatchError for encoders that are not read so, and for more layers than there are.
         """
-        return self._read_by(self.encoders.skipping(layers), f"with clip skip {layers}")
+        return self._read_by(self.encoders.skipping(layers))
 
     def with_long_prompts(self, windows: int) -> Pipeline:
         """A pipeline that reads prompts in several windows, as `TextEncoders.in_windows` says."""
-        return self._read_by(self.encoders.in_windows(windows), f"of {windows} windows")
+        return self._read_by(self.encoders.in_windows(windows))
 
-    def _read_by(self, encoders, told: str) -> Pipeline:
+    def _read_by(self, encoders) -> Pipeline:
         other = self._copy()
         other.encoders = encoders
-        other.name = f"{self.name} {told}"
+        other.name = read_by(self.name, encoders)
         return other
 
     def _copy(self) -> Pipeline:

@@ -382,6 +382,7 @@ class StableDiffusion(nn.Module):
     Raises PatchError for channels and widths that do not fit, and for a text with parts that nothing reads.
     """
 
+    family = "Stable Diffusion 1 and 2"
     text_is_static = True  # every site reads the same tokens, whatever the depth and the step
 
     def __init__(self, config: SDConfig = SDConfig()):
@@ -474,6 +475,8 @@ class SDXL(StableDiffusion):
     Returns (B, out_channels, H, W) in x's dtype.
     Raises PatchError for channels, widths and rows that do not fit, and for pooled or micro missing.
     """
+
+    family = "Stable Diffusion XL"
 
     def __init__(self, config: SDXLConfig = SDXLConfig()):
         super().__init__(config)

@@ -67,7 +67,7 @@ def rows_and_plan(
     from textpatch.plan import Plan, Row
 
     patched = [Row(row_name(group), pair.source, seed) for group in groups]
-    window = {"steps": tuple(range(start, steps)), "tokens": tokens, "branch": branch}
+    window = {"steps": range(start, steps), "tokens": tokens, "branch": branch}
     swaps = [
         swap
         for group, row in zip(groups, patched, strict=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from textpatch import metrics
 from textpatch.errors import PatchError
+from textpatch.finite import is_finite
 from textpatch.metrics.background import background_scores
 from textpatch.metrics.image import Box
 from textpatch.metrics.intervals import interval, share_interval
@@ -77,7 +76,7 @@ class Background:
         if not callable(self.score):
             return picture_scores(drawn, source, boxes)
         value = self.score(drawn, source)
-        if not isinstance(value, Real) or not math.isfinite(value):
+        if not is_finite(value):
             raise PatchError(
                 f"background gave {value!r}; give a function that gives a finite number"
             )

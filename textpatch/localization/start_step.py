@@ -47,9 +47,12 @@ def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> d
     require_startable(trials.pipeline)
     group = site_indices(trials.pipeline, sites)
     starts = _checked_starts(starts, trials.steps)
+    tasks = trials.tasks(len(trials.pairs))
+    found = {}
     with phase("start steps"):
-        tasks = counted(trials.tasks(len(trials.pairs)))
-        records = [_record(trials, task, group, starts) for task in tasks]
+        for portion in trials.portions(tasks, [_id(task) for task in tasks]):
+            found |= {task: _record(trials, task, group, starts) for task in counted(portion)}
+    records = [found[task] for task in tasks]
     scored = [values(records, _name(start)) for start in starts]
     return {
         "sites": list(group),
@@ -127,7 +130,13 @@ def _record(trials: Trials, task: Task, group: Group, starts: list[int]) -> dict
         )
         return {"generations": row_steps / steps, "pictures": trials.scored(made.images, index)}
 
-    return trials.once(f"starts-{index}-{seed}", task, made_by(rows, plan), make)
+    return trials.once(_id(task), task, made_by(rows, plan), make)
+
+
+def _id(task: Task) -> str:
+    """Id of the record of a pair and seed."""
+    pair, seed = task
+    return f"starts-{pair}-{seed}"
 
 
 def _row(trials: Trials, prompt: str, seed: int, start: int) -> Row:

@@ -103,9 +103,12 @@ def each_word(trials: Trials, groups: Sequence[Group]) -> dict:
     for pair in trials.pairs:
         require_several_words(trials.pipeline, pair)
     groups = list(dict.fromkeys(map(tuple, groups)))
+    tasks = trials.tasks(len(trials.pairs))
+    found = {}
     with phase("each word"):
-        tasks = counted(trials.tasks(len(trials.pairs)))
-        records = [_record(trials, task, groups) for task in tasks]
+        for portion in trials.portions(tasks, [_id(task) for task in tasks]):
+            found |= {task: _record(trials, task, groups) for task in counted(portion)}
+    records = [found[task] for task in tasks]
     for record in records:
         trials.join(record)
     return {
@@ -235,7 +238,7 @@ def _record(trials: Trials, task: Task, groups: Sequence[Group]) -> dict:
     rows = [Row(SOURCE, pair.source, seed)]
     rows += [Row(donor.name, donor.prompt, seed) for donor in donors]
     rows += [Row(swap.row, pair.source, seed) for swap in swaps]
-    window = {"steps": tuple(range(trials.start, trials.steps)), "branch": trials.branch}
+    window = {"steps": range(trials.start, trials.steps), "branch": trials.branch}
     plan = Plan(
         one
         for swap in swaps
@@ -247,7 +250,13 @@ def _record(trials: Trials, task: Task, groups: Sequence[Group]) -> dict:
         made = sample(trials.pipeline, rows, plan, **run, micro_batch=trials.micro_batch)
         return {"generations": len(rows), "pictures": _scored(trials, task, swaps, made.images)}
 
-    return trials.once(f"words-{index}-{seed}", task, made_by(rows, plan), make)
+    return trials.once(_id(task), task, made_by(rows, plan), make)
+
+
+def _id(task: Task) -> str:
+    """Id of the record of a pair and seed."""
+    pair, seed = task
+    return f"words-{pair}-{seed}"
 
 
 def _scored(trials: Trials, task: Task, swaps: Sequence[WordSwap], images: dict) -> dict[str, dict]:

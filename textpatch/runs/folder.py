@@ -17,8 +17,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -142,12 +141,23 @@ class Run:
         """
         return list(self._first(lambda record: True).values())
 
-    def finished(self) -> list[dict]:
+    def finished(self, known: Container[str] = ()) -> list[dict]:
         """Return the records whose pictures are all in the folder, else as `records` does.
 
         A record is not finished if a picture of it is gone, damaged or another's.
+
+        known  ids of records of which that was seen before
         """
-        return list(self._first(partial(holds_pictures, self.folder)).values())
+
+        def counts(record: dict) -> bool:
+            return record["id"] in known or holds_pictures(self.folder, record)
+
+        return list(self._first(counts).values())
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of each worker's file of records, by which one sees that something was added."""
+        paths = (self.folder / "records").glob("*.jsonl")
+        return {path.name: path.stat().st_size for path in paths}
 
     def _first(self, counts: Callable[[dict], bool]) -> dict[str, dict]:
         """Return the first record of each id that counts, by id."""
