@@ -170,16 +170,14 @@ def localize(
     first   how many pairs a screening begins with, 4 when None.  It doubles for sites still in doubt
     seeds   noise seeds.  Every pair is run with every seed
     steps, guidance  of the runs, the pipeline's own when None
-    start   first patched step, where step 0 is the noisiest
-    branch  "both" guidance branches are patched (official), or "cond" alone
+    start, branch  first patched step, 0 = noisiest, and the guidance branches patched, "both" or "cond"
     reader, ocr  what reads pictures or sounds, as `Trials` takes it, tesseract when None.  `ocr` is older
     background  what scores the rest, as `Trials` takes it
     run     a textpatch.Run.  Everything finished is kept there and is not run again
     shard   (i, n), or a Rank, makes every n-th pair and seed, and finds the others' in the run folder
     micro_batch  most rows that go through the model at once
     starts  whether to add "start_curve", of the responsible set or of the best group where no set was grown
-    heads   whether to add "head_search", the heads of these sites that do their work
-    each_word  whether to add "each_word", in which each word is exchanged alone at each site and at the set
+    heads, each_word  whether to add "head_search" of these sites, and "each_word" of each site and of these
     What is added is not among the generations that the result counts.
     Raises PatchError for unknown sites, a start outside the run, and options that have no effect in the mode,
     OCRError if no text can be read, and Unfinished where other shards have still to begin.
@@ -190,7 +188,6 @@ def localize(
     runs = dict(seeds=seeds, steps=steps, guidance=guidance, start=start, branch=branch)
     kept = dict(ocr=ocr, reader=reader, background=background, run=run, shard=shard)
     trials = Trials(pipeline, pairs, **runs, **kept, micro_batch=micro_batch)
-    require_other_texts(trials.pairs)
     _require_words(pipeline, trials.pairs, each_word)
     with trials.part.at_work(run):
         return _found(trials, asked, starts=starts, heads=heads, each_word=each_word)
@@ -221,7 +218,6 @@ def check(
     _require_curve(pipeline, starts)
     checked = checked_pairs(pipeline, pairs, seeds=seeds, steps=steps, start=start)
     require_branch(branch, guidance)
-    require_other_texts(checked)
     _require_words(pipeline, checked, each_word)
 
 
@@ -232,7 +228,8 @@ def _require_curve(pipeline, starts: bool) -> None:
 
 
 def _require_words(pipeline, pairs: Sequence[Pair], each_word: bool) -> None:
-    """Raise PatchError where each word alone was asked for, and a pair has no several words."""
+    """Raise PromptError for a pair of equal texts, or not of several words where each is asked for."""
+    require_other_texts(pairs)
     if each_word:
         for pair in pairs:
             require_several_words(pipeline, pair)

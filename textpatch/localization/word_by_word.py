@@ -262,11 +262,12 @@ def _id(task: Task) -> str:
 def _scored(trials: Trials, task: Task, swaps: Sequence[WordSwap], images: dict) -> dict[str, dict]:
     """Entries of all pictures, each scored towards the words of its donor."""
     pair = trials.pairs[task[0]]
+    entries: dict[str, dict] = {}
     source = trials.pictures(task).get(SOURCE)
     if source is None:
-        source = trials.scored({SOURCE: images[SOURCE]}, task[0])[SOURCE]
+        entries = trials.scored({SOURCE: images[SOURCE]}, task[0])
+        source = entries[SOURCE]
     plain = opened(source["image"], trials.run)
-    entries: dict[str, dict] = {}
     for donor in donors_of(pair):
         names = [donor.name, *(swap.row for swap in swaps if swap.donor == donor)]
         drawn = {name: images[name] for name in names}
@@ -316,6 +317,8 @@ def _summary(trials: Trials, records: Sequence[dict]) -> dict:
                 longer.setdefault(donor.name, []).append(pair_index)
     names = dict.fromkeys(name for record in records for name in record["pictures"])
     for name in names:
+        if name == SOURCE:
+            continue
         if name in donors:
             donors[name] |= _scores(records, name)
         else:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from textpatch.html import figure, safe, table
-from textpatch.report.result import decimal, listed, signed, span_of, value_of
+from textpatch.report.result import counted, decimal, listed, signed, span_of, value_of
 
 ALL = "all"
 _WORD = "word "
@@ -42,7 +42,7 @@ _SHOWN = 3  # sites whose pictures stand beside those of the group that writes w
 EXPLAINED = """<p>Here the donor is the source's own prompt with other words: with one word
 replaced, with the words exchanged with each other, or with the first word in every place. A
 number is the share of pictures in which a line reads exactly as the donor's words say: the new
-word in a line that changes (<b>bold</b>), the old one in a line that should stay. All text
+word in a line that changes, the old one in a line that stays. All text
 tokens of the donor are swapped, or those around the one word.</p>
 <p class="note">0, in none<span class="ramp"></span>1, in all</p>"""
 
@@ -53,7 +53,7 @@ does the opposite tells which word stands where. The first text of a prompt alwa
 first line, so that order and place are not told apart.</p>"""
 
 
-def word_by_word(result: dict, records: Sequence[dict]) -> str:
+def words_one_by_one(result: dict, records: Sequence[dict]) -> str:
     """The heat map of words and lines, what the sites say, and pictures.  "" where none was asked for."""
     found = result.get("each_word")
     if not found:
@@ -173,7 +173,7 @@ def _by_tokens(found: dict, best: dict) -> list[str]:
     said = []
     for tokens, name in _TOKENS.items():
         swaps = _swaps(found, best["name"], tokens, _WORD)
-        shares = [f"{_shares(_changed(swap))} ({swap['donor']})" for swap in swaps]
+        shares = [f"{_shares(_changed(swap))} of {swap['n']} ({swap['donor']})" for swap in swaps]
         if shares:
             said.append(f"Of the new words at {_at(best)}, {name} write {', '.join(shares)}.")
     return said
@@ -203,8 +203,8 @@ def _of_other_length(found: dict, best: dict) -> list[str]:
         if some:
             lines = {**swap, "lines": some["lines"]}
             said.append(
-                f"In {some['n']} pictures the new {swap['donor']} is longer or shorter: it is written in "
-                f"{_shares(_changed(lines))}, and the other line stays in "
+                f"The new {swap['donor']} is longer or shorter in {counted(some['n'], 'picture')}: it is "
+                f"written in {_shares(_changed(lines))}, and the other line stays in "
                 f"{_shares(_changed(lines, changed=False))}."
             )
     return said
@@ -215,10 +215,8 @@ def _by_place(found: dict) -> list[str]:
     said: dict[str, list] = {}
     for place in _single_places(found):
         said.setdefault(meaning(place, found), []).append(place["group"])
-    return [
-        f"Alone, {listed(groups)} carr{'y' if len(groups) > 1 else 'ies'} {what}."
-        for what, groups in said.items()
-    ] + [_by_line(found)]
+    told = [f"Swapped alone, {listed(groups)}: {what}." for what, groups in said.items()]
+    return [*told, _by_line(found)]
 
 
 def _single_places(found: dict) -> list[dict]:
@@ -262,7 +260,7 @@ def _heat_map(found: dict) -> str:
     names = [group["name"] for group in found["groups"]]
     best = _best(found)["name"]
     marks = [" class=best" if name == best else "" for name in names]
-    head = "<th>donor, tokens, line</th><th>its prompt</th>"
+    head = "".join(f"<th>{title}</th>" for title in ("donor", "tokens", "line", "its prompt"))
     head += "".join(
         f"<th{mark}>{safe(listed([name]))}</th>" for mark, name in zip(marks, names, strict=True)
     )
@@ -284,13 +282,12 @@ def _rows(donor: dict, tokens: str, swaps: dict[str, dict], names: Sequence[str]
     """Rows of a donor and some tokens, one for each line."""
     rows = ""
     for line in range(len(donor["lines"])):
-        label = safe(f"{donor['donor']}, {tokens}, line {line + 1}")
-        if line + 1 in donor["lines_changed"]:
-            label = f"<b>{label}</b>"
-        cells = [_cell(donor, line, "ends last")]
+        change = "changes" if line + 1 in donor["lines_changed"] else "stays"
+        cells = [f"<td>{safe(tokens)}</td><td>{line + 1} {change}</td>"]
+        cells.append(_cell(donor, line, "ends last"))
         for name in names:
             cells.append(_cell(swaps[name], line) if name in swaps else "<td></td>")
-        rows += f"<tr><th>{label}</th>{''.join(cells)}</tr>\n"
+        rows += f"<tr><th>{safe(donor['donor'])}</th>{''.join(cells)}</tr>\n"
     return rows
 
 
