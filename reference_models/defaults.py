@@ -53,7 +53,7 @@ class Defaults:
     level: int = 250
     embeds_guidance: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if not _fits(field.name, value):

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +40,7 @@ class Adapter:
 
     changes: Mapping[str, LowRank]
     base: str = ""
-    made: Mapping[str, Any] = field(default_factory=dict)
+    made: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -101,7 +100,11 @@ class Adapter:
         return within(layers, self.changes, scale, self._mark(scale))
 
     def save(
-        self, path: str | os.PathLike, spelling: str = "diffusers", *, layers_per_block: int = 2
+        self,
+        path: str | os.PathLike[str],
+        spelling: str = "diffusers",
+        *,
+        layers_per_block: int = 2,
     ) -> None:
         """Write the adapter for this library and for others.
 

@@ -49,7 +49,7 @@ class Request:
     first: int | None = None
     shard: tuple[int, int] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.groups:
             raise PatchError("no set of sites was given to try; give at least one")
         _require_once(self.groups)

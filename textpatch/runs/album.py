@@ -36,7 +36,7 @@ class Album:
         *,
         goes_on: bool,
         at_once: int | None = None,
-    ):
+    ) -> None:
         self.asked = asked
         self.names = _names(asked)
         self.draw = draw

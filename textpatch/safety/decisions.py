@@ -33,7 +33,7 @@ class Decisions:
         *,
         goes_on: bool,
         show_words: bool = False,
-    ):
+    ) -> None:
         self.prompts = prompts
         self.sanitize = sanitize
         self.pictures = pictures
