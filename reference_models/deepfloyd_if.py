@@ -19,7 +19,7 @@ from textpatch.attention import segment_attention
 from textpatch.errors import PatchError
 from textpatch.reference_models.layers import (
     Denoiser,
-    SlotsBySite,
+    Tables,
     TextCondition,
     TwoLayer,
     depths_with_sites,
@@ -349,6 +349,7 @@ class DeepFloydIF(Denoiser):
     match, and low or level missing or unread.
     """
 
+    family = "DeepFloyd IF"
     text_is_static = True  # every site reads the same tokens, whatever the depth and the step
 
     def __init__(self, config: IFConfig = IFConfig()) -> None:
@@ -406,7 +407,7 @@ class DeepFloydIF(Denoiser):
         t: Tensor,
         text: TextCondition,
         *,
-        slots: SlotsBySite = None,
+        slots: Tables = None,
         low: Tensor | None = None,
         level: Tensor | None = None,
     ) -> Tensor:

@@ -23,7 +23,7 @@ from textpatch.reference_models.layers import (
     AdaNorm,
     Denoiser,
     FeedForward,
-    SlotsBySite,
+    Tables,
     TextCondition,
     TwoLayer,
     modulate,
@@ -289,6 +289,7 @@ class Flux(Denoiser):
     fit, and for a guidance that nothing reads.
     """
 
+    family = "FLUX.1"
     # the text stream changes with depth, so that keys and values differ between blocks and steps
     text_is_static = False
 
@@ -329,7 +330,7 @@ class Flux(Denoiser):
         t: Tensor,
         text: TextCondition,
         *,
-        slots: SlotsBySite = None,
+        slots: Tables = None,
         guidance: Tensor | float | None = None,
     ) -> Tensor:
         self._require(x, text, guidance)

@@ -23,7 +23,7 @@ from textpatch.errors import PatchError
 from textpatch.plan import SiteSlots
 from textpatch.sites import Sites
 
-SlotsBySite: TypeAlias = Sequence[SiteSlots] | None  # in the order of sites, None for no swap
+Tables: TypeAlias = Sequence[SiteSlots] | None  # slots of each site in order, None for no swap
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Denoiser(nn.Module):
             t: Tensor,
             text: TextCondition,
             *,
-            slots: SlotsBySite = None,
+            slots: Tables = None,
             **beside: Tensor | float | None,
         ) -> Tensor:
             """Prediction of a batch.   A stage II and distilled models take more beside."""

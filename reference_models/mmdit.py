@@ -21,7 +21,7 @@ from textpatch.reference_models.layers import (
     AdaNorm,
     Denoiser,
     FeedForward,
-    SlotsBySite,
+    Tables,
     TextCondition,
     TwoLayer,
     modulate,
@@ -250,6 +250,7 @@ class MMDiT(Denoiser):
     widths and rows of x and text that do not fit.
     """
 
+    family = "Stable Diffusion 3"
     # the text stream changes with depth, so that keys and values differ between blocks and steps
     text_is_static = False
 
@@ -276,9 +277,7 @@ class MMDiT(Denoiser):
             for i, block in enumerate(self.transformer_blocks)
         )
 
-    def forward(
-        self, x: Tensor, t: Tensor, text: TextCondition, *, slots: SlotsBySite = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, text: TextCondition, *, slots: Tables = None) -> Tensor:
         self._require(x, text)
         t = torch.as_tensor(t, device=x.device).expand(x.shape[0])
         c = self.time_text_embed(t, text.pooled)  # (B, W)

@@ -23,7 +23,7 @@ from textpatch.plan import Row
 from textpatch.reference_models.defaults import Defaults, is_whole
 from textpatch.reference_models.layers import Denoiser, TextCondition
 from textpatch.reference_models.predictions import OF_SCHEDULE, guided, parted
-from textpatch.reference_models.requests import each_seed, listed, parts, sampled_by
+from textpatch.reference_models.requests import each_seed, listed, parts, read_by, sampled_by
 from textpatch.reference_models.schedules import Schedule
 from textpatch.reference_models.schedules.published import chosen
 from textpatch.reference_models.shown import Pictures, html_of, lines_of
@@ -135,16 +135,16 @@ class Pipeline(nn.Module):
         `text_encoders.TextEncoders.skipping` says how layers are counted.  The name tells them.
         Raises PatchError for encoders that are not read so, and for more layers than there are.
         """
-        return self._read_by(self.encoders.skipping(layers), f"with clip skip {layers}")
+        return self._read_by(self.encoders.skipping(layers))
 
     def with_long_prompts(self, windows: int) -> Pipeline:
         """A pipeline that reads prompts in several windows, as `TextEncoders.in_windows` says."""
-        return self._read_by(self.encoders.in_windows(windows), f"of {windows} windows")
+        return self._read_by(self.encoders.in_windows(windows))
 
-    def _read_by(self, encoders, told: str) -> Pipeline:
+    def _read_by(self, encoders) -> Pipeline:
         other = self._copy()
         other.encoders = encoders
-        other.name = f"{self.name} {told}"
+        other.name = read_by(self.name, encoders)
         return other
 
     def _copy(self) -> Pipeline:
@@ -162,6 +162,7 @@ class Pipeline(nn.Module):
         """
         if isinstance(prompts, str) or not len(prompts):
             raise PatchError(f"prompts to encode are {prompts!r}; give one or more in a list")
+        self.defaults.require_drawn(prompts, self.name)
         text = self.encoders(prompts).to(self.device, self.dtype)
         if text.pooled is None and hasattr(self.denoiser, "pool"):
             text = replace(text, pooled=self.denoiser.pool(text.tokens))
@@ -171,12 +172,12 @@ class Pipeline(nn.Module):
         return text
 
     def check(self, prompts: Sequence[str], *, seeds: Sequence[int], steps: int) -> None:
-        """Raise PatchError for an unknown word, a seed that is none, and less than one step."""
+        """Raise PatchError for unknown and undrawn words, a seed that is none, and less than one step."""
         self.schedule.timesteps(steps)
         whole_seeds(seeds)
         distinct = list(dict.fromkeys(prompts))
-        # encoders of other people may have no check, so that only encoding tells
-        read = getattr(self.encoders, "check", self.encode)
+        self.defaults.require_drawn(distinct, self.name)
+        read = getattr(self.encoders, "check", self.encode)  # other people's may have no check
         for start in range(0, len(distinct), AT_ONCE):
             read(distinct[start : start + AT_ONCE])
 

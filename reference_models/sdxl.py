@@ -22,7 +22,7 @@ from textpatch.attention import segment_attention
 from textpatch.errors import PatchError
 from textpatch.reference_models.layers import (
     Denoiser,
-    SlotsBySite,
+    Tables,
     TextCondition,
     TwoLayer,
     depths_with_sites,
@@ -384,6 +384,7 @@ class StableDiffusion(Denoiser):
     Raises PatchError for channels and widths that do not fit, and for a text with parts that nothing reads.
     """
 
+    family = "Stable Diffusion 1 and 2"
     text_is_static = True  # every site reads the same tokens, whatever the depth and the step
 
     def __init__(self, config: SDConfig = SDConfig()) -> None:
@@ -425,9 +426,7 @@ class StableDiffusion(Denoiser):
         self._require_width(text.tokens)
         return tuple(self.get_submodule(name).text_kv(text.tokens) for name in self.site_names)
 
-    def forward(
-        self, x: Tensor, t: Tensor, text: TextCondition, *, slots: SlotsBySite = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, text: TextCondition, *, slots: Tables = None) -> Tensor:
         if x.shape[1] != self.config.in_channels:
             raise PatchError(
                 f"x has {x.shape[1]} channels; this model takes {self.config.in_channels}"
@@ -478,6 +477,8 @@ class SDXL(StableDiffusion):
     Returns (B, out_channels, H, W) in x's dtype.
     Raises PatchError for channels, widths and rows that do not fit, and for pooled or micro missing.
     """
+
+    family = "Stable Diffusion XL"
 
     def __init__(self, config: SDXLConfig = SDXLConfig()) -> None:
         super().__init__(config)

@@ -19,6 +19,7 @@ from textpatch.errors import PatchError, WeightsError
 from textpatch.reference_models.defaults import is_whole
 from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.tokenizing import (
+    MOST_WINDOWS,
     Windows,
     as_texts,
     in_windows,
@@ -60,7 +61,8 @@ class TextEncoders(nn.Module):
         The windows are encoded one by one.  Their tokens stand behind each other on the token axis, and the
         pooled vector is the first window's.  AUTOMATIC1111's web UI does so where its shifting of commas is
         off, and ComfyUI where no word lies across two windows.
-        Raises PatchError for encoders that are not read so, and for less than one window.
+        Raises PatchError for encoders that are not read so, and for less than one window or more than
+        MOST_WINDOWS.
         """
         raise PatchError(
             f"{windows!r} windows were asked of {type(self).__name__}, and only the CLIPs of "
@@ -404,8 +406,10 @@ def _skipping(encoders: TextEncoders, layers: int, held: int) -> TextEncoders:
 
 def _in_windows(encoders: TextEncoders, windows: int) -> TextEncoders:
     """Copy of encoders that reads so many windows."""
-    if not is_whole(windows) or windows < 1:
-        raise PatchError(f"{windows!r} windows were asked for; give 1 or more")
+    if not is_whole(windows) or not 1 <= windows <= MOST_WINDOWS:
+        raise PatchError(
+            f"{windows!r} windows were asked for; give a whole number of 1 to {MOST_WINDOWS}"
+        )
     other = copy.copy(encoders)
     other.windows = windows
     return other

@@ -11,15 +11,14 @@ B rows, C channels, H x W latent size
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from textpatch.errors import PatchError, closest
+from textpatch.finite import is_finite
 from textpatch.plan import CONDITIONAL, UNCONDITIONAL, Row
 
 NO_GUIDANCE = (0, 1)  # numbers that mean no guidance
@@ -223,13 +222,3 @@ def require_scale(scale: object) -> None:
         raise PatchError(
             f"guidance is {scale!r}; give a finite number, or an object of textpatch.guidance"
         )
-
-
-def is_finite(value: object) -> bool:
-    """True for a finite number that a float can hold, which a whole number of 400 digits is not."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False

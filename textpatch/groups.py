@@ -69,7 +69,7 @@ def rows_and_plan(
     from textpatch.plan import Plan, Row, Swap
 
     patched = [Row(row_name(group), pair.source, seed) for group in groups]
-    window = tuple(range(start, steps))
+    window = range(start, steps)
     swaps = [
         Swap(sites, row.name, TARGET, steps=window, heads=heads, tokens=tokens, branch=branch)
         for group, row in zip(groups, patched, strict=True)

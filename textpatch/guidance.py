@@ -19,7 +19,6 @@ from textpatch.classifier_free import (
     Moment,
     State,
     Unguided,
-    is_finite,
     require_scale,
     told,
 )
@@ -42,7 +41,6 @@ __all__ = [
     "as_guidance",
     "branch_rows",
     "described",
-    "is_finite",
     "require_branch",
     "told",
     "with_guidance",

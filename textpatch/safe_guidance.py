@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from textpatch.classifier_free import ClassifierFree, Moment, State, is_finite
+from textpatch.classifier_free import ClassifierFree, Moment, State
 from textpatch.errors import PatchError, closest
+from textpatch.finite import is_finite
 from textpatch.plan import CONDITIONAL, UNCONDITIONAL, Row
 
 SAFETY = "safety"  # branch that reads the concept to keep away from

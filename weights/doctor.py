@@ -42,6 +42,8 @@ class Asked:
     text_encoders: str | os.PathLike[str] | None = None
     vae: str | os.PathLike[str] | None = None
     schedule: str | None = None
+    clip_skip: int | None = None
+    long_prompts: int | None = None
     variant: str | None = None
     ema: bool = False
     follow_links: bool = False
@@ -176,7 +178,12 @@ def _build(build: Builder, name: str) -> None:
 def _told(path: Path, asked: Asked) -> Iterator[str]:
     """What `load` says of a model, without its data."""
     source = source_of(path, asked.terms(), asked.text_encoders, asked.vae)
-    loaded, *notes = assembled(Builder(source, META, torch.float32), asked.schedule).notes
+    loaded, *notes = assembled(
+        Builder(source, META, torch.float32),
+        asked.schedule,
+        clip_skip=asked.clip_skip,
+        long_prompts=asked.long_prompts,
+    ).notes
     yield f"loads: {loaded}"
     yield from notes
 

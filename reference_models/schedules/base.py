@@ -5,16 +5,16 @@ B rows, C channels, H x W latent size
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import fields
-from numbers import Integral, Real
+from numbers import Integral
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from textpatch.errors import PatchError
+from textpatch.finite import is_finite
 
 # A table of all trained timesteps is made.  The published models have 1,000.
 MOST_TRAINED = 100_000
@@ -179,19 +179,15 @@ def _is_whole(value) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_flag(value) -> bool:
     return isinstance(value, bool)
 
 
 def _are_numbers(value) -> bool:
-    return isinstance(value, tuple) and all(map(_is_number, value))
+    return isinstance(value, tuple) and all(map(is_finite, value))
 
 
-KINDS = {"int": _is_whole, "float": _is_number, "bool": _is_flag, "tuple[float, ...]": _are_numbers}
+KINDS = {"int": _is_whole, "float": is_finite, "bool": _is_flag, "tuple[float, ...]": _are_numbers}
 WANTED = {
     "int": "a whole number of 0 or more",
     "float": "a finite number",

@@ -52,12 +52,12 @@ LAYERS = [
     ["anatomy", "attention", "changes", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
     ["disk", "equality", "exits", "html", "memory", "pictures", "progress", "sounds"],
-    ["quotes", "seeds", "text"],
+    ["finite", "quotes", "seeds", "text"],
     ["errors"],
 ]
 CORE = (
     "anatomy attending attention bank bookkeeping branches cache calls changes checks classifier_free "
-    "equality explaining guidance hooks ledger masks packing patching plan reads recording rows "
+    "equality explaining finite guidance hooks ledger masks packing patching plan reads recording rows "
     "safe_guidance seeds shapes sites slots softmax swapping swaps taps windows"
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
@@ -231,6 +231,7 @@ def test_models_are_read_alone():
     allowed = {
         "attention",
         "errors",
+        "finite",
         "guidance",
         "html",
         "memory",

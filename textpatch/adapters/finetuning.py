@@ -8,10 +8,9 @@ first channels alone are trained.  The model's own weights stay as they are, and
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from textpatch.adapters.training_data import TIMES, Data, examples
 from textpatch.adapters.weighting import require_weighting
 from textpatch.changes import changes_of
 from textpatch.errors import PatchError, closest
+from textpatch.finite import is_finite
 from textpatch.pipelines import SupportsSampling, require_parts
 from textpatch.sites import Selectors
 from textpatch.taps import chosen_sites
@@ -143,7 +143,7 @@ def _require_settings(asked: Mapping[str, Any]) -> None:
         if asked[name] not in known:
             raise PatchError(f"{name} is {asked[name]!r}{closest(asked[name], known)}")
     for name in ("rate", "alpha"):
-        if not _is_finite(asked[name]) or asked[name] <= 0:
+        if not is_finite(asked[name]) or asked[name] <= 0:
             raise PatchError(f"{name} is {asked[name]!r}; give a positive number")
     if not _is_share(asked["dropout"]):
         raise PatchError(f"dropout is {asked['dropout']!r}; give a share from 0 to 1")
@@ -152,8 +152,4 @@ def _require_settings(asked: Mapping[str, Any]) -> None:
 
 
 def _is_share(number: Any) -> bool:
-    return _is_finite(number) and 0 <= number <= 1
-
-
-def _is_finite(number: Any) -> bool:
-    return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
+    return is_finite(number) and 0 <= number <= 1

@@ -8,12 +8,10 @@ It is put beside the projections (`applied`) or into their weights (`merged`), a
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from textpatch.adapters.writing import write_changes
 from textpatch.changes import LowRank, beside, changes_of, original_weight, within
 from textpatch.errors import PatchError, closest
+from textpatch.finite import is_finite
 
 VERSION = 1  # of what files say beside the tensors
 SHOWN = 12  # hex digits of an adapter's hash in messages and marks
@@ -119,7 +118,7 @@ class Adapter:
 
     def _layers(self, model: nn.Module, scale: float, any_base: bool) -> dict[str, nn.Linear]:
         """Linear layers of a model that the adapter changes, after all checks."""
-        if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
+        if not is_finite(scale):
             raise PatchError(f"the scale of an adapter is {scale!r}; give a finite number")
         denoiser = getattr(model, "denoiser", model)
         layers = layers_of(denoiser, self.changes)

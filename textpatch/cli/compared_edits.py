@@ -53,6 +53,7 @@ def compare_edits(options, pairs: list[tuple[str, str]]) -> Outcome:
     Raises PatchError for --upscale, which draws one edit larger.
     """
     from textpatch.editing.comparing import compare
+    from textpatch.localization.preconditions import checked_pairs
     from textpatch.metrics.readers.strictness import over_reading
 
     if options.upscale:
@@ -63,6 +64,8 @@ def compare_edits(options, pairs: list[tuple[str, str]]) -> Outcome:
     methods = _methods(options)
     pipeline = load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
+    # refused before there is a run folder
+    checked_pairs(pipeline, pairs, seeds=options.seeds, steps=steps)
     planned = announced(
         options,
         pipeline,

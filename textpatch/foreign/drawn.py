@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
-from numbers import Integral, Real
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from torch import nn
 from textpatch.branches import layout_of, probe_calls
 from textpatch.checks import starts_by_itself
 from textpatch.errors import PatchError
+from textpatch.finite import is_finite
 from textpatch.foreign.hearing import Heard
 from textpatch.foreign.joining import Part, joined, parts_of
 from textpatch.foreign.times import HeardSchedule
@@ -386,7 +387,7 @@ def _as_numbers(guidance: float | Guidance, negative: str | None) -> tuple[float
         own = guidance.negative
         if own is None or isinstance(own, str):
             return guidance.scale, own
-    if isinstance(guidance, Real) and not isinstance(guidance, bool):
+    if is_finite(guidance):
         return float(guidance), negative
     raise PatchError(
         f"guidance is {guidance!r}, and a wrapped pipeline guides by itself; give a number, and a negative "

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import TypeAlias
 
 import numpy as np
@@ -13,6 +11,7 @@ from PIL import Image
 
 from textpatch import metrics
 from textpatch.errors import PatchError
+from textpatch.finite import is_finite
 from textpatch.metrics.background import background_scores
 from textpatch.metrics.image import Box, Picture
 from textpatch.metrics.intervals import interval, share_interval
@@ -86,7 +85,7 @@ class Background:
         if not callable(self.score):
             return picture_scores(drawn, source, boxes)
         value = self.score(drawn, source)
-        if not isinstance(value, Real) or not math.isfinite(value):
+        if not is_finite(value):
             raise PatchError(
                 f"background gave {value!r}; give a function that gives a finite number"
             )

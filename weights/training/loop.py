@@ -204,6 +204,7 @@ def export(recipe: Recipe, folder: Path, average: dict[str, Tensor], run: dict) 
         localized=recipe.localized if run["seed"] == recipe.seed else (),
         micro=recipe.micro,
         level=recipe.level,
+        draws=recipe.draws,
     )
     trained = {**run, "images": run["steps"] * recipe.batch, "recipe": asdict(recipe)}
     pipeline = Pipeline(
