@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from textpatch.cli.before import announced, fitting
 from textpatch.cli.models import import_heavy, load_sized
@@ -21,6 +20,7 @@ from textpatch.cli.options import (
     add_swap_options,
 )
 from textpatch.cli.outcome import Outcome
+from textpatch.cli.parts import add_shard_option, require_writer
 from textpatch.cli.prompt_pairs import (
     WORD,
     add_pairs_options,
@@ -28,7 +28,7 @@ from textpatch.cli.prompt_pairs import (
     reader_of,
     warn_of_scenes,
 )
-from textpatch.errors import PatchError, Unfinished
+from textpatch.errors import PatchError
 from textpatch.runs.interrupts import told_on_interrupt
 
 HELP = Help(
@@ -154,12 +154,7 @@ def _add_run_options(group) -> None:
         help="go on in --out although these entries of its request differ, such as weights or ocr.version; "
         "what is there stays, and the manifest tells both values",
     )
-    group.add_argument(
-        "--shard",
-        metavar="I/N",
-        help="do the I-th of N parts, 0/N to N-1/N, into the run folder they share "
-        "(default: torchrun's RANK and WORLD_SIZE)",
-    )
+    add_shard_option(group)
 
 
 def localize(options) -> Outcome:
@@ -176,13 +171,12 @@ def localize(options) -> Outcome:
             "--sites and --set were both given, and --set replaces --sites; give one of them"
         )
     pairs = asked_pairs(options)
-    shard = _shard(options)
     pipeline = load_sized(options)
     reader = reader_of(options, pipeline, pairs)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
     asked = _asked(options, steps, guidance)
     further = {name: True for name in ("starts", "heads") if getattr(options, name)}
-    check(pipeline, pairs, **asked, shard=shard, starts=options.starts)
+    check(pipeline, pairs, **asked, starts=options.starts)
     prompts = [(pair.source, pair.target) for pair in pairs]
     warn_of_scenes(options, prompts)
     _tell_cost(options, pipeline, asked, len(pairs))
@@ -193,24 +187,20 @@ def localize(options) -> Outcome:
     if planned is not None:
         return planned
     request = _request(options, prompts, steps, guidance) | further | {"ocr": reader.describe()}
-    run = open_run(
-        options, pipeline, request, worker=_worker(shard), over_reading=over_reading(reader)
-    )
+    run = open_run(options, pipeline, request, over_reading=over_reading(reader))
     there = f"what is finished is in {run.folder}; the same command goes on where it stopped"
     with told_on_interrupt(there):
-        try:
-            found = localize_(
-                pipeline,
-                pairs,
-                **asked,
-                **further,
-                ocr=reader,
-                run=run,
-                shard=shard,
-                micro_batch=at_once,
-            )
-        except Unfinished as told:
-            return Outcome(str(told))
+        found = localize_(
+            pipeline,
+            pairs,
+            **asked,
+            **further,
+            ocr=reader,
+            run=run,
+            shard=options.division,
+            micro_batch=at_once,
+        )
+        require_writer(options, run.folder)
         maps = []
         if options.maps:
             maps = _maps(pipeline, pairs[0].source, found.ranked, options.seeds[0], steps, guidance)
@@ -297,24 +287,3 @@ def _request(options, prompts: list[tuple[str, str]], steps: int, guidance: floa
     if options.mode != "exhaustive":
         request |= _search(options)
     return request
-
-
-def _worker(shard: tuple[int, int] | None) -> str:
-    """Name the process by its part of the run."""
-    if shard is None:
-        return "0"
-    return str(shard[0])
-
-
-def _shard(options) -> tuple[int, int] | None:
-    """Return (i, n) of --shard I/N or of torchrun's environment, None for a run that is not divided."""
-    told = options.shard
-    ranks = os.environ.get("WORLD_SIZE", "1")
-    if told is None and ranks != "1":
-        told = f"{os.environ.get('RANK')}/{ranks}"
-    if told is None:
-        return None
-    index, _, count = told.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise PatchError(f"no shard {told!r}; give I/N, such as 0/4 to 3/4 for four parts")
-    return int(index), int(count)

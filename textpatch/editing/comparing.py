@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from textpatch.disk import PlainData
+from textpatch.disk import JSON
 from textpatch.editing.methods import Method, Source, method_named
 from textpatch.editing.result import Edit
 from textpatch.errors import PatchError
@@ -31,6 +31,7 @@ from textpatch.report.reader import told_reader
 from textpatch.report.result import decimal, span_of, value_of
 from textpatch.runs.folder import Run
 from textpatch.runs.interrupts import finishing
+from textpatch.runs.parts import Part
 from textpatch.runs.work import made_by
 from textpatch.text import aligned
 
@@ -49,8 +50,8 @@ class Comparison:
     run      the run folder that keeps the pictures, None where there is none
     """
 
-    result: PlainData
-    records: list[PlainData]
+    result: JSON
+    records: list[JSON]
     run: Run | None = None
 
     def __repr__(self) -> str:
@@ -89,6 +90,7 @@ def compare(
     guidance: float | Guidance | None = None,
     ocr: AnyReader | None = None,
     run: Run | None = None,
+    shard: tuple[int, int] | Part | None = None,
 ) -> Comparison:
     """Edit every prompt pair by several methods from the same noise, and score the pictures.
 
@@ -99,6 +101,7 @@ def compare(
     ocr      a reader or the name of one, as `localize` has it
     run      a textpatch.Run.  The pictures of a pair are kept there together once they are made, and are not
              made again
+    shard    (i, n) edits every n-th pair and seed, as `localize` has it
 
     The result has for each method
 
@@ -110,15 +113,21 @@ def compare(
     "chance" has the chance levels of both F1s, see `textpatch.localization.scores.chance_levels`.
 
     Raises PatchError for no methods, two of one name, and as `textpatch.edit` and `Trials` do.  A pair that a
-    method does not admit is refused before a picture is made.
+    method does not admit is refused before a picture is made.  Raises Unfinished where other shards are not
+    done.
     """
     named = _named(methods)
-    trials = Trials(pipeline, pairs, seeds=seeds, steps=steps, guidance=guidance, ocr=ocr, run=run)
+    how = dict(seeds=seeds, steps=steps, guidance=guidance, ocr=ocr)
+    trials = Trials(pipeline, pairs, **how, run=run, shard=shard)
     _require_admitted(trials, named)
     drawn = {SOURCE: Source(), **named}
+    tasks = trials.tasks(len(trials.pairs))
+    last = [*drawn][-1]  # of the records of a pair and seed
     with phase("edits", "pair"):
-        for task in counted(trials.tasks(len(trials.pairs))):
-            _keep(trials, task, drawn)
+        ids = [_id(task, last) for task in tasks]
+        for portion in trials.portions(tasks, ids, strict=True):
+            for task in counted(portion):
+                _keep(trials, task, drawn)
     return Comparison(_result(trials, list(named)), trials.records, run)
 
 
@@ -166,7 +175,7 @@ def _keep(trials: Trials, task: Task, methods: Mapping[str, Method]) -> None:
     index, seed = task
     pair = trials.pairs[index]
     rows = [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed)]
-    ids = {name: f"{index}-{seed}-{name}" for name in methods}
+    ids = {name: _id(task, name) for name in methods}
 
     def keep(name: str, make: Callable[[], dict]) -> None:
         maker = made_by(rows, Plan()) | {"method": _described(methods[name])}
@@ -186,6 +195,12 @@ def _keep(trials: Trials, task: Task, methods: Mapping[str, Method]) -> None:
             cost = {"seconds": seconds, "generations": edit.generations}
             pictures = {name: scored[name] | cost}
             keep(name, partial(dict, generations=edit.generations, pictures=pictures))
+
+
+def _id(task: Task, name: str) -> str:
+    """Id of the record of a pair, a seed and a method."""
+    pair, seed = task
+    return f"{pair}-{seed}-{name}"
 
 
 def _timed(trials: Trials, pair: Pair, seed: int, method: Method) -> tuple[Edit, float]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from textpatch.disk import PlainData
+from textpatch.disk import JSON
 from textpatch.groups import Group
 from textpatch.localization.racing import Score
 from textpatch.localization.trials import Trials
@@ -18,7 +18,7 @@ from textpatch.progress import phase
 from textpatch.sites import Selectors, select_sites
 
 
-def head_search(trials: Trials, sites: Selectors) -> PlainData:
+def head_search(trials: Trials, sites: Selectors) -> JSON:
     """Find the heads that, swapped alone, score as all heads of the sites do.
 
     trials  pairs, seeds and model to search on

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from textpatch.disk import PlainData
+from textpatch.disk import JSON
 from textpatch.errors import PatchError
 from textpatch.groups import Group
 from textpatch.guidance import Guidance, require_branch
@@ -57,6 +57,7 @@ from textpatch.report.reader import told_reader
 from textpatch.report.result import responsible_sites
 from textpatch.report.terminal import table
 from textpatch.runs.folder import Run
+from textpatch.runs.parts import Part
 from textpatch.sites import Selectors
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ class Localization:
     run      that run folder, None if there was none
     """
 
-    result: PlainData
-    records: list[PlainData]
+    result: JSON
+    records: list[JSON]
     run: Run | None = field(default=None, compare=False)
 
     @property
@@ -93,7 +94,7 @@ class Localization:
         """Which sites carry the word, in one sentence."""
         return verdict(self.result)[0]
 
-    def scores(self, site: int | str) -> PlainData:
+    def scores(self, site: int | str) -> JSON:
         """All scores of a site, by its index or name, or of a set such as "1+2".
 
         Each has a value and the ends of its interval.  Raises PatchError for a site that was not tried.
@@ -149,7 +150,7 @@ def localize(
     reader: AnyReader | None = None,
     background: AnyBackground = LETTERING,
     run: Run | None = None,
-    shard: tuple[int, int] | None = None,
+    shard: tuple[int, int] | Part | None = None,
     micro_batch: int = 64,
     starts: bool = False,
     heads: bool = False,
@@ -174,23 +175,23 @@ def localize(
     reader, ocr  what reads pictures or sounds, as `Trials` takes it, tesseract when None.  `ocr` is older
     background  what scores the rest, as `Trials` takes it
     run     a textpatch.Run.  Everything finished is kept there and is not run again
-    shard   (i, n) makes the pictures of every n-th pair and seed of an exhaustive search, from the i-th on.
-            The n shards share a run folder under worker names of their own.  The last to end makes the result
+    shard   (i, n), or a Rank, makes every n-th pair and seed, and finds the others' in the run folder
     micro_batch  most rows that go through the model at once
     starts  whether to add "start_curve", of the responsible set or of the best group where no set was grown
     heads   whether to add "head_search", the heads of these sites that do their work
     The start curve and the head search are not among the generations that the result counts.
-    Raises PatchError for unknown sites, a start outside the run, and options that have no effect in the mode.
-    Raises OCRError if no text can be read, and Unfinished while other shards are at work.
+    Raises PatchError for unknown sites, a start outside the run, and options that have no effect in the mode,
+    OCRError if no text can be read, and Unfinished where other shards have still to begin.
     """
     pairs = list(pairs)
-    asked = Request(mode, tried(pipeline, sites, groups), len(pairs), keep, first, shard)
+    asked = Request(mode, tried(pipeline, sites, groups), len(pairs), keep, first)
     _require_curve(pipeline, starts)
     runs = dict(seeds=seeds, steps=steps, guidance=guidance, start=start, branch=branch)
-    runs |= dict(ocr=ocr, reader=reader, background=background)
-    trials = Trials(pipeline, pairs, **runs, run=run, micro_batch=micro_batch)
+    kept = dict(ocr=ocr, reader=reader, background=background, run=run, shard=shard)
+    trials = Trials(pipeline, pairs, **runs, **kept, micro_batch=micro_batch)
     require_other_texts(trials.pairs)
-    return _found(trials, asked, starts, heads)
+    with trials.part.at_work(run):
+        return _found(trials, asked, starts, heads)
 
 
 def check(
@@ -207,14 +208,13 @@ def check(
     guidance: float | Guidance,
     start: int = 0,
     branch: str = "both",
-    shard: tuple[int, int] | None = None,
     starts: bool = False,
 ) -> None:
     """Raise what `localize` would raise for a request that it cannot carry out.
 
     Nothing is generated, and no reader or run folder is needed.
     """
-    Request(mode, tried(pipeline, sites, groups), len(pairs), keep, first, shard)
+    Request(mode, tried(pipeline, sites, groups), len(pairs), keep, first)
     _require_curve(pipeline, starts)
     checked = checked_pairs(pipeline, pairs, seeds=seeds, steps=steps, start=start)
     require_branch(branch, guidance)
@@ -250,8 +250,6 @@ def tried(
 
 def _found(trials: Trials, asked: Request, starts: bool, heads: bool) -> Localization:
     """Search, grow the responsible set, and look further where that is asked for."""
-    if asked.shard is not None:
-        trials.share(asked.groups, asked.shard)
     with phase("sites"):
         screening, beside = MODES[asked.mode](trials, asked)
         trials.measure(screening.kept)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from textpatch.disk import PlainData
+from textpatch.disk import JSON
 from textpatch.errors import StoreError, closest
 
 # entries that differ, (stored, now) each, by dotted name
@@ -38,7 +38,7 @@ def flatten(tree, prefix: str = "") -> dict:
     return leaves or {prefix: tree}
 
 
-def differences(old: PlainData, new: PlainData) -> Differences:
+def differences(old: JSON, new: JSON) -> Differences:
     """Leaves that differ, by dotted name, as pairs (old, new).
 
     A leaf that one side lacks is ABSENT there.

@@ -33,12 +33,17 @@ class Work:
     def __init__(self, run: Run | None) -> None:
         self.run = run
         self._found: dict[str, dict] = {}
+        self._seen: dict = {}
         self.look_again()
 
     def look_again(self) -> None:
-        """Read the run folder anew, in which other workers may have finished pieces meanwhile."""
-        if self.run is not None:
-            self._found = {record["id"]: record for record in self.run.finished()}
+        """Read the run folder anew where other workers may have finished pieces meanwhile."""
+        if self.run is None:
+            return
+        seen = self.run.sizes()
+        if seen != self._seen:
+            self._found = {record["id"]: record for record in self.run.finished(self._found)}
+            self._seen = seen
 
     def __contains__(self, id: str) -> bool:
         """True if a record of that id lay in the folder when it was last read."""

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image
 
-from textpatch.disk import PlainData
+from textpatch.disk import JSON
 from textpatch.errors import OCRError, PatchError
 from textpatch.metrics.readers.reading import Boxes
 from textpatch.pictures import as_rgb
@@ -237,7 +237,7 @@ class SignReader:
                 f"wrong: {wrong[0]}; signs are not drawn as they are read"
             )
 
-    def describe(self) -> PlainData:
+    def describe(self) -> JSON:
         """Settings that a manifest must hold to repeat a reading."""
         return {
             "engine": "nearest drawing",

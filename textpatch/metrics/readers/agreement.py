@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from textpatch.disk import PlainData
+from textpatch.disk import JSON
 from textpatch.errors import OCRError
 from textpatch.metrics.readers.broken_words import require_strict
 from textpatch.metrics.readers.known_words import LETTERS
@@ -107,7 +107,7 @@ class Agreement:
             once(self.identity(), self._test)
             self._tested = True
 
-    def identity(self) -> PlainData | None:
+    def identity(self) -> JSON | None:
         """All that the result of a self-test depends on, None where a reader does not tell."""
         if not (hasattr(self.finder, "identity") and hasattr(self.confirmer, "identity")):
             return None
@@ -120,7 +120,7 @@ class Agreement:
         """True for a character that both readers know."""
         return knows(self.finder, letter) and knows(self.confirmer, letter)
 
-    def describe(self) -> PlainData:
+    def describe(self) -> JSON:
         """Descriptions of both readers."""
         confirmer = self.confirmer.describe()
         return {

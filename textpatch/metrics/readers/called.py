@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from textpatch.disk import PlainData
+from textpatch.disk import JSON
 from textpatch.errors import OCRError
 from textpatch.metrics.readers import ink
 from textpatch.metrics.readers.broken_words import Overread, read_as_whole
@@ -66,7 +66,7 @@ class Called:
             self._overread = read_as_whole(self._texts, LETTERS)
         return self._overread
 
-    def describe(self) -> PlainData:
+    def describe(self) -> JSON:
         """Name of the function.  What it depends on, its owner must note."""
         return {"engine": self.name, "blank": True}
 
@@ -98,7 +98,7 @@ class Listening:
     def self_test(self) -> None:
         """Test nothing."""
 
-    def describe(self) -> PlainData:
+    def describe(self) -> JSON:
         """Name of the function.  What it depends on, its owner must note."""
         return {"engine": self.name, "blank": True}
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from textpatch.disk import PlainData
+from textpatch.disk import JSON
 from textpatch.errors import OCRError
 from textpatch.metrics.image import Picture
 from textpatch.metrics.readers.reading import Boxes
@@ -69,6 +69,6 @@ class Nearest:
                 f"{self.name} has the labels {self.labels}; give two or more, or pairs that have them"
             )
 
-    def describe(self) -> PlainData:
+    def describe(self) -> JSON:
         """Name of the score, and the labels.  What the score depends on, its owner must note."""
         return {"engine": self.name, "labels": self.labels}

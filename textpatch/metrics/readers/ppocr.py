@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from textpatch.disk import PlainData
+from textpatch.disk import JSON
 from textpatch.errors import OCRError
 from textpatch.metrics.readers import ink
 from textpatch.metrics.readers.broken_words import Overread, read_as_whole
@@ -83,7 +83,7 @@ class PPOCR:
             self._overread = once(self.describe(), self._test)
         return self._overread
 
-    def identity(self) -> PlainData:
+    def identity(self) -> JSON:
         """All that the result of a self-test depends on."""
         return self.describe()
 
@@ -91,7 +91,7 @@ class PPOCR:
         """True for a character that the network can answer with."""
         return letter in _characters(self._engine.models["recognition"])
 
-    def describe(self) -> PlainData:
+    def describe(self) -> JSON:
         """Engine, versions and settings, all that a manifest needs to repeat a reading."""
         return {
             "engine": "PP-OCRv6 by ocrust",

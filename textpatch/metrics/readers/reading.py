@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from PIL import Image
 
-from textpatch.disk import PlainData
+from textpatch.disk import JSON
 from textpatch.errors import OCRError
 
 # Left, top, right, bottom in pixels, where right and bottom are the first outside.
@@ -92,7 +92,7 @@ class Reader(Protocol):
         """
         ...
 
-    def describe(self) -> PlainData:
+    def describe(self) -> JSON:
         """Plain data that a manifest must hold to repeat a reading, "engine" among it."""
         ...
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from textpatch.disk import PlainData
+from textpatch.disk import JSON
 from textpatch.errors import OCRError
 from textpatch.metrics.readers import ink
 from textpatch.metrics.readers.broken_words import require_strict
@@ -180,7 +180,7 @@ class Tesseract:
         """True for a character of the alphabet."""
         return letter in self.alphabet
 
-    def describe(self) -> PlainData:
+    def describe(self) -> JSON:
         """Engine, version, settings and preprocessing, all that a manifest needs to repeat a reading."""
         return {
             "engine": "tesseract",
@@ -198,7 +198,7 @@ class Tesseract:
             "resample": "bicubic",
         }
 
-    def identity(self) -> PlainData:
+    def identity(self) -> JSON:
         """All that the result of a self-test depends on, the program and its data among it."""
         program_there = shutil.which(program())
         data = os.environ.get("TESSDATA_PREFIX")
