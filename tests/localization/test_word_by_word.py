@@ -23,7 +23,14 @@ from textpatch.report.word_by_word import findings, meaning, words_one_by_one
 
 UPPER = (7, 2, 81, 14)
 LOWER = (7, 15, 81, 30)
-WORDS = ("HOU", "TI", "BOA", "ZX"), ("SKY", "LI", "OAK", "MUG"), ("SUN", "OX", "KEY", "AB")
+# of each pair the first word is replaced by one as long, the second by a longer one
+WORDS = (
+    ("HOU", "TI", "BOA", "ZXY"),
+    ("SKY", "LI", "OAK", "MUG"),
+    ("SUN", "OX", "KEY", "ABC"),
+    ("DAY", "UP", "FOX", "OWL"),
+    ("TEA", "IN", "VAN", "ELK"),
+)
 PAIRS = [
     (
         f'a red sign that says "{first}" "{second}" on a blue wall',
@@ -43,9 +50,8 @@ def small():
 class Written:
     """Pictures that hold what is written on two lines, and their reader.
 
-    At site 0 the source's words lose their places, and new words change nothing.  At site 1 a new word breaks
-    its line, and exchanged words change nothing.  Together the sites write the donor's words, but not from
-    the tokens of one word alone.
+    At site 0 words of other lengths break their lines, and others change nothing.  At site 1 any new word
+    breaks its line.  Together the sites write the donor's words, but not from the tokens of one word alone.
     """
 
     def __init__(self):
@@ -74,11 +80,10 @@ class Written:
 
     @staticmethod
     def swapped(swap, old: list[str], new: list[str]) -> list[str]:
-        exchanged = new == old[::-1]
         if swap.sites == (0,):
-            return ["??", "??"] if exchanged else old
+            return [a if len(a) == len(b) else "??" for a, b in zip(old, new, strict=True)]
         if swap.sites == (1,):
-            return [a if exchanged or a == b else "??" for a, b in zip(old, new, strict=True)]
+            return [a if a == b else "??" for a, b in zip(old, new, strict=True)]
         return old if swap.tokens is not None and len(swap.tokens) < 7 else new
 
 
@@ -89,7 +94,7 @@ def simulated(small, monkeypatch) -> dict:
     trials = Trials(small, PAIRS, ocr=world)
     made = each_word(trials, GROUPS)
     assert made["generations"] == sum(len(record["pictures"]) for record in trials.records)
-    assert made["generations"] <= 3 * rows_each(2, GROUPS)
+    assert made["generations"] <= 5 * rows_each(2, GROUPS)
     return made
 
 
@@ -97,8 +102,8 @@ def require_truth(small, monkeypatch) -> None:
     """Raise unless the result says what the simulated sites do."""
     found = simulated(small, monkeypatch)
     places = {place["group"]: place for place in found["places"]}
-    assert meaning(places["0"], found) == "which word stands where"
-    assert meaning(places["1"], found) == "words, whatever their place"
+    assert meaning(places["0"], found) == "where letters stand, whichever they are"
+    assert meaning(places["1"], found) == "letters"
     shares = {
         (swap["donor"], swap["tokens"], swap["group"]): [
             line["exact_target"]["value"] for line in swap["lines"]
@@ -113,18 +118,18 @@ def require_truth(small, monkeypatch) -> None:
 
 
 def test_simulated_sites_are_told_apart(small, monkeypatch):
-    """A site of places, one of words, both together, and the tokens of a word alone."""
+    """A site of places, one of letters, both together, and the tokens of a word alone."""
     require_truth(small, monkeypatch)
 
 
-def test_a_difference_the_wrong_way_round_is_noticed(small, monkeypatch):
-    """Fault: by how much exchanging leaves more lines is told with the opposite sign."""
+def test_lengths_taken_for_each_other_are_noticed(small, monkeypatch):
+    """Fault: words as long count as longer ones, and longer ones as words as long."""
     plant(
         monkeypatch,
         word_by_word,
-        "_at_places",
-        "gain(means[1], means[0])",
-        "gain(means[0], means[1])",
+        "donors_of",
+        "len(word) != len(old[number - 1])",
+        "len(word) == len(old[number - 1])",
     )
     with pytest.raises(AssertionError):
         require_truth(small, monkeypatch)
@@ -137,13 +142,13 @@ def test_the_page_and_the_sentences_say_it(small, monkeypatch):
     trials = Trials(small, PAIRS, ocr=world)
     found = each_word(trials, GROUPS)
     said = " ".join(findings(found))
-    assert "Another word 1 at sites 0+1 is written in 1.00 [0.44, 1.00]" in said
-    assert "Swapped alone, site 0: which word stands where." in said
-    assert "The new word 2 is longer or shorter in 1 picture: it is written in 1.00" in said
-    assert "the tokens of the word alone write 0.00 [0.00, 0.56] of 3 (word 1)" in said
+    assert "Another word 1 at sites 0+1 is written in 1.00 [0.57, 1.00]" in said
+    assert "Swapped alone, site 0: where letters stand, whichever they are." in said
+    assert "The new word 2 is longer or shorter in 5 pictures: it is written in 1.00" in said
+    assert "the tokens of the word alone write 0.00 [0.00, 0.43] of 5 (word 1)." in said
     page = words_one_by_one({"each_word": found}, trials.records)
-    assert page.count("<td>1 changes</td>") == page.count("<td>2 changes</td>") - 1 == 5
-    assert page.count("<figure>") == 1 + 4 + 2 * 3 + 2 * 3 + 3 + 3
+    assert page.count("<td>1 changes</td>") == 4 + 1 and page.count("<td>2 changes</td>") == 2 + 2
+    assert page.count("<figure>") == 1 + 4 + (3 + 3) + (3 + 1) + 3 + 3
     assert words_one_by_one({}, []) == ""
 
 
@@ -165,12 +170,12 @@ def test_pictures_are_those_of_edit(small, monkeypatch):
     each_word(trials, [(0, 1)])
     pictures = trials.records[0]["pictures"]
     for tokens, scope in ((None, "all"), ("changed", "its own")):
-        wanted = edit(small, PAIRS[0][0], {2: "ZX"}, sites=[0, 1], tokens=tokens, also=("source",))
-        made = pictures[f"word 2/{scope}/site-0+1"]
+        wanted = edit(small, PAIRS[0][0], {1: "BOA"}, sites=[0, 1], tokens=tokens, also=("source",))
+        made = pictures[f"word 1/{scope}/site-0+1"]
         levels = [np.asarray(image, int) for image in (made["image"], wanted.image)]
         assert np.abs(levels[0] - levels[1]).max() <= 1
         assert made["same"] == pytest.approx(
-            beside(wanted.image, wanted.source, [LOWER])["same"], abs=0.01
+            beside(wanted.image, wanted.source, [UPPER])["same"], abs=0.01
         )
 
 

@@ -8,9 +8,10 @@ The donors of a pair are its source's prompt with other words:
     exchanged            every word in the place of the one before it, and the first in that of the last
     repeated             the first word in the place of every other
 
-The words that a donor shares with the source should stay.  A site that carries a word with its place writes
-both donors' words.  One that carries words whatever their place writes a new word and leaves exchanged ones.
-One that carries places alone does the opposite.
+The words that a donor shares with the source should stay.  Where a site alone does not write a new word, it
+may still spoil the old one.  A site that spoils it by a word as long carries letters.  One that spoils it by
+a longer or shorter word alone, or spoils the line behind, whose letters then stand elsewhere in the text,
+tells where letters stand.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from PIL import Image
 
 from textpatch.errors import PatchError, PromptError
 from textpatch.groups import Group, group_name, swaps_of
-from textpatch.localization.scores import column, scores_of_texts
+from textpatch.localization.scores import TEXTS, column, scores_of_texts
 from textpatch.localization.trials import Task, Trials
 from textpatch.metrics.image import Box
 from textpatch.metrics.intervals import gain, interval, share_interval
@@ -49,6 +50,7 @@ ONWARD = "its own and all behind"
 NEAR = 16  # levels of 255, below which a pixel's change is hardly seen
 SAME = "same"
 CLOSE = "near"
+KEPT = "as_long", "other_length", "behind_as_long", "behind_other_length", EXCHANGED
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,14 @@ class Donor:
     name   what was done, such as "word 2"
     word   number of the only other word, counted from 1, None where there are several
     lines  places of the quoted texts that are others
+    other_length  whether the only other word has more or fewer letters than the source's
     """
 
     name: str
     prompt: str
     word: int | None
     lines: tuple[int, ...]
+    other_length: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def each_word(trials: Trials, groups: Sequence[Group]) -> dict:
     return {
         "groups": [{"name": group_name(group), "group": list(group)} for group in groups],
         **_summary(trials, records),
-        "places": [_at_places(records, group_name(group)) for group in groups],
+        "places": [_at_places(trials, records, group_name(group)) for group in groups],
         "generations": sum(record["generations"] for record in records),
     }
 
@@ -176,8 +180,12 @@ def donors_of(pair: Pair) -> list[Donor]:
             prompt = with_other_words(pair.source, others)
             places = _places(pair.source)
             lines = tuple(sorted({places[i - 1] for i in others}))
-            word = next(iter(others)) if name not in (EXCHANGED, REPEATED) else None
-            donors.setdefault(prompt, Donor(name, prompt, word, lines))
+            donor = Donor(name, prompt, None, lines)
+            if name not in (EXCHANGED, REPEATED):
+                ((number, word),) = others.items()
+                other_length = len(word) != len(old[number - 1])
+                donor = Donor(name, prompt, number, lines, other_length)
+            donors.setdefault(prompt, donor)
     return list(donors.values())
 
 
@@ -309,12 +317,12 @@ def _summary(trials: Trials, records: Sequence[dict]) -> dict:
     donors: dict[str, dict] = {}
     swaps: dict[str, dict] = {}
     longer: dict[str, list[int]] = {}
-    for pair_index, pair in enumerate(trials.pairs):
+    for index, pair in enumerate(trials.pairs):
         for donor in donors_of(pair):
             told = {"donor": donor.name, "lines_changed": [line + 1 for line in donor.lines]}
             donors.setdefault(donor.name, told)
-            if _is_of_other_length(pair, donor):
-                longer.setdefault(donor.name, []).append(pair_index)
+            if donor.other_length:
+                longer.setdefault(donor.name, []).append(index)
     names = dict.fromkeys(name for record in records for name in record["pictures"])
     for name in names:
         if name == SOURCE:
@@ -333,14 +341,6 @@ def _summary(trials: Trials, records: Sequence[dict]) -> dict:
     return {"donors": list(donors.values()), "swaps": list(swaps.values())}
 
 
-def _is_of_other_length(pair: Pair, donor: Donor) -> bool:
-    """True where the only other word has more or fewer letters than the source's."""
-    if donor.word is None:
-        return False
-    words = [quoted_words(prompt)[donor.word - 1].word for prompt in (pair.source, donor.prompt)]
-    return len(words[0]) != len(words[1])
-
-
 def _scores(records: Sequence[dict], name: str) -> dict:
     """Scores of one row name, for each line and for the pixels beside the lines that should change."""
     own = [record for record in records if name in record["pictures"]]
@@ -351,43 +351,33 @@ def _scores(records: Sequence[dict], name: str) -> dict:
     }
 
 
-def _at_places(records: Sequence[dict], group: str) -> dict:
-    """How many lines keep the source's word where it is replaced, and where the words are exchanged.
+def _at_places(trials: Trials, records: Sequence[dict], group: str) -> dict:
+    """How many lines keep the source's word at a group of sites, all of the donor's tokens swapped.
 
-    "replaced" and "exchanged" are shares over lines, "more" is by how much exchanging leaves more of them.
-    "lines" are the shares of each line by itself where its word is replaced, and "first_more" is by how much
-    the first has more than the last.
+    "as_long" and "other_length" are shares of the lines whose word is replaced by one of as many letters, or
+    of more or fewer, "behind_as_long" and "behind_other_length" those of the lines behind it, and "exchanged"
+    that of exchanged words.  "lines" are those of each line whose word is replaced, and "first_more" is by
+    how much the first keeps its word more often than the last.
     """
-    exchanged = row_of(EXCHANGED, ALL, group)
-    words = sorted(
-        {
-            name
-            for record in records
-            for name in record["pictures"]
-            if name.startswith("word ") and name.endswith(f"/{ALL}/site-{group}")
-        }
-    )
-    own = [record for record in records if {exchanged, *words} <= {*record["pictures"]}]
-    if not own or len(words) < 2:
-        return {"group": group, "n": 0}
-    replaced = [_kept(own, name, line) for line, name in enumerate(words)]
-    changed = [_kept(own, exchanged, line) for line in range(len(words))]
-    means = [np.mean(each, axis=0) for each in (replaced, changed)]  # (pairs,) each
-    return {
-        "group": group,
-        "n": len(own),
-        "replaced": share_interval(means[0]),
-        "exchanged": share_interval(means[1]),
-        "more": gain(means[1], means[0]),
-        "lines": [share_interval(one) for one in replaced],
-        "first_more": gain(replaced[0], replaced[-1]),
-    }
-
-
-def _kept(records: Sequence[dict], name: str, line: int) -> np.ndarray:
-    """Share of pictures of each pair in which a line reads the source's word, (pairs,)."""
-    alone = [
-        {"pair": record["pair"], "pictures": {name: record["pictures"][name]["texts"][line]}}
-        for record in records
-    ]
-    return column(alone, name, "exact_source")
+    kept: dict[str, list[float]] = {name: [] for name in KEPT}
+    lines: dict[int, list[float]] = {}
+    for record in records:
+        for donor in donors_of(trials.pairs[record["pair"]]):
+            entry = record["pictures"].get(row_of(donor.name, ALL, group))
+            if entry is None or donor.name == REPEATED:
+                continue
+            stays = [text["exact_source"] for text in entry[TEXTS]]
+            if donor.word is None:
+                kept[EXCHANGED] += [stays[line] for line in donor.lines]
+                continue
+            (line,) = donor.lines
+            length = "other_length" if donor.other_length else "as_long"
+            kept[length].append(stays[line])
+            kept[f"behind_{length}"] += stays[line + 1 :]
+            lines.setdefault(line, []).append(stays[line])
+    each = [np.array(lines[line]) for line in sorted(lines)]
+    told = {name: share_interval(np.array(some)) for name, some in kept.items() if some}
+    told |= {"lines": [share_interval(one) for one in each]}
+    if len(each) > 1 and len(each[0]) == len(each[-1]):
+        told["first_more"] = gain(each[0], each[-1])
+    return {"group": group, **told}

@@ -5,8 +5,9 @@
     groups       "name" and "group" of each group of sites
     donors       of each donor its name ("donor"), "lines_changed", and the scores of its own pictures
     swaps        the same of each swap of its text, beside its "tokens" and its "group"
-    places       for each group how many lines keep the source's word, where it is "replaced" and where the
-                 words are "exchanged"; "more" is by how much exchanging leaves more of them
+    places       for each group how many lines keep the source's word where it is replaced by one "as_long",
+                 or of "other_length", where that of a line before is ("behind_as_long",
+                 "behind_other_length"), where words are "exchanged", and of each of the "lines"
     generations  rows made
 
 Scores are "n", "lines" with those of each line towards the donor's words, and "same" and "near", the shares
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from textpatch.html import figure, safe, table
-from textpatch.report.result import counted, decimal, listed, signed, span_of, value_of
+from textpatch.report.result import counted, decimal, listed, span_of, value_of
 
 ALL = "all"
 _WORD = "word "
@@ -29,14 +30,14 @@ _TOKENS = {
     "all but its own": "all tokens but these",
     "its own and all behind": "these and all behind them",
 }
-_PLACES = (
-    "sites",
-    "word replaced",
-    "words exchanged",
-    "difference",
-    "line by line",
-    "what it says",
-)
+_PLACES = {
+    "as_long": "word as long",
+    "other_length": "longer or shorter",
+    "behind_as_long": "line behind, as long",
+    "behind_other_length": "behind, longer or shorter",
+    "exchanged": "words exchanged",
+}
+_SIDES = "", "behind_"
 _SHOWN = 3  # sites whose pictures stand beside those of the group that writes words best
 
 EXPLAINED = """<p>Here the donor is the source's own prompt with other words: with one word
@@ -46,11 +47,12 @@ word in a line that changes, the old one in a line that stays. All text
 tokens of the donor are swapped, or those around the one word.</p>
 <p class="note">0, in none<span class="ramp"></span>1, in all</p>"""
 
-PLACES = """<p class="note">How many lines still read the source's word, when the swap brings
-another word and when it brings the same words in each other's places. A site that loses a line
-to a new word and keeps it when words are exchanged carries words whatever their place. One that
-does the opposite tells which word stands where. The first text of a prompt always stands on the
-first line, so that order and place are not told apart.</p>"""
+PLACES = """<p class="note">How many lines still read the source's word when single sites bring
+another: to the line itself, a word as long or a longer or shorter one, to the line before it, or
+each other's words to all. A site that loses a line to a word as long carries letters. One that
+loses it to longer or shorter words alone, or loses the line behind these, whose letters then
+stand elsewhere in the text, tells where letters stand. The first text of a prompt always stands on
+the first line, so that the order of a prompt and the places of a picture are not told apart.</p>"""
 
 
 def words_one_by_one(result: dict, records: Sequence[dict]) -> str:
@@ -220,17 +222,19 @@ def _by_place(found: dict) -> list[str]:
 
 
 def _single_places(found: dict) -> list[dict]:
+    """What becomes of words at each site alone, where words were replaced."""
     single = {group["name"] for group in found["groups"] if len(group["group"]) == 1}
-    return [place for place in found["places"] if place["group"] in single and place["n"]]
+    return [place for place in found["places"] if place["group"] in single and place["lines"]]
 
 
 def _by_line(found: dict) -> str:
     """Whether a site has more to do with one line than with another."""
-    own = [
-        place["group"]
+    more = {
+        place["group"]: place["first_more"]
         for place in _single_places(found)
-        if place["first_more"]["low"] > 0 or place["first_more"]["high"] < 0
-    ]
+        if "first_more" in place
+    }
+    own = [group for group, one in more.items() if one["low"] > 0 or one["high"] < 0]
     if own:
         return f"One line clearly loses its word more often than another at {listed(own)}."
     return "No site clearly belongs to one line: alone, none loses one line's word more often."
@@ -239,17 +243,27 @@ def _by_line(found: dict) -> str:
 def meaning(place: dict, found: dict) -> str:
     """What a site carries, by the lines that keep their word.
 
-    It is told by intervals over pairs.  A site counts as carrying something if clearly fewer lines keep their
-    word than at the site where most do.
+    It loses a line where the interval of the lines kept lies below that of others.  Lines whose word is
+    replaced by one as long are held to those at the site that keeps most, and lines of other lengths to
+    these.
     """
-    if place["more"]["low"] > 0:
-        return "words, whatever their place"
-    if place["more"]["high"] < 0:
-        return "which word stands where"
-    quiet = max(_single_places(found), key=lambda one: one["replaced"]["value"])
-    if place["replaced"]["high"] < quiet["replaced"]["low"]:
-        return "words at their places"
+    quiet = max(_single_places(found), key=lambda one: value_of(one, "as_long") or 0)
+    letters = _below(place.get("as_long"), quiet.get("as_long"))
+    stand = any(
+        _below(place.get(f"{side}other_length"), place.get(f"{side}as_long")) for side in _SIDES
+    )
+    if letters and stand:
+        return "letters, and where they stand"
+    if letters:
+        return "letters"
+    if stand:
+        return "where letters stand, whichever they are"
     return "nothing that shows"
+
+
+def _below(low: dict | None, high: dict | None) -> bool:
+    """True where one share is clearly below another."""
+    return bool(low and high) and low["high"] < high["low"]
 
 
 # --- the tables and the pictures
@@ -303,19 +317,15 @@ def _cell(scores: dict, line: int, kind: str = "") -> str:
 
 
 def _places(found: dict) -> str:
-    """A table of how many lines keep their word, replaced and exchanged."""
-    rows = [
-        [
-            safe(place["group"]),
-            span_of(place, "replaced"),
-            span_of(place, "exchanged"),
-            signed(place["more"]),
-            ", ".join(span_of({"line": line}, "line") for line in place["lines"]),
-            safe(meaning(place, found)),
-        ]
-        for place in _single_places(found)
-    ]
-    return table(_PLACES, rows) if rows else ""
+    """A table of how many lines keep their word at each site alone, and what that says."""
+    rows = []
+    for place in _single_places(found):
+        lines = ", ".join(span_of({"line": line}, "line") for line in place["lines"])
+        shares = [span_of(place, name) for name in _PLACES]
+        rows.append([safe(place["group"]), *shares, lines, safe(meaning(place, found))])
+    return (
+        table(("site", *_PLACES.values(), "line by line", "what it carries"), rows) if rows else ""
+    )
 
 
 def _pictures(found: dict, records: Sequence[dict]) -> str:
