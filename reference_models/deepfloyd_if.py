@@ -20,6 +20,8 @@ from textpatch.errors import PatchError
 from textpatch.reference_models.layers import (
     TextCondition,
     TwoLayer,
+    bank_of,
+    called,
     depths_with_sites,
     has_sites,
     require_multiple,
@@ -384,7 +386,7 @@ class DeepFloydIF(nn.Module):
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Pooled vectors (R, E) of tokens (R, T, encoder_hid_dim)."""
-        return self.add_embedding(tokens)
+        return called(self, "add_embedding", tokens)
 
     @property
     def text_modules(self) -> list[str]:
@@ -396,8 +398,8 @@ class DeepFloydIF(nn.Module):
     def text_kv(self, text: TextCondition) -> tuple[tuple[Tensor, Tensor], ...]:
         """Bank in place of text.tokens, the keys and values (R, H, T, D) of each site."""
         self._require_width(text.tokens)
-        tokens = self.encoder_hid_proj(text.tokens)
-        return tuple(self.get_submodule(name).text_kv(tokens) for name in self.site_names)
+        tokens = called(self, "encoder_hid_proj", text.tokens)
+        return bank_of(self, tokens)
 
     def forward(
         self,
@@ -490,7 +492,7 @@ class DeepFloydIF(nn.Module):
                 raise PatchError(
                     "text.tokens is a bank, which cannot be pooled; pass pooled=model.pool(tokens)"
                 )
-            pooled = self.pool(text.tokens)
+            pooled = self.add_embedding(text.tokens)
         if len(pooled) != rows:
             raise PatchError(
                 f"{len(pooled)} pooled vectors for {rows} rows of x; pass one for each"

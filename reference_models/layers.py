@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from textpatch.devices import gathered
 from textpatch.errors import PatchError
 
 
@@ -91,6 +92,21 @@ def slots_per_site(slots, sites: int) -> list:
                 "a pair of tables (`attention.row_slots` makes that of rows that read themselves)"
             )
     return pairs
+
+
+def called(denoiser: nn.Module, name: str, tokens: Tensor) -> Tensor:
+    """Output of a module of a denoiser that is called outside the denoiser's own forward."""
+    with gathered(denoiser, name):
+        return denoiser.get_submodule(name)(tokens)
+
+
+def bank_of(denoiser: nn.Module, tokens: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Bank of tokens (R, T, C), the keys and values (R, H, T, D) of each site of a denoiser."""
+    bank = []
+    for name in denoiser.site_names:
+        with gathered(denoiser, name):
+            bank.append(denoiser.get_submodule(name).text_kv(tokens))
+    return tuple(bank)
 
 
 def site_reads(tokens, slots, names: Sequence[str]) -> dict[str, tuple]:

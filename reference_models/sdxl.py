@@ -23,6 +23,7 @@ from textpatch.errors import PatchError
 from textpatch.reference_models.layers import (
     TextCondition,
     TwoLayer,
+    bank_of,
     depths_with_sites,
     has_sites,
     require_multiple,
@@ -422,7 +423,7 @@ class StableDiffusion(nn.Module):
     def text_kv(self, text: TextCondition) -> tuple[tuple[Tensor, Tensor], ...]:
         """Bank in place of text.tokens, the keys and values (R, H, T, D) of each site."""
         self._require_width(text.tokens)
-        return tuple(self.get_submodule(name).text_kv(text.tokens) for name in self.site_names)
+        return bank_of(self, text.tokens)
 
     def forward(self, x: Tensor, t: Tensor, text: TextCondition, *, slots=None) -> Tensor:
         if x.shape[1] != self.config.in_channels:

@@ -51,7 +51,7 @@ LAYERS = [
     ["sites"],
     ["anatomy", "attention", "changes", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
-    ["disk", "equality", "exits", "html", "memory", "pictures", "progress", "sounds"],
+    ["devices", "disk", "equality", "exits", "html", "memory", "pictures", "progress", "sounds"],
     ["finite", "quotes", "seeds", "text"],
     ["errors"],
 ]
