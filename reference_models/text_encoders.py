@@ -121,7 +121,7 @@ class SDTextEncoder(TextEncoders):
     Raises WeightsError as `SDXLTextEncoders` does.
     """
 
-    def __init__(self, clip: CLIPTextModel, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, clip: CLIPTextModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.text_encoder = clip
         self.tokenizers = (tokenizer,)
@@ -160,7 +160,7 @@ class SDXLTextEncoders(TextEncoders):
         clip_2: CLIPTextModelWithProjection,
         tokenizers: Sequence[PreTrainedTokenizerBase],
         zeros_for_none: bool = True,
-    ):
+    ) -> None:
         super().__init__()
         self.text_encoder = clip
         self.text_encoder_2 = clip_2
@@ -211,7 +211,7 @@ class SD3TextEncoders(TextEncoders):
         t5: T5EncoderModel | None,
         tokenizers: Sequence[PreTrainedTokenizerBase],
         width: int = 4096,
-    ):
+    ) -> None:
         super().__init__()
         self.text_encoder = clip
         self.text_encoder_2 = clip_2
@@ -264,7 +264,7 @@ class FluxTextEncoders(TextEncoders):
         t5: T5EncoderModel,
         tokenizers: Sequence[PreTrainedTokenizerBase],
         length: int = 512,
-    ):
+    ) -> None:
         super().__init__()
         self.text_encoder = clip
         self.text_encoder_2 = t5
@@ -291,7 +291,7 @@ class IFTextEncoder(TextEncoders):
 
     limits = (IF_LENGTH,)
 
-    def __init__(self, t5: T5EncoderModel, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, t5: T5EncoderModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.text_encoder = t5
         self.tokenizers = (tokenizer,)

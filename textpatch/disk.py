@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 from textpatch.errors import DiskError, StoreError
 
@@ -27,7 +27,8 @@ try:
 except ImportError:  # Windows has no flock; there each writer needs a worker name of its own
     fcntl = None
 
-AnyPath = str | os.PathLike[str]
+AnyPath: TypeAlias = str | os.PathLike[str]
+JSON: TypeAlias = dict[str, Any]  # an object of JSON
 # safetensors and tokenizers raise exceptions of their own, with the system's number in their text alone
 IN_WORDS = re.compile(r"\(os error (\d+)\)")
 

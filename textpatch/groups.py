@@ -13,7 +13,9 @@ from textpatch.errors import PatchError
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 
 if TYPE_CHECKING:
+    from textpatch.pipelines import DrawsByItself, SupportsSampling
     from textpatch.plan import Plan, Row
+    from textpatch.sites import Selectors
 
 Unit = int | tuple[int, int]  # a site, or (site, head)
 Group = tuple
@@ -27,7 +29,7 @@ def require_start(start: object, steps: int) -> None:
         )
 
 
-def localized_group(pipeline, sites) -> Group:
+def localized_group(pipeline: SupportsSampling | DrawsByItself, sites: Selectors | None) -> Group:
     """Indices of the sites that are swapped together, those localised for the model when None.
 
     sites  a selector as for `select_sites`

@@ -227,7 +227,7 @@ def test_applications_take_any_pipeline():
 
 
 def test_models_are_read_alone():
-    """A model imports the ground floor, attention, sites, rows, guidance, and its neighbours."""
+    """A model imports the ground floor, attention, sites, guidance, what is asked of it, its neighbours."""
     allowed = {
         "attention",
         "errors",
@@ -236,6 +236,7 @@ def test_models_are_read_alone():
         "html",
         "memory",
         "pictures",
+        "pipelines",
         "plan",
         "quotes",
         "reference_models",

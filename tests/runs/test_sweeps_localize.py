@@ -22,7 +22,7 @@ from textpatch.disk import read_json
 from textpatch.errors import PatchError, Unfinished
 from textpatch.localization import trials
 from textpatch.metrics import Tesseract
-from textpatch.reference_models.pipeline import pixels
+from textpatch.reference_models.decoders import pixels
 from textpatch.runs import parts
 from textpatch.runs.folder import Run
 from textpatch.runs.interrupts import finishing

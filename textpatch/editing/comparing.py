@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+from textpatch.disk import JSON
 from textpatch.editing.methods import Method, Source, method_named
 from textpatch.editing.result import Edit
 from textpatch.errors import PatchError
@@ -18,15 +19,17 @@ from textpatch.guidance import Guidance
 from textpatch.localization.scores import all_scores, chance_levels, column, values
 from textpatch.localization.trials import Task, Trials
 from textpatch.metrics import compared, f1_of_means
+from textpatch.metrics.readers.named import AnyReader
 from textpatch.metrics.readers.strictness import over_reading
 from textpatch.pictures import opened, png
 from textpatch.pipelines import SupportsSampling
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
-from textpatch.prompts.pairs import SOURCE, TARGET, Pair
+from textpatch.prompts.pairs import SOURCE, TARGET, AnyPair, Pair
 from textpatch.report.contact_sheet import draw_contact_sheet
 from textpatch.report.reader import told_reader
 from textpatch.report.result import decimal, span_of, value_of
+from textpatch.runs.folder import Run
 from textpatch.runs.interrupts import finishing
 from textpatch.runs.parts import Part
 from textpatch.runs.work import made_by
@@ -47,9 +50,9 @@ class Comparison:
     run      the run folder that keeps the pictures, None where there is none
     """
 
-    result: dict
-    records: list[dict]
-    run: object = None
+    result: JSON
+    records: list[JSON]
+    run: Run | None = None
 
     def __repr__(self) -> str:
         lines = [_line(name, scores) for name, scores in self._scored()]
@@ -79,14 +82,14 @@ class Comparison:
 
 def compare(
     pipeline: SupportsSampling,
-    pairs: Sequence,
+    pairs: Sequence[AnyPair],
     methods: Sequence[str | Method] | Mapping[str, Method] = ("localized", "prompt_swap"),
     *,
     seeds: Sequence[int] = (0,),
     steps: int | None = None,
     guidance: float | Guidance | None = None,
-    ocr=None,
-    run=None,
+    ocr: AnyReader | None = None,
+    run: Run | None = None,
     shard: tuple[int, int] | Part | None = None,
 ) -> Comparison:
     """Edit every prompt pair by several methods from the same noise, and score the pictures.
@@ -128,7 +131,7 @@ def compare(
     return Comparison(_result(trials, list(named)), trials.records, run)
 
 
-def _named(methods) -> dict[str, Method]:
+def _named(methods: str | Sequence[str | Method] | Mapping[str, Method]) -> dict[str, Method]:
     """Methods by name.  Raises PatchError for none, and for a name that is there twice."""
     if isinstance(methods, str):
         methods = [methods]

@@ -113,7 +113,7 @@ class Indications:
     Raises PatchError where the indicator cannot read these pairs.
     """
 
-    def __init__(self, trials: Trials, indicator: Indicator):
+    def __init__(self, trials: Trials, indicator: Indicator) -> None:
         indicator.check(trials)
         self.trials = trials
         self.indicator = indicator

@@ -25,19 +25,21 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from textpatch.disk import JSON
 from textpatch.errors import PatchError
 from textpatch.groups import Group
 from textpatch.guidance import Guidance, require_branch
 from textpatch.localization.heads import head_search
 from textpatch.localization.modes import MODES, Request, all_alone
 from textpatch.localization.preconditions import checked_pairs
-from textpatch.localization.scores import LETTERING
+from textpatch.localization.scores import LETTERING, AnyBackground
 from textpatch.localization.screening import Screening
 from textpatch.localization.search import Step, grow
 from textpatch.localization.start_step import require_startable, start_curve
 from textpatch.localization.summary import best_first, summarise
 from textpatch.localization.trials import Trials
 from textpatch.metrics import FEWEST, f1_of_means
+from textpatch.metrics.readers.named import AnyReader
 from textpatch.pipelines import (
     DrawsByItself,
     SupportsPairs,
@@ -47,7 +49,7 @@ from textpatch.pipelines import (
 )
 from textpatch.ports.shipped import site_indices
 from textpatch.progress import phase
-from textpatch.prompts.pairs import require_other_texts
+from textpatch.prompts.pairs import AnyPair, require_other_texts
 from textpatch.report.headline import answer, verdict
 from textpatch.report.keeping import frame_of, keep, manifest_of
 from textpatch.report.page import page_of, summary_html
@@ -56,6 +58,7 @@ from textpatch.report.result import responsible_sites
 from textpatch.report.terminal import table
 from textpatch.runs.folder import Run
 from textpatch.runs.parts import Part
+from textpatch.sites import Selectors
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -71,8 +74,8 @@ class Localization:
     run      that run folder, None if there was none
     """
 
-    result: dict
-    records: list[dict]
+    result: JSON
+    records: list[JSON]
     run: Run | None = field(default=None, compare=False)
 
     @property
@@ -91,7 +94,7 @@ class Localization:
         """Which sites carry the word, in one sentence."""
         return verdict(self.result)[0]
 
-    def scores(self, site: int | str) -> dict:
+    def scores(self, site: int | str) -> JSON:
         """All scores of a site, by its index or name, or of a set such as "1+2".
 
         Each has a value and the ends of its interval.  Raises PatchError for a site that was not tried.
@@ -131,10 +134,10 @@ class Localization:
 
 def localize(
     pipeline: SupportsSampling | DrawsByItself,
-    pairs: Sequence,
+    pairs: Sequence[AnyPair],
     *,
     mode: str = "exhaustive",
-    sites="all",
+    sites: Selectors = "all",
     groups: Sequence[Sequence[int]] | None = None,
     keep: int | None = None,
     first: int | None = None,
@@ -143,10 +146,10 @@ def localize(
     guidance: float | Guidance | None = None,
     start: int = 0,
     branch: str = "both",
-    ocr=None,
-    reader=None,
-    background=LETTERING,
-    run=None,
+    ocr: AnyReader | None = None,
+    reader: AnyReader | None = None,
+    background: AnyBackground = LETTERING,
+    run: Run | None = None,
     shard: tuple[int, int] | Part | None = None,
     micro_batch: int = 64,
     starts: bool = False,
@@ -192,12 +195,12 @@ def localize(
 
 
 def check(
-    pipeline,
-    pairs: Sequence,
+    pipeline: SupportsSampling | DrawsByItself,
+    pairs: Sequence[AnyPair],
     *,
     mode: str = "exhaustive",
-    sites="all",
-    groups=None,
+    sites: Selectors = "all",
+    groups: Sequence[Sequence[int]] | None = None,
     keep: int | None = None,
     first: int | None = None,
     seeds: Sequence[int] = (0,),
@@ -218,13 +221,17 @@ def check(
     require_other_texts(checked)
 
 
-def _require_curve(pipeline, starts: bool) -> None:
+def _require_curve(pipeline: object, starts: bool) -> None:
     """Raise PatchError for a start curve of a pipeline that cannot make one."""
     if starts:
         require_startable(pipeline)
 
 
-def tried(pipeline, sites, groups) -> list[Group]:
+def tried(
+    pipeline: SupportsSampling | DrawsByItself,
+    sites: Selectors,
+    groups: Sequence[Sequence[int]] | None,
+) -> list[Group]:
     """Groups to try, each a tuple of site indices."""
     require_sampling(pipeline, "localize")
     require_parts(pipeline, "localize", SupportsPairs)

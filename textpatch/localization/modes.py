@@ -48,7 +48,7 @@ class Request:
     keep: int | None = None
     first: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.groups:
             raise PatchError("no set of sites was given to try; give at least one")
         _require_once(self.groups)

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from textpatch.bank import prompt_settles_text
+from textpatch.disk import JSON
 from textpatch.errors import OCRError, PatchError
 from textpatch.groups import Group, row_name, rows_and_plan
 from textpatch.guidance import Guidance, require_branch
@@ -30,10 +31,12 @@ from textpatch.localization.scores import (
     LETTERING,
     SCORED,
     TEXTS,
+    AnyBackground,
     Background,
     values,
 )
 from textpatch.metrics.image import Box
+from textpatch.metrics.readers.named import AnyReader
 from textpatch.metrics.readers.reading import (
     Reading,
     grown,
@@ -43,6 +46,7 @@ from textpatch.metrics.readers.reading import (
 )
 from textpatch.pictures import opened
 from textpatch.pipelines import (
+    DrawsByItself,
     SupportsPairs,
     SupportsSampling,
     draws_pictures,
@@ -51,11 +55,12 @@ from textpatch.pipelines import (
 )
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
-from textpatch.prompts.pairs import SOURCE, TARGET, Pair
+from textpatch.prompts.pairs import SOURCE, TARGET, AnyPair, Pair
+from textpatch.runs.folder import Run
 from textpatch.runs.interrupts import finishing
 from textpatch.runs.parts import Part, as_part
 from textpatch.runs.remembered import remembering
-from textpatch.runs.work import Work, adapters_of, made_by
+from textpatch.runs.work import Pending, Work, adapters_of, made_by
 from textpatch.sampling import decoding, sample_latents
 from textpatch.sounds import as_picture
 
@@ -90,21 +95,21 @@ class Trials:
 
     def __init__(
         self,
-        pipeline: SupportsSampling,
-        pairs: Sequence,
+        pipeline: SupportsSampling | DrawsByItself,
+        pairs: Sequence[AnyPair],
         *,
         seeds: Sequence[int] = (0,),
         steps: int | None = None,
         guidance: float | Guidance | None = None,
         start: int = 0,
         branch: str = "both",
-        ocr=None,
-        reader=None,
-        background=LETTERING,
-        run=None,
+        ocr: AnyReader | None = None,
+        reader: AnyReader | None = None,
+        background: AnyBackground = LETTERING,
+        run: Run | None = None,
         shard: tuple[int, int] | Part | None = None,
         micro_batch: int = 64,
-    ):
+    ) -> None:
         require_sampling(pipeline, "a trial")
         require_parts(pipeline, "a trial", SupportsPairs)
         self.pipeline = remembering(pipeline)
@@ -133,7 +138,7 @@ class Trials:
         self._batches: Counter[Task] = Counter()
 
     @property
-    def records(self) -> list[dict]:
+    def records(self) -> list[JSON]:
         """Records of all pairs and seeds touched, in order."""
         return [self._found[task] for task in self.tasks(len(self.pairs)) if task in self._found]
 
@@ -206,7 +211,7 @@ class Trials:
                     pending.flush()
         pending.flush()
 
-    def pictures(self, task: Task) -> dict:
+    def pictures(self, task: Task) -> dict[str, JSON]:
         """Entries of the pictures of a pair and seed, by row name."""
         return self._found.get(task, {}).get("pictures", {})
 
@@ -270,7 +275,7 @@ class Trials:
             rows.append(replace(target, sampled=runs))
         return [*rows, *patched]
 
-    def once(self, id: str, task: Task, maker: dict[str, str], make: Callable[[], dict]) -> dict:
+    def once(self, id: str, task: Task, maker: dict[str, str], make: Callable[[], JSON]) -> JSON:
         """Return `Work.once`'s record, and count its generations.
 
         Raises StoreError for a record whose pictures are scored by another definition, too, and for one
@@ -281,15 +286,15 @@ class Trials:
         self.generations += record["generations"]
         return record
 
-    def join(self, record: dict) -> None:
+    def join(self, record: JSON) -> None:
         """Add the pictures of a record to those of its pair and seed."""
         task = (record["pair"], record["seed"])
         empty = {"id": f"{task[0]}-{task[1]}", "pair": task[0], "seed": task[1], "pictures": {}}
         self._found.setdefault(task, empty)["pictures"] |= record["pictures"]
 
     def scored(
-        self, images: dict[str, Image.Image], index: int, source: dict | None = None
-    ) -> dict[str, dict]:
+        self, images: dict[str, Image.Image], index: int, source: JSON | None = None
+    ) -> dict[str, JSON]:
         """Pictures, readings and scores by row name.
 
         images  pictures by row name, among them the source's if it is made now
@@ -364,36 +369,14 @@ def _id(task: Task, number: int) -> str:
     return f"{pair}-{seed}-{number}"
 
 
-class Pending:
-    """One piece of work that is put off until the next piece comes.
-
-    So the pictures of one pair and seed are read by a thread while those of the next are generated.
-    """
-
-    def __init__(self):
-        self._work: Callable[[], None] | None = None
-
-    def put(self, work: Callable[[], None]) -> None:
-        """Finish the work that was put off, and put off `work` in its place."""
-        self.flush()
-        self._work = work
-
-    def flush(self) -> None:
-        """Finish the work that was put off, if any."""
-        work = self._work
-        self._work = None
-        if work is not None:
-            work()
-
-
-def _one_reader(ocr, reader):
+def _one_reader(ocr: AnyReader | None, reader: AnyReader | None) -> AnyReader | None:
     """The reader by either of its names.   Raises OCRError where both are given."""
     if ocr is not None and reader is not None:
         raise OCRError(f"ocr={ocr!r} and reader={reader!r} are the same argument; give one of them")
     return ocr if reader is None else reader
 
 
-def _require_no_path(run) -> None:
+def _require_no_path(run: object) -> None:
     if isinstance(run, (str, os.PathLike)):
         raise PatchError(
             f"run is the path {str(run)!r}; give a textpatch.Run: Run.open({str(run)!r}, {{'request': ...}})"

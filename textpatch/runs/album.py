@@ -39,7 +39,7 @@ class Album:
         goes_on: bool,
         at_once: int | None = None,
         part: Part | None = None,
-    ):
+    ) -> None:
         self.asked = asked
         self.names = _names(asked)
         self.draw = draw

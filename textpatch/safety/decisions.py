@@ -36,7 +36,7 @@ class Decisions:
         goes_on: bool,
         show_words: bool = False,
         part: Part | None = None,
-    ):
+    ) -> None:
         self.prompts = prompts
         self.sanitize = sanitize
         self.pictures = pictures
