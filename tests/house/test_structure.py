@@ -230,6 +230,7 @@ def test_models_are_read_alone():
     """A model imports the ground floor, attention, sites, guidance, what is asked of it, its neighbours."""
     allowed = {
         "attention",
+        "devices",
         "errors",
         "finite",
         "guidance",
