@@ -3,7 +3,8 @@
 A hook lives exactly as long as its `with` block, and acts only in the thread or task that opened the block.
 A module that was asked for and never ran is an error, not silence.  Nothing here knows of attention.
 
-Other tools meet an open block as follows.  tests/core/test_hooks_stress.py holds each line but the last.
+Other tools meet an open block as follows.  tests/core/test_hooks_stress.py and test_devices.py hold each line
+but the last.
 
     torch.compile    Inside the block hooks act: the graph breaks at each, or torch refuses (fullgraph=True).
                      Compiled before the block, the model ignores them, which is an error on leaving.
