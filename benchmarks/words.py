@@ -10,11 +10,15 @@ edited   pictures with the target's text at some sites, by the number of words: 
 sites    what each line reads when one word is exchanged alone, the two with each other, or one repeated
 places   lines that keep the source's word at each site alone, when the new word is as long, and when not
 parts    the same exchange of one word by one head of the sites found, and by these sites from a step on
+limits   texts that the card says are drawn, and others, read by the nearest drawing
 """
 
 from __future__ import annotations
 
+import copy
+import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +30,16 @@ from textpatch.localization.scores import all_scores, chance_levels
 from textpatch.localization.start_step import start_curve
 from textpatch.localization.trials import Trials
 from textpatch.localization.word_by_word import donors_of, each_word
-from textpatch.metrics import one_minus_ned
+from textpatch.metrics import one_minus_ned, wilson
 from textpatch.ports.shipped import pipeline_sites
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.report.word_by_word import meaning
 from textpatch.runs.folder import Run
+from textpatch.weights.signs.drawing import random_sign, random_word
+from textpatch.weights.signs.evaluation import generated_pictures
 from textpatch.weights.signs.pairs import line_pairs
+from textpatch.weights.signs.reader import read_text
+from textpatch.weights.signs.two_lines import TWO_LINES
 
 SECOND = re.compile(r' and "[^"]*"')
 SHARED = "model reader n".split()
@@ -45,7 +53,9 @@ COLUMNS = {
     "sites": "donor tokens sites line changes exact exact_low exact_high same near".split(),
     "places": ["site", *(f"{name}{end}" for name in KEPT for end in ENDS), "carries"],
     "parts": "word part line changes exact exact_low exact_high old".split(),
+    "limits": "texts example drawn right right_low right_high".split(),
 }
+NEAREST = "nearest drawing"
 
 
 def pairs_of(n: int, words: int) -> list[Pair]:
@@ -180,25 +190,81 @@ def parts(pipeline, options) -> list[dict]:
     return rows
 
 
+def kinds(rng: random.Random) -> dict[str, str]:
+    """One random text of every kind, its lines separated by newlines."""
+
+    def word(letters: int) -> str:
+        return random_word(rng, letters)
+
+    made = {f"{n} letter{'s' * (n > 1)}": f"{word(n)}\n{word(n)}" for n in range(1, 8)}
+    made["one line"] = word(rng.randint(3, 5))
+    made["the same twice"] = "\n".join([word(rng.randint(3, 5))] * 2)
+    made["small letters"] = f"{word(4)}\n{word(5)}".lower()
+    made["two words a line"] = f"{word(3)} {word(3)}\n{word(4)}"
+    return made
+
+
+def limits(pipeline, options) -> list[dict]:
+    """Rows of texts of every kind, drawn without the card that refuses some."""
+    draws = pipeline.defaults.draws
+    free = copy.copy(pipeline)
+    free.defaults = replace(pipeline.defaults, draws=None)
+    rng = random.Random("limits")
+    some = [kinds(rng) for _ in range(options.limits)]
+    rows = []
+    for kind in some[0]:
+        signs = [random_sign(rng, TWO_LINES, each[kind]) for each in some]
+        pictures = generated_pictures(free, signs)
+        right = [
+            read_text(picture, sign, TWO_LINES) == sign.word
+            for picture, sign in zip(pictures, signs, strict=True)
+        ]
+        share = float(np.mean(right))
+        row = {"texts": kind, "n": len(signs), "right": share, "reader": NEAREST}
+        low, high = wilson(share, len(right))
+        drawn = "yes" if draws.admits(signs[0].prompt()) else "no"
+        rows.append(
+            {
+                **row,
+                "right_low": low,
+                "right_high": high,
+                "drawn": drawn,
+                "example": signs[0].prompt(),
+            }
+        )
+    return rows
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=1)
     parser.add_argument("--model", default="tiny-words", help="a model of two lines (tiny-words)")
     parser.add_argument("--signs", type=int, default=40, help="pairs of edited (40)")
     parser.add_argument("--pairs", type=int, default=24, help="pairs of the other tables (24)")
+    parser.add_argument("--limits", type=int, default=24, help="signs of each kind of limits (24)")
+    parser.add_argument(
+        "--tables", nargs="+", choices=list(COLUMNS), default=list(COLUMNS), help="which (all)"
+    )
     parser.add_argument("--runs", type=Path, help="folder that keeps the pictures")
     reader_option(parser)
     options = parsed(parser, argv)
     pipeline = textpatch.load(options.model, device=options.device, dtype=options.dtype)
     where = environment(options.device)
-    made = {"edited": edited(pipeline, options), **sites(pipeline, options)}
-    made["parts"] = parts(pipeline, options)
+    made = {}
+    if "edited" in options.tables:
+        made["edited"] = edited(pipeline, options)
+    if {"sites", "places"} & {*options.tables}:
+        made |= sites(pipeline, options)
+    if "parts" in options.tables:
+        made["parts"] = parts(pipeline, options)
+    if "limits" in options.tables:
+        made["limits"] = limits(pipeline, options)
     for name, rows in made.items():
         path = options.csv
         if path is not None and name != "edited":
             path = path.with_name(f"{path.stem}-{name}.csv")
         table = Table([*SHARED, *COLUMNS[name]], where, path, options.append)
         for row in rows:
-            table.add(model=pipeline.name, reader=options.reader, **row)
+            table.add(**{"model": pipeline.name, "reader": options.reader, **row})
 
 
 if __name__ == "__main__":
