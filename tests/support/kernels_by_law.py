@@ -465,3 +465,11 @@ if INTERPRETED:  # a planted fault may read wild, which is no way to treat a GPU
         law, case, *place = FAULTS[fault]
         with pytest.raises(AssertionError):
             law(faulty(*place), case)
+
+    def test_the_interpreter_refuses_bfloat16():
+        """It would multiply the raw bits."""
+        q = torch.zeros(1, 1, 2, 16)
+        taken = textpatch.kernels.DTYPES
+        assert [dtype for dtype in taken if textpatch.kernels.refusal(q.to(dtype))] == [
+            torch.bfloat16
+        ]
