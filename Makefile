@@ -1,6 +1,6 @@
 # make demo      make pictures, swap text keys and values site by site, and show which site carries the word
 # make test      run the tests
-# make lint      see that the code is formatted, free of what ruff.toml forbids, and that the core's types fit
+# make lint      see that the code is formatted, free of what ruff.toml forbids, and that types fit
 # make clean     take away .venv and what was built
 # make help      print these lines
 # The first three install into .venv what is missing, once; python3 and make are all that must be there.
@@ -33,6 +33,7 @@ lint: install
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
+	.venv/bin/python tests/support/user_scripts.py
 
 install: .venv/.installed
 

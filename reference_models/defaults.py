@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
 
 from textpatch.errors import PatchError
-from textpatch.guidance import Embedded, Guidance, as_guidance, is_finite
+from textpatch.finite import is_finite
+from textpatch.guidance import Embedded, Guidance, as_guidance
+from textpatch.reference_models.drawn_words import DrawnWords
 
 Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels
 # most latents along a side, far beyond what any model draws
@@ -22,6 +25,7 @@ WANTED = {
     "micro": "six whole numbers",
     "level": "a timestep, a whole number",
     "embeds_guidance": "true or false",
+    "draws": "DrawnWords, or None where nobody knows them",
 }
 
 
@@ -39,6 +43,8 @@ class Defaults:
                    wanted; None for the other models
     level          timestep of the noise that a stage II gets in the small pictures
     embeds_guidance  True for a distilled model, to which every number of guidance is told
+    draws          words that the model draws, so that prompts with others are refused; None where nobody
+                   knows them
 
     Raises PatchError for a value that no run can be given.
     """
@@ -52,8 +58,9 @@ class Defaults:
     micro: tuple[int, ...] | None = None
     level: int = 250
     embeds_guidance: bool = False
+    draws: DrawnWords | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if not _fits(field.name, value):
@@ -77,6 +84,11 @@ class Defaults:
         guidance = self.meant(guidance)
         as_guidance(guidance)
         return steps, guidance
+
+    def require_drawn(self, prompts: Sequence[str | None], name: str) -> None:
+        """Raise PromptError for a prompt that quotes words which the model of this name does not draw."""
+        if self.draws is not None:
+            self.draws.require(prompts, name)
 
     def meant(self, guidance: float | Guidance) -> float | Guidance:
         """Guidance that is asked for, where a number is told to a distilled model."""
@@ -109,6 +121,8 @@ def _fits(name: str, value) -> bool:
         return is_whole(value)
     if name == "embeds_guidance":
         return isinstance(value, bool)
+    if name == "draws":
+        return value is None or isinstance(value, DrawnWords)
     if name == "localized":
         return _are_whole(value)
     if name == "text_box" and isinstance(value, (tuple, list)) and value and not is_whole(value[0]):

@@ -8,58 +8,36 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from textpatch.devices import device_of
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, Moment, State, as_guidance, branch_rows, told
 from textpatch.memory import with_less
+from textpatch.pipelines import OnStep, Slots
+from textpatch.pipelines import TextCondition as EncodedText
 from textpatch.plan import Row
 from textpatch.reference_models.defaults import Defaults, is_whole
-from textpatch.reference_models.layers import TextCondition
+from textpatch.reference_models.layers import Denoiser, TextCondition
 from textpatch.reference_models.predictions import OF_SCHEDULE, guided, parted
-from textpatch.reference_models.requests import each_seed, listed, parts, sampled_by
+from textpatch.reference_models.requests import each_seed, listed, parts, read_by, sampled_by
 from textpatch.reference_models.schedules import Schedule
 from textpatch.reference_models.schedules.published import chosen
 from textpatch.reference_models.shown import Pictures, html_of, lines_of
 from textpatch.reference_models.upscaling import read_beside, require_one_each, small_tensor
 from textpatch.seeds import HEARD, whole_seeds
 
+if TYPE_CHECKING:
+    from textpatch.reference_models.text_encoders import TextEncoders
+
 # prompts given to the encoders at once to see whether they can be read
 AT_ONCE = 16
 # given to every draw, because torch's defaults would otherwise decide what noise a seed is
 CPU_FLOAT32 = dict(dtype=torch.float32, device="cpu")
-
-
-def pixels(latents: Tensor) -> list[Image.Image]:
-    """Decoder of pixel-space models, from (B, 3, H, W) in -1..1 to pictures.
-
-    Raises PatchError for NaN and infinity, which would be black pictures.
-    """
-    if not latents.isfinite().all():
-        raise PatchError(
-            f"{int((~latents.isfinite()).sum())} of {latents.numel()} numbers to make pictures of are not "
-            f"finite, in {latents.dtype}; run in float32 or bfloat16, or with less guidance"
-        )
-    numbers = (latents.float().clamp(-1, 1) * 127.5 + 127.5).round().byte()
-    return [Image.fromarray(picture) for picture in numbers.permute(0, 2, 3, 1).cpu().numpy()]
-
-
-class LatentPixels(nn.Module):
-    """Decoder of latent-space models, from (B, C, H, W) latents through a VAE to pictures."""
-
-    def __init__(self, vae: nn.Module):
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latents: Tensor) -> list[Image.Image]:
-        # The VAE keeps its own dtype, because SDXL's overflows in float16 whatever the denoiser runs in.
-        # It takes one picture at a time, because all rows of a localisation would not fit at 1024 pixels.
-        latents = latents.to(next(self.vae.parameters()).dtype)
-        return [picture for one in latents.split(1) for picture in pixels(self.vae.decode(one))]
 
 
 class Pipeline(nn.Module):
@@ -76,8 +54,14 @@ class Pipeline(nn.Module):
     """
 
     def __init__(
-        self, encoders, denoiser, schedule, decoder: Callable, defaults: Defaults, name: str
-    ):
+        self,
+        encoders: TextEncoders,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        decoder: Callable[[Tensor], list[Image.Image]],
+        defaults: Defaults,
+        name: str,
+    ) -> None:
         super().__init__()
         self.encoders = encoders
         self.denoiser = denoiser
@@ -98,7 +82,7 @@ class Pipeline(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.denoiser.parameters()).device
+        return device_of(self.denoiser)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,16 +136,16 @@ class Pipeline(nn.Module):
         `text_encoders.TextEncoders.skipping` says how layers are counted.  The name tells them.
         Raises PatchError for encoders that are not read so, and for more layers than there are.
         """
-        return self._read_by(self.encoders.skipping(layers), f"with clip skip {layers}")
+        return self._read_by(self.encoders.skipping(layers))
 
     def with_long_prompts(self, windows: int) -> Pipeline:
         """A pipeline that reads prompts in several windows, as `TextEncoders.in_windows` says."""
-        return self._read_by(self.encoders.in_windows(windows), f"of {windows} windows")
+        return self._read_by(self.encoders.in_windows(windows))
 
-    def _read_by(self, encoders, told: str) -> Pipeline:
+    def _read_by(self, encoders) -> Pipeline:
         other = self._copy()
         other.encoders = encoders
-        other.name = f"{self.name} {told}"
+        other.name = read_by(self.name, encoders)
         return other
 
     def _copy(self) -> Pipeline:
@@ -179,6 +163,7 @@ class Pipeline(nn.Module):
         """
         if isinstance(prompts, str) or not len(prompts):
             raise PatchError(f"prompts to encode are {prompts!r}; give one or more in a list")
+        self.defaults.require_drawn(prompts, self.name)
         text = self.encoders(prompts).to(self.device, self.dtype)
         if text.pooled is None and hasattr(self.denoiser, "pool"):
             text = replace(text, pooled=self.denoiser.pool(text.tokens))
@@ -188,12 +173,12 @@ class Pipeline(nn.Module):
         return text
 
     def check(self, prompts: Sequence[str], *, seeds: Sequence[int], steps: int) -> None:
-        """Raise PatchError for an unknown word, a seed that is none, and less than one step."""
+        """Raise PatchError for unknown and undrawn words, a seed that is none, and less than one step."""
         self.schedule.timesteps(steps)
         whole_seeds(seeds)
         distinct = list(dict.fromkeys(prompts))
-        # encoders of other people may have no check, so that only encoding tells
-        read = getattr(self.encoders, "check", self.encode)
+        self.defaults.require_drawn(distinct, self.name)
+        read = getattr(self.encoders, "check", self.encode)  # other people's may have no check
         for start in range(0, len(distinct), AT_ONCE):
             read(distinct[start : start + AT_ONCE])
 
@@ -229,12 +214,12 @@ class Pipeline(nn.Module):
     def denoise(
         self,
         x: Tensor,
-        text: TextCondition,
+        text: EncodedText,
         *,
         steps: int,
         guidance: float | Guidance,
-        slots=None,
-        on_step=None,
+        slots: Slots | None = None,
+        on_step: OnStep | None = None,
         noises: Iterator[Tensor] | None = None,
         **beside: Tensor,
     ) -> Tensor:
@@ -282,14 +267,14 @@ class Pipeline(nn.Module):
     def advance(
         self,
         x: Tensor,
-        text: TextCondition,
+        text: EncodedText,
         state: State,
         *,
         only: range,
         steps: int,
         guidance: float | Guidance,
-        slots=None,
-        on_step=None,
+        slots: Slots | None = None,
+        on_step: OnStep | None = None,
         noises: Iterator[Tensor] | None = None,
         **beside: Tensor,
     ) -> tuple[Tensor, State]:
@@ -349,7 +334,7 @@ class Pipeline(nn.Module):
         """True for a stage II, which draws small pictures larger."""
         return getattr(self.denoiser.config, "class_embed_type", None) is not None
 
-    def forward(self, prompts: str | Sequence[str], **asked: Any) -> list[Image.Image]:
+    def forward(self, prompts: str | Sequence[str], **asked: object) -> list[Image.Image]:
         """Generate pictures, with the arguments of `generate`."""
         return self.generate(prompts, **asked)
 
@@ -362,7 +347,7 @@ class Pipeline(nn.Module):
         guidance: float | Guidance | None = None,
         negative: str | None = None,
         micro_batch: int = 64,
-        on_step: Callable[[int, Tensor], object] | None = None,
+        on_step: OnStep | None = None,
     ) -> list[Image.Image]:
         """Generate one picture per (prompt, seed) pair.
 
@@ -400,15 +385,18 @@ class Pipeline(nn.Module):
 
         return with_less(drawn, micro_batch, of=len(prompts))
 
+    if TYPE_CHECKING:
+        __call__ = generate
+
     def upscale(
         self,
         pictures: Sequence[Image.Image],
         prompts: Sequence[str],
         *,
         seeds: int | Sequence[int],
-        steps=None,
-        guidance=None,
-        negative=None,
+        steps: int | None = None,
+        guidance: float | Guidance | None = None,
+        negative: str | None = None,
         level: int | None = None,
         micro_batch: int = 64,
     ) -> list[Image.Image]:
@@ -438,9 +426,9 @@ class Pipeline(nn.Module):
         prompts: Sequence[str],
         *,
         seeds: int | Sequence[int],
-        steps=None,
-        guidance=None,
-        negative=None,
+        steps: int | None = None,
+        guidance: float | Guidance | None = None,
+        negative: str | None = None,
         level: int | None = None,
     ) -> Tensor:
         """Draw small pictures again at the pipeline's size, (B, 3, H, W), as stage II of DeepFloyd IF does.

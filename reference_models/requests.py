@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from numbers import Integral
 
@@ -14,6 +15,8 @@ from textpatch.reference_models.defaults import is_whole
 from textpatch.seeds import whole_seeds
 
 SAMPLED = " sampled by "
+# how prompts are read, at the end of the name of the weights
+READ = re.compile(r"( with clip skip \d+)?( of \d+ windows)?$")
 
 
 def parts(count: int, at_once: int) -> Iterator[slice]:
@@ -52,9 +55,20 @@ def listed(given) -> list:
 
 def sampled_by(name: str, schedule: object) -> str:
     """Name of a model that is sampled by another schedule than its own."""
-    return f"{name_of_weights(name)}{SAMPLED}{schedule!r}"
+    return f"{name.partition(SAMPLED)[0]}{SAMPLED}{schedule!r}"
+
+
+def read_by(name: str, encoders) -> str:
+    """Name of a model whose prompts its encoders read otherwise than is usual."""
+    _, sampled, schedule = name.partition(SAMPLED)
+    read = ""
+    if encoders.clip_skip:
+        read += f" with clip skip {encoders.clip_skip}"
+    if encoders.windows > 1:
+        read += f" of {encoders.windows} windows"
+    return f"{name_of_weights(name)}{read}{sampled}{schedule}"
 
 
 def name_of_weights(name: str) -> str:
-    """Name of a model without the schedule that it is sampled by."""
-    return name.partition(SAMPLED)[0]
+    """Name of a model, without how its prompts are read and which schedule it is sampled by."""
+    return READ.sub("", name.partition(SAMPLED)[0], count=1)

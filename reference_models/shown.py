@@ -15,14 +15,16 @@ WIDEST = 100  # characters of a note
 
 
 def lines_of(pipeline) -> list[str]:
-    """Name, size, sites, run, place and first notes of a pipeline, in eight lines at most."""
+    """Name, family, size, sites, run, place and first notes of a pipeline, in eight lines at most."""
     size = sum(parameter.numel() for parameter in pipeline.denoiser.parameters())
     defaults = pipeline.defaults
     place = f"{str(pipeline.dtype).removeprefix('torch.')} on {pipeline.device}"
     sites = repr(Sites(getattr(pipeline.denoiser, "sites", ()))).partition("\n")[0]
     channels = pipeline.latent_channels
+    family = getattr(pipeline.denoiser, "family", None)
+    of_family = f", of the family {family}" if family else ""
     lines = [
-        f"Pipeline {plain(pipeline.name)}",
+        f"Pipeline {plain(pipeline.name)}{of_family}",
         f"  denoiser {type(pipeline.denoiser).__name__}, {size:,} parameters, {place}",
         f"  {sites}",
         f"  latents {channels} x {defaults.height} x {defaults.width}",

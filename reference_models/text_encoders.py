@@ -19,6 +19,7 @@ from textpatch.errors import PatchError, WeightsError
 from textpatch.reference_models.defaults import is_whole
 from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.tokenizing import (
+    MOST_WINDOWS,
     Windows,
     as_texts,
     in_windows,
@@ -60,7 +61,8 @@ class TextEncoders(nn.Module):
         The windows are encoded one by one.  Their tokens stand behind each other on the token axis, and the
         pooled vector is the first window's.  AUTOMATIC1111's web UI does so where its shifting of commas is
         off, and ComfyUI where no word lies across two windows.
-        Raises PatchError for encoders that are not read so, and for less than one window.
+        Raises PatchError for encoders that are not read so, and for less than one window or more than
+        MOST_WINDOWS.
         """
         raise PatchError(
             f"{windows!r} windows were asked of {type(self).__name__}, and only the CLIPs of "
@@ -119,7 +121,7 @@ class SDTextEncoder(TextEncoders):
     Raises WeightsError as `SDXLTextEncoders` does.
     """
 
-    def __init__(self, clip: CLIPTextModel, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, clip: CLIPTextModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.text_encoder = clip
         self.tokenizers = (tokenizer,)
@@ -158,7 +160,7 @@ class SDXLTextEncoders(TextEncoders):
         clip_2: CLIPTextModelWithProjection,
         tokenizers: Sequence[PreTrainedTokenizerBase],
         zeros_for_none: bool = True,
-    ):
+    ) -> None:
         super().__init__()
         self.text_encoder = clip
         self.text_encoder_2 = clip_2
@@ -209,7 +211,7 @@ class SD3TextEncoders(TextEncoders):
         t5: T5EncoderModel | None,
         tokenizers: Sequence[PreTrainedTokenizerBase],
         width: int = 4096,
-    ):
+    ) -> None:
         super().__init__()
         self.text_encoder = clip
         self.text_encoder_2 = clip_2
@@ -262,7 +264,7 @@ class FluxTextEncoders(TextEncoders):
         t5: T5EncoderModel,
         tokenizers: Sequence[PreTrainedTokenizerBase],
         length: int = 512,
-    ):
+    ) -> None:
         super().__init__()
         self.text_encoder = clip
         self.text_encoder_2 = t5
@@ -289,7 +291,7 @@ class IFTextEncoder(TextEncoders):
 
     limits = (IF_LENGTH,)
 
-    def __init__(self, t5: T5EncoderModel, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, t5: T5EncoderModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.text_encoder = t5
         self.tokenizers = (tokenizer,)
@@ -404,8 +406,10 @@ def _skipping(encoders: TextEncoders, layers: int, held: int) -> TextEncoders:
 
 def _in_windows(encoders: TextEncoders, windows: int) -> TextEncoders:
     """Copy of encoders that reads so many windows."""
-    if not is_whole(windows) or windows < 1:
-        raise PatchError(f"{windows!r} windows were asked for; give 1 or more")
+    if not is_whole(windows) or not 1 <= windows <= MOST_WINDOWS:
+        raise PatchError(
+            f"{windows!r} windows were asked for; give a whole number of 1 to {MOST_WINDOWS}"
+        )
     other = copy.copy(encoders)
     other.windows = windows
     return other

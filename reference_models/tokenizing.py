@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # importing transformers takes 3 s, and a denoiser does witho
 # Characters of a prompt, 16 for each of T5's tokens.  Tokenizers may take quadratic time: tiny-if's takes
 # .06 s for 4,000 letters without a blank and an hour for a million.
 LONGEST = 4096
+# of a CLIP, in which a prompt of LONGEST characters has room, a token each
+MOST_WINDOWS = 64
 # A fast tokenizer keeps between calls whether it pads.  Of 120 prompts read by three threads, two came back
 # without padding.
 ONE_AT_A_TIME = threading.Lock()

@@ -40,8 +40,8 @@ def read_beside(schedule, small: Tensor, noise: Tensor, level: int) -> dict[str,
     Raises PatchError for another level.
     """
     low = F.interpolate(small, noise.shape[-2:], mode="bilinear", align_corners=True)
-    levels = torch.full((len(low),), level, device=low.device)
-    return {"low": schedule.add_noise(low, noise, level), "level": levels}
+    noised = schedule.add_noise(low, noise, level)
+    return {"low": noised, "level": torch.full((len(low),), level, device=low.device)}
 
 
 def require_one_each(pictures, prompts, seeds) -> None:

@@ -12,7 +12,6 @@ included, see the layer's true output.  Blocks close in any order.  Nothing here
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from textpatch.errors import PatchError
+from textpatch.finite import is_finite
 
 FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
@@ -55,7 +55,7 @@ class LowRank:
                 f"the rank of A {shapes[0]} and B {shapes[1]} is {self.rank}; give 1 or more, and at most "
                 f"the layer's width {min(self.up.shape[0], self.down.shape[1])}"
             )
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
+        if not is_finite(self.alpha) or self.alpha <= 0:
             raise PatchError(
                 f"alpha is {self.alpha}; give a positive number, which is the rank for a change as it is"
             )

@@ -11,15 +11,14 @@ B rows, C channels, H x W latent size
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from textpatch.errors import PatchError, closest
+from textpatch.finite import is_finite
 from textpatch.plan import CONDITIONAL, UNCONDITIONAL, Row
 
 NO_GUIDANCE = (0, 1)  # numbers that mean no guidance
@@ -66,7 +65,7 @@ class Guidance(Protocol):
         Returns a prediction of that shape, and the state after the step.
         """
 
-    def describe(self) -> float | dict:
+    def describe(self) -> float | dict[str, object]:
         """Plain data for manifests and reports, a number where a number says it all."""
 
 
@@ -96,7 +95,7 @@ class Unguided:
     ) -> tuple[Tensor, State]:
         return predictions[CONDITIONAL], state
 
-    def describe(self) -> float | dict:
+    def describe(self) -> float | dict[str, object]:
         return 1.0
 
 
@@ -167,7 +166,7 @@ class ClassifierFree:
         unconditional = predictions[UNCONDITIONAL]
         return unconditional + self.scale * (predictions[CONDITIONAL] - unconditional), state
 
-    def describe(self) -> float | dict:
+    def describe(self) -> float | dict[str, object]:
         if self.negative is None:
             return float(self.scale)
         if isinstance(self.negative, Mapping):
@@ -206,7 +205,7 @@ class Embedded(float):
     ) -> tuple[Tensor, State]:
         return predictions[CONDITIONAL], state
 
-    def describe(self) -> float | dict:
+    def describe(self) -> float | dict[str, object]:
         return float(self)
 
 
@@ -223,13 +222,3 @@ def require_scale(scale: object) -> None:
         raise PatchError(
             f"guidance is {scale!r}; give a finite number, or an object of textpatch.guidance"
         )
-
-
-def is_finite(value: object) -> bool:
-    """True for a finite number that a float can hold, which a whole number of 400 digits is not."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False

@@ -19,7 +19,6 @@ from textpatch.classifier_free import (
     Moment,
     State,
     Unguided,
-    is_finite,
     require_scale,
     told,
 )
@@ -42,7 +41,6 @@ __all__ = [
     "as_guidance",
     "branch_rows",
     "described",
-    "is_finite",
     "require_branch",
     "told",
     "with_guidance",
@@ -92,7 +90,7 @@ def _of_scale(scale: float, negative: str | None) -> Guidance:
     return Unguided()
 
 
-def described(guidance: float | Guidance) -> float | dict:
+def described(guidance: float | Guidance) -> float | dict[str, object]:
     """Guidance as plain data for manifests and reports.  A number stays as it was given."""
     if isinstance(guidance, Guidance):
         return guidance.describe()

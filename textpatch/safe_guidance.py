@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from textpatch.classifier_free import ClassifierFree, Moment, State, is_finite
+from textpatch.classifier_free import ClassifierFree, Moment, State
 from textpatch.errors import PatchError, closest
+from textpatch.finite import is_finite
 from textpatch.plan import CONDITIONAL, UNCONDITIONAL, Row
 
 SAFETY = "safety"  # branch that reads the concept to keep away from
@@ -166,7 +167,7 @@ class SafeLatentDiffusion:
         scaled = (self.safety.scale * difference.abs()).clamp(max=1.0)
         return scaled.where(difference < self.safety.threshold, torch.zeros_like(scaled))
 
-    def describe(self) -> float | dict:
+    def describe(self) -> float | dict[str, object]:
         return {
             "guidance": self._plain.describe(),
             "concept": self.concept,

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from operator import index
-from typing import Any, SupportsIndex
+from typing import SupportsIndex, TypeAlias
 
 from torch import Tensor, nn
 
@@ -29,9 +29,10 @@ from textpatch.text import aligned
 
 COLUMNS = ("index", "kind", "heads", "parameters", "name")
 SHOWN = 5  # sites at a prompt
+Texts: TypeAlias = Tensor | Sequence[Tensor]  # (B, T, ...), or (T, ...) of each row
 
 
-def require_known(what: str, value: object, known: Iterable) -> None:
+def require_known(what: str, value: object, known: Iterable[object]) -> None:
     """Raise PatchError unless a value is among those known."""
     if value not in tuple(known):  # a dict would hash the value first
         raise PatchError(f"{what} is {value!r}; known here: {', '.join(map(repr, known))}")
@@ -122,16 +123,14 @@ class Span:
             return ()
         return self.mask if isinstance(self.mask, tuple) else (self.mask,)
 
-    def lengths(
-        self, text: Tensor | Sequence[Tensor] | None, mask: Tensor | None = None
-    ) -> list[int]:
+    def lengths(self, text: Texts | None, mask: Tensor | None = None) -> list[int]:
         """Number T of tokens of each row of a text with its mask."""
         rows = [] if text is None else list(text)
         if self.packed and mask is not None:
             rows = [row[row != 0] for row in mask]
         return [-(-len(row) // self.pad_to) * self.pad_to for row in rows]
 
-    def length(self, text: Tensor | Sequence[Tensor] | None, mask: Tensor | None = None) -> int:
+    def length(self, text: Texts | None, mask: Tensor | None = None) -> int:
         """Number T of tokens of a text with its mask.
 
         Raises PatchError if rows differ in it, or if there is no text.
@@ -148,7 +147,9 @@ class Span:
             )
         return found[0]
 
-    def joined_lengths(self, texts: Sequence[Any], mask: Tensor | None = None) -> list[int]:
+    def joined_lengths(
+        self, texts: Sequence[Texts | None], mask: Tensor | None = None
+    ) -> list[int]:
         """Number T of each row's tokens of several texts together, with those of the model's own.
 
         A text that was left out counts nothing where another is there.
@@ -259,6 +260,11 @@ class Site:
         return self.kind in ("cross", "added")
 
 
+# what `select_sites` lists, one or several
+Selector: TypeAlias = SupportsIndex | str | Site
+Selectors: TypeAlias = Selector | Iterable[Selector]
+
+
 class Sites(tuple[Site, ...]):
     """The sites of a model, which are shown as a table."""
 
@@ -296,7 +302,7 @@ def parameter_count(projection: nn.Module) -> int:
     return sum(p.numel() for p in projection.parameters())
 
 
-def select_sites(sites: Iterable[Site], wanted: object) -> tuple[Site, ...]:
+def select_sites(sites: Iterable[Site], wanted: Selectors) -> tuple[Site, ...]:
     """Select sites by one selector or several, in execution order.
 
     A selector is one of these.

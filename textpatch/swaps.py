@@ -8,11 +8,13 @@ from operator import index
 
 from textpatch.errors import PatchError
 from textpatch.rows import CONDITIONAL, Row
-from textpatch.sites import Site, plain_selectors
+from textpatch.sites import Selectors, Site, plain_selectors
 from textpatch.windows import Window
 
 BRANCHES = ("both", CONDITIONAL)
 NUMBERED = ("steps", "heads", "tokens")
+# steps, heads or tokens of a swap, far beyond what any run or model has
+MOST = 100_000
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Swap:
     """
 
     # What may be given.  All become tuples.
-    sites: int | str | Sequence
+    sites: Selectors
     readers: str | Sequence[str]
     donor: str
     steps: Sequence[int] | Window | None = None
@@ -119,7 +121,12 @@ def _counted(name: str, values: Iterable) -> tuple[int, ...]:
 
 
 def integers(name: str, values: Iterable) -> tuple[int, ...]:
-    """Sorted integers, each once, of any integer type.  Raises PatchError for anything else."""
+    """Sorted integers, each once, of any integer type.
+
+    Raises PatchError for anything else, and for a range of more than MOST, which is never written out.
+    """
+    if isinstance(values, range) and values[MOST:]:
+        raise PatchError(f"{name} is {values!r}; give at most {MOST:,}, or None for all")
     try:
         return tuple(sorted({int(index(value)) for value in values}))
     except TypeError:

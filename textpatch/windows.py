@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
-from numbers import Real
+from math import inf
 from typing import Protocol
 
 from torch import Tensor
 
 from textpatch.errors import PatchError
+from textpatch.finite import is_finite
 
 UNITS = ("timestep", "sigma")
 
@@ -43,7 +43,7 @@ class Window:
 
     def __post_init__(self) -> None:
         ends = [end for end in (self.low, self.high) if end is not None]
-        numbers = all(isinstance(end, Real) and isfinite(end) for end in ends)
+        numbers = all(is_finite(end) for end in ends)
         if self.unit not in UNITS or not ends or not numbers or ends[0] > ends[-1]:
             raise PatchError(
                 f"window of {self.unit!r} from {self.low!r} to {self.high!r}; give 'timestep' or 'sigma', "

@@ -8,8 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from textpatch.errors import WeightsError, closest
+from textpatch.reference_models.decoders import pixels
 from textpatch.reference_models.defaults import Defaults
-from textpatch.reference_models.pipeline import pixels
+from textpatch.reference_models.drawn_words import DrawnWords
 from textpatch.weights.building import OF_PIXELS
 from textpatch.weights.parts import explained
 from textpatch.weights.published import localized_sites
@@ -27,6 +28,7 @@ STEPS_AND_GUIDANCE = {
 
 SCHNELL = (4, 1.0)
 BOX = "text_box"  # of one line of text, or a list of these
+DRAWS = "draws"  # what words are drawn, by the names of `DrawnWords`
 
 
 def written_defaults(path: Path) -> Defaults | None:
@@ -43,11 +45,13 @@ def written_defaults(path: Path) -> Defaults | None:
             f"{path / 'textpatch.json'} says {unknown[0]!r}, which nothing reads"
             f"{closest(unknown[0], names)}"
         )
-    plain = [name for name in names if name != BOX]
+    plain = [name for name in names if name not in (BOX, DRAWS)]
     body = read_config(path, plain, "textpatch.json")
-    box = read_json(path, "textpatch.json").get(BOX)
+    told = read_json(path, "textpatch.json")
     with explained(path / "textpatch.json"):
-        return Defaults(**body, text_box=_tupled(box))
+        return Defaults(
+            **body, text_box=_tupled(told.get(BOX)), draws=_drawn_words(told.get(DRAWS))
+        )
 
 
 def _tupled(box):
@@ -55,6 +59,13 @@ def _tupled(box):
     if isinstance(box, list):
         return tuple(_tupled(one) for one in box)
     return box
+
+
+def _drawn_words(told) -> DrawnWords | None:
+    """What words are drawn, None where nothing is said of them."""
+    if told is None:
+        return None
+    return DrawnWords(**{name: _tupled(value) for name, value in told.items()})
 
 
 def published_defaults(path: Path, pipeline: str, denoiser: nn.Module, decoder) -> Defaults:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from textpatch.errors import PatchError, WeightsError, closest
-from textpatch.reference_models.pipeline import Pipeline, pixels
+from textpatch.reference_models.decoders import pixels
+from textpatch.reference_models.pipeline import Pipeline
 from textpatch.reference_models.requests import sampled_by
 from textpatch.reference_models.schedules import Schedule
 from textpatch.weights.borrowing import Source, with_others
@@ -36,13 +37,15 @@ def shipped_models() -> list[str]:
 
 
 def load(
-    where: str | os.PathLike,
+    where: str | os.PathLike[str],
     *,
-    device=None,
+    device: torch.device | str | int | None = None,
     dtype: torch.dtype | None = None,
-    text_encoders: str | os.PathLike | None = None,
-    vae: str | os.PathLike | None = None,
+    text_encoders: str | os.PathLike[str] | None = None,
+    vae: str | os.PathLike[str] | None = None,
     schedule: Schedule | str | None = None,
+    clip_skip: int | None = None,
+    long_prompts: int | None = None,
     variant: str | None = None,
     ema: bool = False,
     follow_links: bool = False,
@@ -57,6 +60,8 @@ def load(
     vae            another model, or a VAE's own folder or file, which is taken
     schedule       object of `textpatch.reference_models.schedules` or name of its `published.NAMES`, which
                    takes the settings of the model's own schedule and the place of one that is none of ours
+    clip_skip      layers left out at the end of the CLIPs, as `Pipeline.with_clip_skip` counts them
+    long_prompts   windows of a CLIP in which each prompt is read, as by `Pipeline.with_long_prompts`
     variant        variant of the weights, as "fp16" is in `model.fp16.safetensors`
     ema            True takes the moving average of the denoiser's weights that training has left
     follow_links   True follows links out of a folder, where they end in a regular file
@@ -69,16 +74,23 @@ def load(
     terms = Terms(follow_links, variant, ema)
     device, dtype = _usable(device, dtype)
     build = Builder(source_of(where, terms, text_encoders, vae), device, dtype)
-    pipeline = assembled(build, schedule)
+    pipeline = assembled(build, schedule, clip_skip=clip_skip, long_prompts=long_prompts)
     build.fill()
     log.info("%s", pipeline.notes[0])
     return pipeline.eval().requires_grad_(False)
 
 
-def assembled(build: Builder, asked: Schedule | str | None = None) -> Pipeline:
+def assembled(
+    build: Builder,
+    asked: Schedule | str | None = None,
+    *,
+    clip_skip: int | None = None,
+    long_prompts: int | None = None,
+) -> Pipeline:
     """Pipeline of a builder's source, all held against its files, before any data is read.
 
     asked  schedule in the place of the source's own
+    The others are as `load` says.
     """
     source = build.source
     path = source.path
@@ -101,6 +113,10 @@ def assembled(build: Builder, asked: Schedule | str | None = None) -> Pipeline:
         defaults = published_defaults(path, source.pipeline, denoiser, decoder)
     name = source.name if asked is None else sampled_by(source.name, schedule)
     pipeline = Pipeline(encoders, denoiser, schedule, decoder, defaults, name=name)
+    if clip_skip is not None:
+        pipeline = pipeline.with_clip_skip(clip_skip)
+    if long_prompts is not None:
+        pipeline = pipeline.with_long_prompts(long_prompts)
     build.terms.require_met(path)
     pipeline.notes = (_summary(build, pipeline), *build.terms.notes)
     return pipeline
@@ -140,9 +156,9 @@ def _summary(build: Builder, pipeline: Pipeline) -> str:
 
 
 def load_denoiser(
-    where: str | os.PathLike,
+    where: str | os.PathLike[str],
     *,
-    device=None,
+    device: torch.device | str | int | None = None,
     dtype: torch.dtype | None = None,
     variant: str | None = None,
     ema: bool = False,
@@ -161,7 +177,7 @@ def load_denoiser(
 
 
 def outline(
-    where: str | os.PathLike,
+    where: str | os.PathLike[str],
     *,
     variant: str | None = None,
     ema: bool = False,
@@ -184,7 +200,7 @@ def outline(
     return model
 
 
-def find(where: str | os.PathLike, terms: Terms | None = None) -> Path:
+def find(where: str | os.PathLike[str], terms: Terms | None = None) -> Path:
     """Folder or file of a shipped name, a path, or a cached repository, at a revision after an `@`.
 
     Raises WeightsError for anything else, with the shipped names that are close.

@@ -5,16 +5,16 @@ B rows, C channels, H x W latent size
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import fields
-from numbers import Integral, Real
+from numbers import Integral
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from textpatch.errors import PatchError
+from textpatch.finite import is_finite
 
 # A table of all trained timesteps is made.  The published models have 1,000.
 MOST_TRAINED = 100_000
@@ -26,8 +26,8 @@ Memory = dict[str, Tensor]  # what a schedule remembers of earlier steps, (B, ..
 class Schedule:
     """Base of the schedules, with what the denoising loop asks of each.
 
-    timesteps(steps)  (steps,) float32 in 0..N, the timesteps that the denoiser is told
-    sigmas(steps)     (steps + 1,) float32, noise levels from the first step to where the last one lands
+    timesteps(steps)  float32 in 0..N
+    sigmas(steps)     float32
     step(x, output, step, steps, noise)  x one step further; step 0 is the noisiest, and only stochastic
                       schedules read `noise`
     invert_step(x, output, step, steps)  latents that `step` takes to x, given the same output
@@ -44,7 +44,7 @@ class Schedule:
         False  # True where the output has a variance after the prediction
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
             _require_setting(self, field)
 
@@ -52,6 +52,14 @@ class Schedule:
         changed = [field for field in fields(self) if getattr(self, field.name) != field.default]
         settings = [f"{field.name}={getattr(self, field.name)!r}" for field in changed]
         return f"{type(self).__name__}({', '.join(settings)})"
+
+    def timesteps(self, steps: int) -> Tensor:
+        """Timesteps (steps,) that the denoiser is told."""
+        raise NotImplementedError
+
+    def sigmas(self, steps: int) -> Tensor:
+        """Noise levels (steps + 1,), from the first step to where the last one lands."""
+        raise NotImplementedError
 
     def deterministic(self) -> Schedule:
         """Schedule of the same noise levels whose steps draw nothing, and can be undone by `invert_step`."""
@@ -171,19 +179,15 @@ def _is_whole(value) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_flag(value) -> bool:
     return isinstance(value, bool)
 
 
 def _are_numbers(value) -> bool:
-    return isinstance(value, tuple) and all(map(_is_number, value))
+    return isinstance(value, tuple) and all(map(is_finite, value))
 
 
-KINDS = {"int": _is_whole, "float": _is_number, "bool": _is_flag, "tuple[float, ...]": _are_numbers}
+KINDS = {"int": _is_whole, "float": is_finite, "bool": _is_flag, "tuple[float, ...]": _are_numbers}
 WANTED = {
     "int": "a whole number of 0 or more",
     "float": "a finite number",

@@ -1,6 +1,7 @@
 """How a model is loaded is said on the command line as in Python, and a run and its audit know it."""
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,26 @@ def test_an_audit_takes_what_its_run_says(here, monkeypatch, capfd):
     assert "2 of 2 checks passed" in capfd.readouterr().out
 
 
+def test_prompts_are_read_as_asked(here, monkeypatch):
+    """Long prompts and clip skip are in the request and the first note; the folder has the model's name."""
+    monkeypatch.chdir(here)
+    reading = ["--long-prompts", "2", "--clip-skip", "1"]
+    assert cli.main(["generate", "tiny-sdxl", PROMPTS[0], "--steps", "1", *reading]) == 0
+    (folder,) = Path("runs").glob("generate-tiny-sdxl-????????")
+    manifest = read_json(folder / "manifest.json")
+    request = manifest["request"]
+    assert (request["model"], request["long_prompts"], request["clip_skip"]) == ("tiny-sdxl", 2, 1)
+    assert manifest["loaded"][0].startswith("tiny-sdxl with clip skip 1 of 2 windows: ")
+    pipeline = load("tiny-sdxl", clip_skip=1, schedule="ddim", long_prompts=2)
+    again = pipeline.with_schedule("euler").with_long_prompts(1)
+    assert re.fullmatch("tiny-sdxl with clip skip 1 sampled by Euler.*", again.name)
+
+
 REFUSED = {
+    "windows of a T5": (
+        ["generate", "small", "x", "--long-prompts", "2"],
+        "2 windows were asked of SD3TextEncoders",
+    ),
     "a variant of nobody": (
         ["generate", "small", "x", "--variant", "fp16"],
         "no file of the variant",

@@ -41,7 +41,14 @@ def held(pipeline):
 
 
 SAYS = {
-    "pipeline": ["tiny-mmdit", "MMDiT", "6 joint", "8 steps", "float32 on cpu", "note: "],
+    "pipeline": [
+        "tiny-mmdit, of the family Stable Diffusion 3",
+        "MMDiT",
+        "6 joint",
+        "8 steps",
+        "float32 on cpu",
+        "note: ",
+    ],
     "samples": ["2 rows, 2 steps", "HOUSE", "TIGER", "swaps: 1"],
     "ledger": ["source <- target", "K change"],
     "cache": ["24 tensors", "270,336 bytes", "transformer_blocks.5.attn", "target"],

@@ -51,13 +51,13 @@ LAYERS = [
     ["sites"],
     ["anatomy", "attention", "changes", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
-    ["disk", "equality", "exits", "html", "memory", "pictures", "progress", "sounds"],
-    ["quotes", "seeds", "text"],
+    ["devices", "disk", "equality", "exits", "html", "memory", "pictures", "progress", "sounds"],
+    ["finite", "quotes", "seeds", "text"],
     ["errors"],
 ]
 CORE = (
     "anatomy attending attention bank bookkeeping branches cache calls changes checks classifier_free "
-    "equality explaining guidance hooks ledger masks packing patching plan reads recording rows "
+    "equality explaining finite guidance hooks ledger masks packing patching plan reads recording rows "
     "safe_guidance seeds shapes sites slots softmax swapping swaps taps windows"
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
@@ -227,14 +227,17 @@ def test_applications_take_any_pipeline():
 
 
 def test_models_are_read_alone():
-    """A model imports the ground floor, attention, sites, rows, guidance, and its neighbours."""
+    """A model imports the ground floor, attention, sites, guidance, what is asked of it, its neighbours."""
     allowed = {
         "attention",
+        "devices",
         "errors",
+        "finite",
         "guidance",
         "html",
         "memory",
         "pictures",
+        "pipelines",
         "plan",
         "quotes",
         "reference_models",

@@ -8,10 +8,9 @@ first channels alone are trained.  The model's own weights stay as they are, and
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Mapping
-from numbers import Integral, Real
+from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,13 @@ import torch
 from textpatch.adapters.low_rank import Adapter
 from textpatch.adapters.targets import target_names
 from textpatch.adapters.training import OnStep, Training
-from textpatch.adapters.training_data import TIMES, examples
+from textpatch.adapters.training_data import TIMES, Data, examples
 from textpatch.adapters.weighting import require_weighting
 from textpatch.changes import changes_of
 from textpatch.errors import PatchError, closest
+from textpatch.finite import is_finite
 from textpatch.pipelines import SupportsSampling, require_parts
+from textpatch.sites import Selectors
 from textpatch.taps import chosen_sites
 
 INITIAL = "uniform", "gaussian"
@@ -32,9 +33,9 @@ INITIAL = "uniform", "gaussian"
 
 def finetune(
     pipeline: SupportsSampling,
-    data: Iterable[tuple[str, Any]] | str | os.PathLike,
+    data: Data,
     *,
-    sites: Any,
+    sites: Selectors,
     targets: str = "text_kv",
     rank: int = 4,
     alpha: float | None = None,
@@ -49,7 +50,7 @@ def finetune(
     autocast: bool = False,
     checkpointing: bool = False,
     seed: int = 0,
-    folder: str | os.PathLike | None = None,
+    folder: str | os.PathLike[str] | None = None,
     every: int = 100,
     on_step: OnStep | None = None,
 ) -> Adapter:
@@ -89,8 +90,8 @@ def finetune(
 
 def prepared(
     pipeline: SupportsSampling,
-    data: Any,
-    sites: Any,
+    data: Data,
+    sites: Selectors,
     targets: str,
     settings: Mapping[str, Any],
     checkpointing: bool,
@@ -142,7 +143,7 @@ def _require_settings(asked: Mapping[str, Any]) -> None:
         if asked[name] not in known:
             raise PatchError(f"{name} is {asked[name]!r}{closest(asked[name], known)}")
     for name in ("rate", "alpha"):
-        if not _is_finite(asked[name]) or asked[name] <= 0:
+        if not is_finite(asked[name]) or asked[name] <= 0:
             raise PatchError(f"{name} is {asked[name]!r}; give a positive number")
     if not _is_share(asked["dropout"]):
         raise PatchError(f"dropout is {asked['dropout']!r}; give a share from 0 to 1")
@@ -151,8 +152,4 @@ def _require_settings(asked: Mapping[str, Any]) -> None:
 
 
 def _is_share(number: Any) -> bool:
-    return _is_finite(number) and 0 <= number <= 1
-
-
-def _is_finite(number: Any) -> bool:
-    return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)
+    return is_finite(number) and 0 <= number <= 1

@@ -8,13 +8,10 @@ It is put beside the projections (`applied`) or into their weights (`merged`), a
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +19,7 @@ from torch import Tensor, nn
 from textpatch.adapters.writing import write_changes
 from textpatch.changes import LowRank, beside, changes_of, original_weight, within
 from textpatch.errors import PatchError, closest
+from textpatch.finite import is_finite
 
 VERSION = 1  # of what files say beside the tensors
 SHOWN = 12  # hex digits of an adapter's hash in messages and marks
@@ -41,7 +39,7 @@ class Adapter:
 
     changes: Mapping[str, LowRank]
     base: str = ""
-    made: Mapping[str, Any] = field(default_factory=dict)
+    made: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -101,7 +99,11 @@ class Adapter:
         return within(layers, self.changes, scale, self._mark(scale))
 
     def save(
-        self, path: str | os.PathLike, spelling: str = "diffusers", *, layers_per_block: int = 2
+        self,
+        path: str | os.PathLike[str],
+        spelling: str = "diffusers",
+        *,
+        layers_per_block: int = 2,
     ) -> None:
         """Write the adapter for this library and for others.
 
@@ -116,7 +118,7 @@ class Adapter:
 
     def _layers(self, model: nn.Module, scale: float, any_base: bool) -> dict[str, nn.Linear]:
         """Linear layers of a model that the adapter changes, after all checks."""
-        if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
+        if not is_finite(scale):
             raise PatchError(f"the scale of an adapter is {scale!r}; give a finite number")
         denoiser = getattr(model, "denoiser", model)
         layers = layers_of(denoiser, self.changes)

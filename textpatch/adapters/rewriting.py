@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextvars import Context
-from numbers import Real
 from typing import Any
 
 import torch
@@ -21,9 +20,10 @@ from textpatch.adapters.low_rank import Adapter, base_sha256, layers_of
 from textpatch.adapters.token_pairs import KINDS, paired
 from textpatch.changes import LowRank, changes_of
 from textpatch.errors import PatchError, closest
+from textpatch.finite import is_finite
 from textpatch.hooks import HookRegistry
 from textpatch.pipelines import SupportsSampling, require_parts
-from textpatch.sites import Site
+from textpatch.sites import Selectors, Site
 from textpatch.taps import chosen_sites
 
 Place = tuple[int, int]  # (prompt, token)
@@ -35,7 +35,7 @@ def rewrite(
     pipeline: SupportsSampling,
     edits: Sequence[tuple[str, str]],
     *,
-    sites: Any,
+    sites: Selectors,
     tokens: str = "all",
     ridge: float = 0.1,
     preserve: Sequence[str] = (),
@@ -184,8 +184,7 @@ def _require_settings(tokens: str, part: str, **numbers: Any) -> None:
         raise PatchError(f"part is {part!r}; give 'kv', 'k' or 'v'")
     for name, number in numbers.items():
         least = 0 if name != "weight" else math.ulp(0)
-        real = isinstance(number, Real) and not isinstance(number, bool)
-        if not real or not math.isfinite(number) or number < least:
+        if not is_finite(number) or number < least:
             raise PatchError(
                 f"{name} is {number!r}; give a positive number (ridge and preserve_weight may be 0)"
             )

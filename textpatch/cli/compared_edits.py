@@ -11,6 +11,7 @@ from textpatch.cli.functions import given_by, names_function
 from textpatch.cli.models import load_sized
 from textpatch.cli.opening import open_run
 from textpatch.cli.outcome import Outcome
+from textpatch.cli.parts import require_writer
 from textpatch.cli.prompt_pairs import READERS, reader_name
 from textpatch.errors import PatchError
 from textpatch.runs.interrupts import told_on_interrupt
@@ -53,6 +54,7 @@ def compare_edits(options, pairs: list[tuple[str, str]]) -> Outcome:
     Raises PatchError for --upscale, which draws one edit larger.
     """
     from textpatch.editing.comparing import compare
+    from textpatch.localization.preconditions import checked_pairs
     from textpatch.metrics.readers.strictness import over_reading
 
     if options.upscale:
@@ -63,6 +65,8 @@ def compare_edits(options, pairs: list[tuple[str, str]]) -> Outcome:
     methods = _methods(options)
     pipeline = load_sized(options)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
+    # refused before there is a run folder
+    checked_pairs(pipeline, pairs, seeds=options.seeds, steps=steps)
     planned = announced(
         options,
         pipeline,
@@ -96,7 +100,9 @@ def compare_edits(options, pairs: list[tuple[str, str]]) -> Outcome:
             guidance=guidance,
             ocr=reader,
             run=run,
+            shard=options.division,
         )
+    require_writer(options, run.folder)
     run.write_json("results.json", found.result)
     run.write_bytes("results.csv", _csv(found.result))
     sheet = run.write_bytes("sheet.png", found._repr_png_())

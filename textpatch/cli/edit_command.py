@@ -30,6 +30,7 @@ from textpatch.cli.options import (
     add_upscale_option,
 )
 from textpatch.cli.outcome import Outcome
+from textpatch.cli.parts import add_shard_option, require_one_process
 from textpatch.cli.real_picture import (
     add_picture_options,
     edit_real_picture,
@@ -110,9 +111,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_seeds_option(pictures)
     add_sampling_options(pictures)
     add_upscale_option(pictures)
-    kept = command.add_argument_group("what is kept")
+    kept = command.add_argument_group("what is kept, and by how many processes")
     add_folder_option(kept)
     add_plan_option(kept)
+    add_shard_option(kept)
     # None, so that a start of 0 that is given is told from none
     add_loading_options(command)
     command.set_defaults(run=edit, start=None, branch=None)
@@ -126,6 +128,7 @@ def edit(options) -> Outcome:
     if is_comparison(options, pairs):
         require_no_picture(options)
         return compare_edits(options, pairs)
+    require_one_process(options, "one edit")
     ((options.source, options.target),) = pairs
     if options.picture is not None:
         return shown(options, *edit_real_picture(options))

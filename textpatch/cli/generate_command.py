@@ -27,6 +27,7 @@ from textpatch.cli.options import (
     number,
 )
 from textpatch.cli.outcome import Outcome
+from textpatch.cli.parts import add_shard_option, require_writer
 from textpatch.exits import warn
 from textpatch.runs.interrupts import told_on_interrupt
 
@@ -92,9 +93,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_sampling_options(pictures)
     add_upscale_option(pictures)
     add_batch_option(pictures)
-    kept = command.add_argument_group("what is kept")
+    kept = command.add_argument_group("what is kept, and by how many processes")
     add_folder_option(kept)
     add_plan_option(kept)
+    add_shard_option(kept)
     add_loading_options(command)
     command.set_defaults(run=generate)
 
@@ -121,6 +123,7 @@ def generate(options) -> Outcome:
         partial(open_folder, options, request, loaded=notes_of(pipeline)),
         goes_on=os.path.exists(folder_of(options, request) / "manifest.json"),
         at_once=fitting(options, pipeline, guidance, AT_ONCE),
+        part=options.division,
     )
     made = f"{len(asked.prompts)} prompts x {len(options.seeds)} seeds{_there(album)}"
     left = len(album.asked) - len(album.pictures)
@@ -129,6 +132,7 @@ def generate(options) -> Outcome:
         return planned
     with told_on_interrupt(album):
         album.fill()
+        require_writer(options, album.run.folder)
         result = {"schema_version": 1, "pictures": album.pictures}
         album.name_pictures()
         album.run.write_json("results.json", result)

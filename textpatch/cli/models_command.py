@@ -17,7 +17,7 @@ List the shipped models, and the sentences that they understand.
 The table has the size of a model's pictures in pixels, its steps, its guidance, the lines of
 its signs, the longest word it can draw, and the sites that carry the word. Below stand the
 sentence, the colours, the shapes and the patterns. Words are capitals without blanks. A sign
-of two lines has a quoted word for each.
+of two lines has a quoted word for each. What a model knows and does not draw is refused.
 
 Cost: a second. No weights are read.\
 """,
@@ -52,6 +52,7 @@ def models(options) -> Outcome:
         f"SHAPE    {', '.join(SHAPES)}",
         f"SAYING   {', '.join(SAYINGS)}",
         f"STYLE    {', '.join(STYLES)} (none for plain)",
+        *(f"{name} draws {_drawn(model)}" for name, model in told.items() if model.get("draws")),
     ]
     return Outcome("\n".join(lines), {"models": found})
 
@@ -65,13 +66,14 @@ def _model(told: dict) -> dict:
         "steps": told["steps"],
         "guidance": told["guidance"],
         "lines": signs.get("lines", 1) if signs else "-",
-        "longest": _longest(signs, recipe.get("stages", [])),
+        "longest": (told.get("draws") or signs).get("longest", "-"),
         "localized": ", ".join(map(str, told.get("localized") or [])) or "-",
     }
 
 
-def _longest(signs: dict, stages: list) -> int | str:
-    """Letters of the longest word, those of the last stage of training where signs have several lines."""
-    if signs.get("lines", 1) > 1:
-        return stages[-1][1]["longest"]
-    return signs.get("longest", "-")
+def _drawn(told: dict) -> str:
+    """Words that a model draws, and what it does not, of what the sentence may name."""
+    from textpatch.reference_models.drawn_words import DrawnWords
+
+    draws = DrawnWords(**told["draws"])
+    return f"{draws}; no {', '.join(draws.undrawn)}"

@@ -24,7 +24,7 @@ SITES_HELP = (
 # Arguments of `textpatch.load` that are options by the same names.  BORROWING are places of other models,
 # and CHOSEN decide what is taken of the model's own.
 BORROWING = ("text_encoders", "vae")
-CHOSEN = ("schedule", "variant", "ema")
+CHOSEN = ("schedule", "clip_skip", "long_prompts", "variant", "ema")
 LOADING = (*BORROWING, *CHOSEN, "follow_links")
 # those of `load_denoiser`
 READING = ("variant", "ema", "follow_links")
@@ -72,6 +72,19 @@ def add_loading_options(command: argparse.ArgumentParser) -> None:
         "--schedule",
         metavar="NAME",
         help="schedule with the settings of the model's own, such as euler, ddim or dpmpp_2m_karras",
+    )
+    group.add_argument(
+        "--clip-skip",
+        type=whole,
+        metavar="N",
+        help="layers left out at the end of the CLIPs of Stable Diffusion 1, 2 and XL; 1 is diffusers' "
+        "clip_skip=1, and 2 in other programs",
+    )
+    group.add_argument(
+        "--long-prompts",
+        type=whole,
+        metavar="N",
+        help="windows of 77 tokens in which each prompt is read, of Stable Diffusion 1, 2 and XL",
     )
     add_reading_options(group)
 

@@ -124,7 +124,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """A parser whose options are `Given`, where argparse would keep the last value alone, silently."""
 
-    def __init__(self, *arguments, **options):
+    def __init__(self, *arguments, **options) -> None:
         super().__init__(*arguments, formatter_class=Formatter, **options)
         self.register("action", None, Given)
         self.register("action", "store", Given)

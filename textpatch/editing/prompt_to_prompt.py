@@ -7,12 +7,10 @@ its own pooled vector.  No map is made, as `replacing` says.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from numbers import Integral, Real
-from typing import Any
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -36,6 +34,7 @@ from textpatch.editing.replacing import TextStep, text_steps
 from textpatch.editing.result import Edit
 from textpatch.editing.word_windows import DEFAULT, Window, bounds, self_steps, token_windows
 from textpatch.errors import PatchError, PromptError
+from textpatch.finite import is_finite
 from textpatch.guidance import Guidance, as_guidance, branch_rows
 from textpatch.pipelines import SupportsSampling, SupportsWordTokens, require_parts
 from textpatch.plan import Plan, Row
@@ -43,6 +42,7 @@ from textpatch.ports.shipped import pipeline_sites, site_indices
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.prompts.tokens import PromptTokens, prompt_tokens
 from textpatch.sampling import decoded
+from textpatch.sites import Selectors
 
 EDITED = "edited"
 SWAP = "swap"
@@ -97,7 +97,7 @@ class PromptToPrompt:
     queries: str = "image"
     renormalise: bool = False
     self_limit: int = SELF_LIMIT
-    sites: Any = None
+    sites: Selectors | None = None
     blend: LocalBlend | None = None
     name: str = "prompt_to_prompt"
 
@@ -221,8 +221,7 @@ def _require_weights(weights: object) -> None:
         raise PatchError(f"weights are {weights!r}; give factors by word, such as {{'neon': 2.0}}")
     _require_words("weights", weights)
     for word, factor in weights.items():
-        number = isinstance(factor, Real) and not isinstance(factor, bool)
-        if not number or not math.isfinite(factor):
+        if not is_finite(factor):
             raise PatchError(f"the weight of {word!r} is {factor!r}; give a finite number")
 
 

@@ -127,7 +127,11 @@ def require_room(pipeline, pair: Pair) -> None:
     """Raise PromptError for a prompt of more texts than a pipeline's pictures have lines of.
 
     A pipeline of one line, or of which nobody knows where it writes, takes any number of texts.
+    One that knows what words it draws refuses others first.
     """
+    draws = getattr(pipeline.defaults, "draws", None)
+    if draws is not None:
+        draws.require((pair.source, pair.target), pipeline.name)
     boxes = line_boxes(pipeline.defaults.text_box)
     for prompt, texts in zip((pair.source, pair.target), pair.texts, strict=True):
         if 1 < len(boxes) < len(texts):

@@ -17,18 +17,18 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from textpatch.disk import alone_in, as_json, explained, read_json, sweep, write
+from textpatch.disk import JSON, AnyPath, alone_in, as_json, explained, read_json, sweep, write
 from textpatch.errors import StoreError
 from textpatch.pictures import MODES, as_rgb
 from textpatch.runs.kept_pictures import holds_pictures, kept_picture, name_of
 from textpatch.runs.records import append_line, read_records, sealed
 from textpatch.runs.requests import (
+    Differences,
     another_run,
     asked_otherwise,
     covered,
@@ -55,8 +55,14 @@ class Run:
     """
 
     def __init__(
-        self, folder, manifest: dict, worker: str = "0", *, resumed: bool = True, changed=None
-    ):
+        self,
+        folder: AnyPath,
+        manifest: JSON,
+        worker: str = "0",
+        *,
+        resumed: bool = True,
+        changed: Differences | None = None,
+    ) -> None:
         if not _WORKER.fullmatch(worker):
             raise StoreError(f"worker name {worker!r}: use 1 to 64 of A-Z a-z 0-9 _ -")
         self.folder = Path(folder)
@@ -67,7 +73,7 @@ class Run:
 
     @classmethod
     def open(
-        cls, folder, manifest: dict, *, worker: str = "0", allow: Sequence[str] | None = ()
+        cls, folder: AnyPath, manifest: JSON, *, worker: str = "0", allow: Sequence[str] | None = ()
     ) -> Run:
         """Create a run folder, or open it again to go on with the same request.
 
@@ -95,7 +101,7 @@ class Run:
             return cls._resume(run.folder, stored, new, worker, allow)
 
     @classmethod
-    def load(cls, folder, *, worker: str = "0") -> Run:
+    def load(cls, folder: AnyPath, *, worker: str = "0") -> Run:
         """Open a run folder that exists, whatever its request.
 
         Raises StoreError for a folder that holds no run.
@@ -105,7 +111,7 @@ class Run:
 
     @classmethod
     def _resume(
-        cls, folder: Path, stored: dict, new: dict, worker: str, allow: Sequence[str] | None
+        cls, folder: Path, stored: JSON, new: JSON, worker: str, allow: Sequence[str] | None
     ) -> Run:
         require_entries(allow or (), stored["request"], new["request"])
         asked = asked_otherwise(stored, new)
@@ -116,7 +122,7 @@ class Run:
             stored = _note_changes(folder, changed, worker)
         return cls(folder, stored, worker, changed=changed)
 
-    def append(self, record: dict) -> None:
+    def append(self, record: JSON) -> None:
         """Add one record, a dict with a string "id".
 
         On return the record is on the disk: one os.write on an O_APPEND descriptor, then fsync.
@@ -132,7 +138,7 @@ class Run:
             path.parent.mkdir(exist_ok=True)
             append_line(path, line)
 
-    def records(self) -> list[dict]:
+    def records(self) -> list[JSON]:
         """Return all records, in the order of files, then of lines.
 
         - Of several records with one id the first counts.
@@ -142,16 +148,27 @@ class Run:
         """
         return list(self._first(lambda record: True).values())
 
-    def finished(self) -> list[dict]:
+    def finished(self, known: Container[str] = ()) -> list[JSON]:
         """Return the records whose pictures are all in the folder, else as `records` does.
 
         A record is not finished if a picture of it is gone, damaged or another's.
-        """
-        return list(self._first(partial(holds_pictures, self.folder)).values())
 
-    def _first(self, counts: Callable[[dict], bool]) -> dict[str, dict]:
+        known  ids of records of which that was seen before
+        """
+
+        def counts(record: JSON) -> bool:
+            return record["id"] in known or holds_pictures(self.folder, record)
+
+        return list(self._first(counts).values())
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of each worker's file of records, by which one sees that something was added."""
+        paths = (self.folder / "records").glob("*.jsonl")
+        return {path.name: path.stat().st_size for path in paths}
+
+    def _first(self, counts: Callable[[JSON], bool]) -> dict[str, JSON]:
         """Return the first record of each id that counts, by id."""
-        first: dict[str, dict] = {}
+        first: dict[str, JSON] = {}
         for path in sorted((self.folder / "records").glob("*.jsonl")):
             records, damaged, lines = read_records(path)
             if damaged:
@@ -238,14 +255,14 @@ class Run:
         """
         return self.write_bytes(name, text.encode("utf-8", "backslashreplace"))
 
-    def write_json(self, name: str, value) -> Path:
+    def write_json(self, name: str, value: object) -> Path:
         """Write JSON whole or not at all, and return its path.
 
         Raises StoreError for NaN, Infinity and anything else that is no JSON.
         """
         return self.write_bytes(name, as_json(value, indent=1) + b"\n")
 
-    def write_csv(self, name: str, rows: list[dict]) -> Path:
+    def write_csv(self, name: str, rows: Sequence[Mapping[str, object]]) -> Path:
         """Write rows as CSV whole or not at all, and return its path.
 
         The columns are all keys in the order of their first appearance.
@@ -264,7 +281,7 @@ class Run:
 # --- the manifest
 
 
-def _stamped(manifest: dict) -> dict:
+def _stamped(manifest: JSON) -> JSON:
     """Return a manifest as it will be read back, with its key and schema version."""
     if not isinstance(manifest, dict) or "request" not in manifest:
         raise StoreError(
@@ -275,12 +292,12 @@ def _stamped(manifest: dict) -> dict:
     return {**plain, "schema_version": SCHEMA_VERSION, "key": request_key(plain["request"])}
 
 
-def _facts(manifest: dict) -> dict:
+def _facts(manifest: JSON) -> JSON:
     """Return what a manifest says beside its request, such as versions and the command."""
     return {name: value for name, value in manifest.items() if name not in _OURS}
 
 
-def _create(folder: Path, manifest: dict, worker: str) -> dict | None:
+def _create(folder: Path, manifest: JSON, worker: str) -> JSON | None:
     """Claim a new or empty folder and return None, or return the manifest there.
 
     A failure leaves no folder that was not there before.
@@ -296,7 +313,7 @@ def _create(folder: Path, manifest: dict, worker: str) -> dict | None:
         raise
 
 
-def _claim(folder: Path, manifest: dict, worker: str) -> dict | None:
+def _claim(folder: Path, manifest: JSON, worker: str) -> JSON | None:
     path = folder / "manifest.json"
     # listed before looking for the manifest, the first file that a worker starting beside us would write
     strangers = sorted(name for name in os.listdir(folder) if not name.startswith(".tmp."))
@@ -314,7 +331,7 @@ def _claim(folder: Path, manifest: dict, worker: str) -> dict | None:
     return _read_manifest(path)
 
 
-def _read_manifest(path: Path) -> dict:
+def _read_manifest(path: Path) -> JSON:
     manifest = read_json(path)
     if not isinstance(manifest, dict):
         manifest = {}

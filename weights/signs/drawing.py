@@ -39,6 +39,7 @@ LIGHT = (250, 250, 250)
 SAYINGS = ("that says", "that reads", "with text")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SMALL = LETTERS.lower()
+SHORTEST = 3  # letters of a random word
 STYLES = {
     "plain": "DejaVuSans.ttf",
     "bold": "DejaVuSans-Bold.ttf",
@@ -81,7 +82,7 @@ class SignFormat:
     shapes: tuple[str, ...] = SHAPES
     phases: int = 8  # how many of PHASES a pattern may begin at
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # the divisors of OVERSAMPLING
         if self.unit not in (1, 2, 4, 8):
             raise PatchError(
@@ -175,7 +176,7 @@ class Sign:
     pattern: str = "plain"
     style: str = "plain"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for what, known in FACTORS.items():
             value = getattr(self, what)
             if value not in known:
@@ -221,7 +222,7 @@ def random_sign(
 def random_text(rng: random.Random, fmt: SignFormat, texts: Texts = Texts()) -> str:
     """Random letters on as many lines as a format has, or fewer."""
     if fmt.lines == 1:
-        return random_word(rng, rng.randint(3, fmt.longest))
+        return random_word(rng, rng.randint(SHORTEST, fmt.longest))
     cased = getattr(str, rng.choice(texts.cases))
     lines = 1 if rng.random() < texts.alone else fmt.lines
     return "\n".join(cased(_random_line(rng, fmt, texts)) for _ in range(lines))
@@ -230,10 +231,10 @@ def random_text(rng: random.Random, fmt: SignFormat, texts: Texts = Texts()) -> 
 def _random_line(rng: random.Random, fmt: SignFormat, texts: Texts) -> str:
     """One random word of three letters or more, or two that fit on a line together."""
     if rng.random() < texts.twos:
-        first = rng.randint(3, fmt.longest - 4)
-        second = rng.randint(3, fmt.longest - 1 - first)
+        first = rng.randint(SHORTEST, fmt.longest - SHORTEST - 1)
+        second = rng.randint(SHORTEST, fmt.longest - 1 - first)
         return f"{random_word(rng, first)} {random_word(rng, second)}"
-    return random_word(rng, rng.randint(3, texts.longest))
+    return random_word(rng, rng.randint(SHORTEST, texts.longest))
 
 
 def random_word(rng: random.Random, length: int) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from textpatch.reference_models.deepfloyd_if import IFConfig
+from textpatch.reference_models.drawn_words import DrawnWords
 from textpatch.reference_models.mmdit import MMDiTConfig
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, Schedule
 from textpatch.reference_models.sdxl import SDXLConfig
-from textpatch.weights.signs.drawing import SignFormat, Texts
+from textpatch.weights.signs.drawing import LETTERS, SHAPES, SHORTEST, STYLES, SignFormat, Texts
 from textpatch.weights.signs.tokens import LENGTH
 from textpatch.weights.signs.two_lines import TWO_LINES
 
@@ -124,6 +125,18 @@ class Recipe:
         if last.twos:
             return self.signs.line_boxes
         return replace(self.signs, longest=last.longest).line_boxes
+
+    @property
+    def draws(self) -> DrawnWords | None:
+        """Words of the last stage, where signs have several lines."""
+        if self.signs.lines == 1:
+            return None
+        last = self.stages[-1][1]
+        letters = LETTERS if {*last.cases} == {"upper"} else self.signs.letters
+        words = 2 if last.twos else 1
+        known = (*SHAPES, *STYLES)
+        undrawn = tuple(one for one in known if one not in (*self.signs.shapes, *self.signs.styles))
+        return DrawnWords(letters, SHORTEST, last.longest, words, self.signs.lines, undrawn)
 
 
 RECIPES = {
