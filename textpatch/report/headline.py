@@ -21,6 +21,7 @@ from textpatch.report.result import (
     value_of,
     what_of,
 )
+from textpatch.report.word_by_word import in_short
 from textpatch.text import plain
 
 _NAMED_RIVALS = 5
@@ -326,7 +327,7 @@ def _gap(gap: dict) -> str:
 
 
 def further(result: dict) -> list[str]:
-    """Sentences on what the start curve and the head search found, where they are in the result."""
+    """Sentences on what was looked at beside the sites, where it is in the result."""
     said = []
     if found := result.get("start_curve"):
         said.append(
@@ -339,4 +340,6 @@ def further(result: dict) -> list[str]:
             f"Heads {heads} (site.head), swapped without the others, score as all heads of "
             f"{listed(found['sites'])} do."
         )
+    if found := result.get("each_word"):
+        said += in_short(found)
     return said

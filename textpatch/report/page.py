@@ -14,6 +14,7 @@ from textpatch.report.gallery import ENDS, columns, credited_row, gallery_html
 from textpatch.report.headline import screened_out
 from textpatch.report.heatmap import heatmap_png
 from textpatch.report.lines import line_by_line
+from textpatch.report.word_by_word import pictured, words_one_by_one
 from textpatch.runs.requests import flatten
 
 # Pictures that a page holds.  Of the records after these it names the files.
@@ -93,6 +94,7 @@ def report_html(
         "The evidence: every pair at every site": sections.every_pair(result, sheet),
         "The evidence: all sites": sections.drawing(heatmap) + sections.ranking(result),
         "The evidence: line by line": line_by_line(result),
+        "Which word is where": words_one_by_one(result, first),
         "How the search went": sections.search_went(result),
         "From which step on": sections.starts(result.get("start_curve")),
         "Which heads": sections.heads(result.get("head_search")),
@@ -162,7 +164,7 @@ def _within(result: dict, records: Sequence[dict], open_: Callable[[dict], objec
     open_  gives the image of a picture.  It opens the first SHOWN pictures, by whole records.  After these a
            picture keeps its path, or None in place of an image
     """
-    names = [*ENDS, *columns(result)]
+    names = [*ENDS, *columns(result), *pictured(result)]
     shown = []
     left = SHOWN
     for record in records:
@@ -174,6 +176,8 @@ def _within(result: dict, records: Sequence[dict], open_: Callable[[dict], objec
                 image = open_(picture) if left >= 0 else _path(picture["image"])
                 pictures[name] = {**picture, "image": image}
         shown.append({**record, "pictures": pictures})
+        # words one by one are shown of the first record alone
+        names = [*ENDS, *columns(result)]
     return shown
 
 

@@ -20,6 +20,7 @@ A result has these entries.
     mode, gaps, generations
                       how the search went
     set               the responsible set, its "sites" and the "steps" of growing it; None if none was sought
+    each_word         what each word exchanged alone comes to, see word_by_word.py, where that was asked for
     start_curve, head_search
                       what these functions return, where somebody put it there to be reported
 
