@@ -386,7 +386,7 @@ class DeepFloydIF(Denoiser):
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Pooled vectors (R, E) of tokens (R, T, encoder_hid_dim)."""
-        return self.add_embedding(tokens)
+        return self.called("add_embedding", tokens)
 
     @property
     def text_modules(self) -> list[str]:
@@ -398,8 +398,8 @@ class DeepFloydIF(Denoiser):
     def text_kv(self, text: TextCondition) -> tuple[tuple[Tensor, Tensor], ...]:
         """Bank in place of text.tokens, the keys and values (R, H, T, D) of each site."""
         self._require_width(text.tokens)
-        tokens = self.encoder_hid_proj(text.tokens)
-        return tuple(self.get_submodule(name).text_kv(tokens) for name in self.site_names)
+        tokens = self.called("encoder_hid_proj", text.tokens)
+        return self.bank_of(tokens)
 
     def forward(
         self,
@@ -492,7 +492,7 @@ class DeepFloydIF(Denoiser):
                 raise PatchError(
                     "text.tokens is a bank, which cannot be pooled; pass pooled=model.pool(tokens)"
                 )
-            pooled = self.pool(text.tokens)
+            pooled = self.add_embedding(text.tokens)
         if len(pooled) != rows:
             raise PatchError(
                 f"{len(pooled)} pooled vectors for {rows} rows of x; pass one for each"

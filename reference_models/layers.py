@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from textpatch.devices import gathered
 from textpatch.errors import PatchError
 from textpatch.plan import SiteSlots
 from textpatch.sites import Sites
@@ -74,11 +75,26 @@ class Denoiser(nn.Module):
     """
 
     text_is_static: bool
+    site_names: list[str]
 
     @property
     def sites(self) -> Sites:
         """Sites in execution order."""
         raise NotImplementedError
+
+    def called(self, name: str, tokens: Tensor) -> Tensor:
+        """Output of one of its modules that is called outside its forward."""
+        with gathered(self, name):
+            output: Tensor = self.get_submodule(name)(tokens)
+        return output
+
+    def bank_of(self, tokens: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values (R, H, T, D) that each site of `site_names` makes of tokens (R, T, C)."""
+        bank = []
+        for name in self.site_names:
+            with gathered(self, name):
+                bank.append(self.get_submodule(name).text_kv(tokens))
+        return tuple(bank)
 
     if TYPE_CHECKING:
 

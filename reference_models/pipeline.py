@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from textpatch.devices import device_of
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, Moment, State, as_guidance, branch_rows, told
 from textpatch.memory import with_less
@@ -81,7 +82,7 @@ class Pipeline(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.denoiser.parameters()).device
+        return device_of(self.denoiser)
 
     @property
     def dtype(self) -> torch.dtype:

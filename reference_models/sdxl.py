@@ -424,7 +424,7 @@ class StableDiffusion(Denoiser):
     def text_kv(self, text: TextCondition) -> tuple[tuple[Tensor, Tensor], ...]:
         """Bank in place of text.tokens, the keys and values (R, H, T, D) of each site."""
         self._require_width(text.tokens)
-        return tuple(self.get_submodule(name).text_kv(text.tokens) for name in self.site_names)
+        return self.bank_of(text.tokens)
 
     def forward(self, x: Tensor, t: Tensor, text: TextCondition, *, slots: Tables = None) -> Tensor:
         if x.shape[1] != self.config.in_channels:

@@ -3,7 +3,8 @@
 A hook lives exactly as long as its `with` block, and acts only in the thread or task that opened the block.
 A module that was asked for and never ran is an error, not silence.  Nothing here knows of attention.
 
-Other tools meet an open block as follows.  tests/core/test_hooks_stress.py holds each line but the last.
+Other tools meet an open block as follows.  tests/core/test_hooks_stress.py and test_devices.py hold each line
+but the last.
 
     torch.compile    Inside the block hooks act: the graph breaks at each, or torch refuses (fullgraph=True).
                      Compiled before the block, the model ignores them, which is an error on leaving.
@@ -66,14 +67,9 @@ class HookRegistry:
                 "names of its modules"
             )
         self.names = tuple(dict.fromkeys([names] if isinstance(names, str) else names))
-        modules = dict(model.named_modules())
-        for name in self.names:
-            if name not in modules:
-                near = closest(name, filter(None, modules))
-                raise PatchError(f"no module {name!r} in {type(model).__name__}{near}")
         if not self.names:
             raise PatchError("no modules named; a registry of nothing would have no effect")
-        self._modules = {name: modules[name] for name in self.names}
+        self._modules = {name: _module(model, name) for name in self.names}
         self.calls: Counter[str] = Counter()
 
     # The first form is that of a lambda, whose arguments have no types.
@@ -342,9 +338,20 @@ def _close(block: object, hooks: list[tuple[nn.Module, Hook]]) -> None:
                 module._forward_hooks_always_called.pop(key, None)
 
 
+def _module(model: nn.Module, name: str) -> nn.Module:
+    """The module of that name; PatchError names the closest ones where there is none."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        near = closest(name, [other for other, _ in model.named_modules() if other])
+        raise PatchError(f"no module {name!r} in {type(model).__name__}{near}") from None
+
+
 def compiled(model: nn.Module) -> bool:
-    """True if a model runs compiled code, which no hook put on later can see into."""
+    """True if a model runs compiled code, which no hook put on later can see into.
+
+    torch.compile holds the module it was given as its child `_orig_mod`.
+    """
     return any(
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None)
-        for module in model.modules()
+        "_orig_mod" in module._modules or module._compiled_call_impl for module in model.modules()
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeGuard, T
 import torch
 from torch import Tensor, nn
 
+from textpatch.devices import device_of
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, State
 from textpatch.memory import bytes_of_call, require_room
@@ -370,7 +371,7 @@ def sized(pipeline: AnyPipeline, height: int | None, width: int | None) -> AnyPi
         )
     latents = asked[0] // side, asked[1] // side
     if asked[0] * asked[1] > own[0] * own[1]:
-        device = next(pipeline.denoiser.parameters()).device
+        device = device_of(pipeline.denoiser)
         what = f"pictures of {asked[0]}x{asked[1]} pixels (height x width)"
         require_room(bytes_of_rows(pipeline, 1, *latents), device, what)
     other = pipeline.at(*latents)

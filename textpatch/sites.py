@@ -364,29 +364,31 @@ def _plain(selector: object) -> Iterable[int | str]:
 def _match(sites: tuple[Site, ...], selector: int | str) -> list[Site]:
     """Sites that one plain selector means.  Raises PatchError if there is none."""
     field, colon, value = str(selector).partition(":")
-    hint = ""
     if isinstance(selector, int):
         asked = f"index {selector}"
         found = [site for site in sites if site.index == selector]
     elif colon and field in ("kind", "group"):
         asked = f"of {field} {value!r}"
-        known = dict.fromkeys(getattr(site, field) for site in sites)
-        hint = f"; {field}s here: {', '.join(known)}"
         found = [site for site in sites if getattr(site, field) == value]
     else:
         asked = repr(selector)
-        hint = _near(selector, sites)
         found = [site for site in sites if selector == "all" or fnmatchcase(site.name, selector)]
     if not found:
         raise PatchError(
-            f"no site {asked} among the {len(sites)} of this model (indices 0..{len(sites) - 1}){hint}; "
-            "`textpatch sites MODEL`, or find_sites, lists them"
+            f"no site {asked} among the {len(sites)} of this model (indices 0..{len(sites) - 1})"
+            f"{_near(selector, sites)}; `textpatch sites MODEL`, or find_sites, lists them"
         )
     return found
 
 
-def _near(selector: str, sites: tuple[Site, ...]) -> str:
-    """Advice for an error about a name that no site has."""
+def _near(selector: int | str, sites: tuple[Site, ...]) -> str:
+    """Advice for an error about what no site is or has; of an index its bounds have told all."""
+    if isinstance(selector, int):
+        return ""
+    field, colon, _ = selector.partition(":")
+    if colon and field in ("kind", "group"):
+        known = dict.fromkeys(getattr(site, field) for site in sites)
+        return f"; {field}s here: {', '.join(known)}"
     if "," in selector:
         return "; name several one by one, without commas"
     return closest(selector, [site.name for site in sites])

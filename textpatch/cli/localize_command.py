@@ -48,7 +48,8 @@ A table of all sites is printed, the best first, with 95 % intervals over pairs.
 folder keeps report.html, heatmap.png, contact_sheet.png, results.json and results.csv.
 
 Cost: for each pair and seed a generation of the source, one of the target and one for each
-site, and some more for sets of sites. The first example makes 128 generations, which take
+site, and some more for sets of sites, and, where pictures have several lines, six times as
+many to exchange each word alone. The first example makes 128 generations, which take
 one CPU core 40 seconds. A screening mode (--mode) makes fewer where there are many sites.
 What is finished is kept: after Ctrl-C the same command goes on.\
 """,
@@ -140,6 +141,12 @@ def _add_search_options(group) -> None:
         "about n * n / 2 generations",
     )
     group.add_argument(
+        "--no-each-word",
+        action="store_true",
+        help="where pictures have several lines, leave out the search in which each word is exchanged alone "
+        "and every line is read; it costs, for each pair and seed, five to six generations per site",
+    )
+    group.add_argument(
         "--maps",
         action="store_true",
         help="also show on the page where the first source's word is read, at the eight best sites; costs a "
@@ -167,6 +174,7 @@ def localize(options) -> Outcome:
     from textpatch.localization.preconditions import require_known_letters
     from textpatch.metrics.readers.strictness import over_reading
     from textpatch.report.page import publish
+    from textpatch.runs.sessions import noted_session
 
     if options.sets and options.sites:
         raise PatchError(
@@ -179,6 +187,9 @@ def localize(options) -> Outcome:
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
     asked = _asked(options, steps, guidance)
     further = {name: True for name in ("starts", "heads") if getattr(options, name)}
+    each = _words_each(options, pipeline, pairs)
+    if each:
+        further["each_word"] = True
     check(pipeline, pairs, **asked, starts=options.starts)
     prompts = [(pair.source, pair.target) for pair in pairs]
     warn_of_scenes(options, prompts)
@@ -186,23 +197,24 @@ def localize(options) -> Outcome:
     reader.self_test()
     require_known_letters(pairs, reader)
     at_once = fitting(options, pipeline, guidance, ROWS)
-    planned = _announced(options, pipeline, asked, len(pairs), at_once)
+    planned = _announced(options, pipeline, asked, len(pairs), at_once, each)
     if planned is not None:
         return planned
     request = _request(options, prompts, steps, guidance) | further | {"ocr": reader.describe()}
     run = open_run(options, pipeline, request, over_reading=over_reading(reader))
     there = f"what is finished is in {run.folder}; the same command goes on where it stopped"
     with told_on_interrupt(there):
-        found = localize_(
-            pipeline,
-            pairs,
-            **asked,
-            **further,
-            ocr=reader,
-            run=run,
-            shard=options.division,
-            micro_batch=at_once,
-        )
+        with noted_session(run, pipeline.device):
+            found = localize_(
+                pipeline,
+                pairs,
+                **asked,
+                **further,
+                ocr=reader,
+                run=run,
+                shard=options.division,
+                micro_batch=at_once,
+            )
         require_writer(options, run.folder)
         maps = []
         if options.maps:
@@ -211,18 +223,35 @@ def localize(options) -> Outcome:
     return Outcome(repr(found), found.result, run.folder / "report.html", run.folder)
 
 
-def _announced(options, pipeline, asked: dict, pairs: int, at_once: int):
-    """Say what the search will make, and return the Outcome with which --plan ends it, else None."""
-    from textpatch.localization.layers import tried
+def _words_each(options, pipeline, pairs: list) -> int:
+    """Return how many words of a prompt are exchanged alone, 0 where that is not asked for or cannot be."""
+    from textpatch.localization.word_by_word import has_several_words
+    from textpatch.quotes import quoted_words
 
-    sites = len(tried(pipeline, asked["sites"], asked["groups"]))
+    if options.no_each_word or options.what != WORD or not has_several_words(pipeline, pairs):
+        return 0
+    return len(quoted_words(pairs[0].source))
+
+
+def _announced(options, pipeline, asked: dict, pairs: int, at_once: int, each: int):
+    """Say what the search will make, and return the Outcome with which --plan ends it, else None.
+
+    each  words of a prompt that are exchanged alone
+    """
+    from textpatch.localization.layers import tried
+    from textpatch.localization.word_by_word import rows_each
+
+    groups = tried(pipeline, asked["sites"], asked["groups"])
+    sites = len(groups)
+    more = rows_each(each, [*groups, (0, 1)]) if each else 0
+    words = f" + {more} for each word alone" if each else ""
     asked_of = f"{number_of(pairs, 'pair')} x {number_of(len(options.seeds), 'seed')}"
-    made = f"{asked_of} x ({number_of(sites, 'site')} + source + target)"
+    made = f"{asked_of} x ({number_of(sites, 'site')} + source + target{words})"
     if options.mode == "exhaustive":
         made += ", beside what a growing set takes,"
     else:
         made = f"at most {made}"
-    generations = pairs * len(options.seeds) * (sites + 2)
+    generations = pairs * len(options.seeds) * (sites + 2 + more)
     run = {name: asked[name] for name in ("steps", "guidance")}
     return announced(options, pipeline, made, generations, at_once=at_once, **run)
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from textpatch.branches import layout_of, probe_calls
 from textpatch.checks import starts_by_itself
+from textpatch.devices import device_of
 from textpatch.errors import PatchError
 from textpatch.finite import is_finite
 from textpatch.foreign.hearing import Heard
@@ -140,8 +141,8 @@ class Wrapped:
 
     @property
     def device(self) -> torch.device:
-        """Device of the denoiser's weights."""
-        return next(self.parameters()).device
+        """Device that the denoiser computes on."""
+        return device_of(self.denoiser)
 
     @property
     def dtype(self) -> torch.dtype:

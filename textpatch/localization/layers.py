@@ -29,6 +29,7 @@ from textpatch.disk import JSON
 from textpatch.errors import PatchError
 from textpatch.groups import Group
 from textpatch.guidance import Guidance, require_branch
+from textpatch.localization import word_by_word
 from textpatch.localization.heads import head_search
 from textpatch.localization.modes import MODES, Request, all_alone
 from textpatch.localization.preconditions import checked_pairs
@@ -38,6 +39,7 @@ from textpatch.localization.search import Step, grow
 from textpatch.localization.start_step import require_startable, start_curve
 from textpatch.localization.summary import best_first, summarise
 from textpatch.localization.trials import Trials
+from textpatch.localization.word_by_word import require_several_words
 from textpatch.metrics import FEWEST, f1_of_means
 from textpatch.metrics.readers.named import AnyReader
 from textpatch.pipelines import (
@@ -49,7 +51,7 @@ from textpatch.pipelines import (
 )
 from textpatch.ports.shipped import site_indices
 from textpatch.progress import phase
-from textpatch.prompts.pairs import AnyPair, require_other_texts
+from textpatch.prompts.pairs import AnyPair, Pair, require_other_texts
 from textpatch.report.headline import answer, verdict
 from textpatch.report.keeping import frame_of, keep, manifest_of
 from textpatch.report.page import page_of, summary_html
@@ -154,6 +156,7 @@ def localize(
     micro_batch: int = 64,
     starts: bool = False,
     heads: bool = False,
+    each_word: bool = False,
 ) -> Localization:
     """Find the sites that carry the word.
 
@@ -170,16 +173,15 @@ def localize(
     first   how many pairs a screening begins with, 4 when None.  It doubles for sites still in doubt
     seeds   noise seeds.  Every pair is run with every seed
     steps, guidance  of the runs, the pipeline's own when None
-    start   first patched step, where step 0 is the noisiest
-    branch  "both" guidance branches are patched (official), or "cond" alone
+    start, branch  first patched step, 0 = noisiest, and the guidance branches patched, "both" or "cond"
     reader, ocr  what reads pictures or sounds, as `Trials` takes it, tesseract when None.  `ocr` is older
     background  what scores the rest, as `Trials` takes it
     run     a textpatch.Run.  Everything finished is kept there and is not run again
     shard   (i, n), or a Rank, makes every n-th pair and seed, and finds the others' in the run folder
     micro_batch  most rows that go through the model at once
     starts  whether to add "start_curve", of the responsible set or of the best group where no set was grown
-    heads   whether to add "head_search", the heads of these sites that do their work
-    The start curve and the head search are not among the generations that the result counts.
+    heads, each_word  whether to add "head_search" of these sites, and "each_word" of each site and of these
+    What is added is not among the generations that the result counts.
     Raises PatchError for unknown sites, a start outside the run, and options that have no effect in the mode,
     OCRError if no text can be read, and Unfinished where other shards have still to begin.
     """
@@ -189,9 +191,9 @@ def localize(
     runs = dict(seeds=seeds, steps=steps, guidance=guidance, start=start, branch=branch)
     kept = dict(ocr=ocr, reader=reader, background=background, run=run, shard=shard)
     trials = Trials(pipeline, pairs, **runs, **kept, micro_batch=micro_batch)
-    require_other_texts(trials.pairs)
+    _require_words(pipeline, trials.pairs, each_word)
     with trials.part.at_work(run):
-        return _found(trials, asked, starts, heads)
+        return _found(trials, asked, starts=starts, heads=heads, each_word=each_word)
 
 
 def check(
@@ -209,6 +211,7 @@ def check(
     start: int = 0,
     branch: str = "both",
     starts: bool = False,
+    each_word: bool = False,
 ) -> None:
     """Raise what `localize` would raise for a request that it cannot carry out.
 
@@ -218,13 +221,23 @@ def check(
     _require_curve(pipeline, starts)
     checked = checked_pairs(pipeline, pairs, seeds=seeds, steps=steps, start=start)
     require_branch(branch, guidance)
-    require_other_texts(checked)
+    _require_words(pipeline, checked, each_word)
 
 
 def _require_curve(pipeline: object, starts: bool) -> None:
     """Raise PatchError for a start curve of a pipeline that cannot make one."""
     if starts:
         require_startable(pipeline)
+
+
+def _require_words(
+    pipeline: SupportsSampling | DrawsByItself, pairs: Sequence[Pair], each_word: bool
+) -> None:
+    """Raise PromptError for a pair of equal texts, or not of several words where each is asked for."""
+    require_other_texts(pairs)
+    if each_word:
+        for pair in pairs:
+            require_several_words(pipeline, pair)
 
 
 def tried(
@@ -248,7 +261,9 @@ def tried(
 # --- the result
 
 
-def _found(trials: Trials, asked: Request, starts: bool, heads: bool) -> Localization:
+def _found(
+    trials: Trials, asked: Request, *, starts: bool, heads: bool, each_word: bool
+) -> Localization:
     """Search, grow the responsible set, and look further where that is asked for."""
     with phase("sites"):
         screening, beside = MODES[asked.mode](trials, asked)
@@ -263,6 +278,10 @@ def _found(trials: Trials, asked: Request, starts: bool, heads: bool) -> Localiz
         result["start_curve"] = start_curve(trials, of_set)
     if heads:
         result["head_search"] = head_search(trials, of_set)
+    if each_word:
+        together = tuple(trials.pipeline.defaults.localized)
+        groups = [*screening.kept, tuple(of_set), *([together] if together else [])]
+        result["each_word"] = word_by_word.each_word(trials, groups)
     return found
 
 
