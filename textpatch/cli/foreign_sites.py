@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from textpatch.cli.outcome import Outcome
-from textpatch.cli.site_table import described, site_table
+from textpatch.cli.site_lines import described, site_table
 from textpatch.disk import read_json
 from textpatch.errors import PatchError, closest
 from textpatch.ports.shipped import TABLES, find_sites
@@ -18,7 +18,7 @@ from textpatch.sites import Site, parameter_count
 PARTS = ("", "transformer", "unet")  # folders of a pipeline that may hold its denoiser
 
 
-def foreign_sites(folder: str) -> Outcome:
+def listed_in(folder: str) -> Outcome:
     """Return a line per site of the denoiser in a folder.  Raises PatchError as `foreign_outline`."""
     model = foreign_outline(Path(folder))
     found = find_sites(model)

@@ -7,7 +7,7 @@ import argparse
 from textpatch.cli.models import chosen
 from textpatch.cli.options import MODEL_HELP, READING, Help, add_reading_options
 from textpatch.cli.outcome import Outcome
-from textpatch.cli.site_table import described, site_table
+from textpatch.cli.site_lines import described, site_table
 from textpatch.errors import PatchError
 
 TITLES = ("site", "kind", "heads", "width", "text K/V", "share", "paper")
@@ -61,7 +61,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def sites(options) -> None:
     """Return the table of a model's sites, from its configuration or its file's header alone."""
-    from textpatch.cli.foreign_sites import foreign_sites
+    from textpatch.cli.foreign_sites import listed_in
     from textpatch.ports.shipped import find_sites
     from textpatch.weights.loading import outline
     from textpatch.weights.published import COUNTED, localized_sites
@@ -70,7 +70,7 @@ def sites(options) -> None:
     asked = chosen(options, READING)
     if options.diffusers is not None:
         _require_none(asked)
-        return foreign_sites(named)
+        return listed_in(named)
     model = outline(named, **asked)
     found = find_sites(model)
     marked = localized_sites(model)
