@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from textpatch.plan import Plan, Row, Swap
 from textpatch.ports.shipped import find_sites
 from textpatch.reference_models import TextCondition
+from textpatch.reference_models.decoders import LatentPixels, pixels
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
-from textpatch.reference_models.pipeline import Defaults, LatentPixels, Pipeline, pixels
+from textpatch.reference_models.pipeline import Defaults, Pipeline
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler
 from textpatch.reference_models.sdxl import SDXL, SDXLConfig
 from textpatch.reference_models.vae import VAE, VAEConfig

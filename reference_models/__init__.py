@@ -8,6 +8,7 @@ vae             pictures to latents and back
 schedules       noise levels and the steps between them
 text_encoders   CLIP and T5 as each pipeline reads them
 pipeline        encoders + denoiser + schedule + decoder
+decoders        latents to pictures
 upscaling       small pictures prepared for DeepFloyd IF's stage II
 defaults        settings a model is run with when nothing else is asked for
 """

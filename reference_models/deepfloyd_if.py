@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from textpatch.attention import segment_attention
 from textpatch.errors import PatchError
 from textpatch.reference_models.layers import (
+    Denoiser,
+    Tables,
     TextCondition,
     TwoLayer,
     depths_with_sites,
@@ -68,7 +70,7 @@ class IFConfig:
     time_embedding_act_fn: str | None = None
     time_embedding_dim: int | None = None  # None is four times the first width
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field, known in KNOWN.items():
             values = getattr(self, field)
             if not isinstance(values, (tuple, list)):
@@ -129,7 +131,7 @@ class IFConfig:
 class AttentionPool(nn.Module):
     """Attention from the tokens' mean, plus a learned vector, to itself and to all tokens."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.positional_embedding = nn.Parameter(torch.randn(1, width) * width**-0.5)
@@ -154,7 +156,7 @@ class AttentionPool(nn.Module):
 class PooledText(nn.Module):
     """Pooling of the text encoder's tokens (R, T, C) to one vector (R, E), which is added to the time's."""
 
-    def __init__(self, config: IFConfig):
+    def __init__(self, config: IFConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.encoder_hid_dim)
         self.pool = AttentionPool(config.encoder_hid_dim, config.addition_embed_type_num_heads)
@@ -174,7 +176,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self, config: IFConfig, width_in: int, width: int, *, resample=None, out_scale=None
-    ):
+    ) -> None:
         super().__init__()
         self.out_scale = out_scale or config.resnet_out_scale_factor
         self.resample = resample or nn.Identity()
@@ -206,7 +208,7 @@ class AddedAttention(nn.Module):
         str  # name of this module, set by the model: `reads` holds what the site reads by this name
     )
 
-    def __init__(self, config: IFConfig, width: int):
+    def __init__(self, config: IFConfig, width: int) -> None:
         super().__init__()
         self.heads = width // config.attention_head_dim
         self.only_text = config.only_cross_attention
@@ -248,7 +250,7 @@ class AddedAttention(nn.Module):
 class Layers(nn.Module):
     """ResNets, each followed by a site where the type of block has sites."""
 
-    def __init__(self, config: IFConfig, block_type: str, widths_in: list[int], width: int):
+    def __init__(self, config: IFConfig, block_type: str, widths_in: list[int], width: int) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResNet(config, width_in, width) for width_in in widths_in)
         sites = widths_in if has_sites(block_type) else []
@@ -265,7 +267,7 @@ class Layers(nn.Module):
 class DownBlock(Layers):
     """Layers of one depth on the way down, then half the size.   Returns each result as a skip."""
 
-    def __init__(self, config: IFConfig, depth: int):
+    def __init__(self, config: IFConfig, depth: int) -> None:
         widths = config.block_out_channels
         width = widths[depth]
         above = widths[max(depth - 1, 0)]
@@ -288,7 +290,7 @@ class DownBlock(Layers):
 class MidBlock(nn.Module):
     """ResNet, site, ResNet at the smallest size."""
 
-    def __init__(self, config: IFConfig):
+    def __init__(self, config: IFConfig) -> None:
         super().__init__()
         width = config.block_out_channels[-1]
         scale = config.mid_block_scale_factor
@@ -307,7 +309,7 @@ class MidBlock(nn.Module):
 class UpBlock(Layers):
     """Layers of one depth on the way up, each beside its skip, then double the size."""
 
-    def __init__(self, config: IFConfig, depth: int):
+    def __init__(self, config: IFConfig, depth: int) -> None:
         widths = config.block_out_channels
         layers = config.layers[depth]
         width = widths[depth]
@@ -331,7 +333,7 @@ class UpBlock(Layers):
         return x
 
 
-class DeepFloydIF(nn.Module):
+class DeepFloydIF(Denoiser):
     """Denoiser of DeepFloyd IF, denoiser(x, t, text) -> noise and variance.
 
     x      (B, 3, H, W) noisy pictures
@@ -350,7 +352,7 @@ class DeepFloydIF(nn.Module):
     family = "DeepFloyd IF"
     text_is_static = True  # every site reads the same tokens, whatever the depth and the step
 
-    def __init__(self, config: IFConfig = IFConfig()):
+    def __init__(self, config: IFConfig = IFConfig()) -> None:
         super().__init__()
         self.config = config
         first = config.block_out_channels[0]
@@ -384,7 +386,7 @@ class DeepFloydIF(nn.Module):
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Pooled vectors (R, E) of tokens (R, T, encoder_hid_dim)."""
-        return self.add_embedding(tokens)
+        return self.called("add_embedding", tokens)
 
     @property
     def text_modules(self) -> list[str]:
@@ -396,8 +398,8 @@ class DeepFloydIF(nn.Module):
     def text_kv(self, text: TextCondition) -> tuple[tuple[Tensor, Tensor], ...]:
         """Bank in place of text.tokens, the keys and values (R, H, T, D) of each site."""
         self._require_width(text.tokens)
-        tokens = self.encoder_hid_proj(text.tokens)
-        return tuple(self.get_submodule(name).text_kv(tokens) for name in self.site_names)
+        tokens = self.called("encoder_hid_proj", text.tokens)
+        return self.bank_of(tokens)
 
     def forward(
         self,
@@ -405,7 +407,7 @@ class DeepFloydIF(nn.Module):
         t: Tensor,
         text: TextCondition,
         *,
-        slots=None,
+        slots: Tables = None,
         low: Tensor | None = None,
         level: Tensor | None = None,
     ) -> Tensor:
@@ -490,7 +492,7 @@ class DeepFloydIF(nn.Module):
                 raise PatchError(
                     "text.tokens is a bank, which cannot be pooled; pass pooled=model.pool(tokens)"
                 )
-            pooled = self.pool(text.tokens)
+            pooled = self.add_embedding(text.tokens)
         if len(pooled) != rows:
             raise PatchError(
                 f"{len(pooled)} pooled vectors for {rows} rows of x; pass one for each"

@@ -60,7 +60,7 @@ class Defaults:
     embeds_guidance: bool = False
     draws: DrawnWords | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if not _fits(field.name, value):

@@ -21,7 +21,9 @@ from textpatch.attention import segment_attention
 from textpatch.errors import PatchError
 from textpatch.reference_models.layers import (
     AdaNorm,
+    Denoiser,
     FeedForward,
+    Tables,
     TextCondition,
     TwoLayer,
     modulate,
@@ -59,7 +61,7 @@ class FluxConfig:
     patch_size: ClassVar[int] = 2
     sample_size: ClassVar[int] = 128
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.in_channels % self.patch_size**2:
             raise PatchError(
                 f"in_channels is {self.in_channels}, which is no multiple of the 4 latents of a token"
@@ -89,7 +91,7 @@ class FluxConfig:
 class TimeTextEmbed(nn.Module):
     """Vector that modulates every block, the time, plus the guidance told, plus the pooled text."""
 
-    def __init__(self, config: FluxConfig):
+    def __init__(self, config: FluxConfig) -> None:
         super().__init__()
         self.timestep_embedder = TwoLayer(256, config.width)
         self.guidance_embedder = TwoLayer(256, config.width) if config.guidance_embeds else None
@@ -139,7 +141,7 @@ class SingleAttention(nn.Module):
     A = softmax([q_text; q_image] [k_text[slots]; k_image]^T / sqrt(D)) [v_text[slots]; v_image]
     """
 
-    def __init__(self, config: FluxConfig):
+    def __init__(self, config: FluxConfig) -> None:
         super().__init__()
         width = config.width
         self.heads = config.num_attention_heads
@@ -180,7 +182,7 @@ class JointAttention(nn.Module):
     The text keys and values are a site.
     """
 
-    def __init__(self, config: FluxConfig):
+    def __init__(self, config: FluxConfig) -> None:
         super().__init__()
         width = config.width
         self.heads = config.num_attention_heads
@@ -228,7 +230,7 @@ def within_range(x: Tensor) -> Tensor:
 class Block(nn.Module):
     """Joint attention and one feed-forward per stream."""
 
-    def __init__(self, config: FluxConfig):
+    def __init__(self, config: FluxConfig) -> None:
         super().__init__()
         self.norm1 = AdaNorm(config.width, 6)
         self.norm1_context = AdaNorm(config.width, 6)
@@ -257,7 +259,7 @@ class SingleBlock(nn.Module):
     y = x + gate proj_out([attention(h); gelu(proj_mlp(h))]),   h = modulate(x)
     """
 
-    def __init__(self, config: FluxConfig):
+    def __init__(self, config: FluxConfig) -> None:
         super().__init__()
         width = config.width
         self.norm = AdaNorm(width, 3)
@@ -273,7 +275,7 @@ class SingleBlock(nn.Module):
         return within_range(x + gate * self.proj_out(torch.cat([attended, made], dim=-1)))
 
 
-class Flux(nn.Module):
+class Flux(Denoiser):
     """Denoiser of FLUX.1, denoiser(x, t, text) -> velocity.
 
     x         (B, C, H, W) latents; two by two of them are a token
@@ -291,7 +293,7 @@ class Flux(nn.Module):
     # the text stream changes with depth, so that keys and values differ between blocks and steps
     text_is_static = False
 
-    def __init__(self, config: FluxConfig = FluxConfig()):
+    def __init__(self, config: FluxConfig = FluxConfig()) -> None:
         super().__init__()
         self.config = config
         self.time_text_embed = TimeTextEmbed(config)
@@ -328,7 +330,7 @@ class Flux(nn.Module):
         t: Tensor,
         text: TextCondition,
         *,
-        slots=None,
+        slots: Tables = None,
         guidance: Tensor | float | None = None,
     ) -> Tensor:
         self._require(x, text, guidance)

@@ -1,6 +1,7 @@
 """Parts shared by several architectures.
 
 TextCondition, site_reads   the text, and what each site reads of it
+Denoiser                    what is asked of every denoiser
 timestep_sinusoids          numbers as vectors
 TwoLayer                    two Linears under the checkpoints' names
 AdaNorm, modulate, FeedForward        parts of the transformers' blocks
@@ -12,12 +13,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from textpatch.devices import gathered
 from textpatch.errors import PatchError
+from textpatch.plan import SiteSlots
+from textpatch.sites import Sites
+
+Tables: TypeAlias = Sequence[SiteSlots] | None  # slots of each site in order, None for no swap
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,11 @@ class TextCondition:
     pooled: Tensor | None = None
     micro: Tensor | None = None
 
-    def __getitem__(self, rows) -> TextCondition:
+    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> TextCondition:
         """Condition of some rows, in the order given."""
         return self._changed(lambda x: x[rows])
 
-    def to(self, *args) -> TextCondition:
+    def to(self, *args: torch.device | str | torch.dtype) -> TextCondition:
         """Move or cast the tensors as `Tensor.to` does.
 
         micro is moved and never cast, because bfloat16 does not hold every size.
@@ -56,6 +63,51 @@ class TextCondition:
             return None if x is None else change(x)
 
         return TextCondition(changed(self.tokens), changed(self.pooled), changed(self.micro))
+
+
+class Denoiser(nn.Module):
+    """A denoiser, denoiser(x, t, text, *, slots=None) -> prediction (B, C', H, W).
+
+    x      latents (B, C, H, W)
+    t      timesteps, a scalar or (B,), in 0..1000
+    text   what the prompts say, as `Pipeline.encode` gives it
+    slots  slots of each site in order, None for one that reads its own text, or None for no swap
+    """
+
+    text_is_static: bool
+    site_names: list[str]
+
+    @property
+    def sites(self) -> Sites:
+        """Sites in execution order."""
+        raise NotImplementedError
+
+    def called(self, name: str, tokens: Tensor) -> Tensor:
+        """Output of one of its modules that is called outside its forward."""
+        with gathered(self, name):
+            output: Tensor = self.get_submodule(name)(tokens)
+        return output
+
+    def bank_of(self, tokens: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values (R, H, T, D) that each site of `site_names` makes of tokens (R, T, C)."""
+        bank = []
+        for name in self.site_names:
+            with gathered(self, name):
+                bank.append(self.get_submodule(name).text_kv(tokens))
+        return tuple(bank)
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self,
+            x: Tensor,
+            t: Tensor,
+            text: TextCondition,
+            *,
+            slots: Tables = None,
+            **beside: Tensor | float | None,
+        ) -> Tensor:
+            """Prediction of a batch.   A stage II and distilled models take more beside."""
 
 
 def timestep_sinusoids(t: Tensor, width: int) -> Tensor:
@@ -145,7 +197,9 @@ def require_multiple(field: str, value: int, divisor: int, what: str) -> None:
 class TwoLayer(nn.Module):
     """Linear, activation, Linear, with the checkpoints' names `linear_1` and `linear_2`."""
 
-    def __init__(self, width_in: int, width: int, activation: Callable[[Tensor], Tensor] = F.silu):
+    def __init__(
+        self, width_in: int, width: int, activation: Callable[[Tensor], Tensor] = F.silu
+    ) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(width_in, width)
         self.linear_2 = nn.Linear(width, width)
@@ -158,7 +212,7 @@ class TwoLayer(nn.Module):
 class AdaNorm(nn.Module):
     """Modulation vectors made from the conditioning (adaLN), `chunks` of them."""
 
-    def __init__(self, width: int, chunks: int):
+    def __init__(self, width: int, chunks: int) -> None:
         super().__init__()
         self.chunks = chunks
         self.linear = nn.Linear(width, chunks * width)
@@ -174,7 +228,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class FeedForward(nn.Module):
     """Linear to four times the width, GELU (tanh), Linear back, named `net.0.proj` and `net.2`."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         up = nn.Module()
         up.proj = nn.Linear(width, 4 * width)

@@ -19,7 +19,9 @@ from textpatch.attention import segment_attention
 from textpatch.errors import PatchError
 from textpatch.reference_models.layers import (
     AdaNorm,
+    Denoiser,
     FeedForward,
+    Tables,
     TextCondition,
     TwoLayer,
     modulate,
@@ -51,7 +53,7 @@ class MMDiTConfig:
     # blocks with an image-only attention too: 0..12 in SD3.5-medium
     dual_attention_layers: tuple[int, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.caption_projection_dim != self.width:
             raise PatchError(
                 f"caption_projection_dim is {self.caption_projection_dim}, but "
@@ -79,7 +81,7 @@ class MMDiTConfig:
 class PatchEmbed(nn.Module):
     """Tokens of latent patches, plus the centre crop of a stored table of positions."""
 
-    def __init__(self, config: MMDiTConfig):
+    def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
         p = config.patch_size
         side = config.pos_embed_max_size
@@ -105,7 +107,7 @@ class PatchEmbed(nn.Module):
 class TimeTextEmbed(nn.Module):
     """Vector that modulates every block, the time plus the pooled text."""
 
-    def __init__(self, config: MMDiTConfig):
+    def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
         self.timestep_embedder = TwoLayer(256, config.width)
         self.text_embedder = TwoLayer(config.pooled_projection_dim, config.width)
@@ -128,7 +130,7 @@ class JointAttention(nn.Module):
     A = softmax([q_image; q_text] [k_image; k_text[slots]]^T / sqrt(D)) [v_image; v_text[slots]]
     """
 
-    def __init__(self, config: MMDiTConfig, context_pre_only: bool):
+    def __init__(self, config: MMDiTConfig, context_pre_only: bool) -> None:
         super().__init__()
         width = config.width
         self.heads = config.num_attention_heads
@@ -171,7 +173,7 @@ class JointAttention(nn.Module):
 class ImageAttention(nn.Module):
     """Image tokens attend to each other, beside the joint attention.   No text enters, so this is no site."""
 
-    def __init__(self, config: MMDiTConfig):
+    def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
         width = config.width
         self.heads = config.num_attention_heads
@@ -200,7 +202,7 @@ class Block(nn.Module):
     dual              adds the result of an attention over the image alone
     """
 
-    def __init__(self, config: MMDiTConfig, context_pre_only: bool, dual: bool):
+    def __init__(self, config: MMDiTConfig, context_pre_only: bool, dual: bool) -> None:
         super().__init__()
         self.norm1 = AdaNorm(config.width, 9 if dual else 6)
         self.norm1_context = AdaNorm(config.width, 2 if context_pre_only else 6)
@@ -235,7 +237,7 @@ class Block(nn.Module):
         return image, text + text_gate_ff * from_ff
 
 
-class MMDiT(nn.Module):
+class MMDiT(Denoiser):
     """Denoiser of Stable Diffusion 3, denoiser(x, t, text) -> velocity.
 
     x      (B, C, H, W) latents
@@ -252,7 +254,7 @@ class MMDiT(nn.Module):
     # the text stream changes with depth, so that keys and values differ between blocks and steps
     text_is_static = False
 
-    def __init__(self, config: MMDiTConfig = MMDiTConfig()):
+    def __init__(self, config: MMDiTConfig = MMDiTConfig()) -> None:
         super().__init__()
         self.config = config
         self.pos_embed = PatchEmbed(config)
@@ -275,7 +277,7 @@ class MMDiT(nn.Module):
             for i, block in enumerate(self.transformer_blocks)
         )
 
-    def forward(self, x: Tensor, t: Tensor, text: TextCondition, *, slots=None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, text: TextCondition, *, slots: Tables = None) -> Tensor:
         self._require(x, text)
         t = torch.as_tensor(t, device=x.device).expand(x.shape[0])
         c = self.time_text_embed(t, text.pooled)  # (B, W)

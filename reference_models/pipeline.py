@@ -8,18 +8,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from textpatch.devices import device_of
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, Moment, State, as_guidance, branch_rows, told
 from textpatch.memory import with_less
+from textpatch.pipelines import OnStep, Slots
+from textpatch.pipelines import TextCondition as EncodedText
 from textpatch.plan import Row
 from textpatch.reference_models.defaults import Defaults, is_whole
-from textpatch.reference_models.layers import TextCondition
+from textpatch.reference_models.layers import Denoiser, TextCondition
 from textpatch.reference_models.predictions import OF_SCHEDULE, guided, parted
 from textpatch.reference_models.requests import each_seed, listed, parts, read_by, sampled_by
 from textpatch.reference_models.schedules import Schedule
@@ -28,38 +31,13 @@ from textpatch.reference_models.shown import Pictures, html_of, lines_of
 from textpatch.reference_models.upscaling import read_beside, require_one_each, small_tensor
 from textpatch.seeds import HEARD, whole_seeds
 
+if TYPE_CHECKING:
+    from textpatch.reference_models.text_encoders import TextEncoders
+
 # prompts given to the encoders at once to see whether they can be read
 AT_ONCE = 16
 # given to every draw, because torch's defaults would otherwise decide what noise a seed is
 CPU_FLOAT32 = dict(dtype=torch.float32, device="cpu")
-
-
-def pixels(latents: Tensor) -> list[Image.Image]:
-    """Decoder of pixel-space models, from (B, 3, H, W) in -1..1 to pictures.
-
-    Raises PatchError for NaN and infinity, which would be black pictures.
-    """
-    if not latents.isfinite().all():
-        raise PatchError(
-            f"{int((~latents.isfinite()).sum())} of {latents.numel()} numbers to make pictures of are not "
-            f"finite, in {latents.dtype}; run in float32 or bfloat16, or with less guidance"
-        )
-    numbers = (latents.float().clamp(-1, 1) * 127.5 + 127.5).round().byte()
-    return [Image.fromarray(picture) for picture in numbers.permute(0, 2, 3, 1).cpu().numpy()]
-
-
-class LatentPixels(nn.Module):
-    """Decoder of latent-space models, from (B, C, H, W) latents through a VAE to pictures."""
-
-    def __init__(self, vae: nn.Module):
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latents: Tensor) -> list[Image.Image]:
-        # The VAE keeps its own dtype, because SDXL's overflows in float16 whatever the denoiser runs in.
-        # It takes one picture at a time, because all rows of a localisation would not fit at 1024 pixels.
-        latents = latents.to(next(self.vae.parameters()).dtype)
-        return [picture for one in latents.split(1) for picture in pixels(self.vae.decode(one))]
 
 
 class Pipeline(nn.Module):
@@ -76,8 +54,14 @@ class Pipeline(nn.Module):
     """
 
     def __init__(
-        self, encoders, denoiser, schedule, decoder: Callable, defaults: Defaults, name: str
-    ):
+        self,
+        encoders: TextEncoders,
+        denoiser: Denoiser,
+        schedule: Schedule,
+        decoder: Callable[[Tensor], list[Image.Image]],
+        defaults: Defaults,
+        name: str,
+    ) -> None:
         super().__init__()
         self.encoders = encoders
         self.denoiser = denoiser
@@ -98,7 +82,7 @@ class Pipeline(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.denoiser.parameters()).device
+        return device_of(self.denoiser)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -230,12 +214,12 @@ class Pipeline(nn.Module):
     def denoise(
         self,
         x: Tensor,
-        text: TextCondition,
+        text: EncodedText,
         *,
         steps: int,
         guidance: float | Guidance,
-        slots=None,
-        on_step=None,
+        slots: Slots | None = None,
+        on_step: OnStep | None = None,
         noises: Iterator[Tensor] | None = None,
         **beside: Tensor,
     ) -> Tensor:
@@ -283,14 +267,14 @@ class Pipeline(nn.Module):
     def advance(
         self,
         x: Tensor,
-        text: TextCondition,
+        text: EncodedText,
         state: State,
         *,
         only: range,
         steps: int,
         guidance: float | Guidance,
-        slots=None,
-        on_step=None,
+        slots: Slots | None = None,
+        on_step: OnStep | None = None,
         noises: Iterator[Tensor] | None = None,
         **beside: Tensor,
     ) -> tuple[Tensor, State]:
@@ -350,7 +334,7 @@ class Pipeline(nn.Module):
         """True for a stage II, which draws small pictures larger."""
         return getattr(self.denoiser.config, "class_embed_type", None) is not None
 
-    def forward(self, prompts: str | Sequence[str], **asked: Any) -> list[Image.Image]:
+    def forward(self, prompts: str | Sequence[str], **asked: object) -> list[Image.Image]:
         """Generate pictures, with the arguments of `generate`."""
         return self.generate(prompts, **asked)
 
@@ -363,7 +347,7 @@ class Pipeline(nn.Module):
         guidance: float | Guidance | None = None,
         negative: str | None = None,
         micro_batch: int = 64,
-        on_step: Callable[[int, Tensor], object] | None = None,
+        on_step: OnStep | None = None,
     ) -> list[Image.Image]:
         """Generate one picture per (prompt, seed) pair.
 
@@ -401,15 +385,18 @@ class Pipeline(nn.Module):
 
         return with_less(drawn, micro_batch, of=len(prompts))
 
+    if TYPE_CHECKING:
+        __call__ = generate
+
     def upscale(
         self,
         pictures: Sequence[Image.Image],
         prompts: Sequence[str],
         *,
         seeds: int | Sequence[int],
-        steps=None,
-        guidance=None,
-        negative=None,
+        steps: int | None = None,
+        guidance: float | Guidance | None = None,
+        negative: str | None = None,
         level: int | None = None,
         micro_batch: int = 64,
     ) -> list[Image.Image]:
@@ -439,9 +426,9 @@ class Pipeline(nn.Module):
         prompts: Sequence[str],
         *,
         seeds: int | Sequence[int],
-        steps=None,
-        guidance=None,
-        negative=None,
+        steps: int | None = None,
+        guidance: float | Guidance | None = None,
+        negative: str | None = None,
         level: int | None = None,
     ) -> Tensor:
         """Draw small pictures again at the pipeline's size, (B, 3, H, W), as stage II of DeepFloyd IF does.

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from textpatch.attention import segment_attention
 from textpatch.errors import PatchError
 from textpatch.reference_models.layers import (
+    Denoiser,
+    Tables,
     TextCondition,
     TwoLayer,
     depths_with_sites,
@@ -61,7 +63,7 @@ class SDConfig:
     # the projections around each transformer: a Linear from version 2 on, before it a 1x1 convolution
     use_linear_projection: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field, known in TYPES.items():
             for found in self._of_each_depth(field):
                 if found not in known:
@@ -143,7 +145,7 @@ def _require_counts(field: str, values: tuple) -> None:
 class ResNet(nn.Module):
     """shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time_emb_proj(silu(c)))))."""
 
-    def __init__(self, config: SDConfig, width_in: int, width: int):
+    def __init__(self, config: SDConfig, width_in: int, width: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(config.norm_num_groups, width_in)
         self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
@@ -160,7 +162,7 @@ class ResNet(nn.Module):
 class Attention(nn.Module):
     """Projections of an attention that reads vectors `width_read` wide.   Only the last has a bias."""
 
-    def __init__(self, width: int, heads: int, width_read: int):
+    def __init__(self, width: int, heads: int, width_read: int) -> None:
         super().__init__()
         self.heads = heads
         self.to_q = nn.Linear(width, width, bias=False)
@@ -211,7 +213,7 @@ class CrossAttention(Attention):
 class FeedForward(nn.Module):
     """GEGLU (arXiv 2002.05202), a Linear to twice four widths, value x gelu(gate), and a Linear back."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         up = nn.Module()
         up.proj = nn.Linear(width, 8 * width)
@@ -225,7 +227,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Self-attention, cross-attention, feed-forward, each of a normalised x and added to x."""
 
-    def __init__(self, config: SDConfig, depth: int):
+    def __init__(self, config: SDConfig, depth: int) -> None:
         super().__init__()
         width = config.block_out_channels[depth]
         heads = config.attention_head_dim[depth]
@@ -245,7 +247,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Blocks over the latent pixels of one depth, between two projections, added to its input."""
 
-    def __init__(self, config: SDConfig, depth: int):
+    def __init__(self, config: SDConfig, depth: int) -> None:
         super().__init__()
         width = config.block_out_channels[depth]
         blocks = config.transformer_layers_per_block[depth]
@@ -274,7 +276,7 @@ def projected(projection: nn.Linear | nn.Conv2d, pixels: Tensor) -> Tensor:
 class Downsample(nn.Module):
     """Half the size, odd ones rounded up."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
 
@@ -285,7 +287,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Double the size, less one where halving rounded up on the way down."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
@@ -296,7 +298,7 @@ class Upsample(nn.Module):
 class Layers(nn.Module):
     """ResNets, each followed by a transformer where the type of block has sites."""
 
-    def __init__(self, config: SDConfig, block_type: str, widths_in: list[int], depth: int):
+    def __init__(self, config: SDConfig, block_type: str, widths_in: list[int], depth: int) -> None:
         super().__init__()
         width = config.block_out_channels[depth]
         self.resnets = nn.ModuleList(ResNet(config, width_in, width) for width_in in widths_in)
@@ -311,7 +313,7 @@ class Layers(nn.Module):
 class DownBlock(Layers):
     """Layers of one depth on the way down, then half the size.   Returns each result as a skip."""
 
-    def __init__(self, config: SDConfig, depth: int):
+    def __init__(self, config: SDConfig, depth: int) -> None:
         widths = config.block_out_channels
         width = widths[depth]
         above = widths[max(depth - 1, 0)]
@@ -333,7 +335,7 @@ class DownBlock(Layers):
 class MidBlock(nn.Module):
     """ResNet, transformer, ResNet at the smallest size."""
 
-    def __init__(self, config: SDConfig):
+    def __init__(self, config: SDConfig) -> None:
         super().__init__()
         depth = len(config.block_out_channels) - 1
         width = config.block_out_channels[depth]
@@ -349,7 +351,7 @@ class MidBlock(nn.Module):
 class UpBlock(Layers):
     """Layers of one depth on the way up, each beside its skip, then the size of the depth above."""
 
-    def __init__(self, config: SDConfig, depth: int):
+    def __init__(self, config: SDConfig, depth: int) -> None:
         widths = config.block_out_channels
         layers = config.layers_per_block
         width = widths[depth]
@@ -370,7 +372,7 @@ class UpBlock(Layers):
         return x
 
 
-class StableDiffusion(nn.Module):
+class StableDiffusion(Denoiser):
     """Denoiser of Stable Diffusion 1 and 2, denoiser(x, t, text) -> noise, or v where it was so trained.
 
     x      (B, in_channels, H, W) latents
@@ -385,7 +387,7 @@ class StableDiffusion(nn.Module):
     family = "Stable Diffusion 1 and 2"
     text_is_static = True  # every site reads the same tokens, whatever the depth and the step
 
-    def __init__(self, config: SDConfig = SDConfig()):
+    def __init__(self, config: SDConfig = SDConfig()) -> None:
         super().__init__()
         self.config = config
         first = config.block_out_channels[0]
@@ -422,9 +424,9 @@ class StableDiffusion(nn.Module):
     def text_kv(self, text: TextCondition) -> tuple[tuple[Tensor, Tensor], ...]:
         """Bank in place of text.tokens, the keys and values (R, H, T, D) of each site."""
         self._require_width(text.tokens)
-        return tuple(self.get_submodule(name).text_kv(text.tokens) for name in self.site_names)
+        return self.bank_of(text.tokens)
 
-    def forward(self, x: Tensor, t: Tensor, text: TextCondition, *, slots=None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, text: TextCondition, *, slots: Tables = None) -> Tensor:
         if x.shape[1] != self.config.in_channels:
             raise PatchError(
                 f"x has {x.shape[1]} channels; this model takes {self.config.in_channels}"
@@ -478,7 +480,7 @@ class SDXL(StableDiffusion):
 
     family = "Stable Diffusion XL"
 
-    def __init__(self, config: SDXLConfig = SDXLConfig()):
+    def __init__(self, config: SDXLConfig = SDXLConfig()) -> None:
         super().__init__(config)
         width = config.projection_class_embeddings_input_dim
         self.add_embedding = TwoLayer(width, config.embedding_width)

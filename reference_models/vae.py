@@ -41,7 +41,7 @@ class VAEConfig:
     force_upcast: bool = True  # for whoever chooses the dtype: SDXL's overflows in float16
     mid_block_add_attention: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         statistics = self.latents_mean, self.latents_std
         if statistics != (None, None):
             lengths = [len(numbers or ()) for numbers in statistics]
@@ -74,7 +74,7 @@ def group_norm(config: VAEConfig, width: int) -> nn.GroupNorm:
 class ResNet(nn.Module):
     """shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))))))."""
 
-    def __init__(self, config: VAEConfig, width_in: int, width: int):
+    def __init__(self, config: VAEConfig, width_in: int, width: int) -> None:
         super().__init__()
         self.norm1 = group_norm(config, width_in)
         self.conv1 = nn.Conv2d(width_in, width, 3, padding=1)
@@ -90,7 +90,7 @@ class ResNet(nn.Module):
 class Attention(nn.Module):
     """Attention of every place to every other with one head, x + out(softmax(q k^T / sqrt(W)) v)."""
 
-    def __init__(self, config: VAEConfig, width: int):
+    def __init__(self, config: VAEConfig, width: int) -> None:
         super().__init__()
         self.group_norm = group_norm(config, width)
         self.to_q = nn.Linear(width, width)
@@ -110,7 +110,7 @@ class Attention(nn.Module):
 class MidBlock(nn.Module):
     """ResNet, attention, ResNet at the smallest size."""
 
-    def __init__(self, config: VAEConfig):
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         width = config.block_out_channels[-1]
         self.resnets = nn.ModuleList(ResNet(config, width, width) for _ in range(2))
@@ -124,7 +124,7 @@ class MidBlock(nn.Module):
 class Downsample(nn.Module):
     """Half the size, padded only right and below, so that place i is made of places 2i to 2i + 2."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
@@ -135,7 +135,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Double the size, each place repeated four times, then a convolution."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
@@ -146,7 +146,7 @@ class Upsample(nn.Module):
 class DownBlock(nn.Module):
     """ResNets of one depth of the encoder, then half the size except at the last depth."""
 
-    def __init__(self, config: VAEConfig, depth: int):
+    def __init__(self, config: VAEConfig, depth: int) -> None:
         super().__init__()
         widths = config.block_out_channels
         width = widths[depth]
@@ -162,7 +162,7 @@ class DownBlock(nn.Module):
 class UpBlock(nn.Module):
     """ResNets of one depth of the decoder, then double the size except at depth 0."""
 
-    def __init__(self, config: VAEConfig, depth: int):
+    def __init__(self, config: VAEConfig, depth: int) -> None:
         super().__init__()
         widths = config.block_out_channels
         width = widths[depth]
@@ -178,7 +178,7 @@ class UpBlock(nn.Module):
 class Encoder(nn.Module):
     """Pictures (B, 3, H, W) to the posterior's mean and log variance, (B, 2 C, h, w)."""
 
-    def __init__(self, config: VAEConfig):
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths = config.block_out_channels
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
@@ -197,7 +197,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents (B, C, h, w) to pictures (B, 3, H, W)."""
 
-    def __init__(self, config: VAEConfig):
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths = config.block_out_channels
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
@@ -220,7 +220,7 @@ class VAE(nn.Module):
     (z - mean) * scale / deviation where a configuration has the statistics of each channel.
     """
 
-    def __init__(self, config: VAEConfig = VAEConfig()):
+    def __init__(self, config: VAEConfig = VAEConfig()) -> None:
         super().__init__()
         self.config = config
         self.shift = config.shift_factor or 0.0

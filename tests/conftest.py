@@ -2,6 +2,7 @@
 
 import gc
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,26 @@ settings.register_profile("ci", common, derandomize=True, max_examples=10)
 settings.register_profile("deep", common, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 torch.set_num_threads(1)
+
+
+# Files that take more than ten seconds, the longest first.  They begin first, because one begun last would
+# keep one process busy while the others have nothing left.
+LONGEST = (
+    "core/test_laws.py",
+    "localization/test_modes.py",
+    "weights/test_wild_files.py",
+    "core/test_kernels.py",
+    "runs/test_sweeps_localize.py",
+    "ports/test_ports.py",
+    "cli/test_documented.py",
+    "house/test_readme.py",
+    "core/test_mathematics.py",
+    "weights/test_training.py",
+    "weights/test_loading.py",
+    "benchmarks/test_benchmarks.py",
+    "weights/test_sizes.py",
+)
+HERE = Path(__file__).parent
 
 
 def pytest_addoption(parser):
@@ -40,8 +61,15 @@ def pytest_unconfigure():
     gc.unfreeze()
 
 
+def place(item) -> int:
+    """The place of an item's file among those that begin first, or the place after them."""
+    file = item.path.relative_to(HERE).as_posix()
+    return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests marked as long, unless --long asks for them."""
+    """Put the longest files first.  Leave out the tests marked as long, unless --long asks for them."""
+    items.sort(key=place)
     if config.getoption("--long"):
         return
     left_out = [item for item in items if item.get_closest_marker("long")]

@@ -73,9 +73,12 @@ class KVCache(dict[Key, Tensor]):
         width = sum(site.text_heads * site.head_dim for site in sites)
         return 2 * width * steps * rows * tokens * dtype.itemsize
 
-    def to(self, *args: Any, **kwargs: Any) -> KVCache:
-        """The cache on another device or in another dtype, as `Tensor.to`."""
-        moved = KVCache({key: tensor.to(*args, **kwargs) for key, tensor in self.items()})
+    def to(self, *where: torch.device | str | torch.dtype, non_blocking: bool = False) -> KVCache:
+        """The cache on another device, in another dtype, or both, as `Tensor.to` is told them."""
+        moved = KVCache(self)
+        for one in where:
+            for key, tensor in moved.items():
+                moved[key] = tensor.to(one, non_blocking=non_blocking)
         moved.adapters = self.adapters
         return moved
 

@@ -65,7 +65,7 @@ class Guidance(Protocol):
         Returns a prediction of that shape, and the state after the step.
         """
 
-    def describe(self) -> float | dict:
+    def describe(self) -> float | dict[str, object]:
         """Plain data for manifests and reports, a number where a number says it all."""
 
 
@@ -95,7 +95,7 @@ class Unguided:
     ) -> tuple[Tensor, State]:
         return predictions[CONDITIONAL], state
 
-    def describe(self) -> float | dict:
+    def describe(self) -> float | dict[str, object]:
         return 1.0
 
 
@@ -166,7 +166,7 @@ class ClassifierFree:
         unconditional = predictions[UNCONDITIONAL]
         return unconditional + self.scale * (predictions[CONDITIONAL] - unconditional), state
 
-    def describe(self) -> float | dict:
+    def describe(self) -> float | dict[str, object]:
         if self.negative is None:
             return float(self.scale)
         if isinstance(self.negative, Mapping):
@@ -205,7 +205,7 @@ class Embedded(float):
     ) -> tuple[Tensor, State]:
         return predictions[CONDITIONAL], state
 
-    def describe(self) -> float | dict:
+    def describe(self) -> float | dict[str, object]:
         return float(self)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 from textpatch.errors import DiskError, StoreError
 
@@ -27,7 +27,8 @@ try:
 except ImportError:  # Windows has no flock; there each writer needs a worker name of its own
     fcntl = None
 
-AnyPath = str | os.PathLike[str]
+AnyPath: TypeAlias = str | os.PathLike[str]
+JSON: TypeAlias = dict[str, Any]  # an object of JSON
 # safetensors and tokenizers raise exceptions of their own, with the system's number in their text alone
 IN_WORDS = re.compile(r"\(os error (\d+)\)")
 
@@ -169,6 +170,46 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a file inside the block, so that others see that this process runs.
+
+    The file is removed at the end.  A process that was killed leaves it behind and holds it no more.
+    """
+    if fcntl is None:
+        yield
+        return
+    with explained(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        with suppress(OSError):  # a disk without locks, or somebody who holds it already
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """True while a process is inside `held` of a file.  Never on systems and disks without locks."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:  # nobody began, or all have ended
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a disk without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def as_json(value: object, indent: int | None = None) -> bytes:

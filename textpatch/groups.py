@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textpatch.errors import PatchError
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 
 if TYPE_CHECKING:
-    from textpatch.plan import Plan, Row
+    from textpatch.pipelines import DrawsByItself, SupportsSampling
+    from textpatch.plan import Plan, Row, Swap
+    from textpatch.sites import Selectors
 
 Unit = int | tuple[int, int]  # a site, or (site, head)
 Group = tuple
@@ -27,7 +29,7 @@ def require_start(start: object, steps: int) -> None:
         )
 
 
-def localized_group(pipeline, sites) -> Group:
+def localized_group(pipeline: SupportsSampling | DrawsByItself, sites: Selectors | None) -> Group:
     """Indices of the sites that are swapped together, those localised for the model when None.
 
     sites  a selector as for `select_sites`
@@ -64,16 +66,27 @@ def rows_and_plan(
     tokens  places of the text tokens that are swapped, all when None
     """
     # imported here because it imports torch, and a report needs the names of groups alone
-    from textpatch.plan import Plan, Row, Swap
+    from textpatch.plan import Plan, Row
 
     patched = [Row(row_name(group), pair.source, seed) for group in groups]
-    window = range(start, steps)
+    window = {"steps": range(start, steps), "tokens": tokens, "branch": branch}
     swaps = [
-        Swap(sites, row.name, TARGET, steps=window, heads=heads, tokens=tokens, branch=branch)
+        swap
         for group, row in zip(groups, patched, strict=True)
-        for sites, heads in _parts(group)
+        for swap in swaps_of(group, row.name, TARGET, **window)
     ]
     return [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed), *patched], Plan(swaps)
+
+
+def swaps_of(group: Group, reader: str, donor: str, **how: Any) -> list[Swap]:
+    """Swaps that let a reader read the donor at all units of a group.
+
+    how  steps, tokens and branch of each
+    """
+    # imported here because it imports torch, and a report needs the names of groups alone
+    from textpatch.plan import Swap
+
+    return [Swap(sites, reader, donor, heads=heads, **how) for sites, heads in _parts(group)]
 
 
 def _parts(group: Group) -> list[tuple[tuple[int, ...], tuple[int, ...] | None]]:

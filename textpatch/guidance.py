@@ -90,7 +90,7 @@ def _of_scale(scale: float, negative: str | None) -> Guidance:
     return Unguided()
 
 
-def described(guidance: float | Guidance) -> float | dict:
+def described(guidance: float | Guidance) -> float | dict[str, object]:
     """Guidance as plain data for manifests and reports.  A number stays as it was given."""
     if isinstance(guidance, Guidance):
         return guidance.describe()

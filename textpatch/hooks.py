@@ -3,7 +3,8 @@
 A hook lives exactly as long as its `with` block, and acts only in the thread or task that opened the block.
 A module that was asked for and never ran is an error, not silence.  Nothing here knows of attention.
 
-Other tools meet an open block as follows.  tests/core/test_hooks_stress.py holds each line but the last.
+Other tools meet an open block as follows.  tests/core/test_hooks_stress.py and test_devices.py hold each line
+but the last.
 
     torch.compile    Inside the block hooks act: the graph breaks at each, or torch refuses (fullgraph=True).
                      Compiled before the block, the model ignores them, which is an error on leaving.
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, NoReturn, SupportsIndex
+from typing import Any, NoReturn, SupportsIndex, TypeAlias, TypeVar, overload
 
 from torch import Tensor, nn
 
@@ -38,6 +39,10 @@ from textpatch.errors import PatchError, closest
 _open_blocks: ContextVar[frozenset[object]] = ContextVar(
     "textpatch_open_blocks", default=frozenset()
 )
+
+# what a module gives or is given, most often a Tensor
+Output = TypeVar("Output")
+Block: TypeAlias = "AbstractContextManager[HookRegistry]"
 
 
 class HookRegistry:
@@ -62,17 +67,17 @@ class HookRegistry:
                 "names of its modules"
             )
         self.names = tuple(dict.fromkeys([names] if isinstance(names, str) else names))
-        modules = dict(model.named_modules())
-        for name in self.names:
-            if name not in modules:
-                near = closest(name, filter(None, modules))
-                raise PatchError(f"no module {name!r} in {type(model).__name__}{near}")
         if not self.names:
             raise PatchError("no modules named; a registry of nothing would have no effect")
-        self._modules = {name: modules[name] for name in self.names}
+        self._modules = {name: _module(model, name) for name in self.names}
         self.calls: Counter[str] = Counter()
 
-    def observe(self, fn: Callable[[str, Any], Any]) -> AbstractContextManager[HookRegistry]:
+    # The first form is that of a lambda, whose arguments have no types.
+    @overload
+    def observe(self, fn: Callable[[str, Tensor], object]) -> Block: ...
+    @overload
+    def observe(self, fn: Callable[[str, Output], object]) -> Block: ...
+    def observe(self, fn: Callable[[str, Any], object]) -> Block:
         """Call fn(name, output) after each named module, and ignore what it returns.
 
         It sees the calls there are and makes none.  `sample` projects static text once per run, so on a text
@@ -81,12 +86,16 @@ class HookRegistry:
         Raises PatchError on leaving, as `replace`.
         """
 
-        def watch(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def watch(name: str, module: nn.Module, args: tuple[object, ...], output: object) -> None:
             fn(name, output)
 
         return self._block(nn.Module.register_forward_hook, watch, looks_only=True)
 
-    def replace(self, fn: Callable[[str, Any], Any]) -> AbstractContextManager[HookRegistry]:
+    @overload
+    def replace(self, fn: Callable[[str, Tensor], Tensor | None]) -> Block: ...
+    @overload
+    def replace(self, fn: Callable[[str, Output], Output | None]) -> Block: ...
+    def replace(self, fn: Callable[[str, Any], Any]) -> Block:
         """Make fn(name, output) the output of each named module.
 
         None leaves it as it is, as in torch.
@@ -98,14 +107,18 @@ class HookRegistry:
           was compiled before the block was entered
         """
 
-        def after(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        def after(name: str, module: nn.Module, args: tuple[object, ...], output: object) -> object:
             new = fn(name, output)
             _require_alike(name, new, output)
             return new
 
         return self._block(nn.Module.register_forward_hook, after)
 
-    def replace_input(self, fn: Callable[[str, Any], Any]) -> AbstractContextManager[HookRegistry]:
+    @overload
+    def replace_input(self, fn: Callable[[str, Tensor], Tensor | None]) -> Block: ...
+    @overload
+    def replace_input(self, fn: Callable[[str, Output], Output | None]) -> Block: ...
+    def replace_input(self, fn: Callable[[str, Any], Any]) -> Block:
         """Make fn(name, x) the first argument of each named module, where x is what it was given.
 
         None leaves it as it is.  Raises PatchError as `replace`, and for a module that is given no argument
@@ -129,9 +142,7 @@ class HookRegistry:
         register = partial(nn.Module.register_forward_pre_hook, with_kwargs=True)
         return self._block(register, before)
 
-    def observe_inputs(
-        self, fn: Callable[[str, inspect.BoundArguments], Any]
-    ) -> AbstractContextManager[HookRegistry]:
+    def observe_inputs(self, fn: Callable[[str, inspect.BoundArguments], object]) -> Block:
         """Call fn(name, inputs) before each named module, with the arguments of its forward by name.
 
         Otherwise as `observe`.
@@ -145,21 +156,19 @@ class HookRegistry:
         register = partial(nn.Module.register_forward_pre_hook, with_kwargs=True)
         return self._block(register, before, looks_only=True)
 
-    def observe_leaving(self, fn: Callable[[str], Any]) -> AbstractContextManager[HookRegistry]:
+    def observe_leaving(self, fn: Callable[[str], object]) -> Block:
         """Call fn(name) after each call of a named module, whether it gave an output or raised an Exception.
 
         Otherwise as `observe`.
         """
 
-        def leave(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def leave(name: str, module: nn.Module, args: tuple[object, ...], output: object) -> None:
             fn(name)
 
         register = partial(nn.Module.register_forward_hook, always_call=True)
         return self._block(register, leave, looks_only=True)
 
-    def around(
-        self, fn: Callable[[str, Callable[[], Any]], Any]
-    ) -> AbstractContextManager[HookRegistry]:
+    def around(self, fn: Callable[[str, Callable[[], Output]], Output]) -> Block:
         """Make fn(name, forward) the output of each named module, where forward() runs the module's own.
 
         It stands in the place of the module's `forward`, so that hooks of the module see what fn gives, and
@@ -329,9 +338,20 @@ def _close(block: object, hooks: list[tuple[nn.Module, Hook]]) -> None:
                 module._forward_hooks_always_called.pop(key, None)
 
 
+def _module(model: nn.Module, name: str) -> nn.Module:
+    """The module of that name; PatchError names the closest ones where there is none."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        near = closest(name, [other for other, _ in model.named_modules() if other])
+        raise PatchError(f"no module {name!r} in {type(model).__name__}{near}") from None
+
+
 def compiled(model: nn.Module) -> bool:
-    """True if a model runs compiled code, which no hook put on later can see into."""
+    """True if a model runs compiled code, which no hook put on later can see into.
+
+    torch.compile holds the module it was given as its child `_orig_mod`.
+    """
     return any(
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None)
-        for module in model.modules()
+        "_orig_mod" in module._modules or module._compiled_call_impl for module in model.modules()
     )

@@ -17,25 +17,29 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import Context
 from inspect import BoundArguments
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from textpatch.attending import text_at_attention
-from textpatch.cache import KVCache, stored_kv
+from textpatch.cache import Key, KVCache, stored_kv
 from textpatch.calls import Call, Calls
 from textpatch.changes import changes_of, require_same_changes
 from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
 from textpatch.masks import argument, read_masks, replace_argument
+from textpatch.pipelines import TextCondition
 from textpatch.plan import Row, integers, require_in_range
-from textpatch.sites import Site, Span
+from textpatch.sites import Selectors, Site, Span, Texts
 from textpatch.taps import at_text, chosen_sites
+
+# one Row or label for each row of a batch, None for one that reads nothing, or a single one
+Rows: TypeAlias = Sequence[Row | Hashable | None] | Row | Hashable
 
 
 @contextmanager
-def capture(model: nn.Module, sites: Any, *, rows: Sequence[Row | Hashable]) -> Iterator[KVCache]:
+def capture(model: nn.Module, sites: Selectors, *, rows: Rows) -> Iterator[KVCache]:
     """Keep the text K and V of `sites` at every call of the model inside the block.
 
     The calls themselves are unchanged; the n-th call of the model is step n.
@@ -74,9 +78,9 @@ def capture(model: nn.Module, sites: Any, *, rows: Sequence[Row | Hashable]) -> 
 def patch(
     model: nn.Module,
     cache: KVCache,
-    sites: Any,
+    sites: Selectors,
     *,
-    rows: Sequence[Row | Hashable | None],
+    rows: Rows,
     steps: Iterable[int] | None = None,
     heads: Iterable[int] | None = None,
     tokens: Iterable[int] | None = None,
@@ -134,7 +138,9 @@ def patch(
 
 
 @contextmanager
-def inject(model: nn.Module, text: Any, sites: Any, *, mask: Any = None) -> Iterator[None]:
+def inject(
+    model: nn.Module, text: TextCondition | Texts, sites: Selectors, *, mask: Tensor | None = None
+) -> Iterator[None]:
     """Let `sites` read the keys and values of `text` in place of the prompt's.   (sec. 4.1, Injection)
 
     text  the text as the model takes it, of as many rows as the batch; for our own models a TextCondition,
@@ -162,7 +168,7 @@ def inject(model: nn.Module, text: Any, sites: Any, *, mask: Any = None) -> Iter
         )
     bank: dict[tuple[int, str], Tensor] = {}
     adapters = changes_of(model)
-    filled: AbstractContextManager[Any] = nullcontext()
+    filled: AbstractContextManager[object] = nullcontext()
     if hasattr(model, "text_kv"):
         bank = _own_bank(model, text)
     else:
@@ -274,14 +280,14 @@ def _require_what_to_read(cache: object, labels: Sequence[Hashable | None], part
 
 
 def _masks_to_read(
-    cache: Mapping[Any, Tensor], site: Site, step: int, labels: Sequence[Hashable | None]
+    cache: Mapping[Key, Tensor], site: Site, step: int, labels: Sequence[Hashable | None]
 ) -> dict[int, Tensor | None]:
     """Captured mask of the text that each row of a batch reads, None where it was captured without one."""
     rows = {b: label for b, label in enumerate(labels) if label is not None}
     return {b: cache.get((site.name, step, label, "mask")) for b, label in rows.items()}
 
 
-def _require_current(cache: Mapping[Any, Tensor], model: nn.Module) -> None:
+def _require_current(cache: Mapping[Key, Tensor], model: nn.Module) -> None:
     """Raise PatchError if a cache was captured under other adapters than the model is under now."""
     if isinstance(cache, KVCache):
         cache.require(changes_of(model))
@@ -319,7 +325,7 @@ def _numbers(name: str, values: Iterable[int] | None) -> tuple[int, ...] | None:
     return numbers
 
 
-def _each_row(rows: Any) -> Sequence[Any]:
+def _each_row(rows: Rows) -> Sequence[Row | Hashable | None]:
     """Rows or labels, of which a Row or a string alone is one.  Raises PatchError for what is no sequence."""
     if isinstance(rows, (Row, str)):
         return [rows]
@@ -328,7 +334,7 @@ def _each_row(rows: Any) -> Sequence[Any]:
     return rows
 
 
-def _label(row: Any) -> Hashable:
+def _label(row: Row | Hashable) -> Hashable:
     if isinstance(row, Row):
         return row.label
     return row if isinstance(row, tuple) else (row,)
@@ -367,7 +373,7 @@ def _require_alike(span: Span, text: Any, own: Any) -> None:
     _require_dtype(text[0], own[0].dtype)
 
 
-def _require_mask_of(mask: Any, text: Any) -> None:
+def _require_mask_of(mask: object, text: Texts) -> None:
     """Raise PatchError unless a mask, if there is one, has a number for each token of a text."""
     if mask is None:
         return

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from textpatch.devices import device_of
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, State
 from textpatch.memory import bytes_of_call, require_room
 from textpatch.plan import Plan, Row
+from textpatch.ports.shipped import HasDenoiser
 from textpatch.windows import NoiseSchedule
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Slots = Callable[[int], object]  # step -> slots as the denoiser takes them
-OnStep = Callable[[int, Tensor], None]  # (step, latents entering it)
+OnStep = Callable[[int, Tensor], object]  # (step, latents entering it)
 # left, upper, right and lower pixel of the place where words stand, or these of each line
 TextBox = tuple[int, int, int, int] | tuple[tuple[int, int, int, int], ...]
 AnyPipeline = TypeVar("AnyPipeline", bound="SupportsSizes")
@@ -28,16 +30,39 @@ AnyPipeline = TypeVar("AnyPipeline", bound="SupportsSizes")
 class TextCondition(Protocol):
     """Encoded prompts, one row for each."""
 
-    tokens: Any  # (R, T, C)
-    pooled: Any  # (R, P)
     __dataclass_fields__: ClassVar[dict[str, Any]]  # a dataclass, which `replace` copies
+
+    @property
+    def tokens(self) -> Tensor:
+        """Vectors (R, T, C) of the tokens."""
+
+    @property
+    def pooled(self) -> Tensor | None:
+        """Vectors (R, P), None of a model without them."""
 
     def __getitem__(self, rows: list[int]) -> TextCondition:
         """Condition of some rows, in the order given."""
 
 
-class RunDefaults(Protocol):
-    """Sizes and settings of a model where nothing else is asked for."""
+class DrawnDefaults(Protocol):
+    """Settings of a pipeline where nothing else is asked for."""
+
+    @property
+    def text_box(self) -> TextBox | None:
+        """Place where words stand, None if nobody knows it."""
+
+    @property
+    def localized(self) -> tuple[int, ...]:
+        """Indices of the sites that were found to carry words."""
+
+    def run(
+        self, steps: int | None, guidance: float | Guidance | None
+    ) -> tuple[int, float | Guidance]:
+        """Steps and guidance asked for, with the pipeline's own in the place of None."""
+
+
+class RunDefaults(DrawnDefaults, Protocol):
+    """Settings of a pipeline that has latents, and their size."""
 
     @property
     def height(self) -> int:
@@ -47,32 +72,31 @@ class RunDefaults(Protocol):
     def width(self) -> int:
         """Width of the latents."""
 
-    @property
-    def text_box(self) -> TextBox | None:
-        """Place where the model writes, None if nobody knows it."""
 
-    @property
-    def localized(self) -> tuple[int, ...]:
-        """Indices of the sites that were found to carry words."""
-
-    def run(
-        self, steps: int | None, guidance: float | Guidance | None
-    ) -> tuple[int, float | Guidance]:
-        """Steps and guidance asked for, with the model's own in the place of None."""
-
-
-class SupportsSampling(Protocol):
-    """Part of a pipeline that `sample` and `edit` need."""
+class SupportsPrompts(HasDenoiser, Protocol):
+    """Part of a pipeline that the others share."""
 
     name: str
-    denoiser: nn.Module
-    schedule: NoiseSchedule
-    decoder: Callable[..., Any]
 
     # Read-only, or a type checker would refuse pipelines that compute them or narrow their type.
     @property
+    def decoder(self) -> Callable[[Tensor], list[Image.Image]]:
+        """What makes pictures of latents."""
+
+    @property
     def defaults(self) -> RunDefaults:
         """Sizes and settings of a run of which nothing else is asked."""
+
+    def encode(self, prompts: Sequence[str | None]) -> TextCondition:
+        """TextCondition of some prompts."""
+
+
+class SupportsSampling(SupportsPrompts, Protocol):
+    """Part of a pipeline that `sample` and `edit` need."""
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """Noise levels of a run."""
 
     @property
     def device(self) -> torch.device:
@@ -82,16 +106,13 @@ class SupportsSampling(Protocol):
     def dtype(self) -> torch.dtype:
         """Dtype of the denoiser's weights."""
 
-    def encode(self, prompts: Sequence[str | None]) -> Any:
-        """TextCondition of some prompts."""
-
     def noises(self, seeds: Sequence[int]) -> Iterator[Tensor]:
         """Standard normal draws (B, C, H, W), the starting one and one per step that asks for noise."""
 
     def denoise(
         self,
         x: Tensor,
-        text: Any,
+        text: TextCondition,
         *,
         steps: int,
         guidance: float | Guidance,
@@ -115,24 +136,7 @@ class TimesAndLevels(Protocol):
         """Noise levels (steps + 1,)."""
 
 
-class DrawnDefaults(Protocol):
-    """Settings of a pipeline that draws by itself, where nothing else is asked for."""
-
-    @property
-    def text_box(self) -> TextBox | None:
-        """Place where words stand, None if nobody knows it."""
-
-    @property
-    def localized(self) -> tuple[int, ...]:
-        """Indices of the sites that were found to carry words."""
-
-    def run(
-        self, steps: int | None, guidance: float | Guidance | None
-    ) -> tuple[int, float | Guidance]:
-        """Steps and guidance asked for, with the pipeline's own in the place of None."""
-
-
-class DrawsByItself(Protocol):
+class DrawsByItself(HasDenoiser, Protocol):
     """Part of a pipeline that draws by a call of its own, which carries a plan out as a whole.
 
     `sample`, `edit` and `localize` take it in the place of `SupportsSampling`.  What asks for latents or for
@@ -140,7 +144,6 @@ class DrawsByItself(Protocol):
     """
 
     name: str
-    denoiser: nn.Module
 
     @property
     def schedule(self) -> TimesAndLevels:
@@ -194,7 +197,7 @@ class SupportsPartialRuns(Protocol):
     def advance(
         self,
         x: Tensor,
-        text: Any,
+        text: TextCondition,
         state: State,
         *,
         only: range,
@@ -237,13 +240,8 @@ class SupportsModelCalls(Protocol):
         """Input of the denoiser for latents x (B, C, H, W) entering a step."""
 
 
-class SupportsSizes(Protocol):
+class SupportsSizes(SupportsPrompts, Protocol):
     """Part of a pipeline that pictures of another size need."""
-
-    name: str
-    denoiser: nn.Module
-    decoder: Callable[..., Any]
-    defaults: RunDefaults
 
     def at(self: AnyPipeline, height: int, width: int) -> AnyPipeline:
         """Pipeline for latents of another height and width, weights shared."""
@@ -251,10 +249,9 @@ class SupportsSizes(Protocol):
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Standard normal noise (B, C, H, W) that a run starts from."""
 
-    def encode(self, prompts: Sequence[str | None]) -> Any:
-        """TextCondition of some prompts."""
-
-    def denoise(self, x: Tensor, text: Any, *, steps: int, guidance: float | Guidance) -> Tensor:
+    def denoise(
+        self, x: Tensor, text: TextCondition, *, steps: int, guidance: float | Guidance
+    ) -> Tensor:
         """Clean latents (B, C, H, W) of starting noise x (B, C, H, W)."""
 
 
@@ -290,8 +287,9 @@ def require_parts(pipeline: object, asker: str, *parts: type) -> None:
 
 def _members(part: type) -> list[str]:
     """Names of the attributes and methods of a part."""
-    methods = [name for name in vars(part) if not name.startswith("_")]
-    return [*part.__annotations__, *methods]
+    kinds = [kind for kind in reversed(part.__mro__) if kind not in (object, Generic, Protocol)]
+    names = [name for kind in kinds for name in (*kind.__annotations__, *vars(kind))]
+    return [*dict.fromkeys(name for name in names if not name.startswith("_"))]
 
 
 def _cure(pipeline: object) -> str:
@@ -373,7 +371,7 @@ def sized(pipeline: AnyPipeline, height: int | None, width: int | None) -> AnyPi
         )
     latents = asked[0] // side, asked[1] // side
     if asked[0] * asked[1] > own[0] * own[1]:
-        device = next(pipeline.denoiser.parameters()).device
+        device = device_of(pipeline.denoiser)
         what = f"pictures of {asked[0]}x{asked[1]} pixels (height x width)"
         require_room(bytes_of_rows(pipeline, 1, *latents), device, what)
     other = pipeline.at(*latents)

@@ -98,7 +98,7 @@ class Plan:
         return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str | dict[str, Any]) -> Plan:
+    def from_json(cls, text: str | dict[str, object]) -> Plan:
         """Read a plan from JSON.
 
         text  JSON, or the dict that was read from it, such as results.json holds under "plan"
@@ -106,7 +106,7 @@ class Plan:
         unknown field.
         """
         try:
-            body = text if isinstance(text, dict) else json.loads(text)
+            body: Any = text if isinstance(text, dict) else json.loads(text)
             if body["schema_version"] not in range(1, SCHEMA_VERSION + 1):
                 raise PatchError(
                     f"plan of schema {body['schema_version']!r}; this version reads 1 to {SCHEMA_VERSION}; "

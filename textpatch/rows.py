@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -64,7 +63,7 @@ class Row:
         return self.pooled
 
     @property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> dict[str, object]:
         """Row as plain data, with the hashes of latents and path in their places.
 
         joins, latents, copies and path are left out where they have their defaults.

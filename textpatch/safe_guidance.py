@@ -167,7 +167,7 @@ class SafeLatentDiffusion:
         scaled = (self.safety.scale * difference.abs()).clamp(max=1.0)
         return scaled.where(difference < self.safety.threshold, torch.zeros_like(scaled))
 
-    def describe(self) -> float | dict:
+    def describe(self) -> float | dict[str, object]:
         return {
             "guidance": self._plain.describe(),
             "concept": self.concept,

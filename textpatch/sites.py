@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from operator import index
-from typing import Any, SupportsIndex
+from typing import SupportsIndex, TypeAlias
 
 from torch import Tensor, nn
 
@@ -29,9 +29,10 @@ from textpatch.text import aligned
 
 COLUMNS = ("index", "kind", "heads", "parameters", "name")
 SHOWN = 5  # sites at a prompt
+Texts: TypeAlias = Tensor | Sequence[Tensor]  # (B, T, ...), or (T, ...) of each row
 
 
-def require_known(what: str, value: object, known: Iterable) -> None:
+def require_known(what: str, value: object, known: Iterable[object]) -> None:
     """Raise PatchError unless a value is among those known."""
     if value not in tuple(known):  # a dict would hash the value first
         raise PatchError(f"{what} is {value!r}; known here: {', '.join(map(repr, known))}")
@@ -122,16 +123,14 @@ class Span:
             return ()
         return self.mask if isinstance(self.mask, tuple) else (self.mask,)
 
-    def lengths(
-        self, text: Tensor | Sequence[Tensor] | None, mask: Tensor | None = None
-    ) -> list[int]:
+    def lengths(self, text: Texts | None, mask: Tensor | None = None) -> list[int]:
         """Number T of tokens of each row of a text with its mask."""
         rows = [] if text is None else list(text)
         if self.packed and mask is not None:
             rows = [row[row != 0] for row in mask]
         return [-(-len(row) // self.pad_to) * self.pad_to for row in rows]
 
-    def length(self, text: Tensor | Sequence[Tensor] | None, mask: Tensor | None = None) -> int:
+    def length(self, text: Texts | None, mask: Tensor | None = None) -> int:
         """Number T of tokens of a text with its mask.
 
         Raises PatchError if rows differ in it, or if there is no text.
@@ -148,7 +147,9 @@ class Span:
             )
         return found[0]
 
-    def joined_lengths(self, texts: Sequence[Any], mask: Tensor | None = None) -> list[int]:
+    def joined_lengths(
+        self, texts: Sequence[Texts | None], mask: Tensor | None = None
+    ) -> list[int]:
         """Number T of each row's tokens of several texts together, with those of the model's own.
 
         A text that was left out counts nothing where another is there.
@@ -259,6 +260,11 @@ class Site:
         return self.kind in ("cross", "added")
 
 
+# what `select_sites` lists, one or several
+Selector: TypeAlias = SupportsIndex | str | Site
+Selectors: TypeAlias = Selector | Iterable[Selector]
+
+
 class Sites(tuple[Site, ...]):
     """The sites of a model, which are shown as a table."""
 
@@ -296,7 +302,7 @@ def parameter_count(projection: nn.Module) -> int:
     return sum(p.numel() for p in projection.parameters())
 
 
-def select_sites(sites: Iterable[Site], wanted: object) -> tuple[Site, ...]:
+def select_sites(sites: Iterable[Site], wanted: Selectors) -> tuple[Site, ...]:
     """Select sites by one selector or several, in execution order.
 
     A selector is one of these.
@@ -358,29 +364,31 @@ def _plain(selector: object) -> Iterable[int | str]:
 def _match(sites: tuple[Site, ...], selector: int | str) -> list[Site]:
     """Sites that one plain selector means.  Raises PatchError if there is none."""
     field, colon, value = str(selector).partition(":")
-    hint = ""
     if isinstance(selector, int):
         asked = f"index {selector}"
         found = [site for site in sites if site.index == selector]
     elif colon and field in ("kind", "group"):
         asked = f"of {field} {value!r}"
-        known = dict.fromkeys(getattr(site, field) for site in sites)
-        hint = f"; {field}s here: {', '.join(known)}"
         found = [site for site in sites if getattr(site, field) == value]
     else:
         asked = repr(selector)
-        hint = _near(selector, sites)
         found = [site for site in sites if selector == "all" or fnmatchcase(site.name, selector)]
     if not found:
         raise PatchError(
-            f"no site {asked} among the {len(sites)} of this model (indices 0..{len(sites) - 1}){hint}; "
-            "`textpatch sites MODEL`, or find_sites, lists them"
+            f"no site {asked} among the {len(sites)} of this model (indices 0..{len(sites) - 1})"
+            f"{_near(selector, sites)}; `textpatch sites MODEL`, or find_sites, lists them"
         )
     return found
 
 
-def _near(selector: str, sites: tuple[Site, ...]) -> str:
-    """Advice for an error about a name that no site has."""
+def _near(selector: int | str, sites: tuple[Site, ...]) -> str:
+    """Advice for an error about what no site is or has; of an index its bounds have told all."""
+    if isinstance(selector, int):
+        return ""
+    field, colon, _ = selector.partition(":")
+    if colon and field in ("kind", "group"):
+        known = dict.fromkeys(getattr(site, field) for site in sites)
+        return f"; {field}s here: {', '.join(known)}"
     if "," in selector:
         return "; name several one by one, without commas"
     return closest(selector, [site.name for site in sites])

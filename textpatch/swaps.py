@@ -8,7 +8,7 @@ from operator import index
 
 from textpatch.errors import PatchError
 from textpatch.rows import CONDITIONAL, Row
-from textpatch.sites import Site, plain_selectors
+from textpatch.sites import Selectors, Site, plain_selectors
 from textpatch.windows import Window
 
 BRANCHES = ("both", CONDITIONAL)
@@ -37,7 +37,7 @@ class Swap:
     """
 
     # What may be given.  All become tuples.
-    sites: int | str | Sequence
+    sites: Selectors
     readers: str | Sequence[str]
     donor: str
     steps: Sequence[int] | Window | None = None

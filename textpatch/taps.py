@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from inspect import BoundArguments
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,20 +16,18 @@ from textpatch.calls import Call, Calls
 from textpatch.hooks import HookRegistry
 from textpatch.masks import require_no_mask
 from textpatch.ports.shipped import find_sites
-from textpatch.sites import Site, select_sites
+from textpatch.sites import Selectors, Site, select_sites
 
 
-def chosen_sites(model: nn.Module, sites: Any) -> tuple[Site, ...]:
+def chosen_sites(model: nn.Module, sites: Selectors) -> tuple[Site, ...]:
     """Sites as they were given, or those of the model that selectors name.
 
     Raises PatchError as `select_sites`, which lists the selectors.
     """
-    given: list[Any] = [sites]
-    if isinstance(sites, Iterable) and not isinstance(sites, str):
-        given = list(sites)
-    known: Iterable[Site] = given
-    if not given or not all(isinstance(site, Site) for site in given):
-        known = find_sites(model)
+    given = list(sites) if isinstance(sites, Iterable) and not isinstance(sites, str) else [sites]
+    known = [site for site in given if isinstance(site, Site)]
+    if not given or len(known) < len(given):
+        known = list(find_sites(model))
     return select_sites(known, given)
 
 
@@ -62,7 +59,7 @@ def at_text(
 
     calls = Calls(model, spans, required, begun)
 
-    def at(name: str, output: Any) -> Tensor | None:
+    def at(name: str, output: Tensor) -> Tensor | None:
         call = calls.at(name)
         new = None
         for site, part, channels in taps[name]:

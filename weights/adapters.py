@@ -38,7 +38,7 @@ PATTERN = re.compile(r"[A-Za-z0-9_.]+")
 SHA256 = re.compile(r"[0-9a-f]{64}|")
 
 
-def load_adapter(where: str | os.PathLike, *, layers_per_block: int = 2) -> Adapter:
+def load_adapter(where: str | os.PathLike[str], *, layers_per_block: int = 2) -> Adapter:
     """Load an adapter that this library, peft, diffusers, kohya or ComfyUI wrote.
 
     where             a .safetensors file, or a folder of peft's

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from textpatch.errors import WeightsError
-from textpatch.reference_models.pipeline import LatentPixels, pixels
+from textpatch.reference_models.decoders import LatentPixels, pixels
 from textpatch.reference_models.schedules import DDPM, Diffusion, FlowMatchEuler
 from textpatch.reference_models.sdxl import SDConfig
 from textpatch.reference_models.text_encoders import (
@@ -85,7 +85,7 @@ class Builder:
     Components are made without data and held against their files.  `fill` reads the data of all.
     """
 
-    def __init__(self, source: Source, device: torch.device, dtype: torch.dtype):
+    def __init__(self, source: Source, device: torch.device, dtype: torch.dtype) -> None:
         self.source = source
         self.device = device
         self.dtype = dtype

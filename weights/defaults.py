@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from textpatch.errors import WeightsError, closest
+from textpatch.reference_models.decoders import pixels
 from textpatch.reference_models.defaults import Defaults
 from textpatch.reference_models.drawn_words import DrawnWords
-from textpatch.reference_models.pipeline import pixels
 from textpatch.weights.building import OF_PIXELS
 from textpatch.weights.parts import explained
 from textpatch.weights.published import localized_sites

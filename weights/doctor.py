@@ -39,8 +39,8 @@ SENTENCE = 'a red sign that says "HELLO" on a blue wall'
 class Asked:
     """Arguments of `load` that say what is loaded."""
 
-    text_encoders: str | os.PathLike | None = None
-    vae: str | os.PathLike | None = None
+    text_encoders: str | os.PathLike[str] | None = None
+    vae: str | os.PathLike[str] | None = None
     schedule: str | None = None
     clip_skip: int | None = None
     long_prompts: int | None = None
@@ -61,7 +61,7 @@ class Asked:
         return component.startswith(OF_TEXT) and self.text_encoders is not None
 
 
-def examine(where: str | os.PathLike, *, numbers: bool = False, **asked) -> Iterator[str]:
+def examine(where: str | os.PathLike[str], *, numbers: bool = False, **asked) -> Iterator[str]:
     """Lines on what a model is, whether it is complete, and what differs from the closest published one.
 
     numbers  True reads every tensor, too, and names those with NaN or Inf
@@ -90,7 +90,7 @@ def _indented(lines: Iterator[str]) -> Iterator[str]:
         yield f"    {UNUSABLE} {error}"
 
 
-def _run(where: str | os.PathLike, asked: Asked) -> Iterator[str]:
+def _run(where: str | os.PathLike[str], asked: Asked) -> Iterator[str]:
     pipeline = load(where, **asdict(asked))
     if pipeline.upscales:
         pipeline.upscale([Image.new("RGB", (96, 32))], [SENTENCE], seeds=[0], steps=1)

@@ -16,7 +16,7 @@ from textpatch.weights.reading.terms import Terms
 TOKENIZERS = "tokenizer", "tokenizer_2", "tokenizer_3"
 
 
-def model_sha256(where: str | os.PathLike, *, follow_links: bool = False) -> str:
+def model_sha256(where: str | os.PathLike[str], *, follow_links: bool = False) -> str:
     """Compute the sha256 over the names and contents of a model's files, for manifests.
 
     - of a folder: all files in it

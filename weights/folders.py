@@ -62,7 +62,7 @@ class Folder:
     Training scripts write such folders without an index, or hold a denoiser alone.
     """
 
-    def __init__(self, path: Path, terms: Terms | None = None):
+    def __init__(self, path: Path, terms: Terms | None = None) -> None:
         self.path = path
         self.name = path.name
         self.terms = terms or Terms()

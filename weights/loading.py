@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from textpatch.errors import PatchError, WeightsError, closest
-from textpatch.reference_models.pipeline import Pipeline, pixels
+from textpatch.reference_models.decoders import pixels
+from textpatch.reference_models.pipeline import Pipeline
 from textpatch.reference_models.requests import sampled_by
 from textpatch.reference_models.schedules import Schedule
 from textpatch.weights.borrowing import Source, with_others
@@ -36,12 +37,12 @@ def shipped_models() -> list[str]:
 
 
 def load(
-    where: str | os.PathLike,
+    where: str | os.PathLike[str],
     *,
-    device=None,
+    device: torch.device | str | int | None = None,
     dtype: torch.dtype | None = None,
-    text_encoders: str | os.PathLike | None = None,
-    vae: str | os.PathLike | None = None,
+    text_encoders: str | os.PathLike[str] | None = None,
+    vae: str | os.PathLike[str] | None = None,
     schedule: Schedule | str | None = None,
     clip_skip: int | None = None,
     long_prompts: int | None = None,
@@ -155,9 +156,9 @@ def _summary(build: Builder, pipeline: Pipeline) -> str:
 
 
 def load_denoiser(
-    where: str | os.PathLike,
+    where: str | os.PathLike[str],
     *,
-    device=None,
+    device: torch.device | str | int | None = None,
     dtype: torch.dtype | None = None,
     variant: str | None = None,
     ema: bool = False,
@@ -176,7 +177,7 @@ def load_denoiser(
 
 
 def outline(
-    where: str | os.PathLike,
+    where: str | os.PathLike[str],
     *,
     variant: str | None = None,
     ema: bool = False,
@@ -199,7 +200,7 @@ def outline(
     return model
 
 
-def find(where: str | os.PathLike, terms: Terms | None = None) -> Path:
+def find(where: str | os.PathLike[str], terms: Terms | None = None) -> Path:
     """Folder or file of a shipped name, a path, or a cached repository, at a revision after an `@`.
 
     Raises WeightsError for anything else, with the shipped names that are close.

@@ -145,7 +145,7 @@ REFINER_KEYS = "label_emb.0.0.weight", "input_blocks.11.0.in_layers.0.weight"
 class File:
     """Original single file or its sharded index, or a denoiser's file in diffusers layout."""
 
-    def __init__(self, path: Path, terms: Terms | None = None):
+    def __init__(self, path: Path, terms: Terms | None = None) -> None:
         self.path = path
         self.name = path.stem
         self.terms = terms or Terms()

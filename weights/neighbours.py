@@ -8,10 +8,10 @@ from pathlib import Path
 from torch import nn
 
 from textpatch.errors import WeightsError
+from textpatch.reference_models.decoders import LatentPixels
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF
 from textpatch.reference_models.flux import Flux
 from textpatch.reference_models.mmdit import MMDiT
-from textpatch.reference_models.pipeline import LatentPixels
 from textpatch.reference_models.sdxl import SDXL, StableDiffusion
 from textpatch.reference_models.text_encoders import (
     FluxTextEncoders,

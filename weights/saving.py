@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from textpatch.disk import placed
 from textpatch.errors import PatchError, StoreError, WeightsError
-from textpatch.reference_models.pipeline import Pipeline, pixels
+from textpatch.reference_models.decoders import pixels
+from textpatch.reference_models.pipeline import Pipeline
 from textpatch.reference_models.schedules.published import config_of
 from textpatch.reference_models.sdxl import SDXL
 from textpatch.weights.building import CLIP_SIZES, T5_SIZES

@@ -26,8 +26,8 @@ Memory = dict[str, Tensor]  # what a schedule remembers of earlier steps, (B, ..
 class Schedule:
     """Base of the schedules, with what the denoising loop asks of each.
 
-    timesteps(steps)  (steps,) float32 in 0..N, the timesteps that the denoiser is told
-    sigmas(steps)     (steps + 1,) float32, noise levels from the first step to where the last one lands
+    timesteps(steps)  float32 in 0..N
+    sigmas(steps)     float32
     step(x, output, step, steps, noise)  x one step further; step 0 is the noisiest, and only stochastic
                       schedules read `noise`
     invert_step(x, output, step, steps)  latents that `step` takes to x, given the same output
@@ -44,7 +44,7 @@ class Schedule:
         False  # True where the output has a variance after the prediction
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
             _require_setting(self, field)
 
@@ -52,6 +52,14 @@ class Schedule:
         changed = [field for field in fields(self) if getattr(self, field.name) != field.default]
         settings = [f"{field.name}={getattr(self, field.name)!r}" for field in changed]
         return f"{type(self).__name__}({', '.join(settings)})"
+
+    def timesteps(self, steps: int) -> Tensor:
+        """Timesteps (steps,) that the denoiser is told."""
+        raise NotImplementedError
+
+    def sigmas(self, steps: int) -> Tensor:
+        """Noise levels (steps + 1,), from the first step to where the last one lands."""
+        raise NotImplementedError
 
     def deterministic(self) -> Schedule:
         """Schedule of the same noise levels whose steps draw nothing, and can be undone by `invert_step`."""

@@ -48,7 +48,7 @@ class DDIM(Diffusion):
     eta: float = 0.0
     use_clipped_model_output: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require_threshold(self)
         if not 0 <= self.eta <= 1:

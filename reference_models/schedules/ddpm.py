@@ -70,7 +70,7 @@ class DDPM(Diffusion):
         "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", *LEARNED),
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require_threshold(self)
 

@@ -58,7 +58,7 @@ class Diffusion(Schedule):
     # abar of the last timestep where betas are rescaled, None for the exact 0
     LAST_ABAR: ClassVar[float | None] = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         n = self.num_train_timesteps
         ends = self.beta_start, self.beta_end

@@ -95,7 +95,7 @@ class DPMSolver(Diffusion):
         "variance_type": ("learned", "learned_range"),
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require_threshold(self)
         require_one_of(self, *LEVELS, "use_lu_lambdas", "use_flow_sigmas")

@@ -106,7 +106,7 @@ class Euler(InSigma):
         "final_sigmas_type": ("zero", "sigma_min"),
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of(self, *LEVELS)
         for name in ("sigma_min", "sigma_max"):

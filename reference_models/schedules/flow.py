@@ -69,7 +69,7 @@ class FlowMatchEuler(Schedule):
         "spacing": ("trained", "steps"),
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of(self, *LEVELS)
         if self.shift <= 0:

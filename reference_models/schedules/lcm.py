@@ -42,7 +42,7 @@ class LCM(Diffusion):
 
     stochastic: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require_threshold(self)
         n = self.num_train_timesteps

@@ -51,7 +51,7 @@ class PNDM(Diffusion):
         "prediction_type": ("epsilon", "v_prediction")
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.rescale_betas_zero_snr:
             raise PatchError(

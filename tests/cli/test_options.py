@@ -27,7 +27,8 @@ from textpatch.disk import read_json
 from textpatch.errors import PatchError, StoreError
 from textpatch.metrics.readers import named
 from textpatch.pipelines import picture_size, sized
-from textpatch.reference_models.pipeline import Defaults, LatentPixels, Pipeline
+from textpatch.reference_models.decoders import LatentPixels
+from textpatch.reference_models.pipeline import Defaults, Pipeline
 from textpatch.reference_models.schedules import FlowMatchEuler
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.runs.folder import Run

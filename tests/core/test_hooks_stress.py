@@ -18,9 +18,7 @@ from types import MethodType
 
 import pytest
 import torch
-from torch import distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from textpatch import Site, capture, patch
@@ -318,23 +316,6 @@ def test_data_parallel_of_one_device_is_patched():
     with HookRegistry(net, ["module.0"]).replace(lambda name, output: output * 0):
         assert not net(x).any()
     assert net(x).any() and residue(net) == 0
-
-
-def test_a_sharded_module_is_patched():
-    """FSDP's units (fully_shard; one process) keep their names and call their modules: patched inside,
-    plain after.
-    """
-    net, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), torch.ones(1, 3)
-    plain, without = net(x), net[1](torch.zeros(1, 3))
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        for unit in (net[0], net):
-            fully_shard(unit, mesh=init_device_mesh("cpu", (1,)))
-        with HookRegistry(net, ["0"]).replace(lambda name, output: output * 0):
-            assert torch.equal(net(x), without)
-        assert torch.equal(net(x), plain)
-    finally:
-        distributed.destroy_process_group()
 
 
 def test_an_offloaded_module_is_patched():

@@ -182,7 +182,7 @@ def is_long(way, dtype, architecture: str) -> bool:
 
     That models compile, to what they were, test_bank.py shows.
     """
-    if way is compiled:
+    if way is compiled or (way is on_two_threads and dtype is HALF):
         return True
     return architecture != "mmdit" and (way is on_two_threads or dtype is HALF)
 

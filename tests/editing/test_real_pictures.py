@@ -17,8 +17,9 @@ from textpatch.errors import PromptError, StoreError
 from textpatch.guidance import SafeLatentDiffusion
 from textpatch.metrics import Tesseract, mse
 from textpatch.pictures import png
+from textpatch.reference_models.decoders import LatentPixels
 from textpatch.reference_models.defaults import Defaults
-from textpatch.reference_models.pipeline import LatentPixels, Pipeline
+from textpatch.reference_models.pipeline import Pipeline
 from textpatch.reference_models.schedules import FlowMatchEuler
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.weights.signs.drawing import SignFormat, with_word

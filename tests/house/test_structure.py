@@ -51,7 +51,7 @@ LAYERS = [
     ["sites"],
     ["anatomy", "attention", "changes", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
-    ["disk", "equality", "exits", "html", "memory", "pictures", "progress", "sounds"],
+    ["devices", "disk", "equality", "exits", "html", "memory", "pictures", "progress", "sounds"],
     ["finite", "quotes", "seeds", "text"],
     ["errors"],
 ]
@@ -227,15 +227,17 @@ def test_applications_take_any_pipeline():
 
 
 def test_models_are_read_alone():
-    """A model imports the ground floor, attention, sites, rows, guidance, and its neighbours."""
+    """A model imports the ground floor, attention, sites, guidance, what is asked of it, its neighbours."""
     allowed = {
         "attention",
+        "devices",
         "errors",
         "finite",
         "guidance",
         "html",
         "memory",
         "pictures",
+        "pipelines",
         "plan",
         "quotes",
         "reference_models",

@@ -103,3 +103,14 @@ def test_the_readmes_fault_is_noticed(monkeypatch):
 if __name__ == "__main__":
     told, _ = README.read_text("utf-8").split(BEGIN)
     README.write_text(told + BEGIN + listing(sources()), "utf-8")
+
+
+def test_the_files_that_begin_first_are_there(request):
+    """Each stands once in conftest.py, and is a file of tests."""
+    (conftest,) = [
+        plugin
+        for plugin in request.config.pluginmanager.get_plugins()
+        if getattr(plugin, "__file__", None) == str(TESTS / "conftest.py")
+    ]
+    first = conftest.LONGEST
+    assert len(set(first)) == len(first) and all((TESTS / file).is_file() for file in first)

@@ -613,7 +613,7 @@ def test_a_target_that_runs_in_vain_is_noticed(monkeypatch):
 
 def test_a_record_under_the_wrong_name_is_noticed(tmp_path, monkeypatch):
     """Every batch of a pair and seed is looked up under the name of the first.  (planted fault)"""
-    plant(monkeypatch, trials.Trials, "_made", "if number > 1", "if number > 9")
+    plant(monkeypatch, trials, "_id", "number == 1", "number < 9")
     with pytest.raises(StoreError, match="was made by plan"):
         test_a_killed_search_ends_as_if_it_had_not_been(
             "exhaustive", tmp_path, monkeypatch, long=False

@@ -21,7 +21,7 @@ from textpatch.maps.drawing import COLOUR, laid_over
 from textpatch.maps.heard import grid_of
 from textpatch.maps.hearing import hearing_words
 from textpatch.maps.word_maps import attention_map
-from textpatch.reference_models.pipeline import pixels
+from textpatch.reference_models.decoders import pixels
 
 TOKENS = [1, 3]
 

@@ -14,7 +14,8 @@ from textpatch import capture, cli, edit, load, patch
 from textpatch.editing.result import upscaled
 from textpatch.errors import PatchError, WeightsError
 from textpatch.metrics import Tesseract
-from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels
+from textpatch.reference_models.decoders import pixels
+from textpatch.reference_models.pipeline import Defaults, Pipeline
 from textpatch.weights.signs import evaluation
 from textpatch.weights.signs.drawing import SignFormat
 from textpatch.weights.signs.words import TEST

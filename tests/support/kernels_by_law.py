@@ -52,6 +52,40 @@ def _nothing_is_copied_back(monkeypatch):
         )
 
 
+@pytest.fixture(autouse=True)
+def _patched_once_a_launch(monkeypatch):
+    """The interpreter patches triton.language anew in each call of a launch, which takes 44 % of its time."""
+    if INTERPRETED:
+        from triton.runtime import interpreter
+
+        monkeypatch.setattr(interpreter, "_patch_lang", once_a_launch(interpreter))
+
+
+def once_a_launch(interpreter):
+    """A function that patches the modules a function calls by, unless the launch under way has patched them.
+
+    What a launch has patched is restored at its end, the last first.
+    """
+    patch_lang = interpreter._patch_lang
+    scopes = {}
+
+    def patched(function):
+        called_by = frozenset(name for name in ("tl", "core") if name in function.__globals__)
+        if called_by in scopes:
+            return interpreter._LangPatchScope()
+        scopes[called_by] = patch_lang(function)
+        outermost = interpreter._LangPatchScope()
+        if len(scopes) == 1:
+            outermost.restore = restore
+        return outermost
+
+    def restore():
+        while scopes:
+            scopes.popitem()[1].restore()
+
+    return patched
+
+
 SLOW = pytest.mark.long
 PEAKS = [8.0, pytest.param(1.0, marks=SLOW)]
 
@@ -431,3 +465,11 @@ if INTERPRETED:  # a planted fault may read wild, which is no way to treat a GPU
         law, case, *place = FAULTS[fault]
         with pytest.raises(AssertionError):
             law(faulty(*place), case)
+
+    def test_the_interpreter_refuses_bfloat16():
+        """It would multiply the raw bits."""
+        q = torch.zeros(1, 1, 2, 16)
+        taken = textpatch.kernels.DTYPES
+        assert [dtype for dtype in taken if textpatch.kernels.refusal(q.to(dtype))] == [
+            torch.bfloat16
+        ]

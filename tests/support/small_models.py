@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from support.strategies import randomize
+from textpatch.reference_models.decoders import pixels
 from textpatch.reference_models.mmdit import MMDiT
-from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels
+from textpatch.reference_models.pipeline import Defaults, Pipeline
 from textpatch.reference_models.schedules import FlowMatchEuler
 from textpatch.weights.saving import save_pipeline
 from textpatch.weights.training.families import sd3_encoders

@@ -11,7 +11,8 @@ from support.small_models import save_small, small_pipeline
 from textpatch.disk import placed, writing
 from textpatch.errors import DiskError, PatchError, StoreError, WeightsError
 from textpatch.exits import guarded
-from textpatch.reference_models.pipeline import LatentPixels, Pipeline
+from textpatch.reference_models.decoders import LatentPixels
+from textpatch.reference_models.pipeline import Pipeline
 from textpatch.reference_models.text_encoders import SD3TextEncoders
 from textpatch.reference_models.vae import VAE, VAEConfig
 from textpatch.weights import load, saving

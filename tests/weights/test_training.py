@@ -22,7 +22,8 @@ from support.small_models import PROMPTS, relative
 from support.strategies import randomize
 from textpatch.errors import PatchError, WeightsError
 from textpatch.exits import guarded
-from textpatch.reference_models.pipeline import Pipeline, pixels
+from textpatch.reference_models.decoders import pixels
+from textpatch.reference_models.pipeline import Pipeline
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, trained_abars
 from textpatch.reference_models.upscaling import read_beside
 from textpatch.weights import load

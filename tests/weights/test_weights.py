@@ -478,9 +478,7 @@ def test_without_fonts_drawing_says_what_to_install(monkeypatch):
     """Without matplotlib, whose fonts the signs use, the answer is one line with the extra to install."""
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     signs_module._letters.cache_clear()
-    with pytest.raises(
-        PatchError, match=r"needs the fonts in matplotlib .*pip install textpatch\[plots\]"
-    ):
+    with pytest.raises(PatchError, match=r"needs the fonts in matplotlib .*pip install matplotlib"):
         draw_sign(Sign("A"), SignFormat(), random.Random(0))
 
 

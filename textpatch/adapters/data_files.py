@@ -29,7 +29,7 @@ NUMBERED = re.compile(r"[0-9]{6,}\.png")  # pictures of `write_folder`
 Pairs = list[tuple[str, Any]]
 
 
-def read_data(path: str | os.PathLike) -> Pairs:
+def read_data(path: str | os.PathLike[str]) -> Pairs:
     """Captions with pictures or latents, of a folder or of a .safetensors file.
 
     Raises PatchError
@@ -160,7 +160,7 @@ def read_latents(path: Path) -> Pairs:
     return list(zip(captions, latents, strict=True))
 
 
-def write_latents(path: str | os.PathLike, captions: Sequence[str], latents: Tensor) -> None:
+def write_latents(path: str | os.PathLike[str], captions: Sequence[str], latents: Tensor) -> None:
     """Write latents (N, C, H, W) with N captions to a .safetensors file, whole or not at all."""
     path = Path(path)
     said = {"captions": as_json(list(captions)).decode()}
@@ -180,7 +180,7 @@ def require_place(folder: Path) -> None:
         )
 
 
-def write_folder(folder: str | os.PathLike, pairs: Sequence[tuple[str, Image.Image]]) -> None:
+def write_folder(folder: str | os.PathLike[str], pairs: Sequence[tuple[str, Image.Image]]) -> None:
     """Write captions and pictures to a folder with metadata.jsonl, whole or not at all.
 
     A picture is named by its number.  A data set that was written there is replaced.

@@ -9,7 +9,7 @@ first channels alone are trained.  The model's own weights stay as they are, and
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ import torch
 from textpatch.adapters.low_rank import Adapter
 from textpatch.adapters.targets import target_names
 from textpatch.adapters.training import OnStep, Training
-from textpatch.adapters.training_data import TIMES, examples
+from textpatch.adapters.training_data import TIMES, Data, examples
 from textpatch.adapters.weighting import require_weighting
 from textpatch.changes import changes_of
 from textpatch.errors import PatchError, closest
 from textpatch.finite import is_finite
 from textpatch.pipelines import SupportsSampling, require_parts
+from textpatch.sites import Selectors
 from textpatch.taps import chosen_sites
 
 INITIAL = "uniform", "gaussian"
@@ -32,9 +33,9 @@ INITIAL = "uniform", "gaussian"
 
 def finetune(
     pipeline: SupportsSampling,
-    data: Iterable[tuple[str, Any]] | str | os.PathLike,
+    data: Data,
     *,
-    sites: Any,
+    sites: Selectors,
     targets: str = "text_kv",
     rank: int = 4,
     alpha: float | None = None,
@@ -49,7 +50,7 @@ def finetune(
     autocast: bool = False,
     checkpointing: bool = False,
     seed: int = 0,
-    folder: str | os.PathLike | None = None,
+    folder: str | os.PathLike[str] | None = None,
     every: int = 100,
     on_step: OnStep | None = None,
 ) -> Adapter:
@@ -89,8 +90,8 @@ def finetune(
 
 def prepared(
     pipeline: SupportsSampling,
-    data: Any,
-    sites: Any,
+    data: Data,
+    sites: Selectors,
     targets: str,
     settings: Mapping[str, Any],
     checkpointing: bool,

@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +39,7 @@ class Adapter:
 
     changes: Mapping[str, LowRank]
     base: str = ""
-    made: Mapping[str, Any] = field(default_factory=dict)
+    made: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -100,7 +99,11 @@ class Adapter:
         return within(layers, self.changes, scale, self._mark(scale))
 
     def save(
-        self, path: str | os.PathLike, spelling: str = "diffusers", *, layers_per_block: int = 2
+        self,
+        path: str | os.PathLike[str],
+        spelling: str = "diffusers",
+        *,
+        layers_per_block: int = 2,
     ) -> None:
         """Write the adapter for this library and for others.
 

@@ -23,7 +23,7 @@ from textpatch.errors import PatchError, closest
 from textpatch.finite import is_finite
 from textpatch.hooks import HookRegistry
 from textpatch.pipelines import SupportsSampling, require_parts
-from textpatch.sites import Site
+from textpatch.sites import Selectors, Site
 from textpatch.taps import chosen_sites
 
 Place = tuple[int, int]  # (prompt, token)
@@ -35,7 +35,7 @@ def rewrite(
     pipeline: SupportsSampling,
     edits: Sequence[tuple[str, str]],
     *,
-    sites: Any,
+    sites: Selectors,
     tokens: str = "all",
     ridge: float = 0.1,
     preserve: Sequence[str] = (),

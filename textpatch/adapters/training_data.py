@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from textpatch.errors import PatchError
 from textpatch.pictures import as_rgb
 from textpatch.pipelines import picture_size
 
+# (caption, picture), the picture PIL's or latents (C, H, W), or where they lie
+Data: TypeAlias = Iterable[tuple[str, Image.Image | Tensor]] | str | os.PathLike[str]
 TIMES = "uniform", "logit_normal"
 
 
@@ -59,7 +61,7 @@ class Batch:
     text: Any
 
 
-def examples(pipeline: Any, data: Any, batch: int) -> Examples:
+def examples(pipeline: Any, data: Data, batch: int) -> Examples:
     """Encode a data set.
 
     data  (caption, picture) of an iterable that ends, the picture PIL's or latents (C, H, W), or the place of

@@ -39,7 +39,7 @@ Changes = Mapping[str, LowRank]
 def write_changes(
     changes: Changes,
     said: Mapping[str, Any],
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     spelling: str,
     layers_per_block: int,
 ) -> None:

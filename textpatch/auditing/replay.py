@@ -31,7 +31,7 @@ from textpatch.pipelines import (
 from textpatch.plan import Plan, Row, Swap
 from textpatch.ports.shipped import pipeline_sites
 from textpatch.recording import Record, eager, recording_sites
-from textpatch.sites import Site, select_sites
+from textpatch.sites import Selectors, Site, select_sites
 
 SCHEMA_VERSION = 1
 HALF = (torch.float16, torch.bfloat16)
@@ -155,15 +155,15 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def audit(
-    pipeline,
+    pipeline: SupportsSampling | DrawsByItself,
     rows: Sequence[Row],
     plan: Plan,
     *,
-    sample: Callable,
+    sample: Callable[..., object],
     steps: int,
     guidance: float | Guidance,
     negative: str | None = None,
-    sites=None,
+    sites: Selectors | None = None,
     at: Iterable[int] | None = None,
 ) -> AuditReport:
     """Run a plan once more, and hold each swap against its replay in float64.

@@ -39,7 +39,7 @@ class Given(argparse.Action):
 class GivenFlag(Given):
     """An action that stores True for an option without a value."""
 
-    def __init__(self, *arguments, default=False, **named):
+    def __init__(self, *arguments, default=False, **named) -> None:
         super().__init__(*arguments, nargs=0, default=default, **named)
 
     def __call__(self, parser, namespace, values, option_string=None):

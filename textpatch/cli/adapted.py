@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
+from textpatch.cli.parts import group_of_processes
+
 BEFORE = "before"
 AFTER = "after"
 
@@ -69,17 +71,12 @@ class Shown:
 
 
 @contextmanager
-def group_of_processes(device: str) -> Iterator[None]:
+def training_processes(device: str) -> Iterator[None]:
     """Join torch's group of the processes that torchrun started, if there are several."""
     import os
-
-    from torch import distributed
 
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    try:
+    with group_of_processes("nccl" if device.startswith("cuda") else "gloo"):
         yield
-    finally:
-        distributed.destroy_process_group()

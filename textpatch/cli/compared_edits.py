@@ -11,9 +11,11 @@ from textpatch.cli.functions import given_by, names_function
 from textpatch.cli.models import load_sized
 from textpatch.cli.opening import open_run
 from textpatch.cli.outcome import Outcome
+from textpatch.cli.parts import require_writer
 from textpatch.cli.prompt_pairs import READERS, reader_name
 from textpatch.errors import PatchError
 from textpatch.runs.interrupts import told_on_interrupt
+from textpatch.text import number_of
 
 # those of editing.methods, which is not imported before it is known that something is to be done
 METHODS = ["localized", "injection", "prompt_swap", "prompt_to_prompt", "p2p", "p2p_star"]
@@ -69,7 +71,8 @@ def compare_edits(options, pairs: list[tuple[str, str]]) -> Outcome:
     planned = announced(
         options,
         pipeline,
-        f"{len(pairs)} pairs x {len(options.seeds)} seeds x (source + {', '.join(methods)})",
+        f"{number_of(len(pairs), 'pair')} x {number_of(len(options.seeds), 'seed')} "
+        f"x (source + {', '.join(methods)})",
         len(pairs) * len(options.seeds) * (1 + len(methods)),
         at_once=2,
         steps=steps,
@@ -99,7 +102,9 @@ def compare_edits(options, pairs: list[tuple[str, str]]) -> Outcome:
             guidance=guidance,
             ocr=reader,
             run=run,
+            shard=options.division,
         )
+    require_writer(options, run.folder)
     run.write_json("results.json", found.result)
     run.write_bytes("results.csv", _csv(found.result))
     sheet = run.write_bytes("sheet.png", found._repr_png_())

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from textpatch.cli.asked_edits import add_pair_options, asked_pairs
+from textpatch.cli.asked_words import warn_of_long_texts
 from textpatch.cli.before import announced
 from textpatch.cli.compared_edits import (
     add_comparison_options,
@@ -30,6 +31,7 @@ from textpatch.cli.options import (
     add_upscale_option,
 )
 from textpatch.cli.outcome import Outcome
+from textpatch.cli.parts import add_shard_option, require_one_process
 from textpatch.cli.real_picture import (
     add_picture_options,
     edit_real_picture,
@@ -110,9 +112,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_seeds_option(pictures)
     add_sampling_options(pictures)
     add_upscale_option(pictures)
-    kept = command.add_argument_group("what is kept")
+    kept = command.add_argument_group("what is kept, and by how many processes")
     add_folder_option(kept)
     add_plan_option(kept)
+    add_shard_option(kept)
     # None, so that a start of 0 that is given is told from none
     add_loading_options(command)
     command.set_defaults(run=edit, start=None, branch=None)
@@ -123,9 +126,11 @@ def edit(options) -> Outcome:
     if options.picture is None:
         require_no_picture_options(options)
     pairs = asked_pairs(options)
+    warn_of_long_texts(options, [prompt for pair in pairs for prompt in pair])
     if is_comparison(options, pairs):
         require_no_picture(options)
         return compare_edits(options, pairs)
+    require_one_process(options, "one edit")
     ((options.source, options.target),) = pairs
     if options.picture is not None:
         return shown(options, *edit_real_picture(options))

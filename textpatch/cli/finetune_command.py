@@ -10,9 +10,9 @@ from textpatch.cli.adapted import (
     AFTER,
     BEFORE,
     Shown,
-    group_of_processes,
     sites_of,
     tell_projections,
+    training_processes,
 )
 from textpatch.cli.models import load_model
 from textpatch.cli.opening import folder_of, notes_of, open_folder, whole_request
@@ -196,7 +196,7 @@ def finetune(options) -> None:
     data = _data(options)
     prompts = options.sample or _some_captions(data)
     pipeline.check(prompts, seeds=[options.seed], steps=pipeline.defaults.steps)
-    with group_of_processes(options.device):
+    with training_processes(options.device):
         training = prepared(pipeline, data, sites, options.targets, settings, options.checkpointing)
         whole = dict(
             command="finetune",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
+from textpatch.cli.asked_words import warn_of_bare_prompts, warn_of_long_texts
 from textpatch.cli.before import announced, fitting
 from textpatch.cli.models import import_heavy, load_sized, load_upscaler
 from textpatch.cli.opening import folder_of, notes_of, open_folder, upscaled_by, whole_request
@@ -27,8 +28,10 @@ from textpatch.cli.options import (
     number,
 )
 from textpatch.cli.outcome import Outcome
+from textpatch.cli.parts import add_shard_option, require_writer
 from textpatch.exits import warn
 from textpatch.runs.interrupts import told_on_interrupt
+from textpatch.text import number_of
 
 ON_SHEET = 256  # pictures, since a sheet holds them all in memory
 
@@ -92,9 +95,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_sampling_options(pictures)
     add_upscale_option(pictures)
     add_batch_option(pictures)
-    kept = command.add_argument_group("what is kept")
+    kept = command.add_argument_group("what is kept, and by how many processes")
     add_folder_option(kept)
     add_plan_option(kept)
+    add_shard_option(kept)
     add_loading_options(command)
     command.set_defaults(run=generate)
 
@@ -104,6 +108,8 @@ def generate(options) -> Outcome:
     from textpatch.cli.benchmark_prompts import asked_prompts, keep_for_scorer
 
     asked = asked_prompts(options)
+    warn_of_bare_prompts(options, asked.prompts)
+    warn_of_long_texts(options, asked.prompts)
     import_heavy()
     from textpatch.runs.album import AT_ONCE, Album
 
@@ -121,20 +127,24 @@ def generate(options) -> Outcome:
         partial(open_folder, options, request, loaded=notes_of(pipeline)),
         goes_on=os.path.exists(folder_of(options, request) / "manifest.json"),
         at_once=fitting(options, pipeline, guidance, AT_ONCE),
+        part=options.division,
     )
-    made = f"{len(asked.prompts)} prompts x {len(options.seeds)} seeds{_there(album)}"
+    prompts = number_of(len(asked.prompts), "prompt")
+    made = f"{prompts} x {number_of(len(options.seeds), 'seed')}{_there(album)}"
     left = len(album.asked) - len(album.pictures)
     planned = announced(options, pipeline, made, left, at_once=album.at_once, **run)
     if planned is not None:
         return planned
     with told_on_interrupt(album):
         album.fill()
+        require_writer(options, album.run.folder)
         result = {"schema_version": 1, "pictures": album.pictures}
         album.name_pictures()
         album.run.write_json("results.json", result)
         keep_for_scorer(asked, album)
         sheet = album.run.write_bytes("sheet.png", _sheet(album.run, album.pictures[:ON_SHEET]))
-    told = f"{len(album.pictures)} pictures are in {album.run.folder / 'pictures'}"
+    made = number_of(len(album.pictures), "picture is", "pictures are")
+    told = f"{made} in {album.run.folder / 'pictures'}"
     return Outcome(told, result, sheet, album.run.folder)
 
 

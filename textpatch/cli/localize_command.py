@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 
+from textpatch.cli.asked_words import warn_of_long_texts
 from textpatch.cli.before import announced, fitting
 from textpatch.cli.models import import_heavy, load_sized
 from textpatch.cli.opening import open_run
@@ -21,6 +21,7 @@ from textpatch.cli.options import (
     add_swap_options,
 )
 from textpatch.cli.outcome import Outcome
+from textpatch.cli.parts import add_shard_option, require_writer
 from textpatch.cli.prompt_pairs import (
     WORD,
     add_pairs_options,
@@ -28,8 +29,9 @@ from textpatch.cli.prompt_pairs import (
     reader_of,
     warn_of_scenes,
 )
-from textpatch.errors import PatchError, Unfinished
+from textpatch.errors import PatchError
 from textpatch.runs.interrupts import told_on_interrupt
+from textpatch.text import number_of
 
 HELP = Help(
     usage="textpatch localize MODEL [options]",
@@ -46,7 +48,8 @@ A table of all sites is printed, the best first, with 95 % intervals over pairs.
 folder keeps report.html, heatmap.png, contact_sheet.png, results.json and results.csv.
 
 Cost: for each pair and seed a generation of the source, one of the target and one for each
-site, and some more for sets of sites. The first example makes 128 generations, which take
+site, and some more for sets of sites, and, where pictures have several lines, six times as
+many to exchange each word alone. The first example makes 128 generations, which take
 one CPU core 40 seconds. A screening mode (--mode) makes fewer where there are many sites.
 What is finished is kept: after Ctrl-C the same command goes on.\
 """,
@@ -138,6 +141,12 @@ def _add_search_options(group) -> None:
         "about n * n / 2 generations",
     )
     group.add_argument(
+        "--no-each-word",
+        action="store_true",
+        help="where pictures have several lines, leave out the search in which each word is exchanged alone "
+        "and every line is read; it costs, for each pair and seed, five to six generations per site",
+    )
+    group.add_argument(
         "--maps",
         action="store_true",
         help="also show on the page where the first source's word is read, at the eight best sites; costs a "
@@ -154,12 +163,7 @@ def _add_run_options(group) -> None:
         help="go on in --out although these entries of its request differ, such as weights or ocr.version; "
         "what is there stays, and the manifest tells both values",
     )
-    group.add_argument(
-        "--shard",
-        metavar="I/N",
-        help="do the I-th of N parts, 0/N to N-1/N, into the run folder they share "
-        "(default: torchrun's RANK and WORLD_SIZE)",
-    )
+    add_shard_option(group)
 
 
 def localize(options) -> Outcome:
@@ -170,35 +174,37 @@ def localize(options) -> Outcome:
     from textpatch.localization.preconditions import require_known_letters
     from textpatch.metrics.readers.strictness import over_reading
     from textpatch.report.page import publish
+    from textpatch.runs.sessions import noted_session
 
     if options.sets and options.sites:
         raise PatchError(
             "--sites and --set were both given, and --set replaces --sites; give one of them"
         )
     pairs = asked_pairs(options)
-    shard = _shard(options)
+    warn_of_long_texts(options, [prompt for pair in pairs for prompt in (pair.source, pair.target)])
     pipeline = load_sized(options)
     reader = reader_of(options, pipeline, pairs)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
     asked = _asked(options, steps, guidance)
     further = {name: True for name in ("starts", "heads") if getattr(options, name)}
-    check(pipeline, pairs, **asked, shard=shard, starts=options.starts)
+    each = _words_each(options, pipeline, pairs)
+    if each:
+        further["each_word"] = True
+    check(pipeline, pairs, **asked, starts=options.starts)
     prompts = [(pair.source, pair.target) for pair in pairs]
     warn_of_scenes(options, prompts)
     _tell_cost(options, pipeline, asked, len(pairs))
     reader.self_test()
     require_known_letters(pairs, reader)
     at_once = fitting(options, pipeline, guidance, ROWS)
-    planned = _announced(options, pipeline, asked, len(pairs), at_once)
+    planned = _announced(options, pipeline, asked, len(pairs), at_once, each)
     if planned is not None:
         return planned
     request = _request(options, prompts, steps, guidance) | further | {"ocr": reader.describe()}
-    run = open_run(
-        options, pipeline, request, worker=_worker(shard), over_reading=over_reading(reader)
-    )
+    run = open_run(options, pipeline, request, over_reading=over_reading(reader))
     there = f"what is finished is in {run.folder}; the same command goes on where it stopped"
     with told_on_interrupt(there):
-        try:
+        with noted_session(run, pipeline.device):
             found = localize_(
                 pipeline,
                 pairs,
@@ -206,11 +212,10 @@ def localize(options) -> Outcome:
                 **further,
                 ocr=reader,
                 run=run,
-                shard=shard,
+                shard=options.division,
                 micro_batch=at_once,
             )
-        except Unfinished as told:
-            return Outcome(str(told))
+        require_writer(options, run.folder)
         maps = []
         if options.maps:
             maps = _maps(pipeline, pairs[0].source, found.ranked, options.seeds[0], steps, guidance)
@@ -218,17 +223,35 @@ def localize(options) -> Outcome:
     return Outcome(repr(found), found.result, run.folder / "report.html", run.folder)
 
 
-def _announced(options, pipeline, asked: dict, pairs: int, at_once: int):
-    """Say what the search will make, and return the Outcome with which --plan ends it, else None."""
-    from textpatch.localization.layers import tried
+def _words_each(options, pipeline, pairs: list) -> int:
+    """Return how many words of a prompt are exchanged alone, 0 where that is not asked for or cannot be."""
+    from textpatch.localization.word_by_word import has_several_words
+    from textpatch.quotes import quoted_words
 
-    sites = len(tried(pipeline, asked["sites"], asked["groups"]))
-    made = f"{pairs} pairs x {len(options.seeds)} seeds x ({sites} sites + source + target)"
+    if options.no_each_word or options.what != WORD or not has_several_words(pipeline, pairs):
+        return 0
+    return len(quoted_words(pairs[0].source))
+
+
+def _announced(options, pipeline, asked: dict, pairs: int, at_once: int, each: int):
+    """Say what the search will make, and return the Outcome with which --plan ends it, else None.
+
+    each  words of a prompt that are exchanged alone
+    """
+    from textpatch.localization.layers import tried
+    from textpatch.localization.word_by_word import rows_each
+
+    groups = tried(pipeline, asked["sites"], asked["groups"])
+    sites = len(groups)
+    more = rows_each(each, [*groups, (0, 1)]) if each else 0
+    words = f" + {more} for each word alone" if each else ""
+    asked_of = f"{number_of(pairs, 'pair')} x {number_of(len(options.seeds), 'seed')}"
+    made = f"{asked_of} x ({number_of(sites, 'site')} + source + target{words})"
     if options.mode == "exhaustive":
         made += ", beside what a growing set takes,"
     else:
         made = f"at most {made}"
-    generations = pairs * len(options.seeds) * (sites + 2)
+    generations = pairs * len(options.seeds) * (sites + 2 + more)
     run = {name: asked[name] for name in ("steps", "guidance")}
     return announced(options, pipeline, made, generations, at_once=at_once, **run)
 
@@ -297,24 +320,3 @@ def _request(options, prompts: list[tuple[str, str]], steps: int, guidance: floa
     if options.mode != "exhaustive":
         request |= _search(options)
     return request
-
-
-def _worker(shard: tuple[int, int] | None) -> str:
-    """Name the process by its part of the run."""
-    if shard is None:
-        return "0"
-    return str(shard[0])
-
-
-def _shard(options) -> tuple[int, int] | None:
-    """Return (i, n) of --shard I/N or of torchrun's environment, None for a run that is not divided."""
-    told = options.shard
-    ranks = os.environ.get("WORLD_SIZE", "1")
-    if told is None and ranks != "1":
-        told = f"{os.environ.get('RANK')}/{ranks}"
-    if told is None:
-        return None
-    index, _, count = told.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise PatchError(f"no shard {told!r}; give I/N, such as 0/4 to 3/4 for four parts")
-    return int(index), int(count)

@@ -28,7 +28,19 @@ def whole_request(options, pipeline, request: dict) -> dict:
     }
     sizes = {"height": options.height, "width": options.width}
     given = {name: pixels for name, pixels in sizes.items() if pixels is not None}
-    return {**made_by, **request, **given}
+    whole = {**made_by, **request, **given}
+    _require_same(whole)
+    return whole
+
+
+def _require_same(request: dict) -> None:
+    """Raise PatchError unless all processes of torch's group, if there is one, have the same request."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        from textpatch.runs.ranks import require_alike
+
+        require_alike("request", request)
 
 
 def loaded_by(options) -> dict:
@@ -77,12 +89,13 @@ def folder_of(options, request: dict) -> Path:
     return options.out or Path("runs") / f"{request['command']}-{request['model']}-{digest}"
 
 
-def open_folder(options, request: dict, *, worker: str = "0", **facts):
+def open_folder(options, request: dict, **facts):
     """Open the run folder of a whole request, and return a `Run`.
 
     facts  what the manifest tells beside the request, and may differ when the run goes on
     """
     from textpatch.runs.folder import Run
+    from textpatch.runs.parts import Part
 
     manifest = {
         "request": request,
@@ -91,16 +104,19 @@ def open_folder(options, request: dict, *, worker: str = "0", **facts):
         **facts,
     }
     allow = getattr(options, "allow", None)  # localize alone goes on under another request
-    return Run.open(folder_of(options, request), manifest, worker=worker, allow=allow)
+    part = getattr(options, "division", Part())  # of the verbs that can be divided
+    run = Run.open(folder_of(options, request), manifest, worker=part.worker, allow=allow)
+    part.require_fitting(run)
+    return run
 
 
-def open_run(options, pipeline, request: dict, *, worker: str = "0", **facts):
+def open_run(options, pipeline, request: dict, **facts):
     """Open the run folder of a request that does not name its model yet, and return a `Run`.
 
     The manifest tells what was loaded, too, and what was dropped or decided.
     """
     request = whole_request(options, pipeline, request)
-    return open_folder(options, request, worker=worker, loaded=notes_of(pipeline), **facts)
+    return open_folder(options, request, loaded=notes_of(pipeline), **facts)
 
 
 def notes_of(pipeline) -> list[str]:

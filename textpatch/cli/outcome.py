@@ -16,11 +16,24 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from textpatch.cli.parts import part_of
 from textpatch.disk import read_json
+from textpatch.errors import Unfinished
 from textpatch.runs.answers import FILE, Answer, keep, recalled
 
 # options that change nothing of a result
-SAID = ("run", "given", "command_line", "debug", "quiet", "verbose", "json", "open", "config")
+SAID = (
+    "run",
+    "given",
+    "division",
+    "command_line",
+    "debug",
+    "quiet",
+    "verbose",
+    "json",
+    "open",
+    "config",
+)
 WHERE = ("device", "out", "batch_size", "plan")
 # verbs whose answers are remembered
 REMEMBERED = ("generate", "localize", "edit", "sanitize")
@@ -33,12 +46,14 @@ class Outcome(NamedTuple):
     result  the same for a program, JSON
     made    the file that a person looks at, None for none
     folder  the run folder, None for a command without one
+    silent  whether nothing is said at all
     """
 
     text: str = ""
     result: dict | None = None
     made: Path | None = None
     folder: Path | None = None
+    silent: bool = False
 
 
 def carried_out(options) -> None:
@@ -47,15 +62,28 @@ def carried_out(options) -> None:
     outcome = _remembered(options, asked)
     if outcome is None:
         with _stdout_kept_free(options) as printed:
-            outcome = options.run(options)
+            outcome = _run(options)
         if outcome is None:
             outcome = Outcome(printed.getvalue())
         _remember(options, asked, outcome)
     _tell(options, outcome)
 
 
+def _run(options) -> Outcome | None:
+    """Call the verb's function, by its part of the work where that can be divided."""
+    if not hasattr(options, "shard"):
+        return options.run(options)
+    with part_of(options) as options.division:
+        try:
+            return options.run(options)
+        except Unfinished as told:
+            return Outcome(str(told), silent=not options.division.speaks)
+
+
 def _tell(options, outcome: Outcome) -> None:
     """Print an outcome as the options ask for it, and open what was made."""
+    if outcome.silent:
+        return
     if options.json:
         print(json.dumps(_for_programs(options, outcome)))
     else:

@@ -28,6 +28,7 @@ from textpatch.cli import (
 from textpatch.cli.actions import Given, GivenFlag
 from textpatch.cli.config import use_config
 from textpatch.cli.outcome import carried_out
+from textpatch.cli.parts import undivided
 from textpatch.exits import guarded, warn
 
 # each with its HELP and its `add_options`
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     if refused:
         return refused
     options = parser.parse_args(argv)
-    options.command_line = shlex.join(["textpatch", *argv])
+    options.command_line = shlex.join(["textpatch", *undivided(argv)])
     with warnings.catch_warnings():
         warnings.showwarning = _show_in_a_line
         return guarded(carried_out, options, debug=options.debug)
@@ -124,7 +125,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """A parser whose options are `Given`, where argparse would keep the last value alone, silently."""
 
-    def __init__(self, *arguments, **options):
+    def __init__(self, *arguments, **options) -> None:
         super().__init__(*arguments, formatter_class=Formatter, **options)
         self.register("action", None, Given)
         self.register("action", "store", Given)

@@ -21,6 +21,7 @@ from textpatch.cli.options import (
     add_seeds_option,
 )
 from textpatch.cli.outcome import Outcome
+from textpatch.cli.parts import add_shard_option, require_writer
 from textpatch.errors import PatchError
 from textpatch.runs.interrupts import told_on_interrupt
 
@@ -64,7 +65,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     pictures = command.add_argument_group("how pictures are made")
     add_seeds_option(pictures)
     add_sampling_options(pictures)
-    kept = command.add_argument_group("what is kept")
+    kept = command.add_argument_group("what is kept, and by how many processes")
     add_folder_option(kept)
     kept.add_argument(
         "--before",
@@ -83,6 +84,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep the prompts in the run folder, harmful words included",
     )
+    add_shard_option(kept)
     add_loading_options(command)
     command.set_defaults(run=sanitize)
 
@@ -166,9 +168,11 @@ def sanitize(options) -> Outcome:
         partial(open_folder, options, request, loaded=notes_of(pipeline)),
         goes_on=os.path.exists(folder_of(options, request) / "manifest.json"),
         show_words=options.show_words,
+        part=options.division,
     )
     with told_on_interrupt(decisions):
         decisions.fill()
+        require_writer(options, decisions.run.folder)
         made = decisions.run.write_text("decisions.jsonl", decisions.lines)
         result = {"schema_version": 1, "outcomes": decisions.outcomes}
         decisions.run.write_json("results.json", result)

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
+from textpatch.disk import JSON
 from textpatch.editing.methods import Method, Source, method_named
 from textpatch.editing.result import Edit
 from textpatch.errors import PatchError
@@ -18,16 +19,19 @@ from textpatch.guidance import Guidance
 from textpatch.localization.scores import all_scores, chance_levels, column, values
 from textpatch.localization.trials import Task, Trials
 from textpatch.metrics import compared, f1_of_means
+from textpatch.metrics.readers.named import AnyReader
 from textpatch.metrics.readers.strictness import over_reading
 from textpatch.pictures import opened, png
 from textpatch.pipelines import SupportsSampling
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
-from textpatch.prompts.pairs import SOURCE, TARGET, Pair
+from textpatch.prompts.pairs import SOURCE, TARGET, AnyPair, Pair
 from textpatch.report.contact_sheet import draw_contact_sheet
 from textpatch.report.reader import told_reader
 from textpatch.report.result import decimal, span_of, value_of
+from textpatch.runs.folder import Run
 from textpatch.runs.interrupts import finishing
+from textpatch.runs.parts import Part
 from textpatch.runs.work import made_by
 from textpatch.text import aligned
 
@@ -46,9 +50,9 @@ class Comparison:
     run      the run folder that keeps the pictures, None where there is none
     """
 
-    result: dict
-    records: list[dict]
-    run: object = None
+    result: JSON
+    records: list[JSON]
+    run: Run | None = None
 
     def __repr__(self) -> str:
         lines = [_line(name, scores) for name, scores in self._scored()]
@@ -78,14 +82,15 @@ class Comparison:
 
 def compare(
     pipeline: SupportsSampling,
-    pairs: Sequence,
+    pairs: Sequence[AnyPair],
     methods: Sequence[str | Method] | Mapping[str, Method] = ("localized", "prompt_swap"),
     *,
     seeds: Sequence[int] = (0,),
     steps: int | None = None,
     guidance: float | Guidance | None = None,
-    ocr=None,
-    run=None,
+    ocr: AnyReader | None = None,
+    run: Run | None = None,
+    shard: tuple[int, int] | Part | None = None,
 ) -> Comparison:
     """Edit every prompt pair by several methods from the same noise, and score the pictures.
 
@@ -96,6 +101,7 @@ def compare(
     ocr      a reader or the name of one, as `localize` has it
     run      a textpatch.Run.  The pictures of a pair are kept there together once they are made, and are not
              made again
+    shard    (i, n) edits every n-th pair and seed, as `localize` has it
 
     The result has for each method
 
@@ -107,19 +113,25 @@ def compare(
     "chance" has the chance levels of both F1s, see `textpatch.localization.scores.chance_levels`.
 
     Raises PatchError for no methods, two of one name, and as `textpatch.edit` and `Trials` do.  A pair that a
-    method does not admit is refused before a picture is made.
+    method does not admit is refused before a picture is made.  Raises Unfinished where other shards are not
+    done.
     """
     named = _named(methods)
-    trials = Trials(pipeline, pairs, seeds=seeds, steps=steps, guidance=guidance, ocr=ocr, run=run)
+    how = dict(seeds=seeds, steps=steps, guidance=guidance, ocr=ocr)
+    trials = Trials(pipeline, pairs, **how, run=run, shard=shard)
     _require_admitted(trials, named)
     drawn = {SOURCE: Source(), **named}
+    tasks = trials.tasks(len(trials.pairs))
+    last = [*drawn][-1]  # of the records of a pair and seed
     with phase("edits", "pair"):
-        for task in counted(trials.tasks(len(trials.pairs))):
-            _keep(trials, task, drawn)
+        ids = [_id(task, last) for task in tasks]
+        for portion in trials.portions(tasks, ids, strict=True):
+            for task in counted(portion):
+                _keep(trials, task, drawn)
     return Comparison(_result(trials, list(named)), trials.records, run)
 
 
-def _named(methods) -> dict[str, Method]:
+def _named(methods: str | Sequence[str | Method] | Mapping[str, Method]) -> dict[str, Method]:
     """Methods by name.  Raises PatchError for none, and for a name that is there twice."""
     if isinstance(methods, str):
         methods = [methods]
@@ -163,7 +175,7 @@ def _keep(trials: Trials, task: Task, methods: Mapping[str, Method]) -> None:
     index, seed = task
     pair = trials.pairs[index]
     rows = [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed)]
-    ids = {name: f"{index}-{seed}-{name}" for name in methods}
+    ids = {name: _id(task, name) for name in methods}
 
     def keep(name: str, make: Callable[[], dict]) -> None:
         maker = made_by(rows, Plan()) | {"method": _described(methods[name])}
@@ -183,6 +195,12 @@ def _keep(trials: Trials, task: Task, methods: Mapping[str, Method]) -> None:
             cost = {"seconds": seconds, "generations": edit.generations}
             pictures = {name: scored[name] | cost}
             keep(name, partial(dict, generations=edit.generations, pictures=pictures))
+
+
+def _id(task: Task, name: str) -> str:
+    """Id of the record of a pair, a seed and a method."""
+    pair, seed = task
+    return f"{pair}-{seed}-{name}"
 
 
 def _timed(trials: Trials, pair: Pair, seed: int, method: Method) -> tuple[Edit, float]:

@@ -116,7 +116,7 @@ def _told(error: float | None, what: str) -> str:
 
 def invert(
     pipeline: SupportsSampling,
-    picture: Image.Image | str | os.PathLike,
+    picture: Image.Image | str | os.PathLike[str],
     prompt: str,
     *,
     method: str | InversionMethod = DEFAULT,
@@ -254,7 +254,7 @@ def _require_represented(errors: Errors, limit: float, name: str, method: Invers
 
 
 def given_picture(
-    pipeline: SupportsSampling, picture: Image.Image | str | os.PathLike
+    pipeline: SupportsSampling, picture: Image.Image | str | os.PathLike[str]
 ) -> Image.Image:
     """The picture that was given, opened if it is a file, as RGB.
 

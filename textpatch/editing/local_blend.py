@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from torch import Tensor
 from textpatch.editing.replacing import Heads, Values
 from textpatch.errors import PatchError
 from textpatch.prompts.tokens import Places
+from textpatch.sites import Selectors
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LocalBlend:
     """
 
     words: tuple[str, str]
-    sites: Any
+    sites: Selectors
     threshold: float = 0.3
 
     def __post_init__(self) -> None:

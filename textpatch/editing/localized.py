@@ -18,6 +18,7 @@ from textpatch.plan import Row
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.prompts.tokens import shared_places
 from textpatch.sampling import sample
+from textpatch.sites import Selectors
 
 CHANGED = "changed"  # tokens of the words in which the prompts differ
 
@@ -34,7 +35,7 @@ class Localized:
     Where text is static the target's prompt is encoded, and its row runs only if its picture is asked for.
     """
 
-    sites: object = None
+    sites: Selectors | None = None
     start: int = 0
     branch: str = "both"
     tokens: str | Sequence[int] | None = None
@@ -108,7 +109,7 @@ class Injection:
     It is defined where text is static.  There it costs one prompt encoding more than generating.
     """
 
-    sites: object = None
+    sites: Selectors | None = None
     name = "injection"
 
     def __call__(self, pipeline: SupportsSampling, pair: Pair, **run) -> Edit:

@@ -20,6 +20,7 @@ from textpatch.plan import Plan, Row
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair, require_apart
 from textpatch.quotes import with_other_words
 from textpatch.sampling import sample
+from textpatch.sites import Selectors
 
 
 class Method(Protocol):
@@ -91,7 +92,7 @@ class Source:
 
     name = SOURCE
 
-    def __call__(self, pipeline: SupportsSampling, pair: Pair, **run) -> Edit:
+    def __call__(self, pipeline: SupportsSampling, pair: Pair, **run: Any) -> Edit:
         """Make the source's picture.  See `Method`."""
         made = PromptSwap()(pipeline, replace(pair, target=pair.source), **run)
         return replace(made, pair=pair, method=self.name)
@@ -149,7 +150,7 @@ def edit(
     target: str | Mapping[int, str],
     *,
     method: str | Method = "localized",
-    sites=None,
+    sites: Selectors | None = None,
     start: int | None = None,
     seed: int = 0,
     steps: int | None = None,

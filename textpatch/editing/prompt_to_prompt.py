@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +42,7 @@ from textpatch.ports.shipped import pipeline_sites, site_indices
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 from textpatch.prompts.tokens import PromptTokens, prompt_tokens
 from textpatch.sampling import decoded
+from textpatch.sites import Selectors
 
 EDITED = "edited"
 SWAP = "swap"
@@ -97,7 +97,7 @@ class PromptToPrompt:
     queries: str = "image"
     renormalise: bool = False
     self_limit: int = SELF_LIMIT
-    sites: Any = None
+    sites: Selectors | None = None
     blend: LocalBlend | None = None
     name: str = "prompt_to_prompt"
 

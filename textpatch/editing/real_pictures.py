@@ -32,6 +32,7 @@ from textpatch.pipelines import SupportsSampling, require_parts
 from textpatch.plan import Plan, Row
 from textpatch.prompts.pairs import TARGET, Pair, require_apart
 from textpatch.sampling import Samples, sample
+from textpatch.sites import Selectors
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,11 @@ class PictureEdit:
 
 def edit_picture(
     pipeline: SupportsSampling,
-    picture: Image.Image | str | os.PathLike,
+    picture: Image.Image | str | os.PathLike[str],
     source: str,
     target: str,
     *,
-    sites=None,
+    sites: Selectors | None = None,
     start: int = 0,
     method: str | AnyMethod = DEFAULT,
     seed: int = 0,
@@ -141,7 +142,7 @@ def _asked(
     pipeline: SupportsSampling,
     pair: Pair,
     seed: int,
-    sites,
+    sites: Selectors | None,
     window: tuple[int, int],
     branch: str,
     guidance: float | Guidance,

@@ -12,13 +12,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
 from textpatch.branches import layout_of, probe_calls
 from textpatch.checks import starts_by_itself
+from textpatch.devices import device_of
 from textpatch.errors import PatchError
 from textpatch.finite import is_finite
 from textpatch.foreign.hearing import Heard
@@ -33,7 +34,25 @@ from textpatch.plan import Plan, Row
 from textpatch.sites import Site, is_count
 from textpatch.swapping import swap
 
-Draw = Callable[..., Sequence[Any]]
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+
+class Draw(Protocol):
+    """A call that draws, one picture or one array of a sound for each prompt, in their order."""
+
+    def __call__(
+        self,
+        prompts: list[str],
+        *,
+        seeds: list[int],
+        steps: int,
+        guidance: float,
+        negative: str | None,
+    ) -> Sequence[Image.Image] | Sequence[np.ndarray]: ...
+
+
 Calls = Sequence[Sequence[str]]
 
 
@@ -122,8 +141,8 @@ class Wrapped:
 
     @property
     def device(self) -> torch.device:
-        """Device of the denoiser's weights."""
-        return next(self.parameters()).device
+        """Device that the denoiser computes on."""
+        return device_of(self.denoiser)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -145,7 +164,7 @@ class Wrapped:
         guidance: float | Guidance,
         negative: str | None = None,
         micro_batch: int = 64,
-    ) -> tuple[dict[str, Any], Ledger]:
+    ) -> tuple[dict[str, Image.Image | np.ndarray], Ledger]:
         """What is drawn of each row by its name, and the ledger of the plan.
 
         Raises PatchError for rows that start from anything but a seed's noise, that are pooled of another
@@ -224,7 +243,7 @@ class Wrapped:
         guidance: float | None = None,
         negative: str | None = None,
         micro_batch: int = 64,
-    ) -> list[Any]:
+    ) -> list[Image.Image] | list[np.ndarray]:
         """What is drawn of each prompt and seed.   Raises PatchError if their numbers differ."""
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         seeds = [seeds] * len(prompts) if isinstance(seeds, int) else list(seeds)
@@ -244,7 +263,8 @@ class Wrapped:
             negative=negative,
             micro_batch=micro_batch,
         )
-        return [drawn[row.name] for row in rows]
+        made: list[Any] = [drawn[row.name] for row in rows]
+        return made
 
     # --- its own call
 

@@ -18,7 +18,7 @@ from textpatch.sites import Site
 
 
 def wrap(
-    model: Any,
+    model: object,
     draw: Draw | None = None,
     *,
     sites: Sequence[SiteSpec] | Sequence[Site] | None = None,
@@ -28,7 +28,7 @@ def wrap(
     name: str | None = None,
     text_box: TextBox | None = None,
     localized: Sequence[int] = (),
-    **options: Any,
+    **options: object,
 ) -> Wrapped:
     """Make a pipeline of somebody else's, for `sample`, `edit`, `localize` and the command line.
 
@@ -56,8 +56,7 @@ def wrap(
         guidance = draw.guidance if guidance is None else guidance
         name = name or _name_of(model)
     else:
-        denoiser = model
-        _require_denoiser(model, draw, options)
+        denoiser = _own_denoiser(model, draw, options)
         name = name or type(model).__name__
     if steps is None or guidance is None:
         raise PatchError(
@@ -79,7 +78,7 @@ def wrap(
     )
 
 
-def _called(pipe: Any, options: dict[str, Any]) -> CalledPipe:
+def _called(pipe: object, options: dict[str, object]) -> CalledPipe:
     """Call of a pipeline with a recipe.   Raises PatchError for a model alone."""
     if isinstance(pipe, nn.Module) and denoiser_of(pipe) is None:
         raise PatchError(
@@ -89,8 +88,8 @@ def _called(pipe: Any, options: dict[str, Any]) -> CalledPipe:
     return CalledPipe(pipe, options)
 
 
-def _require_denoiser(model: Any, draw: Any, options: dict[str, Any]) -> None:
-    """Raise PatchError unless a model and a call of one's own can be wrapped."""
+def _own_denoiser(model: object, draw: object, options: dict[str, object]) -> nn.Module:
+    """The model, which a call of one's own draws with.   Raises PatchError where they cannot be wrapped."""
     if not isinstance(model, nn.Module):
         part = denoiser_of(model)
         cure = "give the torch module whose call is a step"
@@ -106,6 +105,7 @@ def _require_denoiser(model: Any, draw: Any, options: dict[str, Any]) -> None:
             f"wrap was given {', '.join(options)} beside a draw, and only the call of a pipeline with a "
             "recipe takes further arguments; let the draw pass them"
         )
+    return model
 
 
 def _sites(model: nn.Module, given: Any) -> tuple[tuple[Site, ...], dict[str, str]]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from textpatch.disk import JSON
 from textpatch.groups import Group
 from textpatch.localization.racing import Score
 from textpatch.localization.trials import Trials
@@ -14,10 +15,10 @@ from textpatch.metrics import f1_of_means
 from textpatch.metrics.intervals import Statistic, gain, share_interval, statistic_of
 from textpatch.ports.shipped import pipeline_sites
 from textpatch.progress import phase
-from textpatch.sites import select_sites
+from textpatch.sites import Selectors, select_sites
 
 
-def head_search(trials: Trials, sites) -> dict:
+def head_search(trials: Trials, sites: Selectors) -> JSON:
     """Find the heads that, swapped alone, score as all heads of the sites do.
 
     trials  pairs, seeds and model to search on

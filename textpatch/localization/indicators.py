@@ -113,7 +113,7 @@ class Indications:
     Raises PatchError where the indicator cannot read these pairs.
     """
 
-    def __init__(self, trials: Trials, indicator: Indicator):
+    def __init__(self, trials: Trials, indicator: Indicator) -> None:
         indicator.check(trials)
         self.trials = trials
         self.indicator = indicator
@@ -128,11 +128,13 @@ class Indications:
         what    which value, the one that sites are kept by when None
         """
         tasks = self.trials.tasks(pairs)
+        lacking = [task for task in tasks if task not in self.found]
         with phase("screening"):
-            for task in counted([task for task in tasks if task not in self.found]):
-                record = self._record(task)
-                self.trials.join(record)
-                self.found[task] = record[self.indicator.name]
+            for portion in self.trials.portions(lacking, [self._id(task) for task in lacking]):
+                for task in counted(portion):
+                    record = self._record(task)
+                    self.trials.join(record)
+                    self.found[task] = record[self.indicator.name]
         name = what or self.indicator.shown[0]
         values = np.array(
             [[self.found[task][str(site)][name] for task in tasks] for (site,) in groups]
@@ -155,4 +157,9 @@ class Indications:
             }
 
         asked = [Row(SOURCE, pair.source, seed), Row(TARGET, pair.target, seed)]
-        return trials.once(f"{indicator.name}-{index}-{seed}", task, made_by(asked, Plan()), make)
+        return trials.once(self._id(task), task, made_by(asked, Plan()), make)
+
+    def _id(self, task: Task) -> str:
+        """Id of the record of a pair and seed."""
+        pair, seed = task
+        return f"{self.indicator.name}-{pair}-{seed}"

@@ -25,19 +25,23 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from textpatch.disk import JSON
 from textpatch.errors import PatchError
 from textpatch.groups import Group
 from textpatch.guidance import Guidance, require_branch
+from textpatch.localization import word_by_word
 from textpatch.localization.heads import head_search
 from textpatch.localization.modes import MODES, Request, all_alone
 from textpatch.localization.preconditions import checked_pairs
-from textpatch.localization.scores import LETTERING
+from textpatch.localization.scores import LETTERING, AnyBackground
 from textpatch.localization.screening import Screening
 from textpatch.localization.search import Step, grow
 from textpatch.localization.start_step import require_startable, start_curve
 from textpatch.localization.summary import best_first, summarise
 from textpatch.localization.trials import Trials
+from textpatch.localization.word_by_word import require_several_words
 from textpatch.metrics import FEWEST, f1_of_means
+from textpatch.metrics.readers.named import AnyReader
 from textpatch.pipelines import (
     DrawsByItself,
     SupportsPairs,
@@ -47,7 +51,7 @@ from textpatch.pipelines import (
 )
 from textpatch.ports.shipped import site_indices
 from textpatch.progress import phase
-from textpatch.prompts.pairs import require_other_texts
+from textpatch.prompts.pairs import AnyPair, Pair, require_other_texts
 from textpatch.report.headline import answer, verdict
 from textpatch.report.keeping import frame_of, keep, manifest_of
 from textpatch.report.page import page_of, summary_html
@@ -55,6 +59,8 @@ from textpatch.report.reader import told_reader
 from textpatch.report.result import responsible_sites
 from textpatch.report.terminal import table
 from textpatch.runs.folder import Run
+from textpatch.runs.parts import Part
+from textpatch.sites import Selectors
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -70,8 +76,8 @@ class Localization:
     run      that run folder, None if there was none
     """
 
-    result: dict
-    records: list[dict]
+    result: JSON
+    records: list[JSON]
     run: Run | None = field(default=None, compare=False)
 
     @property
@@ -90,7 +96,7 @@ class Localization:
         """Which sites carry the word, in one sentence."""
         return verdict(self.result)[0]
 
-    def scores(self, site: int | str) -> dict:
+    def scores(self, site: int | str) -> JSON:
         """All scores of a site, by its index or name, or of a set such as "1+2".
 
         Each has a value and the ends of its interval.  Raises PatchError for a site that was not tried.
@@ -130,10 +136,10 @@ class Localization:
 
 def localize(
     pipeline: SupportsSampling | DrawsByItself,
-    pairs: Sequence,
+    pairs: Sequence[AnyPair],
     *,
     mode: str = "exhaustive",
-    sites="all",
+    sites: Selectors = "all",
     groups: Sequence[Sequence[int]] | None = None,
     keep: int | None = None,
     first: int | None = None,
@@ -142,14 +148,15 @@ def localize(
     guidance: float | Guidance | None = None,
     start: int = 0,
     branch: str = "both",
-    ocr=None,
-    reader=None,
-    background=LETTERING,
-    run=None,
-    shard: tuple[int, int] | None = None,
+    ocr: AnyReader | None = None,
+    reader: AnyReader | None = None,
+    background: AnyBackground = LETTERING,
+    run: Run | None = None,
+    shard: tuple[int, int] | Part | None = None,
     micro_batch: int = 64,
     starts: bool = False,
     heads: bool = False,
+    each_word: bool = False,
 ) -> Localization:
     """Find the sites that carry the word.
 
@@ -166,37 +173,36 @@ def localize(
     first   how many pairs a screening begins with, 4 when None.  It doubles for sites still in doubt
     seeds   noise seeds.  Every pair is run with every seed
     steps, guidance  of the runs, the pipeline's own when None
-    start   first patched step, where step 0 is the noisiest
-    branch  "both" guidance branches are patched (official), or "cond" alone
+    start, branch  first patched step, 0 = noisiest, and the guidance branches patched, "both" or "cond"
     reader, ocr  what reads pictures or sounds, as `Trials` takes it, tesseract when None.  `ocr` is older
     background  what scores the rest, as `Trials` takes it
     run     a textpatch.Run.  Everything finished is kept there and is not run again
-    shard   (i, n) makes the pictures of every n-th pair and seed of an exhaustive search, from the i-th on.
-            The n shards share a run folder under worker names of their own.  The last to end makes the result
+    shard   (i, n), or a Rank, makes every n-th pair and seed, and finds the others' in the run folder
     micro_batch  most rows that go through the model at once
     starts  whether to add "start_curve", of the responsible set or of the best group where no set was grown
-    heads   whether to add "head_search", the heads of these sites that do their work
-    The start curve and the head search are not among the generations that the result counts.
-    Raises PatchError for unknown sites, a start outside the run, and options that have no effect in the mode.
-    Raises OCRError if no text can be read, and Unfinished while other shards are at work.
+    heads, each_word  whether to add "head_search" of these sites, and "each_word" of each site and of these
+    What is added is not among the generations that the result counts.
+    Raises PatchError for unknown sites, a start outside the run, and options that have no effect in the mode,
+    OCRError if no text can be read, and Unfinished where other shards have still to begin.
     """
     pairs = list(pairs)
-    asked = Request(mode, tried(pipeline, sites, groups), len(pairs), keep, first, shard)
+    asked = Request(mode, tried(pipeline, sites, groups), len(pairs), keep, first)
     _require_curve(pipeline, starts)
     runs = dict(seeds=seeds, steps=steps, guidance=guidance, start=start, branch=branch)
-    runs |= dict(ocr=ocr, reader=reader, background=background)
-    trials = Trials(pipeline, pairs, **runs, run=run, micro_batch=micro_batch)
-    require_other_texts(trials.pairs)
-    return _found(trials, asked, starts, heads)
+    kept = dict(ocr=ocr, reader=reader, background=background, run=run, shard=shard)
+    trials = Trials(pipeline, pairs, **runs, **kept, micro_batch=micro_batch)
+    _require_words(pipeline, trials.pairs, each_word)
+    with trials.part.at_work(run):
+        return _found(trials, asked, starts=starts, heads=heads, each_word=each_word)
 
 
 def check(
-    pipeline,
-    pairs: Sequence,
+    pipeline: SupportsSampling | DrawsByItself,
+    pairs: Sequence[AnyPair],
     *,
     mode: str = "exhaustive",
-    sites="all",
-    groups=None,
+    sites: Selectors = "all",
+    groups: Sequence[Sequence[int]] | None = None,
     keep: int | None = None,
     first: int | None = None,
     seeds: Sequence[int] = (0,),
@@ -204,27 +210,41 @@ def check(
     guidance: float | Guidance,
     start: int = 0,
     branch: str = "both",
-    shard: tuple[int, int] | None = None,
     starts: bool = False,
+    each_word: bool = False,
 ) -> None:
     """Raise what `localize` would raise for a request that it cannot carry out.
 
     Nothing is generated, and no reader or run folder is needed.
     """
-    Request(mode, tried(pipeline, sites, groups), len(pairs), keep, first, shard)
+    Request(mode, tried(pipeline, sites, groups), len(pairs), keep, first)
     _require_curve(pipeline, starts)
     checked = checked_pairs(pipeline, pairs, seeds=seeds, steps=steps, start=start)
     require_branch(branch, guidance)
-    require_other_texts(checked)
+    _require_words(pipeline, checked, each_word)
 
 
-def _require_curve(pipeline, starts: bool) -> None:
+def _require_curve(pipeline: object, starts: bool) -> None:
     """Raise PatchError for a start curve of a pipeline that cannot make one."""
     if starts:
         require_startable(pipeline)
 
 
-def tried(pipeline, sites, groups) -> list[Group]:
+def _require_words(
+    pipeline: SupportsSampling | DrawsByItself, pairs: Sequence[Pair], each_word: bool
+) -> None:
+    """Raise PromptError for a pair of equal texts, or not of several words where each is asked for."""
+    require_other_texts(pairs)
+    if each_word:
+        for pair in pairs:
+            require_several_words(pipeline, pair)
+
+
+def tried(
+    pipeline: SupportsSampling | DrawsByItself,
+    sites: Selectors,
+    groups: Sequence[Sequence[int]] | None,
+) -> list[Group]:
     """Groups to try, each a tuple of site indices."""
     require_sampling(pipeline, "localize")
     require_parts(pipeline, "localize", SupportsPairs)
@@ -241,10 +261,10 @@ def tried(pipeline, sites, groups) -> list[Group]:
 # --- the result
 
 
-def _found(trials: Trials, asked: Request, starts: bool, heads: bool) -> Localization:
+def _found(
+    trials: Trials, asked: Request, *, starts: bool, heads: bool, each_word: bool
+) -> Localization:
     """Search, grow the responsible set, and look further where that is asked for."""
-    if asked.shard is not None:
-        trials.share(asked.groups, asked.shard)
     with phase("sites"):
         screening, beside = MODES[asked.mode](trials, asked)
         trials.measure(screening.kept)
@@ -258,6 +278,10 @@ def _found(trials: Trials, asked: Request, starts: bool, heads: bool) -> Localiz
         result["start_curve"] = start_curve(trials, of_set)
     if heads:
         result["head_search"] = head_search(trials, of_set)
+    if each_word:
+        together = tuple(trials.pipeline.defaults.localized)
+        groups = [*screening.kept, tuple(of_set), *([together] if together else [])]
+        result["each_word"] = word_by_word.each_word(trials, groups)
     return found
 
 

@@ -47,9 +47,8 @@ class Request:
     pairs: int
     keep: int | None = None
     first: int | None = None
-    shard: tuple[int, int] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.groups:
             raise PatchError("no set of sites was given to try; give at least one")
         _require_once(self.groups)
@@ -60,8 +59,6 @@ class Request:
             self._require_no_screening()
         else:
             self._require_screening()
-        if self.shard is not None:
-            self._require_shard(*self.shard)
 
     @property
     def begins_with(self) -> int:
@@ -100,17 +97,6 @@ class Request:
                 "keep at least one and fewer than there are"
             )
 
-    def _require_shard(self, index: int, count: int) -> None:
-        if not 0 <= index < count:
-            raise PatchError(
-                f"no shard {index}/{count}; of n shards the first is 0/n, the last n-1/n"
-            )
-        if self.mode != EXHAUSTIVE:
-            raise PatchError(
-                f"a shard of mode {self.mode!r} was asked for; only an exhaustive search can be divided, "
-                "because the others go by what they have seen"
-            )
-
 
 def _require_whole(**numbers: int | None) -> None:
     """Raise PatchError for a number that is neither whole nor None."""
@@ -134,7 +120,7 @@ def all_alone(groups: Sequence[Group]) -> bool:
 
 
 def _exhaustive(trials: Trials, asked: Request) -> tuple[Screening, Beside]:
-    trials.measure(asked.groups, own=True)
+    trials.measure(asked.groups, own=True, strict=True)
     every = tuple(asked.groups)
     return Screening(every, every, {}, asked.pairs), {}
 

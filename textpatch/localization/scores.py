@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from textpatch import metrics
 from textpatch.errors import PatchError
 from textpatch.finite import is_finite
 from textpatch.metrics.background import background_scores
-from textpatch.metrics.image import Box
+from textpatch.metrics.image import Box, Picture
 from textpatch.metrics.intervals import interval, share_interval
 from textpatch.prompts.pairs import SOURCE, TARGET, Pair
 
+# a function of what is drawn and of its source's, the name of one, or None
+AnyBackground: TypeAlias = (
+    Callable[[Image.Image, Image.Image], float]
+    | Callable[[np.ndarray, np.ndarray], float]
+    | str
+    | None
+)
 
-def picture_scores(image, source, boxes: Sequence[Box]) -> dict[str, float]:
+
+def picture_scores(image: Picture, source: Picture, boxes: Sequence[Box]) -> dict[str, float]:
     """Distances of a picture from the source's picture.
 
     boxes  left, top, right, bottom of the lettering of both in pixels.  None of them scores the whole picture
@@ -49,7 +58,7 @@ class Background:
     Raises PatchError for anything else.
     """
 
-    def __init__(self, score: Any, *, pictures: bool) -> None:
+    def __init__(self, score: AnyBackground, *, pictures: bool) -> None:
         known = score is None or score == LETTERING or callable(score)
         if not known:
             raise PatchError(
@@ -69,7 +78,7 @@ class Background:
             return {OWN: f"by {getattr(self.score, '__qualname__', type(self.score).__name__)}"}
         return None
 
-    def scores(self, drawn: Any, source: Any, boxes: Sequence[Box]) -> dict[str, float]:
+    def scores(self, drawn: Picture, source: Picture, boxes: Sequence[Box]) -> dict[str, float]:
         """Scores of what is drawn beside its source's.   Raises PatchError for what is no finite number."""
         if self.score is None:
             return {}

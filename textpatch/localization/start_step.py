@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from textpatch.bank import prompt_settles_text
+from textpatch.disk import JSON
 from textpatch.errors import PatchError
 from textpatch.groups import Group
 from textpatch.localization.scores import all_scores, values
@@ -28,10 +29,11 @@ from textpatch.progress import counted, phase
 from textpatch.prompts.pairs import SOURCE, TARGET
 from textpatch.runs.work import made_by
 from textpatch.sampling import sample
+from textpatch.sites import Selectors
 from textpatch.swaps import integers
 
 
-def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> dict:
+def start_curve(trials: Trials, sites: Selectors, starts: Sequence[int] | None = None) -> JSON:
     """Score one set of sites for every start step, on all pairs and seeds of the trials.
 
     sites   a selector as for `select_sites`.  All these sites are swapped together
@@ -47,9 +49,12 @@ def start_curve(trials: Trials, sites, starts: Sequence[int] | None = None) -> d
     require_startable(trials.pipeline)
     group = site_indices(trials.pipeline, sites)
     starts = _checked_starts(starts, trials.steps)
+    tasks = trials.tasks(len(trials.pairs))
+    found = {}
     with phase("start steps"):
-        tasks = counted(trials.tasks(len(trials.pairs)))
-        records = [_record(trials, task, group, starts) for task in tasks]
+        for portion in trials.portions(tasks, [_id(task) for task in tasks]):
+            found |= {task: _record(trials, task, group, starts) for task in counted(portion)}
+    records = [found[task] for task in tasks]
     scored = [values(records, _name(start)) for start in starts]
     return {
         "sites": list(group),
@@ -127,7 +132,13 @@ def _record(trials: Trials, task: Task, group: Group, starts: list[int]) -> dict
         )
         return {"generations": row_steps / steps, "pictures": trials.scored(made.images, index)}
 
-    return trials.once(f"starts-{index}-{seed}", task, made_by(rows, plan), make)
+    return trials.once(_id(task), task, made_by(rows, plan), make)
+
+
+def _id(task: Task) -> str:
+    """Id of the record of a pair and seed."""
+    pair, seed = task
+    return f"starts-{pair}-{seed}"
 
 
 def _row(trials: Trials, prompt: str, seed: int, start: int) -> Row:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 from textpatch.bank import prompt_settles_text
-from textpatch.errors import OCRError, PatchError, Unfinished
+from textpatch.disk import JSON
+from textpatch.errors import OCRError, PatchError
 from textpatch.groups import Group, row_name, rows_and_plan
 from textpatch.guidance import Guidance, require_branch
 from textpatch.localization.preconditions import checked_pairs, listed_seeds, reader_for
@@ -30,10 +31,12 @@ from textpatch.localization.scores import (
     LETTERING,
     SCORED,
     TEXTS,
+    AnyBackground,
     Background,
     values,
 )
 from textpatch.metrics.image import Box
+from textpatch.metrics.readers.named import AnyReader
 from textpatch.metrics.readers.reading import (
     Reading,
     grown,
@@ -43,6 +46,7 @@ from textpatch.metrics.readers.reading import (
 )
 from textpatch.pictures import opened
 from textpatch.pipelines import (
+    DrawsByItself,
     SupportsPairs,
     SupportsSampling,
     draws_pictures,
@@ -51,10 +55,12 @@ from textpatch.pipelines import (
 )
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
-from textpatch.prompts.pairs import SOURCE, TARGET, Pair
+from textpatch.prompts.pairs import SOURCE, TARGET, AnyPair, Pair
+from textpatch.runs.folder import Run
 from textpatch.runs.interrupts import finishing
+from textpatch.runs.parts import Part, as_part
 from textpatch.runs.remembered import remembering
-from textpatch.runs.work import Work, adapters_of, made_by
+from textpatch.runs.work import Pending, Work, adapters_of, made_by
 from textpatch.sampling import decoding, sample_latents
 from textpatch.sounds import as_picture
 
@@ -77,6 +83,7 @@ class Trials:
     background   "lettering" scores pictures beside their lettering.  A function of what is drawn and of its
                  source's gives a number of its own, and None no score
     run          a textpatch.Run.  Everything made is kept there as a record and is not made again
+    shard        the part of this process, as `localize` takes it
     micro_batch  most rows that go through the model at once
     records      one dict for each pair and seed touched, with all its pictures by row name
     generations  how many rows were generated for the records.  A donor that travels with a later batch
@@ -88,20 +95,21 @@ class Trials:
 
     def __init__(
         self,
-        pipeline: SupportsSampling,
-        pairs: Sequence,
+        pipeline: SupportsSampling | DrawsByItself,
+        pairs: Sequence[AnyPair],
         *,
         seeds: Sequence[int] = (0,),
         steps: int | None = None,
         guidance: float | Guidance | None = None,
         start: int = 0,
         branch: str = "both",
-        ocr=None,
-        reader=None,
-        background=LETTERING,
-        run=None,
+        ocr: AnyReader | None = None,
+        reader: AnyReader | None = None,
+        background: AnyBackground = LETTERING,
+        run: Run | None = None,
+        shard: tuple[int, int] | Part | None = None,
         micro_batch: int = 64,
-    ):
+    ) -> None:
         require_sampling(pipeline, "a trial")
         require_parts(pipeline, "a trial", SupportsPairs)
         self.pipeline = remembering(pipeline)
@@ -116,6 +124,8 @@ class Trials:
         require_branch(branch, self.guidance)
         _require_no_path(run)
         self.run = run
+        self.part = as_part(shard)
+        self.part.require_fitting(run)
         self.ocr = reader_for(
             self.pairs, _one_reader(ocr, reader), pictures=draws_pictures(pipeline)
         )
@@ -128,7 +138,7 @@ class Trials:
         self._batches: Counter[Task] = Counter()
 
     @property
-    def records(self) -> list[dict]:
+    def records(self) -> list[JSON]:
         """Records of all pairs and seeds touched, in order."""
         return [self._found[task] for task in self.tasks(len(self.pairs)) if task in self._found]
 
@@ -155,62 +165,53 @@ class Trials:
         self,
         groups: Sequence[Group],
         pairs: int | Sequence[int] | None = None,
-        part: slice = slice(None),
         *,
         own: bool = False,
+        strict: bool = False,
     ) -> None:
         """Generate the pictures of groups that are still missing.
 
-        pairs  as in `tasks`, all pairs when None
-        part   the slice of these pairs and seeds to work on
-        own    generate the plain source and target as well.  Scores of the background need the source's
-               picture, scores of a word do not.  The target runs in any case if its text K and V exist in
-               its own run alone
+        pairs   as in `tasks`, all pairs when None
+        own     generate the plain source and target as well.  Scores of the background need the source's
+                picture, scores of a word do not.  The target runs in any case if its text K and V exist in
+                its own run alone
+        strict  as in `Part.portions`
         """
         names = {row_name(group) for group in groups}
         if own:
             names |= {SOURCE, TARGET}
         if pairs is None:
             pairs = len(self.pairs)
-        lacking = [
-            task for task in self.tasks(pairs)[part] if not names <= self.pictures(task).keys()
-        ]
-        pending = Pending()
+        lacking = [task for task in self.tasks(pairs) if not names <= self.pictures(task).keys()]
+        ids = [_id(task, self._batches[task] + 1) for task in lacking]
         with phase("pictures"), ThreadPoolExecutor(1, "read") as reader:
-            for task in counted(lacking):
-                with finishing() as interrupted:
-                    try:
-                        keep = self._made(task, names - self.pictures(task).keys(), groups, reader)
-                    except Exception:
-                        pending.flush()
-                        raise
-                    pending.put(keep)
-                    if interrupted():
-                        pending.flush()
-            pending.flush()
+            for portion in self.portions(lacking, ids, strict=strict):
+                self._make(portion, names, groups, reader)
 
-    def share(self, groups: Sequence[Group], shard: tuple[int, int]) -> None:
-        """Generate the groups' pictures of every n-th pair and seed, from the i-th on for shard (i, n).
+    def portions(
+        self, tasks: Sequence[Task], ids: Sequence[str], *, strict: bool = False
+    ) -> Iterator[Sequence[Task]]:
+        """Tasks of this process, then those of others, see `Part.portions`."""
+        return self.part.portions(tasks, ids, self.work, "pairs and seeds", strict=strict)
 
-        Raises Unfinished unless the run folder then holds the pictures of all pairs and seeds, PatchError
-        without one.
-        """
-        index, count = shard
-        if self.run is None:
-            raise PatchError(
-                f"shard {index}/{count} of no run was asked for; shards meet in a run folder, give `run`"
-            )
-        self.measure(groups, part=slice(index, None, count), own=True)
-        self.work.look_again()
-        tasks = self.tasks(len(self.pairs))
-        left = sum(f"{pair}-{seed}" not in self.work for pair, seed in tasks)
-        if left:
-            raise Unfinished(
-                f"shard {index}/{count} is done, {left} of {len(tasks)} pairs and seeds are not: the shard "
-                f"that ends last writes the results to {self.run.folder}"
-            )
+    def _make(
+        self, tasks: Sequence[Task], names: set[str], groups: Sequence[Group], reader: Executor
+    ) -> None:
+        """Generate what is missing of these names for some tasks, one after the other."""
+        pending = Pending()
+        for task in counted(tasks):
+            with finishing() as interrupted:
+                try:
+                    keep = self._made(task, names - self.pictures(task).keys(), groups, reader)
+                except Exception:
+                    pending.flush()
+                    raise
+                pending.put(keep)
+                if interrupted():
+                    pending.flush()
+        pending.flush()
 
-    def pictures(self, task: Task) -> dict:
+    def pictures(self, task: Task) -> dict[str, JSON]:
         """Entries of the pictures of a pair and seed, by row name."""
         return self._found.get(task, {}).get("pictures", {})
 
@@ -225,10 +226,7 @@ class Trials:
         """
         index, seed = task
         self._batches[task] += 1
-        number = self._batches[task]
-        id = f"{index}-{seed}"
-        if number > 1:
-            id += f"-{number}"
+        id = _id(task, self._batches[task])
         swapped = [group for group in groups if group and row_name(group) in names]
         rows, plan = rows_and_plan(
             self.pairs[index], seed, swapped, self.steps, self.start, self.branch
@@ -277,7 +275,7 @@ class Trials:
             rows.append(replace(target, sampled=runs))
         return [*rows, *patched]
 
-    def once(self, id: str, task: Task, maker: dict[str, str], make: Callable[[], dict]) -> dict:
+    def once(self, id: str, task: Task, maker: dict[str, str], make: Callable[[], JSON]) -> JSON:
         """Return `Work.once`'s record, and count its generations.
 
         Raises StoreError for a record whose pictures are scored by another definition, too, and for one
@@ -288,15 +286,15 @@ class Trials:
         self.generations += record["generations"]
         return record
 
-    def join(self, record: dict) -> None:
+    def join(self, record: JSON) -> None:
         """Add the pictures of a record to those of its pair and seed."""
         task = (record["pair"], record["seed"])
         empty = {"id": f"{task[0]}-{task[1]}", "pair": task[0], "seed": task[1], "pictures": {}}
         self._found.setdefault(task, empty)["pictures"] |= record["pictures"]
 
     def scored(
-        self, images: dict[str, Image.Image], index: int, source: dict | None = None
-    ) -> dict[str, dict]:
+        self, images: dict[str, Image.Image], index: int, source: JSON | None = None
+    ) -> dict[str, JSON]:
         """Pictures, readings and scores by row name.
 
         images  pictures by row name, among them the source's if it is made now
@@ -363,36 +361,22 @@ class Trials:
         return self.run.image(image)
 
 
-class Pending:
-    """One piece of work that is put off until the next piece comes.
-
-    So the pictures of one pair and seed are read by a thread while those of the next are generated.
-    """
-
-    def __init__(self):
-        self._work: Callable[[], None] | None = None
-
-    def put(self, work: Callable[[], None]) -> None:
-        """Finish the work that was put off, and put off `work` in its place."""
-        self.flush()
-        self._work = work
-
-    def flush(self) -> None:
-        """Finish the work that was put off, if any."""
-        work = self._work
-        self._work = None
-        if work is not None:
-            work()
+def _id(task: Task, number: int) -> str:
+    """Id of the record of a task's first batch, its second and so on."""
+    pair, seed = task
+    if number == 1:
+        return f"{pair}-{seed}"
+    return f"{pair}-{seed}-{number}"
 
 
-def _one_reader(ocr, reader):
+def _one_reader(ocr: AnyReader | None, reader: AnyReader | None) -> AnyReader | None:
     """The reader by either of its names.   Raises OCRError where both are given."""
     if ocr is not None and reader is not None:
         raise OCRError(f"ocr={ocr!r} and reader={reader!r} are the same argument; give one of them")
     return ocr if reader is None else reader
 
 
-def _require_no_path(run) -> None:
+def _require_no_path(run: object) -> None:
     if isinstance(run, (str, os.PathLike)):
         raise PatchError(
             f"run is the path {str(run)!r}; give a textpatch.Run: Run.open({str(run)!r}, {{'request': ...}})"

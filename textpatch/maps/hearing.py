@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from textpatch.calls import Call
 from textpatch.errors import PatchError
 from textpatch.maps.heard import HeardWeights
 from textpatch.plan import CONDITIONAL, integers
-from textpatch.sites import Site
+from textpatch.sites import Selectors, Site
 from textpatch.taps import chosen_sites
 
 PLAIN = (("cond",),)
@@ -28,7 +27,7 @@ def hearing_words(
     model: nn.Module,
     tokens: Iterable[int],
     *,
-    sites: Any = "all",
+    sites: Selectors = "all",
     steps: Iterable[int] | None = None,
     heads: Iterable[int] | None = None,
     row: int = 0,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from PIL import Image
@@ -27,14 +26,14 @@ from textpatch.maps.drawing import laid_over, resized
 from textpatch.maps.heard import HeardWeights, Kept, grid_of
 from textpatch.maps.hearing import hearing_words
 from textpatch.maps.places import word_places
-from textpatch.pipelines import draws_by_itself, require_sampling
+from textpatch.pipelines import DrawsByItself, SupportsSampling, draws_by_itself, require_sampling
 from textpatch.plan import CONDITIONAL, Plan, Row, integers, require_in_range
 from textpatch.ports.shipped import pipeline_sites
 from textpatch.prompts.pairs import SOURCE
 from textpatch.quotes import quotations
 from textpatch.recording import Record, recording_sites
 from textpatch.sampling import sample
-from textpatch.sites import Site, select_sites
+from textpatch.sites import Selectors, Site, select_sites
 
 KINDS = "received", "given"
 
@@ -67,7 +66,7 @@ class AttentionMap:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AttentionMap) and equal(vars(self), vars(other))
 
-    def array(self, kind: str = "received", sites: Any = "all") -> Tensor:
+    def array(self, kind: str = "received", sites: Selectors = "all") -> Tensor:
         """Mean (rows, columns) over steps and sites, on the largest grid of these sites.
 
         Raises PatchError for a kind that is none, for sites that are not there, and where no site has any.
@@ -86,7 +85,7 @@ class AttentionMap:
         largest = max((mean.shape for mean in means), key=torch.Size.numel)
         return torch.stack([resized(mean, largest) for mean in means]).mean(0)
 
-    def picture(self, kind: str = "received", sites: Any = "all") -> Image.Image:
+    def picture(self, kind: str = "received", sites: Selectors = "all") -> Image.Image:
         """The picture in grey, in colour where the map is high.
 
         Raises PatchError as `array`, and for sounds.
@@ -114,11 +113,11 @@ class AttentionMap:
 
 
 def attention_map(
-    pipeline: Any,
+    pipeline: SupportsSampling | DrawsByItself,
     prompt: str,
     words: str | Sequence[str] | None = None,
     *,
-    sites: Any = "all",
+    sites: Selectors = "all",
     steps: Iterable[int] | None = None,
     heads: Iterable[int] | None = None,
     tokens: Iterable[int] | None = None,
@@ -194,7 +193,7 @@ def _words(
 
 
 def _drawn(
-    pipeline: Any,
+    pipeline: SupportsSampling | DrawsByItself,
     row: Row,
     sites: tuple[Site, ...],
     steps: tuple[int, ...],

@@ -7,7 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from textpatch.metrics.image import Box, mse, pixels_outside, psnr, same_size, ssim, windows_outside
+from textpatch.metrics.image import (
+    Box,
+    Picture,
+    mse,
+    pixels_outside,
+    psnr,
+    same_size,
+    ssim,
+    windows_outside,
+)
 
 # Share of the pixels that lettering may fill.  What little is left beside more says nothing of a picture.
 MOST_MASKED = 0.9
@@ -29,7 +38,7 @@ class Background(NamedTuple):
     reason: str
 
 
-def background_scores(a, b, boxes: Sequence[Box]) -> Background:
+def background_scores(a: Picture, b: Picture, boxes: Sequence[Box]) -> Background:
     """Distances of two pictures over the pixels, and the windows, that touch no box.
 
     a, b   pictures of one size, as `image.mse` takes them

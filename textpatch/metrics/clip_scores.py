@@ -10,15 +10,18 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from textpatch.disk import read_json
 from textpatch.errors import PatchError, PromptError, WeightsError
-from textpatch.metrics.image import rgb_pixels
+from textpatch.metrics.image import Picture, rgb_pixels
 from textpatch.pictures import MOST_PIXELS
+
+if TYPE_CHECKING:
+    import torch
 
 WEIGHT = 2.5  # of CLIPScore (arXiv 2104.08718), so that .30 of cosine is .75
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -39,7 +42,9 @@ class CLIP:
     Raises WeightsError for a folder that is none, holds another model, or lacks tensors of it.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, device: Any = None):
+    def __init__(
+        self, folder: str | os.PathLike[str], *, device: torch.device | str | int | None = None
+    ) -> None:
         self.folder = Path(folder)
         _require_clip(self.folder)
         self.model = _opened(self.folder).to(device).eval()
@@ -48,7 +53,7 @@ class CLIP:
         self.window = self.model.config.text_config.max_position_embeddings
 
     def text_scores(
-        self, pictures: Sequence[Any], prompts: Sequence[str], *, cut: bool = False
+        self, pictures: Sequence[Picture], prompts: Sequence[str], *, cut: bool = False
     ) -> np.ndarray:
         """CLIP-T of each picture and its prompt, (n,).
 
@@ -64,7 +69,7 @@ class CLIP:
         return _weighted(_each(*self._both(pictures, prompts, cut)))
 
     def text_chance(
-        self, pictures: Sequence[Any], prompts: Sequence[str], *, cut: bool = False
+        self, pictures: Sequence[Picture], prompts: Sequence[str], *, cut: bool = False
     ) -> float:
         """Chance level of CLIP-T, its mean over all pictures with the prompts of all others."""
         seen, read = self._both(pictures, prompts, cut)
@@ -76,7 +81,7 @@ class CLIP:
         table = _weighted(seen @ read.T)
         return float((table.sum() - np.trace(table)) / (n * (n - 1)))
 
-    def image_scores(self, pictures: Sequence[Any], others: Sequence[Any]) -> np.ndarray:
+    def image_scores(self, pictures: Sequence[Picture], others: Sequence[Picture]) -> np.ndarray:
         """CLIP-I of two pictures each, (n,), weighted as CLIP-T.
 
         pictures, others  as `prepared` takes them, any two of different sizes
@@ -85,7 +90,7 @@ class CLIP:
         _require_as_many(pictures, others, "other pictures")
         return _weighted(_each(self.picture_features(pictures), self.picture_features(others)))
 
-    def picture_features(self, pictures: Sequence[Any]) -> np.ndarray:
+    def picture_features(self, pictures: Sequence[Picture]) -> np.ndarray:
         """Unit vectors of pictures, (n, dimensions) in float64, such as `neighbours_of` compares."""
         import torch
 
@@ -150,7 +155,7 @@ class CLIP:
             )
 
 
-def prepared(picture: Any, size: int) -> np.ndarray:
+def prepared(picture: Picture, size: int) -> np.ndarray:
     """A picture as a CLIP reads it, float32 (3, size, size).
 
     Its shorter side becomes `size` (Pillow's bicubic, in 8 bit) and its middle is cut out.  The channels'
@@ -272,7 +277,7 @@ def _in_batches(features, items: Sequence[Any], what: str) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def _require_as_many(pictures: Sequence[Any], others: Sequence[Any], what: str) -> None:
+def _require_as_many(pictures: Sequence[Picture], others: Sequence[Picture], what: str) -> None:
     if isinstance(others, str) or len(pictures) != len(others):
         raise PatchError(
             f"{len(pictures)} pictures and {len(others)} {what} were given; give lists with one of each kind"

@@ -6,6 +6,8 @@ H and W are its height and width in pixels.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 from PIL import Image
 
@@ -19,9 +21,10 @@ C1 = (0.01 * RANGE) ** 2
 C2 = (0.03 * RANGE) ** 2
 MARGIN = WINDOW // 2
 Box = tuple[int, int, int, int]
+Picture: TypeAlias = Image.Image | np.ndarray
 
 
-def mse(a, b, mask: np.ndarray | None = None) -> float:
+def mse(a: Picture, b: Picture, mask: np.ndarray | None = None) -> float:
     """Mean squared error in squared grey levels, in float64.
 
         mean over the pixels that count and the channels of (a - b)^2
@@ -33,7 +36,7 @@ def mse(a, b, mask: np.ndarray | None = None) -> float:
     return float(_counted((a.astype(np.float64) - b) ** 2, mask).mean())
 
 
-def psnr(a, b, mask: np.ndarray | None = None) -> float:
+def psnr(a: Picture, b: Picture, mask: np.ndarray | None = None) -> float:
     """Peak signal-to-noise ratio in dB.
 
         10 log10(255^2 / mse)
@@ -48,7 +51,7 @@ def psnr(a, b, mask: np.ndarray | None = None) -> float:
     return float(10 * np.log10(RANGE**2 / error))
 
 
-def ssim(a, b, mask: np.ndarray | None = None) -> float:
+def ssim(a: Picture, b: Picture, mask: np.ndarray | None = None) -> float:
     """Structural similarity, ssim[gauss11,sigma1.5,k.01/.03,cov=pop,range255,valid,mean of RGB].   (6.7)
 
         (2 m_a m_b + C1)(2 s_ab + C2) / ((m_a^2 + m_b^2 + C1)(s_a^2 + s_b^2 + C2))
@@ -96,7 +99,7 @@ def windows_outside(box: Box | None, height: int, width: int) -> np.ndarray:
     return inside & pixels_outside(touched, height, width)
 
 
-def mse_uint8_wrapped(a, b) -> float:
+def mse_uint8_wrapped(a: Picture, b: Picture) -> float:
     """The official MSE, whose squares wrap around at 256.   (6.6)
 
         mean of ((a - b)^2 mod 256)
@@ -109,7 +112,7 @@ def mse_uint8_wrapped(a, b) -> float:
     return float((difference * difference).mean())
 
 
-def psnr_uint8_wrapped(a, b) -> float:
+def psnr_uint8_wrapped(a: Picture, b: Picture) -> float:
     """The official PSNR in dB, of `mse_uint8_wrapped`.   (6.6)
 
         10 log10(255^2 / max(mse_uint8_wrapped, 1e-10))
@@ -120,7 +123,7 @@ def psnr_uint8_wrapped(a, b) -> float:
     return float(10 * np.log10(RANGE**2 / max(mse_uint8_wrapped(a, b), 1e-10)))
 
 
-def same_size(a, b) -> tuple[np.ndarray, np.ndarray]:
+def same_size(a: Picture, b: Picture) -> tuple[np.ndarray, np.ndarray]:
     """Both pictures as uint8 arrays (H, W, 3) of one size.  Raises PatchError as `mse` does."""
     a = rgb_pixels(a)
     b = rgb_pixels(b)
@@ -131,7 +134,7 @@ def same_size(a, b) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
-def rgb_pixels(picture) -> np.ndarray:
+def rgb_pixels(picture: Picture) -> np.ndarray:
     """One picture as a uint8 array (H, W, 3).  Raises PatchError for what is no 8-bit picture."""
     if isinstance(picture, Image.Image):
         picture = as_rgb(picture, "a picture")

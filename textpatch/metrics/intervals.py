@@ -8,6 +8,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from textpatch.errors import PatchError
 
@@ -27,7 +28,7 @@ class Interval(NamedTuple):
 
 
 def bootstrap(
-    values,
+    values: ArrayLike,
     statistic: Statistic = np.mean,
     *,
     n: int = 1000,
@@ -79,7 +80,7 @@ def wilson(share: float, n: int, *, level: float = 0.95) -> Interval:
     return Interval(min(low, share), max(high, share))
 
 
-def _columns(values) -> np.ndarray:
+def _columns(values: ArrayLike) -> np.ndarray:
     """Values as finite float64 numbers (columns, items)."""
     array = np.asarray(values, np.float64)
     if array.ndim not in (1, 2) or not array.size:

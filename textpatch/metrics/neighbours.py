@@ -6,9 +6,10 @@ nearest other point of its own set.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from textpatch.errors import PatchError
 
@@ -41,7 +42,9 @@ class Neighbours(NamedTuple):
     notes: tuple[str, ...]
 
 
-def neighbours_of(real: Any, generated: Any, k: int = 5, *, rim: bool = False) -> Neighbours:
+def neighbours_of(
+    real: ArrayLike, generated: ArrayLike, k: int = 5, *, rim: bool = False
+) -> Neighbours:
     """Compare generated features with real ones.
 
     Precision and recall are those of Kynkaanniemi et al. 2019 (arXiv 1904.06991), density and coverage those
@@ -105,7 +108,7 @@ def expected_coverage(n_real: int, n_generated: int, k: int) -> float:
     return float(1 - np.prod((n_real - 1 - steps) / others))
 
 
-def _points(features: Any, name: str) -> np.ndarray:
+def _points(features: ArrayLike, name: str) -> np.ndarray:
     """Features as finite float64 numbers (n, dimensions)."""
     points = np.asarray(features, np.float64)
     if points.ndim != 2 or not points.size:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from textpatch.errors import PatchError
 from textpatch.metrics.intervals import CHUNK, FEWEST, Statistic, gain, statistic_of
@@ -15,6 +16,9 @@ FLIPS = 9999  # random exchanges of sides, with which p is at least 1/10,000
 ALL_FLIPS = 12
 ROUNDING = 1e-9  # differences that are this close are the same but for the order of additions
 _SHOWN = 5
+
+# in one order of pairs, or by pair
+PairScores: TypeAlias = ArrayLike | Mapping[Hashable, ArrayLike]
 
 
 class Difference(NamedTuple):
@@ -36,7 +40,12 @@ class Difference(NamedTuple):
 
 
 def compared(
-    more: Any, less: Any, statistic: Statistic = np.mean, *, level: float = 0.95, seed: int = 0
+    more: PairScores,
+    less: PairScores,
+    statistic: Statistic = np.mean,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Difference:
     """Compare two methods by a statistic of their scores on the same pairs.
 
@@ -62,7 +71,7 @@ def compared(
     return Difference(**found, p=p, n=len(first), differ=differ)
 
 
-def _sides(more: Any, less: Any) -> tuple[np.ndarray, np.ndarray]:
+def _sides(more: PairScores, less: PairScores) -> tuple[np.ndarray, np.ndarray]:
     """Scores of both sides as finite float64 numbers (n, columns), pair by pair."""
     if isinstance(more, Mapping) != isinstance(less, Mapping):
         raise PatchError(

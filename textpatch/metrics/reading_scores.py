@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from textpatch.disk import JSON
 from textpatch.errors import PatchError
 from textpatch.metrics.chance import chance_f1, chance_level
 from textpatch.metrics.intervals import interval, share_interval
@@ -26,7 +27,7 @@ from textpatch.metrics.text import characters, f1_of_means
 
 def scores_of_readings(
     readings: Sequence[Reading | str], words: Sequence[str], normaliser: Normaliser = FOLDED
-) -> dict:
+) -> JSON:
     """Scores of what was read in some pictures against the words wanted there.
 
     readings    one for each picture, as a reader gives them, or texts of a single line

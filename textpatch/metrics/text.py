@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from textpatch.errors import PatchError
 
@@ -53,7 +54,7 @@ def f1(pairs: Iterable[tuple[str, str]]) -> float:
     return float(f1_of_means([m.precision for m in matches], [m.recall for m in matches]))
 
 
-def f1_of_means(precision, recall, axis: int = -1) -> np.ndarray:
+def f1_of_means(precision: ArrayLike, recall: ArrayLike, axis: int = -1) -> np.ndarray:
     """F1 of mean precision and mean recall.   (6.3)
 
         F1 = 2 mean(P) mean(Q) / (mean(P) + mean(Q) + 1e-6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 from torch import nn
 
@@ -32,7 +32,7 @@ from textpatch.ports import (
     z_image,
 )
 from textpatch.ports.matching import SiteSpec, match_sites, require_module
-from textpatch.sites import Site, Sites, select_sites
+from textpatch.sites import Selectors, Site, Sites, select_sites
 
 # tables by the name of the model's class, the fullest first
 TABLES = {
@@ -70,6 +70,14 @@ TABLES = {
 }
 
 
+class HasDenoiser(Protocol):
+    """Part of a pipeline that its sites are found in."""
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """Model whose call is a step."""
+
+
 def find_sites(model: nn.Module, spec: Sequence[SiteSpec] | None = None) -> Sites:
     """Find all sites of a model, in execution order.
 
@@ -84,7 +92,7 @@ def find_sites(model: nn.Module, spec: Sequence[SiteSpec] | None = None) -> Site
     return Sites(site for site, _ in match_sites(model, spec))
 
 
-def pipeline_sites(pipeline: Any) -> tuple[Site, ...]:
+def pipeline_sites(pipeline: HasDenoiser) -> tuple[Site, ...]:
     """Sites of a pipeline, its own list if it has one, else those of its denoiser."""
     own = getattr(pipeline, "sites", None)
     if own:
@@ -92,7 +100,7 @@ def pipeline_sites(pipeline: Any) -> tuple[Site, ...]:
     return find_sites(pipeline.denoiser)
 
 
-def site_indices(pipeline: Any, wanted: object) -> tuple[int, ...]:
+def site_indices(pipeline: HasDenoiser, wanted: Selectors) -> tuple[int, ...]:
     """Indices of the sites of a pipeline that are selected as for `select_sites`, in execution order."""
     return tuple(site.index for site in select_sites(pipeline_sites(pipeline), wanted))
 

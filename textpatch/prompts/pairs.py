@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from textpatch import metrics
+from textpatch.disk import JSON
 from textpatch.errors import PromptError
 from textpatch.quotes import quotations, with_texts
 
@@ -39,7 +40,7 @@ class Pair:
         source, target = self.texts
         return " ".join(source), " ".join(target)
 
-    def scored(self, read: str, *, blanks: bool = True) -> dict:
+    def scored(self, read: str, *, blanks: bool = True) -> JSON:
         """Scores of a reading against the texts of both sides, and the reading itself.
 
         read    text read in a picture
@@ -53,7 +54,7 @@ class Pair:
             letters = read.replace(" ", "")  # several lines are joined by blanks
         return {"read": read, **word_scores(letters, words)}
 
-    def scored_each(self, read: Sequence[str], *, blanks: bool = True) -> list[dict]:
+    def scored_each(self, read: Sequence[str], *, blanks: bool = True) -> list[JSON]:
         """Scores of what was read in the place of each text, against what belongs there on both sides.
 
         read    text read in each place
@@ -69,6 +70,9 @@ class Pair:
                 words = [word.replace(" ", "") for word in words]
             each.append({"read": one, **word_scores(one, (words[0], words[1]))})
         return each
+
+
+AnyPair: TypeAlias = Pair | tuple[str, str] | list[str]
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class LabelledPair(Pair):
         """Names of the source's and of the target's."""
         return self.labels
 
-    def scored(self, read: str, *, blanks: bool = True) -> dict:
+    def scored(self, read: str, *, blanks: bool = True) -> JSON:
         """Scores of a reading, which is right or wrong as a whole."""
         return {"read": read, **value_scores(read, self.labels)}
 

@@ -20,6 +20,7 @@ A result has these entries.
     mode, gaps, generations
                       how the search went
     set               the responsible set, its "sites" and the "steps" of growing it; None if none was sought
+    each_word         what each word exchanged alone comes to, see word_by_word.py, where that was asked for
     start_curve, head_search
                       what these functions return, where somebody put it there to be reported
 
@@ -149,7 +150,14 @@ def decimal(value: float | None, digits: int = 2) -> str:
     """A number with so many digits, - for None."""
     if value is None:
         return "-"
-    return f"{value:.{digits}f}"
+    return _unsigned(f"{value:.{digits}f}")
+
+
+def _unsigned(text: str) -> str:
+    """A number as text, without the sign of a zero."""
+    if float(text) == 0:
+        return text.lstrip("-")
+    return text
 
 
 def span_of(scores: dict, metric: str) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from textpatch.progress import counted, phase
 from textpatch.runs.interrupts import finishing
+from textpatch.runs.parts import Part
 
 AT_ONCE = 8  # pictures in a batch
 
@@ -26,6 +27,7 @@ class Album:
               batch, so that a request that is refused leaves no folder
     goes_on   whether there is a folder to go on with
     at_once   pictures in a batch, AT_ONCE when None
+    part      which batches this process makes, all when None
     """
 
     def __init__(
@@ -36,28 +38,44 @@ class Album:
         *,
         goes_on: bool,
         at_once: int | None = None,
-    ):
+        part: Part | None = None,
+    ) -> None:
         self.asked = asked
         self.names = _names(asked)
         self.draw = draw
         self.open_run = open_run
         self.at_once = at_once or AT_ONCE
+        self.part = part or Part()
         self.run = None
         self._recorded: dict[str, dict] = {}
         self._done: dict[int, dict] = {}
         if goes_on:
-            self.run = open_run()
-            self._recorded = {record["id"]: record for record in self.run.records()}
-            for record in self.run.finished():
-                self._put(record)
+            self.look_again()
 
     def fill(self) -> None:
-        """Make what is missing.  A first Ctrl-C is heard when the current batch is kept."""
-        lacking = [part for part in self._parts() if not self._done.keys() >= set(part)]
+        """Make what is missing.  A first Ctrl-C is heard when the current batch is kept.
+
+        Raises Unfinished where other shards are not done.
+        """
+        parts = self._parts()
+        ids = [_id(part) for part in parts]
         with phase("generate", "picture"):
-            for part in counted(lacking, weight=len):
-                with finishing():
-                    self._make(part)
+            for portion in self.part.portions(parts, ids, self, "batches", strict=True):
+                lacking = [part for part in portion if _id(part) not in self]
+                for part in counted(lacking, weight=len):
+                    with finishing():
+                        self._make(part)
+
+    def look_again(self) -> None:
+        """Take what is in the run folder, where other processes may have kept pictures meanwhile."""
+        self.run = self.run or self.open_run()
+        self._recorded = {record["id"]: record for record in self.run.records()}
+        for record in self.run.finished():
+            self._put(record)
+
+    def __contains__(self, id: str) -> bool:
+        """True if all pictures of a batch are there."""
+        return self._done.keys() >= set(_places(id))
 
     @property
     def pictures(self) -> list[dict]:
@@ -89,8 +107,7 @@ class Album:
 
     def _put(self, record: dict) -> None:
         """Take the pictures of a record, whose id says their places among those asked for."""
-        _, start, _ = record["id"].split("-")
-        for place, entry in enumerate(record["pictures"], int(start)):
+        for place, entry in zip(_places(record["id"]), record["pictures"], strict=True):
             self._done[place] = entry | {"file": self.names[place]}
 
     def _make(self, part: range) -> None:
@@ -101,12 +118,23 @@ class Album:
             {"prompt": prompt, "seed": seed, "image": self.run.image(image)}
             for (prompt, seed), image in zip(some, images, strict=True)
         ]
-        record = {"id": f"pictures-{part.start}-{part.stop}", "pictures": entries}
+        record = {"id": _id(part), "pictures": entries}
         if record != self._recorded.get(record["id"]):
             self.run.append(record)
         self._put(record)
         for place in part:
             self.run.also_named(self._done[place]["image"], self._done[place]["file"])
+
+
+def _id(part: range) -> str:
+    """Id of the record of a batch."""
+    return f"pictures-{part.start}-{part.stop}"
+
+
+def _places(id: str) -> range:
+    """Places of a batch's pictures among those asked for."""
+    _, start, stop = id.split("-")
+    return range(int(start), int(stop))
 
 
 def _names(asked: Sequence[tuple[str, int]]) -> list[str]:

@@ -11,24 +11,23 @@ results.json ...         whatever follows from the records
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from textpatch.disk import alone_in, as_json, explained, read_json, sweep, write
+from textpatch.disk import JSON, AnyPath, alone_in, as_json, explained, read_json, sweep, write
 from textpatch.errors import StoreError
 from textpatch.pictures import MODES, as_rgb
 from textpatch.runs.kept_pictures import holds_pictures, kept_picture, name_of
 from textpatch.runs.records import append_line, read_records, sealed
 from textpatch.runs.requests import (
+    Differences,
     another_run,
     asked_otherwise,
     covered,
@@ -36,12 +35,14 @@ from textpatch.runs.requests import (
     request_key,
     require_entries,
 )
+from textpatch.runs.tables import csv_of
 
 SCHEMA_VERSION = 1
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _WORKER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _RESERVED = ("manifest.json", "records", "images")
-_OURS = ("request", "key", "resumed", "schema_version")  # entries that are no facts of a session
+# entries of a manifest that are no facts of a session
+_OURS = ("request", "key", "resumed", "sessions", "schema_version")
 
 
 class Run:
@@ -55,8 +56,14 @@ class Run:
     """
 
     def __init__(
-        self, folder, manifest: dict, worker: str = "0", *, resumed: bool = True, changed=None
-    ):
+        self,
+        folder: AnyPath,
+        manifest: JSON,
+        worker: str = "0",
+        *,
+        resumed: bool = True,
+        changed: Differences | None = None,
+    ) -> None:
         if not _WORKER.fullmatch(worker):
             raise StoreError(f"worker name {worker!r}: use 1 to 64 of A-Z a-z 0-9 _ -")
         self.folder = Path(folder)
@@ -67,7 +74,7 @@ class Run:
 
     @classmethod
     def open(
-        cls, folder, manifest: dict, *, worker: str = "0", allow: Sequence[str] | None = ()
+        cls, folder: AnyPath, manifest: JSON, *, worker: str = "0", allow: Sequence[str] | None = ()
     ) -> Run:
         """Create a run folder, or open it again to go on with the same request.
 
@@ -95,7 +102,7 @@ class Run:
             return cls._resume(run.folder, stored, new, worker, allow)
 
     @classmethod
-    def load(cls, folder, *, worker: str = "0") -> Run:
+    def load(cls, folder: AnyPath, *, worker: str = "0") -> Run:
         """Open a run folder that exists, whatever its request.
 
         Raises StoreError for a folder that holds no run.
@@ -105,7 +112,7 @@ class Run:
 
     @classmethod
     def _resume(
-        cls, folder: Path, stored: dict, new: dict, worker: str, allow: Sequence[str] | None
+        cls, folder: Path, stored: JSON, new: JSON, worker: str, allow: Sequence[str] | None
     ) -> Run:
         require_entries(allow or (), stored["request"], new["request"])
         asked = asked_otherwise(stored, new)
@@ -116,7 +123,7 @@ class Run:
             stored = _note_changes(folder, changed, worker)
         return cls(folder, stored, worker, changed=changed)
 
-    def append(self, record: dict) -> None:
+    def append(self, record: JSON) -> None:
         """Add one record, a dict with a string "id".
 
         On return the record is on the disk: one os.write on an O_APPEND descriptor, then fsync.
@@ -132,7 +139,7 @@ class Run:
             path.parent.mkdir(exist_ok=True)
             append_line(path, line)
 
-    def records(self) -> list[dict]:
+    def records(self) -> list[JSON]:
         """Return all records, in the order of files, then of lines.
 
         - Of several records with one id the first counts.
@@ -142,16 +149,27 @@ class Run:
         """
         return list(self._first(lambda record: True).values())
 
-    def finished(self) -> list[dict]:
+    def finished(self, known: Container[str] = ()) -> list[JSON]:
         """Return the records whose pictures are all in the folder, else as `records` does.
 
         A record is not finished if a picture of it is gone, damaged or another's.
-        """
-        return list(self._first(partial(holds_pictures, self.folder)).values())
 
-    def _first(self, counts: Callable[[dict], bool]) -> dict[str, dict]:
+        known  ids of records of which that was seen before
+        """
+
+        def counts(record: JSON) -> bool:
+            return record["id"] in known or holds_pictures(self.folder, record)
+
+        return list(self._first(counts).values())
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of each worker's file of records, by which one sees that something was added."""
+        paths = (self.folder / "records").glob("*.jsonl")
+        return {path.name: path.stat().st_size for path in paths}
+
+    def _first(self, counts: Callable[[JSON], bool]) -> dict[str, JSON]:
         """Return the first record of each id that counts, by id."""
-        first: dict[str, dict] = {}
+        first: dict[str, JSON] = {}
         for path in sorted((self.folder / "records").glob("*.jsonl")):
             records, damaged, lines = read_records(path)
             if damaged:
@@ -178,6 +196,11 @@ class Run:
         Warns of damaged lines as `records` does.
         """
         return {record["id"] for record in self.records()}
+
+    def note(self, name: str, entry: object) -> None:
+        """Add an entry to a list of the manifest that decides no result."""
+        with explained(self.folder, "write"):
+            self.manifest = _add_to_manifest(self.folder, name, entry, self.worker)
 
     def image(self, picture: Image.Image) -> str:
         """Store a PIL picture as PNG and return its path in the folder.
@@ -238,33 +261,22 @@ class Run:
         """
         return self.write_bytes(name, text.encode("utf-8", "backslashreplace"))
 
-    def write_json(self, name: str, value) -> Path:
+    def write_json(self, name: str, value: object) -> Path:
         """Write JSON whole or not at all, and return its path.
 
         Raises StoreError for NaN, Infinity and anything else that is no JSON.
         """
         return self.write_bytes(name, as_json(value, indent=1) + b"\n")
 
-    def write_csv(self, name: str, rows: list[dict]) -> Path:
-        """Write rows as CSV whole or not at all, and return its path.
-
-        The columns are all keys in the order of their first appearance.
-        None and an absent key are an empty cell.
-        """
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        if columns:
-            writer.writerow([_cell(column) for column in columns])
-            for row in rows:
-                writer.writerow([_cell(row.get(column)) for column in columns])
-        return self.write_text(name, text.getvalue())
+    def write_csv(self, name: str, rows: Sequence[Mapping[str, object]]) -> Path:
+        """Write rows as CSV whole or not at all, see `tables.csv_of`, and return its path."""
+        return self.write_text(name, csv_of(rows))
 
 
 # --- the manifest
 
 
-def _stamped(manifest: dict) -> dict:
+def _stamped(manifest: JSON) -> JSON:
     """Return a manifest as it will be read back, with its key and schema version."""
     if not isinstance(manifest, dict) or "request" not in manifest:
         raise StoreError(
@@ -275,12 +287,12 @@ def _stamped(manifest: dict) -> dict:
     return {**plain, "schema_version": SCHEMA_VERSION, "key": request_key(plain["request"])}
 
 
-def _facts(manifest: dict) -> dict:
+def _facts(manifest: JSON) -> JSON:
     """Return what a manifest says beside its request, such as versions and the command."""
     return {name: value for name, value in manifest.items() if name not in _OURS}
 
 
-def _create(folder: Path, manifest: dict, worker: str) -> dict | None:
+def _create(folder: Path, manifest: JSON, worker: str) -> JSON | None:
     """Claim a new or empty folder and return None, or return the manifest there.
 
     A failure leaves no folder that was not there before.
@@ -296,7 +308,7 @@ def _create(folder: Path, manifest: dict, worker: str) -> dict | None:
         raise
 
 
-def _claim(folder: Path, manifest: dict, worker: str) -> dict | None:
+def _claim(folder: Path, manifest: JSON, worker: str) -> JSON | None:
     path = folder / "manifest.json"
     # listed before looking for the manifest, the first file that a worker starting beside us would write
     strangers = sorted(name for name in os.listdir(folder) if not name.startswith(".tmp."))
@@ -314,7 +326,7 @@ def _claim(folder: Path, manifest: dict, worker: str) -> dict | None:
     return _read_manifest(path)
 
 
-def _read_manifest(path: Path) -> dict:
+def _read_manifest(path: Path) -> JSON:
     manifest = read_json(path)
     if not isinstance(manifest, dict):
         manifest = {}
@@ -333,13 +345,18 @@ def _read_manifest(path: Path) -> dict:
 
 def _note_changes(folder: Path, changed: dict[str, tuple], worker: str) -> dict:
     """Add what changed to the manifest's `resumed`, unless it is there, and return the manifest."""
-    path = folder / "manifest.json"
     entry = {name: {"stored": old, "now": now} for name, (old, now) in changed.items()}
+    return _add_to_manifest(folder, "resumed", entry, worker)
+
+
+def _add_to_manifest(folder: Path, name: str, entry, worker: str) -> dict:
+    """Add an entry to a list of the manifest, unless it is there, and return the manifest."""
+    path = folder / "manifest.json"
     with alone_in(folder):
         manifest = _read_manifest(path)  # another worker may have added an entry meanwhile
-        resumed = manifest.setdefault("resumed", [])
-        if entry not in resumed:
-            resumed.append(entry)
+        entries = manifest.setdefault(name, [])
+        if entry not in entries:
+            entries.append(entry)
             write(path, as_json(manifest, indent=1), worker)
     return manifest
 
@@ -364,16 +381,3 @@ def _inside(folder: Path, name: str) -> Path:
     if not path.parent.resolve().is_relative_to(folder.resolve()):
         raise StoreError(f"{name!r} leads out of {folder} through a link; remove the link")
     return path
-
-
-def _cell(value):
-    """Return a value as a cell of CSV, in whose text a spreadsheet finds no formula."""
-    if isinstance(value, (dict, list, tuple)):
-        return json.dumps(value)
-    if not isinstance(value, str):
-        return value
-    # some readers end a line at \r, and the writer does not quote it
-    text = value.replace("\r", "\n")
-    if text.startswith(tuple("=+-@\t\n")):
-        return "'" + text  # or a spreadsheet would run =cmd(...)
-    return text

@@ -31,7 +31,7 @@ class Remembered:
     Texts are kept on the CPU, because a thousand prompts of a large T5 take gigabytes.
     """
 
-    def __init__(self, pipeline):
+    def __init__(self, pipeline) -> None:
         self._pipeline = pipeline
         self._kept: dict[str | None, object] = {}
 

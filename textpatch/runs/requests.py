@@ -10,9 +10,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
+from textpatch.disk import JSON
 from textpatch.errors import StoreError, closest
 
+# entries that differ, (stored, now) each, by dotted name
+Differences: TypeAlias = dict[str, tuple[object, object]]
 ABSENT = "absent"
 SHOWN = 6  # differences named in an error
 LONGEST = 60  # characters of a value in an error
@@ -34,7 +38,7 @@ def flatten(tree, prefix: str = "") -> dict:
     return leaves or {prefix: tree}
 
 
-def differences(old: dict, new: dict) -> dict[str, tuple]:
+def differences(old: JSON, new: JSON) -> Differences:
     """Leaves that differ, by dotted name, as pairs (old, new).
 
     A leaf that one side lacks is ABSENT there.

@@ -30,15 +30,20 @@ class Work:
     run  the folder that keeps the records; None, and nothing is kept or found
     """
 
-    def __init__(self, run: Run | None):
+    def __init__(self, run: Run | None) -> None:
         self.run = run
         self._found: dict[str, dict] = {}
+        self._seen: dict = {}
         self.look_again()
 
     def look_again(self) -> None:
-        """Read the run folder anew, in which other workers may have finished pieces meanwhile."""
-        if self.run is not None:
-            self._found = {record["id"]: record for record in self.run.finished()}
+        """Read the run folder anew where other workers may have finished pieces meanwhile."""
+        if self.run is None:
+            return
+        seen = self.run.sizes()
+        if seen != self._seen:
+            self._found = {record["id"]: record for record in self.run.finished(self._found)}
+            self._seen = seen
 
     def __contains__(self, id: str) -> bool:
         """True if a record of that id lay in the folder when it was last read."""
@@ -105,3 +110,25 @@ def _shown(name: str, entry: str | None) -> str:
     if name.endswith("_sha256"):
         return f"{entry[:16]}..."
     return repr(entry)
+
+
+class Pending:
+    """One piece of work that is put off until the next piece comes.
+
+    So the pictures of one pair and seed are read by a thread while those of the next are generated.
+    """
+
+    def __init__(self) -> None:
+        self._work: Callable[[], None] | None = None
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Finish the work that was put off, and put off `work` in its place."""
+        self.flush()
+        self._work = work
+
+    def flush(self) -> None:
+        """Finish the work that was put off, if any."""
+        work = self._work
+        self._work = None
+        if work is not None:
+            work()

@@ -26,7 +26,9 @@ class Classified:
     all of them, and for a threshold outside 0..1.
     """
 
-    def __init__(self, folder: str | Path, harmful: Collection[str], threshold: float = 0.5):
+    def __init__(
+        self, folder: str | Path, harmful: Collection[str], threshold: float = 0.5
+    ) -> None:
         if not 0 <= threshold <= 1:
             raise PatchError(f"threshold is {threshold!r}; give a number from 0 to 1")
         self.threshold = threshold

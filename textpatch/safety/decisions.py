@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from textpatch.progress import counted, phase
 from textpatch.runs.interrupts import finishing
+from textpatch.runs.parts import Part
 from textpatch.safety.sanitizing import PASSED, REFUSED, REPLACED, Sanitized
 
 OUTCOMES = (PASSED, REPLACED, REFUSED)
@@ -22,6 +23,7 @@ class Decisions:
                 decision, so that a request that is refused leaves no folder
     goes_on     whether there is a folder to go on with
     show_words  True keeps prompts and harmful texts beside the decisions
+    part        which prompts this process decides about, all when None
     """
 
     def __init__(
@@ -33,27 +35,42 @@ class Decisions:
         *,
         goes_on: bool,
         show_words: bool = False,
-    ):
+        part: Part | None = None,
+    ) -> None:
         self.prompts = prompts
         self.sanitize = sanitize
         self.pictures = pictures
         self.open_run = open_run
         self.show_words = show_words
+        self.part = part or Part()
         self.run = None
         self._recorded: dict[str, dict] = {}
         self._done: dict[str, dict] = {}
         if goes_on:
-            self.run = open_run()
-            self._recorded = {entry["id"]: entry for entry in self.run.records()}
-            self._done = {entry["id"]: entry for entry in self.run.finished()}
+            self.look_again()
 
     def fill(self) -> None:
-        """Decide what is not decided.  A first Ctrl-C is heard when the current decision is kept."""
-        lacking = [place for place in range(len(self.prompts)) if _id(place) not in self._done]
+        """Decide what is not decided.  A first Ctrl-C is heard when the current decision is kept.
+
+        Raises Unfinished where other shards are not done.
+        """
+        places = range(len(self.prompts))
+        ids = [_id(place) for place in places]
         with phase("sanitize", "prompt"):
-            for place in counted(lacking):
-                with finishing():
-                    self._decide(place)
+            for portion in self.part.portions(places, ids, self, "prompts", strict=True):
+                for place in counted([place for place in portion if _id(place) not in self]):
+                    with finishing():
+                        self._decide(place)
+
+    def look_again(self) -> None:
+        """Take what is in the run folder, where other processes may have decided meanwhile."""
+        self.run = self.run or self.open_run()
+        self._recorded = {entry["id"]: entry for entry in self.run.records()}
+        self._done = {entry["id"]: entry for entry in self.run.finished()}
+
+    def __contains__(self, id: str) -> bool:
+        """True if a decision is there."""
+        return id in self._done
 
     @property
     def entries(self) -> list[dict]:

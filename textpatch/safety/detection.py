@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from textpatch.errors import PatchError
 
@@ -37,7 +37,7 @@ class Finding:
         return replace(self, start=self.start + by, stop=self.stop + by)
 
     @property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> dict[str, object]:
         """Finding as plain data, without the text."""
         return dict(vars(self))
 
@@ -46,7 +46,9 @@ class Finding:
 class Detector(Protocol):
     """What finds harmful text.  `name` and `version` are read where it has them."""
 
-    def __call__(self, text: str) -> Sequence[Finding] | Sequence[tuple] | bool:
+    def __call__(
+        self, text: str
+    ) -> Sequence[Finding | tuple[int, int] | tuple[int, int, str]] | bool:
         """Findings, or (start, stop) or (start, stop, rule) of each, or if the whole text is harmful."""
 
 
@@ -106,7 +108,7 @@ class AnyOf:
     Raises PatchError without a detector.
     """
 
-    def __init__(self, *detectors: Detector):
+    def __init__(self, *detectors: Detector) -> None:
         if not detectors:
             raise PatchError("AnyOf was given no detector; give one or more")
         self.detectors = detectors
@@ -126,7 +128,7 @@ class AnsweredInJSON:
     refused.
     """
 
-    def __init__(self, ask: Callable[[str], str], name: str, version: str = ""):
+    def __init__(self, ask: Callable[[str], str], name: str, version: str = "") -> None:
         self.ask = ask
         self.name = name
         self.version = version

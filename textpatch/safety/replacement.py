@@ -7,6 +7,7 @@ in the text's place, or raises, and then the prompt is refused.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -43,7 +44,7 @@ class NearLength:
     Raises PatchError for a list without words, and for words that cannot stand between quotes.
     """
 
-    def __init__(self, words: Iterable[str] = BENIGN, *, seed: int = 0):
+    def __init__(self, words: Iterable[str] = BENIGN, *, seed: int = 0) -> None:
         if isinstance(words, (str, bytes)):
             raise PatchError("NearLength was given a single text; give a list of words")
         self.words = list(words)
@@ -57,7 +58,7 @@ class NearLength:
                 )
 
     @classmethod
-    def of_file(cls, path, *, seed: int = 0) -> NearLength:
+    def of_file(cls, path: str | os.PathLike[str], *, seed: int = 0) -> NearLength:
         """Words of a file, one a line.  Raises PromptError for a file that is no text."""
         lines = numbered_lines(Path(path), "a text with one word a line")
         return cls([line for _, line in lines], seed=seed)
@@ -78,14 +79,14 @@ class Mapped:
     Raises PatchError for an empty table.
     """
 
-    def __init__(self, table: Mapping[str, str], otherwise: Replacer | None = None):
+    def __init__(self, table: Mapping[str, str], otherwise: Replacer | None = None) -> None:
         if not table:
             raise PatchError("the table of replacements is empty; give at least one")
         self.table = {letters_of(found): benign for found, benign in table.items()}
         self.otherwise = otherwise
 
     @classmethod
-    def of_file(cls, path, otherwise: Replacer | None = None) -> Mapped:
+    def of_file(cls, path: str | os.PathLike[str], otherwise: Replacer | None = None) -> Mapped:
         """Table of a file of lines `harmful<TAB>benign`.
 
         Raises PromptError, which names the line and not what is in it, for a line of another form.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from PIL import Image
 
@@ -21,6 +20,7 @@ from textpatch.editing.methods import Method, PromptSwap, Source
 from textpatch.editing.result import Edit
 from textpatch.errors import PatchError, PromptError, closest
 from textpatch.guidance import Guidance
+from textpatch.metrics.readers.reading import Reader
 from textpatch.pipelines import SupportsPairs, SupportsSampling, require_parts
 from textpatch.prompts.pairs import Pair
 from textpatch.safety.detection import Detector, name_of, version_of
@@ -28,6 +28,7 @@ from textpatch.safety.methods import HarmfulPair, method_named
 from textpatch.safety.reading import is_legible, read, reader_for, require_reader
 from textpatch.safety.replacement import NearLength, Replacer
 from textpatch.safety.screening import Rules, Screened, screen
+from textpatch.sites import Selectors
 
 POLICIES = ("replace", "refuse")
 OUTSIDE = ("refuse", "pass")
@@ -73,7 +74,7 @@ class Sanitized:
     reason: str = ""
 
     @property
-    def decision(self) -> dict[str, Any]:
+    def decision(self) -> dict[str, object]:
         """Entry of the ledger as plain data, without the prompt and without the harmful text."""
         entry = {
             "prompt_sha256": self.screened.sha256,
@@ -103,16 +104,16 @@ class Sanitizer:
         *,
         detector: Detector,
         replacer: Replacer | None = None,
-        sites=None,
+        sites: Selectors | None = None,
         start: int | None = None,
         branch: str | None = None,
         method: str | Method | None = None,
-        verify: object = None,
+        verify: Reader | str | None = None,
         policy: str = "replace",
         outside: str = "refuse",
         steps: int | None = None,
         guidance: float | Guidance | None = None,
-    ):
+    ) -> None:
         require_parts(pipeline, "sanitize", SupportsSampling, SupportsPairs)
         replacer = replacer or NearLength()
         for what, called in (("detector", detector), ("replacer", replacer)):
@@ -237,11 +238,11 @@ def sanitize(
     *,
     detector: Detector,
     replacer: Replacer | None = None,
-    sites=None,
+    sites: Selectors | None = None,
     start: int | None = None,
     branch: str | None = None,
     method: str | Method | None = None,
-    verify: object = None,
+    verify: Reader | str | None = None,
     policy: str = "replace",
     outside: str = "refuse",
     seed: int = 0,
@@ -293,7 +294,9 @@ def sanitize(
     return [sanitizer(prompt, seed) for prompt in asked]
 
 
-def _method(method: str | Method | None, sites, start: int | None, branch: str | None) -> Method:
+def _method(
+    method: str | Method | None, sites: Selectors | None, start: int | None, branch: str | None
+) -> Method:
     """Method asked for.  Raises PatchError for sites, a start or a branch that it would not heed."""
     given = {"sites": sites, "start": start, "branch": branch}
     own = {name: value for name, value in given.items() if value is not None}

@@ -22,7 +22,7 @@ class EachWord:
     is_harmful  word, case folded and without disguises of single letters -> bool
     """
 
-    def __init__(self, is_harmful: Callable[[str], bool], name: str, version: str = ""):
+    def __init__(self, is_harmful: Callable[[str], bool], name: str, version: str = "") -> None:
         self.is_harmful = is_harmful
         self.name = name
         self.version = version

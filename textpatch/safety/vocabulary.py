@@ -68,7 +68,7 @@ class Vocabulary:
     longest  letters of the longest
     """
 
-    def __init__(self, words: Iterable[str]):
+    def __init__(self, words: Iterable[str]) -> None:
         self.words = frozenset(words)
         self.longest = max(map(len, self.words))
         self.parts = max(word.count(" ") for word in self.words) + 1

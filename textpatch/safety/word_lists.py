@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -44,7 +45,9 @@ class WordList:
     text holds.
     """
 
-    def __init__(self, words: Iterable[str], *, allow: Iterable[str] = (), name: str = "words"):
+    def __init__(
+        self, words: Iterable[str], *, allow: Iterable[str] = (), name: str = "words"
+    ) -> None:
         if isinstance(words, (str, bytes)):
             raise PatchError("WordList was given a single text; give a list of words")
         entries = [_entry(word) for word in words]
@@ -66,7 +69,9 @@ class WordList:
         self.version = hashlib.sha256(told.encode()).hexdigest()[:12]
 
     @classmethod
-    def of_file(cls, path, *, allow: Iterable[str] = (), name: str = "words") -> WordList:
+    def of_file(
+        cls, path: str | os.PathLike[str], *, allow: Iterable[str] = (), name: str = "words"
+    ) -> WordList:
         """Words of a file, one a line, where blank lines do not count.
 
         Raises PromptError for a file that is no text, and PatchError as above.

@@ -7,9 +7,8 @@ They are compared with the queries, keys and values that the model's attention g
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -39,7 +38,7 @@ class Report:
 def check_port(
     model: nn.Module,
     spec: Sequence[SiteSpec] | None,
-    example_inputs: dict[str, Any],
+    example_inputs: Mapping[str, object],
     *,
     picture: str | None = None,
     output: Callable[[Tensor], Tensor] | None = None,

@@ -134,7 +134,7 @@ def _tupled(value):
 class Tensors(Mapping[str, TensorEntry]):
     """Entries by name of a file, or of the shards under an index, whose values are read one at a time."""
 
-    def __init__(self, entries: dict[str, TensorEntry], files: Iterable[Path]):
+    def __init__(self, entries: dict[str, TensorEntry], files: Iterable[Path]) -> None:
         self._entries = entries
         self.files = tuple(files)
 
@@ -163,7 +163,7 @@ class Tensors(Mapping[str, TensorEntry]):
         return read_tensor(self[name], room)
 
 
-def open_tensors(where: str | os.PathLike, terms: Terms | None = None) -> Tensors:
+def open_tensors(where: str | os.PathLike[str], terms: Terms | None = None) -> Tensors:
     """Open a .safetensors file, the shards that a *.safetensors.index.json names, or those of one of them.
 
     The file asked for may be a link.  A shard may not lead out of its folder, unless the terms follow links.

@@ -56,7 +56,7 @@ GRAMMAR = {
 }
 
 
-def read_header(where: str | os.PathLike) -> dict[str, TensorEntry]:
+def read_header(where: str | os.PathLike[str]) -> dict[str, TensorEntry]:
     """Read the entries of a safetensors file, in the order of their bytes, without the data.
 
     Raises WeightsError with the file, the fault and its `code` for anything but exactly the format.
@@ -78,7 +78,7 @@ def read_header(where: str | os.PathLike) -> dict[str, TensorEntry]:
             ) from None
 
 
-def said_in_header(where: str | os.PathLike, name: str) -> str | None:
+def said_in_header(where: str | os.PathLike[str], name: str) -> str | None:
     """Short text without escapes that the metadata of a file has under a name, None without one.
 
     The header must have been read by `read_header`, so that between unescaped quotes stands a name.

@@ -82,7 +82,7 @@ class SignFormat:
     shapes: tuple[str, ...] = SHAPES
     phases: int = 8  # how many of PHASES a pattern may begin at
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # the divisors of OVERSAMPLING
         if self.unit not in (1, 2, 4, 8):
             raise PatchError(
@@ -176,7 +176,7 @@ class Sign:
     pattern: str = "plain"
     style: str = "plain"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for what, known in FACTORS.items():
             value = getattr(self, what)
             if value not in known:
@@ -261,7 +261,7 @@ def _font_folder() -> Path:
         import matplotlib
     except Exception as error:
         raise PatchError(
-            f"drawing signs needs the fonts in matplotlib ({error}); pip install textpatch[plots]"
+            f"drawing signs needs the fonts in matplotlib ({error}); pip install matplotlib"
         ) from None
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 

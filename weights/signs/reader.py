@@ -19,7 +19,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image
 
+from textpatch.disk import JSON
 from textpatch.errors import OCRError, PatchError
+from textpatch.metrics.readers.reading import Boxes
 from textpatch.pictures import as_rgb
 from textpatch.weights.signs.drawing import (
     COLOURS,
@@ -214,10 +216,12 @@ class SignReader:
     A reading of a picture is a dict {attribute: value}, which `SignPair` scores.
     """
 
-    def __init__(self, fmt: SignFormat = SignFormat()):
+    def __init__(self, fmt: SignFormat = SignFormat()) -> None:
         self.fmt = fmt
 
-    def read(self, images: Sequence[Image.Image], boxes=None) -> list[dict[str, str]]:
+    def read(
+        self, images: Sequence[Image.Image], boxes: Boxes | None = None
+    ) -> list[dict[str, str]]:
         """Read the attributes of each picture.   Their places are known without `boxes`."""
         return [asdict(read_sign(image, self.fmt)) for image in images]
 
@@ -233,7 +237,7 @@ class SignReader:
                 f"wrong: {wrong[0]}; signs are not drawn as they are read"
             )
 
-    def describe(self) -> dict:
+    def describe(self) -> JSON:
         """Settings that a manifest must hold to repeat a reading."""
         return {
             "engine": "nearest drawing",

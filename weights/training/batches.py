@@ -34,7 +34,7 @@ class Batch:
     beside    further arguments of a stage II's denoiser
     """
 
-    def __init__(self, recipe: Recipe, seed: int, step: int):
+    def __init__(self, recipe: Recipe, seed: int, step: int) -> None:
         rng = random.Random(f"{seed}/{step}")
         texts = recipe.texts_of(step)
         signs = [_unseen_sign(rng, recipe, texts) for _ in range(recipe.batch)]

@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from textpatch.disk import writing
 from textpatch.errors import PatchError, closest
+from textpatch.reference_models.decoders import pixels
 from textpatch.reference_models.defaults import Defaults
-from textpatch.reference_models.pipeline import Pipeline, pixels
+from textpatch.reference_models.pipeline import Pipeline
 from textpatch.seeds import HEARD
 from textpatch.weights.loading import SHIPPED, load
 from textpatch.weights.saving import save_pipeline
@@ -43,7 +44,7 @@ from textpatch.weights.training.state import in_words, resume, save
 class Trainee(nn.Module):
     """Denoiser and encoders, trained together."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         family = FAMILIES[type(recipe.denoiser)]
         self.denoiser = family.denoiser(recipe.denoiser)

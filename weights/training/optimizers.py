@@ -12,7 +12,7 @@ from textpatch.weights.training.recipes import Recipe
 class Optimizers:
     """Muon on the matrices inside blocks and encoder layers, convolutions flattened, AdamW on the rest."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe):
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         places = (*FAMILIES[type(recipe.denoiser)].matrices, ".layers.", ".block.")
         inner = {name: p for name, p in model.named_parameters() if _is_inner(name, p, places)}
         outer = [p for name, p in model.named_parameters() if name not in inner]

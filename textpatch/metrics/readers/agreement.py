@@ -9,16 +9,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from PIL import Image
 
+from textpatch.disk import JSON
 from textpatch.errors import OCRError
 from textpatch.metrics.readers.broken_words import require_strict
 from textpatch.metrics.readers.known_words import LETTERS
 from textpatch.metrics.readers.passed import once
 from textpatch.metrics.readers.reading import (
     Area,
+    Boxes,
     Line,
     Reader,
     Reading,
@@ -44,15 +45,13 @@ class Agreement:
     otherwise are in `Reading.unconfirmed`.
     """
 
-    def __init__(self, finder: Reader, confirmer: Reader, *, sure: float = SURE):
+    def __init__(self, finder: Reader, confirmer: Reader, *, sure: float = SURE) -> None:
         self.finder = finder
         self.confirmer = confirmer
         self.sure = sure
         self._tested = False
 
-    def read(
-        self, images: Sequence[Image.Image], boxes: Sequence[Any] | None = None
-    ) -> list[Reading]:
+    def read(self, images: Sequence[Image.Image], boxes: Boxes | None = None) -> list[Reading]:
         """Lines of the finder, each without the words that the confirmer does not read.
 
         boxes  as in `Reader.read`.  Both readers read in them
@@ -108,7 +107,7 @@ class Agreement:
             once(self.identity(), self._test)
             self._tested = True
 
-    def identity(self) -> dict | None:
+    def identity(self) -> JSON | None:
         """All that the result of a self-test depends on, None where a reader does not tell."""
         if not (hasattr(self.finder, "identity") and hasattr(self.confirmer, "identity")):
             return None
@@ -121,7 +120,7 @@ class Agreement:
         """True for a character that both readers know."""
         return knows(self.finder, letter) and knows(self.confirmer, letter)
 
-    def describe(self) -> dict:
+    def describe(self) -> JSON:
         """Descriptions of both readers."""
         confirmer = self.confirmer.describe()
         return {

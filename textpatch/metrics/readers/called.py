@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from textpatch.disk import JSON
 from textpatch.errors import OCRError
 from textpatch.metrics.readers import ink
 from textpatch.metrics.readers.broken_words import Overread, read_as_whole
 from textpatch.metrics.readers.known_words import LETTERS, require_read, words_of
-from textpatch.metrics.readers.reading import Line, Reading, corners_of, gathered, places_of
+from textpatch.metrics.readers.reading import Boxes, Line, Reading, corners_of, gathered, places_of
 from textpatch.pictures import as_rgb
 
 
@@ -25,16 +27,14 @@ class Called:
 
     def __init__(
         self, function: Callable[[list[Image.Image]], Sequence[str]], name: str | None = None
-    ):
+    ) -> None:
         if not callable(function):
             raise OCRError(f"a reader was asked of {function!r}; give a function of pictures")
         self.function = function
         self.name = name or getattr(function, "__qualname__", type(function).__name__)
         self._overread: Overread | None = None
 
-    def read(
-        self, images: Sequence[Image.Image], boxes: Sequence[Any] | None = None
-    ) -> list[Reading]:
+    def read(self, images: Sequence[Image.Image], boxes: Boxes | None = None) -> list[Reading]:
         """Readings of pictures, with a line for each box, or one for the whole picture.
 
         boxes  as in `Reader.read`
@@ -66,7 +66,7 @@ class Called:
             self._overread = read_as_whole(self._texts, LETTERS)
         return self._overread
 
-    def describe(self) -> dict:
+    def describe(self) -> JSON:
         """Name of the function.  What it depends on, its owner must note."""
         return {"engine": self.name, "blank": True}
 
@@ -82,12 +82,14 @@ class Listening:
     function, name  as of `Called`
     """
 
-    def __init__(self, function: Callable[[list[Any]], Sequence[str]], name: str | None = None):
+    def __init__(
+        self, function: Callable[[list[np.ndarray]], Sequence[str]], name: str | None = None
+    ) -> None:
         called = Called(function, name)
         self.function = function
         self.name = called.name
 
-    def read(self, images: Sequence[Any], boxes: Sequence[Any] | None = None) -> list[str]:
+    def read(self, images: Sequence[np.ndarray], boxes: Boxes | None = None) -> list[str]:
         """Texts of sounds, each as a whole.   Raises OCRError for another number of texts than sounds."""
         texts = list(self.function(list(images)))
         require_texts(texts, len(images), self.name)
@@ -96,7 +98,7 @@ class Listening:
     def self_test(self) -> None:
         """Test nothing."""
 
-    def describe(self) -> dict:
+    def describe(self) -> JSON:
         """Name of the function.  What it depends on, its owner must note."""
         return {"engine": self.name, "blank": True}
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
 
 from textpatch.errors import OCRError, closest
 from textpatch.metrics.readers.agreement import Agreement
@@ -29,6 +33,13 @@ READERS: dict[str, Callable[[str], Reader]] = {
     "agreement": _agreement,
 }
 DEFAULT = "tesseract"
+# what `reader=` takes: a reader, its name, or a function from pictures or sounds to their texts
+AnyReader: TypeAlias = (
+    Reader
+    | str
+    | Callable[[list[Image.Image]], Sequence[str]]
+    | Callable[[list[np.ndarray]], Sequence[str]]
+)
 
 
 def reader_named(name: str, words: Iterable[str]) -> Reader:

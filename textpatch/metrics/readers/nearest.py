@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
 
+from textpatch.disk import JSON
 from textpatch.errors import OCRError
+from textpatch.metrics.image import Picture
+from textpatch.metrics.readers.reading import Boxes
 
 
 class Nearest:
@@ -23,7 +27,8 @@ class Nearest:
 
     def __init__(
         self,
-        score: Callable[[list[Any], list[str]], Any],
+        score: Callable[[list[Image.Image], list[str]], ArrayLike]
+        | Callable[[list[np.ndarray], list[str]], ArrayLike],
         labels: Iterable[str] | None = None,
         name: str | None = None,
     ) -> None:
@@ -39,7 +44,7 @@ class Nearest:
             return self
         return Nearest(self.score, labels, self.name)
 
-    def read(self, images: Sequence[Any], boxes: object = None) -> list[str]:
+    def read(self, images: Sequence[Picture], boxes: Boxes | None = None) -> list[str]:
         """Label of each thing.
 
         boxes  are not looked at, since the whole is scored
@@ -64,6 +69,6 @@ class Nearest:
                 f"{self.name} has the labels {self.labels}; give two or more, or pairs that have them"
             )
 
-    def describe(self) -> dict:
+    def describe(self) -> JSON:
         """Name of the score, and the labels.  What the score depends on, its owner must note."""
         return {"engine": self.name, "labels": self.labels}

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from textpatch.disk import JSON
 from textpatch.errors import OCRError
 from textpatch.metrics.readers import ink
 from textpatch.metrics.readers.broken_words import Overread, read_as_whole
@@ -22,6 +23,7 @@ from textpatch.metrics.readers.known_words import LETTERS, require_read, words_o
 from textpatch.metrics.readers.passed import once
 from textpatch.metrics.readers.reading import (
     Area,
+    Boxes,
     Corners,
     Line,
     Reading,
@@ -48,14 +50,12 @@ class PPOCR:
     Raises OCRError where ocrust or its models are missing.
     """
 
-    def __init__(self, *, threads: int = 1):
+    def __init__(self, *, threads: int = 1) -> None:
         self.threads = threads
         self._engine = _engine(threads)
         self._overread: Overread | None = None
 
-    def read(
-        self, images: Sequence[Image.Image], boxes: Sequence[Any] | None = None
-    ) -> list[Reading]:
+    def read(self, images: Sequence[Image.Image], boxes: Boxes | None = None) -> list[Reading]:
         """Lines of the pictures, from top to bottom.
 
         The first call runs `self_test`.
@@ -83,7 +83,7 @@ class PPOCR:
             self._overread = once(self.describe(), self._test)
         return self._overread
 
-    def identity(self) -> dict:
+    def identity(self) -> JSON:
         """All that the result of a self-test depends on."""
         return self.describe()
 
@@ -91,7 +91,7 @@ class PPOCR:
         """True for a character that the network can answer with."""
         return letter in _characters(self._engine.models["recognition"])
 
-    def describe(self) -> dict:
+    def describe(self) -> JSON:
         """Engine, versions and settings, all that a manifest needs to repeat a reading."""
         return {
             "engine": "PP-OCRv6 by ocrust",
@@ -109,9 +109,7 @@ class PPOCR:
     def _texts(self, pictures: list[Image.Image]) -> list[str]:
         return [reading.text for reading in self._readings(pictures, None)]
 
-    def _readings(
-        self, images: Sequence[Image.Image], boxes: Sequence[Any] | None
-    ) -> list[Reading]:
+    def _readings(self, images: Sequence[Image.Image], boxes: Boxes | None) -> list[Reading]:
         places = places_of(images, boxes)
         return gathered(
             len(images), places, [self._lines(images[i], area, i) for i, area in places]

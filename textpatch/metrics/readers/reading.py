@@ -6,20 +6,23 @@ they stand and how sure it is of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from PIL import Image
 
+from textpatch.disk import JSON
 from textpatch.errors import OCRError
 
 # Left, top, right, bottom in pixels, where right and bottom are the first outside.
 Box = tuple[int, int, int, int]
 # Four points (x, y) in pixels around a line, clockwise from above its first letter.
 Corners = tuple[tuple[float, float], ...]
-Area = Box | Corners
+Area: TypeAlias = Box | Corners
+# for each picture a box, the box or corners of each line, or None for the whole picture
+Boxes: TypeAlias = Sequence[Area | Sequence[Area] | None]
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,15 @@ class Reading:
         return [box_around(line.corners) for line in self.placed]
 
 
+# what a reader gives of a picture: a reading, its text alone, or words for each of several attributes
+Read: TypeAlias = Reading | str | Mapping[str, str]
+
+
 @runtime_checkable
 class Reader(Protocol):
     """What `localize`, `edit` and the other applications ask of a reader."""
 
-    def read(
-        self, images: Sequence[Image.Image], boxes: Sequence[Any] | None = None
-    ) -> Sequence[Any]:
+    def read(self, images: Sequence[Image.Image], boxes: Boxes | None = None) -> Sequence[Read]:
         """Readings of pictures, one each.
 
         boxes  for each picture a box, a list of boxes or corners with one line in each, or None for the
@@ -87,7 +92,7 @@ class Reader(Protocol):
         """
         ...
 
-    def describe(self) -> dict:
+    def describe(self) -> JSON:
         """Plain data that a manifest must hold to repeat a reading, "engine" among it."""
         ...
 
@@ -170,7 +175,7 @@ def _holds(box: Box, line: Box) -> bool:
     return across and top <= (line[1] + line[3]) / 2 <= bottom
 
 
-def areas_of(images: Sequence[Image.Image], boxes: Sequence[Any] | None) -> list[list[Area] | None]:
+def areas_of(images: Sequence[Image.Image], boxes: Boxes | None) -> list[list[Area] | None]:
     """Areas to read in each picture, None for a whole picture.
 
     Raises OCRError for another number of entries than pictures, and for what is neither box nor corners.
@@ -185,9 +190,7 @@ def areas_of(images: Sequence[Image.Image], boxes: Sequence[Any] | None) -> list
     return [_areas(entry) for entry in boxes]
 
 
-def places_of(
-    images: Sequence[Image.Image], boxes: Sequence[Any] | None
-) -> list[tuple[int, Area | None]]:
+def places_of(images: Sequence[Image.Image], boxes: Boxes | None) -> list[tuple[int, Area | None]]:
     """Every line to read, as the place of its picture and the area in it, None for the whole picture.
 
     Raises OCRError as `areas_of` does.

@@ -9,10 +9,11 @@ import shutil
 import string
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 
+from textpatch.disk import JSON
 from textpatch.errors import OCRError
 from textpatch.metrics.readers import ink
 from textpatch.metrics.readers.broken_words import require_strict
@@ -21,6 +22,7 @@ from textpatch.metrics.readers.passed import once
 from textpatch.metrics.readers.reading import (
     Area,
     Box,
+    Boxes,
     Corners,
     Line,
     Reading,
@@ -130,7 +132,7 @@ class Tesseract:
         language: str = LANGUAGE,
         scale: float = 4,
         timeout: float = 120.0,
-    ):
+    ) -> None:
         if mode not in MODES:
             raise OCRError(f"cannot read in mode {mode!r}; give one of {', '.join(MODES)}")
         if not alphabet or any(c.isspace() or not c.isprintable() for c in alphabet):
@@ -150,9 +152,7 @@ class Tesseract:
         self.crashed = 0
         self._tested = False
 
-    def read(
-        self, images: Sequence[Image.Image], boxes: Sequence[Any] | None = None
-    ) -> list[Reading]:
+    def read(self, images: Sequence[Image.Image], boxes: Boxes | None = None) -> list[Reading]:
         """Lines of the pictures, in the order of the boxes, or from top to bottom.
 
         The first call runs `self_test`.
@@ -180,7 +180,7 @@ class Tesseract:
         """True for a character of the alphabet."""
         return letter in self.alphabet
 
-    def describe(self) -> dict:
+    def describe(self) -> JSON:
         """Engine, version, settings and preprocessing, all that a manifest needs to repeat a reading."""
         return {
             "engine": "tesseract",
@@ -198,7 +198,7 @@ class Tesseract:
             "resample": "bicubic",
         }
 
-    def identity(self) -> dict:
+    def identity(self) -> JSON:
         """All that the result of a self-test depends on, the program and its data among it."""
         program_there = shutil.which(program())
         data = os.environ.get("TESSDATA_PREFIX")
@@ -212,9 +212,7 @@ class Tesseract:
     def _texts(self, pictures: list[Image.Image]) -> list[str]:
         return [reading.text for reading in self._readings(pictures, None)]
 
-    def _readings(
-        self, images: Sequence[Image.Image], boxes: Sequence[Any] | None
-    ) -> list[Reading]:
+    def _readings(self, images: Sequence[Image.Image], boxes: Boxes | None) -> list[Reading]:
         places = places_of(images, boxes)
         sheets = [self._sheet(images[i], area, i) for i, area in places]
         return gathered(len(images), places, self._read(sheets))

@@ -115,7 +115,7 @@ class _Exchange:
     be held for as long as a child that has left the program's group keeps the pipe open.
     """
 
-    def __init__(self, process: subprocess.Popen, given: bytes):
+    def __init__(self, process: subprocess.Popen, given: bytes) -> None:
         self.process = process
         self.printed = {process.stdout: bytearray(), process.stderr: bytearray()}
         self.over = threading.Event()
