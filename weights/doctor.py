@@ -30,8 +30,11 @@ COMPONENTS = re.compile(r"unet|transformer|vae|scheduler|(text_encoder|tokenizer
 # name of the lines on a folder as a whole
 WHOLE = "as a pipeline"
 META = torch.device("meta")
-# what is done without a component
-OPTIONAL = {"text_encoder_3": "zeros are read in its place, as published for SD3 without it"}
+# what is said of the parts of SD3's T5 where that is not there
+WITHOUT_T5 = {
+    "text_encoder_3": "absent; zeros are read in its place, as published for SD3 without it",
+    "tokenizer_3": "not read, as there is no text_encoder_3",
+}
 SENTENCE = 'a red sign that says "HELLO" on a blue wall'
 
 
@@ -147,10 +150,10 @@ def _component(build: Builder, name: str, numbers: bool) -> Iterator[str]:
     source = build.source
     if name == "scheduler":
         yield repr(source.schedule())
+    elif name in WITHOUT_T5 and not source.has("text_encoder_3"):
+        yield WITHOUT_T5[name]
     elif name.startswith("tokenizer"):
         yield f"{len(build.tokenizer(name))} tokens"
-    elif name in OPTIONAL and not source.has(name):
-        yield f"absent; {OPTIONAL[name]}"
     else:
         folder = source.folder(name)
         read_json(folder, "config.json", follow_links=build.terms.follow_links)

@@ -132,7 +132,6 @@ BY_OTHERS = {
     "no-class": "custom-class",
     "saved": "test_every_way_of_saving_loads_equal",
     "sharded": "test_every_way_of_saving_loads_equal",
-    "t5-not-fetched": "no-t5",
     "unknown-class": "custom-class",
     "unread-projection": "whole-clip",
     "vae-of-another": "encoders-of-another",
