@@ -19,13 +19,12 @@ import numpy as np
 
 import textpatch
 from measure import Table, arguments, environment, parsed
+from textpatch.cli.prompt_pairs import drawn_pairs
 from textpatch.localization.attribution import attributions
 from textpatch.prompts.pairs import Pair, in_its_words
 from textpatch.weights import shipped_models
-from textpatch.weights.signs.pairs import sign_pairs
 
-# a model that enlarges pictures, and one whose signs have two lines
-OTHER_SIGNS = "tiny-if-ii", "tiny-words"
+ENLARGES = "tiny-if-ii"
 COLUMNS = [
     "model",
     "scene",
@@ -70,10 +69,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device), options.csv, options.append)
-    for name in options.models or [name for name in shipped_models() if name not in OTHER_SIGNS]:
+    for name in options.models or [name for name in shipped_models() if name != ENLARGES]:
         pipeline = textpatch.load(name, device=options.device, dtype=options.dtype)
         for scene in options.scenes:
-            pairs = [Pair(*pair) for pair in sign_pairs(options.pairs, same_scene=scene == "same")]
+            drawn = drawn_pairs(name, options.pairs, same_scene=scene == "same")
+            pairs = [Pair(*pair) for pair in drawn]
             asked = dict(steps=options.steps, guidance=options.guidance)
             times, shares = map(
                 np.array, zip(*(one_pair(pipeline, pair, **asked) for pair in pairs), strict=True)

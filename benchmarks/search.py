@@ -31,14 +31,14 @@ import numpy as np
 import textpatch
 from measure import Table, arguments, environment, parsed, reader_option
 from textpatch.bank import prompt_settles_text
+from textpatch.cli.prompt_pairs import drawn_pairs
 from textpatch.errors import PatchError
 from textpatch.localization.modes import FIRST, MODES
 from textpatch.runs.folder import Run
 from textpatch.weights import shipped_models
-from textpatch.weights.signs.pairs import sign_pairs
 
-# a model that enlarges pictures, and one whose signs have two lines
-OTHER_SIGNS = "tiny-if-ii", "tiny-words"
+# a model that enlarges pictures, and one whose words make no more than 41 pairs of two lines
+LEFT_OUT = "tiny-if-ii", "tiny-words"
 COLUMNS = [
     "model",
     "reader",
@@ -83,10 +83,11 @@ def searches(
     return results, time.perf_counter() - began
 
 
-def disjoint(sets: int, pairs: int, same_scene: bool) -> list[list]:
-    """Sets of test pairs, no pair of prompts in two of them."""
+def disjoint(model: str, sets: int, pairs: int, same_scene: bool) -> list[list]:
+    """Sets of test pairs for a model, no pair of prompts in two of them."""
     made = [
-        sign_pairs(pairs, split="test", seed=seed, same_scene=same_scene) for seed in range(sets)
+        drawn_pairs(model, pairs, split="test", seed=seed, same_scene=same_scene)
+        for seed in range(sets)
     ]
     if len({pair for some in made for pair in some}) < sets * pairs:
         raise PatchError(f"{sets} sets of {pairs} pairs repeat a pair; ask for fewer")
@@ -164,10 +165,10 @@ def main(argv: list[str] | None = None) -> None:
     reader_option(parser)
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device), options.csv, options.append)
-    for name in options.models or [name for name in shipped_models() if name not in OTHER_SIGNS]:
+    for name in options.models or [name for name in shipped_models() if name not in LEFT_OUT]:
         pipeline = textpatch.load(name, device=options.device, dtype=options.dtype)
         for scene in options.scenes:
-            sets = disjoint(options.sets, options.pairs, scene == "same")
+            sets = disjoint(name, options.sets, options.pairs, scene == "same")
             truth = None
             for mode in MODES:
                 results, seconds = searches(

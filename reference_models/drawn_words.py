@@ -67,6 +67,14 @@ class DrawnWords:
                     f"{prompt!r} quotes {fault}, and {name} draws {self}; give such words"
                 )
 
+    def admits(self, prompt: str) -> bool:
+        """True for a prompt that `require` lets pass."""
+        try:
+            self.require([prompt], "the model")
+        except PromptError:
+            return False
+        return True
+
     def _require_sentence(self, prompt: str, found: Sequence[Quotation], name: str) -> None:
         """Raise PromptError for a word beside the quoted texts that is not drawn."""
         beside = prompt

@@ -96,6 +96,14 @@ def _line(row: Sequence[object]) -> str:
     return f"<tr>{cells}</tr>\n"
 
 
+def contents(titles: Iterable[str]) -> str:
+    """Links to the sections of a page, whose ids are part-1, part-2 and so on."""
+    links = "".join(
+        f'<li><a href="#part-{number}">{title}</a></li>' for number, title in enumerate(titles, 1)
+    )
+    return f'<nav class="contents"><ol>{links}</ol></nav>\n'
+
+
 def fragment(body: str) -> str:
     """HTML for a notebook's cell, which brings its stylesheet along."""
     return f'<div class="textpatch inset"><style>{STYLE}</style>{body}</div>'

@@ -13,6 +13,7 @@ from textpatch.editing import inverting
 from textpatch.pictures import open_picture
 from textpatch.weights.signs.drawing import Sign, SignFormat
 from textpatch.weights.signs.evaluation import clean_pictures
+from textpatch.weights.signs.two_lines import TWO_LINES
 
 SIGN = Sign("ACTOR", "white", "badge", "red")
 PROMPTS = ["--source", SIGN.prompt(), "--target", SIGN.prompt().replace("ACTOR", "TIGER")]
@@ -49,6 +50,17 @@ def test_a_file_is_edited(folder, capsys):
     assert sheet.width > 4 * 96
     code, said = told("audit", "run")
     assert code == 2 and "edits a real picture" in said
+
+
+def test_a_picture_of_two_lines_is_read_line_by_line(folder):
+    """Both words of a drawn sign are read in the places where the model writes."""
+    sign = Sign("OPEN\nDAILY")
+    clean_pictures([sign], TWO_LINES)[0].save("two.png")
+    command = ["edit", "tiny-words", "--picture", "two.png", "--source", sign.prompt()]
+    short = ["--inversion", "euler", "--steps", "2", "--out", "run"]
+    assert cli.main([*command, "--target", Sign("OPEN\nTIGER").prompt(), *short]) == 0
+    read = read_json(folder / "run" / "results.json")["read"]
+    assert read["source"] == "OPEN DAILY" and len(read["edited"].split()) == 2
 
 
 @pytest.mark.parametrize(

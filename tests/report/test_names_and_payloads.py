@@ -24,7 +24,7 @@ from textpatch.errors import PatchError, StoreError
 from textpatch.exits import guarded
 from textpatch.report.headline import answer
 from textpatch.report.terminal import table
-from textpatch.runs import folder as store
+from textpatch.runs import tables
 from textpatch.runs.folder import Run
 from textpatch.runs.requests import flatten
 
@@ -418,7 +418,7 @@ FAULTS = {
         "a\u2028b\u2029c",
     ),
     "formulas": (
-        store,
+        tables,
         "_cell",
         '"\'" + text',
         "text",
@@ -426,7 +426,7 @@ FAULTS = {
         "=1+1",
     ),
     "carriage returns": (
-        store,
+        tables,
         "_cell",
         '.replace("\\r", "\\n")',
         "",
@@ -434,7 +434,7 @@ FAULTS = {
         "a\rb",
     ),
     "a formula of a function": (
-        store,
+        tables,
         "_cell",
         "=+-@",
         "=+-",

@@ -14,9 +14,9 @@ from support.results import a_result, html_of, quiet, records_of, tags_of
 from textpatch import html
 from textpatch.errors import PatchError
 from textpatch.guidance import ClassifierFree, SafeLatentDiffusion, described
-from textpatch.report import charts
+from textpatch.report import charts, heatmap
 from textpatch.report import result as result_
-from textpatch.report.headline import answer
+from textpatch.report.headline import answer, screened_out
 from textpatch.report.heatmap import heatmap_png
 from textpatch.report.terminal import table
 
@@ -127,6 +127,45 @@ def test_the_page_tells_how_it_was_made():
         assert part in words
 
 
+def test_the_contents_name_every_section():
+    """Each link of the contents leads to the section of its title, and the pictures come last."""
+    result = a_result()
+    result["pairs_list"] *= 2
+    root = Page(html_of(result, sheet=records_of(result))).root
+    links = {link.attributes["href"][1:]: link.text for link in root.of("contents")[0].of("a")}
+    sections = {part.attributes["id"]: part.of("h2")[0].text for part in root.of("section")}
+    assert links == sections
+    titles = list(sections.values())
+    assert titles[-1] == "The other pictures" and titles.index("The evidence: all sites") < 6
+
+
+def test_date_duration_hardware_and_the_data_are_told():
+    """Of a run in a folder: when, how long and on what, over all its sessions, and links to its files."""
+    began = ("2026-01-31T23:59:00+00:00", "2026-02-01T08:00:00+00:00")
+    sessions = [{"began": day, "seconds": 90.0, "hardware": "cpu: X"} for day in began]
+    text = html_of(a_result(), {"key": "abc", "sessions": sessions})
+    asked = Page(text).root.of("section")[0]
+    assert "2026-01-31 to 2026-02-01, 3 min in 2 sessions, on cpu: X" in asked.text
+    links = [link.attributes["href"] for link in asked.of("a")]
+    assert {"results.json", "results.csv", "records/", "manifest.json"} <= {*links}
+    assert "beside this page" not in html_of(a_result(), {"command": "x"})
+
+
+def test_a_screening_shows_the_share_of_every_site():
+    """In the map, in the drawing and on the sheet stands by what a site was screened out."""
+    result = a_result() | {"mode": "attribution"}
+    for site in result["sites"]:
+        share = {"value": site["site"] / 10, "low": 0.0, "high": 0.5}
+        site["attribution"] = {"share": share, "pairs": 4}
+    out = {"state": "screened out", "by": "attribution", "pairs": 4}
+    result["sites"][1] |= {"status": {**out, **result["sites"][1]["attribution"]["share"]}}
+    row = section(result, "The evidence: every pair at every site", sheet=records_of(result))
+    assert row.of("shares")[0].text == "share by attribution0.000.100.200.30"
+    assert heatmap._drawn(result)[1][-1] == ("share", "share by\nattribution")
+    assert screened_out(result) == ["Screened out by their attribution on 4 pairs: site 1 0.10."]
+    assert "share" not in str(heatmap._drawn(a_result())[1])
+
+
 def test_the_layers_found_and_their_share():
     """The responsible set is shown with each site's share of the parameters and their sum."""
     result = a_result() | {"parameters": 4000, "set": a_set()}
@@ -136,7 +175,7 @@ def test_the_layers_found_and_their_share():
     assert len(rows) == 4
     assert rows[1].startswith("2blocks.2.attn tinytiny0.75%")
     assert rows[2].startswith("1blocks.1.attn tinytiny0.50%")
-    assert rows[3] == "together1.25%1.00 [0.90, 1.00]"
+    assert rows[3] == "together1.25%"
 
 
 def test_the_best_is_shown_where_no_set_was_sought():
@@ -192,6 +231,9 @@ def test_what_was_screened_out_and_by_what():
         "1blocks.1.attn tinyshare of what attention gives0.10 [0.00, 0.20]4",
     ]
     assert gaps.of("tr")[1].text == "share of what attention gives421+0.50 [0.40, 0.60]"
+    said = " ".join(words_of(result))
+    assert said.count("+0.50 [0.40, 0.60]") == 1  # each number stands once
+    assert said.count("0.10 [0.00, 0.20]") == 2  # of two sites
 
 
 def test_a_start_curve_and_a_head_search_are_shown():

@@ -213,14 +213,16 @@ EDIT = ["--pairs", "2", "--sites", "1"]
 
 
 def files(folder) -> dict[str, object]:
-    """Everything in a run folder but records, of which each process has its own."""
+    """Everything in a run folder but records, of which each process has its own, and what tells the time."""
     found = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in Path(folder).rglob("*")
         if path.is_file() and path.parent.name != "records" and path.name != "answer.json"
     }
     assert found.keys() > {"results.json", "manifest.json"}
-    found["manifest.json"] = {**read_json(Path(folder) / "manifest.json"), "command": ""}
+    manifest = {**read_json(Path(folder) / "manifest.json"), "command": ""}
+    found["manifest.json"] = {name: manifest[name] for name in manifest if name != "sessions"}
+    found.pop("report.html", None)
     return found
 
 

@@ -10,9 +10,9 @@ def words_of(result: dict, manifest: dict | None = None) -> list[str]:
     return [child for node in nodes for child in node.children if isinstance(child, str)]
 
 
-def section(result: dict, title: str) -> Node:
+def section(result: dict, title: str, **shown) -> Node:
     """Section of a page under that title."""
-    sections = Page(html_of(result)).root.of("section")
+    sections = Page(html_of(result, **shown)).root.of("section")
     (found,) = [part for part in sections if part.of("h2")[0].text == title]
     return found
 

@@ -172,6 +172,7 @@ def localize(options) -> Outcome:
     from textpatch.localization.preconditions import require_known_letters
     from textpatch.metrics.readers.strictness import over_reading
     from textpatch.report.page import publish
+    from textpatch.runs.sessions import noted_session
 
     if options.sets and options.sites:
         raise PatchError(
@@ -200,16 +201,17 @@ def localize(options) -> Outcome:
     run = open_run(options, pipeline, request, over_reading=over_reading(reader))
     there = f"what is finished is in {run.folder}; the same command goes on where it stopped"
     with told_on_interrupt(there):
-        found = localize_(
-            pipeline,
-            pairs,
-            **asked,
-            **further,
-            ocr=reader,
-            run=run,
-            shard=options.division,
-            micro_batch=at_once,
-        )
+        with noted_session(run, pipeline.device):
+            found = localize_(
+                pipeline,
+                pairs,
+                **asked,
+                **further,
+                ocr=reader,
+                run=run,
+                shard=options.division,
+                micro_batch=at_once,
+            )
         require_writer(options, run.folder)
         maps = []
         if options.maps:

@@ -13,7 +13,6 @@ from pathlib import Path
 from textpatch.cli.functions import names_function
 from textpatch.cli.models import chosen
 from textpatch.cli.options import BORROWING, LOADING
-from textpatch.cli.parts import undivided
 from textpatch.runs.packages import versions
 
 
@@ -101,7 +100,7 @@ def open_folder(options, request: dict, **facts):
     manifest = {
         "request": request,
         "versions": versions(),
-        "command": undivided(options.command_line),
+        "command": options.command_line,
         **facts,
     }
     allow = getattr(options, "allow", None)  # localize alone goes on under another request

@@ -28,6 +28,7 @@ from textpatch.cli import (
 from textpatch.cli.actions import Given, GivenFlag
 from textpatch.cli.config import use_config
 from textpatch.cli.outcome import carried_out
+from textpatch.cli.parts import undivided
 from textpatch.exits import guarded, warn
 
 # each with its HELP and its `add_options`
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     if refused:
         return refused
     options = parser.parse_args(argv)
-    options.command_line = shlex.join(["textpatch", *argv])
+    options.command_line = shlex.join(["textpatch", *undivided(argv)])
     with warnings.catch_warnings():
         warnings.showwarning = _show_in_a_line
         return guarded(carried_out, options, debug=options.debug)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,13 +99,13 @@ def require_one_process(options, what: str) -> None:
         raise Unfinished(f"{what} is done by the first process")
 
 
-def undivided(command_line: str) -> str:
-    """A command line without --shard, the same for all parts."""
-    words = iter(shlex.split(command_line))
+def undivided(argv: list[str]) -> list[str]:
+    """Arguments without --shard, the same for all parts."""
+    words = iter(argv)
     kept = []
     for word in words:
         if word == OPTION:
             next(words, None)
         elif not word.startswith(f"{OPTION}="):
             kept.append(word)
-    return shlex.join(kept)
+    return kept

@@ -63,8 +63,9 @@ def require_no_picture(options) -> None:
 
 
 def edit_real_picture(options) -> tuple:
-    """Edit --picture, keep what was made, and return the open run, the pictures by name and the result.
+    """Edit --picture, and keep what was made.
 
+    Return the open run, the pictures by name, the result, and where the model's lines of text stand.
     Raises PatchError beside --upscale and another --method, which begin from a seed.
     """
     from textpatch.editing.real_pictures import edit_picture
@@ -101,7 +102,8 @@ def edit_real_picture(options) -> tuple:
     run = open_run(options, pipeline, request)
     paths = {name: run.image(image) for name, image in made.pictures.items()}
     told = {"plan_sha256": made.plan.sha256, "errors": _errors(made), "pictures": paths}
-    return run, made.pictures, {"schema_version": 1, **request, **told}
+    result = {"schema_version": 1, **request, **told}
+    return run, made.pictures, result, pipeline.defaults.text_box
 
 
 def _request(options, made) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,21 +27,27 @@ def draw_contact_sheet(
     captions: Sequence[str],
     words: Sequence[tuple[str, str]] | None = None,
     best: int | None = None,
+    note: str = "",
     scale: float = 3,
 ) -> Image.Image:
     """Lay pictures out in a grid, one line per prompt pair and one column per run.
 
     rows      lines of cells.  A cell is a PIL picture and what was read in it, None if it was not read
     captions  headings of the columns
-    words     the source's and the target's word of each line.  A reading that equals the target's is blue,
-              one that equals the source's black, any other grey
+    words     the source's and the target's word of each line, written above it.  A reading that
+              equals the target's is blue, one that equals the source's black, any other grey
     best      position of the column to frame
+    note      a text below all lines
     scale     enlargement of the pictures, of a cell up to 320 px and of a sheet up to 12000 px
     Raises PatchError if the lines are no grid, and for a picture that `pictures.as_rgb` refuses.
     """
     _check_grid(rows, captions, words, best)
     rows = [[(_seen(picture), read) for picture, read in row] for row in rows]
     grid = _grid(rows, captions, scale)
+    if words:
+        grid = replace(grid, above=grid.line)
+    lines = _wrapped(note, grid)
+    grid = replace(grid, notes=len(lines))
     sheet = Image.new("RGB", grid.size, "white")
     draw = ImageDraw.Draw(sheet)
     for column, caption in enumerate(captions):
@@ -54,10 +61,14 @@ def draw_contact_sheet(
         said = None
         if words:
             said = words[number]
+            _head(draw, grid, said, number)
         for column, (picture, read) in enumerate(row):
             place = grid.left(column), grid.top(number)
             _paste(sheet, grid, _scaled(picture, grid.factor), place)
             _write(draw, grid, read, said, place)
+    for number, line in enumerate(lines):
+        y = grid.end + number * grid.line
+        draw.text((_GAP, y), line, fill=GREY, font=grid.font)
     return sheet
 
 
@@ -102,6 +113,8 @@ class _Grid:
     width, height  of a picture's place
     line           height of a line of text
     below          height of the readings under the pictures, 0 where nothing was read
+    above          height of the words over a line of pictures
+    notes          lines of text below all
     """
 
     rows: int
@@ -112,18 +125,26 @@ class _Grid:
     font: ImageFont.ImageFont
     line: int
     below: int
+    above: int = 0
+    notes: int = 0
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the sheet."""
-        return self.left(self.columns), self.top(self.rows) + _GAP - _GAP // 2
+        return self.left(self.columns), self.end + self.notes * self.line
+
+    @property
+    def end(self) -> int:
+        """Lower edge of the lines of pictures."""
+        return self.top(self.rows) - self.above + _GAP - _GAP // 2
 
     def left(self, column: int) -> int:
         return _GAP + column * (self.width + _GAP)
 
     def top(self, number: int) -> int:
         """Upper edge of a line of pictures."""
-        return _GAP // 2 + self.line + number * (self.height + self.below + _GAP)
+        line = self.above + self.height + self.below + _GAP
+        return _GAP // 2 + self.line + self.above + number * line
 
 
 def _grid(rows: Sequence[Sequence[tuple]], captions: Sequence[str], scale: float) -> _Grid:
@@ -200,9 +221,21 @@ def _write(
     _centred(draw, text, (x, y + grid.height, grid.width, grid.line), grid.font, colour)
 
 
+def _head(draw: ImageDraw.ImageDraw, grid: _Grid, words: tuple[str, str], number: int) -> None:
+    """Write the words of a line above its pictures."""
+    text = " to ".join(plain(word)[:_LONGEST] for word in words)  # Pillow's own font has no arrow
+    draw.text((_GAP, grid.top(number) - grid.above), text, fill=GREY, font=grid.font)
+
+
+def _wrapped(text: str, grid: _Grid) -> list[str]:
+    """A text in lines that are no wider than the sheet."""
+    letters = max(20, int((grid.left(grid.columns) - 2 * _GAP) / grid.font.getlength("n")))
+    return textwrap.wrap(plain(text), letters)
+
+
 def _frame(draw: ImageDraw.ImageDraw, grid: _Grid, x: int) -> None:
     """Draw a frame around the column that begins at x."""
-    edges = (x - 7, 2, x + grid.width + 6, grid.size[1] - 4)
+    edges = (x - 7, 2, x + grid.width + 6, grid.end - 4)
     draw.rounded_rectangle(edges, radius=8, outline=ORANGE, width=4)
 
 

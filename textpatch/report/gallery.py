@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from textpatch.groups import group_name, row_name
 from textpatch.html import figure, safe
 from textpatch.metrics import f1_of_means
-from textpatch.report.result import credited, decimal, listed
+from textpatch.report.result import credited, decimal, listed, span_of
 from textpatch.text import plain
 
 ENDS = {"source": "source, no swap", "target": "target"}
@@ -98,8 +98,30 @@ def heat_map(result: dict, records: Sequence[dict]) -> str:
             cells.append(_cell(result, key, pair, column, _pictures(found, name)))
         label = safe(_TO.join(_words(result, pair)))
         rows += f"<tr><th>{label}</th>{''.join(cells)}</tr>\n"
+    rows += _shares(result)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<div class="wide map" id="{key}">{table}</div>'
+
+
+def _shares(result: dict) -> str:
+    """Last row of the heat map, the share of every site by which a screening ranked it, "" without one."""
+    by = result.get("mode")
+    if not any(site.get(by) for site in result["sites"]):
+        return ""
+    cells = "".join(f'<td class="ends{last}"></td>' for last in ("", " last"))
+    told = {row_name((site["site"],)): site.get(by) for site in result["sites"]}
+    for name in columns(result):
+        cells += _share_cell(told.get(name))
+    return f'<tr class="shares"><th>share by {safe(by)}</th>{cells}</tr>\n'
+
+
+def _share_cell(told: dict | None) -> str:
+    """A cell of a share, as dark as the share is large, empty for a set."""
+    if not told:
+        return "<td></td>"
+    share = told["share"]["value"]
+    title = f"{span_of(told, 'share')} on {told['pairs']} pairs"
+    return f'<td><span title="{safe(title)}" {_shade(min(max(share, 0), 1))}>{decimal(share)}</span></td>'
 
 
 def _f1(pictures: Sequence[tuple[int, dict]]) -> float:

@@ -253,16 +253,19 @@ def _comes_half(result: dict) -> bool:
 # --- the search, and what was looked at after it
 
 
-def search(result: dict) -> list[str]:
+def search(result: dict, *, beside_tables: bool = False) -> list[str]:
     """Sentences on how the search went.
 
     They tell the responsible set, what was screened out by which score, and what the search cost.
+
+    beside_tables  leaves out what the tables of the page tell
     """
     said = []
     if result.get("set"):
-        said += _grown(result)
-    said += _screened(result)
-    if result.get("gaps"):
+        said += _grown(result, beside_tables)
+    if not beside_tables:
+        said += _screened(result)
+    if result.get("gaps") and not beside_tables:
         said.append(_gap(result["gaps"][-1]))
     if result.get("generations"):
         cost = result["generations"]
@@ -274,20 +277,33 @@ def search(result: dict) -> list[str]:
     return said
 
 
-def _grown(result: dict) -> list[str]:
+def _grown(result: dict, beside_tables: bool) -> list[str]:
     """Sentences on the responsible set and on the steps of growing it."""
     chosen = listed(responsible_sites(result))
     if not chosen:
         return ["No site clearly beats no swap: the set is empty."]
     said = [f"The responsible set is {chosen}."]
     steps = result["set"]["steps"]
-    if not steps[-1]["kept"]:
+    if not steps[-1]["kept"] and not beside_tables:
         gained = at_most(steps[-1]) + signed(steps[-1]["gain"])
         said.append(f"Adding {listed(steps[-1]['added'])} is no clear gain: F1 {gained}.")
     if not steps[0]["kept"]:
         begun = listed(steps[1]["added"])
         said.append(f"The set begins with {begun} together, as no site alone is a clear gain.")
     return said
+
+
+def screened_out(result: dict) -> list[str]:
+    """Sentences on what each site was screened out by, with the scores."""
+    out: dict[tuple, list[str]] = {}
+    for site in filter(is_out, ranked_sites(result)):
+        status = site["status"]
+        told = f"{listed([site['site']])} {decimal(status.get('value'))}"
+        out.setdefault((status["by"], status["pairs"]), []).append(told)
+    return [
+        f"Screened out by {_SCREENED_BY.get(by, 'their scores')} on {pairs} pairs: {', '.join(sites)}."
+        for (by, pairs), sites in out.items()
+    ]
 
 
 def _screened(result: dict) -> list[str]:

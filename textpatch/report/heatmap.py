@@ -32,6 +32,8 @@ _METRICS = (
 # Sites up to which every score is written on its strip, and up to which every index is written under it.
 _MOST_NUMBERS = 32
 _MOST_LABELS = 36
+_ABOVE = 1.24  # inches of title, size and legend
+_OF_A_SITE = 0.22  # inches of a line of dots
 _LINES = {
     "source": dict(color=GREY, linestyle=(0, (1, 1.5)), linewidth=1.6),
     "target": dict(color=BLUE, linestyle=(0, (5, 2)), linewidth=1.6),
@@ -46,10 +48,11 @@ def heatmap_png(result: dict) -> bytes:
     Raises PatchError without matplotlib, or if `result` is no result.
     """
     ranked_sites(result)  # refuses a dict that is no result
-    sites = result["sites"]
+    sites, metrics = _drawn(result)
     named = credited(result)
-    figure, grid = _figure(len(sites))
-    for row, (metric, label) in enumerate(_METRICS):
+    members = _members(result)
+    figure, grid = _figure(len(sites), len(metrics), len(members))
+    for row, (metric, label) in enumerate(metrics):
         bars = figure.add_subplot(grid[2 * row])
         strip = figure.add_subplot(grid[2 * row + 1])
         _draw_bars(bars, sites, metric, named, result["baselines"])
@@ -57,7 +60,12 @@ def heatmap_png(result: dict) -> bytes:
             label, rotation=0, ha="right", va="center", color=INK, fontsize=10, labelpad=12
         )
         _draw_strip(strip, sites, metric)
-    _label_sites(strip, [site["site"] for site in sites], named)
+    if members:
+        dots = figure.add_subplot(grid[2 * len(metrics)])
+        _draw_sets(dots, sites, members, named)
+        strip = dots
+    else:
+        _label_sites(strip, [site["site"] for site in sites], named)
     label = tried(result)
     if label == "site":
         label = "site, in execution order"
@@ -68,8 +76,41 @@ def heatmap_png(result: dict) -> bytes:
     return data.getvalue()
 
 
-def _figure(sites: int):
-    """An empty figure for so many sites, and its grid with two rows for each score."""
+def _drawn(result: dict) -> tuple[list[dict], tuple]:
+    """Sites with all scores that are drawn, and name and label of these.
+
+    The share by which a screening ranked every site is the last.
+    """
+    by = result.get("mode")
+    shares = {site["site"]: site[by]["share"] for site in result["sites"] if site.get(by)}
+    if not shares:
+        return result["sites"], _METRICS
+    sites = [site | {"share": shares.get(site["site"])} for site in result["sites"]]
+    return sites, (*_METRICS, ("share", f"share by\n{by}"))
+
+
+def _members(result: dict) -> list[int]:
+    """Sites of the sets that were tried, [] where each was tried alone or the sites are too many to draw."""
+    if tried(result) == "site":
+        return []
+    members = sorted({member for site in result["sites"] for member in site["group"]})
+    return members if len(members) <= _MOST_LABELS else []
+
+
+def _draw_sets(axes, sites: Sequence[dict], members: list[int], named: list) -> None:
+    """Draw the sets, each a column of dots at its sites that a line holds together."""
+    for place, site in enumerate(sites):
+        heights = [members.index(member) for member in site["group"]]
+        colour = ORANGE if site["site"] in named else INK
+        axes.plot([place] * len(members), range(len(members)), "o", color="#e6e9ed", markersize=5)
+        axes.plot([place] * len(heights), heights, "o-", color=colour, markersize=6, linewidth=2)
+    _quiet(axes, len(sites), ticks=())
+    axes.set_yticks(range(len(members)), [f"site {member}" for member in members])
+    axes.set_ylim(len(members) - 0.5, -0.5)
+
+
+def _figure(sites: int, scores: int, members: int):
+    """An empty figure for so many sites, and its grid with two rows for each score and one for sets."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -78,10 +119,15 @@ def _figure(sites: int):
             f"the heat map needs matplotlib ({error}): pip install textpatch[plots]"
         ) from error
     width = min(max(3.2 + 0.42 * sites, 8.0), 24.0)
-    figure = Figure(figsize=(width, 9.2))
+    height = 1.84 * (1 + scores) + _OF_A_SITE * members
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    margins = dict(left=1.5 / width, right=1 - 0.3 / width, top=0.865, bottom=0.065, hspace=0.12)
-    return figure, figure.add_gridspec(8, 1, height_ratios=[6, 1.5] * 4, **margins)
+    margins = dict(left=1.5 / width, right=1 - 0.3 / width, hspace=0.12)
+    margins |= dict(top=1 - _ABOVE / height, bottom=0.6 / height)
+    ratios = [6, 1.5] * scores
+    if members:
+        ratios.append(7.5 * _OF_A_SITE / 1.84 * members)
+    return figure, figure.add_gridspec(len(ratios), 1, height_ratios=ratios, **margins)
 
 
 def _draw_bars(axes, sites: Sequence[dict], metric: str, named: list, baselines: dict) -> None:
@@ -178,11 +224,12 @@ def _draw_head(figure, left: float, result: dict) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
+    height = figure.get_figheight()
     size = f"{size_of(result, 'pair')}, {result['steps']} steps"
     # a model's name may hold a $, which matplotlib would read as mathematics
     figure.text(
         left,
-        0.965,
+        1 - 0.32 / height,
         f"{plain(result['model'])}: which {tried(result)} carries the {what_of(result)}?",
         color=INK,
         fontsize=14,
@@ -192,7 +239,7 @@ def _draw_head(figure, left: float, result: dict) -> None:
     )
     figure.text(
         left,
-        0.937,
+        1 - 0.58 / height,
         f"{size}; text keys and values of one {tried(result)} at a time come from the target",
         color=GREY,
         fontsize=9.5,
@@ -214,7 +261,7 @@ def _draw_head(figure, left: float, result: dict) -> None:
     figure.legend(
         handles=marks,
         loc="center left",
-        bbox_to_anchor=(left, 0.903),
+        bbox_to_anchor=(left, 1 - 0.89 / height),
         ncols=4,
         frameon=False,
         fontsize=9,

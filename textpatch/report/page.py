@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image
 
-from textpatch.html import fragment, page
+from textpatch.html import contents, fragment, page
 from textpatch.pictures import opened, png
 from textpatch.report import sections
 from textpatch.report.contact_sheet import draw_contact_sheet
 from textpatch.report.gallery import ENDS, columns, credited_row, gallery_html
+from textpatch.report.headline import screened_out
 from textpatch.report.heatmap import heatmap_png
 from textpatch.report.lines import line_by_line
 from textpatch.report.word_by_word import pictured, words_one_by_one
@@ -30,12 +31,12 @@ def publish(
 ) -> None:
     """Write results.json and .csv, heatmap.png, contact_sheet.png and report.html into a run folder.
 
-    lines  number of records on the contact sheet, the first ones
+    lines  number of records on the contact sheet, the first ones that have source and target
     maps   titles and pictures that show where the word is read
     Raises PatchError if matplotlib is missing, StoreError if the folder cannot be written.
     """
     heatmap = heatmap_png(result)
-    sheet = png(_sheet_of(run, result, records[:lines]))
+    sheet = png(_sheet_of(run, result, _with_both_ends(records)[:lines]))
     text = page_of(result, records, run, run.manifest, heatmap=heatmap, maps=maps)
     run.write_bytes("heatmap.png", heatmap)
     run.write_bytes("contact_sheet.png", sheet)
@@ -74,7 +75,8 @@ def report_html(
 ) -> str:
     """Write one self-contained page.
 
-    It gives the answer, then what was asked and how, the layers found, the evidence, and how it was made.
+    It gives the answer, then what was asked and how, the layers found, the evidence, how it was made, and all
+    pictures.
 
     heatmap   a PNG
     sheet     the records whose pictures are shown (see gallery.py)
@@ -90,20 +92,20 @@ def report_html(
         "What is swapped": sections.equation(result),
         "The layers found": sections.layers(result),
         "The evidence: every pair at every site": sections.every_pair(result, sheet),
-        "Where the word is read": sections.word_maps(maps),
-        "The other pictures": gallery_html(result, sheet[len(first) :]),
         "The evidence: all sites": sections.drawing(heatmap) + sections.ranking(result),
         "The evidence: line by line": line_by_line(result),
         "Which word is where": words_one_by_one(result, first),
         "How the search went": sections.search_went(result),
         "From which step on": sections.starts(result.get("start_curve")),
         "Which heads": sections.heads(result.get("head_search")),
-        "How it was made": sections.making(result, manifest),
+        "Where the word is read": sections.word_maps(maps),
+        "How it was made": sections.making(manifest),
+        "The other pictures": gallery_html(result, sheet[len(first) :]),
     }
-    body = sections.header(result)
-    for title, content in parts.items():
-        if content:
-            body += f"<section><h2>{title}</h2>{content}</section>\n"
+    there = {title: content for title, content in parts.items() if content}
+    body = sections.header(result) + contents(there)
+    for number, (title, content) in enumerate(there.items(), 1):
+        body += f'<section id="part-{number}"><h2>{title}</h2>{content}</section>\n'
     return page(f"textpatch: {result['model']}", body)
 
 
@@ -145,7 +147,15 @@ def _sheet_of(run, result: dict, records: list[dict]) -> Image.Image:
         best = whole.index(credited_row(result))
     titles = columns(result)
     captions = [titles.get(name, name) for name in whole]
-    return draw_contact_sheet(cells, captions=captions, words=words, best=best)
+    return draw_contact_sheet(
+        cells, captions=captions, words=words, best=best, note=" ".join(screened_out(result))
+    )
+
+
+def _with_both_ends(records: Sequence[dict]) -> list[dict]:
+    """The records with the plain source's and target's pictures, which a screening draws of some alone."""
+    both = [record for record in records if all(end in record["pictures"] for end in ENDS)]
+    return both or list(records)
 
 
 def _within(result: dict, records: Sequence[dict], open_: Callable[[dict], object]) -> list[dict]:

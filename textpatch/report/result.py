@@ -150,7 +150,14 @@ def decimal(value: float | None, digits: int = 2) -> str:
     """A number with so many digits, - for None."""
     if value is None:
         return "-"
-    return f"{value:.{digits}f}"
+    return _unsigned(f"{value:.{digits}f}")
+
+
+def _unsigned(text: str) -> str:
+    """A number as text, without the sign of a zero."""
+    if float(text) == 0:
+        return text.lstrip("-")
+    return text
 
 
 def span_of(scores: dict, metric: str) -> str:

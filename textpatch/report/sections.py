@@ -10,13 +10,13 @@ from textpatch.html import data_uri, figure, safe, table
 from textpatch.metrics import FEWEST
 from textpatch.report import words
 from textpatch.report.charts import curve
+from textpatch.report.facts import facts_of
 from textpatch.report.gallery import gallery_html, heat_map
 from textpatch.report.headline import further, search, verdict
-from textpatch.report.reader import reader_name, told_reader
+from textpatch.report.reader import told_reader
 from textpatch.report.result import (
     at_most,
     chance_of,
-    counted,
     decimal,
     is_out,
     listed,
@@ -25,13 +25,12 @@ from textpatch.report.result import (
     runs_of,
     share_of,
     signed,
-    size_of,
     span_of,
-    tried,
     value_of,
     what_of,
 )
 from textpatch.runs.requests import flatten
+from textpatch.runs.sessions import SESSIONS
 
 _RANKING = (
     "rank",
@@ -46,14 +45,11 @@ _RANKING = (
     "n",
     "status",
 )
-_LAYERS = ("site", "name", "kind", "share of parameters", "F1 towards target", "background SSIM")
+_LAYERS = ("site", "name", "kind", "share of parameters")
 _STEPS = ("added", "together", "pairs", "F1 towards target", "gain", "clear gain")
 _GAPS = ("score", "pairs", "last site to keep", "next site", "gap between them")
 _LEFT_OUT = ("site left out", "name", "by its", "value", "pairs")
 _LONGEST = 500
-
-# numbers that mean no guidance, as in textpatch.classifier_free, which needs torch
-UNGUIDED = (0, 1)
 
 
 def header(result: dict) -> str:
@@ -77,7 +73,7 @@ def example(result: dict, records: Sequence[dict]) -> str:
 def asked(result: dict, manifest: dict) -> str:
     """The question, the request and the prompts."""
     listing = "".join(
-        f"<dt>{name}</dt><dd>{fact}</dd>" for name, fact in _facts(result, manifest).items()
+        f"<dt>{name}</dt><dd>{fact}</dd>" for name, fact in facts_of(result, manifest).items()
     )
     return f"{_told(words.QUESTION, result)}<dl>{listing}</dl>{_prompts(result)}"
 
@@ -101,14 +97,11 @@ def layers(result: dict) -> str:
             _code(site["name"]),
             safe(site.get("kind", "")),
             share_of(result, [site]),
-            span_of(site, "f1_target"),
-            span_of(site, "ssim"),
         ]
         for site in sites
     ]
     if len(sites) > 1:
-        score = span_of(result["set"], "score")
-        rows.append(["together", "", "", share_of(result, sites), score, ""])
+        rows.append(["together", "", "", share_of(result, sites)])
     return f'{table(_LAYERS, rows)}<p class="note">{_how_found(result)} {_kinds(sites)}</p>'
 
 
@@ -152,7 +145,7 @@ def ranking(result: dict) -> str:
 def search_went(result: dict) -> str:
     """The course of the search, with what was left out, the gaps seen, and the steps of growing the set."""
     parts = [
-        *(f"<p>{safe(sentence)}</p>" for sentence in search(result)),
+        *(f"<p>{safe(sentence)}</p>" for sentence in search(result, beside_tables=True)),
         _left_out(result),
         _gaps(result.get("gaps") or ()),
         _growth(result),
@@ -188,12 +181,14 @@ def heads(found: dict | None) -> str:
     return f"<p>{safe(told)}</p>{curve(labels, series, 'head taken, most needed first')}"
 
 
-def making(result: dict, manifest: dict) -> str:
+def making(manifest: dict) -> str:
     """The whole manifest, the request folded away."""
-    rest = {name: value for name, value in manifest.items() if name not in ("command", "request")}
-    facts = {"seeds": ", ".join(map(str, result["seeds"])), **flatten(rest)}
+    elsewhere = ("command", "request", SESSIONS)
+    rest = {name: value for name, value in manifest.items() if name not in elsewhere}
     request = _entries(flatten(manifest.get("request", {})))
-    return f"{_entries(facts)}<details><summary>The whole request</summary>{request}</details>"
+    return (
+        f"{_entries(flatten(rest))}<details><summary>The whole request</summary>{request}</details>"
+    )
 
 
 # --- parts of sections
@@ -214,56 +209,6 @@ def _by_chance(result: dict) -> str:
 
 def _code(text) -> str:
     return f"<code>{safe(text)}</code>"
-
-
-def _facts(result: dict, manifest: dict) -> dict[str, str]:
-    """Facts about the request, as HTML by their names."""
-    mode = words.MODES.get(result.get("mode"), words.EXHAUSTIVE)
-    seeds = ", ".join(map(str, result["seeds"]))
-    ocr = result.get("ocr") or {}
-    command = "-"
-    if manifest.get("command"):
-        command = f"<pre>{safe(manifest['command'])}</pre>"
-    return {
-        "model": f"<b>{safe(result['model'])}</b>",
-        "tried": f"{counted(len(result['sites']), tried(result))}, {mode}",
-        "pictures": f"{size_of(result, 'prompt pair')} (seed {safe(seeds)})",
-        "steps": (
-            f"{safe(result['steps'])}, from pure noise at step 0 to the picture; "
-            f"swapped from step {safe(result['start'])} on"
-        ),
-        "guidance": _guidance(result),
-        f"{safe(what_of(result))}s read by": safe(reader_name(ocr, "version")),
-        "command": command,
-    }
-
-
-def _guidance(result: dict) -> str:
-    """What guided the run, and in which of its branches was swapped."""
-    guidance = result["guidance"]
-    if guidance in UNGUIDED:
-        return "none"
-    branch = f"the {result['branch']} branch"
-    if result["branch"] == "both":
-        branch = "both guidance branches"
-        if isinstance(guidance, dict) and not guidance.keys() >= {"scale", "negative"}:
-            branch = "all guidance branches"
-    return safe(f"{_guided(guidance)}, swapped in {branch}")
-
-
-def _guided(guidance: float | dict) -> str:
-    """A guidance as words, see `describe` of the guidances."""
-    if not isinstance(guidance, dict):
-        return f"guidance {guidance}"
-    if guidance.keys() >= {"guidance", "concept"}:
-        own = _guided(guidance["guidance"])
-        return f"{own}, and safe latent diffusion away from {guidance['concept']!r}"
-    if guidance.keys() >= {"scale", "negative"}:
-        negative = repr(guidance["negative"])
-        if isinstance(guidance["negative"], dict):
-            negative = "a negative prompt of each row's own"
-        return f"guidance {guidance['scale']} away from {negative}"
-    return "guidance of " + ", ".join(f"{name} {told}" for name, told in flatten(guidance).items())
 
 
 def _prompts(result: dict) -> str:
@@ -300,15 +245,13 @@ def _figures(scores: dict) -> list[str]:
 
 
 def _status(site: dict) -> str:
-    """State of a site, measured or screened out by a score."""
+    """State of a site, measured or screened out by a score, which stands where the search is told."""
     if not is_out(site):
         return "measured"
-    status = site["status"]
     how = "screened out"
-    if status["state"] == "joined":
+    if site["status"]["state"] == "joined":
         how = "joined the set, alone screened out"
-    score = span_of({"score": status}, "score")
-    return safe(f"{how} by {status['by']}: {score} on {status['pairs']} pairs")
+    return safe(f"{how} by {site['status']['by']}")
 
 
 def _left_out(result: dict) -> str:

@@ -28,6 +28,17 @@ MODES = {
 }
 EXHAUSTIVE = "each on every pair"
 
+# links to what a run folder holds
+BESIDE_THE_PAGE = (
+    "results.json",
+    "results.csv",
+    "records/",
+    "images/",
+    "contact_sheet.png",
+    "heatmap.png",
+    "manifest.json",
+)
+
 # --- what is swapped
 
 ALONE = """<div class="equation">picture &larr; softmax( Q <b>K&prime;</b><sup>&#8868;</sup> / &radic;D )
@@ -55,7 +66,7 @@ EMPTY = "No site is clearly better than no swap at all. This is the best of them
 BEST = """The best of all that was tried. No set of sites was sought: that takes sites tried one
 by one, and {fewest} different prompt pairs or more."""
 COUNTED = """Sites are numbered in the order they run. The share counts the projections that
-make the text's keys and values. Background SSIM is 1 where the background is the source's own."""
+make the text's keys and values."""
 
 # by kind of site
 KINDS = {
@@ -85,9 +96,7 @@ where it is the target's {what}, <span class="read">plain</span> where it is the
 class="read other">grey</span> otherwise. Framed is what the headline names. The others follow
 in the order they run.</p>"""
 
-COLUMNS = """<p class="note">Each number is a mean, with its 95&nbsp;% interval over the prompt
-pairs in brackets.</p>
-<ul class="note">
+COLUMNS = """<ul class="note">
 <li>Share: of the denoiser's parameters that make the text's keys and values.</li>
 <li>Exact target: share of the pictures that read exactly as the target's {what}.</li>
 <li>F1 target, F1 source: how far what was read agrees with the target's and the source's

@@ -11,7 +11,6 @@ results.json ...         whatever follows from the records
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import os
@@ -36,12 +35,14 @@ from textpatch.runs.requests import (
     request_key,
     require_entries,
 )
+from textpatch.runs.tables import csv_of
 
 SCHEMA_VERSION = 1
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _WORKER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _RESERVED = ("manifest.json", "records", "images")
-_OURS = ("request", "key", "resumed", "schema_version")  # entries that are no facts of a session
+# entries of a manifest that are no facts of a session
+_OURS = ("request", "key", "resumed", "sessions", "schema_version")
 
 
 class Run:
@@ -196,6 +197,11 @@ class Run:
         """
         return {record["id"] for record in self.records()}
 
+    def note(self, name: str, entry) -> None:
+        """Add an entry to a list of the manifest that decides no result."""
+        with explained(self.folder, "write"):
+            self.manifest = _add_to_manifest(self.folder, name, entry, self.worker)
+
     def image(self, picture: Image.Image) -> str:
         """Store a PIL picture as PNG and return its path in the folder.
 
@@ -263,19 +269,8 @@ class Run:
         return self.write_bytes(name, as_json(value, indent=1) + b"\n")
 
     def write_csv(self, name: str, rows: Sequence[Mapping[str, object]]) -> Path:
-        """Write rows as CSV whole or not at all, and return its path.
-
-        The columns are all keys in the order of their first appearance.
-        None and an absent key are an empty cell.
-        """
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        if columns:
-            writer.writerow([_cell(column) for column in columns])
-            for row in rows:
-                writer.writerow([_cell(row.get(column)) for column in columns])
-        return self.write_text(name, text.getvalue())
+        """Write rows as CSV whole or not at all, see `tables.csv_of`, and return its path."""
+        return self.write_text(name, csv_of(rows))
 
 
 # --- the manifest
@@ -350,13 +345,18 @@ def _read_manifest(path: Path) -> JSON:
 
 def _note_changes(folder: Path, changed: dict[str, tuple], worker: str) -> dict:
     """Add what changed to the manifest's `resumed`, unless it is there, and return the manifest."""
-    path = folder / "manifest.json"
     entry = {name: {"stored": old, "now": now} for name, (old, now) in changed.items()}
+    return _add_to_manifest(folder, "resumed", entry, worker)
+
+
+def _add_to_manifest(folder: Path, name: str, entry, worker: str) -> dict:
+    """Add an entry to a list of the manifest, unless it is there, and return the manifest."""
+    path = folder / "manifest.json"
     with alone_in(folder):
         manifest = _read_manifest(path)  # another worker may have added an entry meanwhile
-        resumed = manifest.setdefault("resumed", [])
-        if entry not in resumed:
-            resumed.append(entry)
+        entries = manifest.setdefault(name, [])
+        if entry not in entries:
+            entries.append(entry)
             write(path, as_json(manifest, indent=1), worker)
     return manifest
 
@@ -381,16 +381,3 @@ def _inside(folder: Path, name: str) -> Path:
     if not path.parent.resolve().is_relative_to(folder.resolve()):
         raise StoreError(f"{name!r} leads out of {folder} through a link; remove the link")
     return path
-
-
-def _cell(value):
-    """Return a value as a cell of CSV, in whose text a spreadsheet finds no formula."""
-    if isinstance(value, (dict, list, tuple)):
-        return json.dumps(value)
-    if not isinstance(value, str):
-        return value
-    # some readers end a line at \r, and the writer does not quote it
-    text = value.replace("\r", "\n")
-    if text.startswith(tuple("=+-@\t\n")):
-        return "'" + text  # or a spreadsheet would run =cmd(...)
-    return text
