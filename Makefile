@@ -4,6 +4,7 @@
 # make clean     take away .venv and what was built
 # make help      print these lines
 # The first three install into .venv what is missing, once; python3 and make are all that must be there.
+# The demonstration needs less than the tests, which have diffusers to compare with.
 
 PYTHON ?= python3
 # on a busy machine threads that wait for each other cost more than they bring to models this small
@@ -25,11 +26,17 @@ demo: install
 	$(TEXTPATCH) edit planted-mmdit --source '$(SOURCE)' --target '$(TARGET)'
 	@echo "tiny-words writes two lines; the second word is another, and the first stays"
 	$(TEXTPATCH) edit tiny-words --source '$(LINES)' --word 2=TIGER
+	@echo
+	@echo "Shown: of six sites one carries the word, and a swap there writes another word on the same sign."
+	@echo "The pages are runs/*/report.html, the pictures of the edits runs/*/sheet.png. Try next:"
+	@echo "  $(TEXTPATCH) edit tiny-mmdit --source '"'$(SOURCE)'"' --word TIGER"
+	@echo "  $(TEXTPATCH) localize tiny-sdxl --pairs 8 --mode attribution"
+	@echo "  $(TEXTPATCH) models     # what each small model writes; 'textpatch VERB --help' explains a verb"
 
-test: install
+test: .venv/.installed-test
 	.venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-lint: install
+lint: .venv/.installed-test
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
@@ -40,6 +47,10 @@ install: .venv/.installed
 .venv/.installed: setup.cfg .ci/install
 	.ci/install $(PYTHON)
 	touch $@
+
+.venv/.installed-test: setup.cfg .ci/install
+	.ci/install $(PYTHON) reference,test
+	touch .venv/.installed $@
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -45,6 +45,8 @@ IF_LENGTH = 77
 # The end token in CLIP configurations written by older versions of transformers.  For such a configuration
 # transformers pools the highest token of the prompt.
 OLD_END = 2
+# classes of encoders of which this process has made one
+_MADE: set[type[nn.Module]] = set()
 
 
 class TextEncoders(nn.Module):
@@ -86,6 +88,12 @@ class TextEncoders(nn.Module):
             for module in encoder.modules():
                 _take_off_recorders(module)
         return {**self.__dict__, "_modules": modules}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Encoders of a pickle, in a process that may not have made any."""
+        super().__setstate__(state)
+        for encoder in self.children():
+            _make_once(encoder)
 
     def skipping(self, layers: int) -> TextEncoders:
         """Encoders of the same weights that leave out the last layers of their CLIPs.
@@ -379,6 +387,19 @@ def _side_by_side(first: ModelOutput, second: ModelOutput, clip_skip: int = 0) -
     """Last-but-one hidden states of both CLIPs, (B, T, C), or those of `clip_skip` layers before."""
     place = -2 - clip_skip
     return torch.cat([first.hidden_states[place], second.hidden_states[place]], dim=-1)
+
+
+def _make_once(encoder: nn.Module) -> None:
+    """Make a model of an encoder's class without weights, the first time in a process.
+
+    From a model that is made transformers learns which outputs of its class can be asked for.  One that comes
+    out of a pickle was made elsewhere.
+    """
+    kind = type(encoder)
+    if kind not in _MADE and hasattr(encoder, "config"):
+        with torch.device("meta"):
+            kind(copy.deepcopy(encoder.config))
+        _MADE.add(kind)
 
 
 def _take_off_recorders(module: nn.Module) -> None:

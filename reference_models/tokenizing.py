@@ -166,9 +166,10 @@ def _require_readable(
             f"and the model reads at most {max(lengths)}{lost}; shorten it"
         )
     first = cut[0]
+    what = "the whole" if needed == prompt else "what it quotes"
     warnings.warn(
         f"a prompt of {len(whole[first])} tokens is read to its first {lengths[first]} by "
-        f"{_encoders(cut)} of {len(whole)}; what must be read is read by {_encoders(reading)}",
+        f"{_encoders(cut)} of {len(whole)}; {what} is read by {_encoders(reading)}",
         stacklevel=2,
     )
 

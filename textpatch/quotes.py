@@ -13,7 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from textpatch.errors import PromptError
+from textpatch.text import number_of
 
+# what to do where a prompt quotes nothing
+UNQUOTED = 'write its text as "TEXT", and for a shell put the whole prompt between single quotes'
 STRAIGHT = '"'
 # opening sign -> the signs that close it
 DOUBLE = {
@@ -98,7 +101,8 @@ def with_texts(prompt: str, texts: Sequence[str]) -> str:
     found = quotations(prompt)
     if len(found) != len(texts):
         raise PromptError(
-            f"{len(texts)} texts for {prompt!r}, which quotes {len(found)}; give one for each"
+            f"{number_of(len(texts), 'text')} for {prompt!r}, which quotes {len(found) or 'nothing'}; "
+            f"{'give one for each' if found else UNQUOTED}"
         )
     made = ""
     behind = 0

@@ -25,6 +25,14 @@ def _flush_right(row: Sequence[str], widths: Sequence[int]) -> list[str]:
     return [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
 
 
+def number_of(count: int, one: str, several: str = "") -> str:
+    """A count and its noun, `1 seed` or `2 seeds`.
+
+    several  the noun of several where it is not that of one with an s
+    """
+    return f"{count} {one if count == 1 else several or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """A span of time in its largest unit, rounded: 40 s, 12 min, 3.5 h."""
     if seconds < 90:

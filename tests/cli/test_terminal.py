@@ -116,7 +116,7 @@ def test_nothing_is_left_behind(seen):
     _, written = seen
     announced, *lines = screen(written)
     assert bars(written) and not bars("\n".join(lines))
-    assert announced.startswith(f"textpatch: {PAIRS} pairs x 1 seeds")
+    assert announced.startswith(f"textpatch: {PAIRS} pairs x 1 seed ")
     assert lines[0].startswith("rank  site")
 
 

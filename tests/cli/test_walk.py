@@ -4,6 +4,7 @@ By default they are given in this process; --long gives them again in processes 
 """
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from support import terminals
 from textpatch import cli
 from textpatch.cli.parser import VERBS
 
@@ -49,7 +51,7 @@ COMMANDS = [
     (f"edit M --source {SIGN} --word C --limit 2", 2, "--limit 2 takes the first pairs"),
     ("edit M --pairs 2 --word C", 2, "--pairs takes pairs of the shipped lists, and --word one"),
     ("edit M --prompts gone.tsv", 2, "cannot read prompts from gone.tsv"),
-    ("edit M --source 'a wall' --word C", 2, "which quotes 0"),
+    ("edit M --source 'a wall' --word C", 2, "which quotes nothing"),
     ("generate M", 2, "no prompt was given"),
     ("generate M a --prompts prompts.txt", 2, "leave one of them out"),
     ("generate M a --limit 2", 2, "they were typed; leave it out"),
@@ -71,6 +73,93 @@ COMMANDS = [
 ]
 
 
+WORDS = """'a red sign that says "OPEN" and "DAILY" on a blue wall'"""
+GREEN = """'a green badge that says "TIGER" on a blue wall'"""
+RUN = "runs/localize-planted"
+# what is carried out, each command in the folder that those before it have left
+CARRIED_OUT = [
+    ("sites tiny-mmdit", 0, "898,992 parameters, 6 sites in execution order"),
+    ("sites tiny-mmdit --json", 0, '"verb": "sites"'),
+    ("sites sdxl-base-1.0", 0, "70 sites in execution order"),
+    ("sites tiny-mndit", 2, "closest: tiny-mmdit"),
+    (f"generate tiny-mmdit {SIGN}", 0, "1 picture is in runs/generate-tiny-mmdit-"),
+    (
+        f"generate tiny-mmdit {SIGN} --plan",
+        0,
+        "1 prompt x 1 seed - 1 that are there = 0 generations",
+    ),
+    (f"generate tiny-mmdit {SIGN} --seeds 0 --seeds 2", 0, "2 pictures are in"),
+    (f"generate tiny-mmdit {SIGN} --seeds 0-2 -q", 0, "sheet.png"),
+    (f"generate tiny-mmdit {SIGN} --seeds 0-2 --json", 0, '"verb": "generate"'),
+    (f"generate tiny-mmdit {SIGN} --steps 2 --guidance 1 --out few", 0, "1 picture is in few"),
+    (f"generate tiny-mmdit {SIGN} --steps 3 --guidance 1 --out few", 2, "steps"),
+    (f"generate tiny-mmdit {SIGN} --negative 'a green wall' --steps 2", 0, "1 picture is in"),
+    ("generate tiny-mmdit 'a red sign that says HELLO on a blue wall'", 0, "quotes nothing"),
+    ("generate tiny-mmdit 'a red sign that says \"TOOLONG\" on a blue wall'", 0, "draws at most 6"),
+    ("generate tiny-mmdit 'a red sign that says \"hello\" on a blue wall'", 2, 'write "HELLO"'),
+    ("generate tiny-mmdit 'a crimson sign on a blue wall'", 2, "does not know 'crimson'"),
+    (f"generate tiny-words {SIGN.replace('HELLO', 'STATION')}", 2, "words of 3 to 5 letters"),
+    (f"generate tiny-words {WORDS} --steps 2", 0, "1 picture is in"),
+    ("generate tiny-mmdit --prompts windows.txt --steps 2", 0, "2 pictures are in"),
+    ("generate tiny-mmdit --prompts windows.txt --limit 1 --steps 2", 0, "1 picture is in"),
+    (f"generate tiny-if {SIGN} --steps 2 --upscale tiny-if-ii", 0, "1 picture is in"),
+    (f"generate tiny-mmdit {SIGN} --upscale tiny-sdxl", 2, "give a stage II"),
+    (f"generate tiny-mmdit {SIGN} --height 33", 2, "give multiples of"),
+    (f"generate tiny-sdxl {SIGN} --height 32000 --width 32000", 2, "memory"),
+    (f"generate tiny-sdxl {SIGN} --height 48 --width 96 --steps 2", 0, "1 picture is in"),
+    (f"generate tiny-mmdit {SIGN} --lora gone.safetensors", 2, "gone.safetensors"),
+    (f"generate tiny-mmdit {SIGN} --device cuda", 2, "cuda"),
+    (f"generate nothing-here {SIGN}", 2, "nothing-here"),
+    (f"localize planted-mmdit --pairs 3 --out {RUN} --plan", 0, "3 pairs x 1 seed x (6 sites"),
+    (
+        f"localize planted-mmdit --pairs 3 --out {RUN}",
+        0,
+        "Site 1 (transformer_blocks.1.attn) carries",
+    ),
+    (f"localize planted-mmdit --pairs 3 --out {RUN}", 0, "report.html"),
+    (f"localize planted-mmdit --pairs 3 --out {RUN} --json", 0, '"ranked": [1'),
+    (f"localize planted-mmdit --pairs 4 --out {RUN}", 2, "pairs"),
+    ("localize tiny-mmdit --pairs 2 --sites 1 --sites 2 --out two", 0, "Not clear yet"),
+    ("localize tiny-mmdit --pairs 3 --sites 9", 2, "no site index 9 among the 6"),
+    ("localize tiny-mmdit --pairs 3 --sites 1 --set 1 2", 2, "--set replaces --sites"),
+    ("localize tiny-mmdit --pairs 3 --start 8", 2, "start is 8 of 8 steps"),
+    ("localize tiny-mmdit --prompts same.tsv", 2, "pairs 0 and 1 are the same"),
+    ("localize tiny-mmdit --prompts pairs.tsv", 2, "no quoted word"),
+    ("localize tiny-if-ii --pairs 2", 2, "draws small pictures larger"),
+    (
+        f"edit tiny-mmdit --source {SIGN} --word TIGER --out edited",
+        0,
+        "The edited picture reads TIGER",
+    ),
+    (f"edit tiny-mmdit --source {SIGN} --target {GREEN} --sites 1 --start 2", 0, "sheet.png"),
+    (f"edit tiny-mmdit --source {SIGN} --word 'TOOLONG' --steps 2", 0, "draws at most 6"),
+    (f"edit tiny-mmdit --source {SIGN} --word HELLO", 2, "HELLO"),
+    (f"edit tiny-mmdit --source {SIGN} --word TIGER --method best", 2, "best"),
+    (f"edit tiny-words --source {WORDS} --word 2=TIGER", 0, "TIGER"),
+    (f"edit tiny-words --source {WORDS} --word 3=TIGER", 2, "quotes 2"),
+    ("edit tiny-mmdit --pairs 2 --method localized prompt_swap --steps 4", 0, "prompt_swap"),
+    ("sanitize tiny-mmdit --prompts signs.txt --words frogs.txt", 0, "replaced"),
+    ("sanitize tiny-mmdit --prompts signs.txt", 2, "--words"),
+    ("rewrite tiny-sdxl --old 'a red sign' --new 'a green sign' --out red", 0, "red"),
+    ("rewrite tiny-mmdit --old 'a red sign' --new 'a green sign'", 2, "evolves"),
+    ("finetune tiny-sdxl --data signs:faded --steps 1 --batch 2 --out tuned", 0, "tuned"),
+    (f"export {RUN} --for peft", 0, "target_modules"),
+    ("export edited --for peft", 2, "which finds no sites"),
+    ("audit edited", 0, "checks passed"),
+    (f"audit {RUN} --json", 0, '"verb": "audit"'),
+    ("audit few", 2, "generate"),
+    ("runs", 0, "finished"),
+    ("runs --json", 0, '"verb": "runs"'),
+    (f"report {RUN}", 0, "report.html"),
+    ("report edited", 2, "localize"),
+    (f"compare {RUN} two", 0, "model"),
+    (f"localize tiny-mmdit --config {RUN}/manifest.json --out other", 2, "command"),
+    ("doctor", 0, "tesseract"),
+    ("doctor gone", 2, "gone"),
+]
+COMMANDS += [("audit gone", 2, "cannot read gone/manifest.json")]
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A working folder with the files that the commands name."""
@@ -84,8 +173,18 @@ def here(tmp_path, monkeypatch):
         "empty.csv": "prompt\n",
         "wide.csv": "a,b\n",
         "broken.jsonl": '"a"\n{\n',
+        "windows.txt": f"{_typed(SIGN)}\r\n\r\n{_typed(GREEN)}\r\n",
+        "same.tsv": f"{_typed(SIGN)}\t{_typed(GREEN)}\n" * 2,
+        "signs.txt": _typed(SIGN.replace("HELLO", "FROG")),
+        "frogs.txt": "frog",
     }.items():
-        Path(name).write_text(text, "utf-8")
+        Path(name).write_bytes(text.encode())
+
+
+def _typed(word: str) -> str:
+    """A word of a command without the shell's quotes."""
+    (plain,) = shlex.split(word)
+    return plain
 
 
 def ended(words: list[str]) -> int:
@@ -113,18 +212,32 @@ def test_every_command_answers(here, capfd):
     assert wrong == []
 
 
-@pytest.mark.long  # the default walk gives the same commands, in one process
-def test_every_command_answers_in_a_pipe(here):
-    """The same from processes in the C locale, without a home and without colours."""
+def said_in_a_pipe(words: list[str]) -> tuple[int, str]:
+    """Exit code and words of a process in the C locale, without a home and without colours."""
     environment = {name: value for name, value in os.environ.items() if name != "HOME"}
     environment |= {"LC_ALL": "C", "NO_COLOR": "1", "COLUMNS": "80"}
-    for command, code, phrase in COMMANDS:
-        told = subprocess.run(
-            [sys.executable, "-m", "textpatch", *shlex.split(command)],
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
-        said = " ".join((told.stderr if code else told.stdout).split())
-        assert told.returncode == code and " ".join(phrase.split()) in said, (command, said)
-        assert "\x1b" not in told.stdout + told.stderr
+    told = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert "\x1b" not in told.stdout + told.stderr and "\r" not in told.stderr
+    return told.returncode, told.stdout + told.stderr
+
+
+def said_on_a_terminal(words: list[str]) -> tuple[int, str]:
+    """Exit code and words of a process on a terminal of 80 columns, without what moves the cursor."""
+    code, written = terminals.typed(words, 80)
+    return code, re.sub(r"\x1b\]8;;.*?\x1b\\|\x1b\[[0-9;]*[A-Za-z]", "", written)
+
+
+# the default walk gives those that refuse, and test_documented.py carries others out
+@pytest.mark.long
+@pytest.mark.parametrize("said", [said_in_a_pipe, said_on_a_terminal])
+def test_the_whole_walk_is_typed(here, said):
+    """All commands, each a process of its own, and none ends with a traceback."""
+    wrong = []
+    for command, code, phrase in [*COMMANDS, *CARRIED_OUT]:
+        found, told = said([sys.executable, "-m", "textpatch", *shlex.split(command)])
+        told = " ".join(told.split())
+        with open(os.environ.get("TEXTPATCH_WALK", os.devnull), "a") as log:
+            print(f"$ textpatch {command}\n{told}\n[{found}]\n", file=log)
+        if found != code or " ".join(phrase.split()) not in told or "Traceback" in told:
+            wrong.append((command, found, told[-300:]))
+    assert wrong == []

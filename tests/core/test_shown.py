@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from transformers.utils import output_capturing
 
 from support.planting import plant
 from textpatch import Plan, Row, Swap, capture, load, sample
@@ -100,11 +101,56 @@ def test_hooks_that_stay_are_noticed(pipeline, monkeypatch):
         require_picklable(pipeline)
 
 
-@pytest.mark.long  # test_a_used_pipeline_is_pickled_and_copied holds the pickle that travels
-def test_a_spawned_worker_draws(pipeline):
-    """The same picture."""
+def require_drawing_elsewhere(pipeline, monkeypatch):
+    """Require that a pickle draws where transformers has made no model, as in a spawned process."""
+    sent = pickle.dumps(pipeline)
+    before = drawn(pipeline)
+    monkeypatch.setattr(text_encoders, "_MADE", set())
+    known = dict(output_capturing._CAN_RECORD_REGISTRY)
+    output_capturing._CAN_RECORD_REGISTRY.clear()
+    try:
+        assert drawn(pickle.loads(sent)) == before
+    except TypeError as error:
+        raise AssertionError(error) from None
+    finally:
+        output_capturing._CAN_RECORD_REGISTRY.update(known)
+
+
+def test_a_process_that_made_no_model_draws(pipeline, monkeypatch):
+    """Though transformers knows what to record of those models alone that were made there."""
+    require_drawing_elsewhere(pipeline, monkeypatch)
+
+
+def test_a_class_that_stays_unknown_is_noticed(pipeline, monkeypatch):
+    """Fault: no model is made."""
+    plant(monkeypatch, text_encoders, "_make_once", "kind not in _MADE", "kind in _MADE")
+    with pytest.raises(AssertionError):
+        require_drawing_elsewhere(pipeline, monkeypatch)
+
+
+class Drawn(torch.utils.data.Dataset):
+    """Pictures of a prompt, each made where it is asked for."""
+
+    def __init__(self, pipeline):
+        self.pipeline = pipeline
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, place):
+        return drawn(self.pipeline)
+
+
+# test_a_process_that_made_no_model_draws holds what differs in such a process
+@pytest.mark.long
+def test_spawned_processes_draw(pipeline):
+    """The same picture, in a pool and in the workers of a DataLoader."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(drawn, (pipeline,)) == drawn(pipeline)
+    loader = torch.utils.data.DataLoader(
+        Drawn(pipeline), batch_size=None, num_workers=1, multiprocessing_context="spawn"
+    )
+    assert [*loader] == [drawn(pipeline)] * 2
 
 
 def test_each_step_calls_back(pipeline):

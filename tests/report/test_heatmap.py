@@ -138,5 +138,5 @@ def test_without_matplotlib_the_way_out_is_named(monkeypatch, error):
         monkeypatch.setitem(sys.modules, "matplotlib", None)
     else:
         monkeypatch.setattr(sys, "meta_path", [Broken(error), *sys.meta_path])
-    with pytest.raises(PatchError, match=r"pip install textpatch\[plots\]"):
+    with pytest.raises(PatchError, match=r"pip install matplotlib"):
         heatmap_png(a_result())

@@ -73,7 +73,7 @@ def test_the_answer_is_the_same_and_light(finished, capfd):
         [sys.executable, "-c", LIGHT, *COMMAND], capture_output=True, text=True, cwd=finished
     )
     assert (told.returncode, told.stdout, told.stderr) == (0, said, "")
-    assert said.splitlines() == ["1 pictures are in run/pictures", "run/sheet.png"]
+    assert said.splitlines() == ["1 picture is in run/pictures", "run/sheet.png"]
 
 
 def test_one_object_for_a_program(finished, capfd):

@@ -224,6 +224,14 @@ DAMAGES = {
         edit_json("text_encoder/config.json", hidden_size="two"),
         "text_encoder/config.json: hidden_size has 'two'; give whole numbers",
     ),
+    "a norm without a number": (
+        edit_json("text_encoder/config.json", layer_norm_eps=None),
+        "text_encoder/config.json: layer_norm_eps is None; give a small positive number",
+    ),
+    "distances of 400 digits": (
+        edit_json("text_encoder_3/config.json", relative_attention_max_distance=10**400),
+        "relative_attention_max_distance 1000.*give four buckets",
+    ),
     "unknown act": (
         edit_json("text_encoder_3/config.json", feed_forward_proj="gated-nothing"),
         "text_encoder_3/config.json .*nothing",
@@ -470,9 +478,7 @@ def test_without_fonts_drawing_says_what_to_install(monkeypatch):
     """Without matplotlib, whose fonts the signs use, the answer is one line with the extra to install."""
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     signs_module._letters.cache_clear()
-    with pytest.raises(
-        PatchError, match=r"needs the fonts in matplotlib .*pip install textpatch\[plots\]"
-    ):
+    with pytest.raises(PatchError, match=r"needs the fonts in matplotlib .*pip install matplotlib"):
         draw_sign(Sign("A"), SignFormat(), random.Random(0))
 
 

@@ -7,6 +7,7 @@ import time
 
 from textpatch.cli.outcome import Outcome
 from textpatch.exits import tell
+from textpatch.text import number_of
 
 HEAVY = 500_000_000  # bytes of weights from which memory is looked at before every run
 GIGA = 1e9
@@ -28,7 +29,7 @@ def announced(options, pipeline, made: str, generations: int, *, at_once: int, s
 
     at_once = min(at_once, max(generations, 1))
     told = {"generations": generations, "steps": steps}
-    line = f"{made} = {generations} generations of {steps} steps"
+    line = f"{made} = {number_of(generations, 'generation')} of {number_of(steps, 'step')}"
     if draws_by_itself(pipeline):  # by a call of its own, of which nothing is known before
         return _ended(options, line, told) if options.plan else None
     seconds = generations * steps * _seconds_of_step(pipeline, at_once, guidance)

@@ -15,6 +15,7 @@ from textpatch.cli.parts import require_writer
 from textpatch.cli.prompt_pairs import READERS, reader_name
 from textpatch.errors import PatchError
 from textpatch.runs.interrupts import told_on_interrupt
+from textpatch.text import number_of
 
 # those of editing.methods, which is not imported before it is known that something is to be done
 METHODS = ["localized", "injection", "prompt_swap", "prompt_to_prompt", "p2p", "p2p_star"]
@@ -70,7 +71,8 @@ def compare_edits(options, pairs: list[tuple[str, str]]) -> Outcome:
     planned = announced(
         options,
         pipeline,
-        f"{len(pairs)} pairs x {len(options.seeds)} seeds x (source + {', '.join(methods)})",
+        f"{number_of(len(pairs), 'pair')} x {number_of(len(options.seeds), 'seed')} "
+        f"x (source + {', '.join(methods)})",
         len(pairs) * len(options.seeds) * (1 + len(methods)),
         at_once=2,
         steps=steps,

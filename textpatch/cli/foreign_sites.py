@@ -8,32 +8,47 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from textpatch.cli.outcome import Outcome
+from textpatch.cli.site_lines import described, site_table
 from textpatch.disk import read_json
 from textpatch.errors import PatchError, closest
 from textpatch.ports.shipped import TABLES, find_sites
-from textpatch.sites import parameter_count
+from textpatch.sites import Site, parameter_count
 
 PARTS = ("", "transformer", "unet")  # folders of a pipeline that may hold its denoiser
 
 
-def print_foreign_sites(folder: str) -> None:
-    """Print a line per site of the denoiser in a folder.  Raises PatchError as `foreign_outline`."""
+def listed_in(folder: str) -> Outcome:
+    """Return a line per site of the denoiser in a folder.  Raises PatchError as `foreign_outline`."""
     model = foreign_outline(Path(folder))
     found = find_sites(model)
     total = parameter_count(model)
-    width = max(len(site.name) for site in found)
-    print(f"{type(model).__name__}: {total:,} parameters, {len(found)} sites in execution order")
-    titles = f"{'kind':<6}{'heads':>6}{'width':>7}{'text K/V':>14}{'share':>9}"
-    print(f"{'site':>5}  {'name':<{width}}  {titles}  text")
-    for site in found:
-        sizes = f"{site.heads:>6}{site.text_heads * site.head_dim:>7}{site.parameters:>14,}"
-        share = f"{site.parameters / total:>9.4%}"
-        texts = ", ".join(site.span.texts)
-        print(f"{site.index:>5}  {site.name:<{width}}  {site.kind:<6}{sizes}{share}  {texts}")
-    print(
-        "share: parameters of the projections that make the text's keys and values; text: the argument "
-        "of the denoiser that holds it"
+    lines = [
+        f"{type(model).__name__}: {total:,} parameters, {len(found)} sites in execution order",
+        *site_table(
+            ("site", "kind", "heads", "width", "text K/V", "share", "text"),
+            [_cells(site, total) for site in found],
+            [site.name for site in found],
+        ),
+        "share: of the text's key and value projections in all parameters; text: the argument of the "
+        "denoiser that holds it",
+    ]
+    return Outcome(
+        "\n".join(lines), {"parameters": total, "sites": [described(site) for site in found]}
     )
+
+
+def _cells(site: Site, total: int) -> list[str]:
+    """Cells of a site's line."""
+    return [
+        str(site.index),
+        site.kind,
+        str(site.heads),
+        str(site.text_heads * site.head_dim),
+        f"{site.parameters:,}",
+        f"{site.parameters / total:.4%}",
+        ", ".join(site.span.texts),
+    ]
 
 
 def foreign_outline(folder: Path) -> nn.Module:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
+from textpatch.cli.asked_words import warn_of_bare_prompts, warn_of_long_texts
 from textpatch.cli.before import announced, fitting
 from textpatch.cli.models import import_heavy, load_sized, load_upscaler
 from textpatch.cli.opening import folder_of, notes_of, open_folder, upscaled_by, whole_request
@@ -30,6 +31,7 @@ from textpatch.cli.outcome import Outcome
 from textpatch.cli.parts import add_shard_option, require_writer
 from textpatch.exits import warn
 from textpatch.runs.interrupts import told_on_interrupt
+from textpatch.text import number_of
 
 ON_SHEET = 256  # pictures, since a sheet holds them all in memory
 
@@ -106,6 +108,8 @@ def generate(options) -> Outcome:
     from textpatch.cli.benchmark_prompts import asked_prompts, keep_for_scorer
 
     asked = asked_prompts(options)
+    warn_of_bare_prompts(options, asked.prompts)
+    warn_of_long_texts(options, asked.prompts)
     import_heavy()
     from textpatch.runs.album import AT_ONCE, Album
 
@@ -125,7 +129,8 @@ def generate(options) -> Outcome:
         at_once=fitting(options, pipeline, guidance, AT_ONCE),
         part=options.division,
     )
-    made = f"{len(asked.prompts)} prompts x {len(options.seeds)} seeds{_there(album)}"
+    prompts = number_of(len(asked.prompts), "prompt")
+    made = f"{prompts} x {number_of(len(options.seeds), 'seed')}{_there(album)}"
     left = len(album.asked) - len(album.pictures)
     planned = announced(options, pipeline, made, left, at_once=album.at_once, **run)
     if planned is not None:
@@ -138,7 +143,8 @@ def generate(options) -> Outcome:
         album.run.write_json("results.json", result)
         keep_for_scorer(asked, album)
         sheet = album.run.write_bytes("sheet.png", _sheet(album.run, album.pictures[:ON_SHEET]))
-    told = f"{len(album.pictures)} pictures are in {album.run.folder / 'pictures'}"
+    made = number_of(len(album.pictures), "picture is", "pictures are")
+    told = f"{made} in {album.run.folder / 'pictures'}"
     return Outcome(told, result, sheet, album.run.folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from textpatch.cli.asked_words import warn_of_long_texts
 from textpatch.cli.before import announced, fitting
 from textpatch.cli.models import import_heavy, load_sized
 from textpatch.cli.opening import open_run
@@ -30,6 +31,7 @@ from textpatch.cli.prompt_pairs import (
 )
 from textpatch.errors import PatchError
 from textpatch.runs.interrupts import told_on_interrupt
+from textpatch.text import number_of
 
 HELP = Help(
     usage="textpatch localize MODEL [options]",
@@ -179,6 +181,7 @@ def localize(options) -> Outcome:
             "--sites and --set were both given, and --set replaces --sites; give one of them"
         )
     pairs = asked_pairs(options)
+    warn_of_long_texts(options, [prompt for pair in pairs for prompt in (pair.source, pair.target)])
     pipeline = load_sized(options)
     reader = reader_of(options, pipeline, pairs)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
@@ -242,7 +245,8 @@ def _announced(options, pipeline, asked: dict, pairs: int, at_once: int, each: i
     sites = len(groups)
     more = rows_each(each, [*groups, (0, 1)]) if each else 0
     words = f" + {more} for each word alone" if each else ""
-    made = f"{pairs} pairs x {len(options.seeds)} seeds x ({sites} sites + source + target{words})"
+    asked_of = f"{number_of(pairs, 'pair')} x {number_of(len(options.seeds), 'seed')}"
+    made = f"{asked_of} x ({number_of(sites, 'site')} + source + target{words})"
     if options.mode == "exhaustive":
         made += ", beside what a growing set takes,"
     else:

@@ -6,17 +6,20 @@ import argparse
 
 from textpatch.cli.models import chosen
 from textpatch.cli.options import MODEL_HELP, READING, Help, add_reading_options
+from textpatch.cli.outcome import Outcome
+from textpatch.cli.site_lines import described, site_table
 from textpatch.errors import PatchError
 
+TITLES = ("site", "kind", "heads", "width", "text K/V", "share", "paper")
 HELP = Help(
     usage="textpatch sites MODEL | --diffusers FOLDER",
     summary="list where text enters a model",
     about="""\
 List the sites of a model, the attention layers through which text enters it.
 
-The table has a line per site, in the order in which they run: index, name, kind, heads,
-width, and the parameters of the text's key and value projections with their share of the
-whole model. A star marks the sites that the paper names for a published model. The indices
+The table has a line per site, in the order in which they run: index, kind, heads, width, the
+parameters of the text's key and value projections with their share of the whole model, and
+the name. A star marks the sites that the paper names for a published model. The indices
 are what --sites of `localize` and `edit` takes.
 
 With --diffusers the model is one of diffusers' own classes, such as FLUX or Qwen-Image,
@@ -57,8 +60,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def sites(options) -> None:
-    """Print the table of a model's sites, from its configuration or its file's header alone."""
-    from textpatch.cli.foreign_sites import print_foreign_sites
+    """Return the table of a model's sites, from its configuration or its file's header alone."""
+    from textpatch.cli.foreign_sites import listed_in
     from textpatch.ports.shipped import find_sites
     from textpatch.weights.loading import outline
     from textpatch.weights.published import COUNTED, localized_sites
@@ -67,29 +70,30 @@ def sites(options) -> None:
     asked = chosen(options, READING)
     if options.diffusers is not None:
         _require_none(asked)
-        print_foreign_sites(named)
-        return
+        return listed_in(named)
     model = outline(named, **asked)
     found = find_sites(model)
     marked = localized_sites(model)
     total = sum(p.numel() for p in model.parameters())
-    width = max(len(site.name) for site in found)
-    print(f"{total:,} parameters, {len(found)} sites in execution order")
-    titles = f"{'kind':<6}{'heads':>5}{'width':>7}{'text K/V':>12}{'share':>9}{'paper':>9}"
-    print(f"{'site':>5}  {'name':<{width}}  {titles}")
-    for site in found:
-        print(_line(model, site, total, width, site.index in marked))
-    print(
-        "share: parameters of the text's own key and value projections; "
-        f"paper: those of {' and '.join(COUNTED[found[0].kind])}, the paper's convention"
-    )
+    lines = [
+        f"{total:,} parameters, {len(found)} sites in execution order",
+        *site_table(
+            TITLES,
+            [_cells(model, site, total, site.index in marked) for site in found],
+            [site.name for site in found],
+        ),
+        f"share: of the text's key and value projections in all parameters; paper: that of "
+        f"{' and '.join(COUNTED[found[0].kind])}, its convention",
+    ]
     if marked:
-        _print_marked(model, [site for site in found if site.index in marked], total)
+        lines.append(_marked(model, [site for site in found if site.index in marked], total))
     if found[0].kind == "added":
-        print(
+        lines.append(
             "they differ: in this model to_k and to_v are the image's; the text's, which a swap changes, "
             "are add_k_proj and add_v_proj"
         )
+    result = {"parameters": total, "sites": [described(site) for site in found]}
+    return Outcome("\n".join(lines), result | {"marked": list(marked)})
 
 
 def _require_none(asked: dict) -> None:
@@ -102,28 +106,28 @@ def _require_none(asked: dict) -> None:
         )
 
 
-def _line(model, site, total: int, width: int, marked: bool) -> str:
-    """Return a site's line of the table."""
+def _cells(model, site, total: int, marked: bool) -> list[str]:
+    """Cells of a site's line, in the order of TITLES."""
     from textpatch.weights.published import counted_parameters
 
-    index = str(site.index)
-    if marked:
-        index = f"*{index}"
-    share = site.parameters / total
-    paper = counted_parameters(model, site) / total
-    return (
-        f"{index:>5}  {site.name:<{width}}  {site.kind:<6}{site.heads:>5}"
-        f"{site.heads * site.head_dim:>7}{site.parameters:>12,}{share:>9.4%}{paper:>9.4%}"
-    )
+    return [
+        f"*{site.index}" if marked else str(site.index),
+        site.kind,
+        str(site.heads),
+        str(site.heads * site.head_dim),
+        f"{site.parameters:,}",
+        f"{site.parameters / total:.4%}",
+        f"{counted_parameters(model, site) / total:.4%}",
+    ]
 
 
-def _print_marked(model, marked: list, total: int) -> None:
-    """Print the share of the paper's sites together."""
+def _marked(model, marked: list, total: int) -> str:
+    """The share of the paper's sites together, in words."""
     from textpatch.weights.published import counted_parameters
 
     text = sum(site.parameters for site in marked) / total
     paper = sum(counted_parameters(model, site) for site in marked) / total
-    print(
+    return (
         f"* the paper's sites (ICLR 2025): together {text:.2%} of the parameters, "
         f"{paper:.2%} in its convention"
     )

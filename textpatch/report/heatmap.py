@@ -116,7 +116,7 @@ def _figure(sites: int, scores: int, members: int):
         from matplotlib.figure import Figure
     except Exception as error:  # a broken install raises more than ImportError
         raise PatchError(
-            f"the heat map needs matplotlib ({error}): pip install textpatch[plots]"
+            f"the heat map needs matplotlib ({error}): pip install matplotlib"
         ) from error
     width = min(max(3.2 + 0.42 * sites, 8.0), 24.0)
     height = 1.84 * (1 + scores) + _OF_A_SITE * members

@@ -82,10 +82,10 @@ def _names(result: dict, width: int) -> list[str]:
         if len(label) > width:
             label = run
         names.append(label)
-    return names + [_name(site["name"], width) for site in ranked_sites(result)]
+    return names + [short_name(site["name"], width) for site in ranked_sites(result)]
 
 
-def _name(name: str, width: int) -> str:
+def short_name(name: str, width: int) -> str:
     """A module path in so many letters, its last part whole.
 
     The parts before the last are cut evenly, so that the numbers stay, which tell sites apart.  Where that is

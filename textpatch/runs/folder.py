@@ -197,7 +197,7 @@ class Run:
         """
         return {record["id"] for record in self.records()}
 
-    def note(self, name: str, entry) -> None:
+    def note(self, name: str, entry: object) -> None:
         """Add an entry to a list of the manifest that decides no result."""
         with explained(self.folder, "write"):
             self.manifest = _add_to_manifest(self.folder, name, entry, self.worker)

@@ -261,7 +261,7 @@ def _font_folder() -> Path:
         import matplotlib
     except Exception as error:
         raise PatchError(
-            f"drawing signs needs the fonts in matplotlib ({error}); pip install textpatch[plots]"
+            f"drawing signs needs the fonts in matplotlib ({error}); pip install matplotlib"
         ) from None
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
