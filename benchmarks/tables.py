@@ -228,6 +228,90 @@ def two_lines() -> str:
     return drawn([*titles, *parts], rows)
 
 
+# SD3 by the number of words: F1, SSIM and PSNR of arXiv 2502.09935, appendix, on CreativeBench
+SD3_WORDS = {"1": (".377", ".695", "30.2"), "2": (".403", ".675", "30.0")}
+
+
+def words_edited() -> str:
+    """One word and two, edited at the sites found and at all, beside the published rows."""
+    measured = read_rows("words")
+    rows = []
+    for words in dict.fromkeys(row["words"] for row in measured):
+        for row in chosen(measured, words=words):
+            psnr = f"{float(row['psnr']):.1f}" if row["psnr"] else ""
+            scores = [share(row[name], 2) for name in ("f1", "chance", "one_minus_ned")]
+            rows.append(
+                [words, row["edited"], *spans(row, "exact"), *scores, share(row["ssim"]), psnr]
+            )
+        f1, ssim, psnr = SD3_WORDS[words]
+        rows.append([words, "*SD3's site 10, the paper's*", "", f1, "", "", ssim, psnr])
+    titles = ["words", "the target's text at", "exact", "F1", "F1 by chance", "1-NED"]
+    return drawn_read([*titles, "background SSIM", "PSNR"], rows, measured)
+
+
+def spans(row: dict, *names: str) -> list[str]:
+    """Shares with their intervals, `.96 (.80 to .99)`, nothing of nothing."""
+    return [
+        f"{share(row[name], 2)} ({share(row[f'{name}_low'], 2)} to {share(row[f'{name}_high'], 2)})"
+        if row[name]
+        else ""
+        for name in names
+    ]
+
+
+def words_sites() -> str:
+    """What each line reads where one word is exchanged alone, at each site and at those found."""
+    measured = read_rows("words-sites")
+    groups = list(dict.fromkeys(row["sites"] for row in measured if row["sites"]))
+    rows = []
+    for donor, tokens, line in dict.fromkeys(
+        (row["donor"], row["tokens"], row["line"]) for row in measured if row["tokens"]
+    ):
+        those = chosen(measured, donor=donor, tokens=tokens, line=line)
+        cells = {row["sites"]: share(row["exact"], 2) for row in those}
+        (own,) = chosen(measured, donor=donor, tokens="", line=line)
+        said = f"line {line} {'changes' if own['changes'] == 'yes' else 'stays'}"
+        told = [donor, tokens, said, those[0]["n"], share(own["exact"], 2)]
+        rows.append([*told, *(cells.get(group, "") for group in groups)])
+    titles = ["other words", "tokens swapped", "", "n", "its own prompt"]
+    return drawn_read([*titles, *(f"sites {listed(group)}" for group in groups)], rows, measured)
+
+
+def words_places() -> str:
+    """How many lines keep the source's word at each site alone, and what the site then carries."""
+    measured = read_rows("words-places")
+    names = "as_long", "other_length", "behind_as_long", "behind_other_length", "exchanged"
+    rows = [[row["site"], *spans(row, *names), row["carries"]] for row in measured]
+    titles = ["site", "word as long", "longer or shorter", "line behind, as long"]
+    titles += ["behind, longer or shorter", "words exchanged", "carries"]
+    return drawn_read(titles, rows, measured)
+
+
+def words_limits() -> str:
+    """Texts that the card says are drawn, and others, as they are read."""
+    measured = read_rows("words-limits")
+    rows = [
+        [row["texts"], f"`{row['example']}`", row["drawn"], row["n"], *spans(row, "right")]
+        for row in measured
+    ]
+    titles = ["texts", "for instance", "drawn, says the card", "n", "right"]
+    return drawn_read(titles, rows, measured)
+
+
+def words_parts() -> str:
+    """One word exchanged by one head of the sites found, or by these sites from a step on."""
+    measured = read_rows("words-parts")
+    rows = []
+    for part in dict.fromkeys(row["part"] for row in measured):
+        cells = []
+        for word, line in (("1", "1"), ("1", "2"), ("2", "1"), ("2", "2")):
+            row = one(measured, part=part, word=word, line=line)
+            cells += spans(row, "exact")
+        rows.append([part, *cells])
+    titles = ["all tokens swapped by", "word 1: line 1 changes", "line 2 stays"]
+    return drawn_read([*titles, "word 2: line 1 stays", "line 2 changes"], rows, measured)
+
+
 def each_site() -> str:
     """Each site alone in one scene and in another, and how much of the background stays."""
     scenes = {
@@ -443,7 +527,10 @@ def _sets(found: str) -> str:
     return "; ".join(f"{sites} in {count}" for sites, count in counts.most_common())
 
 
-ATTRIBUTED = "tiny-mmdit", "tiny-sdxl", "tiny-if", "planted-mmdit", "planted-sdxl", "planted-if"
+ATTRIBUTED = (
+    *("tiny-mmdit", "tiny-sdxl", "tiny-if", "tiny-words"),
+    *("planted-mmdit", "planted-sdxl", "planted-if"),
+)
 
 
 def promised() -> str:
@@ -571,6 +658,24 @@ def edited_maps() -> str:
         rows.append([*cells, f"{float(first['mb']):.1f}"])
     titles = ["tokens of image and text", "two calls, times plain", "MB", "maps, times plain", "MB"]
     return drawn([*titles, "plain, MB"], rows)
+
+
+def loading() -> str:
+    """Loading a warm folder beside safetensors' own reading, by the median time of the processor."""
+    table = chosen(read_rows("loading"), clock="processor")
+    medians = {row["way"]: float(row["median_ms"]) for row in table}
+    rows = [
+        [
+            row["way"],
+            f"{medians[row['way']] / 1e3:.2f}",
+            ratio(medians[row["way"]] / medians["read"]),
+            ratio(medians[row["way"]] / medians["mapped"]),
+            f"{float(row['beyond_mb']):.0f}",
+        ]
+        for row in table
+    ]
+    titles = ["", "seconds", "times read", "times mapped", "memory beyond the tensors, MB"]
+    return drawn(titles, rows)
 
 
 def rewriting() -> str:
@@ -1073,6 +1178,11 @@ TABLES: dict[str, Callable[..., str]] = {
         claims,
         two_lines,
         two_lines_claims,
+        words_edited,
+        words_sites,
+        words_places,
+        words_parts,
+        words_limits,
         each_site,
         start_step,
         carries,
@@ -1098,6 +1208,7 @@ TABLES: dict[str, Callable[..., str]] = {
         edits_told,
         edits_published,
         edited_maps,
+        loading,
         overhead,
         foreign_runs,
         idle_hooks,
