@@ -153,7 +153,7 @@ CARRIED_OUT = [
     (f"report {RUN}", 0, "report.html"),
     ("report edited", 2, "localize"),
     (f"compare {RUN} two", 0, "model"),
-    (f"localize tiny-mmdit --config {RUN}/manifest.json --out other", 2, "command"),
+    (f"localize tiny-mmdit --config {RUN}/manifest.json --out other", 0, "other/report.html"),
     ("doctor", 0, "tesseract"),
     ("doctor gone", 2, "gone"),
 ]
