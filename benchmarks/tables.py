@@ -660,6 +660,24 @@ def edited_maps() -> str:
     return drawn([*titles, "plain, MB"], rows)
 
 
+def loading() -> str:
+    """Loading a warm folder beside safetensors' own reading, by the median time of the processor."""
+    table = chosen(read_rows("loading"), clock="processor")
+    medians = {row["way"]: float(row["median_ms"]) for row in table}
+    rows = [
+        [
+            row["way"],
+            f"{medians[row['way']] / 1e3:.2f}",
+            ratio(medians[row["way"]] / medians["read"]),
+            ratio(medians[row["way"]] / medians["mapped"]),
+            f"{float(row['beyond_mb']):.0f}",
+        ]
+        for row in table
+    ]
+    titles = ["", "seconds", "times read", "times mapped", "memory beyond the tensors, MB"]
+    return drawn(titles, rows)
+
+
 def rewriting() -> str:
     """Words rewritten by a closed form at each arm's sites, and neighbours that stay."""
     measured = read_rows("rewriting")
@@ -1190,6 +1208,7 @@ TABLES: dict[str, Callable[..., str]] = {
         edits_told,
         edits_published,
         edited_maps,
+        loading,
         overhead,
         foreign_runs,
         idle_hooks,

@@ -28,6 +28,7 @@ from textpatch.weights.borrowing import Source
 from textpatch.weights.fill import Part, fill_module, require_module
 from textpatch.weights.layouts import CLIP, T5
 from textpatch.weights.parts import explained
+from textpatch.weights.reading.files import shown
 from textpatch.weights.sizes import require_held
 from textpatch.weights.strays import dropped
 from textpatch.weights.tokenizers import CLIP_LENGTH, read_tokenizer
@@ -230,6 +231,11 @@ def sdxl(build: Builder) -> tuple[nn.Module, nn.Module]:
     clips = build.clip("text_encoder"), build.projecting_clip("text_encoder_2")
     build.read_in_full(clips, tokenizers)
     zeros = getattr(build.source, "index", {}).get("force_zeros_for_empty_prompt", True)
+    if type(zeros) is not bool:
+        raise WeightsError(
+            f"{build.source.path} says force_zeros_for_empty_prompt {shown(zeros)}; "
+            "give true or false in its model_index.json"
+        )
     with explained(build.source.path):
         encoders = SDXLTextEncoders(*clips, tokenizers, zeros)
     return encoders, build.denoiser("unet")

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from textpatch.errors import WeightsError
+from textpatch.finite import is_finite
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.flux import Flux, FluxConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
@@ -241,6 +242,7 @@ def _built(config: Mapping[str, Any], kind: Kind):
                 f"{kind.model.__name__} is the published one, with {published[0]!r}"
             )
     require_sizes({name: settings[name] for name in sizes & settings.keys()}, kind.defaults)
+    _require_numbers(kind.config, settings)
     try:
         return kind.config(**{name: settings[name] for name in sizes & settings.keys()})
     # null, text or zero where a size belongs
@@ -264,6 +266,42 @@ def require_sizes(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> N
             raise WeightsError(
                 f"{name} has {shown(wrong[0])}; give whole numbers of 1 or more there", "bad-size"
             )
+
+
+def _require_numbers(config: type, settings: Mapping[str, Any]) -> None:
+    """Raise WeightsError for what no factor, shift, list of numbers or flag of our configuration can be."""
+    for field_ in fields(config):
+        if field_.type not in NUMBERS or field_.name not in settings:
+            continue
+        fits, wanted = NUMBERS[field_.type]
+        value = settings[field_.name]
+        if not fits(value):
+            raise WeightsError(f"{field_.name} is {shown(value)}; give {wanted}", "bad-number")
+
+
+def _is_factor(value: Any) -> bool:
+    return is_finite(value) and value != 0
+
+
+def _is_shift(value: Any) -> bool:
+    return value is None or is_finite(value)
+
+
+def _is_flag(value: Any) -> bool:
+    return type(value) in (bool, int) and value in (0, 1)
+
+
+def _are_numbers(value: Any) -> bool:
+    return value is None or (isinstance(value, tuple) and all(map(is_finite, value)))
+
+
+# by the type of a field: what its value must pass, and how it is asked for
+NUMBERS = {
+    "float": (_is_factor, "a finite number other than 0"),
+    "float | None": (_is_shift, "a finite number, or null"),
+    "bool": (_is_flag, "true or false"),
+    "tuple[float, ...] | None": (_are_numbers, "finite numbers, or null"),
+}
 
 
 def _of_each_depth(settings: dict[str, Any]) -> dict[str, tuple]:

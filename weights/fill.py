@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from textpatch.errors import WeightsError
 from textpatch.weights.identify import identify_tensors
 from textpatch.weights.layouts import Layout, convert, listed, origins
+from textpatch.weights.reading.entry import DTYPES, TensorEntry, empty
 from textpatch.weights.reading.files import Tensors
 
 
@@ -30,9 +31,12 @@ class Part:
     layout: Layout | None = None
     scales: dict[str, str] = field(default_factory=dict)
 
-    def read(self, key: str) -> Tensor:
-        """Read the tensor of a key in the file, times its scale if it has one."""
-        tensor = self.tensors.read(key)
+    def read(self, key: str, room: Tensor | None = None) -> Tensor:
+        """Read the tensor of a key in the file, times its scale if it has one.
+
+        room  as in `read_tensor`
+        """
+        tensor = self.tensors.read(key, room)
         if key not in self.scales:
             return tensor
         scale = self.tensors.read(self.scales[key]).float()
@@ -78,17 +82,41 @@ def fill_module(
     """
     require_module(part, module, names)
     in_module = names or {name: name for name in module.state_dict()}
+    device = torch.device(device or "cpu")
+    origins = part.origins()
+    kept = {
+        name: torch.float32 if name.endswith(tuple(exact)) else dtype
+        for targets in origins.values()
+        for name, _ in targets
+    }
+    room = _room(part)
     state = {}
-    for key, targets in part.origins().items():
-        converted = _converted(part.read(key), targets)
+    for key, targets in origins.items():
+        dtypes = {kept[name] for name, _ in targets}
+        again = room if _is_copied(part.tensors[key], dtypes, device) else None
+        converted = _converted(part.read(key, again), targets)
         for name, value in converted.items():
-            kept = torch.float32 if name.endswith(tuple(exact)) else dtype
-            if not value.is_floating_point():
-                kept = value.dtype
-            state[in_module[name]] = value.to(device, kept).contiguous()
+            to = kept[name] if value.is_floating_point() else value.dtype
+            state[in_module[name]] = value.to(device, to).contiguous()
         del converted, value  # so that nothing of this tensor lives on while the next is read
     module.load_state_dict(state, strict=names is None, assign=True)
     return module
+
+
+def _room(part: Part) -> Tensor:
+    """Bytes that hold any one tensor of the part, each read over the one before.
+
+    Memory that is fresh for each would take longer than the reading.  Bytes that are never written take none.
+    """
+    entries = [part.tensors[key] for key in part.keys]
+    most = max((entry.end - entry.start for entry in entries), default=0)
+    return empty(most, f"the largest tensor of {part.tensors.files[0]}")
+
+
+def _is_copied(entry: TensorEntry, kept: set[torch.dtype], device: torch.device) -> bool:
+    """True if nothing of a tensor is kept as it is read, because all dtypes or the device differ."""
+    read = DTYPES[entry.dtype]
+    return device.type != "cpu" or (read.is_floating_point and read not in kept)
 
 
 def require_module(part: Part, module: nn.Module, names: dict[str, str] | None = None) -> None:

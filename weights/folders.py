@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from textpatch.errors import WeightsError
+from textpatch.finite import is_finite
 from textpatch.reference_models.schedules import FlowMatchEuler, Schedule
 from textpatch.reference_models.schedules.published import BETAS, changed, named, unread
 from textpatch.reference_models.vae import VAEConfig
@@ -181,7 +182,7 @@ class Folder:
         config = read_config(folder, sizes, follow_links=links)
         with explained(folder / "config.json"):
             require_sizes(config, {})
-            _require_distances(config)
+            _require_numbers(config)
         return config, part_of(file, component, layout, self.terms)
 
     def tokenizer(self, component: str) -> Path:
@@ -258,6 +259,14 @@ class Folder:
         return schedule_from_config({**settings, **levels})
 
 
+def _require_numbers(config: dict) -> None:
+    """Raise WeightsError for an encoder whose norms divide by no number, or whose distances have no room."""
+    for name in {"layer_norm_eps", "layer_norm_epsilon"} & config.keys():
+        if not is_finite(config[name]) or config[name] <= 0:
+            raise WeightsError(f"{name} is {shown(config[name])}; give a small positive number")
+    _require_distances(config)
+
+
 def _require_distances(config: dict) -> None:
     """Raise WeightsError for a T5 whose buckets of distances have no room.
 
@@ -265,10 +274,10 @@ def _require_distances(config: dict) -> None:
     """
     buckets = config.get("relative_attention_num_buckets", 32)
     most = config.get("relative_attention_max_distance", 128)
-    if buckets < 4 or most <= buckets // 4:
+    if buckets < 4 or most <= buckets // 4 or not is_finite(most):
         raise WeightsError(
-            f"relative_attention_num_buckets is {buckets}, and relative_attention_max_distance {most}; "
-            "give four buckets or more, and a distance above a quarter of their number"
+            f"relative_attention_num_buckets is {shown(buckets)}, and relative_attention_max_distance "
+            f"{shown(most)}; give four buckets or more, and a distance above a quarter of their number"
         )
 
 

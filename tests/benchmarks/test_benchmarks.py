@@ -18,6 +18,7 @@ from support.small_models import small_pipeline
 from textpatch import find_sites, load
 from textpatch.metrics import Called, calibration
 from textpatch.patching import KVCache
+from textpatch.weights.loading import SHIPPED
 
 NAMES = ["attention_op", "overhead", "localization_cost", "full_size", "graphs"]
 CPU = torch.device("cpu")
@@ -350,6 +351,19 @@ def test_a_swap_without_effect_is_refused(benchmark):
     for swapped in (bare, torch.tensor([3.0, 2.5])):
         with pytest.raises(measure.Unequal, match="one swap"):
             size.differences({size.BARE: bare, size.SWAPPED: swapped}, bare)
+
+
+def test_loading(benchmark):
+    """What is timed is the files' own tensors; another number is noticed, and memory is counted."""
+    loading = benchmark("loading")
+    folder = SHIPPED / "tiny-sdxl"
+    made = loading.loaded("textpatch", folder, torch.float32)
+    loading.require_same(made, folder)
+    told = loading.told("read", folder, torch.float32)
+    assert told.keys() == {"wall", "processor", "beyond_mb"} and told["wall"] > 0
+    first = next(iter(made))
+    with pytest.raises(loading.Unequal, match="is another tensor"):
+        loading.require_same({**made, first: made[first] + 1}, folder)
 
 
 # --- what the shipped models do ---

@@ -382,6 +382,31 @@ def test_another_vae_is_refused(changed, says):
         vae_from_config(PUBLISHED_VAE | changed)
 
 
+@pytest.mark.parametrize(
+    "published, name, values, says",
+    [
+        (PUBLISHED_VAE, "scaling_factor", ["8", None, [8], True, 0, 10**400], "other than 0"),
+        (PUBLISHED_VAE, "shift_factor", ["8", [8], 10**400, float("nan")], "number, or null"),
+        (
+            PUBLISHED_VAE,
+            "latents_std",
+            ["8", 1, [1, 1, 1, "a"], [1, 1, 1, None]],
+            "numbers, or null",
+        ),
+        (PUBLISHED_VAE, "use_quant_conv", ["no", None, [True], 8], "true or false"),
+        (PUBLISHED_VAE, "force_upcast", ["no", None, 0.5], "true or false"),
+        (PUBLISHED_IF, "mid_block_scale_factor", ["8", None, [8], 0, 10**400], "other than 0"),
+    ],
+)
+def test_numbers_and_flags_that_are_none_are_refused(published, name, values, says):
+    """Text, null, lists and what no float holds, where a factor, a shift or a flag belongs."""
+    read = vae_from_config if published is PUBLISHED_VAE else denoiser_from_config
+    read(published)
+    for value in values:
+        with pytest.raises(WeightsError, match=f"^{name} is .*; give .*{says}$"):
+            read(published | {name: value})
+
+
 @pytest.mark.parametrize("changed", [dict(block_out_channels=None), dict(norm_num_groups=0)])
 def test_sizes_that_are_none_are_refused(changed):
     """Null or zero where a size belongs is one line, not Python's own error."""

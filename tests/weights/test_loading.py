@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from support.originals import originals, write_shards
+from support.planting import plant
 from support.small_denoisers import SMALL, small
 from support.small_models import PROMPTS, save_small, small_pipeline
 from support.strategies import randomize
@@ -22,7 +23,7 @@ from textpatch.errors import WeightsError
 from textpatch.reference_models.schedules import Euler
 from textpatch.reference_models.sdxl import StableDiffusion
 from textpatch.reference_models.vae import VAE, VAEConfig
-from textpatch.weights import locating
+from textpatch.weights import fill, locating
 from textpatch.weights.building import Builder
 from textpatch.weights.configs import REFINER, denoiser_from_config
 from textpatch.weights.fill import Part, fill_module
@@ -335,20 +336,39 @@ def test_the_fingerprint_of_an_index_is_of_its_shards(tmp_path):
 
 
 def test_loading_holds_one_raw_tensor_at_a_time(tmp_path, monkeypatch):
-    """While float32 files become a float16 model, at most one tensor of the file is alive beside the
-    model."""
+    """While float32 files become a float16 model, one tensor of the file is alive beside the model, always
+    in the same bytes."""
     save_file(small("SDXL").state_dict(), tmp_path / "model.safetensors")
-    read, alive, most = files.Tensors.read, weakref.WeakSet(), []
+    read, alive, most, places = files.Tensors.read, weakref.WeakSet(), [], set()
 
-    def counted(self, name):
-        tensor = read(self, name)
+    def counted(self, name, room=None):
+        tensor = read(self, name, room)
         alive.add(tensor)
         most.append(len(alive))
+        places.add(tensor.data_ptr())
         return tensor
 
     monkeypatch.setattr(files.Tensors, "read", counted)
     load_denoiser(tmp_path / "model.safetensors", dtype=torch.float16)
-    assert len(most) > 100 and max(most) == 1
+    assert len(most) > 100 and max(most) == 1 and len(places) == 1
+
+
+def test_bytes_are_read_over_only_where_nothing_of_them_is_kept(tmp_path, monkeypatch):
+    """A file of both precisions, in either.   Fault: all tensors are read into the same bytes."""
+    state = small("SDXL").state_dict()
+    for name in list(state)[::2]:
+        state[name] = state[name].half()
+    save_file(state, tmp_path / "model.safetensors")
+
+    def require_equal(dtype):
+        found = load_denoiser(tmp_path / "model.safetensors", dtype=dtype).state_dict()
+        assert all(torch.equal(found[name], state[name].to(dtype)) for name in state)
+
+    require_equal(torch.float32)
+    require_equal(torch.float16)
+    plant(monkeypatch, fill, "_is_copied", "read not in kept", "True")
+    with pytest.raises(AssertionError):
+        require_equal(torch.float32)
 
 
 def test_an_outline_reads_no_data(tmp_path, monkeypatch):

@@ -224,6 +224,14 @@ DAMAGES = {
         edit_json("text_encoder/config.json", hidden_size="two"),
         "text_encoder/config.json: hidden_size has 'two'; give whole numbers",
     ),
+    "a norm without a number": (
+        edit_json("text_encoder/config.json", layer_norm_eps=None),
+        "text_encoder/config.json: layer_norm_eps is None; give a small positive number",
+    ),
+    "distances of 400 digits": (
+        edit_json("text_encoder_3/config.json", relative_attention_max_distance=10**400),
+        "relative_attention_max_distance 1000.*give four buckets",
+    ),
     "unknown act": (
         edit_json("text_encoder_3/config.json", feed_forward_proj="gated-nothing"),
         "text_encoder_3/config.json .*nothing",

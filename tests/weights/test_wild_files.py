@@ -18,6 +18,7 @@ from support.wild import END, ONE, PAGE, ROWS, START, edited, table
 from textpatch import load, load_denoiser
 from textpatch.errors import WeightsError
 from textpatch.weights import fill, neighbours, strays
+from textpatch.weights.doctor import UNUSABLE, examine
 from textpatch.weights.reading import files
 from textpatch.weights.saving import _denoiser_config
 
@@ -106,6 +107,18 @@ def theirs(diffusers, row, where: Path, options: dict, home: Path):
     return kind.from_pretrained(folder, local_files_only=True, **more)
 
 
+# what doctor says in other words than `load`
+DOCTORS = {"no-vae": "no folder 'vae' .*vae=", "a-lora": "it changes a model and is none"}
+
+
+def doctors_lines(where: Path, options: dict) -> str:
+    """What `textpatch doctor` says of the same files, its error among it."""
+    try:
+        return "\n".join(examine(where, **options))
+    except WeightsError as error:
+        return f"{UNUSABLE} {error}"
+
+
 # by default a row is left out where another goes the same way, or a way of saving has it
 BY_OTHERS = {
     "all-fp16": "one-variant",
@@ -164,6 +177,12 @@ def test_what_happens(row, home, wanted, tmp_path, diffusers):
         if not row.differs:
             name = row.component.removesuffix("_ema")
             assert same(component(made, name), wanted[row.base, name])
+    told = doctors_lines(where, options)
+    found = any(phrase in told for phrase in (UNUSABLE, "for pictures:", "and is none"))
+    if row.refused:
+        assert found and re.search(DOCTORS.get(row.name, row.says), told), told
+    elif row.reader == "load":
+        assert not found, told
     if row.diffusers == "refuses":
         with pytest.raises(Exception):  # noqa: B017 of any kind
             theirs(diffusers, row, where, options, home)
@@ -219,6 +238,14 @@ FAULTS = {
     ),
     "links followed unasked": (files, "inside", "if follow_links and", "if", "linked-file"),
 }
+
+
+def test_a_flag_of_no_kind_is_refused(home, tmp_path):
+    """A word where SDXL's index says whether no prompt is zeros, which any word would switch on."""
+    folder = base(home, "sdxl", tmp_path)
+    edited("model_index.json", force_zeros_for_empty_prompt="no")(folder)
+    with pytest.raises(WeightsError, match="says force_zeros_for_empty_prompt 'no'; give true or"):
+        load(folder)
 
 
 def numbers(module: torch.nn.Module) -> float:

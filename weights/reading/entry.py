@@ -58,20 +58,17 @@ class TensorEntry:
     identity: tuple[int, ...]
 
 
-def read_tensor(entry: TensorEntry) -> Tensor:
+def read_tensor(entry: TensorEntry, room: Tensor | None = None) -> Tensor:
     """Read the bytes of an entry into a fresh tensor.
+
+    room  bytes (n,) of at least that many, which are read over instead of fresh ones
 
     Raises WeightsError if the file is no longer the one whose header was read, if there is no memory for the
     tensor, and for a BOOL that is neither 0 nor 1.
     """
     place = f"{entry.path}: tensor {entry.name!r}"
     count = entry.end - entry.start
-    try:
-        buffer = torch.empty(count, dtype=torch.uint8)
-    except RuntimeError:
-        raise WeightsError(
-            f"{place} takes {count} bytes, for which there is no memory", "no-memory"
-        ) from None
+    buffer = empty(count, place) if room is None else room[:count]
     with opened(entry.path) as file:
         file.seek(entry.start)
         complete = _filled(memoryview(buffer.numpy()), file)
@@ -88,6 +85,16 @@ def read_tensor(entry: TensorEntry) -> Tensor:
                 f"{place} is BOOL and holds a {most}; expected 0 or 1; fetch it again", "bad-bool"
             )
     return buffer.view(DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def empty(count: int, what: str) -> Tensor:
+    """Fresh bytes (count,).   Raises WeightsError if there is no memory for them."""
+    try:
+        return torch.empty(count, dtype=torch.uint8)
+    except RuntimeError:
+        raise WeightsError(
+            f"{what} takes {count} bytes, for which there is no memory", "no-memory"
+        ) from None
 
 
 def scan(entry: TensorEntry, tensor: Tensor) -> None:

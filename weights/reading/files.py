@@ -152,13 +152,15 @@ class Tensors(Mapping[str, TensorEntry]):
         """Number of bytes of all tensors together."""
         return sum(entry.end - entry.start for entry in self.values())
 
-    def read(self, name: str) -> Tensor:
-        """Read one tensor.   Raises WeightsError as `read_tensor` does, and for an unknown name."""
+    def read(self, name: str, room: Tensor | None = None) -> Tensor:
+        """Read one tensor, into given bytes if there are some.
+
+        Raises WeightsError as `read_tensor` does, and for an unknown name."""
         if name not in self:
             raise WeightsError(
                 f"no tensor {name!r} in {self.files[0]}{closest(name, self)}", "no-tensor"
             )
-        return read_tensor(self[name])
+        return read_tensor(self[name], room)
 
 
 def open_tensors(where: str | os.PathLike[str], terms: Terms | None = None) -> Tensors:
