@@ -9,8 +9,9 @@ from PIL import Image
 
 from support.planting import plant
 from support.small_models import DEFAULTS, small_pipeline
-from textpatch import cli, edit, localize
+from textpatch import edit, localize
 from textpatch.cli import localize_command
+from textpatch.cli.parser import command_parser
 from textpatch.errors import PatchError, PromptError
 from textpatch.localization import word_by_word
 from textpatch.localization.trials import Trials
@@ -29,7 +30,6 @@ WORDS = (
     ("SKY", "LI", "OAK", "MUG"),
     ("SUN", "OX", "KEY", "ABC"),
     ("DAY", "UP", "FOX", "OWL"),
-    ("TEA", "IN", "VAN", "ELK"),
 )
 PAIRS = [
     (
@@ -87,20 +87,25 @@ class Written:
         return old if swap.tokens is not None and len(swap.tokens) < 7 else new
 
 
-def simulated(small, monkeypatch) -> dict:
-    """What each_word finds in the simulated truth."""
+def simulated(small, monkeypatch) -> tuple[dict, list[dict]]:
+    """What each_word finds in the simulated truth, and its records."""
     world = Written()
     monkeypatch.setattr(word_by_word, "sample", world.sample)
     trials = Trials(small, PAIRS, ocr=world)
     made = each_word(trials, GROUPS)
     assert made["generations"] == sum(len(record["pictures"]) for record in trials.records)
-    assert made["generations"] <= 5 * rows_each(2, GROUPS)
-    return made
+    assert made["generations"] <= 4 * rows_each(2, GROUPS)
+    return made, trials.records
 
 
-def require_truth(small, monkeypatch) -> None:
+@pytest.fixture(scope="module")
+def truth(small):
+    with pytest.MonkeyPatch.context() as patch:
+        return simulated(small, patch)
+
+
+def require_truth(found: dict) -> None:
     """Raise unless the result says what the simulated sites do."""
-    found = simulated(small, monkeypatch)
     places = {place["group"]: place for place in found["places"]}
     assert meaning(places["0"], found) == "where letters stand, whichever they are"
     assert meaning(places["1"], found) == "letters"
@@ -117,9 +122,9 @@ def require_truth(small, monkeypatch) -> None:
     assert shares["repeated", "all", "0"] == [1, 0]
 
 
-def test_simulated_sites_are_told_apart(small, monkeypatch):
+def test_simulated_sites_are_told_apart(truth):
     """A site of places, one of letters, both together, and the tokens of a word alone."""
-    require_truth(small, monkeypatch)
+    require_truth(truth[0])
 
 
 def test_lengths_taken_for_each_other_are_noticed(small, monkeypatch):
@@ -131,22 +136,20 @@ def test_lengths_taken_for_each_other_are_noticed(small, monkeypatch):
         "len(word) != len(old[number - 1])",
         "len(word) == len(old[number - 1])",
     )
+    found, _ = simulated(small, monkeypatch)
     with pytest.raises(AssertionError):
-        require_truth(small, monkeypatch)
+        require_truth(found)
 
 
-def test_the_page_and_the_sentences_say_it(small, monkeypatch):
+def test_the_page_and_the_sentences_say_it(truth):
     """Sentences name the group that writes words best, the page has a row for each line, and pictures."""
-    world = Written()
-    monkeypatch.setattr(word_by_word, "sample", world.sample)
-    trials = Trials(small, PAIRS, ocr=world)
-    found = each_word(trials, GROUPS)
+    found, records = truth
     said = " ".join(findings(found))
-    assert "Another word 1 at sites 0+1 is written in 1.00 [0.57, 1.00]" in said
+    assert "Another word 1 at sites 0+1 is written in 1.00 [0.51, 1.00]" in said
     assert "Swapped alone, site 0: where letters stand, whichever they are." in said
-    assert "The new word 2 is longer or shorter in 5 pictures: it is written in 1.00" in said
-    assert "the tokens of the word alone write 0.00 [0.00, 0.43] of 5 (word 1)." in said
-    page = words_one_by_one({"each_word": found}, trials.records)
+    assert "The new word 2 is longer or shorter in 4 pictures: it is written in 1.00" in said
+    assert "the tokens of the word alone write 0.00 [0.00, 0.49] of 4 (word 1)." in said
+    page = words_one_by_one({"each_word": found}, records)
     assert page.count("<td>1 changes</td>") == 4 + 1 and page.count("<td>2 changes</td>") == 2 + 2
     assert page.count("<figure>") == 1 + 4 + (3 + 3) + (3 + 1) + 3 + 3
     assert words_one_by_one({}, []) == ""
@@ -205,14 +208,16 @@ def test_localize_adds_it_and_refuses_what_has_no_several_words(small, monkeypat
         localize(small_pipeline(), PAIRS, sites=0, ocr=Written(), each_word=True)
 
 
-def test_the_command_says_beforehand_what_it_takes(small, tmp_path, capsys, monkeypatch):
-    """--plan counts the generations of each word, and --no-each-word leaves them out."""
-    monkeypatch.setattr(localize_command, "load_sized", lambda options: small)
-    (tmp_path / "pairs.tsv").write_text("\t".join(PAIRS[0]))
-    command = ["localize", "small", "--prompts", str(tmp_path / "pairs.tsv"), "--plan"]
-    for more, said in (
-        ([], "(2 sites + source + target + 27 for each word alone), beside"),
-        (["--no-each-word"], "(2 sites + source + target), beside"),
+def test_the_command_says_beforehand_what_it_takes(small, monkeypatch):
+    """The generations of each word are counted, and --no-each-word leaves them out."""
+    monkeypatch.setattr(localize_command, "announced", lambda *told, **run: told[2:])
+    asked = {"sites": "all", "groups": None, "steps": 2, "guidance": 1.0}
+    pairs = [Pair(*PAIRS[0])]
+    for flags, each, said, rows in (
+        ([], 2, "(2 sites + source + target + 27 for each word alone)", 31),
+        (["--no-each-word"], 0, "(2 sites + source + target)", 4),
     ):
-        assert cli.main([*command, *more]) == 0
-        assert said in capsys.readouterr().out
+        options = command_parser().parse_args(["localize", "small", *flags])
+        assert localize_command._words_each(options, small, pairs) == each
+        made, generations = localize_command._announced(options, small, asked, 1, 64, each)
+        assert said in made and generations == rows

@@ -56,11 +56,11 @@ NEXT_SITE = (
 POOLED_OF_TARGET = bank.Texts, "of", "self.place[row.pooled_prompt]", "self.place[batch[-1].prompt]"
 IMAGE_ROWS = taps, "at_text", "taps[tap.module] +=", 'taps[f"{site.name}.to_{part}"] +='
 EARLY_HOOK = (
-    HookRegistry,
-    "__init__",
-    "if name not in modules:",
-    "if name in modules:\n            modules[name].register_forward_hook(lambda *_: None)\n"
-    "        if name not in modules:",
+    hooks,
+    "_module",
+    "return model.get_submodule(name)",
+    "module = model.get_submodule(name)\n        module.register_forward_hook(lambda *_: None)\n"
+    "        return module",
 )
 CLEARED = hooks, "_close", "table.pop(key, None)", "table.clear()"
 READ_THROUGH = plan, "_write", "(donor * tokens + t).int()", "table[donor][:, t]"
@@ -93,10 +93,10 @@ FAULTS = {
     ),
     "unknown name accepted": (
         laws.law_an_unknown_name_installs_nothing,
-        HookRegistry,
-        "__init__",
-        "if name not in modules:",
-        "if False:",
+        hooks,
+        "_module",
+        'raise PatchError(f"no module {name!r} in {type(model).__name__}{near}") from None',
+        "return model",
     ),
     "never-fired check removed": (
         laws.law_silence_is_an_error,
