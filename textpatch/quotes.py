@@ -3,7 +3,9 @@
     "WORD"  “WORD”  „WORD“  «WORD»  ‹WORD›  「WORD」  『WORD』    and, where none of these is, ‘WORD’  'WORD'
 
 Between straight double quotes a backslash in front of a quote or of another backslash makes it part of the
-text.  The signs ' and ’ are apostrophes, too, and are read as quotes only where they can be nothing else.
+text.  Behind a digit, and before a blank, a stop, a bracket or the end, a straight double quote that would
+open a text is an inch sign, as in `a 6" sign`.  The signs ' and ’ are apostrophes, too, and are read as
+quotes only where they can be nothing else.
 """
 
 from __future__ import annotations
@@ -54,7 +56,12 @@ def _pattern(opening: str, closing: str) -> str:
 
 _DOUBLE = re.compile("|".join(_pattern(*kind) for kind in DOUBLE.items()))
 _SINGLE = re.compile("|".join(_pattern(*kind) for kind in SINGLE.items()))
-_DOUBLE_SIGN = re.compile(f"[{''.join([*DOUBLE, *DOUBLE.values()])}]")
+# no sign of inches
+_DOUBLE_SIGN = re.compile(
+    rf"(?!(?<=\d){STRAIGHT}(?:[\s,.;:)\]]|\Z))[{''.join([*DOUBLE, *DOUBLE.values()])}]"
+)
+# as in a table, where a quote within quotes is written twice
+_DOUBLED = re.compile(r'""(?:[^\s"]|[^\s"][^"]*[^\s"])""')
 _SINGLE_SIGN = re.compile(f"[{''.join([*SINGLE, *SINGLE.values()])}]")
 _INSIDE_A_WORD = re.compile(rf"(?<=\w){_SINGLE_SIGN.pattern}(?=\w)")
 _BEHIND_A_WORD = re.compile(r"(?<=\w)['\u2019](?!\w)")
@@ -83,7 +90,8 @@ def quotations(prompt: str) -> list[Quotation]:
     """Find the quoted texts of a prompt, in their order, [] where there are none.
 
     Signs of another kind within a text are part of it.
-    Raises PromptError for quotes of two kinds, and for a sign that opens or closes nothing.
+    Raises PromptError for quotes of two kinds, for quotes that are doubled as in a table, and for a sign that
+    opens or closes nothing.
     """
     found = list(_double(prompt)) or _single(prompt)
     for quotation in found:
@@ -190,8 +198,11 @@ def _double(prompt: str) -> Iterator[Quotation]:
     sign = _DOUBLE_SIGN.search(prompt)
     while sign:
         match = _DOUBLE.match(prompt, sign.start())
+        doubled = _DOUBLED.match(prompt, sign.start())
         if match is None:
             raise _stray(prompt, sign.start())
+        if doubled:
+            raise _untold(prompt, f"the quotes of {doubled[0]} are doubled")
         yield _quotation(match)
         sign = _DOUBLE_SIGN.search(prompt, match.end())
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from support.planting import plant
@@ -29,7 +29,9 @@ from textpatch.weights.signs.tokens import LENGTH, word_tokenizer
 KINDS = [(opening, closing) for opening in DOUBLE for closing in DOUBLE[opening]]
 ALL_SIGNS = "".join(opening + closing for opening, closing in [*KINDS, *SINGLE.items()])
 LETTERS = "abZÉé日9.,!-\\ \t\n"
-FILLINGS = st.text(LETTERS.replace("\\", ""), max_size=6)
+# without what makes the sign behind it another one
+FILLINGS = st.text(LETTERS.replace("\\", "").replace("9", ""), max_size=6)
+DOUBLED = re.compile(r'""[^\s"]')
 
 
 def raw(text: str, opening: str) -> str:
@@ -50,6 +52,7 @@ def doubly_quoted(draw) -> tuple[str, list[str], str]:
     prompt = draw(FILLINGS)
     for text in texts:
         prompt += opening + raw(text, opening) + closing + draw(FILLINGS)
+    assume(not DOUBLED.search(prompt))
     return prompt, texts, opening
 
 
@@ -110,6 +113,7 @@ def test_other_texts_are_put_in_their_places(case, others):
 @given(st.text('ab "\n', max_size=12))
 def test_straight_quotes_are_what_lies_between_every_other_one(prompt):
     """Where no backslash and no other sign is, texts are those of a split, and an odd sign is an error."""
+    assume(not DOUBLED.search(prompt))
     parts = prompt.split(STRAIGHT)
     if len(parts) % 2 == 0:
         with pytest.raises(PromptError, match="no quoted word can be told in"):
@@ -125,6 +129,8 @@ UNTOLD = {
     "«A» and ‹B›": "«A» and ‹B› are in quotes of two kinds",
     "‘A’ and 'B'": "‘A’ and 'B' are in quotes of two kinds",
     'a "A': '" at character 3 opens and closes no text',
+    'a ""HELLO"" sign': 'the quotes of ""HELLO"" are doubled',
+    'a sign for ROUTE 66"A': '" at character 20 opens',
     '"A\\"': '" at character 1 opens',
     "“A“": "“ at character 1 opens",
     "A” “B”": "” at character 2 opens",
@@ -157,6 +163,21 @@ def test_apostrophes_quote_nothing(prompt):
     """Within and behind a word ' and ’ are apostrophes, and beside double quotes they always are."""
     assert quotations(prompt) == []
     assert quoted(f"{prompt} 'tis “A”") == "A"
+
+
+@pytest.mark.parametrize(
+    "prompt, texts",
+    [
+        ('a 6" sign that says "HELLO"', ["HELLO"]),
+        ('a 12" x 6" sign that says “HI”', ["HI"]),
+        ('"ROUTE 66" on a plate (9")', ["ROUTE 66"]),
+        ("a 6\" sign that says 'HELLO'", ["HELLO"]),
+        ('66"A", 7"', ["A"]),
+    ],
+)
+def test_inches_quote_nothing(prompt, texts):
+    """Behind a digit, with no text open, a straight sign before a blank, a stop, a bracket or the end."""
+    assert [quotation.text for quotation in quotations(prompt)] == texts
 
 
 @pytest.mark.parametrize(
@@ -276,6 +297,20 @@ FAULTS = {
         "",
         untold,
         ["'A' of the dogs'"],
+    ),
+    "an inch sign opens a text": (
+        "_double",
+        "_DOUBLE_SIGN.search(prompt)",
+        "re.search('\"', prompt)",
+        test_inches_quote_nothing,
+        ['a 6" sign that says "HELLO"', ["HELLO"]],
+    ),
+    "doubled quotes are two empty texts": (
+        "_double",
+        "if doubled:",
+        "if False:",
+        untold,
+        ['a ""HELLO"" sign'],
     ),
     "nobody looks at what was made": (
         "with_texts",
