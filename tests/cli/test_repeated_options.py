@@ -1,6 +1,7 @@
 """An option given twice: a list grows, another value is refused.  Never is one of them dropped in silence."""
 
 import argparse
+from functools import cache
 
 import pytest
 
@@ -26,16 +27,22 @@ REQUIRED = {
 }
 
 
+# made once, because to make it takes longer than a test
+command_parser = cache(cli.command_parser)
+
+
+@cache
 def commands() -> dict[str, argparse.ArgumentParser]:
     """Every command of the command line and its parser."""
     (added,) = [
         action
-        for action in cli.command_parser()._actions
+        for action in command_parser()._actions
         if isinstance(action, argparse._SubParsersAction)
     ]
     return dict(added.choices)
 
 
+@cache
 def valued() -> dict[str, argparse.Action]:
     """Every option of every command that takes a value, by `command --option`."""
     return {
@@ -60,7 +67,7 @@ def parsed(named: str, *repeated: str):
     if option in required:
         place = required.index(option)
         required = required[:place] + required[place + 2 :]
-    return cli.command_parser().parse_args(
+    return command_parser().parse_args(
         [command, *required, *(word for value in repeated for word in (option, value))]
     )
 
@@ -156,6 +163,17 @@ def test_prompts_may_stand_behind_options():
     assert (options.model, options.prompt, options.steps) == ("MODEL", ["a", "b"], 1)
 
 
+@pytest.fixture
+def _made_anew():
+    """The parser is made within the test, and no other test sees it."""
+    for made in (command_parser, commands, valued):
+        made.cache_clear()
+    yield
+    for made in (command_parser, commands, valued):
+        made.cache_clear()
+
+
+@pytest.mark.usefixtures("_made_anew")
 def test_planted_last_one_wins(monkeypatch, capsys):
     """Fault: argparse's own actions, which keep the last value alone."""
     monkeypatch.setattr(parser, "Given", argparse._StoreAction)
