@@ -35,7 +35,8 @@ from torch import Tensor, nn
 
 import textpatch
 from measure import TIMES, Table, Unequal, arguments, environment, parsed, timed
-from textpatch.reference_models.pipeline import Defaults, Pipeline, pixels
+from textpatch.reference_models.decoders import pixels
+from textpatch.reference_models.pipeline import Defaults, Pipeline
 from textpatch.reference_models.schedules import Euler
 from textpatch.reference_models.text_encoders import SDXLTextEncoders
 from textpatch.weights.published import DENOISERS

@@ -568,7 +568,7 @@ FAULTS = {
         "(draw[places] for draw in draws)",
         "(draw[places].flip(-1) for draw in draws)",
     ),
-    "heads forgotten": (all_heads, groups, "rows_and_plan", "heads=heads", "heads=None"),
+    "heads forgotten": (all_heads, groups, "swaps_of", "heads=heads", "heads=None"),
 }
 
 

@@ -95,19 +95,19 @@ def test_a_short_name_keeps_its_numbers(full):
     So SDXL's sites stay distinct in the table.
     """
     for width in range(17, 80):
-        short = terminal._name(full, width)
+        short = terminal.short_name(full, width)
         assert len(short) <= width
         assert re.findall(r"\.(\d+)", short) == re.findall(r"\.(\d+)", full)
     last = full.rpartition(".")[2]
     for width in range(len(last) + 2, 80):
-        short = terminal._name(full, width)
+        short = terminal.short_name(full, width)
         assert len(short) <= width
         assert short.endswith(last)
-    assert terminal._name(full, len(full)) == full
+    assert terminal.short_name(full, len(full)) == full
 
 
 def test_planted_names_cut_at_the_end_are_noticed(monkeypatch):
     """Fault: a name that does not fit loses its end."""
-    monkeypatch.setattr(terminal, "_name", lambda name, width: name[:width])
+    monkeypatch.setattr(terminal, "short_name", lambda name, width: name[:width])
     with pytest.raises(AssertionError):
         test_the_table_fits_and_begins_with_the_baselines(80)
