@@ -26,25 +26,28 @@ EXAMPLES = {" ".join(words): words[1:] for words in [*starting("textpatch"), *FR
 PAIR = [PROMPTS[0], PROMPTS[0].replace("HELLO", "WORLD")]
 
 
-def options_of(words: list[str]) -> set[str]:
-    """The verb and the names of the options."""
-    return {words[0], *(word for word in words if word.startswith("--"))}
+def uses_of(words: list[str]) -> set[tuple[str, str]]:
+    """The verb with each of its options, and alone."""
+    return {(words[0], word) for word in words if word.startswith("--")} | {(words[0], "")}
 
 
-def covered(example: str) -> bool:
-    """Whether another example has the same verb and options, and comes first or has more of them."""
-    asked = options_of(EXAMPLES[example])
-    earlier = True
-    for other, words in EXAMPLES.items():
-        earlier = earlier and other != example
-        if asked < options_of(words) or (earlier and asked == options_of(words)):
-            return True
-    return False
+def fewest() -> set[str]:
+    """Examples that use every option which any of them uses: the longest, and each with one more."""
+    used: set[tuple[str, str]] = set()
+    chosen = set()
+    for example in sorted(EXAMPLES, key=lambda one: -len(uses_of(EXAMPLES[one]))):
+        uses = uses_of(EXAMPLES[example])
+        if uses - used:
+            chosen.add(example)
+        used |= uses
+    return chosen
 
 
-# by default an example is left out where another has its verb and options
+# by default an example is left out where others use its options
+CHOSEN = fewest()
 CARRIED_OUT = [
-    pytest.param(example, marks=[pytest.mark.long] * covered(example)) for example in EXAMPLES
+    pytest.param(example, marks=[pytest.mark.long] * (example not in CHOSEN))
+    for example in EXAMPLES
 ]
 # functions that the pages name, of small random models
 MY_MODELS = """

@@ -74,12 +74,12 @@ def test_a_swap_one_site_off_is_noticed(planted, monkeypatch):
 def test_held_out_words_are_read_as_well_as_clean_drawings(model, long):
     """exact(model) >= 0.95 exact(clean drawings) on held-out words of four letters or more, --long all 283.
 
-    The short form asks the tiny models for 6 words, and for 3 of DeepFloyd IF's, whose 20 steps in pixels
+    The short form asks the tiny models for 4 words, and for 2 of DeepFloyd IF's, whose 20 steps in pixels
     cost most.  The planted models' words are read where their site is found, and tiny-words' two lines in
     tests/weights/test_signs_of_two_lines.py.
     """
     fmt, ocr = SignFormat(), Tesseract()
-    few = 3 if model.endswith("-if") else 6
+    few = 2 if model.endswith("-if") else 4
     signs = evaluation.held_out_signs(len(TEST) if long else few, fmt)
     assert min(len(sign.word) for sign in signs) >= 4
     clean = evaluation.reading_accuracy(

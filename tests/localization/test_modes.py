@@ -431,8 +431,12 @@ def test_the_command_line_looks_further(tmp_path, monkeypatch):
 # --- requests
 
 
+@pytest.mark.long
 def test_the_command_line_searches(tmp_path, monkeypatch, capfd):
-    """--mode, --keep and --first reach the search, whose result says so.  Its run folder passes the audit."""
+    """--mode, --keep and --first reach the search, whose result says so.  Its run folder passes the audit.
+
+    By default cli/test_written.py runs such a search, and cli/test_cli.py audits one.
+    """
     monkeypatch.chdir(save_small(tmp_path / "small").parent)
     search = [
         "localize",

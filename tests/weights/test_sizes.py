@@ -176,9 +176,18 @@ def fields(model: str, component: str) -> dict[str, object]:
 
 
 USUAL: dict[tuple[str, str], int] = {}  # modules of each intact component, counted once
-# the two U-Nets of DeepFloyd IF have the same fields; by default those of stage I are asked
+# by default a field that U-Nets share is asked of SDXL's
 EVERY_FIELD = [
-    pytest.param(*place, name, marks=[pytest.mark.long] * (place[0] == "tiny-if-ii"))
+    pytest.param(
+        *place,
+        name,
+        marks=[pytest.mark.long]
+        * (
+            place[0] == "tiny-if-ii"
+            or place[0] == "tiny-if"
+            and name in fields("tiny-sdxl", "unet")
+        ),
+    )
     for place in COMPONENTS
     for name in fields(*place)
 ]

@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         argv = sys.argv[1:]
     parser = command_parser()
-    refused = guarded(use_config, parser.verbs, argv, command_parser().parse_args)
+    refused = guarded(use_config, parser.verbs, argv, _parsed)
     if refused:
         return refused
     options = parser.parse_args(argv)
@@ -87,6 +87,11 @@ def main(argv: list[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_in_a_line
         return guarded(carried_out, options, debug=options.debug)
+
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    """Options of another command line, which leave those of this one as they are."""
+    return command_parser().parse_args(argv)
 
 
 def _show_in_a_line(message, *where) -> None:
