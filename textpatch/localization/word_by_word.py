@@ -167,7 +167,7 @@ def rows_each(words: int, groups: Sequence[Group]) -> int:
 
 
 def donors_of(pair: Pair) -> list[Donor]:
-    """Donors of a pair, each prompt once.   A word that source and target share is not exchanged."""
+    """Donors of a pair, each prompt once.  A word that source and target share is not exchanged."""
     old = [word.word for word in quoted_words(pair.source)]
     new = [word.word for word in quoted_words(pair.target)]
     asked = {f"word {i}": {i: word} for i, word in enumerate(new, 1)}
@@ -190,7 +190,7 @@ def donors_of(pair: Pair) -> list[Donor]:
 
 
 def swaps_asked(pipeline, pair: Pair, groups: Sequence[Group]) -> list[WordSwap]:
-    """All swaps of a pair.   At single sites a word's tokens are all, or its own."""
+    """All swaps of a pair.  At single sites a word's tokens are all, or its own."""
     swaps = []
     for donor in donors_of(pair):
         scopes = _scopes(pipeline, pair, donor)
