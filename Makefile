@@ -41,6 +41,7 @@ lint: .venv/.installed-test
 	.venv/bin/ruff check
 	.venv/bin/mypy
 	.venv/bin/python tests/support/user_scripts.py
+	.venv/bin/python -m pytest --long tests/house/test_types.py
 
 install: .venv/.installed
 

@@ -1,4 +1,7 @@
-"""A user's script is typed: mypy finds its mistakes and nothing else, and every result has a type."""
+"""A user's script is typed: mypy finds its mistakes and nothing else, and every result has a type.
+
+`make lint` runs this file, so that the tests do without: mypy takes ten seconds to read torch.
+"""
 
 import subprocess
 import sys
@@ -7,6 +10,7 @@ import pytest
 
 from support import documents, user_scripts
 
+pytestmark = pytest.mark.long
 ROOT = documents.ROOT
 SCRIPTS = user_scripts.SCRIPTS
 SCRIPT = """

@@ -265,7 +265,7 @@ PARSED = {
     '""""': None,
     '""A""': None,
     '"A" says "': None,
-    'size 5" and "A"': None,
+    'size 5" and "A"': "A",
     "`HELLO`": None,
     "″HELLO″": None,
     "＂HELLO＂": None,

@@ -47,11 +47,20 @@ def encoded(monkeypatch) -> Counter:
     return seen
 
 
-@pytest.mark.parametrize("guidance, more", [(1.0, set()), (3.0, {None})])
-@pytest.mark.parametrize("mode", ["exhaustive", "staged"])
+@pytest.mark.parametrize(
+    "mode, guidance, more",
+    [
+        ("exhaustive", 1.0, set()),
+        ("staged", 3.0, {None}),
+        pytest.param("exhaustive", 3.0, {None}, marks=pytest.mark.long),
+        pytest.param("staged", 1.0, set(), marks=pytest.mark.long),
+    ],
+)
 def test_every_prompt_is_encoded_once(mode, guidance, more, encoded):
     """Scores, growth of the set and start curve: source and target of every pair, and no prompt
     where that is read.
+
+    By default each mode has one guidance, and --long both.
     """
     localize(small_pipeline(), PAIRS, mode=mode, guidance=guidance, ocr=Parrot(), starts=True)
     assert encoded == Counter(DISTINCT | more)
