@@ -252,8 +252,10 @@ def test_one_output_is_asked_for(benchmark):
     "model",
     [
         "mmdit-small",
-        "tiny-mmdit",
-        *(pytest.param(x, marks=pytest.mark.long) for x in ("sdxl-small", "if-small")),
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("tiny-mmdit", "sdxl-small", "if-small")
+        ),
     ],
 )
 def test_localization_cost(model, run, benchmark):
@@ -632,6 +634,29 @@ def test_the_picture_of_the_readers_is_that_of_the_table(benchmark, tmp_path, mo
     drawn = Image.open(tmp_path / "readers.png")
     assert drawn.text["lines"].splitlines() == lines
     assert abs(drawn.width - shown[0]) < 40 and drawn.height == shown[1]
+
+
+def test_the_picture_of_a_page_is_what_a_browser_shows(benchmark, tmp_path, monkeypatch):
+    """A browser is asked for the page at the size told, and its picture kept.  Without one that is said."""
+    script = benchmark("page_picture")
+    asked = []
+
+    def taken(command, **options):
+        asked.extend(command)
+        (file,) = [word.partition("=")[2] for word in command if word.startswith("--screenshot=")]
+        Image.new("RGB", (4, 3), "red").save(file)
+
+    monkeypatch.setattr(script, "RESULTS", tmp_path)
+    monkeypatch.setattr(script.subprocess, "run", taken)
+    monkeypatch.setattr(script.shutil, "which", lambda name: f"/bin/{name}")
+    script.main([str(tmp_path / "report.html")])
+    assert asked[0] == "/bin/chromium" and asked[-1] == (tmp_path / "report.html").as_uri()
+    assert "--window-size=1200,900" in asked
+    with Image.open(tmp_path / "page.png") as kept:
+        assert kept.size == (4, 3)
+    monkeypatch.setattr(script.shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit, match="no browser among chromium"):
+        script.main(["report.html"])
 
 
 @pytest.mark.long

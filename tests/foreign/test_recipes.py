@@ -157,7 +157,10 @@ def told(ledger):
     ]
 
 
-@pytest.mark.parametrize("name", ["tiny-mmdit", "tiny-sdxl", "tiny-if"])
+# by default one U-Net and one MMDiT
+@pytest.mark.parametrize(
+    "name", ["tiny-mmdit", "tiny-sdxl", pytest.param("tiny-if", marks=pytest.mark.long)]
+)
 def test_an_edit_is_the_one_that_our_own_pipeline_makes(both, name):
     """Pictures within a level of 255, and the same reads at the same times."""
     theirs, ours = (textpatch.edit(each, SOURCE, TARGET, steps=2) for each in both(name))

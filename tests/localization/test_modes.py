@@ -316,8 +316,12 @@ def test_all_heads_of_sites_are_the_sites(architecture):
     assert relative(all_heads, whole) < 1e-10 < 1e-6 < relative(fewer, whole)
 
 
+@pytest.mark.long
 def test_the_heads_of_the_planted_site():
-    """Those found write as well as the whole site does, and are heads of it."""
+    """Those found write as well as the whole site does, and are heads of it.
+
+    By default the check of all heads together is held below, and cli/test_written.py seeks heads.
+    """
     tried = Trials(load("planted-mmdit"), sign_pairs(3, split="test"), steps=2)
     found = head_search(tried, 1)
     whole, alone = (
@@ -508,8 +512,12 @@ def test_a_set_is_sought_where_a_gain_can_count(pairs, sought):
     assert ("No set of sites was sought" in found._repr_html_()) is not sought
 
 
+@pytest.mark.long
 def test_sets_that_were_kept_are_measured_on_all_pairs():
-    """Sets with a picture for every pair are "measured" in a staged search, and all others screened out."""
+    """Sets with a picture for every pair are "measured" in a staged search, and all others screened out.
+
+    By default this is held of sites, above.
+    """
     pipeline, pairs = load("planted-mmdit"), sign_pairs(6, split="test")
     found = localize(
         pipeline, pairs, mode="staged", groups=[(0, 1), (3, 4), (5,)], first=3, steps=4
