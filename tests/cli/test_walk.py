@@ -231,7 +231,10 @@ def said_on_a_terminal(words: list[str]) -> tuple[int, str]:
 @pytest.mark.long
 @pytest.mark.parametrize("said", [said_in_a_pipe, said_on_a_terminal])
 def test_the_whole_walk_is_typed(here, said):
-    """All commands, each a process of its own, and none ends with a traceback."""
+    """All commands, each a process of its own, and none ends with a traceback.
+
+    The file that TEXTPATCH_WALK names gets all that was said, to be read.
+    """
     wrong = []
     for command, code, phrase in [*COMMANDS, *CARRIED_OUT]:
         found, told = said([sys.executable, "-m", "textpatch", *shlex.split(command)])
