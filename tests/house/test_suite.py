@@ -8,6 +8,7 @@ writes the lines of tests/README.md anew, from the first sentence of every file'
 import ast
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,11 +101,6 @@ def test_the_readmes_fault_is_noticed(monkeypatch):
     session["test_heads_kept_as_spelled_are_noticed"](monkeypatch)
 
 
-if __name__ == "__main__":
-    told, _ = README.read_text("utf-8").split(BEGIN)
-    README.write_text(told + BEGIN + listing(sources()), "utf-8")
-
-
 def test_the_files_that_begin_first_are_there(request):
     """Each stands once in conftest.py, and is a file of tests."""
     (conftest,) = [
@@ -114,3 +110,11 @@ def test_the_files_that_begin_first_are_there(request):
     ]
     first = conftest.LONGEST
     assert len(set(first)) == len(first) and all((TESTS / file).is_file() for file in first)
+    asked = [first[-1], "core/test_plan.py", first[0]]
+    places = [conftest.place(SimpleNamespace(path=TESTS / file)) for file in asked]
+    assert places == [len(first) - 1, len(first), 0]
+
+
+if __name__ == "__main__":
+    told, _ = README.read_text("utf-8").split(BEGIN)
+    README.write_text(told + BEGIN + listing(sources()), "utf-8")

@@ -54,7 +54,7 @@ def _nothing_is_copied_back(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _patched_once_a_launch(monkeypatch):
-    """The interpreter patches triton.language anew in each call of a launch, which takes 44 % of its time."""
+    """The interpreter patches triton.language anew in each call of a launch, 9 of the laws' 36 seconds."""
     if INTERPRETED:
         from triton.runtime import interpreter
 
@@ -127,7 +127,7 @@ PROPERTIES = [
     (laws.law_rows_not_named_stay, SMALL),
     (laws.law_unread_tokens_are_nothing, replace(RAGGED, T=7)),
     pytest.param(laws.law_the_order_of_the_bank_is_nothing, RAGGED, marks=SLOW),
-    pytest.param(laws.law_hidden_in_either_is_hidden, replace(SMALL, tables="kv"), marks=SLOW),
+    (laws.law_hidden_in_either_is_hidden, replace(SMALL, tables="kv", T=7)),
     (laws.law_nothing_seen_is_zero, SMALL),
     (laws.law_wild_slots_are_loud, replace(SMALL, tables="kv")),
     (laws.law_strides_are_nothing, replace(HEADS, B=1)),
