@@ -22,7 +22,7 @@ from textpatch.prompts.pairs import SOURCE, TARGET
 from textpatch.report.result import GAIN, HALF, RIVAL, credited, ranked_sites
 
 
-def unsettled(result: dict, records: Sequence[dict]) -> list[dict]:
+def open_comparisons(result: dict, records: Sequence[dict]) -> list[dict]:
     """Open comparisons of a result, see `report.result`, the sites in their ranking."""
     if result.get("set") and not result["set"]["sites"]:
         return _gains(result, records)
