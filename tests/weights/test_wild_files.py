@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from support import costs
+from support.costs import require_cheap
 from support.originals import originals
 from support.planting import plant
 from support.small_denoisers import small
@@ -230,11 +233,7 @@ def test_what_happens(row, home, wanted, tmp_path, diffusers, long):
     finds nothing unusable where `load` does not.  These two are tried by default in some rows, and with
     --long in all.
     """
-    for name in ("sdxl", "sd3", "narrow_t5"):
-        os.symlink(home / name, tmp_path / name)
-    os.symlink(home / row.base, tmp_path / "base")
-    folder = tmp_path / "model"
-    shutil.copytree(home / row.base, folder, copy_function=os.link)
+    folder = prepared(row, home, tmp_path)
     where = place_of(row, folder)
     options = row.options(folder)
     tensors = wanted.get((row.base, row.component.removesuffix("_ema")), {})
@@ -246,6 +245,41 @@ def test_what_happens(row, home, wanted, tmp_path, diffusers, long):
         require_doctor_to_know(row, where, options)
     if long or ROWS.index(row) % 2 == 0:
         require_theirs(diffusers, row, where, options, home, tensors)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("row", [row for row in ROWS if row.refused], ids=lambda row: row.name)
+def test_a_refusal_is_cheap(row, home, tmp_path):
+    """Long, since it is timed; test_what_happens has the same refusals."""
+    folder = prepared(row, home, tmp_path)
+    require_cheap(READERS[row.reader], place_of(row, folder), **row.options(folder))
+
+
+@pytest.mark.long
+def test_a_costly_refusal_is_noticed():
+    """Fault of `require_cheap`, long as it is: 60 MB are filled, or a quarter of a second is computed, before it is refused."""
+
+    def fills() -> None:
+        bytearray(b"1" * (costs.MEGABYTES + 10) * 10**6)
+        raise PatchError("late")
+
+    def computes() -> None:
+        end = time.process_time() + costs.SECONDS + 0.05
+        while time.process_time() < end:
+            pass
+        raise PatchError("late")
+
+    for late in (fills, computes):
+        with pytest.raises(AssertionError):
+            require_cheap(late)
+
+
+def prepared(row, home: Path, tmp_path: Path) -> Path:
+    """A copy of a row's base, beside all bases."""
+    for name in ("sdxl", "sd3", "narrow_t5"):
+        os.symlink(home / name, tmp_path / name)
+    os.symlink(home / row.base, tmp_path / "base")
+    return Path(shutil.copytree(home / row.base, tmp_path / "model", copy_function=os.link))
 
 
 def place_of(row, folder: Path) -> Path:
