@@ -193,11 +193,11 @@ class Case:
                     storages[storage.data_ptr()] = storage.nbytes()
             counted.append(sum(storages.values()))
 
-        hook = self.model.register_forward_pre_hook(count, with_kwargs=True)
-        try:
+        with ExitStack() as hooks:
+            for model in (self.model, self.copy):
+                handle = model.register_forward_pre_hook(count, with_kwargs=True)
+                hooks.callback(handle.remove)
             way()
-        finally:
-            hook.remove()
         return counted[-1]
 
 
@@ -230,7 +230,7 @@ def ways_of(case: Case) -> dict[str, Callable[[], Tensor]]:
         try:
             made = ways[name]()
         except ImportError as reason:
-            print(f"{name} is left out: {reason}")
+            print(f"{name} is left out: {reason}; pip install {name}, in an environment of its own")
             del ways[name]
             continue
         if name == BARE:
