@@ -81,6 +81,7 @@ def test_inputs_of_a_forward_that_another_tool_replaced():
         model(torch.ones(1, 2))
     with HookRegistry(model, [""]).around(lambda name, forward: forward()):
         assert list(inspect.signature(model.forward).parameters) == ["input"]
+        model(torch.ones(1, 2))
     assert [list(given) for given in seen] == [["input"]]
 
 
