@@ -14,8 +14,8 @@ that adds most joins next, for as long as the score clearly rises.  Sites that w
 Sites whose share by contribution or attribution is next to nothing may not (`modes.LEAST_SHARE`).
 
 The screening modes generate the plain source and target pictures for the first pairs only, because scores
-do not need them.  Where text K and V evolve with the picture (MMDiT) the target must still run on every
-pair.
+do not need them, and those of the others on request, to be seen.
+Where text K and V evolve with the picture (MMDiT) the target must still run on every pair.
 """
 
 from __future__ import annotations
@@ -157,6 +157,7 @@ def localize(
     starts: bool = False,
     heads: bool = False,
     each_word: bool = False,
+    ends: bool = False,
 ) -> Localization:
     """Find the sites that carry the word.
 
@@ -181,6 +182,7 @@ def localize(
     micro_batch  most rows that go through the model at once
     starts  whether to add "start_curve", of the responsible set or of the best group where no set was grown
     heads, each_word  whether to add "head_search" of these sites, and "each_word" of each site and of these
+    ends    whether to draw source and target of the pairs of which a screening needs neither, for the page
     What is added is not among the generations that the result counts.
     Raises PatchError for unknown sites, a start outside the run, and options that have no effect in the mode,
     OCRError if no text can be read, and Unfinished where other shards have still to begin.
@@ -193,7 +195,7 @@ def localize(
     trials = Trials(pipeline, pairs, **runs, **kept, micro_batch=micro_batch)
     _require_words(pipeline, trials.pairs, each_word)
     with trials.part.at_work(run):
-        return _found(trials, asked, starts=starts, heads=heads, each_word=each_word)
+        return _found(trials, asked, starts=starts, heads=heads, each_word=each_word, ends=ends)
 
 
 def check(
@@ -262,7 +264,7 @@ def tried(
 
 
 def _found(
-    trials: Trials, asked: Request, *, starts: bool, heads: bool, each_word: bool
+    trials: Trials, asked: Request, *, starts: bool, heads: bool, each_word: bool, ends: bool
 ) -> Localization:
     """Search, grow the responsible set, and look further where that is asked for."""
     with phase("sites"):
@@ -272,6 +274,8 @@ def _found(
     if all_alone(asked.groups) and asked.pairs >= FEWEST:
         grown = _grown(trials, screening, asked.begins_with)
     result = summarise(trials, asked, screening, beside, grown)
+    if ends:
+        trials.measure([], own=True)
     found = Localization(result, trials.records, trials.run)
     of_set = (result["set"] or {}).get("sites") or found.ranked[0]
     if starts:
