@@ -167,13 +167,11 @@ def localize(
     pairs   (source, target) prompts, each with quoted text, or Pairs, whose `scored` says how readings agree
     mode    "exhaustive" scores every site on every pair.  "staged", "contribution" and "attribution" screen
             the sites on a few pairs first, and score exactly those they keep
-    sites   which sites to try, each alone
-    groups  sets of site indices to try together, in place of `sites`
+    sites, groups  which sites to try, each alone, or in their place sets of site indices to try together
     keep    how many sites a screening keeps at least.  When None, staged keeps those that clearly beat no
             swap, contribution those with half of the largest share, and attribution those with a tenth
     first   how many pairs a screening begins with, 4 when None.  It doubles for sites still in doubt
-    seeds   noise seeds.  Every pair is run with every seed
-    steps, guidance  of the runs, the pipeline's own when None
+    seeds, steps, guidance  of the runs, every pair with every seed, and the pipeline's own when None
     start, branch  first patched step, 0 = noisiest, and the guidance branches patched, "both" or "cond"
     reader, ocr  what reads pictures or sounds, as `Trials` takes it, tesseract when None.  `ocr` is older
     background  what scores the rest, as `Trials` takes it
