@@ -72,7 +72,7 @@ def is_vague(annotation: ast.AST) -> bool:
     """True for Any, and for a container that does not say of what."""
     told = {id(node.value) for node in ast.walk(annotation) if isinstance(node, ast.Subscript)}
     names = [node for node in ast.walk(annotation) if isinstance(node, ast.Name)]
-    return any(name.id == "Any" or (name.id in BARE and id(name) not in told) for name in names)
+    return any(name.id in ("Any", "JSON") or (name.id in BARE and id(name) not in told) for name in names)
 
 
 def gaps(body: list[ast.AST], module: str) -> list[str]:
