@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from textpatch.disk import JSON
 from textpatch.errors import PatchError
 from textpatch.groups import Group
 from textpatch.guidance import Guidance, require_branch
@@ -61,6 +60,7 @@ from textpatch.report.terminal import table
 from textpatch.runs.folder import Run
 from textpatch.runs.parts import Part
 from textpatch.sites import Selectors
+from textpatch.stored import LocalizationResult, Record, SiteScores
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -76,8 +76,8 @@ class Localization:
     run      that run folder, None if there was none
     """
 
-    result: JSON
-    records: list[JSON]
+    result: LocalizationResult
+    records: list[Record]
     run: Run | None = field(default=None, compare=False)
 
     @property
@@ -96,7 +96,7 @@ class Localization:
         """Which sites carry the word, in one sentence."""
         return verdict(self.result)[0]
 
-    def scores(self, site: int | str) -> JSON:
+    def scores(self, site: int | str) -> SiteScores:
         """All scores of a site, by its index or name, or of a set such as "1+2".
 
         Each has a value and the ends of its interval.  Raises PatchError for a site that was not tried.
