@@ -3,7 +3,7 @@
     plain      the word itself
     plural     with s, or es after a hissing sound, for words of four letters and more
     stretched  a letter written three times or more
-    swapped    two neighbouring letters swapped, for words of five letters and more, or of four behind the first
+    swapped    two neighbouring letters swapped, for words of five letters, and behind the first of four
     dropped    a vowel inside left out, for words of six letters and more
     leet       signs in place of letters
     masked     signs that hide letters, of which at least two and at least half are seen
