@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from textpatch.cli.actions import GivenSeeds, seeds
 from textpatch.cli.adapted import AFTER, BEFORE, Shown, sites_of, tell_projections
 from textpatch.cli.models import load_model
 from textpatch.cli.opening import open_run
@@ -34,9 +35,11 @@ Make an adapter under which some sites read an old prompt as a new one, by a clo
 
 Nothing is trained. adapter.safetensors is read by `textpatch generate --lora`, and by
 diffusers. sheet.png shows the old prompts, those preserved and any others before and after.
-For models whose text does not evolve with the picture: SDXL and DeepFloyd IF.
+In SDXL and DeepFloyd IF the text alone settles what a site reads, and the edit is exact. In SD3
+the text evolves with the picture: it is captured while each prompt is drawn, and regressed on.
 
-Cost: a linear system with a row for each token, and two generations for each prompt shown.\
+Cost: a linear system, and two generations for each prompt shown. In SD3 one more for each prompt
+edited or preserved and each of --capture-seeds.\
 """,
     examples=(
         (
@@ -84,6 +87,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
         default=0.1,
         help="weight of the matrices as they are; 0 injects the new text (default: 0.1)",
     )
+    where.add_argument(
+        "--capture-seeds",
+        action=GivenSeeds,
+        type=seeds,
+        nargs="+",
+        metavar="SEED",
+        help="seeds of the pictures in which a text that evolves is captured, and ranges of them (default: 0)",
+    )
     shown = command.add_argument_group("what is shown and kept")
     shown.add_argument(
         "--sample", nargs="+", metavar="PROMPT", default=[], help="further prompts that are shown"
@@ -116,6 +127,8 @@ def rewrite(options) -> Outcome:
         part=options.part,
         ridge=options.ridge,
     )
+    if options.capture_seeds is not None:
+        settings["seeds"] = options.capture_seeds
     prompts = list(dict.fromkeys([*(old for old, _ in edits), *options.preserve, *options.sample]))
     pipeline.check(prompts, seeds=[options.seed], steps=pipeline.defaults.steps)
     adapter = rewrite_(pipeline, edits, sites=sites, **settings)
