@@ -46,9 +46,6 @@ def rewrite(
 ) -> Adapter:
     """Adapter under which sites read old texts as new ones.      (`closed_form` has the equation)
 
-    What projections read of an evolving text is captured while each prompt is drawn by itself, and the edit
-    is a regression over all seeds and steps.
-
     edits     (old, new) prompts
     sites     where, as `select_sites` takes them
     tokens    which tokens of old are read as which of new: "all", "aligned" or "last" (`token_pairs.paired`)
@@ -57,7 +54,7 @@ def rewrite(
     preserve  prompts whose tokens of the same kind stay as they are
     weight, preserve_weight  of edited tokens, and of preserved ones
     part      "kv", or only "k" or only "v"
-    seeds, steps  of the pictures in which evolving text is captured.  Seed 0 and the model's steps when None
+    seeds, steps  of pictures in which an evolving text is captured.  Seed 0 and the model's steps when None
 
     The adapter's `made["residual"]` is the largest share of the wanted change that a projection lacks.
     Raises PatchError
@@ -68,10 +65,7 @@ def rewrite(
     - for texts that `token_pairs.paired` cannot pair
     - under an adapter, because the edit would be of the sum
     """
-    require_parts(pipeline, "rewrite", SupportsSampling)
-    chosen = chosen_sites(pipeline.denoiser, sites)
-    _require_text_alone(pipeline, chosen)
-    _require_no_adapter(pipeline)
+    chosen = _editable_sites(pipeline, sites)
     _require_edits(edits, preserve)
     _require_settings(tokens, part, ridge=ridge, weight=weight, preserve_weight=preserve_weight)
     runs = _runs(pipeline, chosen, seeds, steps)
@@ -81,10 +75,7 @@ def rewrite(
     rows = _rows(pipeline, [*edits, *kept], prompts, tokens, condition.tokens.shape[1])
     weights = [weight] * len(edits) + [preserve_weight] * len(kept)
     names = [site.taps["kv".index(one)].module for site in chosen for one in part]
-    if runs is None:
-        read = of_static_text(pipeline.denoiser, names, condition)
-    else:
-        read = of_runs(pipeline, names, prompts, **runs)
+    read = _vectors(pipeline, names, prompts, condition, runs)
     changes, residual = _solved(pipeline.denoiser, read, rows, weights, ridge)
     made = {
         "by": "rewrite",
@@ -94,7 +85,7 @@ def rewrite(
         "ridge": ridge,
         "weights": [weight, preserve_weight],
         "residual": residual,
-        **(runs or {}),
+        **runs,
     }
     return Adapter(changes, base_sha256(layers_of(pipeline.denoiser, changes)), made)
 
@@ -104,8 +95,8 @@ def _runs(
     sites: Sequence[Site],
     seeds: Sequence[int] | None,
     steps: int | None,
-) -> dict[str, Any] | None:
-    """Seeds and steps of the runs that show what sites read, None where the text alone settles this.
+) -> dict[str, Any]:
+    """Seeds and steps of the runs that show what sites read, {} where the text alone settles this.
 
     Raises PatchError for seeds or steps that would have no effect.
     """
@@ -119,7 +110,7 @@ def _runs(
                 f"{name} is {value!r}, and the text of {pipeline.name} alone settles what its sites read, so "
                 "that nothing is drawn; leave it out"
             )
-    return None
+    return {}
 
 
 def _solved(
@@ -165,25 +156,39 @@ def _readings(x: Tensor, edits: list[Edit], weights: list[float]) -> Readings:
     return Readings(read, wanted, weighed.repeat_interleave(x.shape[2]))
 
 
-def _require_text_alone(pipeline: SupportsSampling, sites: Sequence[Site]) -> None:
-    """Raise PatchError unless the projections of the sites read text and nothing else."""
-    for site in sites:
-        whole = site.span.place == "all" and all(tap.channels is None for tap in site.taps)
-        if not whole:
+def _vectors(
+    pipeline: SupportsSampling,
+    names: list[str],
+    prompts: list[str],
+    condition: Any,
+    runs: dict[str, Any],
+) -> dict[str, Tensor]:
+    """Vectors (R, T, M, C) that each projection reads of some prompts, by its name."""
+    if runs:
+        return of_runs(pipeline, names, prompts, **runs)
+    return of_static_text(pipeline.denoiser, names, condition)
+
+
+def _editable_sites(pipeline: SupportsSampling, sites: Selectors) -> Sequence[Site]:
+    """Sites that are chosen.
+
+    Raises PatchError for projections that read more than text, and for a pipeline under an adapter.
+    """
+    require_parts(pipeline, "rewrite", SupportsSampling)
+    chosen = chosen_sites(pipeline.denoiser, sites)
+    for site in chosen:
+        if site.span.place != "all" or any(tap.channels for tap in site.taps):
             raise PatchError(
                 f"{site.name} of {pipeline.name} reads text and picture by the same projections, so that an "
                 "edit of the text would change the picture's, too; choose other sites"
             )
-
-
-def _require_no_adapter(pipeline: SupportsSampling) -> None:
-    """Raise PatchError for a pipeline under an adapter."""
     adapters = changes_of(pipeline.denoiser)
     if adapters:
         raise PatchError(
             f"{pipeline.name} is under adapter {', '.join(adapters)}, and an edit of the sum fits no base; "
             "leave the block first"
         )
+    return chosen
 
 
 def _require_edits(edits: Any, preserve: Any) -> None:

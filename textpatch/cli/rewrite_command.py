@@ -93,7 +93,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         type=seeds,
         nargs="+",
         metavar="SEED",
-        help="seeds of the pictures in which a text that evolves is captured, and ranges of them (default: 0)",
+        help="seeds, and ranges of them, of pictures in which an evolving text is captured (default: 0)",
     )
     shown = command.add_argument_group("what is shown and kept")
     shown.add_argument(
