@@ -77,16 +77,9 @@ def rewrite(
     names = [site.taps["kv".index(one)].module for site in chosen for one in part]
     read = _vectors(pipeline, names, prompts, condition, runs)
     changes, residual = _solved(pipeline.denoiser, read, rows, weights, ridge)
-    made = {
-        "by": "rewrite",
-        "edits": [list(edit) for edit in edits],
-        "preserve": list(preserve),
-        "tokens": tokens,
-        "ridge": ridge,
-        "weights": [weight, preserve_weight],
-        "residual": residual,
-        **runs,
-    }
+    texts = {"edits": [list(edit) for edit in edits], "preserve": list(preserve)}
+    settings = {"tokens": tokens, "ridge": ridge, "weights": [weight, preserve_weight], **runs}
+    made = {"by": "rewrite", **texts, **settings, "residual": residual}
     return Adapter(changes, base_sha256(layers_of(pipeline.denoiser, changes)), made)
 
 

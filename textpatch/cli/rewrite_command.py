@@ -68,6 +68,28 @@ def add_options(command: argparse.ArgumentParser) -> None:
         default=TOKENS[0],
         help="which tokens are read as which: all by their places (default), aligned, or last",
     )
+    _add_places(command)
+    shown = command.add_argument_group("what is shown and kept")
+    shown.add_argument(
+        "--sample", nargs="+", metavar="PROMPT", default=[], help="further prompts that are shown"
+    )
+    shown.add_argument(
+        "--seed", type=int, metavar="SEED", default=0, help="seed of the noise (default: 0)"
+    )
+    add_device_option(shown)
+    shown.add_argument(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        default="float32",
+        help="numbers the model computes in (default: float32)",
+    )
+    add_folder_option(shown)
+    add_loading_options(command)
+    command.set_defaults(run=rewrite, height=None, width=None)
+
+
+def _add_places(command: argparse.ArgumentParser) -> None:
+    """Add what is changed, and how strongly."""
     where = command.add_argument_group("what is changed")
     where.add_argument(
         "--sites",
@@ -95,23 +117,6 @@ def add_options(command: argparse.ArgumentParser) -> None:
         metavar="SEED",
         help="seeds, and ranges of them, of pictures in which an evolving text is captured (default: 0)",
     )
-    shown = command.add_argument_group("what is shown and kept")
-    shown.add_argument(
-        "--sample", nargs="+", metavar="PROMPT", default=[], help="further prompts that are shown"
-    )
-    shown.add_argument(
-        "--seed", type=int, metavar="SEED", default=0, help="seed of the noise (default: 0)"
-    )
-    add_device_option(shown)
-    shown.add_argument(
-        "--dtype",
-        choices=["float32", "float16", "bfloat16"],
-        default="float32",
-        help="numbers the model computes in (default: float32)",
-    )
-    add_folder_option(shown)
-    add_loading_options(command)
-    command.set_defaults(run=rewrite, height=None, width=None)
 
 
 def rewrite(options) -> Outcome:
