@@ -5,8 +5,10 @@
 The start step of the localized swap is chosen on validation words, as the last whose F1 towards the target is
 not clearly below the best.  Every method then edits the same pairs of test words from the same noise.  The
 pairs of one scene differ in the word alone.  In another scene the target's prompt asks for another sign, and
-Prompt-to-Prompt aligns the prompts by refinement, since they have no common structure of words.
-With --runs the same command goes on where it stopped.
+Prompt-to-Prompt aligns the prompts by refinement, since they have no common structure of words.  Of
+"tiny-words" every sign has a word on each of two lines.
+With --runs the same command goes on where it stopped.  On two cores, one command of two models and one of the
+third with the same --csv and --append take half the time.
 
   scene      "same" or "other"
   start      first swapped step
@@ -14,23 +16,34 @@ With --runs the same command goes on where it stopped.
   f1_target, f1_source  official F1 of the letters read towards the target's and the source's word
   ssim, psnr  of the background beside the source's picture, over windows and pixels free of lettering
   psnr_official  as the paper's code computes it, over the whole picture
-  seconds    of one picture, without encoding the prompts, the median over pairs
-  rows       generations of one picture
+  seconds    of processor time, of one picture without encoding the prompts, the median over a few pairs
+  rows       generations of one picture by the method alone
+  cpu        seconds of processor time that the scene took with all methods, the choice of a start and the
+             readings.  Empty where a part of it was found in --runs
   more_f1, more_ssim  differences to the localized swap over the same pairs
 """
 
 from __future__ import annotations
 
+import math
+import resource
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 import textpatch
 from measure import Table, arguments, environment, parsed, reader_option
-from textpatch.editing.localized import Localized
+from textpatch.bank import prompt_settles_text
+from textpatch.cli.prompt_pairs import drawn_pairs
+from textpatch.editing.localized import Injection, Localized
 from textpatch.editing.methods import Method, PromptSwap
 from textpatch.editing.prompt_to_prompt import PRESETS, REFINE
 from textpatch.localization.trials import Trials
+from textpatch.prompts.pairs import Pair
 from textpatch.runs.folder import Run
-from textpatch.weights.signs.pairs import sign_pairs
+from textpatch.runs.remembered import remembering
 
 MODELS = "tiny-mmdit", "tiny-sdxl", "tiny-if"
 SCENES = "same", "other"
@@ -48,7 +61,14 @@ MORE = {"more_f1": "f1_target", "more_ssim": "ssim"}
 COLUMNS = "model steps guidance scene method start n reader".split()
 COLUMNS += [*SCORES, *(f"{name}_{end}" for name in WITH_ENDS for end in ("low", "high"))]
 COLUMNS += [f"{name}{end}" for name in MORE for end in ("", "_low", "_high")]
-COLUMNS += ["seconds", "rows"]
+COLUMNS += ["seconds", "rows", "cpu"]
+TRIED = 8  # start steps, at most, of which one is chosen
+
+
+def cpu() -> float:
+    """Seconds of processor time of this process, and of those that have read for it."""
+    taken = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in taken)
 
 
 def opened(folder: Path | None, name: str, request: dict) -> Run | None:
@@ -60,7 +80,7 @@ def opened(folder: Path | None, name: str, request: dict) -> Run | None:
 
 def chosen_start(pipeline, scene: str, options) -> int:
     """Start step that a curve on validation words chooses."""
-    pairs = sign_pairs(options.validation, same_scene=scene == "same")
+    pairs = drawn_pairs(pipeline.name, options.validation, same_scene=scene == "same")
     name = f"start-{pipeline.name}-{scene}"
     asked = {"pairs": options.validation, "steps": options.steps, "guidance": options.guidance}
     run = opened(options.runs, name, {"start": name, **asked})
@@ -72,16 +92,20 @@ def chosen_start(pipeline, scene: str, options) -> int:
         ocr=options.reader,
         run=run,
     )
-    return textpatch.start_curve(trials, pipeline.defaults.localized)["chosen"]
+    starts = range(0, trials.steps, math.ceil(trials.steps / TRIED))
+    return textpatch.start_curve(trials, pipeline.defaults.localized, starts)["chosen"]
 
 
-def methods(scene: str, start: int) -> dict[str, Method]:
-    """Methods by name, the localized swap first."""
+def methods(pipeline, scene: str, start: int) -> dict[str, Method]:
+    """Methods by name that a model admits, the localized swap first."""
     aligned = {}
     if scene == "other":
         aligned["edit"] = REFINE
     presets = {name: preset(**aligned) for name, preset in PRESETS.items()}
-    return {"localized": Localized(start=start), "prompt_swap": PromptSwap(), **presets}
+    chosen = {"localized": Localized(start=start), "prompt_swap": PromptSwap(), **presets}
+    if prompt_settles_text(pipeline.denoiser):
+        chosen["injection"] = Injection()
+    return chosen
 
 
 def line(scores: dict) -> dict:
@@ -93,7 +117,7 @@ def line(scores: dict) -> dict:
     for name, key in MORE.items():
         for end, suffix in (("value", ""), ("low", "_low"), ("high", "_high")):
             cells[f"{name}{suffix}"] = more.get(key, {}).get(end)
-    return cells | {"seconds": scores["seconds"], "rows": scores["generations"]}
+    return cells | {"rows": scores["generations"]}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -101,6 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"models ({', '.join(MODELS)})")
     parser.add_argument("--pairs", type=int, default=48, help="test pairs of each scene (48)")
     parser.add_argument("--validation", type=int, default=12, help="pairs that choose a start (12)")
+    parser.add_argument("--timed", type=int, default=4, help="pairs of each scene that time (4)")
     parser.add_argument("--scenes", nargs="+", choices=SCENES, default=SCENES, help="(both)")
     parser.add_argument("--steps", type=int, help="denoising steps (the model's own)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance (the model's own)")
@@ -111,31 +136,52 @@ def main(argv: list[str] | None = None) -> None:
     table = Table(COLUMNS, environment(options.device, "numpy"), options.csv, options.append)
     for model in options.models or MODELS:
         pipeline = textpatch.load(model, device=options.device)
-        steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
         for scene in options.scenes:
-            start = options.start
-            if start is None:
-                start = chosen_start(pipeline, scene, options)
-            asked = {"pairs": options.pairs, "steps": steps, "guidance": guidance}
-            request = {"edits": model, "scene": scene, "start": start, **asked}
-            found = textpatch.compare(
-                pipeline,
-                sign_pairs(options.pairs, split="test", same_scene=scene == "same"),
-                methods(scene, start),
-                steps=steps,
-                guidance=guidance,
-                ocr=options.reader,
-                run=opened(options.runs, f"edits-{model}-{scene}", request),
-            )
-            shared = dict(model=model, steps=steps, guidance=guidance, scene=scene, start=start)
-            for name, scores in found.result["methods"].items():
-                table.add(
-                    **shared,
-                    method=name,
-                    n=scores["n"],
-                    reader=options.reader,
-                    **line(scores),
-                )
+            for row in rows_of(pipeline, model, scene, options):
+                table.add(**row)
+
+
+def rows_of(pipeline, model: str, scene: str, options) -> Iterator[dict]:
+    """Rows of one model and scene, a method each."""
+    before = cpu()
+    steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
+    start = options.start
+    if start is None:
+        start = chosen_start(pipeline, scene, options)
+    asked = {"pairs": options.pairs, "steps": steps, "guidance": guidance}
+    request = {"edits": model, "scene": scene, "start": start, **asked}
+    run = opened(options.runs, f"edits-{model}-{scene}", request)
+    resumed = run is not None and bool(run.records())
+    pairs = drawn_pairs(model, options.pairs, split="test", same_scene=scene == "same")
+    named = methods(pipeline, scene, start)
+    found = textpatch.compare(
+        pipeline,
+        pairs,
+        named,
+        steps=steps,
+        guidance=guidance,
+        ocr=options.reader,
+        run=run,
+        timed=1,  # by wall time, which other work on the machine lengthens
+    )
+    seconds = seconds_of(pipeline, pairs[: options.timed], named, steps, guidance)
+    shared = dict(model=model, steps=steps, guidance=guidance, scene=scene, start=start)
+    shared |= {"reader": options.reader, "cpu": None if resumed else cpu() - before}
+    for name, scores in found.result["methods"].items():
+        yield {**shared, "method": name, "n": scores["n"], **line(scores), "seconds": seconds[name]}
+
+
+def seconds_of(pipeline, pairs, named: dict[str, Method], steps, guidance) -> dict[str, float]:
+    """Median processor time of one picture by each method alone, the prompts encoded before."""
+    taken: dict[str, list[float]] = {name: [] for name in named}
+    remembered = remembering(pipeline)
+    for pair in (Pair(*pair) for pair in pairs):
+        remembered.encode([pair.source, pair.target])
+        for name, method in named.items():
+            begun = time.process_time()
+            method(remembered, pair, seed=0, steps=steps, guidance=guidance, also=())
+            taken[name].append(time.process_time() - begun)
+    return {name: float(np.median(one)) for name, one in taken.items()}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ The pipeline is diffusers' StableDiffusion3Pipeline with the weights of a shippe
 
 from __future__ import annotations
 
+import copy
 import gc
 import time
 from collections.abc import Callable
@@ -85,6 +86,7 @@ class Case:
             output_type="latent",
         )
         self.model = self.pipe.transformer
+        self.copy = copy.deepcopy(self.model)  # for tools that leave something on a model
         options = dict(**PIXELS, max_sequence_length=longest, output_type="latent")
         self.wrapped = wrap(self.pipe, steps=STEPS, guidance=GUIDANCE, **options)
         sites = self.wrapped.sites[:count]
@@ -129,7 +131,7 @@ class Case:
     def nnsight(self) -> Tensor:
         import nnsight
 
-        traced = nnsight.NNsight(self.model)
+        traced = nnsight.NNsight(self.copy)
         B = len(self.rows)
 
         def call(*args, **kwargs):
@@ -162,7 +164,7 @@ class Case:
             {"component": f"{tap}.output", "intervention": swapped(2 + i // 2)}
             for i, tap in enumerate(self.taps)
         ]
-        intervened = pyvene.IntervenableModel(changes, model=self.model)
+        intervened = pyvene.IntervenableModel(changes, model=self.copy)
 
         def call(**kwargs):
             return next(out for out in intervened(kwargs) if out is not None)
@@ -206,6 +208,7 @@ class StandIn(nn.Module):
         super().__init__()
         self.config = model.config
         self.dtype = model.dtype
+        self.device = model.device
         self._call = call
 
     def forward(self, *args, **kwargs):

@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # importing transformers takes 3 s, and a denoiser does witho
     )
     from transformers.utils import ModelOutput
 
+    Tokens = list[BatchEncoding] | list[Windows]
+
 # Tokens that the published pipelines of SD3 and of DeepFloyd IF give a T5, whose tokenizer would take more.
 # A CLIP is given what its tokenizer takes, and reads no more than it has positions.  A T5 has no positions.
 T5_LENGTH = 256
@@ -107,12 +109,23 @@ class TextEncoders(nn.Module):
             "and only the CLIPs of Stable Diffusion 1, 2 and XL are read so; leave it out"
         )
 
+    def forward(self, prompts: Sequence[str | None]) -> TextCondition:
+        """Condition of tokens (B, T, C) and pooled (B, P).   Raises PromptError as `tokenize` does."""
+        return self.read(self.tokenized(prompts), prompts)
+
+    def read(self, tokens: Tokens, prompts: Sequence[str | None]) -> TextCondition:
+        """Condition of prompts whose tokens are there already.
+
+        tokens  what `tokenized` gives for these prompts
+        """
+        raise NotImplementedError
+
     def check(self, prompts: Sequence[str | None]) -> None:
         """Raise what encoding would for prompts that cannot be read.  No encoder runs."""
-        for tokens, encoder in zip(self._tokens(prompts), self.children(), strict=True):
+        for tokens, encoder in zip(self.tokenized(prompts), self.children(), strict=True):
             _ids(tokens, encoder)
 
-    def _tokens(self, prompts: Sequence[str | None]) -> list[BatchEncoding] | list[Windows]:
+    def tokenized(self, prompts: Sequence[str | None]) -> Tokens:
         """Tokens of the prompts for each encoder.   Raises PromptError as `tokenize` does."""
         if self.windows > 1:
             return in_windows(prompts, self.tokenizers, self.limits, self.windows)
@@ -135,12 +148,11 @@ class SDTextEncoder(TextEncoders):
         self.tokenizers = (tokenizer,)
         self.limits = _clip_limits((clip,), self.tokenizers)
 
-    def forward(self, prompts: Sequence[str | None]) -> TextCondition:
-        """Condition of tokens (B, T, C).   Raises PromptError as `tokenize` does."""
-        (ids,) = self._tokens(prompts)
+    def read(self, tokens: Tokens, prompts: Sequence[str | None]) -> TextCondition:
+        (ids,) = tokens
         states = _read_clip(self.text_encoder, ids).hidden_states[-1 - self.clip_skip]
-        tokens = _final_norm(self.text_encoder)(states)  # (B * windows, T, C)
-        return TextCondition(tokens.reshape(len(prompts), -1, tokens.shape[-1]))
+        states = _final_norm(self.text_encoder)(states)  # (B * windows, T, C)
+        return TextCondition(states.reshape(len(prompts), -1, states.shape[-1]))
 
     def in_windows(self, windows: int) -> SDTextEncoder:
         return _in_windows(self, windows)
@@ -176,19 +188,18 @@ class SDXLTextEncoders(TextEncoders):
         self.zeros_for_none = zeros_for_none
         self.limits = _clip_limits((clip, clip_2), tokenizers)
 
-    def forward(self, prompts: Sequence[str | None]) -> TextCondition:
-        """Condition of tokens (B, T, C) and pooled (B, P).   Raises PromptError as `tokenize` does."""
-        ids, ids_2 = self._tokens(prompts)
+    def read(self, tokens: Tokens, prompts: Sequence[str | None]) -> TextCondition:
+        ids, ids_2 = tokens
         first = _read_clip(self.text_encoder, ids)
         second = _read_clip(self.text_encoder_2, ids_2)
-        tokens = _side_by_side(first, second, self.clip_skip)  # (B * windows, T, C)
-        tokens = tokens.reshape(len(prompts), -1, tokens.shape[-1])
+        states = _side_by_side(first, second, self.clip_skip)  # (B * windows, T, C)
+        states = states.reshape(len(prompts), -1, states.shape[-1])
         pooled = second.text_embeds[:: self.windows]
         if self.zeros_for_none:
-            none = torch.tensor([prompt is None for prompt in prompts], device=tokens.device)
-            tokens = tokens.masked_fill(none[:, None, None], 0)
+            none = torch.tensor([prompt is None for prompt in prompts], device=states.device)
+            states = states.masked_fill(none[:, None, None], 0)
             pooled = pooled.masked_fill(none[:, None], 0)
-        return TextCondition(tokens, pooled)
+        return TextCondition(states, pooled)
 
     def in_windows(self, windows: int) -> SDXLTextEncoders:
         return _in_windows(self, windows)
@@ -237,12 +248,8 @@ class SD3TextEncoders(TextEncoders):
                 "give the denoiser's width"
             )
 
-    def forward(self, prompts: Sequence[str | None]) -> TextCondition:
-        """Condition of tokens (B, T, C), CLIP's before T5's, and pooled (B, P).
-
-        Raises PromptError as `tokenize` does.
-        """
-        ids, ids_2, *ids_3 = self._tokens(prompts)
+    def read(self, tokens: Tokens, prompts: Sequence[str | None]) -> TextCondition:
+        ids, ids_2, *ids_3 = tokens
         first = _read_clip(self.text_encoder, ids)
         second = _read_clip(self.text_encoder_2, ids_2)
         clips = _side_by_side(first, second)
@@ -279,12 +286,11 @@ class FluxTextEncoders(TextEncoders):
         self.tokenizers = tuple(tokenizers)
         self.limits = (*_clip_limits((clip,), tokenizers), length)
 
-    def forward(self, prompts: Sequence[str | None]) -> TextCondition:
-        """Condition of tokens (B, T, C) and pooled (B, P).   Raises PromptError as `tokenize` does."""
-        ids, ids_2 = self._tokens(prompts)
+    def read(self, tokens: Tokens, prompts: Sequence[str | None]) -> TextCondition:
+        ids, ids_2 = tokens
         pooled = self.text_encoder(_ids(ids, self.text_encoder)).pooler_output
-        tokens = self.text_encoder_2(_ids(ids_2, self.text_encoder_2)).last_hidden_state
-        return TextCondition(tokens, pooled)
+        states = self.text_encoder_2(_ids(ids_2, self.text_encoder_2)).last_hidden_state
+        return TextCondition(states, pooled)
 
 
 class IFTextEncoder(TextEncoders):
@@ -304,16 +310,15 @@ class IFTextEncoder(TextEncoders):
         self.text_encoder = t5
         self.tokenizers = (tokenizer,)
 
-    def forward(self, prompts: Sequence[str | None]) -> TextCondition:
-        """Condition of tokens (B, T, C).   Raises PromptError as `tokenize` does."""
-        (tokens,) = self._tokens(prompts)
-        ids = _ids(tokens, self.text_encoder)
-        states = self.text_encoder(ids, attention_mask=tokens.attention_mask.to(ids.device))
+    def read(self, tokens: Tokens, prompts: Sequence[str | None]) -> TextCondition:
+        (padded,) = tokens
+        ids = _ids(padded, self.text_encoder)
+        states = self.text_encoder(ids, attention_mask=padded.attention_mask.to(ids.device))
         return TextCondition(states.last_hidden_state)
 
-    def _tokens(self, prompts: Sequence[str | None]) -> list[BatchEncoding]:
+    def tokenized(self, prompts: Sequence[str | None]) -> Tokens:
         plain = [self.as_read(text) for text in as_texts(prompts)]
-        return super()._tokens(plain)
+        return super().tokenized(plain)
 
     def as_read(self, prompt: str) -> str:
         """Text that the tokenizer is given for a prompt."""

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from inspect import BoundArguments
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -29,6 +30,8 @@ from textpatch.masks import require_known_layout, rows_of_mask
 from textpatch.sites import Site, Span
 
 ARGUMENTS = "query", "key", "value", "attn_mask", "dropout_p", "is_causal"  # those given by place
+ATTENTION = F.scaled_dot_product_attention
+MULTI_HEAD = F.multi_head_attention_forward  # which calls it
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,26 @@ class Attended:
     alone: bool = False
 
 
+# what is written into keys or values (B, H, N, D), and where
+Write: TypeAlias = tuple[tuple[Any, ...], Tensor]
+
+
+@dataclass
+class Written:
+    """What a site's attention gets in the place of its own.
+
+    mask          all of it, as in `Attended`
+    keys, values  parts of them
+    """
+
+    mask: Tensor | None
+    keys: list[Write] = field(default_factory=list)
+    values: list[Write] = field(default_factory=list)
+
+
 # what takes the place of what attention gets, None to leave it.  `text` are the text tokens of some rows
 Text = Callable[[slice], slice]
-Read = Callable[[Site, Call, Attended, Text], Attended | None]
+Read = Callable[[Site, Call, Attended, Text], Written | None]
 
 
 @contextmanager
@@ -127,7 +147,7 @@ def text_at_attention(
     def begun(call: int, inputs: BoundArguments) -> None:
         require_known_layout(inputs, spans)
 
-    def read(site: Site, call: Call, own: Attended, text: Text) -> Attended:
+    def read(site: Site, call: Call, own: Attended, text: Text) -> Written:
         if site.name in call.ran:
             raise PatchError(
                 f"site {site.name!r} attends twice in call {call.step}, and a step holds one K and V of a "
@@ -135,14 +155,15 @@ def text_at_attention(
             )
         place = text(slice(None))
         kv = {"k": own.keys, "v": own.values}
+        written = Written(own.mask)
         for part in parts:
             new = fn(site, part, call, _in_rows(kv[part][:, :, place], site))
             if new is not None:
-                kv[part] = _put(kv[part], place, site, new)
-        mask = own.mask
+                writes = written.keys if part == "k" else written.values
+                writes.append(_write(kv[part].shape[1], place, site, new))
         if not own.alone:  # what hides a text from itself hides nothing of it from the image
-            mask = _read_mask(site, call, own, place, at_mask)
-        return replace(own, keys=kv["k"], values=kv["v"], mask=mask)
+            written.mask = _read_mask(site, call, own, place, at_mask)
+        return written
 
     return at_attention(model, sites, read, required, begun)
 
@@ -153,13 +174,11 @@ def _in_rows(x: Tensor, site: Site) -> Tensor:
     return x[:, ::group].transpose(1, 2).flatten(2)
 
 
-def _put(x: Tensor, place: slice, site: Site, text: Tensor) -> Tensor:
-    """K or V (B, heads, N, D) with the text (B, T, W) in its place."""
-    group = x.shape[1] // site.text_heads
-    new = x.clone()
-    heads = text.unflatten(-1, (site.text_heads, -1)).transpose(1, 2)
-    new[:, :, place] = heads.repeat_interleave(group, dim=1)
-    return new
+def _write(heads: int, place: slice, site: Site, text: Tensor) -> Write:
+    """The text (B, T, W) in its place among K or V (B, heads, N, D)."""
+    apart = text.unflatten(-1, (site.text_heads, -1)).transpose(1, 2)
+    whole = slice(None)
+    return (whole, whole, place), apart.repeat_interleave(heads // site.text_heads, dim=1)
 
 
 def _read_mask(
@@ -222,9 +241,56 @@ def _attend(
     new = read(site, call, own, text)
     if not alone:
         call.ran.add(site.name)
-    if new is not None:
-        given = given | {"key": new.keys, "value": new.values, "attn_mask": new.mask}
-    return attention(**given)
+    if new is None:
+        return attention(**given)
+    with _with_written(given, new) as changed:
+        return attention(**changed)
+
+
+@contextmanager
+def _with_written(given: dict[str, Any], new: Written) -> Iterator[dict[str, Any]]:
+    """Arguments of an attention with what is written into them, as long as the block lasts.
+
+    Most of the keys and values are the image's.  They are copied only where the tensors that the module made
+    cannot be written into and restored.
+    """
+    changed = given | {"attn_mask": new.mask}
+    lent = _can_be_restored(given["query"], given["key"], given["value"])
+    held: list[tuple[Tensor, Write]] = []
+    try:
+        for name, writes in (("key", new.keys), ("value", new.values)):
+            if writes and not lent:
+                changed[name] = given[name].clone()
+            for place, x in writes:
+                if lent:
+                    held.append((given[name], (place, given[name][place].clone())))
+                changed[name][place] = x
+        yield changed
+    finally:
+        for tensor, (place, own) in held:
+            tensor[place] = own
+
+
+def _can_be_restored(*tensors: Tensor) -> bool:
+    """True if each of some tensors can be written into for a while and nobody notices.
+
+    A graph of gradients would notice, and so would a tensor that shares memory.
+    """
+    if torch.is_grad_enabled() or len({x.data_ptr() for x in tensors}) < len(tensors):
+        return False
+    frozen = any(x.is_inference() for x in tensors) and not torch.is_inference_mode_enabled()
+    plain = all(type(x) is Tensor for x in tensors)
+    return plain and not frozen and not any(map(_repeats, tensors))
+
+
+def _repeats(x: Tensor) -> bool:
+    """True if some elements of a tensor may be one in memory."""
+    reach = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride < reach:
+            return True
+        reach += stride * (size - 1)
+    return False
 
 
 class _Attention(TorchFunctionMode):
@@ -241,10 +307,10 @@ class _Attention(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is F.scaled_dot_product_attention:
+        if func is ATTENTION:
             named = dict(zip(ARGUMENTS, args, strict=False))
             return self.act(func, named | (kwargs or {}))
-        if func is F.multi_head_attention_forward:  # which calls it
+        if func is MULTI_HEAD:
             with self:
                 return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

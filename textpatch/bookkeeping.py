@@ -37,6 +37,7 @@ class Cells(NamedTuple):
     reader, donor                rows of the batch, by their places
     swap                         index of the swap in the plan
     heads, tokens, donor_tokens  index tensors of one length, with an element for each cell
+    whole                        True where the reader reads every token of the donor in its place
     """
 
     reader: int
@@ -45,6 +46,7 @@ class Cells(NamedTuple):
     heads: Tensor
     tokens: Tensor
     donor_tokens: Tensor
+    whole: bool
 
 
 class Recorder:
@@ -160,10 +162,11 @@ class Watch:
         self.names = names
         self.found = found
         self.step = BEFORE_THE_FIRST
-        # slots of a site's keys or values, and their winners, (B, H, T) each
-        self.tables: dict[Part, tuple[Tensor, Tensor] | None] = {}
-        # cells of these tables that read another row
+        # slots of a site's keys or values (B, H or 1, T), and their winners
+        self.given: dict[Part, tuple[Tensor | None, Tensor]] = {}
+        # cells of these that read another row, and how many heads are apart there
         self.cells: dict[Part, list[Cells]] = {}
+        self.heads: dict[Part, int] = {}
         # keys and values that were made once for all steps, (B, T, W)
         self.bank: dict[Part, Tensor] = {}
 
@@ -183,7 +186,7 @@ class Watch:
             self._count(site, part)
 
     def made(self, site: Site, part: str, kv: Tensor) -> None:
-        """Take in keys or values (B, T, W) from a projection, in a step or once before the first."""
+        """Take in keys or values (B, T, W), or (B, T, H, D), in a step or once before the first."""
         if self.step == BEFORE_THE_FIRST:
             self.bank[site, part] = kv
         else:
@@ -194,35 +197,37 @@ class Watch:
 
         Most steps have the table and the swaps of the step before, so that the cells are kept.
         """
-        if table is None:
-            self.tables[key] = None
-            self.cells[key] = []
+        before = self.given.get(key)
+        if before is not None and before[0] is table and before[1] is winners:
             return
-        now = torch.broadcast_tensors(table, winners)
-        before = self.tables.get(key)
-        if before is None or not all(map(torch.equal, now, before)):
-            self.tables[key] = (now[0], now[1])
-            self.cells[key] = cells_read(now[0], now[1], self.batch, self.names)
+        self.given[key] = table, winners
+        self.cells[key] = []
+        self.heads[key] = 1
+        if table is not None:
+            slots, swaps = torch.broadcast_tensors(table, winners)
+            self.heads[key] = slots.shape[1]
+            self.cells[key] = cells_read(slots, swaps, self.batch, self.names)
 
     def _count(self, site: Site, part: str) -> None:
         """Count the hits of a site's keys or values, every head of a table that all heads share."""
         for cells in self.cells[site, part]:
             found = self._entry(site, cells)
             found.branches.add(self.batch[cells.reader].branch)
-            found.hits[part] += len(cells.heads) * site.text_heads // self._heads(site, part)
-
-    def _heads(self, site: Site, part: str) -> int:
-        tables = self.tables[site, part]
-        return 1 if tables is None else tables[0].shape[1]
+            found.hits[part] += len(cells.heads) * site.text_heads // self.heads[site, part]
 
     def _measure(self, site: Site, part: str, kv: Tensor) -> None:
-        """Measure how much the keys or values (B, T, W) that are read differ from the reader's own."""
-        split = kv.detach().unflatten(-1, (self._heads(site, part), -1))  # (B, T, H, W / H)
+        """Measure how much the keys or values that are read differ from the reader's own."""
+        kv = kv.detach()
+        apart = self.heads[site, part], -1
         wide = torch.promote_types(kv.dtype, torch.float32)
         for cells in self.cells[site, part]:
-            read = split[cells.donor, cells.donor_tokens, cells.heads].to(wide)
-            own = split[cells.reader, cells.tokens, cells.heads].to(wide)
-            self._entry(site, cells).changes[part].append((read - own).abs().max())
+            read = kv[cells.donor]
+            own = kv[cells.reader]
+            if not cells.whole:  # (T, W) or (T, H, D) -> (cells, W / H)
+                read = read.flatten(1).unflatten(1, apart)[cells.donor_tokens, cells.heads]
+                own = own.flatten(1).unflatten(1, apart)[cells.tokens, cells.heads]
+            change = (read.to(wide) - own.to(wide)).abs().max()
+            self._entry(site, cells).changes[part].append(change)
 
     def _entry(self, site: Site, cells: Cells) -> Found:
         reader = self.batch[cells.reader].name
@@ -253,5 +258,6 @@ def cells_read(
             heads, at = (moved[reader] & (who == pair).all(-1)).nonzero(as_tuple=True)
             donor, swap = pair.tolist()
             read = table[reader, heads, at].long() % tokens
-            found.append(Cells(reader, donor, swap, heads, at, read))
+            whole = len(at) == who[..., 0].numel() and torch.equal(read, at)
+            found.append(Cells(reader, donor, swap, heads, at, read, whole))
     return found

@@ -1,4 +1,4 @@
-"""Where a module computes and where its weights are, as its owner has placed them."""
+"""Devices that are there, and where a module computes and has its weights, as its owner has placed them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,31 @@ from typing import Any
 import torch
 
 from textpatch.errors import PatchError
+
+
+def first_device() -> str:
+    """Return the first of cuda, mps and cpu that is there."""
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def usable_device(device: torch.device | str | int | None) -> torch.device:
+    """Return the device that is meant, the CPU by None.
+
+    A number is put on the device and read back, which fails on one that is not there or has no memory (meta).
+    Raises PatchError for such a device.
+    """
+    try:
+        number = torch.zeros(1, device="cpu" if device is None else device)
+        number.tolist()
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise PatchError(
+            f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}"
+        ) from None
+    return number.device
 
 
 def device_of(module: Any) -> torch.device:

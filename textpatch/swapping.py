@@ -13,23 +13,22 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from inspect import BoundArguments
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from textpatch.attending import Attended, Text, at_attention
-from textpatch.bookkeeping import Watch, Winners
+from textpatch.attending import Attended, Text, Written, at_attention
+from textpatch.bookkeeping import Watch
 from textpatch.branches import Layout, layout_of, require_texts, text_rows, time_of, work_out
 from textpatch.calls import Call, Calls
 from textpatch.errors import PatchError
 from textpatch.ledger import Ledger
-from textpatch.masks import MIXED, require_known_layout, rows_of_mask
-from textpatch.plan import CONDITIONAL, Plan, Row, SiteSlots, require_in_range
+from textpatch.masks import require_known_layout
+from textpatch.plan import CONDITIONAL, Plan, Row, require_in_range
 from textpatch.ports.shipped import find_sites
+from textpatch.reading import Reading, Tables, table_of
 from textpatch.reads import Reads
 from textpatch.sites import Site, Span, select_sites
-from textpatch.slots import gather_text
 
 BACKEND = "sdpa"  # of the ledger: the model's own attention
 
@@ -213,7 +212,7 @@ class _Run:
             self.branches[name] = _Branch(self.plan, self.rows, name, self.swapped, self.reads)
         return self.branches[name]
 
-    def _read(self, site: Site, call: Call, own: Attended, text: Text) -> Attended | None:
+    def _read(self, site: Site, call: Call, own: Attended, text: Text) -> Written | None:
         """What attention gets where rows read others, branch by branch.  None where none does."""
         step, branches = self._layout.at(call.step)
         n = len(self.rows)
@@ -226,12 +225,16 @@ class _Run:
         acting = [name for name in branches if site.name in self._branch(name).names(step)]
         if not acting:
             return None
-        reads = _Reading(site, own)
+        reads = Reading(site, own)
         for i, name in enumerate(branches):
             if name in acting:
                 group = slice(i * n, (i + 1) * n)
-                reads.read(group, text(group), self._branch(name), call.step, step)
-        return reads.attended
+                place = text(group)
+                tokens = place.stop - place.start
+                branch = self._branch(name)
+                tables = branch.tables(site, step, tokens, own.keys.device)
+                branch.enter(call.step, step, site, tables, reads.read(group, place, tables))
+        return reads.written
 
 
 class _Branch:
@@ -248,12 +251,10 @@ class _Branch:
         self.sites = sites
         self.watch = Watch(sites, self.rows, {row.name for row in rows}, reads.found)
         self.names = plan.kept(self._names)
-        self._tables: dict[
-            tuple[Span, int, torch.device], Callable[[int], dict[Site, _Tables]]
-        ] = {}
+        self._tables: dict[tuple[Span, int, torch.device], Callable[[int], dict[Site, Tables]]] = {}
         self._entered: dict[Site, int] = {}
 
-    def tables(self, site: Site, step: int, tokens: int, device: torch.device) -> _Tables:
+    def tables(self, site: Site, step: int, tokens: int, device: torch.device) -> Tables:
         """Tables of a site in a step, for so many text tokens.
 
         They are made at once for all sites that read the same text.
@@ -264,7 +265,7 @@ class _Branch:
         return self._tables[key](step)[site]
 
     def enter(
-        self, call: int, step: int, site: Site, tables: _Tables, kv: dict[str, Tensor]
+        self, call: int, step: int, site: Site, tables: Tables, kv: dict[str, Tensor]
     ) -> None:
         """Enter the reads of a site in the ledger, once a call.
 
@@ -276,7 +277,7 @@ class _Branch:
         self.watch.step = step
         self.watch.enter_site(site, tables.entry, tables.winners)
         for part, x in kv.items():
-            self.watch.made(site, part, x.transpose(1, 2).flatten(2))
+            self.watch.made(site, part, x.transpose(1, 2))
 
     def _names(self, step: int) -> frozenset[str]:
         return frozenset(
@@ -286,91 +287,13 @@ class _Branch:
             for site in select_sites(self.sites, swap.sites)
         )
 
-    def _made(
-        self, span: Span, tokens: int, device: torch.device, step: int
-    ) -> dict[Site, _Tables]:
+    def _made(self, span: Span, tokens: int, device: torch.device, step: int) -> dict[Site, Tables]:
         length = {site: tokens for site in self.sites if site.span == span}
         slots = self.plan.slots(step, self.rows, self.sites, tokens=length)
         winners = self.plan.winners(step, self.rows, self.sites, tokens=length)
         made = {}
         for site, entry in zip(self.sites, slots or [None] * len(self.sites), strict=True):
             pair = entry if isinstance(entry, tuple) else (entry, entry)
-            k, v = (None if table is None else table.to(device) for table in pair)
-            made[site] = _Tables(entry, winners, k, v)
+            k, v = (None if table is None else table_of(table.to(device)) for table in pair)
+            made[site] = Tables(entry, winners, k, v)
         return made
-
-
-class _Tables(NamedTuple):
-    """Slots of one site in one step, as the plan gives them and on the device, with their swaps.
-
-    k, v  (R, H or 1, T)
-    """
-
-    entry: SiteSlots
-    winners: Winners
-    k: Tensor | None
-    v: Tensor | None
-
-
-class _Reading:
-    """Keys, values and mask of one attention, into which the reads of some rows are written.
-
-    own   what attention would get
-    mask  (B, heads of queries or 1, queries, N), None where all rows have one
-    """
-
-    def __init__(self, site: Site, own: Attended) -> None:
-        self.site = site
-        self.own = own
-        self.keys = own.keys.clone()
-        self.values = own.values.clone()
-        rows = rows_of_mask(site, own.mask, len(own.keys), own.keys.shape[2])
-        shared = own.mask is None or own.mask.dim() < 4 or len(own.mask) == 1
-        self.mask = None if rows is None or shared else rows.clone()
-
-    @property
-    def attended(self) -> Attended:
-        """What attention gets."""
-        mask = self.own.mask if self.mask is None else self.mask
-        return replace(self.own, keys=self.keys, values=self.values, mask=mask)
-
-    def read(self, rows: slice, text: slice, branch: _Branch, call: int, step: int) -> None:
-        """Write the reads of one branch's rows, and enter them in the ledger."""
-        place = rows, slice(None), text
-        own = {"k": self.own.keys[place], "v": self.own.values[place]}  # (R, H, T, D)
-        tokens = text.stop - text.start
-        tables = branch.tables(self.site, step, tokens, self.own.keys.device)
-        self.keys[place] = gather_text(own["k"], _for_heads(tables.k, own["k"].shape[1]))
-        self.values[place] = gather_text(own["v"], _for_heads(tables.v, own["v"].shape[1]))
-        self._read_mask(rows, text, tables)
-        branch.enter(call, step, self.site, tables, own)
-
-    def _read_mask(self, rows: slice, text: slice, tables: _Tables) -> None:
-        """Let the mask of a row's text go with its keys.
-
-        Raises PatchError where a row reads keys of one row and values of another whose masks differ.
-        """
-        if self.mask is None:
-            return
-        if _several_heads(tables) and self.mask.shape[1] == 1:
-            self.mask = self.mask.expand(-1, self.site.heads, -1, -1).clone()
-        place = rows, slice(None), slice(None), text
-        own = self.mask[place].mT  # (R, H or 1, T, queries)
-        by_keys = gather_text(own, _for_heads(tables.k, own.shape[1]))
-        if isinstance(tables.entry, tuple):
-            by_values = gather_text(own, _for_heads(tables.v, own.shape[1]))
-            if not torch.equal(by_keys, by_values):
-                raise PatchError(MIXED.format(site=self.site.name))
-        self.mask[place] = by_keys.mT
-
-
-def _several_heads(tables: _Tables) -> bool:
-    """True if heads read apart."""
-    return any(table is not None and table.shape[1] > 1 for table in (tables.k, tables.v))
-
-
-def _for_heads(table: Tensor | None, heads: int) -> Tensor | None:
-    """Table for so many heads, of which several share one of the table's."""
-    if table is None or table.shape[1] in (1, heads):
-        return table
-    return table.repeat_interleave(heads // table.shape[1], dim=1)

@@ -56,6 +56,7 @@ T5_SIZES = (
 OF_PICTURES = {r"vision_model\..*|visual_projection\.weight": "CLIP's half for pictures"}
 UNREAD_PROJECTION = {r"text_projection\.weight": "a projection that this encoder does not use"}
 OF_DECODER = {r"decoder\..*|lm_head\.weight": "T5's decoder, which writes texts"}
+HALF = torch.float16, torch.bfloat16
 # other names of `shared.weight`, left out of published files
 TIED_T5 = ["encoder.embed_tokens.weight"]
 
@@ -155,7 +156,8 @@ class Builder:
         config, part = self.source.vae()
         vae, part = on_meta(self.source.path / "vae", VAE, config, part)
         # SDXL's VAE overflows in float16, and published configurations say so
-        dtype = torch.float32 if config.force_upcast else self.dtype
+        upcast = config.force_upcast and self.dtype in HALF
+        dtype = torch.float32 if upcast else self.dtype
         return LatentPixels(self._filled(vae, part, dtype=dtype))
 
     def clip(self, component: str) -> CLIPTextModel:

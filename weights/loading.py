@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from textpatch.devices import usable_device
 from textpatch.errors import PatchError, WeightsError, closest
 from textpatch.reference_models.decoders import pixels
 from textpatch.reference_models.pipeline import Pipeline
@@ -225,23 +226,13 @@ def find(where: str | os.PathLike[str], terms: Terms | None = None) -> Path:
 
 
 def _usable(device, dtype) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of a request, the defaults in place of None.
-
-    A number is put on the device and read back, which fails on one that is not there or has no memory (meta).
-    """
+    """Device and dtype of a request, the defaults in place of None."""
     dtype = torch.float32 if dtype is None else dtype
     if dtype not in DTYPES:
         raise PatchError(
             f"dtype is {dtype!r}, and models run in {', '.join(map(str, DTYPES))}; give one of these"
         )
-    try:
-        number = torch.zeros(1, device="cpu" if device is None else device)
-        number.tolist()
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise PatchError(
-            f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}"
-        ) from None
-    return number.device, dtype
+    return usable_device(device), dtype
 
 
 def outlined(path: Path, terms: Terms) -> tuple[nn.Module, Part]:

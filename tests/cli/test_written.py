@@ -22,7 +22,8 @@ from PIL import Image
 from support.localizing import by_pixels, without_drawing
 from support.planting import plant
 from textpatch import cli
-from textpatch.cli import edit_command
+from textpatch.cli import edit_command, models_command
+from textpatch.cli.parser import VERBS
 from textpatch.disk import read_json
 from textpatch.runs.folder import Run
 
@@ -54,6 +55,14 @@ COMMANDS = {
     "sites": ["sites", "planted-mmdit"],
     "export": ["export", "finetune", "--for", "peft"],
 }
+# verbs that leave no files behind, or those of another
+TELLING = [
+    ["models"],
+    ["runs", "."],
+    ["report", "localize"],
+    ["compare", "localize", "localize --mode contribution"],
+    ["doctor", "planted-mmdit"],
+]
 
 
 def schema(value, path: str = "", found: dict | None = None) -> dict[str, set[str]]:
@@ -84,6 +93,17 @@ def shape(text: str) -> list[str]:
     return list(dict.fromkeys(filter(None, lines)))
 
 
+def told_to_programs(command: list[str]) -> dict:
+    """The one object that a command prints under --json, and it holds data."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert cli.main([*command, "--json"]) == 0
+    (line,) = said.getvalue().splitlines()
+    told = json.loads(line)
+    assert told["verb"] == command[0]
+    assert isinstance(told["result"], dict) and told["result"]
+    return told
+
+
 def written(name: str) -> dict:
     """What a command leaves behind, in the working folder: its files' schemas and its output's shape."""
     command = COMMANDS[name]
@@ -92,10 +112,10 @@ def written(name: str) -> dict:
     Path("prompts").write_text(SOURCE, "utf-8")
     Path("words").write_text("hello", "utf-8")
     out = [] if name in ("audit", "sites", "export") else ["--out", name]
-    with contextlib.redirect_stdout(io.StringIO()) as told:
-        assert cli.main([*command, *out]) == 0
+    told = told_to_programs([*command, *out])
+    Path(f"{name}.json").write_text(json.dumps(told), "utf-8")
     if not out:
-        return {"output": shape(told.getvalue())}
+        return {"output": shape(told["text"])}
     run = Run.load(name)
     files = {
         re.sub("[0-9a-f]{16}", "HASH", path.relative_to(name).as_posix())
@@ -166,6 +186,22 @@ def hold(found: dict, golden: dict) -> None:
 def test_a_command_writes_what_it_wrote(made, name):
     """Files, key paths, types and the words of the output are the golden file's."""
     hold(made[0][name], json.loads(GOLDEN.read_text())[name])
+
+
+def test_every_verb_tells_programs_data(made, monkeypatch):
+    """Under --json each prints one object, whose result is data and no text."""
+    monkeypatch.chdir(made[1])
+    for command in TELLING:
+        told_to_programs(command)
+    told = {command[0] for command in (*COMMANDS.values(), *TELLING)}
+    assert told == VERBS.keys()
+
+
+def test_planted_an_answer_of_text_alone_is_noticed(monkeypatch):
+    """Fault: a verb that has words for a person and none for a program."""
+    plant(monkeypatch, models_command, "models", '{"models": found}', "None")
+    with pytest.raises(AssertionError):
+        told_to_programs(["models"])
 
 
 def test_the_golden_file_is_of_these_commands():

@@ -12,7 +12,7 @@ import torch
 from support.foreign import foreign
 from support.laws import patching
 from support.planting import plant
-from textpatch import anatomy, attending, cache, calls, hooks, ports, sites, swapping, taps, testing
+from textpatch import anatomy, attending, cache, calls, hooks, ports, reading, sites, taps, testing
 from textpatch.errors import PatchError
 from textpatch.ports.matching import SiteSpec
 from textpatch.ports.shipped import shipped_table
@@ -207,7 +207,7 @@ FAULTS = {  # check that must find it, model, fault
     "swap dropped": (
         swaps.a_swap_changes_its_row,
         "krea2",
-        code(attending, "_put", "new[:, :, place] =", "_ ="),
+        code(attending, "_with_written", "changed[name][place] = x", "pass"),
     ),
     "every row patched": (
         swaps.a_swap_changes_no_other_row,
@@ -232,12 +232,12 @@ FAULTS = {  # check that must find it, model, fault
     "values in the place of keys": (
         swaps.keys_are_keys,
         "sdxl",
-        code(attending, "text_at_attention", "kv[part] = _put(", 'kv["v"] = _put('),
+        code(attending, "text_at_attention", 'if part == "k" else', "if False else"),
     ),
     "keys in the place of values": (
         swaps.values_are_values,
         "krea2",
-        code(attending, "text_at_attention", "kv[part] = _put(", 'kv["k"] = _put('),
+        code(attending, "text_at_attention", 'if part == "k" else', "if True else"),
     ),
     "part ignored": (
         swaps.keys_and_values_differ,
@@ -282,7 +282,7 @@ FAULTS = {  # check that must find it, model, fault
     "masks stay": (
         swaps.masks_go_with_their_keys,
         "pixart",
-        code(swapping._Reading, "_read_mask", "self.mask[place] = by_keys.mT", "return"),
+        code(reading.Reading, "_read_mask", "mask[place] = by_keys.mT", "pass"),
     ),
     "no mask injected": (
         swaps.an_injected_text_brings_its_mask,

@@ -23,8 +23,8 @@ from textpatch import (
     capture,
     find_sites,
     patch,
+    reading,
     swap,
-    swapping,
 )
 from textpatch.branches import probe_calls
 from textpatch.errors import PatchError
@@ -110,19 +110,19 @@ def test_a_row_that_reads_another_everywhere_is_that_row(diffusers, name):
 
 
 LAW_FAULTS = {
-    "masks stay": (swapping._Reading, "_read_mask", "self.mask[place] = by_keys.mT", "pass"),
-    "values stay": (swapping._Reading, "read", 'own["v"], _for', '1 * own["v"], None and _for'),
+    "masks stay": (reading.Reading, "_read_mask", "mask[place] = by_keys.mT", "pass"),
+    "values stay": (reading.Reading, "read", "if tables.v is not None:", "if False:"),
     "keys of the next token": (
-        swapping._Reading,
+        reading.Reading,
         "read",
-        'own["k"], _for',
-        'own["k"].roll(1, 2), _for',
+        'own["k"], tables',
+        'own["k"].roll(1, 2), tables',
     ),
     "masks read backwards": (
-        swapping._Reading,
+        reading.Reading,
         "_read_mask",
-        "self.mask[place] = by_keys.mT",
-        "self.mask[place] = by_keys.mT.flip(-1)",
+        "mask[place] = by_keys.mT",
+        "mask[place] = by_keys.mT.flip(-1)",
     ),
 }
 

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,28 +11,37 @@ import pytest
 from support.localizing import PAIRS, REQUEST, PixelReader
 from support.planting import plant
 from support.small_models import small_pipeline
-from textpatch import PatchError, compare, edit
-from textpatch.editing import comparing
+from textpatch import Pair, PatchError, compare, edit, load
+from textpatch.editing import comparing, sharing
+from textpatch.editing.local_blend import LocalBlend
 from textpatch.editing.localized import Localized
+from textpatch.editing.methods import method_named
+from textpatch.editing.prompt_to_prompt import PRESETS, PromptToPrompt
 from textpatch.errors import PromptError
 from textpatch.metrics import f1_of_means
 from textpatch.pictures import opened
 from textpatch.runs.folder import Run
+from textpatch.weights.signs.pairs import sign_pairs
 
 METHODS = {"early": Localized(sites=0), "late": Localized(sites=0, start=1), "swap": "prompt_swap"}
 SEEDS = (0, 4)
 
 
-def compared(folder=None):
+def compared(folder=None, timed=8):
     run = None
     if folder is not None:
         run = Run.open(folder, REQUEST)
-    return compare(small_pipeline(), PAIRS, METHODS, seeds=SEEDS, ocr=PixelReader(), run=run)
+    return compare(
+        small_pipeline(), PAIRS, METHODS, seeds=SEEDS, ocr=PixelReader(), run=run, timed=timed
+    )
 
 
 def require_the_pictures_of_edit():
-    """Each method's picture of a pair and seed is that of `edit`, but for the last bits of other batches."""
-    found = compared()
+    """Each method's picture of a pair and seed is that of `edit`, but for the last bits of other batches.
+
+    The first is made alone, all others in a run that the methods share.
+    """
+    found = compared(timed=1)
     for record in found.records:
         pair = PAIRS[record["pair"]]
         made = edit(small_pipeline(), *pair, sites=0, start=1, seed=record["seed"])
@@ -47,9 +57,72 @@ def test_every_picture_is_that_of_an_edit():
 
 def test_methods_from_other_noise_are_noticed(monkeypatch):
     """Fault: the first seed is every record's."""
-    plant(monkeypatch, comparing, "_timed", "pair, seed=seed,", "pair, seed=trials.seeds[0],")
+    plant(monkeypatch, comparing, "_shared", "pair, seed=seed,", "pair, seed=trials.seeds[0],")
     with pytest.raises(AssertionError):
         require_the_pictures_of_edit()
+
+
+LATE = {
+    "localized": Localized(sites=0, start=1),
+    "swap": "prompt_swap",
+    "p2p": PRESETS["p2p"](cross_window=0.5),
+    "p2p_star": "p2p_star",
+}
+
+
+def require_shared(pipeline, methods, generated: dict[str, int]) -> None:
+    """What methods make in one run is what each makes alone, and rows that several need are counted once."""
+    pair = sign_pairs(1, same_scene=True)[0]
+    steps, guidance = pipeline.defaults.run(2, None)
+    run = {"steps": steps, "guidance": guidance}
+    shares = {
+        name: method_named(method).share(pipeline, Pair(*pair), seed=0, **run)
+        for name, method in methods.items()
+    }
+    shared = sharing.shared_run(pipeline, shares, **run)
+    assert shared.generations == generated
+    for name, method in methods.items():
+        alone = edit(pipeline, *pair, method=method_named(method), steps=steps, also=())
+        apart = np.asarray(shared.images[name], int) - np.asarray(alone.image, int)
+        assert abs(apart).max() <= 1, name
+        assert shares[name].alone == alone.generations
+
+
+ON_THE_SMALL = partial(
+    require_shared,
+    small_pipeline(),
+    LATE,
+    {"localized": 3, "swap": 0, "p2p": 1, "p2p_star": 1},
+)
+
+
+def test_methods_share_a_run_and_their_pictures_stay(monkeypatch):
+    """The plain rows run for all.  Fault: maps are edited from the target's own."""
+    ON_THE_SMALL()
+    plant(
+        monkeypatch,
+        sharing.Editing,
+        "_entering",
+        "(batch, SOURCE, target)",
+        "(batch, target, target)",
+    )
+    with pytest.raises(AssertionError):
+        ON_THE_SMALL()
+
+
+@pytest.mark.long  # models whose text is static: that methods share a run is held above on the small one
+@pytest.mark.parametrize("name", ["tiny-sdxl", "tiny-if"])
+def test_methods_share_a_run_where_text_is_static(name):
+    """The target is in the bank, and runs for its own picture."""
+    chosen = LATE | {"localized": Localized(start=1), "injection": "injection"}
+    rows = {"localized": 2, "swap": 1, "p2p": 1, "p2p_star": 1, "injection": 1}
+    require_shared(load(name), chosen, rows)
+
+
+def test_a_local_blend_has_a_run_of_its_own():
+    """It looks at maps between the steps."""
+    blended = PromptToPrompt(blend=LocalBlend(("wall", "wall"), 0))
+    assert blended.share(small_pipeline(), Pair(*PAIRS[0]), seed=0, steps=2, guidance=1) is None
 
 
 def test_the_result_has_scores_costs_and_differences():
@@ -124,9 +197,11 @@ def test_nothing_is_made_twice(tmp_path, monkeypatch):
     ],
 )
 def test_methods_that_cannot_be_compared(methods, says):
-    """PatchError before anything is made."""
+    """PatchError before anything is made, and for nothing to time."""
     with pytest.raises(PatchError, match=says):
         compare(small_pipeline(), PAIRS, methods, ocr=PixelReader())
+    with pytest.raises(PatchError, match="timed is 0; give how many"):
+        compare(small_pipeline(), PAIRS, ocr=PixelReader(), timed=0)
 
 
 def test_a_pair_that_a_method_does_not_admit_is_refused_before_anything_runs(monkeypatch):

@@ -9,11 +9,13 @@ from support.by_default import taking
 from support.planting import plant
 from support.recorded_inversions import (
     INPUTS,
+    RUNS,
     TOLERANCE,
     RecordedDDIM,
     RecordedEuler,
     RecordedFlow,
     RecordedIF,
+    RecordedIFToZero,
     inverts,
     moved,
     moves,
@@ -69,6 +71,16 @@ SOLVERS = {
 RECORDINGS = {
     "ddim_sdxl": DDIM_INVERSION,
     "ddim_if": partial(inverts, "ddim_if", "invert", RecordedIF(), methods.DDIM()),
+    "other_abar_sdxl": partial(
+        inverts,
+        "ddim_sdxl",
+        "invert_other_final_alpha",
+        RecordedDDIM(set_alpha_to_one=True),
+        methods.DDIM(),
+    ),
+    "other_abar_if": partial(
+        inverts, "ddim_if", "invert_other_final_alpha", RecordedIFToZero(), methods.DDIM()
+    ),
     "official_ddim": partial(RENOISE, "ddim", method=methods.DDIM()),
     "renoise_K1": partial(RENOISE, "renoise_K1", method=methods.ReNoise(1)),
     "renoise_K3": partial(RENOISE, "renoise_K3", method=methods.ReNoise(3)),
@@ -76,6 +88,11 @@ RECORDINGS = {
     "again_if": partial(ON_IF, "regenerate_A", begun="invert"),
     "guided_sdxl": partial(ON_SDXL, "regenerate_A_guided", begun="invert", guidance=4.0),
     "guided_if": partial(ON_IF, "regenerate_B_guided", begun="invert", prompt="B", guidance=4.0),
+    "guided_target_sdxl": partial(
+        ON_SDXL, "regenerate_B_guided", begun="invert", prompt="B", guidance=4.0
+    ),
+    "guided_source_if": partial(ON_IF, "regenerate_A_guided", begun="invert", guidance=4.0),
+    "official_source": partial(OFFICIAL, "edit_A", begun="renoise_K1"),
     "official_edit": partial(OFFICIAL, "edit_patched", begun="renoise_K1", sites=(13, 14)),
     "official_edit_late": partial(
         OFFICIAL, "edit_patched_start2", begun="renoise_K1", sites=(13, 14), first=2
@@ -91,7 +108,26 @@ RECORDINGS = {
         )
         for name, method in SOLVERS.items()
     },
+    **{
+        f"{name}_again": partial(
+            samples,
+            "flow_sd3",
+            f"{name}_regenerate_A",
+            schedule=FLOW,
+            method=SOLVERS[name],
+            begun=f"{name}_invert",
+        )
+        for name in ("euler", "midpoint", "fireflow")
+    },
     "rf_inversion": RF_INVERSION,
+    "rf_inversion_pulled_less": partial(
+        inverts,
+        "flow_sd3",
+        "rf_inversion_decay_invert",
+        schedule=RecordedFlow(),
+        method=FADING,
+        noise=INPUTS["flow_sd3/rf_inversion.y1"],
+    ),
     "rf_inversion_edit": RF_EDIT,
     "rf_inversion_fading": partial(
         ON_FLOW,
@@ -111,7 +147,9 @@ RECORDINGS = {
 # DeepFloyd IF's, the official edit by its late start, flow solvers' edits by the midpoint's.
 MORE = (
     "official_ddim again_sdxl again_if guided_sdxl official_edit official_target renoise_K3 "
-    "euler_edit rf_solver_edit fireflow_edit rf_inversion_fading flowedit_averaged"
+    "euler_edit rf_solver_edit fireflow_edit rf_inversion_fading flowedit_averaged "
+    "other_abar_sdxl other_abar_if guided_target_sdxl guided_source_if official_source "
+    "euler_again midpoint_again fireflow_again rf_inversion_pulled_less"
 ).split()
 IN_TURN = [
     pytest.param(name, marks=[pytest.mark.long] if name in MORE else []) for name in RECORDINGS
@@ -122,6 +160,18 @@ IN_TURN = [
 def test_a_recorded_run_comes_out_the_same(name):
     """Inversions at every step, and edits at the last, to 1e-10 of what published code has made."""
     assert RECORDINGS[name]() <= TOLERANCE
+
+
+def run_of(check: partial) -> str:
+    """Folder and name of the recorded run that a check is about."""
+    folder, run, *_ = check.args
+    return f"{folder}/{run}" if isinstance(run, str) else f"flow_sd3/{folder}"
+
+
+def test_every_recorded_run_is_asked_for():
+    """FlowEdit's of one prompt stays where it is, which is held bit for bit below."""
+    runs = {name.removesuffix(".latents") for name in RUNS}
+    assert runs - set(map(run_of, RECORDINGS.values())) == {"flow_sd3/flowedit_same_prompt"}
 
 
 LONGEST_TO_REPLAY = {"renoise_K1"}

@@ -35,6 +35,7 @@ LAYERS = [
     ["foreign", "sampling"],
     ["lockstep", "packing"],
     ["checks", "swapping"],
+    ["reading"],
     ["bookkeeping", "ledger", "patching", "reads", "recording"],
     ["attending", "branches", "taps"],
     ["cache", "calls", "reference_models"],
@@ -58,7 +59,7 @@ LAYERS = [
 CORE = (
     "anatomy attending attention bank bookkeeping branches cache calls changes checks classifier_free "
     "equality explaining finite guidance hooks ledger masks packing patching plan reads recording rows "
-    "safe_guidance seeds shapes sites slots softmax swapping swaps taps windows"
+    "reading safe_guidance seeds shapes sites slots softmax swapping swaps taps windows"
 ).split()
 NEVER = {"diffusers", "torchvision", "pickle", "dill", "joblib"}
 TALKERS = {"cli", "examples"}

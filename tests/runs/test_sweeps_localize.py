@@ -343,7 +343,7 @@ def test_shards_of_the_command_line(weights, here, monkeypatch, capfd):
     folder = here / capfd.readouterr().out.splitlines()[-1].removesuffix("/report.html")
     assert sorted(path.name for path in (folder / "records").iterdir()) == ["0.jsonl", "1.jsonl"]
     both = read_json(folder / "manifest.json")["sessions"]
-    assert len(both) == 2 and {*both[0]} == {"began", "seconds", "hardware"}
+    assert len(both) == 2 and {*both[0]} == {"began", "seconds", "hardware", "worker"}
     monkeypatch.delenv("WORLD_SIZE")
     assert cli.main([*command, "--out", "undivided"]) == 0
     for name in WRITTEN:

@@ -94,17 +94,19 @@ def pictures(pipeline) -> list[Image.Image]:
 
 
 def test_training_resumes_bit_for_bit(mini, tmp_path, monkeypatch):
-    """Two steps = one step, a kill, and the same command again: every exported file is equal."""
-    straight, train_step = training.train("mini", tmp_path / "a"), training.train_step
+    """Two steps = one step, its batch drawn by another process, a kill, and the same command again: every
+    exported file is equal."""
+    train_step = training.train_step
+    straight = training.train("mini", tmp_path / "a")
 
-    def killed(recipe, seed, step, *rest):
+    def killed(recipe, step, *rest):
         if step == 1:
             raise KeyboardInterrupt
-        return train_step(recipe, seed, step, *rest)
+        return train_step(recipe, step, *rest)
 
     monkeypatch.setattr(training, "train_step", killed)
     with pytest.raises(KeyboardInterrupt):
-        training.train("mini", tmp_path / "b", save_every=0.0)
+        training.train("mini", tmp_path / "b", save_every=0.0, workers=2)
     monkeypatch.setattr(training, "train_step", train_step)
     resumed = files(training.train("mini", tmp_path / "b"))
     assert resumed.keys() == files(straight).keys()
@@ -208,10 +210,10 @@ def test_a_run_may_become_longer_before_its_rate_falls(mini_mmdit, tmp_path, mon
     straight = files(training.train("mini", tmp_path / "a", images=16))
     train_step = training.train_step
 
-    def killed(recipe, seed, step, *rest):
+    def killed(recipe, step, *rest):
         if step == 1:
             raise KeyboardInterrupt
-        return train_step(recipe, seed, step, *rest)
+        return train_step(recipe, step, *rest)
 
     monkeypatch.setattr(training, "train_step", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -301,8 +303,8 @@ def test_a_training_that_diverges_makes_no_model(mini_mmdit, tmp_path, monkeypat
     is written."""
     real = training.loss_of
 
-    def diverged(model, recipe, batch, weight):
-        rows = real(model, recipe, batch, weight)
+    def diverged(model, recipe, batch, tokens, weight):
+        rows = real(model, recipe, batch, tokens, weight)
         return (
             rows.index_fill(0, torch.tensor(2), torch.nan)
             if batch.prompts == training.Batch(MINI, 0, step).prompts
@@ -339,6 +341,24 @@ def test_a_training_that_cannot_write_says_so(mini_mmdit, tmp_path, monkeypatch,
     assert code == 2 and f"cannot write {tmp_path / 'file'}: File exists" in line
     code, line = ended("--out", str(tmp_path / "other"), "--seed", str(2**70))
     assert code == 2 and "does not fit torch's generator" in line
+
+
+@pytest.mark.parametrize(
+    "asked, says",
+    [
+        ({"device": "meta"}, "device 'meta' cannot be used here"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used here"),
+        ({"workers": -1}, "-1 workers asked for; give a whole number of 0 to 64"),
+        ({"workers": 65}, "65 workers asked for; give a whole number of 0 to 64"),
+    ],
+    ids=str,
+)
+def test_where_no_training_runs_is_refused(mini_mmdit, tmp_path, asked, says):
+    """A device that is not there, and a number of processes that is none: PatchError, and nothing is
+    written."""
+    with pytest.raises(PatchError, match=says):
+        training.train("mini", tmp_path / "run", **asked)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("images", [-4, 0, 3])
@@ -543,9 +563,9 @@ def test_ifs_encoder_knows_places_and_keeps_knowing():
     recipe, rng = MINIS["tiny-if"], random.Random(0)
     words = ["".join(rng.choices(LETTERS, k=6)) for _ in range(100)]
     model = training.Trainee(recipe)
-    training.loss_of(
-        model, recipe, training.Batch(recipe, 0, 0), training.text_weights(recipe)
-    ).sum().backward()
+    batch = training.Batch(recipe, 0, 0)
+    tokens = model.encoders.tokenized(batch.prompts)
+    training.loss_of(model, recipe, batch, tokens, training.text_weights(recipe)).sum().backward()
     assert all(p.grad is None for p in model.encoders.parameters())
     with torch.no_grad():  # `a red sign that says " W O R D E R " ...`
         states = model.encoders([Sign(word).prompt() for word in words]).tokens[:, 6:12]

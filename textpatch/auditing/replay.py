@@ -32,6 +32,7 @@ from textpatch.plan import Plan, Row, Swap
 from textpatch.ports.shipped import pipeline_sites
 from textpatch.recording import Record, eager, recording_sites
 from textpatch.sites import Selectors, Site, select_sites
+from textpatch.text import aligned
 
 SCHEMA_VERSION = 1
 HALF = (torch.float16, torch.bfloat16)
@@ -95,7 +96,7 @@ class Check:
 
     @property
     def what(self) -> str:
-        """Words for the rows that the check is of."""
+        """Words for the rows that the check is of, in an error."""
         if self.swap is None:
             return "rows without a swap"
         return f"swap {self.swap}"
@@ -117,16 +118,23 @@ class AuditReport:
         """Checks that did not pass."""
         return tuple(check for check in self.checks if not check.passed)
 
+    def fault(self) -> PatchError | None:
+        """The error that `require` raises, None where every check passed."""
+        if not self.failed:
+            return None
+        check = self.failed[0]
+        return PatchError(
+            f"{len(self.failed)} of {len(self.checks)} checks failed, first {check.what} "
+            f"at site {check.site} ({check.name}), step {check.step}: error {check.error:.3g} "
+            f"against float64, allowed {check.allowed:.3g}; what ran is not what the plan says, "
+            "so do not use the run"
+        )
+
     def require(self) -> None:
         """Raise PatchError unless every check passed."""
-        if self.failed:
-            check = self.failed[0]
-            raise PatchError(
-                f"{len(self.failed)} of {len(self.checks)} checks failed, first {check.what} "
-                f"at site {check.site} ({check.name}), step {check.step}: error {check.error:.3g} "
-                f"against float64, allowed {check.allowed:.3g}; what ran is not what the plan says, "
-                "so do not use the run"
-            )
+        fault = self.fault()
+        if fault is not None:
+            raise fault
 
     def to_json(self) -> str:
         """Every check with all its figures, and whether it passed."""
@@ -139,19 +147,13 @@ class AuditReport:
 
     def __str__(self) -> str:
         columns = ("error", "relative", "eager", "sdpa", "allowed", "effect")
-        lines = [("site", "step", "what", *columns, "verdict")]
+        lines = [("site", "step", "swap", *columns, "verdict")]
         for check in self.checks:
-            figures = (f"{getattr(check, column):.2e}" for column in columns)
-            lines.append((str(check.site), str(check.step), check.what, *figures, check.verdict))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [_aligned(line, widths) for line in lines]
+            figures = (f"{getattr(check, column):.1e}" for column in columns)
+            place = "none" if check.swap is None else str(check.swap)
+            lines.append((str(check.site), str(check.step), place, *figures, check.verdict))
         passed = len(self.checks) - len(self.failed)
-        return "\n".join([*table, f"{passed} of {len(self.checks)} checks passed"])
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Line of a table, its cells to the right."""
-    return "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+        return "\n".join([*aligned(lines), f"{passed} of {len(self.checks)} checks passed"])
 
 
 def audit(

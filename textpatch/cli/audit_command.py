@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from textpatch.cli.models import load_model
@@ -15,8 +16,13 @@ from textpatch.cli.options import (
     add_device_option,
     add_links_option,
 )
+from textpatch.cli.outcome import Outcome
 from textpatch.errors import PatchError
 
+COLUMNS = """\
+error: of the run against float64, allowed by those of torch's eager and sdpa
+effect: how far the swap moved the output; none: the rows that no swap names\
+"""
 HELP = Help(
     usage="textpatch audit RUN [--model MODEL] [--device DEVICE]",
     summary="carry a finished run's swaps out again and hold each against float64",
@@ -51,11 +57,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=audit)
 
 
-def audit(options) -> None:
-    """Print the audit of a run's first pair and seed.
-
-    Raises PatchError if a check fails.
-    """
+def audit(options) -> Outcome:
+    """Return the audit of a run's first pair and seed, with a fault if a check fails."""
     from textpatch.auditing.finished import audit_run
 
     def load(request: dict) -> tuple:
@@ -67,8 +70,7 @@ def audit(options) -> None:
         return pipeline, weights_of(options, pipeline)
 
     report = audit_run(options.run_folder, load=load)
-    print(report)
-    report.require()
+    return Outcome(f"{report}\n{COLUMNS}", json.loads(report.to_json()), fault=report.fault())
 
 
 def _require_same_parts(options, request: dict) -> None:

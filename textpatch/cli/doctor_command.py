@@ -6,6 +6,7 @@ import argparse
 
 from textpatch.cli.models import chosen
 from textpatch.cli.options import LOADING, MODEL_HELP, Help, add_loading_options
+from textpatch.cli.outcome import Outcome
 from textpatch.errors import OCRError, PatchError
 from textpatch.exits import printable
 from textpatch.runs.packages import versions
@@ -53,31 +54,41 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=doctor)
 
 
-def doctor(options) -> None:
-    """Print what is installed, and whether every part works.
+def doctor(options) -> Outcome:
+    """Print what is installed as it is looked at, and return it, with a fault if a model cannot be used.
 
-    Raises PatchError if a part of a model cannot be used, and for options of which one would have no effect.
+    Raises PatchError for options of which one would have no effect.
     """
     if options.readers:
-        _measure_readers(options)
-        return
+        return _measured_readers(options)
     from textpatch.exits import broken
     from textpatch.metrics import Tesseract
 
-    for name, version in versions().items():
+    installed = versions()
+    for name, version in installed.items():
         print(f"{name:<14}{version}")
     for name, fault in broken().items():
         print(f"{name:<14}installed and broken: {printable(fault)}; install it anew or remove it")
-    print(f"{'attention':<14}{_attention()}")
+    attention = _attention()
+    print(f"{'attention':<14}{attention}")
     reader = Tesseract()
     reader.self_test()
-    print(f"{'tesseract':<14}{reader.describe()['version']}, reads its self-test")
+    tesseract = reader.describe()["version"]
+    print(f"{'tesseract':<14}{tesseract}, reads its self-test")
     asked = chosen(options, LOADING)
-    _examine(options.model or _shipped(), {"numbers": options.scan, **asked})
+    models = _examined(options.model or _shipped(), {"numbers": options.scan, **asked})
+    result = {
+        "versions": installed,
+        "broken": broken(),
+        "attention": attention,
+        "tesseract": tesseract,
+        "models": models,
+    }
+    return Outcome(result=result, fault=_fault(models))
 
 
-def _measure_readers(options) -> None:
-    """Print what every reader reads of the pictures of a calibration, one column for each reader.
+def _measured_readers(options) -> Outcome:
+    """Return what every reader reads of the pictures of a calibration, one column for each reader.
 
     Raises PatchError if models are named as well.
     """
@@ -101,28 +112,38 @@ def _measure_readers(options) -> None:
         raise OCRError(
             "no reader can read here; install tesseract, or pip install 'textpatch[ocr]'"
         )
-    for line in told_calibration(columns):
-        print(line)
+    return Outcome("\n".join(told_calibration(columns)), {"readers": columns})
 
 
-def _examine(models: list[str], asked: dict) -> None:
-    """Print what each model's files are.
+def _examined(models: list[str], asked: dict) -> list[dict]:
+    """Print what each model's files are, and return that with the number of parts that cannot be used.
 
     asked  arguments of `examine`
-    Raises PatchError if a part cannot be used.
     """
     # not before `broken` has spoken: it imports transformers, which a broken package may stop
     from textpatch.weights.doctor import UNUSABLE, examine
 
-    unusable = 0
+    found = []
     for model in models:
+        lines = []
         for line in examine(model, **asked):
             print(line)
-            unusable += line.lstrip().startswith(UNUSABLE)
-    if unusable:
-        raise PatchError(
-            f"{unusable} of the parts above cannot be used; the lines that begin with {UNUSABLE!r} say why"
-        )
+            lines.append(line)
+        unusable = sum(line.lstrip().startswith(UNUSABLE) for line in lines)
+        found.append({"model": model, "found": lines, "unusable": unusable})
+    return found
+
+
+def _fault(models: list[dict]) -> PatchError | None:
+    """An error that tells how many parts cannot be used, None where all can."""
+    from textpatch.weights.doctor import UNUSABLE
+
+    unusable = sum(model["unusable"] for model in models)
+    if not unusable:
+        return None
+    return PatchError(
+        f"{unusable} of the parts above cannot be used; the lines that begin with {UNUSABLE!r} say why"
+    )
 
 
 def _attention() -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from textpatch.cli.models import chosen
 from textpatch.cli.options import READING, Help, add_reading_options
+from textpatch.cli.outcome import Outcome
 from textpatch.errors import PatchError
 
 # those of textpatch.adapters, which is not imported before it is known that something is to be done
@@ -53,8 +54,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=export)
 
 
-def export(options) -> None:
-    """Write the selection, and print how many modules it takes."""
+def export(options) -> Outcome:
+    """Write the selection, and tell how many modules it takes."""
     from torch import nn
 
     from textpatch.adapters.selectors import selection
@@ -69,9 +70,10 @@ def export(options) -> None:
     wanted = _projections(options, request["command"], result, model)
     linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
     made = selection(options.tool, wanted, linear, rank=request.get("rank", 4))
-    print(made.text)
-    print(f"{made.count} of {made.count} modules, as {options.tool} reads it")
-    print(run.write_text(f"selectors/{options.tool}.txt", f"{made.text}\n"))
+    path = run.write_text(f"selectors/{options.tool}.txt", f"{made.text}\n")
+    told = f"{made.text}\n{made.count} of {made.count} modules, as {options.tool} reads it"
+    result = {"trainer": options.tool, "selection": made.text, "modules": wanted}
+    return Outcome(told, result, path, run.folder)
 
 
 def _projections(options, command: str, result: dict, model) -> list[str]:

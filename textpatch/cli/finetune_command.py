@@ -25,6 +25,7 @@ from textpatch.cli.options import (
     add_model,
     number,
 )
+from textpatch.cli.outcome import Outcome
 from textpatch.errors import PatchError
 from textpatch.runs.interrupts import told_on_interrupt
 
@@ -182,7 +183,7 @@ def _add_samples(group) -> None:
     add_folder_option(group)
 
 
-def finetune(options) -> None:
+def finetune(options) -> Outcome:
     """Train an adapter, and keep it with pictures made before and under it."""
     from textpatch.adapters.finetuning import prepared, require_counts
 
@@ -212,14 +213,15 @@ def finetune(options) -> None:
         if training.processes.rank:  # the first process alone shows and keeps
             training.resumed(folder, options.steps)
             training.run(options.steps, folder, every, None)
-            return
-        tell_projections(pipeline, sites, options.targets, training.changes)
+            return Outcome(silent=True)
+        if not options.quiet:
+            tell_projections(pipeline, sites, options.targets, training.changes)
         run = open_folder(options, request, loaded=notes_of(pipeline))
         training.resumed(run.folder, options.steps)
         shown = Shown(run, pipeline, prompts, options.seed)
         with told_on_interrupt(_Progress(training, options.steps, run.folder)):
             _train(training, options.steps, every, shown)
-            _finish(run, training, shown)
+            return _finish(run, training, shown)
 
 
 def _train(training, steps: int, every: int, shown) -> None:
@@ -268,7 +270,7 @@ def _data(options) -> list:
     return read_data(options.data)
 
 
-def _finish(run, training, shown) -> None:
+def _finish(run, training, shown) -> Outcome:
     """Keep the adapter, what was measured, and the sheet."""
     adapter = training.adapter()
     adapter.save(run.folder / ADAPTER)
@@ -282,8 +284,8 @@ def _finish(run, training, shown) -> None:
         "pictures": shown.pictures,
     }
     run.write_json("results.json", result)
-    print(run.folder / ADAPTER)
-    print(run.write_bytes("sheet.png", shown.sheet()))
+    sheet = run.write_bytes("sheet.png", shown.sheet())
+    return Outcome(str(run.folder / ADAPTER), result, sheet, run.folder)
 
 
 class _Progress:

@@ -40,10 +40,11 @@ def load_model(options, model: str | None = None):
     import_heavy()
     import torch
 
+    from textpatch.devices import first_device
     from textpatch.weights import load
 
     if options.device == "auto":
-        options.device = _first_device()
+        options.device = first_device()
 
     return load(
         model or options.model,
@@ -87,14 +88,3 @@ def _own_device(device: str) -> str:
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         return f"cuda:{os.environ['LOCAL_RANK']}"
     return device
-
-
-def _first_device() -> str:
-    """Return the first of cuda, mps and cpu that is there."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if torch.backends.mps.is_available():
-        return "mps"
-    return "cpu"

@@ -1,6 +1,6 @@
 """What a command says at its end, to a person or to a program, and what is remembered of it.
 
-A verb's function returns an Outcome, or prints by itself and returns None.
+A verb's function returns an Outcome.  What it prints before that stands above the Outcome's text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from textpatch.cli.parts import part_of
 from textpatch.disk import read_json
-from textpatch.errors import Unfinished
+from textpatch.errors import PatchError, Unfinished
 from textpatch.runs.answers import FILE, Answer, keep, recalled
 
 # options that change nothing of a result
@@ -47,6 +47,7 @@ class Outcome(NamedTuple):
     made    the file that a person looks at, None for none
     folder  the run folder, None for a command without one
     silent  whether nothing is said at all
+    fault   an error with which the command ends after all is said, None for none
     """
 
     text: str = ""
@@ -54,6 +55,7 @@ class Outcome(NamedTuple):
     made: Path | None = None
     folder: Path | None = None
     silent: bool = False
+    fault: PatchError | None = None
 
 
 def carried_out(options) -> None:
@@ -63,13 +65,14 @@ def carried_out(options) -> None:
     if outcome is None:
         with _stdout_kept_free(options) as printed:
             outcome = _run(options)
-        if outcome is None:
-            outcome = Outcome(printed.getvalue())
         _remember(options, asked, outcome)
+        outcome = outcome._replace(text=printed.getvalue() + outcome.text)
     _tell(options, outcome)
+    if outcome.fault is not None:
+        raise outcome.fault
 
 
-def _run(options) -> Outcome | None:
+def _run(options) -> Outcome:
     """Call the verb's function, by its part of the work where that can be divided."""
     if not hasattr(options, "shard"):
         return options.run(options)

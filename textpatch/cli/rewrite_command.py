@@ -19,6 +19,7 @@ from textpatch.cli.options import (
     add_model,
     number,
 )
+from textpatch.cli.outcome import Outcome
 from textpatch.errors import PatchError
 
 TOKENS = ["all", "aligned", "last"]  # those of textpatch.adapters.token_pairs
@@ -102,7 +103,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=rewrite, height=None, width=None)
 
 
-def rewrite(options) -> None:
+def rewrite(options) -> Outcome:
     """Make the adapter, and keep it with pictures made before and under it."""
     from textpatch.adapters.rewriting import rewrite as rewrite_
 
@@ -118,7 +119,8 @@ def rewrite(options) -> None:
     prompts = list(dict.fromkeys([*(old for old, _ in edits), *options.preserve, *options.sample]))
     pipeline.check(prompts, seeds=[options.seed], steps=pipeline.defaults.steps)
     adapter = rewrite_(pipeline, edits, sites=sites, **settings)
-    tell_projections(pipeline, sites, f"{options.part} of the text", adapter.changes)
+    if not options.quiet:
+        tell_projections(pipeline, sites, f"{options.part} of the text", adapter.changes)
     request = dict(
         command="rewrite",
         edits=[list(edit) for edit in edits],
@@ -141,8 +143,8 @@ def rewrite(options) -> None:
         "pictures": shown.pictures,
     }
     run.write_json("results.json", result)
-    print(run.folder / ADAPTER)
-    print(run.write_bytes("sheet.png", shown.sheet()))
+    sheet = run.write_bytes("sheet.png", shown.sheet())
+    return Outcome(str(run.folder / ADAPTER), result, sheet, run.folder)
 
 
 def _edits(options) -> list[tuple[str, str]]:

@@ -59,7 +59,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=sites)
 
 
-def sites(options) -> None:
+def sites(options) -> Outcome:
     """Return the table of a model's sites, from its configuration or its file's header alone."""
     from textpatch.cli.foreign_sites import listed_in
     from textpatch.ports.shipped import find_sites

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from textpatch.bank import Texts
 from textpatch.editing.pair_edit import PairEdit
-from textpatch.editing.places import SELF, Place
+from textpatch.editing.places import SELF, Place, places_of
 from textpatch.editing.replacing import Heads
+from textpatch.errors import PatchError
 from textpatch.hooks import HookRegistry
-from textpatch.plan import Row
+from textpatch.plan import CONDITIONAL, Row
+from textpatch.ports.shipped import find_sites
 from textpatch.recording import by_head
 from textpatch.sites import Site
 
@@ -38,6 +40,12 @@ def bank_of_rows(texts: Texts, sites: Sequence[Site], rows: Sequence[Row]) -> Ba
     return found
 
 
+def places_in(batch: Sequence[Row], *names: str) -> list[int]:
+    """Numbers of conditional rows in a batch, by their names."""
+    labels = [row.label for row in batch]
+    return [labels.index((name, CONDITIONAL)) for name in names]
+
+
 class Carrier:
     """Edit of one row's attention from another's while a model is called.
 
@@ -50,7 +58,7 @@ class Carrier:
     def __init__(
         self,
         places: Sequence[Place],
-        rows: tuple[int, int],
+        rows: Sequence[int],
         edit: PairEdit,
         bank: BankOfRows | None,
     ) -> None:
@@ -63,6 +71,28 @@ class Carrier:
         self._exits = {name: place for place in places for name in place.modules.out}
         self._latest: dict[str, Tensor] = {}  # (2, H, n, D) by projection
         self._text_outputs: dict[str, Tensor] = {}  # (H, T, D) by place
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, edit: PairEdit, texts: Texts, batch: Sequence[Row], *names: str
+    ) -> Carrier:
+        """Carrier of an edit of the second named row from the first in a batch.
+
+        Raises PatchError for sites that have no map to edit.
+        """
+        sites = find_sites(model)
+        chosen = [site for site in sites if edit.concerns(site)]
+        rows = places_in(batch, *names)
+        bank = bank_of_rows(texts, chosen, [batch[row] for row in rows])
+        return cls(places_of(model, sites, chosen), rows, edit, bank)
+
+    def require_edited(self) -> None:
+        """Raise PatchError if no output was replaced."""
+        if not self.edits:
+            raise PatchError(
+                "no attention was edited in this run, so the target's picture is a plain one; give wider "
+                "windows, or for self-attention a larger `self_limit`"
+            )
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:

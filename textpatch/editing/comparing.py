@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 
 import numpy as np
 from PIL import Image
 
 from textpatch.disk import JSON
 from textpatch.editing.methods import Method, Source, method_named
-from textpatch.editing.result import Edit
+from textpatch.editing.sharing import shared_run
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance
 from textpatch.localization.scores import all_scores, chance_levels, column, values
@@ -22,7 +23,7 @@ from textpatch.metrics import compared, f1_of_means
 from textpatch.metrics.readers.named import AnyReader
 from textpatch.metrics.readers.strictness import over_reading
 from textpatch.pictures import opened, png
-from textpatch.pipelines import SupportsSampling
+from textpatch.pipelines import SupportsSampling, draws_by_itself
 from textpatch.plan import Plan, Row
 from textpatch.progress import counted, phase
 from textpatch.prompts.pairs import SOURCE, TARGET, AnyPair, Pair
@@ -36,7 +37,7 @@ from textpatch.runs.work import made_by
 from textpatch.text import aligned
 
 SCHEMA_VERSION = 1
-COST = ("seconds", "generations")
+TIMED = 8  # pairs and seeds whose methods run one by one, when nobody says how many
 _TITLES = ("method", "exact", "F1 target", "F1 source", "bg SSIM", "bg PSNR", "s", "rows")
 
 
@@ -91,6 +92,7 @@ def compare(
     ocr: AnyReader | None = None,
     run: Run | None = None,
     shard: tuple[int, int] | Part | None = None,
+    timed: int = TIMED,
 ) -> Comparison:
     """Edit every prompt pair by several methods from the same noise, and score the pictures.
 
@@ -102,32 +104,38 @@ def compare(
     run      a textpatch.Run.  The pictures of a pair are kept there together once they are made, and are not
              made again
     shard    (i, n) edits every n-th pair and seed, as `localize` has it
+    timed    how many pairs and seeds, the first, are edited by one method after the other to time each.
+             For the others all methods that can share a run do, which generates the rows that several need
+             once.  Pictures are the same but for the last bits of another batch
 
     The result has for each method
 
     - the scores of `textpatch.localization.scores.all_scores`,
-    - "seconds" and "generations", medians over pairs and seeds of what the edited picture alone took, and
+    - "seconds", the median over the timed pairs and seeds of what the edited picture alone took,
+    - "generations", the median of the rows that it needs alone, and
     - "more_than_first", the differences of F1 towards the target, of its background's SSIM and of seconds
       from the first method.  Those of the two scores are `textpatch.metrics.compared`'s, over the same pairs.
 
     "chance" has the chance levels of both F1s, see `textpatch.localization.scores.chance_levels`.
 
-    Raises PatchError for no methods, two of one name, and as `textpatch.edit` and `Trials` do.  A pair that a
-    method does not admit is refused before a picture is made.  Raises Unfinished where other shards are not
-    done.
+    Raises PatchError for no methods, two of one name, nothing to time, and as `textpatch.edit` and `Trials`
+    do.  A pair that a method does not admit is refused before a picture is made.  Raises Unfinished where
+    other shards are not done.
     """
     named = _named(methods)
+    _require_timed(timed)
     how = dict(seeds=seeds, steps=steps, guidance=guidance, ocr=ocr)
     trials = Trials(pipeline, pairs, **how, run=run, shard=shard)
     _require_admitted(trials, named)
     drawn = {SOURCE: Source(), **named}
     tasks = trials.tasks(len(trials.pairs))
+    one_by_one = set(tasks[:timed])
     last = [*drawn][-1]  # of the records of a pair and seed
     with phase("edits", "pair"):
         ids = [_id(task, last) for task in tasks]
         for portion in trials.portions(tasks, ids, strict=True):
             for task in counted(portion):
-                _keep(trials, task, drawn)
+                _keep(trials, task, drawn, together=task not in one_by_one)
     return Comparison(_result(trials, list(named)), trials.records, run)
 
 
@@ -153,6 +161,15 @@ def _named(methods: str | Sequence[str | Method] | Mapping[str, Method]) -> dict
     return {str(name): method_named(method) for name, method in methods.items()}
 
 
+def _require_timed(timed: object) -> None:
+    """Raise PatchError unless there is a pair to time."""
+    if not isinstance(timed, Integral) or timed < 1:
+        raise PatchError(
+            f"timed is {timed!r}; give how many pairs and seeds are edited by one method after the other, a "
+            "whole number from 1 on"
+        )
+
+
 def _require_admitted(trials: Trials, methods: Mapping[str, Method]) -> None:
     """Raise for the first pair that a method does not admit, with the number of the pair."""
     for name, method in methods.items():
@@ -166,7 +183,7 @@ def _require_admitted(trials: Trials, methods: Mapping[str, Method]) -> None:
                 raise type(error)(f"pair {number} by {name}: {error}") from None
 
 
-def _keep(trials: Trials, task: Task, methods: Mapping[str, Method]) -> None:
+def _keep(trials: Trials, task: Task, methods: Mapping[str, Method], *, together: bool) -> None:
     """Keep the records of a pair and seed, one for each method.
 
     Pictures that the run folder has not are made now, and a reader sees all of them at once.  A first Ctrl-C
@@ -182,19 +199,43 @@ def _keep(trials: Trials, task: Task, methods: Mapping[str, Method]) -> None:
         trials.join(trials.once(ids[name], task, maker, make))
 
     there = [name for name in methods if ids[name] in trials.work]
-    lacking = [name for name in methods if name not in there]
+    lacking = {name: method for name, method in methods.items() if name not in there}
     for name in there:
         keep(name, dict)  # whose record is found, so that nothing is made
     if not lacking:
         return
     with finishing():
-        made = {name: _timed(trials, pair, seed, methods[name]) for name in lacking}
-        images = {name: edit.image for name, (edit, _) in made.items()}
+        made = {}
+        if together:
+            made = _shared(trials, pair, seed, lacking)
+        for name, method in lacking.items():
+            if name not in made:
+                made[name] = _timed(trials, pair, seed, method)
+        images = {name: made[name].image for name in lacking}
         scored = trials.scored(images, index, trials.pictures(task).get(SOURCE))
-        for name, (edit, seconds) in made.items():
-            cost = {"seconds": seconds, "generations": edit.generations}
-            pictures = {name: scored[name] | cost}
-            keep(name, partial(dict, generations=edit.generations, pictures=pictures))
+        for name in lacking:
+            pictures = {name: scored[name] | made[name].cost(timed=not together)}
+            keep(name, partial(dict, generations=made[name].generated, pictures=pictures))
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A picture and what it cost.
+
+    generated  rows that were generated for it
+    alone      rows that its method generates alone
+    seconds    of sampling and decoding it alone, None if it was not made alone
+    """
+
+    image: Image.Image
+    generated: int
+    alone: int
+    seconds: float | None = None
+
+    def cost(self, *, timed: bool) -> dict[str, float]:
+        """What the record says of it."""
+        seconds = {"seconds": self.seconds} if timed and self.seconds is not None else {}
+        return {"generations": self.alone, **seconds}
 
 
 def _id(task: Task, name: str) -> str:
@@ -203,14 +244,37 @@ def _id(task: Task, name: str) -> str:
     return f"{pair}-{seed}-{name}"
 
 
-def _timed(trials: Trials, pair: Pair, seed: int, method: Method) -> tuple[Edit, float]:
-    """Edit of a pair, and the seconds of sampling and decoding.  The prompts are encoded before."""
+def _timed(trials: Trials, pair: Pair, seed: int, method: Method) -> _Made:
+    """Picture of a pair by one method alone.  The prompts are encoded before the time begins."""
     trials.pipeline.encode([pair.source, pair.target])
     start = time.perf_counter()
     made = method(
         trials.pipeline, pair, seed=seed, steps=trials.steps, guidance=trials.guidance, also=()
     )
-    return made, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    return _Made(made.image, made.generations, made.generations, seconds)
+
+
+def _shared(
+    trials: Trials, pair: Pair, seed: int, methods: Mapping[str, Method]
+) -> dict[str, _Made]:
+    """Pictures of a pair by the methods that share a run, none if they are fewer than two."""
+    if draws_by_itself(trials.pipeline):
+        return {}
+    run = {"steps": trials.steps, "guidance": trials.guidance}
+    shares = {}
+    for name, method in methods.items():
+        ask = getattr(method, "share", None)
+        share = ask(trials.pipeline, pair, seed=seed, **run) if ask else None
+        if share is not None:
+            shares[name] = share
+    if len(shares) < 2:
+        return {}
+    made = shared_run(trials.pipeline, shares, **run)
+    return {
+        name: _Made(made.images[name], made.generations[name], share.alone)
+        for name, share in shares.items()
+    }
 
 
 def _described(method: Method) -> str:
@@ -249,8 +313,19 @@ def _result(trials: Trials, names: list[str]) -> dict:
 
 def _scores(records: Sequence[dict], name: str) -> dict:
     """Scores of one method, and what a picture cost."""
-    cost = {key: float(np.median(column(records, name, key))) for key in COST}
+    timed = _timed_by(records, name)
+    cost = {
+        "seconds": float(np.median(column(timed, name, "seconds"))),
+        "generations": float(np.median(column(records, name, "generations"))),
+    }
     return all_scores(records, name) | cost
+
+
+def _timed_by(records: Sequence[dict], *names: str) -> list[dict]:
+    """Records in which all these methods were timed, among them the first."""
+    return [
+        record for record in records if all("seconds" in record["pictures"][name] for name in names)
+    ]
 
 
 def _differences(records: Sequence[dict], name: str, first: str) -> dict:
@@ -260,11 +335,9 @@ def _differences(records: Sequence[dict], name: str, first: str) -> dict:
     if all("ssim" in record["pictures"][one] for record in records for one in (name, first)):
         likeness = (column(records, one, "ssim") for one in (name, first))
         told["ssim"] = compared(*likeness)._asdict()
-    told["seconds"] = {
-        "value": float(
-            np.median(column(records, name, "seconds") - column(records, first, "seconds"))
-        )
-    }
+    timed = _timed_by(records, name, first)
+    apart = column(timed, name, "seconds") - column(timed, first, "seconds")
+    told["seconds"] = {"value": float(np.median(apart))}
     return told
 
 

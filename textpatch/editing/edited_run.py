@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 from textpatch.bank import Texts
-from textpatch.editing.carrying import Carrier, bank_of_rows
+from textpatch.editing.carrying import Carrier
 from textpatch.editing.local_blend import blended
 from textpatch.editing.pair_edit import PairEdit
-from textpatch.editing.places import places_of
-from textpatch.errors import PatchError
 from textpatch.guidance import Guidance, branch_rows
 from textpatch.lockstep import to_device
 from textpatch.pipelines import OnStep, SupportsPartialRuns, SupportsSampling, require_parts
-from textpatch.plan import CONDITIONAL, Row
+from textpatch.plan import Row
 from textpatch.ports.shipped import find_sites
 
 
@@ -49,20 +47,11 @@ class EditedRun:
         Raises PatchError for sites that cannot be edited, and for an edit that acted nowhere.
         """
         batch = branch_rows(self.rows, self.guidance)
-        labels = [row.label for row in batch]
-        pair = labels.index((self.source, CONDITIONAL)), labels.index((self.target, CONDITIONAL))
         model = self.pipeline.denoiser
-        sites = find_sites(model)
-        chosen = [site for site in sites if edit.concerns(site)]
-        bank = bank_of_rows(self.texts, chosen, [batch[place] for place in pair])
-        carrier = Carrier(places_of(model, sites, chosen), pair, edit, bank)
+        carrier = Carrier.of(model, edit, self.texts, batch, self.source, self.target)
         with carrier.on(model):
-            x = self._denoised(batch, carrier, len(sites), on_step)
-        if not carrier.edits:
-            raise PatchError(
-                "no attention was edited in this run, so the target's picture is a plain one; give wider "
-                "windows, or for self-attention a larger `self_limit`"
-            )
+            x = self._denoised(batch, carrier, len(find_sites(model)), on_step)
+        carrier.require_edited()
         return {row.name: one for row, one in zip(self.rows, x, strict=True)}
 
     def _denoised(

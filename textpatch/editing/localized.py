@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 
 from textpatch.bank import prompt_settles_text
 from textpatch.editing.result import Edit
+from textpatch.editing.sharing import Share
 from textpatch.errors import PatchError
 from textpatch.groups import Group, localized_group, require_start, rows_and_plan
 from textpatch.guidance import Guidance, require_branch
@@ -82,6 +83,28 @@ class Localized:
             generations=sum(row.sampled for row in rows),
         )
 
+    def share(
+        self,
+        pipeline: SupportsSampling,
+        pair: Pair,
+        *,
+        seed: int,
+        steps: int,
+        guidance: float | Guidance,
+    ) -> Share:
+        """Rows and swaps of a run.  The edited row is the source's until the swap starts, and joins there."""
+        chosen = self.swapped(pipeline, steps, guidance)
+        tokens = self._tokens(pipeline, pair)
+        rows, plan = rows_and_plan(pair, seed, [chosen], steps, self.start, self.branch, tokens)
+        settled = prompt_settles_text(pipeline.denoiser)
+        source, target, edited = rows
+        needed = [replace(target, sampled=not settled), edited]
+        if self.start and hasattr(pipeline, "advance"):
+            late = replace(edited, joins=int(self.start), copies=SOURCE)
+            needed = [source, needed[0], late]
+        alone = 1 if settled else 2
+        return Share(tuple(needed), edited.name, plan.swaps, alone=alone)
+
     def swapped(self, pipeline: SupportsSampling, steps: int, guidance: float | Guidance) -> Group:
         """Indices of the sites that are swapped in a run.
 
@@ -117,12 +140,21 @@ class Injection:
 
         Raises PatchError for a model whose text changes with depth, and as `Localized` does.
         """
+        self._require_settled(pipeline)
+        return replace(Localized(self.sites)(pipeline, pair, **run), method=self.name)
+
+    def share(self, pipeline: SupportsSampling, pair: Pair, **run) -> Share:
+        """Rows and swaps of a run, as `Localized` has them."""
+        self._require_settled(pipeline)
+        return Localized(self.sites).share(pipeline, pair, **run)
+
+    def _require_settled(self, pipeline: SupportsSampling) -> None:
+        """Raise PatchError for a model whose text changes with depth."""
         if not prompt_settles_text(pipeline.denoiser):
             raise PatchError(
                 f"injection is undefined for {pipeline.name}: its text changes with depth, so no prompt "
                 "alone feeds a site; take the method localized"
             )
-        return replace(Localized(self.sites)(pipeline, pair, **run), method=self.name)
 
 
 def _needed(rows: list[Row], also: Sequence[str], *, settled: bool) -> list[Row]:

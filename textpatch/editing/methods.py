@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from textpatch.editing.localized import Injection, Localized
 from textpatch.editing.prompt_to_prompt import PRESETS
 from textpatch.editing.result import Edit
+from textpatch.editing.sharing import Share
 from textpatch.errors import PatchError, closest
 from textpatch.guidance import Guidance
 from textpatch.localization.preconditions import require_room
@@ -27,7 +28,9 @@ class Method(Protocol):
     """A way to write the target's word into the source's picture.
 
     A method that admits some pairs alone may also have `check(pipeline, pair, steps=...)`, which raises for
-    the others.  `compare` asks it of every pair before a picture is made.
+    the others.  `compare` asks it of every pair before a picture is made.  One that can share a run with
+    other methods may have `share(pipeline, pair, seed=..., steps=..., guidance=...)`, which gives a
+    `textpatch.editing.sharing.Share`, or None if it cannot.
     """
 
     def __call__(
@@ -85,6 +88,10 @@ class PromptSwap:
             generations=len(rows),
         )
 
+    def share(self, pipeline: SupportsSampling, pair: Pair, *, seed: int, **run: Any) -> Share:
+        """The target's row of a run."""
+        return Share((Row(TARGET, pair.target, seed),), shown=TARGET)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -96,6 +103,10 @@ class Source:
         """Make the source's picture.  See `Method`."""
         made = PromptSwap()(pipeline, replace(pair, target=pair.source), **run)
         return replace(made, pair=pair, method=self.name)
+
+    def share(self, pipeline: SupportsSampling, pair: Pair, *, seed: int, **run: Any) -> Share:
+        """The source's row of a run."""
+        return Share((Row(SOURCE, pair.source, seed),), shown=SOURCE)
 
 
 METHODS: dict[str, Callable[..., Method]] = {

@@ -32,6 +32,7 @@ from textpatch.editing.mappers import (
 from textpatch.editing.pair_edit import SELF_LIMIT, PairEdit
 from textpatch.editing.replacing import TextStep, text_steps
 from textpatch.editing.result import Edit
+from textpatch.editing.sharing import Share
 from textpatch.editing.word_windows import DEFAULT, Window, bounds, self_steps, token_windows
 from textpatch.errors import PatchError, PromptError
 from textpatch.finite import is_finite
@@ -155,6 +156,24 @@ class PromptToPrompt:
             method=self.name,
             generations=len(rows),
         )
+
+    def share(
+        self,
+        pipeline: SupportsSampling,
+        pair: Pair,
+        *,
+        seed: int,
+        steps: int,
+        guidance: float | Guidance,
+    ) -> Share | None:
+        """Rows of a run, and the edit of the target's.  None with a local blend, which needs its own run."""
+        if self.blend is not None:
+            return None
+        require_parts(pipeline, "Prompt-to-Prompt", SupportsSampling, SupportsWordTokens)
+        tokens = pipeline.encode([pair.source]).tokens.shape[1]
+        edit = self.of(pipeline, pair, steps, tokens)
+        rows = Row(SOURCE, pair.source, seed), Row(EDITED, pair.target, seed)
+        return Share(rows, EDITED, edit=edit, alone=2)
 
     def check(self, pipeline: SupportsSampling, pair: Pair, *, steps: int) -> None:
         """Raise for a pair what a call would raise, without generating."""

@@ -22,11 +22,11 @@ prints
        3     1       8.9  0.0089  edited <- target      88      88      7.33      10.8
 
     How exactly it happened, at the first and the last step that a swap acts:
-    site  step                 what     error  relative     eager      sdpa   allowed    effect  verdict
-       1     1               swap 0  3.03e-06  5.48e-07  3.05e-06  3.03e-06  5.45e-06  8.94e+00   passed
-       1     1  rows without a swap  5.09e-06  8.40e-07  3.66e-06  5.09e-06  6.61e-06  0.00e+00   passed
-       1     3               swap 0  3.64e-06  7.29e-07  2.42e-06  3.64e-06  5.32e-06  8.42e+00   passed
-       1     3  rows without a swap  3.76e-06  6.19e-07  3.76e-06  3.76e-06  6.76e-06  0.00e+00   passed
+    site  step  swap    error  relative    eager     sdpa  allowed   effect  verdict
+       1     1     0  3.0e-06   5.5e-07  3.0e-06  3.0e-06  5.4e-06  8.9e+00   passed
+       1     1  none  5.1e-06   8.4e-07  3.7e-06  5.1e-06  6.6e-06  0.0e+00   passed
+       1     3     0  3.6e-06   7.3e-07  2.4e-06  3.6e-06  5.3e-06  8.4e+00   passed
+       1     3  none  3.8e-06   6.2e-07  3.8e-06  3.8e-06  6.8e-06  0.0e+00   passed
     4 of 4 checks passed
 
     The plan as data, and the same plan read back:

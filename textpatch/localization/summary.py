@@ -12,6 +12,7 @@ from textpatch.localization.scores import all_scores, chance_levels
 from textpatch.localization.screening import Screening
 from textpatch.localization.search import Step, responsible
 from textpatch.localization.trials import Trials
+from textpatch.localization.unsettled import open_comparisons
 from textpatch.metrics import f1_of_means
 from textpatch.metrics.intervals import ranking, share_interval
 from textpatch.metrics.readers.strictness import over_reading
@@ -61,7 +62,7 @@ def summarise(
                 **beside.get(group, {}),
             }
         )
-    return {
+    result = {
         "schema_version": SCHEMA_VERSION,
         **_facts(trials),
         **_what(trials.pairs),
@@ -78,6 +79,7 @@ def summarise(
         "generations": _generations(trials, len(asked.groups)),
         "pairs_list": [_listed(pair) for pair in trials.pairs],
     }
+    return result | {"unsettled": open_comparisons(result, records)}
 
 
 def _labels(groups: Sequence[Group]) -> dict[Group, int | str]:

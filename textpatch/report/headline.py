@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from textpatch.metrics import FEWEST
+from textpatch.report.open_questions import half_way, rivals, settled_by
 from textpatch.report.result import (
+    GAIN,
     RUNS,
     at_most,
     counted,
     decimal,
     is_out,
     is_set,
+    left_open,
     listed,
     percent_of,
     ranked_sites,
     responsible_sites,
-    score_of,
     signed,
     span_of,
     tried,
@@ -24,7 +26,6 @@ from textpatch.report.result import (
 from textpatch.report.word_by_word import in_short
 from textpatch.text import plain
 
-_NAMED_RIVALS = 5
 _SCREENED_BY = {"contribution": "their contribution", "attribution": "their attribution"}
 
 
@@ -73,7 +74,7 @@ def _of_the_set(result: dict) -> tuple[str, str]:
     return f"Site {site['site']} carries part of the {what_of(result)}.", (
         f"F1 towards the target is {_with_the_set(result)}, a clear gain. "
         f"But {_named(site)} comes less than half of the way to the whole target run. "
-        f"{_reach(result, site)}"
+        f"{_reach(result, site)}{half_way(result, site)}"
     )
 
 
@@ -116,8 +117,8 @@ def _of_an_empty_set(result: dict, best: dict) -> tuple[str, str]:
     return f"No site clearly carries the {what}.", (
         f"The best is {_named(best)}. {_reach(result, best)} "
         f"On {result['pairs']} pairs the gain of {listed(first['added'])} over no swap is "
-        f"F1 {signed(first['gain'])}, which may be none. Give more pairs; if it stays unclear, the {what} "
-        "is spread over several sites, or enters elsewhere."
+        f"F1 {signed(first['gain'])}, which may be none. {settled_by(left_open(result, GAIN))} "
+        f"If it stays unclear, the {what} is spread over several sites, or enters elsewhere."
     )
 
 
@@ -132,19 +133,18 @@ def _of_the_best(result: dict, best: dict) -> tuple[str, str]:
         none = "None of these sets of sites carries"
         more = "more"
     return f"{none} the {what}.", (
-        f"The best is {_named(best)}. {_reach(result, best)} "
+        f"The best is {_named(best)}. {_reach(result, best)}{half_way(result, best)} "
         f"The {what} is spread over {more} sites, or enters elsewhere."
     )
 
 
 def _carried(result: dict, site: dict) -> tuple[str, str]:
-    others = [other for other in ranked_sites(result) if other is not site]
     background = f"Background SSIM {span_of(site, 'ssim')}, where 1 is the source's own background."
     carry = "carries"
     if is_set(site["site"]):
         carry = "together carry"
     return f"{_capital(_named(site))} {carry} the {what_of(result)}.", (
-        f"{_reach(result, site)} {background}{_rivals(site, others)}"
+        f"{_reach(result, site)}{half_way(result, site)} {background}{rivals(result, site)}"
     )
 
 
@@ -198,28 +198,6 @@ def _with_the_set(result: dict) -> str:
         f"{decimal(value_of(target, 'f1_target'))}{_of(target, told)} in the whole target run, "
         f"{decimal(value_of(source, 'f1_target'))}{_of(source, told)} without a swap"
     )
-
-
-def _rivals(best: dict, others: list[dict]) -> str:
-    """A sentence on the sites that cannot be told from the best one, "" where there are none."""
-    low = score_of(best, "exact_target").get("low")
-    if low is None:
-        return ""
-    group = set(best.get("group", ()))
-    near = [
-        site["site"]
-        for site in others
-        if not is_out(site)
-        and group.isdisjoint(site.get("group", ()))
-        and (score_of(site, "exact_target").get("high") or 0) >= low
-    ]
-    if not near:
-        return ""
-    shown = listed(near[:_NAMED_RIVALS])
-    if len(near) > _NAMED_RIVALS:
-        shown += ", ..."
-    own = listed([best["site"]])
-    return f" The interval of {own} overlaps those of {shown}: more pairs or seeds would tell them apart."
 
 
 # --- how far is enough

@@ -20,6 +20,10 @@ A result has these entries.
     mode, gaps, generations
                       how the search went
     set               the responsible set, its "sites" and the "steps" of growing it; None if none was sought
+    unsettled         comparisons that the pairs leave open.  Each has its "question" (GAIN, HALF or RIVAL),
+                      the "site", what it stands "against", the "pairs" seen, the "difference" with its
+                      interval, and how many "more" pairs would settle it, None where they tell no number.
+                      Older results lack this entry
     each_word         what each word exchanged alone comes to, see word_by_word.py, where that was asked for
     start_curve, head_search
                       what these functions return, where somebody put it there to be reported
@@ -39,6 +43,10 @@ from textpatch.text import plain
 SCHEMA_VERSION = 3
 RUNS = (("source", "source, no swap"), ("target", "whole target run"))
 CHANCE = ("chance", "chance level")
+# questions that pairs may leave open, see localization/unsettled.py
+GAIN = "gain"
+HALF = "half"
+RIVAL = "rival"
 _NEEDED = (
     "model",
     "pairs",
@@ -111,6 +119,15 @@ def is_out(site: dict) -> bool:
     It has scores on some pairs or on none.
     """
     return site.get("status", {}).get("state") in ("screened out", "joined")
+
+
+def left_open(result: dict, question: str, site=None) -> list[dict]:
+    """Comparisons of one sort that the pairs leave open, of one site where it is named."""
+    return [
+        told
+        for told in result.get("unsettled", ())
+        if told["question"] == question and site in (None, told["site"])
+    ]
 
 
 # --- scores

@@ -202,6 +202,16 @@ class Run:
         with explained(self.folder, "write"):
             self.manifest = _add_to_manifest(self.folder, name, entry, self.worker)
 
+    def note_instead(self, name: str, old: object, new: object | None) -> None:
+        """Put another entry in the place of one that was noted, or none for None."""
+
+        def changed(entries: list) -> list:
+            kept = [new if entry == old else entry for entry in entries]
+            return [entry for entry in kept if entry is not None]
+
+        with explained(self.folder, "write"):
+            self.manifest = _change_manifest(self.folder, name, changed, self.worker)
+
     def image(self, picture: Image.Image) -> str:
         """Store a PIL picture as PNG and return its path in the folder.
 
@@ -351,12 +361,23 @@ def _note_changes(folder: Path, changed: dict[str, tuple], worker: str) -> dict:
 
 def _add_to_manifest(folder: Path, name: str, entry, worker: str) -> dict:
     """Add an entry to a list of the manifest, unless it is there, and return the manifest."""
+
+    def added(entries: list) -> list:
+        return entries if entry in entries else [*entries, entry]
+
+    return _change_manifest(folder, name, added, worker)
+
+
+def _change_manifest(folder: Path, name: str, change: Callable[[list], list], worker: str) -> dict:
+    """Change a list of the manifest, which is left out while it is empty, and return the manifest."""
     path = folder / "manifest.json"
     with alone_in(folder):
-        manifest = _read_manifest(path)  # another worker may have added an entry meanwhile
-        entries = manifest.setdefault(name, [])
-        if entry not in entries:
-            entries.append(entry)
+        manifest = _read_manifest(path)  # another worker may have changed it meanwhile
+        entries = manifest.pop(name, [])
+        changed = change(entries)
+        if changed:
+            manifest[name] = changed
+        if changed != entries:
             write(path, as_json(manifest, indent=1), worker)
     return manifest
 

@@ -1,6 +1,6 @@
 """When, how long and on what machine a run was worked on, session by session.
 
-A manifest lists them under "sessions".  They decide no result, and a killed session is not among them.
+A manifest lists them under "sessions".  They decide no result.  A session that was killed has no seconds.
 """
 
 from __future__ import annotations
@@ -21,23 +21,30 @@ SESSIONS = "sessions"
 
 @contextmanager
 def noted_session(run: Run, device) -> Iterator[None]:
-    """Note the work inside the block in the manifest of a run, if anything was made there.
+    """Note the work inside the block in the manifest of a run.
+
+    It is noted when it begins, without its seconds, so that a killed session is seen as one.  A session in
+    which nothing was made is taken out again.
 
     device  where the model computes
     """
     began = datetime.datetime.now(datetime.timezone.utc)
     start = time.monotonic()
     before = run.sizes()
+    session = {
+        "began": began.isoformat(timespec="milliseconds"),
+        "seconds": None,
+        "hardware": hardware(device),
+        "worker": run.worker,
+    }
+    run.note(SESSIONS, session)
     try:
         yield
     finally:
+        ended = None
         if run.sizes() != before:
-            session = {
-                "began": began.isoformat(timespec="seconds"),
-                "seconds": round(time.monotonic() - start, 1),
-                "hardware": hardware(device),
-            }
-            run.note(SESSIONS, session)
+            ended = {**session, "seconds": round(time.monotonic() - start, 1)}
+        run.note_instead(SESSIONS, session, ended)
 
 
 def hardware(device) -> str:
@@ -69,8 +76,12 @@ def told_sessions(sessions: Sequence[dict]) -> str:
     when = first
     if last != first:
         when = f"{first} to {last}"
-    worked = spoken(sum(session["seconds"] for session in sessions))
+    ended = [session["seconds"] for session in sessions if session["seconds"] is not None]
+    worked = spoken(sum(ended))
     if len(sessions) > 1:
         worked = f"{worked} in {len(sessions)} sessions"
+    wordless = len(sessions) - len(ended)
+    if wordless:
+        worked = f"{worked}, of which {wordless} ended without a word"
     where = "; ".join(dict.fromkeys(session["hardware"] for session in sessions))
     return f"{when}, {worked}, on {where}"

@@ -116,7 +116,8 @@ class _Attention(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return out
         named = [kwargs[name] for name in ("query", "key", "value")[len(args) :]]
-        self.events.append((None, (*args, *named)[:3]))
+        # copies, for a swap writes into the keys and values only while they are attended to
+        self.events.append((None, tuple(x.clone() for x in (*args, *named)[:3])))
         if self.alter is None:
             return out
         return self.alter(len(self.events) - 1, out)

@@ -6,6 +6,7 @@ B rows, H x W pixels
 from __future__ import annotations
 
 import random
+from copy import copy
 from functools import lru_cache
 
 import numpy as np
@@ -60,11 +61,21 @@ class Batch:
         noise = torch.randn(self.pictures.shape, generator=generator)
         return read_beside(recipe.schedule, F.avg_pool2d(self.pictures, 2), noise, level)
 
+    def on(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        moved = copy(self)
+        moved.pictures = self.pictures.to(device)
+        moved.noise = self.noise.to(device)
+        moved.share = self.share.to(device)
+        moved.beside = {name: value.to(device) for name, value in self.beside.items()}
+        return moved
+
     def slots(self, sites: int, tokens: int) -> list[Tensor | None] | None:
         """Slots of the denoiser, one entry for each of its sites, or None where every row reads itself."""
         if not self.sites:
             return None
-        donors = (torch.arange(len(self.prompts)) + 1) % len(self.prompts)
+        rows = torch.arange(len(self.prompts), device=self.pictures.device)
+        donors = (rows + 1) % len(rows)
         return [row_slots(donors, tokens) if i in self.sites else None for i in range(sites)]
 
 
