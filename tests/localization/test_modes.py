@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.localizing import PAIR, Parrot
+from support.localizing import PAIR, Parrot, PixelReader
 from support.planting import Drawn, plant, raw, require_noticed
 from support.small_models import relative, save_small, small_pipeline
 from support.strategies import ARCHITECTURES, STATIC, cases, fixed_case
@@ -176,6 +176,29 @@ def test_pictures_that_no_score_needs_are_few(answers):
         assert (source["n"], site["n"], site["n_background"]) == (n, 4, n) and 0 < site["ssim"][
             "value"
         ] <= 1
+
+
+def require_both_ends():
+    """For the page, source and target of every pair are drawn, and the scores are of those that they need."""
+    pairs = sign_pairs(4, split="test")
+    asked = dict(mode="contribution", steps=2, first=3, ocr=PixelReader(), ends=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "FEWEST", 5)  # a set would be grown from all sources
+        found = localize(load("planted-mmdit"), pairs, **asked)
+    assert all(record["pictures"].keys() >= {"source", "target"} for record in found.records)
+    assert found.result["baselines"]["source"]["n"] == 3
+
+
+def test_source_and_target_of_every_pair_are_drawn_for_the_page():
+    """After a screening, which needs the source of its first pairs alone."""
+    require_both_ends()
+
+
+def test_planted_pairs_without_their_ends_are_noticed(monkeypatch):
+    """Fault: what no score needs is not drawn, though it was asked for."""
+    plant(monkeypatch, searching, "_found", "if ends:", "if False:")
+    with pytest.raises(AssertionError):
+        require_both_ends()
 
 
 def test_where_text_is_static_the_target_does_not_run(long):
