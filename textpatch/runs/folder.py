@@ -21,7 +21,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from textpatch.disk import JSON, AnyPath, alone_in, as_json, explained, read_json, sweep, write
+from textpatch.disk import AnyPath, alone_in, as_json, explained, read_json, sweep, write
 from textpatch.errors import StoreError
 from textpatch.pictures import MODES, as_rgb
 from textpatch.runs.kept_pictures import holds_pictures, kept_picture, name_of
@@ -36,6 +36,7 @@ from textpatch.runs.requests import (
     require_entries,
 )
 from textpatch.runs.tables import csv_of
+from textpatch.stored import JSONObject
 
 SCHEMA_VERSION = 1
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
@@ -58,7 +59,7 @@ class Run:
     def __init__(
         self,
         folder: AnyPath,
-        manifest: JSON,
+        manifest: JSONObject,
         worker: str = "0",
         *,
         resumed: bool = True,
@@ -74,7 +75,12 @@ class Run:
 
     @classmethod
     def open(
-        cls, folder: AnyPath, manifest: JSON, *, worker: str = "0", allow: Sequence[str] | None = ()
+        cls,
+        folder: AnyPath,
+        manifest: Mapping[str, object],
+        *,
+        worker: str = "0",
+        allow: Sequence[str] | None = (),
     ) -> Run:
         """Create a run folder, or open it again to go on with the same request.
 
@@ -112,7 +118,12 @@ class Run:
 
     @classmethod
     def _resume(
-        cls, folder: Path, stored: JSON, new: JSON, worker: str, allow: Sequence[str] | None
+        cls,
+        folder: Path,
+        stored: JSONObject,
+        new: JSONObject,
+        worker: str,
+        allow: Sequence[str] | None,
     ) -> Run:
         require_entries(allow or (), stored["request"], new["request"])
         asked = asked_otherwise(stored, new)
@@ -123,7 +134,7 @@ class Run:
             stored = _note_changes(folder, changed, worker)
         return cls(folder, stored, worker, changed=changed)
 
-    def append(self, record: JSON) -> None:
+    def append(self, record: Mapping[str, object]) -> None:
         """Add one record, a dict with a string "id".
 
         On return the record is on the disk: one os.write on an O_APPEND descriptor, then fsync.
@@ -139,7 +150,7 @@ class Run:
             path.parent.mkdir(exist_ok=True)
             append_line(path, line)
 
-    def records(self) -> list[JSON]:
+    def records(self) -> list[JSONObject]:
         """Return all records, in the order of files, then of lines.
 
         - Of several records with one id the first counts.
@@ -149,7 +160,7 @@ class Run:
         """
         return list(self._first(lambda record: True).values())
 
-    def finished(self, known: Container[str] = ()) -> list[JSON]:
+    def finished(self, known: Container[str] = ()) -> list[JSONObject]:
         """Return the records whose pictures are all in the folder, else as `records` does.
 
         A record is not finished if a picture of it is gone, damaged or another's.
@@ -157,7 +168,7 @@ class Run:
         known  ids of records of which that was seen before
         """
 
-        def counts(record: JSON) -> bool:
+        def counts(record: JSONObject) -> bool:
             return record["id"] in known or holds_pictures(self.folder, record)
 
         return list(self._first(counts).values())
@@ -167,9 +178,9 @@ class Run:
         paths = (self.folder / "records").glob("*.jsonl")
         return {path.name: path.stat().st_size for path in paths}
 
-    def _first(self, counts: Callable[[JSON], bool]) -> dict[str, JSON]:
+    def _first(self, counts: Callable[[JSONObject], bool]) -> dict[str, JSONObject]:
         """Return the first record of each id that counts, by id."""
-        first: dict[str, JSON] = {}
+        first: dict[str, JSONObject] = {}
         for path in sorted((self.folder / "records").glob("*.jsonl")):
             records, damaged, lines = read_records(path)
             if damaged:
@@ -286,7 +297,7 @@ class Run:
 # --- the manifest
 
 
-def _stamped(manifest: JSON) -> JSON:
+def _stamped(manifest: Mapping[str, object]) -> JSONObject:
     """Return a manifest as it will be read back, with its key and schema version."""
     if not isinstance(manifest, dict) or "request" not in manifest:
         raise StoreError(
@@ -297,12 +308,12 @@ def _stamped(manifest: JSON) -> JSON:
     return {**plain, "schema_version": SCHEMA_VERSION, "key": request_key(plain["request"])}
 
 
-def _facts(manifest: JSON) -> JSON:
+def _facts(manifest: JSONObject) -> JSONObject:
     """Return what a manifest says beside its request, such as versions and the command."""
     return {name: value for name, value in manifest.items() if name not in _OURS}
 
 
-def _create(folder: Path, manifest: JSON, worker: str) -> JSON | None:
+def _create(folder: Path, manifest: JSONObject, worker: str) -> JSONObject | None:
     """Claim a new or empty folder and return None, or return the manifest there.
 
     A failure leaves no folder that was not there before.
@@ -318,7 +329,7 @@ def _create(folder: Path, manifest: JSON, worker: str) -> JSON | None:
         raise
 
 
-def _claim(folder: Path, manifest: JSON, worker: str) -> JSON | None:
+def _claim(folder: Path, manifest: JSONObject, worker: str) -> JSONObject | None:
     path = folder / "manifest.json"
     # listed before looking for the manifest, the first file that a worker starting beside us would write
     strangers = sorted(name for name in os.listdir(folder) if not name.startswith(".tmp."))
@@ -336,7 +347,7 @@ def _claim(folder: Path, manifest: JSON, worker: str) -> JSON | None:
     return _read_manifest(path)
 
 
-def _read_manifest(path: Path) -> JSON:
+def _read_manifest(path: Path) -> JSONObject:
     manifest = read_json(path)
     if not isinstance(manifest, dict):
         manifest = {}
