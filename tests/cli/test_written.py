@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from support.localizing import by_pixels
+from support.localizing import by_pixels, without_drawing
 from support.planting import plant
 from support.typed import unlike
 from textpatch import cli
@@ -151,7 +151,9 @@ def made(tmp_path_factory):
     here, folder = os.getcwd(), tmp_path_factory.mktemp("written")
     os.chdir(folder)
     try:
-        return all_written(), folder
+        with pytest.MonkeyPatch.context() as patch:
+            without_drawing(patch)
+            return all_written(), folder
     finally:
         os.chdir(here)
 
