@@ -24,6 +24,7 @@ from textpatch.reference_models.layers import (
     TwoLayer,
     depths_with_sites,
     has_sites,
+    per_row,
     require_multiple,
     site_reads,
     timestep_sinusoids,
@@ -482,8 +483,7 @@ class DeepFloydIF(Denoiser):
         return c
 
     def _sinusoids(self, t: Tensor, x: Tensor) -> Tensor:
-        t = torch.as_tensor(t, device=x.device).expand(len(x))
-        return timestep_sinusoids(t, self.config.block_out_channels[0]).to(x.dtype)
+        return timestep_sinusoids(per_row(t, x), self.config.block_out_channels[0]).to(x.dtype)
 
     def _pooled(self, text: TextCondition, rows: int) -> Tensor:
         pooled = text.pooled

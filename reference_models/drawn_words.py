@@ -11,7 +11,9 @@ from numbers import Integral
 
 from textpatch.errors import PatchError, PromptError
 from textpatch.quotes import Quotation, quotations
+from textpatch.reference_models.tokenizing import require_text
 
+MOST_NAMED = 10  # letters that a message names
 NUMBERS = "shortest", "longest", "words", "lines"
 
 
@@ -60,11 +62,13 @@ class DrawnWords:
         for prompt in dict.fromkeys(prompts):
             if not isinstance(prompt, str):
                 continue
+            require_text(prompt)
             found = quotations(prompt)
             self._require_sentence(prompt, found, name)
-            for fault in self._faults([quotation.text for quotation in found]):
+            texts = [quotation.text for quotation in found]
+            for fault in self._faults(texts):
                 raise PromptError(
-                    f"{prompt!r} quotes {fault}, and {name} draws {self}; give such words"
+                    f"{prompt!r} quotes {fault}, and {name} draws {self}; {self._cure(texts)}"
                 )
 
     def admits(self, prompt: str) -> bool:
@@ -87,6 +91,13 @@ class DrawnWords:
                     f"{', '.join(self.undrawn)}"
                 )
 
+    def _cure(self, texts: Sequence[str]) -> str:
+        """What to do about texts that are not drawn."""
+        capitals = [text.upper() for text in texts]
+        if any(self._faults(capitals)):
+            return "give such words"
+        return "write " + " and ".join(f'"{text}"' for text in capitals)
+
     def _faults(self, texts: Sequence[str]) -> Iterator[str]:
         """What of some quoted texts is not drawn."""
         if len(texts) > self.lines:
@@ -101,8 +112,9 @@ class DrawnWords:
                 yield from self._faults_of(word)
 
     def _faults_of(self, word: str) -> Iterator[str]:
-        strange = [letter for letter in dict.fromkeys(word) if letter not in self.letters]
+        strange = [repr(letter) for letter in dict.fromkeys(word) if letter not in self.letters]
         if strange:
-            yield f"{word!r} with {', '.join(map(repr, strange))}"
+            more = ", ..." if len(strange) > MOST_NAMED else ""
+            yield f"{word!r} with {', '.join(strange[:MOST_NAMED])}{more}"
         elif not self.shortest <= len(word) <= self.longest:
             yield f"{word!r} of {len(word)} letters"

@@ -27,6 +27,7 @@ from textpatch.reference_models.layers import (
     TextCondition,
     TwoLayer,
     modulate,
+    per_row,
     slots_per_site,
     timestep_sinusoids,
 )
@@ -357,14 +358,13 @@ class Flux(Denoiser):
 
     def _time(self, t: Tensor, x: Tensor) -> Tensor:
         """Timesteps (B,) rounded as the published pipelines round them, which hand over t / 1000."""
-        t = torch.as_tensor(t, device=x.device).expand(len(x))
-        return t.to(x.dtype) / 1000 * 1000
+        return per_row(t, x).to(x.dtype) / 1000 * 1000
 
     def _told(self, guidance: Tensor | float | None, x: Tensor) -> Tensor | None:
         if not self.config.guidance_embeds:
             return None
         told = GUIDANCE if guidance is None else guidance
-        return torch.as_tensor(told, device=x.device).expand(len(x)).to(x.dtype) * 1000
+        return per_row(told, x).to(x.dtype) * 1000
 
     def _require(self, x: Tensor, text: TextCondition, guidance: Tensor | float | None) -> None:
         height, width = x.shape[-2:]

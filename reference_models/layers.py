@@ -2,7 +2,7 @@
 
 TextCondition, site_reads   the text, and what each site reads of it
 Denoiser                    what is asked of every denoiser
-timestep_sinusoids          numbers as vectors
+per_row, timestep_sinusoids   numbers of rows, and as vectors
 TwoLayer                    two Linears under the checkpoints' names
 AdaNorm, modulate, FeedForward        parts of the transformers' blocks
 depths_with_sites, require_multiple   checks of U-Nets' configurations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from textpatch.devices import gathered
 from textpatch.errors import PatchError
+from textpatch.finite import is_finite
 from textpatch.plan import SiteSlots
 from textpatch.sites import Sites
 
@@ -108,6 +109,25 @@ class Denoiser(nn.Module):
             **beside: Tensor | float | None,
         ) -> Tensor:
             """Prediction of a batch.   A stage II and distilled models take more beside."""
+
+
+def per_row(value: Tensor | float | Sequence[float], x: Tensor) -> Tensor:
+    """Numbers (B,) on the device of x (B, ...), from one for all rows or one for each.
+
+    Raises PatchError for what is no finite number, and for another count of them.
+    """
+    if not isinstance(value, Tensor):
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        # a traced number is not known yet
+        if not torch.compiler.is_compiling() and not all(map(is_finite, numbers)):
+            raise PatchError(f"{value!r} was given for rows of x; give finite numbers")
+        value = torch.tensor([float(number) for number in numbers], dtype=torch.float32)
+    if value.dim() > 1 or value.numel() not in (1, len(x)):
+        raise PatchError(
+            f"numbers of shape {tuple(value.shape)} were given for {len(x)} rows of x; "
+            "give one, or one for each row"
+        )
+    return value.to(x.device).expand(len(x))
 
 
 def timestep_sinusoids(t: Tensor, width: int) -> Tensor:

@@ -25,6 +25,7 @@ from textpatch.reference_models.layers import (
     TextCondition,
     TwoLayer,
     modulate,
+    per_row,
     slots_per_site,
     timestep_sinusoids,
 )
@@ -279,8 +280,7 @@ class MMDiT(Denoiser):
 
     def forward(self, x: Tensor, t: Tensor, text: TextCondition, *, slots: Tables = None) -> Tensor:
         self._require(x, text)
-        t = torch.as_tensor(t, device=x.device).expand(x.shape[0])
-        c = self.time_text_embed(t, text.pooled)  # (B, W)
+        c = self.time_text_embed(per_row(t, x), text.pooled)  # (B, W)
         image = self.pos_embed(x)  # (B, N, W)
         tokens = self.context_embedder(text.tokens)  # (B, T, W)
         pairs = slots_per_site(slots, self.config.num_layers)

@@ -27,6 +27,7 @@ from textpatch.reference_models.layers import (
     TwoLayer,
     depths_with_sites,
     has_sites,
+    per_row,
     require_multiple,
     site_reads,
     timestep_sinusoids,
@@ -462,8 +463,7 @@ class StableDiffusion(Denoiser):
         return self._embed_time(x, t)
 
     def _embed_time(self, x: Tensor, t: Tensor) -> Tensor:
-        t = torch.as_tensor(t, device=x.device).expand(len(x))
-        time = timestep_sinusoids(t, self.config.block_out_channels[0]).to(x.dtype)
+        time = timestep_sinusoids(per_row(t, x), self.config.block_out_channels[0]).to(x.dtype)
         return self.time_embedding(time)
 
 

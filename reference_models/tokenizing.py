@@ -56,7 +56,7 @@ def tokenize(
     lengths = lengths_read(tokenizers, limits)
     with ONE_AT_A_TIME:
         for prompt in prompts:
-            _require_text(prompt)
+            require_text(prompt)
             _require_readable(prompt, tokenizers, lengths)
         return [
             tokenizer(
@@ -94,7 +94,7 @@ def in_windows(
     lengths = lengths_read(tokenizers, limits)
     with ONE_AT_A_TIME:
         for prompt in prompts:
-            _require_text(prompt)
+            require_text(prompt)
             # as long as all windows together, with one begin and one end
             _require_readable(prompt, tokenizers, [(n - 2) * windows + 2 for n in lengths])
         for tokenizer, length in zip(tokenizers, lengths, strict=True):
@@ -135,7 +135,8 @@ def as_texts(prompts: Sequence[str | None]) -> list[str]:
     return [prompt or "" for prompt in prompts]
 
 
-def _require_text(prompt: str) -> None:
+def require_text(prompt: str) -> None:
+    """Raise PromptError for more than LONGEST characters, and for half a character."""
     if len(prompt) > LONGEST:
         found = f"{prompt[:40]!r}... is {len(prompt):,} characters long"
         raise PromptError(f"{found}, and the model reads at most {LONGEST:,}; shorten it")

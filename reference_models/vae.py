@@ -38,7 +38,9 @@ class VAEConfig:
     latents_std: tuple[float, ...] | None = None
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
-    force_upcast: bool = True  # for whoever chooses the dtype: SDXL's overflows in float16
+    force_upcast: bool = (
+        True  # to float32 where the pipeline is in half precision, as SDXL's overflows
+    )
     mid_block_add_attention: bool = True
 
     def __post_init__(self) -> None:

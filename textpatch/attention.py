@@ -28,7 +28,7 @@ from textpatch.errors import PatchError
 from textpatch.kernels import available, refusal
 from textpatch.shapes import Inputs, in_one_dtype, paired, require_fit
 from textpatch.slots import below_zero, gather_text, hidden_by_tables
-from textpatch.softmax import attention_reference, attention_sdpa, log_sum_exp, wider
+from textpatch.softmax import attention_reference, attention_sdpa, log_sum_exp, scale_of, wider
 
 BACKENDS = "sdpa", "reference", "triton"
 EAGER = {"sdpa": attention_sdpa, "reference": attention_reference}
@@ -96,7 +96,7 @@ def segment_attention(
     - for what is no pair of tensors, and for shapes, dtypes and devices that do not fit
     - for slots outside the bank.  Kernels and CUDA graphs do not look for these: they give NaN, or torch's
       index error
-    - for a backend that cannot run here
+    - for a scale that is no finite number, and a backend that cannot run here
     """
     if slots_v is slots_k:
         slots_v = None
@@ -104,9 +104,7 @@ def segment_attention(
     require_fit(inputs, slots_k, slots_v)
     if backend is not None:
         _require_known(backend)
-    if scale is None:
-        scale = q[0].shape[-1] ** -0.5
-    arguments = slots_k, slots_v, float(scale), backend, return_lse
+    arguments = slots_k, slots_v, scale_of(scale, q[0]), backend, return_lse
     if _is_watched(inputs):
         image, text, lse = _segment_attention(*inputs, *arguments)
     else:

@@ -41,6 +41,8 @@ def whole_seeds(seeds: Iterable[object]) -> list[int]:
     A seed of more than 32 bits is told as a warning.
     Raises PatchError as `whole_seed` does, and for different seeds that are the same noise.
     """
+    if not isinstance(seeds, Iterable):
+        raise PatchError(f"seeds are {seeds!r}; give a list of whole numbers")
     found = [whole_seed(seed) for seed in seeds]
     by_noise: dict[int, int] = {}
     for seed in found:

@@ -10,8 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from textpatch.errors import PatchError
+from textpatch.finite import is_finite
+
 # Queries whose scores are held at once: a large picture's scores all together would fill the memory.
 QUERIES_AT_ONCE = 1024
+
+
+def scale_of(asked: float | None, q: Tensor) -> float:
+    """Factor of the scores of queries (B, H, M, D), D ** -0.5 for None.
+
+    Raises PatchError for what is no finite number.
+    """
+    if asked is None:
+        return q.shape[-1] ** -0.5
+    # a traced number is not known yet
+    if not torch.compiler.is_compiling() and not is_finite(asked):
+        raise PatchError(f"scale is {asked!r}; give a finite number, or None for D ** -0.5")
+    return float(asked)
 
 
 def attention_reference(
@@ -30,9 +46,7 @@ def attention_reference(
     scale  D ** -0.5 when None
     blind  whether a row may see no key at all, which gives zeros
     """
-    if scale is None:
-        scale = q.shape[-1] ** -0.5
-    scores = q @ k.transpose(-2, -1) * scale  # (B, H, M, N + T)
+    scores = q @ k.transpose(-2, -1) * scale_of(scale, q)  # (B, H, M, N + T)
     if mask is None:
         return scores.softmax(-1) @ v
     weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)

@@ -130,7 +130,7 @@ SIZES = set(
     "d_model d_kv d_ff num_heads relative_attention_num_buckets relative_attention_max_distance".split()
 )
 # a default size, and a dtype that the caller chooses
-WITHOUT_EFFECT = {"sample_size", "force_upcast"}
+WITHOUT_EFFECT = {"sample_size"}
 
 
 @dataclass(frozen=True)

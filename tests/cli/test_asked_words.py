@@ -12,31 +12,28 @@ MODEL = SimpleNamespace(model="tiny-mmdit")
 
 
 def require_warnings(capsys):
-    """Require a warning of a prompt that quotes nothing and of a text that is too long, and none else."""
+    """Require a warning of prompts that quote nothing, and none else."""
     asked_words.warn_of_bare_prompts(MODEL, ['a "SIGN"', "a sign", "a sign", "a wall"])
-    asked_words.warn_of_long_texts(MODEL, ['a "SIGN"', 'a "STATION"', "a sign"])
-    bare, long = capsys.readouterr().err.splitlines()
+    (bare,) = capsys.readouterr().err.splitlines()
     assert "'a sign' (and 1 more) quotes nothing" in bare
-    assert "'STATION' has 7 letters, and tiny-mmdit draws at most 6" in long
 
 
-def test_words_are_told_before(capsys):
+def test_bare_prompts_are_told_before(capsys):
     """Each once, however often a prompt is there."""
     require_warnings(capsys)
 
 
-def test_a_text_unheard_is_noticed(capsys, monkeypatch):
-    """Fault: a text of one letter more passes."""
-    plant(monkeypatch, asked_words, "warn_of_long_texts", "> longest", "> longest + 1")
+def test_a_prompt_unheard_is_noticed(capsys, monkeypatch):
+    """Fault: a prompt that quotes nothing passes."""
+    plant(monkeypatch, asked_words, "warn_of_bare_prompts", "== []", "== [None]")
     with pytest.raises(ValueError):
         require_warnings(capsys)
 
 
 def test_nothing_is_said_of_other_models(capsys):
-    """Nobody knows what a model draws that does not say what it was trained on."""
+    """Nobody knows what a model draws whose card says nothing."""
     other = SimpleNamespace(model="somewhere/else")
     asked_words.warn_of_bare_prompts(other, ["a sign"])
-    asked_words.warn_of_long_texts(other, ['a "STATION"'])
     assert capsys.readouterr().err == ""
 
 

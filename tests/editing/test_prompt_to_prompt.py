@@ -304,7 +304,7 @@ def test_a_local_blend_of_no_words_is_refused(words, threshold, says):
 
 PROMPTS = [
     (PromptToPrompt(), Pair(PAIR.source, PAIR.source), "does nothing"),
-    (PromptToPrompt(), Pair(PAIR.source, SIGN.format("NO ICE")), "equally many words"),
+    (PromptToPrompt(), Pair(PAIR.source, PAIR.target + " in bold"), "equally many words"),
     (PromptToPrompt(weights={"BEAR": 2.0}), PAIR, "that of 'BEAR'"),
     (PromptToPrompt(cross_window={"HOUSE": 0.5}), PAIR, "that of 'HOUSE'"),
     (PromptToPrompt(blend=LocalBlend(("HOUSE", "HOUSE"), 0)), PAIR, "that of 'HOUSE'"),

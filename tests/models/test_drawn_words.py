@@ -9,6 +9,8 @@ from support.planting import plant
 from textpatch import cli
 from textpatch.errors import PatchError, PromptError
 from textpatch.reference_models.drawn_words import DrawnWords
+from textpatch.weights.defaults import written_defaults
+from textpatch.weights.loading import SHIPPED, shipped_models
 from textpatch.weights.training.recipes import RECIPES
 
 GOOD = 'a red sign that says "OPEN" and "DAILY" on a blue wall'
@@ -100,10 +102,24 @@ def test_commands_refuse_it_before_a_run_folder_is_there(tmp_path, capsys, comma
     assert not (tmp_path / "run").exists()
 
 
-def test_the_card_is_that_of_the_recipe(pipeline):
-    """textpatch.json says what the last stage of training drew, and a model of one line says nothing."""
-    assert pipeline.defaults.draws == RECIPES["tiny-words"].draws
-    assert RECIPES["tiny-mmdit"].draws is None
+@pytest.mark.parametrize("name", shipped_models())
+def test_the_card_is_that_of_the_recipe(name):
+    """textpatch.json of every shipped model says what it draws, as the recipe that trained it does."""
+    defaults = written_defaults(SHIPPED / name)
+    assert defaults.draws == RECIPES[name].draws
+    with pytest.raises(
+        PromptError, match=f"'STATION' of 7 letters, and {name} draws words of 3 to"
+    ):
+        defaults.require_drawn(['a red sign that says "STATION" on a blue wall'], name)
+
+
+@pytest.mark.parametrize(
+    "quoted, cure", [('"hello"', 'write "HELLO"'), ('"a1"', "give such words")]
+)
+def test_capitals_are_named_where_they_are_drawn(quoted, cure):
+    """What to do about a text that is not drawn."""
+    with pytest.raises(PromptError, match=f"; {cure}$"):
+        RECIPES["tiny-if"].draws.require([f"a sign that says {quoted}"], "tiny-if")
 
 
 def test_a_model_that_says_nothing_takes_any_word(pipeline):

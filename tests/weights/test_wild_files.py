@@ -16,7 +16,7 @@ from support.planting import plant
 from support.small_denoisers import small
 from support.wild import END, ONE, PAGE, ROWS, START, edited, table
 from textpatch import load, load_denoiser
-from textpatch.errors import WeightsError
+from textpatch.errors import PatchError, WeightsError
 from textpatch.weights import fill, neighbours, strays
 from textpatch.weights.doctor import UNUSABLE, examine
 from textpatch.weights.reading import files
@@ -135,16 +135,21 @@ BY_OTHERS = {
     "bare-unet": "half-a-prefix",
     "bookkeeping": "tables",
     "compiled-blocks": "compiled",
+    "ema-beside": "ema-chosen",
     "fp8": "fp8-scaled",
     "fp8-of-comfy": "fp8-scaled",
     "linked-folder-allowed": "linked-file-allowed",
+    "metadata-of-another": "metadata-null",
     "metadata-text": "metadata-null",
+    "moving-average": "moving-average-chosen",
     "no-class": "custom-class",
     "saved": "test_every_way_of_saving_loads_equal",
+    "sft": "original",
     "sharded": "test_every_way_of_saving_loads_equal",
     "unknown-class": "custom-class",
     "unread-projection": "whole-clip",
     "vae-of-another": "encoders-of-another",
+    "variant-asked": "variant-chosen",
     "variant-of-shards": "test_every_way_of_saving_loads_equal",
     "with-encoders-of-another": "without-a-vae",
     "wrapped": "compiled",
@@ -307,21 +312,49 @@ def test_the_moving_average_is_the_one_in_the_file(home, tmp_path):
     assert all(torch.equal(found[name], v + 1) for name, v in small("SDXL").state_dict().items())
 
 
-def test_statistics_of_the_latents_are_honoured(home, tmp_path, diffusers):
-    """SDXL with latents_mean and latents_std in its VAE draws what diffusers draws, within a level of 255."""
+def louder(folder: Path, times: float) -> None:
+    """Multiply the first weight of a VAE's decoder."""
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["decoder.conv_in.weight"] *= times
+    path.unlink()  # which is a link to the fixture's
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_what_a_vae_says_of_its_numbers_is_honoured(home, tmp_path, diffusers):
+    """latents_mean, latents_std and force_upcast: a VAE that overflows in float16 draws what diffusers draws.
+
+    Within a level of 255.  Without the first two it draws another picture, and without the third none.
+    """
     folder = base(home, "sdxl", tmp_path)
+    louder(folder, 2e4)
     said = {"latents_mean": [0.4, -0.3, 0.2, 0.1], "latents_std": [1.5, 0.5, 2.0, 0.8]}
-    edited("vae/config.json", **said)(folder)
-    ours = load(folder)
-    theirs = diffusers.StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
+    edited("vae/config.json", force_upcast=True, **said)(folder)
+    half = dict(dtype=torch.float16)
+    theirs = diffusers.StableDiffusionXLPipeline.from_pretrained(
+        folder, local_files_only=True, **half
+    )
     theirs.set_progress_bar_config(disable=True)
+    ours = load(folder, **half)
     prompt = "a red sign on a blue wall"
+    noise = ours.noise([3])
     call = dict(num_inference_steps=1, guidance_scale=1.0, height=64, width=64)
-    (wanted,) = theirs(prompt, latents=ours.noise([3]), **call).images
+    (wanted,) = theirs(prompt, latents=noise, **call).images
     (found,) = ours.generate(prompt, seeds=3, steps=1, guidance=1)
     apart = np.abs(np.asarray(found).astype(int) - np.asarray(wanted).astype(int)).max()
-    plain = load(home / "sdxl").generate(prompt, seeds=3, steps=1, guidance=1)[0]
-    assert apart <= 1 < np.abs(np.asarray(plain).astype(int) - np.asarray(found).astype(int)).max()
+    assert apart <= 1 and np.asarray(found).std() > 10
+    drawn = ours.decode(noise)[0]
+    edited("vae/config.json", latents_mean=None, latents_std=None)(folder)
+    assert load(folder, **half).decode(noise)[0] != drawn
+    edited("vae/config.json", force_upcast=False)(folder)
+    with pytest.raises(PatchError, match="not finite, in torch.float16"):
+        load(folder, **half).decode(noise)
+
+
+def test_a_vae_is_never_made_narrower(home):
+    """force_upcast, which is the default, leaves float64 as it is."""
+    vae = load(home / "sdxl", dtype=torch.float64).decoder.vae
+    assert {value.dtype for value in vae.parameters()} == {torch.float64}
 
 
 WAYS = {

@@ -6,7 +6,6 @@ import argparse
 import json
 
 from textpatch.cli.asked_edits import add_pair_options, asked_pairs
-from textpatch.cli.asked_words import warn_of_long_texts
 from textpatch.cli.before import announced
 from textpatch.cli.compared_edits import (
     add_comparison_options,
@@ -126,7 +125,6 @@ def edit(options) -> Outcome:
     if options.picture is None:
         require_no_picture_options(options)
     pairs = asked_pairs(options)
-    warn_of_long_texts(options, [prompt for pair in pairs for prompt in pair])
     if is_comparison(options, pairs):
         require_no_picture(options)
         return compare_edits(options, pairs)

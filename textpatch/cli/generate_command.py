@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
-from textpatch.cli.asked_words import warn_of_bare_prompts, warn_of_long_texts
+from textpatch.cli.asked_words import warn_of_bare_prompts
 from textpatch.cli.before import announced, fitting
 from textpatch.cli.models import import_heavy, load_sized, load_upscaler
 from textpatch.cli.opening import folder_of, notes_of, open_folder, upscaled_by, whole_request
@@ -109,7 +109,6 @@ def generate(options) -> Outcome:
 
     asked = asked_prompts(options)
     warn_of_bare_prompts(options, asked.prompts)
-    warn_of_long_texts(options, asked.prompts)
     import_heavy()
     from textpatch.runs.album import AT_ONCE, Album
 

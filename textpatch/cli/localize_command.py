@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from textpatch.cli.asked_words import warn_of_long_texts
 from textpatch.cli.before import announced, fitting
 from textpatch.cli.models import import_heavy, load_sized
 from textpatch.cli.opening import open_run
@@ -181,7 +180,6 @@ def localize(options) -> Outcome:
             "--sites and --set were both given, and --set replaces --sites; give one of them"
         )
     pairs = asked_pairs(options)
-    warn_of_long_texts(options, [prompt for pair in pairs for prompt in (pair.source, pair.target)])
     pipeline = load_sized(options)
     reader = reader_of(options, pipeline, pairs)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
@@ -210,6 +208,7 @@ def localize(options) -> Outcome:
                 pairs,
                 **asked,
                 **further,
+                ends=True,
                 ocr=reader,
                 run=run,
                 shard=options.division,

@@ -15,7 +15,7 @@ HELP = Help(
 List the shipped models, and the sentences that they understand.
 
 The table has the size of a model's pictures in pixels, its steps, its guidance, the lines of
-its signs, the longest word it can draw, and the sites that carry the word. Below stand the
+its signs, the letters of a word it draws, and the sites that carry the word. Below stand the
 sentence, the colours, the shapes and the patterns. Words are capitals without blanks. A sign
 of two lines has a quoted word for each. What a model knows and does not draw is refused.
 
@@ -39,11 +39,11 @@ def models(options) -> Outcome:
 
     told = {name: read_json(SHIPPED / name / "textpatch.json") for name in shipped_models()}
     found = {name: _model(entry) for name, entry in told.items()}
-    titles = ("pixels", "steps", "guidance", "lines", "longest", "sites of the word", "name")
+    titles = ("pixels", "steps", "guidance", "lines", "letters", "sites of the word", "name")
     table = aligned([titles, *([*map(str, model.values()), name] for name, model in found.items())])
     lines = [
         *table,
-        "pixels: width x height of a picture; longest: letters of a word at most",
+        "pixels: width x height of a picture; letters: of a word",
         "",
         'they understand: a COLOUR SHAPE SAYING "WORD" [in STYLE] on a [PATTERN] COLOUR wall',
         'on two lines:    a COLOUR SHAPE SAYING "WORD" and "WORD" [in bold] on a [PATTERN] COLOUR wall',
@@ -52,28 +52,25 @@ def models(options) -> Outcome:
         f"SHAPE    {', '.join(SHAPES)}",
         f"SAYING   {', '.join(SAYINGS)}",
         f"STYLE    {', '.join(STYLES)} (none for plain)",
-        *(f"{name} draws {_drawn(model)}" for name, model in told.items() if model.get("draws")),
+        *(f"{name} draws no {', '.join(undrawn)}" for name, undrawn in _undrawn(told)),
     ]
     return Outcome("\n".join(lines), {"models": found})
 
 
 def _model(told: dict) -> dict:
     """What the table says of a model, from the settings beside its weights."""
-    recipe = told.get("trained", {}).get("recipe", {})
-    signs = recipe.get("signs", {})
+    draws = told.get("draws") or {}
     return {
         "pixels": f"{told['width']} x {told['height']}",
         "steps": told["steps"],
         "guidance": told["guidance"],
-        "lines": signs.get("lines", 1) if signs else "-",
-        "longest": (told.get("draws") or signs).get("longest", "-"),
+        "lines": draws.get("lines", "-"),
+        "letters": f"{draws['shortest']} to {draws['longest']}" if draws else "-",
         "localized": ", ".join(map(str, told.get("localized") or [])) or "-",
     }
 
 
-def _drawn(told: dict) -> str:
-    """Words that a model draws, and what it does not, of what the sentence may name."""
-    from textpatch.reference_models.drawn_words import DrawnWords
-
-    draws = DrawnWords(**told["draws"])
-    return f"{draws}; no {', '.join(draws.undrawn)}"
+def _undrawn(told: dict[str, dict]) -> list[tuple[str, list[str]]]:
+    """What of the sentence some models do not draw, by their names."""
+    cards = {name: model.get("draws") or {} for name, model in told.items()}
+    return [(name, card["undrawn"]) for name, card in cards.items() if card.get("undrawn")]

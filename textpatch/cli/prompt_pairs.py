@@ -123,20 +123,19 @@ def drawn_pairs(model: str, n: int, **asked) -> list[tuple[str, str]]:
     return sign_pairs(n, **asked)
 
 
-def signs_of(model: str) -> dict:
-    """Return the format of the signs that a model was trained on, {} where nothing is said of any."""
+def drawn_words_of(model: str) -> dict:
+    """Return what a model's card says of the words it draws, {} where it says nothing."""
     from textpatch.weights.loading import SHIPPED, shipped_models
 
     folder = SHIPPED / model if model in shipped_models() else Path(model)
     if not (folder / "textpatch.json").is_file():
         return {}
-    recipe = (read_json(folder / "textpatch.json").get("trained") or {}).get("recipe") or {}
-    return recipe.get("signs", {})
+    return read_json(folder / "textpatch.json").get("draws") or {}
 
 
 def _lines_of(model: str) -> int:
-    """Return the lines of the signs that a model was trained on, 1 where nothing is said of any."""
-    return signs_of(model).get("lines", 1)
+    """Return the lines that a model draws, 1 where its card says nothing."""
+    return drawn_words_of(model).get("lines", 1)
 
 
 def reader_of(options, pipeline, pairs: list):

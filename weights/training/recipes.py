@@ -127,10 +127,10 @@ class Recipe:
         return replace(self.signs, longest=last.longest).line_boxes
 
     @property
-    def draws(self) -> DrawnWords | None:
-        """Words of the last stage, where signs have several lines."""
+    def draws(self) -> DrawnWords:
+        """Words of one line of capitals, or those of the last stage where signs have several lines."""
         if self.signs.lines == 1:
-            return None
+            return DrawnWords(LETTERS, SHORTEST, self.signs.longest)
         last = self.stages[-1][1]
         letters = LETTERS if {*last.cases} == {"upper"} else self.signs.letters
         words = 2 if last.twos else 1
