@@ -241,9 +241,7 @@ class Site:
     span: Span = Span()
     keys: Span | None = field(default=None, compare=False, repr=False)
 
-    def __hash__(
-        self,
-    ) -> int:  # of all fields it would take long, and sites are looked up at every step
+    def __hash__(self) -> int:  # of all fields it takes long, and every step asks
         return hash((self.index, self.name))
 
     def __post_init__(self) -> None:
