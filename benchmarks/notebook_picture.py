@@ -2,7 +2,7 @@
 
     python benchmarks/notebook_picture.py
 
-writes benchmarks/results/notebook.png.  The cells are laid out here, with the outputs that the notebook holds.
+writes benchmarks/results/notebook.png.  The cells are laid out here, with the outputs that the notebook has.
 It needs a browser, as page_picture.py does.
 """
 

@@ -3,6 +3,7 @@
 Each runs at its smallest size, and refuses ways that do not agree.
 """
 
+import json
 import math
 import platform
 from collections import Counter
