@@ -16,7 +16,7 @@ from textpatch.masks import hides
 from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Site, Span, Tap
 from textpatch.testing import check_port
-from textpatch.testing.port import take
+from textpatch.testing.inputs import take
 
 MASKS = {  # of shipped tables, the argument that hides text tokens
     "sdxl": "encoder_attention_mask",

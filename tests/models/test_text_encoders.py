@@ -14,7 +14,7 @@ from support.planting import plant
 from support.small_models import PROMPTS, relative, small_encoders
 from support.strategies import randomize
 from textpatch import load
-from textpatch.adapters.token_pairs import token_ids
+from textpatch.adapters.token_pairs import paired
 from textpatch.errors import PatchError, PromptError, WeightsError
 from textpatch.prompts.alignment import word_tokens
 from textpatch.reference_models import tokenizing
@@ -256,15 +256,15 @@ def test_windows_that_cannot_be_are_refused(long_read):
     assert pipeline.encode([PROMPTS[0]]).tokens.shape[1] == 2 * LENGTH
     with pytest.raises(PatchError, match="reads prompts in several windows"):
         word_tokens(pipeline, PROMPTS[0])
-    with pytest.raises(PatchError, match="in which tokens are not paired"):
-        token_ids(pipeline, PROMPTS[0])
+    with pytest.raises(PatchError, match="reads prompts in several windows"):
+        paired("last", pipeline, *PROMPTS[:2], 2 * LENGTH)
 
 
 def test_faults_in_windows_are_noticed(long_read, monkeypatch):
     """Faults: windows that overlap, a pooled vector of the last one, and a word that nobody looks for."""
     faults = [
         (tokenizing, "_windows", "ids[start :", "ids[start + 1 :"),
-        (SDXLTextEncoders, "forward", "[:: self.windows]", "[self.windows - 1 :: self.windows]"),
+        (SDXLTextEncoders, "read", "[:: self.windows]", "[self.windows - 1 :: self.windows]"),
     ]
     for fault in faults:
         with monkeypatch.context() as patch:
