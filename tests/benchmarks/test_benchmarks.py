@@ -3,6 +3,7 @@
 Each runs at its smallest size, and refuses ways that do not agree.
 """
 
+import json
 import math
 import platform
 from collections import Counter
@@ -670,6 +671,18 @@ def test_the_picture_of_a_page_is_what_a_browser_shows(benchmark, tmp_path, monk
     monkeypatch.setattr(script.shutil, "which", lambda name: None)
     with pytest.raises(SystemExit, match="no browser among chromium"):
         script.main(["report.html"])
+
+
+def test_the_picture_of_the_notebook_is_of_its_outputs(benchmark):
+    """The page that is pictured has cells that were executed, with what they printed and drew."""
+    script = benchmark("notebook_picture")
+    cells = script.shown(json.loads(script.NOTEBOOK.read_text("utf-8")))
+    page = script.laid_out(cells)
+    assert [cell["cell_type"] for cell in cells] == ["markdown", "code"] * len(script.SHOWN)
+    assert page.count('<img src="data:image/png;base64,iVBOR') == 2
+    assert "<h2>Edit</h2>" in page and "site-1 &lt;- target:" in page and "[None]" not in page
+    with Image.open(script.RESULTS / "notebook.png") as kept:
+        assert kept.size == (1200, 900)
 
 
 @pytest.mark.long
