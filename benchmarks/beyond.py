@@ -1,7 +1,9 @@
 """Ask of editing by a swap what it was not made for: to remove, add or restyle a word, and more than a word.
 
     python benchmarks/beyond.py [MODEL ...] --csv benchmarks/results/beyond.csv
+    python benchmarks/beyond.py tiny-words --csv benchmarks/results/beyond-words.csv
 
+The second is of a model that writes a word on each of two lines, and is asked to move words between them.
 The text of the target's prompt is swapped in at the sites that carry the word, at every step, whatever the
 prompts differ in.
 
@@ -26,6 +28,7 @@ from textpatch import load
 from textpatch.editing.localized import Localized
 from textpatch.editing.result import Edit
 from textpatch.metrics import exact, mse
+from textpatch.metrics.readers.reading import line_boxes
 from textpatch.prompts.pairs import Pair, quoted_texts
 from textpatch.quotes import quotations
 from textpatch.report.contact_sheet import draw_contact_sheet
@@ -44,6 +47,17 @@ REQUESTS = {
     "on a pink wall": (HOUSE, HOUSE.replace("blue", "pink")),
     "two words": (HOUSE, HOUSE.replace('"HOUSE"', '"WE GO"')),
 }
+TWO = 'a red sign that says "HOUSE" and "TIGER" on a blue wall'
+ONE = 'a red sign that says "HOUSE" on a blue wall'
+REQUESTS_OF_LINES = {
+    "another second word": (TWO, TWO.replace("TIGER", "LEMON")),
+    "two other words": (TWO, TWO.replace("HOUSE", "PIANO").replace("TIGER", "LEMON")),
+    "words exchanged": (TWO, 'a red sign that says "TIGER" and "HOUSE" on a blue wall'),
+    "first word down": (TWO, 'a red sign that says "LEMON" and "HOUSE" on a blue wall'),
+    "second word up": (TWO, 'a red sign that says "TIGER" and "LEMON" on a blue wall'),
+    "no second word": (TWO, ONE),
+    "a second word": (ONE, TWO),
+}
 
 
 def edited(pipeline, pair: Pair, seed: int) -> Edit:
@@ -60,12 +74,16 @@ def way(made: Edit) -> float:
 
 
 def read_as_asked(pipeline, prompt: str, pictures: list[Image.Image], reader: str) -> int | None:
-    """Pictures in which a prompt's text is read, blanks aside, None for a prompt without text."""
+    """Pictures in which every text of a prompt is read in its line, None for a prompt without text."""
     if not quotations(prompt):
         return None
-    wanted = "".join(quoted_texts(prompt))
-    read = words_read(reader, pictures, pipeline.defaults.text_box)
-    return sum(exact(text, wanted) for text in read)
+    texts = quoted_texts(prompt)
+    boxes = line_boxes(pipeline.defaults.text_box)
+    if len(boxes) == 1:
+        texts = ["".join(texts)]
+    lines = [words_read(reader, pictures, box) for box in boxes]
+    wanted = [*texts, *[""] * (len(boxes) - len(texts))]
+    return sum(all(map(exact, read, wanted)) for read in zip(*lines, strict=True))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -78,7 +96,9 @@ def main(argv: list[str] | None = None) -> None:
     lines = []
     for model in options.models or MODELS:
         pipeline = load(model, device=options.device)
-        for asked, prompts in REQUESTS.items():
+        lines_drawn = len(line_boxes(pipeline.defaults.text_box))
+        requests = REQUESTS if lines_drawn == 1 else REQUESTS_OF_LINES
+        for asked, prompts in requests.items():
             pair = Pair(*prompts)
             made = [edited(pipeline, pair, seed) for seed in range(options.seeds)]
             edits, targets = [one.image for one in made], [one.target for one in made]

@@ -804,10 +804,13 @@ def edits_published() -> str:
     return drawn(["the paper's", "method", *scores, "s a picture"], rows)
 
 
-def beyond() -> str:
-    """What a swap at the word's sites makes of requests for more or less than another word."""
+def beyond(signs: str = "") -> str:
+    """What a swap at the word's sites makes of requests for more or less than another word.
+
+    signs  "words" for signs of two lines
+    """
     rows = []
-    measured = read_rows("beyond")
+    measured = read_rows(f"beyond-{signs}" if signs else "beyond")
     for found in by_readers(measured, "model", "asked"):
         row = found[0]
         read = []

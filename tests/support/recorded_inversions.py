@@ -23,6 +23,7 @@ from textpatch.reference_models.schedules import (
     Euler,
     FlowMatchEuler,
 )
+from textpatch.reference_models.schedules.diffusion import trained_abars
 from textpatch.sampling import sample_latents
 
 INPUTS = load_file(FOLDER / "inversion" / "inputs.safetensors")
@@ -57,6 +58,14 @@ class RecordedEuler(TableInDouble, Euler):
 
 class RecordedIF(TableInDouble, DeterministicDDPM):
     """Schedule of the recordings of DeepFloyd IF."""
+
+
+class RecordedIFToZero(RecordedIF):
+    """The same, whose last step lands on the level of timestep 0."""
+
+    def abars(self, steps: int) -> torch.Tensor:
+        abars = super().abars(steps)
+        return torch.cat([abars[:-1], trained_abars(self)[:1].double()])
 
 
 class RecordedFlow(FlowMatchEuler):
@@ -108,14 +117,14 @@ def on_their_machine() -> ExitStack:
 
 
 def inverts(folder: str, run: str, schedule, method: InversionMethod, **options) -> float:
-    """Distance from a recorded inversion of prompts A, all steps counted."""
+    """Distance from the steps that were kept of a recorded inversion of prompts A."""
     pipeline = pipeline_of(folder, schedule, **options)
     expected = recorded(folder, run)
     pictures = expected.shape[1]
     prompts = [f"A{p}" for p in range(pictures)]
     with on_their_machine():
         path, _ = inverted(pipeline, source(folder)[:pictures], prompts, method, STEPS)
-    return distance(path[:-1].flip(0), expected)
+    return distance(path[:-1].flip(0)[-len(expected) :], expected)
 
 
 def samples(

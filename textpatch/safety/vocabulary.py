@@ -3,7 +3,7 @@
     plain      the word itself
     plural     with s, or es after a hissing sound, for words of four letters and more
     stretched  a letter written three times or more
-    swapped    two neighbouring letters swapped, for words of five letters and more
+    swapped    two neighbouring letters swapped, for words of five letters, and behind the first of four
     dropped    a vowel inside left out, for words of six letters and more
     leet       signs in place of letters
     masked     signs that hide letters, of which at least two and at least half are seen
@@ -20,6 +20,7 @@ from textpatch.safety.lookalikes import LEET, MASKS
 
 PLURAL_FROM = 4
 SWAPPED_FROM = 5
+SWAPPED_BEHIND = 4  # letters of a word whose first must stay
 DROPPED_FROM = 6
 LEET_FROM = 4  # letters of a word of which most may be digits
 STRETCHED_FROM = 3  # times that a letter is written
@@ -138,11 +139,14 @@ class Vocabulary:
         )
 
     def _is_swapped(self, letters: str) -> bool:
-        if not SWAPPED_FROM <= len(letters) <= self.longest:
+        if len(letters) > self.longest:
             return False
+        places = range(len(letters) - 1)
+        if len(letters) < SWAPPED_FROM:
+            places = places[1:] if len(letters) == SWAPPED_BEHIND else range(0)
         return any(
             letters[:i] + letters[i + 1] + letters[i] + letters[i + 2 :] in self.words
-            for i in range(len(letters) - 1)
+            for i in places
         )
 
     def _is_masked(self, letters: str) -> bool:
