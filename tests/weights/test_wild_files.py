@@ -262,7 +262,10 @@ def test_a_refusal_is_cheap(row, home, tmp_path):
 
 @pytest.mark.long
 def test_a_costly_refusal_is_noticed():
-    """Fault of `require_cheap`, long as it is: 60 MB are filled, or a quarter of a second is computed, before it is refused."""
+    """Fault: 60 MB are filled, or a quarter of a second is computed, before a refusal.
+
+    Long, as the tests of cheap refusals are.
+    """
 
     def fills() -> None:
         bytearray(b"1" * (costs.MEGABYTES + 10) * 10**6)
