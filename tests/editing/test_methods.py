@@ -83,7 +83,9 @@ def test_what_an_edit_costs(pipelines, monkeypatch, model, also, rows):
     encoded = []
     encode = pipeline.encode
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "encode", lambda prompts: encoded.extend(prompts) or encode(prompts))
+        patch.setattr(
+            pipeline, "encode", lambda prompts: encoded.extend(prompts) or encode(prompts)
+        )
         made = edit(pipeline, *PAIR, sites=0, also=also)
     assert sorted(filter(None, encoded)) == sorted(PAIR)
     assert made.generations == rows and made.pictures.keys() == {*also, "edited"}
