@@ -4,7 +4,7 @@
 
 Each edit is a validation pair in one scene, `rewrite(pipeline, [(source, target)], sites=...)`.  Under it the
 source's prompt and a neighbour's, the source of the next pair, are drawn and read.  One arm
-preserves the sources of some further pairs.
+preserves the sources of some further pairs.  Evolving text is captured in pictures of other seeds.
 
   written    edits after which the source's prompt draws the target's word, of n
   neighbour  edits after which the neighbour's prompt still draws its own
@@ -22,7 +22,8 @@ from textpatch.metrics import wilson
 from textpatch.prompts.pairs import Pair
 from textpatch.weights.signs.pairs import sign_pairs
 
-MODELS = "tiny-sdxl", "planted-sdxl", "tiny-if"
+MODELS = "tiny-sdxl", "planted-sdxl", "tiny-if", "tiny-mmdit", "planted-mmdit"
+CAPTURED = [1, 2]  # seeds; pictures are drawn of seed 0
 PRESERVED = 6  # further prompts
 COLUMNS = [
     "model",
@@ -67,8 +68,11 @@ def pictures(
     if not sites:
         return pipeline.generate(prompts, **asked)
     edits = [(pair.source, pair.target)]
+    runs = {}
+    if not all(site.text_is_static for site in pipeline.denoiser.sites):
+        runs = {"seeds": CAPTURED, "steps": options.steps}
     adapter = textpatch.rewrite(
-        pipeline, edits, sites=sites, ridge=options.ridge, preserve=preserve
+        pipeline, edits, sites=sites, ridge=options.ridge, preserve=preserve, **runs
     )
     with adapter.applied(pipeline):
         return pipeline.generate(prompts, **asked)

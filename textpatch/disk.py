@@ -28,7 +28,6 @@ except ImportError:  # Windows has no flock; there each writer needs a worker na
     fcntl = None
 
 AnyPath: TypeAlias = str | os.PathLike[str]
-JSON: TypeAlias = dict[str, Any]  # an object of JSON
 # safetensors and tokenizers raise exceptions of their own, with the system's number in their text alone
 IN_WORDS = re.compile(r"\(os error (\d+)\)")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from textpatch.errors import WeightsError
 from textpatch.reference_models.decoders import LatentPixels, pixels
@@ -59,6 +61,23 @@ HALF = torch.float16, torch.bfloat16
 TIED_T5 = ["encoder.embed_tokens.weight"]
 
 
+class NoFirstValues(TorchFunctionMode):
+    """Functions of `torch.nn.init` leave what they are given as it is."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def without_data() -> Iterator[None]:
+    """Make modules on the meta device, and draw no first values, of which nothing would be kept."""
+    with torch.device("meta"), NoFirstValues():
+        yield
+
+
 def on_meta(where: Path, model: type[nn.Module], config, part: Part) -> tuple[nn.Module, Part]:
     """A model without data and the tensors for it.
 
@@ -66,7 +85,7 @@ def on_meta(where: Path, model: type[nn.Module], config, part: Part) -> tuple[nn
     Raises WeightsError for a configuration that builds nothing or asks for more tensors than the part holds.
     """
     require_held(where, config, part)
-    with explained(where), torch.device("meta"):
+    with explained(where), without_data():
         return model(config), part
 
 
@@ -159,7 +178,7 @@ class Builder:
         sizes, part = self.source.encoder(component, CLIP, CLIP_SIZES)
         part = self._without(part, component, unread)
         require_held(self.source.path / component, sizes, part)
-        with explained(self.source.path / component / "config.json"), torch.device("meta"):
+        with explained(self.source.path / component / "config.json"), without_data():
             clip = kind(CLIPTextConfig(**sizes))
         names = {CLIP.targets(name)[0][0]: name for name in clip.state_dict() if CLIP.targets(name)}
 
@@ -181,7 +200,7 @@ class Builder:
         sizes, part = self.source.encoder(component, T5, T5_SIZES)
         part = self._without(part, component, OF_DECODER)
         require_held(self.source.path / component, sizes, part)
-        with explained(self.source.path / component / "config.json"), torch.device("meta"):
+        with explained(self.source.path / component / "config.json"), without_data():
             t5 = T5EncoderModel(T5Config(**sizes, is_encoder_decoder=False, use_cache=False))
         names = {name: name for name in t5.state_dict() if name not in TIED_T5}
 

@@ -99,8 +99,22 @@ def fill_module(
             to = kept[name] if value.is_floating_point() else value.dtype
             state[in_module[name]] = value.to(device, to).contiguous()
         del converted, value  # so that nothing of this tensor lives on while the next is read
-    module.load_state_dict(state, strict=names is None, assign=True)
+    _assign(module, state)
     return module
+
+
+def _assign(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put tensors in the place of a module's parameters and buffers of the same names.
+
+    `load_state_dict` does so with what else it can, in four times the time.
+    """
+    modules = dict(module.named_modules())
+    for name, value in state.items():
+        owner, _, last = name.rpartition(".")
+        before = getattr(modules[owner], last)
+        if isinstance(before, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=before.requires_grad)
+        setattr(modules[owner], last, value)
 
 
 def _room(part: Part) -> Tensor:

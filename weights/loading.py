@@ -16,7 +16,7 @@ from textpatch.reference_models.pipeline import Pipeline
 from textpatch.reference_models.requests import sampled_by
 from textpatch.reference_models.schedules import Schedule
 from textpatch.weights.borrowing import Source, with_others
-from textpatch.weights.building import BUILDERS, Builder, on_meta
+from textpatch.weights.building import BUILDERS, Builder, on_meta, without_data
 from textpatch.weights.defaults import published_defaults, written_defaults
 from textpatch.weights.fill import Part, fill_module
 from textpatch.weights.folders import Folder, denoiser_folder
@@ -193,7 +193,7 @@ def outline(
     if str(where) in DENOISERS:
         terms.require_met(where)
         model, config = DENOISERS[str(where)]
-        with torch.device("meta"):
+        with without_data():
             return model(config)
     path = find(where, terms)
     model, _ = outlined(path, terms)

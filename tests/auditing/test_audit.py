@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.audits import audited, rich_case
@@ -30,6 +30,7 @@ from textpatch.sampling import sample
 from textpatch.weights.fingerprint import model_sha256
 
 DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
+FEWER = max(settings().max_examples // 2, 1)  # each is a run and its audit
 
 
 def require_sound(report: AuditReport, rows: int) -> None:
@@ -47,6 +48,7 @@ def require_sound(report: AuditReport, rows: int) -> None:
         )
 
 
+@settings(max_examples=FEWER)
 @given(cases(), st.sampled_from(DTYPES))
 def test_what_is_right_passes_on_joint_sites(case, dtype):
     """An MMDiT passes under every plan.
@@ -60,6 +62,7 @@ def test_what_is_right_passes_on_joint_sites(case, dtype):
     assert {(check.site, check.step) for check in report.checks} == places
 
 
+@settings(max_examples=FEWER)
 @given(st.data(), st.sampled_from(["sdxl", "if", "if-ii"]), st.sampled_from(DTYPES))
 def test_what_is_right_passes_on_cross_and_added_sites(data, name, dtype):
     """SDXL, IF and its stage II pass under every plan.

@@ -3,6 +3,7 @@
 Each runs at its smallest size, and refuses ways that do not agree.
 """
 
+import json
 import math
 import platform
 from collections import Counter
@@ -211,18 +212,22 @@ def test_a_way_that_reads_its_own_text_is_refused(kind, dtype, benchmark):
 # --- overhead ---
 
 
-def test_overhead(run, benchmark):
-    """Every way runs on every architecture, and those that touch sites have their microseconds."""
-    rows = run("overhead", "empty", "mmdit-small", "sdxl-small", "if-small", "--rounds", "1")
+def test_overhead(run, benchmark, long):
+    """Every way runs on every architecture, and those that touch sites have their microseconds.
+
+    By default on the one whose text evolves.
+    """
+    models = ["mmdit-small", *["sdxl-small", "if-small"] * long]
+    rows = run("overhead", "empty", *models, "--rounds", "1")
     overhead = benchmark("overhead")
     assert list(rows[0]) == [*overhead.COLUMNS, "environment"]
     ways = Counter(row["way"] for row in rows)
-    assert [ways[way] for way in ("bare", "hooks, gate closed", "hooks, gate open")] == [4, 4, 4]
+    assert [ways[way] for way in ("bare", "hooks, gate closed", "hooks, gate open")] == [
+        len(models) + 1
+    ] * 3
     assert [ways[way] for way in ("slots, one site", "slots, all sites", "patch, one site")] == [
-        3,
-        3,
-        3,
-    ]
+        len(models)
+    ] * 3
     require_ratios(rows, lambda row: row["against"], "model", "against")
     for row in rows:
         touches = row["way"].startswith(("hooks", "slots", "patch")) or row["way"].endswith(
@@ -294,14 +299,23 @@ def test_other_latents_are_refused(benchmark):
 # --- full_size ---
 
 
-def test_full_size(run, benchmark):
-    """A swap is timed from two rows on, and the same command with --resume adds nothing."""
-    words = "--scale small --modes eager --rows 1 2 --rounds 1".split()
+def test_full_size(run, benchmark, long):
+    """A swap is timed from two rows on, and the same command with --resume adds nothing.
+
+    By default of one model of three.
+    """
+    models = ["--scale", "small"] if long else ["--models", "mmdit-small"]
+    words = [*models, *"--modes eager --rows 1 2 --rounds 1".split()]
     rows = run("full_size", *words)
     size = benchmark("full_size")
     assert list(rows[0]) == [*size.COLUMNS, "environment"]
     ways = Counter((row["way"], row["rows"]) for row in rows)
-    assert ways["textpatch", "1"] == ways["textpatch", "2"] == ways["textpatch, one swap", "2"] == 3
+    assert (
+        ways["textpatch", "1"]
+        == ways["textpatch", "2"]
+        == ways["textpatch, one swap", "2"]
+        == (3 if long else 1)
+    )
     assert not ways["textpatch, one swap", "1"]
     require_ratios(rows, lambda row: "textpatch", *size.KEYS)
     assert run("full_size", *words, "--resume") == rows
@@ -682,6 +696,18 @@ def test_the_picture_of_a_page_is_what_a_browser_shows(benchmark, tmp_path, monk
     monkeypatch.setattr(script.shutil, "which", lambda name: None)
     with pytest.raises(SystemExit, match="no browser among chromium"):
         script.main(["report.html"])
+
+
+def test_the_picture_of_the_notebook_is_of_its_outputs(benchmark):
+    """The page that is pictured has cells that were executed, with what they printed and drew."""
+    script = benchmark("notebook_picture")
+    cells = script.shown(json.loads(script.NOTEBOOK.read_text("utf-8")))
+    page = script.laid_out(cells)
+    assert [cell["cell_type"] for cell in cells] == ["markdown", "code"] * len(script.SHOWN)
+    assert page.count('<img src="data:image/png;base64,iVBOR') == 2
+    assert "<h2>Edit</h2>" in page and "site-1 &lt;- target:" in page and "[None]" not in page
+    with Image.open(script.RESULTS / "notebook.png") as kept:
+        assert kept.size == (1200, 900)
 
 
 @pytest.mark.long

@@ -16,6 +16,7 @@ import textpatch
 from support.localizing import by_pixels
 from support.small_models import PROMPTS, save_small, write_flux_config
 from textpatch import attention, cli
+from textpatch.report.heatmap import heatmap_png
 from textpatch.weights.loading import find
 
 COMMAND = [sys.executable, "-m", "textpatch.cli"]
@@ -363,8 +364,9 @@ def test_the_real_process_says_the_same(here):
 
 
 @pytest.mark.usefixtures("unread")
-def test_localize_leaves_a_whole_run_folder(model, here, capfd):
+def test_localize_leaves_a_whole_run_folder(model, here, monkeypatch, capfd):
     """Table and path on stdout, nothing on a stderr that is no terminal, every file in the folder."""
+    monkeypatch.setattr("textpatch.report.page.heatmap_png", heatmap_png)
     assert cli.main(["localize", model, "--pairs", "2", "--out", "run", "--maps"]) == 0
     out, err = capfd.readouterr()
     assert (

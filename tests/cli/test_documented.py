@@ -105,7 +105,9 @@ def places(tmp_path_factory):
 
 
 def smaller(words: list[str]) -> list[str]:
-    """The same request for a pair, or the two a search needs, one seed, steps up to the first patched one."""
+    """The same request for a pair, or the two a search needs, at two sites, of one seed, with steps up to the
+    first patched one.
+    """
     if words[0] == "finetune":  # whose steps are those of the training
         fewer = ["--steps", "1", "--batch", "2", "--examples", "2", "--sample", PROMPTS[0]]
         return [*words[: words.index("--steps")], *fewer]
@@ -118,6 +120,8 @@ def smaller(words: list[str]) -> list[str]:
         while end < len(made) and not made[end].startswith("-"):
             end += 1
         made[start:end] = [fewer[option]]
+    if words[0] == "localize" and not {"--sites", "--set", "--what", "--keep"} & set(words):
+        made += ["--sites", "0", "1"]
     steps = "2" if "--start" in words else "1"
     if "--picture" in words:  # which does not come back of fewer
         steps = "4"

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from support.by_default import taking
 from support.localizing import by_pixels
 from support.small_models import (
     DEFAULTS,
@@ -258,17 +259,20 @@ def test_swaps_at_another_size_are_audited_there(command, model, here, monkeypat
 
 @pytest.mark.parametrize(
     "size, says",
-    [
-        (["--height", "33"], "do not divide into patches of 4x4"),
-        (["--height", "4000"], "position table holds 24x24"),
-        (["--width", "0"], "give a height and a width of 1 or more"),
-        (["--width", "-4"], "give a height and a width of 1 or more"),
-    ],
+    taking(
+        lambda case: case[0][1] in ("33", "0"),
+        [
+            (["--height", "33"], "do not divide into patches of 4x4"),
+            (["--height", "4000"], "position table holds 24x24"),
+            (["--width", "0"], "give a height and a width of 1 or more"),
+            (["--width", "-4"], "give a height and a width of 1 or more"),
+        ],
+    ),
     ids=" ".join,
 )
 @pytest.mark.parametrize("command", ["generate", *RUNS])
 def test_sizes_that_a_model_cannot_take(command, size, says, model, here, capfd):
-    """Refused by every command before it makes a picture or a folder."""
+    """Refused by every command before it makes a picture or a folder; by default one of each kind."""
     refused(here, capfd, [command, model, *RUNS.get(command, [SOURCE]), *size], says)
 
 
@@ -303,7 +307,7 @@ def latent():
     return Pipeline(*parts, Defaults(height=16, width=24, steps=1, guidance=1.0), "latent").eval()
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(st.integers(1, 12), st.integers(1, 12))
 def test_sizes_are_pixels(latent, high, wide):
     """Behind a VAE that halves each side, too: the picture has the pixels asked for, of patches of 8."""

@@ -86,7 +86,7 @@ CARRIED_OUT = [
     (
         f"generate tiny-mmdit {SIGN} --plan",
         0,
-        "1 prompt x 1 seed - 1 that are there = 0 generations",
+        "everything is there, in runs/generate-tiny-mmdit-",
     ),
     (f"generate tiny-mmdit {SIGN} --seeds 0 --seeds 2", 0, "2 pictures are in"),
     (f"generate tiny-mmdit {SIGN} --seeds 0-2 -q", 0, "sheet.png"),
@@ -121,6 +121,7 @@ CARRIED_OUT = [
         "Site 1 (transformer_blocks.1.attn) carries",
     ),
     (f"localize planted-mmdit --pairs 3 --out {RUN}", 0, "report.html"),
+    (f"localize planted-mmdit --pairs 3 --out {RUN} --plan", 0, f"everything is there, in {RUN}"),
     (f"localize planted-mmdit --pairs 3 --out {RUN} --json", 0, '"ranked": [1'),
     (f"localize planted-mmdit --pairs 4 --out {RUN}", 2, "pairs"),
     ("localize tiny-mmdit --pairs 2 --sites 1 --sites 2 --out two", 0, "Not clear yet"),

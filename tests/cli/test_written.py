@@ -19,13 +19,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from support.localizing import by_pixels
+from support.localizing import by_pixels, without_drawing
 from support.planting import plant
+from support.typed import unlike
 from textpatch import cli
 from textpatch.cli import edit_command, models_command
 from textpatch.cli.parser import VERBS
+from textpatch.cli.report_command import joined
 from textpatch.disk import read_json
 from textpatch.runs.folder import Run
+from textpatch.stored import (
+    ComparisonResult,
+    Generations,
+    JSONObject,
+    LocalizationResult,
+    Record,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "written.json"
 SOURCE = 'a red sign that says "HELLO" on a blue wall'
@@ -40,7 +49,7 @@ COMMANDS = {
     "finetune": ["finetune", *SHORT, "--data", "signs", "--examples", "2", "--batch", "2"],
     "rewrite": ["rewrite", "planted-sdxl", *EDIT],
     "edit --method": ["edit", *SHORT, *PAIR, "--method", "localized", "prompt_swap"],
-    "localize": ["localize", *SHORT, "--pairs", "3", "--starts", "--heads"],
+    "localize": ["localize", *SHORT, "--pairs", "3", "--sites", "0", "1", "--starts", "--heads"],
     "localize --mode contribution": [
         "localize",
         *SHORT,
@@ -142,7 +151,9 @@ def made(tmp_path_factory):
     here, folder = os.getcwd(), tmp_path_factory.mktemp("written")
     os.chdir(folder)
     try:
-        return all_written(), folder
+        with pytest.MonkeyPatch.context() as patch:
+            without_drawing(patch)
+            return all_written(), folder
     finally:
         os.chdir(here)
 
@@ -193,6 +204,33 @@ def test_every_verb_tells_programs_data(made, monkeypatch):
         told_to_programs(command)
     told = {command[0] for command in (*COMMANDS.values(), *TELLING)}
     assert told == VERBS.keys()
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("localize", LocalizationResult),
+        ("localize --mode contribution", LocalizationResult),
+        ("edit --method", ComparisonResult),
+    ],
+)
+def test_what_is_stored_has_the_types_that_are_said(made, name, kind):
+    """Results and records have the keys of their types, each with a value of its type."""
+    run = Run.load(made[1] / name)
+    assert unlike(read_json(run.folder / "results.json"), kind) == []
+    assert [gap for record in joined(run.finished()) for gap in unlike(record, Record)] == []
+
+
+def test_another_type_than_is_said_is_noticed():
+    """Faults: a key of no type, one that is missing, a text for a number, and one deep inside."""
+    assert unlike({"made": 1, "one_by_one": 2, "more": 3}, Generations) == [
+        ".more: not in Generations"
+    ]
+    assert unlike({"made": 1}, Generations) == [".one_by_one: missing"]
+    assert unlike({"made": 1, "one_by_one": "2"}, Generations) == [
+        ".one_by_one: str for <class 'int'>"
+    ]
+    assert unlike({"a": [{"b": object()}]}, JSONObject) != []
 
 
 def test_planted_an_answer_of_text_alone_is_noticed(monkeypatch):

@@ -50,7 +50,7 @@ def test_hidden_tokens(case):
     laws.law_hidden_tokens_are_absent(case)
 
 
-@settings(max_examples=4)
+@settings(max_examples=2)
 @given(attentions())
 def test_gradients(case):
     """gradcheck; d out / d (unread token) = 0."""
@@ -248,7 +248,7 @@ def test_one_graph_for_every_size():
     """
     torch._dynamo.reset()
     fast = torch.compile(segment_attention, backend="eager", fullgraph=True, dynamic=True)
-    for rows, image, tokens in ((2, 5, 3), (3, 6, 4), (4, 7, 5)):
+    for rows, image, tokens in ((2, 5, 3), (3, 6, 4)):
         for per_head in (True, False):
             case = make_attention(
                 rows=rows, bank=rows, image=image, tokens=tokens, per_head=per_head

@@ -121,10 +121,10 @@ INTERRUPTED = """
 
 
 def test_interrupts_by_signal(long):
-    """SIGINT at 200 moments of patched forwards (2,000 in the long form): after each, no hook and the
+    """SIGINT at 100 moments of patched forwards (2,000 in the long form): after each, no hook and the
     plain output.
     """
-    times = 2_000 if long else 200
+    times = 2_000 if long else 100
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(INTERRUPTED), str(times)],
         stdout=subprocess.PIPE,
@@ -453,7 +453,7 @@ def growth(times: int, keep: list | None = None) -> float:
 
 
 def test_memory_returns_to_the_baseline(long):
-    """Captured and patched runs, 30 or with --long 10,000, hold no kilobyte each; kept caches would."""
-    times = 10_000 if long else 30
+    """Captured and patched runs, 20 or with --long 10,000, hold no kilobyte each; kept caches would."""
+    times = 10_000 if long else 20
     assert abs(growth(times)) < times / 1024
     assert growth(10, keep=[]) > 10 / 1024

@@ -81,7 +81,7 @@ def test_all_sites_are_the_other_text(architecture, dtype):
 @pytest.mark.parametrize(
     "dtype, bound", [(torch.float64, 1e-12), (torch.float32, 5e-6)], ids=["float64", "float32"]
 )
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(data=st.data())
 def test_a_swap_is_what_replacing_tensors_gives(architecture, dtype, bound, data):
     """f(x | slots) = f(x | sites by einsum, K and V cells replaced): 1e-12 in float64, 5e-6 in float32."""
@@ -120,12 +120,12 @@ ALGEBRA = [
 
 @pytest.mark.parametrize("law", ALGEBRA, ids=lambda law: law.__name__)
 def test_algebra(law, long):
-    """The law on 6 random cases of any architecture; on 5,000 in the long form.
+    """The law on 4 random cases of any architecture; on 5,000 in the long form.
 
     Each law's faults break it on one case of each architecture (test_faults.py), so that few cases notice
     much.
     """
-    settings(max_examples=5000 if long else 6)(
+    settings(max_examples=5000 if long else 4)(
         given(st.sampled_from(ARCHITECTURES).flatmap(cases))(law)
     )()
 
@@ -184,7 +184,12 @@ def is_long(way, dtype, architecture: str) -> bool:
     """
     if way is compiled or (way is on_two_threads and dtype is HALF):
         return True
-    return architecture != "mmdit" and (way is on_two_threads or dtype is HALF)
+    if architecture == "mmdit":
+        return False
+    return dtype is HALF or (way, architecture) not in (
+        (by_definition, "sdxl"),
+        (in_a_larger_batch, "if-i"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,8 +207,8 @@ def test_only_the_error_moves(way, dtype, architecture):
     """f(x | swap) another way is as near to float64: rms errors over 16 inputs apart by at most 1.1.
 
     Together, for the error of one input is one draw.  In half precision the definition may be further off
-    than SDPA, which adds up in float32, and SDPA is what is bounded then.  By default U-Nets are held to it
-    in float32 and on one thread, and no model is compiled.
+    than SDPA, which adds up in float32, and SDPA is what is bounded then.  By default each U-Net is held to
+    it in one way and in float32, and no model is compiled.
     """
     case, exact = case_in(architecture, dtype), fixed_case(architecture)
     exact.model.load_state_dict(case.model.state_dict())

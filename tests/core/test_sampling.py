@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from support.by_default import taking
 from support.planting import plant
 from support.strategies import ARCHITECTURES, fixed_case
 from textpatch import lockstep
@@ -12,6 +13,8 @@ from textpatch.checks import require_rows
 from textpatch.errors import PatchError
 from textpatch.plan import Plan, Row, Swap
 from textpatch.sampling import sample
+
+STOCHASTIC_AND_NOT = "if-i", "mmdit"
 
 
 def run(case, rows, plan=Plan(), **options):
@@ -47,9 +50,12 @@ def require_the_rest_of_a_run(case) -> None:
     assert torch.allclose(begun.latents["a"], alone[-1], rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", taking(STOCHASTIC_AND_NOT, ARCHITECTURES))
 def test_latents_of_its_own(architecture):
-    """A row goes on from any step, on every architecture, noise of stochastic steps included."""
+    """A row goes on from any step, on every architecture, noise of stochastic steps included.
+
+    By default on one whose steps draw noise, and on one whose steps do not.
+    """
     require_the_rest_of_a_run(fixed_case(architecture))
 
 
@@ -203,9 +209,9 @@ def require_a_path_to_hold(case) -> None:
     assert torch.equal(later.trajectory["copy"][0], path[2])
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", taking(STOCHASTIC_AND_NOT, ARCHITECTURES))
 def test_a_row_that_is_held_to_a_path(architecture):
-    """On every architecture."""
+    """On every architecture, by default on two."""
     require_a_path_to_hold(fixed_case(architecture))
 
 

@@ -53,7 +53,7 @@ LAYERS = [
     ["anatomy", "attention", "changes", "hooks"],
     ["kernels", "shapes", "slots", "softmax"],
     ["devices", "disk", "equality", "exits", "html", "memory", "pictures", "progress", "sounds"],
-    ["finite", "quotes", "seeds", "text"],
+    ["finite", "quotes", "seeds", "stored", "text"],
     ["errors"],
 ]
 CORE = (

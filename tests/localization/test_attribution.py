@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.by_default import taking
 from support.localizing import PAIR, Parrot
 from support.planting import raw, require_noticed
 from support.small_models import small_pipeline
@@ -50,7 +51,7 @@ def put_out(model, x, t, text, names, slots=None) -> dict:
     return seen
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", taking(lambda name: name != "if-ii", ARCHITECTURES))
 @settings(max_examples=3)
 @given(seed=st.integers(0, 99))
 def test_it_is_the_slope_towards_the_swap(architecture, seed):
@@ -120,12 +121,15 @@ def test_a_start_outside_the_run_is_refused(start):
     "model, sites",
     [
         ("planted-mmdit", {1}),
-        ("planted-sdxl", {10}),
+        pytest.param("planted-sdxl", {10}, marks=pytest.mark.long),
         pytest.param("planted-if", {3, 4}, marks=pytest.mark.long),
     ],
 )
 def test_the_planted_sites_stand_out(model, sites):
-    """They have more than .8 of all, in each picture, and where the target is another scene, too."""
+    """They have more than .8 of all, in each picture, and where the target is another scene, too.
+
+    By default on one model.  On U-Nets test_it_is_the_slope_towards_the_swap holds the slopes.
+    """
     pipeline = load(model)
     for same_scene in (True, False):
         ((source, target),) = sign_pairs(1, same_scene=same_scene)

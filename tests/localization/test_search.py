@@ -405,11 +405,11 @@ def test_what_few_pairs_propose_and_all_refuse_is_not_the_end():
     "pairs, least", [(PAIRS, None), pytest.param(100, 4, marks=pytest.mark.long)]
 )
 def test_chance_rarely_adds_a_site(pairs, least, long):
-    """At most 6 % of 200 searches in pure noise end with a site too many, --long of 400.
+    """At most 6 % of 100 searches in pure noise end with a site too many, --long of 400.
 
     They were 2.5 % were exact intervals exact.  By default a smaller number of pairs stands for both.
     """
-    searches = 400 if long else 200
+    searches = 400 if long else 100
     truths = [
         Truth({0: 0.5, 1: 0.0}, noise=0.2, seed=seed, pairs=pairs) for seed in range(searches)
     ]

@@ -144,7 +144,7 @@ def reference(diffusers, model: MMDiT, dtype):
     return in_float64(theirs) if dtype == torch.float64 else theirs
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(
     config=configs(),
     rows=st.integers(1, 3),

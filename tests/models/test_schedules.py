@@ -98,7 +98,7 @@ def test_training_tables_are_the_published_ones(model, schedule):
         assert schedule.betas()[int(t)] == float32(value)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(schedule=st.sampled_from(list(SCHEDULES.values())), steps=st.integers(1, 999))
 @example(schedule=DDPM(), steps=1000)
 @example(schedule=FlowMatchEuler(), steps=1000)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
+from support.by_default import taking
 from support.copies import TOLERANCE, full_width
 from support.small_models import outputs, relative
 from support.strategies import randomize
@@ -131,7 +132,7 @@ def batches():
     )
 
 
-@settings(max_examples=6)
+@settings(max_examples=3)
 @given(config=configs(), batch=batches(), seed=st.integers(0, 99))
 def test_sdxl_equals_diffusers(diffusers, config, batch, seed):
     """SDXL = UNet2DConditionModel: output, and text K and V of every site, in the order of `sites`.
@@ -167,10 +168,15 @@ def reference_base(diffusers):
         return diffusers.UNet2DConditionModel(**asdict(SDXLConfig()), **FIXED)
 
 
-@pytest.mark.parametrize("where, width", [("down_blocks.1", 640), ("mid_block", 1280)])
+@pytest.mark.parametrize(
+    "where, width", taking((("mid_block", 1280),), [("down_blocks.1", 640), ("mid_block", 1280)])
+)
 def test_block_at_full_width(base, reference_base, where, width):
     """A block of 640 = 10 heads or 1280 = 20 heads of 64 is diffusers' BasicTransformerBlock, at 77
-    tokens."""
+    tokens.
+
+    By default the wider.
+    """
     ours, theirs = full_width(base, reference_base, f"{where}.attentions.0.transformer_blocks.0")
     x = torch.randn(1, 6, width, dtype=torch.float64)
     tokens = torch.randn(1, 77, 2048, dtype=torch.float64)

@@ -79,7 +79,7 @@ def configs(draw):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(
     config=configs(),
     rows=st.integers(1, 3),

@@ -27,6 +27,8 @@ from textpatch.sites import Site, Span, Tap
 from textpatch.testing import CHECKS, check_port
 
 RESULTS = ROOT / "benchmarks" / "results"
+# what they do is held by test_native_slots_are_hooks_on_the_foreign_copy and foreign/test_sounds.py
+HELD = {"sdxl", "audioldm2"}
 
 # --- the shipped tables ---
 
@@ -71,12 +73,12 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(x, marks=[pytest.mark.long] * (x in SAME)) for x in FOREIGN]
+    "name", [pytest.param(x, marks=[pytest.mark.long] * (x in SAME | HELD)) for x in FOREIGN]
 )
 def test_a_shipped_table_passes_every_check(diffusers, name):
     """A shipped table passes check_port on diffusers' class, which reports over 25 sentences.
 
-    By default one form of each make is tried, and with --long all.
+    By default one form of each make is tried, but of those that are held otherwise, and with --long all.
     """
     model, inputs = foreign(diffusers, name)
     report = check_port(model, None, inputs, **OPTIONS.get(name, {}))
@@ -169,7 +171,7 @@ def one_swap(draw):
 
 
 @pytest.mark.parametrize("name", PAIRS)
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(swap=one_swap(), seed=st.integers(0, 99))
 def test_native_slots_are_hooks_on_the_foreign_copy(diffusers, name, swap, seed):
     """Slots of ours give what capture and patch give on diffusers' class.

@@ -21,7 +21,6 @@ from textpatch.weights.signs.pairs import sign_pairs
 needs_browser = pytest.mark.skipif(
     BROWSER is None, reason="no browser on PATH: apt-get install chromium"
 )
-EYES = [pytest.param(parsed, id="parser"), pytest.param(browsed, id="browser", marks=needs_browser)]
 ALL_AT_ONCE = " ".join(HOSTILE)
 
 
@@ -71,9 +70,18 @@ def hostile(run, text: str) -> tuple[dict, list[dict]]:
     return result, records
 
 
-@pytest.mark.parametrize("eyes", EYES)
+@pytest.mark.parametrize(
+    "eyes",
+    [
+        pytest.param(parsed, id="parser"),
+        pytest.param(browsed, id="browser", marks=[needs_browser, pytest.mark.long]),
+    ],
+)
 def test_every_cell_opens_its_pictures(run, eyes, tmp_path):
-    """Each cell opens the source's, the target's and its own pictures and readings, no others."""
+    """Each cell opens the source's, the target's and its own pictures and readings, no others.
+
+    By default by the parser.  A browser opens the page for its picture and for a hostile text below.
+    """
     folder, result, records = run
     hold(eyes((folder / "report.html").read_text("utf-8"), tmp_path), result, records)
 

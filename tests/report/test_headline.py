@@ -119,7 +119,7 @@ def constructed(draw):
     }
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(constructed())
 def test_the_headline_and_the_set_agree(result):
     """A headline credits the sites of the responsible set, all of them and no other.

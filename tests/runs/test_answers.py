@@ -76,6 +76,16 @@ def test_the_answer_is_the_same_and_light(finished, capfd):
     assert said.splitlines() == ["1 picture is in run/pictures", "run/sheet.png"]
 
 
+def test_a_plan_with_nothing_left_says_so(finished, capfd):
+    """--plan says that everything is there, by the kept answer and also where this counts no more."""
+    assert cli.main([*COMMAND, "--plan"]) == 0
+    assert capfd.readouterr().out == "everything is there, in run; nothing is left to make\n"
+    (finished / "run" / "answer.json").unlink()
+    assert cli.main([*COMMAND, "--plan"]) == 0
+    told = "1 prompt x 1 seed - 1 that are there = 0 generations; everything is there\n"
+    assert capfd.readouterr().out == told
+
+
 def test_one_object_for_a_program(finished, capfd):
     """With --json stdout is one object with the folder, what was made and the content of results.json."""
     capfd.readouterr()

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
+from support.localizing import by_pixels
 from support.small_models import PROMPTS, save_small, small_pipeline
 from support.strategies import build_pipeline
 from textpatch import cli
@@ -74,6 +75,7 @@ def test_the_command_line_encodes_once_and_a_finished_run_not_at_all(
     """
     model = str(save_small(tmp_path / "small"))
     monkeypatch.chdir(tmp_path)
+    by_pixels(monkeypatch)
     command = ["localize", model, "--pairs", "4", "--steps", "1", "--out", "run"]
     assert cli.main(command) == 0 and encoded == Counter(DISTINCT)
     encoded.clear()

@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from support import laws_of_runs
+from support.by_default import taking
 from support.localizing import PAIRS, REQUEST, PixelReader, localized
 from support.planting import plant
 from support.small_models import small_pipeline
@@ -249,10 +250,14 @@ ALTERED = {
 }
 
 
-@pytest.mark.parametrize("fault", ALTERED)
+@pytest.mark.parametrize(
+    "fault", taking(("the last rows are lost", "one is left out", "one is there twice"), ALTERED)
+)
 def test_pictures_altered_on_the_way_are_noticed(fault, monkeypatch):
     """Fault: what tesseract is given is not what was asked about. An OCRError before any reading is
     used, not a low score.
+
+    By default what is lost of a picture, a picture less, and a picture more.
     """
     monkeypatch.setattr(passed, "RESULTS", {})  # or an earlier test's self-test would stand
     plant(monkeypatch, Tesseract, "_ask", *ALTERED[fault])

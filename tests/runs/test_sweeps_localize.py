@@ -73,12 +73,13 @@ def test_any_division_gives_the_same_result(model, whole, tmp_path, count):
         assert plain(localized(model, folder)) == whole
 
 
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_the_batch_size_moves_a_pixel_by_one_level_at_most(model, size):
     """Rows one by one or three at a time: of the 8-bit values at most 1 in 1000 differs, and by one level.
 
     Another batch shape sums in another order, relatively 5e-6 at most in float32, that is 6e-4 of a level; so
-    many values, and no more, cross the middle between two levels.
+    many values, and no more, cross the middle between two levels.  By default three at a time, which leaves a
+    part of a batch over.
     """
     differences = []
     batched = [localize(model, PAIRS, ocr=PixelReader(), micro_batch=n).records for n in (64, size)]
@@ -203,9 +204,13 @@ class Patient:
 
 
 @pytest.mark.parametrize(
-    "pool, seconds, saw", [(ThreadPoolExecutor, 60, True), (AtOnce, 0.1, False)]
+    "what, pool, seconds, saw",
+    [
+        ("decoded", ThreadPoolExecutor, 60, True),
+        ("read", ThreadPoolExecutor, 60, True),
+        ("read", AtOnce, 0.1, False),
+    ],
 )
-@pytest.mark.parametrize("what", ["decoded", "read"])
 def test_pictures_are_decoded_and_read_while_others_are_generated(
     model, whole, tmp_path, monkeypatch, what, pool, seconds, saw
 ):

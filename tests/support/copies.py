@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import torch
 
 from support.small_models import relative
-from support.strategies import randomize
+from support.strategies import no_first_values, randomize
 from textpatch import Plan, Row, Swap, capture, patch
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.layers import TextCondition
@@ -79,6 +79,7 @@ def call(model, inputs, **others):
     return torch.stack(list(output))
 
 
+@no_first_values()
 def pair(diffusers, name: str, seed: int = 0):
     """(our model, diffusers' with its weights), float64.
 

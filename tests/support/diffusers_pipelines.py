@@ -11,10 +11,11 @@ from transformers import (
     T5EncoderModel,
 )
 
-from support.strategies import randomize
+from support.strategies import no_first_values, randomize
 from textpatch.weights.signs.tokens import word_tokenizer
 
 
+@no_first_values()
 def sdxl(seed: int = 0):
     first, second = (
         clip(CLIPTextModel, 64, seed),
@@ -58,6 +59,7 @@ def sdxl(seed: int = 0):
     )
 
 
+@no_first_values()
 def stable_diffusion(seed: int = 0, version: int = 1, prediction: str | None = None):
     wide = version == 2
     betas = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
@@ -89,6 +91,7 @@ def stable_diffusion(seed: int = 0, version: int = 1, prediction: str | None = N
     )
 
 
+@no_first_values()
 def sd3(seed: int = 0, t5: bool = True, dual: bool = False):
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
@@ -127,6 +130,7 @@ def sd3(seed: int = 0, t5: bool = True, dual: bool = False):
     )
 
 
+@no_first_values()
 def flux(seed: int = 0, dev: bool = True):
     transformer = diffusers.FluxTransformer2DModel(
         in_channels=64,
@@ -204,6 +208,7 @@ def _if_parts(unet, seed: int, **more) -> dict:
     )
 
 
+@no_first_values()
 def _if_unet(seed: int, **changed):
     sizes = dict(
         sample_size=8,
@@ -258,6 +263,7 @@ def t5_encoder(seed: int):
     return random(T5EncoderModel(config), seed)
 
 
+@no_first_values()
 def vae(channels: int, seed: int, **more):
     made = diffusers.AutoencoderKL(
         latent_channels=channels,

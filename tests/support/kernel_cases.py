@@ -200,12 +200,22 @@ def sdpa(x: Inputs) -> Tensor:
 def run(kernels, x: Inputs) -> tuple[Tensor, Tensor]:
     """The kernel's result for both segments (B, H, M + Mt, D), and the logarithm of the sums."""
     image, text, lse = kernels.forward.forward(*x.arguments)
-    return (image if text is None else torch.cat([image, text], 2)), lse
+    return joined(image, text), lse
+
+
+def joined(image: Tensor, text: Tensor | None) -> Tensor:
+    """The results of both segments (B, H, M + Mt, D)."""
+    return image if text is None else torch.cat([image, text], 2)
 
 
 def gradients(kernels, x: Inputs, grad: Tensor) -> dict[str, Tensor]:
     """The kernels' gradients by name, for the gradient of both segments' results."""
-    image, text, lse = kernels.forward.forward(*x.arguments, wide=True)
+    return backward_of(kernels, x, grad, kernels.forward.forward(*x.arguments, wide=True))
+
+
+def backward_of(kernels, x: Inputs, grad: Tensor, made: tuple) -> dict[str, Tensor]:
+    """The gradients by name, for what a forward made."""
+    image, text, lse = made
     first, second = grad.split([image.shape[2], grad.shape[2] - image.shape[2]], 2)
     of_text = None if text is None else second
     found = kernels.backward.backward(first, of_text, *x.arguments, image, text, lse)

@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from support.strategies import randomize
+from support.strategies import no_first_values, randomize
 from textpatch.reference_models import deepfloyd_if, flux, mmdit, sdxl
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.flux import Flux, FluxConfig
@@ -105,6 +105,7 @@ TEXT_WIDTHS = {
 }
 
 
+@no_first_values()
 def model(name: str) -> nn.Module:
     """The model in float64, with every tensor random."""
     make, config = MODELS[name]

@@ -1,6 +1,6 @@
 """Small random denoisers in each family's published proportions, for original single files."""
 
-from support.strategies import randomize
+from support.strategies import no_first_values, randomize
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.flux import Flux, FluxConfig
 from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
@@ -56,6 +56,7 @@ SMALL = {
 }
 
 
+@no_first_values()
 def small(kind: str, seed: int = 0):
     model, config = SMALL[kind]
     return randomize(model(config), seed).eval().requires_grad_(False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from support.strategies import randomize
+from support.strategies import no_first_values, randomize
 from textpatch.reference_models.decoders import pixels
 from textpatch.reference_models.mmdit import MMDiT
 from textpatch.reference_models.pipeline import Defaults, Pipeline
@@ -23,12 +23,14 @@ PROMPTS = [
 DEFAULTS = Defaults(height=32, width=96, steps=2, guidance=1.0, text_box=(7, 9, 81, 24))
 
 
+@no_first_values()
 def small_denoiser(seed: int = 0, **sizes) -> MMDiT:
     return randomize(MMDiT(replace(TINY_MMDIT, **{"num_layers": 2, **sizes})), seed).requires_grad_(
         False
     )
 
 
+@no_first_values()
 def small_encoders(seed: int = 0):
     """Real CLIPs and a T5 with random weights."""
     return randomize(sd3_encoders(), seed).eval().requires_grad_(False)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from support.strategies import fake_encoders, randomize
+from support.strategies import fake_encoders, no_first_values, randomize
 from textpatch.reference_models.deepfloyd_if import DeepFloydIF, IFConfig
 from textpatch.reference_models.pipeline import Defaults, Pipeline
 from textpatch.reference_models.schedules import DDPM, Euler
@@ -58,6 +58,7 @@ class StageII(Pipeline):
         )
 
 
+@no_first_values()
 def unet(name: str, seed: int = 0) -> Pipeline:
     """A small random U-Net pipeline in float64, of four sites with three heads each."""
     defaults = Defaults(4, 8, 3, 4.5, micro=(8, 8, 0, 0, 8, 8) if name == "sdxl" else None)

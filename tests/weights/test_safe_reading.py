@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from support.by_default import taking
 from support.hostile import (
     CAP,
     DATA,
@@ -266,7 +267,7 @@ notes = st.none() | st.dictionaries(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=40)
 @given(st.dictionaries(names, any_tensor(), max_size=5), notes)
 def test_what_safetensors_writes_is_read_bit_for_bit(tmp_path_factory, made, said):
     """read(save_file(x)) = x in name, dtype, shape and bits, as by the safetensors package itself."""
@@ -425,10 +426,13 @@ POISONS = poisons()
 
 
 @pytest.mark.parametrize("name", POISONS)
-@pytest.mark.parametrize("index", [(0, 0), (1, CHUNK), (2, 2)])
+@pytest.mark.parametrize("index", taking(((1, CHUNK),), [(0, 0), (1, CHUNK), (2, 2)], whole=True))
 def test_a_value_that_is_not_finite_is_named(path, name, index):
     """The first of one, two and three poisoned values is named, with its index and their number, in any
-    chunk."""
+    chunk.
+
+    By default the first lies in the middle, and others come after it.
+    """
     dtype, pattern = POISONS[name]
     values = torch.ones(3, CHUNK + 7).to(DTYPES[dtype])
     raw = values.view(BITS.get(dtype, [torch.int8])[0])

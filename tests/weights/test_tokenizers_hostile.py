@@ -276,7 +276,8 @@ def test_a_book_does_not_flood_the_terminal(tmp_path, monkeypatch, capfd):
     ):
         (tmp_path / "pairs.tsv").write_text(f"{book}\t{PROMPTS[0]}\n")
         assert cli.main(["localize", model, "--prompts", "pairs.tsv"]) == 2
-        err = capfd.readouterr().err
+        # of a longer line as much as shows that it is, because a failing test would print it
+        err = capfd.readouterr().err[:10_000]
         assert says in err and err.count("\n") == 1 and len(err) < 10_000
 
 

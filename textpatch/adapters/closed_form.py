@@ -3,10 +3,11 @@
     minimise over W  sum_j w_j ||W x_j - W_0 y_j||^2 + lambda ||W - W_0||^2
 
     W - W_0 = E^T (lambda I_n + X X^T)^-1 X,   rows of X: sqrt(w_j) x_j,   of E: sqrt(w_j) W_0 (y_j - x_j)
+            = E^T X (lambda I_C + X^T X)^-1
 
 TIME (arXiv 2303.08084), UCE (arXiv 2308.14761) and LocoEdit (arXiv 2405.01008) are this form, with other
-rows, weights and lambda.  It is solved for the n rows, in float64, and has at most rank n.  The target
-W_0 y_j is without a bias, which the layer adds as before.
+rows, weights and lambda.  It is solved in float64 for the n rows, or for the width C where this is less, and
+has at most the rank of the lesser.  The target W_0 y_j is without a bias, which the layer adds as before.
 
 n rows, C width read, W width made
 """
@@ -53,14 +54,21 @@ def solved(weight: Tensor, readings: Readings, ridge: float) -> tuple[LowRank, f
             "every vector is to be read as it is already, so the edit would have no effect; "
             "give texts that differ at the tokens that are edited"
         )
-    if ridge:
-        gram = x @ x.mT + ridge * torch.eye(len(x)).to(x)  # (n, n)
-        inverse = torch.linalg.solve(gram, x)  # (n, C)
-    else:
-        inverse = torch.linalg.pinv(x).mT
+    inverse = _inverse(x, ridge)
     left = error - x @ inverse.mT @ error
     change = _low_rank(error.mT, inverse, weight.dtype)
     return change, float(left.norm() / error.norm())
+
+
+def _inverse(x: Tensor, ridge: float) -> Tensor:
+    """(ridge I_n + x x^T)^-1 x of rows x (n, C), or the transposed pseudo-inverse of x for a ridge of 0."""
+    n, width = x.shape
+    if not ridge:
+        return torch.linalg.pinv(x).mT
+    if n <= width:
+        return torch.linalg.solve(x @ x.mT + ridge * torch.eye(n).to(x), x)
+    gram = x.mT @ x + ridge * torch.eye(width).to(x)  # (C, C)
+    return torch.linalg.solve(gram, x.mT).mT
 
 
 def _low_rank(up: Tensor, down: Tensor, dtype: torch.dtype) -> LowRank:

@@ -2,14 +2,13 @@
 
 The result is an adapter, so that it can be scaled, saved, merged, swapped under and taken off.
 
-R prompts, T text tokens, C width of what a projection reads
+R prompts, T text tokens, M readings of a token, C width of what a projection reads
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextvars import Context
 from typing import Any
 
 import torch
@@ -17,11 +16,11 @@ from torch import Tensor
 
 from textpatch.adapters.closed_form import Readings, solved
 from textpatch.adapters.low_rank import Adapter, base_sha256, layers_of
+from textpatch.adapters.read_vectors import of_runs, of_static_text
 from textpatch.adapters.token_pairs import KINDS, paired
 from textpatch.changes import LowRank, changes_of
 from textpatch.errors import PatchError, closest
 from textpatch.finite import is_finite
-from textpatch.hooks import HookRegistry
 from textpatch.pipelines import SupportsSampling, require_parts
 from textpatch.sites import Selectors, Site
 from textpatch.taps import chosen_sites
@@ -42,6 +41,8 @@ def rewrite(
     weight: float = 1.0,
     preserve_weight: float = 1.0,
     part: str = "kv",
+    seeds: Sequence[int] | None = None,
+    steps: int | None = None,
 ) -> Adapter:
     """Adapter under which sites read old texts as new ones.      (`closed_form` has the equation)
 
@@ -53,53 +54,70 @@ def rewrite(
     preserve  prompts whose tokens of the same kind stay as they are
     weight, preserve_weight  of edited tokens, and of preserved ones
     part      "kv", or only "k" or only "v"
+    seeds, steps  of pictures in which an evolving text is captured.  Seed 0 and the model's steps when None
 
     The adapter's `made["residual"]` is the largest share of the wanted change that a projection lacks.
     Raises PatchError
 
-    - for a model whose text evolves with the picture, because no single vector feeds its projections
+    - for projections that read the picture, too, as those of FLUX's blocks of one stream
+    - for seeds or steps where text is static, because no picture is drawn
     - for no edits, an edit of a text into itself, and numbers that are none
     - for texts that `token_pairs.paired` cannot pair
     - under an adapter, because the edit would be of the sum
     """
-    require_parts(pipeline, "rewrite", SupportsSampling)
-    chosen = chosen_sites(pipeline.denoiser, sites)
-    _require_static(pipeline, chosen)
+    chosen = _editable_sites(pipeline, sites)
     _require_edits(edits, preserve)
     _require_settings(tokens, part, ridge=ridge, weight=weight, preserve_weight=preserve_weight)
+    runs = _runs(pipeline, chosen, seeds, steps)
     kept = [(text, text) for text in preserve]
     prompts = list(dict.fromkeys(text for pair in [*edits, *kept] for text in pair))
     condition = pipeline.encode(prompts)
     rows = _rows(pipeline, [*edits, *kept], prompts, tokens, condition.tokens.shape[1])
     weights = [weight] * len(edits) + [preserve_weight] * len(kept)
     names = [site.taps["kv".index(one)].module for site in chosen for one in part]
-    changes, residual = _solved(pipeline.denoiser, names, condition, rows, weights, ridge)
-    made = {
-        "by": "rewrite",
-        "edits": [list(edit) for edit in edits],
-        "preserve": list(preserve),
-        "tokens": tokens,
-        "ridge": ridge,
-        "weights": [weight, preserve_weight],
-        "residual": residual,
-    }
+    read = _vectors(pipeline, names, prompts, condition, runs)
+    changes, residual = _solved(pipeline.denoiser, read, rows, weights, ridge)
+    texts = {"edits": [list(edit) for edit in edits], "preserve": list(preserve)}
+    settings = {"tokens": tokens, "ridge": ridge, "weights": [weight, preserve_weight], **runs}
+    made = {"by": "rewrite", **texts, **settings, "residual": residual}
     return Adapter(changes, base_sha256(layers_of(pipeline.denoiser, changes)), made)
+
+
+def _runs(
+    pipeline: SupportsSampling,
+    sites: Sequence[Site],
+    seeds: Sequence[int] | None,
+    steps: int | None,
+) -> dict[str, Any]:
+    """Seeds and steps of the runs that show what sites read, {} where the text alone settles this.
+
+    Raises PatchError for seeds or steps that would have no effect.
+    """
+    static = all(site.text_is_static for site in sites) and hasattr(pipeline.denoiser, "text_kv")
+    if not static:
+        steps, _ = pipeline.defaults.run(steps, 1)
+        return {"seeds": [0] if seeds is None else list(seeds), "steps": steps}
+    for name, value in (("seeds", seeds), ("steps", steps)):
+        if value is not None:
+            raise PatchError(
+                f"{name} is {value!r}, and the text of {pipeline.name} alone settles what its sites read, so "
+                "that nothing is drawn; leave it out"
+            )
+    return {}
 
 
 def _solved(
     denoiser: Any,
-    names: list[str],
-    condition: Any,
+    read: dict[str, Tensor],
     edits: list[Edit],
     weights: list[float],
     ridge: float,
 ) -> tuple[dict[str, LowRank], float]:
     """Change of each projection, and the largest share of the wanted change that one lacks."""
-    read = _inputs(denoiser, names, condition)
     changes = {}
     residuals = []
-    for name in names:
-        readings = _readings(read[name], edits, weights)
+    for name, vectors in read.items():
+        readings = _readings(vectors, edits, weights)
         changes[name], residual = solved(denoiser.get_submodule(name).weight, readings, ridge)
         residuals.append(residual)
     return changes, max(residuals)
@@ -122,43 +140,48 @@ def _rows(
 
 
 def _readings(x: Tensor, edits: list[Edit], weights: list[float]) -> Readings:
-    """Rows of one projection that reads x (R, T, C)."""
+    """Rows of one projection that reads x (R, T, M, C)."""
     pairs = [pair for edit in edits for pair in edit]
-    read = torch.stack([x[place] for place, _ in pairs])
-    wanted = torch.stack([x[place] for _, place in pairs])
+    read = torch.cat([x[place] for place, _ in pairs])
+    wanted = torch.cat([x[place] for _, place in pairs])
     each = [weight for edit, weight in zip(edits, weights, strict=True) for _ in edit]
-    return Readings(read, wanted, torch.tensor(each, dtype=torch.float64, device=x.device))
+    weighed = torch.tensor(each, dtype=torch.float64, device=x.device)
+    return Readings(read, wanted, weighed.repeat_interleave(x.shape[2]))
 
 
-def _inputs(denoiser: Any, names: list[str], condition: Any) -> dict[str, Tensor]:
-    """Vectors (R, T, C) that each projection reads of some texts, by its name."""
-    read: dict[str, Tensor] = {}
-
-    def keep(name: str, inputs: Any) -> None:
-        read[name] = next(iter(inputs.arguments.values()))
-
-    def run() -> None:
-        with HookRegistry(denoiser, names).observe_inputs(keep):
-            denoiser.text_kv(condition)
-
-    Context().run(run)  # in no open block, because it is nobody's step
-    return read
+def _vectors(
+    pipeline: SupportsSampling,
+    names: list[str],
+    prompts: list[str],
+    condition: Any,
+    runs: dict[str, Any],
+) -> dict[str, Tensor]:
+    """Vectors (R, T, M, C) that each projection reads of some prompts, by its name."""
+    if runs:
+        return of_runs(pipeline, names, prompts, **runs)
+    return of_static_text(pipeline.denoiser, names, condition)
 
 
-def _require_static(pipeline: SupportsSampling, sites: Sequence[Site]) -> None:
-    """Raise PatchError unless a text alone settles what the projections of the sites read."""
-    denoiser = pipeline.denoiser
-    if not (all(site.text_is_static for site in sites) and hasattr(denoiser, "text_kv")):
-        raise PatchError(
-            f"a closed form is undefined for {type(denoiser).__name__}: its text stream changes with depth "
-            "and step, so no single vector feeds a projection; rewrite SDXL or DeepFloyd IF"
-        )
-    adapters = changes_of(denoiser)
+def _editable_sites(pipeline: SupportsSampling, sites: Selectors) -> Sequence[Site]:
+    """Sites that are chosen.
+
+    Raises PatchError for projections that read more than text, and for a pipeline under an adapter.
+    """
+    require_parts(pipeline, "rewrite", SupportsSampling)
+    chosen = chosen_sites(pipeline.denoiser, sites)
+    for site in chosen:
+        if site.span.place != "all" or any(tap.channels for tap in site.taps):
+            raise PatchError(
+                f"{site.name} of {pipeline.name} reads text and picture by the same projections, so that an "
+                "edit of the text would change the picture's, too; choose other sites"
+            )
+    adapters = changes_of(pipeline.denoiser)
     if adapters:
         raise PatchError(
             f"{pipeline.name} is under adapter {', '.join(adapters)}, and an edit of the sum fits no base; "
             "leave the block first"
         )
+    return chosen
 
 
 def _require_edits(edits: Any, preserve: Any) -> None:

@@ -6,29 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from textpatch.errors import PatchError
+from textpatch.prompts.alignment import token_blocks
 
 TokenPairs = list[tuple[int, int]]
 KINDS = "all", "aligned", "last"
-
-
-def token_ids(pipeline: Any, text: str) -> list[list[int]]:
-    """Token numbers of a text by each tokenizer of a pipeline, without padding.
-
-    Raises PatchError for encoders without tokenizers, and for prompts in several windows.
-    """
-    encoders = pipeline.encoders
-    tokenizers = getattr(encoders, "tokenizers", None)
-    if not tokenizers:
-        raise PatchError(
-            f"the encoders of {pipeline.name} have no `tokenizers` to pair tokens with; give tokens='all'"
-        )
-    if getattr(encoders, "windows", 1) > 1:
-        raise PatchError(
-            f"{pipeline.name} reads prompts in several windows, in which tokens are not paired; "
-            "give tokens='all', or a pipeline without long prompts"
-        )
-    read = getattr(encoders, "as_read", str)
-    return [list(tokenizer(read(text)).input_ids) for tokenizer in tokenizers]
 
 
 def paired(kind: str, pipeline: Any, old: str, new: str, total: int) -> TokenPairs:
@@ -36,21 +17,25 @@ def paired(kind: str, pipeline: Any, old: str, new: str, total: int) -> TokenPai
 
     kind  "all"      each token with the one at its place (an injection)
           "aligned"  each token of old with its place in new, which must hold old's tokens in order (TIME)
-          "last"     the last token of each before the end (UCE, LocoEdit)
+          "last"     the last token of each before the end (UCE, LocoEdit), by each encoder whose tokens lie
+                     behind the others'
 
-    Raises PatchError where tokenizers that lie side by side pair in different ways.
+    Raises PatchError as `token_blocks`, and where tokenizers that lie side by side pair in different ways.
     """
     if kind == "all":
         return [(token, token) for token in range(total)]
     pair = last if kind == "last" else aligned
-    both = zip(token_ids(pipeline, old), token_ids(pipeline, new), strict=True)
-    found = [pair(one, other, total) for one, other in both]
-    if any(pairs != found[0] for pairs in found[1:]):
-        raise PatchError(
-            f"the tokenizers of {pipeline.name} cut {old!r} or {new!r} in different ways, and their tokens "
-            "lie side by side; give tokens='all'"
-        )
-    return found[0]
+    read = getattr(pipeline.encoders, "as_read", str)
+    found: dict[int, TokenPairs] = {}
+    for tokenizer, offset, length in token_blocks(pipeline, total):
+        ids = [list(tokenizer(read(text)).input_ids) for text in (old, new)]
+        pairs = [(offset + token, offset + place) for token, place in pair(*ids, length)]
+        if found.setdefault(offset, pairs) != pairs:
+            raise PatchError(
+                f"the tokenizers of {pipeline.name} cut {old!r} or {new!r} in different ways, and their "
+                "tokens lie side by side; give tokens='all'"
+            )
+    return [pair for pairs in found.values() for pair in pairs]
 
 
 def last(old: Sequence[int], new: Sequence[int], total: int) -> TokenPairs:

@@ -22,6 +22,8 @@ def announced(options, pipeline, made: str, generations: int, *, at_once: int, s
     at_once      pictures made at once
     A person is told on a terminal, with -v, and by --plan.
     """
+    if options.plan and not generations:
+        return Outcome(f"{made} = 0 generations; everything is there", {"generations": 0})
     seen = options.verbose or (sys.stderr.isatty() and not options.quiet)
     if not (options.plan or (seen and generations)):
         return None

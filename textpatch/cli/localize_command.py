@@ -208,6 +208,7 @@ def localize(options) -> Outcome:
                 pairs,
                 **asked,
                 **further,
+                ends=True,
                 ocr=reader,
                 run=run,
                 shard=options.division,

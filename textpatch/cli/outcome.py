@@ -137,6 +137,8 @@ def _remembered(options, asked: dict) -> Outcome | None:
         return None
     for folder in _folders(options):
         answer = recalled(folder, asked)
+        if answer is not None and getattr(options, "plan", False):
+            return nothing_left(folder)
         if answer is not None:
             made = None
             if answer.made:
@@ -145,9 +147,15 @@ def _remembered(options, asked: dict) -> Outcome | None:
     return None
 
 
+def nothing_left(folder: Path) -> Outcome:
+    """What --plan says of a run of which everything is there."""
+    return Outcome(f"everything is there, in {folder}; nothing is left to make", {"generations": 0})
+
+
 def _remember(options, asked: dict, outcome: Outcome) -> None:
     """Keep an outcome in its run folder, where everything that decided it is in files."""
-    if outcome.folder is None or not _may_remember(options):
+    planned = getattr(options, "plan", False)
+    if outcome.folder is None or planned or not _may_remember(options):
         return
     from textpatch.errors import WeightsError
     from textpatch.weights.loading import find
@@ -168,8 +176,7 @@ def _remember(options, asked: dict, outcome: Outcome) -> None:
 def _may_remember(options) -> bool:
     """True for the verbs that fill a run folder, alone and as a whole."""
     divided = getattr(options, "shard", None) or os.environ.get("WORLD_SIZE", "1") != "1"
-    planned = getattr(options, "plan", False)
-    return options.verb in REMEMBERED and not divided and not planned
+    return options.verb in REMEMBERED and not divided
 
 
 def _folders(options) -> list[Path]:

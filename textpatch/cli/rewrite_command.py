@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from textpatch.cli.actions import GivenSeeds, seeds
 from textpatch.cli.adapted import AFTER, BEFORE, Shown, sites_of, tell_projections
 from textpatch.cli.models import load_model
 from textpatch.cli.opening import open_run
@@ -34,9 +35,11 @@ Make an adapter under which some sites read an old prompt as a new one, by a clo
 
 Nothing is trained. adapter.safetensors is read by `textpatch generate --lora`, and by
 diffusers. sheet.png shows the old prompts, those preserved and any others before and after.
-For models whose text does not evolve with the picture: SDXL and DeepFloyd IF.
+In SDXL and DeepFloyd IF the text alone settles what a site reads, and the edit is exact. In SD3
+the text evolves with the picture: it is captured while each prompt is drawn, and regressed on.
 
-Cost: a linear system with a row for each token, and two generations for each prompt shown.\
+Cost: a linear system, and two generations for each prompt shown. In SD3 one more for each prompt
+edited or preserved and each of --capture-seeds.\
 """,
     examples=(
         (
@@ -65,25 +68,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         default=TOKENS[0],
         help="which tokens are read as which: all by their places (default), aligned, or last",
     )
-    where = command.add_argument_group("what is changed")
-    where.add_argument(
-        "--sites",
-        nargs="+",
-        metavar="SITE",
-        default=["localized"],
-        help=f"sites that read otherwise: {SITES_HELP}, all, or localized, those localised for the model "
-        "(default)",
-    )
-    where.add_argument(
-        "--part", choices=PART, default=PART[0], help="keys and values (kv, default), k, or v"
-    )
-    where.add_argument(
-        "--ridge",
-        type=number,
-        metavar="LAMBDA",
-        default=0.1,
-        help="weight of the matrices as they are; 0 injects the new text (default: 0.1)",
-    )
+    _add_places(command)
     shown = command.add_argument_group("what is shown and kept")
     shown.add_argument(
         "--sample", nargs="+", metavar="PROMPT", default=[], help="further prompts that are shown"
@@ -103,6 +88,37 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=rewrite, height=None, width=None)
 
 
+def _add_places(command: argparse.ArgumentParser) -> None:
+    """Add what is changed, and how strongly."""
+    where = command.add_argument_group("what is changed")
+    where.add_argument(
+        "--sites",
+        nargs="+",
+        metavar="SITE",
+        default=["localized"],
+        help=f"sites that read otherwise: {SITES_HELP}, all, or localized, those localised for the model "
+        "(default)",
+    )
+    where.add_argument(
+        "--part", choices=PART, default=PART[0], help="keys and values (kv, default), k, or v"
+    )
+    where.add_argument(
+        "--ridge",
+        type=number,
+        metavar="LAMBDA",
+        default=0.1,
+        help="weight of the matrices as they are; 0 injects the new text (default: 0.1)",
+    )
+    where.add_argument(
+        "--capture-seeds",
+        action=GivenSeeds,
+        type=seeds,
+        nargs="+",
+        metavar="SEED",
+        help="seeds, and ranges of them, of pictures in which an evolving text is captured (default: 0)",
+    )
+
+
 def rewrite(options) -> Outcome:
     """Make the adapter, and keep it with pictures made before and under it."""
     from textpatch.adapters.rewriting import rewrite as rewrite_
@@ -116,6 +132,8 @@ def rewrite(options) -> Outcome:
         part=options.part,
         ridge=options.ridge,
     )
+    if options.capture_seeds is not None:
+        settings["seeds"] = options.capture_seeds
     prompts = list(dict.fromkeys([*(old for old, _ in edits), *options.preserve, *options.sample]))
     pipeline.check(prompts, seeds=[options.seed], steps=pipeline.defaults.steps)
     adapter = rewrite_(pipeline, edits, sites=sites, **settings)

@@ -12,7 +12,6 @@ from numbers import Integral
 import numpy as np
 from PIL import Image
 
-from textpatch.disk import JSON
 from textpatch.editing.methods import Method, Source, method_named
 from textpatch.editing.sharing import shared_run
 from textpatch.errors import PatchError
@@ -34,6 +33,7 @@ from textpatch.runs.folder import Run
 from textpatch.runs.interrupts import finishing
 from textpatch.runs.parts import Part
 from textpatch.runs.work import made_by
+from textpatch.stored import ComparisonResult, Record
 from textpatch.text import aligned
 
 SCHEMA_VERSION = 1
@@ -51,8 +51,8 @@ class Comparison:
     run      the run folder that keeps the pictures, None where there is none
     """
 
-    result: JSON
-    records: list[JSON]
+    result: ComparisonResult
+    records: list[Record]
     run: Run | None = None
 
     def __repr__(self) -> str:

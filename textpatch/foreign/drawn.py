@@ -23,7 +23,7 @@ from textpatch.devices import device_of
 from textpatch.errors import PatchError
 from textpatch.finite import is_finite
 from textpatch.foreign.hearing import Heard
-from textpatch.foreign.joining import Part, joined, parts_of
+from textpatch.foreign.joining import Batch, joined, parts_of
 from textpatch.foreign.times import HeardSchedule
 from textpatch.foreign.trying import PROMPT, PROMPTS, STEPS, Tried, as_drawn, try_draw
 from textpatch.guidance import ClassifierFree, Guidance
@@ -176,7 +176,7 @@ class Wrapped:
         scale, negative = _as_numbers(guidance, negative)
         layout = self._layout(scale, negative)
         drawn: dict[str, Any] = {}
-        parts: list[tuple[Part, Ledger]] = []
+        parts: list[tuple[Batch, Ledger]] = []
         for part in parts_of(rows, plan, _rows_at_once(layout, micro_batch)):
             made, ledger = self._part(part, steps, scale, negative, layout)
             parts.append((part, ledger))
@@ -295,7 +295,7 @@ class Wrapped:
         return as_drawn(made, len(prompts), f"the draw of {self.name}")
 
     def _part(
-        self, part: Part, steps: int, guidance: float, negative: str | None, layout: Any
+        self, part: Batch, steps: int, guidance: float, negative: str | None, layout: Any
     ) -> tuple[list[Any], Ledger]:
         prompts = [str(row.prompt) for row in part.rows]
         seeds = [row.seed for row in part.rows]

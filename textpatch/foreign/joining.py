@@ -11,7 +11,7 @@ from textpatch.plan import Plan, Row
 
 
 @dataclass(frozen=True)
-class Part:
+class Batch:
     """Rows that are drawn together.
 
     rows   all rows of one call
@@ -26,7 +26,7 @@ class Part:
     swaps: tuple[int, ...]
 
 
-def parts_of(rows: Sequence[Row], plan: Plan, limit: int) -> Iterator[Part]:
+def parts_of(rows: Sequence[Row], plan: Plan, limit: int) -> Iterator[Batch]:
     """Parts of at most `limit` rows, each with all donors of its rows."""
     sampled = [replace(row, sampled=True) for row in rows]
     for group, fresh in pack(sampled, plan, limit):
@@ -36,10 +36,10 @@ def parts_of(rows: Sequence[Row], plan: Plan, limit: int) -> Iterator[Part]:
             replace(plan.swaps[i], readers=sorted(names.intersection(plan.swaps[i].readers)))
             for i in acting
         ]
-        yield Part(tuple(group), frozenset(row.name for row in fresh), Plan(swaps), tuple(acting))
+        yield Batch(tuple(group), frozenset(row.name for row in fresh), Plan(swaps), tuple(acting))
 
 
-def joined(parts: Sequence[tuple[Part, Ledger]]) -> Ledger:
+def joined(parts: Sequence[tuple[Batch, Ledger]]) -> Ledger:
     """Ledger of a run, from those of its parts, each row entered once.
 
     A swap is silent if it is so in every part that has it.

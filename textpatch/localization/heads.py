@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from textpatch.disk import JSON
 from textpatch.groups import Group
 from textpatch.localization.racing import Score
 from textpatch.localization.trials import Trials
@@ -16,9 +15,10 @@ from textpatch.metrics.intervals import Statistic, gain, share_interval, statist
 from textpatch.ports.shipped import pipeline_sites
 from textpatch.progress import phase
 from textpatch.sites import Selectors, select_sites
+from textpatch.stored import HeadSearch
 
 
-def head_search(trials: Trials, sites: Selectors) -> JSON:
+def head_search(trials: Trials, sites: Selectors) -> HeadSearch:
     """Find the heads that, swapped alone, score as all heads of the sites do.
 
     trials  pairs, seeds and model to search on

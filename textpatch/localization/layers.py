@@ -14,8 +14,8 @@ that adds most joins next, for as long as the score clearly rises.  Sites that w
 Sites whose share by contribution or attribution is next to nothing may not (`modes.LEAST_SHARE`).
 
 The screening modes generate the plain source and target pictures for the first pairs only, because scores
-do not need them.  Where text K and V evolve with the picture (MMDiT) the target must still run on every
-pair.
+do not need them, and those of the others on request, to be seen.
+Where text K and V evolve with the picture (MMDiT) the target must still run on every pair.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from textpatch.disk import JSON
 from textpatch.errors import PatchError
 from textpatch.groups import Group
 from textpatch.guidance import Guidance, require_branch
@@ -61,6 +60,7 @@ from textpatch.report.terminal import table
 from textpatch.runs.folder import Run
 from textpatch.runs.parts import Part
 from textpatch.sites import Selectors
+from textpatch.stored import LocalizationResult, Record, SiteScores
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -76,8 +76,8 @@ class Localization:
     run      that run folder, None if there was none
     """
 
-    result: JSON
-    records: list[JSON]
+    result: LocalizationResult
+    records: list[Record]
     run: Run | None = field(default=None, compare=False)
 
     @property
@@ -96,7 +96,7 @@ class Localization:
         """Which sites carry the word, in one sentence."""
         return verdict(self.result)[0]
 
-    def scores(self, site: int | str) -> JSON:
+    def scores(self, site: int | str) -> SiteScores:
         """All scores of a site, by its index or name, or of a set such as "1+2".
 
         Each has a value and the ends of its interval.  Raises PatchError for a site that was not tried.
@@ -157,6 +157,7 @@ def localize(
     starts: bool = False,
     heads: bool = False,
     each_word: bool = False,
+    ends: bool = False,
 ) -> Localization:
     """Find the sites that carry the word.
 
@@ -166,13 +167,11 @@ def localize(
     pairs   (source, target) prompts, each with quoted text, or Pairs, whose `scored` says how readings agree
     mode    "exhaustive" scores every site on every pair.  "staged", "contribution" and "attribution" screen
             the sites on a few pairs first, and score exactly those they keep
-    sites   which sites to try, each alone
-    groups  sets of site indices to try together, in place of `sites`
+    sites, groups  which sites to try, each alone, or in their place sets of site indices to try together
     keep    how many sites a screening keeps at least.  When None, staged keeps those that clearly beat no
             swap, contribution those with half of the largest share, and attribution those with a tenth
     first   how many pairs a screening begins with, 4 when None.  It doubles for sites still in doubt
-    seeds   noise seeds.  Every pair is run with every seed
-    steps, guidance  of the runs, the pipeline's own when None
+    seeds, steps, guidance  of the runs, every pair with every seed, and the pipeline's own when None
     start, branch  first patched step, 0 = noisiest, and the guidance branches patched, "both" or "cond"
     reader, ocr  what reads pictures or sounds, as `Trials` takes it, tesseract when None.  `ocr` is older
     background  what scores the rest, as `Trials` takes it
@@ -181,6 +180,7 @@ def localize(
     micro_batch  most rows that go through the model at once
     starts  whether to add "start_curve", of the responsible set or of the best group where no set was grown
     heads, each_word  whether to add "head_search" of these sites, and "each_word" of each site and of these
+    ends    whether to draw source and target of the pairs of which a screening needs neither, for the page
     What is added is not among the generations that the result counts.
     Raises PatchError for unknown sites, a start outside the run, and options that have no effect in the mode,
     OCRError if no text can be read, and Unfinished where other shards have still to begin.
@@ -193,7 +193,7 @@ def localize(
     trials = Trials(pipeline, pairs, **runs, **kept, micro_batch=micro_batch)
     _require_words(pipeline, trials.pairs, each_word)
     with trials.part.at_work(run):
-        return _found(trials, asked, starts=starts, heads=heads, each_word=each_word)
+        return _found(trials, asked, starts=starts, heads=heads, each_word=each_word, ends=ends)
 
 
 def check(
@@ -262,7 +262,7 @@ def tried(
 
 
 def _found(
-    trials: Trials, asked: Request, *, starts: bool, heads: bool, each_word: bool
+    trials: Trials, asked: Request, *, starts: bool, heads: bool, each_word: bool, ends: bool
 ) -> Localization:
     """Search, grow the responsible set, and look further where that is asked for."""
     with phase("sites"):
@@ -272,6 +272,8 @@ def _found(
     if all_alone(asked.groups) and asked.pairs >= FEWEST:
         grown = _grown(trials, screening, asked.begins_with)
     result = summarise(trials, asked, screening, beside, grown)
+    if ends:
+        trials.measure([], own=True)
     found = Localization(result, trials.records, trials.run)
     of_set = (result["set"] or {}).get("sites") or found.ranked[0]
     if starts:

@@ -15,7 +15,6 @@ import numpy as np
 from torch import Tensor
 
 from textpatch.bank import prompt_settles_text
-from textpatch.disk import JSON
 from textpatch.errors import PatchError
 from textpatch.groups import Group
 from textpatch.localization.scores import all_scores, values
@@ -30,10 +29,13 @@ from textpatch.prompts.pairs import SOURCE, TARGET
 from textpatch.runs.work import made_by
 from textpatch.sampling import sample
 from textpatch.sites import Selectors
+from textpatch.stored import StartCurve
 from textpatch.swaps import integers
 
 
-def start_curve(trials: Trials, sites: Selectors, starts: Sequence[int] | None = None) -> JSON:
+def start_curve(
+    trials: Trials, sites: Selectors, starts: Sequence[int] | None = None
+) -> StartCurve:
     """Score one set of sites for every start step, on all pairs and seeds of the trials.
 
     sites   a selector as for `select_sites`.  All these sites are swapped together

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -20,7 +20,6 @@ import numpy as np
 from PIL import Image
 
 from textpatch.bank import prompt_settles_text
-from textpatch.disk import JSON
 from textpatch.errors import OCRError, PatchError
 from textpatch.groups import Group, row_name, rows_and_plan
 from textpatch.guidance import Guidance, require_branch
@@ -63,6 +62,7 @@ from textpatch.runs.remembered import remembering
 from textpatch.runs.work import Pending, Work, adapters_of, made_by
 from textpatch.sampling import decoding, sample_latents
 from textpatch.sounds import as_picture
+from textpatch.stored import PictureEntry, Record
 
 Task = tuple[int, int]  # place of a pair, seed
 
@@ -138,7 +138,7 @@ class Trials:
         self._batches: Counter[Task] = Counter()
 
     @property
-    def records(self) -> list[JSON]:
+    def records(self) -> list[Record]:
         """Records of all pairs and seeds touched, in order."""
         return [self._found[task] for task in self.tasks(len(self.pairs)) if task in self._found]
 
@@ -211,7 +211,7 @@ class Trials:
                     pending.flush()
         pending.flush()
 
-    def pictures(self, task: Task) -> dict[str, JSON]:
+    def pictures(self, task: Task) -> dict[str, PictureEntry]:
         """Entries of the pictures of a pair and seed, by row name."""
         return self._found.get(task, {}).get("pictures", {})
 
@@ -275,7 +275,9 @@ class Trials:
             rows.append(replace(target, sampled=runs))
         return [*rows, *patched]
 
-    def once(self, id: str, task: Task, maker: dict[str, str], make: Callable[[], JSON]) -> JSON:
+    def once(
+        self, id: str, task: Task, maker: dict[str, str], make: Callable[[], Mapping[str, object]]
+    ) -> Record:
         """Return `Work.once`'s record, and count its generations.
 
         Raises StoreError for a record whose pictures are scored by another definition, too, and for one
@@ -286,15 +288,15 @@ class Trials:
         self.generations += record["generations"]
         return record
 
-    def join(self, record: JSON) -> None:
+    def join(self, record: Record) -> None:
         """Add the pictures of a record to those of its pair and seed."""
         task = (record["pair"], record["seed"])
         empty = {"id": f"{task[0]}-{task[1]}", "pair": task[0], "seed": task[1], "pictures": {}}
         self._found.setdefault(task, empty)["pictures"] |= record["pictures"]
 
     def scored(
-        self, images: dict[str, Image.Image], index: int, source: JSON | None = None
-    ) -> dict[str, JSON]:
+        self, images: dict[str, Image.Image], index: int, source: PictureEntry | None = None
+    ) -> dict[str, PictureEntry]:
         """Pictures, readings and scores by row name.
 
         images  pictures by row name, among them the source's if it is made now

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from textpatch.disk import JSON
 from textpatch.errors import PatchError
 from textpatch.metrics.chance import chance_f1, chance_level
 from textpatch.metrics.intervals import interval, share_interval
@@ -23,11 +21,12 @@ from textpatch.metrics.normalised import (
 )
 from textpatch.metrics.readers.reading import Reading
 from textpatch.metrics.text import characters, f1_of_means
+from textpatch.stored import ReadingScores
 
 
 def scores_of_readings(
     readings: Sequence[Reading | str], words: Sequence[str], normaliser: Normaliser = FOLDED
-) -> JSON:
+) -> ReadingScores:
     """Scores of what was read in some pictures against the words wanted there.
 
     readings    one for each picture, as a reader gives them, or texts of a single line
@@ -59,7 +58,7 @@ def scores_of_readings(
         partial(score, normaliser=normaliser)
         for score in (word_accuracy, one_minus_ned, sample_f1, cer)
     )
-    scores: dict[str, Any] = {
+    scores: ReadingScores = {
         "n": len(words),
         "normaliser": normaliser.describe(),
         "empty": {**share_interval(empty), "chance": None},

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
 from textpatch import metrics
-from textpatch.disk import JSON
 from textpatch.errors import PromptError
 from textpatch.quotes import quotations, with_texts
+from textpatch.stored import ReadScores
 
 SOURCE = "source"
 TARGET = "target"
@@ -40,7 +40,7 @@ class Pair:
         source, target = self.texts
         return " ".join(source), " ".join(target)
 
-    def scored(self, read: str, *, blanks: bool = True) -> JSON:
+    def scored(self, read: str, *, blanks: bool = True) -> ReadScores:
         """Scores of a reading against the texts of both sides, and the reading itself.
 
         read    text read in a picture
@@ -54,7 +54,7 @@ class Pair:
             letters = read.replace(" ", "")  # several lines are joined by blanks
         return {"read": read, **word_scores(letters, words)}
 
-    def scored_each(self, read: Sequence[str], *, blanks: bool = True) -> list[JSON]:
+    def scored_each(self, read: Sequence[str], *, blanks: bool = True) -> list[ReadScores]:
         """Scores of what was read in the place of each text, against what belongs there on both sides.
 
         read    text read in each place
@@ -101,7 +101,7 @@ class LabelledPair(Pair):
         """Names of the source's and of the target's."""
         return self.labels
 
-    def scored(self, read: str, *, blanks: bool = True) -> JSON:
+    def scored(self, read: str, *, blanks: bool = True) -> ReadScores:
         """Scores of a reading, which is right or wrong as a whole."""
         return {"read": read, **value_scores(read, self.labels)}
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from textpatch.disk import JSON
 from textpatch.errors import StoreError, closest
 
 # entries that differ, (stored, now) each, by dotted name
@@ -38,7 +37,7 @@ def flatten(tree, prefix: str = "") -> dict:
     return leaves or {prefix: tree}
 
 
-def differences(old: JSON, new: JSON) -> Differences:
+def differences(old: Mapping[str, object], new: Mapping[str, object]) -> Differences:
     """Leaves that differ, by dotted name, as pairs (old, new).
 
     A leaf that one side lacks is ABSENT there.

@@ -6,11 +6,13 @@ Each docstring is the sentence that its check makes sure of.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import cast
 
 import torch
+from torch import nn
 
-from textpatch.testing.port import Findings, Port, apply, check, close
+from textpatch.testing.inputs import apply
+from textpatch.testing.port import Findings, Port, check, close
 
 
 @check
@@ -47,8 +49,8 @@ def queries_share_heads_evenly(port: Port) -> Findings:
 def parameters_are_counted(port: Port) -> Findings:
     """A site's parameters are its K and V channels times the width they are made from, and their biases."""
     for site in port.sites:
-        modules: list[Any] = [port.model.get_submodule(tap.module) for tap in site.taps]
-        rows = [module.in_features + (module.bias is not None) for module in modules]
+        modules = [port.model.get_submodule(tap.module) for tap in site.taps]
+        rows = [cast(nn.Linear, one).in_features + (one.bias is not None) for one in modules]
         if site.parameters != sum(rows) * site.text_heads * site.head_dim:
             yield site
 

@@ -8,12 +8,12 @@ B rows, H heads, T text tokens, D head width, W = K and V heads x D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from inspect import signature
-from typing import Any
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from textpatch.masks import argument_and_entry
 from textpatch.patching import KVCache, capture, patch
 from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Site
+from textpatch.testing.inputs import Text, take, text_of
 
 # relative: another place in the batch moves the last bits of float32, a wrong table far more
 CLOSE = 1e-4
@@ -35,6 +36,9 @@ Findings = Iterator["str | Site"]
 CHECKS: list[Callable[[Port], Findings]] = []
 # alter(place among the events, output of an attention) -> the output in its place
 Alter = Callable[[int, Tensor], Tensor]
+# queries, keys and values, each (B, H, tokens, D)
+Attended: TypeAlias = tuple[Tensor, Tensor, Tensor]
+Events: TypeAlias = list[tuple[str | None, Tensor | Attended]]
 
 
 def check(function: Callable[[Port], Findings]) -> Callable[[Port], Findings]:
@@ -64,7 +68,7 @@ class Heard:
     """
 
     output: Tensor
-    events: list[tuple[str | None, Any]]
+    events: Events
 
     @property
     def names(self) -> list[str | None]:
@@ -73,7 +77,7 @@ class Heard:
 
     def made(self, module: str) -> Tensor:
         """Output of a tapped module."""
-        return dict(self.events)[module]
+        return cast(Tensor, dict(self.events)[module])
 
     def attention(self, site: Site) -> int | None:
         """Place among the events of the attention that follows the site's taps at once.  None without one."""
@@ -90,7 +94,7 @@ class Heard:
             raise PatchError(
                 f"no scaled_dot_product_attention follows the K and V of site {site.name!r}"
             )
-        return self.events[at][1]
+        return cast(Attended, self.events[at][1])
 
 
 class _Attention(TorchFunctionMode):
@@ -99,67 +103,40 @@ class _Attention(TorchFunctionMode):
     alter  alter(place in events, output) gives the output in its place
     """
 
-    def __init__(self, events: list[tuple[str | None, Any]], alter: Alter | None) -> None:
+    def __init__(self, events: Events, alter: Alter | None) -> None:
         super().__init__()
         self.events = events
         self.alter = alter
 
     def __torch_function__(
         self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if func is not F.scaled_dot_product_attention:
             return out
         named = [kwargs[name] for name in ("query", "key", "value")[len(args) :]]
+        q, k, v = cast(Attended, (*args, *named)[:3])
         # copies, for a swap writes into the keys and values only while they are attended to
-        self.events.append((None, tuple(x.clone() for x in (*args, *named)[:3])))
+        self.events.append((None, (q.clone(), k.clone(), v.clone())))
         if self.alter is None:
             return out
-        return self.alter(len(self.events) - 1, out)
+        return self.alter(len(self.events) - 1, cast(Tensor, out))
 
 
 @contextmanager
-def _plain_hooks(
-    modules: dict[str, nn.Module], events: list[tuple[str | None, Any]]
-) -> Iterator[None]:
-    def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
+def _plain_hooks(modules: dict[str, nn.Module], events: Events) -> Iterator[None]:
+    def note(name: str, module: nn.Module, args: object, output: Tensor) -> None:
         events.append((name, output))
 
     with ExitStack() as stack:
         for name, module in modules.items():
             stack.callback(module.register_forward_hook(partial(note, name)).remove)
         yield
-
-
-def take(value: Any, rows: list[int]) -> Any:
-    """Rows of an argument in another order.
-
-    An argument without one entry per row stays as it is, and so does a tuple, such as the cosines and
-    sines of positions.  A dictionary is taken entry by entry.
-    """
-    if isinstance(value, dict):
-        return {name: take(item, rows) for name, item in value.items()}
-    if isinstance(value, Tensor) and value.dim() and len(value) == len(rows):
-        return value[rows]
-    if isinstance(value, list) and len(value) == len(rows):
-        return [value[row] for row in rows]
-    return value
-
-
-def apply(fn: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """An argument with fn applied to every floating-point tensor in it."""
-    if isinstance(value, dict):
-        return {name: apply(fn, item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [apply(fn, item) for item in value]
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return fn(value)
-    return value
 
 
 def _whole(output: Tensor) -> Tensor:
@@ -186,7 +163,7 @@ class Port:
         self,
         model: nn.Module,
         matched: list[tuple[Site, SiteSpec]],
-        inputs: dict[str, Any],
+        inputs: dict[str, object],
         picture: str,
         output: Callable[[Tensor], Tensor] | None = None,
         pooled: Sequence[str] = (),
@@ -220,25 +197,26 @@ class Port:
         """Last site of each row of the table."""
         return list({spec: (site, spec) for site, spec in self.matched}.values())
 
-    def with_rows(self, *names: str, rows: list[int] | None = None) -> dict[str, Any]:
+    def with_rows(self, *names: str, rows: list[int] | None = None) -> dict[str, object]:
         """Inputs in which some arguments have other rows, by default the next."""
         order = rows or self.next_rows
         changed = dict(self.inputs)
         for name in names:
             value = self.inputs[name]
             if name in self.layered:
-                layers = [take(layer, order) for layer in value]
+                layers = [cast(Tensor, take(layer, order)) for layer in cast(list[Tensor], value)]
                 changed[name] = torch.stack(layers) if isinstance(value, Tensor) else layers
             else:
                 changed[name] = take(value, order)
         return changed
 
-    def texts_of(self, site: Site) -> list[Any]:
+    def texts_of(self, site: Site) -> list[Text]:
         """Texts that a site reads and that the inputs have."""
         texts = []
         for name, entry in map(argument_and_entry, site.span.texts):
             if name in self.texts:
-                texts.append(self.inputs[name] if entry is None else self.inputs[name][entry])
+                text = text_of(self.inputs, name)
+                texts.append(text if entry is None else text[entry])
         return texts
 
     @property
@@ -249,8 +227,8 @@ class Port:
         return list(dict.fromkeys(said + named))
 
     def masked(
-        self, name: str, rows: list[int], inputs: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+        self, name: str, rows: list[int], inputs: dict[str, object] | None = None
+    ) -> dict[str, object]:
         """Inputs with a mask (B, T) that hides the last text token of some rows, and no other."""
         text = self.text_behind(name)
         dtype = getattr(self.inputs.get(name), "dtype", torch.bool)
@@ -258,7 +236,7 @@ class Port:
         seen[rows, -1] = 0
         return (inputs or self.inputs) | {name: seen.to(text[0].device)}
 
-    def text_behind(self, mask: str) -> Any:
+    def text_behind(self, mask: str) -> Text:
         """Text whose tokens a mask hides, by the table, or the first."""
         for site in self.sites:
             for name, text in zip(site.span.masks, self.texts_of(site), strict=False):
@@ -266,16 +244,16 @@ class Port:
                     return text
         return self.texts_of(self.sites[0])[0]
 
-    def listen(self, inputs: dict[str, Any] | None = None, alter: Alter | None = None) -> Heard:
+    def listen(self, inputs: dict[str, object] | None = None, alter: Alter | None = None) -> Heard:
         """Call the model and hear it."""
-        events: list[tuple[str | None, Any]] = []
+        events: Events = []
         with torch.no_grad(), _Attention(events, alter), _plain_hooks(self.tapped, events):
             output = self.model(**(inputs or self.inputs))
         if not isinstance(output, Tensor):
             output = output[0]
         return Heard(torch.stack(list(output)), events)
 
-    def captured(self, inputs: dict[str, Any] | None = None) -> KVCache:
+    def captured(self, inputs: dict[str, object] | None = None) -> KVCache:
         """The cache of a call, its rows labelled by their numbers."""
         with capture(self.model, self.sites, rows=self.rows) as cache:
             self.listen(inputs)
@@ -287,10 +265,23 @@ class Port:
         return self.captured()
 
     def reading(
-        self, site: Site | None = None, inputs: dict[str, Any] | None = None, **options: Any
+        self,
+        site: Site | None = None,
+        inputs: dict[str, object] | None = None,
+        *,
+        heads: Iterable[int] | None = None,
+        tokens: Iterable[int] | None = None,
+        part: str = "kv",
     ) -> Heard:
-        """A call in which row 0 reads, at a site or at all, the K and V that row 1 has in the plain run."""
-        with patch(self.model, self.cache, site or self.sites, rows=self.reads, **options):
+        """A call in which row 0 reads, at a site or at all, the K and V that row 1 has in the plain run.
+
+        heads, tokens, part  as `patch` takes them
+        """
+        which = site or self.sites
+        asked = patch(
+            self.model, self.cache, which, rows=self.reads, heads=heads, tokens=tokens, part=part
+        )
+        with asked:
             return self.listen(inputs)
 
     def length(self, site: Site) -> int:
@@ -311,7 +302,8 @@ class Port:
         """
         if place == "where":
             name, number = site.span.where or ("", 0)
-            places = [i for i, says in enumerate(self.inputs[name][0].tolist()) if says == number]
+            told = text_of(self.inputs, name)[0].tolist()
+            places = [i for i, says in enumerate(told) if says == number]
             return slice(places[0], places[-1] + 1)
         length = self.length(site)
         return {"all": slice(None), "first": slice(length), "last": slice(-length, None)}[place]
@@ -342,13 +334,13 @@ class Port:
         return x.repeat_interleave(heads // site.text_heads, dim=1)
 
     @property
-    def twins(self) -> dict[str, Any]:
+    def twins(self) -> dict[str, object]:
         """Inputs whose first two rows differ in their text alone."""
         texts = (*self.texts, *self.masks)
         others = [name for name in self.inputs if name not in texts]
         return self.with_rows(*others, rows=[1, 1, *self.rows[2:]])
 
-    def runs(self, inputs: dict[str, Any]) -> bool:
+    def runs(self, inputs: dict[str, object]) -> bool:
         """True if the model takes such inputs."""
         try:
             self.listen(inputs)
@@ -356,7 +348,7 @@ class Port:
             return False
         return True
 
-    def pooled_alike(self) -> AbstractContextManager[Any]:
+    def pooled_alike(self) -> AbstractContextManager[object]:
         """Block in which what is made of row 0's text beside the sites is that of row 1."""
 
         def first_as_second(name: str, output: Tensor) -> Tensor:
@@ -381,7 +373,7 @@ class Port:
             return self.listen()
 
     @staticmethod
-    def row_of(label: Any) -> int:
+    def row_of(label: Hashable) -> int:
         """Number of the row that a label of `captured` names."""
-        (row,) = label
+        (row,) = cast(tuple[int, ...], label)
         return row

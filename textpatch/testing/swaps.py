@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from textpatch.errors import PatchError
 from textpatch.patching import KVCache, capture, inject, patch
 from textpatch.plan import Plan, Row, Swap
 from textpatch.swapping import swap
+from textpatch.testing.inputs import Text, text_of
 from textpatch.testing.port import Alter, Findings, Port, alike, check
 
 
@@ -193,7 +194,7 @@ def masks_go_with_their_keys(port: Port) -> Findings:
                 yield from (f"{found}, with {name!r}" for found in _not_the_donor(port, inputs))
 
 
-def _not_the_donor(port: Port, inputs: dict[str, Any]) -> Findings:
+def _not_the_donor(port: Port, inputs: dict[str, object]) -> Findings:
     """Finding unless row 0, which reads row 1 at all sites in lock-step, gives row 1's picture."""
     plain = port.shown(port.listen(inputs).output)
     rows = [Row(str(row), str(row)) for row in port.rows]
@@ -224,13 +225,13 @@ def injection_is_patching(port: Port) -> Findings:
     """Injecting a text is patching with what a run of it captures, and a text that evolves is refused."""
     other = port.with_rows(*port.texts)
     if not all(site.text_is_static for site in port.sites):
-        with suppress(PatchError), inject(port.model, other[port.texts[0]], port.sites):
+        with suppress(PatchError), inject(port.model, text_of(other, port.texts[0]), port.sites):
             yield "it was injected"
         return
     for name in port.texts:
         sites = [site for site in port.sites if name in site.span.texts]
-        mask = port.inputs.get("".join(sites[0].span.masks))
-        with inject(port.model, other[name], sites, mask=mask):
+        mask = cast("Tensor | None", port.inputs.get("".join(sites[0].span.masks)))
+        with inject(port.model, text_of(other, name), sites, mask=mask):
             injected = port.listen().output
         with patch(port.model, port.captured(other), sites, rows=port.rows):
             if not torch.equal(port.listen().output, injected):
@@ -262,7 +263,7 @@ def an_injected_text_brings_its_mask(port: Port) -> Findings:
         own = port.masked(name, port.rows)
         other = port.masked(name, [1])
         sites = [one for one in port.sites if one.span == site.span]
-        with inject(port.model, port.texts_of(site)[0], sites, mask=other[name]):
+        with inject(port.model, port.texts_of(site)[0], sites, mask=cast(Tensor, other[name])):
             injected = port.listen(own).output
         with capture(port.model, sites, rows=port.rows) as cache:
             port.listen(other)
@@ -298,14 +299,12 @@ def other_shapes_are_refused(port: Port) -> Findings:
 def what_is_not_there_is_refused(port: Port) -> Findings:
     """A head and a token beyond the last are refused."""
     for site, _ in port.samples:
-        options: list[dict[str, Any]] = [
-            {"heads": [site.text_heads]},
-            {"tokens": [port.length(site)]},
-        ]
-        for option in options:
-            with suppress(PatchError):
-                port.reading(site, **option)
-                yield f"{option} was not at {site.name!r}"
+        with suppress(PatchError):
+            port.reading(site, heads=[site.text_heads])
+            yield f"head {site.text_heads} was not at {site.name!r}"
+        with suppress(PatchError):
+            port.reading(site, tokens=[port.length(site)])
+            yield f"token {port.length(site)} was not at {site.name!r}"
 
 
 @check
@@ -325,18 +324,18 @@ def nan_does_not_leak(port: Port) -> Findings:
         yield "it does by the cache"
 
 
-def _lost(port: Port, name: str) -> Any:
+def _lost(port: Port, name: str) -> object:
     """A text in which all rows but the first are NaN."""
 
-    def lost(text: Any) -> Any:
+    def lost(text: Text) -> Text:
         rows = [text[0], *(x * float("nan") for x in text[1:])]
         return torch.stack(rows) if isinstance(text, Tensor) else rows
 
-    text = port.inputs[name]
+    text = text_of(port.inputs, name)
     if name not in port.layered:
         return lost(text)
     layers = list(map(lost, text))
-    return torch.stack(layers) if isinstance(text, Tensor) else layers
+    return torch.stack(cast(list[Tensor], layers)) if isinstance(text, Tensor) else layers
 
 
 @check
@@ -380,7 +379,7 @@ def _capture_and_patch(port: Port, alter: Alter | None) -> None:
         port.listen(alter=alter)
 
 
-def _anatomy(model: nn.Module) -> list[tuple[list[str], list[list[Any]]]]:
+def _anatomy(model: nn.Module) -> list[tuple[list[str], list[list[object]]]]:
     """Attributes and hooks of all modules, in which a hook could leave something behind."""
     kinds = "hooks", "hooks_with_kwargs", "pre_hooks", "pre_hooks_with_kwargs"
     tables = [f"_forward_{kind}" for kind in kinds]

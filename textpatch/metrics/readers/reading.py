@@ -13,7 +13,6 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from PIL import Image
 
-from textpatch.disk import JSON
 from textpatch.errors import OCRError
 
 # Left, top, right, bottom in pixels, where right and bottom are the first outside.
@@ -92,7 +91,7 @@ class Reader(Protocol):
         """
         ...
 
-    def describe(self) -> JSON:
+    def describe(self) -> Mapping[str, object]:
         """Plain data that a manifest must hold to repeat a reading, "engine" among it."""
         ...
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from textpatch.disk import JSON
 from textpatch.errors import OCRError
 from textpatch.metrics.readers import ink
 from textpatch.metrics.readers.broken_words import require_strict
@@ -33,6 +32,7 @@ from textpatch.metrics.readers.reading import (
     places_of,
 )
 from textpatch.metrics.readers.tesseract_call import LANGUAGE, Crash, program, tesseract, version
+from textpatch.stored import JSONObject
 
 DIGITS = "0123456789"
 # Tesseract's mode for one line of text.  It reads 99 % of capitals 8 px high, mode 8 (one word) 17 %.
@@ -180,7 +180,7 @@ class Tesseract:
         """True for a character of the alphabet."""
         return letter in self.alphabet
 
-    def describe(self) -> JSON:
+    def describe(self) -> JSONObject:
         """Engine, version, settings and preprocessing, all that a manifest needs to repeat a reading."""
         return {
             "engine": "tesseract",
@@ -198,7 +198,7 @@ class Tesseract:
             "resample": "bicubic",
         }
 
-    def identity(self) -> JSON:
+    def identity(self) -> JSONObject:
         """All that the result of a self-test depends on, the program and its data among it."""
         program_there = shutil.which(program())
         data = os.environ.get("TESSDATA_PREFIX")

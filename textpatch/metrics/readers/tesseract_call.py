@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 
 from textpatch.errors import OCRError
 
@@ -62,8 +64,23 @@ def languages() -> list[str]:
 def version() -> str:
     """The program's version, such as 5.3.0.
 
+    The same file is asked once in a process.
     Raises OCRError as `tesseract` does, or if the program names no version.
     """
+    return _version_of(_file_of(shutil.which(program())))
+
+
+def _file_of(path: str | None) -> tuple | None:
+    """Path, size, time and number of a file, by which another one in its place is noticed."""
+    if path is None:
+        return None
+    told = os.stat(path)
+    return path, told.st_size, told.st_mtime_ns, told.st_ino
+
+
+@lru_cache(maxsize=8)
+def _version_of(file: tuple | None) -> str:
+    """The version that the program names, which `file` tells from others.   Errors are not kept."""
     # pytesseract shortens 5.3.0-46-g1569 to 5.3.0, and two builds would bear one name in a run's manifest.
     # It also ends Python with SystemExit where there is no number, and waits without a limit.
     first = tesseract(["--version"], timeout=20, asked="naming its version").split("\n")[0].split()
