@@ -19,19 +19,22 @@ torch.set_num_threads(1)
 # Files that take more than ten seconds, the longest first.  They begin first, because one begun last would
 # keep one process busy while the others have nothing left.
 LONGEST = (
-    "core/test_laws.py",
-    "localization/test_modes.py",
     "weights/test_wild_files.py",
+    "localization/test_modes.py",
+    "house/test_readme.py",
     "core/test_kernels.py",
     "runs/test_sweeps_localize.py",
+    "core/test_laws.py",
     "ports/test_ports.py",
     "cli/test_documented.py",
-    "house/test_readme.py",
+    "core/test_recorded_runs.py",
+    "core/test_bank.py",
+    "cli/test_written.py",
+    "metrics/test_readers.py",
+    "benchmarks/test_benchmarks.py",
+    "metrics/test_tesseract.py",
     "core/test_mathematics.py",
     "weights/test_training.py",
-    "weights/test_loading.py",
-    "benchmarks/test_benchmarks.py",
-    "weights/test_sizes.py",
 )
 HERE = Path(__file__).parent
 

@@ -61,7 +61,7 @@ HALF = torch.float16, torch.bfloat16
 TIED_T5 = ["encoder.embed_tokens.weight"]
 
 
-class _NoFirstValues(TorchFunctionMode):
+class NoFirstValues(TorchFunctionMode):
     """Functions of `torch.nn.init` leave what they are given as it is."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -74,7 +74,7 @@ class _NoFirstValues(TorchFunctionMode):
 @contextmanager
 def without_data() -> Iterator[None]:
     """Make modules on the meta device, and draw no first values, of which nothing would be kept."""
-    with torch.device("meta"), _NoFirstValues():
+    with torch.device("meta"), NoFirstValues():
         yield
 
 

@@ -49,7 +49,7 @@ COMMANDS = {
     "finetune": ["finetune", *SHORT, "--data", "signs", "--examples", "2", "--batch", "2"],
     "rewrite": ["rewrite", "planted-sdxl", *EDIT],
     "edit --method": ["edit", *SHORT, *PAIR, "--method", "localized", "prompt_swap"],
-    "localize": ["localize", *SHORT, "--pairs", "3", "--starts", "--heads"],
+    "localize": ["localize", *SHORT, "--pairs", "3", "--sites", "0", "1", "--starts", "--heads"],
     "localize --mode contribution": [
         "localize",
         *SHORT,

@@ -28,7 +28,7 @@ from textpatch import (
 )
 from textpatch.branches import probe_calls
 from textpatch.errors import PatchError
-from textpatch.testing.port import apply, take
+from textpatch.testing.inputs import apply, take
 
 TEXT = "encoder_hidden_states"
 QWEN_IMAGE21 = (

@@ -27,7 +27,7 @@ from support.laws_of_runs import (
 from textpatch import disk
 from textpatch.disk import read_json
 from textpatch.errors import StoreError
-from textpatch.runs import folder as store
+from textpatch.runs import manifests as store
 from textpatch.runs.folder import Run
 from textpatch.runs.requests import flatten
 

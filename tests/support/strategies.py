@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from unittest.mock import patch
 
 import torch
 from hypothesis import strategies as st
@@ -22,6 +21,7 @@ from textpatch.reference_models.mmdit import MMDiT, MMDiTConfig
 from textpatch.reference_models.pipeline import Defaults, Pipeline
 from textpatch.reference_models.schedules import DDIM, DDPM, Euler, FlowMatchEuler
 from textpatch.reference_models.sdxl import SDXL, SDConfig, SDXLConfig, StableDiffusion
+from textpatch.weights.building import NoFirstValues
 
 CHANNELS = 2
 TEXT_WIDTH = 6
@@ -98,15 +98,11 @@ class Case:
 
 @contextmanager
 def no_first_values():
-    """Linear maps and convolutions made meanwhile hold what lies in memory, which `randomize` overwrites.
+    """Modules made meanwhile hold what lies in memory, which `randomize` overwrites.
 
     To fill them takes a twentieth (DeepFloyd IF) to a fifth (SDXL) of the time of making a small model.
     """
-
-    def left_as_it_is(tensor, *args, **options):
-        return tensor
-
-    with patch.multiple(nn.init, kaiming_uniform_=left_as_it_is, uniform_=left_as_it_is):
+    with NoFirstValues():
         yield
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import re
 import warnings
@@ -21,10 +20,19 @@ from pathlib import Path
 
 from PIL import Image
 
-from textpatch.disk import AnyPath, alone_in, as_json, explained, read_json, sweep, write
+from textpatch.disk import AnyPath, as_json, explained, sweep, write
 from textpatch.errors import StoreError
 from textpatch.pictures import MODES, as_rgb
 from textpatch.runs.kept_pictures import holds_pictures, kept_picture, name_of
+from textpatch.runs.manifests import (
+    add_to_manifest,
+    change_manifest,
+    created,
+    facts,
+    note_changes,
+    read_manifest,
+    stamped,
+)
 from textpatch.runs.records import append_line, read_records, sealed
 from textpatch.runs.requests import (
     Differences,
@@ -32,18 +40,14 @@ from textpatch.runs.requests import (
     asked_otherwise,
     covered,
     differences,
-    request_key,
     require_entries,
 )
 from textpatch.runs.tables import csv_of
 from textpatch.stored import JSONObject
 
-SCHEMA_VERSION = 1
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _WORKER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _RESERVED = ("manifest.json", "records", "images")
-# entries of a manifest that are no facts of a session
-_OURS = ("request", "key", "resumed", "sessions", "schema_version")
 
 
 class Run:
@@ -93,7 +97,7 @@ class Run:
         Raises StoreError for another request, an `allow` without effect, a folder with other things in it,
         a damaged manifest, or a folder that cannot be written.
         """
-        new = _stamped(manifest)
+        new = stamped(manifest)
         run = cls(folder, new, worker, resumed=False)
         with explained(run.folder, "open"):
             if allow and not (run.folder / "manifest.json").exists():
@@ -101,7 +105,7 @@ class Run:
                     f"{', '.join(allow)} may differ, but {run.folder} holds no run yet; "
                     "leave out --allow, or give the --out of the run to go on with"
                 )
-            stored = _create(run.folder, new, worker)
+            stored = created(run.folder, new, worker)
             sweep(run.folder, worker)
             if stored is None:
                 return run
@@ -114,7 +118,7 @@ class Run:
         Raises StoreError for a folder that holds no run.
         """
         with explained(folder, "open"):
-            return cls(folder, _read_manifest(Path(folder) / "manifest.json"), worker)
+            return cls(folder, read_manifest(Path(folder) / "manifest.json"), worker)
 
     @classmethod
     def _resume(
@@ -129,9 +133,9 @@ class Run:
         asked = asked_otherwise(stored, new)
         if not all(covered(name, allow or ()) for name in asked):
             raise StoreError(another_run(folder, asked, may_allow=allow is not None))
-        changed = differences(_facts(stored), _facts(new)) | asked
+        changed = differences(facts(stored), facts(new)) | asked
         if changed:
-            stored = _note_changes(folder, changed, worker)
+            stored = note_changes(folder, changed, worker)
         return cls(folder, stored, worker, changed=changed)
 
     def append(self, record: Mapping[str, object]) -> None:
@@ -211,7 +215,7 @@ class Run:
     def note(self, name: str, entry: object) -> None:
         """Add an entry to a list of the manifest that decides no result."""
         with explained(self.folder, "write"):
-            self.manifest = _add_to_manifest(self.folder, name, entry, self.worker)
+            self.manifest = add_to_manifest(self.folder, name, entry, self.worker)
 
     def note_instead(self, name: str, old: object, new: object | None) -> None:
         """Put another entry in the place of one that was noted, or none for None."""
@@ -221,7 +225,7 @@ class Run:
             return [entry for entry in kept if entry is not None]
 
         with explained(self.folder, "write"):
-            self.manifest = _change_manifest(self.folder, name, changed, self.worker)
+            self.manifest = change_manifest(self.folder, name, changed, self.worker)
 
     def image(self, picture: Image.Image) -> str:
         """Store a PIL picture as PNG and return its path in the folder.
@@ -292,105 +296,6 @@ class Run:
     def write_csv(self, name: str, rows: Sequence[Mapping[str, object]]) -> Path:
         """Write rows as CSV whole or not at all, see `tables.csv_of`, and return its path."""
         return self.write_text(name, csv_of(rows))
-
-
-# --- the manifest
-
-
-def _stamped(manifest: Mapping[str, object]) -> JSONObject:
-    """Return a manifest as it will be read back, with its key and schema version."""
-    if not isinstance(manifest, dict) or "request" not in manifest:
-        raise StoreError(
-            'a manifest is a dict with a "request": everything that decides the results'
-        )
-    # through JSON, for tuples are lists there and keys are strings
-    plain = json.loads(as_json(manifest))
-    return {**plain, "schema_version": SCHEMA_VERSION, "key": request_key(plain["request"])}
-
-
-def _facts(manifest: JSONObject) -> JSONObject:
-    """Return what a manifest says beside its request, such as versions and the command."""
-    return {name: value for name, value in manifest.items() if name not in _OURS}
-
-
-def _create(folder: Path, manifest: JSONObject, worker: str) -> JSONObject | None:
-    """Claim a new or empty folder and return None, or return the manifest there.
-
-    A failure leaves no folder that was not there before.
-    """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return _claim(folder, manifest, worker)
-    except BaseException:
-        for path in missing:
-            with contextlib.suppress(OSError):  # not there, or another worker is in it
-                path.rmdir()
-        raise
-
-
-def _claim(folder: Path, manifest: JSONObject, worker: str) -> JSONObject | None:
-    path = folder / "manifest.json"
-    # listed before looking for the manifest, the first file that a worker starting beside us would write
-    strangers = sorted(name for name in os.listdir(folder) if not name.startswith(".tmp."))
-    if path.exists():
-        return _read_manifest(path)
-    if strangers:
-        shown = ", ".join(strangers[:3])
-        if len(strangers) > 3:
-            shown += ", ..."
-        raise StoreError(
-            f"{folder} holds {shown} but no manifest.json, so it is no run; give another --out"
-        )
-    if write(path, as_json(manifest, indent=1), worker, exclusive=True):
-        return None
-    return _read_manifest(path)
-
-
-def _read_manifest(path: Path) -> JSONObject:
-    manifest = read_json(path)
-    if not isinstance(manifest, dict):
-        manifest = {}
-    version = manifest.get("schema_version")
-    if type(version) is int and version > SCHEMA_VERSION:
-        raise StoreError(
-            f"{path}: schema version {version}, known is {SCHEMA_VERSION}; upgrade textpatch"
-        )
-    if version != SCHEMA_VERSION or manifest.get("key") != request_key(manifest.get("request")):
-        raise StoreError(
-            f"{path} is no manifest of textpatch, or was edited: its key and request disagree; "
-            "give another --out"
-        )
-    return manifest
-
-
-def _note_changes(folder: Path, changed: dict[str, tuple], worker: str) -> dict:
-    """Add what changed to the manifest's `resumed`, unless it is there, and return the manifest."""
-    entry = {name: {"stored": old, "now": now} for name, (old, now) in changed.items()}
-    return _add_to_manifest(folder, "resumed", entry, worker)
-
-
-def _add_to_manifest(folder: Path, name: str, entry, worker: str) -> dict:
-    """Add an entry to a list of the manifest, unless it is there, and return the manifest."""
-
-    def added(entries: list) -> list:
-        return entries if entry in entries else [*entries, entry]
-
-    return _change_manifest(folder, name, added, worker)
-
-
-def _change_manifest(folder: Path, name: str, change: Callable[[list], list], worker: str) -> dict:
-    """Change a list of the manifest, which is left out while it is empty, and return the manifest."""
-    path = folder / "manifest.json"
-    with alone_in(folder):
-        manifest = _read_manifest(path)  # another worker may have changed it meanwhile
-        entries = manifest.pop(name, [])
-        changed = change(entries)
-        if changed:
-            manifest[name] = changed
-        if changed != entries:
-            write(path, as_json(manifest, indent=1), worker)
-    return manifest
 
 
 # --- what is written

@@ -11,7 +11,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from textpatch.testing.port import Findings, Port, apply, check, close
+from textpatch.testing.inputs import apply
+from textpatch.testing.port import Findings, Port, check, close
 
 
 @check

@@ -8,7 +8,7 @@ B rows, H heads, T text tokens, D head width, W = K and V heads x D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,6 +26,7 @@ from textpatch.masks import argument_and_entry
 from textpatch.patching import KVCache, capture, patch
 from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Site
+from textpatch.testing.inputs import Text, take, text_of
 
 # relative: another place in the batch moves the last bits of float32, a wrong table far more
 CLOSE = 1e-4
@@ -35,8 +36,6 @@ Findings = Iterator["str | Site"]
 CHECKS: list[Callable[[Port], Findings]] = []
 # alter(place among the events, output of an attention) -> the output in its place
 Alter = Callable[[int, Tensor], Tensor]
-# a text of each row, in one tensor or a list
-Text: TypeAlias = Tensor | list[Tensor]
 # queries, keys and values, each (B, H, tokens, D)
 Attended: TypeAlias = tuple[Tensor, Tensor, Tensor]
 Events: TypeAlias = list[tuple[str | None, Tensor | Attended]]
@@ -138,37 +137,6 @@ def _plain_hooks(modules: dict[str, nn.Module], events: Events) -> Iterator[None
         for name, module in modules.items():
             stack.callback(module.register_forward_hook(partial(note, name)).remove)
         yield
-
-
-def take(value: object, rows: list[int]) -> object:
-    """Rows of an argument in another order.
-
-    An argument without one entry per row stays as it is, and so does a tuple, such as the cosines and
-    sines of positions.  A dictionary is taken entry by entry.
-    """
-    if isinstance(value, dict):
-        return {name: take(item, rows) for name, item in value.items()}
-    if isinstance(value, Tensor) and value.dim() and len(value) == len(rows):
-        return value[rows]
-    if isinstance(value, list) and len(value) == len(rows):
-        return [value[row] for row in rows]
-    return value
-
-
-def apply(fn: Callable[[Tensor], Tensor], value: object) -> object:
-    """An argument with fn applied to every floating-point tensor in it."""
-    if isinstance(value, dict):
-        return {name: apply(fn, item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [apply(fn, item) for item in value]
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return fn(value)
-    return value
-
-
-def text_of(inputs: Mapping[str, object], name: str) -> Text:
-    """An argument that holds a text for each row, or for each layer."""
-    return cast(Text, inputs[name])
 
 
 def _whole(output: Tensor) -> Tensor:

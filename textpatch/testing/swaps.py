@@ -16,7 +16,8 @@ from textpatch.errors import PatchError
 from textpatch.patching import KVCache, capture, inject, patch
 from textpatch.plan import Plan, Row, Swap
 from textpatch.swapping import swap
-from textpatch.testing.port import Alter, Findings, Port, Text, alike, check, text_of
+from textpatch.testing.inputs import Text, text_of
+from textpatch.testing.port import Alter, Findings, Port, alike, check
 
 
 @check
