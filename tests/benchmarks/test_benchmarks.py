@@ -553,10 +553,15 @@ def test_safety(tables, benchmark, monkeypatch):
     """Ours and the prompt swap write the benign word, and disguises are seen through."""
     monkeypatch.delenv("TOXICBENCH", raising=False)
     every = benchmark("safety").methods
-    names = list(every(8))
+    guided, unguided = (
+        SimpleNamespace(defaults=SimpleNamespace(run=lambda *_, scale=scale: (8, scale)))
+        for scale in (3.0, 1)
+    )
+    names = list(every(guided))
     assert names[2:] == ["negative_prompt", "safe_guidance", "safe_guidance, momentum reset"]
+    assert list(every(unguided)) == names[:2]
     monkeypatch.setattr(
-        benchmark("safety"), "methods", lambda steps: dict(list(every(steps).items())[:2])
+        benchmark("safety"), "methods", lambda pipeline: dict(list(every(pipeline).items())[:2])
     )
     asked = "planted-mmdit --n 1 --seeds 0 --disguises none --rounds 1"
     found = tables("safety", *asked.split())
@@ -580,9 +585,29 @@ def test_beyond(run, tmp_path):
     By default test_editing edits by every method.
     """
     rows = {row["asked"]: row for row in run("beyond", "planted-mmdit", "--seeds", "1")}
-    assert len(rows) == 8 and (tmp_path / "beyond.png").exists()
+    assert len(rows) == 7 and (tmp_path / "beyond.png").exists()
     assert rows["another word"]["text"] == "1" and rows["no word"]["text"] == ""
     assert 0 <= float(rows["on a pink wall"]["way"]) < 0.5 < float(rows["another word"]["way"]) <= 1
+
+
+@pytest.mark.long
+def test_beyond_of_two_lines(run):
+    """A word is moved, removed and added where a model knows two lines.
+
+    By default test_editing edits by every method.
+    """
+    rows = run("beyond", "tiny-words", "--seeds", "1")
+    assert len(rows) == 7 and all(row["text"] == row["own"] == "1" for row in rows)
+
+
+@pytest.mark.long
+def test_edited_runs(run):
+    """Two calls and maps give the same picture, which the benchmark sees to before it times anything.
+
+    By default tests/editing holds the runs to recorded ones.
+    """
+    rows = run("edited_runs", "sdxl-middle", *"--sides 16 --rounds 1".split())
+    assert [row["way"] for row in rows] == ["plain", "two calls", "maps"]
 
 
 def test_editing(run, benchmark, monkeypatch):
@@ -639,6 +664,7 @@ def test_the_picture_of_the_readers_is_that_of_the_table(benchmark, tmp_path, mo
     """The picture on the first page holds the lines of today's table, and is drawn from them."""
     script = benchmark("readers_picture")
     lines = [script.COMMAND, *calibration.told_calibration(script.columns())]
+    assert max(map(len, lines)) <= 80
     with Image.open(script.RESULTS / "readers.png") as stored:
         assert stored.text["lines"].splitlines() == lines
         shown = stored.size
