@@ -664,6 +664,7 @@ def test_the_picture_of_the_readers_is_that_of_the_table(benchmark, tmp_path, mo
     """The picture on the first page holds the lines of today's table, and is drawn from them."""
     script = benchmark("readers_picture")
     lines = [script.COMMAND, *calibration.told_calibration(script.columns())]
+    assert max(map(len, lines)) <= 80
     with Image.open(script.RESULTS / "readers.png") as stored:
         assert stored.text["lines"].splitlines() == lines
         shown = stored.size
