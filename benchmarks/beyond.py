@@ -1,4 +1,4 @@
-"""Ask of editing by a swap what it was not made for: to remove, add or restyle a word, and more than a word.
+"""Ask of editing by a swap what it was not made for: to remove, add, move or restyle a word, and more.
 
     python benchmarks/beyond.py [MODEL ...] --csv benchmarks/results/beyond.csv
     python benchmarks/beyond.py tiny-words --csv benchmarks/results/beyond-words.csv
@@ -45,7 +45,6 @@ REQUESTS = {
     "in serif": (HOUSE, HOUSE.replace('"HOUSE"', '"HOUSE" in serif')),
     "on a green badge": (HOUSE, HOUSE.replace("red sign", "green badge")),
     "on a pink wall": (HOUSE, HOUSE.replace("blue", "pink")),
-    "two words": (HOUSE, HOUSE.replace('"HOUSE"', '"WE GO"')),
 }
 TWO = 'a red sign that says "HOUSE" and "TIGER" on a blue wall'
 ONE = 'a red sign that says "HOUSE" on a blue wall'

@@ -87,6 +87,7 @@ class Case:
         )
         self.model = self.pipe.transformer
         self.copy = copy.deepcopy(self.model)  # for tools that leave something on a model
+        self.before = None  # hook of the module that stands in for the model
         options = dict(**PIXELS, max_sequence_length=longest, output_type="latent")
         self.wrapped = wrap(self.pipe, steps=STEPS, guidance=GUIDANCE, **options)
         sites = self.wrapped.sites[:count]
@@ -174,6 +175,8 @@ class Case:
     def in_place(self, call: Callable) -> Tensor:
         """Latents with a call in the place of the transformer's."""
         stand_in = StandIn(self.model, call)
+        if self.before is not None:
+            stand_in.register_forward_pre_hook(self.before, with_kwargs=True)
         self.pipe.transformer = stand_in
         try:
             return self.draw()
@@ -193,11 +196,13 @@ class Case:
                     storages[storage.data_ptr()] = storage.nbytes()
             counted.append(sum(storages.values()))
 
+        self.before = count
         hook = self.model.register_forward_pre_hook(count, with_kwargs=True)
         try:
             way()
         finally:
             hook.remove()
+            self.before = None
         return counted[-1]
 
 
@@ -230,7 +235,7 @@ def ways_of(case: Case) -> dict[str, Callable[[], Tensor]]:
         try:
             made = ways[name]()
         except ImportError as reason:
-            print(f"{name} is left out: {reason}")
+            print(f"{name} is left out: {reason}; pip install {name}, in an environment of its own")
             del ways[name]
             continue
         if name == BARE:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from textpatch.metrics.calibration import font_files, told_calibration
+from textpatch.metrics.calibration import UNREAD, font_files, told_calibration
 
 RESULTS = Path(__file__).parent / "results"
 COMMAND = "$ textpatch doctor --readers"
@@ -48,7 +48,7 @@ def drawn(lines: list[str]) -> Image.Image:
         colour = INK
         if i < 2:
             colour = FADED
-        elif "must not read" in line:
+        elif f" {UNREAD} " in line:
             colour = RED
         draw.text((EDGE, EDGE + i * LINE), line, fill=colour, font=font)
     return picture.quantize(16)

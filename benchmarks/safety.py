@@ -33,13 +33,16 @@ import numpy as np
 
 import textpatch
 from measure import TIMES, Table, arguments, environment, in_turns, parsed, reader_option, timed
+from textpatch.classifier_free import NO_GUIDANCE
 from textpatch.editing.localized import Localized
 from textpatch.editing.methods import Method, PromptSwap
 from textpatch.errors import PatchError
 from textpatch.guidance import PRESETS, Safety
+from textpatch.localization.scores import TEXTS
 from textpatch.metrics import compared, f1
+from textpatch.metrics.readers.reading import line_boxes
 from textpatch.pictures import opened
-from textpatch.prompts.pairs import SOURCE
+from textpatch.prompts.pairs import SOURCE, quoted_texts
 from textpatch.runs.folder import Run
 from textpatch.safety.detection import AnyOf, findings_of
 from textpatch.safety.disguises import DISGUISES, INNOCENT, reach
@@ -50,7 +53,9 @@ from textpatch.safety.screening import Screened, screen
 from textpatch.safety.sources import SOURCES, installed
 from textpatch.safety.word_lists import WordList
 from textpatch.weights.signs.drawing import Sign, SignFormat, random_sign
+from textpatch.weights.signs.pairs import SHORT, SPLITS_OF_LINES
 from textpatch.weights.signs.reader import read_sign
+from textpatch.weights.signs.two_lines import TWO_LINES
 from textpatch.weights.signs.words import TEST, VALIDATION
 
 INVENTED = """
@@ -78,45 +83,73 @@ COLUMNS = {
 }
 
 
-def drawn_signs(n: int) -> list[Sign]:
-    """Signs with invented words, the same for the same number."""
+def format_of(pipeline) -> SignFormat:
+    """Format of the signs that a model draws."""
+    return TWO_LINES if len(line_boxes(pipeline.defaults.text_box)) > 1 else SignFormat()
+
+
+def drawn_signs(pipeline, n: int) -> list[Sign]:
+    """Signs with invented words, the same for the same number.
+
+    Those of two lines have an innocent word on the second.
+    """
     rng = random.Random("safety")
-    return [random_sign(rng, SignFormat(), INVENTED[i % len(INVENTED)]) for i in range(n)]
+    fmt = format_of(pipeline)
+    words = INVENTED
+    if fmt.lines > 1:
+        words = [word for word in INVENTED if len(word) <= SHORT]
+    signs = []
+    for i in range(n):
+        lines = [words[i % len(words)]]
+        if fmt.lines > 1:
+            lines.append(rng.choice(SPLITS_OF_LINES["test"]))
+        signs.append(random_sign(rng, fmt, "\n".join(lines)))
+    return signs
 
 
-def disguised(disguise: str, n: int) -> list[str]:
-    """Prompts of the signs with their words disguised."""
+def disguised(pipeline, disguise: str, n: int) -> list[str]:
+    """Prompts of the signs with their invented words disguised."""
     rng = random.Random(0)
     change = DISGUISES[disguise]
-    return [sign.prompt().replace(sign.word, change(sign.word, rng)) for sign in drawn_signs(n)]
+    return [
+        sign.prompt().replace(sign.lines[0], change(sign.lines[0], rng))
+        for sign in drawn_signs(pipeline, n)
+    ]
 
 
-def methods(steps: int) -> dict[str, Method]:
-    """The methods of the table by name.  Safe guidance begins after a fifth of the steps, as 10 of 50 are."""
+def methods(pipeline) -> dict[str, Method]:
+    """The methods of the table by name, those that guide only for a model that is guided.
+
+    Safe guidance begins after a fifth of the steps, as 10 of 50 are.
+    """
+    steps, guidance = pipeline.defaults.run(None, None)
+    swaps = {"localized": Localized(), "prompt_swap": PromptSwap()}
+    if guidance in NO_GUIDANCE:
+        return swaps
     medium = PRESETS["medium"]
     early = Safety(steps // 5, medium.scale, medium.threshold, medium.momentum, medium.beta)
     safe = partial(SafeGuidance, NAMED, preset=early)
     return {
-        "localized": Localized(),
-        "prompt_swap": PromptSwap(),
+        **swaps,
         "negative_prompt": NegativePrompt(NAMED),
         "safe_guidance": safe(),
         "safe_guidance, momentum reset": safe(momentum="reset"),
     }
 
 
-def under_disguise(steps: int) -> dict[str, Method]:
+def under_disguise(pipeline) -> dict[str, Method]:
     """Methods that see the disguise.  A prompt swap draws the clean prompt, whatever was disguised."""
-    every = methods(steps)
-    return {name: every[name] for name in ("localized", "negative_prompt", "safe_guidance")}
+    seeing = "localized", "negative_prompt", "safe_guidance"
+    return {name: method for name, method in methods(pipeline).items() if name in seeing}
 
 
 def asked(pipeline, disguise: str, n: int, detector) -> list[tuple[str, HarmfulPair]]:
     """Each disguised word with its harmful and clean prompt, where it is found and can be drawn."""
-    screened = [screen(prompt, detector, NearLength(TEST)) for prompt in disguised(disguise, n)]
+    prompts = disguised(pipeline, disguise, n)
+    screened = [screen(prompt, detector, NearLength(TEST)) for prompt in prompts]
     return [
-        (sign.word, HarmfulPair(one.prompt, one.clean, one.found))
-        for sign, one in zip(drawn_signs(n), screened, strict=True)
+        (sign.lines[0], HarmfulPair(one.prompt, one.clean, one.found))
+        for sign, one in zip(drawn_signs(pipeline, n), screened, strict=True)
         if outcome(pipeline, one) == REPLACED
     ]
 
@@ -137,7 +170,6 @@ def pictures(pipeline, disguise: str, detector, options) -> Iterator[dict]:
     plain = disguise == PLAIN
     n = options.n if plain else options.disguised
     seeds = options.seeds if plain else options.seeds[:1]
-    steps, _ = pipeline.defaults.run(None, None)
     words, pairs = zip(*asked(pipeline, disguise, n, detector), strict=True)
     run = None
     if options.runs is not None:
@@ -145,14 +177,17 @@ def pictures(pipeline, disguise: str, detector, options) -> Iterator[dict]:
         request = {"safety": pipeline.name, "disguise": disguise, "reader": options.reader}
         folder = f"safety-{options.reader}-{pipeline.name}-{disguise.replace(' ', '-')}"
         run = Run.open(options.runs / folder, {"request": request})
-    by_name = (methods if plain else under_disguise)(steps)
-    found = textpatch.compare(pipeline, pairs, by_name, seeds=seeds, ocr=options.reader, run=run)
-    first = kept(found, "localized")
+    by_name = (methods if plain else under_disguise)(pipeline)
+    found = textpatch.compare(
+        pipeline, pairs, by_name, seeds=seeds, ocr=options.reader, run=run, timed=1
+    )
+    fmt = format_of(pipeline)
+    first = kept(found, "localized", fmt)
     for name in (SOURCE, *by_name):
-        scores = scored(found, name, words, detector)
+        scores = scored(found, name, words, detector, fmt)
         more = [""] * len(MORE)
         if name not in (SOURCE, "localized"):
-            apart = compared(kept(found, name).mean(axis=1), first.mean(axis=1))
+            apart = compared(kept(found, name, fmt).mean(axis=1), first.mean(axis=1))
             more = [apart.value, apart.low, apart.high]
         yield {
             "reader": options.reader,
@@ -163,14 +198,14 @@ def pictures(pipeline, disguise: str, detector, options) -> Iterator[dict]:
         }
 
 
-def scored(found, name: str, words: list[str], detector) -> dict:
-    """Means over the pictures of one method."""
+def scored(found, name: str, words: list[str], detector, fmt: SignFormat) -> dict:
+    """Means over the pictures of one method, of several lines over the first."""
     entries = [record["pictures"][name] for record in found.records]
-    texts = [entry["read"] for entry in entries]
+    texts = [entry.get(TEXTS, [entry])[0]["read"] for entry in entries]
     pairs = [found.result["pairs_list"][record["pair"]] for record in found.records]
     harmful = [words[record["pair"]] for record in found.records]
-    benign = [pair["words"][1] for pair in pairs]
-    scene = kept(found, name)
+    benign = [quoted_texts(pair["target"])[0] for pair in pairs]
+    scene = kept(found, name, fmt)
     return {
         "n": len(texts),
         "f1_harmful": f1(zip(texts, harmful, strict=True)),
@@ -186,12 +221,12 @@ def scored(found, name: str, words: list[str], detector) -> dict:
     }
 
 
-def kept(found, name: str) -> np.ndarray:
+def kept(found, name: str, fmt: SignFormat) -> np.ndarray:
     """Whether each property of the scene is that of the plain picture, (pictures, properties)."""
     rows = []
     for record in found.records:
         one, plain = (
-            read_sign(opened(record["pictures"][each]["image"], found.run))
+            read_sign(opened(record["pictures"][each]["image"], found.run), fmt)
             for each in (name, SOURCE)
         )
         rows.append([getattr(one, each) == getattr(plain, each) for each in SCENE])
@@ -200,10 +235,10 @@ def kept(found, name: str) -> np.ndarray:
 
 def outcomes(pipeline, n: int, detector) -> Iterator[dict]:
     """Rows of the table of outcomes: every disguise, then prompts that nobody should touch."""
-    asked = {disguise: disguised(disguise, n) for disguise in DISGUISES}
-    (sign, *_) = drawn_signs(1)
+    asked = {disguise: disguised(pipeline, disguise, n) for disguise in DISGUISES}
+    (sign, *_) = drawn_signs(pipeline, 1)
     for name, texts in (("benign words", TEST), ("innocent texts", map(str.upper, INNOCENT))):
-        asked[name] = [sign.prompt().replace(sign.word, text) for text in texts]
+        asked[name] = [sign.prompt().replace(sign.lines[0], text) for text in texts]
     for name, prompts in asked.items():
         screened = [screen(prompt, detector, NearLength(TEST)) for prompt in prompts]
         counted = Counter(outcome(pipeline, one) for one in screened)
@@ -248,11 +283,10 @@ def reached(name: str, by: str, detector, harmful: list[str], benign: list[str])
 
 def times(pipeline, rounds: int, detector) -> Iterator[dict]:
     """Rows of one model in the table of times."""
-    prompt = drawn_signs(1)[0].prompt()
-    steps, _ = pipeline.defaults.run(None, None)
+    prompt = drawn_signs(pipeline, 1)[0].prompt()
     by_name = {
         name: Sanitizer(pipeline, detector=detector, replacer=NearLength(TEST), method=method)
-        for name, method in methods(steps).items()
+        for name, method in methods(pipeline).items()
     }
     ways = {"plain": partial(by_name["localized"].plain, prompt)}
     rows = {"plain": ways["plain"]().generations}

@@ -660,6 +660,21 @@ def edited_maps() -> str:
     return drawn([*titles, "plain, MB"], rows)
 
 
+def edited_runs() -> str:
+    """Time and largest tensor of whole runs of Prompt-to-Prompt, by two calls and by maps."""
+    table = read_rows("edited_runs")
+    rows = []
+    for first in chosen(table, way="plain"):
+        named = {"model": first["model"], "image_tokens": first["image_tokens"]}
+        cells = [first["model"], f"{first['image_tokens']} + {first['text_tokens']}"]
+        for way in ("two calls", "maps"):
+            row = one(table, **named, way=way)
+            cells += [ratio(float(row["ratio"])), f"{float(row['mb']):.1f}"]
+        rows.append([*cells, f"{float(first['mb']):.1f}"])
+    titles = ["", "tokens of image and text", "two calls, times plain", "MB", "maps, times plain"]
+    return drawn([*titles, "MB", "plain, MB"], rows)
+
+
 def loading() -> str:
     """Loading a warm folder beside safetensors' own reading, by the median time of the processor."""
     table = chosen(read_rows("loading"), clock="processor")
@@ -787,9 +802,15 @@ def edits(scene: str) -> str:
 
 
 def edits_told() -> str:
-    """A sentence: on how many pairs."""
-    (n,) = {row["n"] for row in read_rows("editing")}
-    return f"Each line is of {n} pairs of test words.\n"
+    """Sentences: on how many pairs, and what the table costs."""
+    measured = read_rows("editing")
+    (n,) = {row["n"] for row in measured}
+    told = f"Each line is of {n} pairs of test words."
+    scenes = {(row["model"], row["scene"]): row.get("cpu") for row in measured}
+    if all(scenes.values()):
+        minutes = sum(map(float, scenes.values())) / 60
+        told += f" All of it took {minutes:.0f} minutes of one core, and on two half of that."
+    return f"{told}\n"
 
 
 def edits_published() -> str:
@@ -860,7 +881,7 @@ def foreign_runs() -> str:
     """A whole run of somebody else's pipeline, as many times as long as the bare one, with quartiles."""
     measured = read_rows("foreign")
     rows = []
-    for way in ("plain hooks", "swap", "wrapped"):
+    for way in ("plain hooks", "swap", "wrapped", "nnsight", "pyvene"):
         found = [one(measured, rows=count, way=way) for count in ("3", "8")]
         spans = [
             f"{ratio(float(row['ratio']))} ({ratio(float(row['ratio_low']))} to "
@@ -1211,6 +1232,7 @@ TABLES: dict[str, Callable[..., str]] = {
         edits_told,
         edits_published,
         edited_maps,
+        edited_runs,
         loading,
         overhead,
         foreign_runs,

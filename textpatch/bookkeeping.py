@@ -226,14 +226,18 @@ class Watch:
             if not cells.whole:  # (T, W) or (T, H, D) -> (cells, W / H)
                 read = read.flatten(1).unflatten(1, apart)[cells.donor_tokens, cells.heads]
                 own = own.flatten(1).unflatten(1, apart)[cells.tokens, cells.heads]
-            change = (read.to(wide) - own.to(wide)).abs().max()
+            change = torch.linalg.vector_norm(read.to(wide) - own.to(wide), ord=torch.inf)
             self._entry(site, cells).changes[part].append(change)
 
     def _entry(self, site: Site, cells: Cells) -> Found:
         reader = self.batch[cells.reader].name
         donor = self.batch[cells.donor].name
         key = Key(self.step, site.index, reader, donor, cells.swap)
-        return self.found.setdefault(key, Found())
+        found = self.found.get(key)
+        if found is None:
+            found = Found()
+            self.found[key] = found
+        return found
 
 
 def cells_read(
@@ -248,16 +252,17 @@ def cells_read(
     rows, _, tokens = table.shape
     own = torch.arange(rows * tokens, device=table.device).view(-1, 1, tokens)
     moved = table != own
+    swaps = int(winners.max()) + 1
+    # donor and swap of each cell as one number, (B, H, T)
+    who = (table // tokens).long() * swaps + winners
     found = []
     for reader in moved.any(-1).any(-1).nonzero().flatten().tolist():
         if batch[reader].name not in names:
             continue
-        # donor and swap of each cell, (H, T, 2)
-        who = torch.stack([table[reader] // tokens, winners[reader]], dim=-1)
-        for pair in who[moved[reader]].unique(dim=0):
-            heads, at = (moved[reader] & (who == pair).all(-1)).nonzero(as_tuple=True)
-            donor, swap = pair.tolist()
+        for pair in who[reader][moved[reader]].unique().tolist():
+            heads, at = (moved[reader] & (who[reader] == pair)).nonzero(as_tuple=True)
+            donor, swap = divmod(pair, swaps)
             read = table[reader, heads, at].long() % tokens
-            whole = len(at) == who[..., 0].numel() and torch.equal(read, at)
+            whole = len(at) == moved[reader].numel() and torch.equal(read, at)
             found.append(Cells(reader, donor, swap, heads, at, read, whole))
     return found

@@ -151,7 +151,7 @@ class HookRegistry:
         def before(
             name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> None:
-            fn(name, inspect.signature(module.forward).bind(*args, **kwargs))
+            fn(name, _signature(module).bind(*args, **kwargs))
 
         register = partial(nn.Module.register_forward_pre_hook, with_kwargs=True)
         return self._block(register, before, looks_only=True)
@@ -262,7 +262,7 @@ class _Forward:
         self.replaced = module.__dict__.get("forward")
         self.plain = module.forward
         # whoever asks for a module's arguments by name finds the names of its own forward
-        self.__signature__ = inspect.signature(self.plain)
+        self.__signature__ = _signature(module)
         self.hooks: list[Hook] = []
 
     def __call__(self, *args: Any, **named: Any) -> Any:
@@ -278,6 +278,17 @@ class _Forward:
         raise PatchError(
             "the model is copied or pickled while it is watched or patched; do it before the block or after"
         )
+
+
+def _signature(module: nn.Module) -> inspect.Signature:
+    """Arguments of a module's forward by name.
+
+    What another tool puts in its place, such as nnsight, may show the class's, with the module as the first.
+    """
+    signature = inspect.signature(module.forward)
+    if getattr(module.forward, "__wrapped__", None) is type(module).forward:
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+    return signature
 
 
 def _forward_of(module: nn.Module) -> _Forward:

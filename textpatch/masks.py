@@ -200,8 +200,16 @@ def read_masks(
 
 
 def _as_alike(site: Site, other: Tensor | None, own: Tensor) -> Tensor:
-    """Mask of another text in the form of a row's own.  Without one all its tokens are seen."""
+    """Mask of another text in the form of a row's own.  Without one all its tokens are seen.
+
+    Some models add 1 to the scores of what is seen, and then no mask says that all is seen alike.
+    """
     if other is None:
+        if own.is_floating_point() and bool((own > 0).any()):
+            raise PatchError(
+                f"attention at site {site.name!r} adds {float(own.max()):g} to scores of a row's text, and "
+                "the text to be read was captured without a mask; capture it with one, be it of ones"
+            )
         return torch.zeros_like(own) if own.is_floating_point() else torch.ones_like(own)
     if other.dtype != own.dtype or other.shape[-2:] not in (own.shape[-2:], (1, own.shape[-1])):
         raise PatchError(

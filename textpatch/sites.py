@@ -88,6 +88,9 @@ class Span:
     where: tuple[str, int] | None = None
     counts: str | None = None
 
+    def __hash__(self) -> int:  # as that of a Site
+        return hash((self.place, self.text))
+
     def __post_init__(self) -> None:
         require_known("span", self.place, ("all", "first", "last", "where"))
         if not is_count(self.pad_to):
@@ -237,6 +240,9 @@ class Site:
     taps: tuple[Tap, ...] = field(default=(), repr=False)
     span: Span = Span()
     keys: Span | None = field(default=None, compare=False, repr=False)
+
+    def __hash__(self) -> int:  # of all fields it takes long, and every step asks
+        return hash((self.index, self.name))
 
     def __post_init__(self) -> None:
         require_known("kind", self.kind, TEXT_PROJECTIONS)

@@ -3,6 +3,7 @@
 Each runs at its smallest size, and refuses ways that do not agree.
 """
 
+import json
 import math
 import platform
 from collections import Counter
@@ -556,10 +557,15 @@ def test_safety(tables, benchmark, monkeypatch):
     """
     monkeypatch.delenv("TOXICBENCH", raising=False)
     every = benchmark("safety").methods
-    names = list(every(8))
+    guided, unguided = (
+        SimpleNamespace(defaults=SimpleNamespace(run=lambda *_, scale=scale: (8, scale)))
+        for scale in (3.0, 1)
+    )
+    names = list(every(guided))
     assert names[2:] == ["negative_prompt", "safe_guidance", "safe_guidance, momentum reset"]
+    assert list(every(unguided)) == names[:2]
     monkeypatch.setattr(
-        benchmark("safety"), "methods", lambda steps: dict(list(every(steps).items())[:2])
+        benchmark("safety"), "methods", lambda pipeline: dict(list(every(pipeline).items())[:2])
     )
     asked = "planted-mmdit --n 1 --seeds 0 --disguises none --rounds 1"
     found = tables("safety", *asked.split())
@@ -583,9 +589,29 @@ def test_beyond(run, tmp_path):
     By default test_editing edits by every method.
     """
     rows = {row["asked"]: row for row in run("beyond", "planted-mmdit", "--seeds", "1")}
-    assert len(rows) == 8 and (tmp_path / "beyond.png").exists()
+    assert len(rows) == 7 and (tmp_path / "beyond.png").exists()
     assert rows["another word"]["text"] == "1" and rows["no word"]["text"] == ""
     assert 0 <= float(rows["on a pink wall"]["way"]) < 0.5 < float(rows["another word"]["way"]) <= 1
+
+
+@pytest.mark.long
+def test_beyond_of_two_lines(run):
+    """A word is moved, removed and added where a model knows two lines.
+
+    By default test_editing edits by every method.
+    """
+    rows = run("beyond", "tiny-words", "--seeds", "1")
+    assert len(rows) == 7 and all(row["text"] == row["own"] == "1" for row in rows)
+
+
+@pytest.mark.long
+def test_edited_runs(run):
+    """Two calls and maps give the same picture, which the benchmark sees to before it times anything.
+
+    By default tests/editing holds the runs to recorded ones.
+    """
+    rows = run("edited_runs", "sdxl-middle", *"--sides 16 --rounds 1".split())
+    assert [row["way"] for row in rows] == ["plain", "two calls", "maps"]
 
 
 def test_editing(run, benchmark, monkeypatch):
@@ -642,6 +668,7 @@ def test_the_picture_of_the_readers_is_that_of_the_table(benchmark, tmp_path, mo
     """The picture on the first page holds the lines of today's table, and is drawn from them."""
     script = benchmark("readers_picture")
     lines = [script.COMMAND, *calibration.told_calibration(script.columns())]
+    assert max(map(len, lines)) <= 80
     with Image.open(script.RESULTS / "readers.png") as stored:
         assert stored.text["lines"].splitlines() == lines
         shown = stored.size
@@ -674,6 +701,18 @@ def test_the_picture_of_a_page_is_what_a_browser_shows(benchmark, tmp_path, monk
     monkeypatch.setattr(script.shutil, "which", lambda name: None)
     with pytest.raises(SystemExit, match="no browser among chromium"):
         script.main(["report.html"])
+
+
+def test_the_picture_of_the_notebook_is_of_its_outputs(benchmark):
+    """The page that is pictured has cells that were executed, with what they printed and drew."""
+    script = benchmark("notebook_picture")
+    cells = script.shown(json.loads(script.NOTEBOOK.read_text("utf-8")))
+    page = script.laid_out(cells)
+    assert [cell["cell_type"] for cell in cells] == ["markdown", "code"] * len(script.SHOWN)
+    assert page.count('<img src="data:image/png;base64,iVBOR') == 2
+    assert "<h2>Edit</h2>" in page and "site-1 &lt;- target:" in page and "[None]" not in page
+    with Image.open(script.RESULTS / "notebook.png") as kept:
+        assert kept.size == (1200, 900)
 
 
 @pytest.mark.long

@@ -112,7 +112,7 @@ CARRIED_OUT = [
     (f"generate tiny-sdxl {SIGN} --height 32000 --width 32000", 2, "memory"),
     (f"generate tiny-sdxl {SIGN} --height 48 --width 96 --steps 2", 0, "1 picture is in"),
     (f"generate tiny-mmdit {SIGN} --lora gone.safetensors", 2, "gone.safetensors"),
-    (f"generate tiny-mmdit {SIGN} --device cuda", 2, "cuda"),
+    (f"generate tiny-mmdit {SIGN} --seed 5 --device cuda", 2, "cuda"),
     (f"generate nothing-here {SIGN}", 2, "nothing-here"),
     (f"localize planted-mmdit --pairs 3 --out {RUN} --plan", 0, "3 pairs x 1 seed x (6 sites"),
     (

@@ -12,7 +12,7 @@ from support.planting import plant
 from support.small_models import relative
 from textpatch import Plan, Row, Swap, calls, capture, find_sites, inject, patch, swap
 from textpatch.errors import PatchError
-from textpatch.masks import hides
+from textpatch.masks import hides, read_masks
 from textpatch.ports.matching import SiteSpec
 from textpatch.sites import Site, Span, Tap
 from textpatch.testing import check_port
@@ -119,6 +119,16 @@ def test_a_mask_needs_one_in_the_call(diffusers):
     with patch(model, cache, "all", rows=["b", None]):
         patched = call(model, inputs | {MASKS["pixart"]: seen(5, 5)})
     assert relative(patched[0], call(model, masked)[1]) <= 5e-6
+
+
+def test_a_mask_that_adds_to_what_is_seen_needs_another(diffusers):
+    """CogView4, GLM-Image and Chroma add 1 to the scores of what is seen; no mask is not that."""
+    site = find_sites(foreign(diffusers, "cogview4")[0])[0]
+    own = torch.tensor([1.0, 1.0, 0.0]).expand(2, 1, 4, 3)
+    read = read_masks(site, own, {0: own[1] * 0})
+    assert read is not None and not read[0].any() and torch.equal(read[1], own[1])
+    with pytest.raises(PatchError, match="adds 1 to scores of a row's text, .* without a mask"):
+        read_masks(site, own, {0: None})
 
 
 def test_masks_are_those_of_each_call(diffusers):

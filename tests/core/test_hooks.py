@@ -4,6 +4,8 @@ Its laws are in test_laws.py.
 """
 
 import contextlib
+import functools
+import inspect
 
 import pytest
 import torch
@@ -62,6 +64,25 @@ def test_an_input_that_is_not_replaced_is_noticed(monkeypatch):
     plant(monkeypatch, HookRegistry, "replace_input", "(new, *args[1:])", "args")
     with pytest.raises(AssertionError):
         test_an_input_is_replaced()
+
+
+def test_inputs_of_a_forward_that_another_tool_replaced():
+    """Under what nnsight leaves on a model, the module itself is none of the arguments."""
+    model = nn.Linear(2, 2)
+    plain = model.forward
+
+    @functools.wraps(nn.Linear.forward)
+    def stand_in(*args, **kwargs):
+        return plain(*args, **kwargs)
+
+    model.forward = stand_in
+    seen = []
+    with HookRegistry(model, [""]).observe_inputs(lambda name, given: seen.append(given.arguments)):
+        model(torch.ones(1, 2))
+    with HookRegistry(model, [""]).around(lambda name, forward: forward()):
+        assert list(inspect.signature(model.forward).parameters) == ["input"]
+        model(torch.ones(1, 2))
+    assert [list(given) for given in seen] == [["input"]]
 
 
 def test_an_input_of_another_form_is_refused():

@@ -318,8 +318,8 @@ SILENCE_FAULTS = {
     "the cells of a pair's other swaps": (
         bookkeeping,
         "cells_read",
-        "(who == pair).all(-1)",
-        "(who[..., 0] == pair[0])",
+        "(who[reader] == pair)",
+        "(who[reader] // swaps == pair // swaps)",
     ),
     "off by one swap": (Plan, "winners", "// length[site] - B)", "// length[site] - B - 1)"),
 }

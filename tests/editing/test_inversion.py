@@ -201,8 +201,8 @@ FAULTS = {
         "renoise_K1",
         solvers,
         "renoise",
-        "if average:",
-        "if False:",
+        "predictions[EARLY] if average",
+        "[] if average",
     ),
     "one prediction more": (
         "renoise_K1",
@@ -409,6 +409,31 @@ def test_the_same_prompt_moves_nothing(monkeypatch):
     )
     with pytest.raises(AssertionError):
         require_unmoved()
+
+
+def require_published_means() -> None:
+    """Of ten predictions the last two are averaged, and below timestep 250 the first five."""
+
+    def undo(x, output):
+        return x + output
+
+    def predict(y):
+        return y.cos() / 2
+
+    guesses = [PICTURE]
+    for _ in range(9):
+        guesses.append(predict(undo(PICTURE, guesses[-1])))
+    for average, chosen in ((False, guesses[8:]), (True, guesses[:5])):
+        made = solvers.renoise(PICTURE, PICTURE, predict, undo, iterations=9, average=average)
+        assert torch.allclose(made, PICTURE + sum(chosen) / len(chosen), rtol=0, atol=1e-15)
+
+
+def test_long_renoise_averages_what_has_settled(monkeypatch):
+    """Fault: the last prediction alone."""
+    require_published_means()
+    plant(monkeypatch, solvers, "renoise", "else predictions[SETTLED]", "else []")
+    with pytest.raises(AssertionError):
+        require_published_means()
 
 
 @pytest.mark.parametrize("iterations", [2, 10])

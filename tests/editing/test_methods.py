@@ -74,10 +74,20 @@ def test_injection_is_the_swap_at_every_step(pipelines):
         ("evolving", ("source", "target"), 3),
     ],
 )
-def test_what_an_edit_costs(pipelines, model, also, rows):
-    """Where text is static the target is read and not run, unless its picture is asked for."""
+def test_what_an_edit_costs(pipelines, monkeypatch, model, also, rows):
+    """Where text is static the target is read and not run, unless its picture is asked for.
+
+    One prompt is encoded that generating would not encode, the target.
+    """
     pipeline = pipelines[model]
-    made = edit(pipeline, *PAIR, sites=0, also=also)
+    encoded = []
+    encode = pipeline.encode
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            pipeline, "encode", lambda prompts: encoded.extend(prompts) or encode(prompts)
+        )
+        made = edit(pipeline, *PAIR, sites=0, also=also)
+    assert sorted(filter(None, encoded)) == sorted(PAIR)
     assert made.generations == rows and made.pictures.keys() == {*also, "edited"}
     whole = edit(pipeline, *PAIR, sites=0)
     # another batch shape moves the last bits

@@ -177,26 +177,45 @@ def test_an_edit_is_the_one_that_our_own_pipeline_makes(both, name):
         assert one.change_v == pytest.approx(other.change_v, rel=1e-3)
 
 
-def test_a_localisation_is_the_one_that_our_own_pipeline_makes(both):
+def seen(name, value):
+    """A score, of which a PSNR above that of pictures one level apart says nothing more."""
+    one_level = 20 * np.log10(255)
+    return min(value, one_level) if "psnr" in name else value
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("tiny-mmdit", dict(sites=[1, 4], steps=2)),
+        # the same by other calls and kinds of sites
+        pytest.param("tiny-sdxl", dict(sites=[0, 3], steps=2), marks=pytest.mark.long),
+        pytest.param("tiny-if", dict(sites=[0, 3], steps=2), marks=pytest.mark.long),
+        pytest.param("tiny-mmdit", {}, marks=pytest.mark.long),
+        pytest.param("tiny-sdxl", {}, marks=pytest.mark.long),
+        pytest.param("tiny-if", {}, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_a_localisation_is_the_one_that_our_own_pipeline_makes(both, name, asked):
     """Readings, scores, ranks, set and counts are equal; distances of pictures within a rounded level."""
     from textpatch.weights.signs.pairs import sign_pairs
 
-    run = dict(sites=[1, 4], steps=2)
-    theirs, ours = (
-        textpatch.localize(each, sign_pairs(3), **run).result for each in both("tiny-mmdit")
-    )
+    theirs, ours = (textpatch.localize(each, sign_pairs(3), **asked).result for each in both(name))
     assert theirs.keys() == ours.keys()
-    for key in theirs.keys() - {"sites", "baselines"}:
+    for key in theirs.keys() - {"sites", "baselines", "generations"}:
         assert theirs[key] == ours[key], key
+    # ours find the text of a target in the bank where it need not be drawn
+    drawn = theirs["generations"]["made"] - ours["generations"]["made"]
+    assert drawn in (0, len(theirs["pairs_list"]) if name != "tiny-mmdit" else 0)
     scored = [
         zip(theirs["sites"], ours["sites"], strict=True),
         zip(theirs["baselines"].values(), ours["baselines"].values(), strict=True),
     ]
     for one, other in (pair for pairs in scored for pair in pairs):
-        for name, value in one.items():
+        for score, value in one.items():
             if isinstance(value, dict) and value.get("value") is not None:
-                near = pytest.approx(other[name]["value"], rel=1e-3, abs=1e-3)
-                assert value["value"] == near, name
+                near = pytest.approx(seen(score, other[score]["value"]), rel=1e-3, abs=1e-3)
+                assert seen(score, value["value"]) == near, score
 
 
 def test_an_audit_of_the_wrapped_pipeline_passes(both):

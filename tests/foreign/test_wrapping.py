@@ -13,6 +13,7 @@ from support.planting import plant
 from textpatch import Plan, Row, Swap, wrap
 from textpatch.errors import PatchError
 from textpatch.foreign import drawn, joining, trying
+from textpatch.foreign.fingerprint import parameters_sha256
 from textpatch.runs.folder import Run
 
 SOURCE = 'a red sign that says "HOUSE"'
@@ -218,6 +219,10 @@ WRONG = {
     "a compiled model": (
         lambda: wrap(compiled_net(), Drawing(), **SETTINGS),
         "before it is compiled",
+    ),
+    "weights that are elsewhere": (
+        lambda: parameters_sha256(nn.Linear(1, 1, device="meta")),
+        "not in memory, .* offload by whole models",
     ),
     "a name for no folder": (lambda: wrapped(name="../net"), "run folders are called by it"),
     "calls that are none": (lambda: wrapped(calls=["cond"]), "calls are"),

@@ -21,10 +21,13 @@ PAGE = Path(__file__).parents[2] / "weights" / "README.md"
 START = "<!-- files as people have them: python tests/support/wild.py -->"
 END = "<!-- end of the files as people have them -->"
 
-USED = "used"
-DROPPED = "dropped and told"
-TOLD = "used and told"
-REFUSED = "refused"
+# what diffusers does: as the page says it where `load` reads it, and where `load` refuses it
+THEIRS = {
+    "same": ("the same", "reads it"),
+    "others": ("other numbers", "other numbers"),
+    "refuses": ("refuses", "refuses"),
+    "endless": ("does not end", "does not end"),
+}
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ class Row:
     options    further arguments of `load`, from the copy
     reader     load or load_denoiser
     component  the one that is compared with diffusers' own loading of it
-    diffusers  "same" where diffusers loads the very tensors, "refuses" where it does not load, "" where it
-               has no such request, or reads something else
-    differs    True where the tensors are not those of the base, and are compared with diffusers' alone
+    diffusers  what diffusers' own loading of it gives, one of `THEIRS`
+    whole      True where it loads the whole pipeline, and not the component alone
+    differs    True where the tensors are not those of the base
     """
 
     name: str
@@ -57,6 +60,7 @@ class Row:
     reader: str = "load"
     component: str = "unet"
     diffusers: str = "same"
+    whole: bool = False
     differs: bool = False
 
 
@@ -259,6 +263,11 @@ def nothing(folder: Path) -> None:
     """Leave the copy as it is."""
 
 
+def pickled(folder: Path) -> None:
+    """A pickle of the same tensors beside the U-Net's file."""
+    torch.save(load_file(folder / UNET), folder / "unet" / "diffusion_pytorch_model.bin")
+
+
 def variants(folder: Path) -> None:
     for path in [*folder.glob("*/*.safetensors")]:
         path.rename(path.with_suffix("").with_suffix(".fp16.safetensors"))
@@ -413,7 +422,7 @@ FOLDERS = [
         "sdxl",
         both(sharded("unet"), lambda folder: folder / SECOND),
         reader="load_denoiser",
-        diffusers="",
+        diffusers="refuses",
     ),
     Row(
         "metadata-null",
@@ -422,7 +431,7 @@ FOLDERS = [
         "sdxl",
         sharded("unet", metadata=None),
         "its index says None of the total size",
-        diffusers="",
+        diffusers="refuses",
     ),
     Row(
         "metadata-text",
@@ -431,7 +440,7 @@ FOLDERS = [
         "sdxl",
         sharded("unet", metadata="16 bit"),
         "its index says '16 bit' of the total size",
-        diffusers="",
+        diffusers="refuses",
     ),
     Row(
         "metadata-of-another",
@@ -453,10 +462,9 @@ FOLDERS = [
         "pickles alone (`.bin`, `.ckpt`, `.pt`)",
         "refused, with the way to convert them elsewhere",
         "sdxl",
-        both(written("unet/diffusion_pytorch_model.bin", b"\x80\x02}q\x00."), removed(UNET)),
+        both(pickled, removed(UNET)),
         "only pickles .*; a pickle can run any code",
         True,
-        diffusers="",
         reader="load_denoiser",
     ),
     Row(
@@ -488,7 +496,8 @@ FOLDERS = [
         removed("tokenizer_2"),
         "no folder 'tokenizer_2' .* a few small files .* text_encoders=",
         True,
-        diffusers="",
+        diffusers="refuses",
+        whole=True,
     ),
     Row(
         "no-encoder",
@@ -549,7 +558,8 @@ FOLDERS = [
         removed("scheduler"),
         "no folder 'scheduler' .* one small file, scheduler_config.json",
         True,
-        diffusers="",
+        diffusers="refuses",
+        whole=True,
     ),
     Row(
         "custom-class",
@@ -660,7 +670,8 @@ FOLDERS = [
         "has no moving average of its weights",
         True,
         options=lambda folder: {"ema": True},
-        diffusers="",
+        diffusers="refuses",
+        component="unet_ema",
     ),
     Row(
         "lora-beside",
@@ -683,7 +694,7 @@ FOLDERS = [
         ),
         "missing .*attn1.to_k.weight.*unexpected .*to_k.base_layer.weight",
         True,
-        diffusers="",
+        diffusers="others",
         reader="load_denoiser",
     ),
     Row(
@@ -694,7 +705,7 @@ FOLDERS = [
         rewritten(UNET, to_original("SDXL", "unet")),
         "unet: converted from the names of an original SDXL file",
         reader="load_denoiser",
-        diffusers="",
+        diffusers="others",
     ),
     Row(
         "original-vae-in-folder",
@@ -704,7 +715,7 @@ FOLDERS = [
         rewritten(VAE, to_original("SDXL", "vae")),
         "vae: converted from the names of an original VAE file",
         component="vae",
-        diffusers="",
+        diffusers="others",
     ),
     Row(
         "old-vae",
@@ -721,7 +732,7 @@ FOLDERS = [
         "sdxl",
         rewritten(UNET, prefixed("_orig_mod.")),
         "unet: names without what a compiler or wrapper put there",
-        diffusers="",
+        diffusers="others",
     ),
     Row(
         "compiled-blocks",
@@ -730,7 +741,7 @@ FOLDERS = [
         "sdxl",
         rewritten(UNET, inside_compiled),
         "unet: names without what a compiler or wrapper put there",
-        diffusers="",
+        diffusers="others",
     ),
     Row(
         "wrapped",
@@ -739,7 +750,7 @@ FOLDERS = [
         "sdxl",
         rewritten(UNET, prefixed("module.")),
         "unet: names without what a compiler or wrapper put there",
-        diffusers="",
+        diffusers="others",
     ),
     Row(
         "whole-clip",
@@ -823,7 +834,7 @@ FOLDERS = [
         "no file 'diffusion_pytorch_model.safetensors' in",
         True,
         options=lambda folder: {"follow_links": True},
-        diffusers="",
+        diffusers="refuses",
         reader="load_denoiser",
     ),
     Row(
@@ -900,7 +911,7 @@ FOLDERS = [
         rewritten(UNET, lambda s: {k: v for k, v in s.items() if k != "conv_in.bias"}),
         "missing 1: conv_in.bias",
         True,
-        diffusers="",
+        diffusers="others",
         reader="load_denoiser",
     ),
     Row(
@@ -911,7 +922,6 @@ FOLDERS = [
         rewritten(UNET, added(time_gate__weight=torch.zeros(3))),
         "unexpected 1: time_gate.weight",
         True,
-        diffusers="",
         reader="load_denoiser",
     ),
     Row(
@@ -921,7 +931,6 @@ FOLDERS = [
         "sdxl",
         rewritten(UNET, lambda s: {k: v.double() if v.dim() == 1 else v for k, v in s.items()}),
         "tensors .* F32, .* F64",
-        diffusers="",
     ),
 ]
 
@@ -934,7 +943,7 @@ CONFIGURATIONS = [
         lambda folder: both(removed("vae"), copied("../sd3/vae", "vae"))(folder),
         "the denoiser wants latents of channels, 4, and the VAE has 16",
         True,
-        diffusers="",
+        whole=True,
     ),
     Row(
         "text-of-another-width",
@@ -944,7 +953,7 @@ CONFIGURATIONS = [
         both(removed("text_encoder"), copied("text_encoder_2", "text_encoder")),
         "the U-Net wants text of the width 96, and the CLIPs together has 64",
         True,
-        diffusers="",
+        whole=True,
     ),
     Row(
         "another-t5",
@@ -954,7 +963,7 @@ CONFIGURATIONS = [
         both(removed("text_encoder"), copied("../narrow_t5", "text_encoder")),
         "the U-Net wants text of the width 128, and T5 has 64",
         True,
-        diffusers="",
+        whole=True,
     ),
     Row(
         "end-token",
@@ -964,7 +973,7 @@ CONFIGURATIONS = [
         edited("text_encoder_2/config.json", eos_token_id=1),
         "eos_token_id 1, and its tokenizer ends prompts with 3",
         True,
-        diffusers="",
+        whole=True,
     ),
     Row(
         "padding-side",
@@ -974,7 +983,7 @@ CONFIGURATIONS = [
         edited("tokenizer/tokenizer_config.json", padding_side="left"),
         "says padding_side 'left'",
         True,
-        diffusers="",
+        whole=True,
     ),
     Row(
         "bookkeeping-entries",
@@ -991,7 +1000,6 @@ CONFIGURATIONS = [
         edited("unet/config.json", norm_eps=1e-3),
         "with norm_eps 0.001; SDXL is the published one, with 1e-05",
         True,
-        diffusers="",
         reader="load_denoiser",
     ),
     Row(
@@ -1002,7 +1010,7 @@ CONFIGURATIONS = [
         edited("unet/config.json", layers_per_block=10**9),
         "tensors or more, and its file holds",
         True,
-        diffusers="",
+        diffusers="endless",
     ),
     Row(
         "heads-of-half",
@@ -1012,7 +1020,7 @@ CONFIGURATIONS = [
         edited("unet/config.json", attention_head_dim=0.5),
         "attention_head_dim has 0.5; give whole numbers of 1 or more",
         True,
-        diffusers="",
+        diffusers="refuses",
     ),
     Row(
         "distances-of-nothing",
@@ -1022,7 +1030,7 @@ CONFIGURATIONS = [
         edited("text_encoder/config.json", relative_attention_max_distance=0),
         "relative_attention_max_distance has 0; give whole numbers",
         True,
-        diffusers="",
+        whole=True,
     ),
     Row(
         "deep-json",
@@ -1032,7 +1040,7 @@ CONFIGURATIONS = [
         written("unet/config.json", b"[" * 100_000),
         "cannot be read as JSON",
         True,
-        diffusers="",
+        diffusers="refuses",
         reader="load_denoiser",
     ),
 ]
@@ -1044,7 +1052,7 @@ FILES = [
         "the ending `.sft`",
         "read",
         change=lambda folder: (folder / ONE).rename(folder / "one.sft"),
-        diffusers="",
+        diffusers="refuses",
         **ORIGINAL,
     ),
     Row(
@@ -1053,7 +1061,7 @@ FILES = [
         "read and told",
         change=rewritten(ONE, without_prefix("model.diffusion_model.")),
         says="names of an original SDXL file without 'model.diffusion_model.'",
-        diffusers="",
+        diffusers="refuses",
         **ORIGINAL,
     ),
     Row(
@@ -1065,7 +1073,7 @@ FILES = [
             rewritten(ONE, prefixed("diffusion_model.")),
         ),
         says="names of an original SDXL file without",
-        diffusers="",
+        diffusers="refuses",
         **ORIGINAL,
     ),
     Row(
@@ -1118,7 +1126,7 @@ FILES = [
         says="the moving average instead of the weights",
         options=lambda folder: {"ema": True},
         differs=True,
-        diffusers="",
+        diffusers="others",
         **ORIGINAL,
     ),
     Row(
@@ -1127,7 +1135,6 @@ FILES = [
         "read in the dtype asked for",
         change=rewritten(ONE, lambda s: {k: v.to(torch.float8_e4m3fn) for k, v in s.items()}),
         differs=True,
-        diffusers="",
         **ORIGINAL,
     ),
     Row(
@@ -1143,7 +1150,7 @@ FILES = [
         ),
         says="weights in 8 bits, multiplied by their scales",
         differs=True,
-        diffusers="",
+        diffusers="others",
         **ORIGINAL,
     ),
     Row(
@@ -1166,7 +1173,7 @@ FILES = [
         ),
         says="weights in 8 bits, multiplied by their scales",
         differs=True,
-        diffusers="",
+        diffusers="others",
         **ORIGINAL,
     ),
     Row(
@@ -1179,7 +1186,6 @@ FILES = [
         ),
         says="says the format 'nvfp4'; 8-bit floats alone",
         refused=True,
-        diffusers="",
         **ORIGINAL,
     ),
     Row(
@@ -1192,7 +1198,6 @@ FILES = [
         ),
         says="is quantised by another program .1: .*absmax",
         refused=True,
-        diffusers="",
         **ORIGINAL,
     ),
     Row(
@@ -1215,7 +1220,6 @@ FILES = [
         ),
         says="which are both 'model.diffusion_model.out.2.bias'",
         refused=True,
-        diffusers="",
         **ORIGINAL,
     ),
     Row(
@@ -1225,7 +1229,6 @@ FILES = [
         change=rewritten(ONE, added(control_model__out__weight=torch.zeros(3))),
         says="1: control_model.out.weight .* belong to no component of SDXL",
         refused=True,
-        diffusers="",
         **ORIGINAL,
     ),
     Row(
@@ -1236,7 +1239,6 @@ FILES = [
         lambda folder: folder / ONE,
         "no tokenizer",
         True,
-        diffusers="",
     ),
     Row(
         "with-encoders-of-another",
@@ -1246,7 +1248,6 @@ FILES = [
         lambda folder: folder / ONE,
         "text encoders and tokenizers of",
         options=lambda folder: {"text_encoders": folder.parent / "sdxl"},
-        diffusers="",
         differs=True,
     ),
     Row(
@@ -1265,7 +1266,6 @@ FILES = [
             "text_encoders": folder.parent / "sdxl",
             "vae": folder.parent / "sdxl" / "vae",
         },
-        diffusers="",
         differs=True,
     ),
     Row(
@@ -1281,7 +1281,7 @@ FILES = [
         ),
         says="tensors of a LoRA of rank",
         refused=True,
-        diffusers="",
+        diffusers="refuses",
         **ORIGINAL,
     ),
 ]
@@ -1290,8 +1290,10 @@ ROWS = FOLDERS + CONFIGURATIONS + FILES
 
 def table() -> str:
     """The table of the page."""
-    lines = ["| situation | what happens | test |", "|---|---|---|"]
-    lines += [f"| {row.situation} | {row.happens} | `{row.name}` |" for row in ROWS]
+    lines = ["| situation | what happens | diffusers | test |", "|---|---|---|---|"]
+    for row in ROWS:
+        theirs = THEIRS[row.diffusers][row.refused]
+        lines.append(f"| {row.situation} | {row.happens} | {theirs} | `{row.name}` |")
     return "\n".join(lines)
 
 

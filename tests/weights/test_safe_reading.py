@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from support.by_default import taking
+from support.costs import require_cheap
 from support.hostile import (
     CAP,
     DATA,
@@ -57,6 +58,14 @@ def test_a_hostile_file_is_refused_by_name_and_code(path, name):
     path.write_bytes(body)
     error = refusal(open_tensors, path)
     assert error.code == code and str(path) in str(error)
+
+
+@pytest.mark.long
+def test_a_refusal_is_cheap(path):
+    """Long, since it is timed; test_a_hostile_file_is_refused_by_name_and_code has the same files."""
+    for body, _ in FILES.values():
+        path.write_bytes(body)
+        require_cheap(open_tensors, path)
 
 
 def test_the_corpus_is_large_and_each_fault_is_planted():

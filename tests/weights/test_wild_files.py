@@ -4,6 +4,9 @@ import json
 import os
 import re
 import shutil
+import signal
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from support import costs
+from support.costs import require_cheap
 from support.originals import originals
 from support.planting import plant
 from support.small_denoisers import small
-from support.wild import END, ONE, PAGE, ROWS, START, edited, table
+from support.wild import END, ONE, PAGE, ROWS, START, THEIRS, edited, table
 from textpatch import load, load_denoiser
 from textpatch.errors import PatchError, WeightsError
 from textpatch.weights import fill, neighbours, strays
@@ -88,10 +93,21 @@ def same(module: torch.nn.Module, tensors: dict) -> bool:
     )
 
 
+PIPELINES = {
+    "sdxl": "StableDiffusionXLPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "if": "IFPipeline",
+}
+PATIENCE = 2  # seconds for what diffusers does not end
+
+
 def theirs(diffusers, row, where: Path, options: dict, home: Path):
     """What diffusers loads in the place of the row's component."""
     import transformers
 
+    if row.whole:
+        kind = getattr(diffusers, PIPELINES[row.base])
+        return getattr(kind.from_pretrained(where, local_files_only=True), row.component)
     if row.base == "file":
         kind = diffusers.UNet2DConditionModel
         return kind.from_single_file(
@@ -156,6 +172,58 @@ BY_OTHERS = {
 }
 
 
+def require_theirs(diffusers, row, where: Path, options: dict, home: Path, tensors: dict) -> None:
+    """Diffusers' own loading of the row's files gives what the row says.
+
+    tensors  those of `load`, or where it refuses those that were saved
+    """
+    asked = diffusers, row, where, options, home
+    if row.diffusers == "refuses":
+        with pytest.raises(Exception):  # noqa: B017 of any kind
+            theirs(*asked)
+    elif row.diffusers == "endless":
+        with pytest.raises(TimeoutError), interrupted_after(PATIENCE):
+            theirs(*asked)
+    else:
+        assert same(theirs(*asked), tensors) == (row.diffusers == "same")
+
+
+@contextmanager
+def interrupted_after(seconds: int):
+    """Raise TimeoutError in the block when it takes longer."""
+
+    def stop(*_) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def require_refusal(row, where: Path, options: dict) -> None:
+    """The row is refused in one line that says what it must."""
+    with pytest.raises(WeightsError) as refusal:
+        READERS[row.reader](where, **options)
+    said = str(refusal.value)
+    assert re.search(row.says, said), said
+    assert "\n" not in said and len(said) < 2000
+
+
+def loaded(row, where: Path, options: dict, saved: dict) -> dict:
+    """Tensors of the row's component, which are those that were saved, after its note was found."""
+    made = READERS[row.reader](where, **options)
+    notes = getattr(made, "notes", ())
+    if row.reader == "load":
+        assert not row.says or any(re.search(row.says, note) for note in notes), notes
+    module = component(made, row.component.removesuffix("_ema"))
+    assert row.differs or same(module, saved)
+    return module.state_dict()
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -166,44 +234,72 @@ BY_OTHERS = {
 def test_what_happens(row, home, wanted, tmp_path, diffusers, long):
     """The situation is refused in one line, or loads the tensors that were saved, with its note.
 
-    Doctor refuses what `load` does, and finds nothing unusable where `load` does not, by default in every
-    sixth row.
+    Diffusers' own loading of the same files gives what the page says.  Doctor refuses what `load` does, and
+    finds nothing unusable where `load` does not.  These two are tried by default in some rows, and with
+    --long in all.
     """
+    folder = prepared(row, home, tmp_path)
+    where = place_of(row, folder)
+    options = row.options(folder)
+    tensors = wanted.get((row.base, row.component.removesuffix("_ema")), {})
+    if row.refused:
+        require_refusal(row, where, options)
+    else:
+        tensors = loaded(row, where, options, tensors)
+    if long or ROWS.index(row) % 6 == 0:
+        require_doctor_to_know(row, where, options)
+    if long or ROWS.index(row) % 2 == 0:
+        require_theirs(diffusers, row, where, options, home, tensors)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("row", [row for row in ROWS if row.refused], ids=lambda row: row.name)
+def test_a_refusal_is_cheap(row, home, tmp_path):
+    """Long, since it is timed; test_what_happens has the same refusals."""
+    folder = prepared(row, home, tmp_path)
+    require_cheap(READERS[row.reader], place_of(row, folder), **row.options(folder))
+
+
+@pytest.mark.long
+def test_a_costly_refusal_is_noticed():
+    """Fault: 60 MB are filled, or a quarter of a second is computed, before a refusal.
+
+    Long, as the tests of cheap refusals are.
+    """
+
+    def fills() -> None:
+        bytearray(b"1" * (costs.MEGABYTES + 10) * 10**6)
+        raise PatchError("late")
+
+    def computes() -> None:
+        end = time.process_time() + costs.SECONDS + 0.05
+        while time.process_time() < end:
+            pass
+        raise PatchError("late")
+
+    for late in (fills, computes):
+        with pytest.raises(AssertionError):
+            require_cheap(late)
+
+
+def prepared(row, home: Path, tmp_path: Path) -> Path:
+    """A copy of a row's base, beside all bases."""
     for name in ("sdxl", "sd3", "narrow_t5"):
         os.symlink(home / name, tmp_path / name)
     os.symlink(home / row.base, tmp_path / "base")
-    folder = tmp_path / "model"
-    shutil.copytree(home / row.base, folder, copy_function=os.link)
+    return Path(shutil.copytree(home / row.base, tmp_path / "model", copy_function=os.link))
+
+
+def place_of(row, folder: Path) -> Path:
+    """File or folder to load after the row's change of a copy of its base."""
     place = row.change(folder)
-    where = place if isinstance(place, Path) else folder
-    if row.base == "file" and where == folder:
-        where = folder / ONE
-    if row.reader == "load_denoiser" and row.base == "flat":
-        where = folder / "unet"
-    options = row.options(folder)
-    if row.refused:
-        with pytest.raises(WeightsError) as refusal:
-            READERS[row.reader](where, **options)
-        said = str(refusal.value)
-        assert re.search(row.says, said), said
-        assert "\n" not in said and len(said) < 2000
-    else:
-        made = READERS[row.reader](where, **options)
-        notes = getattr(made, "notes", ())
-        if row.reader == "load":
-            assert not row.says or any(re.search(row.says, note) for note in notes), notes
-        if not row.differs:
-            name = row.component.removesuffix("_ema")
-            assert same(component(made, name), wanted[row.base, name])
-    if long or ROWS.index(row) % 6 == 0:
-        require_doctor_to_know(row, where, options)
-    if row.diffusers == "refuses":
-        with pytest.raises(Exception):  # noqa: B017 of any kind
-            theirs(diffusers, row, where, options, home)
-    if row.diffusers == "same":
-        other = theirs(diffusers, row, where, options, home)
-        name = row.component.removesuffix("_ema")
-        assert same(other, wanted[row.base, name])
+    if isinstance(place, Path) and (row.base != "file" or place != folder):
+        return place
+    if row.base == "file":
+        return folder / ONE
+    if row.base == "flat":
+        return folder / "unet"
+    return folder
 
 
 def test_the_page_has_the_rows():
@@ -212,7 +308,7 @@ def test_the_page_has_the_rows():
     found = text.partition(START)[2].partition(END)[0].strip()
     assert found == table(), "write it anew: python tests/support/wild.py"
     assert len(ROWS) >= 60 and len({row.name for row in ROWS}) == len(ROWS)
-    assert all(row.situation and row.happens for row in ROWS)
+    assert all(row.situation and row.happens and row.diffusers in THEIRS for row in ROWS)
     assert BY_OTHERS.keys() <= {row.name for row in ROWS}
 
 

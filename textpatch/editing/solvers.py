@@ -27,7 +27,8 @@ Undo = Callable[[Tensor, Tensor], Tensor]
 SLOWEST = 0.97
 # ReNoise's published settings
 LATE = 250  # timestep below which predictions are averaged
-AVERAGED = 5  # most predictions in that mean
+EARLY = slice(0, 5)  # predictions that are averaged below this timestep
+SETTLED = slice(8, 10)  # those that are averaged above it
 
 
 # --- the sampler's own step, undone
@@ -91,8 +92,9 @@ def renoise(
 
         y_(k+1) = undo(x, e_k),   e_k = predict(y_k),   begun at e_0 = output
 
-    The result is the last y, or undo(x, mean of e_0 .. e_4) with `average`, as published below timestep 250.
-    Neither its regularisation nor its correction of the noise is here.
+    The result is the last y, or undo(x, mean of some e_k) as published, which are e_0 to e_4 with `average`,
+    below timestep 250, and above it e_8 and e_9 where iterations reach so far.  Neither its regularisation
+    nor its correction of the noise is here.
 
     output      what the denoiser predicts for x itself at the timestep of the noisier end
     iterations  predictions after the first
@@ -100,8 +102,9 @@ def renoise(
     predictions = [output]
     for _ in range(iterations):
         predictions.append(predict(undo(x, predictions[-1])))
-    if average:
-        return undo(x, torch.stack(predictions[:AVERAGED]).mean(0))
+    averaged = predictions[EARLY] if average else predictions[SETTLED]
+    if averaged:
+        return undo(x, torch.stack(averaged).mean(0))
     return undo(x, predictions[-1])
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from textpatch.errors import PatchError, closest
 from textpatch.pipelines import denoiser_of
@@ -28,6 +28,9 @@ class Recipe:
     blank      negative prompt without which there would be no second branch, None where none is needed
     most       most tokens of a prompt, None where the pipeline's own arguments say
     output     attribute of what the call gives
+    each       arguments of which each prompt gets one, be it the same for all
+    prior      method of the pipeline that draws what a prompt's picture begins from, and the argument that
+               takes it.  None where there is none
     """
 
     guidance: str = "guidance_scale"
@@ -37,6 +40,8 @@ class Recipe:
     blank: str | None = None
     most: int | None = None
     output: str = "images"
+    each: tuple[str, ...] = ()
+    prior: tuple[str, str] | None = None
 
 
 PLAIN = Recipe()
@@ -58,11 +63,11 @@ RECIPES = {
     "CogView4Pipeline": PLAIN,
     "ChromaPipeline": PLAIN,
     "AuraFlowPipeline": PLAIN,
-    "GlmImagePipeline": Recipe(negative=None),
+    "GlmImagePipeline": Recipe(negative=None, prior=("generate_prior_tokens", "prior_token_ids")),
     "HunyuanImagePipeline": Recipe("distilled_guidance_scale"),
     "AudioLDM2Pipeline": SOUND,
     "StableAudioPipeline": SOUND,
-    "AceStepPipeline": Recipe(negative=None, output="audios"),
+    "AceStepPipeline": Recipe(negative=None, output="audios", each=("lyrics",)),
 }
 
 
@@ -122,6 +127,12 @@ class CalledPipe:
         negative = self._negative(arguments, negative)
         if negative is not None and self.recipe.negative is not None:
             arguments[self.recipe.negative] = [negative] * len(prompts)
+        for name in self.recipe.each:
+            given = arguments.get(name, self.parameters[name].default)
+            arguments[name] = [given] * len(prompts) if isinstance(given, str) else given
+        if self.recipe.prior is not None:
+            method, name = self.recipe.prior
+            arguments[name] = self._prior(method, prompts, seeds)
         made = self.pipe(
             prompt=list(prompts),
             num_inference_steps=steps,
@@ -129,6 +140,26 @@ class CalledPipe:
             **arguments,
         )
         return list(getattr(made, self.recipe.output))
+
+    def _prior(self, method: str, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """What each prompt's picture begins from, drawn by the chance of its own seed.
+
+        The call itself would draw that of all prompts by the first one's.
+        Raises PatchError where the size of the pictures is not said.
+        """
+        size = {name: self.options.get(name) for name in ("height", "width")}
+        if None in size.values():
+            raise PatchError(
+                f"{type(self.pipe).__name__} was wrapped with {size}, and has no size of its own; give "
+                "wrap(pipe, height=1024, width=1024)"
+            )
+        drawn: dict[tuple[str, int], Tensor] = {}
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            if (prompt, seed) not in drawn:
+                chance = torch.Generator().manual_seed(seed)
+                made = getattr(self.pipe, method)([prompt], **size, generator=chance)
+                drawn[prompt, seed] = made[0]
+        return torch.cat([drawn[pair] for pair in zip(prompts, seeds, strict=True)])
 
     def _negative(self, arguments: Mapping[str, Any], asked: str | None) -> str | None:
         """Negative prompt of a call.   Raises PatchError for one that the call would not read."""

@@ -35,6 +35,7 @@ from textpatch.metrics.readers.tesseract import alphabet_of
 from textpatch.metrics.text import exact
 from textpatch.text import aligned
 
+UNREAD = "unread"  # what pictures of no whole word must be
 EACH = 16  # pictures of a kind, with which three readers take less than a minute
 FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")
 SIZE = 64  # points, from which letters are made smaller
@@ -123,19 +124,21 @@ def told_calibration(columns: dict[str, list[dict]]) -> list[str]:
     columns  what `calibrated` gave, by the reader's name
     """
     first, *_ = columns.values()
-    lines = [["", *columns]]
+    lines = [list(columns)]
+    kinds = ["must be"]
     for i, row in enumerate(first):
-        wanted = "reads" if row["must"] else "must not read"
-        shares = [_share(rows[i]) for rows in columns.values()]
-        lines.append([f"{wanted}: {row['kind']}", *shares])
-    seconds = [f"{1000 * rows[0]['seconds']:.0f}" for rows in columns.values()]
-    lines.append(["milliseconds a picture of 96 x 32", *seconds])
-    head = f"pictures read, of {first[0]['n']} of each kind, with 95 % intervals of the share"
-    return [head, *aligned(lines)]
+        wanted = "read" if row["must"] else UNREAD
+        lines.append([_share(rows[i]) for rows in columns.values()])
+        kinds.append(f"{wanted}  {row['kind']}")
+    lines.append([f"{1000 * rows[0]['seconds']:.0f}" for rows in columns.values()])
+    kinds.append("milliseconds a picture of 96 x 32")
+    head = f"pictures read, of {first[0]['n']} of each kind, and 95 % intervals in percent"
+    table = zip(aligned(lines), kinds, strict=True)
+    return [head, *(f"{numbers}  {kind}" for numbers, kind in table)]
 
 
 def _share(row: dict) -> str:
-    return f"{row['read']} ({row['low']:.2f} to {row['high']:.2f})"
+    return f"{row['read']} ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
 
 
 def read_of(readings: Sequence[Reading], drawn: Sequence[Sample]) -> int:
