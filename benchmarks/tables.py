@@ -881,7 +881,7 @@ def foreign_runs() -> str:
     """A whole run of somebody else's pipeline, as many times as long as the bare one, with quartiles."""
     measured = read_rows("foreign")
     rows = []
-    for way in ("plain hooks", "swap", "wrapped"):
+    for way in ("plain hooks", "swap", "wrapped", "nnsight", "pyvene"):
         found = [one(measured, rows=count, way=way) for count in ("3", "8")]
         spans = [
             f"{ratio(float(row['ratio']))} ({ratio(float(row['ratio_low']))} to "
