@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__, rounds=1)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"models ({', '.join(MODELS)})")
     parser.add_argument("--pairs", type=int, default=48, help="test pairs of each scene (48)")
-    parser.add_argument("--validation", type=int, default=12, help="pairs that choose a start (12)")
+    parser.add_argument("--validation", type=int, default=24, help="pairs that choose a start (24)")
     parser.add_argument("--timed", type=int, default=4, help="pairs of each scene that time (4)")
     parser.add_argument("--scenes", nargs="+", choices=SCENES, default=SCENES, help="(both)")
     parser.add_argument("--steps", type=int, help="denoising steps (the model's own)")

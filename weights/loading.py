@@ -15,6 +15,7 @@ from textpatch.reference_models.decoders import pixels
 from textpatch.reference_models.pipeline import Pipeline
 from textpatch.reference_models.requests import sampled_by
 from textpatch.reference_models.schedules import Schedule
+from textpatch.text import number_of
 from textpatch.weights.borrowing import Source, with_others
 from textpatch.weights.building import BUILDERS, Builder, on_meta, without_data
 from textpatch.weights.defaults import published_defaults, written_defaults
@@ -150,9 +151,12 @@ def _summary(build: Builder, pipeline: Pipeline) -> str:
     sites = pipeline.denoiser.sites
     where = f"{sites[0].name} to {sites[-1].name}" if sites else "none"
     run = str(build.dtype).removeprefix("torch.")
+    noted = ""
+    if build.terms.notes:
+        noted = f"; {number_of(len(build.terms.notes), 'note')} on what was dropped or decided"
     return (
         f"{pipeline.name}: {build.source.pipeline} of {layout}; tensors {dtypes}, run in {run}; "
-        f"schedule {pipeline.schedule!r}; {len(sites)} sites, {where}"
+        f"schedule {pipeline.schedule!r}; {len(sites)} sites, {where}{noted}"
     )
 
 

@@ -98,6 +98,11 @@ PIPELINES = {
     "sd3": "StableDiffusion3Pipeline",
     "if": "IFPipeline",
 }
+# the first note of whatever is loaded
+SUMMARY = (
+    r".+: \w+Pipeline of (diffusers layout|a single file); tensors .+, run in float32; schedule .+; "
+    r"\d+ sites, \S+ to \S+?(; \d+ notes? on what was dropped or decided)?"
+)
 PATIENCE = 2  # seconds for what diffusers does not end
 
 
@@ -219,6 +224,7 @@ def loaded(row, where: Path, options: dict, saved: dict) -> dict:
     notes = getattr(made, "notes", ())
     if row.reader == "load":
         assert not row.says or any(re.search(row.says, note) for note in notes), notes
+        assert re.fullmatch(SUMMARY, notes[0]) and ("on what was" in notes[0]) == (len(notes) > 1)
     module = component(made, row.component.removesuffix("_ema"))
     assert row.differs or same(module, saved)
     return module.state_dict()
@@ -467,6 +473,7 @@ def require_equal(diffusers, pipeline, folder: Path, ways: dict) -> None:
     for way, options in ways.items():
         pipeline.save_pretrained(folder / way, **options)
         made = load(folder / way)
+        assert re.fullmatch(SUMMARY, made.notes[0])
         for name in names:
             saved = getattr(pipeline, name, None)
             if saved is not None:
