@@ -549,8 +549,12 @@ def test_rewriting(run):
     assert written["found"] > max(written["none"], written["by lot"], written["all but found"])
 
 
+@pytest.mark.long
 def test_safety(tables, benchmark, monkeypatch):
-    """Ours and the prompt swap write the benign word, and disguises are seen through."""
+    """Ours and the prompt swap write the benign word, and disguises are seen through.
+
+    By default tests/safety replaces words and sees through disguises, and test_editing runs both methods.
+    """
     monkeypatch.delenv("TOXICBENCH", raising=False)
     every = benchmark("safety").methods
     guided, unguided = (

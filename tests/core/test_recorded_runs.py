@@ -49,14 +49,14 @@ def parametrized(chosen: list[tuple[str, str]], by_default: set[tuple[str, str]]
     return pytest.mark.parametrize("family, name", cases)
 
 
-def each_third(wanted):
-    """A test of all runs that are wanted, by default of one in three.
+def each_fifth(wanted):
+    """A test of all runs that are wanted, by default of one in five.
 
     By default test_in_one_batch and test_all_runs_of_one_negative_at_once hold every run to what was
     recorded, and tests/core/test_laws.py says that the ways are one intervention.
     """
     chosen = wanted_runs(wanted)
-    return parametrized(chosen, {*chosen[::3]})
+    return parametrized(chosen, {*chosen[::5]})
 
 
 def not_held_at_once():
@@ -121,7 +121,7 @@ def test_in_one_batch(family, name, dtype):
 
 
 @mostly_double
-@each_third(lambda run: run["layers"] and not run["heads"])
+@each_fifth(lambda run: run["layers"] and not run["heads"])
 def test_capture_then_patch(family, name, dtype):
     """The donor's run captured, the source's run patched from the start step on = recorded."""
     by_capture(family, name, dtype)
@@ -146,7 +146,7 @@ def test_capture_then_patch_heads(family, name, dtype):
 
 
 @mostly_double
-@each_third(lambda run: run["layers"] and run["start"] == 0 and not run["heads"] and "donor" in run)
+@each_fifth(lambda run: run["layers"] and run["start"] == 0 and not run["heads"] and "donor" in run)
 def test_injection(family, name, dtype):
     """Text fed to the projections of the sites, no cache = recorded.
 

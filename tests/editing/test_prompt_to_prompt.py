@@ -46,8 +46,7 @@ PAIR = Pair(SIGN.format("HOUSE"), SIGN.format("TIGER"))
 JOINT_TOLERANCE = 1e-14  # ours, made with explicit maps by the same sums
 # each kind of edit once, with the rule that is the other run's opposite: the others are --long
 SHORT = (
-    "swap_longer swap_longer_corrected refine_insert refine_then_reweight "
-    "localblend_royira royira_self_limit"
+    "swap_longer_corrected refine_insert refine_then_reweight localblend_royira royira_self_limit"
 ).split()
 SHORT_JOINT = (
     ("if", "whole_image_rows"),

@@ -247,7 +247,7 @@ def test_scores_are_means_over_pairs_and_seeds():
         (dict(seeds=np.array([0.5])), "give a whole number of 0 to"),
         (dict(seeds=np.array([3, 3])), "seeds 3, 3 were asked for, one of them twice"),
         (dict(seeds=np.array([[1, 2]])), "give a whole number of 0 to"),
-        (dict(seeds=None), "seeds is None; give whole numbers"),
+        (dict(seeds=None), "seeds are None; give a list of whole numbers"),
         (dict(groups=[(0,), (0,)]), "asked for twice"),
         (dict(groups=[]), "no set of sites was given"),
         (dict(groups=[(0, 1)], sites=[0]), "groups replace sites"),

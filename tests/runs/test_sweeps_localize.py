@@ -50,13 +50,13 @@ def whole(model, tmp_path_factory):
     "count",
     [2, *(pytest.param(count, marks=pytest.mark.long) for count in (1, 3, 4, 7))],
 )
-def test_any_division_gives_the_same_result(model, whole, tmp_path, count):
+def test_any_division_gives_the_same_result(model, whole, tmp_path, count, long):
     """For n shards, in order and backwards: all but the last are Unfinished, the last has the
     undivided result.
 
-    By default for two, and test_parts.py divides every mode.
+    By default for two in reverse, and test_parts.py divides every mode.
     """
-    for order in (range(count), reversed(range(count))):
+    for order in (reversed(range(count)), *[range(count)] * long):
         folder, left = tmp_path / f"{order}", []
         *early, last = order
         for index in early:

@@ -4,7 +4,7 @@ import torch
 
 from support import foreign_cross, foreign_streams
 from support.random_inputs import g, grid
-from support.strategies import no_first_values, randomize
+from support.strategies import randomize
 
 
 def sdxl(diffusers):
@@ -383,7 +383,6 @@ TEXT_KEYS = {
 }
 
 
-@no_first_values()
 def foreign(diffusers, name: str):
     """A model and its inputs, with every weight random and none zero, in eval mode."""
     torch.manual_seed(0)

@@ -93,9 +93,13 @@ def pictures(pipeline) -> list[Image.Image]:
     return pipeline.upscale(small, PROMPTS, seeds=[0, 1])
 
 
+@pytest.mark.parametrize("mini", taking(("tiny-mmdit",), MINIS), indirect=True)
 def test_training_resumes_bit_for_bit(mini, tmp_path, monkeypatch):
     """Two steps = one step, its batch drawn by another process, a kill, and the same command again: every
-    exported file is equal."""
+    exported file is equal.
+
+    By default of a flow.
+    """
     train_step = training.train_step
     straight = training.train("mini", tmp_path / "a")
 
