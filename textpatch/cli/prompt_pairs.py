@@ -130,12 +130,14 @@ def drawn_words_of(model: str) -> dict:
     folder = SHIPPED / model if model in shipped_models() else Path(model)
     if not (folder / "textpatch.json").is_file():
         return {}
-    return read_json(folder / "textpatch.json").get("draws") or {}
+    told = read_json(folder / "textpatch.json").get("draws")
+    return told if isinstance(told, dict) else {}  # `load` refuses others
 
 
 def _lines_of(model: str) -> int:
     """Return the lines that a model draws, 1 where its card says nothing."""
-    return drawn_words_of(model).get("lines", 1)
+    lines = drawn_words_of(model).get("lines")
+    return lines if isinstance(lines, int) else 1
 
 
 def reader_of(options, pipeline, pairs: list):
