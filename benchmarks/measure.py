@@ -8,6 +8,7 @@ way named in the table.  Median and quartiles are those of all rounds.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import math
 import os
@@ -16,6 +17,7 @@ import random
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -270,6 +272,13 @@ def words_read(reader: str, pictures: Sequence, box: tuple) -> list[str]:
 
     readings = reader_named(reader, []).read(pictures, [box] * len(pictures))
     return ["".join(reading.text.split()) for reading in readings]
+
+
+def without_card(pipeline):
+    """A copy of a pipeline that takes any prompt, whatever its card says of the words it draws."""
+    free = copy.copy(pipeline)
+    free.defaults = replace(pipeline.defaults, draws=None)
+    return free
 
 
 def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:

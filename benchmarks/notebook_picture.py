@@ -17,11 +17,12 @@ from pathlib import Path
 from page_picture import RESULTS, pictured
 
 NOTEBOOK = Path(str(files("textpatch.examples"))) / "first_hour.ipynb"
+# beginnings of cells, each with the code below it
 SHOWN = (
     "The pictures behind",
     "## Edit",
     "## Explain",
-)  # beginnings of cells, each with the code below it
+)
 STYLE = """
 body { margin: 24px 40px; font: 17px sans-serif; color: #222 }
 pre { font: 15px/1.4 monospace; margin: 6px 0; padding: 10px 14px; white-space: pre-wrap }

@@ -19,7 +19,15 @@ import random
 import numpy as np
 
 import textpatch
-from measure import Table, arguments, environment, parsed, reader_option, words_read
+from measure import (
+    Table,
+    arguments,
+    environment,
+    parsed,
+    reader_option,
+    without_card,
+    words_read,
+)
 from textpatch.errors import PatchError
 from textpatch.groups import row_name
 from textpatch.localization.scores import column, values
@@ -287,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     where = environment(options.device)
     path = options.csv
     pipelines = [
-        textpatch.load(name, device=options.device, dtype=options.dtype)
+        without_card(textpatch.load(name, device=options.device, dtype=options.dtype))
         for name in options.models or ["tiny-mmdit", "tiny-sdxl"]
     ]
     measures = {

@@ -32,7 +32,17 @@ from pathlib import Path
 import numpy as np
 
 import textpatch
-from measure import TIMES, Table, arguments, environment, in_turns, parsed, reader_option, timed
+from measure import (
+    TIMES,
+    Table,
+    arguments,
+    environment,
+    in_turns,
+    parsed,
+    reader_option,
+    timed,
+    without_card,
+)
 from textpatch.classifier_free import NO_GUIDANCE
 from textpatch.editing.localized import Localized
 from textpatch.editing.methods import Method, PromptSwap
@@ -321,7 +331,7 @@ def main(argv: list[str] | None = None) -> None:
     detector = WordList(INVENTED, name="invented")
     measured_on = environment(options.device)
     loaded = [
-        textpatch.load(name, device=options.device, dtype=options.dtype)
+        without_card(textpatch.load(name, device=options.device, dtype=options.dtype))
         for name in options.models or MODELS
     ]
     for name in options.tables:

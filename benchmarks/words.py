@@ -15,16 +15,14 @@ limits   texts that the card says are drawn, and others, read by the nearest dra
 
 from __future__ import annotations
 
-import copy
 import random
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 import textpatch
-from measure import Table, arguments, environment, parsed, reader_option
+from measure import Table, arguments, environment, parsed, reader_option, without_card
 from textpatch.groups import row_name
 from textpatch.localization.scores import all_scores, chance_levels
 from textpatch.localization.start_step import start_curve
@@ -207,8 +205,7 @@ def kinds(rng: random.Random) -> dict[str, str]:
 def limits(pipeline, options) -> list[dict]:
     """Rows of texts of every kind, drawn without the card that refuses some."""
     draws = pipeline.defaults.draws
-    free = copy.copy(pipeline)
-    free.defaults = replace(pipeline.defaults, draws=None)
+    free = without_card(pipeline)
     rng = random.Random("limits")
     some = [kinds(rng) for _ in range(options.limits)]
     rows = []

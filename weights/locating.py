@@ -29,9 +29,7 @@ from textpatch.weights.inferring import (
 )
 from textpatch.weights.layouts import Layout
 from textpatch.weights.parts import built, identified, parts_of, recognised
-from textpatch.weights.reading.files import (
-    open_tensors,
-)
+from textpatch.weights.reading.files import open_tensors
 from textpatch.weights.reading.hub import cached_snapshot
 from textpatch.weights.reading.terms import Terms
 from textpatch.weights.schedulers import FLUX_DEV, FLUX_SCHNELL, heard

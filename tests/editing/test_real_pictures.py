@@ -12,7 +12,7 @@ from support.planting import plant
 from support.small_models import DEFAULTS, small_denoiser, small_encoders
 from support.strategies import randomize
 from textpatch import PatchError, edit_picture, invert, load
-from textpatch.editing import inversion
+from textpatch.editing import inversion, real_pictures
 from textpatch.editing.inverting import INVERSIONS, FlowEdit, NegativePrompt, RFInversion
 from textpatch.errors import PromptError, StoreError
 from textpatch.guidance import SafeLatentDiffusion
@@ -211,14 +211,19 @@ def test_a_picture_file_is_read(planted, picture, tmp_path):
     assert ways[0] == ways[1]
 
 
-def test_the_other_branch_reads_the_source_prompt(picture):
-    """Under negative-prompt inversion a row of the source's prompt is guided by nothing."""
+def test_the_other_branch_reads_the_source_prompt(picture, monkeypatch):
+    """Under negative-prompt inversion a row of the source's prompt is guided by nothing.
+
+    Fault: the other branch reads no prompt.
+    """
     sdxl = load("planted-sdxl")
     options = dict(method="negative_prompt", steps=2, limit=9, seed=0)
     made = edit_picture(sdxl, picture, SIGN.prompt(), target(), guidance=3.0, **options)
     assert made.guidance.negative == SIGN.prompt() and isinstance(made.method, NegativePrompt)
     with pytest.raises(PatchError, match="give a scale other than 1"):
         edit_picture(sdxl, picture, SIGN.prompt(), target(), guidance=1, **options)
+    plant(monkeypatch, real_pictures, "with_negative", "prompt)", "None)")
+    assert real_pictures.with_negative(3.0, SIGN.prompt()).negative != SIGN.prompt()
 
 
 def test_the_names_of_methods():

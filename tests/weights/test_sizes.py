@@ -25,9 +25,8 @@ from textpatch.weights.loading import find, load_denoiser
 from textpatch.weights.sizes import require_held
 
 HUGE = 10**9
-MEGABYTES = (
-    40  # what reading a configuration and the header of a small file may take, with much room
-)
+# what reading a configuration and the header of a small file may take, with much room
+MEGABYTES = 40
 COMPONENTS = [
     ("tiny-mmdit", "transformer"),
     ("tiny-mmdit", "text_encoder"),
