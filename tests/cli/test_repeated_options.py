@@ -2,12 +2,16 @@
 
 import argparse
 from functools import cache
+from pathlib import Path
 
 import pytest
+import torch
 
 from textpatch import cli
 from textpatch.cli import actions, parser
 from textpatch.cli.actions import GivenSeeds
+from textpatch.cli.config import use_config
+from textpatch.devices import first_device
 
 REQUIRED = {
     "models": [],
@@ -181,3 +185,30 @@ def test_planted_last_one_wins(monkeypatch, capsys):
     for named in ("localize --seed", "localize --sites", "localize --keep"):
         with pytest.raises((AssertionError, pytest.fail.Exception)):
             test_given_twice(named, capsys)
+
+
+def with_config(text: str, *more: str):
+    """Options of `localize M` with a file of these options."""
+    Path("mine.toml").write_text(text, "utf-8")
+    words = ["localize", "M", "--config", "mine.toml", *more]
+    parser = cli.command_parser()
+    use_config(parser.verbs, words, lambda argv: cli.command_parser().parse_args(argv))
+    return parser.parse_args(words)
+
+
+def test_a_file_gives_options_and_the_line_takes_their_place(tmp_path, monkeypatch):
+    """By the names that they have on the line."""
+    monkeypatch.chdir(tmp_path)
+    options = with_config('seeds = [3, 4]\nsteps = 2\nmode = "staged"\n')
+    assert (options.seeds, options.steps, options.mode) == ([3, 4], 2, "staged")
+    options = with_config("seeds = [3, 4]\nsteps = 2\n", "--steps", "5", "--seeds", "0-1")
+    assert (options.seeds, options.steps) == ([0, 1], 5)
+
+
+@pytest.mark.parametrize("there, taken", [("cuda", "cuda"), ("mps", "mps"), ("", "cpu")])
+def test_the_device_is_the_best_that_is_there(there, taken, monkeypatch):
+    """A GPU before Apple's, and that before the processor."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there == "cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there in ("cuda", "mps"))
+    assert first_device() == taken
+    assert cli.command_parser().parse_args(["localize", "M"]).device == "auto"
