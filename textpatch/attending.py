@@ -267,7 +267,7 @@ def _with_written(given: dict[str, Any], new: Written) -> Iterator[dict[str, Any
                 changed[name][place] = x
         yield changed
     finally:
-        for tensor, (place, own) in held:
+        for tensor, (place, own) in reversed(held):
             tensor[place] = own
 
 
