@@ -80,7 +80,12 @@ def test_what_is_attended_to_is_lent(form, part):
 
 
 FAULTS = {
-    "not given back": (apart, "_with_written", "for tensor, (place, own) in held:", "for _ in ():"),
+    "not given back": (
+        apart,
+        "_with_written",
+        "for tensor, (place, own) in reversed(held):",
+        "for _ in ():",
+    ),
     "one tensor for both": (one_tensor, "_can_be_restored", "< len(tensors)", "< 0"),
     "heads in one place": (shared_heads, "_repeats", "return True", "return False"),
 }
