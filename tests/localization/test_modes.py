@@ -178,10 +178,11 @@ def test_pictures_that_no_score_needs_are_few(answers):
         ] <= 1
 
 
-def require_both_ends():
-    """For the page, source and target of every pair are drawn, and the scores are of those that they need."""
+def require_both_ends(folder):
+    """For a run's page source and target of every pair are drawn, and scores are of those they need."""
     pairs = sign_pairs(4, split="test")
-    asked = dict(mode="contribution", steps=2, first=3, ocr=PixelReader(), ends=True)
+    run = Run.open(folder / "run", {"request": 1})
+    asked = dict(mode="contribution", steps=2, first=3, ocr=PixelReader(), run=run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(searching, "FEWEST", 5)  # a set would be grown from all sources
         found = localize(load("planted-mmdit"), pairs, **asked)
@@ -189,16 +190,16 @@ def require_both_ends():
     assert found.result["baselines"]["source"]["n"] == 3
 
 
-def test_source_and_target_of_every_pair_are_drawn_for_the_page():
+def test_source_and_target_of_every_pair_are_drawn_for_the_page(tmp_path):
     """After a screening, which needs the source of its first pairs alone."""
-    require_both_ends()
+    require_both_ends(tmp_path)
 
 
-def test_planted_pairs_without_their_ends_are_noticed(monkeypatch):
-    """Fault: what no score needs is not drawn, though it was asked for."""
+def test_planted_pairs_without_their_ends_are_noticed(monkeypatch, tmp_path):
+    """Fault: what no score needs is not drawn, though a page will show it."""
     plant(monkeypatch, searching, "_found", "if ends:", "if False:")
     with pytest.raises(AssertionError):
-        require_both_ends()
+        require_both_ends(tmp_path)
 
 
 @pytest.mark.long

@@ -208,7 +208,6 @@ def localize(options) -> Outcome:
                 pairs,
                 **asked,
                 **further,
-                ends=True,
                 ocr=reader,
                 run=run,
                 shard=options.division,

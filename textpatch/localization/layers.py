@@ -157,7 +157,7 @@ def localize(
     starts: bool = False,
     heads: bool = False,
     each_word: bool = False,
-    ends: bool = False,
+    ends: bool | None = None,
 ) -> Localization:
     """Find the sites that carry the word.
 
@@ -180,7 +180,7 @@ def localize(
     micro_batch  most rows that go through the model at once
     starts  whether to add "start_curve", of the responsible set or of the best group where no set was grown
     heads, each_word  whether to add "head_search" of these sites, and "each_word" of each site and of these
-    ends    whether to draw source and target of the pairs of which a screening needs neither, for the page
+    ends    whether to draw source and target of pairs that a screening draws neither of, with a run when None
     What is added is not among the generations that the result counts.
     Raises PatchError for unknown sites, a start outside the run, and options that have no effect in the mode,
     OCRError if no text can be read, and Unfinished where other shards have still to begin.
@@ -262,7 +262,13 @@ def tried(
 
 
 def _found(
-    trials: Trials, asked: Request, *, starts: bool, heads: bool, each_word: bool, ends: bool
+    trials: Trials,
+    asked: Request,
+    *,
+    starts: bool,
+    heads: bool,
+    each_word: bool,
+    ends: bool | None,
 ) -> Localization:
     """Search, grow the responsible set, and look further where that is asked for."""
     with phase("sites"):
@@ -272,6 +278,8 @@ def _found(
     if all_alone(asked.groups) and asked.pairs >= FEWEST:
         grown = _grown(trials, screening, asked.begins_with)
     result = summarise(trials, asked, screening, beside, grown)
+    if ends is None:
+        ends = trials.run is not None  # whose page shows them
     if ends:
         trials.measure([], own=True)
     found = Localization(result, trials.records, trials.run)
