@@ -808,8 +808,14 @@ def edits_told() -> str:
     told = f"Each line is of {n} pairs of test words."
     scenes = {(row["model"], row["scene"]): row.get("cpu") for row in measured}
     if all(scenes.values()):
-        minutes = sum(map(float, scenes.values())) / 60
-        told += f" All of it took {minutes:.0f} minutes of one core, and on two half of that."
+        minutes: dict[str, float] = defaultdict(float)
+        for (model, _), seconds in scenes.items():
+            minutes[model] += float(seconds) / 60
+        most = max(minutes, key=minutes.__getitem__)
+        told += (
+            f" All of it took {sum(minutes.values()):.0f} minutes of processor, of which {minutes[most]:.0f} "
+            f"{most}, which one of two cores may draw while the other draws the rest."
+        )
     return f"{told}\n"
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import textpatch
 from support.drawing import distance
@@ -39,7 +40,13 @@ def require_fitting_call(name):
     """A class is called by arguments that it has; guidance, seeds and a negative prompt reach it."""
     pipe, calls = recorded(name)
     recipe = RECIPES[name]
-    draw = CalledPipe(pipe, {})
+    options = {}
+    if recipe.prior is not None:
+        method, _ = recipe.prior
+        assert callable(getattr(getattr(diffusers, name), method))
+        setattr(type(pipe), method, lambda *prompts, generator, **size: (torch.zeros(1, 2),))
+        options = {"height": 32, "width": 32}
+    draw = CalledPipe(pipe, options)
     assert isinstance(draw.steps, int) and draw.guidance is not None
     run = dict(seeds=[3, 4], steps=7, guidance=5.0)
     assert len(draw(["a", "b"], negative=None, **run)) == 2
