@@ -26,8 +26,8 @@ class Score(TypedDict):
     high: float | None
 
 
-class Scores(TypedDict, total=False):
-    """Scores of one run or of a swap at some sites, by metric, see `localization.scores.all_scores`."""
+class TextScores(TypedDict):
+    """Scores of what was read of one run or of a swap at some sites, on n pairs and seeds."""
 
     exact_target: Score
     exact_source: Score
@@ -35,6 +35,12 @@ class Scores(TypedDict, total=False):
     edit_source: Score
     f1_target: Score
     f1_source: Score
+    n: int
+
+
+class Scores(TextScores, total=False):
+    """The same with what only some readers and models give, see `localization.scores.all_scores`."""
+
     ssim: Score
     mse: Score
     psnr: Score
@@ -43,9 +49,8 @@ class Scores(TypedDict, total=False):
     background: Score
     masked: Score
     disagreement: Score
-    n: int
     n_background: int
-    texts: list[Scores]
+    texts: list[TextScores]
 
 
 class ScoreByChance(Score):
@@ -171,8 +176,8 @@ class Indication(TypedDict, total=False):
     pairs: int
 
 
-class Site(Scores):
-    """Facts of a site or a set of sites, with its scores."""
+class SiteFacts(TypedDict):
+    """Facts of a site or a set of sites."""
 
     site: int | str
     group: list[int]
@@ -182,11 +187,15 @@ class Site(Scores):
     status: ScreenedStatus
 
 
-class SiteScores(Site, total=False):
+class ScreenedSite(SiteFacts, total=False):
     """The same with what a screening by an indicator says."""
 
     contribution: Indication
     attribution: Indication
+
+
+class SiteScores(ScreenedSite, Scores):
+    """The same with its scores, of a site that was tried and not screened out."""
 
 
 class GrowthStep(TypedDict):
@@ -298,7 +307,7 @@ class Reported(TypedDict):
     mode: str
     baselines: Baselines
     chance: Chance
-    sites: list[SiteScores]
+    sites: list[ScreenedSite | SiteScores]
     ranked: list[int | str]
     set: ResponsibleSet | None
     gaps: list[Gap]

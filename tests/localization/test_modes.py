@@ -178,6 +178,15 @@ def test_pictures_that_no_score_needs_are_few(answers):
         ] <= 1
 
 
+def test_a_site_that_was_screened_out_has_no_scores(answers):
+    """They are refused by its name, and those of the site that was kept are there."""
+    found = searching.Localization(answers["contribution"], [])
+    assert found.scores(1)["f1_target"]["value"] > 0.9
+    out = next(site for site in found.result["sites"] if "f1_target" not in site)
+    with pytest.raises(PatchError, match=f"scores of site {out['site']} .* it was screened out"):
+        found.scores(out["site"])
+
+
 def require_both_ends(folder):
     """For a run's page source and target of every pair are drawn, and scores are of those they need."""
     pairs = sign_pairs(4, split="test")

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from textpatch.errors import PatchError
 from textpatch.groups import Group
@@ -60,7 +60,7 @@ from textpatch.report.terminal import table
 from textpatch.runs.folder import Run
 from textpatch.runs.parts import Part
 from textpatch.sites import Selectors
-from textpatch.stored import LocalizationResult, Record, SiteScores
+from textpatch.stored import LocalizationResult, Record, ScreenedSite, SiteScores
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -99,12 +99,13 @@ class Localization:
     def scores(self, site: int | str) -> SiteScores:
         """All scores of a site, by its index or name, or of a set such as "1+2".
 
-        Each has a value and the ends of its interval.  Raises PatchError for a site that was not tried.
+        Each has a value and the ends of its interval.
+        Raises PatchError for a site that was not tried, and for one that was screened out.
         """
         entries = self.result["sites"]
         for entry in entries:
             if site in (entry["site"], entry["name"]):
-                return entry
+                return _with_scores(entry)
         tried_ = ", ".join(str(entry["site"]) for entry in entries)
         raise PatchError(f"scores of site {site!r} were asked for; tried were {tried_}")
 
@@ -194,6 +195,16 @@ def localize(
     _require_words(pipeline, trials.pairs, each_word)
     with trials.part.at_work(run):
         return _found(trials, asked, starts=starts, heads=heads, each_word=each_word, ends=ends)
+
+
+def _with_scores(entry: ScreenedSite | SiteScores) -> SiteScores:
+    """A site's entry that has scores.   Raises PatchError for a site that was screened out."""
+    if "f1_target" not in entry:
+        raise PatchError(
+            f"scores of site {entry['site']!r} were asked for, and it was screened out before it was scored; "
+            'mode="exhaustive" scores every site'
+        )
+    return cast("SiteScores", entry)
 
 
 def check(
