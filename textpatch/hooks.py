@@ -358,6 +358,16 @@ def _module(model: nn.Module, name: str) -> nn.Module:
         raise PatchError(f"no module {name!r} in {type(model).__name__}{near}") from None
 
 
+@contextmanager
+def outside_blocks() -> Iterator[None]:
+    """Close the open blocks to the calls made inside this one, because these are nobody's step."""
+    token = _open_blocks.set(frozenset())
+    try:
+        yield
+    finally:
+        _open_blocks.reset(token)
+
+
 def compiled(model: nn.Module) -> bool:
     """True if a model runs compiled code, which no hook put on later can see into.
 

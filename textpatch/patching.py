@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import Context
 from inspect import BoundArguments
 from typing import Any, TypeAlias
 
@@ -27,7 +26,7 @@ from textpatch.cache import Key, KVCache, stored_kv
 from textpatch.calls import Call, Calls
 from textpatch.changes import changes_of, require_same_changes
 from textpatch.errors import PatchError
-from textpatch.hooks import HookRegistry
+from textpatch.hooks import HookRegistry, outside_blocks
 from textpatch.masks import argument, read_masks, replace_argument
 from textpatch.pipelines import TextCondition
 from textpatch.plan import Row, integers, require_in_range
@@ -220,8 +219,10 @@ def _own_bank(model: Any, text: Any) -> dict[tuple[int, str], Tensor]:
             "TextCondition; give pipeline.encode(prompts)"
         )
     _require_dtype(text.tokens, next(model.parameters()).dtype)
+    with outside_blocks():
+        pairs = model.text_kv(text)
     bank = {}
-    for i, pair in enumerate(Context().run(model.text_kv, text)):
+    for i, pair in enumerate(pairs):
         for part, x in zip("kv", pair, strict=True):
             bank[i, part] = x.transpose(1, 2).flatten(2)
     return bank
@@ -249,10 +250,6 @@ def _fill_at_first_call(
         if own is not None:
             bank[site.index, "mask"] = own
 
-    def run(inputs: BoundArguments) -> None:
-        with _at_sites(model, sites, keep, keep_mask):
-            model(*inputs.args, **inputs.kwargs)
-
     def fill(name: str, inputs: BoundArguments) -> None:
         if bank:
             return
@@ -261,7 +258,8 @@ def _fill_at_first_call(
         replace_argument(inputs, read[0], text)
         for name in span.masks:
             replace_argument(inputs, name, mask)
-        Context().run(run, inputs)  # in no open block: none counts or changes this call
+        with outside_blocks(), _at_sites(model, sites, keep, keep_mask):
+            model(*inputs.args, **inputs.kwargs)
 
     return HookRegistry(model, [""]).observe_inputs(fill)
 

@@ -221,6 +221,24 @@ def test_the_law_notices(fault, monkeypatch):
         law(case)
 
 
+@pytest.mark.parametrize(
+    "runs, says",
+    [
+        ({"seeds": []}, "seeds are []; give the seeds of one picture or several"),
+        ({"seeds": [1, 1]}, "each once"),
+        ({"seeds": 3}, "seeds are 3; give a list"),
+        ({"seeds": [-1]}, "seed -1 does not fit"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 1.5}, "steps"),
+    ],
+    ids=str,
+)
+def test_runs_that_are_none_are_refused(runs, says):
+    """Of evolving text, before anything is drawn."""
+    with refused(says):
+        rewrite(fixed_case("mmdit").pipeline, [("a", "b")], sites=1, **runs)
+
+
 def test_more_readings_leave_more_to_regress():
     """Of evolving text one step is met exactly, and three steps of two seeds but for a share that is told."""
     case = fixed_case("mmdit")

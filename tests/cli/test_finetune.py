@@ -109,6 +109,17 @@ def test_bad_requests_leave_no_folder(model, here, capfd, bad):
     assert says in err and err.count("\n") == 1 and not Path("bad").exists()
 
 
+def test_an_evolving_text_is_captured_in_the_pictures_asked_for(model, here):
+    """The adapter names the seeds, and those of another request make another one."""
+    made = []
+    for seeds in (["1-2"], ["3"]):
+        command = ["rewrite", model, "--sites", "0", "--old", PROMPTS[0], "--new", PROMPTS[1]]
+        assert cli.main([*command, "--capture-seeds", *seeds, "--out", seeds[0]]) == 0
+        made.append(load_adapter(f"{seeds[0]}/adapter.safetensors"))
+    assert [adapter.made["seeds"] for adapter in made] == [[1, 2], [3]]
+    assert made[0].sha256 != made[1].sha256
+
+
 def test_no_localised_site_and_half_a_pair_are_said(model, here, capfd):
     """A model of which no site is known wants --sites, and a rewriting both prompts."""
     command = ["finetune", model, "--data", "pictures", "--steps", "1", "--batch", "2"]

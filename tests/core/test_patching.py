@@ -269,8 +269,8 @@ def test_an_injected_text_is_made_in_no_open_block(architecture, require, monkey
         monkeypatch,
         patching,
         "_own_bank",
-        "Context().run(model.text_kv, text)",
-        "model.text_kv(text)",
+        "with outside_blocks():",
+        "if True:",
     )
     with pytest.raises(PatchError, match="ran outside a call of the"):
         require(fixed_case(architecture))

@@ -110,6 +110,29 @@ def test_methods_share_a_run_and_their_pictures_stay(monkeypatch):
         ON_THE_SMALL()
 
 
+def test_methods_that_do_not_fit_together_run_one_by_one(monkeypatch):
+    """Where the memory holds three rows each method has a run of its own, and the pictures stay."""
+    pipeline = small_pipeline()
+    asked = dict(ocr=PixelReader(), seeds=SEEDS, timed=1, steps=2, guidance=1)
+    together = compare(pipeline, PAIRS[:1], LATE, **asked)
+    denoiser = type(pipeline.denoiser)
+    real = denoiser.forward
+
+    def small(self, x, *rest, **named):
+        if len(x) > 3:
+            raise MemoryError
+        return real(self, x, *rest, **named)
+
+    monkeypatch.setattr(denoiser, "forward", small)
+    with pytest.warns(UserWarning, match="out of memory"):
+        apart = compare(pipeline, PAIRS[:1], LATE, **asked)
+    for one, other in zip(together.records, apart.records, strict=True):
+        assert one["pictures"].keys() == other["pictures"].keys()
+        for name in one["pictures"]:
+            images = [np.asarray(made["pictures"][name]["image"], int) for made in (one, other)]
+            assert abs(images[0] - images[1]).max() <= 1, name
+
+
 @pytest.mark.long  # models whose text is static: that methods share a run is held above on the small one
 @pytest.mark.parametrize("name", ["tiny-sdxl", "tiny-if"])
 def test_methods_share_a_run_where_text_is_static(name):

@@ -1,5 +1,6 @@
 """Somebody else's pipelines are ours once wrapped, or are refused in one sentence."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from textpatch import Plan, Row, Swap, wrap
 from textpatch.errors import PatchError
 from textpatch.foreign import drawn, joining, trying
 from textpatch.foreign.fingerprint import parameters_sha256
+from textpatch.hooks import HookRegistry
 from textpatch.runs.folder import Run
 
 SOURCE = 'a red sign that says "HOUSE"'
@@ -112,6 +114,27 @@ def test_an_audit_holds_the_calls_to_float64():
             steps=2,
             guidance=2.0,
         )
+
+
+def require_no_try_heard():
+    """A block around the first run of a wrapped pipeline hears the calls of this run, and no try of it."""
+    pipeline = wrapped()
+    calls = []
+    with HookRegistry(pipeline.denoiser, [""]).observe(lambda *seen: calls.append(seen)):
+        textpatch.sample(pipeline, ROWS, Plan([Swap(0, "edited", "target")]), steps=2)
+    assert len(calls) == 2 * len(pipeline.calls_of_step(pipeline.defaults.guidance))
+
+
+def test_tries_are_nobodys_steps():
+    """They are made when a pipeline is first asked for anything."""
+    require_no_try_heard()
+
+
+def test_tries_that_are_heard_are_noticed(monkeypatch):
+    """Fault: they are made in the open block."""
+    monkeypatch.setattr(drawn, "outside_blocks", nullcontext)
+    with pytest.raises(AssertionError):
+        require_no_try_heard()
 
 
 # --- what cannot be done

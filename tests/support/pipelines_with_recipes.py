@@ -47,6 +47,13 @@ def decoder(channels: int, **more):
     return vae(channels, 0, scaling_factor=0.5, shift_factor=0.1, **more)
 
 
+def assembled(kind, transformer, text_encoder, **parts):
+    """A pipeline of a class, with the usual tokenizer, decoder and schedule where it is given no other."""
+    usual = {"tokenizer": tokenizer(), "vae": decoder(4), "scheduler": FLOW()}
+    parts = usual | {"text_encoder": text_encoder, "transformer": random(transformer, 0)} | parts
+    return kind(**parts)
+
+
 def chroma():
     transformer = diffusers.ChromaTransformer2DModel(
         **LIKE_FLUX | {"joint_attention_dim": 128},
@@ -55,13 +62,7 @@ def chroma():
         approximator_hidden_dim=16,
         approximator_layers=1,
     )
-    return diffusers.ChromaPipeline(
-        scheduler=FLOW(),
-        vae=decoder(4),
-        text_encoder=t5_encoder(0),
-        tokenizer=tokenizer(),
-        transformer=random(transformer, 0),
-    )
+    return assembled(diffusers.ChromaPipeline, transformer, t5_encoder(0))
 
 
 def flux2():
@@ -79,12 +80,13 @@ def flux2():
     )
     processor = tokenizer()
     processor.chat_template = "{{ messages[-1]['content'][0]['text'] }}"
-    return diffusers.Flux2Pipeline(
+    return assembled(
+        diffusers.Flux2Pipeline,
+        transformer,
+        language_model(),
         scheduler=FLOW(use_dynamic_shifting=True),
         vae=pixels.eval(),
-        text_encoder=language_model(),
         tokenizer=processor,
-        transformer=random(transformer, 0),
     )
 
 
@@ -102,13 +104,7 @@ def z_image():
     )
     words = tokenizer()
     words.chat_template = "{{ messages[0]['content'] }}"
-    return diffusers.ZImagePipeline(
-        scheduler=FLOW(),
-        vae=decoder(4),
-        text_encoder=language_model(),
-        tokenizer=words,
-        transformer=random(transformer, 0),
-    )
+    return assembled(diffusers.ZImagePipeline, transformer, language_model(), tokenizer=words)
 
 
 def pixart(kind):
@@ -122,12 +118,8 @@ def pixart(kind):
             out_channels=8,
             use_additional_conditions=False,
         )
-        return kind(
-            tokenizer=tokenizer(),
-            text_encoder=t5_encoder(0),
-            vae=decoder(4),
-            transformer=random(transformer, 0),
-            scheduler=diffusers.DPMSolverMultistepScheduler(),
+        return assembled(
+            kind, transformer, t5_encoder(0), scheduler=diffusers.DPMSolverMultistepScheduler()
         )
 
     return make
@@ -154,13 +146,7 @@ def sana():
         encoder_qkv_multiscales=((), ()),
         decoder_qkv_multiscales=((), ()),
     )
-    return diffusers.SanaPipeline(
-        tokenizer=tokenizer(),
-        text_encoder=language_model(),
-        vae=random(pixels, 0),
-        transformer=random(transformer, 0),
-        scheduler=FLOW(),
-    )
+    return assembled(diffusers.SanaPipeline, transformer, language_model(), vae=random(pixels, 0))
 
 
 def lumina2():
@@ -176,13 +162,7 @@ def lumina2():
         axes_lens=(128, 8, 8),
         cap_feat_dim=WIDTH,
     )
-    pipe = diffusers.Lumina2Pipeline(
-        transformer=random(transformer, 0),
-        scheduler=FLOW(),
-        vae=decoder(4),
-        text_encoder=language_model(),
-        tokenizer=tokenizer(),
-    )
+    pipe = assembled(diffusers.Lumina2Pipeline, transformer, language_model())
     pipe.system_prompt = "a red"  # the small tokenizer has no words of the published one
     return pipe
 
@@ -200,11 +180,10 @@ def cogview4():
         sample_size=4,
         rope_axes_dim=(8, 8),
     )
-    return diffusers.CogView4Pipeline(
-        tokenizer=tokenizer(),
-        text_encoder=language_model(),
-        vae=decoder(4),
-        transformer=random(transformer, 0),
+    return assembled(
+        diffusers.CogView4Pipeline,
+        transformer,
+        language_model(),
         scheduler=FLOW(use_dynamic_shifting=True),
     )
 
@@ -219,13 +198,7 @@ def auraflow():
         caption_projection_dim=32,
         pos_embed_max_size=16,
     )
-    return diffusers.AuraFlowPipeline(
-        tokenizer=tokenizer(),
-        text_encoder=t5_encoder(0),
-        vae=decoder(4),
-        transformer=random(transformer, 0),
-        scheduler=FLOW(),
-    )
+    return assembled(diffusers.AuraFlowPipeline, transformer, t5_encoder(0))
 
 
 class GlmImage(diffusers.GlmImagePipeline):

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from contextvars import Context
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from textpatch.hooks import HookRegistry
+from textpatch.hooks import HookRegistry, outside_blocks
 from textpatch.pipelines import SupportsSampling
 from textpatch.rows import Row
 from textpatch.sampling import sample_latents
@@ -29,11 +28,8 @@ def of_static_text(denoiser: Any, names: Sequence[str], condition: Any) -> dict[
     def keep(name: str, inputs: Any) -> None:
         read[name] = _first(inputs)[:, :, None]
 
-    def run() -> None:
-        with HookRegistry(denoiser, names).observe_inputs(keep):
-            denoiser.text_kv(condition)
-
-    Context().run(run)  # in no open block, because it is nobody's step
+    with outside_blocks(), HookRegistry(denoiser, names).observe_inputs(keep):
+        denoiser.text_kv(condition)
     return read
 
 
@@ -56,13 +52,10 @@ def of_runs(
     def keep(name: str, inputs: Any) -> None:
         read[name].append(_first(inputs)[0].clone())
 
-    def run() -> None:
-        with HookRegistry(pipeline.denoiser, names).observe_inputs(keep):
-            for prompt in prompts:
-                for seed in seeds:
-                    sample_latents(pipeline, [Row("drawn", prompt, seed)], steps=steps, guidance=1)
-
-    Context().run(run)  # in no open block, because they are nobody's steps
+    with outside_blocks(), HookRegistry(pipeline.denoiser, names).observe_inputs(keep):
+        for prompt in prompts:
+            for seed in seeds:
+                sample_latents(pipeline, [Row("drawn", prompt, seed)], steps=steps, guidance=1)
     return {name: _by_prompt(vectors, len(prompts)) for name, vectors in read.items()}
 
 

@@ -22,6 +22,7 @@ from textpatch.changes import LowRank, changes_of
 from textpatch.errors import PatchError, closest
 from textpatch.finite import is_finite
 from textpatch.pipelines import SupportsSampling, require_parts
+from textpatch.seeds import whole_seeds
 from textpatch.sites import Selectors, Site
 from textpatch.taps import chosen_sites
 
@@ -91,12 +92,12 @@ def _runs(
 ) -> dict[str, Any]:
     """Seeds and steps of the runs that show what sites read, {} where the text alone settles this.
 
-    Raises PatchError for seeds or steps that would have no effect.
+    Raises PatchError for seeds or steps that would have no effect, or that are none.
     """
     static = all(site.text_is_static for site in sites) and hasattr(pipeline.denoiser, "text_kv")
     if not static:
         steps, _ = pipeline.defaults.run(steps, 1)
-        return {"seeds": [0] if seeds is None else list(seeds), "steps": steps}
+        return {"seeds": _listed([0] if seeds is None else seeds), "steps": steps}
     for name, value in (("seeds", seeds), ("steps", steps)):
         if value is not None:
             raise PatchError(
@@ -147,6 +148,16 @@ def _readings(x: Tensor, edits: list[Edit], weights: list[float]) -> Readings:
     each = [weight for edit, weight in zip(edits, weights, strict=True) for _ in edit]
     weighed = torch.tensor(each, dtype=torch.float64, device=x.device)
     return Readings(read, wanted, weighed.repeat_interleave(x.shape[2]))
+
+
+def _listed(seeds: Sequence[int]) -> list[int]:
+    """Seeds of the runs.   Raises PatchError as `whole_seeds`, for none, and for one given twice."""
+    found = whole_seeds(seeds)
+    if not found or len(set(found)) < len(found):
+        raise PatchError(
+            f"seeds are {seeds!r}; give the seeds of one picture or several, each once"
+        )
+    return found
 
 
 def _vectors(

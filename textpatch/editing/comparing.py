@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from textpatch.editing.methods import Method, Source, method_named
-from textpatch.editing.sharing import shared_run
+from textpatch.editing.sharing import TooManyRows, shared_run
 from textpatch.errors import PatchError
 from textpatch.guidance import Guidance
 from textpatch.localization.scores import all_scores, chance_levels, column, values
@@ -258,7 +258,7 @@ def _timed(trials: Trials, pair: Pair, seed: int, method: Method) -> _Made:
 def _shared(
     trials: Trials, pair: Pair, seed: int, methods: Mapping[str, Method]
 ) -> dict[str, _Made]:
-    """Pictures of a pair by the methods that share a run, none if they are fewer than two."""
+    """Pictures of a pair by the methods that share a run, none if they are fewer than two or do not fit."""
     if draws_by_itself(trials.pipeline):
         return {}
     run = {"steps": trials.steps, "guidance": trials.guidance}
@@ -270,7 +270,10 @@ def _shared(
             shares[name] = share
     if len(shares) < 2:
         return {}
-    made = shared_run(trials.pipeline, shares, **run)
+    try:
+        made = shared_run(trials.pipeline, shares, **run)
+    except TooManyRows:  # the warning that the memory is too small is out
+        return {}
     return {
         name: _Made(made.images[name], made.generations[name], share.alone)
         for name, share in shares.items()

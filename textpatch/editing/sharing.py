@@ -27,6 +27,10 @@ from textpatch.sampling import decoded, sample_latents
 PLAIN = SOURCE, TARGET
 
 
+class TooManyRows(PatchError):
+    """Rows that are edited from each other do not fit into the memory together."""
+
+
 @dataclass(frozen=True)
 class Share:
     """What a method asks of a run that it shares with others.
@@ -80,7 +84,8 @@ def shared_run(
     """Make the pictures of several methods in one run.
 
     shares  by the name of the method
-    Raises PatchError for a swap that changed nothing, and for maps that were edited nowhere.
+    Raises PatchError for a swap that changed nothing, and for maps that were edited nowhere, and TooManyRows
+    where the memory does not hold all rows at once.
     """
     named = {name: share.of(name) for name, share in shares.items()}
     rows = _joined(named.values())
@@ -178,9 +183,9 @@ class Editing:
         def entered(step: int) -> Any:
             active = [row for row in self.rows if row.sampled and row.joins <= step]
             if len(active) != count:
-                raise PatchError(
+                raise TooManyRows(
                     f"{len(active)} rows are edited from each other and {count} fit into the memory; "
-                    "compare fewer methods at once"
+                    "let each method have a run of its own"
                 )
             batch = branch_rows(active, self.guidance)
             for target, carrier in self.carriers.items():

@@ -27,7 +27,7 @@ from textpatch.foreign.joining import Batch, joined, parts_of
 from textpatch.foreign.times import HeardSchedule
 from textpatch.foreign.trying import PROMPT, PROMPTS, STEPS, Tried, as_drawn, try_draw
 from textpatch.guidance import ClassifierFree, Guidance
-from textpatch.hooks import compiled
+from textpatch.hooks import compiled, outside_blocks
 from textpatch.ledger import Ledger
 from textpatch.pipelines import TextBox
 from textpatch.plan import Plan, Row
@@ -210,7 +210,6 @@ class Wrapped:
         self, guidance: float | Guidance, negative: str | None = None
     ) -> tuple[tuple[str, ...], ...]:
         """Calls of the denoiser that make a step, with the branches of each one's rows."""
-        self.tried  # noqa: B018  as `draw_rows`, so that no try is heard later
         return self._layout(*_as_numbers(guidance, negative))
 
     def audited_batch(
@@ -275,7 +274,8 @@ class Wrapped:
         def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
             return self._call(prompts, seeds, STEPS, self.defaults.guidance, None)
 
-        return try_draw(self.denoiser, draw, self.name)
+        with outside_blocks():
+            return try_draw(self.denoiser, draw, self.name)
 
     def _call(
         self,
@@ -334,14 +334,17 @@ class Wrapped:
             def run(prompts: list[str]) -> None:
                 self._call(prompts, [0] * len(prompts), STEPS, guidance, negative)
 
-            self._layouts[key] = probe_calls(self.denoiser, run, prompts=PROMPTS, sites=self.sites)
+            with outside_blocks():
+                self._layouts[key] = probe_calls(
+                    self.denoiser, run, prompts=PROMPTS, sites=self.sites
+                )
         return self._layouts[key]
 
     def _times(self, steps: int) -> list[float | None]:
         """Time told at each step of a plain run."""
         layout = self._layout(self.defaults.guidance, None)
         heard = Heard()
-        with heard.on(self.denoiser):
+        with outside_blocks(), heard.on(self.denoiser):
             self._call([PROMPT], [0], steps, self.defaults.guidance, None)
         return heard.times[:: len(layout)]
 

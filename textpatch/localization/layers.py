@@ -181,7 +181,7 @@ def localize(
     micro_batch  most rows that go through the model at once
     starts  whether to add "start_curve", of the responsible set or of the best group where no set was grown
     heads, each_word  whether to add "head_search" of these sites, and "each_word" of each site and of these
-    ends    whether to draw source and target of pairs that a screening draws neither of, with a run when None
+    ends    whether to draw source and target also where a screening needs neither.  With a run when None
     What is added is not among the generations that the result counts.
     Raises PatchError for unknown sites, a start outside the run, and options that have no effect in the mode,
     OCRError if no text can be read, and Unfinished where other shards have still to begin.

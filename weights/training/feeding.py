@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from textpatch.reference_models.text_encoders import TextEncoders
@@ -35,13 +34,10 @@ class _Steps(Dataset):
 def batches(
     recipe: Recipe, seed: int, encoders: TextEncoders, steps: range, workers: int
 ) -> Iterator[tuple[Batch, Tokens]]:
-    """Yield the batch of each step with the tokens of its prompts.
+    """Give the batch of each step with the tokens of its prompts.
 
     encoders  whose tokenizers read the prompts
     workers   processes that work ahead, two batches each; 0 draws in this one
     """
-    with torch.random.fork_rng(devices=[]):  # a loader draws a seed for its processes
-        loader = DataLoader(
-            _Steps(recipe, seed, encoders), batch_size=None, sampler=steps, num_workers=workers
-        )
-        yield from loader
+    drawn = _Steps(recipe, seed, encoders)
+    return iter(DataLoader(drawn, batch_size=None, sampler=steps, num_workers=workers))
