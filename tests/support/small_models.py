@@ -53,6 +53,18 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
+def require_the_donors(output, plain, twice, floor: float) -> None:
+    """Row 0 of an output is row 1 of `plain`, the donor's, which is another than its own.
+
+    It is to the bit where equal rows have equal bits, as the rows of `twice` tell, which had the donor's inputs both.
+    Else it is to `floor`: MKL's products on an AMD EPYC (Zen 5) round by a row's place in the batch.
+    """
+    if torch.equal(twice[0], twice[1]):
+        assert torch.equal(output[0], plain[1])
+    assert relative(output[0], plain[1]) <= floor
+    assert relative(plain[0], plain[1]) > 1e-3
+
+
 @contextmanager
 def outputs(model, *suffixes):
     """Outputs [(name, output)] of all modules whose names end in one of the suffixes, in the order made."""
