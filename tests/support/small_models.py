@@ -56,8 +56,8 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 def require_the_donors(output, plain, twice, floor: float) -> None:
     """Row 0 of an output is row 1 of `plain`, the donor's, which is another than its own.
 
-    It is to the bit where equal rows have equal bits, as the rows of `twice` tell, which had the donor's inputs both.
-    Else it is to `floor`: MKL's products on an AMD EPYC (Zen 5) round by a row's place in the batch.
+    To the bit where equal rows have equal bits, as the rows of `twice` tell: both had the donor's inputs.
+    Else to `floor`: MKL's products on an AMD EPYC (Zen 5) round by a row's place in the batch.
     """
     if torch.equal(twice[0], twice[1]):
         assert torch.equal(output[0], plain[1])
