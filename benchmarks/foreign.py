@@ -9,6 +9,7 @@
   nnsight, pyvene  the same swap by a stand-in for the transformer, where they are installed
 
 Rows are a source, a target, and for every site, or for one, the source with the target's text at that site.
+The largest batch has these rows for two seeds, so that a step takes 100 ms on machines of 2026, too.
 All ways are shown to draw the same latents, bit for bit, before anything is timed.  On a CPU the time is
 that of the processor.  `step_ms` is what a step of the bare call takes.  `held` is the number of bytes of
 tensors alive when the last step begins, beyond those of the bare call.  It is what a way keeps from step to
@@ -73,9 +74,10 @@ class Case:
     """One pipeline, its rows, and the swap at all sites, each in a row of its own, or at one.
 
     count  number of sites that are swapped
+    seeds  number of seeds, each with all rows
     """
 
-    def __init__(self, name: str, count: int | None):
+    def __init__(self, name: str, count: int | None, seeds: int = 1):
         self.pipe = pipe_of(name)
         longest = self.pipe.tokenizer_3.model_max_length
         self.call = dict(
@@ -91,10 +93,16 @@ class Case:
         options = dict(**PIXELS, max_sequence_length=longest, output_type="latent")
         self.wrapped = wrap(self.pipe, steps=STEPS, guidance=GUIDANCE, **options)
         sites = self.wrapped.sites[:count]
-        names = [f"site-{site.index}" for site in sites]
-        self.rows = [Row("source", SOURCE), Row("target", TARGET)]
-        self.rows += [Row(name, SOURCE) for name in names]
-        self.plan = Plan(Swap(i, name, "target") for i, name in enumerate(names))
+        self.rows = []
+        swaps = []
+        for seed in range(seeds):
+            source, target = f"source-{seed}", f"target-{seed}"
+            self.rows += [Row(source, SOURCE, seed), Row(target, TARGET, seed)]
+            for site in sites:
+                self.rows.append(Row(f"site-{site.index}-{seed}", SOURCE, seed))
+                swaps.append(Swap(site.index, self.rows[-1].name, target))
+        self.plan = Plan(swaps)
+        self.seeds = seeds
         self.taps = [tap.module for site in sites for tap in site.taps]
 
     def draw(self) -> Tensor:
@@ -103,18 +111,24 @@ class Case:
         seeds = [torch.Generator().manual_seed(row.seed) for row in self.rows]
         return self.pipe(prompts, generator=seeds, **self.call).images
 
+    def read(self, i: int) -> tuple[list[int], list[int]]:
+        """Rows of the batch that read others at a tap, of which each site has two, and whom they read."""
+        B = len(self.rows)
+        each = B // self.seeds
+        targets = [branch + seed * each + 1 for branch in (0, B) for seed in range(self.seeds)]
+        return [target + 1 + i // 2 for target in targets], targets
+
     def bare(self) -> Tensor:
         return self.draw()
 
     def plain_hooks(self) -> Tensor:
-        B = len(self.rows)
         with ExitStack() as hooks:
             for i, tap in enumerate(self.taps):
-                row = 2 + i // 2  # two taps a site, and the rows of sites after source and target
+                readers, donors = self.read(i)
 
-                def swapped(module, args, output, row=row):
+                def swapped(module, args, output, readers=readers, donors=donors):
                     output = output.clone()
-                    output[[row, B + row]] = output[[1, B + 1]]
+                    output[readers] = output[donors]
                     return output
 
                 handle = self.model.get_submodule(tap).register_forward_hook(swapped)
@@ -133,15 +147,14 @@ class Case:
         import nnsight
 
         traced = nnsight.NNsight(self.copy)
-        B = len(self.rows)
 
         def call(*args, **kwargs):
             with traced.trace(*args, **kwargs):
                 for i, tap in enumerate(self.taps):
-                    row = 2 + i // 2
+                    readers, donors = self.read(i)
                     module = traced.get(tap)
                     new = module.output.clone()
-                    new[[row, B + row]] = new[[1, B + 1]]
+                    new[readers] = new[donors]
                     module.output = new
                 out = traced.output.save()
             return out  # noqa: RET504  saved inside, and an output only after the block
@@ -151,18 +164,16 @@ class Case:
     def pyvene(self) -> Tensor:
         import pyvene
 
-        B = len(self.rows)
-
-        def swapped(row):
+        def swapped(readers, donors):
             def act(base, source=None):
                 new = base.clone()
-                new[[row, B + row]] = base[[1, B + 1]]
+                new[readers] = base[donors]
                 return new
 
             return act
 
         changes = [
-            {"component": f"{tap}.output", "intervention": swapped(2 + i // 2)}
+            {"component": f"{tap}.output", "intervention": swapped(*self.read(i))}
             for i, tap in enumerate(self.taps)
         ]
         intervened = pyvene.IntervenableModel(changes, model=self.copy)
@@ -267,8 +278,8 @@ def main(argv: list[str] | None = None) -> None:
     clock = time.perf_counter if options.device.type == "cuda" else time.process_time
     with torch.no_grad():
         for name in options.models or known[:1]:
-            for count in (1, None):
-                case = Case(name, count)
+            for count, seeds in ((1, 1), (None, 1), (None, 2)):
+                case = Case(name, count, seeds)
                 ways = ways_of(case)
                 kept = {way: case.held(act) for way, act in ways.items()}
                 taken = in_turns(ways, rounds=options.rounds, device=options.device, clock=clock)

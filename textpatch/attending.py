@@ -54,8 +54,10 @@ class Attended:
     alone: bool = False
 
 
-# what is written into keys or values (B, H, N, D), and where
-Write: TypeAlias = tuple[tuple[Any, ...], Tensor]
+# rows as a slice, which is read without a copy, or as an index
+Rows: TypeAlias = slice | Tensor
+# rows and text among the keys or values (B, H, N, D), and what is written there
+Write: TypeAlias = tuple[Rows, slice, Tensor]
 
 
 @dataclass
@@ -177,8 +179,7 @@ def _in_rows(x: Tensor, site: Site) -> Tensor:
 def _write(heads: int, place: slice, site: Site, text: Tensor) -> Write:
     """The text (B, T, W) in its place among K or V (B, heads, N, D)."""
     apart = text.unflatten(-1, (site.text_heads, -1)).transpose(1, 2)
-    whole = slice(None)
-    return (whole, whole, place), apart.repeat_interleave(heads // site.text_heads, dim=1)
+    return slice(None), place, apart.repeat_interleave(heads // site.text_heads, dim=1)
 
 
 def _read_mask(
@@ -256,19 +257,20 @@ def _with_written(given: dict[str, Any], new: Written) -> Iterator[dict[str, Any
     """
     changed = given | {"attn_mask": new.mask}
     lent = _can_be_restored(given["query"], given["key"], given["value"])
-    held: list[tuple[Tensor, Write]] = []
+    held: list[tuple[Tensor, Rows, Tensor]] = []
     try:
         for name, writes in (("key", new.keys), ("value", new.values)):
             if writes and not lent:
                 changed[name] = given[name].clone()
-            for place, x in writes:
+            for rows, text, x in writes:
+                seen = changed[name][:, :, text]
                 if lent:
-                    held.append((given[name], (place, given[name][place].clone())))
-                changed[name][place] = x
+                    held.append((seen, rows, seen[rows].clone()))
+                seen[rows] = x
         yield changed
     finally:
-        for tensor, (place, own) in reversed(held):
-            tensor[place] = own
+        for seen, rows, own in reversed(held):
+            seen[rows] = own
 
 
 def _can_be_restored(*tensors: Tensor) -> bool:

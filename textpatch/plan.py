@@ -192,12 +192,15 @@ class Plan:
     def kept(self, make: Callable[[int], Made]) -> Callable[[int], Made]:
         """Function of a step that calls make(step) once for all steps at which the same swaps act."""
         made: dict[tuple[bool, ...], Made] = {}
+        known: dict[int, Made] = {}  # a step is asked for several times at every site
 
         def of_step(step: int) -> Made:
-            acting = tuple(swap.in_step(step) for swap in self.swaps)
-            if acting not in made:
-                made[acting] = make(step)
-            return made[acting]
+            if step not in known:
+                acting = tuple(swap.in_step(step) for swap in self.swaps)
+                if acting not in made:
+                    made[acting] = make(step)
+                known[step] = made[acting]
+            return known[step]
 
         return of_step
 

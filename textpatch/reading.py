@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from textpatch.attending import Attended, Write, Written
+from textpatch.attending import Attended, Rows, Write, Written
 from textpatch.bookkeeping import Winners
 from textpatch.errors import PatchError
 from textpatch.masks import MIXED, rows_of_mask
@@ -23,13 +23,13 @@ class Table(NamedTuple):
     """Slots of the keys or values of one site.
 
     slots    (R, H or 1, T)
-    readers  rows that read another, as an index
+    readers  rows that read another
     donors   rows that these read, where each reads all heads and tokens of one.  None otherwise
     """
 
     slots: Tensor
-    readers: Tensor
-    donors: Tensor | None
+    readers: Rows
+    donors: Rows | None
 
 
 def table_of(slots: Tensor) -> Table:
@@ -40,7 +40,26 @@ def table_of(slots: Tensor) -> Table:
     read = slots[readers]
     donors = read[:, 0, 0].div(tokens, rounding_mode="floor")
     alike = bool((read == whole[donors]).all())
-    return Table(slots, readers, donors if alike else None)
+    if not alike:
+        return Table(slots, _rows(readers), None)
+    # what a donor has may be written over before it is read, if that row reads another itself
+    also = bool(torch.isin(donors, readers).any())
+    return Table(slots, _rows(readers), donors if also else _rows(donors))
+
+
+def _rows(index: Tensor) -> Rows:
+    """Rows of an index, a slice where they follow one another."""
+    rows = index.tolist()
+    if rows and rows == list(range(rows[0], rows[0] + len(rows))):
+        return slice(rows[0], rows[0] + len(rows))
+    return index
+
+
+def _moved(rows: Rows, by: int) -> Rows:
+    """Rows that stand so many further on."""
+    if isinstance(rows, slice):
+        return slice(rows.start + by, rows.stop + by)
+    return rows + by
 
 
 class Tables(NamedTuple):
@@ -104,7 +123,7 @@ def _write(own: Tensor, table: Table, rows: slice, text: slice) -> Write:
         read = own[table.donors]
     else:
         read = gather_text(own, _for_heads(table.slots[table.readers], own.shape[1]))
-    return (table.readers + rows.start, slice(None), text), read
+    return _moved(table.readers, rows.start), text, read
 
 
 def _several_heads(tables: Tables) -> bool:

@@ -136,6 +136,43 @@ def test_a_fault_in_what_is_read_is_noticed(diffusers, monkeypatch, fault):
         require_the_donors_output(diffusers, "qwen_image", (5, 3))
 
 
+CHAINS = {
+    "one after another": [("a", "b"), ("b", "c")],
+    "exchanged": [("a", "b"), ("b", "a")],
+    "in turn": [("a", "b"), ("b", "c"), ("c", "a")],
+}
+
+
+def require_texts_as_they_were(diffusers, chain: str):
+    """Rows that read rows which read others get what these had of their own, in a batch of three texts."""
+    model, inputs, _ = doubled(diffusers, "pixart")
+    three = {
+        key: value[[1, 1, 1]] if isinstance(value, torch.Tensor) else value
+        for key, value in inputs.items()
+    }
+    texts = torch.randn(3, *inputs[TEXT].shape[1:], dtype=torch.float64)
+    rows = [Row(name, name) for name in "abc"]
+    read = dict(zip("abc", range(3), strict=True)) | {
+        reader: "abc".index(donor) for reader, donor in CHAINS[chain]
+    }
+    expected = call(model, three | {TEXT: texts[list(read.values())]})
+    with swap(model, Plan(Swap("all", *pair) for pair in CHAINS[chain]), rows):
+        swapped = call(model, three | {TEXT: texts})
+    assert relative(swapped, expected) <= 1e-12
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_donor_that_reads_another_is_read_as_it_was(diffusers, chain):
+    require_texts_as_they_were(diffusers, chain)
+
+
+def test_a_fault_in_the_order_of_reads_is_noticed(diffusers, monkeypatch):
+    """Fault: a donor is read while it is written over, which torch may refuse."""
+    plant(monkeypatch, reading, "table_of", "donors if also else _rows(donors)", "_rows(donors)")
+    with pytest.raises((AssertionError, RuntimeError)):
+        require_texts_as_they_were(diffusers, "one after another")
+
+
 OPTIONS = [dict(heads=[1]), dict(tokens=[0, 3]), dict(part="k"), dict(part="v"), {}]
 
 
