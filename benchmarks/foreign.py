@@ -11,7 +11,8 @@
 Rows are a source, a target, and for every site, or for one, the source with the target's text at that site.
 The largest batch has these rows for two seeds, so that a step takes 100 ms on machines of 2026, too.
 All ways are shown to draw the same latents, bit for bit, before anything is timed.  On a CPU the time is
-that of the processor.  `step_ms` is what a step of the bare call takes.  `held` is the number of bytes of
+that of the processor.  Pages of memory that come and go change it by a tenth; glibc keeps them under
+MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_MAX_=0.  `step_ms` is what a step of the bare call takes.  `held` is the number of bytes of
 tensors alive when the last step begins, beyond those of the bare call.  It is what a way keeps from step to
 step.
 
