@@ -12,9 +12,11 @@ Rows are a source, a target, and for every site, or for one, the source with the
 The largest batch has these rows for two seeds, so that a step takes 100 ms on machines of 2026, too.
 All ways are shown to draw the same latents, bit for bit, before anything is timed.  On a CPU the time is
 that of the processor.  Pages of memory that come and go change it by a tenth; glibc keeps them under
-MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_MAX_=0.  `step_ms` is what a step of the bare call takes.  `held` is the number of bytes of
-tensors alive when the last step begins, beyond those of the bare call.  It is what a way keeps from step to
-step.
+MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_MAX_=0.
+
+  step_ms  what a step of the bare call takes
+  held     bytes of tensors alive when the last step begins, beyond those of the bare call: what a way keeps
+           from step to step
 
 The pipeline is diffusers' StableDiffusion3Pipeline with the weights of a shipped MMDiT.
 """
