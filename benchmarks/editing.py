@@ -7,8 +7,8 @@ not clearly below the best.  Every method then edits the same pairs of test word
 pairs of one scene differ in the word alone.  In another scene the target's prompt asks for another sign, and
 Prompt-to-Prompt aligns the prompts by refinement, since they have no common structure of words.  Of
 "tiny-words" every sign has a word on each of two lines.
-With --runs the same command goes on where it stopped.  On two cores, one command of two models and one of the
-third with the same --csv and --append take half the time.
+With --runs the same command goes on where it stopped.  Models and scenes are shared among processes, one for
+each core.
 
   scene      "same" or "other"
   start      first swapped step
@@ -28,13 +28,20 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 import textpatch
-from measure import Table, arguments, environment, parsed, reader_option
+from measure import (
+    Table,
+    arguments,
+    environment,
+    in_processes,
+    parsed,
+    processes_option,
+    reader_option,
+)
 from textpatch.bank import prompt_settles_text
 from textpatch.cli.prompt_pairs import drawn_pairs
 from textpatch.editing.localized import Injection, Localized
@@ -131,19 +138,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--guidance", type=float, help="classifier-free guidance (the model's own)")
     parser.add_argument("--start", type=int, help="first swapped step (that chosen)")
     reader_option(parser)
+    processes_option(parser)
     parser.add_argument("--runs", type=Path, help="folder that keeps the pictures")
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device, "numpy"), options.csv, options.append)
-    for model in options.models or MODELS:
-        pipeline = textpatch.load(model, device=options.device)
-        for scene in options.scenes:
-            for row in rows_of(pipeline, model, scene, options):
-                table.add(**row)
+    parts = [
+        (model, scene, options) for model in options.models or MODELS for scene in options.scenes
+    ]
+    for rows in in_processes(rows_of, parts, options.processes):
+        for row in rows:
+            table.add(**row)
 
 
-def rows_of(pipeline, model: str, scene: str, options) -> Iterator[dict]:
+def rows_of(part: tuple) -> list[dict]:
     """Rows of one model and scene, a method each."""
+    model, scene, options = part
     before = cpu()
+    pipeline = textpatch.load(model, device=options.device)
     steps, guidance = pipeline.defaults.run(options.steps, options.guidance)
     start = options.start
     if start is None:
@@ -167,8 +178,10 @@ def rows_of(pipeline, model: str, scene: str, options) -> Iterator[dict]:
     seconds = seconds_of(pipeline, pairs[: options.timed], named, steps, guidance)
     shared = dict(model=model, steps=steps, guidance=guidance, scene=scene, start=start)
     shared |= {"reader": options.reader, "cpu": None if resumed else cpu() - before}
-    for name, scores in found.result["methods"].items():
-        yield {**shared, "method": name, "n": scores["n"], **line(scores), "seconds": seconds[name]}
+    return [
+        {**shared, "method": name, "n": scores["n"], **line(scores), "seconds": seconds[name]}
+        for name, scores in found.result["methods"].items()
+    ]
 
 
 def seconds_of(pipeline, pairs, named: dict[str, Method], steps, guidance) -> dict[str, float]:

@@ -16,15 +16,20 @@ import platform
 import random
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+Part = TypeVar("Part")  # of a table, that is measured on its own
+Made = TypeVar("Made")
 # low and high are quartiles
 TIMES = ["median_ms", "low_ms", "high_ms", "ratio", "ratio_low", "ratio_high"]
 
@@ -255,6 +260,34 @@ def arguments(description: str, *, rounds: int) -> argparse.ArgumentParser:
         "--append", action="store_true", help="add to that file, where it is there already"
     )
     return parser
+
+
+def processes_option(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the option that says how many processes share the parts of a table."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=cores,
+        help=f"processes that measure parts side by side ({cores}, one for each core)",
+    )
+
+
+def in_processes(fn: Callable[[Part], Made], parts: Sequence[Part], count: int) -> Iterator[Made]:
+    """Yield fn(part) of each part, in order, measured by so many processes side by side.
+
+    A process computes on as many threads as there are for each of them, at least one.
+    One process measures here.
+    """
+    count = min(count, len(parts))
+    if count <= 1:
+        yield from map(fn, parts)
+        return
+    threads = max(1, torch.get_num_threads() // count)
+    with ProcessPoolExecutor(
+        count, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        yield from pool.map(fn, parts)
 
 
 def reader_option(parser: argparse.ArgumentParser) -> None:

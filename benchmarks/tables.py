@@ -806,17 +806,22 @@ def edits_told() -> str:
     measured = read_rows("editing")
     (n,) = {row["n"] for row in measured}
     told = f"Each line is of {n} pairs of test words."
-    scenes = {(row["model"], row["scene"]): row.get("cpu") for row in measured}
-    if all(scenes.values()):
-        minutes: dict[str, float] = defaultdict(float)
-        for (model, _), seconds in scenes.items():
-            minutes[model] += float(seconds) / 60
-        most = max(minutes, key=minutes.__getitem__)
+    parts = {(row["model"], row["scene"]): row.get("cpu") for row in measured}
+    if all(parts.values()):
+        minutes = [float(seconds) / 60 for seconds in parts.values()]
         told += (
-            f" All of it took {sum(minutes.values()):.0f} minutes of processor, of which {minutes[most]:.0f} "
-            f"{most}, which one of two cores may draw while the other draws the rest."
+            f" All of it took {sum(minutes):.0f} minutes of processor, which two processes share in "
+            f"{shared_by_two(minutes):.0f}."
         )
     return f"{told}\n"
+
+
+def shared_by_two(parts: list[float]) -> float:
+    """Time of two processes, of which the one that is free first takes the next part."""
+    busy = [0.0, 0.0]
+    for part in parts:
+        busy[busy.index(min(busy))] += part
+    return max(busy)
 
 
 def edits_published() -> str:

@@ -627,6 +627,18 @@ def test_editing(run, benchmark, monkeypatch):
         assert 0 <= float(row["f1_target"]) <= 1 and float(row["ssim"]) <= 1 and row["n"] == "2"
 
 
+@pytest.mark.long
+def test_parts_of_a_table_are_measured_side_by_side(benchmark):
+    """Two processes give what one gives, in the order of the parts.
+
+    By default test_editing measures its part in one.
+    """
+    measure = benchmark("measure")
+    parts = [3, 1, 2]
+    assert list(measure.in_processes(str, parts, 1)) == ["3", "1", "2"]
+    assert list(measure.in_processes(str, parts, 2)) == ["3", "1", "2"]
+
+
 def test_readers(run, benchmark, monkeypatch):
     """A row for each kind; at a higher limit of confidence agreement reads no more of the same."""
     some = tuple(x for x in calibration.KINDS if x.name.startswith("words") or "stem" in x.name)
