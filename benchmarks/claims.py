@@ -1,22 +1,25 @@
 """Measure whether the shipped models draw what their sentences name.
 
-    python benchmarks/claims.py [MODEL ...]
+    python benchmarks/claims.py [MODEL ...] --csv results/claims.csv
 
 Pictures of 144 held-out test words on random signs are read by the nearest drawing, colour by colour and
 pattern by pattern, and beside them clean drawings of the same signs.  A pattern is read twice: as models
 paint it, fainter than drawn and begun anew in every stretch of the wall, and strictly, as one drawn wall at
-full contrast.  It writes benchmarks/results/claims.csv, and claims-two-lines.csv for tiny-words.
+full contrast.  tiny-words, whose signs have two lines, has a table of its own, NAME-two-lines.csv.
+
+  pictures   clean drawings, or a model's
+  what       attribute that is read as it was named, or pattern, of the signs that name it
+  share      of the signs.  low and high are the ends of its 95 % interval
 """
 
 from __future__ import annotations
 
-import csv
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 
 import textpatch
+from measure import Table, arguments, environment, parsed
 from textpatch import metrics
 from textpatch.weights.signs import evaluation
 from textpatch.weights.signs.drawing import PATTERNS, Sign, SignFormat
@@ -24,10 +27,9 @@ from textpatch.weights.signs.reader import read_sign, strict_pattern
 from textpatch.weights.signs.two_lines import TWO_LINES
 from two_lines import signs as signs_of_two_lines
 
-RESULTS = Path(__file__).parent / "results"
-ONE_LINE = ["tiny-mmdit", "tiny-if", "tiny-sdxl"]
+COLUMNS = ["pictures", "what", "share", "low", "high", "n"]
+ONE_LINE = ["tiny-mmdit", "tiny-if", "tiny-sdxl", "planted-mmdit", "planted-if", "planted-sdxl"]
 TWO_LINED = "tiny-words"
-SIGNS = 144
 ATTRIBUTES = "word", "colour", "shape", "wall", "style", "pattern"
 
 
@@ -39,15 +41,17 @@ def claims(name: str, pictures, signs, fmt: SignFormat) -> list[dict]:
     rows = []
     for what in ATTRIBUTES:
         right = [getattr(seen, what) == getattr(sign, what) for seen, _, sign in pairs]
-        rows.append(row(name, what, right))
+        rows.append(share_of(name, what, right))
     for pattern in PATTERNS:
         such = [each for each in pairs if each[2].pattern == pattern]
-        rows.append(row(name, pattern, [seen.pattern == pattern for seen, _, _ in such]))
-        rows.append(row(name, f"{pattern}, strictly", [found == pattern for _, found, _ in such]))
+        rows.append(share_of(name, pattern, [seen.pattern == pattern for seen, _, _ in such]))
+        rows.append(
+            share_of(name, f"{pattern}, strictly", [found == pattern for _, found, _ in such])
+        )
     return rows
 
 
-def row(name: str, what: str, right: list[bool]) -> dict:
+def share_of(name: str, what: str, right: list[bool]) -> dict:
     """One share with its interval."""
     share = float(np.mean(right))
     low, high = metrics.wilson(share, len(right))
@@ -61,35 +65,37 @@ def row(name: str, what: str, right: list[bool]) -> dict:
     }
 
 
-def measured(models: list[str], signs: list[Sign], fmt: SignFormat) -> list[dict]:
+def measured(models: list[str], signs: list[Sign], fmt: SignFormat) -> Iterator[dict]:
     """Rows of clean drawings of some signs, and of each model's pictures of them."""
-    rows = claims("clean drawings", evaluation.clean_pictures(signs, fmt), signs, fmt)
+    yield from claims("clean drawings", evaluation.clean_pictures(signs, fmt), signs, fmt)
     for model in models:
         pictures = evaluation.generated_pictures(textpatch.load(model), signs)
-        found = claims(model, pictures, signs, fmt)
-        for each in found:
-            print(*each.values())
-        rows += found
-    return rows
+        yield from claims(model, pictures, signs, fmt)
 
 
-def write(name: str, rows: list[dict]) -> None:
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def main(models: list[str]) -> None:
-    models = models or [*ONE_LINE, TWO_LINED]
+def main(argv: list[str] | None = None) -> None:
+    parser = arguments(__doc__, rounds=1)
+    known = [*ONE_LINE, TWO_LINED]
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(known)} (all)")
+    parser.add_argument("--signs", type=int, default=144, help="pictures of each model (144)")
+    options = parsed(parser, argv)
+    if unknown := sorted(set(options.models) - set(known)):
+        parser.error(f"no model {unknown[0]!r}; known: {', '.join(known)}")
+    measured_on = environment(options.device)
+    models = options.models or known
     ours = [model for model in models if model != TWO_LINED]
     if ours:
         fmt = SignFormat()
-        write("claims", measured(ours, evaluation.held_out_signs(SIGNS, fmt), fmt))
+        table = Table(COLUMNS, measured_on, options.csv, options.append)
+        for row in measured(ours, evaluation.held_out_signs(options.signs, fmt), fmt):
+            table.add(**row)
     if TWO_LINED in models:
-        drawn = signs_of_two_lines(SIGNS, "held-out words")
-        write("claims-two-lines", measured([TWO_LINED], drawn, TWO_LINES))
+        path = options.csv and options.csv.with_name(f"{options.csv.stem}-two-lines.csv")
+        table = Table(COLUMNS, measured_on, path, options.append)
+        drawn = signs_of_two_lines(options.signs, "held-out words")
+        for row in measured([TWO_LINED], drawn, TWO_LINES):
+            table.add(**row)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -627,6 +627,15 @@ def test_editing(run, benchmark, monkeypatch):
         assert 0 <= float(row["f1_target"]) <= 1 and float(row["ssim"]) <= 1 and row["n"] == "2"
 
 
+def test_claims(run):
+    """Every attribute and pattern of clean drawings and of a model has a share; the drawings are as named."""
+    rows = run("claims", "planted-mmdit", "--signs", "6")
+    named = ["word", "colour", "shape", "wall", "style", "pattern"]
+    assert [row["what"] for row in rows[:6]] == named and len(rows) == 24
+    assert all(float(row["share"]) == 1 for row in rows[:12])
+    assert {row["pictures"] for row in rows[12:]} == {"planted-mmdit"}
+
+
 @pytest.mark.long
 def test_parts_of_a_table_are_measured_side_by_side(benchmark):
     """Two processes give what one gives, in the order of the parts.
