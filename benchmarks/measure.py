@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Part = TypeVar("Part")  # of a table, that is measured on its own
+Piece = TypeVar("Piece")  # of a table, that is measured on its own
 Made = TypeVar("Made")
 # low and high are quartiles
 TIMES = ["median_ms", "low_ms", "high_ms", "ratio", "ratio_low", "ratio_high"]
@@ -273,7 +273,7 @@ def processes_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def in_processes(fn: Callable[[Part], Made], parts: Sequence[Part], count: int) -> Iterator[Made]:
+def in_processes(fn: Callable[[Piece], Made], parts: Sequence[Piece], count: int) -> Iterator[Made]:
     """Yield fn(part) of each part, in order, measured by so many processes side by side.
 
     A process computes on as many threads as there are for each of them, at least one.

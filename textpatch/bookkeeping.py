@@ -25,7 +25,7 @@ from textpatch.sites import Site, select_sites
 from textpatch.taps import at_text
 
 Winners = Mapping[Site, Mapping[str, Tensor]]
-Part = tuple[Site, str]  # keys "k" or values "v" of a site
+SitePart = tuple[Site, str]  # keys "k" or values "v" of a site
 BEFORE_THE_FIRST = -1  # step of a watch whose run has not begun
 # winners at a site that no swap of the plan names
 NOBODY = dict.fromkeys("kv", torch.full((1, 1, 1), -1))
@@ -163,12 +163,12 @@ class Watch:
         self.found = found
         self.step = BEFORE_THE_FIRST
         # slots of a site's keys or values (B, H or 1, T), and their winners
-        self.given: dict[Part, tuple[Tensor | None, Tensor]] = {}
+        self.given: dict[SitePart, tuple[Tensor | None, Tensor]] = {}
         # cells of these that read another row, and how many heads are apart there
-        self.cells: dict[Part, list[Cells]] = {}
-        self.heads: dict[Part, int] = {}
+        self.cells: dict[SitePart, list[Cells]] = {}
+        self.heads: dict[SitePart, int] = {}
         # keys and values that were made once for all steps, (B, T, W)
-        self.bank: dict[Part, Tensor] = {}
+        self.bank: dict[SitePart, Tensor] = {}
 
     def enter(self, step: int, slots: Sequence[SiteSlots] | None, winners: Winners) -> None:
         """Enter the hits of a step, and the changes of what was made before the first step."""
@@ -192,7 +192,7 @@ class Watch:
         else:
             self._measure(site, part, kv)
 
-    def _look_up(self, key: Part, table: Tensor | None, winners: Tensor) -> None:
+    def _look_up(self, key: SitePart, table: Tensor | None, winners: Tensor) -> None:
         """Find the cells of a table.
 
         Most steps have the table and the swaps of the step before, so that the cells are kept.

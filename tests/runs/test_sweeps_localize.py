@@ -23,7 +23,7 @@ from textpatch.errors import PatchError, Unfinished
 from textpatch.localization import trials
 from textpatch.metrics import Tesseract
 from textpatch.reference_models.decoders import pixels
-from textpatch.runs import parts
+from textpatch.runs import workers
 from textpatch.runs.folder import Run
 from textpatch.runs.interrupts import finishing
 
@@ -54,7 +54,7 @@ def test_any_division_gives_the_same_result(model, whole, tmp_path, count, long)
     """For n shards, in order and backwards: all but the last are Unfinished, the last has the
     undivided result.
 
-    By default for two in reverse, and test_parts.py divides every mode.
+    By default for two in reverse, and test_workers.py divides every mode.
     """
     for order in (reversed(range(count)), *[range(count)] * long):
         folder, left = tmp_path / f"{order}", []
@@ -134,7 +134,7 @@ def test_shards_that_make_no_sense(model, tmp_path, shard, options):
 
 def test_planted_a_shard_that_takes_its_neighbours_unit_is_noticed(model, tmp_path, monkeypatch):
     """Fault: shards that all begin at task 0. Then tasks are lacking when the last shard is done."""
-    plant(monkeypatch, parts.Part, "places", "range(self.index,", "range(0,")
+    plant(monkeypatch, workers.Worker, "places", "range(self.index,", "range(0,")
     for index in range(2):
         with pytest.raises(Unfinished, match="3 of 6"):
             localized(model, tmp_path, shard=(index, 2))

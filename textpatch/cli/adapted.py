@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
-from textpatch.cli.parts import group_of_processes
+from textpatch.cli.workers import group_of_processes
 
 BEFORE = "before"
 AFTER = "after"

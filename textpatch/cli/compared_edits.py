@@ -11,8 +11,8 @@ from textpatch.cli.functions import given_by, names_function
 from textpatch.cli.models import load_sized
 from textpatch.cli.opening import open_run
 from textpatch.cli.outcome import Outcome
-from textpatch.cli.parts import require_writer
 from textpatch.cli.prompt_pairs import READERS, reader_name
+from textpatch.cli.workers import require_writer
 from textpatch.errors import PatchError
 from textpatch.runs.interrupts import told_on_interrupt
 from textpatch.text import number_of
@@ -102,7 +102,7 @@ def compare_edits(options, pairs: list[tuple[str, str]]) -> Outcome:
             guidance=guidance,
             ocr=reader,
             run=run,
-            shard=options.division,
+            shard=options.worker,
         )
     require_writer(options, run.folder)
     run.write_json("results.json", found.result)

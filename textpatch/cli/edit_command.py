@@ -30,13 +30,13 @@ from textpatch.cli.options import (
     add_upscale_option,
 )
 from textpatch.cli.outcome import Outcome
-from textpatch.cli.parts import add_shard_option, require_one_process
 from textpatch.cli.real_picture import (
     add_picture_options,
     edit_real_picture,
     require_no_picture,
     require_no_picture_options,
 )
+from textpatch.cli.workers import add_shard_option, require_one_process
 from textpatch.errors import OCRError
 
 HELP = Help(

@@ -28,7 +28,7 @@ from textpatch.cli.options import (
     number,
 )
 from textpatch.cli.outcome import Outcome
-from textpatch.cli.parts import add_shard_option, require_writer
+from textpatch.cli.workers import add_shard_option, require_writer
 from textpatch.exits import warn
 from textpatch.runs.interrupts import told_on_interrupt
 from textpatch.text import number_of
@@ -126,7 +126,7 @@ def generate(options) -> Outcome:
         partial(open_folder, options, request, loaded=notes_of(pipeline)),
         goes_on=os.path.exists(folder_of(options, request) / "manifest.json"),
         at_once=fitting(options, pipeline, guidance, AT_ONCE),
-        part=options.division,
+        worker=options.worker,
     )
     prompts = number_of(len(asked.prompts), "prompt")
     made = f"{prompts} x {number_of(len(options.seeds), 'seed')}{_there(album)}"

@@ -20,7 +20,6 @@ from textpatch.cli.options import (
     add_swap_options,
 )
 from textpatch.cli.outcome import Outcome
-from textpatch.cli.parts import add_shard_option, require_writer
 from textpatch.cli.prompt_pairs import (
     WORD,
     add_pairs_options,
@@ -28,6 +27,7 @@ from textpatch.cli.prompt_pairs import (
     reader_of,
     warn_of_scenes,
 )
+from textpatch.cli.workers import add_shard_option, require_writer
 from textpatch.errors import PatchError
 from textpatch.runs.interrupts import told_on_interrupt
 from textpatch.text import number_of
@@ -210,7 +210,7 @@ def localize(options) -> Outcome:
                 **further,
                 ocr=reader,
                 run=run,
-                shard=options.division,
+                shard=options.worker,
                 micro_batch=at_once,
             )
         require_writer(options, run.folder)

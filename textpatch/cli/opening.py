@@ -95,7 +95,7 @@ def open_folder(options, request: dict, **facts):
     facts  what the manifest tells beside the request, and may differ when the run goes on
     """
     from textpatch.runs.folder import Run
-    from textpatch.runs.parts import Part
+    from textpatch.runs.workers import Worker
 
     manifest = {
         "request": request,
@@ -104,9 +104,9 @@ def open_folder(options, request: dict, **facts):
         **facts,
     }
     allow = getattr(options, "allow", None)  # localize alone goes on under another request
-    part = getattr(options, "division", Part())  # of the verbs that can be divided
-    run = Run.open(folder_of(options, request), manifest, worker=part.worker, allow=allow)
-    part.require_fitting(run)
+    process = getattr(options, "worker", Worker())  # of the verbs that can be divided
+    run = Run.open(folder_of(options, request), manifest, worker=process.name, allow=allow)
+    process.require_fitting(run)
     return run
 
 

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from textpatch.cli.parts import part_of
+from textpatch.cli.workers import worker_of
 from textpatch.disk import read_json
 from textpatch.errors import PatchError, Unfinished
 from textpatch.runs.answers import FILE, Answer, keep, recalled
@@ -25,7 +25,7 @@ from textpatch.runs.answers import FILE, Answer, keep, recalled
 SAID = (
     "run",
     "given",
-    "division",
+    "worker",
     "command_line",
     "debug",
     "quiet",
@@ -73,14 +73,14 @@ def carried_out(options) -> None:
 
 
 def _run(options) -> Outcome:
-    """Call the verb's function, by its part of the work where that can be divided."""
+    """Call the verb's function, by its worker where that can be divided."""
     if not hasattr(options, "shard"):
         return options.run(options)
-    with part_of(options) as options.division:
+    with worker_of(options) as options.worker:
         try:
             return options.run(options)
         except Unfinished as told:
-            return Outcome(str(told), silent=not options.division.speaks)
+            return Outcome(str(told), silent=not options.worker.speaks)
 
 
 def _tell(options, outcome: Outcome) -> None:

@@ -28,7 +28,7 @@ from textpatch.cli import (
 from textpatch.cli.actions import Given, GivenFlag
 from textpatch.cli.config import use_config
 from textpatch.cli.outcome import carried_out
-from textpatch.cli.parts import undivided
+from textpatch.cli.workers import undivided
 from textpatch.exits import guarded, warn
 
 # each with its HELP and its `add_options`

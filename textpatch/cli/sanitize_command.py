@@ -21,7 +21,7 @@ from textpatch.cli.options import (
     add_seeds_option,
 )
 from textpatch.cli.outcome import Outcome
-from textpatch.cli.parts import add_shard_option, require_writer
+from textpatch.cli.workers import add_shard_option, require_writer
 from textpatch.errors import PatchError
 from textpatch.runs.interrupts import told_on_interrupt
 
@@ -168,7 +168,7 @@ def sanitize(options) -> Outcome:
         partial(open_folder, options, request, loaded=notes_of(pipeline)),
         goes_on=os.path.exists(folder_of(options, request) / "manifest.json"),
         show_words=options.show_words,
-        part=options.division,
+        worker=options.worker,
     )
     with told_on_interrupt(decisions):
         decisions.fill()

@@ -31,8 +31,8 @@ from textpatch.report.reader import told_reader
 from textpatch.report.result import decimal, span_of, value_of
 from textpatch.runs.folder import Run
 from textpatch.runs.interrupts import finishing
-from textpatch.runs.parts import Part
 from textpatch.runs.work import made_by
+from textpatch.runs.workers import Worker
 from textpatch.stored import ComparisonResult, Record
 from textpatch.text import aligned
 
@@ -91,7 +91,7 @@ def compare(
     guidance: float | Guidance | None = None,
     ocr: AnyReader | None = None,
     run: Run | None = None,
-    shard: tuple[int, int] | Part | None = None,
+    shard: tuple[int, int] | Worker | None = None,
     timed: int = TIMED,
 ) -> Comparison:
     """Edit every prompt pair by several methods from the same noise, and score the pictures.

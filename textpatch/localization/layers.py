@@ -58,7 +58,7 @@ from textpatch.report.reader import told_reader
 from textpatch.report.result import responsible_sites
 from textpatch.report.terminal import table
 from textpatch.runs.folder import Run
-from textpatch.runs.parts import Part
+from textpatch.runs.workers import Worker
 from textpatch.sites import Selectors
 from textpatch.stored import LocalizationResult, Record, ScreenedSite, SiteScores
 
@@ -153,7 +153,7 @@ def localize(
     reader: AnyReader | None = None,
     background: AnyBackground = LETTERING,
     run: Run | None = None,
-    shard: tuple[int, int] | Part | None = None,
+    shard: tuple[int, int] | Worker | None = None,
     micro_batch: int = 64,
     starts: bool = False,
     heads: bool = False,
@@ -193,7 +193,7 @@ def localize(
     kept = dict(ocr=ocr, reader=reader, background=background, run=run, shard=shard)
     trials = Trials(pipeline, pairs, **runs, **kept, micro_batch=micro_batch)
     _require_words(pipeline, trials.pairs, each_word)
-    with trials.part.at_work(run):
+    with trials.worker.at_work(run):
         return _found(trials, asked, starts=starts, heads=heads, each_word=each_word, ends=ends)
 
 

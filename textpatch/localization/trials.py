@@ -57,9 +57,9 @@ from textpatch.progress import counted, phase
 from textpatch.prompts.pairs import SOURCE, TARGET, AnyPair, Pair
 from textpatch.runs.folder import Run
 from textpatch.runs.interrupts import finishing
-from textpatch.runs.parts import Part, as_part
 from textpatch.runs.remembered import remembering
 from textpatch.runs.work import Pending, Work, adapters_of, made_by
+from textpatch.runs.workers import Worker, as_worker
 from textpatch.sampling import decoding, sample_latents
 from textpatch.sounds import as_picture
 from textpatch.stored import PictureEntry, Record
@@ -107,7 +107,7 @@ class Trials:
         reader: AnyReader | None = None,
         background: AnyBackground = LETTERING,
         run: Run | None = None,
-        shard: tuple[int, int] | Part | None = None,
+        shard: tuple[int, int] | Worker | None = None,
         micro_batch: int = 64,
     ) -> None:
         require_sampling(pipeline, "a trial")
@@ -124,8 +124,8 @@ class Trials:
         require_branch(branch, self.guidance)
         _require_no_path(run)
         self.run = run
-        self.part = as_part(shard)
-        self.part.require_fitting(run)
+        self.worker = as_worker(shard)
+        self.worker.require_fitting(run)
         self.ocr = reader_for(
             self.pairs, _one_reader(ocr, reader), pictures=draws_pictures(pipeline)
         )
@@ -175,7 +175,7 @@ class Trials:
         own     generate the plain source and target as well.  Scores of the background need the source's
                 picture, scores of a word do not.  The target runs in any case if its text K and V exist in
                 its own run alone
-        strict  as in `Part.portions`
+        strict  as in `Worker.portions`
         """
         names = {row_name(group) for group in groups}
         if own:
@@ -191,8 +191,8 @@ class Trials:
     def portions(
         self, tasks: Sequence[Task], ids: Sequence[str], *, strict: bool = False
     ) -> Iterator[Sequence[Task]]:
-        """Tasks of this process, then those of others, see `Part.portions`."""
-        return self.part.portions(tasks, ids, self.work, "pairs and seeds", strict=strict)
+        """Tasks of this process, then those of others, see `Worker.portions`."""
+        return self.worker.portions(tasks, ids, self.work, "pairs and seeds", strict=strict)
 
     def _make(
         self, tasks: Sequence[Task], names: set[str], groups: Sequence[Group], reader: Executor

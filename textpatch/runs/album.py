@@ -13,7 +13,7 @@ from PIL import Image
 
 from textpatch.progress import counted, phase
 from textpatch.runs.interrupts import finishing
-from textpatch.runs.parts import Part
+from textpatch.runs.workers import Worker
 
 AT_ONCE = 8  # pictures in a batch
 
@@ -27,7 +27,7 @@ class Album:
               batch, so that a request that is refused leaves no folder
     goes_on   whether there is a folder to go on with
     at_once   pictures in a batch, AT_ONCE when None
-    part      which batches this process makes, all when None
+    worker    which batches this process makes, all when None
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class Album:
         *,
         goes_on: bool,
         at_once: int | None = None,
-        part: Part | None = None,
+        worker: Worker | None = None,
     ) -> None:
         self.asked = asked
         self.names = _names(asked)
         self.draw = draw
         self.open_run = open_run
         self.at_once = at_once or AT_ONCE
-        self.part = part or Part()
+        self.worker = worker or Worker()
         self.run = None
         self._recorded: dict[str, dict] = {}
         self._done: dict[int, dict] = {}
@@ -60,7 +60,7 @@ class Album:
         parts = self._parts()
         ids = [_id(part) for part in parts]
         with phase("generate", "picture"):
-            for portion in self.part.portions(parts, ids, self, "batches", strict=True):
+            for portion in self.worker.portions(parts, ids, self, "batches", strict=True):
                 lacking = [part for part in portion if _id(part) not in self]
                 for part in counted(lacking, weight=len):
                     with finishing():

@@ -1,4 +1,4 @@
-"""Parts of a run in a group of processes that wait for each other, such as torchrun starts.
+"""Workers of a run in a group of processes that wait for each other, such as torchrun starts.
 
 Words alone travel between them, so that gloo will do for every device.
 """
@@ -16,13 +16,13 @@ from pathlib import Path
 from torch import distributed
 
 from textpatch.errors import PatchError, StoreError
-from textpatch.runs.parts import PAUSE, Found, Part, Round
+from textpatch.runs.workers import PAUSE, Found, Round, Worker
 
 LONGEST = datetime.timedelta(days=7)  # that one process may wait for another
 VISIBLE = 120.0  # seconds after which a record of another process must be seen in the folder
 
 
-class Rank(Part):
+class Rank(Worker):
     """A process of torch's default group.
 
     After its own pieces of a round it waits for all others, and all see that they went the same way.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from textpatch.progress import counted, phase
 from textpatch.runs.interrupts import finishing
-from textpatch.runs.parts import Part
+from textpatch.runs.workers import Worker
 from textpatch.safety.sanitizing import PASSED, REFUSED, REPLACED, Sanitized
 
 OUTCOMES = (PASSED, REPLACED, REFUSED)
@@ -23,7 +23,7 @@ class Decisions:
                 decision, so that a request that is refused leaves no folder
     goes_on     whether there is a folder to go on with
     show_words  True keeps prompts and harmful texts beside the decisions
-    part        which prompts this process decides about, all when None
+    worker      which prompts this process decides about, all when None
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class Decisions:
         *,
         goes_on: bool,
         show_words: bool = False,
-        part: Part | None = None,
+        worker: Worker | None = None,
     ) -> None:
         self.prompts = prompts
         self.sanitize = sanitize
         self.pictures = pictures
         self.open_run = open_run
         self.show_words = show_words
-        self.part = part or Part()
+        self.worker = worker or Worker()
         self.run = None
         self._recorded: dict[str, dict] = {}
         self._done: dict[str, dict] = {}
@@ -57,7 +57,7 @@ class Decisions:
         places = range(len(self.prompts))
         ids = [_id(place) for place in places]
         with phase("sanitize", "prompt"):
-            for portion in self.part.portions(places, ids, self, "prompts", strict=True):
+            for portion in self.worker.portions(places, ids, self, "prompts", strict=True):
                 for place in counted([place for place in portion if _id(place) not in self]):
                     with finishing():
                         self._decide(place)

@@ -20,9 +20,9 @@ from textpatch import cli, localize
 from textpatch.disk import held, is_held, read_json
 from textpatch.errors import PatchError, StoreError, Unfinished
 from textpatch.localization import trials
-from textpatch.runs import album, parts, ranks
+from textpatch.runs import album, ranks, workers
 from textpatch.runs.folder import Run
-from textpatch.runs.parts import Part, Shard
+from textpatch.runs.workers import Shard, Worker
 
 STAGED = dict(pairs=PAIRS, mode="staged", first=2, seeds=(0,), steps=1)
 MODES = [
@@ -105,10 +105,10 @@ class Folder:
         return id in self.there
 
 
-def portions(folder, part, *, strict: bool) -> list:
-    """Pieces that a part comes by, own ones first; each that has no record is made then."""
+def portions(folder, worker, *, strict: bool) -> list:
+    """Pieces that a worker comes by, own ones first; each that has no record is made then."""
     seen = []
-    for portion in part.portions("abcdef", "abcdef", folder, "letters", strict=strict):
+    for portion in worker.portions("abcdef", "abcdef", folder, "letters", strict=strict):
         folder.there |= set(portion)
         seen += portion
     return seen
@@ -134,14 +134,14 @@ def law_every_piece_is_come_by_once(tmp_path):
 def test_every_piece_is_come_by_once(tmp_path):
     """The law of portions, without a model."""
     law_every_piece_is_come_by_once(tmp_path)
-    assert [*Part().portions("abc", "abc", None, "letters")] == [["a", "b", "c"]]
+    assert [*Worker().portions("abc", "abc", None, "letters")] == [["a", "b", "c"]]
 
 
 FAULTS = {
-    "own pieces twice": (parts.Round, "others", "if place not in own", ""),
-    "nobody is at work": (parts.Shard, "writes", "is_held(", "not is_held("),
+    "own pieces twice": (workers.Round, "others", "if place not in own", ""),
+    "nobody is at work": (workers.Shard, "writes", "is_held(", "not is_held("),
     "pieces that are left are not told": (
-        parts.Shard,
+        workers.Shard,
         "_abandoned",
         "if common.strict and",
         "if False and",
@@ -153,7 +153,7 @@ FAULTS = {
 def test_the_law_of_portions_notices(tmp_path, monkeypatch, fault):
     """Another process's pieces taken, a shard that is at work not seen, and what is left not told."""
     plant(monkeypatch, *FAULTS[fault])
-    monkeypatch.setattr(parts.time, "sleep", lambda seconds: pytest.fail("waits for nobody"))
+    monkeypatch.setattr(workers.time, "sleep", lambda seconds: pytest.fail("waits for nobody"))
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         law_every_piece_is_come_by_once(tmp_path)
 
@@ -180,7 +180,7 @@ def test_a_part_of_other_versions_is_refused(model, tmp_path):
     manifest = {"request": "three", "versions": {"torch": "1"}}
     Run.open(tmp_path, manifest)
     run = Run.open(tmp_path, manifest | {"versions": {"torch": "2"}}, worker="1")
-    says = "shard 1/2 runs torch 2, and .* was begun with 1; give all parts one environment"
+    says = "shard 1/2 runs torch 2, and .* was begun with 1; give all shards one environment"
     with pytest.raises(StoreError, match=says):
         localize(model, PAIRS, ocr=PixelReader(), run=run, shard=(1, 2))
 
@@ -284,7 +284,7 @@ def test_ranks_agree_round_by_round(model, whole, tmp_path):
     """Two processes of a group: both end with the undivided result of a screening."""
 
     def work(rank):
-        run = Run.open(tmp_path / "both", {"request": "three pairs"}, worker=rank.worker)
+        run = Run.open(tmp_path / "both", {"request": "three pairs"}, worker=rank.name)
         found = localize(model, run=run, shard=rank, ocr=PixelReader(), **STAGED)
         assert plain(found) == whole and rank.rounds > 2
         assert rank.writes(run.folder) == rank.speaks == (rank.index == 0)
@@ -303,7 +303,7 @@ def test_ranks_of_other_versions_or_weights_are_refused(tmp_path):
             ranks.require_alike("versions", {"torch": str(rank.index)})
         ranks.require_alike("request", {"weights": "abc"})
         ranks.VISIBLE = 0.0
-        lacking = Folder(tmp_path / rank.worker)
+        lacking = Folder(tmp_path / rank.name)
         with pytest.raises(StoreError, match="lacks records .*; give --out a folder of a disk"):
             list(rank.portions("ab", "ab", lacking, "letters"))
 

@@ -1,11 +1,11 @@
-"""The part of one process in a run that several divide among them.
+"""The processes of a run, which divide its work among them.
 
-    own part = every n-th piece of each round, from the i-th on
+    own pieces = every n-th piece of each round, from the i-th on
 
-All parts meet in one run folder.  A process makes its own pieces of a round and finds those of the others
+All workers meet in one run folder.  A worker makes its own pieces of a round and finds those of the others
 there.  So all decide by the same records, which are those that one process would make.
 
-    Part    the whole of a run, made by one process
+    Worker  one process, which makes all of a run
     Shard   a process started by itself, as by a job array
     Rank    a process of a group that waits for each other, see `textpatch.runs.ranks`
 """
@@ -39,7 +39,7 @@ class Found(Protocol):
 
 
 class Round(NamedTuple):
-    """Pieces that all processes know of, the ids of their records, and what `Part.portions` says of them."""
+    """Pieces that all workers know of, the ids of their records, and what `portions` says of them."""
 
     pieces: list
     ids: list[str]
@@ -51,8 +51,8 @@ class Round(NamedTuple):
         return [place for place in range(len(self.pieces)) if place not in own]
 
 
-class Part:
-    """The whole of a run, and what all parts have in common.
+class Worker:
+    """A process that makes a run alone, and what all workers have in common.
 
     index, count  of `count` processes this is the one of that number, from 0 on
     """
@@ -68,7 +68,7 @@ class Part:
         self.count = count
 
     @property
-    def worker(self) -> str:
+    def name(self) -> str:
         """Name of this process in the run folder."""
         return str(self.index)
 
@@ -101,7 +101,7 @@ class Part:
         yield from ()
 
     def require_fitting(self, run: Run | None) -> None:
-        """Raise PatchError for a part of no run, StoreError for one whose versions are not the run's."""
+        """Raise PatchError for a shard of no run, StoreError for one whose versions are not the run's."""
         if self.count == 1:
             return
         if run is None:
@@ -112,7 +112,7 @@ class Part:
         for name, (stored, now) in other.items():
             raise StoreError(
                 f"{self} runs {name.removeprefix('versions.')} {now}, and {run.folder} was begun with "
-                f"{stored}; give all parts one environment, or go on with one process"
+                f"{stored}; give all shards one environment, or go on with one process"
             )
 
     @contextmanager
@@ -125,7 +125,7 @@ class Part:
         return True
 
 
-class Shard(Part):
+class Shard(Worker):
     """A process started by itself, which sees the others in the run folder alone.
 
     Pieces of a shard that is not at work, because it was killed or has not begun, are made by those that are.
@@ -183,10 +183,10 @@ class Shard(Part):
         return folder / "records" / f"{index}.at-work"
 
 
-def as_part(told: tuple[int, int] | Part | None) -> Part:
-    """A part, of (i, n) a shard that sees the others in the run folder, of None the whole."""
+def as_worker(told: tuple[int, int] | Worker | None) -> Worker:
+    """A worker, of (i, n) a shard that sees the others in the run folder, of None one that is alone."""
     if told is None:
-        return Part()
-    if isinstance(told, Part):
+        return Worker()
+    if isinstance(told, Worker):
         return told
     return Shard(*told)

@@ -1,4 +1,4 @@
-"""Which part of a run a command makes, by --shard or by the environment of torchrun."""
+"""Which worker of a run a command is, by --shard or by the environment of torchrun."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def add_shard_option(group) -> None:
 
 
 @contextlib.contextmanager
-def part_of(options) -> Iterator:
-    """Yield the part that options or environment ask for, a `Part`, and join torchrun's group for it.
+def worker_of(options) -> Iterator:
+    """Yield the `Worker` that options or environment ask for, and join torchrun's group for it.
 
     Of torchrun's processes the first alone says what it does.
-    Raises PatchError for a part that there is not, and for processes of several versions.
+    Raises PatchError for a shard that there is not, and for processes of several versions.
     """
     told = _told(options)
     if told is None:
-        from textpatch.runs.parts import Part
+        from textpatch.runs.workers import Worker
 
-        yield Part()
+        yield Worker()
     elif options.shard is None and GROUP in os.environ:
         with group_of_processes() as rank, _hushed(rank.index):
             yield rank
     else:
-        from textpatch.runs.parts import Shard
+        from textpatch.runs.workers import Shard
 
         yield Shard(*_numbers(told))
 
@@ -85,9 +85,9 @@ def _hushed(rank: int) -> Iterator[None]:
 
 def require_writer(options, folder: Path) -> None:
     """Raise Unfinished, to end here, where another process writes what follows from all records."""
-    if not options.division.writes(folder):
+    if not options.worker.writes(folder):
         raise Unfinished(
-            f"{options.division} is done; the first that is at work writes the results to {folder}"
+            f"{options.worker} is done; the first that is at work writes the results to {folder}"
         )
 
 
@@ -95,7 +95,7 @@ def require_one_process(options, what: str) -> None:
     """Raise PatchError for a shard of work that cannot be divided, and Unfinished in all but one process."""
     if options.shard is not None:
         raise PatchError(f"{OPTION} {options.shard} of {what} was asked for; leave {OPTION} out")
-    if options.division.index:
+    if options.worker.index:
         raise Unfinished(f"{what} is done by the first process")
 
 
