@@ -368,6 +368,30 @@ def test_broken_words_are_not_whole():
     assert broken_words.another_letter("OPEN") == "BPEN"
 
 
+def has_upright(tile: Image.Image, box: tuple) -> bool:
+    """True where ink fills a column of the left half of a box along two thirds of its height."""
+    left, top, right, bottom = box
+    ink = np.asarray(tile)[top:bottom, left : (left + right) // 2] > 127
+    return bool((ink.mean(axis=0) > 2 / 3).any())
+
+
+def test_a_letter_without_its_stem_has_none():
+    """In every face of the calibration, thin and heavy, with serifs and without; something else is left."""
+    for file in calibration.font_files():
+        for tile in broken_words.letters_of("BDEFHKLMNPR", broken_words.font_of(file, 64)):
+            box = tile.getbbox()
+            assert has_upright(tile, box)
+            broken = broken_words.without_stem(tile.copy())
+            assert broken.getbbox() and not has_upright(broken, box)
+
+
+def test_a_stem_left_standing_is_noticed(monkeypatch):
+    """The left third alone is not the stem."""
+    plant(monkeypatch, broken_words, "without_stem", "_end_of_stem(tile)", "0")
+    with pytest.raises(AssertionError):
+        test_a_letter_without_its_stem_has_none()
+
+
 @pytest.mark.parametrize("name", taking(("tesseract",), ["tesseract", "agreement"]))
 def test_a_strict_reader_reads_broken_words_as_such(name, monkeypatch):
     """It passes.  Told that whole words are broken ones, as if it had repaired them, it does not.
