@@ -3,6 +3,7 @@
     python benchmarks/readers.py [READER ...]
     python benchmarks/readers.py --limits
     python benchmarks/readers.py --signs
+    python benchmarks/readers.py --speed --threads 1
 
 The first runs `textpatch.metrics.calibration`, as `textpatch doctor --readers` does, on more pictures.
 
@@ -17,19 +18,26 @@ The second reads pictures by other dice with `Agreement` at several limits of co
 
 The third does as the first with held-out words on signs as the shipped models draw them, in the box of the
 word.  "nearest drawing" is the reader of signs, which knows how these are drawn.
+
+The fourth reads whole words of 96 x 32 pixels, in turns.
+
+  ms         processor time of a picture, that of the programs a reader starts included, the median over the
+             rounds, and its quartiles
 """
 
 from __future__ import annotations
 
+import functools
 import random
+import resource
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 
-from measure import Table, arguments, environment, parsed, words_read
-from textpatch.metrics import PPOCR, Agreement, Tesseract, alphabet_of, exact, wilson
+from measure import Table, arguments, environment, in_turns, parsed, words_read
+from textpatch.metrics import PPOCR, Agreement, Tesseract, alphabet_of, exact, reader_named, wilson
 from textpatch.metrics.calibration import KINDS, calibrated, read_of, samples
 from textpatch.metrics.readers.broken_words import (
     HEADED,
@@ -60,6 +68,7 @@ from textpatch.weights.signs.words import TEST
 
 COLUMNS = ["reader", "kind", "must", "read", "n", "low", "high", "seconds"]
 LIMITS = ["limit", "whole_read", "whole", "broken_read", "broken", "broken_low", "broken_high"]
+SPEED = ["reader", "pictures", "n", "ms", "ms_low", "ms_high"]
 TRIED = (0.0, 0.97, 0.98, 0.985, 0.99, 0.993, 0.995, 0.997, 0.999)
 
 
@@ -186,19 +195,61 @@ def of_signs(reader: str, each: int) -> list[dict]:
     return rows
 
 
+# --- time
+
+
+def processor_time() -> float:
+    """Seconds of processor time of this process, and of those that have read for it."""
+    taken = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in taken)
+
+
+def speed(names: Sequence[str], each: int, options) -> list[dict]:
+    """Rows of readers, one for each of two kinds of whole words in small pictures."""
+    clean = [sample.picture for sample in samples(KINDS[0], each)]
+    signs = [picture for _, picture in sign_samples(*SIGN_KINDS[0], each)]
+    boxes = [SignFormat().text_box] * each
+    rows = []
+    for kind, pictures, places in (
+        (KINDS[0].name, clean, None),
+        (SIGN_KINDS[0][0], signs, boxes),
+    ):
+        readings = {
+            name: functools.partial(reader_named(name, []).read, pictures, places) for name in names
+        }
+        for reading in readings.values():
+            reading()  # the first reading tests the reader
+        taken = in_turns(
+            readings, rounds=options.rounds, device=options.device, clock=processor_time
+        )
+        for name, seconds in taken.items():
+            low, median, high = np.percentile(seconds, [25, 50, 75]) * 1e3 / each
+            times = dict(ms=float(median), ms_low=float(low), ms_high=float(high))
+            rows.append({"reader": name, "pictures": kind, "n": each, **times})
+    return rows
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = arguments(__doc__, rounds=1)
+    parser = arguments(__doc__, rounds=15)
     parser.add_argument("readers", nargs="*", metavar="READER", help="readers by name (all)")
     parser.add_argument("--each", type=int, default=40, help="pictures of each kind (40)")
     parser.add_argument(
         "--limits", action="store_true", help="try limits of confidence for agreement instead"
     )
     parser.add_argument("--signs", action="store_true", help="read signs of the shipped models")
+    parser.add_argument(
+        "--speed", action="store_true", help="time readers on small pictures instead"
+    )
     options = parsed(parser, argv)
     where = environment(options.device)
     if options.limits:
         table = Table(LIMITS, where, options.csv, options.append)
         for row in limits(options.each):
+            table.add(**row)
+        return
+    if options.speed:
+        table = Table(SPEED, where, options.csv, options.append)
+        for row in speed(options.readers or list(READERS), options.each, options):
             table.add(**row)
         return
     table = Table(COLUMNS, where, options.csv, options.append)

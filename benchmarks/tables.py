@@ -609,6 +609,23 @@ def readers(name: str = "readers") -> str:
     return drawn(["pictures", "be read", *names], lines)
 
 
+def reading_time() -> str:
+    """Processor time of a small picture by each reader."""
+    rows = read_rows("readers-speed")
+    kinds = list(dict.fromkeys(row["pictures"] for row in rows))
+    lines = []
+    for reader in dict.fromkeys(row["reader"] for row in rows):
+        of = [one(rows, reader=reader, pictures=kind) for kind in kinds]
+        lines.append([reader, *(_milliseconds(row) for row in of)])
+    return drawn(["", *kinds], lines)
+
+
+def _milliseconds(row: dict) -> str:
+    """Median and quartiles, `10.2 (10.1 to 10.3)`."""
+    median, low, high = (f"{float(row[name]):.1f}" for name in ("ms", "ms_low", "ms_high"))
+    return f"{median} ({low} to {high})"
+
+
 def signs() -> str:
     """The same of words in the signs that the shipped models were trained on."""
     return readers("readers-signs")
@@ -1238,6 +1255,7 @@ TABLES: dict[str, Callable[..., str]] = {
         limits,
         readers,
         signs,
+        reading_time,
         rewriting,
         finetuning,
         safe_tuning,

@@ -431,8 +431,8 @@ def test_a_result_names_its_reader():
     result = a_result() | {"ocr": described, "over_reading": over_reading(Tesseract())}
     told = told_reader(result)
     assert told == (
-        "words read by <i> and tesseract, where both agree, which calls 61 of 600 broken words right "
-        "(calibration, 95 % interval 8 to 13 %)"
+        "words read by <i> and tesseract, where both agree, which calls 40 of 600 broken words right "
+        "(calibration, 95 % interval 5 to 9 %)"
     )
     assert "&lt;i&gt; and tesseract" in sections.ranking(result)
     assert told in repr(Localization(result, []))

@@ -28,8 +28,8 @@ from textpatch.metrics.readers.reading import (
 )
 from textpatch.stored import JSONObject
 
-# Confidence of the finder from which a line counts.  Of 360 broken words both readers read 25 as if they were
-# whole, and 10 with this limit (95 % interval 1.5 to 5.0 %); of 480 whole ones 465 and 444.  With .999 it is
+# Confidence of the finder from which a line counts.  Of 360 broken words both readers read 16 as if they were
+# whole, and 3 with this limit (95 % interval .3 to 2.4 %); of 480 whole ones 465 and 444.  With .999 it is
 # one broken word less, and 18 whole ones (`benchmarks/readers.py --limits`, pictures of their own).
 SURE = 0.997
 
