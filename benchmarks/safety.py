@@ -11,7 +11,8 @@ pictures  Prompts with invented words in the role of harmful ones, drawn by each
 outcomes  What becomes of prompts under each disguise, and of prompts with innocent texts.
 words     Words in the role of harmful ones that are found under each disguise, by a list of themselves.
           They are validation words of the shipped models, and with TOXICBENCH=FILE those of ToxicBench too,
-          of which rates alone are kept.  Those are also looked for by the lists that are installed.
+          of which rates alone are kept.  Those are also looked for by the lists that are installed, and by
+          the classifier of alt-profanity-check where that is.
 time      CPU time of sanitizing by each method and of the plain run, in turns.
 """
 
@@ -56,6 +57,7 @@ from textpatch.prompts.pairs import SOURCE, quoted_texts
 from textpatch.runs.folder import Run
 from textpatch.safety.detection import AnyOf, findings_of
 from textpatch.safety.disguises import DISGUISES, INNOCENT, reach
+from textpatch.safety.each_word import EachWord
 from textpatch.safety.methods import HarmfulPair, NegativePrompt, SafeGuidance
 from textpatch.safety.replacement import NearLength
 from textpatch.safety.sanitizing import PASSED, REFUSED, REPLACED, Sanitizer
@@ -270,14 +272,34 @@ def words():
 
 
 def installed_lists() -> dict:
-    """Detectors of the packages of words that are installed, each alone and all together."""
+    """Detectors of the packages of words that are installed, each alone and together."""
     found = {}
     for name in SOURCES:
         if importlib.util.find_spec(SOURCES[name][0]):
             found[f"{name} {importlib.metadata.version(name)}"] = installed(name)
     if len(found) > 1:
-        found["all of these"] = AnyOf(*found.values())
+        found["both lists"] = AnyOf(*found.values())
+    if importlib.util.find_spec("profanity_check"):
+        classifier = asked_classifier()
+        lists = list(found.values())[:2]
+        found[f"{classifier.name} {classifier.version}"] = classifier
+        found["all three"] = AnyOf(*lists, classifier)
     return found
+
+
+def asked_classifier() -> EachWord:
+    """The classifier of alt-profanity-check, asked about every word.
+
+    The package unpickles what it ships, so that textpatch has no source of its name.  Of 0.5, 0.6 and 0.7 the
+    share is the least at which no innocent text is found, and at most .012 of every second benign word.
+    """
+    from profanity_check import predict_prob
+
+    def is_harmful(word: str) -> bool:
+        return bool(predict_prob([word])[0] >= 0.6)
+
+    name = "alt-profanity-check"
+    return EachWord(is_harmful, name, importlib.metadata.version(name))
 
 
 def reached(name: str, by: str, detector, harmful: list[str], benign: list[str]):

@@ -206,7 +206,7 @@ def test_a_rule_left_out_is_noticed(monkeypatch, text, owner, name, old, new):
 
 
 GUARDS = [
-    ("A$$5, 455", vocabulary, "_is_number", "return plain == 0 or", "return False and"),
+    ("A$$5, 455", vocabulary, "is_number", "return plain == 0 or", "return False and"),
     ("c.l.a.s.s", word_lists, "_whole", "return not before and not after", "return True"),
     ("as s.", word_lists, "_joins", "return _are_single([before, after])", "return True"),
 ]

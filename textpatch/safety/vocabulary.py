@@ -110,7 +110,7 @@ class Vocabulary:
     def is_leet(self, letters: str) -> bool:
         """True for a word in letters and signs, unless they are rather a number."""
         words = self._by_class.get(folded(letters), ())
-        return any(spells(letters, word) for word in words) and not _is_number(letters)
+        return any(spells(letters, word) for word in words) and not is_number(letters)
 
     def begins(self, letters: str) -> bool:
         """True if a word begins with letters and signs that may stand for these."""
@@ -163,7 +163,7 @@ class Vocabulary:
         return any(spells(letters, word) for word in min(buckets, key=len))
 
 
-def _is_number(letters: str) -> bool:
+def is_number(letters: str) -> bool:
     """True for letters and signs without a letter, and for a few of which most are digits, such as A55."""
     digits = sum(letter.isdigit() for letter in letters)
     plain = sum(letter.isalpha() for letter in letters)
