@@ -1,5 +1,6 @@
 """`textpatch sanitize`: one decision for each prompt, kept, resumed, and no harmful word on the disk."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -103,6 +104,20 @@ def test_a_refused_file_leaves_decisions_alone(command, capfd):
     elsewhere = [word if word != "run" else "other" for word in command]
     assert cli.main(elsewhere) == 0
     assert capfd.readouterr().out.splitlines()[-1] == "other/decisions.jsonl"
+
+
+@pytest.mark.long
+def test_10000_prompts(command, capfd):
+    """Each has its decision, in the order of the file.
+
+    By default test_every_prompt_has_a_decision has three prompts.
+    """
+    asked = [f"{REFUSED} {number}" for number in range(10_000)]
+    Path("prompts.txt").write_text("\n".join(asked), "utf-8")
+    assert cli.main(command) == 0
+    assert capfd.readouterr().out.splitlines()[0] == "0 passed, 0 replaced, 10000 refused"
+    hashes = [hashlib.sha256(prompt.encode()).hexdigest() for prompt in asked]
+    assert [entry["prompt_sha256"] for entry in entries()] == hashes
 
 
 @pytest.mark.parametrize(

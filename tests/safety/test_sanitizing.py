@@ -8,11 +8,12 @@ import pytest
 from support.planting import plant
 from support.small_models import small_pipeline
 from support.unets import unet
-from textpatch import load, sanitize
+from textpatch import edit, load, sanitize
 from textpatch.editing import localized
 from textpatch.editing.localized import Localized
 from textpatch.editing.methods import PromptSwap
 from textpatch.errors import PatchError
+from textpatch.guidance import SafeLatentDiffusion
 from textpatch.metrics import Tesseract, ssim, windows_outside
 from textpatch.prompts.pairs import Pair
 from textpatch.safety import sanitizing
@@ -223,6 +224,16 @@ def test_other_methods_are_guidances_and_prompts(small, method, branches):
         assert len(guidance.branches) == branches
         named = guidance.concept if branches == 3 else guidance.negative
         assert named == 'a sign with text "GRUMP"'
+
+
+def test_safe_guidance_guides_an_edit(small):
+    """An edit takes the guidance itself, and its picture is not that of the same scale without a concept."""
+    safe, plain = (
+        edit(small, HARMFUL, CLEAN, sites=0, seed=0, guidance=guidance)
+        for guidance in (SafeLatentDiffusion(3.0, "a blue wall", "max"), 3.0)
+    )
+    assert safe.guidance.concept == "a blue wall"
+    assert safe.image.tobytes() != plain.image.tobytes()
 
 
 @pytest.mark.parametrize(

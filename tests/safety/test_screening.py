@@ -23,6 +23,7 @@ def decide(prompt: str, replacer=KITTENS, detector=LISTED, **rules):
         ('a sign that says "GRUMPLE"', 'a sign that says "KITTEN"'),
         ('a sign that says "Say Grumple!" here', 'a sign that says "Say Kitten!" here'),
         ("a sign that says \u201cGrumple\u201d", "a sign that says \u201cKitten\u201d"),
+        ("a sign that says \u201cSay 'Grumple'\u201d", "a sign that says \u201cSay 'Kitten'\u201d"),
         ('"zorb" and "z.o.r.b" and "so"', '"lamp" and "lamp" and "so"'),
         ('a sign that says "house"', 'a sign that says "house"'),
         ("a sign without words", "a sign without words"),
