@@ -1,19 +1,24 @@
 """Loading a folder of SDXL's shape from the page cache, beside safetensors' own reading of the same files.
 
-    python benchmarks/loading.py --threads 1 --csv results/loading.csv
+    python benchmarks/loading.py --threads 1 --dtype float16 --csv results/loading.csv
+    python benchmarks/loading.py --threads 1 --dtype float32 --blocks 1 --append --csv results/loading.csv
 
-A pipeline of random weights is written as a folder in float16, of the published sizes but for the blocks
-of its deepest transformers, of which --blocks are made (SDXL has 10; 6 give 5.1 GB). It has no VAE. Every
-way ends with all tensors in one dtype, and every byte of them looked at, and runs in a process of its own,
-in which everything is imported. Before anything is timed, the tensors are compared bit for bit.
+A pipeline of random weights is written as a folder in the dtype that it is loaded in (vectors in float16), of
+the published sizes but for the blocks of its deepest transformers, of which --blocks are made (SDXL has 10).
+It has no VAE. 6 blocks give 5.1 GB in float16, and 1 block gives 6.0 GB in float32. Every way ends with every
+byte of the tensors looked at, and runs in a process of its own, in which everything is imported. Before
+anything is timed, the tensors are compared bit for bit.
 
-  textpatch  `textpatch.load`: the pipeline, tokenizers, checks of every header and configuration included
-  mapped     `safetensors.torch.load_file`, which maps the files, so that a tensor of the file's dtype is a
-             view of the page cache, and changes or ends the process when somebody writes to the file
-  read       the same with `backend="pread"`, which copies the bytes into memory of its own, as textpatch does
-  clock      wall, or processor, the time that the process itself computed, on a machine with other work
-  gb         of the files
-  beyond_mb  the median of the most memory of a process beyond the tensors themselves
+  textpatch         `textpatch.load`, which copies the tensors: the pipeline, tokenizers, checks of every
+                    header and configuration included
+  textpatch mapped  the same with `mapped=True`, which leaves the tensors in the page cache
+  read              `safetensors.torch.load_file` with `backend="pread"`, which copies the tensors, too
+  mapped            the same with `backend="mmap"`, which leaves the tensors in the page cache, too
+  clock             wall, or processor, the time that the process itself computed beside other work
+  gb                of the files
+  beyond_mb         the median of the most memory of a process beyond the tensors themselves
+
+Ratios are to `read`. A process of a mapped way counts the pages of the files that it has looked at.
 """
 
 from __future__ import annotations
@@ -44,8 +49,9 @@ from textpatch.weights.saving import save_pipeline
 
 COLUMNS = ["way", "dtype", "clock", "gb", "largest_mb", "beyond_mb", *TIMES]
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
-BACKENDS = {"mapped": "mmap", "read": "pread"}
-WAYS = ["textpatch", *BACKENDS]
+BACKENDS = {"read": "pread", "mapped": "mmap"}
+MAPPED = {"textpatch": False, "textpatch mapped": True}
+WAYS = [*MAPPED, *BACKENDS]
 SELF = [sys.executable, __file__]
 STATUS = Path("/proc/self/status")
 # of a CLIP: width, layers, heads
@@ -63,12 +69,12 @@ def drawn(module: nn.Module, numbers: Tensor) -> nn.Module:
     return module
 
 
-def written(folder: Path, blocks: int) -> None:
-    """Write a random pipeline of SDXL's shape, drawn in pixels, as a folder in float16."""
+def written(folder: Path, blocks: int, dtype: torch.dtype) -> None:
+    """Write a random pipeline of SDXL's shape, drawn in pixels, as a folder in one dtype."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     generator = torch.Generator().manual_seed(0)
-    numbers = torch.randn(2 * PIECE, generator=generator).half() / 8
+    numbers = (torch.randn(2 * PIECE, generator=generator) / 8).to(dtype)
     tokenizers = textpatch.load("tiny-sdxl").encoders.tokenizers
     for tokenizer in tokenizers:
         tokenizer.model_max_length = 77
@@ -87,21 +93,21 @@ def written(folder: Path, blocks: int) -> None:
             eos_token_id=tokenizer.eos_token_id,
         )
         with torch.device("meta"):
-            clips.append(kind(config).half())
+            clips.append(kind(config).to(dtype))
     model, config = DENOISERS["sdxl-base-1.0"]
     depths = (*config.transformer_layers_per_block[:-1], blocks)
     config = replace(config, in_channels=3, out_channels=3, transformer_layers_per_block=depths)
     with torch.device("meta"):
-        denoiser = model(config).half()
+        denoiser = model(config).to(dtype)
     encoders = SDXLTextEncoders(*(drawn(clip, numbers) for clip in clips), tokenizers)
     defaults = Defaults(128, 128, 50, 5.0, micro=(1024, 1024, 0, 0, 1024, 1024))
     parts = encoders, drawn(denoiser, numbers), Euler(), pixels, defaults
-    save_pipeline(folder, Pipeline(*parts, "sdxl-shaped"), {})
+    save_pipeline(folder, Pipeline(*parts, "sdxl-shaped"), {}, matrices=dtype)
 
 
-def by_textpatch(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+def by_textpatch(folder: Path, dtype: torch.dtype, mapped: bool) -> dict[str, Tensor]:
     """Tensors of a loaded pipeline, by the names in the files."""
-    pipeline = textpatch.load(folder, dtype=dtype)
+    pipeline = textpatch.load(folder, dtype=dtype, mapped=mapped)
     parts = {"unet": pipeline.denoiser, **dict(pipeline.encoders.named_children())}
     found = {}
     for part, module in parts.items():
@@ -124,8 +130,8 @@ def by_safetensors(folder: Path, dtype: torch.dtype, backend: str) -> dict[str, 
 
 def loaded(way: str, folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """What a way loads, after every byte of it was read."""
-    if way == "textpatch":
-        found = by_textpatch(folder, dtype)
+    if way in MAPPED:
+        found = by_textpatch(folder, dtype, MAPPED[way])
     else:
         found = by_safetensors(folder, dtype, BACKENDS[way])
     for tensor in found.values():
@@ -164,10 +170,18 @@ def told(way: str, folder: Path, dtype: torch.dtype) -> dict[str, float]:
     return {**seconds, "beyond_mb": (memory("VmHWM") - before - held) / 1e6}
 
 
-def measure(folder: Path, dtype: str, rounds: int, threads: int | None, table: Table) -> None:
+def spelled(dtype: torch.dtype) -> str:
+    """Name of a dtype as the option --dtype takes it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def measure(
+    folder: Path, dtype: torch.dtype, rounds: int, threads: int | None, table: Table
+) -> None:
     """Compare what is loaded with the files, and then time all ways in turns, each in a new process."""
-    require_same(loaded("textpatch", folder, getattr(torch, dtype)), folder)
-    command = [*SELF, "--folder", str(folder), "--dtypes", dtype]
+    for way in MAPPED:
+        require_same(loaded(way, folder, dtype), folder)
+    command = [*SELF, "--folder", str(folder), "--dtype", spelled(dtype)]
     if threads:
         command += ["--threads", str(threads)]
     runs: dict[str, list[dict]] = {way: [] for way in WAYS}
@@ -177,13 +191,13 @@ def measure(folder: Path, dtype: str, rounds: int, threads: int | None, table: T
             done = subprocess.run([*command, "--one", way], check=True, capture_output=True)
             runs[way].append(json.loads(done.stdout))
     files = sorted(folder.glob("*/*.safetensors"))
-    facts = {"dtype": dtype, "gb": sum(path.stat().st_size for path in files) / 1e9}
-    facts["largest_mb"] = VOCABULARY * CLIPS["text_encoder_2"][0] * 2 / 1e6
+    facts = {"dtype": spelled(dtype), "gb": sum(path.stat().st_size for path in files) / 1e9}
+    facts["largest_mb"] = VOCABULARY * CLIPS["text_encoder_2"][0] * dtype.itemsize / 1e6
     for clock in CLOCKS:
         taken = {way: [run[clock] for run in runs[way]] for way in WAYS}
         for way in WAYS:
             beyond = float(np.median([run["beyond_mb"] for run in runs[way]]))
-            times = timed(taken, way, "mapped")
+            times = timed(taken, way, "read")
             table.add(way=way, clock=clock, beyond_mb=beyond, **facts, **times)
 
 
@@ -192,18 +206,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--blocks", type=int, default=6, help="blocks of the deepest transformers (6)"
     )
-    parser.add_argument(
-        "--dtypes", nargs="+", default=["float16"], help="dtypes to load in (float16)"
-    )
     parser.add_argument("--one", choices=WAYS, help="time this way once, in this process")
     parser.add_argument("--write", action="store_true", help="write --folder, and no more")
     parser.add_argument("--folder", type=Path, help="a folder that was written before")
     options = parsed(parser, argv)
     if options.one:
-        print(json.dumps(told(options.one, options.folder, getattr(torch, options.dtypes[0]))))
+        print(json.dumps(told(options.one, options.folder, options.dtype)))
         return
     if options.write:
-        written(options.folder, options.blocks)
+        written(options.folder, options.blocks, options.dtype)
         return
     table = Table(COLUMNS, environment(options.device, "safetensors"), options.csv, options.append)
     with tempfile.TemporaryDirectory() as home:
@@ -211,9 +222,8 @@ def main(argv: list[str] | None = None) -> None:
         if not folder.is_dir():
             # in another process, whose memory ends with it
             writing = [*SELF, "--write", "--folder", str(folder), "--blocks", str(options.blocks)]
-            subprocess.run(writing, check=True)
-        for dtype in options.dtypes:
-            measure(folder, dtype, options.rounds, options.threads, table)
+            subprocess.run([*writing, "--dtype", spelled(options.dtype)], check=True)
+        measure(folder, options.dtype, options.rounds, options.threads, table)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,11 @@ from textpatch.reference_models.text_encoders import (
 )
 from textpatch.reference_models.vae import VAE
 from textpatch.weights.borrowing import Source
-from textpatch.weights.fill import Part, fill_module, require_module
+from textpatch.weights.fill import Part, fill_module, require_module, staying
 from textpatch.weights.layouts import CLIP, T5
 from textpatch.weights.parts import explained
 from textpatch.weights.reading.files import shown
+from textpatch.weights.reading.mapping import Mappings
 from textpatch.weights.sizes import require_held
 from textpatch.weights.strays import dropped
 from textpatch.weights.tokenizers import CLIP_LENGTH, read_tokenizer
@@ -103,6 +104,9 @@ class Builder:
     """Builder of a source's components, on one device and in one dtype.
 
     Components are made without data and held against their files.  `fill` reads the data of all.
+
+    dtypes  number of tensors by the dtype that they are stored in
+    stay    number of them that stay in their files
     """
 
     def __init__(self, source: Source, device: torch.device, dtype: torch.dtype) -> None:
@@ -111,6 +115,8 @@ class Builder:
         self.dtype = dtype
         self.terms = source.terms
         self.dtypes: Counter[str] = Counter()
+        self.stay = 0
+        self._mappings = Mappings() if self.terms.mapped else None
         self._fillings: list[Callable[[], None]] = []
 
     def fill(self) -> None:
@@ -126,16 +132,20 @@ class Builder:
         then  what is to be done after that
         """
         require_module(part, module, names)
+        dtype = dtype or self.dtype
         self.dtypes.update(part.tensors[key].dtype for key in part.keys)
+        if self._mappings is not None:
+            self.stay += len(staying(part, dtype, exact))
 
         def filling() -> None:
             fill_module(
                 module,
                 part,
-                dtype=dtype or self.dtype,
+                dtype=dtype,
                 device=self.device,
                 names=names,
                 exact=exact,
+                mappings=self._mappings,
             )
             if then:
                 then()

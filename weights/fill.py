@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from textpatch.errors import WeightsError
 from textpatch.weights.identify import identify_tensors
 from textpatch.weights.layouts import Layout, convert, listed, origins
+from textpatch.weights.layouts.tensors import same
 from textpatch.weights.reading.entry import DTYPES, TensorEntry, empty
 from textpatch.weights.reading.files import Tensors
+from textpatch.weights.reading.mapping import Mappings, can_stay
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Part:
     def origins(self) -> dict[str, list[tuple[str, Callable[[Tensor], Tensor]]]]:
         """Lists of (name in diffusers layout, function of the tensor), by key in the file."""
         if self.layout is None:
-            return {key: [(name, lambda x: x)] for key, name in self.keys.items()}
+            return {key: [(name, same)] for key, name in self.keys.items()}
         in_file = {name: key for key, name in self.keys.items()}
         targets = defaultdict(list)
         for target, (name, function) in origins(in_file, self.layout).items():
@@ -69,13 +71,21 @@ class Part:
 
 
 def fill_module(
-    module: nn.Module, part: Part, *, dtype: torch.dtype, device=None, names=None, exact=()
+    module: nn.Module,
+    part: Part,
+    *,
+    dtype: torch.dtype,
+    device=None,
+    names=None,
+    exact=(),
+    mappings: Mappings | None = None,
 ) -> nn.Module:
     """Give a module made on the meta device the tensors of a part.
 
-    dtype  of all floating-point tensors but the exact ones
-    names  {name in diffusers layout: name in the module}; None where they are the same
-    exact  ends of the names of tensors kept in float32
+    dtype     of all floating-point tensors but the exact ones
+    names     {name in diffusers layout: name in the module}; None where they are the same
+    exact     ends of the names of tensors kept in float32
+    mappings  mappings in which the tensors of `staying` are left; None copies all
 
     One tensor of the file at a time is in memory beside the module's own.
     Raises WeightsError listing every missing, unexpected and mismatched tensor, before any is read.
@@ -83,24 +93,55 @@ def fill_module(
     require_module(part, module, names)
     in_module = names or {name: name for name in module.state_dict()}
     device = torch.device(device or "cpu")
-    origins = part.origins()
-    kept = {
-        name: torch.float32 if name.endswith(tuple(exact)) else dtype
-        for targets in origins.values()
-        for name, _ in targets
-    }
+    left = set() if mappings is None else staying(part, dtype, exact)
     room = _room(part)
     state = {}
-    for key, targets in origins.items():
-        dtypes = {kept[name] for name, _ in targets}
-        again = room if _is_copied(part.tensors[key], dtypes, device) else None
-        converted = _converted(part.read(key, again), targets)
-        for name, value in converted.items():
+    for key, targets in part.origins().items():
+        kept = {name: _kept(name, dtype, exact) for name, _ in targets}
+        if key in left:
+            read = mappings.tensor(part.tensors[key])
+        elif _is_copied(part.tensors[key], {*kept.values()}, device):
+            read = part.read(key, room)
+        else:
+            read = part.read(key)
+        for name, function in targets:
+            value = function(read)
             to = kept[name] if value.is_floating_point() else value.dtype
             state[in_module[name]] = value.to(device, to).contiguous()
-        del converted, value  # so that nothing of this tensor lives on while the next is read
+        del read, value  # so that nothing of this tensor lives on while the next is read
     _assign(module, state)
     return module
+
+
+def _kept(name: str, dtype: torch.dtype, exact: Iterable[str]) -> torch.dtype:
+    """Dtype in which a floating-point tensor is kept."""
+    return torch.float32 if name.endswith(tuple(exact)) else dtype
+
+
+def staying(part: Part, dtype: torch.dtype, exact: Iterable[str] = ()) -> set[str]:
+    """Keys of tensors that can be used where they lie in the file, by its header alone.
+
+    They are stored in the dtype that they are kept in, and nothing made of them is another arrangement.
+    """
+    return {
+        key
+        for key, targets in part.origins().items()
+        if key not in part.scales
+        and can_stay(part.tensors[key])
+        and all(
+            _is_view(part.tensors[key], function, _kept(name, dtype, exact))
+            for name, function in targets
+        )
+    }
+
+
+def _is_view(entry: TensorEntry, function: Callable[[Tensor], Tensor], kept: torch.dtype) -> bool:
+    """True if a function gives values of a tensor that lie beside each other, in the dtype kept."""
+    stored = torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")
+    given = function(stored)
+    if given.is_floating_point() and given.dtype != kept:
+        return False
+    return given.is_contiguous() and (given is stored or given._base is stored)
 
 
 def _assign(module: nn.Module, state: dict[str, Tensor]) -> None:
@@ -138,12 +179,6 @@ def require_module(part: Part, module: nn.Module, names: dict[str, str] | None =
     meta = module.state_dict()
     in_module = names or {name: name for name in meta}
     require_same(part, {name: tuple(meta[target].shape) for name, target in in_module.items()})
-
-
-def _converted(
-    tensor: Tensor, targets: list[tuple[str, Callable[[Tensor], Tensor]]]
-) -> dict[str, Tensor]:
-    return {name: function(tensor) for name, function in targets}
 
 
 def require_same(part: Part, wanted: dict[str, tuple[int, ...]]) -> None:

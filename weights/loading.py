@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -19,12 +20,13 @@ from textpatch.text import number_of
 from textpatch.weights.borrowing import Source, with_others
 from textpatch.weights.building import BUILDERS, Builder, on_meta, without_data
 from textpatch.weights.defaults import published_defaults, written_defaults
-from textpatch.weights.fill import Part, fill_module
+from textpatch.weights.fill import Part, fill_module, staying
 from textpatch.weights.folders import Folder, denoiser_folder
 from textpatch.weights.locating import NOT_RUN, PLACES, denoiser_file
 from textpatch.weights.neighbours import require_neighbours
 from textpatch.weights.published import DENOISERS
 from textpatch.weights.reading.hub import MAIN, cached_snapshot
+from textpatch.weights.reading.mapping import Mappings
 from textpatch.weights.reading.terms import Terms
 
 log = logging.getLogger("textpatch")
@@ -51,6 +53,7 @@ def load(
     variant: str | None = None,
     ema: bool = False,
     follow_links: bool = False,
+    mapped: bool = False,
 ) -> Pipeline:
     """Load a Pipeline that is ready to run.
 
@@ -67,14 +70,22 @@ def load(
     variant        variant of the weights, as "fp16" is in `model.fp16.safetensors`
     ema            True takes the moving average of the denoiser's weights that training has left
     follow_links   True follows links out of a folder, where they end in a regular file
+    mapped         True leaves tensors where they lie in their files, on the CPU
+
+    With `mapped`, loading copies nothing that is stored in the dtype asked for, and processes that load the
+    same files share the memory.  Other tensors are copied, and a note counts them.  Writing into a weight
+    changes the memory of this process and never the file.  The files must stay as they are while the pipeline
+    lives.  If somebody writes to a file, the weights change.  If somebody cuts a file short, the process ends
+    by SIGBUS.
 
     `pipeline.notes` says what was loaded, and what was dropped or decided.
     Raises WeightsError for an unknown name, a missing or damaged file, tensors that do not fit their
-    configuration, and components that do not fit each other.  Raises PatchError for a device or dtype that
-    cannot be used.
+    configuration, and components that do not fit each other, and for `mapped` where no tensor can stay in its
+    file.  Raises PatchError for a device or dtype that cannot be used, and for `mapped` beside a device of
+    its own memory.
     """
-    terms = Terms(follow_links, variant, ema)
-    device, dtype = _usable(device, dtype)
+    terms = Terms(follow_links, variant, ema, mapped)
+    device, dtype = _usable(device, dtype, mapped)
     build = Builder(source_of(where, terms, text_encoders, vae), device, dtype)
     pipeline = assembled(build, schedule, clip_skip=clip_skip, long_prompts=long_prompts)
     build.fill()
@@ -119,9 +130,32 @@ def assembled(
         pipeline = pipeline.with_clip_skip(clip_skip)
     if long_prompts is not None:
         pipeline = pipeline.with_long_prompts(long_prompts)
+    if build.terms.mapped:
+        _note_mapped(build)
     build.terms.require_met(path)
     pipeline.notes = (_summary(build, pipeline), *build.terms.notes)
     return pipeline
+
+
+def _note_mapped(build: Builder) -> None:
+    """Note how many tensors stay in their files.   Raises WeightsError if none does."""
+    _require_staying(build.source.path, build.stay, build.dtypes, build.dtype)
+    copied = build.dtypes.total() - build.stay
+    others = f"; the other {copied} are copied, stored or arranged otherwise" if copied else ""
+    build.terms.note(
+        f"mapped: {number_of(build.stay, 'tensor')} stay in their files, which must not change while the "
+        f"pipeline lives{others}"
+    )
+
+
+def _require_staying(path: Path, stay: int, stored: Counter[str], dtype: torch.dtype) -> None:
+    """Raise WeightsError if no tensor can stay in its file."""
+    if not stay:
+        counted = ", ".join(f"{count} {name}" for name, count in stored.most_common())
+        raise WeightsError(
+            f"mapped=True leaves tensors in their files that are stored as asked for, in {dtype}, "
+            f"and {path} has {counted}; give dtype=... as stored, or leave mapped out"
+        )
 
 
 def source_of(where, terms: Terms, text_encoders=None, vae=None) -> Source:
@@ -168,17 +202,23 @@ def load_denoiser(
     variant: str | None = None,
     ema: bool = False,
     follow_links: bool = False,
+    mapped: bool = False,
 ) -> nn.Module:
     """Load the bare denoiser of whatever `load` takes, or of a component's own folder, file or sharded index.
 
-    Raises as `load` does.
+    The arguments are as `load` says.   Raises as `load` does.
     """
     terms = Terms(follow_links, variant, ema)
     path = find(where, terms)
     model, part = outlined(path, terms)
     terms.require_met(path)
-    device, dtype = _usable(device, dtype)
-    return fill_module(model, part, dtype=dtype, device=device).eval()
+    device, dtype = _usable(device, dtype, mapped)
+    mappings = None
+    if mapped:
+        stored = Counter(part.tensors[key].dtype for key in part.keys)
+        _require_staying(path, len(staying(part, dtype)), stored, dtype)
+        mappings = Mappings()
+    return fill_module(model, part, dtype=dtype, device=device, mappings=mappings).eval()
 
 
 def outline(
@@ -229,14 +269,23 @@ def find(where: str | os.PathLike[str], terms: Terms | None = None) -> Path:
     )
 
 
-def _usable(device, dtype) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of a request, the defaults in place of None."""
+def _usable(device, dtype, mapped: bool) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a request, the defaults in place of None.
+
+    Raises PatchError for a device or dtype that cannot be used, or not with tensors left in their files.
+    """
     dtype = torch.float32 if dtype is None else dtype
     if dtype not in DTYPES:
         raise PatchError(
             f"dtype is {dtype!r}, and models run in {', '.join(map(str, DTYPES))}; give one of these"
         )
-    return usable_device(device), dtype
+    device = usable_device(device)
+    if mapped and device.type != "cpu":
+        raise PatchError(
+            f"mapped=True leaves tensors in their files, and {device} has memory of its own; "
+            "leave one of them out"
+        )
+    return device, dtype
 
 
 def outlined(path: Path, terms: Terms) -> tuple[nn.Module, Part]:

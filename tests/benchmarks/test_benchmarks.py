@@ -373,8 +373,9 @@ def test_loading(benchmark):
     """What is timed is the files' own tensors; another number is noticed, and memory is counted."""
     loading = benchmark("loading")
     folder = SHIPPED / "tiny-sdxl"
-    made = loading.loaded("textpatch", folder, torch.float32)
-    loading.require_same(made, folder)
+    for way, dtype in (("textpatch", torch.float32), ("textpatch mapped", torch.float16)):
+        made = loading.loaded(way, folder, dtype)
+        loading.require_same(made, folder)
     told = loading.told("read", folder, torch.float32)
     assert told.keys() == {"wall", "processor", "beyond_mb"} and told["wall"] > 0
     first = next(iter(made))

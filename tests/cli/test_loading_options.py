@@ -39,12 +39,15 @@ def here(tmp_path_factory):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_options_have_the_names_of_the_arguments(verb):
-    """Every verb that opens a model takes them; `load` and `load_denoiser` have no others."""
+    """Every verb that opens a model takes them; `load` and `load_denoiser` have no others.
+
+    But for where tensors lie: a process that ends after one command gains nothing from leaving them in files.
+    """
     held = {action.dest for action in command_parser().verbs[verb]._actions}
     assert held & {*LOADING} == {*VERBS[verb]}
     for function, names in ((load, LOADING), (load_denoiser, READING)):
         arguments = inspect.signature(function).parameters.keys()
-        assert arguments - {"where", "device", "dtype"} == {*names}
+        assert arguments - {"where", "device", "dtype", "mapped"} == {*names}
 
 
 def test_a_run_says_how_its_model_was_loaded(here, monkeypatch):

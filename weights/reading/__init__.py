@@ -2,6 +2,7 @@
 
 header   the header of a safetensors file
 entry    one tensor in a file
+mapping  tensors that stay in the mapping of their file
 terms    what a caller allows and chooses, and notes of what was done
 impostors   what a file is instead of safetensors
 files    folders and shards

@@ -1,7 +1,8 @@
 """Entries, each the place of one tensor in a file, and plain reads of its bytes.
 
-Nothing is mapped into memory.  A file that shrinks while it is read is therefore an error and does not end
-the process, and of a file that changes no mixture of old and new is read.
+Nothing is mapped into memory, but by `mapping` where the caller asks for it.  A file that shrinks while it
+is read is therefore an error and does not end the process, and of a file that changes no mixture of old and
+new is read.
 """
 
 from __future__ import annotations
@@ -74,10 +75,7 @@ def read_tensor(entry: TensorEntry, room: Tensor | None = None) -> Tensor:
         complete = _filled(memoryview(buffer.numpy()), file)
         identity = identity_of(file)
     if not complete or identity != entry.identity:
-        was = f"size, time, inode and device were {entry.identity} and are {identity}"
-        raise WeightsError(
-            f"{place}: the file changed while it was read ({was}); load it again", "changed"
-        )
+        raise changed(entry, identity)
     if entry.dtype == "BOOL" and count:
         most = int(buffer.max())
         if most > 1:
@@ -85,6 +83,15 @@ def read_tensor(entry: TensorEntry, room: Tensor | None = None) -> Tensor:
                 f"{place} is BOOL and holds a {most}; expected 0 or 1; fetch it again", "bad-bool"
             )
     return buffer.view(DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def changed(entry: TensorEntry, identity: tuple[int, ...]) -> WeightsError:
+    """Error of a file that has another identity than when its header was read."""
+    was = f"size, time, inode and device were {entry.identity} and are {identity}"
+    return WeightsError(
+        f"{entry.path}: tensor {entry.name!r}: the file changed while it was read ({was}); load it again",
+        "changed",
+    )
 
 
 def empty(count: int, what: str) -> Tensor:

@@ -14,6 +14,7 @@ class Terms:
     follow_links  True follows links out of a folder, where they end in a regular file
     variant       variant of the weights, as "fp16" is in `model.fp16.safetensors`; None takes the plain files
     ema           True takes the moving average of the weights that training has left beside them
+    mapped        True leaves tensors in their file that are stored in the dtype asked for
     notes         sentences on what was dropped or decided, in the order in which it was
     met           choices that some file has met
     """
@@ -21,6 +22,7 @@ class Terms:
     follow_links: bool = False
     variant: str | None = None
     ema: bool = False
+    mapped: bool = False
     notes: list[str] = field(default_factory=list)
     met: set[str] = field(default_factory=set)
 
