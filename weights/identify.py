@@ -35,8 +35,9 @@ class Match:
     component  its folder in diffusers layout, "" if the file holds this component alone
     exact      manifests of the very same names and shapes
     closest    manifest that most names of the file fit, None if none does
-    missing, extra, reshaped   differences from the closest, as names in diffusers layout; a reshaped one
-               comes with the shape in the file and the published shape
+    missing    names of the closest manifest that the file lacks
+    extra      names of the file that the closest manifest lacks
+    reshaped   names of both, each with the shape in the file and the published shape
     """
 
     component: str
@@ -50,12 +51,10 @@ class Match:
         """Report of one line, with at most ten names of each list."""
         start = f"{self.component}: " if self.component else ""
         if self.exact:
-            dtypes = {}  # a dict keeps their order
-            for name in self.exact:
-                dtypes |= {dtype: None for dtype, _ in manifest(name).files.values()}
+            dtypes = [dtype for name in self.exact for dtype, _ in manifest(name).files.values()]
             return (
                 f"{start}the tensors of {' and '.join(self.exact)}, "
-                f"published in {', '.join(dtypes)}"
+                f"published in {', '.join(dict.fromkeys(dtypes))}"
             )
         if self.closest is None:
             return f"{start}shares no name with any published component; {listed(self.extra)}"
@@ -91,26 +90,39 @@ class Finding:
 
 
 def identify_tensors(tensors: Mapping[str, tuple[str, Shape]]) -> Finding:
-    """Identify a file by the dtypes, as safetensors spells them, and the shapes of its tensors."""
+    """Identify a file by the dtypes and shapes of its tensors.
+
+    tensors  {name: (dtype as safetensors spells it, shape)}
+    """
     shapes = {name: tuple(shape) for name, (_, shape) in tensors.items()}
     adapter = {name: shape for name, shape in shapes.items() if LORA.search(name)}
-    copies = {name for name in shapes if name.startswith(EMA)}
-    weights = {
-        name: shape for name, shape in shapes.items() if name not in adapter and name not in copies
-    }
+    copies = {name: shape for name, shape in shapes.items() if name.startswith(EMA)}
+    beside = adapter | copies
+    weights = {name: shape for name, shape in shapes.items() if name not in beside}
+    layout, matches, notes = _of_weights(weights)
+    exact = tuple(name for name in published() if manifest(name).shapes == shapes)
+    dtypes = dict(Counter(dtype for dtype, _ in tensors.values()).most_common())
+    n_elements = sum(map(prod, shapes.values()))
+    notes = (*notes, *_notes_beside(adapter, copies))
+    return Finding(layout, exact, tuple(matches), dtypes, n_elements, notes)
+
+
+def _of_weights(weights: dict[str, Shape]) -> tuple[str, list[Match], list[str]]:
+    """Layout, matches and notes of the weights of a file, without adapters and moving averages."""
     kind = recognise(weights)
-    layout = "no model"
-    matches, notes = [], []
     if kind:
-        layout = f"{kind.name} single file"
-        matches, notes = _of_single_file(weights, kind)
-    elif weights:
-        layout = "diffusers layout"
-        matches, notes = _of_component(weights)
+        return f"{kind.name} single file", *_of_single_file(weights, kind)
+    if weights:
+        return "diffusers layout", *_of_component(weights)
+    return "no model", [], []
+
+
+def _notes_beside(adapter: dict[str, Shape], copies: dict[str, Shape]) -> list[str]:
+    """Notes of the tensors of a LoRA and of a moving average."""
+    notes = []
     if adapter:
-        ranks = sorted(
-            {shape[0] for name, shape in adapter.items() if LORA_DOWN.search(name) and shape}
-        )
+        down = [shape for name, shape in adapter.items() if LORA_DOWN.search(name)]
+        ranks = sorted({shape[0] for shape in down if shape})
         notes.append(
             f"{len(adapter)} tensors of a LoRA of rank {ranks}: it changes a model and is none"
         )
@@ -118,10 +130,7 @@ def identify_tensors(tensors: Mapping[str, tuple[str, Shape]]) -> Finding:
         notes.append(
             f"{len(copies)} tensors of a moving average ({EMA}): a second copy of the weights"
         )
-    exact = tuple(name for name in published() if manifest(name).shapes == shapes)
-    dtypes = dict(Counter(dtype for dtype, _ in tensors.values()).most_common())
-    n_elements = sum(map(prod, shapes.values()))
-    return Finding(layout, exact, tuple(matches), dtypes, n_elements, tuple(notes))
+    return notes
 
 
 def _of_component(shapes: dict[str, Shape]) -> tuple[list[Match], list[str]]:
@@ -167,9 +176,9 @@ def _converted(
 
 
 def _unknown(shapes: dict[str, Shape], layout: Layout) -> dict[str, Shape]:
-    return {
-        k: shape for k, shape in shapes.items() if k not in layout.table and k not in layout.dropped
-    }
+    """Shapes of the tensors that a layout does not know."""
+    known = layout.table.keys() | layout.dropped.keys()
+    return {name: shape for name, shape in shapes.items() if name not in known}
 
 
 def _compared(component: str, shapes: dict[str, Shape]) -> Match:
