@@ -81,9 +81,9 @@ class Folder:
 
         Custom classes are a list of a module and a name, and none is ever imported.
         """
-        named = self.index.get("_class_name")
-        if named in [*SUPPORTED, *NOT_RUN]:
-            return named
+        written = self.index.get("_class_name")
+        if written in [*SUPPORTED, *NOT_RUN]:
+            return written
         found = self._of_denoiser()
         if found is None:
             if not self.index:
@@ -92,10 +92,10 @@ class Folder:
                     "the folder is incomplete or is no model",
                     "no-file",
                 )
-            return shown(named)
+            return shown(written)
         if self.index:
             self.terms.note(
-                f"its class {shown(named)} is not run; its components are those of a {found}"
+                f"its class {shown(written)} is not run; its components are those of a {found}"
             )
         else:
             self.terms.note(f"no model_index.json; its denoiser is that of a {found}")
@@ -131,25 +131,16 @@ class Folder:
         return False
 
     def folder(self, component: str) -> Path:
-        """Folder of a component, inside the model's.
+        """Folder of a component, inside the model's; the model's own for a denoiser that is there alone.
 
-        Raises WeightsError for a link that leads out, unless links are followed, and for one that is absent
-        says what can be done.
+        Raises WeightsError for a component that is absent, with what can be done, and for a link that leads
+        out, unless links are followed.
         """
         folder = self.path / component
         if not os.path.lexists(folder):
-            bare = not self.index and (self.path / "config.json").is_file()
-            if bare and component in PLACES:
+            if self._is_bare() and component in PLACES:
                 return self.path
-            if bare:
-                raise WeightsError(
-                    f"{self.path} holds a denoiser alone, without model_index.json and {component!r}; "
-                    "load_denoiser reads it, text_encoders=... and vae=... take the rest of another",
-                    "no-part",
-                )
-            raise WeightsError(
-                f"no folder {component!r} in {self.path}; {ABSENT.get(component, FETCH)}", "no-part"
-            )
+            raise self._absent(component)
         target = folder.resolve()
         if self.path.resolve() not in target.parents and not self.terms.follow_links:
             raise WeightsError(
@@ -159,7 +150,22 @@ class Folder:
             )
         return folder
 
+    def _is_bare(self) -> bool:
+        """True for a folder that holds a denoiser alone."""
+        return not self.index and (self.path / "config.json").is_file()
+
+    def _absent(self, component: str) -> WeightsError:
+        """Error of a component that is not there, with what can be done."""
+        says = f"no folder {component!r} in {self.path}; {ABSENT.get(component, FETCH)}"
+        if self._is_bare():
+            says = (
+                f"{self.path} holds a denoiser alone, without model_index.json and {component!r}; "
+                "load_denoiser reads it, text_encoders=... and vae=... take the rest of another"
+            )
+        return WeightsError(says, "no-part")
+
     def denoiser(self, component: str) -> tuple[type[nn.Module], object, Part]:
+        """Class, configuration and tensors of the denoiser, or of its moving average if that is asked for."""
         average = f"{component}_ema"
         if not (self.path / average).is_dir():
             return denoiser_folder(self.folder(component), self.terms, component)
@@ -173,9 +179,14 @@ class Folder:
         return denoiser_folder(self.folder(component), self.terms, component)
 
     def vae(self) -> tuple[VAEConfig, Part]:
+        """Configuration and tensors of the VAE."""
         return vae_folder(self.folder("vae"), self.terms)
 
     def encoder(self, component: str, layout: Layout, sizes: Iterable[str]) -> tuple[dict, Part]:
+        """Configuration and tensors of a text encoder.
+
+        sizes  entries of its configuration that are read
+        """
         folder = self.folder(component)
         links = self.terms.follow_links
         file = component_file(folder, "model", self.terms)
@@ -195,8 +206,8 @@ class Folder:
 
     def tokenizer_class(self, component: str) -> str | None:
         """Class of a tokenizer that the index names, None without one."""
-        named = self.index.get(component)
-        return named[1] if isinstance(named, list) and len(named) == 2 else None
+        entry = self.index.get(component)
+        return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
 
     def schedule(self) -> Schedule:
         """Schedule of the model, which also noises the small pictures that IF's stage II reads.

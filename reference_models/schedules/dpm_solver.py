@@ -273,32 +273,35 @@ class DPMSolver(Diffusion):
     def tables(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Timesteps (steps,) and noise levels (steps + 1,)."""
         trained = _trained(self)
-        logs = np.log(trained)
         last = trained[0] if self.final_sigmas_type == "sigma_min" else 0.0
-        form = next((make for name, make in LEVELS.items() if getattr(self, name)), None)
-        if self.use_karras_sigmas:
-            form_levels = form(trained[-1].item(), trained[0].item(), steps)
-            timesteps = self._rounded(timesteps_of(form_levels, logs))
-        elif self.use_lu_lambdas:
-            ramp = np.linspace(0, 1, steps)
-            most = logs[-1].item()
-            form_levels = np.exp(most + ramp * (logs[0].item() - most))
-            timesteps = self._rounded(timesteps_of(form_levels, logs))
-        elif form:
-            form_levels = form(trained[-1].item(), trained[0].item(), steps)
-            timesteps = timesteps_of(form_levels, logs)
+        levels = self._formed(trained, steps)
+        if levels is not None:
+            timesteps = self._rounded(timesteps_of(levels, np.log(trained)))
         elif self.use_flow_sigmas:
-            form_levels = self._flow_levels(steps)
-            timesteps = form_levels * self.num_train_timesteps
+            levels = self._flow_levels(steps)
+            timesteps = levels * self.num_train_timesteps
         else:
             timesteps = self._spaced(steps)
-            form_levels = np.interp(timesteps, np.arange(len(trained)), trained)
-        return timesteps.astype(np.int64), np.append(form_levels, last)
+            levels = np.interp(timesteps, np.arange(len(trained)), trained)
+        return timesteps.astype(np.int64), np.append(levels, last)
+
+    def _formed(self, trained: np.ndarray, steps: int) -> np.ndarray | None:
+        """Levels (steps,) of another form between the trained ends, None where none was asked for."""
+        if self.use_lu_lambdas:
+            logs = np.log(trained)
+            most = logs[-1].item()
+            return np.exp(most + np.linspace(0, 1, steps) * (logs[0].item() - most))
+        for name, form in LEVELS.items():
+            if getattr(self, name):
+                return form(trained[-1].item(), trained[0].item(), steps)
+        return None
 
     def _rounded(self, timesteps: np.ndarray) -> np.ndarray:
-        if self.beta_schedule == "squaredcos_cap_v2":
-            return timesteps
-        return timesteps.round()
+        """Timesteps rounded where the published code rounds them before it cuts their fractions off."""
+        rounds = self.use_karras_sigmas or self.use_lu_lambdas
+        if rounds and self.beta_schedule != "squaredcos_cap_v2":
+            return timesteps.round()
+        return timesteps
 
     def _flow_levels(self, steps: int) -> np.ndarray:
         shares = 1.0 - np.linspace(1, 1 / self.num_train_timesteps, steps + 1)

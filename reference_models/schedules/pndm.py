@@ -18,7 +18,8 @@ from textpatch.reference_models.schedules.ddim import DDIM
 from textpatch.reference_models.schedules.diffusion import Diffusion, trained_abars
 
 OUTPUTS = ("output_1", "output_2", "output_3")  # the latest first
-RUNGE_KUTTA = 12  # calls of the four first steps, less the last of their levels
+RUNGE_KUTTA = 12  # calls of the three steps between the first four timesteps
+MORE_CALLS = 9  # that these make, beyond one for each timestep left
 
 
 class Call(NamedTuple):
@@ -150,29 +151,36 @@ def _remembered(memory: Memory, output: Tensor, start: Tensor) -> Memory:
 @lru_cache(maxsize=256)
 def _calls(schedule: PNDM, steps: int) -> tuple[Call, ...]:
     """Calls of a run.   Raises PatchError for a number of calls that no run has."""
-    require_steps(steps, schedule.num_train_timesteps + 9)
-    whole = Diffusion._whole
+    require_steps(steps, schedule.num_train_timesteps + MORE_CALLS)
     if schedule.skip_prk_steps:
-        if steps == 2:
-            raise PatchError(
-                "asked for 2 steps; PNDM calls the denoiser once, or three times or more"
-            )
-        count = steps if steps == 1 else steps - 1
-        timesteps = whole(schedule, count)
-        apart = schedule.num_train_timesteps // count
-        calls = [Call(t, t, t - apart) for t in timesteps]
-        if steps > 1:
-            calls.insert(1, Call(timesteps[1], timesteps[1] + apart, timesteps[1]))
-        return tuple(calls)
-    count = steps - 9
+        return tuple(_multistep_calls(schedule, steps))
+    return tuple(_calls_after_runge_kutta(schedule, steps))
+
+
+def _multistep_calls(schedule: PNDM, steps: int) -> list[Call]:
+    """Calls of a run that begins with multistep.   Raises PatchError for two."""
+    if steps == 2:
+        raise PatchError("asked for 2 steps; PNDM calls the denoiser once, or three times or more")
+    count = max(steps - 1, 1)
+    timesteps = Diffusion._whole(schedule, count)
+    apart = schedule.num_train_timesteps // count
+    calls = [Call(t, t, t - apart) for t in timesteps]
+    if steps > 1:
+        calls.insert(1, Call(timesteps[1], timesteps[1] + apart, timesteps[1]))
+    return calls
+
+
+def _calls_after_runge_kutta(schedule: PNDM, steps: int) -> list[Call]:
+    """Calls of a run that begins with Runge-Kutta steps.   Raises PatchError for fewer than 13."""
+    count = steps - MORE_CALLS
     if count < 4:
         raise PatchError(
             f"asked for {steps} steps; PNDM with Runge-Kutta steps calls the denoiser 13 times or more"
         )
-    timesteps = whole(schedule, count)
+    timesteps = Diffusion._whole(schedule, count)
     apart = schedule.num_train_timesteps // count
     calls = _runge_kutta_calls(timesteps[:4], apart // 2)
-    return tuple(calls + [Call(t, t, t - apart) for t in timesteps[3:]])
+    return calls + [Call(t, t, t - apart) for t in timesteps[3:]]
 
 
 def _runge_kutta_calls(timesteps: list[int], half: int) -> list[Call]:

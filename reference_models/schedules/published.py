@@ -190,9 +190,9 @@ def _asked(name: str) -> tuple[str, dict[str, Any]]:
     base, _, form = str(name).rpartition("_")
     if base in NAMES and f"use_{form}_sigmas" in LEVELS:
         published, asked = NAMES[base]
-        chosen = {flag: flag == f"use_{form}_sigmas" for flag in LEVELS}
-        if chosen.keys() <= {*_fields(published)}:
-            return published, asked | chosen
+        flags = {flag: flag == f"use_{form}_sigmas" for flag in LEVELS}
+        if flags.keys() <= {*_fields(published)}:
+            return published, asked | flags
     raise PatchError(
         f"no schedule {name!r}{closest(name, [*NAMES, *SCHEDULES])}; known: {', '.join(NAMES)}, those whose "
         "levels may have another form as dpmpp_2m_karras, _exponential, _beta, and the published classes"
