@@ -129,7 +129,7 @@ SIZES = set(
     "vocab_size hidden_size intermediate_size num_hidden_layers projection_dim max_position_embeddings "
     "d_model d_kv d_ff num_heads relative_attention_num_buckets relative_attention_max_distance".split()
 )
-# a default size, and a dtype that the caller chooses
+# the side of the pictures where the caller names none
 WITHOUT_EFFECT = {"sample_size"}
 
 
@@ -197,7 +197,7 @@ def denoiser_from_config(config: Mapping[str, Any]) -> tuple[type[nn.Module], An
     """
     kind = denoiser_kind(config)
     if kind is None:
-        known = [f"{name} with {kind!r}" if kind else name for name, kind in DENOISER_KINDS]
+        known = [f"{name} with {embed!r}" if embed else name for name, embed in DENOISER_KINDS]
         raise WeightsError(
             f"no denoiser for {config.get('_class_name')} "
             f"with addition_embed_type {config.get('addition_embed_type')!r}; known: {', '.join(known)}"
@@ -226,30 +226,38 @@ def vae_from_config(config: Mapping[str, Any]) -> VAEConfig:
 
 def _built(config: Mapping[str, Any], kind: Kind):
     """Configuration of our model, after every other field is found to have a published value."""
-    given = {name: value for name, value in config.items() if not name.startswith("_")}
-    settings = {**kind.defaults, **given}
-    settings = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    settings = _settings(config, kind)
+    sizes = {
+        size.name: settings[size.name] for size in fields(kind.config) if size.name in settings
     }
-    if issubclass(kind.config, SDConfig):
-        settings |= _of_each_depth(settings)
-    sizes = {f.name for f in fields(kind.config)}
-    for name in sorted(settings.keys() - sizes - WITHOUT_EFFECT):
+    for name in sorted(settings.keys() - sizes.keys() - WITHOUT_EFFECT):
         published = kind.fixed.get(name) or _items(kind.defaults.get(name))
         if not all(item in published for item in _items(settings[name])):
             raise WeightsError(
                 f"{config['_class_name']} with {name} {shown(settings[name])}; "
                 f"{kind.model.__name__} is the published one, with {published[0]!r}"
             )
-    require_sizes({name: settings[name] for name in sizes & settings.keys()}, kind.defaults)
+    require_sizes(sizes, kind.defaults)
     _require_numbers(kind.config, settings)
     try:
-        return kind.config(**{name: settings[name] for name in sizes & settings.keys()})
+        return kind.config(**sizes)
     # null, text or zero where a size belongs
     except (TypeError, ValueError, ArithmeticError) as error:
         raise WeightsError(
             f"this {config['_class_name']} configuration builds nothing ({error})"
         ) from None
+
+
+def _settings(config: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+    """Fields of a configuration, with diffusers' defaults for those left out, and tuples for lists."""
+    given = {name: value for name, value in config.items() if not name.startswith("_")}
+    settings = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in {**kind.defaults, **given}.items()
+    }
+    if issubclass(kind.config, SDConfig):
+        return settings | _of_each_depth(settings)
+    return settings
 
 
 def require_sizes(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

@@ -175,9 +175,11 @@ class File:
         self.parts = {PIPELINES[self._model][1]: part}
 
     def has(self, component: str) -> bool:
+        """True for a component that the file holds."""
         return component in self.parts
 
     def denoiser(self, component: str) -> tuple[type[nn.Module], object, Part]:
+        """Class, configuration and tensors of the denoiser.   Raises WeightsError if it is another's."""
         if component not in self.parts:
             raise WeightsError(f"{self.path} holds {', '.join(self.parts)} and no {component}")
         part = self.parts[component]
@@ -186,10 +188,12 @@ class File:
         return *_inferred(part), part
 
     def vae(self) -> tuple[VAEConfig, Part]:
+        """Configuration and tensors of the VAE."""
         part = self.parts["vae"]
         return vae_config(part.shapes(), FAMILIES[self.pipeline]), part
 
     def encoder(self, component: str, layout: Layout, sizes: Iterable[str]) -> tuple[dict, Part]:
+        """Published configuration and tensors of a text encoder.   Raises WeightsError without one."""
         if component not in self.parts:
             raise self._lacking(component)
         if self.kind is not None and self.kind.name == "SD2":
@@ -224,6 +228,7 @@ class File:
             ) from None
 
     def tokenizer_class(self, component: str) -> str | None:
+        """None, because no single file names a class."""
         return None
 
     def schedule(self) -> Schedule:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -23,6 +24,8 @@ from textpatch.reference_models.text_encoders import (
 
 # what, by whom it is asked for with which width, and what its neighbour has
 Meeting = tuple[str, str, int, str, int]
+TEXT = "text of the width"
+POOLED = "a pooled vector of the width"
 
 
 def require_neighbours(path: Path, encoders: nn.Module, denoiser: nn.Module, decoder) -> None:
@@ -46,59 +49,57 @@ def require_neighbours(path: Path, encoders: nn.Module, denoiser: nn.Module, dec
 def _meetings(encoders: nn.Module, denoiser: nn.Module, decoder) -> Iterator[Meeting]:
     """Numbers at which components meet."""
     config = denoiser.config
-    given = _channels_made(denoiser)
     latents = getattr(config, "latent_channels", config.in_channels)
-    yield "channels of its prediction,", "the schedule", latents, "the denoiser", given
+    made = _channels_made(denoiser)
+    yield "channels of its prediction,", "the schedule", latents, "the denoiser", made
     if isinstance(decoder, LatentPixels):
-        yield (
-            "latents of channels,",
-            "the denoiser",
-            latents,
-            "the VAE",
-            decoder.vae.config.latent_channels,
-        )
-    if isinstance(denoiser, StableDiffusion) and isinstance(encoders, SDTextEncoder):
-        width = encoders.text_encoder.config.hidden_size
-        yield "text of the width", "the U-Net", config.cross_attention_dim, "the CLIP", width
-    if isinstance(denoiser, SDXL) and isinstance(encoders, SDXLTextEncoders):
-        first = encoders.text_encoder.config
-        second = encoders.text_encoder_2.config
-        width = first.hidden_size + second.hidden_size
-        yield (
-            "text of the width",
-            "the U-Net",
-            config.cross_attention_dim,
-            "the CLIPs together",
-            width,
-        )
-        pooled = config.pooled_width
-        yield "a pooled vector of the width", "the U-Net", pooled, "CLIP 2", second.projection_dim
-    if isinstance(denoiser, MMDiT) and isinstance(encoders, SD3TextEncoders):
-        clips = encoders.text_encoder.config, encoders.text_encoder_2.config
-        yield (
-            "text of the width",
-            "the transformer",
-            config.joint_attention_dim,
-            "T5",
-            encoders.width,
-        )
-        pooled = sum(clip.projection_dim for clip in clips)
-        yield (
-            "a pooled vector of the width",
-            "the transformer",
-            config.pooled_projection_dim,
-            "the CLIPs together",
-            pooled,
-        )
-    if isinstance(denoiser, Flux) and isinstance(encoders, FluxTextEncoders):
-        clip = encoders.text_encoder.config.hidden_size
-        t5 = encoders.text_encoder_2.config.d_model
-        yield "text of the width", "the transformer", config.joint_attention_dim, "T5", t5
-        pooled = config.pooled_projection_dim
-        yield "a pooled vector of the width", "the transformer", pooled, "the CLIP", clip
-    if isinstance(denoiser, DeepFloydIF) and isinstance(encoders, IFTextEncoder):
-        width = encoders.text_encoder.config.d_model
-        yield "text of the width", "the U-Net", config.encoder_hid_dim, "T5", width
+        held = decoder.vae.config.latent_channels
+        yield "latents of channels,", "the denoiser", latents, "the VAE", held
+    for (asking, given), meetings in OF_TEXT.items():
+        if isinstance(denoiser, asking) and isinstance(encoders, given):
+            yield from meetings(config, encoders)
+
+
+def _of_stable_diffusion(config: Any, encoders: SDTextEncoder) -> Iterator[Meeting]:
+    width = encoders.text_encoder.config.hidden_size
+    yield TEXT, "the U-Net", config.cross_attention_dim, "the CLIP", width
+
+
+def _of_sdxl(config: Any, encoders: SDXLTextEncoders) -> Iterator[Meeting]:
+    first = encoders.text_encoder.config
+    second = encoders.text_encoder_2.config
+    width = first.hidden_size + second.hidden_size
+    yield TEXT, "the U-Net", config.cross_attention_dim, "the CLIPs together", width
+    yield POOLED, "the U-Net", config.pooled_width, "CLIP 2", second.projection_dim
+
+
+def _of_sd3(config: Any, encoders: SD3TextEncoders) -> Iterator[Meeting]:
+    clips = encoders.text_encoder.config, encoders.text_encoder_2.config
+    pooled = sum(clip.projection_dim for clip in clips)
+    yield TEXT, "the transformer", config.joint_attention_dim, "T5", encoders.width
+    yield POOLED, "the transformer", config.pooled_projection_dim, "the CLIPs together", pooled
+
+
+def _of_flux(config: Any, encoders: FluxTextEncoders) -> Iterator[Meeting]:
+    clip = encoders.text_encoder.config.hidden_size
+    t5 = encoders.text_encoder_2.config.d_model
+    yield TEXT, "the transformer", config.joint_attention_dim, "T5", t5
+    yield POOLED, "the transformer", config.pooled_projection_dim, "the CLIP", clip
+
+
+def _of_if(config: Any, encoders: IFTextEncoder) -> Iterator[Meeting]:
+    width = encoders.text_encoder.config.d_model
+    yield TEXT, "the U-Net", config.encoder_hid_dim, "T5", width
+
+
+# a denoiser and its text encoders: the numbers at which these meet
+OF_TEXT: dict[tuple[type, type], Callable[..., Iterator[Meeting]]] = {
+    (StableDiffusion, SDTextEncoder): _of_stable_diffusion,
+    (SDXL, SDXLTextEncoders): _of_sdxl,
+    (MMDiT, SD3TextEncoders): _of_sd3,
+    (Flux, FluxTextEncoders): _of_flux,
+    (DeepFloydIF, IFTextEncoder): _of_if,
+}
 
 
 def _channels_made(denoiser: nn.Module) -> int:

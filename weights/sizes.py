@@ -21,9 +21,7 @@ from textpatch.reference_models.vae import VAEConfig
 from textpatch.weights.fill import Part
 
 # Tensors of one layer.  A projection, a convolution or a norm has a weight and most often a bias.
-MMDIT_BLOCK = (
-    22  # two modulations, seven projections of the attention, two of the image's feed-forward
-)
+MMDIT_BLOCK = 22  # two modulations, seven projections of the attention, two of a feed-forward
 FLUX_BLOCK = 32  # two modulations, eight projections and four norms of heads, two feed-forwards
 FLUX_SINGLE = 14  # a modulation, three projections and two norms of heads, two of the feed-forward
 SDXL_BLOCK = 20  # three norms, eight projections with two biases, two of the feed-forward
