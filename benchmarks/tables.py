@@ -695,18 +695,21 @@ def edited_runs() -> str:
 def loading() -> str:
     """Loading a warm folder beside safetensors' own reading, by the median time of the processor."""
     table = chosen(read_rows("loading"), clock="processor")
-    medians = {row["way"]: float(row["median_ms"]) for row in table}
-    rows = [
-        [
-            row["way"],
-            f"{medians[row['way']] / 1e3:.2f}",
-            ratio(medians[row["way"]] / medians["read"]),
-            ratio(medians[row["way"]] / medians["mapped"]),
-            f"{float(row['beyond_mb']):.0f}",
-        ]
-        for row in table
-    ]
-    titles = ["", "seconds", "times read", "times mapped", "memory beyond the tensors, MB"]
+    medians = {(row["dtype"], row["way"]): float(row["median_ms"]) for row in table}
+    rows = []
+    for row in table:
+        median = float(row["median_ms"])
+        rows.append(
+            [
+                f"{row['dtype']}, {float(row['gb']):.1f} GB",
+                row["way"],
+                f"{median / 1e3:.2f}",
+                ratio(median / medians[row["dtype"], "read"]),
+                ratio(median / medians[row["dtype"], "mapped"]),
+                f"{float(row['beyond_mb']):.0f}",
+            ]
+        )
+    titles = ["", "", "seconds", "times read", "times mapped", "memory beyond the tensors, MB"]
     return drawn(titles, rows)
 
 

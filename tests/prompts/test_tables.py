@@ -8,6 +8,7 @@ from support.planting import plant
 from textpatch.errors import PromptError
 from textpatch.prompts import tables
 from textpatch.prompts.files import read_pairs, read_prompts
+from textpatch.quotes import quotations
 
 PAIRS = [
     ('a red sign that says "ONE" on a wall', 'a red sign that says "TWO" on a wall'),
@@ -40,6 +41,15 @@ def test_every_form_says_the_same(name, tmp_path):
     """Tabs, commas and JSON lines, with a header, a comment, a byte order mark, ends of lines of Windows."""
     (tmp_path / name).write_text(FORMS[name], "utf-8", newline="")
     assert read_pairs(tmp_path / name) == PAIRS
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_emoji_and_words_from_right_to_left_are_kept(name, tmp_path):
+    """In every form the same words in Hebrew, in Arabic and of joined emoji."""
+    text = FORMS[name].replace("ONE", "שלום").replace("TWO", "مرحبا 🏳️\u200d🌈")
+    (tmp_path / name).write_text(text, "utf-8", newline="")
+    (source, target), _ = read_pairs(tmp_path / name)
+    assert quotations(source)[0].text == "שלום" and quotations(target)[0].text == "مرحبا 🏳️\u200d🌈"
 
 
 @pytest.mark.parametrize(

@@ -104,11 +104,12 @@ def test_the_guidance_is_told_in_words(guidance, says):
 
 
 def test_the_page_tells_how_it_was_made():
-    """Command, OCR engine, versions, seeds and the request are all in the page."""
+    """Command, OCR engine, versions, what was loaded, seeds and the request are all in the page."""
     manifest = {
         "command": "textpatch localize --seeds 2",
         "ocr": {"engine": "tesseract 5.3.0"},
         "versions": {"torch": "2.13.0"},
+        "loaded": ["small: StableDiffusion3Pipeline", "vae: dropped 1: loss.logvar"],
         "request": {"pairs": [{"source": "a sign"}]},
     }
     words = " ".join(words_of(a_result(), manifest))
@@ -117,6 +118,8 @@ def test_the_page_tells_how_it_was_made():
         "ocr.engine",
         "tesseract 5.3.0",
         "2.13.0",
+        "small: StableDiffusion3Pipeline",
+        "vae: dropped 1: loss.logvar",
         "0, 1",
         "a sign",
         "8 prompt pairs x 2 seeds",

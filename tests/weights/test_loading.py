@@ -371,6 +371,14 @@ def test_bytes_are_read_over_only_where_nothing_of_them_is_kept(tmp_path, monkey
         require_equal(torch.float32)
 
 
+def test_a_place_in_the_users_home_is_found(tmp_path, monkeypatch):
+    """`~` stands for it, in the place of a model and of one whose parts are taken."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_small(tmp_path / "model")
+    made = load("~/model", text_encoders="~/model")
+    assert equal(made.denoiser, load_denoiser(tmp_path / "model"))
+
+
 def test_an_outline_reads_no_data(tmp_path, monkeypatch):
     """outline = the denoiser on the meta device, from the header alone."""
     save_file(small("SDXL").state_dict(), tmp_path / "model.safetensors")
