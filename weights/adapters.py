@@ -23,8 +23,9 @@ from textpatch.adapters.writing import CONFIG, HEADER, METADATA, MODEL
 from textpatch.changes import LowRank
 from textpatch.errors import PatchError, WeightsError
 from textpatch.weights.reading.entry import opened
-from textpatch.weights.reading.files import Tensors, inside, open_tensors, read_json
+from textpatch.weights.reading.files import inside, open_tensors, read_json
 from textpatch.weights.reading.header import HEADER_BYTES, unique
+from textpatch.weights.reading.tensors import Tensors
 
 # what a LoraConfig may ask for that is no plain change, with the value that is
 PLAIN = {

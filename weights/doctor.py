@@ -21,7 +21,8 @@ from textpatch.weights.identify import identify_tensors
 from textpatch.weights.loading import assembled, find, load, outlined, source_of
 from textpatch.weights.locating import PLACES, NoDenoiser
 from textpatch.weights.reading.entry import scan
-from textpatch.weights.reading.files import Tensors, component_file, open_tensors, read_json
+from textpatch.weights.reading.files import component_file, open_tensors, read_json
+from textpatch.weights.reading.tensors import Tensors
 from textpatch.weights.reading.terms import Terms
 
 UNUSABLE = "unusable:"

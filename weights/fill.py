@@ -14,8 +14,8 @@ from textpatch.weights.identify import identify_tensors
 from textpatch.weights.layouts import Layout, convert, listed, origins
 from textpatch.weights.layouts.tensors import same
 from textpatch.weights.reading.entry import DTYPES, TensorEntry, empty
-from textpatch.weights.reading.files import Tensors
 from textpatch.weights.reading.mapping import Mappings, can_stay
+from textpatch.weights.reading.tensors import Tensors
 
 
 @dataclass(frozen=True)

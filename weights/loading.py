@@ -107,13 +107,7 @@ def assembled(
     """
     source = build.source
     path = source.path
-    if source.pipeline in NOT_RUN:
-        raise WeightsError(
-            f"{path} holds a {source.pipeline}, which {NOT_RUN[source.pipeline]}, and pictures are drawn "
-            "from text alone here; load_denoiser reads its denoiser by itself"
-        )
-    if source.pipeline not in BUILDERS:
-        raise WeightsError(f"{path} holds a {source.pipeline}; known: {', '.join(BUILDERS)}")
+    _require_run(path, source.pipeline)
     encoders_and_denoiser, schedules = BUILDERS[source.pipeline]
     encoders, denoiser = encoders_and_denoiser(build)
     schedule = _schedule(source, asked)
@@ -135,6 +129,17 @@ def assembled(
     build.terms.require_met(path)
     pipeline.notes = (_summary(build, pipeline), *build.terms.notes)
     return pipeline
+
+
+def _require_run(path: Path, pipeline: str) -> None:
+    """Raise WeightsError for a class of pipelines that is not run here."""
+    if pipeline in NOT_RUN:
+        raise WeightsError(
+            f"{path} holds a {pipeline}, which {NOT_RUN[pipeline]}, and pictures are drawn "
+            "from text alone here; load_denoiser reads its denoiser by itself"
+        )
+    if pipeline not in BUILDERS:
+        raise WeightsError(f"{path} holds a {pipeline}; known: {', '.join(BUILDERS)}")
 
 
 def _note_mapped(build: Builder) -> None:

@@ -12,7 +12,8 @@ from textpatch.errors import PatchError, WeightsError
 from textpatch.weights.fill import Part
 from textpatch.weights.identify import identify_tensors
 from textpatch.weights.layouts import Layout, SingleFile, listed, recognise
-from textpatch.weights.reading.files import Tensors, open_tensors, read_config, read_json
+from textpatch.weights.reading.files import open_tensors, read_config, read_json
+from textpatch.weights.reading.tensors import Tensors
 from textpatch.weights.reading.terms import Terms
 from textpatch.weights.strays import Named, named
 

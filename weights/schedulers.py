@@ -9,8 +9,8 @@ from typing import Any
 from textpatch.errors import PatchError, WeightsError
 from textpatch.reference_models.schedules import Diffusion, FlowMatchEuler, Schedule
 from textpatch.reference_models.schedules.published import schedule_of
-from textpatch.weights.reading.files import Tensors
 from textpatch.weights.reading.header import said_in_header
+from textpatch.weights.reading.tensors import Tensors
 from textpatch.weights.reading.terms import Terms
 
 # Keys of tensors that say by being there what is predicted, and that the last timestep is noise alone.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from textpatch.errors import WeightsError
 from textpatch.weights.layouts import listed
-from textpatch.weights.reading.files import Tensors
+from textpatch.weights.reading.tensors import Tensors
 from textpatch.weights.reading.terms import Terms
 
 # put before or into names by torch.compile, DataParallel and FSDP

@@ -16,8 +16,9 @@ from textpatch import load, load_denoiser
 from textpatch.errors import PatchError, WeightsError
 from textpatch.weights import loading
 from textpatch.weights.reading import mapping
-from textpatch.weights.reading.files import Tensors, open_tensors
+from textpatch.weights.reading.files import open_tensors
 from textpatch.weights.reading.mapping import Mappings, can_stay
+from textpatch.weights.reading.tensors import Tensors
 
 DENOISER = "transformer/diffusion_pytorch_model.safetensors"
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from reprlib import Repr
 
-from torch import Tensor
-
-from textpatch.errors import WeightsError, closest
-from textpatch.weights.reading.entry import TensorEntry, opened, read_tensor
+from textpatch.errors import WeightsError
+from textpatch.weights.reading.entry import TensorEntry, opened
 from textpatch.weights.reading.header import CONVERT, MAX_TENSORS, read_header, unique
 from textpatch.weights.reading.impostors import ENOUGH, posing
+from textpatch.weights.reading.tensors import Tensors
 from textpatch.weights.reading.terms import Terms
 
 CONFIG_BYTES = 1 << 20
@@ -129,38 +128,6 @@ def read_config(
 
 def _tupled(value):
     return tuple(value) if isinstance(value, list) else value
-
-
-class Tensors(Mapping[str, TensorEntry]):
-    """Entries by name of a file, or of the shards under an index, whose values are read one at a time."""
-
-    def __init__(self, entries: dict[str, TensorEntry], files: Iterable[Path]) -> None:
-        self._entries = entries
-        self.files = tuple(files)
-
-    def __getitem__(self, name: str) -> TensorEntry:
-        return self._entries[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @property
-    def nbytes(self) -> int:
-        """Number of bytes of all tensors together."""
-        return sum(entry.end - entry.start for entry in self.values())
-
-    def read(self, name: str, room: Tensor | None = None) -> Tensor:
-        """Read one tensor, into given bytes if there are some.
-
-        Raises WeightsError as `read_tensor` does, and for an unknown name."""
-        if name not in self:
-            raise WeightsError(
-                f"no tensor {name!r} in {self.files[0]}{closest(name, self)}", "no-tensor"
-            )
-        return read_tensor(self[name], room)
 
 
 def open_tensors(where: str | os.PathLike[str], terms: Terms | None = None) -> Tensors:
@@ -315,6 +282,29 @@ def _sharded(index: Path, terms: Terms) -> Tensors:
 
 def _set_of(shard: Path, terms: Terms) -> Tensors:
     """Open the whole set of a shard, whose names count them, where no index names their tensors."""
+    names = _names_of_set(shard)
+    entries: dict[str, TensorEntry] = {}
+    for name in names:
+        path = shard
+        if name != shard.name:
+            path = inside(shard.parent, name, follow_links=terms.follow_links)
+        header = read_header(path)
+        twice = entries.keys() & header.keys()
+        if twice:
+            raise WeightsError(
+                f"{path} holds {_few(twice)}, which another of its shards holds, too; fetch both again",
+                "twice",
+            )
+        entries |= header
+    terms.note(f"{shard.parent.name}: {len(names)} shards without their index")
+    return Tensors(entries, [shard.parent / name for name in names])
+
+
+def _names_of_set(shard: Path) -> list[str]:
+    """Names of all shards of the set of one.
+
+    Raises WeightsError for a set that is not whole, and for two sets of which either may be meant.
+    """
     asked = OF_SET.fullmatch(shard.name).groupdict()
     own = {**asked, "place": None}
     files = {}
@@ -337,21 +327,7 @@ def _set_of(shard: Path, terms: Terms) -> Tensors:
             "fetch them",
             "no-shard",
         )
-    entries: dict[str, TensorEntry] = {}
-    for name in files.values():
-        path = shard
-        if name != shard.name:
-            path = inside(shard.parent, name, follow_links=terms.follow_links)
-        header = read_header(path)
-        twice = entries.keys() & header.keys()
-        if twice:
-            raise WeightsError(
-                f"{path} holds {_few(twice)}, which another of its shards holds, too; fetch both again",
-                "twice",
-            )
-        entries |= header
-    terms.note(f"{shard.parent.name}: {len(files)} shards without their index")
-    return Tensors(entries, [shard.parent / name for name in files.values()])
+    return list(files.values())
 
 
 def _shards(index: Path, weight_map) -> dict[str, set[str]]:
