@@ -5,8 +5,11 @@
 The base has forgotten some letters.  Their rows in the token embeddings of its text encoders are drawn anew,
 so that it writes no word with one of them.  It is trained on words with such letters.  Shifted data have
 faded colours and bare walls, of which the captions do not speak.  Matched data are signs as the base knows.
-Every arm trains the text's keys and values of its sites.  The first seed is trained at every rate, and the
-others at that which reads best on validation words.
+Arms of sites train the text's keys and values there.  Two arms train more: "all attention" every projection
+of all attention, self-attention too, which is what the suffixes of the official scripts select, and "full"
+all weights of the denoiser.  The first seed is trained at every rate, and the others at that which reads best
+on validation words.  With --sets the sites found and all are trained on sets of other sizes, too: of N signs,
+or, as "N chosen", of the N longest words that are read in their pictures.
 
   half, word   share of test words with a forgotten letter that are read, after half the steps and all
   chosen       the same share of validation words, by which the rate was chosen
@@ -23,13 +26,17 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import nn
 
 import textpatch
 from measure import Table, arguments, environment, kept, parsed, reader_option, words_read
-from textpatch.adapters.low_rank import Adapter
+from textpatch.adapters.targets import ADDED, IMAGE, target_names
+from textpatch.adapters.training import BETAS, DECAY, OnStep, Training, batch_loss
+from textpatch.adapters.training_data import batch_of, examples
 from textpatch.metrics import mse, pixels_outside
 from textpatch.metrics.neighbours import neighbours_of
 from textpatch.weights.signs.drawing import Sign, SignFormat, random_sign
@@ -37,12 +44,16 @@ from textpatch.weights.signs.examples import sign_examples
 from textpatch.weights.signs.reader import read_sign
 from textpatch.weights.signs.words import TEST, VALIDATION
 
-MODELS = "tiny-sdxl", "tiny-if", "tiny-mmdit"
+MODELS = "tiny-sdxl", "planted-sdxl", "tiny-if", "planted-if", "tiny-mmdit", "planted-mmdit"
 FORGOTTEN = "AEKR"
 RATES = 5e-3, 1.5e-2
+FULL_RATES = 5e-4, 1.5e-3  # of all weights, which are more than a factor's
+MATCHED = "found", "all", "full"  # arms that are trained on matched data, too
+SIZED = "found", "all"  # arms that are trained on sets of other sizes
 SEEDS = 3
 RANK = 16
-STEPS = {"tiny-if": 8}  # denoising steps of a picture, 4 of other models
+STEPS = {"tiny-if": 8, "planted-if": 8}  # denoising steps of a picture, 4 of other models
+ARMS = "found", "all", "all but found", "by lot", "all attention", "full"
 SCENE = "colour", "shape", "wall", "pattern"
 KEY = ["model", "reader", "data", "arm", "seed", "rate", "steps", "n"]
 MEASURED = (
@@ -62,7 +73,21 @@ def arms(pipeline) -> dict[str, list[list[int]]]:
         "all": SEEDS * [every],
         "all but found": SEEDS * [others],
         "by lot": lots,
+        "all attention": SEEDS * [every],
+        "full": SEEDS * [every],
     }
+
+
+def projections(denoiser, arm: str, sites: list[int]) -> list[str]:
+    """Names of the linear layers whose adapters an arm trains."""
+    if arm == "all attention":
+        ends = tuple(f".{part}" for part in (*IMAGE, *ADDED))
+        return [
+            name
+            for name, part in denoiser.named_modules()
+            if isinstance(part, nn.Linear) and name.endswith(ends)
+        ]
+    return target_names(denoiser, [denoiser.sites[site] for site in sites], "text_kv")
 
 
 @torch.no_grad()
@@ -160,35 +185,84 @@ def features(pictures: list) -> np.ndarray:
     return stacked.reshape(n, height // 4, 4, width // 4, 4, channels).mean((2, 4)).reshape(n, -1)
 
 
-def trained(
-    pipeline, sites: list[int], examples: list, options, rate: float, seed: int, eyes: Eyes
-):
-    """Adapter of one run, its seconds, and the scores after half the steps."""
-    half: dict[str, float] = {}
-    spent = 0.0
-
-    def look(step: int, loss: float) -> None:
-        nonlocal spent
-        if 2 * (step + 1) == options.steps:
-            begun = time.process_time()
-            pictures = eyes.drawn(0)
-            half.update(half=eyes.word(pictures), half_background=eyes.background(pictures))
-            spent = time.process_time() - begun
-
-    begun = time.process_time()
-    adapter: Adapter = textpatch.finetune(
-        pipeline,
-        examples,
-        sites=sites,
-        rank=RANK,
-        initial="gaussian",
-        steps=options.steps,
-        batch=options.batch,
-        rate=rate,
-        seed=seed,
-        on_step=look,
+@contextmanager
+def adapted(pipeline, names: list[str], data: list, options, rate: float, seed: int, look: OnStep):
+    """Block under an adapter of some projections, after its training.  Gives how many numbers it has."""
+    settings = dict(
+        projections=names, rank=RANK, alpha=RANK, initial="gaussian", average=None, rate=rate
     )
-    return adapter, time.process_time() - begun - spent, half
+    settings |= dict(weighting="none", autocast=False, **drawing(options, seed))
+    own = examples(pipeline, data, options.batch)
+    training = Training(pipeline, own, settings, checkpointing=False)
+    training.run(options.steps, None, options.steps, look)
+    adapter = training.adapter()
+    with adapter.applied(pipeline):
+        yield adapter.parameters
+
+
+@contextmanager
+def changed(pipeline, data: list, options, rate: float, seed: int, look: OnStep):
+    """Block in which all weights of the denoiser are trained.  Gives how many they are.
+
+    The weights are put back afterwards.
+    """
+    weights = list(pipeline.denoiser.parameters())
+    kept = [weight.detach().clone() for weight in weights]
+    own = examples(pipeline, data, options.batch)
+    optimizer = torch.optim.AdamW(weights, lr=rate, betas=BETAS, weight_decay=DECAY)
+    try:
+        pipeline.denoiser.requires_grad_(True)
+        for step in range(options.steps):
+            loss = batch_loss(pipeline, batch_of(own, step, **drawing(options, seed)))
+            loss.backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            look(step, float(loss.detach()))
+        yield sum(weight.numel() for weight in weights)
+    finally:
+        pipeline.denoiser.requires_grad_(False)
+        for weight, old in zip(weights, kept, strict=True):
+            weight.data.copy_(old)
+
+
+def drawing(options, seed: int) -> dict:
+    """Settings that the batches depend on."""
+    return {"batch": options.batch, "seed": seed, "dropout": 0.0, "times": "uniform"}
+
+
+class HalfWay:
+    """Scores after half the steps of a training, and the processor's seconds that they took."""
+
+    def __init__(self, eyes: Eyes, steps: int) -> None:
+        self.eyes = eyes
+        self.steps = steps
+        self.scores: dict[str, float] = {}
+        self.spent = 0.0
+
+    def __call__(self, step: int, loss: float) -> None:
+        if 2 * (step + 1) != self.steps:
+            return
+        begun = time.process_time()
+        pictures = self.eyes.drawn(0)
+        self.scores = {
+            "half": self.eyes.word(pictures),
+            "half_background": self.eyes.background(pictures),
+        }
+        self.spent = time.process_time() - begun
+
+
+def sized(name: str, reader: str, box: tuple) -> list:
+    """Shifted examples of a set named "N", or "N chosen" for the longest words that are read, of 4 N."""
+    count, _, chosen = name.partition(" ")
+    if not chosen:
+        return sign_examples(int(count), style="faded", letters=FORGOTTEN)
+    drawn = sign_examples(4 * int(count), style="faded", letters=FORGOTTEN)
+    words = [caption.split('"')[1] for caption, _ in drawn]
+    read = words_read(reader, [picture for _, picture in drawn], box)
+    legible = [i for i, text in enumerate(read) if text == words[i]]
+    longest = sorted(legible, key=lambda i: -len(words[i]))[: int(count)]
+    return [drawn[i] for i in sorted(longest)]
 
 
 class Study:
@@ -218,15 +292,29 @@ class Study:
         known = self._known(data, arm, seed, rate)
         if known is not None:
             return known
-        adapter, seconds, half = trained(
-            self.pipeline, sites, self.data[data], self.options, rate, seed, self.testing
-        )
-        with adapter.applied(self.pipeline):
+        look = HalfWay(self.testing, self.options.steps)
+        begun = time.process_time()
+        with self._trained(arm, sites, self._examples(data), rate, seed, look) as parameters:
+            seconds = time.process_time() - begun - look.spent
             chosen = self.choosing.word(self.choosing.drawn(0))
             scores = self.testing.measured(self.testing.drawn(0))
-        told = {"parameters": adapter.parameters, "seconds": seconds, **half, **scores}
+        told = {"parameters": parameters, "seconds": seconds, **look.scores, **scores}
         self._add(data, arm, seed, rate, sites, chosen, told)
         return chosen
+
+    def _examples(self, data: str) -> list:
+        """Examples of a set by its name, drawn once."""
+        if data not in self.data:
+            size = data.removeprefix("shifted, ")
+            self.data[data] = sized(size, self.options.reader, self.pipeline.defaults.text_box)
+        return self.data[data]
+
+    def _trained(self, arm: str, sites: list[int], data: list, rate: float, seed: int, look):
+        """Block under what an arm has trained."""
+        own = (data, self.options, rate, seed, look)
+        if arm == "full":
+            return changed(self.pipeline, *own)
+        return adapted(self.pipeline, projections(self.pipeline.denoiser, arm, sites), *own)
 
     def _known(self, data: str, arm: str, seed: int, rate: float) -> float | None:
         """Share of validation words of a run that the table has."""
@@ -245,24 +333,30 @@ class Study:
 
 
 def carried_out(study: Study) -> Iterator[None]:
-    """Make a model's runs one after the other: rates of each arm, then the other seeds, then matched data."""
+    """Make a model's runs one after the other: rates of each arm, the other seeds, then other data."""
     study.base()
     yield
-    sites = arms(study.pipeline)
+    options = study.options
+    sites = {arm: own for arm, own in arms(study.pipeline).items() if arm in options.arms}
     rates = {}
     for arm, own in sites.items():
         reached = {}
-        for rate in study.options.rates:
+        for rate in options.full_rates if arm == "full" else options.rates:
             reached[rate] = study.run("shifted", arm, own[0], 0, rate)
             yield
         rates[arm] = max(reached, key=reached.__getitem__)
-    for seed in range(1, study.options.seeds):
+    for seed in range(1, options.seeds):
         for arm, own in sites.items():
             study.run("shifted", arm, own[seed], seed, rates[arm])
             yield
-    for arm in ("found", "all"):
+    for arm in [arm for arm in MATCHED if arm in sites]:
         study.run("matched", arm, sites[arm][0], 0, rates[arm])
         yield
+    for seed in range(options.seeds):
+        for name in options.sets:
+            for arm in [arm for arm in SIZED if arm in sites]:
+                study.run(f"shifted, {name}", arm, sites[arm][seed], seed, rates[arm])
+                yield
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -277,6 +371,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"seeds of each arm ({SEEDS})")
     parser.add_argument(
         "--rates", type=float, nargs="+", default=RATES, help="AdamW's rates of which one is chosen"
+    )
+    parser.add_argument(
+        "--full-rates", type=float, nargs="+", default=FULL_RATES, help="the same for all weights"
+    )
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="arms (all)")
+    parser.add_argument(
+        "--sets", nargs="+", default=[], metavar="SET", help='"N" or "N chosen" signs (none)'
     )
     reader_option(parser)
     options = parsed(parser, argv)

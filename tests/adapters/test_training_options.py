@@ -324,7 +324,7 @@ distributed.destroy_process_group()
 FAULTS = {
     "weights left out": (
         law_the_loss_is_weighted,
-        (training.Training, "_loss", "* each).mean()", "** 0 * each).mean()"),
+        (training, "batch_loss", "* each).mean()", "** 0 * each).mean()"),
     ),
     "average too slow": (
         law_the_average_follows_the_factors,

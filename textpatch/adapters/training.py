@@ -158,20 +158,10 @@ class Training:
                 yield
 
     def _loss(self, drawn: Batch) -> Tensor:
-        """Weighted mean squared error of the prediction, in float32."""
-        schedule: Any = self.pipeline.schedule
-        x, t, target = schedule.noised(drawn.latents, drawn.noise, drawn.share)
-        with self._precision():
-            output = self.pipeline.denoiser(x, t, drawn.text)
-        error = (output[:, : target.shape[1]].float() - target.float()).square()
-        each = error.mean(dim=(1, 2, 3))  # (B,)
-        return (weights(schedule, self.settings["weighting"], drawn.share) * each).mean()
-
-    def _precision(self) -> torch.autocast:
-        """Products in bfloat16 where that is asked for."""
-        kind = self.pipeline.device.type
-        wanted = self.settings["autocast"]
-        return torch.autocast(kind, torch.bfloat16, enabled=wanted)
+        """Loss of a batch as the settings weigh it and compute it."""
+        return batch_loss(
+            self.pipeline, drawn, self.settings["weighting"], autocast=self.settings["autocast"]
+        )
 
     def _follow(self, factors: list[Tensor]) -> None:
         """Move the averages towards the factors, faster at first."""
@@ -242,6 +232,22 @@ class Training:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.losses = losses
+
+
+def batch_loss(
+    pipeline: SupportsSampling, drawn: Batch, weighting: str = "none", *, autocast: bool = False
+) -> Tensor:
+    """Weighted mean squared error of the prediction, in float32.
+
+    autocast  products of the denoiser in bfloat16
+    """
+    schedule: Any = pipeline.schedule
+    x, t, target = schedule.noised(drawn.latents, drawn.noise, drawn.share)
+    with torch.autocast(pipeline.device.type, torch.bfloat16, enabled=autocast):
+        output = pipeline.denoiser(x, t, drawn.text)
+    error = (output[:, : target.shape[1]].float() - target.float()).square()
+    each = error.mean(dim=(1, 2, 3))  # (B,)
+    return (weights(schedule, weighting, drawn.share) * each).mean()
 
 
 def _require_same(path: Path, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
