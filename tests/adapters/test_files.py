@@ -226,6 +226,54 @@ def test_a_saved_file_is_to_diffusers_model_what_it_is_here(name, component, tmp
     assert not torch.allclose(base, adapted, rtol=1e-3)
 
 
+# diffusers' pipeline that writes adapters of a kind of model, and the arguments of its parts
+PIPELINES = {
+    "SDXL": ("StableDiffusionXLPipeline", "unet"),
+    "IF": ("IFPipeline", "unet"),
+    "SD3": ("StableDiffusion3Pipeline", "transformer"),
+}
+
+
+def law_diffusers_loads_what_is_saved_here_and_the_reverse(name: str, folder: Path) -> None:
+    """diffusers' model under our file gives our output, and ours under the file that diffusers writes of it."""
+    diffusers = pytest.importorskip("diffusers")
+    peft = pytest.importorskip("peft")
+    pipeline, component = PIPELINES[name]
+    ours, theirs = pair(diffusers, name)
+    adapter = random_adapter(ours, sites=(0, 1))
+    adapter.save(folder / "a.safetensors")
+    arguments, inputs = one_input(type(ours), 2)
+    theirs.load_lora_adapter(str(folder), weight_name="a.safetensors", prefix=component)
+    with torch.no_grad():
+        base = ours(*arguments)
+        with adapter.applied(ours):
+            adapted = ours(*arguments)
+        assert relative(call_of(theirs, inputs), adapted) <= 1e-10
+    assert relative(base, adapted) > 1e-3
+    (active,) = theirs.active_adapters()
+    written = {
+        f"{component}_lora_layers": peft.get_peft_model_state_dict(theirs, adapter_name=active),
+        f"{component}_lora_adapter_metadata": theirs.peft_config[active].to_dict(),
+    }
+    getattr(diffusers, pipeline).save_lora_weights(str(folder / "theirs"), **written)
+    again = load_adapter(folder / "theirs" / "pytorch_lora_weights.safetensors")
+    with torch.no_grad(), again.applied(ours):
+        assert relative(ours(*arguments), adapted) <= 1e-10
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_diffusers_loads_what_is_saved_here_and_the_reverse(name, tmp_path):
+    """By diffusers' own loader and writer, with peft."""
+    law_diffusers_loads_what_is_saved_here_and_the_reverse(name, tmp_path)
+
+
+def test_planted_alpha_left_out_is_noticed_by_diffusers(tmp_path, monkeypatch):
+    """Fault: the header names the rank as alpha."""
+    plant(monkeypatch, writing, "_header", '"lora_alpha": alpha', '"lora_alpha": first.rank')
+    with pytest.raises(AssertionError):
+        law_diffusers_loads_what_is_saved_here_and_the_reverse("SD3", tmp_path)
+
+
 @pytest.mark.parametrize("spelling", ["diffusers", "kohya"])
 def test_text_keys_and_values_stay_alone(spelling, tmp_path):
     """Of SD3's joined matrix, q has no rows in the file of an adapter of k and v, and comes back as none."""

@@ -89,6 +89,18 @@ def test_a_selector_takes_what_was_asked_for(tool, name, targets):
     assert READERS[tool](made.text, model(name)[1]) == {*wanted} and made.count == len(wanted)
 
 
+@pytest.mark.parametrize("name", SITES)
+def test_peft_itself_takes_what_was_asked_for(name):
+    """peft, given the text as its configuration, puts its layers in the place of the projections."""
+    peft = pytest.importorskip("peft")
+    wanted = projections(name, "text_kv")
+    whole, linear = outline(name), model(name)[1]
+    made = selection("peft", wanted, linear)
+    peft.inject_adapter_in_model(peft.LoraConfig(**json.loads(made.text)), whole)
+    taken = {name for name, part in whole.named_modules() if hasattr(part, "lora_A")}
+    assert taken == {*wanted} and made.count == len(taken)
+
+
 KOHYA = {
     "text_all": "context_attn_dim=4 context_mlp_dim=0 context_mod_dim=0 x_attn_dim=0 x_mlp_dim=0 x_mod_dim=0",
     "qkvo": "context_attn_dim=0 context_mlp_dim=0 context_mod_dim=0 x_attn_dim=4 x_mlp_dim=0 x_mod_dim=0",

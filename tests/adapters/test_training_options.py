@@ -194,21 +194,41 @@ def test_recomputing_changes_no_bit(architecture):
     law_recomputing_changes_no_bit(architecture)
 
 
+def numbers_kept(made: training.Training) -> int:
+    """How many numbers wait for the backward pass in one step."""
+    sizes: list[int] = []
+
+    def keep(tensor):
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        after_steps(made, 1)
+    return sum(sizes)
+
+
 def test_recomputing_keeps_less():
     """Fewer numbers wait for the backward pass than without."""
-    kept = {}
-    for checkpointing in (False, True):
-        made = training_of("mmdit", checkpointing=checkpointing)
-        sizes: list[int] = []
+    again, whole = (
+        numbers_kept(training_of("mmdit", checkpointing=each)) for each in (True, False)
+    )
+    assert again < 0.5 * whole
 
-        def keep(tensor, sizes=sizes):
-            sizes.append(tensor.numel())
-            return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            after_steps(made, 1)
-        kept[checkpointing] = sum(sizes)
-    assert kept[True] < 0.5 * kept[False]
+def law_nothing_is_kept_before_the_first_trained_site(architecture: str) -> None:
+    """Of the last site alone less than half as many numbers are kept as of the first alone."""
+    pipeline = fixed_case(architecture).pipeline
+    first, last = (
+        numbers_kept(prepared(pipeline, data_of(pipeline), [site], "all", SETTINGS, False))
+        for site in (0, len(pipeline.denoiser.sites) - 1)
+    )
+    assert last < 0.5 * first
+
+
+@pytest.mark.parametrize("architecture", ["sdxl", "if-i", "mmdit"])
+def test_nothing_is_kept_before_the_first_trained_site(architecture):
+    """The backward pass begins at the first trained site."""
+    law_nothing_is_kept_before_the_first_trained_site(architecture)
 
 
 def test_a_model_without_known_blocks_is_not_recomputed():
@@ -325,6 +345,10 @@ FAULTS = {
     "weights left out": (
         law_the_loss_is_weighted,
         (training, "batch_loss", "* each).mean()", "** 0 * each).mean()"),
+    ),
+    "gradients of what is drawn": (
+        lambda: law_nothing_is_kept_before_the_first_trained_site("sdxl"),
+        (training, "batch_loss", "denoiser(x,", "denoiser(x.requires_grad_(),"),
     ),
     "average too slow": (
         law_the_average_follows_the_factors,
