@@ -27,9 +27,10 @@ from textpatch.weights.signs.pairs import ATTRIBUTES, SignPair, attribute_pairs
 from textpatch.weights.signs.reader import read_sign
 
 EDITED = "word", "colour", "shape"
+READER = "nearest drawing"
 SHARES = "written", "paraphrase", "neighbour"
 COLUMNS = [
-    *("model", "attribute", "arm", "sites", "n", "steps", "ridge"),
+    *("model", "reader", "attribute", "arm", "sites", "n", "steps", "ridge"),
     *(f"{name}{end}" for name in SHARES for end in ("", "_low", "_high")),
     "others",
 ]
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ridge", type=float, default=0.1, help="lambda (0.1)")
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device), options.csv, options.append)
-    asked = dict(n=options.pairs, steps=options.steps, ridge=options.ridge)
+    asked = dict(reader=READER, n=options.pairs, steps=options.steps, ridge=options.ridge)
     for name in options.models or MODELS:
         pipeline = load(name, device=options.device, dtype=options.dtype)
         for attribute in EDITED:

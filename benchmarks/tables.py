@@ -724,11 +724,24 @@ def rewriting() -> str:
     return drawn_read(titles, lines, measured)
 
 
+def rewriting_attributes() -> str:
+    """Words, colours and shapes rewritten at each arm's sites, and neighbours that stay."""
+    measured = read_rows("rewriting_attributes")
+    lines = []
+    for row in measured:
+        told = [row[name] for name in ("model", "attribute", "arm", "sites")]
+        lines.append(
+            [*told, *spans(row, "written", "paraphrase", "neighbour"), share(row["others"], 2)]
+        )
+    titles = ["model", "what", "edited at", "sites", "written", "in its paraphrase"]
+    return drawn_read([*titles, "neighbour kept", "others kept"], lines, measured)
+
+
 # --- fine-tuning
 
 
 def finetuning() -> str:
-    """Words learned and pictures kept by adapters of each arm, at the rate chosen for it."""
+    """Words learned and pictures kept by each arm, at the rate chosen for it."""
     groups: dict[tuple, list[dict]] = defaultdict(list)
     for row in read_rows("finetuning"):
         groups[row["model"], row["data"], row["arm"]].append(row)
@@ -739,13 +752,33 @@ def finetuning() -> str:
         taken = [row for row in rows if row["rate"] == rate]
         told = [model, data, arm, taken[0]["sites"], taken[0]["parameters"], str(len(taken))]
         told += [share(_mean(taken, "half")), _whole(_mean(taken, "half_background"))]
-        told += [share(_mean(taken, "word")), _whole(_mean(taken, "background"))]
+        told += [_of_seeds(taken, "word"), _whole(_mean(taken, "background"))]
         lines.append([*told, *(share(_mean(taken, name)) for name in ("colour", "recall"))])
     titles = (
         "model, data, trained at, sites, numbers, seeds, word half-way, background half-way, word"
     )
     titles = [*titles.split(", "), "background", "colour", "recall"]
     return drawn_read(titles, lines, read_rows("finetuning"))
+
+
+def training_speed() -> str:
+    """A training step's time beside that of another way, with quartiles of the ratio."""
+    lines = []
+    for row in read_rows("training_speed"):
+        way = f"{row['sites']}, {row['way']}"
+        span = f"{ratio(float(row['ratio_low']))} to {ratio(float(row['ratio_high']))}"
+        times = [f"{float(row['median_ms']):.0f}", f"{ratio(float(row['ratio']))} ({span})"]
+        lines.append([row["model"], way, row["projections"], *times, row["against"]])
+    return drawn(["model", "trained at, by", "projections", "ms", "ratio", "against"], lines)
+
+
+def _of_seeds(rows: Sequence[dict], name: str) -> str:
+    """Mean of a share, and its least and most where there are several seeds, `.715 (.688 to .750)`."""
+    mean = share(_mean(rows, name))
+    if len(rows) == 1:
+        return mean
+    ordered = sorted((row[name] for row in rows), key=float)
+    return f"{mean} ({share(ordered[0])} to {share(ordered[-1])})"
 
 
 def _whole(value: str) -> str:
@@ -1260,7 +1293,9 @@ TABLES: dict[str, Callable[..., str]] = {
         signs,
         reading_time,
         rewriting,
+        rewriting_attributes,
         finetuning,
+        training_speed,
         safe_tuning,
         beyond,
         edits,

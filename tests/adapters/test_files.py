@@ -235,7 +235,7 @@ PIPELINES = {
 
 
 def law_diffusers_loads_what_is_saved_here_and_the_reverse(name: str, folder: Path) -> None:
-    """diffusers' model under our file gives our output, and ours under the file that diffusers writes of it."""
+    """Under our file diffusers' model gives our output, and under the file that it writes ours does."""
     diffusers = pytest.importorskip("diffusers")
     peft = pytest.importorskip("peft")
     pipeline, component = PIPELINES[name]
@@ -269,7 +269,7 @@ def test_diffusers_loads_what_is_saved_here_and_the_reverse(name, tmp_path):
 
 def test_planted_alpha_left_out_is_noticed_by_diffusers(tmp_path, monkeypatch):
     """Fault: the header names the rank as alpha."""
-    plant(monkeypatch, writing, "_header", '"lora_alpha": alpha', '"lora_alpha": first.rank')
+    plant(monkeypatch, writing, "_lora_config", '"lora_alpha": alpha', '"lora_alpha": first.rank')
     with pytest.raises(AssertionError):
         law_diffusers_loads_what_is_saved_here_and_the_reverse("SD3", tmp_path)
 

@@ -3,9 +3,11 @@
 Each runs at its smallest size, and refuses ways that do not agree.
 """
 
+import importlib
 import json
 import math
 import platform
+import sys
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,10 +18,12 @@ from PIL import Image
 
 from support.scripts import importer, rows_of
 from support.small_models import small_pipeline
+from support.strategies import fixed_case
 from textpatch import find_sites, load
 from textpatch.metrics import Called, calibration
 from textpatch.patching import KVCache
 from textpatch.weights.loading import SHIPPED
+from textpatch.weights.signs.pairs import attribute_pairs
 
 NAMES = ["attention_op", "overhead", "localization_cost", "full_size", "graphs"]
 CPU = torch.device("cpu")
@@ -127,8 +131,10 @@ def test_the_environment_names_no_host_and_no_path(benchmark):
         "carries",
         "other_prompts",
         "rewriting",
+        "rewriting_attributes",
         "safety",
         "finetuning",
+        "training_speed",
         "safe_tuning",
     ],
 )
@@ -495,8 +501,55 @@ def test_arms_of_finetuning(benchmark):
     arms = benchmark("finetuning").arms(pipeline)
     assert all(len(own) == 3 for own in arms.values())
     assert {*arms["all"][0]} == {*arms["found"][0]} | {*arms["all but found"][0]} == {*range(9)}
+    assert arms["all"] == arms["all attention"] == arms["full"]
+    assert tuple(arms) == benchmark("finetuning").ARMS
     assert all(len(lot) == 2 and not {3, 4} & {*lot} for lot in arms["by lot"])
     assert len({*map(tuple, arms["by lot"])}) == 3
+
+
+def test_all_attention_is_that_of_the_picture_too(benchmark):
+    """Arms of sites train keys and values there, "all attention" all projections of 4 sites and 4 others."""
+    denoiser = fixed_case("sdxl").model
+    names = benchmark("finetuning").projections(denoiser, "found", [1])
+    assert names == [f"{denoiser.sites[1].name}.to_{part}" for part in "kv"]
+    every = benchmark("finetuning").projections(denoiser, "all attention", [])
+    assert len(denoiser.sites) == 4 and len(every) == 4 * 2 * 4
+    assert sum(".attn1." in name for name in every) == 4 * 4
+
+
+def test_all_weights_are_trained_and_put_back(benchmark, monkeypatch):
+    """The first loss is that under an adapter's first factors, and afterwards the model is as it was."""
+    pipeline = fixed_case("sdxl").pipeline
+    finetuning = benchmark("finetuning")
+    monkeypatch.setattr(finetuning, "RANK", 2)
+    shape = pipeline.noise([0]).shape[1:]
+    data = [(letter, torch.full(shape, float(i))) for i, letter in enumerate("ab")]
+    options = SimpleNamespace(batch=2, steps=2)
+    losses = []
+    before = {name: x.clone() for name, x in pipeline.denoiser.state_dict().items()}
+    asked = (data, options, 1e-3, 0, lambda step, loss: losses.append(loss))
+    with finetuning.changed(pipeline, *asked) as count:
+        assert count == sum(x.numel() for x in pipeline.denoiser.parameters())
+        after = pipeline.denoiser.state_dict()
+        assert not any(torch.equal(after[name], x) for name, x in before.items() if x.dim() > 1)
+    assert all(torch.equal(x, before[name]) for name, x in pipeline.denoiser.state_dict().items())
+    assert not any(x.requires_grad for x in pipeline.denoiser.parameters())
+    names = finetuning.projections(pipeline.denoiser, "found", [0])
+    with finetuning.adapted(pipeline, names, *asked):
+        pipeline.denoise(pipeline.noise([0]), pipeline.encode(["a"]), steps=1, guidance=1.0)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-6) and losses[3] != losses[1]
+
+
+def test_chosen_signs_are_long_and_read(benchmark, monkeypatch):
+    """Of four times as many signs the longest of those are taken whose words are read."""
+    finetuning = benchmark("finetuning")
+    drawn = [word.split('"')[1] for word, _ in finetuning.sized("16", "", ())]
+    shown = [word if i % 2 else "?" for i, word in enumerate(drawn)]
+    monkeypatch.setattr(finetuning, "words_read", lambda *_: shown)
+    chosen = [word.split('"')[1] for word, _ in finetuning.sized("4 chosen", "", ())]
+    assert len(chosen) == 4 and {*chosen} <= {*drawn[1::2]}
+    rest = [len(word) for word in drawn[1::2] if word not in chosen]
+    assert min(map(len, chosen)) >= max(rest)
 
 
 def test_forgotten_letters_are_not_written(benchmark):
@@ -514,16 +567,16 @@ def test_forgotten_letters_are_not_written(benchmark):
 
 # the default form is test_arms_of_finetuning; what is trained is held in tests/adapters/test_finetuning.py
 @pytest.mark.long
-def test_finetuning(run, tmp_path):
+def test_finetuning(run, benchmark):
     """A row for the base and for each run, with all scores; the same call makes none of them again."""
     words = "planted-mmdit --steps 2 --batch 2 --examples 4 --n 8 --seeds 1 --rates 0.01".split()
+    words += ["--full-rates", "0.001", "--sets", "4", "4 chosen"]
     rows = run("finetuning", *words, "--append")
     told = [(row["data"], row["arm"]) for row in rows]
-    shifted = ["none", "found", "all", "all but found", "by lot"]
     assert told == [
-        *(("shifted", arm) for arm in shifted),
-        ("matched", "found"),
-        ("matched", "all"),
+        *(("shifted", arm) for arm in ("none", *benchmark("finetuning").ARMS)),
+        *(("matched", arm) for arm in ("found", "all", "full")),
+        *((f"shifted, {size}", arm) for size in ("4", "4 chosen") for arm in ("found", "all")),
     ]
     assert rows[0]["colour"] == rows[0]["recall"] == "1.0" and rows[0]["background"] == "0.0"
     assert all(0 <= float(row["word"]) <= 1 and row["half"] for row in rows[1:])
@@ -548,6 +601,85 @@ def test_rewriting(run):
     rows = run("rewriting", *"planted-sdxl --pairs 4 --steps 4".split())
     written = {row["arm"]: float(row["written"]) for row in rows}
     assert written["found"] > max(written["none"], written["by lot"], written["all but found"])
+
+
+def test_neighbours_of_edits_have_a_third_value(benchmark):
+    """A neighbour's value is neither of the edit's, and without one the benchmark says so."""
+    neighbour_of = benchmark("rewriting_attributes").neighbour_of
+    pairs = attribute_pairs("shape", 6)
+    assert all(neighbour_of(pair, pairs).shape not in pair.words for pair in pairs)
+    with pytest.raises(ValueError, match="ask for more"):
+        neighbour_of(pairs[0], pairs[:1])
+
+
+# the default form is above; edits of a shape are those of any prompt, in tests/adapters/test_rewriting.py
+@pytest.mark.long
+def test_rewriting_attributes(run):
+    """At the planted site a word is rewritten and a shape is not, and at all sites a shape is, too."""
+    rows = run("rewriting_attributes", *"planted-mmdit --pairs 6".split())
+    written = {(row["attribute"], row["arm"]): float(row["written"]) for row in rows}
+    assert written["word", "found"] == written["shape", "all"] == 1
+    assert written["shape", "found"] == written["word", "all but found"] == 0
+
+
+# --- training_speed
+
+
+class Standing(torch.nn.Module):
+    """Layer that does what peft's does, scale x B A x beside a linear one."""
+
+    def __init__(self, base: torch.nn.Linear, rank: int, scale: float) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = scale
+        self.lora_A, self.lora_B = (
+            torch.nn.ModuleDict({"default": torch.nn.Linear(*sizes, bias=False)})
+            for sizes in ((base.in_features, rank), (rank, base.out_features))
+        )
+
+    def forward(self, x):
+        return self.base(x) + self.lora_B["default"](self.lora_A["default"](x)) * self.scale
+
+
+def stand_in(scale: float) -> SimpleNamespace:
+    """Module with the two names of peft that the benchmark calls."""
+
+    def inject(config, model):
+        for name in config["target_modules"]:
+            above, _, last = name.rpartition(".")
+            layer = Standing(model.get_submodule(name), config["r"], scale)
+            setattr(model.get_submodule(above), last, layer)
+
+    return SimpleNamespace(LoraConfig=lambda **given: given, inject_adapter_in_model=inject)
+
+
+@pytest.mark.parametrize("scale, equal", [(1.0, True), (1.001, False)])
+def test_training_speed_compares_before_it_times(scale, equal, benchmark, monkeypatch):
+    """Layers with the same scale train to the same bits, and with another scale nothing is timed."""
+    speed = benchmark("training_speed")
+    monkeypatch.setitem(sys.modules, "peft", stand_in(scale))
+    pipeline = fixed_case("sdxl").pipeline.to(torch.float32)
+    shape = pipeline.noise([0]).shape[1:]
+    monkeypatch.setattr(speed, "RANK", 2)
+    data = [(letter, torch.full(shape, float(i))) for i, letter in enumerate("ab")]
+    asked = (pipeline, [0, 1], data, SimpleNamespace(batch=2))
+    if equal:
+        made, told = speed.ways(*asked)
+        assert [*made] == ["ours", "peft"] and told == {"projections": 4, "batch": 2}
+    else:
+        with pytest.raises(importlib.import_module("measure").Unequal, match="losses|to_"):
+            speed.ways(*asked)
+
+
+def test_training_speed_without_peft(run, monkeypatch):
+    """Ours is timed alone, and the reason stands in the table."""
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.setattr(importlib.import_module("training_speed"), "TIMED", 1)
+    rows = run("training_speed", *"planted-mmdit --rounds 1 --batch 2 --examples 2".split())
+    assert [(row["sites"], row["way"], row["against"]) for row in rows] == [
+        ("found", "ours", "all, ours")
+    ]
+    assert rows[0]["note"].startswith("peft is absent")
 
 
 @pytest.mark.long
