@@ -724,17 +724,28 @@ def rewriting() -> str:
     return drawn_read(titles, lines, measured)
 
 
+REWRITTEN = "written", "paraphrase", "neighbour"
+
+
 def rewriting_attributes() -> str:
     """Words, colours and shapes rewritten at each arm's sites, and neighbours that stay."""
     measured = read_rows("rewriting_attributes")
+    arms = list(dict.fromkeys(row["arm"] for row in measured))
     lines = []
-    for row in measured:
-        told = [row[name] for name in ("model", "attribute", "arm", "sites")]
-        lines.append(
-            [*told, *spans(row, "written", "paraphrase", "neighbour"), share(row["others"], 2)]
-        )
-    titles = ["model", "what", "edited at", "sites", "written", "in its paraphrase"]
-    return drawn_read([*titles, "neighbour kept", "others kept"], lines, measured)
+    for model, attribute in dict.fromkeys((row["model"], row["attribute"]) for row in measured):
+        cells = []
+        for arm in arms:
+            row = one(measured, model=model, attribute=attribute, arm=arm)
+            cells.append(", ".join(share(row[name]) for name in REWRITTEN))
+        lines.append([model, attribute, *cells])
+    none, every = (
+        next(row for row in measured if float(row["written"]) == value) for value in (0, 1)
+    )
+    return (
+        f"{drawn_read(['model', 'rewritten', *arms], lines, measured)}"
+        f"Shares of {none['n']}; the 95 % interval of .000 ends at {share(none['written_high'])}, and "
+        f"that of 1.00 begins at {share(every['written_low'])}.\n"
+    )
 
 
 # --- fine-tuning
