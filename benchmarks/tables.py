@@ -757,7 +757,9 @@ def finetuning() -> str:
     for row in read_rows("finetuning"):
         groups[row["model"], row["data"], row["arm"]].append(row)
     lines = []
-    for (model, data, arm), rows in groups.items():
+    first = {name: i for i, key in reversed([*enumerate(groups)]) for name in key[:2]}
+    for model, data, arm in sorted(groups, key=lambda key: (first[key[0]], first[key[1]])):
+        rows = groups[model, data, arm]
         firsts = [row for row in rows if row["seed"] == "0"]
         rate = max(firsts, key=lambda row: float(row["chosen"]))["rate"]
         taken = [row for row in rows if row["rate"] == rate]

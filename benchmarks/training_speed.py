@@ -7,8 +7,8 @@
 
 Both train the text's keys and values in float32, from the same factors.  Before anything is timed, losses and
 factors of some steps are found equal to the bit, since the same products are made in the same order.  Without
-peft the column `note` says so.  On a CPU the time is that of the processor.  Pages of memory that come and
-go change it by a tenth; glibc keeps them under MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_MAX_=0.
+peft the column `note` says so.  On a CPU the time is that of the processor.  To time beside peft:
+`pip install peft`.
 
   median_ms    of a step, as low_ms and high_ms
   against      the way that the ratio is taken against

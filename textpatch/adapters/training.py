@@ -67,6 +67,9 @@ class Training:
             self._factors(), lr=settings["rate"], betas=BETAS, weight_decay=DECAY
         )
         self.losses: list[float] = []  # one for each step
+        # The last loss with its emptied graph.  Without it glibc gives a step's memory back at its end, and a
+        # step takes a tenth longer (tiny-sdxl, all sites, batch 16: 33,000 page faults in place of 8,000).
+        self._last: Tensor | None = None
 
     @property
     def step(self) -> int:
@@ -131,7 +134,7 @@ class Training:
         drawn = batch_of(self.own, self.step, rows=self.rows, **keys)
         factors = self._factors()
         with self._computing():
-            loss = self._loss(drawn)
+            self._last = loss = self._loss(drawn)
             if not loss.isfinite():
                 raise PatchError(
                     f"the loss of step {self.step} is {float(loss.detach())}; give a lower rate, or a wider "
