@@ -2,9 +2,9 @@
 
     python benchmarks/scenes.py --csv benchmarks/results/scenes.csv
 
-tiny-mmdit draws a sign, which is hung on a wall of soft light, blurred shapes and grain, of half its width and
-turned.  Every wall has its own place and angle.  The model's card names no place of the word, so that the
-reader finds it, and what lies beside the lettering of both pictures is the background.
+tiny-mmdit draws a sign, which is hung on a wall of soft light, blurred shapes and grain, turned, and half as
+wide as the wall.  Every wall has its own place and angle.  The model's card names no place of the word, so
+that the reader finds it, and what lies beside the lettering of both pictures is the background.
 
   angle     degrees by which the sign is turned
   best      the site that is ranked first, of all

@@ -609,6 +609,25 @@ def readers(name: str = "readers") -> str:
     return drawn(["pictures", "be read", *names], lines)
 
 
+def scenes() -> str:
+    """Sites found in signs that hang turned in scenes, by each reader at each size."""
+    measured = read_rows("scenes")
+    lines = []
+    for rows in by_readers(measured, "reader", "size"):
+        first = rows[0]
+        best = Counter(row["best"] for row in rows)
+        site, count = best.most_common(1)[0]
+        shares = [
+            share(str(sum(float(row[name]) for row in rows) / len(rows)), 2)
+            for name in ("exact", "others", "plain", "ssim")
+        ]
+        found = f"{site}, in {count} of {len(rows)}"
+        lines.append([first["reader"], broken_share(first["reader"]), first["size"], found, *shares])
+    titles = ["read by", "broken words it calls right", "pixels", "best site"]
+    titles += ["word = target with it", "with the best other", "whole target run"]
+    return drawn([*titles, "background SSIM"], lines)
+
+
 def reading_time() -> str:
     """Processor time of a small picture by each reader."""
     rows = read_rows("readers-speed")
@@ -1305,6 +1324,7 @@ TABLES: dict[str, Callable[..., str]] = {
         readers,
         signs,
         reading_time,
+        scenes,
         rewriting,
         rewriting_attributes,
         finetuning,

@@ -3,6 +3,7 @@
 Each runs at its smallest size, and refuses ways that do not agree.
 """
 
+import copy
 import importlib
 import json
 import math
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 from support.scripts import importer, rows_of
 from support.small_models import small_pipeline
@@ -793,6 +794,30 @@ def test_readers(run, benchmark, monkeypatch):
         read = [int(row[f"{name}_read"]) for row in limits]
         assert read == sorted(read, reverse=True) and len({row[name] for row in limits}) == 1
     assert int(limits[0]["whole_read"]) > int(limits[0]["broken_read"])
+
+
+def test_readers_are_timed_by_the_processor(run):
+    """Both kinds of whole words have a row, and of one round all quartiles are its time."""
+    (clean, signs) = run("readers", "tesseract", "--speed", "--each", "2", "--rounds", "1")
+    assert clean["pictures"] == "words, 96 x 32" and signs["pictures"] == "words on signs"
+    for row in (clean, signs):
+        assert 0 < float(row["ms_low"]) == float(row["ms"]) == float(row["ms_high"]) < 1000
+
+
+def test_signs_hang_in_scenes(run, benchmark, monkeypatch):
+    """A row for each wall, whose site is that of the reader's words, at no place that is told."""
+    script = benchmark("scenes")
+    signs = [Image.new("RGB", (96, 32), colour) for colour in ("white", "red")]
+    white, red = script.hung(signs, 120, 0)
+    box = ImageChops.difference(white, red).getbbox()
+    assert 60 < box[2] - box[0] < 66 and 24 < box[3] - box[1] < 32  # the turned sign, nothing else
+    pipeline = load("planted-mmdit")
+    pipeline.defaults = replace(pipeline.defaults, steps=1, guidance=1.0)
+    monkeypatch.setattr(script.textpatch, "load", lambda name: copy.copy(pipeline))
+    monkeypatch.setattr(script, "ANGLES", (8,))
+    (row,) = run("scenes", "ppocr", "--sizes", "96", "--pairs", "1")
+    assert (row["reader"], row["size"], row["angle"], row["n"]) == ("ppocr", "96", "8", "1")
+    assert 0 <= int(row["best"]) < 6 and 0 <= float(row["plain"]) <= 1
 
 
 def test_misread(run, benchmark, tmp_path, monkeypatch):
