@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         "readers", nargs="*", metavar="READER", help="readers by name (ppocr agreement)"
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024], help="(512 1024)")
-    parser.add_argument("--pairs", type=int, default=6, help="pairs of signs on each wall (6)")
+    parser.add_argument("--pairs", type=int, default=4, help="pairs of signs on each wall (4)")
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device), options.csv, options.append)
     for reader in options.readers or [name for name in READERS if name != "tesseract"]:
