@@ -337,6 +337,21 @@ def test_pieces_are_joined_as_the_papers_code_does():
     )
 
 
+@pytest.mark.parametrize("name", ["tesseract", "ppocr", "agreement"])
+def test_a_picture_of_100_megapixels_is_refused(name):
+    """Before anything of it is enlarged, and with its size."""
+    with pytest.raises(OCRError, match="has 10000 x 10000 pixels.*shrink it"):
+        reader_named(name, []).read([Image.new("1", (10_000, 10_000))])
+
+
+def test_punctuation_alone_is_no_word():
+    """Two that agree read nothing in it where no sign is asked for, and PP-OCR no letter."""
+    signs = [draw(signs, size) for signs in ("?!.,", "...", "-", "!!!") for size in (16, 36)]
+    assert [reading.text for reading in reader_named("agreement", []).read(signs)] == [""] * 8
+    read = "".join(reading.text for reading in PPOCR().read(signs))
+    assert "?!" in read and not any(letter.isalnum() for letter in read)
+
+
 # --- strictly
 
 
@@ -407,6 +422,7 @@ def test_a_strict_reader_reads_broken_words_as_such(name, monkeypatch):
 
 def test_over_reading_is_told_of_the_reader_that_was_measured():
     """Of readers by name that of their calibration, of a function that of its self-test, else nothing."""
+    assert over_reading(reader_named("agreement", []))["high"] < 0.05
     for name, counted in CALIBRATED.items():
         found = over_reading(reader_named(name, ["House"]))
         assert (found["read"], found["n"], found["by"]) == (*counted, "calibration")
