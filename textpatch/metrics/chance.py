@@ -30,7 +30,8 @@ def chance_level(
                several that stay together, such as precision and recall
     statistic  over items, called as `intervals.bootstrap` does
 
-    Nothing is drawn at random.  For means over items this is the exact expectation.  For `f1_of_means` it is
+    Nothing is drawn at random.  Every two different words are compared, as a score of an edit distance is no
+    sum over letters; `chance_f1` is one.  For means over items this is the exact expectation.  For `f1_of_means` it is
     the F1 of the exact expectations of precision and recall.
     Raises PatchError for less than two items.
     """

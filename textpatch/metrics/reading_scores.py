@@ -42,8 +42,8 @@ def scores_of_readings(
 
     The intervals are those of `intervals`, and the ends of an interval None where there is none.  A chance
     level is that of `chance_level`, in which other pictures' words are single lines.  It is None for one
-    picture, and for "empty".  That of f1 is linear in n, the others take n^2 scores, for 300 words
-    some seconds.
+    picture, and for "empty".  That of f1 is linear in n.  The others compare every two different
+    words, as an edit distance is no sum over letters: four of them take 1.2 s for 283 words.
     Raises PatchError for other numbers of readings and words, for none, and for words that a score refuses.
     """
     if len(readings) != len(words) or not len(words):
