@@ -31,8 +31,8 @@ def chance_level(
     statistic  over items, called as `intervals.bootstrap` does
 
     Nothing is drawn at random.  Every two different words are compared, as a score of an edit distance is no
-    sum over letters; `chance_f1` is one.  For means over items this is the exact expectation.  For `f1_of_means` it is
-    the F1 of the exact expectations of precision and recall.
+    sum over letters; `chance_f1` is one.  For means over items this is the exact expectation.  For
+    `f1_of_means` it is the F1 of the exact expectations of precision and recall.
     Raises PatchError for less than two items.
     """
     _require_two(words)
