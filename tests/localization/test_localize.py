@@ -1,6 +1,8 @@
 """Localising on the shipped models, whose words tesseract reads."""
 
 import json
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -89,6 +91,58 @@ def test_held_out_words_are_read_as_well_as_clean_drawings(model, long):
         evaluation.generated_pictures(load(model), signs), signs, fmt, ocr
     ).mean()
     assert made >= 0.95 * clean > 0.9
+
+
+class Waiting(Parrot):
+    """A reader whose first reading lasts until the second pair is being generated.
+
+    seconds  that it waits at most
+    in_time  whether that began while it read
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.begun = threading.Semaphore(0)
+        self.in_time = None
+
+    def read(self, images, boxes=None):
+        if self.in_time is None:
+            self.begun.acquire()  # the pair that is read
+            self.in_time = self.begun.acquire(timeout=self.seconds)
+        return super().read(images, boxes)
+
+
+def require_reading_beside(seconds: float, monkeypatch) -> None:
+    """Require that pictures are read while others are generated."""
+    reader = Waiting(seconds)
+    honest = trials.sample_latents
+
+    def generating(*args, **options):
+        reader.begun.release()
+        return honest(*args, **options)
+
+    monkeypatch.setattr(trials, "sample_latents", generating)
+    localize(small_pipeline(), [PAIR, PAIR[::-1]], ocr=reader)
+    assert reader.in_time
+
+
+def test_reading_overlaps_generation(monkeypatch):
+    """The second pair is being generated before the first is read."""
+    require_reading_beside(60, monkeypatch)
+
+
+def test_reading_that_holds_generation_up_is_noticed(monkeypatch):
+    """Fault: what is to be read is read at once."""
+
+    class AtOnce(ThreadPoolExecutor):
+        def submit(self, work):
+            done = Future()
+            done.set_result(work())
+            return done
+
+    monkeypatch.setattr(trials, "ThreadPoolExecutor", AtOnce)
+    with pytest.raises(AssertionError):
+        require_reading_beside(0.05, monkeypatch)
 
 
 class Blind(Parrot):
