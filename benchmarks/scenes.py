@@ -16,6 +16,7 @@ that the reader finds it, and what lies beside the lettering of both pictures is
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,11 +35,17 @@ MODEL = "tiny-mmdit"
 ANGLES = (-8, 4, 8)  # of each wall's sign
 
 
+@functools.cache
+def place_and_ground(size: int, wall: int) -> tuple[tuple[int, int], Image.Image]:
+    """Where the sign of a wall hangs, and the wall without it."""
+    dice = random.Random(wall)
+    left, top = (round(dice.uniform(0.02, limit) * size) for limit in (0.45, 0.7))
+    return (left, top), draw_wall(dice, (size, size))
+
+
 def hung(signs: Sequence[Image.Image], size: int, wall: int) -> list[Image.Image]:
     """Scenes of size x size pixels, each with a sign at the place and the angle of the wall."""
-    dice = random.Random(wall)
-    place = tuple(round(dice.uniform(0.02, limit) * size) for limit in (0.45, 0.7))
-    ground = draw_wall(dice, (size, size))
+    place, ground = place_and_ground(size, wall)
     scenes = []
     for sign in signs:
         large = sign.resize((size // 2, size // 6), Image.Resampling.BICUBIC).convert("RGBA")
@@ -75,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         "readers", nargs="*", metavar="READER", help="readers by name (ppocr agreement)"
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024], help="(512 1024)")
-    parser.add_argument("--pairs", type=int, default=4, help="pairs of signs on each wall (4)")
+    parser.add_argument("--pairs", type=int, default=3, help="pairs of signs on each wall (3)")
     options = parsed(parser, argv)
     table = Table(COLUMNS, environment(options.device), options.csv, options.append)
     for reader in options.readers or [name for name in READERS if name != "tesseract"]:

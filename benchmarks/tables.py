@@ -342,8 +342,13 @@ def start_step(model: str) -> str:
     """From which step on the swap is needed."""
     measured = read_rows(f"{model}-start")
     rows = [
-        [row["start"], share(row["sigma"]), share(row["exact_target"]), share(row["exact_source"])]
-        for row in measured
+        [
+            read[0]["start"],
+            share(read[0]["sigma"]),
+            both(read, "exact_target"),
+            both(read, "exact_source"),
+        ]
+        for read in by_readers(measured, "start")
     ]
     titles = ["start step", "sigma there", "word = target", "word = source"]
     return drawn_read(titles, rows, measured)
@@ -410,16 +415,16 @@ def mixing() -> str:
         for text in ("source", "target"):
             cells = [f"{template}, {text}"]
             for model in MODELS:
-                row = one(measured, model=model, template=template, text=text)
-                cells += [f"{share(row['f1_source'], 2)}, {share(row['f1_target'], 2)}"]
-                cells += [share(row["ssim"])]
+                read = chosen(measured, model=model, template=template, text=text)
+                cells += [both(read, "f1_source", 2), both(read, "f1_target", 2)]
+                cells += [share(read[0]["ssim"])]
             rows.append(cells)
-    words = f"{one(measured, model=model, template='source', text='source')['pairs']} signs"
-    chance = ", ".join(by_chance(words, side) for side in ("source", "target"))
-    rows.append(["*by chance*", *[chance, ""] * len(MODELS)])
+    words = f"{measured[0]['pairs']} signs"
+    chance = [by_chance(words, side) for side in ("source", "target")]
+    rows.append(["*by chance*", *[*chance, ""] * len(MODELS)])
     titles = ["template, text"]
     for model in MODELS:
-        titles += [f"{model}: F1 to source, target", "background SSIM"]
+        titles += [f"{model}: F1 to source", "to target", "background SSIM"]
     return drawn_read(titles, rows, measured)
 
 
@@ -622,7 +627,9 @@ def scenes() -> str:
             for name in ("exact", "others", "plain", "ssim")
         ]
         found = f"{site}, in {count} of {len(rows)}"
-        lines.append([first["reader"], broken_share(first["reader"]), first["size"], found, *shares])
+        lines.append(
+            [first["reader"], broken_share(first["reader"]), first["size"], found, *shares]
+        )
     titles = ["read by", "broken words it calls right", "pixels", "best site"]
     titles += ["word = target with it", "with the best other", "whole target run"]
     return drawn([*titles, "background SSIM"], lines)
