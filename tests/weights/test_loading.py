@@ -4,6 +4,8 @@ nothing else."""
 import hashlib
 import json
 import socket
+import threading
+import time
 import weakref
 from dataclasses import asdict, replace
 
@@ -23,7 +25,7 @@ from textpatch.errors import WeightsError
 from textpatch.reference_models.schedules import Euler
 from textpatch.reference_models.sdxl import StableDiffusion
 from textpatch.reference_models.vae import VAE, VAEConfig
-from textpatch.weights import fill, locating
+from textpatch.weights import fill, loading, locating
 from textpatch.weights.building import Builder
 from textpatch.weights.configs import REFINER, denoiser_from_config
 from textpatch.weights.fill import Part, fill_module
@@ -59,6 +61,60 @@ def test_an_original_file_is_the_same_denoiser(tmp_path, kind, component):
     save_file(originals(kind, component, model.state_dict()), tmp_path / "one.safetensors")
     loaded = load_denoiser(tmp_path / "one.safetensors")
     assert equal(loaded, model) and loaded.config == model.config
+
+
+def require_read_ahead(monkeypatch, tmp_path):
+    """Tensors that threads read are those of the file, each read once."""
+    monkeypatch.setattr(fill, "LARGE", 1)
+    model = small("SD3")
+    save_file(originals("SD3", "transformer", model.state_dict()), tmp_path / "one.safetensors")
+    names, read = [], Part.read
+
+    def counted(self, key, room=None):
+        names.append((key, threading.current_thread() is threading.main_thread()))
+        return read(self, key, room)
+
+    monkeypatch.setattr(Part, "read", counted)
+    assert equal(load_denoiser(tmp_path / "one.safetensors"), model)
+    keys = [key for key, _ in names]
+    assert len(keys) == len({*keys}) and not all(in_main for _, in_main in names)
+
+
+def test_large_tensors_are_read_by_threads(monkeypatch, tmp_path):
+    """Views of what is read stay as they are, and swapped halves are read here."""
+    require_read_ahead(monkeypatch, tmp_path)
+
+
+READ_AHEAD_FAULTS = {
+    "read twice": ("reading.pop(key).result()", "part.read(key)"),
+    "another tensor": ("reading.pop(key).result()", "reading.popitem()[1].result()"),
+    "nothing ahead": ("staying(part, dtype, exact, large)", "()"),
+}
+
+
+@pytest.mark.parametrize("fault", READ_AHEAD_FAULTS)
+def test_a_fault_in_reading_ahead_is_noticed(monkeypatch, tmp_path, fault):
+    plant(monkeypatch, fill, "fill_module", *READ_AHEAD_FAULTS[fault])
+    monkeypatch.setattr(loading, "fill_module", fill.fill_module)
+    with pytest.raises((AssertionError, WeightsError, RuntimeError)):
+        require_read_ahead(monkeypatch, tmp_path)
+
+
+def test_a_read_that_fails_ends_those_that_wait(monkeypatch, tmp_path):
+    """The error of a thread is that of `load`, and few of the other tensors are read after it."""
+    monkeypatch.setattr(fill, "LARGE", 1)
+    save_file(small("SD3").state_dict(), tmp_path / "one.safetensors")
+    begun = []
+
+    def failing(self, key, room=None):
+        begun.append(key)
+        time.sleep(0.01)
+        raise WeightsError(f"{key} changed")
+
+    monkeypatch.setattr(Part, "read", failing)
+    with pytest.raises(WeightsError, match="changed"):
+        load_denoiser(tmp_path / "one.safetensors")
+    assert len(begun) <= 3 * fill.READERS
 
 
 # by default a U-Net and a transformer; the sizes of the others come from original files above
