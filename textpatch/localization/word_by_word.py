@@ -364,7 +364,8 @@ def _at_places(trials: Trials, records: Sequence[dict], group: str) -> dict:
     for record in records:
         for donor in donors_of(trials.pairs[record["pair"]]):
             entry = record["pictures"].get(row_of(donor.name, ALL, group))
-            if entry is None or donor.name == REPEATED:
+            # a reader that says no lines says of no line that it stays
+            if entry is None or TEXTS not in entry or donor.name == REPEATED:
                 continue
             stays = [text["exact_source"] for text in entry[TEXTS]]
             if donor.word is None:
