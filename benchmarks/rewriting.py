@@ -86,8 +86,13 @@ def row(pipeline, pairs: list[Pair], kept: list[str], sites: list[int], options)
     read = words_read(options.reader, flat, pipeline.defaults.text_box)
     wanted = [word for pair, other in beside for word in (pair.words[1], other.words[0])]
     right = [text == word for text, word in zip(read, wanted, strict=True)]
+    return shares_of({"written": right[::2], "neighbour": right[1::2]})
+
+
+def shares_of(right: dict[str, list[bool]]) -> dict[str, float]:
+    """Columns of the share of each list that is right, with the ends of its interval."""
     shares = {}
-    for name, of in (("written", right[::2]), ("neighbour", right[1::2])):
+    for name, of in right.items():
         share = sum(of) / len(of)
         ends = wilson(share, len(of))
         shares |= {name: share, f"{name}_low": ends.low, f"{name}_high": ends.high}

@@ -19,9 +19,8 @@ from __future__ import annotations
 import statistics
 
 from measure import Table, arguments, environment, parsed
-from rewriting import CAPTURED, MODELS, arms
+from rewriting import CAPTURED, MODELS, arms, shares_of
 from textpatch import load, rewrite
-from textpatch.metrics import wilson
 from textpatch.weights.signs.drawing import Sign
 from textpatch.weights.signs.pairs import ATTRIBUTES, SignPair, attribute_pairs
 from textpatch.weights.signs.reader import read_sign
@@ -77,12 +76,7 @@ def row(pipeline, pairs: list[SignPair], sites: list[int], options) -> dict:
         others.append(
             statistics.mean(getattr(edited, name) == getattr(old, name) for name in names)
         )
-    shares = {"others": statistics.mean(others)}
-    for name, of in right.items():
-        share = statistics.mean(of)
-        ends = wilson(share, len(of))
-        shares |= {name: share, f"{name}_low": ends.low, f"{name}_high": ends.high}
-    return shares
+    return {**shares_of(right), "others": statistics.mean(others)}
 
 
 def main(argv: list[str] | None = None) -> None:
