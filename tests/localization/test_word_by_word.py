@@ -182,6 +182,24 @@ def test_pictures_are_those_of_edit(small, monkeypatch):
         )
 
 
+def places_of_one_line(small, monkeypatch) -> list[dict]:
+    """What is said of places by a reader that gives one line for two."""
+    monkeypatch.setattr(Written, "read", lambda self, images, boxes: ["AB"] * len(images))
+    return each_word(Trials(small, PAIRS[:1], ocr=Written()), [(0,)])["places"]
+
+
+def test_a_reader_that_says_no_lines_says_none_that_stays(small, monkeypatch):
+    """Its pictures are scored as a whole, and no line has a share."""
+    assert places_of_one_line(small, monkeypatch) == [{"group": "0", "lines": []}]
+
+
+def test_lines_looked_for_where_none_is_said_are_noticed(small, monkeypatch):
+    """Fault: every entry is taken to have scores of each line."""
+    plant(monkeypatch, word_by_word, "_at_places", "TEXTS not in entry or ", "")
+    with pytest.raises(KeyError):
+        places_of_one_line(small, monkeypatch)
+
+
 def test_pixels_in_a_box_do_not_count():
     """Of 96 x 32 pixels a third of the lower half differs, by a little or by much."""
     source = Image.new("RGB", (96, 32), (100, 100, 100))
