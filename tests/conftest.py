@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ settings.register_profile("ci", common, derandomize=True, max_examples=10)
 settings.register_profile("deep", common, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in `make test &`; tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Files that take more than ten seconds, the longest first.  They begin first, because one begun last would
