@@ -34,11 +34,11 @@ from torch import nn
 
 import textpatch
 from measure import Table, arguments, environment, kept, parsed, reader_option, words_read
-from textpatch.adapters.targets import ADDED, IMAGE, target_names
-from textpatch.adapters.training import BETAS, DECAY, OnStep, Training, batch_loss
-from textpatch.adapters.training_data import batch_of, examples
 from textpatch.metrics import mse, pixels_outside
 from textpatch.metrics.neighbours import neighbours_of
+from textpatch.tuning.targets import ADDED, IMAGE, target_names
+from textpatch.tuning.training import BETAS, DECAY, OnStep, Training, batch_loss
+from textpatch.tuning.training_data import batch_of, examples
 from textpatch.weights.signs.drawing import Sign, SignFormat, random_sign
 from textpatch.weights.signs.examples import sign_examples
 from textpatch.weights.signs.reader import read_sign

@@ -27,10 +27,10 @@ from torch import nn
 from finetuning import RANK, drawing
 from measure import TIMES, Table, arguments, environment, in_turns, parsed, require_close, timed
 from textpatch import load
-from textpatch.adapters.targets import target_names
-from textpatch.adapters.training import BETAS, DECAY, Training, batch_loss
-from textpatch.adapters.training_data import Examples, batch_of, examples
 from textpatch.reference_models.pipeline import Pipeline
+from textpatch.tuning.targets import target_names
+from textpatch.tuning.training import BETAS, DECAY, Training, batch_loss
+from textpatch.tuning.training_data import Examples, batch_of, examples
 from textpatch.weights.signs.examples import sign_examples
 
 MODELS = "tiny-sdxl", "tiny-if", "tiny-mmdit"

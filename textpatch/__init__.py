@@ -5,9 +5,6 @@ import sys
 from typing import Any
 
 _HOMES = {
-    "adapters.finetuning": "finetune",
-    "adapters.low_rank": "Adapter",
-    "adapters.rewriting": "rewrite",
     "attention": "segment_attention",
     "auditing.replay": "audit",
     "editing.comparing": "compare",
@@ -36,6 +33,9 @@ _HOMES = {
     "swapping": "swap",
     "sites": "Site Span",
     "testing": "check_port",
+    "tuning.finetuning": "finetune",
+    "tuning.low_rank": "Adapter",
+    "tuning.rewriting": "rewrite",
     "weights": "load load_adapter load_denoiser",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -1,8 +1,5 @@
 """The public names, for tools that read types; `__init__.py` imports each when it is first used."""
 
-from textpatch.adapters.finetuning import finetune as finetune
-from textpatch.adapters.low_rank import Adapter as Adapter
-from textpatch.adapters.rewriting import rewrite as rewrite
 from textpatch.attention import segment_attention as segment_attention
 from textpatch.auditing.replay import audit as audit
 from textpatch.cache import KVCache as KVCache
@@ -43,6 +40,9 @@ from textpatch.sites import Site as Site
 from textpatch.sites import Span as Span
 from textpatch.swapping import swap as swap
 from textpatch.testing import check_port as check_port
+from textpatch.tuning.finetuning import finetune as finetune
+from textpatch.tuning.low_rank import Adapter as Adapter
+from textpatch.tuning.rewriting import rewrite as rewrite
 from textpatch.weights import load as load
 from textpatch.weights import load_adapter as load_adapter
 from textpatch.weights import load_denoiser as load_denoiser

@@ -1,6 +1,6 @@
 """Adapters read from files of other programs, without trust: every tensor is used, or refused by name.
 
-What spellings there are is told in `textpatch.adapters.writing`.
+What spellings there are is told in `textpatch.tuning.writing`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 from torch import Tensor
 
-from textpatch.adapters.fused import PARTS, is_block_diagonal, parted
-from textpatch.adapters.low_rank import Adapter
-from textpatch.adapters.spellings import projections, role_of
-from textpatch.adapters.writing import CONFIG, HEADER, METADATA, MODEL
 from textpatch.changes import LowRank
 from textpatch.errors import PatchError, WeightsError
+from textpatch.tuning.fused import PARTS, is_block_diagonal, parted
+from textpatch.tuning.low_rank import Adapter
+from textpatch.tuning.spellings import projections, role_of
+from textpatch.tuning.writing import CONFIG, HEADER, METADATA, MODEL
 from textpatch.weights.reading.entry import opened
 from textpatch.weights.reading.files import inside, open_tensors, read_json
 from textpatch.weights.reading.header import HEADER_BYTES, unique

@@ -566,7 +566,7 @@ def test_forgotten_letters_are_not_written(benchmark):
     assert torch.equal(after[1], before[1]) and not torch.allclose(after[0], before[0], atol=0.1)
 
 
-# the default form is test_arms_of_finetuning; what is trained is held in tests/adapters/test_finetuning.py
+# the default form is test_arms_of_finetuning; what is trained is held in tests/tuning/test_finetuning.py
 @pytest.mark.long
 def test_finetuning(run, benchmark):
     """A row for the base and for each run, with all scores; the same call makes none of them again."""
@@ -584,7 +584,7 @@ def test_finetuning(run, benchmark):
     assert run("finetuning", *words, "--append") == rows
 
 
-# the default forms are those of `sanitize` in tests/safety and of `finetune` in tests/adapters
+# the default forms are those of `sanitize` in tests/safety and of `finetune` in tests/tuning
 @pytest.mark.long
 def test_safe_tuning(run):
     """The base, `sanitize` and two adapters are scored alike, and the base is itself."""
@@ -595,7 +595,7 @@ def test_safe_tuning(run):
     assert float(rows[1]["benign"]) > float(rows[0]["benign"]) and rows[2]["pairs"] == "4"
 
 
-# the default form is above; that a rewritten word is drawn is in tests/adapters/test_rewriting.py
+# the default form is above; that a rewritten word is drawn is in tests/tuning/test_rewriting.py
 @pytest.mark.long
 def test_rewriting(run):
     """Rewritten at the planted site the word is the other one, at as many others it is not."""
@@ -613,7 +613,7 @@ def test_neighbours_of_edits_have_a_third_value(benchmark):
         neighbour_of(pairs[0], pairs[:1])
 
 
-# the default form is above; edits of a shape are those of any prompt, in tests/adapters/test_rewriting.py
+# the default form is above; edits of a shape are those of any prompt, in tests/tuning/test_rewriting.py
 @pytest.mark.long
 def test_rewriting_attributes(run):
     """At the planted site a word is rewritten and a shape is not, and at all sites a shape is, too."""

@@ -13,9 +13,9 @@ from PIL import Image
 
 from support.small_models import PROMPTS, save_small
 from textpatch import cli, load_adapter
-from textpatch.adapters.data_files import write_folder
 from textpatch.reference_models.pipeline import Pipeline
 from textpatch.runs.folder import Run
+from textpatch.tuning.data_files import write_folder
 
 TRAIN = "--sites 0 --steps 2 --batch 2 --every 1 --out run".split()
 

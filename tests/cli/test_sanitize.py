@@ -8,9 +8,9 @@ import pytest
 
 from support.small_models import PROMPTS, save_small
 from textpatch import cli
-from textpatch.adapters.data_files import read_data
 from textpatch.pictures import open_picture
 from textpatch.safety import decisions
+from textpatch.tuning.data_files import read_data
 
 WORD = "HELLO"
 REFUSED = f"a red sign with text {WORD}"

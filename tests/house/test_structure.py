@@ -27,7 +27,7 @@ LAYERS = [
     ["maps", "safety"],
     ["editing"],
     ["localization"],
-    ["adapters", "auditing", "testing"],
+    ["tuning", "auditing", "testing"],
     ["report"],
     ["groups"],
     ["prompts", "runs"],

@@ -14,7 +14,6 @@ from support.planting import plant
 from support.small_models import PROMPTS, relative, small_encoders
 from support.strategies import randomize
 from textpatch import load
-from textpatch.adapters.token_pairs import paired
 from textpatch.errors import PatchError, PromptError, WeightsError
 from textpatch.prompts.alignment import word_tokens
 from textpatch.reference_models import tokenizing
@@ -24,6 +23,7 @@ from textpatch.reference_models.text_encoders import (
     SDXLTextEncoders,
 )
 from textpatch.reference_models.tokenizing import tokenize
+from textpatch.tuning.token_pairs import paired
 
 WRITTEN = ["", *PROMPTS, "a red sign"]
 # IF lower-cases, and this vocabulary has no small letters to spell a quoted word with

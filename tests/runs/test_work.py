@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from support.planting import plant
-from textpatch.adapters.low_rank import Adapter
 from textpatch.changes import LowRank
 from textpatch.errors import StoreError
 from textpatch.plan import Plan, Row, Swap
 from textpatch.runs import work
 from textpatch.runs.folder import Run
 from textpatch.runs.work import Work, adapters_of, made_by
+from textpatch.tuning.low_rank import Adapter
 
 REQUEST = {"request": {"n": 1}}
 ROWS = [Row("source", "a sign", 0), Row("target", "another sign", 0)]

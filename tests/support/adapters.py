@@ -5,9 +5,9 @@ import torch
 from support.patched_calls import anatomy, by_cache, close, loop, patching, paths, refused, run
 from support.strategies import Case
 from textpatch import HookRegistry, Plan, Swap
-from textpatch.adapters.low_rank import Adapter, base_sha256, layers_of
 from textpatch.anatomy import TEXT_PROJECTIONS
 from textpatch.changes import LowRank, acting_weight
+from textpatch.tuning.low_rank import Adapter, base_sha256, layers_of
 
 
 def random_change(layer, rank: int, generator) -> LowRank:

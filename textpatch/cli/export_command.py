@@ -10,7 +10,7 @@ from textpatch.cli.options import READING, Help, add_reading_options
 from textpatch.cli.outcome import Outcome
 from textpatch.errors import PatchError
 
-# those of textpatch.adapters, which is not imported before it is known that something is to be done
+# those of textpatch.tuning, which is not imported before it is known that something is to be done
 TOOLS = ["peft", "kohya", "musubi", "lycoris", "diffusers"]
 TARGETS = ["text_kv", "qkvo", "text_all", "all"]
 
@@ -58,9 +58,9 @@ def export(options) -> Outcome:
     """Write the selection, and tell how many modules it takes."""
     from torch import nn
 
-    from textpatch.adapters.selectors import selection
     from textpatch.disk import read_json
     from textpatch.runs.folder import Run
+    from textpatch.tuning.selectors import selection
     from textpatch.weights.loading import outline
 
     run = Run.load(options.folder)
@@ -81,9 +81,9 @@ def _projections(options, command: str, result: dict, model) -> list[str]:
 
     Raises PatchError for --targets of a run that has its own, and for a run of another command.
     """
-    from textpatch.adapters.targets import target_names
     from textpatch.ports.shipped import find_sites
     from textpatch.report.result import credited
+    from textpatch.tuning.targets import target_names
 
     if "projections" in result:
         if options.targets is not None:

@@ -29,7 +29,7 @@ from textpatch.cli.outcome import Outcome
 from textpatch.errors import PatchError
 from textpatch.runs.interrupts import told_on_interrupt
 
-# those of textpatch.adapters, which is not imported before it is known that something is to be done
+# those of textpatch.tuning, which is not imported before it is known that something is to be done
 TARGETS = ["text_kv", "qkvo", "text_all", "all"]
 TIMES = ["uniform", "logit_normal"]
 WEIGHTINGS = ["none", "min_snr", "sigma_squared", "cosmap"]
@@ -185,7 +185,7 @@ def _add_samples(group) -> None:
 
 def finetune(options) -> Outcome:
     """Train an adapter, and keep it with pictures made before and under it."""
-    from textpatch.adapters.finetuning import prepared, require_counts
+    from textpatch.tuning.finetuning import prepared, require_counts
 
     every = options.every
     if every is None:
@@ -226,7 +226,7 @@ def finetune(options) -> Outcome:
 
 def _train(training, steps: int, every: int, shown) -> None:
     """Make the steps that are missing, and draw before them and on the way."""
-    from textpatch.adapters.low_rank import Adapter
+    from textpatch.tuning.low_rank import Adapter
 
     def due() -> bool:
         return 0 < training.step < steps and training.step % every == 0
@@ -265,7 +265,7 @@ def _data(options) -> list:
             f"--examples {options.examples} is a number of signs that are drawn, and --data "
             f"{options.data} is read whole; leave it out"
         )
-    from textpatch.adapters.data_files import read_data
+    from textpatch.tuning.data_files import read_data
 
     return read_data(options.data)
 

@@ -23,7 +23,7 @@ from textpatch.cli.options import (
 from textpatch.cli.outcome import Outcome
 from textpatch.errors import PatchError
 
-TOKENS = ["all", "aligned", "last"]  # those of textpatch.adapters.token_pairs
+TOKENS = ["all", "aligned", "last"]  # those of textpatch.tuning.token_pairs
 PART = ["kv", "k", "v"]
 ADAPTER = "adapter.safetensors"
 
@@ -121,7 +121,7 @@ def _add_places(command: argparse.ArgumentParser) -> None:
 
 def rewrite(options) -> Outcome:
     """Make the adapter, and keep it with pictures made before and under it."""
-    from textpatch.adapters.rewriting import rewrite as rewrite_
+    from textpatch.tuning.rewriting import rewrite as rewrite_
 
     edits = _edits(options)
     pipeline = load_model(options)

@@ -188,7 +188,7 @@ def _require_pairs(options) -> None:
     """Raise PatchError for --pairs without --show-words, and for a folder that holds something else."""
     if options.pairs is None:
         return
-    from textpatch.adapters.data_files import require_place
+    from textpatch.tuning.data_files import require_place
 
     if not options.show_words:
         raise PatchError(
@@ -200,8 +200,8 @@ def _require_pairs(options) -> None:
 
 def _write_pairs(folder: Path | None, decisions) -> None:
     """Write the prompts that have a picture with that picture, and print how many there are."""
-    from textpatch.adapters.data_files import write_folder
     from textpatch.pictures import open_picture
+    from textpatch.tuning.data_files import write_folder
 
     if folder is None:
         return

@@ -22,11 +22,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from textpatch.adapters.fused import joined
-from textpatch.adapters.spellings import KOHYA, is_transformer, original, stream_of
 from textpatch.changes import LowRank
 from textpatch.disk import as_json, placed
 from textpatch.errors import PatchError, closest
+from textpatch.tuning.fused import joined
+from textpatch.tuning.spellings import KOHYA, is_transformer, original, stream_of
 
 HEADER = "textpatch"
 METADATA = "lora_adapter_metadata"

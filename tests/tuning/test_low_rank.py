@@ -13,10 +13,10 @@ from support.patched_calls import anatomy, refused
 from support.planting import plant
 from support.strategies import fixed_case, make_rows
 from textpatch import PatchError, changes, inject, patching
-from textpatch.adapters.low_rank import Adapter, base_sha256
 from textpatch.bank import encode
 from textpatch.cache import KVCache
 from textpatch.changes import LowRank, changes_of
+from textpatch.tuning.low_rank import Adapter, base_sha256
 
 ARCHITECTURES = "mmdit", "sdxl", "if-i"
 LAWS = [

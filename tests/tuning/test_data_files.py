@@ -15,11 +15,11 @@ from support.patched_calls import refused
 from support.planting import plant
 from support.small_models import PROMPTS, small_pipeline
 from support.strategies import fixed_case
-from textpatch.adapters import data_files
-from textpatch.adapters.data_files import read_data, write_folder, write_latents
-from textpatch.adapters.training_data import examples
 from textpatch.errors import StoreError
 from textpatch.reference_models.pipeline import Pipeline
+from textpatch.tuning import data_files
+from textpatch.tuning.data_files import read_data, write_folder, write_latents
+from textpatch.tuning.training_data import examples
 from textpatch.weights.signs.drawing import Sign, SignFormat
 from textpatch.weights.signs.examples import HELD_OUT, STYLES, drawn, sign_examples
 

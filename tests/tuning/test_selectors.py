@@ -11,10 +11,10 @@ from torch import nn
 
 from support.patched_calls import refused
 from support.planting import plant
-from textpatch.adapters import selectors
-from textpatch.adapters.selectors import TOOLS, selection
-from textpatch.adapters.targets import target_names
 from textpatch.ports.shipped import find_sites
+from textpatch.tuning import selectors
+from textpatch.tuning.selectors import TOOLS, selection
+from textpatch.tuning.targets import target_names
 from textpatch.weights.loading import outline
 
 SITES = {

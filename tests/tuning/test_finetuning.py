@@ -14,9 +14,9 @@ from support.planting import plant
 from support.small_models import small_pipeline
 from support.strategies import fixed_case
 from textpatch import finetune
-from textpatch.adapters import training, training_data
-from textpatch.adapters.targets import target_names
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler
+from textpatch.tuning import training, training_data
+from textpatch.tuning.targets import target_names
 from textpatch.weights.training.noising import objective
 
 FAMILIES = "mmdit", "sdxl", "if-i"

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from textpatch.adapters.writing import write_changes
 from textpatch.changes import LowRank, beside, changes_of, original_weight, within
 from textpatch.errors import PatchError, closest
 from textpatch.finite import is_finite
+from textpatch.tuning.writing import write_changes
 
 VERSION = 1  # of what files say beside the tensors
 SHOWN = 12  # hex digits of an adapter's hash in messages and marks

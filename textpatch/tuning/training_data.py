@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from textpatch.adapters.data_files import read_data
 from textpatch.errors import PatchError
 from textpatch.pictures import as_rgb
 from textpatch.pipelines import picture_size
+from textpatch.tuning.data_files import read_data
 
 # (caption, picture), the picture PIL's or latents (C, H, W), or where they lie
 Data: TypeAlias = Iterable[tuple[str, Image.Image | Tensor]] | str | os.PathLike[str]

@@ -16,17 +16,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from textpatch.adapters.low_rank import Adapter, base_sha256
-from textpatch.adapters.processes import current_processes
-from textpatch.adapters.recomputing import recomputed
-from textpatch.adapters.training_data import Batch, Examples, batch_of
-from textpatch.adapters.weighting import weights
 from textpatch.changes import LowRank
 from textpatch.disk import as_json, placed
 from textpatch.errors import PatchError, StoreError
 from textpatch.pipelines import SupportsSampling
 from textpatch.progress import counted, phase
 from textpatch.runs.interrupts import finishing
+from textpatch.tuning.low_rank import Adapter, base_sha256
+from textpatch.tuning.processes import current_processes
+from textpatch.tuning.recomputing import recomputed
+from textpatch.tuning.training_data import Batch, Examples, batch_of
+from textpatch.tuning.weighting import weights
 
 STATE = "training.safetensors"
 CHECKPOINTS = "checkpoints"

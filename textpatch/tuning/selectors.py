@@ -23,9 +23,9 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from textpatch.adapters.fused import PARTS
-from textpatch.adapters.spellings import STREAMS, is_transformer, stream_of
 from textpatch.errors import PatchError, closest
+from textpatch.tuning.fused import PARTS
+from textpatch.tuning.spellings import STREAMS, is_transformer, stream_of
 
 PROJECTIONS = {part for parts in STREAMS.values() for part in parts}
 BLOCK = re.compile(r"transformer_blocks\.([0-9]+)\.(.+)")

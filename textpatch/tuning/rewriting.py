@@ -14,10 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textpatch.adapters.closed_form import Readings, solved
-from textpatch.adapters.low_rank import Adapter, base_sha256, layers_of
-from textpatch.adapters.read_vectors import of_runs, of_static_text
-from textpatch.adapters.token_pairs import KINDS, paired
 from textpatch.changes import LowRank, changes_of
 from textpatch.errors import PatchError, closest
 from textpatch.finite import is_finite
@@ -25,6 +21,10 @@ from textpatch.pipelines import SupportsSampling, require_parts
 from textpatch.seeds import whole_seeds
 from textpatch.sites import Selectors, Site
 from textpatch.taps import chosen_sites
+from textpatch.tuning.closed_form import Readings, solved
+from textpatch.tuning.low_rank import Adapter, base_sha256, layers_of
+from textpatch.tuning.read_vectors import of_runs, of_static_text
+from textpatch.tuning.token_pairs import KINDS, paired
 
 Place = tuple[int, int]  # (prompt, token)
 Edit = list[tuple[Place, Place]]  # what is read, and what is to be read instead

@@ -13,12 +13,12 @@ from support.patched_calls import refused
 from support.planting import plant
 from support.strategies import fixed_case
 from textpatch import finetune
-from textpatch.adapters import processes, recomputing, training, weighting
-from textpatch.adapters.finetuning import prepared
-from textpatch.adapters.training_data import batch_of
-from textpatch.adapters.weighting import GAMMA, signal_to_noise, weights
 from textpatch.errors import DiskError
 from textpatch.reference_models.schedules import DDPM, Euler, FlowMatchEuler, trained_abars
+from textpatch.tuning import processes, recomputing, training, weighting
+from textpatch.tuning.finetuning import prepared
+from textpatch.tuning.training_data import batch_of
+from textpatch.tuning.weighting import GAMMA, signal_to_noise, weights
 
 SETTINGS = {
     "rank": 2,
@@ -274,7 +274,7 @@ def law_parts_of_a_batch_are_the_batch(count: int) -> None:
 
 
 def gradients(made: training.Training, drawn) -> list:
-    from textpatch.adapters.low_rank import Adapter
+    from textpatch.tuning.low_rank import Adapter
 
     with Adapter(made.changes).applied(made.pipeline.denoiser), torch.enable_grad():
         factors = [change.up for change in made.changes.values()]

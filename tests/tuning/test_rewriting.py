@@ -14,11 +14,11 @@ from support.planting import plant
 from support.recorded_runs import RECORDINGS, distance
 from support.strategies import fixed_case
 from textpatch import Plan, Row, Swap, inject, load, rewrite
-from textpatch.adapters import closed_form, read_vectors, rewriting, token_pairs
 from textpatch.changes import original_weight
 from textpatch.reference_models.layers import TextCondition
 from textpatch.reference_models.pipeline import Pipeline
 from textpatch.sampling import sample_latents
+from textpatch.tuning import closed_form, read_vectors, rewriting, token_pairs
 
 FOLDER = Path(__file__).parents[1] / "golden" / "adapters"
 SAID = json.loads((FOLDER / "knowledge.json").read_text())

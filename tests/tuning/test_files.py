@@ -18,9 +18,9 @@ from support.recorded_runs import RECORDINGS, distance
 from support.small_models import relative
 from support.strategies import fixed_case
 from textpatch import Adapter, load_adapter
-from textpatch.adapters import fused, spellings, writing
 from textpatch.changes import LowRank
 from textpatch.reference_models.layers import TextCondition
+from textpatch.tuning import fused, spellings, writing
 from textpatch.weights import adapters as reading
 
 FOLDER = Path(__file__).parents[1] / "golden" / "adapters"

@@ -16,17 +16,17 @@ from typing import Any
 
 import torch
 
-from textpatch.adapters.low_rank import Adapter
-from textpatch.adapters.targets import target_names
-from textpatch.adapters.training import OnStep, Training
-from textpatch.adapters.training_data import TIMES, Data, examples
-from textpatch.adapters.weighting import require_weighting
 from textpatch.changes import changes_of
 from textpatch.errors import PatchError, closest
 from textpatch.finite import is_finite
 from textpatch.pipelines import SupportsSampling, require_parts
 from textpatch.sites import Selectors
 from textpatch.taps import chosen_sites
+from textpatch.tuning.low_rank import Adapter
+from textpatch.tuning.targets import target_names
+from textpatch.tuning.training import OnStep, Training
+from textpatch.tuning.training_data import TIMES, Data, examples
+from textpatch.tuning.weighting import require_weighting
 
 INITIAL = "uniform", "gaussian"
 
