@@ -1,5 +1,6 @@
 """A toy sweep over a run folder, and processes in which one of its system calls is its last, or fails."""
 
+import faulthandler
 import itertools
 import os
 import signal
@@ -12,6 +13,7 @@ from textpatch.runs.folder import Run
 REQUEST = {"request": {"model": "toy", "pairs": 3}}
 # all by which the store changes a disk; `open` is the builtin, as the store sees it
 CALLS = "open write fsync ftruncate replace link unlink mkdir close".split()
+HANGS_AFTER = 240  # seconds, less than a test has
 
 
 def sweep(folder, units: int = 3, worker: str = "0", began=lambda unit: None) -> None:
@@ -58,9 +60,11 @@ def forked(work) -> int:
 
 
 def fork(work) -> int:
+    """Begin the work in a process of its own, which says where it is and ends if it hangs."""
     child = os.fork()
     if child:
         return child
+    faulthandler.dump_traceback_later(HANGS_AFTER, exit=True, file=2)
     code = 1
     try:
         work()
