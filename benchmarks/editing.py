@@ -26,7 +26,6 @@ each core.
 from __future__ import annotations
 
 import math
-import resource
 import time
 from pathlib import Path
 
@@ -36,6 +35,7 @@ import textpatch
 from measure import (
     Table,
     arguments,
+    cpu,
     environment,
     in_processes,
     parsed,
@@ -70,12 +70,6 @@ COLUMNS += [*SCORES, *(f"{name}_{end}" for name in WITH_ENDS for end in ("low", 
 COLUMNS += [f"{name}{end}" for name in MORE for end in ("", "_low", "_high")]
 COLUMNS += ["seconds", "rows", "cpu"]
 TRIED = 8  # start steps, at most, of which one is chosen
-
-
-def cpu() -> float:
-    """Seconds of processor time of this process, and of those that have read for it."""
-    taken = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in taken)
 
 
 def opened(folder: Path | None, name: str, request: dict) -> Run | None:

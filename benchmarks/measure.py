@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import random
+import resource
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -100,6 +101,12 @@ def _seconds(
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def cpu() -> float:
+    """Seconds of processor time of this process, and of those that have read for it."""
+    taken = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in taken)
 
 
 def timed(taken: dict[str, list[float]], name: str, against: str) -> dict:

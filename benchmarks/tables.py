@@ -1197,6 +1197,23 @@ def _scene_more(row: dict) -> str:
     return f"{value} ({' to '.join(ends)})"
 
 
+def safety_sites() -> str:
+    """What is written at each set of sites that searches found, of validation words."""
+    names = ("f1_harmful", "chance", "f1_benign", "exact")
+    table = read_rows("safety-sites")
+    rows = [
+        [
+            f"{row['model']}, {row['sites']}",
+            row["n"],
+            *(share(row[name]) for name in names),
+            share(row["ssim"]),
+        ]
+        for row in table
+    ]
+    titles = ["", "n", "F1 harmful", "chance", "F1 benign", "exact", "background SSIM"]
+    return drawn_read(titles, rows, table)
+
+
 def safety_outcomes() -> str:
     """What becomes of prompts under each disguise, and of innocent ones."""
     table = read_rows("safety-outcomes")
@@ -1366,6 +1383,7 @@ TABLES: dict[str, Callable[..., str]] = {
         disguises,
         safety_methods,
         safety_disguised,
+        safety_sites,
         safety_outcomes,
         safety_time,
         safety_published,

@@ -716,6 +716,52 @@ def test_safety(tables, benchmark, monkeypatch):
     assert [row["rows"] for row in found["time"]] == ["1", "2", "1"]
 
 
+def test_parts_of_safety(benchmark):
+    """Each model and disguise of the pictures is a part of its own, and words are no model's."""
+    parts_of = benchmark("safety").parts_of
+    options = SimpleNamespace(models=["one", "two"], disguises=["none", "blanks"])
+    pictures = [part[:3] for part in parts_of("pictures", options)]
+    named = [(model, disguise) for model in options.models for disguise in options.disguises]
+    assert pictures == [("pictures", *part) for part in named]
+    assert [part[:2] for part in parts_of("time", options)] == [("time", "one"), ("time", "two")]
+    assert parts_of("words", options) == [("words", None, None, options)]
+
+
+def test_what_safety_times_has_nothing_beside_it(benchmark, monkeypatch):
+    """Parts are shared by as many processes as are asked for, but those of the time by one."""
+    counts = []
+
+    def shared(fn, parts, count):
+        counts.append(count)
+        return []
+
+    safety = benchmark("safety")
+    monkeypatch.setattr(safety, "in_processes", shared)
+    safety.main(["planted-mmdit", "--processes", "3", "--tables", "outcomes", "time"])
+    assert counts == [3, 1]
+
+
+@pytest.mark.long
+def test_safety_is_the_same_by_any_number_of_processes(tables):
+    """One process and two write equal rows, in the order of models and disguises.
+
+    By default test_parts_of_safety has the parts, and test_what_safety_times_has_nothing_beside_it how many
+    processes there are.
+    """
+    asked = (
+        "planted-mmdit tiny-mmdit --n 1 --seeds 0 --disguised 1 --disguises none blanks --threads 1"
+    )
+    made = []
+    for count in ("1", "2"):
+        found = tables(
+            "safety", *asked.split(), "--tables", "pictures", "outcomes", "--processes", count
+        )
+        for row in found["pictures"]:
+            assert float(row.pop("cpu")) > 0
+        made.append(found)
+    assert made[0] == made[1] and len(made[0]["pictures"]) > 8
+
+
 @pytest.mark.long
 def test_beyond(run, tmp_path):
     """Every request has a row and a line of the picture; a word that is asked for is read, none is not.

@@ -46,6 +46,17 @@ def test_every_prompt_has_a_decision(command, capfd):
     assert [len(entry["pictures"]) for entry in entries()] == [1, 1, 0]
 
 
+def test_misspelled_words_are_found_where_asked(command):
+    """A word of the file with one letter wrong passes, and with --misspelled it is replaced."""
+    Path("words.txt").write_text("hallo", "utf-8")
+    assert cli.main(command) == 0
+    assert [entry["outcome"] for entry in entries()] == ["passed"] * 3
+    asked = [word if word != "run" else "found" for word in command]
+    assert cli.main([*asked, "--misspelled"]) == 0
+    lines = Path("found/decisions.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["outcome"] for line in lines] == ["replaced", "passed", "refused"]
+
+
 def test_no_word_is_left_on_the_disk(command):
     """Neither prompts nor harmful words are in any file or name, unless they are asked for."""
     assert cli.main(command) == 0

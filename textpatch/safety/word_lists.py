@@ -38,15 +38,22 @@ JOINED_FROM = 6  # letters of several words that count as one word, too
 class WordList:
     """Detector of the words of a list.
 
-    words  words, or texts of several words.  How they are written is no matter
-    allow  words that are never found, such as innocent ones that a rule takes for one of the list
-    name   name in findings
+    words       words, or texts of several words.  How they are written is no matter
+    allow       words that are never found, such as innocent ones that a rule takes for one of the list
+    name        name in findings
+    misspelled  True finds words of five letters and more with one letter wrong, too, and any innocent word
+                that differs from one of them by a letter
     Raises PatchError for a list without words, for no list, and for words of a single letter, which every
     text holds.
     """
 
     def __init__(
-        self, words: Iterable[str], *, allow: Iterable[str] = (), name: str = "words"
+        self,
+        words: Iterable[str],
+        *,
+        allow: Iterable[str] = (),
+        name: str = "words",
+        misspelled: bool = False,
     ) -> None:
         if isinstance(words, (str, bytes)):
             raise PatchError("WordList was given a single text; give a list of words")
@@ -63,21 +70,30 @@ class WordList:
         self.name = name
         self.allowed = frozenset(map(_entry, allow))
         self.vocabulary = Vocabulary(
-            {*entries, *(word for word in together if len(word) >= JOINED_FROM)}
+            {*entries, *(word for word in together if len(word) >= JOINED_FROM)},
+            misspelled=misspelled,
         )
         told = "\n".join([*sorted(self.vocabulary.words), "", *sorted(self.allowed)])
+        if misspelled:
+            told += "\n\nmisspelled"
         self.version = hashlib.sha256(told.encode()).hexdigest()[:12]
 
     @classmethod
     def of_file(
-        cls, path: str | os.PathLike[str], *, allow: Iterable[str] = (), name: str = "words"
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        allow: Iterable[str] = (),
+        name: str = "words",
+        misspelled: bool = False,
     ) -> WordList:
         """Words of a file, one a line, where blank lines do not count.
 
         Raises PromptError for a file that is no text, and PatchError as above.
         """
         lines = numbered_lines(Path(path), "a text with one word a line")
-        return cls([line for _, line in lines], allow=allow, name=name)
+        words = [line for _, line in lines]
+        return cls(words, allow=allow, name=name, misspelled=misspelled)
 
     def __call__(self, text: str) -> list[Finding]:
         cells = visible(text)
