@@ -692,12 +692,12 @@ def test_safety(tables, benchmark, monkeypatch):
     monkeypatch.delenv("TOXICBENCH", raising=False)
     every = benchmark("safety").methods
     guided, unguided = (
-        SimpleNamespace(defaults=SimpleNamespace(run=lambda *_, scale=scale: (8, scale)))
-        for scale in (3.0, 1)
+        SimpleNamespace(name=name, defaults=SimpleNamespace(run=lambda *_, scale=scale: (8, scale)))
+        for name, scale in (("tiny-if", 3.0), ("tiny-words", 1))
     )
-    names = list(every(guided))
-    assert names[2:] == ["negative_prompt", "safe_guidance", "safe_guidance, momentum reset"]
-    assert list(every(unguided)) == names[:2]
+    guiding = ["negative_prompt", "safe_guidance", "safe_guidance, momentum reset"]
+    assert list(every(guided)) == ["localized", "localized, 3+4+5+6", "prompt_swap", *guiding]
+    assert list(every(unguided)) == ["localized", "prompt_swap"]
     monkeypatch.setattr(
         benchmark("safety"), "methods", lambda pipeline: dict(list(every(pipeline).items())[:2])
     )
